@@ -1,0 +1,217 @@
+"""Everything that can go wrong with the Qarnot API, as one exception tree.
+
+Every error says what happened, to which object, and what to do about it; it carries the HTTP status and the
+server's own words, and it survives pickling (Airflow moves exceptions between processes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+E = TypeVar("E", bound="QarnotError")
+
+
+def _rebuild(cls: type[E], args: tuple[Any, ...], state: dict[str, Any]) -> E:
+    error = cls.__new__(cls)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+class QarnotError(Exception):
+    """Something went wrong between us and Qarnot.
+
+    ``message`` is the sentence of what happened; where it is left out, the class's own sentence is used.
+    ``str(error)`` adds the request, the answer and the remedy.
+    """
+
+    summary = "Qarnot could not do what was asked"
+    remedy: str | None = None
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        status: int | None = None,
+        server_message: str | None = None,
+        kind: str | None = None,
+        ref: str | None = None,
+        method: str | None = None,
+        path: str | None = None,
+        remedy: str | None = None,
+    ) -> None:
+        self.status = status
+        self.server_message = server_message
+        self.kind = kind
+        self.ref = ref
+        self.method = method
+        self.path = path
+        if remedy is not None:
+            self.remedy = remedy
+        self.message = message or self._sentence()
+        super().__init__(self._compose())
+
+    def _subject(self) -> str:
+        """``the pool 'x'``, ``the pools`` or ``the object``: whom the request was about."""
+        kind = self.kind or "object"
+        return f"the {kind} {self.ref!r}" if self.ref else f"the {kind}"
+
+    def _sentence(self) -> str:
+        if self.ref or self.kind:
+            return f"{self.summary} ({self._subject()})"
+        return self.summary
+
+    def _compose(self) -> str:
+        request = f"{self.method} {self.path}" if self.method and self.path else "Qarnot"
+        answer = ""
+        if self.status is not None:
+            answer = f"{request} answered {self.status}"
+            if self.server_message:
+                answer += f": {self.server_message}"
+        elif self.server_message:
+            answer = f"{request}: {self.server_message}"
+        elif self.method and self.path:
+            answer = request
+        text = self.message.rstrip(".")
+        if answer:
+            text += f" ({answer.rstrip('.')})"
+        text += "."
+        if self.remedy:
+            text += f" {self.remedy}"
+        return text
+
+    def __reduce__(self) -> tuple[Callable[..., QarnotError], tuple[Any, ...]]:
+        return _rebuild, (type(self), self.args, self.__dict__.copy())
+
+
+class QarnotInvalidSpecError(QarnotError, ValueError):
+    """What was asked for cannot be right; refused before any request. ``field`` names the culprit."""
+
+    summary = "the request is not valid"
+
+    def __init__(self, message: str | None = None, *, field: str | None = None, **details: Any) -> None:
+        self.field = field
+        super().__init__(message, **details)
+
+
+class QarnotRefusedError(QarnotError):
+    """Qarnot understood the request and said no (400, 403 and other 4xx)."""
+
+    summary = "Qarnot refused the request"
+
+
+class QarnotNameTakenError(QarnotRefusedError):
+    """The shortname belongs to another object."""
+
+    remedy = "Look the shortname up and use what is there, or choose another one."
+
+    def _sentence(self) -> str:
+        return f"Another {self.kind or 'object'} already has the shortname {self.ref!r}"
+
+
+class QarnotQuotaError(QarnotRefusedError):
+    """A quota of the account is reached. ``quota``: "pools", "tasks", "jobs", ...; None where it is not named."""
+
+    remedy = (
+        "Finished objects count too: delete some, or wait until others end, or ask Qarnot for a higher quota."
+    )
+
+    def __init__(self, message: str | None = None, *, quota: str | None = None, **details: Any) -> None:
+        self.quota = quota
+        super().__init__(message, **details)
+
+    def _sentence(self) -> str:
+        return f"The account's quota of {self.quota or 'this kind of object'} is reached"
+
+
+class QarnotCreditsError(QarnotError):
+    """The account has no credits left (402)."""
+
+    summary = "The Qarnot account does not have enough credits"
+    remedy = "Add credits to the account; nothing was started."
+
+    def _sentence(self) -> str:
+        return self.summary
+
+
+class QarnotCredentialsError(QarnotError):
+    """The API token is missing, wrong or expired (401)."""
+
+    summary = "Qarnot did not accept the API token"
+    remedy = "Check the token (the password field) of the Airflow connection."
+
+    def _sentence(self) -> str:
+        return self.summary
+
+
+class QarnotNotFoundError(QarnotError):
+    """The object does not exist (404)."""
+
+    remedy = "Check the uuid or shortname; a finished object may have been deleted by its time to live."
+
+    def _sentence(self) -> str:
+        kind = self.kind or "object"
+        return f"There is no {kind} {self.ref!r} on this account" if self.ref else f"There is no such {kind}"
+
+
+class QarnotBucketNotFoundError(QarnotNotFoundError):
+    """A bucket named in a creation request does not exist (404 on create)."""
+
+    remedy = "Create the bucket, or correct its name; resource buckets must exist before they are used."
+
+    def _sentence(self) -> str:
+        return f"A bucket that the new {self.kind or 'object'} names does not exist"
+
+
+class QarnotGoneError(QarnotNotFoundError):
+    """An object that did exist is gone before anybody saw how it ended. Raised by callers, never success."""
+
+    remedy = "Somebody deleted it, or its time to live was too short; its outcome is not known."
+
+    def _sentence(self) -> str:
+        return f"{self._subject().capitalize()} is gone before its end was seen"
+
+
+class QarnotUnavailableError(QarnotError):
+    """Qarnot could not be reached, or kept answering 429 or 5xx, until retries or the deadline ran out.
+
+    ``ambiguous``: the request may have taken effect all the same. ``retry_after``: seconds the server asked
+    us to wait, where it said so.
+    """
+
+    summary = "Qarnot is not available"
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        ambiguous: bool = False,
+        retry_after: float | None = None,
+        **details: Any,
+    ) -> None:
+        self.ambiguous = ambiguous
+        self.retry_after = retry_after
+        if ambiguous and details.get("remedy") is None:
+            details["remedy"] = "The request may have taken effect: look before sending it again."
+        super().__init__(message, **details)
+
+
+class QarnotProtocolError(QarnotError):
+    """The answer is not what the API is documented to say."""
+
+    summary = "Qarnot's answer cannot be understood"
+    remedy = "Check that the connection's host is the Qarnot API and that no proxy answers in its place."
+
+
+class QarnotUnknownStateError(QarnotProtocolError):
+    """The object is in a state this release does not know, so nothing can be concluded from it."""
+
+    remedy = "Look at the object in the Qarnot console; a newer release of this provider may know the state."
+
+    def __init__(self, message: str | None = None, *, state: str | None = None, **details: Any) -> None:
+        self.state = state
+        super().__init__(message, **details)
+
+    def _sentence(self) -> str:
+        return f"{self._subject().capitalize()} is in the unknown state {self.state!r}"

@@ -1,0 +1,48 @@
+"""Ranges of instance ids as Qarnot writes them: ``"0-2,4-5,17"``.
+
+Read with both ends included, as the status ranges of the API are (qarnot-api.md, open question 4). Where being
+wrong about that would matter, write ids one by one: ``format_ranges(ids, explicit=True)`` means the same under
+either reading.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+_PART = re.compile(r"(\d+)(?:\s*-\s*(\d+))?")
+#: Far above any real task; keeps a typo such as "0-99999999999" from filling the memory.
+MAX_INSTANCES = 1_000_000
+
+
+def parse_ranges(text: str | None) -> frozenset[int]:
+    """The instance ids a range text names; empty for None and "". Raises ValueError saying what is wrong."""
+    ids: set[int] = set()
+    if text is None or not text.strip():
+        return frozenset()
+    for part in text.split(","):
+        match = _PART.fullmatch(part.strip())
+        if match is None:
+            raise ValueError(f"{part.strip()!r} is not an instance id or a range such as 0-3")
+        first = int(match[1])
+        last = int(match[2]) if match[2] is not None else first
+        if last < first:
+            raise ValueError(f"the range {part.strip()!r} ends before it starts")
+        if last - first >= MAX_INSTANCES:
+            raise ValueError(f"the range {part.strip()!r} names more than {MAX_INSTANCES} instances")
+        ids.update(range(first, last + 1))
+    return frozenset(ids)
+
+
+def format_ranges(ids: Iterable[int], *, explicit: bool = False) -> str:
+    """The shortest range text for these ids, ascending; ``explicit`` writes every id on its own."""
+    ordered = sorted(set(ids))
+    if explicit:
+        return ",".join(map(str, ordered))
+    runs: list[list[int]] = []
+    for number in ordered:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
