@@ -1,0 +1,603 @@
+"""What pools and tasks are made of: buckets, retries, elastic blocks, scaling policies, constraints, rights.
+
+Every class checks itself when made (QarnotInvalidSpecError) and writes itself as the API wants it (``to_json``).
+Qarnot API: the nested objects of ``POST /pools`` and ``POST /tasks`` (qarnot-api.md, sections 3.2 to 3.8).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import time, timedelta
+from typing import Any, ClassVar, Self
+
+from airflow_qarnot_pool.api.fields import (
+    Record,
+    Refusal,
+    at,
+    choice,
+    decoded,
+    duration,
+    flag,
+    invalid,
+    listing,
+    nested,
+    normalise,
+    real,
+    seconds,
+    shown,
+    text,
+    whole,
+)
+
+WEEKDAYS = ("sunday", "monday", "tuesday", "wednesday", "thursday", "friday", "saturday")
+
+
+def _prefix(outer: str, inner: str) -> Any:
+    """Read and write ``{outer: {inner: text}}``-shaped optional parts as plain text."""
+
+    def convert(value: Any) -> str:
+        value = decoded(value)
+        for key in (outer, inner):
+            if isinstance(value, Mapping):
+                value = {normalise(str(name)): entry for name, entry in value.items()}.get(
+                    normalise(key), value
+                )
+        if isinstance(value, Mapping):
+            value = value.get("prefix")
+        return str(text()(value))
+
+    return convert
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class ResourceBucket(Record):
+    """A bucket whose files the nodes get before they start.
+
+    ``prefix``: only files under it. ``strip_prefix``: taken off their paths. ``cache_ttl``: how long nodes may
+    keep them. Qarnot API: ``advancedResourceBuckets``.
+    """
+
+    bucket: str = field(metadata=at("bucketName", text(minimum=1), aliases=["name"]))
+    prefix: str | None = field(
+        default=None,
+        metadata=at(
+            "filtering",
+            _prefix("prefixFiltering", "prefix"),
+            lambda value: {"prefixFiltering": {"prefix": value}},
+        ),
+    )
+    strip_prefix: str | None = field(
+        default=None,
+        metadata=at(
+            "resourcesTransformation",
+            _prefix("stripPrefix", "prefix"),
+            lambda value: {"stripPrefix": {"prefix": value}},
+        ),
+    )
+    cache_ttl: timedelta | None = field(
+        default=None, metadata=at("cacheTTLSec", duration, seconds, aliases=["cache_ttl_seconds"])
+    )
+
+    @classmethod
+    def of(cls, value: Any) -> ResourceBucket:
+        """From a bucket's name, a mapping, or a ResourceBucket."""
+        value = decoded(value)
+        if isinstance(value, ResourceBucket):
+            return value
+        return cls(bucket=value) if isinstance(value, str) else cls.from_mapping(value)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class RetrySettings(Record):
+    """How often Qarnot itself starts failed instances again. Qarnot API: ``retrySettings``."""
+
+    max_total_retries: int | None = field(default=None, metadata=at("maxTotalRetries", whole(0)))
+    max_per_instance_retries: int | None = field(default=None, metadata=at("maxPerInstanceRetries", whole(0)))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "maxTotalRetries": self.max_total_retries,
+            "maxPerInstanceRetries": self.max_per_instance_retries,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Elastic(Record):
+    """The older way to let a pool grow and shrink; ``Scaling`` replaces it. Qarnot API: ``elasticProperty``.
+
+    Every ``resize_period`` the pool moves towards its demand by ``ramp_resize_factor`` of the way, between
+    ``min_total_slots`` and ``max_total_slots``, with ``min_idle_slots`` kept free; a slot idle for
+    ``min_idle_time`` is given back.
+    """
+
+    max_total_slots: int = field(metadata=at("maxTotalSlots", whole(1)))
+    min_total_slots: int = field(default=0, metadata=at("minTotalSlots", whole(0)))
+    min_idle_slots: int = field(default=0, metadata=at("minIdleSlots", whole(0)))
+    resize_period: timedelta = field(
+        default=timedelta(seconds=90), metadata=at("resizePeriod", duration, seconds)
+    )
+    # The specification wants less than 1, the Python client sends 1: this value suits both.
+    ramp_resize_factor: float = field(default=0.4, metadata=at("rampResizeFactor", real(0, 1)))
+    min_idle_time: timedelta = field(
+        default=timedelta(seconds=90), metadata=at("minIdleTimeSeconds", duration, seconds)
+    )
+
+    def _check(self) -> None:
+        if self.min_total_slots > self.max_total_slots:
+            self._refuse(
+                "min_total_slots",
+                f"is {self.min_total_slots}, more than max_total_slots ({self.max_total_slots})",
+                "Lower the minimum or raise the maximum.",
+            )
+        if self.min_idle_slots > self.max_total_slots:
+            self._refuse(
+                "min_idle_slots",
+                f"is {self.min_idle_slots}, more than max_total_slots ({self.max_total_slots})",
+                "Lower it or raise the maximum.",
+            )
+        if self.resize_period <= timedelta(0):
+            self._refuse("resize_period", "is zero", "Give at least a second; Qarnot documents 90 seconds.")
+
+    def to_json(self) -> dict[str, Any]:
+        return {"isElastic": True, **super().to_json()}
+
+    @classmethod
+    def of(cls, value: Any) -> Elastic | None:
+        """From a mapping or an Elastic; None for the inert block (``isElastic`` false)."""
+        value = decoded(value)
+        if isinstance(value, Elastic) or not isinstance(value, Mapping):
+            return value if isinstance(value, Elastic) else cls.from_mapping(value)
+        rest = dict(value)
+        for key in value:
+            if normalise(str(key)) == "iselastic" and not flag(rest.pop(key)):
+                return None
+        return cls.from_mapping(rest)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class AlwaysPeriod(Record):
+    """At any time."""
+
+    name: str = field(default="always", metadata=at("name", text(minimum=1)))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"type": "Always", "name": self.name}
+
+
+def _weekday(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 6:
+        return WEEKDAYS[value]  # the C# client's numbers: 0 is Sunday
+    day = str(value).strip().lower()
+    if day not in WEEKDAYS:
+        raise Refusal(f"is {shown(value)}, which is not a day", f"Give English names: {', '.join(WEEKDAYS)}.")
+    return day
+
+
+def _clock(value: Any) -> time:
+    try:
+        moment = value if isinstance(value, time) else time.fromisoformat(str(value).strip()[:15])
+    except ValueError:
+        raise Refusal(f"is {shown(value)}, which is not a time of day", "Give HH:MM or HH:MM:SS.") from None
+    if moment.tzinfo is not None:
+        raise Refusal(f"is {shown(value)}, with a time zone", "Give the time in UTC, without a zone.")
+    return moment
+
+
+def _clock_text(value: time) -> str:
+    return value.isoformat(timespec="microseconds" if value.microsecond else "seconds")
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class WeeklyPeriod(Record):
+    """On these days, from ``start_time_utc`` to ``end_time_utc``, every week. Times: ``datetime.time`` or HH:MM[:SS]."""
+
+    name: str = field(metadata=at("name", text(minimum=1)))
+    days: Sequence[str] = field(metadata=at("days", listing(_weekday, most=7), list))
+    start_time_utc: time | str = field(metadata=at("startTimeUtc", _clock, _clock_text))
+    end_time_utc: time | str = field(metadata=at("endTimeUtc", _clock, _clock_text))
+
+    def _check(self) -> None:
+        if not self.days:
+            self._refuse("days", "is empty", "Give at least one day.")
+        if self.start_time_utc == self.end_time_utc:
+            self._refuse("end_time_utc", "equals start_time_utc", "Give a period that lasts.")
+
+    def to_json(self) -> dict[str, Any]:
+        body = super().to_json()
+        keys = ("days", "startTimeUtc", "endTimeUtc", "name")
+        return {"type": "Weekly", **{key: body[key] for key in keys}}
+
+
+@dataclass(frozen=True)
+class OtherPart:
+    """A policy or period of a type this release does not know, as the server sent it."""
+
+    type: str
+    name: str | None
+    raw: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """What came, unchanged."""
+        return dict(self.raw)
+
+
+Period = AlwaysPeriod | WeeklyPeriod | OtherPart
+
+
+def _typed(kinds: Mapping[str, type[Record]], what: str, *, tolerant: bool) -> Any:
+    """A converter that picks the class by the mapping's ``type``."""
+
+    def convert(value: Any) -> Any:
+        value = decoded(value)
+        if isinstance(value, (*kinds.values(), OtherPart)):
+            return value
+        if not isinstance(value, Mapping):
+            raise Refusal(f"is {shown(value)}, which is not a {what}", f"Give a {' or '.join(kinds)}.")
+        rest = {normalise(str(key)): entry for key, entry in value.items()}
+        kind = str(rest.pop("type", ""))
+        cls = next((cls for name, cls in kinds.items() if name.lower() == kind.lower()), None)
+        if cls is not None:
+            return cls.from_mapping(rest)
+        if tolerant and kind:
+            return OtherPart(kind, rest.get("name"), dict(value))
+        raise Refusal(f"has the type {kind!r}", f"A {what} has one of the types {', '.join(kinds)}.")
+
+    return convert
+
+
+_period = _typed({"Always": AlwaysPeriod, "Weekly": WeeklyPeriod}, "period", tolerant=False)
+
+
+def _unique(owner: Record, name: str, items: Sequence[Any]) -> None:
+    names = [item.name for item in items]
+    for one in names:
+        if names.count(one) > 1:
+            raise invalid(type(owner), name, f"has the name {one!r} twice", "Give each its own name.")
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class ManagedTasksQueuePolicy(Record):
+    """Grow with the queue of tasks, shrink when slots are idle. Qarnot API: policy ``ManagedTasksQueue``.
+
+    ``scaling_factor``: the share of ``max_total_slots`` added per step (about every 90 s), above 0 up to 1.
+    ``min_idle_time``: how long a slot is idle before it is given back.
+    """
+
+    max_total_slots: int = field(metadata=at("maxTotalSlots", whole(1)))
+    min_total_slots: int = field(default=0, metadata=at("minTotalSlots", whole(0)))
+    min_idle_slots: int = field(default=0, metadata=at("minIdleSlots", whole(0)))
+    min_idle_time: timedelta = field(
+        default=timedelta(seconds=90), metadata=at("minIdleTimeSeconds", duration, seconds)
+    )
+    scaling_factor: float = field(default=0.2, metadata=at("scalingFactor", real(0, 1, above=True)))
+    name: str = field(default="managed", metadata=at("name", text(minimum=1)))
+    enabled_periods: Sequence[Period] = field(
+        default=(AlwaysPeriod(),), metadata=at("enabledPeriods", listing(_period), nested)
+    )
+
+    def _check(self) -> None:
+        if self.min_total_slots > self.max_total_slots:
+            self._refuse(
+                "min_total_slots",
+                f"is {self.min_total_slots}, more than max_total_slots ({self.max_total_slots})",
+                "Lower the minimum or raise the maximum.",
+            )
+        if self.min_idle_slots > self.max_total_slots:
+            self._refuse(
+                "min_idle_slots",
+                f"is {self.min_idle_slots}, more than max_total_slots ({self.max_total_slots})",
+                "Lower it or raise the maximum.",
+            )
+        _unique(self, "enabled_periods", self.enabled_periods)
+
+    def to_json(self) -> dict[str, Any]:
+        # In the order in which the API gives them back; one of its clients compares them so.
+        return {
+            "type": "ManagedTasksQueue",
+            "minTotalSlots": self.min_total_slots,
+            "maxTotalSlots": self.max_total_slots,
+            "minIdleSlots": self.min_idle_slots,
+            "minIdleTimeSeconds": seconds(self.min_idle_time),
+            "scalingFactor": self.scaling_factor,
+            "name": self.name,
+            "enabledPeriods": [period.to_json() for period in self.enabled_periods],
+        }
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class FixedPolicy(Record):
+    """Always this many slots. Qarnot API: policy ``Fixed``."""
+
+    slots_count: int = field(metadata=at("slotsCount", whole(0)))
+    name: str = field(default="fixed", metadata=at("name", text(minimum=1)))
+    enabled_periods: Sequence[Period] = field(
+        default=(AlwaysPeriod(),), metadata=at("enabledPeriods", listing(_period), nested)
+    )
+
+    def _check(self) -> None:
+        _unique(self, "enabled_periods", self.enabled_periods)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "type": "Fixed",
+            "slotsCount": self.slots_count,
+            "name": self.name,
+            "enabledPeriods": [period.to_json() for period in self.enabled_periods],
+        }
+
+
+Policy = ManagedTasksQueuePolicy | FixedPolicy | OtherPart
+_POLICIES: dict[str, type[Record]] = {"ManagedTasksQueue": ManagedTasksQueuePolicy, "Fixed": FixedPolicy}
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Scaling(Record):
+    """How the size of a pool follows demand and the clock: the first policy with a matching period rules.
+
+    ``active_policy_name`` is only ever read. Qarnot API: ``scaling``, ``PUT /pools/{u}/scaling``.
+    """
+
+    policies: Sequence[Policy] = field(
+        metadata=at("policies", listing(_typed(_POLICIES, "policy", tolerant=False)), nested)
+    )
+    active_policy_name: str | None = field(default=None, metadata=at("activePolicyName", text()))
+
+    def _check(self) -> None:
+        if not self.policies:
+            self._refuse("policies", "is empty", "Give at least one policy.")
+        _unique(self, "policies", self.policies)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"policies": [policy.to_json() for policy in self.policies]}
+
+    @classmethod
+    def of(cls, value: Any) -> Self:
+        """From a Scaling, a policy, a list of policies, or a mapping with ``policies``."""
+        value = decoded(value)
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, (ManagedTasksQueuePolicy, FixedPolicy)):
+            return cls(policies=(value,))
+        if isinstance(value, Mapping):
+            return cls.from_mapping(value)
+        return cls(policies=value)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """What the server says, without judging it; policies of unknown types are kept as they are."""
+        scaling = object.__new__(cls)
+        policies = []
+        for item in data.get("policies") or ():
+            try:
+                policies.append(_typed(_POLICIES, "policy", tolerant=True)(item))
+            except ValueError:
+                policies.append(OtherPart(str(item.get("type")), item.get("name"), dict(item)))
+        object.__setattr__(scaling, "policies", tuple(policies))
+        object.__setattr__(scaling, "active_policy_name", data.get("activePolicyName"))
+        return scaling
+
+
+_CONSTRAINTS: dict[str, tuple[str, Any] | None] = {
+    "MinimumCoreHardwareConstraint": ("coreCount", whole(1)),
+    "MaximumCoreHardwareConstraint": ("coreCount", whole(1)),
+    "MinimumRamCoreRatioHardwareConstraint": ("minimumMemoryGBCoreRatio", real(0, 1e6, above=True)),
+    "MaximumRamCoreRatioHardwareConstraint": ("maximumMemoryGBCoreRatio", real(0, 1e6, above=True)),
+    "MinimumRamHardwareConstraint": ("minimumMemoryMB", whole(1)),
+    "MaximumRamHardwareConstraint": ("maximumMemoryMB", whole(1)),
+    "SpecificHardwareConstraint": ("specificationKey", text(minimum=1)),
+    "CpuModelHardwareConstraint": ("cpuModel", text(minimum=1)),
+    "GpuHardwareConstraint": None,
+    "NoGpuHardwareConstraint": None,
+    "SSDHardwareConstraint": None,
+    "NoSSDHardwareConstraint": None,
+}
+
+
+@dataclass(frozen=True, repr=False)
+class HardwareConstraint(Record):
+    """What a node must have; made by the class methods. Qarnot API: ``hardwareConstraints``."""
+
+    discriminator: str = field(metadata=at("discriminator", text(minimum=1)))
+    value: Any = field(default=None, metadata=at("value", lambda value: value))
+
+    def _check(self) -> None:
+        if self.discriminator not in _CONSTRAINTS:
+            self._refuse(
+                "discriminator", f"is {self.discriminator!r}", f"Known are {', '.join(sorted(_CONSTRAINTS))}."
+            )
+        takes = _CONSTRAINTS[self.discriminator]
+        if takes is None:
+            if self.value is not None:
+                self._refuse("value", f"is {shown(self.value)}", f"{self.discriminator} takes no value.")
+            return
+        key, convert = takes
+        if self.value is None:
+            self._refuse("value", "is missing", f"{self.discriminator} needs {key}.")
+        try:
+            object.__setattr__(self, "value", convert(self.value))
+        except Refusal as refusal:
+            raise invalid(type(self), key, refusal.problem, refusal.remedy) from None
+
+    def to_json(self) -> dict[str, Any]:
+        takes = _CONSTRAINTS.get(self.discriminator)
+        extra = {takes[0]: self.value} if takes else {}
+        return {"discriminator": self.discriminator, **extra}
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Self:
+        if not isinstance(values, Mapping):
+            return super().from_mapping(values)
+        rest = {normalise(str(key)): value for key, value in values.items()}
+        kind = str(rest.pop("discriminator", ""))
+        known = next((name for name in _CONSTRAINTS if name.lower() == kind.lower()), kind)
+        takes = _CONSTRAINTS.get(known)
+        value = rest.pop(normalise(takes[0]), None) if takes else None
+        value = rest.pop("value", None) if value is None else value
+        if rest and known in _CONSTRAINTS:
+            raise invalid(
+                cls, next(iter(rest)), "is not known", f"{known} takes {takes[0] if takes else 'no value'}."
+            )
+        return cls(known, value)
+
+    @classmethod
+    def minimum_cores(cls, count: int) -> Self:
+        """At least this many cores."""
+        return cls("MinimumCoreHardwareConstraint", count)
+
+    @classmethod
+    def maximum_cores(cls, count: int) -> Self:
+        """At most this many cores."""
+        return cls("MaximumCoreHardwareConstraint", count)
+
+    @classmethod
+    def minimum_ram(cls, megabytes: int) -> Self:
+        """At least this much memory, in MB."""
+        return cls("MinimumRamHardwareConstraint", megabytes)
+
+    @classmethod
+    def maximum_ram(cls, megabytes: int) -> Self:
+        """At most this much memory, in MB."""
+        return cls("MaximumRamHardwareConstraint", megabytes)
+
+    @classmethod
+    def minimum_ram_per_core(cls, gigabytes: float) -> Self:
+        """At least this much memory for each core, in GB."""
+        return cls("MinimumRamCoreRatioHardwareConstraint", gigabytes)
+
+    @classmethod
+    def maximum_ram_per_core(cls, gigabytes: float) -> Self:
+        """At most this much memory for each core, in GB."""
+        return cls("MaximumRamCoreRatioHardwareConstraint", gigabytes)
+
+    @classmethod
+    def specification(cls, key: str) -> Self:
+        """Exactly this kind of machine, such as ``8c-32g-amd-rz3700x``."""
+        return cls("SpecificHardwareConstraint", key)
+
+    @classmethod
+    def cpu_model(cls, model: str) -> Self:
+        """This processor."""
+        return cls("CpuModelHardwareConstraint", model)
+
+    @classmethod
+    def gpu(cls) -> Self:
+        """With a GPU."""
+        return cls("GpuHardwareConstraint")
+
+    @classmethod
+    def no_gpu(cls) -> Self:
+        """Without a GPU."""
+        return cls("NoGpuHardwareConstraint")
+
+    @classmethod
+    def ssd(cls) -> Self:
+        """With an SSD."""
+        return cls("SSDHardwareConstraint")
+
+    @classmethod
+    def no_ssd(cls) -> Self:
+        """Without an SSD."""
+        return cls("NoSSDHardwareConstraint")
+
+
+def _keyed(key: str) -> Any:
+    """``[{key: text}]`` on the wire, text here."""
+
+    def item(value: Any) -> str:
+        return str(text(minimum=1)(value.get(key) if isinstance(value, Mapping) else value))
+
+    return listing(item)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class SecretsAccess(Record):
+    """Which secrets of the account's vault the object may read. Qarnot API: ``secretsAccessRights``."""
+
+    keys: Sequence[str] = field(
+        default=(), metadata=at("bySecret", _keyed("key"), lambda keys: [{"key": key} for key in keys])
+    )
+    prefixes: Sequence[str] = field(
+        default=(), metadata=at("byPrefix", _keyed("prefix"), lambda all_: [{"prefix": one} for one in all_])
+    )
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Privileges(Record):
+    """``export_api_and_storage_credentials_in_environment``: the instances see the account's credentials."""
+
+    export_api_and_storage_credentials_in_environment: bool = field(
+        default=False, metadata=at("exportApiAndStorageCredentialsInEnvironment", flag)
+    )
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class ForcedConstant(Record):
+    """A profile constant given a value (developer permission). Qarnot API: ``forcedConstants``."""
+
+    constant_name: str = field(metadata=at("constantName", text(minimum=1), aliases=["name"]))
+    forced_value: str | None = field(default=None, metadata=at("forcedValue", text(), aliases=["value"]))
+    force_export_in_environment: bool | None = field(
+        default=None, metadata=at("forceExportInEnvironment", flag)
+    )
+    access: str | None = field(default=None, metadata=at("access", choice("ReadOnly", "ReadWrite")))
+
+    def __repr__(self) -> str:
+        # What is forced on a profile may be a password under any name.
+        return f"ForcedConstant(constant_name={self.constant_name!r}, forced_value='***')"
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class NetworkRule(Record):
+    """A port opened between a node and the outside (developer permission). Qarnot API: ``forcedNetworkRules``."""
+
+    inbound: bool = field(metadata=at("inbound", flag))
+    proto: str = field(metadata=at("proto", choice("tcp", "udp")))
+    to: str | None = field(default=None, metadata=at("to", text()))
+    port: str | None = field(default=None, metadata=at("port", lambda value: str(value)))
+    public_host: str | None = field(default=None, metadata=at("publicHost", text()))
+    public_port: str | None = field(default=None, metadata=at("publicPort", lambda value: str(value)))
+    forwarder: str | None = field(default=None, metadata=at("forwarder", text()))
+    priority: str | None = field(default=None, metadata=at("priority", lambda value: str(value)))
+    description: str | None = field(default=None, metadata=at("description", text()))
+    to_q_box: bool | None = field(default=None, metadata=at("toQBox", flag))
+    to_payload: bool | None = field(default=None, metadata=at("toPayload", flag))
+    name: str | None = field(default=None, metadata=at("name", text()))
+    application_type: str | None = field(default=None, metadata=at("applicationType", text()))
+
+
+CONDITIONS = ("success", "failure", "cancelled")
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class TaskDependency(Record):
+    """A task that must have ended first. ``conditions``: the ends that will do (any, when empty)."""
+
+    task: str = field(metadata=at("taskUuid", text(minimum=1)))
+    conditions: Sequence[str] = field(
+        default=(),
+        metadata=at("taskFinalStateCondition", listing(choice(*CONDITIONS)), list),
+    )
+
+    known_conditions: ClassVar[tuple[str, ...]] = CONDITIONS
+
+
+__all__ = [
+    "AlwaysPeriod",
+    "Elastic",
+    "FixedPolicy",
+    "ForcedConstant",
+    "HardwareConstraint",
+    "ManagedTasksQueuePolicy",
+    "NetworkRule",
+    "OtherPart",
+    "Period",
+    "Policy",
+    "Privileges",
+    "ResourceBucket",
+    "RetrySettings",
+    "Scaling",
+    "SecretsAccess",
+    "TaskDependency",
+    "WeeklyPeriod",
+]

@@ -1,0 +1,525 @@
+"""``PoolSpec`` and ``TaskSpec``: what is asked of Qarnot, checked before it is asked.
+
+Field names are the API's in snake_case, with a few plainer ones (``pool`` for poolUuid, ``ranges`` for
+advancedRanges, ``slots_per_node`` for multiSlotsSettings, ``completion_ttl`` for completionTimeToLive, ...);
+``from_mapping`` takes either. Durations are ``timedelta``. What is wrong raises QarnotInvalidSpecError.
+
+Qarnot API: ``POST /pools``, ``POST /tasks`` (qarnot-api.md, sections 3.2 and 3.3).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from datetime import timedelta
+from typing import Any, ClassVar
+
+from airflow_qarnot_pool.api.fields import (
+    Record,
+    Refusal,
+    at,
+    choice,
+    decoded,
+    duration,
+    flag,
+    is_secret_constant,
+    listing,
+    mapping,
+    masked,
+    nested,
+    normalise,
+    pairs,
+    record,
+    seconds,
+    shown,
+    span,
+    text,
+    whole,
+)
+from airflow_qarnot_pool.api.parts import (
+    AlwaysPeriod,
+    Elastic,
+    FixedPolicy,
+    ForcedConstant,
+    HardwareConstraint,
+    ManagedTasksQueuePolicy,
+    NetworkRule,
+    OtherPart,
+    Period,
+    Policy,
+    Privileges,
+    ResourceBucket,
+    RetrySettings,
+    Scaling,
+    SecretsAccess,
+    TaskDependency,
+    WeeklyPeriod,
+)
+from airflow_qarnot_pool.api.ranges import format_ranges, parse_ranges
+
+DEFAULT_PROFILE = "docker-batch"
+#: Qarnot's limit, how many of them the provider needs for itself, and what is left to users.
+MAX_TAGS = 10
+OUR_TAGS = 3
+MAX_USER_TAGS = MAX_TAGS - OUR_TAGS
+MAX_POOL_CONSTANTS = 50
+MAX_TASK_CONSTANTS = 150
+MAX_BUCKETS = 100
+MAX_CONSTANT_LENGTH = 2048
+
+_SHORTNAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?")
+_CONSTANT_KEY = re.compile(r"[A-Za-z0-9_.-]+")
+_DOCKER_HUB = "registry-1.docker.io"
+
+
+def _shortname(value: Any) -> str:
+    if not isinstance(value, str) or _SHORTNAME.fullmatch(value) is None:
+        raise Refusal(
+            f"is {shown(value)}",
+            "Use letters, digits and hyphens; begin and end with a letter or digit.",
+        )
+    return value
+
+
+def _constants(value: Any) -> dict[str, str]:
+    result = mapping(value)
+    for key, entry in result.items():
+        if _CONSTANT_KEY.fullmatch(key) is None:
+            raise Refusal(f"has the key {shown(key)}", "Keys take letters, digits, '_', '.' and '-'.")
+        for what, length in (("key", len(key)), ("value", len(entry))):
+            if length > MAX_CONSTANT_LENGTH:
+                raise Refusal(
+                    f"has a {what} of {length} characters at {shown(key[:40])}",
+                    f"Qarnot takes {MAX_CONSTANT_LENGTH}; put anything longer in a file of a resource bucket.",
+                )
+    return result
+
+
+def _ranges(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str):
+        raise Refusal(f"is {shown(value)}, which is not text", "Write instance ids like '0-2,4,7-9'.")
+    try:
+        ids = parse_ranges(value)
+    except ValueError as error:
+        raise Refusal(f"is {shown(value)}: {error}", "Write instance ids like '0-2,4,7-9'.") from None
+    if not ids:
+        raise Refusal("names no instance", "Write instance ids like '0-2,4,7-9', or leave it out.")
+    return value.strip()
+
+
+def _bucket_name(value: Any) -> str:
+    if isinstance(value, Mapping):
+        value = value.get("bucket")
+    return str(text(minimum=1)(value))
+
+
+def _wrapped(key: str, convert: Any) -> Any:
+    """Accept both ``value`` and the API's ``{key: value}``."""
+
+    def unwrap(value: Any) -> Any:
+        value = decoded(value)
+        if isinstance(value, Mapping):
+            by_name = {normalise(str(name)): entry for name, entry in value.items()}
+            value = by_name.get(normalise(key))
+        return None if value is None else convert(value)
+
+    return unwrap
+
+
+def _dependencies(value: Any) -> tuple[TaskDependency, ...]:
+    value = decoded(value)
+    if isinstance(value, Mapping):
+        by_name = {normalise(str(name)): entry for name, entry in value.items()}
+        value = by_name.get("advanceddependson") or by_name.get("dependson") or ()
+
+    def item(one: Any) -> Any:
+        return TaskDependency(task=one) if isinstance(one, str) else record(TaskDependency)(one)
+
+    result: tuple[TaskDependency, ...] = listing(item)(value)
+    return result
+
+
+def _dependencies_json(value: Sequence[TaskDependency]) -> dict[str, Any]:
+    if not any(one.conditions for one in value):
+        return {"dependsOn": [one.task for one in value]}
+    return {
+        "advancedDependsOn": [
+            {"taskUuid": one.task, "taskFinalStateCondition": list(one.conditions) or None} for one in value
+        ]
+    }
+
+
+def image_constants(image: str) -> dict[str, str]:
+    """The constants that ``[registry/]repository[:tag]`` stands for: only those the text names.
+
+    ``ubuntu`` is ``library/ubuntu``, as everywhere with Docker. Raises ValueError.
+    """
+    host, slash, rest = image.partition("/")
+    if not slash or not ("." in host or ":" in host or host == "localhost"):
+        host, rest = "", image
+    repository, colon, tag = rest.partition(":")
+    if "@" in image:
+        raise ValueError("names a digest; Qarnot takes a tag")
+    if not re.fullmatch(r"[a-z0-9]+(?:[._/-]+[a-z0-9]+)*", repository) or (
+        colon and not re.fullmatch(r"\w[\w.-]{0,127}", tag)
+    ):
+        raise ValueError("is not an image name")
+    hub = host in ("", "docker.io", "index.docker.io", _DOCKER_HUB)
+    if hub and "/" not in repository:
+        repository = f"library/{repository}"
+    constants = {"DOCKER_REPO": repository}
+    if colon:
+        constants["DOCKER_TAG"] = tag
+    if host:
+        constants["DOCKER_SRV"] = f"https://{_DOCKER_HUB if hub else host}"
+    return constants
+
+
+def _image(value: Any) -> str:
+    image = str(text(minimum=1)(value)).strip()
+    try:
+        image_constants(image)
+    except ValueError as error:
+        raise Refusal(f"is {shown(image)}, which {error}", "Write [registry/]repository[:tag].") from None
+    return image
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class _Spec(Record):
+    """What pools and tasks have in common."""
+
+    kind: ClassVar[str]
+    max_constants: ClassVar[int]
+
+    name: str = field(metadata=at("name", text(minimum=1, below=2048)))
+    shortname: str | None = field(default=None, metadata=at("shortname", _shortname))
+    profile: str | None = field(default=None, metadata=at("profile", text(minimum=1)))
+    instance_count: int | None = field(default=None, metadata=at("instanceCount", whole(1)))
+    image: str | None = field(default=None, metadata=at(None, _image))
+    constants: Mapping[str, str] = field(default_factory=dict, metadata=at("constants", _constants, pairs))
+    forced_constants: Sequence[ForcedConstant] = field(
+        default=(), metadata=at("forcedConstants", listing(record(ForcedConstant)), nested)
+    )
+    constraints: Mapping[str, str] = field(default_factory=dict, metadata=at("constraints", mapping, pairs))
+    hardware_constraints: Sequence[HardwareConstraint] = field(
+        default=(), metadata=at("hardwareConstraints", listing(record(HardwareConstraint)), nested)
+    )
+    resource_buckets: Sequence[ResourceBucket | str] = field(
+        default=(),
+        metadata=at(
+            "advancedResourceBuckets",
+            listing(ResourceBucket.of, most=MAX_BUCKETS),
+            nested,
+            aliases=["resource_buckets"],
+        ),
+    )
+    tags: Sequence[str] = field(
+        default=(), metadata=at("tags", listing(text(minimum=1, below=512), most=MAX_TAGS), list)
+    )
+    labels: Mapping[str, str] = field(default_factory=dict, metadata=at("labels", mapping, dict))
+    auto_delete_on_completion: bool | None = field(default=None, metadata=at("autoDeleteOnCompletion", flag))
+    completion_ttl: timedelta | None = field(
+        default=None, metadata=at("completionTimeToLive", duration, span)
+    )
+    scheduling_type: str | None = field(
+        default=None, metadata=at("schedulingType", choice("Flex", "OnDemand", "Reserved"))
+    )
+    targeted_reserved_machine_key: str | None = field(
+        default=None, metadata=at("targetedReservedMachineKey", text(minimum=1))
+    )
+    targeted_reservation_name: str | None = field(
+        default=None, metadata=at("targetedReservationName", text(minimum=1))
+    )
+    default_resources_cache_ttl: timedelta | None = field(
+        default=None, metadata=at("defaultResourcesCacheTTLSec", duration, seconds)
+    )
+    privileges: Privileges | None = field(default=None, metadata=at("privileges", record(Privileges), nested))
+    max_time_queue: timedelta | None = field(
+        default=None, metadata=at("maxTimeQueueSeconds", duration, seconds)
+    )
+    secrets_access: SecretsAccess | None = field(
+        default=None, metadata=at("secretsAccessRights", record(SecretsAccess), nested)
+    )
+    forced_network_rules: Sequence[NetworkRule] = field(
+        default=(), metadata=at("forcedNetworkRules", listing(record(NetworkRule)), nested)
+    )
+    project: str | None = field(default=None, metadata=at("projectUuid", text(minimum=1)))
+
+    def _given_constants(self) -> dict[str, str]:
+        """Constants that fields of ours stand for."""
+        return image_constants(self.image) if self.image else {}
+
+    def all_constants(self) -> dict[str, str]:
+        """The constants as they are sent: the user's and those of ``image`` and ``command``."""
+        constants = {**self.constants, **self._given_constants()}
+        if self.image:
+            constants.setdefault("DOCKER_TAG", "latest")
+        return constants
+
+    def to_json(self) -> dict[str, Any]:
+        """The body of the creation request; what is not set is left out."""
+        body = super().to_json()
+        constants = self.all_constants()
+        if constants:
+            body["constants"] = pairs(constants)
+        return body
+
+    def secret_values(self) -> frozenset[str]:
+        """Values that must not appear in anything people read."""
+        values = {value for key, value in self.constants.items() if is_secret_constant(key)}
+        return frozenset(values - {""})
+
+    def _check(self) -> None:
+        for key in self._given_constants():
+            if key in self.constants:
+                source = "command" if key == "DOCKER_CMD" else "image"
+                self._refuse("constants", f"has {key}, which {source}= sets too", "Give it one way only.")
+        count = len(self.all_constants())
+        if count > self.max_constants:
+            self._refuse(
+                "constants",
+                f"has {count} entries",
+                f"A {self.kind} takes {self.max_constants}; put the rest in a file of a resource bucket.",
+            )
+        if self.targeted_reserved_machine_key and self.targeted_reservation_name:
+            self._refuse(
+                "targeted_reserved_machine_key",
+                "is given together with targeted_reservation_name",
+                "Keep targeted_reservation_name; the other is deprecated.",
+            )
+        reserved = "targeted_reservation_name" if self.targeted_reservation_name else None
+        reserved = "targeted_reserved_machine_key" if self.targeted_reserved_machine_key else reserved
+        if reserved and self.scheduling_type != "Reserved":
+            self._refuse(reserved, "needs reserved scheduling", "Set scheduling_type='Reserved'.")
+
+    def fingerprint_fields(self) -> dict[str, str]:
+        """A short hash for each field that is set and matters; secret values are not part of them.
+
+        Two specs with the same ones ask for the same thing under possibly different names: name, shortname,
+        tags and labels are left out, and of a secret constant only its name counts, so that a rotated
+        password changes nothing.
+        """
+        body = self.to_json()
+        if "constants" in body:
+            body["constants"] = masked(self.all_constants())
+        by_wire = {one.metadata["wire"].name: one.name for one in fields(self)}
+        return {
+            by_wire[key]: _short_hash(value)
+            for key, value in body.items()
+            if key not in ("name", "shortname", "tags", "labels")
+        }
+
+    def fingerprint(self, *, exclude: Sequence[str] = ()) -> str:
+        """16 hex digits that stay the same as long as the same thing is asked for; see fingerprint_fields."""
+        kept = {key: value for key, value in self.fingerprint_fields().items() if key not in exclude}
+        return _short_hash(kept, length=16)
+
+    def diff(self, other: _Spec) -> list[str]:
+        """The names of the fields in which two specs ask for different things."""
+        mine, theirs = self.fingerprint_fields(), other.fingerprint_fields()
+        return sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))
+
+
+def _short_hash(value: Any, length: int = 8) -> str:
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:length]
+
+
+_RESULTS_HINT = "A pool has no result bucket: results belong to tasks, so give result_bucket to the task."
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class PoolSpec(_Spec):
+    """A pool to be created. Qarnot API: ``POST /pools``.
+
+    ``instance_count`` is the size in slots of a fixed pool (1 when nothing says otherwise); a pool with
+    ``elastic`` or ``scaling`` gets its size from there. ``slots_per_node``: how many slots share a node.
+    ``preparation_command`` runs on every node before any task does.
+    """
+
+    kind: ClassVar[str] = "pool"
+    max_constants: ClassVar[int] = MAX_POOL_CONSTANTS
+    misplaced: ClassVar[Mapping[str, str]] = {
+        "resultbucket": _RESULTS_HINT,
+        "resultsbucket": _RESULTS_HINT,
+        "resultsbucketprefix": _RESULTS_HINT,
+        "resultsprefix": _RESULTS_HINT,
+        "command": "A pool runs no command: give it to a task, or use preparation_command for each node.",
+        "ranges": "Instance ranges belong to tasks; a pool has instance_count.",
+        "advancedranges": "Instance ranges belong to tasks; a pool has instance_count.",
+        "retry": "Use default_retry: what the pool's tasks do unless they say otherwise.",
+        "retrysettings": "Use default_retry: what the pool's tasks do unless they say otherwise.",
+    }
+
+    elastic: Elastic | None = field(
+        default=None, metadata=at("elasticProperty", Elastic.of, nested, aliases=["elastic"])
+    )
+    scaling: Scaling | None = field(default=None, metadata=at("scaling", Scaling.of, nested))
+    slots_per_node: int | None = field(
+        default=None,
+        metadata=at(
+            "multiSlotsSettings",
+            _wrapped("slotsPerNode", whole(1)),
+            lambda slots: {"slotsPerNode": slots},
+        ),
+    )
+    preparation_command: str | None = field(
+        default=None,
+        metadata=at(
+            "preparationTask",
+            _wrapped("commandLine", text(minimum=1)),
+            lambda command: {"commandLine": command},
+        ),
+    )
+    default_retry: RetrySettings | None = field(
+        default=None, metadata=at("defaultRetrySettings", record(RetrySettings), nested)
+    )
+    task_default_wait_for_pool_resources_synchronization: bool | None = field(
+        default=None, metadata=at("taskDefaultWaitForPoolResourcesSynchronization", flag)
+    )
+
+    def _check(self) -> None:
+        super()._check()
+        if self.elastic and self.scaling:
+            self._refuse(
+                "elastic", "is given together with scaling", "Keep scaling; it replaces the elastic block."
+            )
+        sized_by = "scaling" if self.scaling else "elastic" if self.elastic else None
+        if sized_by and self.instance_count is not None:
+            self._refuse(
+                "instance_count",
+                f"is {self.instance_count}, but Qarnot ignores it on a pool with {sized_by}",
+                f"Leave it out and set the slots in {sized_by}.",
+            )
+        if self.profile is None:
+            object.__setattr__(self, "profile", DEFAULT_PROFILE)
+        if sized_by is None and self.instance_count is None:
+            object.__setattr__(self, "instance_count", 1)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class TaskSpec(_Spec):
+    """A task to be created, on a pool or on its own. Qarnot API: ``POST /tasks``.
+
+    ``command`` and ``image`` are the constants DOCKER_CMD, DOCKER_REPO, DOCKER_TAG and DOCKER_SRV. ``ranges``
+    chooses the instance ids ("0-2,5") in place of ``instance_count`` (0..n-1; 1 when neither is given).
+    """
+
+    kind: ClassVar[str] = "task"
+    max_constants: ClassVar[int] = MAX_TASK_CONSTANTS
+    misplaced: ClassVar[Mapping[str, str]] = {
+        "scaling": "Scaling belongs to the pool; a task has instance_count.",
+        "elastic": "The elastic block belongs to the pool; a task has instance_count.",
+        "elasticproperty": "The elastic block belongs to the pool; a task has instance_count.",
+        "slotspernode": "Slots belong to the pool.",
+        "preparationcommand": "The preparation command belongs to the pool.",
+        "qarnotpool": "It is called 'pool' here.",
+    }
+
+    command: str | None = field(default=None, metadata=at(None, text(minimum=1)))
+    pool: str | None = field(default=None, metadata=at("poolUuid", text(minimum=1)))
+    job: str | None = field(default=None, metadata=at("jobUuid", text(minimum=1)))
+    ranges: str | None = field(default=None, metadata=at("advancedRanges", _ranges))
+    retry: RetrySettings | None = field(
+        default=None, metadata=at("retrySettings", record(RetrySettings), nested)
+    )
+    max_retries_per_instance: int | None = field(default=None, metadata=at("maxRetriesPerInstance", whole(0)))
+    result_bucket: str | None = field(default=None, metadata=at("resultBucket", _bucket_name))
+    results_prefix: str | None = field(default=None, metadata=at("resultsBucketPrefix", text()))
+    results_whitelist: str | None = field(default=None, metadata=at("resultsWhitelist", text(below=2048)))
+    results_blacklist: str | None = field(default=None, metadata=at("resultsBlacklist", text(below=2048)))
+    results_cache_ttl: timedelta | None = field(
+        default=None, metadata=at("resultsCacheTTLSec", duration, seconds)
+    )
+    snapshot_bucket: str | None = field(default=None, metadata=at("snapshotBucket", _bucket_name))
+    snapshot_prefix: str | None = field(default=None, metadata=at("snapshotBucketPrefix", text()))
+    snapshot_whitelist: str | None = field(default=None, metadata=at("snapshotWhitelist", text(below=2048)))
+    snapshot_blacklist: str | None = field(default=None, metadata=at("snapshotBlacklist", text(below=2048)))
+    upload_results_on_cancellation: bool | None = field(
+        default=None, metadata=at("uploadResultsOnCancellation", flag)
+    )
+    wait_for_pool_resources_synchronization: bool | None = field(
+        default=None, metadata=at("waitForPoolResourcesSynchronization", flag)
+    )
+    dependencies: Sequence[TaskDependency | str] = field(
+        default=(), metadata=at("dependencies", _dependencies, _dependencies_json)
+    )
+
+    def _given_constants(self) -> dict[str, str]:
+        command = {"DOCKER_CMD": self.command} if self.command else {}
+        return {**super()._given_constants(), **command}
+
+    def instance_ids(self) -> frozenset[int]:
+        """The values INSTANCE_ID takes."""
+        return parse_ranges(self.ranges) if self.ranges else frozenset(range(self.instance_count or 1))
+
+    def _check(self) -> None:
+        super()._check()
+        if self.command and len(self.command) > MAX_CONSTANT_LENGTH:
+            self._refuse(
+                "command",
+                f"has {len(self.command)} characters",
+                f"Qarnot takes {MAX_CONSTANT_LENGTH}; put a script in a resource bucket and run that.",
+            )
+        if self.instance_count is not None and self.ranges:
+            self._refuse(
+                "ranges", "is given together with instance_count", "Keep one: ranges already say how many."
+            )
+        if self.pool and self.job:
+            self._refuse("pool", "is given together with job", "Keep job; its pool is used.")
+        if self.pool:
+            for name, remedy in (
+                ("profile", "Leave it out; the pool's profile is used."),
+                ("hardware_constraints", "Give them to the pool; its nodes are already chosen."),
+                ("secrets_access", "Give it to the pool."),
+                ("project", "Leave it out; the pool's project is used."),
+            ):
+                if getattr(self, name):
+                    self._refuse(name, "is given for a task of a pool", remedy)
+        if self.dependencies and not self.job:
+            self._refuse(
+                "dependencies", "is given without a job", "Put the task in a job that uses dependencies."
+            )
+        if self.max_retries_per_instance is not None and self.retry:
+            self._refuse(
+                "max_retries_per_instance", "is given together with retry", "Keep retry; it replaces it."
+            )
+        if self.instance_count is None and not self.ranges:
+            object.__setattr__(self, "instance_count", 1)
+        if self.profile is None and not self.pool and not self.job:
+            object.__setattr__(self, "profile", DEFAULT_PROFILE)
+
+
+__all__ = [
+    "DEFAULT_PROFILE",
+    "MAX_TAGS",
+    "MAX_USER_TAGS",
+    "OUR_TAGS",
+    "AlwaysPeriod",
+    "Elastic",
+    "FixedPolicy",
+    "ForcedConstant",
+    "HardwareConstraint",
+    "ManagedTasksQueuePolicy",
+    "NetworkRule",
+    "OtherPart",
+    "Period",
+    "Policy",
+    "PoolSpec",
+    "Privileges",
+    "ResourceBucket",
+    "RetrySettings",
+    "Scaling",
+    "SecretsAccess",
+    "TaskDependency",
+    "TaskSpec",
+    "WeeklyPeriod",
+    "format_ranges",
+    "image_constants",
+    "parse_ranges",
+]
