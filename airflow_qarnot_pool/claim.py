@@ -1,0 +1,204 @@
+"""Get the one remote object of an Airflow task instance: create it, or find the one that is already there."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from airflow_qarnot_pool.api import filters
+from airflow_qarnot_pool.api.errors import (
+    QarnotInvalidSpecError,
+    QarnotNameTakenError,
+    QarnotNotFoundError,
+    QarnotRefusedError,
+    QarnotUnavailableError,
+)
+from airflow_qarnot_pool.identity import (
+    LINEAGE_TAG,
+    OWNER_TAG,
+    Fate,
+    Life,
+    Relic,
+    decide,
+    fate_of,
+    foreign_labels,
+)
+
+if TYPE_CHECKING:
+    from airflow_qarnot_pool.api.models import Pool, Task
+    from airflow_qarnot_pool.api.pools import PoolResource
+    from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
+    from airflow_qarnot_pool.api.tasks import TaskResource
+
+log = logging.getLogger(__name__)
+
+#: Finished objects count against the account's quota; longer than any retry is kept, no object for ever.
+TIME_TO_LIVE = timedelta(days=7)
+_ATTEMPTS = 6
+
+
+class Decision(StrEnum):
+    """How a remote object was come by."""
+
+    FRESH_SUBMIT = "fresh_submit"
+    ADOPTED = "adopted"
+    ALREADY_SUCCEEDED = "already_succeeded"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """The remote object that belongs to a life. ``found`` is what was seen of one that was already there."""
+
+    uuid: str
+    decision: Decision
+    generation: int
+    found: Pool | Task | None = None
+
+
+def claim(
+    resource: PoolResource | TaskResource,
+    spec: PoolSpec | TaskSpec,
+    life: Life,
+    refine: Callable[[Any, Iterable[Any]], Any] | None = None,
+) -> Claim:
+    """Return the one object that *life* has for *spec*, whatever crashed before.
+
+    The first try costs one request. Later tries, a taken name and an answer that never came are resolved by
+    looking up what is there (see :func:`airflow_qarnot_pool.identity.decide`). Right with a server that
+    enforces unique shortnames and with one that does not: after an answer that never came, the oldest
+    object of the lineage is kept and the others end.
+
+    :param refine: makes the spec of a later generation, from the spec and what the earlier ones of this lineage
+        left behind.
+    :raises QarnotUnavailableError: with ``ambiguous`` set, the object may exist; the next try finds it.
+    :raises QarnotError: as the server refused it.
+    """
+    if clash := foreign_labels(spec.labels):
+        raise QarnotInvalidSpecError(
+            f"labels may not start with 'airflow.', which this provider uses: {', '.join(clash)}", field="labels"
+        )
+    fingerprint = spec.fingerprint()
+    found = _lookup(resource, life) if life.has_history else {}
+    taken = unanswered = False
+    for attempt in range(1, _ATTEMPTS + 1):
+        plan = decide(life, [Relic.of(one) for one in found.values()], fingerprint)
+        for uuid in plan.end:
+            log.info("Ending %s %s of an earlier life of this Airflow task", resource.kind, uuid)
+            end(resource, uuid)
+        if plan.use is not None:
+            return _use(resource, plan.use, found[plan.use.uuid])
+        generation = plan.generation
+        name = life.shortname(generation)
+        if taken and name not in {one.shortname for one in found.values()}:
+            # The name is taken, and not by anything that carries our tags.
+            stranger = resource.find(name)
+            if stranger is not None and OWNER_TAG + life.owner not in (stranger.tags or ()):
+                raise QarnotNameTakenError(
+                    f"The shortname {name} belongs to {resource.kind} {stranger.uuid}, which this Airflow task "
+                    "did not make; delete that object or clear the task",
+                    kind=resource.kind,
+                    ref=stranger.uuid,
+                )
+            if stranger is not None:
+                found[stranger.uuid] = stranger
+                continue
+        wanted = refine(spec, _alike(found, life, fingerprint)) if refine and found else spec
+        try:
+            uuid = resource.create_once(stamp(wanted, life, generation, fingerprint))
+        except QarnotNameTakenError:
+            if attempt == _ATTEMPTS:
+                raise
+            taken = True
+            log.info("%s %s exists already; looking it up", resource.kind.capitalize(), name)
+            found = _lookup(resource, life)
+        except QarnotUnavailableError as error:
+            if not error.ambiguous or attempt == _ATTEMPTS:
+                raise
+            unanswered = True
+            log.warning("No answer to the creation of %s %s; looking whether it exists", resource.kind, name)
+            found = _lookup(resource, life)
+        else:
+            log.info("Created %s %s (%s)", resource.kind, uuid, name)
+            if unanswered:
+                return _oldest(resource, life, fingerprint, uuid)
+            return Claim(uuid=uuid, decision=Decision.FRESH_SUBMIT, generation=generation)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def stamp(spec: Any, life: Life, generation: int, fingerprint: str) -> Any:
+    """*spec* with the name, tags, labels and time to live that make the object ours."""
+    return replace(
+        spec,
+        name=spec.name,
+        shortname=life.shortname(generation),
+        tags=(*life.tags(), *(spec.tags or ())),
+        labels={**(spec.labels or {}), **life.labels(generation, fingerprint)},
+        auto_delete_on_completion=(
+            True if spec.auto_delete_on_completion is None else spec.auto_delete_on_completion
+        ),
+        completion_ttl=TIME_TO_LIVE if spec.completion_ttl is None else spec.completion_ttl,
+    )
+
+
+def end(resource: PoolResource | TaskResource, uuid: str) -> bool:
+    """Close a pool or abort a Qarnot task; True when it is ended, ending or gone.
+
+    A server that refuses because the object is over already has done what was asked.
+    """
+    try:
+        resource.end(uuid)
+    except QarnotNotFoundError:
+        return True
+    except QarnotRefusedError:
+        try:
+            return fate_of(resource.get(uuid)) is not Fate.LIVE
+        except QarnotNotFoundError:
+            return True
+    return True
+
+
+def end_life(resource: PoolResource | TaskResource, life: Life) -> list[str]:
+    """End whatever is live of this lineage, for whoever does not know its uuid; returns the uuids."""
+    found = resource.search(filters.equal("Tags", LINEAGE_TAG + life.lineage))
+    live = [one.uuid for one in found if fate_of(one) is Fate.LIVE]
+    for uuid in live:
+        end(resource, uuid)
+    return live
+
+
+def _lookup(resource: PoolResource | TaskResource, life: Life) -> dict[str, Pool | Task]:
+    """Everything on the server that any life of this task instance made."""
+    return {one.uuid: one for one in resource.iterate(filters.equal("Tags", OWNER_TAG + life.owner))}
+
+
+def _alike(found: dict[str, Any], life: Life, fingerprint: str) -> list[Any]:
+    """What earlier generations of this lineage made from the same spec."""
+    relics = {uuid: Relic.of(one) for uuid, one in found.items()}
+    return [
+        one
+        for uuid, one in found.items()
+        if relics[uuid].lineage == life.lineage and relics[uuid].fingerprint == fingerprint
+    ]
+
+
+def _use(resource: PoolResource | TaskResource, relic: Relic, found: Pool | Task) -> Claim:
+    decision = Decision.ALREADY_SUCCEEDED if relic.fate is Fate.SUCCEEDED else Decision.ADOPTED
+    log.info("Using %s %s, made by an earlier try (%s, %s)", resource.kind, relic.uuid, found.state, decision)
+    return Claim(uuid=relic.uuid, decision=decision, generation=relic.generation, found=found)
+
+
+def _oldest(resource: PoolResource | TaskResource, life: Life, fingerprint: str, created: str) -> Claim:
+    """After an answer that never came, the request before may have made a second one: keep the oldest."""
+    found = _lookup(resource, life)
+    plan = decide(life, [Relic.of(one) for one in found.values()], fingerprint)
+    for uuid in plan.end:
+        log.warning("Ending %s %s, a double of %s", resource.kind, uuid, plan.use.uuid if plan.use else created)
+        end(resource, uuid)
+    if plan.use is None or plan.use.uuid == created:
+        generation = plan.use.generation if plan.use else plan.generation
+        return Claim(uuid=created, decision=Decision.FRESH_SUBMIT, generation=generation)
+    return _use(resource, plan.use, found[plan.use.uuid])

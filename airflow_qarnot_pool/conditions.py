@@ -1,0 +1,155 @@
+"""What is waited for: pure decisions shared by operators, sensors and triggers, in both modes.
+
+A condition judges one look at a pool or Qarnot task. Judging never counts an unknown state as success
+(:class:`QarnotUnknownStateError` is raised instead).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Literal
+
+from airflow_qarnot_pool.api import states
+from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
+
+if TYPE_CHECKING:
+    from airflow_qarnot_pool.api.models import Pool, Task
+
+Kind = Literal["pool", "task"]
+
+
+class Verdict(StrEnum):
+    """What one look means to a waiter."""
+
+    WAIT = "wait"
+    MET = "met"
+    IMPOSSIBLE = "impossible"
+
+
+_PARSE = {"pool": states.parse_pool_state, "task": states.parse_task_state}
+_CAN_REACH = {"pool": states.pool_can_reach, "task": states.task_can_reach}
+_HAS_PASSED = {"pool": states.pool_has_passed, "task": states.task_has_passed}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condition:
+    """Wait until an object is in one of ``targets``, or until a pool has ``ready_slots`` running instances.
+
+    ``passed``: a target that must have been passed between two looks counts as reached.
+    """
+
+    kind: Kind
+    targets: tuple[str, ...] = ()
+    ready_slots: int | None = None
+    passed: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.targets and self.ready_slots is None:
+            raise QarnotInvalidSpecError("Nothing to wait for: name target states or a number of ready slots")
+        object.__setattr__(self, "targets", tuple(str(_PARSE[self.kind](one)) for one in self.targets))
+        if self.ready_slots is not None and (self.kind != "pool" or self.ready_slots < 1):
+            raise QarnotInvalidSpecError(
+                f"ready_slots must be at least 1 and is for pools only, not {self.ready_slots!r} of a {self.kind}",
+                field="ready_slots",
+            )
+
+    def judge(self, look: Pool | Task, history: Iterable[str] = ()) -> Verdict:
+        """Judge *look*; *history* are states this waiter saw before."""
+        state = _PARSE[self.kind](look.state)
+        if self.ready_slots is not None:
+            if not states.accepts_tasks(state):
+                return Verdict.IMPOSSIBLE
+            return Verdict.MET if look.ready_slots >= self.ready_slots else Verdict.WAIT  # type: ignore[union-attr]
+        if state in self.targets:
+            return Verdict.MET
+        if self.passed:
+            been = {*history, states.PoolState.SUBMITTED, look.previous_state}
+            if any(one in been or _HAS_PASSED[self.kind](state, one) for one in self.targets):
+                return Verdict.MET
+        if any(_CAN_REACH[self.kind](state, one) for one in self.targets):
+            return Verdict.WAIT
+        return Verdict.IMPOSSIBLE
+
+    @property
+    def met_by_absence(self) -> bool:
+        """Whether an object that is gone (404) has reached the target."""
+        return self.passed and states.PoolState.PENDING_DELETE in self.targets
+
+    def __str__(self) -> str:
+        if self.ready_slots is not None:
+            return f"{self.ready_slots} ready slot{'s' if self.ready_slots > 1 else ''}"
+        return " or ".join(self.targets)
+
+    def to_kwargs(self) -> dict[str, Any]:
+        """JSON-ready, for trigger kwargs."""
+        return {**asdict(self), "targets": list(self.targets)}
+
+    @classmethod
+    def from_kwargs(cls, kwargs: Mapping[str, Any]) -> Condition:
+        """Read back what :meth:`to_kwargs` of this or an earlier release wrote."""
+        known = {name: kwargs[name] for name in cls.__dataclass_fields__ if name in kwargs}
+        return cls(**{**known, "targets": tuple(known.get("targets", ()))})
+
+
+POOL_READY = Condition(kind="pool", targets=(states.PoolState.FULLY_EXECUTING,))
+POOL_CLOSED = Condition(
+    kind="pool",
+    targets=(states.PoolState.CLOSED, states.PoolState.FAILURE, states.PoolState.PENDING_DELETE),
+)
+TASK_ENDED = Condition(kind="task", targets=tuple(states.TASK_TERMINAL), passed=False)
+
+
+class Ending(StrEnum):
+    """How a wait ended."""
+
+    MET = "met"
+    IMPOSSIBLE = "impossible"
+    GONE = "gone"
+    TIMEOUT = "timeout"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a wait ended, with everything that whoever resumes needs: it may be a new object in a new process."""
+
+    ending: Ending
+    uuid: str
+    state: str | None = None
+    message: str = ""
+    carry: dict[str, Any] = field(default_factory=dict)
+
+    def to_event(self) -> dict[str, Any]:
+        """The payload of a trigger event."""
+        return {"status": str(self.ending), **{k: v for k, v in asdict(self).items() if k != "ending"}}
+
+    @classmethod
+    def from_event(cls, event: Mapping[str, Any]) -> Outcome:
+        """Read back what :meth:`to_event` of this or an earlier release wrote."""
+        return cls(
+            ending=Ending(event["status"]),
+            uuid=event["uuid"],
+            state=event.get("state"),
+            message=event.get("message") or "",
+            carry=dict(event.get("carry") or {}),
+        )
+
+
+def concluded(condition: Condition, look: Pool | Task, history: Iterable[str] = ()) -> Outcome | None:
+    """The outcome that *look* brings, or None where the wait goes on."""
+    verdict = condition.judge(look, history)
+    if verdict is Verdict.WAIT:
+        return None
+    return Outcome(
+        ending=Ending.MET if verdict is Verdict.MET else Ending.IMPOSSIBLE,
+        uuid=look.uuid,
+        state=look.state,
+        message="" if verdict is Verdict.MET else _why_not(condition, look),
+    )
+
+
+def _why_not(condition: Condition, look: Pool | Task) -> str:
+    why = f"{condition.kind} {look.uuid} is {look.state} and can no longer reach {condition}"
+    return f"{why} (remote errors: {look.error_text})" if look.error_text else why

@@ -1,0 +1,88 @@
+"""Everything this provider raises, for ``except`` clauses and Airflow's ``retry_policy``.
+
+Errors of the API itself come from :mod:`airflow_qarnot_pool.api.errors`; all derive from :class:`QarnotError`.
+"""
+
+from __future__ import annotations
+
+from airflow_qarnot_pool.api.errors import (
+    QarnotBucketNotFoundError,
+    QarnotCredentialsError,
+    QarnotCreditsError,
+    QarnotError,
+    QarnotGoneError,
+    QarnotInvalidSpecError,
+    QarnotNameTakenError,
+    QarnotNotFoundError,
+    QarnotProtocolError,
+    QarnotQuotaError,
+    QarnotRefusedError,
+    QarnotUnavailableError,
+    QarnotUnknownStateError,
+)
+
+
+class QarnotTaskFailedError(QarnotError):
+    """The Qarnot task ended in Failure: at least one instance failed, after its remote retries."""
+
+    summary = "The Qarnot task failed"
+
+
+class QarnotTaskCancelledError(QarnotError):
+    """The Qarnot task was cancelled, and not by this Airflow task."""
+
+    summary = "The Qarnot task was cancelled by somebody else"
+
+
+class QarnotPoolEndedError(QarnotError):
+    """The pool has ended, or is ending, so what was waited for cannot come any more."""
+
+    summary = "The pool has ended"
+
+
+class QarnotStateUnreachableError(QarnotError):
+    """A sensor's target can no longer be reached."""
+
+    summary = "The state that is waited for can no longer be reached"
+
+
+class QarnotWaitTimeoutError(QarnotError):
+    """``wait_timeout`` (or ``execution_timeout``) passed before the wait was over."""
+
+    summary = "The wait ran out of time"
+
+
+class QarnotKilledError(QarnotError):
+    """Airflow ended the task while it ran; what it had started on Qarnot was ended, too."""
+
+    summary = "The Airflow task was told to stop"
+
+
+class QarnotSpecMismatchError(QarnotError):
+    """A shared object exists with another spec; the message names the fields that differ."""
+
+    summary = "What exists was made from another spec"
+
+
+__all__ = [
+    "QarnotBucketNotFoundError",
+    "QarnotCredentialsError",
+    "QarnotCreditsError",
+    "QarnotError",
+    "QarnotGoneError",
+    "QarnotInvalidSpecError",
+    "QarnotKilledError",
+    "QarnotNameTakenError",
+    "QarnotNotFoundError",
+    "QarnotPoolEndedError",
+    "QarnotProtocolError",
+    "QarnotQuotaError",
+    "QarnotRefusedError",
+    "QarnotSpecMismatchError",
+    "QarnotStateUnreachableError",
+    "QarnotTaskCancelledError",
+    "QarnotTaskFailedError",
+    "QarnotUnavailableError",
+    "QarnotUnknownStateError",
+    "QarnotWaitTimeoutError",
+]

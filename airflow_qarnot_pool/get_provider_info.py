@@ -1,0 +1,77 @@
+"""What Airflow is told about this provider."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow_qarnot_pool.hooks import form
+
+
+def _option(description: str, type_: str, default: str | None, example: str | None = None) -> dict[str, Any]:
+    return {
+        "description": description,
+        "version_added": "0.1.0",
+        "type": type_,
+        "example": example,
+        "default": default,
+    }
+
+
+def get_provider_info() -> dict[str, Any]:
+    """Provider metadata, in the shape of ``airflow/provider_info.schema.json``."""
+    return {
+        "package-name": "airflow-qarnot-pool",
+        "name": "Qarnot pool",
+        "description": "Warm pools of Qarnot compute nodes, shared by the tasks of a DAG.",
+        "integrations": [
+            {
+                "integration-name": "Qarnot",
+                "external-doc-url": "https://qarnot.com/documentation/api",
+                "tags": ["service"],
+            }
+        ],
+        "hooks": [{"integration-name": "Qarnot", "python-modules": ["airflow_qarnot_pool.hooks.qarnot"]}],
+        "operators": [
+            {
+                "integration-name": "Qarnot",
+                "python-modules": [
+                    "airflow_qarnot_pool.operators.pool",
+                    "airflow_qarnot_pool.operators.task",
+                ],
+            }
+        ],
+        "sensors": [
+            {
+                "integration-name": "Qarnot",
+                "python-modules": ["airflow_qarnot_pool.sensors.pool", "airflow_qarnot_pool.sensors.task"],
+            }
+        ],
+        "triggers": [
+            {
+                "integration-name": "Qarnot",
+                "python-modules": ["airflow_qarnot_pool.triggers.pool", "airflow_qarnot_pool.triggers.task"],
+            }
+        ],
+        "connection-types": [form.metadata()],
+        "extra-links": [
+            "airflow_qarnot_pool.links.QarnotPoolLink",
+            "airflow_qarnot_pool.links.QarnotTaskLink",
+        ],
+        "config": {
+            "qarnot": {
+                "description": "Defaults of the Qarnot provider.",
+                "options": {
+                    "namespace": _option(
+                        "Namespace of connections that name none. Objects of another namespace are never touched.",
+                        "string",
+                        None,
+                        "production",
+                    ),
+                    "poll_interval": _option("Seconds between two looks at what is waited for.", "float", "5"),
+                    "console_url": _option(
+                        "Web console that links lead to.", "string", "https://tasq.qarnot.com"
+                    ),
+                },
+            }
+        },
+    }

@@ -1,0 +1,139 @@
+"""The connection form as one table: Airflow 3.2 and later read it as metadata, 3.1 through two hook methods.
+
+Plain data and no imports beyond the standard library: Airflow loads it with the provider metadata,
+in every process.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+CONNECTION_TYPE = "qarnot"
+HOOK_NAME = "Qarnot"
+DEFAULT_API_URL = "https://api.qarnot.com"
+
+
+@dataclass(frozen=True)
+class Field:
+    """One extra field of the form. ``type`` is a JSON schema type; the value lands in the connection's extra."""
+
+    name: str
+    label: str
+    type: str
+    description: str
+    placeholder: str = ""
+    default: Any = None
+    minimum: float | None = None
+
+    def schema(self) -> dict[str, Any]:
+        schema: dict[str, Any] = {"type": [self.type, "null"]}
+        if self.default is not None:
+            schema["default"] = self.default
+        if self.minimum is not None:
+            schema["minimum"] = self.minimum
+        return schema
+
+
+FIELDS = (
+    Field(
+        "storage_url",
+        "Storage URL",
+        "string",
+        "S3 endpoint of the buckets. Empty: the one the API announces.",
+        "https://storage.qarnot.com",
+    ),
+    Field(
+        "namespace",
+        "Namespace",
+        "string",
+        "Tells two Airflow deployments on one Qarnot account apart. Letters, digits, '-', '_' and '.'.",
+        "production",
+    ),
+    Field("verify", "Verify TLS", "boolean", "Check the server's certificate.", default=True),
+    Field(
+        "ca_bundle",
+        "CA bundle",
+        "string",
+        "Path of a file of certificates to trust instead of the system's, on every worker and triggerer.",
+        "/etc/ssl/certs/company.pem",
+    ),
+    Field("proxy", "HTTP proxy", "string", "Proxy for requests to the API.", "http://proxy.example:3128"),
+    Field(
+        "timeout",
+        "Request timeout (s)",
+        "number",
+        "Longest one attempt of a request may take.",
+        "30",
+        minimum=0.1,
+    ),
+    Field(
+        "retries",
+        "Retries",
+        "integer",
+        "How often a request that failed for a passing reason is sent again.",
+        "6",
+        minimum=0,
+    ),
+    Field(
+        "console_url",
+        "Console URL",
+        "string",
+        "Web console that links lead to.",
+        "https://tasq.qarnot.com",
+    ),
+)
+
+HIDDEN = ["login", "port", "schema", "extra"]
+RELABELING = {"host": "API URL", "password": "API token"}
+PLACEHOLDERS = {
+    "host": DEFAULT_API_URL,
+    "password": "the token of your Qarnot account",
+    **{field.name: field.placeholder for field in FIELDS if field.placeholder},
+}
+
+
+def metadata() -> dict[str, Any]:
+    """The ``connection-types`` entry of the provider metadata (Airflow 3.2 and later)."""
+    return {
+        "connection-type": CONNECTION_TYPE,
+        "hook-class-name": "airflow_qarnot_pool.hooks.qarnot.QarnotHook",
+        "hook-name": HOOK_NAME,
+        "conn-fields": {
+            field.name: {
+                "label": field.label,
+                "description": field.description,
+                "schema": field.schema(),
+            }
+            for field in FIELDS
+        },
+        "ui-field-behaviour": {
+            "hidden-fields": HIDDEN,
+            "relabeling": RELABELING,
+            "placeholders": PLACEHOLDERS,
+        },
+    }
+
+
+def widgets() -> dict[str, Any]:
+    """The same fields as WTForms widgets (Airflow 3.1, which mocks these imports where they are absent)."""
+    from flask_appbuilder.fieldwidgets import BS3TextFieldWidget
+    from wtforms import BooleanField, FloatField, IntegerField, StringField
+
+    kinds = {"string": StringField, "number": FloatField, "integer": IntegerField}
+    form: dict[str, Any] = {}
+    for field in FIELDS:
+        if field.type == "boolean":
+            form[field.name] = BooleanField(
+                label=field.label, description=field.description, default=field.default
+            )
+        else:
+            form[field.name] = kinds[field.type](
+                label=field.label, description=field.description, widget=BS3TextFieldWidget()
+            )
+    return form
+
+
+def behaviour() -> dict[str, Any]:
+    """The same labels and placeholders in the shape of ``get_ui_field_behaviour`` (Airflow 3.1)."""
+    return {"hidden_fields": HIDDEN, "relabeling": RELABELING, "placeholders": PLACEHOLDERS}

@@ -1,0 +1,86 @@
+"""An Airflow connection turned into a Qarnot client."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseHook
+
+from airflow_qarnot_pool.api.errors import QarnotError
+from airflow_qarnot_pool.hooks import form
+from airflow_qarnot_pool.hooks.settings import ConnectionSettings
+
+if TYPE_CHECKING:
+    from airflow_qarnot_pool.api.client import QarnotClient
+
+
+class QarnotHook(BaseHook):
+    """Talk to Qarnot with the credentials of an Airflow connection.
+
+    .. code-block:: python
+
+        client = QarnotHook().get_conn()
+        for pool in client.pools.list():
+            print(pool.name, pool.state)
+
+    :param qarnot_conn_id: connection of type ``qarnot``. Its password is the API token, its host the API's URL.
+    """
+
+    conn_name_attr = "qarnot_conn_id"
+    default_conn_name = "qarnot_default"
+    conn_type = form.CONNECTION_TYPE
+    hook_name = form.HOOK_NAME
+
+    def __init__(self, qarnot_conn_id: str = default_conn_name, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.qarnot_conn_id = qarnot_conn_id
+
+    @classmethod
+    def get_connection_form_widgets(cls) -> dict[str, Any]:
+        """Form fields for Airflow 3.1; later versions read the provider metadata."""
+        return form.widgets()
+
+    @classmethod
+    def get_ui_field_behaviour(cls) -> dict[str, Any]:
+        """Labels and placeholders for Airflow 3.1; later versions read the provider metadata."""
+        return form.behaviour()
+
+    @cached_property
+    def settings(self) -> ConnectionSettings:
+        """What the connection says, checked.
+
+        :raises QarnotInvalidSpecError: names the field that is wrong.
+        """
+        return ConnectionSettings.of(self.get_connection(self.qarnot_conn_id))
+
+    @cached_property
+    def client(self) -> QarnotClient:
+        """The client of this connection, made once."""
+        return self.settings.client()
+
+    def get_conn(self) -> QarnotClient:
+        """The client of this connection."""
+        return self.client
+
+    def test_connection(self) -> tuple[bool, str]:
+        """Ask Qarnot who we are: ``(worked, sentence)``, for the Test button of the connection form."""
+        try:
+            # Somebody waits for this answer: one attempt tells enough.
+            client = self.settings.client(retries=0, deadline=15.0)
+            account = client.account.info()
+        except QarnotError as error:
+            return False, str(error)
+        left = [
+            f"{used} of {most} {what}"
+            for used, most, what in (
+                (account.pool_count, account.max_pool, "pools"),
+                (account.task_count, account.max_task, "tasks"),
+            )
+            if used is not None and most is not None
+        ]
+        try:
+            left.append(f"{client.account.credits():.2f} EUR of credits left")
+        except QarnotError:
+            pass  # not every account may see its credits
+        return True, f"Connected as {account.email or 'an account without e-mail'}; in use: {', '.join(left)}"

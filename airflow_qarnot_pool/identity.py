@@ -1,0 +1,243 @@
+"""Which remote object belongs to which Airflow task instance.
+
+A remote object's name is decided before the request that creates it, so a lost answer loses nothing:
+
+* *owner*: the Airflow task instance over all its lives (every retry, every clear);
+* *lineage*: one life of the owner. An automatic retry stays in it. Clearing the task raises ``max_tries`` and
+  clearing a finished DAG run resets ``dag_run.start_date``: either starts a new lineage;
+* *generation*: counts up within a lineage each time what was there can no longer be used.
+
+Everything here is a pure function; :mod:`airflow_qarnot_pool.claim` talks to the server.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from airflow_qarnot_pool.api.models import Pool, Task
+
+#: Version of labels and trigger kwargs. A release that changes either raises it and still reads the older ones.
+FORMAT = 1
+
+NAMESPACE_TAG = "airflow-namespace:"
+OWNER_TAG = "airflow-owner:"
+LINEAGE_TAG = "airflow-lineage:"
+
+_LABEL = "airflow."
+
+
+def namespace_tag(namespace: str) -> str:
+    """The tag carried by everything that was made under *namespace*."""
+    return f"{NAMESPACE_TAG}{namespace}"
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, separators=(",", ":")).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Life:
+    """One life of an Airflow task instance; ``part`` tells several objects of one task instance apart.
+
+    Computed on the worker, because a trigger cannot see ``max_tries``, and handed to the trigger as kwargs.
+    """
+
+    namespace: str
+    dag_id: str
+    run_id: str
+    task_id: str
+    map_index: int
+    run_started: str
+    max_tries: int
+    try_number: int
+    retries: int
+    part: str = ""
+
+    @classmethod
+    def of(cls, context: Context, namespace: str, part: str = "") -> Life:
+        """The life that *context* belongs to."""
+        ti = context["ti"]
+        started = context["dag_run"].start_date
+        return cls(
+            namespace=namespace,
+            dag_id=ti.dag_id,
+            run_id=ti.run_id,
+            task_id=ti.task_id,
+            map_index=-1 if ti.map_index is None else ti.map_index,
+            run_started=started.isoformat() if isinstance(started, datetime) else str(started or ""),
+            max_tries=ti.max_tries or 0,
+            try_number=ti.try_number,
+            retries=int(getattr(context.get("task"), "retries", None) or 0),
+            part=part,
+        )
+
+    @property
+    def owner(self) -> str:
+        return _digest(self.namespace, self.dag_id, self.run_id, self.task_id, self.map_index, self.part)
+
+    @property
+    def lineage(self) -> str:
+        return _digest(self.owner, self.run_started, self.max_tries)
+
+    @property
+    def has_history(self) -> bool:
+        """Whether an earlier try may have left something behind."""
+        return self.try_number > 1
+
+    def for_part(self, part: str) -> Life:
+        return replace(self, part=part)
+
+    def tags(self) -> tuple[str, str, str]:
+        """The three searchable tags; the other seven of Qarnot's ten stay the user's."""
+        return (namespace_tag(self.namespace), OWNER_TAG + self.owner, LINEAGE_TAG + self.lineage)
+
+    def shortname(self, generation: int) -> str:
+        """The remote name of one generation: readable start, then what makes it unique."""
+        readable = re.sub(r"[^a-z0-9]+", "-", self.task_id.rsplit(".", 1)[-1].lower()).strip("-")[:20].strip("-")
+        return f"{readable or 'airflow'}-{self.lineage}-{generation}"
+
+    def labels(self, generation: int, fingerprint: str) -> dict[str, str]:
+        """What the reaper, the UI and later tries read back."""
+        return {
+            _LABEL + "format": str(FORMAT),
+            _LABEL + "namespace": self.namespace,
+            _LABEL + "dag_id": self.dag_id,
+            _LABEL + "run_id": self.run_id,
+            _LABEL + "task_id": self.task_id,
+            _LABEL + "map_index": str(self.map_index),
+            _LABEL + "part": self.part,
+            _LABEL + "try_number": str(self.try_number),
+            _LABEL + "retries": str(self.retries),
+            _LABEL + "lineage": self.lineage,
+            _LABEL + "generation": str(generation),
+            _LABEL + "spec": fingerprint,
+        }
+
+    def to_kwargs(self) -> dict[str, Any]:
+        """JSON-ready, for trigger kwargs and events."""
+        return asdict(self)
+
+    @classmethod
+    def from_kwargs(cls, kwargs: Mapping[str, Any]) -> Life:
+        """Read back what :meth:`to_kwargs` of this or an earlier release wrote."""
+        return cls(**{name: kwargs[name] for name in cls.__dataclass_fields__ if name in kwargs})
+
+
+def label(labels: Mapping[str, str] | None, name: str) -> str | None:
+    """One of our labels of a remote object, or None where it has none."""
+    return (labels or {}).get(_LABEL + name)
+
+
+class Fate(StrEnum):
+    """What a remote object can still be used for."""
+
+    LIVE = "live"
+    SUCCEEDED = "succeeded"
+    ENDING = "ending"
+    DEAD = "dead"
+
+
+def fate_of(found: Pool | Task) -> Fate:
+    """What *found* can still be used for.
+
+    A pool that is Closing or Closed never takes a task again. A Qarnot task in PendingCancel still counts as
+    running: it is adopted, and run again when it turns out Cancelled.
+    """
+    from airflow_qarnot_pool.api import states
+    from airflow_qarnot_pool.api.models import Pool
+
+    if isinstance(found, Pool):
+        if states.accepts_tasks(found.state):
+            return Fate.LIVE
+        phase = states.pool_phase(found.state)
+    else:
+        phase = states.task_phase(found.state)
+        state = states.parse_task_state(found.state)
+        if state is states.TaskState.SUCCESS:
+            return Fate.SUCCEEDED
+        if state is states.TaskState.PENDING_CANCEL or phase in (states.Phase.TRANSIENT, states.Phase.LIVE):
+            return Fate.LIVE
+    return Fate.DEAD if phase is states.Phase.TERMINAL else Fate.ENDING
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relic:
+    """What one search result tells about an earlier life."""
+
+    uuid: str
+    fate: Fate
+    lineage: str
+    generation: int
+    fingerprint: str
+    retries: int
+    created: str
+
+    @classmethod
+    def of(cls, found: Pool | Task) -> Relic:
+        tags = found.tags or ()
+        lineage = next((tag[len(LINEAGE_TAG) :] for tag in tags if tag.startswith(LINEAGE_TAG)), "")
+        generation = label(found.labels, "generation")
+        if generation is None or not generation.isdigit():
+            # Labels may be missing on a server that drops them: the shortname carries the number, too.
+            generation = (found.shortname or "").rsplit("-", 1)[-1]
+        return cls(
+            uuid=found.uuid,
+            fate=fate_of(found),
+            lineage=lineage,
+            generation=int(generation) if generation.isdigit() else 1,
+            fingerprint=label(found.labels, "spec") or "",
+            retries=int(label(found.labels, "retries") or 0),
+            created=found.creation_date.isoformat() if found.creation_date else "",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What to do about what was found: end these, then use ``use``, or create ``generation`` where it is None."""
+
+    end: tuple[str, ...] = ()
+    use: Relic | None = None
+    generation: int = 1
+    changed_spec: bool = False
+
+
+def decide(life: Life, relics: Iterable[Relic], fingerprint: str) -> Plan:
+    """Decide over the remote objects of an owner for its current life.
+
+    * Live objects of earlier lineages end: a cleared task's new life stops its old one and never adopts it.
+    * In the own lineage the oldest usable object is used, the others end. Usable is what runs, and what
+      succeeded for a task with the same number of retries (editing ``retries`` and clearing can give the same
+      ``max_tries``, so the same lineage).
+    * An object made from another spec is not usable, and ends.
+    * Nothing usable: the next generation.
+    """
+    relics = sorted(relics, key=lambda relic: (relic.generation, relic.created, relic.uuid))
+    own = [relic for relic in relics if relic.lineage == life.lineage]
+    alike = [relic for relic in own if not relic.fingerprint or relic.fingerprint == fingerprint]
+    usable = [
+        relic
+        for relic in alike
+        if relic.fate is Fate.LIVE or (relic.fate is Fate.SUCCEEDED and relic.retries == life.retries)
+    ]
+    use = usable[0] if usable else None
+    return Plan(
+        end=tuple(relic.uuid for relic in relics if relic.fate is Fate.LIVE and relic is not use),
+        use=use,
+        generation=1 + max((relic.generation for relic in own), default=0),
+        changed_spec=any(relic.fate is Fate.LIVE for relic in own if relic not in alike),
+    )
+
+
+def foreign_labels(user_labels: Mapping[str, str] | None) -> Sequence[str]:
+    """Labels of the user that would collide with ours."""
+    return [name for name in user_labels or {} if name.startswith(_LABEL)]

@@ -1,0 +1,349 @@
+"""What all operators share: the connection, waiting in both modes, and ending what was started."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+
+from airflow.sdk import BaseOperator
+
+from airflow_qarnot_pool import exceptions
+from airflow_qarnot_pool.api.errors import (
+    QarnotError,
+    QarnotGoneError,
+    QarnotInvalidSpecError,
+    QarnotNotFoundError,
+    QarnotUnavailableError,
+)
+from airflow_qarnot_pool.claim import Claim, Decision, claim, end, end_life
+from airflow_qarnot_pool.compat import TaskDeferralError, TaskDeferralTimeout
+from airflow_qarnot_pool.conditions import Condition, Ending, Kind, Outcome, concluded
+from airflow_qarnot_pool.exceptions import QarnotKilledError, QarnotWaitTimeoutError
+from airflow_qarnot_pool.hooks.qarnot import QarnotHook
+from airflow_qarnot_pool.identity import Life
+from airflow_qarnot_pool.links import LINKS
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from airflow_qarnot_pool.api.client import QarnotClient
+    from airflow_qarnot_pool.hooks.settings import ConnectionSettings
+    from airflow_qarnot_pool.triggers.base import QarnotTrigger
+
+#: How much later than the deadline in the trigger Airflow's own deferral timeout comes.
+BACKSTOP = timedelta(minutes=5)
+NOUN = {"pool": "Pool", "task": "Qarnot task"}
+
+
+@dataclass
+class RemoteWork:
+    """What the running try has on Qarnot, for :meth:`on_kill`, which runs in a signal handler.
+
+    The settings are kept because asking Airflow for the connection from there could meet an unfinished
+    question of the interrupted code.
+    """
+
+    kind: Kind
+    settings: ConnectionSettings
+    life: Life
+    uuid: str | None = None
+    killed: threading.Event = field(default_factory=threading.Event)
+
+    def end(self) -> None:
+        """End it within the 5 s that Airflow gives."""
+        client = self.settings.client(retries=1, timeout=3.0, deadline=4.0)
+        resource = client.pools if self.kind == "pool" else client.tasks
+        if self.uuid is not None:
+            end(resource, self.uuid)
+        else:
+            end_life(resource, self.life)
+
+
+class QarnotOperator(BaseOperator):
+    """Base of the operators.
+
+    :param qarnot_conn_id: connection of type ``qarnot``.
+    """
+
+    template_fields: tuple[str, ...] = ("qarnot_conn_id",)
+    ui_color = "#e2f4ec"
+
+    def __init__(self, *, qarnot_conn_id: str = QarnotHook.default_conn_name, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.qarnot_conn_id = qarnot_conn_id
+
+    @cached_property
+    def hook(self) -> QarnotHook:
+        """The hook of this operator's connection."""
+        return QarnotHook(self.qarnot_conn_id)
+
+    @property
+    def client(self) -> QarnotClient:
+        """The client of this operator's connection."""
+        return self.hook.client
+
+    def _show_link(self, context: Context, kind: Kind, uuid: str) -> None:
+        """Make the console link visible now; Airflow stores it by itself only at the end of a slice."""
+        link = LINKS[kind]
+        url = self.hook.settings.console_link(kind, uuid)
+        self.console_links = {**getattr(self, "console_links", {}), link.xcom_key: url}
+        context["ti"].xcom_push(key=link.xcom_key, value=url)
+
+
+class WaitingOperator(QarnotOperator):
+    """Base of the operators that may wait for a remote object.
+
+    :param wait_for_completion: wait until it is done; otherwise return as soon as Qarnot has accepted.
+    :param deferrable: wait in the triggerer, where all waits of a connection share one poll.
+    :param poll_interval: seconds (or a timedelta) between two looks; default: ``[qarnot] poll_interval``.
+    :param wait_timeout: longest wait; default: no limit but ``execution_timeout``, which counts across deferral.
+    :param cancel_on_kill: end the remote object when the Airflow task is killed, cleared or runs out of time.
+    """
+
+    kind: ClassVar[Kind]
+    #: XCom key of the uuid, stored before any waiting: the trigger's guard and the next try read it.
+    uuid_key: ClassVar[str]
+
+    def __init__(
+        self,
+        *,
+        wait_for_completion: bool = True,
+        deferrable: bool = True,
+        poll_interval: float | timedelta | None = None,
+        wait_timeout: timedelta | None = None,
+        cancel_on_kill: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.wait_for_completion = wait_for_completion
+        self.deferrable = deferrable
+        self.poll_interval = poll_interval
+        self.wait_timeout = wait_timeout
+        self.cancel_on_kill = cancel_on_kill
+        check_wait(poll_interval, wait_timeout)
+        self._work: RemoteWork | None = None
+
+    @property
+    def _resource(self) -> Any:
+        return self.client.pools if self.kind == "pool" else self.client.tasks
+
+    def _trigger_class(self) -> type[QarnotTrigger]:
+        raise NotImplementedError
+
+    # --- starting
+
+    def _claim(self, context: Context, spec: Any, refine: Callable[..., Any] | None = None) -> Claim:
+        """Get the one remote object of this Airflow task, and make it known before anything else can fail."""
+        life = Life.of(context, self.hook.settings.namespace)
+        self._work = work = RemoteWork(self.kind, self.hook.settings, life)
+        claimed = claim(self._resource, spec, life, refine)
+        work.uuid = claimed.uuid
+        if work.killed.is_set() and self.cancel_on_kill:
+            # on_kill came while the request was under way and had nothing to end yet.
+            end(self._resource, claimed.uuid)
+            raise self._killed()
+        context["ti"].xcom_push(key=self.uuid_key, value=claimed.uuid)
+        self._show_link(context, self.kind, claimed.uuid)
+        return claimed
+
+    # --- waiting
+
+    def _deadline(self, context: Context) -> datetime | None:
+        """When this wait must be over. Computed once, at the start, and carried through every deferral."""
+        now = datetime.now(UTC)
+        ends = []
+        if self.wait_timeout is not None:
+            ends.append(now + self.wait_timeout)
+        if self.execution_timeout is not None:
+            ends.append((context["ti"].start_date or now) + self.execution_timeout)
+        return min(ends, default=None)
+
+    def _wait(
+        self,
+        uuid: str,
+        condition: Condition,
+        deadline: datetime | None,
+        carry: dict[str, Any] | None = None,
+    ) -> Outcome:
+        """Wait on this worker, or defer (then this does not return: ``execute_complete`` gets the outcome)."""
+        carry = {**(carry or {}), "deadline": deadline.isoformat() if deadline else None}
+        if self.deferrable:
+            self._defer(uuid, condition, deadline, carry)
+        killed = self._work.killed if self._work else threading.Event()
+        outcome = wait_here(
+            self._resource, uuid, condition, seconds_between_looks(self.poll_interval), deadline, killed
+        )
+        if outcome is None:
+            raise self._killed()
+        return Outcome(
+            ending=outcome.ending, uuid=uuid, state=outcome.state, message=outcome.message, carry=carry
+        )
+
+    def _defer(
+        self, uuid: str, condition: Condition, deadline: datetime | None, carry: dict[str, Any]
+    ) -> NoReturn:
+        trigger = self._trigger_class()(
+            qarnot_conn_id=self.qarnot_conn_id,
+            uuid=uuid,
+            condition=condition.to_kwargs(),
+            poll_interval=seconds_between_looks(self.poll_interval),
+            deadline=deadline.isoformat() if deadline else None,
+            life=self._work.life.to_kwargs() if self._work else None,
+            cancel_on_kill=self.cancel_on_kill,
+            carry=carry,
+        )
+        backstop = max(deadline - datetime.now(UTC), timedelta()) + BACKSTOP if deadline else None
+        self.defer(trigger=trigger, method_name="execute_complete", timeout=backstop)
+        raise AssertionError("defer() raises")
+
+    def _resumed(self, context: Context, event: Mapping[str, Any]) -> Outcome:
+        """Take up the work where the trigger left it: this may be a new object in a new process."""
+        outcome = Outcome.from_event(event)
+        life = Life.of(context, self.hook.settings.namespace)
+        self._work = RemoteWork(self.kind, self.hook.settings, life, outcome.uuid)
+        self._show_link(context, self.kind, outcome.uuid)
+        return outcome
+
+    # --- ending
+
+    def _end(self, why: str) -> None:
+        """End the remote object, and keep the error that is being handled."""
+        if self._work is None or not self.cancel_on_kill:
+            return
+        noun, uuid = NOUN[self.kind], self._work.uuid
+        try:
+            self._work.end()
+            self.log.info("%s %s ended: %s", noun, uuid or "of this task", why)
+        except QarnotError as error:
+            self.log.error("%s %s could not be ended (%s): %s", noun, uuid or "of this task", why, error)
+
+    def on_kill(self) -> None:
+        """Airflow ends this task while it runs."""
+        if self._work is not None:
+            self._work.killed.set()
+            self._end("the Airflow task is killed")
+
+    def resume_execution(
+        self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context
+    ) -> Any:
+        """End the remote object where Airflow gave up the trigger: then nobody else does."""
+        try:
+            return super().resume_execution(next_method, next_kwargs, context)
+        except (TaskDeferralTimeout, TaskDeferralError) as error:
+            life = Life.of(context, self.hook.settings.namespace)
+            self._work = self._work or RemoteWork(self.kind, self.hook.settings, life)
+            self._end(f"the deferred wait failed ({type(error).__name__})")
+            raise
+
+    def _raise_for(self, outcome: Outcome) -> None:
+        """Raise what an outcome other than MET means."""
+        noun = NOUN[self.kind]
+        if outcome.ending is Ending.TIMEOUT:
+            self._end("the wait ran out of time")
+            done = "it was ended" if self.cancel_on_kill else "it goes on (cancel_on_kill=False)"
+            raise QarnotWaitTimeoutError(
+                f"{noun} {outcome.uuid} was still {outcome.state or 'not seen'} when the time to wait was over; "
+                f"{done}. Raise wait_timeout if it needs longer",
+                kind=self.kind,
+                ref=outcome.uuid,
+            )
+        if outcome.ending is Ending.GONE:
+            raise QarnotGoneError(outcome.message, kind=self.kind, ref=outcome.uuid)
+        if outcome.ending is Ending.ERROR:
+            error_class = getattr(exceptions, str(outcome.carry.get("error")), QarnotError)
+            raise error_class(outcome.message, kind=self.kind, ref=outcome.uuid)
+
+    def _killed(self) -> QarnotKilledError:
+        uuid = self._work.uuid if self._work else None
+        return QarnotKilledError(
+            f"Airflow stopped this task; {NOUN[self.kind]} {uuid} "
+            + ("was ended" if self.cancel_on_kill else "goes on (cancel_on_kill=False)"),
+            kind=self.kind,
+            ref=uuid,
+        )
+
+
+def check_wait(poll_interval: float | timedelta | None, wait_timeout: timedelta | None) -> None:
+    """Refuse nonsense when the DAG is parsed."""
+    if poll_interval is not None and not seconds_between_looks(poll_interval) > 0:
+        raise QarnotInvalidSpecError(f"poll_interval must be more than 0, not {poll_interval!r}", field="poll_interval")
+    if wait_timeout is not None and (not isinstance(wait_timeout, timedelta) or wait_timeout <= timedelta()):
+        raise QarnotInvalidSpecError(
+            f"wait_timeout must be a timedelta of more than 0, not {wait_timeout!r}", field="wait_timeout"
+        )
+
+
+def seconds_between_looks(poll_interval: float | timedelta | None) -> float:
+    """*poll_interval* in seconds, from the configuration where it is None."""
+    if poll_interval is None:
+        from airflow.configuration import conf
+
+        return conf.getfloat("qarnot", "poll_interval", fallback=5.0)
+    if isinstance(poll_interval, timedelta):
+        return poll_interval.total_seconds()
+    return float(poll_interval)
+
+
+def wait_here(
+    resource: Any,
+    uuid: str,
+    condition: Condition,
+    interval: float,
+    deadline: datetime | None,
+    killed: threading.Event,
+) -> Outcome | None:
+    """Wait in this process; None when *killed* is set first.
+
+    Looks come quickly at first and settle at *interval*. An API that cannot be reached never ends the wait.
+    """
+    pause = min(0.5, interval)
+    history: list[str] = []
+    while not killed.is_set():
+        try:
+            look = resource.get(uuid)
+            history.append(look.state)
+            if outcome := concluded(condition, look, history[:-1]):
+                return outcome
+        except QarnotNotFoundError as error:
+            ending = Ending.MET if condition.met_by_absence else Ending.GONE
+            return Outcome(
+                ending=ending,
+                uuid=uuid,
+                message=f"{NOUN[condition.kind]} {uuid} is gone before its end was seen ({error})",
+            )
+        except QarnotUnavailableError:
+            pass  # the transport has logged it, and waited
+        if deadline is not None and datetime.now(UTC) >= deadline:
+            return Outcome(ending=Ending.TIMEOUT, uuid=uuid, state=history[-1] if history else None)
+        left = (deadline - datetime.now(UTC)).total_seconds() if deadline else interval
+        killed.wait(max(0.0, min(pause, left)))
+        pause = min(interval, pause * 1.5)
+    return None
+
+
+def already(claimed: Claim, condition: Condition) -> Outcome | None:
+    """The outcome where a claim found its object at the end already: no need to wait."""
+    if claimed.decision is Decision.FRESH_SUBMIT or claimed.found is None:
+        return None
+    return concluded(condition, claimed.found)
+
+
+def reference(value: Any, parameter: str) -> str:
+    """The uuid or shortname in *value*: text, or the dict that another operator returned.
+
+    :raises QarnotInvalidSpecError: names *parameter*.
+    """
+    ref = value.get("uuid") if isinstance(value, Mapping) else value
+    if not isinstance(ref, str) or not ref.strip() or ref.strip() == "None":
+        raise QarnotInvalidSpecError(
+            f"{parameter} is {value!r}: it must be a uuid, a shortname, or the output of the task that made it. "
+            "An empty value often means that the task it comes from did not run, or returned nothing",
+            field=parameter,
+        )
+    return ref.strip()
+
+

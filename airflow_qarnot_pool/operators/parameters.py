@@ -1,0 +1,41 @@
+"""Operator parameters on their way into a spec."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from airflow_qarnot_pool.api import specs
+from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
+
+
+def given(
+    operator: Any, names: Iterable[str], others: Mapping[str, Any] | None = None, others_name: str = ""
+) -> dict[str, Any]:
+    """The parameters of *operator* that are set, and those of its free-form spec; a name in both is refused."""
+    values = {name: getattr(operator, name) for name in names if getattr(operator, name) not in (None, "")}
+    for name, value in (others or {}).items():
+        if name in values:
+            raise QarnotInvalidSpecError(
+                f"{name} is given as a parameter and in {others_name}; keep one of them", field=name
+            )
+        values[name] = value
+    return values
+
+
+def check_tags(tags: Any) -> None:
+    """Qarnot takes ten tags, of which three are ours."""
+    if isinstance(tags, (list, tuple)) and len(tags) > specs.MAX_USER_TAGS:
+        raise QarnotInvalidSpecError(
+            f"{len(tags)} tags are too many: Qarnot takes {specs.MAX_TAGS}, of which this provider needs "
+            f"{specs.OUR_TAGS}, so {specs.MAX_USER_TAGS} are yours",
+            field="tags",
+        )
+
+
+def is_uuid(ref: str) -> bool:
+    """Whether *ref* is a uuid rather than a shortname."""
+    parts = ref.split("-")
+    return [len(part) for part in parts] == [8, 4, 4, 4, 12] and all(
+        character in "0123456789abcdefABCDEF" for part in parts for character in part
+    )

@@ -1,0 +1,180 @@
+"""What the sensors of pools and Qarnot tasks share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+
+from airflow.sdk import BaseSensorOperator
+
+from airflow_qarnot_pool import exceptions
+from airflow_qarnot_pool.api.errors import QarnotError, QarnotGoneError, QarnotNotFoundError
+from airflow_qarnot_pool.compat import AirflowSensorTimeout, AirflowSkipException
+from airflow_qarnot_pool.conditions import Condition, Ending, Kind, Outcome, concluded
+from airflow_qarnot_pool.exceptions import QarnotStateUnreachableError
+from airflow_qarnot_pool.hooks.qarnot import QarnotHook
+from airflow_qarnot_pool.links import LINKS
+from airflow_qarnot_pool.operators.base import NOUN, check_wait, reference, seconds_between_looks
+from airflow_qarnot_pool.templates import is_templated
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from airflow_qarnot_pool.triggers.base import QarnotTrigger
+
+
+class QarnotSensor(BaseSensorOperator):
+    """Base of the sensors: wait for a state of a remote object, and fail at once when it cannot come any more.
+
+    :param target_states: any of these ends the wait.
+    :param passed: a state that must have been passed between two looks counts as reached.
+    :param deferrable: wait in the triggerer, where all waits of a connection share one poll. Otherwise ``mode``
+        and ``poke_interval`` apply.
+    :param poll_interval: seconds (or a timedelta) between two looks while deferred.
+    :param wait_timeout: longest wait, in both modes; default: the sensor's ``timeout``.
+    """
+
+    kind: ClassVar[Kind]
+    ref_field: ClassVar[str]
+    template_fields: tuple[str, ...] = ("qarnot_conn_id", "target_states")
+    ui_color = "#d7ecf4"
+
+    def __init__(
+        self,
+        *,
+        target_states: str | Iterable[str] | None,
+        passed: bool = True,
+        qarnot_conn_id: str = QarnotHook.default_conn_name,
+        deferrable: bool = True,
+        poll_interval: float | timedelta | None = None,
+        wait_timeout: timedelta | None = None,
+        **kwargs: Any,
+    ) -> None:
+        check_wait(poll_interval, wait_timeout)
+        if wait_timeout is not None:
+            kwargs["timeout"] = wait_timeout
+        super().__init__(**kwargs)
+        self.target_states = target_states
+        self.passed = passed
+        self.qarnot_conn_id = qarnot_conn_id
+        self.deferrable = deferrable
+        self.poll_interval = poll_interval
+        self.wait_timeout = wait_timeout
+        self._history: list[str] = []
+
+    def _condition(self) -> Condition:
+        targets = self.target_states
+        names = (targets,) if isinstance(targets, str) else tuple(targets or ())
+        return Condition(kind=self.kind, targets=names, passed=self.passed)
+
+    def _check_condition(self) -> None:
+        """Refuse unknown states when the DAG is parsed, where they are not templated."""
+        if not is_templated(self.target_states):
+            self._condition()
+
+    def _trigger_class(self) -> type[QarnotTrigger]:
+        raise NotImplementedError
+
+    @cached_property
+    def hook(self) -> QarnotHook:
+        """The hook of this sensor's connection."""
+        return QarnotHook(self.qarnot_conn_id)
+
+    @property
+    def _resource(self) -> Any:
+        return self.hook.client.pools if self.kind == "pool" else self.hook.client.tasks
+
+    @property
+    def _ref(self) -> str:
+        return reference(getattr(self, self.ref_field), self.ref_field)
+
+    def execute(self, context: Context) -> Any:
+        if not self.deferrable:
+            return super().execute(context)
+        try:
+            look = self._resource.get(self._ref)
+            self._show_link(context, look.uuid)
+            outcome = concluded(self._condition(), look)
+            if outcome is None:
+                self._defer(look.uuid)
+            return self._conclude(outcome)
+        except QarnotError as error:
+            raise self._softened(error) from error
+
+    def _defer(self, uuid: str) -> NoReturn:
+        limit = timedelta(seconds=self.timeout)
+        self.defer(
+            trigger=self._trigger_class()(
+                qarnot_conn_id=self.qarnot_conn_id,
+                uuid=uuid,
+                condition=self._condition().to_kwargs(),
+                poll_interval=seconds_between_looks(self.poll_interval),
+                deadline=(datetime.now(UTC) + limit).isoformat(),
+                cancel_on_kill=False,
+            ),
+            method_name="execute_complete",
+            timeout=limit + timedelta(minutes=5),
+        )
+        raise AssertionError("defer() raises")
+
+    def execute_complete(self, context: Context, event: Mapping[str, Any]) -> Any:
+        """Take up the outcome that the trigger found."""
+        outcome = Outcome.from_event(event)
+        self._show_link(context, outcome.uuid)
+        try:
+            return self._conclude(outcome)
+        except QarnotError as error:
+            raise self._softened(error) from error
+
+    def poke(self, context: Context) -> Any:
+        """One look, on a worker."""
+        try:
+            look = self._resource.get(self._ref)
+        except QarnotNotFoundError as error:
+            if self._history and self._condition().met_by_absence:
+                return True
+            raise self._softened(error) from error
+        if not self._history:
+            self._show_link(context, look.uuid)
+        outcome = concluded(self._condition(), look, self._history)
+        self._history.append(look.state)
+        self.log.info("%s %s is %s", NOUN[self.kind], look.uuid, look.state)
+        if outcome is None:
+            return False
+        try:
+            self._conclude(outcome)
+        except QarnotError as error:
+            raise self._softened(error) from error
+        return True
+
+    def _conclude(self, outcome: Outcome) -> None:
+        if outcome.ending is Ending.MET:
+            self.log.info("%s %s has reached %s", NOUN[self.kind], outcome.uuid, self._condition())
+            return
+        if outcome.ending is Ending.TIMEOUT:
+            late = f"{outcome.message} (it was {outcome.state or 'not seen'})"
+            if self.soft_fail or self.never_fail:
+                raise AirflowSkipException(late)
+            raise AirflowSensorTimeout(late)
+        if outcome.ending is Ending.IMPOSSIBLE:
+            raise QarnotStateUnreachableError(outcome.message, kind=self.kind, ref=outcome.uuid)
+        error_class = (
+            QarnotGoneError
+            if outcome.ending is Ending.GONE
+            else getattr(exceptions, str(outcome.carry.get("error")), QarnotError)
+        )
+        raise error_class(outcome.message, kind=self.kind, ref=outcome.uuid)
+
+    def _softened(self, error: QarnotError) -> Exception:
+        """What ``soft_fail`` and ``never_fail`` make of an error that will not pass."""
+        if self.soft_fail or self.never_fail:
+            return AirflowSkipException(str(error))
+        return error
+
+    def _show_link(self, context: Context, uuid: str) -> None:
+        link = LINKS[self.kind]
+        url = self.hook.settings.console_link(self.kind, uuid)
+        self.console_links = {link.xcom_key: url}
+        context["ti"].xcom_push(key=link.xcom_key, value=url)

@@ -1,0 +1,67 @@
+"""Wait for a pool to be in a state, or to have slots ready."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
+from airflow_qarnot_pool.conditions import Condition
+from airflow_qarnot_pool.links import LINKS
+from airflow_qarnot_pool.sensors.base import QarnotSensor
+from airflow_qarnot_pool.templates import is_templated
+
+if TYPE_CHECKING:
+    from airflow_qarnot_pool.triggers.base import QarnotTrigger
+
+
+class QarnotPoolSensor(QarnotSensor):
+    """Wait for a pool; fails at once, with the remote error, when the target can no longer be reached.
+
+    :param qarnot_pool: uuid or shortname of the pool, or the output of the task that made it.
+    :param target_states: any of these ends the wait; default ``FullyExecuting``. One or more of Submitted,
+        PartiallyDispatched, FullyDispatched, PartiallyExecuting, FullyExecuting, Closing, Closed, Failure,
+        PendingDelete.
+    :param ready_slots: wait for this many running instances instead of a state.
+    """
+
+    kind = "pool"
+    ref_field = "qarnot_pool"
+    template_fields = (*QarnotSensor.template_fields, "qarnot_pool", "ready_slots")
+    operator_extra_links = (LINKS["pool"],)
+
+    def __init__(
+        self,
+        *,
+        qarnot_pool: Any,
+        target_states: str | Iterable[str] | None = None,
+        ready_slots: int | str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if target_states is not None and ready_slots is not None:
+            raise QarnotInvalidSpecError(
+                "target_states and ready_slots exclude each other: use two sensors", field="ready_slots"
+            )
+        super().__init__(target_states=target_states, **kwargs)
+        self.qarnot_pool = qarnot_pool
+        self.ready_slots = ready_slots
+        if not is_templated(ready_slots):
+            self._check_condition()
+
+    def _condition(self) -> Condition:
+        if self.ready_slots is None:
+            if self.target_states is None:
+                return Condition(kind="pool", targets=("FullyExecuting",), passed=self.passed)
+            return super()._condition()
+        try:
+            slots = int(self.ready_slots)
+        except ValueError:
+            raise QarnotInvalidSpecError(
+                f"ready_slots must be a whole number, not {self.ready_slots!r}", field="ready_slots"
+            ) from None
+        return Condition(kind="pool", ready_slots=slots)
+
+    def _trigger_class(self) -> type[QarnotTrigger]:
+        from airflow_qarnot_pool.triggers.pool import QarnotPoolTrigger
+
+        return QarnotPoolTrigger

@@ -1,0 +1,220 @@
+"""What the triggers of pools and Qarnot tasks share."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from abc import abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from airflow_qarnot_pool.api.errors import QarnotError, QarnotGoneError
+from airflow_qarnot_pool.compat import TRIGGERS_HAVE_ON_KILL
+from airflow_qarnot_pool.conditions import Condition, Ending, Kind, Outcome, concluded
+from airflow_qarnot_pool.identity import FORMAT, Life
+from airflow_qarnot_pool.triggers.poller import watch
+
+if TYPE_CHECKING:
+    from airflow_qarnot_pool.api.client import QarnotClient
+
+#: References to clean-ups under way: the triggerer cancels ``on_kill`` after about a second, and an asyncio
+#: task that nobody refers to may vanish half-way.
+_cleanups: set[asyncio.Task[None]] = set()
+
+
+class QarnotTrigger(BaseTrigger):
+    """Wait for one remote object, together with all other waiters of its connection.
+
+    Yields one event, the :class:`~airflow_qarnot_pool.conditions.Outcome` of the wait.
+
+    :param uuid: the object.
+    :param condition: ``Condition.to_kwargs()``: what to wait for.
+    :param poll_interval: seconds between two looks.
+    :param deadline: ISO time at which the wait ends with "timeout". Wall clock, as triggers move between processes.
+    :param life: ``Life.to_kwargs()`` of the task instance that owns the object; None for a mere onlooker.
+    :param cancel_on_kill: whether a kill of the Airflow task ends the object.
+    :param carry: handed back in the event, for the operator that resumes.
+    """
+
+    kind: ClassVar[Kind]
+
+    def __init__(
+        self,
+        *,
+        qarnot_conn_id: str,
+        uuid: str,
+        condition: dict[str, Any],
+        poll_interval: float,
+        deadline: str | None = None,
+        life: dict[str, Any] | None = None,
+        cancel_on_kill: bool = True,
+        carry: dict[str, Any] | None = None,
+        format: int = FORMAT,
+    ) -> None:
+        super().__init__()
+        self.qarnot_conn_id = qarnot_conn_id
+        self.uuid = uuid
+        self.condition = condition
+        self.poll_interval = poll_interval
+        self.deadline = deadline
+        self.life = life
+        self.cancel_on_kill = cancel_on_kill
+        self.carry = carry or {}
+        self.format = format
+        self._fired = False
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        return (
+            f"{type(self).__module__}.{type(self).__qualname__}",
+            {
+                "qarnot_conn_id": self.qarnot_conn_id,
+                "uuid": self.uuid,
+                "condition": self.condition,
+                "poll_interval": self.poll_interval,
+                "deadline": self.deadline,
+                "life": self.life,
+                "cancel_on_kill": self.cancel_on_kill,
+                "carry": self.carry,
+                "format": self.format,
+            },
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        try:
+            outcome = await self._wait()
+        except asyncio.CancelledError:
+            if not TRIGGERS_HAVE_ON_KILL:
+                await self.on_kill()
+            raise
+        # From here on being cancelled means that Airflow has what it waited for.
+        self._fired = True
+        yield TriggerEvent(outcome.to_event())
+
+    async def _wait(self) -> Outcome:
+        condition = Condition.from_kwargs(self.condition)
+        history: list[str] = []
+        ending, message, carry = Ending.ERROR, "", dict(self.carry)
+        try:
+            async with watch(
+                self.qarnot_conn_id,
+                self.kind,
+                self.uuid,
+                interval=self.poll_interval,
+                every_round=condition.ready_slots is not None,
+            ) as waiter:
+                while True:
+                    look = await waiter.next(self._seconds_left())
+                    if history[-1:] != [look.state]:
+                        self.log.info("%s %s is %s", self.kind.capitalize(), self.uuid, look.state)
+                    outcome = concluded(condition, look, history)
+                    if outcome is not None:
+                        return Outcome(
+                            ending=outcome.ending,
+                            uuid=self.uuid,
+                            state=outcome.state,
+                            message=outcome.message,
+                            carry=carry,
+                        )
+                    history.append(look.state)
+        except TimeoutError:
+            ending, message = Ending.TIMEOUT, f"{self.kind} {self.uuid} did not reach {condition} in time"
+        except QarnotGoneError as error:
+            ending, message = (Ending.MET if condition.met_by_absence else Ending.GONE), str(error)
+        except QarnotError as error:
+            message, carry["error"] = str(error), type(error).__name__
+        return Outcome(
+            ending=ending,
+            uuid=self.uuid,
+            state=history[-1] if history else None,
+            message=message,
+            carry=carry,
+        )
+
+    def _seconds_left(self) -> float | None:
+        if self.deadline is None:
+            return None
+        return max(0.0, (datetime.fromisoformat(self.deadline) - datetime.now(UTC)).total_seconds())
+
+    # --- the Airflow task is killed, cleared or marked while it is deferred
+
+    async def on_kill(self) -> None:
+        """End the remote object where the Airflow task is really over.
+
+        Airflow 3.3 also calls this when triggers move to another triggerer, and it really gives about one
+        second. So the work is guarded by the task's state and runs shielded in an asyncio task of its own.
+        """
+        if self._fired or not self.cancel_on_kill or self.life is None:
+            return
+        cleanup = asyncio.get_running_loop().create_task(self._clean_up(Life.from_kwargs(self.life)))
+        _cleanups.add(cleanup)
+        cleanup.add_done_callback(_cleanups.discard)
+        await asyncio.shield(cleanup)
+
+    async def _clean_up(self, life: Life) -> None:
+        try:
+            await self._end_if_abandoned(life)
+        except Exception as error:
+            self.log.warning(
+                "Could not find out whether %s %s is still wanted, so it is left alone; a next try of the "
+                "Airflow task, its deadline or the reaper ends it: %s",
+                self.kind,
+                self.uuid,
+                error,
+            )
+
+    @abstractmethod
+    async def _end_if_abandoned(self, life: Life) -> None:
+        """Look whether anybody still wants the object, and end it where nobody does."""
+
+    async def _ask(self, request: Callable[[QarnotClient], Any]) -> Any:
+        """One request of our own: the poller may be gone already."""
+        from airflow.sdk import BaseHook
+
+        from airflow_qarnot_pool.hooks.settings import ConnectionSettings
+
+        settings = ConnectionSettings.of(await BaseHook.aget_connection(self.qarnot_conn_id))
+        return await asyncio.to_thread(lambda: request(settings.client(retries=3, deadline=30.0)))
+
+
+async def task_state(life: Life) -> str | None:
+    """The state of the Airflow task instance now; None when it is cleared or removed."""
+    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+    by_run = await _in_thread(
+        lambda: RuntimeTaskInstance.get_task_states(
+            dag_id=life.dag_id,
+            task_ids=[life.task_id],
+            run_ids=[life.run_id],
+            map_index=life.map_index if life.map_index >= 0 else None,
+        )
+    )
+    states = by_run.get(life.run_id) or {}
+    mapped = f"{life.task_id}_{life.map_index}"
+    return states.get(mapped) if life.map_index >= 0 else states.get(life.task_id)
+
+
+async def own_xcom(life: Life, key: str) -> Any:
+    """What the task instance's current try stored under *key*; None when there is nothing."""
+    from airflow.sdk.execution_time.xcom import XCom
+
+    with contextlib.suppress(KeyError):
+        return await _in_thread(
+            lambda: XCom.get_one(
+                key=key,
+                dag_id=life.dag_id,
+                task_id=life.task_id,
+                run_id=life.run_id,
+                map_index=life.map_index if life.map_index >= 0 else None,
+            )
+        )
+    return None
+
+
+async def _in_thread(call: Callable[[], Any]) -> Any:
+    from asgiref.sync import sync_to_async
+
+    run: Callable[[], Awaitable[Any]] = sync_to_async(call)
+    return await run()

@@ -1,0 +1,4 @@
+"""XCom keys under which a running try stores what it has on Qarnot, before any waiting."""
+
+POOL_KEY = "qarnot_pool"
+TASK_KEY = "qarnot_task"

@@ -1,0 +1,378 @@
+"""One poll for all waiters of a connection.
+
+Every trigger that waits in this process for an object of one connection and kind (pool or Qarnot task) shares a
+:class:`Poller`. A round asks only for what changed: objects with our namespace tag whose ``StateTransitionTime``
+is not older than the newest one seen. Its cost grows with the number of changes, not with the number of waiters.
+
+What a change query cannot show is swept, by uuid in chunks: new waiters at once, objects without our tag and
+waiters on counts in every round, everybody once in :data:`SWEEP_EVERY` rounds, so that a missed change is late
+and never lost. Errors that pass back off and never fail a waiter; a lasting one fails only whom it concerns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from airflow_qarnot_pool.api import filters
+from airflow_qarnot_pool.api.errors import (
+    QarnotCredentialsError,
+    QarnotError,
+    QarnotGoneError,
+    QarnotNotFoundError,
+    QarnotProtocolError,
+    QarnotRefusedError,
+    QarnotUnavailableError,
+)
+from airflow_qarnot_pool.identity import namespace_tag
+
+if TYPE_CHECKING:
+    from airflow_qarnot_pool.api.client import QarnotClient
+    from airflow_qarnot_pool.api.models import Pool, Task
+    from airflow_qarnot_pool.hooks.settings import ConnectionSettings
+
+log = logging.getLogger(__name__)
+
+Kind = Literal["pool", "task"]
+T = TypeVar("T")
+
+#: Rounds between two sweeps of everybody.
+SWEEP_EVERY = 12
+#: Uuids in one search; halves by itself where the server refuses so many.
+CHUNK = 500
+#: Most changes one search answers; beyond, the pages are read.
+MOST_CHANGES = 1000
+#: The server's times have a resolution of 1 s, and its parts need not agree to the second.
+OVERLAP = timedelta(seconds=2)
+LONGEST_BACKOFF = 60.0
+#: Rounds with refused credentials, each after reading the connection afresh, before the waiters fail.
+CREDENTIAL_ROUNDS = 3
+REFRESH_CONNECTION = 300.0
+
+FIELDS = (
+    "Uuid",
+    "State",
+    "PreviousState",
+    "StateTransitionTime",
+    "PreviousStateTransitionTime",
+    "RunningInstanceCount",
+    "Tags",
+    "Errors",
+)
+
+
+@dataclass(eq=False)
+class Waiter:
+    """One waiting trigger. :meth:`next` yields the object each time it is seen changed."""
+
+    uuid: str
+    interval: float
+    every_round: bool
+    looks: asyncio.Queue[Pool | Task | QarnotError] = field(default_factory=asyncio.Queue)
+
+    async def next(self, timeout: float | None) -> Pool | Task:
+        """Wait for the next change, at most *timeout* seconds (then ``TimeoutError``).
+
+        :raises QarnotGoneError: the object is not there any more.
+        :raises QarnotCredentialsError: the token is refused for good.
+        """
+        async with asyncio.timeout(timeout):
+            look = await self.looks.get()
+        if isinstance(look, QarnotError):
+            raise look
+        return look
+
+
+class Poller:
+    """The shared poll loop of one connection and kind on one event loop; see the module's text."""
+
+    def __init__(self, conn_id: str, kind: Kind) -> None:
+        self.conn_id = conn_id
+        self.kind = kind
+        self.loop = asyncio.get_running_loop()
+        self._waiters: dict[str, set[Waiter]] = {}
+        self._new: set[str] = set()
+        self._untagged: set[str] = set()
+        self._last: dict[str, Pool | Task] = {}
+        self._arrived = asyncio.Event()
+        self._mark: datetime | None = None
+        self._rounds = 0
+        self._failures = 0
+        self._refused = 0
+        self._asks_for_changes = True
+        self._chunk = CHUNK
+        self._settings: ConnectionSettings | None = None
+        self._settings_read = float("-inf")
+        self._client: QarnotClient | None = None
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"qarnot-poll-{kind}")
+        # An empty context: its log lines belong to the triggerer, not to the trigger that happens to come first.
+        self._task = self.loop.create_task(
+            self._run(), name=f"qarnot poll of {kind}s, {conn_id}", context=contextvars.Context()
+        )
+
+    # --- waiters
+
+    @property
+    def closed(self) -> bool:
+        return self._task.done() or self.loop.is_closed()
+
+    def add(self, waiter: Waiter) -> None:
+        self._waiters.setdefault(waiter.uuid, set()).add(waiter)
+        if seen := self._last.get(waiter.uuid):
+            waiter.looks.put_nowait(seen)
+        self._new.add(waiter.uuid)
+        self._arrived.set()
+
+    def remove(self, waiter: Waiter) -> None:
+        waiters = self._waiters.get(waiter.uuid, set())
+        waiters.discard(waiter)
+        if not waiters:
+            self._forget(waiter.uuid)
+
+    def _forget(self, uuid: str) -> None:
+        self._waiters.pop(uuid, None)
+        self._last.pop(uuid, None)
+        self._new.discard(uuid)
+        self._untagged.discard(uuid)
+
+    @property
+    def empty(self) -> bool:
+        return not self._waiters
+
+    def stop(self) -> None:
+        self._task.cancel()
+        self._thread.shutdown(wait=False)
+
+    # --- the loop
+
+    async def _run(self) -> None:
+        next_round = self.loop.time()
+        while True:
+            try:
+                await self._credentials()
+                if self._new:
+                    await self._look(list(self._new))
+                if self.loop.time() >= next_round:
+                    await self._round()
+                    next_round = self.loop.time() + self._interval()
+                self._failures = self._refused = 0
+                pause = next_round - self.loop.time()
+            except Exception as error:
+                pause = self._pause_after(error)
+                next_round = self.loop.time() + pause
+                await asyncio.sleep(pause)
+                continue
+            self._arrived.clear()
+            try:
+                async with asyncio.timeout(max(0.0, pause)):
+                    await self._arrived.wait()
+                # Triggers start in bursts: let a burst become one request.
+                await asyncio.sleep(min(0.5, self._interval() / 10))
+            except TimeoutError:
+                pass
+
+    def _interval(self) -> float:
+        """Seconds to the next round: the shortest any waiter asked for, with jitter."""
+        shortest = min((w.interval for ws in self._waiters.values() for w in ws), default=1.0)
+        return shortest * random.uniform(0.95, 1.05)
+
+    def _pause_after(self, error: Exception) -> float:
+        """Seconds to wait after a failed round; fails the waiters where the error will not pass."""
+        self._failures += 1
+        pause = min(LONGEST_BACKOFF, self._interval() * 2 ** min(self._failures, 10)) * random.uniform(0.8, 1.2)
+        if isinstance(error, QarnotCredentialsError):
+            self._refused += 1
+            self._settings_read = float("-inf")
+            if self._refused >= CREDENTIAL_ROUNDS:
+                self._fail(list(self._waiters), error)
+        elif isinstance(error, QarnotUnavailableError):
+            pause = max(pause, error.retry_after or 0.0)
+        elif not isinstance(error, QarnotProtocolError):
+            log.error("Polling the %ss of %s failed", self.kind, self.conn_id, exc_info=error)
+        if self._failures == 1 or self._failures % 10 == 0:
+            log.warning(
+                "Could not ask Qarnot (connection %s) about %d %ss, attempt %d; asking again in %.0f s: %s",
+                self.conn_id,
+                len(self._waiters),
+                self.kind,
+                self._failures,
+                pause,
+                error,
+            )
+        return pause
+
+    async def _credentials(self) -> None:
+        """Read the connection now and then, and after a 401: tokens get changed while triggers wait."""
+        if time.monotonic() - self._settings_read < REFRESH_CONNECTION:
+            return
+        from airflow.sdk import BaseHook
+
+        from airflow_qarnot_pool.hooks.settings import ConnectionSettings
+
+        settings = ConnectionSettings.of(await BaseHook.aget_connection(self.conn_id))
+        if settings != self._settings:
+            # No retries in there: this loop backs off itself, and stays quick to cancel.
+            self._client = await self._ask(lambda: settings.client(retries=0))
+            self._settings = settings
+        self._settings_read = time.monotonic()
+
+    async def _ask(self, request: Callable[[], T]) -> T:
+        return await self.loop.run_in_executor(self._thread, request)
+
+    @property
+    def _resource(self) -> Any:
+        assert self._client is not None
+        return self._client.pools if self.kind == "pool" else self._client.tasks
+
+    # --- one round
+
+    async def _round(self) -> None:
+        sweep_all = self._rounds % SWEEP_EVERY == SWEEP_EVERY - 1 or not self._asks_for_changes
+        self._rounds += 1
+        if self._asks_for_changes and self._waiters.keys() - self._every_round():
+            await self._changes()
+        await self._look(list(self._waiters) if sweep_all else list(self._every_round()))
+
+    def _every_round(self) -> set[str]:
+        counting = {uuid for uuid, waiters in self._waiters.items() if any(w.every_round for w in waiters)}
+        return counting | self._untagged
+
+    async def _changes(self) -> None:
+        """Ask for what changed since the newest transition seen, and tell whom it concerns."""
+        assert self._settings is not None
+        if self._mark is None:
+            return  # nothing seen yet: the first looks set the mark
+        changed = filters.and_(
+            filters.equal("Tags", namespace_tag(self._settings.namespace)),
+            filters.ge("StateTransitionTime", (self._mark - OVERLAP).strftime("%Y-%m-%dT%H:%M:%SZ")),
+        )
+        resource = self._resource
+        try:
+            found = await self._ask(lambda: resource.search(changed, fields=FIELDS, limit=MOST_CHANGES))
+            if len(found) >= MOST_CHANGES:
+                # /search has no page token, and stops silently.
+                found = await self._ask(lambda: list(resource.iterate(changed)))
+        except QarnotRefusedError as error:
+            log.warning("Qarnot refuses to search by time, so all %ss are asked for: %s", self.kind, error)
+            self._asks_for_changes = False
+            return
+        self._tell(found)
+
+    async def _look(self, uuids: list[str]) -> None:
+        """Look these objects up by uuid, in as few requests as the server allows."""
+        while uuids:
+            chunk, uuids = uuids[: self._chunk], uuids[self._chunk :]
+            chunk = [uuid for uuid in chunk if uuid in self._waiters]
+            if not chunk:
+                continue
+            resource = self._resource
+            wanted = filters.in_("Uuid", chunk)
+            try:
+                found = await self._ask(
+                    lambda r=resource, w=wanted, n=len(chunk): r.search(w, fields=FIELDS, limit=n)  # type: ignore[misc]
+                )
+            except QarnotRefusedError as error:
+                if len(chunk) == 1:
+                    self._fail(chunk, error)
+                    continue
+                self._chunk = max(1, len(chunk) // 2)
+                uuids = chunk + uuids
+                continue
+            self._tell(found)
+            self._new.difference_update(chunk)
+            for uuid in set(chunk) - {one.uuid for one in found}:
+                await self._confirm(uuid)
+
+    async def _confirm(self, uuid: str) -> None:
+        """A search that misses an object proves nothing; 404 on the object itself does."""
+        resource = self._resource
+        try:
+            self._tell([await self._ask(lambda: resource.get(uuid))])
+        except QarnotNotFoundError as error:
+            gone = QarnotGoneError(
+                f"Qarnot {self.kind} {uuid} is gone: it was deleted before its end was seen.",
+                status=error.status,
+                kind=self.kind,
+                ref=uuid,
+            )
+            self._fail([uuid], gone)
+
+    # --- telling the waiters
+
+    def _tell(self, found: Iterable[Pool | Task]) -> None:
+        for one in found:
+            if one.state_transition_time and (self._mark is None or one.state_transition_time > self._mark):
+                self._mark = one.state_transition_time
+            waiters = self._waiters.get(one.uuid)
+            if not waiters:
+                continue
+            if self._settings and namespace_tag(self._settings.namespace) not in (one.tags or ()):
+                self._untagged.add(one.uuid)
+            last = self._last.get(one.uuid)
+            if last is not None and _same(last, one):
+                continue
+            self._last[one.uuid] = one
+            for waiter in waiters:
+                waiter.looks.put_nowait(one)
+
+    def _fail(self, uuids: Iterable[str], error: QarnotError) -> None:
+        for uuid in uuids:
+            self._new.discard(uuid)
+            for waiter in self._waiters.get(uuid, ()):
+                waiter.looks.put_nowait(error)
+
+
+def _same(last: Pool | Task, now: Pool | Task) -> bool:
+    return (
+        last.state == now.state
+        and last.state_transition_time == now.state_transition_time
+        and last.running_instance_count == now.running_instance_count
+    )
+
+
+_pollers: dict[tuple[int, str, Kind, str], Poller] = {}
+
+
+def _poller(conn_id: str, kind: Kind, scope: str) -> tuple[tuple[int, str, Kind, str], Poller]:
+    key = (id(asyncio.get_running_loop()), conn_id, kind, scope)
+    poller = _pollers.get(key)
+    if poller is None or poller.closed:
+        poller = _pollers[key] = Poller(conn_id, kind)
+    return key, poller
+
+
+@asynccontextmanager
+async def watch(
+    conn_id: str, kind: Kind, uuid: str, *, interval: float, every_round: bool = False, scope: str = ""
+) -> AsyncIterator[Waiter]:
+    """Wait for changes of one object together with everybody else on this event loop.
+
+    :param interval: seconds between two looks; the shortest of all waiters counts.
+    :param every_round: ask in every round, for what shows no state transition (running instances).
+    :param scope: waiters of different scopes do not share a poll.
+    """
+    key, poller = _poller(conn_id, kind, scope)
+    waiter = Waiter(uuid, interval, every_round)
+    poller.add(waiter)
+    try:
+        yield waiter
+    finally:
+        poller.remove(waiter)
+        if poller.empty:
+            poller.stop()
+            if _pollers.get(key) is poller:
+                del _pollers[key]
+
+
+def pollers() -> Iterator[Poller]:
+    """The pollers alive in this process."""
+    return iter(_pollers.values())
