@@ -421,7 +421,7 @@ class HardwareConstraint(Record):
 
     def to_json(self) -> dict[str, Any]:
         takes = _CONSTRAINTS.get(self.discriminator)
-        extra = {takes[0]: self.value} if takes else {}
+        extra = {takes[0]: self.value} if takes else self.value or {}
         return {"discriminator": self.discriminator, **extra}
 
     @classmethod
@@ -439,6 +439,18 @@ class HardwareConstraint(Record):
                 cls, next(iter(rest)), "is not known", f"{known} takes {takes[0] if takes else 'no value'}."
             )
         return cls(known, value)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """What the server says; of one not known here ``value`` is all the rest there is."""
+        try:
+            return cls.from_mapping(data)
+        except ValueError:
+            other = object.__new__(cls)
+            rest = {key: value for key, value in data.items() if key != "discriminator"}
+            object.__setattr__(other, "discriminator", str(data.get("discriminator")))
+            object.__setattr__(other, "value", rest)
+            return other
 
     @classmethod
     def minimum_cores(cls, count: int) -> Self:

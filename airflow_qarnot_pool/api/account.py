@@ -1,0 +1,102 @@
+"""The account: who it is, what it may use, what it costs, which profiles and hardware there are.
+
+Qarnot API: qarnot-api.md, sections 1.2 and 3.10.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow_qarnot_pool.api.models import Account, Budget, Profile, Quotas
+from airflow_qarnot_pool.api.parts import HardwareConstraint
+from airflow_qarnot_pool.api.resource import amount, quoted
+from airflow_qarnot_pool.api.transport import Transport
+
+_PAGE = 50
+
+
+class AccountResource:
+    """Everything that is about the account and not about one object."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def _get(self, path: str, **options: Any) -> Any:
+        return self._transport.request("GET", path, idempotent=True, **options)
+
+    def settings(self) -> dict[str, str | None]:
+        """What the API says about itself, the ``storage`` URL among it; needs no token.
+
+        Qarnot API: ``GET /settings``.
+        """
+        data: dict[str, str | None] = self._get("/settings", shape=dict, anonymous=True)
+        return data
+
+    def versions(self) -> list[dict[str, str]]:
+        """Versions of the API; needs no token. Qarnot API: ``GET /versions``."""
+        data: list[dict[str, str]] = self._get("/versions", shape=list, anonymous=True)
+        return data
+
+    def check(self) -> None:
+        """Return if the token is good, else raise QarnotCredentialsError. Qarnot API: ``GET /``."""
+        self._get("/")
+
+    def info(self) -> Account:
+        """The account, its limits and what it uses of them. Qarnot API: ``GET /info``."""
+        return Account.from_json(self._get("/info", shape=dict))
+
+    def user_quotas(self) -> Quotas:
+        """Computing quotas of the user. Qarnot API: ``GET /quotas/computing-quotas/user``."""
+        return Quotas.from_json(self._get("/quotas/computing-quotas/user", shape=dict))
+
+    def organization_quotas(self) -> Quotas:
+        """Computing quotas of the organization; QarnotNotFoundError where there is none.
+
+        Qarnot API: ``GET /quotas/computing-quotas/organization``.
+        """
+        path = "/quotas/computing-quotas/organization"
+        return Quotas.from_json(self._get(path, shape=dict, kind="organization quota"))
+
+    def profiles(self) -> list[str]:
+        """Names of the profiles the account may use. Qarnot API: ``GET /profiles``."""
+        return [str(name) for name in self._get("/profiles", shape=list)]
+
+    def profile(self, name: str) -> Profile:
+        """A profile and its constants; QarnotNotFoundError for an unknown one.
+
+        Qarnot API: ``GET /profiles/{name}``.
+        """
+        path = f"/profiles/{quoted(name, 'profile')}"
+        return Profile.from_json(self._get(path, kind="profile", ref=name, shape=dict))
+
+    def hardware_constraints(self) -> list[HardwareConstraint]:
+        """Every hardware constraint the account may use. Qarnot API: ``GET /hardware-constraints``."""
+        found: list[Any] = []
+        while True:
+            params = {"limit": _PAGE, "offset": len(found)}
+            data = self._get("/hardware-constraints", params=params, shape=dict)
+            items = data.get("data") or []
+            found += items
+            total = data.get("total")
+            if not items or (isinstance(total, int) and len(found) >= total):
+                return [HardwareConstraint.from_json(item) for item in found]
+
+    def cpu_models(self, text: str) -> list[str]:
+        """Processor models that match a text, the best first.
+
+        Qarnot API: ``GET /hardware-constraints/cpu-model-constraints/search``.
+        """
+        path = "/hardware-constraints/cpu-model-constraints/search"
+        data = self._get(path, params={"cpuModel": text}, shape=list)
+        return [str(item["cpuModel"]) for item in data if isinstance(item, dict) and item.get("cpuModel")]
+
+    def credits(self) -> float:
+        """What is left on the account, in euros. Qarnot API: ``GET /credits/v1/accounts/credits``."""
+        return amount(self._get("/credits/v1/accounts/credits", shape=dict))
+
+    def budgets(self, project: str, *, active_only: bool = True) -> list[Budget]:
+        """Budgets of a project (by uuid). Qarnot API: ``GET /credits/v1/projects/{u}/budgets``."""
+        path = f"/credits/v1/projects/{quoted(project, 'project')}/budgets"
+        params = {"activeOnly": str(active_only)}
+        data = self._get(path, params=params, kind="project", ref=project, shape=dict)
+        return [Budget.from_json(item) for item in data.get("budgets") or ()]

@@ -1,0 +1,106 @@
+"""The client: one object per Qarnot account, one attribute per kind of resource.
+
+    with QarnotClient("https://api.qarnot.com", token) as qarnot:
+        uuid = qarnot.pools.create(PoolSpec(name="warm", instance_count=4))
+        qarnot.tasks.create(TaskSpec(name="hello", pool=uuid, command="echo hello", image="alpine"))
+
+Importing this module imports no HTTP library; the first request does. A client may be shared by threads.
+"""
+
+from __future__ import annotations
+
+import copy
+from types import TracebackType
+from typing import Self
+
+from airflow_qarnot_pool.api.account import AccountResource
+from airflow_qarnot_pool.api.jobs import JobResource
+from airflow_qarnot_pool.api.pools import PoolResource
+from airflow_qarnot_pool.api.secrets import SecretResource
+from airflow_qarnot_pool.api.tasks import TaskResource
+from airflow_qarnot_pool.api.transport import (
+    DEFAULT_DEADLINE,
+    DEFAULT_RETRIES,
+    DEFAULT_TIMEOUT,
+    Transport,
+)
+
+DEFAULT_URL = "https://api.qarnot.com"
+DEFAULT_STORAGE_URL = "https://storage.qarnot.com"
+
+
+class QarnotClient:
+    """Qarnot's REST API.
+
+    ``timeout``: seconds for one attempt of a request. ``deadline``: seconds for a request with all its retries.
+    ``retries``: how often at most a request is sent again. ``verify``: check TLS certificates, or the path of a
+    CA bundle to check them with. ``proxy``: URL of an HTTP proxy.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        *,
+        storage_url: str | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+        deadline: float = DEFAULT_DEADLINE,
+        retries: int = DEFAULT_RETRIES,
+        verify: bool | str = True,
+        proxy: str | None = None,
+        user_agent: str | None = None,
+    ) -> None:
+        transport = Transport(
+            url,
+            token,
+            timeout=timeout,
+            deadline=deadline,
+            retries=retries,
+            verify=verify,
+            proxy=proxy,
+            user_agent=user_agent,
+        )
+        self._storage_url = storage_url
+        self._use(transport)
+
+    def _use(self, transport: Transport) -> None:
+        self.transport = transport
+        self.pools = PoolResource(transport)
+        self.tasks = TaskResource(transport)
+        self.jobs = JobResource(transport)
+        self.secrets = SecretResource(transport)
+        self.account = AccountResource(transport)
+
+    @property
+    def url(self) -> str:
+        """The API's base URL."""
+        return self.transport.url
+
+    def storage_url(self) -> str | None:
+        """The URL of the storage: the one given, else what the API names; None where it says there is none."""
+        if self._storage_url is None:
+            self._storage_url = self.account.settings().get("storage", DEFAULT_STORAGE_URL)
+        return self._storage_url
+
+    def limited(
+        self, *, deadline: float | None = None, timeout: float | None = None, retries: int | None = None
+    ) -> QarnotClient:
+        """The same client, connections included, with other limits: ``client.limited(deadline=4)``."""
+        other = copy.copy(self)
+        other._use(self.transport.limited(deadline=deadline, timeout=timeout, retries=retries))
+        return other
+
+    def close(self) -> None:
+        """Close the connections; the next request would open new ones."""
+        self.transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"QarnotClient({self.url!r})"

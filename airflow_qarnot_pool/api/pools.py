@@ -1,0 +1,82 @@
+"""Pools. Qarnot API: ``/pools`` (qarnot-api.md, section 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
+from airflow_qarnot_pool.api.models import Job, Pool, Task
+from airflow_qarnot_pool.api.resource import Resource
+from airflow_qarnot_pool.api.specs import Elastic, PoolSpec, Scaling
+
+
+class PoolResource(Resource[PoolSpec, Pool]):
+    """Create, watch, resize and close pools."""
+
+    kind = "pool"
+    base = "/pools"
+    spec = PoolSpec
+    model = Pool
+
+    def update(
+        self,
+        ref: str,
+        *,
+        constants: Mapping[str, str] | None = None,
+        tags: Sequence[str] | None = None,
+        elastic: Elastic | Mapping[str, Any] | None = None,
+        scaling: Scaling | Mapping[str, Any] | None = None,
+    ) -> None:
+        """Change what may be changed of a running pool; what is None stays as it is.
+
+        Constants and tags replace those there were. Qarnot API: ``PUT /pools/{u}``.
+        """
+        if elastic is not None and scaling is not None:
+            raise QarnotInvalidSpecError(
+                "elastic is given together with scaling",
+                field="elastic",
+                kind=self.kind,
+                ref=ref,
+                remedy="Keep scaling; it replaces the elastic block.",
+            )
+        given = {"constants": constants, "tags": tags, "elastic": elastic, "scaling": scaling}
+        self._put(ref, self.spec.encode_fields({k: v for k, v in given.items() if v is not None}))
+
+    def close(self, ref: str) -> None:
+        """Close: the nodes are given back and nothing runs any more.
+
+        Raises QarnotRefusedError where it cannot be closed (it may be closed already: look at its state).
+        Qarnot API: ``POST /pools/{u}/close``.
+        """
+        self._read("POST", self._path(ref, "close"), ref=ref)
+
+    end = close
+
+    def scaling(self, ref: str) -> Scaling | None:
+        """The scaling policies; None where there are none. Qarnot API: ``GET /pools/{u}/scaling``."""
+        data = self._read("GET", self._path(ref, "scaling"), ref=ref, shape=(dict, type(None)))
+        return Scaling.from_json(data) if data else None
+
+    def set_scaling(self, ref: str, scaling: Scaling | Mapping[str, Any]) -> None:
+        """Replace the scaling policies. Qarnot API: ``PUT /pools/{u}/scaling``."""
+        body = Scaling.of(scaling).to_json()
+        self._read("PUT", self._path(ref, "scaling"), ref=ref, json=body)
+
+    def check_scaling(self, scaling: Scaling | Mapping[str, Any]) -> None:
+        """Have Qarnot check policies without using them; raises QarnotRefusedError.
+
+        Qarnot API: ``POST /sanity-checks/pools/scaling``.
+        """
+        body = scaling.to_json() if isinstance(scaling, Scaling) else dict(scaling)
+        self._read("POST", "/sanity-checks/pools/scaling", json=body)
+
+    def tasks(self, ref: str) -> list[Task]:
+        """The tasks of a pool. Qarnot API: ``GET /pools/{u}/tasks``."""
+        data = self._read("GET", self._path(ref, "tasks"), ref=ref, shape=list)
+        return [Task.from_json(item) for item in data]
+
+    def jobs(self, ref: str) -> list[Job]:
+        """The jobs of a pool. Qarnot API: ``GET /pools/{u}/jobs``."""
+        data = self._read("GET", self._path(ref, "jobs"), ref=ref, shape=list)
+        return [Job.from_json(item) for item in data]

@@ -1,0 +1,329 @@
+"""What pools and tasks have in common: create, look up, list, search, read the output of, delete."""
+
+from __future__ import annotations
+
+import builtins
+import logging
+import uuid as uuids
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Generic, TypeVar
+from urllib.parse import quote
+
+from airflow_qarnot_pool.api.errors import (
+    QarnotInvalidSpecError,
+    QarnotNotFoundError,
+    QarnotProtocolError,
+)
+from airflow_qarnot_pool.api.fields import pairs
+from airflow_qarnot_pool.api.filters import Filter, equal
+from airflow_qarnot_pool.api.models import CarbonFacts, Page, RemoteObject
+from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
+from airflow_qarnot_pool.api.transport import Transport
+
+log = logging.getLogger(__name__)
+
+SpecT = TypeVar("SpecT", PoolSpec, TaskSpec)
+ModelT = TypeVar("ModelT", bound=RemoteObject)
+
+#: The label that tells which call made an object, so that a lost answer can be found again.
+REQUEST_LABEL = "airflow-qarnot-request"
+
+
+def quoted(ref: str, kind: str) -> str:
+    """A uuid or shortname as part of a path. Raises QarnotInvalidSpecError for what would change the path."""
+    text = ref.strip() if isinstance(ref, str) else ""
+    if text in ("", ".", ".."):
+        raise QarnotInvalidSpecError(
+            f"{ref!r} is neither the uuid nor the shortname of a {kind}",
+            field="ref",
+            kind=kind,
+            remedy=f"Give the uuid or shortname of the {kind}.",
+        )
+    return quote(text, safe="")
+
+
+class Resource(Generic[SpecT, ModelT]):
+    """The calls that ``/pools`` and ``/tasks`` share. A ``ref`` is a uuid or a shortname.
+
+    All raise QarnotNotFoundError for an unknown ref, QarnotCredentialsError, and QarnotUnavailableError once
+    retries and deadline are used up.
+    """
+
+    kind: ClassVar[str]
+    base: ClassVar[str]
+    spec: type[SpecT]
+    model: type[ModelT]
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def _path(self, ref: str, *rest: str) -> str:
+        return "/".join((self.base, quoted(ref, self.kind), *rest))
+
+    def _read(self, method: str, path: str, **options: Any) -> Any:
+        return self._transport.request(method, path, idempotent=True, kind=self.kind, **options)
+
+    def create(self, spec: SpecT) -> str:
+        """Create and submit; returns the uuid.
+
+        With a shortname a lost answer loses nothing: before the request is sent again the name is looked up,
+        and what this very call made is taken. Without one an answer that never came raises
+        QarnotUnavailableError with ``ambiguous``. Raises QarnotNameTakenError, QarnotQuotaError,
+        QarnotCreditsError, QarnotBucketNotFoundError, QarnotRefusedError.
+
+        Qarnot API: ``POST /pools``, ``POST /tasks``.
+        """
+        return self._make(self.base, spec.to_json())
+
+    def create_once(self, spec: SpecT) -> str:
+        """As ``create``, but an answer that never came always raises QarnotUnavailableError with ``ambiguous``.
+
+        For callers that know better than this client how to find what they may have made.
+        """
+        return self._make(self.base, spec.to_json(), once=True)
+
+    def clone(self, ref: str, **overrides: Any) -> str:
+        """Create a copy with other values for some fields; returns its uuid. The shortname is not copied.
+
+        Qarnot API: ``POST /pools/{u}/clone``, ``POST /tasks/{u}/clone``.
+        """
+        return self._make(self._path(ref, "clone"), self.spec.encode_fields(overrides), ref=ref)
+
+    def _make(self, path: str, body: dict[str, Any], ref: str | None = None, once: bool = False) -> str:
+        """POST what makes an object; with a shortname the answer may get lost."""
+        shortname = body.get("shortname")
+        recover = None
+        if shortname and not once:
+            body, stamp = stamped(body)
+
+            def recover(left: float) -> str | None:
+                return self._made_by(str(shortname), stamp, left)
+
+        data = self._transport.request(
+            "POST",
+            path,
+            json=body,
+            idempotent=False,
+            kind=self.kind,
+            ref=ref or shortname,
+            shape=(dict, str),
+            creating=ref is None,
+            recover=recover,
+        )
+        uuid = data if isinstance(data, str) else _field(data, "uuid")
+        if not isinstance(uuid, str) or not uuid:
+            raise QarnotProtocolError(
+                f"Qarnot created a {self.kind} but did not say its uuid", kind=self.kind, ref=shortname
+            )
+        return uuid
+
+    def _made_by(self, shortname: str, stamp: str, left: float) -> str | None:
+        """The uuid of what the call with this stamp made; None if it made nothing."""
+        try:
+            data = self._transport.request(
+                "GET",
+                self._path(shortname),
+                idempotent=True,
+                kind=self.kind,
+                ref=shortname,
+                shape=dict,
+                deadline=left,
+            )
+        except QarnotNotFoundError:
+            return None
+        found = self.model.from_json(data)
+        if found.labels.get(REQUEST_LABEL) != stamp:
+            return None
+        log.info("%s %s was created although its answer was lost", self.kind, shortname)
+        return found.uuid
+
+    def get(self, ref: str) -> ModelT:
+        """The object, with every field. Qarnot API: ``GET /pools/{u}``, ``GET /tasks/{u}``."""
+        return self.model.from_json(self._read("GET", self._path(ref), ref=ref, shape=dict))
+
+    def find(self, shortname: str) -> ModelT | None:
+        """The object of that shortname (or uuid), or None."""
+        try:
+            return self.get(shortname)
+        except QarnotNotFoundError:
+            return None
+
+    def find_all(self, shortname: str) -> builtins.list[ModelT]:
+        """Every object of that shortname: more than one only where the server lets names be taken twice."""
+        return [one for one in self.search(equal("Shortname", shortname)) if one.shortname == shortname]
+
+    def list(self, tags: Sequence[str] = ()) -> builtins.list[ModelT]:
+        """All objects, or those with any of the tags. Qarnot API: ``GET /pools``, ``GET /tasks``."""
+        return self._listed(self.base, tags)
+
+    def list_summaries(self, tags: Sequence[str] = ()) -> builtins.list[ModelT]:
+        """As ``list`` with fewer fields each. Qarnot API: ``GET /pools/summaries``, ``GET /tasks/summaries``."""
+        return self._listed(f"{self.base}/summaries", tags)
+
+    def _listed(self, path: str, tags: Sequence[str]) -> builtins.list[ModelT]:
+        params = [("tag", tag) for tag in tags]
+        return self._models(self._read("GET", path, params=params or None, shape=builtins.list))
+
+    def search(
+        self,
+        filter: Filter | None = None,
+        *,
+        fields: Sequence[str] | None = None,
+        limit: int | None = None,
+    ) -> builtins.list[ModelT]:
+        """Objects a filter matches; only some ``fields`` of each (PascalCase), at most ``limit`` of them.
+
+        Uuid is always asked for. Qarnot API: ``POST /pools/search``, ``POST /tasks/search``.
+        """
+        body: dict[str, Any] = {}
+        if fields is not None:
+            names = [*fields]
+            body["select"] = {"fields": names if "Uuid" in names else ["Uuid", *names]}
+        if filter is not None:
+            body["filter"] = filter
+        if limit is not None:
+            body["maximumResults"] = limit
+        return self._models(self._read("POST", f"{self.base}/search", json=body, shape=builtins.list))
+
+    def page(
+        self,
+        filter: Filter | None = None,
+        *,
+        token: str | None = None,
+        limit: int | None = None,
+        order_by: str | None = None,
+        descending: bool = False,
+        summaries: bool = False,
+    ) -> Page[ModelT]:
+        """One page; its ``next_token`` gives the next. ``order_by``: creationDate, executionTime, name, state.
+
+        Qarnot API: ``POST /pools/paginate``, ``POST /pools/summaries/paginate``, same for tasks.
+        """
+        path = f"{self.base}/summaries/paginate" if summaries else f"{self.base}/paginate"
+        body: dict[str, Any] = {"filter": filter, "token": token, "maximumResults": limit}
+        if order_by is not None:
+            body |= {"orderBy": order_by, "orderType": "DESC" if descending else "ASC"}
+        body = {key: value for key, value in body.items() if value is not None}
+        data = self._read("POST", path, json=body, shape=dict)
+        items = _field(data, "data")
+        if not isinstance(items, builtins.list):
+            raise QarnotProtocolError(f"Qarnot sent a page of {self.kind}s without its list", path=path)
+        following = _field(data, "nextToken")
+        return Page(
+            items=self._models(items),
+            next_token=following if following and _field(data, "isTruncated") is not False else None,
+            total=_field(data, "total"),
+            count=_field(data, "count"),
+            is_truncated=bool(_field(data, "isTruncated")),
+        )
+
+    def iterate(
+        self,
+        filter: Filter | None = None,
+        *,
+        limit: int | None = None,
+        order_by: str | None = None,
+        descending: bool = False,
+        summaries: bool = False,
+    ) -> Iterator[ModelT]:
+        """All objects a filter matches, page by page of ``limit``; each once, even if pages shift meanwhile."""
+        seen: set[str] = set()
+        tokens: set[str] = set()
+        token: str | None = None
+        while True:
+            page = self.page(
+                filter,
+                token=token,
+                limit=limit,
+                order_by=order_by,
+                descending=descending,
+                summaries=summaries,
+            )
+            for item in page:
+                if item.uuid not in seen:
+                    seen.add(item.uuid)
+                    yield item
+            token = page.next_token
+            if token is None:
+                return
+            if token in tokens:
+                raise QarnotProtocolError(f"Qarnot's pages of {self.kind}s go round in circles")
+            tokens.add(token)
+
+    def _models(self, items: Sequence[Any]) -> builtins.list[ModelT]:
+        return [self.model.from_json(item) for item in items]
+
+    def _put(self, ref: str, body: dict[str, Any]) -> None:
+        self._read("PUT", self._path(ref), ref=ref, json=body)
+
+    def end(self, ref: str) -> None:
+        """Close a pool, abort a task: nothing of it runs or costs any longer."""
+        raise NotImplementedError
+
+    def sync_resources(self, ref: str) -> None:
+        """Bring new files of the resource buckets to the nodes; files deleted there stay.
+
+        Qarnot API: ``PATCH /pools/{u}``, ``PATCH /tasks/{u}``.
+        """
+        self._read("PATCH", self._path(ref), ref=ref)
+
+    def delete(self, ref: str) -> None:
+        """Delete; what runs is ended first. Qarnot API: ``DELETE /pools/{u}``, ``DELETE /tasks/{u}``."""
+        self._read("DELETE", self._path(ref), ref=ref)
+
+    def stdout(self, ref: str, instance: int | None = None, *, fresh: bool = False) -> str:
+        """Standard output of all instances, each line after ``<id>> ``, or of one instance, as it is.
+
+        All that is kept (the buffer is circular), or with ``fresh`` only what is new since the last time
+        somebody asked so; a fresh answer that gets lost on the way is not sent again.
+        Qarnot API: ``GET`` and ``POST /pools/{u}/stdout``, ``/stdout/{i}``, same for tasks.
+        """
+        return self._output("stdout", ref, instance, fresh)
+
+    def stderr(self, ref: str, instance: int | None = None, *, fresh: bool = False) -> str:
+        """Standard error; as ``stdout``."""
+        return self._output("stderr", ref, instance, fresh)
+
+    def _output(self, stream: str, ref: str, instance: int | None, fresh: bool) -> str:
+        rest = () if instance is None else (str(int(instance)),)
+        method = "POST" if fresh else "GET"
+        text: str = self._read(method, self._path(ref, stream, *rest), ref=ref, text=True)
+        return text
+
+    def credits(self, ref: str) -> float:
+        """What it has cost so far, in euros. Qarnot API: ``GET /credits/v1/pools/{u}/credits``."""
+        path = f"/credits/v1{self._path(ref, 'credits')}"
+        return amount(self._read("GET", path, ref=ref, shape=dict))
+
+    def carbon_facts(self, ref: str, comparison: str | None = None) -> CarbonFacts:
+        """Energy and carbon it has used, compared with a kind of data centre.
+
+        Qarnot API: ``GET /carbon/v1/pools/{u}/carbon-facts``.
+        """
+        path = f"/carbon/v1{self._path(ref, 'carbon-facts')}"
+        params = {"comparisonDatacenter": comparison} if comparison else None
+        return CarbonFacts.from_json(self._read("GET", path, ref=ref, params=params, shape=dict))
+
+
+def stamped(body: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """The body with a label that is this call's alone, and the label's value."""
+    stamp = uuids.uuid4().hex
+    return {**body, "labels": {**body.get("labels", {}), REQUEST_LABEL: stamp}}, stamp
+
+
+def amount(data: Mapping[str, Any]) -> float:
+    """The ``credits`` of an answer."""
+    value = _field(data, "credits")
+    return float(value) if isinstance(value, (int, float)) else 0.0
+
+
+def constants_json(constants: Mapping[str, str]) -> list[dict[str, str]]:
+    """Constants as an update wants them."""
+    return pairs(constants)
+
+
+def _field(data: Mapping[str, Any], name: str) -> Any:
+    """A field of an answer, whatever its case."""
+    if name in data:
+        return data[name]
+    return next((value for key, value in data.items() if str(key).lower() == name.lower()), None)

@@ -1,0 +1,23 @@
+"""Names in the account's vault of secrets; never their values. Qarnot API: ``/secrets-manager`` (section 3.10)."""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+from airflow_qarnot_pool.api.transport import Transport
+
+
+class SecretResource:
+    """Look up which secrets there are."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def keys(self, prefix: str = "") -> list[str]:
+        """Keys under a prefix, relative to it; a name that ends in ``/`` is a folder.
+
+        Qarnot API: ``GET /secrets-manager/search/{prefix}``.
+        """
+        path = f"/secrets-manager/search/{quote(prefix, safe='/')}"
+        data = self._transport.request("GET", path, idempotent=True, kind="secret", ref=prefix, shape=dict)
+        return [str(key) for key in data.get("keys") or ()]
