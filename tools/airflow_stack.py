@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 import requests
 
 T = TypeVar("T")
@@ -234,6 +234,13 @@ class AirflowStack:
         running = {job["unixname"] for job in self._jobs()}
         return all(name in running for name in self._commands if name != "api-server")
 
+    def _at_work(self, component: str, before: set[int]) -> bool:
+        """Whether *component* answers, or has a job that is not one of those *before*."""
+        jobs = self._jobs()
+        return component == "api-server" or any(
+            job["unixname"] == component and job["id"] not in before for job in jobs
+        )
+
     def _jobs(self) -> list[dict[str, Any]]:
         return self._pages("jobs", "jobs", job_state="running")
 
@@ -280,11 +287,7 @@ class AirflowStack:
         self._processes[component].wait()
         self._launch(component)
         self.wait_for(
-            lambda: (
-                component == "api-server"
-                and self._jobs() is not None
-                or any(job["unixname"] == component and job["id"] not in before for job in self._jobs())
-            ),
+            lambda: self._at_work(component, before),
             timeout=self._start_timeout,
             what=f"{component} to be back",
         )
