@@ -9,11 +9,11 @@ compare it with ``PoolState``/``TaskState``, and ask ``phase`` what it means.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cache
-from typing import Any, Generic, Self, TypeVar, cast
+from typing import Any, Generic, Self, TypeVar
 
 from airflow_qarnot_pool.api.durations import parse_span, parse_timestamp
 from airflow_qarnot_pool.api.errors import (
@@ -131,17 +131,18 @@ def _quietly(read: Read, value: Any) -> Any:
 
 
 @cache
-def _readers(cls: Hashable) -> tuple[tuple[str, tuple[str, ...], Read], ...]:
+def _readers(cls: Any) -> tuple[tuple[str, tuple[str, ...], Read], ...]:
+    """Name, JSON keys and reader of each field of a model class."""
     return tuple(
         (one.name, one.metadata[_META][0], one.metadata[_META][1])
-        for one in dataclasses.fields(cast(Any, cls))
+        for one in dataclasses.fields(cls)
         if _META in one.metadata
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Model:
-    """Base: reads itself from the API's JSON."""
+    """Base: reads itself from the API's JSON; equal to another that says the same, raw JSON aside."""
 
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
@@ -150,9 +151,11 @@ class Model:
         """Read one object. Raises QarnotProtocolError where it is no JSON object or lacks its uuid."""
         if not isinstance(data, Mapping):
             raise QarnotProtocolError(f"Qarnot sent {type(data).__name__} where {cls.__name__} was expected")
-        lowered: dict[str, Any] | None = None
+        lowered: dict[str, Any] | None = (
+            None  # made only when a key is missing: some versions spell PascalCase
+        )
         values: dict[str, Any] = {}
-        for name, keys, read in _readers(cls):
+        for name, keys, read in _readers(cast(Any, cls)):
             value = None
             for key in keys:
                 value = data.get(key)
@@ -171,11 +174,26 @@ class Model:
         except TypeError:
             raise QarnotProtocolError(f"Qarnot sent {cls.__name__.lower()} data without a uuid") from None
 
+    # By hand, because generated ones make the import three times as slow.
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return all(
+            getattr(self, name) == getattr(other, name) for name, _, _ in _readers(cast(Any, type(self)))
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        given = [(name, getattr(self, name)) for name, _, _ in _readers(cast(Any, type(self)))]
+        shown = ", ".join(f"{name}={value!r}" for name, value in given if value not in (None, "", (), {}))
+        return f"{type(self).__name__}({shown})"
+
 
 ModelT = TypeVar("ModelT", bound=Model)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class RemoteError(Model):
     """What Qarnot says went wrong with a pool, a task or an instance."""
 
@@ -187,7 +205,7 @@ class RemoteError(Model):
         return f"{self.code}: {self.message}" if self.code and self.message else self.code or self.message
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ActiveForward(Model):
     """A port of a node that can be reached from outside."""
 
@@ -197,7 +215,7 @@ class ActiveForward(Model):
     bind_address: str | None = field(default=None, metadata=_from("bindAddress", _text))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class VpnConnection(Model):
     """A node's place in a VPN."""
 
@@ -205,7 +223,7 @@ class VpnConnection(Model):
     node_ip_address_cidr: str | None = field(default=None, metadata=_from("nodeIPAddressCidr", _text))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class RunningInstance(Model):
     """One node or instance at work now. ``phase``: download, dispatch, environment, execution, shutdown, upload."""
 
@@ -235,7 +253,7 @@ class RunningInstance(Model):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class CoreCount(Model):
     """How many cores of a processor model run."""
 
@@ -244,7 +262,7 @@ class CoreCount(Model):
     running_core_count: int | None = field(default=None, metadata=_from("runningCoreCount", _int))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class RunningInstances(Model):
     """All nodes or instances at work now."""
 
@@ -277,7 +295,7 @@ class RunningInstances(Model):
     snapshot_results: tuple[Any, ...] = field(default=(), metadata=_from("snapshotResults", _list(_anything)))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Status(Model):
     """How far a pool or task has come. Progress runs from 0 to 100; range texts include both ends."""
 
@@ -328,7 +346,7 @@ class Status(Model):
         return self.running.instances if self.running else ()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class CompletedInstance(Model):
     """One instance of a task that has ended. ``state`` is Success or Failure."""
 
@@ -353,7 +371,7 @@ class CompletedInstance(Model):
         return (self.state or "").lower() == "success"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ElasticProperty(Model):
     """The elastic block as the server keeps it, active or not (the request's counterpart is ``Elastic``)."""
 
@@ -370,7 +388,7 @@ def _nested_text(key: str) -> Read:
     return lambda value: _text(value.get(key))
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class RemoteObject(Model):
     """What pools and tasks have in common."""
 
@@ -462,7 +480,7 @@ def _state(parse: Callable[[str], str]) -> Read:
     return read
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Pool(RemoteObject):
     """A pool. Qarnot API: ``GET /pools/{u}``."""
 
@@ -515,7 +533,7 @@ class Pool(RemoteObject):
         return self.scaling.active_policy_name if self.scaling else None
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Task(RemoteObject):
     """A task. Qarnot API: ``GET /tasks/{u}``. ``progress`` is 0 to 1 or 0 to 100: the sources disagree."""
 
@@ -612,7 +630,7 @@ def _asked(phase: Callable[[str], Phase], thing: RemoteObject) -> Phase:
         ) from None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Job(Model):
     """A job. Qarnot API: ``GET /jobs/{u}``."""
 
@@ -637,7 +655,7 @@ class Job(Model):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Quota(Model):
     """Computing allowed and used under one scheduling type; a reservation also has its key and name."""
 
@@ -654,7 +672,7 @@ class Quota(Model):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Quotas(Model):
     """Computing quotas of a user or an organization."""
 
@@ -664,7 +682,7 @@ class Quotas(Model):
     reserved: tuple[Quota, ...] = field(default=(), metadata=_from("reserved", _list(Quota.from_json)))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Project(Model):
     """A project of the account."""
 
@@ -676,7 +694,7 @@ class Project(Model):
     is_default: bool | None = field(default=None, metadata=_from("isDefault", _bool))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Account(Model):
     """The account behind the token. Qarnot API: ``GET /info``. Finished objects count in the counts."""
 
@@ -723,7 +741,7 @@ class Account(Model):
         return Quotas.from_json(self.computing_quotas.get("organization") or {})
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ProfileConstant(Model):
     """A constant a profile knows."""
 
@@ -732,7 +750,7 @@ class ProfileConstant(Model):
     description: str | None = field(default=None, metadata=_from("description", _text))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Profile(Model):
     """A kind of environment that pools and tasks run in. Qarnot API: ``GET /profiles/{name}``."""
 
@@ -743,7 +761,7 @@ class Profile(Model):
     licenses: tuple[Mapping[str, Any], ...] = field(default=(), metadata=_from("licenses", _list(_map)))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class CarbonFacts(Model):
     """Energy (Wh) and carbon (g CO2 equivalent) of a pool or task; the API's two spellings are both read."""
 
@@ -787,7 +805,7 @@ class CarbonFacts(Model):
     wue: float | None = field(default=None, metadata=_from("WUE", _float))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Budget(Model):
     """A budget of a project; amounts in euro cents."""
 
@@ -802,7 +820,7 @@ class Budget(Model):
     is_archived: bool | None = field(default=None, metadata=_from("isArchived", _bool))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Snapshot(Model):
     """A snapshot of a running task. ``status``: triggered, inProgress, success, failure."""
 

@@ -50,7 +50,7 @@ def _prefix(outer: str, inner: str) -> Any:
     return convert
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ResourceBucket(Record):
     """A bucket whose files the nodes get before they start.
 
@@ -88,7 +88,7 @@ class ResourceBucket(Record):
         return cls(bucket=value) if isinstance(value, str) else cls.from_mapping(value)
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class RetrySettings(Record):
     """How often Qarnot itself starts failed instances again. Qarnot API: ``retrySettings``."""
 
@@ -102,7 +102,7 @@ class RetrySettings(Record):
         }
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Elastic(Record):
     """The older way to let a pool grow and shrink; ``Scaling`` replaces it. Qarnot API: ``elasticProperty``.
 
@@ -155,7 +155,7 @@ class Elastic(Record):
         return cls.from_mapping(rest)
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class AlwaysPeriod(Record):
     """At any time."""
 
@@ -188,9 +188,9 @@ def _clock_text(value: time) -> str:
     return value.isoformat(timespec="microseconds" if value.microsecond else "seconds")
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class WeeklyPeriod(Record):
-    """On these days, from ``start_time_utc`` to ``end_time_utc``, every week. Times: ``datetime.time`` or HH:MM[:SS]."""
+    """On these days, from ``start_time_utc`` to ``end_time_utc`` (``datetime.time`` or HH:MM[:SS]), every week."""
 
     name: str = field(metadata=at("name", text(minimum=1)))
     days: Sequence[str] = field(metadata=at("days", listing(_weekday, most=7), list))
@@ -256,7 +256,7 @@ def _unique(owner: Record, name: str, items: Sequence[Any]) -> None:
             raise invalid(type(owner), name, f"has the name {one!r} twice", "Give each its own name.")
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ManagedTasksQueuePolicy(Record):
     """Grow with the queue of tasks, shrink when slots are idle. Qarnot API: policy ``ManagedTasksQueue``.
 
@@ -305,7 +305,7 @@ class ManagedTasksQueuePolicy(Record):
         }
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class FixedPolicy(Record):
     """Always this many slots. Qarnot API: policy ``Fixed``."""
 
@@ -331,7 +331,7 @@ Policy = ManagedTasksQueuePolicy | FixedPolicy | OtherPart
 _POLICIES: dict[str, type[Record]] = {"ManagedTasksQueue": ManagedTasksQueuePolicy, "Fixed": FixedPolicy}
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Scaling(Record):
     """How the size of a pool follows demand and the clock: the first policy with a matching period rules.
 
@@ -394,7 +394,7 @@ _CONSTRAINTS: dict[str, tuple[str, Any] | None] = {
 }
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class HardwareConstraint(Record):
     """What a node must have; made by the class methods. Qarnot API: ``hardwareConstraints``."""
 
@@ -522,7 +522,7 @@ def _keyed(key: str) -> Any:
     return listing(item)
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class SecretsAccess(Record):
     """Which secrets of the account's vault the object may read. Qarnot API: ``secretsAccessRights``."""
 
@@ -534,7 +534,7 @@ class SecretsAccess(Record):
     )
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Privileges(Record):
     """``export_api_and_storage_credentials_in_environment``: the instances see the account's credentials."""
 
@@ -543,7 +543,7 @@ class Privileges(Record):
     )
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ForcedConstant(Record):
     """A profile constant given a value (developer permission). Qarnot API: ``forcedConstants``."""
 
@@ -559,7 +559,7 @@ class ForcedConstant(Record):
         return f"ForcedConstant(constant_name={self.constant_name!r}, forced_value='***')"
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class NetworkRule(Record):
     """A port opened between a node and the outside (developer permission). Qarnot API: ``forcedNetworkRules``."""
 
@@ -581,7 +581,7 @@ class NetworkRule(Record):
 CONDITIONS = ("success", "failure", "cancelled")
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class TaskDependency(Record):
     """A task that must have ended first. ``conditions``: the ends that will do (any, when empty)."""
 

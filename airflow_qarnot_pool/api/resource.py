@@ -177,8 +177,8 @@ class Resource(Generic[SpecT, ModelT]):
         """
         body: dict[str, Any] = {}
         if fields is not None:
-            names = [*fields]
-            body["select"] = {"fields": names if "Uuid" in names else ["Uuid", *names]}
+            names = dict.fromkeys(("Uuid", *fields))
+            body["select"] = {"fields": builtins.list(names)}
         if filter is not None:
             body["filter"] = filter
         if limit is not None:

@@ -189,7 +189,7 @@ def _image(value: Any) -> str:
     return image
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class _Spec(Record):
     """What pools and tasks have in common."""
 
@@ -333,7 +333,7 @@ def _short_hash(value: Any, length: int = 8) -> str:
 _RESULTS_HINT = "A pool has no result bucket: results belong to tasks, so give result_bucket to the task."
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class PoolSpec(_Spec):
     """A pool to be created. Qarnot API: ``POST /pools``.
 
@@ -402,7 +402,7 @@ class PoolSpec(_Spec):
             object.__setattr__(self, "instance_count", 1)
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class TaskSpec(_Spec):
     """A task to be created, on a pool or on its own. Qarnot API: ``POST /tasks``.
 
