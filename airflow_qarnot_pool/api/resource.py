@@ -177,7 +177,7 @@ class Resource(Generic[SpecT, ModelT]):
         """
         body: dict[str, Any] = {}
         if fields is not None:
-            names = dict.fromkeys(("Uuid", *fields))
+            names = {"Uuid": None} | dict.fromkeys(fields)
             body["select"] = {"fields": builtins.list(names)}
         if filter is not None:
             body["filter"] = filter
