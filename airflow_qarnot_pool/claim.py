@@ -79,7 +79,8 @@ def claim(
     """
     if clash := foreign_labels(spec.labels):
         raise QarnotInvalidSpecError(
-            f"labels may not start with 'airflow.', which this provider uses: {', '.join(clash)}", field="labels"
+            f"labels may not start with 'airflow.', which this provider uses: {', '.join(clash)}",
+            field="labels",
         )
     fingerprint = spec.fingerprint()
     found = _lookup(resource, life) if life.has_history else {}
@@ -196,7 +197,9 @@ def _oldest(resource: PoolResource | TaskResource, life: Life, fingerprint: str,
     found = _lookup(resource, life)
     plan = decide(life, [Relic.of(one) for one in found.values()], fingerprint)
     for uuid in plan.end:
-        log.warning("Ending %s %s, a double of %s", resource.kind, uuid, plan.use.uuid if plan.use else created)
+        log.warning(
+            "Ending %s %s, a double of %s", resource.kind, uuid, plan.use.uuid if plan.use else created
+        )
         end(resource, uuid)
     if plan.use is None or plan.use.uuid == created:
         generation = plan.use.generation if plan.use else plan.generation

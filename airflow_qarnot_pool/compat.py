@@ -13,7 +13,7 @@ try:
         TaskDeferralTimeout,
     )
 except ImportError:  # 3.1, where airflow.sdk.exceptions lacks most of them
-    from airflow.exceptions import (  # type: ignore[no-redef,attr-defined]
+    from airflow.exceptions import (  # type: ignore[no-redef]
         AirflowException,
         AirflowSensorTimeout,
         AirflowSkipException,

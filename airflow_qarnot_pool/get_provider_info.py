@@ -36,6 +36,7 @@ def get_provider_info() -> dict[str, Any]:
                 "integration-name": "Qarnot",
                 "python-modules": [
                     "airflow_qarnot_pool.operators.pool",
+                    "airflow_qarnot_pool.operators.reap",
                     "airflow_qarnot_pool.operators.task",
                 ],
             }
@@ -52,6 +53,7 @@ def get_provider_info() -> dict[str, Any]:
                 "python-modules": ["airflow_qarnot_pool.triggers.pool", "airflow_qarnot_pool.triggers.task"],
             }
         ],
+        "cli": ["airflow_qarnot_pool.cli.get_cli_commands"],
         "connection-types": [form.metadata()],
         "extra-links": [
             "airflow_qarnot_pool.links.QarnotPoolLink",
@@ -67,7 +69,9 @@ def get_provider_info() -> dict[str, Any]:
                         None,
                         "production",
                     ),
-                    "poll_interval": _option("Seconds between two looks at what is waited for.", "float", "5"),
+                    "poll_interval": _option(
+                        "Seconds between two looks at what is waited for.", "float", "5"
+                    ),
                     "console_url": _option(
                         "Web console that links lead to.", "string", "https://tasq.qarnot.com"
                     ),

@@ -103,7 +103,9 @@ class Life:
 
     def shortname(self, generation: int) -> str:
         """The remote name of one generation: readable start, then what makes it unique."""
-        readable = re.sub(r"[^a-z0-9]+", "-", self.task_id.rsplit(".", 1)[-1].lower()).strip("-")[:20].strip("-")
+        readable = (
+            re.sub(r"[^a-z0-9]+", "-", self.task_id.rsplit(".", 1)[-1].lower()).strip("-")[:20].strip("-")
+        )
         return f"{readable or 'airflow'}-{self.lineage}-{generation}"
 
     def labels(self, generation: int, fingerprint: str) -> dict[str, str]:

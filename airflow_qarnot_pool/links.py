@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperatorLink
 
 if TYPE_CHECKING:
-    from airflow.models.taskinstancekey import TaskInstanceKey
     from airflow.sdk import BaseOperator
+    from airflow.sdk.types import TaskInstanceKey
 
 
 class _ConsoleLink(BaseOperatorLink):
     """Airflow stores what :meth:`get_link` answers after every slice of a task, also when it defers."""
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
-        return getattr(operator, "console_links", {}).get(self.xcom_key, "")
+        links: dict[str, str] = getattr(operator, "console_links", {})
+        return links.get(self.xcom_key, "")
 
 
 class QarnotPoolLink(_ConsoleLink):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -79,8 +80,6 @@ class QarnotHook(BaseHook):
             )
             if used is not None and most is not None
         ]
-        try:
+        with suppress(QarnotError):  # not every account may see its credits
             left.append(f"{client.account.credits():.2f} EUR of credits left")
-        except QarnotError:
-            pass  # not every account may see its credits
         return True, f"Connected as {account.email or 'an account without e-mail'}; in use: {', '.join(left)}"

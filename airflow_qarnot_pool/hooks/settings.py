@@ -48,7 +48,10 @@ class ConnectionSettings:
 
         def refuse(name: str, problem: str) -> QarnotInvalidSpecError:
             return QarnotInvalidSpecError(
-                f"Connection {conn_id!r}, field {name!r}: {problem}", field=name, kind="connection", ref=conn_id
+                f"Connection {conn_id!r}, field {name!r}: {problem}",
+                field=name,
+                kind="connection",
+                ref=conn_id,
             )
 
         if not connection.password:
@@ -58,7 +61,9 @@ class ConnectionSettings:
             raise refuse("host", f"{url!r} is not a URL such as {DEFAULT_API_URL}")
         namespace = extra.get("namespace") or _option("namespace")
         if namespace and not _NAMESPACE.fullmatch(str(namespace)):
-            raise refuse("namespace", f"{namespace!r} may only have letters, digits, '-', '_' and '.' (63 at most)")
+            raise refuse(
+                "namespace", f"{namespace!r} may only have letters, digits, '-', '_' and '.' (63 at most)"
+            )
         return cls(
             conn_id=conn_id,
             url=url,
@@ -70,9 +75,9 @@ class ConnectionSettings:
             proxy=extra.get("proxy"),
             timeout=_number(extra, "timeout", 30.0, 0.1, refuse),
             retries=int(_number(extra, "retries", 6, 0, refuse)),
-            console_url=str(
-                extra.get("console_url") or _option("console_url") or DEFAULT_CONSOLE_URL
-            ).rstrip("/"),
+            console_url=str(extra.get("console_url") or _option("console_url") or DEFAULT_CONSOLE_URL).rstrip(
+                "/"
+            ),
         )
 
     def client(self, **overrides: Any) -> QarnotClient:

@@ -17,6 +17,7 @@ from airflow_qarnot_pool.api.errors import (
     QarnotGoneError,
     QarnotInvalidSpecError,
     QarnotNotFoundError,
+    QarnotQuotaError,
     QarnotUnavailableError,
 )
 from airflow_qarnot_pool.claim import Claim, Decision, claim, end, end_life
@@ -102,6 +103,7 @@ class WaitingOperator(QarnotOperator):
     :param poll_interval: seconds (or a timedelta) between two looks; default: ``[qarnot] poll_interval``.
     :param wait_timeout: longest wait; default: no limit but ``execution_timeout``, which counts across deferral.
     :param cancel_on_kill: end the remote object when the Airflow task is killed, cleared or runs out of time.
+    :param wait_for_quota: how long to wait for room when a quota of the account is reached; default: fail at once.
     """
 
     kind: ClassVar[Kind]
@@ -116,6 +118,7 @@ class WaitingOperator(QarnotOperator):
         poll_interval: float | timedelta | None = None,
         wait_timeout: timedelta | None = None,
         cancel_on_kill: bool = True,
+        wait_for_quota: timedelta | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -124,6 +127,8 @@ class WaitingOperator(QarnotOperator):
         self.poll_interval = poll_interval
         self.wait_timeout = wait_timeout
         self.cancel_on_kill = cancel_on_kill
+        self.wait_for_quota = wait_for_quota
+        self._quota_deadline: datetime | None = None
         check_wait(poll_interval, wait_timeout)
         self._work: RemoteWork | None = None
 
@@ -140,7 +145,12 @@ class WaitingOperator(QarnotOperator):
         """Get the one remote object of this Airflow task, and make it known before anything else can fail."""
         life = Life.of(context, self.hook.settings.namespace)
         self._work = work = RemoteWork(self.kind, self.hook.settings, life)
-        claimed = claim(self._resource, spec, life, refine)
+        while True:
+            try:
+                claimed = claim(self._resource, spec, life, refine)
+                break
+            except QarnotQuotaError as error:
+                self._wait_for_room(error, work.killed)
         work.uuid = claimed.uuid
         if work.killed.is_set() and self.cancel_on_kill:
             # on_kill came while the request was under way and had nothing to end yet.
@@ -149,6 +159,38 @@ class WaitingOperator(QarnotOperator):
         context["ti"].xcom_push(key=self.uuid_key, value=claimed.uuid)
         self._show_link(context, self.kind, claimed.uuid)
         return claimed
+
+    def _wait_for_room(self, error: QarnotQuotaError, killed: threading.Event) -> None:
+        """Wait before trying again, on this worker or deferred; raise *error* where there is no time to wait."""
+        if self.wait_for_quota is None or killed.is_set():
+            raise error
+        now = datetime.now(UTC)
+        self._quota_deadline = self._quota_deadline or now + self.wait_for_quota
+        if now >= self._quota_deadline:
+            raise error
+        interval = seconds_between_looks(self.poll_interval)
+        self.log.info(
+            "%s Waiting for room until %s.", error, self._quota_deadline.isoformat(timespec="seconds")
+        )
+        if self.deferrable:
+            from airflow_qarnot_pool.triggers.quota import QarnotQuotaTrigger
+
+            self.defer(
+                trigger=QarnotQuotaTrigger(
+                    qarnot_conn_id=self.qarnot_conn_id,
+                    kind=self.kind,
+                    poll_interval=interval,
+                    deadline=self._quota_deadline.isoformat(),
+                ),
+                method_name="execute_with_room",
+                timeout=self._quota_deadline - now + BACKSTOP,
+            )
+        killed.wait(min(interval, (self._quota_deadline - now).total_seconds()))
+
+    def execute_with_room(self, context: Context, event: Mapping[str, Any]) -> Any:
+        """Try again: the account has room, or the time to wait for it is over."""
+        self._quota_deadline = datetime.fromisoformat(event["deadline"])
+        return self.execute(context)
 
     # --- waiting
 
@@ -227,9 +269,7 @@ class WaitingOperator(QarnotOperator):
             self._work.killed.set()
             self._end("the Airflow task is killed")
 
-    def resume_execution(
-        self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context
-    ) -> Any:
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """End the remote object where Airflow gave up the trigger: then nobody else does."""
         try:
             return super().resume_execution(next_method, next_kwargs, context)
@@ -270,7 +310,9 @@ class WaitingOperator(QarnotOperator):
 def check_wait(poll_interval: float | timedelta | None, wait_timeout: timedelta | None) -> None:
     """Refuse nonsense when the DAG is parsed."""
     if poll_interval is not None and not seconds_between_looks(poll_interval) > 0:
-        raise QarnotInvalidSpecError(f"poll_interval must be more than 0, not {poll_interval!r}", field="poll_interval")
+        raise QarnotInvalidSpecError(
+            f"poll_interval must be more than 0, not {poll_interval!r}", field="poll_interval"
+        )
     if wait_timeout is not None and (not isinstance(wait_timeout, timedelta) or wait_timeout <= timedelta()):
         raise QarnotInvalidSpecError(
             f"wait_timeout must be a timedelta of more than 0, not {wait_timeout!r}", field="wait_timeout"
@@ -345,5 +387,3 @@ def reference(value: Any, parameter: str) -> str:
             field=parameter,
         )
     return ref.strip()
-
-

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from airflow_qarnot_pool.api import specs
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
+
+if TYPE_CHECKING:
+    from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
 
 
 def given(
@@ -23,12 +25,30 @@ def given(
     return values
 
 
-def check_tags(tags: Any) -> None:
+def pool_spec(values: Mapping[str, Any]) -> PoolSpec:
+    """A checked pool spec. Loaded here and not above: importing an operator module must cost nothing."""
+    from airflow_qarnot_pool.api.specs import PoolSpec
+
+    _check_tags(values.get("tags"))
+    return PoolSpec.from_mapping(values)
+
+
+def task_spec(values: Mapping[str, Any]) -> TaskSpec:
+    """A checked spec of a Qarnot task."""
+    from airflow_qarnot_pool.api.specs import TaskSpec
+
+    _check_tags(values.get("tags"))
+    return TaskSpec.from_mapping(values)
+
+
+def _check_tags(tags: Any) -> None:
     """Qarnot takes ten tags, of which three are ours."""
-    if isinstance(tags, (list, tuple)) and len(tags) > specs.MAX_USER_TAGS:
+    from airflow_qarnot_pool.api.specs import MAX_TAGS, MAX_USER_TAGS, OUR_TAGS
+
+    if isinstance(tags, (list, tuple)) and len(tags) > MAX_USER_TAGS:
         raise QarnotInvalidSpecError(
-            f"{len(tags)} tags are too many: Qarnot takes {specs.MAX_TAGS}, of which this provider needs "
-            f"{specs.OUR_TAGS}, so {specs.MAX_USER_TAGS} are yours",
+            f"{len(tags)} tags are too many: Qarnot takes {MAX_TAGS}, of which this provider needs "
+            f"{OUR_TAGS}, so {MAX_USER_TAGS} are yours",
             field="tags",
         )
 

@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow_qarnot_pool.api import specs, states
+from airflow_qarnot_pool.api import states
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError, QarnotNotFoundError
-from airflow_qarnot_pool.claim import end
+from airflow_qarnot_pool.claim import claim, end
 from airflow_qarnot_pool.conditions import POOL_CLOSED, POOL_READY, Condition, Ending, Outcome
 from airflow_qarnot_pool.exceptions import QarnotPoolEndedError
 from airflow_qarnot_pool.links import LINKS
 from airflow_qarnot_pool.operators.base import QarnotOperator, WaitingOperator, already, reference
-from airflow_qarnot_pool.operators.parameters import check_tags, given, is_uuid
+from airflow_qarnot_pool.operators.parameters import given, is_uuid, pool_spec
 from airflow_qarnot_pool.templates import is_templated, known_at_parse
 from airflow_qarnot_pool.triggers.keys import POOL_KEY
+from airflow_qarnot_pool.warmth import WARM_UP, cooling_down, warm_up
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from airflow.sdk import Context
 
+    from airflow_qarnot_pool.api.specs import Elastic, PoolSpec, ResourceBucket, Scaling
     from airflow_qarnot_pool.triggers.base import QarnotTrigger
+
+
+_POOL_FIELDS = (
+    "name",
+    "profile",
+    "instance_count",
+    "slots_per_node",
+    "elastic",
+    "scaling",
+    "constants",
+    "resource_buckets",
+    "tags",
+)
 
 
 class _PoolOperator(WaitingOperator):
@@ -54,23 +70,19 @@ class QarnotCreatePoolOperator(_PoolOperator):
     :param pool_spec: any other field of :class:`~airflow_qarnot_pool.api.specs.PoolSpec`, by its name there or
         in the API.
     :param ready_when: what to wait for: a state, or a number of running instances. Default: ``FullyExecuting``
-        for a pool of fixed size; a pool with ``elastic`` or ``scaling``, which may rest at no nodes, is
-        not waited for.
+        for a pool of fixed size, all slots for one with ``keep_warm``; a pool with ``elastic`` or ``scaling``,
+        which may rest at no nodes, is not waited for.
+    :param keep_warm: make a pool of ``instance_count`` slots that cools down by itself: nodes boot on demand and
+        go after this long without work, whether Airflow is alive or not.
+    :param warm_up: boot all nodes of such a pool at once; otherwise the first Qarnot task does.
     """
 
     template_fields = (
         *WaitingOperator.template_fields,
-        "name",
-        "profile",
-        "instance_count",
-        "slots_per_node",
-        "elastic",
-        "scaling",
-        "constants",
-        "resource_buckets",
-        "tags",
+        *_POOL_FIELDS,
         "pool_spec",
         "ready_when",
+        "warm_up",
     )
     template_fields_renderers = {"pool_spec": "json", "scaling": "json", "elastic": "json"}
 
@@ -81,13 +93,15 @@ class QarnotCreatePoolOperator(_PoolOperator):
         profile: str | None = None,
         instance_count: int | str | None = None,
         slots_per_node: int | str | None = None,
-        elastic: specs.Elastic | Mapping[str, Any] | str | None = None,
-        scaling: specs.Scaling | Mapping[str, Any] | str | None = None,
+        elastic: Elastic | Mapping[str, Any] | str | None = None,
+        scaling: Scaling | Mapping[str, Any] | str | None = None,
         constants: Mapping[str, str] | None = None,
-        resource_buckets: Iterable[str | specs.ResourceBucket] | None = None,
+        resource_buckets: Iterable[str | ResourceBucket] | None = None,
         tags: Iterable[str] | None = None,
         pool_spec: Mapping[str, Any] | None = None,
         ready_when: str | int | None = None,
+        keep_warm: timedelta | None = None,
+        warm_up: bool | str = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -102,6 +116,8 @@ class QarnotCreatePoolOperator(_PoolOperator):
         self.tags = tags
         self.pool_spec = pool_spec
         self.ready_when = ready_when
+        self.keep_warm = keep_warm
+        self.warm_up = warm_up
         known = known_at_parse(self._given())
         self._spec(known)
         if not is_templated([ready_when, instance_count]):
@@ -110,24 +126,45 @@ class QarnotCreatePoolOperator(_PoolOperator):
     def _given(self) -> dict[str, Any]:
         return given(
             self,
-            ("name", "profile", "instance_count", "slots_per_node", "elastic", "scaling", "constants")
-            + ("resource_buckets", "tags"),
+            (
+                "name",
+                "profile",
+                "instance_count",
+                "slots_per_node",
+                "elastic",
+                "scaling",
+                "constants",
+                "resource_buckets",
+                "tags",
+            ),
             self.pool_spec,
             "pool_spec",
         )
 
-    def _spec(self, values: Mapping[str, Any]) -> specs.PoolSpec:
-        check_tags(values.get("tags"))
-        return specs.PoolSpec.from_mapping({"name": f"{self.dag_id}.{self.task_id}", **values})
+    def _spec(self, values: Mapping[str, Any]) -> PoolSpec:
+        values = {"name": f"{self.dag_id}.{self.task_id}", **values}
+        if self.keep_warm is None:
+            return pool_spec(values)
+        if {"elastic", "scaling"} & values.keys():
+            raise QarnotInvalidSpecError(
+                "keep_warm makes the pool's scaling, so elastic and scaling cannot be given, too",
+                field="keep_warm",
+            )
+        fixed = pool_spec(values)
+        return replace(
+            fixed, instance_count=None, scaling=cooling_down(fixed.instance_count or 1, self.keep_warm)
+        )
 
     def _condition(self, values: Mapping[str, Any]) -> Condition | None:
         """What to wait for, or None to go on at once."""
         ready = self.ready_when
         if ready in (None, ""):
+            if self.keep_warm is not None:
+                slots = pool_spec({"name": "size", **values}).instance_count
+                return Condition(kind="pool", ready_slots=slots) if self._warms_up else None
             return None if {"elastic", "scaling"} & values.keys() else POOL_READY
         if isinstance(ready, int) or str(ready).strip().isdigit():
-            slots = int(str(ready))
-            size = str(values.get("instance_count", "")).strip()
+            slots, size = int(str(ready)), str(values.get("instance_count", "")).strip()
             if size.isdigit() and slots > int(size):
                 raise QarnotInvalidSpecError(
                     f"ready_when asks for {slots} running instances of a pool of {size}", field="ready_when"
@@ -135,35 +172,50 @@ class QarnotCreatePoolOperator(_PoolOperator):
             return Condition(kind="pool", ready_slots=slots)
         return Condition(kind="pool", targets=(str(ready),))
 
+    @property
+    def _warms_up(self) -> bool:
+        return self.keep_warm is not None and str(self.warm_up).strip().lower() not in ("false", "no", "0")
+
     def execute(self, context: Context) -> str:
         values = self._given()
         spec, condition = self._spec(values), self._condition(values)
         claimed = self._claim(context, spec)
-        if not self.wait_for_completion or condition is None:
-            return claimed.uuid
-        outcome = already(claimed, condition)
-        return self._closing_on_error(outcome, claimed.uuid, condition, self._deadline(context))
+        outcome = already(claimed, condition) if condition else None
+        with self._closing_on_error():
+            carry = {}
+            if self._warms_up and outcome is None:
+                size = pool_spec({**values, "name": spec.name}).instance_count or 1
+                carry["warm_up"] = self._submit_warm_up(spec, claimed.uuid, size)
+            if not self.wait_for_completion or condition is None:
+                return claimed.uuid
+            return self._ready(outcome or self._wait(claimed.uuid, condition, self._deadline(context), carry))
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> str:
         """Return the uuid of the pool that is ready, or close it and say why it is not."""
-        return self._closing_on_error(self._resumed(context, event))
+        outcome = self._resumed(context, event)
+        with self._closing_on_error():
+            return self._ready(outcome)
 
-    def _closing_on_error(
-        self,
-        outcome: Outcome | None,
-        uuid: str = "",
-        condition: Condition = POOL_READY,
-        deadline: datetime | None = None,
-    ) -> str:
-        """Finish the wait; when it fails nobody will use the pool, and a failed setup has no teardown."""
+    @contextmanager
+    def _closing_on_error(self) -> Iterator[None]:
+        """A pool that does not become ready is closed: nobody will use it, and a failed setup has no teardown."""
         try:
-            outcome = outcome or self._wait(uuid, condition, deadline)
-            self._raise_for(outcome)
-            if outcome.ending is Ending.IMPOSSIBLE:
-                raise QarnotPoolEndedError(outcome.message, kind="pool", ref=outcome.uuid)
+            yield
         except Exception:
             self._end("it did not become ready")
             raise
+
+    def _submit_warm_up(self, spec: PoolSpec, pool: str, size: int) -> str:
+        assert self._work is not None
+        task = warm_up(spec.name, pool, size, self.wait_timeout)
+        return claim(self.client.tasks, task, self._work.life.for_part(WARM_UP)).uuid
+
+    def _ready(self, outcome: Outcome) -> str:
+        self._raise_for(outcome)
+        if outcome.ending is Ending.IMPOSSIBLE:
+            raise QarnotPoolEndedError(outcome.message, kind="pool", ref=outcome.uuid)
+        if warm := outcome.carry.get("warm_up"):
+            end(self.client.tasks, warm)
         self.log.info("Pool %s is %s", outcome.uuid, outcome.state)
         return outcome.uuid
 
@@ -195,8 +247,8 @@ class QarnotUpdatePoolOperator(QarnotOperator):
         self,
         *,
         qarnot_pool: Any,
-        elastic: specs.Elastic | Mapping[str, Any] | str | None = None,
-        scaling: specs.Scaling | Mapping[str, Any] | str | None = None,
+        elastic: Elastic | Mapping[str, Any] | str | None = None,
+        scaling: Scaling | Mapping[str, Any] | str | None = None,
         constants: Mapping[str, str] | None = None,
         tags: Iterable[str] | None = None,
         sync_resources: bool = False,
@@ -218,9 +270,8 @@ class QarnotUpdatePoolOperator(QarnotOperator):
     def _given(self) -> dict[str, Any]:
         return given(self, ("elastic", "scaling", "constants", "tags"))
 
-    def _changes(self, values: Mapping[str, Any]) -> specs.PoolSpec:
-        check_tags(values.get("tags"))
-        return specs.PoolSpec.from_mapping({"name": "update", **values})
+    def _changes(self, values: Mapping[str, Any]) -> PoolSpec:
+        return pool_spec({"name": "update", **values})
 
     def execute(self, context: Context) -> str:
         changes = self._changes(self._given())

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
-from airflow_qarnot_pool.api import specs, states
+from airflow_qarnot_pool.api import states
 from airflow_qarnot_pool.api.errors import QarnotError, QarnotInvalidSpecError, QarnotRefusedError
 from airflow_qarnot_pool.claim import Decision
 from airflow_qarnot_pool.conditions import TASK_ENDED
@@ -18,7 +18,7 @@ from airflow_qarnot_pool.exceptions import (
 )
 from airflow_qarnot_pool.links import LINKS
 from airflow_qarnot_pool.operators.base import WaitingOperator, already, reference
-from airflow_qarnot_pool.operators.parameters import check_tags, given, is_uuid
+from airflow_qarnot_pool.operators.parameters import given, is_uuid, task_spec
 from airflow_qarnot_pool.output import failure_report, log_output
 from airflow_qarnot_pool.templates import known_at_parse
 from airflow_qarnot_pool.triggers.keys import TASK_KEY
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from airflow_qarnot_pool.api.models import Task
+    from airflow_qarnot_pool.api.specs import ResourceBucket, RetrySettings, TaskSpec
     from airflow_qarnot_pool.claim import Claim
     from airflow_qarnot_pool.conditions import Outcome
     from airflow_qarnot_pool.triggers.base import QarnotTrigger
@@ -103,11 +104,11 @@ class QarnotRunTaskOperator(WaitingOperator):
         instance_count: int | str | None = None,
         ranges: str | None = None,
         constants: Mapping[str, str] | None = None,
-        resource_buckets: Iterable[str | specs.ResourceBucket] | None = None,
+        resource_buckets: Iterable[str | ResourceBucket] | None = None,
         result_bucket: str | None = None,
         results_prefix: str | None = None,
         results_whitelist: str | None = None,
-        remote_retries: int | str | specs.RetrySettings | Mapping[str, Any] | None = None,
+        remote_retries: int | str | RetrySettings | Mapping[str, Any] | None = None,
         registry_conn_id: str | None = None,
         tags: Iterable[str] | None = None,
         task_spec: Mapping[str, Any] | None = None,
@@ -139,9 +140,13 @@ class QarnotRunTaskOperator(WaitingOperator):
                 f"retry_scope must be 'failed' or 'all', not {retry_scope!r}", field="retry_scope"
             )
         if command is None and "DOCKER_CMD" not in (constants or {}) and not task_spec:
-            raise QarnotInvalidSpecError("command is missing: what should the Qarnot task run?", field="command")
+            raise QarnotInvalidSpecError(
+                "command is missing: what should the Qarnot task run?", field="command"
+            )
         # Only whether there is a pool matters here; which one is often known at run time only.
-        self._spec(known_at_parse(self._given()), pool="known-at-run-time" if qarnot_pool is not None else None)
+        self._spec(
+            known_at_parse(self._given()), pool="known-at-run-time" if qarnot_pool is not None else None
+        )
 
     # --- what to run
 
@@ -156,13 +161,10 @@ class QarnotRunTaskOperator(WaitingOperator):
             )
         return values
 
-    def _spec(self, values: Mapping[str, Any], pool: str | None) -> specs.TaskSpec:
-        check_tags(values.get("tags"))
-        return specs.TaskSpec.from_mapping(
-            {"name": f"{self.dag_id}.{self.task_id}", "pool": pool, **values}
-        )
+    def _spec(self, values: Mapping[str, Any], pool: str | None) -> TaskSpec:
+        return task_spec({"name": f"{self.dag_id}.{self.task_id}", "pool": pool, **values})
 
-    def _spec_now(self) -> specs.TaskSpec:
+    def _spec_now(self) -> TaskSpec:
         """The spec with everything rendered, the pool's uuid and the registry's login."""
         pool = None
         if self.qarnot_pool is not None:
@@ -212,7 +214,7 @@ class QarnotRunTaskOperator(WaitingOperator):
             outcome = self._wait(claimed.uuid, TASK_ENDED, deadline, carry)
         return self._finish(context, outcome, carry)
 
-    def _claim_task(self, context: Context, spec: specs.TaskSpec) -> Claim:
+    def _claim_task(self, context: Context, spec: TaskSpec) -> Claim:
         refine = None if self.retry_scope == "all" else without_succeeded
         try:
             return self._claim(context, spec, refine)
@@ -261,7 +263,9 @@ class QarnotRunTaskOperator(WaitingOperator):
     def _cancelled(self, context: Context, task: Task, carry: Mapping[str, Any]) -> dict[str, Any]:
         """Somebody else cancelled it. One that an earlier try left may have been on its way out: run it again."""
         if carry.get("decision") == Decision.ADOPTED and not carry.get("resubmitted"):
-            self.log.info("Qarnot task %s, taken over from an earlier try, was cancelled; submitting again", task.uuid)
+            self.log.info(
+                "Qarnot task %s, taken over from an earlier try, was cancelled; submitting again", task.uuid
+            )
             deadline = carry.get("deadline")
             return self._submit_and_wait(
                 context, datetime.fromisoformat(deadline) if deadline else None, resubmitted=True
@@ -296,7 +300,7 @@ class QarnotRunTaskOperator(WaitingOperator):
         return QarnotTaskTrigger
 
 
-def without_succeeded(spec: specs.TaskSpec, earlier: Iterable[Task]) -> specs.TaskSpec:
+def without_succeeded(spec: TaskSpec, earlier: Iterable[Task]) -> TaskSpec:
     """*spec* for the instances that no earlier generation ran to success; all of them where none is left."""
     from dataclasses import replace
 

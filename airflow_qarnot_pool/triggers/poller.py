@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from airflow_qarnot_pool.api import filters
@@ -188,7 +189,9 @@ class Poller:
     def _pause_after(self, error: Exception) -> float:
         """Seconds to wait after a failed round; fails the waiters where the error will not pass."""
         self._failures += 1
-        pause = min(LONGEST_BACKOFF, self._interval() * 2 ** min(self._failures, 10)) * random.uniform(0.8, 1.2)
+        pause = min(LONGEST_BACKOFF, self._interval() * 2 ** min(self._failures, 10)) * random.uniform(
+            0.8, 1.2
+        )
         if isinstance(error, QarnotCredentialsError):
             self._refused += 1
             self._settings_read = float("-inf")
@@ -233,6 +236,9 @@ class Poller:
         assert self._client is not None
         return self._client.pools if self.kind == "pool" else self._client.tasks
 
+    def _search(self, uuids: list[str]) -> list[Pool | Task]:
+        return self._resource.search(filters.in_("Uuid", uuids), fields=FIELDS, limit=len(uuids))
+
     # --- one round
 
     async def _round(self) -> None:
@@ -274,12 +280,8 @@ class Poller:
             chunk = [uuid for uuid in chunk if uuid in self._waiters]
             if not chunk:
                 continue
-            resource = self._resource
-            wanted = filters.in_("Uuid", chunk)
             try:
-                found = await self._ask(
-                    lambda r=resource, w=wanted, n=len(chunk): r.search(w, fields=FIELDS, limit=n)  # type: ignore[misc]
-                )
+                found = await self._ask(partial(self._search, chunk))
             except QarnotRefusedError as error:
                 if len(chunk) == 1:
                     self._fail(chunk, error)

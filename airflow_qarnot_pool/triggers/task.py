@@ -8,7 +8,6 @@ from airflow_qarnot_pool.triggers.base import QarnotTrigger, own_xcom, task_stat
 from airflow_qarnot_pool.triggers.keys import TASK_KEY
 
 
-
 class QarnotTaskTrigger(QarnotTrigger):
     """Wait for a Qarnot task; a kill of the Airflow task aborts it."""
 

@@ -1,0 +1,62 @@
+"""``airflow qarnot``: the reaper from the command line. Airflow imports this at every CLI start, so it is small."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from datetime import timedelta
+
+from airflow.cli.cli_config import ActionCommand, Arg, GroupCommand, lazy_load_command
+
+
+def get_cli_commands() -> list[GroupCommand]:
+    """The commands of this provider."""
+    reap_command = ActionCommand(
+        name="reap",
+        help="Close pools whose DAG run is over or gone, or which have been idle too long",
+        func=lazy_load_command("airflow_qarnot_pool.cli.reap"),
+        args=(
+            Arg(("--conn-id",), help="Connection of type qarnot", default="qarnot_default"),
+            Arg(("--dry-run",), help="Only report", action="store_true"),
+            Arg(
+                ("--grace-minutes",), help="Spare pools of finished runs this long", type=float, default=15.0
+            ),
+            Arg(("--idle-minutes",), help="Spare idle pools this long", type=float, default=60.0),
+        ),
+    )
+    return [
+        GroupCommand(name="qarnot", help="Look after Qarnot pools", subcommands=(reap_command,)),
+    ]
+
+
+def reap(args: Namespace) -> None:
+    """``airflow qarnot reap``: as ``QarnotReapPoolsOperator``, with the DAG runs read from the database."""
+    from airflow_qarnot_pool.hooks.qarnot import QarnotHook
+    from airflow_qarnot_pool.reaper import Limits
+    from airflow_qarnot_pool.reaper import reap as reap_pools
+
+    hook = QarnotHook(args.conn_id)
+    report = reap_pools(
+        hook.client,
+        hook.settings.namespace if hook.settings.namespace_is_explicit else None,
+        _run_state,
+        Limits(grace=timedelta(minutes=args.grace_minutes), idle=timedelta(minutes=args.idle_minutes)),
+        dry_run=args.dry_run,
+    )
+    for entry in report.entries:
+        print(f"{entry.action:<7}{entry.uuid}  {entry.name or ''}: {entry.reason}")
+    counts = report.to_json()
+    would = "would be " if args.dry_run else ""
+    print(f"{counts['closed']} {would}closed, {counts['deleted']} {would}deleted, {counts['kept']} kept")
+    if report.failures:
+        raise SystemExit("\n".join(["Could not look after:", *report.failures]))
+
+
+def _run_state(dag_id: str, run_id: str) -> str | None:
+    """The state of a DAG run; the command line reads the database, where no task runner answers."""
+    from airflow.models.dagrun import DagRun
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    with create_session() as session:
+        state = session.scalar(select(DagRun.state).where(DagRun.dag_id == dag_id, DagRun.run_id == run_id))
+    return None if state is None else str(getattr(state, "value", state))

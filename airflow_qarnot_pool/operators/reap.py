@@ -1,0 +1,77 @@
+"""Close pools that outlived their use."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow_qarnot_pool.exceptions import QarnotError
+from airflow_qarnot_pool.operators.base import QarnotOperator
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+
+class QarnotReapPoolsOperator(QarnotOperator):
+    """Close pools of this namespace whose DAG run is over or gone, or which have been idle too long.
+
+    Never touches another namespace, nor a pool that this provider did not make. Refuses to run where the
+    connection (or ``[qarnot] namespace``) names no namespace. Returns a report:
+    ``{namespace, dry_run, closed, deleted, kept, pools: [...], failures: [...]}``.
+
+    :param grace: how long after its last work a pool of a finished, or unknown, DAG run is left alone.
+    :param idle: how long a pool may have nothing to do, whatever its DAG run does.
+    :param finished: how long a closed pool is kept before it is deleted.
+    :param report_only: say what would be done, and do nothing (``dry_run`` is a method of Airflow's).
+    """
+
+    template_fields = (*QarnotOperator.template_fields, "report_only")
+
+    def __init__(
+        self,
+        *,
+        grace: timedelta = timedelta(minutes=15),
+        idle: timedelta = timedelta(hours=1),
+        finished: timedelta = timedelta(days=8),
+        report_only: bool | str = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.grace = grace
+        self.idle = idle
+        self.finished = finished
+        self.report_only = report_only
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        from airflow_qarnot_pool.reaper import Limits, reap
+
+        settings = self.hook.settings
+        report = reap(
+            self.client,
+            settings.namespace if settings.namespace_is_explicit else None,
+            run_state,
+            Limits(grace=self.grace, idle=self.idle, finished=self.finished),
+            dry_run=str(self.report_only).strip().lower() in ("true", "1", "yes"),
+        ).to_json()
+        self.log.info(
+            "%s pools looked at, %s closed, %s deleted%s",
+            len(report["pools"]),
+            report["closed"],
+            report["deleted"],
+            " (dry run: nothing was done)" if report["dry_run"] else "",
+        )
+        if report["failures"]:
+            raise QarnotError(
+                f"{len(report['failures'])} pools could not be looked after:\n"
+                + "\n".join(report["failures"])
+            )
+        return report
+
+
+def run_state(dag_id: str, run_id: str) -> str | None:
+    """The state of a DAG run as a worker can see it; None where there is no such run."""
+    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+    if not RuntimeTaskInstance.get_dr_count(dag_id=dag_id, run_ids=[run_id]):
+        return None
+    return str(RuntimeTaskInstance.get_dagrun_state(dag_id, run_id))

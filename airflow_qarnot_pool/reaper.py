@@ -1,0 +1,248 @@
+"""Find pools that outlived their use, and close them.
+
+The last line of defence: DAG runs that time out skip their teardown tasks, and Airflow may be gone for hours.
+Deciding is pure (:func:`judge`); :func:`reap` asks Qarnot and whoever knows the DAG runs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from airflow_qarnot_pool.api import filters
+from airflow_qarnot_pool.api.errors import QarnotError, QarnotInvalidSpecError, QarnotNotFoundError
+from airflow_qarnot_pool.claim import end
+from airflow_qarnot_pool.identity import NAMESPACE_TAG, Fate, fate_of, label, namespace_tag
+
+if TYPE_CHECKING:
+    from airflow_qarnot_pool.api.client import QarnotClient
+    from airflow_qarnot_pool.api.models import Pool
+
+log = logging.getLogger(__name__)
+
+#: States of a DAG run in which nothing of it will use a pool any more.
+OVER = frozenset({"success", "failed"})
+#: Answers for a (dag_id, run_id): the run's state, or None where there is no such run.
+RunState = Callable[[str, str], str | None]
+
+
+class Action(StrEnum):
+    """What is done about one pool."""
+
+    KEEP = "keep"
+    CLOSE = "close"
+    DELETE = "delete"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How long things may last. ``grace`` spares runs whose teardown is at work, and runs not known (yet)."""
+
+    grace: timedelta = timedelta(minutes=15)
+    idle: timedelta = timedelta(hours=1)
+    finished: timedelta = timedelta(days=8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """What to do about a pool, and why, in words for the report."""
+
+    action: Action
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What is known of one pool at one moment."""
+
+    fate: Fate
+    created: datetime
+    ended: datetime | None
+    shared: bool
+    run: str
+    run_state: str | None
+    unfinished_instances: int
+    idle_since: datetime
+
+
+def judge(facts: Facts, limits: Limits, now: datetime) -> Judgement:
+    """Decide about one pool that this provider made in our namespace."""
+    if facts.fate is Fate.ENDING:
+        return Judgement(action=Action.KEEP, reason="it is closing already")
+    if facts.fate is Fate.DEAD:
+        if facts.ended is not None and now - facts.ended > limits.finished:
+            return Judgement(action=Action.DELETE, reason=f"it is over since {facts.ended:%Y-%m-%d %H:%M}")
+        return Judgement(action=Action.KEEP, reason="it is over")
+    busy = facts.unfinished_instances > 0
+    idle = timedelta() if busy else now - facts.idle_since
+    if not facts.shared:
+        # What still runs for a run that is over is nobody's, so it spares its pool no longer than the grace.
+        quiet = now - facts.created if busy else idle
+        if facts.run_state in OVER and quiet > limits.grace:
+            return Judgement(
+                action=Action.CLOSE, reason=f"its DAG run {facts.run} is over ({facts.run_state})"
+            )
+        if facts.run_state is None and now - facts.created > limits.grace:
+            return Judgement(action=Action.CLOSE, reason=f"there is no DAG run {facts.run}")
+    if idle > limits.idle:
+        return Judgement(action=Action.CLOSE, reason=f"it is idle since {facts.idle_since:%Y-%m-%d %H:%M}")
+    return Judgement(
+        action=Action.KEEP,
+        reason="it is shared and in use"
+        if facts.shared
+        else f"its DAG run is {facts.run_state or 'not known yet'}",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One line of the report."""
+
+    uuid: str
+    name: str | None
+    dag_id: str | None
+    run_id: str | None
+    action: str
+    reason: str
+    done: bool
+
+
+@dataclass
+class Report:
+    """What a reaping found and did; :meth:`to_json` is the XCom."""
+
+    namespace: str
+    dry_run: bool
+    entries: list[Entry] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """``{namespace, dry_run, closed, deleted, kept, pools: [entry], failures: [text]}``."""
+        counts = {
+            name: sum(one.action == action and (one.done or self.dry_run) for one in self.entries)
+            for name, action in (("closed", Action.CLOSE), ("deleted", Action.DELETE), ("kept", Action.KEEP))
+        }
+        return {
+            "namespace": self.namespace,
+            "dry_run": self.dry_run,
+            **counts,
+            "pools": [asdict(one) for one in self.entries],
+            "failures": self.failures,
+        }
+
+
+def reap(
+    client: QarnotClient,
+    namespace: str | None,
+    run_state: RunState,
+    limits: Limits | None = None,
+    *,
+    dry_run: bool = False,
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> Report:
+    """Look at every pool of *namespace* that this provider made, and end those that outlived their use.
+
+    Looks again at the pool and its run right before ending it. A failure on one pool does not spare the others.
+
+    :raises QarnotInvalidSpecError: without an explicit namespace: another deployment's pools would look like ours.
+    """
+    if not namespace:
+        raise QarnotInvalidSpecError(
+            "The reaper needs an explicit namespace: set it in the connection (or [qarnot] namespace), so that "
+            "it cannot take another deployment's pools for its own",
+            field="namespace",
+        )
+    limits = limits or Limits()
+    report = Report(namespace, dry_run)
+    for pool in list(client.pools.iterate(filters.equal("Tags", namespace_tag(namespace)))):
+        if not is_ours(pool, namespace):
+            continue
+        try:
+            entry = _reap_one(client, pool, run_state, limits, dry_run, now)
+        except QarnotError as error:
+            log.error("Pool %s could not be looked after: %s", pool.uuid, error)
+            report.failures.append(f"{pool.uuid}: {error}")
+            continue
+        report.entries.append(entry)
+        log.log(
+            logging.DEBUG if entry.action == Action.KEEP else logging.INFO,
+            "Pool %s (%s): %s%s, because %s",
+            entry.uuid,
+            entry.name,
+            "would " if dry_run else "",
+            entry.action,
+            entry.reason,
+        )
+    return report
+
+
+def is_ours(pool: Pool, namespace: str) -> bool:
+    """Whether this provider made *pool*, in *namespace*: a tag alone could be anybody's."""
+    tags: Iterable[str] = [tag for tag in pool.tags if tag.startswith(NAMESPACE_TAG)]
+    return (
+        list(tags) == [namespace_tag(namespace)]
+        and label(pool.labels, "format") is not None
+        and label(pool.labels, "namespace") == namespace
+    )
+
+
+def _reap_one(
+    client: QarnotClient,
+    pool: Pool,
+    run_state: RunState,
+    limits: Limits,
+    dry_run: bool,
+    now: Callable[[], datetime],
+) -> Entry:
+    judgement = judge(_facts(client, pool, run_state), limits, now())
+    done = False
+    if judgement.action is not Action.KEEP and not dry_run:
+        # Time has passed since the listing: a cleared run may use the pool again.
+        try:
+            fresh = client.pools.get(pool.uuid)
+            again = judge(_facts(client, fresh, run_state), limits, now())
+            if again.action is judgement.action:
+                if again.action is Action.CLOSE:
+                    done = end(client.pools, pool.uuid)
+                else:
+                    client.pools.delete(pool.uuid)
+                    done = True
+            judgement = again
+        except QarnotNotFoundError:
+            judgement = Judgement(action=Action.KEEP, reason="it is gone by now")
+    return Entry(
+        uuid=pool.uuid,
+        name=pool.name,
+        dag_id=label(pool.labels, "dag_id"),
+        run_id=label(pool.labels, "run_id"),
+        action=str(judgement.action),
+        reason=judgement.reason,
+        done=done,
+    )
+
+
+def _facts(client: QarnotClient, pool: Pool, run_state: RunState) -> Facts:
+    dag_id, run_id = label(pool.labels, "dag_id") or "", label(pool.labels, "run_id") or ""
+    shared = label(pool.labels, "shared") is not None
+    fate = fate_of(pool)
+    created = pool.creation_date or datetime.now(UTC)
+    return Facts(
+        fate=fate,
+        created=created,
+        ended=pool.end_date or (pool.state_transition_time if fate is Fate.DEAD else None),
+        shared=shared,
+        run=f"{dag_id} {run_id}",
+        run_state=None if shared or fate is not Fate.LIVE else run_state(dag_id, run_id),
+        unfinished_instances=pool.queued_or_running_task_instances_count or 0,
+        idle_since=_idle_since(client, pool, created) if fate is Fate.LIVE else created,
+    )
+
+
+def _idle_since(client: QarnotClient, pool: Pool, created: datetime) -> datetime:
+    """When the last Qarnot task on the pool ended; its creation where there was none."""
+    ends = [task.end_date or task.creation_date for task in client.pools.tasks(pool.uuid)]
+    return max([created, *(one for one in ends if one is not None)])
