@@ -1,0 +1,10 @@
+"""A Qarnot on this machine, for developing and testing without an account and without a bill (docs/local.md).
+
+`python -m airflow_qarnot_pool.local` serves it; `LocalQarnot` does so from Python.
+"""
+
+from __future__ import annotations
+
+from airflow_qarnot_pool.local.handle import LocalQarnot
+
+__all__ = ["LocalQarnot"]

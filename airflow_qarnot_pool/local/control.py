@@ -1,0 +1,109 @@
+"""The control side, under /_local: faults, request log, account, nodes, clock (docs/local.md)."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from starlette.routing import BaseRoute
+
+from airflow_qarnot_pool.local.billing import EUROS_PER_NODE_SECOND, Limits
+from airflow_qarnot_pool.local.errors import ApiError, missing
+from airflow_qarnot_pool.local.faults import Faults, RequestLog
+from airflow_qarnot_pool.local.http import Call, route
+from airflow_qarnot_pool.local.model import Node
+
+if TYPE_CHECKING:
+    from airflow_qarnot_pool.local.world import World
+
+LIMIT_NAMES = tuple(field.name for field in fields(Limits))
+
+
+def _number(value: Any, name: str, least: float = 0.0) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not least <= value < 1e12:
+        raise ApiError(400, f"{name} must be a number of at least {least:g}, not {value!r}")
+    return float(value)
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ApiError(400, "A JSON object is expected")
+    return value
+
+
+def account(world: World) -> dict[str, Any]:
+    """Limits, credit, and what every pool has cost so far. Seconds are node-seconds of virtual time."""
+    now, limits = world.now, world.account.limits
+    return {
+        **{name: getattr(limits, name) for name in LIMIT_NAMES},
+        "credits": round(world.credits_left(), 8),
+        "eurosPerNodeSecond": EUROS_PER_NODE_SECOND,
+        **world.meter.summary(now),
+        "pools": {
+            pool.uuid: {"shortname": pool.shortname, "state": pool.state, **pool.meter.summary(now)}
+            for pool in world.pools.store
+        },
+    }
+
+
+def set_account(world: World, body: Any) -> None:
+    changes = _object(body)
+    if unknown := set(changes) - {*LIMIT_NAMES, "credits"}:
+        raise ApiError(400, f"Unknown limits: {', '.join(sorted(unknown))}")
+    for name, value in changes.items():
+        if name == "credits":
+            world.account.set_credits(_number(value, name, -1e9), world.spent())
+        else:
+            setattr(world.account.limits, name, None if value is None else int(_number(value, name)))
+
+
+def clock(world: World) -> dict[str, Any]:
+    return {"now": world.now, "speed": world.timeline.speed}
+
+
+def set_clock(world: World, body: Any) -> dict[str, Any]:
+    changes = _object(body)
+    if unknown := set(changes) - {"speed", "advance_seconds"}:
+        raise ApiError(400, f"Unknown clock settings: {', '.join(sorted(unknown))}")
+    if "speed" in changes:
+        world.timeline.set_speed(_number(changes["speed"], "speed"))
+    if "advance_seconds" in changes:
+        world.timeline.advance(_number(changes["advance_seconds"], "advance_seconds"))
+    return clock(world)
+
+
+def node(found: Node) -> dict[str, Any]:
+    return {
+        "id": found.id,
+        "pool": found.pool.uuid if found.pool else None,
+        "task": found.instance.task.uuid if found.instance else None,
+        "number": found.number,
+        "slots": found.slots,
+        "state": "up" if found.up is not None else "booting" if found.placed else "asked",
+        "upSince": found.up,
+        "running": [{"task": i.task.uuid, "instance": i.id, "directory": i.directory} for i in found.running],
+    }
+
+
+def routes(world: World, faults: Faults, log: RequestLog) -> list[BaseRoute]:
+    def kill(call: Call) -> None:
+        found = world.fleet.nodes.get(call.id)
+        if found is None:
+            raise missing("node", call.id)
+        world.fleet.lose(found)
+
+    def add(method: str, path: str, handler: Any) -> BaseRoute:
+        return route(world, method, f"/_local{path}", handler)
+
+    return [
+        add("PUT", "/faults", lambda call: faults.replace(call.json)),
+        add("DELETE", "/faults", lambda call: faults.replace([])),
+        add("GET", "/requests", lambda call: log.body()),
+        add("DELETE", "/requests", lambda call: log.clear()),
+        add("GET", "/account", lambda call: account(world)),
+        add("PUT", "/account", lambda call: set_account(world, call.json)),
+        add("GET", "/nodes", lambda call: [node(found) for found in world.fleet.nodes.values()]),
+        add("POST", "/nodes/{u}/kill", kill),
+        add("GET", "/clock", lambda call: clock(world)),
+        add("PUT", "/clock", lambda call: set_clock(world, call.json)),
+    ]

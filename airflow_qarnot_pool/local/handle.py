@@ -1,0 +1,178 @@
+"""A local Qarnot as a Python object: a server in a process of its own, on free ports."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any
+
+START_TIMEOUT = 60.0
+
+
+class LocalQarnot:
+    """Start a local Qarnot, use it, stop it.
+
+        with LocalQarnot(boot_seconds=0.2) as qarnot:
+            connection = qarnot_sdk.Connection(cluster_url=qarnot.url, client_token=qarnot.token)
+
+    The server stops with this process, however that ends.
+
+    :param boot_seconds: how long a node boots. :param close_seconds: how long a pool stays Closing at least.
+    :param shortnames: "enforce" refuses a shortname that is taken, "free" allows it.
+    :param token: API token; a random one by default. :param speed: virtual seconds per real second.
+    :raises RuntimeError: the server did not start; its standard error is in the message.
+    """
+
+    def __init__(
+        self,
+        *,
+        boot_seconds: float = 0.2,
+        close_seconds: float = 0.3,
+        shortnames: str = "enforce",
+        token: str | None = None,
+        speed: float = 1.0,
+        port: int = 0,
+        storage_port: int = 0,
+    ) -> None:
+        self.token = token or secrets.token_urlsafe(24)
+        self.url = self.storage_url = self.email = ""
+        self._arguments = [
+            f"--boot-seconds={boot_seconds}",
+            f"--close-seconds={close_seconds}",
+            f"--shortnames={shortnames}",
+            f"--speed={speed}",
+            f"--port={port}",
+            f"--storage-port={storage_port}",
+            f"--token={self.token}",
+            f"--exit-with-parent={os.getpid()}",
+        ]
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> LocalQarnot:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        return f"<LocalQarnot {self.url or 'not running'}>"
+
+    def start(self) -> LocalQarnot:
+        """Start the server and wait until it serves."""
+        if self.process is not None:
+            raise RuntimeError("This local Qarnot has been started already")
+        command = [sys.executable, "-m", "airflow_qarnot_pool.local", *self._arguments]
+        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        # Kills a server that hangs while it starts, which ends the read below.
+        watchdog = threading.Timer(START_TIMEOUT, self.process.kill)
+        watchdog.start()
+        try:
+            assert self.process.stdout is not None
+            line = self.process.stdout.readline()
+        finally:
+            watchdog.cancel()
+        try:
+            ready = json.loads(line)
+        except ValueError:
+            self.kill()
+            raise RuntimeError("The local Qarnot did not start; see its messages on standard error") from None
+        self.url, self.storage_url, self.email = ready["url"], ready["storage_url"], ready["email"]
+        return self
+
+    def stop(self) -> None:
+        """Stop it; everything it runs is killed. Does nothing when it is not running."""
+        if self.process is None:
+            return
+        self.process.terminate()
+        try:
+            self.process.wait(timeout=15)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self._forget()
+
+    def kill(self) -> None:
+        """End it as a crash would (SIGKILL)."""
+        if self.process is None:
+            return
+        self.process.kill()
+        self.process.wait()
+        self._forget()
+
+    def _forget(self) -> None:
+        if self.process is not None and self.process.stdout is not None:
+            self.process.stdout.close()
+        self.process = None
+
+    # ---- control side ----
+
+    def call(self, method: str, path: str, body: Any = None) -> Any:
+        """A request to any path of the server, with the token. Returns the JSON answer, None when empty.
+
+        :raises RuntimeError: the server refused it.
+        """
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Authorization": self.token, "Content-Type": "application/json"}
+        request = urllib.request.Request(self.url + path, data=data, headers=headers, method=method)
+        # No proxy from the environment: the server is on loopback.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(request, timeout=60) as answer:
+                content = answer.read()
+        except urllib.error.HTTPError as error:
+            raise RuntimeError(f"{method} {path}: {error.code} {error.read().decode()}") from None
+        return json.loads(content) if content else None
+
+    def faults(self, rules: Iterable[dict[str, Any]], seed: int | None = None) -> None:
+        """Replace the fault rules; an empty list ends all faults."""
+        listed = list(rules)
+        self.call("PUT", "/_local/faults", listed if seed is None else {"seed": seed, "rules": listed})
+
+    def requests(self) -> list[dict[str, Any]]:
+        """The request log, oldest first."""
+        found: list[dict[str, Any]] = self.call("GET", "/_local/requests")
+        return found
+
+    def clear_requests(self) -> None:
+        self.call("DELETE", "/_local/requests")
+
+    def account(self, **limits: float | None) -> dict[str, Any]:
+        """Set limits (`maxPool=1`) and `credits`; returns the account with what every pool has cost."""
+        if limits:
+            self.call("PUT", "/_local/account", limits)
+        found: dict[str, Any] = self.call("GET", "/_local/account")
+        return found
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """All nodes: id, pool, task, number, slots, state, running."""
+        found: list[dict[str, Any]] = self.call("GET", "/_local/nodes")
+        return found
+
+    def kill_node(self, id: str) -> None:
+        """A node is lost, with everything on it."""
+        self.call("POST", f"/_local/nodes/{id}/kill")
+
+    def clock(self, *, speed: float | None = None) -> dict[str, Any]:
+        """The virtual clock: `now` (epoch seconds) and `speed`, which this can set."""
+        if speed is not None:
+            self.call("PUT", "/_local/clock", {"speed": speed})
+        found: dict[str, Any] = self.call("GET", "/_local/clock")
+        return found
+
+    def advance(self, seconds: float) -> dict[str, Any]:
+        """Move the virtual clock ahead; all that falls due on the way has happened when this returns."""
+        found: dict[str, Any] = self.call("PUT", "/_local/clock", {"advance_seconds": seconds})
+        return found

@@ -1,0 +1,95 @@
+"""`/search` and `/paginate` (Qarnot API: DataDetail and Page, qarnot-api.md 3.6)."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from airflow_qarnot_pool.local import payloads
+from airflow_qarnot_pool.local.bodies import Body
+from airflow_qarnot_pool.local.errors import ApiError
+from airflow_qarnot_pool.local.filters import Finder
+from airflow_qarnot_pool.local.model import Remote
+
+if TYPE_CHECKING:
+    from airflow_qarnot_pool.local.world import World
+
+R = TypeVar("R", bound=Remote)
+PAGE_SIZE = 50
+"""Of a page that names no size."""
+LARGEST_PAGE = 1000
+ORDERS = {"creationdate": "created", "executiontime": "", "name": "name", "state": "state"}
+
+
+def _limit(fields: payloads.Fields, default: int | None) -> int | None:
+    limit = fields.integer("maximumResults", default, least=1)
+    if fields.bad:
+        raise ApiError(
+            400,
+            "One or more validation errors occurred.",
+            {"maximumResults": ["The field maximumResults must be a positive integer."]},
+        )
+    return limit
+
+
+def search(world: World, finder: Finder[R], body: Body[R], request: Any) -> list[dict[str, Any]]:
+    """At most `maximumResults` matches in order of creation, whole or the selected fields of them."""
+    fields = payloads.Fields(request or {}, "search")
+    found = finder.find(fields.raw("filter"))[: _limit(fields, None)]
+    wanted = fields.raw("select")
+    names = wanted if isinstance(wanted, list) else payloads.fold(wanted).get("fields")
+    if not names:
+        return [body.full(world, item) for item in found]
+    chosen = [name for text in names if (name := body.resolve(str(text)))]
+    return [body.chosen(world, item, chosen) for item in found]
+
+
+def page(world: World, finder: Finder[R], body: Body[R], request: Any, *, brief: bool) -> dict[str, Any]:
+    """One page. The token says where the page before it ended, so objects that come or go between two pages
+    neither hide nor repeat others."""
+    fields = payloads.Fields(request or {}, "page")
+    found = finder.find(fields.raw("filter"))
+    limit = min(_limit(fields, PAGE_SIZE) or PAGE_SIZE, LARGEST_PAGE)
+    order = (fields.text("orderBy") or "creationDate").lower()
+    backwards = (fields.text("orderType") or "ASC").upper() == "DESC"
+    if order not in ORDERS:
+        raise ApiError(
+            400, "One or more validation errors occurred.", {"orderBy": [f"Unknown order: {order}."]}
+        )
+    total = len(found)
+
+    def key(item: R) -> tuple[Any, int]:
+        if order == "executiontime":
+            return body.value(world, item, "executionTime"), item.seq
+        return getattr(item, ORDERS[order]), item.seq
+
+    if order != "creationdate" or backwards:
+        found.sort(key=key, reverse=backwards)
+    if (token := fields.text("token", longest=10_000)) is not None:
+        last = _read_token(token)
+        found = [item for item in found if (key(item) < last if backwards else key(item) > last)]
+    data = found[:limit]
+    more = len(found) > len(data)
+    render = body.brief if brief else body.full
+    return {
+        "data": [render(world, item) for item in data],
+        "count": len(data),
+        "total": total,
+        "isTruncated": more,
+        "nextToken": _write_token(key(data[-1])) if more else None,
+    }
+
+
+def _write_token(key: tuple[Any, int]) -> str:
+    return base64.urlsafe_b64encode(json.dumps(key).encode()).decode()
+
+
+def _read_token(token: str) -> tuple[Any, int]:
+    try:
+        value, seq = json.loads(base64.urlsafe_b64decode(token))
+        return value, int(seq)
+    except (ValueError, TypeError):
+        raise ApiError(
+            400, "One or more validation errors occurred.", {"token": ["The token is not valid."]}
+        ) from None

@@ -1,0 +1,210 @@
+"""Pools from creation to deletion (Qarnot API: qarnot-api.md 3.1, 4.1, 5.1)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow_qarnot_pool.local import payloads, states
+from airflow_qarnot_pool.local.billing import Meter
+from airflow_qarnot_pool.local.errors import ApiError, invalid, missing
+from airflow_qarnot_pool.local.model import Pool
+from airflow_qarnot_pool.local.store import Store
+
+if TYPE_CHECKING:
+    from airflow_qarnot_pool.local.world import World
+
+CANCELLED_ERROR = {
+    "code": "GHX0782I",
+    "message": "The task was cancelled",
+    "debug": "The task was cancelled: The task was cancelled",
+}
+
+
+class Pools:
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.store: Store[Pool] = Store()
+
+    def find(self, key: str) -> Pool:
+        """By uuid or shortname. Raises ApiError 404."""
+        found = self.store.find(key)
+        if found is None:
+            raise missing("pool", key)
+        return found
+
+    # ---- creation ----
+
+    def create(self, wanted: payloads.PoolCreation) -> Pool:
+        """Raises ApiError 400 (shortname taken), 402 (no credit), 403 (limit reached)."""
+        world, now = self._world, self._world.now
+        if (
+            wanted.shortname
+            and world.settings.enforce_shortnames
+            and (self.store.named(wanted.shortname) or self.store.get(wanted.shortname))
+        ):
+            raise invalid("pool", ["shortname-uniqueness"])
+        if world.credits_left() <= 0:
+            raise ApiError(402, "Not enough credits")
+        self._check_limits(wanted)
+        uuid, seq = world.identity()
+        pool = Pool(
+            uuid=uuid,
+            seq=seq,
+            name=wanted.name,
+            shortname=wanted.shortname or uuid,
+            created=now,
+            state=states.SUBMITTED,
+            tags=wanted.tags,
+            constants=wanted.constants,
+            spec=wanted.spec,
+            time_to_live=wanted.time_to_live,
+            auto_delete=wanted.auto_delete,
+            profile=wanted.profile or "",
+            instance_count=wanted.instance_count,
+            slots_per_node=wanted.slots_per_node,
+            elastic=wanted.elastic,
+            scaling=wanted.scaling,
+            meter=Meter(now),
+        )
+        self.store.add(pool)
+        world.fleet.resize(pool)
+        world.timeline.after(world.settings.boot_seconds * 0.25, lambda: world.fleet.settle(pool))
+        return pool
+
+    def _check_limits(self, wanted: payloads.PoolCreation) -> None:
+        limits = self._world.account.limits
+        if limits.maxPool is not None and len(self.store) >= limits.maxPool:
+            self._make_room()
+            if len(self.store) >= limits.maxPool:
+                raise ApiError(403, f"Maximum number of pools reached: {limits.maxPool}")
+        running = self.running()
+        if limits.maxRunningPool is not None and running >= limits.maxRunningPool:
+            raise ApiError(403, f"Maximum number of pools reached: {limits.maxRunningPool} running")
+        fixed = 0 if wanted.elastic["isElastic"] or wanted.scaling is not None else wanted.instance_count
+        asked = self._world.instances_asked() + fixed
+        if limits.maxInstances is not None and asked > limits.maxInstances:
+            raise ApiError(403, f"Maximum number of instances reached: {limits.maxInstances}")
+
+    def _make_room(self) -> None:
+        """Finished pools that allow it are deleted once the quota is reached, the oldest first."""
+        for pool in self.store:
+            if pool.auto_delete and pool.state in states.POOL_TERMINAL:
+                self._remove(pool)
+                return
+
+    def running(self) -> int:
+        return sum(1 for pool in self.store if pool.is_open)
+
+    # ---- change ----
+
+    def update(self, pool: Pool, body: Any) -> None:
+        """PUT: constants, tags, elasticProperty and scaling are honoured, absent ones unchanged."""
+        self._require_open(pool, "update")
+        fields = payloads.Fields(body, "pool")
+        constants = fields.constants(payloads.MAX_POOL_CONSTANTS) if fields.has("constants") else None
+        tags = fields.tags() if fields.has("tags") else None
+        elastic, scaling = pool.elastic, pool.scaling
+        if fields.has("elasticProperty"):
+            found = payloads.read_elastic(fields.raw("elasticProperty"), pool.elastic)
+            if found is None:
+                fields.wrong("elasticProperty")
+            else:
+                elastic = found
+        if fields.has("scaling"):
+            scaling, problems = payloads.read_scaling(fields.raw("scaling"))
+            if problems:
+                fields.wrong("scaling")
+        if scaling is not None and elastic["isElastic"]:
+            fields.wrong("elasticProperty-scaling-exclusive")
+        fields.check()
+        if constants is not None:
+            pool.constants = payloads.keep_secrets(constants, pool.constants)
+        if tags is not None:
+            self.store.retag(pool, tags)
+        self._rescale(pool, elastic, scaling)
+
+    def set_scaling(self, pool: Pool, body: Any) -> None:
+        """PUT /pools/{u}/scaling."""
+        self._require_open(pool, "scaling update")
+        policies, problems = payloads.read_scaling(body)
+        if problems:
+            raise ApiError(400, "One or more validation errors occurred.", problems)
+        if pool.elastic["isElastic"]:
+            raise invalid("pool", ["elasticProperty-scaling-exclusive"])
+        self._rescale(pool, pool.elastic, policies)
+
+    def _rescale(self, pool: Pool, elastic: dict[str, Any], scaling: Any) -> None:
+        pool.modified = self._world.now
+        if (elastic, scaling) != (pool.elastic, pool.scaling):
+            pool.elastic, pool.scaling = elastic, scaling
+            pool.grow_after = 0.0
+        self._world.fleet.resize(pool)
+        self._world.fleet.refresh(pool)
+
+    def _require_open(self, pool: Pool, action: str) -> None:
+        if not pool.is_open:
+            raise ApiError(403, f"Action forbidden: {action} of a pool that is {pool.state}")
+
+    # ---- end ----
+
+    def close(self, pool: Pool) -> None:
+        """Raises ApiError 403 for a pool that is not open."""
+        self._require_open(pool, "close")
+        self._shut(pool, states.CLOSING)
+
+    def fail(self, pool: Pool, code: str, message: str) -> None:
+        """The pool ends in error."""
+        if pool.is_open:
+            pool.errors.append({"code": code, "message": message, "debug": message})
+            self._shut(pool, states.FAILURE)
+
+    def delete(self, pool: Pool) -> None:
+        """Closes it if needed; gone at once if it is over, else when its processes are."""
+        if pool.state in states.POOL_TERMINAL and not pool.running:
+            self._remove(pool)
+        elif pool.state != states.PENDING_DELETE:
+            self._shut(pool, states.PENDING_DELETE)
+
+    def _shut(self, pool: Pool, state: str) -> None:
+        world = self._world
+        self.store.move(pool, state, world.now)
+        if pool.resize_timer is not None:
+            pool.resize_timer.cancel()
+        cancelled = [task for task in pool.tasks.values() if not task.is_over]
+        if cancelled:
+            pool.errors.append(CANCELLED_ERROR)
+        for task in cancelled:
+            world.tasks.cancel(task, CANCELLED_ERROR)
+        if pool.close_timer is None:
+            pool.close_timer = world.timeline.after(world.settings.close_seconds, lambda: self._closing(pool))
+
+    def _closing(self, pool: Pool) -> None:
+        pool.close_timer = None
+        self.try_finish(pool)
+
+    def try_finish(self, pool: Pool) -> None:
+        """A pool that is shut is over when its time has passed and nothing of it runs."""
+        if pool.is_open or pool.close_timer is not None or pool.running:
+            return
+        now = self._world.now
+        for node in list(pool.nodes.values()):
+            self._world.fleet.drop(node)
+        if pool.state == states.PENDING_DELETE:
+            self._remove(pool)
+            return
+        if pool.state == states.CLOSING:
+            self.store.move(pool, states.CLOSED, now)
+        if pool.ended is None:
+            pool.ended = now
+            if pool.time_to_live:
+                self._world.timeline.after(pool.time_to_live, lambda: self._expire(pool))
+
+    def _expire(self, pool: Pool) -> None:
+        if pool.state in states.POOL_TERMINAL:
+            self._remove(pool)
+
+    def _remove(self, pool: Pool) -> None:
+        for node in list(pool.nodes.values()):
+            self._world.fleet.drop(node)
+        self.store.remove(pool)
+        self._world.forget_output(pool)

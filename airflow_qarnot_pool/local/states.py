@@ -1,0 +1,72 @@
+"""State names and the pure rules that decide them (Qarnot API: qarnot-api.md section 5)."""
+
+from __future__ import annotations
+
+SUBMITTED = "Submitted"
+PARTIALLY_DISPATCHED = "PartiallyDispatched"
+FULLY_DISPATCHED = "FullyDispatched"
+PARTIALLY_EXECUTING = "PartiallyExecuting"
+FULLY_EXECUTING = "FullyExecuting"
+UPLOADING_RESULTS = "UploadingResults"
+PENDING_CANCEL = "PendingCancel"
+CANCELLED = "Cancelled"
+SUCCESS = "Success"
+FAILURE = "Failure"
+CLOSING = "Closing"
+CLOSED = "Closed"
+PENDING_DELETE = "PendingDelete"
+
+EXECUTING = frozenset({PARTIALLY_EXECUTING, FULLY_EXECUTING})
+POOL_OPEN = frozenset({SUBMITTED, PARTIALLY_DISPATCHED, FULLY_DISPATCHED, *EXECUTING})
+POOL_TERMINAL = frozenset({CLOSED, FAILURE})
+TASK_RUNNING = frozenset({*POOL_OPEN, UPLOADING_RESULTS})
+TASK_TERMINAL = frozenset({SUCCESS, FAILURE, CANCELLED})
+
+
+def pool_state(*, wanted: int, placed: int, up: int, settled: bool) -> str:
+    """State of an open pool.
+
+    :param wanted: nodes the pool should have now.
+    :param placed: nodes given to it, booting or up.
+    :param up: nodes that take tasks.
+    :param settled: the pool has been executing before (it never goes back to a dispatch state), or it
+        wants no node and its placement delay is over: a pool that has all of its zero nodes is FullyExecuting.
+    """
+    if up == 0 and not settled:
+        if placed == 0:
+            return SUBMITTED
+        return PARTIALLY_DISPATCHED if placed < wanted else FULLY_DISPATCHED
+    return FULLY_EXECUTING if up >= wanted else PARTIALLY_EXECUTING
+
+
+def task_state(*, waiting: int, placed: int, running: int, uploading: int, executed: bool) -> str | None:
+    """State of a task that nobody cancelled, from the number of its instances in each phase; None = all over.
+
+    :param executed: an instance has run before (the task never goes back to a dispatch state).
+    """
+    if waiting + placed + running == 0:
+        return UPLOADING_RESULTS if uploading else None
+    if running == 0 and uploading == 0 and not executed:
+        if placed == 0:
+            return SUBMITTED
+        return PARTIALLY_DISPATCHED if waiting else FULLY_DISPATCHED
+    return PARTIALLY_EXECUTING if waiting + placed else FULLY_EXECUTING
+
+
+def may_retry(*, per_instance: int | None, total: int | None, attempts: int, retried: int) -> bool:
+    """May an instance that failed run again? Null or 0 = no retry; both set = the stricter one.
+
+    :param attempts: how often this instance ran. :param retried: retries the whole task has used.
+    """
+    if not per_instance and not total:
+        return False
+    if per_instance is not None and attempts > per_instance:
+        return False
+    return total is None or retried < total
+
+
+def final_state(*, cancelled: bool, failed: int) -> str:
+    """How a task ends once no instance is left."""
+    if cancelled:
+        return CANCELLED
+    return FAILURE if failed else SUCCESS

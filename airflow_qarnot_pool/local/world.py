@@ -1,0 +1,124 @@
+"""Everything the local Qarnot knows, in one place: settings, time, account, objects, and the way to run things."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import sys
+import traceback
+import uuid
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from airflow_qarnot_pool.local.billing import Account, Meter
+from airflow_qarnot_pool.local.fleet import Fleet
+from airflow_qarnot_pool.local.jobs import Jobs
+from airflow_qarnot_pool.local.model import Output, Pool, Remote, Task
+from airflow_qarnot_pool.local.pools import Pools
+from airflow_qarnot_pool.local.runner import Runner
+from airflow_qarnot_pool.local.storage import Storage
+from airflow_qarnot_pool.local.tasks import Tasks
+from airflow_qarnot_pool.local.timeline import Timeline
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """:param boot_seconds: from asking for a node until it takes tasks. :param close_seconds: how long a pool
+    stays Closing at least, and a live object PendingDelete. Both in virtual time."""
+
+    token: str
+    email: str
+    boot_seconds: float = 5.0
+    close_seconds: float = 1.0
+    enforce_shortnames: bool = True
+
+
+class World:
+    """One account on one machine. Everything but `attempt.carry_out` happens between two awaits, so nothing
+    here needs a lock. Entry points call `timeline.catch_up()` first."""
+
+    def __init__(self, settings: Settings, runner: Runner, storage: Storage, scratch: str) -> None:
+        self.settings, self.runner, self.storage, self.scratch = settings, runner, storage, scratch
+        self.url = ""
+        self.search_path = os.environ.get("PATH", os.defpath)
+        self.timeline = Timeline()
+        self.account = Account(settings.email)
+        self.meter = Meter(self.timeline.now)
+        self.started = self.timeline.now
+        self.secrets: dict[str, str] = {}
+        self.pools = Pools(self)
+        self.tasks = Tasks(self)
+        self.jobs = Jobs(self)
+        self.fleet = Fleet(self)
+        self._sequence = 0
+        self._running: set[asyncio.Task[None]] = set()
+        self._wake = asyncio.Event()
+
+    @property
+    def now(self) -> float:
+        return self.timeline.now
+
+    def identity(self) -> tuple[str, int]:
+        """A new uuid and the number that orders objects by creation."""
+        self._sequence += 1
+        return str(uuid.uuid4()), self._sequence
+
+    def spent(self) -> float:
+        """Euros spent since the server started."""
+        return self.meter.credits(self.now)
+
+    def credits_left(self) -> float:
+        return self.account.credits_left(self.spent())
+
+    def instances_asked(self) -> int:
+        """Instances that count against `maxInstances`: slots of open pools, and unfinished standalone ones."""
+        return self.tasks.standalone + sum(max(p.slots, p.target) for p in self.pools.store if p.is_open)
+
+    # ---- time ----
+
+    def touch(self) -> None:
+        """Bring the world up to date before it is looked at or changed, and the next alarm after it."""
+        self.timeline.catch_up()
+        self._wake.set()
+
+    async def live(self) -> None:
+        """Run events as they fall due, for ever."""
+        while True:
+            try:
+                self.timeline.catch_up()
+            except Exception:
+                traceback.print_exc()  # one broken event must not stop the clock for all others
+            self._wake.clear()
+            delay = self.timeline.real_delay()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), delay)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run something beside the requests; errors are printed, never lost."""
+        task = asyncio.create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            traceback.print_exception(error, file=sys.stderr)
+        self._wake.set()
+
+    # ---- output ----
+
+    def output_of(self, owner: Pool | Task, number: int) -> Output:
+        """The files the output of one instance (or pool node) goes to, made on first use."""
+        found = owner.output.get(number)
+        if found is None:
+            folder = os.path.join(self.scratch, "output", owner.uuid)
+            os.makedirs(folder, exist_ok=True)
+            base = os.path.join(folder, str(number))
+            found = owner.output[number] = Output(f"{base}.stdout", f"{base}.stderr")
+        return found
+
+    def forget_output(self, owner: Remote) -> None:
+        shutil.rmtree(os.path.join(self.scratch, "output", owner.uuid), ignore_errors=True)
