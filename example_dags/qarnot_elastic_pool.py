@@ -1,0 +1,57 @@
+"""A pool that follows its load: no node at rest, up to two for the first task, up to five for the second.
+
+An elastic pool is not waited for: it boots nodes when there is work and gives them back when they have been idle
+for `min_idle_time`. `raise_limit` changes the limits of the pool while it runs.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from airflow.sdk import DAG, chain
+
+from airflow_qarnot_pool.api.specs import Elastic
+from airflow_qarnot_pool.operators.pool import (
+    QarnotClosePoolOperator,
+    QarnotCreatePoolOperator,
+    QarnotUpdatePoolOperator,
+)
+from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
+
+COMMAND = "sh -c 'echo instance $INSTANCE_ID of $INSTANCE_COUNT; sleep 1'"
+
+
+def up_to(slots: int) -> Elastic:
+    """Between no slot and *slots* of them, as the work asks for."""
+    return Elastic(
+        max_total_slots=slots,
+        resize_period=timedelta(seconds=90),
+        ramp_resize_factor=0.9,
+        min_idle_time=timedelta(minutes=2),
+    )
+
+
+with DAG(
+    "qarnot_elastic_pool",
+    description="A pool that grows and shrinks with its load",
+    doc_md=__doc__,
+    schedule=None,
+    catchup=False,
+    tags=["qarnot"],
+    default_args={"retries": 2, "retry_delay": timedelta(seconds=10)},
+):
+    open_pool = QarnotCreatePoolOperator(task_id="open_pool", elastic=up_to(2)).as_setup()
+    close_pool = QarnotClosePoolOperator(task_id="close_pool", qarnot_pool=open_pool.output).as_teardown(
+        setups=open_pool
+    )
+
+    narrow = QarnotRunTaskOperator(
+        task_id="narrow", qarnot_pool=open_pool.output, command=COMMAND, instance_count=1
+    )
+    raise_limit = QarnotUpdatePoolOperator(
+        task_id="raise_limit", qarnot_pool=open_pool.output, elastic=up_to(5)
+    )
+    wide = QarnotRunTaskOperator(
+        task_id="wide", qarnot_pool=open_pool.output, command=COMMAND, instance_count=5
+    )
+    chain(open_pool, narrow, raise_limit, wide, close_pool)

@@ -1,0 +1,45 @@
+"""Several tasks on each node: eight slots on two nodes.
+
+With `slots_per_node` an instance of the pool is a slot, and four of them share a node. It suits many small tasks:
+sixteen instances run eight at a time on the price of two nodes. What an instance can use is its share of the node.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from airflow.sdk import DAG, chain
+
+from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
+from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
+
+with DAG(
+    "qarnot_multi_slot_pool",
+    description="Several tasks on each node of a pool",
+    doc_md=__doc__,
+    schedule=None,
+    catchup=False,
+    tags=["qarnot"],
+    default_args={"retries": 2, "retry_delay": timedelta(seconds=10)},
+):
+    open_pool = QarnotCreatePoolOperator(task_id="open_pool", instance_count=8, slots_per_node=4).as_setup()
+    close_pool = QarnotClosePoolOperator(task_id="close_pool", qarnot_pool=open_pool.output).as_teardown(
+        setups=open_pool
+    )
+
+    # One Airflow task, one Qarnot task, sixteen instances: INSTANCE_ID tells them apart.
+    render = QarnotRunTaskOperator(
+        task_id="render",
+        qarnot_pool=open_pool.output,
+        command="sh -c 'echo frame $INSTANCE_ID of $INSTANCE_COUNT; sleep 1'",
+        instance_count=16,
+        remote_retries=1,
+    )
+    # Or ids of one's own choice.
+    some_again = QarnotRunTaskOperator(
+        task_id="some_again",
+        qarnot_pool=open_pool.output,
+        command="sh -c 'echo frame $INSTANCE_ID again'",
+        ranges="0-2,7",
+    )
+    chain(open_pool, render, some_again, close_pool)
