@@ -21,7 +21,7 @@ with DAG(
     catchup=False,
     tags=["qarnot"],
     default_args={"retries": 2, "retry_delay": timedelta(seconds=10)},
-):
+) as dag:
     open_pool = QarnotCreatePoolOperator(task_id="open_pool", instance_count=8, slots_per_node=4).as_setup()
     close_pool = QarnotClosePoolOperator(task_id="close_pool", qarnot_pool=open_pool.output).as_teardown(
         setups=open_pool

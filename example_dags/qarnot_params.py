@@ -56,7 +56,7 @@ with DAG(
     tags=["qarnot"],
     params=PARAMS,
     default_args={"retries": 2, "retry_delay": timedelta(seconds=10)},
-):
+) as dag:
     open_pool = QarnotCreatePoolOperator(
         task_id="open_pool",
         instance_count="{{ params.nodes * params.slots_per_node }}",

@@ -43,7 +43,7 @@ with DAG(
         "retry_delay": timedelta(seconds=30),
         "execution_timeout": timedelta(hours=2),
     },
-):
+) as dag:
     open_pool = QarnotCreatePoolOperator(
         task_id="open_pool", instance_count=2, wait_for_completion=False, tags=["sales"]
     ).as_setup()

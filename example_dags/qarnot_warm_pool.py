@@ -25,7 +25,7 @@ with DAG(
     tags=["qarnot"],
     params={"seconds": Param(5, type="number", minimum=0, title="Seconds that each task works")},
     default_args={"retries": 2, "retry_delay": timedelta(seconds=10)},
-):
+) as dag:
     open_pool = QarnotCreatePoolOperator(task_id="open_pool", instance_count=4).as_setup()
     close_pool = QarnotClosePoolOperator(
         task_id="close_pool", qarnot_pool=open_pool.output, wait_for_completion=True

@@ -1,0 +1,69 @@
+"""What Airflow must find before it is imported, and the local Qarnot that tests share.
+
+Importing this sets an AIRFLOW_HOME of the test session; the database in it is made for the first test that asks for
+``airflow_db``, so that tests without Airflow pay nothing.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from airflow_qarnot_pool.local import LocalQarnot
+
+ROOT = Path(__file__).resolve().parent.parent
+HOME = Path(tempfile.mkdtemp(prefix="airflow-qarnot-pool-tests-"))
+atexit.register(shutil.rmtree, HOME, ignore_errors=True)
+
+if "airflow" in sys.modules:
+    raise RuntimeError("Airflow was imported before tests/conftest.py could give it a home of its own")
+for _name in [name for name in os.environ if name.startswith("AIRFLOW_")]:
+    del os.environ[_name]
+os.environ |= {
+    "AIRFLOW_HOME": str(HOME),
+    "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "example_dags"),
+    "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+    "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{HOME}/airflow.db",
+    "AIRFLOW__LOGGING__COLORED_CONSOLE_LOG": "False",
+    "AIRFLOW__QARNOT__POLL_INTERVAL": "0.3",
+    "NO_PROXY": "127.0.0.1,localhost",
+    "no_proxy": "127.0.0.1,localhost",
+}
+
+
+@pytest.fixture(scope="session")
+def airflow_db() -> None:
+    """An Airflow database, for ``dag.test()`` and for whatever else needs one."""
+    done = subprocess.run(
+        [sys.executable, "-m", "airflow", "db", "migrate"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="session")
+def qarnot() -> Iterator[LocalQarnot]:
+    """A local Qarnot for the whole session: look only at objects that the test itself made."""
+    from airflow_qarnot_pool.local import LocalQarnot
+
+    with LocalQarnot(boot_seconds=0.2) as server:
+        yield server
+
+
+@pytest.fixture
+def qarnot_connection(qarnot: LocalQarnot, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The id of an Airflow connection to ``qarnot``."""
+    extra = {"storage_url": qarnot.storage_url, "namespace": "tests"}
+    connection = {"conn_type": "qarnot", "host": qarnot.url, "password": qarnot.token, "extra": extra}
+    monkeypatch.setenv("AIRFLOW_CONN_QARNOT_DEFAULT", json.dumps(connection))
+    return "qarnot_default"

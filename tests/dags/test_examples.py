@@ -1,0 +1,142 @@
+"""Every example runs to success against the local Qarnot, and leaves one closed pool."""
+
+from __future__ import annotations
+
+import runpy
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from airflow_qarnot_pool.api.client import QarnotClient
+from airflow_qarnot_pool.api.models import Pool, Task
+from airflow_qarnot_pool.local import LocalQarnot
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.usefixtures("airflow_db", "qarnot_connection")
+
+EXAMPLES = sorted(path.stem for path in (ROOT / "example_dags").glob("qarnot_*.py"))
+
+
+@pytest.fixture
+def client(qarnot: LocalQarnot) -> Iterator[QarnotClient]:
+    with QarnotClient(qarnot.url, qarnot.token, storage_url=qarnot.storage_url) as client:
+        yield client
+
+
+class Run:
+    """One run of an example, and what it left on Qarnot."""
+
+    def __init__(self, client: QarnotClient, example: str, conf: dict[str, Any] | None = None) -> None:
+        dag = runpy.run_path(str(ROOT / "example_dags" / f"{example}.py"))["dag"]
+        self.dag_run = dag.test(run_conf=conf)
+        self._client = client
+
+    def _mine(self, found: Any) -> list[Any]:
+        run = self.dag_run.run_id
+        return [one for one in found if one.labels.get("airflow.run_id") == run]
+
+    @property
+    def states(self) -> dict[str, str]:
+        """State of the Airflow tasks by their ids; mapped ones have their index."""
+        return {
+            ti.task_id + (f"[{ti.map_index}]" if ti.map_index >= 0 else ""): str(ti.state)
+            for ti in self.dag_run.get_task_instances()
+        }
+
+    @property
+    def tasks(self) -> list[Task]:
+        """The Qarnot tasks of the run."""
+        return self._mine(self._client.tasks.list())
+
+    def only_pool(self) -> Pool:
+        """The run's pool: there is one, and it closes."""
+        (pool,) = self._mine(self._client.pools.list())
+        deadline = time.monotonic() + 30
+        while pool.state == "Closing" and time.monotonic() < deadline:
+            time.sleep(0.05)
+            pool = self._client.pools.get(pool.uuid)
+        assert pool.state == "Closed"
+        return pool
+
+    def assert_good(self) -> None:
+        """Everything succeeded, once, on the one pool."""
+        assert str(self.dag_run.state) == "success", self.states
+        assert set(self.states.values()) == {"success"}
+        pool = self.only_pool()
+        assert {task.state for task in self.tasks} == {"Success"}
+        assert {task.pool for task in self.tasks} == {pool.uuid}
+        assert {task.labels["airflow.generation"] for task in self.tasks} == {"1"}
+
+
+def test_every_example_is_tested() -> None:
+    tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_qarnot_")}
+    assert tested == set(EXAMPLES)
+
+
+def test_qarnot_warm_pool(client: QarnotClient) -> None:
+    run = Run(client, "qarnot_warm_pool", {"seconds": 0})
+    run.assert_good()
+    assert run.only_pool().instance_count == 4
+    assert len(run.tasks) == 12
+    stages = [task.labels["airflow.task_id"] for task in sorted(run.tasks, key=lambda one: one.uuid)]
+    assert {stage: stages.count(stage) for stage in stages} == {"fetch": 4, "simulate": 6, "report": 2}
+
+
+def test_qarnot_elastic_pool(client: QarnotClient, qarnot: LocalQarnot) -> None:
+    qarnot.clock(speed=100)  # it resizes every 90 seconds
+    try:
+        run = Run(client, "qarnot_elastic_pool")
+    finally:
+        qarnot.clock(speed=1)
+    run.assert_good()
+    elastic = run.only_pool().elastic
+    assert elastic is not None
+    assert elastic.is_elastic
+    assert elastic.max_total_slots == 5
+    assert sorted(task.instances or 0 for task in run.tasks) == [1, 5]
+
+
+def test_qarnot_multi_slot_pool(client: QarnotClient) -> None:
+    run = Run(client, "qarnot_multi_slot_pool")
+    run.assert_good()
+    assert run.only_pool().slots_per_node == 4
+    done = {task.labels["airflow.task_id"]: task.succeeded_instances for task in run.tasks}
+    assert done == {"render": frozenset(range(16)), "some_again": frozenset({0, 1, 2, 7})}
+
+
+def test_qarnot_params(client: QarnotClient) -> None:
+    conf = {
+        "nodes": 1,
+        "slots_per_node": 2,
+        "items": 3,
+        "image": "library/alpine:3.22",
+        "command": "echo this is ${ITEM}",
+    }
+    run = Run(client, "qarnot_params", conf)
+    run.assert_good()
+    pool = run.only_pool()
+    assert (pool.instance_count, pool.slots_per_node) == (2, 2)
+    assert {task.constants["DOCKER_REPO"] for task in run.tasks} == {"library/alpine"}
+    outputs = sorted(client.tasks.stdout(task.uuid) for task in run.tasks)
+    assert outputs == [f"0> this is {number}\n" for number in (1, 2, 3)]
+
+
+def test_qarnot_scheduled_pipeline(client: QarnotClient, qarnot: LocalQarnot) -> None:
+    import boto3
+
+    run = Run(client, "qarnot_scheduled_pipeline")
+    run.assert_good()
+    assert "sales" in run.only_pool().tags
+    bucket = f"sales-{run.dag_run.run_after:%Y%m%d}"
+    storage = boto3.client(
+        "s3",
+        endpoint_url=qarnot.storage_url,
+        aws_access_key_id=qarnot.email,
+        aws_secret_access_key=qarnot.token,
+        region_name="default",
+    )
+    keys = {one["Key"] for one in storage.list_objects_v2(Bucket=bucket)["Contents"]}
+    assert keys >= {"sales-0.txt", "sales-1.txt", "best.txt", "sales.tar.gz"}
+    assert storage.get_object(Bucket=bucket, Key="best.txt")["Body"].read() == b"100\n"
