@@ -141,3 +141,12 @@ async def carry_out(world: World, instance: Instance, node: Node, enter: Callabl
         instance.run = None
         instance.directory = None
         await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+
+
+async def synchronize(world: World, task: Task) -> None:
+    """Copy the task's resources to its running instances again; what was deleted from the bucket stays."""
+    for directory in [i.directory for i in task.instances.values() if i.directory]:
+        try:
+            await asyncio.to_thread(world.storage.download, resources(task), directory)
+        except StorageError as error:
+            task.errors.append({"code": RESOURCES, "message": str(error), "debug": str(error)})

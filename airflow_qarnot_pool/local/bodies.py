@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from airflow_qarnot_pool.local import payloads, wire
+from airflow_qarnot_pool.local import wire
 from airflow_qarnot_pool.local.billing import CORES_PER_NODE
+from airflow_qarnot_pool.local.fields import SECRET_PREFIX, SECRET_TEXT, fold
 from airflow_qarnot_pool.local.model import Job, Pool, Remote, Task
 from airflow_qarnot_pool.local.tasks import CPU_MODEL, SPECIFICATION
 
@@ -46,7 +47,7 @@ class Body(Generic[R]):
         name = self._folded.get(first.lower())
         value = self._fields[name](world, item) if name else None
         for part in rest:
-            value = payloads.fold(value).get(part.lower())
+            value = fold(value).get(part.lower())
         return value
 
 
@@ -56,7 +57,7 @@ class Body(Generic[R]):
 def constants(item: Pool | Task) -> list[dict[str, str]]:
     """Secrets are write-only."""
     return [
-        {"key": k, "value": payloads.SECRET_TEXT if k.startswith(payloads.SECRET_PREFIX) else v}
+        {"key": k, "value": SECRET_TEXT if k.startswith(SECRET_PREFIX) else v}
         for k, v in item.constants.items()
     ]
 
@@ -81,7 +82,14 @@ def _execution(world: World, item: Pool | Task) -> float:
 
 
 def _running(item: Pool | Task) -> int:
-    return item.meter.up if isinstance(item, Pool) else item.running
+    """Instances: slots of nodes that are up, or processes."""
+    if isinstance(item, Pool):
+        return sum(node.slots for node in item.nodes.values() if node.up is not None)
+    return item.running
+
+
+def _cores(item: Pool | Task) -> int:
+    return CORES_PER_NODE * (item.meter.up if isinstance(item, Pool) else item.running)
 
 
 def _spec(name: str) -> Callable[[Any, Any], Any]:
@@ -176,7 +184,7 @@ def status(world: World, item: Pool | Task) -> dict[str, Any] | None:
         "downloadProgress": 100.0 if started else 0.0,
         "executionProgress": 100.0 * done / total if total else 0.0,
         "uploadProgress": 100.0 * done / total if total else 0.0,
-        "instanceCount": len(live),
+        "instanceCount": _running(item),
         "downloadTime": "00:00:00",
         "downloadTimeSec": 0.0,
         "environmentTime": wire.span(boot),
@@ -266,7 +274,7 @@ _STATE: dict[str, Getter[Any]] = {
 _USE: dict[str, Getter[Any]] = {
     "endDate": _time("ended"),
     "runningInstanceCount": lambda world, item: _running(item),
-    "runningCoreCount": lambda world, item: _running(item) * CORES_PER_NODE,
+    "runningCoreCount": lambda world, item: _cores(item),
     "executionTime": lambda world, item: wire.span(_execution(world, item)),
     "wallTime": lambda world, item: wire.span(_wall(world, item)),
 }

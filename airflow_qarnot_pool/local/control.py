@@ -10,8 +10,8 @@ from starlette.routing import BaseRoute
 from airflow_qarnot_pool.local.billing import EUROS_PER_NODE_SECOND, Limits
 from airflow_qarnot_pool.local.errors import ApiError, missing
 from airflow_qarnot_pool.local.faults import Faults, RequestLog
-from airflow_qarnot_pool.local.http import Call, route
 from airflow_qarnot_pool.local.model import Node
+from airflow_qarnot_pool.local.web import Call, route
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.local.world import World

@@ -12,9 +12,10 @@ import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from airflow_qarnot_pool.local import payloads, wire
+from airflow_qarnot_pool.local import wire
 from airflow_qarnot_pool.local.bodies import MOMENTS, Body
 from airflow_qarnot_pool.local.errors import ApiError
+from airflow_qarnot_pool.local.fields import fold
 from airflow_qarnot_pool.local.model import Remote, Task
 from airflow_qarnot_pool.local.store import Store
 
@@ -45,7 +46,7 @@ class Finder(Generic[R]):
 
     def find(self, node: Any) -> list[R]:
         """What matches, in order of creation. :param node: a filter or None. Raises ApiError 400."""
-        if not payloads.fold(node):
+        if not fold(node):
             return list(self._store)
         test = self._compile(node, 0)
         candidates = self._candidates(node)
@@ -56,7 +57,7 @@ class Finder(Generic[R]):
     # ---- predicate ----
 
     def _compile(self, node: Any, depth: int) -> Test:
-        fields = payloads.fold(node)
+        fields = fold(node)
         kind = str(fields.get("operator", "")).lower()
         if depth > _DEPTH:
             raise refused("The filter is nested too deeply.")
@@ -158,7 +159,7 @@ class Finder(Generic[R]):
 
     def _candidates(self, node: Any) -> Iterable[R] | None:
         """A superset of what matches, from an index; None = no index helps."""
-        fields = payloads.fold(node)
+        fields = fold(node)
         kind, inner = str(fields.get("operator", "")).lower(), fields.get("filters")
         if kind in ("and", "or") and isinstance(inner, list):
             found = [self._candidates(one) for one in inner]

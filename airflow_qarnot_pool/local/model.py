@@ -41,6 +41,28 @@ class Remote:
         self.moved = self.previously_moved = self.modified = self.created
 
 
+FINAL_STATES = frozenset({"success", "failure", "cancelled"})
+
+
+@dataclass(slots=True)
+class Dependency:
+    """A task that has to be over first, and in which final states of it the dependent may run.
+
+    :param condition: as it was asked for, to be given back. :param final: its final state once it is over.
+    """
+
+    uuid: str
+    allowed: frozenset[str] = FINAL_STATES
+    advanced: bool = False
+    condition: Any = None
+    final: str | None = None
+
+    @property
+    def met(self) -> bool | None:
+        """None = not known yet."""
+        return None if self.final is None else self.final.lower() in self.allowed
+
+
 class Phase(Enum):
     """Where an instance of a task is. The values are Qarnot's phase names where it has one."""
 
@@ -153,6 +175,7 @@ class Task(Remote):
     retried: int = 0
     completed: list[dict[str, Any]] = field(default_factory=list)
     results_count: int = 0
+    depends_on: list[Dependency] = field(default_factory=list)
     held: bool = False
     """Waits for the tasks it depends on."""
     ending: bool = False

@@ -6,9 +6,9 @@ import base64
 import json
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from airflow_qarnot_pool.local import payloads
 from airflow_qarnot_pool.local.bodies import Body
 from airflow_qarnot_pool.local.errors import ApiError
+from airflow_qarnot_pool.local.fields import Fields, fold
 from airflow_qarnot_pool.local.filters import Finder
 from airflow_qarnot_pool.local.model import Remote
 
@@ -22,7 +22,7 @@ LARGEST_PAGE = 1000
 ORDERS = {"creationdate": "created", "executiontime": "", "name": "name", "state": "state"}
 
 
-def _limit(fields: payloads.Fields, default: int | None) -> int | None:
+def _limit(fields: Fields, default: int | None) -> int | None:
     limit = fields.integer("maximumResults", default, least=1)
     if fields.bad:
         raise ApiError(
@@ -35,10 +35,10 @@ def _limit(fields: payloads.Fields, default: int | None) -> int | None:
 
 def search(world: World, finder: Finder[R], body: Body[R], request: Any) -> list[dict[str, Any]]:
     """At most `maximumResults` matches in order of creation, whole or the selected fields of them."""
-    fields = payloads.Fields(request or {}, "search")
+    fields = Fields(request or {}, "search")
     found = finder.find(fields.raw("filter"))[: _limit(fields, None)]
     wanted = fields.raw("select")
-    names = wanted if isinstance(wanted, list) else payloads.fold(wanted).get("fields")
+    names = wanted if isinstance(wanted, list) else fold(wanted).get("fields")
     if not names:
         return [body.full(world, item) for item in found]
     chosen = [name for text in names if (name := body.resolve(str(text)))]
@@ -48,7 +48,7 @@ def search(world: World, finder: Finder[R], body: Body[R], request: Any) -> list
 def page(world: World, finder: Finder[R], body: Body[R], request: Any, *, brief: bool) -> dict[str, Any]:
     """One page. The token says where the page before it ended, so objects that come or go between two pages
     neither hide nor repeat others."""
-    fields = payloads.Fields(request or {}, "page")
+    fields = Fields(request or {}, "page")
     found = finder.find(fields.raw("filter"))
     limit = min(_limit(fields, PAGE_SIZE) or PAGE_SIZE, LARGEST_PAGE)
     order = (fields.text("orderBy") or "creationDate").lower()

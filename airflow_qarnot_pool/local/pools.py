@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from airflow_qarnot_pool.local import payloads, states
+from airflow_qarnot_pool.local import payloads, sizing, states
 from airflow_qarnot_pool.local.billing import Meter
 from airflow_qarnot_pool.local.errors import ApiError, invalid, missing
+from airflow_qarnot_pool.local.fields import MAX_POOL_CONSTANTS, Fields, keep_secrets
 from airflow_qarnot_pool.local.model import Pool
 from airflow_qarnot_pool.local.store import Store
 
@@ -100,25 +101,25 @@ class Pools:
     def update(self, pool: Pool, body: Any) -> None:
         """PUT: constants, tags, elasticProperty and scaling are honoured, absent ones unchanged."""
         self._require_open(pool, "update")
-        fields = payloads.Fields(body, "pool")
-        constants = fields.constants(payloads.MAX_POOL_CONSTANTS) if fields.has("constants") else None
+        fields = Fields(body, "pool")
+        constants = fields.constants(MAX_POOL_CONSTANTS) if fields.has("constants") else None
         tags = fields.tags() if fields.has("tags") else None
         elastic, scaling = pool.elastic, pool.scaling
         if fields.has("elasticProperty"):
-            found = payloads.read_elastic(fields.raw("elasticProperty"), pool.elastic)
+            found = sizing.read_elastic(fields.raw("elasticProperty"), pool.elastic)
             if found is None:
                 fields.wrong("elasticProperty")
             else:
                 elastic = found
         if fields.has("scaling"):
-            scaling, problems = payloads.read_scaling(fields.raw("scaling"))
+            scaling, problems = sizing.read_scaling(fields.raw("scaling"))
             if problems:
                 fields.wrong("scaling")
         if scaling is not None and elastic["isElastic"]:
             fields.wrong("elasticProperty-scaling-exclusive")
         fields.check()
         if constants is not None:
-            pool.constants = payloads.keep_secrets(constants, pool.constants)
+            pool.constants = keep_secrets(constants, pool.constants)
         if tags is not None:
             self.store.retag(pool, tags)
         self._rescale(pool, elastic, scaling)
@@ -126,7 +127,7 @@ class Pools:
     def set_scaling(self, pool: Pool, body: Any) -> None:
         """PUT /pools/{u}/scaling."""
         self._require_open(pool, "scaling update")
-        policies, problems = payloads.read_scaling(body)
+        policies, problems = sizing.read_scaling(body)
         if problems:
             raise ApiError(400, "One or more validation errors occurred.", problems)
         if pool.elastic["isElastic"]:

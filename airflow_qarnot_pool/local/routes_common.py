@@ -9,9 +9,9 @@ from starlette.routing import BaseRoute
 
 from airflow_qarnot_pool.local import output
 from airflow_qarnot_pool.local.errors import ApiError
-from airflow_qarnot_pool.local.http import Call, Raw, route, text
 from airflow_qarnot_pool.local.model import Output, Remote
 from airflow_qarnot_pool.local.store import Store
+from airflow_qarnot_pool.local.web import Call, Raw, route, text
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.local.world import World
@@ -44,13 +44,13 @@ def output_routes(world: World, kind: str, find: Callable[[str], Outputs]) -> li
         found = outputs.get(int(number))
         return text(read(found, stream) if found else "")
 
-    routes: list[BaseRoute] = []
-    for stream in ("stdout", "stderr"):
+    def both(stream: str) -> list[BaseRoute]:
         path = f"/{kind}/{{u}}/{stream}"
-        routes += [
-            route(world, "GET", path, lambda c, s=stream: text(output.whole_aggregated(find(c.id)[0], s))),
-            route(world, "POST", path, lambda c, s=stream: text(output.fresh_aggregated(find(c.id)[0], s))),
-            route(world, "GET", f"{path}/{{i}}", lambda c, s=stream: one(c, s, output.whole)),
-            route(world, "POST", f"{path}/{{i}}", lambda c, s=stream: one(c, s, output.fresh)),
+        return [
+            route(world, "GET", path, lambda call: text(output.whole_aggregated(find(call.id)[0], stream))),
+            route(world, "POST", path, lambda call: text(output.fresh_aggregated(find(call.id)[0], stream))),
+            route(world, "GET", f"{path}/{{i}}", lambda call: one(call, stream, output.whole)),
+            route(world, "POST", f"{path}/{{i}}", lambda call: one(call, stream, output.fresh)),
         ]
-    return routes
+
+    return [*both("stdout"), *both("stderr")]

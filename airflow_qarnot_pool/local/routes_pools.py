@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.routing import BaseRoute
 
-from airflow_qarnot_pool.local import bodies, pages, payloads
+from airflow_qarnot_pool.local import bodies, pages, payloads, sizing
 from airflow_qarnot_pool.local.errors import ApiError
 from airflow_qarnot_pool.local.filters import Finder
-from airflow_qarnot_pool.local.http import Call, Raw, created, route
 from airflow_qarnot_pool.local.routes_common import output_routes, tagged
+from airflow_qarnot_pool.local.web import Call, Raw, created, route
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.local.world import World
@@ -52,7 +52,7 @@ def routes(world: World) -> list[BaseRoute]:
         world.spawn(world.fleet.synchronize(pool))
 
     def check_scaling(call: Call) -> None:
-        _, problems = payloads.read_scaling(call.json)
+        _, problems = sizing.read_scaling(call.json)
         if problems:
             raise ApiError(400, "One or more validation errors occurred.", problems)
 

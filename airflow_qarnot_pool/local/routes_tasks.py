@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.routing import BaseRoute
 
-from airflow_qarnot_pool.local import bodies, pages, payloads
+from airflow_qarnot_pool.local import attempt, bodies, pages, payloads, repeats, snapshots
 from airflow_qarnot_pool.local.errors import ApiError
+from airflow_qarnot_pool.local.fields import MAX_TASK_CONSTANTS, Fields, keep_secrets
 from airflow_qarnot_pool.local.filters import Finder
-from airflow_qarnot_pool.local.http import Call, Raw, as_json, created, route
 from airflow_qarnot_pool.local.routes_common import output_routes, tagged
 from airflow_qarnot_pool.local.routes_pools import check_buckets
+from airflow_qarnot_pool.local.web import Call, Raw, as_json, created, route
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.local.world import World
@@ -42,12 +43,12 @@ def routes(world: World) -> list[BaseRoute]:
 
     def update(call: Call) -> None:
         task = find(call.id)
-        fields = payloads.Fields(call.json, "task")
-        constants = fields.constants(payloads.MAX_TASK_CONSTANTS) if fields.has("constants") else None
+        fields = Fields(call.json, "task")
+        constants = fields.constants(MAX_TASK_CONSTANTS) if fields.has("constants") else None
         tags = fields.tags() if fields.has("tags") else None
         fields.check()
         if constants is not None:
-            task.constants = payloads.keep_secrets(constants, task.constants)
+            task.constants = keep_secrets(constants, task.constants)
         if tags is not None:
             world.tasks.store.retag(task, tags)
         task.modified = world.now
@@ -56,6 +57,16 @@ def routes(world: World) -> list[BaseRoute]:
         task = find(call.id)
         if not task.running:
             raise ApiError(400, f"Invalid operation: the task is {task.state}")
+        world.spawn(attempt.synchronize(world, task))
+
+    def repeat(kind: str) -> BaseRoute:
+        async def again(call: Call) -> Raw:
+            wanted = repeats.creation(world, find(call.id), kind, call.json)
+            await check_buckets(world, wanted.buckets)
+            world.touch()
+            return created("tasks", world.tasks.create(wanted).uuid)
+
+        return add("POST", f"/tasks/{{u}}/{kind}", again)
 
     def add(method: str, path: str, handler: Any) -> BaseRoute:
         return route(world, method, path, handler)
@@ -76,5 +87,10 @@ def routes(world: World) -> list[BaseRoute]:
         add("PATCH", "/tasks/{u}", synchronize),
         add("DELETE", "/tasks/{u}", lambda call: world.tasks.delete(find(call.id))),
         add("POST", "/tasks/{u}/abort", lambda call: world.tasks.abort(find(call.id))),
+        *(repeat(kind) for kind in repeats.KINDS),
+        add("POST", "/tasks/{u}/snapshot", lambda c: {"id": snapshots.take(world, find(c.id), c.json)}),
+        add("POST", "/tasks/{u}/snapshot/periodic", lambda c: snapshots.repeat(world, find(c.id), c.json)),
+        add("GET", "/tasks/{u}/snapshot/{id}", lambda c: snapshots.find(find(c.id), c.path("id"))),
+        add("GET", "/network/tasks/{u}/port-forward", lambda c: {str(i): {} for i in find(c.id).instances}),
         *output_routes(world, "tasks", lambda key: (find(key).output, lambda i: i in find(key).instances)),
     ]

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import uvicorn
 from starlette.applications import Starlette
 
-from airflow_qarnot_pool.local import control, http, routes_account, routes_pools, routes_tasks
+from airflow_qarnot_pool.local import control, routes_account, routes_jobs, routes_pools, routes_tasks, web
 from airflow_qarnot_pool.local.faults import Faults, RequestLog
 from airflow_qarnot_pool.local.gate import Gate
 from airflow_qarnot_pool.local.runner import Runner
@@ -55,9 +55,10 @@ def application(world: World) -> Gate:
             *routes_account.routes(world),
             *routes_pools.routes(world),
             *routes_tasks.routes(world),
+            *routes_jobs.routes(world),
             *control.routes(world, faults, log),
         ],
-        exception_handlers={404: http.not_found, 405: http.wrong_method},
+        exception_handlers={404: web.not_found, 405: web.wrong_method},
     )
     return Gate(app, world.settings.token, faults, log)
 

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 from airflow_qarnot_pool.local import attempt, payloads, states
 from airflow_qarnot_pool.local.billing import CORES_PER_NODE, Meter
 from airflow_qarnot_pool.local.errors import ApiError, invalid, missing
+from airflow_qarnot_pool.local.fields import PROFILES
+from airflow_qarnot_pool.local.jobs import check_reference
 from airflow_qarnot_pool.local.model import Instance, Job, Node, Phase, Pool, Task
 from airflow_qarnot_pool.local.store import Store
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.local.world import World
 
+MAX_ERRORS = 50
 SPECIFICATION = "local-8c-32g"
 CPU_MODEL = "Local CPU"
 _COUNTERS = {
@@ -93,8 +96,9 @@ class Tasks:
             job.tasks[uuid] = task
         if wanted.spec["maxTimeQueueSeconds"]:
             world.timeline.after(wanted.spec["maxTimeQueueSeconds"], lambda: self._queued_too_long(task))
-        world.jobs.watch(task, wanted.depends_on)
-        if not task.held and not task.is_over:
+        if wanted.depends_on:
+            world.jobs.watch(task, wanted.depends_on)
+        else:
             self.release(task)
         return task
 
@@ -102,9 +106,13 @@ class Tasks:
         """The pool and the job it names. Raises ApiError 400."""
         world = self._world
         job = world.jobs.store.get(wanted.job_uuid) if wanted.job_uuid else None
-        if wanted.job_uuid and (job is None or job.state != "Active"):
-            raise invalid("task", ["jobUuid" if job is None else "job-not-active"])
-        if wanted.depends_on and (job is None or not job.use_dependencies):
+        if wanted.job_uuid:
+            check_reference(job)
+        if wanted.depends_on and (
+            job is None
+            or not job.use_dependencies
+            or any(self.store.get(one.uuid) is None for one in wanted.depends_on)
+        ):
             raise invalid("task", ["dependencies"])
         pool = job.pool if job else None
         if wanted.pool_uuid:
@@ -112,7 +120,7 @@ class Tasks:
             if pool is None:
                 raise invalid("task", ["poolUuid"])
         if pool is None:
-            if wanted.profile not in payloads.PROFILES:
+            if wanted.profile not in PROFILES:
                 raise invalid("task", ["profile"])
         elif not pool.is_open:
             raise invalid("task", ["pool-not-open"])
@@ -292,6 +300,9 @@ class Tasks:
         error = None
         if not outcome.ok:
             error = {"code": outcome.code, "message": outcome.message, "debug": outcome.message}
+            if len(instance.task.errors) < MAX_ERRORS:
+                text = f"Instance {instance.id}: {outcome.message}"
+                instance.task.errors.append({"code": outcome.code or "", "message": text, "debug": text})
         instance.task.completed.append(
             {
                 "results": [],

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from airflow_qarnot_pool.local import payloads
 from airflow_qarnot_pool.local.errors import ApiError
+from airflow_qarnot_pool.local.fields import parse
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.local.world import World
@@ -28,7 +28,7 @@ class Call:
 
     @property
     def json(self) -> Any:
-        return payloads.parse(self._body)
+        return parse(self._body)
 
     @property
     def id(self) -> str:
@@ -72,7 +72,10 @@ def route(world: World, method: str, path: str, handler: Handler) -> Route:
     """A handler returns None (200 without a body), something for JSON, or a Response; it may be async."""
 
     async def endpoint(request: Request) -> Response:
-        call = Call(world, request, await request.body())
+        try:
+            call = Call(world, request, await request.body())
+        except ClientDisconnect:
+            return Response(status_code=400)
         try:
             world.touch()
             result = handler(call)
