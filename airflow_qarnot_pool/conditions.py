@@ -61,7 +61,7 @@ class Condition:
         if self.ready_slots is not None:
             if not states.accepts_tasks(state):
                 return Verdict.IMPOSSIBLE
-            return Verdict.MET if look.ready_slots >= self.ready_slots else Verdict.WAIT  # type: ignore[union-attr]
+            return Verdict.MET if _slots(look) >= self.ready_slots else Verdict.WAIT  # type: ignore[arg-type]
         if state in self.targets:
             return Verdict.MET
         if self.passed:
@@ -91,6 +91,14 @@ class Condition:
         """Read back what :meth:`to_kwargs` of this or an earlier release wrote."""
         known = {name: kwargs[name] for name in cls.__dataclass_fields__ if name in kwargs}
         return cls(**{**known, "targets": tuple(known.get("targets", ()))})
+
+
+def _slots(pool: Pool) -> int:
+    """Slots that run. Whether Qarnot counts slots or nodes is not documented, so once all of a multi-slot pool
+    runs either reading is taken; before that the smaller one.
+    """
+    whole = states.parse_pool_state(pool.state) is states.PoolState.FULLY_EXECUTING
+    return pool.ready_slots * ((pool.slots_per_node or 1) if whole else 1)
 
 
 POOL_READY = Condition(kind="pool", targets=(states.PoolState.FULLY_EXECUTING,))

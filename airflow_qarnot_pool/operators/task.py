@@ -18,7 +18,7 @@ from airflow_qarnot_pool.exceptions import (
 )
 from airflow_qarnot_pool.links import LINKS
 from airflow_qarnot_pool.operators.base import WaitingOperator, already, reference
-from airflow_qarnot_pool.operators.parameters import given, is_uuid, task_spec
+from airflow_qarnot_pool.operators.parameters import given, is_uuid, names_registry, task_spec
 from airflow_qarnot_pool.output import failure_report, log_output
 from airflow_qarnot_pool.templates import known_at_parse
 from airflow_qarnot_pool.triggers.keys import TASK_KEY
@@ -191,7 +191,7 @@ class QarnotRunTaskOperator(WaitingOperator):
                     field="registry_conn_id",
                 )
         mask_secret(connection.password)
-        if connection.host and "/" not in str(self.image or "").partition(":")[0]:
+        if connection.host and not names_registry(self.image):
             host = connection.host if "://" in connection.host else f"https://{connection.host}"
             login["DOCKER_SRV"] = host
         return {name: str(value) for name, value in login.items()}

@@ -66,6 +66,7 @@ FIELDS = (
     "StateTransitionTime",
     "PreviousStateTransitionTime",
     "RunningInstanceCount",
+    "MultiSlotsSettings",
     "Tags",
     "Errors",
 )

@@ -52,10 +52,24 @@ CASES = {
     "one of several still can": (target("FullyExecuting", "Closed"), pool("Closing"), Verdict.WAIT),
     "closing waits for closed": (POOL_CLOSED, pool("Closing"), Verdict.WAIT),
     "a failed pool is closed": (POOL_CLOSED, pool("Failure"), Verdict.MET),
-    "slots": (Condition(kind="pool", ready_slots=2), pool("PartiallyExecuting", runningInstanceCount=2), Verdict.MET),
+    "slots": (
+        Condition(kind="pool", ready_slots=2),
+        pool("PartiallyExecuting", runningInstanceCount=2),
+        Verdict.MET,
+    ),
     "too few slots": (
         Condition(kind="pool", ready_slots=3),
         pool("PartiallyExecuting", runningInstanceCount=2),
+        Verdict.WAIT,
+    ),
+    "all nodes run, and the server counts nodes": (
+        Condition(kind="pool", ready_slots=4),
+        pool("FullyExecuting", runningInstanceCount=2, multiSlotsSettings={"slotsPerNode": 2}),
+        Verdict.MET,
+    ),
+    "some nodes run, and the server may count slots": (
+        Condition(kind="pool", ready_slots=4),
+        pool("PartiallyExecuting", runningInstanceCount=2, multiSlotsSettings={"slotsPerNode": 2}),
         Verdict.WAIT,
     ),
     "no slots any more": (Condition(kind="pool", ready_slots=3), pool("Closing"), Verdict.IMPOSSIBLE),
@@ -65,7 +79,11 @@ CASES = {
     "success": (TASK_ENDED, task("Success"), Verdict.MET),
     "failure is an end, too": (TASK_ENDED, task("Failure"), Verdict.MET),
     "cancelled is an end, too": (TASK_ENDED, task("Cancelled"), Verdict.MET),
-    "success cannot come after failure": (target("Success", kind="task"), task("Failure"), Verdict.IMPOSSIBLE),
+    "success cannot come after failure": (
+        target("Success", kind="task"),
+        task("Failure"),
+        Verdict.IMPOSSIBLE,
+    ),
     "success may still come": (target("Success", kind="task"), task("Submitted"), Verdict.WAIT),
 }
 

@@ -1,0 +1,313 @@
+"""Pool operators against the local Qarnot."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import pytest
+
+from airflow_qarnot_pool.api.client import QarnotClient
+from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
+from airflow_qarnot_pool.exceptions import (
+    QarnotBucketNotFoundError,
+    QarnotCredentialsError,
+    QarnotInvalidSpecError,
+    QarnotNotFoundError,
+    QarnotPoolEndedError,
+    QarnotRefusedError,
+    QarnotUnavailableError,
+    QarnotWaitTimeoutError,
+)
+from airflow_qarnot_pool.local import LocalQarnot
+from airflow_qarnot_pool.operators.pool import (
+    QarnotClosePoolOperator,
+    QarnotCreatePoolOperator,
+    QarnotDeletePoolOperator,
+    QarnotUpdatePoolOperator,
+)
+from tests.harness import FakeTI, defer, resume, run
+from tests.operators.conftest import connect
+
+create = partial(QarnotCreatePoolOperator, task_id="create")
+MODES = pytest.mark.parametrize("deferrable", [True, False], ids=["deferred", "on the worker"])
+
+
+def pools_made(qarnot: LocalQarnot) -> int:
+    return sum(one["method"] == "POST" and one["path"] == "/pools" for one in qarnot.requests())
+
+
+@MODES
+def test_create_waits_until_the_pool_is_ready(
+    qarnot: LocalQarnot, client: QarnotClient, deferrable: bool
+) -> None:
+    ti = FakeTI(task_id="create", run_id=f"ready-{deferrable}")
+    uuid = run(partial(create, instance_count=2, slots_per_node=2, deferrable=deferrable), ti)
+    pool = client.pools.get(uuid)
+    assert pool.state == "FullyExecuting"
+    assert pool.slots_per_node == 2
+    assert ti.xcoms["qarnot_pool"] == uuid
+    assert ti.xcoms["_link_QarnotPoolLink"] == f"https://console.example/pools/{uuid}"
+    client.pools.delete(uuid)
+
+
+@MODES
+@pytest.mark.parametrize("ready_when", ["PartiallyExecuting", "Submitted", 1, "2"])
+def test_ready_is_what_the_author_says(
+    qarnot: LocalQarnot, client: QarnotClient, deferrable: bool, ready_when: Any
+) -> None:
+    ti = FakeTI(task_id="create", run_id=f"when-{deferrable}-{ready_when}")
+    uuid = run(partial(create, instance_count=2, ready_when=ready_when, deferrable=deferrable), ti)
+    if str(ready_when).isdigit():
+        assert client.pools.get(uuid).ready_slots >= int(ready_when)
+    client.pools.delete(uuid)
+
+
+def test_every_field_reaches_the_server(qarnot: LocalQarnot, client: QarnotClient) -> None:
+    uuid = run(
+        partial(
+            create,
+            name="all of it",
+            constants={"A": "1"},
+            tags=["mine"],
+            elastic={"max_total_slots": "3", "resize_period": timedelta(seconds=90)},
+            pool_spec={"preparationTask": {"commandLine": "true"}, "labels": {"team": "x"}},
+        ),
+        FakeTI(run_id="fields"),
+    )
+    pool = client.pools.get(uuid)
+    assert pool.name == "all of it"
+    assert pool.constants == {"A": "1"}
+    assert pool.elastic is not None
+    assert (pool.elastic.is_elastic, pool.elastic.max_total_slots) == (True, 3)
+    assert pool.preparation_command == "true"
+    assert "mine" in pool.tags
+    assert len(pool.tags) == 4
+    assert pool.labels["team"] == "x"
+    assert pool.labels["airflow.task_id"] == "task"
+    assert pool.auto_delete_on_completion is True
+    assert pool.completion_ttl == timedelta(days=7)
+    client.pools.delete(uuid)
+
+
+def test_without_waiting_one_request_does(qarnot: LocalQarnot, client: QarnotClient) -> None:
+    uuid = run(partial(create, wait_for_completion=False), FakeTI(run_id="nowait"))
+    assert [one["path"] for one in qarnot.requests()] == ["/pools"]
+    client.pools.delete(uuid)
+
+
+@MODES
+def test_a_pool_that_is_not_ready_in_time_is_closed(
+    qarnot: LocalQarnot, client: QarnotClient, deferrable: bool
+) -> None:
+    ti = FakeTI(task_id="create", run_id=f"late-{deferrable}")
+    make = partial(
+        create,
+        scaling={"policies": [{"type": "Fixed", "slotsCount": 0, "name": "none"}]},
+        ready_when=1,
+        wait_timeout=timedelta(seconds=0.6),
+        deferrable=deferrable,
+    )
+    with pytest.raises(QarnotWaitTimeoutError, match="wait_timeout"):
+        run(make, ti)
+    assert client.pools.get(ti.xcoms["qarnot_pool"]).state in ("Closing", "Closed")
+
+
+@MODES
+def test_a_pool_that_ends_before_it_is_ready_says_so(
+    qarnot: LocalQarnot, client: QarnotClient, deferrable: bool
+) -> None:
+    ti = FakeTI(task_id="create", run_id=f"ended-{deferrable}")
+    make = partial(create, ready_when=2, instance_count=2, deferrable=deferrable)
+    if deferrable:
+        deferred, context = defer(make, ti)
+        client.pools.close(ti.xcoms["qarnot_pool"])
+        with pytest.raises(QarnotPoolEndedError, match="Clos"):
+            resume(make, deferred, context)
+    else:
+        # A try that finds its own pool ending takes the next generation instead.
+        first = run(partial(make, wait_for_completion=False), ti)
+        client.pools.close(first)
+        ti.try_number = 2
+        second = run(make, ti)
+        assert second != first
+        assert client.pools.get(second).shortname == client.pools.get(first).shortname[:-1] + "2"
+        client.pools.delete(second)
+
+
+def test_a_managed_pool_warms_up_all_its_slots_and_cools_down(
+    qarnot: LocalQarnot, client: QarnotClient
+) -> None:
+    ti = FakeTI(task_id="create", run_id="managed")
+    uuid = run(partial(create, instance_count=3, keep_warm=timedelta(minutes=5)), ti)
+    pool = client.pools.get(uuid)
+    assert pool.ready_slots == 3
+    assert pool.scaling is not None
+    assert pool.scaling.to_json()["policies"][0] | {"enabledPeriods": None} == {
+        "type": "ManagedTasksQueue",
+        "minTotalSlots": 0,
+        "maxTotalSlots": 3,
+        "minIdleSlots": 0,
+        "minIdleTimeSeconds": 300,
+        "scalingFactor": 1,
+        "name": "keep-warm",
+        "enabledPeriods": None,
+    }
+    (warm_up,) = client.pools.tasks(uuid)
+    assert warm_up.state in ("PendingCancel", "Cancelled")
+    qarnot.advance(3600)
+    assert client.pools.get(uuid).ready_slots == 0
+    client.pools.delete(uuid)
+
+
+def test_update_changes_what_is_given_and_keeps_our_tags(qarnot: LocalQarnot, client: QarnotClient) -> None:
+    uuid = run(
+        partial(create, constants={"A": "1"}, tags=["old"], elastic={"max_total_slots": 2}),
+        FakeTI(run_id="update"),
+    )
+    before = client.pools.get(uuid)
+    run(
+        partial(
+            QarnotUpdatePoolOperator,
+            task_id="update",
+            qarnot_pool={"uuid": uuid},
+            elastic={"max_total_slots": 5},
+            constants={"B": "2"},
+            tags=["new"],
+            sync_resources=True,
+        )
+    )
+    after = client.pools.get(uuid)
+    assert after.constants == {"A": "1", "B": "2"}
+    assert after.elastic is not None
+    assert after.elastic.max_total_slots == 5
+    assert set(before.tags) - set(after.tags) == {"old"}
+    assert "new" in after.tags
+    client.pools.close(uuid)
+    with pytest.raises(QarnotPoolEndedError, match="cannot be changed"):
+        run(partial(QarnotUpdatePoolOperator, task_id="update", qarnot_pool=uuid, tags=[]))
+
+
+@MODES
+def test_close_waits_for_closed_and_may_be_repeated(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, deferrable: bool
+) -> None:
+    close = partial(
+        QarnotClosePoolOperator,
+        task_id="close",
+        qarnot_pool=client.pools.get(pool).shortname,
+        wait_for_completion=True,
+        deferrable=deferrable,
+    )
+    assert run(close) == pool
+    assert client.pools.get(pool).state == "Closed"
+    assert run(close) == pool
+
+
+def test_closing_what_is_gone_is_fine(qarnot: LocalQarnot) -> None:
+    gone = "62e80aae-d20a-4608-b873-ec8bff991733"
+    assert run(partial(QarnotClosePoolOperator, task_id="close", qarnot_pool=gone)) == gone
+    run(partial(QarnotDeletePoolOperator, task_id="delete", qarnot_pool=gone))
+
+
+def test_delete_closes_and_deletes(qarnot: LocalQarnot, client: QarnotClient) -> None:
+    uuid = client.pools.create(PoolSpec(name="x"))
+    run(partial(QarnotDeletePoolOperator, task_id="delete", qarnot_pool=uuid))
+    found = client.pools.find(uuid)
+    assert found is None or found.state == "PendingDelete"
+
+
+BAD_AT_PARSE: dict[str, tuple[dict[str, Any], str]] = {
+    "negative count": ({"instance_count": -1}, "instance_count"),
+    "count that is no number": ({"instance_count": "many"}, "instance_count"),
+    "result bucket on a pool": ({"pool_spec": {"result_bucket": "out"}}, "result_bucket"),
+    "eleven tags": ({"tags": [str(n) for n in range(11)]}, "tags"),
+    "eight tags": ({"tags": [str(n) for n in range(8)]}, "tags"),
+    "bad shortname": ({"pool_spec": {"shortname": "not ok!"}}, "shortname"),
+    "elastic and scaling": (
+        {
+            "elastic": {"max_total_slots": 1},
+            "scaling": {"policies": [{"type": "Fixed", "slotsCount": 1, "name": "a"}]},
+        },
+        "elastic",
+    ),
+    "keep_warm and elastic": ({"keep_warm": timedelta(1), "elastic": {"max_total_slots": 1}}, "keep_warm"),
+    "misspelled field": ({"pool_spec": {"slots_pr_node": 2}}, "slots_pr_node"),
+    "a field twice": ({"instance_count": 1, "pool_spec": {"instance_count": 2}}, "instance_count"),
+    "unknown state": ({"ready_when": "Warm"}, "Warm"),
+    "more slots than there are": ({"instance_count": 2, "ready_when": 3}, "ready_when"),
+    "poll interval": ({"poll_interval": 0}, "poll_interval"),
+    "wait timeout": ({"wait_timeout": 60}, "wait_timeout"),
+    "a literal beside a template": ({"name": "{{ run_id }}", "instance_count": 0}, "instance_count"),
+}
+
+
+@pytest.mark.parametrize(("parameters", "named"), BAD_AT_PARSE.values(), ids=BAD_AT_PARSE.keys())
+def test_bad_input_is_refused_when_the_dag_is_parsed(parameters: dict[str, Any], named: str) -> None:
+    with pytest.raises(Exception, match=named):
+        create(**parameters)
+
+
+def test_templates_wait_until_the_task_runs(qarnot: LocalQarnot) -> None:
+    operator = create(instance_count="{{ params.size }}", tags="{{ params.tags }}", ready_when="{{ 1 }}")
+    operator.instance_count = "minus one"
+    operator.tags = ["a"]
+    operator.ready_when = "1"
+    with pytest.raises(QarnotInvalidSpecError, match="instance_count"):
+        run(lambda: operator)
+    assert qarnot.requests() == []
+
+
+def test_an_unknown_profile_is_the_servers_refusal(qarnot: LocalQarnot) -> None:
+    with pytest.raises(QarnotRefusedError, match="profile"):
+        run(partial(create, profile="docker-botch"), FakeTI(run_id="profile"))
+
+
+def test_an_unknown_bucket_is_named(qarnot: LocalQarnot) -> None:
+    with pytest.raises(QarnotBucketNotFoundError, match="no-such-bucket"):
+        run(partial(create, resource_buckets=["no-such-bucket"]), FakeTI(run_id="bucket"))
+
+
+def test_a_wrong_token_points_at_the_connection(server: LocalQarnot, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect(server, monkeypatch)
+    value = __import__("os").environ["AIRFLOW_CONN_QARNOT_DEFAULT"].replace(server.token, "wrong-token")
+    monkeypatch.setenv("AIRFLOW_CONN_QARNOT_DEFAULT", value)
+    with pytest.raises(QarnotCredentialsError, match="connection") as caught:
+        run(create)
+    assert "wrong-token" not in str(caught.value)
+
+
+def test_an_unreachable_host_is_named(server: LocalQarnot, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect(server, monkeypatch, retries=0)
+    value = __import__("os").environ["AIRFLOW_CONN_QARNOT_DEFAULT"].replace(server.url, "http://127.0.0.1:9")
+    monkeypatch.setenv("AIRFLOW_CONN_QARNOT_DEFAULT", value)
+    with pytest.raises(QarnotUnavailableError, match="cannot be reached"):
+        run(create)
+
+
+@pytest.mark.parametrize("ref", ["", "None", None, {}, {"name": "x"}])
+def test_an_empty_reference_is_refused_by_name(qarnot: LocalQarnot, ref: Any) -> None:
+    with pytest.raises(QarnotInvalidSpecError, match="qarnot_pool"):
+        run(partial(QarnotClosePoolOperator, task_id="close", qarnot_pool=ref))
+    assert qarnot.requests() == []
+
+
+def test_an_unknown_pool_is_named(qarnot: LocalQarnot) -> None:
+    with pytest.raises(QarnotNotFoundError, match="nobody"):
+        run(partial(QarnotUpdatePoolOperator, task_id="update", qarnot_pool="nobody", tags=[]))
+
+
+def test_a_lost_answer_makes_no_second_pool(qarnot: LocalQarnot, client: QarnotClient) -> None:
+    qarnot.faults([{"method": "POST", "path": "^/pools$", "times": 1, "kind": "lost"}])
+    uuid = run(create, FakeTI(run_id="lost"))
+    assert pools_made(qarnot) == 1
+    assert client.pools.get(uuid).state == "FullyExecuting"
+    client.pools.delete(uuid)
+
+
+def test_a_task_on_the_pool_is_not_needed_for_readiness(qarnot: LocalQarnot, client: QarnotClient) -> None:
+    uuid = run(create, FakeTI(run_id="busy"))
+    client.tasks.create(TaskSpec(name="t", pool=uuid, command="sleep 30"))
+    assert run(create, FakeTI(run_id="busy", try_number=2)) == uuid
+    client.pools.delete(uuid)

@@ -1,0 +1,326 @@
+"""``QarnotRunTaskOperator`` against the local Qarnot."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import pytest
+
+from airflow_qarnot_pool.api.client import QarnotClient
+from airflow_qarnot_pool.exceptions import (
+    QarnotGoneError,
+    QarnotInvalidSpecError,
+    QarnotNotFoundError,
+    QarnotPoolEndedError,
+    QarnotQuotaError,
+    QarnotTaskCancelledError,
+    QarnotTaskFailedError,
+    QarnotWaitTimeoutError,
+)
+from airflow_qarnot_pool.local import LocalQarnot
+from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
+from tests.harness import FakeTI, defer, resume, run
+
+task = partial(QarnotRunTaskOperator, task_id="work")
+MODES = pytest.mark.parametrize("deferrable", [True, False], ids=["deferred", "on the worker"])
+
+
+@MODES
+def test_a_finished_task_returns_a_small_dict_and_its_output_is_logged(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, deferrable: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ti = FakeTI(run_id=f"done-{deferrable}")
+    result = run(
+        partial(
+            task,
+            qarnot_pool=pool,
+            command="sh -c 'echo out $INSTANCE_ID of $COLOUR; echo err >&2'",
+            constants={"COLOUR": "green"},
+            instance_count=3,
+            deferrable=deferrable,
+        ),
+        ti,
+    )
+    logged = capsys.readouterr().out
+    json.dumps(result)
+    assert {**result, "uuid": "", "created": "", "ended": "", "wall_seconds": 0, "execution_seconds": 0} == {
+        "uuid": "",
+        "name": "adhoc_airflow.work",
+        "state": "Success",
+        "pool": pool,
+        "instances": 3,
+        "succeeded": 3,
+        "failed": 0,
+        "created": "",
+        "ended": "",
+        "wall_seconds": 0,
+        "execution_seconds": 0,
+        "result_bucket": None,
+    }
+    assert result["uuid"] == ti.xcoms["qarnot_task"]
+    assert ti.xcoms["_link_QarnotTaskLink"].endswith(f"/tasks/{result['uuid']}")
+    for instance in range(3):
+        assert f"[stdout] {instance}> out {instance} of green" in logged
+    assert "[stderr] 0> err" in logged
+
+
+@MODES
+def test_a_failed_task_raises_with_what_is_needed_to_mend_it(
+    qarnot: LocalQarnot, pool: str, deferrable: bool
+) -> None:
+    make = partial(
+        task,
+        qarnot_pool=pool,
+        command="sh -c 'echo the disk is full >&2; test $INSTANCE_ID -ne 1'",
+        instance_count=3,
+        deferrable=deferrable,
+    )
+    with pytest.raises(QarnotTaskFailedError) as caught:
+        run(make, FakeTI(run_id=f"failed-{deferrable}"))
+    text = str(caught.value)
+    assert "instance 1 failed" in text
+    assert "1> the disk is full" in text
+    assert "0> the disk is full" not in text
+    assert "https://console.example/tasks/" in text
+
+
+def test_a_list_of_words_needs_no_quoting(qarnot: LocalQarnot, client: QarnotClient, pool: str) -> None:
+    result = run(
+        partial(task, qarnot_pool=pool, command=["echo", "two words", "it's"]), FakeTI(run_id="words")
+    )
+    assert client.tasks.stdout(result["uuid"]) == "0> two words it's\n"
+
+
+def test_remote_retries_are_the_servers(qarnot: LocalQarnot, client: QarnotClient, pool: str) -> None:
+    with pytest.raises(QarnotTaskFailedError):
+        run(
+            partial(task, qarnot_pool=pool, command="false", remote_retries="2"),
+            ti := FakeTI(run_id="retries"),
+        )
+    (instance,) = client.tasks.get(ti.xcoms["qarnot_task"]).completed_instances
+    assert instance.execution_attempt_count == 3
+
+
+def test_ranges_choose_the_instances(qarnot: LocalQarnot, client: QarnotClient, pool: str) -> None:
+    result = run(
+        partial(task, qarnot_pool=pool, command="sh -c 'echo $INSTANCE_ID'", ranges="2,5-6"),
+        FakeTI(run_id="r"),
+    )
+    assert result["instances"] == 3
+    assert sorted(client.tasks.stdout(result["uuid"]).split()) == ["2", "2>", "5", "5>", "6", "6>"]
+
+
+def test_without_a_pool_it_gets_nodes_of_its_own(qarnot: LocalQarnot) -> None:
+    result = run(partial(task, command="echo cold"), FakeTI(run_id="cold"))
+    assert (result["state"], result["pool"]) == ("Success", None)
+
+
+def test_without_waiting_one_request_does(qarnot: LocalQarnot, client: QarnotClient, pool: str) -> None:
+    qarnot.clear_requests()
+    result = run(
+        partial(task, qarnot_pool=pool, command="sleep 60", wait_for_completion=False),
+        FakeTI(run_id="nowait"),
+    )
+    assert [one["path"] for one in qarnot.requests()] == ["/tasks"]
+    client.tasks.abort(result["uuid"])
+
+
+@MODES
+def test_a_task_that_takes_too_long_is_aborted(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, deferrable: bool
+) -> None:
+    ti = FakeTI(run_id=f"late-{deferrable}")
+    make = partial(
+        task, qarnot_pool=pool, command="sleep 60", wait_timeout=timedelta(seconds=0.8), deferrable=deferrable
+    )
+    with pytest.raises(QarnotWaitTimeoutError, match="wait_timeout"):
+        run(make, ti)
+    assert client.tasks.get(ti.xcoms["qarnot_task"]).state in ("PendingCancel", "Cancelled")
+
+
+def test_a_task_may_outlive_its_wait(qarnot: LocalQarnot, client: QarnotClient, pool: str) -> None:
+    make = partial(
+        task,
+        qarnot_pool=pool,
+        command="sleep 60",
+        wait_timeout=timedelta(seconds=0.5),
+        cancel_on_kill=False,
+    )
+    with pytest.raises(QarnotWaitTimeoutError, match="goes on"):
+        run(make, ti := FakeTI(run_id="outlive"))
+    assert client.tasks.get(ti.xcoms["qarnot_task"]).state not in ("PendingCancel", "Cancelled")
+    client.tasks.abort(ti.xcoms["qarnot_task"])
+
+
+def test_one_cancelled_by_somebody_else_is_named_so(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str
+) -> None:
+    make = partial(task, qarnot_pool=pool, command="sleep 60")
+    deferred, context = defer(make, FakeTI(run_id="cancelled"))
+    client.tasks.abort(context["ti"].xcoms["qarnot_task"])
+    with pytest.raises(QarnotTaskCancelledError):
+        resume(make, deferred, context)
+
+
+def test_one_whose_pool_was_closed_says_so(qarnot: LocalQarnot, client: QarnotClient, pool: str) -> None:
+    make = partial(task, qarnot_pool=pool, command="sleep 60")
+    deferred, context = defer(make, FakeTI(run_id="pool-closed"))
+    client.pools.close(pool)
+    with pytest.raises(QarnotTaskCancelledError, match=f"its pool {pool} is Clos"):
+        resume(make, deferred, context)
+
+
+@MODES
+def test_one_that_is_deleted_meanwhile_is_gone_and_no_success(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, deferrable: bool
+) -> None:
+    make = partial(task, qarnot_pool=pool, command="sleep 60")
+    deferred, context = defer(make, FakeTI(run_id="gone"))
+    client.tasks.delete(context["ti"].xcoms["qarnot_task"])
+    with pytest.raises(QarnotGoneError):
+        resume(make, deferred, context)
+
+
+def test_a_closed_pool_takes_no_task_and_the_error_says_so(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str
+) -> None:
+    client.pools.close(pool)
+    with pytest.raises(QarnotPoolEndedError, match="takes no more tasks"):
+        run(partial(task, qarnot_pool=pool, command="true"), FakeTI(run_id="closed"))
+
+
+def test_an_unknown_shortname_is_named(qarnot: LocalQarnot) -> None:
+    with pytest.raises(QarnotNotFoundError, match="no-such-pool"):
+        run(partial(task, qarnot_pool="no-such-pool", command="true"), FakeTI(run_id="unknown"))
+
+
+def test_results_land_in_their_bucket(qarnot: LocalQarnot, pool: str) -> None:
+    boto3 = pytest.importorskip("boto3")
+    result = run(
+        partial(
+            task,
+            qarnot_pool=pool,
+            command="sh -c 'echo 42 > answer.txt; echo no > scratch.tmp'",
+            result_bucket="answers",
+            results_prefix="run-1/",
+            results_whitelist=r".*\.txt",
+        ),
+        FakeTI(run_id="results"),
+    )
+    assert result["result_bucket"] == "answers"
+    s3 = boto3.client(
+        "s3",
+        endpoint_url=qarnot.storage_url,
+        aws_access_key_id=qarnot.email,
+        aws_secret_access_key=qarnot.token,
+        region_name="default",
+    )
+    keys = [one["Key"] for one in s3.list_objects_v2(Bucket="answers")["Contents"]]
+    assert keys == ["run-1/answer.txt"]
+
+
+def test_the_registry_login_comes_from_a_connection(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    login = {"conn_type": "docker", "login": "me", "password": "registry-secret", "host": "registry.example"}
+    monkeypatch.setenv("AIRFLOW_CONN_REGISTRY", json.dumps(login))
+    ti = FakeTI(run_id="registry")
+    operator = task(qarnot_pool=pool, command="true", image="team/tool:1", registry_conn_id="registry")
+    result = run(lambda: operator, ti)
+    constants = client.tasks.get(result["uuid"]).constants
+    assert constants["DOCKER_REGISTRY_LOGIN"] == "me"
+    assert constants["DOCKER_REGISTRY_PASSWORD"] == "registry-secret"
+    assert constants["DOCKER_SRV"] == "https://registry.example"
+    shown = json.dumps(
+        [ti.xcoms, result, {name: str(getattr(operator, name)) for name in operator.template_fields}]
+    )
+    assert "registry-secret" not in shown + capsys.readouterr().out
+
+
+def test_only_what_did_not_succeed_runs_again(qarnot: LocalQarnot, client: QarnotClient, pool: str) -> None:
+    make = partial(
+        task,
+        qarnot_pool=pool,
+        command="sh -c 'test $INSTANCE_ID -ne 1 -a $INSTANCE_ID -ne 3'",
+        instance_count=5,
+    )
+    ti = FakeTI(run_id="partial", max_tries=1)
+    with pytest.raises(QarnotTaskFailedError):
+        run(make, ti)
+    with pytest.raises(QarnotTaskFailedError):
+        run(make, FakeTI(run_id="partial", max_tries=1, try_number=2, xcoms=(second := {})))
+    assert client.tasks.get(second["qarnot_task"]).ranges == "1,3"
+
+
+def test_all_runs_again_on_request(qarnot: LocalQarnot, client: QarnotClient, pool: str) -> None:
+    make = partial(
+        task,
+        qarnot_pool=pool,
+        command="sh -c 'test $INSTANCE_ID -ne 1'",
+        instance_count=3,
+        retry_scope="all",
+    )
+    with pytest.raises(QarnotTaskFailedError):
+        run(make, FakeTI(run_id="all", max_tries=1))
+    with pytest.raises(QarnotTaskFailedError):
+        run(make, FakeTI(run_id="all", max_tries=1, try_number=2, xcoms=(second := {})))
+    assert client.tasks.get(second["qarnot_task"]).instances == 3
+
+
+@MODES
+def test_a_reached_quota_fails_or_waits(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, deferrable: bool
+) -> None:
+    holder = run(
+        partial(task, qarnot_pool=pool, command="sleep 60", wait_for_completion=False),
+        FakeTI(run_id=f"holder-{deferrable}"),
+    )
+    # Finished ones that may be deleted make room by themselves; the one that runs does not.
+    qarnot.account(maxTask=1)
+    try:
+        make = partial(task, qarnot_pool=pool, command="true", deferrable=deferrable)
+        with pytest.raises(QarnotQuotaError):
+            run(make, FakeTI(run_id=f"quota-{deferrable}"))
+        with pytest.raises(QarnotQuotaError):
+            run(
+                partial(make, wait_for_quota=timedelta(seconds=0.5)),
+                FakeTI(run_id=f"quota-short-{deferrable}"),
+            )
+        if deferrable:
+            waiting = partial(make, wait_for_quota=timedelta(minutes=1))
+            deferred, context = defer(waiting, FakeTI(run_id="quota-wait"))
+            assert deferred.method_name == "execute_with_room"
+            client.tasks.delete(holder["uuid"])
+            assert resume(waiting, deferred, context)["state"] == "Success"
+    finally:
+        qarnot.account(maxTask=100000)
+        if client.tasks.find(holder["uuid"]):
+            client.tasks.delete(holder["uuid"])
+
+
+BAD_AT_PARSE: dict[str, tuple[dict[str, Any], str]] = {
+    "no command": ({"command": None}, "command"),
+    "negative count": ({"instance_count": -1}, "instance_count"),
+    "count and ranges": ({"instance_count": 2, "ranges": "0-1"}, "ranges"),
+    "nonsense ranges": ({"ranges": "5-2"}, "ranges"),
+    "profile with a pool": ({"qarnot_pool": "x", "profile": "docker-batch"}, "profile"),
+    "profile with a pool that is not known yet": (
+        {"qarnot_pool": "{{ ti.xcom_pull('create') }}", "profile": "docker-batch"},
+        "profile",
+    ),
+    "the command twice": ({"constants": {"DOCKER_CMD": "true"}}, "DOCKER_CMD"),
+    "eight tags": ({"tags": [str(n) for n in range(8)]}, "tags"),
+    "scaling": ({"task_spec": {"scaling": {}}}, "scaling"),
+    "retry scope": ({"retry_scope": "some"}, "retry_scope"),
+    "image": ({"image": "UPPER CASE"}, "image"),
+    "retries": ({"remote_retries": "-2"}, "retry"),
+}
+
+
+@pytest.mark.parametrize(("parameters", "named"), BAD_AT_PARSE.values(), ids=BAD_AT_PARSE.keys())
+def test_bad_input_is_refused_when_the_dag_is_parsed(parameters: dict[str, Any], named: str) -> None:
+    with pytest.raises(QarnotInvalidSpecError, match=named):
+        task(**{"command": "true", **parameters})
