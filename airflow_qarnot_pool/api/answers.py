@@ -6,6 +6,7 @@ Pure functions (qarnot-api.md, section 2).
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -87,7 +88,8 @@ def retry_after(value: str | None, now: datetime | None = None) -> float | None:
     if not value:
         return None
     try:
-        return max(0.0, float(value))
+        seconds = float(value)
+        return max(0.0, seconds) if math.isfinite(seconds) else None
     except ValueError:
         pass
     try:
@@ -112,9 +114,7 @@ def error_for(
     details: dict[str, Any] = {"status": status, "server_message": message or None, **where}
     lowered = message.lower()
     if status in TRANSIENT or status >= 500:
-        return QarnotUnavailableError(
-            ambiguous=ambiguous and status not in UNTOUCHED, retry_after=retry_after, **details
-        )
+        return QarnotUnavailableError(ambiguous=ambiguous, retry_after=retry_after, **details)
     if status < 400:
         return QarnotProtocolError(
             "Qarnot answered with a redirect, which is not followed because it would carry the token along",

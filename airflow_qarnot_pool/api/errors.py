@@ -58,8 +58,6 @@ class QarnotError(Exception):
         return f"the {kind} {self.ref!r}" if self.ref else f"the {kind}"
 
     def _sentence(self) -> str:
-        if self.ref or self.kind:
-            return f"{self.summary} ({self._subject()})"
         return self.summary
 
     def _compose(self) -> str:
@@ -98,7 +96,12 @@ class QarnotInvalidSpecError(QarnotError, ValueError):
 class QarnotRefusedError(QarnotError):
     """Qarnot understood the request and said no (400, 403 and other 4xx)."""
 
-    summary = "Qarnot refused the request"
+    def _sentence(self) -> str:
+        return (
+            f"Qarnot refused what was asked of {self._subject()}"
+            if self.ref
+            else "Qarnot refused the request"
+        )
 
 
 class QarnotNameTakenError(QarnotRefusedError):
@@ -131,18 +134,12 @@ class QarnotCreditsError(QarnotError):
     summary = "The Qarnot account does not have enough credits"
     remedy = "Add credits to the account; nothing was started."
 
-    def _sentence(self) -> str:
-        return self.summary
-
 
 class QarnotCredentialsError(QarnotError):
     """The API token is missing, wrong or expired (401)."""
 
     summary = "Qarnot did not accept the API token"
     remedy = "Check the token (the password field) of the Airflow connection."
-
-    def _sentence(self) -> str:
-        return self.summary
 
 
 class QarnotNotFoundError(QarnotError):

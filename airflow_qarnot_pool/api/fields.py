@@ -38,6 +38,18 @@ def masked(constants: Mapping[str, str]) -> dict[str, str]:
     return {key: SECRET if is_secret_constant(key) else value for key, value in constants.items()}
 
 
+def secrets_in(body: Any) -> set[str]:
+    """The values of secret constants in a request body, or in a list of them."""
+    if isinstance(body, list):
+        return {secret for one in body for secret in secrets_in(one)}
+    constants = body.get("constants") if isinstance(body, dict) else None
+    return {
+        pair["value"]
+        for pair in constants or ()
+        if is_secret_constant(pair["key"]) and len(pair["value"]) > 3
+    }
+
+
 def _same(value: Any) -> Any:
     return value
 

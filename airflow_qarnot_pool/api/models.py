@@ -126,7 +126,7 @@ def _list(read: Read) -> Read:
 def _quietly(read: Read, value: Any) -> Any:
     try:
         return read(value)
-    except (TypeError, ValueError, AttributeError, KeyError):
+    except (TypeError, ValueError, AttributeError, KeyError, QarnotError):
         return None
 
 
@@ -457,7 +457,7 @@ class RemoteObject(Model):
         for one in ("name", "shortname", "state", "instance_count", "running_instance_count"):
             value = getattr(self, one)
             if value not in (None, ""):
-                parts.append(f"{one}={value!r}")
+                parts.append(f"{one}={str(value)!r}" if isinstance(value, str) else f"{one}={value}")
         if self.constants:
             parts.append(f"constants={masked(self.constants)!r}")
         return f"{type(self).__name__}({', '.join(parts)})"

@@ -98,6 +98,16 @@ def _constants(value: Any) -> dict[str, str]:
     return result
 
 
+def _tags(value: Any) -> tuple[str, ...]:
+    tags: tuple[str, ...] = listing(text(minimum=1, below=512))(value)
+    if len(tags) > MAX_TAGS:
+        raise Refusal(
+            f"has {len(tags)} tags",
+            f"Qarnot takes {MAX_TAGS}, of which operators need {OUR_TAGS}: give at most {MAX_USER_TAGS} of your own.",
+        )
+    return tags
+
+
 def _ranges(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
@@ -218,9 +228,7 @@ class _Spec(Record):
             aliases=["resource_buckets"],
         ),
     )
-    tags: Sequence[str] = field(
-        default=(), metadata=at("tags", listing(text(minimum=1, below=512), most=MAX_TAGS), list)
-    )
+    tags: Sequence[str] = field(default=(), metadata=at("tags", _tags, list))
     labels: Mapping[str, str] = field(default_factory=dict, metadata=at("labels", mapping, dict))
     auto_delete_on_completion: bool | None = field(default=None, metadata=at("autoDeleteOnCompletion", flag))
     completion_ttl: timedelta | None = field(

@@ -34,6 +34,7 @@ from airflow_qarnot_pool.api.errors import (
     QarnotProtocolError,
     QarnotUnavailableError,
 )
+from airflow_qarnot_pool.api.fields import SECRET, secrets_in
 
 if TYPE_CHECKING:
     import requests
@@ -336,7 +337,7 @@ class Transport:
 
     def _refusal(self, call: _Call, answer: Answer) -> QarnotError:
         body = answer.body.decode("utf-8", "replace")
-        message = self._redacted(server_message(body, answer.content_type))
+        message = self._redacted(server_message(body, answer.content_type), call)
         return error_for(
             answer.status,
             message,
@@ -359,7 +360,7 @@ class Transport:
         except ValueError:
             data = _UNREADABLE
         if data is _UNREADABLE or not isinstance(data, call.shape):
-            start = self._redacted(answer.body[:80].decode("utf-8", "replace"))
+            start = self._redacted(answer.body.decode("utf-8", "replace"), call)[:80]
             raise QarnotProtocolError(
                 f"Qarnot's answer cannot be understood; it begins with {start!r}",
                 status=answer.status,
@@ -367,8 +368,11 @@ class Transport:
             )
         return data
 
-    def _redacted(self, text: str) -> str:
-        return text.replace(self._token, "***")
+    def _redacted(self, text: str, call: _Call) -> str:
+        """The server's words without what only the server should have seen."""
+        for secret in (self._token, *secrets_in(call.json)):
+            text = text.replace(secret, SECRET)
+        return text
 
     def _exchange(self, call: _Call) -> Answer:
         """One attempt: the answer read to its end, or _NoAnswer."""
