@@ -1,0 +1,253 @@
+"""One poll for all waiters, against the local Qarnot."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from airflow_qarnot_pool.api.client import QarnotClient
+from airflow_qarnot_pool.api.specs import TaskSpec
+from airflow_qarnot_pool.exceptions import QarnotCredentialsError, QarnotGoneError
+from airflow_qarnot_pool.identity import namespace_tag
+from airflow_qarnot_pool.local import LocalQarnot
+from airflow_qarnot_pool.triggers import poller
+from airflow_qarnot_pool.triggers.poller import watch
+
+OURS = (namespace_tag("test"),)
+INTERVAL = 0.1
+PATIENCE = 30.0
+
+
+def submit(client: QarnotClient, pool: str, count: int, command: str = "sleep 600", tags: Any = OURS) -> list[str]:
+    specs = [TaskSpec(name=f"t{n}", pool=pool, command=command, tags=tags) for n in range(count)]
+    return [str(item.uuid) for item in client.tasks.create_many(specs)]
+
+
+def searches(qarnot: LocalQarnot) -> int:
+    return sum(one["path"] == "/tasks/search" for one in qarnot.requests())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+async def state_of(uuid: str, *states: str, interval: float = INTERVAL) -> str:
+    """Wait for one of *states* through the shared poll."""
+    async with watch("qarnot_default", "task", uuid, interval=interval) as waiter:
+        while True:
+            look = await waiter.next(PATIENCE)
+            if look.state in states:
+                return str(look.state)
+
+
+def rounds_cost(qarnot: LocalQarnot, uuids: list[str]) -> float:
+    """Searches per round while these wait and nothing changes, sweeps left out."""
+
+    async def measure() -> float:
+        waiting = [asyncio.create_task(state_of(uuid, "Cancelled")) for uuid in uuids]
+        await until(lambda: len(list(poller.pollers())) == 1)
+        (shared,) = poller.pollers()
+        await until(lambda: len(shared._last) == len(uuids))
+        begun, asked = shared._rounds, searches(qarnot)
+        await until(lambda: shared._rounds >= begun + 8)
+        cost = (searches(qarnot) - asked) / (shared._rounds - begun)
+        for one in waiting:
+            one.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        return cost
+
+    return asyncio.run(measure())
+
+
+def test_idle_rounds_cost_the_same_however_many_wait(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(poller, "SWEEP_EVERY", 10_000)
+    uuids = submit(client, pool, 120)
+    few, many = rounds_cost(qarnot, uuids[:2]), rounds_cost(qarnot, uuids)
+    assert few <= 1.5
+    assert many <= 1.5
+
+
+def test_everybody_gets_their_own_answer(qarnot: LocalQarnot, client: QarnotClient, pool: str) -> None:
+    good, bad = submit(client, pool, 8, "true"), submit(client, pool, 3, "false")
+
+    async def wait() -> list[str]:
+        return await asyncio.gather(*(state_of(uuid, "Success", "Failure") for uuid in good + bad))
+
+    assert asyncio.run(wait()) == ["Success"] * 8 + ["Failure"] * 3
+    assert list(poller.pollers()) == []
+
+
+def test_a_waiter_that_joins_late_gets_its_answer_at_once(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str
+) -> None:
+    (slow,) = submit(client, pool, 1)
+    (quick,) = submit(client, pool, 1, "true")
+
+    async def wait() -> str:
+        first = asyncio.create_task(state_of(slow, "Cancelled", interval=3600))
+        await until(lambda: searches(qarnot) >= 1)
+        await until(lambda: client.tasks.get(quick).state == "Success")
+        # The poll sleeps for an hour; only the arrival of a waiter can wake it.
+        state = await state_of(quick, "Success", interval=3600)
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        return state
+
+    assert asyncio.run(wait()) == "Success"
+
+
+def test_two_waiters_of_one_object(qarnot: LocalQarnot, client: QarnotClient, pool: str) -> None:
+    (uuid,) = submit(client, pool, 1, "true")
+
+    async def wait() -> list[str]:
+        return await asyncio.gather(state_of(uuid, "Success"), state_of(uuid, "Success"))
+
+    assert asyncio.run(wait()) == ["Success", "Success"]
+
+
+def test_objects_of_others_are_swept(qarnot: LocalQarnot, client: QarnotClient, pool: str) -> None:
+    (uuid,) = submit(client, pool, 1, "sh -c 'sleep 0.5'", tags=())
+    assert asyncio.run(state_of(uuid, "Success")) == "Success"
+
+
+def test_what_is_gone_is_an_error_of_its_own_waiter_only(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(poller, "SWEEP_EVERY", 2)
+    gone, stays = submit(client, pool, 2)
+
+    async def wait() -> list[Any]:
+        waiting = [asyncio.create_task(state_of(uuid, "Success", "Cancelled")) for uuid in (gone, stays)]
+        (shared,) = [*poller.pollers()] or [None] if poller._pollers else [None]
+        await until(lambda: bool(poller._pollers) and all(p._last for p in poller.pollers()))
+        await asyncio.to_thread(client.tasks.delete, gone)
+        with pytest.raises(QarnotGoneError, match=gone):
+            await waiting[0]
+        assert not waiting[1].done()
+        await asyncio.to_thread(client.tasks.abort, stays)
+        return [await waiting[1], shared]
+
+    assert asyncio.run(wait())[0] == "Cancelled"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"kind": "status", "status": 503},
+        {"kind": "status", "status": 429, "retry_after": 1},
+        {"kind": "reset"},
+        {"kind": "lost"},
+        {"kind": "garbage"},
+    ],
+    ids=lambda fault: str(fault.get("status", fault["kind"])),
+)
+def test_what_passes_never_fails_a_waiter(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, fault: dict[str, Any]
+) -> None:
+    (uuid,) = submit(client, pool, 1, "true")
+    qarnot.faults([{"method": "POST", "path": "^/tasks/search$", "times": 3, **fault}])
+    assert asyncio.run(state_of(uuid, "Success")) == "Success"
+
+
+def test_a_large_filter_that_is_refused_shrinks(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uuids = submit(client, pool, 12, "true")
+    most = 3
+    search = poller.Poller._search
+
+    def strict(self: poller.Poller, wanted: list[str]) -> Any:
+        if len(wanted) > most:
+            from airflow_qarnot_pool.api.errors import QarnotRefusedError
+
+            raise QarnotRefusedError("too many values", status=400)
+        return search(self, wanted)
+
+    monkeypatch.setattr(poller.Poller, "_search", strict)
+
+    async def wait() -> list[str]:
+        return await asyncio.gather(*(state_of(uuid, "Success") for uuid in uuids))
+
+    assert asyncio.run(wait()) == ["Success"] * 12
+
+
+def test_a_server_that_cannot_filter_by_time_is_swept(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (uuid,) = submit(client, pool, 1, "sh -c 'sleep 0.5'")
+
+    from airflow_qarnot_pool.api.errors import QarnotRefusedError
+    from airflow_qarnot_pool.api.resource import Resource
+
+    search = Resource.search
+
+    def strict(self: Any, filter: Any = None, **options: Any) -> Any:
+        if filter and "StateTransitionTime" in str(filter):
+            raise QarnotRefusedError("unknown field StateTransitionTime", status=400)
+        return search(self, filter, **options)
+
+    monkeypatch.setattr(Resource, "search", strict)
+    assert asyncio.run(state_of(uuid, "Success")) == "Success"
+
+
+def test_more_changes_than_one_answer_holds(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(poller, "MOST_CHANGES", 5)
+    monkeypatch.setattr(poller, "SWEEP_EVERY", 10_000)
+    uuids = submit(client, pool, 40, "true")
+
+    async def wait() -> list[str]:
+        return await asyncio.gather(*(state_of(uuid, "Success") for uuid in uuids))
+
+    assert asyncio.run(wait()) == ["Success"] * 40
+
+
+def test_credentials_that_change_are_picked_up(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (uuid,) = submit(client, pool, 1, "true")
+    right = os.environ["AIRFLOW_CONN_QARNOT_DEFAULT"]
+    monkeypatch.setenv("AIRFLOW_CONN_QARNOT_DEFAULT", right.replace(qarnot.token, "an-old-token"))
+
+    async def wait() -> str:
+        waiting = asyncio.create_task(state_of(uuid, "Success"))
+        await until(lambda: any(one["status"] == 401 for one in qarnot.requests()))
+        monkeypatch.setenv("AIRFLOW_CONN_QARNOT_DEFAULT", right)
+        return await waiting
+
+    assert asyncio.run(wait()) == "Success"
+
+
+def test_a_token_that_stays_wrong_fails_the_waiters(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (uuid,) = submit(client, pool, 1)
+    wrong = os.environ["AIRFLOW_CONN_QARNOT_DEFAULT"].replace(qarnot.token, "a-wrong-token")
+    monkeypatch.setenv("AIRFLOW_CONN_QARNOT_DEFAULT", wrong)
+    with pytest.raises(QarnotCredentialsError):
+        asyncio.run(state_of(uuid, "Success"))
+
+
+def test_cancelled_waiters_leave_nothing_behind(qarnot: LocalQarnot, client: QarnotClient, pool: str) -> None:
+    uuids = submit(client, pool, 20)
+
+    async def wait() -> int:
+        waiting = [asyncio.create_task(state_of(uuid, "Success")) for uuid in uuids]
+        await until(lambda: bool(poller._pollers))
+        for one in waiting:
+            one.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        await asyncio.sleep(0)
+        return len(asyncio.all_tasks()) - 1
+
+    assert asyncio.run(wait()) == 0
+    assert list(poller.pollers()) == []

@@ -1,0 +1,95 @@
+"""Install the wheel into Airflow environments as they were on release day, and see that nothing else changes.
+
+Airflow's constraint files belong to a release and its date; resolving with ``uv --exclude-newer`` gives an
+environment of that day. In each: the wheel installs without adding, changing or removing any other package,
+``airflow providers list`` shows it, its modules import, and its example DAGs parse.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+#: Airflow release and the first day on which it could be installed.
+RELEASES = {"3.1.8": "2026-03-11", "3.3.2": "2026-09-17"}
+UV = [str(Path(sys.executable).parent / "uv"), "--quiet"]
+
+
+def run(*command: str, **environment: str) -> str:
+    """Run a command and return what it prints; its errors end this program."""
+    # Not from here: the source tree would be imported in place of the wheel.
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        cwd=tempfile.gettempdir(),
+        env={**os.environ, **environment},
+        check=False,
+    )
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+    return done.stdout
+
+
+def packages(python: str) -> set[str]:
+    """``name==version`` of everything installed."""
+    lines = run(*UV, "pip", "freeze", "--python", python).split()
+    return {line for line in lines if "==" in line}
+
+
+def check(release: str, day: str, wheel: Path, place: Path) -> list[str]:
+    """What is wrong with the wheel on this release."""
+    home, python = place / "home", str(place / "venv" / "bin" / "python")
+    run(*UV, "venv", "--python", sys.executable, str(place / "venv"))
+    dated = (*UV, "pip", "install", "--python", python, "--exclude-newer", day)
+    run(*dated, f"apache-airflow=={release}")
+    before = packages(python)
+    run(*dated, str(wheel))
+    problems = []
+    changed = {one for one in packages(python) ^ before if not one.startswith("airflow-qarnot-pool")}
+    if changed:
+        problems.append(f"other packages changed: {sorted(changed)}")
+    airflow = (python, "-m", "airflow")
+    settings = {"AIRFLOW_HOME": str(home), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
+    if "airflow-qarnot-pool" not in run(*airflow, "providers", "list", "--output", "plain", **settings):
+        problems.append("`airflow providers list` does not show it")
+    parse = (
+        "import glob, importlib, pkgutil, runpy, airflow_qarnot_pool as p\n"
+        "from pathlib import Path\n"
+        "here = Path(p.__file__).parent\n"
+        "skip = ('local', 'example_dags')\n"
+        "names = [m.name for m in pkgutil.walk_packages(p.__path__, 'airflow_qarnot_pool.')]\n"
+        "[importlib.import_module(n) for n in names if n.split('.')[1] not in skip]\n"
+        "dags = glob.glob(str(here / 'example_dags' / '*.py'))\n"
+        "[runpy.run_path(d) for d in dags]\n"
+        "print(len(dags))\n"
+    )
+    parsed = run(python, "-W", "ignore", "-c", parse, **settings).split()
+    if not parsed or int(parsed[-1]) < 5:
+        problems.append("the example DAGs are not in the wheel")
+    return problems
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("wheel", type=Path, nargs="?", help="default: the newest in dist/")
+    wheel = parser.parse_args().wheel or max((ROOT / "dist").glob("*.whl"), key=lambda one: one.stat().st_mtime)
+    failed = 0
+    for release, day in RELEASES.items():
+        begun = time.monotonic()
+        with tempfile.TemporaryDirectory() as place:
+            problems = check(release, day, wheel.resolve(), Path(place))
+        verdict = "; ".join(problems) or "installs, changes no other package, is listed, its DAGs parse"
+        print(f"Airflow {release} as of {day}: {verdict} ({time.monotonic() - begun:.0f} s)", flush=True)
+        failed += bool(problems)
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()
