@@ -468,6 +468,10 @@ class RemoteObject(Model):
         return "; ".join(str(error) for error in self.errors)
 
 
+def _scaling(value: Any) -> Scaling | None:
+    return Scaling.from_json(value) if value.get("policies") else None
+
+
 def _state(parse: Callable[[str], str]) -> Read:
     """The state in its canonical spelling where it is known, else as it came."""
 
@@ -491,7 +495,7 @@ class Pool(RemoteObject):
     elastic: ElasticProperty | None = field(
         default=None, metadata=_from("elasticProperty", ElasticProperty.from_json)
     )
-    scaling: Scaling | None = field(default=None, metadata=_from("scaling", Scaling.from_json))
+    scaling: Scaling | None = field(default=None, metadata=_from("scaling", _scaling))
     slots_per_node: int | None = field(
         default=None,
         metadata=_from("multiSlotsSettings", lambda value: _int(value.get("slotsPerNode"))),

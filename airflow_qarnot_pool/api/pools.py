@@ -49,14 +49,14 @@ class PoolResource(Resource[PoolSpec, Pool]):
         Raises QarnotRefusedError where it cannot be closed (it may be closed already: look at its state).
         Qarnot API: ``POST /pools/{u}/close``.
         """
-        self._read("POST", self._path(ref, "close"), ref=ref)
+        self._end(ref, "close")
 
     end = close
 
     def scaling(self, ref: str) -> Scaling | None:
         """The scaling policies; None where there are none. Qarnot API: ``GET /pools/{u}/scaling``."""
         data = self._read("GET", self._path(ref, "scaling"), ref=ref, shape=(dict, type(None)))
-        return Scaling.from_json(data) if data else None
+        return Scaling.from_json(data) if data and data.get("policies") else None
 
     def set_scaling(self, ref: str, scaling: Scaling | Mapping[str, Any]) -> None:
         """Replace the scaling policies. Qarnot API: ``PUT /pools/{u}/scaling``."""

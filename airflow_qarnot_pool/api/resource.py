@@ -18,6 +18,7 @@ from airflow_qarnot_pool.api.fields import pairs
 from airflow_qarnot_pool.api.filters import Filter, equal
 from airflow_qarnot_pool.api.models import CarbonFacts, Page, RemoteObject
 from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
+from airflow_qarnot_pool.api.states import is_ending
 from airflow_qarnot_pool.api.transport import Transport
 
 log = logging.getLogger(__name__)
@@ -119,23 +120,19 @@ class Resource(Generic[SpecT, ModelT]):
 
     def _made_by(self, shortname: str, stamp: str, left: float) -> str | None:
         """The uuid of what the call with this stamp made; None if it made nothing."""
+        quick = type(self)(self._transport.limited(deadline=left))
         try:
-            data = self._transport.request(
-                "GET",
-                self._path(shortname),
-                idempotent=True,
-                kind=self.kind,
-                ref=shortname,
-                shape=dict,
-                deadline=left,
-            )
+            found = [quick.get(shortname)]
         except QarnotNotFoundError:
             return None
-        found = self.model.from_json(data)
-        if found.labels.get(REQUEST_LABEL) != stamp:
-            return None
-        log.info("%s %s was created although its answer was lost", self.kind, shortname)
-        return found.uuid
+        if found[0].labels.get(REQUEST_LABEL) != stamp:
+            # Where names can be taken twice, the one in hand need not be the only one.
+            found = quick.find_all(shortname)
+        for one in found:
+            if one.labels.get(REQUEST_LABEL) == stamp:
+                log.info("%s %s was created although its answer was lost", self.kind, shortname)
+                return one.uuid
+        return None
 
     def get(self, ref: str) -> ModelT:
         """The object, with every field. Qarnot API: ``GET /pools/{u}``, ``GET /tasks/{u}``."""
@@ -266,6 +263,15 @@ class Resource(Generic[SpecT, ModelT]):
         Qarnot API: ``PATCH /pools/{u}``, ``PATCH /tasks/{u}``.
         """
         self._read("PATCH", self._path(ref), ref=ref)
+
+    def _end(self, ref: str, verb: str) -> None:
+        """Close or abort. After a lost answer the state is looked at first: doing it twice is refused."""
+
+        def ended(left: float) -> bool | None:
+            now = type(self)(self._transport.limited(deadline=left)).get(ref)
+            return True if is_ending(now.state) else None
+
+        self._read("POST", self._path(ref, verb), ref=ref, recover=ended)
 
     def delete(self, ref: str) -> None:
         """Delete; what runs is ended first. Qarnot API: ``DELETE /pools/{u}``, ``DELETE /tasks/{u}``."""

@@ -178,6 +178,11 @@ def is_live(state: str) -> bool:
     return _parse_any(state) in POOL_LIVE | TASK_RUNNING
 
 
+def is_ending(state: str) -> bool:
+    """Whether a pool or task in this state is over or told to end. Raises QarnotUnknownStateError."""
+    return is_terminal(state) or _parse_any(state) in POOL_ENDING | TASK_ENDING
+
+
 def accepts_tasks(state: str) -> bool:
     """Whether a pool in this state takes tasks (Submitted to FullyExecuting). Raises QarnotUnknownStateError."""
     return parse_pool_state(state) in POOL_ACCEPTS_TASKS

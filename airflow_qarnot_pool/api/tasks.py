@@ -9,7 +9,7 @@ from typing import Any
 
 from airflow_qarnot_pool.api import filters
 from airflow_qarnot_pool.api.answers import error_for
-from airflow_qarnot_pool.api.errors import QarnotError, QarnotProtocolError, QarnotUnavailableError
+from airflow_qarnot_pool.api.errors import QarnotError, QarnotNameTakenError, QarnotProtocolError
 from airflow_qarnot_pool.api.models import BulkItem, Snapshot, Task
 from airflow_qarnot_pool.api.resource import REQUEST_LABEL, Resource, quoted, stamped
 from airflow_qarnot_pool.api.specs import TaskSpec
@@ -41,7 +41,7 @@ class TaskResource(Resource[TaskSpec, Task]):
 
         Qarnot API: ``POST /tasks/{u}/abort``.
         """
-        self._read("POST", self._path(ref, "abort"), ref=ref)
+        self._end(ref, "abort")
 
     end = abort
 
@@ -54,46 +54,40 @@ class TaskResource(Resource[TaskSpec, Task]):
         """
         if not specs:
             return []
-        bodies: list[dict[str, Any]] = []
-        stamps: list[str] = []
-        for spec in specs:
-            body, stamp = stamped(spec.to_json())
-            bodies.append(body)
-            stamps.append(stamp)
+        made = [stamped(spec.to_json()) for spec in specs]
         done: dict[int, BulkItem] = {}
-        attempts = 0
-        named = all(spec.shortname for spec in specs)
-        while len(done) < len(specs):
-            missing = [index for index in range(len(specs)) if index not in done]
-            attempts += 1
-            try:
-                done |= self._create_some(specs, bodies, missing)
-            except QarnotUnavailableError as error:
-                if not (error.ambiguous and named) or attempts > self._transport.retries:
-                    raise
-                done |= self._made_by_stamp(specs, stamps, missing)
-        return [done[index] for index in range(len(specs))]
+        wanted = [*range(len(specs))]
+        bodies = [body for body, _ in made]
 
-    def _create_some(
-        self, specs: Sequence[TaskSpec], bodies: Sequence[dict[str, Any]], wanted: Sequence[int]
-    ) -> dict[int, BulkItem]:
+        def look(left: float) -> Sequence[Any] | None:
+            """Take what a request whose answer was lost did create off the next one."""
+            done.update(self._made_by_stamps(specs, made, wanted, left))
+            wanted[:] = [index for index in wanted if index not in done]
+            bodies[:] = [made[index][0] for index in wanted]
+            return None if wanted else ()
+
         data = self._transport.request(
             "POST",
             self.base,
-            json=[bodies[index] for index in wanted],
+            json=bodies,
             idempotent=False,
             kind=self.kind,
             shape=list,
             creating=True,
             bulk=True,
+            recover=look if all(spec.shortname for spec in specs) else None,
         )
         if len(data) != len(wanted):
             raise QarnotProtocolError(
                 f"Qarnot answered {len(data)} items for {len(wanted)} tasks", kind=self.kind, path=self.base
             )
-        return {
-            index: self._item(index, specs[index], item) for index, item in zip(wanted, data, strict=True)
-        }
+        for index, item in zip(wanted, data, strict=True):
+            done[index] = self._item(index, specs[index], item)
+        taken = [index for index, item in done.items() if isinstance(item.error, QarnotNameTakenError)]
+        if taken:
+            # An earlier attempt may have been slower than our look at what it made.
+            done.update(self._made_by_stamps(specs, made, taken, self._transport.deadline))
+        return [done[index] for index in range(len(specs))]
 
     def _item(self, index: int, spec: TaskSpec, item: Any) -> BulkItem:
         fields = {str(key).lower(): value for key, value in item.items()} if isinstance(item, dict) else {}
@@ -112,18 +106,23 @@ class TaskResource(Resource[TaskSpec, Task]):
         )
         return BulkItem(index=index, status=status, error=error)
 
-    def _made_by_stamp(
-        self, specs: Sequence[TaskSpec], stamps: Sequence[str], wanted: Sequence[int]
+    def _made_by_stamps(
+        self,
+        specs: Sequence[TaskSpec],
+        made: Sequence[tuple[dict[str, Any], str]],
+        wanted: Sequence[int],
+        left: float,
     ) -> dict[int, BulkItem]:
-        """What a bulk request whose answer was lost did create."""
+        """The tasks among those wanted that this very call has created, by the stamps they carry."""
+        by_stamp = {made[index][1]: index for index in wanted}
         names = [specs[index].shortname for index in wanted]
-        by_stamp = {stamps[index]: index for index in wanted}
+        quick = TaskResource(self._transport.limited(deadline=left))
         found = {}
-        for task in self.search(filters.in_("Shortname", names)):
+        for task in quick.search(filters.in_("Shortname", names)):
             index = by_stamp.get(task.labels.get(REQUEST_LABEL, ""))
             if index is not None:
                 found[index] = BulkItem(index=index, status=200, uuid=task.uuid)
-        log.info("%d of %d tasks were created although the answer was lost", len(found), len(wanted))
+        log.info("%d of %d tasks had been created although the answer was lost", len(found), len(wanted))
         return found
 
     def retry(self, ref: str, **overrides: Any) -> str:

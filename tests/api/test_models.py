@@ -184,7 +184,8 @@ def test_scaling_is_read_without_being_judged():
     assert quantum == OtherPart("Quantum", "q", {"type": "Quantum", "name": "q", "spin": 1})
     assert isinstance(bad, OtherPart)
     assert pool.scaling.to_json() == {"policies": scaling["policies"]}
-    assert Pool.from_json({"uuid": "u", "scaling": {"policies": None}}).scaling is not None
+    for nothing in (None, [], {}):
+        assert Pool.from_json({"uuid": "u", "scaling": {"policies": nothing}}).scaling is None
 
 
 def test_secrets_that_the_server_echoes_are_not_shown():

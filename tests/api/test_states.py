@@ -9,6 +9,7 @@ from airflow_qarnot_pool.api.states import (
     TaskState,
     accepts_tasks,
     can_reach,
+    is_ending,
     is_live,
     is_terminal,
     parse_pool_state,
@@ -83,6 +84,13 @@ def test_an_unknown_state_is_an_error_that_names_it(ask, state):
         ask(state)
     assert caught.value.state == str(state)
     assert repr(str(state)) in str(caught.value)
+
+
+def test_what_is_ending_or_over():
+    ending = {state for state in {*PoolState, *TaskState} if is_ending(state)}
+    assert ending == {
+        *("Closing", "Closed", "PendingCancel", "PendingDelete", "Cancelled", "Success", "Failure"),
+    }
 
 
 def test_a_task_state_is_not_a_pool_state():
