@@ -78,7 +78,7 @@ class AccountResource:
             items = data.get("data") or []
             found += items
             total = data.get("total")
-            if not items or (isinstance(total, int) and len(found) >= total):
+            if not items or not isinstance(total, int) or len(found) >= total:
                 return [HardwareConstraint.from_json(item) for item in found]
 
     def cpu_models(self, text: str) -> list[str]:

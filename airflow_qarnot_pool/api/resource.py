@@ -112,6 +112,8 @@ class Resource(Generic[SpecT, ModelT]):
             recover=recover,
         )
         uuid = data if isinstance(data, str) else _field(data, "uuid")
+        if not uuid and recover is not None:
+            uuid = recover(self._transport.deadline)
         if not isinstance(uuid, str) or not uuid:
             raise QarnotProtocolError(
                 f"Qarnot created a {self.kind} but did not say its uuid", kind=self.kind, ref=shortname
