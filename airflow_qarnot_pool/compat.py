@@ -7,6 +7,7 @@ from airflow import __version__ as airflow_version
 try:
     from airflow.sdk.exceptions import (
         AirflowException,
+        AirflowNotFoundException,
         AirflowSensorTimeout,
         AirflowSkipException,
         TaskDeferralError,
@@ -15,6 +16,7 @@ try:
 except ImportError:  # 3.1, where airflow.sdk.exceptions lacks most of them
     from airflow.exceptions import (  # type: ignore[no-redef]
         AirflowException,
+        AirflowNotFoundException,
         AirflowSensorTimeout,
         AirflowSkipException,
         TaskDeferralError,
@@ -29,6 +31,7 @@ __all__ = [
     "AIRFLOW_VERSION",
     "TRIGGERS_HAVE_ON_KILL",
     "AirflowException",
+    "AirflowNotFoundException",
     "AirflowSensorTimeout",
     "AirflowSkipException",
     "TaskDeferralError",

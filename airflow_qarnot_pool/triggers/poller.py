@@ -6,7 +6,8 @@ is not older than the newest one seen. Its cost grows with the number of changes
 
 What a change query cannot show is swept, by uuid in chunks: new waiters at once, objects without our tag and
 waiters on counts in every round, everybody once in :data:`SWEEP_EVERY` rounds, so that a missed change is late
-and never lost. Errors that pass back off and never fail a waiter; a lasting one fails only whom it concerns.
+and never lost. Many objects of one owner are waited for by their common tag, as one topic. Errors that pass back
+off and never fail a waiter; a lasting one fails only whom it concerns.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from airflow_qarnot_pool.api.errors import (
     QarnotCredentialsError,
     QarnotError,
     QarnotGoneError,
+    QarnotInvalidSpecError,
     QarnotNotFoundError,
     QarnotProtocolError,
     QarnotRefusedError,
@@ -52,6 +54,8 @@ SWEEP_EVERY = 12
 CHUNK = 500
 #: Most changes one search answers; beyond, the pages are read.
 MOST_CHANGES = 1000
+#: Most objects of one tag that one search answers; beyond, the pages are read.
+MOST_OF_A_TAG = 10_000
 #: The server's times have a resolution of 1 s, and its parts need not agree to the second.
 OVERLAP = timedelta(seconds=2)
 LONGEST_BACKOFF = 60.0
@@ -74,9 +78,8 @@ FIELDS = (
 
 @dataclass(eq=False)
 class Waiter:
-    """One waiting trigger. :meth:`next` yields the object each time it is seen changed."""
+    """One waiting trigger. :meth:`next` answers each time an object of its topic is seen changed."""
 
-    uuid: str
     interval: float
     every_round: bool
     looks: asyncio.Queue[Pool | Task | QarnotError] = field(default_factory=asyncio.Queue)
@@ -94,6 +97,48 @@ class Waiter:
         return look
 
 
+@dataclass(eq=False)
+class Topic:
+    """What is waited for, by one waiter or several: an object, or all objects with a tag."""
+
+    key: str
+    is_tag: bool
+    waiters: set[Waiter] = field(default_factory=set)
+    #: Newest look at each of its objects.
+    last: dict[str, Pool | Task] = field(default_factory=dict)
+    #: Not looked up since a waiter joined.
+    fresh: bool = True
+    tagged: bool = True
+
+    @property
+    def every_round(self) -> bool:
+        """Whether a query for changes cannot show what these wait for."""
+        return not self.is_tag and (not self.tagged or any(waiter.every_round for waiter in self.waiters))
+
+    def tell(self, look: Pool | Task) -> None:
+        """Wake the waiters, where *look* shows something new."""
+        last = self.last.get(look.uuid)
+        if last is not None and _same(last, look):
+            return
+        self.last[look.uuid] = look
+        for waiter in self.waiters:
+            waiter.looks.put_nowait(look)
+
+    def fail(self, error: QarnotError) -> None:
+        """End the wait of everybody here."""
+        self.fresh = False
+        for waiter in self.waiters:
+            waiter.looks.put_nowait(error)
+
+
+def _same(last: Pool | Task, now: Pool | Task) -> bool:
+    return (
+        last.state == now.state
+        and last.state_transition_time == now.state_transition_time
+        and last.running_instance_count == now.running_instance_count
+    )
+
+
 class Poller:
     """The shared poll loop of one connection and kind on one event loop; see the module's text."""
 
@@ -101,13 +146,10 @@ class Poller:
         self.conn_id = conn_id
         self.kind = kind
         self.loop = asyncio.get_running_loop()
-        self._waiters: dict[str, set[Waiter]] = {}
-        self._new: set[str] = set()
-        self._untagged: set[str] = set()
-        self._last: dict[str, Pool | Task] = {}
+        self.topics: dict[str, Topic] = {}
+        self.rounds = 0
         self._arrived = asyncio.Event()
         self._mark: datetime | None = None
-        self._rounds = 0
         self._failures = 0
         self._refused = 0
         self._asks_for_changes = True
@@ -127,28 +169,19 @@ class Poller:
     def closed(self) -> bool:
         return self._task.done() or self.loop.is_closed()
 
-    def add(self, waiter: Waiter) -> None:
-        self._waiters.setdefault(waiter.uuid, set()).add(waiter)
-        if seen := self._last.get(waiter.uuid):
+    def add(self, key: str, waiter: Waiter, *, is_tag: bool = False) -> None:
+        topic = self.topics.setdefault(key, Topic(key, is_tag))
+        topic.waiters.add(waiter)
+        for seen in topic.last.values():
             waiter.looks.put_nowait(seen)
-        self._new.add(waiter.uuid)
+        topic.fresh = True
         self._arrived.set()
 
-    def remove(self, waiter: Waiter) -> None:
-        waiters = self._waiters.get(waiter.uuid, set())
-        waiters.discard(waiter)
-        if not waiters:
-            self._forget(waiter.uuid)
-
-    def _forget(self, uuid: str) -> None:
-        self._waiters.pop(uuid, None)
-        self._last.pop(uuid, None)
-        self._new.discard(uuid)
-        self._untagged.discard(uuid)
-
-    @property
-    def empty(self) -> bool:
-        return not self._waiters
+    def remove(self, key: str, waiter: Waiter) -> None:
+        topic = self.topics[key]
+        topic.waiters.discard(waiter)
+        if not topic.waiters:
+            del self.topics[key]
 
     def stop(self) -> None:
         self._task.cancel()
@@ -161,8 +194,7 @@ class Poller:
         while True:
             try:
                 await self._credentials()
-                if self._new:
-                    await self._look(list(self._new))
+                await self._look([topic for topic in self.topics.values() if topic.fresh])
                 if self.loop.time() >= next_round:
                     await self._round()
                     next_round = self.loop.time() + self._interval()
@@ -184,20 +216,20 @@ class Poller:
 
     def _interval(self) -> float:
         """Seconds to the next round: the shortest any waiter asked for, with jitter."""
-        shortest = min((w.interval for ws in self._waiters.values() for w in ws), default=1.0)
-        return shortest * random.uniform(0.95, 1.05)
+        intervals = (waiter.interval for topic in self.topics.values() for waiter in topic.waiters)
+        return min(intervals, default=1.0) * random.uniform(0.95, 1.05)
 
     def _pause_after(self, error: Exception) -> float:
         """Seconds to wait after a failed round; fails the waiters where the error will not pass."""
         self._failures += 1
-        pause = min(LONGEST_BACKOFF, self._interval() * 2 ** min(self._failures, 10)) * random.uniform(
-            0.8, 1.2
-        )
-        if isinstance(error, QarnotCredentialsError):
+        pause = min(LONGEST_BACKOFF, self._interval() * 2 ** min(self._failures, 10))
+        pause *= random.uniform(0.8, 1.2)
+        if isinstance(error, (QarnotCredentialsError, QarnotInvalidSpecError)):
             self._refused += 1
             self._settings_read = float("-inf")
             if self._refused >= CREDENTIAL_ROUNDS:
-                self._fail(list(self._waiters), error)
+                for topic in self.topics.values():
+                    topic.fail(error)
         elif isinstance(error, QarnotUnavailableError):
             pause = max(pause, error.retry_after or 0.0)
         elif not isinstance(error, QarnotProtocolError):
@@ -206,7 +238,7 @@ class Poller:
             log.warning(
                 "Could not ask Qarnot (connection %s) about %d %ss, attempt %d; asking again in %.0f s: %s",
                 self.conn_id,
-                len(self._waiters),
+                len(self.topics),
                 self.kind,
                 self._failures,
                 pause,
@@ -220,9 +252,23 @@ class Poller:
             return
         from airflow.sdk import BaseHook
 
+        from airflow_qarnot_pool.compat import AirflowNotFoundException
         from airflow_qarnot_pool.hooks.settings import ConnectionSettings
 
-        settings = ConnectionSettings.of(await BaseHook.aget_connection(self.conn_id))
+        try:
+            settings = ConnectionSettings.of(await BaseHook.aget_connection(self.conn_id))
+        except AirflowNotFoundException as error:
+            raise QarnotInvalidSpecError(
+                f"There is no connection {self.conn_id!r} any more: {error}", field="qarnot_conn_id"
+            ) from error
+        except QarnotError:
+            raise
+        except Exception as error:
+            if self._settings is None:
+                raise
+            # Airflow's own API may be away for a while; what was read before still serves.
+            log.warning("Could not read connection %s again: %s", self.conn_id, error)
+            settings = self._settings
         if settings != self._settings:
             # No retries in there: this loop backs off itself, and stays quick to cancel.
             self._client = await self._ask(lambda: settings.client(retries=0))
@@ -237,21 +283,14 @@ class Poller:
         assert self._client is not None
         return self._client.pools if self.kind == "pool" else self._client.tasks
 
-    def _search(self, uuids: list[str]) -> list[Pool | Task]:
-        return self._resource.search(filters.in_("Uuid", uuids), fields=FIELDS, limit=len(uuids))
-
     # --- one round
 
     async def _round(self) -> None:
-        sweep_all = self._rounds % SWEEP_EVERY == SWEEP_EVERY - 1 or not self._asks_for_changes
-        self._rounds += 1
-        if self._asks_for_changes and self._waiters.keys() - self._every_round():
+        self.rounds += 1
+        sweep = self.rounds % SWEEP_EVERY == 0 or not self._asks_for_changes
+        if self._asks_for_changes and not all(topic.every_round for topic in self.topics.values()):
             await self._changes()
-        await self._look(list(self._waiters) if sweep_all else list(self._every_round()))
-
-    def _every_round(self) -> set[str]:
-        counting = {uuid for uuid, waiters in self._waiters.items() if any(w.every_round for w in waiters)}
-        return counting | self._untagged
+        await self._look([topic for topic in self.topics.values() if sweep or topic.every_round])
 
     async def _changes(self) -> None:
         """Ask for what changed since the newest transition seen, and tell whom it concerns."""
@@ -274,26 +313,40 @@ class Poller:
             return
         self._tell(found)
 
-    async def _look(self, uuids: list[str]) -> None:
-        """Look these objects up by uuid, in as few requests as the server allows."""
+    async def _look(self, topics: list[Topic]) -> None:
+        """Look these topics up: each tag with a request, the objects in as few as the server allows."""
+        for topic in topics:
+            if topic.is_tag:
+                resource, tagged = self._resource, filters.equal("Tags", topic.key)
+                self._tell(await self._ask(partial(_all, resource, tagged)))
+                topic.fresh = False
+        uuids = [topic.key for topic in topics if not topic.is_tag]
         while uuids:
             chunk, uuids = uuids[: self._chunk], uuids[self._chunk :]
-            chunk = [uuid for uuid in chunk if uuid in self._waiters]
+            chunk = [uuid for uuid in chunk if uuid in self.topics]
             if not chunk:
                 continue
             try:
                 found = await self._ask(partial(self._search, chunk))
             except QarnotRefusedError as error:
                 if len(chunk) == 1:
-                    self._fail(chunk, error)
+                    self._fail(chunk[0], error)
                     continue
                 self._chunk = max(1, len(chunk) // 2)
                 uuids = chunk + uuids
                 continue
             self._tell(found)
-            self._new.difference_update(chunk)
             for uuid in set(chunk) - {one.uuid for one in found}:
                 await self._confirm(uuid)
+            for uuid in chunk:
+                if topic_ := self.topics.get(uuid):
+                    topic_.fresh = False
+
+    def _search(self, uuids: list[str]) -> list[Pool | Task]:
+        found: list[Pool | Task] = self._resource.search(
+            filters.in_("Uuid", uuids), fields=FIELDS, limit=len(uuids)
+        )
+        return found
 
     async def _confirm(self, uuid: str) -> None:
         """A search that misses an object proves nothing; 404 on the object itself does."""
@@ -307,7 +360,7 @@ class Poller:
                 kind=self.kind,
                 ref=uuid,
             )
-            self._fail([uuid], gone)
+            self._fail(uuid, gone)
 
     # --- telling the waiters
 
@@ -315,65 +368,58 @@ class Poller:
         for one in found:
             if one.state_transition_time and (self._mark is None or one.state_transition_time > self._mark):
                 self._mark = one.state_transition_time
-            waiters = self._waiters.get(one.uuid)
-            if not waiters:
-                continue
-            if self._settings and namespace_tag(self._settings.namespace) not in (one.tags or ()):
-                self._untagged.add(one.uuid)
-            last = self._last.get(one.uuid)
-            if last is not None and _same(last, one):
-                continue
-            self._last[one.uuid] = one
-            for waiter in waiters:
-                waiter.looks.put_nowait(one)
+            for key in (one.uuid, *one.tags):
+                if topic := self.topics.get(key):
+                    if self._settings and not topic.is_tag:
+                        topic.tagged = namespace_tag(self._settings.namespace) in one.tags
+                    topic.tell(one)
 
-    def _fail(self, uuids: Iterable[str], error: QarnotError) -> None:
-        for uuid in uuids:
-            self._new.discard(uuid)
-            for waiter in self._waiters.get(uuid, ()):
-                waiter.looks.put_nowait(error)
+    def _fail(self, key: str, error: QarnotError) -> None:
+        if topic := self.topics.get(key):
+            topic.fail(error)
 
 
-def _same(last: Pool | Task, now: Pool | Task) -> bool:
-    return (
-        last.state == now.state
-        and last.state_transition_time == now.state_transition_time
-        and last.running_instance_count == now.running_instance_count
-    )
+def _all(resource: Any, tagged: filters.Filter) -> list[Pool | Task]:
+    """Every object a filter matches, with the fields that waiters need."""
+    found: list[Pool | Task] = resource.search(tagged, fields=FIELDS, limit=MOST_OF_A_TAG)
+    return found if len(found) < MOST_OF_A_TAG else list(resource.iterate(tagged))
 
 
 _pollers: dict[tuple[int, str, Kind, str], Poller] = {}
 
 
-def _poller(conn_id: str, kind: Kind, scope: str) -> tuple[tuple[int, str, Kind, str], Poller]:
-    key = (id(asyncio.get_running_loop()), conn_id, kind, scope)
-    poller = _pollers.get(key)
-    if poller is None or poller.closed:
-        poller = _pollers[key] = Poller(conn_id, kind)
-    return key, poller
-
-
 @asynccontextmanager
 async def watch(
-    conn_id: str, kind: Kind, uuid: str, *, interval: float, every_round: bool = False, scope: str = ""
+    conn_id: str,
+    kind: Kind,
+    key: str,
+    *,
+    interval: float,
+    is_tag: bool = False,
+    every_round: bool = False,
+    scope: str = "",
 ) -> AsyncIterator[Waiter]:
-    """Wait for changes of one object together with everybody else on this event loop.
+    """Wait for changes together with everybody else on this event loop.
 
+    :param key: uuid of an object; with *is_tag*, a tag, for all objects that carry it.
     :param interval: seconds between two looks; the shortest of all waiters counts.
     :param every_round: ask in every round, for what shows no state transition (running instances).
     :param scope: waiters of different scopes do not share a poll.
     """
-    key, poller = _poller(conn_id, kind, scope)
-    waiter = Waiter(uuid, interval, every_round)
-    poller.add(waiter)
+    name = (id(asyncio.get_running_loop()), conn_id, kind, scope)
+    poller = _pollers.get(name)
+    if poller is None or poller.closed:
+        poller = _pollers[name] = Poller(conn_id, kind)
+    waiter = Waiter(interval, every_round)
+    poller.add(key, waiter, is_tag=is_tag)
     try:
         yield waiter
     finally:
-        poller.remove(waiter)
-        if poller.empty:
+        poller.remove(key, waiter)
+        if not poller.topics:
             poller.stop()
-            if _pollers.get(key) is poller:
-                del _pollers[key]
+            if _pollers.get(name) is poller:
+                del _pollers[name]
 
 
 def pollers() -> Iterator[Poller]:

@@ -22,7 +22,9 @@ INTERVAL = 0.1
 PATIENCE = 30.0
 
 
-def submit(client: QarnotClient, pool: str, count: int, command: str = "sleep 600", tags: Any = OURS) -> list[str]:
+def submit(
+    client: QarnotClient, pool: str, count: int, command: str = "sleep 600", tags: Any = OURS
+) -> list[str]:
     specs = [TaskSpec(name=f"t{n}", pool=pool, command=command, tags=tags) for n in range(count)]
     return [str(item.uuid) for item in client.tasks.create_many(specs)]
 
@@ -53,10 +55,10 @@ def rounds_cost(qarnot: LocalQarnot, uuids: list[str]) -> float:
         waiting = [asyncio.create_task(state_of(uuid, "Cancelled")) for uuid in uuids]
         await until(lambda: len(list(poller.pollers())) == 1)
         (shared,) = poller.pollers()
-        await until(lambda: len(shared._last) == len(uuids))
-        begun, asked = shared._rounds, searches(qarnot)
-        await until(lambda: shared._rounds >= begun + 8)
-        cost = (searches(qarnot) - asked) / (shared._rounds - begun)
+        await until(lambda: sum(len(topic.last) for topic in shared.topics.values()) == len(uuids))
+        begun, asked = shared.rounds, searches(qarnot)
+        await until(lambda: shared.rounds >= begun + 8)
+        cost = (searches(qarnot) - asked) / (shared.rounds - begun)
         for one in waiting:
             one.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
@@ -124,18 +126,17 @@ def test_what_is_gone_is_an_error_of_its_own_waiter_only(
     monkeypatch.setattr(poller, "SWEEP_EVERY", 2)
     gone, stays = submit(client, pool, 2)
 
-    async def wait() -> list[Any]:
+    async def wait() -> str:
         waiting = [asyncio.create_task(state_of(uuid, "Success", "Cancelled")) for uuid in (gone, stays)]
-        (shared,) = [*poller.pollers()] or [None] if poller._pollers else [None]
-        await until(lambda: bool(poller._pollers) and all(p._last for p in poller.pollers()))
+        await until(lambda: any(topic.last for one in poller.pollers() for topic in one.topics.values()))
         await asyncio.to_thread(client.tasks.delete, gone)
         with pytest.raises(QarnotGoneError, match=gone):
             await waiting[0]
         assert not waiting[1].done()
         await asyncio.to_thread(client.tasks.abort, stays)
-        return [await waiting[1], shared]
+        return await waiting[1]
 
-    assert asyncio.run(wait())[0] == "Cancelled"
+    assert asyncio.run(wait()) == "Cancelled"
 
 
 @pytest.mark.parametrize(
@@ -251,3 +252,23 @@ def test_cancelled_waiters_leave_nothing_behind(qarnot: LocalQarnot, client: Qar
 
     assert asyncio.run(wait()) == 0
     assert list(poller.pollers()) == []
+
+
+def test_many_objects_of_one_owner_are_one_topic(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(poller, "SWEEP_EVERY", 10_000)
+    uuids = set(submit(client, pool, 30, "true", tags=(*OURS, "airflow-lineage:ours")))
+
+    async def wait() -> set[str]:
+        done: set[str] = set()
+        async with watch(
+            "qarnot_default", "task", "airflow-lineage:ours", is_tag=True, interval=INTERVAL
+        ) as waiter:
+            while len(done) < len(uuids):
+                look = await waiter.next(PATIENCE)
+                if look.state == "Success":
+                    done.add(look.uuid)
+        return done
+
+    assert asyncio.run(wait()) == uuids
