@@ -6,6 +6,7 @@ import builtins
 import logging
 import uuid as uuids
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, ClassVar, Generic, TypeVar
 from urllib.parse import quote
 
@@ -13,6 +14,7 @@ from airflow_qarnot_pool.api.errors import (
     QarnotInvalidSpecError,
     QarnotNotFoundError,
     QarnotProtocolError,
+    QarnotUnknownStateError,
 )
 from airflow_qarnot_pool.api.fields import pairs
 from airflow_qarnot_pool.api.filters import Filter, equal
@@ -271,7 +273,9 @@ class Resource(Generic[SpecT, ModelT]):
 
         def ended(left: float) -> bool | None:
             now = type(self)(self._transport.limited(deadline=left)).get(ref)
-            return True if is_ending(now.state) else None
+            with suppress(QarnotUnknownStateError):  # then better once too often than not at all
+                return True if is_ending(now.state) else None
+            return None
 
         self._read("POST", self._path(ref, verb), ref=ref, recover=ended)
 

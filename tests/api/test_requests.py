@@ -10,9 +10,14 @@ import pytest
 
 from airflow_qarnot_pool.api import filters
 from airflow_qarnot_pool.api.client import QarnotClient
-from airflow_qarnot_pool.api.errors import QarnotCredentialsError, QarnotProtocolError
+from airflow_qarnot_pool.api.errors import (
+    QarnotCredentialsError,
+    QarnotNotFoundError,
+    QarnotProtocolError,
+    QarnotUnavailableError,
+)
 from airflow_qarnot_pool.api.specs import FixedPolicy, PoolSpec, Scaling, TaskSpec
-from tests.api.stub import Reply, Stub
+from tests.api.stub import Reply, Stub, reset
 
 OBJECT = {
     "uuid": "u",
@@ -387,6 +392,44 @@ def test_a_slow_create_that_won_the_race_against_its_own_repetition_is_found(cli
     assert client.pools.create(PoolSpec(name="p", shortname="n")) == "ours"
     assert stub.log == ["POST /pools", "GET /pools/n", "POST /pools", "GET /pools/n"]
     assert sent[0] == sent[1]
+
+
+@pytest.mark.parametrize(
+    ("state", "sent"),
+    [("Closing", 1), ("Closed", 1), ("FullyExecuting", 2), ("Submitted", 2), ("Levitating", 2)],
+)
+def test_a_close_whose_answer_was_lost_is_repeated_only_where_it_did_nothing(client, stub, state, sent):
+    client.transport._wait = lambda attempt: 0.0
+    stub.will(reset, Reply(200, {"uuid": "u", "state": state}))
+    client.pools.close("u")
+    assert stub.log.count("POST /pools/u/close") == sent
+    assert stub.log.count("GET /pools/u") == 1
+
+
+def test_closing_a_pool_that_a_lost_close_has_already_removed_is_not_found(client, stub):
+    client.transport._wait = lambda attempt: 0.0
+    stub.will(reset, Reply(404))
+    with pytest.raises(QarnotNotFoundError):
+        client.pools.close("u")
+
+
+def test_end_is_close_for_pools_and_abort_for_tasks(client, stub):
+    client.pools.end("u")
+    client.tasks.end("u")
+    assert stub.log == ["POST /pools/u/close", "POST /tasks/u/abort"]
+
+
+@pytest.mark.parametrize(
+    "failure", [reset, Reply(503), Reply(200, b"garbage")], ids=["reset", "503", "garbage"]
+)
+def test_create_once_leaves_a_lost_answer_to_the_caller(client, stub, failure):
+    spec = PoolSpec(name="p", shortname="n", labels={"k": "v"})
+    stub.will(failure)
+    with pytest.raises(QarnotUnavailableError) as caught:
+        client.pools.create_once(spec)
+    assert caught.value.ambiguous
+    assert stub.log == ["POST /pools"]
+    assert stub.requests[0].body == spec.to_json()
 
 
 def test_the_client_shows_no_token(client):
