@@ -141,7 +141,7 @@ class Fields:
             return 0.0
         try:
             seconds = wire.parse_span(value)
-        except (ValueError, AttributeError):
+        except ValueError:
             seconds = -1.0
         if seconds < 0:
             self.wrong(name)

@@ -114,7 +114,8 @@ def read_pool(value: Any, defaults: Mapping[str, Any] | None = None) -> PoolCrea
         policies, problems = read_scaling(fields.raw("scaling"))
         if problems:
             fields.wrong("scaling")
-        if elastic["isElastic"]:
+        policies = policies or None  # no policies: no scaling
+        if policies and elastic["isElastic"]:
             fields.wrong("elasticProperty-scaling-exclusive")
     preparation = fields.raw("preparationTask")
     command = fold(preparation).get("commandline")

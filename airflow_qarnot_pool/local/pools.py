@@ -9,6 +9,7 @@ from airflow_qarnot_pool.local.billing import Meter
 from airflow_qarnot_pool.local.errors import ApiError, invalid, missing
 from airflow_qarnot_pool.local.fields import MAX_POOL_CONSTANTS, Fields, keep_secrets
 from airflow_qarnot_pool.local.model import Pool
+from airflow_qarnot_pool.local.scaling import Policy
 from airflow_qarnot_pool.local.store import Store
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ class Pools:
             scaling, problems = sizing.read_scaling(fields.raw("scaling"))
             if problems:
                 fields.wrong("scaling")
-        if scaling is not None and elastic["isElastic"]:
+        if scaling and elastic["isElastic"]:
             fields.wrong("elasticProperty-scaling-exclusive")
         fields.check()
         if constants is not None:
@@ -134,8 +135,9 @@ class Pools:
             raise invalid("pool", ["elasticProperty-scaling-exclusive"])
         self._rescale(pool, pool.elastic, policies)
 
-    def _rescale(self, pool: Pool, elastic: dict[str, Any], scaling: Any) -> None:
+    def _rescale(self, pool: Pool, elastic: dict[str, Any], scaling: list[Policy] | None) -> None:
         pool.modified = self._world.now
+        scaling = scaling or None  # no policies: no scaling
         if (elastic, scaling) != (pool.elastic, pool.scaling):
             pool.elastic, pool.scaling = elastic, scaling
             pool.grow_after = 0.0

@@ -28,7 +28,7 @@ class Period:
     An end at or before the start lies on the next day; equal ones make a whole day.
     """
 
-    name: str
+    name: str | None
     days: tuple[int, ...] | None = None
     start: float = 0.0
     end: float = 0.0
@@ -85,7 +85,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    name: str
+    name: str | None
     rule: Rule
     periods: tuple[Period, ...]
     source: dict[str, Any] = field(hash=False)

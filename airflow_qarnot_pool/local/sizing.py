@@ -53,7 +53,7 @@ def read_scaling(value: Any) -> tuple[list[scaling.Policy], dict[str, list[str]]
         policy = _policy(item)
         if policy is None:
             problems[f"policies[{position}]"] = ["The input was not valid."]
-        elif any(policy.name == other.name for other in policies):
+        elif policy.name is not None and any(policy.name == other.name for other in policies):
             problems["policies"] = [f"Policy names must be unique: {policy.name}"]
         else:
             policies.append(policy)
@@ -64,52 +64,53 @@ def _policy(item: Any) -> scaling.Policy | None:
     if not isinstance(item, Mapping):
         return None
     fields = Fields(item, "pool")
-    kind, name = fields.text("type", required=True), fields.text("name", required=True)
+    kind, name = fields.text("type"), fields.text("name")
+    read = {"Fixed": _fixed, "ManagedTasksQueue": _queue}.get(kind or "")
     periods = [_period(period) for period in fields.items("enabledPeriods")]
-    if name is None or not periods or any(period is None for period in periods):
+    if read is None or None in periods:
+        return None
+    rule, source = read(fields)
+    if fields.bad or rule is None:
         return None
     good = [period for period in periods if period is not None]
-    if kind == "Fixed":
-        slots = fields.integer("slotsCount", -1, least=0)
-        rule = scaling.Rule(fixed=slots)
-        source: dict[str, Any] = {"type": kind, "slotsCount": slots}
-        fine = slots != -1
-    elif kind == "ManagedTasksQueue":
-        least, most = fields.integer("minTotalSlots", 0) or 0, fields.integer("maxTotalSlots", -1)
-        idle, seconds = fields.integer("minIdleSlots", 0) or 0, fields.integer("minIdleTimeSeconds", 90)
-        factor = fields.number("scalingFactor", 0.2, least=0, most=1)
-        most = -1 if most is None else most
-        fine = factor > 0 and most >= max(least, idle)
-        rule = scaling.Rule(
-            min_total=max(least, idle),
-            max_total=most,
-            min_idle=idle,
-            idle_seconds=float(seconds or 0),
-            step=scaling.share(max(most, 0), factor),
-        )
-        source = {
-            "type": kind,
-            "minTotalSlots": least,
-            "maxTotalSlots": most,
-            "minIdleSlots": idle,
-            "minIdleTimeSeconds": seconds,
-            "scalingFactor": factor,
-        }
-    else:
-        return None
-    if fields.bad or not fine:
-        return None
-    source |= {"name": name, "enabledPeriods": [source_ for _, source_ in good]}
-    return scaling.Policy(name, rule, tuple(period for period, _ in good), source)
+    source = {"type": kind, **source, "name": name, "enabledPeriods": [given for _, given in good]}
+    # A policy that names no period is always enabled.
+    return scaling.Policy(name, rule, tuple(p for p, _ in good) or (scaling.Period(None),), source)
+
+
+def _fixed(fields: Fields) -> tuple[scaling.Rule | None, dict[str, Any]]:
+    slots = fields.integer("slotsCount")
+    return None if slots is None else scaling.Rule(fixed=slots), {"slotsCount": slots}
+
+
+def _queue(fields: Fields) -> tuple[scaling.Rule | None, dict[str, Any]]:
+    least, idle = fields.integer("minTotalSlots", 0) or 0, fields.integer("minIdleSlots", 0) or 0
+    most, seconds = fields.integer("maxTotalSlots"), fields.integer("minIdleTimeSeconds", 90) or 0
+    factor = fields.number("scalingFactor", 0.2, least=0, most=1)
+    source = {
+        "minTotalSlots": least,
+        "maxTotalSlots": most,
+        "minIdleSlots": idle,
+        "minIdleTimeSeconds": seconds,
+        "scalingFactor": factor,
+    }
+    if most is None or most < max(least, idle) or factor <= 0:
+        return None, source
+    rule = scaling.Rule(
+        min_total=max(least, idle),
+        max_total=most,
+        min_idle=idle,
+        idle_seconds=float(seconds),
+        step=scaling.share(most, factor),
+    )
+    return rule, source
 
 
 def _period(item: Any) -> tuple[scaling.Period, dict[str, Any]] | None:
     if not isinstance(item, Mapping):
         return None
     fields = Fields(item, "pool")
-    kind, name = fields.text("type", required=True), fields.text("name", required=True)
-    if name is None:
-        return None
+    kind, name = fields.text("type"), fields.text("name")
     if kind == "Always":
         return scaling.Period(name), {"type": kind, "name": name}
     if kind != "Weekly":
@@ -117,7 +118,7 @@ def _period(item: Any) -> tuple[scaling.Period, dict[str, Any]] | None:
     days = [_day(day) for day in fields.items("days", 7)]
     try:
         start, end = (_time_of_day(fields.raw(key)) for key in ("startTimeUtc", "endTimeUtc"))
-    except (ValueError, TypeError):
+    except ValueError:
         return None
     known = sorted({day for day in days if day is not None})
     if not known or None in days:

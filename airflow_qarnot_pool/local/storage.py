@@ -76,7 +76,7 @@ class Storage:
         self._made: Any = None
         self._server = self._listen(port)
         self.url = f"http://{host}:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
 
     def _listen(self, port: int) -> Any:
         from moto.moto_server.werkzeug_app import create_backend_app

@@ -33,9 +33,9 @@ def span(seconds: float) -> str:
     return f"{f'{days}.' if days else ''}{hour:02d}:{minute:02d}:{second:02d}"
 
 
-def parse_span(text: str) -> float:
+def parse_span(text: object) -> float:
     """.NET TimeSpan text -> seconds. Raises ValueError."""
-    found = _SPAN.match(text.strip())
+    found = _SPAN.match(text.strip()) if isinstance(text, str) else None
     if not found:
         raise ValueError(f"not a duration: {text!r}")
     sign, days, hours, minutes, seconds, fraction = found.groups()
