@@ -92,6 +92,7 @@ class AirflowStack:
     :param env: more environment variables, such as ``AIRFLOW__SCHEDULER__...``; they win.
     :param python: the interpreter whose Airflow is started.
     :param start_timeout: seconds until everything must be ready.
+    :param grace: seconds that components and running tasks get to end by themselves.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class AirflowStack:
         env: Mapping[str, str] | None = None,
         python: str = sys.executable,
         start_timeout: float = 180.0,
+        grace: float = 5.0,
     ) -> None:
         self.home = home.resolve()
         self.logs = self.home / "component-logs"
@@ -113,6 +115,7 @@ class AirflowStack:
         self.url = f"http://127.0.0.1:{self.port}"
         self._python = python
         self._start_timeout = start_timeout
+        self._grace = grace
         self._id = secrets.token_hex(8)
         self._database = database
         self._env = self._environment(dags.resolve(), qarnot, namespace, env or {})
@@ -244,25 +247,32 @@ class AirflowStack:
     def _jobs(self) -> list[dict[str, Any]]:
         return self._pages("jobs", "jobs", job_state="running")
 
-    def stop(self, grace: float = 5.0) -> None:
-        """End everything; what has not ended by itself after *grace* seconds is killed."""
-        for process in self._processes.values():
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGCONT)
-                process.terminate()
-        deadline = time.monotonic() + grace
-        for process in self._processes.values():
+    def stop(self) -> None:
+        """End everything; what has not ended by itself after the grace time is killed."""
+        try:
+            self._end_gently()
+        finally:
+            kill_marked(self._id)
+            for process in self._processes.values():
+                process.wait()
+            self._processes.clear()
+            self._session.close()
+            if self._watchdog is not None:
+                assert self._watchdog.stdin is not None
+                self._watchdog.stdin.close()
+                self._watchdog.wait()
+                self._watchdog = None
+
+    def _end_gently(self) -> None:
+        running = [process for process in self._processes.values() if process.poll() is None]
+        for process in running:
+            # A frozen one would not hear it.
+            os.killpg(process.pid, signal.SIGCONT)
+            process.terminate()
+        deadline = time.monotonic() + self._grace
+        for process in running:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, deadline - time.monotonic()))
-        kill_marked(self._id)
-        for process in self._processes.values():
-            process.wait()
-        self._processes.clear()
-        if self._watchdog is not None:
-            assert self._watchdog.stdin is not None
-            self._watchdog.stdin.close()
-            self._watchdog.wait()
-            self._watchdog = None
 
     # --- the processes
 
@@ -327,15 +337,20 @@ class AirflowStack:
             with contextlib.suppress(requests.ConnectionError, requests.Timeout):
                 if found := predicate():
                     return found
-            for name, process in self._processes.items():
-                if process.poll() is not None and name not in self._meant_to_be_down:
-                    raise StackError(
-                        f"Airflow's {name} ended with exit status {process.returncode} while waiting for {what}.\n"
-                        f"{self.log_tail(name)}"
-                    )
+            self.check_alive(what)
             if time.monotonic() >= deadline:
                 raise StackError(f"Waited {timeout:.0f} s for {what}, in vain. Logs: {self.logs}")
             time.sleep(interval)
+
+    def check_alive(self, what: str = "") -> None:
+        """Raise StackError when a component has ended that nobody told to."""
+        for name, process in self._processes.items():
+            if process.poll() is not None and name not in self._meant_to_be_down:
+                while_waiting = f" while waiting for {what}" if what else ""
+                raise StackError(
+                    f"Airflow's {name} ended with exit status {process.returncode}{while_waiting}.\n"
+                    f"{self.log_tail(name)}"
+                )
 
     def wait_run(self, dag_id: str, run_id: str, timeout: float = 300.0) -> str:
         """Wait for the end of a DAG run and return its state."""
