@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import time, timedelta
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 from airflow_qarnot_pool.api.fields import (
     Record,
@@ -590,8 +590,6 @@ class TaskDependency(Record):
         default=(),
         metadata=at("taskFinalStateCondition", listing(choice(*CONDITIONS)), list),
     )
-
-    known_conditions: ClassVar[tuple[str, ...]] = CONDITIONS
 
 
 __all__ = [

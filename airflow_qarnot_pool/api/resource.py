@@ -16,7 +16,6 @@ from airflow_qarnot_pool.api.errors import (
     QarnotProtocolError,
     QarnotUnknownStateError,
 )
-from airflow_qarnot_pool.api.fields import pairs
 from airflow_qarnot_pool.api.filters import Filter, equal
 from airflow_qarnot_pool.api.models import CarbonFacts, Page, RemoteObject
 from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
@@ -327,11 +326,6 @@ def amount(data: Mapping[str, Any]) -> float:
     """The ``credits`` of an answer."""
     value = _field(data, "credits")
     return float(value) if isinstance(value, (int, float)) else 0.0
-
-
-def constants_json(constants: Mapping[str, str]) -> list[dict[str, str]]:
-    """Constants as an update wants them."""
-    return pairs(constants)
 
 
 def _field(data: Mapping[str, Any], name: str) -> Any:

@@ -432,5 +432,18 @@ def test_create_once_leaves_a_lost_answer_to_the_caller(client, stub, failure):
     assert stub.requests[0].body == spec.to_json()
 
 
+def test_ours_is_found_among_several_of_the_name(client, stub):
+    """Where names can be taken twice, the object that a look-up by name gives may be another's."""
+    client.transport._wait = lambda attempt: 0.0
+
+    def both(request):
+        ours = {"uuid": "ours", "shortname": "n", "labels": stub.requests[0].body["labels"]}
+        return Reply(200, [{"uuid": "theirs", "shortname": "n"}, ours])
+
+    stub.will(reset, Reply(200, {"uuid": "theirs", "shortname": "n"}), both)
+    assert client.pools.create(PoolSpec(name="p", shortname="n")) == "ours"
+    assert stub.log == ["POST /pools", "GET /pools/n", "POST /pools/search"]
+
+
 def test_the_client_shows_no_token(client):
     assert "token" not in repr(client)
