@@ -1,0 +1,135 @@
+"""One Airflow on PostgreSQL for all tests of this folder, which are run at the same time where they can be.
+
+A test of a module with ``ALONE = True`` disturbs the deployment itself: those come last, one after another. The
+others get threads of their own, all started with the first of them; each still passes or fails by its own name.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.stack.postgres import Postgres, binary
+from tests.stack.world import Lane, World
+
+HERE = Path(__file__).parent
+#: Tests under way at the same time; each spends most of its time waiting.
+TOGETHER = 10
+#: Connection by lane. Faults, clocks and request counts are a whole server's, so some tests have one to themselves.
+LANES: dict[str, dict[str, Any]] = {
+    "plain": {"boot_seconds": 0.5},
+    "no_answers": {"boot_seconds": 0.5},
+    "late_effects": {"boot_seconds": 0.5},
+    "never_boots": {"boot_seconds": 1e6},
+    "clock": {"boot_seconds": 0.5},
+    "counted": {"boot_seconds": 0.5},
+    "boots_on_demand": {"boot_seconds": 1e6},
+}
+#: Health of components is judged sooner than by default, but not so soon that a busy machine looks like a dead one.
+SETTINGS = {
+    "CORE__PARALLELISM": "40",
+    "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "25",
+    "TRIGGERER__JOB_HEARTBEAT_SEC": "2",
+    "TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "15",
+    "QARNOT__POLL_INTERVAL": "1",
+}
+
+_durations: list[tuple[float, str]] = []
+_futures: dict[str, Future[None]] = {}
+_pool = ThreadPoolExecutor(TOGETHER, thread_name_prefix="together")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    ours = [item for item in items if HERE in item.path.parents]
+    missing = [name for name in ("initdb", "postgres") if binary(name) is None]
+    missing += [name for name in ("psycopg2", "asyncpg") if importlib.util.find_spec(name) is None]
+    for item in ours:
+        item.add_marker(pytest.mark.airflow_stack)
+        if missing:
+            item.add_marker(pytest.mark.skip(f"{', '.join(missing)} missing: make test-airflow installs it"))
+    items.sort(key=lambda item: item in ours and _alone(item))
+
+
+def _alone(item: pytest.Item) -> bool:
+    return bool(getattr(getattr(item, "module", None), "ALONE", False))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a test with the others that can be run at the same time; the first starts all of them."""
+    arguments = pyfuncitem.funcargs
+    if "world" not in arguments:
+        return None
+    if _alone(pyfuncitem):
+        names = pyfuncitem._fixtureinfo.argnames
+        _told(pyfuncitem, arguments["world"], {name: arguments[name] for name in names})
+        return True
+    if not _futures:
+        together = [
+            item for item in pyfuncitem.session.items if HERE in item.path.parents and not _alone(item)
+        ]
+        for item in together:
+            given = {"world": arguments["world"], **getattr(getattr(item, "callspec", None), "params", {})}
+            _futures[item.nodeid] = _pool.submit(_told, item, arguments["world"], given)
+    _futures[pyfuncitem.nodeid].result()
+    return True
+
+
+def _told(item: pytest.Item, world: World, arguments: dict[str, Any]) -> None:
+    """Run the test; when it fails, its error tells what its DAG runs did."""
+    assert isinstance(item, pytest.Function)
+    began = time.monotonic()
+    try:
+        item.obj(**arguments)
+    except BaseException as error:
+        error.add_note(world.stories())
+        raise
+    finally:
+        world.stories()
+        _durations.append((time.monotonic() - began, item.name))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if _durations:
+        terminalreporter.section("what each part took")
+        for seconds, name in _durations:
+            terminalreporter.write_line(f"{seconds:7.1f} s  {name}")
+
+
+def pytest_sessionfinish() -> None:
+    for future in _futures.values():
+        future.cancel()
+    _pool.shutdown(wait=False, cancel_futures=True)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """Airflow with two triggerers on PostgreSQL, and a local Qarnot per lane."""
+    from airflow_qarnot_pool.local import LocalQarnot
+    from tools.airflow_stack import AirflowStack, Endpoint
+
+    began = time.monotonic()
+    folder = tmp_path_factory.mktemp("stack")
+    with ExitStack() as ends:
+        lanes, env = {}, {f"AIRFLOW__{name}": value for name, value in SETTINGS.items()}
+        for name, options in LANES.items():
+            qarnot = ends.enter_context(LocalQarnot(close_seconds=0.5, **options))
+            endpoint = Endpoint(qarnot.url, qarnot.token, qarnot.storage_url)
+            lanes[name] = Lane(f"qarnot_{name}", qarnot)
+            env[f"AIRFLOW_CONN_QARNOT_{name.upper()}"] = endpoint.connection(namespace=f"tests-{name}")
+        postgres = ends.enter_context(Postgres())
+        airflow = AirflowStack(
+            folder / "airflow", HERE / "dags", database=postgres.url, triggerers=2, env=env
+        )
+        airflow.home.mkdir()
+        ends.enter_context(airflow)
+        airflow.wait_dag("reap")
+        _durations.append((time.monotonic() - began, "(Airflow, PostgreSQL and the local Qarnots start)"))
+        yield World(airflow, lanes, folder)

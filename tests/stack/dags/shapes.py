@@ -1,0 +1,104 @@
+"""The DAGs of the tests with a real Airflow. What they do is told by the conf of their runs:
+
+- ``gate``: a file; every Qarnot task runs until the test gives up its lock on it;
+- ``conn``: the connection, of which each leads to a local Qarnot of its own;
+- ``halts``: moment -> file; the first process to reach the moment makes the file and stays there.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from airflow.sdk import DAG
+
+from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
+from airflow_qarnot_pool.operators.reap import QarnotReapPoolsOperator
+from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
+
+CONN = "{{ dag_run.conf['conn'] }}"
+COMMON: dict[str, Any] = {
+    "qarnot_conn_id": CONN,
+    "tags": ["{{ run_id }}"],
+    "poll_interval": 1.0,
+}
+WORK: dict[str, Any] = {
+    **COMMON,
+    "task_id": "work",
+    "command": "flock --shared {{ dag_run.conf['gate'] }} true",
+}
+
+
+def dag(name: str, **kwargs: Any) -> DAG:
+    defaults = {"retries": 2, "retry_delay": timedelta(seconds=1)}
+    return DAG(name, schedule=None, max_active_runs=16, default_args=defaults, **kwargs)
+
+
+def halt(context: Any, moment: str) -> None:
+    """Stay here to be killed, if the run's conf says so and no earlier process has been here."""
+    file = (context["dag_run"].conf.get("halts") or {}).get(moment)
+    if file is None:
+        return
+    try:
+        Path(file).touch(exist_ok=False)
+    except FileExistsError:
+        return
+    while True:
+        time.sleep(0.1)
+
+
+class HaltingTask(QarnotRunTaskOperator):
+    """Can be made to stand still between the Qarnot task's creation and the deferral."""
+
+    def execute(self, context: Any) -> Any:
+        self._context_of_this_try = context
+        return super().execute(context)
+
+    def defer(self, **kwargs: Any) -> Any:
+        halt(self._context_of_this_try, "before the deferral")
+        return super().defer(**kwargs)
+
+
+# --- one Qarnot task, on nodes of its own
+
+for name, options in {
+    "deferred": {},
+    "on_worker": {"deferrable": False},
+    "left_running": {"cancel_on_kill": False},
+    "execution_timeout": {"execution_timeout": timedelta(seconds=20), "retries": 0},
+    "wait_timeout": {"wait_timeout": timedelta(seconds=5), "retries": 0},
+}.items():
+    with dag(name):
+        HaltingTask(**{**WORK, **options})
+
+for count in (3, 12):
+    with dag(f"mapped_{count}"):
+        QarnotRunTaskOperator.partial(**WORK).expand(constants=[{"N": str(n)} for n in range(count)])
+
+
+# --- a pool, work on it, its end
+
+
+def pooled(name: str, dag_options: dict[str, Any] | None = None, **options: Any) -> None:
+    with dag(name, **dag_options or {}):
+        start = QarnotCreatePoolOperator(**{**COMMON, "task_id": "start", "instance_count": 2, **options})
+        work = QarnotRunTaskOperator.partial(**WORK, qarnot_pool=start.output).expand(
+            constants=[{"N": "0"}, {"N": "1"}]
+        )
+        conn = {"qarnot_conn_id": CONN, "poll_interval": 1.0}
+        stop = QarnotClosePoolOperator(task_id="stop", qarnot_pool=start.output, **conn)
+        start.as_setup() >> work >> stop.as_teardown(setups=start)
+
+
+KEPT_WARM = timedelta(minutes=10)
+
+pooled("pool")
+pooled("pool_on_worker", deferrable=False)
+pooled("pool_never_ready", wait_timeout=timedelta(seconds=4), retries=1)
+pooled("pool_of_timed_out_run", {"dagrun_timeout": timedelta(seconds=90)}, keep_warm=KEPT_WARM)
+pooled("pool_kept_warm", keep_warm=KEPT_WARM)
+
+with dag("reap"):
+    QarnotReapPoolsOperator(task_id="reap", qarnot_conn_id=CONN, grace=timedelta(seconds=1))
