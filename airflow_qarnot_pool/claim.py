@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api import filters
@@ -39,6 +41,7 @@ log = logging.getLogger(__name__)
 #: Finished objects count against the account's quota; longer than any retry is kept, no object for ever.
 TIME_TO_LIVE = timedelta(days=7)
 _ATTEMPTS = 6
+_AT_ONCE = 8
 
 
 class Decision(StrEnum):
@@ -164,11 +167,19 @@ def end(resource: PoolResource | TaskResource, uuid: str) -> bool:
 
 def end_life(resource: PoolResource | TaskResource, life: Life) -> list[str]:
     """End whatever is live of this lineage, for whoever does not know its uuid; returns the uuids."""
-    found = resource.search(filters.equal("Tags", LINEAGE_TAG + life.lineage))
+    found = resource.iterate(filters.equal("Tags", LINEAGE_TAG + life.lineage))
     live = [one.uuid for one in found if fate_of(one) is Fate.LIVE]
-    for uuid in live:
-        end(resource, uuid)
+    end_all(resource, live)
     return live
+
+
+def end_all(resource: PoolResource | TaskResource, uuids: Sequence[str]) -> None:
+    """End these, several at a time: whoever ends much has little time."""
+    if not uuids:
+        return
+    with ThreadPoolExecutor(max_workers=min(len(uuids), _AT_ONCE)) as threads:
+        for _ in threads.map(partial(end, resource), uuids):
+            pass
 
 
 def _lookup(resource: PoolResource | TaskResource, life: Life) -> dict[str, Pool | Task]:

@@ -6,7 +6,7 @@ A condition judges one look at a pool or Qarnot task. Judging never counts an un
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal
@@ -161,3 +161,10 @@ def concluded(condition: Condition, look: Pool | Task, history: Iterable[str] = 
 def _why_not(condition: Condition, look: Pool | Task) -> str:
     why = f"{condition.kind} {look.uuid} is {look.state} and can no longer reach {condition}"
     return f"{why} (remote errors: {look.error_text})" if look.error_text else why
+
+
+def late(kind: Kind, uuid: str, history: Sequence[str], condition: Condition) -> str:
+    """What to say when the time to wait is over."""
+    noun = "Pool" if kind == "pool" else "Qarnot task"
+    seen = f"was still {history[-1]}" if history else "was not seen at all"
+    return f"{noun} {uuid} {seen} when the time to wait for {condition} was over"

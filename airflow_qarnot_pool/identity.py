@@ -47,8 +47,10 @@ def _digest(*parts: Any) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Life:
-    """One life of an Airflow task instance; ``part`` tells several objects of one task instance apart.
+    """One life of an Airflow task instance.
 
+    ``part`` tells different objects of one task instance apart (each has its own owner); ``item`` tells the
+    many like ones of a fan-out apart (all have the same owner and lineage, so that one search finds them).
     Computed on the worker, because a trigger cannot see ``max_tries``, and handed to the trigger as kwargs.
     """
 
@@ -62,6 +64,7 @@ class Life:
     try_number: int
     retries: int
     part: str = ""
+    item: int | None = None
 
     @classmethod
     def of(cls, context: Context, namespace: str, part: str = "") -> Life:
@@ -97,6 +100,9 @@ class Life:
     def for_part(self, part: str) -> Life:
         return replace(self, part=part)
 
+    def for_item(self, item: int) -> Life:
+        return replace(self, item=item)
+
     def tags(self) -> tuple[str, str, str]:
         """The three searchable tags; the other seven of Qarnot's ten stay the user's."""
         return (namespace_tag(self.namespace), OWNER_TAG + self.owner, LINEAGE_TAG + self.lineage)
@@ -106,7 +112,8 @@ class Life:
         readable = (
             re.sub(r"[^a-z0-9]+", "-", self.task_id.rsplit(".", 1)[-1].lower()).strip("-")[:20].strip("-")
         )
-        return f"{readable or 'airflow'}-{self.lineage}-{generation}"
+        item = "" if self.item is None else f"-{self.item}"
+        return f"{readable or 'airflow'}-{self.lineage}{item}-{generation}"
 
     def labels(self, generation: int, fingerprint: str) -> dict[str, str]:
         """What the reaper, the UI and later tries read back."""
@@ -123,6 +130,7 @@ class Life:
             _LABEL + "lineage": self.lineage,
             _LABEL + "generation": str(generation),
             _LABEL + "spec": fingerprint,
+            **({} if self.item is None else {_LABEL + "item": str(self.item)}),
         }
 
     def to_kwargs(self) -> dict[str, Any]:
@@ -183,6 +191,8 @@ class Relic:
     fingerprint: str
     retries: int
     created: str
+    try_number: int = 0
+    item: int | None = None
 
     @classmethod
     def of(cls, found: Pool | Task) -> Relic:
@@ -198,9 +208,15 @@ class Relic:
             lineage=lineage,
             generation=int(generation) if generation.isdigit() else 1,
             fingerprint=label(found.labels, "spec") or "",
-            retries=int(label(found.labels, "retries") or 0),
+            retries=_number(label(found.labels, "retries")) or 0,
             created=found.creation_date.isoformat() if found.creation_date else "",
+            try_number=_number(label(found.labels, "try_number")) or 0,
+            item=_number(label(found.labels, "item")),
         )
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isdigit() else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from airflow_qarnot_pool.api.errors import (
 )
 from airflow_qarnot_pool.claim import Claim, Decision, claim, end, end_life
 from airflow_qarnot_pool.compat import TaskDeferralError, TaskDeferralTimeout
-from airflow_qarnot_pool.conditions import Condition, Ending, Kind, Outcome, concluded
+from airflow_qarnot_pool.conditions import Condition, Ending, Kind, Outcome, concluded, late
 from airflow_qarnot_pool.exceptions import QarnotKilledError, QarnotWaitTimeoutError
 from airflow_qarnot_pool.hooks.qarnot import QarnotHook
 from airflow_qarnot_pool.identity import Life
@@ -214,7 +214,7 @@ class WaitingOperator(QarnotOperator):
         """Wait on this worker, or defer (then this does not return: ``execute_complete`` gets the outcome)."""
         carry = {**(carry or {}), "deadline": deadline.isoformat() if deadline else None}
         if self.deferrable:
-            self._defer(uuid, condition, deadline, carry)
+            self._defer(uuid, condition.to_kwargs(), deadline, carry)
         killed = self._work.killed if self._work else threading.Event()
         outcome = wait_here(
             self._resource, uuid, condition, seconds_between_looks(self.poll_interval), deadline, killed
@@ -226,12 +226,12 @@ class WaitingOperator(QarnotOperator):
         )
 
     def _defer(
-        self, uuid: str, condition: Condition, deadline: datetime | None, carry: dict[str, Any]
+        self, uuid: str, condition: dict[str, Any], deadline: datetime | None, carry: dict[str, Any]
     ) -> NoReturn:
         trigger = self._trigger_class()(
             qarnot_conn_id=self.qarnot_conn_id,
             uuid=uuid,
-            condition=condition.to_kwargs(),
+            condition=condition,
             poll_interval=seconds_between_looks(self.poll_interval),
             deadline=deadline.isoformat() if deadline else None,
             life=self._work.life.to_kwargs() if self._work else None,
@@ -281,13 +281,11 @@ class WaitingOperator(QarnotOperator):
 
     def _raise_for(self, outcome: Outcome) -> None:
         """Raise what an outcome other than MET means."""
-        noun = NOUN[self.kind]
         if outcome.ending is Ending.TIMEOUT:
             self._end("the wait ran out of time")
-            done = "it was ended" if self.cancel_on_kill else "it goes on (cancel_on_kill=False)"
+            done = "what ran was ended" if self.cancel_on_kill else "what runs goes on (cancel_on_kill=False)"
             raise QarnotWaitTimeoutError(
-                f"{noun} {outcome.uuid} was still {outcome.state or 'not seen'} when the time to wait was over; "
-                f"{done}. Raise wait_timeout if it needs longer",
+                f"{outcome.message}; {done}. Raise wait_timeout if it needs longer",
                 kind=self.kind,
                 ref=outcome.uuid,
             )
@@ -360,7 +358,12 @@ def wait_here(
         except QarnotUnavailableError:
             pass  # the transport has logged it, and waited
         if deadline is not None and datetime.now(UTC) >= deadline:
-            return Outcome(ending=Ending.TIMEOUT, uuid=uuid, state=history[-1] if history else None)
+            return Outcome(
+                ending=Ending.TIMEOUT,
+                uuid=uuid,
+                state=history[-1] if history else None,
+                message=late(condition.kind, uuid, history, condition),
+            )
         left = (deadline - datetime.now(UTC)).total_seconds() if deadline else interval
         killed.wait(max(0.0, min(pause, left)))
         pause = min(interval, pause * 1.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,11 @@ def _check_tags(tags: Any) -> None:
             f"{OUR_TAGS}, so {MAX_USER_TAGS} are yours",
             field="tags",
         )
+
+
+def command_text(command: Any) -> Any:
+    """A command as one text: words are quoted as a shell would need it."""
+    return shlex.join(map(str, command)) if isinstance(command, (list, tuple)) else command
 
 
 def names_registry(image: str | None) -> bool:

@@ -154,10 +154,9 @@ class QarnotSensor(BaseSensorOperator):
             self.log.info("%s %s has reached %s", NOUN[self.kind], outcome.uuid, self._condition())
             return
         if outcome.ending is Ending.TIMEOUT:
-            late = f"{outcome.message} (it was {outcome.state or 'not seen'})"
             if self.soft_fail or self.never_fail:
-                raise AirflowSkipException(late)
-            raise AirflowSensorTimeout(late)
+                raise AirflowSkipException(outcome.message)
+            raise AirflowSensorTimeout(outcome.message)
         if outcome.ending is Ending.IMPOSSIBLE:
             raise QarnotStateUnreachableError(outcome.message, kind=self.kind, ref=outcome.uuid)
         error_class = (

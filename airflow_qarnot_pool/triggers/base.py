@@ -13,7 +13,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_qarnot_pool.api.errors import QarnotError, QarnotGoneError
 from airflow_qarnot_pool.compat import TRIGGERS_HAVE_ON_KILL
-from airflow_qarnot_pool.conditions import Condition, Ending, Kind, Outcome, concluded
+from airflow_qarnot_pool.conditions import Condition, Ending, Kind, Outcome, concluded, late
 from airflow_qarnot_pool.identity import FORMAT, Life
 from airflow_qarnot_pool.triggers.poller import watch
 
@@ -120,7 +120,7 @@ class QarnotTrigger(BaseTrigger):
                         )
                     history.append(look.state)
         except TimeoutError:
-            ending, message = Ending.TIMEOUT, f"{self.kind} {self.uuid} did not reach {condition} in time"
+            ending, message = Ending.TIMEOUT, late(self.kind, self.uuid, history, condition)
         except QarnotGoneError as error:
             ending, message = (Ending.MET if condition.met_by_absence else Ending.GONE), str(error)
         except QarnotError as error:

@@ -2,3 +2,4 @@
 
 POOL_KEY = "qarnot_pool"
 TASK_KEY = "qarnot_task"
+TASKS_KEY = "qarnot_tasks"

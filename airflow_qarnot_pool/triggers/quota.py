@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
@@ -18,23 +18,25 @@ if TYPE_CHECKING:
     from airflow_qarnot_pool.api.models import Account
 
 
-def has_room(account: Account, kind: Kind) -> bool:
-    """Whether one more pool, or Qarnot task, fits; a limit that the account does not tell counts as room."""
+#: Seconds after which it is tried again in any case: room may have come and gone before the first look.
+TRY_AGAIN_AFTER = 60.0
+
+
+def freed(before: Account, now: Account, kind: Kind) -> bool:
+    """Whether something ended or went since *before*.
+
+    Not whether the counts are below their limits: finished objects count until they are deleted, and the ones
+    we make are deleted by the server as soon as their place is needed.
+    """
     if kind == "pool":
-        limits = [
-            (account.pool_count, account.max_pool),
-            (account.running_pool_count, account.max_running_pool),
-        ]
+        pairs = [(before.pool_count, now.pool_count), (before.running_pool_count, now.running_pool_count)]
     else:
-        limits = [
-            (account.task_count, account.max_task),
-            (account.running_task_count, account.max_running_task),
-        ]
-    return all(used is None or not most or used < most for used, most in limits)
+        pairs = [(before.task_count, now.task_count), (before.running_task_count, now.running_task_count)]
+    return any(then is not None and later is not None and later < then for then, later in pairs)
 
 
 class QarnotQuotaTrigger(BaseTrigger):
-    """Fire when the account has room again, or when the time to wait is over; the operator then tries again.
+    """Fire when the account may have room again, or when the time to wait is over; the operator then tries.
 
     :param kind: "pool" or "task".
     :param poll_interval: seconds between two looks at the account.
@@ -64,18 +66,21 @@ class QarnotQuotaTrigger(BaseTrigger):
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        ends = datetime.fromisoformat(self.deadline)
-        while datetime.now(UTC) < ends:
-            left = (ends - datetime.now(UTC)).total_seconds()
-            # Many may wait for one place: without jitter all of them would ask for it at once.
-            await asyncio.sleep(max(0.0, min(left, self.poll_interval * random.uniform(1, 2))))
+        begun = datetime.now(UTC)
+        ends = min(datetime.fromisoformat(self.deadline), begun + timedelta(seconds=TRY_AGAIN_AFTER))
+        before: Account | None = None
+        while (left := (ends - datetime.now(UTC)).total_seconds()) > 0:
             try:
-                if has_room(await self._account(), self.kind):
+                account = await self._account()
+                if before is not None and freed(before, account, self.kind):
                     break
+                before = before or account
             except QarnotCredentialsError:
                 break  # the operator meets the same answer, and raises it
             except QarnotError as error:
                 self.log.info("Could not ask for the account's quota, asking again: %s", error)
+            # Many may wait for one place: without jitter all of them would ask for it at once.
+            await asyncio.sleep(min(left, self.poll_interval * random.uniform(1, 2)))
         yield TriggerEvent({"status": "met", "deadline": self.deadline})
 
     async def _account(self) -> Account:

@@ -80,9 +80,7 @@ def test_a_target_that_cannot_come_any_more_fails_at_once(
 @MODES
 def test_the_wait_is_bounded(qarnot: LocalQarnot, client: QarnotClient, pool: str, deferrable: bool) -> None:
     uuid = client.tasks.create(TaskSpec(name="x", pool=pool, command="sleep 60"))
-    late = partial(
-        task_sensor, qarnot_task=uuid, wait_timeout=timedelta(seconds=0.5), deferrable=deferrable
-    )
+    late = partial(task_sensor, qarnot_task=uuid, wait_timeout=timedelta(seconds=0.5), deferrable=deferrable)
     with pytest.raises(AirflowSensorTimeout):
         run(late)
     with pytest.raises(AirflowSkipException):

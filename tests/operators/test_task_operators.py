@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from airflow_qarnot_pool.api.client import QarnotClient
+from airflow_qarnot_pool.api.models import Account
 from airflow_qarnot_pool.exceptions import (
     QarnotGoneError,
     QarnotInvalidSpecError,
@@ -22,6 +23,7 @@ from airflow_qarnot_pool.exceptions import (
 )
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
+from airflow_qarnot_pool.triggers import quota
 from tests.harness import FakeTI, defer, resume, run
 
 task = partial(QarnotRunTaskOperator, task_id="work")
@@ -272,8 +274,15 @@ def test_all_runs_again_on_request(qarnot: LocalQarnot, client: QarnotClient, po
 
 @MODES
 def test_a_reached_quota_fails_or_waits(
-    qarnot: LocalQarnot, client: QarnotClient, pool: str, deferrable: bool
+    qarnot: LocalQarnot,
+    client: QarnotClient,
+    pool: str,
+    deferrable: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(quota, "TRY_AGAIN_AFTER", 0.5)
+    for leftover in client.tasks.list():
+        client.tasks.delete(leftover.uuid)
     holder = run(
         partial(task, qarnot_pool=pool, command="sleep 60", wait_for_completion=False),
         FakeTI(run_id=f"holder-{deferrable}"),
@@ -299,6 +308,22 @@ def test_a_reached_quota_fails_or_waits(
         qarnot.account(maxTask=100000)
         if client.tasks.find(holder["uuid"]):
             client.tasks.delete(holder["uuid"])
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "free"),
+    [
+        ({"taskCount": 5, "runningTaskCount": 2}, {"taskCount": 5, "runningTaskCount": 2}, False),
+        ({"taskCount": 5, "runningTaskCount": 2}, {"taskCount": 5, "runningTaskCount": 1}, True),
+        ({"taskCount": 5, "runningTaskCount": 2}, {"taskCount": 4, "runningTaskCount": 2}, True),
+        ({"taskCount": 5, "runningTaskCount": 2}, {"taskCount": 6, "runningTaskCount": 3}, False),
+        ({}, {}, False),
+    ],
+)
+def test_room_comes_when_something_ends_or_goes(
+    before: dict[str, int], now: dict[str, int], free: bool
+) -> None:
+    assert quota.freed(Account.from_json(before), Account.from_json(now), "task") is free
 
 
 BAD_AT_PARSE: dict[str, tuple[dict[str, Any], str]] = {

@@ -1,0 +1,162 @@
+"""What the operators that run Qarnot tasks share: what to run, and where."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from airflow_qarnot_pool.api import states
+from airflow_qarnot_pool.api.errors import QarnotError, QarnotInvalidSpecError, QarnotRefusedError
+from airflow_qarnot_pool.exceptions import QarnotPoolEndedError
+from airflow_qarnot_pool.operators.base import WaitingOperator, reference
+from airflow_qarnot_pool.operators.parameters import command_text, given, is_uuid, names_registry, task_spec
+
+if TYPE_CHECKING:
+    from airflow_qarnot_pool.api.specs import ResourceBucket, RetrySettings, TaskSpec
+
+COMMON_FIELDS = (
+    "name",
+    "image",
+    "profile",
+    "constants",
+    "resource_buckets",
+    "result_bucket",
+    "results_prefix",
+    "results_whitelist",
+    "tags",
+)
+
+
+class TaskOperator(WaitingOperator):
+    """Base of the operators that run Qarnot tasks.
+
+    :param qarnot_pool: uuid or shortname of the pool, or the output of the task that made it. Without one a
+        Qarnot task gets nodes of its own, which have to boot.
+    :param name: shown in the console; default: the DAG's and the task's id.
+    :param image: ``[registry/]repository[:tag]``; default: the pool's, else Qarnot's.
+    :param profile: profile of a Qarnot task without a pool.
+    :param constants: constants, text to text; each instance sees them as environment variables.
+    :param resource_buckets: buckets (names or ``ResourceBucket``) whose files the instances get.
+    :param result_bucket: bucket that gets the files the instances write; made where it is missing.
+    :param results_prefix: prefix of the results in that bucket.
+    :param results_whitelist: regular expression of the files to keep.
+    :param remote_retries: how often Qarnot itself runs a failed instance again; a number per instance, or
+        :class:`~airflow_qarnot_pool.api.specs.RetrySettings`.
+    :param registry_conn_id: Airflow connection with login and password (and host) of a private registry.
+    :param tags: up to seven tags; three are the provider's.
+    :param task_spec: any other field of :class:`~airflow_qarnot_pool.api.specs.TaskSpec`, by its name there or
+        in the API.
+    """
+
+    kind = "task"
+    #: Parameters that are fields of the spec as they are.
+    spec_fields: tuple[str, ...] = COMMON_FIELDS
+    template_fields = (
+        *WaitingOperator.template_fields,
+        *COMMON_FIELDS,
+        "qarnot_pool",
+        "remote_retries",
+        "registry_conn_id",
+        "task_spec",
+    )
+
+    def __init__(
+        self,
+        *,
+        qarnot_pool: Any = None,
+        name: str | None = None,
+        image: str | None = None,
+        profile: str | None = None,
+        constants: Mapping[str, str] | None = None,
+        resource_buckets: Iterable[str | ResourceBucket] | None = None,
+        result_bucket: str | None = None,
+        results_prefix: str | None = None,
+        results_whitelist: str | None = None,
+        remote_retries: int | str | RetrySettings | Mapping[str, Any] | None = None,
+        registry_conn_id: str | None = None,
+        tags: Iterable[str] | None = None,
+        task_spec: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.qarnot_pool = qarnot_pool
+        self.name = name
+        self.image = image
+        self.profile = profile
+        self.constants = constants
+        self.resource_buckets = resource_buckets
+        self.result_bucket = result_bucket
+        self.results_prefix = results_prefix
+        self.results_whitelist = results_whitelist
+        self.remote_retries = remote_retries
+        self.registry_conn_id = registry_conn_id
+        self.tags = tags
+        self.task_spec = task_spec
+
+    def _given(self) -> dict[str, Any]:
+        values = given(self, self.spec_fields, self.task_spec, "task_spec")
+        if "command" in values:
+            values["command"] = command_text(values["command"])
+        if self.remote_retries is not None:
+            per_instance = isinstance(self.remote_retries, (int, str)) and str(self.remote_retries).isdigit()
+            values["retry"] = (
+                {"max_per_instance_retries": self.remote_retries} if per_instance else self.remote_retries
+            )
+        return values
+
+    def _spec(self, values: Mapping[str, Any], pool: str | None) -> TaskSpec:
+        return task_spec({"name": f"{self.dag_id}.{self.task_id}", "pool": pool, **values})
+
+    @property
+    def _some_pool(self) -> str | None:
+        """Stands for the pool when the DAG is parsed: only whether there is one is known for sure then."""
+        return None if self.qarnot_pool is None else "known-at-run-time"
+
+    def _pool_uuid(self) -> str | None:
+        if self.qarnot_pool is None:
+            return None
+        ref = reference(self.qarnot_pool, "qarnot_pool")
+        return ref if is_uuid(ref) else self.client.pools.get(ref).uuid
+
+    def _given_now(self) -> dict[str, Any]:
+        """The parameters with everything rendered, and the registry's login."""
+        values = self._given()
+        if self.registry_conn_id:
+            values["constants"] = {**(values.get("constants") or {}), **self._registry_login()}
+        return values
+
+    def _registry_login(self) -> dict[str, str]:
+        from airflow.sdk import BaseHook
+        from airflow.sdk.log import mask_secret
+
+        connection = BaseHook.get_connection(str(self.registry_conn_id))
+        login = {
+            "DOCKER_REGISTRY_LOGIN": connection.login,
+            "DOCKER_REGISTRY_PASSWORD": connection.password,
+        }
+        for name, value in login.items():
+            if not value:
+                raise QarnotInvalidSpecError(
+                    f"Connection {self.registry_conn_id!r} has no {name.rsplit('_', 1)[-1].lower()}",
+                    field="registry_conn_id",
+                )
+        mask_secret(connection.password)
+        if connection.host and not names_registry(self.image):
+            host = connection.host if "://" in connection.host else f"https://{connection.host}"
+            login["DOCKER_SRV"] = host
+        return {name: str(value) for name, value in login.items()}
+
+    def _refuse_closed_pool(self, uuid: str, error: QarnotRefusedError) -> None:
+        try:
+            pool = self.client.pools.get(uuid)
+        except QarnotError:
+            return
+        if not states.accepts_tasks(pool.state):
+            raise QarnotPoolEndedError(
+                f"Pool {uuid} is {pool.state} and takes no more tasks; run the task that creates it again "
+                "(clearing this task clears its setup, too)",
+                status=error.status,
+                server_message=error.server_message,
+                kind="pool",
+                ref=uuid,
+            ) from error

@@ -1,0 +1,351 @@
+"""Run many Qarnot tasks from one Airflow task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from airflow_qarnot_pool.api import filters
+from airflow_qarnot_pool.api.errors import (
+    QarnotError,
+    QarnotGoneError,
+    QarnotInvalidSpecError,
+    QarnotNameTakenError,
+    QarnotNotFoundError,
+    QarnotQuotaError,
+    QarnotRefusedError,
+    QarnotUnavailableError,
+)
+from airflow_qarnot_pool.api.ranges import format_ranges, parse_ranges
+from airflow_qarnot_pool.api.states import Phase
+from airflow_qarnot_pool.claim import end_all, stamp
+from airflow_qarnot_pool.conditions import Ending, Outcome
+from airflow_qarnot_pool.exceptions import QarnotTaskFailedError
+from airflow_qarnot_pool.fan_out import Board, Submission, board
+from airflow_qarnot_pool.identity import OWNER_TAG, Life, Relic
+from airflow_qarnot_pool.operators.base import RemoteWork, seconds_between_looks
+from airflow_qarnot_pool.operators.parameters import command_text
+from airflow_qarnot_pool.operators.task_base import TaskOperator
+from airflow_qarnot_pool.output import failure_report
+from airflow_qarnot_pool.templates import is_templated, known_at_parse
+from airflow_qarnot_pool.triggers.keys import TASKS_KEY
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from airflow_qarnot_pool.api.models import Task
+    from airflow_qarnot_pool.api.specs import TaskSpec
+    from airflow_qarnot_pool.triggers.base import QarnotTrigger
+
+#: Qarnot tasks in one bulk request.
+CHUNK = 200
+#: Qarnot tasks in flight beyond the slots of the pool: enough that nodes never wait for the next submission.
+BACKLOG = 500
+#: Failed items whose reports go into the exception.
+SHOWN_FAILURES = 3
+#: What tells a later look which item an object belongs to and what became of it.
+RELIC_FIELDS = ("Uuid", "Shortname", "State", "Tags", "Labels", "CreationDate")
+_ROUNDS_WITHOUT_PROGRESS = 6
+_LOOKS = 5
+
+
+class QarnotRunTasksOperator(TaskOperator):
+    """Run many commands, each as a Qarnot task of its own, and wait for all of them, in one Airflow task.
+
+    An Airflow task costs seconds of a worker's time to start; a Qarnot task on a warm pool costs none. A retry
+    of the Airflow task runs only what has not succeeded. Fails when any of them failed, after all have ended.
+    Returns ``{total, succeeded, failed, results: [{item, uuid, state}, ...]}``, ``results`` in the order of
+    *commands* and at most *max_results* long.
+
+    Parameters besides these: :class:`~airflow_qarnot_pool.operators.task_base.TaskOperator`; they hold for
+    every command.
+
+    :param commands: the commands, each as text, as a list of words, or as a mapping of
+        :class:`~airflow_qarnot_pool.api.specs.TaskSpec` fields (``command`` and whatever differs).
+    :param max_in_flight: most Qarnot tasks that are submitted and not finished; default: the slots of the pool
+        and 500 more. A quota of the account that is reached sooner limits it, too.
+    :param max_results: most items in the returned value.
+    """
+
+    uuid_key = TASKS_KEY
+    template_fields = (*TaskOperator.template_fields, "commands", "max_in_flight")
+    template_fields_renderers = {"commands": "json", "task_spec": "json", "constants": "json"}
+
+    def __init__(
+        self,
+        *,
+        commands: Any,
+        max_in_flight: int | str | None = None,
+        max_results: int = 1000,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.commands = commands
+        self.max_in_flight = max_in_flight
+        self.max_results = max_results
+        if not is_templated(max_in_flight):
+            self._limit()
+        if isinstance(commands, (list, tuple)):
+            known = [one for one in commands if not is_templated(one)]
+            self._specs(known, known_at_parse(self._given()), self._some_pool)
+
+    # --- what to run
+
+    def _specs(self, commands: Any, values: Mapping[str, Any], pool: str | None) -> list[TaskSpec]:
+        if isinstance(commands, (str, Mapping)) or not isinstance(commands, Iterable):
+            raise QarnotInvalidSpecError(
+                f"commands must be a list of commands, not {type(commands).__name__}", field="commands"
+            )
+        specs = []
+        for item, one in enumerate(commands):
+            own = dict(one) if isinstance(one, Mapping) else {"command": one}
+            try:
+                specs.append(self._spec(self._merged(values, own, item), pool))
+            except QarnotInvalidSpecError as error:
+                raise QarnotInvalidSpecError(f"commands[{item}]: {error}", field="commands") from None
+        return specs
+
+    def _merged(self, values: Mapping[str, Any], own: dict[str, Any], item: int) -> dict[str, Any]:
+        if "command" in own:
+            own["command"] = command_text(own["command"])
+        if not own.get("command") and "DOCKER_CMD" not in (own.get("constants") or {}):
+            raise QarnotInvalidSpecError("command is missing", field="command")
+        if own.get("constants") and values.get("constants"):
+            own["constants"] = {**values["constants"], **own["constants"]}
+        name = values.get("name") or f"{self.dag_id}.{self.task_id}"
+        return {**values, "name": f"{name} [{item}]", **own}
+
+    def _limit(self, slots: int | None = None) -> int:
+        if self.max_in_flight in (None, ""):
+            return (slots or 0) + BACKLOG
+        try:
+            limit = int(str(self.max_in_flight))
+        except ValueError:
+            limit = 0
+        if limit < 1:
+            raise QarnotInvalidSpecError(
+                f"max_in_flight must be a whole number of at least 1, not {self.max_in_flight!r}",
+                field="max_in_flight",
+            )
+        return limit
+
+    # --- running it
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        return self._go_on(context, self._deadline(context))
+
+    def execute_complete(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
+        """Submit more, wait on, or return what became of all."""
+        outcome = Outcome.from_event(event)
+        self._begin(context)
+        self._raise_for(outcome)
+        carry = outcome.carry
+        return self._go_on(
+            context,
+            datetime.fromisoformat(carry["deadline"]) if carry.get("deadline") else None,
+            int(carry.get("expected") or 0),
+            set(parse_ranges(carry.get("remembered") or "")),
+        )
+
+    def _begin(self, context: Context) -> RemoteWork:
+        life = Life.of(context, self.hook.settings.namespace)
+        self._work = work = RemoteWork(self.kind, self.hook.settings, life)
+        return work
+
+    def _go_on(
+        self,
+        context: Context,
+        deadline: datetime | None,
+        expected: int = 0,
+        remembered: set[int] | None = None,
+    ) -> dict[str, Any]:
+        """Submit what there is room for and wait, until every item has ended.
+
+        :param expected: how many objects of this lineage there were when it was last looked.
+        :param remembered: items that succeeded and were deleted to make room.
+        """
+        work = self._work or self._begin(context)
+        life, remembered = work.life, remembered or set()
+        context["ti"].xcom_push(key=self.uuid_key, value=life.lineage)
+        specs = self._specs(self.commands, self._given_now(), pool := self._pool_uuid())
+        fingerprints = [spec.fingerprint() for spec in specs]
+        limit = self._limit(self._slots(pool) if self.max_in_flight in (None, "") and specs else None)
+        look = expected > 0 or life.has_history
+        unclear_rounds = 0
+        while True:
+            relics = self._lookup(life, expected) if look else []
+            now = board(life, fingerprints, relics, remembered)
+            end_all(self.client.tasks, now.end)
+            if now.over:
+                return self._finish(now)
+            look, expected = True, sum(relic.lineage == life.lineage for relic in relics)
+            wanted = now.next(limit)
+            if wanted:
+                gone = self._make_room(now, len(wanted))
+                remembered |= gone.keys()
+                expected -= len(gone)
+            submitted = self._submit(specs, fingerprints, wanted, life)
+            if submitted is None:  # only another look tells what exists
+                unclear_rounds += 1
+                if unclear_rounds > _ROUNDS_WITHOUT_PROGRESS:
+                    raise QarnotUnavailableError(
+                        "Qarnot does not say what became of the submissions", ambiguous=True
+                    )
+                continue
+            expected += submitted
+            self.log.info("%s; submitted %d", now, submitted)
+            left = len(now.waiting) - submitted
+            if not self.wait_for_completion and not left:
+                return self._result(board(life, fingerprints, self._lookup(life, expected), remembered))
+            unfinished = len(now.running) + submitted
+            low_water = max(0, min(limit // 2, unfinished - 1)) if left else 0
+            carry = {"expected": expected, "remembered": format_ranges(remembered)}
+            self._wait_for_some(low_water, deadline, carry)
+
+    def _make_room(self, now: Board, wanted: int) -> dict[int, str]:
+        """Delete finished items where the account's quota has no room for *wanted* more; which were deleted.
+
+        Left to itself the server deletes finished ones, perhaps before anybody saw how they ended.
+        """
+        account = self.client.account.info()
+        if not account.max_task or account.task_count is None:
+            return {}
+        missing = wanted - (account.max_task - account.task_count)
+        kept = [(item, uuid) for item, uuid in now.succeeded.items() if uuid is not None]
+        gone = dict(kept[: max(0, missing)])
+        for uuid in gone.values():
+            with suppress(QarnotNotFoundError):
+                self.client.tasks.delete(uuid)
+        if gone:
+            self.log.info("Deleted %d finished Qarnot tasks to make room under the quota", len(gone))
+        return gone
+
+    def _slots(self, pool: str | None) -> int:
+        if pool is None:
+            return 0
+        found = self.client.pools.get(pool)
+        return found.total_slot_capacity or found.instance_count or 0
+
+    def _lookup(self, life: Life, expected: int) -> list[Relic]:
+        """Everything that any life of this task instance made; at least *expected* are of this lineage.
+
+        :raises QarnotGoneError: some that were there are not there any more.
+        """
+        tagged = filters.equal("Tags", OWNER_TAG + life.owner)
+        limit = 10 * (CHUNK + len(self.commands))
+        for _ in range(_LOOKS):
+            found = self.client.tasks.search(tagged, fields=RELIC_FIELDS, limit=limit)
+            if len(found) >= limit:
+                found = list(self.client.tasks.iterate(tagged))
+            relics = [Relic.of(one) for one in found]
+            own = sum(relic.lineage == life.lineage for relic in relics)
+            if own >= expected:
+                return relics
+            # A search may be behind what was just created.
+            if self._work and self._work.killed.wait(1.0):
+                raise self._killed()
+        raise QarnotGoneError(
+            f"{expected - own} of {expected} Qarnot tasks are gone: they were deleted before their end was seen. "
+            "Clear this Airflow task to run all of them again",
+            kind="task",
+        )
+
+    def _submit(
+        self, specs: Sequence[TaskSpec], fingerprints: Sequence[str], wanted: Sequence[Submission], life: Life
+    ) -> int | None:
+        """Submit *wanted*; how many were, or None where only another look can tell what exists."""
+        assert self._work is not None
+        submitted, unclear = 0, False
+        for start in range(0, len(wanted), CHUNK):
+            if self._work.killed.is_set():
+                raise self._killed()
+            stamped = [
+                stamp(specs[one.item], life.for_item(one.item), one.generation, fingerprints[one.item])
+                for one in wanted[start : start + CHUNK]
+            ]
+            items = self.client.tasks.create_many(stamped)
+            submitted += sum(item.uuid is not None for item in items)
+            errors = [item.error for item in items if item.error is not None]
+            unclear |= any(isinstance(error, QarnotNameTakenError) for error in errors)
+            full = [error for error in errors if isinstance(error, QarnotQuotaError)]
+            fatal = [one for one in errors if not isinstance(one, (QarnotNameTakenError, QarnotQuotaError))]
+            if fatal:
+                self._refuse(fatal[0])
+            if full:
+                if not submitted and start == 0:
+                    self._wait_for_room(full[0], self._work.killed)
+                    return None
+                break
+        return None if unclear else submitted
+
+    def _refuse(self, error: QarnotError) -> None:
+        """One refused item is a mistake in the DAG: what is running for it would be run in vain."""
+        pool = self._pool_uuid()
+        self._end("a Qarnot task was refused")
+        if pool and isinstance(error, QarnotRefusedError):
+            self._refuse_closed_pool(pool, error)
+        raise error
+
+    def _wait_for_some(self, low_water: int, deadline: datetime | None, carry: dict[str, Any]) -> None:
+        """Wait until no more than *low_water* are unfinished."""
+        assert self._work is not None
+        life, expected = self._work.life, carry["expected"]
+        if self.deferrable:
+            carry["deadline"] = deadline.isoformat() if deadline else None
+            self._defer(life.lineage, {"expected": expected, "low_water": low_water}, deadline, carry)
+        interval = seconds_between_looks(self.poll_interval)
+        tagged = filters.equal("Tags", life.tags()[2])
+        while True:
+            found = self.client.tasks.search(tagged, fields=("Uuid", "State"), limit=expected + CHUNK)
+            unfinished = sum(task.phase is not Phase.TERMINAL for task in found)
+            if unfinished <= low_water:
+                return
+            if deadline is not None and datetime.now(deadline.tzinfo) >= deadline:
+                late = f"{unfinished} of {expected} Qarnot tasks did not end in time"
+                self._raise_for(Outcome(ending=Ending.TIMEOUT, uuid=life.lineage, message=late))
+            if self._work.killed.wait(interval):
+                raise self._killed()
+
+    def _trigger_class(self) -> type[QarnotTrigger]:
+        from airflow_qarnot_pool.triggers.tasks import QarnotTasksTrigger
+
+        return QarnotTasksTrigger
+
+    # --- what became of it
+
+    def _finish(self, now: Board) -> dict[str, Any]:
+        self.log.info("%s", now)
+        if not now.failed:
+            return self._result(now)
+        reports = [
+            failure_report(self.client, task, self.hook.settings.console_link("task", task.uuid))
+            for task in self._some_failed(now)
+        ]
+        items = ", ".join(str(item) for item in list(now.failed)[:20])
+        raise QarnotTaskFailedError(
+            f"{len(now.failed)} of {now.total} Qarnot tasks failed: items {items}"
+            f"{' ...' if len(now.failed) > 20 else ''}. A retry runs only these again.\n"
+            + "\n".join(reports),
+            kind="task",
+        )
+
+    def _some_failed(self, now: Board) -> list[Task]:
+        found = (self.client.tasks.find(uuid) for uuid in list(now.failed.values())[:SHOWN_FAILURES])
+        return [task for task in found if task is not None]
+
+    def _result(self, now: Board) -> dict[str, Any]:
+        states: dict[int, tuple[str, str | None]] = {
+            **{item: ("Success", uuid) for item, uuid in now.succeeded.items()},
+            **{item: ("Failure", uuid) for item, uuid in now.failed.items()},
+            **{item: ("Submitted", uuid) for item, uuid in now.running.items()},
+        }
+        return {
+            "total": now.total,
+            "succeeded": len(now.succeeded),
+            "failed": len(now.failed),
+            "results": [
+                {"item": item, "uuid": states[item][1], "state": states[item][0]} for item in sorted(states)
+            ][: self.max_results],
+        }

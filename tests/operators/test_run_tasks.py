@@ -1,0 +1,231 @@
+"""``QarnotRunTasksOperator`` against the local Qarnot."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import pytest
+
+from airflow_qarnot_pool.api.client import QarnotClient
+from airflow_qarnot_pool.api.filters import equal
+from airflow_qarnot_pool.exceptions import (
+    QarnotGoneError,
+    QarnotInvalidSpecError,
+    QarnotPoolEndedError,
+    QarnotTaskFailedError,
+    QarnotWaitTimeoutError,
+)
+from airflow_qarnot_pool.local import LocalQarnot
+from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
+from tests.harness import FakeTI, context_of, defer, resume, run
+
+tasks = partial(QarnotRunTasksOperator, task_id="many")
+MODES = pytest.mark.parametrize("deferrable", [True, False], ids=["deferred", "on the worker"])
+
+
+def made_by(client: QarnotClient, lineage: str) -> list[Any]:
+    return list(client.tasks.iterate(equal("Tags", f"airflow-lineage:{lineage}")))
+
+
+@MODES
+def test_results_come_in_order(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, deferrable: bool
+) -> None:
+    ti = FakeTI(run_id=f"order-{deferrable}")
+    commands = [f"echo {n}" for n in range(12)]
+    commands[3] = {"command": ["echo", "three"], "constants": {"B": "2"}}  # type: ignore[call-overload]
+    result = run(
+        partial(
+            tasks,
+            qarnot_pool=pool,
+            commands=commands,
+            constants={"A": "1"},
+            deferrable=deferrable,
+            name="many",
+        ),
+        ti,
+    )
+    json.dumps(result)
+    assert (result["total"], result["succeeded"], result["failed"]) == (12, 12, 0)
+    assert [one["item"] for one in result["results"]] == list(range(12))
+    said = [client.tasks.stdout(one["uuid"]) for one in result["results"]]
+    assert said == [f"0> {'three' if n == 3 else n}\n" for n in range(12)]
+    third = client.tasks.get(result["results"][3]["uuid"])
+    assert {"A": "1", "B": "2"}.items() <= third.constants.items()
+    assert third.name == "many [3]"
+
+
+@MODES
+def test_only_so_many_are_in_flight(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, deferrable: bool
+) -> None:
+    qarnot.clear_requests()
+    result = run(
+        partial(tasks, qarnot_pool=pool, commands=["true"] * 20, max_in_flight="6", deferrable=deferrable),
+        FakeTI(run_id=f"flight-{deferrable}"),
+    )
+    assert result["succeeded"] == 20
+    submissions = [one for one in qarnot.requests() if (one["method"], one["path"]) == ("POST", "/tasks")]
+    assert len(submissions) >= 4
+
+
+def test_submission_is_bulk(qarnot: LocalQarnot, client: QarnotClient, pool: str) -> None:
+    qarnot.clear_requests()
+    deferred, _ = defer(partial(tasks, qarnot_pool=pool, commands=["sleep 60"] * 250), FakeTI(run_id="bulk"))
+    requests = [(one["method"], one["path"]) for one in qarnot.requests()]
+    assert requests == [("GET", f"/pools/{pool}"), ("GET", "/info"), ("POST", "/tasks"), ("POST", "/tasks")]
+    assert deferred.trigger.condition["expected"] == 250
+
+
+@MODES
+def test_all_run_before_it_fails_and_a_retry_runs_only_what_failed(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, deferrable: bool
+) -> None:
+    commands = ["true", "sh -c 'echo broken >&2; false'", "true", "false"]
+    make = partial(tasks, qarnot_pool=pool, commands=commands, deferrable=deferrable)
+    first = FakeTI(run_id=f"failed-{deferrable}", max_tries=1)
+    with pytest.raises(QarnotTaskFailedError, match=r"(?s)2 of 4 .*items 1, 3.*broken"):
+        run(make, first)
+    assert len(made_by(client, first.xcoms["qarnot_tasks"])) == 4
+    second = FakeTI(run_id=f"failed-{deferrable}", max_tries=1, try_number=2)
+    with pytest.raises(QarnotTaskFailedError):
+        run(make, second)
+    generations = sorted(
+        (int(one.labels["airflow.item"]), int(one.labels["airflow.generation"]))
+        for one in made_by(client, second.xcoms["qarnot_tasks"])
+    )
+    assert generations == [(0, 1), (1, 1), (1, 2), (2, 1), (3, 1), (3, 2)]
+
+
+def test_a_retry_takes_up_what_runs_and_what_succeeded(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str
+) -> None:
+    make = partial(tasks, qarnot_pool=pool, commands=["true", "sh -c 'sleep 1'", "true"])
+    defer(make, FakeTI(run_id="lost-worker", max_tries=1))
+    result = run(make, ti := FakeTI(run_id="lost-worker", max_tries=1, try_number=2))
+    assert result["succeeded"] == 3
+    assert len(made_by(client, ti.xcoms["qarnot_tasks"])) == 3
+
+
+def test_a_clear_aborts_the_old_ones_and_runs_all_again(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str
+) -> None:
+    make = partial(tasks, qarnot_pool=pool, commands=["sleep 600"] * 5)
+    _, context = defer(make, FakeTI(run_id="cleared"))
+    quick = partial(tasks, qarnot_pool=pool, commands=["true"] * 5)
+    result = run(quick, FakeTI(run_id="cleared", max_tries=1, try_number=2))
+    assert result["succeeded"] == 5
+    old = made_by(client, context["ti"].xcoms["qarnot_tasks"])
+    assert {one.state for one in old} <= {"PendingCancel", "Cancelled"}
+
+
+@pytest.mark.parametrize("kind", ["lost", "reset", "garbage"])
+def test_a_lost_answer_doubles_nothing(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, kind: str
+) -> None:
+    qarnot.faults([{"method": "POST", "path": "^/tasks$", "times": 2, "kind": kind}])
+    result = run(
+        partial(tasks, qarnot_pool=pool, commands=["true"] * 5), ti := FakeTI(run_id=f"doubt-{kind}")
+    )
+    assert result["succeeded"] == 5
+    assert len(made_by(client, ti.xcoms["qarnot_tasks"])) == 5
+
+
+@MODES
+def test_running_out_of_time_aborts_all(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, deferrable: bool
+) -> None:
+    make = partial(
+        tasks,
+        qarnot_pool=pool,
+        commands=["sleep 600"] * 5,
+        wait_timeout=timedelta(seconds=0.6),
+        deferrable=deferrable,
+    )
+    with pytest.raises(QarnotWaitTimeoutError, match="5 of 5"):
+        run(make, ti := FakeTI(run_id=f"late-{deferrable}"))
+    states = {one.state for one in made_by(client, ti.xcoms["qarnot_tasks"])}
+    assert states <= {"PendingCancel", "Cancelled"}
+
+
+def test_a_kill_aborts_all(qarnot: LocalQarnot, client: QarnotClient, pool: str) -> None:
+    operator = tasks(qarnot_pool=pool, commands=["sleep 600"] * 20)
+    context = context_of(operator, ti := FakeTI(run_id="killed"))
+    with pytest.raises(BaseException):  # noqa: B017 - TaskDeferred is none of ours
+        operator.execute(context)
+    operator.on_kill()
+    states = {one.state for one in made_by(client, ti.xcoms["qarnot_tasks"])}
+    assert states <= {"PendingCancel", "Cancelled"}
+
+
+def test_one_that_vanished_is_gone_and_no_success(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_qarnot_pool.operators.tasks._LOOKS", 1)
+    make = partial(tasks, qarnot_pool=pool, commands=["true"] * 3, max_in_flight=10)
+    deferred, context = defer(make, ti := FakeTI(run_id="vanished"))
+    client.tasks.delete(made_by(client, ti.xcoms["qarnot_tasks"])[0].uuid)
+    monkeypatch.setattr("airflow_qarnot_pool.triggers.tasks.CHECK_AFTER", 2.0)
+    with pytest.raises(QarnotGoneError, match="1 of 3"):
+        resume(make, deferred, context)
+
+
+@MODES
+def test_a_quota_only_slows_it_down(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, deferrable: bool
+) -> None:
+    account = client.account.info()
+    # Room for four at a time; what finished goes when the next ones need the place.
+    qarnot.account(maxTask=(account.task_count or 0) + 4)
+    try:
+        result = run(
+            partial(tasks, qarnot_pool=pool, commands=["true"] * 11, deferrable=deferrable),
+            FakeTI(run_id=f"quota-{deferrable}"),
+        )
+        assert (result["total"], result["succeeded"]) == (11, 11)
+        assert [one["item"] for one in result["results"]] == list(range(11))
+    finally:
+        qarnot.account(maxTask=100000)
+
+
+def test_the_result_is_bounded(qarnot: LocalQarnot, pool: str) -> None:
+    result = run(
+        partial(tasks, qarnot_pool=pool, commands=["true"] * 8, max_results=3), FakeTI(run_id="bound")
+    )
+    assert (result["succeeded"], len(result["results"])) == (8, 3)
+
+
+def test_no_commands_no_requests(qarnot: LocalQarnot) -> None:
+    assert run(partial(tasks, commands=[]))["total"] == 0
+    assert qarnot.requests() == []
+
+
+def test_a_closed_pool_is_named(qarnot: LocalQarnot, client: QarnotClient, pool: str) -> None:
+    client.pools.close(pool)
+    with pytest.raises(QarnotPoolEndedError, match="takes no more tasks"):
+        run(partial(tasks, qarnot_pool=pool, commands=["true"]), FakeTI(run_id="closed"))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "named"),
+    [
+        ({"commands": ["true", ""]}, r"commands\[1\].*command"),
+        ({"commands": [{"instance_count": 0, "command": "true"}]}, r"commands\[0\].*instance_count"),
+        ({"commands": ["true"], "max_in_flight": 0}, "max_in_flight"),
+        ({"commands": ["true"], "tags": [str(n) for n in range(8)]}, "tags"),
+    ],
+)
+def test_bad_input_is_refused_when_the_dag_is_parsed(parameters: dict[str, Any], named: str) -> None:
+    with pytest.raises(QarnotInvalidSpecError, match=named):
+        tasks(**parameters)
+
+
+def test_commands_that_come_from_elsewhere_are_checked_before_any_request(qarnot: LocalQarnot) -> None:
+    operator = tasks(commands="{{ ti.xcom_pull('list') }}")
+    operator.commands = "not a list"
+    with pytest.raises(QarnotInvalidSpecError, match="commands must be a list"):
+        run(lambda: operator)
+    assert qarnot.requests() == []
