@@ -191,22 +191,26 @@ class Keeper:
             os.kill(supervisor, signal.SIGTERM)
 
     def _reap(self) -> None:
+        orphans = False
         while True:
             try:
                 pid, raw = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
-                return
+                break
             if pid == 0:
-                return
+                break
             run = self._supervisors.pop(pid, None)
-            if run is None:
-                continue
-            del self._runs[run]
-            if os.WIFSIGNALED(raw):
-                # A killed supervisor: what it watched has come to us.
-                for stray in set(_children()) - set(self._supervisors):
-                    _kill(stray)
-            self._tell({"exit": run, "code": _status(raw)})
+            # A supervisor that was killed leaves its tree to us, and so does each process of that tree.
+            orphans = orphans or run is None or os.WIFSIGNALED(raw)
+            if run is not None:
+                del self._runs[run]
+                self._tell({"exit": run, "code": _status(raw)})
+        if orphans:
+            self._kill_strays()
+
+    def _kill_strays(self) -> None:
+        for stray in set(_children()) - set(self._supervisors):
+            _kill(stray)
 
     def _tell(self, news: dict[str, Any]) -> None:
         data = json.dumps(news).encode() + b"\n"
@@ -220,8 +224,7 @@ class Keeper:
                 os.kill(supervisor, signal.SIGTERM)
         # Supervisors end when their trees are dead; only what is not under one is killed from here.
         while self._supervisors:
-            for stray in set(_children()) - set(self._supervisors):
-                _kill(stray)
+            self._kill_strays()
             pid, _ = os.waitpid(-1, 0)
             self._supervisors.pop(pid, None)
         kill_descendants()
