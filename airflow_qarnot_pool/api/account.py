@@ -1,6 +1,6 @@
 """The account: who it is, what it may use, what it costs, which profiles and hardware there are.
 
-Qarnot API: qarnot-api.md, sections 1.2 and 3.10.
+Qarnot API: `/info`, `/quotas`, `/profiles`, `/hardware-constraints`, `/credits`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What an answer of the API means: the message in an error body, and the exception for a status.
 
-Pure functions (qarnot-api.md, section 2).
+Pure functions.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Filters for ``search`` and ``paginate``: small functions that build the JSON (qarnot-api.md, section 3.6).
+"""Filters for ``search`` and ``paginate``: small functions that build the JSON.
 
 Field names are PascalCase, dotted for nested ones: ``Name``, ``State``, ``Tags``, ``ElasticProperty.MinTotalSlots``.
 ``equal`` on a list field such as ``Tags`` means "contains".

@@ -1,4 +1,4 @@
-"""Jobs: the calls needed to refer to one. Qarnot API: ``/jobs`` (qarnot-api.md, section 3.9)."""
+"""Jobs: the calls needed to refer to one. Qarnot API: ``/jobs``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Qarnot answers, as frozen dataclasses (qarnot-api.md, sections 1.2, 3 and 4).
+"""What Qarnot answers, as frozen dataclasses.
 
 Reading is forgiving: fields that are unknown, missing, null or of an odd type never make it fail, so that
 answers to a narrow ``select`` and answers of a newer API can be read too. ``raw`` keeps what was sent. Times are

@@ -1,7 +1,7 @@
 """What pools and tasks are made of: buckets, retries, elastic blocks, scaling policies, constraints, rights.
 
 Every class checks itself when made (QarnotInvalidSpecError) and writes itself as the API wants it (``to_json``).
-Qarnot API: the nested objects of ``POST /pools`` and ``POST /tasks`` (qarnot-api.md, sections 3.2 to 3.8).
+Qarnot API: the nested objects of ``POST /pools`` and ``POST /tasks``.
 """
 
 from __future__ import annotations

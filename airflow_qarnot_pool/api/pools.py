@@ -1,4 +1,4 @@
-"""Pools. Qarnot API: ``/pools`` (qarnot-api.md, section 3.1)."""
+"""Pools. Qarnot API: ``/pools``."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Ranges of instance ids as Qarnot writes them: ``"0-2,4-5,17"``.
 
-Read with both ends included, as the status ranges of the API are (qarnot-api.md, open question 4). Where being
+Read with both ends included, as the status ranges of the API are. Where being
 wrong about that would matter, write ids one by one: ``format_ranges(ids, explicit=True)`` means the same under
 either reading.
 """

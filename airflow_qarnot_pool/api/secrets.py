@@ -1,4 +1,4 @@
-"""Names in the account's vault of secrets; never their values. Qarnot API: ``/secrets-manager`` (section 3.10)."""
+"""Names in the account's vault of secrets; never their values. Qarnot API: ``/secrets-manager``."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ Field names are the API's in snake_case, with a few plainer ones (``pool`` for p
 advancedRanges, ``slots_per_node`` for multiSlotsSettings, ``completion_ttl`` for completionTimeToLive, ...);
 ``from_mapping`` takes either. Durations are ``timedelta``. What is wrong raises QarnotInvalidSpecError.
 
-Qarnot API: ``POST /pools``, ``POST /tasks`` (qarnot-api.md, sections 3.2 and 3.3).
+Qarnot API: ``POST /pools``, ``POST /tasks``.
 """
 
 from __future__ import annotations

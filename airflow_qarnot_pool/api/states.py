@@ -1,6 +1,6 @@
 """The life of a pool and of a task: which states there are, what they mean, where they lead.
 
-Pure tables and functions (qarnot-api.md, section 5). States are matched whatever their case; one that is not
+Pure tables and functions. States are matched whatever their case; one that is not
 known raises :class:`QarnotUnknownStateError` and is never taken for success.
 """
 

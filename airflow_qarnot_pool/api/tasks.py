@@ -1,4 +1,4 @@
-"""Tasks. Qarnot API: ``/tasks`` (qarnot-api.md, section 3.3)."""
+"""Tasks. Qarnot API: ``/tasks``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A pool and a task as the API answers them (qarnot-api.md, sections 4 and 10), and a status with work in it."""
+"""A pool and a task as the API answers them, and a status with work in it."""
 
 from __future__ import annotations
 
