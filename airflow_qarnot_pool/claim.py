@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from airflow_qarnot_pool.api.errors import (
     QarnotRefusedError,
     QarnotUnavailableError,
 )
+from airflow_qarnot_pool.api.transport import backoff
 from airflow_qarnot_pool.identity import (
     LINEAGE_TAG,
     OWNER_TAG,
@@ -67,6 +69,7 @@ def claim(
     spec: PoolSpec | TaskSpec,
     life: Life,
     refine: Callable[[Any, Iterable[Any]], Any] | None = None,
+    pause: Callable[[float], Any] = time.sleep,
 ) -> Claim:
     """Return the one object that *life* has for *spec*, whatever crashed before.
 
@@ -77,6 +80,7 @@ def claim(
 
     :param refine: makes the spec of a later generation, from the spec and what the earlier ones of this lineage
         left behind.
+    :param pause: waits so many seconds between two attempts; a shorter wait ends nothing.
     :raises QarnotUnavailableError: with ``ambiguous`` set, the object may exist; the next try finds it.
     :raises QarnotError: as the server refused it.
     """
@@ -124,6 +128,7 @@ def claim(
                 raise
             unanswered = True
             log.warning("No answer to the creation of %s %s; looking whether it exists", resource.kind, name)
+            pause(error.retry_after or backoff(attempt))
             found = _lookup(resource, life)
         else:
             log.info("Created %s %s (%s)", resource.kind, uuid, name)

@@ -20,7 +20,6 @@ from airflow_qarnot_pool.api.errors import (
     QarnotQuotaError,
     QarnotUnavailableError,
 )
-from airflow_qarnot_pool.claim import Claim, Decision, claim, end, end_life
 from airflow_qarnot_pool.compat import TaskDeferralError, TaskDeferralTimeout
 from airflow_qarnot_pool.conditions import Condition, Ending, Kind, Outcome, concluded, late
 from airflow_qarnot_pool.exceptions import QarnotKilledError, QarnotWaitTimeoutError
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from airflow_qarnot_pool.api.client import QarnotClient
+    from airflow_qarnot_pool.claim import Claim
     from airflow_qarnot_pool.hooks.settings import ConnectionSettings
     from airflow_qarnot_pool.triggers.base import QarnotTrigger
 
@@ -56,6 +56,8 @@ class RemoteWork:
 
     def end(self) -> None:
         """End it within the 5 s that Airflow gives."""
+        from airflow_qarnot_pool.claim import end, end_life
+
         client = self.settings.client(retries=1, timeout=3.0, deadline=4.0)
         resource = client.pools if self.kind == "pool" else client.tasks
         if self.uuid is not None:
@@ -143,11 +145,13 @@ class WaitingOperator(QarnotOperator):
 
     def _claim(self, context: Context, spec: Any, refine: Callable[..., Any] | None = None) -> Claim:
         """Get the one remote object of this Airflow task, and make it known before anything else can fail."""
+        from airflow_qarnot_pool.claim import claim, end
+
         life = Life.of(context, self.hook.settings.namespace)
         self._work = work = RemoteWork(self.kind, self.hook.settings, life)
         while True:
             try:
-                claimed = claim(self._resource, spec, life, refine)
+                claimed = claim(self._resource, spec, life, refine, work.killed.wait)
                 break
             except QarnotQuotaError as error:
                 self._wait_for_room(error, work.killed)
@@ -372,7 +376,7 @@ def wait_here(
 
 def already(claimed: Claim, condition: Condition) -> Outcome | None:
     """The outcome where a claim found its object at the end already: no need to wait."""
-    if claimed.decision is Decision.FRESH_SUBMIT or claimed.found is None:
+    if claimed.found is None:
         return None
     return concluded(condition, claimed.found)
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api import states
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError, QarnotNotFoundError
-from airflow_qarnot_pool.claim import claim, end
 from airflow_qarnot_pool.conditions import POOL_CLOSED, POOL_READY, Condition, Ending, Outcome
 from airflow_qarnot_pool.exceptions import QarnotPoolEndedError
 from airflow_qarnot_pool.links import LINKS
@@ -18,7 +17,6 @@ from airflow_qarnot_pool.operators.base import QarnotOperator, WaitingOperator, 
 from airflow_qarnot_pool.operators.parameters import given, is_uuid, pool_spec
 from airflow_qarnot_pool.templates import is_templated, known_at_parse
 from airflow_qarnot_pool.triggers.keys import POOL_KEY
-from airflow_qarnot_pool.warmth import WARM_UP, cooling_down, warm_up
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -150,6 +148,8 @@ class QarnotCreatePoolOperator(_PoolOperator):
                 "keep_warm makes the pool's scaling, so elastic and scaling cannot be given, too",
                 field="keep_warm",
             )
+        from airflow_qarnot_pool.warmth import cooling_down
+
         fixed = pool_spec(values)
         return replace(
             fixed, instance_count=None, scaling=cooling_down(fixed.instance_count or 1, self.keep_warm)
@@ -206,6 +206,9 @@ class QarnotCreatePoolOperator(_PoolOperator):
             raise
 
     def _submit_warm_up(self, spec: PoolSpec, pool: str, size: int) -> str:
+        from airflow_qarnot_pool.claim import claim
+        from airflow_qarnot_pool.warmth import WARM_UP, warm_up
+
         assert self._work is not None
         task = warm_up(spec.name, pool, size, self.wait_timeout)
         return claim(self.client.tasks, task, self._work.life.for_part(WARM_UP)).uuid
@@ -215,6 +218,8 @@ class QarnotCreatePoolOperator(_PoolOperator):
         if outcome.ending is Ending.IMPOSSIBLE:
             raise QarnotPoolEndedError(outcome.message, kind="pool", ref=outcome.uuid)
         if warm := outcome.carry.get("warm_up"):
+            from airflow_qarnot_pool.claim import end
+
             end(self.client.tasks, warm)
         self.log.info("Pool %s is %s", outcome.uuid, outcome.state)
         return outcome.uuid
@@ -313,6 +318,8 @@ class QarnotClosePoolOperator(_PoolOperator):
         self.qarnot_pool = qarnot_pool
 
     def execute(self, context: Context) -> str:
+        from airflow_qarnot_pool.claim import end
+
         ref = reference(self.qarnot_pool, "qarnot_pool")
         end(self.client.pools, ref)
         self.log.info("Pool %s is told to close", ref)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_qarnot_pool.api import states
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError, QarnotRefusedError
-from airflow_qarnot_pool.claim import Decision
 from airflow_qarnot_pool.conditions import TASK_ENDED
 from airflow_qarnot_pool.exceptions import QarnotTaskCancelledError, QarnotTaskFailedError
 from airflow_qarnot_pool.links import LINKS
@@ -130,7 +129,7 @@ class QarnotRunTaskOperator(TaskOperator):
 
     def _cancelled(self, context: Context, task: Task, carry: Mapping[str, Any]) -> dict[str, Any]:
         """Somebody else cancelled it. One that an earlier try left may have been on its way out: run it again."""
-        if carry.get("decision") == Decision.ADOPTED and not carry.get("resubmitted"):
+        if carry.get("decision") == "adopted" and not carry.get("resubmitted"):
             self.log.info(
                 "Qarnot task %s, taken over from an earlier try, was cancelled; submitting again", task.uuid
             )
@@ -179,7 +178,7 @@ def without_succeeded(spec: TaskSpec, earlier: Iterable[Task]) -> TaskSpec:
     left = wanted - done
     if not left or left == wanted:
         return spec
-    return replace(spec, instance_count=None, ranges=format_ranges(left))
+    return replace(spec, instance_count=None, ranges=format_ranges(left, explicit=True))
 
 
 __all__ = ["QarnotRunTaskOperator", "without_succeeded"]

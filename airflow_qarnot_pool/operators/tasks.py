@@ -20,10 +20,8 @@ from airflow_qarnot_pool.api.errors import (
 )
 from airflow_qarnot_pool.api.ranges import format_ranges, parse_ranges
 from airflow_qarnot_pool.api.states import Phase
-from airflow_qarnot_pool.claim import end_all, stamp
 from airflow_qarnot_pool.conditions import Ending, Outcome
 from airflow_qarnot_pool.exceptions import QarnotTaskFailedError
-from airflow_qarnot_pool.fan_out import Board, Submission, board
 from airflow_qarnot_pool.identity import OWNER_TAG, Life, Relic
 from airflow_qarnot_pool.operators.base import RemoteWork, seconds_between_looks
 from airflow_qarnot_pool.operators.parameters import command_text
@@ -37,6 +35,7 @@ if TYPE_CHECKING:
 
     from airflow_qarnot_pool.api.models import Task
     from airflow_qarnot_pool.api.specs import TaskSpec
+    from airflow_qarnot_pool.fan_out import Board, Submission
     from airflow_qarnot_pool.triggers.base import QarnotTrigger
 
 #: Qarnot tasks in one bulk request.
@@ -166,6 +165,9 @@ class QarnotRunTasksOperator(TaskOperator):
         :param expected: how many objects of this lineage there were when it was last looked.
         :param remembered: items that succeeded and were deleted to make room.
         """
+        from airflow_qarnot_pool.claim import end_all
+        from airflow_qarnot_pool.fan_out import board
+
         work = self._work or self._begin(context)
         life, remembered = work.life, remembered or set()
         context["ti"].xcom_push(key=self.uuid_key, value=life.lineage)
@@ -256,6 +258,8 @@ class QarnotRunTasksOperator(TaskOperator):
         self, specs: Sequence[TaskSpec], fingerprints: Sequence[str], wanted: Sequence[Submission], life: Life
     ) -> int | None:
         """Submit *wanted*; how many were, or None where only another look can tell what exists."""
+        from airflow_qarnot_pool.claim import stamp
+
         assert self._work is not None
         submitted, unclear = 0, False
         for start in range(0, len(wanted), CHUNK):
