@@ -83,6 +83,8 @@ def _read(item: Any) -> Rule:
     try:
         if "path" in given:
             given["path"] = re.compile(given["path"])
+        if given.get("when", "after") not in ("after", "before"):
+            raise ValueError('when is "after" or "before"')
         if "method" in given:
             given["method"] = given["method"].upper()
         for key, convert in (("times", int), ("status", int), ("seconds", float), ("probability", float)):
