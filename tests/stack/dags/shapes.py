@@ -101,4 +101,4 @@ pooled("pool_of_timed_out_run", {"dagrun_timeout": timedelta(seconds=90)}, keep_
 pooled("pool_kept_warm", keep_warm=KEPT_WARM)
 
 with dag("reap"):
-    QarnotReapPoolsOperator(task_id="reap", qarnot_conn_id=CONN, grace=timedelta(seconds=1))
+    QarnotReapPoolsOperator(task_id="reap", qarnot_conn_id=CONN, grace=timedelta())

@@ -1,0 +1,91 @@
+"""What becomes of a pool when its DAG run does not end by itself, or its setup fails."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from tests.stack.world import World
+
+
+def test_run_timeout_skips_the_teardown_and_the_pool_cools_down_by_itself(world: World) -> None:
+    """And the reaper closes it."""
+    run = world.run("pool_of_timed_out_run", "timed_out", lane="clock")
+    qarnot = run.lane.qarnot
+    run.wait_tasks("live", "live")
+    assert run.wait_end() == "failed"
+    # The deferred tasks end with their run; the teardown is skipped by Airflow, so the pool stays.
+    run.wait_tasks("Cancelled", "Cancelled")
+    (pool,) = run.pools()
+    assert run.instance("stop")["state"] in ("skipped", "upstream_failed")
+    assert pool.state not in ("Closing", "Closed")
+    assert len(_nodes(world, pool.uuid)) == 2
+    qarnot.advance(timedelta(minutes=15).total_seconds())
+    run.wait(lambda: not _nodes(world, pool.uuid), "the nodes to be gone")
+    spent = qarnot.account()["pools"][pool.uuid]["nodeSeconds"]
+    qarnot.advance(timedelta(days=2).total_seconds())
+    assert qarnot.account()["pools"][pool.uuid]["nodeSeconds"] == spent
+    assert run.pools()[0].state not in ("Closing", "Closed")
+
+    reaper = world.run("reap", "reap_after_timeout", lane="clock")
+    assert reaper.wait_end() == "success"
+    run.wait_pools("Closed")
+    report = world.airflow.xcom("reap", "reap_after_timeout", "reap")
+    assert [(one["uuid"], one["action"], one["done"]) for one in report["pools"]] == [
+        (pool.uuid, "close", True)
+    ]
+
+
+def _nodes(world: World, pool: str) -> list[str]:
+    return [one["id"] for one in world.lanes["clock"].qarnot.nodes() if one["pool"] == pool]
+
+
+def test_run_marked_failed_while_its_tasks_are_deferred(world: World) -> None:
+    run = world.run("pool", "run_failed_tasks_deferred")
+    for n in range(2):
+        run.wait_watched(map_index=n)
+    run.mark_run("failed")
+    run.wait_tasks("Cancelled", "Cancelled")
+    run.wait_pools("Closed")
+    assert run.wait_end() == "failed"
+
+
+def test_run_marked_failed_while_its_setup_is_deferred(world: World) -> None:
+    run = world.run("pool", "run_failed_setup_deferred", lane="never_boots")
+    run.wait_watched("start")
+    run.mark_run("failed")
+    run.wait_pools("Closed")
+    run.wait_end()  # Airflow calls it a success
+    assert not run.tasks()
+
+
+def test_run_marked_failed_while_its_setup_waits_on_the_worker(world: World) -> None:
+    run = world.run("pool_on_worker", "run_failed_setup_running", lane="never_boots")
+    run.wait(run.pools, "the pool")
+    run.mark_run("failed")
+    run.wait_pools("Closed")
+    run.wait_end()  # Airflow calls it a success
+    assert not run.tasks()
+
+
+def test_setup_that_fails_after_its_last_retry_leaves_no_pool_open(world: World) -> None:
+    run = world.run("pool_never_ready", "setup_fails", lane="never_boots")
+    assert run.wait_end() == "failed"
+    run.wait_pools("Closed", "Closed")
+    assert not run.tasks()
+
+
+def test_two_runs_at_once_have_a_pool_each(world: World) -> None:
+    """One run ends, and closes its own pool only."""
+    one, two = (world.run("pool", f"pools_apart_{n}") for n in (1, 2))
+    for run in (one, two):
+        run.wait_tasks("live", "live")
+    one.open_gate()
+    one.wait_pools("Closed")
+    assert one.wait_end() == "success"
+    assert two.pools()[0].state == "FullyExecuting"
+    two.open_gate()
+    two.wait_pools("Closed")
+    assert two.wait_end() == "success"
+    for run in (one, two):
+        (pool,) = run.pools()
+        assert {(task.pool, task.state) for task in run.tasks()} == {(pool.uuid, "Success")}

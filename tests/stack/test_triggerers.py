@@ -1,0 +1,146 @@
+"""Triggerers die and freeze: the waits go on, and what is waited for lives.
+
+In the order of this file: each test begins with the triggerers as the one before left them.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from tests.stack.world import Run, World
+
+ALONE = True
+ONE, TWO = "triggerer-1", "triggerer-2"
+WAITERS = 12
+
+
+def test_triggerers_killed_and_restarted(world: World) -> None:
+    """The waits go on in one poll, with no new Qarnot task."""
+    airflow = world.airflow
+    run = world.run("mapped_12", "triggerers_killed", lane="counted")
+    for n in range(WAITERS):
+        run.wait_watched(map_index=n)
+    before = run.wait_tasks(*["live"] * WAITERS)
+    for name in (ONE, TWO):
+        airflow.signal(name, signal.SIGKILL)
+    airflow.restart(ONE)
+
+    def at(state: str) -> bool:
+        found = airflow.task_instances(run.dag_id, run.run_id)
+        return len(found) == WAITERS and all(
+            one["state"] == state and (one["triggerer_job"] or {}).get("unixname") == ONE for one in found
+        )
+
+    run.wait(lambda: at("deferred"), "one triggerer to have all waits", interval=1.0)
+    known = len(_searches(run))
+    searches = run.wait(
+        lambda: found if len(found := _searches(run)[known:]) > 20 else None, "twenty more rounds of polling"
+    )
+    seconds = searches[-1]["at"] - searches[0]["at"]
+    # A round is one search for changes, now and then one by uuid; a poll per waiter would make 12 a second.
+    assert len(searches) / seconds < WAITERS / 2, f"{len(searches)} searches in {seconds:.1f} s"
+    assert [task.uuid for task in run.tasks()] == [task.uuid for task in before]
+    run.open_gate()
+    run.wait_tasks(*["Success"] * WAITERS)
+    assert run.wait_end() == "success"
+    assert sum(run.aborts(task) for task in before) == 0
+    assert len(run.tasks()) == WAITERS
+    airflow.restart(TWO)
+
+
+def _searches(run: Run) -> list[dict[str, object]]:
+    return run.lane.requests("POST", "/tasks/search")
+
+
+@dataclass
+class Thawed:
+    """Three DAG runs whose triggers were in a triggerer that was frozen, and is thawed."""
+
+    waiting: Run
+    resumed: Run
+    pool: Run
+
+
+@pytest.fixture(scope="module")
+def thawed(world: World) -> Iterator[Thawed]:
+    """A triggerer stands still past the health threshold, the other takes its triggers, and it goes on."""
+    airflow = world.airflow
+    # All triggers have to be where the frost comes.
+    airflow.signal(TWO, signal.SIGKILL)
+    runs = Thawed(
+        waiting=world.run("deferred", "thawed_waiting"),
+        resumed=world.run("deferred", "thawed_resumed"),
+        pool=world.run("pool", "thawed_pool", lane="boots_on_demand"),
+    )
+    waits = [(runs.waiting, "work"), (runs.resumed, "work"), (runs.pool, "start")]
+    for run, task in waits:
+        run.wait(lambda run=run, task=task: _triggerer(run, task) == ONE, f"{task} to wait in {ONE}")
+        run.wait_watched(task)
+    airflow.restart(TWO)
+    airflow.signal(ONE, signal.SIGSTOP)
+    frozen = [set(run.trigger_logs(task)) for run, task in waits]
+    for (run, task), before in zip(waits, frozen, strict=True):
+        run.wait(lambda run=run, task=task: _triggerer(run, task) == TWO, f"{task} to wait in {TWO}")
+        run.wait(
+            lambda run=run, task=task, before=before: set(run.trigger_logs(task)) - before,
+            f"{TWO} to take up the wait of {task}",
+        )
+    runs.resumed.open_gate()
+    runs.resumed.wait_tasks("Success")
+    assert runs.resumed.wait_end() == "success"
+    runs.pool.lane.qarnot.advance(2e6)
+    runs.pool.wait_pools("FullyExecuting")
+    runs.pool.wait_tasks("live", "live")
+    airflow.signal(ONE, signal.SIGCONT)
+    for (run, task), files in zip(waits, frozen, strict=True):
+        run.wait(
+            lambda run=run, task=task, files=files: any(
+                "trigger completed" in text for name, text in run.trigger_logs(task).items() if name in files
+            ),
+            f"the thawed {ONE} to let go of {task}",
+        )
+    yield runs
+    for run in (runs.waiting, runs.resumed, runs.pool):
+        run.open_gate()
+
+
+def _triggerer(run: Run, task: str) -> str | None:
+    return run.airflow.triggerer_of(run.dag_id, run.run_id, task)
+
+
+def test_task_lives_when_the_triggerer_is_thawed_while_it_is_deferred(world: World, thawed: Thawed) -> None:
+    run = thawed.waiting
+    (task,) = run.wait_tasks("live")
+    run.wait_trigger_log(f"Qarnot task {task.uuid} goes on")
+    run.open_gate()
+    run.wait_tasks("Success")
+    assert run.wait_end() == "success"
+    assert run.aborts(task) == 0
+    assert len(run.tasks()) == 1
+
+
+def test_pool_lives_when_the_triggerer_is_thawed_while_it_is_used(world: World, thawed: Thawed) -> None:
+    """Its setup has resumed elsewhere: it is no longer deferred, and its pool is in use."""
+    run = thawed.pool
+    (pool,) = run.pools()
+    run.wait_trigger_log(f"Pool {pool.uuid} stays open", "start")
+    assert run.wait_pools("FullyExecuting")
+    run.wait_tasks("live", "live")
+    run.open_gate()
+    run.wait_tasks("Success", "Success")
+    run.wait_pools("Closed")
+    assert run.wait_end() == "success"
+    assert len(run.lane.requests("POST", f"/pools/{pool.uuid}/close")) == 1
+
+
+def test_task_that_ended_elsewhere_stays_ended_when_the_triggerer_is_thawed(
+    world: World, thawed: Thawed
+) -> None:
+    run = thawed.resumed
+    (task,) = run.wait_tasks("Success")
+    assert run.aborts(task) == 0
+    assert len(run.tasks()) == 1
