@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from enum import StrEnum
@@ -153,21 +154,20 @@ def stamp(spec: Any, life: Life, generation: int, fingerprint: str) -> Any:
     )
 
 
-def end(resource: PoolResource | TaskResource, uuid: str) -> bool:
-    """Close a pool or abort a Qarnot task; True when it is ended, ending or gone.
+def end(resource: PoolResource | TaskResource, uuid: str) -> None:
+    """Close a pool or abort a Qarnot task; fine as well when it is ended, ending or gone already.
 
-    A server that refuses because the object is over already has done what was asked.
+    :raises QarnotRefusedError: the server refuses, and the object goes on.
     """
     try:
         resource.end(uuid)
     except QarnotNotFoundError:
-        return True
+        return
     except QarnotRefusedError:
-        try:
-            return fate_of(resource.get(uuid)) is not Fate.LIVE
-        except QarnotNotFoundError:
-            return True
-    return True
+        # A server that refuses because the object is over already has done what was asked.
+        with suppress(QarnotNotFoundError):
+            if fate_of(resource.get(uuid)) is Fate.LIVE:
+                raise
 
 
 def end_life(resource: PoolResource | TaskResource, life: Life) -> list[str]:

@@ -207,10 +207,10 @@ def _reap_one(
             again = judge(_facts(client, fresh, run_state), limits, now())
             if again.action is judgement.action:
                 if again.action is Action.CLOSE:
-                    done = end(client.pools, pool.uuid)
+                    end(client.pools, pool.uuid)
                 else:
                     client.pools.delete(pool.uuid)
-                    done = True
+                done = True
             judgement = again
         except QarnotNotFoundError:
             judgement = Judgement(action=Action.KEEP, reason="it is gone by now")
