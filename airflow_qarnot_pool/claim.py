@@ -18,6 +18,7 @@ from airflow_qarnot_pool.api.errors import (
     QarnotInvalidSpecError,
     QarnotNameTakenError,
     QarnotNotFoundError,
+    QarnotProtocolError,
     QarnotRefusedError,
     QarnotUnavailableError,
 )
@@ -124,12 +125,13 @@ def claim(
             taken = True
             log.info("%s %s exists already; looking it up", resource.kind.capitalize(), name)
             found = _lookup(resource, life)
-        except QarnotUnavailableError as error:
-            if not error.ambiguous or attempt == _ATTEMPTS:
+        except (QarnotUnavailableError, QarnotProtocolError) as error:
+            # An answer that cannot be understood says no more than none.
+            if not getattr(error, "ambiguous", True) or attempt == _ATTEMPTS:
                 raise
             unanswered = True
             log.warning("No answer to the creation of %s %s; looking whether it exists", resource.kind, name)
-            pause(error.retry_after or backoff(attempt))
+            pause(getattr(error, "retry_after", None) or backoff(attempt))
             found = _lookup(resource, life)
         else:
             log.info("Created %s %s (%s)", resource.kind, uuid, name)
