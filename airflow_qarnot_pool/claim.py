@@ -195,12 +195,13 @@ def _lookup(resource: PoolResource | TaskResource, life: Life) -> dict[str, Pool
 
 
 def _alike(found: dict[str, Any], life: Life, fingerprint: str) -> list[Any]:
-    """What earlier generations of this lineage made from the same spec."""
+    """What earlier generations of this life made from the same spec; ``retries`` as in :func:`decide`."""
     relics = {uuid: Relic.of(one) for uuid, one in found.items()}
+    mine = (life.lineage, fingerprint, life.retries)
     return [
         one
         for uuid, one in found.items()
-        if relics[uuid].lineage == life.lineage and relics[uuid].fingerprint == fingerprint
+        if (relics[uuid].lineage, relics[uuid].fingerprint, relics[uuid].retries) == mine
     ]
 
 
