@@ -44,6 +44,8 @@ log = logging.getLogger(__name__)
 
 #: Finished objects count against the account's quota; longer than any retry is kept, no object for ever.
 TIME_TO_LIVE = timedelta(days=7)
+#: Work that is done is done, and what runs may go on, though the setup task has made another pool since.
+NOT_THE_WORK = ("pool",)
 _ATTEMPTS = 6
 _AT_ONCE = 8
 
@@ -91,7 +93,7 @@ def claim(
             f"labels may not start with 'airflow.', which this provider uses: {', '.join(clash)}",
             field="labels",
         )
-    fingerprint = spec.fingerprint()
+    fingerprint = spec.fingerprint(exclude=NOT_THE_WORK)
     found = _lookup(resource, life) if life.has_history else {}
     taken = unanswered = False
     for attempt in range(1, _ATTEMPTS + 1):
