@@ -12,6 +12,7 @@ try:
         AirflowSkipException,
         TaskDeferralError,
         TaskDeferralTimeout,
+        TaskDeferred,
     )
 except ImportError:  # 3.1, where airflow.sdk.exceptions lacks most of them
     from airflow.exceptions import (  # type: ignore[no-redef]
@@ -21,6 +22,7 @@ except ImportError:  # 3.1, where airflow.sdk.exceptions lacks most of them
         AirflowSkipException,
         TaskDeferralError,
         TaskDeferralTimeout,
+        TaskDeferred,
     )
 
 AIRFLOW_VERSION = tuple(int(part) for part in airflow_version.split(".")[:2])
@@ -36,4 +38,5 @@ __all__ = [
     "AirflowSkipException",
     "TaskDeferralError",
     "TaskDeferralTimeout",
+    "TaskDeferred",
 ]

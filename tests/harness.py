@@ -17,8 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from airflow.sdk.exceptions import TaskDeferred
-
+from airflow_qarnot_pool.compat import TaskDeferred
 from airflow_qarnot_pool.triggers.base import QarnotTrigger
 
 RUN_STARTED = datetime(2026, 1, 1, tzinfo=UTC)

@@ -6,11 +6,11 @@ from datetime import timedelta
 from functools import partial
 
 import pytest
-from airflow.sdk.exceptions import AirflowSensorTimeout, AirflowSkipException
 
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.errors import QarnotUnknownStateError
 from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
+from airflow_qarnot_pool.compat import AirflowSensorTimeout, AirflowSkipException
 from airflow_qarnot_pool.exceptions import (
     QarnotInvalidSpecError,
     QarnotNotFoundError,
