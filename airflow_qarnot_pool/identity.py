@@ -233,9 +233,9 @@ def decide(life: Life, relics: Iterable[Relic], fingerprint: str) -> Plan:
     """Decide over the remote objects of an owner for its current life.
 
     * Live objects of earlier lineages end: a cleared task's new life stops its old one and never adopts it.
-    * In the own lineage the oldest usable object is used, the others end. Usable is what runs, and what
-      succeeded for a task with the same number of retries (editing ``retries`` and clearing can give the same
-      ``max_tries``, so the same lineage).
+    * In the own lineage a success is used, else the oldest that runs; the others end. A success counts for a
+      task with the same number of retries (editing ``retries`` and clearing can give the same ``max_tries``,
+      so the same lineage).
     * An object made from another spec is not usable, and ends.
     * Nothing usable: the next generation.
     """
@@ -247,7 +247,8 @@ def decide(life: Life, relics: Iterable[Relic], fingerprint: str) -> Plan:
         for relic in alike
         if relic.fate is Fate.LIVE or (relic.fate is Fate.SUCCEEDED and relic.retries == life.retries)
     ]
-    use = usable[0] if usable else None
+    # min() takes the first of several. What runs beside a success is a double, whichever was made first.
+    use = min(usable, key=lambda relic: relic.fate is Fate.LIVE, default=None)
     return Plan(
         end=tuple(relic.uuid for relic in relics if relic.fate is Fate.LIVE and relic is not use),
         use=use,
