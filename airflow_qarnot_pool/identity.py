@@ -235,7 +235,7 @@ def decide(life: Life, relics: Iterable[Relic], fingerprint: str) -> Plan:
     * Live objects of earlier lineages end: a cleared task's new life stops its old one and never adopts it.
     * In the own lineage a success is used, else the oldest that runs; the others end. A success counts for a
       task with the same number of retries (editing ``retries`` and clearing can give the same ``max_tries``,
-      so the same lineage).
+      so the same lineage), and never for an auxiliary object (one with a ``part``): its effect may be gone.
     * An object made from another spec is not usable, and ends.
     * Nothing usable: the next generation.
     """
@@ -245,7 +245,8 @@ def decide(life: Life, relics: Iterable[Relic], fingerprint: str) -> Plan:
     usable = [
         relic
         for relic in alike
-        if relic.fate is Fate.LIVE or (relic.fate is Fate.SUCCEEDED and relic.retries == life.retries)
+        if relic.fate is Fate.LIVE
+        or (relic.fate is Fate.SUCCEEDED and relic.retries == life.retries and not life.part)
     ]
     # min() takes the first of several. What runs beside a success is a double, whichever was made first.
     use = min(usable, key=lambda relic: relic.fate is Fate.LIVE, default=None)
