@@ -54,11 +54,12 @@ class RemoteWork:
     uuid: str | None = None
     killed: threading.Event = field(default_factory=threading.Event)
 
-    def end(self) -> None:
-        """End it within the 5 s that Airflow gives."""
+    def end(self, *, hurried: bool) -> None:
+        """End it; *hurried*: within the 5 s that Airflow gives."""
         from airflow_qarnot_pool.claim import end, end_life
 
-        client = self.settings.client(retries=1, timeout=3.0, deadline=4.0)
+        limits: dict[str, Any] = {"retries": 1, "timeout": 3.0, "deadline": 4.0} if hurried else {}
+        client = self.settings.client(**limits)
         resource = client.pools if self.kind == "pool" else client.tasks
         if self.uuid is not None:
             end(resource, self.uuid)
@@ -256,13 +257,13 @@ class WaitingOperator(QarnotOperator):
 
     # --- ending
 
-    def _end(self, why: str) -> None:
+    def _end(self, why: str, *, hurried: bool = False) -> None:
         """End the remote object, and keep the error that is being handled."""
         if self._work is None or not self.cancel_on_kill:
             return
         noun, uuid = NOUN[self.kind], self._work.uuid
         try:
-            self._work.end()
+            self._work.end(hurried=hurried)
             self.log.info("%s %s ended: %s", noun, uuid or "of this task", why)
         except QarnotError as error:
             self.log.error("%s %s could not be ended (%s): %s", noun, uuid or "of this task", why, error)
@@ -271,7 +272,7 @@ class WaitingOperator(QarnotOperator):
         """Airflow ends this task while it runs."""
         if self._work is not None:
             self._work.killed.set()
-            self._end("the Airflow task is killed")
+            self._end("the Airflow task is killed", hurried=True)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """End the remote object where Airflow gave up the trigger: then nobody else does."""
