@@ -8,6 +8,8 @@ import os
 import secrets
 import sys
 
+from airflow_qarnot_pool.local.handle import TOKEN_VARIABLE
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(
@@ -19,7 +21,10 @@ def main() -> int:
     parser.add_argument(
         "--storage-port", type=int, default=0, help="port of the S3 storage (0: any free one)"
     )
-    parser.add_argument("--token", help="API token clients must send (default: a random one)")
+    parser.add_argument(
+        "--token",
+        help=f"API token clients must send (default: {TOKEN_VARIABLE} in the environment, or a random one)",
+    )
     parser.add_argument("--email", default="local@qarnot.invalid", help="the account, and S3 access key")
     parser.add_argument(
         "--boot-seconds", type=float, default=5.0, help="how long a node boots (virtual time)"
@@ -55,7 +60,7 @@ def main() -> int:
     if given.host not in LOOPBACK:
         parser.error(f"--host must be a loopback address ({', '.join(LOOPBACK)}): commands run unconfined")
     settings = Settings(
-        token=given.token or secrets.token_urlsafe(24),
+        token=given.token or os.environ.get(TOKEN_VARIABLE) or secrets.token_urlsafe(24),
         email=given.email,
         boot_seconds=max(0.0, given.boot_seconds),
         close_seconds=max(0.0, given.close_seconds),

@@ -13,7 +13,7 @@ from typing import Any
 from airflow_qarnot_pool.local.errors import ApiError
 
 KINDS = ("status", "reset", "lost", "delay", "garbage")
-LOG_LENGTH = 500_000
+LOG_LENGTH = 200_000
 
 
 @dataclass(slots=True)

@@ -15,6 +15,8 @@ from types import TracebackType
 from typing import Any
 
 START_TIMEOUT = 60.0
+TOKEN_VARIABLE = "QARNOT_LOCAL_TOKEN"
+"""Carries the token to the server, where a command line would show it to everybody."""
 
 
 class LocalQarnot:
@@ -51,7 +53,6 @@ class LocalQarnot:
             f"--speed={speed}",
             f"--port={port}",
             f"--storage-port={storage_port}",
-            f"--token={self.token}",
             f"--exit-with-parent={os.getpid()}",
         ]
         self.process: subprocess.Popen[bytes] | None = None
@@ -75,7 +76,12 @@ class LocalQarnot:
         if self.process is not None:
             raise RuntimeError("This local Qarnot has been started already")
         command = [sys.executable, "-m", "airflow_qarnot_pool.local", *self._arguments]
-        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        self.process = subprocess.Popen(
+            command,
+            env={**os.environ, TOKEN_VARIABLE: self.token},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+        )
         # Kills a server that hangs while it starts, which ends the read below.
         watchdog = threading.Timer(START_TIMEOUT, self.process.kill)
         watchdog.start()

@@ -24,7 +24,7 @@ class Remote:
     created: float
     state: str
     tags: list[str] = field(default_factory=list)
-    constants: dict[str, str] = field(default_factory=dict)
+    constants: dict[str, str] = field(default_factory=dict, repr=False)
     spec: dict[str, Any] = field(default_factory=dict)
     """Creation fields that are stored and given back as they came."""
     previous_state: str = ""

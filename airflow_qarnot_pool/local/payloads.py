@@ -28,7 +28,7 @@ class Creation:
     shortname: str | None
     profile: str | None
     tags: list[str]
-    constants: dict[str, str]
+    constants: dict[str, str] = field(repr=False)
     time_to_live: float
     auto_delete: bool
     spec: dict[str, Any] = field(default_factory=dict)

@@ -10,7 +10,7 @@ import sys
 import traceback
 import uuid
 from collections.abc import Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from airflow_qarnot_pool.local.billing import Account, Meter
@@ -29,7 +29,7 @@ class Settings:
     """:param boot_seconds: from asking for a node until it takes tasks. :param close_seconds: how long a pool
     stays Closing at least, and a live object PendingDelete. Both in virtual time."""
 
-    token: str
+    token: str = field(repr=False)
     email: str
     boot_seconds: float = 5.0
     close_seconds: float = 1.0

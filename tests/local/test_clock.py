@@ -296,6 +296,19 @@ def test_a_task_without_a_pool_pays_for_its_own_nodes(world: World, tmp_path: Pa
     assert world.server.nodes() == []
 
 
+def test_a_pool_that_is_deleted_is_pending_until_nothing_of_it_runs(world: World, tmp_path: Path) -> None:
+    pool = world.pool(instanceCount=1)
+    world.server.advance(BOOT)
+    task = world.task(pool, "sleep 600")
+    world.task_is(task, "FullyExecuting")
+    world.http("DELETE", f"/pools/{pool}")
+    assert world.look("pools", pool)["state"] == "PendingDelete"
+    world.task_is(task, "Cancelled")
+    world.server.advance(5)
+    assert world.http("GET", f"/pools/{pool}").status_code == 404
+    assert world.server.nodes() == []
+
+
 # ---- node loss -----------------------------------------------------------------------------------
 
 

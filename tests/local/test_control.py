@@ -147,7 +147,7 @@ def test_delay_answers_late_and_takes_effect_first_unless_told(
     own.faults([{"kind": "delay", "method": "POST", "times": 1, "seconds": 600, "when": when}])
     with pytest.raises(requests.ReadTimeout):
         requests.post(own.url + "/pools", json=POOL, headers={"Authorization": own.token}, timeout=0.5)
-    assert pools(own) == made
+    until(lambda: pools(own) == made)
     own.faults([{"kind": "delay", "method": "POST", "times": 1, "seconds": 0.3, "when": when}])
     began = time.monotonic()
     assert http("POST", "/pools", POOL).status_code == 200

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -133,15 +132,12 @@ def test_finished_objects_that_allow_it_make_room(private: Starter) -> None:
 def test_pool_life(sdk: qarnot.Connection) -> None:
     pool = sdk.create_pool("life", "docker-batch", 2)
     pool.submit()
-    assert pool.state in ("Submitted", "PartiallyDispatched", "FullyDispatched")
     in_state(pool, "FullyExecuting")
     assert [node.instance_id for node in pool.status.running_instances_info.per_running_instance_info] == [
         0,
         1,
     ]
     pool.close()
-    pool.update(True)
-    assert pool.state == "Closing"
     in_state(pool, "Closed")
     assert pool.previous_state == "Closing"
     assert pool.end_date >= pool.state_transition_time > "2025"
@@ -310,24 +306,20 @@ def test_four_instances(sdk: qarnot.Connection, pool: qarnot.pool.Pool) -> None:
 def test_sixteen_instances_run_four_at_a_time(
     sdk: qarnot.Connection, pool: qarnot.pool.Pool, tmp_path: Path
 ) -> None:
-    # Every instance notes how many run beside it; the first four wait for each other.
-    code = (
-        "import os,sys,time\n"
-        f"d={str(tmp_path)!r}; me=os.environ['INSTANCE_ID']\n"
-        "open(f'{d}/run{me}','w').close()\n"
-        "deadline=time.time()+20\n"
-        "while len(os.listdir(d))<4 and time.time()<deadline: time.sleep(0.01)\n"
-        "print(len([f for f in os.listdir(d) if f.startswith('run')]))\n"
-        "time.sleep(0.05)\n"
-        "os.rename(f'{d}/run{me}',f'{d}/was{me}')\n"
-    )
-    task = new_task(sdk, pool, f"{PYTHON} -c {shlex.quote(code)}", 16)
+    go = tmp_path / "go"
+    work = tmp_path / "work"
+    work.mkdir()
+    script = f"touch {work}/$INSTANCE_ID; while ! test -e {go}; do sleep 0.02; done; ls {work} | wc -l"
+    task = new_task(sdk, pool, f"sh -c '{script}; rm {work}/$INSTANCE_ID'", 16)
     task.submit()
-    until(lambda: task.update(True) or task.state == "PartiallyExecuting")
+    until(lambda: len(list(work.iterdir())) == 4)
+    in_state(task, "PartiallyExecuting")
+    assert task.running_instance_count == 4
+    go.touch()
     assert finish(task).state == "Success"
     beside = [int(task.stdout(i)) for i in range(16)]
-    assert max(beside) == 4
-    assert len(os.listdir(tmp_path)) == 16
+    assert max(beside) <= 4
+    assert task.status.succeeded_range == "0-15"
 
 
 def test_ranges_choose_the_instance_ids(sdk: qarnot.Connection, pool: qarnot.pool.Pool) -> None:
@@ -493,7 +485,6 @@ def test_credentials_only_with_the_privilege(
 def test_a_task_without_a_pool_boots_nodes_of_its_own(sdk: qarnot.Connection) -> None:
     task = new_task(sdk, "docker-batch", "echo alone ${INSTANCE_ID}", 2)
     task.submit()
-    assert task.state in ("Submitted", "FullyDispatched", "PartiallyDispatched")
     assert finish(task).stdout() == "0> alone 0\n1> alone 1\n"
     assert task.state == "Success"
 
@@ -550,8 +541,6 @@ def test_closing_a_pool_cancels_its_tasks(sdk: qarnot.Connection, tmp_path: Path
         task.submit()
     pid = int(until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text()))
     pool.close()
-    pool.update(True)
-    assert pool.state == "Closing"
     in_state(pool, "Closed")
     assert not Path(f"/proc/{pid}").exists()
     for task in (running, waiting):
@@ -570,7 +559,6 @@ def test_deleting_a_pool_that_runs(sdk: qarnot.Connection, tmp_path: Path) -> No
     pid = int(until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text()))
     uuid = pool.uuid
     pool.delete()
-    assert sdk.retrieve_pool(uuid).state == "PendingDelete"
     until(lambda: uuid not in {p.uuid for p in sdk.pools()})
     assert not Path(f"/proc/{pid}").exists()
     in_state(task, "Cancelled")
