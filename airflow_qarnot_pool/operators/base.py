@@ -18,6 +18,7 @@ from airflow_qarnot_pool.api.errors import (
     QarnotInvalidSpecError,
     QarnotNotFoundError,
     QarnotQuotaError,
+    QarnotRefusedError,
     QarnotUnavailableError,
 )
 from airflow_qarnot_pool.compat import TaskDeferralError, TaskDeferralTimeout
@@ -145,24 +146,35 @@ class WaitingOperator(QarnotOperator):
     # --- starting
 
     def _claim(self, context: Context, spec: Any, refine: Callable[..., Any] | None = None) -> Claim:
-        """Get the one remote object of this Airflow task, and make it known before anything else can fail."""
+        """Get the one remote object of this Airflow task, and make it known before anything else can fail.
+
+        What cannot be made known, or may exist unseen, is ended: this may have been the last try.
+        """
         from airflow_qarnot_pool.claim import claim, end
 
+        if self._work is not None and self._work.killed.is_set():
+            raise self._killed()  # what was cancelled was so by on_kill, and is not to be submitted again
         life = Life.of(context, self.hook.settings.namespace)
         self._work = work = RemoteWork(self.kind, self.hook.settings, life)
-        while True:
-            try:
-                claimed = claim(self._resource, spec, life, refine, work.killed.wait)
-                break
-            except QarnotQuotaError as error:
-                self._wait_for_room(error, work.killed)
-        work.uuid = claimed.uuid
-        if work.killed.is_set() and self.cancel_on_kill:
-            # on_kill came while the request was under way and had nothing to end yet.
-            end(self._resource, claimed.uuid)
-            raise self._killed()
-        context["ti"].xcom_push(key=self.uuid_key, value=claimed.uuid)
-        self._show_link(context, self.kind, claimed.uuid)
+        try:
+            while True:
+                try:
+                    claimed = claim(self._resource, spec, life, refine, work.killed.wait)
+                    break
+                except QarnotQuotaError as error:
+                    self._wait_for_room(error, work.killed)
+            work.uuid = claimed.uuid
+            if work.killed.is_set() and self.cancel_on_kill:
+                # on_kill came while the request was under way and had nothing to end yet.
+                end(self._resource, claimed.uuid)
+                raise self._killed()
+            context["ti"].xcom_push(key=self.uuid_key, value=claimed.uuid)
+            self._show_link(context, self.kind, claimed.uuid)
+        except (QarnotRefusedError, QarnotKilledError):
+            raise
+        except Exception:
+            self._end("it could not be taken note of")
+            raise
         return claimed
 
     def _wait_for_room(self, error: QarnotQuotaError, killed: threading.Event) -> None:
@@ -216,15 +228,20 @@ class WaitingOperator(QarnotOperator):
         deadline: datetime | None,
         carry: dict[str, Any] | None = None,
     ) -> Outcome:
-        """Wait on this worker, or defer (then this does not return: ``execute_complete`` gets the outcome)."""
-        carry = {**(carry or {}), "deadline": deadline.isoformat() if deadline else None}
+        """Wait on this worker, or defer (then this does not return: ``execute_complete`` gets the outcome).
+
+        *carry* comes back in the outcome, with the deadline in it.
+        """
+        carry = {} if carry is None else carry
+        carry["deadline"] = deadline.isoformat() if deadline else None
         if self.deferrable:
             self._defer(uuid, condition.to_kwargs(), deadline, carry)
         killed = self._work.killed if self._work else threading.Event()
         outcome = wait_here(
             self._resource, uuid, condition, seconds_between_looks(self.poll_interval), deadline, killed
         )
-        if outcome is None:
+        if outcome is None or killed.is_set():
+            # What was seen last may be the work of on_kill.
             raise self._killed()
         return Outcome(
             ending=outcome.ending, uuid=uuid, state=outcome.state, message=outcome.message, carry=carry

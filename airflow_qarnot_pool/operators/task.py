@@ -103,7 +103,7 @@ class QarnotRunTaskOperator(TaskOperator):
         except QarnotRefusedError as error:
             if spec.pool:
                 # The server's sentence need not name the pool, and a closed one is the usual reason.
-                self._refuse_closed_pool(spec.pool, error)
+                self._explain_refusal(spec.pool, error)
             raise
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:

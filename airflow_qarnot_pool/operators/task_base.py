@@ -6,7 +6,12 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api import states
-from airflow_qarnot_pool.api.errors import QarnotError, QarnotInvalidSpecError, QarnotRefusedError
+from airflow_qarnot_pool.api.errors import (
+    QarnotError,
+    QarnotInvalidSpecError,
+    QarnotNotFoundError,
+    QarnotRefusedError,
+)
 from airflow_qarnot_pool.exceptions import QarnotPoolEndedError
 from airflow_qarnot_pool.operators.base import WaitingOperator, reference
 from airflow_qarnot_pool.operators.parameters import command_text, given, is_uuid, names_registry, task_spec
@@ -146,9 +151,11 @@ class TaskOperator(WaitingOperator):
             login["DOCKER_SRV"] = host
         return {name: str(value) for name, value in login.items()}
 
-    def _refuse_closed_pool(self, uuid: str, error: QarnotRefusedError) -> None:
+    def _explain_refusal(self, uuid: str, error: QarnotRefusedError) -> None:
         try:
             pool = self.client.pools.get(uuid)
+        except QarnotNotFoundError as missing:
+            raise missing from error
         except QarnotError:
             return
         if not states.accepts_tasks(pool.state):

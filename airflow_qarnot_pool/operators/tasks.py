@@ -289,7 +289,7 @@ class QarnotRunTasksOperator(TaskOperator):
         pool = self._pool_uuid()
         self._end("a Qarnot task was refused")
         if pool and isinstance(error, QarnotRefusedError):
-            self._refuse_closed_pool(pool, error)
+            self._explain_refusal(pool, error)
         raise error
 
     def _wait_for_some(self, low_water: int, deadline: datetime | None, carry: dict[str, Any]) -> None:

@@ -199,6 +199,12 @@ def test_an_unknown_shortname_is_named(qarnot: LocalQarnot) -> None:
         run(partial(task, qarnot_pool="no-such-pool", command="true"), FakeTI(run_id="unknown"))
 
 
+def test_an_unknown_pool_is_refused(qarnot: LocalQarnot) -> None:
+    unknown = "62e80aae-d20a-4608-b873-ec8bff991733"
+    with pytest.raises(QarnotNotFoundError, match=unknown):
+        run(partial(task, qarnot_pool=unknown, command="true"), FakeTI(run_id="unknown-uuid"))
+
+
 def test_results_land_in_their_bucket(qarnot: LocalQarnot, pool: str) -> None:
     boto3 = pytest.importorskip("boto3")
     result = run(

@@ -1,0 +1,70 @@
+"""``QarnotHook`` and its Test button, against the local Qarnot."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from airflow_qarnot_pool.api.client import QarnotClient
+from airflow_qarnot_pool.exceptions import QarnotInvalidSpecError
+from airflow_qarnot_pool.hooks.qarnot import QarnotHook
+from airflow_qarnot_pool.local import LocalQarnot
+
+
+def changed(monkeypatch: pytest.MonkeyPatch, old: str, new: str) -> None:
+    connection = os.environ["AIRFLOW_CONN_QARNOT_DEFAULT"]
+    assert old in connection
+    monkeypatch.setenv("AIRFLOW_CONN_QARNOT_DEFAULT", connection.replace(old, new))
+
+
+def test_the_hook_is_a_client(qarnot: LocalQarnot) -> None:
+    hook = QarnotHook()
+    client = hook.get_conn()
+    assert isinstance(client, QarnotClient)
+    assert client is hook.client
+    assert client.account.info().email == qarnot.email
+    assert hook.settings.namespace == "test"
+
+
+def test_the_test_button_says_who_one_is_and_what_is_left(qarnot: LocalQarnot) -> None:
+    worked, sentence = QarnotHook().test_connection()
+    assert worked
+    assert qarnot.email in sentence
+    assert "pools" in sentence
+    assert "EUR" in sentence
+
+
+def test_the_test_button_names_a_wrong_token(qarnot: LocalQarnot, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed(monkeypatch, qarnot.token, "not-the-token")
+    worked, sentence = QarnotHook().test_connection()
+    assert not worked
+    assert "token" in sentence
+    assert "not-the-token" not in sentence
+
+
+def test_the_test_button_names_an_unreachable_host(
+    qarnot: LocalQarnot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed(monkeypatch, qarnot.url, "http://127.0.0.1:9")
+    worked, sentence = QarnotHook().test_connection()
+    assert not worked
+    assert "cannot be reached" in sentence
+
+
+def test_the_test_button_names_a_field_that_is_wrong(
+    qarnot: LocalQarnot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed(monkeypatch, qarnot.url, "ftp://example")
+    worked, sentence = QarnotHook().test_connection()
+    assert not worked
+    assert "host" in sentence
+
+
+def test_a_wrong_field_is_refused_before_any_request(
+    qarnot: LocalQarnot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed(monkeypatch, qarnot.url, "ftp://example")
+    with pytest.raises(QarnotInvalidSpecError, match="host"):
+        QarnotHook().get_conn()
+    assert qarnot.requests() == []
