@@ -192,8 +192,15 @@ def end_all(resource: PoolResource | TaskResource, uuids: Sequence[str]) -> None
 
 
 def _lookup(resource: PoolResource | TaskResource, life: Life) -> dict[str, Pool | Task]:
-    """Everything on the server that any life of this task instance made."""
-    return {one.uuid: one for one in resource.iterate(filters.equal("Tags", OWNER_TAG + life.owner))}
+    """Everything on the server that any life of this task instance made.
+
+    :raises QarnotUnavailableError: ``ambiguous``, as whoever looks has reason to think that something exists.
+    """
+    try:
+        return {one.uuid: one for one in resource.iterate(filters.equal("Tags", OWNER_TAG + life.owner))}
+    except QarnotUnavailableError as error:
+        error.ambiguous = True
+        raise
 
 
 def _alike(found: dict[str, Any], life: Life, fingerprint: str) -> list[Any]:

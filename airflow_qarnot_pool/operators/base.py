@@ -18,7 +18,6 @@ from airflow_qarnot_pool.api.errors import (
     QarnotInvalidSpecError,
     QarnotNotFoundError,
     QarnotQuotaError,
-    QarnotRefusedError,
     QarnotUnavailableError,
 )
 from airflow_qarnot_pool.compat import TaskDeferralError, TaskDeferralTimeout
@@ -170,10 +169,9 @@ class WaitingOperator(QarnotOperator):
                 raise self._killed()
             context["ti"].xcom_push(key=self.uuid_key, value=claimed.uuid)
             self._show_link(context, self.kind, claimed.uuid)
-        except (QarnotRefusedError, QarnotKilledError):
-            raise
-        except Exception:
-            self._end("it could not be taken note of")
+        except Exception as error:
+            if getattr(error, "ambiguous", work.uuid is not None) and not work.killed.is_set():
+                self._end("it could not be made known")
             raise
         return claimed
 
