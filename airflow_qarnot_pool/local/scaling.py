@@ -169,13 +169,12 @@ def target(rule: Rule, demand: int) -> int:
 
 
 def plan(rule: Rule, view: View) -> Plan:
+    """What to do now. A ramp is over as soon as nothing is missing: demand after that starts a new one at once."""
     wanted = target(rule, view.demand)
     missing = wanted - view.slots
     if missing > 0:
         return _grow(rule, view, wanted, missing)
-    if missing < 0:
-        return _shrink(rule, view, wanted, -missing)
-    return Plan(wanted, grow_after=view.grow_after)
+    return _shrink(rule, view, wanted, -missing) if missing else Plan(wanted)
 
 
 def _grow(rule: Rule, view: View, wanted: int, missing: int) -> Plan:
@@ -186,7 +185,7 @@ def _grow(rule: Rule, view: View, wanted: int, missing: int) -> Plan:
     # The floor is there from the start: only growth beyond it is ramped.
     step = min(missing, max(rule.step, rule.min_total - view.slots))
     if step == missing:
-        return Plan(wanted, grow=step, grow_after=view.now)
+        return Plan(wanted, grow=step)
     again = view.now + rule.period
     return Plan(wanted, grow=step, grow_after=again, look_again=again)
 
@@ -208,7 +207,7 @@ def _shrink(rule: Rule, view: View, wanted: int, surplus: int) -> Plan:
         elif rule.ticks and node.slots <= surplus:
             later = _tick(rule, view, view.now + 1e-6)
             again = later if again is None else min(again, later)
-    return Plan(wanted, release=tuple(release), grow_after=view.grow_after, look_again=again)
+    return Plan(wanted, release=tuple(release), look_again=again)
 
 
 def _tick(rule: Rule, view: View, due: float) -> float:

@@ -75,7 +75,7 @@ class Storage:
         self._lock = threading.Lock()
         self._made: Any = None
         self._server = self._listen(port)
-        self.url = f"http://{host}:{self._server.server_port}"
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
 
     def _listen(self, port: int) -> Any:

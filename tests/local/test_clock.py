@@ -309,6 +309,32 @@ def test_a_pool_that_is_deleted_is_pending_until_nothing_of_it_runs(world: World
     assert world.server.nodes() == []
 
 
+def test_a_clone_answers_as_the_pool_it_was_made_from(world: World) -> None:
+    week = weekly(["thursday"], "19:30:00", "23:59:59") + weekly(["friday"], "00:00:00", "10:00:00")
+    fixed = {
+        "type": "Fixed",
+        "slotsCount": 19,
+        "name": "default",
+        "enabledPeriods": [{"type": "Always", "name": "a"}],
+    }
+    first = world.pool(tags=["updated"], constants=[{"key": "DOCKER_WORKDIR", "value": "${DOCKER_WORKDIR}"}])
+    policies = [queue(enabledPeriods=week, minIdleSlots=1), fixed]
+    assert world.http("PUT", f"/pools/{first}/scaling", {"policies": policies}).status_code == 200
+    second = world.http("POST", f"/pools/{first}/clone", {"name": "clone"}).json()["uuid"]
+    own = {
+        "creationDate",
+        "lastModified",
+        "stateTransitionTime",
+        "previousStateTransitionTime",
+        "uuid",
+        "name",
+    }
+    own |= {"shortname", "status", "state", "previousState", "executionTime", "wallTime"}
+    bodies = [world.look("pools", pool) for pool in (first, second)]
+    stripped = [[(key, value) for key, value in body.items() if key not in own] for body in bodies]
+    assert stripped[0] == stripped[1]  # the order of keys too
+
+
 # ---- node loss -----------------------------------------------------------------------------------
 
 

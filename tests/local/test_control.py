@@ -195,6 +195,34 @@ def test_the_log_has_every_request_in_order_with_its_fault(own: LocalQarnot, htt
     assert own.requests() == []
 
 
+def test_a_storm_of_faults_has_exactly_the_effects_it_should(
+    private: Callable[..., LocalQarnot], capfd: pytest.CaptureFixture[str]
+) -> None:
+    server = private()
+    http = Http(server)
+    rules = [
+        {"kind": kind, "probability": 0.1, "seconds": 0.01}
+        for kind in ("status", "reset", "lost", "garbage", "delay")
+    ]
+    server.faults(rules, seed=11)
+    answered = 0
+    for _ in range(200):
+        try:
+            answer = http("POST", "/tasks", {"name": "t", "profile": "docker-batch"})
+        except requests.ConnectionError:
+            continue
+        answered += answer.status_code == 200 and answer.text.startswith("{")
+    server.faults([])
+    log = server.requests()
+    assert len(log) == 200
+    seen = [entry.get("fault") for entry in log]
+    assert {None, "status", "reset", "lost", "garbage", "delay"} == set(seen)
+    assert answered == seen.count(None) + seen.count("delay")
+    assert len(server.call("GET", "/tasks")) == answered + seen.count("lost") + seen.count("garbage")
+    server.stop()
+    assert capfd.readouterr().err == ""
+
+
 # ---- account, nodes ------------------------------------------------------------------------------
 
 

@@ -193,6 +193,13 @@ def test_plan(
     assert (found.grow, found.release, found.look_again) == (grow, release, look_again), case
 
 
+def test_demand_after_a_ramp_is_over_starts_a_new_one() -> None:
+    ramping = plan(SLOW, View(100, 2, 7))
+    assert ramping.grow_after == 190
+    over = plan(SLOW, View(110, 4, 4, grow_after=ramping.grow_after))
+    assert plan(SLOW, View(120, 4, 7, grow_after=over.grow_after)).grow == 2
+
+
 @pytest.mark.parametrize(
     ("total", "factor", "slots"),
     [(10, 0.2, 2), (10, 1, 10), (10, 0, 1), (4, 0.3, 2), (10, 0.1, 1), (30, 0.1, 3)],
