@@ -85,6 +85,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 def _told(item: pytest.Item, world: World, arguments: dict[str, Any]) -> None:
     """Run the test; when it fails, its error tells what its DAG runs did."""
     assert isinstance(item, pytest.Function)
+    if not _alone(item):
+        world.forget()
     began = time.monotonic()
     try:
         item.obj(**arguments)
@@ -92,7 +94,6 @@ def _told(item: pytest.Item, world: World, arguments: dict[str, Any]) -> None:
         error.add_note(world.stories())
         raise
     finally:
-        world.stories()
         _durations.append((time.monotonic() - began, item.name))
 
 

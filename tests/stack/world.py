@@ -229,15 +229,18 @@ class World:
         return run
 
     def stories(self) -> str:
-        """The stories of all runs that this thread started; forgets them."""
-        runs, self._mine.runs = getattr(self._mine, "runs", []), []
+        """The stories of all runs that this thread has started since it was told to forget."""
         told = []
-        for run in runs:
+        for run in getattr(self._mine, "runs", []):
             try:
                 told.append(run.story())
             except Exception as error:
                 told.append(f"{run}: {error}")
         return "\n".join(told)
+
+    def forget(self) -> None:
+        """A new test begins in this thread."""
+        self._mine.runs = []
 
 
 def _lives(pid: int) -> bool:
