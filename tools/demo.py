@@ -201,10 +201,12 @@ class Demo:
 
     def _airflow_faults(self, airflow: AirflowStack, run_id: str, state: str) -> list[str]:
         faults = [] if state == "success" else [f"the DAG run is {state}"]
-        for one in airflow.task_instances(DAG_ID, run_id):
-            if one["state"] != "success":
-                log = airflow.task_log(DAG_ID, run_id, one["task_id"], one["map_index"], lines=15)
-                faults.append(f"Airflow task {one['task_id']}[{one['map_index']}] is {one['state']}. {log}")
+        bad = [one for one in airflow.task_instances(DAG_ID, run_id) if one["state"] != "success"]
+        faults += [f"Airflow task {one['task_id']}[{one['map_index']}] is {one['state']}" for one in bad]
+        # What failed first drags the others along.
+        failed = [one for one in bad if one["state"] == "failed"]
+        for one in sorted(failed, key=lambda one: str(one["end_date"]))[:1]:
+            faults.append(airflow.task_log(DAG_ID, run_id, one["task_id"], one["map_index"], lines=15))
         return faults
 
     # --- afterwards
