@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import threading
+import queue
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -40,6 +41,32 @@ BACKSTOP = timedelta(minutes=5)
 NOUN = {"pool": "Pool", "task": "Qarnot task"}
 
 
+class Killed:
+    """A flag that a signal handler sets and the code it interrupts waits for.
+
+    ``threading.Event`` is not up to that: where the signal arrives while its own ``wait`` holds its lock,
+    ``set`` waits for that lock for ever. ``SimpleQueue.put`` may be called at any moment.
+    """
+
+    def __init__(self) -> None:
+        self._set = False
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def set(self) -> None:
+        self._set = True
+        self._wake.put(None)
+
+    def is_set(self) -> bool:
+        return self._set
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until it is set, at most *seconds*; whether it is."""
+        if not self._set:
+            with suppress(queue.Empty):
+                self._wake.get(timeout=seconds)
+        return self._set
+
+
 @dataclass
 class RemoteWork:
     """What the running try has on Qarnot, for :meth:`on_kill`, which runs in a signal handler.
@@ -52,7 +79,7 @@ class RemoteWork:
     settings: ConnectionSettings
     life: Life
     uuid: str | None = None
-    killed: threading.Event = field(default_factory=threading.Event)
+    killed: Killed = field(default_factory=Killed)
 
     def end(self, *, hurried: bool) -> None:
         """End it; *hurried*: within the 5 s that Airflow gives."""
@@ -175,7 +202,7 @@ class WaitingOperator(QarnotOperator):
             raise
         return claimed
 
-    def _wait_for_room(self, error: QarnotQuotaError, killed: threading.Event) -> None:
+    def _wait_for_room(self, error: QarnotQuotaError, killed: Killed) -> None:
         """Wait before trying again, on this worker or deferred; raise *error* where there is no time to wait."""
         if self.wait_for_quota is None or killed.is_set():
             raise error
@@ -234,7 +261,7 @@ class WaitingOperator(QarnotOperator):
         carry["deadline"] = deadline.isoformat() if deadline else None
         if self.deferrable:
             self._defer(uuid, condition.to_kwargs(), deadline, carry)
-        killed = self._work.killed if self._work else threading.Event()
+        killed = self._work.killed if self._work else Killed()
         outcome = wait_here(
             self._resource, uuid, condition, seconds_between_looks(self.poll_interval), deadline, killed
         )
@@ -354,7 +381,7 @@ def wait_here(
     condition: Condition,
     interval: float,
     deadline: datetime | None,
-    killed: threading.Event,
+    killed: Killed,
 ) -> Outcome | None:
     """Wait in this process; None when *killed* is set first.
 
