@@ -183,8 +183,14 @@ def end_life(resource: PoolResource | TaskResource, life: Life) -> list[str]:
 
 
 def end_all(resource: PoolResource | TaskResource, uuids: Sequence[str]) -> None:
-    """End these, several at a time: whoever ends much has little time."""
-    if not uuids:
+    """End these, several at a time: whoever ends much has little time.
+
+    A single one is ended by this thread: in a signal handler, another one might wait for a lock of the
+    code that the signal has interrupted.
+    """
+    if len(uuids) < 2:
+        for uuid in uuids:
+            end(resource, uuid)
         return
     with ThreadPoolExecutor(max_workers=min(len(uuids), _AT_ONCE)) as threads:
         for _ in threads.map(partial(end, resource), uuids):
