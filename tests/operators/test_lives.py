@@ -1,16 +1,20 @@
 """Exactly one, never left on: what becomes of remote objects when Airflow tasks are tried again, cleared or ended.
 
-Against a local Qarnot that enforces unique shortnames and one that does not, wherever names matter.
+Against a local Qarnot that enforces unique shortnames and one that does not.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import os
+import re
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -18,36 +22,59 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from airflow.sdk.exceptions import TaskDeferred
 
-from airflow_qarnot_pool.api.answers import server_message
 from airflow_qarnot_pool.api.client import QarnotClient
+from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
 from airflow_qarnot_pool.api.transport import Answer, Transport, _NoAnswer
 from airflow_qarnot_pool.compat import TaskDeferralError, TaskDeferralTimeout
 from airflow_qarnot_pool.exceptions import (
     QarnotError,
     QarnotInvalidSpecError,
-    QarnotKilledError,
     QarnotNameTakenError,
     QarnotRefusedError,
     QarnotTaskCancelledError,
     QarnotTaskFailedError,
     QarnotWaitTimeoutError,
 )
+from airflow_qarnot_pool.identity import Life
 from airflow_qarnot_pool.local import LocalQarnot
+from airflow_qarnot_pool.operators.base import Killed
 from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
-from airflow_qarnot_pool.triggers.pool import QarnotPoolTrigger
-from airflow_qarnot_pool.triggers.task import QarnotTaskTrigger
-from tests.crash.children import KILL_GRACE, StoringTI, eventually, fork, made_for, worker
-from tests.harness import FakeTI, again, airflow_says, context_of, defer, fire, first_event, resume, run
+from airflow_qarnot_pool.triggers import base as triggers_base
+from tests.crash.children import (
+    KILL_GRACE,
+    Child,
+    Serialized,
+    StoringTI,
+    eventually,
+    fork,
+    made_for,
+    worker,
+)
+from tests.harness import (
+    RUN_STARTED,
+    FakeTI,
+    again,
+    airflow_says,
+    context_of,
+    defer,
+    fire,
+    first_event,
+    kill,
+    resume,
+    run,
+)
 from tests.operators.conftest import connect
 
 task = partial(QarnotRunTaskOperator, task_id="work", retries=1, log_output=False)
 create = partial(QarnotCreatePoolOperator, task_id="create", retries=1)
 MODES = pytest.mark.parametrize("deferrable", [True, False], ids=["deferred", "on the worker"])
-KINDS = pytest.mark.parametrize("kind", ["pool", "task"])
-ENDED = ("PendingCancel", "Cancelled", "Closing", "Closed")
+KINDS = pytest.mark.parametrize("kind", ["pool", "task"], indirect=True)
+TASKS = pytest.mark.parametrize("kind", ["task"], indirect=True)
 ANOTHER_DAY = datetime(2026, 2, 2, tzinfo=UTC)
+NO_NODE = {"type": "Fixed", "slotsCount": 0, "name": "none"}
 
 
 @pytest.fixture(scope="session")
@@ -79,10 +106,6 @@ def held(tmp_path: Path) -> str:
     return f"sh -c 'until test -e {tmp_path}/go; do sleep 0.02; done'"
 
 
-def posts(qarnot: LocalQarnot, path: str) -> int:
-    return sum(one["method"] == "POST" and one["path"] == path for one in qarnot.requests())
-
-
 def life_kwargs(run_id: str, task_id: str = "work", **changes: Any) -> dict[str, Any]:
     return {
         "namespace": "test",
@@ -99,56 +122,990 @@ def life_kwargs(run_id: str, task_id: str = "work", **changes: Any) -> dict[str,
     }
 
 
-class Cases:
-    """The same story for pools and Qarnot tasks: how to make one, and how to look at it."""
+class Story:
+    """The same story for pools and Qarnot tasks: how to begin one that stays waiting, and how to look at it."""
 
-    def __init__(self, kind: str, client: QarnotClient, pool: str, held: str) -> None:
-        self.kind = kind
+    def __init__(self, kind: str, client: QarnotClient, make: Any, run_id: str) -> None:
+        self.kind, self.make, self.run_id = kind, make, run_id
         self.resource: Any = client.pools if kind == "pool" else client.tasks
-        # Neither is done before somebody lets it.
-        self.make = (
-            partial(create, scaling={"policies": [FIXED_0]}, ready_when=1)
-            if kind == "pool"
-            else partial(task, qarnot_pool=pool, command=held)
-        )
         self.key = f"qarnot_{kind}"
-        self.path = f"/{kind}s"
+        self.path = f"^/{kind}s$"
+        self.end_path = "/close$" if kind == "pool" else "/abort$"
         self.task_id = "create" if kind == "pool" else "work"
 
-    def ti(self, run_id: str, **fields: Any) -> FakeTI:
-        return FakeTI(**{"run_id": run_id, "task_id": self.task_id, "max_tries": 1, **fields})
+    def ti(self, try_number: int = 1, **fields: Any) -> FakeTI:
+        given = {"run_id": self.run_id, "task_id": self.task_id, "max_tries": 1, **fields}
+        return FakeTI(try_number=try_number, **given)
 
-    def start(self, ti: FakeTI, make: Any = None, **options: Any) -> str:
-        """Begin a try that stays waiting; the uuid of what it waits for."""
-        defer(make or self.make, ti, **options)
+    def start(self, try_number: int = 1, *, make: Any = None, **fields: Any) -> str:
+        """Begin a try that defers and stays so; the uuid of what it waits for."""
+        started = fields.pop("run_started", RUN_STARTED)
+        ti = self.ti(try_number, **fields)
+        defer(make or self.make, ti, started)
         return str(ti.xcoms[self.key])
+
+    def child(self, try_number: int = 1, make: Any = None, **fields: Any) -> Child:
+        """The same on a worker of its own, waiting there."""
+        given = {"run_id": self.run_id, "task_id": self.task_id, "max_tries": 1, **fields}
+        ti = StoringTI(try_number=try_number, **given)
+        return fork(worker(partial(make or self.make, deferrable=False), ti))
+
+    def made(self) -> list[str]:
+        return [one.uuid for one in made_for(self.resource, self.run_id, part="")]
 
     def state(self, uuid: str) -> str:
         return str(self.resource.get(uuid).state)
 
-    def end(self, uuid: str) -> None:
-        self.resource.delete(uuid)
-
-
-FIXED_0 = {"type": "Fixed", "slotsCount": 0, "name": "none"}
+    def ended(self, uuid: str) -> bool:
+        return self.state(uuid) in ("PendingCancel", "Cancelled", "Closing", "Closed")
 
 
 @pytest.fixture
-def cases(
-    request: pytest.FixtureRequest, client: QarnotClient, pool: str, held: str, run_id: str
-) -> Iterator[Cases]:
-    cases = Cases(request.getfixturevalue("kind"), client, pool, held)
-    yield cases
-    for one in made_for(cases.resource, run_id):
-        cases.end(one.uuid)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
-# --- the same life: retries
+@pytest.fixture
+def story(kind: str, client: QarnotClient, pool: str, held: str, run_id: str) -> Iterator[Story]:
+    """What is begun here is never done by itself: tasks wait for a file, pools for a node that never comes."""
+    never = partial(create, scaling={"policies": [NO_NODE]}, ready_when=1)
+    story = Story(
+        kind, client, never if kind == "pool" else partial(task, qarnot_pool=pool, command=held), run_id
+    )
+    yield story
+    for one in made_for(story.resource, run_id):
+        story.resource.delete(one.uuid)
+
+
+@contextmanager
+def exchanging(replace: Any) -> Iterator[None]:
+    """Stand between client and server: ``replace(send, call)``, where ``send()`` does what the client does."""
+    real = Transport._exchange
+    with mock.patch.object(
+        Transport, "_exchange", lambda self, call: replace(partial(real, self, call), call)
+    ):
+        yield
+
+
+# --- retries: the same life
 
 
 @KINDS
-def test_a_retry_adopts_what_lives(qarnot: LocalQarnot, cases: Cases, run_id: str) -> None:
-    first = cases.start(cases.ti(run_id))
-    assert cases.start(cases.ti(run_id, try_number=2)) == first
-    assert posts(qarnot, cases.path) == (2 if cases.kind == "task" and False else 1) + (cases.kind == "pool") * 0
-    assert [one.uuid for one in made_for(cases.resource, run_id)] == [first]
+def test_a_retry_takes_over_what_lives(qarnot: LocalQarnot, story: Story) -> None:
+    first = story.start()
+    assert story.start(try_number=2) == first
+    assert story.made() == [first]
+    assert not story.ended(first)
+
+
+@MODES
+def test_a_retry_takes_over_a_live_task_to_its_end(
+    qarnot: LocalQarnot,
+    client: QarnotClient,
+    pool: str,
+    run_id: str,
+    held: str,
+    tmp_path: Path,
+    deferrable: bool,
+) -> None:
+    make = partial(task, qarnot_pool=pool, command=held)
+    first, _ = defer(make, FakeTI(run_id=run_id, max_tries=1))
+    (tmp_path / "go").touch()
+    result = run(partial(make, deferrable=deferrable), FakeTI(run_id=run_id, max_tries=1, try_number=2))
+    assert result["uuid"] == first.trigger.uuid
+    assert result["state"] == "Success"
+    assert len(made_for(client.tasks, run_id)) == 1
+
+
+def test_a_retry_takes_the_result_of_what_succeeded(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, run_id: str, tmp_path: Path
+) -> None:
+    make = partial(task, qarnot_pool=pool, command=f"sh -c 'echo ran >> {tmp_path}/ran'")
+    first = run(make, FakeTI(run_id=run_id, max_tries=1))
+    assert run(make, FakeTI(run_id=run_id, max_tries=1, try_number=2)) == first
+    assert (tmp_path / "ran").read_text() == "ran\n"
+
+
+def test_a_retry_after_a_failure_submits_the_next_generation(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, run_id: str, tmp_path: Path
+) -> None:
+    make = partial(task, qarnot_pool=pool, command=f"test -e {tmp_path}/mended", retries=3)
+    for try_number in (1, 2):
+        with pytest.raises(QarnotTaskFailedError):
+            run(make, FakeTI(run_id=run_id, max_tries=3, try_number=try_number))
+    (tmp_path / "mended").touch()
+    assert run(make, FakeTI(run_id=run_id, max_tries=3, try_number=3))["state"] == "Success"
+    made = made_for(client.tasks, run_id)
+    assert [one.shortname.rsplit("-", 1)[1] for one in made] == ["1", "2", "3"]
+    assert [one.labels["airflow.try_number"] for one in made] == ["1", "2", "3"]
+
+
+@KINDS
+def test_what_somebody_ended_between_two_tries_is_replaced(qarnot: LocalQarnot, story: Story) -> None:
+    first = story.start()
+    story.resource.end(first)
+    # Cancelled, and not just on its way there: that is the next test but one.
+    eventually(lambda: story.state(first) in ("Cancelled", "Closing", "Closed"))
+    second = story.start(try_number=2)
+    assert story.made() == [first, second]
+
+
+@KINDS
+def test_another_spec_ends_the_old_one_and_takes_the_next_generation(
+    qarnot: LocalQarnot, story: Story
+) -> None:
+    first = story.start()
+    second = story.start(try_number=2, make=partial(story.make, constants={"TRY": "2"}))
+    assert second != first
+    assert story.ended(first)
+    assert story.resource.get(second).shortname == story.resource.get(first).shortname[:-1] + "2"
+
+
+def test_a_success_of_another_spec_is_not_this_work(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, run_id: str
+) -> None:
+    first = run(partial(task, qarnot_pool=pool, command="echo a"), FakeTI(run_id=run_id, max_tries=1))
+    second = run(
+        partial(task, qarnot_pool=pool, command="echo b"), FakeTI(run_id=run_id, max_tries=1, try_number=2)
+    )
+    assert second["uuid"] != first["uuid"]
+
+
+def test_a_success_on_another_pool_is_this_work(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, run_id: str
+) -> None:
+    """Clearing a sibling makes the setup task run again: what succeeded on the old pool is done all the same."""
+    first = run(partial(task, qarnot_pool=pool, command="true"), FakeTI(run_id=run_id, max_tries=1))
+    client.pools.close(pool)
+    other = client.pools.create(PoolSpec(name="other", instance_count=1))
+    again = FakeTI(run_id=run_id, max_tries=1, try_number=2)
+    assert run(partial(task, qarnot_pool=other, command="true"), again)["uuid"] == first["uuid"]
+    client.pools.delete(other)
+
+
+def test_one_taken_over_and_cancelled_by_somebody_is_submitted_again_once(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, run_id: str, held: str
+) -> None:
+    make = partial(task, qarnot_pool=pool, command=held)
+    first, _ = defer(make, FakeTI(run_id=run_id, max_tries=1))
+    second, context = defer(make, FakeTI(run_id=run_id, max_tries=1, try_number=2))
+    client.tasks.abort(first.trigger.uuid)
+    with pytest.raises(TaskDeferred) as deferred:
+        make().resume_execution(second.method_name, {"event": fire(second)}, context)
+    resubmitted = deferred.value.trigger.uuid
+    assert [one.uuid for one in made_for(client.tasks, run_id)] == [first.trigger.uuid, resubmitted]
+    assert deferred.value.trigger.life == second.trigger.life
+    client.tasks.abort(resubmitted)
+    with pytest.raises(QarnotTaskCancelledError):
+        resume(make, deferred.value, context)
+    assert len(made_for(client.tasks, run_id)) == 2
+
+
+@MODES
+@TASKS
+def test_submitting_again_does_not_lengthen_the_wait(
+    qarnot: LocalQarnot, client: QarnotClient, story: Story, deferrable: bool
+) -> None:
+    first = story.start()
+    make = partial(story.make, wait_timeout=timedelta(seconds=1))
+    if deferrable:
+        deferred, context = defer(make, story.ti(try_number=2))
+        client.tasks.abort(first)
+        with pytest.raises(TaskDeferred) as again_deferred:
+            make().resume_execution(deferred.method_name, {"event": fire(deferred)}, context)
+        assert again_deferred.value.trigger.deadline == deferred.trigger.deadline
+    else:
+        child = story.child(try_number=2, make=make)
+        while child.last("xcom") is None:
+            child.read()
+        client.tasks.abort(first)
+        child.wait(patience=20)
+        assert child.said[-1]["error"] == "QarnotWaitTimeoutError"
+    assert len(story.made()) == 2
+
+
+# --- clears and neighbours: other lives
+
+
+LATER = {"a clear": {"max_tries": 2}, "a clear of the finished run": {"run_started": ANOTHER_DAY}}
+
+
+@KINDS
+@pytest.mark.parametrize("change", LATER.values(), ids=LATER.keys())
+def test_a_clear_ends_what_lives_and_starts_anew(
+    qarnot: LocalQarnot, story: Story, change: dict[str, Any]
+) -> None:
+    old = story.start()
+    new = story.start(try_number=2, **change)
+    assert new != old
+    assert story.ended(old)
+    assert not story.ended(new)
+    # And the retries of the new life are its own.
+    assert story.start(try_number=3, **change) == new
+
+
+@pytest.mark.parametrize("change", LATER.values(), ids=LATER.keys())
+def test_a_clear_after_success_runs_again(
+    qarnot: LocalQarnot, pool: str, run_id: str, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    make = partial(task, qarnot_pool=pool, command=f"sh -c 'echo ran >> {tmp_path}/ran'")
+    started = change.get("run_started", RUN_STARTED)
+    run(make, FakeTI(run_id=run_id, max_tries=1))
+    cleared = FakeTI(run_id=run_id, try_number=2, max_tries=change.get("max_tries", 1))
+    run(make, cleared, started)
+    assert (tmp_path / "ran").read_text() == "ran\nran\n"
+
+
+def test_a_clear_that_leaves_max_tries_alone_runs_again_all_the_same(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, run_id: str
+) -> None:
+    """Editing ``retries`` and clearing can give the same max_tries, so the same lineage: the label tells."""
+    command = "sh -c 'test $INSTANCE_ID -ne 1'"
+    make = partial(task, qarnot_pool=pool, command=command, instance_count=3)
+    with pytest.raises(QarnotTaskFailedError):
+        run(make, FakeTI(run_id=run_id, max_tries=1))
+    with pytest.raises(QarnotTaskFailedError):
+        run(partial(make, retries=0), FakeTI(run_id=run_id, max_tries=1, try_number=2))
+    # A clear means all of it, not only the instances that the life before left over.
+    assert [one.instances for one in made_for(client.tasks, run_id)] == [3, 3]
+
+
+@KINDS
+def test_a_run_deleted_and_made_again_knows_nothing_of_its_predecessor(
+    qarnot: LocalQarnot, story: Story
+) -> None:
+    old = story.start()
+    new = story.start(run_started=ANOTHER_DAY)
+    assert new != old
+    assert story.start(try_number=2, run_started=ANOTHER_DAY) == new
+
+
+NEIGHBOURS: dict[str, dict[str, Any]] = {
+    "map index": {"map_index": 4},
+    "run": {"run_id": "another"},
+    "dag": {"dag_id": "another"},
+    "task": {"task_id": "group.another"},
+}
+
+
+@KINDS
+@pytest.mark.parametrize("change", NEIGHBOURS.values(), ids=NEIGHBOURS.keys())
+def test_neighbours_are_kept_apart(qarnot: LocalQarnot, story: Story, change: dict[str, Any]) -> None:
+    mine = story.start(map_index=3)
+    theirs = story.start(try_number=2, **{"map_index": 3, **change})
+    assert theirs != mine
+    assert not story.ended(mine)
+    assert story.start(try_number=2, map_index=3) == mine
+    story.resource.delete(theirs)
+
+
+@KINDS
+def test_two_namespaces_on_one_account_do_not_see_each_other(
+    qarnot: LocalQarnot, story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = story.start()
+    connect(qarnot, monkeypatch, namespace="staging")
+    theirs = story.start(try_number=2)
+    cleared = story.start(try_number=2, max_tries=2)
+    assert len({mine, theirs, cleared}) == 3
+    assert story.ended(theirs)
+    assert not story.ended(mine)
+
+
+# --- answers that are lost, late or nonsense
+
+
+@dataclass(frozen=True)
+class Weather:
+    """What happens to the first creating requests: rules for the server, or an answer from a proxy."""
+
+    rules: tuple[dict[str, Any], ...] = ()
+    answer: Answer | None = None
+    timeout: float = 30.0
+
+
+def _answer(status: int, body: str) -> Answer:
+    return Answer(status=status, body=body.encode(), content_type="text/html", retry_after=None)
+
+
+WEATHER = {
+    "lost": Weather(({"kind": "lost"},)),
+    "garbage": Weather(({"kind": "garbage"},)),
+    "reset": Weather(({"kind": "reset"},)),
+    "reset twice": Weather(({"kind": "reset", "times": 2},)),
+    "429": Weather(({"kind": "status", "status": 429, "retry_after": 0.01, "times": 3},)),
+    **{f"{n}, not done": Weather(({"kind": "status", "status": n},)) for n in (408, 500, 502, 503, 504)},
+    **{f"{n}, but done": Weather(answer=_answer(n, "<html>upstream")) for n in (408, 500, 502, 504, 520)},
+    "done, but no uuid": Weather(answer=_answer(200, "{}")),
+    "slower than the time-out": Weather(({"kind": "delay", "seconds": 5},), timeout=0.5),
+    "slower than the time-out, and done late": Weather(
+        ({"kind": "delay", "seconds": 1, "when": "before"},), timeout=0.5
+    ),
+    "lost, and so is the look": Weather(
+        ({"kind": "lost"}, {"kind": "lost", "path": "paginate$"}, {"kind": "reset", "path": "paginate$"})
+    ),
+}
+
+
+@KINDS
+@pytest.mark.parametrize("weather", WEATHER.values(), ids=WEATHER.keys())
+def test_whatever_becomes_of_the_answer_there_is_one(
+    qarnot: LocalQarnot, story: Story, weather: Weather, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect(qarnot, monkeypatch, timeout=weather.timeout)
+    qarnot.faults([{"method": "POST", "path": story.path, "times": 1, **rule} for rule in weather.rules])
+    answers = [weather.answer] if weather.answer else []
+
+    def proxy(send: Any, call: Any) -> Answer:
+        answer: Answer = send()
+        return answers.pop() if answers and re.search(story.path, call.path) else answer
+
+    with exchanging(proxy):
+        uuid = story.start()
+    qarnot.faults([])
+    assert story.made() == [uuid]
+    assert not story.ended(uuid)
+    assert story.start(try_number=2) == uuid
+
+
+@KINDS
+@pytest.mark.parametrize("overtaken", [True, False], ids=["after the second", "before the second"])
+def test_a_request_given_up_that_takes_effect_late_leaves_one(
+    qarnot: LocalQarnot, story: Story, overtaken: bool
+) -> None:
+    """Where names are not enforced this makes two, and one stays: the oldest, as far as dates can tell."""
+    given_up: list[Any] = []
+
+    def network(send: Any, call: Any) -> Answer:
+        if call.method != "POST" or not re.search(story.path, call.path):
+            return send()  # type: ignore[no-any-return]
+        if not given_up:
+            given_up.append(send)
+            raise _NoAnswer("no complete answer", touched=True)
+        if not overtaken:
+            given_up[0]()
+            return send()  # type: ignore[no-any-return]
+        answer: Answer = send()
+        given_up[0]()
+        return answer
+
+    with exchanging(network):
+        uuid = story.start()
+    assert len(story.made()) == (1 if enforces(qarnot) else 2)
+    assert [one for one in story.made() if not story.ended(one)] == [uuid]
+    assert story.start(try_number=2) == uuid
+
+
+@KINDS
+def test_a_name_that_a_stranger_has_is_an_error_that_names_it(qarnot: LocalQarnot, story: Story) -> None:
+    name = Life.from_kwargs(life_kwargs(story.run_id, story.task_id)).shortname(1)
+    spec = (
+        PoolSpec(name="x", shortname=name)
+        if story.kind == "pool"
+        else TaskSpec(name="x", shortname=name, command="sleep 60", instance_count=1)
+    )
+    stranger = story.resource.create(spec)
+    if enforces(qarnot):
+        with pytest.raises(QarnotNameTakenError, match=stranger):
+            story.start()
+    else:
+        assert story.start() != stranger
+    assert not story.ended(stranger)
+    story.resource.delete(stranger)
+
+
+def enforces(qarnot: LocalQarnot) -> bool:
+    return "--shortnames=enforce" in qarnot._arguments
+
+
+# --- what is written on them
+
+
+@KINDS
+def test_tags_and_labels_are_as_promised_and_tell_no_secret(
+    qarnot: LocalQarnot, story: Story, capsys: pytest.CaptureFixture[str]
+) -> None:
+    constants = {
+        "QARNOT_SECRET__KEY": "very-secret",
+        "DOCKER_REGISTRY_PASSWORD": "hush-hush",
+        "COLOUR": "red",
+    }
+    make = partial(story.make, constants=constants, tags=["mine"])
+    if story.kind == "pool":
+        make = partial(make, pool_spec={"labels": {"team": "x"}})
+    else:
+        make = partial(make, task_spec={"labels": {"team": "x"}})
+    ti = story.ti(map_index=7)
+    deferred, _ = defer(make, ti)
+    one = story.resource.get(ti.xcoms[story.key])
+    life = Life.from_kwargs(life_kwargs(story.run_id, story.task_id, map_index=7))
+    assert set(one.tags) == {
+        "mine",
+        "airflow-namespace:test",
+        f"airflow-owner:{life.owner}",
+        f"airflow-lineage:{life.lineage}",
+    }
+    spec = one.labels["airflow.spec"]
+    assert one.labels == {
+        "team": "x",
+        "airflow.format": "1",
+        "airflow.namespace": "test",
+        "airflow.dag_id": "dag",
+        "airflow.run_id": story.run_id,
+        "airflow.task_id": story.task_id,
+        "airflow.map_index": "7",
+        "airflow.part": "",
+        "airflow.try_number": "1",
+        "airflow.retries": "1",
+        "airflow.lineage": life.lineage,
+        "airflow.generation": "1",
+        "airflow.spec": spec,
+    }
+    assert one.shortname == life.shortname(1)
+    assert one.auto_delete_on_completion is True
+    assert one.completion_ttl == timedelta(days=7)
+    told = json.dumps([one.labels, list(one.tags), deferred.trigger.serialize(), ti.xcoms, one.name])
+    told += "".join(capsys.readouterr())
+    assert not [word for word in ("very-secret", "hush-hush", qarnot.token) if word in told]
+
+
+def test_labels_of_ours_cannot_be_given(qarnot: LocalQarnot, pool: str) -> None:
+    make = partial(task, qarnot_pool=pool, command="true", task_spec={"labels": {"airflow.dag_id": "x"}})
+    with pytest.raises(QarnotInvalidSpecError, match=r"airflow\.dag_id"):
+        run(make)
+
+
+# --- killed while it runs on a worker
+
+
+@KINDS
+def test_a_kill_on_the_worker_ends_it_within_the_grace(qarnot: LocalQarnot, story: Story) -> None:
+    child = story.child()
+    while child.last("xcom") is None:
+        child.read()
+    child.kill(signal.SIGTERM)
+    assert child.wait(patience=KILL_GRACE) == 0
+    assert child.said[-1]["error"] == "QarnotKilledError"
+    (uuid,) = story.made()
+    assert story.ended(uuid)
+
+
+def test_a_kill_may_come_at_any_moment_of_the_wait() -> None:
+    """A lock that both the handler and the wait take would stop the task until SIGKILL, the remote end unasked."""
+
+    def signals_in_a_hail(say: Any) -> None:
+        killed = Killed()
+        begun: list[float] = []
+
+        def handler(*_: Any) -> None:
+            if begun and time.monotonic() - begun[0] > 2:
+                os._exit(3)  # the handler before this one is stuck
+            if not begun:
+                begun.append(time.monotonic())
+                killed.set()
+                begun.clear()
+
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+        for _ in range(5_000):
+            killed.wait(1e-6)
+            killed._set = False
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+    assert fork(signals_in_a_hail).wait() == 0
+
+
+@KINDS
+@pytest.mark.parametrize("when", ["after", "before"])
+def test_a_kill_in_the_middle_of_the_create_request_leaves_nothing(
+    qarnot: LocalQarnot, story: Story, when: str
+) -> None:
+    """The request takes effect before, or after, the handler of the signal has looked."""
+    slow = {"kind": "delay", "seconds": 1.5, "when": when, "times": 1}
+    qarnot.faults([{"method": "POST", "path": story.path, **slow}])
+    child = story.child()
+    eventually(lambda: any(one.get("fault") == "delay" for one in qarnot.requests()))
+    child.kill(signal.SIGTERM)
+    assert child.wait(patience=KILL_GRACE) == 0
+    assert child.said[-1]["error"] == "QarnotKilledError"
+    (uuid,) = story.made()
+    assert story.ended(uuid)
+
+
+@KINDS
+def test_a_kill_ends_nothing_on_request(qarnot: LocalQarnot, story: Story) -> None:
+    child = story.child(make=partial(story.make, cancel_on_kill=False))
+    while child.last("xcom") is None:
+        child.read()
+    child.kill(signal.SIGTERM)
+    assert child.wait(patience=KILL_GRACE) == 0
+    assert "goes on" in child.said[-1]["message"]
+    (uuid,) = story.made()
+    assert not story.ended(uuid)
+
+
+def test_a_kill_of_the_closing_task_undoes_nothing(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str
+) -> None:
+    operator = QarnotClosePoolOperator(task_id="close", qarnot_pool=pool, wait_for_completion=True)
+    deferred, _ = defer(lambda: operator)
+    operator.on_kill()
+    assert deferred.trigger.cancel_on_kill is False
+    assert client.pools.get(pool).state in ("Closing", "Closed")
+
+
+# --- setup that fails half-way
+
+
+class NoStore(FakeTI):
+    """Airflow's API server is away when the XCom is stored."""
+
+    def xcom_push(self, key: str, value: Any, **_: Any) -> None:
+        raise RuntimeError("the API server is away")
+
+
+def test_a_pool_that_cannot_be_told_of_is_closed(
+    qarnot: LocalQarnot, client: QarnotClient, run_id: str
+) -> None:
+    with pytest.raises(RuntimeError, match="API server"):
+        run(create, NoStore(run_id=run_id))
+    (pool,) = made_for(client.pools, run_id)
+    assert pool.state in ("Closing", "Closed")
+
+
+def test_a_pool_that_was_made_unseen_is_closed(
+    qarnot: LocalQarnot, client: QarnotClient, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer is lost, and no look succeeds for as long as the client asks."""
+    connect(qarnot, monkeypatch, retries=1)
+    qarnot.faults(
+        [
+            {"method": "POST", "path": "^/pools$", "kind": "lost", "times": 1},
+            {"path": "^/pools/paginate$", "kind": "status", "status": 503, "times": 2},
+        ]
+    )
+    with pytest.raises(QarnotError):
+        run(create, FakeTI(run_id=run_id))
+    (pool,) = made_for(client.pools, run_id)
+    assert pool.state in ("Closing", "Closed")
+
+
+@MODES
+@KINDS
+def test_the_end_of_a_wait_is_not_lost_in_bad_weather(
+    qarnot: LocalQarnot, story: Story, deferrable: bool
+) -> None:
+    qarnot.faults([{"method": "POST", "path": story.end_path, "kind": "status", "status": 503, "times": 4}])
+    make = partial(story.make, deferrable=deferrable, wait_timeout=timedelta(seconds=0.3))
+    with pytest.raises(QarnotWaitTimeoutError):
+        run(make, story.ti())
+    assert story.ended(story.made()[0])
+
+
+def test_an_end_that_is_refused_is_an_error(qarnot: LocalQarnot, client: QarnotClient, pool: str) -> None:
+    qarnot.faults([{"method": "POST", "path": "/close$", "kind": "status", "status": 403, "times": 1}])
+    with pytest.raises(QarnotRefusedError):
+        run(partial(QarnotClosePoolOperator, task_id="close", qarnot_pool=pool))
+    assert client.pools.get(pool).state not in ("Closing", "Closed")
+
+
+# --- time runs out
+
+
+@KINDS
+def test_the_execution_timeout_counts_across_the_deferral(qarnot: LocalQarnot, story: Story) -> None:
+    started = datetime.now(UTC) - timedelta(minutes=10)
+    make = partial(
+        story.make, execution_timeout=timedelta(minutes=10, seconds=1), wait_timeout=timedelta(days=1)
+    )
+    deferred, context = defer(make, story.ti(start_date=started))
+    deadline = datetime.fromisoformat(deferred.trigger.deadline)
+    assert deadline == started + timedelta(minutes=10, seconds=1)
+    # Airflow's own time-out of the deferral is the backstop: later than ours, and not by much.
+    assert timedelta(minutes=4) < deferred.timeout < timedelta(minutes=6)
+    with pytest.raises(QarnotWaitTimeoutError):
+        resume(make, deferred, context)
+    assert story.ended(story.made()[0])
+
+
+FAILED_DEFERRALS = {
+    "timeout": ("Trigger timeout", TaskDeferralTimeout),
+    "failure": ("Trigger failure", TaskDeferralError),
+}
+
+
+@KINDS
+@pytest.mark.parametrize("reason", FAILED_DEFERRALS)
+@pytest.mark.parametrize("cancel_on_kill", [True, False])
+def test_a_deferral_that_airflow_gave_up_ends_it(
+    qarnot: LocalQarnot, story: Story, reason: str, cancel_on_kill: bool
+) -> None:
+    uuid = story.start()
+    error, expected = FAILED_DEFERRALS[reason]
+    operator = story.make(cancel_on_kill=cancel_on_kill)
+    with pytest.raises(expected):
+        operator.resume_execution("__fail__", {"error": error}, context_of(operator, story.ti()))
+    assert story.ended(uuid) is cancel_on_kill
+
+
+# --- killed, cleared or moved while it is deferred: the guard of the trigger
+
+
+ALL_STATES = (
+    *("failed", "upstream_failed", "skipped", "removed", None, "success", "running", "queued", "scheduled"),
+    *("up_for_retry", "up_for_reschedule", "restarting", "deferred"),
+)
+#: Kind, state of the Airflow task, whose uuid its XCom has -> whether the remote object ends.
+GUARD = [
+    *(
+        ("pool", state, "ours", state in ("failed", "upstream_failed", "skipped", "removed", None))
+        for state in ALL_STATES
+    ),
+    *(("task", state, "ours", state != "deferred") for state in ALL_STATES),
+    ("task", "deferred", "another", True),
+    ("task", "deferred", None, True),
+    ("pool", "deferred", "another", False),
+    ("pool", "deferred", None, False),
+]
+
+
+@pytest.mark.parametrize(("kind", "state", "xcom", "ends"), GUARD, indirect=["kind"])
+def test_guard(qarnot: LocalQarnot, story: Story, state: str | None, xcom: str | None, ends: bool) -> None:
+    ti = story.ti()
+    deferred, _ = defer(story.make, ti)
+    uuid = ti.xcoms[story.key]
+    stored = {} if xcom is None else {story.key: uuid if xcom == "ours" else "another"}
+    with airflow_says(state, stored):
+        asyncio.run(kill(again(deferred.trigger)))
+    assert story.ended(uuid) is ends
+
+
+@KINDS
+def test_guard_leaves_what_it_cannot_ask_about(qarnot: LocalQarnot, story: Story) -> None:
+    deferred, _ = defer(story.make, ti := story.ti())
+
+    async def no_answer(life: Any) -> str:
+        raise RuntimeError("the triggerer's parent is away")
+
+    with mock.patch(f"airflow_qarnot_pool.triggers.{story.kind}.task_state", no_answer):
+        asyncio.run(kill(again(deferred.trigger)))
+    assert not story.ended(ti.xcoms[story.key])
+
+
+@TASKS
+def test_guard_asks_nothing_of_airflow_where_the_task_is_over(
+    qarnot: LocalQarnot, client: QarnotClient, story: Story, tmp_path: Path
+) -> None:
+    deferred, _ = defer(story.make, ti := story.ti())
+    (tmp_path / "go").touch()
+    eventually(lambda: story.state(ti.xcoms[story.key]) == "Success")
+    asyncio.run(kill(again(deferred.trigger)))
+    assert not [one for one in qarnot.requests() if one["path"].endswith("/abort")]
+
+
+@KINDS
+def test_guard_opts_out(qarnot: LocalQarnot, story: Story) -> None:
+    deferred, _ = defer(partial(story.make, cancel_on_kill=False), ti := story.ti())
+    with airflow_says("failed"):
+        asyncio.run(kill(again(deferred.trigger)))
+    assert not story.ended(ti.xcoms[story.key])
+
+
+@KINDS
+def test_a_trigger_that_has_fired_ends_nothing(qarnot: LocalQarnot, story: Story, tmp_path: Path) -> None:
+    """Airflow cancels a trigger that lingers after its event as if a user had ended the task."""
+    deferred, _ = defer(story.make, ti := story.ti())
+    trigger = again(deferred.trigger)
+    trigger.condition = {"kind": story.kind, "targets": ["Submitted"], "passed": True}
+
+    async def fire_and_kill() -> None:
+        await first_event(trigger)
+        with airflow_says("failed"):
+            await kill(trigger)
+
+    asyncio.run(fire_and_kill())
+    assert not story.ended(ti.xcoms[story.key])
+
+
+@KINDS
+def test_the_clean_up_survives_being_cancelled_again_and_again(qarnot: LocalQarnot, story: Story) -> None:
+    deferred, _ = defer(story.make, ti := story.ti())
+    trigger = again(deferred.trigger)
+
+    async def cancelled_thrice() -> None:
+        answer = asyncio.Event()
+
+        async def slow_parent(life: Any) -> str:
+            await answer.wait()
+            return "failed"
+
+        with mock.patch(f"airflow_qarnot_pool.triggers.{story.kind}.task_state", slow_parent):
+            for _ in range(3):
+                ending = asyncio.create_task(trigger.on_kill())
+                await asyncio.sleep(0)
+                ending.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await ending
+                del ending
+                gc.collect()
+            cleanups = list(triggers_base._cleanups)
+            assert cleanups
+            answer.set()
+            await asyncio.gather(*cleanups)
+
+    asyncio.run(cancelled_thrice())
+    assert story.ended(ti.xcoms[story.key])
+
+
+@KINDS
+def test_before_3_3_being_cancelled_is_the_only_sign(
+    qarnot: LocalQarnot, story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triggers_base, "TRIGGERS_HAVE_ON_KILL", False)
+    deferred, _ = defer(story.make, ti := story.ti())
+    trigger = again(deferred.trigger)
+
+    async def cancel_while_it_waits() -> None:
+        waiting = asyncio.create_task(first_event(trigger))
+        qarnot.clear_requests()
+        while not [one for one in qarnot.requests() if one["path"].endswith("/search")]:
+            await asyncio.sleep(0.02)
+        with airflow_says("failed"):
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+
+    asyncio.run(cancel_while_it_waits())
+    assert story.ended(ti.xcoms[story.key])
+
+
+# --- pools that cool down by themselves
+
+
+managed = partial(create, instance_count=2, keep_warm=timedelta(minutes=5))
+
+
+def warm_ups(client: QarnotClient, run_id: str) -> list[str]:
+    return [one.state for one in made_for(client.tasks, run_id, part="warm-up")]
+
+
+def test_a_managed_pool_left_behind_costs_nothing_soon_and_a_week_later(
+    qarnot: LocalQarnot, client: QarnotClient, run_id: str
+) -> None:
+    uuid = run(managed, FakeTI(run_id=run_id, task_id="create"))
+    run(partial(task, qarnot_pool=uuid, command="true", instance_count=4), FakeTI(run_id=run_id))
+
+    def meter() -> dict[str, Any]:
+        found: dict[str, Any] = qarnot.account()["pools"][uuid]
+        return found
+
+    assert meter()["nodesUp"] == 2
+    # The warm-up is over only when its processes are gone.
+    eventually(lambda: warm_ups(client, run_id) == ["Cancelled"])
+    qarnot.advance(301)
+    cooled = meter()
+    assert cooled["nodesUp"] == 0
+    assert cooled["nodeSeconds"] < 2 * 330
+    for days in (1, 6, 1):
+        qarnot.advance(days * 86400)
+        assert (meter()["nodesUp"], meter()["nodeSeconds"]) == (0, cooled["nodeSeconds"])
+    # It is there for whoever comes back.
+    run(partial(task, qarnot_pool=uuid, command="true"), FakeTI(run_id=f"{run_id}-back"))
+    client.pools.delete(uuid)
+
+
+def test_a_managed_pool_whose_maker_died_cools_down_too(
+    qarnot: LocalQarnot, client: QarnotClient, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_qarnot_pool.warmth.BOOT_DEADLINE", timedelta(seconds=1))
+    defer(managed, FakeTI(run_id=run_id, task_id="create"))
+    (pool,) = made_for(client.pools, run_id)
+    eventually(lambda: warm_ups(client, run_id) == ["Success"], say="the forgotten sleep ends by itself")
+    qarnot.advance(301)
+    assert qarnot.account()["pools"][pool.uuid]["nodesUp"] == 0
+    client.pools.delete(pool.uuid)
+
+
+def test_a_retry_that_finds_the_pool_ready_ends_the_warm_up(
+    qarnot: LocalQarnot, client: QarnotClient, run_id: str
+) -> None:
+    """Else it would sleep in all slots until the boot deadline."""
+    ti = FakeTI(run_id=run_id, task_id="create", max_tries=1)
+    deferred, _ = defer(managed, ti)
+    fire(deferred)
+    again = FakeTI(run_id=run_id, task_id="create", max_tries=1, try_number=2)
+    assert run(managed, again) == ti.xcoms["qarnot_pool"]
+    assert [one in ("PendingCancel", "Cancelled") for one in warm_ups(client, run_id)] == [True]
+    client.pools.delete(ti.xcoms["qarnot_pool"])
+
+
+def test_a_retry_that_finds_the_pool_cooled_down_warms_it_up_again(
+    qarnot: LocalQarnot, client: QarnotClient, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_qarnot_pool.warmth.BOOT_DEADLINE", timedelta(seconds=1))
+    make = partial(managed, wait_timeout=timedelta(seconds=30))
+    first = FakeTI(run_id=run_id, task_id="create", max_tries=1)
+    defer(make, first)
+    eventually(lambda: warm_ups(client, run_id) == ["Success"])
+    qarnot.advance(301)
+    second = FakeTI(run_id=run_id, task_id="create", max_tries=1, try_number=2)
+    uuid = run(make, second)
+    assert uuid == first.xcoms["qarnot_pool"]
+    assert len(warm_ups(client, run_id)) == 2
+    client.pools.delete(uuid)
+
+
+def test_who_does_not_wait_for_the_pool_does_not_warm_it_up(
+    qarnot: LocalQarnot, client: QarnotClient, run_id: str
+) -> None:
+    """Nobody would end the warm-up, and it would keep the work out of the slots."""
+    uuid = run(partial(managed, wait_for_completion=False), FakeTI(run_id=run_id, task_id="create"))
+    assert warm_ups(client, run_id) == []
+    client.pools.delete(uuid)
+
+
+@MODES
+def test_a_managed_pool_that_is_not_ready_in_time_is_closed_with_its_warm_up(
+    qarnot: LocalQarnot, client: QarnotClient, run_id: str, deferrable: bool
+) -> None:
+    qarnot.account(maxInstances=0)
+    make = partial(managed, wait_timeout=timedelta(seconds=0.3), deferrable=deferrable)
+    monitored = FakeTI(run_id=run_id, task_id="create")
+    try:
+        with pytest.raises(QarnotError):
+            run(make, monitored)
+    finally:
+        qarnot.account(maxInstances=10_000)
+    assert all(one.state in ("Closing", "Closed") for one in made_for(client.pools, run_id))
+    assert all(one in ("PendingCancel", "Cancelled") for one in warm_ups(client, run_id))
+
+
+# --- deferred under an earlier release
+
+
+def format_1(kind: str, uuid: str, run_id: str) -> tuple[str, dict[str, Any]]:
+    """What format 1 put into the database for a deferred wait. Never to be changed."""
+    task_id = "create" if kind == "pool" else "work"
+    condition: dict[str, Any] = {"kind": "pool", "targets": [], "ready_slots": 2, "passed": True}
+    if kind == "task":
+        condition = {
+            "kind": "task",
+            "targets": ["Cancelled", "Failure", "Success"],
+            "ready_slots": None,
+            "passed": False,
+        }
+    path = {
+        "pool": "airflow_qarnot_pool.triggers.pool.QarnotPoolTrigger",
+        "task": "airflow_qarnot_pool.triggers.task.QarnotTaskTrigger",
+    }[kind]
+    return path, {
+        "qarnot_conn_id": "qarnot_default",
+        "uuid": uuid,
+        "condition": condition,
+        "poll_interval": 0.05,
+        "deadline": "2126-01-01T00:00:00+00:00",
+        "life": {
+            "namespace": "test",
+            "dag_id": "dag",
+            "run_id": run_id,
+            "task_id": task_id,
+            "map_index": -1,
+            "run_started": "2026-01-01T00:00:00+00:00",
+            "max_tries": 1,
+            "try_number": 1,
+            "retries": 1,
+            "part": "",
+        },
+        "cancel_on_kill": True,
+        "carry": {
+            "decision": "fresh_submit",
+            "resubmitted": False,
+            "warm_up": None,
+            "deadline": "2126-01-01T00:00:00+00:00",
+        },
+        "format": 1,
+    }
+
+
+def test_a_wait_deferred_under_format_1_resumes(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, run_id: str
+) -> None:
+    uuid = client.tasks.create(TaskSpec(name="x", pool=pool, command="true", instance_count=1))
+    waits = {"task": uuid, "pool": pool}
+    operators = {
+        "task": partial(task, qarnot_pool=pool, command="true"),
+        "pool": partial(managed, instance_count=2),
+    }
+    for kind, waited_for in waits.items():
+        event = asyncio.run(first_event(again(Serialized(*format_1(kind, waited_for, run_id)))))
+        # The event is stored, too: this is what format 1 wrote, with times and states as they come.
+        assert event.keys() == {"status", "uuid", "state", "message", "carry"}
+        assert event["status"] == "met"
+        operator = operators[kind]()
+        ti = FakeTI(run_id=run_id, task_id=operator.task_id, max_tries=1)
+        result = operator.resume_execution("execute_complete", {"event": event}, context_of(operator, ti))
+        assert (result["uuid"] if kind == "task" else result) == waited_for
+
+
+@KINDS
+def test_an_event_of_format_1_resumes(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, run_id: str, kind: str
+) -> None:
+    uuid = client.tasks.create(TaskSpec(name="x", pool=pool, command="true", instance_count=1))
+    eventually(lambda: client.tasks.get(uuid).state == "Success")
+    event = {
+        "status": "met",
+        "uuid": pool if kind == "pool" else uuid,
+        "state": "FullyExecuting" if kind == "pool" else "Success",
+        "message": "",
+        "carry": {"decision": "fresh_submit", "resubmitted": False, "deadline": None},
+    }
+    make = managed if kind == "pool" else partial(task, qarnot_pool=pool, command="true")
+    operator = make()
+    context = context_of(operator, FakeTI(run_id=run_id, task_id=operator.task_id))
+    assert operator.resume_execution("execute_complete", {"event": event}, context)
+
+
+@KINDS
+def test_a_kill_of_a_wait_deferred_under_format_1_ends_it(qarnot: LocalQarnot, story: Story) -> None:
+    uuid = story.start()
+    trigger = again(Serialized(*format_1(story.kind, uuid, story.run_id)))
+    with airflow_says("failed"):
+        asyncio.run(kill(trigger))
+    assert story.ended(uuid)
+
+
+# --- retry_scope over the lives
+
+
+def flaky(tmp_path: Path) -> str:
+    """Instance 1 fails until ``tmp_path/mended`` exists; every success leaves a line."""
+    return f"sh -c 'test $INSTANCE_ID -ne 1 -o -e {tmp_path}/mended && echo $INSTANCE_ID >> {tmp_path}/done'"
+
+
+@pytest.mark.parametrize("scope", ["failed", "all"])
+def test_retry_scope(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, run_id: str, tmp_path: Path, scope: Any
+) -> None:
+    make = partial(task, qarnot_pool=pool, command=flaky(tmp_path), instance_count=3, retry_scope=scope)
+    with pytest.raises(QarnotTaskFailedError):
+        run(make, FakeTI(run_id=run_id, max_tries=1))
+    (tmp_path / "mended").touch()
+    result = run(make, FakeTI(run_id=run_id, max_tries=1, try_number=2))
+    assert (result["instances"], result["succeeded"], result["failed"]) == (3, 3, 0)
+    done = sorted((tmp_path / "done").read_text().split())
+    assert done == (["0", "1", "2"] if scope == "failed" else ["0", "0", "1", "2", "2"])
+    # A third try finds all of it done.
+    assert run(make, FakeTI(run_id=run_id, max_tries=1, try_number=3))["uuid"] == result["uuid"]
+    assert sorted((tmp_path / "done").read_text().split()) == done
+
+
+def test_a_clear_runs_all_instances_again(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, run_id: str, tmp_path: Path
+) -> None:
+    make = partial(task, qarnot_pool=pool, command=flaky(tmp_path), instance_count=3)
+    with pytest.raises(QarnotTaskFailedError):
+        run(make, FakeTI(run_id=run_id, max_tries=1))
+    (tmp_path / "mended").touch()
+    run(make, FakeTI(run_id=run_id, max_tries=2, try_number=2))
+    assert sorted((tmp_path / "done").read_text().split()) == ["0", "0", "1", "2", "2"]
