@@ -165,14 +165,14 @@ class QarnotRunTasksOperator(TaskOperator):
         :param expected: how many objects of this lineage there were when it was last looked.
         :param remembered: items that succeeded and were deleted to make room.
         """
-        from airflow_qarnot_pool.claim import end_all
+        from airflow_qarnot_pool.claim import NOT_THE_WORK, end_all
         from airflow_qarnot_pool.fan_out import board
 
         work = self._work or self._begin(context)
         life, remembered = work.life, remembered or set()
         context["ti"].xcom_push(key=self.uuid_key, value=life.lineage)
         specs = self._specs(self.commands, self._given_now(), pool := self._pool_uuid())
-        fingerprints = [spec.fingerprint() for spec in specs]
+        fingerprints = [spec.fingerprint(exclude=NOT_THE_WORK) for spec in specs]
         limit = self._limit(self._slots(pool) if self.max_in_flight in (None, "") and specs else None)
         look = expected > 0 or life.has_history
         unclear_rounds = 0
