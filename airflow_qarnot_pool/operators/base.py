@@ -421,6 +421,9 @@ def already(claimed: Claim, condition: Condition) -> Outcome | None:
     """The outcome where a claim found its object at the end already: no need to wait."""
     if claimed.found is None:
         return None
+    if condition.ready_slots is not None:
+        # The try before may have left its warm-up asleep in these slots; the end of a wait is what ends it.
+        return None
     return concluded(condition, claimed.found)
 
 
