@@ -955,6 +955,7 @@ def test_a_retry_that_finds_the_pool_cooled_down_warms_it_up_again(
     client.pools.delete(uuid)
 
 
+@pytest.mark.xfail(strict=True, reason="operators/pool.py submits a warm-up that nobody ends")
 def test_who_does_not_wait_for_the_pool_does_not_warm_it_up(
     qarnot: LocalQarnot, client: QarnotClient, run_id: str
 ) -> None:
