@@ -11,8 +11,13 @@ import re
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
+
+if find_spec("moto") is None:
+    raise ModuleNotFoundError("No module named 'moto'")
 
 
 class StorageError(Exception):
@@ -73,35 +78,37 @@ class Storage:
     def __init__(self, host: str, port: int, email: str, token: str) -> None:
         self._host, self._email, self._token = host, email, token
         self._lock = threading.Lock()
-        self._made: Any = None
+        self._app: Any = None
+        self._client: Any = None
         self._server = self._listen(port)
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
 
     def _listen(self, port: int) -> Any:
-        from moto.moto_server.werkzeug_app import create_backend_app
         from werkzeug.serving import WSGIRequestHandler, make_server
 
         class Quiet(WSGIRequestHandler):
             def log_request(self, *args: Any, **kwargs: Any) -> None:
                 pass
 
-        app = create_backend_app("s3")
-        return make_server(self._host, port, self._guard(app.wsgi_app), threaded=True, request_handler=Quiet)
+        return make_server(self._host, port, self._answer, threaded=True, request_handler=Quiet)
 
-    def _guard(self, app: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
-        """Refuse an access key that is not the account's e-mail, as the real storage does."""
+    def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """Hand a request to moto, unless its access key is not the account's e-mail."""
+        signed = environ.get("HTTP_AUTHORIZATION", "") + "&" + unquote(environ.get("QUERY_STRING", ""))
+        key = re.search(r"(?:Credential=|AWSAccessKeyId=|AWS )([^/&:]+)", signed)
+        if key is None or key[1] != self._email:
+            code = "AccessDenied" if key is None else "InvalidAccessKeyId"
+            start_response("403 Forbidden", [("Content-Type", "application/xml")])
+            return [f"<?xml version='1.0'?><Error><Code>{code}</Code></Error>".encode()]
+        with self._lock:
+            if self._app is None:
+                # On first use: many a server is started, in tests, that never sees a bucket.
+                from moto.moto_server.werkzeug_app import create_backend_app
 
-        def guarded(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-            signed = environ.get("HTTP_AUTHORIZATION", "") + "&" + environ.get("QUERY_STRING", "")
-            key = re.search(r"(?:Credential=|X-Amz-Credential=|AWSAccessKeyId=|AWS )([^/&:]+)", signed)
-            if key is not None and key[1].replace("%40", "@") != self._email:
-                body = b"<?xml version='1.0'?><Error><Code>InvalidAccessKeyId</Code></Error>"
-                start_response("403 Forbidden", [("Content-Type", "application/xml")])
-                return [body]
-            return app(environ, start_response)
-
-        return guarded
+                self._app = create_backend_app("s3").wsgi_app
+        answer: Iterable[bytes] = self._app(environ, start_response)
+        return answer
 
     def start(self) -> None:
         self._thread.start()
@@ -114,11 +121,11 @@ class Storage:
     @property
     def _s3(self) -> Any:
         with self._lock:
-            if self._made is None:
+            if self._client is None:
                 import boto3
                 from botocore.config import Config
 
-                self._made = boto3.session.Session().client(
+                self._client = boto3.session.Session().client(
                     "s3",
                     endpoint_url=self.url,
                     aws_access_key_id=self._email,
@@ -126,7 +133,7 @@ class Storage:
                     region_name="us-east-1",
                     config=Config(s3={"addressing_style": "path"}, proxies={}, max_pool_connections=32),
                 )
-            return self._made
+            return self._client
 
     def missing(self, buckets: Iterable[str]) -> str | None:
         """The first of these buckets that does not exist."""
@@ -140,7 +147,8 @@ class Storage:
         return None
 
     def buckets(self) -> int:
-        return len(self._s3.list_buckets().get("Buckets", []))
+        """How many there are."""
+        return 0 if self._app is None else len(self._s3.list_buckets().get("Buckets", []))
 
     def make(self, bucket: str) -> None:
         if self.missing([bucket]):

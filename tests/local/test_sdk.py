@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import pytest
 import qarnot
+import requests
 from qarnot.advanced_bucket import BucketPrefixFiltering, PrefixResourcesTransformation
 from qarnot.exceptions import (
     MaxPoolException,
@@ -699,7 +700,7 @@ def test_unknown_bucket(sdk: qarnot.Connection, pool: qarnot.pool.Pool) -> None:
         task.submit()
 
 
-def test_only_the_accounts_key_opens_the_storage(server: LocalQarnot) -> None:
+def test_only_the_accounts_key_opens_the_storage(server: LocalQarnot, sdk: qarnot.Connection) -> None:
     import boto3
     from botocore.exceptions import ClientError
 
@@ -712,6 +713,11 @@ def test_only_the_accounts_key_opens_the_storage(server: LocalQarnot) -> None:
     )
     with pytest.raises(ClientError, match="InvalidAccessKeyId"):
         other.list_buckets()
+    assert requests.get(server.storage_url, timeout=10).status_code == 403
+    bucket = sdk.create_bucket(f"signed-{uuid4()}")
+    bucket.add_string("text", "file")
+    url = sdk.s3client.generate_presigned_url("get_object", Params={"Bucket": bucket.uuid, "Key": "file"})
+    assert requests.get(url, timeout=10).text == "text"
 
 
 # ---- time ----------------------------------------------------------------------------------------
