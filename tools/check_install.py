@@ -79,7 +79,9 @@ def check(release: str, day: str, wheel: Path, place: Path) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("wheel", type=Path, nargs="?", help="default: the newest in dist/")
-    wheel = parser.parse_args().wheel or max((ROOT / "dist").glob("*.whl"), key=lambda one: one.stat().st_mtime)
+    wheel = parser.parse_args().wheel or max(
+        (ROOT / "dist").glob("*.whl"), key=lambda one: one.stat().st_mtime
+    )
     failed = 0
     for release, day in RELEASES.items():
         begun = time.monotonic()

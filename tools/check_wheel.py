@@ -31,7 +31,9 @@ def problems(wheel: Path) -> list[str]:
     classifiers = metadata.get_all("Classifier") or []
     found += [f"classifier {one!r} is missing" for one in CLASSIFIERS if one not in classifiers]
     if metadata["Requires-Python"] != ">=3.11" or metadata["License-Expression"] != "Apache-2.0":
-        found.append(f"metadata: Python {metadata['Requires-Python']}, licence {metadata['License-Expression']}")
+        found.append(
+            f"metadata: Python {metadata['Requires-Python']}, licence {metadata['License-Expression']}"
+        )
     if "apache_airflow_provider" not in entry_points:
         found.append("Airflow will not find the provider: no apache_airflow_provider entry point")
     return found
