@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import sys
@@ -152,9 +153,13 @@ async def serve(options: Options) -> int:
     server.should_exit = server.force_exit = True
     for watch in watches:
         watch.cancel()
+    await world.stop()
     await runner.stop()
     await asyncio.wait([serving], timeout=3)
     await asyncio.to_thread(storage.stop)
+    # The keeper has removed it; a copy from or to a bucket may have been under way in a thread.
+    await loop.shutdown_default_executor()
+    shutil.rmtree(scratch, ignore_errors=True)
     if options.ready_file:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(options.ready_file)

@@ -56,6 +56,7 @@ class World:
         self._sequence = 0
         self._running: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
+        self._stopped = False
 
     @property
     def now(self) -> float:
@@ -96,8 +97,19 @@ class World:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), delay)
 
+    async def stop(self) -> None:
+        """Nothing is started any more, and nothing that happens from here on changes anything."""
+        self._stopped = True
+        running = list(self._running)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run something beside the requests; errors are printed, never lost."""
+        if self._stopped:
+            work.close()
+            return
         task = asyncio.create_task(work)
         self._running.add(task)
         task.add_done_callback(self._ended)

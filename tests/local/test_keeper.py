@@ -231,9 +231,17 @@ def test_a_server_that_ends_leaves_nothing(
     server = private()
     found = run_tree(server, tmp_path)
     scratch = scratch_of(found)
+    # They must not take the place of what is killed.
+    (pool,) = server.call("GET", "/pools")
+    constants = [{"key": "DOCKER_CMD", "value": f"touch {tmp_path}/late"}]
+    waiting = {"name": "t", "poolUuid": pool["uuid"], "constants": constants, "instanceCount": 50}
+    server.call("POST", "/tasks", waiting)
     getattr(server, how)()
+    if how == "stop":
+        assert not scratch.exists()
     all_gone(found)
     until(lambda: not scratch.exists())
+    assert not (tmp_path / "late").exists()
 
 
 def test_a_server_whose_keeper_is_killed_says_so_and_stops(
