@@ -229,19 +229,11 @@ class Fields:
         return plain, advanced
 
     def retries(self, name: str) -> dict[str, int | None]:
-        inner = (
-            Fields(self.raw(name) or {}, self.kind)
-            if isinstance(self.raw(name), (dict, type(None)))
-            else None
-        )
-        if inner is None:
-            self.wrong(name)
-            return {"maxTotalRetries": None, "maxPerInstanceRetries": None}
-        found = {
-            "maxTotalRetries": inner.integer("maxTotalRetries"),
-            "maxPerInstanceRetries": inner.integer("maxPerInstanceRetries"),
-        }
-        if inner.bad:
+        """`{maxTotalRetries, maxPerInstanceRetries}`, each null when it is not set."""
+        value = self.raw(name)
+        inner = Fields(value if isinstance(value, Mapping) else {}, self.kind)
+        found = {key: inner.integer(key) for key in ("maxTotalRetries", "maxPerInstanceRetries")}
+        if inner.bad or not isinstance(value, (Mapping, type(None))):
             self.wrong(name)
         return found
 

@@ -77,8 +77,7 @@ class Gate:
         if scope["path"] in OPEN_PATHS or hmac.compare_digest(given, self._token):
             await self._app(scope, receive, send)
             return
-        body = await _read_body(receive)
-        del body
+        await _read_body(receive)
         await _respond(send, 401, b'{"message":"Bad authentication token"}')
 
 
