@@ -16,6 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow.sdk.exceptions import TaskDeferred
+from asgiref.sync import SyncToAsync
 
 from tests.harness import RUN_STARTED, FakeTI, again, context_of, first_event
 
@@ -100,6 +102,8 @@ def fork(work: Callable[[Say], None], log: Path | None = None) -> Child:
             os.dup2(out, 2)
             sys.stdout = sys.stderr = os.fdopen(out, "w", buffering=1)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+        # Threads do not survive a fork, and asgiref would wait for the one it has had.
+        SyncToAsync.single_thread_executor = ThreadPoolExecutor(max_workers=1)
 
         def say(what: dict[str, Any]) -> None:
             os.write(theirs, json.dumps(what).encode() + b"\n")

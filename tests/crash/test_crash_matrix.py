@@ -1,0 +1,436 @@
+"""Every process that talks to Qarnot, killed at every boundary of every request, and what becomes of it.
+
+A small workload (create a pool, run a Qarnot task on it, close the pool) runs once for each row. One of its
+processes, a worker or a triggerer, is a child that kills itself with SIGKILL at the boundary; then Airflow's rules
+hold: a killed worker means the next try with the same ``max_tries``, a killed triggerer means that another one runs
+the trigger again. ``docs/crash-matrix.md`` is written by this module when CRASH_MATRIX=write, else compared.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+from airflow.sdk.exceptions import TaskDeferred
+
+from airflow_qarnot_pool.api.client import QarnotClient
+from airflow_qarnot_pool.api.transport import Answer, Transport
+from airflow_qarnot_pool.local import LocalQarnot
+from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
+from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
+from tests.crash.children import (
+    Child,
+    Say,
+    Serialized,
+    StoringTI,
+    fork,
+    made_for,
+    shape,
+    triggerer,
+    worker,
+)
+from tests.harness import FakeTI, again, fire, run
+from tests.operators.conftest import connect
+
+TABLE = Path(__file__).resolve().parents[2] / "docs" / "crash-matrix.md"
+SERVERS = ("enforce", "free")
+TRIES = 4
+
+#: What each process of each step does, in order: requests, and the XCom that tells the next process.
+STEPS: dict[str, dict[str, tuple[str, ...]]] = {
+    "create, deferred": {
+        "worker": ("POST /pools", "XCom qarnot_pool", "POST /tasks"),
+        "triggerer": ("POST /pools/search",),
+        "worker, resumed": ("POST /tasks/{u}/abort",),
+    },
+    "create, on the worker": {
+        "worker": ("POST /pools", "XCom qarnot_pool", "GET /pools/{u}"),
+    },
+    "create, second try": {
+        "worker, second try": (
+            "POST /pools/paginate",
+            "XCom qarnot_pool",
+            "POST /tasks/paginate",
+            "POST /tasks",
+            "GET /pools/{u}",
+            "POST /tasks/{u}/abort",
+        ),
+    },
+    "run, deferred": {
+        "worker": ("POST /tasks", "XCom qarnot_task"),
+        "triggerer": ("POST /tasks/search",),
+        "worker, resumed": ("GET /tasks/{u}", "GET /tasks/{u}/stdout", "GET /tasks/{u}/stderr"),
+    },
+    "run, on the worker": {
+        "worker": (
+            "POST /tasks",
+            "XCom qarnot_task",
+            "GET /tasks/{u}",
+            "GET /tasks/{u}/stdout",
+            "GET /tasks/{u}/stderr",
+        ),
+    },
+    "run, second try": {
+        "worker, second try": (
+            "POST /tasks/paginate",
+            "XCom qarnot_task",
+            "GET /tasks/{u}",
+            "GET /tasks/{u}/stdout",
+            "GET /tasks/{u}/stderr",
+        ),
+    },
+    "close": {"worker": ("POST /pools/{u}/close",)},
+    "close and wait": {"worker": ("POST /pools/{u}/close", "GET /pools/{u}")},
+}
+#: Steps whose pool is managed (``keep_warm``); that of the others is of fixed size.
+MANAGED = ("create, deferred", "create, second try")
+#: Before the request; it took effect, but no answer came; the answer came, but nothing was done with it yet.
+MOMENTS = ("before", "unanswered", "answered")
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a process dies."""
+
+    step: str
+    process: str
+    at: str
+    moment: str
+
+    def __str__(self) -> str:
+        return f"{self.step}, {self.process}, {self.at}, {self.moment}"
+
+
+POINTS = [
+    Point(step, process, at, moment)
+    for step, processes in STEPS.items()
+    for process, boundaries in processes.items()
+    for at in boundaries
+    for moment in (("before", "answered") if at.startswith("XCom") else MOMENTS)
+]
+
+
+# --- the child
+
+
+def die() -> NoReturn:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("dead processes do not get here")
+
+
+def with_boundaries(
+    work: Callable[[Say], None], ti: StoringTI | None, qarnot: LocalQarnot, point: Point | None
+) -> Callable[[Say], None]:
+    """*work* in a process that says what it passes, and dies at *point*."""
+
+    def armed(say: Say) -> None:
+        real = Transport._exchange
+
+        def exchange(self: Transport, call: Any) -> Answer:
+            at = shape(call.method, call.path)
+            say({"kind": "boundary", "at": at})
+            if point is None or at != point.at:
+                return real(self, call)
+            if point.moment == "before":
+                die()
+            if point.moment == "unanswered":
+                path = f"^{re.escape(call.path)}$"
+                qarnot.faults([{"method": call.method, "path": path, "kind": "lost", "times": 1}])
+                with pytest.raises(Exception, match=r"broke off|without response|reset"):
+                    real(self, call)
+            else:
+                real(self, call)
+            die()
+
+        def around(key: str, when: str) -> None:
+            at = f"XCom {key}"
+            if when == "before":
+                say({"kind": "boundary", "at": at})
+            if point and at == point.at and when == {"before": "before", "answered": "after"}[point.moment]:
+                die()
+
+        Transport._exchange = exchange  # type: ignore[method-assign]
+        if ti is not None:
+            ti.around = around
+        work(say)
+
+    return armed
+
+
+# --- the workload
+
+
+@dataclass
+class Workload:
+    """One run of the DAG, with at most one process that is killed."""
+
+    qarnot: LocalQarnot
+    client: QarnotClient
+    run_id: str
+    effects: Path
+    point: Point | None = None
+    #: What the processes of the watched step passed, by process.
+    passed: dict[str, list[str]] = field(default_factory=dict)
+    retries_created: int = 0
+
+    def ti(self, task_id: str, try_number: int) -> StoringTI:
+        return StoringTI(run_id=self.run_id, task_id=task_id, try_number=try_number, max_tries=TRIES - 1)
+
+    def whole(self, step: str) -> None:
+        """Create, run, close; the processes of *step* are children."""
+        kind, _, how = step.partition(", ")
+        create = partial(QarnotCreatePoolOperator, task_id="create", retries=TRIES - 1, instance_count=1)
+        if step in MANAGED:
+            create = partial(create, keep_warm=timedelta(minutes=5))
+        deferred = how == "deferred"
+        create = partial(create, deferrable=deferred)
+        pool = self.step(create, "create", how) if kind == "create" else run(create, self.ti_here("create"))
+        task = partial(
+            QarnotRunTaskOperator,
+            task_id="work",
+            retries=TRIES - 1,
+            qarnot_pool=pool,
+            command=f"sh -c 'echo done >> {self.effects}'",
+            deferrable=deferred,
+        )
+        result = self.step(task, "work", how) if kind == "run" else run(task, self.ti_here("work"))
+        assert result["state"] == "Success"
+        close = partial(
+            QarnotClosePoolOperator,
+            task_id="close",
+            retries=TRIES - 1,
+            qarnot_pool=pool,
+            wait_for_completion=step == "close and wait",
+            deferrable=False,
+        )
+        if kind.startswith("close"):
+            self.step(close, "close", how)
+        else:
+            run(close, self.ti_here("close"))
+
+    def ti_here(self, task_id: str) -> FakeTI:
+        return FakeTI(run_id=self.run_id, task_id=task_id, max_tries=TRIES - 1)
+
+    def step(self, make: Any, task_id: str, how: str) -> Any:
+        """One Airflow task through its slices; returns its result."""
+        if how == "second try":
+            # The first try dies unseen: its request took effect, and that is all anybody knows.
+            path = {"create": "POST /pools", "work": "POST /tasks"}[task_id]
+            first = Point("", "", path, "unanswered")
+            ti = self.ti(task_id, 1)
+            child = fork(with_boundaries(worker(make, ti), ti, self.qarnot, first))
+            assert child.wait() == -signal.SIGKILL
+        try_number = 2 if how == "second try" else 1
+        ti = self.ti(task_id, try_number)
+        said = self.child("worker, second try" if try_number == 2 else "worker", worker(make, ti), ti)
+        if said is None:
+            return self.retry(make, task_id, try_number + 1)
+        if said["kind"] == "success":
+            return said["value"]
+        trigger = tuple(said["trigger"])
+        event = self.child("triggerer", triggerer(trigger), None)
+        payload = event["event"] if event else self.trigger_again(trigger, said["method"])
+        # What was stored before the deferral is what the resumed slice finds.
+        ti = self.ti(task_id, try_number)
+        ended = self.child("worker, resumed", worker(make, ti, (said["method"], {"event": payload})), ti)
+        if ended is None:
+            return self.retry(make, task_id, try_number + 1)
+        assert ended["kind"] == "success", ended
+        return ended["value"]
+
+    def child(self, process: str, work: Callable[[Say], None], ti: StoringTI | None) -> dict[str, Any] | None:
+        """Run *work* in a child; what it said last, or None where it was killed, as the point asks."""
+        point = self.point if self.point and self.point.process == process else None
+        self.qarnot.clear_requests()
+        child = fork(with_boundaries(work, ti, self.qarnot, point))
+        status = child.wait()
+        self.passed[process] = in_order(child)
+        if point is None:
+            assert status == 0, child.said
+            return child.said[-1]
+        assert status == -signal.SIGKILL, child.said
+        self.show_boundary(point)
+        self.qarnot.clear_requests()
+        return None
+
+    def show_boundary(self, point: Point) -> None:
+        """The request log of the server must show where the child died."""
+        log = [(shape(one["method"], one["path"]), one) for one in self.qarnot.requests()]
+        if point.at.startswith("XCom"):
+            assert log[-1][0] == self.passed[point.process][-2]
+            assert log[-1][1]["status"] == 200
+        elif point.moment == "before":
+            assert point.at not in [at for at, _ in log]
+        else:
+            at, last = log[-1]
+            assert at == point.at
+            expected = ("lost", None) if point.moment == "unanswered" else (None, 200)
+            assert (last.get("fault"), last["status"]) == expected
+
+    def retry(self, make: Any, task_id: str, try_number: int) -> Any:
+        """What Airflow does after a lost worker: the next try, here in this process, to the end."""
+        ti = FakeTI(run_id=self.run_id, task_id=task_id, try_number=try_number, max_tries=TRIES - 1)
+        result = run(make, ti)
+        created = {"create": "POST /pools", "work": "POST /tasks", "close": ""}[task_id]
+        log = [shape(one["method"], one["path"]) for one in self.qarnot.requests()]
+        self.retries_created = log.count(created)
+        return result
+
+    def trigger_again(self, trigger: tuple[str, dict[str, Any]], method: str) -> Any:
+        return fire(TaskDeferred(trigger=again(Serialized(*trigger)), method_name=method))
+
+
+def in_order(child: Child) -> list[str]:
+    """The boundaries a child passed; polls, however many, count once. Links are of no interest."""
+    passed: list[str] = []
+    for one in child.said:
+        if one["kind"] == "boundary" and "_link_" not in one["at"] and passed[-1:] != [one["at"]]:
+            passed.append(one["at"])
+    return passed
+
+
+# --- the outcome
+
+
+@dataclass(frozen=True)
+class Row:
+    """What there was at the end."""
+
+    pools: int
+    tasks: int
+    successes: int
+    effects: int
+    open: int
+    then: str
+
+
+@dataclass
+class Matrix:
+    """Runs a workload at most once for each point and server."""
+
+    servers: dict[str, LocalQarnot]
+    folder: Path
+    monkeypatch: pytest.MonkeyPatch
+    rows: dict[tuple[Point, str], Row] = field(default_factory=dict)
+
+    def workload(self, name: str, server: str, point: Point | None = None) -> Workload:
+        qarnot = self.servers[server]
+        connect(qarnot, self.monkeypatch)
+        self.monkeypatch.setenv("AIRFLOW__QARNOT__POLL_INTERVAL", "0.02")
+        client = QarnotClient(qarnot.url, qarnot.token)
+        effects = self.folder / re.sub(r"\W+", "-", f"{name} {server}")
+        return Workload(qarnot, client, f"{name} {server}", effects, point)
+
+    def row(self, point: Point, server: str) -> Row:
+        if (point, server) not in self.rows:
+            workload = self.workload(str(point), server, point)
+            workload.whole(point.step)
+            workload.qarnot.faults([])
+            self.rows[point, server] = outcome(workload, point)
+        return self.rows[point, server]
+
+
+def outcome(workload: Workload, point: Point) -> Row:
+    pools = made_for(workload.client.pools, workload.run_id)
+    tasks = made_for(workload.client.tasks, workload.run_id, part="")
+    if point.process == "triggerer":
+        then = "another triggerer waits on"
+    elif point.step.startswith("close"):
+        then = "the retry closes it, or finds it closed"
+    elif workload.retries_created:
+        then = "the retry creates it"
+    else:
+        then = "the retry finds it"
+    everything = [*pools, *made_for(workload.client.tasks, workload.run_id)]
+    return Row(
+        pools=len(pools),
+        tasks=len(tasks),
+        successes=sum(task.state == "Success" for task in tasks),
+        effects=len(workload.effects.read_text().split()),
+        open=sum(one.state not in ("Closing", "Closed", "Success", "Cancelled") for one in everything),
+        then=then,
+    )
+
+
+@pytest.fixture(scope="module")
+def matrix(servers: dict[str, LocalQarnot], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Matrix]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        yield Matrix(servers, tmp_path_factory.mktemp("effects"), monkeypatch)
+
+
+# --- the tests
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_no_boundary_is_missing(matrix: Matrix, step: str) -> None:
+    """Without a kill, the processes pass the boundaries of the table, in its order, and no others."""
+    workload = matrix.workload(f"{step} unharmed", "enforce")
+    workload.whole(step)
+    assert workload.passed == {process: list(all_of_it) for process, all_of_it in STEPS[step].items()}
+
+
+@pytest.mark.parametrize("server", SERVERS)
+@pytest.mark.parametrize("point", POINTS, ids=str)
+def test_killed_at(matrix: Matrix, point: Point, server: str) -> None:
+    row = matrix.row(point, server)
+    assert (row.pools, row.tasks, row.successes, row.effects, row.open) == (1, 1, 1, 1, 0)
+
+
+def test_the_table_in_the_docs_is_what_happens(matrix: Matrix) -> None:
+    text = table({key: matrix.row(*key) for key in ((point, one) for point in POINTS for one in SERVERS)})
+    if os.environ.get("CRASH_MATRIX") == "write":
+        TABLE.write_text(text)
+    assert TABLE.read_text() == text, (
+        "docs/crash-matrix.md is not what happens; CRASH_MATRIX=write makes it anew"
+    )
+
+
+# --- the document
+
+INTRODUCTION = """\
+# Crash matrix
+
+What becomes of a workload (create a pool, run a Qarnot task on it, close the pool) when one of its processes is
+killed with SIGKILL. Every row is a run of `tests/crash/test_crash_matrix.py`, which writes this page
+(`CRASH_MATRIX=write`) and fails when it is not what happens. The child's exit status (-9) and the server's request log
+prove where it died.
+
+- *before*: the request was not sent; *unanswered*: it took effect, and the answer never came; *answered*: the answer
+  came, and the process died before anything was done with it. An XCom: *before* or *after* it was stored.
+- A killed worker means the next try, with the same `max_tries`. A killed triggerer means that another one runs the
+  trigger again. In a *second try* the first one had died with its request unanswered.
+- The pools of *create, deferred* and *create, second try* are managed (`keep_warm`, with a warm-up task), the others
+  are of fixed size.
+- Made: all pools and Qarnot tasks of the work that ever existed (a warm-up is not work). Ran: Qarnot tasks that
+  succeeded, and what the command left behind. Open: pools not closed and Qarnot tasks not over at the end.
+- Each column pair: a server that enforces unique shortnames / one that does not.
+"""
+
+
+def table(rows: dict[tuple[Point, str], Row]) -> str:
+    lines = [
+        INTRODUCTION,
+        "| step | process | boundary | killed | then | pools made | Qarnot tasks made | ran | effects | open |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for point in POINTS:
+        both = [rows[point, server] for server in SERVERS]
+        thens = list(dict.fromkeys(row.then for row in both))
+        counts = [
+            " / ".join(str(getattr(row, name)) for row in both)
+            for name in ("pools", "tasks", "successes", "effects", "open")
+        ]
+        moment = "after" if point.at.startswith("XCom") and point.moment == "answered" else point.moment
+        cells = [point.step, point.process, f"`{point.at}`", moment, " / ".join(thens), *counts]
+        lines.append(f"| {' | '.join(cells)} |")
+    points = len(POINTS)
+    lines += ["", f"{points} points, {points * len(SERVERS)} runs.", ""]
+    return "\n".join(lines)
