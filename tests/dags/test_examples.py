@@ -11,6 +11,9 @@ import pytest
 
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.models import Pool, Task
+from airflow_qarnot_pool.api.specs import PoolSpec
+from airflow_qarnot_pool.claim import claim
+from airflow_qarnot_pool.identity import Life
 from airflow_qarnot_pool.local import LocalQarnot
 from tests.conftest import ROOT
 
@@ -140,3 +143,27 @@ def test_qarnot_scheduled_pipeline(client: QarnotClient, qarnot: LocalQarnot) ->
     keys = {one["Key"] for one in storage.list_objects_v2(Bucket=bucket)["Contents"]}
     assert keys >= {"sales-0.txt", "sales-1.txt", "best.txt", "sales.tar.gz"}
     assert storage.get_object(Bucket=bucket, Key="best.txt")["Body"].read() == b"100\n"
+
+
+@pytest.mark.parametrize("report_only", [True, False])
+def test_qarnot_maintenance(client: QarnotClient, report_only: bool) -> None:
+    """A pool whose DAG run is not known is reported; it is younger than the grace, so it stays."""
+    life = Life(
+        namespace="tests",
+        dag_id="deleted",
+        run_id=f"deleted-{report_only}",
+        task_id="open_pool",
+        map_index=-1,
+        run_started="",
+        max_tries=0,
+        try_number=1,
+        retries=0,
+    )
+    forgotten = claim(client.pools, PoolSpec(name="forgotten"), life).uuid
+    run = Run(client, "qarnot_maintenance", {"report_only": report_only})
+    assert run.states == {"reap": "success"}
+    report = run.dag_run.get_task_instance("reap").xcom_pull(task_ids="reap")
+    entry = next(one for one in report["pools"] if one["uuid"] == forgotten)
+    assert report["dry_run"] is report_only
+    assert (entry["action"], entry["dag_id"], entry["done"]) == ("keep", "deleted", False)
+    client.pools.delete(forgotten)

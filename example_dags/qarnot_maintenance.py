@@ -1,0 +1,33 @@
+"""Close pools that outlived their use, every ten minutes.
+
+The last line of defence: a DAG run that times out skips its teardown tasks, and a DAG may be deleted while its pool is
+up. Only pools that this provider made under the connection's namespace are looked at, so the connection must name one.
+Trigger it by hand with `report_only` to see what would be done.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from airflow.sdk import DAG, Param
+
+from airflow_qarnot_pool.operators.reap import QarnotReapPoolsOperator
+
+with DAG(
+    "qarnot_maintenance",
+    description="Close pools that outlived their use",
+    doc_md=__doc__,
+    schedule=timedelta(minutes=10),
+    start_date=datetime(2026, 1, 1),
+    catchup=False,
+    max_active_runs=1,
+    tags=["qarnot"],
+    params={"report_only": Param(False, type="boolean", title="Report only", description="Close nothing")},
+    default_args={"retries": 2, "retry_delay": timedelta(minutes=1)},
+) as dag:
+    QarnotReapPoolsOperator(
+        task_id="reap",
+        grace=timedelta(minutes=15),
+        idle=timedelta(hours=1),
+        report_only="{{ params.report_only }}",
+    )
