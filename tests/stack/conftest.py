@@ -7,6 +7,8 @@ others get threads of their own, all started with the first of them; each still 
 from __future__ import annotations
 
 import importlib.util
+import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,10 +27,14 @@ TOGETHER = 10
 #: Connection by lane. Faults, clocks and request counts are a whole server's, so some tests have one to themselves.
 LANES: dict[str, dict[str, Any]] = {
     "plain": {"boot_seconds": 0.5},
-    "no_answers": {"boot_seconds": 0.5},
-    "late_effects": {"boot_seconds": 0.5},
+    "no_answer": {"boot_seconds": 0.5},
+    "no_answer_to_orphan": {"boot_seconds": 0.5},
+    "no_answer_to_many": {"boot_seconds": 0.5},
+    "no_answer_to_setup": {"boot_seconds": 0.5},
+    "late_effect": {"boot_seconds": 0.5},
     "never_boots": {"boot_seconds": 1e6},
     "clock": {"boot_seconds": 0.5},
+    "reaped": {"boot_seconds": 0.5},
     "counted": {"boot_seconds": 0.5},
     "boots_on_demand": {"boot_seconds": 1e6},
 }
@@ -111,17 +117,22 @@ def pytest_sessionfinish() -> None:
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
     """Airflow with two triggerers on PostgreSQL, and a local Qarnot per lane."""
     from airflow_qarnot_pool.local import LocalQarnot
     from tools.airflow_stack import AirflowStack, Endpoint
 
     began = time.monotonic()
-    folder = tmp_path_factory.mktemp("stack")
+    # Not pytest's: that removes older ones, and here it takes minutes until somebody reads the logs.
+    folder = Path(tempfile.mkdtemp(prefix="airflow-stack-"))
     with ExitStack() as ends:
         lanes, env = {}, {f"AIRFLOW__{name}": value for name, value in SETTINGS.items()}
-        for name, options in LANES.items():
-            qarnot = ends.enter_context(LocalQarnot(close_seconds=0.5, **options))
+        qarnots = {name: LocalQarnot(close_seconds=0.5, **options) for name, options in LANES.items()}
+        for qarnot in qarnots.values():
+            ends.callback(qarnot.stop)
+        with ThreadPoolExecutor(len(qarnots)) as starters:
+            list(starters.map(LocalQarnot.start, qarnots.values()))
+        for name, qarnot in qarnots.items():
             endpoint = Endpoint(qarnot.url, qarnot.token, qarnot.storage_url)
             lanes[name] = Lane(f"qarnot_{name}", qarnot)
             env[f"AIRFLOW_CONN_QARNOT_{name.upper()}"] = endpoint.connection(namespace=f"tests-{name}")
@@ -134,3 +145,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         airflow.wait_dag("reap")
         _durations.append((time.monotonic() - began, "(Airflow, PostgreSQL and the local Qarnots start)"))
         yield World(airflow, lanes, folder)
+    if request.session.testsfailed:
+        print(f"\nLogs are kept in {folder}")
+    else:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -12,7 +12,7 @@ def test_marked_failed_while_deferred(world: World) -> None:
     run.wait_watched()
     run.mark("failed")
     (task,) = run.wait_tasks("Cancelled")
-    assert run.aborts(task) == 1
+    assert run.aborts(task)
     assert run.wait_end() == "failed"
     assert len(run.tasks()) == 1
 
@@ -34,7 +34,7 @@ def test_marked_failed_while_deferred_with_the_triggerers_parent_stalled(world: 
         assert run.aborts(task) == 0, "the parent was to stand still while the guard asks"
         world.airflow.signal(triggerer, signal.SIGCONT, main_only=True)
         run.wait_tasks("Cancelled")
-    assert run.aborts(task) == 1
+    assert run.aborts(task)
     assert len(run.tasks()) == 1
 
 
@@ -71,7 +71,7 @@ def test_marked_failed_while_waiting_on_the_worker(world: World) -> None:
     run.wait_tasks("Cancelled")
     assert run.wait_end() == "failed"
     assert len(run.tasks()) == 1
-    assert run.aborts(task) >= 1
+    assert run.aborts(task)
 
 
 def test_cleared_while_waiting_on_the_worker(world: World) -> None:
@@ -84,6 +84,28 @@ def test_cleared_while_waiting_on_the_worker(world: World) -> None:
     assert (old.state, new.state) == ("Cancelled", "Success")
     assert run.wait_end() == "success"
     assert len(run.tasks()) == 2
+
+
+def test_many_marked_failed_while_deferred(world: World) -> None:
+    run = world.run("many", "many_marked_failed")
+    run.wait_tasks("live", "live", "live")
+    run.wait_trigger_log("starting")
+    run.mark("failed")
+    run.wait_tasks("Cancelled", "Cancelled", "Cancelled")
+    assert run.wait_end() == "failed"
+    assert len(run.tasks()) == 3
+
+
+def test_many_cleared_while_deferred(world: World) -> None:
+    run = world.run("many", "many_cleared")
+    run.wait_tasks("live", "live", "live")
+    run.wait_trigger_log("starting")
+    run.clear()
+    run.wait_tasks(*["Cancelled"] * 3, *["live"] * 3)
+    run.open_gate()
+    run.wait_tasks(*["Cancelled"] * 3, *["Success"] * 3)
+    assert run.wait_end() == "success"
+    assert len(run.tasks()) == 6
 
 
 def test_not_ended_on_kill_where_the_user_says_so(world: World) -> None:
@@ -103,7 +125,7 @@ def test_execution_timeout_counts_across_the_deferral(world: World) -> None:
     run = world.run("execution_timeout", "execution_timeout")
     (task,) = run.wait_tasks("Cancelled")
     assert run.wait_end() == "failed"
-    assert run.aborts(task) == 1
+    assert run.aborts(task)
     assert len(run.tasks()) == 1
 
 
@@ -111,7 +133,7 @@ def test_wait_timeout_while_deferred(world: World) -> None:
     run = world.run("wait_timeout", "wait_timeout")
     (task,) = run.wait_tasks("Cancelled")
     assert run.wait_end() == "failed"
-    assert run.aborts(task) == 1
+    assert run.aborts(task)
     assert len(run.tasks()) == 1
 
 

@@ -58,11 +58,12 @@ def _searches(run: Run) -> list[dict[str, object]]:
 
 @dataclass
 class Thawed:
-    """Three DAG runs whose triggers were in a triggerer that was frozen, and is thawed."""
+    """DAG runs whose triggers were in a triggerer that was frozen, and is thawed."""
 
     waiting: Run
     resumed: Run
     pool: Run
+    many: Run
 
 
 @pytest.fixture(scope="module")
@@ -75,11 +76,12 @@ def thawed(world: World) -> Iterator[Thawed]:
         waiting=world.run("deferred", "thawed_waiting"),
         resumed=world.run("deferred", "thawed_resumed"),
         pool=world.run("pool", "thawed_pool", lane="boots_on_demand"),
+        many=world.run("many", "thawed_many"),
     )
-    waits = [(runs.waiting, "work"), (runs.resumed, "work"), (runs.pool, "start")]
+    waits = [(runs.waiting, "work"), (runs.resumed, "work"), (runs.pool, "start"), (runs.many, "work")]
     for run, task in waits:
         run.wait(lambda run=run, task=task: _triggerer(run, task) == ONE, f"{task} to wait in {ONE}")
-        run.wait_watched(task)
+        run.wait_trigger_log("starting", task)
     airflow.restart(TWO)
     airflow.signal(ONE, signal.SIGSTOP)
     frozen = [set(run.trigger_logs(task)) for run, task in waits]
@@ -109,7 +111,7 @@ def thawed(world: World) -> Iterator[Thawed]:
                 f"the thawed {ONE} to let go of {task}",
             )
     yield runs
-    for run in (runs.waiting, runs.resumed, runs.pool):
+    for run, _ in waits:
         run.open_gate()
 
 
@@ -126,6 +128,17 @@ def test_task_lives_when_the_triggerer_is_thawed_while_it_is_deferred(world: Wor
     assert run.wait_end() == "success"
     assert run.aborts(task) == 0
     assert len(run.tasks()) == 1
+
+
+def test_many_live_when_the_triggerer_is_thawed_while_they_are_deferred(world: World, thawed: Thawed) -> None:
+    run = thawed.many
+    tasks = run.wait_tasks("live", "live", "live")
+    run.wait_trigger_log("The Qarnot tasks go on")
+    run.open_gate()
+    run.wait_tasks("Success", "Success", "Success")
+    assert run.wait_end() == "success"
+    assert not any(run.aborts(task) for task in tasks)
+    assert len(run.tasks()) == 3
 
 
 def test_pool_lives_when_the_triggerer_is_thawed_while_it_is_used(world: World, thawed: Thawed) -> None:

@@ -11,7 +11,7 @@ ALONE = True
 
 
 def test_a_pool_kept_warm_cools_down_when_all_of_airflow_is_gone(world: World) -> None:
-    run = world.run("pool_kept_warm", "airflow_gone", lane="clock")
+    run = world.run("group", "airflow_gone", lane="clock")
     qarnot = run.lane.qarnot
     run.wait_tasks("live", "live")
     (pool,) = run.pools()

@@ -22,9 +22,9 @@ def _one_success(run: Run) -> None:
 
 
 def test_task_process_killed_before_the_answer_to_the_creation(world: World) -> None:
-    run_in = world.lanes["no_answers"]
+    run_in = world.lanes["no_answer"]
     with run_in.fault(kind="delay", method="POST", path="^/tasks$", seconds=20, times=1):
-        run = world.run("deferred", "killed_before_answer", lane="no_answers")
+        run = world.run("deferred", "killed_before_answer", lane="no_answer")
         run.wait(lambda: run_in.requests("POST", "/tasks"), "the creation")
         run.kill(run.processes().task)
         assert run_in.requests("POST", "/tasks")[0]["status"] is None, "the answer came before the kill"
@@ -35,9 +35,9 @@ def test_task_process_killed_before_the_answer_to_the_creation(world: World) -> 
 
 
 def test_task_process_killed_and_its_creation_takes_effect_after_the_retry(world: World) -> None:
-    run_in = world.lanes["late_effects"]
+    run_in = world.lanes["late_effect"]
     with run_in.fault(kind="delay", when="before", method="POST", path="^/tasks$", seconds=25, times=1):
-        run = world.run("deferred", "killed_late_effect", lane="late_effects")
+        run = world.run("deferred", "killed_late_effect", lane="late_effect")
         run.wait(lambda: run_in.requests("POST", "/tasks"), "the creation")
         run.kill(run.processes().task)
         run.wait_state("deferred", tries=2)
@@ -66,7 +66,8 @@ def test_task_process_killed_between_creation_and_deferral(world: World) -> None
 
 def test_task_process_killed_while_waiting_on_the_worker(world: World) -> None:
     run = world.run("on_worker", "killed_task_waiting")
-    run.wait_tasks("live")
+    (task,) = run.wait_tasks("live")
+    run.wait_asked(task)
     run.kill(run.processes().task)
     run.wait_state("running", tries=2)
     run.open_gate()
@@ -76,7 +77,8 @@ def test_task_process_killed_while_waiting_on_the_worker(world: World) -> None:
 def test_worker_and_task_process_killed_while_waiting(world: World) -> None:
     """An automatic retry: it must not run again."""
     run = world.run("on_worker", "killed_worker_and_task")
-    run.wait_tasks("live")
+    (task,) = run.wait_tasks("live")
+    run.wait_asked(task)
     processes = run.processes()
     # The worker first: it would report the death of the task process.
     run.kill(processes.worker, processes.task)
@@ -88,7 +90,8 @@ def test_worker_and_task_process_killed_while_waiting(world: World) -> None:
 def test_worker_process_killed_alone(world: World) -> None:
     """The task process lives on without anybody to talk to, while the retry waits for the same Qarnot task."""
     run = world.run("on_worker", "killed_worker")
-    run.wait_tasks("live")
+    (task,) = run.wait_tasks("live")
+    run.wait_asked(task)
     processes = run.processes()
     orphan = psutil.Process(processes.task)
     run.kill(processes.worker)
@@ -96,6 +99,28 @@ def test_worker_process_killed_alone(world: World) -> None:
     run.open_gate()
     _one_success(run)
     run.wait(lambda: not orphan.is_running(), "the orphaned task process to end")
+
+
+def test_worker_process_killed_before_the_answer_to_the_creation(world: World) -> None:
+    """Its orphan cannot make known what it made, and ends it, when the retry waits for that: it is run again."""
+    run_in = world.lanes["no_answer_to_orphan"]
+    with run_in.fault(kind="delay", method="POST", path="^/tasks$", seconds=15, times=1):
+        run = world.run("on_worker", "killed_worker_before_answer", lane="no_answer_to_orphan")
+        (task,) = run.wait_tasks("live")
+        processes = run.processes()
+        # In this order: the kernel hangs up on a process that is stopped when it becomes an orphan.
+        run.kill(processes.worker)
+        os.kill(processes.task, signal.SIGSTOP)
+    run.wait_asked(task)
+    assert run.instance()["try_number"] == 2
+    os.kill(processes.task, signal.SIGCONT)
+    run.wait_tasks("Cancelled", "live")
+    run.open_gate()
+    old, new = run.wait_tasks("Cancelled", "Success")
+    assert (old.uuid, new.state) == (task.uuid, "Success")
+    assert run.wait_end() == "success"
+    assert len(run.tasks()) == 2
+    run.wait(lambda: not psutil.pid_exists(processes.task), "the orphaned task process to end")
 
 
 def test_task_process_killed_in_execute_complete(world: World) -> None:
@@ -114,7 +139,8 @@ def test_task_process_killed_in_execute_complete(world: World) -> None:
 def test_worker_told_to_stop_while_waiting(world: World) -> None:
     """SIGTERM, as when a worker's pod goes: what runs is ended, and the retry runs it again."""
     run = world.run("on_worker", "worker_told_to_stop")
-    run.wait_tasks("live")
+    (task,) = run.wait_tasks("live")
+    run.wait_asked(task)
     os.kill(run.processes().task, signal.SIGTERM)
     run.wait_tasks("Cancelled", "live")
     run.open_gate()
@@ -123,10 +149,25 @@ def test_worker_told_to_stop_while_waiting(world: World) -> None:
     assert len(run.tasks()) == 2
 
 
+def test_task_process_killed_before_the_answer_to_the_creation_of_many(world: World) -> None:
+    run_in = world.lanes["no_answer_to_many"]
+    with run_in.fault(kind="delay", method="POST", path="^/tasks$", seconds=20, times=1):
+        run = world.run("many", "killed_before_many", lane="no_answer_to_many")
+        run.wait_tasks("live", "live", "live")
+        run.kill(run.processes().task)
+        run.wait_state("deferred", tries=2)
+    run.open_gate()
+    tasks = run.wait_tasks("Success", "Success", "Success")
+    assert run.wait_end() == "success"
+    assert len(run.tasks()) == 3
+    assert not any(run.aborts(task) for task in tasks)
+    assert len(run_in.requests("POST", "/tasks")) == 1
+
+
 def test_setup_killed_before_the_answer_to_the_creation_of_its_pool(world: World) -> None:
-    run_in = world.lanes["no_answers"]
+    run_in = world.lanes["no_answer_to_setup"]
     with run_in.fault(kind="delay", method="POST", path="^/pools$", seconds=20, times=1):
-        run = world.run("pool", "killed_setup", lane="no_answers")
+        run = world.run("pool", "killed_setup", lane="no_answer_to_setup")
         run.open_gate()
         run.wait(lambda: run_in.requests("POST", "/pools"), "the creation")
         run.kill(run.processes("start").task)

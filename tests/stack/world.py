@@ -81,6 +81,10 @@ class Run:
         halts = {moment: str(file) for moment, file in self.halts.items()}
         return {"gate": str(self.folder / "gate"), "conn": self.lane.conn_id, "halts": halts}
 
+    def again(self) -> None:
+        """Start the DAG run: also once more, when it was deleted."""
+        self.airflow.trigger(self.dag_id, self.conf, self.run_id)
+
     def open_gate(self) -> None:
         """Let the Qarnot tasks of this run come to their end."""
         if self._gate is not None:
@@ -132,6 +136,10 @@ class Run:
 
     def instance(self, task_id: str = "work", map_index: int = -1) -> dict[str, Any]:
         return self.airflow.task_instance(self.dag_id, self.run_id, task_id, map_index)
+
+    def wait_asked(self, task: Task) -> None:
+        """Wait until somebody has asked for *task* by its uuid: a worker that waits does."""
+        self.wait(lambda: self.lane.requests("GET", f"/tasks/{task.uuid}"), "the wait on the worker")
 
     def wait_state(self, *states: str, task: str = "work", map_index: int = -1, tries: int = 0) -> None:
         """Wait for a state of an Airflow task, in try *tries* or a later one."""
@@ -224,7 +232,7 @@ class World:
         folder.mkdir()
         halts = {halt: folder / "halt"} if halt else {}
         run = Run(self.airflow, self.lanes[lane], dag_id, run_id, folder, halts)
-        self.airflow.trigger(dag_id, run.conf, run_id)
+        run.again()
         self._mine.runs = [*getattr(self._mine, "runs", []), run]
         return run
 

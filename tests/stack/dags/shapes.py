@@ -17,6 +17,8 @@ from airflow.sdk import DAG
 from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.reap import QarnotReapPoolsOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
+from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
+from airflow_qarnot_pool.task_groups.pool import QarnotPoolGroup
 
 CONN = "{{ dag_run.conf['conn'] }}"
 COMMON: dict[str, Any] = {
@@ -77,12 +79,16 @@ for count in (3, 12):
     with dag(f"mapped_{count}"):
         QarnotRunTaskOperator.partial(**WORK).expand(constants=[{"N": str(n)} for n in range(count)])
 
+with dag("many"):
+    many = {name: value for name, value in WORK.items() if name != "command"}
+    QarnotRunTasksOperator(**many, commands=[WORK["command"]] * 3)
+
 
 # --- a pool, work on it, its end
 
 
-def pooled(name: str, dag_options: dict[str, Any] | None = None, **options: Any) -> None:
-    with dag(name, **dag_options or {}):
+def pooled(name: str, **options: Any) -> None:
+    with dag(name):
         start = QarnotCreatePoolOperator(**{**COMMON, "task_id": "start", "instance_count": 2, **options})
         work = QarnotRunTaskOperator.partial(**WORK, qarnot_pool=start.output).expand(
             constants=[{"N": "0"}, {"N": "1"}]
@@ -92,13 +98,21 @@ def pooled(name: str, dag_options: dict[str, Any] | None = None, **options: Any)
         start.as_setup() >> work >> stop.as_teardown(setups=start)
 
 
-KEPT_WARM = timedelta(minutes=10)
-
 pooled("pool")
 pooled("pool_on_worker", deferrable=False)
 pooled("pool_never_ready", wait_timeout=timedelta(seconds=4), retries=1)
-pooled("pool_of_timed_out_run", {"dagrun_timeout": timedelta(seconds=90)}, keep_warm=KEPT_WARM)
-pooled("pool_kept_warm", keep_warm=KEPT_WARM)
+
+for name, options in {
+    "group": {},
+    "group_of_timed_out_run": {"dagrun_timeout": timedelta(seconds=90)},
+}.items():
+    with (
+        dag(name, **options),
+        QarnotPoolGroup(
+            "group", instance_count=2, prefix_group_id=False, keep_warm=timedelta(minutes=10), **COMMON
+        ),
+    ):
+        QarnotRunTaskOperator.partial(**WORK).expand(constants=[{"N": "0"}, {"N": "1"}])
 
 with dag("reap"):
     QarnotReapPoolsOperator(task_id="reap", qarnot_conn_id=CONN, grace=timedelta())
