@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+POSTGRES_DRIVERS := psycopg2-binary==2.9.13 asyncpg==0.32.0
 
 .PHONY: setup demo test test-airflow chaos check lint format types build check-install clean
 
@@ -20,6 +21,16 @@ $(STAMP): pyproject.toml constraints.txt
 # Unit tests, the client and the operators against the local Qarnot, the example DAGs through dag.test().
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -m 'not airflow_stack' --durations=8
+
+# What only a whole Airflow shows: kills, clears, timeouts, lost and frozen components. PostgreSQL, as on SQLite
+# Airflow itself loses deferred tasks; the server is started from its programs, no system service is needed.
+test-airflow: setup
+	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null \
+	  || { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends postgresql; } \
+	  || { echo 'PostgreSQL is missing; as root: apt-get install postgresql' >&2; exit 1; }
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt $(POSTGRES_DRIVERS) \
+	  || $(BIN)/python -m pip install --quiet -c constraints.txt $(POSTGRES_DRIVERS)
+	$(BIN)/python -m pytest -q -m airflow_stack tests/stack
 
 check: lint types build
 
