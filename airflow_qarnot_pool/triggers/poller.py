@@ -2,7 +2,7 @@
 
 Every trigger that waits in this process for an object of one connection and kind (pool or Qarnot task) shares a
 :class:`Poller`. A round asks only for what changed: objects with our namespace tag whose ``StateTransitionTime``
-is not older than the newest one seen. Its cost grows with the number of changes, not with the number of waiters.
+is not older than the round before. Its cost grows with the number of changes, not with the number of waiters.
 
 What a change query cannot show is swept, by uuid in chunks: new waiters at once, objects without our tag and
 waiters on counts in every round, everybody once in :data:`SWEEP_EVERY` rounds, so that a missed change is late
@@ -149,7 +149,10 @@ class Poller:
         self.topics: dict[str, Topic] = {}
         self.rounds = 0
         self._arrived = asyncio.Event()
+        #: Every change up to here has been seen; the server's clock.
         self._mark: datetime | None = None
+        #: A time of the server's clock that was over at this time of ours.
+        self._clock: tuple[datetime, float] | None = None
         self._failures = 0
         self._refused = 0
         self._asks_for_changes = True
@@ -295,8 +298,9 @@ class Poller:
     async def _changes(self) -> None:
         """Ask for what changed since the newest transition seen, and tell whom it concerns."""
         assert self._settings is not None
-        if self._mark is None:
-            return  # nothing seen yet: the first looks set the mark
+        asked = self._server_time()
+        if self._mark is None or asked is None:
+            return  # nothing seen yet: the first looks tell the server's time
         changed = filters.and_(
             filters.equal("Tags", namespace_tag(self._settings.namespace)),
             filters.ge("StateTransitionTime", (self._mark - OVERLAP).strftime("%Y-%m-%dT%H:%M:%SZ")),
@@ -306,12 +310,24 @@ class Poller:
             found = await self._ask(lambda: resource.search(changed, fields=FIELDS, limit=MOST_CHANGES))
             if len(found) >= MOST_CHANGES:
                 # /search has no page token, and stops silently.
-                found = await self._ask(lambda: list(resource.iterate(changed)))
+                found = await self._ask(lambda: list(resource.iterate(changed, limit=MOST_CHANGES)))
         except QarnotRefusedError as error:
             log.warning("Qarnot refuses to search by time, so all %ss are asked for: %s", self.kind, error)
             self._asks_for_changes = False
             return
+        self._mark = max(self._mark, asked)
         self._tell(found)
+
+    def _server_time(self) -> datetime | None:
+        """A time that the server's clock has reached by now.
+
+        Its newest transition seen and what has passed here since: no time of ours is compared with one of the
+        server's, and after a burst of changes the rounds that follow do not ask for all of it again.
+        """
+        if self._clock is None:
+            return None
+        then, here = self._clock
+        return then + timedelta(seconds=self.loop.time() - here)
 
     async def _look(self, topics: list[Topic]) -> None:
         """Look these topics up: each tag with a request, the objects in as few as the server allows."""
@@ -366,13 +382,16 @@ class Poller:
 
     def _tell(self, found: Iterable[Pool | Task]) -> None:
         for one in found:
-            if one.state_transition_time and (self._mark is None or one.state_transition_time > self._mark):
-                self._mark = one.state_transition_time
+            reached = self._server_time()
+            if one.state_transition_time and (reached is None or one.state_transition_time > reached):
+                self._clock = (one.state_transition_time, self.loop.time())
             for key in (one.uuid, *one.tags):
                 if topic := self.topics.get(key):
                     if self._settings and not topic.is_tag:
                         topic.tagged = namespace_tag(self._settings.namespace) in one.tags
                     topic.tell(one)
+        if self._mark is None and self._clock is not None:
+            self._mark = self._clock[0]
 
     def _fail(self, key: str, error: QarnotError) -> None:
         if topic := self.topics.get(key):
@@ -382,7 +401,7 @@ class Poller:
 def _all(resource: Any, tagged: filters.Filter) -> list[Pool | Task]:
     """Every object a filter matches, with the fields that waiters need."""
     found: list[Pool | Task] = resource.search(tagged, fields=FIELDS, limit=MOST_OF_A_TAG)
-    return found if len(found) < MOST_OF_A_TAG else list(resource.iterate(tagged))
+    return found if len(found) < MOST_OF_A_TAG else list(resource.iterate(tagged, limit=MOST_CHANGES))
 
 
 _pollers: dict[tuple[int, str, Kind, str], Poller] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -272,3 +273,47 @@ def test_many_objects_of_one_owner_are_one_topic(
         return done
 
     assert asyncio.run(wait()) == uuids
+
+
+def test_a_burst_is_asked_for_once(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them changed in the same second; the rounds after that must not bring them again and again."""
+    monkeypatch.setattr(poller, "OVERLAP", timedelta(seconds=0.2))
+    uuids = submit(client, pool, 40)
+    brought: list[int] = []
+    tell = poller.Poller._tell
+
+    def counting(self: poller.Poller, found: Any) -> None:
+        found = list(found)
+        brought.append(len(found))
+        tell(self, found)
+
+    monkeypatch.setattr(poller.Poller, "_tell", counting)
+
+    async def wait() -> None:
+        waiting = [asyncio.create_task(state_of(uuid, "Cancelled")) for uuid in uuids]
+        # Times have a resolution of one second, so the burst is behind after one or two.
+        await until(lambda: brought[-4:] == [0, 0, 0, 0])
+        await asyncio.to_thread(client.tasks.abort, uuids[7])
+        await waiting[7]
+        for one in waiting:
+            one.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+    asyncio.run(wait())
+
+
+def test_a_change_between_the_first_look_and_the_first_round_is_seen(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(poller, "SWEEP_EVERY", 10_000)
+    (uuid,) = submit(client, pool, 1)
+
+    async def wait() -> str:
+        waiting = asyncio.create_task(state_of(uuid, "Cancelled", interval=4.0))
+        await until(lambda: any(topic.last for one in poller.pollers() for topic in one.topics.values()))
+        await asyncio.to_thread(client.tasks.abort, uuid)
+        return await waiting
+
+    assert asyncio.run(wait()) == "Cancelled"
