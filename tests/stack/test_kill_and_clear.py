@@ -64,6 +64,19 @@ def test_cleared_after_success(world: World) -> None:
     assert len(run.tasks()) == 2
 
 
+def test_cleared_after_success_while_its_run_goes_on(world: World) -> None:
+    """The same, where nothing but the raised ``max_tries`` tells the clear from an automatic retry."""
+    run = world.run("two", "cleared_in_running_run")
+    run.wait_tasks("live", "Success")
+    run.wait_state("success", task="quick")
+    run.clear("quick")
+    run.wait_tasks("live", "Success", "Success")
+    run.open_gate()
+    tasks = run.wait_tasks("Success", "Success", "Success")
+    assert run.wait_end() == "success"
+    assert sorted(task.labels["airflow.task_id"] for task in tasks) == ["quick", "quick", "work"]
+
+
 def test_marked_failed_while_waiting_on_the_worker(world: World) -> None:
     run = world.run("on_worker", "marked_failed_on_worker")
     (task,) = run.wait_tasks("live")

@@ -79,6 +79,10 @@ for count in (3, 12):
     with dag(f"mapped_{count}"):
         QarnotRunTaskOperator.partial(**WORK).expand(constants=[{"N": str(n)} for n in range(count)])
 
+with dag("two"):
+    QarnotRunTaskOperator(**WORK)
+    QarnotRunTaskOperator(**{**COMMON, "task_id": "quick", "command": "true"})
+
 with dag("many"):
     many = {name: value for name, value in WORK.items() if name != "command"}
     QarnotRunTasksOperator(**many, commands=[WORK["command"]] * 3)
