@@ -28,6 +28,12 @@ class QarnotTaskFailedError(QarnotError):
     summary = "The Qarnot task failed"
 
 
+class QarnotNodeLostError(QarnotTaskFailedError):
+    """The Qarnot task failed because nodes went away under its instances, not because of its command."""
+
+    summary = "The Qarnot task lost its nodes"
+
+
 class QarnotTaskCancelledError(QarnotError):
     """The Qarnot task was cancelled, and not by this Airflow task."""
 
@@ -73,6 +79,7 @@ __all__ = [
     "QarnotInvalidSpecError",
     "QarnotKilledError",
     "QarnotNameTakenError",
+    "QarnotNodeLostError",
     "QarnotNotFoundError",
     "QarnotPoolEndedError",
     "QarnotProtocolError",

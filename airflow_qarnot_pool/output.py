@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api.errors import QarnotError
@@ -17,6 +18,7 @@ log = logging.getLogger(__name__)
 #: Most characters of one stream that go to the Airflow task log; the end of the output matters most.
 LOG_CHARACTERS = 1_000_000
 STDERR_LINES = 20
+_NODE_LOST = re.compile(r"node.{0,80}?(lost|killed|unreachable|disconnected)|preempt", re.IGNORECASE)
 SHOWN_INSTANCES = 5
 
 
@@ -56,6 +58,15 @@ def failure_report(client: QarnotClient, task: Task, link: str) -> str:
         lines += ["Last lines of stderr:", *(f"  {line}" for line in tail)]
     lines.append(f"See {link} for more")
     return "\n".join(lines)
+
+
+def lost_nodes(task: Task) -> bool:
+    """Whether every instance that failed did so because its node went away.
+
+    Qarnot publishes no list of its error codes, so the words of the error are what there is to go by.
+    """
+    failed = [one for one in task.completed_instances if not one.succeeded]
+    return bool(failed) and all(one.error and _NODE_LOST.search(str(one.error)) for one in failed)
 
 
 def _pool_note(client: QarnotClient, uuid: str) -> list[str]:

@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from airflow_qarnot_pool.api import states
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError, QarnotRefusedError
 from airflow_qarnot_pool.conditions import TASK_ENDED
-from airflow_qarnot_pool.exceptions import QarnotTaskCancelledError, QarnotTaskFailedError
+from airflow_qarnot_pool.exceptions import (
+    QarnotNodeLostError,
+    QarnotTaskCancelledError,
+    QarnotTaskFailedError,
+)
 from airflow_qarnot_pool.links import LINKS
 from airflow_qarnot_pool.operators.base import already
 from airflow_qarnot_pool.operators.task_base import COMMON_FIELDS, TaskOperator
-from airflow_qarnot_pool.output import failure_report, log_output
+from airflow_qarnot_pool.output import failure_report, log_output, lost_nodes
 from airflow_qarnot_pool.templates import known_at_parse
 from airflow_qarnot_pool.triggers.keys import TASK_KEY
 
@@ -120,7 +124,8 @@ class QarnotRunTaskOperator(TaskOperator):
         if state is states.TaskState.CANCELLED:
             return self._cancelled(context, task, carry)
         if state is not states.TaskState.SUCCESS:
-            raise QarnotTaskFailedError(
+            failed = QarnotNodeLostError if lost_nodes(task) else QarnotTaskFailedError
+            raise failed(
                 failure_report(self.client, task, self.hook.settings.console_link("task", task.uuid)),
                 kind="task",
                 ref=task.uuid,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ from airflow_qarnot_pool.api.models import Account
 from airflow_qarnot_pool.exceptions import (
     QarnotGoneError,
     QarnotInvalidSpecError,
+    QarnotNodeLostError,
     QarnotNotFoundError,
     QarnotPoolEndedError,
     QarnotQuotaError,
@@ -87,6 +89,39 @@ def test_a_failed_task_raises_with_what_is_needed_to_mend_it(
     assert "1> the disk is full" in text
     assert "0> the disk is full" not in text
     assert "https://console.example/tasks/" in text
+
+
+def test_a_lost_node_is_no_failure_of_the_command(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str
+) -> None:
+    make = partial(task, qarnot_pool=pool, command="sleep 600")
+    deferred, context = defer(make, ti := FakeTI(run_id="node-lost"))
+    uuid = ti.xcoms["qarnot_task"]
+    deadline = time.monotonic() + 30
+    while not (nodes := [one for one in qarnot.nodes() if any(i["task"] == uuid for i in one["running"])]):
+        assert time.monotonic() < deadline, "it was never started"
+        time.sleep(0.02)
+    qarnot.kill_node(nodes[0]["id"])
+    with pytest.raises(QarnotNodeLostError, match="instance 0 failed"):
+        resume(make, deferred, context)
+
+
+def test_a_retry_policy_can_tell_the_errors_apart() -> None:
+    sdk = pytest.importorskip("airflow.sdk")
+    if not hasattr(sdk, "ExceptionRetryPolicy"):
+        pytest.skip("retry_policy is of Airflow 3.3")
+    policy = sdk.ExceptionRetryPolicy(
+        rules=[
+            sdk.RetryRule(
+                exception=[QarnotNodeLostError], action=sdk.RetryAction.RETRY, reason="not its fault"
+            ),
+            sdk.RetryRule(exception=[QarnotTaskFailedError], action=sdk.RetryAction.FAIL, reason="its fault"),
+        ]
+    )
+    task(command="true", retry_policy=policy)
+    decide = partial(policy.evaluate, try_number=1, max_tries=2)
+    assert decide(QarnotNodeLostError("x")).action is sdk.RetryAction.RETRY
+    assert decide(QarnotTaskFailedError("x")).action is sdk.RetryAction.FAIL
 
 
 def test_a_list_of_words_needs_no_quoting(qarnot: LocalQarnot, client: QarnotClient, pool: str) -> None:
