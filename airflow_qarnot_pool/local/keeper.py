@@ -82,8 +82,10 @@ def kill_descendants(known: int = 0) -> int | None:
 def _execute(job: dict[str, Any]) -> None:
     """In the forked child: become the command. Never returns."""
     os.setsid()
-    for number in _MINE | {signal.SIGINT, signal.SIGHUP, signal.SIGPIPE}:
-        signal.signal(number, signal.SIG_DFL)
+    # All of them: whoever started the server may have ignored some (nohup, a shell's background job).
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        with contextlib.suppress(OSError, ValueError):
+            signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, set())
     append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     out, err = os.open(job["stdout"], append, 0o644), os.open(job["stderr"], append, 0o644)

@@ -72,7 +72,8 @@ class QarnotCreatePoolOperator(_PoolOperator):
         which may rest at no nodes, is not waited for.
     :param keep_warm: make a pool of ``instance_count`` slots that cools down by itself: nodes boot on demand and
         go after this long without work, whether Airflow is alive or not.
-    :param warm_up: boot all nodes of such a pool at once; otherwise the first Qarnot task does.
+    :param warm_up: boot all nodes of such a pool at once, and wait for them; otherwise, and without
+        ``wait_for_completion``, the first Qarnot task boots them.
     """
 
     template_fields = (
@@ -180,14 +181,14 @@ class QarnotCreatePoolOperator(_PoolOperator):
         values = self._given()
         spec, condition = self._spec(values), self._condition(values)
         claimed = self._claim(context, spec)
-        outcome = already(claimed, condition) if condition else None
+        if not self.wait_for_completion or condition is None:
+            return claimed.uuid
+        outcome = already(claimed, condition)
         with self._closing_on_error():
             carry = {}
             if self._warms_up and outcome is None:
                 size = pool_spec({**values, "name": spec.name}).instance_count or 1
                 carry["warm_up"] = self._submit_warm_up(spec, claimed.uuid, size)
-            if not self.wait_for_completion or condition is None:
-                return claimed.uuid
             return self._ready(outcome or self._wait(claimed.uuid, condition, self._deadline(context), carry))
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> str:
