@@ -970,14 +970,14 @@ def test_who_does_not_wait_for_the_pool_does_not_warm_it_up(
 def test_a_managed_pool_that_is_not_ready_in_time_is_closed_with_its_warm_up(
     qarnot: LocalQarnot, client: QarnotClient, run_id: str, deferrable: bool
 ) -> None:
-    qarnot.account(maxInstances=0)
+    qarnot.clock(speed=0)  # no node ever boots
     make = partial(managed, wait_timeout=timedelta(seconds=0.3), deferrable=deferrable)
     monitored = FakeTI(run_id=run_id, task_id="create")
     try:
         with pytest.raises(QarnotError):
             run(make, monitored)
     finally:
-        qarnot.account(maxInstances=10_000)
+        qarnot.clock(speed=1)
     assert all(one.state in ("Closing", "Closed") for one in made_for(client.pools, run_id))
     assert all(one in ("PendingCancel", "Cancelled") for one in warm_ups(client, run_id))
 
