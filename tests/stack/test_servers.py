@@ -32,7 +32,7 @@ def test_scheduler_killed_with_its_workers_and_restarted(world: World) -> None:
     for run in (deferred, on_worker):
         run.wait_tasks("live")
     world.airflow.restart("scheduler")
-    on_worker.wait_state("running", tries=2)
+    on_worker.wait_taken_up()
     for run in (deferred, on_worker):
         run.open_gate()
         (task,) = run.wait_tasks("Success")

@@ -69,7 +69,7 @@ def test_task_process_killed_while_waiting_on_the_worker(world: World) -> None:
     (task,) = run.wait_tasks("live")
     run.wait_asked(task)
     run.kill(run.processes().task)
-    run.wait_state("running", tries=2)
+    run.wait_taken_up()
     run.open_gate()
     _one_success(run)
 
@@ -82,7 +82,7 @@ def test_worker_and_task_process_killed_while_waiting(world: World) -> None:
     processes = run.processes()
     # The worker first: it would report the death of the task process.
     run.kill(processes.worker, processes.task)
-    run.wait_state("running", tries=2)
+    run.wait_taken_up()
     run.open_gate()
     _one_success(run)
 
@@ -95,7 +95,7 @@ def test_worker_process_killed_alone(world: World) -> None:
     processes = run.processes()
     orphan = psutil.Process(processes.task)
     run.kill(processes.worker)
-    run.wait_state("running", tries=2)
+    run.wait_taken_up()
     run.open_gate()
     _one_success(run)
     run.wait(lambda: not orphan.is_running(), "the orphaned task process to end")

@@ -173,10 +173,22 @@ class Run:
 
     def trigger_logs(self, task: str = "work", map_index: int = -1) -> dict[str, str]:
         """What each triggerer said of a task: text by file name (which ends with the triggerer's job)."""
+        return self._logs("*.trigger.*.log", task, map_index)
+
+    def _logs(self, files: str, task: str, map_index: int = -1) -> dict[str, str]:
         folder = self.airflow.home / "logs" / f"dag_id={self.dag_id}" / f"run_id={self.run_id}"
         folder = folder / f"task_id={task}"
         folder = folder / f"map_index={map_index}" if map_index >= 0 else folder
-        return {file.name: file.read_text(errors="replace") for file in folder.glob("*.trigger.*.log")}
+        return {file.name: file.read_text(errors="replace") for file in folder.glob(files)}
+
+    def wait_taken_up(self, task: str = "work") -> None:
+        """Wait until a retry has said that it uses what an earlier try made."""
+        self.wait(
+            lambda: any(
+                "made by an earlier try" in text for text in self._logs("attempt=*.log", task).values()
+            ),
+            f"{task} to be taken up by a retry",
+        )
 
     def wait_trigger_log(self, words: str, task: str = "work", map_index: int = -1) -> None:
         """Wait until a trigger has logged *words* (a regular expression)."""
