@@ -61,3 +61,9 @@ clean:
 # A local Qarnot, a real Airflow, one warm pool. `make demo DEMO=--stay` leaves Airflow up for a look at its UI.
 demo: setup
 	$(BIN)/python -m tools.demo $(DEMO)
+
+# Processes killed at random moments, and an account of what was done twice, left on or lost.
+SEED ?= 7
+KILLS ?= 200
+chaos: $(STAMP)
+	$(BIN)/python -m tools.chaos --seed $(SEED) --kills $(KILLS)

@@ -36,7 +36,7 @@ KILL_GRACE = 5.0
 Say = Callable[[dict[str, Any]], None]
 
 
-@dataclass
+@dataclass(eq=False)
 class Child:
     """A forked process. ``said`` is what arrived from it so far, ``status`` how it ended (-9: SIGKILL)."""
 

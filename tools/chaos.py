@@ -1,0 +1,386 @@
+"""``make chaos SEED=7 KILLS=200``: DAG-shaped workloads whose processes are killed at random moments.
+
+A small Airflow made for being killed: this process is scheduler and API server, the workers and the two triggerers are
+children that get SIGKILL. It keeps Airflow's rules: a lost worker costs a try, a lost triggerer costs nothing, a clear
+raises ``max_tries`` and takes the setup along, a cleared finished run starts anew, a failed setup means no teardown.
+Each run creates a pool, runs a fan of Qarnot tasks on it and closes it, on a local Qarnot that enforces unique
+shortnames or on one that does not, deferred or on the worker, with a managed pool or a fixed one.
+
+At the end the reaper runs once, as a maintenance DAG would, and the accounts of the local Qarnots are compared with
+what this Airflow believes. The last line is ``kills K, runs R, duplicates 0, left on 0, lost 0``:
+
+- *duplicate*: an instance of a Qarnot task that succeeded twice in one life of its Airflow task;
+- *left on*: a pool that is open, or a Qarnot task that is not over, when all runs are over;
+- *lost*: an Airflow task that did not succeed although it had tries left, or did without its work being done.
+
+The exit status is 1 when any of the three is not 0, and 2 when it did not come to an end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import tests.conftest  # noqa: F401  (Airflow must find its home before it is imported)
+
+from airflow.sdk.bases.operator import ExecutorSafeguard  # isort: skip
+
+from airflow_qarnot_pool.api import filters
+from airflow_qarnot_pool.api.client import QarnotClient
+from airflow_qarnot_pool.identity import namespace_tag
+from airflow_qarnot_pool.local import LocalQarnot
+from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
+from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
+from airflow_qarnot_pool.reaper import Limits, reap
+from tests.crash.children import Child, eventually
+from tests.crash.little_airflow import DagRun, Instance, LittleAirflow
+
+NAMESPACE = "chaos"
+SERVERS = ("enforce", "free")
+RUNS_AT_ONCE = 4
+#: Retries of runs that must succeed whatever happens, and of those that may fail.
+AMPLE, SCARCE = 40, 1
+PATIENCE = 900.0
+POOL_OVER = ("Closed", "Failure")
+TASK_OVER = ("Success", "Failure", "Cancelled")
+OURS = filters.equal("Tags", namespace_tag(NAMESPACE))
+
+
+@dataclass
+class Workload:
+    """What a DAG run does, and where."""
+
+    server: str
+    deferrable: bool
+    managed: bool
+    ample: bool
+    items: int
+    effects: Path
+
+    def operator(self, instance: Instance) -> Callable[[], Any]:
+        """Makes the operator, with its templates rendered."""
+        common: dict[str, Any] = {
+            "task_id": instance.task_id,
+            "qarnot_conn_id": self.server,
+            "retries": instance.retries,
+            "poll_interval": 0.1,
+            "deferrable": self.deferrable,
+        }
+        pool = instance.run.create.result
+        if instance.task_id == "create":
+            size: dict[str, Any] = {"instance_count": 2}
+            if self.managed:
+                size |= {"keep_warm": timedelta(minutes=5), "wait_timeout": timedelta(seconds=60)}
+            return partial(QarnotCreatePoolOperator, **size, **common)
+        if instance.task_id == "close":
+            return partial(QarnotClosePoolOperator, qarnot_pool=pool, **common)
+        return partial(
+            QarnotRunTaskOperator,
+            qarnot_pool=pool,
+            command=self.command(instance.map_index),
+            instance_count=instances_of(instance.map_index),
+            **common,
+        )
+
+    def command(self, item: int) -> str:
+        """Leaves a line; every third item has an instance that fails the first time."""
+        done = f"sleep 0.{item % 4}; echo {item} $INSTANCE_ID >> {self.effects}"
+        if instances_of(item) == 1:
+            return f"sh -c '{done}'"
+        mark = f"{self.effects}-{item}-mark"
+        return f"sh -c 'if test $INSTANCE_ID -eq 1 -a ! -e {mark}; then touch {mark}; exit 1; fi; {done}'"
+
+
+def instances_of(item: int) -> int:
+    return 3 if item % 3 == 2 else 1
+
+
+class Chaos(LittleAirflow):
+    """The hand that kills, and all the other mishaps."""
+
+    def __init__(self, seed: int, kills: int, servers: dict[str, LocalQarnot], folder: Path) -> None:
+        super().__init__(folder, random.Random(seed))
+        self.folder, self.servers = folder, servers
+        self.kills_wanted, self.kills, self.starts = kills, 0, 0
+        #: Killed, and not seen dead yet: it may have ended a moment before.
+        self.struck: set[Child] = set()
+        self.workloads: dict[DagRun, Workload] = {}
+        for triggerer in self.triggerers:
+            self.born(triggerer.child)
+
+    # --- kills
+
+    def born(self, child: Child) -> None:
+        if child not in self.workers:
+            self.plan_kill(child, self.random.uniform(0.2, 2.0))
+        elif self.random.random() < 0.5:
+            # Most of a worker's life is short, so most kills come early.
+            self.plan_kill(child, self.random.uniform(0, self.random.choice((0.03, 0.1, 0.3, 1.0))))
+
+    def plan_kill(self, child: Child, seconds: float) -> None:
+        def kill() -> None:
+            if child.status is None and self.kills + len(self.struck) < self.kills_wanted:
+                child.kill()
+                self.struck.add(child)
+
+        self.after(seconds, kill)
+
+    def died(self, child: Child) -> None:
+        if child in self.struck:
+            self.struck.remove(child)
+            self.kills += child.status == -signal.SIGKILL
+
+    # --- runs
+
+    def play(self) -> None:
+        """Start runs until there have been enough kills, and bring all of them to their end.
+
+        :raises TimeoutError: they do not end.
+        """
+        ends = time.monotonic() + PATIENCE
+        while not (self.kills >= self.kills_wanted and self.idle):
+            if time.monotonic() > ends:
+                raise TimeoutError(self.stuck())
+            while self.kills < self.kills_wanted and sum(not run.over for run in self.runs) < RUNS_AT_ONCE:
+                self.new_run()
+            self.step()
+
+    def stuck(self) -> str:
+        unfinished = [
+            f"{one.key}: {one.state}, try {one.try_number} of {one.max_tries + 1}"
+            for run in self.runs
+            if not run.over
+            for one in run.all
+        ]
+        log = self.log.read_text(errors="replace")[-5000:]
+        return "\n".join([f"Not over after {PATIENCE:.0f} s", *unfinished, log])
+
+    def new_run(self) -> None:
+        number, chance = len(self.runs), self.random
+        workload = Workload(
+            server=SERVERS[number % 2],
+            deferrable=chance.random() < 0.6,
+            managed=chance.random() < 0.5,
+            ample=chance.random() < 0.8,
+            items=chance.randint(2, 6),
+            effects=self.folder / f"effects-{number}",
+        )
+        retries = AMPLE if workload.ample else SCARCE
+        run = DagRun(f"run-{number}", workload.operator, workload.items, retries)
+        self.workloads[run] = workload
+        self.runs.append(run)
+        self.starts += 1
+        mishaps = (self.task_cleared, self.task_marked, self.triggers_moved, self.task_cancelled)
+        for _ in range(chance.randint(0, 3)):
+            self.after(chance.uniform(0.1, 2.0), partial(self.strike, chance.choice(mishaps), run))
+        if chance.random() < 0.3:
+            self.after(1.0, partial(self.run_cleared, run))
+
+    # --- users, and other mishaps
+
+    def strike(self, mishap: Callable[[DagRun], bool], run: DagRun) -> None:
+        """Do it as soon as there is something to do it to."""
+        if not run.over and not mishap(run):
+            self.after(0.05, partial(self.strike, mishap, run))
+
+    def some_work(self, run: DagRun, *states: str) -> Instance | None:
+        found = [one for one in run.work if one.state in states]
+        return self.random.choice(found) if found else None
+
+    def task_cleared(self, run: DagRun) -> bool:
+        """A user clears a task; Airflow takes its setup and teardown along."""
+        one = self.some_work(run, "running", "deferred", "success", "up_for_retry")
+        if one is None or run.create.state != "success":
+            return False
+        self.events["task cleared"] += 1
+        for cleared in (one, run.create, run.close):
+            self.clear(cleared, raises=cleared.child is None or self.random.random() < 0.9)
+        return True
+
+    def task_marked(self, run: DagRun) -> bool:
+        one = self.some_work(run, "running", "deferred")
+        if one is None:
+            return False
+        self.events["task marked failed"] += 1
+        self.mark_failed(one)
+        return True
+
+    def triggers_moved(self, run: DagRun) -> bool:
+        moved = [one for one in run.all if one.state == "deferred"]
+        for one in moved:
+            self.events["trigger moved"] += 1
+            self.move_trigger(one)
+        return bool(moved) or not self.workloads[run].deferrable
+
+    def task_cancelled(self, run: DagRun) -> bool:
+        """Somebody aborts a Qarnot task in the console."""
+        one = self.some_work(run, "deferred", "running")
+        if one is None or "qarnot_task" not in one.xcoms:
+            return False
+        self.events["task cancelled"] += 1
+        with suppress(RuntimeError):
+            path = f"/tasks/{one.xcoms['qarnot_task']}/abort"
+            self.servers[self.workloads[run].server].call("POST", path)
+        return True
+
+    def run_cleared(self, run: DagRun) -> None:
+        if not run.over:
+            self.after(0.5, partial(self.run_cleared, run))
+            return
+        self.events["run cleared"] += 1
+        self.starts += 1
+        self.clear_run(run)
+
+
+# --- the accounts
+
+
+def verdict(chaos: Chaos) -> Counter[str]:
+    """Compare what this Airflow believes with what the servers have."""
+    found: Counter[str] = Counter()
+    for name, qarnot in chaos.servers.items():
+        runs = {run: workload for run, workload in chaos.workloads.items() if workload.server == name}
+        with QarnotClient(qarnot.url, qarnot.token) as client:
+            for what, things in (left_on(runs, client) | work_done(runs, client)).items():
+                found[what] += len(things)
+                if what != "reaped":
+                    print(*(f"{what}: {name} {thing}" for thing in things), sep="\n", end="", file=sys.stderr)
+    return found
+
+
+def left_on(runs: dict[DagRun, Workload], client: QarnotClient) -> dict[str, list[Any]]:
+    """What is on: before the reaper for runs with tries enough, after it for the others."""
+    ample = {run.run_id for run, workload in runs.items() if workload.ample}
+    left = [
+        pool
+        for pool in client.pools.iterate(OURS)
+        if pool.state not in ("Closing", *POOL_OVER) and pool.labels["airflow.run_id"] in ample
+    ]
+    limits = Limits(grace=timedelta(seconds=-1), idle=timedelta(days=1))
+    report = reap(client, NAMESPACE, lambda dag_id, run_id: "success", limits)
+
+    def still_on() -> list[Any]:
+        return [
+            *(pool for pool in client.pools.iterate(OURS) if pool.state not in POOL_OVER),
+            *(task for task in client.tasks.iterate(OURS) if task.state not in TASK_OVER),
+        ]
+
+    with suppress(AssertionError):
+        eventually(lambda: not still_on(), patience=20)
+    reaped = [entry.uuid for entry in report.entries if entry.action == "close" and entry.done]
+    return {"left on": left + still_on(), "reaped": reaped}
+
+
+def work_done(runs: dict[DagRun, Workload], client: QarnotClient) -> dict[str, list[Any]]:
+    """What succeeded twice in one life, and what is not done although Airflow thinks so, or should have been."""
+    tasks = {task.uuid: task for task in client.tasks.iterate(OURS) if task.labels["airflow.part"] == ""}
+    done = Counter(
+        (task.labels["airflow.lineage"], number)
+        for task in tasks.values()
+        if task.state in ("Success", "Failure")
+        for number in task.succeeded_instances
+    )
+    lost = []
+    for run, workload in runs.items():
+        if workload.ample:
+            lost += [one.key for one in run.all if one.state != "success" and not one.marked]
+        path = workload.effects
+        effects = Counter(path.read_text().splitlines() if path.exists() else [])
+        for one in run.work:
+            if one.state == "success":
+                lineage = tasks[one.result["uuid"]].labels["airflow.lineage"]
+                # Every life must have done the work: a clear means that it is done once more.
+                lost += [
+                    f"{one.key} instance {number}"
+                    for number in range(instances_of(one.map_index))
+                    if not done[lineage, number] or effects[f"{one.map_index} {number}"] < one.successes
+                ]
+    twice = [key for key, times in done.items() for _ in range(times - 1)]
+    return {"duplicates": twice, "lost": lost}
+
+
+def connections(servers: dict[str, LocalQarnot]) -> dict[str, str]:
+    """The Airflow connections of the workloads, as environment variables."""
+    return {
+        f"AIRFLOW_CONN_{name.upper()}": json.dumps(
+            {
+                "conn_type": "qarnot",
+                "host": qarnot.url,
+                "password": qarnot.token,
+                "extra": {"namespace": NAMESPACE},
+            }
+        )
+        for name, qarnot in servers.items()
+    }
+
+
+def unleash(seed: int, kills: int, servers: dict[str, LocalQarnot], folder: Path) -> Counter[str]:
+    """All of it, on the two servers; the counts of the last line, and what else happened.
+
+    :raises TimeoutError: it did not come to an end.
+    """
+    gc.collect()
+    gc.freeze()  # so that the children share as much memory as they can
+    chaos = Chaos(seed, kills, servers, folder)
+    try:
+        chaos.play()
+    finally:
+        chaos.shut_down()
+        gc.unfreeze()
+    found = verdict(chaos)
+    found["kills"], found["runs"] = chaos.kills, chaos.starts
+    for what, times in chaos.events.items():
+        found[what] += times
+    return found
+
+
+def last_line(found: Counter[str]) -> str:
+    names = ("kills", "runs", "duplicates", "left on", "lost")
+    return ", ".join(f"{name} {found[name]}" for name in names)
+
+
+def local_qarnots() -> Iterator[tuple[str, LocalQarnot]]:
+    for name in SERVERS:
+        yield name, LocalQarnot(boot_seconds=0.1, close_seconds=0.05, shortnames=name)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make chaos", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--kills", type=int, default=200)
+    given = parser.parse_args()
+    ExecutorSafeguard.test_mode = True
+    with ExitStack() as stack, tempfile.TemporaryDirectory(prefix="qarnot-chaos-") as folder:
+        servers = {name: stack.enter_context(qarnot) for name, qarnot in local_qarnots()}
+        os.environ |= connections(servers)
+        began = time.monotonic()
+        try:
+            found = unleash(given.seed, given.kills, servers, Path(folder))
+        except TimeoutError as error:
+            print(error, file=sys.stderr)
+            return 2
+        counted = {"kills", "runs", "duplicates", "left on", "lost"}
+        others = ", ".join(f"{what} {times}" for what, times in sorted(found.items()) if what not in counted)
+        print(f"besides: {others}")
+        print(f"seed {given.seed}, {time.monotonic() - began:.0f} s")
+        print(last_line(found))
+    return 1 if found["duplicates"] or found["left on"] or found["lost"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
