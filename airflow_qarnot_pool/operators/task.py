@@ -115,21 +115,28 @@ class QarnotRunTaskOperator(TaskOperator):
         outcome = self._resumed(context, event)
         return self._finish(context, outcome, outcome.carry)
 
-    def _finish(self, context: Context, outcome: Outcome, carry: Mapping[str, Any]) -> dict[str, Any]:
+    def _finish(self, context: Context, outcome: Outcome, carry: Mapping[str, Any]) -> Any:
         self._raise_for(outcome)
         task = self.client.tasks.get(outcome.uuid)
         if self.log_output:
-            log_output(self.client, task, self.log)
+            self._log_output(task)
         state = states.parse_task_state(task.state)
         if state is states.TaskState.CANCELLED:
             return self._cancelled(context, task, carry)
         if state is not states.TaskState.SUCCESS:
             failed = QarnotNodeLostError if lost_nodes(task) else QarnotTaskFailedError
-            raise failed(
-                failure_report(self.client, task, self.hook.settings.console_link("task", task.uuid)),
-                kind="task",
-                ref=task.uuid,
-            )
+            raise failed(self._report(task), kind="task", ref=task.uuid)
+        return self._result(task)
+
+    # What @task.qarnot does in its own way.
+
+    def _log_output(self, task: Task) -> None:
+        log_output(self.client, task, self.log)
+
+    def _report(self, task: Task) -> str:
+        return failure_report(self.client, task, self.hook.settings.console_link("task", task.uuid))
+
+    def _result(self, task: Task) -> Any:
         return self._summary(task)
 
     def _cancelled(self, context: Context, task: Task, carry: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,11 +149,7 @@ class QarnotRunTaskOperator(TaskOperator):
             return self._submit_and_wait(
                 context, datetime.fromisoformat(deadline) if deadline else None, resubmitted=True
             )
-        raise QarnotTaskCancelledError(
-            failure_report(self.client, task, self.hook.settings.console_link("task", task.uuid)),
-            kind="task",
-            ref=task.uuid,
-        )
+        raise QarnotTaskCancelledError(self._report(task), kind="task", ref=task.uuid)
 
     def _summary(self, task: Task) -> dict[str, Any]:
         wanted = self._spec(self._given(), task.pool).instance_ids()
