@@ -124,8 +124,9 @@ class Report:
         """``{namespace, dry_run, closed, deleted, kept, pools: [entry], failures: [text]}``."""
         counts = {
             name: sum(one.action == action and (one.done or self.dry_run) for one in self.entries)
-            for name, action in (("closed", Action.CLOSE), ("deleted", Action.DELETE), ("kept", Action.KEEP))
+            for name, action in (("closed", Action.CLOSE), ("deleted", Action.DELETE))
         }
+        counts["kept"] = sum(one.action == Action.KEEP for one in self.entries)
         return {
             "namespace": self.namespace,
             "dry_run": self.dry_run,
