@@ -199,11 +199,11 @@ def _reap_one(
     dry_run: bool,
     now: Callable[[], datetime],
 ) -> Entry:
-    judgement = judge(_facts(client, pool, run_state), limits, now())
     done = False
-    if judgement.action is not Action.KEEP and not dry_run:
-        # Time has passed since the listing: a cleared run may use the pool again.
-        try:
+    try:
+        judgement = judge(_facts(client, pool, run_state), limits, now())
+        if judgement.action is not Action.KEEP and not dry_run:
+            # Time has passed since the listing: a cleared run may use the pool again.
             fresh = client.pools.get(pool.uuid)
             again = judge(_facts(client, fresh, run_state), limits, now())
             if again.action is judgement.action:
@@ -213,8 +213,8 @@ def _reap_one(
                     client.pools.delete(pool.uuid)
                 done = True
             judgement = again
-        except QarnotNotFoundError:
-            judgement = Judgement(action=Action.KEEP, reason="it is gone by now")
+    except QarnotNotFoundError:
+        judgement = Judgement(action=Action.KEEP, reason="it is gone by now")
     return Entry(
         uuid=pool.uuid,
         name=pool.name,
