@@ -10,7 +10,7 @@ from airflow.sdk.bases.operator import ExecutorSafeguard
 from airflow_qarnot_pool.local import LocalQarnot
 from tools.chaos import connections, last_line, unleash
 
-KILLS = 40
+KILLS = 30
 
 
 def test_chaos(

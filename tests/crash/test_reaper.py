@@ -1,0 +1,341 @@
+"""The reaper against a local Qarnot: what it closes, what it never touches, and ``airflow qarnot reap``."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_qarnot_pool.api.client import QarnotClient
+from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
+from airflow_qarnot_pool.exceptions import QarnotError, QarnotInvalidSpecError
+from airflow_qarnot_pool.identity import Life, namespace_tag
+from airflow_qarnot_pool.local import LocalQarnot
+from airflow_qarnot_pool.operators.pool import QarnotCreatePoolOperator
+from airflow_qarnot_pool.operators.reap import QarnotReapPoolsOperator
+from airflow_qarnot_pool.reaper import Limits, Report, reap
+from tests.crash.children import eventually
+from tests.harness import FakeTI, context_of, run
+from tests.operators.conftest import connect
+
+LIMITS = Limits(grace=timedelta(minutes=15), idle=timedelta(hours=1), finished=timedelta(days=8))
+
+
+@pytest.fixture
+def qarnot(servers: dict[str, LocalQarnot]) -> LocalQarnot:
+    return servers["enforce"]
+
+
+@pytest.fixture
+def client(qarnot: LocalQarnot) -> Iterator[QarnotClient]:
+    with QarnotClient(qarnot.url, qarnot.token) as client:
+        yield client
+        qarnot.faults([])
+
+
+@pytest.fixture
+def namespace(request: pytest.FixtureRequest, qarnot: LocalQarnot, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A namespace of the test alone, on a server that all share."""
+    name = re.sub(r"\W+", "-", request.node.name)[:63].strip("-")
+    connect(qarnot, monkeypatch, namespace=name)
+    return name
+
+
+def made(run_id: str) -> str:
+    """A pool as the operator makes it; its uuid."""
+    make = partial(QarnotCreatePoolOperator, task_id="create", wait_for_completion=False)
+    uuid: str = run(make, FakeTI(run_id=run_id))
+    return uuid
+
+
+def later(hours: float = 0.5) -> Callable[[], datetime]:
+    return lambda: datetime.now(UTC) + timedelta(hours=hours)
+
+
+def states(client: QarnotClient, *uuids: str) -> list[bool]:
+    """Which of the pools are closed."""
+    return [client.pools.get(uuid).state in ("Closing", "Closed") for uuid in uuids]
+
+
+def by_uuid(report: Report) -> dict[str, dict[str, Any]]:
+    return {one["uuid"]: one for one in report.to_json()["pools"]}
+
+
+def test_pools_of_runs_that_are_over_or_gone_are_closed(client: QarnotClient, namespace: str) -> None:
+    runs = {
+        "running": "running",
+        "queued": "queued",
+        "success": "success",
+        "failed": "failed",
+        "unknown": None,
+    }
+    pools = {name: made(name) for name in runs}
+    report = reap(client, namespace, lambda dag_id, run_id: runs[run_id], LIMITS, now=later())
+    assert {name: states(client, uuid)[0] for name, uuid in pools.items()} == {
+        "running": False,
+        "queued": False,
+        "success": True,
+        "failed": True,
+        "unknown": True,
+    }
+    found = by_uuid(report)
+    assert "DAG run dag failed is over" in found[pools["failed"]]["reason"]
+    assert "there is no DAG run dag unknown" in found[pools["unknown"]]["reason"]
+    # Another look finds nothing more to do.
+    again = reap(client, namespace, lambda dag_id, run_id: runs[run_id], LIMITS, now=later())
+    assert (again.to_json()["closed"], again.failures) == (0, [])
+
+
+def test_a_run_that_has_just_ended_is_left_to_its_teardown(client: QarnotClient, namespace: str) -> None:
+    pool = made("over")
+    report = reap(client, namespace, lambda dag_id, run_id: "failed", LIMITS)
+    assert by_uuid(report)[pool]["action"] == "keep"
+    assert states(client, pool) == [False]
+
+
+def test_a_pool_that_has_been_idle_too_long_is_closed_and_a_busy_one_is_not(
+    client: QarnotClient, namespace: str
+) -> None:
+    idle, busy = made("idle"), made("busy")
+    task = client.tasks.create(TaskSpec(name="x", pool=busy, command="sleep 60", instance_count=1))
+    reap(client, namespace, lambda dag_id, run_id: "running", LIMITS, now=later(2))
+    assert states(client, idle, busy) == [True, False]
+    client.tasks.abort(task)
+
+
+def test_another_namespace_is_not_touched(
+    qarnot: LocalQarnot, client: QarnotClient, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = made("over")
+    connect(qarnot, monkeypatch, namespace=f"{namespace[:60]}-2")
+    theirs = made("over")
+    report = reap(client, namespace, lambda dag_id, run_id: None, LIMITS, now=later())
+    assert states(client, mine, theirs) == [True, False]
+    assert by_uuid(report).keys() == {mine}
+
+
+def strangers(namespace: str) -> dict[str, PoolSpec]:
+    """Pools with our namespace tag that this provider did not make in this namespace."""
+    life = Life(
+        namespace=namespace,
+        dag_id="dag",
+        run_id="over",
+        task_id="create",
+        map_index=-1,
+        run_started="",
+        max_tries=0,
+        try_number=1,
+        retries=0,
+    )
+    tag = namespace_tag(namespace)
+    labels = life.labels(1, "spec")
+    plain = PoolSpec(name="somebody's", instance_count=1, tags=[tag])
+    return {
+        "the tag alone": plain,
+        "labels of another namespace": replace(plain, labels={**labels, "airflow.namespace": "other"}),
+        "labels without a format": replace(
+            plain, labels={k: v for k, v in labels.items() if k != "airflow.format"}
+        ),
+        "tags of two namespaces": replace(plain, labels=labels, tags=[tag, namespace_tag("other")]),
+    }
+
+
+@pytest.mark.parametrize("which", strangers("x"))
+def test_a_pool_that_only_looks_like_ours_is_not_touched(
+    client: QarnotClient, namespace: str, which: str
+) -> None:
+    pool = client.pools.create(strangers(namespace)[which])
+    report = reap(client, namespace, lambda dag_id, run_id: None, LIMITS, now=later(100))
+    assert states(client, pool) == [False]
+    assert report.entries == []
+    client.pools.delete(pool)
+
+
+def test_a_shared_pool_is_closed_for_idleness_only(client: QarnotClient, namespace: str) -> None:
+    labels = Life(
+        namespace=namespace,
+        dag_id="dag",
+        run_id="over",
+        task_id="create",
+        map_index=-1,
+        run_started="",
+        max_tries=0,
+        try_number=1,
+        retries=0,
+    ).labels(1, "spec")
+    spec = PoolSpec(
+        name="shared",
+        instance_count=1,
+        tags=[namespace_tag(namespace)],
+        labels={**labels, "airflow.shared": "name"},
+    )
+    pool = client.pools.create(spec)
+    asked: list[str] = []
+
+    def run_state(dag_id: str, run_id: str) -> str | None:
+        asked.append(run_id)
+        return "failed"
+
+    reap(client, namespace, run_state, LIMITS, now=later(0.5))
+    assert states(client, pool) == [False]
+    reap(client, namespace, run_state, LIMITS, now=later(2))
+    assert states(client, pool) == [True]
+    assert asked == []
+
+
+def test_a_dry_run_does_nothing(qarnot: LocalQarnot, client: QarnotClient, namespace: str) -> None:
+    pool = made("over")
+    qarnot.clear_requests()
+    report = reap(client, namespace, lambda dag_id, run_id: None, LIMITS, dry_run=True, now=later())
+    assert {one["method"] + one["path"].rpartition("/")[0] for one in qarnot.requests()} <= {
+        "POST/pools",
+        f"GET/pools/{pool}",
+    }
+    assert states(client, pool) == [False]
+    assert (by_uuid(report)[pool]["action"], by_uuid(report)[pool]["done"]) == ("close", False)
+    assert (report.to_json()["closed"], report.to_json()["dry_run"]) == (1, True)
+
+
+def test_it_looks_again_right_before_closing(client: QarnotClient, namespace: str) -> None:
+    """Between the listing and the close somebody clears the run, or deletes the pool."""
+    cleared, deleted = made("cleared"), made("deleted")
+    answers = {"cleared": ["failed", "running"], "deleted": ["failed", "failed"]}
+
+    def run_state(dag_id: str, run_id: str) -> str | None:
+        if run_id == "deleted" and len(answers[run_id]) == 2:
+            client.pools.delete(deleted)
+            eventually(lambda: client.pools.find(deleted) is None)
+        return answers[run_id].pop(0)
+
+    report = reap(client, namespace, run_state, LIMITS, now=later())
+    assert states(client, cleared) == [False]
+    assert answers == {"cleared": [], "deleted": ["failed"]}
+    assert {one["action"] for one in by_uuid(report).values()} == {"keep"}
+    assert "gone by now" in by_uuid(report)[deleted]["reason"]
+    assert report.failures == []
+
+
+def test_one_that_cannot_be_closed_does_not_spare_the_others(
+    qarnot: LocalQarnot, client: QarnotClient, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stubborn, willing = made("stubborn"), made("willing")
+    refusal = {"method": "POST", "path": f"^/pools/{stubborn}/close$", "kind": "status", "status": 403}
+    qarnot.faults([refusal])
+    report = reap(client, namespace, lambda dag_id, run_id: None, LIMITS, now=later())
+    assert states(client, stubborn, willing) == [False, True]
+    assert [failure.split(":")[0] for failure in report.failures] == [stubborn]
+    monkeypatch.setattr("airflow_qarnot_pool.operators.reap.run_state", lambda *_: None)
+    operator = QarnotReapPoolsOperator(task_id="reap", grace=timedelta(seconds=-60))
+    with pytest.raises(QarnotError, match=rf"1 pools could not be looked after:\n{stubborn}"):
+        operator.execute(context_of(operator))
+
+
+def test_finished_pools_are_deleted_past_their_time(client: QarnotClient, namespace: str) -> None:
+    pool = made("over")
+    client.pools.close(pool)
+    eventually(lambda: client.pools.get(pool).state == "Closed")
+    kept = reap(client, namespace, lambda *_: "success", LIMITS, now=later(7 * 24))
+    assert by_uuid(kept)[pool]["action"] == "keep"
+    gone = reap(client, namespace, lambda *_: "success", LIMITS, now=later(9 * 24))
+    assert (by_uuid(gone)[pool]["action"], gone.to_json()["deleted"]) == ("delete", 1)
+    assert client.pools.find(pool) is None
+
+
+def test_the_report_is_what_the_docs_say(
+    qarnot: LocalQarnot, client: QarnotClient, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over, live = made("over"), made("live")
+    monkeypatch.setattr(
+        "airflow_qarnot_pool.operators.reap.run_state",
+        lambda dag_id, run_id: {"over": "failed", "live": "running"}[run_id],
+    )
+    operator = QarnotReapPoolsOperator(task_id="reap", grace=timedelta(seconds=-60), report_only="True")
+    dry = operator.execute(context_of(operator))
+    assert states(client, over, live) == [False, False]
+    operator = QarnotReapPoolsOperator(task_id="reap", grace=timedelta(seconds=-60))
+    report = json.loads(json.dumps(operator.execute(context_of(operator))))
+    assert states(client, over, live) == [True, False]
+    pools = report.pop("pools")
+    assert report == {
+        "namespace": namespace,
+        "dry_run": False,
+        "closed": 1,
+        "deleted": 0,
+        "kept": 1,
+        "failures": [],
+    }
+    assert {**report, "dry_run": True} == {key: value for key, value in dry.items() if key != "pools"}
+    (closed,) = [one for one in pools if one["uuid"] == over]
+    assert closed == {
+        "uuid": over,
+        "name": "adhoc_airflow.create",
+        "dag_id": "dag",
+        "run_id": "over",
+        "action": "close",
+        "reason": "its DAG run dag over is over (failed)",
+        "done": True,
+    }
+
+
+def test_without_a_namespace_of_its_own_it_refuses(
+    qarnot: LocalQarnot, client: QarnotClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect(qarnot, monkeypatch, namespace="")
+    qarnot.clear_requests()
+    operator = QarnotReapPoolsOperator(task_id="reap")
+    with pytest.raises(QarnotInvalidSpecError, match="namespace"):
+        operator.execute(context_of(operator))
+    assert qarnot.requests() == []
+
+
+# --- the command line
+
+RUN = """
+from datetime import datetime, timezone
+from airflow.models.dagrun import DagRun
+from airflow.utils.session import create_session
+now = datetime.now(timezone.utc)
+with create_session() as session:
+    session.add(DagRun(dag_id="dag", run_id="live", run_type="manual", state="running", run_after=now))
+"""
+
+
+def test_reap_from_the_command_line(
+    qarnot: LocalQarnot, client: QarnotClient, namespace: str, tmp_path: Path
+) -> None:
+    """An Airflow home of its own, and no task runner: the states of the runs come from the database."""
+    live, unknown = made("live"), made("unknown")
+    environment = {
+        **os.environ,
+        "AIRFLOW_HOME": str(tmp_path),
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{tmp_path}/airflow.db",
+    }
+
+    def python(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    python("-m", "airflow", "db", "migrate")
+    python("-c", RUN)
+    command = ("-m", "airflow", "qarnot", "reap", "--grace-minutes", "0")
+    dry = python(*command, "--dry-run")
+    assert re.search(rf"^close +{unknown} .*there is no DAG run dag unknown", dry, re.MULTILINE)
+    assert re.search(rf"^keep +{live} .*its DAG run is running", dry, re.MULTILINE)
+    assert "1 would be closed, 0 would be deleted, 1 kept" in dry
+    assert states(client, live, unknown) == [False, False]
+    assert "1 closed, 0 deleted, 1 kept" in python(*command)
+    assert states(client, live, unknown) == [False, True]
+    client.pools.delete(live)
