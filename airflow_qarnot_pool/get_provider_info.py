@@ -53,6 +53,9 @@ def get_provider_info() -> dict[str, Any]:
                 "python-modules": ["airflow_qarnot_pool.triggers.pool", "airflow_qarnot_pool.triggers.task"],
             }
         ],
+        "task-decorators": [
+            {"name": "qarnot", "class-name": "airflow_qarnot_pool.decorators.qarnot.qarnot_task"}
+        ],
         "cli": ["airflow_qarnot_pool.cli.get_cli_commands"],
         "connection-types": [form.metadata()],
         "extra-links": [

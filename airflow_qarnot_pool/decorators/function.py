@@ -1,0 +1,154 @@
+"""The source of a function that is to run elsewhere, and whether it can.
+
+Only the function travels: not its module, not what stands around it. What would fail on the node for that reason
+is refused when the DAG is parsed. Where it is unclear, the function gets the benefit of the doubt.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import inspect
+import symtable
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import PurePath
+from typing import Any
+
+from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
+
+_BUILTINS = frozenset(dir(builtins))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FunctionSource:
+    """A function as text. ``source`` begins at its ``def`` and keeps its indentation, as text in it may span lines."""
+
+    name: str
+    source: str
+    file: str
+
+    @classmethod
+    def of(cls, function: Callable[..., Any]) -> FunctionSource:
+        """The source of *function*, without decorators.
+
+        :raises QarnotInvalidSpecError: it cannot run anywhere but here; says why.
+        """
+        name = getattr(function, "__name__", type(function).__name__)
+        if not inspect.isfunction(function):
+            raise _refusal(name, f"is {_article(function)}", "Give a plain function")
+        if name == "<lambda>":
+            raise _refusal(
+                name, "is a lambda, whose source cannot be told from its line", "Write it with def"
+            )
+        if hasattr(function, "__wrapped__"):
+            raise _refusal(
+                name,
+                "is wrapped by another decorator, which cannot travel to the node",
+                "Call inside it what that decorator does",
+            )
+        # A function that calls itself finds itself on the node, too.
+        if enclosed := [one for one in function.__code__.co_freevars if one != name]:
+            raise _refusal(
+                name,
+                f"uses {_list(enclosed)} of the function around it, and only its own "
+                "source travels to the node",
+                "Pass the values as arguments",
+            )
+        try:
+            lines, _ = inspect.getsourcelines(function)
+        except (OSError, TypeError) as error:
+            raise _refusal(
+                name, f"has no source that could be sent ({error})", "Define it in the DAG file or a module"
+            ) from None
+        source = _definition(name, lines)
+        file = PurePath(function.__code__.co_filename).name
+        found = cls(name=name, source=source, file=file)
+        if missing := found.missing_names():
+            raise _refusal(
+                name,
+                f"uses {_list(missing)} from outside of itself, and only its own source travels to the node",
+                "Import inside the function, and pass other values as arguments",
+            )
+        return found
+
+    def missing_names(self) -> list[str]:
+        """Names that nothing in the function defines and that are no builtins; annotations do not count."""
+        tree = _Unannotated().visit(_parsed(self.source))
+        table = symtable.symtable(ast.unparse(ast.fix_missing_locations(tree)), self.file, "exec")
+        assigned = {self.name}
+        used: set[str] = set()
+        for scope in _scopes(table):
+            for symbol in scope.get_symbols():
+                # The outermost scope is the module: what the function's defaults name is looked up there.
+                outer = scope is table or symbol.is_global()
+                if outer and (symbol.is_assigned() or symbol.is_imported()):
+                    assigned.add(symbol.get_name())
+                if outer and symbol.is_referenced():
+                    used.add(symbol.get_name())
+        return sorted(name for name in used - assigned - _BUILTINS if not name.startswith("__"))
+
+    def to_json(self) -> dict[str, str]:
+        return asdict(self)
+
+
+class _Unannotated(ast.NodeTransformer):
+    """Without annotations: they are not evaluated on the node."""
+
+    def visit_arg(self, node: ast.arg) -> ast.AST:
+        node.annotation = None
+        return node
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        node.returns = None
+        return self.generic_visit(node)
+
+    def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> ast.AST:
+        node.returns = None
+        return self.generic_visit(node)
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
+        node.annotation = ast.Constant(None)
+        return self.generic_visit(node)
+
+
+def _definition(name: str, lines: list[str]) -> str:
+    """The lines of the function from its ``def`` on."""
+    node = _parsed("".join(lines)).body[0]
+    if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+        raise _refusal(name, "has no source of its own", "Write it with def")
+    # Decorators stand before the line of the def.
+    return "".join(lines[node.lineno - 1 : node.end_lineno]).rstrip() + "\n"
+
+
+def _parsed(source: str) -> ast.Module:
+    """The tree of *source*, which may be indented; its lines count from 1."""
+    if not source[:1].isspace():
+        return ast.parse(source)
+    tree = ast.increment_lineno(ast.parse("if True:\n" + source), -1)
+    inner = tree.body[0]
+    assert isinstance(inner, ast.If)
+    return ast.Module(body=inner.body, type_ignores=[])
+
+
+def _scopes(table: symtable.SymbolTable) -> Iterator[symtable.SymbolTable]:
+    yield table
+    for child in table.get_children():
+        yield from _scopes(child)
+
+
+def _article(value: Any) -> str:
+    kind = (
+        "class" if inspect.isclass(value) else "method" if inspect.ismethod(value) else type(value).__name__
+    )
+    return f"a {kind} and no function"
+
+
+def _list(names: Any) -> str:
+    return ", ".join(repr(name) for name in names)
+
+
+def _refusal(name: str, problem: str, advice: str) -> QarnotInvalidSpecError:
+    return QarnotInvalidSpecError(
+        f"@task.qarnot: {name} {problem}. {advice}", field="python_callable", kind="function", ref=name
+    )

@@ -1,0 +1,221 @@
+"""What runs on the node for ``@task.qarnot``. It is sent there as text: standard library, Python 3.8 or newer.
+
+Two processes: the first (:func:`main`) installs the requirements, watches the time and prints the report; the
+second (:func:`call`) is the function's own, so that a crash, ``os._exit`` or a hang of it can still be told.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from typing import Any
+
+#: Names of the constants that bring the function to the node.
+PREFIX = "AIRFLOW_QARNOT_PY_"
+#: Begins the line that brings the report back; the function's lines cannot, as they do not know the nonce.
+MARK = "AIRFLOW_QARNOT_RESULT"
+#: Most characters of a result that travels in the output.
+MAX_RESULT = 1_000_000
+#: Most characters of a traceback; its end matters most.
+MAX_DETAIL = 20_000
+
+
+def main(payload: dict[str, Any]) -> None:
+    """Run the function of *payload*, print the report as the last line, and exit with 0 or 1."""
+    report = run(payload)
+    if "error" in report:
+        print("{summary}\n{detail}".format(**report["error"]).rstrip(), file=sys.stderr, flush=True)
+    data = base64.urlsafe_b64encode(zlib.compress(json.dumps(report).encode(), 9)).decode()
+    # The function's own last line may have no end.
+    print("\n{} {} {}".format(MARK, payload["nonce"], data), flush=True)
+    sys.exit(1 if "error" in report else 0)
+
+
+def run(payload: dict[str, Any]) -> dict[str, Any]:
+    """Return ``{"value": text}``, ``{"file", "sha256"}`` or ``{"error": {"summary", "detail"}}``."""
+    limit = payload["timeout"]
+    deadline = None if limit is None else time.monotonic() + limit
+    name = payload["function"]["name"]
+    try:
+        with tempfile.TemporaryDirectory(prefix="airflow-qarnot-") as scratch:
+            environment = {key: value for key, value in os.environ.items() if not key.startswith(PREFIX)}
+            if payload["requirements"]:
+                libraries = os.path.join(scratch, "libraries")
+                error = install(payload["requirements"], libraries, _left(deadline))
+                if error:
+                    return error
+                paths = [libraries, environment.get("PYTHONPATH")]
+                environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+            report = _run_function(payload, os.path.join(scratch, "report"), environment, _left(deadline))
+    except subprocess.TimeoutExpired:
+        return _error(
+            f"{name}() was killed on the node: it took longer than timeout={limit} s",
+            "The timeout counts the installation of requirements, too. Raise it if the function needs longer.",
+        )
+    text = report.get("value", "")
+    if len(text) <= MAX_RESULT:
+        return report
+    if payload["result_file"]:
+        data = text.encode()
+        with open(os.path.join(os.environ.get("TASK_PATH") or ".", payload["result_file"]), "wb") as file:
+            file.write(data)
+        return {"file": payload["result_file"], "sha256": hashlib.sha256(data).hexdigest()}
+    return _error(
+        "{}() returned too much: {:,} characters as {}, and {:,} fit".format(
+            name, len(text), payload["serializer"], MAX_RESULT
+        ),
+        "Give payload_bucket= (without result_bucket=) to bring it back by bucket, or write it to a file, "
+        "give result_bucket= and return the file's name.",
+    )
+
+
+def install(requirements: list[str], directory: str, left: float | None) -> dict[str, Any] | None:
+    """Install with pip into *directory*; an error report where that fails."""
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-cache-dir", "--no-input"]
+    command += ["--disable-pip-version-check", "--target", directory, *requirements]
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=left,
+        check=False,
+    )
+    if done.returncode == 0:
+        return None
+    return _error(
+        f"The requirements could not be installed on the node: pip exited with code {done.returncode}",
+        done.stdout.decode(errors="replace")
+        + "\nAn image that has them needs no network and starts sooner: image=...",
+    )
+
+
+def _run_function(
+    payload: dict[str, Any], report: str, environment: dict[str, str], left: float | None
+) -> dict[str, Any]:
+    # "-c" puts the directory it starts in on the path: modules that came with a resource bucket can be imported.
+    process = subprocess.Popen(
+        [sys.executable, "-c", payload["node"], report], stdin=subprocess.PIPE, env=environment
+    )
+    task = {key: payload[key] for key in ("function", "arguments", "serializer")}
+    try:
+        process.communicate(json.dumps(task).encode(), timeout=left)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+    if os.path.exists(report):
+        with open(report, encoding="utf-8") as file:
+            return dict(json.load(file))
+    name, code = payload["function"]["name"], process.returncode
+    if code < 0:
+        hint = " (often: no memory left)" if code == -9 else ""
+        return _error(f"{name}() was killed on the node by signal {-code}{hint}")
+    return _error(f"{name}() ended its process on the node with code {code}, without a result")
+
+
+def call(report: str) -> None:
+    """The function's own process: what to call comes on standard input, the outcome goes to the file *report*."""
+    import traceback
+
+    task = json.load(sys.stdin)
+    name = task["function"]["name"]
+    try:
+        function = load(task["function"])
+        args, kwargs = decode(task["arguments"], task["serializer"])
+        value = function(*args, **kwargs)
+        if hasattr(value, "__await__"):
+            import asyncio
+
+            value = asyncio.run(value)
+        outcome = {"value": encode(value, task["serializer"], name + "() returned")}
+    except BaseException as error:
+        # SystemExit, too: a function that ends its process has no result.
+        trace = error.__traceback__.tb_next if error.__traceback__ else None
+        lines = traceback.format_exception(type(error), error, trace)
+        outcome = _error(
+            f"{name}() raised {traceback.format_exception_only(type(error), error)[-1].strip()}",
+            "".join(lines),
+        )
+    with open(report + ".part", "w", encoding="utf-8") as file:
+        json.dump(outcome, file)
+    os.replace(report + ".part", report)
+
+
+def load(function: dict[str, Any]) -> Any:
+    """The function from its source; tracebacks show its lines, counted from its ``def``."""
+    import __future__
+
+    import ast
+    import linecache
+    import types
+
+    source, label = function["source"], function["file"]
+    indented = source[:1].isspace()
+    tree = ast.parse(("if True:\n" if indented else "") + source)
+    if indented:
+        tree.body = ast.increment_lineno(tree, -1).body[0].body
+    linecache.cache[label] = (len(source), None, source.splitlines(True), label)
+    module = types.ModuleType("qarnot_function")
+    module.__file__ = label
+    sys.modules[module.__name__] = module
+    # Annotations are not evaluated: they may name what only the DAG file imports.
+    flags = __future__.annotations.compiler_flag
+    exec(compile(tree, label, "exec", flags=flags, dont_inherit=True), module.__dict__)
+    return getattr(module, function["name"])
+
+
+def encode(value: Any, serializer: str, what: str) -> str:
+    """*value* as text. Raises TypeError, which begins with *what* and says where in the value the problem is."""
+    if serializer == "pickle":
+        return base64.b64encode(pickle.dumps(value, protocol=4)).decode()
+    problem = unfit(value)
+    if problem:
+        raise TypeError(
+            f"{what} {problem}, which is not JSON; give plain values (text, numbers, lists, dicts with text keys), "
+            "or serializer='pickle'"
+        )
+    return json.dumps(value)
+
+
+def decode(text: str, serializer: str) -> Any:
+    return pickle.loads(base64.b64decode(text)) if serializer == "pickle" else json.loads(text)
+
+
+def unfit(value: Any, where: str = "") -> str | None:
+    """What in *value* is not JSON, and where: never its value, which may be a secret."""
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return None
+    if isinstance(value, (list, tuple)):
+        found = (unfit(one, f"{where}[{index}]") for index, one in enumerate(value))
+        return next((one for one in found if one), None)
+    at = " at " + where if where else ""
+    if isinstance(value, dict):
+        for key, one in value.items():
+            if not isinstance(key, str):
+                return f"a dict with a key of type {type(key).__name__}{at}"
+            problem = unfit(one, f"{where}[{key!r}]")
+            if problem:
+                return problem
+        return None
+    return f"a value of type {type(value).__qualname__}{at}"
+
+
+def _left(deadline: float | None) -> float | None:
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+
+def _error(summary: str, detail: str = "") -> dict[str, Any]:
+    return {"error": {"summary": summary[:2000], "detail": detail[-MAX_DETAIL:]}}
+
+
+if __name__ == "__main__":
+    call(sys.argv[1])

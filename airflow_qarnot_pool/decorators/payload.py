@@ -1,0 +1,136 @@
+"""A function call packed into constants of a Qarnot task, and its report found in what the task wrote.
+
+Qarnot takes 150 constants per task, each of at most 2048 characters, the command among them. All of this is the
+same in every try, so that a retry recognises the Qarnot task of the try before.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import inspect
+import json
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any, Literal
+
+from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
+from airflow_qarnot_pool.decorators import node
+from airflow_qarnot_pool.decorators.function import FunctionSource
+
+Serializer = Literal["json", "pickle"]
+
+#: What one constant holds, how many the payload may take of Qarnot's 150, and what that is in bytes.
+PART_LENGTH = 2048
+MAX_PARTS = 128
+MAX_BYTES = MAX_PARTS * PART_LENGTH * 3 // 4
+
+#: What the instance runs; all the rest is in the constants. No ${...} in it, which Qarnot would replace.
+COMMAND = (
+    "python3 -c '"
+    'import base64,json,os,zlib;e=os.environ;n="AIRFLOW_QARNOT_PY_";f=e.get(n+"FILE");'
+    'd=open(os.path.join(e.get("TASK_PATH")or".",f),"rb").read()if f else '
+    'base64.urlsafe_b64decode("".join(e[n+str(i)]for i in range(int(e[n+"PARTS"]))));'
+    'p=json.loads(zlib.decompress(d));g={"__name__":"airflow_qarnot_node"};exec(p["node"],g);g["main"](p)'
+    "'"
+)
+
+
+def arguments_text(args: Sequence[Any], kwargs: Mapping[str, Any], serializer: Serializer, name: str) -> str:
+    """The arguments as text.
+
+    :raises QarnotInvalidSpecError: names the argument that cannot be sent, and never shows its value.
+    """
+    if serializer == "pickle":
+        try:
+            return node.encode((tuple(args), dict(kwargs)), "pickle", "")
+        except Exception as error:
+            raise QarnotInvalidSpecError(
+                f"@task.qarnot: the arguments of {name}() cannot be pickled ({type(error).__name__})",
+                field="op_kwargs",
+            ) from None
+    positions = [_plain(one) for one in args]
+    names = {key: _plain(one) for key, one in kwargs.items()}
+    for label, value in [*((f"number {n}", v) for n, v in enumerate(positions, 1)), *names.items()]:
+        if problem := node.unfit(value):
+            raise QarnotInvalidSpecError(
+                f"@task.qarnot: argument {label} of {name}() is {problem}, which is not JSON. Give plain values "
+                "(text, numbers, lists, dicts with text keys), or serializer='pickle'",
+                field="op_kwargs",
+            )
+    return json.dumps([positions, names])
+
+
+def _plain(value: Any) -> Any:
+    """*value* with lists for what only behaves like one, such as the results of mapped tasks."""
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray, range)):
+        return [_plain(one) for one in value]
+    return value
+
+
+def pack(
+    function: FunctionSource,
+    arguments: str,
+    *,
+    nonce: str,
+    serializer: Serializer,
+    requirements: Sequence[str],
+    timeout: timedelta | None,
+    result_file: str | None,
+) -> bytes:
+    """Everything the node needs, compressed."""
+    payload = {
+        "node": inspect.getsource(node),
+        "function": function.to_json(),
+        "arguments": arguments,
+        "nonce": nonce,
+        "serializer": serializer,
+        "requirements": list(requirements),
+        "timeout": None if timeout is None else timeout.total_seconds(),
+        "result_file": result_file,
+    }
+    return zlib.compress(json.dumps(payload).encode(), 9)
+
+
+def constants(packed: bytes) -> dict[str, str]:
+    """*packed* as constants.
+
+    The alphabet has no '/' and no '$': both have a meaning in constants.
+    """
+    text = base64.urlsafe_b64encode(packed).decode()
+    parts = [text[start : start + PART_LENGTH] for start in range(0, len(text), PART_LENGTH)]
+    return {
+        node.PREFIX + "PARTS": str(len(parts)),
+        **{f"{node.PREFIX}{index}": part for index, part in enumerate(parts)},
+    }
+
+
+def digest(*parts: str | bytes) -> str:
+    """32 hex digits of a hash."""
+    return hashlib.sha256(
+        b"\0".join(part if isinstance(part, bytes) else part.encode() for part in parts)
+    ).hexdigest()[:32]
+
+
+def split_report(output: str, nonce: str) -> tuple[str, dict[str, Any] | None]:
+    """What the function wrote to standard output, and the report that was printed after it.
+
+    The last report counts: Qarnot keeps the attempts of an instance in one output. None where there is none.
+    """
+    line = re.compile(rf"\n?^{node.MARK} {nonce} ([A-Za-z0-9_=-]+)\n?", re.MULTILINE)
+    report = None
+    for found in line.finditer(output):
+        try:
+            report = json.loads(zlib.decompress(base64.urlsafe_b64decode(found[1])))
+        except (ValueError, zlib.error):
+            report = None  # cut off
+    return line.sub("", output), report
+
+
+def value_of(text: str, serializer: Serializer) -> Any:
+    """The result; unpickled only where the author of the DAG asked for pickle."""
+    return node.decode(text, serializer)

@@ -1,0 +1,182 @@
+"""Which functions can travel to a node, and as what text. They need neither Airflow nor a server."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from airflow_qarnot_pool.decorators import node
+from airflow_qarnot_pool.decorators.function import FunctionSource
+from airflow_qarnot_pool.exceptions import QarnotInvalidSpecError
+
+LIMIT = 3
+
+
+def marked(function: Callable[..., Any]) -> Callable[..., Any]:
+    return function
+
+
+def wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def inner(*args: Any) -> Any:
+        return function(*args)
+
+    return inner
+
+
+def on_node(function: Callable[..., Any]) -> Any:
+    """The function as the node makes it from its text."""
+    return node.load(FunctionSource.of(function).to_json())
+
+
+def test_a_function_is_made_anew_from_its_text() -> None:
+    def add(a: int, b: int = 2, *rest: int, c: int = 4) -> int:
+        return a + b + sum(rest) + c
+
+    assert on_node(add)(1, 2, 3, c=5) == 11
+    assert on_node(add) is not add
+
+
+def test_decorators_stay_here() -> None:
+    @marked
+    @marked
+    def one() -> int:
+        return 1
+
+    assert FunctionSource.of(one).source.lstrip().startswith("def one()")
+
+
+def test_text_that_spans_lines_is_kept_as_it_is() -> None:
+    def query() -> str:
+        return """select
+            1
+  from here
+"""
+
+    assert on_node(query)() == query()
+
+
+def test_everything_a_function_may_define_itself_is_fine() -> None:
+    def busy(values: list[Any], depth: int = 0) -> Any:
+        import json as j
+        from os import path
+
+        global seen
+        seen = 1
+
+        class Pair:
+            kind = "pair"
+            label = kind + __qualname__
+
+            def get(self) -> int:
+                return seen
+
+        def inner(n: int) -> int:
+            nonlocal depth
+            depth += n
+            return depth
+
+        try:
+            total = sum(x for x in values if (y := x) or y)
+        except (ValueError, KeyError) as error:
+            raise RuntimeError(error) from error
+        with open(path.devnull) as file:
+            file.read()
+        match total:
+            case int() as number if number > 100:
+                return busy([number // 2], depth)
+            case _:
+                pass
+        return [j.dumps(total), Pair().get(), inner(2), f"{[n + 1 for n in values]!r:>10}", __name__]
+
+    assert on_node(busy)([1, 2])[:3] == ["3", 1, 2]
+
+
+def test_annotations_may_name_what_the_node_does_not_have() -> None:
+    def annotated(path: Callable[..., Any], *more: FunctionSource) -> math.nowhere:  # type: ignore
+        count: FunctionSource = path  # type: ignore[assignment]
+        return count
+
+    assert on_node(annotated)(1) == 1
+
+
+def test_an_async_function_travels_too() -> None:
+    async def later() -> int:
+        return 1
+
+    assert FunctionSource.of(later).source.lstrip().startswith("async def later")
+
+
+def a_global() -> int:
+    return LIMIT
+
+
+def an_import() -> float:
+    return math.pi
+
+
+def a_default(limit: int = LIMIT) -> int:
+    return limit
+
+
+def deep_inside() -> Any:
+    def inner() -> Any:
+        return [math.sqrt(x) for x in range(3)]
+
+    return inner()
+
+
+def closing_over() -> Callable[..., Any]:
+    secret = 1
+
+    def closure() -> int:
+        return secret
+
+    return closure
+
+
+def from_nowhere() -> Callable[..., Any]:
+    names: dict[str, Any] = {}
+    exec("def nowhere():\n    return 1", names)
+    made: Callable[..., Any] = names["nowhere"]
+    return made
+
+
+REFUSED: dict[str, tuple[Any, str]] = {
+    "a global": (a_global, "'LIMIT'"),
+    "a module imported outside": (an_import, "'math'"),
+    "a default": (a_default, "'LIMIT'"),
+    "a name in a nested function": (deep_inside, "'math'"),
+    "a closure": (closing_over(), "'secret'"),
+    "a lambda": (lambda x: x, "lambda"),
+    "no source": (from_nowhere(), "no source"),
+    "a partial": (functools.partial(a_global), "partial"),
+    "a class": (dict, "class"),
+    "a method": (FunctionSource.of, "method"),
+    "a builtin": (len, "builtin"),
+    "wrapped": (wrapped(on_node), "another decorator"),
+}
+
+
+@pytest.mark.parametrize(("function", "named"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_cannot_travel_is_refused_by_name(function: Any, named: str) -> None:
+    with pytest.raises(QarnotInvalidSpecError, match=named) as caught:
+        FunctionSource.of(function)
+    assert caught.value.field == "python_callable"
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ({"a": [1, (2.5, None)], "b": True}, None),
+        ({"a": [1, {"b": {1}}]}, "a value of type set at ['a'][1]['b']"),
+        ({"a": {1: "secret"}}, "a dict with a key of type int at ['a']"),
+        (b"secret", "a value of type bytes"),
+    ],
+)
+def test_what_is_not_json_is_told_by_its_place(value: Any, problem: str | None) -> None:
+    assert node.unfit(value) == problem

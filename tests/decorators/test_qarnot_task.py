@@ -1,0 +1,502 @@
+"""``@task.qarnot`` against the local Qarnot."""
+
+from __future__ import annotations
+
+import json
+import random
+import zipfile
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.sdk import DAG, XComArg, task
+
+from airflow_qarnot_pool.api.client import QarnotClient
+from airflow_qarnot_pool.decorators import node, payload
+from airflow_qarnot_pool.decorators.qarnot import DEFAULT_IMAGE, qarnot_task
+from airflow_qarnot_pool.exceptions import QarnotInvalidSpecError, QarnotTaskFailedError
+from airflow_qarnot_pool.local import LocalQarnot
+from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
+from airflow_qarnot_pool.task_groups.pool import QarnotPoolGroup
+from tests.harness import FakeTI, defer, resume, run
+
+MODES = pytest.mark.parametrize("deferrable", [True, False], ids=["deferred", "on the worker"])
+
+
+def made(function: Callable[..., Any], *args: Any, **parameters: Any) -> Any:
+    """The operator of a call, as a worker makes it. ``kwargs``: keyword arguments of the function."""
+    kwargs = parameters.pop("kwargs", {})
+    return qarnot_task(**parameters)(function)(*args, **kwargs).operator
+
+
+def call(pool: str, function: Callable[..., Any], *args: Any, ti: FakeTI | None = None, **more: Any) -> Any:
+    """Run a call to its end; every one is another Airflow task."""
+    ti = ti or FakeTI(run_id=f"{function.__name__}-{datetime.now(UTC).timestamp()}")
+    return run(lambda: made(function, *args, qarnot_pool=pool, **more), ti)
+
+
+def describe(numbers: list[int], *, scale: float = 1.0, **labels: str) -> dict[str, Any]:
+    import os
+    import sys
+
+    print("describing", len(numbers), "numbers")
+    print("this is no error", file=sys.stderr)
+    return {
+        "sum": sum(numbers) * scale,
+        "labels": labels,
+        "left": [name for name in os.environ if name.startswith("AIRFLOW_")],
+        "none": None,
+        "text": "é\n",
+    }
+
+
+@MODES
+def test_a_function_runs_on_a_node_and_its_result_comes_back(
+    pool: str, client: QarnotClient, deferrable: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ti = FakeTI(run_id=f"round-trip-{deferrable}")
+    kwargs = {"scale": 0.5, "colour": "secret blue"}
+    result = call(pool, describe, [1, 2, 3], kwargs=kwargs, ti=ti, deferrable=deferrable)
+    assert result == {
+        "sum": 3.0,
+        "labels": {"colour": "secret blue"},
+        "left": [],
+        "none": None,
+        "text": "é\n",
+    }
+    logged = capsys.readouterr().out
+    assert "[stdout] describing 3 numbers" in logged
+    assert "[stderr] 0> this is no error" in logged
+    assert node.MARK not in logged
+    assert "secret blue" not in logged
+    submitted = client.tasks.get(ti.xcoms["qarnot_task"])
+    assert submitted.constants["DOCKER_REPO"] == "library/python"
+    assert submitted.pool == pool
+    assert len(submitted.constants["DOCKER_CMD"]) <= 2048
+    assert "secret blue" not in json.dumps([ti.xcoms, dict(submitted.labels), submitted.tags])
+
+
+def test_prints_of_the_function_are_never_taken_for_its_result(
+    pool: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def imitating() -> str:
+        import os
+
+        print("AIRFLOW_QARNOT_RESULT", "0" * 32, "eJyrVipLzClNVbJSSsvPV6oFACfnBM4=")
+        print(sorted(os.environ), end="")
+        return "the truth"
+
+    assert call(pool, imitating) == "the truth"
+    logged = capsys.readouterr().out
+    assert "[stdout] AIRFLOW_QARNOT_RESULT 0000" in logged
+    assert "AIRFLOW_QARNOT_PY_0" not in logged
+
+
+@MODES
+def test_what_it_raises_comes_back_with_the_traceback(pool: str, deferrable: bool) -> None:
+    def divide(by: int) -> float:
+        def inner() -> float:
+            # A comment, so that lines can be told apart.
+            return 1 / by
+
+        return inner()
+
+    with pytest.raises(QarnotTaskFailedError) as caught:
+        call(pool, divide, 0, deferrable=deferrable)
+    text = str(caught.value)
+    assert text.startswith("divide() raised ZeroDivisionError: division by zero\nTraceback")
+    assert 'File "test_qarnot_task.py", line 4, in inner\n    return 1 / by' in text
+    assert "airflow_qarnot_node" not in text
+    assert "https://console.example/tasks/" in text
+
+
+def test_a_result_that_is_not_json_is_refused_on_the_node(pool: str) -> None:
+    def when() -> Any:
+        import datetime
+
+        return {"at": [datetime.date(2026, 1, 1)]}
+
+    with pytest.raises(
+        QarnotTaskFailedError, match=r"returned a value of type date at \['at'\]\[0\].*pickle"
+    ):
+        call(pool, when)
+
+
+def test_pickle_on_request(pool: str) -> None:
+    def later(at: datetime, by: set[int]) -> Any:
+        return at.replace(year=at.year + max(by)), by
+
+    at = datetime(2026, 1, 2, tzinfo=UTC)
+    result = call(pool, later, at, kwargs={"by": {1, 2}}, serializer="pickle")
+    assert result == (datetime(2028, 1, 2, tzinfo=UTC), {1, 2})
+
+
+def test_nothing_is_unpickled_unless_asked_for(pool: str) -> None:
+    def poison() -> str:
+        import base64
+
+        return base64.b64encode(b"cos\nsystem\n(S'false'\ntR.").decode()
+
+    assert call(pool, poison) == "Y29zCnN5c3RlbQooUydmYWxzZScKdFIu"
+
+
+def test_a_process_that_dies_is_told(pool: str) -> None:
+    def exits() -> None:
+        import os
+
+        os._exit(3)
+
+    def is_killed() -> None:
+        import os
+        import signal
+
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def leaves() -> None:
+        import sys
+
+        sys.exit(0)
+
+    for function, said in ((exits, "with code 3"), (is_killed, "signal 9"), (leaves, "raised SystemExit: 0")):
+        with pytest.raises(QarnotTaskFailedError, match=said):
+            call(pool, function)
+
+
+def test_a_function_that_takes_too_long_is_killed_there(pool: str, client: QarnotClient) -> None:
+    def sleeps() -> None:
+        import time
+
+        time.sleep(600)
+
+    ti = FakeTI(run_id="too-long")
+    with pytest.raises(QarnotTaskFailedError, match=r"sleeps\(\) was killed on the node: .* timeout=0.3 s"):
+        call(pool, sleeps, timeout=timedelta(seconds=0.3), ti=ti)
+    assert client.tasks.get(ti.xcoms["qarnot_task"]).state == "Failure"
+
+
+def test_async_functions_are_awaited(pool: str) -> None:
+    async def later(value: int) -> int:
+        import asyncio
+
+        await asyncio.sleep(0)
+        return value + 1
+
+    assert call(pool, later, 1) == 2
+
+
+def test_results_of_mapped_tasks_are_lists_on_the_node(pool: str) -> None:
+    class Lazy(Sequence[Any]):
+        """As Airflow gives them: not a list, and fetched one by one."""
+
+        def __getitem__(self, index: Any) -> Any:
+            return [1, 2, 3][index]
+
+        def __len__(self) -> int:
+            return 3
+
+    def kind(values: list[int], nested: dict[str, list[int]]) -> list[Any]:
+        return [type(values).__name__, values, nested]
+
+    assert call(pool, kind, Lazy(), kwargs={"nested": {"a": Lazy()}}) == [
+        "list",
+        [1, 2, 3],
+        {"a": [1, 2, 3]},
+    ]
+
+
+# --- requirements
+
+
+def wheel(directory: Path) -> str:
+    """A wheel of one module, so that no network is needed."""
+    path = directory / "qarnot_tiny-1.0-py3-none-any.whl"
+    info = "qarnot_tiny-1.0.dist-info"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("qarnot_tiny.py", "ANSWER = 42\n")
+        file.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: qarnot-tiny\nVersion: 1.0\n")
+        file.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        file.writestr(f"{info}/RECORD", "")
+    return str(path)
+
+
+def test_requirements_are_installed_first(pool: str, tmp_path: Path) -> None:
+    def uses() -> int:
+        import qarnot_tiny  # type: ignore[import-not-found]
+
+        return int(qarnot_tiny.ANSWER)
+
+    assert call(pool, uses, requirements=[wheel(tmp_path)]) == 42
+    with pytest.raises(QarnotTaskFailedError, match="No module named 'qarnot_tiny'"):
+        call(pool, uses)
+
+
+def test_requirements_that_cannot_be_installed_are_explained(pool: str, tmp_path: Path) -> None:
+    def uses() -> None: ...
+
+    missing = str(tmp_path / "missing-1.0-py3-none-any.whl")
+    with pytest.raises(QarnotTaskFailedError, match="could not be installed") as caught:
+        call(pool, uses, requirements=[missing])
+    assert "missing-1.0" in str(caught.value)
+    assert "image=" in str(caught.value)
+
+
+# --- large arguments and results
+
+
+def noise(length: int) -> str:
+    """Text that cannot be compressed much below six bits a character."""
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+    return "".join(random.Random(7).choices(letters, k=length))
+
+
+def test_arguments_fit_as_long_as_the_constants_do(pool: str, client: QarnotClient) -> None:
+    def size(text: str) -> int:
+        return len(text)
+
+    ti = FakeTI(run_id="large")
+    assert call(pool, size, noise(200_000), ti=ti) == 200_000
+    constants = client.tasks.get(ti.xcoms["qarnot_task"]).constants
+    assert all(len(value) <= 2048 for value in constants.values())
+    assert 60 < len(constants) <= 150
+    with pytest.raises(QarnotInvalidSpecError, match=r"196,608 fit .*payload_bucket.*resource bucket"):
+        call(pool, size, noise(400_000))
+
+
+def test_a_result_that_is_too_large_is_refused_on_the_node(pool: str) -> None:
+    def much(length: int) -> str:
+        return "x" * length
+
+    assert len(call(pool, much, 999_000)) == 999_000
+    with pytest.raises(QarnotTaskFailedError, match=r"1,000,002 characters as json, and 1,000,000 fit"):
+        call(pool, much, 1_000_000)
+
+
+def test_what_is_too_large_goes_by_bucket(
+    pool: str, client: QarnotClient, qarnot: LocalQarnot, capsys: pytest.CaptureFixture[str]
+) -> None:
+    boto3 = pytest.importorskip("boto3")
+
+    def doubled(text: str) -> str:
+        from pathlib import Path
+
+        Path("scratch.txt").write_text("not a result")
+        return text * 2
+
+    ti = FakeTI(run_id="bucket")
+    text = noise(600_000)
+    assert call(pool, doubled, text, ti=ti, payload_bucket="payloads") == text * 2
+    s3 = boto3.client(
+        "s3",
+        endpoint_url=qarnot.storage_url,
+        aws_access_key_id=qarnot.email,
+        aws_secret_access_key=qarnot.token,
+        region_name="default",
+    )
+    submitted = client.tasks.get(ti.xcoms["qarnot_task"])
+    lineage = submitted.labels["airflow.lineage"]
+    keys = [one["Key"].rpartition("/") for one in s3.list_objects_v2(Bucket="payloads")["Contents"]]
+    assert {key[0] for key in keys} == {f"airflow-qarnot/{lineage}"}
+    assert sorted(key[2].partition("-")[0] for key in keys) == ["payload", "result"]
+    assert len(submitted.constants) < 8
+    assert text[:100] not in capsys.readouterr().out
+    # A small one makes no use of it.
+    ti = FakeTI(run_id="bucket-small")
+    assert call(pool, doubled, "a", ti=ti, payload_bucket="payloads") == "aa"
+    assert len(s3.list_objects_v2(Bucket="payloads")["Contents"]) == 2
+
+
+def test_files_of_the_function_go_to_the_result_bucket(pool: str, qarnot: LocalQarnot) -> None:
+    boto3 = pytest.importorskip("boto3")
+
+    def writes() -> str:
+        from pathlib import Path
+
+        Path("table.csv").write_text("1,2\n")
+        return "table.csv"
+
+    def reads(name: str) -> str:
+        from pathlib import Path
+
+        return Path(name).read_text()
+
+    name = call(pool, writes, result_bucket="tables")
+    assert call(pool, reads, name, resource_buckets=["tables"]) == "1,2\n"
+    assert boto3 is not None
+
+
+# --- lives
+
+
+def test_a_retry_takes_up_the_result_of_the_try_before(pool: str, client: QarnotClient) -> None:
+    def once(word: str) -> str:
+        import uuid
+
+        return word + str(uuid.uuid4())
+
+    def make() -> Any:
+        return made(once, "same ", qarnot_pool=pool, serializer="pickle", retries=2)
+
+    deferred, context = defer(make, FakeTI(run_id="retry", max_tries=2))
+    first = context["ti"].xcoms["qarnot_task"]
+    second = FakeTI(run_id="retry", max_tries=2, try_number=2)
+    result = run(make, second)
+    assert second.xcoms["qarnot_task"] == first
+    assert result.startswith("same ")
+    assert resume(make, deferred, context) == result
+    cleared = FakeTI(run_id="retry", max_tries=3, try_number=3)
+    assert run(make, cleared) != result
+    assert cleared.xcoms["qarnot_task"] != first
+
+
+def test_a_retry_after_a_failure_runs_it_again(pool: str) -> None:
+    def fails(number: int) -> None:
+        raise RuntimeError(f"number {number}")
+
+    for try_number in (1, 2):
+        with pytest.raises(QarnotTaskFailedError, match="RuntimeError: number 7"):
+            call(pool, fails, 7, ti=FakeTI(run_id="fails", max_tries=1, try_number=try_number, xcoms={}))
+
+
+def test_the_function_on_the_node_may_run_in_several_attempts(pool: str) -> None:
+    def third_time() -> int:
+        from pathlib import Path
+
+        mark = Path("..") / "third-time"
+        count = len(mark.read_text()) if mark.exists() else 0
+        mark.write_text("x" * (count + 1))
+        if count < 2:
+            raise RuntimeError("not yet")
+        return count
+
+    assert call(pool, third_time, remote_retries=2) in (2, 3, 4)
+
+
+# --- what is refused when the DAG is parsed
+
+
+def plain(value: Any = None) -> Any:
+    return value
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "many instances": ({"instance_count": 2}, "one call has one result"),
+    "ranges": ({"ranges": "0-3"}, "one call has one result"),
+    "many instances by spec": ({"task_spec": {"instance_count": 2}}, "one call has one result"),
+    "a command": ({"command": "true"}, "takes no command"),
+    "no waiting": ({"wait_for_completion": False}, "takes no wait_for_completion"),
+    "serializer": ({"serializer": "cloudpickle"}, "'json' or 'pickle'"),
+    "timeout": ({"timeout": 5}, "timedelta"),
+    "no time": ({"timeout": timedelta()}, "timedelta"),
+    "requirements": ({"requirements": {"numpy": "2"}}, "requirements"),
+    "not json": ({"kwargs": {"value": {"a": {1}}}}, r"argument value of plain\(\) is .*set at \['a'\]"),
+    "image": ({"image": "UPPER CASE"}, "image"),
+}
+
+
+@pytest.mark.parametrize(("parameters", "named"), BAD.values(), ids=BAD.keys())
+def test_bad_parameters_are_refused_at_parse(parameters: dict[str, Any], named: str) -> None:
+    with pytest.raises(QarnotInvalidSpecError, match=named):
+        made(plain, **parameters)
+
+
+def test_context_parameters_are_refused_as_there_is_no_airflow_on_the_node() -> None:
+    def dated(ds: str | None = None) -> str | None:
+        return ds
+
+    with pytest.raises(QarnotInvalidSpecError, match=r"'ds' does not reach the node.*\{\{ ds \}\}"):
+        made(dated)
+    assert made(dated, kwargs={"ds": "{{ ds }}"}).op_kwargs == {"ds": "{{ ds }}"}
+
+
+def test_mapped_calls_are_checked_at_parse_too() -> None:
+    with DAG("mapped"), pytest.raises(QarnotInvalidSpecError, match="'pytest'"):
+
+        @qarnot_task
+        def uses_a_global(x: int) -> Any:
+            return pytest
+
+    with DAG("mapped-instances"), pytest.raises(QarnotInvalidSpecError, match="one call has one result"):
+        qarnot_task(instance_count=2)(plain).expand(value=[1, 2])
+
+
+def test_a_value_that_is_refused_is_not_shown() -> None:
+    with pytest.raises(QarnotInvalidSpecError) as caught:
+        made(plain, kwargs={"value": {"token": b"very secret"}})
+    assert "very secret" not in str(caught.value)
+
+
+# --- in a DAG
+
+
+def test_it_is_registered_and_takes_the_pool_of_its_group() -> None:
+    with DAG("grouped"):
+
+        @task.qarnot(requirements=["numpy"])
+        def one(value: int) -> int:
+            return value
+
+        with QarnotPoolGroup("g") as group:
+            single = one(1)
+            mapped = one.override(task_id="many").expand(value=[1, 2])
+            elsewhere = one.override(task_id="elsewhere", qarnot_pool="another")(2)
+    pool = group.pool
+    assert isinstance(single.operator, QarnotRunTaskOperator)
+    assert single.operator.operator_name == "@task.qarnot"
+    assert isinstance(single.operator.qarnot_pool, XComArg)
+    assert single.operator.qarnot_pool.operator is pool.operator
+    assert mapped.operator.partial_kwargs["qarnot_pool"].operator is pool.operator
+    assert elsewhere.operator.qarnot_pool == "another"
+    assert single.operator.upstream_task_ids == {"g.open_pool"}
+
+
+def test_the_default_image_stands_back() -> None:
+    assert made(plain).image == DEFAULT_IMAGE
+    assert made(plain, constants={"DOCKER_REPO": "library/pypy"}).image is None
+    assert made(plain, task_spec={"image": "pypy:3"}).image is None
+    assert made(plain, image=None).image is None
+
+
+def test_the_command_brings_what_the_constants_hold() -> None:
+    """Qarnot replaces ${...} in commands and its limit is 2048; a slash in a constant may be taken for a path."""
+    assert len(payload.COMMAND) < 1000
+    assert "$" not in payload.COMMAND
+    assert payload.COMMAND.count("'") == 2
+    assert f'"{node.PREFIX}"' in payload.COMMAND
+    packed = random.Random(3).randbytes(payload.MAX_BYTES)
+    constants = payload.constants(packed)
+    assert len(constants) == payload.MAX_PARTS + 1
+    assert not set("".join(constants.values())) & set("/$+{}")
+
+
+def test_what_is_sent_is_the_same_in_every_try() -> None:
+    def packed() -> bytes:
+        operator = made(plain, kwargs={"value": [1]})
+        return payload.pack(
+            operator._function,
+            payload.arguments_text((), {"value": [1]}, "json", "plain"),
+            nonce=payload.digest("result", "lineage"),
+            serializer="json",
+            requirements=[],
+            timeout=None,
+            result_file=None,
+        )
+
+    assert packed() == packed()
+
+
+def test_a_report_that_was_cut_off_is_no_report() -> None:
+    good = '{"value": "1"}'
+    import base64
+    import zlib
+
+    data = base64.urlsafe_b64encode(zlib.compress(good.encode())).decode()
+    line = f"\n{node.MARK} abc {data}\n"
+    assert payload.split_report(f"out{line}", "abc") == ("out", {"value": "1"})
+    assert payload.split_report(f"out\n{line}late\n", "abc") == ("out\nlate\n", {"value": "1"})
+    assert payload.split_report(f"out{line}", "abd") == (f"out{line}", None)
+    assert payload.split_report(f"out{line[:-12]}", "abc")[1] is None
+    assert payload.split_report(f"first{line}second{line}", "abc")[0] == "firstsecond"
