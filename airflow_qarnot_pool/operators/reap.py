@@ -74,4 +74,6 @@ def run_state(dag_id: str, run_id: str) -> str | None:
 
     if not RuntimeTaskInstance.get_dr_count(dag_id=dag_id, run_ids=[run_id]):
         return None
-    return str(RuntimeTaskInstance.get_dagrun_state(dag_id, run_id))
+    state = RuntimeTaskInstance.get_dagrun_state(dag_id, run_id)
+    # An enum at run time, whatever the annotation says; its str() is "DagRunState.FAILED".
+    return str(getattr(state, "value", state))

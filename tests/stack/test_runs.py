@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-import pytest
-
 from tests.stack.world import World
 
 
@@ -32,9 +30,6 @@ def _nodes(world: World, pool: str) -> list[str]:
     return [one["id"] for one in world.lanes["clock"].qarnot.nodes() if one["pool"] == pool]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="operators/reap.py: run_state() says 'DagRunState.FAILED', not 'failed'"
-)
 def test_reaper_closes_the_pool_of_a_run_that_is_over(world: World) -> None:
     """The user marks the teardown as done, which leaves the pool open. A run that goes on keeps its pool."""
     over, going_on = (world.run("pool", name, lane="reaped") for name in ("reaped", "not_reaped"))
