@@ -47,6 +47,8 @@ def run(payload: dict[str, Any]) -> dict[str, Any]:
     try:
         with tempfile.TemporaryDirectory(prefix="airflow-qarnot-") as scratch:
             environment = {key: value for key, value in os.environ.items() if not key.startswith(PREFIX)}
+            # What it prints is seen while it runs, and both streams stay in order.
+            environment.setdefault("PYTHONUNBUFFERED", "1")
             if payload["requirements"]:
                 libraries = os.path.join(scratch, "libraries")
                 error = install(payload["requirements"], libraries, _left(deadline))

@@ -6,11 +6,11 @@ import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import timedelta
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, Protocol, TypeVar, cast, overload
 
 from airflow.sdk.bases.decorator import DecoratedOperator, task_decorator_factory
 
-from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
+from airflow_qarnot_pool.api.errors import QarnotError, QarnotInvalidSpecError, QarnotNotFoundError
 from airflow_qarnot_pool.decorators import node, payload
 from airflow_qarnot_pool.decorators.function import FunctionSource
 from airflow_qarnot_pool.exceptions import QarnotTaskFailedError
@@ -21,7 +21,6 @@ from airflow_qarnot_pool.templates import is_templated
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
-    from airflow.sdk.bases.decorator import Task as DecoratedTask
 
     from airflow_qarnot_pool.api.models import Task
     from airflow_qarnot_pool.api.specs import TaskSpec
@@ -135,7 +134,7 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> Any:
         """Return what the function returned, or raise what became of it."""
         self._live(context)
-        return self._handle_output(super().execute_complete(context, event))
+        return super().execute_complete(context, event)
 
     def _live(self, context: Context) -> None:
         self._life = Life.of(context, self.hook.settings.namespace)
@@ -210,19 +209,28 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
     # --- bringing its result back
 
     def _output(self, task: Task) -> tuple[str, dict[str, Any] | None]:
+        """What the function wrote to standard output, and the report."""
         if task.uuid not in self._written:
-            self._written[task.uuid] = self.client.tasks.stdout(task.uuid, 0)
+            self._written[task.uuid] = self._stream(self.client.tasks.stdout, task.uuid)
         return payload.split_report(self._written[task.uuid], self._nonce)
+
+    @staticmethod
+    def _stream(read: Callable[[str, int], str], uuid: str) -> str:
+        try:
+            return read(uuid, 0)
+        except QarnotNotFoundError:
+            return ""  # the instance never ran
 
     def _log_output(self, task: Task) -> None:
         # What the function returned is not for the log.
-        tasks = SimpleNamespace(stdout=lambda _: self._output(task)[0], stderr=self.client.tasks.stderr)
+        tasks = SimpleNamespace(
+            stdout=lambda _: self._output(task)[0],
+            stderr=lambda uuid: self._stream(self.client.tasks.stderr, uuid),
+        )
         log_output(cast("Any", SimpleNamespace(tasks=tasks)), task, self.log)
 
     def _report(self, task: Task) -> str:
         """Why there is no result: what the function raised on the node, or what became of the Qarnot task."""
-        from airflow_qarnot_pool.api.errors import QarnotError
-
         try:
             report = self._output(task)[1] or {}
         except QarnotError:
@@ -306,8 +314,28 @@ def _by_position(function: Callable[..., Any], args: Sequence[Any]) -> set[str]:
     return set(list(inspect.signature(function).parameters)[: len(args)])
 
 
+class QarnotTask(Protocol[P, R]):
+    """A decorated function, for type checkers.
+
+    Calls take and give ``Any``: at that point arguments and results may be XComs, which only Airflow's own mypy
+    plugin could tell from values (it knows ``@task.qarnot``'s type, not this one).
+    """
+
+    function: Callable[P, R]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+    def partial(self, **kwargs: Any) -> QarnotTask[P, R]: ...
+
+    def expand(self, **kwargs: Any) -> Any: ...
+
+    def expand_kwargs(self, kwargs: Any, *, strict: bool = True) -> Any: ...
+
+    def override(self, **kwargs: Any) -> QarnotTask[P, R]: ...
+
+
 @overload
-def qarnot_task(python_callable: Callable[P, R]) -> DecoratedTask[P, R]: ...
+def qarnot_task(python_callable: Callable[P, R]) -> QarnotTask[P, R]: ...
 
 
 @overload
@@ -321,7 +349,7 @@ def qarnot_task(
     serializer: payload.Serializer = "json",
     payload_bucket: str | None = None,
     **kwargs: Any,
-) -> Callable[[Callable[P, R]], DecoratedTask[P, R]]: ...
+) -> Callable[[Callable[P, R]], QarnotTask[P, R]]: ...
 
 
 def qarnot_task(
@@ -378,4 +406,4 @@ def qarnot_task(
     return decorate(python_callable)
 
 
-__all__ = ["DEFAULT_IMAGE", "qarnot_task"]
+__all__ = ["DEFAULT_IMAGE", "QarnotTask", "qarnot_task"]

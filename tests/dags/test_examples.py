@@ -145,6 +145,18 @@ def test_qarnot_scheduled_pipeline(client: QarnotClient, qarnot: LocalQarnot) ->
     assert storage.get_object(Bucket=bucket, Key="best.txt")["Body"].read() == b"100\n"
 
 
+def test_qarnot_taskflow(client: QarnotClient) -> None:
+    run = Run(client, "qarnot_taskflow", {"parts": 2, "darts": 1000})
+    assert str(run.dag_run.state) == "success", run.states
+    assert run.only_pool().state == "Closed"
+    calls = [task for task in run.tasks if not task.labels["airflow.part"]]
+    assert sorted(task.labels["airflow.task_id"] for task in calls) == ["nodes.combine", *["nodes.throw"] * 2]
+    combine = run.dag_run.get_task_instance("nodes.combine")
+    outputs = {key: combine.xcom_pull(task_ids="nodes.combine", key=key) for key in ("pi", "error")}
+    assert outputs["pi"] == pytest.approx(3.14, abs=0.3)
+    assert 0 < outputs["error"] < 0.1
+
+
 @pytest.mark.parametrize("report_only", [True, False])
 def test_qarnot_maintenance(client: QarnotClient, report_only: bool) -> None:
     """A pool whose DAG run is not known is reported; it is younger than the grace, so it stays."""

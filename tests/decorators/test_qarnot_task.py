@@ -68,7 +68,7 @@ def test_a_function_runs_on_a_node_and_its_result_comes_back(
     }
     logged = capsys.readouterr().out
     assert "[stdout] describing 3 numbers" in logged
-    assert "[stderr] 0> this is no error" in logged
+    assert "[stderr] this is no error" in logged
     assert node.MARK not in logged
     assert "secret blue" not in logged
     submitted = client.tasks.get(ti.xcoms["qarnot_task"])

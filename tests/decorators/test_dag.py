@@ -1,0 +1,64 @@
+"""``@task.qarnot`` through ``dag.test()``: templates, XComs in and out, ``override``, and a failure."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+from tests.dags.test_examples import Run, client
+from tests.dags.test_readme import LOCAL_BUNDLE
+
+# Without the directory's own fixtures: this wants the session's server, which the examples use.
+from tests.conftest import qarnot  # isort: skip
+
+pytestmark = pytest.mark.usefixtures("airflow_db", "qarnot_connection")
+__all__ = ["client", "qarnot"]
+
+FILE = """
+from airflow.sdk import DAG, task
+from airflow_qarnot_pool.task_groups.pool import QarnotPoolGroup
+
+
+@task
+def numbers() -> list[int]:
+    return [1, 2, 3]
+
+
+with DAG("functions", schedule=None) as dag:
+    with QarnotPoolGroup("g", setup_retries=0):
+
+        @task.qarnot
+        def total(numbers: list[int], run: str, *, times: int = 1) -> dict[str, object]:
+            return {"total": sum(numbers) * times, "run": run}
+
+        @task.qarnot(deferrable=False)
+        def fails(before: dict[str, object]) -> None:
+            raise LookupError(f"nothing after {before['total']}")
+
+        first = total(numbers(), "{{ dag_run.run_id }}")
+        second = total.override(task_id="doubled", poll_interval=0.1)(numbers(), "r", times=2)
+        fails(second)
+"""
+
+
+def test_functions_in_a_dag(
+    client: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundles = [{"name": "functions", "classpath": LOCAL_BUNDLE, "kwargs": {"path": str(tmp_path)}}]
+    monkeypatch.setenv("AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST", json.dumps(bundles))
+    (tmp_path / "functions.py").write_text(FILE)
+    run = Run.__new__(Run)
+    dag = runpy.run_path(str(tmp_path / "functions.py"))["dag"]
+    run.dag_run, run._client = dag.test(), client  # type: ignore[assignment]
+    assert run.states["g.fails"] == "failed"
+    assert run.states["g.total"] == run.states["g.doubled"] == "success", run.states
+    assert run.only_pool().state == "Closed"
+    ti = run.dag_run.get_task_instance("g.total")
+    assert ti.xcom_pull(task_ids="g.total") == {"total": 6, "run": run.dag_run.run_id}
+    assert ti.xcom_pull(task_ids="g.doubled") == {"total": 12, "run": "r"}
+    logged = capsys.readouterr().out
+    assert "fails() raised LookupError: nothing after 12" in logged
+    assert 'File "functions.py", line 2, in fails' in logged
