@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api import filters
-from airflow_qarnot_pool.api.errors import QarnotError, QarnotInvalidSpecError, QarnotNotFoundError
+from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError, QarnotNotFoundError
 from airflow_qarnot_pool.claim import end
 from airflow_qarnot_pool.identity import NAMESPACE_TAG, Fate, fate_of, label, namespace_tag
 
@@ -164,7 +164,7 @@ def reap(
             continue
         try:
             entry = _reap_one(client, pool, run_state, limits, dry_run, now)
-        except QarnotError as error:
+        except Exception as error:  # Airflow's own, too: one pool must not spare the others
             log.error("Pool %s could not be looked after: %s", pool.uuid, error)
             report.failures.append(f"{pool.uuid}: {error}")
             continue

@@ -160,6 +160,7 @@ class WaitingOperator(QarnotOperator):
         self.wait_for_quota = wait_for_quota
         self._quota_deadline: datetime | None = None
         check_wait(poll_interval, wait_timeout)
+        check_wait(None, wait_for_quota, "wait_for_quota")
         self._work: RemoteWork | None = None
 
     @property
@@ -352,7 +353,9 @@ class WaitingOperator(QarnotOperator):
         )
 
 
-def check_wait(poll_interval: float | timedelta | None, wait_timeout: timedelta | None) -> None:
+def check_wait(
+    poll_interval: float | timedelta | None, wait_timeout: timedelta | None, name: str = "wait_timeout"
+) -> None:
     """Refuse nonsense when the DAG is parsed."""
     if poll_interval is not None and not seconds_between_looks(poll_interval) > 0:
         raise QarnotInvalidSpecError(
@@ -360,7 +363,7 @@ def check_wait(poll_interval: float | timedelta | None, wait_timeout: timedelta 
         )
     if wait_timeout is not None and (not isinstance(wait_timeout, timedelta) or wait_timeout <= timedelta()):
         raise QarnotInvalidSpecError(
-            f"wait_timeout must be a timedelta of more than 0, not {wait_timeout!r}", field="wait_timeout"
+            f"{name} must be a timedelta of more than 0, not {wait_timeout!r}", field=name
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api import states
@@ -191,6 +191,15 @@ class QarnotCreatePoolOperator(_PoolOperator):
                 carry["warm_up"] = self._submit_warm_up(spec, claimed.uuid, size)
             return self._ready(outcome or self._wait(claimed.uuid, condition, self._deadline(context), carry))
 
+    def _deadline(self, context: Context) -> datetime | None:
+        deadline = super()._deadline(context)
+        if deadline is None and self._warms_up:
+            from airflow_qarnot_pool.warmth import BOOT_DEADLINE
+
+            # The warm-up is over by then, and nothing boots nodes any more.
+            return datetime.now(UTC) + BOOT_DEADLINE
+        return deadline
+
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> str:
         """Return the uuid of the pool that is ready, or close it and say why it is not."""
         outcome = self._resumed(context, event)
@@ -280,6 +289,8 @@ class QarnotUpdatePoolOperator(QarnotOperator):
         return pool_spec({"name": "update", **values})
 
     def execute(self, context: Context) -> str:
+        from airflow_qarnot_pool.api.fields import is_secret_constant
+
         changes = self._changes(self._given())
         pools = self.client.pools
         pool = pools.get(reference(self.qarnot_pool, "qarnot_pool"))
@@ -290,7 +301,16 @@ class QarnotUpdatePoolOperator(QarnotOperator):
             )
         wanted: dict[str, Any] = {"elastic": changes.elastic, "scaling": changes.scaling}
         if self.constants is not None:
-            wanted["constants"] = {**(pool.constants or {}), **changes.constants}
+            wanted["constants"] = {**pool.constants, **changes.constants}
+            hidden = [
+                name for name in pool.constants if is_secret_constant(name) and name not in changes.constants
+            ]
+            if hidden:
+                raise QarnotInvalidSpecError(
+                    f"Pool {pool.uuid} has the secret constants {', '.join(hidden)}, which cannot be read back and "
+                    "would be overwritten: give them, too",
+                    field="constants",
+                )
         if self.tags is not None:
             ours = [tag for tag in pool.tags or () if tag.startswith("airflow-")]
             wanted["tags"] = [*ours, *changes.tags]

@@ -112,6 +112,7 @@ class QarnotRunTaskOperator(TaskOperator):
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
         """Return the result of the Qarnot task that ended, or raise what became of it."""
+        self._mask_secrets()
         outcome = self._resumed(context, event)
         return self._finish(context, outcome, outcome.carry)
 

@@ -85,6 +85,8 @@ class TaskOperator(WaitingOperator):
     ) -> None:
         super().__init__(**kwargs)
         self.qarnot_pool = qarnot_pool
+        #: Kept, because what the pool comes from may render to nothing, which must not mean "without a pool".
+        self.on_pool = qarnot_pool is not None
         self.name = name
         self.image = image
         self.profile = profile
@@ -118,13 +120,27 @@ class TaskOperator(WaitingOperator):
         return None if self.qarnot_pool is None else "known-at-run-time"
 
     def _pool_uuid(self) -> str | None:
-        if self.qarnot_pool is None:
+        if self.qarnot_pool is None and not self.on_pool:
             return None
         ref = reference(self.qarnot_pool, "qarnot_pool")
         return ref if is_uuid(ref) else self.client.pools.get(ref).uuid
 
+    def _mask_secrets(self) -> None:
+        """Tell this process what to hide: each slice of a task is a new one."""
+        from airflow.sdk.log import mask_secret
+
+        from airflow_qarnot_pool.api.fields import is_secret_constant
+
+        if isinstance(self.constants, Mapping):
+            for name, value in self.constants.items():
+                if value and is_secret_constant(str(name)):
+                    mask_secret(str(value))
+        if self.registry_conn_id:
+            self._registry_login()
+
     def _given_now(self) -> dict[str, Any]:
         """The parameters with everything rendered, and the registry's login."""
+        self._mask_secrets()
         values = self._given()
         if self.registry_conn_id:
             values["constants"] = {**(values.get("constants") or {}), **self._registry_login()}

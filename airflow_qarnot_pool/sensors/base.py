@@ -105,6 +105,8 @@ class QarnotSensor(BaseSensorOperator):
 
     def _defer(self, uuid: str) -> NoReturn:
         limit = timedelta(seconds=self.timeout)
+        if self.execution_timeout is not None:
+            limit = min(limit, self.execution_timeout)
         self.defer(
             trigger=self._trigger_class()(
                 qarnot_conn_id=self.qarnot_conn_id,

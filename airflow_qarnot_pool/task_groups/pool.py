@@ -148,6 +148,8 @@ class QarnotPoolGroup(TaskGroup):
                     XComArg.apply_upstream_relationship(task, self.pool)
             elif "qarnot_pool" in task.template_fields and task.qarnot_pool is None:
                 task.qarnot_pool = self.pool
+                if hasattr(task, "on_pool"):
+                    task.on_pool = True
                 XComArg.apply_upstream_relationship(task, self.pool)
 
     def _wire(self) -> None:

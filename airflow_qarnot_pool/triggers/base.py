@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 _cleanups: set[asyncio.Task[None]] = set()
 
 
+#: Seconds that the first look may take, whatever the deadline says.
+FIRST_LOOK = 10.0
+
+
 class QarnotTrigger(BaseTrigger):
     """Wait for one remote object, together with all other waiters of its connection.
 
@@ -106,7 +110,11 @@ class QarnotTrigger(BaseTrigger):
                 every_round=condition.ready_slots is not None,
             ) as waiter:
                 while True:
-                    look = await waiter.next(self._seconds_left())
+                    left = self._seconds_left()
+                    if left is not None and not history:
+                        # A triggerer may come after the deadline: what is done by then is done.
+                        left = max(left, FIRST_LOOK)
+                    look = await waiter.next(left)
                     if history[-1:] != [look.state]:
                         self.log.info("%s %s is %s", self.kind.capitalize(), self.uuid, look.state)
                     outcome = concluded(condition, look, history)
