@@ -74,6 +74,8 @@ create = partial(QarnotCreatePoolOperator, task_id="create", retries=1)
 MODES = pytest.mark.parametrize("deferrable", [True, False], ids=["deferred", "on the worker"])
 KINDS = pytest.mark.parametrize("kind", ["pool", "task"], indirect=True)
 TASKS = pytest.mark.parametrize("kind", ["task"], indirect=True)
+#: Where names do not matter one server does.
+ANY_SERVER = pytest.mark.parametrize("qarnot", ["enforce"], indirect=True)
 ANOTHER_DAY = datetime(2026, 2, 2, tzinfo=UTC)
 NO_NODE = {"type": "Fixed", "slotsCount": 0, "name": "none"}
 
@@ -523,6 +525,7 @@ def enforces(qarnot: LocalQarnot) -> bool:
 # --- what is written on them
 
 
+@ANY_SERVER
 @KINDS
 def test_tags_and_labels_are_as_promised_and_tell_no_secret(
     qarnot: LocalQarnot, story: Story, capsys: pytest.CaptureFixture[str]
@@ -571,6 +574,7 @@ def test_tags_and_labels_are_as_promised_and_tell_no_secret(
     assert not [word for word in ("very-secret", "hush-hush", qarnot.token) if word in told]
 
 
+@ANY_SERVER
 def test_labels_of_ours_cannot_be_given(qarnot: LocalQarnot, pool: str) -> None:
     make = partial(task, qarnot_pool=pool, command="true", task_spec={"labels": {"airflow.dag_id": "x"}})
     with pytest.raises(QarnotInvalidSpecError, match=r"airflow\.dag_id"):
@@ -623,7 +627,7 @@ def test_a_kill_in_the_middle_of_the_create_request_leaves_nothing(
     qarnot: LocalQarnot, story: Story, when: str
 ) -> None:
     """The request takes effect before, or after, the handler of the signal has looked."""
-    slow = {"kind": "delay", "seconds": 1.5, "when": when, "times": 1}
+    slow = {"kind": "delay", "seconds": 0.8, "when": when, "times": 1}
     qarnot.faults([{"method": "POST", "path": story.path, **slow}])
     child = story.child()
     eventually(lambda: any(one.get("fault") == "delay" for one in qarnot.requests()))
@@ -634,6 +638,7 @@ def test_a_kill_in_the_middle_of_the_create_request_leaves_nothing(
     assert story.ended(uuid)
 
 
+@ANY_SERVER
 @KINDS
 def test_a_kill_ends_nothing_on_request(qarnot: LocalQarnot, story: Story) -> None:
     child = story.child(make=partial(story.make, cancel_on_kill=False))
@@ -646,6 +651,7 @@ def test_a_kill_ends_nothing_on_request(qarnot: LocalQarnot, story: Story) -> No
     assert not story.ended(uuid)
 
 
+@ANY_SERVER
 def test_a_kill_of_the_closing_task_undoes_nothing(
     qarnot: LocalQarnot, client: QarnotClient, pool: str
 ) -> None:
@@ -692,6 +698,7 @@ def test_a_pool_that_was_made_unseen_is_closed(
     assert pool.state in ("Closing", "Closed")
 
 
+@ANY_SERVER
 @MODES
 @KINDS
 def test_the_end_of_a_wait_is_not_lost_in_bad_weather(
@@ -704,6 +711,7 @@ def test_the_end_of_a_wait_is_not_lost_in_bad_weather(
     assert story.ended(story.made()[0])
 
 
+@ANY_SERVER
 def test_an_end_that_is_refused_is_an_error(qarnot: LocalQarnot, client: QarnotClient, pool: str) -> None:
     qarnot.faults([{"method": "POST", "path": "/close$", "kind": "status", "status": 403, "times": 1}])
     with pytest.raises(QarnotRefusedError):
@@ -714,6 +722,7 @@ def test_an_end_that_is_refused_is_an_error(qarnot: LocalQarnot, client: QarnotC
 # --- time runs out
 
 
+@ANY_SERVER
 @KINDS
 def test_the_execution_timeout_counts_across_the_deferral(qarnot: LocalQarnot, story: Story) -> None:
     started = datetime.now(UTC) - timedelta(minutes=10)
@@ -736,6 +745,7 @@ FAILED_DEFERRALS = {
 }
 
 
+@ANY_SERVER
 @KINDS
 @pytest.mark.parametrize("reason", FAILED_DEFERRALS)
 @pytest.mark.parametrize("cancel_on_kill", [True, False])
@@ -771,6 +781,7 @@ GUARD = [
 ]
 
 
+@ANY_SERVER
 @pytest.mark.parametrize(("kind", "state", "xcom", "ends"), GUARD, indirect=["kind"])
 def test_guard(qarnot: LocalQarnot, story: Story, state: str | None, xcom: str | None, ends: bool) -> None:
     ti = story.ti()
@@ -782,6 +793,7 @@ def test_guard(qarnot: LocalQarnot, story: Story, state: str | None, xcom: str |
     assert story.ended(uuid) is ends
 
 
+@ANY_SERVER
 @KINDS
 def test_guard_leaves_what_it_cannot_ask_about(qarnot: LocalQarnot, story: Story) -> None:
     deferred, _ = defer(story.make, ti := story.ti())
@@ -794,6 +806,7 @@ def test_guard_leaves_what_it_cannot_ask_about(qarnot: LocalQarnot, story: Story
     assert not story.ended(ti.xcoms[story.key])
 
 
+@ANY_SERVER
 @TASKS
 def test_guard_asks_nothing_of_airflow_where_the_task_is_over(
     qarnot: LocalQarnot, client: QarnotClient, story: Story, tmp_path: Path
@@ -805,6 +818,7 @@ def test_guard_asks_nothing_of_airflow_where_the_task_is_over(
     assert not [one for one in qarnot.requests() if one["path"].endswith("/abort")]
 
 
+@ANY_SERVER
 @KINDS
 def test_guard_opts_out(qarnot: LocalQarnot, story: Story) -> None:
     deferred, _ = defer(partial(story.make, cancel_on_kill=False), ti := story.ti())
@@ -813,6 +827,7 @@ def test_guard_opts_out(qarnot: LocalQarnot, story: Story) -> None:
     assert not story.ended(ti.xcoms[story.key])
 
 
+@ANY_SERVER
 @KINDS
 def test_a_trigger_that_has_fired_ends_nothing(qarnot: LocalQarnot, story: Story, tmp_path: Path) -> None:
     """Airflow cancels a trigger that lingers after its event as if a user had ended the task."""
@@ -829,6 +844,7 @@ def test_a_trigger_that_has_fired_ends_nothing(qarnot: LocalQarnot, story: Story
     assert not story.ended(ti.xcoms[story.key])
 
 
+@ANY_SERVER
 @KINDS
 def test_the_clean_up_survives_being_cancelled_again_and_again(qarnot: LocalQarnot, story: Story) -> None:
     deferred, _ = defer(story.make, ti := story.ti())
@@ -859,6 +875,7 @@ def test_the_clean_up_survives_being_cancelled_again_and_again(qarnot: LocalQarn
     assert story.ended(ti.xcoms[story.key])
 
 
+@ANY_SERVER
 @KINDS
 def test_before_3_3_being_cancelled_is_the_only_sign(
     qarnot: LocalQarnot, story: Story, monkeypatch: pytest.MonkeyPatch
@@ -891,6 +908,7 @@ def warm_ups(client: QarnotClient, run_id: str) -> list[str]:
     return [one.state for one in made_for(client.tasks, run_id, part="warm-up")]
 
 
+@ANY_SERVER
 def test_a_managed_pool_left_behind_costs_nothing_soon_and_a_week_later(
     qarnot: LocalQarnot, client: QarnotClient, run_id: str
 ) -> None:
@@ -916,6 +934,7 @@ def test_a_managed_pool_left_behind_costs_nothing_soon_and_a_week_later(
     client.pools.delete(uuid)
 
 
+@ANY_SERVER
 def test_a_managed_pool_whose_maker_died_cools_down_too(
     qarnot: LocalQarnot, client: QarnotClient, run_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -928,6 +947,7 @@ def test_a_managed_pool_whose_maker_died_cools_down_too(
     client.pools.delete(pool.uuid)
 
 
+@ANY_SERVER
 def test_a_retry_that_finds_the_pool_ready_ends_the_warm_up(
     qarnot: LocalQarnot, client: QarnotClient, run_id: str
 ) -> None:
@@ -941,6 +961,7 @@ def test_a_retry_that_finds_the_pool_ready_ends_the_warm_up(
     client.pools.delete(ti.xcoms["qarnot_pool"])
 
 
+@ANY_SERVER
 def test_a_retry_that_finds_the_pool_cooled_down_warms_it_up_again(
     qarnot: LocalQarnot, client: QarnotClient, run_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -957,6 +978,7 @@ def test_a_retry_that_finds_the_pool_cooled_down_warms_it_up_again(
     client.pools.delete(uuid)
 
 
+@ANY_SERVER
 def test_who_does_not_wait_for_the_pool_does_not_warm_it_up(
     qarnot: LocalQarnot, client: QarnotClient, run_id: str
 ) -> None:
@@ -966,6 +988,7 @@ def test_who_does_not_wait_for_the_pool_does_not_warm_it_up(
     client.pools.delete(uuid)
 
 
+@ANY_SERVER
 @MODES
 def test_a_managed_pool_that_is_not_ready_in_time_is_closed_with_its_warm_up(
     qarnot: LocalQarnot, client: QarnotClient, run_id: str, deferrable: bool
@@ -1029,6 +1052,7 @@ def format_1(kind: str, uuid: str, run_id: str) -> tuple[str, dict[str, Any]]:
     }
 
 
+@ANY_SERVER
 def test_a_wait_deferred_under_format_1_resumes(
     qarnot: LocalQarnot, client: QarnotClient, pool: str, run_id: str
 ) -> None:
@@ -1049,6 +1073,7 @@ def test_a_wait_deferred_under_format_1_resumes(
         assert (result["uuid"] if kind == "task" else result) == waited_for
 
 
+@ANY_SERVER
 @KINDS
 def test_an_event_of_format_1_resumes(
     qarnot: LocalQarnot, client: QarnotClient, pool: str, run_id: str, kind: str
@@ -1068,6 +1093,7 @@ def test_an_event_of_format_1_resumes(
     assert operator.resume_execution("execute_complete", {"event": event}, context)
 
 
+@ANY_SERVER
 @KINDS
 def test_a_kill_of_a_wait_deferred_under_format_1_ends_it(qarnot: LocalQarnot, story: Story) -> None:
     uuid = story.start()
