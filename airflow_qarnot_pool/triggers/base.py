@@ -127,6 +127,7 @@ class QarnotTrigger(BaseTrigger):
                             carry=carry,
                         )
                     history.append(look.state)
+                    del look  # thousands may wait here for hours: only the state is needed any more
         except TimeoutError:
             ending, message = Ending.TIMEOUT, late(self.kind, self.uuid, history, condition)
         except QarnotGoneError as error:

@@ -23,7 +23,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from airflow_qarnot_pool.api import filters
 from airflow_qarnot_pool.api.errors import (
@@ -76,13 +76,23 @@ FIELDS = (
 )
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Waiter:
     """One waiting trigger. :meth:`next` answers each time an object of its topic is seen changed."""
 
     interval: float
     every_round: bool
-    looks: asyncio.Queue[Pool | Task | QarnotError] = field(default_factory=asyncio.Queue)
+    #: Not told yet what was seen before it came.
+    new: bool = True
+    # Not an asyncio.Queue: that takes 3 kB, and thousands wait.
+    _looks: list[Pool | Task | QarnotError] = field(default_factory=list)
+    _wake: asyncio.Future[None] | None = None
+
+    def tell(self, look: Pool | Task | QarnotError) -> None:
+        """Have :meth:`next` answer, or raise, *look*."""
+        self._looks.append(look)
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
 
     async def next(self, timeout: float | None) -> Pool | Task:
         """Wait for the next change, at most *timeout* seconds (then ``TimeoutError``).
@@ -90,22 +100,36 @@ class Waiter:
         :raises QarnotGoneError: the object is not there any more.
         :raises QarnotCredentialsError: the token is refused for good.
         """
-        async with asyncio.timeout(timeout):
-            look = await self.looks.get()
+        if not self._looks:
+            self._wake = asyncio.get_running_loop().create_future()
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._wake
+            finally:
+                self._wake = None
+        look = self._looks.pop(0)
         if isinstance(look, QarnotError):
             raise look
         return look
 
 
-@dataclass(eq=False)
+class Seen(NamedTuple):
+    """What must differ between two looks at an object to wake anybody; less to keep than the look."""
+
+    state: str
+    moved: datetime | None
+    running: int | None
+
+
+@dataclass(eq=False, slots=True)
 class Topic:
     """What is waited for, by one waiter or several: an object, or all objects with a tag."""
 
     key: str
     is_tag: bool
     waiters: set[Waiter] = field(default_factory=set)
-    #: Newest look at each of its objects.
-    last: dict[str, Pool | Task] = field(default_factory=dict)
+    #: The newest look at each of its objects.
+    last: dict[str, Seen] = field(default_factory=dict)
     #: Not looked up since a waiter joined.
     fresh: bool = True
     tagged: bool = True
@@ -116,27 +140,26 @@ class Topic:
         return not self.is_tag and (not self.tagged or any(waiter.every_round for waiter in self.waiters))
 
     def tell(self, look: Pool | Task) -> None:
-        """Wake the waiters, where *look* shows something new."""
-        last = self.last.get(look.uuid)
-        if last is not None and _same(last, look):
-            return
-        self.last[look.uuid] = look
+        """Wake the waiters to whom *look* shows something new."""
+        seen = Seen(look.state, look.state_transition_time, look.running_instance_count)
+        changed = self.last.get(look.uuid) != seen
+        if changed:
+            self.last[look.uuid] = seen
         for waiter in self.waiters:
-            waiter.looks.put_nowait(look)
+            if changed or waiter.new:
+                waiter.tell(look)
+
+    def looked_up(self) -> None:
+        """All of its objects have been told."""
+        self.fresh = False
+        for waiter in self.waiters:
+            waiter.new = False
 
     def fail(self, error: QarnotError) -> None:
         """End the wait of everybody here."""
         self.fresh = False
         for waiter in self.waiters:
-            waiter.looks.put_nowait(error)
-
-
-def _same(last: Pool | Task, now: Pool | Task) -> bool:
-    return (
-        last.state == now.state
-        and last.state_transition_time == now.state_transition_time
-        and last.running_instance_count == now.running_instance_count
-    )
+            waiter.tell(error)
 
 
 class Poller:
@@ -175,8 +198,6 @@ class Poller:
     def add(self, key: str, waiter: Waiter, *, is_tag: bool = False) -> None:
         topic = self.topics.setdefault(key, Topic(key, is_tag))
         topic.waiters.add(waiter)
-        for seen in topic.last.values():
-            waiter.looks.put_nowait(seen)
         topic.fresh = True
         self._arrived.set()
 
@@ -335,7 +356,7 @@ class Poller:
             if topic.is_tag:
                 resource, tagged = self._resource, filters.equal("Tags", topic.key)
                 self._tell(await self._ask(partial(_all, resource, tagged)))
-                topic.fresh = False
+                topic.looked_up()
         uuids = [topic.key for topic in topics if not topic.is_tag]
         while uuids:
             chunk, uuids = uuids[: self._chunk], uuids[self._chunk :]
@@ -352,11 +373,16 @@ class Poller:
                 uuids = chunk + uuids
                 continue
             self._tell(found)
-            for uuid in set(chunk) - {one.uuid for one in found}:
-                await self._confirm(uuid)
+            missing = set(chunk) - {one.uuid for one in found}
             for uuid in chunk:
-                if topic_ := self.topics.get(uuid):
-                    topic_.fresh = False
+                if uuid not in missing:
+                    self._looked_up(uuid)
+            for uuid in missing:
+                await self._confirm(uuid)
+
+    def _looked_up(self, uuid: str) -> None:
+        if topic := self.topics.get(uuid):
+            topic.looked_up()
 
     def _search(self, uuids: list[str]) -> list[Pool | Task]:
         found: list[Pool | Task] = self._resource.search(
@@ -369,6 +395,7 @@ class Poller:
         resource = self._resource
         try:
             self._tell([await self._ask(lambda: resource.get(uuid))])
+            self._looked_up(uuid)
         except QarnotNotFoundError as error:
             gone = QarnotGoneError(
                 f"Qarnot {self.kind} {uuid} is gone: it was deleted before its end was seen.",

@@ -116,6 +116,28 @@ def test_two_waiters_of_one_object(qarnot: LocalQarnot, client: QarnotClient, po
     assert asyncio.run(wait()) == ["Success", "Success"]
 
 
+def test_a_second_waiter_is_told_what_the_first_one_was(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str
+) -> None:
+    (uuid,) = submit(client, pool, 1)
+
+    async def wait() -> tuple[str, str, bool]:
+        async with watch("qarnot_default", "task", uuid, interval=3600) as first:
+            told = await first.next(PATIENCE)
+            # Nothing changes between the two, and the poll sleeps for an hour.
+            async with watch("qarnot_default", "task", uuid, interval=3600) as second:
+                late = await second.next(PATIENCE)
+                try:
+                    await first.next(0)
+                except TimeoutError:
+                    return str(told.state), str(late.state), False
+                return str(told.state), str(late.state), True
+
+    told, late, again = asyncio.run(wait())
+    assert told == late
+    assert not again
+
+
 def test_objects_of_others_are_swept(qarnot: LocalQarnot, client: QarnotClient, pool: str) -> None:
     (uuid,) = submit(client, pool, 1, "sh -c 'sleep 0.5'", tags=())
     assert asyncio.run(state_of(uuid, "Success")) == "Success"
