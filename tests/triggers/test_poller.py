@@ -122,6 +122,7 @@ def test_a_second_waiter_is_told_what_the_first_one_was(
     (uuid,) = submit(client, pool, 1)
 
     async def wait() -> tuple[str, str, bool]:
+        await until(lambda: client.tasks.get(uuid).state == "FullyExecuting")
         async with watch("qarnot_default", "task", uuid, interval=3600) as first:
             told = await first.next(PATIENCE)
             # Nothing changes between the two, and the poll sleeps for an hour.
