@@ -161,7 +161,19 @@ class WaitingOperator(QarnotOperator):
         self._quota_deadline: datetime | None = None
         check_wait(poll_interval, wait_timeout)
         check_wait(None, wait_for_quota, "wait_for_quota")
-        self._work: RemoteWork | None = None
+        self._kill_asked = False
+        self._remote_work: RemoteWork | None = None
+
+    @property
+    def _work(self) -> RemoteWork | None:
+        """What :meth:`on_kill` has to end. A kill that came before there was any is told to it at once."""
+        return self._remote_work
+
+    @_work.setter
+    def _work(self, work: RemoteWork | None) -> None:
+        self._remote_work = work
+        if work is not None and self._kill_asked:
+            work.killed.set()
 
     @property
     def _resource(self) -> Any:
@@ -179,10 +191,10 @@ class WaitingOperator(QarnotOperator):
         """
         from airflow_qarnot_pool.claim import claim, end
 
-        if self._work is not None and self._work.killed.is_set():
-            raise self._killed()  # what was cancelled was so by on_kill, and is not to be submitted again
         life = Life.of(context, self.hook.settings.namespace)
         self._work = work = RemoteWork(self.kind, self.hook.settings, life)
+        if work.killed.is_set():
+            raise self._killed()
         try:
             while True:
                 try:
@@ -294,7 +306,10 @@ class WaitingOperator(QarnotOperator):
         """Take up the work where the trigger left it: this may be a new object in a new process."""
         outcome = Outcome.from_event(event)
         life = Life.of(context, self.hook.settings.namespace)
-        self._work = RemoteWork(self.kind, self.hook.settings, life, outcome.uuid)
+        self._work = work = RemoteWork(self.kind, self.hook.settings, life, outcome.uuid)
+        if work.killed.is_set():
+            self._end("the Airflow task is killed", hurried=True)
+            raise self._killed()
         self._show_link(context, self.kind, outcome.uuid)
         return outcome
 
@@ -313,6 +328,7 @@ class WaitingOperator(QarnotOperator):
 
     def on_kill(self) -> None:
         """Airflow ends this task while it runs."""
+        self._kill_asked = True
         if self._work is not None:
             self._work.killed.set()
             self._end("the Airflow task is killed", hurried=True)
@@ -345,9 +361,11 @@ class WaitingOperator(QarnotOperator):
 
     def _killed(self) -> QarnotKilledError:
         uuid = self._work.uuid if self._work else None
+        became = "was ended" if self.cancel_on_kill else "goes on (cancel_on_kill=False)"
         return QarnotKilledError(
-            f"Airflow stopped this task; {NOUN[self.kind]} {uuid} "
-            + ("was ended" if self.cancel_on_kill else "goes on (cancel_on_kill=False)"),
+            f"Airflow stopped this task; {NOUN[self.kind]} {uuid} {became}"
+            if uuid
+            else "Airflow stopped this task before it had begun anything",
             kind=self.kind,
             ref=uuid,
         )
