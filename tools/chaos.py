@@ -259,7 +259,8 @@ def verdict(chaos: Chaos) -> Counter[str]:
             for what, things in (left_on(runs, client) | work_done(runs, client)).items():
                 found[what] += len(things)
                 if what != "reaped":
-                    print(*(f"{what}: {name} {thing}" for thing in things), sep="\n", end="", file=sys.stderr)
+                    for thing in things:
+                        print(f"{what}: {name} {thing}", file=sys.stderr)
     return found
 
 
@@ -290,9 +291,8 @@ def work_done(runs: dict[DagRun, Workload], client: QarnotClient) -> dict[str, l
     """What succeeded twice in one life, and what is not done although Airflow thinks so, or should have been."""
     tasks = {task.uuid: task for task in client.tasks.iterate(OURS) if task.labels["airflow.part"] == ""}
     done = Counter(
-        (task.labels["airflow.lineage"], number)
+        (task.labels["airflow.lineage"], number, task.state == "Cancelled")
         for task in tasks.values()
-        if task.state in ("Success", "Failure")
         for number in task.succeeded_instances
     )
     lost = []
@@ -302,15 +302,20 @@ def work_done(runs: dict[DagRun, Workload], client: QarnotClient) -> dict[str, l
         path = workload.effects
         effects = Counter(path.read_text().splitlines() if path.exists() else [])
         for one in run.work:
-            if one.state == "success":
-                lineage = tasks[one.result["uuid"]].labels["airflow.lineage"]
+            if one.state != "success":
+                continue
+            lineage = tasks[one.result["uuid"]].labels["airflow.lineage"]
+            for number in range(instances_of(one.map_index)):
                 # Every life must have done the work: a clear means that it is done once more.
-                lost += [
-                    f"{one.key} instance {number}"
-                    for number in range(instances_of(one.map_index))
-                    if not done[lineage, number] or effects[f"{one.map_index} {number}"] < one.successes
-                ]
-    twice = [key for key, times in done.items() for _ in range(times - 1)]
+                times = done[lineage, number, False] + done[lineage, number, True]
+                lines = effects[f"{one.map_index} {number}"]
+                if not times or lines < one.successes:
+                    lost.append(
+                        f"{one.key} instance {number}: {times} successes in this life, {lines} effects of "
+                        f"{one.successes} lives"
+                    )
+    # What was cancelled half-way and is run again is no duplicate, though some of it may have succeeded.
+    twice = [key for key, times in done.items() if not key[-1] for _ in range(times - 1)]
     return {"duplicates": twice, "lost": lost}
 
 

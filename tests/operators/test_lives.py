@@ -38,6 +38,7 @@ from airflow_qarnot_pool.exceptions import (
     QarnotTaskFailedError,
     QarnotWaitTimeoutError,
 )
+from airflow_qarnot_pool.hooks.qarnot import QarnotHook
 from airflow_qarnot_pool.identity import Life
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.operators.base import Killed
@@ -593,6 +594,48 @@ def test_a_kill_on_the_worker_ends_it_within_the_grace(qarnot: LocalQarnot, stor
     assert child.wait(patience=KILL_GRACE) == 0
     assert child.said[-1]["error"] == "QarnotKilledError"
     (uuid,) = story.made()
+    assert story.ended(uuid)
+
+
+@ANY_SERVER
+@KINDS
+def test_a_kill_before_anything_is_begun_begins_nothing(qarnot: LocalQarnot, story: Story) -> None:
+    """Importing and asking for the connection take longer than most requests."""
+
+    def connection_asked_for(work: Any, say: Any) -> None:
+        get = QarnotHook.get_connection
+
+        def slow(hook: QarnotHook, conn_id: str) -> Any:
+            on_term: Any = signal.getsignal(signal.SIGTERM)
+            handled: list[Any] = []
+            signal.signal(signal.SIGTERM, lambda *given: handled.append(on_term(*given)))
+            say({"kind": "asking"})
+            eventually(lambda: handled)
+            return get(conn_id)
+
+        with mock.patch.object(QarnotHook, "get_connection", slow):
+            work(say)
+
+    make = partial(story.make, deferrable=False)
+    ti = StoringTI(run_id=story.run_id, task_id=story.task_id)
+    child = fork(partial(connection_asked_for, worker(make, ti)))
+    while child.last("asking") is None:
+        child.read()
+    child.kill(signal.SIGTERM)
+    assert child.wait(patience=KILL_GRACE) == 0
+    assert child.said[-1]["error"] == "QarnotKilledError"
+    assert story.made() == []
+    # The same when it is resumed: what it had begun before is ended then.
+    uuid = story.start()
+    state = "FullyExecuting" if story.kind == "pool" else "Success"
+    event = {"status": "met", "uuid": uuid, "state": state, "message": "", "carry": {}}
+    resumed = worker(make, ti, ("execute_complete", {"event": event}))
+    child = fork(partial(connection_asked_for, resumed))
+    while child.last("asking") is None:
+        child.read()
+    child.kill(signal.SIGTERM)
+    assert child.wait(patience=KILL_GRACE) == 0
+    assert child.said[-1]["error"] == "QarnotKilledError"
     assert story.ended(uuid)
 
 
