@@ -41,7 +41,7 @@ LANES: dict[str, dict[str, Any]] = {
 #: Health of components is judged sooner than by default, but not so soon that a busy machine looks like a dead one.
 SETTINGS = {
     "CORE__PARALLELISM": "40",
-    "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "25",
+    "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "40",
     "TRIGGERER__JOB_HEARTBEAT_SEC": "2",
     "TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "15",
     "QARNOT__POLL_INTERVAL": "1",
@@ -144,7 +144,7 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
         ends.enter_context(airflow)
         airflow.wait_dag("reap")
         _durations.append((time.monotonic() - began, "(Airflow, PostgreSQL and the local Qarnots start)"))
-        yield World(airflow, lanes, folder)
+        yield World(airflow, lanes, folder, postgres.url)
     if request.session.testsfailed:
         print(f"\nLogs are kept in {folder}")
     else:

@@ -10,7 +10,9 @@ from tests.stack.world import World
 def test_run_timeout_skips_the_teardown_and_the_pool_cools_down_by_itself(world: World) -> None:
     run = world.run("group_of_timed_out_run", "timed_out", lane="clock")
     qarnot = run.lane.qarnot
-    run.wait_tasks("live", "live")
+    for n in range(2):
+        run.wait_watched(map_index=n)
+    world.outlive(run, days=2)
     assert run.wait_end() == "failed"
     # The deferred tasks end with their run; the teardown is skipped by Airflow, so the pool stays.
     run.wait_tasks("Cancelled", "Cancelled")
@@ -84,7 +86,7 @@ def test_run_marked_failed_while_its_setup_waits_on_the_worker(world: World) -> 
 def test_setup_that_fails_after_its_last_retry_leaves_no_pool_open(world: World) -> None:
     run = world.run("pool_never_ready", "setup_fails", lane="never_boots")
     assert run.wait_end() == "failed"
-    run.wait_pools("Closed", "Closed")
+    assert run.wait_all_pools("Closed")
     assert not run.tasks()
 
 
@@ -106,12 +108,11 @@ def test_two_runs_at_once_have_a_pool_each(world: World) -> None:
     for run in (one, two):
         run.wait_tasks("live", "live")
     one.open_gate()
-    one.wait_pools("Closed")
+    one.wait_all_pools("Closed")
     assert one.wait_end() == "success"
-    assert two.pools()[0].state == "FullyExecuting"
+    assert two.pools()[-1].state == "FullyExecuting"
     two.open_gate()
-    two.wait_pools("Closed")
+    two.wait_all_pools("Closed")
     assert two.wait_end() == "success"
     for run in (one, two):
-        (pool,) = run.pools()
-        assert {(task.pool, task.state) for task in run.tasks()} == {(pool.uuid, "Success")}
+        assert {(task.pool, task.state) for task in run.tasks()} == {(run.pools()[-1].uuid, "Success")}

@@ -10,8 +10,8 @@ ALONE = True
 
 
 def test_api_server_killed_and_restarted_while_deferred(world: World) -> None:
-    """The job ends while nobody can be told of it."""
-    run = world.run("deferred", "api_server_killed")
+    """The job ends while nobody can be told of it. To Airflow each start of a worker until then is a try."""
+    run = world.run("deferred_patiently", "api_server_killed")
     run.wait_watched()
     (task,) = run.wait_tasks("live")
     world.airflow.signal("api-server", signal.SIGKILL)

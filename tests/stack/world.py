@@ -109,6 +109,13 @@ class Run:
         """Wait until there are pools in exactly these states."""
         return self._wait_all(self.pools, states)
 
+    def wait_all_pools(self, state: str) -> list[Pool]:
+        """Wait until all pools that tries of the setup have made are in *state*. There is at least one."""
+        return self.wait(
+            lambda: found if (found := self.pools()) and {one.state for one in found} == {state} else [],
+            f"all pools to be {state}",
+        )
+
     def _wait_all(self, look: Callable[[], list[Any]], states: tuple[str, ...]) -> list[Any]:
         wanted = sorted(states)
 
@@ -232,8 +239,9 @@ class Run:
 class World:
     """The one deployment of the session, and its local Qarnots."""
 
-    def __init__(self, airflow: AirflowStack, lanes: dict[str, Lane], folder: Path) -> None:
+    def __init__(self, airflow: AirflowStack, lanes: dict[str, Lane], folder: Path, database: str) -> None:
         self.airflow = airflow
+        self._database = database.replace("+psycopg2", "")
         self.lanes = lanes
         self._folder = folder
         self._mine = threading.local()
@@ -247,6 +255,18 @@ class World:
         run.again()
         self._mine.runs = [*getattr(self._mine, "runs", []), run]
         return run
+
+    def outlive(self, run: Run, days: int) -> None:
+        """Have Airflow believe that a DAG run has lasted so many days longer than it has."""
+        import psycopg2
+
+        with psycopg2.connect(self._database) as connection, connection.cursor() as cursor:
+            cursor.execute(
+                "UPDATE dag_run SET start_date = start_date - make_interval(days => %s) WHERE run_id = %s",
+                (days, run.run_id),
+            )
+            assert cursor.rowcount == 1
+        connection.close()
 
     def stories(self) -> str:
         """The stories of all runs that this thread has started since it was told to forget."""

@@ -68,6 +68,7 @@ class HaltingTask(QarnotRunTaskOperator):
 for name, options in {
     "deferred": {},
     "on_worker": {"deferrable": False},
+    "deferred_patiently": {"retries": 50},
     "left_running": {"cancel_on_kill": False},
     "execution_timeout": {"execution_timeout": timedelta(seconds=20), "retries": 0},
     "wait_timeout": {"wait_timeout": timedelta(seconds=5), "retries": 0},
@@ -108,7 +109,7 @@ pooled("pool_never_ready", wait_timeout=timedelta(seconds=4), retries=1)
 
 for name, options in {
     "group": {},
-    "group_of_timed_out_run": {"dagrun_timeout": timedelta(seconds=90)},
+    "group_of_timed_out_run": {"dagrun_timeout": timedelta(days=1)},
 }.items():
     with (
         dag(name, **options),
