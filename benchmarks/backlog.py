@@ -1,0 +1,101 @@
+"""A local Qarnot with many Qarnot tasks that wait, and a way to end one per cent of them with one request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from airflow_qarnot_pool.api.client import QarnotClient
+from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
+from airflow_qarnot_pool.claim import stamp
+from airflow_qarnot_pool.conditions import TASK_ENDED
+from airflow_qarnot_pool.identity import Life
+from airflow_qarnot_pool.local import LocalQarnot
+from benchmarks import environment
+
+#: Seconds until a node is up: never, as far as a benchmark is concerned.
+NEVER = 1e7
+GROUPS = 100
+CHUNK = 500
+
+
+class Backlog:
+    """*count* unfinished Qarnot tasks of as many Airflow tasks, spread evenly over up to 100 pools."""
+
+    def __init__(self, qarnot: LocalQarnot, client: QarnotClient, count: int) -> None:
+        self.qarnot, self.client = qarnot, client
+        qarnot.account(maxPool=None, maxRunningPool=None, maxInstances=None)
+        pools = [
+            client.pools.create(PoolSpec(name=f"group {n}", instance_count=1)) for n in range(min(GROUPS, count))
+        ]
+        self.lives = [self._life(n) for n in range(count)]
+        specs = [
+            stamp(TaskSpec(name=f"work {n}", pool=pools[n % len(pools)], command="true"), life, 1, "benchmark")
+            for n, life in enumerate(self.lives)
+        ]
+        self.uuids: list[str] = []
+        for start in range(0, count, CHUNK):
+            self.uuids += [str(item.uuid) for item in client.tasks.create_many(specs[start : start + CHUNK])]
+        self._left = list(pools)
+        self._groups = {pool: self.uuids[n :: len(pools)] for n, pool in enumerate(pools)}
+
+    @staticmethod
+    def _life(number: int) -> Life:
+        return Life(
+            namespace=environment.NAMESPACE,
+            dag_id="benchmark",
+            run_id="scheduled__2026-01-01T00:00:00+00:00",
+            task_id="work",
+            map_index=number,
+            run_started="2026-01-01T00:00:00+00:00",
+            max_tries=0,
+            try_number=1,
+            retries=0,
+        )
+
+    def trigger_kwargs(self, interval: float) -> list[dict[str, Any]]:
+        """What a deferred ``QarnotRunTaskOperator`` hands to its trigger, for each of them."""
+        return [
+            {
+                "qarnot_conn_id": environment.CONNECTION,
+                "uuid": uuid,
+                "condition": TASK_ENDED.to_kwargs(),
+                "poll_interval": interval,
+                "deadline": "2099-01-01T00:00:00+00:00",
+                "life": life.to_kwargs(),
+                "cancel_on_kill": True,
+                "carry": {"decision": "created", "resubmitted": False, "deadline": "2099-01-01T00:00:00+00:00"},
+                "format": 1,
+            }
+            for uuid, life in zip(self.uuids, self.lives, strict=True)
+        ]
+
+    def end_some(self) -> list[str]:
+        """Cancel the tasks of one pool, by closing it; their uuids. Nothing, when none is left."""
+        if not self._left:
+            return []
+        pool = self._left.pop()
+        self.client.pools.close(pool)
+        return self._groups[pool]
+
+    def requests(self) -> list[dict[str, Any]]:
+        """What others asked for since the log was cleared."""
+        return [
+            one for one in self.qarnot.requests() if not (one["path"].endswith("/close") or one["path"] == "/settings")
+        ]
+
+
+@contextmanager
+def backlog(count: int, *, connect: bool = True) -> Iterator[Backlog]:
+    """A local Qarnot of its own with *count* waiting tasks.
+
+    :param connect: make it the Airflow connection ``qarnot_default``.
+    """
+    with LocalQarnot(boot_seconds=NEVER, close_seconds=0.1) as qarnot:
+        if connect:
+            environment.connect_qarnot(qarnot)
+        with QarnotClient(qarnot.url, qarnot.token) as client:
+            made = Backlog(qarnot, client, count)
+            qarnot.clear_requests()
+            yield made

@@ -1,0 +1,218 @@
+"""What the provider is measured against: the official SDK, and the real triggers of other providers.
+
+Those triggers poll a stub of their own service. A provider that is not installed is left out of the tables.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from benchmarks import environment
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A trigger of another provider.
+
+    :param interval_name: its parameter for seconds between two polls. :param interval: its default for that.
+    :param most: waiters up to which it is measured.
+    """
+
+    name: str
+    module: str
+    classpath: str
+    id_name: str
+    interval_name: str
+    interval: int
+    most: int
+
+    @property
+    def installed(self) -> bool:
+        try:
+            return importlib.util.find_spec(self.module) is not None
+        except ModuleNotFoundError:
+            return False
+
+    def kwargs(self, count: int, interval: int) -> list[dict[str, Any]]:
+        """Of triggers that wait for the stub's jobs 1 to *count*."""
+        return [
+            {self.id_name: n + 1 if self.name == "Databricks" else f"job-{n + 1}", self.interval_name: interval, **self._rest}
+            for n in range(count)
+        ]
+
+    @property
+    def _rest(self) -> dict[str, Any]:
+        if self.name == "Databricks":
+            return {"databricks_conn_id": "bench_databricks"}
+        return {"aws_conn_id": "bench_aws", "region_name": "eu-west-1", "waiter_max_attempts": 1_000_000}
+
+
+DATABRICKS = Peer(
+    name="Databricks",
+    module="airflow.providers.databricks",
+    classpath="airflow.providers.databricks.triggers.databricks.DatabricksExecutionTrigger",
+    id_name="run_id",
+    interval_name="polling_period_seconds",
+    interval=30,
+    most=1000,
+)
+BATCH = Peer(
+    name="AWS Batch",
+    module="airflow.providers.amazon",
+    classpath="airflow.providers.amazon.aws.triggers.batch.BatchJobTrigger",
+    id_name="job_id",
+    interval_name="waiter_delay",
+    # Of the operator; the trigger's own is 5.
+    interval=30,
+    # Each of them makes a client of its own, which takes a second.
+    most=100,
+)
+PEERS = (DATABRICKS, BATCH)
+
+
+class Stub:
+    """The services behind the peers' triggers, in a process of their own: jobs run until they are ended."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.peers"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        port = self._ask(do="port")
+        environment.connect(
+            "bench_databricks", conn_type="databricks", host="127.0.0.1", port=port, schema="http", password="none"
+        )
+        environment.connect(
+            "bench_aws",
+            conn_type="aws",
+            login="none",
+            password="none",
+            extra={"endpoint_url": f"http://127.0.0.1:{port}", "region_name": "eu-west-1"},
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+    def _ask(self, **order: Any) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps(order), file=self._process.stdin, flush=True)
+        return json.loads(self._process.stdout.readline())
+
+    def requests(self) -> int:
+        """Requests since the last call."""
+        return int(self._ask(do="requests"))
+
+    def seen(self) -> int:
+        """How many different jobs have been asked about."""
+        return int(self._ask(do="seen"))
+
+    def end(self, numbers: Sequence[int]) -> None:
+        """These jobs have succeeded."""
+        self._ask(do="end", numbers=list(numbers))
+
+
+def _serve() -> None:
+    """A little HTTP by hand, so that the stub costs less than what is measured."""
+    import asyncio
+
+    ended: set[int] = set()
+    seen: set[int] = set()
+    count = 0
+
+    def answer(path: str, body: bytes) -> Any:
+        nonlocal count
+        count += 1
+        said = json.loads(body or b"{}")
+        job = said["run_id"] if "run_id" in said else int(said["jobs"][0].removeprefix("job-"))
+        seen.add(job)
+        if "describejobs" in path:
+            return {"jobs": [{"jobId": f"job-{job}", "status": "SUCCEEDED" if job in ended else "RUNNING"}]}
+        state = {"life_cycle_state": "RUNNING", "state_message": ""}
+        if job in ended:
+            state = {"life_cycle_state": "TERMINATED", "result_state": "SUCCESS", "state_message": ""}
+        return {"run_id": job, "state": state, "tasks": []}
+
+    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                first, *lines = head.decode("latin-1").split("\r\n")
+                headers = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
+                body = await reader.readexactly(int(headers.get("content-length", 0)))
+                said = json.dumps(answer(first.split(" ")[1], body)).encode()
+                writer.write(
+                    b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(said) + said
+                )
+        except (asyncio.IncompleteReadError, ConnectionError):
+            writer.close()
+
+    async def main() -> None:
+        nonlocal count
+        server = await asyncio.start_server(converse, "127.0.0.1", 0, backlog=4096)
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(limit=1 << 24)
+        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+        while line := await reader.readline():
+            order = json.loads(line)
+            result: Any = None
+            if order["do"] == "port":
+                result = server.sockets[0].getsockname()[1]
+            elif order["do"] == "requests":
+                result, count = count, 0
+            elif order["do"] == "seen":
+                result = len(seen)
+            else:
+                ended.update(order["numbers"])
+            print(json.dumps(result), flush=True)
+
+    asyncio.run(main())
+
+
+# --- the official SDK
+
+
+class SdkWaiters:
+    """``task.wait()`` of the official SDK, each in a thread, as each would be in an Airflow worker.
+
+    They share one connection, where workers would have one each: connecting is counted by ``request_cost``.
+    """
+
+    #: Seconds between two polls; the SDK has no setting for it.
+    INTERVAL = 10.0
+
+    def __init__(self, url: str, token: str, uuids: Sequence[str]) -> None:
+        import qarnot
+
+        self._connection = qarnot.connection.Connection(cluster_url=url, client_token=token)
+        self.ended: dict[str, float] = {}
+        self._threads = [
+            threading.Thread(target=self._wait, args=(uuid, n * self.INTERVAL / len(uuids)), daemon=True)
+            for n, uuid in enumerate(uuids)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _wait(self, uuid: str, delay: float) -> None:
+        time.sleep(delay)
+        task = self._connection.retrieve_task(uuid)
+        task.wait()
+        self.ended[uuid] = time.time()
+
+
+if __name__ == "__main__":
+    _serve()

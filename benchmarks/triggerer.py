@@ -1,0 +1,268 @@
+"""Airflow's own ``TriggerRunner`` in a process of its own, with a supervisor that only hands out triggers.
+
+As a program it obeys JSON lines on standard input and answers each with one on standard output;
+:class:`Triggerer` is the other end. What it reports of a stretch of time: CPU seconds, how late its event loop
+woke up, memory, which triggers fired and when, rounds and requests of the shared polls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import json
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections import deque
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+#: Seconds between two looks of the lag probe.
+PROBE = 0.01
+ALONE = "alone"
+
+
+class Triggerer:
+    """A triggerer process.
+
+    :param alone: triggers of ours share no poll: every one has a poll of its own.
+    """
+
+    def __init__(self, *, alone: bool = False) -> None:
+        command = [sys.executable, "-m", "benchmarks.triggerer", *([ALONE] if alone else [])]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.empty: dict[str, Any] = self._ask(do="ready")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(30 if error is None else 1)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+    def _ask(self, **order: Any) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps(order), file=self._process.stdin, flush=True)
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError("the triggerer process ended; see its messages on standard error")
+        return json.loads(line)
+
+    def add(self, classpath: str, kwargs: Sequence[dict[str, Any]]) -> None:
+        """Start triggers, and return when the runner has created all of them. Their ids count up from 1."""
+        for start in range(0, len(kwargs), 1000):
+            self._ask(do="add", classpath=classpath, kwargs=kwargs[start : start + 1000])
+
+    def settle(self, seconds: float = 300.0) -> None:
+        """Return when every trigger of ours that waits has had its first look."""
+        if not self._ask(do="settle", seconds=seconds)["settled"]:
+            raise RuntimeError("not every trigger had its first look in time")
+
+    def window(self, seconds: float) -> dict[str, Any]:
+        """Let it run for so long, and tell what it took.
+
+        ``cpu`` seconds; ``memory`` bytes that are the process's alone, at the end; ``lag`` [s] of every look of
+        the probe, ``blocked`` [s] the CPU time that the event loop's thread took between two looks; ``fired``
+        (trigger id to epoch seconds); ``rounds`` and ``lookups`` of the shared polls.
+        """
+        found: dict[str, Any] = self._ask(do="window", seconds=seconds)
+        return found
+
+
+# --- the process
+
+
+def _main() -> None:
+    _log_as_in_production()
+    if ALONE in sys.argv[1:]:
+        _share_nothing()
+    asyncio.run(_serve())
+
+
+def _log_as_in_production() -> None:
+    """JSON lines into a file descriptor, here of nobody."""
+    from airflow.sdk.log import configure_logging, reset_logging
+
+    reset_logging()
+    nowhere = open(os.devnull, "wb", buffering=0)  # noqa: SIM115
+    configure_logging(json_output=True, output=nowhere, sending_to_supervisor=True)
+
+
+def _share_nothing() -> None:
+    """A scope of its own for every waiter."""
+    from airflow_qarnot_pool.triggers import base
+    from airflow_qarnot_pool.triggers.poller import watch
+
+    def alone(*args: Any, **options: Any) -> Any:
+        return watch(*args, scope=uuid.uuid4().hex, **options)
+
+    base.watch = alone  # type: ignore[assignment]
+
+
+class _Fired(deque):  # type: ignore[type-arg]
+    """The runner's queue of events, which notes when each was put there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.times: dict[int, float] = {}
+
+    def append(self, entry: Any) -> None:
+        self.times[entry.trigger_id] = time.time()
+        super().append(entry)
+
+
+def _runner() -> Any:
+    from airflow.jobs.triggerer_job_runner import TriggerRunner, messages
+    from airflow.sdk.execution_time.comms import _RequestFrame
+
+    class Comms:
+        """The supervisor's end: messages are encoded as for a real one, and answered with new triggers."""
+
+        def __init__(self) -> None:
+            self._reader_task = asyncio.create_task(asyncio.Event().wait())
+            self.waiting: list[Any] = []
+
+        async def asend(self, message: Any) -> Any:
+            _RequestFrame(id=0, body=message.model_dump()).as_bytes()
+            # As many at a time as a triggerer's supervisor takes from the database.
+            some, self.waiting = self.waiting[:50], self.waiting[50:]
+            return messages.TriggerStateSync(to_create=some, to_cancel=set())
+
+    class Runner(TriggerRunner):
+        async def init_comms(self) -> None:
+            self.comms_decoder = Comms()  # type: ignore[assignment]
+
+    runner = Runner()
+    runner.events = _Fired()
+    return runner
+
+
+async def _probe(lags: list[float], blocked: list[float]) -> None:
+    """Sleep, and note how late it wakes up, and how much CPU time the loop's thread took meanwhile."""
+    loop = asyncio.get_running_loop()
+    while True:
+        due, spent = loop.time() + PROBE, time.thread_time()
+        await asyncio.sleep(PROBE)
+        lags.append(max(0.0, loop.time() - due))
+        blocked.append(time.thread_time() - spent)
+
+
+async def _serve() -> None:
+    import psutil
+
+    from airflow_qarnot_pool.triggers import poller
+
+    lookups = 0
+    search = poller.Poller._search
+
+    def counting(self: poller.Poller, uuids: list[str]) -> Any:
+        nonlocal lookups
+        lookups += 1
+        return search(self, uuids)
+
+    poller.Poller._search = counting  # type: ignore[method-assign]
+    runner, me = _runner(), psutil.Process()
+    running = asyncio.create_task(runner.arun())
+    lags: list[float] = []
+    blocked: list[float] = []
+    probe = asyncio.create_task(_probe(lags, blocked))
+    made = 0
+
+    def memory() -> int:
+        gc.collect()
+        return int(me.memory_full_info().uss)
+
+    def rounds() -> int:
+        return sum(one.rounds for one in poller.pollers())
+
+    async def obey(order: dict[str, Any]) -> dict[str, Any]:
+        nonlocal made
+        if order["do"] == "ready":
+            while not hasattr(runner, "comms_decoder"):
+                await asyncio.sleep(0.01)
+            return {"memory": memory()}
+        if order["do"] == "add":
+            workloads = [_workload(made + n + 1, order["classpath"], one) for n, one in enumerate(order["kwargs"])]
+            made += len(workloads)
+            # The first 50 the usual way; the rest would come at 50 per second.
+            runner.comms_decoder.waiting += workloads[:50]
+            runner.to_create.extend(workloads[50:])
+            while len(runner.triggers) + len(runner.events.times) < made:
+                await asyncio.sleep(0.05)
+            return {}
+        if order["do"] == "settle":
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(order["seconds"]):
+                    while sum(bool(topic.last) for one in poller.pollers() for topic in one.topics.values()) < made:
+                        await asyncio.sleep(0.1)
+                    return {"settled": True}
+            return {"settled": False}
+        runner.events.times.clear()
+        lags.clear()
+        blocked.clear()
+        before, rounds_before, lookups_before = me.cpu_times(), rounds(), lookups
+        begun = time.monotonic()
+        await asyncio.sleep(order["seconds"])
+        after, seconds = me.cpu_times(), time.monotonic() - begun
+        return {
+            "seconds": seconds,
+            "cpu": after.user + after.system - before.user - before.system,
+            "lag": list(lags),
+            "blocked": list(blocked),
+            "fired": dict(runner.events.times),
+            "rounds": rounds() - rounds_before,
+            "lookups": lookups - lookups_before,
+            "memory": memory(),
+        }
+
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(limit=1 << 28)
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    while line := await reader.readline():
+        print(json.dumps(await obey(json.loads(line))), flush=True)
+    probe.cancel()
+    running.cancel()
+    for details in list(runner.triggers.values()):
+        details["task"].cancel()
+    # Thousands of triggers need not be told one by one that this is the end.
+    os._exit(0)
+
+
+def _workload(number: int, classpath: str, kwargs: dict[str, Any]) -> Any:
+    from airflow.executors.workloads.task import TaskInstanceDTO
+    from airflow.executors.workloads.trigger import RunTrigger
+    from airflow.models.trigger import Trigger
+
+    instance = TaskInstanceDTO(
+        id=uuid.uuid4(),
+        dag_version_id=uuid.uuid4(),
+        dag_id="benchmark",
+        run_id="scheduled__2026-01-01T00:00:00+00:00",
+        task_id="work",
+        map_index=number,
+        try_number=1,
+        pool_slots=1,
+        priority_weight=1,
+    )
+    return RunTrigger(
+        id=number, classpath=classpath, encrypted_kwargs=Trigger.encrypt_kwargs(kwargs), ti=instance
+    )
+
+
+if __name__ == "__main__":
+    _main()
