@@ -79,6 +79,12 @@ def get_provider_info() -> dict[str, Any]:
                     "console_url": _option(
                         "Web console that links lead to.", "string", "https://tasq.qarnot.com"
                     ),
+                    "reference_datacenter": _option(
+                        "Data centre that carbon savings are compared with, where the connection names none. "
+                        "Empty: Qarnot's own choice.",
+                        "string",
+                        None,
+                    ),
                 },
             }
         },

@@ -323,9 +323,11 @@ def stamped(body: dict[str, Any]) -> tuple[dict[str, Any], str]:
 
 
 def amount(data: Mapping[str, Any]) -> float:
-    """The ``credits`` of an answer."""
+    """The ``credits`` of an answer. Not known is not 0: whoever watches a limit must notice."""
     value = _field(data, "credits")
-    return float(value) if isinstance(value, (int, float)) else 0.0
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise QarnotProtocolError(f"Qarnot's answer names no number of credits but {value!r}")
+    return float(value)
 
 
 def _field(data: Mapping[str, Any], name: str) -> Any:

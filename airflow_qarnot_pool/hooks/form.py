@@ -82,6 +82,12 @@ FIELDS = (
         "Web console that links lead to.",
         "https://tasq.qarnot.com",
     ),
+    Field(
+        "reference_datacenter",
+        "Reference data centre",
+        "string",
+        "What carbon savings are compared with, by Qarnot's name for it. Empty: Qarnot's own choice.",
+    ),
 )
 
 HIDDEN = ["login", "port", "schema", "extra"]

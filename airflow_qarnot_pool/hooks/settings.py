@@ -36,6 +36,8 @@ class ConnectionSettings:
     timeout: float = 30.0
     retries: int = 6
     console_url: str = DEFAULT_CONSOLE_URL
+    #: What carbon savings are compared with; None: Qarnot's own choice.
+    reference_datacenter: str | None = None
 
     @classmethod
     def of(cls, connection: Connection) -> ConnectionSettings:
@@ -78,6 +80,7 @@ class ConnectionSettings:
             console_url=str(extra.get("console_url") or _option("console_url") or DEFAULT_CONSOLE_URL).rstrip(
                 "/"
             ),
+            reference_datacenter=extra.get("reference_datacenter") or _option("reference_datacenter"),
         )
 
     def client(self, **overrides: Any) -> QarnotClient:
