@@ -177,6 +177,10 @@ class PoolCost:
     opened_by: RunKey
     cost: Cost
     slots_per_node: int = 1
+    #: Slots it was asked to have at most; None where nothing says.
+    size: int | None = None
+    #: How long a node without work stays on; None: until the pool closes.
+    keep_warm: timedelta | None = None
     created: datetime | None = None
     ended: datetime | None = None
     tags: tuple[str, ...] = ()
@@ -288,11 +292,29 @@ def pool_cost(
         opened_by=run_of(pool),
         cost=cost_from(credits, facts, _seconds(pool.execution_time), used),
         slots_per_node=slots,
+        size=_size(pool),
+        keep_warm=_keep_warm(pool),
         created=pool.creation_date,
         ended=_moment(pool.end_date),
         tags=user_tags(pool),
         work=work,
     )
+
+
+def _size(pool: Pool) -> int | None:
+    if pool.scaling is not None:
+        return max((getattr(one, "max_total_slots", 0) for one in pool.scaling.policies), default=0) or None
+    if pool.elastic is not None and pool.elastic.is_elastic:
+        return pool.elastic.max_total_slots
+    return pool.instance_count
+
+
+def _keep_warm(pool: Pool) -> timedelta | None:
+    if pool.scaling is not None:
+        return next(
+            (one.min_idle_time for one in pool.scaling.policies if hasattr(one, "min_idle_time")), None
+        )
+    return pool.elastic.min_idle_time if pool.elastic is not None and pool.elastic.is_elastic else None
 
 
 # --- asking Qarnot
