@@ -73,13 +73,10 @@ class Cost:
         return Cost(**found)
 
     def to_json(self) -> dict[str, float | None]:
-        """JSON-ready, rounded to what the figures can mean: the fields, and ``idle_node_seconds``."""
+        """JSON-ready, rounded to six decimals: the fields, and ``idle_node_seconds``."""
         named = {one.name: getattr(self, one.name) for one in fields(self)}
         named["idle_node_seconds"] = self.idle_node_seconds
-        return {
-            name: None if value is None else round(value, 6 if name == "credits" else 3)
-            for name, value in named.items()
-        }
+        return {name: None if value is None else round(value, 6) for name, value in named.items()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Cost:
@@ -153,7 +150,7 @@ class Work:
             task_id=label(task.labels, "task_id") or "",
             map_index=int(index) if index.isdigit() else -1,
             part=label(task.labels, "part") or "",
-            seconds=task.execution_time.total_seconds() if task.execution_time else 0.0,
+            seconds=executed(task) or 0.0,
             instances=task.instances or 1,
             created=task.creation_date,
             ended=_moment(task.end_date),
@@ -265,6 +262,16 @@ def user_tags(found: Pool | Task) -> tuple[str, ...]:
     return tuple(tag for tag in found.tags if not tag.startswith(_OURS))
 
 
+def executed(found: Pool | Task) -> float | None:
+    """Seconds that the nodes of a pool were up, or that the instances of a Qarnot task executed, all together.
+
+    The status has fractions of a second, the object itself need not.
+    """
+    if found.status is not None and found.status.execution_time_sec is not None:
+        return found.status.execution_time_sec
+    return None if found.execution_time is None else found.execution_time.total_seconds()
+
+
 def cost_from(
     credits: float | None, facts: CarbonFacts | None, paid: float | None, used: float | None
 ) -> Cost:
@@ -290,7 +297,7 @@ def pool_cost(
         uuid=pool.uuid,
         name=pool.name or pool.uuid,
         opened_by=run_of(pool),
-        cost=cost_from(credits, facts, _seconds(pool.execution_time), used),
+        cost=cost_from(credits, facts, executed(pool), used),
         slots_per_node=slots,
         size=_size(pool),
         keep_warm=_keep_warm(pool),
@@ -392,7 +399,7 @@ def listing(
 
 def _alone(client: QarnotClient, task: Task, reference: str | None) -> Cost:
     """The cost of a Qarnot task on nodes of its own: nothing says how long those were up beside executing."""
-    seconds = _seconds(task.execution_time)
+    seconds = executed(task)
     return cost_from(*_figures(client.tasks, task.uuid, reference), seconds, seconds)
 
 
@@ -414,10 +421,6 @@ def suppress_gone() -> suppress:
     from airflow_qarnot_pool.api.errors import QarnotNotFoundError
 
     return suppress(QarnotNotFoundError)
-
-
-def _seconds(span: timedelta | None) -> float | None:
-    return None if span is None else span.total_seconds()
 
 
 def _moment(when: datetime | None) -> datetime | None:

@@ -329,14 +329,24 @@ class QarnotClosePoolOperator(_PoolOperator):
 
     :param qarnot_pool: uuid or shortname of the pool, or the output of the task that made it.
     :param wait_for_completion: wait until it is Closed; default: no, as billing ends with the request.
+    :param report_cost: store what the pool and the DAG run have cost as XCom ``qarnot_cost`` (see
+        docs/what-a-run-costs.md); the log tells what the pool has cost in any case.
     """
 
     template_fields = (*WaitingOperator.template_fields, "qarnot_pool")
 
-    def __init__(self, *, qarnot_pool: Any, wait_for_completion: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        qarnot_pool: Any,
+        wait_for_completion: bool = False,
+        report_cost: bool = False,
+        **kwargs: Any,
+    ) -> None:
         # A kill of this task must not undo anything: there is nothing that it would have to end.
         super().__init__(wait_for_completion=wait_for_completion, **{**kwargs, "cancel_on_kill": False})
         self.qarnot_pool = qarnot_pool
+        self.report_cost = report_cost
 
     def execute(self, context: Context) -> str:
         from airflow_qarnot_pool.claim import end
@@ -350,18 +360,25 @@ class QarnotClosePoolOperator(_PoolOperator):
             return ref
         self._show_link(context, "pool", uuid)
         if not self.wait_for_completion:
+            self._tell_cost(context, uuid)
             return uuid
-        return self._closed(self._wait(uuid, POOL_CLOSED, self._deadline(context)))
+        return self._closed(context, self._wait(uuid, POOL_CLOSED, self._deadline(context)))
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> str:
         """Return the uuid of the pool that is closed."""
-        return self._closed(self._resumed(context, event))
+        return self._closed(context, self._resumed(context, event))
 
-    def _closed(self, outcome: Outcome) -> str:
+    def _closed(self, context: Context, outcome: Outcome) -> str:
         if outcome.ending is not Ending.GONE:
             self._raise_for(outcome)
         self.log.info("Pool %s is %s", outcome.uuid, outcome.state or "gone")
+        self._tell_cost(context, outcome.uuid)
         return outcome.uuid
+
+    def _tell_cost(self, context: Context, uuid: str) -> None:
+        from airflow_qarnot_pool.operators.cost import tell_cost
+
+        tell_cost(self, context, uuid, whole_run=self.report_cost)
 
 
 class QarnotDeletePoolOperator(QarnotOperator):

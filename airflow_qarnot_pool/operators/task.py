@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from airflow_qarnot_pool.api import states
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError, QarnotRefusedError
 from airflow_qarnot_pool.conditions import TASK_ENDED
+from airflow_qarnot_pool.costs import executed
 from airflow_qarnot_pool.exceptions import (
     QarnotNodeLostError,
     QarnotTaskCancelledError,
@@ -166,7 +167,7 @@ class QarnotRunTaskOperator(TaskOperator):
             "created": task.creation_date.isoformat() if task.creation_date else None,
             "ended": task.end_date.isoformat() if task.end_date else None,
             "wall_seconds": task.wall_time.total_seconds() if task.wall_time else None,
-            "execution_seconds": task.execution_time.total_seconds() if task.execution_time else None,
+            "execution_seconds": executed(task),
             "result_bucket": task.result_bucket,
         }
 

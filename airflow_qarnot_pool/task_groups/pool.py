@@ -55,6 +55,7 @@ class QarnotPoolGroup(TaskGroup):
     :param group_id: id of the group; the ids of its tasks begin with it.
     :param keep_warm: how long a node may be idle before it goes; None: the pool keeps its size until it is closed.
     :param setup_retries: retries of ``open_pool`` and ``close_pool``, where ``default_args`` names none.
+    :param report_cost: have ``close_pool`` store what the pool and the DAG run have cost as XCom ``qarnot_cost``.
     :param default_args: for every task inside.
     :param arguments: parameters of :class:`~airflow.sdk.TaskGroup` (``tooltip``, ``prefix_group_id``, ...), and of
         :class:`~airflow_qarnot_pool.operators.pool.QarnotCreatePoolOperator` (``instance_count``, ``profile``,
@@ -67,6 +68,7 @@ class QarnotPoolGroup(TaskGroup):
         *,
         keep_warm: timedelta | None = timedelta(minutes=10),
         setup_retries: int = 3,
+        report_cost: bool = False,
         default_args: dict[str, Any] | None = None,
         **arguments: Any,
     ) -> None:
@@ -81,6 +83,7 @@ class QarnotPoolGroup(TaskGroup):
             arguments["keep_warm"] = keep_warm
         self._pool_arguments = arguments
         self._setup_retries = setup_retries
+        self._report_cost = report_cost
         self.open_pool: QarnotCreatePoolOperator | None = None
         self.close_pool: QarnotClosePoolOperator | None = None
 
@@ -111,7 +114,11 @@ class QarnotPoolGroup(TaskGroup):
             name: opens[name] for name in ("qarnot_conn_id", "deferrable", "poll_interval") if name in opens
         }
         self.close_pool = QarnotClosePoolOperator(
-            task_id=TEARDOWN, qarnot_pool=self.open_pool.output, **shared, **closes
+            task_id=TEARDOWN,
+            qarnot_pool=self.open_pool.output,
+            report_cost=self._report_cost,
+            **shared,
+            **closes,
         ).as_teardown(setups=self.open_pool)
 
     def __exit__(

@@ -1,0 +1,74 @@
+"""What a teardown tells about the cost of its pool: a line in the log, and an XCom when asked for."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from airflow_qarnot_pool.api.errors import QarnotError
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from airflow_qarnot_pool.costs import PoolCost
+    from airflow_qarnot_pool.operators.base import QarnotOperator
+
+#: XCom key of the report.
+COST_KEY = "qarnot_cost"
+#: Seconds for one request of a report: it is worth a moment, and no more.
+PATIENCE = 5.0
+
+
+def tell_cost(operator: QarnotOperator, context: Context, pool: str, *, whole_run: bool) -> None:
+    """Say what *pool* has cost; with *whole_run* what its DAG run has cost, too, as XCom.
+
+    Called when the pool has been told to close, and never fails: what it is about is done.
+    """
+    from airflow_qarnot_pool.costs import cost_of_pool
+    from airflow_qarnot_pool.idle import idle_of
+
+    settings = operator.hook.settings
+    client = operator.client.limited(retries=0, timeout=PATIENCE, deadline=PATIENCE)
+    reference = settings.reference_datacenter
+    try:
+        found = cost_of_pool(client, pool, reference)
+        idle = idle_of(found, datetime.now(UTC))
+        operator.log.info("Pool %s has cost %s so far", pool, found.cost)
+        for run, share in found.by_run().items():
+            if len(found.by_run()) > 1:
+                operator.log.info("  of which %s %s: %s", run.dag_id or "others", run.run_id, share)
+        if idle is not None:
+            operator.log.info("%s", idle)
+        if whole_run:
+            report: dict[str, Any] = {
+                "pool": {**pool_json(found), "idle": idle.to_json() if idle else None},
+                "run": _run(operator, context, reference),
+                "reference": reference,
+            }
+            context["ti"].xcom_push(key=COST_KEY, value=report)
+    except QarnotError as error:
+        operator.log.warning("What pool %s has cost could not be found out: %s", pool, error)
+    except Exception:
+        operator.log.exception("What pool %s has cost could not be found out", pool)
+
+
+def pool_json(pool: PoolCost) -> dict[str, Any]:
+    """``{uuid, name, cost, shares: [{dag_id, run_id, cost}]}``."""
+    return {
+        "uuid": pool.uuid,
+        "name": pool.name,
+        "cost": pool.cost.to_json(),
+        "shares": [{**run._asdict(), "cost": cost.to_json()} for run, cost in pool.by_run().items()],
+    }
+
+
+def _run(operator: QarnotOperator, context: Context, reference: str | None) -> dict[str, Any]:
+    from airflow_qarnot_pool.costs import cost_of_run
+
+    ti = context["ti"]
+    # Not its start: that is set anew when a finished run is cleared, and what ran before has cost something, too.
+    since = getattr(context["dag_run"], "run_after", None)
+    namespace = operator.hook.settings.namespace
+    run = cost_of_run(operator.client, namespace, ti.dag_id, ti.run_id, reference, since=since)
+    operator.log.info("DAG run %s has cost %s so far", ti.run_id, run.total)
+    return run.to_json()
