@@ -27,11 +27,14 @@ class Backlog:
         self.qarnot, self.client = qarnot, client
         qarnot.account(maxPool=None, maxRunningPool=None, maxInstances=None)
         pools = [
-            client.pools.create(PoolSpec(name=f"group {n}", instance_count=1)) for n in range(min(GROUPS, count))
+            client.pools.create(PoolSpec(name=f"group {n}", instance_count=1))
+            for n in range(min(GROUPS, count))
         ]
         self.lives = [self._life(n) for n in range(count)]
         specs = [
-            stamp(TaskSpec(name=f"work {n}", pool=pools[n % len(pools)], command="true"), life, 1, "benchmark")
+            stamp(
+                TaskSpec(name=f"work {n}", pool=pools[n % len(pools)], command="true"), life, 1, "benchmark"
+            )
             for n, life in enumerate(self.lives)
         ]
         self.uuids: list[str] = []
@@ -65,7 +68,11 @@ class Backlog:
                 "deadline": "2099-01-01T00:00:00+00:00",
                 "life": life.to_kwargs(),
                 "cancel_on_kill": True,
-                "carry": {"decision": "created", "resubmitted": False, "deadline": "2099-01-01T00:00:00+00:00"},
+                "carry": {
+                    "decision": "created",
+                    "resubmitted": False,
+                    "deadline": "2099-01-01T00:00:00+00:00",
+                },
                 "format": 1,
             }
             for uuid, life in zip(self.uuids, self.lives, strict=True)
@@ -82,7 +89,9 @@ class Backlog:
     def requests(self) -> list[dict[str, Any]]:
         """What others asked for since the log was cleared."""
         return [
-            one for one in self.qarnot.requests() if not (one["path"].endswith("/close") or one["path"] == "/settings")
+            one
+            for one in self.qarnot.requests()
+            if not (one["path"].endswith("/close") or one["path"] == "/settings")
         ]
 
 

@@ -45,7 +45,11 @@ class Peer:
     def kwargs(self, count: int, interval: int) -> list[dict[str, Any]]:
         """Of triggers that wait for the stub's jobs 1 to *count*."""
         return [
-            {self.id_name: n + 1 if self.name == "Databricks" else f"job-{n + 1}", self.interval_name: interval, **self._rest}
+            {
+                self.id_name: n + 1 if self.name == "Databricks" else f"job-{n + 1}",
+                self.interval_name: interval,
+                **self._rest,
+            }
             for n in range(count)
         ]
 
@@ -84,11 +88,19 @@ class Stub:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.peers"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", "benchmarks.peers"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         port = self._ask(do="port")
         environment.connect(
-            "bench_databricks", conn_type="databricks", host="127.0.0.1", port=port, schema="http", password="none"
+            "bench_databricks",
+            conn_type="databricks",
+            host="127.0.0.1",
+            port=port,
+            schema="http",
+            password="none",
         )
         environment.connect(
             "bench_aws",
@@ -118,9 +130,10 @@ class Stub:
         """Requests since the last call."""
         return int(self._ask(do="requests"))
 
-    def seen(self) -> int:
-        """How many different jobs have been asked about."""
-        return int(self._ask(do="seen"))
+    def wait_for(self, count: int) -> None:
+        """Return when so many different jobs have been asked about."""
+        while int(self._ask(do="seen")) < count:
+            time.sleep(0.1)
 
     def end(self, numbers: Sequence[int]) -> None:
         """These jobs have succeeded."""
@@ -156,7 +169,9 @@ def _serve() -> None:
                 body = await reader.readexactly(int(headers.get("content-length", 0)))
                 said = json.dumps(answer(first.split(" ")[1], body)).encode()
                 writer.write(
-                    b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(said) + said
+                    b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+                    % len(said)
+                    + said
                 )
         except (asyncio.IncompleteReadError, ConnectionError):
             writer.close()
@@ -190,28 +205,53 @@ class SdkWaiters:
     """``task.wait()`` of the official SDK, each in a thread, as each would be in an Airflow worker.
 
     They share one connection, where workers would have one each: connecting is counted by ``request_cost``.
+
+    :param interval: seconds between two polls; the SDK has no setting for its 10, so its naps are cut for less.
     """
 
-    #: Seconds between two polls; the SDK has no setting for it.
     INTERVAL = 10.0
 
-    def __init__(self, url: str, token: str, uuids: Sequence[str]) -> None:
+    def __init__(self, url: str, token: str, uuids: Sequence[str], interval: float = INTERVAL) -> None:
         import qarnot
 
+        if interval != self.INTERVAL:
+            qarnot.task.time = _Clock(interval / self.INTERVAL)
         self._connection = qarnot.connection.Connection(cluster_url=url, client_token=token)
         self.ended: dict[str, float] = {}
-        self._threads = [
-            threading.Thread(target=self._wait, args=(uuid, n * self.INTERVAL / len(uuids)), daemon=True)
-            for n, uuid in enumerate(uuids)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._over = False
+        for n, uuid in enumerate(uuids):
+            delay = n * interval / len(uuids)
+            threading.Thread(target=self._wait, args=(uuid, delay), daemon=True).start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over = True
 
     def _wait(self, uuid: str, delay: float) -> None:
         time.sleep(delay)
-        task = self._connection.retrieve_task(uuid)
-        task.wait()
-        self.ended[uuid] = time.time()
+        try:
+            self._connection.retrieve_task(uuid).wait()
+        except Exception:
+            # Nobody looks any more, and the server is gone.
+            if not self._over:
+                raise
+        else:
+            self.ended[uuid] = time.time()
+
+
+class _Clock:
+    """``time`` with shorter naps."""
+
+    def __init__(self, factor: float) -> None:
+        self._factor = factor
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(time, name)
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds * self._factor)
 
 
 if __name__ == "__main__":

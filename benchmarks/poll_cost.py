@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.backlog import Backlog, backlog
+from benchmarks.backlog import backlog
 from benchmarks.peers import PEERS, Peer, SdkWaiters, Stub
 from benchmarks.report import Report, exponent, main
 from benchmarks.triggerer import Triggerer
@@ -29,10 +29,7 @@ MOST_ALONE = MOST_SDK = 1000
 
 @dataclass
 class Cost:
-    """Of one program with so many waiters: requests per round of polls, idle and with 1 % ending per round.
-
-    ``waiters_rounds``: rounds are counted for each waiter apart, as each asks for itself.
-    """
+    """Of one program with so many waiters: requests per round of polls, idle and with 1 % ending per round."""
 
     idle: float
     busy: float = math.nan
@@ -85,7 +82,7 @@ def ours(count: int, interval: float, rounds: int, *, alone: bool = False) -> Co
 
         found, asked, done = window()
         cost = Cost(idle=asked / done, sweeps_idle=found["lookups"] / done)
-        if count >= 100:
+        if count > 10:
             with Ending(lambda: len(waiting.end_some()), interval):
                 # The polls of those that end go with them, and so does their count of rounds.
                 found, asked, done = window()
@@ -95,21 +92,23 @@ def ours(count: int, interval: float, rounds: int, *, alone: bool = False) -> Co
         return cost
 
 
-def sdk(count: int, rounds: int) -> Cost:
+def sdk(count: int, rounds: int, interval: float = SdkWaiters.INTERVAL) -> Cost:
     """The SDK's ``task.wait()``, a thread for each."""
-    with backlog(count, connect=False) as waiting:
-        waiters = SdkWaiters(waiting.qarnot.url, waiting.qarnot.token, waiting.uuids)
-        time.sleep(SdkWaiters.INTERVAL * 1.05)
+    with (
+        backlog(count, connect=False) as waiting,
+        SdkWaiters(waiting.qarnot.url, waiting.qarnot.token, waiting.uuids, interval) as waiters,
+    ):
+        time.sleep(interval * 1.05)
 
         def polls(seconds: float) -> int:
             waiting.qarnot.clear_requests()
             time.sleep(seconds)
             return len(waiting.requests())
 
-        cost = Cost(idle=polls(SdkWaiters.INTERVAL * rounds) / rounds)
-        if count >= 100:
-            with Ending(lambda: len(waiting.end_some()), SdkWaiters.INTERVAL):
-                cost.busy_requests = polls(SdkWaiters.INTERVAL * (rounds + 1))
+        cost = Cost(idle=polls(interval * rounds) / rounds)
+        if count > 10:
+            with Ending(lambda: len(waiting.end_some()), interval):
+                cost.busy_requests = polls(interval * (rounds + 1))
             cost.busy, cost.finished = cost.busy_requests / (rounds + 1), len(waiters.ended)
         return cost
 
@@ -118,16 +117,15 @@ def provider(peer: Peer, count: int, interval: int, rounds: int) -> Cost:
     """The triggers of another provider."""
     with Stub() as stub, Triggerer() as triggerer:
         triggerer.add(peer.classpath, peer.kwargs(count, interval))
-        while stub.seen() < count:
-            time.sleep(0.1)
+        stub.wait_for(count)
         stub.requests()
         found = triggerer.window(rounds * interval)
         cost = Cost(idle=stub.requests() / (found["seconds"] / interval))
-        if count >= 100:
+        if count > 10:
             left = list(range(1, count + 1))
 
             def some() -> int:
-                ended = [left.pop() for _ in range(count // 100)]
+                ended = [left.pop() for _ in range(-(-count // 100))]
                 stub.end(ended)
                 return len(ended)
 
@@ -139,45 +137,51 @@ def provider(peer: Peer, count: int, interval: int, rounds: int) -> Cost:
         return cost
 
 
+def sizes_of(report: Report) -> list[int]:
+    """The numbers of waiters that a program measures."""
+    if report.quick:
+        return [report.waiters]
+    return [n for n in (1, 100, 1000, 10_000) if n < report.waiters] + [report.waiters]
+
+
 def measure(report: Report) -> None:
-    sizes = [n for n in (1, 10, 100, 1000, 10_000) if n < report.waiters] + [report.waiters]
+    sizes = sizes_of(report)
     costs: dict[str, dict[int, Cost]] = {OURS: {}, ALONE: {}, SDK: {}}
-    peers = [peer for peer in PEERS if peer.installed]
     failed: list[BaseException] = []
 
     def others() -> None:
-        try:
-            for peer in peers:
-                costs[peer.name] = {}
-                for count in (n for n in sizes if n <= peer.most and n != 10):
-                    rounds = 2 if report.quick else 6
-                    costs[peer.name][count] = provider(peer, count, 2 if count >= 1000 else 1, rounds)
-                    report.say(f"{peer.name}, {count:,} waiters")
-        except BaseException as error:
-            failed.append(error)
+        for peer in (one for one in PEERS if one.installed and not report.quick):
+            costs[peer.name] = {}
+            for count in (n for n in sizes if n <= peer.most):
+                costs[peer.name][count] = provider(peer, count, 2 if count >= 1000 else 1, 6)
+                report.say(f"{peer.name}, {count:,} waiters")
 
     def official() -> None:
+        for count in (n for n in sizes if n <= MOST_SDK):
+            costs[SDK][count] = sdk(count, 1, 0.5) if report.quick else sdk(count, 2)
+            report.say(f"{SDK}, {count:,} waiters")
+
+    def beside(program: Callable[[], None]) -> None:
         try:
-            for count in (n for n in sizes if n <= MOST_SDK and n != 10):
-                costs[SDK][count] = sdk(count, 1 if report.quick else 2)
-                report.say(f"{SDK}, {count:,} waiters")
+            program()
         except BaseException as error:
             failed.append(error)
 
     # Requests are counted here, not timed, so the peers may be measured at the same time.
-    beside = [threading.Thread(target=one) for one in ((official,) if report.quick else (official, others))]
-    for thread in beside:
+    threads = [threading.Thread(target=beside, args=(one,)) for one in (official, others)]
+    for thread in threads:
         thread.start()
-    for count in sizes:
-        interval = 2.0 if count > 1000 else 0.5
-        costs[OURS][count] = ours(count, interval, 4 if report.quick else 24 if count <= 1000 else 13)
-        report.say(f"{OURS}, {count:,} waiters")
-    for count in (n for n in sizes if n <= MOST_ALONE and n != 10):
-        # Every one of them has a thread and a connection: at 1,000 a shorter interval would be too much.
-        interval, rounds = (5.0, 3) if count >= 1000 else (1.0, 13)
-        costs[ALONE][count] = ours(count, interval, 3 if report.quick else rounds, alone=True)
-        report.say(f"{ALONE}, {count:,} waiters")
-    for thread in beside:
+    if report.quick:
+        costs[OURS][report.waiters] = ours(report.waiters, 0.5, 2)
+    else:
+        for count in sorted({*sizes, min(10, report.waiters)}):
+            costs[OURS][count] = ours(count, *((2.0, 13) if count > 1000 else (0.5, 24)))
+            report.say(f"{OURS}, {count:,} waiters")
+        for count in (n for n in sizes if n <= MOST_ALONE):
+            # Every one of them has a thread and a connection: at 1,000 a shorter interval would be too much.
+            costs[ALONE][count] = ours(count, *((5.0, 3) if count >= 1000 else (1.0, 13)), alone=True)
+            report.say(f"{ALONE}, {count:,} waiters")
+    for thread in threads:
         thread.join()
     if failed:
         raise failed[0]
@@ -185,76 +189,87 @@ def measure(report: Report) -> None:
 
 
 def _tell(report: Report, sizes: list[int], costs: dict[str, dict[int, Cost]]) -> None:
-    per_minute = 60 / INTERVAL
     names = [name for name in costs if costs[name]]
+    rates = _idle(report, sizes, names, costs)
+    _finished(report, sizes, names, costs)
+    _rounds(report, costs[OURS])
+    most = max(sizes)
+    few, many = costs[OURS][min(n for n in costs[OURS] if n >= 10 or n == most)], costs[OURS][most]
+    report.target(
+        f"an idle round at {most:,} waiters costs as much as at 10 (ratio)",
+        (many.idle - many.sweeps_idle) / (few.idle - few.sweeps_idle),
+        1.1,
+    )
+    report.target("requests per round with 1 % changing, sweeps apart", many.busy - many.sweeps_busy, 2.0)
+    # With 100 waiters the very best, one request a round and no sweeps, would be 100 times fewer.
+    for count in (n for n in sizes if n >= 1000):
+        for name, peer in ((ALONE, "one poll per waiter"), (SDK, "the SDK")):
+            if name in names:
+                ratio = rates[name][count] / rates[OURS][count]
+                report.target(f"times fewer than {peer}, {count:,} waiters", ratio, 100, least=True)
 
-    def minute(name: str, count: int) -> tuple[float, bool]:
-        """Requests per minute, and whether they are reckoned from a smaller measurement."""
-        if count in costs[name]:
-            return costs[name][count].idle * per_minute, False
-        most = max(costs[name])
-        return costs[name][most].idle * per_minute * count / most, True
 
+def _idle(
+    report: Report, sizes: list[int], names: list[str], costs: dict[str, dict[int, Cost]]
+) -> dict[str, dict[int, float]]:
+    """Requests per minute, by program and number of waiters."""
     table = report.table(
         f"Requests per minute while nothing changes, one poll every {INTERVAL:g} s",
         ["waiters", *names, "fewest of the peers / ours"],
-        "Sweeps are included. A figure with * is reckoned from the largest number of waiters measured, in proportion.",
+        "Sweeps are included. A figure with * is reckoned, in proportion, from the largest number measured.",
     )
-    for count in (n for n in sizes if n != 10):
-        cells, rates = [], {}
+    rates: dict[str, dict[int, float]] = {name: {} for name in names}
+    for count in sizes:
+        cells = []
         for name in names:
-            rates[name], reckoned = minute(name, count)
-            report.figure(f"{name}.idle.{count}.requests_per_minute", rates[name])
-            cells.append(f"{rates[name]:,.0f}{'*' if reckoned else ''}")
-        ratio = min(rate for name, rate in rates.items() if name != OURS) / rates[OURS]
+            measured = min(count, max(costs[name]))
+            rates[name][count] = rate = costs[name][measured].idle * 60 / INTERVAL * count / measured
+            report.figure(f"{name}.idle.{count}.requests_per_minute", rate)
+            cells.append(f"{rate:,.0f}{'' if measured == count else '*'}")
+        peers = [rates[name][count] for name in names if name != OURS]
+        ratio = min(peers) / rates[OURS][count]
         report.figure(f"ratio.idle.{count}", ratio)
         table.row(f"{count:,}", *cells, ratio)
-    grows = {name: exponent({n: c.idle for n, c in costs[name].items()}) for name in names}
-    table.row("grows with N to the", *grows.values(), None)
-    for name, power in grows.items():
+    grows = [exponent({n: one.idle for n, one in costs[name].items()}) for name in names]
+    table.row("grows as N to the", *grows, None)
+    for name, power in zip(names, grows, strict=True):
         report.figure(f"{name}.idle.exponent", power)
+    return rates
 
+
+def _finished(report: Report, sizes: list[int], names: list[str], costs: dict[str, dict[int, Cost]]) -> None:
     table = report.table(
         "Requests per finished task while 1 % end in every round",
         ["waiters", *names, "fewest of the peers / ours"],
-        "Until it ends a task has been waited for by 100 rounds; where one ends per round, that is what polling apart costs.",
+        "Polling apart asks for each of the waiters in every round in which one per cent of them ends.",
     )
-    for count in (n for n in sizes if n >= 100):
+    for count in (n for n in sizes if n > 10):
         each = {name: costs[name][count].per_finished for name in names if count in costs[name]}
-        rest = [value for name, value in each.items() if name != OURS and not math.isnan(value)]
-        ratio = min(rest) / each[OURS] if rest and each[OURS] else math.nan
+        peers = [value for name, value in each.items() if name != OURS and not math.isnan(value)]
+        ratio = min(peers) / each[OURS] if peers and each[OURS] else math.nan
         for name, value in each.items():
             report.figure(f"{name}.busy.{count}.requests_per_finished", value)
         report.figure(f"ratio.busy.{count}", ratio)
         table.row(f"{count:,}", *(each.get(name) for name in names), ratio)
 
+
+def _rounds(report: Report, mine: dict[int, Cost]) -> None:
     table = report.table(
         "A round of the shared poll, in requests",
-        ["waiters", "idle: changes", "idle: sweeps", "1 % changing: changes", "1 % changing: sweeps"],
-        "Changes: the one query, and pages where it comes back full. Sweeps: everybody by uuid, 500 in a request, once "
-        "in 12 rounds.",
+        ["waiters", "idle: changes", "idle: sweeps", "1 % ending: changes", "1 % ending: sweeps"],
+        "Changes: the one query, and pages where it comes back full. Sweeps: everybody by uuid, 500 in a request, "
+        "once in 12 rounds.",
     )
-    for count in sizes:
-        cost = costs[OURS][count]
-        table.row(f"{count:,}", cost.idle - cost.sweeps_idle, cost.sweeps_idle, cost.busy - cost.sweeps_busy, cost.sweeps_busy)
-        report.figure(f"{OURS}.idle.{count}.requests_per_round", cost.idle)
-        report.figure(f"{OURS}.idle.{count}.changes_per_round", cost.idle - cost.sweeps_idle)
-        report.figure(f"{OURS}.busy.{count}.requests_per_round", cost.busy)
-        report.figure(f"{OURS}.busy.{count}.changes_per_round", cost.busy - cost.sweeps_busy)
-
-    most = max(sizes)
-    few = costs[OURS][10 if 10 in sizes else min(sizes)]
-    many = costs[OURS][most]
-    report.target(
-        f"idle rounds cost the same at 10 and at {most:,} waiters (ratio)",
-        (many.idle - many.sweeps_idle) / (few.idle - few.sweeps_idle),
-        1.1,
-    )
-    report.target("requests per round with 1 % changing, sweeps apart", many.busy - many.sweeps_busy, 2.0)
-    for count in (n for n in sizes if n >= 100):
-        mine = minute(OURS, count)[0]
-        report.target(f"times fewer than one poll per waiter, {count:,} waiters", minute(ALONE, count)[0] / mine, 100, least=True)
-        report.target(f"times fewer than the SDK, {count:,} waiters", minute(SDK, count)[0] / mine, 100, least=True)
+    for count, cost in mine.items():
+        parts = {
+            "idle.changes": cost.idle - cost.sweeps_idle,
+            "idle.sweeps": cost.sweeps_idle,
+            "busy.changes": cost.busy - cost.sweeps_busy,
+            "busy.sweeps": cost.sweeps_busy if cost.finished else math.nan,
+        }
+        table.row(f"{count:,}", *parts.values())
+        for name, value in parts.items():
+            report.figure(f"round.{name}.{count}", value)
 
 
 if __name__ == "__main__":

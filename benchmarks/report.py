@@ -20,7 +20,8 @@ def exponent(points: Mapping[int, float], start: int = 100) -> float | None:
 
     None where there is nothing to compare, or where a figure is too close to 0 to have a ratio.
     """
-    least, most = min((n for n in points if n >= start), default=0), max(points, default=0)
+    counts = [n for n in points if n >= start]
+    least, most = min(counts, default=0), max(counts, default=0)
     if not least < most or points[least] <= 0 or points[most] <= 0:
         return None
     return math.log(points[most] / points[least]) / math.log(most / least)
@@ -48,6 +49,10 @@ def shown(value: Cell) -> str:
     return f"{value:.3g}" if value else "0"
 
 
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "_", text.lower()).strip("_")
+
+
 class Table:
     """A table that is printed when the program is done."""
 
@@ -63,10 +68,17 @@ class Table:
         widths = [max(len(line[i]) for line in [self.columns, *self.rows]) for i in range(len(self.columns))]
 
         def line(cells: Sequence[str]) -> str:
-            first, *rest = (cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths, strict=True)))
+            first, *rest = (
+                cell.ljust(w) if i == 0 else cell.rjust(w)
+                for i, (cell, w) in enumerate(zip(cells, widths, strict=True))
+            )
             return "| " + " | ".join([first, *rest]) + " |"
 
-        rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
+        rule = (
+            "|"
+            + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths))
+            + "|"
+        )
         text = "\n".join([f"### {self.title}", "", line(self.columns), rule, *map(line, self.rows)])
         return f"{text}\n\n{self.note}" if self.note else text
 
@@ -86,19 +98,20 @@ class Report:
         return self.tables[-1]
 
     def figure(self, key: str, value: float | None) -> None:
-        """A figure for the JSON, under the program's name and *key*."""
+        """A figure for the JSON, under the program's name and *key* (lower case, no spaces)."""
         if value is not None and not math.isnan(value):
-            self.figures[f"{self.name}.{key}"] = round(value, 6)
+            self.figures[f"{self.name}.{_slug(key)}"] = round(value, 6)
 
-    def target(self, what: str, measured: float | None, limit: float, *, least: bool = False, unit: str = "") -> None:
+    def target(
+        self, what: str, measured: float | None, limit: float, *, least: bool = False, unit: str = ""
+    ) -> None:
         """Compare a figure with what it should be: at most *limit*, or at least."""
         if measured is None or math.isnan(measured):
             return
         met = measured >= limit if least else measured <= limit
         bound = f"{'at least' if least else 'at most'} {shown(limit)}{unit}"
         self.targets.append((what, f"{shown(float(measured))}{unit} ({bound})", met))
-        slug = re.sub(r"[^a-z0-9]+", "_", what.lower()).strip("_")
-        self.figures[f"{self.name}.target.{slug}"] = float(met)
+        self.figures[f"{self.name}.target.{_slug(what)}"] = float(met)
 
     def say(self, text: str) -> None:
         """Progress, on standard error."""
@@ -114,7 +127,9 @@ class Report:
         return "\n\n".join(parts)
 
 
-def main(name: str, text: str | None, measure: Callable[[Report], None], *, waiters: int, meaning: str) -> None:
+def main(
+    name: str, text: str | None, measure: Callable[[Report], None], *, waiters: int, meaning: str
+) -> None:
     """Run one program.
 
     :param waiters: default of ``--waiters``; *meaning* says what it counts here.
@@ -122,9 +137,13 @@ def main(name: str, text: str | None, measure: Callable[[Report], None], *, wait
     from benchmarks import environment
 
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=text)
-    parser.add_argument("--waiters", type=int, default=waiters, metavar="N", help=f"{meaning} (default {waiters:,})")
+    parser.add_argument(
+        "--waiters", type=int, default=waiters, metavar="N", help=f"{meaning} (default {waiters:,})"
+    )
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there, too")
-    parser.add_argument("--quick", action="store_true", help="a few seconds, to see that it works; the figures mean nothing")
+    parser.add_argument(
+        "--quick", action="store_true", help="a few seconds, to see that it works; the figures mean nothing"
+    )
     given = parser.parse_args()
     if given.waiters < 1:
         parser.error("--waiters must be at least 1")

@@ -35,7 +35,7 @@ class Triggerer:
     def __init__(self, *, alone: bool = False) -> None:
         command = [sys.executable, "-m", "benchmarks.triggerer", *([ALONE] if alone else [])]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.empty: dict[str, Any] = self._ask(do="ready")
+        self._ask(do="ready")
 
     def __enter__(self) -> Self:
         return self
@@ -65,8 +65,12 @@ class Triggerer:
 
     def add(self, classpath: str, kwargs: Sequence[dict[str, Any]]) -> None:
         """Start triggers, and return when the runner has created all of them. Their ids count up from 1."""
-        for start in range(0, len(kwargs), 1000):
-            self._ask(do="add", classpath=classpath, kwargs=kwargs[start : start + 1000])
+        for start in range(0, len(kwargs), 200):
+            self._ask(do="add", classpath=classpath, kwargs=kwargs[start : start + 200])
+
+    def memory(self) -> int:
+        """Bytes that are the process's alone."""
+        return int(self._ask(do="memory")["memory"])
 
     def settle(self, seconds: float = 300.0) -> None:
         """Return when every trigger of ours that waits has had its first look."""
@@ -76,7 +80,7 @@ class Triggerer:
     def window(self, seconds: float) -> dict[str, Any]:
         """Let it run for so long, and tell what it took.
 
-        ``cpu`` seconds; ``memory`` bytes that are the process's alone, at the end; ``lag`` [s] of every look of
+        ``cpu`` seconds; ``lag`` [s] of every look of
         the probe, ``blocked`` [s] the CPU time that the event loop's thread took between two looks; ``fired``
         (trigger id to epoch seconds); ``rounds`` and ``lookups`` of the shared polls.
         """
@@ -195,9 +199,13 @@ async def _serve() -> None:
         if order["do"] == "ready":
             while not hasattr(runner, "comms_decoder"):
                 await asyncio.sleep(0.01)
+            return {}
+        if order["do"] == "memory":
             return {"memory": memory()}
         if order["do"] == "add":
-            workloads = [_workload(made + n + 1, order["classpath"], one) for n, one in enumerate(order["kwargs"])]
+            workloads = [
+                _workload(made + n + 1, order["classpath"], one) for n, one in enumerate(order["kwargs"])
+            ]
             made += len(workloads)
             # The first 50 the usual way; the rest would come at 50 per second.
             runner.comms_decoder.waiting += workloads[:50]
@@ -208,7 +216,10 @@ async def _serve() -> None:
         if order["do"] == "settle":
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(order["seconds"]):
-                    while sum(bool(topic.last) for one in poller.pollers() for topic in one.topics.values()) < made:
+                    while (
+                        sum(bool(topic.last) for one in poller.pollers() for topic in one.topics.values())
+                        < made
+                    ):
                         await asyncio.sleep(0.1)
                     return {"settled": True}
             return {"settled": False}
@@ -227,7 +238,6 @@ async def _serve() -> None:
             "fired": dict(runner.events.times),
             "rounds": rounds() - rounds_before,
             "lookups": lookups - lookups_before,
-            "memory": memory(),
         }
 
     loop = asyncio.get_running_loop()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
+import weakref
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 #: task that nobody refers to may vanish half-way.
 _cleanups: set[asyncio.Task[None]] = set()
 
+#: One of each: thousands wait for the same.
+_conditions: weakref.WeakValueDictionary[Condition, Condition] = weakref.WeakValueDictionary()
 
 #: Seconds that the first look may take, whatever the deadline says.
 FIRST_LOOK = 10.0
@@ -61,12 +65,12 @@ class QarnotTrigger(BaseTrigger):
         super().__init__()
         self.qarnot_conn_id = qarnot_conn_id
         self.uuid = uuid
-        self.condition = condition
+        self.condition = _shared(condition)
         self.poll_interval = poll_interval
         self.deadline = deadline
-        self.life = life
+        self.life = _shared(life)
         self.cancel_on_kill = cancel_on_kill
-        self.carry = carry or {}
+        self.carry = _shared(carry or {})
         self.format = format
         self._fired = False
 
@@ -99,6 +103,7 @@ class QarnotTrigger(BaseTrigger):
 
     async def _wait(self) -> Outcome:
         condition = Condition.from_kwargs(self.condition)
+        condition = _conditions.setdefault(condition, condition)
         history: list[str] = []
         ending, message, carry = Ending.ERROR, "", dict(self.carry)
         try:
@@ -186,6 +191,15 @@ class QarnotTrigger(BaseTrigger):
 
         settings = ConnectionSettings.of(await BaseHook.aget_connection(self.qarnot_conn_id))
         return await asyncio.to_thread(lambda: request(settings.client(retries=3, deadline=30.0)))
+
+
+def _shared(value: Any) -> Any:
+    """*value*, JSON, with each word kept once in this process: the kwargs of thousands of triggers are much alike."""
+    if type(value) is str:
+        return sys.intern(value)
+    if isinstance(value, dict):
+        return {_shared(key): _shared(one) for key, one in value.items()}
+    return [_shared(one) for one in value] if isinstance(value, list) else value
 
 
 async def task_state(life: Life) -> str | None:

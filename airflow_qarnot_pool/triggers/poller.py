@@ -17,9 +17,8 @@ import contextvars
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
@@ -76,17 +75,50 @@ FIELDS = (
 )
 
 
+class Scope(NamedTuple):
+    """Whose waiters share a poll."""
+
+    loop: int
+    conn_id: str
+    kind: Kind
+    name: str
+
+
+# Thousands wait, each for hours: no generator, no asyncio.Queue (3 kB), no attribute dictionary.
 @dataclass(eq=False, slots=True)
 class Waiter:
-    """One waiting trigger. :meth:`next` answers each time an object of its topic is seen changed."""
+    """One waiting trigger, from entering the context to leaving it; see :func:`watch`.
 
+    :meth:`next` answers each time an object of its topic is seen changed.
+    """
+
+    scope: Scope
+    key: str
+    is_tag: bool
     interval: float
     every_round: bool
     #: Not told yet what was seen before it came.
     new: bool = True
-    # Not an asyncio.Queue: that takes 3 kB, and thousands wait.
+    _poller: Poller | None = None
     _looks: list[Pool | Task | QarnotError] = field(default_factory=list)
     _wake: asyncio.Future[None] | None = None
+
+    async def __aenter__(self) -> Waiter:
+        poller = _pollers.get(self.scope)
+        if poller is None or poller.closed:
+            poller = _pollers[self.scope] = Poller(self.scope.conn_id, self.scope.kind)
+        self._poller = poller
+        poller.add(self)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        poller = self._poller
+        assert poller is not None
+        poller.remove(self)
+        if not poller.topics:
+            poller.stop()
+            if _pollers.get(self.scope) is poller:
+                del _pollers[self.scope]
 
     def tell(self, look: Pool | Task | QarnotError) -> None:
         """Have :meth:`next` answer, or raise, *look*."""
@@ -103,8 +135,11 @@ class Waiter:
         if not self._looks:
             self._wake = asyncio.get_running_loop().create_future()
             try:
-                async with asyncio.timeout(timeout):
+                if timeout is None:
                     await self._wake
+                else:
+                    async with asyncio.timeout(timeout):
+                        await self._wake
             finally:
                 self._wake = None
         look = self._looks.pop(0)
@@ -195,17 +230,17 @@ class Poller:
     def closed(self) -> bool:
         return self._task.done() or self.loop.is_closed()
 
-    def add(self, key: str, waiter: Waiter, *, is_tag: bool = False) -> None:
-        topic = self.topics.setdefault(key, Topic(key, is_tag))
+    def add(self, waiter: Waiter) -> None:
+        topic = self.topics.setdefault(waiter.key, Topic(waiter.key, waiter.is_tag))
         topic.waiters.add(waiter)
         topic.fresh = True
         self._arrived.set()
 
-    def remove(self, key: str, waiter: Waiter) -> None:
-        topic = self.topics[key]
+    def remove(self, waiter: Waiter) -> None:
+        topic = self.topics[waiter.key]
         topic.waiters.discard(waiter)
         if not topic.waiters:
-            del self.topics[key]
+            del self.topics[waiter.key]
 
     def stop(self) -> None:
         self._task.cancel()
@@ -431,11 +466,10 @@ def _all(resource: Any, tagged: filters.Filter) -> list[Pool | Task]:
     return found if len(found) < MOST_OF_A_TAG else list(resource.iterate(tagged, limit=MOST_CHANGES))
 
 
-_pollers: dict[tuple[int, str, Kind, str], Poller] = {}
+_pollers: dict[Scope, Poller] = {}
 
 
-@asynccontextmanager
-async def watch(
+def watch(
     conn_id: str,
     kind: Kind,
     key: str,
@@ -444,28 +478,16 @@ async def watch(
     is_tag: bool = False,
     every_round: bool = False,
     scope: str = "",
-) -> AsyncIterator[Waiter]:
-    """Wait for changes together with everybody else on this event loop.
+) -> Waiter:
+    """Wait for changes together with everybody else on this event loop: ``async with watch(...) as waiter``.
 
     :param key: uuid of an object; with *is_tag*, a tag, for all objects that carry it.
     :param interval: seconds between two looks; the shortest of all waiters counts.
     :param every_round: ask in every round, for what shows no state transition (running instances).
     :param scope: waiters of different scopes do not share a poll.
     """
-    name = (id(asyncio.get_running_loop()), conn_id, kind, scope)
-    poller = _pollers.get(name)
-    if poller is None or poller.closed:
-        poller = _pollers[name] = Poller(conn_id, kind)
-    waiter = Waiter(interval, every_round)
-    poller.add(key, waiter, is_tag=is_tag)
-    try:
-        yield waiter
-    finally:
-        poller.remove(key, waiter)
-        if not poller.topics:
-            poller.stop()
-            if _pollers.get(name) is poller:
-                del _pollers[name]
+    shared = Scope(id(asyncio.get_running_loop()), conn_id, kind, scope)
+    return Waiter(shared, key, is_tag, interval, every_round)
 
 
 def pollers() -> Iterator[Poller]:
