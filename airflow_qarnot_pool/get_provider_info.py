@@ -85,6 +85,20 @@ def get_provider_info() -> dict[str, Any]:
                         "string",
                         None,
                     ),
+                    "pools_page_connections": _option(
+                        "Connections that the Pools page shows, separated by commas.",
+                        "string",
+                        "qarnot_default",
+                        "qarnot_default,qarnot_research",
+                    ),
+                    "pools_page_refresh": _option(
+                        "Seconds between two questions of the Pools page to Qarnot, while somebody looks at it.",
+                        "float",
+                        "5",
+                    ),
+                    "pools_page_run_tab": _option(
+                        "Whether every DAG run has a tab with its Qarnot pools.", "boolean", "True"
+                    ),
                 },
             }
         },

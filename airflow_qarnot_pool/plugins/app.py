@@ -1,0 +1,286 @@
+"""The routes of the Pools page. Each asks who is there and what he may; the rest is the desk's.
+
+``page`` and ``static`` need a user who is logged in. What a connection's account has needs the right to read that
+connection, the pools of a DAG run the right to read that run; closing needs the right to edit the connection.
+"""
+# No `from __future__ import annotations`: FastAPI evaluates the annotations.
+
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any
+from urllib.parse import urlsplit
+
+from airflow.api_fastapi.app import get_auth_manager
+from airflow.api_fastapi.auth.managers.models.resource_details import ConnectionDetails, DagAccessEntity
+from airflow.api_fastapi.core_api.security import (
+    GetUserDep,
+    get_user,
+    requires_access_connection,
+    requires_access_dag,
+)
+from airflow.configuration import conf
+from airflow.models.connection import Connection
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi.responses import JSONResponse
+
+from airflow_qarnot_pool.api.errors import QarnotError, QarnotNotFoundError
+from airflow_qarnot_pool.identity import label
+from airflow_qarnot_pool.plugins.ask import Asker, words
+from airflow_qarnot_pool.plugins.desk import LIST, Desk, Look
+from airflow_qarnot_pool.plugins.view import is_open
+
+log = logging.getLogger(__name__)
+
+#: Requests that change something carry it. Another site's page cannot send it without being asked first (CORS).
+ACTION_HEADER = "X-Qarnot-Pools"
+STATIC = {
+    "pools.css": "text/css; charset=utf-8",
+    "pools.js": "text/javascript; charset=utf-8",
+    "icon.svg": "image/svg+xml",
+    "icon-dark.svg": "image/svg+xml",
+}
+#: Everything comes from here; only Airflow's own pages may frame it.
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+#: Most uuids of one look that count as seen by somebody.
+MOST_SHOWN = 50
+
+
+class Office:
+    """The desks of the connections that the page shows."""
+
+    def __init__(self, conn_ids: Sequence[str], every: float) -> None:
+        self.every = every
+        self.askers = {conn_id: Asker(conn_id) for conn_id in conn_ids}
+        self.desks = {
+            conn_id: Desk(asker, every=every, words=words) for conn_id, asker in self.askers.items()
+        }
+
+    def desk(self, conn_id: str) -> Desk:
+        """The desk of a connection that the page is about; 404 for any other."""
+        if conn_id not in self.desks:
+            raise HTTPException(404, f"The Pools page does not show the connection {conn_id!r}")
+        return self.desks[conn_id]
+
+    def shown(self, conn_id: str, uuids: Sequence[str]) -> None:
+        """Somebody has these pools in front of him: their figures come first."""
+        known = self.askers[conn_id].shown
+        known.update(dict.fromkeys(uuids[:MOST_SHOWN], time.monotonic()))
+        while len(known) > 10 * MOST_SHOWN:
+            known.pop(next(iter(known)))
+
+
+def make_app() -> FastAPI:
+    """The page's web application, as the configuration wants it."""
+    names = conf.get("qarnot", "pools_page_connections", fallback="") or "qarnot_default"
+    conn_ids = [name.strip() for name in names.split(",") if name.strip()]
+    every = max(1.0, conf.getfloat("qarnot", "pools_page_refresh", fallback=5.0))
+    return _app(Office(conn_ids, every))
+
+
+def _app(office: Office) -> FastAPI:
+    app = FastAPI(title="Qarnot pools", docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.office = office
+    read_connection = [Depends(requires_access_connection(method="GET"))]
+    edit_connection = [Depends(requires_access_connection(method="PUT")), Depends(_same_site)]
+    read_run = [Depends(requires_access_dag("GET", DagAccessEntity.RUN))]
+    logged_in = [Depends(get_user)]
+
+    @app.middleware("http")
+    async def headers(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        response = await call_next(request)
+        response.headers.update(HEADERS)
+        return response
+
+    @app.get("/", dependencies=logged_in)
+    def page() -> Response:
+        return Response(_file("index.html"), media_type="text/html; charset=utf-8")
+
+    @app.get("/static/{name}", dependencies=logged_in)
+    def static(name: str) -> Response:
+        if name not in STATIC:
+            raise HTTPException(404, "There is no such file")
+        return Response(_file(name), media_type=STATIC[name])
+
+    @app.get("/api/pools")
+    def pools(user: GetUserDep, shown: str = "") -> JSONResponse:
+        """All pools of the connections that this user may read."""
+        readable = [conn_id for conn_id in office.desks if _may(user, "GET", conn_id)]
+        if not readable:
+            raise HTTPException(403, "This page needs the permission to read connections")
+        uuids = [uuid for uuid in shown.split(",") if uuid]
+        for conn_id in readable:
+            office.shown(conn_id, uuids)
+        looks = {conn_id: office.desks[conn_id].look() for conn_id in readable}
+        return _answer(office, looks, {conn_id: _may(user, "PUT", conn_id) for conn_id in readable})
+
+    @app.get("/api/dags/{dag_id}/pools", dependencies=read_run)
+    def pools_of_run(user: GetUserDep, dag_id: str, run_id: str) -> JSONResponse:
+        """The pools of one DAG run: those it made, and shared ones that it uses."""
+        looks = {conn_id: desk.look() for conn_id, desk in office.desks.items()}
+        for conn_id, look in looks.items():
+            mine = [row for row in look.value or () if (dag_id, run_id) in _runs(row)]
+            office.shown(conn_id, [row["uuid"] for row in mine])
+            looks[conn_id] = Look(value=mine, age=look.age, error=look.error, asking=look.asking)
+        return _answer(office, looks, {conn_id: _may(user, "PUT", conn_id) for conn_id in looks})
+
+    @app.get("/api/connections/{connection_id}/pools/{uuid}", dependencies=read_connection)
+    def pool(connection_id: str, uuid: str, user: GetUserDep) -> JSONResponse:
+        """One pool in full."""
+        return _pool(office, connection_id, uuid, may_close=_may(user, "PUT", connection_id))
+
+    @app.get("/api/dags/{dag_id}/connections/{connection_id}/pools/{uuid}", dependencies=read_run)
+    def pool_of_run(
+        dag_id: str, connection_id: str, uuid: str, run_id: str, user: GetUserDep
+    ) -> JSONResponse:
+        """One pool of a DAG run in full; of a shared pool only the run's own tasks."""
+        listed = office.desk(connection_id).look().value or ()
+        if not any(row["uuid"] == uuid and (dag_id, run_id) in _runs(row) for row in listed):
+            raise HTTPException(404, f"No pool {uuid} belongs to this DAG run")
+        return _pool(
+            office, connection_id, uuid, may_close=_may(user, "PUT", connection_id), only=(dag_id, run_id)
+        )
+
+    @app.post("/api/connections/{connection_id}/pools/{uuid}/close", dependencies=edit_connection)
+    def close(connection_id: str, uuid: str, user: GetUserDep) -> JSONResponse:
+        """Close a pool. Written to Airflow's audit log before it is done."""
+        desk, asker = office.desk(connection_id), office.askers[connection_id]
+        try:
+            found = asker.pool_to_close(uuid)
+            if not is_open(found):
+                return JSONResponse({"closed": True, "message": f"The pool is {found.state} already"})
+            _audit(user, connection_id, found)
+            asker.close_pool(uuid)
+        except QarnotNotFoundError as error:
+            raise HTTPException(404, str(error)) from None
+        except QarnotError as error:
+            raise HTTPException(502, str(error)) from None
+        finally:
+            desk.look(LIST, newer=True)
+            desk.look(uuid, newer=True)
+        return JSONResponse({"closed": True, "message": "Qarnot closes the pool"})
+
+    return app
+
+
+@cache
+def _file(name: str) -> bytes:
+    return files("airflow_qarnot_pool.plugins").joinpath("static", name).read_bytes()
+
+
+def _may(user: Any, method: Any, conn_id: str) -> bool:
+    details = ConnectionDetails(conn_id=conn_id, team_name=Connection.get_team_name(conn_id))
+    return get_auth_manager().is_authorized_connection(method=method, details=details, user=user)
+
+
+def _runs(row: dict[str, Any]) -> set[tuple[str | None, str | None]]:
+    owner = row["owner"]
+    own = {(owner["dag_id"], owner["run_id"])} if owner["kind"] == "run" else set()
+    return own | {tuple(run) for run in row["runs"]}
+
+
+def _shown(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without what is there only to find the pools of a run: it names runs of other DAGs."""
+    return {name: value for name, value in row.items() if name != "runs"}
+
+
+def _answer(office: Office, looks: dict[str, Look], may_close: dict[str, bool]) -> JSONResponse:
+    return JSONResponse(
+        {
+            "now": time.time(),
+            "every": office.every,
+            "connections": [
+                {
+                    "id": conn_id,
+                    "age": look.age,
+                    "error": look.error,
+                    "asking": look.asking,
+                    "may_close": may_close[conn_id],
+                }
+                for conn_id, look in looks.items()
+            ],
+            "pools": [_shown(row) for look in looks.values() for row in look.value or ()],
+        }
+    )
+
+
+def _pool(
+    office: Office,
+    conn_id: str,
+    uuid: str,
+    *,
+    may_close: bool,
+    only: tuple[str, str] | None = None,
+) -> JSONResponse:
+    look = office.desk(conn_id).look(uuid)
+    found = {**look.value, "row": _shown(look.value["row"])} if look.value else None
+    if found is not None and only is not None and found["row"]["owner"]["kind"] != "run":
+        found["tasks"] = [task for task in found["tasks"] if (task["dag_id"], task["run_id"]) == only]
+        names = {"pool", *(task["name"] for task in found["tasks"])}
+        found["errors"] = [error for error in found["errors"] if error["of"] in names]
+        found["task_count"] = len(found["tasks"])
+    return JSONResponse(
+        {
+            "now": time.time(),
+            "age": look.age,
+            "error": look.error,
+            "asking": look.asking,
+            "may_close": may_close,
+            "pool": found,
+        }
+    )
+
+
+def _same_site(request: Request) -> None:
+    """Refuse what a page of another site has a browser send: the cookie alone is no proof of intent."""
+    headers = request.headers
+    origin = headers.get("origin")
+    # Behind a proxy Host may be an inner name; then the address people use is in the configuration.
+    own = {
+        headers.get("host"),
+        urlsplit(conf.get("api", "base_url", fallback="") or "").netloc or None,
+    }
+    if (
+        headers.get(ACTION_HEADER) is None
+        or headers.get("sec-fetch-site", "same-origin") != "same-origin"
+        or (origin is not None and urlsplit(origin).netloc not in own)
+    ):
+        raise HTTPException(403, "Pools are closed from the Pools page of this Airflow only")
+
+
+def _id(pool: Any, name: str) -> str | None:
+    """An id among our labels, no longer than Airflow's column: anybody with the token can write labels."""
+    value = label(pool.labels, name)
+    return value[:250] if value else None
+
+
+def _audit(user: Any, conn_id: str, pool: Any) -> None:
+    """Write to Airflow's audit log who closes which pool."""
+    from airflow.models.log import Log
+    from airflow.utils.session import create_session
+
+    extra = {"connection_id": conn_id, "pool": pool.uuid, "name": pool.name, "state": pool.state}
+    with create_session() as session:
+        session.add(
+            Log(
+                event="qarnot.close_pool",
+                owner=user.get_name(),
+                owner_display_name=user.get_name(),
+                extra=json.dumps(extra),
+                dag_id=_id(pool, "dag_id"),
+                run_id=_id(pool, "run_id"),
+                task_id=_id(pool, "task_id"),
+            )
+        )
+    log.info("%s closes pool %s (%s) of connection %s", user.get_name(), pool.uuid, pool.name, conn_id)

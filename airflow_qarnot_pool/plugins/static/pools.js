@@ -1,0 +1,519 @@
+/* The Pools page: asks its own server what is known, and shows it. Whatever Qarnot or anybody's DAG called
+   something reaches the page as text only. */
+"use strict";
+(() => {
+  const PER_PAGE = 25;
+  const ACTION = { "X-Qarnot-Pools": "close" };
+  const RECENT_SECONDS = 3600;
+  const query = runOfQuery(location.search);
+  const airflow = new URL("../", location.href);
+  const view = document.getElementById("view");
+  const dialog = document.getElementById("closing");
+  const state = { list: null, pool: null, problem: null, search: "", filter: "current", page: 0, sort: "", down: true };
+  let timer = 0;
+  let generation = 0;
+  let gotAt = 0;
+
+  // ---- small helpers
+
+  function el(tag, attributes, ...children) {
+    const made = document.createElement(tag);
+    for (const [name, value] of Object.entries(attributes || {})) {
+      if (value === null || value === undefined || value === false) continue;
+      if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
+      else made.setAttribute(name, value === true ? "" : value);
+    }
+    made.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== ""));
+    return made;
+  }
+
+  /* Airflow 3.1 puts a run's id into the address as it is: no "+" is a space, and all after "run_id=" is its. */
+  function runOfQuery(search) {
+    const found = /^\?dag_id=([^&]*)&run_id=(.*)$/s.exec(search);
+    if (!found) return null;
+    const plain = (text) => { try { return decodeURIComponent(text); } catch { return text; } };
+    return { dag: plain(found[1]), run: plain(found[2]) };
+  }
+
+  function opened() {
+    const found = /^#pool=([^/]+)\/(.+)$/.exec(location.hash);
+    return found ? { connection: decodeURIComponent(found[1]), uuid: decodeURIComponent(found[2]) } : null;
+  }
+
+  function hashOf(row) {
+    return `#pool=${encodeURIComponent(row.connection)}/${encodeURIComponent(row.uuid)}`;
+  }
+
+  function spoken(seconds) {
+    if (seconds === null || seconds === undefined || !isFinite(seconds)) return "–";
+    const s = Math.max(0, Math.round(seconds));
+    if (s < 60) return `${s} s`;
+    if (s < 3600) return `${Math.floor(s / 60)} min ${s % 60} s`;
+    if (s < 172800) return `${Math.floor(s / 3600)} h ${Math.floor((s % 3600) / 60)} min`;
+    return `${Math.floor(s / 86400)} d ${Math.floor((s % 86400) / 3600)} h`;
+  }
+
+  const serverNow = () => (state.list || state.pool || { now: Date.now() / 1000 }).now;
+  const since = (iso, until) => (iso ? (until ? Date.parse(until) / 1000 : serverNow()) - Date.parse(iso) / 1000 : null);
+
+  function when(iso) {
+    if (!iso) return "–";
+    return el("time", { datetime: iso, title: iso }, new Date(iso).toLocaleString());
+  }
+
+  function euros(value) {
+    if (value === null || value === undefined) return "–";
+    const digits = value !== 0 && Math.abs(value) < 1 ? 4 : 2;
+    return new Intl.NumberFormat(undefined, { style: "currency", currency: "EUR", minimumFractionDigits: 2, maximumFractionDigits: digits }).format(value);
+  }
+
+  function scaled(value, small, large) {
+    if (value === null || value === undefined) return "–";
+    const [number, unit] = Math.abs(value) >= 1000 ? [value / 1000, large] : [value, small];
+    return `${new Intl.NumberFormat(undefined, { maximumSignificantDigits: 3 }).format(number)} ${unit}`;
+  }
+  const energy = (value) => scaled(value, "Wh", "kWh");
+  const grams = (value) => scaled(value, "g", "kg");
+
+  // ---- links: the frame may not steer the page around it, but that page's own link may
+
+  function framed() {
+    try { return window.parent !== window && Boolean(window.parent.document.body); } catch { return false; }
+  }
+
+  function go(event) {
+    const link = event.currentTarget;
+    if (!framed() || event.defaultPrevented || (event.button && event.button !== 1)) return;
+    event.preventDefault();
+    const outer = window.parent.document;
+    const copy = outer.createElement("a");
+    copy.href = link.href;
+    if (link.dataset.outside || event.ctrlKey || event.metaKey || event.shiftKey || event.button === 1) {
+      copy.target = "_blank";
+      copy.rel = "noopener noreferrer";
+    }
+    outer.body.append(copy);
+    copy.click();
+    copy.remove();
+  }
+
+  function airflowLink(path, ...children) {
+    if (!path) return el("span", {}, ...children);
+    const href = new URL(path, airflow).href;
+    return el("a", { href, onclick: go, onauxclick: go, "data-key": `go:${path}` }, ...children);
+  }
+
+  function outsideLink(href, ...children) {
+    if (!/^https?:\/\//i.test(href || "")) return null;
+    return el("a", { href, onclick: go, onauxclick: go, "data-outside": "1", target: "_blank", rel: "noopener noreferrer", "data-key": `out:${href}` }, ...children);
+  }
+
+  // ---- asking the server
+
+  async function ask(path, options) {
+    const answer = await fetch(path, { headers: { Accept: "application/json" }, credentials: "same-origin", ...options });
+    const body = await answer.json().catch(() => ({}));
+    if (answer.ok) return body;
+    const said = typeof body.detail === "string" ? body.detail : `${answer.status} ${answer.statusText}`;
+    const text = answer.status === 401 ? "You are not logged in any more. Reload Airflow to log in." : said;
+    throw Object.assign(new Error(text), { status: answer.status });
+  }
+
+  function listPath() {
+    if (query) return `api/dags/${encodeURIComponent(query.dag)}/pools?run_id=${encodeURIComponent(query.run)}`;
+    const shown = [...view.querySelectorAll("tr[data-uuid]")].map((row) => row.dataset.uuid);
+    return `api/pools?shown=${shown.map(encodeURIComponent).join(",")}`;
+  }
+
+  function poolPath(chosen) {
+    const pool = `connections/${encodeURIComponent(chosen.connection)}/pools/${encodeURIComponent(chosen.uuid)}`;
+    if (query) return `api/dags/${encodeURIComponent(query.dag)}/${pool}?run_id=${encodeURIComponent(query.run)}`;
+    return `api/${pool}`;
+  }
+
+  async function refresh() {
+    clearTimeout(timer);
+    const mine = ++generation;
+    const chosen = opened();
+    let wait = 1000 * ((state.list || {}).every || 5);
+    try {
+      const answer = await ask(chosen ? poolPath(chosen) : listPath());
+      if (mine !== generation) return;
+      state.problem = null;
+      state[chosen ? "pool" : "list"] = answer;
+      gotAt = Date.now();
+      const asking = chosen ? answer.asking : answer.connections.some((one) => one.asking);
+      if (asking) wait = 600; // something newer is on its way
+    } catch (error) {
+      if (mine !== generation) return;
+      state.problem = error;
+    }
+    render();
+    if (!document.hidden) timer = setTimeout(refresh, wait);
+  }
+
+  // ---- showing
+
+  function render() {
+    const active = document.activeElement;
+    const key = active && active.dataset ? active.dataset.key : null;
+    const caret = active && active.tagName === "INPUT" ? active.selectionStart : null;
+    const chosen = opened();
+    document.getElementById("main").setAttribute("aria-busy", String(!(chosen ? state.pool : state.list) && !state.problem));
+    document.getElementById("banners").replaceChildren(...banners(chosen));
+    view.replaceChildren(...(chosen ? poolView(chosen) : listView()).filter(Boolean));
+    status();
+    if (key) {
+      const again = [...document.querySelectorAll("[data-key]")].find((one) => one.dataset.key === key);
+      if (again) {
+        again.focus({ preventScroll: true });
+        if (caret !== null && again.setSelectionRange) again.setSelectionRange(caret, caret);
+      }
+    }
+  }
+
+  function banners(chosen) {
+    const said = [];
+    if (state.problem) said.push(el("div", { class: "banner" }, state.problem.message || "Airflow does not answer."));
+    const looks = chosen ? (state.pool ? [{ id: chosen.connection, ...state.pool }] : []) : (state.list || { connections: [] }).connections;
+    for (const look of looks) {
+      if (!look.error) continue;
+      const stale = look.age === null ? "" : ` What you see is ${spoken(look.age)} old.`;
+      said.push(el("div", { class: "banner" }, el("strong", {}, `Connection ${look.id}: `), `${look.error}${stale}`));
+    }
+    return said;
+  }
+
+  function status() {
+    const shown = document.getElementById("status");
+    const looks = opened() ? (state.pool ? [state.pool] : []) : (state.list || { connections: [] }).connections;
+    const ages = looks.map((look) => look.age).filter((age) => age !== null && age !== undefined);
+    if (!ages.length) { shown.textContent = ""; return; }
+    const age = Math.max(...ages) + (Date.now() - gotAt) / 1000;
+    shown.textContent = `As of ${spoken(age)} ago`;
+  }
+
+  // ---- the list
+
+  const SORTS = {
+    name: (row) => row.name.toLowerCase(),
+    state: (row) => row.phase,
+    age: (row) => -(Date.parse(row.created) || 0),
+    slots: (row) => row.ready,
+    tasks: (row) => row.tasks.running + row.tasks.queued,
+    cost: (row) => (row.figures && row.figures.euros) || 0,
+    carbon: (row) => (row.figures && row.figures.carbon_g) || 0,
+  };
+  const isOver = (row) => row.phase === "closed" || row.phase === "failed";
+  const FILTERS = {
+    current: ["Open, and just ended", (row) => !isOver(row) || since(row.ended) < RECENT_SECONDS],
+    open: ["Open", (row) => !isOver(row)],
+    warned: ["With warnings", (row) => row.warnings.length > 0],
+    over: ["Ended", isOver],
+    all: ["All", () => true],
+  };
+
+  function textOf(row) {
+    const owner = row.owner;
+    return [row.name, row.shortname, row.uuid, row.state, row.connection, owner.dag_id, owner.run_id, owner.shared].join(" ").toLowerCase();
+  }
+
+  function chosenRows() {
+    const words = state.search.toLowerCase().split(/\s+/).filter(Boolean);
+    const keep = query ? () => true : FILTERS[state.filter][1];
+    const rows = state.list.pools.filter((row) => keep(row) && words.every((word) => textOf(row).includes(word)));
+    if (SORTS[state.sort]) {
+      const value = SORTS[state.sort];
+      const sign = state.down ? -1 : 1;
+      rows.sort((a, b) => (value(a) < value(b) ? -sign : value(a) > value(b) ? sign : 0));
+    }
+    return rows;
+  }
+
+  function listView() {
+    if (!state.list) return [state.problem ? null : el("p", { class: "quiet" }, "Asking Qarnot…")];
+    const known = state.list.connections.some((one) => one.age !== null);
+    const failed = state.list.connections.every((one) => one.error !== null);
+    const all = state.list.pools;
+    const head = el("div", { class: "head" }, el("h1", {}, query ? "Qarnot pools of this DAG run" : "Qarnot pools"));
+    if (!known) return [head, failed ? null : el("p", { class: "quiet" }, "Asking Qarnot…")];
+    if (!all.length) return [head, nothing()];
+    const rows = chosenRows();
+    const pages = Math.max(1, Math.ceil(rows.length / PER_PAGE));
+    state.page = Math.min(state.page, pages - 1);
+    const shown = rows.slice(state.page * PER_PAGE, (state.page + 1) * PER_PAGE);
+    if (!query || all.length > PER_PAGE) head.append(tools());
+    return [head, tiles(all), rows.length ? table(shown) : noMatch(), pages > 1 ? pager(rows.length, pages) : null];
+  }
+
+  function nothing() {
+    return el("div", { class: "empty" },
+      el("strong", {}, query ? "No Qarnot pool belongs to this DAG run" : "No pools, and nothing is billed"),
+      query ? "Pools that its tasks open or use are shown here." : "A pool is shown here as soon as a DAG opens one.");
+  }
+
+  function noMatch() {
+    const clear = () => { state.search = ""; state.filter = "all"; state.page = 0; render(); };
+    return el("div", { class: "empty" }, el("strong", {}, "No pool matches"),
+      el("button", { type: "button", onclick: clear, "data-key": "clear" }, "Show all pools"));
+  }
+
+  function tools() {
+    const search = el("input", { type: "search", placeholder: "Name, DAG, run, uuid…", "aria-label": "Search pools", "data-key": "search", oninput: (event) => { state.search = event.target.value; state.page = 0; render(); } });
+    search.value = state.search;
+    const filter = el("select", { "aria-label": "Which pools", "data-key": "filter", onchange: (event) => { state.filter = event.target.value; state.page = 0; render(); } },
+      Object.entries(FILTERS).map(([name, [text, keep]]) => el("option", { value: name, selected: name === state.filter }, `${text} (${state.list.pools.filter(keep).length})`)));
+    return el("div", { class: "tools" }, search, query ? null : filter);
+  }
+
+  function tiles(rows) {
+    const open = rows.filter((row) => !isOver(row));
+    const sum = (read, list) => list.reduce((total, row) => total + (read(row) || 0), 0);
+    const known = (name, list) => list.filter((row) => row.figures && row.figures[name] !== null);
+    const tile = (name, value, more) => el("div", {}, el("dt", {}, name), el("dd", {}, value, " ", more ? el("small", {}, more) : null));
+    const priced = known("euros", rows);
+    const saved = known("saved_g", rows);
+    const partly = (list) => (list.length < rows.length ? `of ${list.length} of ${rows.length} pools` : "");
+    return el("dl", { class: "tiles" },
+      tile("Open pools", String(open.length), rows.length > open.length ? `${rows.length - open.length} ended` : ""),
+      tile("Slots ready", String(sum((row) => row.ready, open)), `of ${sum((row) => row.wanted, open)} wanted`),
+      tile("Qarnot tasks", String(sum((row) => row.tasks.running, open)), `running, ${sum((row) => row.tasks.queued, open)} queued`),
+      tile("Cost so far", priced.length ? euros(sum((row) => row.figures.euros, priced)) : "–", partly(priced)),
+      tile("Carbon saved", saved.length ? grams(sum((row) => row.figures.saved_g, saved)) : "–", saved.length ? "CO₂eq" : ""),
+      tile("Warnings", String(sum((row) => row.warnings.length, rows)), ""));
+  }
+
+  function table(rows) {
+    const several = state.list.connections.length > 1;
+    const head = (key, text, number) => {
+      const sorted = state.sort === key;
+      const turn = () => { state.down = sorted ? !state.down : true; state.sort = key; state.page = 0; render(); };
+      const arrow = sorted ? (state.down ? " ↓" : " ↑") : "";
+      return el("th", { class: number ? "number" : null, scope: "col", "aria-sort": sorted ? (state.down ? "descending" : "ascending") : "none" },
+        el("button", { type: "button", class: "plain", onclick: turn, "data-key": `sort:${key}` }, text + arrow));
+    };
+    return el("div", { class: "scroll" }, el("table", {},
+      el("caption", { class: "hidden" }, "Qarnot pools"),
+      el("thead", {}, el("tr", {},
+        head("name", "Pool"), head("state", "State"), head("age", "Age", true), head("slots", "Slots", true), head("tasks", "Qarnot tasks"),
+        el("th", { scope: "col" }, "For"), head("cost", "Cost", true), head("carbon", "Energy, carbon", true),
+        el("th", { scope: "col" }, el("span", { class: "hidden" }, "Actions")))),
+      el("tbody", {}, rows.map((row) => tableRow(row, several)))));
+  }
+
+  const cell = (name, attributes, ...children) => el("td", { "data-label": name, ...attributes }, ...children);
+  const under = (...children) => el("span", { class: "under" }, ...children);
+
+  function tableRow(row, several) {
+    return el("tr", { "data-uuid": row.uuid },
+      cell("Pool", { class: "name" },
+        el("a", { href: hashOf(row), "data-key": `pool:${row.uuid}` }, row.name),
+        several ? under(row.connection) : null, warnings(row)),
+      cell("State", {}, badge(row.phase, row.state)),
+      cell("Age", { class: "number" }, el("span", { title: row.created || "" }, spoken(since(row.created, isOver(row) ? row.ended : null))), isOver(row) && row.ended ? under(`ended ${spoken(since(row.ended))} ago`) : null),
+      cell("Slots", { class: "number" }, el("span", {}, isOver(row) ? "–" : `${row.ready} of ${row.wanted}`)),
+      cell("Qarnot tasks", {}, taskCounts(row.tasks)),
+      cell("For", {}, owner(row)),
+      cell("Cost", { class: "number" }, el("span", {}, row.figures ? euros(row.figures.euros) : "…")),
+      cell("Energy", { class: "number" }, ...figures(row.figures)),
+      cell("", {}, closeButton(row)));
+  }
+
+  function badge(kind, text) {
+    return el("span", { class: `state ${/^[a-z]+$/.test(kind) ? kind : "unknown"}` }, text);
+  }
+
+  function warnings(row) {
+    if (!row.warnings.length) return null;
+    return el("ul", { class: "warnings" }, row.warnings.map((one) => el("li", { class: /^[a-z]+$/.test(one.kind) ? one.kind : null }, one.text)));
+  }
+
+  const GROUPS = ["succeeded", "running", "queued", "failed", "cancelled"];
+
+  function taskCounts(tasks) {
+    const total = GROUPS.reduce((sum, name) => sum + tasks[name], 0);
+    if (!total) return el("span", { class: "quiet" }, "none");
+    const said = [`${tasks.queued} queued`, `${tasks.running} running`, `${tasks.succeeded} done`];
+    if (tasks.failed) said.push(`${tasks.failed} failed`);
+    if (tasks.cancelled) said.push(`${tasks.cancelled} cancelled`);
+    const bar = el("span", { class: "bar", "aria-hidden": "true" }, GROUPS.filter((name) => tasks[name]).map((name) => part(name, tasks[name])));
+    return el("span", {}, said.join(", "), bar);
+  }
+
+  function part(kind, size) {
+    const made = el("i", { class: kind });
+    made.style.flexGrow = String(size);
+    return made;
+  }
+
+  function owner(row) {
+    const whose = row.owner;
+    if (whose.kind === "shared") return el("span", {}, "shared: ", el("strong", {}, whose.shared || "?"));
+    if (whose.kind !== "run") return el("span", { class: "quiet" }, "not known");
+    return el("span", {}, airflowLink(whose.link, whose.dag_id), under(whose.run_id), under(whose.run_state ? `run is ${whose.run_state}` : "no such run"));
+  }
+
+  function figures(found) {
+    if (!found) return [el("span", {}, "…")];
+    if (found.energy_wh === null && found.carbon_g === null) return [el("span", {}, "–")];
+    const title = found.datacenter ? `Saved against ${found.datacenter}` : "";
+    return [el("span", {}, `${energy(found.energy_wh)}, ${grams(found.carbon_g)}`),
+      found.saved_g === null ? null : el("span", { class: "under", title }, `${grams(found.saved_g)} saved`)];
+  }
+
+  function pager(count, pages) {
+    const turn = (by) => () => { state.page += by; render(); refresh(); };
+    return el("div", { class: "pager" },
+      el("span", { class: "quiet" }, `${state.page * PER_PAGE + 1}–${Math.min(count, (state.page + 1) * PER_PAGE)} of ${count}`),
+      el("button", { type: "button", disabled: state.page === 0, onclick: turn(-1), "data-key": "previous" }, "Previous"),
+      el("button", { type: "button", disabled: state.page >= pages - 1, onclick: turn(1), "data-key": "next" }, "Next"));
+  }
+
+  // ---- one pool
+
+  function poolView(chosen) {
+    const back = el("button", { type: "button", "data-key": "back", onclick: () => { location.hash = ""; } }, query ? "← Pools of this run" : "← All pools");
+    const found = state.pool && state.pool.pool && state.pool.pool.row.uuid === chosen.uuid ? state.pool.pool : null;
+    if (!found) {
+      const failed = state.problem || (state.pool && state.pool.error);
+      return [el("div", { class: "head" }, back), failed ? null : el("p", { class: "quiet" }, "Asking Qarnot…")];
+    }
+    const row = found.row;
+    const costs = row.figures || {};
+    const fact = (name, ...value) => el("div", {}, el("dt", {}, name), el("dd", {}, ...value));
+    return [
+      el("div", { class: "head" }, back),
+      el("div", { class: "head" },
+        el("div", { class: "title" }, el("h1", {}, row.name), badge(row.phase, row.state)),
+        el("div", { class: "tools" }, outsideLink(row.console, "Qarnot console ↗"), closeButton(row))),
+      warnings(row),
+      el("dl", { class: "facts" },
+        fact("For", owner(row)),
+        fact("Slots", isOver(row) ? "–" : `${row.ready} ready of ${row.wanted} wanted`),
+        fact("Qarnot tasks", taskCounts(row.tasks)),
+        fact("Created", when(row.created)),
+        fact(isOver(row) ? "Lasted" : "Age", spoken(since(row.created, isOver(row) ? row.ended : null))),
+        fact("Cost so far", euros(costs.euros)),
+        fact("Energy", energy(costs.energy_wh)),
+        fact("Carbon", `${grams(costs.carbon_g)} CO₂eq`),
+        fact("Saved", costs.saved_g === null || costs.saved_g === undefined ? "–" : `${grams(costs.saved_g)} CO₂eq`,
+          costs.datacenter ? under(`against ${costs.datacenter}`) : null),
+        fact("Connection", row.connection),
+        fact("Shortname", row.shortname || "–"),
+        fact("Uuid", row.uuid)),
+      ...errorsView(found.errors),
+      el("h2", {}, "Timeline"), timelineView(found.timeline, row),
+      ...nodesView(found.nodes, row),
+      ...tasksView(found),
+    ];
+  }
+
+  function errorsView(errors) {
+    if (!errors.length) return [];
+    return [el("h2", {}, "Last errors"), ...errors.map((one) => el("div", {}, el("strong", {}, one.of), el("pre", {}, one.text)))];
+  }
+
+  const KINDS = { Submitted: "booting", PartiallyDispatched: "booting", FullyDispatched: "booting", PartiallyExecuting: "open", FullyExecuting: "open", Closing: "closing", PendingDelete: "closing", Closed: "closed", Failure: "failed" };
+
+  function timelineView(steps, row) {
+    const lasting = steps.map((step, i) => {
+      const next = steps[i + 1];
+      return next ? since(step.at, next.at) : isOver(row) ? null : since(step.at);
+    });
+    const bar = el("div", { class: "bar", "aria-hidden": "true" }, steps.map((step, i) => part(KINDS[step.state] || "unknown", Math.max(lasting[i] || 0, 0.01))));
+    const list = el("ol", { class: "timeline" }, steps.map((step, i) =>
+      el("li", {}, badge(KINDS[step.state] || "unknown", step.state), when(step.at), el("span", { class: "quiet" }, lasting[i] === null ? "" : `for ${spoken(lasting[i])}`))));
+    return el("div", {}, bar, list);
+  }
+
+  function nodesView(nodes, row) {
+    if (!nodes.length) return isOver(row) ? [] : [el("h2", {}, "Nodes"), el("p", { class: "quiet" }, "No node is up.")];
+    return [el("h2", {}, `Nodes (${nodes.length})`), el("div", { class: "scroll" }, el("table", {},
+      el("thead", {}, el("tr", {}, ["Node", "Phase", "Up for", "CPU", "Memory", "Processor"].map((text) => el("th", { scope: "col" }, text)))),
+      el("tbody", {}, nodes.map((node) => el("tr", {},
+        cell("Node", {}, el("span", {}, String(node.id ?? "–"))), cell("Phase", {}, el("span", {}, node.phase || "–")), cell("Up for", {}, el("span", {}, spoken(node.seconds))),
+        cell("CPU", {}, el("span", {}, node.cpu_percent === null ? "–" : `${Math.round(node.cpu_percent)} %`)),
+        cell("Memory", {}, el("span", {}, node.memory_mb === null ? "–" : `${Math.round(node.memory_mb)} MB`)),
+        cell("Processor", {}, el("span", {}, node.model || "–")))))))];
+  }
+
+  function tasksView(found) {
+    const title = el("h2", {}, `Qarnot tasks (${found.task_count})`);
+    if (!found.tasks.length) return [title, el("p", { class: "quiet" }, "No Qarnot task has run on this pool.")];
+    const more = found.task_count > found.tasks.length ? el("p", { class: "quiet" }, `The youngest ${found.tasks.length} of ${found.task_count} are shown.`) : null;
+    return [title, more, el("div", { class: "scroll" }, el("table", {},
+      el("thead", {}, el("tr", {}, ["Qarnot task", "State", "Airflow task", "Instances", "Created", "Ran for"].map((text) => el("th", { scope: "col" }, text)))),
+      el("tbody", {}, found.tasks.map(taskRow))))];
+  }
+
+  function taskRow(task) {
+    const name = task.map_index === null ? task.task_id : `${task.task_id} [${task.map_index}]`;
+    const instances = task.failed_instances ? `${task.instances}, ${task.failed_instances} failed` : String(task.instances ?? "–");
+    return el("tr", {},
+      cell("Qarnot task", { class: "name" }, el("span", {}, task.name), task.warm_up ? under("boots the nodes; not the DAG's work") : null),
+      cell("State", {}, badge(task.group, task.state)),
+      cell("Airflow task", {}, task.link ? el("span", {}, airflowLink(task.link, name || "run"), under(task.dag_id)) : el("span", { class: "quiet" }, "none")),
+      cell("Instances", {}, el("span", {}, instances)),
+      cell("Created", {}, when(task.created)),
+      cell("Ran for", {}, el("span", {}, spoken(task.seconds))));
+  }
+
+  // ---- closing
+
+  function mayClose(row) {
+    if (opened()) return Boolean(state.pool && state.pool.may_close);
+    return state.list.connections.some((one) => one.id === row.connection && one.may_close);
+  }
+
+  function closeButton(row) {
+    if (!row.closable || !mayClose(row)) return null;
+    return el("button", { type: "button", class: "danger", "data-key": `close:${row.uuid}`, "aria-label": `Close pool ${row.name}`, onclick: () => confirmClosing(row) }, "Close");
+  }
+
+  function confirmClosing(row) {
+    const left = row.tasks.queued + row.tasks.running;
+    const lost = left ? ` ${left} unfinished Qarnot task${left === 1 ? " is" : "s are"} cancelled with it; their Airflow tasks fail or are retried.` : " Nothing runs on it.";
+    document.getElementById("closing-text").textContent = `${row.name} has ${row.ready} slot${row.ready === 1 ? "" : "s"} up.${lost}`;
+    document.getElementById("closing-error").textContent = "";
+    const yes = document.getElementById("closing-yes");
+    yes.disabled = false;
+    yes.onclick = async () => {
+      yes.disabled = true;
+      try {
+        const path = `api/connections/${encodeURIComponent(row.connection)}/pools/${encodeURIComponent(row.uuid)}/close`;
+        await ask(path, { method: "POST", headers: { Accept: "application/json", ...ACTION } });
+        dialog.close();
+        refresh();
+      } catch (error) {
+        document.getElementById("closing-error").textContent = error.message;
+        yes.disabled = false;
+      }
+    };
+    dialog.showModal();
+  }
+
+  // ---- Airflow's theme
+
+  function theme() {
+    let dark = null;
+    try {
+      if (framed()) dark = window.parent.document.documentElement.classList.contains("dark");
+    } catch { /* another origin frames it: the stored choice, or the system's */ }
+    if (dark === null) {
+      let stored = null;
+      try { stored = localStorage.getItem("theme"); } catch { /* no storage here */ }
+      dark = stored === "dark" || (stored !== "light" && matchMedia("(prefers-color-scheme: dark)").matches);
+    }
+    document.documentElement.classList.toggle("dark", dark);
+  }
+
+  theme();
+  window.addEventListener("storage", theme);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", theme);
+  if (framed()) new MutationObserver(theme).observe(window.parent.document.documentElement, { attributes: true, attributeFilter: ["class"] });
+  document.getElementById("closing-no").addEventListener("click", () => dialog.close());
+  window.addEventListener("hashchange", () => { state.pool = null; state.problem = null; render(); refresh(); window.scrollTo(0, 0); });
+  document.addEventListener("visibilitychange", () => { if (!document.hidden) refresh(); else clearTimeout(timer); });
+  setInterval(status, 1000);
+  refresh();
+})();

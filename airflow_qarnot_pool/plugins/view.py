@@ -1,0 +1,411 @@
+"""From what Qarnot and Airflow answered to what the Pools page shows. Pure functions; times are aware datetimes.
+
+A row, and everything below it, is JSON: times are ISO texts, durations seconds, money euros, energy Wh, carbon g.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any
+from urllib.parse import quote
+
+from airflow_qarnot_pool.api.errors import QarnotUnknownStateError
+from airflow_qarnot_pool.api.models import CarbonFacts, Pool, Task
+from airflow_qarnot_pool.api.states import (
+    POOL_TRANSIENT,
+    Phase,
+    PoolState,
+    TaskState,
+    parse_task_state,
+    pool_phase,
+)
+from airflow_qarnot_pool.identity import label
+from airflow_qarnot_pool.reaper import OVER
+from airflow_qarnot_pool.warmth import WARM_UP
+
+#: A pool may be without work this long before the page says so (longer where ``keep_warm`` is).
+IDLE = timedelta(minutes=5)
+#: A pool of fixed size that is not up after this long is worth a look.
+SLOW_BOOT = timedelta(minutes=15)
+#: A finished DAG run's teardown gets this long.
+TEARDOWN = timedelta(minutes=2)
+#: A lost node is told of this long, also when another took its place.
+LOSS_SHOWN = timedelta(minutes=10)
+
+GROUPS = {
+    TaskState.SUBMITTED: "queued",
+    TaskState.PARTIALLY_DISPATCHED: "queued",
+    TaskState.FULLY_DISPATCHED: "queued",
+    TaskState.PARTIALLY_EXECUTING: "running",
+    TaskState.FULLY_EXECUTING: "running",
+    TaskState.UPLOADING_RESULTS: "running",
+    TaskState.DOWNLOADING_RESULTS: "running",
+    TaskState.PENDING_CANCEL: "running",
+    TaskState.SUCCESS: "succeeded",
+    TaskState.FAILURE: "failed",
+    TaskState.CANCELLED: "cancelled",
+    TaskState.PENDING_DELETE: "cancelled",
+}
+UNFINISHED = ("queued", "running")
+
+
+@dataclass(frozen=True, slots=True)
+class TaskNote:
+    """The little that the list keeps of a Qarnot task."""
+
+    pool: str
+    group: str
+    moved: datetime | None
+    dag_id: str | None
+    run_id: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """What earlier looks at a pool saw, and the API does not tell afterwards."""
+
+    history: tuple[tuple[str, datetime], ...] = ()
+    ready: int = 0
+    wanted: int = 0
+    lost: int = 0
+    lost_at: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What a pool has cost: euros, energy and carbon. None where the account may not see it."""
+
+    euros: float | None = None
+    carbon: CarbonFacts | None = None
+    at: datetime | None = None
+    final: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """Everything the rows of one connection are made of."""
+
+    now: datetime
+    connection: str
+    pools: Sequence[Pool] = ()
+    tasks: Mapping[str, Sequence[TaskNote]] = field(default_factory=dict)
+    #: State by (dag_id, run_id); runs that Airflow does not know are missing.
+    runs: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    figures: Mapping[str, Figures] = field(default_factory=dict)
+    memories: Mapping[str, Memory] = field(default_factory=dict)
+    console_url: str = ""
+
+
+def phase_of(pool: Pool) -> str:
+    """``booting``, ``open``, ``closing``, ``closed``, ``failed`` or ``unknown``."""
+    try:
+        phase = pool_phase(pool.state)
+    except QarnotUnknownStateError:
+        return "unknown"
+    if pool.state == PoolState.FAILURE:
+        return "failed"
+    return {
+        Phase.TRANSIENT: "booting",
+        Phase.LIVE: "open",
+        Phase.ENDING: "closing",
+        Phase.TERMINAL: "closed",
+    }[phase]
+
+
+def is_open(pool: Pool) -> bool:
+    """Whether it may cost anything still."""
+    return phase_of(pool) not in ("closed", "failed")
+
+
+def group_of(state: str) -> str:
+    """Where a Qarnot task in this state is counted."""
+    try:
+        return GROUPS[parse_task_state(state)]
+    except QarnotUnknownStateError:
+        return "running"
+
+
+def wanted_slots(pool: Pool) -> int:
+    """How many slots the pool should have now, as far as the server says."""
+    if pool.target_running_instance_count is not None:
+        return pool.target_running_instance_count
+    return pool.instance_count or pool.total_slot_capacity or 0
+
+
+def keep_warm_of(pool: Pool) -> timedelta | None:
+    """How long an idle node of a pool that follows its load stays; None for a pool of fixed size."""
+    if pool.scaling:
+        times = [getattr(policy, "min_idle_time", None) for policy in pool.scaling.policies]
+        return max((one for one in times if isinstance(one, timedelta)), default=timedelta())
+    if pool.elastic and pool.elastic.is_elastic:
+        return pool.elastic.min_idle_time or timedelta()
+    return None
+
+
+def remember(memory: Memory | None, pool: Pool, now: datetime) -> Memory:
+    """What is known of *pool* with this look at it."""
+    memory = memory or Memory()
+    history = memory.history
+    if not history or history[-1][0] != pool.state:
+        history = (*history, (pool.state, pool.state_transition_time or now))[-50:]
+    ready, wanted = pool.ready_slots, wanted_slots(pool)
+    executing = pool_may_lose_nodes(pool)
+    gone = memory.ready - ready if executing and wanted >= memory.wanted and not _follows_load(pool) else 0
+    if gone <= 0 and executing and not _follows_load(pool) and not memory.history and ready < wanted:
+        # Seen for the first time: it had all of its nodes, and has not now.
+        gone = wanted - ready if pool.previous_state == PoolState.FULLY_EXECUTING else 0
+    return replace(
+        memory,
+        history=history,
+        ready=ready,
+        wanted=wanted,
+        lost=memory.lost + max(0, gone),
+        lost_at=now if gone > 0 else memory.lost_at,
+    )
+
+
+def pool_may_lose_nodes(pool: Pool) -> bool:
+    """Whether it is up, so that fewer nodes than before are a loss."""
+    return phase_of(pool) == "open"
+
+
+def _follows_load(pool: Pool) -> bool:
+    return keep_warm_of(pool) is not None
+
+
+def rows(scene: Scene) -> list[dict[str, Any]]:
+    """One row for each pool, the open ones first, then the youngest first."""
+    made = [_row(scene, pool) for pool in scene.pools]
+    made.sort(key=lambda row: row["created"] or "", reverse=True)
+    made.sort(key=lambda row: row["phase"] in ("closed", "failed"))
+    return made
+
+
+def _row(scene: Scene, pool: Pool) -> dict[str, Any]:
+    notes = scene.tasks.get(pool.uuid, ())
+    tally = Counter(note.group for note in notes)
+    counts = {name: tally.get(name, 0) for name in ("queued", "running", "succeeded", "failed", "cancelled")}
+    owner = owner_of(pool, scene.runs)
+    memory = scene.memories.get(pool.uuid) or Memory()
+    phase = phase_of(pool)
+    return {
+        "uuid": pool.uuid,
+        "connection": scene.connection,
+        "name": pool.name or pool.shortname or pool.uuid,
+        "shortname": pool.shortname,
+        "state": pool.state or "unknown",
+        "phase": phase,
+        "created": _iso(pool.creation_date),
+        "ended": _iso(pool.end_date or (pool.state_transition_time if not is_open(pool) else None)),
+        "ready": pool.ready_slots if is_open(pool) else 0,
+        "wanted": wanted_slots(pool) if phase in ("booting", "open") else 0,
+        "tasks": counts,
+        "owner": owner,
+        "runs": sorted({(note.dag_id, note.run_id) for note in notes if note.dag_id and note.run_id}),
+        "figures": figures_of(scene.figures.get(pool.uuid)),
+        "warnings": warnings_of(pool, notes, owner, memory, scene.now),
+        "console": f"{scene.console_url}/pools/{quote(pool.uuid)}" if scene.console_url else None,
+        "closable": phase in ("booting", "open", "unknown"),
+    }
+
+
+def owner_of(pool: Pool, runs: Mapping[tuple[str, str], str]) -> dict[str, Any]:
+    """Whose pool it is. ``kind``: ``run``, ``shared`` or ``unknown``; ``run_state`` is None for no such run."""
+    shared = label(pool.labels, "shared")
+    dag_id, run_id = label(pool.labels, "dag_id"), label(pool.labels, "run_id")
+    found: dict[str, Any] = {"kind": "unknown", "dag_id": dag_id, "run_id": run_id, "shared": shared}
+    if shared is not None:
+        return {**found, "kind": "shared"}
+    if not dag_id or not run_id:
+        return found
+    return {
+        **found,
+        "kind": "run",
+        "task_id": label(pool.labels, "task_id"),
+        "run_state": runs.get((dag_id, run_id)),
+        "link": run_link(dag_id, run_id),
+    }
+
+
+def figures_of(figures: Figures | None) -> dict[str, Any] | None:
+    """Cost, energy and carbon of a pool so far; None where nobody has asked yet."""
+    if figures is None:
+        return None
+    carbon = figures.carbon or CarbonFacts()
+    saved = carbon.saved_carbon_footprint_compute_heat
+    if saved is None:
+        saved = carbon.saved_carbon_footprint_compute
+    return {
+        "euros": figures.euros,
+        "energy_wh": carbon.total_consumed_energy_wh,
+        "carbon_g": carbon.carbon_footprint,
+        "saved_g": saved,
+        "saved_percent": carbon.saved_carbon_footprint_percent,
+        "datacenter": carbon.equivalent_datacenter_name,
+        "at": _iso(figures.at),
+    }
+
+
+def warnings_of(
+    pool: Pool, notes: Sequence[TaskNote], owner: Mapping[str, Any], memory: Memory, now: datetime
+) -> list[dict[str, str]]:
+    """What somebody should look at: ``[{kind, text}]``, the most urgent first."""
+    phase = phase_of(pool)
+    found: list[tuple[str, str]] = []
+    if phase == "unknown":
+        found.append(("state", f"This release does not know the state {pool.state!r}"))
+    if pool.errors:
+        found.append(("errors", f"Qarnot says: {pool.error_text}"))
+    if phase in ("booting", "open"):
+        found += _owner_warnings(pool, owner, now)
+        if memory.lost and memory.lost_at and now - memory.lost_at < LOSS_SHOWN:
+            slots = "1 slot was" if memory.lost == 1 else f"{memory.lost} slots were"
+            found.append(("nodes", f"{slots} lost; {memory.ready} of {memory.wanted} run"))
+    idle = _idle(pool, notes, now)
+    if phase == "open" and idle > max(IDLE, keep_warm_of(pool) or IDLE):
+        slots = "1 slot" if pool.ready_slots == 1 else f"{pool.ready_slots} slots"
+        found.append(("idle", f"No work for {spoken(idle)}, and {slots} billed"))
+    if phase == "booting" and not _follows_load(pool) and pool.creation_date:
+        age = now - pool.creation_date
+        if age > SLOW_BOOT and pool.state in POOL_TRANSIENT:
+            found.append(("boot", f"Still no node after {spoken(age)}"))
+    return [{"kind": kind, "text": text} for kind, text in found]
+
+
+def _owner_warnings(pool: Pool, owner: Mapping[str, Any], now: datetime) -> Iterable[tuple[str, str]]:
+    since = now - (pool.creation_date or now)
+    if owner["kind"] == "run" and since > TEARDOWN:
+        if owner["run_state"] in OVER:
+            yield "owner", f"Its DAG run is over ({owner['run_state']})"
+        elif owner["run_state"] is None:
+            yield "owner", "Airflow has no such DAG run any more"
+
+
+def _idle(pool: Pool, notes: Sequence[TaskNote], now: datetime) -> timedelta:
+    """How long nothing has been queued or running on it; zero while nothing is billed."""
+    if not pool.ready_slots or pool.queued_or_running_task_instances_count:
+        return timedelta()
+    if any(note.group in UNFINISHED for note in notes):
+        return timedelta()
+    known = [pool.creation_date, *(note.moved for note in notes)]
+    if pool.previous_state in POOL_TRANSIENT:
+        known.append(pool.state_transition_time)  # booting is not idling
+    return now - max((one for one in known if one is not None), default=now)
+
+
+def detail(
+    row: Mapping[str, Any], pool: Pool, tasks: Sequence[Task], memory: Memory, most: int
+) -> dict[str, Any]:
+    """One pool in full: its row, timeline, nodes, errors and tasks (the youngest *most* of them)."""
+    listed = sorted(tasks, key=lambda task: _iso(task.creation_date) or "", reverse=True)
+    status = pool.status
+    return {
+        "row": dict(row),
+        "timeline": timeline(pool, memory),
+        "nodes": [
+            {
+                "id": node.instance_id,
+                "phase": node.phase,
+                "seconds": node.execution_time.total_seconds() if node.execution_time else None,
+                "cpu_percent": node.cpu_usage,
+                "memory_mb": node.current_memory_mb,
+                "model": node.cpu_model,
+            }
+            for node in (status.running_instances if status else ())
+        ],
+        "errors": [
+            *({"of": "pool", "text": str(error)} for error in pool.errors),
+            *(
+                {"of": task.name or task.uuid, "text": text}
+                for task in listed
+                for text in sorted(
+                    {
+                        *(str(error) for error in task.errors),
+                        *(str(one.error) for one in task.completed_instances if one.error),
+                    }
+                )
+            ),
+        ][:50],
+        "tasks": [_task(task) for task in listed[:most]],
+        "task_count": len(listed),
+    }
+
+
+def _task(task: Task) -> dict[str, Any]:
+    dag_id, run_id = label(task.labels, "dag_id"), label(task.labels, "run_id")
+    task_id, map_index = label(task.labels, "task_id"), label(task.labels, "map_index")
+    return {
+        "uuid": task.uuid,
+        "name": task.name or task.shortname or task.uuid,
+        "state": task.state,
+        "group": group_of(task.state),
+        "instances": task.instances,
+        "failed_instances": len(task.failed_instances),
+        "created": _iso(task.creation_date),
+        "ended": _iso(task.end_date),
+        "seconds": task.execution_time.total_seconds() if task.execution_time else None,
+        "warm_up": label(task.labels, "part") == WARM_UP,
+        "dag_id": dag_id,
+        "run_id": run_id,
+        "task_id": task_id,
+        "map_index": map_index if map_index not in (None, "-1") else None,
+        "link": task_link(dag_id, run_id, task_id, map_index),
+    }
+
+
+def timeline(pool: Pool, memory: Memory) -> list[dict[str, Any]]:
+    """The states of a pool with their times, oldest first: what the API tells, and what earlier looks saw."""
+    told = [
+        ("Submitted", pool.creation_date),
+        (pool.previous_state, pool.previous_state_transition_time),
+        *memory.history,
+        (pool.state, pool.state_transition_time),
+    ]
+    seen: dict[tuple[str, str], datetime] = {}
+    for state, at in told:
+        if state and at is not None:
+            seen.setdefault((state, at.isoformat(timespec="seconds")), at)
+    ordered = sorted(seen.items(), key=lambda one: one[1])
+    steps: list[dict[str, Any]] = []
+    for (state, _), at in ordered:
+        if not steps or steps[-1]["state"] != state:
+            steps.append({"state": state, "at": _iso(at)})
+    return steps
+
+
+def run_link(dag_id: str | None, run_id: str | None) -> str | None:
+    """Path of a DAG run in the Airflow UI, relative to where the UI is."""
+    if not dag_id or not run_id:
+        return None
+    return f"dags/{quote(dag_id, safe='')}/runs/{quote(run_id, safe='')}"
+
+
+def task_link(
+    dag_id: str | None, run_id: str | None, task_id: str | None, map_index: str | None
+) -> str | None:
+    """Path of a task instance in the Airflow UI, relative to where the UI is."""
+    run = run_link(dag_id, run_id)
+    if run is None or not task_id:
+        return run
+    mapped = f"/mapped/{quote(map_index, safe='')}" if map_index not in (None, "", "-1") else ""
+    return f"{run}/tasks/{quote(task_id, safe='')}{mapped}"
+
+
+def spoken(span: timedelta) -> str:
+    """A duration in the two largest units that it has: ``3 h 5 min``."""
+    seconds = int(span.total_seconds())
+    if seconds < 60:
+        return f"{seconds} s"
+    minutes, hours = seconds // 60, seconds // 3600
+    if hours == 0:
+        return f"{minutes} min"
+    if hours < 48:
+        return f"{hours} h {minutes % 60} min"
+    return f"{hours // 24} days {hours % 24} h"
+
+
+def _iso(moment: datetime | None) -> str | None:
+    return None if moment is None else moment.isoformat(timespec="seconds")
