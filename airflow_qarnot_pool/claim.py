@@ -176,8 +176,16 @@ def end(resource: PoolResource | TaskResource, uuid: str) -> None:
 
 def end_life(resource: PoolResource | TaskResource, life: Life) -> list[str]:
     """End whatever is live of this lineage, for whoever does not know its uuid; returns the uuids."""
-    found = resource.iterate(filters.equal("Tags", LINEAGE_TAG + life.lineage))
-    live = [one.uuid for one in found if fate_of(one) is Fate.LIVE]
+    return _end_tagged(resource, LINEAGE_TAG + life.lineage)
+
+
+def end_owned(resource: PoolResource | TaskResource, life: Life) -> list[str]:
+    """End whatever is live of the Airflow task instance of *life*, of all its lives; returns the uuids."""
+    return _end_tagged(resource, OWNER_TAG + life.owner)
+
+
+def _end_tagged(resource: PoolResource | TaskResource, tag: str) -> list[str]:
+    live = [one.uuid for one in resource.iterate(filters.equal("Tags", tag)) if fate_of(one) is Fate.LIVE]
     end_all(resource, live)
     return live
 

@@ -6,10 +6,15 @@ generations, decided as for a single Qarnot task (:func:`airflow_qarnot_pool.ide
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+from airflow_qarnot_pool.api.ranges import format_ranges, parse_ranges
 from airflow_qarnot_pool.identity import Fate, Life, Relic, decide
+
+#: An item and the generation that its Qarnot task is.
+Numbers = tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,15 +25,69 @@ class Submission:
     generation: int
 
 
+@dataclass(kw_only=True)
+class Memory:
+    """What this try has seen and the server may have forgotten: near a quota finished objects are deleted.
+
+    Carried from slice to slice of the Airflow task; a next try knows only what it finds.
+    """
+
+    #: Submitted, and not seen ended: they must be there.
+    pending: set[Numbers] = field(default_factory=set)
+    #: Items that were seen to succeed, and to fail.
+    succeeded: set[int] = field(default_factory=set)
+    failed: set[int] = field(default_factory=set)
+
+    def __bool__(self) -> bool:
+        return bool(self.pending or self.succeeded or self.failed)
+
+    def ended(self, numbers: Numbers, *, success: bool) -> None:
+        """Note the end of one that was pending; what is not is of another spec, or known."""
+        if numbers in self.pending:
+            self.pending.discard(numbers)
+            (self.succeeded if success else self.failed).add(numbers[0])
+
+    def note(self, now: Board) -> None:
+        """Note everything that *now* shows."""
+        self.pending = set(now.generations.items())
+        self.succeeded |= now.succeeded.keys()
+        self.failed |= now.failed.keys()
+
+    def to_carry(self) -> dict[str, Any]:
+        """JSON-ready, for trigger kwargs and events."""
+        by_generation: dict[int, set[int]] = {}
+        for item, generation in self.pending:
+            by_generation.setdefault(generation, set()).add(item)
+        return {
+            "pending": {str(number): format_ranges(items) for number, items in sorted(by_generation.items())},
+            "remembered": format_ranges(self.succeeded),
+            "failed": format_ranges(self.failed),
+        }
+
+    @classmethod
+    def from_carry(cls, carry: Mapping[str, Any]) -> Memory:
+        """Read back what :meth:`to_carry` of this or an earlier release wrote."""
+        pending = carry.get("pending") or {}
+        return cls(
+            pending={
+                (item, int(number)) for number, items in pending.items() for item in parse_ranges(items)
+            },
+            succeeded=set(parse_ranges(carry.get("remembered"))),
+            failed=set(parse_ranges(carry.get("failed"))),
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Board:
     """Where every item of a fan-out stands. All lists are in the order of the items."""
 
     total: int
-    #: Item to uuid; None where the Qarnot task was deleted to make room.
+    #: Item to uuid; None where the Qarnot task is not there any more.
     succeeded: Mapping[int, str | None] = field(default_factory=dict)
-    failed: Mapping[int, str] = field(default_factory=dict)
+    failed: Mapping[int, str | None] = field(default_factory=dict)
     running: Mapping[int, str] = field(default_factory=dict)
+    #: Generations of what runs, by item.
+    generations: Mapping[int, int] = field(default_factory=dict)
     waiting: Sequence[Submission] = ()
     #: Qarnot tasks nobody wants: of earlier lives, of other specs, doubles.
     end: Sequence[str] = ()
@@ -53,14 +112,13 @@ class Board:
 
 
 def board(
-    life: Life, fingerprints: Sequence[str], relics: Iterable[Relic], remembered: Collection[int] = ()
+    life: Life, fingerprints: Sequence[str], relics: Iterable[Relic], memory: Memory | None = None
 ) -> Board:
     """Sort what was found by the items it belongs to.
 
     An item that failed in this try of the Airflow task is failed; one that failed in an earlier try runs again.
-
-    :param remembered: items whose success was seen before they were deleted to make room.
     """
+    memory = memory or Memory()
     by_item: dict[int, list[Relic]] = {}
     stray: list[str] = []
     for relic in relics:
@@ -69,20 +127,25 @@ def board(
         elif relic.fate is Fate.LIVE:
             stray.append(relic.uuid)
     succeeded: dict[int, str | None] = {}
-    failed: dict[int, str] = {}
+    failed: dict[int, str | None] = {}
     running: dict[int, str] = {}
+    generations: dict[int, int] = {}
     waiting: list[Submission] = []
     end = stray
     for item, fingerprint in enumerate(fingerprints):
         mine = by_item.get(item, [])
         plan = decide(life, mine, fingerprint)
         end += plan.end
-        if plan.use is not None:
-            (succeeded if plan.use.fate is Fate.SUCCEEDED else running)[item] = plan.use.uuid
+        if plan.use is not None and plan.use.fate is Fate.SUCCEEDED:
+            succeeded[item] = plan.use.uuid
+        elif plan.use is not None:
+            running[item], generations[item] = plan.use.uuid, plan.use.generation
         elif lost := _failed_now(life, mine, fingerprint):
             failed[item] = lost.uuid
-        elif item in remembered:
+        elif item in memory.succeeded:
             succeeded[item] = None
+        elif item in memory.failed:
+            failed[item] = None
         else:
             waiting.append(Submission(item=item, generation=plan.generation))
     return Board(
@@ -90,6 +153,7 @@ def board(
         succeeded=succeeded,
         failed=failed,
         running=running,
+        generations=generations,
         waiting=tuple(waiting),
         end=tuple(end),
     )

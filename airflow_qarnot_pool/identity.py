@@ -148,6 +148,12 @@ def label(labels: Mapping[str, str] | None, name: str) -> str | None:
     return (labels or {}).get(_LABEL + name)
 
 
+def numbers_of(shortname: str | None) -> tuple[int, int] | None:
+    """Item and generation in the shortname of one of a fan-out's Qarnot tasks; see :meth:`Life.shortname`."""
+    found = re.search(r"-(\d+)-(\d+)$", shortname or "")
+    return (int(found[1]), int(found[2])) if found else None
+
+
 class Fate(StrEnum):
     """What a remote object can still be used for."""
 

@@ -27,6 +27,7 @@ from airflow_qarnot_pool.exceptions import QarnotKilledError, QarnotWaitTimeoutE
 from airflow_qarnot_pool.hooks.qarnot import QarnotHook
 from airflow_qarnot_pool.identity import Life
 from airflow_qarnot_pool.links import LINKS
+from airflow_qarnot_pool.templates import is_templated
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -107,6 +108,13 @@ class QarnotOperator(BaseOperator):
         super().__init__(**kwargs)
         self.qarnot_conn_id = qarnot_conn_id
 
+    @classmethod
+    def partial(cls, **kwargs: Any) -> Any:
+        """As Airflow's, which knows the output of a task here and not the task itself: the edge would be missing."""
+        if "qarnot_pool" in kwargs:
+            kwargs["qarnot_pool"] = output_of(kwargs["qarnot_pool"], "qarnot_pool")
+        return super().partial(**kwargs)
+
     @cached_property
     def hook(self) -> QarnotHook:
         """The hook of this operator's connection."""
@@ -132,6 +140,7 @@ class WaitingOperator(QarnotOperator):
     :param deferrable: wait in the triggerer, where all waits of a connection share one poll.
     :param poll_interval: seconds (or a timedelta) between two looks; default: ``[qarnot] poll_interval``.
     :param wait_timeout: longest wait; default: no limit but ``execution_timeout``, which counts across deferral.
+        The wait for room (``wait_for_quota``) is not part of it.
     :param cancel_on_kill: end the remote object when the Airflow task is killed, cleared or runs out of time.
     :param wait_for_quota: how long to wait for room when a quota of the account is reached; default: fail at once.
     """
@@ -201,8 +210,8 @@ class WaitingOperator(QarnotOperator):
                     claimed = claim(self._resource, spec, life, refine, work.killed.wait)
                     break
                 except QarnotQuotaError as error:
-                    self._wait_for_room(error, work.killed)
-            work.uuid = claimed.uuid
+                    self._wait_for_room(context, error, work.killed)
+            work.uuid, self._quota_deadline = claimed.uuid, None
             if work.killed.is_set() and self.cancel_on_kill:
                 # on_kill came while the request was under way and had nothing to end yet.
                 end(self._resource, claimed.uuid)
@@ -215,12 +224,19 @@ class WaitingOperator(QarnotOperator):
             raise
         return claimed
 
-    def _wait_for_room(self, error: QarnotQuotaError, killed: Killed) -> None:
-        """Wait before trying again, on this worker or deferred; raise *error* where there is no time to wait."""
+    def _wait_for_room(
+        self, context: Context, error: QarnotQuotaError, killed: Killed, carry: dict[str, Any] | None = None
+    ) -> None:
+        """Wait before trying again, on this worker or deferred; raise *error* where there is no time to wait.
+
+        *carry* comes back in the event that ``execute_with_room`` gets.
+        """
         if self.wait_for_quota is None or killed.is_set():
             raise error
         now = datetime.now(UTC)
-        self._quota_deadline = self._quota_deadline or now + self.wait_for_quota
+        self._quota_deadline = self._quota_deadline or min(
+            [now + self.wait_for_quota, *self._execution_ends(context, now)]
+        )
         if now >= self._quota_deadline:
             raise error
         interval = seconds_between_looks(self.poll_interval)
@@ -228,19 +244,24 @@ class WaitingOperator(QarnotOperator):
             "%s Waiting for room until %s.", error, self._quota_deadline.isoformat(timespec="seconds")
         )
         if self.deferrable:
-            from airflow_qarnot_pool.triggers.quota import QarnotQuotaTrigger
-
+            trigger, method_name = self._room_trigger(interval, self._quota_deadline.isoformat(), carry)
             self.defer(
-                trigger=QarnotQuotaTrigger(
-                    qarnot_conn_id=self.qarnot_conn_id,
-                    kind=self.kind,
-                    poll_interval=interval,
-                    deadline=self._quota_deadline.isoformat(),
-                ),
-                method_name="execute_with_room",
-                timeout=self._quota_deadline - now + BACKSTOP,
+                trigger=trigger, method_name=method_name, timeout=self._quota_deadline - now + BACKSTOP
             )
         killed.wait(min(interval, (self._quota_deadline - now).total_seconds()))
+
+    def _room_trigger(self, interval: float, deadline: str, carry: dict[str, Any] | None) -> tuple[Any, str]:
+        """What waits for room, and the method that goes on."""
+        from airflow_qarnot_pool.triggers.quota import QarnotQuotaTrigger
+
+        trigger = QarnotQuotaTrigger(
+            qarnot_conn_id=self.qarnot_conn_id,
+            kind=self.kind,
+            poll_interval=interval,
+            deadline=deadline,
+            carry=carry,
+        )
+        return trigger, "execute_with_room"
 
     def execute_with_room(self, context: Context, event: Mapping[str, Any]) -> Any:
         """Try again: the account has room, or the time to wait for it is over."""
@@ -252,12 +273,16 @@ class WaitingOperator(QarnotOperator):
     def _deadline(self, context: Context) -> datetime | None:
         """When this wait must be over. Computed once, at the start, and carried through every deferral."""
         now = datetime.now(UTC)
-        ends = []
+        ends = self._execution_ends(context, now)
         if self.wait_timeout is not None:
             ends.append(now + self.wait_timeout)
-        if self.execution_timeout is not None:
-            ends.append((context["ti"].start_date or now) + self.execution_timeout)
         return min(ends, default=None)
+
+    def _execution_ends(self, context: Context, now: datetime) -> list[datetime]:
+        """When ``execution_timeout`` is over, where there is one; Airflow itself counts it for each slice anew."""
+        if self.execution_timeout is None:
+            return []
+        return [(context["ti"].start_date or now) + self.execution_timeout]
 
     def _wait(
         self,
@@ -448,16 +473,40 @@ def already(claimed: Claim, condition: Condition) -> Outcome | None:
     return concluded(condition, claimed.found)
 
 
+def output_of(value: Any, parameter: str) -> Any:
+    """*value* as a parameter that names a remote object: for a task, its output; checked as far as it is known.
+
+    :raises QarnotInvalidSpecError: names *parameter*.
+    """
+    if hasattr(value, "task_id") and hasattr(value, "output"):
+        return value.output
+    if hasattr(value, "open_pool"):
+        return value.pool  # a QarnotPoolGroup
+    if value is not None and not isinstance(value, (str, Mapping)) and not is_templated(value):
+        raise _no_reference(value, parameter)
+    return value
+
+
+def nothing(value: Any) -> bool:
+    """Whether what came of a reference is nothing: its task returned nothing, or a template found nothing."""
+    return value is None or (isinstance(value, str) and value.strip() in ("", "None"))
+
+
 def reference(value: Any, parameter: str) -> str:
     """The uuid or shortname in *value*: text, or the dict that another operator returned.
 
     :raises QarnotInvalidSpecError: names *parameter*.
     """
     ref = value.get("uuid") if isinstance(value, Mapping) else value
-    if not isinstance(ref, str) or not ref.strip() or ref.strip() == "None":
-        raise QarnotInvalidSpecError(
-            f"{parameter} is {value!r}: it must be a uuid, a shortname, or the output of the task that made it. "
-            "An empty value often means that the task it comes from did not run, or returned nothing",
-            field=parameter,
-        )
+    if not isinstance(ref, str) or nothing(ref):
+        raise _no_reference(value, parameter)
     return ref.strip()
+
+
+def _no_reference(value: Any, parameter: str) -> QarnotInvalidSpecError:
+    return QarnotInvalidSpecError(
+        f"{parameter} is {value!r}: it must be a uuid, a shortname, or the output of the task that made it. "
+        "An empty value often means that the task it comes from did not run, or returned nothing (as when it "
+        "was marked success by hand)",
+        field=parameter,
+    )

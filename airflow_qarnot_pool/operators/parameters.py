@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import shlex
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,50 @@ def given(
             )
         values[name] = value
     return values
+
+
+def sizes_given(operator: Any, names: Iterable[str]) -> tuple[str, ...]:
+    """Which of these parameters are given; kept when the DAG is parsed, for :func:`check_sizes`."""
+    return tuple(name for name in names if getattr(operator, name) is not None)
+
+
+def check_sizes(operator: Any, names: Iterable[str]) -> None:
+    """Refuse sizes that rendered to nothing: Qarnot would silently take one."""
+    for name in names:
+        if getattr(operator, name) in (None, ""):
+            raise QarnotInvalidSpecError(
+                f"{name} is given, but empty when the task runs: look at what its template, or the task it comes "
+                "from, yields",
+                field=name,
+            )
+
+
+def refuse_misplaced(kind: str, parameters: Mapping[str, Any]) -> None:
+    """Refuse fields of a spec that are no parameters of their own, with the sentence that says where they go."""
+    parameters = {name: value for name, value in parameters.items() if name not in _airflows_own()}
+    if not parameters:
+        return
+    from airflow_qarnot_pool.api.fields import normalise, wires
+    from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
+
+    spec: type[PoolSpec | TaskSpec] = PoolSpec if kind == "pool" else TaskSpec
+    fields = {normalise(str(name)) for field, wire in wires(spec) for name in (field.name, wire.name)}
+    for name in parameters:
+        if normalise(name) in fields:
+            raise QarnotInvalidSpecError(
+                f"{name} is no parameter of its own: give {kind}_spec={{{name!r}: ...}}", field=name
+            )
+        if hint := spec.misplaced.get(normalise(name)):
+            raise QarnotInvalidSpecError(f"There is no {name} for a {kind}", field=name, remedy=hint)
+
+
+@functools.cache
+def _airflows_own() -> frozenset[str]:
+    """The parameters of any operator (``pool`` among them, Airflow's slot pool), and those of ours that wait."""
+    from airflow_qarnot_pool.operators.base import WaitingOperator
+
+    makers = (vars(cls).get("__init__") for cls in WaitingOperator.__mro__[:-1])
+    return frozenset(name for make in makers if make for name in inspect.signature(make).parameters)
 
 
 def pool_spec(values: Mapping[str, Any]) -> PoolSpec:

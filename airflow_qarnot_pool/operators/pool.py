@@ -8,13 +8,35 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from airflow.sdk import XComArg
+
 from airflow_qarnot_pool.api import states
-from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError, QarnotNotFoundError
+from airflow_qarnot_pool.api.errors import (
+    QarnotError,
+    QarnotInvalidSpecError,
+    QarnotNotFoundError,
+    QarnotQuotaError,
+)
 from airflow_qarnot_pool.conditions import POOL_CLOSED, POOL_READY, Condition, Ending, Outcome
 from airflow_qarnot_pool.exceptions import QarnotPoolEndedError
+from airflow_qarnot_pool.identity import Life
 from airflow_qarnot_pool.links import LINKS
-from airflow_qarnot_pool.operators.base import QarnotOperator, WaitingOperator, already, reference
-from airflow_qarnot_pool.operators.parameters import given, is_uuid, pool_spec
+from airflow_qarnot_pool.operators.base import (
+    QarnotOperator,
+    WaitingOperator,
+    already,
+    nothing,
+    output_of,
+    reference,
+)
+from airflow_qarnot_pool.operators.parameters import (
+    check_sizes,
+    given,
+    is_uuid,
+    pool_spec,
+    refuse_misplaced,
+    sizes_given,
+)
 from airflow_qarnot_pool.templates import is_templated, known_at_parse
 from airflow_qarnot_pool.triggers.keys import POOL_KEY
 
@@ -103,6 +125,7 @@ class QarnotCreatePoolOperator(_PoolOperator):
         warm_up: bool | str = True,
         **kwargs: Any,
     ) -> None:
+        refuse_misplaced("pool", kwargs)
         super().__init__(**kwargs)
         self.name = name
         self.profile = profile
@@ -117,12 +140,14 @@ class QarnotCreatePoolOperator(_PoolOperator):
         self.ready_when = ready_when
         self.keep_warm = keep_warm
         self.warm_up = warm_up
+        self._sizes = sizes_given(self, ("instance_count", "slots_per_node"))
         known = known_at_parse(self._given())
         self._spec(known)
         if not is_templated([ready_when, instance_count]):
             self._condition(known)
 
     def _given(self) -> dict[str, Any]:
+        check_sizes(self, self._sizes)
         return given(
             self,
             (
@@ -183,13 +208,29 @@ class QarnotCreatePoolOperator(_PoolOperator):
         claimed = self._claim(context, spec)
         if not self.wait_for_completion or condition is None:
             return claimed.uuid
-        outcome = already(claimed, condition)
         with self._closing_on_error():
-            carry = {}
-            if self._warms_up and outcome is None:
-                size = pool_spec({**values, "name": spec.name}).instance_count or 1
-                carry["warm_up"] = self._submit_warm_up(spec, claimed.uuid, size)
-            return self._ready(outcome or self._wait(claimed.uuid, condition, self._deadline(context), carry))
+            outcome = already(claimed, condition)
+            return self._ready(outcome or self._warm(context, values, spec, condition, claimed.uuid))
+
+    def _warm(
+        self, context: Context, values: Mapping[str, Any], spec: PoolSpec, condition: Condition, uuid: str
+    ) -> Outcome:
+        """Boot the nodes where nothing else does, and wait."""
+        carry = {}
+        if self._warms_up:
+            size = pool_spec({**values, "name": spec.name}).instance_count or 1
+            carry["warm_up"] = self._submit_warm_up(context, spec, uuid, size)
+        return self._wait(uuid, condition, self._deadline(context), carry)
+
+    def warm_up_with_room(self, context: Context, event: Mapping[str, Any]) -> str:
+        """Go on with a pool whose warm-up had to wait for room under the account's quota of tasks."""
+        outcome = self._resumed(context, event)
+        self._quota_deadline = datetime.fromisoformat(outcome.carry["room_until"])
+        values = self._given()
+        with self._closing_on_error():
+            condition = self._condition(values)
+            assert condition is not None
+            return self._ready(self._warm(context, values, self._spec(values), condition, outcome.uuid))
 
     def _deadline(self, context: Context) -> datetime | None:
         deadline = super()._deadline(context)
@@ -215,24 +256,58 @@ class QarnotCreatePoolOperator(_PoolOperator):
             self._end("it did not become ready")
             raise
 
-    def _submit_warm_up(self, spec: PoolSpec, pool: str, size: int) -> str:
+    def _submit_warm_up(self, context: Context, spec: PoolSpec, pool: str, size: int) -> str:
         from airflow_qarnot_pool.claim import claim
         from airflow_qarnot_pool.warmth import WARM_UP, warm_up
 
         assert self._work is not None
+        killed = self._work.killed
         task = warm_up(spec.name, pool, size, self.wait_timeout)
-        return claim(self.client.tasks, task, self._work.life.for_part(WARM_UP)).uuid
+        while True:
+            try:
+                life = self._work.life.for_part(WARM_UP)
+                return claim(self.client.tasks, task, life, pause=killed.wait).uuid
+            except QarnotQuotaError as error:
+                self._wait_for_room(context, error, killed)
+
+    def _room_trigger(self, interval: float, deadline: str, carry: dict[str, Any] | None) -> tuple[Any, str]:
+        if self._work is None or self._work.uuid is None:
+            return super()._room_trigger(interval, deadline, carry)
+        from airflow_qarnot_pool.triggers.quota import QarnotWarmUpRoomTrigger
+
+        trigger = QarnotWarmUpRoomTrigger(
+            qarnot_conn_id=self.qarnot_conn_id,
+            uuid=self._work.uuid,
+            condition={},
+            poll_interval=interval,
+            deadline=deadline,
+            life=self._work.life.to_kwargs(),
+            cancel_on_kill=self.cancel_on_kill,
+        )
+        return trigger, "warm_up_with_room"
 
     def _ready(self, outcome: Outcome) -> str:
         self._raise_for(outcome)
         if outcome.ending is Ending.IMPOSSIBLE:
             raise QarnotPoolEndedError(outcome.message, kind="pool", ref=outcome.uuid)
         if warm := outcome.carry.get("warm_up"):
-            from airflow_qarnot_pool.claim import end
-
-            end(self.client.tasks, warm)
+            self._end_warm_up(warm)
         self.log.info("Pool %s is %s", outcome.uuid, outcome.state)
         return outcome.uuid
+
+    def _end_warm_up(self, uuid: str) -> None:
+        """Free the slots. A pool that is ready is not closed because that fails: the sleep ends by itself."""
+        from airflow_qarnot_pool.claim import end
+
+        try:
+            end(self.client.tasks, uuid)
+        except QarnotError as error:
+            self.log.warning(
+                "The pool is ready, but its warm-up, Qarnot task %s, could not be aborted and holds the slots "
+                "until it ends by itself; abort it in the console if Qarnot tasks stay queued: %s",
+                uuid,
+                error,
+            )
 
 
 class QarnotUpdatePoolOperator(QarnotOperator):
@@ -270,7 +345,7 @@ class QarnotUpdatePoolOperator(QarnotOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.qarnot_pool = qarnot_pool
+        self.qarnot_pool = output_of(qarnot_pool, "qarnot_pool")
         self.elastic = elastic
         self.scaling = scaling
         self.constants = constants
@@ -327,6 +402,9 @@ class QarnotUpdatePoolOperator(QarnotOperator):
 class QarnotClosePoolOperator(_PoolOperator):
     """Close a pool; one that is closed, closing or gone already is fine. Returns its uuid.
 
+    Where the task that made it returned nothing (it was marked success by hand while it waited, say), whatever
+    pool that task has made in this DAG run is closed all the same; None is returned where it made none.
+
     :param qarnot_pool: uuid or shortname of the pool, or the output of the task that made it.
     :param wait_for_completion: wait until it is Closed; default: no, as billing ends with the request.
     :param report_cost: store what the pool and the DAG run have cost as XCom ``qarnot_cost`` (see
@@ -345,13 +423,20 @@ class QarnotClosePoolOperator(_PoolOperator):
     ) -> None:
         # A kill of this task must not undo anything: there is nothing that it would have to end.
         super().__init__(wait_for_completion=wait_for_completion, **{**kwargs, "cancel_on_kill": False})
-        self.qarnot_pool = qarnot_pool
+        self.qarnot_pool = output_of(qarnot_pool, "qarnot_pool")
+        #: Kept, because rendering puts what the maker returned in the place of the reference to it.
+        self._makers = [one for one, _ in XComArg.iter_xcom_references(self.qarnot_pool) if _makes_pools(one)]
         self.report_cost = report_cost
 
-    def execute(self, context: Context) -> str:
+    def execute(self, context: Context) -> str | None:
         from airflow_qarnot_pool.claim import end
 
-        ref = reference(self.qarnot_pool, "qarnot_pool")
+        ref = self.qarnot_pool
+        if nothing(ref) and (makers := self._makers or self._makers_upstream()):
+            ref = self._close_unseen(context, makers)
+            if ref is None:
+                return None
+        ref = reference(ref, "qarnot_pool")
         end(self.client.pools, ref)
         self.log.info("Pool %s is told to close", ref)
         try:
@@ -363,6 +448,29 @@ class QarnotClosePoolOperator(_PoolOperator):
             self._tell_cost(context, uuid)
             return uuid
         return self._closed(context, self._wait(uuid, POOL_CLOSED, self._deadline(context)))
+
+    def _makers_upstream(self) -> list[Any]:
+        """The one task upstream that makes a pool, for a *qarnot_pool* that is a Jinja template."""
+        makers = [one for one in self.upstream_list if _makes_pools(one)] if self.has_dag() else []
+        return makers if len(makers) == 1 else []
+
+    def _close_unseen(self, context: Context, makers: Iterable[Any]) -> str | None:
+        """Close what *makers* made in this run though they returned nothing; the uuid of the last of it."""
+        from airflow_qarnot_pool.claim import end_owned
+
+        closed = []
+        for maker in makers:
+            mine = Life.of(context, self.hook.settings.namespace)
+            map_index = mine.map_index if maker.get_closest_mapped_task_group() is not None else -1
+            life = replace(mine, task_id=maker.task_id, map_index=map_index)
+            found = end_owned(self.client.pools, life)
+            self.log.warning(
+                "Task %s returned no pool (was it marked success by hand?); of what it made in this run, %s",
+                maker.task_id,
+                f"closed {', '.join(found)}" if found else "nothing is open",
+            )
+            closed += found
+        return closed[-1] if closed else None
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> str:
         """Return the uuid of the pool that is closed."""
@@ -381,6 +489,10 @@ class QarnotClosePoolOperator(_PoolOperator):
         tell_cost(self, context, uuid, whole_run=self.report_cost)
 
 
+def _makes_pools(task: Any) -> bool:
+    return isinstance(task, QarnotCreatePoolOperator)
+
+
 class QarnotDeletePoolOperator(QarnotOperator):
     """Delete a pool, closing it first where it is open; one that is gone already is fine.
 
@@ -391,7 +503,7 @@ class QarnotDeletePoolOperator(QarnotOperator):
 
     def __init__(self, *, qarnot_pool: Any, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.qarnot_pool = qarnot_pool
+        self.qarnot_pool = output_of(qarnot_pool, "qarnot_pool")
 
     def execute(self, context: Context) -> None:
         ref = reference(self.qarnot_pool, "qarnot_pool")

@@ -17,6 +17,7 @@ from airflow_qarnot_pool.exceptions import (
 )
 from airflow_qarnot_pool.links import LINKS
 from airflow_qarnot_pool.operators.base import already
+from airflow_qarnot_pool.operators.parameters import check_sizes, sizes_given
 from airflow_qarnot_pool.operators.task_base import COMMON_FIELDS, TaskOperator
 from airflow_qarnot_pool.output import failure_report, log_output, lost_nodes
 from airflow_qarnot_pool.templates import known_at_parse
@@ -73,6 +74,7 @@ class QarnotRunTaskOperator(TaskOperator):
         self.ranges = ranges
         self.retry_scope = retry_scope
         self.log_output = log_output
+        self._sizes = sizes_given(self, ("instance_count", "ranges"))
         if retry_scope not in ("failed", "all"):
             raise QarnotInvalidSpecError(
                 f"retry_scope must be 'failed' or 'all', not {retry_scope!r}", field="retry_scope"
@@ -83,13 +85,17 @@ class QarnotRunTaskOperator(TaskOperator):
             )
         self._spec(known_at_parse(self._given()), self._some_pool)
 
+    def _given(self) -> dict[str, Any]:
+        check_sizes(self, self._sizes)
+        return super()._given()
+
     # --- running it
 
     def execute(self, context: Context) -> dict[str, Any]:
-        return self._submit_and_wait(context, self._deadline(context), resubmitted=False)
+        return self._submit_and_wait(context, resubmitted=False)
 
     def _submit_and_wait(
-        self, context: Context, deadline: datetime | None, *, resubmitted: bool
+        self, context: Context, deadline: datetime | None = None, *, resubmitted: bool
     ) -> dict[str, Any]:
         spec = self._spec(self._given_now(), self._pool_uuid())
         claimed = self._claim_task(context, spec)
@@ -98,6 +104,7 @@ class QarnotRunTaskOperator(TaskOperator):
         carry = {"decision": str(claimed.decision), "resubmitted": resubmitted}
         outcome = already(claimed, TASK_ENDED)
         if outcome is None:
+            deadline = deadline or self._deadline(context)
             outcome = self._wait(claimed.uuid, TASK_ENDED, deadline, carry)
         return self._finish(context, outcome, carry)
 

@@ -13,8 +13,15 @@ from airflow_qarnot_pool.api.errors import (
     QarnotRefusedError,
 )
 from airflow_qarnot_pool.exceptions import QarnotPoolEndedError
-from airflow_qarnot_pool.operators.base import WaitingOperator, reference
-from airflow_qarnot_pool.operators.parameters import command_text, given, is_uuid, names_registry, task_spec
+from airflow_qarnot_pool.operators.base import WaitingOperator, output_of, reference
+from airflow_qarnot_pool.operators.parameters import (
+    command_text,
+    given,
+    is_uuid,
+    names_registry,
+    refuse_misplaced,
+    task_spec,
+)
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.specs import ResourceBucket, RetrySettings, TaskSpec
@@ -83,8 +90,9 @@ class TaskOperator(WaitingOperator):
         task_spec: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        refuse_misplaced("task", kwargs)
         super().__init__(**kwargs)
-        self.qarnot_pool = qarnot_pool
+        self.qarnot_pool = output_of(qarnot_pool, "qarnot_pool")
         #: Kept, because what the pool comes from may render to nothing, which must not mean "without a pool".
         self.on_pool = qarnot_pool is not None
         self.name = name

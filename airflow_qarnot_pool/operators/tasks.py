@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +19,10 @@ from airflow_qarnot_pool.api.errors import (
     QarnotRefusedError,
     QarnotUnavailableError,
 )
-from airflow_qarnot_pool.api.ranges import format_ranges, parse_ranges
-from airflow_qarnot_pool.api.states import Phase
 from airflow_qarnot_pool.conditions import Ending, Outcome
 from airflow_qarnot_pool.exceptions import QarnotTaskFailedError
-from airflow_qarnot_pool.identity import OWNER_TAG, Life, Relic
+from airflow_qarnot_pool.fan_out import Memory
+from airflow_qarnot_pool.identity import OWNER_TAG, Life, Relic, numbers_of
 from airflow_qarnot_pool.operators.base import RemoteWork, seconds_between_looks
 from airflow_qarnot_pool.operators.parameters import command_text
 from airflow_qarnot_pool.operators.task_base import TaskOperator
@@ -48,6 +48,18 @@ SHOWN_FAILURES = 3
 RELIC_FIELDS = ("Uuid", "Shortname", "State", "Tags", "Labels", "CreationDate")
 _ROUNDS_WITHOUT_PROGRESS = 6
 _LOOKS = 5
+
+
+@dataclass
+class _Sent:
+    """What became of a submission."""
+
+    #: Item and generation of what was accepted.
+    done: set[tuple[int, int]] = field(default_factory=set)
+    #: Only another look can tell what exists.
+    unclear: bool = False
+    #: Why the rest was not accepted.
+    full: QarnotQuotaError | None = None
 
 
 class QarnotRunTasksOperator(TaskOperator):
@@ -133,96 +145,91 @@ class QarnotRunTasksOperator(TaskOperator):
     # --- running it
 
     def execute(self, context: Context) -> dict[str, Any]:
-        return self._go_on(context, self._deadline(context))
+        return self._go_on(context, self._deadline(context), Memory())
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
         """Submit more, wait on, or return what became of all."""
         outcome = Outcome.from_event(event)
         self._begin(context)
         self._raise_for(outcome)
-        carry = outcome.carry
-        return self._go_on(
-            context,
-            datetime.fromisoformat(carry["deadline"]) if carry.get("deadline") else None,
-            int(carry.get("expected") or 0),
-            set(parse_ranges(carry.get("remembered") or "")),
-        )
+        return self._go_on_from(context, outcome.carry)
+
+    def execute_with_room(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
+        """Go on where a quota of the account stopped it."""
+        self._quota_deadline = datetime.fromisoformat(event["deadline"])
+        carry = event.get("carry") or {}
+        return self._go_on_from(context, carry) if carry else self.execute(context)
+
+    def _go_on_from(self, context: Context, carry: Mapping[str, Any]) -> dict[str, Any]:
+        deadline = datetime.fromisoformat(carry["deadline"]) if carry.get("deadline") else None
+        return self._go_on(context, deadline, Memory.from_carry(carry))
 
     def _begin(self, context: Context) -> RemoteWork:
         life = Life.of(context, self.hook.settings.namespace)
         self._work = work = RemoteWork(self.kind, self.hook.settings, life)
         return work
 
-    def _go_on(
-        self,
-        context: Context,
-        deadline: datetime | None,
-        expected: int = 0,
-        remembered: set[int] | None = None,
-    ) -> dict[str, Any]:
-        """Submit what there is room for and wait, until every item has ended.
-
-        :param expected: how many objects of this lineage there were when it was last looked.
-        :param remembered: items that succeeded and were deleted to make room.
-        """
+    def _go_on(self, context: Context, deadline: datetime | None, memory: Memory) -> dict[str, Any]:
+        """Submit what there is room for and wait, until every item has ended."""
         from airflow_qarnot_pool.claim import NOT_THE_WORK, end_all
         from airflow_qarnot_pool.fan_out import board
 
         work = self._work or self._begin(context)
-        life, remembered = work.life, remembered or set()
+        life = work.life
         context["ti"].xcom_push(key=self.uuid_key, value=life.lineage)
         specs = self._specs(self.commands, self._given_now(), pool := self._pool_uuid())
         fingerprints = [spec.fingerprint(exclude=NOT_THE_WORK) for spec in specs]
         limit = self._limit(self._slots(pool) if self.max_in_flight in (None, "") and specs else None)
-        look = expected > 0 or life.has_history
+        look = bool(memory) or life.has_history
         unclear_rounds = 0
         while True:
-            relics = self._lookup(life, expected) if look else []
-            now = board(life, fingerprints, relics, remembered)
+            now = board(life, fingerprints, self._lookup(life, memory) if look else [], memory)
+            memory.note(now)
             end_all(self.client.tasks, now.end)
             if now.over:
                 return self._finish(now)
-            look, expected = True, sum(relic.lineage == life.lineage for relic in relics)
+            look = True
             wanted = now.next(limit)
             if wanted:
-                gone = self._make_room(now, len(wanted))
-                remembered |= gone.keys()
-                expected -= len(gone)
-            submitted = self._submit(specs, fingerprints, wanted, life)
-            if submitted is None:  # only another look tells what exists
-                unclear_rounds += 1
-                if unclear_rounds > _ROUNDS_WITHOUT_PROGRESS:
-                    raise QarnotUnavailableError(
-                        "Qarnot does not say what became of the submissions", ambiguous=True
-                    )
+                self._make_room(now, len(wanted))
+            carry = {"deadline": deadline.isoformat() if deadline else None}
+            sent = self._submit(specs, fingerprints, wanted, life)
+            memory.pending |= sent.done
+            if sent.full is not None and not memory.pending and not sent.unclear:
+                # Nothing of ours is in flight whose end would make room.
+                self._wait_for_room(context, sent.full, work.killed, {**carry, **memory.to_carry()})
                 continue
-            expected += submitted
-            self.log.info("%s; submitted %d", now, submitted)
-            left = len(now.waiting) - submitted
+            self._quota_deadline = None
+            unclear_rounds = unclear_rounds + 1 if sent.unclear else 0
+            if unclear_rounds > _ROUNDS_WITHOUT_PROGRESS:
+                raise QarnotUnavailableError(
+                    "Qarnot does not say what became of the submissions", ambiguous=True
+                )
+            if sent.unclear:  # only another look tells what exists
+                continue
+            self.log.info("%s; submitted %d", now, len(sent.done))
+            left = len(now.waiting) - len(sent.done)
             if not self.wait_for_completion and not left:
-                return self._result(board(life, fingerprints, self._lookup(life, expected), remembered))
-            unfinished = len(now.running) + submitted
+                return self._result(board(life, fingerprints, self._lookup(life, memory), memory))
+            unfinished = len(memory.pending)
             low_water = max(0, min(limit // 2, unfinished - 1)) if left else 0
-            carry = {"expected": expected, "remembered": format_ranges(remembered)}
-            self._wait_for_some(low_water, deadline, carry)
+            self._wait_for_some(low_water, now.total, deadline, memory)
 
-    def _make_room(self, now: Board, wanted: int) -> dict[int, str]:
-        """Delete finished items where the account's quota has no room for *wanted* more; which were deleted.
+    def _make_room(self, now: Board, wanted: int) -> None:
+        """Delete finished items where the account's quota has no room for *wanted* more.
 
         Left to itself the server deletes finished ones, perhaps before anybody saw how they ended.
         """
         account = self.client.account.info()
         if not account.max_task or account.task_count is None:
-            return {}
+            return
         missing = wanted - (account.max_task - account.task_count)
-        kept = [(item, uuid) for item, uuid in now.succeeded.items() if uuid is not None]
-        gone = dict(kept[: max(0, missing)])
-        for uuid in gone.values():
+        gone = [uuid for uuid in now.succeeded.values() if uuid is not None][: max(0, missing)]
+        for uuid in gone:
             with suppress(QarnotNotFoundError):
                 self.client.tasks.delete(uuid)
         if gone:
             self.log.info("Deleted %d finished Qarnot tasks to make room under the quota", len(gone))
-        return gone
 
     def _slots(self, pool: str | None) -> int:
         if pool is None:
@@ -230,10 +237,10 @@ class QarnotRunTasksOperator(TaskOperator):
         found = self.client.pools.get(pool)
         return found.total_slot_capacity or found.instance_count or 0
 
-    def _lookup(self, life: Life, expected: int) -> list[Relic]:
-        """Everything that any life of this task instance made; at least *expected* are of this lineage.
+    def _lookup(self, life: Life, memory: Memory) -> list[Relic]:
+        """Everything that any life of this task instance made; what is pending must be there.
 
-        :raises QarnotGoneError: some that were there are not there any more.
+        :raises QarnotGoneError: some that were there are not there any more; the others are ended.
         """
         tagged = filters.equal("Tags", OWNER_TAG + life.owner)
         limit = 10 * (CHUNK + len(self.commands))
@@ -242,47 +249,55 @@ class QarnotRunTasksOperator(TaskOperator):
             if len(found) >= limit:
                 found = list(self.client.tasks.iterate(tagged))
             relics = [Relic.of(one) for one in found]
-            own = sum(relic.lineage == life.lineage for relic in relics)
-            if own >= expected:
+            missing = memory.pending - {
+                (relic.item, relic.generation) for relic in relics if relic.lineage == life.lineage
+            }
+            if not missing:
                 return relics
             # A search may be behind what was just created.
             if self._work and self._work.killed.wait(1.0):
                 raise self._killed()
+        self._end("some of them are gone")
+        items = sorted(item for item, _ in missing)
         raise QarnotGoneError(
-            f"{expected - own} of {expected} Qarnot tasks are gone: they were deleted before their end was seen. "
-            "Clear this Airflow task to run all of them again",
+            f"{len(missing)} of {len(self.commands)} Qarnot tasks are gone: they were deleted before their end was "
+            f"seen (items {', '.join(map(str, items[:20]))}{' ...' if len(items) > 20 else ''}). A retry of this "
+            "Airflow task runs them again, and whatever else has not succeeded",
             kind="task",
         )
 
     def _submit(
         self, specs: Sequence[TaskSpec], fingerprints: Sequence[str], wanted: Sequence[Submission], life: Life
-    ) -> int | None:
-        """Submit *wanted*; how many were, or None where only another look can tell what exists."""
+    ) -> _Sent:
         from airflow_qarnot_pool.claim import stamp
 
         assert self._work is not None
-        submitted, unclear = 0, False
+        sent = _Sent()
         for start in range(0, len(wanted), CHUNK):
             if self._work.killed.is_set():
                 raise self._killed()
+            chunk = wanted[start : start + CHUNK]
             stamped = [
                 stamp(specs[one.item], life.for_item(one.item), one.generation, fingerprints[one.item])
-                for one in wanted[start : start + CHUNK]
+                for one in chunk
             ]
-            items = self.client.tasks.create_many(stamped)
-            submitted += sum(item.uuid is not None for item in items)
-            errors = [item.error for item in items if item.error is not None]
-            unclear |= any(isinstance(error, QarnotNameTakenError) for error in errors)
-            full = [error for error in errors if isinstance(error, QarnotQuotaError)]
-            fatal = [one for one in errors if not isinstance(one, (QarnotNameTakenError, QarnotQuotaError))]
-            if fatal:
-                self._refuse(fatal[0])
-            if full:
-                if not submitted and start == 0:
-                    self._wait_for_room(full[0], self._work.killed)
-                    return None
+            try:
+                results = self.client.tasks.create_many(stamped)
+            except QarnotQuotaError as error:
+                sent.full = error
                 break
-        return None if unclear else submitted
+            for one, result in zip(chunk, results, strict=True):
+                if result.error is None:
+                    sent.done.add((one.item, one.generation))
+                elif isinstance(result.error, QarnotNameTakenError):
+                    sent.unclear = True
+                elif isinstance(result.error, QarnotQuotaError):
+                    sent.full = result.error
+                else:
+                    self._refuse(result.error)
+            if sent.full is not None:
+                break
+        return sent
 
     def _refuse(self, error: QarnotError) -> None:
         """One refused item is a mistake in the DAG: what is running for it would be run in vain."""
@@ -292,22 +307,26 @@ class QarnotRunTasksOperator(TaskOperator):
             self._explain_refusal(pool, error)
         raise error
 
-    def _wait_for_some(self, low_water: int, deadline: datetime | None, carry: dict[str, Any]) -> None:
-        """Wait until no more than *low_water* are unfinished."""
+    def _wait_for_some(self, low_water: int, total: int, deadline: datetime | None, memory: Memory) -> None:
+        """Wait until no more than *low_water* are unfinished, or one is not there any more."""
+        from airflow_qarnot_pool.triggers.tasks import look_at_all, note_end
+
         assert self._work is not None
-        life, expected = self._work.life, carry["expected"]
+        life = self._work.life
         if self.deferrable:
-            carry["deadline"] = deadline.isoformat() if deadline else None
-            self._defer(life.lineage, {"expected": expected, "low_water": low_water}, deadline, carry)
+            carry = {**memory.to_carry(), "deadline": deadline.isoformat() if deadline else None}
+            self._defer(life.lineage, {"expected": total, "low_water": low_water}, deadline, carry)
         interval = seconds_between_looks(self.poll_interval)
         tagged = filters.equal("Tags", life.tags()[2])
         while True:
-            found = self.client.tasks.search(tagged, fields=("Uuid", "State"), limit=expected + CHUNK)
-            unfinished = sum(task.phase is not Phase.TERMINAL for task in found)
-            if unfinished <= low_water:
+            found = look_at_all(self.client.tasks, tagged)
+            for look in found:
+                note_end(memory, look)
+            vanished = memory.pending - {numbers_of(look.shortname) for look in found}
+            if len(memory.pending) <= low_water or vanished:
                 return
             if deadline is not None and datetime.now(deadline.tzinfo) >= deadline:
-                late = f"{unfinished} of {expected} Qarnot tasks did not end in time"
+                late = f"{len(memory.pending)} of {total} Qarnot tasks did not end in time"
                 self._raise_for(Outcome(ending=Ending.TIMEOUT, uuid=life.lineage, message=late))
             if self._work.killed.wait(interval):
                 raise self._killed()
@@ -336,7 +355,8 @@ class QarnotRunTasksOperator(TaskOperator):
         )
 
     def _some_failed(self, now: Board) -> list[Task]:
-        found = (self.client.tasks.find(uuid) for uuid in list(now.failed.values())[:SHOWN_FAILURES])
+        known = [uuid for uuid in now.failed.values() if uuid is not None]
+        found = (self.client.tasks.find(uuid) for uuid in known[:SHOWN_FAILURES])
         return [task for task in found if task is not None]
 
     def _result(self, now: Board) -> dict[str, Any]:

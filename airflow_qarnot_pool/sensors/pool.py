@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
 from airflow_qarnot_pool.conditions import Condition
 from airflow_qarnot_pool.links import LINKS
+from airflow_qarnot_pool.operators.base import output_of
 from airflow_qarnot_pool.sensors.base import QarnotSensor
 from airflow_qarnot_pool.templates import is_templated
 
@@ -43,7 +44,7 @@ class QarnotPoolSensor(QarnotSensor):
                 "target_states and ready_slots exclude each other: use two sensors", field="ready_slots"
             )
         super().__init__(target_states=target_states, **kwargs)
-        self.qarnot_pool = qarnot_pool
+        self.qarnot_pool = output_of(qarnot_pool, "qarnot_pool")
         self.ready_slots = ready_slots
         if not is_templated(ready_slots):
             self._check_condition()

@@ -64,6 +64,7 @@ REFRESH_CONNECTION = 300.0
 
 FIELDS = (
     "Uuid",
+    "Shortname",
     "State",
     "PreviousState",
     "StateTransitionTime",

@@ -3,41 +3,42 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from airflow_qarnot_pool.api import states
+from airflow_qarnot_pool.api import filters, states
 from airflow_qarnot_pool.api.errors import QarnotError
 from airflow_qarnot_pool.claim import end_life
 from airflow_qarnot_pool.conditions import Ending, Outcome
-from airflow_qarnot_pool.identity import LINEAGE_TAG, Life
+from airflow_qarnot_pool.fan_out import Memory
+from airflow_qarnot_pool.identity import LINEAGE_TAG, Life, numbers_of
 from airflow_qarnot_pool.triggers.base import QarnotTrigger, own_xcom, task_state
 from airflow_qarnot_pool.triggers.keys import TASKS_KEY
 from airflow_qarnot_pool.triggers.poller import watch
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.models import Task
+    from airflow_qarnot_pool.api.tasks import TaskResource
     from airflow_qarnot_pool.triggers.poller import Waiter
 
-#: Seconds after which the operator looks for itself, in case something vanished.
-CHECK_AFTER = 900.0
+#: Seconds between two looks for what vanished, which no change tells.
+CHECK_AFTER = 120.0
 #: Seconds between two lines of progress.
 REPORT_EVERY = 10.0
+LOOK_FIELDS = ("Uuid", "Shortname", "State")
 
 
 class QarnotTasksTrigger(QarnotTrigger):
-    """Wait until no more than ``low_water`` of the Qarnot tasks of a lineage are unfinished.
+    """Wait until no more than ``low_water`` of the pending Qarnot tasks of a lineage are unfinished.
 
-    ``uuid`` is the lineage here; ``condition`` is ``{"expected": how many there are, "low_water": n}``.
+    ``uuid`` is the lineage here; ``condition`` is ``{"expected": how many there are, "low_water": n}``. Which are
+    pending is in ``carry`` (:class:`~airflow_qarnot_pool.fan_out.Memory`), and goes back with what ended.
     """
 
     kind = "task"
 
     async def _wait(self) -> Outcome:
-        expected, low_water = int(self.condition["expected"]), int(self.condition["low_water"])
-        finished: dict[str, str] = {}
-        ending, message, carry = Ending.ERROR, "", dict(self.carry)
-        check_at = asyncio.get_running_loop().time() + CHECK_AFTER
+        memory, low_water = Memory.from_carry(self.carry), int(self.condition["low_water"])
+        ending, message, error_name = Ending.ERROR, "", None
         try:
             async with watch(
                 self.qarnot_conn_id,
@@ -46,37 +47,54 @@ class QarnotTasksTrigger(QarnotTrigger):
                 is_tag=True,
                 interval=self.poll_interval,
             ) as waiter:
-                await self._watch(waiter, expected - low_water, finished, check_at)
+                await self._watch(waiter, memory, low_water)
                 ending = Ending.MET
         except TimeoutError:
-            late = self.deadline is not None and not self._seconds_left()
-            ending = Ending.TIMEOUT if late else Ending.MET
+            ending = Ending.TIMEOUT
             message = (
-                f"{expected - len(finished)} of {expected} Qarnot tasks did not end in time" if late else ""
+                f"{len(memory.pending)} of {self.condition.get('expected')} Qarnot tasks did not end in time"
             )
         except QarnotError as error:
-            message, carry["error"] = str(error), type(error).__name__
+            message, error_name = str(error), type(error).__name__
+        carry = {**self.carry, **memory.to_carry()}
+        if error_name:
+            carry["error"] = error_name
         return Outcome(ending=ending, uuid=self.uuid, message=message, carry=carry)
 
-    async def _watch(self, waiter: Waiter, enough: int, finished: dict[str, str], check_at: float) -> None:
-        clock: Callable[[], float] = asyncio.get_running_loop().time
-        told = clock()
-        running: set[str] = set()
-        while len(finished) < enough:
+    async def _watch(self, waiter: Waiter, memory: Memory, low_water: int) -> None:
+        """Note who ends, until few enough are left, or one is not there any more: the operator judges that.
+
+        :raises TimeoutError: the deadline is over.
+        """
+        clock = asyncio.get_running_loop().time
+        told, check_at = clock(), clock() + CHECK_AFTER
+        while len(memory.pending) > low_water:
             left = [max(0.0, check_at - clock())]
             if (until_deadline := self._seconds_left()) is not None:
                 left.append(until_deadline)
-            look: Task = await waiter.next(min(left))  # type: ignore[assignment]
-            phase = states.task_phase(look.state)
-            running.discard(look.uuid)
-            if phase is states.Phase.TERMINAL:
-                finished[look.uuid] = look.state
-            elif phase is states.Phase.LIVE:
-                running.add(look.uuid)
-            if clock() - told >= REPORT_EVERY or len(finished) >= enough:
+            try:
+                note_end(memory, await waiter.next(min(left)))  # type: ignore[arg-type]
+            except TimeoutError:
+                if self.deadline is not None and not self._seconds_left():
+                    raise
+                if await self._some_vanished(memory):
+                    return
+                check_at = clock() + CHECK_AFTER
+            if clock() - told >= REPORT_EVERY or len(memory.pending) <= low_water:
                 told = clock()
-                failed = sum(state != states.TaskState.SUCCESS for state in finished.values())
-                self.log.info("%d done (%d failed), %d running", len(finished), failed, len(running))
+                done, failed = len(memory.succeeded) + len(memory.failed), len(memory.failed)
+                self.log.info("%d done (%d failed), %d unfinished", done, failed, len(memory.pending))
+
+    async def _some_vanished(self, memory: Memory) -> bool:
+        tagged = filters.equal("Tags", LINEAGE_TAG + self.uuid)
+        try:
+            found = await self._ask(lambda client: look_at_all(client.tasks, tagged))
+        except QarnotError as error:
+            self.log.info("Could not look whether all Qarnot tasks are still there: %s", error)
+            return False
+        for look in found:
+            note_end(memory, look)
+        return bool(memory.pending - {numbers_of(look.shortname) for look in found})
 
     async def _end_if_abandoned(self, life: Life) -> None:
         state = await task_state(life)
@@ -88,3 +106,17 @@ class QarnotTasksTrigger(QarnotTrigger):
             return
         ended = await self._ask(lambda client: end_life(client.tasks, life))
         self.log.info("Aborted %d Qarnot tasks: their Airflow task is %s", len(ended), state or "cleared")
+
+
+def note_end(memory: Memory, look: Task) -> None:
+    """Note in *memory* what *look* shows, where it is the end of a pending one."""
+    numbers = numbers_of(look.shortname)
+    if numbers is not None and states.task_phase(look.state) is states.Phase.TERMINAL:
+        memory.ended(numbers, success=states.parse_task_state(look.state) is states.TaskState.SUCCESS)
+
+
+def look_at_all(tasks: TaskResource, tagged: filters.Filter) -> list[Task]:
+    """Every Qarnot task that *tagged* matches, with the fields that :func:`note_end` needs."""
+    limit = 1000
+    found = tasks.search(tagged, fields=LOOK_FIELDS, limit=limit)
+    return found if len(found) < limit else list(tasks.iterate(tagged))

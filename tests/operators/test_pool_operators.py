@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import pytest
+from airflow.sdk import DAG, XComArg
 
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
@@ -16,6 +19,7 @@ from airflow_qarnot_pool.exceptions import (
     QarnotInvalidSpecError,
     QarnotNotFoundError,
     QarnotPoolEndedError,
+    QarnotQuotaError,
     QarnotRefusedError,
     QarnotUnavailableError,
     QarnotWaitTimeoutError,
@@ -27,10 +31,14 @@ from airflow_qarnot_pool.operators.pool import (
     QarnotDeletePoolOperator,
     QarnotUpdatePoolOperator,
 )
-from tests.harness import FakeTI, defer, resume, run
+from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
+from airflow_qarnot_pool.sensors.pool import QarnotPoolSensor
+from airflow_qarnot_pool.task_groups.pool import QarnotPoolGroup
+from tests.harness import FakeTI, again, airflow_says, defer, kill, resume, run
 from tests.operators.conftest import connect
 
 create = partial(QarnotCreatePoolOperator, task_id="create")
+NO_NODE = {"type": "Fixed", "slotsCount": 0, "name": "none"}
 MODES = pytest.mark.parametrize("deferrable", [True, False], ids=["deferred", "on the worker"])
 
 
@@ -162,6 +170,82 @@ def test_a_managed_pool_warms_up_all_its_slots_and_cools_down(
     client.pools.delete(uuid)
 
 
+@pytest.mark.parametrize("answer", ["status", "reset"])
+def test_a_ready_pool_stays_though_its_warm_up_cannot_be_aborted(
+    qarnot: LocalQarnot, client: QarnotClient, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    """The sleep ends by itself."""
+    monkeypatch.setattr("airflow_qarnot_pool.api.transport.MAX_WAIT", 0.01)
+    qarnot.faults([{"method": "POST", "path": "/abort$", "times": 99, "kind": answer, "status": 503}])
+    ti = FakeTI(task_id="create", run_id=f"no-abort-{answer}")
+    uuid = run(partial(create, instance_count=1, keep_warm=timedelta(minutes=5)), ti)
+    assert client.pools.get(uuid).ready_slots == 1
+    qarnot.faults([])
+    client.pools.delete(uuid)
+
+
+@MODES
+def test_the_warm_up_waits_for_room_under_the_quota_of_tasks(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, monkeypatch: pytest.MonkeyPatch, deferrable: bool
+) -> None:
+    monkeypatch.setattr("airflow_qarnot_pool.triggers.quota.TRY_AGAIN_AFTER", 0.3)
+    for leftover in client.tasks.list():
+        client.tasks.delete(leftover.uuid)
+    holder = client.tasks.create(TaskSpec(name="holder", pool=pool, command="sleep 60"))
+    make = partial(
+        create,
+        instance_count=1,
+        keep_warm=timedelta(minutes=5),
+        deferrable=deferrable,
+        wait_for_quota=timedelta(minutes=5),
+    )
+    ti = FakeTI(task_id="create", run_id=f"warm-up-room-{deferrable}")
+    qarnot.account(maxTask=1)
+    try:
+        with pytest.raises(QarnotQuotaError):
+            run(partial(make, wait_for_quota=None), FakeTI(task_id="create", run_id=f"no-wait-{deferrable}"))
+        made = pools_made(qarnot)
+        if deferrable:
+            deferred, context = defer(make, ti)
+            assert deferred.method_name == "warm_up_with_room"
+            client.tasks.delete(holder)
+            uuid = resume(make, deferred, context)
+        else:
+            waits = mock.Mock(side_effect=lambda *_: client.tasks.delete(holder))
+            with mock.patch.object(QarnotCreatePoolOperator, "_wait_for_room", waits):
+                uuid = run(make, ti)
+            assert waits.called
+        assert pools_made(qarnot) == made + 1
+        assert client.pools.get(uuid).ready_slots == 1
+        client.pools.delete(uuid)
+    finally:
+        qarnot.account(maxTask=100000)
+
+
+def test_a_kill_while_the_warm_up_waits_for_room_closes_the_pool(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str
+) -> None:
+    for leftover in client.tasks.list():
+        client.tasks.delete(leftover.uuid)
+    client.tasks.create(TaskSpec(name="holder", pool=pool, command="sleep 60"))
+    make = partial(
+        create, instance_count=1, keep_warm=timedelta(minutes=5), wait_for_quota=timedelta(minutes=5)
+    )
+    ti = FakeTI(task_id="create", run_id="warm-up-killed")
+    qarnot.account(maxTask=1)
+    try:
+        deferred, _ = defer(make, ti)
+    finally:
+        qarnot.account(maxTask=100000)
+    uuid = ti.xcoms["qarnot_pool"]
+    with airflow_says("success"):
+        asyncio.run(kill(again(deferred.trigger)))
+    assert client.pools.get(uuid).state == "Submitted"
+    with airflow_says("failed"):
+        asyncio.run(kill(again(deferred.trigger)))
+    assert client.pools.get(uuid).state in ("Closing", "Closed")
+
+
 def test_update_changes_what_is_given_and_keeps_our_tags(qarnot: LocalQarnot, client: QarnotClient) -> None:
     uuid = run(
         partial(create, constants={"A": "1"}, tags=["old"], elastic={"max_total_slots": 2}),
@@ -206,6 +290,63 @@ def test_close_waits_for_closed_and_may_be_repeated(
     assert run(close) == pool
 
 
+@pytest.mark.parametrize("named_by", ["its output", "a template"])
+@pytest.mark.parametrize("made", [True, False], ids=["a pool was made", "none was made"])
+def test_close_ends_the_pool_of_a_setup_that_returned_nothing(
+    qarnot: LocalQarnot, client: QarnotClient, named_by: str, made: bool
+) -> None:
+    """As when the setup was marked success by hand while it waited. Another run's pool stays."""
+    ti = FakeTI(task_id="create", run_id=f"marked-{named_by}-{made}")
+    never = partial(create, scaling={"policies": [NO_NODE]}, ready_when=1)
+    other = FakeTI(task_id="create", run_id="another run")
+    defer(never, other)
+    if made:
+        defer(never, ti)
+    with DAG("dag", schedule=None):
+        setup = create(instance_count=1)
+        template = "{{ ti.xcom_pull('create') }}"
+        close = QarnotClosePoolOperator(
+            task_id="close", qarnot_pool=setup.output if named_by == "its output" else template
+        )
+        setup >> close
+    assert close.upstream_task_ids == {"create"}
+    close.qarnot_pool = None if named_by == "its output" else "None"  # as Airflow renders it
+    closed = run(lambda: close, FakeTI(task_id="close", run_id=ti.run_id))
+    if made:
+        assert closed == ti.xcoms["qarnot_pool"]
+        assert client.pools.get(closed).state in ("Closing", "Closed")
+    else:
+        assert closed is None
+    assert client.pools.get(other.xcoms["qarnot_pool"]).state not in ("Closing", "Closed")
+    client.pools.delete(other.xcoms["qarnot_pool"])
+
+
+def test_a_pool_that_comes_from_nowhere_is_refused(qarnot: LocalQarnot) -> None:
+    close = QarnotClosePoolOperator(task_id="close", qarnot_pool="{{ params.pool }}")
+    close.qarnot_pool = "None"
+    with pytest.raises(QarnotInvalidSpecError, match="marked success by hand"):
+        run(lambda: close)
+
+
+def test_a_task_or_a_group_stands_for_its_pool() -> None:
+    with DAG("dag", schedule=None):
+        setup = create(instance_count=1)
+        with QarnotPoolGroup("group") as group:
+            pass
+        takers = [
+            QarnotClosePoolOperator(task_id="a", qarnot_pool=setup),
+            QarnotPoolSensor(task_id="b", qarnot_pool=setup),
+            QarnotRunTaskOperator(task_id="c", qarnot_pool=setup, command="true"),
+            QarnotRunTaskOperator.partial(task_id="d", qarnot_pool=setup).expand(command=["true"]),
+        ]
+        in_group = QarnotRunTaskOperator(task_id="e", qarnot_pool=group, command="true")
+    assert [one.upstream_task_ids for one in takers] == [{"create"}] * 4
+    assert in_group.upstream_task_ids == {"group.open_pool"}
+    assert isinstance(takers[2].qarnot_pool, XComArg)
+    with pytest.raises(QarnotInvalidSpecError, match="qarnot_pool is 7"):
+        QarnotClosePoolOperator(task_id="f", qarnot_pool=7)
+
+
 def test_closing_what_is_gone_is_fine(qarnot: LocalQarnot) -> None:
     gone = "62e80aae-d20a-4608-b873-ec8bff991733"
     assert run(partial(QarnotClosePoolOperator, task_id="close", qarnot_pool=gone)) == gone
@@ -222,6 +363,9 @@ def test_delete_closes_and_deletes(qarnot: LocalQarnot, client: QarnotClient) ->
 BAD_AT_PARSE: dict[str, tuple[dict[str, Any], str]] = {
     "negative count": ({"instance_count": -1}, "instance_count"),
     "count that is no number": ({"instance_count": "many"}, "instance_count"),
+    "result bucket of a pool": ({"result_bucket": "out"}, "result_bucket to the task"),
+    "field of pool_spec": ({"labels": {}}, "pool_spec=.*labels"),
+    "size that is empty": ({"instance_count": ""}, "instance_count"),
     "result bucket on a pool": ({"pool_spec": {"result_bucket": "out"}}, "result_bucket"),
     "eleven tags": ({"tags": [str(n) for n in range(11)]}, "tags"),
     "eight tags": ({"tags": [str(n) for n in range(8)]}, "tags"),
@@ -256,6 +400,16 @@ def test_templates_wait_until_the_task_runs(qarnot: LocalQarnot) -> None:
     operator.tags = ["a"]
     operator.ready_when = "1"
     with pytest.raises(QarnotInvalidSpecError, match="instance_count"):
+        run(lambda: operator)
+    assert qarnot.requests() == []
+
+
+@pytest.mark.parametrize("rendered", ["", "None", None])
+@pytest.mark.parametrize("size", ["instance_count", "slots_per_node"])
+def test_a_size_that_renders_to_nothing_is_refused(qarnot: LocalQarnot, size: str, rendered: Any) -> None:
+    operator = create(**{"instance_count": 2, size: "{{ params.size }}"}, keep_warm=timedelta(minutes=5))
+    setattr(operator, size, rendered)
+    with pytest.raises(QarnotInvalidSpecError, match=size):
         run(lambda: operator)
     assert qarnot.requests() == []
 

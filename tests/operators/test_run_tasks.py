@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
+from airflow.sdk.exceptions import TaskDeferred
 
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.filters import equal
+from airflow_qarnot_pool.api.specs import TaskSpec
 from airflow_qarnot_pool.exceptions import (
     QarnotGoneError,
     QarnotInvalidSpecError,
@@ -20,7 +26,7 @@ from airflow_qarnot_pool.exceptions import (
 )
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
-from tests.harness import FakeTI, context_of, defer, resume, run
+from tests.harness import FakeTI, context_of, defer, fire, resume, run
 
 tasks = partial(QarnotRunTasksOperator, task_id="many")
 MODES = pytest.mark.parametrize("deferrable", [True, False], ids=["deferred", "on the worker"])
@@ -189,6 +195,133 @@ def test_a_quota_only_slows_it_down(
         assert [one["item"] for one in result["results"]] == list(range(11))
     finally:
         qarnot.account(maxTask=100000)
+
+
+def test_what_the_server_deletes_after_its_end_was_seen_still_counts(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, tmp_path: Path
+) -> None:
+    """Somebody else fills the account, and the server makes room by deleting what is finished."""
+    held = f"sh -c 'until test -e {tmp_path}/go; do sleep 0.02; done'"
+    make = partial(tasks, qarnot_pool=pool, commands=["true", "false", held, held], max_in_flight=3)
+    deferred, context = defer(make, ti := FakeTI(run_id="evicted"))
+    event = fire(deferred)  # two have ended, and one more may be submitted
+    for one in made_by(client, ti.xcoms["qarnot_tasks"]):
+        if one.state in ("Success", "Failure"):
+            client.tasks.delete(one.uuid)
+    again = deferred_again(make, deferred, context, event)
+    (tmp_path / "go").touch()
+    with pytest.raises(QarnotTaskFailedError, match=r"1 of 4 .*items 1\."):
+        resume(make, again, context)
+    assert len(made_by(client, ti.xcoms["qarnot_tasks"])) == 2
+
+
+@MODES
+def test_after_one_has_vanished_the_others_are_ended(
+    qarnot: LocalQarnot,
+    client: QarnotClient,
+    pool: str,
+    monkeypatch: pytest.MonkeyPatch,
+    deferrable: bool,
+) -> None:
+    monkeypatch.setattr("airflow_qarnot_pool.operators.tasks._LOOKS", 1)
+    monkeypatch.setattr("airflow_qarnot_pool.triggers.tasks.CHECK_AFTER", 0.5)
+    make = partial(tasks, qarnot_pool=pool, commands=["sleep 600"] * 4, deferrable=deferrable)
+    ti = FakeTI(run_id=f"vanished-others-{deferrable}")
+    with delete_one_after_submission(client, ti), pytest.raises(QarnotGoneError, match=r"1 of 4 .*items 0\)"):
+        run(make, ti)
+    states = [one.state for one in made_by(client, ti.xcoms["qarnot_tasks"]) if one.state != "PendingDelete"]
+    assert len(states) == 3
+    assert set(states) <= {"PendingCancel", "Cancelled"}
+
+
+@contextmanager
+def delete_one_after_submission(client: QarnotClient, ti: FakeTI) -> Iterator[None]:
+    real = QarnotRunTasksOperator._wait_for_some
+
+    def wait(self: Any, *args: Any) -> None:
+        (first,) = (one for one in made_by(client, ti.xcoms["qarnot_tasks"]) if one.name.endswith("[0]"))
+        client.tasks.delete(first.uuid)
+        real(self, *args)
+
+    with mock.patch.object(QarnotRunTasksOperator, "_wait_for_some", wait):
+        yield
+
+
+@MODES
+def test_room_under_a_quota_is_waited_for_and_nothing_is_forgotten(
+    qarnot: LocalQarnot,
+    client: QarnotClient,
+    pool: str,
+    monkeypatch: pytest.MonkeyPatch,
+    deferrable: bool,
+) -> None:
+    """The account is full of others' when two of three have succeeded and are gone."""
+    monkeypatch.setattr("airflow_qarnot_pool.triggers.quota.TRY_AGAIN_AFTER", 0.5)
+    holder = client.tasks.create(TaskSpec(name="holder", pool=pool, command="sleep 600"))
+    first = partial(
+        tasks,
+        qarnot_pool=pool,
+        commands=["true"] * 3,
+        max_in_flight=2,
+        deferrable=deferrable,
+        wait_for_quota=timedelta(minutes=5),
+        wait_timeout=timedelta(minutes=20),
+    )
+    ti = FakeTI(run_id=f"room-{deferrable}")
+    with full_at_the_second_submission(qarnot, client, holder) as submitted:
+        if deferrable:
+            deferred, context = defer(first, ti)
+            again = deferred_again(first, deferred, context, fire(deferred))
+            assert again.method_name == "execute_with_room"
+            assert again.trigger.carry["remembered"] == "0-1"
+            assert again.trigger.carry["deadline"] == deferred.trigger.deadline
+            qarnot.account(maxTask=100000)
+            result = resume(first, again, context)
+        else:
+            freeing = mock.Mock(side_effect=lambda *_: qarnot.account(maxTask=100000))
+            with mock.patch.object(QarnotRunTasksOperator, "_wait_for_room", freeing):
+                result = run(first, ti)
+            assert freeing.called
+    client.tasks.delete(holder)
+    assert (result["total"], result["succeeded"]) == (3, 3)
+    assert submitted == [0, 1, 2, 2]
+
+
+@contextmanager
+def full_at_the_second_submission(
+    qarnot: LocalQarnot, client: QarnotClient, holder: str
+) -> Iterator[list[int]]:
+    """The items that were to be submitted. Before the second time all but *holder* goes, and there is no room."""
+    submitted: list[int] = []
+    real = QarnotRunTasksOperator._submit
+
+    def submit(self: Any, specs: Any, fingerprints: Any, wanted: Any, life: Any) -> Any:
+        if len(submitted) == 2:
+            for one in client.tasks.list():
+                if one.uuid != holder:
+                    client.tasks.delete(one.uuid)
+            qarnot.account(maxTask=1)
+        submitted.extend(one.item for one in wanted)
+        return real(self, specs, fingerprints, wanted, life)
+
+    try:
+        with mock.patch.object(QarnotRunTasksOperator, "_submit", submit):
+            yield submitted
+    finally:
+        qarnot.account(maxTask=100000)
+
+
+def deferred_again(make: Any, deferred: TaskDeferred, context: Any, event: Any) -> TaskDeferred:
+    """Resume to the next deferral."""
+    with pytest.raises(TaskDeferred) as caught:
+        go_on(make, deferred, context, event)
+    return caught.value
+
+
+def go_on(make: Any, deferred: TaskDeferred, context: Any, event: Any) -> Any:
+    """Resume with *event*, on to the result."""
+    operator = make()
+    return operator.resume_execution(deferred.method_name, {"event": event}, {**context, "task": operator})
 
 
 def test_the_result_is_bounded(qarnot: LocalQarnot, pool: str) -> None:

@@ -379,6 +379,8 @@ BAD_AT_PARSE: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "the command twice": ({"constants": {"DOCKER_CMD": "true"}}, "DOCKER_CMD"),
     "eight tags": ({"tags": [str(n) for n in range(8)]}, "tags"),
+    "slots of a pool": ({"slots_per_node": 2}, "slots_per_node"),
+    "field of task_spec": ({"labels": {}}, "task_spec=.*labels"),
     "scaling": ({"task_spec": {"scaling": {}}}, "scaling"),
     "retry scope": ({"retry_scope": "some"}, "retry_scope"),
     "image": ({"image": "UPPER CASE"}, "image"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from airflow_qarnot_pool.fan_out import Board, board
+from airflow_qarnot_pool.fan_out import Board, Memory, board
 from airflow_qarnot_pool.identity import Fate, Relic
 from tests.unit.test_identity import LIFE
 
@@ -82,3 +82,21 @@ def test_no_more_are_in_flight_than_the_limit() -> None:
     now = board(LIFE, SPECS, [relic(0)])
     assert [one.item for one in now.next(3)] == [1, 2]
     assert now.next(1) == ()
+
+
+def test_what_was_seen_and_is_gone_is_remembered() -> None:
+    memory = Memory(pending={(0, 1), (1, 2), (3, 1)})
+    memory.ended((0, 1), success=True)
+    memory.ended((1, 2), success=False)
+    memory.ended((2, 1), success=True)  # not pending: of another spec, say
+    memory = Memory.from_carry(memory.to_carry())
+    assert memory == Memory(pending={(3, 1)}, succeeded={0}, failed={1})
+    now = board(LIFE, SPECS, [relic(3)], memory)
+    assert (now.succeeded, now.failed, now.running) == ({0: None}, {1: None}, {3: "u3"})
+    assert waiting(now) == [(2, 1)]
+    memory.note(board(LIFE, SPECS, [relic(3, Fate.SUCCEEDED)], memory))
+    assert memory == Memory(succeeded={0, 3}, failed={1})
+
+
+def test_a_memory_of_an_earlier_release_is_read() -> None:
+    assert Memory.from_carry({"expected": 4, "remembered": "0-2"}) == Memory(succeeded={0, 1, 2})
