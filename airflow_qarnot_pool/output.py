@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from airflow_qarnot_pool.api.errors import QarnotError
+from airflow_qarnot_pool.api.errors import QarnotError, QarnotNotFoundError
 from airflow_qarnot_pool.api.ranges import format_ranges
+from airflow_qarnot_pool.transcript import STREAMS, Transcript
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.client import QarnotClient
@@ -15,29 +17,43 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Most characters of one stream that go to the Airflow task log; the end of the output matters most.
-LOG_CHARACTERS = 1_000_000
 STDERR_LINES = 20
 _NODE_LOST = re.compile(r"node.{0,80}?(lost|killed|unreachable|disconnected)|preempt", re.IGNORECASE)
 SHOWN_INSTANCES = 5
 
 
-def log_output(client: QarnotClient, task: Task, logger: Any) -> None:
-    """Write a Qarnot task's output to *logger*, a line at a time, so that Airflow masks secrets in it.
+def read_output(
+    read: Callable[[str], str], transcript: Transcript, logger: Any, *, over: bool = True
+) -> Transcript:
+    """Write what is new of a Qarnot task's output to *logger*, a line at a time, so that Airflow masks secrets.
 
     Output that cannot be fetched is no reason to lose the result: that is logged, too.
+
+    :param read: fetches all that is kept of a stream, by its name.
     """
-    for stream, read in (("stdout", client.tasks.stdout), ("stderr", client.tasks.stderr)):
+    for stream in STREAMS:
         try:
-            text = read(task.uuid)
+            text = read(stream)
         except QarnotError as error:
-            logger.warning("The %s of Qarnot task %s could not be fetched: %s", stream, task.uuid, error)
+            logger.warning(
+                "The %s of Qarnot task %s could not be fetched: %s", stream, transcript.uuid, error
+            )
             continue
-        if len(text) > LOG_CHARACTERS:
-            logger.info("[%s] ... %d characters left out", stream, len(text) - LOG_CHARACTERS)
-            text = text[-LOG_CHARACTERS:]
-        for line in text.splitlines():
-            logger.info("[%s] %s", stream, line)
+        transcript, lines = transcript.read(stream, text, over=over)
+        for line in lines:
+            logger.info("%s", line)
+    return transcript
+
+
+def fetch(client: QarnotClient, uuid: str, stream: str, instance: int | None) -> str:
+    """All that is kept of a stream; of one instance nothing where it has not run."""
+    try:
+        text: str = getattr(client.tasks, stream)(uuid, instance)
+    except QarnotNotFoundError:
+        if instance is None:
+            raise
+        return ""
+    return text
 
 
 def failure_report(client: QarnotClient, task: Task, link: str) -> str:

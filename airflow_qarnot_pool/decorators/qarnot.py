@@ -5,19 +5,19 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import timedelta
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, Protocol, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, Protocol, TypeVar, overload
 
 from airflow.sdk.bases.decorator import DecoratedOperator, task_decorator_factory
 
-from airflow_qarnot_pool.api.errors import QarnotError, QarnotInvalidSpecError, QarnotNotFoundError
+from airflow_qarnot_pool.api.errors import QarnotError, QarnotInvalidSpecError
 from airflow_qarnot_pool.decorators import node, payload
 from airflow_qarnot_pool.decorators.function import FunctionSource
 from airflow_qarnot_pool.exceptions import QarnotTaskFailedError
 from airflow_qarnot_pool.identity import Life
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
-from airflow_qarnot_pool.output import log_output, lost_nodes
+from airflow_qarnot_pool.output import fetch, lost_nodes
 from airflow_qarnot_pool.templates import is_templated
+from airflow_qarnot_pool.transcript import Transcript
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -211,23 +211,18 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
     def _output(self, task: Task) -> tuple[str, dict[str, Any] | None]:
         """What the function wrote to standard output, and the report."""
         if task.uuid not in self._written:
-            self._written[task.uuid] = self._stream(self.client.tasks.stdout, task.uuid)
+            self._kept(task.uuid, "stdout")
         return payload.split_report(self._written[task.uuid], self._nonce)
 
-    @staticmethod
-    def _stream(read: Callable[[str, int], str], uuid: str) -> str:
-        try:
-            return read(uuid, 0)
-        except QarnotNotFoundError:
-            return ""  # the instance never ran
-
-    def _log_output(self, task: Task) -> None:
+    def _nothing_written(self, uuid: str) -> Transcript:
         # What the function returned is not for the log.
-        tasks = SimpleNamespace(
-            stdout=lambda _: self._output(task)[0],
-            stderr=lambda uuid: self._stream(self.client.tasks.stderr, uuid),
-        )
-        log_output(cast("Any", SimpleNamespace(tasks=tasks)), task, self.log)
+        return Transcript(uuid=uuid, instance=0, hidden=f"{node.MARK} {self._nonce} ")
+
+    def _kept(self, uuid: str, stream: str) -> str:
+        text = fetch(self.client, uuid, stream, 0)
+        if stream == "stdout":
+            self._written[uuid] = text
+        return text
 
     def _report(self, task: Task) -> str:
         """Why there is no result: what the function raised on the node, or what became of the Qarnot task."""

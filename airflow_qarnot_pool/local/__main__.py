@@ -38,6 +38,12 @@ def main() -> int:
         default="enforce",
         help="refuse a shortname that is taken, or allow it",
     )
+    parser.add_argument(
+        "--output-bytes",
+        type=int,
+        metavar="N",
+        help="how much of each stream of an instance is kept: its end",
+    )
     parser.add_argument("--speed", type=float, default=1.0, help="virtual seconds per real second")
     parser.add_argument(
         "--ready-file", metavar="PATH", help="written when ready: url, storage_url, token, email"
@@ -53,6 +59,7 @@ def main() -> int:
     )
     given = parser.parse_args()
     try:
+        from airflow_qarnot_pool.local.output import KEPT
         from airflow_qarnot_pool.local.server import LOOPBACK, Options, serve
         from airflow_qarnot_pool.local.world import Settings
     except ModuleNotFoundError as error:
@@ -65,6 +72,7 @@ def main() -> int:
         boot_seconds=max(0.0, given.boot_seconds),
         close_seconds=max(0.0, given.close_seconds),
         enforce_shortnames=given.shortnames == "enforce",
+        output_bytes=KEPT if given.output_bytes is None else max(0, given.output_bytes),
     )
     options = Options(
         host=given.host,

@@ -29,6 +29,7 @@ class LocalQarnot:
 
     :param boot_seconds: how long a node boots. :param close_seconds: how long a pool stays Closing at least.
     :param shortnames: "enforce" refuses a shortname that is taken, "free" allows it.
+    :param output_bytes: how much of each stream of an instance is kept (its end); 4 MiB by default.
     :param token: API token; a random one by default. :param speed: virtual seconds per real second.
     :raises RuntimeError: the server did not start; its standard error is in the message.
     """
@@ -43,6 +44,7 @@ class LocalQarnot:
         speed: float = 1.0,
         port: int = 0,
         storage_port: int = 0,
+        output_bytes: int | None = None,
     ) -> None:
         self.token = token or secrets.token_urlsafe(24)
         self.url = self.storage_url = self.email = ""
@@ -55,6 +57,8 @@ class LocalQarnot:
             f"--storage-port={storage_port}",
             f"--exit-with-parent={os.getpid()}",
         ]
+        if output_bytes is not None:
+            self._arguments.append(f"--output-bytes={output_bytes}")
         self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> LocalQarnot:

@@ -207,6 +207,8 @@ class Output:
 
     stdout: str
     stderr: str
+    kept: int
+    """Bytes of each stream that can still be read: its end."""
     fresh: dict[tuple[str, bool], int] = field(default_factory=dict)
     """(stream, aggregated) -> bytes already given out."""
     over: bool = False

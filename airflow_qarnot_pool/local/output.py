@@ -11,11 +11,11 @@ KEPT = 4 * 1024 * 1024
 """Bytes kept per instance and stream: Qarnot's buffers are circular, of a size it does not document."""
 
 
-def _read(path: str, start: int) -> tuple[int, bytes]:
+def _read(path: str, start: int, kept: int) -> tuple[int, bytes]:
     """(where it begins, what is there from `start` on, as far as it is kept)."""
     try:
         with open(path, "rb") as file:
-            start = max(start, file.seek(0, 2) - KEPT)
+            start = max(start, file.seek(0, 2) - kept)
             file.seek(start)
             return start, file.read()
     except FileNotFoundError:
@@ -23,13 +23,13 @@ def _read(path: str, start: int) -> tuple[int, bytes]:
 
 
 def whole(output: Output, stream: str) -> str:
-    return _read(getattr(output, stream), 0)[1].decode(errors="replace")
+    return _read(getattr(output, stream), 0, output.kept)[1].decode(errors="replace")
 
 
 def fresh(output: Output, stream: str) -> str:
     """What came since the last call. Does not depend on what GET was asked in between."""
     mark = (stream, False)
-    start, data = _read(getattr(output, stream), output.fresh.get(mark, 0))
+    start, data = _read(getattr(output, stream), output.fresh.get(mark, 0), output.kept)
     output.fresh[mark] = start + len(data)
     return data.decode(errors="replace")
 
@@ -44,7 +44,7 @@ def fresh_aggregated(outputs: dict[int, Output], stream: str) -> str:
     parts = []
     for number in sorted(outputs):
         output = outputs[number]
-        start, data = _read(getattr(output, stream), output.fresh.get((stream, True), 0))
+        start, data = _read(getattr(output, stream), output.fresh.get((stream, True), 0), output.kept)
         if not output.over:
             data = data[: data.rfind(b"\n") + 1]
         output.fresh[stream, True] = start + len(data)

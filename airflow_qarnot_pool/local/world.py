@@ -17,6 +17,7 @@ from airflow_qarnot_pool.local.billing import Account, Meter
 from airflow_qarnot_pool.local.fleet import Fleet
 from airflow_qarnot_pool.local.jobs import Jobs
 from airflow_qarnot_pool.local.model import Output, Pool, Remote, Task
+from airflow_qarnot_pool.local.output import KEPT
 from airflow_qarnot_pool.local.pools import Pools
 from airflow_qarnot_pool.local.runner import Runner
 from airflow_qarnot_pool.local.storage import Storage
@@ -27,13 +28,15 @@ from airflow_qarnot_pool.local.timeline import Timeline
 @dataclass(frozen=True, slots=True)
 class Settings:
     """:param boot_seconds: from asking for a node until it takes tasks. :param close_seconds: how long a pool
-    stays Closing at least, and a live object PendingDelete. Both in virtual time."""
+    stays Closing at least, and a live object PendingDelete. Both in virtual time. :param output_bytes: how much of
+    each stream of an instance is kept."""
 
     token: str = field(repr=False)
     email: str
     boot_seconds: float = 5.0
     close_seconds: float = 1.0
     enforce_shortnames: bool = True
+    output_bytes: int = KEPT
 
 
 class World:
@@ -129,7 +132,9 @@ class World:
             folder = os.path.join(self.scratch, "output", owner.uuid)
             os.makedirs(folder, exist_ok=True)
             base = os.path.join(folder, str(number))
-            found = owner.output[number] = Output(f"{base}.stdout", f"{base}.stderr")
+            found = owner.output[number] = Output(
+                f"{base}.stdout", f"{base}.stderr", self.settings.output_bytes
+            )
         return found
 
     def forget_output(self, owner: Remote) -> None:

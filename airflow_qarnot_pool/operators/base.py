@@ -301,7 +301,13 @@ class WaitingOperator(QarnotOperator):
             self._defer(uuid, condition.to_kwargs(), deadline, carry)
         killed = self._work.killed if self._work else Killed()
         outcome = wait_here(
-            self._resource, uuid, condition, seconds_between_looks(self.poll_interval), deadline, killed
+            self._resource,
+            uuid,
+            condition,
+            seconds_between_looks(self.poll_interval),
+            deadline,
+            killed,
+            self._still_waiting,
         )
         if outcome is None or killed.is_set():
             # What was seen last may be the work of on_kill.
@@ -322,10 +328,18 @@ class WaitingOperator(QarnotOperator):
             life=self._work.life.to_kwargs() if self._work else None,
             cancel_on_kill=self.cancel_on_kill,
             carry=carry,
+            **self._trigger_options(uuid),
         )
         backstop = max(deadline - datetime.now(UTC), timedelta()) + BACKSTOP if deadline else None
         self.defer(trigger=trigger, method_name="execute_complete", timeout=backstop)
         raise AssertionError("defer() raises")
+
+    def _trigger_options(self, uuid: str) -> dict[str, Any]:
+        """What the trigger of this operator takes besides what all of them do."""
+        return {}
+
+    def _still_waiting(self, uuid: str) -> None:
+        """Called after each look of a wait on this worker that goes on."""
 
     def _resumed(self, context: Context, event: Mapping[str, Any]) -> Outcome:
         """Take up the work where the trigger left it: this may be a new object in a new process."""
@@ -428,6 +442,7 @@ def wait_here(
     interval: float,
     deadline: datetime | None,
     killed: Killed,
+    still_waiting: Callable[[str], None] = lambda uuid: None,
 ) -> Outcome | None:
     """Wait in this process; None when *killed* is set first.
 
@@ -441,6 +456,7 @@ def wait_here(
             history.append(look.state)
             if outcome := concluded(condition, look, history[:-1]):
                 return outcome
+            still_waiting(uuid)
         except QarnotNotFoundError as error:
             ending = Ending.MET if condition.met_by_absence else Ending.GONE
             return Outcome(

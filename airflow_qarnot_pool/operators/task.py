@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_qarnot_pool.api import states
@@ -19,8 +20,9 @@ from airflow_qarnot_pool.links import LINKS
 from airflow_qarnot_pool.operators.base import already
 from airflow_qarnot_pool.operators.parameters import check_sizes, sizes_given
 from airflow_qarnot_pool.operators.task_base import COMMON_FIELDS, TaskOperator
-from airflow_qarnot_pool.output import failure_report, log_output, lost_nodes
+from airflow_qarnot_pool.output import failure_report, fetch, lost_nodes, read_output
 from airflow_qarnot_pool.templates import known_at_parse
+from airflow_qarnot_pool.transcript import Transcript
 from airflow_qarnot_pool.triggers.keys import TASK_KEY
 
 if TYPE_CHECKING:
@@ -49,7 +51,10 @@ class QarnotRunTaskOperator(TaskOperator):
     :param ranges: or their ids, such as ``"0-2,5"``.
     :param retry_scope: what an Airflow retry runs again: the instances that did not succeed (``"failed"``), or
         ``"all"``.
-    :param log_output: write the instances' output to the Airflow task log when they are done.
+    :param log_output: write the instances' output to the Airflow task log: True: when they are done, with one
+        fetch of each stream; "live": while they run, with a fetch at every ``poll_interval`` for each such task.
+        In the triggerer only what it knows itself is masked, so that with secret constants a deferred wait
+        is not live.
     """
 
     uuid_key = TASK_KEY
@@ -65,7 +70,7 @@ class QarnotRunTaskOperator(TaskOperator):
         instance_count: int | str | None = None,
         ranges: str | None = None,
         retry_scope: Literal["failed", "all"] = "failed",
-        log_output: bool = True,
+        log_output: bool | Literal["live"] = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -75,9 +80,19 @@ class QarnotRunTaskOperator(TaskOperator):
         self.retry_scope = retry_scope
         self.log_output = log_output
         self._sizes = sizes_given(self, ("instance_count", "ranges"))
+        self._transcript: Transcript | None = None
         if retry_scope not in ("failed", "all"):
             raise QarnotInvalidSpecError(
                 f"retry_scope must be 'failed' or 'all', not {retry_scope!r}", field="retry_scope"
+            )
+        if log_output not in (True, False, "live"):
+            raise QarnotInvalidSpecError(
+                f"log_output must be True, False or 'live', not {log_output!r}", field="log_output"
+            )
+        if log_output == "live" and not self.wait_for_completion:
+            raise QarnotInvalidSpecError(
+                "log_output='live' needs wait_for_completion=True: otherwise nobody follows the output",
+                field="log_output",
             )
         if command is None and "DOCKER_CMD" not in (self.constants or {}) and not self.task_spec:
             raise QarnotInvalidSpecError(
@@ -128,7 +143,9 @@ class QarnotRunTaskOperator(TaskOperator):
         self._raise_for(outcome)
         task = self.client.tasks.get(outcome.uuid)
         if self.log_output:
-            self._log_output(task)
+            if written := carry.get("output"):
+                self._transcript = Transcript.from_json(written)
+            self._write_output(task.uuid, over=True)
         state = states.parse_task_state(task.state)
         if state is states.TaskState.CANCELLED:
             return self._cancelled(context, task, carry)
@@ -137,10 +154,39 @@ class QarnotRunTaskOperator(TaskOperator):
             raise failed(self._report(task), kind="task", ref=task.uuid)
         return self._result(task)
 
+    # --- its output
+
+    def _write_output(self, uuid: str, *, over: bool) -> None:
+        """Write to the log what is new of the output."""
+        if self._transcript is None or self._transcript.uuid != uuid:
+            self._transcript = self._nothing_written(uuid)
+        self._transcript = read_output(partial(self._kept, uuid), self._transcript, self.log, over=over)
+
+    def _still_waiting(self, uuid: str) -> None:
+        if self.log_output == "live":
+            self._write_output(uuid, over=False)
+
+    def _trigger_options(self, uuid: str) -> dict[str, Any]:
+        if self.log_output != "live":
+            return {}
+        if secrets := self._secret_constants():
+            self.log.warning(
+                "The output of Qarnot task %s is logged when it is done, and not live: the triggerer cannot mask "
+                "the secret constants %s. With deferrable=False it is live",
+                uuid,
+                ", ".join(sorted(secrets)),
+            )
+            return {}
+        return {"live": {"secrets_of": self.registry_conn_id, **self._nothing_written(uuid).to_json()}}
+
     # What @task.qarnot does in its own way.
 
-    def _log_output(self, task: Task) -> None:
-        log_output(self.client, task, self.log)
+    def _nothing_written(self, uuid: str) -> Transcript:
+        return Transcript(uuid=uuid)
+
+    def _kept(self, uuid: str, stream: str) -> str:
+        """All that Qarnot keeps of a stream of the output."""
+        return fetch(self.client, uuid, stream, None)
 
     def _report(self, task: Task) -> str:
         return failure_report(self.client, task, self.hook.settings.console_link("task", task.uuid))

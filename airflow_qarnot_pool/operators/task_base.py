@@ -137,14 +137,22 @@ class TaskOperator(WaitingOperator):
         """Tell this process what to hide: each slice of a task is a new one."""
         from airflow.sdk.log import mask_secret
 
-        from airflow_qarnot_pool.api.fields import is_secret_constant
-
-        if isinstance(self.constants, Mapping):
-            for name, value in self.constants.items():
-                if value and is_secret_constant(str(name)):
-                    mask_secret(str(value))
+        for value in self._secret_constants().values():
+            mask_secret(value)
         if self.registry_conn_id:
             self._registry_login()
+
+    def _secret_constants(self) -> dict[str, str]:
+        from airflow_qarnot_pool.api.fields import is_secret_constant
+
+        by_spec = self.task_spec.get("constants") if isinstance(self.task_spec, Mapping) else None
+        return {
+            str(name): str(value)
+            for constants in (self.constants, by_spec)
+            if isinstance(constants, Mapping)
+            for name, value in constants.items()
+            if value and is_secret_constant(str(name))
+        }
 
     def _given_now(self) -> dict[str, Any]:
         """The parameters with everything rendered, and the registry's login."""

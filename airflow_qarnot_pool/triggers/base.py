@@ -120,6 +120,7 @@ class QarnotTrigger(BaseTrigger):
                         # A triggerer may come after the deadline: what is done by then is done.
                         left = max(left, FIRST_LOOK)
                     look = await waiter.next(left)
+                    self._looked(look.state)
                     if history[-1:] != [look.state]:
                         self.log.info("%s %s is %s", self.kind.capitalize(), self.uuid, look.state)
                     outcome = concluded(condition, look, history)
@@ -146,6 +147,9 @@ class QarnotTrigger(BaseTrigger):
             message=message,
             carry=carry,
         )
+
+    def _looked(self, state: str) -> None:
+        """Called with what each look shows."""
 
     def _seconds_left(self) -> float | None:
         if self.deadline is None:
@@ -234,6 +238,22 @@ async def own_xcom(life: Life, key: str) -> Any:
             )
         )
     return None
+
+
+async def store_xcom(life: Life, key: str, value: Any) -> None:
+    """Store *value* under *key* with the task instance's current try."""
+    from airflow.sdk.execution_time.xcom import XCom
+
+    await _in_thread(
+        lambda: XCom.set(
+            key,
+            value,
+            dag_id=life.dag_id,
+            task_id=life.task_id,
+            run_id=life.run_id,
+            map_index=life.map_index,
+        )
+    )
 
 
 async def _in_thread(call: Callable[[], Any]) -> Any:

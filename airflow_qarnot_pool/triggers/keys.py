@@ -3,3 +3,5 @@
 POOL_KEY = "qarnot_pool"
 TASK_KEY = "qarnot_task"
 TASKS_KEY = "qarnot_tasks"
+#: How far a trigger has written the output of the Qarnot task to the log.
+OUTPUT_KEY = "qarnot_output"

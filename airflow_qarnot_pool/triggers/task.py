@@ -2,16 +2,54 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
+from airflow_qarnot_pool.api import states
 from airflow_qarnot_pool.claim import end
+from airflow_qarnot_pool.conditions import Outcome
 from airflow_qarnot_pool.identity import Fate, Life, fate_of
 from airflow_qarnot_pool.triggers.base import QarnotTrigger, own_xcom, task_state
 from airflow_qarnot_pool.triggers.keys import TASK_KEY
+from airflow_qarnot_pool.triggers.output import Follower
 
 
 class QarnotTaskTrigger(QarnotTrigger):
-    """Wait for a Qarnot task; a kill of the Airflow task aborts it."""
+    """Wait for a Qarnot task; a kill of the Airflow task aborts it.
+
+    :param live: follow its output, as :class:`~airflow_qarnot_pool.triggers.output.Follower` is told.
+    """
 
     kind = "task"
+
+    def __init__(self, *, live: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.live = live
+        self._follower: Follower | None = None
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        path, kwargs = super().serialize()
+        return path, {**kwargs, "live": self.live} if self.live else kwargs
+
+    async def _wait(self) -> Outcome:
+        if self.live is None:
+            return await super()._wait()
+        life = Life.from_kwargs(self.life) if self.life else None
+        follower = self._follower = Follower(
+            self.qarnot_conn_id, self.live, self.poll_interval, life, self.log
+        )
+        following = asyncio.create_task(follower.follow())
+        try:
+            outcome = await super()._wait()
+        finally:
+            await follower.stop(following)
+        # The rest of the output comes from whoever resumes.
+        outcome.carry["output"] = follower.transcript.to_json()
+        return outcome
+
+    def _looked(self, state: str) -> None:
+        if self._follower is not None and states.task_phase(state) is not states.Phase.TRANSIENT:
+            self._follower.runs()
 
     async def _end_if_abandoned(self, life: Life) -> None:
         look = await self._ask(lambda client: client.tasks.get(self.uuid))

@@ -67,8 +67,8 @@ def test_a_finished_task_returns_a_small_dict_and_its_output_is_logged(
     assert result["uuid"] == ti.xcoms["qarnot_task"]
     assert ti.xcoms["_link_QarnotTaskLink"].endswith(f"/tasks/{result['uuid']}")
     for instance in range(3):
-        assert f"[stdout] {instance}> out {instance} of green" in logged
-    assert "[stderr] 0> err" in logged
+        assert f"[stdout {instance}] out {instance} of green" in logged
+    assert "[stderr 0] err" in logged
 
 
 @MODES

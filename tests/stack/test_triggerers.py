@@ -5,6 +5,7 @@ In the order of this file: each test begins with the triggerers as the one befor
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -162,3 +163,32 @@ def test_task_that_ended_elsewhere_stays_ended_when_the_triggerer_is_thawed(
     (task,) = run.wait_tasks("Success")
     assert run.aborts(task) == 0
     assert len(run.tasks()) == 1
+
+
+def test_live_output_when_the_triggerer_is_killed(world: World) -> None:
+    """Every line is in the log once: of the killed triggerer, of the one that takes over, or of the worker."""
+    airflow = world.airflow
+    airflow.restart(ONE)
+    run = world.run("live", "live_triggerer_killed")
+    (task,) = run.wait_tasks("live")
+    run.wait_trigger_log(r"\[stdout 0\] line 5\b")
+    holder = run.wait(lambda: _triggerer(run, "work"), "a triggerer to have the wait")
+    airflow.signal(holder, signal.SIGKILL)
+    airflow.restart(holder)
+    run.wait(
+        lambda: any("what another triggerer has written" in text for text in run.trigger_logs().values()),
+        "the wait to be taken over",
+    )
+    seen = max(map(int, re.findall(r"\[stdout 0\] line (\d+)", "".join(run.trigger_logs().values()))))
+    run.wait_trigger_log(rf"\[stdout 0\] line {seen + 3}\b")
+    run.open_gate()
+    assert run.wait_end() == "success"
+    (task,) = run.wait_tasks("Success")
+    token, *wrote = run.stdout(task).splitlines()
+    logged = "".join((*run.trigger_logs().values(), *run.worker_logs().values()))
+    lines = [int(number) for number in re.findall(r"\[stdout 0\] line (\d+)", logged)]
+    assert sorted(lines) == list(range(len(wrote)))
+    # The API token is masked in the triggerer, too.
+    assert run.lane.qarnot.token in token
+    assert run.lane.qarnot.token not in logged
+    assert "[stdout 0] token ***" in logged

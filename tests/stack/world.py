@@ -126,6 +126,10 @@ class Run:
 
         return self.wait(lambda: found() or (not wanted and not look()), f"{wanted} on Qarnot")
 
+    def stdout(self, task: Task) -> str:
+        """What the first instance of *task* wrote."""
+        return self._client.tasks.stdout(task.uuid, 0)
+
     def aborts(self, task: Task) -> int:
         """How often somebody asked Qarnot to abort *task*."""
         return len(self.lane.requests("POST", f"/tasks/{task.uuid}/abort"))
@@ -181,6 +185,10 @@ class Run:
     def trigger_logs(self, task: str = "work", map_index: int = -1) -> dict[str, str]:
         """What each triggerer said of a task: text by file name (which ends with the triggerer's job)."""
         return self._logs("*.trigger.*.log", task, map_index)
+
+    def worker_logs(self, task: str = "work") -> dict[str, str]:
+        """What the tries said on their workers, by file name."""
+        return self._logs("attempt=?.log", task)
 
     def _logs(self, files: str, task: str, map_index: int = -1) -> dict[str, str]:
         folder = self.airflow.home / "logs" / f"dag_id={self.dag_id}" / f"run_id={self.run_id}"

@@ -76,6 +76,14 @@ for name, options in {
     with dag(name):
         HaltingTask(**{**WORK, **options})
 
+#: Writes a line now and then, and the API token, which only a careless command would.
+SPEAKING = (
+    "sh -c 'echo token {{ conn.get(dag_run.conf.conn).password }}; n=0; "
+    "until flock --nonblock --shared {{ dag_run.conf.gate }} true; do echo line $n; n=$((n+1)); sleep 0.3; done'"
+)
+with dag("live"):
+    QarnotRunTaskOperator(**{**WORK, "command": SPEAKING}, log_output="live")
+
 for count in (3, 12):
     with dag(f"mapped_{count}"):
         QarnotRunTaskOperator.partial(**WORK).expand(constants=[{"N": str(n)} for n in range(count)])
