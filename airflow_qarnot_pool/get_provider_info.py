@@ -30,7 +30,13 @@ def get_provider_info() -> dict[str, Any]:
                 "tags": ["service"],
             }
         ],
-        "hooks": [{"integration-name": "Qarnot", "python-modules": ["airflow_qarnot_pool.hooks.qarnot"]}],
+        "hooks": [
+            {
+                "integration-name": "Qarnot",
+                "python-modules": ["airflow_qarnot_pool.hooks.qarnot", "airflow_qarnot_pool.hooks.storage"],
+            }
+        ],
+        "filesystems": ["airflow_qarnot_pool.fs.qarnot"],
         "operators": [
             {
                 "integration-name": "Qarnot",

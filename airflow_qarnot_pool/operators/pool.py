@@ -320,7 +320,9 @@ class QarnotUpdatePoolOperator(QarnotOperator):
     :param scaling: new scaling policies.
     :param constants: constants to add or change.
     :param tags: the user's tags, instead of the present ones; the provider's own stay.
-    :param sync_resources: fetch the files of the pool's resource buckets to the nodes once more.
+    :param sync_resources: fetch the files of the pool's resource buckets to the nodes once more. It goes on while
+        this returns: a task that needs the new files waits for it with ``task_spec=
+        {"wait_for_pool_resources_synchronization": True}``.
     """
 
     template_fields = (

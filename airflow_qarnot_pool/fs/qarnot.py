@@ -1,0 +1,21 @@
+"""``ObjectStoragePath("qarnot://qarnot_default@bucket/key")``: Airflow's object storage on Qarnot's buckets.
+
+Airflow looks for ``schemes`` and ``get_fs`` here (provider metadata, ``filesystems``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from airflow_qarnot_pool.fs.filesystem import QarnotFileSystem
+
+schemes = ["qarnot"]
+
+
+def get_fs(conn_id: str | None = None, storage_options: Mapping[str, Any] | None = None) -> QarnotFileSystem:
+    """The file system of a connection of type ``qarnot``; default: ``qarnot_default``."""
+    from airflow_qarnot_pool.fs.filesystem import QarnotFileSystem
+
+    return QarnotFileSystem(conn_id=conn_id, **(storage_options or {}))

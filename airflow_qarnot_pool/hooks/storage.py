@@ -1,0 +1,217 @@
+"""Files in the buckets of a Qarnot account (``[storage]`` extra)."""
+
+from __future__ import annotations
+
+import builtins
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from airflow_qarnot_pool.api.errors import (
+    QarnotBucketNotFoundError,
+    QarnotCredentialsError,
+    QarnotError,
+    QarnotInvalidSpecError,
+)
+from airflow_qarnot_pool.hooks.qarnot import QarnotHook
+
+if TYPE_CHECKING:
+    import os
+
+    from airflow_qarnot_pool.hooks.settings import ConnectionSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredFile:
+    """A file in a bucket. ``size`` is in bytes."""
+
+    key: str
+    size: int
+    modified: datetime | None = None
+
+
+class QarnotStorageHook(QarnotHook):
+    """Upload inputs and fetch results, with the Airflow connection that everything else uses.
+
+    .. code-block:: python
+
+        storage = QarnotStorageHook()
+        storage.upload("scenes", "/data/scenes")  # a folder, with all below it
+        storage.upload("scenes", b'{"frames": 12}', key="settings.json")
+        ...
+        storage.download("frames", "/data/frames", prefix="2026-01-01/")
+
+    Buckets that are missing are made. Storage: S3, with the account's e-mail as access key and its API token as
+    secret key (Qarnot API: ``/settings``, ``/info``).
+
+    :param qarnot_conn_id: connection of type ``qarnot``.
+    """
+
+    @cached_property
+    def s3(self) -> Any:
+        """A boto3 client for whatever is not here."""
+        return s3_client(self.settings)
+
+    def upload(self, bucket: str, source: str | os.PathLike[str] | bytes, key: str = "") -> list[str]:
+        """Upload a file, a folder with all below it, or bytes; returns the keys.
+
+        :param key: of the file (default: its name) or the bytes; of a folder, what all keys begin with.
+        :raises FileNotFoundError: there is no such file or folder.
+        """
+        if isinstance(source, bytes):
+            if not key:
+                raise QarnotInvalidSpecError("Bytes have no name: give key='...'", field="key")
+            with explained(f"{key} could not be uploaded to bucket {bucket}", bucket):
+                self.s3.create_bucket(Bucket=bucket)
+                self.s3.put_object(Bucket=bucket, Key=key, Body=source)
+            return [key]
+        path = Path(source)
+        if not path.exists():
+            raise FileNotFoundError(f"There is no {path} to upload to bucket {bucket} on this worker")
+        if path.is_dir():
+            start = f"{key.rstrip('/')}/" if key else ""
+            files = [(one, start + one.relative_to(path).as_posix()) for one in _files(path)]
+        else:
+            files = [(path, key or path.name)]
+        with explained(f"{path} could not be uploaded to bucket {bucket}", bucket):
+            # Fine where it exists: Qarnot's CreateBucket is idempotent for its owner.
+            self.s3.create_bucket(Bucket=bucket)
+            for file, name in files:
+                self.s3.upload_file(str(file), bucket, name)
+        self.log.info("Uploaded %d files to bucket %s", len(files), bucket)
+        return [name for _, name in files]
+
+    def list(self, bucket: str, prefix: str = "") -> list[StoredFile]:
+        """The files of a bucket whose keys begin with *prefix*, sorted by key.
+
+        :raises QarnotBucketNotFoundError: there is no such bucket.
+        """
+        with explained(f"Bucket {bucket} could not be listed", bucket):
+            pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+            return [
+                StoredFile(key=one["Key"], size=one["Size"], modified=one.get("LastModified"))
+                for page in pages
+                for one in page.get("Contents", ())
+                if not one["Key"].endswith("/")
+            ]
+
+    def download(
+        self,
+        bucket: str,
+        directory: str | os.PathLike[str],
+        prefix: str = "",
+        whitelist: str | None = None,
+    ) -> builtins.list[Path]:
+        """Download files into *directory*, under their keys without *prefix*; returns where they are.
+
+        :param whitelist: regular expression to be found in the keys, as ``results_whitelist`` of a task.
+        :raises QarnotError: a key would lead out of the directory.
+        """
+        wanted = [
+            one.key for one in self.list(bucket, prefix) if not whitelist or re.search(whitelist, one.key)
+        ]
+        base = Path(directory)
+        targets = [(key, base / _below(key, prefix)) for key in wanted]
+        for key, target in targets:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with explained(f"{key} could not be read from bucket {bucket}", bucket):
+                self.s3.download_file(bucket, key, str(target))
+        self.log.info("Downloaded %d files from bucket %s", len(targets), bucket)
+        return [target for _, target in targets]
+
+    def read(self, bucket: str, key: str) -> bytes:
+        """The content of one file."""
+        with explained(f"{key} could not be read from bucket {bucket}", bucket):
+            data: bytes = self.s3.get_object(Bucket=bucket, Key=key)["Body"].read()
+        return data
+
+
+def s3_client(settings: ConnectionSettings) -> Any:
+    """A boto3 client for the storage of a connection.
+
+    :raises QarnotInvalidSpecError: boto3 is not installed, or this Qarnot has no storage.
+    """
+    try:
+        import boto3
+        from botocore.config import Config
+    except ImportError:
+        raise QarnotInvalidSpecError(
+            "Files in buckets need boto3: pip install 'airflow-qarnot-pool[storage]'", field="bucket"
+        ) from None
+    client = settings.client()
+    endpoint = client.storage_url()
+    if endpoint is None:
+        raise QarnotInvalidSpecError(
+            f"The Qarnot of connection {settings.conn_id!r} has no storage", field="storage_url"
+        )
+    proxies = {"http": settings.proxy, "https": settings.proxy}
+    # A session of its own: the default one is shared by all threads of the process.
+    return boto3.session.Session().client(
+        "s3",
+        endpoint_url=endpoint,
+        aws_access_key_id=client.account.info().email,
+        aws_secret_access_key=settings.token,
+        # Qarnot has no regions; any other than this one would have to be named again in CreateBucket.
+        region_name="us-east-1",
+        verify=settings.verify,
+        config=Config(
+            s3={"addressing_style": "path"},
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            retries={"mode": "standard", "max_attempts": 5},
+            proxies=proxies if settings.proxy else {},
+        ),
+    )
+
+
+@contextmanager
+def explained(what: str, bucket: str) -> Iterator[None]:
+    """Turn what boto3 raises into an error of ours that begins with *what*."""
+    try:
+        yield
+    except QarnotError:
+        raise
+    except Exception as error:
+        from boto3.exceptions import Boto3Error
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        if not isinstance(error, (Boto3Error, BotoCoreError, ClientError)):
+            raise
+        answer = getattr(error, "response", {})
+        status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        code = str(answer.get("Error", {}).get("Code"))
+        if code == "NoSuchBucket":
+            raise QarnotBucketNotFoundError(
+                f"{what}: there is no such bucket", kind="bucket", ref=bucket
+            ) from error
+        if status in (401, 403):
+            raise QarnotCredentialsError(
+                f"{what}: the storage refuses the account's token ({code}); is the connection's token the one "
+                "of the account?",
+                status=status,
+                kind="bucket",
+                ref=bucket,
+            ) from error
+        raise QarnotError(f"{what}: {error}", status=status, kind="bucket", ref=bucket) from error
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (one for one in sorted(folder.rglob("*")) if one.is_file())
+
+
+def _below(key: str, prefix: str) -> PurePosixPath:
+    """Where a key goes below a directory: without *prefix*, and never out of it."""
+    name = PurePosixPath(key.removeprefix(prefix).lstrip("/") or PurePosixPath(key).name)
+    if ".." in name.parts:
+        raise QarnotError(
+            f"The key {key!r} leads out of the directory it would be downloaded to", kind="bucket"
+        )
+    return name
+
+
+__all__ = ["QarnotStorageHook", "StoredFile", "explained", "s3_client"]

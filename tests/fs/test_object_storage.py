@@ -1,0 +1,128 @@
+"""Airflow's object storage on Qarnot's buckets: ``ObjectStoragePath("qarnot://...")`` on a real S3."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import urllib.request
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from airflow.sdk import ObjectStoragePath
+
+from airflow_qarnot_pool.exceptions import QarnotCredentialsError
+from airflow_qarnot_pool.local import LocalQarnot
+
+pytest.importorskip("boto3")
+pytestmark = pytest.mark.usefixtures("qarnot")
+
+
+@pytest.fixture
+def bucket(request: pytest.FixtureRequest) -> ObjectStoragePath:
+    """A bucket by the test's name."""
+    name = request.node.name.replace("_", "-").lower()[:50].strip("-")
+    path = ObjectStoragePath(f"qarnot://qarnot_default@{name}/")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def test_what_is_written_can_be_read(bucket: ObjectStoragePath) -> None:
+    file = bucket / "a" / "b.txt"
+    assert not file.exists()
+    with file.open("w") as stream:
+        stream.write("first\nsecond\n")
+    assert file.exists()
+    assert file.is_file()
+    assert file.read_text() == "first\nsecond\n"
+    with file.open() as stream:
+        assert list(stream) == ["first\n", "second\n"]
+    assert file.stat().st_size == 13
+    assert datetime.now(UTC).timestamp() - file.stat().st_mtime < 600
+    assert (file.bucket, file.key) == (bucket.bucket, "a/b.txt")
+
+
+def test_large_files_travel_in_parts_both_ways(bucket: ObjectStoragePath) -> None:
+    data = bytes(range(256)) * 80_000  # 20 MB
+    file = bucket / "large"
+    file.write_bytes(data)
+    assert file.size() == len(data)
+    with file.open("rb") as stream:
+        stream.seek(10_000_001)
+        assert stream.read(300) == data[10_000_001:10_000_301]
+    assert file.read_bytes() == data
+
+
+def test_folders_are_what_keys_have_in_common(bucket: ObjectStoragePath) -> None:
+    for key in ("x", "a/1", "a/2", "a/deep/3", "ab"):
+        (bucket / key).write_bytes(b"")
+    assert sorted(one.name for one in bucket.iterdir()) == ["a", "ab", "x"]
+    assert sorted(one.name for one in (bucket / "a").iterdir()) == ["1", "2", "deep"]
+    assert (bucket / "a").is_dir()
+    assert not (bucket / "a").is_file()
+    assert bucket.is_dir()
+    assert [str(one.key) for one in sorted(bucket.glob("a/*"), key=str)][:2] == ["a/1", "a/2"]
+    assert not (bucket / "missing").exists()
+    assert not ObjectStoragePath("qarnot://qarnot_default@no-such-bucket/x").exists()
+    with pytest.raises(IsADirectoryError, match="folder"):
+        (bucket / "a").read_bytes()
+
+
+def test_what_is_missing_is_named(bucket: ObjectStoragePath) -> None:
+    with pytest.raises(FileNotFoundError, match="no x in bucket"):
+        (bucket / "x").read_text()
+    with pytest.raises(FileNotFoundError, match=r"no-such-bucket.*no such bucket"):
+        ObjectStoragePath("qarnot://qarnot_default@no-such-bucket/x").read_text()
+
+
+def test_files_are_copied_moved_and_deleted(bucket: ObjectStoragePath, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "one.txt").write_text("1")
+    ObjectStoragePath(f"file://{tmp_path}/in/one.txt").copy(bucket / "one.txt")
+    (bucket / "one.txt").copy(bucket / "two.txt")
+    (bucket / "two.txt").rename(bucket / "three.txt")
+    (bucket / "three.txt").copy(ObjectStoragePath(f"file://{tmp_path}/out.txt"))
+    assert (tmp_path / "out.txt").read_text() == "1"
+    assert sorted(one.name for one in bucket.iterdir()) == ["one.txt", "three.txt"]
+    (bucket / "one.txt").unlink()
+    assert [one.name for one in bucket.iterdir()] == ["three.txt"]
+    bucket.rmdir(recursive=True)
+    assert not bucket.exists()
+
+
+def test_a_file_that_could_not_be_written_to_its_end_is_not_there(bucket: ObjectStoragePath) -> None:
+    def half() -> None:
+        with (bucket / "half").open("wb") as file:
+            file.write(b"half")
+            raise RuntimeError("no more")
+
+    with pytest.raises(RuntimeError, match="no more"):
+        half()
+    assert not (bucket / "half").exists()
+
+
+def test_a_signed_url_gives_the_file_to_who_has_no_account(bucket: ObjectStoragePath) -> None:
+    (bucket / "a").write_text("for you")
+    url = (bucket / "a").sign(60)
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    assert opener.open(url).read() == b"for you"
+
+
+def test_no_secret_travels_with_a_path(bucket: ObjectStoragePath, qarnot: LocalQarnot) -> None:
+    (bucket / "a").write_text("x")
+    assert qarnot.token not in str(vars(bucket.fs)) + repr(bucket) + bucket.fs.to_json()
+    assert qarnot.token.encode() not in pickle.dumps(bucket.fs)
+    assert copy.deepcopy(pickle.loads(pickle.dumps(bucket.fs))).cat_file(f"{bucket.bucket}/a") == b"x"
+
+
+def test_without_a_connection_it_is_the_default_one(bucket: ObjectStoragePath) -> None:
+    (bucket / "a").write_text("x")
+    assert ObjectStoragePath(f"qarnot://{bucket.bucket}/a", conn_id=None).fs.conn_id == "qarnot_default"
+
+
+def test_a_refused_token_is_told(qarnot: LocalQarnot, monkeypatch: pytest.MonkeyPatch) -> None:
+    connection = {"conn_type": "qarnot", "host": qarnot.url, "password": "wrong"}
+    monkeypatch.setenv("AIRFLOW_CONN_WRONG", json.dumps(connection))
+    with pytest.raises(QarnotCredentialsError):
+        ObjectStoragePath("qarnot://wrong@some/x").read_text()
