@@ -51,7 +51,7 @@ _AT_ONCE = 8
 
 
 class Decision(StrEnum):
-    """How a remote object was come by."""
+    """How a remote object was come by: this try made it, or an earlier one did."""
 
     FRESH_SUBMIT = "fresh_submit"
     ADOPTED = "adopted"
@@ -102,7 +102,9 @@ def claim(
             log.info("Ending %s %s of an earlier life of this Airflow task", resource.kind, uuid)
             end(resource, uuid)
         if plan.use is not None:
-            return _use(resource, plan.use, found[plan.use.uuid])
+            return _use(resource, life, plan.use, found[plan.use.uuid])
+        if (spent := _ended_in_this_try(life, found, fingerprint)) is not None:
+            return _use(resource, life, spent, found[spent.uuid])
         generation = plan.generation
         name = life.shortname(generation)
         if taken and name not in {one.shortname for one in found.values()}:
@@ -228,9 +230,25 @@ def _alike(found: dict[str, Any], life: Life, fingerprint: str) -> list[Any]:
     ]
 
 
-def _use(resource: PoolResource | TaskResource, relic: Relic, found: Pool | Task) -> Claim:
-    decision = Decision.ALREADY_SUCCEEDED if relic.fate is Fate.SUCCEEDED else Decision.ADOPTED
-    log.info("Using %s %s, made by an earlier try (%s, %s)", resource.kind, relic.uuid, found.state, decision)
+def _ended_in_this_try(life: Life, found: dict[str, Any], fingerprint: str) -> Relic | None:
+    """What this very try made, its answer lost, and what ended before it was looked up: that is its end."""
+    mine = [Relic.of(one) for one in _alike(found, life, fingerprint)]
+    ended = [one for one in mine if one.try_number == life.try_number and one.fate is not Fate.LIVE]
+    return max(ended, key=lambda relic: relic.generation, default=None)
+
+
+def _use(resource: PoolResource | TaskResource, life: Life, relic: Relic, found: Pool | Task) -> Claim:
+    if relic.try_number == life.try_number:
+        # Nobody left it behind: this try made it, and only now learns its uuid.
+        decision = Decision.FRESH_SUBMIT
+        log.info(
+            "%s %s was created, its answer lost (%s)", resource.kind.capitalize(), relic.uuid, found.state
+        )
+    else:
+        decision = Decision.ALREADY_SUCCEEDED if relic.fate is Fate.SUCCEEDED else Decision.ADOPTED
+        log.info(
+            "Using %s %s, made by an earlier try (%s, %s)", resource.kind, relic.uuid, found.state, decision
+        )
     return Claim(uuid=relic.uuid, decision=decision, generation=relic.generation, found=found)
 
 
@@ -246,4 +264,4 @@ def _oldest(resource: PoolResource | TaskResource, life: Life, fingerprint: str,
     if plan.use is None or plan.use.uuid == created:
         generation = plan.use.generation if plan.use else plan.generation
         return Claim(uuid=created, decision=Decision.FRESH_SUBMIT, generation=generation)
-    return _use(resource, plan.use, found[plan.use.uuid])
+    return _use(resource, life, plan.use, found[plan.use.uuid])

@@ -6,13 +6,14 @@ A condition judges one look at a pool or Qarnot task. Judging never counts an un
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_qarnot_pool.api import states
-from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
+from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError, QarnotUnknownStateError
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.models import Pool, Task
@@ -29,6 +30,32 @@ class Verdict(StrEnum):
 
 
 _PARSE = {"pool": states.parse_pool_state, "task": states.parse_task_state}
+NOUNS = {"pool": "pool", "task": "Qarnot task"}
+#: What people say, and Qarnot's name for it.
+_MEANT = {
+    "pool": {
+        "ready": "FullyExecuting",
+        "running": "FullyExecuting",
+        "warm": "FullyExecuting",
+        "started": "PartiallyExecuting",
+        "done": "Closed",
+        "stopped": "Closed",
+        "failed": "Failure",
+        "deleted": "PendingDelete",
+        "gone": "PendingDelete",
+    },
+    "task": {
+        "running": "FullyExecuting",
+        "done": "Success",
+        "succeeded": "Success",
+        "completed": "Success",
+        "failed": "Failure",
+        "aborted": "Cancelled",
+        "closed": "Cancelled",
+        "deleted": "PendingDelete",
+        "gone": "PendingDelete",
+    },
+}
 _CAN_REACH = {"pool": states.pool_can_reach, "task": states.task_can_reach}
 _HAS_PASSED = {"pool": states.pool_has_passed, "task": states.task_has_passed}
 
@@ -48,7 +75,7 @@ class Condition:
     def __post_init__(self) -> None:
         if not self.targets and self.ready_slots is None:
             raise QarnotInvalidSpecError("Nothing to wait for: name target states or a number of ready slots")
-        object.__setattr__(self, "targets", tuple(str(_PARSE[self.kind](one)) for one in self.targets))
+        object.__setattr__(self, "targets", tuple(_target(self.kind, one) for one in self.targets))
         if self.ready_slots is not None and (self.kind != "pool" or self.ready_slots < 1):
             raise QarnotInvalidSpecError(
                 f"ready_slots must be at least 1 and is for pools only, not {self.ready_slots!r} of a {self.kind}",
@@ -91,6 +118,24 @@ class Condition:
         """Read back what :meth:`to_kwargs` of this or an earlier release wrote."""
         known = {name: kwargs[name] for name in cls.__dataclass_fields__ if name in kwargs}
         return cls(**{**known, "targets": tuple(known.get("targets", ()))})
+
+
+def _target(kind: Kind, name: str) -> str:
+    """A state that may be waited for, in Qarnot's spelling.
+
+    :raises QarnotInvalidSpecError: there is no such state.
+    """
+    try:
+        return str(_PARSE[kind](name))
+    except QarnotUnknownStateError:
+        known = [str(one) for one in (states.PoolState if kind == "pool" else states.TaskState)]
+        meant = _MEANT[kind].get(str(name).strip().lower())
+        meant = meant or next(iter(difflib.get_close_matches(str(name), known, n=1)), None)
+        raise QarnotInvalidSpecError(
+            f"{name!r} is no state of a {NOUNS[kind]}",
+            field="target_states",
+            remedy=(f"Did you mean {meant!r}? " if meant else "") + f"The states are {', '.join(known)}.",
+        ) from None
 
 
 def _slots(pool: Pool) -> int:

@@ -18,8 +18,10 @@ from airflow_qarnot_pool.api.errors import (
     QarnotGoneError,
     QarnotInvalidSpecError,
     QarnotNotFoundError,
+    QarnotProtocolError,
     QarnotQuotaError,
     QarnotUnavailableError,
+    QarnotUnknownStateError,
 )
 from airflow_qarnot_pool.compat import TaskDeferralError, TaskDeferralTimeout
 from airflow_qarnot_pool.conditions import Condition, Ending, Kind, Outcome, concluded, late
@@ -464,8 +466,9 @@ def wait_here(
                 uuid=uuid,
                 message=f"{NOUN[condition.kind]} {uuid} is gone before its end was seen ({error})",
             )
-        except QarnotUnavailableError:
-            pass  # the transport has logged it, and waited
+        except (QarnotUnavailableError, QarnotProtocolError) as error:
+            if not passing(error):
+                raise  # otherwise the transport has logged it, and waited
         if deadline is not None and datetime.now(UTC) >= deadline:
             return Outcome(
                 ending=Ending.TIMEOUT,
@@ -477,6 +480,19 @@ def wait_here(
         killed.wait(max(0.0, min(pause, left)))
         pause = min(interval, pause * 1.5)
     return None
+
+
+def passing(error: QarnotError) -> bool:
+    """Whether *error* says nothing about what is waited for, and asking again later may do: it ends no wait.
+
+    An answer that cannot be understood is often that of a proxy in bad weather; a redirect or a state that this
+    release does not know stays what it is.
+    """
+    if isinstance(error, QarnotUnknownStateError):
+        return False
+    return isinstance(error, QarnotUnavailableError) or (
+        isinstance(error, QarnotProtocolError) and (error.status or 200) < 300
+    )
 
 
 def already(claimed: Claim, condition: Condition) -> Outcome | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -16,7 +17,8 @@ from airflow_qarnot_pool.conditions import Condition, Ending, Kind, Outcome, con
 from airflow_qarnot_pool.exceptions import QarnotStateUnreachableError
 from airflow_qarnot_pool.hooks.qarnot import QarnotHook
 from airflow_qarnot_pool.links import LINKS
-from airflow_qarnot_pool.operators.base import NOUN, check_wait, reference, seconds_between_looks
+from airflow_qarnot_pool.operators.base import NOUN, check_wait, passing, reference, seconds_between_looks
+from airflow_qarnot_pool.operators.parameters import is_uuid
 from airflow_qarnot_pool.templates import is_templated
 
 if TYPE_CHECKING:
@@ -34,6 +36,10 @@ class QarnotSensor(BaseSensorOperator):
         and ``poke_interval`` apply.
     :param poll_interval: seconds (or a timedelta) between two looks while deferred.
     :param wait_timeout: longest wait, in both modes; default: the sensor's ``timeout``.
+
+    ``soft_fail`` skips where the target can no longer be reached, where the object is gone, and where the time is
+    over; what is wrong with the connection or the DAG fails all the same, and so does an object that was never
+    there. ``never_fail`` skips for every error. An outage ends no wait.
     """
 
     kind: ClassVar[Kind]
@@ -94,7 +100,7 @@ class QarnotSensor(BaseSensorOperator):
         if not self.deferrable:
             return super().execute(context)
         try:
-            look = self._resource.get(self._ref)
+            look = self._first_look()
             self._show_link(context, look.uuid)
             outcome = concluded(self._condition(), look)
             if outcome is None:
@@ -102,6 +108,23 @@ class QarnotSensor(BaseSensorOperator):
             return self._conclude(outcome)
         except QarnotError as error:
             raise self._softened(error) from error
+
+    def _first_look(self) -> Any:
+        """Look, through an outage: where the uuid is known the trigger waits it out."""
+        began = time.monotonic()
+        while True:
+            try:
+                return self._resource.get(self._ref)
+            except QarnotError as error:
+                if not passing(error):
+                    raise
+                self.log.warning("Could not look at %s, looking again: %s", self._ref, error)
+                if time.monotonic() - began >= self.timeout:
+                    late = f"{NOUN[self.kind]} {self._ref} could not be looked at in {self.timeout:.0f} s: {error}"
+                    self._conclude(Outcome(ending=Ending.TIMEOUT, uuid=self._ref, message=late))
+            if is_uuid(self._ref):
+                self._defer(self._ref)
+            time.sleep(seconds_between_looks(self.poll_interval))
 
     def _defer(self, uuid: str) -> NoReturn:
         limit = timedelta(seconds=self.timeout)
@@ -135,9 +158,14 @@ class QarnotSensor(BaseSensorOperator):
         try:
             look = self._resource.get(self._ref)
         except QarnotNotFoundError as error:
-            if self._history and self._condition().met_by_absence:
+            if self._condition().met_by_absence and self._looked_before(context):
                 return True
             raise self._softened(error) from error
+        except QarnotError as error:
+            if not passing(error):
+                raise self._softened(error) from error
+            self.log.warning("Could not look at %s, looking again: %s", self._ref, error)
+            return False
         if not self._history:
             self._show_link(context, look.uuid)
         outcome = concluded(self._condition(), look, self._history)
@@ -150,6 +178,12 @@ class QarnotSensor(BaseSensorOperator):
         except QarnotError as error:
             raise self._softened(error) from error
         return True
+
+    def _looked_before(self, context: Context) -> bool:
+        """Whether this try has looked before, and seen the object; a rescheduled sensor is a new one each time."""
+        return bool(self._history) or (
+            self.reschedule and context["ti"].get_first_reschedule_date(context) is not None
+        )
 
     def _conclude(self, outcome: Outcome) -> None:
         if outcome.ending is Ending.MET:
@@ -170,7 +204,8 @@ class QarnotSensor(BaseSensorOperator):
 
     def _softened(self, error: QarnotError) -> Exception:
         """What ``soft_fail`` and ``never_fail`` make of an error that will not pass."""
-        if self.soft_fail or self.never_fail:
+        about_the_object = isinstance(error, (QarnotStateUnreachableError, QarnotGoneError))
+        if self.never_fail or (self.soft_fail and about_the_object):
             return AirflowSkipException(str(error))
         return error
 

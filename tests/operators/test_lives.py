@@ -306,6 +306,35 @@ def test_one_taken_over_and_cancelled_by_somebody_is_submitted_again_once(
     assert len(made_for(client.tasks, run_id)) == 2
 
 
+@TASKS
+@pytest.mark.parametrize("looked", [True, False], ids=["while it is waited for", "before it is looked up"])
+def test_a_cancel_by_somebody_is_not_undone_where_only_the_answer_was_lost(
+    qarnot: LocalQarnot, client: QarnotClient, story: Story, looked: bool
+) -> None:
+    """No earlier try has left it on its way out: whoever cancelled it meant this one."""
+
+    def network(send: Any, call: Any) -> Answer:
+        if call.method == "POST" and re.search(story.path, call.path):
+            made = json.loads(send().body)["uuid"]
+            if not looked:
+                client.tasks.abort(made)
+                eventually(lambda: story.state(made) == "Cancelled")
+            raise _NoAnswer("no complete answer", touched=True)
+        return send()  # type: ignore[no-any-return]
+
+    with exchanging(network):
+        if looked:
+            deferred, context = defer(story.make, story.ti())
+        else:
+            with pytest.raises(QarnotTaskCancelledError):
+                story.make().execute(context_of(story.make(), story.ti()))
+    if looked:
+        client.tasks.abort(deferred.trigger.uuid)
+        with pytest.raises(QarnotTaskCancelledError):
+            story.make().resume_execution(deferred.method_name, {"event": fire(deferred)}, context)
+    assert len(story.made()) == 1
+
+
 @MODES
 @TASKS
 def test_submitting_again_does_not_lengthen_the_wait(

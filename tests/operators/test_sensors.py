@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+import os
+from datetime import UTC, datetime, timedelta
 from functools import partial
+from typing import Any
 
 import pytest
+from airflow.sdk.exceptions import AirflowRescheduleException
 
 from airflow_qarnot_pool.api.client import QarnotClient
-from airflow_qarnot_pool.api.errors import QarnotUnknownStateError
 from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
 from airflow_qarnot_pool.compat import AirflowSensorTimeout, AirflowSkipException
+from airflow_qarnot_pool.conditions import Ending, Outcome
 from airflow_qarnot_pool.exceptions import (
+    QarnotCredentialsError,
     QarnotInvalidSpecError,
     QarnotNotFoundError,
     QarnotStateUnreachableError,
@@ -19,7 +23,8 @@ from airflow_qarnot_pool.exceptions import (
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.sensors.pool import QarnotPoolSensor
 from airflow_qarnot_pool.sensors.task import QarnotTaskSensor
-from tests.harness import context_of, defer, resume, run
+from tests.harness import FakeTI, context_of, defer, resume, run
+from tests.operators.conftest import connect
 
 pool_sensor = partial(QarnotPoolSensor, task_id="sense", poke_interval=0.1)
 task_sensor = partial(QarnotTaskSensor, task_id="sense", poke_interval=0.1)
@@ -93,6 +98,96 @@ def test_the_object_must_exist(qarnot: LocalQarnot, deferrable: bool) -> None:
         run(partial(pool_sensor, qarnot_pool="nobody", deferrable=deferrable))
 
 
+@MODES
+@pytest.mark.parametrize("ref", ["uuid", "shortname"])
+@pytest.mark.parametrize("kind", ["status", "reset", "garbage"])
+def test_an_outage_ends_no_wait(
+    qarnot: LocalQarnot,
+    client: QarnotClient,
+    pool: str,
+    monkeypatch: pytest.MonkeyPatch,
+    deferrable: bool,
+    ref: str,
+    kind: str,
+) -> None:
+    """At the first look, which one request with all its retries does not live through."""
+    monkeypatch.setattr("airflow_qarnot_pool.api.transport.MAX_WAIT", 0.01)
+    uuid = client.tasks.create(
+        TaskSpec(name="x", shortname=f"out-{kind}-{deferrable}", pool=pool, command="true")
+    )
+    sensor = partial(
+        task_sensor, qarnot_task=uuid if ref == "uuid" else f"out-{kind}-{deferrable}", deferrable=deferrable
+    )
+    qarnot.faults([{"path": "^/tasks", "times": 9, "kind": kind, "status": 503}])
+    run(sensor)
+    client.tasks.delete(uuid)
+
+
+def test_an_outage_that_lasts_is_the_end_of_the_time(
+    qarnot: LocalQarnot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_qarnot_pool.api.transport.MAX_WAIT", 0.01)
+    qarnot.faults([{"path": "^/tasks", "times": 999, "kind": "status", "status": 503}])
+    late = partial(task_sensor, qarnot_task="x", wait_timeout=timedelta(seconds=0.1))
+    with pytest.raises(AirflowSensorTimeout, match="could not be looked at"):
+        run(late)
+    with pytest.raises(AirflowSkipException):
+        run(partial(late, soft_fail=True))
+
+
+@MODES
+def test_soft_fail_hides_no_mistake(
+    server: LocalQarnot, monkeypatch: pytest.MonkeyPatch, deferrable: bool
+) -> None:
+    """A wrong token is no reason to skip what comes after the sensor; ``never_fail`` says that it is."""
+    connect(server, monkeypatch)
+    value = os.environ["AIRFLOW_CONN_QARNOT_DEFAULT"].replace(server.token, "wrong-token")
+    monkeypatch.setenv("AIRFLOW_CONN_QARNOT_DEFAULT", value)
+    sensor = partial(pool_sensor, qarnot_pool="x", deferrable=deferrable)
+    with pytest.raises(QarnotCredentialsError):
+        run(partial(sensor, soft_fail=True))
+    with pytest.raises(AirflowSkipException):
+        run(partial(sensor, never_fail=True))
+
+
+def test_soft_fail_hides_no_mistake_that_the_trigger_meets(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str
+) -> None:
+    sensor = task_sensor(qarnot_task="x", soft_fail=True)
+    context = context_of(sensor)
+    wrong = Outcome(ending=Ending.ERROR, uuid="x", message="no", carry={"error": "QarnotCredentialsError"})
+    with pytest.raises(QarnotCredentialsError):
+        sensor.execute_complete(context, wrong.to_event())
+    gone = Outcome(ending=Ending.GONE, uuid="x", message="gone")
+    with pytest.raises(AirflowSkipException):
+        sensor.execute_complete(context, gone.to_event())
+
+
+def test_a_rescheduled_sensor_sees_that_the_pool_is_gone(qarnot: LocalQarnot, client: QarnotClient) -> None:
+    """Each of its looks is made by a new object, which remembers nothing."""
+    uuid = client.pools.create(PoolSpec(name="x"))
+    make = partial(
+        pool_sensor, qarnot_pool=uuid, target_states="PendingDelete", deferrable=False, mode="reschedule"
+    )
+    context = {**context_of(make()), "ti": ReschedulingTI()}
+    with pytest.raises(AirflowRescheduleException):
+        make().execute(context)
+    client.pools.delete(uuid)
+    while client.pools.find(uuid) is not None:
+        pass
+    with pytest.raises(QarnotNotFoundError):
+        make().execute(context)  # the first look of another try
+    context["ti"].rescheduled = datetime.now(UTC)
+    make().execute(context)
+
+
+class ReschedulingTI(FakeTI):
+    rescheduled: datetime | None = None
+
+    def get_first_reschedule_date(self, context: Any) -> datetime | None:
+        return self.rescheduled
+
+
 def test_what_is_there_already_needs_no_trigger(qarnot: LocalQarnot, client: QarnotClient, pool: str) -> None:
     uuid = client.tasks.create(TaskSpec(name="x", pool=pool, command="true"))
     run(partial(task_sensor, qarnot_task=uuid))
@@ -101,9 +196,9 @@ def test_what_is_there_already_needs_no_trigger(qarnot: LocalQarnot, client: Qar
 
 
 def test_bad_targets_are_refused_when_the_dag_is_parsed() -> None:
-    with pytest.raises(QarnotUnknownStateError, match="Warm"):
-        pool_sensor(qarnot_pool="x", target_states="Warm")
-    with pytest.raises(QarnotUnknownStateError, match="Closed"):
+    with pytest.raises(QarnotInvalidSpecError, match=r"'Ready' is no state of a pool.*mean 'FullyExecuting'"):
+        pool_sensor(qarnot_pool="x", target_states="Ready")
+    with pytest.raises(QarnotInvalidSpecError, match=r"'Closed' is no state of a Qarnot task.*Success"):
         task_sensor(qarnot_task="x", target_states="Closed")
     with pytest.raises(QarnotInvalidSpecError, match="exclude"):
         pool_sensor(qarnot_pool="x", target_states="Closed", ready_slots=1)

@@ -116,7 +116,7 @@ def test_nonsense_is_refused(make: object) -> None:
 
 
 def test_an_unknown_target_is_refused() -> None:
-    with pytest.raises(QarnotUnknownStateError, match="Ready"):
+    with pytest.raises(QarnotInvalidSpecError, match=r"'Ready'.*Did you mean 'FullyExecuting'"):
         target("Ready")
 
 
