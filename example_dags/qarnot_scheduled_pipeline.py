@@ -1,8 +1,9 @@
 """A pipeline that runs every morning: its stages hand files to each other in a bucket.
 
 The pool boots while Airflow goes on (`wait_for_completion=False`), and a sensor lets the work start as soon as two
-nodes are there. Each stage writes to the day's bucket; the next one reads it. `archive` is submitted without being
-waited for, and a sensor picks up its end while the report is written.
+nodes are there. Inputs go to the day's bucket by Airflow's own object storage (`ObjectStoragePath`, which needs the
+`[storage]` extra). Each stage reads the bucket and writes to it; the report reads its result there. `archive` is
+submitted without being waited for, and a sensor picks up its end while the report is written.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import logging
 from datetime import datetime, timedelta
 from typing import Any
 
-from airflow.sdk import DAG, chain, task
+from airflow.sdk import DAG, ObjectStoragePath, chain, task
 
 from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
@@ -21,12 +22,25 @@ from airflow_qarnot_pool.sensors.task import QarnotTaskSensor
 BUCKET = "sales-{{ dag_run.run_after | ds_nodash }}"
 
 
+STORAGE = "qarnot://qarnot_default@"
+
+
 @task
-def report(figures: Any) -> None:
-    """Tell what the day's computation took."""
+def prices(bucket: str) -> None:
+    """Put the day's input into the bucket."""
+    inputs = ObjectStoragePath(f"{STORAGE}{bucket}/inputs/")
+    inputs.mkdir(parents=True, exist_ok=True)
+    (inputs / "prices.txt").write_text("".join(f"{price}\n" for price in range(1, 101)))
+
+
+@task
+def report(figures: Any) -> int:
+    """Tell what the day's computation took, and what it found."""
+    best = ObjectStoragePath(f"{STORAGE}{figures['result_bucket']}/best.txt").read_text()
     logging.getLogger(__name__).info(
-        "%(succeeded)s of %(instances)s instances succeeded, results are in %(result_bucket)s", figures
+        "%s of %s instances succeeded; best: %s", figures["succeeded"], figures["instances"], best
     )
+    return int(best)
 
 
 with DAG(
@@ -60,8 +74,9 @@ with DAG(
     extract = QarnotRunTaskOperator(
         task_id="extract",
         qarnot_pool=open_pool.output,
-        command="sh -c 'seq ${INSTANCE_ID} 2 100 > sales-${INSTANCE_ID}.txt'",
+        command="sh -c 'grep ${INSTANCE_ID}$ prices.txt > sales-${INSTANCE_ID}.txt'",
         instance_count=2,
+        resource_buckets=[{"bucket": BUCKET, "prefix": "inputs/", "strip_prefix": "inputs/"}],
         result_bucket=BUCKET,
     )
     compute = QarnotRunTaskOperator(
@@ -82,4 +97,5 @@ with DAG(
     archived = QarnotTaskSensor(task_id="archived", qarnot_task=archive.output)
 
     chain(open_pool, pool_ready, extract, compute, archive, archived, close_pool)
+    chain(prices(BUCKET), extract)
     chain(compute, report(compute.output))

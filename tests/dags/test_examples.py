@@ -141,8 +141,9 @@ def test_qarnot_scheduled_pipeline(client: QarnotClient, qarnot: LocalQarnot) ->
         region_name="default",
     )
     keys = {one["Key"] for one in storage.list_objects_v2(Bucket=bucket)["Contents"]}
-    assert keys >= {"sales-0.txt", "sales-1.txt", "best.txt", "sales.tar.gz"}
+    assert keys >= {"inputs/prices.txt", "sales-0.txt", "sales-1.txt", "best.txt", "sales.tar.gz"}
     assert storage.get_object(Bucket=bucket, Key="best.txt")["Body"].read() == b"100\n"
+    assert run.dag_run.get_task_instance("report").xcom_pull(task_ids="report") == 100
 
 
 def test_qarnot_taskflow(client: QarnotClient) -> None:
