@@ -6,8 +6,9 @@ For the demo and for tests that need more than ``dag.test()``::
         run_id = airflow.trigger("my_dag", conf={"n": 3})
         assert airflow.wait_run("my_dag", run_id) == "success"
 
-It has an AIRFLOW_HOME and a port of its own, listens on loopback only and asks for no password there. All
-settings are environment variables, so no ``airflow.cfg`` of the user matters. Nothing here imports Airflow.
+It has an AIRFLOW_HOME and a port of its own, listens on loopback only and, unless ``users`` are given, asks for no
+password there. All settings are environment variables, so no ``airflow.cfg`` of the user matters. Nothing here
+imports Airflow.
 
 Nothing stays behind, whatever ends: every process carries a mark in its environment that its descendants inherit,
 and a watchdog kills everything with that mark as soon as this process is gone.
@@ -89,6 +90,8 @@ class AirflowStack:
     :param triggerers: how many triggerers; the components are ``triggerer`` or ``triggerer-1``, ``triggerer-2``...
     :param qarnot: what the connection ``qarnot_default`` points to.
     :param namespace: the connection's namespace.
+    :param users: role (viewer, user, op, admin) by name, for tests of what each may do; ``passwords`` has their
+        passwords. Without, everybody is an admin. One of them must be an admin: that is who :meth:`api` is.
     :param env: more environment variables, such as ``AIRFLOW__SCHEDULER__...``; they win.
     :param python: the interpreter whose Airflow is started.
     :param start_timeout: seconds until everything must be ready.
@@ -104,6 +107,7 @@ class AirflowStack:
         triggerers: int = 1,
         qarnot: Endpoint | None = None,
         namespace: str | None = None,
+        users: Mapping[str, str] | None = None,
         env: Mapping[str, str] | None = None,
         python: str = sys.executable,
         start_timeout: float = 180.0,
@@ -118,6 +122,8 @@ class AirflowStack:
         self._grace = grace
         self._id = secrets.token_hex(8)
         self._database = database
+        self._users = dict(users or {})
+        self.passwords = {name: secrets.token_urlsafe(12) for name in self._users}
         self._env = self._environment(dags.resolve(), qarnot, namespace, env or {})
         names = ["triggerer"] if triggerers == 1 else [f"triggerer-{n + 1}" for n in range(triggerers)]
         self._commands = {
@@ -143,8 +149,12 @@ class AirflowStack:
             "CORE__PARALLELISM": "16",
             "CORE__FERNET_KEY": base64.urlsafe_b64encode(os.urandom(32)).decode(),
             "CORE__EXECUTION_API_SERVER_URL": f"{self.url}/execution/",
-            # Loopback only, and thrown away afterwards: a password would only be in the way.
-            "CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
+            # Loopback only, and thrown away afterwards: a password is only in the way where roles do not matter.
+            "CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": str(not self._users),
+            "CORE__SIMPLE_AUTH_MANAGER_USERS": ",".join(
+                f"{name}:{role}" for name, role in self._users.items()
+            ),
+            "CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(self.home / "passwords.json"),
             "CORE__TEST_CONNECTION": "Enabled",
             "DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self.home}/airflow.db" if sqlite else self._database,
             "API__HOST": "127.0.0.1",
@@ -196,6 +206,7 @@ class AirflowStack:
         :raises StackError: a component ended, or was not ready in time.
         """
         self.logs.mkdir(parents=True, exist_ok=True)
+        (self.home / "passwords.json").write_text(json.dumps(self.passwords))
         self._watchdog = subprocess.Popen(
             [sys.executable, __file__, self._id], stdin=subprocess.PIPE, process_group=0
         )
@@ -377,10 +388,18 @@ class AirflowStack:
 
     def _auth(self) -> dict[str, str]:
         if "token" not in self.__dict__:
-            answer = self._session.get(f"{self.url}/auth/token", timeout=30)
-            answer.raise_for_status()
-            self.token = answer.json()["access_token"]
+            self.token = self.token_of(next((n for n, r in self._users.items() if r == "admin"), None))
         return {"Authorization": f"Bearer {self.token}"}
+
+    def token_of(self, user: str | None) -> str:
+        """A token of the REST API for one of the users, or for everybody where there are none."""
+        if user is None:
+            answer = self._session.get(f"{self.url}/auth/token", timeout=30)
+        else:
+            credentials = {"username": user, "password": self.passwords[user]}
+            answer = self._session.post(f"{self.url}/auth/token", json=credentials, timeout=30)
+        answer.raise_for_status()
+        return str(answer.json()["access_token"])
 
     def api(self, method: str, path: str, body: Any = None, **query: Any) -> Any:
         """One request to Airflow's public API (``/api/v2/`` + *path*), its answer as JSON.

@@ -153,7 +153,7 @@ class Asker:
             uuid: view.remember(self._memories.get(uuid), pool, now) for uuid, pool in self._pools.items()
         }
         self._read_tasks(client, tagged)
-        self._read_figures(client)
+        self._read_figures(client, settings.reference_datacenter)
         return view.rows(self._scene(settings, self._pools.values(), now))
 
     def _scene(self, settings: ConnectionSettings, pools: Iterable[Pool], now: datetime) -> view.Scene:
@@ -206,24 +206,24 @@ class Asker:
 
     # --- what it costs
 
-    def _read_figures(self, client: QarnotClient) -> None:
+    def _read_figures(self, client: QarnotClient, reference: str | None) -> None:
         """Ask what some pools cost: those somebody looks at first, then those not asked about for longest."""
         for uuid in self._figures.keys() - self._pools.keys():
             del self._figures[uuid]
             self._figures_at.pop(uuid, None)
         for uuid in figures_due(self._pools, self._figures, self._figures_at, self.shown, time.monotonic()):
             try:
-                self._read_figure(client, self._pools[uuid])
+                self._read_figure(client, self._pools[uuid], reference)
             except QarnotUnavailableError:
                 return  # the pools themselves are more important, and the next round comes soon
 
-    def _read_figure(self, client: QarnotClient, pool: Pool) -> None:
+    def _read_figure(self, client: QarnotClient, pool: Pool, reference: str | None) -> None:
         euros = carbon = None
         # Not every account may see them, and a pool may be deleted by now.
         with suppress(QarnotRefusedError, QarnotNotFoundError):
             euros = client.pools.credits(pool.uuid)
         with suppress(QarnotRefusedError, QarnotNotFoundError):
-            carbon = client.pools.carbon_facts(pool.uuid)
+            carbon = client.pools.carbon_facts(pool.uuid, reference)
         self._figures_at[pool.uuid] = time.monotonic()
         self._figures[pool.uuid] = view.Figures(
             euros=euros, carbon=carbon, at=datetime.now(UTC), final=_is_settled(pool)
@@ -237,7 +237,7 @@ class Asker:
         now = datetime.now(UTC)
         memory = self._memories[uuid] = view.remember(self._memories.get(uuid), pool, now)
         if figures_due({uuid: pool}, self._figures, self._figures_at, {}, time.monotonic()):
-            self._read_figure(client, pool)
+            self._read_figure(client, pool, settings.reference_datacenter)
         row = view.rows(self._scene(settings, [pool], now))[0]
         return view.detail(row, pool, client.pools.tasks(uuid), memory, MOST_TASKS)
 

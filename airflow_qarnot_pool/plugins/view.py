@@ -22,6 +22,7 @@ from airflow_qarnot_pool.api.states import (
     parse_task_state,
     pool_phase,
 )
+from airflow_qarnot_pool.costs import pool_cost
 from airflow_qarnot_pool.identity import label
 from airflow_qarnot_pool.reaper import OVER
 from airflow_qarnot_pool.warmth import WARM_UP
@@ -305,6 +306,7 @@ def detail(
     return {
         "row": dict(row),
         "timeline": timeline(pool, memory),
+        "use": use_of(pool, tasks),
         "nodes": [
             {
                 "id": node.instance_id,
@@ -334,6 +336,12 @@ def detail(
     }
 
 
+def use_of(pool: Pool, tasks: Sequence[Task]) -> dict[str, float | None]:
+    """Node-seconds paid, and those of them in which nothing ran; None where Qarnot does not say."""
+    cost = pool_cost(pool, tasks, None, None).cost
+    return {"node_seconds": cost.node_seconds, "idle_node_seconds": cost.idle_node_seconds}
+
+
 def _task(task: Task) -> dict[str, Any]:
     dag_id, run_id = label(task.labels, "dag_id"), label(task.labels, "run_id")
     task_id, map_index = label(task.labels, "task_id"), label(task.labels, "map_index")
@@ -360,8 +368,8 @@ def timeline(pool: Pool, memory: Memory) -> list[dict[str, Any]]:
     """The states of a pool with their times, oldest first: what the API tells, and what earlier looks saw."""
     told = [
         ("Submitted", pool.creation_date),
+        *memory.history,  # first: within the API's second it has the right order
         (pool.previous_state, pool.previous_state_transition_time),
-        *memory.history,
         (pool.state, pool.state_transition_time),
     ]
     seen: dict[tuple[str, str], datetime] = {}

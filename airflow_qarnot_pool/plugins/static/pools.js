@@ -394,6 +394,7 @@
         fact("Created", when(row.created)),
         fact(isOver(row) ? "Lasted" : "Age", spoken(since(row.created, isOver(row) ? row.ended : null))),
         fact("Cost so far", euros(costs.euros)),
+        fact("Nodes paid for", el("span", {}, spoken(found.use.node_seconds)), found.use.idle_node_seconds === null ? null : under(`of these idle: ${spoken(found.use.idle_node_seconds)}`)),
         fact("Energy", energy(costs.energy_wh)),
         fact("Carbon", `${grams(costs.carbon_g)} CO₂eq`),
         fact("Saved", costs.saved_g === null || costs.saved_g === undefined ? "–" : `${grams(costs.saved_g)} CO₂eq`,

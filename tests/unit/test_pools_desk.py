@@ -1,0 +1,137 @@
+"""The desk of the Pools page: one question at a time, bounded, and nobody waits."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+from airflow_qarnot_pool.plugins.desk import LIST, MOST_DETAILS, Desk, Look
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def settled(desk: Desk, key: str = LIST) -> Look:
+    """The look once nothing is being asked."""
+    while (look := desk.look(key)).asking:
+        time.sleep(0.002)
+    return look
+
+
+def test_the_first_look_gives_nothing_and_does_not_wait() -> None:
+    go = threading.Event()
+    desk = Desk(lambda key: go.wait(10), every=5, pause=0, clock=Clock())
+    look = desk.look()
+    assert (look.value, look.age, look.asking) == (None, None, True)
+    go.set()
+    assert settled(desk).value is True
+
+
+def test_it_asks_once_however_many_look_and_again_only_when_due() -> None:
+    asked: list[str] = []
+    clock = Clock()
+    desk = Desk(lambda key: asked.append(key) or len(asked), every=5, pause=0, clock=clock)
+    for _ in range(100):
+        desk.look()
+    assert settled(desk).value == 1
+    clock.now = 4.9
+    assert settled(desk).age == 4.9
+    clock.now = 5.0
+    stale = desk.look()
+    assert (stale.value, stale.asking) == (1, True)
+    assert settled(desk).value == 2
+    assert asked == [LIST, LIST]
+
+
+def test_nothing_is_asked_while_nobody_looks() -> None:
+    asked: list[str] = []
+    clock = Clock()
+    desk = Desk(lambda key: asked.append(key), every=5, pause=0, clock=clock)
+    desk.look()
+    settled(desk)
+    clock.now = 1000.0
+    assert len(asked) == 1
+
+
+def test_what_fails_keeps_what_was_known_says_why_and_is_tried_less_and_less_often() -> None:
+    clock, answers = Clock(), iter([1, *[ValueError("away")] * 20])
+
+    def ask(key: str) -> Any:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    desk = Desk(ask, every=5, pause=0, words=lambda error: f"because {error}", clock=clock)
+    desk.look()
+    settled(desk)
+    pauses = []
+    for _ in range(8):
+        start = clock.now
+        while not desk.look().asking:
+            clock.now += 1
+        pauses.append(clock.now - start)
+        look = settled(desk)
+        assert (look.value, look.error) == (1, "because away")
+        assert look.age == clock.now
+    assert pauses == [5, 5, 10, 20, 40, 60, 60, 60]
+
+
+def test_a_wish_during_a_question_is_asked_again() -> None:
+    """After a pool was closed by hand, an answer from before is not the newest."""
+    began, go = threading.Event(), threading.Event()
+    asked: list[int] = []
+
+    def ask(key: str) -> int:
+        asked.append(1)
+        began.set()
+        go.wait(10)
+        return len(asked)
+
+    desk = Desk(ask, every=5, pause=0, clock=Clock())
+    desk.look()
+    began.wait(10)
+    desk.look(newer=True)
+    go.set()
+    assert settled(desk).value == 2
+
+
+def test_the_list_comes_before_details_and_one_question_at_a_time() -> None:
+    began, go = threading.Event(), threading.Event()
+    asked: list[str] = []
+    together, most = [0], [0]
+
+    def ask(key: str) -> None:
+        began.set()
+        together[0] += 1
+        most[0] = max(most[0], together[0])
+        go.wait(10)
+        asked.append(key)
+        together[0] -= 1
+
+    desk = Desk(ask, every=5, pause=0, clock=Clock())
+    desk.look("a")
+    began.wait(10)
+    for key in ("b", "c", LIST):
+        desk.look(key)
+    go.set()
+    for key in ("a", "b", "c", LIST):
+        settled(desk, key)
+    assert asked == ["a", LIST, "b", "c"]
+    assert most == [1]
+
+
+def test_details_that_nobody_looks_at_are_forgotten() -> None:
+    desk = Desk(lambda key: key, every=5, pause=0, clock=Clock())
+    settled(desk)
+    for n in range(MOST_DETAILS + 10):
+        settled(desk, str(n))
+    assert desk.look(str(MOST_DETAILS + 9)).value is not None
+    assert desk.look("0").value is None
+    assert desk.look().value == LIST

@@ -1,0 +1,227 @@
+"""What the Pools page makes of pools, Qarnot tasks and runs: tables, no server."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from airflow_qarnot_pool.api.models import CarbonFacts, Pool, Task
+from airflow_qarnot_pool.plugins import view
+from airflow_qarnot_pool.plugins.ask import FIGURES_PER_ROUND, figures_due
+
+NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
+LABELS = {"airflow.dag_id": "frames", "airflow.run_id": "run+1", "airflow.task_id": "open"}
+POLICY = {
+    "policies": [
+        {
+            "type": "ManagedTasksQueue",
+            "name": "keep-warm",
+            "minTotalSlots": 0,
+            "maxTotalSlots": 4,
+            "minIdleSlots": 0,
+            "minIdleTimeSeconds": 600,
+            "scalingFactor": 1,
+        }
+    ]
+}
+
+
+def ago(**span: float) -> str:
+    return (NOW - timedelta(**span)).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def pool(state: str = "FullyExecuting", age: float = 60, **fields: Any) -> Pool:
+    """A pool of two slots, an hour old, busy."""
+    values = {
+        "uuid": "u",
+        "name": "warm",
+        "state": state,
+        "creationDate": ago(minutes=age),
+        "stateTransitionTime": ago(minutes=age - 1),
+        "previousState": "FullyDispatched",
+        "previousStateTransitionTime": ago(minutes=age),
+        "labels": LABELS,
+        "instanceCount": 2,
+        "runningInstanceCount": 2,
+        "targetRunningInstanceCount": 2,
+        "queuedOrRunningTaskInstancesCount": 1,
+    }
+    return Pool.from_json({**values, **fields})
+
+
+def row(found: Pool, *, run: str | None = "running", notes: Any = (), memory: Any = None) -> dict[str, Any]:
+    [made] = view.rows(
+        view.Scene(
+            now=NOW,
+            connection="q",
+            pools=[found],
+            tasks={"u": notes},
+            runs={("frames", "run+1"): run} if run else {},
+            memories={"u": memory} if memory else {},
+            console_url="https://console",
+        )
+    )
+    return made
+
+
+def kinds(*args: Any, **kwargs: Any) -> list[str]:
+    return [one["kind"] for one in row(*args, **kwargs)["warnings"]]
+
+
+def note(group: str, minutes: float = 30) -> view.TaskNote:
+    return view.TaskNote("u", group, NOW - timedelta(minutes=minutes), "frames", "run+1")
+
+
+IDLE = {"queuedOrRunningTaskInstancesCount": 0}
+
+
+@pytest.mark.parametrize(
+    ("found", "run", "notes", "expected"),
+    [
+        (pool(), "running", [note("running")], []),
+        # idle
+        (pool(**IDLE), "running", [], ["idle"]),
+        (pool(**IDLE, age=4), "running", [], []),
+        (pool(**IDLE), "running", [note("succeeded", 6)], ["idle"]),
+        (pool(**IDLE), "running", [note("succeeded", 4)], []),
+        (pool(**IDLE), "running", [note("queued")], []),
+        (pool(**IDLE, runningInstanceCount=0), "running", [], []),
+        (pool(**IDLE, scaling=POLICY), "running", [note("succeeded", 9)], []),
+        (pool(**IDLE, scaling=POLICY), "running", [note("succeeded", 11)], ["idle"]),
+        (pool("Closed", **IDLE), "success", [], []),
+        # the owner
+        (pool(), "failed", [note("running")], ["owner"]),
+        (pool(), "success", [note("running")], ["owner"]),
+        (pool(), None, [note("running")], ["owner"]),
+        (pool(age=1), "failed", [note("running")], []),
+        (pool("Closing"), "failed", [], []),
+        (pool(labels={**LABELS, "airflow.shared": "n"}), "failed", [note("running")], []),
+        # boots that do not end
+        (pool("Submitted", age=16, runningInstanceCount=0), "running", [], ["boot"]),
+        (pool("Submitted", age=14, runningInstanceCount=0), "running", [], []),
+        (pool("Submitted", age=60, runningInstanceCount=0, scaling=POLICY), "running", [], []),
+        # what Qarnot says
+        (pool(errors=[{"code": "X", "message": "no nodes"}]), "running", [note("running")], ["errors"]),
+        (pool("Molten"), "running", [note("running")], ["state"]),
+    ],
+)
+def test_warnings(found: Pool, run: str | None, notes: Any, expected: list[str]) -> None:
+    assert kinds(found, run=run, notes=notes) == expected
+
+
+def test_a_lost_node_is_told_of_also_after_another_took_its_place() -> None:
+    memory = None
+    for ready in (2, 1, 2):
+        memory = view.remember(memory, pool(runningInstanceCount=ready), NOW)
+    [warning] = row(pool(), notes=[note("running")], memory=memory)["warnings"]
+    assert warning == {"kind": "nodes", "text": "1 slot was lost; 2 of 2 run"}
+    later = view.remember(memory, pool(), NOW + timedelta(minutes=11))
+    assert later.lost_at == memory.lost_at  # type: ignore[union-attr]
+
+
+def test_a_lost_node_is_seen_at_the_first_look() -> None:
+    hurt = pool("PartiallyExecuting", previousState="FullyExecuting", runningInstanceCount=1)
+    assert view.remember(None, hurt, NOW).lost == 1
+    booting = pool("PartiallyExecuting", previousState="FullyDispatched", runningInstanceCount=1)
+    assert view.remember(None, booting, NOW).lost == 0
+
+
+@pytest.mark.parametrize(
+    "then",
+    [
+        pool(runningInstanceCount=0, targetRunningInstanceCount=0),  # asked for fewer
+        pool("Closing", runningInstanceCount=0),
+        pool(runningInstanceCount=1, scaling=POLICY),  # follows its load
+    ],
+)
+def test_nodes_that_were_given_back_are_not_lost(then: Pool) -> None:
+    memory = view.remember(None, pool(scaling=POLICY if then.scaling else None), NOW)
+    assert view.remember(memory, then, NOW).lost == 0
+
+
+def test_the_timeline_has_what_the_api_tells_and_what_was_seen() -> None:
+    memory = view.Memory()
+    for state in ("FullyDispatched", "PartiallyExecuting"):
+        memory = view.remember(memory, pool(state, stateTransitionTime=ago(minutes=58)), NOW)
+    now = pool(
+        previousState="PartiallyExecuting",
+        previousStateTransitionTime=ago(minutes=58),
+        stateTransitionTime=ago(minutes=50),
+    )
+    steps = view.timeline(now, memory)
+    states = ["Submitted", "FullyDispatched", "PartiallyExecuting", "FullyExecuting"]
+    assert [step["state"] for step in steps] == states
+    times = [step["at"] for step in steps]
+    assert times == sorted(times)
+
+
+def test_links_name_run_and_map_index() -> None:
+    assert view.run_link("a/b", "manual__2026-01-01T00:00:00+00:00") == (
+        "dags/a%2Fb/runs/manual__2026-01-01T00%3A00%3A00%2B00%3A00"
+    )
+    assert view.task_link("d", "r", "t.x", "3") == "dags/d/runs/r/tasks/t.x/mapped/3"
+    assert view.task_link("d", "r", "t", "-1") == "dags/d/runs/r/tasks/t"
+    assert view.task_link(None, None, None, None) is None
+    # Nothing that a label says can make a link lead elsewhere.
+    assert view.run_link("javascript:alert(1)", "//evil") == "dags/javascript%3Aalert%281%29/runs/%2F%2Fevil"
+
+
+def test_open_pools_come_first_then_the_youngest() -> None:
+    pools = [
+        pool("Closed", age=1, uuid="closed"),
+        pool(age=30, uuid="old"),
+        pool("Submitted", age=2, uuid="young"),
+    ]
+    made = view.rows(view.Scene(now=NOW, connection="q", pools=pools))
+    assert [one["uuid"] for one in made] == ["young", "old", "closed"]
+
+
+def test_unknown_states_and_missing_fields_make_a_row_all_the_same() -> None:
+    made = row(Pool.from_json({"uuid": "u"}))
+    assert (made["name"], made["phase"], made["owner"]["kind"]) == ("u", "unknown", "unknown")
+    full = view.detail(made, Pool.from_json({"uuid": "u"}), [Task.from_json({"uuid": "t"})], view.Memory(), 5)
+    assert full["tasks"][0]["link"] is None
+
+
+def test_only_the_youngest_tasks_are_listed() -> None:
+    tasks = [Task.from_json({"uuid": str(n), "creationDate": ago(minutes=n)}) for n in range(5)]
+    full = view.detail(row(pool()), pool(), tasks, view.Memory(), 2)
+    assert [one["uuid"] for one in full["tasks"]] == ["0", "1"]
+    assert full["task_count"] == 5
+
+
+def test_figures_of_what_may_not_be_seen_are_unknown_not_zero() -> None:
+    assert view.figures_of(None) is None
+    shown = view.figures_of(view.Figures(euros=None, carbon=None, at=NOW))
+    assert shown is not None
+    assert (shown["euros"], shown["carbon_g"]) == (None, None)
+    facts = CarbonFacts.from_json(
+        {"qarnot_carbon_footprint": 2.0, "saved_carbon_footprint_compute_heat": 3.0}
+    )
+    shown = view.figures_of(view.Figures(euros=1.0, carbon=facts, at=NOW))
+    assert shown is not None
+    assert (shown["euros"], shown["carbon_g"], shown["saved_g"]) == (1.0, 2.0, 3.0)
+
+
+def test_costs_are_asked_for_a_few_pools_at_a_time_those_in_sight_first() -> None:
+    pools = {str(n): pool(uuid=str(n)) for n in range(20)}
+    pools["closed"] = pool("Closed", uuid="closed")
+    first = figures_due(pools, {}, {}, {"7": 1000.0}, 1000.0)
+    assert first[0] == "7"
+    assert len(first) == FIGURES_PER_ROUND
+    assert "closed" not in first
+    asked = dict.fromkeys(first, 1000.0)
+    assert not set(first) & set(figures_due(pools, {}, asked, {}, 1010.0))
+    assert figures_due({"0": pools["0"]}, {}, {"0": 1000.0}, {}, 1031.0) == ["0"]
+    settled = {"closed": view.Figures(euros=1.0, final=True)}
+    assert figures_due({"closed": pools["closed"]}, settled, {}, {}, 9e9) == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(5, "5 s"), (60, "1 min"), (3599, "59 min"), (3600, "1 h 0 min"), (200_000, "2 days 7 h")],
+)
+def test_durations_are_spoken(seconds: int, text: str) -> None:
+    assert view.spoken(timedelta(seconds=seconds)) == text
