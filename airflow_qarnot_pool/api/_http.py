@@ -144,6 +144,8 @@ def explain(error: Exception, limit: float) -> tuple[str, bool, bool]:
     for cause in causes:
         if "CERTIFICATE_VERIFY_FAILED" in str(cause) or isinstance(cause, ssl.CertificateError):
             return "the server's TLS certificate cannot be verified", False, True
+        if isinstance(cause, ssl.SSLError) and cause.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST"):
+            return "the server does not speak TLS on this port (is its URL one with http://?)", False, True
     if isinstance(error, (requests.exceptions.InvalidURL, requests.exceptions.InvalidProxyURL)):
         return "the URL of the API or of the proxy is not valid", False, True
     if isinstance(error, requests.exceptions.InvalidSchema):

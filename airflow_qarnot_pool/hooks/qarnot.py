@@ -11,6 +11,7 @@ from airflow.sdk import BaseHook
 from airflow_qarnot_pool.api.errors import QarnotError
 from airflow_qarnot_pool.hooks import form
 from airflow_qarnot_pool.hooks.settings import ConnectionSettings
+from airflow_qarnot_pool.hooks.verdict import verdict
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.client import QarnotClient
@@ -72,14 +73,7 @@ class QarnotHook(BaseHook):
             account = client.account.info()
         except QarnotError as error:
             return False, str(error)
-        left = [
-            f"{used} of {most} {what}"
-            for used, most, what in (
-                (account.pool_count, account.max_pool, "pools"),
-                (account.task_count, account.max_task, "tasks"),
-            )
-            if used is not None and most is not None
-        ]
-        with suppress(QarnotError):  # not every account may see its credits
-            left.append(f"{client.account.credits():.2f} EUR of credits left")
-        return True, f"Connected as {account.email or 'an account without e-mail'}; in use: {', '.join(left)}"
+        credits = None
+        with suppress(QarnotError):  # not every account may see them
+            credits = client.account.credits()
+        return verdict(account, credits)
