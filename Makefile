@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 POSTGRES_DRIVERS := psycopg2-binary==2.9.13 asyncpg==0.32.0
 
-.PHONY: setup demo test test-airflow chaos check lint format types build check-install clean
+.PHONY: setup demo test test-airflow chaos check lint format types build check-install test-group-3.1 clean
 
 setup: $(STAMP)
 
@@ -54,6 +54,10 @@ build: $(STAMP)
 # The wheel in Airflow 3.1 and 3.3 environments as they were on release day.
 check-install: build
 	$(BIN)/python tools/check_install.py
+
+# The edges of QarnotPoolGroup (among the rest) in Airflow 3.1.
+test-group-3.1: build
+	$(BIN)/python tools/check_install.py --release 3.1.8
 
 clean:
 	rm -rf dist build .pytest_cache .mypy_cache .ruff_cache .demo

@@ -2,13 +2,15 @@
 
 Airflow's constraint files belong to a release and its date; resolving with ``uv --exclude-newer`` gives an
 environment of that day. In each: the wheel installs without adding, changing or removing any other package,
-``airflow providers list`` shows it, its modules import, and its example DAGs parse.
+``airflow providers list`` shows it, its modules import, its example DAGs parse, and the edges of pool groups are
+those of ``tests/task_groups/test_wiring.py``.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,14 +23,14 @@ RELEASES = {"3.1.8": "2026-03-11", "3.3.2": "2026-09-17"}
 UV = [str(Path(sys.executable).parent / "uv"), "--quiet"]
 
 
-def run(*command: str, **environment: str) -> str:
+def run(*command: str, cwd: Path | None = None, **environment: str) -> str:
     """Run a command and return what it prints; its errors end this program."""
     # Not from here: the source tree would be imported in place of the wheel.
     done = subprocess.run(
         command,
         capture_output=True,
         text=True,
-        cwd=tempfile.gettempdir(),
+        cwd=cwd or tempfile.gettempdir(),
         env={**os.environ, **environment},
         check=False,
     )
@@ -73,21 +75,39 @@ def check(release: str, day: str, wheel: Path, place: Path) -> list[str]:
     parsed = run(python, "-W", "ignore", "-c", parse, **settings).split()
     if not parsed or int(parsed[-1]) < 5:
         problems.append("the example DAGs are not in the wheel")
-    return problems
+    return problems + wiring(python, dated, place)
+
+
+def wiring(python: str, dated: tuple[str, ...], place: Path) -> list[str]:
+    """What the wiring tests say in this environment, of the wheel."""
+    run(*dated, "pytest")
+    tests = place / "tests"
+    for name in ("__init__.py", "conftest.py", "task_groups/__init__.py", "task_groups/test_wiring.py"):
+        (tests / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / "tests" / name, tests / name)
+    said = run(
+        python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/task_groups/test_wiring.py", cwd=place
+    )
+    return [] if " passed" in said else [f"the wiring tests did not run: {said[-300:]}"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("wheel", type=Path, nargs="?", help="default: the newest in dist/")
-    wheel = parser.parse_args().wheel or max(
-        (ROOT / "dist").glob("*.whl"), key=lambda one: one.stat().st_mtime
-    )
+    parser.add_argument("--release", choices=RELEASES, help="only this one")
+    arguments = parser.parse_args()
+    wheel = arguments.wheel or max((ROOT / "dist").glob("*.whl"), key=lambda one: one.stat().st_mtime)
     failed = 0
     for release, day in RELEASES.items():
+        if arguments.release not in (None, release):
+            continue
         begun = time.monotonic()
         with tempfile.TemporaryDirectory() as place:
             problems = check(release, day, wheel.resolve(), Path(place))
-        verdict = "; ".join(problems) or "installs, changes no other package, is listed, its DAGs parse"
+        verdict = (
+            "; ".join(problems)
+            or "installs, changes no other package, is listed, its DAGs parse, groups are wired right"
+        )
         print(f"Airflow {release} as of {day}: {verdict} ({time.monotonic() - begun:.0f} s)", flush=True)
         failed += bool(problems)
     sys.exit(failed)

@@ -18,6 +18,17 @@ if TYPE_CHECKING:
 
 SETUP = "open_pool"
 TEARDOWN = "close_pool"
+#: Trigger rules that count successes or ends: the setup's would be one of them, had the task an edge from it.
+_COUNTING_RULES = frozenset(
+    {
+        "all_failed",
+        "all_skipped",
+        "one_success",
+        "one_done",
+        "none_failed_min_one_success",
+        "all_done_min_one_success",
+    }
+)
 #: Names under which Airflow's TaskGroup takes what is not about the pool.
 _OF_THE_GROUP = frozenset(
     {
@@ -49,8 +60,12 @@ class QarnotPoolGroup(TaskGroup):
     waits for the work and not for the pool to close.
 
     Unless ``elastic`` or ``scaling`` says otherwise the pool cools down by itself (see ``keep_warm``), should
-    Airflow never come to close it. Airflow cannot expand a task inside a mapped ``@task_group``: expand inside
-    this group, or map over the commands with :class:`QarnotRunTasksOperator`.
+    Airflow never come to close it.
+
+    In a mapped ``@task_group`` each of its copies has a pool of its own, but Airflow cannot expand a task in there:
+    expand inside this group, or map over the commands with :class:`QarnotRunTasksOperator`. A task whose trigger
+    rule counts successes or ends (``one_success``, ``none_failed_min_one_success``, ...) has no edge from the setup
+    where it has upstreams in the group: the setup's success would be counted, too.
 
     :param group_id: id of the group; the ids of its tasks begin with it.
     :param keep_warm: how long a node may be idle before it goes; None: the pool keeps its size until it is closed.
@@ -131,6 +146,11 @@ class QarnotPoolGroup(TaskGroup):
             if kind is None:
                 self._give_pool()
                 self._wire()
+            elif isinstance(error, NotImplementedError) and self._is_mapped:
+                raise QarnotInvalidSpecError(
+                    f"{self.group_id} is inside a mapped @task_group, where Airflow can expand no task: expand "
+                    "the group or the task, not both; many commands of one task are QarnotRunTasksOperator's"
+                ) from error
         finally:
             super().__exit__(kind, error, trace)
 
@@ -144,19 +164,31 @@ class QarnotPoolGroup(TaskGroup):
             if task is not self.open_pool and task is not self.close_pool:
                 yield task
 
+    @property
+    def _is_mapped(self) -> bool:
+        return next(self.iter_mapped_task_groups(), None) is not None
+
     def _give_pool(self) -> None:
         """Tasks that run on a pool and name none get this one."""
+        ids = {task.task_id for task in self._work()}
         for task in self._work():
+            # What other tasks of the group precede comes after the setup in any case.
+            rule = getattr(task.trigger_rule, "value", task.trigger_rule)
+            with_edge = rule not in _COUNTING_RULES or not task.upstream_task_ids & ids
             if hasattr(task, "partial_kwargs"):
                 takes = "qarnot_pool" in getattr(task.operator_class, "template_fields", ())
                 given = task.partial_kwargs.get("qarnot_pool") is not None or _expands(task, "qarnot_pool")
-                if takes and not given:
-                    task.partial_kwargs["qarnot_pool"] = self.pool
-                    XComArg.apply_upstream_relationship(task, self.pool)
+                if not takes or given:
+                    continue
+                task.partial_kwargs["qarnot_pool"] = self.pool
             elif "qarnot_pool" in task.template_fields and task.qarnot_pool is None:
-                task.qarnot_pool = self.pool
+                # Not by setattr, which makes the edge.
+                object.__setattr__(task, "qarnot_pool", self.pool)
                 if hasattr(task, "on_pool"):
                     task.on_pool = True
+            else:
+                continue
+            if with_edge:
                 XComArg.apply_upstream_relationship(task, self.pool)
 
     def _wire(self) -> None:
@@ -165,23 +197,47 @@ class QarnotPoolGroup(TaskGroup):
         assert self.close_pool is not None
         work = list(self._work())
         ids = {task.task_id for task in work}
+        last = [task for task in work if not task.downstream_task_ids & ids]
         for task in work:
             if not task.upstream_task_ids & ids:
                 _edge(self.open_pool, task)
-            if not task.downstream_task_ids & ids:
-                _edge(task, self.close_pool)
-        for before in self.upstream_task_ids - ids:
-            _edge(self._dag.get_task(before), self.open_pool)
-        for after in self.downstream_task_ids - ids:
-            for task in work or [self.open_pool]:
-                if not task.downstream_task_ids & ids:
-                    _edge(task, self._dag.get_task(after))
+        for task in last:
+            _edge(task, self.close_pool)
+        for before in self._neighbours(self.upstream_task_ids - ids, self.upstream_group_ids, "get_leaves"):
+            _edge(before, self.open_pool)
+        for after in self._neighbours(self.downstream_task_ids - ids, self.downstream_group_ids, "get_roots"):
+            for task in last or [self.open_pool]:
+                _edge(task, after)
+
+    def _neighbours(self, tasks: set[str], groups: set[str | None], ends: str) -> Iterator[Any]:
+        """The tasks that stand next to this group, whether it was linked with them or with a group of theirs."""
+        for task in tasks:
+            yield self._dag.get_task(task)
+        known = self._dag.task_group.get_task_group_dict()
+        for group in groups:
+            # A group that has no tasks yet makes these edges itself, if it is one of ours.
+            yield from getattr(known[str(group)], ends)()
 
 
 def _expands(task: Any, name: str) -> bool:
-    """Whether a mapped task maps over *name*; what ``expand_kwargs`` brings is known at run time only."""
+    """Whether a mapped task maps over *name*; what ``expand_kwargs`` brings from another task is not known yet.
+
+    :raises QarnotInvalidSpecError: only some of its rows name it.
+    """
     value = getattr(task.expand_input, "value", {})
-    return isinstance(value, dict) and name in value
+    if isinstance(value, dict):
+        return name in value
+    if not isinstance(value, (list, tuple)):
+        return False
+    rows = [row for row in value if isinstance(row, dict)]
+    naming = sum(name in row for row in rows)
+    if 0 < naming < len(rows):
+        raise QarnotInvalidSpecError(
+            f"{task.task_id}: {naming} of {len(rows)} rows of expand_kwargs name {name}; name it in all of them, or "
+            "in none to take the group's",
+            field=name,
+        )
+    return naming > 0
 
 
 def _edge(upstream: Any, downstream: Any) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from airflow.sdk import DAG, TaskGroup, XComArg, task
+from airflow.sdk import DAG, Label, TaskGroup, XComArg, task, task_group
 
 from airflow_qarnot_pool.exceptions import QarnotInvalidSpecError
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
@@ -23,6 +23,16 @@ def run(task_id: str, **parameters: Any) -> QarnotRunTaskOperator:
 @task
 def local(value: Any = None) -> list[str]:
     return ["a", "b"]
+
+
+@task.branch
+def choose() -> str:
+    return "g.a"
+
+
+@task.qarnot
+def remote(value: Any) -> Any:
+    return [value]
 
 
 def edges(dag: DAG) -> Edges:
@@ -145,6 +155,82 @@ def no_prefix() -> None:
         run("a")
 
 
+def group_before_group() -> None:
+    with QarnotPoolGroup("g") as first:
+        run("a")
+    with QarnotPoolGroup("h") as second:
+        run("b")
+    first >> second
+
+
+def group_before_group_said_first() -> None:
+    first, second = QarnotPoolGroup("g"), QarnotPoolGroup("h")
+    first >> second
+    with second:
+        run("b")
+    with first:
+        run("a")
+
+
+def a_plain_group_before_and_after_said_first() -> None:
+    with TaskGroup("before") as before:
+        run("x")
+    with TaskGroup("after") as after:
+        run("y")
+    group = QarnotPoolGroup("g")
+    before >> group >> after
+    with group:
+        run("a")
+
+
+def labelled() -> None:
+    before, after = run("before"), run("after")
+    with QarnotPoolGroup("g") as group:
+        run("a") >> Label("inside") >> run("b")
+    before >> Label("in") >> group >> Label("out") >> after
+
+
+def a_branch() -> None:
+    with QarnotPoolGroup("g"):
+        branch = choose.override(task_id="choose")()
+        join = run("join", trigger_rule="none_failed_min_one_success")
+        branch >> [run("a"), run("b")] >> join
+
+
+def rules_that_count() -> None:
+    with QarnotPoolGroup("g"):
+        a, b = run("a"), run("b")
+        for rule in ("one_success", "one_done", "all_failed", "all_skipped", "all_done_min_one_success"):
+            [a, b] >> run(rule, trigger_rule=rule)
+        mapped = QarnotRunTaskOperator.partial(task_id="mapped", trigger_rule="one_success")
+        a >> mapped.expand(command=["x"])
+
+
+def rules_that_do_not_count() -> None:
+    with QarnotPoolGroup("g"):
+        for rule in ("all_done", "none_failed", "none_skipped", "one_failed"):
+            run(f"before_{rule}") >> run(rule, trigger_rule=rule)
+
+
+def python_on_nodes() -> None:
+    with QarnotPoolGroup("g"):
+        remote.override(task_id="b").expand(value=remote.override(task_id="a")(1))
+
+
+def in_a_mapped_group() -> None:
+    @task_group
+    def each(part: Any) -> None:
+        with QarnotPoolGroup("g"):
+            run("a", constants={"PART": part}) >> run("b")
+
+    each.expand(part=["x", "y"])
+
+
+def deep_groups() -> None:
+    with QarnotPoolGroup("g"), TaskGroup("n"), TaskGroup("m"):
+        QarnotRunTaskOperator.partial(task_id="a").expand(command=["x"]) >> local.override(task_id="b")()
+
+
 def empty() -> None:
     with QarnotPoolGroup("g"):
         pass
@@ -231,6 +317,106 @@ SHAPES: list[tuple[Callable[[], None], Edges]] = [
         },
     ),
     (many_from_one, {*around("g", "g.a"), ("g.a", "g.close_pool")}),
+    (
+        group_before_group,
+        {
+            *around("g", "g.a"),
+            *around("h", "h.b"),
+            ("g.a", "g.close_pool"),
+            ("h.b", "h.close_pool"),
+            ("g.a", "h.open_pool"),
+        },
+    ),
+    (
+        group_before_group_said_first,
+        {
+            *around("g", "g.a"),
+            *around("h", "h.b"),
+            ("g.a", "g.close_pool"),
+            ("h.b", "h.close_pool"),
+            ("g.a", "h.open_pool"),
+        },
+    ),
+    (
+        a_plain_group_before_and_after_said_first,
+        {
+            *around("g", "g.a"),
+            ("before.x", "g.open_pool"),
+            ("g.a", "after.y"),
+            ("before.x", "after.y"),  # as above
+            ("g.a", "g.close_pool"),
+        },
+    ),
+    (
+        labelled,
+        {
+            *around("g", "g.a", "g.b"),
+            ("before", "g.open_pool"),
+            ("g.a", "g.b"),
+            ("g.b", "after"),
+            ("g.b", "g.close_pool"),
+        },
+    ),
+    (
+        a_branch,
+        # No edge from the setup to the task that joins: its success would count as one of the branches'.
+        {
+            *around("g", "g.choose", "g.a", "g.b"),
+            ("g.choose", "g.a"),
+            ("g.choose", "g.b"),
+            ("g.a", "g.join"),
+            ("g.b", "g.join"),
+            ("g.join", "g.close_pool"),
+        },
+    ),
+    (
+        rules_that_count,
+        {
+            *around("g", "g.a", "g.b"),
+            *(
+                edge
+                for rule in (
+                    "one_success",
+                    "one_done",
+                    "all_failed",
+                    "all_skipped",
+                    "all_done_min_one_success",
+                )
+                for edge in (
+                    ("g.a", f"g.{rule}"),
+                    ("g.b", f"g.{rule}"),
+                    (f"g.{rule}", "g.close_pool"),
+                )
+            ),
+            ("g.a", "g.mapped"),
+            ("g.mapped", "g.close_pool"),
+        },
+    ),
+    (
+        rules_that_do_not_count,
+        {
+            edge
+            for rule in ("all_done", "none_failed", "none_skipped", "one_failed")
+            for edge in (
+                *around("g", f"g.{rule}", f"g.before_{rule}"),
+                (f"g.before_{rule}", f"g.{rule}"),
+                (f"g.{rule}", "g.close_pool"),
+            )
+        },
+    ),
+    (python_on_nodes, {*around("g", "g.a", "g.b"), ("g.a", "g.b"), ("g.b", "g.close_pool")}),
+    (
+        in_a_mapped_group,
+        {
+            *around("each.g", "each.g.a", "each.g.b"),
+            ("each.g.a", "each.g.b"),
+            ("each.g.b", "each.g.close_pool"),
+        },
+    ),
+    (
+        deep_groups,
+        {*around("g", "g.n.m.a"), ("g.n.m.a", "g.n.m.b"), ("g.n.m.b", "g.close_pool")},
+    ),
     (no_prefix, {("open_pool", "close_pool"), ("open_pool", "a"), ("a", "close_pool")}),
     (empty, around("g")),
 ]
@@ -252,7 +438,11 @@ def test_every_teardown_waits_for_all_that_its_setup_precedes(build: Callable[[]
     for closing in (one for one in dag.tasks if one.is_teardown):
         (opening,) = closing.upstream_task_ids & {one.task_id for one in dag.tasks if one.is_setup}
         group = opening.rpartition("open_pool")[0]
-        inside = {one.task_id for one in dag.tasks if one.task_id.startswith(group) and "." in one.task_id}
+        inside = {
+            one.task_id
+            for one in dag.tasks
+            if one.task_id.startswith(group) and (group or "." not in one.task_id)
+        }
         before = {one.task_id for one in closing.get_flat_relatives(upstream=True)}
         after = {one.task_id for one in dag.get_task(opening).get_flat_relatives(upstream=False)}
         assert inside - {opening, closing.task_id} <= before & (after | inside)
@@ -275,6 +465,58 @@ def test_tasks_take_the_pool_of_their_own_group_unless_they_name_one() -> None:
         assert pool.operator is group.open_pool
     assert dag.get_task("g.b").qarnot_pool == "mine"
     assert pool_of(dag.get_task("g.d")) is None
+
+
+def test_a_task_without_an_edge_from_the_setup_has_its_pool_all_the_same() -> None:
+    with DAG("d") as dag:
+        a_branch()
+        join = dag.get_task("g.join")
+    pool = pool_of(join)
+    assert isinstance(pool, XComArg)
+    assert pool.operator is dag.get_task("g.open_pool")
+    assert join.on_pool
+
+
+def test_labels_stay() -> None:
+    with DAG("d") as dag:
+        labelled()
+    found = {(one, other): info["label"] for one, all in dag.edge_info.items() for other, info in all.items()}
+    expected = {
+        ("before", "g.open_pool"): "in",
+        ("g.downstream_join_id", "after"): "out",
+        ("g.a", "g.b"): "inside",
+    }
+    assert expected.items() <= found.items()
+
+
+@pytest.mark.parametrize(
+    ("rows", "takes_the_groups"),
+    [
+        ([{"command": "x"}, {"command": "y"}], True),
+        ([{"command": "x", "qarnot_pool": "p"}, {"command": "y", "qarnot_pool": "q"}], False),
+    ],
+)
+def test_rows_of_expand_kwargs_name_a_pool_or_take_the_groups(rows: Any, takes_the_groups: bool) -> None:
+    with DAG("d") as dag, QarnotPoolGroup("g"):
+        QarnotRunTaskOperator.partial(task_id="a").expand_kwargs(rows)
+    assert (pool_of(dag.get_task("g.a")) is not None) is takes_the_groups
+
+
+def test_rows_of_expand_kwargs_of_which_only_some_name_a_pool_are_refused() -> None:
+    with DAG("d"), pytest.raises(QarnotInvalidSpecError, match="1 of 2 rows"), QarnotPoolGroup("g"):
+        QarnotRunTaskOperator.partial(task_id="a").expand_kwargs(
+            [{"command": "x", "qarnot_pool": "p"}, {"command": "y"}]
+        )
+
+
+def test_expanding_in_a_mapped_task_group_is_refused_and_says_what_to_do() -> None:
+    @task_group
+    def each(part: Any) -> None:
+        with QarnotPoolGroup("g"):
+            QarnotRunTaskOperator.partial(task_id="a").expand(command=["x"])
+
+    with DAG("d"), pytest.raises(QarnotInvalidSpecError, match="expand the group or the task"):
+        each.expand(part=["x", "y"])
 
 
 def test_the_pool_cools_down_by_itself_unless_told_otherwise() -> None:
