@@ -28,11 +28,13 @@ from airflow_qarnot_pool.identity import (
     OWNER_TAG,
     Fate,
     Life,
+    Plan,
     Relic,
     decide,
     fate_of,
     foreign_labels,
 )
+from airflow_qarnot_pool.shared import settle
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.models import Pool, Task
@@ -74,6 +76,10 @@ def claim(
     life: Life,
     refine: Callable[[Any, Iterable[Any]], Any] | None = None,
     pause: Callable[[float], Any] = time.sleep,
+    *,
+    look: bool = False,
+    create: Callable[[Any], str] | None = None,
+    fingerprint: str | None = None,
 ) -> Claim:
     """Return the one object that *life* has for *spec*, whatever crashed before.
 
@@ -85,6 +91,9 @@ def claim(
     :param refine: makes the spec of a later generation, from the spec and what the earlier ones of this lineage
         left behind.
     :param pause: waits so many seconds between two attempts; a shorter wait ends nothing.
+    :param look: look first on a first try, too: this try has made something already.
+    :param create: makes what is stamped, and returns its uuid; default: a request of its own.
+    :param fingerprint: of the spec, where *spec* is only a part of it.
     :raises QarnotUnavailableError: with ``ambiguous`` set, the object may exist; the next try finds it.
     :raises QarnotError: as the server refused it.
     """
@@ -93,17 +102,27 @@ def claim(
             f"labels may not start with 'airflow.', which this provider uses: {', '.join(clash)}",
             field="labels",
         )
-    fingerprint = spec.fingerprint(exclude=NOT_THE_WORK)
-    found = _lookup(resource, life) if life.has_history else {}
-    taken = unanswered = False
+    fingerprint = fingerprint or spec.fingerprint(exclude=NOT_THE_WORK)
+    found = _lookup(resource, life) if look or life.has_history else {}
+    # What this try has seen end already is no news.
+    known = frozenset(found) if look else frozenset()
+    taken = False
+    # Of what is shared another may have been made meanwhile, as after an answer that never came.
+    unsure = bool(life.shared)
     for attempt in range(1, _ATTEMPTS + 1):
-        plan = decide(life, [Relic.of(one) for one in found.values()], fingerprint)
+        plan = _plan(life, found, fingerprint)
         for uuid in plan.end:
-            log.info("Ending %s %s of an earlier life of this Airflow task", resource.kind, uuid)
+            log.info(
+                "Ending %s %s, %s",
+                resource.kind,
+                uuid,
+                "a double" if life.shared else "of an earlier life of this Airflow task",
+            )
             end(resource, uuid)
         if plan.use is not None:
             return _use(resource, life, plan.use, found[plan.use.uuid])
-        if (spent := _ended_in_this_try(life, found, fingerprint)) is not None:
+        fresh = {uuid: one for uuid, one in found.items() if uuid not in known}
+        if (spent := _ended_in_this_try(life, fresh, fingerprint)) is not None:
             return _use(resource, life, spent, found[spent.uuid])
         generation = plan.generation
         name = life.shortname(generation)
@@ -122,7 +141,7 @@ def claim(
                 continue
         wanted = refine(spec, _alike(found, life, fingerprint)) if refine and found else spec
         try:
-            uuid = resource.create_once(stamp(wanted, life, generation, fingerprint))
+            uuid = (create or resource.create_once)(stamp(wanted, life, generation, fingerprint))
         except QarnotNameTakenError:
             if attempt == _ATTEMPTS:
                 raise
@@ -133,13 +152,13 @@ def claim(
             # An answer that cannot be understood says no more than none.
             if not getattr(error, "ambiguous", True) or attempt == _ATTEMPTS:
                 raise
-            unanswered = True
+            unsure = True
             log.warning("No answer to the creation of %s %s; looking whether it exists", resource.kind, name)
             pause(getattr(error, "retry_after", None) or backoff(attempt))
             found = _lookup(resource, life)
         else:
             log.info("Created %s %s (%s)", resource.kind, uuid, name)
-            if unanswered:
+            if unsure:
                 return _oldest(resource, life, fingerprint, uuid)
             return Claim(uuid=uuid, decision=Decision.FRESH_SUBMIT, generation=generation)
     raise AssertionError("the last attempt returns or raises")
@@ -230,15 +249,22 @@ def _alike(found: dict[str, Any], life: Life, fingerprint: str) -> list[Any]:
     ]
 
 
+def _plan(life: Life, found: dict[str, Pool | Task], fingerprint: str) -> Plan:
+    relics = [Relic.of(one) for one in found.values()]
+    return settle(relics) if life.shared else decide(life, relics, fingerprint)
+
+
 def _ended_in_this_try(life: Life, found: dict[str, Any], fingerprint: str) -> Relic | None:
     """What this very try made, its answer lost, and what ended before it was looked up: that is its end."""
+    if life.shared:
+        return None  # anybody's, and whoever wants it wants one that lives
     mine = [Relic.of(one) for one in _alike(found, life, fingerprint)]
     ended = [one for one in mine if one.try_number == life.try_number and one.fate is not Fate.LIVE]
     return max(ended, key=lambda relic: relic.generation, default=None)
 
 
 def _use(resource: PoolResource | TaskResource, life: Life, relic: Relic, found: Pool | Task) -> Claim:
-    if relic.try_number == life.try_number:
+    if relic.try_number == life.try_number and not life.shared:
         # Nobody left it behind: this try made it, and only now learns its uuid.
         decision = Decision.FRESH_SUBMIT
         log.info(
@@ -246,16 +272,15 @@ def _use(resource: PoolResource | TaskResource, life: Life, relic: Relic, found:
         )
     else:
         decision = Decision.ALREADY_SUCCEEDED if relic.fate is Fate.SUCCEEDED else Decision.ADOPTED
-        log.info(
-            "Using %s %s, made by an earlier try (%s, %s)", resource.kind, relic.uuid, found.state, decision
-        )
+        made_by = "shared with other DAG runs" if life.shared else "made by an earlier try"
+        log.info("Using %s %s, %s (%s, %s)", resource.kind, relic.uuid, made_by, found.state, decision)
     return Claim(uuid=relic.uuid, decision=decision, generation=relic.generation, found=found)
 
 
 def _oldest(resource: PoolResource | TaskResource, life: Life, fingerprint: str, created: str) -> Claim:
-    """After an answer that never came, the request before may have made a second one: keep the oldest."""
+    """There may be a second one, made by the request that was not answered or by a sharer: keep the oldest."""
     found = _lookup(resource, life)
-    plan = decide(life, [Relic.of(one) for one in found.values()], fingerprint)
+    plan = _plan(life, found, fingerprint)
     for uuid in plan.end:
         log.warning(
             "Ending %s %s, a double of %s", resource.kind, uuid, plan.use.uuid if plan.use else created

@@ -51,6 +51,8 @@ class Life:
 
     ``part`` tells different objects of one task instance apart (each has its own owner); ``item`` tells the
     many like ones of a fan-out apart (all have the same owner and lineage, so that one search finds them).
+    ``shared`` names what belongs to no task instance but to everybody in the namespace who says that name: it has
+    one owner and one lineage for ever (see :mod:`airflow_qarnot_pool.shared`).
     Computed on the worker, because a trigger cannot see ``max_tries``, and handed to the trigger as kwargs.
     """
 
@@ -65,6 +67,7 @@ class Life:
     retries: int
     part: str = ""
     item: int | None = None
+    shared: str = ""
 
     @classmethod
     def of(cls, context: Context, namespace: str, part: str = "") -> Life:
@@ -86,16 +89,20 @@ class Life:
 
     @property
     def owner(self) -> str:
+        if self.shared:
+            return _digest(self.namespace, "shared", self.shared, self.part)
         return _digest(self.namespace, self.dag_id, self.run_id, self.task_id, self.map_index, self.part)
 
     @property
     def lineage(self) -> str:
+        if self.shared:
+            return _digest(self.owner)
         return _digest(self.owner, self.run_started, self.max_tries)
 
     @property
     def has_history(self) -> bool:
-        """Whether an earlier try may have left something behind."""
-        return self.try_number > 1
+        """Whether an earlier try, or another sharer, may have left something behind."""
+        return self.try_number > 1 or bool(self.shared)
 
     def for_part(self, part: str) -> Life:
         return replace(self, part=part)
@@ -109,9 +116,8 @@ class Life:
 
     def shortname(self, generation: int) -> str:
         """The remote name of one generation: readable start, then what makes it unique."""
-        readable = (
-            re.sub(r"[^a-z0-9]+", "-", self.task_id.rsplit(".", 1)[-1].lower()).strip("-")[:20].strip("-")
-        )
+        said = self.shared or self.task_id.rsplit(".", 1)[-1]
+        readable = re.sub(r"[^a-z0-9]+", "-", said.lower()).strip("-")[:20].strip("-")
         item = "" if self.item is None else f"-{self.item}"
         return f"{readable or 'airflow'}-{self.lineage}{item}-{generation}"
 
@@ -131,6 +137,7 @@ class Life:
             _LABEL + "generation": str(generation),
             _LABEL + "spec": fingerprint,
             **({} if self.item is None else {_LABEL + "item": str(self.item)}),
+            **({_LABEL + "shared": self.shared} if self.shared else {}),
         }
 
     def to_kwargs(self) -> dict[str, Any]:

@@ -1,19 +1,67 @@
-"""Jobs: the calls needed to refer to one. Qarnot API: ``/jobs``."""
+"""Jobs: the calls needed to make, find and delete one. Qarnot API: ``/jobs``."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 
+from airflow_qarnot_pool.api.durations import format_span
+from airflow_qarnot_pool.api.errors import QarnotProtocolError
 from airflow_qarnot_pool.api.models import Job
 from airflow_qarnot_pool.api.resource import quoted
 from airflow_qarnot_pool.api.transport import Transport
 
 
 class JobResource:
-    """Look jobs up."""
+    """Make, look up and delete jobs."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
+
+    def create(
+        self,
+        name: str,
+        *,
+        shortname: str | None = None,
+        pool: str | None = None,
+        tags: Sequence[str] = (),
+        max_wall_time: timedelta | None = None,
+        completion_ttl: timedelta | None = None,
+    ) -> str:
+        """Create a job; returns its uuid. It is active until ``max_wall_time`` has passed, or it is deleted.
+
+        An answer that never came raises QarnotUnavailableError with ``ambiguous``. Raises QarnotNameTakenError,
+        QarnotQuotaError, QarnotRefusedError (also for a pool that is not open). Qarnot API: ``POST /jobs``.
+        """
+        body = {
+            "name": name,
+            "shortname": shortname,
+            "poolUuid": pool,
+            "tags": list(tags),
+            "maxWallTime": format_span(max_wall_time) if max_wall_time else None,
+            "completionTimeToLive": format_span(completion_ttl) if completion_ttl else None,
+            "autoDeleteOnCompletion": completion_ttl is not None,
+        }
+        data = self._transport.request(
+            "POST",
+            "/jobs",
+            json={key: value for key, value in body.items() if value is not None},
+            idempotent=False,
+            kind="job",
+            ref=shortname,
+            shape=(dict, str),
+            creating=True,
+        )
+        uuid = data if isinstance(data, str) else Job.from_json(data).uuid
+        if not uuid:
+            raise QarnotProtocolError(
+                "Qarnot created a job but did not say its uuid", kind="job", ref=shortname
+            )
+        return uuid
+
+    def delete(self, ref: str) -> None:
+        """Delete a job that has no tasks. Raises QarnotNotFoundError. Qarnot API: ``DELETE /jobs/{u}``."""
+        self._transport.request("DELETE", f"/jobs/{quoted(ref, 'job')}", idempotent=True, kind="job", ref=ref)
 
     def get(self, ref: str) -> Job:
         """A job, by uuid or shortname. Raises QarnotNotFoundError. Qarnot API: ``GET /jobs/{u}``."""

@@ -91,7 +91,19 @@ class Resource(Generic[SpecT, ModelT]):
         """
         return self._make(self._path(ref, "clone"), self.spec.encode_fields(overrides), ref=ref)
 
-    def _make(self, path: str, body: dict[str, Any], ref: str | None = None, once: bool = False) -> str:
+    def clone_once(self, ref: str, **overrides: Any) -> str:
+        """As ``clone``, with ``create_once``'s way with an answer that never came."""
+        path = self._path(ref, "clone")
+        return self._make(path, self.spec.encode_fields(overrides), ref=ref, once=True, creating=True)
+
+    def _make(
+        self,
+        path: str,
+        body: dict[str, Any],
+        ref: str | None = None,
+        once: bool = False,
+        creating: bool | None = None,
+    ) -> str:
         """POST what makes an object; with a shortname the answer may get lost."""
         shortname = body.get("shortname")
         recover = None
@@ -109,7 +121,7 @@ class Resource(Generic[SpecT, ModelT]):
             kind=self.kind,
             ref=ref or shortname,
             shape=(dict, str),
-            creating=ref is None,
+            creating=ref is None if creating is None else creating,
             recover=recover,
         )
         uuid = data if isinstance(data, str) else _field(data, "uuid")

@@ -85,11 +85,16 @@ class RemoteWork:
     killed: Killed = field(default_factory=Killed)
 
     def end(self, *, hurried: bool) -> None:
-        """End it; *hurried*: within the 5 s that Airflow gives."""
+        """End it; *hurried*: within the 5 s that Airflow gives. What others share ends only if nobody needs it."""
         from airflow_qarnot_pool.claim import end, end_life
 
         limits: dict[str, Any] = {"retries": 1, "timeout": 3.0, "deadline": 4.0} if hurried else {}
         client = self.settings.client(**limits)
+        if self.life.shared:
+            from airflow_qarnot_pool.shared import release
+
+            release(client, self.life, by=(self.life.task_id,))
+            return
         resource = client.pools if self.kind == "pool" else client.tasks
         if self.uuid is not None:
             end(resource, self.uuid)
@@ -193,30 +198,39 @@ class WaitingOperator(QarnotOperator):
     def _trigger_class(self) -> type[QarnotTrigger]:
         raise NotImplementedError
 
+    def _life_of(self, context: Context) -> Life:
+        """Whose the remote object is."""
+        return Life.of(context, self.hook.settings.namespace)
+
     # --- starting
 
-    def _claim(self, context: Context, spec: Any, refine: Callable[..., Any] | None = None) -> Claim:
+    def _take(self, spec: Any, life: Life, pause: Callable[[float], Any], **options: Any) -> Claim:
+        """Create the remote object, or find it."""
+        from airflow_qarnot_pool.claim import claim
+
+        return claim(self._resource, spec, life, pause=pause, **options)
+
+    def _claim(self, context: Context, spec: Any, **options: Any) -> Claim:
         """Get the one remote object of this Airflow task, and make it known before anything else can fail.
 
         What cannot be made known, or may exist unseen, is ended: this may have been the last try.
+        *options* are those of :func:`~airflow_qarnot_pool.claim.claim`.
         """
-        from airflow_qarnot_pool.claim import claim, end
-
-        life = Life.of(context, self.hook.settings.namespace)
+        life = self._life_of(context)
         self._work = work = RemoteWork(self.kind, self.hook.settings, life)
         if work.killed.is_set():
             raise self._killed()
         try:
             while True:
                 try:
-                    claimed = claim(self._resource, spec, life, refine, work.killed.wait)
+                    claimed = self._take(spec, life, work.killed.wait, **options)
                     break
                 except QarnotQuotaError as error:
                     self._wait_for_room(context, error, work.killed)
             work.uuid, self._quota_deadline = claimed.uuid, None
             if work.killed.is_set() and self.cancel_on_kill:
                 # on_kill came while the request was under way and had nothing to end yet.
-                end(self._resource, claimed.uuid)
+                work.end(hurried=True)
                 raise self._killed()
             context["ti"].xcom_push(key=self.uuid_key, value=claimed.uuid)
             self._show_link(context, self.kind, claimed.uuid)
@@ -346,8 +360,7 @@ class WaitingOperator(QarnotOperator):
     def _resumed(self, context: Context, event: Mapping[str, Any]) -> Outcome:
         """Take up the work where the trigger left it: this may be a new object in a new process."""
         outcome = Outcome.from_event(event)
-        life = Life.of(context, self.hook.settings.namespace)
-        self._work = work = RemoteWork(self.kind, self.hook.settings, life, outcome.uuid)
+        self._work = work = RemoteWork(self.kind, self.hook.settings, self._life_of(context), outcome.uuid)
         if work.killed.is_set():
             self._end("the Airflow task is killed", hurried=True)
             raise self._killed()
@@ -379,8 +392,7 @@ class WaitingOperator(QarnotOperator):
         try:
             return super().resume_execution(next_method, next_kwargs, context)
         except (TaskDeferralTimeout, TaskDeferralError) as error:
-            life = Life.of(context, self.hook.settings.namespace)
-            self._work = self._work or RemoteWork(self.kind, self.hook.settings, life)
+            self._work = self._work or RemoteWork(self.kind, self.hook.settings, self._life_of(context))
             self._end(f"the deferred wait failed ({type(error).__name__})")
             raise
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,8 +17,16 @@ from airflow_qarnot_pool.api.errors import (
     QarnotInvalidSpecError,
     QarnotNotFoundError,
     QarnotQuotaError,
+    QarnotRefusedError,
 )
-from airflow_qarnot_pool.conditions import POOL_CLOSED, POOL_READY, Condition, Ending, Outcome
+from airflow_qarnot_pool.conditions import (
+    POOL_CLOSED,
+    POOL_READY,
+    Condition,
+    Ending,
+    Outcome,
+    concluded,
+)
 from airflow_qarnot_pool.exceptions import QarnotPoolEndedError
 from airflow_qarnot_pool.identity import Life
 from airflow_qarnot_pool.links import LINKS
@@ -37,6 +46,7 @@ from airflow_qarnot_pool.operators.parameters import (
     refuse_misplaced,
     sizes_given,
 )
+from airflow_qarnot_pool.shared import KEEP_WARM, MOST_GENERATIONS, check_name, release, shared_life
 from airflow_qarnot_pool.templates import is_templated, known_at_parse
 from airflow_qarnot_pool.triggers.keys import POOL_KEY
 
@@ -44,8 +54,12 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from airflow_qarnot_pool.api.specs import Elastic, PoolSpec, ResourceBucket, Scaling
+    from airflow_qarnot_pool.claim import Claim
+    from airflow_qarnot_pool.identity import Life
     from airflow_qarnot_pool.triggers.base import QarnotTrigger
 
+
+log = logging.getLogger(__name__)
 
 _POOL_FIELDS = (
     "name",
@@ -65,6 +79,16 @@ class _PoolOperator(WaitingOperator):
     uuid_key = POOL_KEY
     operator_extra_links = (LINKS["pool"],)
 
+    def __init__(self, *, shared: str | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.shared = shared
+        if shared is not None and not is_templated(shared):
+            check_name(shared)
+
+    def _life_of(self, context: Context) -> Life:
+        life = super()._life_of(context)
+        return life if self.shared is None else shared_life(life, self.shared, self.hook.settings)
+
     def _trigger_class(self) -> type[QarnotTrigger]:
         from airflow_qarnot_pool.triggers.pool import QarnotPoolTrigger
 
@@ -77,6 +101,9 @@ class QarnotCreatePoolOperator(_PoolOperator):
     Each life of the Airflow task has one pool: a retry takes up the pool of the try before it, a clear closes
     the old one and creates another. When the wait fails the pool is closed.
 
+    :param shared: open the pool of this name, which all DAGs and runs of the namespace that say so share: the one
+        that lives, else a new one. It cools down by itself (``keep_warm`` is 10 minutes unless ``scaling`` or
+        ``elastic`` is given); a kill, clear or failure of this task closes it only where nobody else needs it.
     :param name: shown in the console; default: the DAG's and the task's id.
     :param profile: profile of the account, ``docker-batch`` unless told otherwise.
     :param instance_count: size of a fixed pool, in slots (a node each, unless ``slots_per_node`` is given).
@@ -104,6 +131,7 @@ class QarnotCreatePoolOperator(_PoolOperator):
         "pool_spec",
         "ready_when",
         "warm_up",
+        "shared",
     )
     template_fields_renderers = {"pool_spec": "json", "scaling": "json", "elastic": "json"}
 
@@ -141,6 +169,10 @@ class QarnotCreatePoolOperator(_PoolOperator):
         self.keep_warm = keep_warm
         self.warm_up = warm_up
         self._sizes = sizes_given(self, ("instance_count", "slots_per_node"))
+        if self.shared is not None:
+            if keep_warm is None and not {"elastic", "scaling"} & self._given().keys():
+                self.keep_warm = KEEP_WARM
+            self.name = name or self.shared
         known = known_at_parse(self._given())
         self._spec(known)
         if not is_templated([ready_when, instance_count]):
@@ -203,6 +235,10 @@ class QarnotCreatePoolOperator(_PoolOperator):
         return self.keep_warm is not None and str(self.warm_up).strip().lower() not in ("false", "no", "0")
 
     def execute(self, context: Context) -> str:
+        return self._open(context, self._deadline(context))
+
+    def _open(self, context: Context, deadline: datetime | None, closed: int = 0) -> str:
+        """Get the pool, and wait until it is ready. *closed*: how many shared ones were closed while we waited."""
         values = self._given()
         spec, condition = self._spec(values), self._condition(values)
         claimed = self._claim(context, spec)
@@ -210,17 +246,63 @@ class QarnotCreatePoolOperator(_PoolOperator):
             return claimed.uuid
         with self._closing_on_error():
             outcome = already(claimed, condition)
-            return self._ready(outcome or self._warm(context, values, spec, condition, claimed.uuid))
+            outcome = already(claimed, condition) or self._found_warm(claimed, condition)
+            return self._ready(
+                context,
+                outcome or self._warm(context, values, spec, condition, claimed.uuid, deadline, closed),
+            )
+
+    def _take(self, spec: Any, life: Life, pause: Any, **options: Any) -> Claim:
+        try:
+            if not life.shared:
+                return super()._take(spec, life, pause, **options)
+            from airflow_qarnot_pool.shared import acquire
+
+            return acquire(self.client, spec, life, pause)
+        except QarnotQuotaError as error:
+            raise _with_remedies(error) from error
+
+    def _found_warm(self, claimed: Claim, condition: Condition) -> Outcome | None:
+        """A shared pool may be ready as it is found. What warmed it up may have died before it could end that."""
+        if not self.shared or claimed.found is None or not self._warms_up:
+            return None
+        from airflow_qarnot_pool.claim import end_life
+
+        if outcome := concluded(condition, claimed.found):
+            end_life(self.client.tasks, self._warm_up_life(claimed.uuid, condition))
+        return outcome
+
+    def _warm_up_life(self, pool: str, condition: Condition) -> Life:
+        """Those who share a pool and wait for the same of it share its warm-up: one for each would fill it."""
+        from airflow_qarnot_pool.warmth import WARM_UP
+
+        assert self._work is not None
+        return self._work.life.for_part(f"{WARM_UP} of {pool} to {condition}" if self.shared else WARM_UP)
 
     def _warm(
-        self, context: Context, values: Mapping[str, Any], spec: PoolSpec, condition: Condition, uuid: str
+        self,
+        context: Context,
+        values: Mapping[str, Any],
+        spec: PoolSpec,
+        condition: Condition,
+        uuid: str,
+        deadline: datetime | None = None,
+        closed: int = 0,
     ) -> Outcome:
         """Boot the nodes where nothing else does, and wait."""
-        carry = {}
+        carry: dict[str, Any] = {"closed": closed}
+        deadline = deadline or self._deadline(context)
         if self._warms_up:
             size = pool_spec({**values, "name": spec.name}).instance_count or 1
-            carry["warm_up"] = self._submit_warm_up(context, spec, uuid, size)
-        return self._wait(uuid, condition, self._deadline(context), carry)
+            try:
+                carry["warm_up"] = self._submit_warm_up(context, spec, uuid, size, condition)
+            except QarnotRefusedError:
+                now = self.client.pools.find(uuid) if self.shared else None
+                if now is None or states.accepts_tasks(now.state):
+                    raise
+                carry["deadline"] = deadline.isoformat() if deadline else None
+                return Outcome(ending=Ending.IMPOSSIBLE, uuid=uuid, state=now.state, carry=carry)
+        return self._wait(uuid, condition, deadline, carry)
 
     def warm_up_with_room(self, context: Context, event: Mapping[str, Any]) -> str:
         """Go on with a pool whose warm-up had to wait for room under the account's quota of tasks."""
@@ -230,7 +312,8 @@ class QarnotCreatePoolOperator(_PoolOperator):
         with self._closing_on_error():
             condition = self._condition(values)
             assert condition is not None
-            return self._ready(self._warm(context, values, self._spec(values), condition, outcome.uuid))
+            warmed = self._warm(context, values, self._spec(values), condition, outcome.uuid)
+            return self._ready(context, warmed)
 
     def _deadline(self, context: Context) -> datetime | None:
         deadline = super()._deadline(context)
@@ -245,7 +328,7 @@ class QarnotCreatePoolOperator(_PoolOperator):
         """Return the uuid of the pool that is ready, or close it and say why it is not."""
         outcome = self._resumed(context, event)
         with self._closing_on_error():
-            return self._ready(outcome)
+            return self._ready(context, outcome)
 
     @contextmanager
     def _closing_on_error(self) -> Iterator[None]:
@@ -256,16 +339,18 @@ class QarnotCreatePoolOperator(_PoolOperator):
             self._end("it did not become ready")
             raise
 
-    def _submit_warm_up(self, context: Context, spec: PoolSpec, pool: str, size: int) -> str:
+    def _submit_warm_up(
+        self, context: Context, spec: PoolSpec, pool: str, size: int, condition: Condition
+    ) -> str:
         from airflow_qarnot_pool.claim import claim
-        from airflow_qarnot_pool.warmth import WARM_UP, warm_up
+        from airflow_qarnot_pool.warmth import warm_up
 
         assert self._work is not None
         killed = self._work.killed
         task = warm_up(spec.name, pool, size, self.wait_timeout)
         while True:
             try:
-                life = self._work.life.for_part(WARM_UP)
+                life = self._warm_up_life(pool, condition)
                 return claim(self.client.tasks, task, life, pause=killed.wait).uuid
             except QarnotQuotaError as error:
                 self._wait_for_room(context, error, killed)
@@ -286,11 +371,21 @@ class QarnotCreatePoolOperator(_PoolOperator):
         )
         return trigger, "warm_up_with_room"
 
-    def _ready(self, outcome: Outcome) -> str:
+    def _ready(self, context: Context, outcome: Outcome) -> str:
+        carry = outcome.carry
+        lost = outcome.ending is Ending.GONE or (
+            outcome.ending is Ending.IMPOSSIBLE and outcome.state != states.PoolState.FAILURE
+        )
+        closed = int(carry.get("closed") or 0)
+        if self.shared and lost and closed < MOST_GENERATIONS:
+            # The last one out had not seen us come in.
+            self.log.info("Shared pool %s was closed while it got ready; opening the next", outcome.uuid)
+            deadline = carry.get("deadline")
+            return self._open(context, datetime.fromisoformat(deadline) if deadline else None, closed + 1)
         self._raise_for(outcome)
         if outcome.ending is Ending.IMPOSSIBLE:
             raise QarnotPoolEndedError(outcome.message, kind="pool", ref=outcome.uuid)
-        if warm := outcome.carry.get("warm_up"):
+        if warm := carry.get("warm_up"):
             self._end_warm_up(warm)
         self.log.info("Pool %s is %s", outcome.uuid, outcome.state)
         return outcome.uuid
@@ -308,6 +403,23 @@ class QarnotCreatePoolOperator(_PoolOperator):
                 uuid,
                 error,
             )
+
+
+def _with_remedies(error: QarnotQuotaError) -> QarnotQuotaError:
+    """The same error with what a DAG author can do about it."""
+    return QarnotQuotaError(
+        error.message,
+        quota=error.quota,
+        status=error.status,
+        server_message=error.server_message,
+        kind=error.kind,
+        ref=error.ref,
+        method=error.method,
+        path=error.path,
+        remedy="Many DAG runs at once need one pool and not one each: let them share it (shared='name' on "
+        "QarnotPoolGroup or QarnotCreatePoolOperator), or lower max_active_runs of the DAG. Else delete finished "
+        "pools, which count too, wait for room (wait_for_quota), or ask Qarnot for a higher quota.",
+    )
 
 
 class QarnotUpdatePoolOperator(QarnotOperator):
@@ -408,17 +520,19 @@ class QarnotClosePoolOperator(_PoolOperator):
     pool that task has made in this DAG run is closed all the same; None is returned where it made none.
 
     :param qarnot_pool: uuid or shortname of the pool, or the output of the task that made it.
+    :param shared: give up the shared pool of this name, and close it if no other DAG run needs it and nothing is
+        queued or running on it; else the last one to give it up closes it. ``qarnot_pool`` need not be given then.
     :param wait_for_completion: wait until it is Closed; default: no, as billing ends with the request.
     :param report_cost: store what the pool and the DAG run have cost as XCom ``qarnot_cost`` (see
         docs/what-a-run-costs.md); the log tells what the pool has cost in any case.
     """
 
-    template_fields = (*WaitingOperator.template_fields, "qarnot_pool")
+    template_fields = (*WaitingOperator.template_fields, "qarnot_pool", "shared")
 
     def __init__(
         self,
         *,
-        qarnot_pool: Any,
+        qarnot_pool: Any = None,
         wait_for_completion: bool = False,
         report_cost: bool = False,
         **kwargs: Any,
@@ -429,10 +543,16 @@ class QarnotClosePoolOperator(_PoolOperator):
         #: Kept, because rendering puts what the maker returned in the place of the reference to it.
         self._makers = [one for one, _ in XComArg.iter_xcom_references(self.qarnot_pool) if _makes_pools(one)]
         self.report_cost = report_cost
+        if qarnot_pool is None and self.shared is None:
+            raise QarnotInvalidSpecError(
+                "qarnot_pool is missing: which pool should be closed?", field="qarnot_pool"
+            )
 
     def execute(self, context: Context) -> str | None:
         from airflow_qarnot_pool.claim import end
 
+        if self.shared is not None:
+            return self._give_up(context)
         ref = self.qarnot_pool
         if nothing(ref) and (makers := self._makers or self._makers_upstream()):
             ref = self._close_unseen(context, makers)
@@ -445,6 +565,9 @@ class QarnotClosePoolOperator(_PoolOperator):
             uuid = ref if is_uuid(ref) else self.client.pools.get(ref).uuid
         except QarnotNotFoundError:
             return ref
+        return self._told(context, uuid)
+
+    def _told(self, context: Context, uuid: str) -> str:
         self._show_link(context, "pool", uuid)
         if not self.wait_for_completion:
             self._tell_cost(context, uuid)
@@ -473,6 +596,23 @@ class QarnotClosePoolOperator(_PoolOperator):
             )
             closed += found
         return closed[-1] if closed else None
+
+    def _give_up(self, context: Context) -> str:
+        """Close the shared pool, or leave it to those who need it."""
+        released = release(self.client, self._life_of(context), _run_lives, self._setups())
+        for one in released:
+            if one.closed:
+                return self._told(context, one.uuid)
+        if not released:
+            self.log.info("There is no open pool %r", self.shared)
+        given = self.qarnot_pool if isinstance(self.qarnot_pool, str) else ""
+        return released[0].uuid if released else given
+
+    def _setups(self) -> list[str] | None:
+        """The tasks that opened it and of which this is the teardown; None: not known, so all of the run."""
+        if not self.is_teardown:
+            return None
+        return [one.task_id for one in self.upstream_list if one.is_setup] or None
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> str:
         """Return the uuid of the pool that is closed."""
@@ -515,3 +655,16 @@ class QarnotDeletePoolOperator(QarnotOperator):
             self.log.info("Pool %s is gone already", ref)
         else:
             self.log.info("Pool %s is deleted", ref)
+
+
+def _run_lives(dag_id: str, run_id: str) -> bool:
+    """Whether a DAG run is unfinished; also where Airflow does not say."""
+    from airflow_qarnot_pool.operators.reap import run_state
+    from airflow_qarnot_pool.reaper import OVER
+
+    try:
+        state = run_state(dag_id, run_id)
+    except Exception as error:
+        log.warning("Airflow does not say whether run %s of %s still lives: %s", run_id, dag_id, error)
+        return True
+    return state is not None and state not in OVER

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +22,7 @@ from airflow_qarnot_pool.operators.base import already
 from airflow_qarnot_pool.operators.parameters import check_sizes, sizes_given
 from airflow_qarnot_pool.operators.task_base import COMMON_FIELDS, TaskOperator
 from airflow_qarnot_pool.output import failure_report, fetch, lost_nodes, read_output
+from airflow_qarnot_pool.shared import MOST_GENERATIONS
 from airflow_qarnot_pool.templates import known_at_parse
 from airflow_qarnot_pool.transcript import Transcript
 from airflow_qarnot_pool.triggers.keys import TASK_KEY
@@ -110,28 +112,41 @@ class QarnotRunTaskOperator(TaskOperator):
         return self._submit_and_wait(context, resubmitted=False)
 
     def _submit_and_wait(
-        self, context: Context, deadline: datetime | None = None, *, resubmitted: bool
+        self,
+        context: Context,
+        deadline: datetime | None = None,
+        *,
+        resubmitted: bool,
+        pool: str | None = None,
+        moved: int = 0,
     ) -> dict[str, Any]:
-        spec = self._spec(self._given_now(), self._pool_uuid())
-        claimed = self._claim_task(context, spec)
+        """*pool* took the place of the one that was given, which was closed under *moved* submissions of this try."""
+        spec = self._spec(self._given_now(), pool or self._pool_uuid())
+        claimed = self._claim_task(context, spec, look=resubmitted or moved > 0)
         if not self.wait_for_completion:
             return {"uuid": claimed.uuid, "name": spec.name, "pool": spec.pool}
-        carry = {"decision": str(claimed.decision), "resubmitted": resubmitted}
+        carry = {"decision": str(claimed.decision), "resubmitted": resubmitted, "moved": moved}
         outcome = already(claimed, TASK_ENDED)
         if outcome is None:
             deadline = deadline or self._deadline(context)
             outcome = self._wait(claimed.uuid, TASK_ENDED, deadline, carry)
         return self._finish(context, outcome, carry)
 
-    def _claim_task(self, context: Context, spec: TaskSpec) -> Claim:
+    def _claim_task(self, context: Context, spec: TaskSpec, look: bool) -> Claim:
         refine = None if self.retry_scope == "all" else without_succeeded
-        try:
-            return self._claim(context, spec, refine)
-        except QarnotRefusedError as error:
-            if spec.pool:
+        for _ in range(MOST_GENERATIONS):
+            try:
+                return self._claim(context, spec, refine=refine, look=look)
+            except QarnotRefusedError as error:
+                if not spec.pool:
+                    raise
                 # The server's sentence need not name the pool, and a closed one is the usual reason.
-                self._explain_refusal(spec.pool, error)
-            raise
+                pool = self._next_pool(context, spec.pool)
+                if pool is None:
+                    self._explain_refusal(spec.pool, error)
+                    raise
+                spec = replace(spec, pool=pool)
+        raise self._closed_too_often(spec.pool)
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
         """Return the result of the Qarnot task that ended, or raise what became of it."""
@@ -195,15 +210,22 @@ class QarnotRunTaskOperator(TaskOperator):
         return self._summary(task)
 
     def _cancelled(self, context: Context, task: Task, carry: Mapping[str, Any]) -> dict[str, Any]:
-        """Somebody else cancelled it. One that an earlier try left may have been on its way out: run it again."""
+        """Somebody else cancelled it. One that an earlier try left may have been on its way out: run it again.
+
+        So may one whose shared pool was closed under it by whoever did not see it: it runs on the next.
+        """
+        limit = carry.get("deadline")
+        deadline = datetime.fromisoformat(limit) if limit else None
+        moved, resubmitted = int(carry.get("moved") or 0), bool(carry.get("resubmitted"))
+        if moved < MOST_GENERATIONS and task.pool and (pool := self._next_pool(context, task.pool)):
+            return self._submit_and_wait(
+                context, deadline, resubmitted=resubmitted, pool=pool, moved=moved + 1
+            )
         if carry.get("decision") == "adopted" and not carry.get("resubmitted"):
             self.log.info(
                 "Qarnot task %s, taken over from an earlier try, was cancelled; submitting again", task.uuid
             )
-            deadline = carry.get("deadline")
-            return self._submit_and_wait(
-                context, datetime.fromisoformat(deadline) if deadline else None, resubmitted=True
-            )
+            return self._submit_and_wait(context, deadline, resubmitted=True)
         raise QarnotTaskCancelledError(self._report(task), kind="task", ref=task.uuid)
 
     def _summary(self, task: Task) -> dict[str, Any]:
@@ -232,8 +254,6 @@ class QarnotRunTaskOperator(TaskOperator):
 
 def without_succeeded(spec: TaskSpec, earlier: Iterable[Task]) -> TaskSpec:
     """*spec* for the instances that no earlier generation ran to success; all of them where none is left."""
-    from dataclasses import replace
-
     from airflow_qarnot_pool.api.ranges import format_ranges
 
     wanted = spec.instance_ids()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ from airflow_qarnot_pool.operators.parameters import (
 )
 
 if TYPE_CHECKING:
+    from airflow.sdk import Context
+
     from airflow_qarnot_pool.api.specs import ResourceBucket, RetrySettings, TaskSpec
 
 COMMON_FIELDS = (
@@ -182,6 +185,22 @@ class TaskOperator(WaitingOperator):
             host = connection.host if "://" in connection.host else f"https://{connection.host}"
             login["DOCKER_SRV"] = host
         return {name: str(value) for name, value in login.items()}
+
+    def _next_pool(self, context: Context, pool: str) -> str | None:
+        """The pool to go on with where *pool* is a shared one that takes no tasks any more; None: it is not."""
+        from airflow_qarnot_pool.shared import successor
+
+        pause = self._work.killed.wait if self._work else time.sleep
+        return successor(self.client, pool, self._life_of(context), pause)
+
+    @staticmethod
+    def _closed_too_often(pool: str | None) -> QarnotPoolEndedError:
+        return QarnotPoolEndedError(
+            f"Shared pool {pool} and those before it were closed as soon as they were opened; look in the console "
+            "who closes them",
+            kind="pool",
+            ref=pool,
+        )
 
     def _explain_refusal(self, uuid: str, error: QarnotRefusedError) -> None:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from airflow_qarnot_pool.claim import end
 from airflow_qarnot_pool.identity import Life
+from airflow_qarnot_pool.shared import release
 from airflow_qarnot_pool.triggers.base import QarnotTrigger, task_state
 
 #: States in which the task that makes a pool will never hand it on. In any other the pool may be in use.
@@ -11,7 +12,7 @@ _OVER = {"failed", "upstream_failed", "skipped", "removed", None}
 
 
 class QarnotPoolTrigger(QarnotTrigger):
-    """Wait for a pool; a kill of the Airflow task that makes it closes it."""
+    """Wait for a pool; a kill of the Airflow task that makes it closes it, unless others share it."""
 
     kind = "pool"
 
@@ -19,6 +20,9 @@ class QarnotPoolTrigger(QarnotTrigger):
         state = await task_state(life)
         if state not in _OVER:
             self.log.info("Pool %s stays open: its Airflow task is %s", self.uuid, state)
+            return
+        if life.shared:
+            await self._ask(lambda client: release(client, life, by=(life.task_id,)))
             return
         await self._ask(lambda client: end(client.pools, self.uuid))
         self.log.info("Closed pool %s: its Airflow task is %s", self.uuid, state or "cleared")

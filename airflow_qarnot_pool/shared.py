@@ -1,0 +1,386 @@
+"""One pool for several DAGs and several of their runs at once.
+
+A shared pool belongs to a name in a namespace and to no Airflow task instance: its owner and lineage follow from the
+two (:class:`~airflow_qarnot_pool.identity.Life` with ``shared``), and each time it has been closed the next generation
+is made. Whoever opens it uses the one that lives; of two that were made at once the older stays.
+
+*Who needs it* is read from Qarnot, and whether those still live from Airflow:
+
+* a DAG run that has opened it, and not given it up, has a *hold*: a Qarnot job on the pool, which has no tasks, costs
+  nothing and counts only as long as Airflow knows the DAG run as unfinished. So no process has to stay alive for it;
+* unfinished Qarnot tasks on the pool name their DAG runs in their labels.
+
+The last one to give it up closes it. Looking and closing are two requests, so somebody may come in between; they find
+the pool closing, at the latest when a Qarnot task is refused or cancelled, and go on with the next generation. A lost
+race costs a boot and never a task.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow_qarnot_pool.api import filters, states
+from airflow_qarnot_pool.api.errors import (
+    QarnotInvalidSpecError,
+    QarnotNameTakenError,
+    QarnotNotFoundError,
+    QarnotProtocolError,
+    QarnotRefusedError,
+    QarnotUnavailableError,
+)
+from airflow_qarnot_pool.exceptions import QarnotPoolEndedError, QarnotSpecMismatchError
+from airflow_qarnot_pool.identity import OWNER_TAG, Fate, Plan, Relic, fate_of, label, namespace_tag
+
+if TYPE_CHECKING:
+    from airflow_qarnot_pool.api.client import QarnotClient
+    from airflow_qarnot_pool.api.models import Job, Pool, Task
+    from airflow_qarnot_pool.api.specs import PoolSpec
+    from airflow_qarnot_pool.claim import Claim
+    from airflow_qarnot_pool.hooks.settings import ConnectionSettings
+    from airflow_qarnot_pool.identity import Life
+
+log = logging.getLogger(__name__)
+
+#: How long a node of a shared pool may be idle before it goes, unless ``keep_warm`` says otherwise.
+KEEP_WARM = timedelta(minutes=10)
+HOLD_TAG = "airflow-hold:"
+#: A hold that nobody gave up is over by itself after this long; the DAG run it names is over long before.
+HOLD_LASTS = timedelta(days=7)
+#: The label with a hash for each field of the spec, so that a mismatch can be told by name.
+FIELDS = "airflow.spec_fields"
+#: How often in a row a pool may be found closing before that is an error.
+MOST_GENERATIONS = 6
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+_UNFINISHED = [state for state in states.TaskState if state not in states.TASK_TERMINAL]
+
+#: Whether a DAG run (dag_id, run_id) is still unfinished.
+Alive = Callable[[str, str], bool]
+
+
+# --- decisions
+
+
+def check_name(name: Any) -> None:
+    """Refuse what cannot name a shared pool."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise QarnotInvalidSpecError(
+            f"shared={name!r}: the name of a shared pool has letters, digits, '-', '_' and '.' (63 at most)",
+            field="shared",
+        )
+
+
+def shared_life(life: Life, name: str, settings: ConnectionSettings) -> Life:
+    """*life* as a sharer of the pool *name*.
+
+    :raises QarnotInvalidSpecError: the name is none, or no namespace is set: then another deployment on the same
+        account would share the pool, too.
+    """
+    check_name(name)
+    if not settings.namespace_is_explicit:
+        raise QarnotInvalidSpecError(
+            f"The shared pool {name!r} needs an explicit namespace: set it in the connection "
+            f"{settings.conn_id!r} (or [qarnot] namespace), so that no other deployment on this account shares it",
+            field="namespace",
+        )
+    return replace(life, shared=name)
+
+
+def settle(relics: Iterable[Relic]) -> Plan:
+    """Which of the pools of one name to use: the oldest that lives. The others end, whatever they were made from."""
+    relics = sorted(relics, key=lambda relic: (relic.generation, relic.created, relic.uuid))
+    live = [relic for relic in relics if relic.fate is Fate.LIVE]
+    return Plan(
+        end=tuple(relic.uuid for relic in live[1:]),
+        use=live[0] if live else None,
+        generation=1 + max((relic.generation for relic in relics), default=0),
+    )
+
+
+def differing(mine: Mapping[str, str], theirs: Mapping[str, str]) -> list[str]:
+    """The fields in which two specs differ, by what :meth:`PoolSpec.fingerprint_fields` says of them."""
+    return sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class Holder:
+    """A DAG run that needs a shared pool; ``by`` is the task that opened it, or "" for tasks that moved there."""
+
+    dag_id: str
+    run_id: str
+    by: str = ""
+
+    def same_run(self, other: Holder) -> bool:
+        return (self.dag_id, self.run_id) == (other.dag_id, other.run_id)
+
+    def __str__(self) -> str:
+        return f"DAG run {self.run_id} of {self.dag_id}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """Who needs a pool. ``working``: DAG runs with unfinished Qarnot tasks; ``strangers``: such of nobody's."""
+
+    holders: frozenset[Holder] = frozenset()
+    working: frozenset[Holder] = frozenset()
+    strangers: int = 0
+
+
+def needed_by(needs: Needs, me: Holder, alive: Callable[[Holder], bool]) -> list[str]:
+    """Who else needs the pool, in words; empty where *me* may close it.
+
+    Unfinished Qarnot tasks of its own run do not keep it open: who gives the pool up is done with them.
+    """
+    others = {one for one in needs.holders if one != me}
+    others |= {one for one in needs.working if not one.same_run(me)}
+    runs = {(one.dag_id, one.run_id): one for one in sorted(others)}
+    words = [str(one) for one in runs.values() if alive(one)]
+    if needs.strangers:
+        words.append(f"{needs.strangers} Qarnot tasks that no Airflow task made")
+    return words
+
+
+# --- opening
+
+
+def acquire(client: QarnotClient, spec: PoolSpec, life: Life, pause: Callable[[float], Any]) -> Claim:
+    """The pool of that name: the one that lives, or a new one; and a hold on it for this DAG run.
+
+    :raises QarnotSpecMismatchError: it lives, and was made from another spec.
+    """
+
+    def create(stamped: PoolSpec) -> str:
+        return client.pools.create_once(_with_label(stamped, _packed(fields)))
+
+    fields = spec.fingerprint_fields()
+    return _acquire(client, spec, life, create, fields, spec.fingerprint(), pause, by=life.task_id)
+
+
+def successor(client: QarnotClient, pool: str, life: Life, pause: Callable[[float], Any]) -> str | None:
+    """The pool that takes the place of *pool*, which no longer takes tasks; None where *pool* is not shared, or open.
+
+    It is made like the one it replaces: who finds out need not know how that was.
+    """
+    old = client.pools.find(pool)
+    if old is None or states.accepts_tasks(old.state) or old.state == states.PoolState.FAILURE:
+        return None
+    name = label(old.labels, "shared")
+    if not name or label(old.labels, "namespace") != life.namespace:
+        return None
+    from airflow_qarnot_pool.api.specs import PoolSpec
+
+    packed = old.labels.get(FIELDS, "")
+    spec = PoolSpec(
+        name=old.name or name,
+        tags=[tag for tag in old.tags if not tag.startswith("airflow-")],
+        labels={key: value for key, value in old.labels.items() if not key.startswith("airflow")},
+    )
+
+    def create(stamped: PoolSpec) -> str:
+        labelled = _with_label(stamped, packed)
+        kept = ("name", "shortname", "tags", "labels", "auto_delete_on_completion", "completion_ttl")
+        return client.pools.clone_once(old.uuid, **{name: getattr(labelled, name) for name in kept})
+
+    mine = replace(life, shared=name, part="", item=None)
+    fingerprint = label(old.labels, "spec") or ""
+    claimed = _acquire(client, spec, mine, create, _unpacked(packed), fingerprint, pause, by="")
+    log.info("Shared pool %r: %s is %s, going on with %s", name, old.uuid, old.state, claimed.uuid)
+    return claimed.uuid
+
+
+def _acquire(
+    client: QarnotClient,
+    spec: PoolSpec,
+    life: Life,
+    create: Callable[[Any], str],
+    fields: Mapping[str, str],
+    fingerprint: str,
+    pause: Callable[[float], Any],
+    by: str,
+) -> Claim:
+    from airflow_qarnot_pool.claim import claim
+
+    for _ in range(MOST_GENERATIONS):
+        claimed = claim(client.pools, spec, life, None, pause, create=create, fingerprint=fingerprint)
+        if claimed.found is not None:
+            _refuse_mismatch(claimed.found, life.shared, fields, fingerprint)
+        if hold(client, life, claimed.uuid, by):
+            return claimed
+    raise QarnotPoolEndedError(
+        f"Shared pool {life.shared!r} was closed {MOST_GENERATIONS} times while it was being opened; look in the "
+        "console who closes it",
+        kind="pool",
+    )
+
+
+def _refuse_mismatch(found: Any, name: str, fields: Mapping[str, str], fingerprint: str) -> None:
+    theirs = label(found.labels, "spec")
+    if not theirs or theirs == fingerprint:
+        return
+    differ = differing(fields, _unpacked(found.labels.get(FIELDS, "")))
+    said = ["scaling (keep_warm, instance_count)" if one == "scaling" else one for one in differ]
+    maker = Holder(dag_id=label(found.labels, "dag_id") or "?", run_id=label(found.labels, "run_id") or "?")
+    raise QarnotSpecMismatchError(
+        f"Shared pool {name!r} exists ({found.uuid}, made by {maker}) and differs in {', '.join(said)}. All who share "
+        "a pool ask for the same one: give the same parameters, share another name, or close that pool first",
+        kind="pool",
+        ref=found.uuid,
+    )
+
+
+def _with_label(spec: PoolSpec, packed: str) -> PoolSpec:
+    return replace(spec, labels={**spec.labels, FIELDS: packed})
+
+
+def _packed(fields: Mapping[str, str]) -> str:
+    return " ".join(f"{name}={value}" for name, value in sorted(fields.items()))
+
+
+def _unpacked(text: str) -> dict[str, str]:
+    return dict(pair.split("=", 1) for pair in text.split() if "=" in pair)
+
+
+# --- holding
+
+
+def hold(client: QarnotClient, life: Life, pool: str, by: str) -> bool:
+    """Let it be seen that this DAG run needs *pool*. False: the pool takes no tasks any more.
+
+    A hold that cannot be made for another reason is only a warning: without it the pool may be closed too early,
+    which costs a boot.
+    """
+    holder = Holder(dag_id=life.dag_id, run_id=life.run_id, by=by)
+    name = json.dumps([holder.dag_id, holder.run_id, holder.by])
+    try:
+        client.jobs.create(
+            name,
+            shortname=f"hold-{hashlib.sha256(f'{pool} {name}'.encode()).hexdigest()[:20]}",
+            pool=pool,
+            tags=(namespace_tag(life.namespace), HOLD_TAG + life.owner),
+            max_wall_time=HOLD_LASTS,
+            completion_ttl=timedelta(days=1),
+        )
+    except QarnotNameTakenError:
+        pass  # the hold of an earlier try
+    except (QarnotRefusedError, QarnotUnavailableError, QarnotProtocolError) as error:
+        now = client.pools.find(pool) if isinstance(error, QarnotRefusedError) else None
+        if isinstance(error, QarnotRefusedError) and (now is None or not states.accepts_tasks(now.state)):
+            return False
+        log.warning("Other DAG runs may not see that this one needs pool %s: %s", pool, error)
+    return True
+
+
+def _holds(client: QarnotClient, life: Life, pool: str) -> dict[str, Holder]:
+    """The holds on *pool*, by the uuids of their jobs."""
+    found: Iterable[Job] = client.pools.jobs(pool)
+    return {
+        job.uuid: holder
+        for job in found
+        if HOLD_TAG + life.owner in job.tags and job.state == "Active" and (holder := _holder(job.name))
+    }
+
+
+def _holder(name: str | None) -> Holder | None:
+    with suppress(ValueError, TypeError):
+        dag_id, run_id, by = json.loads(name or "")
+        return Holder(dag_id=dag_id, run_id=run_id, by=by)
+    return None
+
+
+# --- giving up, and closing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Released:
+    """What became of a pool that was given up: closed, or still needed by these."""
+
+    uuid: str
+    needed_by: tuple[str, ...] = ()
+
+    @property
+    def closed(self) -> bool:
+        return not self.needed_by
+
+
+def release(
+    client: QarnotClient, life: Life, alive: Alive | None = None, by: Collection[str] | None = None
+) -> list[Released]:
+    """Give up what this DAG run holds of the shared pool, and close it where nobody else needs it.
+
+    :param alive: tells which DAG runs still live; None: nobody can be asked now, so all count as living.
+    :param by: the tasks that opened it, and are done with it; None: every task of this DAG run.
+    """
+    owner = filters.equal("Tags", OWNER_TAG + life.owner)
+    return [
+        _release(client, life, pool, alive, by)
+        for pool in client.pools.iterate(owner)
+        if fate_of(pool) is Fate.LIVE
+    ]
+
+
+def _release(
+    client: QarnotClient, life: Life, pool: Pool, alive: Alive | None, by: Collection[str] | None
+) -> Released:
+    from airflow_qarnot_pool.claim import end
+
+    me = Holder(dag_id=life.dag_id, run_id=life.run_id)
+    try:
+        holds = _holds(client, life, pool.uuid)
+        mine = [
+            job
+            for job, one in holds.items()
+            if one.same_run(me) and (by is None or one.by in by or not one.by)
+        ]
+        _drop(client, mine)
+        if mine and len(mine) < len(holds):
+            # Two who look before either has given up would each leave it to the other.
+            holds = _holds(client, life, pool.uuid)
+        others = {job: one for job, one in holds.items() if job not in mine}
+        needs = _needs(client, pool.uuid, others.values())
+        asked: dict[Holder, bool] = {}
+
+        def lives(one: Holder) -> bool:
+            run = replace(one, by="")
+            if run not in asked:
+                asked[run] = run == me or alive is None or alive(one.dag_id, one.run_id)
+            return asked[run]
+
+        still = needed_by(needs, me, lives)
+        if not still:
+            end(client.pools, pool.uuid)
+            _drop(client, others)
+    except QarnotNotFoundError:
+        still = []  # gone meanwhile
+    said = "; ".join(still)
+    log.info(
+        "Shared pool %r (%s) %s", life.shared, pool.uuid, f"stays open for {said}" if said else "is closed"
+    )
+    return Released(uuid=pool.uuid, needed_by=tuple(still))
+
+
+def _needs(client: QarnotClient, pool: str, holders: Iterable[Holder]) -> Needs:
+    here = filters.and_(filters.equal("PoolUuid", pool), filters.in_("State", _UNFINISHED))
+    working, strangers = set(), 0
+    unfinished: Iterable[Task] = client.tasks.search(here, fields=("State", "Labels"), limit=1000)
+    for task in unfinished:
+        if task.phase is states.Phase.TERMINAL or label(task.labels, "shared"):
+            continue  # a warm-up is demand of the pool's own
+        dag_id, run_id = label(task.labels, "dag_id"), label(task.labels, "run_id")
+        if dag_id and run_id:
+            working.add(Holder(dag_id=dag_id, run_id=run_id))
+        else:
+            strangers += 1
+    return Needs(holders=frozenset(holders), working=frozenset(working), strangers=strangers)
+
+
+def _drop(client: QarnotClient, jobs: Iterable[str]) -> None:
+    for job in jobs:
+        with suppress(QarnotNotFoundError):
+            client.jobs.delete(job)
