@@ -6,7 +6,7 @@ generations, decided as for a single Qarnot task (:func:`airflow_qarnot_pool.ide
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,11 +112,17 @@ class Board:
 
 
 def board(
-    life: Life, fingerprints: Sequence[str], relics: Iterable[Relic], memory: Memory | None = None
+    life: Life,
+    fingerprints: Sequence[str],
+    relics: Iterable[Relic],
+    memory: Memory | None = None,
+    closed_pools: Collection[str] = (),
 ) -> Board:
     """Sort what was found by the items it belongs to.
 
     An item that failed in this try of the Airflow task is failed; one that failed in an earlier try runs again.
+
+    :param closed_pools: shared pools that others have closed: what was cancelled with them has not failed.
     """
     memory = memory or Memory()
     by_item: dict[int, list[Relic]] = {}
@@ -140,7 +146,7 @@ def board(
             succeeded[item] = plan.use.uuid
         elif plan.use is not None:
             running[item], generations[item] = plan.use.uuid, plan.use.generation
-        elif lost := _failed_now(life, mine, fingerprint):
+        elif lost := _failed_now(life, mine, fingerprint, closed_pools):
             failed[item] = lost.uuid
         elif item in memory.succeeded:
             succeeded[item] = None
@@ -159,7 +165,9 @@ def board(
     )
 
 
-def _failed_now(life: Life, relics: Iterable[Relic], fingerprint: str) -> Relic | None:
+def _failed_now(
+    life: Life, relics: Iterable[Relic], fingerprint: str, closed_pools: Collection[str]
+) -> Relic | None:
     own = [
         relic
         for relic in relics
@@ -167,5 +175,6 @@ def _failed_now(life: Life, relics: Iterable[Relic], fingerprint: str) -> Relic 
         and relic.fingerprint == fingerprint
         and relic.try_number == life.try_number
         and relic.fate in (Fate.DEAD, Fate.ENDING)
+        and not (relic.cancelled and relic.pool in closed_pools)
     ]
     return max(own, key=lambda relic: relic.generation, default=None)

@@ -206,6 +206,8 @@ class Relic:
     created: str
     try_number: int = 0
     item: int | None = None
+    pool: str | None = None
+    cancelled: bool = False
 
     @classmethod
     def of(cls, found: Pool | Task) -> Relic:
@@ -225,6 +227,8 @@ class Relic:
             created=found.creation_date.isoformat() if found.creation_date else "",
             try_number=_number(label(found.labels, "try_number")) or 0,
             item=_number(label(found.labels, "item")),
+            pool=getattr(found, "pool", None),
+            cancelled=found.state == "Cancelled",
         )
 
 

@@ -147,6 +147,17 @@ def needed_by(needs: Needs, me: Holder, alive: Callable[[Holder], bool]) -> list
     return words
 
 
+def is_shared_and_closed(pool: Pool | None, life: Life) -> bool:
+    """Whether *pool* is one that *life*'s namespace shares, and was closed by somebody: it has not failed by itself."""
+    return (
+        pool is not None
+        and bool(label(pool.labels, "shared"))
+        and label(pool.labels, "namespace") == life.namespace
+        and not states.accepts_tasks(pool.state)
+        and pool.state != states.PoolState.FAILURE
+    )
+
+
 # --- opening
 
 
@@ -169,11 +180,9 @@ def successor(client: QarnotClient, pool: str, life: Life, pause: Callable[[floa
     It is made like the one it replaces: who finds out need not know how that was.
     """
     old = client.pools.find(pool)
-    if old is None or states.accepts_tasks(old.state) or old.state == states.PoolState.FAILURE:
+    if old is None or not is_shared_and_closed(old, life):
         return None
-    name = label(old.labels, "shared")
-    if not name or label(old.labels, "namespace") != life.namespace:
-        return None
+    name = label(old.labels, "shared") or ""
     from airflow_qarnot_pool.api.specs import PoolSpec
 
     packed = old.labels.get(FIELDS, "")

@@ -20,13 +20,14 @@ from airflow_qarnot_pool.api.errors import (
     QarnotUnavailableError,
 )
 from airflow_qarnot_pool.conditions import Ending, Outcome
-from airflow_qarnot_pool.exceptions import QarnotTaskFailedError
+from airflow_qarnot_pool.exceptions import QarnotPoolEndedError, QarnotTaskFailedError
 from airflow_qarnot_pool.fan_out import Memory
 from airflow_qarnot_pool.identity import OWNER_TAG, Life, Relic, numbers_of
 from airflow_qarnot_pool.operators.base import RemoteWork, seconds_between_looks
 from airflow_qarnot_pool.operators.parameters import command_text
 from airflow_qarnot_pool.operators.task_base import TaskOperator
 from airflow_qarnot_pool.output import failure_report
+from airflow_qarnot_pool.shared import MOST_GENERATIONS
 from airflow_qarnot_pool.templates import is_templated, known_at_parse
 from airflow_qarnot_pool.triggers.keys import TASKS_KEY
 
@@ -45,7 +46,7 @@ BACKLOG = 500
 #: Failed items whose reports go into the exception.
 SHOWN_FAILURES = 3
 #: What tells a later look which item an object belongs to and what became of it.
-RELIC_FIELDS = ("Uuid", "Shortname", "State", "Tags", "Labels", "CreationDate")
+RELIC_FIELDS = ("Uuid", "Shortname", "State", "Tags", "Labels", "CreationDate", "PoolUuid")
 _ROUNDS_WITHOUT_PROGRESS = 6
 _LOOKS = 5
 
@@ -177,13 +178,19 @@ class QarnotRunTasksOperator(TaskOperator):
         work = self._work or self._begin(context)
         life = work.life
         context["ti"].xcom_push(key=self.uuid_key, value=life.lineage)
-        specs = self._specs(self.commands, self._given_now(), pool := self._pool_uuid())
+        given = self._given_now()
+        specs = self._specs(self.commands, given, pool := self._pool_uuid())
         fingerprints = [spec.fingerprint(exclude=NOT_THE_WORK) for spec in specs]
         limit = self._limit(self._slots(pool) if self.max_in_flight in (None, "") and specs else None)
         look = bool(memory) or life.has_history
-        unclear_rounds = 0
+        unclear_rounds, moved = 0, 0
+        closed: dict[str, bool] = {}
         while True:
-            now = board(life, fingerprints, self._lookup(life, memory) if look else [], memory)
+            relics = self._lookup(life, memory) if look else []
+            pools = self._closed_pools(life, relics, closed)
+            # A wait takes what was cancelled for failed, whatever cancelled it.
+            memory.failed -= {one.item for one in relics if one.cancelled and one.pool in pools}
+            now = board(life, fingerprints, relics, memory, pools)
             memory.note(now)
             end_all(self.client.tasks, now.end)
             if now.over:
@@ -193,7 +200,15 @@ class QarnotRunTasksOperator(TaskOperator):
             if wanted:
                 self._make_room(now, len(wanted))
             carry = {"deadline": deadline.isoformat() if deadline else None}
-            sent = self._submit(specs, fingerprints, wanted, life)
+            try:
+                sent = self._submit(specs, fingerprints, wanted, life)
+            except QarnotPoolEndedError:
+                pool = self._next_pool(context, pool) if pool and moved < MOST_GENERATIONS else None
+                if pool is None:
+                    self._end("its pool is closed")
+                    raise
+                specs, moved = self._specs(self.commands, given, pool), moved + 1
+                continue
             memory.pending |= sent.done
             if sent.full is not None and not memory.pending and not sent.unclear:
                 # Nothing of ours is in flight whose end would make room.
@@ -294,18 +309,29 @@ class QarnotRunTasksOperator(TaskOperator):
                 elif isinstance(result.error, QarnotQuotaError):
                     sent.full = result.error
                 else:
-                    self._refuse(result.error)
+                    self._refuse(result.error, specs[0].pool)
             if sent.full is not None:
                 break
         return sent
 
-    def _refuse(self, error: QarnotError) -> None:
-        """One refused item is a mistake in the DAG: what is running for it would be run in vain."""
-        pool = self._pool_uuid()
-        self._end("a Qarnot task was refused")
+    def _refuse(self, error: QarnotError, pool: str | None) -> None:
+        """One refused item is a mistake in the DAG: what is running for it would be run in vain.
+
+        Unless the pool is closed, which may be shared: then it is for the caller to go on with the next.
+        """
         if pool and isinstance(error, QarnotRefusedError):
             self._explain_refusal(pool, error)
+        self._end("a Qarnot task was refused")
         raise error
+
+    def _closed_pools(self, life: Life, relics: Iterable[Relic], closed: dict[str, bool]) -> set[str]:
+        """The shared pools that were closed under what this life has on them; *closed* remembers."""
+        from airflow_qarnot_pool.shared import is_shared_and_closed
+
+        for relic in relics:
+            if relic.cancelled and relic.lineage == life.lineage and relic.pool and relic.pool not in closed:
+                closed[relic.pool] = is_shared_and_closed(self.client.pools.find(relic.pool), life)
+        return {pool for pool, so in closed.items() if so}
 
     def _wait_for_some(self, low_water: int, total: int, deadline: datetime | None, memory: Memory) -> None:
         """Wait until no more than *low_water* are unfinished, or one is not there any more."""

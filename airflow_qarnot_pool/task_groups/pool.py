@@ -67,8 +67,13 @@ class QarnotPoolGroup(TaskGroup):
     rule counts successes or ends (``one_success``, ``none_failed_min_one_success``, ...) has no edge from the setup
     where it has upstreams in the group: the setup's success would be counted, too.
 
+    With ``shared`` the pool is not this run's alone: every group, DAG and run of the namespace that says the same name
+    uses one pool, which is closed by the last one out. See ``docs/share-a-pool.md``.
+
     :param group_id: id of the group; the ids of its tasks begin with it.
-    :param keep_warm: how long a node may be idle before it goes; None: the pool keeps its size until it is closed.
+    :param shared: name of a pool that is shared; it is made from the parameters below, which must be the same for all.
+    :param keep_warm: how long a node may be idle before it goes; None: the pool keeps its size until it is closed,
+        which a shared pool may not.
     :param setup_retries: retries of ``open_pool`` and ``close_pool``, where ``default_args`` names none.
     :param report_cost: have ``close_pool`` store what the pool and the DAG run have cost as XCom ``qarnot_cost``.
     :param default_args: for every task inside.
@@ -81,6 +86,7 @@ class QarnotPoolGroup(TaskGroup):
         self,
         group_id: str,
         *,
+        shared: str | None = None,
         keep_warm: timedelta | None = timedelta(minutes=10),
         setup_retries: int = 3,
         report_cost: bool = False,
@@ -94,8 +100,17 @@ class QarnotPoolGroup(TaskGroup):
                     f"QarnotPoolGroup makes its own setup task, which takes no {name}", field=name
                 )
         super().__init__(group_id=group_id, default_args=default_args or {}, **of_the_group)  # type: ignore[arg-type]
-        if keep_warm is not None and not {"elastic", "scaling"} & arguments.keys():
-            arguments["keep_warm"] = keep_warm
+        if not {"elastic", "scaling"} & arguments.keys():
+            if keep_warm is not None:
+                arguments["keep_warm"] = keep_warm
+            elif shared is not None:
+                raise QarnotInvalidSpecError(
+                    "A shared pool cools down by itself, as it may outlive the DAG run that opened it: give a "
+                    "keep_warm, or scaling or elastic",
+                    field="keep_warm",
+                )
+        if shared is not None:
+            arguments["shared"] = shared
         self._pool_arguments = arguments
         self._setup_retries = setup_retries
         self._report_cost = report_cost
@@ -120,19 +135,22 @@ class QarnotPoolGroup(TaskGroup):
         return self
 
     def _make_setup_and_teardown(self) -> None:
-        shared: dict[str, Any] = {"task_group": self}
+        both: dict[str, Any] = {"task_group": self}
         if "retries" not in {**self._dag.default_args, **self.default_args}:
-            shared["retries"] = self._setup_retries
-        opens = {"name": f"{self._dag.dag_id}.{self.group_id}", **shared, **self._pool_arguments}
+            both["retries"] = self._setup_retries
+        named = {} if "shared" in self._pool_arguments else {"name": f"{self._dag.dag_id}.{self.group_id}"}
+        opens = {**named, **both, **self._pool_arguments}
         self.open_pool = QarnotCreatePoolOperator(task_id=SETUP, **opens).as_setup()
         closes = {
-            name: opens[name] for name in ("qarnot_conn_id", "deferrable", "poll_interval") if name in opens
+            name: opens[name]
+            for name in ("qarnot_conn_id", "deferrable", "poll_interval", "shared")
+            if name in opens
         }
         self.close_pool = QarnotClosePoolOperator(
             task_id=TEARDOWN,
             qarnot_pool=self.open_pool.output,
             report_cost=self._report_cost,
-            **shared,
+            **both,
             **closes,
         ).as_teardown(setups=self.open_pool)
 

@@ -530,6 +530,23 @@ def test_the_pool_cools_down_by_itself_unless_told_otherwise() -> None:
     assert [one.open_pool.keep_warm is not None for one in (managed, fixed, elastic)] == [True, False, False]
 
 
+def test_a_shared_pool_is_opened_and_given_up_by_its_name() -> None:
+    with DAG("d"), QarnotPoolGroup("g", shared="nightly", instance_count=2) as group:
+        run("a")
+    assert (group.open_pool.shared, group.close_pool.shared) == ("nightly", "nightly")
+    assert group.open_pool.name == "nightly", "the same whoever opens it"
+    assert group.open_pool.keep_warm is not None
+    with DAG("d"), pytest.raises(QarnotInvalidSpecError, match="cools down by itself"):
+        QarnotPoolGroup("g", shared="nightly", keep_warm=None)
+    with DAG("d"), pytest.raises(QarnotInvalidSpecError, match="shared="), QarnotPoolGroup("g", shared="a b"):
+        pass
+    with (
+        DAG("d"),
+        QarnotPoolGroup("g", shared="{{ params.name }}", elastic={"max_total_slots": 2}, keep_warm=None),
+    ):
+        pass
+
+
 def test_setup_and_teardown_have_retries_unless_told_otherwise() -> None:
     with DAG("d"), QarnotPoolGroup("g") as group:
         pass

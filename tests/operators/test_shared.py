@@ -1,0 +1,620 @@
+"""Shared pools: one pool for several DAG runs, whoever comes, goes, is killed or is late.
+
+Against a local Qarnot that enforces unique shortnames and one that does not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import pytest
+
+from airflow_qarnot_pool import shared
+from airflow_qarnot_pool.api.client import QarnotClient
+from airflow_qarnot_pool.api.models import Pool
+from airflow_qarnot_pool.exceptions import (
+    QarnotInvalidSpecError,
+    QarnotPoolEndedError,
+    QarnotQuotaError,
+    QarnotSpecMismatchError,
+    QarnotWaitTimeoutError,
+)
+from airflow_qarnot_pool.local import LocalQarnot
+from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
+from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
+from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
+from tests.crash.children import StoringTI, eventually, fork, worker
+from tests.harness import FakeTI, again, airflow_says, context_of, defer, fire, kill, resume, run
+from tests.operators.conftest import connect
+from tests.operators.test_lives import ANY_SERVER, MODES, exchanging, free_server, held, qarnot
+
+__all__ = ["free_server", "held", "qarnot"]
+
+NEVER = {"policies": [{"type": "Fixed", "slotsCount": 0, "name": "none"}]}
+
+
+class Sharers:
+    """DAG runs that share a pool: each opens it, works on it and gives it up."""
+
+    def __init__(self, client: QarnotClient, name: str) -> None:
+        self.client, self.name = client, name
+        #: What Airflow says of the runs; those not named are running.
+        self.states: dict[str, str | None] = {}
+
+    def opens(self, run_id: str, **changes: Any) -> Callable[[], QarnotCreatePoolOperator]:
+        given = {"task_id": "open", "shared": self.name, "warm_up": False, "retries": 1}
+        given |= {} if "scaling" in changes else {"instance_count": 2}
+        return partial(QarnotCreatePoolOperator, **{**given, **changes})
+
+    def ti(self, run_id: str, task_id: str, **fields: Any) -> FakeTI:
+        return FakeTI(**{"dag_id": self.name, "run_id": run_id, "task_id": task_id, "max_tries": 1, **fields})
+
+    def open(self, run_id: str, try_number: int = 1, max_tries: int = 1, **changes: Any) -> str:
+        ti = self.ti(run_id, "open", try_number=try_number, max_tries=max_tries)
+        return run(self.opens(run_id, **changes), ti)
+
+    def work(self, run_id: str, pool: str, command: str = "true", **changes: Any) -> Any:
+        make = partial(
+            QarnotRunTaskOperator, task_id="work", command=command, qarnot_pool=pool, log_output=False
+        )
+        return run(partial(make, **changes), self.ti(run_id, "work"))
+
+    def close(self, run_id: str, **changes: Any) -> str:
+        make = partial(QarnotClosePoolOperator, task_id="close", shared=self.name, **changes)
+        return run(make, self.ti(run_id, "close"))
+
+    def pools(self) -> list[Pool]:
+        """Every generation, the oldest first."""
+        found = [one for one in self.client.pools.list() if one.labels.get("airflow.shared") == self.name]
+        return sorted(found, key=lambda one: (int(one.labels["airflow.generation"]), str(one.creation_date)))
+
+    def live(self) -> list[str]:
+        return [one.uuid for one in self.pools() if not ended(one)]
+
+    def holds(self, pool: str) -> list[str]:
+        """The runs that hold a pool."""
+        return sorted(job.name.split('"')[3] for job in self.client.pools.jobs(pool) if job.name)
+
+    def warm_ups(self, pool: str) -> list[str]:
+        return [one.state for one in self.client.pools.tasks(pool) if "warm-up" in (one.name or "")]
+
+
+def ended(pool: Pool) -> bool:
+    return pool.state in ("Closing", "Closed")
+
+
+@pytest.fixture
+def sharers(
+    qarnot: LocalQarnot, client: QarnotClient, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Sharers]:
+    name = (
+        re.sub(r"[^A-Za-z0-9]+", "-", str(request.node.name).removeprefix("test_"))
+        .strip("-")[-63:]
+        .strip("-")
+    )
+    sharers = Sharers(client, name)
+    monkeypatch.setattr(
+        "airflow_qarnot_pool.operators.reap.run_state",
+        lambda dag_id, run_id: sharers.states.get(run_id, "running"),
+    )
+    yield sharers
+    qarnot.clock(speed=1)
+    for pool in sharers.live():
+        client.pools.close(pool)
+
+
+def creations(qarnot: LocalQarnot) -> int:
+    """How many requests have made a pool."""
+    return sum(
+        one["method"] == "POST"
+        and bool(re.fullmatch(r"/pools(/[^/]+/clone)?", one["path"]))
+        and one["status"] == 200
+        for one in qarnot.requests()
+    )
+
+
+# --- coming and going
+
+
+def test_all_who_say_the_name_use_one_pool_and_the_last_one_out_closes_it(
+    qarnot: LocalQarnot, sharers: Sharers
+) -> None:
+    pools = {sharers.open(f"r{n}") for n in range(3)}
+    (pool,) = pools
+    assert creations(qarnot) == 1
+    assert sharers.holds(pool) == ["r0", "r1", "r2"]
+    for n in range(3):
+        assert sharers.work(f"r{n}", pool)["pool"] == pool
+    assert sharers.close("r1") == pool
+    assert sharers.close("r0") == pool
+    assert sharers.live() == [pool]
+    assert sharers.close("r2") == pool
+    assert sharers.live() == []
+    assert sharers.close("r2") == "", "a retry of the teardown finds it closed"
+    assert creations(qarnot) == 1
+
+
+def test_the_next_to_come_opens_the_next_generation(sharers: Sharers) -> None:
+    first = sharers.open("r1")
+    sharers.close("r1")
+    second = sharers.open("r2")
+    assert [one.uuid for one in sharers.pools()] == [first, second]
+    assert [one.labels["airflow.generation"] for one in sharers.pools()] == ["1", "2"]
+    assert sharers.live() == [second]
+
+
+@ANY_SERVER
+def test_another_name_or_namespace_is_another_pool(
+    qarnot: LocalQarnot, sharers: Sharers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = sharers.open("r1")
+    other = sharers.open("r1", shared="another-name", task_id="other")
+    connect(qarnot, monkeypatch, namespace="elsewhere")
+    theirs = sharers.open("r1")
+    assert len({mine, other, theirs}) == 3
+    assert not any(ended(sharers.client.pools.get(one)) for one in (mine, other, theirs))
+    for one in (other, theirs):
+        sharers.client.pools.close(one)
+
+
+def test_many_who_open_it_at_the_same_time_end_up_with_one(qarnot: LocalQarnot, sharers: Sharers) -> None:
+    runs = [f"r{n}" for n in range(8)]
+    with ThreadPoolExecutor(8) as threads:
+        opened = dict(zip(runs, threads.map(sharers.open, runs), strict=True))
+        results = list(threads.map(lambda one: sharers.work(one, opened[one]), runs))
+    # Of two made within a second of the server's clock the older cannot be told: who used the other moves.
+    (pool,) = sharers.live()
+    assert {one["state"] for one in results} == {"Success"}
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(sharers.close, runs))
+    assert sharers.live() == []
+    if set(opened.values()) == {pool}:
+        assert {one["pool"] for one in results} == {pool}
+
+
+def test_two_who_make_it_at_the_same_moment_keep_the_older(qarnot: LocalQarnot, sharers: Sharers) -> None:
+    """The second has looked before the first has made its own, and makes another."""
+    first: list[str] = []
+
+    def between(send: Any, call: Any) -> Any:
+        if call.method == "POST" and call.path == "/pools" and not first:
+            first.append("")
+            first[0] = sharers.open("r1")
+        return send()
+
+    with exchanging(between):
+        second = sharers.open("r2")
+    assert sharers.live() == [second]
+    assert sharers.work("r1", first[0])["pool"] == second
+    assert sharers.work("r2", second)["pool"] == second
+
+
+# --- what is refused
+
+
+@ANY_SERVER
+def test_another_spec_is_refused_by_the_names_of_its_fields(sharers: Sharers) -> None:
+    pool = sharers.open("r1", constants={"A": "1", "QARNOT_SECRET__B": "hush"})
+    with pytest.raises(QarnotSpecMismatchError) as refused:
+        sharers.open("r2", constants={"A": "2"}, instance_count=5)
+    said = str(refused.value)
+    assert "differs in constants, scaling (keep_warm, instance_count)." in said
+    assert pool in said
+    assert f"DAG run r1 of {sharers.name}" in said
+    assert "hush" not in said
+    assert sharers.live() == [pool]
+    assert sharers.holds(pool) == ["r1"]
+    assert not any("hush" in value for one in sharers.pools() for value in one.labels.values())
+    assert sharers.open("r2", constants={"A": "1", "QARNOT_SECRET__B": "rotated"}) == pool
+
+
+@ANY_SERVER
+def test_without_a_namespace_of_its_own_nothing_is_shared(
+    qarnot: LocalQarnot, sharers: Sharers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect(qarnot, monkeypatch, namespace="")
+    for use in (sharers.open, sharers.close):
+        with pytest.raises(QarnotInvalidSpecError, match="needs an explicit namespace") as refused:
+            use("r1")
+        assert refused.value.field == "namespace"
+    assert qarnot.requests() == []
+
+
+@pytest.mark.parametrize("name", ["", "no spaces", "-lead", "x" * 64])
+def test_names_that_cannot_be_are_refused_when_the_dag_is_parsed(name: str) -> None:
+    for operator in (QarnotCreatePoolOperator, QarnotClosePoolOperator):
+        with pytest.raises(QarnotInvalidSpecError, match="shared="):
+            operator(task_id="x", shared=name)
+    QarnotCreatePoolOperator(task_id="x", shared="{{ params.name }}")
+
+
+def test_a_shared_pool_cools_down_by_itself_unless_it_scales_otherwise() -> None:
+    assert QarnotCreatePoolOperator(task_id="x", shared="n").keep_warm == shared.KEEP_WARM
+    assert QarnotCreatePoolOperator(
+        task_id="x", shared="n", keep_warm=timedelta(hours=1)
+    ).keep_warm == timedelta(hours=1)
+    assert QarnotCreatePoolOperator(task_id="x", shared="n", scaling=NEVER).keep_warm is None
+
+
+@ANY_SERVER
+def test_a_quota_of_pools_says_how_to_do_with_fewer(qarnot: LocalQarnot, client: QarnotClient) -> None:
+    qarnot.account(maxRunningPool=0)
+    try:
+        with pytest.raises(QarnotQuotaError, match=r"shared='name'.*max_active_runs") as refused:
+            run(partial(QarnotCreatePoolOperator, task_id="create", instance_count=1))
+        assert refused.value.quota == "pools"
+    finally:
+        qarnot.account(maxRunningPool=None)
+
+
+# --- who needs it
+
+
+@ANY_SERVER
+def test_a_run_that_is_over_or_deleted_needs_it_no_more(sharers: Sharers) -> None:
+    pool = sharers.open("r1")
+    for other in ("failed", "deleted", "lives"):
+        sharers.open(other)
+    sharers.states = {"failed": "failed", "deleted": None}
+    sharers.close("r1")
+    assert sharers.live() == [pool]
+    sharers.states["lives"] = "success"
+    sharers.close("r1")
+    assert sharers.live() == []
+
+
+@ANY_SERVER
+def test_airflow_that_does_not_answer_keeps_it_open(
+    sharers: Sharers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = sharers.open("r1")
+    sharers.open("r2")
+
+    def no_answer(*_: str) -> str:
+        raise RuntimeError("the API server is away")
+
+    monkeypatch.setattr("airflow_qarnot_pool.operators.reap.run_state", no_answer)
+    sharers.close("r1")
+    assert sharers.live() == [pool]
+
+
+@ANY_SERVER
+@pytest.mark.parametrize(("state", "stays"), [("running", True), ("failed", False)])
+def test_what_runs_on_it_for_a_live_run_keeps_it_open_without_a_hold(
+    sharers: Sharers, held: str, state: str, stays: bool
+) -> None:
+    pool = sharers.open("r1")
+    make = partial(QarnotRunTaskOperator, task_id="work", command=held, qarnot_pool=pool)
+    defer(make, sharers.ti("somebody", "work"))
+    sharers.states["somebody"] = state
+    sharers.close("r1")
+    assert bool(sharers.live()) is stays
+
+
+@ANY_SERVER
+def test_what_nobody_of_ours_made_keeps_it_open(sharers: Sharers, held: str) -> None:
+    from airflow_qarnot_pool.api.specs import TaskSpec
+
+    pool = sharers.open("r1")
+    sharers.client.tasks.create(TaskSpec(name="by hand", pool=pool, command=held))
+    sharers.close("r1")
+    assert sharers.live() == [pool]
+
+
+@ANY_SERVER
+def test_what_is_left_of_the_run_that_gives_it_up_ends_with_it(sharers: Sharers, held: str) -> None:
+    pool = sharers.open("r1")
+    defer(
+        partial(QarnotRunTaskOperator, task_id="work", command=held, qarnot_pool=pool),
+        sharers.ti("r1", "work"),
+    )
+    sharers.close("r1")
+    assert sharers.live() == []
+
+
+@ANY_SERVER
+def test_two_groups_of_one_run_share_it_without_closing_it_under_each_other(sharers: Sharers) -> None:
+    from airflow.sdk import DAG
+
+    from airflow_qarnot_pool.task_groups.pool import QarnotPoolGroup
+
+    with DAG("dag") as dag:
+        for name in ("a", "b"):
+            with QarnotPoolGroup(name, shared=sharers.name, instance_count=2, warm_up=False):
+                pass
+
+    def step(task_id: str) -> Any:
+        return run(lambda: dag.get_task(task_id), sharers.ti("r1", task_id))
+
+    pool = step("a.open_pool")
+    assert step("b.open_pool") == pool
+    step("a.close_pool")
+    assert sharers.live() == [pool]
+    step("b.close_pool")
+    assert sharers.live() == []
+
+
+def test_two_who_are_the_last_do_not_leave_it_to_each_other(sharers: Sharers) -> None:
+    sharers.open("r1")
+    sharers.open("r2")
+    done: list[str] = []
+
+    def between(send: Any, call: Any) -> Any:
+        answer = send()
+        if call.method == "GET" and call.path.endswith("/jobs") and not done:
+            done.append("r2")
+            sharers.close("r2")
+        return answer
+
+    with exchanging(between):
+        sharers.close("r1")
+    assert done
+    assert sharers.live() == []
+
+
+@ANY_SERVER
+def test_a_hold_that_cannot_be_made_is_no_failure(
+    qarnot: LocalQarnot, sharers: Sharers, caplog: pytest.LogCaptureFixture
+) -> None:
+    qarnot.account(maxJob=0)
+    try:
+        pool = sharers.open("r1")
+    finally:
+        qarnot.account(maxJob=1000)
+    assert "may not see that this one needs pool" in caplog.text
+    assert sharers.holds(pool) == []
+    assert sharers.work("r1", pool)["pool"] == pool
+    sharers.close("r1")
+    assert sharers.live() == []
+
+
+# --- lost races cost a boot and never a task
+
+
+def test_a_run_that_comes_in_while_the_last_one_closes_it_goes_on_with_the_next(
+    qarnot: LocalQarnot, sharers: Sharers
+) -> None:
+    """It has adopted the pool, and nothing on it yet, when the one who has just looked closes it."""
+    first = sharers.open("r1")
+    came: list[str] = []
+
+    def between(send: Any, call: Any) -> Any:
+        if call.method == "POST" and call.path.endswith("/close") and not came:
+            came.append(sharers.open("r2"))
+        return send()
+
+    with exchanging(between):
+        sharers.close("r1")
+    assert came == [first]
+    assert ended(sharers.client.pools.get(first))
+    result = sharers.work("r2", first)
+    assert result["state"] == "Success"
+    assert sharers.live() == [result["pool"]]
+    assert sharers.holds(result["pool"]) == ["r2"], "and it is seen there"
+    assert creations(qarnot) == 2
+    sharers.close("r2")
+    assert sharers.live() == []
+
+
+@MODES
+def test_what_waits_on_it_runs_on_the_next_when_it_is_closed(
+    qarnot: LocalQarnot, sharers: Sharers, deferrable: bool, tmp_path: Any
+) -> None:
+    """Three instances: one has succeeded, one runs and one waits when the pool is closed under them."""
+    pool = sharers.open("r1", instance_count=1)
+    until = f"until test -e {tmp_path}/go; do sleep 0.02; done"
+    command = f"sh -c 'echo $INSTANCE_ID >> {tmp_path}/began; test $INSTANCE_ID = 0 || {until}'"
+    with ThreadPoolExecutor(1) as thread:
+        work = thread.submit(
+            sharers.work, "r1", pool, command, instance_count=3, deferrable=deferrable, poll_interval=0.05
+        )
+        eventually(lambda: (tmp_path / "began").exists() and (tmp_path / "began").read_text() == "0\n1\n")
+        sharers.client.pools.close(pool)
+        (tmp_path / "go").touch()
+        result = work.result(60)
+    assert result["state"] == "Success"
+    assert result["pool"] != pool
+    assert sorted((tmp_path / "began").read_text().split()) == ["0", "1", "1", "2"], (
+        "what had succeeded is not run again"
+    )
+    assert creations(qarnot) == 2
+
+
+def test_many_of_one_task_go_on_with_the_next_when_it_is_closed(
+    qarnot: LocalQarnot, sharers: Sharers, tmp_path: Any
+) -> None:
+    pool = sharers.open("r1", instance_count=2)
+    commands = [
+        f"sh -c 'echo {n} >> {tmp_path}/began; test {n} = 0 || until test -e {tmp_path}/go; do sleep 0.02; done'"
+        for n in range(6)
+    ]
+    make = partial(
+        QarnotRunTasksOperator,
+        task_id="many",
+        commands=commands,
+        qarnot_pool=pool,
+        max_in_flight=4,
+        poll_interval=0.05,
+    )
+    with ThreadPoolExecutor(1) as thread:
+        work = thread.submit(run, make, sharers.ti("r1", "many"))
+        eventually(
+            lambda: (tmp_path / "began").exists() and len((tmp_path / "began").read_text().split()) == 3
+        )
+        sharers.client.pools.close(pool)
+        (tmp_path / "go").touch()
+        result = work.result(60)
+    assert (result["total"], result["succeeded"], result["failed"]) == (6, 6, 0)
+    (live,) = sharers.live()
+    assert {
+        one.pool for one in sharers.client.tasks.list() if one.pool in (pool, live) and one.state == "Success"
+    } == {pool, live}
+    assert creations(qarnot) == 2
+
+
+def test_the_next_is_like_the_one_before_whoever_makes_it(qarnot: LocalQarnot, sharers: Sharers) -> None:
+    given = {
+        "constants": {"PLAIN": "1", "QARNOT_SECRET__TOKEN": "hush"},
+        "tags": ["mine"],
+        "pool_spec": {"labels": {"team": "a"}},
+    }
+    first = sharers.open("r1", **given)
+    sharers.client.pools.close(first)
+    second = sharers.work("r1", first)["pool"]
+    old, new = (sharers.client.pools.get(one) for one in (first, second))
+    assert (new.name, new.constants.keys()) == (old.name, old.constants.keys())
+    assert new.scaling == old.scaling
+    assert "mine" in new.tags
+    assert new.labels["team"] == "a"
+    assert new.labels["airflow.spec"] == old.labels["airflow.spec"]
+    assert sharers.open("r2", **given) == second, "and who opens it says the same spec"
+
+
+@ANY_SERVER
+def test_a_pool_that_is_not_shared_has_no_next(sharers: Sharers, pool: str) -> None:
+    sharers.client.pools.close(pool)
+    with pytest.raises(QarnotPoolEndedError, match="takes no more tasks"):
+        sharers.work("r1", pool)
+    with pytest.raises(QarnotPoolEndedError, match="takes no more tasks"):
+        run(partial(QarnotRunTasksOperator, task_id="many", commands=["true"], qarnot_pool=pool))
+
+
+def test_a_setup_that_waits_when_it_is_closed_opens_the_next(qarnot: LocalQarnot, sharers: Sharers) -> None:
+    make = sharers.opens("r1", scaling=NEVER, ready_when=1)
+    deferred, _ = defer(make, sharers.ti("r1", "open"))
+    (first,) = sharers.live()
+    sharers.client.pools.close(first)
+    event = fire(deferred)
+    next_one, _ = defer(lambda: _Resumed(make(), deferred.method_name, event), sharers.ti("r1", "open"))
+    (second,) = sharers.live()
+    assert next_one.trigger.uuid == second
+    assert second != first
+    assert next_one.trigger.deadline == deferred.trigger.deadline
+
+
+class _Resumed:
+    """An operator whose execution is its resumption."""
+
+    def __init__(self, operator: Any, method: str, event: Any) -> None:
+        self.task_id, self.retries = operator.task_id, operator.retries
+        self.execute = lambda context: operator.resume_execution(
+            method, {"event": event}, {**context, "task": operator}
+        )
+
+
+@pytest.mark.parametrize("path", ["^/pools$", "^/jobs$", "/clone$", "/close$"])
+@pytest.mark.parametrize("fault", ["lost", "reset"])
+def test_answers_that_get_lost_make_no_second_pool(
+    qarnot: LocalQarnot, sharers: Sharers, path: str, fault: str
+) -> None:
+    qarnot.faults([{"method": "POST", "path": path, "kind": fault, "times": 1}])
+    first = sharers.open("r1")
+    sharers.client.pools.close(first)
+    second = sharers.work("r1", first)["pool"]
+    assert sharers.live() == [second]
+    assert len(sharers.pools()) == 2
+    sharers.close("r1")
+    assert sharers.live() == []
+
+
+# --- kills, clears, retries, failures of a setup
+
+
+def test_retries_and_clears_of_a_setup_use_what_lives(qarnot: LocalQarnot, sharers: Sharers) -> None:
+    pool = sharers.open("r1")
+    assert sharers.open("r1", try_number=2) == pool
+    assert sharers.open("r1", try_number=2, max_tries=2) == pool
+    assert set(sharers.holds(pool)) == {"r1"}
+    sharers.close("r1")
+    assert sharers.live() == []
+    assert creations(qarnot) == 1
+
+
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "with another"])
+def test_a_kill_of_a_deferred_setup_closes_only_what_nobody_else_needs(sharers: Sharers, alone: bool) -> None:
+    never = {"scaling": NEVER, "ready_when": 1}
+    deferred, _ = defer(sharers.opens("r1", **never), sharers.ti("r1", "open"))
+    if not alone:
+        defer(sharers.opens("r2", **never), sharers.ti("r2", "open"))
+    (pool,) = sharers.live()
+    with airflow_says("running"):
+        asyncio.run(kill(again(deferred.trigger)))
+    assert sharers.live() == [pool], "a trigger that moves ends nothing"
+    with airflow_says("failed"):
+        asyncio.run(kill(again(deferred.trigger)))
+    assert sharers.live() == ([] if alone else [pool])
+    if not alone:
+        assert sharers.holds(pool) == ["r2"]
+
+
+@ANY_SERVER
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "with another"])
+def test_a_kill_of_a_setup_on_the_worker_closes_only_what_nobody_else_needs(
+    sharers: Sharers, alone: bool
+) -> None:
+    import signal
+
+    never = {"scaling": NEVER, "ready_when": 1}
+    if not alone:
+        defer(sharers.opens("r2", **never), sharers.ti("r2", "open"))
+    ti = StoringTI(dag_id=sharers.name, run_id="r1", task_id="open", max_tries=1)
+    child = fork(worker(sharers.opens("r1", **never, deferrable=False), ti))
+    (pool,) = eventually(lambda: [one for one in sharers.live() if "r1" in sharers.holds(one)])
+    child.kill(signal.SIGTERM)
+    child.wait()
+    assert child.said[-1]["error"] == "QarnotKilledError"
+    assert sharers.live() == ([] if alone else [pool])
+    if not alone:
+        assert sharers.holds(pool) == ["r2"]
+
+
+@ANY_SERVER
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "with another"])
+def test_a_setup_that_runs_out_of_time_closes_only_what_nobody_else_needs(
+    sharers: Sharers, alone: bool
+) -> None:
+    never = {"scaling": NEVER, "ready_when": 1}
+    if not alone:
+        defer(sharers.opens("r2", **never), sharers.ti("r2", "open"))
+    with pytest.raises(QarnotWaitTimeoutError):
+        sharers.open("r1", **never, wait_timeout=timedelta(seconds=0.1))
+    assert len(sharers.live()) == (0 if alone else 1)
+
+
+# --- warmth
+
+
+def test_who_waits_for_it_at_the_same_time_shares_the_warm_up(qarnot: LocalQarnot, sharers: Sharers) -> None:
+    qarnot.clock(speed=0.001)  # no node is up before all of them wait
+    begun = [
+        (make := sharers.opens(name, warm_up=True), *defer(make, sharers.ti(name, "open")))
+        for name in ("r1", "r2", "r3")
+    ]
+    (pool,) = sharers.live()
+    assert len(sharers.warm_ups(pool)) == 1
+    qarnot.clock(speed=1)
+    for make, deferred, context in begun:
+        assert resume(make, deferred, context) == pool
+    eventually(lambda: set(sharers.warm_ups(pool)) == {"Cancelled"})
+    assert len(sharers.warm_ups(pool)) == 1
+    assert sharers.client.pools.get(pool).ready_slots == 2
+
+
+@ANY_SERVER
+def test_who_finds_it_warm_goes_on_at_once_and_ends_a_warm_up_that_is_left(
+    qarnot: LocalQarnot, sharers: Sharers
+) -> None:
+    deferred, _ = defer(sharers.opens("r1", warm_up=True), sharers.ti("r1", "open"))
+    (pool,) = sharers.live()
+    fire(deferred)  # warm; and who waited for it is gone before it could end the warm-up
+    assert sharers.warm_ups(pool) == ["FullyExecuting"]
+    make = sharers.opens("r2", warm_up=True)
+    operator = make()
+    assert operator.execute(context_of(operator, sharers.ti("r2", "open"))) == pool
+    eventually(lambda: sharers.warm_ups(pool) == ["Cancelled"])
