@@ -19,6 +19,8 @@ from tests.conftest import ROOT
 
 pytestmark = pytest.mark.usefixtures("airflow_db", "qarnot_connection")
 
+#: dag.test() wants the file of a DAG in a bundle.
+LOCAL_BUNDLE = "airflow.dag_processing.bundles.local.LocalDagBundle"
 EXAMPLES = sorted(path.stem for path in (ROOT / "example_dags").glob("qarnot_*.py"))
 
 
@@ -35,6 +37,13 @@ class Run:
         dag = runpy.run_path(str(ROOT / "example_dags" / f"{example}.py"))["dag"]
         self.dag_run = dag.test(run_conf=conf)
         self._client = client
+
+    @classmethod
+    def of(cls, dag_run: Any, client: QarnotClient) -> Run:
+        """A run that somebody else has made."""
+        run = cls.__new__(cls)
+        run.dag_run, run._client = dag_run, client
+        return run
 
     def _mine(self, found: Any) -> list[Any]:
         run = self.dag_run.run_id
@@ -55,7 +64,14 @@ class Run:
 
     def only_pool(self) -> Pool:
         """The run's pool: there is one, and it closes."""
-        (pool,) = self._mine(self._client.pools.list())
+        (pool,) = self.assert_nothing_left_on()
+        return pool
+
+    def assert_nothing_left_on(self) -> list[Pool]:
+        """All pools of the run close."""
+        return [self._closed(pool) for pool in self._mine(self._client.pools.list())]
+
+    def _closed(self, pool: Pool) -> Pool:
         deadline = time.monotonic() + 30
         while pool.state == "Closing" and time.monotonic() < deadline:
             time.sleep(0.05)

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.dags.test_examples import Run, client
-from tests.dags.test_readme import LOCAL_BUNDLE
+from tests.dags.test_examples import LOCAL_BUNDLE, Run, client
 
 # Without the directory's own fixtures: this wants the session's server, which the examples use.
 from tests.conftest import qarnot  # isort: skip

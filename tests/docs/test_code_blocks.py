@@ -1,0 +1,185 @@
+"""Every code block of the README and of docs/ works as it is printed."""
+
+from __future__ import annotations
+
+import argparse
+import configparser
+import importlib.util
+import json
+import re
+import runpy
+import shlex
+import tomllib
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from airflow.dag_processing.dagbag import DagBag
+
+from airflow_qarnot_pool.api.client import QarnotClient
+from airflow_qarnot_pool.cli import get_cli_commands
+from tests.conftest import ROOT
+from tests.dags.test_examples import LOCAL_BUNDLE, Run, client
+from tests.docs.blocks import Block, blocks, blocks_of
+
+__all__ = ["client"]
+
+SHELLS = ("console", "sh", "bash")
+#: Output and drawings: nothing to run.
+TEXT = ("text", "")
+TESTED = ("python", *SHELLS, "json", "toml", "ini", "yaml")
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Blocks that write files write them here."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_every_language_is_tested() -> None:
+    other = {one.language for page in sorted((ROOT / "docs").glob("*.md")) for one in blocks_of(page)}
+    assert other <= {*TESTED, *TEXT}
+
+
+# --- Python
+
+
+@pytest.mark.usefixtures("airflow_db", "qarnot_connection")
+@pytest.mark.parametrize("block", blocks("python"), ids=str)
+def test_python(
+    block: Block,
+    client: QarnotClient,
+    elsewhere: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bundles = [{"name": "docs", "classpath": LOCAL_BUNDLE, "kwargs": {"path": str(elsewhere)}}]
+    monkeypatch.setenv("AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST", json.dumps(bundles))
+    file = elsewhere / f"{block.page.partition('.')[0].replace('-', '_')}_{block.line}.py"
+    file.write_text(block.code)
+    if not re.search(r"\bDAG\(|^@dag\b", block.code, re.M):
+        runpy.run_path(str(file))
+        return
+    bag = DagBag(dag_folder=str(file))
+    assert not bag.import_errors, "\n".join(bag.import_errors.values())
+    assert bag.dags, "a block with a DAG that makes none"
+    for dag in () if "parse" in block.words else bag.dags.values():
+        run = Run.of(dag.test(run_conf=block.conf), client)
+        expected = "failed" if "fails" in block.words else "success"
+        assert str(run.dag_run.state) == expected, run.states
+        run.assert_nothing_left_on()
+
+
+# --- Shells
+
+
+@pytest.mark.parametrize("block", blocks(*SHELLS), ids=str)
+def test_commands_exist(block: Block) -> None:
+    """The make targets, modules, options and extras of a block are there."""
+    text = block.code.replace("\\\n", " ")
+    lines = [line.removeprefix("$ ").strip() for line in text.splitlines() if _is_command(line, block)]
+    assert lines, "no command in this block: call it text"
+    for line in lines:
+        _check(shlex.split(line, comments=True))
+
+
+def _is_command(line: str, block: Block) -> bool:
+    # In a console block the lines without a prompt are output.
+    return line.startswith("$ ") if block.language == "console" else bool(line.strip()) and line[0] != "#"
+
+
+def _check(words: list[str]) -> None:
+    command, *rest = words
+    if command == "make":
+        targets = re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), re.M)
+        variables = re.findall(r"^([A-Z]+) \?=|\$\((DEMO)\)", (ROOT / "Makefile").read_text(), re.M)
+        for one in rest:
+            name, is_variable, _ = one.partition("=")
+            assert name in ({x for pair in variables for x in pair} if is_variable else targets), one
+    elif command == "export":
+        for one in rest:
+            name, _, value = one.partition("=")
+            assert not name.startswith("AIRFLOW_CONN_") or json.loads(value)["conn_type"] == "qarnot"
+            assert not name.startswith("AIRFLOW__QARNOT__") or name[17:].lower() in _options(), name
+    elif words[:2] == ["pip", "install"]:
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        for one in rest[1:]:
+            name, _, extra = one.rstrip("]").partition("[")
+            assert name in (project["name"], "--upgrade") or "==" in name, one
+            assert not extra or set(extra.split(",")) <= project["optional-dependencies"].keys(), one
+    elif words[:2] == ["python", "-m"]:
+        _check_module(rest[1], rest[2:])
+    elif command == "python":
+        assert (ROOT / rest[0]).exists() or not Path(rest[0]).parent.name, rest
+    elif command == "airflow":
+        _check_airflow(rest)
+    elif command in (".venv/bin/python", ".venv/bin/pytest"):
+        paths = [one.partition("::")[0] for one in rest if "/" in one]
+        assert all((ROOT / one).exists() for one in paths), paths
+    else:
+        assert command in ("git", "cd"), f"{command!r} is not known to this test"
+
+
+def _check_module(module: str, options: list[str]) -> None:
+    assert importlib.util.find_spec(module), module
+    if module == "airflow_qarnot_pool.local":
+        module = "airflow_qarnot_pool.local.__main__"
+    if importlib.util.find_spec(module).origin.endswith("__init__.py"):  # type: ignore[union-attr]
+        module += ".__main__"
+    if module.startswith(("airflow_qarnot_pool", "tools", "benchmarks")):
+        _check_options(module, options)
+
+
+def _check_options(module: str, options: list[str]) -> None:
+    """Let the module's own parser judge, and stop there."""
+
+    class Parsed(Exception):
+        pass
+
+    real = argparse.ArgumentParser.parse_args
+
+    def parse(self: argparse.ArgumentParser, *_: Any) -> None:
+        real(self, options)
+        raise Parsed
+
+    with mock.patch.object(argparse.ArgumentParser, "parse_args", parse), pytest.raises(Parsed):
+        runpy.run_module(module, run_name="__main__")
+
+
+def _check_airflow(words: list[str]) -> None:
+    if words[0] == "qarnot":
+        (group,) = get_cli_commands()
+        command = next(one for one in group.subcommands if one.name == words[1])
+        known = {flag for arg in command.args for flag in arg.flags}  # type: ignore[union-attr]
+        assert {one.partition("=")[0] for one in words[2:] if one.startswith("-")} <= known
+        return
+    from airflow.cli.cli_parser import get_parser
+
+    get_parser().parse_args(words)
+
+
+def _options() -> set[str]:
+    from airflow_qarnot_pool.get_provider_info import get_provider_info
+
+    return set(get_provider_info()["config"]["qarnot"]["options"])
+
+
+# --- Data
+
+
+@pytest.mark.parametrize("block", blocks("json", "toml", "ini", "yaml"), ids=str)
+def test_data_parses(block: Block) -> None:
+    if block.language == "json":
+        json.loads(block.code)
+    elif block.language == "toml":
+        tomllib.loads(block.code)
+    elif block.language == "yaml":
+        import yaml  # type: ignore[import-untyped]
+
+        assert yaml.safe_load(block.code)
+    else:
+        parser = configparser.ConfigParser()
+        parser.read_string(block.code)
+        if parser.has_section("qarnot"):
+            assert set(parser["qarnot"]) <= _options()

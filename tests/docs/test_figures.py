@@ -1,0 +1,13 @@
+"""The figures that pages state are those of the code."""
+
+from __future__ import annotations
+
+from airflow_qarnot_pool.decorators import node, payload
+from tests.conftest import ROOT
+
+
+def test_limits_of_python_functions() -> None:
+    text = (ROOT / "docs" / "python-on-nodes.md").read_text()
+    assert f"{payload.MAX_BYTES:,} bytes; {payload.MAX_PARTS} constants" in text
+    assert f"| {node.MAX_RESULT:,} characters |" in text
+    assert f"| {node.MAX_DETAIL:,} characters, its end |" in text
