@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 POSTGRES_DRIVERS := psycopg2-binary==2.9.13 asyncpg==0.32.0
 
-.PHONY: setup demo test test-airflow chaos check lint format types build check-install test-group-3.1 clean
+.PHONY: setup demo test test-airflow chaos check lint format types build docs check-install test-group-3.1 clean
 
 setup: $(STAMP)
 
@@ -50,6 +50,11 @@ build: $(STAMP)
 	$(BIN)/uv build --quiet --out-dir dist || $(BIN)/python -m build --outdir dist
 	$(BIN)/twine check --strict dist/*.whl dist/*.tar.gz
 	$(BIN)/python tools/check_wheel.py
+
+# The pages of docs/ as a site, in build/site.
+docs: $(STAMP)
+	$(BIN)/mkdocs build --quiet
+	@echo 'The site is in build/site/index.html'
 
 # The wheel in Airflow 3.1 and 3.3 environments as they were on release day.
 check-install: build

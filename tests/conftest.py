@@ -7,7 +7,6 @@ Importing this sets an AIRFLOW_HOME of the test session; the database in it is m
 from __future__ import annotations
 
 import atexit
-import json
 import os
 import shutil
 import subprocess
@@ -63,7 +62,5 @@ def qarnot() -> Iterator[LocalQarnot]:
 @pytest.fixture
 def qarnot_connection(qarnot: LocalQarnot, monkeypatch: pytest.MonkeyPatch) -> str:
     """The id of an Airflow connection to ``qarnot``."""
-    extra = {"storage_url": qarnot.storage_url, "namespace": "tests"}
-    connection = {"conn_type": "qarnot", "host": qarnot.url, "password": qarnot.token, "extra": extra}
-    monkeypatch.setenv("AIRFLOW_CONN_QARNOT_DEFAULT", json.dumps(connection))
+    monkeypatch.setenv("AIRFLOW_CONN_QARNOT_DEFAULT", qarnot.airflow_connection(namespace="tests"))
     return "qarnot_default"

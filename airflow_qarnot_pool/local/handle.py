@@ -22,15 +22,21 @@ TOKEN_VARIABLE = "QARNOT_LOCAL_TOKEN"
 class LocalQarnot:
     """Start a local Qarnot, use it, stop it.
 
+    .. code-block:: python
+
         with LocalQarnot(boot_seconds=0.2) as qarnot:
-            connection = qarnot_sdk.Connection(cluster_url=qarnot.url, client_token=qarnot.token)
+            os.environ["AIRFLOW_CONN_QARNOT_DEFAULT"] = qarnot.airflow_connection(namespace="tests")
 
     The server stops with this process, however that ends.
 
-    :param boot_seconds: how long a node boots. :param close_seconds: how long a pool stays Closing at least.
+    :param boot_seconds: how long a node boots, in virtual seconds.
+    :param close_seconds: how long a pool stays Closing at least, in virtual seconds.
     :param shortnames: "enforce" refuses a shortname that is taken, "free" allows it.
     :param output_bytes: how much of each stream of an instance is kept (its end); 4 MiB by default.
-    :param token: API token; a random one by default. :param speed: virtual seconds per real second.
+    :param token: API token; a random one by default.
+    :param speed: virtual seconds per real second.
+    :param port: port of the API; 0 takes any free one.
+    :param storage_port: port of the S3 storage; 0 takes any free one.
     :raises RuntimeError: the server did not start; its standard error is in the message.
     """
 
@@ -127,6 +133,12 @@ class LocalQarnot:
             self.process.stdout.close()
         self.process = None
 
+    def airflow_connection(self, **extra: Any) -> str:
+        """A connection to it, as JSON for ``AIRFLOW_CONN_QARNOT_DEFAULT``; *extra* are its extra fields."""
+        fields = {"storage_url": self.storage_url, **extra}
+        connection = {"conn_type": "qarnot", "host": self.url, "password": self.token, "extra": fields}
+        return json.dumps(connection)
+
     # ---- control side ----
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
@@ -157,6 +169,7 @@ class LocalQarnot:
         return found
 
     def clear_requests(self) -> None:
+        """Begin a new request log."""
         self.call("DELETE", "/_local/requests")
 
     def account(self, **limits: float | None) -> dict[str, Any]:

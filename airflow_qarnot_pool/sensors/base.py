@@ -31,6 +31,7 @@ class QarnotSensor(BaseSensorOperator):
     """Base of the sensors: wait for a state of a remote object, and fail at once when it cannot come any more.
 
     :param target_states: any of these ends the wait.
+    :param qarnot_conn_id: connection of type ``qarnot``.
     :param passed: a state that must have been passed between two looks counts as reached.
     :param deferrable: wait in the triggerer, where all waits of a connection share one poll. Otherwise ``mode``
         and ``poke_interval`` apply.

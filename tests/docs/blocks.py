@@ -4,6 +4,7 @@
 
 - ``parse``: the DAG is loaded and not run (it needs something that a test cannot give it cheaply);
 - ``continue``: the block goes on where the Python block before it on the page ended;
+- ``pytest``: the block is a test file, and its tests pass;
 - ``fails``: the DAG runs and is shown to fail;
 - ``conf={...}``: the conf of the run, as JSON, to the end of the comment.
 """
@@ -22,8 +23,8 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 _FENCE = re.compile(
     r"^(?P<fence>```+|~~~+)(?P<language>\w*)[^\n]*\n(?P<code>.*?)^(?P=fence)[ \t]*$", re.M | re.S
 )
-_COMMENT = re.compile(r"<!--\s*test:\s*(?P<words>.*?)\s*-->\s*\Z", re.S)
-WORDS = {"parse", "continue", "fails"}
+_COMMENT = re.compile(r"<!--\s*test:\s*(?P<words>(?:(?!-->).)*?)\s*-->\s*\Z", re.S)
+WORDS = {"parse", "continue", "fails", "pytest"}
 
 
 @dataclass(frozen=True)

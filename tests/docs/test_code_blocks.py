@@ -9,6 +9,8 @@ import json
 import re
 import runpy
 import shlex
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,11 @@ def test_python(
     monkeypatch.setenv("AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST", json.dumps(bundles))
     file = elsewhere / f"{block.page.partition('.')[0].replace('-', '_')}_{block.line}.py"
     file.write_text(block.code)
+    if "pytest" in block.words:
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return
     if not re.search(r"\bDAG\(|^@dag\b", block.code, re.M):
         runpy.run_path(str(file))
         return
