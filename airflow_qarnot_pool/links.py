@@ -15,8 +15,14 @@ class _ConsoleLink(BaseOperatorLink):
     """Airflow stores what :meth:`get_link` answers after every slice of a task, also when it defers."""
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
+        """The link that this slice has shown, else the one an earlier slice of this try stored."""
         links: dict[str, str] = getattr(operator, "console_links", {})
-        return links.get(self.xcom_key, "")
+        if link := links.get(self.xcom_key):
+            return link
+        # A slice that failed before it knew anything must not overwrite it. In the task process ti_key is the
+        # task instance itself; Airflow has removed what the try before this one stored.
+        pull: Any = getattr(ti_key, "xcom_pull", None)
+        return str(pull(key=self.xcom_key) or "") if pull is not None else ""
 
 
 class QarnotPoolLink(_ConsoleLink):

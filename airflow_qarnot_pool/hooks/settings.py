@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from airflow_qarnot_pool import __version__
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
@@ -99,7 +100,7 @@ class ConnectionSettings:
 
     def console_link(self, kind: str, uuid: str) -> str:
         """Where the web console shows a pool or a Qarnot task."""
-        return f"{self.console_url}/{kind}s/{uuid}"
+        return f"{self.console_url}/{kind}s/{quote(uuid, safe='')}"
 
 
 def _url(connection: Connection) -> str:

@@ -642,6 +642,7 @@ class QarnotDeletePoolOperator(QarnotOperator):
     """
 
     template_fields = (*QarnotOperator.template_fields, "qarnot_pool")
+    operator_extra_links = (LINKS["pool"],)
 
     def __init__(self, *, qarnot_pool: Any, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -649,6 +650,7 @@ class QarnotDeletePoolOperator(QarnotOperator):
 
     def execute(self, context: Context) -> None:
         ref = reference(self.qarnot_pool, "qarnot_pool")
+        self._show_link(context, "pool", ref)
         try:
             self.client.pools.delete(ref)
         except QarnotNotFoundError:

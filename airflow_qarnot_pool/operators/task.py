@@ -60,7 +60,7 @@ class QarnotRunTaskOperator(TaskOperator):
     """
 
     uuid_key = TASK_KEY
-    operator_extra_links = (LINKS["task"],)
+    operator_extra_links = (LINKS["task"], LINKS["pool"])
     spec_fields = (*COMMON_FIELDS, "command", "instance_count", "ranges")
     template_fields = (*TaskOperator.template_fields, "command", "instance_count", "ranges")
     template_fields_renderers = {"command": "bash", "task_spec": "json", "constants": "json"}
@@ -122,6 +122,8 @@ class QarnotRunTaskOperator(TaskOperator):
     ) -> dict[str, Any]:
         """*pool* took the place of the one that was given, which was closed under *moved* submissions of this try."""
         spec = self._spec(self._given_now(), pool or self._pool_uuid())
+        if spec.pool:
+            self._show_link(context, "pool", spec.pool)
         claimed = self._claim_task(context, spec, look=resubmitted or moved > 0)
         if not self.wait_for_completion:
             return {"uuid": claimed.uuid, "name": spec.name, "pool": spec.pool}

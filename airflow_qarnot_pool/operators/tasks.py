@@ -23,6 +23,7 @@ from airflow_qarnot_pool.conditions import Ending, Outcome
 from airflow_qarnot_pool.exceptions import QarnotPoolEndedError, QarnotTaskFailedError
 from airflow_qarnot_pool.fan_out import Memory
 from airflow_qarnot_pool.identity import OWNER_TAG, Life, Relic, numbers_of
+from airflow_qarnot_pool.links import LINKS
 from airflow_qarnot_pool.operators.base import RemoteWork, seconds_between_looks
 from airflow_qarnot_pool.operators.parameters import command_text
 from airflow_qarnot_pool.operators.task_base import TaskOperator
@@ -82,6 +83,7 @@ class QarnotRunTasksOperator(TaskOperator):
     """
 
     uuid_key = TASKS_KEY
+    operator_extra_links = (LINKS["pool"],)
     template_fields = (*TaskOperator.template_fields, "commands", "max_in_flight")
     template_fields_renderers = {"commands": "json", "task_spec": "json", "constants": "json"}
 
@@ -180,6 +182,8 @@ class QarnotRunTasksOperator(TaskOperator):
         context["ti"].xcom_push(key=self.uuid_key, value=life.lineage)
         given = self._given_now()
         specs = self._specs(self.commands, given, pool := self._pool_uuid())
+        if pool:
+            self._show_link(context, "pool", pool)
         fingerprints = [spec.fingerprint(exclude=NOT_THE_WORK) for spec in specs]
         limit = self._limit(self._slots(pool) if self.max_in_flight in (None, "") and specs else None)
         look = bool(memory) or life.has_history

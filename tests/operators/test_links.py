@@ -1,0 +1,137 @@
+"""Links to the Qarnot console: on every operator and sensor, from the first moment, and never lost on the way."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from airflow.sdk import BaseOperator
+
+import airflow_qarnot_pool.decorators
+import airflow_qarnot_pool.operators
+import airflow_qarnot_pool.sensors
+from airflow_qarnot_pool.compat import TaskDeferred
+from airflow_qarnot_pool.links import LINKS
+from airflow_qarnot_pool.operators.pool import (
+    QarnotClosePoolOperator,
+    QarnotCreatePoolOperator,
+    QarnotDeletePoolOperator,
+    QarnotUpdatePoolOperator,
+)
+from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
+from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
+from airflow_qarnot_pool.sensors.pool import QarnotPoolSensor
+from airflow_qarnot_pool.sensors.task import QarnotTaskSensor
+from tests.harness import FakeTI, context_of, resume
+
+POOL, TASK = LINKS["pool"], LINKS["task"]
+#: Those that are about no single pool or task.
+WITHOUT = {"QarnotReapPoolsOperator", "QarnotCostReportOperator"}
+
+
+class LinkTI(FakeTI):
+    """A task instance that is asked for its own XComs, as links do at the end of a slice."""
+
+    def xcom_pull(self, key: str) -> Any:
+        return self.xcoms.get(key)
+
+    def end_slice(self, operator: Any) -> None:
+        """What Airflow does at the end of every slice."""
+        for link in operator.operator_extra_links:
+            self.xcom_push(link.xcom_key, link.get_link(operator, ti_key=self))  # type: ignore[arg-type]
+
+
+def all_operators() -> list[type]:
+    found = set()
+    for package in (
+        airflow_qarnot_pool.operators,
+        airflow_qarnot_pool.sensors,
+        airflow_qarnot_pool.decorators,
+    ):
+        for module in pkgutil.iter_modules(package.__path__):
+            for one in vars(importlib.import_module(f"{package.__name__}.{module.name}")).values():
+                if (
+                    isinstance(one, type)
+                    and issubclass(one, BaseOperator)
+                    and one.__module__.startswith("airflow_q")
+                ):
+                    found.add(one)
+    bases = {base for one in found for base in one.__mro__[1:]}
+    public = {one for one in found if one not in bases or not one.__name__.startswith("_")}
+    named = [one for one in public if one.__name__.startswith("Qarnot") or one not in bases]
+    return sorted(named, key=lambda one: one.__name__)
+
+
+@pytest.mark.parametrize("operator", all_operators(), ids=lambda one: one.__name__)
+def test_every_operator_and_sensor_has_links(operator: Any) -> None:
+    if operator.__name__ in WITHOUT or operator.__name__ in ("QarnotOperator", "QarnotSensor"):
+        return
+    assert any(link in (POOL, TASK) for link in operator.operator_extra_links)
+
+
+CASES = {
+    "create": (lambda pool, task: QarnotCreatePoolOperator(task_id="t", instance_count=1), "pool"),
+    "update": (
+        lambda pool, task: QarnotUpdatePoolOperator(task_id="t", qarnot_pool=pool, tags=["x"]),
+        "pool",
+    ),
+    "close": (lambda pool, task: QarnotClosePoolOperator(task_id="t", qarnot_pool=pool), "pool"),
+    "delete": (lambda pool, task: QarnotDeletePoolOperator(task_id="t", qarnot_pool=pool), "pool"),
+    "run": (
+        lambda pool, task: QarnotRunTaskOperator(task_id="t", qarnot_pool=pool, command="true"),
+        "pool task",
+    ),
+    "run many": (
+        lambda pool, task: QarnotRunTasksOperator(task_id="t", qarnot_pool=pool, commands=["true"]),
+        "pool",
+    ),
+    "pool sensor": (
+        lambda pool, task: QarnotPoolSensor(task_id="t", qarnot_pool=pool, target_states="Closed"),
+        "pool",
+    ),
+    "task sensor": (
+        lambda pool, task: QarnotTaskSensor(task_id="t", qarnot_task=task, target_states="Success"),
+        "task",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_links_are_there_when_the_first_slice_ends(case: str, client: Any, pool: str) -> None:
+    """Also when it ends by deferring."""
+    from airflow_qarnot_pool.api.specs import TaskSpec
+
+    task = client.tasks.create(TaskSpec(name="x", pool=pool, command="sleep 30", image="i"))
+    make, kinds = CASES[case]
+    operator, ti = make(pool, task), LinkTI(task_id="t", run_id=case)
+    with suppress(TaskDeferred):
+        operator.execute(context_of(operator, ti))
+    early = {key: value for key, value in ti.xcoms.items() if key.startswith("_link")}
+    ti.end_slice(operator)
+    for kind in kinds.split():
+        link = ti.xcoms[LINKS[kind].xcom_key]
+        assert link.startswith(f"https://console.example/{kind}s/")
+        # Pushed while it ran, not only at its end: a long wait on the worker shows it, too.
+        assert early[LINKS[kind].xcom_key] == link
+    if case != "create" and "pool" in kinds:
+        assert ti.xcoms[POOL.xcom_key].endswith(pool)
+
+
+def test_links_survive_the_deferral_and_a_slice_that_fails_at_once(client: Any, pool: str) -> None:
+    def make() -> QarnotRunTaskOperator:
+        return QarnotRunTaskOperator(task_id="t", qarnot_pool=pool, command="true", poll_interval=0.1)
+
+    operator, ti = make(), LinkTI(task_id="t", run_id="survives")
+    context = context_of(operator, ti)
+    with pytest.raises(TaskDeferred) as deferred:
+        operator.execute(context)
+    ti.end_slice(operator)
+    links = {link.xcom_key: ti.xcoms[link.xcom_key] for link in (POOL, TASK)}
+    resume(make, deferred.value, context)
+    ti.end_slice(make())  # the resumed operator is a new object: the pool is none of what it was told
+    assert {key: ti.xcoms[key] for key in links} == links
+    ti.end_slice(make())  # one that failed before it knew anything
+    assert {key: ti.xcoms[key] for key in links} == links
