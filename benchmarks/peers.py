@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -23,64 +23,65 @@ from benchmarks import environment
 class Peer:
     """A trigger of another provider.
 
-    :param interval_name: its parameter for seconds between two polls. :param interval: its default for that.
+    :param kwargs_of: its kwargs for a job's number, seconds between two polls, and the stub's port.
     :param most: waiters up to which it is measured.
     """
 
     name: str
-    module: str
     classpath: str
-    id_name: str
-    interval_name: str
-    interval: int
+    kwargs_of: Callable[[int, int, int], dict[str, Any]]
     most: int
 
     @property
     def installed(self) -> bool:
         try:
-            return importlib.util.find_spec(self.module) is not None
+            return importlib.util.find_spec(self.classpath.rpartition(".triggers")[0]) is not None
         except ModuleNotFoundError:
             return False
 
-    def kwargs(self, count: int, interval: int) -> list[dict[str, Any]]:
+    def kwargs(self, count: int, interval: int, stub: Stub) -> list[dict[str, Any]]:
         """Of triggers that wait for the stub's jobs 1 to *count*."""
-        return [
-            {
-                self.id_name: n + 1 if self.name == "Databricks" else f"job-{n + 1}",
-                self.interval_name: interval,
-                **self._rest,
-            }
-            for n in range(count)
-        ]
+        return [self.kwargs_of(n, interval, stub.port) for n in range(1, count + 1)]
 
-    @property
-    def _rest(self) -> dict[str, Any]:
-        if self.name == "Databricks":
-            return {"databricks_conn_id": "bench_databricks"}
-        return {"aws_conn_id": "bench_aws", "region_name": "eu-west-1", "waiter_max_attempts": 1_000_000}
+
+def _databricks(job: int, interval: int, port: int) -> dict[str, Any]:
+    return {"databricks_conn_id": "bench_databricks", "run_id": job, "polling_period_seconds": interval}
+
+
+def _pod(job: int, interval: int, port: int) -> dict[str, Any]:
+    server = {"name": "stub", "cluster": {"server": f"http://127.0.0.1:{port}"}}
+    return {
+        "pod_name": f"job-{job}",
+        "pod_namespace": "default",
+        "trigger_start_time": "2026-01-01T00:00:00+00:00",
+        "base_container_name": "base",
+        "poll_interval": interval,
+        "log_events_on_startup": False,
+        "config_dict": {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [server],
+            "users": [{"name": "stub", "user": {"token": "none"}}],
+            "contexts": [{"name": "stub", "context": {"cluster": "stub", "user": "stub"}}],
+            "current-context": "stub",
+        },
+    }
 
 
 DATABRICKS = Peer(
     name="Databricks",
-    module="airflow.providers.databricks",
     classpath="airflow.providers.databricks.triggers.databricks.DatabricksExecutionTrigger",
-    id_name="run_id",
-    interval_name="polling_period_seconds",
-    interval=30,
+    kwargs_of=_databricks,
     most=1000,
 )
-BATCH = Peer(
-    name="AWS Batch",
-    module="airflow.providers.amazon",
-    classpath="airflow.providers.amazon.aws.triggers.batch.BatchJobTrigger",
-    id_name="job_id",
-    interval_name="waiter_delay",
-    # Of the operator; the trigger's own is 5.
-    interval=30,
-    # Each of them makes a client of its own, which takes a second.
+KUBERNETES = Peer(
+    name="KubernetesPod",
+    classpath="airflow.providers.cncf.kubernetes.triggers.pod.KubernetesPodTrigger",
+    kwargs_of=_pod,
+    # Each poll makes a client and a connection of its own: a thousand would keep the machine busy.
     most=100,
 )
-PEERS = (DATABRICKS, BATCH)
+PEERS = (DATABRICKS, KUBERNETES)
 
 
 class Stub:
@@ -93,21 +94,14 @@ class Stub:
             stdout=subprocess.PIPE,
             text=True,
         )
-        port = self._ask(do="port")
+        self.port: int = self._ask(do="port")
         environment.connect(
             "bench_databricks",
             conn_type="databricks",
             host="127.0.0.1",
-            port=port,
+            port=self.port,
             schema="http",
             password="none",
-        )
-        environment.connect(
-            "bench_aws",
-            conn_type="aws",
-            login="none",
-            password="none",
-            extra={"endpoint_url": f"http://127.0.0.1:{port}", "region_name": "eu-west-1"},
         )
 
     def __enter__(self) -> Self:
@@ -132,7 +126,10 @@ class Stub:
 
     def wait_for(self, count: int) -> None:
         """Return when so many different jobs have been asked about."""
+        ends = time.monotonic() + 120
         while int(self._ask(do="seen")) < count:
+            if time.monotonic() > ends:
+                raise RuntimeError("not every trigger of the peer asked its stub in time")
             time.sleep(0.1)
 
     def end(self, numbers: Sequence[int]) -> None:
@@ -151,15 +148,39 @@ def _serve() -> None:
     def answer(path: str, body: bytes) -> Any:
         nonlocal count
         count += 1
-        said = json.loads(body or b"{}")
-        job = said["run_id"] if "run_id" in said else int(said["jobs"][0].removeprefix("job-"))
+        if "/pods/" in path:
+            job = int(path.rpartition("/job-")[2])
+            seen.add(job)
+            return pod(job)
+        job = json.loads(body)["run_id"]
         seen.add(job)
-        if "describejobs" in path:
-            return {"jobs": [{"jobId": f"job-{job}", "status": "SUCCEEDED" if job in ended else "RUNNING"}]}
         state = {"life_cycle_state": "RUNNING", "state_message": ""}
         if job in ended:
             state = {"life_cycle_state": "TERMINATED", "result_state": "SUCCESS", "state_message": ""}
         return {"run_id": job, "state": state, "tasks": []}
+
+    def pod(job: int) -> Any:
+        since = "2026-01-01T00:00:00Z"
+        now = (
+            {"terminated": {"exitCode": 0, "startedAt": since}}
+            if job in ended
+            else {"running": {"startedAt": since}}
+        )
+        container = {
+            "name": "base",
+            "image": "alpine",
+            "imageID": "",
+            "ready": True,
+            "restartCount": 0,
+            "state": now,
+        }
+        return {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": f"job-{job}", "namespace": "default", "uid": str(job)},
+            "spec": {"containers": [{"name": "base", "image": "alpine"}]},
+            "status": {"phase": "Succeeded" if job in ended else "Running", "containerStatuses": [container]},
+        }
 
     async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

@@ -116,7 +116,7 @@ def sdk(count: int, rounds: int, interval: float = SdkWaiters.INTERVAL) -> Cost:
 def provider(peer: Peer, count: int, interval: int, rounds: int) -> Cost:
     """The triggers of another provider."""
     with Stub() as stub, Triggerer() as triggerer:
-        triggerer.add(peer.classpath, peer.kwargs(count, interval))
+        triggerer.add(peer.classpath, peer.kwargs(count, interval, stub))
         stub.wait_for(count)
         stub.requests()
         found = triggerer.window(rounds * interval)

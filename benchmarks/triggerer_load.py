@@ -88,7 +88,9 @@ def ours(count: int, seconds: float, *, alone: bool = False, end_some: bool = Fa
 def provider(peer: Peer, count: int, seconds: float) -> Load:
     """The triggers of another provider; their smallest interval is 1 s, as ours here."""
     with Stub() as stub, Triggerer() as triggerer:
-        return loaded(triggerer, peer.classpath, peer.kwargs(count, int(INTERVAL)), stub.wait_for, seconds)
+        return loaded(
+            triggerer, peer.classpath, peer.kwargs(count, int(INTERVAL), stub), stub.wait_for, seconds
+        )
 
 
 def sleeping(count: int, seconds: float) -> Load:
@@ -99,18 +101,25 @@ def sleeping(count: int, seconds: float) -> Load:
 
 
 def measure(report: Report) -> None:
-    seconds = 2.0 if report.quick else 20.0
-    programs: dict[str, tuple[Callable[[int], Load], int]] = {
-        OURS: (lambda n: ours(n, seconds), report.waiters),
-        f"{OURS}, 1 % end per round": (lambda n: ours(n, seconds, end_some=True), report.waiters),
-        SLEEPING: (lambda n: sleeping(n, seconds), report.waiters),
-        ALONE: (lambda n: ours(n, seconds, alone=True), MOST_ALONE),
-        **{
-            peer.name: ((lambda n, peer=peer: provider(peer, n, seconds)), peer.most)
-            for peer in PEERS
-            if peer.installed
-        },
+    seconds = 2.0 if report.quick else 14.0
+    sizes = [n for n in sizes_of(report) if n > 1 or n == report.waiters]
+    programs: dict[str, tuple[Callable[[int], Load], list[int]]] = {
+        OURS: (lambda n: ours(n, seconds), sizes),
     }
+    if not report.quick:
+        programs |= {
+            f"{OURS}, 1 % end per round": (lambda n: ours(n, seconds, end_some=True), sizes),
+            SLEEPING: (lambda n: sleeping(n, seconds), sizes),
+            ALONE: (lambda n: ours(n, seconds, alone=True), [min(MOST_ALONE, report.waiters)]),
+            **{
+                peer.name: (
+                    (lambda n, peer=peer: provider(peer, n, seconds)),
+                    [min(peer.most, report.waiters)],
+                )
+                for peer in PEERS
+                if peer.installed
+            },
+        }
     loads: dict[str, dict[int, Load]] = {name: {} for name in programs}
     table = report.table(
         f"The triggerer's process, one poll every {INTERVAL:g} s, for {seconds:g} s",
@@ -118,9 +127,9 @@ def measure(report: Report) -> None:
         "Lag: how much later than asked an asyncio.sleep(0.01) ended. Longest CPU slice: the most CPU time the event "
         "loop's thread took between two such looks, which other processes on the machine do not disturb.",
     )
-    for count in sizes_of(report):
-        for name, (program, most) in programs.items():
-            if count > most or (report.quick and name != OURS):
+    for count in sizes:
+        for name, (program, counts) in programs.items():
+            if count not in counts:
                 continue
             load = loads[name][count] = program(count)
             report.say(f"{name}, {count:,} waiters")
@@ -141,6 +150,8 @@ def measure(report: Report) -> None:
             report.figure(f"{name}.{count}.longest_slice_ms", 1000 * max(load.blocked))
     grows = report.table("Grows with the number of waiters to the", ("", "CPU", "memory in all", "lag p99"))
     for name, by_count in loads.items():
+        if len(by_count) < 2:
+            continue
         powers = [
             exponent({n: one.cpu for n, one in by_count.items()}),
             exponent({n: one.memory * n for n, one in by_count.items()}),

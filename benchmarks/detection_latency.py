@@ -1,0 +1,137 @@
+"""How long after the remote change the trigger fires its event, against the poll interval.
+
+One per cent of the waiters' Qarnot tasks end at random moments, whatever the phase of the polls. Counted from before
+the request that ends them is sent until the event is in the triggerer's queue.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import threading
+import time
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager
+
+from benchmarks.backlog import backlog
+from benchmarks.peers import DATABRICKS, Peer, SdkWaiters, Stub
+from benchmarks.poll_cost import ALONE, OURS, SDK, TASK_TRIGGER, sizes_of
+from benchmarks.report import Report, exponent, main, median, percentile
+from benchmarks.triggerer import Triggerer
+
+INTERVAL = 2.0
+MOST_ALONE, MOST_PEER = 100, 1000
+
+
+class Changes(AbstractContextManager["Changes"]):
+    """Ends some at random moments, once in *pause* seconds on average, in the time of a ``with`` block."""
+
+    def __init__(self, end_some: Callable[[], Sequence[Hashable]], pause: float) -> None:
+        self._end_some, self._pause = end_some, pause
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self.ended: dict[Hashable, float] = {}
+
+    def _run(self) -> None:
+        chance = random.Random(7)
+        while not self._over.wait(chance.uniform(0, 2 * self._pause)):
+            now = time.time()
+            self.ended |= dict.fromkeys(self._end_some(), now)
+
+    def __enter__(self) -> Changes:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def latencies(self, fired: dict[Hashable, float]) -> list[float]:
+        """Seconds from change to event; infinite where none came."""
+        return [fired.get(one, math.inf) - then for one, then in self.ended.items()]
+
+
+def ours(count: int, seconds: float, *, alone: bool = False) -> list[float]:
+    """Our triggers; *alone*: each polls for itself."""
+    with backlog(count) as waiting, Triggerer(alone=alone) as triggerer:
+        triggerer.add(TASK_TRIGGER, waiting.trigger_kwargs(INTERVAL))
+        triggerer.settle()
+        with Changes(waiting.end_some, seconds / 50) as changes:
+            first = triggerer.window(seconds)["fired"]
+        fired = first | triggerer.window(3 * INTERVAL)["fired"]
+        return changes.latencies({waiting.uuids[int(n) - 1]: then for n, then in fired.items()})
+
+
+def sdk(count: int, seconds: float, interval: float = SdkWaiters.INTERVAL) -> list[float]:
+    """The SDK's ``task.wait()``."""
+    with (
+        backlog(count, connect=False) as waiting,
+        SdkWaiters(waiting.qarnot.url, waiting.qarnot.token, waiting.uuids, interval) as waiters,
+    ):
+        time.sleep(interval * 1.05)
+        with Changes(waiting.end_some, seconds / 50) as changes:
+            time.sleep(seconds)
+        time.sleep(1.5 * interval)
+        return changes.latencies(dict(waiters.ended))
+
+
+def provider(peer: Peer, count: int, seconds: float) -> list[float]:
+    """The triggers of another provider."""
+    with Stub() as stub, Triggerer() as triggerer:
+        triggerer.add(peer.classpath, peer.kwargs(count, int(INTERVAL), stub))
+        stub.wait_for(count)
+        left = list(range(1, count + 1))
+
+        def end_some() -> list[int]:
+            ended = [left.pop() for _ in range(-(-count // 100)) if left]
+            stub.end(ended)
+            return ended
+
+        with Changes(end_some, seconds / 50) as changes:
+            first = triggerer.window(seconds)["fired"]
+        fired = first | triggerer.window(3 * INTERVAL)["fired"]
+        return changes.latencies({int(n): then for n, then in fired.items()})
+
+
+def measure(report: Report) -> None:
+    seconds = 2.0 if report.quick else 40.0
+    sizes = sizes_of(report)
+    some = [n for n in sizes if n == min(MOST_PEER, report.waiters)]
+    runs: list[tuple[str, int, float, Callable[[], list[float]]]] = [
+        (OURS, count, INTERVAL, lambda count=count: ours(count, seconds)) for count in sizes
+    ]
+    if not report.quick:
+        runs += [(SDK, n, SdkWaiters.INTERVAL, lambda n=n: sdk(n, seconds)) for n in some]
+        if DATABRICKS.installed:
+            runs += [
+                (DATABRICKS.name, n, INTERVAL, lambda n=n: provider(DATABRICKS, n, seconds)) for n in some
+            ]
+        few = min(MOST_ALONE, report.waiters)
+        runs += [(ALONE, few, INTERVAL, lambda: ours(few, seconds, alone=True))]
+    table = report.table(
+        "From the remote change to the event",
+        ("waiters", "", "interval [s]", "changes", "p50 [s]", "p99 [s]", "p50 / interval", "p99 / interval"),
+        f"Not more than {MOST_PEER:,} of the others, and {MOST_ALONE:,} where nothing is shared. The SDK's interval "
+        "is fixed.",
+    )
+    mine: dict[int, list[float]] = {}
+    for name, count, interval, program in runs:
+        took = program()
+        report.say(f"{name}, {count:,} waiters")
+        middle, late = median(took), percentile(took, 0.99)
+        table.row(f"{count:,}", name, interval, len(took), middle, late, middle / interval, late / interval)
+        report.figure(f"{name}.{count}.p50_of_interval", middle / interval)
+        report.figure(f"{name}.{count}.p99_of_interval", late / interval)
+        if name == OURS:
+            mine[count] = took
+    power = exponent({n: median(took) for n, took in mine.items()})
+    report.figure("exponent.p50", power)
+    if power is not None:
+        table.row("grows as N to the", OURS, None, None, power, None, None, None)
+    goal = 1000 if 1000 in mine else max(mine)
+    report.target(f"p50 / interval, {goal:,} waiters", median(mine[goal]) / INTERVAL, 0.6)
+    report.target(f"p99 / interval, {goal:,} waiters", percentile(mine[goal], 0.99) / INTERVAL, 1.2)
+
+
+if __name__ == "__main__":
+    main("detection_latency", __doc__, measure, waiters=10_000, meaning="the largest number of waiters")
