@@ -78,8 +78,8 @@ KUBERNETES = Peer(
     name="KubernetesPod",
     classpath="airflow.providers.cncf.kubernetes.triggers.pod.KubernetesPodTrigger",
     kwargs_of=_pod,
-    # Each poll makes a client and a connection of its own: a thousand would keep the machine busy.
-    most=100,
+    # Each poll makes a client and a connection of its own: more would keep the machine busy.
+    most=50,
 )
 PEERS = (DATABRICKS, KUBERNETES)
 

@@ -24,7 +24,8 @@ from benchmarks.triggerer import Triggerer
 INTERVAL = 5.0
 TASK_TRIGGER = "airflow_qarnot_pool.triggers.task.QarnotTaskTrigger"
 OURS, ALONE, SDK = "this provider", "not shared", "SDK task.wait()"
-MOST_ALONE = MOST_SDK = 1000
+#: Each without a share has a thread and a connection, and so has each of the SDK.
+MOST_ALONE, MOST_SDK = 100, 1000
 
 
 @dataclass
@@ -152,7 +153,7 @@ def measure(report: Report) -> None:
     def others() -> None:
         for peer in (one for one in PEERS if one.installed and not report.quick):
             costs[peer.name] = {}
-            for count in (n for n in sizes if n <= peer.most):
+            for count in sorted({n for n in sizes if n <= peer.most} | {min(peer.most, report.waiters)}):
                 costs[peer.name][count] = provider(peer, count, 2 if count >= 1000 else 1, 6)
                 report.say(f"{peer.name}, {count:,} waiters")
 
@@ -178,8 +179,7 @@ def measure(report: Report) -> None:
             costs[OURS][count] = ours(count, *((2.0, 13) if count > 1000 else (0.5, 24)))
             report.say(f"{OURS}, {count:,} waiters")
         for count in (n for n in sizes if n <= MOST_ALONE):
-            # Every one of them has a thread and a connection: at 1,000 a shorter interval would be too much.
-            costs[ALONE][count] = ours(count, *((5.0, 3) if count >= 1000 else (1.0, 13)), alone=True)
+            costs[ALONE][count] = ours(count, 1.0, 13, alone=True)
             report.say(f"{ALONE}, {count:,} waiters")
     for thread in threads:
         thread.join()

@@ -82,7 +82,7 @@ class Triggerer:
 
         ``cpu`` seconds; ``lag`` [s] of every look of
         the probe, ``blocked`` [s] the CPU time that the event loop's thread took between two looks; ``fired``
-        (trigger id to epoch seconds); ``rounds`` and ``lookups`` of the shared polls.
+        (trigger id to epoch seconds; since the start); ``rounds`` and ``lookups`` of the shared polls.
         """
         found: dict[str, Any] = self._ask(do="window", seconds=seconds)
         return found
@@ -223,7 +223,6 @@ async def _serve() -> None:
                         await asyncio.sleep(0.1)
                     return {"settled": True}
             return {"settled": False}
-        runner.events.times.clear()
         lags.clear()
         blocked.clear()
         before, rounds_before, lookups_before = me.cpu_times(), rounds(), lookups

@@ -22,7 +22,7 @@ from benchmarks.triggerer import Triggerer
 INTERVAL = 1.0
 SLEEPING = "a trigger that sleeps"
 SLEEPER = "airflow.providers.standard.triggers.temporal.DateTimeTrigger"
-MOST_ALONE = 1000
+MOST_ALONE = 100
 COLUMNS = (
     "waiters",
     "",
@@ -127,7 +127,7 @@ def measure(report: Report) -> None:
         "Lag: how much later than asked an asyncio.sleep(0.01) ended. Longest CPU slice: the most CPU time the event "
         "loop's thread took between two such looks, which other processes on the machine do not disturb.",
     )
-    for count in sizes:
+    for count in sorted({n for _, counts in programs.values() for n in counts}):
         for name, (program, counts) in programs.items():
             if count not in counts:
                 continue

@@ -250,7 +250,8 @@ class Poller:
     # --- the loop
 
     async def _run(self) -> None:
-        next_round = self.loop.time()
+        # The first looks tell all there is to know by now.
+        next_round = self.loop.time() + self._interval()
         while True:
             try:
                 await self._credentials()
