@@ -7,6 +7,7 @@ from airflow import __version__ as airflow_version
 try:
     from airflow.sdk.exceptions import (
         AirflowException,
+        AirflowFailException,
         AirflowNotFoundException,
         AirflowSensorTimeout,
         AirflowSkipException,
@@ -17,6 +18,7 @@ try:
 except ImportError:  # 3.1, where airflow.sdk.exceptions lacks most of them
     from airflow.exceptions import (  # type: ignore[no-redef]
         AirflowException,
+        AirflowFailException,
         AirflowNotFoundException,
         AirflowSensorTimeout,
         AirflowSkipException,
@@ -33,6 +35,7 @@ __all__ = [
     "AIRFLOW_VERSION",
     "TRIGGERS_HAVE_ON_KILL",
     "AirflowException",
+    "AirflowFailException",
     "AirflowNotFoundException",
     "AirflowSensorTimeout",
     "AirflowSkipException",

@@ -20,6 +20,7 @@ from airflow_qarnot_pool.api.errors import (
     QarnotUnavailableError,
     QarnotUnknownStateError,
 )
+from airflow_qarnot_pool.compat import AirflowFailException
 
 
 class QarnotTaskFailedError(QarnotError):
@@ -64,6 +65,16 @@ class QarnotKilledError(QarnotError):
     summary = "The Airflow task was told to stop"
 
 
+class QarnotBudgetError(QarnotError, AirflowFailException):
+    """A limit on what a pool or DAG run may cost is reached, or what is to be created cannot be paid.
+
+    Never retried, as a retry would spend the money again.
+    """
+
+    summary = "The cost limit is reached"
+    remedy = "Raise the limit, or look why it costs so much, and clear the task."
+
+
 class QarnotSpecMismatchError(QarnotError):
     """A shared object exists with another spec; the message names the fields that differ."""
 
@@ -72,6 +83,7 @@ class QarnotSpecMismatchError(QarnotError):
 
 __all__ = [
     "QarnotBucketNotFoundError",
+    "QarnotBudgetError",
     "QarnotCredentialsError",
     "QarnotCreditsError",
     "QarnotError",

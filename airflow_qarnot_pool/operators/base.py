@@ -175,6 +175,8 @@ class WaitingOperator(QarnotOperator):
         self.cancel_on_kill = cancel_on_kill
         self.wait_for_quota = wait_for_quota
         self._quota_deadline: datetime | None = None
+        #: What may cost no more than its limit while this waits (``Watched.to_kwargs()``).
+        self._budget: dict[str, Any] | None = None
         check_wait(poll_interval, wait_timeout)
         check_wait(None, wait_for_quota, "wait_for_quota")
         self._kill_asked = False
@@ -324,13 +326,22 @@ class WaitingOperator(QarnotOperator):
             deadline,
             killed,
             self._still_waiting,
+            self._over_now,
         )
         if outcome is None or killed.is_set():
             # What was seen last may be the work of on_kill.
             raise self._killed()
         return Outcome(
-            ending=outcome.ending, uuid=uuid, state=outcome.state, message=outcome.message, carry=carry
+            ending=outcome.ending,
+            uuid=uuid,
+            state=outcome.state,
+            message=outcome.message,
+            carry={**carry, **outcome.carry},
         )
+
+    def _over_now(self) -> str | None:
+        """What to say where what is waited for has cost too much; None where it has not."""
+        return None
 
     def _defer(
         self, uuid: str, condition: dict[str, Any], deadline: datetime | None, carry: dict[str, Any]
@@ -344,6 +355,7 @@ class WaitingOperator(QarnotOperator):
             life=self._work.life.to_kwargs() if self._work else None,
             cancel_on_kill=self.cancel_on_kill,
             carry=carry,
+            budget=self._budget,
             **self._trigger_options(uuid),
         )
         backstop = max(deadline - datetime.now(UTC), timedelta()) + BACKSTOP if deadline else None
@@ -457,8 +469,9 @@ def wait_here(
     deadline: datetime | None,
     killed: Killed,
     still_waiting: Callable[[str], None] = lambda uuid: None,
+    over_limit: Callable[[], str | None] = lambda: None,
 ) -> Outcome | None:
-    """Wait in this process; None when *killed* is set first.
+    """Wait in this process; None when *killed* is set first. *over_limit* is asked with every look.
 
     Looks come quickly at first and settle at *interval*. An API that cannot be reached never ends the wait.
     """
@@ -481,6 +494,9 @@ def wait_here(
         except (QarnotUnavailableError, QarnotProtocolError) as error:
             if not passing(error):
                 raise  # otherwise the transport has logged it, and waited
+        if message := over_limit():
+            carry = {"error": exceptions.QarnotBudgetError.__name__}
+            return Outcome(ending=Ending.ERROR, uuid=uuid, message=message, carry=carry)
         if deadline is not None and datetime.now(UTC) >= deadline:
             return Outcome(
                 ending=Ending.TIMEOUT,

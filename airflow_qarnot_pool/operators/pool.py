@@ -19,6 +19,7 @@ from airflow_qarnot_pool.api.errors import (
     QarnotQuotaError,
     QarnotRefusedError,
 )
+from airflow_qarnot_pool.budget import amount
 from airflow_qarnot_pool.conditions import (
     POOL_CLOSED,
     POOL_READY,
@@ -38,6 +39,7 @@ from airflow_qarnot_pool.operators.base import (
     output_of,
     reference,
 )
+from airflow_qarnot_pool.operators.budget import BUDGET_FIELDS, BudgetOperator, check_can_pay
 from airflow_qarnot_pool.operators.parameters import (
     check_sizes,
     given,
@@ -95,7 +97,7 @@ class _PoolOperator(WaitingOperator):
         return QarnotPoolTrigger
 
 
-class QarnotCreatePoolOperator(_PoolOperator):
+class QarnotCreatePoolOperator(BudgetOperator, _PoolOperator):
     """Create a pool and, unless told otherwise, wait until it is ready. Returns its uuid.
 
     Each life of the Airflow task has one pool: a retry takes up the pool of the try before it, a clear closes
@@ -123,6 +125,10 @@ class QarnotCreatePoolOperator(_PoolOperator):
         go after this long without work, whether Airflow is alive or not.
     :param warm_up: boot all nodes of such a pool at once, and wait for them; otherwise, and without
         ``wait_for_completion``, the first Qarnot task boots them.
+    :param max_cost: most that this pool may cost, in euros; Qarnot tasks on it take this over (see
+        :class:`~airflow_qarnot_pool.operators.budget.BudgetOperator` for ``max_run_cost`` and ``cost_warning``).
+    :param estimated_cost: what it is expected to cost, in euros: it is not created where credits, the budget of its
+        project or quotas cannot cover that.
     """
 
     template_fields = (
@@ -132,6 +138,8 @@ class QarnotCreatePoolOperator(_PoolOperator):
         "ready_when",
         "warm_up",
         "shared",
+        *BUDGET_FIELDS,
+        "estimated_cost",
     )
     template_fields_renderers = {"pool_spec": "json", "scaling": "json", "elastic": "json"}
 
@@ -151,6 +159,7 @@ class QarnotCreatePoolOperator(_PoolOperator):
         ready_when: str | int | None = None,
         keep_warm: timedelta | None = None,
         warm_up: bool | str = True,
+        estimated_cost: float | str | None = None,
         **kwargs: Any,
     ) -> None:
         refuse_misplaced("pool", kwargs)
@@ -168,6 +177,9 @@ class QarnotCreatePoolOperator(_PoolOperator):
         self.ready_when = ready_when
         self.keep_warm = keep_warm
         self.warm_up = warm_up
+        self.estimated_cost = estimated_cost
+        if not is_templated(estimated_cost):
+            amount("estimated_cost", estimated_cost)
         self._sizes = sizes_given(self, ("instance_count", "slots_per_node"))
         if self.shared is not None:
             if keep_warm is None and not {"elastic", "scaling"} & self._given().keys():
@@ -241,6 +253,7 @@ class QarnotCreatePoolOperator(_PoolOperator):
         """Get the pool, and wait until it is ready. *closed*: how many shared ones were closed while we waited."""
         values = self._given()
         spec, condition = self._spec(values), self._condition(values)
+        check_can_pay(self, context, spec, amount("estimated_cost", self.estimated_cost))
         claimed = self._claim(context, spec)
         if not self.wait_for_completion or condition is None:
             return claimed.uuid
@@ -605,6 +618,8 @@ class QarnotClosePoolOperator(_PoolOperator):
                 return self._told(context, one.uuid)
         if not released:
             self.log.info("There is no open pool %r", self.shared)
+        else:
+            self._tell_cost(context, released[0].uuid)
         given = self.qarnot_pool if isinstance(self.qarnot_pool, str) else ""
         return released[0].uuid if released else given
 

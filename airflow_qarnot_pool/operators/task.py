@@ -142,6 +142,7 @@ class QarnotRunTaskOperator(TaskOperator):
             except QarnotRefusedError as error:
                 if not spec.pool:
                     raise
+                self._raise_if_over(cause=error)
                 # The server's sentence need not name the pool, and a closed one is the usual reason.
                 pool = self._next_pool(context, spec.pool)
                 if pool is None:
@@ -216,6 +217,8 @@ class QarnotRunTaskOperator(TaskOperator):
 
         So may one whose shared pool was closed under it by whoever did not see it: it runs on the next.
         """
+        self._watch(context, task.pool or task.uuid, "pool" if task.pool else "task")
+        self._raise_if_over()
         limit = carry.get("deadline")
         deadline = datetime.fromisoformat(limit) if limit else None
         moved, resubmitted = int(carry.get("moved") or 0), bool(carry.get("resubmitted"))

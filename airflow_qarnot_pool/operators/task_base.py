@@ -14,7 +14,8 @@ from airflow_qarnot_pool.api.errors import (
     QarnotRefusedError,
 )
 from airflow_qarnot_pool.exceptions import QarnotPoolEndedError
-from airflow_qarnot_pool.operators.base import WaitingOperator, output_of, reference
+from airflow_qarnot_pool.operators.base import output_of, reference
+from airflow_qarnot_pool.operators.budget import BudgetOperator
 from airflow_qarnot_pool.operators.parameters import (
     command_text,
     given,
@@ -42,7 +43,7 @@ COMMON_FIELDS = (
 )
 
 
-class TaskOperator(WaitingOperator):
+class TaskOperator(BudgetOperator):
     """Base of the operators that run Qarnot tasks.
 
     :param qarnot_pool: uuid or shortname of the pool, or the output of the task that made it. Without one a
@@ -67,7 +68,7 @@ class TaskOperator(WaitingOperator):
     #: Parameters that are fields of the spec as they are.
     spec_fields: tuple[str, ...] = COMMON_FIELDS
     template_fields = (
-        *WaitingOperator.template_fields,
+        *BudgetOperator.template_fields,
         *COMMON_FIELDS,
         "qarnot_pool",
         "remote_retries",
@@ -98,6 +99,7 @@ class TaskOperator(WaitingOperator):
         self.qarnot_pool = output_of(qarnot_pool, "qarnot_pool")
         #: Kept, because what the pool comes from may render to nothing, which must not mean "without a pool".
         self.on_pool = qarnot_pool is not None
+        self.take_limits(getattr(qarnot_pool, "operator", None))
         self.name = name
         self.image = image
         self.profile = profile
@@ -210,6 +212,7 @@ class TaskOperator(WaitingOperator):
         except QarnotError:
             return
         if not states.accepts_tasks(pool.state):
+            self._raise_if_over(cause=error)
             raise QarnotPoolEndedError(
                 f"Pool {uuid} is {pool.state} and takes no more tasks; run the task that creates it again "
                 "(clearing this task clears its setup, too)",

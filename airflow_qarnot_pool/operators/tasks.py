@@ -20,7 +20,7 @@ from airflow_qarnot_pool.api.errors import (
     QarnotUnavailableError,
 )
 from airflow_qarnot_pool.conditions import Ending, Outcome
-from airflow_qarnot_pool.exceptions import QarnotPoolEndedError, QarnotTaskFailedError
+from airflow_qarnot_pool.exceptions import QarnotBudgetError, QarnotPoolEndedError, QarnotTaskFailedError
 from airflow_qarnot_pool.fan_out import Memory
 from airflow_qarnot_pool.identity import OWNER_TAG, Life, Relic, numbers_of
 from airflow_qarnot_pool.links import LINKS
@@ -184,6 +184,7 @@ class QarnotRunTasksOperator(TaskOperator):
         specs = self._specs(self.commands, given, pool := self._pool_uuid())
         if pool:
             self._show_link(context, "pool", pool)
+            self._watch(context, pool)
         fingerprints = [spec.fingerprint(exclude=NOT_THE_WORK) for spec in specs]
         limit = self._limit(self._slots(pool) if self.max_in_flight in (None, "") and specs else None)
         look = bool(memory) or life.has_history
@@ -349,6 +350,8 @@ class QarnotRunTasksOperator(TaskOperator):
         interval = seconds_between_looks(self.poll_interval)
         tagged = filters.equal("Tags", life.tags()[2])
         while True:
+            if message := self._over_now():
+                raise QarnotBudgetError(message, kind=self.kind)
             found = look_at_all(self.client.tasks, tagged)
             for look in found:
                 note_end(memory, look)

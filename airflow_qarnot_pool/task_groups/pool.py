@@ -204,6 +204,7 @@ class QarnotPoolGroup(TaskGroup):
                 object.__setattr__(task, "qarnot_pool", self.pool)
                 if hasattr(task, "on_pool"):
                     task.on_pool = True
+                    task.take_limits(self.open_pool)
             else:
                 continue
             if with_edge:

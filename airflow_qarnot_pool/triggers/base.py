@@ -9,6 +9,7 @@ import weakref
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
@@ -45,6 +46,7 @@ class QarnotTrigger(BaseTrigger):
     :param life: ``Life.to_kwargs()`` of the task instance that owns the object; None for a mere onlooker.
     :param cancel_on_kill: whether a kill of the Airflow task ends the object.
     :param carry: handed back in the event, for the operator that resumes.
+    :param budget: ``Watched.to_kwargs()``: what may cost no more than its limit while this waits.
     """
 
     kind: ClassVar[Kind]
@@ -60,6 +62,7 @@ class QarnotTrigger(BaseTrigger):
         life: dict[str, Any] | None = None,
         cancel_on_kill: bool = True,
         carry: dict[str, Any] | None = None,
+        budget: dict[str, Any] | None = None,
         format: int = FORMAT,
     ) -> None:
         super().__init__()
@@ -71,6 +74,7 @@ class QarnotTrigger(BaseTrigger):
         self.life = _shared(life)
         self.cancel_on_kill = cancel_on_kill
         self.carry = _shared(carry or {})
+        self.budget = _shared(budget)
         self.format = format
         self._fired = False
 
@@ -86,13 +90,15 @@ class QarnotTrigger(BaseTrigger):
                 "life": self.life,
                 "cancel_on_kill": self.cancel_on_kill,
                 "carry": self.carry,
+                # Only where there is one: a triggerer of the release before does not know it.
+                **({} if self.budget is None else {"budget": self.budget}),
                 "format": self.format,
             },
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         try:
-            outcome = await self._wait()
+            outcome = await (self._wait() if self.budget is None else self._wait_within(self.budget))
         except asyncio.CancelledError:
             if not TRIGGERS_HAVE_ON_KILL:
                 await self.on_kill()
@@ -100,6 +106,33 @@ class QarnotTrigger(BaseTrigger):
         # From here on being cancelled means that Airflow has what it waited for.
         self._fired = True
         yield TriggerEvent(outcome.to_event())
+
+    async def _wait_within(self, budget: dict[str, Any]) -> Outcome:
+        """Wait until it is done or has cost too much, whatever comes first."""
+        from airflow_qarnot_pool.budget import Watched
+        from airflow_qarnot_pool.triggers.cost import over_limit
+
+        watched = Watched.from_kwargs(budget)
+        warn = partial(self.log.warning, "%s")
+        wait = asyncio.ensure_future(self._wait())
+        over = asyncio.ensure_future(over_limit(self.qarnot_conn_id, watched, self.poll_interval, warn))
+        try:
+            await asyncio.wait((wait, over), return_when=asyncio.FIRST_COMPLETED)
+            if not over.done() or over.exception():
+                # Where the watch cannot go on the wait still does: it meets the same, and says it better.
+                return await wait
+            verdict = over.result()
+            error = {"error": "QarnotBudgetError", "budget": {**budget, "close": list(verdict.close)}}
+            return Outcome(
+                ending=Ending.ERROR,
+                uuid=self.uuid,
+                message=verdict.message,
+                carry={**self.carry, **error},
+            )
+        finally:
+            wait.cancel()
+            over.cancel()
+            await asyncio.gather(wait, over, return_exceptions=True)
 
     async def _wait(self) -> Outcome:
         condition = Condition.from_kwargs(self.condition)

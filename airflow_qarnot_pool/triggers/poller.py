@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Kind = Literal["pool", "task"]
+Kind = Literal["pool", "task", "cost"]
 T = TypeVar("T")
 
 #: Rounds between two sweeps of everybody.
@@ -107,7 +107,8 @@ class Waiter:
     async def __aenter__(self) -> Waiter:
         poller = _pollers.get(self.scope)
         if poller is None or poller.closed:
-            poller = _pollers[self.scope] = Poller(self.scope.conn_id, self.scope.kind)
+            make = POLLERS.get(self.scope.kind, Poller)
+            poller = _pollers[self.scope] = make(self.scope.conn_id, self.scope.kind)
         self._poller = poller
         poller.add(self)
         return self
@@ -469,6 +470,8 @@ def _all(resource: Any, tagged: filters.Filter) -> list[Pool | Task]:
 
 
 _pollers: dict[Scope, Poller] = {}
+#: Pollers of a kind of their own.
+POLLERS: dict[Kind, type[Poller]] = {}
 
 
 def watch(

@@ -1,0 +1,276 @@
+"""Limits on what a pool and a DAG run may cost.
+
+:func:`judge` and :func:`shortage` decide, without I/O; :func:`spending_of` and :func:`check_estimate` ask Qarnot.
+Who watches: every trigger that waits for the pool or for a Qarnot task on it (`triggers/cost.py`, one watch for all
+of them), and an operator that waits on its worker. Nobody does while nothing waits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any
+
+from airflow_qarnot_pool.api.errors import (
+    QarnotInvalidSpecError,
+    QarnotNotFoundError,
+    QarnotProtocolError,
+    QarnotRefusedError,
+)
+from airflow_qarnot_pool.conditions import Kind
+from airflow_qarnot_pool.costs import RunKey, euros, run_of
+
+if TYPE_CHECKING:
+    from airflow_qarnot_pool.api.client import QarnotClient
+    from airflow_qarnot_pool.api.models import Account, Budget, Pool
+
+#: Share of a limit at which a warning is logged.
+WARN_AT = 0.8
+#: What a pool of the run has cost is final so long after its end: figures may come late.
+SETTLED = timedelta(minutes=10)
+_NOUN = {"pool": "Pool", "task": "Qarnot task"}
+
+
+class Level(IntEnum):
+    """How what was spent stands to its limits."""
+
+    FINE = 0
+    WARNING = 1
+    OVER = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """The most that an object (a pool, or a Qarnot task with nodes of its own) and its DAG run may cost, in euros."""
+
+    max_cost: float | None = None
+    max_run_cost: float | None = None
+    warn_at: float = WARN_AT
+
+    @classmethod
+    def of(cls, max_cost: Any, max_run_cost: Any, warn_at: Any = WARN_AT) -> Limits | None:
+        """Check what an operator was given; None where there is no limit.
+
+        :raises QarnotInvalidSpecError: names the parameter.
+        """
+        share = amount("cost_warning", warn_at)
+        if share is None or not 0 < share <= 1:
+            raise QarnotInvalidSpecError(
+                f"cost_warning is a share of the limit, more than 0 and at most 1, not {warn_at!r}",
+                field="cost_warning",
+            )
+        limits = cls(
+            max_cost=amount("max_cost", max_cost),
+            max_run_cost=amount("max_run_cost", max_run_cost),
+            warn_at=share,
+        )
+        return None if limits.max_cost is None and limits.max_run_cost is None else limits
+
+
+def amount(name: str, value: Any) -> float | None:
+    """A number of more than 0, which may come as text out of a template; None for none."""
+    if value is None or (isinstance(value, str) and value.strip() in ("", "None")):
+        return None
+    with suppress(TypeError, ValueError):
+        number = float(value)
+        if number > 0 and math.isfinite(number) and not isinstance(value, bool):
+            return number
+    raise QarnotInvalidSpecError(f"{name} must be a number of more than 0, not {value!r}", field=name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watched:
+    """An object with limits, as trigger kwargs carry it."""
+
+    #: Empty where it is not made yet: then only the run's limit counts.
+    uuid: str = ""
+    kind: Kind = "pool"
+    max_cost: float | None = None
+    max_run_cost: float | None = None
+    warn_at: float = WARN_AT
+    namespace: str = ""
+    dag_id: str = ""
+    run_id: str = ""
+    #: ISO time before which the run has made nothing.
+    since: str | None = None
+
+    def to_kwargs(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+    @classmethod
+    def from_kwargs(cls, kwargs: Mapping[str, Any]) -> Watched:
+        """Read back what :meth:`to_kwargs` of this or an earlier release wrote."""
+        return cls(**{name: kwargs[name] for name in cls.__dataclass_fields__ if name in kwargs})
+
+    @property
+    def run(self) -> RunKey:
+        """The DAG run whose limit it is."""
+        return RunKey(self.dag_id, self.run_id)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spending:
+    """Euros spent by the object, and by all pools of its DAG run. None: not asked for, or not known."""
+
+    own: float | None = None
+    run: float | None = None
+    #: Pools of the run that are still open.
+    open_pools: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What *message* says about what was spent, and which pools have to close."""
+
+    level: Level
+    message: str = ""
+    close: tuple[str, ...] = ()
+
+
+def judge(watched: Watched, spending: Spending) -> Verdict:
+    """Compare what was spent with the limits; the worse of both counts."""
+    it = f"{_NOUN[watched.kind]} {watched.uuid}"
+    found = []
+    for spent, limit, name, who, close in (
+        (spending.own, watched.max_cost, "max_cost", it, (watched.uuid,)),
+        (
+            spending.run,
+            watched.max_run_cost,
+            "max_run_cost",
+            f"DAG run {watched.run_id} of {watched.dag_id}, with {it.lower() if watched.kind == 'pool' else it},",
+            tuple(dict.fromkeys((watched.uuid, *spending.open_pools))),
+        ),
+    ):
+        if limit is None or spent is None or spent < limit * watched.warn_at:
+            continue
+        cost = f"{who} has cost {euros(spent)}"
+        if spent >= limit:
+            end = "was closed" if watched.kind == "pool" else "was ended"
+            text = f"{cost}, which reaches its {name} of {euros(limit)}; it {end}"
+            found.append(Verdict(level=Level.OVER, message=text, close=close))
+        else:
+            text = f"{cost}, {spent / limit:.0%} of its {name} of {euros(limit)}"
+            found.append(Verdict(level=Level.WARNING, message=text))
+    return max(found, key=lambda one: one.level, default=Verdict(level=Level.FINE))
+
+
+def shortage(
+    estimate: float,
+    credits: float | None,
+    budgets: Iterable[Budget],
+    account: Account | None,
+    slots: int | None,
+    now: datetime,
+) -> str | None:
+    """Why a pool of *slots* that is to cost *estimate* euros cannot be covered, with the figures; None if it can."""
+    if credits is not None and credits < estimate:
+        return f"the account has {euros(credits)} of credits left"
+    for budget in budgets:
+        if budget.is_archived or budget.remaining_cents is None or budget.overrun_policy == "AlertOnly":
+            continue
+        if (budget.expiration_date and budget.expiration_date < now) or (
+            budget.start_date and budget.start_date > now
+        ):
+            continue
+        left = budget.remaining_cents / 100
+        if left < estimate:
+            whole = "" if budget.total_cents is None else f" of {euros(budget.total_cents / 100)}"
+            return f"the budget {budget.alias or budget.uuid} has {euros(left)}{whole} left"
+    if account is not None:
+        for used, most, added, what in (
+            (account.running_pool_count, account.max_running_pool, 1, "running pools"),
+            (account.running_instance_count, account.max_instances, slots or 1, "running instances"),
+        ):
+            if most is not None and (used or 0) + added > most:
+                return f"the account uses {used or 0} of its {most} {what}, and this takes {added} more"
+    return None
+
+
+# --- asking Qarnot
+
+
+def spending_of(client: QarnotClient, watched: Watched, settled: dict[str, float] | None = None) -> Spending:
+    """What was spent: one request, and for a run's limit a search and one more for each of its other pools.
+
+    :param settled: what pools that ended long ago have cost; kept by the caller from one look to the next.
+    """
+    resource = client.pools if watched.kind == "pool" else client.tasks
+    own = _credits(resource, watched.uuid) if watched.uuid else None
+    if watched.max_run_cost is None:
+        return Spending(own=own)
+    settled = {} if settled is None else settled
+    # A Qarnot task with nodes of its own is no pool of the run, and counts all the same while it is watched.
+    known = {watched.uuid: own} if watched.uuid else {}
+    still_open = []
+    for pool in pools_of_run(client, watched):
+        if pool.uuid not in known:
+            known[pool.uuid] = settled.get(pool.uuid) or _credits(client.pools, pool.uuid)
+        if _is_open(pool):
+            still_open.append(pool.uuid)
+        elif (cost := known[pool.uuid]) is not None and _ended_long_ago(pool):
+            settled[pool.uuid] = cost
+    costs = list(known.values())
+    run = None if any(cost is None for cost in costs) else sum(cost or 0.0 for cost in costs)
+    return Spending(own=own, run=run, open_pools=tuple(still_open))
+
+
+def pools_of_run(client: QarnotClient, watched: Watched) -> list[Pool]:
+    """The pools that the run has opened in all its lives, shared ones not among them."""
+    from airflow_qarnot_pool.api import filters
+    from airflow_qarnot_pool.identity import label, namespace_tag
+
+    wanted = [filters.equal("Tags", namespace_tag(watched.namespace))]
+    if watched.since:
+        since = datetime.fromisoformat(watched.since) - timedelta(seconds=5)
+        wanted.append(filters.ge("CreationDate", since))
+    found = client.pools.search(
+        filters.and_(*wanted), fields=("Uuid", "State", "Labels", "Tags", "EndDate"), limit=1000
+    )
+    return [one for one in found if run_of(one) == watched.run and label(one.labels, "shared") is None]
+
+
+def close_all(client: QarnotClient, watched: Watched, verdict: Verdict) -> None:
+    """End what *verdict* says; fine when it is over already."""
+    from airflow_qarnot_pool.claim import end
+
+    for uuid in verdict.close:
+        own_task = watched.kind == "task" and uuid == watched.uuid
+        end(client.tasks if own_task else client.pools, uuid)
+
+
+def check_estimate(
+    client: QarnotClient, estimate: float, project: str | None, slots: int | None
+) -> str | None:
+    """Ask whether the account can cover a pool: two requests, three where a project is known to have budgets."""
+    account = client.account.info()
+    project = project or next((one.uuid for one in account.projects if one.is_default), None)
+    budgets: list[Budget] = []
+    if project:
+        with suppress(QarnotRefusedError, QarnotNotFoundError):  # not every account may see budgets
+            budgets = client.account.budgets(project)
+    credits = None
+    with suppress(QarnotRefusedError, QarnotNotFoundError, QarnotProtocolError):
+        credits = client.account.credits()
+    return shortage(estimate, credits, budgets, account, slots, datetime.now(UTC))
+
+
+def _credits(resource: Any, uuid: str) -> float | None:
+    with suppress(QarnotNotFoundError):
+        cost: float = resource.credits(uuid)
+        return cost
+    return 0.0
+
+
+def _is_open(pool: Pool) -> bool:
+    from airflow_qarnot_pool.identity import Fate, fate_of
+
+    return fate_of(pool) is Fate.LIVE
+
+
+def _ended_long_ago(pool: Pool) -> bool:
+    return pool.end_date is not None and datetime.now(UTC) - pool.end_date > SETTLED

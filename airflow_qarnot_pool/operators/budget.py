@@ -1,0 +1,209 @@
+"""What operators share that may set limits on cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from airflow_qarnot_pool.api.errors import QarnotError, QarnotNotFoundError
+from airflow_qarnot_pool.budget import (
+    WARN_AT,
+    Level,
+    Limits,
+    Verdict,
+    Watched,
+    check_estimate,
+    close_all,
+    judge,
+    spending_of,
+)
+from airflow_qarnot_pool.conditions import Ending, Outcome
+from airflow_qarnot_pool.costs import euros
+from airflow_qarnot_pool.exceptions import QarnotBudgetError
+from airflow_qarnot_pool.operators.base import WaitingOperator
+from airflow_qarnot_pool.templates import is_templated
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from airflow_qarnot_pool.api.client import QarnotClient
+    from airflow_qarnot_pool.api.specs import PoolSpec
+    from airflow_qarnot_pool.claim import Claim
+    from airflow_qarnot_pool.conditions import Kind
+
+BUDGET_FIELDS = ("max_cost", "max_run_cost")
+
+
+class BudgetOperator(WaitingOperator):
+    """Base of the operators that watch what their pool costs while they wait.
+
+    :param max_cost: most that the pool may cost, in euros; what reaches it is closed, and all tasks that wait on
+        it fail with ``QarnotBudgetError``, which is never retried.
+    :param max_run_cost: the same for all pools that the DAG run opens, after clears, too.
+    :param cost_warning: share of a limit at which a warning is logged, 0 to 1.
+    """
+
+    template_fields = (*WaitingOperator.template_fields, *BUDGET_FIELDS)
+
+    def __init__(
+        self,
+        *,
+        max_cost: float | str | None = None,
+        max_run_cost: float | str | None = None,
+        cost_warning: float = WARN_AT,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.max_cost = max_cost
+        self.max_run_cost = max_run_cost
+        self.cost_warning = cost_warning
+        known = [None if is_templated(one) else one for one in (max_cost, max_run_cost)]
+        Limits.of(known[0], known[1], cost_warning)
+
+    def take_limits(self, maker: Any) -> None:
+        """Watch what the operator that makes the pool says, where this one says nothing."""
+        if isinstance(maker, BudgetOperator) and self.max_cost is None and self.max_run_cost is None:
+            self.max_cost, self.max_run_cost = maker.max_cost, maker.max_run_cost
+            self.cost_warning = maker.cost_warning
+
+    def _watched(self, context: Context, uuid: str, kind: Kind = "pool") -> Watched | None:
+        """What to watch while this waits; None where there is no limit."""
+        limits = Limits.of(self.max_cost, self.max_run_cost, self.cost_warning)
+        if limits is None:
+            return None
+        ti = context["ti"]
+        # Not its start, which a clear of a finished run sets anew.
+        since = getattr(context["dag_run"], "run_after", None)
+        return Watched(
+            uuid=uuid,
+            kind=kind,
+            max_cost=limits.max_cost,
+            max_run_cost=limits.max_run_cost,
+            warn_at=limits.warn_at,
+            namespace=self.hook.settings.namespace,
+            dag_id=ti.dag_id,
+            run_id=ti.run_id,
+            since=since.isoformat() if isinstance(since, datetime) else None,
+        )
+
+    def _watch(self, context: Context, uuid: str, kind: Kind = "pool") -> None:
+        """From here on waits watch what this costs."""
+        watched = self._watched(context, uuid, kind)
+        self._budget = None if watched is None else watched.to_kwargs()
+
+    def _claim(self, context: Context, spec: Any, **options: Any) -> Claim:
+        # A Qarnot task on a pool costs nothing: the pool does.
+        if pool := getattr(spec, "pool", None):
+            self._watch(context, pool)
+        claimed = super()._claim(context, spec, **options)
+        if not pool:
+            self._watch(context, claimed.uuid, self.kind)
+        return claimed
+
+    def _resumed(self, context: Context, event: Mapping[str, Any]) -> Outcome:
+        outcome = super()._resumed(context, event)
+        if self.kind == "pool":
+            self._watch(context, outcome.uuid)
+        return outcome
+
+    def _over_now(self) -> str | None:
+        """What to say where a limit is reached, after ending what reached it; None where it is not."""
+        if self._budget is None:
+            return None
+        watched = Watched.from_kwargs(self._budget)
+        return over_now(self.client, watched, self.log)
+
+    def _raise_for(self, outcome: Outcome) -> None:
+        if outcome.ending is Ending.ERROR and outcome.carry.get("error") == QarnotBudgetError.__name__:
+            # The trigger has ended it; this one has retries, and more than a moment.
+            close_over(self.client, outcome.carry.get("budget"), self.log)
+        super()._raise_for(outcome)
+
+    def _raise_if_over(self, *, cause: BaseException | None = None) -> None:
+        """Somebody else's watch may have closed the pool first: say so, instead of what that looked like here."""
+        if message := self._over_now():
+            raise QarnotBudgetError(message, kind=self.kind) from cause
+
+
+def check_can_pay(operator: BudgetOperator, context: Context, spec: PoolSpec, estimate: float | None) -> None:
+    """Refuse to make a pool that cannot be paid; what earlier lives of this Airflow task left is closed then.
+
+    Asks nothing where neither an estimate nor a limit for the run is given. A retry that finds the pool of the
+    try before at work takes it up: what it costs is spent already.
+
+    :raises QarnotBudgetError: with the figures.
+    """
+    from airflow_qarnot_pool.api import filters
+    from airflow_qarnot_pool.claim import end_all
+    from airflow_qarnot_pool.identity import LINEAGE_TAG, OWNER_TAG, Fate, fate_of
+
+    watched = operator._watched(context, "")
+    limited = watched is not None and watched.max_run_cost is not None
+    if estimate is None and not limited:
+        return
+    client = operator.client
+    life = operator._life_of(context)
+    live = []
+    if life.has_history or life.shared:
+        owned = client.pools.iterate(filters.equal("Tags", OWNER_TAG + life.owner))
+        live = [one for one in owned if fate_of(one) is Fate.LIVE]
+        if any(LINEAGE_TAG + life.lineage in one.tags for one in live):
+            return
+    why = None
+    if watched is not None and limited:
+        spent = spending_of(client, watched).run
+        if spent is not None and spent + (estimate or 0.0) >= (watched.max_run_cost or 0.0):
+            adds = f" and this pool may cost {euros(estimate)} more" if estimate else ""
+            why = (
+                f"the pools of DAG run {watched.run_id} have cost {euros(spent)}{adds}, "
+                f"and its max_run_cost is {euros(watched.max_run_cost)}"
+            )
+    if why is None and estimate is not None:
+        shortage = check_estimate(client, estimate, spec.project, _most_slots(spec))
+        why = shortage and f"it is estimated to cost {euros(estimate)}, and {shortage}"
+    if why is None:
+        return
+    if not life.shared:
+        end_all(client.pools, [one.uuid for one in live])
+    raise QarnotBudgetError(
+        f"The pool {spec.name} is not created: {why}",
+        kind="pool",
+        remedy="Add credits, raise the limit or make the pool smaller, and clear the task.",
+    )
+
+
+def _most_slots(spec: PoolSpec) -> int | None:
+    if spec.scaling is not None:
+        return max((getattr(one, "max_total_slots", 0) for one in spec.scaling.policies), default=0)
+    if spec.elastic is not None:
+        return spec.elastic.max_total_slots
+    return spec.instance_count
+
+
+def over_now(client: QarnotClient, watched: Watched, log: Any) -> str | None:
+    """Look once: end what has reached its limit, and return what to say about it."""
+    try:
+        verdict = judge(watched, spending_of(client, watched))
+    except QarnotError as error:
+        log.warning("What %s %s costs could not be found out: %s", watched.kind, watched.uuid, error)
+        return None
+    if verdict.level is not Level.OVER:
+        if verdict.message:
+            log.warning("%s", verdict.message)
+        return None
+    close_over(client, {**watched.to_kwargs(), "close": list(verdict.close)}, log)
+    return verdict.message
+
+
+def close_over(client: QarnotClient, over: Mapping[str, Any] | None, log: Any) -> None:
+    """End what a watch found over its limit: ``Watched.to_kwargs()``, and the uuids under ``close``."""
+    if not over:
+        return
+    verdict = Verdict(level=Level.OVER, close=tuple(over.get("close") or ()))
+    try:
+        close_all(client, Watched.from_kwargs(over), verdict)
+    except QarnotNotFoundError:
+        pass
+    except QarnotError as error:
+        log.error("What is over its limit could not be ended: %s", error)
