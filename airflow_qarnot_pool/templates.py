@@ -1,4 +1,4 @@
-"""Which parameters are known when a DAG is parsed, and which only when the task runs."""
+"""Which parameters are known when a DAG is parsed, which only when the task runs, and which nobody may see."""
 
 from __future__ import annotations
 
@@ -21,3 +21,53 @@ def is_templated(value: Any) -> bool:
 def known_at_parse(values: Mapping[str, Any]) -> dict[str, Any]:
     """The part of *values* that is known already."""
     return {name: value for name, value in values.items() if not is_templated(value)}
+
+
+class Hidden:
+    """A secret that stands in a parameter as it is: the task gets it, the serialized DAG only shows that it is one.
+
+    Airflow calls ``resolve`` where it renders templates, and ``serialize`` (or ``str``) where it stores the DAG.
+    """
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def resolve(self, context: Any = None) -> str:
+        """The secret."""
+        return self._value
+
+    def serialize(self) -> str:
+        """What may be stored and shown."""
+        return "***"
+
+    __str__ = __repr__ = serialize
+
+
+def hide_secrets(value: Any) -> Any:
+    """*value* with the secret constants in it hidden from the serialized DAG. Templates hide themselves."""
+    if isinstance(value, dict):
+        return {name: _hidden(name, one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)) and any(isinstance(one, dict) for one in value):
+        return type(value)(hide_secrets(one) for one in value)
+    return value
+
+
+def _hidden(name: Any, value: Any) -> Any:
+    from airflow_qarnot_pool.api.fields import is_secret_constant
+
+    if isinstance(value, str) and value and is_secret_constant(str(name)) and not is_templated(value):
+        return Hidden(value)
+    return hide_secrets(value)
+
+
+def revealed(value: Any) -> Any:
+    """*value* as it was before :func:`hide_secrets`, for a task that runs or a check."""
+    if isinstance(value, Hidden):
+        return value.resolve()
+    if isinstance(value, dict):
+        return {name: revealed(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)) and any(isinstance(one, (dict, Hidden)) for one in value):
+        return type(value)(revealed(one) for one in value)
+    return value

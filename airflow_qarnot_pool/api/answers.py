@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 from airflow_qarnot_pool.api.errors import (
     QarnotBucketNotFoundError,
@@ -31,6 +32,7 @@ TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
 #: Among them, what a server says before it has done anything.
 UNTOUCHED = frozenset({429})
 
+_CHECK_HOST = "then check the host field of the Airflow connection."
 _MAX_MESSAGE = 1000
 _QUOTA = re.compile(r"maximum number of (?:running )?([a-z]+) reached")
 _TAKEN = re.compile(r"shortname.*(uniqu|already|exist|taken|duplicat|in use)|already.*shortname", re.DOTALL)
@@ -47,6 +49,11 @@ def server_message(body: str, content_type: str = "") -> str:
         text = _in_json(data)
     text = " ".join(text.split())
     return text if len(text) <= _MAX_MESSAGE else text[: _MAX_MESSAGE - 3] + "..."
+
+
+def looks_like_json(body: str) -> bool:
+    """Whether a body is what the API answers with: an object, a list, a text in quotes, or nothing at all."""
+    return body.lstrip()[:1] in ("", "{", "[", '"')
 
 
 def _plain(body: str, content_type: str) -> str:
@@ -108,13 +115,23 @@ def error_for(
     creating: bool = False,
     ambiguous: bool = False,
     retry_after: float | None = None,
+    at: str | None = None,
+    foreign: bool = False,
     **where: Any,
 ) -> QarnotError:
-    """The exception for a refusing answer. ``where``: kind, ref, method, path."""
+    """The exception for a refusing answer. ``where``: kind, ref, method, path.
+
+    ``at``: the API's address; ``foreign``: the answer is not in the API's own form, so another may have given it.
+    """
     details: dict[str, Any] = {"status": status, "server_message": message or None, **where}
     lowered = message.lower()
     if status in TRANSIENT or status >= 500:
-        return QarnotUnavailableError(ambiguous=ambiguous, retry_after=retry_after, **details)
+        return QarnotUnavailableError(
+            f"Qarnot at {at} is not available" if at else None,
+            ambiguous=ambiguous,
+            retry_after=retry_after,
+            **details,
+        )
     if status < 400:
         return QarnotProtocolError(
             "Qarnot answered with a redirect, which is not followed because it would carry the token along",
@@ -133,6 +150,8 @@ def error_for(
     if status == 404:
         if creating and "bucket" in lowered:
             return QarnotBucketNotFoundError(**details)
+        if at and (foreign or urlsplit(at).path):
+            details["remedy"] = f"{QarnotNotFoundError.remedy} Or the API is not at {at}: {_CHECK_HOST}"
         return QarnotNotFoundError(**details)
     # Documented for tasks as 400 "shortname-uniqueness"; for pools nothing is, so be generous.
     if creating and (_TAKEN.search(lowered) or status == 409):

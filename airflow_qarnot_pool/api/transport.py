@@ -25,7 +25,14 @@ from typing import TYPE_CHECKING, Any, Self, cast
 from urllib.parse import urlsplit
 
 from airflow_qarnot_pool import __version__
-from airflow_qarnot_pool.api.answers import TRANSIENT, UNTOUCHED, error_for, retry_after, server_message
+from airflow_qarnot_pool.api.answers import (
+    TRANSIENT,
+    UNTOUCHED,
+    error_for,
+    looks_like_json,
+    retry_after,
+    server_message,
+)
 from airflow_qarnot_pool.api.errors import (
     QarnotError,
     QarnotInvalidSpecError,
@@ -169,6 +176,8 @@ class Transport:
                     f"The {name} is {value}", field=name, remedy="Give seconds, more than zero."
                 )
         self.url = url.strip().rstrip("/")
+        #: For messages: without a login that the URL may hold.
+        self.shown_url = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
         self.timeout = float(timeout)
         self.deadline = float(deadline)
         self.retries = int(retries)
@@ -277,7 +286,7 @@ class Transport:
         except _NoAnswer as failure:
             touched = failure.touched and call.changes
             error: QarnotError = QarnotUnavailableError(
-                f"Qarnot cannot be reached: {failure.reason}",
+                f"Qarnot at {self.shown_url} cannot be reached: {failure.reason}",
                 ambiguous=touched or call.ambiguous,
                 remedy=failure.remedy,
                 **call.where,
@@ -341,6 +350,8 @@ class Transport:
         return error_for(
             answer.status,
             message,
+            at=self.shown_url,
+            foreign=not looks_like_json(body),
             creating=call.creating,
             ambiguous=call.ambiguous or (call.changes and answer.status not in UNTOUCHED),
             retry_after=retry_after(answer.retry_after),

@@ -29,7 +29,7 @@ from airflow_qarnot_pool.exceptions import QarnotKilledError, QarnotWaitTimeoutE
 from airflow_qarnot_pool.hooks.qarnot import QarnotHook
 from airflow_qarnot_pool.identity import Life
 from airflow_qarnot_pool.links import LINKS
-from airflow_qarnot_pool.templates import is_templated
+from airflow_qarnot_pool.templates import hide_secrets, is_templated
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -117,9 +117,12 @@ class QarnotOperator(BaseOperator):
 
     @classmethod
     def partial(cls, **kwargs: Any) -> Any:
-        """As Airflow's, which knows the output of a task here and not the task itself: the edge would be missing."""
+        """As Airflow's, with what ``__init__`` does to parameters: a mapped task has no other place for it."""
         if "qarnot_pool" in kwargs:
             kwargs["qarnot_pool"] = output_of(kwargs["qarnot_pool"], "qarnot_pool")
+        for name in ("constants", "pool_spec", "task_spec", "commands"):
+            if name in kwargs:
+                kwargs[name] = hide_secrets(kwargs[name])
         return super().partial(**kwargs)
 
     @cached_property

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
+from airflow_qarnot_pool.templates import revealed
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
@@ -19,7 +20,8 @@ def given(
 ) -> dict[str, Any]:
     """The parameters of *operator* that are set, and those of its free-form spec; a name in both is refused."""
     values = {name: getattr(operator, name) for name in names if getattr(operator, name) not in (None, "")}
-    for name, value in (others or {}).items():
+    values = revealed(values)
+    for name, value in revealed(others or {}).items():
         if name in values:
             raise QarnotInvalidSpecError(
                 f"{name} is given as a parameter and in {others_name}; keep one of them", field=name

@@ -49,7 +49,7 @@ from airflow_qarnot_pool.operators.parameters import (
     sizes_given,
 )
 from airflow_qarnot_pool.shared import KEEP_WARM, MOST_GENERATIONS, check_name, release, shared_life
-from airflow_qarnot_pool.templates import is_templated, known_at_parse
+from airflow_qarnot_pool.templates import hide_secrets, is_templated, known_at_parse
 from airflow_qarnot_pool.triggers.keys import POOL_KEY
 
 if TYPE_CHECKING:
@@ -170,10 +170,10 @@ class QarnotCreatePoolOperator(BudgetOperator, _PoolOperator):
         self.slots_per_node = slots_per_node
         self.elastic = elastic
         self.scaling = scaling
-        self.constants = constants
+        self.constants = hide_secrets(constants)
         self.resource_buckets = resource_buckets
         self.tags = tags
-        self.pool_spec = pool_spec
+        self.pool_spec = hide_secrets(pool_spec)
         self.ready_when = ready_when
         self.keep_warm = keep_warm
         self.warm_up = warm_up
@@ -475,7 +475,7 @@ class QarnotUpdatePoolOperator(QarnotOperator):
         self.qarnot_pool = output_of(qarnot_pool, "qarnot_pool")
         self.elastic = elastic
         self.scaling = scaling
-        self.constants = constants
+        self.constants = hide_secrets(constants)
         self.tags = tags
         self.sync_resources = sync_resources
         if not sync_resources and all(one is None for one in (elastic, scaling, constants, tags)):

@@ -24,6 +24,7 @@ from airflow_qarnot_pool.operators.parameters import (
     refuse_misplaced,
     task_spec,
 )
+from airflow_qarnot_pool.templates import hide_secrets, revealed
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -51,7 +52,9 @@ class TaskOperator(BudgetOperator):
     :param name: shown in the console; default: the DAG's and the task's id.
     :param image: ``[registry/]repository[:tag]``; default: the pool's, else Qarnot's.
     :param profile: profile of a Qarnot task without a pool.
-    :param constants: constants, text to text; each instance sees them as environment variables.
+    :param constants: constants, text to text; each instance sees them as environment variables. Write secret ones
+        (``QARNOT_SECRET__...``) as templates such as ``"{{ conn.vault.password }}"``: a literal is masked wherever
+        Airflow shows parameters, but stands in the DAG's source all the same.
     :param resource_buckets: buckets (names or ``ResourceBucket``) whose files the instances get.
     :param result_bucket: bucket that gets the files the instances write; made where it is missing.
     :param results_prefix: prefix of the results in that bucket.
@@ -103,7 +106,7 @@ class TaskOperator(BudgetOperator):
         self.name = name
         self.image = image
         self.profile = profile
-        self.constants = constants
+        self.constants = hide_secrets(constants)
         self.resource_buckets = resource_buckets
         self.result_bucket = result_bucket
         self.results_prefix = results_prefix
@@ -111,7 +114,7 @@ class TaskOperator(BudgetOperator):
         self.remote_retries = remote_retries
         self.registry_conn_id = registry_conn_id
         self.tags = tags
-        self.task_spec = task_spec
+        self.task_spec = hide_secrets(task_spec)
 
     def _given(self) -> dict[str, Any]:
         values = given(self, self.spec_fields, self.task_spec, "task_spec")
@@ -142,10 +145,13 @@ class TaskOperator(BudgetOperator):
         """Tell this process what to hide: each slice of a task is a new one."""
         from airflow.sdk.log import mask_secret
 
-        for value in self._secret_constants().values():
+        for value in self._secrets():
             mask_secret(value)
         if self.registry_conn_id:
             self._registry_login()
+
+    def _secrets(self) -> Iterable[str]:
+        return self._secret_constants().values()
 
     def _secret_constants(self) -> dict[str, str]:
         from airflow_qarnot_pool.api.fields import is_secret_constant
@@ -155,7 +161,7 @@ class TaskOperator(BudgetOperator):
             str(name): str(value)
             for constants in (self.constants, by_spec)
             if isinstance(constants, Mapping)
-            for name, value in constants.items()
+            for name, value in revealed(constants).items()
             if value and is_secret_constant(str(name))
         }
 

@@ -29,7 +29,7 @@ from airflow_qarnot_pool.operators.parameters import command_text
 from airflow_qarnot_pool.operators.task_base import TaskOperator
 from airflow_qarnot_pool.output import failure_report
 from airflow_qarnot_pool.shared import MOST_GENERATIONS
-from airflow_qarnot_pool.templates import is_templated, known_at_parse
+from airflow_qarnot_pool.templates import hide_secrets, is_templated, known_at_parse, revealed
 from airflow_qarnot_pool.triggers.keys import TASKS_KEY
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class QarnotRunTasksOperator(TaskOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.commands = commands
+        self.commands = hide_secrets(commands)
         self.max_in_flight = max_in_flight
         self.max_results = max_results
         if not is_templated(max_in_flight):
@@ -114,7 +114,7 @@ class QarnotRunTasksOperator(TaskOperator):
             )
         specs = []
         for item, one in enumerate(commands):
-            own = dict(one) if isinstance(one, Mapping) else {"command": one}
+            own = dict(revealed(one)) if isinstance(one, Mapping) else {"command": one}
             try:
                 specs.append(self._spec(self._merged(values, own, item), pool))
             except QarnotInvalidSpecError as error:
@@ -130,6 +130,16 @@ class QarnotRunTasksOperator(TaskOperator):
             own["constants"] = {**values["constants"], **own["constants"]}
         name = values.get("name") or f"{self.dag_id}.{self.task_id}"
         return {**values, "name": f"{name} [{item}]", **own}
+
+    def _secrets(self) -> Iterable[str]:
+        from airflow_qarnot_pool.api.fields import is_secret_constant
+
+        yield from super()._secrets()
+        for one in self.commands if isinstance(self.commands, (list, tuple)) else ():
+            constants = revealed(one.get("constants")) if isinstance(one, Mapping) else None
+            for name, value in (constants or {}).items():
+                if value and is_secret_constant(str(name)):
+                    yield str(value)
 
     def _limit(self, slots: int | None = None) -> int:
         if self.max_in_flight in (None, ""):

@@ -269,7 +269,7 @@ def test_each_retry_is_logged_with_what_and_why(stub, transport, caplog):
         get(transport())
     assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
     assert "GET /pools/p failed (busy); attempt 1" in caplog.messages[0]
-    assert "GET /pools/p failed (Qarnot cannot be reached" in caplog.messages[1]
+    assert f"GET /pools/p failed (Qarnot at {stub.url} cannot be reached" in caplog.messages[1]
 
 
 def test_redirects_are_not_followed(stub, transport):
@@ -429,3 +429,9 @@ def test_importing_the_client_imports_no_http_library():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_web_page_that_says_404_may_not_be_the_api(stub, transport):
+    stub.default = Reply(404, b"<html><title>Nothing here</title></html>")
+    with pytest.raises(QarnotNotFoundError, match="Or the API is not at http"):
+        get(transport())

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from airflow_qarnot_pool.api.client import QarnotClient
-from airflow_qarnot_pool.exceptions import QarnotInvalidSpecError
+from airflow_qarnot_pool.exceptions import QarnotInvalidSpecError, QarnotNotFoundError
 from airflow_qarnot_pool.hooks.qarnot import QarnotHook
 from airflow_qarnot_pool.local import LocalQarnot
 
@@ -46,10 +46,37 @@ def test_the_test_button_names_a_wrong_token(qarnot: LocalQarnot, monkeypatch: p
 def test_the_test_button_names_an_unreachable_host(
     qarnot: LocalQarnot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changed(monkeypatch, qarnot.url, "http://127.0.0.1:9")
+    changed(monkeypatch, qarnot.url, "http://user:pass@127.0.0.1:9")
     worked, sentence = QarnotHook().test_connection()
     assert not worked
-    assert "cannot be reached" in sentence
+    assert "Qarnot at http://127.0.0.1:9 cannot be reached" in sentence
+    assert "pass" not in sentence
+
+
+def test_the_test_button_names_a_host_that_goes_down(
+    qarnot: LocalQarnot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qarnot.faults([{"path": "/info", "times": 9, "kind": "status", "status": 503}])
+    worked, sentence = QarnotHook().test_connection()
+    assert not worked
+    assert f"Qarnot at {qarnot.url} is not available" in sentence
+
+
+def test_a_wrong_path_in_the_host_does_not_look_like_a_missing_object(
+    qarnot: LocalQarnot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed(monkeypatch, qarnot.url, f"{qarnot.url}/wrong")
+    worked, sentence = QarnotHook().test_connection()
+    assert not worked
+    assert f"the API is not at {qarnot.url}/wrong: then check the host field" in sentence
+    with pytest.raises(QarnotNotFoundError, match="host field of the Airflow connection"):
+        QarnotHook().client.pools.get("p")
+
+
+def test_a_missing_object_says_nothing_of_the_host(qarnot: LocalQarnot) -> None:
+    with pytest.raises(QarnotNotFoundError) as caught:
+        QarnotHook().client.pools.get("p")
+    assert "host" not in str(caught.value)
 
 
 def test_the_test_button_names_a_field_that_is_wrong(
