@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.dags.test_examples import Run, client
-from tests.dags.test_readme import LOCAL_BUNDLE
+from tests.dags.test_examples import LOCAL_BUNDLE, Run, client
 
 pytestmark = pytest.mark.usefixtures("airflow_db", "qarnot_connection")
 __all__ = ["client"]

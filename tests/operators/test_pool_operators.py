@@ -298,7 +298,7 @@ def test_close_ends_the_pool_of_a_setup_that_returned_nothing(
     """As when the setup was marked success by hand while it waited. Another run's pool stays."""
     ti = FakeTI(task_id="create", run_id=f"marked-{named_by}-{made}")
     never = partial(create, scaling={"policies": [NO_NODE]}, ready_when=1)
-    other = FakeTI(task_id="create", run_id="another run")
+    other = FakeTI(task_id="create", run_id=f"another than {ti.run_id}")
     defer(never, other)
     if made:
         defer(never, ti)
