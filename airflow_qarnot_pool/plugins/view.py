@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import quote
@@ -148,33 +148,46 @@ def keep_warm_of(pool: Pool) -> timedelta | None:
 
 def remember(memory: Memory | None, pool: Pool, now: datetime) -> Memory:
     """What is known of *pool* with this look at it."""
-    memory = memory or Memory()
-    history = memory.history
-    if not history or history[-1][0] != pool.state:
-        history = (*history, (pool.state, pool.state_transition_time or now))[-50:]
+    known = memory or Memory()
     ready, wanted = pool.ready_slots, wanted_slots(pool)
-    executing = pool_may_lose_nodes(pool)
-    gone = memory.ready - ready if executing and wanted >= memory.wanted and not _follows_load(pool) else 0
-    if gone <= 0 and executing and not _follows_load(pool) and not memory.history and ready < wanted:
-        # Seen for the first time: it had all of its nodes, and has not now.
-        gone = wanted - ready if pool.previous_state == PoolState.FULLY_EXECUTING else 0
-    return replace(
-        memory,
+    gone = max(0, _lost(memory, pool))
+    since = pool.state_transition_time or now
+    history = known.history
+    if not history or (pool.state, since) != history[-1]:
+        before = pool.previous_state, pool.previous_state_transition_time
+        if history and before[0] and before[1] and before[1] > history[-1][1]:
+            history = (*history, (before[0], before[1]))  # one it was in between two looks
+        history = (*history, (pool.state, since))[-50:]
+    return Memory(
         history=history,
         ready=ready,
         wanted=wanted,
-        lost=memory.lost + max(0, gone),
-        lost_at=now if gone > 0 else memory.lost_at,
+        lost=known.lost + gone,
+        lost_at=now if gone else known.lost_at,
     )
 
 
-def pool_may_lose_nodes(pool: Pool) -> bool:
-    """Whether it is up, so that fewer nodes than before are a loss."""
-    return phase_of(pool) == "open"
-
-
-def _follows_load(pool: Pool) -> bool:
-    return keep_warm_of(pool) is not None
+def _lost(memory: Memory | None, pool: Pool) -> int:
+    """How many slots went since the last look that nobody gave back; pools that follow their load give them back."""
+    if phase_of(pool) != "open" or keep_warm_of(pool) is not None:
+        return 0
+    ready, wanted = pool.ready_slots, wanted_slots(pool)
+    full, partly = PoolState.FULLY_EXECUTING, PoolState.PARTIALLY_EXECUTING
+    if memory is None:
+        return wanted - ready if (pool.previous_state, pool.state) == (full, partly) else 0
+    if wanted < memory.wanted:
+        return 0
+    if ready < memory.ready:
+        return memory.ready - ready
+    # As many as before, but not all the time: another node took the place of a lost one meanwhile.
+    state, since = memory.history[-1] if memory.history else (None, None)
+    dipped = (
+        (state, pool.state, pool.previous_state) == (full, full, partly)
+        and since is not None
+        and pool.state_transition_time is not None
+        and pool.state_transition_time > since
+    )
+    return 1 if dipped else 0
 
 
 def rows(scene: Scene) -> list[dict[str, Any]]:
@@ -269,7 +282,7 @@ def warnings_of(
     if phase == "open" and idle > max(IDLE, keep_warm_of(pool) or IDLE):
         slots = "1 slot" if pool.ready_slots == 1 else f"{pool.ready_slots} slots"
         found.append(("idle", f"No work for {spoken(idle)}, and {slots} billed"))
-    if phase == "booting" and not _follows_load(pool) and pool.creation_date:
+    if phase == "booting" and keep_warm_of(pool) is None and pool.creation_date:
         age = now - pool.creation_date
         if age > SLOW_BOOT and pool.state in POOL_TRANSIENT:
             found.append(("boot", f"Still no node after {spoken(age)}"))
@@ -320,20 +333,17 @@ def detail(
         ],
         "errors": [
             *({"of": "pool", "text": str(error)} for error in pool.errors),
-            *(
-                {"of": task.name or task.uuid, "text": text}
-                for task in listed
-                for text in sorted(
-                    {
-                        *(str(error) for error in task.errors),
-                        *(str(one.error) for one in task.completed_instances if one.error),
-                    }
-                )
-            ),
+            *({"of": task.name or task.uuid, "text": text} for task in listed for text in _errors(task)),
         ][:50],
         "tasks": [_task(task) for task in listed[:most]],
         "task_count": len(listed),
     }
+
+
+def _errors(task: Task) -> list[str]:
+    """What went wrong with a Qarnot task: by instance, where that is known."""
+    by_instance = sorted({str(one.error) for one in task.completed_instances if one.error})
+    return by_instance[:5] or [str(error) for error in task.errors[:5]]
 
 
 def use_of(pool: Pool, tasks: Sequence[Task]) -> dict[str, float | None]:
@@ -368,19 +378,17 @@ def timeline(pool: Pool, memory: Memory) -> list[dict[str, Any]]:
     """The states of a pool with their times, oldest first: what the API tells, and what earlier looks saw."""
     told = [
         ("Submitted", pool.creation_date),
-        *memory.history,  # first: within the API's second it has the right order
+        *memory.history,
         (pool.previous_state, pool.previous_state_transition_time),
         (pool.state, pool.state_transition_time),
     ]
-    seen: dict[tuple[str, str], datetime] = {}
-    for state, at in told:
-        if state and at is not None:
-            seen.setdefault((state, at.isoformat(timespec="seconds")), at)
-    ordered = sorted(seen.items(), key=lambda one: one[1])
+    order = {state: place for place, state in enumerate(PoolState)}
+    # Times have whole seconds; within one the usual order of states decides.
+    seen = {(at, order.get(state, len(order)), state) for state, at in told if state and at is not None}  # type: ignore[call-overload]
     steps: list[dict[str, Any]] = []
-    for (state, _), at in ordered:
+    for at, _, state in sorted(seen):
         if not steps or steps[-1]["state"] != state:
-            steps.append({"state": state, "at": _iso(at)})
+            steps.append({"state": str(state), "at": _iso(at)})
     return steps
 
 

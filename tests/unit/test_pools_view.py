@@ -128,6 +128,20 @@ def test_a_lost_node_is_seen_at_the_first_look() -> None:
     assert view.remember(None, booting, NOW).lost == 0
 
 
+def test_a_node_lost_and_replaced_between_two_looks_is_told_of() -> None:
+    memory = view.remember(None, pool(), NOW)
+    dipped = pool(
+        previousState="PartiallyExecuting",
+        previousStateTransitionTime=ago(seconds=3),
+        stateTransitionTime=ago(seconds=2),
+    )
+    memory = view.remember(memory, dipped, NOW)
+    assert memory.lost == 1
+    assert view.remember(memory, dipped, NOW).lost == 1
+    states = ["Submitted", "FullyExecuting", "PartiallyExecuting", "FullyExecuting"]
+    assert [step["state"] for step in view.timeline(dipped, memory)] == states
+
+
 @pytest.mark.parametrize(
     "then",
     [

@@ -69,6 +69,7 @@
 
   function scaled(value, small, large) {
     if (value === null || value === undefined) return "–";
+    if (value > 0 && value < 0.01) return `< 0.01 ${small}`;
     const [number, unit] = Math.abs(value) >= 1000 ? [value / 1000, large] : [value, small];
     return `${new Intl.NumberFormat(undefined, { maximumSignificantDigits: 3 }).format(number)} ${unit}`;
   }
@@ -505,7 +506,13 @@
       try { stored = localStorage.getItem("theme"); } catch { /* no storage here */ }
       dark = stored === "dark" || (stored !== "light" && matchMedia("(prefers-color-scheme: dark)").matches);
     }
-    document.documentElement.classList.toggle("dark", dark);
+    const root = document.documentElement;
+    root.classList.toggle("dark", dark);
+    root.style.removeProperty("--panel");
+    try {
+      const around = framed() ? window.parent.getComputedStyle(window.parent.document.body).backgroundColor : "";
+      if (around && !/^(transparent|rgba\(.*, 0\))$/.test(around)) root.style.setProperty("--panel", around);
+    } catch { /* our own colour, then */ }
   }
 
   theme();

@@ -1,0 +1,144 @@
+"""Headless Chromium, and the few things that the tests do with it. Nothing sleeps: everything is waited for."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from selenium import webdriver
+from selenium.common.exceptions import WebDriverException
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+
+T = TypeVar("T")
+
+#: Only a test that fails takes so long.
+PATIENCE = 90.0
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-proxy-server",
+)
+#: Where screenshots go, when somebody wants to look at them.
+SHOTS = os.environ.get("QARNOT_UI_SHOTS")
+
+
+class Browser:
+    """A Chromium with a profile of its own."""
+
+    def __init__(self, base: str) -> None:
+        self.base = base
+        self._profile = tempfile.mkdtemp(prefix="qarnot-ui-")
+        options = webdriver.ChromeOptions()
+        for flag in FLAGS:
+            options.add_argument(flag)
+        options.add_argument(f"--user-data-dir={self._profile}")
+        options.binary_location = shutil.which("chromium") or ""
+        service = webdriver.ChromeService(shutil.which("chromedriver"))
+        self.driver = webdriver.Chrome(options=options, service=service)
+        self.resize(1400, 900)
+
+    def close(self) -> None:
+        self.driver.quit()
+        shutil.rmtree(self._profile, ignore_errors=True)
+
+    def resize(self, width: int, height: int) -> None:
+        """The size of the page's own area."""
+        self.driver.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False},
+        )
+
+    def go(self, path: str) -> None:
+        self.driver.get(self.base + path)
+
+    def path(self) -> str:
+        """Where the page that Airflow shows is."""
+        return str(self.driver.execute_script("return window.top.location.pathname"))
+
+    def wait(self, look: Callable[[], T], what: str) -> T:
+        """Look until there is something true. A page that is just being drawn again is looked at again."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                if found := look():
+                    return found
+            except WebDriverException:
+                if time.monotonic() >= deadline:
+                    raise
+            if time.monotonic() >= deadline:
+                shown = self.driver.find_element(By.TAG_NAME, "body").text
+                raise AssertionError(f"Waited {PATIENCE:.0f} s for {what}. The page says:\n{shown[:3000]}")
+            time.sleep(0.1)
+
+    def find(self, css: str, text: str = "") -> list[WebElement]:
+        """What can be seen and matches, with *text* in it."""
+        found = self.driver.find_elements(By.CSS_SELECTOR, css)
+        return [one for one in found if text in (one.text or "") and one.is_displayed()]
+
+    def see(self, css: str, text: str = "") -> WebElement:
+        """The first that can be seen and matches, as soon as there is one."""
+        return self.wait(lambda: self.find(css, text), f"{css} with {text!r}")[0]
+
+    def click(self, css: str, text: str = "") -> None:
+        """Click on it, once it can be clicked on."""
+
+        def clicked() -> bool:
+            found = self.find(css, text)
+            if not found or not found[0].is_enabled():
+                return False
+            found[0].click()
+            return True
+
+        self.wait(clicked, f"{css} with {text!r} that can be clicked on")
+
+    def write(self, css: str, text: str) -> None:
+        """Replace what an input holds."""
+
+        def written() -> bool:
+            field = self.find(css)[0]
+            field.clear()
+            field.send_keys(text)
+            return field.get_attribute("value") == text
+
+        self.wait(written, f"{css} to take {text!r}")
+
+    @contextmanager
+    def frame(self) -> Iterator[None]:
+        """The page inside Airflow's page."""
+        self.driver.switch_to.default_content()
+        self.driver.switch_to.frame(self.see("iframe"))
+        try:
+            yield
+        finally:
+            self.driver.switch_to.default_content()
+
+    def in_frame(self, look: Callable[[], T], what: str) -> T:
+        """As :meth:`wait`, inside the frame, which may be loaded anew meanwhile."""
+
+        def inside() -> T:
+            with self.frame():
+                return look()
+
+        return self.wait(inside, what)
+
+    def script(self, code: str, *arguments: Any) -> Any:
+        return self.driver.execute_script(code, *arguments)
+
+    def shot(self, name: str) -> None:
+        """A picture for somebody to look at, where one is wanted."""
+        if SHOTS:
+            Path(SHOTS).mkdir(parents=True, exist_ok=True)
+            self.driver.save_screenshot(str(Path(SHOTS) / f"{name}.png"))
