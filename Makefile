@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+SELENIUM := selenium==4.51.0
 POSTGRES_DRIVERS := psycopg2-binary==2.9.13 asyncpg==0.32.0
 
-.PHONY: setup demo test test-airflow chaos check lint format types build docs check-install test-group-3.1 clean
+.PHONY: setup demo test test-airflow test-ui chaos check lint format types build docs check-install test-group-3.1 clean
 
 setup: $(STAMP)
 
@@ -20,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 # Unit tests, the client and the operators against the local Qarnot, the example DAGs through dag.test().
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -m 'not airflow_stack' --durations=8
+	$(BIN)/python -m pytest -q -m 'not airflow_stack and not airflow_ui' --durations=8
 
 # What only a whole Airflow shows: kills, clears, timeouts, lost and frozen components. PostgreSQL, as on SQLite
 # Airflow itself loses deferred tasks; the server is started from its programs, no system service is needed.
@@ -31,6 +32,16 @@ test-airflow: setup
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt $(POSTGRES_DRIVERS) \
 	  || $(BIN)/python -m pip install --quiet -c constraints.txt $(POSTGRES_DRIVERS)
 	$(BIN)/python -m pytest -q -m airflow_stack tests/stack
+
+# The UI as a person meets it: connection form, Test button, Pools page, links, in headless Chromium.
+# QARNOT_UI_SHOTS=folder keeps screenshots. With PostgreSQL where `make test-airflow` has installed it.
+test-ui: setup
+	@{ command -v chromium && command -v chromedriver; } >/dev/null \
+	  || { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends chromium chromium-driver; } \
+	  || { echo 'Chromium is missing; as root: apt-get install chromium chromium-driver' >&2; exit 1; }
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt $(SELENIUM) \
+	  || $(BIN)/python -m pip install --quiet -c constraints.txt $(SELENIUM)
+	$(BIN)/python -m pytest -q -m airflow_ui tests/ui
 
 check: lint types build
 

@@ -2,8 +2,8 @@
 
 Airflow's constraint files belong to a release and its date; resolving with ``uv --exclude-newer`` gives an
 environment of that day. In each: the wheel installs without adding, changing or removing any other package,
-``airflow providers list`` shows it, its modules import, its example DAGs parse, and the edges of pool groups are
-those of ``tests/task_groups/test_wiring.py``.
+``airflow providers list`` shows it, its modules import, the Pools page is whole, its example DAGs parse, and the
+edges of pool groups are those of ``tests/task_groups/test_wiring.py``.
 """
 
 from __future__ import annotations
@@ -70,6 +70,10 @@ def check(release: str, day: str, wheel: Path, place: Path) -> list[str]:
         "[importlib.import_module(n) for n in names if n.split('.')[1] not in skip]\n"
         "dags = glob.glob(str(here / 'example_dags' / '*.py'))\n"
         "[runpy.run_path(d) for d in dags]\n"
+        "from airflow_qarnot_pool.plugins import app\n"
+        "assert app.make_app().routes and all(app._file(n) for n in (*app.STATIC, 'index.html'))\n"
+        "from importlib.metadata import entry_points\n"
+        "assert [one.load().name for one in entry_points(group='airflow.plugins', name='qarnot_pools')]\n"
         "print(len(dags))\n"
     )
     parsed = run(python, "-W", "ignore", "-c", parse, **settings).split()
