@@ -1,4 +1,6 @@
-"""A real Airflow on this machine: api-server, scheduler, dag-processor and triggerers, each a process of its own.
+"""A real Airflow on this machine: api-server, schedulers, dag-processor and triggerers, each a process of its own.
+
+With a ``broker`` its Airflow tasks run on Celery workers, which are processes of their own, too.
 
 For the demo and for tests that need more than ``dag.test()``::
 
@@ -20,6 +22,7 @@ import base64
 import contextlib
 import json
 import os
+import re
 import secrets
 import signal
 import socket
@@ -88,6 +91,10 @@ class AirflowStack:
     :param database: ``"sqlite"``, or an SQLAlchemy URL of an empty database, such as
         ``postgresql+psycopg2://user@127.0.0.1:5432/airflow`` (the drivers are the caller's business).
     :param triggerers: how many triggerers; the components are ``triggerer`` or ``triggerer-1``, ``triggerer-2``...
+    :param schedulers: how many schedulers, named likewise.
+    :param broker: URL of the Redis that Celery workers get their tasks from; without it there are none, and
+        the schedulers run the tasks themselves (LocalExecutor).
+    :param workers: how many Celery workers, ``worker-1`` and so on.
     :param qarnot: what the connection ``qarnot_default`` points to.
     :param namespace: the connection's namespace.
     :param users: role (viewer, user, op, admin) by name, for tests of what each may do; ``passwords`` has their
@@ -105,6 +112,9 @@ class AirflowStack:
         *,
         database: str = "sqlite",
         triggerers: int = 1,
+        schedulers: int = 1,
+        broker: str | None = None,
+        workers: int = 2,
         qarnot: Endpoint | None = None,
         namespace: str | None = None,
         users: Mapping[str, str] | None = None,
@@ -124,14 +134,17 @@ class AirflowStack:
         self._database = database
         self._users = dict(users or {})
         self.passwords = {name: secrets.token_urlsafe(12) for name in self._users}
+        self._broker = broker
         self._env = self._environment(dags.resolve(), qarnot, namespace, env or {})
-        names = ["triggerer"] if triggerers == 1 else [f"triggerer-{n + 1}" for n in range(triggerers)]
         self._commands = {
             "api-server": ["api-server"],
-            "scheduler": ["scheduler", "--skip-serve-logs"],
+            **{name: ["scheduler", "--skip-serve-logs"] for name in _names("scheduler", schedulers)},
             "dag-processor": ["dag-processor"],
-            **{name: ["triggerer", "--skip-serve-logs"] for name in names},
+            **{name: ["triggerer", "--skip-serve-logs"] for name in _names("triggerer", triggerers)},
+            **{name: self._worker(name) for name in (_names("worker", workers) if broker else ())},
         }
+        #: Where the log of a Celery worker's newest life begins: it has no job that could be looked up.
+        self._log_begins: dict[str, int] = {}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._meant_to_be_down: set[str] = set()
         self._watchdog: subprocess.Popen[bytes] | None = None
@@ -182,9 +195,24 @@ class AirflowStack:
             # Process titles must not overwrite the environment: it carries the mark.
             "SPT_NOENV": "1",
         }
+        if self._broker is not None:
+            celery = {
+                "CORE__EXECUTOR": "CeleryExecutor",
+                "CELERY__BROKER_URL": self._broker,
+                "CELERY__RESULT_BACKEND": "db+" + self._database.replace("+psycopg2", ""),
+                "CELERY__WORKER_CONCURRENCY": "8",
+                # What a killed worker had been given and not begun is given to another one after so long.
+                "SCHEDULER__TASK_QUEUED_TIMEOUT": "30",
+                "SCHEDULER__TASK_QUEUED_TIMEOUT_CHECK_INTERVAL": "5",
+            }
+            environment |= {f"AIRFLOW__{name}": value for name, value in celery.items()}
         if qarnot is not None:
             environment["AIRFLOW_CONN_QARNOT_DEFAULT"] = qarnot.connection(namespace=namespace)
         return {**environment, **more}
+
+    def _worker(self, name: str) -> list[str]:
+        pid = self.home / f"{name}.pid"
+        return ["celery", "worker", "--skip-serve-logs", "--celery-hostname", f"{name}@%h", "--pid", str(pid)]
 
     # --- from start to end
 
@@ -242,15 +270,30 @@ class AirflowStack:
 
     def _launch(self, name: str) -> None:
         self._meant_to_be_down.discard(name)
+        log = self.logs / f"{name}.log"
+        self._log_begins[name] = log.stat().st_size if log.exists() else 0
+        # Celery takes the file of a dead worker for a living one's.
+        (self.home / f"{name}.pid").unlink(missing_ok=True)
         self._processes[name] = self._spawn(name, self._commands[name])
 
     def _all_at_work(self) -> bool:
         running = {job["unixname"] for job in self._jobs()}
-        return all(name in running for name in self._commands if name != "api-server")
+        return all(
+            self._worker_ready(name) if _is_worker(name) else name in running
+            for name in self._commands
+            if name != "api-server"
+        )
+
+    def _worker_ready(self, name: str) -> bool:
+        with (self.logs / f"{name}.log").open("rb") as log:
+            log.seek(self._log_begins[name])
+            return re.search(rb"@\S+ ready\.", log.read()) is not None
 
     def _at_work(self, component: str, before: set[int]) -> bool:
         """Whether *component* answers, or has a job that is not one of those *before*."""
         jobs = self._jobs()
+        if _is_worker(component):
+            return self._worker_ready(component)
         return component == "api-server" or any(
             job["unixname"] == component and job["id"] not in before for job in jobs
         )
@@ -303,7 +346,8 @@ class AirflowStack:
 
     def restart(self, component: str) -> None:
         """Kill what is left of *component*, start it again, and return when it is at work."""
-        before = {job["id"] for job in self._jobs()} if component != "api-server" else set()
+        has_job = component != "api-server" and not _is_worker(component)
+        before = {job["id"] for job in self._jobs()} if has_job else set()
         self.signal(component, signal.SIGKILL)
         self._processes[component].wait()
         self._launch(component)
@@ -502,6 +546,14 @@ class AirflowStack:
             return f"There is no task log in {folder}"
         shown = list(_readable(tries[-1].read_text(errors="replace").splitlines()))
         return f"Last lines of {tries[-1]}:\n" + "\n".join(shown[-lines:])
+
+
+def _names(component: str, count: int) -> list[str]:
+    return [component] if count == 1 else [f"{component}-{n + 1}" for n in range(count)]
+
+
+def _is_worker(component: str) -> bool:
+    return component.startswith("worker")
 
 
 def _readable(lines: Iterable[str]) -> Iterator[str]:

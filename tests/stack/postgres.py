@@ -37,6 +37,7 @@ class Postgres:
         self._user = _unprivileged()
         self._home = Path()
         self._process: subprocess.Popen[bytes] | None = None
+        self._port = 0
         self.url = ""
 
     def __enter__(self) -> Self:
@@ -67,10 +68,14 @@ class Postgres:
         )  # fmt: skip
         if made.wait(_START_TIMEOUT) != 0:
             raise RuntimeError(f"PostgreSQL could not be made ready:\n{self._log()}")
-        port = _free_port()
+        self._port = _free_port()
+        self._serve()
+        self.url = f"postgresql+psycopg2://airflow:{self._password}@127.0.0.1:{self._port}/postgres"
+
+    def _serve(self) -> None:
         settings = {
             "listen_addresses": "127.0.0.1",
-            "port": port,
+            "port": self._port,
             "unix_socket_directories": self._home,
             "max_connections": 300,
             # Thrown away afterwards: a crash of the machine may lose it.
@@ -79,13 +84,20 @@ class Postgres:
             "full_page_writes": "off",
         }
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
-        self._process = self._spawn("postgres", "-D", str(data), *options)
+        self._process = self._spawn("postgres", "-D", str(self._home / "data"), *options)
         deadline = time.monotonic() + _START_TIMEOUT
-        while not self._answers(port):
+        while not self._answers(self._port):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"PostgreSQL did not start:\n{self._log()}")
             time.sleep(0.05)
-        self.url = f"postgresql+psycopg2://airflow:{self._password}@127.0.0.1:{port}/postgres"
+
+    def restart(self, seconds_away: float = 0.0) -> None:
+        """Break every connection, as a crash does, and serve the same data again *seconds_away* later."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGQUIT)
+        self._process.wait()
+        time.sleep(seconds_away)
+        self._serve()
 
     def _answers(self, port: int) -> bool:
         ready = binary("pg_isready")
