@@ -29,6 +29,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +100,8 @@ class AirflowStack:
     :param namespace: the connection's namespace.
     :param users: role (viewer, user, op, admin) by name, for tests of what each may do; ``passwords`` has their
         passwords. Without, everybody is an admin. One of them must be an admin: that is who :meth:`api` is.
+    :param supervised: start a component again that ends by itself, as systemd or Kubernetes would; ``revived``
+        counts. Otherwise that is an error.
     :param env: more environment variables, such as ``AIRFLOW__SCHEDULER__...``; they win.
     :param python: the interpreter whose Airflow is started.
     :param start_timeout: seconds until everything must be ready.
@@ -118,6 +121,7 @@ class AirflowStack:
         qarnot: Endpoint | None = None,
         namespace: str | None = None,
         users: Mapping[str, str] | None = None,
+        supervised: bool = False,
         env: Mapping[str, str] | None = None,
         python: str = sys.executable,
         start_timeout: float = 180.0,
@@ -135,6 +139,8 @@ class AirflowStack:
         self._users = dict(users or {})
         self.passwords = {name: secrets.token_urlsafe(12) for name in self._users}
         self._broker = broker
+        self._supervised = supervised
+        self.revived: Counter[str] = Counter()
         self._env = self._environment(dags.resolve(), qarnot, namespace, env or {})
         self._commands = {
             "api-server": ["api-server"],
@@ -145,6 +151,7 @@ class AirflowStack:
         }
         #: Where the log of a Celery worker's newest life begins: it has no job that could be looked up.
         self._log_begins: dict[str, int] = {}
+        self._launched: dict[str, float] = {}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._meant_to_be_down: set[str] = set()
         self._watchdog: subprocess.Popen[bytes] | None = None
@@ -274,6 +281,7 @@ class AirflowStack:
         self._log_begins[name] = log.stat().st_size if log.exists() else 0
         # Celery takes the file of a dead worker for a living one's.
         (self.home / f"{name}.pid").unlink(missing_ok=True)
+        self._launched[name] = time.monotonic()
         self._processes[name] = self._spawn(name, self._commands[name])
 
     def _all_at_work(self) -> bool:
@@ -399,13 +407,24 @@ class AirflowStack:
 
     def check_alive(self, what: str = "") -> None:
         """Raise StackError when a component has ended that nobody told to."""
-        for name, process in self._processes.items():
+        for name, process in list(self._processes.items()):
             if process.poll() is not None and name not in self._meant_to_be_down:
+                if self._supervised:
+                    self._revive(name)
+                    continue
                 while_waiting = f" while waiting for {what}" if what else ""
                 raise StackError(
                     f"Airflow's {name} ended with exit status {process.returncode}{while_waiting}.\n"
                     f"{self.log_tail(name)}"
                 )
+
+    def _revive(self, name: str) -> None:
+        # One that ends as soon as it is started is not started more often than this.
+        if time.monotonic() - self._launched[name] < 5.0:
+            return
+        self.signal(name, signal.SIGKILL)
+        self._launch(name)
+        self.revived[name] += 1
 
     def wait_run(self, dag_id: str, run_id: str, timeout: float = 300.0) -> str:
         """Wait for the end of a DAG run and return its state."""

@@ -1,4 +1,4 @@
-"""``make soak HOURS=2``: short DAG runs over a distributed Airflow, hour after hour, and what that does to its processes.
+"""``make soak HOURS=2``: short DAG runs over a distributed Airflow for hours, and what that does to its processes.
 
 PostgreSQL, Redis, a scheduler, an api-server, two triggerers and two Celery workers, all of this program's own, run
 a DAG with a warm pool again and again against a local Qarnot. Every half minute memory and open files of every
@@ -36,7 +36,8 @@ from tools.airflow_stack import AirflowStack, Endpoint, StackError
 
 ROOT = Path(__file__).resolve().parent.parent
 DAGS = ROOT / "tests" / "distributed" / "dags"
-DAG_ID = "own_pool"
+#: A pool for each run, and one that runs share; in turn.
+DAG_IDS = ("own_pool", "shared_pool")
 #: Seconds between two samples.
 EVERY = 30.0
 #: Share of the time that belongs to the warm-up: imports, caches, the first of everything.
@@ -61,8 +62,8 @@ class Soak:
     log: Path | None
     began: float = field(default_factory=time.monotonic)
     samples: dict[str, list[Sample]] = field(default_factory=dict)
-    started: list[str] = field(default_factory=list)
-    under_way: set[str] = field(default_factory=set)
+    started: int = 0
+    under_way: set[tuple[str, str]] = field(default_factory=set)
     ended: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -70,16 +71,16 @@ class Soak:
         return time.monotonic() - self.began
 
     def new_run(self) -> None:
-        run_id = f"soak-{len(self.started)}"
-        self.airflow.trigger(DAG_ID, {"seconds": 1}, run_id)
-        self.started.append(run_id)
-        self.under_way.add(run_id)
+        dag_id, run_id = DAG_IDS[self.started % len(DAG_IDS)], f"soak-{self.started}"
+        self.airflow.trigger(dag_id, {"seconds": 1}, run_id)
+        self.started += 1
+        self.under_way.add((dag_id, run_id))
 
     def note_ended(self) -> None:
-        for run_id in list(self.under_way):
-            state = self.airflow.run_state(DAG_ID, run_id)
+        for run in list(self.under_way):
+            state = self.airflow.run_state(*run)
             if state in ("success", "failed"):
-                self.under_way.remove(run_id)
+                self.under_way.remove(run)
                 self.ended[state] += 1
 
     def take_sample(self) -> None:
@@ -90,7 +91,7 @@ class Soak:
             now[name] = {"memory": sample.memory, "files": sample.files}
         if self.log:
             with self.log.open("a") as out:
-                print(json.dumps({**now, "runs": len(self.started), **self.ended}), file=out)
+                print(json.dumps({**now, "runs": self.started, **self.ended}), file=out)
 
     def open_pools(self) -> int:
         pools = QarnotClient(self.qarnot.url, self.qarnot.token).pools.list()
@@ -128,7 +129,7 @@ def report(soak: Soak, every: float) -> str:
         for name, found in soak.samples.items()
     }
     lines = [
-        f"{soak.seconds / 3600:.2f} hours, {len(soak.started)} DAG runs (one every {every:g} s): "
+        f"{soak.seconds / 3600:.2f} hours, {soak.started} DAG runs (one every {every:g} s): "
         f"{soak.ended['success']} succeeded, {soak.ended['failed']} failed, {len(soak.under_way)} not over; "
         f"pools left open: {soak.open_pools()}.",
         "",
@@ -171,15 +172,22 @@ def deployment(ends: ExitStack, folder: Path) -> Soak:
     )
     airflow.home.mkdir()
     ends.enter_context(airflow)
-    airflow.wait_dag(DAG_ID, timeout=300)
+    for dag_id in DAG_IDS:
+        airflow.wait_dag(dag_id, timeout=300)
     return Soak(airflow, qarnot, folder / "samples.jsonl")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--hours", type=float, default=2.0)
-    parser.add_argument("--every", type=float, default=30.0, help="seconds between the starts of two DAG runs")
-    parser.add_argument("--folder", type=Path, help="where logs and samples.jsonl are kept (default: nowhere)")
+    parser.add_argument(
+        "--every", type=float, default=30.0, help="seconds between the starts of two DAG runs"
+    )
+    parser.add_argument(
+        "--folder", type=Path, help="where logs and samples.jsonl are kept (default: nowhere)"
+    )
     parser.add_argument("--report", type=Path, help="write the table there, too")
     given = parser.parse_args()
     asked_to_stop: list[int] = []

@@ -1,13 +1,13 @@
 """The DAGs of the distributed tests, of the soak and of the load: a pool, and a fan of short work on it.
 
-What a run does is told by its conf: ``seconds`` that every Qarnot task lasts. Every Qarnot task is tagged with
-the run's id, and the local Qarnot's account of them is what the tests judge by.
+What a run does is told by its conf: ``seconds`` that every Qarnot task lasts, or a ``gate``, a file that somebody
+has locked: they last until it is given up. Labels of the Qarnot tasks name their run, and the local Qarnot's account
+of them is what the tests judge by.
 """
 
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
 
 from airflow.sdk import DAG
 
@@ -15,9 +15,13 @@ from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
 from airflow_qarnot_pool.task_groups.pool import QarnotPoolGroup
 
-COMMON: dict[str, Any] = {"tags": ["{{ run_id }}"]}
-COMMAND = "sleep {{ dag_run.conf.get('seconds', 1) }}"
-FAN = 4
+COMMAND = (
+    "{% if dag_run.conf.get('gate') %}flock --shared {{ dag_run.conf['gate'] }} true"
+    "{% else %}sleep {{ dag_run.conf.get('seconds', 1) }}{% endif %}"
+)
+
+#: Qarnot tasks of a run: a mapped fan of so many, one, and so many from one Airflow task.
+FAN, MANY = 3, 2
 
 
 def dag(name: str) -> DAG:
@@ -26,14 +30,24 @@ def dag(name: str) -> DAG:
 
 
 def work() -> None:
-    """A mapped fan, one task that waits on the worker, and many commands in one Airflow task."""
-    fan = QarnotRunTaskOperator.partial(task_id="fan", command=COMMAND, **COMMON).expand(
+    """A mapped fan, then one task that waits on the worker, and many commands in one Airflow task."""
+    fan = QarnotRunTaskOperator.partial(task_id="fan", command=COMMAND).expand(
         constants=[{"N": str(n)} for n in range(FAN)]
     )
-    on_worker = QarnotRunTaskOperator(task_id="on_worker", command=COMMAND, deferrable=False, **COMMON)
-    fan >> QarnotRunTasksOperator(task_id="many", commands=[COMMAND, COMMAND], **COMMON)
-    fan >> on_worker
+    fan >> [
+        QarnotRunTaskOperator(task_id="on_worker", command=COMMAND, deferrable=False),
+        QarnotRunTasksOperator(task_id="many", commands=[COMMAND] * MANY),
+    ]
 
 
-with dag("own_pool"), QarnotPoolGroup("group", instance_count=2, slots_per_node=2, **COMMON):
+with dag("own_pool"), QarnotPoolGroup("group", instance_count=2, slots_per_node=2):
     work()
+
+for name in ("shared_pool", "shared_pool_too"):
+    with (
+        dag(name),
+        QarnotPoolGroup(
+            "group", shared="spread", instance_count=4, slots_per_node=4, keep_warm=timedelta(minutes=2)
+        ),
+    ):
+        work()

@@ -1,0 +1,256 @@
+"""A distributed Airflow, its DAG runs, and the account of what became of them."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import NamedTuple
+
+import requests
+
+from airflow_qarnot_pool.api.client import QarnotClient
+from airflow_qarnot_pool.api.models import Task
+from airflow_qarnot_pool.identity import label
+from airflow_qarnot_pool.local import LocalQarnot
+from airflow_qarnot_pool.warmth import WARM_UP
+from tests.distributed.dags.spread import FAN, MANY
+from tests.stack.postgres import Postgres
+from tools.airflow_stack import AirflowStack, StackError
+
+#: Only a failure takes so long.
+PATIENCE = 900.0
+DAG_IDS = ("own_pool", "shared_pool", "shared_pool_too")
+POOL_OVER = {"Closed", "Failure"}
+TASK_OVER = {"Success", "Failure", "Cancelled"}
+
+
+class Run(NamedTuple):
+    dag_id: str
+    run_id: str
+
+
+class Piece(NamedTuple):
+    """A piece of work that must be done exactly once."""
+
+    run: Run
+    task_id: str
+    map_index: int
+    item: int | None
+
+
+@dataclass
+class Row:
+    """What happened, and what became of the work; the last four should be 0."""
+
+    event: str
+    seconds: float
+    killed: int
+    restarted: int
+    dag_runs: int
+    airflow_tasks: int
+    retries: int
+    pieces: int
+    twice: int
+    lost: int
+    left_on: int
+    stuck: int
+
+    @property
+    def wrong(self) -> int:
+        return self.twice + self.lost + self.left_on + self.stuck
+
+
+HEADINGS = (
+    "what happened", "seconds", "components killed", "started again", "DAG runs", "Airflow tasks", "retries",
+    "pieces of work", "done twice", "lost", "left on", "stuck",
+)  # fmt: skip
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The account as Markdown."""
+    lines = ["| " + " | ".join(HEADINGS) + " |", "|---" + "|--:" * (len(HEADINGS) - 1) + "|"]
+    for row in rows:
+        cells = [getattr(row, one.name) for one in fields(row)]
+        lines.append(
+            "| " + " | ".join(f"{one:.0f}" if isinstance(one, float) else str(one) for one in cells) + " |"
+        )
+    return "\n".join(lines)
+
+
+class Cluster:
+    """The deployment, and what the tests do to it."""
+
+    def __init__(self, airflow: AirflowStack, qarnot: LocalQarnot, postgres: Postgres, folder: Path) -> None:
+        self.airflow, self.qarnot, self.postgres, self.folder = airflow, qarnot, postgres, folder
+        self.client = QarnotClient(qarnot.url, qarnot.token)
+        self.rows: list[Row] = []
+        self.killed = 0
+        self._runs: list[Run] = []
+
+    # --- DAG runs
+
+    def start(self, count: int, name: str, **conf: object) -> list[Run]:
+        """Start so many runs, of the DAGs in turn."""
+        runs = [Run(DAG_IDS[n % len(DAG_IDS)], f"{name}-{n}") for n in range(count)]
+        for run in runs:
+            self.eventually(lambda run=run: self._trigger(run, conf), f"{run} to be started")
+        return runs
+
+    def _trigger(self, run: Run, conf: dict[str, object]) -> bool:
+        try:
+            self.airflow.trigger(run.dag_id, conf, run.run_id)
+        except StackError as error:
+            # The answer to an earlier attempt may not have come.
+            if ": 409 " not in str(error):
+                raise
+        return True
+
+    def eventually(
+        self, look: Callable[[], object], what: str, timeout: float = PATIENCE, every: float = 1.0
+    ) -> bool:
+        """Wait for *look* to say something true, whatever part of Airflow is away; False when it never does."""
+        ends = time.monotonic() + timeout
+        while time.monotonic() < ends:
+            with suppress(StackError, requests.RequestException):
+                if look():
+                    return True
+            self.airflow.check_alive(what)
+            time.sleep(every)
+        print(f"Waited {timeout:.0f} s for {what}, in vain")
+        return False
+
+    def under_way(self, runs: Sequence[Run]) -> list[Run]:
+        return [run for run in runs if self.airflow.run_state(*run) not in ("success", "failed")]
+
+    def instances(self, runs: Sequence[Run]) -> list[dict[str, object]]:
+        return [one for run in runs for one in self.airflow.task_instances(*run)]
+
+    def deferred(self, runs: Sequence[Run]) -> list[dict[str, object]]:
+        """Task instances that wait in a triggerer now."""
+        return [
+            one
+            for one in self.instances(runs)
+            if one["state"] == "deferred" and (one.get("triggerer_job") or {})
+        ]
+
+    # --- mishaps
+
+    def kill(self, component: str) -> None:
+        """kill -9 of a component with all that runs in it, as when its machine is lost; it is started again."""
+        for pid in self.airflow.pids(component):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.killed += 1
+
+    def kill_while(self, under_way: Callable[[], object], seed: int, most: int) -> Counter[str]:
+        """Kill components at random moments for as long as there is work."""
+        dice, victims = random.Random(seed), Counter[str]()
+        names = [one for one in self.airflow.components if one not in ("api-server", "dag-processor")]
+        queue: list[str] = []
+        while victims.total() < most:
+            self._pass(dice.uniform(3, 9))
+            with suppress(StackError, requests.RequestException):
+                if not under_way():
+                    break
+            # Each gets its turn, in an order that chance tells.
+            queue = queue or dice.sample(names, len(names))
+            victims[queue[-1]] += 1
+            self.kill(queue.pop())
+        return victims
+
+    def _pass(self, seconds: float) -> None:
+        ends = time.monotonic() + seconds
+        while (left := ends - time.monotonic()) > 0:
+            self.airflow.check_alive()
+            time.sleep(min(left, 0.5))
+
+    def away(self, seconds: float) -> None:
+        """Let time pass while something is away; what ends meanwhile is started again."""
+        self._pass(seconds)
+
+    @contextmanager
+    def gate(self) -> Iterator[str]:
+        """A file; Qarnot tasks of runs that name it last until the block ends."""
+        path = self.folder / f"gate-{time.monotonic_ns()}"
+        with path.open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield str(path)
+
+    # --- the account
+
+    def account(self, event: str, runs: Sequence[Run], began: float, killed: int, revived: int) -> Row:
+        """Wait for the end of everything, and count what became of the work of *runs*."""
+        self.eventually(lambda: not self.under_way(runs), f"{event}: the end of all runs")
+        self.eventually(lambda: not self.open_pools(), f"{event}: the pools to be closed", timeout=90)
+        instances = self.instances(runs)
+        tasks = [one for one in self.client.tasks.list() if self._run_of(one) in set(runs)]
+        wanted = {piece for run in runs for piece in pieces(run)}
+        done = Counter(piece_of(one) for one in tasks if one.state == "Success" and not is_warm_up(one))
+        row = Row(
+            event=event,
+            seconds=time.monotonic() - began,
+            killed=killed,
+            restarted=self.airflow.revived.total() - revived,
+            dag_runs=len(runs),
+            airflow_tasks=len(instances),
+            retries=sum(max(0, int(str(one["try_number"])) - 1) for one in instances),
+            pieces=len(wanted),
+            twice=sum(count - 1 for count in done.values()),
+            lost=len(wanted - set(done)),
+            left_on=len(self.open_pools()) + sum(one.state not in TASK_OVER for one in tasks),
+            stuck=sum(one["state"] != "success" for one in instances),
+        )
+        self.rows.append(row)
+        return row
+
+    def open_pools(self) -> list[str]:
+        return [
+            f"{one.shortname} {one.state}" for one in self.client.pools.list() if one.state not in POOL_OVER
+        ]
+
+    def _run_of(self, task: Task) -> Run:
+        return Run(label(task.labels, "dag_id") or "", label(task.labels, "run_id") or "")
+
+    def story(self, runs: Sequence[Run]) -> str:
+        """What there is to know when an account is wrong."""
+        lines = [f"pool {one}" for one in self.open_pools()]
+        for run in runs:
+            for one in self.airflow.task_instances(*run):
+                if one["state"] != "success":
+                    lines.append(
+                        f"{run} {one['task_id']}[{one['map_index']}] {one['state']} {one['try_number']}"
+                    )
+                    lines.append(self.airflow.task_log(*run, one["task_id"], one["map_index"], 15))
+        done = Counter(piece_of(one) for one in self.client.tasks.list() if one.state == "Success")
+        lines += [f"{count} times: {piece}" for piece, count in done.items() if count > 1]
+        return "\n".join(lines)
+
+
+def pieces(run: Run) -> Iterator[Piece]:
+    for n in range(FAN):
+        yield Piece(run, "group.fan", n, None)
+    yield Piece(run, "group.on_worker", -1, None)
+    for n in range(MANY):
+        yield Piece(run, "group.many", -1, n)
+
+
+def piece_of(task: Task) -> Piece:
+    item = label(task.labels, "item")
+    return Piece(
+        Run(label(task.labels, "dag_id") or "", label(task.labels, "run_id") or ""),
+        label(task.labels, "task_id") or "",
+        int(label(task.labels, "map_index") or -1),
+        None if item is None else int(item),
+    )
+
+
+def is_warm_up(task: Task) -> bool:
+    return label(task.labels, "part") == WARM_UP

@@ -1,0 +1,106 @@
+"""What a distributed deployment goes through: all work is done exactly once, no pool stays open, nothing is stuck."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from tests.distributed.cluster import Cluster, Run
+
+#: DAG runs in the test of kills, most of them at once, and components killed meanwhile.
+RUNS, AT_ONCE, KILLS = 30, 10, 18
+SEED = 7
+
+
+@contextmanager
+def accounted(cluster: Cluster, event: str) -> Iterator[list[Run]]:
+    """Everything about the runs that the block puts into the list is as it must be, in the end."""
+    runs: list[Run] = []
+    began, killed, revived = time.monotonic(), cluster.killed, cluster.airflow.revived.total()
+    yield runs
+    row = cluster.account(event, runs, began, cluster.killed - killed, revived)
+    print(row)
+    assert row.wrong == 0, f"{row}\n{cluster.story(runs)}"
+
+
+def wait_deferred(cluster: Cluster, runs: Sequence[Run], count: int) -> None:
+    assert cluster.eventually(lambda: len(cluster.deferred(runs)) >= count, f"{count} deferred tasks")
+
+
+def test_kill_9_of_workers_triggerers_and_schedulers(cluster: Cluster) -> None:
+    with accounted(cluster, "kill -9 of workers, triggerers and schedulers") as runs:
+        victims = []
+        for start in range(0, RUNS, AT_ONCE):
+            runs += cluster.start(AT_ONCE, f"kills-{start}", seconds=2)
+            batch = runs[start:]
+            victims.append(
+                cluster.kill_while(
+                    lambda batch=batch: cluster.under_way(batch), SEED + start, KILLS * AT_ONCE // RUNS
+                )
+            )
+            cluster.eventually(lambda batch=batch: not cluster.under_way(batch), "the end of a batch")
+        print(victims)
+        assert sum(one.total() for one in victims) >= KILLS // 2, (
+            "the runs were over before they were disturbed"
+        )
+
+
+def test_triggers_move_between_triggerers(cluster: Cluster) -> None:
+    """One is told to stop, then the other is killed: the same waits go on, and nobody ends a Qarnot task."""
+    airflow = cluster.airflow
+    with accounted(cluster, "triggers moved to the other triggerer, twice") as runs, cluster.gate() as gate:
+        runs += cluster.start(4, "moved", gate=gate)
+        waits = 4 * 3
+
+        def all_at(name: str) -> bool:
+            found = cluster.deferred(runs)
+            return len(found) == waits and all(one["triggerer_job"]["unixname"] == name for one in found)
+
+        wait_deferred(cluster, runs, waits)
+        airflow.signal("triggerer-1", signal.SIGTERM)
+        assert cluster.eventually(lambda: all_at("triggerer-2"), "all waits at triggerer-2")
+        airflow.restart("triggerer-1")
+        airflow.signal("triggerer-2", signal.SIGKILL)
+        cluster.killed += 1
+        assert cluster.eventually(lambda: all_at("triggerer-1"), "all waits at triggerer-1")
+        airflow.restart("triggerer-2")
+        ended = [
+            one
+            for one in cluster.client.tasks.list()
+            if one.state == "Cancelled" and "moved" in str(one.labels)
+        ]
+        assert not [one for one in ended if "warm-up" not in str(one.labels)]
+
+
+def test_api_server_away_for_a_minute(cluster: Cluster) -> None:
+    with accounted(cluster, "api-server away for 60 s") as runs:
+        runs += cluster.start(6, "no-api", seconds=20)
+        wait_deferred(cluster, runs, 6)
+        cluster.airflow.signal("api-server", signal.SIGKILL)
+        cluster.killed += 1
+        cluster.away(60)
+        cluster.airflow.restart("api-server")
+
+
+def test_postgresql_restarted(cluster: Cluster) -> None:
+    with accounted(cluster, "PostgreSQL crashed and back after 5 s") as runs:
+        runs += cluster.start(6, "no-database", seconds=5)
+        wait_deferred(cluster, runs, 4)
+        cluster.postgres.restart(seconds_away=5)
+
+
+def test_qarnot_away_for_two_minutes(cluster: Cluster) -> None:
+    """Its process stands still: requests are taken and never answered."""
+    with accounted(cluster, "Qarnot away for 120 s") as runs:
+        runs += cluster.start(6, "no-qarnot", seconds=5)
+        wait_deferred(cluster, runs, 4)
+        process = cluster.qarnot.process
+        assert process is not None
+        os.kill(process.pid, signal.SIGSTOP)
+        try:
+            cluster.away(120)
+        finally:
+            os.kill(process.pid, signal.SIGCONT)
