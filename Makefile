@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 SELENIUM := selenium==4.51.0
 POSTGRES_DRIVERS := psycopg2-binary==2.9.13 asyncpg==0.32.0
 
-.PHONY: setup demo test test-airflow test-ui chaos check lint format types build docs check-install test-group-3.1 clean
+.PHONY: setup demo test test-airflow test-ui distributed soak matrix chaos check lint format types build docs check-install test-group-3.1 clean
 
 setup: $(STAMP)
 
@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 # Unit tests, the client and the operators against the local Qarnot, the example DAGs through dag.test().
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -m 'not airflow_stack and not airflow_ui' --durations=8
+	$(BIN)/python -m pytest -q -m 'not airflow_stack and not airflow_ui and not airflow_distributed' --durations=8
 
 # What only a whole Airflow shows: kills, clears, timeouts, lost and frozen components. PostgreSQL, as on SQLite
 # Airflow itself loses deferred tasks; the server is started from its programs, no system service is needed.
@@ -42,6 +42,25 @@ test-ui: setup
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt $(SELENIUM) \
 	  || $(BIN)/python -m pip install --quiet -c constraints.txt $(SELENIUM)
 	$(BIN)/python -m pytest -q -m airflow_ui tests/ui
+
+# Several of everything, as in production: Celery workers, triggerers, schedulers, PostgreSQL and Redis, which are
+# killed and taken away. `make distributed DISTRIBUTED='--distributed-report docs/distributed.md'` keeps the account.
+distributed: setup
+	@{ ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null; } && command -v redis-server >/dev/null \
+	  || { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends postgresql redis-server; } \
+	  || { echo 'PostgreSQL or Redis is missing; as root: apt-get install postgresql redis-server' >&2; exit 1; }
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[distributed]' \
+	  || $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[distributed]'
+	$(BIN)/python -m pytest -q -m airflow_distributed tests/distributed $(DISTRIBUTED)
+
+# Memory and open files over hours. Needs what `make distributed` has installed.
+HOURS ?= 2
+soak: setup
+	$(BIN)/python -m tools.soak --hours $(HOURS) $(SOAK)
+
+# Every supported Airflow on every supported Python that is there: docs/versions.md.
+matrix: build
+	$(BIN)/python -m tools.matrix $(MATRIX)
 
 check: lint types build
 
