@@ -206,7 +206,7 @@ class AirflowStack:
             celery = {
                 "CORE__EXECUTOR": "CeleryExecutor",
                 "CELERY__BROKER_URL": self._broker,
-                "CELERY__RESULT_BACKEND": "db+" + self._database.replace("+psycopg2", ""),
+                "CELERY__RESULT_BACKEND": f"db+{self._database}",
                 "CELERY__WORKER_CONCURRENCY": "8",
                 # What a killed worker had been given and not begun is given to another one after so long.
                 "SCHEDULER__TASK_QUEUED_TIMEOUT": "30",
