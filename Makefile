@@ -86,13 +86,13 @@ docs: $(STAMP)
 	$(BIN)/mkdocs build --quiet
 	@echo 'The site is in build/site/index.html'
 
-# The wheel in Airflow 3.1 and 3.3 environments as they were on release day.
+# The wheel in Airflow 3.1, 3.2 and 3.3 environments as they were on release day, and the README followed there.
 check-install: build
-	$(BIN)/python tools/check_install.py
+	$(BIN)/python -m tools.check_install
 
 # The edges of QarnotPoolGroup (among the rest) in Airflow 3.1.
 test-group-3.1: build
-	$(BIN)/python tools/check_install.py --release 3.1.8
+	$(BIN)/python -m tools.check_install --quick --release 3.1.8
 
 clean:
 	rm -rf dist build .pytest_cache .mypy_cache .ruff_cache .demo

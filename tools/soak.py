@@ -32,6 +32,7 @@ from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.local import LocalQarnot
 from tests.distributed.redis import Redis
 from tests.stack.postgres import Postgres
+from tools import doc_block
 from tools.airflow_stack import AirflowStack, Endpoint, StackError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -188,7 +189,9 @@ def main() -> int:
     parser.add_argument(
         "--folder", type=Path, help="where logs and samples.jsonl are kept (default: nowhere)"
     )
-    parser.add_argument("--report", type=Path, help="write the table there, too")
+    parser.add_argument(
+        "--report", type=Path, help="the document with a place for it, such as docs/distributed.md"
+    )
     given = parser.parse_args()
     asked_to_stop: list[int] = []
     with ExitStack() as ends:
@@ -218,7 +221,7 @@ def main() -> int:
         left = soak.open_pools()
     print(text)
     if given.report:
-        given.report.write_text(text + "\n")
+        doc_block.write(given.report, "soak", text)
     return 1 if left or soak.ended["failed"] or soak.under_way else 0
 
 

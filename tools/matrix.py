@@ -1,0 +1,166 @@
+"""``make matrix``: every supported Airflow on every supported Python that is on this machine.
+
+A cell is an environment of its own, resolved as of the Airflow release's first days, with the built wheel in it.
+In each: the unit tests, the example DAGs through ``dag.test()``, and the README's DAG on a real scheduler. The last
+lines are a table; ``--report docs/versions.md`` writes it there. ``--results PATH`` keeps the cells that are done, so
+that a matrix can be run in parts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from tools import doc_block, new_user
+from tools.check_install import RELEASES, ROOT, UV
+
+PYTHONS = ("3.11", "3.12", "3.13")
+UNIT = (
+    "tests/unit",
+    "tests/api",
+    "tests/task_groups",
+    "tests/triggers",
+    "tests/operators",
+    "tests/decorators",
+)
+DAGS = ("tests/dags",)
+CHECKS = ("unit and operators", "dag.test()", "README on a scheduler")
+#: Beside the wheel and its extras.
+TEST_REQUIREMENTS = ("pytest>=8", "qarnot==2.23.0")
+NOT_REAL = "not airflow_stack and not airflow_distributed"
+
+
+class Outcome(NamedTuple):
+    """One check of one cell. ``text`` is for the table."""
+
+    good: bool
+    text: str
+
+
+def interpreter(version: str) -> str | None:
+    """A Python of this version, in the PATH or among those that uv knows."""
+    for command in ([f"python{version}"], [*UV, "python", "find", "--no-python-downloads", version]):
+        if command[0].startswith("python"):
+            command = [shutil.which(command[0]) or "", "-c", "import sys; print(sys.executable)"]
+        if command[0]:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode == 0 and done.stdout.strip():
+                return done.stdout.strip()
+    return None
+
+
+def install(release: str, day: str, python: str, wheel: Path, place: Path) -> str:
+    """Make the environment; returns its interpreter."""
+    ours = str(place / "venv" / "bin" / "python")
+    frozen = place / "frozen.txt"
+
+    def uv(*words: str) -> str:
+        done = subprocess.run([*UV, *words], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(done.stderr[-1500:])
+        return done.stdout
+
+    uv("venv", "--python", python, str(place / "venv"))
+    uv("pip", "install", "--python", ours, "--exclude-newer", day, f"apache-airflow=={release}")
+    frozen.write_text(uv("pip", "freeze", "--python", ours))
+    extras = f"airflow-qarnot-pool[local,storage] @ {wheel.as_uri()}"
+    uv("pip", "install", "--python", ours, "-c", str(frozen), extras, *TEST_REQUIREMENTS)
+    return ours
+
+
+def tests(python: str, paths: tuple[str, ...], log: Path) -> Outcome:
+    """Run tests of the repository with another interpreter."""
+    command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", NOT_REAL, *paths]
+    with log.open("w") as out:
+        status = subprocess.run(
+            command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, env={**os.environ}, check=False
+        ).returncode
+    last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["nothing was printed"]
+    counts = re.sub(r" in [\d.]+s.*| *=+ *|, \d+ (warnings?|deselected)", "", last[0])
+    return Outcome(status == 0, counts if status == 0 else f"**{counts}**")
+
+
+def cell(release: str, day: str, python: str, wheel: Path, logs: Path) -> list[Outcome]:
+    """All checks of one cell."""
+    with tempfile.TemporaryDirectory(prefix="matrix-") as place:
+        try:
+            ours = install(release, day, python, wheel, Path(place))
+        except RuntimeError as error:
+            (logs / "install.log").write_text(str(error))
+            return [Outcome(False, "**does not install**")] * len(CHECKS)
+        found = [tests(ours, UNIT, logs / "unit.log"), tests(ours, DAGS, logs / "dags.log")]
+        wrong = new_user.problems(ours)
+        (logs / "readme.log").write_text("\n".join(wrong))
+        return [*found, Outcome(not wrong, "**does not work**" if wrong else "works as printed")]
+
+
+def table(results: dict[str, list[Outcome]], skipped: dict[str, str]) -> str:
+    """The matrix as Markdown."""
+    lines = ["| Airflow | Python | " + " | ".join(CHECKS) + " |", "|---|---|" + "---|" * len(CHECKS)]
+    for release in RELEASES:
+        for version in PYTHONS:
+            key = f"{release} {version}"
+            cells = (
+                [one.text for one in results[key]]
+                if key in results
+                else [skipped.get(version, "not run")] * 3
+            )
+            lines.append(f"| {release} | {version} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--airflow", nargs="+", choices=list(RELEASES), default=list(RELEASES))
+    parser.add_argument("--python", nargs="+", choices=PYTHONS, default=list(PYTHONS))
+    parser.add_argument("--report", type=Path, help="write the table there")
+    parser.add_argument("--results", type=Path, help="JSON of what is done already; read and written")
+    parser.add_argument("--logs", type=Path, help="folder of the logs (default: a new temporary one)")
+    given = parser.parse_args()
+    wheel = max((ROOT / "dist").glob("*.whl"), key=lambda one: one.stat().st_mtime)
+    logs = given.logs or Path(tempfile.mkdtemp(prefix="matrix-logs-"))
+    kept = given.results and given.results.exists()
+    results = {
+        key: [Outcome(*one) for one in found]
+        for key, found in (json.loads(given.results.read_text()) if kept else {}).items()
+    }
+    skipped: dict[str, str] = {}
+    good = True
+    for version in given.python:
+        python = interpreter(version)
+        if python is None:
+            print(f"SKIPPED: Python {version} is not on this machine", flush=True)
+            skipped[version] = "no such Python here"
+            continue
+        for release in given.airflow:
+            begun, folder = time.monotonic(), logs / f"{release}-{version}"
+            folder.mkdir(parents=True, exist_ok=True)
+            found = results[f"{release} {version}"] = cell(release, RELEASES[release], python, wheel, folder)
+            good = good and all(one.good for one in found)
+            told = "; ".join(f"{name}: {one.text}" for name, one in zip(CHECKS, found, strict=True))
+            print(
+                f"Airflow {release}, Python {version}: {told} ({time.monotonic() - begun:.0f} s)", flush=True
+            )
+            if given.results:
+                given.results.write_text(json.dumps(results, indent=1))
+    print(text := table(results, skipped))
+    if given.report:
+        doc_block.write(given.report, "matrix", text)
+    if not good:
+        print(f"Logs: {logs}")
+    return int(not good)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
