@@ -36,7 +36,7 @@ DAGS = ("tests/dags",)
 CHECKS = ("unit and operators", "dag.test()", "README on a scheduler")
 #: Beside the wheel and its extras.
 TEST_REQUIREMENTS = ("pytest>=8", "qarnot==2.23.0")
-NOT_REAL = "not airflow_stack and not airflow_distributed"
+NOT_REAL = "not airflow_stack and not airflow_ui and not airflow_distributed"
 
 
 class Outcome(NamedTuple):
