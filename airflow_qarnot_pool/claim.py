@@ -10,7 +10,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from enum import StrEnum
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api import filters
@@ -49,7 +48,10 @@ TIME_TO_LIVE = timedelta(days=7)
 #: Work that is done is done, and what runs may go on, though the setup task has made another pool since.
 NOT_THE_WORK = ("pool",)
 _ATTEMPTS = 6
-_AT_ONCE = 8
+#: Requests at a time where many are to be ended: at 50 ms each, 500 take less than 2 s.
+_AT_ONCE = 32
+#: Most objects that one search answers; beyond, the pages are read.
+_MOST = 10_000
 
 
 class Decision(StrEnum):
@@ -195,9 +197,12 @@ def end(resource: PoolResource | TaskResource, uuid: str) -> None:
                 raise
 
 
-def end_life(resource: PoolResource | TaskResource, life: Life) -> list[str]:
-    """End whatever is live of this lineage, for whoever does not know its uuid; returns the uuids."""
-    return _end_tagged(resource, LINEAGE_TAG + life.lineage)
+def end_life(resource: PoolResource | TaskResource, life: Life, within: float | None = None) -> list[str]:
+    """End whatever is live of this lineage, for whoever does not know its uuid; returns the uuids.
+
+    :param within: see :func:`end_all`.
+    """
+    return _end_tagged(resource, LINEAGE_TAG + life.lineage, within)
 
 
 def end_owned(resource: PoolResource | TaskResource, life: Life) -> list[str]:
@@ -205,25 +210,45 @@ def end_owned(resource: PoolResource | TaskResource, life: Life) -> list[str]:
     return _end_tagged(resource, OWNER_TAG + life.owner)
 
 
-def _end_tagged(resource: PoolResource | TaskResource, tag: str) -> list[str]:
-    live = [one.uuid for one in resource.iterate(filters.equal("Tags", tag)) if fate_of(one) is Fate.LIVE]
-    end_all(resource, live)
+def _end_tagged(resource: PoolResource | TaskResource, tag: str, within: float | None = None) -> list[str]:
+    began, tagged = time.monotonic(), filters.equal("Tags", tag)
+    found: Sequence[Pool | Task] = resource.search(tagged, fields=("Uuid", "State"), limit=_MOST)
+    if len(found) >= _MOST:
+        found = list(resource.iterate(tagged))
+    live = [one.uuid for one in found if fate_of(one) is Fate.LIVE]
+    end_all(resource, live, None if within is None else within - (time.monotonic() - began))
     return live
 
 
-def end_all(resource: PoolResource | TaskResource, uuids: Sequence[str]) -> None:
+def end_all(resource: PoolResource | TaskResource, uuids: Sequence[str], within: float | None = None) -> None:
     """End these, several at a time: whoever ends much has little time.
 
     A single one is ended by this thread: in a signal handler, another one might wait for a lock of the
     code that the signal has interrupted.
+
+    :param within: seconds after which no more of them are begun; None: no limit.
+    :raises QarnotUnavailableError: the time was over; says how many are left.
     """
     if len(uuids) < 2:
         for uuid in uuids:
             end(resource, uuid)
         return
+    ends = None if within is None else time.monotonic() + within
+
+    def begin(uuid: str) -> bool:
+        if ends is not None and time.monotonic() >= ends:
+            return False
+        end(resource, uuid)
+        return True
+
     with ThreadPoolExecutor(max_workers=min(len(uuids), _AT_ONCE)) as threads:
-        for _ in threads.map(partial(end, resource), uuids):
-            pass
+        left = sum(not begun for begun in threads.map(begin, uuids))
+    if left:
+        raise QarnotUnavailableError(
+            f"{left} of {len(uuids)} {resource.kind}s could not be ended in {within:.0f} s",
+            remedy="They end with their pool, with the next life of the Airflow task, or by themselves.",
+            kind=resource.kind,
+        )
 
 
 def _lookup(resource: PoolResource | TaskResource, life: Life) -> dict[str, Pool | Task]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -14,6 +15,7 @@ from unittest import mock
 import pytest
 from airflow.sdk.exceptions import TaskDeferred
 
+from airflow_qarnot_pool import claim
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.filters import equal
 from airflow_qarnot_pool.api.specs import TaskSpec
@@ -22,6 +24,7 @@ from airflow_qarnot_pool.exceptions import (
     QarnotInvalidSpecError,
     QarnotPoolEndedError,
     QarnotTaskFailedError,
+    QarnotUnavailableError,
     QarnotWaitTimeoutError,
 )
 from airflow_qarnot_pool.local import LocalQarnot
@@ -165,6 +168,44 @@ def test_a_kill_aborts_all(qarnot: LocalQarnot, client: QarnotClient, pool: str)
     operator.on_kill()
     states = {one.state for one in made_by(client, ti.xcoms["qarnot_tasks"])}
     assert states <= {"PendingCancel", "Cancelled"}
+
+
+def test_a_kill_aborts_many_at_a_time(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has 5 s, in which 500 requests one after another do not fit."""
+    operator = tasks(qarnot_pool=pool, commands=["sleep 600"] * 64)
+    with pytest.raises(TaskDeferred):
+        operator.execute(context_of(operator, ti := FakeTI(run_id="killed-many")))
+    together = threading.Barrier(32, timeout=60)
+    real = claim.end
+
+    def end(*args: Any) -> None:
+        together.wait()
+        real(*args)
+
+    monkeypatch.setattr(claim, "end", end)
+    qarnot.clear_requests()
+    operator.on_kill()
+    asked = [one["path"] for one in qarnot.requests()]
+    assert asked[0] == "/tasks/search"
+    assert len(asked) == 65
+    states = {one.state for one in made_by(client, ti.xcoms["qarnot_tasks"])}
+    assert states <= {"PendingCancel", "Cancelled"}
+
+
+def test_a_kill_says_what_it_could_not_end_in_time(
+    qarnot: LocalQarnot, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_qarnot_pool.operators.base.HURRY", 0.0)
+    operator = tasks(qarnot_pool=pool, commands=["sleep 600"] * 3)
+    with pytest.raises(TaskDeferred):
+        operator.execute(context_of(operator, FakeTI(run_id="killed-late")))
+    operator.on_kill()  # logs it, and leaves the process free to end
+    assert operator._work is not None
+    with pytest.raises(QarnotUnavailableError, match=r"3 of 3 tasks could not be ended in 0 s"):
+        operator._work.end(hurried=True)
+    assert not any(one["path"].endswith("/abort") for one in qarnot.requests())
 
 
 def test_one_that_vanished_is_gone_and_no_success(

@@ -116,3 +116,14 @@ def test_two_runs_at_once_have_a_pool_each(world: World) -> None:
     assert two.wait_end() == "success"
     for run in (one, two):
         assert {(task.pool, task.state) for task in run.tasks()} == {(run.pools()[-1].uuid, "Success")}
+
+
+def test_setup_marked_success_while_deferred(world: World) -> None:
+    """The setup is told to be done and returns nothing: the teardown finds its pool all the same."""
+    run = world.run("pool", "setup_marked_success", lane="never_boots")
+    run.wait_watched("start")
+    run.mark("success", "start")
+    run.wait_pools("Closed")
+    run.wait_end()
+    assert run.instance("stop")["state"] == "success"
+    assert not run.tasks()
