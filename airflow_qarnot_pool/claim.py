@@ -12,6 +12,7 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from airflow_qarnot_pool import metrics
 from airflow_qarnot_pool.api import filters
 from airflow_qarnot_pool.api.errors import (
     QarnotInvalidSpecError,
@@ -311,6 +312,7 @@ def _oldest(resource: PoolResource | TaskResource, life: Life, fingerprint: str,
             "Ending %s %s, a double of %s", resource.kind, uuid, plan.use.uuid if plan.use else created
         )
         end(resource, uuid)
+        metrics.incr("duplicates_ended", kind=resource.kind)
     if plan.use is None or plan.use.uuid == created:
         generation = plan.use.generation if plan.use else plan.generation
         return Claim(uuid=created, decision=Decision.FRESH_SUBMIT, generation=generation)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from typing import Any
+
 from airflow import __version__ as airflow_version
 
 try:
@@ -31,6 +35,43 @@ AIRFLOW_VERSION = tuple(int(part) for part in airflow_version.split(".")[:2])
 #: From 3.3 the triggerer calls ``BaseTrigger.on_kill`` when a user marks or clears a deferred task.
 TRIGGERS_HAVE_ON_KILL = AIRFLOW_VERSION >= (3, 3)
 
+#: The process in which :func:`stats` has looked.
+_looked_in = 0
+
+
+def stats() -> Any:
+    """Airflow's metrics: an object with ``incr``, ``gauge`` and ``timing``.
+
+    From 3.2 on each of Airflow's distributions has stats of its own, and only the one that a process needs itself
+    is set up there: a triggerer's is not the one that tasks, and providers, use. So this sets it up where nobody has.
+    """
+    global _looked_in
+    try:
+        from airflow.sdk.observability.stats import Stats
+    except ImportError:  # 3.1, where it sets itself up
+        from airflow.stats import Stats
+
+        return Stats
+    if _looked_in != os.getpid():
+        _looked_in = os.getpid()
+        _set_up(Stats)
+    return Stats
+
+
+def _set_up(found: Any) -> None:
+    from airflow.configuration import conf
+    from airflow.sdk.observability.metrics.stats_utils import get_stats_factory
+
+    module = sys.modules[found.__module__]
+    if hasattr(module, "_factory"):
+        if module._factory is None:
+            names = conf.getboolean("metrics", "legacy_names_on", fallback=True)
+            found.initialize(factory=get_stats_factory(), export_legacy_names=names)
+    elif type.__getattribute__(found, "factory") is None:  # 3.2
+        factory: Any = get_stats_factory
+        found.initialize(factory=factory(found))
+
+
 __all__ = [
     "AIRFLOW_VERSION",
     "TRIGGERS_HAVE_ON_KILL",
@@ -42,4 +83,5 @@ __all__ = [
     "TaskDeferralError",
     "TaskDeferralTimeout",
     "TaskDeferred",
+    "stats",
 ]

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from airflow_qarnot_pool import metrics
 from airflow_qarnot_pool.api import filters
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError, QarnotNotFoundError
 from airflow_qarnot_pool.claim import end
@@ -119,6 +120,17 @@ class Report:
     dry_run: bool
     entries: list[Entry] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    #: What was found, for metrics.
+    open_pools: int = 0
+    slots_wanted: int = 0
+    slots_ready: int = 0
+
+    def count(self, pool: Pool) -> None:
+        """Note what *pool* has and wants."""
+        if fate_of(pool) is Fate.LIVE:
+            self.open_pools += 1
+            self.slots_wanted += pool.target_running_instance_count or pool.instance_count or 0
+            self.slots_ready += pool.ready_slots
 
     def to_json(self) -> dict[str, Any]:
         """``{namespace, dry_run, closed, deleted, kept, pools: [entry], failures: [text]}``."""
@@ -163,6 +175,7 @@ def reap(
         if not is_ours(pool, namespace):
             continue
         try:
+            report.count(pool)
             entry = _reap_one(client, pool, run_state, limits, dry_run, now)
         except Exception as error:  # Airflow's own, too: one pool must not spare the others
             log.error("Pool %s could not be looked after: %s", pool.uuid, error)
@@ -178,6 +191,7 @@ def reap(
             entry.action,
             entry.reason,
         )
+    metrics.reaped(report)
     return report
 
 

@@ -22,6 +22,7 @@ from airflow_qarnot_pool.api.transport import (
     DEFAULT_DEADLINE,
     DEFAULT_RETRIES,
     DEFAULT_TIMEOUT,
+    Observer,
     Transport,
 )
 
@@ -34,7 +35,7 @@ class QarnotClient:
 
     ``timeout``: seconds for one attempt of a request. ``deadline``: seconds for a request with all its retries.
     ``retries``: how often at most a request is sent again. ``verify``: check TLS certificates, or the path of a
-    CA bundle to check them with. ``proxy``: URL of an HTTP proxy.
+    CA bundle to check them with. ``proxy``: URL of an HTTP proxy. ``observer``: told of every attempt of a request.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class QarnotClient:
         verify: bool | str = True,
         proxy: str | None = None,
         user_agent: str | None = None,
+        observer: Observer | None = None,
     ) -> None:
         transport = Transport(
             url,
@@ -59,6 +61,7 @@ class QarnotClient:
             verify=verify,
             proxy=proxy,
             user_agent=user_agent,
+            observer=observer,
         )
         self._storage_url = storage_url
         self._use(transport)

@@ -102,6 +102,21 @@ class Answer:
         return self.status not in TRANSIENT and self.body.lstrip()[:1] == b"["
 
 
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One attempt of a request, for an observer. ``status``: None where no answer came."""
+
+    method: str
+    path: str
+    status: int | None
+    seconds: float
+    attempt: int
+
+
+#: Told of every attempt; must not raise.
+Observer = Callable[[Exchange], None]
+
+
 @dataclass(slots=True)
 class _Call:
     """One request through all its attempts."""
@@ -152,6 +167,7 @@ class Transport:
         verify: bool | str | os.PathLike[str] = True,
         proxy: str | None = None,
         user_agent: str | None = None,
+        observer: Observer | None = None,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
         wait: Callable[[int], float] = backoff,
@@ -185,6 +201,7 @@ class Transport:
         self.user_agent = user_agent or f"airflow-qarnot-pool/{__version__}"
         self._token = token
         self._proxy = proxy or None
+        self._observer = observer
         self._sleep = sleep
         self._clock = clock
         self._wait = wait
@@ -279,7 +296,7 @@ class Transport:
                 return found
         call.attempts += 1
         try:
-            answer = self._exchange(call)
+            answer = self._observed(call)
             if answer.status >= 300 and not (call.bulk and answer.is_list):
                 raise self._refusal(call, answer)
             return self._decoded(call, answer)
@@ -384,6 +401,17 @@ class Transport:
         for secret in (self._token, *secrets_in(call.json)):
             text = text.replace(secret, SECRET)
         return text
+
+    def _observed(self, call: _Call) -> Answer:
+        begun, status = self._clock(), None
+        try:
+            answer = self._exchange(call)
+            status = answer.status
+            return answer
+        finally:
+            if self._observer is not None:
+                seconds = self._clock() - begun
+                self._observer(Exchange(call.method, call.path, status, seconds, call.attempts))
 
     def _exchange(self, call: _Call) -> Answer:
         """One attempt: the answer read to its end, or _NoAnswer."""

@@ -86,6 +86,7 @@ class ConnectionSettings:
 
     def client(self, **overrides: Any) -> QarnotClient:
         """A client with these settings; *overrides* are keyword arguments of :class:`QarnotClient`."""
+        from airflow_qarnot_pool import metrics
         from airflow_qarnot_pool.api.client import QarnotClient
 
         arguments: dict[str, Any] = {
@@ -95,6 +96,7 @@ class ConnectionSettings:
             "verify": self.verify,
             "proxy": self.proxy,
             "user_agent": f"airflow-qarnot-pool/{__version__}",
+            "observer": metrics.exchanged,
         }
         return QarnotClient(self.url, self.token, **{**arguments, **overrides})
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from airflow.sdk import BaseOperator
 
-from airflow_qarnot_pool import exceptions
+from airflow_qarnot_pool import exceptions, metrics
 from airflow_qarnot_pool.api.errors import (
     QarnotError,
     QarnotGoneError,
@@ -235,6 +235,7 @@ class WaitingOperator(QarnotOperator):
                 except QarnotQuotaError as error:
                     self._wait_for_room(context, error, work.killed)
             work.uuid, self._quota_deadline = claimed.uuid, None
+            metrics.decided(self.log, self.kind, claimed)
             if work.killed.is_set() and self.cancel_on_kill:
                 # on_kill came while the request was under way and had nothing to end yet.
                 work.end(hurried=True)

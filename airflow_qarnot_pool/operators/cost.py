@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from airflow_qarnot_pool import metrics
 from airflow_qarnot_pool.api.errors import QarnotError
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def tell_cost(operator: QarnotOperator, context: Context, pool: str, *, whole_ru
     reference = settings.reference_datacenter
     try:
         found = cost_of_pool(client, pool, reference)
+        metrics.closed(found, context["ti"].dag_id)
         idle = idle_of(found, datetime.now(UTC))
         operator.log.info("Pool %s has cost %s so far", pool, found.cost)
         for run, share in found.by_run().items():

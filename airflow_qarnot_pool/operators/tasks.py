@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from airflow_qarnot_pool import metrics
 from airflow_qarnot_pool.api import filters
 from airflow_qarnot_pool.api.errors import (
     QarnotError,
@@ -327,6 +328,7 @@ class QarnotRunTasksOperator(TaskOperator):
                     self._refuse(result.error, specs[0].pool)
             if sent.full is not None:
                 break
+        metrics.incr("claims.fresh_submit", len(sent.done), kind="task")
         return sent
 
     def _refuse(self, error: QarnotError, pool: str | None) -> None:

@@ -12,6 +12,7 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from airflow_qarnot_pool import metrics
 from airflow_qarnot_pool.api.errors import QarnotProtocolError, QarnotRefusedError
 from airflow_qarnot_pool.budget import Level, Verdict, Watched, close_all, judge, spending_of
 from airflow_qarnot_pool.triggers.poller import POLLERS, Poller, Topic, watch
@@ -29,6 +30,7 @@ class CostPoller(Poller):
         super().__init__(*args)
         self._settled: dict[str, float] = {}
         self._told_unknown = False
+        self._levels: dict[str, Level] = {}
 
     async def _round(self) -> None:
         self.rounds += 1
@@ -55,6 +57,10 @@ class CostPoller(Poller):
                 # The waiters first: a Qarnot task that ends with its pool must not look cancelled by a stranger.
                 for waiter in topic.waiters:
                     waiter.tell(verdict)  # type: ignore[arg-type]
+            if verdict.level > self._levels.get(topic.key, Level.FINE):
+                name = "exceeded" if verdict.level is Level.OVER else "warnings"
+                metrics.incr(f"budget.{name}", kind=watched.kind, dag_id=watched.dag_id)
+            self._levels[topic.key] = verdict.level
             topic.looked_up()
             if verdict.level is Level.OVER:
                 log.error("%s", verdict.message)

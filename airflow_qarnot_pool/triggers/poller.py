@@ -24,6 +24,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
+from airflow_qarnot_pool import metrics
 from airflow_qarnot_pool.api import filters
 from airflow_qarnot_pool.api.errors import (
     QarnotCredentialsError,
@@ -258,7 +259,9 @@ class Poller:
                 await self._credentials()
                 await self._look([topic for topic in self.topics.values() if topic.fresh])
                 if self.loop.time() >= next_round:
+                    begun = self.loop.time()
                     await self._round()
+                    self._measure(self.loop.time() - begun)
                     next_round = self.loop.time() + self._interval()
                 self._failures = self._refused = 0
                 pause = next_round - self.loop.time()
@@ -275,6 +278,10 @@ class Poller:
                 await asyncio.sleep(min(0.5, self._interval() / 10))
             except TimeoutError:
                 pass
+
+    def _measure(self, seconds: float) -> None:
+        waiters = sum(len(topic.waiters) for topic in self.topics.values())
+        metrics.polled(self.kind, self.conn_id, waiters, len(self.topics), seconds)
 
     def _interval(self) -> float:
         """Seconds to the next round: the shortest any waiter asked for, with jitter."""

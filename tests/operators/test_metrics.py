@@ -1,0 +1,238 @@
+"""Every documented metric reaches a real StatsD listener, and none that is not documented."""
+
+from __future__ import annotations
+
+import re
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_qarnot_pool import compat, metrics
+from airflow_qarnot_pool.api.client import QarnotClient
+from airflow_qarnot_pool.api.specs import PoolSpec
+from airflow_qarnot_pool.claim import Claim, Decision
+from airflow_qarnot_pool.exceptions import QarnotBudgetError
+from airflow_qarnot_pool.identity import Life
+from airflow_qarnot_pool.local import LocalQarnot
+from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
+from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
+from airflow_qarnot_pool.reaper import reap
+from tests.conftest import ROOT
+from tests.crash.children import eventually
+from tests.harness import FakeTI, defer, run
+
+DOCS = Path(ROOT, "docs", "metrics.md")
+task = partial(QarnotRunTaskOperator, task_id="work", retries=1, log_output=False)
+create = partial(QarnotCreatePoolOperator, task_id="create", instance_count=2)
+LINE = re.compile(r"^airflow\.(?P<name>qarnot\.[a-z_.]+):(?P<value>[-+0-9.e]+)\|(?P<kind>c|g|ms)$")
+
+
+class Listener:
+    """A StatsD server that only remembers."""
+
+    def __init__(self) -> None:
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.bind(("127.0.0.1", 0))
+        self.lines: list[str] = []
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+        self._thread.start()
+
+    def _listen(self) -> None:
+        with suppress(OSError):
+            while data := self.socket.recv(65535):
+                self.lines += data.decode().splitlines()
+
+    def stop(self) -> None:
+        # An empty datagram ends the loop.
+        self.socket.sendto(b"", self.socket.getsockname())
+        self._thread.join(5)
+        self.socket.close()
+
+    def seen(self) -> dict[str, tuple[str, float]]:
+        """Kind and last value of each metric of ours; counters are summed up."""
+        found: dict[str, tuple[str, float]] = {}
+        for line in list(self.lines):
+            if match := LINE.match(line):
+                name, value = match["name"], float(match["value"])
+                before = found.get(name, ("", 0.0))[1] if match["kind"] == "c" else 0.0
+                found[name] = (match["kind"], value + before)
+        return found
+
+
+@pytest.fixture
+def statsd(monkeypatch: pytest.MonkeyPatch) -> Iterator[Listener]:
+    listener = Listener()
+    monkeypatch.setenv("AIRFLOW__METRICS__STATSD_ON", "True")
+    monkeypatch.setenv("AIRFLOW__METRICS__STATSD_HOST", "127.0.0.1")
+    monkeypatch.setenv("AIRFLOW__METRICS__STATSD_PORT", str(listener.socket.getsockname()[1]))
+    forget_stats(monkeypatch)
+    yield listener
+    forget_stats(monkeypatch)
+    listener.stop()
+
+
+def forget_stats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have Airflow's stats as a process has them that nobody has set up."""
+    monkeypatch.setattr(compat, "_looked_in", 0)
+    if module := sys.modules.get("airflow.sdk._shared.observability.metrics.stats"):
+        module._factory = module._backend = None  # type: ignore[attr-defined]
+
+
+def documented() -> dict[str, str]:
+    """Name and kind of each metric in docs/metrics.md."""
+    kinds = {"counter": "c", "gauge": "g", "timer, ms": "ms"}
+    rows = re.findall(r"^\| `(qarnot\.[a-z_.]+)` \| ([a-z, ]+) \|", DOCS.read_text(), re.MULTILINE)
+    return {name: kinds[kind] for name, kind in rows}
+
+
+def ti(task_id: str, **fields: Any) -> FakeTI:
+    return FakeTI(run_id="metrics", task_id=task_id, **{"max_tries": 1, **fields})
+
+
+def test_every_documented_metric_and_no_other_reaches_a_listener(
+    qarnot: LocalQarnot, client: QarnotClient, statsd: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A retry takes over what runs, another one what succeeded.
+    pool = run(create, ti("create"))
+    work = partial(task, qarnot_pool=pool, command="sh -c 'sleep 0.5'")
+    defer(work, ti("work"))
+    run(work, ti("work", try_number=2))
+    run(work, ti("work", try_number=2))
+    # A request that has to be sent again.
+    qarnot.faults(
+        [{"method": "POST", "path": f"/pools/{pool}/close$", "times": 1, "kind": "status", "status": 503}]
+    )
+    run(
+        partial(QarnotClosePoolOperator, task_id="close", qarnot_pool=pool, wait_for_completion=True),
+        ti("close"),
+    )
+    # A limit, first of which a share is reached.
+    dear = run(create, ti("dear"))
+    qarnot.advance(3600)
+    held = partial(task, task_id="held", qarnot_pool=dear, command="sleep 60")
+    with pytest.raises(QarnotBudgetError):
+        run(partial(held, max_cost=0.5), ti("held"))
+    warned = run(create, ti("warned"))
+    qarnot.advance(3600)
+    result = run(partial(work, qarnot_pool=warned, max_cost=0.9), ti("work", map_index=1))
+    assert result["state"] == "Success"
+    # A pool that was left behind.
+    reap(client, "test", lambda dag_id, run_id: "failed", now=lambda: far_ahead(qarnot))
+    doubles(monkeypatch)
+
+    expected = documented()
+    assert len(expected) > 20
+    eventually(lambda: expected.keys() <= statsd.seen().keys(), patience=5, say=missing(statsd, expected))
+    seen = statsd.seen()
+    assert {name: kind for name, (kind, _) in seen.items()} == expected
+    assert seen["qarnot.claims.adopted"][1] == 1
+    assert seen["qarnot.claims.already_succeeded"][1] == 1
+    assert seen["qarnot.duplicates_avoided"][1] == 2
+    assert seen["qarnot.retries"][1] >= 1
+    assert seen["qarnot.budget.exceeded"][1] == 1
+    assert seen["qarnot.budget.warnings"][1] == 1
+    assert seen["qarnot.pools.reaped"][1] >= 1
+    spent = qarnot.account()["pools"][pool]["creditsSpent"]
+    assert seen["qarnot.cost.microeuros"][1] == pytest.approx(spent * 1e6, rel=0.01)
+
+
+def missing(statsd: Listener, expected: dict[str, str]) -> str:
+    return f"{sorted(expected.keys() - statsd.seen().keys())} to be seen"
+
+
+def far_ahead(qarnot: LocalQarnot) -> datetime:
+    return datetime.fromtimestamp(qarnot.clock()["now"], UTC) + timedelta(hours=5)
+
+
+def doubles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer to a create is lost, and what it made shows only after the next one: one of both ends."""
+    from airflow_qarnot_pool import claim as claims
+
+    life = Life(
+        namespace="test",
+        dag_id="dag",
+        run_id="doubles",
+        task_id="create",
+        map_index=-1,
+        run_started="",
+        max_tries=0,
+        try_number=1,
+        retries=0,
+    )
+    look, looks = claims._lookup, iter([True])
+    monkeypatch.setattr(claims, "_lookup", lambda *args: {} if next(looks, False) else look(*args))
+    with (
+        LocalQarnot(boot_seconds=0.05, shortnames="free") as free,
+        QarnotClient(free.url, free.token) as client,
+    ):
+        free.faults([{"method": "POST", "path": "^/pools$", "times": 1, "kind": "lost"}])
+        claims.claim(client.pools, PoolSpec(name="twice", instance_count=1), life, pause=lambda _: None)
+        assert sorted(one.state in ("Closing", "Closed") for one in client.pools.list()) == [False, True]
+
+
+def test_a_decision_is_a_named_event_in_log_and_trace(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    lines: list[str] = []
+
+    class Log:
+        def info(self, text: str, *values: Any) -> None:
+            lines.append(text % values)
+
+    found = Claim(uuid="u-1", decision=Decision.ADOPTED, generation=2)
+    with provider.get_tracer("test").start_as_current_span("task"):
+        assert trace.get_current_span().is_recording()
+        metrics.decided(Log(), "task", found)
+    (span,) = exporter.get_finished_spans()
+    (event,) = span.events
+    assert event.name == "qarnot.adopted"
+    assert dict(event.attributes or {}) == {
+        "qarnot.kind": "task",
+        "qarnot.uuid": "u-1",
+        "qarnot.generation": 2,
+    }
+    assert lines == ["qarnot.adopted: task u-1, generation 2"]
+    # Without a span there is nothing to tell.
+    metrics.decided(Log(), "task", found)
+
+
+def test_metrics_that_cannot_be_sent_spoil_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> Any:
+        raise RuntimeError("no stats")
+
+    monkeypatch.setattr(compat, "stats", broken)
+    metrics.incr("requests")
+    metrics.gauge("pools.open", 1)
+    metrics.timing("poll.duration", 1)
+
+
+def test_what_airflow_has_set_up_is_used_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a task process Airflow has set up its stats before any operator runs."""
+    stats = pytest.importorskip("airflow.sdk.observability.stats")
+    forget_stats(monkeypatch)
+    told: list[tuple[Any, ...]] = []
+
+    class Backend:
+        def incr(self, name: str, **options: Any) -> None:
+            told.append((name, options.get("count")))
+
+    stats.initialize(factory=Backend, export_legacy_names=False)
+    metrics.incr("requests", 3)
+    assert told == [("qarnot.requests", 3)]
+    forget_stats(monkeypatch)
