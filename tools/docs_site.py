@@ -52,7 +52,9 @@ class Doc:
         found = list(_FIELD.finditer(raw))
         doc = cls(raw[: found[0].start()].strip() if found else raw)
         for one, after in zip(found, [*found[1:], None], strict=False):
-            said = " ".join(raw[one.end() : after.start() if after else len(raw)].split())
+            said, _, more = raw[one.end() : after.start() if after else len(raw)].partition("\n\n")
+            said = " ".join(said.split())
+            doc.text = f"{doc.text}\n\n{more.strip()}".strip()
             if one["name"]:
                 doc.parameters[one["name"]] = said
             else:

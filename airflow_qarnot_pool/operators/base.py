@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
@@ -29,9 +29,11 @@ from airflow_qarnot_pool.exceptions import QarnotKilledError, QarnotWaitTimeoutE
 from airflow_qarnot_pool.hooks.qarnot import QarnotHook
 from airflow_qarnot_pool.identity import Life
 from airflow_qarnot_pool.links import LINKS
+from airflow_qarnot_pool.operators.parameters import check_durations, check_flags
 from airflow_qarnot_pool.templates import hide_secrets, is_templated
 
 if TYPE_CHECKING:
+    import jinja2
     from airflow.sdk import Context
 
     from airflow_qarnot_pool.api.client import QarnotClient
@@ -127,6 +129,25 @@ class QarnotOperator(BaseOperator):
                 kwargs[name] = hide_secrets(kwargs[name])
         return super().partial(**kwargs)
 
+    def render_template(
+        self,
+        content: Any,
+        context: Context,
+        jinja_env: jinja2.Environment | None = None,
+        seen_oids: set[int] | None = None,
+    ) -> Any:
+        """Render templates in parts of a spec, too, such as the prefix of a ``ResourceBucket``."""
+        if is_dataclass(content) and not isinstance(content, type) and hasattr(content, "to_json"):
+            given = {one.name: getattr(content, one.name) for one in fields(content)}
+            changed = {
+                name: rendered
+                for name, value in given.items()
+                if is_templated(value)
+                and (rendered := self.render_template(value, context, jinja_env, seen_oids)) != value
+            }
+            return replace(content, **changed) if changed else content
+        return super().render_template(content, context, jinja_env, seen_oids)
+
     @cached_property
     def hook(self) -> QarnotHook:
         """The hook of this operator's connection."""
@@ -182,8 +203,10 @@ class WaitingOperator(QarnotOperator):
         self._quota_deadline: datetime | None = None
         #: What may cost no more than its limit while this waits (``Watched.to_kwargs()``).
         self._budget: dict[str, Any] | None = None
-        check_wait(poll_interval, wait_timeout)
-        check_wait(None, wait_for_quota, "wait_for_quota")
+        check_wait(poll_interval, wait_timeout=wait_timeout, wait_for_quota=wait_for_quota)
+        check_flags(
+            wait_for_completion=wait_for_completion, deferrable=deferrable, cancel_on_kill=cancel_on_kill
+        )
         self._kill_asked = False
         self._remote_work: RemoteWork | None = None
 
@@ -442,17 +465,17 @@ class WaitingOperator(QarnotOperator):
         )
 
 
-def check_wait(
-    poll_interval: float | timedelta | None, wait_timeout: timedelta | None, name: str = "wait_timeout"
-) -> None:
+def check_wait(poll_interval: float | timedelta | None, **durations: timedelta | None) -> None:
     """Refuse nonsense when the DAG is parsed."""
-    if poll_interval is not None and not seconds_between_looks(poll_interval) > 0:
+    check_durations(**durations)
+    try:
+        valid = poll_interval is None or seconds_between_looks(poll_interval) > 0
+    except (TypeError, ValueError):
+        valid = False
+    if not valid:
         raise QarnotInvalidSpecError(
-            f"poll_interval must be more than 0, not {poll_interval!r}", field="poll_interval"
-        )
-    if wait_timeout is not None and (not isinstance(wait_timeout, timedelta) or wait_timeout <= timedelta()):
-        raise QarnotInvalidSpecError(
-            f"{name} must be a timedelta of more than 0, not {wait_timeout!r}", field=name
+            f"poll_interval must be seconds or a timedelta, more than 0, not {poll_interval!r}",
+            field="poll_interval",
         )
 
 

@@ -6,10 +6,11 @@ import functools
 import inspect
 import shlex
 from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
-from airflow_qarnot_pool.templates import revealed
+from airflow_qarnot_pool.templates import is_templated, revealed
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
@@ -72,6 +73,28 @@ def _airflows_own() -> frozenset[str]:
 
     makers = (vars(cls).get("__init__") for cls in WaitingOperator.__mro__[:-1])
     return frozenset(name for make in makers if make for name in inspect.signature(make).parameters)
+
+
+def check_flags(**flags: Any) -> None:
+    """Refuse what is neither True nor False: text, a template too, would count as True."""
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise QarnotInvalidSpecError(
+                f"{name} must be True or False, not {value!r}{_no_template(value)}", field=name
+            )
+
+
+def check_durations(**durations: Any) -> None:
+    """Refuse what is no time to wait; None is fine."""
+    for name, value in durations.items():
+        if value is not None and (not isinstance(value, timedelta) or value <= timedelta()):
+            raise QarnotInvalidSpecError(
+                f"{name} must be a timedelta of more than 0, not {value!r}{_no_template(value)}", field=name
+            )
+
+
+def _no_template(value: Any) -> str:
+    return "; it takes no template, as it is needed when the DAG is parsed" if is_templated(value) else ""
 
 
 def pool_spec(values: Mapping[str, Any]) -> PoolSpec:

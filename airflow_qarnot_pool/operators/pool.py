@@ -41,6 +41,8 @@ from airflow_qarnot_pool.operators.base import (
 )
 from airflow_qarnot_pool.operators.budget import BUDGET_FIELDS, BudgetOperator, check_can_pay
 from airflow_qarnot_pool.operators.parameters import (
+    check_durations,
+    check_flags,
     check_sizes,
     given,
     is_uuid,
@@ -176,6 +178,7 @@ class QarnotCreatePoolOperator(BudgetOperator, _PoolOperator):
         self.pool_spec = hide_secrets(pool_spec)
         self.ready_when = ready_when
         self.keep_warm = keep_warm
+        check_durations(keep_warm=keep_warm)
         self.warm_up = warm_up
         self.estimated_cost = estimated_cost
         if not is_templated(estimated_cost):
@@ -478,6 +481,7 @@ class QarnotUpdatePoolOperator(QarnotOperator):
         self.constants = hide_secrets(constants)
         self.tags = tags
         self.sync_resources = sync_resources
+        check_flags(sync_resources=sync_resources)
         if not sync_resources and all(one is None for one in (elastic, scaling, constants, tags)):
             raise QarnotInvalidSpecError(
                 "Nothing to change: give elastic, scaling, constants, tags or sync_resources=True"
@@ -556,6 +560,7 @@ class QarnotClosePoolOperator(_PoolOperator):
         #: Kept, because rendering puts what the maker returned in the place of the reference to it.
         self._makers = [one for one, _ in XComArg.iter_xcom_references(self.qarnot_pool) if _makes_pools(one)]
         self.report_cost = report_cost
+        check_flags(report_cost=report_cost)
         if qarnot_pool is None and self.shared is None:
             raise QarnotInvalidSpecError(
                 "qarnot_pool is missing: which pool should be closed?", field="qarnot_pool"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow_qarnot_pool.exceptions import QarnotError
+from airflow_qarnot_pool.exceptions import QarnotError, QarnotInvalidSpecError
 from airflow_qarnot_pool.operators.base import QarnotOperator
 
 if TYPE_CHECKING:
@@ -37,6 +37,11 @@ class QarnotReapPoolsOperator(QarnotOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        for name, value in {"grace": grace, "idle": idle, "finished": finished}.items():
+            if not isinstance(value, timedelta) or value < timedelta():
+                raise QarnotInvalidSpecError(
+                    f"{name} must be a timedelta of 0 or more, not {value!r}", field=name
+                )
         self.grace = grace
         self.idle = idle
         self.finished = finished

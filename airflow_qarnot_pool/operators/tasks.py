@@ -100,6 +100,10 @@ class QarnotRunTasksOperator(TaskOperator):
         self.commands = hide_secrets(commands)
         self.max_in_flight = max_in_flight
         self.max_results = max_results
+        if type(max_results) is not int or max_results < 0:
+            raise QarnotInvalidSpecError(
+                f"max_results must be a whole number, not {max_results!r}", field="max_results"
+            )
         if not is_templated(max_in_flight):
             self._limit()
         if isinstance(commands, (list, tuple)):

@@ -18,7 +18,7 @@ from airflow_qarnot_pool.exceptions import QarnotStateUnreachableError
 from airflow_qarnot_pool.hooks.qarnot import QarnotHook
 from airflow_qarnot_pool.links import LINKS
 from airflow_qarnot_pool.operators.base import NOUN, check_wait, passing, reference, seconds_between_looks
-from airflow_qarnot_pool.operators.parameters import is_uuid
+from airflow_qarnot_pool.operators.parameters import check_flags, is_uuid
 from airflow_qarnot_pool.templates import is_templated
 
 if TYPE_CHECKING:
@@ -59,7 +59,8 @@ class QarnotSensor(BaseSensorOperator):
         wait_timeout: timedelta | None = None,
         **kwargs: Any,
     ) -> None:
-        check_wait(poll_interval, wait_timeout)
+        check_wait(poll_interval, wait_timeout=wait_timeout)
+        check_flags(passed=passed, deferrable=deferrable)
         if wait_timeout is not None:
             kwargs["timeout"] = wait_timeout
         super().__init__(**kwargs)

@@ -10,6 +10,7 @@ from airflow.sdk import TaskGroup, XComArg
 
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
 from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
+from airflow_qarnot_pool.shared import KEEP_WARM
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -87,7 +88,7 @@ class QarnotPoolGroup(TaskGroup):
         group_id: str,
         *,
         shared: str | None = None,
-        keep_warm: timedelta | None = timedelta(minutes=10),
+        keep_warm: timedelta | None = KEEP_WARM,
         setup_retries: int = 3,
         report_cost: bool = False,
         default_args: dict[str, Any] | None = None,
@@ -99,11 +100,14 @@ class QarnotPoolGroup(TaskGroup):
                 raise QarnotInvalidSpecError(
                     f"QarnotPoolGroup makes its own setup task, which takes no {name}", field=name
                 )
+        if type(setup_retries) is not int or setup_retries < 0:
+            raise QarnotInvalidSpecError(
+                f"setup_retries must be a whole number, not {setup_retries!r}", field="setup_retries"
+            )
         super().__init__(group_id=group_id, default_args=default_args or {}, **of_the_group)  # type: ignore[arg-type]
         if not {"elastic", "scaling"} & arguments.keys():
-            if keep_warm is not None:
-                arguments["keep_warm"] = keep_warm
-            elif shared is not None:
+            arguments["keep_warm"] = keep_warm
+            if keep_warm is None and shared is not None:
                 raise QarnotInvalidSpecError(
                     "A shared pool cools down by itself, as it may outlive the DAG run that opened it: give a "
                     "keep_warm, or scaling or elastic",
@@ -136,10 +140,18 @@ class QarnotPoolGroup(TaskGroup):
 
     def _make_setup_and_teardown(self) -> None:
         both: dict[str, Any] = {"task_group": self}
-        if "retries" not in {**self._dag.default_args, **self.default_args}:
+        # What default_args say comes before what this group would say by itself.
+        defaults = {**self._dag.default_args, **self.default_args}
+        if "retries" not in defaults:
             both["retries"] = self._setup_retries
-        named = {} if "shared" in self._pool_arguments else {"name": f"{self._dag.dag_id}.{self.group_id}"}
-        opens = {**named, **both, **self._pool_arguments}
+        named = "shared" in self._pool_arguments or "name" in defaults
+        opens = {
+            **({} if named else {"name": f"{self._dag.dag_id}.{self.group_id}"}),
+            **both,
+            **self._pool_arguments,
+        }
+        if opens.get("keep_warm") is KEEP_WARM and {"keep_warm", "elastic", "scaling"} & defaults.keys():
+            del opens["keep_warm"]
         self.open_pool = QarnotCreatePoolOperator(task_id=SETUP, **opens).as_setup()
         closes = {
             name: opens[name]

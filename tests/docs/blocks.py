@@ -6,16 +6,14 @@
 - ``continue``: the block goes on where the Python block before it on the page ended;
 - ``pytest``: the block is a test file, and its tests pass;
 - ``fails``: the DAG runs and is shown to fail;
-- ``conf={...}``: the conf of the run, as JSON, to the end of the comment.
+- ``conf={...}``: the conf of the run, as JSON, to the end of the comment; ``$PWD`` is a directory of its own.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tests.conftest import ROOT
 
@@ -36,7 +34,7 @@ class Block:
     language: str
     code: str
     words: frozenset[str] = frozenset()
-    conf: dict[str, Any] | None = field(default=None, hash=False)
+    conf: str | None = None
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"
@@ -61,9 +59,9 @@ def blocks_of(path: Path) -> list[Block]:
     return found
 
 
-def _read(words: str) -> tuple[frozenset[str], dict[str, Any] | None]:
+def _read(words: str) -> tuple[frozenset[str], str | None]:
     before, given, conf = words.partition("conf=")
-    return frozenset(before.split()), json.loads(conf) if given else None
+    return frozenset(before.split()), conf if given else None
 
 
 def blocks(*languages: str) -> list[Block]:

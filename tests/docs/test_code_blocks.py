@@ -28,6 +28,8 @@ __all__ = ["client"]
 SHELLS = ("console", "sh", "bash")
 #: Output and drawings: nothing to run.
 TEXT = ("text", "")
+#: What DAGs leave in their directory.
+WRITES = {"scenes": {"wood.txt": "oak\nbirch\n"}}
 TESTED = ("python", *SHELLS, "json", "toml", "ini", "yaml")
 
 
@@ -68,11 +70,14 @@ def test_python(
     bag = DagBag(dag_folder=str(file))
     assert not bag.import_errors, "\n".join(bag.import_errors.values())
     assert bag.dags, "a block with a DAG that makes none"
+    conf = json.loads(block.conf.replace("$PWD", str(elsewhere))) if block.conf else None
     for dag in () if "parse" in block.words else bag.dags.values():
-        run = Run.of(dag.test(run_conf=block.conf), client)
+        run = Run.of(dag.test(run_conf=conf), client)
         expected = "failed" if "fails" in block.words else "success"
         assert str(run.dag_run.state) == expected, run.states
         run.assert_nothing_left_on()
+        for name, text in WRITES.get(dag.dag_id, {}).items():
+            assert (elsewhere / name).read_text() == text
 
 
 # --- Shells
