@@ -246,7 +246,7 @@ def end_all(resource: PoolResource | TaskResource, uuids: Sequence[str], within:
         left = sum(not begun for begun in threads.map(begin, uuids))
     if left:
         raise QarnotUnavailableError(
-            f"{left} of {len(uuids)} {resource.kind}s could not be ended in {within:.0f} s",
+            f"{left} of {len(uuids)} {resource.kind}s could not be ended in time",
             remedy="They end with their pool, with the next life of the Airflow task, or by themselves.",
             kind=resource.kind,
         )

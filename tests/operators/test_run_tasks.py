@@ -6,7 +6,7 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -203,7 +203,7 @@ def test_a_kill_says_what_it_could_not_end_in_time(
         operator.execute(context_of(operator, FakeTI(run_id="killed-late")))
     operator.on_kill()  # logs it, and leaves the process free to end
     assert operator._work is not None
-    with pytest.raises(QarnotUnavailableError, match=r"3 of 3 tasks could not be ended in 0 s"):
+    with pytest.raises(QarnotUnavailableError, match=r"3 of 3 tasks could not be ended in time"):
         operator._work.end(hurried=True)
     assert not any(one["path"].endswith("/abort") for one in qarnot.requests())
 
@@ -350,6 +350,35 @@ def full_at_the_second_submission(
             yield submitted
     finally:
         qarnot.account(maxTask=100000)
+
+
+def test_a_wait_for_many_deferred_under_the_previous_release_resumes(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str
+) -> None:
+    """What was stored said how many there were, and not which."""
+    make = partial(tasks, qarnot_pool=pool, commands=["true"] * 3)
+    deferred, context = defer(make, FakeTI(run_id="previous"))
+    kwargs = {
+        **deferred.trigger.serialize()[1],
+        "condition": {"expected": 3, "low_water": 0},
+        "carry": {"expected": 3, "remembered": "", "deadline": None},
+    }
+    deferred.trigger = type(deferred.trigger)(**kwargs)
+    result = resume(make, deferred, context)
+    assert (result["total"], result["succeeded"]) == (3, 3)
+    assert len(made_by(client, context["ti"].xcoms["qarnot_tasks"])) == 3
+
+
+def test_a_wait_for_room_deferred_under_the_previous_release_resumes(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str
+) -> None:
+    make = partial(tasks, qarnot_pool=pool, commands=["true"] * 3, wait_for_quota=timedelta(minutes=1))
+    operator = make()
+    context = context_of(operator, FakeTI(run_id="previous-room"))
+    event = {"status": "met", "deadline": (datetime.now(UTC) + timedelta(minutes=1)).isoformat()}
+    with pytest.raises(TaskDeferred) as caught:
+        operator.resume_execution("execute_with_room", {"event": event}, context)
+    assert resume(make, caught.value, context)["succeeded"] == 3
 
 
 def deferred_again(make: Any, deferred: TaskDeferred, context: Any, event: Any) -> TaskDeferred:
