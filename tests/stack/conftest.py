@@ -37,6 +37,7 @@ LANES: dict[str, dict[str, Any]] = {
     "reaped": {"boot_seconds": 0.5},
     "counted": {"boot_seconds": 0.5},
     "boots_on_demand": {"boot_seconds": 1e6},
+    "shared": {"boot_seconds": 0.5},
 }
 #: Health of components is judged sooner than by default, but not so soon that a busy machine looks like a dead one.
 SETTINGS = {

@@ -127,5 +127,20 @@ for name, options in {
     ):
         QarnotRunTaskOperator.partial(**WORK).expand(constants=[{"N": "0"}, {"N": "1"}])
 
+SHARED: dict[str, Any] = {
+    "qarnot_conn_id": CONN,
+    "poll_interval": 1.0,
+    "shared": "stress",
+    "instance_count": 4,
+    "warm_up": False,
+    "prefix_group_id": False,
+}
+with dag("shared_one"), QarnotPoolGroup("group", **SHARED):
+    QarnotRunTaskOperator(**WORK)
+with dag("shared_mapped"), QarnotPoolGroup("group", **SHARED):
+    QarnotRunTaskOperator.partial(**WORK).expand(constants=[{"N": "0"}, {"N": "1"}])
+with dag("shared_many"), QarnotPoolGroup("group", **SHARED):
+    QarnotRunTasksOperator(**many, commands=[WORK["command"]] * 3)
+
 with dag("reap"):
     QarnotReapPoolsOperator(task_id="reap", qarnot_conn_id=CONN, grace=timedelta())
