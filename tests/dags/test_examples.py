@@ -162,6 +162,16 @@ def test_qarnot_scheduled_pipeline(client: QarnotClient, qarnot: LocalQarnot) ->
     assert run.dag_run.get_task_instance("report").xcom_pull(task_ids="report") == 100
 
 
+def test_qarnot_shared_pool(client: QarnotClient) -> None:
+    run = Run(client, "qarnot_shared_pool")
+    run.assert_good()
+    assert run.only_pool().labels["airflow.shared"] == "days"
+    assert sorted(task.labels["airflow.task_id"] for task in run.tasks) == [
+        "nodes.load",
+        *["nodes.model"] * 2,
+    ]
+
+
 def test_qarnot_taskflow(client: QarnotClient) -> None:
     run = Run(client, "qarnot_taskflow", {"parts": 2, "darts": 1000})
     assert str(run.dag_run.state) == "success", run.states

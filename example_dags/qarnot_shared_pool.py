@@ -1,0 +1,49 @@
+"""A backfill of many days on one pool, which another DAG uses, too.
+
+Each day is a DAG run, and without `shared` each would boot a pool of its own. Here all runs of both DAGs that are
+under way at the same time use the pool `days`: the first opens it, and the last one out closes it. `max_active_runs`
+bounds how many of them compete for its slots. All who share a pool give the same parameters, so they are in one place.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from airflow.sdk import DAG
+
+from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
+from airflow_qarnot_pool.task_groups.pool import QarnotPoolGroup
+
+DAYS: dict[str, Any] = {
+    "shared": "days",
+    "instance_count": 4,
+    "warm_up": False,  # the first task boots what it needs
+    "keep_warm": timedelta(minutes=15),
+}
+COMMON: dict[str, Any] = {
+    "start_date": datetime(2026, 1, 1),
+    "catchup": False,
+    "tags": ["qarnot"],
+    "default_args": {"retries": 2, "retry_delay": timedelta(seconds=10)},
+}
+
+with (
+    DAG(
+        "qarnot_shared_pool",
+        description="A pool for all days of a backfill",
+        doc_md=__doc__,
+        schedule="@daily",
+        max_active_runs=8,
+        **COMMON,
+    ) as dag,
+    QarnotPoolGroup("nodes", **DAYS),
+):
+    load = QarnotRunTaskOperator(task_id="load", command="echo the data of {{ ds }}")
+    model = QarnotRunTaskOperator.partial(task_id="model").expand(
+        command=[f"echo region {region} on {{{{ ds }}}}" for region in ("north", "south")]
+    )
+    load >> model
+
+with DAG("qarnot_shared_pool_check", schedule="@weekly", **COMMON), QarnotPoolGroup("nodes", **DAYS):
+    QarnotRunTaskOperator(task_id="check", command="echo all is well")
