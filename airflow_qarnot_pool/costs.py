@@ -346,7 +346,7 @@ def cost_of_task(client: QarnotClient, uuid: str, reference: str | None = None) 
     if task.pool:
         pool = cost_of_pool(client, task.pool, reference)
         return pool.by(lambda one: one.uuid, "").get(uuid, Cost())
-    return _alone(client, task, reference)
+    return cost_alone(client, task, reference)
 
 
 def cost_of_run(
@@ -377,27 +377,34 @@ def cost_of_run(
     return RunCost(
         run=run,
         pools=tuple(costs),
-        alone=tuple((Work.of(task), _alone(client, task, reference)) for task in mine if not task.pool),
+        alone=tuple((Work.of(task), cost_alone(client, task, reference)) for task in mine if not task.pool),
     )
 
 
 def listing(
-    client: QarnotClient, namespace: str, since: datetime | None = None, until: datetime | None = None
+    client: QarnotClient,
+    namespace: str,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    *,
+    slack: bool = True,
 ) -> tuple[Sequence[Pool], Sequence[Task]]:
-    """Every pool and Qarnot task of *namespace* that was created in a period (its end not included)."""
+    """Every pool and Qarnot task of *namespace* that was created in a period (its end not included).
+
+    :param slack: begin a little earlier, as the server's clock need not agree with ours to the second.
+    """
     from airflow_qarnot_pool.api import filters
 
     wanted = [filters.equal("Tags", namespace_tag(namespace))]
     if since is not None:
-        # The server's clock, with a resolution of a second: a run's first pool must not fall out.
-        wanted.append(filters.ge("CreationDate", since - timedelta(seconds=5)))
+        wanted.append(filters.ge("CreationDate", since - timedelta(seconds=5 if slack else 0)))
     if until is not None:
         wanted.append(filters.lt("CreationDate", until))
     mine = filters.and_(*wanted)
     return list(client.pools.iterate(mine)), list(client.tasks.iterate(mine))
 
 
-def _alone(client: QarnotClient, task: Task, reference: str | None) -> Cost:
+def cost_alone(client: QarnotClient, task: Task, reference: str | None) -> Cost:
     """The cost of a Qarnot task on nodes of its own: nothing says how long those were up beside executing."""
     seconds = executed(task)
     return cost_from(*_figures(client.tasks, task.uuid, reference), seconds, seconds)

@@ -43,6 +43,7 @@ def get_provider_info() -> dict[str, Any]:
                 "python-modules": [
                     "airflow_qarnot_pool.operators.pool",
                     "airflow_qarnot_pool.operators.reap",
+                    "airflow_qarnot_pool.operators.report",
                     "airflow_qarnot_pool.operators.task",
                     "airflow_qarnot_pool.operators.tasks",
                 ],

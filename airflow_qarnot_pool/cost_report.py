@@ -1,0 +1,186 @@
+"""What a period has cost, by DAG, Airflow task and tag, as data and as a small table for people."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from html import escape
+from typing import TYPE_CHECKING, Any, Literal
+
+from airflow_qarnot_pool.costs import (
+    Cost,
+    PoolCost,
+    RunKey,
+    Work,
+    cost_alone,
+    cost_of_pool,
+    euros,
+    grams,
+    listing,
+    suppress_gone,
+    total,
+)
+
+if TYPE_CHECKING:
+    from airflow_qarnot_pool.api.client import QarnotClient
+
+By = Literal["dag", "task", "tag"]
+NAMES: dict[By, str] = {"dag": "DAG", "task": "Airflow task", "tag": "Tag"}
+NOBODY = "(no DAG)"
+NO_WORK = "(opened, and nothing ran on it)"
+NO_TAG = "(no tag)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line: what it is about, in how many DAG runs, and what it cost."""
+
+    name: str
+    runs: int
+    cost: Cost
+
+    def to_json(self) -> dict[str, Any]:
+        """``{name, runs, cost}``."""
+        return {"name": self.name, "runs": self.runs, "cost": self.cost.to_json()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """The cost of one Qarnot task (or of a pool on which nothing ran), and what it counts under."""
+
+    run: RunKey
+    task_id: str
+    tags: frozenset[str]
+    cost: Cost
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What pools and Qarnot tasks that were created from *since* on, and before *until*, have cost."""
+
+    since: datetime
+    until: datetime
+    items: tuple[Item, ...]
+    pools: int
+
+    @property
+    def total(self) -> Cost:
+        """All of it."""
+        return total(item.cost for item in self.items)
+
+    def rows(self, by: By) -> list[Row]:
+        """What each DAG, Airflow task or tag cost, the dearest first. What has several tags counts under each."""
+        costs: dict[str, Cost] = {}
+        runs: dict[str, set[RunKey]] = {}
+        for item in self.items:
+            for name in _KEYS[by](item):
+                costs[name] = costs.get(name, Cost()) + item.cost
+                runs.setdefault(name, set()).add(item.run)
+        rows = [Row(name=name, runs=len(runs[name]), cost=cost) for name, cost in costs.items()]
+        return sorted(rows, key=lambda row: (-(row.cost.credits or 0.0), row.name))
+
+    def to_json(self, by: Sequence[By], most: int) -> dict[str, Any]:
+        """``{since, until, pools, total, dag: [row], ...}``: a list for each of *by*, at most *most* rows long."""
+        return {
+            "since": self.since.isoformat(),
+            "until": self.until.isoformat(),
+            "pools": self.pools,
+            "total": self.total.to_json(),
+            **{one: [row.to_json() for row in self.rows(one)[:most]] for one in by},
+        }
+
+    # --- for people
+
+    @property
+    def headline(self) -> str:
+        """One sentence."""
+        return (
+            f"{self.since:%Y-%m-%d %H:%M} to {self.until:%Y-%m-%d %H:%M}: {self.total}, "
+            f"{self.pools} pool{'' if self.pools == 1 else 's'}"
+        )
+
+    def markdown(self, by: Sequence[By], most: int) -> str:
+        """The headline, and a table for each of *by*."""
+        parts = [self.headline]
+        for one, header, rows in self._tables(by, most):
+            lines = [_line(header), _line(["---", *["---:"] * (len(header) - 1)])]
+            lines += [_line(cell.replace("|", "\\|") for cell in row) for row in rows]
+            parts.append(f"**By {NAMES[one]}**\n\n" + "\n".join(lines))
+        return "\n\n".join(parts) + "\n"
+
+    def html(self, by: Sequence[By], most: int) -> str:
+        """The same for a mail that takes HTML; styled in place, as mail programs want it."""
+        cell = "padding:2px 10px;border-bottom:1px solid #ddd;text-align:"
+        parts = [f"<p>{escape(self.headline)}</p>"]
+        for one, header, rows in self._tables(by, most):
+            lines = []
+            for tag, row in [("th", header), *(("td", row) for row in rows)]:
+                cells = [
+                    f'<{tag} style="{cell}{"right" if position else "left"}">{escape(text)}</{tag}>'
+                    for position, text in enumerate(row)
+                ]
+                lines.append(f"<tr>{''.join(cells)}</tr>")
+            table = '<table style="border-collapse:collapse">' + "".join(lines) + "</table>"
+            parts.append(f"<h4>By {escape(NAMES[one])}</h4>{table}")
+        return "\n".join(parts)
+
+    def _tables(self, by: Sequence[By], most: int) -> Iterable[tuple[By, list[str], list[list[str]]]]:
+        for one in by:
+            rows = self.rows(one)
+            lines = [_cells(row.name, str(row.runs), row.cost) for row in rows[:most]]
+            if len(rows) > most:
+                rest = total(row.cost for row in rows[most:])
+                lines.append(_cells(f"{len(rows) - most} more", "", rest))
+            yield one, [NAMES[one], "Runs", "Cost", "Energy", "Carbon", "Saved", "Idle"], lines
+
+
+def _cells(name: str, runs: str, cost: Cost) -> list[str]:
+    idle = "" if not cost.node_seconds else f"{(cost.idle_node_seconds or 0.0) / cost.node_seconds:.0%}"
+    energy = "?" if cost.energy_wh is None else f"{cost.energy_wh / 1000:.3g} kWh"
+    carbon, saved = ("?" if one is None else grams(one) for one in (cost.carbon_g, cost.saved_g))
+    return [name, runs, "?" if cost.credits is None else euros(cost.credits), energy, carbon, saved, idle]
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+_KEYS: dict[By, Callable[[Item], Iterable[str]]] = {
+    "dag": lambda item: [item.run.dag_id or NOBODY],
+    "task": lambda item: [f"{item.run.dag_id}.{item.task_id or NO_WORK}" if item.run.dag_id else NOBODY],
+    "tag": lambda item: sorted(item.tags) or [NO_TAG],
+}
+
+
+def items_of(pool: PoolCost) -> list[Item]:
+    """The cost of *pool*, shared out to the Qarnot tasks on it."""
+    nothing = Work(uuid="", run=pool.opened_by)
+    shares = pool.by(lambda one: one, nothing)
+    return [
+        Item(run=work.run, task_id=work.task_id, tags=frozenset({*work.tags, *pool.tags}), cost=cost)
+        for work, cost in shares.items()
+    ]
+
+
+def cost_report(
+    client: QarnotClient, namespace: str, since: datetime, until: datetime, reference: str | None = None
+) -> Report:
+    """Ask what everything of *namespace* that was created in a period has cost.
+
+    Two listings, three requests for each pool and two for each Qarnot task without a pool. What Qarnot has deleted
+    by now is not in it.
+    """
+    pools, tasks = listing(client, namespace, since, until, slack=False)
+    items: list[Item] = []
+    counted = 0
+    for pool in pools:
+        with suppress_gone():
+            items += items_of(cost_of_pool(client, pool.uuid, reference, pool=pool))
+            counted += 1
+    for task in tasks:
+        if not task.pool:
+            work = Work.of(task)
+            cost = cost_alone(client, task, reference)
+            items.append(Item(run=work.run, task_id=work.task_id, tags=frozenset(work.tags), cost=cost))
+    return Report(since=since, until=until, items=tuple(items), pools=counted)

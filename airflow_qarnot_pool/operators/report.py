@@ -1,0 +1,94 @@
+"""Report what a period has cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
+from airflow_qarnot_pool.operators.base import QarnotOperator
+from airflow_qarnot_pool.templates import is_templated
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from airflow_qarnot_pool.cost_report import By
+
+
+class QarnotCostReportOperator(QarnotOperator):
+    """Say what the pools and Qarnot tasks of this namespace have cost in a period, by DAG, task and tag.
+
+    Returns ``{since, until, pools, total, dag: [{name, runs, cost}], task: [...], tag: [...], markdown, html}``; the
+    last two are the same as a small table, for a mail or a chat. Costs are as of the moment of asking. Finished
+    objects live on Qarnot for a week unless ``completion_ttl`` says otherwise: what is gone is not counted, so report
+    at least that often.
+
+    :param since: begin of the period, as a datetime or ISO text; default: *period* before its end.
+    :param until: its end, not included; default: the DAG run's ``run_after``, else now.
+    :param period: how long it is, where *since* is not given.
+    :param by: tables to make: ``"dag"``, ``"task"``, ``"tag"``. What has several tags counts under each.
+    :param most_rows: longest table.
+    """
+
+    template_fields = (*QarnotOperator.template_fields, "since", "until")
+
+    def __init__(
+        self,
+        *,
+        since: datetime | str | None = None,
+        until: datetime | str | None = None,
+        period: timedelta = timedelta(days=1),
+        by: Sequence[By] = ("dag", "task", "tag"),
+        most_rows: int = 20,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.since = since
+        self.until = until
+        self.period = period
+        self.by = by
+        self.most_rows = most_rows
+        if isinstance(by, str) or not by or not set(by) <= {"dag", "task", "tag"}:
+            raise QarnotInvalidSpecError(f"by takes 'dag', 'task' and 'tag', not {by!r}", field="by")
+        if period <= timedelta():
+            raise QarnotInvalidSpecError(f"period must be longer than 0, not {period}", field="period")
+        if most_rows < 1:
+            raise QarnotInvalidSpecError(f"most_rows must be at least 1, not {most_rows}", field="most_rows")
+        for name, value in (("since", since), ("until", until)):
+            if not is_templated(value):
+                _moment(name, value)
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        from airflow_qarnot_pool.cost_report import cost_report
+
+        settings = self.hook.settings
+        until = (
+            _moment("until", self.until)
+            or getattr(context["dag_run"], "run_after", None)
+            or datetime.now(UTC)
+        )
+        since = _moment("since", self.since) or until - self.period
+        if since >= until:
+            raise QarnotInvalidSpecError(f"The period from {since} to {until} is empty", field="since")
+        report = cost_report(self.client, settings.namespace, since, until, settings.reference_datacenter)
+        text = report.markdown(self.by, self.most_rows)
+        self.log.info("%s", text)
+        return {
+            **report.to_json(self.by, self.most_rows),
+            "markdown": text,
+            "html": report.html(self.by, self.most_rows),
+        }
+
+
+def _moment(name: str, value: Any) -> datetime | None:
+    """A moment, in UTC where it says no time zone; None for none."""
+    if value is None or (isinstance(value, str) and value.strip() in ("", "None")):
+        return None
+    try:
+        moment = value if isinstance(value, datetime) else datetime.fromisoformat(str(value).strip())
+    except ValueError:
+        raise QarnotInvalidSpecError(
+            f"{name} is {value!r}: it must be a datetime, or text such as 2026-01-31T12:00:00", field=name
+        ) from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
