@@ -28,7 +28,7 @@ with DAG(
 ) as dag:
     open_pool = QarnotCreatePoolOperator(task_id="open_pool", instance_count=4).as_setup()
     close_pool = QarnotClosePoolOperator(
-        task_id="close_pool", qarnot_pool=open_pool.output, wait_for_completion=True
+        task_id="close_pool", qarnot_pool=open_pool.output, wait_for_completion=True, report_cost=True
     ).as_teardown(setups=open_pool)
 
     # One Qarnot task for each part. Mapped tasks need an edge to the teardown as much as others do.

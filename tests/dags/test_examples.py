@@ -94,11 +94,19 @@ def test_every_example_is_tested() -> None:
     assert tested == set(EXAMPLES)
 
 
-def test_qarnot_warm_pool(client: QarnotClient) -> None:
+def test_qarnot_warm_pool(client: QarnotClient, qarnot: LocalQarnot) -> None:
     run = Run(client, "qarnot_warm_pool", {"seconds": 0})
     run.assert_good()
     assert run.only_pool().instance_count == 4
     assert len(run.tasks) == 12
+    account = qarnot.account()["pools"][run.only_pool().uuid]
+    costs = run.dag_run.get_task_instance("close_pool").xcom_pull(task_ids="close_pool", key="qarnot_cost")
+    assert costs["run"]["total"]["credits"] == pytest.approx(account["creditsSpent"], abs=2e-6)
+    assert costs["run"]["total"]["node_seconds"] == pytest.approx(account["nodeSeconds"], abs=2e-3)
+    assert sum(task["credits"] for task in costs["run"]["tasks"].values()) == pytest.approx(
+        account["creditsSpent"], abs=5e-6
+    )
+    assert set(costs["run"]["tasks"]) == {"fetch", "simulate", "report"}
     stages = [task.labels["airflow.task_id"] for task in sorted(run.tasks, key=lambda one: one.uuid)]
     assert {stage: stages.count(stage) for stage in stages} == {"fetch": 4, "simulate": 6, "report": 2}
 
@@ -206,3 +214,12 @@ def test_qarnot_maintenance(client: QarnotClient, report_only: bool) -> None:
     assert report["dry_run"] is report_only
     assert (entry["action"], entry["dag_id"], entry["done"]) == ("keep", "deleted", False)
     client.pools.delete(forgotten)
+
+
+def test_qarnot_cost_report(client: QarnotClient) -> None:
+    """A run whose pool is made after the period counts in the next one; so the period here reaches ahead."""
+    run = Run(client, "qarnot_cost_report")
+    assert run.states == {"report": "success", "tell": "success"}
+    report = run.dag_run.get_task_instance("report").xcom_pull(task_ids="report")
+    assert report["markdown"].count("**By ") == 3
+    assert report["html"].startswith("<p>")

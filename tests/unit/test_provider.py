@@ -22,6 +22,7 @@ from airflow_qarnot_pool.operators.pool import (
     QarnotUpdatePoolOperator,
 )
 from airflow_qarnot_pool.operators.reap import QarnotReapPoolsOperator
+from airflow_qarnot_pool.operators.report import QarnotCostReportOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.sensors.pool import QarnotPoolSensor
 from airflow_qarnot_pool.sensors.task import QarnotTaskSensor
@@ -33,6 +34,7 @@ OPERATORS = [
     QarnotDeletePoolOperator,
     QarnotRunTaskOperator,
     QarnotReapPoolsOperator,
+    QarnotCostReportOperator,
 ]
 SENSORS = [QarnotPoolSensor, QarnotTaskSensor]
 

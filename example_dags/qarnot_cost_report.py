@@ -1,0 +1,32 @@
+"""What yesterday's pools cost, by DAG, task and tag, every morning.
+
+The report is the XCom of its task: as data for a dashboard, and as a table in Markdown and HTML. Send the latter with
+any mail or chat operator, for example Airflow's `EmailOperator(html_content="{{ ti.xcom_pull('report')['html'] }}")`.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from airflow.sdk import DAG, task
+
+from airflow_qarnot_pool.operators.report import QarnotCostReportOperator
+
+with DAG(
+    "qarnot_cost_report",
+    description="What yesterday's pools cost",
+    doc_md=__doc__,
+    schedule="0 6 * * *",
+    start_date=datetime(2026, 1, 1),
+    catchup=False,
+    tags=["qarnot"],
+    default_args={"retries": 2, "retry_delay": timedelta(minutes=5)},
+) as dag:
+    report = QarnotCostReportOperator(task_id="report", period=timedelta(days=1))
+
+    @task
+    def tell(found: dict[str, object]) -> None:
+        """Stands for a mail."""
+        print(found["markdown"])
+
+    tell(report.output)

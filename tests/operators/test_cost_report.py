@@ -1,0 +1,160 @@
+"""The report of a period: what is counted, under what, and how it looks."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any
+
+import pytest
+
+from airflow_qarnot_pool.api.client import QarnotClient
+from airflow_qarnot_pool.cost_report import Item, Report
+from airflow_qarnot_pool.costs import Cost, RunKey
+from airflow_qarnot_pool.exceptions import QarnotInvalidSpecError
+from airflow_qarnot_pool.local import LocalQarnot
+from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
+from airflow_qarnot_pool.operators.report import QarnotCostReportOperator
+from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
+from tests.harness import FakeTI, run
+
+report = partial(QarnotCostReportOperator, task_id="report")
+
+
+def item(dag: str, run_id: str, task: str, credits: float, *tags: str) -> Item:
+    cost = Cost(
+        credits=credits,
+        energy_wh=credits * 1000,
+        carbon_g=credits * 50,
+        saved_g=None,
+        node_seconds=credits * 100,
+        used_node_seconds=credits * 75,
+    )
+    return Item(run=RunKey(dag, run_id), task_id=task, tags=frozenset(tags), cost=cost)
+
+
+REPORT = Report(
+    since=datetime(2026, 1, 1, tzinfo=UTC),
+    until=datetime(2026, 1, 2, tzinfo=UTC),
+    pools=3,
+    items=(
+        item("etl", "r1", "load", 1.0, "sales", "nightly"),
+        item("etl", "r2", "load", 2.0, "sales"),
+        item("etl", "r2", "sum|up", 0.5, "sales"),
+        item("<ml>", "r1", "train", 4.0),
+        item("", "", "", 0.25),
+        item("etl", "r3", "", 0.125),
+    ),
+)
+
+
+def test_rows_by_dag_task_and_tag() -> None:
+    def rows(by: Any) -> list[tuple[str, int, float | None]]:
+        return [(row.name, row.runs, row.cost.credits) for row in REPORT.rows(by)]
+
+    assert rows("dag") == [("<ml>", 1, 4.0), ("etl", 3, 3.625), ("(no DAG)", 1, 0.25)]
+    assert rows("task") == [
+        ("<ml>.train", 1, 4.0),
+        ("etl.load", 2, 3.0),
+        ("etl.sum|up", 1, 0.5),
+        ("(no DAG)", 1, 0.25),
+        ("etl.(opened, and nothing ran on it)", 1, 0.125),
+    ]
+    assert rows("tag") == [("(no tag)", 3, 4.375), ("sales", 2, 3.5), ("nightly", 1, 1.0)]
+    assert REPORT.total.credits == 7.875
+
+
+def test_markdown() -> None:
+    assert REPORT.markdown(["dag"], 2) == (
+        "2026-01-01 00:00 to 2026-01-02 00:00: 7.88 EUR, 7875 Wh, 394 g CO2e, 3 pools\n\n"
+        "**By DAG**\n\n"
+        "| DAG | Runs | Cost | Energy | Carbon | Saved | Idle |\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |\n"
+        "| <ml> | 1 | 4.00 EUR | 4 kWh | 200 g CO2e | ? | 25% |\n"
+        "| etl | 3 | 3.62 EUR | 3.62 kWh | 181 g CO2e | ? | 25% |\n"
+        "| 1 more |  | 0.2500 EUR | 0.25 kWh | 12.5 g CO2e | ? | 25% |\n"
+    )
+    assert "| etl.sum\\|up | 1 |" in REPORT.markdown(["task"], 20)
+
+
+def test_html_is_escaped() -> None:
+    html = REPORT.html(["dag", "tag"], 20)
+    assert "&lt;ml&gt;" in html
+    assert "<ml>" not in html
+    assert html.count("<table") == html.count("</table>") == 2
+
+
+def test_nothing_in_a_period_is_a_report_too() -> None:
+    empty = Report(since=REPORT.since, until=REPORT.until, items=(), pools=0)
+    assert empty.markdown(["dag"], 5).startswith(
+        "2026-01-01 00:00 to 2026-01-02 00:00: 0.0000 EUR, 0 Wh, 0 g CO2e, 0 g CO2e saved, 0 pools"
+    )
+    assert empty.to_json(["dag"], 5)["dag"] == []
+
+
+def test_a_period_on_the_local_qarnot_matches_its_account(qarnot: LocalQarnot, client: QarnotClient) -> None:
+    def ti(task_id: str, run_id: str) -> FakeTI:
+        return FakeTI(task_id=task_id, run_id=run_id, dag_id="reported")
+
+    qarnot.advance(100)
+    since = now_at(qarnot)
+    qarnot.advance(10)
+    create = partial(QarnotCreatePoolOperator, task_id="create", instance_count=1, tags=["sales"])
+    pools = [run(create, ti("create", run_id)) for run_id in ("one", "two")]
+    work = partial(QarnotRunTaskOperator, command="sh -c 'sleep 0.2'", log_output=False)
+    run(partial(work, task_id="a", qarnot_pool=pools[0], tags=["urgent"]), ti("a", "one"))
+    run(partial(work, task_id="b", qarnot_pool=pools[0]), ti("b", "two"))
+    run(partial(work, task_id="alone"), ti("alone", "two"))
+    for pool in pools:
+        close = partial(QarnotClosePoolOperator, task_id="close", qarnot_pool=pool, wait_for_completion=True)
+        run(close, ti("close", "one"))
+    qarnot.advance(10)
+    until = now_at(qarnot)
+    run(create, ti("create", "later"))
+
+    found = run(partial(report, since=since.isoformat(), until=until), ti("report", "report"))
+    account = qarnot.account()["pools"]
+    spent = sum(account[pool]["creditsSpent"] for pool in pools)
+    tasks = {row["name"]: row["cost"]["credits"] for row in found["task"]}
+    assert found["pools"] == 2
+    assert tasks.keys() == {
+        "reported.a",
+        "reported.b",
+        "reported.alone",
+        "reported.(opened, and nothing ran on it)",
+    }
+    assert found["total"]["credits"] - tasks["reported.alone"] == pytest.approx(spent, abs=1e-5)
+    tags = {row["name"]: row["cost"]["credits"] for row in found["tag"]}
+    assert tags["sales"] == pytest.approx(spent, abs=1e-5)
+    assert tags["urgent"] == tasks["reported.a"]
+    assert tags["(no tag)"] == tasks["reported.alone"]
+    (dag,) = found["dag"]
+    assert (dag["name"], dag["runs"]) == ("reported", 2)
+    assert "| reported |" in found["markdown"]
+
+
+def now_at(qarnot: LocalQarnot) -> datetime:
+    return datetime.fromtimestamp(int(qarnot.clock()["now"]), UTC)
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        ({"by": "dag"}, "by"),
+        ({"by": []}, "by"),
+        ({"by": ["dag", "colour"]}, "by"),
+        ({"period": timedelta()}, "period"),
+        ({"most_rows": 0}, "most_rows"),
+        ({"since": "yesterday"}, "since"),
+        ({"until": "tomorrow"}, "until"),
+    ],
+)
+def test_nonsense_is_refused_when_the_dag_is_parsed(given: dict[str, Any], field: str) -> None:
+    with pytest.raises(QarnotInvalidSpecError) as refused:
+        report(**given)
+    assert refused.value.field == field
+
+
+def test_an_empty_period_is_refused(qarnot: LocalQarnot) -> None:
+    with pytest.raises(QarnotInvalidSpecError, match="is empty"):
+        run(partial(report, since="2026-01-02", until="2026-01-01"))
