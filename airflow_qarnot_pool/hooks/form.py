@@ -124,9 +124,10 @@ def metadata() -> dict[str, Any]:
 def widgets() -> dict[str, Any]:
     """The same fields as WTForms widgets (Airflow 3.1, which mocks these imports where they are absent)."""
     from flask_appbuilder.fieldwidgets import BS3TextFieldWidget
-    from wtforms import BooleanField, FloatField, IntegerField, StringField
+    from wtforms import BooleanField, IntegerField, StringField
 
-    kinds = {"string": StringField, "number": FloatField, "integer": IntegerField}
+    # Airflow 3.1 knows no other fields: one of another kind makes it leave out the whole connection type.
+    kinds = {"string": StringField, "number": StringField, "integer": IntegerField}
     form: dict[str, Any] = {}
     for field in FIELDS:
         if field.type == "boolean":

@@ -14,12 +14,13 @@ from typing import Any, TypeVar
 from selenium import webdriver
 from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
 T = TypeVar("T")
 
 #: Only a test that fails takes so long.
-PATIENCE = 90.0
+PATIENCE = 60.0
 FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -81,7 +82,7 @@ class Browser:
             if time.monotonic() >= deadline:
                 shown = self.driver.find_element(By.TAG_NAME, "body").text
                 raise AssertionError(f"Waited {PATIENCE:.0f} s for {what}. The page says:\n{shown[:3000]}")
-            time.sleep(0.1)
+            time.sleep(0.2)
 
     def find(self, css: str, text: str = "") -> list[WebElement]:
         """What can be seen and matches, with *text* in it."""
@@ -105,15 +106,29 @@ class Browser:
         self.wait(clicked, f"{css} with {text!r} that can be clicked on")
 
     def write(self, css: str, text: str) -> None:
-        """Replace what an input holds."""
+        """Replace what an input holds, as somebody does who selects all of it and types."""
 
         def written() -> bool:
             field = self.find(css)[0]
-            field.clear()
-            field.send_keys(text)
+            if field.get_attribute("value") != text:
+                field.click()
+                field.send_keys(Keys.CONTROL, "a")
+                field.send_keys(text)
             return field.get_attribute("value") == text
 
-        self.wait(written, f"{css} to take {text!r}")
+        self.wait(lambda: self.find(css) and written(), f"{css} to take {text!r}")
+
+    def unfold(self, css: str, section: str) -> None:
+        """Make *css* seen, which may be in a folded section of a form."""
+
+        def shown() -> bool:
+            if self.find(css):
+                return True
+            for heading in self.find("[role=dialog] button", section):
+                heading.click()
+            return False
+
+        self.wait(shown, f"{css} in the section {section!r}")
 
     @contextmanager
     def frame(self) -> Iterator[None]:
@@ -142,3 +157,4 @@ class Browser:
         if SHOTS:
             Path(SHOTS).mkdir(parents=True, exist_ok=True)
             self.driver.save_screenshot(str(Path(SHOTS) / f"{name}.png"))
+            (Path(SHOTS) / f"{name}.html").write_text(self.driver.page_source)

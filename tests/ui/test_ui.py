@@ -1,4 +1,4 @@
-"""The provider in Airflow's UI as a person meets it, from the login on. The tests follow one another."""
+"""The provider in Airflow's UI as a person meets it, from the login on."""
 
 from __future__ import annotations
 
@@ -35,6 +35,16 @@ def page_shows(browser: Browser, css: str, text: str = "") -> None:
     browser.in_frame(lambda: browser.find(css, text), f"the Pools page to show {text!r}")
 
 
+@pytest.fixture
+def connected(browser: Browser, airflow: AirflowStack, qarnot_of_ui: LocalQarnot) -> None:
+    """An admin who is logged in, and the connection, whether its form has made it or not."""
+    known = airflow.api("GET", "connections")["connections"]
+    if not any(one["connection_id"] == "qarnot_default" for one in known):
+        body = {"connection_id": "qarnot_default", "conn_type": "qarnot", "extra": '{"namespace": "page"}'}
+        airflow.api("POST", "connections", {**body, "host": qarnot_of_ui.url, "password": qarnot_of_ui.token})
+    login(browser, airflow, "anna")
+
+
 def test_nobody_gets_in_without_a_login(airflow: AirflowStack) -> None:
     for path in ("/", "/static/pools.js", "/api/pools"):
         assert requests.get(f"{airflow.url}/qarnot-pools{path}", timeout=30).status_code == 401
@@ -50,17 +60,19 @@ def test_the_connection_is_made_in_its_form_and_tested(
     browser.click("button", "Add Connection")
     form = "[role=dialog]"
     browser.write(f"{form} input[name=connection_id]", "qarnot_default")
-    kind = browser.see(f"{form} input[role=combobox]")
-    kind.send_keys("qarnot")
-    browser.click("[role=option]", "qarnot")
+    browser.see(f"{form} input[role=combobox]").send_keys("qarnot")
+    browser.click("[role=option]", "arnot")
     browser.see(form, "API URL")
+    browser.unfold(f"{form} input[name=element_namespace]", "Extra Fields")
     for label in ("API token", "Namespace", "Verify TLS", "CA bundle", "Request timeout (s)", "Console URL"):
         browser.see(form, label)
     host, token = f"{form} input[name=host]", f"{form} input[name=password]"
+    browser.unfold(host, "Standard Fields")
     assert browser.see(host).get_attribute("placeholder") == "https://api.qarnot.com"
     assert browser.see(token).get_attribute("type") == "password"
     browser.write(host, qarnot_of_ui.url)
     browser.write(token, qarnot_of_ui.token)
+    browser.unfold(f"{form} input[name=element_namespace]", "Extra Fields")
     browser.write(f"{form} input[name=element_namespace]", "page")
     browser.shot("connection-form")
     browser.click(f"{form} button", "Save")
@@ -72,6 +84,7 @@ def test_the_connection_is_made_in_its_form_and_tested(
     assert stored["conn_type"] == "qarnot"
 
 
+@pytest.mark.usefixtures("connected")
 def test_a_run_from_the_form_to_the_closed_pool(
     browser: Browser, airflow: AirflowStack, qarnot_of_ui: LocalQarnot
 ) -> None:
@@ -81,8 +94,9 @@ def test_a_run_from_the_form_to_the_closed_pool(
     page_shows(browser, ".empty", "No pools, and nothing is billed")
     browser.go("/dags/qarnot_params")
     browser.click("button", "Trigger")
-    browser.see("[role=dialog]", "Number of items")
+    browser.unfold("[role=dialog] input[name=element_items]", "The work")
     browser.write("[role=dialog] input[name=element_items]", "2")
+    browser.unfold("[role=dialog] [name=element_command]", "The work")
     browser.write("[role=dialog] [name=element_command]", "sh -c 'sleep 15; echo done'")
     browser.shot("trigger-form")
     browser.click("[role=dialog] button", "Trigger")
@@ -125,6 +139,7 @@ def test_a_run_from_the_form_to_the_closed_pool(
     assert airflow.wait_run("qarnot_params", run_id) == "success"
 
 
+@pytest.mark.usefixtures("connected")
 def test_a_lost_node_is_seen_and_a_pool_is_closed_by_hand(
     browser: Browser, airflow: AirflowStack, qarnot_of_ui: LocalQarnot, make: Maker
 ) -> None:
@@ -145,6 +160,7 @@ def test_a_lost_node_is_seen_and_a_pool_is_closed_by_hand(
     assert [(entry["event"], entry["owner"]) for entry in log] == [("qarnot.close_pool", "anna")]
 
 
+@pytest.mark.usefixtures("connected")
 def test_names_that_look_like_script_are_text(browser: Browser, make: Maker) -> None:
     name = "<img src=x onerror=\"window.top.hacked='img'\"><script>window.top.hacked='script'</script>"
     evil = life("<b>dag</b>", "javascript:window.top.hacked='link'")
@@ -190,6 +206,7 @@ def another_site() -> Iterator[str]:
     server.server_close()
 
 
+@pytest.mark.usefixtures("connected")
 def test_another_site_cannot_close_a_pool(
     browser: Browser, airflow: AirflowStack, make: Maker, another_site: str
 ) -> None:
@@ -226,6 +243,7 @@ def test_another_site_cannot_close_a_pool(
 @pytest.mark.parametrize(
     ("user", "reads", "closes"), [("vera", 403, 403), ("otto", 200, 200), ("anna", 200, 200)]
 )
+@pytest.mark.usefixtures("connected")
 def test_what_each_role_may_do(
     airflow: AirflowStack, make: Maker, user: str, reads: int, closes: int
 ) -> None:
@@ -241,12 +259,14 @@ def test_what_each_role_may_do(
     assert (make.client.pools.get(uuid).state in ("Closing", "Closed")) is (closes == 200)
 
 
+@pytest.mark.usefixtures("connected")
 def test_a_viewer_is_told_what_is_missing(browser: Browser, airflow: AirflowStack) -> None:
     login(browser, airflow, "vera")
     browser.go(PAGE)
     page_shows(browser, ".banner", "permission to read connections")
 
 
+@pytest.mark.usefixtures("connected")
 def test_it_looks_right_dark_and_narrow_and_while_qarnot_is_away(
     browser: Browser, airflow: AirflowStack, qarnot_of_ui: LocalQarnot, make: Maker
 ) -> None:
