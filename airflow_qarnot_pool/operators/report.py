@@ -51,10 +51,14 @@ class QarnotCostReportOperator(QarnotOperator):
         self.most_rows = most_rows
         if isinstance(by, str) or not by or not set(by) <= {"dag", "task", "tag"}:
             raise QarnotInvalidSpecError(f"by takes 'dag', 'task' and 'tag', not {by!r}", field="by")
-        if period <= timedelta():
-            raise QarnotInvalidSpecError(f"period must be longer than 0, not {period}", field="period")
-        if most_rows < 1:
-            raise QarnotInvalidSpecError(f"most_rows must be at least 1, not {most_rows}", field="most_rows")
+        if not isinstance(period, timedelta) or period <= timedelta():
+            raise QarnotInvalidSpecError(
+                f"period must be a timedelta of more than 0, not {period!r}", field="period"
+            )
+        if not isinstance(most_rows, int) or most_rows < 1:
+            raise QarnotInvalidSpecError(
+                f"most_rows must be a number of at least 1, not {most_rows!r}", field="most_rows"
+            )
         for name, value in (("since", since), ("until", until)):
             if not is_templated(value):
                 _moment(name, value)
