@@ -231,6 +231,11 @@ class AirflowStack:
         self.stop()
 
     @property
+    def environment(self) -> dict[str, str]:
+        """Environment variables with which a program finds this Airflow's settings and database."""
+        return dict(self._env)
+
+    @property
     def components(self) -> tuple[str, ...]:
         """The names of the components."""
         return tuple(self._commands)
