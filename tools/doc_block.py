@@ -5,14 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 
 
+def _split(path: Path, name: str) -> tuple[str, str, str]:
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    before, found, rest = path.read_text().partition(begin)
+    text, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"{path} has no place for {name}: it needs the lines {begin} and {end}")
+    return before + begin, text.strip(), end + after
+
+
+def read(path: Path, name: str) -> str:
+    """What stands between the marks.
+
+    :raises ValueError: the document has no such marks.
+    """
+    return _split(path, name)[1]
+
+
 def write(path: Path, name: str, text: str) -> None:
     """Put *text* between the marks ``<!-- name -->`` and ``<!-- end of name -->`` of *path*.
 
     :raises ValueError: the document has no such marks.
     """
-    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-    before, found, rest = path.read_text().partition(begin)
-    _, closed, after = rest.partition(end)
-    if not found or not closed:
-        raise ValueError(f"{path} has no place for {name}: it needs the lines {begin} and {end}")
-    path.write_text(f"{before}{begin}\n\n{text.strip()}\n\n{end}{after}")
+    before, _, after = _split(path, name)
+    path.write_text(f"{before}\n\n{text.strip()}\n\n{after}")

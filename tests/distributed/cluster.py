@@ -85,6 +85,12 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def updated(old: str, new: str) -> str:
+    """A table with the rows of *new* in place of those of *old* about the same event: some tests may run alone."""
+    rows = {line.split("|")[1]: line for line in [*old.strip().splitlines(), *new.splitlines()]}
+    return "\n".join(rows.values())
+
+
 class Cluster:
     """The deployment, and what the tests do to it."""
 

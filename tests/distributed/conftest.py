@@ -53,13 +53,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     if not _rows:
         return
-    from tests.distributed.cluster import table
-    from tools.doc_block import write
+    from tests.distributed.cluster import table, updated
+    from tools import doc_block
 
     terminalreporter.section("account of the distributed Airflow")
     terminalreporter.write_line(table(_rows))
     if path := config.getoption("--distributed-report", default=None):
-        write(path, "account", table(_rows))
+        doc_block.write(path, "account", updated(doc_block.read(path, "account"), table(_rows)))
 
 
 @pytest.fixture(scope="session")

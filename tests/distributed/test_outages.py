@@ -27,7 +27,13 @@ def accounted(cluster: Cluster, event: str) -> Iterator[list[Run]]:
 
 
 def wait_deferred(cluster: Cluster, runs: Sequence[Run], count: int) -> None:
-    assert cluster.eventually(lambda: len(cluster.deferred(runs)) >= count, f"{count} deferred tasks")
+    found = cluster.eventually(
+        lambda: len(cluster.deferred(runs)) >= count or not cluster.under_way(runs), f"{count} deferred tasks"
+    )
+    assert found, cluster.story(runs)
+    assert cluster.under_way(runs), (
+        f"The runs were over before anything was done to them\n{cluster.story(runs)}"
+    )
 
 
 def test_kill_9_of_workers_triggerers_and_schedulers(cluster: Cluster) -> None:
