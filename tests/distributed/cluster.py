@@ -8,7 +8,7 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -199,7 +199,7 @@ class Cluster:
         instances = self.instances(runs)
         tasks = [one for one in self.client.tasks.list() if self._run_of(one) in set(runs)]
         wanted = {piece for run in runs for piece in pieces(run)}
-        done = Counter(piece_of(one) for one in tasks if one.state == "Success" and not is_warm_up(one))
+        twice, lost = judged(wanted, tasks)
         row = Row(
             event=event,
             seconds=time.monotonic() - began,
@@ -209,8 +209,8 @@ class Cluster:
             airflow_tasks=len(instances),
             retries=sum(max(0, int(str(one["try_number"])) - 1) for one in instances),
             pieces=len(wanted),
-            twice=sum(count - 1 for count in done.values()),
-            lost=len(wanted - set(done)),
+            twice=twice,
+            lost=lost,
             left_on=len(self.open_pools()) + sum(one.state not in TASK_OVER for one in tasks),
             stuck=sum(one["state"] != "success" for one in instances),
         )
@@ -246,6 +246,12 @@ def pieces(run: Run) -> Iterator[Piece]:
     yield Piece(run, "group.on_worker", -1, None)
     for n in range(MANY):
         yield Piece(run, "group.many", -1, n)
+
+
+def judged(wanted: set[Piece], tasks: Iterable[Task]) -> tuple[int, int]:
+    """How many successes are one too many, and how many pieces have none."""
+    done = Counter(piece_of(one) for one in tasks if one.state == "Success" and not is_warm_up(one))
+    return sum(count - 1 for count in done.values()), len(wanted - set(done))
 
 
 def piece_of(task: Task) -> Piece:
