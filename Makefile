@@ -74,6 +74,7 @@ format: $(STAMP)
 
 types: $(STAMP)
 	$(BIN)/mypy
+	$(BIN)/mypy --strict example_dags
 
 build: $(STAMP)
 	rm -rf dist

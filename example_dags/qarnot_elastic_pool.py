@@ -11,12 +11,9 @@ from datetime import timedelta
 from airflow.sdk import DAG, chain
 
 from airflow_qarnot_pool.api.specs import Elastic
-from airflow_qarnot_pool.operators.pool import (
-    QarnotClosePoolOperator,
-    QarnotCreatePoolOperator,
-    QarnotUpdatePoolOperator,
-)
+from airflow_qarnot_pool.operators.pool import QarnotUpdatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
+from airflow_qarnot_pool.task_groups.pool import QarnotPoolGroup
 
 COMMAND = "sh -c 'echo instance $INSTANCE_ID of $INSTANCE_COUNT; sleep 1'"
 
@@ -40,18 +37,10 @@ with DAG(
     tags=["qarnot"],
     default_args={"retries": 2, "retry_delay": timedelta(seconds=10)},
 ) as dag:
-    open_pool = QarnotCreatePoolOperator(task_id="open_pool", elastic=up_to(2)).as_setup()
-    close_pool = QarnotClosePoolOperator(task_id="close_pool", qarnot_pool=open_pool.output).as_teardown(
-        setups=open_pool
-    )
-
-    narrow = QarnotRunTaskOperator(
-        task_id="narrow", qarnot_pool=open_pool.output, command=COMMAND, instance_count=1
-    )
-    raise_limit = QarnotUpdatePoolOperator(
-        task_id="raise_limit", qarnot_pool=open_pool.output, elastic=up_to(5)
-    )
-    wide = QarnotRunTaskOperator(
-        task_id="wide", qarnot_pool=open_pool.output, command=COMMAND, instance_count=5
-    )
-    chain(open_pool, narrow, raise_limit, wide, close_pool)
+    with QarnotPoolGroup("nodes", elastic=up_to(2)) as nodes:
+        narrow = QarnotRunTaskOperator(task_id="narrow", command=COMMAND, instance_count=1)
+        raise_limit = QarnotUpdatePoolOperator(
+            task_id="raise_limit", qarnot_pool=nodes.pool, elastic=up_to(5)
+        )
+        wide = QarnotRunTaskOperator(task_id="wide", command=COMMAND, instance_count=5)
+        chain(narrow, raise_limit, wide)

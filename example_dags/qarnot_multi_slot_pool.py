@@ -10,8 +10,8 @@ from datetime import timedelta
 
 from airflow.sdk import DAG, chain
 
-from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
+from airflow_qarnot_pool.task_groups.pool import QarnotPoolGroup
 
 with DAG(
     "qarnot_multi_slot_pool",
@@ -22,24 +22,16 @@ with DAG(
     tags=["qarnot"],
     default_args={"retries": 2, "retry_delay": timedelta(seconds=10)},
 ) as dag:
-    open_pool = QarnotCreatePoolOperator(task_id="open_pool", instance_count=8, slots_per_node=4).as_setup()
-    close_pool = QarnotClosePoolOperator(task_id="close_pool", qarnot_pool=open_pool.output).as_teardown(
-        setups=open_pool
-    )
-
-    # One Airflow task, one Qarnot task, sixteen instances: INSTANCE_ID tells them apart.
-    render = QarnotRunTaskOperator(
-        task_id="render",
-        qarnot_pool=open_pool.output,
-        command="sh -c 'echo frame $INSTANCE_ID of $INSTANCE_COUNT; sleep 1'",
-        instance_count=16,
-        remote_retries=1,
-    )
-    # Or ids of one's own choice.
-    some_again = QarnotRunTaskOperator(
-        task_id="some_again",
-        qarnot_pool=open_pool.output,
-        command="sh -c 'echo frame $INSTANCE_ID again'",
-        ranges="0-2,7",
-    )
-    chain(open_pool, render, some_again, close_pool)
+    with QarnotPoolGroup("nodes", instance_count=8, slots_per_node=4):
+        # One Airflow task, one Qarnot task, sixteen instances: INSTANCE_ID tells them apart.
+        render = QarnotRunTaskOperator(
+            task_id="render",
+            command="sh -c 'echo frame $INSTANCE_ID of $INSTANCE_COUNT; sleep 1'",
+            instance_count=16,
+            remote_retries=1,
+        )
+        # Or ids of one's own choice.
+        some_again = QarnotRunTaskOperator(
+            task_id="some_again", command="sh -c 'echo frame $INSTANCE_ID again'", ranges="0-2,7"
+        )
+        chain(render, some_again)

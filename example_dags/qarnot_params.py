@@ -14,29 +14,31 @@ from airflow.sdk import DAG, Param, chain, task
 from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 
-POOL, WORK = "The pool", "The work"
 COMMAND = """sh -c 'echo "item $ITEM"; sleep 1'"""
-IMAGES = ["library/ubuntu:24.04", "library/python:3.13-slim", "library/alpine:3.22"]
+IMAGES = {
+    "library/ubuntu:24.04": "Ubuntu 24.04",
+    "library/python:3.13-slim": "Python 3.13",
+    "library/alpine:3.22": "Alpine 3.22, the smallest",
+}
+POOL: dict[str, Any] = {"section": "The pool", "type": "integer", "minimum": 1}
+WORK: dict[str, Any] = {"section": "The work", "type": "string", "minLength": 1, "maxLength": 2048}
+MANY: dict[str, Any] = {"section": "The work", "type": "integer", "minimum": 1, "maximum": 200}
+#: Default, kind, title and description of each field of the form.
 PARAMS = {
-    "nodes": Param(2, type="integer", minimum=1, maximum=16, section=POOL, title="Nodes"),
+    "nodes": Param(2, "Each is billed while it is up.", title="Nodes", maximum=16, **POOL),
     "slots_per_node": Param(
-        1,
-        type="integer",
-        enum=[1, 2, 4, 8],
-        section=POOL,
-        title="Slots per node",
-        description="How many items share one node at a time.",
+        1, "How many items share one node at a time.", title="Slots per node", enum=[1, 2, 4, 8], **POOL
     ),
-    "items": Param(6, type="integer", minimum=1, maximum=200, section=WORK, title="Number of items"),
-    "image": Param(IMAGES[0], type="string", enum=IMAGES, section=WORK, title="Container image"),
-    "command": Param(
-        COMMAND,
-        type="string",
-        minLength=1,
-        section=WORK,
-        title="Command",
-        description="What runs for each item; its number is in $ITEM.",
+    "items": Param(6, "One Qarnot task for each, numbered from 1.", title="Number of items", **MANY),
+    "image": Param(
+        next(iter(IMAGES)),
+        "What the command finds installed.",
+        title="Container image",
+        enum=list(IMAGES),
+        values_display=IMAGES,
+        **WORK,
     ),
+    "command": Param(COMMAND, "What runs for each item; its number is in `$ITEM`.", title="Command", **WORK),
 }
 
 

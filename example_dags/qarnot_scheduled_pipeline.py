@@ -1,9 +1,9 @@
 """A pipeline that runs every morning: its stages hand files to each other in a bucket.
 
-The pool boots while Airflow goes on (`wait_for_completion=False`), and a sensor lets the work start as soon as two
-nodes are there. Inputs go to the day's bucket by Airflow's own object storage (`ObjectStoragePath`, which needs the
-`[storage]` extra). Each stage reads the bucket and writes to it; the report reads its result there. `archive` is
-submitted without being waited for, and a sensor picks up its end while the report is written.
+The work starts as soon as one of two nodes is there (`ready_when`). Inputs go to the day's bucket by Airflow's own
+object storage (`ObjectStoragePath`, which needs the `[storage]` extra). Each stage reads the bucket and writes to it;
+the report reads its result there. `archive` is submitted without being waited for, and a sensor picks up its end while
+the report is written.
 """
 
 from __future__ import annotations
@@ -14,14 +14,11 @@ from typing import Any
 
 from airflow.sdk import DAG, ObjectStoragePath, chain, task
 
-from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
-from airflow_qarnot_pool.sensors.pool import QarnotPoolSensor
 from airflow_qarnot_pool.sensors.task import QarnotTaskSensor
+from airflow_qarnot_pool.task_groups.pool import QarnotPoolGroup
 
 BUCKET = "sales-{{ dag_run.run_after | ds_nodash }}"
-
-
 STORAGE = "qarnot://qarnot_default@"
 
 
@@ -58,44 +55,29 @@ with DAG(
         "execution_timeout": timedelta(hours=2),
     },
 ) as dag:
-    open_pool = QarnotCreatePoolOperator(
-        task_id="open_pool", instance_count=2, wait_for_completion=False, tags=["sales"]
-    ).as_setup()
-    close_pool = QarnotClosePoolOperator(task_id="close_pool", qarnot_pool=open_pool.output).as_teardown(
-        setups=open_pool
-    )
-    pool_ready = QarnotPoolSensor(
-        task_id="pool_ready",
-        qarnot_pool=open_pool.output,
-        ready_slots=2,
-        wait_timeout=timedelta(minutes=30),
-    )
+    with QarnotPoolGroup("nodes", instance_count=2, ready_when=1, tags=["sales"]):
+        extract = QarnotRunTaskOperator(
+            task_id="extract",
+            command="sh -c 'grep ${INSTANCE_ID}$ prices.txt > sales-${INSTANCE_ID}.txt'",
+            instance_count=2,
+            resource_buckets=[{"bucket": BUCKET, "prefix": "inputs/", "strip_prefix": "inputs/"}],
+            result_bucket=BUCKET,
+        )
+        compute = QarnotRunTaskOperator(
+            task_id="compute",
+            command="sh -c 'sort -n sales-*.txt | tail -1 | tee best.txt'",
+            resource_buckets=[BUCKET],
+            result_bucket=BUCKET,
+        )
+        archive = QarnotRunTaskOperator(
+            task_id="archive",
+            command="sh -c 'tar czf sales.tar.gz sales-*.txt best.txt'",
+            resource_buckets=[BUCKET],
+            result_bucket=BUCKET,
+            wait_for_completion=False,
+        )
+        archived = QarnotTaskSensor(task_id="archived", qarnot_task=archive.output)
+        chain(extract, compute, archive, archived)
 
-    extract = QarnotRunTaskOperator(
-        task_id="extract",
-        qarnot_pool=open_pool.output,
-        command="sh -c 'grep ${INSTANCE_ID}$ prices.txt > sales-${INSTANCE_ID}.txt'",
-        instance_count=2,
-        resource_buckets=[{"bucket": BUCKET, "prefix": "inputs/", "strip_prefix": "inputs/"}],
-        result_bucket=BUCKET,
-    )
-    compute = QarnotRunTaskOperator(
-        task_id="compute",
-        qarnot_pool=open_pool.output,
-        command="sh -c 'sort -n sales-*.txt | tail -1 | tee best.txt'",
-        resource_buckets=[BUCKET],
-        result_bucket=BUCKET,
-    )
-    archive = QarnotRunTaskOperator(
-        task_id="archive",
-        qarnot_pool=open_pool.output,
-        command="sh -c 'tar czf sales.tar.gz sales-*.txt best.txt'",
-        resource_buckets=[BUCKET],
-        result_bucket=BUCKET,
-        wait_for_completion=False,
-    )
-    archived = QarnotTaskSensor(task_id="archived", qarnot_task=archive.output)
-
-    chain(open_pool, pool_ready, extract, compute, archive, archived, close_pool)
     chain(prices(BUCKET), extract)
-    chain(compute, report(compute.output))
+    report(compute.output)

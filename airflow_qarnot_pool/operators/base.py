@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self
 
 from airflow.sdk import BaseOperator
 
@@ -118,6 +118,11 @@ class QarnotOperator(BaseOperator):
     def __init__(self, *, qarnot_conn_id: str = QarnotHook.default_conn_name, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.qarnot_conn_id = qarnot_conn_id
+
+    def as_setup(self) -> Self:
+        """As Airflow's, with a type: DAGs can be checked strictly."""
+        super().as_setup()
+        return self
 
     @classmethod
     def partial(cls, **kwargs: Any) -> Any:
