@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 SELENIUM := selenium==4.51.0
 POSTGRES_DRIVERS := psycopg2-binary==2.9.13 asyncpg==0.32.0
 
-.PHONY: setup demo test test-airflow test-ui distributed soak matrix chaos check lint format types build docs check-install test-group-3.1 clean
+.PHONY: setup demo test test-airflow test-ui distributed soak matrix chaos bench check lint format types build docs check-install test-group-3.1 clean
 
 setup: $(STAMP)
 
@@ -107,3 +107,10 @@ SEED ?= 7
 KILLS ?= 200
 chaos: $(STAMP)
 	$(BIN)/python -m tools.chaos --seed $(SEED) --kills $(KILLS)
+
+# Against named peers, half an hour; renews docs/benchmarks.md. `make bench BENCH=fan_out` runs one program.
+BENCH ?=
+bench: setup
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[bench]' \
+	  || $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m benchmarks $(BENCH)

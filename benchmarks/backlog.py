@@ -21,14 +21,14 @@ CHUNK = 500
 
 
 class Backlog:
-    """*count* unfinished Qarnot tasks of as many Airflow tasks, spread evenly over up to 100 pools."""
+    """*count* unfinished Qarnot tasks of as many Airflow tasks, spread evenly over up to *groups* pools."""
 
-    def __init__(self, qarnot: LocalQarnot, client: QarnotClient, count: int) -> None:
+    def __init__(self, qarnot: LocalQarnot, client: QarnotClient, count: int, groups: int = GROUPS) -> None:
         self.qarnot, self.client = qarnot, client
         qarnot.account(maxPool=None, maxRunningPool=None, maxInstances=None)
         pools = [
             client.pools.create(PoolSpec(name=f"group {n}", instance_count=1))
-            for n in range(min(GROUPS, count))
+            for n in range(min(groups, count))
         ]
         self.lives = [self._life(n) for n in range(count)]
         specs = [
@@ -96,8 +96,8 @@ class Backlog:
 
 
 @contextmanager
-def backlog(count: int, *, connect: bool = True) -> Iterator[Backlog]:
-    """A local Qarnot of its own with *count* waiting tasks.
+def backlog(count: int, *, groups: int = GROUPS, connect: bool = True) -> Iterator[Backlog]:
+    """A local Qarnot of its own with *count* waiting tasks, in up to *groups* pools.
 
     :param connect: make it the Airflow connection ``qarnot_default``.
     """
@@ -105,6 +105,6 @@ def backlog(count: int, *, connect: bool = True) -> Iterator[Backlog]:
         if connect:
             environment.connect_qarnot(qarnot)
         with QarnotClient(qarnot.url, qarnot.token) as client:
-            made = Backlog(qarnot, client, count)
+            made = Backlog(qarnot, client, count, groups)
             qarnot.clear_requests()
             yield made

@@ -144,6 +144,7 @@ def main(
     parser.add_argument(
         "--quick", action="store_true", help="a few seconds, to see that it works; the figures mean nothing"
     )
+    parser.add_argument("--page", type=Path, metavar="PATH", help="write the tables there, too, as Markdown")
     given = parser.parse_args()
     if given.waiters < 1:
         parser.error("--waiters must be at least 1")
@@ -151,6 +152,8 @@ def main(
     with environment.prepared():
         measure(report)
     print(report)
+    if given.page:
+        given.page.write_text(f"{(text or '').strip()}\n\n{report}\n".replace("``", "`"))
     if given.json:
         given.json.write_text(json.dumps(report.figures, indent=2) + "\n")
     report.say("done")

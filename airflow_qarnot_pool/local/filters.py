@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from airflow_qarnot_pool.local import wire
@@ -157,15 +157,14 @@ class Finder(Generic[R]):
 
     # ---- indexes ----
 
-    def _candidates(self, node: Any) -> Iterable[R] | None:
+    def _candidates(self, node: Any) -> Collection[R] | None:
         """A superset of what matches, from an index; None = no index helps."""
         fields = fold(node)
         kind, inner = str(fields.get("operator", "")).lower(), fields.get("filters")
         if kind in ("and", "or") and isinstance(inner, list):
             found = [self._candidates(one) for one in inner]
             if kind == "and":
-                known = [list(one) for one in found if one is not None]
-                return min(known, key=len, default=None)
+                return min((one for one in found if one is not None), key=len, default=None)
             if not found or any(one is None for one in found):
                 return None
             return {item.uuid: item for one in found if one is not None for item in one}.values()
@@ -176,11 +175,13 @@ class Finder(Generic[R]):
             return self._store.moved_since(math.floor(_moment(field, fields.get("value"))))
         return None
 
-    def _keyed(self, field: str, values: list[str]) -> Iterable[R] | None:
+    def _keyed(self, field: str, values: list[str]) -> Collection[R] | None:
         if field == "uuid":
             return {item.uuid: item for v in values if (item := self._store.get(v))}.values()
         if field == "shortname":
             return [item for v in dict.fromkeys(values) for item in self._store.named(v)]
+        if field == "tags" and len(values) == 1:
+            return self._store.tagged(values[0])
         if field == "tags":
             return {item.uuid: item for v in values for item in self._store.tagged(v)}.values()
         if field == "pooluuid":

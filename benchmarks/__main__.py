@@ -1,0 +1,65 @@
+"""``python -m benchmarks [NAME ...]``: run the programs, all of them or those named, and renew ``docs/benchmarks.md``.
+
+What is not run keeps its place in the page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+NAMES = (
+    "poll_cost",
+    "triggerer_load",
+    "detection_latency",
+    "request_cost",
+    "import_time",
+    "fan_out",
+    "warm_vs_cold",
+    "local_qarnot",
+)
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
+HEAD = """# Benchmarks
+
+Made by `make bench`, which runs the programs in `benchmarks/` one after the other; `make bench BENCH=fan_out` runs one
+and renews its part. Peers are measured in the same run, on the same local Qarnot. Only ratios mean something: times are
+those of one small machine that had other things to do, too. A peer that is not installed is left out; `pip install -e
+'.[bench]'` installs them. Each program also writes its figures as flat JSON (`--json PATH`).
+"""
+
+
+def section(name: str, folder: Path) -> str:
+    """Run one program; its part of the page."""
+    page = folder / f"{name}.md"
+    subprocess.run([sys.executable, "-m", f"benchmarks.{name}", "--page", page], check=True)
+    made = (
+        f"`python -m benchmarks.{name}`, {datetime.now(UTC):%Y-%m-%d}, Airflow {version('apache-airflow-core')}, "
+        f"Python {platform.python_version()}"
+    )
+    return f"## {name}\n\n{made}.\n\n{page.read_text().strip()}\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(NAMES)}")
+    names = parser.parse_args().names or NAMES
+    if unknown := set(names) - set(NAMES):
+        parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
+    for name in names:
+        with tempfile.TemporaryDirectory() as folder:
+            new = section(name, Path(folder))
+        text = PAGE.read_text() if PAGE.exists() else HEAD
+        parts = {part.split("\n", 1)[0]: f"## {part}" for part in re.split(r"^## ", text, flags=re.M)[1:]}
+        parts[name] = new
+        PAGE.write_text("\n".join([HEAD, *(parts[one].strip() + "\n" for one in NAMES if one in parts)]))
+
+
+if __name__ == "__main__":
+    main()

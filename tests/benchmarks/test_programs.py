@@ -1,0 +1,117 @@
+"""Each benchmark runs and says what it promises. Its times mean nothing here; requests, which are counted, do."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from benchmarks.__main__ import NAMES
+from benchmarks.report import Table, exponent, percentile, shown
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+WAITERS = 20
+#: A figure of ours, and what else must be there.
+KEYS = {
+    "poll_cost": {
+        "this_provider.idle.20.requests_per_minute",
+        "sdk_task.wait.idle.20.requests_per_minute",
+        "this_provider.busy.20.requests_per_finished",
+        "ratio.idle.20",
+    },
+    "triggerer_load": {"this_provider.20.cpu_percent", "this_provider.20.lag_p99_ms"},
+    "detection_latency": {"this_provider.20.p50_of_interval", "this_provider.20.p99_of_interval"},
+    "request_cost": {"this_provider.all", "official_sdk.all"},
+    "import_time": {"this_provider.percent_of_airflow_sdk", "this_provider.modules"},
+    "fan_out": {"one_qarnotruntasksoperator.requests", "expand.requests", "sdk_mapped.requests"},
+    "warm_vs_cold": {"warm.0.3.wall_seconds", "cold.0.3.wall_seconds"},
+    "local_qarnot": {"get_a_task.20.per_second", "search_by_tag_and_time.20.per_second"},
+}
+
+
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[dict[str, float]]]]:
+    """The figures of every program, two programs at a time."""
+    folder = tmp_path_factory.mktemp("figures")
+
+    def run(name: str) -> dict[str, float]:
+        path = folder / f"{name}.json"
+        done = subprocess.run(
+            [sys.executable, "-m", f"benchmarks.{name}", "--quick", f"--waiters={WAITERS}", f"--json={path}"],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        assert "###" in done.stdout
+        found: dict[str, float] = json.loads(path.read_text())
+        return {key.removeprefix(f"{name}."): value for key, value in found.items()}
+
+    with ThreadPoolExecutor(2) as threads:
+        yield {name: threads.submit(run, name) for name in NAMES}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_program_runs_and_writes_its_figures(
+    figures: dict[str, Future[dict[str, float]]], name: str
+) -> None:
+    assert KEYS[name] <= figures[name].result().keys()
+
+
+def test_waiting_together_costs_no_more_than_one_waiter_does(
+    figures: dict[str, Future[dict[str, float]]],
+) -> None:
+    found = figures["poll_cost"].result()
+    assert found["round.idle.changes.20"] <= 2
+    assert found["ratio.idle.20"] >= WAITERS / 3
+
+
+def test_create_run_close_costs_at_most_half_the_requests_of_the_sdk(
+    figures: dict[str, Future[dict[str, float]]],
+) -> None:
+    found = figures["request_cost"].result()
+    steps = ("connect", "create_the_pool", "submit", "close")
+    mine, theirs = (
+        sum(found[f"{who}.{step}"] for step in steps) for who in ("this_provider", "official_sdk")
+    )
+    # Waits are left out: how often somebody looks depends on how fast this machine is.
+    assert mine <= 3
+    assert mine <= theirs / 2
+
+
+def test_importing_the_operators_loads_nothing_but_ourselves(
+    figures: dict[str, Future[dict[str, float]]],
+) -> None:
+    assert figures["import_time"].result()["this_provider.modules"] <= 45
+
+
+def test_a_fan_out_costs_requests_by_the_chunk_and_not_by_the_command(
+    figures: dict[str, Future[dict[str, float]]],
+) -> None:
+    found = figures["fan_out"].result()
+    # The pool, the quota, one submission, a first look, a change or two, the final look.
+    assert found["one_qarnotruntasksoperator.requests"] <= WAITERS / 2
+    assert found["sdk_mapped.requests"] >= 5 * WAITERS
+
+
+def test_exponents_and_percentiles() -> None:
+    assert exponent({1: 9.0, 100: 1.0, 10_000: 100.0}) == pytest.approx(1.0)
+    assert exponent({100: 2.0, 10_000: 2.0}) == 0
+    assert exponent({100: 2.0}) is None
+    assert percentile(range(1, 101), 0.99) == 99
+
+
+def test_tables_are_markdown() -> None:
+    table = Table("T", ["a", "b"])
+    table.row("x", 0.12345)
+    assert str(table).splitlines()[2:] == ["| a |     b |", "|---|------:|", "| x | 0.123 |"]
+    assert shown(12345.6) == "12,346"
