@@ -98,4 +98,4 @@ def measure(report: Report) -> None:
 
 
 if __name__ == "__main__":
-    main("import_time", __doc__, measure, waiters=11, meaning="how many turns")
+    main("import_time", __doc__, measure, waiters=5, meaning="how many turns")

@@ -50,7 +50,7 @@ def shown(value: Cell) -> str:
 
 
 def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9.]+", "_", text.lower()).strip("_")
+    return re.sub(r"_*\._*", ".", re.sub(r"[^a-z0-9.]+", "_", text.lower())).strip("_.")
 
 
 class Table:

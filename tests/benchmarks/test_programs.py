@@ -48,7 +48,7 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Futu
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
             check=False,
         )
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
