@@ -250,9 +250,9 @@ class QarnotCreatePoolOperator(BudgetOperator, _PoolOperator):
         return self.keep_warm is not None and str(self.warm_up).strip().lower() not in ("false", "no", "0")
 
     def execute(self, context: Context) -> str:
-        return self._open(context, self._deadline(context))
+        return self._open(context)
 
-    def _open(self, context: Context, deadline: datetime | None, closed: int = 0) -> str:
+    def _open(self, context: Context, deadline: datetime | None = None, closed: int = 0) -> str:
         """Get the pool, and wait until it is ready. *closed*: how many shared ones were closed while we waited."""
         values = self._given()
         spec, condition = self._spec(values), self._condition(values)
@@ -261,7 +261,6 @@ class QarnotCreatePoolOperator(BudgetOperator, _PoolOperator):
         if not self.wait_for_completion or condition is None:
             return claimed.uuid
         with self._closing_on_error():
-            outcome = already(claimed, condition)
             outcome = already(claimed, condition) or self._found_warm(claimed, condition)
             return self._ready(
                 context,

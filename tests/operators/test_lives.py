@@ -154,6 +154,12 @@ class Story:
         ti = StoringTI(try_number=try_number, **given)
         return fork(worker(partial(make or self.make, deferrable=False), ti))
 
+    def wait_known(self, child: Child) -> None:
+        """Wait until *child* has stored the uuid: other XComs, such as a link to its pool, come earlier."""
+        while not any(one["kind"] == "xcom" and one["key"] == self.key for one in child.said):
+            assert child.status is None, child.said
+            child.read()
+
     def made(self) -> list[str]:
         return [one.uuid for one in made_for(self.resource, self.run_id, part="")]
 
@@ -350,8 +356,7 @@ def test_submitting_again_does_not_lengthen_the_wait(
         assert again_deferred.value.trigger.deadline == deferred.trigger.deadline
     else:
         child = story.child(try_number=2, make=make)
-        while child.last("xcom") is None:
-            child.read()
+        story.wait_known(child)
         client.tasks.abort(first)
         child.wait(patience=20)
         assert child.said[-1]["error"] == "QarnotWaitTimeoutError"
@@ -617,8 +622,7 @@ def test_labels_of_ours_cannot_be_given(qarnot: LocalQarnot, pool: str) -> None:
 @KINDS
 def test_a_kill_on_the_worker_ends_it_within_the_grace(qarnot: LocalQarnot, story: Story) -> None:
     child = story.child()
-    while child.last("xcom") is None:
-        child.read()
+    story.wait_known(child)
     child.kill(signal.SIGTERM)
     assert child.wait(patience=KILL_GRACE) == 0
     assert child.said[-1]["error"] == "QarnotKilledError"
@@ -714,8 +718,7 @@ def test_a_kill_in_the_middle_of_the_create_request_leaves_nothing(
 @KINDS
 def test_a_kill_ends_nothing_on_request(qarnot: LocalQarnot, story: Story) -> None:
     child = story.child(make=partial(story.make, cancel_on_kill=False))
-    while child.last("xcom") is None:
-        child.read()
+    story.wait_known(child)
     child.kill(signal.SIGTERM)
     assert child.wait(patience=KILL_GRACE) == 0
     assert "goes on" in child.said[-1]["message"]

@@ -202,8 +202,10 @@ def test_the_warm_up_waits_for_room_under_the_quota_of_tasks(
     ti = FakeTI(task_id="create", run_id=f"warm-up-room-{deferrable}")
     qarnot.account(maxTask=1)
     try:
+        refused = FakeTI(task_id="create", run_id=f"no-wait-{deferrable}")
         with pytest.raises(QarnotQuotaError):
-            run(partial(make, wait_for_quota=None), FakeTI(task_id="create", run_id=f"no-wait-{deferrable}"))
+            run(partial(make, wait_for_quota=None), refused)
+        assert client.pools.get(refused.xcoms["qarnot_pool"]).state in ("Closing", "Closed")
         made = pools_made(qarnot)
         if deferrable:
             deferred, context = defer(make, ti)
@@ -240,7 +242,7 @@ def test_a_kill_while_the_warm_up_waits_for_room_closes_the_pool(
     uuid = ti.xcoms["qarnot_pool"]
     with airflow_says("success"):
         asyncio.run(kill(again(deferred.trigger)))
-    assert client.pools.get(uuid).state == "Submitted"
+    assert client.pools.get(uuid).state not in ("Closing", "Closed")
     with airflow_says("failed"):
         asyncio.run(kill(again(deferred.trigger)))
     assert client.pools.get(uuid).state in ("Closing", "Closed")
