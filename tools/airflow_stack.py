@@ -207,10 +207,7 @@ class AirflowStack:
                 "CORE__EXECUTOR": "CeleryExecutor",
                 "CELERY__BROKER_URL": self._broker,
                 "CELERY__RESULT_BACKEND": f"db+{self._database}",
-                "CELERY__WORKER_CONCURRENCY": "8",
-                # What a killed worker had been given and not begun is given to another one after so long.
-                "SCHEDULER__TASK_QUEUED_TIMEOUT": "30",
-                "SCHEDULER__TASK_QUEUED_TIMEOUT_CHECK_INTERVAL": "5",
+                "CELERY__WORKER_CONCURRENCY": "4",
             }
             environment |= {f"AIRFLOW__{name}": value for name, value in celery.items()}
         if qarnot is not None:

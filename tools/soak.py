@@ -165,7 +165,6 @@ def deployment(ends: ExitStack, folder: Path) -> Soak:
         namespace="soak",
         env={
             # Low rate and long: Airflow's own defaults, and processes that are few.
-            "AIRFLOW__CELERY__WORKER_CONCURRENCY": "4",
             "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "1",
             "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "120",
             "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "60",
