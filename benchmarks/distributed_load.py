@@ -96,7 +96,7 @@ class Deployment:
         waiters = Endpoint(self.idle.url, self.idle.token, self.idle.storage_url)
         settings = {
             "AIRFLOW__TRIGGERER__CAPACITY": str(count),
-            "AIRFLOW__CORE__PARALLELISM": "40",
+            "AIRFLOW__CORE__PARALLELISM": "4",
             "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "30",
             "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "120",
             "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "60",

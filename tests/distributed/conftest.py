@@ -19,8 +19,9 @@ from tests.stack.postgres import binary
 
 HERE = Path(__file__).parent
 SETTINGS = {
-    # No more than the workers take at once: the rest waits in Airflow, where that does not count as being stuck.
-    "CORE__PARALLELISM": "8",
+    # Of each scheduler, and no more in all than the workers take at once: the rest waits in Airflow, where that
+    # does not count as being stuck.
+    "CORE__PARALLELISM": "4",
     # Sooner than by default, but not so soon that a busy machine looks like a dead one.
     "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "40",
     "SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "20",
