@@ -21,7 +21,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -200,6 +200,8 @@ def successor(client: QarnotClient, pool: str, life: Life, pause: Callable[[floa
     mine = replace(life, shared=name, part="", item=None)
     fingerprint = label(old.labels, "spec") or ""
     claimed = _acquire(client, spec, mine, create, _unpacked(packed), fingerprint, pause, by="")
+    # What holds a closed pool holds nothing.
+    _drop(client, [one for one in _holds(client, mine) if one.pool == old.uuid])
     log.info("Shared pool %r: %s is %s, going on with %s", name, old.uuid, old.state, claimed.uuid)
     return claimed.uuid
 
@@ -286,14 +288,23 @@ def hold(client: QarnotClient, life: Life, pool: str, by: str) -> bool:
     return True
 
 
-def _holds(client: QarnotClient, life: Life, pool: str) -> dict[str, Holder]:
-    """The holds on *pool*, by the uuids of their jobs."""
-    found: Iterable[Job] = client.pools.jobs(pool)
-    return {
-        job.uuid: holder
+@dataclass(frozen=True, kw_only=True)
+class Hold:
+    """A job that says who needs which pool."""
+
+    uuid: str
+    pool: str | None
+    holder: Holder
+
+
+def _holds(client: QarnotClient, life: Life) -> list[Hold]:
+    """The holds on every generation of the pool."""
+    found: Iterable[Job] = client.jobs.list(tags=[HOLD_TAG + life.owner])
+    return [
+        Hold(uuid=job.uuid, pool=job.pool, holder=holder)
         for job in found
-        if HOLD_TAG + life.owner in job.tags and job.state == "Active" and (holder := _holder(job.name))
-    }
+        if job.state == "Active" and (holder := _holder(job.name))
+    ]
 
 
 def _holder(name: str | None) -> Holder | None:
@@ -326,47 +337,43 @@ def release(
     :param alive: tells which DAG runs still live; None: nobody can be asked now, so all count as living.
     :param by: the tasks that opened it, and are done with it; None: every task of this DAG run.
     """
-    owner = filters.equal("Tags", OWNER_TAG + life.owner)
+    me = Holder(dag_id=life.dag_id, run_id=life.run_id)
+    found = client.pools.iterate(filters.equal("Tags", OWNER_TAG + life.owner))
+    live = [pool for pool in found if fate_of(pool) is Fate.LIVE]
+    holds = _holds(client, life)
+    mine = [
+        one
+        for one in holds
+        if one.holder.same_run(me) and (by is None or one.holder.by in by or not one.holder.by)
+    ]
+    _drop(client, mine)
+    if mine and len(mine) < len(holds):
+        # Two who look before either has given up would each leave it to the other.
+        holds = _holds(client, life)
+    others = [one for one in holds if one not in mine]
     return [
-        _release(client, life, pool, alive, by)
-        for pool in client.pools.iterate(owner)
-        if fate_of(pool) is Fate.LIVE
+        _close_unless_needed(client, life, pool, me, [one for one in others if one.pool == pool.uuid], alive)
+        for pool in live
     ]
 
 
-def _release(
-    client: QarnotClient, life: Life, pool: Pool, alive: Alive | None, by: Collection[str] | None
+def _close_unless_needed(
+    client: QarnotClient, life: Life, pool: Pool, me: Holder, others: Sequence[Hold], alive: Alive | None
 ) -> Released:
     from airflow_qarnot_pool.claim import end
 
-    me = Holder(dag_id=life.dag_id, run_id=life.run_id)
-    try:
-        holds = _holds(client, life, pool.uuid)
-        mine = [
-            job
-            for job, one in holds.items()
-            if one.same_run(me) and (by is None or one.by in by or not one.by)
-        ]
-        _drop(client, mine)
-        if mine and len(mine) < len(holds):
-            # Two who look before either has given up would each leave it to the other.
-            holds = _holds(client, life, pool.uuid)
-        others = {job: one for job, one in holds.items() if job not in mine}
-        needs = _needs(client, pool.uuid, others.values())
-        asked: dict[Holder, bool] = {}
+    asked: dict[tuple[str, str], bool] = {}
 
-        def lives(one: Holder) -> bool:
-            run = replace(one, by="")
-            if run not in asked:
-                asked[run] = run == me or alive is None or alive(one.dag_id, one.run_id)
-            return asked[run]
+    def lives(one: Holder) -> bool:
+        run = (one.dag_id, one.run_id)
+        if run not in asked:
+            asked[run] = one.same_run(me) or alive is None or alive(*run)
+        return asked[run]
 
-        still = needed_by(needs, me, lives)
-        if not still:
-            end(client.pools, pool.uuid)
-            _drop(client, others)
-    except QarnotNotFoundError:
-        still = []  # gone meanwhile
+    still = needed_by(_needs(client, pool.uuid, (one.holder for one in others)), me, lives)
+    if not still:
+        end(client.pools, pool.uuid)
+        _drop(client, others)
     said = "; ".join(still)
     log.info(
         "Shared pool %r (%s) %s", life.shared, pool.uuid, f"stays open for {said}" if said else "is closed"
@@ -389,7 +396,7 @@ def _needs(client: QarnotClient, pool: str, holders: Iterable[Holder]) -> Needs:
     return Needs(holders=frozenset(holders), working=frozenset(working), strangers=strangers)
 
 
-def _drop(client: QarnotClient, jobs: Iterable[str]) -> None:
-    for job in jobs:
+def _drop(client: QarnotClient, holds: Iterable[Hold]) -> None:
+    for one in holds:
         with suppress(QarnotNotFoundError):
-            client.jobs.delete(job)
+            client.jobs.delete(one.uuid)

@@ -347,7 +347,7 @@ def test_two_who_are_the_last_do_not_leave_it_to_each_other(sharers: Sharers) ->
 
     def between(send: Any, call: Any) -> Any:
         answer = send()
-        if call.method == "GET" and call.path.endswith("/jobs") and not done:
+        if call.method == "GET" and call.path == "/jobs" and not done:
             done.append("r2")
             sharers.close("r2")
         return answer
