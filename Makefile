@@ -74,7 +74,7 @@ format: $(STAMP)
 
 types: $(STAMP)
 	$(BIN)/mypy
-	$(BIN)/mypy --strict example_dags
+	$(BIN)/mypy --strict example_dags tests/decorators/typed.py
 
 build: $(STAMP)
 	rm -rf dist

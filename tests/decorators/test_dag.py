@@ -33,6 +33,28 @@ with DAG("functions", schedule=None) as dag:
         def total(numbers: list[int], run: str, *, times: int = 1) -> dict[str, object]:
             return {"total": sum(numbers) * times, "run": run}
 
+        @task.qarnot(multiple_outputs=True)
+        def parted(text: str) -> dict[str, str]:
+            left, right = text.split("-")
+            return {"left": left, "right": right}
+
+        @task.qarnot(log_output="live")
+        def joined(left: str, right: str) -> str:
+            print("joining", left, right)
+            return left + right
+
+        parts = parted("a-b")
+        words = joined.partial(right=parts["right"]).expand(left=["a", "c"])
+        rows = joined.override(task_id="rows").expand_kwargs(
+            [{"left": "1", "right": "2"}, {"left": "3", "right": "4"}]
+        )
+
+        @task.qarnot
+        def collected(words: list[str], rows: list[str]) -> list[list[str]]:
+            return [words, rows]
+
+        collected(words, rows)
+
         @task.qarnot(deferrable=False)
         def fails(before: dict[str, object]) -> None:
             raise LookupError(f"nothing after {before['total']}")
@@ -58,6 +80,9 @@ def test_functions_in_a_dag(
     ti = run.dag_run.get_task_instance("g.total")
     assert ti.xcom_pull(task_ids="g.total") == {"total": 6, "run": run.dag_run.run_id}
     assert ti.xcom_pull(task_ids="g.doubled") == {"total": 12, "run": "r"}
+    assert ti.xcom_pull(task_ids="g.parted", key="left") == "a"
+    assert ti.xcom_pull(task_ids="g.collected") == [["ab", "cb"], ["12", "34"]]
     logged = capsys.readouterr().out
+    assert logged.count("[stdout] joining 1 2") == 1
     assert "fails() raised LookupError: nothing after 12" in logged
     assert 'File "functions.py", line 2, in fails' in logged
