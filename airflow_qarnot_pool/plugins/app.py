@@ -29,6 +29,7 @@ from fastapi.responses import JSONResponse
 
 from airflow_qarnot_pool.api.errors import QarnotError, QarnotNotFoundError
 from airflow_qarnot_pool.identity import label
+from airflow_qarnot_pool.operators.parameters import is_uuid
 from airflow_qarnot_pool.plugins.ask import Asker, words
 from airflow_qarnot_pool.plugins.desk import LIST, Desk, Look
 from airflow_qarnot_pool.plugins.view import is_open
@@ -67,10 +68,12 @@ class Office:
             conn_id: Desk(asker, every=every, words=words) for conn_id, asker in self.askers.items()
         }
 
-    def desk(self, conn_id: str) -> Desk:
-        """The desk of a connection that the page is about; 404 for any other."""
+    def desk(self, conn_id: str, uuid: str) -> Desk:
+        """The desk of a connection that the page is about; 404 for any other, and for what is no uuid."""
         if conn_id not in self.desks:
             raise HTTPException(404, f"The Pools page does not show the connection {conn_id!r}")
+        if not is_uuid(uuid):
+            raise HTTPException(404, f"{uuid!r} is no uuid of a pool")
         return self.desks[conn_id]
 
     def shown(self, conn_id: str, uuids: Sequence[str]) -> None:
@@ -145,7 +148,7 @@ def _app(office: Office) -> FastAPI:
         dag_id: str, connection_id: str, uuid: str, run_id: str, user: GetUserDep
     ) -> JSONResponse:
         """One pool of a DAG run in full; of a shared pool only the run's own tasks."""
-        listed = office.desk(connection_id).look().value or ()
+        listed = office.desk(connection_id, uuid).look().value or ()
         if not any(row["uuid"] == uuid and (dag_id, run_id) in _runs(row) for row in listed):
             raise HTTPException(404, f"No pool {uuid} belongs to this DAG run")
         return _pool(
@@ -155,7 +158,7 @@ def _app(office: Office) -> FastAPI:
     @app.post("/api/connections/{connection_id}/pools/{uuid}/close", dependencies=edit_connection)
     def close(connection_id: str, uuid: str, user: GetUserDep) -> JSONResponse:
         """Close a pool. Written to Airflow's audit log before it is done."""
-        desk, asker = office.desk(connection_id), office.askers[connection_id]
+        desk, asker = office.desk(connection_id, uuid), office.askers[connection_id]
         try:
             found = asker.pool_to_close(uuid)
             if not is_open(found):
@@ -223,7 +226,7 @@ def _pool(
     may_close: bool,
     only: tuple[str, str] | None = None,
 ) -> JSONResponse:
-    look = office.desk(conn_id).look(uuid)
+    look = office.desk(conn_id, uuid).look(uuid)
     found = {**look.value, "row": _shown(look.value["row"])} if look.value else None
     if found is not None and only is not None and found["row"]["owner"]["kind"] != "run":
         found["tasks"] = [task for task in found["tasks"] if (task["dag_id"], task["run_id"]) == only]
@@ -283,4 +286,4 @@ def _audit(user: Any, conn_id: str, pool: Any) -> None:
                 task_id=_id(pool, "task_id"),
             )
         )
-    log.info("%s closes pool %s (%s) of connection %s", user.get_name(), pool.uuid, pool.name, conn_id)
+    log.info("%s closes pool %s (%r) of connection %s", user.get_name(), pool.uuid, pool.name, conn_id)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from airflow_qarnot_pool.api import filters
 from airflow_qarnot_pool.api.errors import (
     QarnotError,
-    QarnotInvalidSpecError,
     QarnotNotFoundError,
     QarnotRefusedError,
     QarnotUnavailableError,
@@ -116,7 +115,8 @@ class Asker:
         self._settings: ConnectionSettings | None = None
         self._client: QarnotClient | None = None
         self._pools: dict[str, Pool] = {}
-        self._notes: dict[str, view.TaskNote] = {}
+        #: None until all have been read once.
+        self._notes: dict[str, view.TaskNote] | None = None
         self._mark: datetime | None = None
         self._swept_at = float("-inf")
         self._memories: dict[str, view.Memory] = {}
@@ -125,9 +125,9 @@ class Asker:
         #: Pools somebody has in front of him, and when: written by any thread, read by the desk's.
         self.shown: dict[str, float] = {}
 
-    def __call__(self, key: str) -> Any:
+    def __call__(self, key: str, first: Callable[[Any], None] = lambda value: None) -> Any:
         settings, client = self._connect()
-        return self._list(settings, client) if key == LIST else self._detail(settings, client, key)
+        return self._list(settings, client, first) if key == LIST else self._detail(settings, client, key)
 
     def _connect(self) -> tuple[ConnectionSettings, QarnotClient]:
         """The client of the connection as it is now; what another account said is forgotten."""
@@ -135,14 +135,16 @@ class Asker:
         if self._client is None or settings != self._settings:
             if self._client is not None:
                 self._client.close()
-                self._pools, self._notes, self._memories = {}, {}, {}
-                self._figures, self._figures_at, self._swept_at = {}, {}, float("-inf")
+                self._pools, self._notes, self._memories, self._mark = {}, None, {}, None
+                self._figures, self._figures_at = {}, {}
             self._settings, self._client = settings, settings.client(**LIMITS)
         return settings, self._client
 
     # --- the list
 
-    def _list(self, settings: ConnectionSettings, client: QarnotClient) -> list[dict[str, Any]]:
+    def _list(
+        self, settings: ConnectionSettings, client: QarnotClient, first: Callable[[Any], None]
+    ) -> list[dict[str, Any]]:
         tagged = filters.equal("Tags", namespace_tag(settings.namespace))
         found = client.pools.search(tagged, fields=POOL_FIELDS, limit=MOST)
         if len(found) >= MOST:
@@ -152,6 +154,9 @@ class Asker:
         self._memories = {
             uuid: view.remember(self._memories.get(uuid), pool, now) for uuid, pool in self._pools.items()
         }
+        if self._notes is None:
+            # Reading thousands of Qarnot tasks takes its time; the pools are there already.
+            first(view.rows(self._scene(settings, self._pools.values(), now)))
         self._read_tasks(client, tagged)
         self._read_figures(client, settings.reference_datacenter)
         return view.rows(self._scene(settings, self._pools.values(), now))
@@ -159,14 +164,14 @@ class Asker:
     def _scene(self, settings: ConnectionSettings, pools: Iterable[Pool], now: datetime) -> view.Scene:
         pools = list(pools)
         by_pool: dict[str, list[view.TaskNote]] = defaultdict(list)
-        for note in self._notes.values():
+        for note in (self._notes or {}).values():
             by_pool[note.pool].append(note)
         owners = [(label(pool.labels, "dag_id"), label(pool.labels, "run_id")) for pool in pools]
         return view.Scene(
             now=now,
             connection=self.conn_id,
             pools=pools,
-            tasks=by_pool,
+            tasks=None if self._notes is None else by_pool,
             runs=run_states((dag_id, run_id) for dag_id, run_id in owners if dag_id and run_id),
             figures=self._figures,
             memories=self._memories,
@@ -175,30 +180,29 @@ class Asker:
 
     def _read_tasks(self, client: QarnotClient, tagged: filters.Filter) -> None:
         """Bring the notes up to date: what changed since the last look, and now and then all there is."""
-        sweep = self._mark is None or time.monotonic() - self._swept_at > SWEEP
-        wanted = tagged
-        if not sweep and self._mark is not None:
-            wanted = filters.and_(tagged, filters.ge("StateTransitionTime", self._mark - OVERLAP))
-        try:
-            found = self._tasks(client, wanted)
-        except QarnotRefusedError:
-            if sweep:
-                raise
-            return  # no filter on times here: the next sweep will tell
-        if sweep:
-            self._notes, self._swept_at = {}, time.monotonic()
+        notes, mark = self._notes, self._mark
+        if notes is None or mark is None or time.monotonic() - self._swept_at > SWEEP:
+            found = self._tasks(client, tagged)
+            notes, self._swept_at = {}, time.monotonic()
+        else:
+            changed = filters.and_(tagged, filters.ge("StateTransitionTime", mark - OVERLAP))
+            try:
+                found = self._tasks(client, changed)
+            except QarnotRefusedError:
+                return  # no filter on times here: the next sweep will tell
         for task in found:
             moved = task.state_transition_time
             if moved is not None and (self._mark is None or moved > self._mark):
                 self._mark = moved
             if task.pool and label(task.labels, "part") != WARM_UP:
-                self._notes[task.uuid] = view.TaskNote(
+                notes[task.uuid] = view.TaskNote(
                     task.pool,
                     view.group_of(task.state),
                     moved,
                     label(task.labels, "dag_id"),
                     label(task.labels, "run_id"),
                 )
+        self._notes = notes
 
     def _tasks(self, client: QarnotClient, wanted: filters.Filter) -> list[Task]:
         found = client.tasks.search(wanted, fields=TASK_FIELDS, limit=MOST)
@@ -259,8 +263,6 @@ class Asker:
         with settings.client(**LIMITS) as client:
             pool = client.pools.get(uuid)
         self._refuse_foreign(pool, settings)
-        if pool.uuid != uuid:
-            raise QarnotInvalidSpecError(f"{uuid!r} is no uuid of a pool", field="uuid")
         return pool
 
     def close_pool(self, uuid: str) -> None:

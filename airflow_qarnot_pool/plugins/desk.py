@@ -14,6 +14,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 log = logging.getLogger(__name__)
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 #: The thing that every look is about; the others are details, of which only so many are kept.
 LIST = "list"
 MOST_DETAILS = 50
+#: Most things to wait for their turn: whoever asks for a thousand gets no thousand requests.
+MOST_WAITING = 20
 #: Longest time, in seconds, between two attempts while they fail.
 LONGEST_PAUSE = 60.0
 
@@ -48,14 +51,15 @@ class _Entry:
 
 
 class Desk:
-    """:param ask: gives the newest value of a key; what it raises is shown by ``words``.
+    """:param ask: gives the newest value of a key; what it raises is shown by ``words``. Its second argument takes
+        a first answer that is shown until the whole one is there, where nothing has been known yet.
     :param every: seconds after which a value is asked for again, when somebody looks.
     :param pause: seconds between two questions.
     """
 
     def __init__(
         self,
-        ask: Callable[[str], Any],
+        ask: Callable[[str, Callable[[Any], None]], Any],
         *,
         every: float,
         pause: float = 0.25,
@@ -92,8 +96,8 @@ class Desk:
             del self._entries[key]
 
     def _want(self, key: str, entry: _Entry) -> None:
-        if entry.waiting:
-            return
+        if entry.waiting or (key != LIST and len(self._queue) >= MOST_WAITING):
+            return  # one that finds no room is due at its next look still
         entry.waiting = True
         self._queue[key] = None
         if key == LIST:
@@ -113,7 +117,7 @@ class Desk:
                 wishes = self._entries[key].wishes
             value, error = None, None
             try:
-                value = self._ask(key)
+                value = self._ask(key, partial(self._first, key))
             except Exception as problem:
                 # Once for each outage: somebody may keep the page open for days.
                 first = self._entries[key].failures == 0
@@ -127,6 +131,12 @@ class Desk:
             with self._lock:
                 self._note(key, value, error, wishes)
             time.sleep(self._pause)
+
+    def _first(self, key: str, value: Any) -> None:
+        with self._lock:
+            entry = self._entries[key]
+            if entry.seen_at is None:
+                entry.value, entry.seen_at = value, self._clock()
 
     def _note(self, key: str, value: Any, error: str | None, wishes: int) -> None:
         entry, now = self._entries[key], self._clock()

@@ -92,7 +92,8 @@ class Scene:
     now: datetime
     connection: str
     pools: Sequence[Pool] = ()
-    tasks: Mapping[str, Sequence[TaskNote]] = field(default_factory=dict)
+    #: By pool; None where they have not been read yet.
+    tasks: Mapping[str, Sequence[TaskNote]] | None = field(default_factory=dict)
     #: State by (dag_id, run_id); runs that Airflow does not know are missing.
     runs: Mapping[tuple[str, str], str] = field(default_factory=dict)
     figures: Mapping[str, Figures] = field(default_factory=dict)
@@ -199,7 +200,7 @@ def rows(scene: Scene) -> list[dict[str, Any]]:
 
 
 def _row(scene: Scene, pool: Pool) -> dict[str, Any]:
-    notes = scene.tasks.get(pool.uuid, ())
+    notes = (scene.tasks or {}).get(pool.uuid, ())
     tally = Counter(note.group for note in notes)
     counts = {name: tally.get(name, 0) for name in ("queued", "running", "succeeded", "failed", "cancelled")}
     owner = owner_of(pool, scene.runs)
@@ -216,11 +217,11 @@ def _row(scene: Scene, pool: Pool) -> dict[str, Any]:
         "ended": _iso(pool.end_date or (pool.state_transition_time if not is_open(pool) else None)),
         "ready": pool.ready_slots if is_open(pool) else 0,
         "wanted": wanted_slots(pool) if phase in ("booting", "open") else 0,
-        "tasks": counts,
+        "tasks": None if scene.tasks is None else counts,
         "owner": owner,
         "runs": sorted({(note.dag_id, note.run_id) for note in notes if note.dag_id and note.run_id}),
         "figures": figures_of(scene.figures.get(pool.uuid)),
-        "warnings": warnings_of(pool, notes, owner, memory, scene.now),
+        "warnings": warnings_of(pool, None if scene.tasks is None else notes, owner, memory, scene.now),
         "console": f"{scene.console_url}/pools/{quote(pool.uuid)}" if scene.console_url else None,
         "closable": phase in ("booting", "open", "unknown"),
     }
@@ -264,7 +265,11 @@ def figures_of(figures: Figures | None) -> dict[str, Any] | None:
 
 
 def warnings_of(
-    pool: Pool, notes: Sequence[TaskNote], owner: Mapping[str, Any], memory: Memory, now: datetime
+    pool: Pool,
+    notes: Sequence[TaskNote] | None,
+    owner: Mapping[str, Any],
+    memory: Memory,
+    now: datetime,
 ) -> list[dict[str, str]]:
     """What somebody should look at: ``[{kind, text}]``, the most urgent first."""
     phase = phase_of(pool)
@@ -278,7 +283,7 @@ def warnings_of(
         if memory.lost and memory.lost_at and now - memory.lost_at < LOSS_SHOWN:
             slots = "1 slot was" if memory.lost == 1 else f"{memory.lost} slots were"
             found.append(("nodes", f"{slots} lost; {memory.ready} of {memory.wanted} run"))
-    idle = _idle(pool, notes, now)
+    idle = timedelta() if notes is None else _idle(pool, notes, now)
     if phase == "open" and idle > max(IDLE, keep_warm_of(pool) or IDLE):
         slots = "1 slot" if pool.ready_slots == 1 else f"{pool.ready_slots} slots"
         found.append(("idle", f"No work for {spoken(idle)}, and {slots} billed"))

@@ -47,6 +47,7 @@ def detail_of(client: TestClient, uuid: str, ready: Callable[[dict[str, Any]], A
     return dict(until(look, f"pool {uuid} in full"))
 
 
+NOBODY = "00000000-0000-4000-8000-000000000000"
 ROUTES = [
     # method, path, status by role: anonymous, viewer, user, op, admin
     ("GET", "/", (401, 200, 200, 200, 200)),
@@ -54,14 +55,14 @@ ROUTES = [
     ("GET", "/static/pools.css", (401, 200, 200, 200, 200)),
     ("GET", "/static/icon.svg", (401, 200, 200, 200, 200)),
     ("GET", "/api/pools", (401, 403, 403, 200, 200)),
-    ("GET", "/api/connections/qarnot_default/pools/nobody", (401, 403, 403, 200, 200)),
+    ("GET", f"/api/connections/qarnot_default/pools/{NOBODY}", (401, 403, 403, 200, 200)),
     ("GET", "/api/dags/frames/pools?run_id=manual__1", (401, 200, 200, 200, 200)),
     (
         "GET",
-        "/api/dags/frames/connections/qarnot_default/pools/nobody?run_id=manual__1",
+        f"/api/dags/frames/connections/qarnot_default/pools/{NOBODY}?run_id=manual__1",
         (401, 404, 404, 404, 404),
     ),
-    ("POST", "/api/connections/qarnot_default/pools/nobody/close", (401, 403, 403, 404, 404)),
+    ("POST", f"/api/connections/qarnot_default/pools/{NOBODY}/close", (401, 403, 403, 404, 404)),
 ]
 
 
@@ -173,8 +174,10 @@ def test_a_pool_that_is_not_ours_is_neither_shown_nor_closed(
         assert found["pool"] is None
 
 
-def test_only_the_pages_connections_are_shown(admin: TestClient) -> None:
-    assert admin.get(f"{PAGE}/api/connections/aws_default/pools/x").status_code == 404
+def test_only_the_pages_connections_and_uuids_are_known(admin: TestClient) -> None:
+    assert admin.get(f"{PAGE}/api/connections/aws_default/pools/{NOBODY}").status_code == 404
+    for what in ("list", "a-shortname", "..%2F..%2Finfo"):
+        assert admin.get(f"{PAGE}/api/connections/qarnot_default/pools/{what}").status_code == 404
 
 
 def test_a_run_sees_its_own_pools_and_of_a_shared_one_its_own_tasks(make: Maker, as_role: As) -> None:

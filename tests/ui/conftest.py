@@ -66,6 +66,7 @@ def airflow(qarnot_of_ui: LocalQarnot) -> Iterator[AirflowStack]:
             dags,
             database=database,
             users=USERS,
+            start_timeout=600,
             env={f"AIRFLOW__{name}": value for name, value in SETTINGS.items()},
         )
         yield ends.enter_context(stack)

@@ -6,7 +6,7 @@ import threading
 import time
 from typing import Any
 
-from airflow_qarnot_pool.plugins.desk import LIST, MOST_DETAILS, Desk, Look
+from airflow_qarnot_pool.plugins.desk import LIST, MOST_DETAILS, MOST_WAITING, Desk, Look
 
 
 class Clock:
@@ -26,7 +26,7 @@ def settled(desk: Desk, key: str = LIST) -> Look:
 
 def test_the_first_look_gives_nothing_and_does_not_wait() -> None:
     go = threading.Event()
-    desk = Desk(lambda key: go.wait(10), every=5, pause=0, clock=Clock())
+    desk = Desk(lambda key, first: go.wait(10), every=5, pause=0, clock=Clock())
     look = desk.look()
     assert (look.value, look.age, look.asking) == (None, None, True)
     go.set()
@@ -36,7 +36,7 @@ def test_the_first_look_gives_nothing_and_does_not_wait() -> None:
 def test_it_asks_once_however_many_look_and_again_only_when_due() -> None:
     asked: list[str] = []
     clock = Clock()
-    desk = Desk(lambda key: asked.append(key) or len(asked), every=5, pause=0, clock=clock)
+    desk = Desk(lambda key, first: asked.append(key) or len(asked), every=5, pause=0, clock=clock)
     for _ in range(100):
         desk.look()
     assert settled(desk).value == 1
@@ -52,7 +52,7 @@ def test_it_asks_once_however_many_look_and_again_only_when_due() -> None:
 def test_nothing_is_asked_while_nobody_looks() -> None:
     asked: list[str] = []
     clock = Clock()
-    desk = Desk(lambda key: asked.append(key), every=5, pause=0, clock=clock)
+    desk = Desk(lambda key, first: asked.append(key), every=5, pause=0, clock=clock)
     desk.look()
     settled(desk)
     clock.now = 1000.0
@@ -62,7 +62,7 @@ def test_nothing_is_asked_while_nobody_looks() -> None:
 def test_what_fails_keeps_what_was_known_says_why_and_is_tried_less_and_less_often() -> None:
     clock, answers = Clock(), iter([1, *[ValueError("away")] * 20])
 
-    def ask(key: str) -> Any:
+    def ask(key: str, first: Any = None) -> Any:
         answer = next(answers)
         if isinstance(answer, Exception):
             raise answer
@@ -88,7 +88,7 @@ def test_a_wish_during_a_question_is_asked_again() -> None:
     began, go = threading.Event(), threading.Event()
     asked: list[int] = []
 
-    def ask(key: str) -> int:
+    def ask(key: str, first: Any = None) -> int:
         asked.append(1)
         began.set()
         go.wait(10)
@@ -107,7 +107,7 @@ def test_the_list_comes_before_details_and_one_question_at_a_time() -> None:
     asked: list[str] = []
     together, most = [0], [0]
 
-    def ask(key: str) -> None:
+    def ask(key: str, first: Any = None) -> None:
         began.set()
         together[0] += 1
         most[0] = max(most[0], together[0])
@@ -128,10 +128,56 @@ def test_the_list_comes_before_details_and_one_question_at_a_time() -> None:
 
 
 def test_details_that_nobody_looks_at_are_forgotten() -> None:
-    desk = Desk(lambda key: key, every=5, pause=0, clock=Clock())
+    desk = Desk(lambda key, first: key, every=5, pause=0, clock=Clock())
     settled(desk)
     for n in range(MOST_DETAILS + 10):
         settled(desk, str(n))
     assert desk.look(str(MOST_DETAILS + 9)).value is not None
     assert desk.look("0").value is None
     assert desk.look().value == LIST
+
+
+def test_a_thousand_wishes_are_no_thousand_questions() -> None:
+    began, go = threading.Event(), threading.Event()
+    asked: list[str] = []
+
+    def ask(key: str, first: Any = None) -> None:
+        began.set()
+        go.wait(10)
+        asked.append(key)
+
+    desk = Desk(ask, every=5, pause=0, clock=Clock())
+    desk.look("first")
+    began.wait(10)
+    for n in range(1000):
+        desk.look(str(n))
+    desk.look()
+    go.set()
+    settled(desk)
+    settled(desk, "0")
+    assert len(asked) <= 2 + MOST_WAITING
+    assert LIST in asked
+
+
+def test_a_first_answer_is_shown_until_the_whole_one_is_there() -> None:
+    began, go, clock = threading.Event(), threading.Event(), Clock()
+
+    def ask(key: str, first: Any) -> str:
+        first("first")
+        began.set()
+        go.wait(10)
+        return "whole"
+
+    desk = Desk(ask, every=5, pause=0, clock=clock)
+    desk.look()
+    began.wait(10)
+    assert (desk.look().value, desk.look().asking) == ("first", True)
+    go.set()
+    assert settled(desk).value == "whole"
+    began.clear()
+    go.clear()
+    clock.now = 5
+    desk.look()
+    began.wait(10)
+    assert desk.look().value == "whole"  # never less than was known
+    go.set()

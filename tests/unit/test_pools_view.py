@@ -182,6 +182,12 @@ def test_links_name_run_and_map_index() -> None:
     assert view.run_link("javascript:alert(1)", "//evil") == "dags/javascript%3Aalert%281%29/runs/%2F%2Fevil"
 
 
+def test_tasks_that_have_not_been_read_are_not_none() -> None:
+    [made] = view.rows(view.Scene(now=NOW, connection="q", pools=[pool(**IDLE)], tasks=None))
+    assert made["tasks"] is None
+    assert "idle" not in [one["kind"] for one in made["warnings"]]
+
+
 def test_open_pools_come_first_then_the_youngest() -> None:
     pools = [
         pool("Closed", age=1, uuid="closed"),

@@ -196,12 +196,13 @@
 
   // ---- the list
 
+  const unfinished = (row) => (row.tasks ? row.tasks.running + row.tasks.queued : 0);
   const SORTS = {
     name: (row) => row.name.toLowerCase(),
     state: (row) => row.phase,
     age: (row) => -(Date.parse(row.created) || 0),
     slots: (row) => row.ready,
-    tasks: (row) => row.tasks.running + row.tasks.queued,
+    tasks: (row) => unfinished(row),
     cost: (row) => (row.figures && row.figures.euros) || 0,
     carbon: (row) => (row.figures && row.figures.carbon_g) || 0,
   };
@@ -278,7 +279,7 @@
     return el("dl", { class: "tiles" },
       tile("Open pools", String(open.length), rows.length > open.length ? `${rows.length - open.length} ended` : ""),
       tile("Slots ready", String(sum((row) => row.ready, open)), `of ${sum((row) => row.wanted, open)} wanted`),
-      tile("Qarnot tasks", String(sum((row) => row.tasks.running, open)), `running, ${sum((row) => row.tasks.queued, open)} queued`),
+      open.some((row) => !row.tasks) ? tile("Qarnot tasks", "…", "being counted") : tile("Qarnot tasks", String(sum((row) => row.tasks.running, open)), `running, ${sum((row) => row.tasks.queued, open)} queued`),
       tile("Cost so far", priced.length ? euros(sum((row) => row.figures.euros, priced)) : "–", partly(priced)),
       tile("Carbon saved", saved.length ? grams(sum((row) => row.figures.saved_g, saved)) : "–", saved.length ? "CO₂eq" : ""),
       tile("Warnings", String(sum((row) => row.warnings.length, rows)), ""));
@@ -332,6 +333,7 @@
   const GROUPS = ["succeeded", "running", "queued", "failed", "cancelled"];
 
   function taskCounts(tasks) {
+    if (!tasks) return el("span", { class: "quiet" }, "…");
     const total = GROUPS.reduce((sum, name) => sum + tasks[name], 0);
     if (!total) return el("span", { class: "quiet" }, "none");
     const said = [`${tasks.queued} queued`, `${tasks.running} running`, `${tasks.succeeded} done`];
@@ -473,8 +475,8 @@
   }
 
   function confirmClosing(row) {
-    const left = row.tasks.queued + row.tasks.running;
-    const lost = left ? ` ${left} unfinished Qarnot task${left === 1 ? " is" : "s are"} cancelled with it; their Airflow tasks fail or are retried.` : " Nothing runs on it.";
+    const left = unfinished(row);
+    const lost = !row.tasks ? "" : left ? ` ${left} unfinished Qarnot task${left === 1 ? " is" : "s are"} cancelled with it; their Airflow tasks fail or are retried.` : " Nothing runs on it.";
     document.getElementById("closing-text").textContent = `${row.name} has ${row.ready} slot${row.ready === 1 ? "" : "s"} up.${lost}`;
     document.getElementById("closing-error").textContent = "";
     const yes = document.getElementById("closing-yes");
