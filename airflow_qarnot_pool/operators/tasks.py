@@ -25,7 +25,7 @@ from airflow_qarnot_pool.exceptions import QarnotBudgetError, QarnotPoolEndedErr
 from airflow_qarnot_pool.fan_out import Memory
 from airflow_qarnot_pool.identity import OWNER_TAG, Life, Relic, numbers_of
 from airflow_qarnot_pool.links import LINKS
-from airflow_qarnot_pool.operators.base import RemoteWork, seconds_between_looks
+from airflow_qarnot_pool.operators.base import RemoteWork, passing, seconds_between_looks
 from airflow_qarnot_pool.operators.parameters import command_text
 from airflow_qarnot_pool.operators.task_base import TaskOperator
 from airflow_qarnot_pool.output import failure_report
@@ -368,12 +368,17 @@ class QarnotRunTasksOperator(TaskOperator):
         while True:
             if message := self._over_now():
                 raise QarnotBudgetError(message, kind=self.kind)
-            found = look_at_all(self.client.tasks, tagged)
-            for look in found:
-                note_end(memory, look)
-            vanished = memory.pending - {numbers_of(look.shortname) for look in found}
-            if len(memory.pending) <= low_water or vanished:
-                return
+            try:
+                found = look_at_all(self.client.tasks, tagged)
+            except QarnotError as error:
+                if not passing(error):
+                    raise  # an outage ends no wait; the transport has logged it
+            else:
+                for look in found:
+                    note_end(memory, look)
+                vanished = memory.pending - {numbers_of(look.shortname) for look in found}
+                if len(memory.pending) <= low_water or vanished:
+                    return
             if deadline is not None and datetime.now(deadline.tzinfo) >= deadline:
                 late = f"{len(memory.pending)} of {total} Qarnot tasks did not end in time"
                 self._raise_for(Outcome(ending=Ending.TIMEOUT, uuid=life.lineage, message=late))

@@ -81,6 +81,16 @@ def test_only_so_many_are_in_flight(
     assert len(submissions) >= 4
 
 
+@pytest.mark.parametrize("kind", ["status", "reset", "garbage"])
+def test_an_outage_ends_no_wait_on_the_worker(
+    qarnot: LocalQarnot, pool: str, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr("airflow_qarnot_pool.api.transport.MAX_WAIT", 0.01)
+    qarnot.faults([{"path": "^/tasks/search$", "times": 9, "kind": kind, "status": 503}])
+    make = partial(tasks, qarnot_pool=pool, commands=["true"] * 2, deferrable=False)
+    assert run(make, FakeTI(run_id=f"outage-{kind}"))["succeeded"] == 2
+
+
 def test_submission_is_bulk(qarnot: LocalQarnot, client: QarnotClient, pool: str) -> None:
     qarnot.clear_requests()
     deferred, _ = defer(partial(tasks, qarnot_pool=pool, commands=["sleep 60"] * 250), FakeTI(run_id="bulk"))

@@ -72,6 +72,19 @@ def test_a_finished_task_returns_a_small_dict_and_its_output_is_logged(
 
 
 @MODES
+@pytest.mark.parametrize("kind", ["status", "reset", "garbage"])
+def test_an_outage_ends_no_wait(
+    qarnot: LocalQarnot, pool: str, monkeypatch: pytest.MonkeyPatch, deferrable: bool, kind: str
+) -> None:
+    """One that outlasts a request with all its retries; the poller, which waits longer each time, makes none."""
+    monkeypatch.setattr("airflow_qarnot_pool.api.transport.MAX_WAIT", 0.01)
+    path = "^/tasks/search$" if deferrable else "^/tasks/[^/]+$"
+    qarnot.faults([{"path": path, "times": 2 if deferrable else 9, "kind": kind, "status": 503}])
+    make = partial(task, qarnot_pool=pool, command="true", deferrable=deferrable)
+    assert run(make, FakeTI(run_id=f"outage-{deferrable}-{kind}"))["state"] == "Success"
+
+
+@MODES
 def test_a_failed_task_raises_with_what_is_needed_to_mend_it(
     qarnot: LocalQarnot, pool: str, deferrable: bool
 ) -> None:
