@@ -1,4 +1,4 @@
-"""``python -m benchmarks [NAME ...]``: run the programs, all of them or those named, and renew ``docs/benchmarks.md``.
+"""``python -m benchmarks [NAME ...]``: run the programs, all or those named, and renew ``docs/benchmarks.md``.
 
 What is not run keeps its place in the page.
 """
@@ -35,12 +35,13 @@ those of one small machine that had other things to do, too. A peer that is not 
 """
 
 
-def section(name: str, folder: Path) -> str:
+def section(name: str, folder: Path, options: list[str]) -> str:
     """Run one program; its part of the page."""
     page = folder / f"{name}.md"
-    subprocess.run([sys.executable, "-m", f"benchmarks.{name}", "--page", page], check=True)
+    subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *options, "--page", page], check=True)
+    command = " ".join([f"python -m benchmarks.{name}", *options])
     made = (
-        f"`python -m benchmarks.{name}`, {datetime.now(UTC):%Y-%m-%d}, Airflow {version('apache-airflow-core')}, "
+        f"`{command}`, {datetime.now(UTC):%Y-%m-%d}, Airflow {version('apache-airflow-core')}, "
         f"Python {platform.python_version()}"
     )
     return f"## {name}\n\n{made}.\n\n{page.read_text().strip()}\n"
@@ -49,12 +50,15 @@ def section(name: str, folder: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(NAMES)}")
-    names = parser.parse_args().names or NAMES
+    parser.add_argument("--waiters", type=int, metavar="N", help="another size than the programs' own")
+    given = parser.parse_args()
+    names = given.names or NAMES
+    options = [f"--waiters={given.waiters}"] if given.waiters else []
     if unknown := set(names) - set(NAMES):
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
-            new = section(name, Path(folder))
+            new = section(name, Path(folder), options)
         text = PAGE.read_text() if PAGE.exists() else HEAD
         parts = {part.split("\n", 1)[0]: f"## {part}" for part in re.split(r"^## ", text, flags=re.M)[1:]}
         parts[name] = new

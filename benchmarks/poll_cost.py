@@ -216,7 +216,8 @@ def _idle(
     table = report.table(
         f"Requests per minute while nothing changes, one poll every {INTERVAL:g} s",
         ["waiters", *names, "fewest of the peers / ours"],
-        "Sweeps are included. A figure with * is reckoned, in proportion, from the largest number measured.",
+        "Sweeps are included. A figure with * is reckoned, in proportion, from the largest number measured. A peer "
+        "whose triggerer could not keep the interval asked less often than it should have.",
     )
     rates: dict[str, dict[int, float]] = {name: {} for name in names}
     for count in sizes:
