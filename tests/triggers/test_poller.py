@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import itertools
 import os
+import threading
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -12,11 +15,13 @@ import pytest
 
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.specs import TaskSpec
+from airflow_qarnot_pool.conditions import Condition
 from airflow_qarnot_pool.exceptions import QarnotCredentialsError, QarnotGoneError
 from airflow_qarnot_pool.identity import namespace_tag
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.triggers import poller
 from airflow_qarnot_pool.triggers.poller import watch
+from airflow_qarnot_pool.triggers.task import QarnotTaskTrigger
 
 OURS = (namespace_tag("test"),)
 INTERVAL = 0.1
@@ -340,3 +345,163 @@ def test_a_change_between_the_first_look_and_the_first_round_is_seen(
         return await waiting
 
     assert asyncio.run(wait()) == "Cancelled"
+
+
+def trigger_of(
+    uuid: str, *targets: str, interval: float = INTERVAL, passed: bool = True
+) -> QarnotTaskTrigger:
+    """The trigger of a sensor."""
+    condition = Condition(kind="task", targets=targets, passed=passed)
+    return QarnotTaskTrigger(
+        qarnot_conn_id="qarnot_default",
+        uuid=uuid,
+        condition=condition.to_kwargs(),
+        poll_interval=interval,
+        cancel_on_kill=False,
+    )
+
+
+async def first_event(trigger: QarnotTaskTrigger) -> dict[str, Any]:
+    async for event in trigger.run():
+        return dict(event.payload)
+    raise AssertionError("the trigger ended without an event")
+
+
+def test_a_state_that_came_and_went_between_two_looks_is_not_lost(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, tmp_path: Any
+) -> None:
+    """A sensor on FullyExecuting sees the task queued, and next time it looks the task is over."""
+    # Two that hold both slots, until a file tells them to go.
+    hold = f"sh -c 'while [ ! -e {tmp_path}/go ]; do sleep 0.02; done'"
+    submit(client, pool, 2, hold)
+    (uuid,) = submit(client, pool, 1, "true")
+
+    async def wait() -> dict[str, Any]:
+        waiting = asyncio.create_task(first_event(trigger_of(uuid, "FullyExecuting", interval=3600)))
+        await until(lambda: any(topic.last for one in poller.pollers() for topic in one.topics.values()))
+        (shared,) = poller.pollers()
+        assert {seen.state for topic in shared.topics.values() for seen in topic.last.values()} <= {
+            "Submitted",
+            "FullyDispatched",
+        }
+        (tmp_path / "go").touch()
+        await until(lambda: client.tasks.get(uuid).state == "Success")
+        # The next look comes with the next waiter, who makes the poll ask at once.
+        shared.topics[uuid].fresh = True
+        shared._arrived.set()
+        return await waiting
+
+    event = asyncio.run(wait())
+    assert (event["status"], event["state"]) == ("met", "Success")
+
+
+def test_a_target_that_was_not_passed_on_the_way_is_not_made_up(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str
+) -> None:
+    (uuid,) = submit(client, pool, 1, "true")
+    event = asyncio.run(first_event(trigger_of(uuid, "Failure")))
+    assert event["status"] == "impossible"
+
+
+def test_rounds_of_several_pollers_do_not_march_in_step(qarnot: LocalQarnot) -> None:
+    async def pauses() -> set[float]:
+        async with watch("qarnot_default", "task", "t", interval=10):
+            (shared,) = poller.pollers()
+            return {shared._interval() for _ in range(20)}
+
+    found = asyncio.run(pauses())
+    assert len(found) > 10
+    assert all(9 <= pause <= 11 for pause in found)
+
+
+def test_all_back_off_together(qarnot: LocalQarnot, client: QarnotClient, pool: str) -> None:
+    """However many wait, a server that asks for patience hears of them once in a while, as if they were one."""
+    uuids = submit(client, pool, 30, "true")
+    qarnot.clear_requests()
+    qarnot.faults(
+        [
+            {
+                "method": "POST",
+                "path": "^/tasks/search$",
+                "times": 3,
+                "kind": "status",
+                "status": 429,
+                "retry_after": 1,
+            }
+        ]
+    )
+
+    async def wait() -> list[str]:
+        return await asyncio.gather(*(state_of(uuid, "Success") for uuid in uuids))
+
+    assert asyncio.run(wait()) == ["Success"] * 30
+    asked = [one for one in qarnot.requests() if one["path"] == "/tasks/search"]
+    assert [one["status"] for one in asked[:4]] == [429, 429, 429, 200]
+    assert all(later["at"] - then["at"] >= 1.0 for then, later in itertools.pairwise(asked[:4]))
+
+
+def test_threads_and_connections_go_with_the_last_waiter(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str
+) -> None:
+    (uuid,) = submit(client, pool, 1, "true")
+    assert asyncio.run(state_of(uuid, "Success")) == "Success"
+
+    def polling() -> list[threading.Thread]:
+        return [one for one in threading.enumerate() if one.name.startswith("qarnot-poll")]
+
+    for one in polling():
+        one.join(PATIENCE)
+    assert polling() == []
+
+
+def test_log_lines_belong_to_the_trigger_that_writes_them_and_the_polls_to_none(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Airflow tells log lines apart by context variables, which the shared poll must not have from its first waiter."""
+    who: contextvars.ContextVar[str] = contextvars.ContextVar("who", default="nobody")
+    lines: list[tuple[str, str]] = []
+
+    class Recorder:
+        def __init__(self, speaker: str) -> None:
+            self.speaker = speaker
+
+        def __getattr__(self, level: str) -> Callable[..., None]:
+            return lambda *_, **__: lines.append((self.speaker, who.get()))
+
+    monkeypatch.setattr(poller, "log", Recorder("poll"))
+    monkeypatch.setattr(QarnotTaskTrigger, "log", property(lambda self: Recorder(self.uuid)))
+    uuids = submit(client, pool, 2, "true")
+    qarnot.faults(
+        [{"method": "POST", "path": "^/tasks/search$", "times": 1, "kind": "status", "status": 503}]
+    )
+
+    async def one(uuid: str) -> None:
+        who.set(uuid)
+        await first_event(trigger_of(uuid, "Success"))
+
+    async def wait() -> None:
+        await asyncio.gather(*(asyncio.create_task(one(uuid)) for uuid in uuids))
+
+    asyncio.run(wait())
+    assert {speaker for speaker, _ in lines} == {"poll", *uuids}
+    assert all(bound == ("nobody" if speaker == "poll" else speaker) for speaker, bound in lines)
+
+
+def test_pools_and_tasks_sensors_and_operators_share(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str
+) -> None:
+    """One poll for each kind, whoever waits: an operator's trigger and a sensor's."""
+    uuids = submit(client, pool, 2)
+
+    async def count() -> dict[str, int]:
+        waiting = [asyncio.create_task(first_event(trigger_of(uuid, "Success"))) for uuid in uuids]
+        waiting += [asyncio.create_task(first_event(trigger_of(uuids[0], "Cancelled", passed=False)))]
+        async with watch("qarnot_default", "pool", pool, interval=INTERVAL) as waiter:
+            await waiter.next(PATIENCE)
+            kinds = {one.kind: len(one.topics) for one in poller.pollers()}
+            for one in waiting:
+                one.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+            return kinds
+
+    assert asyncio.run(count()) == {"task": 2, "pool": 1}
