@@ -7,6 +7,7 @@ any mail or chat operator, for example Airflow's `EmailOperator(html_content="{{
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from typing import Any
 
 from airflow.sdk import DAG, task
 
@@ -25,7 +26,7 @@ with DAG(
     report = QarnotCostReportOperator(task_id="report", period=timedelta(days=1))
 
     @task
-    def tell(found: dict[str, object]) -> None:
+    def tell(found: Any) -> None:
         """Stands for a mail."""
         print(found["markdown"])
 
