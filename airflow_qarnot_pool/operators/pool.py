@@ -393,7 +393,8 @@ class QarnotCreatePoolOperator(BudgetOperator, _PoolOperator):
         )
         closed = int(carry.get("closed") or 0)
         if self.shared and lost and closed < MOST_GENERATIONS:
-            # The last one out had not seen us come in.
+            # The last one out had not seen us come in; or it has cost too much.
+            self._raise_if_over()
             self.log.info("Shared pool %s was closed while it got ready; opening the next", outcome.uuid)
             deadline = carry.get("deadline")
             return self._open(context, datetime.fromisoformat(deadline) if deadline else None, closed + 1)
