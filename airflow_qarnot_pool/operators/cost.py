@@ -11,6 +11,7 @@ from airflow_qarnot_pool.api.errors import QarnotError
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from airflow_qarnot_pool.api.client import QarnotClient
     from airflow_qarnot_pool.costs import PoolCost
     from airflow_qarnot_pool.operators.base import QarnotOperator
 
@@ -44,7 +45,7 @@ def tell_cost(operator: QarnotOperator, context: Context, pool: str, *, whole_ru
         if whole_run:
             report: dict[str, Any] = {
                 "pool": {**pool_json(found), "idle": idle.to_json() if idle else None},
-                "run": _run(operator, context, reference),
+                "run": _run(operator, client, context, reference),
                 "reference": reference,
             }
             context["ti"].xcom_push(key=COST_KEY, value=report)
@@ -64,13 +65,15 @@ def pool_json(pool: PoolCost) -> dict[str, Any]:
     }
 
 
-def _run(operator: QarnotOperator, context: Context, reference: str | None) -> dict[str, Any]:
+def _run(
+    operator: QarnotOperator, client: QarnotClient, context: Context, reference: str | None
+) -> dict[str, Any]:
     from airflow_qarnot_pool.costs import cost_of_run
 
     ti = context["ti"]
     # Not its start: that is set anew when a finished run is cleared, and what ran before has cost something, too.
     since = getattr(context["dag_run"], "run_after", None)
     namespace = operator.hook.settings.namespace
-    run = cost_of_run(operator.client, namespace, ti.dag_id, ti.run_id, reference, since=since)
+    run = cost_of_run(client, namespace, ti.dag_id, ti.run_id, reference, since=since)
     operator.log.info("DAG run %s has cost %s so far", ti.run_id, run.total)
     return run.to_json()

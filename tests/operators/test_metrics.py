@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import re
-import socket
 import sys
-import threading
 from collections.abc import Iterator
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -28,55 +25,21 @@ from airflow_qarnot_pool.reaper import reap
 from tests.conftest import ROOT
 from tests.crash.children import eventually
 from tests.harness import FakeTI, defer, run
+from tests.statsd import Statsd
 
 DOCS = Path(ROOT, "docs", "metrics.md")
 task = partial(QarnotRunTaskOperator, task_id="work", retries=1, log_output=False)
 create = partial(QarnotCreatePoolOperator, task_id="create", instance_count=2)
-LINE = re.compile(r"^airflow\.(?P<name>qarnot\.[a-z_.]+):(?P<value>[-+0-9.e]+)\|(?P<kind>c|g|ms)$")
-
-
-class Listener:
-    """A StatsD server that only remembers."""
-
-    def __init__(self) -> None:
-        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.socket.bind(("127.0.0.1", 0))
-        self.lines: list[str] = []
-        self._thread = threading.Thread(target=self._listen, daemon=True)
-        self._thread.start()
-
-    def _listen(self) -> None:
-        with suppress(OSError):
-            while data := self.socket.recv(65535):
-                self.lines += data.decode().splitlines()
-
-    def stop(self) -> None:
-        # An empty datagram ends the loop.
-        self.socket.sendto(b"", self.socket.getsockname())
-        self._thread.join(5)
-        self.socket.close()
-
-    def seen(self) -> dict[str, tuple[str, float]]:
-        """Kind and last value of each metric of ours; counters are summed up."""
-        found: dict[str, tuple[str, float]] = {}
-        for line in list(self.lines):
-            if match := LINE.match(line):
-                name, value = match["name"], float(match["value"])
-                before = found.get(name, ("", 0.0))[1] if match["kind"] == "c" else 0.0
-                found[name] = (match["kind"], value + before)
-        return found
 
 
 @pytest.fixture
-def statsd(monkeypatch: pytest.MonkeyPatch) -> Iterator[Listener]:
-    listener = Listener()
-    monkeypatch.setenv("AIRFLOW__METRICS__STATSD_ON", "True")
-    monkeypatch.setenv("AIRFLOW__METRICS__STATSD_HOST", "127.0.0.1")
-    monkeypatch.setenv("AIRFLOW__METRICS__STATSD_PORT", str(listener.socket.getsockname()[1]))
-    forget_stats(monkeypatch)
-    yield listener
-    forget_stats(monkeypatch)
-    listener.stop()
+def statsd(monkeypatch: pytest.MonkeyPatch) -> Iterator[Statsd]:
+    with Statsd() as listener:
+        for name, value in listener.settings().items():
+            monkeypatch.setenv(name, value)
+        forget_stats(monkeypatch)
+        yield listener
+        forget_stats(monkeypatch)
 
 
 def forget_stats(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +61,7 @@ def ti(task_id: str, **fields: Any) -> FakeTI:
 
 
 def test_every_documented_metric_and_no_other_reaches_a_listener(
-    qarnot: LocalQarnot, client: QarnotClient, statsd: Listener, monkeypatch: pytest.MonkeyPatch
+    qarnot: LocalQarnot, client: QarnotClient, statsd: Statsd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A retry takes over what runs, another one what succeeded.
     pool = run(create, ti("create"))
@@ -144,7 +107,7 @@ def test_every_documented_metric_and_no_other_reaches_a_listener(
     assert seen["qarnot.cost.microeuros"][1] == pytest.approx(spent * 1e6, rel=0.01)
 
 
-def missing(statsd: Listener, expected: dict[str, str]) -> str:
+def missing(statsd: Statsd, expected: dict[str, str]) -> str:
     return f"{sorted(expected.keys() - statsd.seen().keys())} to be seen"
 
 
