@@ -19,6 +19,8 @@ from airflow_qarnot_pool import claim
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.filters import equal
 from airflow_qarnot_pool.api.specs import TaskSpec
+from airflow_qarnot_pool.api.states import Phase
+from airflow_qarnot_pool.api.tasks import TaskResource
 from airflow_qarnot_pool.exceptions import (
     QarnotGoneError,
     QarnotInvalidSpecError,
@@ -29,6 +31,7 @@ from airflow_qarnot_pool.exceptions import (
 )
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
+from airflow_qarnot_pool.triggers.tasks import QarnotTasksTrigger
 from tests.harness import FakeTI, context_of, defer, fire, resume, run
 
 tasks = partial(QarnotRunTasksOperator, task_id="many")
@@ -442,3 +445,39 @@ def test_commands_that_come_from_elsewhere_are_checked_before_any_request(qarnot
     with pytest.raises(QarnotInvalidSpecError, match="commands must be a list"):
         run(lambda: operator)
     assert qarnot.requests() == []
+
+
+def test_never_more_than_the_limit_are_unfinished(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_many, crowds = TaskResource.create_many, []
+
+    def counting(self: TaskResource, specs: Any) -> Any:
+        specs = list(specs)
+        lineage = next(tag for tag in specs[0].tags if tag.startswith("airflow-lineage:"))
+        there = client.tasks.search(equal("Tags", lineage))
+        crowds.append(len(specs) + sum(one.phase is not Phase.TERMINAL for one in there))
+        return create_many(self, specs)
+
+    monkeypatch.setattr(TaskResource, "create_many", counting)
+    make = partial(tasks, qarnot_pool=pool, commands=["true"] * 25, max_in_flight=6)
+    assert run(make, FakeTI(run_id="crowd"))["succeeded"] == 25
+    assert len(crowds) >= 5
+    assert max(crowds) <= 6
+
+
+def test_the_log_tells_how_far_it_is(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+
+    class Recorder:
+        def info(self, text: str, *values: Any) -> None:
+            lines.append(text % values)
+
+    monkeypatch.setattr("airflow_qarnot_pool.triggers.tasks.REPORT_EVERY", 0.0)
+    monkeypatch.setattr(QarnotTasksTrigger, "log", Recorder())
+    make = partial(tasks, qarnot_pool=pool, commands=["true", "false", "true", "true"])
+    with pytest.raises(QarnotTaskFailedError):
+        run(make, FakeTI(run_id="progress"))
+    assert lines[-1] == "4 done (1 failed), 0 unfinished"
