@@ -20,7 +20,7 @@ from selenium.webdriver.remote.webelement import WebElement
 T = TypeVar("T")
 
 #: Only a test that fails takes so long.
-PATIENCE = 60.0
+PATIENCE = 180.0
 FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -117,6 +117,10 @@ class Browser:
             return field.get_attribute("value") == text
 
         self.wait(lambda: self.find(css) and written(), f"{css} to take {text!r}")
+
+    def press(self, keys: str) -> None:
+        """Press keys wherever the focus is."""
+        self.driver.switch_to.active_element.send_keys(keys)
 
     def unfold(self, css: str, section: str) -> None:
         """Make *css* seen, which may be in a folded section of a form."""

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import pytest
@@ -139,107 +136,6 @@ def test_a_run_from_the_form_to_the_closed_pool(
     assert airflow.wait_run("qarnot_params", run_id) == "success"
 
 
-@pytest.mark.usefixtures("connected")
-def test_a_lost_node_is_seen_and_a_pool_is_closed_by_hand(
-    browser: Browser, airflow: AirflowStack, qarnot_of_ui: LocalQarnot, make: Maker
-) -> None:
-    uuid = make.pool("by hand", size=2, owner=life("by_hand", "manual__1"))
-    make.task(uuid, "sleep 600")
-    browser.go(PAGE)
-    row = f"tr[data-uuid='{uuid}']"
-    page_shows(browser, row, "2 of 2")
-    node = next(node for node in qarnot_of_ui.nodes() if node["pool"] == uuid)
-    qarnot_of_ui.kill_node(node["id"])
-    page_shows(browser, row, "1 slot was lost")
-    browser.shot("lost-node")
-    browser.in_frame(lambda: browser.find(f"{row} button", "Close")[0].click() or True, "the Close button")
-    page_shows(browser, "dialog", "1 unfinished Qarnot task")
-    browser.in_frame(lambda: browser.find("dialog button", "Close the pool")[0].click() or True, "the dialog")
-    page_shows(browser, row, "Closed")
-    log = airflow.api("GET", "eventLogs", dag_id="by_hand")["event_logs"]
-    assert [(entry["event"], entry["owner"]) for entry in log] == [("qarnot.close_pool", "anna")]
-
-
-@pytest.mark.usefixtures("connected")
-def test_names_that_look_like_script_are_text(browser: Browser, make: Maker) -> None:
-    name = "<img src=x onerror=\"window.top.hacked='img'\"><script>window.top.hacked='script'</script>"
-    evil = life("<b>dag</b>", "javascript:window.top.hacked='link'")
-    uuid = make.pool(name, owner=evil, labels={"airflow.task_id": "'\"><svg onload=alert(1)>"})
-    make.task(uuid, "sleep 600", owner=evil, name=name)
-    browser.go(PAGE)
-    page_shows(browser, f"tr[data-uuid='{uuid}']", name)
-    page_shows(browser, f"tr[data-uuid='{uuid}']", "<b>dag</b>")
-    browser.in_frame(lambda: browser.find(f"tr[data-uuid='{uuid}'] a")[0].click() or True, "the pool's name")
-    page_shows(browser, "h1", name)
-    page_shows(browser, "td.name", name)
-    assert browser.script("return window.top.hacked === undefined")
-
-    def parsed() -> int:
-        return int(
-            browser.script(
-                "return document.querySelectorAll('#view img, #view script, #view svg, #view b').length"
-            )
-        )
-
-    assert browser.in_frame(lambda: [parsed()], "the page") == [0]
-
-
-@pytest.fixture
-def another_site() -> Iterator[str]:
-    """A page on another port of the same host: browsers send the cookie along, SameSite or not."""
-    pages: dict[str, str] = {}
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = b"<!doctype html><title>Kittens</title>"
-            self.send_response(200)
-            self.send_header("Content-Type", "text/html")
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *args: Any) -> None: ...
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}/{''.join(pages)}"
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.mark.usefixtures("connected")
-def test_another_site_cannot_close_a_pool(
-    browser: Browser, airflow: AirflowStack, make: Maker, another_site: str
-) -> None:
-    uuid = make.pool("precious", owner=life("precious"))
-    browser.go(PAGE)
-    page_shows(browser, f"tr[data-uuid='{uuid}']", "FullyExecuting")
-    close = f"{airflow.url}/qarnot-pools/api/connections/qarnot_default/pools/{uuid}/close"
-    browser.driver.get(another_site)
-    browser.driver.set_script_timeout(60)
-    attempts = """
-        const [url, done] = arguments;
-        const send = (options) => fetch(url, {method: 'POST', credentials: 'include', ...options})
-            .then((answer) => `${answer.type} ${answer.status}`, () => 'refused');
-        Promise.all([
-            send({mode: 'no-cors'}),
-            send({mode: 'cors', headers: {'X-Qarnot-Pools': 'close'}}),
-            send({mode: 'cors', headers: {'Content-Type': 'text/plain'}, body: 'x'}),
-        ]).then(done);
-    """
-    answers = browser.driver.execute_async_script(attempts, close)
-    assert answers == ["opaque 0", "refused", "refused"]
-    browser.script(
-        "const f = document.createElement('form'); f.method = 'post'; f.action = arguments[0];"
-        "document.body.append(f); f.submit();",
-        close,
-    )
-    browser.see("body", "Pools are closed from the Pools page of this Airflow only")
-    assert make.client.pools.get(uuid).state == "FullyExecuting"
-    # The same request with nothing missing works: the attempts failed for the right reason.
-    headers = {**CLOSE, "Authorization": f"Bearer {airflow.token_of('anna')}"}
-    assert requests.post(close, headers=headers, timeout=30).ok
-
-
 @pytest.mark.parametrize(
     ("user", "reads", "closes"), [("vera", 403, 403), ("otto", 200, 200), ("anna", 200, 200)]
 )
@@ -264,33 +160,3 @@ def test_a_viewer_is_told_what_is_missing(browser: Browser, airflow: AirflowStac
     login(browser, airflow, "vera")
     browser.go(PAGE)
     page_shows(browser, ".banner", "permission to read connections")
-
-
-@pytest.mark.usefixtures("connected")
-def test_it_looks_right_dark_and_narrow_and_while_qarnot_is_away(
-    browser: Browser, airflow: AirflowStack, qarnot_of_ui: LocalQarnot, make: Maker
-) -> None:
-    uuid = make.pool("frames.render.open_pool", size=2, owner=life("frames", "manual__1"))
-    login(browser, airflow, "otto")
-    browser.go(PAGE)
-    page_shows(browser, f"tr[data-uuid='{uuid}']", "2 of 2")
-    browser.script("localStorage.setItem('theme', 'dark')")
-    browser.go(PAGE)
-    page_shows(browser, "html.dark body")
-    page_shows(browser, f"tr[data-uuid='{uuid}']", "2 of 2")
-    browser.shot("dark")
-    browser.script("localStorage.setItem('theme', 'light')")
-    browser.resize(400, 900)
-    browser.go("/qarnot-pools/")
-    browser.see(f"tr[data-uuid='{uuid}']", "2 of 2")
-    assert browser.script("return document.documentElement.scrollWidth <= window.innerWidth")
-    browser.shot("narrow")
-    browser.resize(1400, 900)
-    away = [{"method": "POST", "path": ".*/search", "kind": "status", "status": 503, "times": 1000}]
-    qarnot_of_ui.faults(away)
-    try:
-        browser.see(".banner", "What you see is")
-        browser.see(f"tr[data-uuid='{uuid}']", "frames.render.open_pool")
-        browser.shot("away")
-    finally:
-        qarnot_of_ui.faults([])

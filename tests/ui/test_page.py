@@ -1,0 +1,278 @@
+"""The Pools page in a browser, without an Airflow around it: in a frame as Airflow makes it, and on its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.plugins.conftest import Maker, life
+
+if TYPE_CHECKING:
+    from airflow_qarnot_pool.local import LocalQarnot
+    from tests.ui.browser import Browser
+
+#: What Airflow 3.1 to 3.3 allow the frame.
+OUTER = """<!doctype html><html class="light"><head><title>Airflow</title></head>
+<body style="margin:0;background-color:rgb(250,250,250)"><iframe src="/qarnot-pools/{query}"
+sandbox="allow-scripts allow-same-origin allow-forms" style="border:0;width:100%;height:95vh"></iframe></body></html>"""
+PAGE = "/qarnot-pools/"
+
+
+@pytest.fixture(scope="module")
+def site(airflow_db: None, qarnot_of_ui: LocalQarnot) -> Iterator[str]:
+    """The page's own application, whose every user is an admin, and a page around it."""
+    extra = {"namespace": "page", "console_url": "https://console.example"}
+    connection = {"conn_type": "qarnot", "host": qarnot_of_ui.url, "password": qarnot_of_ui.token}
+    os.environ["AIRFLOW_CONN_QARNOT_DEFAULT"] = json.dumps({**connection, "extra": extra})
+    import uvicorn
+    from airflow.api_fastapi.app import create_auth_manager
+    from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
+    from airflow.api_fastapi.core_api.security import get_user
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import HTMLResponse
+    from starlette.routing import Mount, Route
+
+    from airflow_qarnot_pool.plugins.app import Office, _app
+
+    create_auth_manager()
+    page = _app(Office(["qarnot_default"], every=1.0))
+    page.dependency_overrides[get_user] = lambda: SimpleAuthManagerUser("anna", "ADMIN")
+
+    def outer(request: Request) -> HTMLResponse:
+        query = f"?{request.url.query}" if request.url.query else ""
+        return HTMLResponse(OUTER.format(query=query.replace("&", "&amp;")))
+
+    routes = [Mount("/qarnot-pools", page), Route("/{rest:path}", outer)]
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(64)
+        server = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), log_level="warning", lifespan="off"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
+    os.environ.pop("AIRFLOW_CONN_QARNOT_DEFAULT")
+
+
+@pytest.fixture(scope="module")
+def own_chromium(site: str) -> Iterator[Browser]:
+    from tests.ui.browser import Browser
+
+    browser = Browser(site)
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def browser(own_chromium: Browser, request: pytest.FixtureRequest) -> Iterator[Browser]:
+    own_chromium.resize(1400, 900)
+    yield own_chromium
+    own_chromium.shot(request.node.name)
+
+
+def row_of(uuid: str) -> str:
+    return f"tr[data-uuid='{uuid}']"
+
+
+def test_from_empty_to_closed_by_hand(browser: Browser, make: Maker) -> None:
+    browser.go(PAGE)
+    browser.see(".empty", "No pools, and nothing is billed")
+    browser.shot("empty")
+    uuid = make.pool("by hand", size=2)
+    make.task(uuid, "sleep 600")
+    browser.see(row_of(uuid), "2 of 2")
+    browser.see(row_of(uuid), "1 running")
+    browser.see(row_of(uuid), "€")
+    browser.click(f"{row_of(uuid)} button", "Close")
+    browser.see("dialog", "1 unfinished Qarnot task is cancelled with it")
+    browser.shot("dialog")
+    browser.click("dialog button", "Keep it")
+    browser.wait(lambda: not browser.find("dialog"), "the dialog to go")
+    browser.click(f"{row_of(uuid)} button", "Close")
+    browser.click("dialog button", "Close the pool")
+    browser.see(row_of(uuid), "Closed")
+    assert not browser.find(f"{row_of(uuid)} button", "Close")
+
+
+def test_a_lost_node_is_seen(browser: Browser, make: Maker, qarnot_of_ui: LocalQarnot) -> None:
+    uuid = make.pool("hurt", size=2)
+    browser.go(PAGE)
+    browser.see(row_of(uuid), "2 of 2")
+    qarnot_of_ui.kill_node(next(node["id"] for node in qarnot_of_ui.nodes() if node["pool"] == uuid))
+    browser.see(row_of(uuid), "1 slot was lost")
+    browser.shot("lost")
+
+
+def test_names_that_look_like_script_are_text(browser: Browser, make: Maker) -> None:
+    name = "<img src=x onerror=\"window.top.hacked='img'\"><script>window.top.hacked='script'</script>"
+    evil = life("<b>dag</b>", "javascript:window.top.hacked='link'")
+    uuid = make.pool(name, owner=evil, labels={"airflow.task_id": "'\"><svg onload=alert(1)>"})
+    make.task(uuid, "sleep 600", owner=evil, name=name)
+    browser.go(PAGE)
+    browser.see(row_of(uuid), name)
+    browser.see(row_of(uuid), "<b>dag</b>")
+    browser.click(f"{row_of(uuid)} td.name a")
+    browser.see("h1", name)
+    browser.see("td.name", name)
+    browser.shot("script-names")
+    assert browser.script("return window.hacked === undefined")
+    built = "return document.querySelectorAll('#view img, #view script, #view svg, #view b').length"
+    assert browser.script(built) == 0
+    links = browser.script("return [...document.querySelectorAll('#view a')].map((one) => one.protocol)")
+    assert set(links) <= {"http:", "https:"}
+
+
+def test_one_pool_in_full_and_back_by_keyboard(browser: Browser, make: Maker) -> None:
+    uuid = make.pool("frames.open", size=1, owner=life("frames", "run+1"))
+    make.task(uuid, "false", owner=life("frames", "run+1", "merge"), name="merge")
+    browser.go(PAGE)
+    browser.see(row_of(uuid), "1 failed")
+    browser.script('document.querySelector("td.name a").focus()')
+    browser.press("\n")
+    browser.see("h1", "frames.open")
+    for text in ("Timeline", "Nodes (1)", "Last errors", "Qarnot tasks (1)"):
+        browser.see("h2", text)
+    browser.see("pre", "exited with code 1")
+    browser.see("ol.timeline", "FullyExecuting")
+    browser.shot("detail")
+    browser.script('document.querySelector("[data-key=back]").focus()')
+    browser.press("\n")
+    browser.see(row_of(uuid), "frames.open")
+
+
+def test_links_in_the_frame_lead_the_page_around_it(browser: Browser, make: Maker) -> None:
+    """The frame's sandbox forbids it to steer what is around it."""
+    uuid = make.pool("framed", owner=life("frames", "manual__2026-01-01T00:00:00+00:00"))
+    browser.go("/plugin/qarnot-pools")
+    browser.in_frame(lambda: browser.find(row_of(uuid), "framed"), "the pool in the frame")
+    click = "document.querySelector(\"a[href*='/dags/']\").click(); return true"
+    browser.in_frame(lambda: browser.script(click), "the link")
+    wanted = "/dags/frames/runs/manual__2026-01-01T00%3A00%3A00%2B00%3A00"
+    browser.wait(lambda: browser.path() == wanted, wanted)
+    browser.driver.back()
+    browser.wait(lambda: browser.path() == "/plugin/qarnot-pools", "the way back")
+
+
+@pytest.mark.parametrize("written", ["manual__1+2%3A3", "manual__1%2B2%3A3"], ids=["Airflow 3.1", "later"])
+def test_a_runs_tab_shows_its_own_pools(browser: Browser, make: Maker, written: str) -> None:
+    mine = make.pool("mine", owner=life("frames", "manual__1+2:3"))
+    make.pool("not mine", owner=life("frames", "manual__2"))
+    browser.go(f"/tab?dag_id=frames&run_id={written}")
+    browser.in_frame(lambda: browser.find(row_of(mine), "mine"), "the run's pool")
+    shown = browser.in_frame(lambda: browser.find("tr[data-uuid]"), "the rows")
+    assert len(shown) == 1
+
+
+def test_it_follows_airflows_theme(browser: Browser, make: Maker) -> None:
+    uuid = make.pool("themed")
+    browser.go("/plugin/qarnot-pools")
+    browser.in_frame(lambda: browser.find(row_of(uuid), "themed"), "the pool in the frame")
+    colour = "return getComputedStyle(document.body).backgroundColor"
+    assert browser.in_frame(lambda: browser.script(colour), "the colour") == "rgb(250, 250, 250)"
+    browser.script(
+        "document.body.style.backgroundColor = 'rgb(17, 24, 39)'; document.documentElement.className = 'dark'"
+    )
+    wanted = "rgb(17, 24, 39)"
+    browser.in_frame(lambda: browser.script(colour) == wanted, "the page to turn dark with Airflow")
+    assert browser.in_frame(lambda: browser.script("return document.documentElement.className"), "") == "dark"
+    browser.shot("dark")
+
+
+def test_on_a_telephone(browser: Browser, make: Maker) -> None:
+    uuid = make.pool(
+        "frames.render.open_pool", size=2, owner=life("frames", "manual__2026-01-01T00:00:00+00:00")
+    )
+    make.task(uuid, "sleep 600", owner=life("frames", "manual__2026-01-01T00:00:00+00:00", "work"))
+    browser.resize(400, 900)
+    fits = "return document.documentElement.scrollWidth <= window.innerWidth"
+    browser.go(PAGE)
+    browser.see(row_of(uuid), "1 running")
+    assert browser.script(fits)
+    browser.shot("narrow")
+    browser.click(f"{row_of(uuid)} td.name a")
+    browser.see("h2", "Qarnot tasks (1)")
+    assert browser.script(fits)
+
+
+def test_what_was_known_stays_while_qarnot_is_away(
+    browser: Browser, make: Maker, qarnot_of_ui: LocalQarnot
+) -> None:
+    uuid = make.pool("known")
+    browser.go(PAGE)
+    browser.see(row_of(uuid), "FullyExecuting")
+    away = {"method": "POST", "path": ".*/search", "kind": "status", "status": 503, "times": 1000}
+    qarnot_of_ui.faults([away])
+    try:
+        browser.see(".banner", "What you see is")
+        browser.see(row_of(uuid), "known")
+        browser.shot("away")
+    finally:
+        qarnot_of_ui.faults([])
+    browser.wait(lambda: not browser.find(".banner"), "the banner to go")
+
+
+def test_500_pools_with_20_tasks_each(browser: Browser, make: Maker) -> None:
+    """Told to the page as the server would tell them: the list is drawn, searched, sorted and turned over."""
+    browser.go(PAGE)
+    uuid = make.pool("one of many")
+    browser.see(row_of(uuid), "FullyExecuting")
+    fill = """
+        const [uuid, done] = arguments;
+        const real = window.fetch;
+        fetch('api/pools').then((answer) => answer.json()).then((told) => {
+            const row = told.pools.find((one) => one.uuid === uuid);
+            told.pools = Array.from({length: 500}, (_, n) => ({...row, uuid: `u${n}`, name: `render ${n}`,
+                ready: n, tasks: {queued: 10, running: 5, succeeded: 5, failed: 0, cancelled: 0}}));
+            window.fetch = (path) => Promise.resolve(new Response(JSON.stringify(told)));
+            done(true);
+        });
+    """
+    browser.driver.set_script_timeout(60)
+    browser.driver.execute_async_script(fill, uuid)
+    browser.see("[data-uuid=u0]", "render 0")
+    browser.see(".pager", "1–25 of 500")
+    browser.see(".tiles", "2500 running, 5000 queued")
+    browser.shot("many")
+    browser.click(".pager button", "Next")
+    browser.see("[data-uuid=u25]", "render 25")
+    browser.click("th button", "Slots")
+    browser.click(".pager button", "Previous") if browser.find(".pager button:enabled", "Previous") else None
+    browser.see("[data-uuid=u499]", "499 of")
+    browser.write("input[type=search]", "render 123")
+    browser.see("[data-uuid=u123]", "render 123")
+    browser.wait(lambda: len(browser.find("tr[data-uuid]")) == 1, "only the one that was searched for")
+
+
+@pytest.mark.parametrize("way", ["no header", "with the header", "a form"])
+def test_another_site_cannot_close_a_pool(browser: Browser, make: Maker, way: str, site: str) -> None:
+    """Another host name is another site. Here nobody needs to be logged in, so only the page's own checks count."""
+    uuid = make.pool("precious")
+    browser.driver.get(site.replace("127.0.0.1", "localhost") + "/kittens")
+    close = f"{site}{PAGE}api/connections/qarnot_default/pools/{uuid}/close"
+    send = """
+        const [url, options, done] = arguments;
+        fetch(url, {method: 'POST', credentials: 'include', ...options})
+            .then((answer) => done(answer.type), () => done('refused'));
+    """
+    browser.driver.set_script_timeout(60)
+    if way == "no header":
+        assert browser.driver.execute_async_script(send, close, {"mode": "no-cors"}) == "opaque"
+    elif way == "with the header":
+        headers = {"headers": {"X-Qarnot-Pools": "close"}}
+        assert browser.driver.execute_async_script(send, close, headers) == "refused"
+    else:
+        browser.script(
+            "const f = document.createElement('form'); f.method = 'post'; f.action = arguments[0];"
+            "document.body.append(f); f.submit();",
+            close,
+        )
+        browser.see("body", "Pools are closed from the Pools page of this Airflow only")
+    assert make.client.pools.get(uuid).state not in ("Closing", "Closed")
