@@ -43,7 +43,7 @@ def site(airflow_db: None, qarnot_of_ui: LocalQarnot) -> Iterator[str]:
 
     create_auth_manager()
     page = _app(Office(["qarnot_default"], every=1.0))
-    page.dependency_overrides[get_user] = lambda: SimpleAuthManagerUser("anna", "ADMIN")
+    page.dependency_overrides[get_user] = lambda: SimpleAuthManagerUser(username="anna", role="ADMIN")
 
     def outer(request: Request) -> HTMLResponse:
         query = f"?{request.url.query}" if request.url.query else ""
@@ -244,7 +244,6 @@ def test_500_pools_with_20_tasks_each(browser: Browser, make: Maker) -> None:
     browser.click(".pager button", "Next")
     browser.see("[data-uuid=u25]", "render 25")
     browser.click("th button", "Slots")
-    browser.click(".pager button", "Previous") if browser.find(".pager button:enabled", "Previous") else None
     browser.see("[data-uuid=u499]", "499 of")
     browser.write("input[type=search]", "render 123")
     browser.see("[data-uuid=u123]", "render 123")
