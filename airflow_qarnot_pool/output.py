@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shlex
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ log = logging.getLogger(__name__)
 STDERR_LINES = 20
 _NODE_LOST = re.compile(r"node.{0,80}?(lost|killed|unreachable|disconnected)|preempt", re.IGNORECASE)
 SHOWN_INSTANCES = 5
+SHELLS = frozenset({"sh", "bash", "ash", "dash", "zsh"})
+_OF_A_SHELL = frozenset({"|", "||", "&&", ";", ">", ">>", "<", "2>&1", "&"})
 
 
 def read_output(
@@ -70,10 +73,26 @@ def failure_report(client: QarnotClient, task: Task, link: str) -> str:
     if task.pool:
         lines += _pool_note(client, task.pool)
     tail = _stderr(client, task, shown)
+    if word := shell_word(task.constants.get("DOCKER_CMD", "")):
+        lines.append(
+            f"The command has {word!r}, which only a shell knows, and none runs it: "
+            "write sh -c '...' around the command"
+        )
     if tail:
         lines += ["Last lines of stderr:", *(f"  {line}" for line in tail)]
     lines.append(f"See {link} for more")
     return "\n".join(lines)
+
+
+def shell_word(command: str) -> str | None:
+    """The first word of *command* that needs a shell, where it calls none: Qarnot splits it into words and runs it."""
+    try:
+        program, *words = shlex.split(command)
+    except ValueError:
+        return None
+    if program.rpartition("/")[-1] in SHELLS:
+        return None
+    return next((one for one in words if one in _OF_A_SHELL or one[-1:] == ";"), None)
 
 
 def lost_nodes(task: Task) -> bool:

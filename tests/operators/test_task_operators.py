@@ -104,6 +104,11 @@ def test_a_failed_task_raises_with_what_is_needed_to_mend_it(
     assert "https://console.example/tasks/" in text
 
 
+def test_a_command_that_needs_a_shell_says_so_when_it_fails(qarnot: LocalQarnot, pool: str) -> None:
+    with pytest.raises(QarnotTaskFailedError, match=r"has '\|', which only a shell knows"):
+        run(partial(task, qarnot_pool=pool, command="cat nothing | sort"), FakeTI(run_id="no-shell"))
+
+
 def test_a_lost_node_is_no_failure_of_the_command(
     qarnot: LocalQarnot, client: QarnotClient, pool: str
 ) -> None:
