@@ -6,7 +6,6 @@ A condition judges one look at a pool or Qarnot task. Judging never counts an un
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -128,6 +127,8 @@ def _target(kind: Kind, name: str) -> str:
     try:
         return str(_PARSE[kind](name))
     except QarnotUnknownStateError:
+        import difflib
+
         known = [str(one) for one in (states.PoolState if kind == "pool" else states.TaskState)]
         meant = _MEANT[kind].get(str(name).strip().lower())
         meant = meant or next(iter(difflib.get_close_matches(str(name), known, n=1)), None)

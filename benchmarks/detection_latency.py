@@ -95,7 +95,7 @@ def provider(peer: Peer, count: int, seconds: float) -> list[float]:
 
 def measure(report: Report) -> None:
     seconds = 2.0 if report.quick else 40.0
-    sizes = sizes_of(report)
+    sizes = [n for n in sizes_of(report) if n > 1 or n == report.waiters]
     some = [n for n in sizes if n == min(MOST_PEER, report.waiters)]
     runs: list[tuple[str, int, float, Callable[[], list[float]]]] = [
         (OURS, count, INTERVAL, lambda count=count: ours(count, seconds)) for count in sizes

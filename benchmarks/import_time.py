@@ -36,9 +36,10 @@ MEASURE = """
 import sys, time
 begun = time.process_time()
 {bare}
-before, loaded = time.process_time(), len(sys.modules)
+before, loaded = time.process_time(), set(sys.modules)
 {imports}
-print(before - begun, time.process_time() - before, len(sys.modules) - loaded)
+added = time.process_time() - before
+print(before - begun, added, *sorted(set(sys.modules) - loaded))
 """
 
 
@@ -54,8 +55,8 @@ def installed(module: str) -> bool:
     return True
 
 
-def once(modules: list[str]) -> tuple[float, float, int]:
-    """CPU seconds for ``airflow.sdk`` and for *modules* after it, and how many more were loaded."""
+def once(modules: list[str]) -> tuple[float, float, list[str]]:
+    """CPU seconds for ``airflow.sdk`` and for *modules* after it, and what they have loaded."""
     program = MEASURE.format(bare=BARE, imports="\n".join(f"import {one}" for one in modules))
     # Whoever installs without compiling, or forbids it, shall not be measured.
     home = os.environ["AIRFLOW_HOME"]
@@ -63,8 +64,8 @@ def once(modules: list[str]) -> tuple[float, float, int]:
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=env
     )
-    base, added, count = done.stdout.split()[-3:]
-    return float(base), float(added), int(count)
+    base, added, *loaded = done.stdout.splitlines()[-1].split()
+    return float(base), float(added), loaded
 
 
 def measure(report: Report) -> None:
@@ -72,7 +73,7 @@ def measure(report: Report) -> None:
     programs = {name: modules for name, modules in MODULES.items() if name not in absent}
     if report.quick:
         programs = {OURS: programs[OURS]}
-    seen: dict[str, list[tuple[float, float, int]]] = {name: [] for name in programs}
+    seen: dict[str, list[tuple[float, float, list[str]]]] = {name: [] for name in programs}
     for turn in range(1 if report.quick else report.waiters + 1):
         for name, modules in programs.items():
             found = once(modules)
@@ -88,10 +89,15 @@ def measure(report: Report) -> None:
     )
     added = {name: median([run[1] for run in runs]) for name, runs in seen.items()}
     for name, seconds in added.items():
-        table.row(name, seconds, 100 * seconds / base, seen[name][0][2], seconds / added[OURS])
+        loaded = seen[name][0][2]
+        table.row(name, seconds, 100 * seconds / base, len(loaded), seconds / added[OURS])
         report.figure(f"{name}.cpu_seconds", seconds)
         report.figure(f"{name}.percent_of_airflow_sdk", 100 * seconds / base)
-        report.figure(f"{name}.modules", seen[name][0][2])
+        report.figure(f"{name}.modules", len(loaded))
+        report.figure(
+            f"{name}.foreign_modules",
+            sum(not one.startswith(("airflow_qarnot_pool", "airflow.sdk")) for one in loaded),
+        )
     report.target(f"of {BASE}", 100 * added[OURS] / base, 3, unit=" %")
     for name in [name for name in added if name != OURS]:
         report.target(f"our share of what {name} adds", added[OURS] / added[name], 1)
