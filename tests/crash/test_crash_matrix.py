@@ -44,6 +44,13 @@ TABLE = Path(__file__).resolve().parents[2] / "docs" / "crash-matrix.md"
 SERVERS = ("enforce", "free")
 TRIES = 4
 
+#: What a teardown asks to tell the cost of the pool, when that is told to close (and waited for).
+TELL_COST = (
+    "GET /pools/{u}",
+    "GET /credits/v1/pools/{u}/credits",
+    "GET /carbon/v1/pools/{u}/carbon-facts",
+    "GET /pools/{u}/tasks",
+)
 #: What each process of each step does, in order: requests, and the XCom that tells the next process.
 STEPS: dict[str, dict[str, tuple[str, ...]]] = {
     "create, deferred": {
@@ -87,8 +94,8 @@ STEPS: dict[str, dict[str, tuple[str, ...]]] = {
             "GET /tasks/{u}/stderr",
         ),
     },
-    "close": {"worker": ("POST /pools/{u}/close",)},
-    "close and wait": {"worker": ("POST /pools/{u}/close", "GET /pools/{u}")},
+    "close": {"worker": ("POST /pools/{u}/close", *TELL_COST)},
+    "close and wait": {"worker": ("POST /pools/{u}/close", *TELL_COST)},
 }
 #: Steps whose pool is managed (``keep_warm``); that of the others is of fixed size.
 MANAGED = ("create, deferred", "create, second try")
