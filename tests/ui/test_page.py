@@ -161,11 +161,15 @@ def test_links_in_the_frame_lead_the_page_around_it(browser: Browser, make: Make
     browser.wait(lambda: browser.path() == "/plugin/qarnot-pools", "the way back")
 
 
-@pytest.mark.parametrize("written", ["manual__1+2%3A3", "manual__1%2B2%3A3"], ids=["Airflow 3.1", "later"])
-def test_a_runs_tab_shows_its_own_pools(browser: Browser, make: Maker, written: str) -> None:
-    mine = make.pool("mine", owner=life("frames", "manual__1+2:3"))
-    make.pool("not mine", owner=life("frames", "manual__2"))
-    browser.go(f"/tab?dag_id=frames&run_id={written}")
+@pytest.mark.parametrize(
+    ("dag_id", "written"),
+    [("as_in_3_1", "manual__1+2:3"), ("as_later", "manual__1%2B2%3A3")],
+    ids=["Airflow 3.1", "later"],
+)
+def test_a_runs_tab_shows_its_own_pools(browser: Browser, make: Maker, dag_id: str, written: str) -> None:
+    mine = make.pool("mine", owner=life(dag_id, "manual__1+2:3"))
+    make.pool("not mine", owner=life(dag_id, "manual__2"))
+    browser.go(f"/tab?dag_id={dag_id}&run_id={written}")
     browser.in_frame(lambda: browser.find(row_of(mine), "mine"), "the run's pool")
     shown = browser.in_frame(lambda: browser.find("tr[data-uuid]"), "the rows")
     assert len(shown) == 1
