@@ -225,6 +225,13 @@ def test_it_looks_again_right_before_closing(client: QarnotClient, namespace: st
     assert report.failures == []
 
 
+def without_grace(**parameters: Any) -> QarnotReapPoolsOperator:
+    """One for which a run that ends now has ended long ago: times have a resolution of a second."""
+    operator = QarnotReapPoolsOperator(task_id="reap", **parameters)
+    operator.grace = timedelta(seconds=-60)
+    return operator
+
+
 def test_one_that_cannot_be_closed_does_not_spare_the_others(
     qarnot: LocalQarnot, client: QarnotClient, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,7 +242,7 @@ def test_one_that_cannot_be_closed_does_not_spare_the_others(
     assert states(client, stubborn, willing) == [False, True]
     assert [failure.split(":")[0] for failure in report.failures] == [stubborn]
     monkeypatch.setattr("airflow_qarnot_pool.operators.reap.run_state", lambda *_: None)
-    operator = QarnotReapPoolsOperator(task_id="reap", grace=timedelta(seconds=-60))
+    operator = without_grace()
     with pytest.raises(QarnotError, match=rf"1 pools could not be looked after:\n{stubborn}"):
         operator.execute(context_of(operator))
 
@@ -259,10 +266,10 @@ def test_the_report_is_what_the_docs_say(
         "airflow_qarnot_pool.operators.reap.run_state",
         lambda dag_id, run_id: {"over": "failed", "live": "running"}[run_id],
     )
-    operator = QarnotReapPoolsOperator(task_id="reap", grace=timedelta(seconds=-60), report_only="True")
+    operator = without_grace(report_only="True")
     dry = operator.execute(context_of(operator))
     assert states(client, over, live) == [False, False]
-    operator = QarnotReapPoolsOperator(task_id="reap", grace=timedelta(seconds=-60))
+    operator = without_grace()
     report = json.loads(json.dumps(operator.execute(context_of(operator))))
     assert states(client, over, live) == [True, False]
     pools = report.pop("pools")
