@@ -92,10 +92,16 @@ def updated(old: str, new: str) -> str:
 
 
 class Cluster:
-    """The deployment, and what the tests do to it."""
+    """The deployment, and what the tests do to it.
 
-    def __init__(self, airflow: AirflowStack, qarnot: LocalQarnot, postgres: Postgres, folder: Path) -> None:
+    :param runs: DAG runs in the test of kills; :attr:`few` in the others.
+    """
+
+    def __init__(
+        self, airflow: AirflowStack, qarnot: LocalQarnot, postgres: Postgres, folder: Path, runs: int
+    ) -> None:
         self.airflow, self.qarnot, self.postgres, self.folder = airflow, qarnot, postgres, folder
+        self.runs, self.few = runs, max(2, runs // 5)
         self.client = QarnotClient(qarnot.url, qarnot.token)
         self.rows: list[Row] = []
         self.killed = 0

@@ -35,11 +35,19 @@ SETTINGS = {
     "SCHEDULER__NUM_STUCK_IN_QUEUED_RETRIES": "50",
     "QARNOT__POLL_INTERVAL": "1",
 }
+RUNS = 30
 _rows: list[Any] = []
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--distributed-report", type=Path, help="write the table of the distributed tests there")
+    parser.addoption(
+        "--distributed-runs",
+        type=int,
+        default=RUNS,
+        metavar="N",
+        help=f"DAG runs in the test of kills, the others have fewer ({RUNS}); for a machine that is small or busy",
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -99,7 +107,8 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Any]:
         ends.enter_context(airflow)
         for dag_id in DAG_IDS:
             airflow.wait_dag(dag_id)
-        made = Cluster(airflow, qarnot, postgres, folder)
+        runs = request.config.getoption("--distributed-runs", default=RUNS)
+        made = Cluster(airflow, qarnot, postgres, folder, runs)
         _rows[:] = ()
         made.rows = _rows
         yield made

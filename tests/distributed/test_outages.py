@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
-from tests.distributed.cluster import Cluster, Run
+from tests.distributed.cluster import FAN, Cluster, Run
 
-#: DAG runs in the test of kills, most of them at once, and components killed meanwhile.
-RUNS, AT_ONCE, KILLS = 30, 10, 18
+#: In the test of kills, the most DAG runs at once, and how many components are killed meanwhile for each run.
+AT_ONCE, KILLS = 10, 0.6
 SEED = 7
 
 
@@ -38,28 +40,25 @@ def wait_deferred(cluster: Cluster, runs: Sequence[Run], count: int) -> None:
 
 def test_kill_9_of_workers_triggerers_and_schedulers(cluster: Cluster) -> None:
     with accounted(cluster, "kill -9 of workers, triggerers and schedulers") as runs:
-        victims = []
-        for start in range(0, RUNS, AT_ONCE):
-            runs += cluster.start(AT_ONCE, f"kills-{start}", seconds=2)
-            batch = runs[start:]
-            victims.append(
-                cluster.kill_while(
-                    lambda batch=batch: cluster.under_way(batch), SEED + start, KILLS * AT_ONCE // RUNS
-                )
+        victims: Counter[str] = Counter()
+        for start in range(0, cluster.runs, AT_ONCE):
+            batch = cluster.start(min(AT_ONCE, cluster.runs - start), f"kills-{start}", seconds=2)
+            runs += batch
+            victims += cluster.kill_while(
+                partial(cluster.under_way, batch), SEED + start, most=round(KILLS * len(batch))
             )
             cluster.eventually(lambda batch=batch: not cluster.under_way(batch), "the end of a batch")
         print(victims)
-        assert sum(one.total() for one in victims) >= KILLS // 2, (
-            "the runs were over before they were disturbed"
-        )
+        least = KILLS * cluster.runs / 2
+        assert victims.total() >= least, "the runs were over before they were disturbed"
 
 
 def test_triggers_move_between_triggerers(cluster: Cluster) -> None:
     """One is told to stop, then the other is killed: the same waits go on, and nobody ends a Qarnot task."""
     airflow = cluster.airflow
     with accounted(cluster, "triggers moved to the other triggerer, twice") as runs, cluster.gate() as gate:
-        runs += cluster.start(4, "moved", gate=gate)
-        waits = 4 * 3
+        runs += cluster.start(cluster.few, "moved", gate=gate)
+        waits = cluster.few * FAN
 
         def all_at(name: str) -> bool:
             found = cluster.deferred(runs)
@@ -83,8 +82,8 @@ def test_triggers_move_between_triggerers(cluster: Cluster) -> None:
 
 def test_api_server_away_for_a_minute(cluster: Cluster) -> None:
     with accounted(cluster, "api-server away for 60 s") as runs:
-        runs += cluster.start(6, "no-api", seconds=20)
-        wait_deferred(cluster, runs, 6)
+        runs += cluster.start(cluster.few, "no-api", seconds=20)
+        wait_deferred(cluster, runs, cluster.few)
         cluster.airflow.signal("api-server", signal.SIGKILL)
         cluster.killed += 1
         cluster.away(60)
@@ -93,16 +92,16 @@ def test_api_server_away_for_a_minute(cluster: Cluster) -> None:
 
 def test_postgresql_restarted(cluster: Cluster) -> None:
     with accounted(cluster, "PostgreSQL crashed and back after 5 s") as runs:
-        runs += cluster.start(6, "no-database", seconds=5)
-        wait_deferred(cluster, runs, 4)
+        runs += cluster.start(cluster.few, "no-database", seconds=5)
+        wait_deferred(cluster, runs, cluster.few)
         cluster.postgres.restart(seconds_away=5)
 
 
 def test_qarnot_away_for_two_minutes(cluster: Cluster) -> None:
     """Its process stands still: requests are taken and never answered."""
     with accounted(cluster, "Qarnot away for 120 s") as runs:
-        runs += cluster.start(6, "no-qarnot", seconds=5)
-        wait_deferred(cluster, runs, 4)
+        runs += cluster.start(cluster.few, "no-qarnot", seconds=5)
+        wait_deferred(cluster, runs, cluster.few)
         process = cluster.qarnot.process
         assert process is not None
         os.kill(process.pid, signal.SIGSTOP)
