@@ -69,7 +69,7 @@ class Row:
 
 
 HEADINGS = (
-    "what happened", "seconds", "components killed", "started again", "DAG runs", "Airflow tasks", "retries",
+    "what happened", "seconds", "components killed", "revived", "DAG runs", "Airflow tasks", "retries",
     "pieces of work", "done twice", "lost", "left on", "stuck",
 )  # fmt: skip
 
