@@ -200,6 +200,11 @@ class QarnotRunTasksOperator(TaskOperator):
         if pool:
             self._show_link(context, "pool", pool)
             self._watch(context, pool)
+        elif self._watched(context, "") is not None:
+            raise QarnotInvalidSpecError(
+                "max_cost and max_run_cost are watched for a pool, and there is none: give qarnot_pool",
+                field="max_cost",
+            )
         fingerprints = [spec.fingerprint(exclude=NOT_THE_WORK) for spec in specs]
         limit = self._limit(self._slots(pool) if self.max_in_flight in (None, "") and specs else None)
         look = bool(memory) or life.has_history

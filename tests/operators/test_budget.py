@@ -194,6 +194,15 @@ def test_many_commands_in_one_task_are_watched(
     assert client.pools.get(pool).state in OVER
 
 
+def test_many_commands_without_a_pool_have_no_limit_that_could_be_watched(
+    qarnot: LocalQarnot, client: QarnotClient, run_id: str
+) -> None:
+    make = partial(QarnotRunTasksOperator, task_id="many", commands=["true"], max_cost=0.5)
+    with pytest.raises(QarnotInvalidSpecError, match="give qarnot_pool"):
+        run(make, ti(run_id, "many"))
+    assert made_for(client.tasks, run_id) == []
+
+
 def test_a_qarnot_task_with_nodes_of_its_own_has_a_limit_of_its_own(
     qarnot: LocalQarnot, client: QarnotClient, run_id: str, held: str
 ) -> None:
