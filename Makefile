@@ -35,13 +35,14 @@ test-airflow: setup
 
 # The UI as a person meets it: connection form, Test button, Pools page, links, in headless Chromium.
 # QARNOT_UI_SHOTS=folder keeps screenshots. With PostgreSQL where `make test-airflow` has installed it.
+UI ?= tests/ui
 test-ui: setup
 	@{ command -v chromium && command -v chromedriver; } >/dev/null \
 	  || { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends chromium chromium-driver; } \
 	  || { echo 'Chromium is missing; as root: apt-get install chromium chromium-driver' >&2; exit 1; }
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt $(SELENIUM) \
 	  || $(BIN)/python -m pip install --quiet -c constraints.txt $(SELENIUM)
-	$(BIN)/python -m pytest -q -m airflow_ui tests/ui
+	$(BIN)/python -m pytest -q -m airflow_ui $(UI)
 
 # Several of everything, as in production: Celery workers, triggerers, schedulers, PostgreSQL and Redis, which are
 # killed and taken away. `make distributed DISTRIBUTED='--distributed-report docs/distributed.md'` keeps the account.

@@ -336,9 +336,8 @@
     if (!tasks) return el("span", { class: "quiet" }, "…");
     const total = GROUPS.reduce((sum, name) => sum + tasks[name], 0);
     if (!total) return el("span", { class: "quiet" }, "none");
-    const said = [`${tasks.queued} queued`, `${tasks.running} running`, `${tasks.succeeded} done`];
-    if (tasks.failed) said.push(`${tasks.failed} failed`);
-    if (tasks.cancelled) said.push(`${tasks.cancelled} cancelled`);
+    const words = { queued: "queued", running: "running", succeeded: "done", failed: "failed", cancelled: "cancelled" };
+    const said = Object.keys(words).filter((name) => tasks[name]).map((name) => `${tasks[name]} ${words[name]}`);
     const bar = el("span", { class: "bar", "aria-hidden": "true" }, GROUPS.filter((name) => tasks[name]).map((name) => part(name, tasks[name])));
     return el("span", {}, said.join(", "), bar);
   }
