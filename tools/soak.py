@@ -6,8 +6,8 @@ component are noted. At the end (after ``--hours``, or earlier on SIGTERM or Ctr
 line is fitted through the samples after the warm-up, whose slope is what a leak would show. Runs that did not
 succeed and pools that are open are counted, too; the exit status is 1 when there are any.
 
-Memory is PSS: what processes share is counted once. For workers the processes that come and go with every Airflow
-task are left out; what stays is the worker and its pool of processes.
+Memory is USS, what is a process's alone: what it shares with others changes when those come and go. For workers the
+processes that come and go with every Airflow task are left out; what stays is the worker and its pool of processes.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def measured(pid: int) -> tuple[int, int]:
     memory = files = 0
     for process in lasting(psutil.Process(pid)):
         with suppress(psutil.Error, OSError):
-            memory += process.memory_full_info().pss
+            memory += process.memory_full_info().uss
             files += process.num_fds()
     return memory, files
 
