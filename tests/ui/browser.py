@@ -129,7 +129,8 @@ class Browser:
             if self.find(css):
                 return True
             for heading in self.find("[role=dialog] button", section):
-                heading.click()
+                if heading.get_attribute("aria-expanded") != "true":
+                    heading.click()
             return False
 
         self.wait(shown, f"{css} in the section {section!r}")

@@ -20,7 +20,8 @@ CLOSE = {"X-Qarnot-Pools": "close"}
 
 
 def login(browser: Browser, airflow: AirflowStack, user: str) -> None:
-    browser.go("/auth/logout")
+    browser.go("/auth/login")
+    browser.driver.delete_all_cookies()
     browser.go("/auth/login")
     browser.write("input[name=username]", user)
     browser.write("input[name=password]", airflow.passwords[user])
@@ -59,14 +60,16 @@ def test_the_connection_is_made_in_its_form_and_tested(
     browser.write(f"{form} input[name=connection_id]", "qarnot_default")
     browser.see(f"{form} input[role=combobox]").send_keys("qarnot")
     browser.click("[role=option]", "arnot")
-    browser.see(form, "API URL")
-    browser.unfold(f"{form} input[name=element_namespace]", "Extra Fields")
-    for label in ("API token", "Namespace", "Verify TLS", "CA bundle", "Request timeout (s)", "Console URL"):
-        browser.see(form, label)
     host, token = f"{form} input[name=host]", f"{form} input[name=password]"
     browser.unfold(host, "Standard Fields")
+    for label in ("API URL", "API token"):
+        browser.see(form, label)
     assert browser.see(host).get_attribute("placeholder") == "https://api.qarnot.com"
     assert browser.see(token).get_attribute("type") == "password"
+    browser.unfold(f"{form} input[name=element_namespace]", "Extra Fields")
+    for label in ("Namespace", "Verify TLS", "CA bundle", "Request timeout (s)", "Console URL"):
+        browser.see(form, label)
+    browser.unfold(host, "Standard Fields")
     browser.write(host, qarnot_of_ui.url)
     browser.write(token, qarnot_of_ui.token)
     browser.unfold(f"{form} input[name=element_namespace]", "Extra Fields")
