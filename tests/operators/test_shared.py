@@ -60,10 +60,8 @@ class Sharers:
         return run(self.opens(run_id, **changes), ti)
 
     def work(self, run_id: str, pool: str, command: str = "true", **changes: Any) -> Any:
-        make = partial(
-            QarnotRunTaskOperator, task_id="work", command=command, qarnot_pool=pool, log_output=False
-        )
-        return run(partial(make, **changes), self.ti(run_id, "work"))
+        given = {"task_id": "work", "command": command, "qarnot_pool": pool, "log_output": False, **changes}
+        return run(partial(QarnotRunTaskOperator, **given), self.ti(run_id, given["task_id"]))
 
     def close(self, run_id: str, **changes: Any) -> str:
         make = partial(QarnotClosePoolOperator, task_id="close", shared=self.name, **changes)
@@ -193,6 +191,28 @@ def test_two_who_make_it_at_the_same_moment_keep_the_older(qarnot: LocalQarnot, 
     assert sharers.live() == [second]
     assert sharers.work("r1", first[0])["pool"] == second
     assert sharers.work("r2", second)["pool"] == second
+
+
+def test_twenty_overlapping_runs_lose_no_work_and_leave_nothing_open(
+    request: pytest.FixtureRequest, qarnot: LocalQarnot, sharers: Sharers
+) -> None:
+    """Six at a time; whoever comes while the last one leaves finds the pool closing, and makes the next."""
+
+    def whole(run_id: str) -> list[str]:
+        pool = sharers.open(run_id)
+        done = [sharers.work(run_id, pool, task_id=f"work_{n}")["state"] for n in range(2)]
+        sharers.close(run_id)
+        sharers.states[run_id] = "success"
+        return done
+
+    with ThreadPoolExecutor(6) as threads:
+        results = list(threads.map(whole, [f"r{n}" for n in range(20)]))
+    assert results == [["Success", "Success"]] * 20
+    assert sharers.live() == []
+    assert [one for one in qarnot.call("GET", "/jobs") if sharers.name in one["name"]] == []
+    generations = {one.labels["airflow.generation"] for one in sharers.pools()}
+    if "free" not in request.node.name:
+        assert creations(qarnot) == len(generations)
 
 
 # --- what is refused
