@@ -63,3 +63,24 @@ def test_branches_and_copies(client: QarnotClient, tmp_path: Path, monkeypatch: 
     }
     copies = [one for one in run.tasks if one.labels["airflow.task_id"] == "each.pool.a"]
     assert len({one.pool for one in copies}) == 2, "each copy of a mapped group has a pool of its own"
+
+
+QUIET = """
+from airflow.sdk import DAG
+from airflow_qarnot_pool.task_groups.pool import QarnotPoolGroup
+
+with DAG("quiet", schedule=None) as dag:
+    with QarnotPoolGroup("g", warm_up=False, do_xcom_push=False):
+        pass
+"""
+
+
+def test_the_teardown_closes_the_pool_of_a_setup_that_returned_nothing(
+    client: QarnotClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundles = [{"name": "quiet", "classpath": LOCAL_BUNDLE, "kwargs": {"path": str(tmp_path)}}]
+    monkeypatch.setenv("AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST", json.dumps(bundles))
+    (tmp_path / "quiet.py").write_text(QUIET)
+    run = Run.of(runpy.run_path(str(tmp_path / "quiet.py"))["dag"].test(), client)
+    assert set(run.states.values()) == {"success"}, run.states
+    run.only_pool()
