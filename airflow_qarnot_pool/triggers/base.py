@@ -138,7 +138,7 @@ class QarnotTrigger(BaseTrigger):
         condition = Condition.from_kwargs(self.condition)
         condition = _conditions.setdefault(condition, condition)
         history: list[str] = []
-        ending, message, carry = Ending.ERROR, "", dict(self.carry)
+        ending, message, carry = Ending.ERROR, "", self.carry
         try:
             async with watch(
                 self.qarnot_conn_id,
@@ -163,7 +163,7 @@ class QarnotTrigger(BaseTrigger):
                             uuid=self.uuid,
                             state=outcome.state,
                             message=outcome.message,
-                            carry=carry,
+                            carry=dict(carry),
                         )
                     history.append(look.state)
                     del look  # thousands may wait here for hours: only the state is needed any more
@@ -172,13 +172,13 @@ class QarnotTrigger(BaseTrigger):
         except QarnotGoneError as error:
             ending, message = (Ending.MET if condition.met_by_absence else Ending.GONE), str(error)
         except QarnotError as error:
-            message, carry["error"] = str(error), type(error).__name__
+            message, carry = str(error), {**carry, "error": type(error).__name__}
         return Outcome(
             ending=ending,
             uuid=self.uuid,
             state=history[-1] if history else None,
             message=message,
-            carry=carry,
+            carry=dict(carry),
         )
 
     def _looked(self, state: str) -> None:

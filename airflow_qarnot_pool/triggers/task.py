@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from typing import Any
 
 from airflow_qarnot_pool.api import states
@@ -31,13 +32,13 @@ class QarnotTaskTrigger(QarnotTrigger):
         path, kwargs = super().serialize()
         return path, {**kwargs, "live": self.live} if self.live else kwargs
 
-    async def _wait(self) -> Outcome:
-        if self.live is None:
-            return await super()._wait()
+    def _wait(self) -> Coroutine[Any, Any, Outcome]:
+        # Not one coroutine within another where nothing is followed: thousands wait so.
+        return super()._wait() if self.live is None else self._wait_and_follow(self.live)
+
+    async def _wait_and_follow(self, live: dict[str, Any]) -> Outcome:
         life = Life.from_kwargs(self.life) if self.life else None
-        follower = self._follower = Follower(
-            self.qarnot_conn_id, self.live, self.poll_interval, life, self.log
-        )
+        follower = self._follower = Follower(self.qarnot_conn_id, live, self.poll_interval, life, self.log)
         following = asyncio.create_task(follower.follow())
         try:
             outcome = await super()._wait()
