@@ -156,6 +156,13 @@ class LocalQarnot:
                 content = answer.read()
         except urllib.error.HTTPError as error:
             raise RuntimeError(f"{method} {path}: {error.code} {error.read().decode()}") from None
+        except urllib.error.URLError as error:
+            ended = self.process.poll() if self.process else "never started or stopped"
+            if ended is None:
+                raise
+            raise RuntimeError(
+                f"The local Qarnot is not there any more (exit code {ended}): {error}"
+            ) from None
         return json.loads(content) if content else None
 
     def faults(self, rules: Iterable[dict[str, Any]], seed: int | None = None) -> None:

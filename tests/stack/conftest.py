@@ -20,12 +20,15 @@ import pytest
 
 from tests.stack.postgres import Postgres, binary
 from tests.stack.world import Lane, World
+from tests.statsd import Statsd
 
 HERE = Path(__file__).parent
+EXAMPLES = HERE.parent.parent / "example_dags"
 #: Tests under way at the same time; each spends most of its time waiting.
 TOGETHER = 10
 #: Connection by lane. Faults, clocks and request counts are a whole server's, so some tests have one to themselves.
 LANES: dict[str, dict[str, Any]] = {
+    "default": {"boot_seconds": 0.5},  # the examples
     "plain": {"boot_seconds": 0.5},
     "no_answer": {"boot_seconds": 0.5},
     "no_answer_to_orphan": {"boot_seconds": 0.5},
@@ -38,6 +41,7 @@ LANES: dict[str, dict[str, Any]] = {
     "counted": {"boot_seconds": 0.5},
     "boots_on_demand": {"boot_seconds": 1e6},
     "shared": {"boot_seconds": 0.5},
+    "dear": {"boot_seconds": 0.5},
 }
 #: Health of components is judged sooner than by default, but not so soon that a busy machine looks like a dead one.
 SETTINGS = {
@@ -137,15 +141,18 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
             endpoint = Endpoint(qarnot.url, qarnot.token, qarnot.storage_url)
             lanes[name] = Lane(f"qarnot_{name}", qarnot)
             env[f"AIRFLOW_CONN_QARNOT_{name.upper()}"] = endpoint.connection(namespace=f"tests-{name}")
+        dags = folder / "dags"
+        shutil.copytree(HERE / "dags", dags)
+        shutil.copytree(EXAMPLES, dags, dirs_exist_ok=True)
+        statsd = ends.enter_context(Statsd())
+        env |= statsd.settings()
         postgres = ends.enter_context(Postgres())
-        airflow = AirflowStack(
-            folder / "airflow", HERE / "dags", database=postgres.url, triggerers=2, env=env
-        )
+        airflow = AirflowStack(folder / "airflow", dags, database=postgres.url, triggerers=2, env=env)
         airflow.home.mkdir()
         ends.enter_context(airflow)
         airflow.wait_dag("reap")
         _durations.append((time.monotonic() - began, "(Airflow, PostgreSQL and the local Qarnots start)"))
-        yield World(airflow, lanes, folder, postgres.url)
+        yield World(airflow, lanes, folder, postgres.url, statsd)
     if request.session.testsfailed:
         print(f"\nLogs are kept in {folder}")
     else:

@@ -20,6 +20,7 @@ import psutil
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.models import Pool, Task
 from airflow_qarnot_pool.local import LocalQarnot
+from tests.statsd import Statsd
 from tools.airflow_stack import AirflowStack, StackError, TaskProcesses
 
 T = TypeVar("T")
@@ -247,8 +248,11 @@ class Run:
 class World:
     """The one deployment of the session, and its local Qarnots."""
 
-    def __init__(self, airflow: AirflowStack, lanes: dict[str, Lane], folder: Path, database: str) -> None:
+    def __init__(
+        self, airflow: AirflowStack, lanes: dict[str, Lane], folder: Path, database: str, statsd: Statsd
+    ) -> None:
         self.airflow = airflow
+        self.statsd = statsd
         self._database = database.replace("+psycopg2", "")
         self.lanes = lanes
         self._folder = folder

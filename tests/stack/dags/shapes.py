@@ -113,6 +113,7 @@ def pooled(name: str, **options: Any) -> None:
 
 pooled("pool")
 pooled("pool_on_worker", deferrable=False)
+pooled("pool_with_limit", max_cost=0.5)
 pooled("pool_never_ready", wait_timeout=timedelta(seconds=4), retries=1)
 
 for name, options in {

@@ -1,0 +1,44 @@
+"""What a run costs and may cost, where workers and triggerers are processes of their own."""
+
+from __future__ import annotations
+
+import re
+
+from tests.stack.world import World
+
+
+def test_a_pool_over_its_limit_is_closed_and_its_tasks_are_not_tried_again(world: World) -> None:
+    run = world.run("pool_with_limit", "over_its_limit", lane="dear")
+    for n in range(2):
+        run.wait_watched(map_index=n)
+    (pool,) = run.pools()
+    # Two nodes cost 0.72 EUR in an hour.
+    run.lane.qarnot.advance(3600)
+    run.wait_all_pools("Closed")
+    assert run.wait_end() == "failed"
+    for n in range(2):
+        found = run.instance(map_index=n)
+        assert (found["state"], found["try_number"]) == ("failed", 1)
+    assert run.instance("stop")["state"] == "success"
+    said = "\n".join(run.worker_logs().values())
+    assert re.search(
+        rf"QarnotBudgetError.*Pool {pool.uuid} has cost 0\.7\d+ EUR.* max_cost of 0\.5000 EUR", said
+    )
+    account = run.lane.qarnot.account()["pools"][pool.uuid]
+    assert account["nodesUp"] == 0
+
+
+def test_workers_and_triggerers_send_their_metrics(world: World) -> None:
+    run = world.run("mapped_3", "metrics")
+    for n in range(3):
+        run.wait_watched(map_index=n)
+    # From a task process, and from a triggerer, where Airflow sets up other stats than those providers use.
+    for name in (
+        "qarnot.claims.fresh_submit",
+        "qarnot.requests",
+        "qarnot.poll.waiters",
+        "qarnot.poll.duration",
+    ):
+        run.wait(lambda name=name: name in world.statsd.seen(), f"the metric {name}")
+    run.open_gate()
+    run.wait_end()

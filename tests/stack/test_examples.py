@@ -1,0 +1,43 @@
+"""Every example runs on a real scheduler, and leaves its pool closed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from airflow_qarnot_pool.api.client import QarnotClient
+from tests.stack.conftest import EXAMPLES
+from tests.stack.world import World
+
+#: Less to do than a user would choose.
+CONF: dict[str, dict[str, Any]] = {
+    "qarnot_params": {"nodes": 1, "items": 2},
+    "qarnot_taskflow": {"parts": 2, "darts": 1000},
+    "qarnot_warm_pool": {"seconds": 0},
+}
+
+
+@pytest.mark.parametrize("example", sorted(file.stem for file in EXAMPLES.glob("qarnot_*.py")))
+def test_example_on_a_real_scheduler(world: World, example: str) -> None:
+    qarnot = world.lanes["default"].qarnot
+    run_id = world.airflow.trigger(example, CONF.get(example, {}), f"on a scheduler: {example}")
+    state = world.airflow.wait_run(example, run_id, timeout=600)
+    assert state == "success", world.airflow.task_states(example, run_id)
+    if example == "qarnot_maintenance":
+        assert world.airflow.xcom(example, run_id, "reap")["dry_run"] is False
+        return
+    with QarnotClient(qarnot.url, qarnot.token) as client:
+
+        def mine(found: Any) -> list[Any]:
+            return [one for one in found if one.labels.get("airflow.run_id") == run_id]
+
+        def closed() -> list[Any]:
+            pools = mine(client.pools.list())
+            return pools if all(one.state == "Closed" for one in pools) else []
+
+        (pool,) = world.airflow.wait_for(closed, what=f"the pool of {example} to be closed")
+        work = [one for one in mine(client.tasks.list()) if not one.labels["airflow.part"]]
+    assert work
+    assert {one.pool for one in work} == {pool.uuid}
+    assert {one.state for one in work} == {"Success"}
