@@ -97,7 +97,6 @@ class Deployment:
         settings = {
             "AIRFLOW__TRIGGERER__CAPACITY": str(count),
             "AIRFLOW__CORE__PARALLELISM": "4",
-            "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "30",
             "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "120",
             "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "60",
             "AIRFLOW__CORE__MAX_MAP_LENGTH": str(max(1024, count)),

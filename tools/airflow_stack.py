@@ -191,6 +191,8 @@ class AirflowStack:
             "SCHEDULER__TRIGGER_TIMEOUT_CHECK_INTERVAL": "2",
             "SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "15",
             "WORKERS__MIN_HEARTBEAT_INTERVAL": "2",
+            # An Airflow task whose start is not answered in time fails; a machine that is busy is no reason for that.
+            "WORKERS__EXECUTION_API_TIMEOUT": "30",
             "DAG_PROCESSOR__REFRESH_INTERVAL": "5",
             "DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "600",
         }

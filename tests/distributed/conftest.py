@@ -27,7 +27,6 @@ SETTINGS = {
     "SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "20",
     "TRIGGERER__JOB_HEARTBEAT_SEC": "2",
     "TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "15",
-    "WORKERS__EXECUTION_API_TIMEOUT": "30",
     # What a killed worker had been given and not begun goes to another one after so long. Airflow cannot tell it
     # from what waits for a worker that is busy, and fails that without a retry when it has happened too often.
     "SCHEDULER__TASK_QUEUED_TIMEOUT": "60",
