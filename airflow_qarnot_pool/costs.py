@@ -335,8 +335,8 @@ def cost_of_pool(
     :param reference: data centre to compare with, as Qarnot names it; None: Qarnot's own choice.
     :raises QarnotNotFoundError: there is no such pool (any more).
     """
-    credits, facts = _figures(client.pools, uuid, reference)
     pool = pool or client.pools.get(uuid)
+    credits, facts = _figures(client.pools, pool.uuid, reference)
     return pool_cost(pool, client.pools.tasks(pool.uuid), credits, facts)
 
 

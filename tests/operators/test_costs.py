@@ -143,9 +143,9 @@ def test_the_teardown_closes_first_and_tells_afterwards(
     asked = [f"{one['method']} {one['path']}".replace(pool, "u") for one in qarnot.requests()]
     assert asked == [
         "POST /pools/u/close",
+        "GET /pools/u",
         "GET /credits/v1/pools/u/credits",
         "GET /carbon/v1/pools/u/carbon-facts",
-        "GET /pools/u",
         "GET /pools/u/tasks",
     ]
     said = capsys.readouterr().out
