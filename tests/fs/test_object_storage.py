@@ -13,6 +13,7 @@ import pytest
 from airflow.sdk import ObjectStoragePath
 
 from airflow_qarnot_pool.exceptions import QarnotCredentialsError
+from airflow_qarnot_pool.fs.filesystem import QarnotFileSystem
 from airflow_qarnot_pool.local import LocalQarnot
 
 pytest.importorskip("boto3")
@@ -20,8 +21,11 @@ pytestmark = pytest.mark.usefixtures("qarnot")
 
 
 @pytest.fixture
-def bucket(request: pytest.FixtureRequest) -> ObjectStoragePath:
+def bucket(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ObjectStoragePath:
     """A bucket by the test's name."""
+    # File systems are kept by connection id: another test file's local Qarnot must not be taken for ours.
+    QarnotFileSystem.clear_instance_cache()
+    monkeypatch.setattr("airflow.sdk.io.store._STORE_CACHE", {})
     name = request.node.name.replace("_", "-").lower()[:50].strip("-")
     path = ObjectStoragePath(f"qarnot://qarnot_default@{name}/")
     path.mkdir(parents=True, exist_ok=True)

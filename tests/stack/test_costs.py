@@ -19,11 +19,11 @@ def test_a_pool_over_its_limit_is_closed_and_its_tasks_are_not_tried_again(world
     for n in range(2):
         found = run.instance(map_index=n)
         assert (found["state"], found["try_number"]) == ("failed", 1)
+        said = "\n".join(run.worker_logs(map_index=n).values())
+        assert re.search(
+            rf"QarnotBudgetError.*Pool {pool.uuid} has cost 0\.7\d+ EUR.* max_cost of 0\.5000 EUR", said
+        )
     assert run.instance("stop")["state"] == "success"
-    said = "\n".join(run.worker_logs().values())
-    assert re.search(
-        rf"QarnotBudgetError.*Pool {pool.uuid} has cost 0\.7\d+ EUR.* max_cost of 0\.5000 EUR", said
-    )
     account = run.lane.qarnot.account()["pools"][pool.uuid]
     assert account["nodesUp"] == 0
 

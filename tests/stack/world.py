@@ -187,9 +187,9 @@ class Run:
         """What each triggerer said of a task: text by file name (which ends with the triggerer's job)."""
         return self._logs("*.trigger.*.log", task, map_index)
 
-    def worker_logs(self, task: str = "work") -> dict[str, str]:
+    def worker_logs(self, task: str = "work", map_index: int = -1) -> dict[str, str]:
         """What the tries said on their workers, by file name."""
-        return self._logs("attempt=?.log", task)
+        return self._logs("attempt=?.log", task, map_index)
 
     def _logs(self, files: str, task: str, map_index: int = -1) -> dict[str, str]:
         folder = self.airflow.home / "logs" / f"dag_id={self.dag_id}" / f"run_id={self.run_id}"
