@@ -90,10 +90,13 @@ FIELDS = (
     ),
 )
 
-HIDDEN = ["login", "port", "schema", "extra"]
+#: The port stays: Airflow 3.3.2 tests a saved connection only when it has one. Its Test button sends 0 for none, takes
+#: that for another server than the one saved, and refuses to use the saved token there.
+HIDDEN = ["login", "schema", "extra"]
 RELABELING = {"host": "API URL", "password": "API token"}
 PLACEHOLDERS = {
     "host": DEFAULT_API_URL,
+    "port": "443",
     "password": "the token of your Qarnot account",
     **{field.name: field.placeholder for field in FIELDS if field.placeholder},
 }

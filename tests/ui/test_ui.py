@@ -61,6 +61,7 @@ def test_the_connection_is_made_in_its_form_and_tested(
     browser.see(f"{form} input[role=combobox]").send_keys("qarnot")
     browser.click("[role=option]", "arnot")
     host, token = f"{form} input[name=host]", f"{form} input[name=password]"
+    address, port = qarnot_of_ui.url.rsplit(":", 1)
     browser.unfold(host, "Standard Fields")
     for label in ("API URL", "API token"):
         browser.see(form, label)
@@ -70,7 +71,8 @@ def test_the_connection_is_made_in_its_form_and_tested(
     for label in ("Namespace", "Verify TLS", "CA bundle", "Request timeout (s)", "Console URL"):
         browser.see(form, label)
     browser.unfold(host, "Standard Fields")
-    browser.write(host, qarnot_of_ui.url)
+    browser.write(host, address)
+    browser.write(f"{form} input[name=port]", port)
     browser.write(token, qarnot_of_ui.token)
     browser.unfold(f"{form} input[name=element_namespace]", "Extra Fields")
     browser.write(f"{form} input[name=element_namespace]", "page")
