@@ -22,7 +22,7 @@ CONF: dict[str, dict[str, Any]] = {
 def test_example_on_a_real_scheduler(world: World, example: str) -> None:
     qarnot = world.lanes["default"].qarnot
     world.airflow.wait_dag(example)
-    run_id = world.airflow.trigger(example, CONF.get(example, {}), f"on a scheduler: {example}")
+    run_id = world.airflow.trigger(example, CONF.get(example, {}), f"on_a_scheduler_{example}")
     state = world.airflow.wait_run(example, run_id, timeout=600)
     assert state == "success", world.airflow.task_states(example, run_id)
     if example == "qarnot_maintenance":
