@@ -39,9 +39,9 @@ with (
     ) as dag,
     QarnotPoolGroup("nodes", **DAYS),
 ):
-    load = QarnotRunTaskOperator(task_id="load", command="echo the data of {{ ds }}")
+    load = QarnotRunTaskOperator(task_id="load", command="echo the data of {{ dag_run.run_after | ds }}")
     model = QarnotRunTaskOperator.partial(task_id="model").expand(
-        command=[f"echo region {region} on {{{{ ds }}}}" for region in ("north", "south")]
+        command=[f"echo region {region} on {{{{ dag_run.run_after | ds }}}}" for region in ("north", "south")]
     )
     load >> model
 
