@@ -39,12 +39,14 @@ WAITERS = "qarnot_waiters"
 TRIGGER = "airflow_qarnot_pool.triggers.task.QarnotTaskTrigger"
 MB = 1 << 20
 WAITING_DAG = """
-from airflow.providers.standard.operators.empty import EmptyOperator
+from airflow.providers.standard.operators.bash import BashOperator
 from airflow.sdk import DAG
 
 with DAG("waiting", schedule=None, max_active_tasks=100_000):
     # No worker takes them up: its slot pool has no slots.
-    EmptyOperator.partial(task_id="wait", pool="waiting_room").expand(doc=[str(n) for n in range({count})])
+    BashOperator.partial(task_id="wait", bash_command="true", pool="waiting_room").expand(
+        env=[{{"N": str(n)}} for n in range({count})]
+    )
 """
 
 

@@ -30,7 +30,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
@@ -96,6 +96,7 @@ class AirflowStack:
     :param broker: URL of the Redis that Celery workers get their tasks from; without it there are none, and
         the schedulers run the tasks themselves (LocalExecutor).
     :param workers: how many Celery workers, ``worker-1`` and so on.
+    :param queues: the queue of each worker, where they are not all to take everything.
     :param qarnot: what the connection ``qarnot_default`` points to.
     :param namespace: the connection's namespace.
     :param users: role (viewer, user, op, admin) by name, for tests of what each may do; ``passwords`` has their
@@ -118,6 +119,7 @@ class AirflowStack:
         schedulers: int = 1,
         broker: str | None = None,
         workers: int = 2,
+        queues: Sequence[str] = (),
         qarnot: Endpoint | None = None,
         namespace: str | None = None,
         users: Mapping[str, str] | None = None,
@@ -139,6 +141,7 @@ class AirflowStack:
         self._users = dict(users or {})
         self.passwords = {name: secrets.token_urlsafe(12) for name in self._users}
         self._broker = broker
+        self._queues = dict(zip(_names("worker", workers), queues, strict=False))
         self._supervised = supervised
         self.revived: Counter[str] = Counter()
         self._env = self._environment(dags.resolve(), qarnot, namespace, env or {})
@@ -218,7 +221,16 @@ class AirflowStack:
 
     def _worker(self, name: str) -> list[str]:
         pid = self.home / f"{name}.pid"
-        return ["celery", "worker", "--skip-serve-logs", "--celery-hostname", f"{name}@%h", "--pid", str(pid)]
+        command = [
+            "celery",
+            "worker",
+            "--skip-serve-logs",
+            "--celery-hostname",
+            f"{name}@%h",
+            "--pid",
+            str(pid),
+        ]
+        return [*command, "--queues", self._queues[name]] if name in self._queues else command
 
     # --- from start to end
 

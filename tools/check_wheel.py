@@ -27,7 +27,10 @@ CLASSIFIERS = (
 #: What every Airflow has: the provider adds nothing to an environment.
 REQUIREMENTS = {"apache-airflow", "requests", "tenacity", "pendulum"}
 #: Somebody who unpacks the sdist can build, test and read the same as from the repository.
-OF_THE_SDIST = ("pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "Makefile", "constraints.txt")
+OF_THE_SDIST = (
+    "pyproject.toml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "LICENSE", "Makefile",
+    "mkdocs.yml", "constraints.txt",
+)  # fmt: skip
 FOLDERS_OF_THE_SDIST = (PACKAGE, "example_dags", "docs", "tests", "tools", "benchmarks")
 NEVER = re.compile(r"(^|/)(__pycache__|\.venv|\.git|[^/]*\.(pyc|log|db|lock|pem))(/|$)")
 

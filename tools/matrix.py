@@ -1,9 +1,10 @@
 """``make matrix``: every supported Airflow on every supported Python that is on this machine.
 
 A cell is an environment of its own, resolved as of the Airflow release's first days, with the built wheel in it.
-In each: the unit tests, the example DAGs through ``dag.test()``, and the README's DAG on a real scheduler. The last
-lines are a table; ``--report docs/versions.md`` writes it there. ``--results PATH`` keeps the cells that are done, so
-that a matrix can be run in parts.
+In each: the unit tests, the example DAGs through ``dag.test()``, and the README's DAG on a real scheduler. The tests
+run in a copy of the repository without the package, so that they meet the wheel. The last lines are a table;
+``--report docs/versions.md`` writes it there. ``--results PATH`` keeps the cells that are done, so that a matrix can be
+run in parts.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ UNIT = (
 DAGS = ("tests/dags",)
 CHECKS = ("unit and operators", "dag.test()", "README on a scheduler")
 #: Beside the wheel and its extras.
-TEST_REQUIREMENTS = ("pytest>=8", "qarnot==2.23.0")
+TEST_REQUIREMENTS = ("pytest>=8", "pytest-xdist>=3.6", "qarnot==2.23.0", "statsd>=4")
+#: What tests read.
+COPIED = ("tests", "tools", "benchmarks", "example_dags", "docs", "pyproject.toml", "README.md")
 NOT_REAL = "not airflow_stack and not airflow_ui and not airflow_distributed"
 
 
@@ -77,12 +80,25 @@ def install(release: str, day: str, python: str, wheel: Path, place: Path) -> st
     return ours
 
 
-def tests(python: str, paths: tuple[str, ...], log: Path) -> Outcome:
+def copy(place: Path) -> Path:
+    """The repository without the package: where the tests run, whatever is edited meanwhile."""
+    place.mkdir()
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, place / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, place)
+    return place
+
+
+def tests(python: str, paths: tuple[str, ...], where: Path, log: Path) -> Outcome:
     """Run tests of the repository with another interpreter."""
-    command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", NOT_REAL, *paths]
+    command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "2", "--dist", "loadfile"]
+    command += ["--durations=25", "-m", NOT_REAL, *paths]
     with log.open("w") as out:
         status = subprocess.run(
-            command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, env={**os.environ}, check=False
+            command, cwd=where, stdout=out, stderr=subprocess.STDOUT, env={**os.environ}, check=False
         ).returncode
     last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["nothing was printed"]
     counts = re.sub(r" in [\d.]+s.*| *=+ *|, \d+ (warnings?|deselected)", "", last[0])
@@ -97,7 +113,8 @@ def cell(release: str, day: str, python: str, wheel: Path, logs: Path) -> list[O
         except RuntimeError as error:
             (logs / "install.log").write_text(str(error))
             return [Outcome(False, "**does not install**")] * len(CHECKS)
-        found = [tests(ours, UNIT, logs / "unit.log"), tests(ours, DAGS, logs / "dags.log")]
+        where = copy(Path(place) / "repository")
+        found = [tests(ours, UNIT, where, logs / "unit.log"), tests(ours, DAGS, where, logs / "dags.log")]
         wrong = new_user.problems(ours)
         (logs / "readme.log").write_text("\n".join(wrong))
         return [*found, Outcome(not wrong, "**does not work**" if wrong else "works as printed")]

@@ -21,7 +21,7 @@ from airflow_qarnot_pool.api.models import Task
 from airflow_qarnot_pool.identity import label
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.warmth import WARM_UP
-from tests.distributed.dags.spread import FAN, MANY
+from tests.distributed.dags.spread import FAN, MANY, WORK
 from tests.stack.postgres import Postgres
 from tools.airflow_stack import AirflowStack, StackError
 
@@ -247,11 +247,18 @@ class Cluster:
 
 
 def pieces(run: Run) -> Iterator[Piece]:
-    for n in range(FAN):
-        yield Piece(run, "group.fan", n, None)
-    yield Piece(run, "group.on_worker", -1, None)
-    for n in range(MANY):
-        yield Piece(run, "group.many", -1, n)
+    work = WORK[run.dag_id]
+    if "fan" in work:
+        yield from (Piece(run, "group.fan", n, None) for n in range(FAN))
+    if "on_worker" in work:
+        yield Piece(run, "group.on_worker", -1, None)
+    if "many" in work:
+        yield from (Piece(run, "group.many", -1, n) for n in range(MANY))
+
+
+def waits(runs: Iterable[Run]) -> int:
+    """How many Airflow tasks of *runs* wait in a triggerer for their Qarnot tasks, when all of them do."""
+    return sum(FAN * ("fan" in WORK[run.dag_id]) + ("many" in WORK[run.dag_id]) for run in runs)
 
 
 def judged(wanted: set[Piece], tasks: Iterable[Task]) -> tuple[int, int]:

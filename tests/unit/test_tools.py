@@ -33,22 +33,26 @@ def test_the_documents_have_a_place_for_each_result(page: str, name: str) -> Non
     doc_block.read(ROOT / "docs" / f"{page}.md", name)
 
 
-def _qarnot_task(task_id: str, map_index: int, state: str, **labels: str) -> SimpleNamespace:
-    said = {"dag_id": "own_pool", "run_id": "run", "task_id": task_id, "map_index": str(map_index), **labels}
+def _qarnot_task(dag_id: str, task_id: str, map_index: int, state: str, **labels: str) -> SimpleNamespace:
+    said = {"dag_id": dag_id, "run_id": "run", "task_id": task_id, "map_index": str(map_index), **labels}
     return SimpleNamespace(state=state, labels={f"airflow.{name}": value for name, value in said.items()})
 
 
 def test_the_account_sees_what_was_done_twice_and_what_was_not_done() -> None:
-    wanted = set(cluster.pieces(cluster.Run("own_pool", "run")))
-    fan = [_qarnot_task("group.fan", n, "Success") for n in range(cluster.FAN)]
-    many = [_qarnot_task("group.many", -1, "Success", item=str(n)) for n in range(cluster.MANY)]
+    wanted = {
+        piece for name in ("own_pool", "shared_pool") for piece in cluster.pieces(cluster.Run(name, "run"))
+    }
+    fan = [_qarnot_task("own_pool", "group.fan", n, "Success") for n in range(cluster.FAN)]
+    many = [
+        _qarnot_task("shared_pool", "group.many", -1, "Success", item=str(n)) for n in range(cluster.MANY)
+    ]
     rest = [
-        _qarnot_task("group.on_worker", -1, "Success"),
-        _qarnot_task("group.open_pool", -1, "Success", part="warm-up"),
+        _qarnot_task("shared_pool", "group.on_worker", -1, "Success"),
+        _qarnot_task("own_pool", "group.open_pool", -1, "Success", part="warm-up"),
     ]
     assert cluster.judged(wanted, [*fan, *many, *rest]) == (0, 0)
     assert cluster.judged(wanted, [*fan, *many, *rest, fan[0], many[1]]) == (2, 0)
-    cancelled = _qarnot_task("group.fan", 0, "Cancelled")
+    cancelled = _qarnot_task("own_pool", "group.fan", 0, "Cancelled")
     assert cluster.judged(wanted, [cancelled, *fan[1:], *many[1:], *rest]) == (0, 2)
 
 
