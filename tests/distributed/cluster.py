@@ -23,6 +23,7 @@ from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.warmth import WARM_UP
 from tests.distributed.dags.spread import FAN, MANY, WORK
 from tests.stack.postgres import Postgres
+from tools import doc_block
 from tools.airflow_stack import AirflowStack, StackError
 
 #: Only a failure takes so long.
@@ -101,9 +102,11 @@ class Cluster:
         self, airflow: AirflowStack, qarnot: LocalQarnot, postgres: Postgres, folder: Path, runs: int
     ) -> None:
         self.airflow, self.qarnot, self.postgres, self.folder = airflow, qarnot, postgres, folder
-        self.runs, self.few = runs, max(2, runs // 5)
+        self.runs, self.few = runs, max(len(DAG_IDS), runs // 10)
         self.client = QarnotClient(qarnot.url, qarnot.token)
         self.rows: list[Row] = []
+        #: The document with a place for the account.
+        self.report: Path | None = None
         self.killed = 0
         self._runs: list[Run] = []
 
@@ -146,11 +149,11 @@ class Cluster:
         return [one for run in runs for one in self.airflow.task_instances(*run)]
 
     def deferred(self, runs: Sequence[Run]) -> list[dict[str, object]]:
-        """Task instances that wait in a triggerer now."""
+        """Task instances that wait in a triggerer now for the end of their work."""
         return [
             one
             for one in self.instances(runs)
-            if one["state"] == "deferred" and (one.get("triggerer_job") or {})
+            if one["state"] == "deferred" and one.get("triggerer_job") and one["task_id"] != "group.open_pool"
         ]
 
     # --- mishaps
@@ -221,6 +224,11 @@ class Cluster:
             stuck=sum(one["state"] != "success" for one in instances),
         )
         self.rows.append(row)
+        if self.report:
+            # At once: what comes next may not come to its end.
+            doc_block.write(
+                self.report, "account", updated(doc_block.read(self.report, "account"), table([row]))
+            )
         return row
 
     def open_pools(self) -> list[str]:

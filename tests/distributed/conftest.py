@@ -33,6 +33,7 @@ SETTINGS = {
     "SCHEDULER__TASK_QUEUED_TIMEOUT_CHECK_INTERVAL": "5",
     "SCHEDULER__NUM_STUCK_IN_QUEUED_RETRIES": "50",
     "QARNOT__POLL_INTERVAL": "1",
+    "CELERY__CELERY_CONFIG_OPTIONS": "tests.distributed.celery_config.CONFIG",
     # Two schedulers that look three times a second are busy with that alone.
     "SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "1",
 }
@@ -65,16 +66,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 )
 
 
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+def pytest_terminal_summary(terminalreporter: Any) -> None:
     if not _rows:
         return
-    from tests.distributed.cluster import table, updated
-    from tools import doc_block
+    from tests.distributed.cluster import table
 
     terminalreporter.section("account of the distributed Airflow")
     terminalreporter.write_line(table(_rows))
-    if path := config.getoption("--distributed-report", default=None):
-        doc_block.write(path, "account", updated(doc_block.read(path, "account"), table(_rows)))
 
 
 @pytest.fixture(scope="session")
@@ -101,7 +99,10 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Any]:
             qarnot=Endpoint(qarnot.url, qarnot.token, qarnot.storage_url),
             namespace="distributed",
             supervised=True,
-            env={f"AIRFLOW__{name}": value for name, value in SETTINGS.items()},
+            env={
+                "PYTHONPATH": str(HERE.parent.parent),
+                **{f"AIRFLOW__{name}": value for name, value in SETTINGS.items()},
+            },
             start_timeout=400,
         )
         airflow.home.mkdir()
@@ -110,6 +111,7 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Any]:
             airflow.wait_dag(dag_id)
         runs = request.config.getoption("--distributed-runs", default=RUNS)
         made = Cluster(airflow, qarnot, postgres, folder, runs)
+        made.report = request.config.getoption("--distributed-report", default=None)
         _rows[:] = ()
         made.rows = _rows
         yield made

@@ -28,7 +28,8 @@ WORK = {"own_pool": ("fan",), "shared_pool": ("on_worker", "many"), "shared_pool
 
 
 def dag(name: str) -> DAG:
-    defaults = {"retries": 20, "retry_delay": timedelta(seconds=1)}
+    # An api-server that is away costs a try every few seconds; to come back it may need minutes on a busy machine.
+    defaults = {"retries": 30, "retry_delay": timedelta(seconds=5)}
     return DAG(name, schedule=None, max_active_runs=64, max_active_tasks=6000, default_args=defaults)
 
 
