@@ -9,6 +9,7 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -32,7 +33,7 @@ from airflow_qarnot_pool.identity import label
 from airflow_qarnot_pool.operators.parameters import is_uuid
 from airflow_qarnot_pool.plugins.ask import Asker, words
 from airflow_qarnot_pool.plugins.desk import LIST, Desk, Look
-from airflow_qarnot_pool.plugins.view import is_open
+from airflow_qarnot_pool.plugins.view import is_open, of_run, without_runs
 
 log = logging.getLogger(__name__)
 
@@ -117,26 +118,33 @@ def _app(office: Office) -> FastAPI:
         return Response(_file(name), media_type=STATIC[name])
 
     @app.get("/api/pools")
-    def pools(user: GetUserDep, shown: str = "") -> JSONResponse:
-        """All pools of the connections that this user may read."""
+    def pools(user: GetUserDep, shown: str = "", have: str = "") -> JSONResponse:
+        """All pools of the connections that this user may read.
+
+        :param shown: uuids of those on the user's screen.
+        :param have: version of the answer that the page has; the pools are sent when there is another.
+        """
         readable = [conn_id for conn_id in office.desks if _may(user, "GET", conn_id)]
         if not readable:
             raise HTTPException(403, "This page needs the permission to read connections")
         uuids = [uuid for uuid in shown.split(",") if uuid]
         for conn_id in readable:
             office.shown(conn_id, uuids)
-        looks = {conn_id: office.desks[conn_id].look() for conn_id in readable}
-        return _answer(office, looks, {conn_id: _may(user, "PUT", conn_id) for conn_id in readable})
+        looks = {}
+        for conn_id in readable:
+            look = office.desks[conn_id].look()
+            looks[conn_id] = replace(look, value=[without_runs(row) for row in look.value or ()])
+        return _answer(office, looks, {conn_id: _may(user, "PUT", conn_id) for conn_id in readable}, have)
 
     @app.get("/api/dags/{dag_id}/pools", dependencies=read_run)
-    def pools_of_run(user: GetUserDep, dag_id: str, run_id: str) -> JSONResponse:
-        """The pools of one DAG run: those it made, and shared ones that it uses."""
+    def pools_of_run(user: GetUserDep, dag_id: str, run_id: str, have: str = "") -> JSONResponse:
+        """The pools of one DAG run: those it made, and shared ones that it uses, with its part of them."""
         looks = {conn_id: desk.look() for conn_id, desk in office.desks.items()}
         for conn_id, look in looks.items():
-            mine = [row for row in look.value or () if (dag_id, run_id) in _runs(row)]
+            mine = [row for one in look.value or () if (row := of_run(one, (dag_id, run_id)))]
             office.shown(conn_id, [row["uuid"] for row in mine])
-            looks[conn_id] = Look(value=mine, age=look.age, error=look.error, asking=look.asking)
-        return _answer(office, looks, {conn_id: _may(user, "PUT", conn_id) for conn_id in looks})
+            looks[conn_id] = replace(look, value=mine)
+        return _answer(office, looks, {conn_id: _may(user, "PUT", conn_id) for conn_id in looks}, have)
 
     @app.get("/api/connections/{connection_id}/pools/{uuid}", dependencies=read_connection)
     def pool(connection_id: str, uuid: str, user: GetUserDep) -> JSONResponse:
@@ -149,7 +157,7 @@ def _app(office: Office) -> FastAPI:
     ) -> JSONResponse:
         """One pool of a DAG run in full; of a shared pool only the run's own tasks."""
         listed = office.desk(connection_id, uuid).look().value or ()
-        if not any(row["uuid"] == uuid and (dag_id, run_id) in _runs(row) for row in listed):
+        if not any(row["uuid"] == uuid and (dag_id, run_id) in row["runs"] for row in listed):
             raise HTTPException(404, f"No pool {uuid} belongs to this DAG run")
         return _pool(
             office, connection_id, uuid, may_close=_may(user, "PUT", connection_id), only=(dag_id, run_id)
@@ -187,18 +195,9 @@ def _may(user: Any, method: Any, conn_id: str) -> bool:
     return get_auth_manager().is_authorized_connection(method=method, details=details, user=user)
 
 
-def _runs(row: dict[str, Any]) -> set[tuple[str | None, str | None]]:
-    owner = row["owner"]
-    own = {(owner["dag_id"], owner["run_id"])} if owner["kind"] == "run" else set()
-    return own | {tuple(run) for run in row["runs"]}
-
-
-def _shown(row: dict[str, Any]) -> dict[str, Any]:
-    """A row without what is there only to find the pools of a run: it names runs of other DAGs."""
-    return {name: value for name, value in row.items() if name != "runs"}
-
-
-def _answer(office: Office, looks: dict[str, Look], may_close: dict[str, bool]) -> JSONResponse:
+def _answer(office: Office, looks: dict[str, Look], may_close: dict[str, bool], have: str) -> JSONResponse:
+    version = ",".join(look.version for look in looks.values())
+    rows = [row for look in looks.values() for row in look.value or ()]
     return JSONResponse(
         {
             "now": time.time(),
@@ -213,7 +212,8 @@ def _answer(office: Office, looks: dict[str, Look], may_close: dict[str, bool]) 
                 }
                 for conn_id, look in looks.items()
             ],
-            "pools": [_shown(row) for look in looks.values() for row in look.value or ()],
+            "version": version,
+            "pools": None if have == version else rows,
         }
     )
 
@@ -227,8 +227,11 @@ def _pool(
     only: tuple[str, str] | None = None,
 ) -> JSONResponse:
     look = office.desk(conn_id, uuid).look(uuid)
-    found = {**look.value, "row": _shown(look.value["row"])} if look.value else None
-    if found is not None and only is not None and found["row"]["owner"]["kind"] != "run":
+    found = None
+    if look.value:
+        row = look.value["row"]
+        found = {**look.value, "row": (of_run(row, only) if only else None) or without_runs(row)}
+    if found is not None and only is not None and found["row"].get("mine"):
         found["tasks"] = [task for task in found["tasks"] if (task["dag_id"], task["run_id"]) == only]
         names = {"pool", *(task["name"] for task in found["tasks"])}
         found["errors"] = [error for error in found["errors"] if error["of"] in names]

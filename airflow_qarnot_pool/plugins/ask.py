@@ -51,8 +51,8 @@ POOL_FIELDS = (
     "Scaling",
 )
 TASK_FIELDS = ("State", "StateTransitionTime", "PoolUuid", "Labels")
-#: Most objects that one search answers; beyond, the pages are read.
-MOST = 10_000
+#: Most objects that one search answers; beyond, the pages are read, which have every field of each.
+MOST = 20_000
 PAGE = 1000
 #: Seconds between two readings of all tasks; in between only what changed is asked for.
 SWEEP = 300.0
@@ -154,10 +154,14 @@ class Asker:
         self._memories = {
             uuid: view.remember(self._memories.get(uuid), pool, now) for uuid, pool in self._pools.items()
         }
-        if self._notes is None:
-            # Reading thousands of Qarnot tasks takes its time; the pools are there already.
+        # Reading thousands of Qarnot tasks takes its time, and so does asking for costs: who looks for the first
+        # time sees what is there already.
+        begins = self._notes is None
+        if begins:
             first(view.rows(self._scene(settings, self._pools.values(), now)))
         self._read_tasks(client, tagged)
+        if begins:
+            first(view.rows(self._scene(settings, self._pools.values(), now)))
         self._read_figures(client, settings.reference_datacenter)
         return view.rows(self._scene(settings, self._pools.values(), now))
 
@@ -221,17 +225,33 @@ class Asker:
             except QarnotUnavailableError:
                 return  # the pools themselves are more important, and the next round comes soon
 
-    def _read_figure(self, client: QarnotClient, pool: Pool, reference: str | None) -> None:
+    def _read_figure(
+        self, client: QarnotClient, pool: Pool, reference: str | None, tasks: Iterable[Task] | None = None
+    ) -> None:
         euros = carbon = None
         # Not every account may see them, and a pool may be deleted by now.
         with suppress(QarnotRefusedError, QarnotNotFoundError):
             euros = client.pools.credits(pool.uuid)
         with suppress(QarnotRefusedError, QarnotNotFoundError):
             carbon = client.pools.carbon_facts(pool.uuid, reference)
+        if tasks is None and self._has_several_runs(pool):
+            with suppress(QarnotNotFoundError):
+                tasks = client.pools.tasks(pool.uuid)
         self._figures_at[pool.uuid] = time.monotonic()
         self._figures[pool.uuid] = view.Figures(
-            euros=euros, carbon=carbon, at=datetime.now(UTC), final=_is_settled(pool)
+            euros=euros,
+            carbon=carbon,
+            at=datetime.now(UTC),
+            final=_is_settled(pool),
+            shares=None if tasks is None else view.shares_of(pool, tasks),
         )
+
+    def _has_several_runs(self, pool: Pool) -> bool:
+        """Whether its cost is shared out, or may be."""
+        if label(pool.labels, "shared") is not None:
+            return True
+        notes = (note for note in (self._notes or {}).values() if note.pool == pool.uuid)
+        return len(view.runs_of(pool, notes)) > 1
 
     # --- one pool
 
@@ -240,10 +260,11 @@ class Asker:
         self._refuse_foreign(pool, settings)
         now = datetime.now(UTC)
         memory = self._memories[uuid] = view.remember(self._memories.get(uuid), pool, now)
+        tasks = client.pools.tasks(uuid)
         if figures_due({uuid: pool}, self._figures, self._figures_at, {}, time.monotonic()):
-            self._read_figure(client, pool, settings.reference_datacenter)
+            self._read_figure(client, pool, settings.reference_datacenter, tasks)
         row = view.rows(self._scene(settings, [pool], now))[0]
-        return view.detail(row, pool, client.pools.tasks(uuid), memory, MOST_TASKS)
+        return view.detail(row, pool, tasks, memory, MOST_TASKS)
 
     def _refuse_foreign(self, pool: Pool, settings: ConnectionSettings) -> None:
         if not is_ours(pool, settings.namespace):

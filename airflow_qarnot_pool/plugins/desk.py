@@ -9,6 +9,7 @@ looks, nothing is asked. Knows neither Qarnot nor Airflow.
 from __future__ import annotations
 
 import logging
+import secrets
 import threading
 import time
 from collections import OrderedDict
@@ -30,17 +31,24 @@ LONGEST_PAUSE = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """What is known of one thing. ``age`` in seconds, None where nothing is known yet; ``error`` of the last try."""
+    """What is known of one thing. ``age`` in seconds, None where nothing is known yet; ``error`` of the last try.
+
+    ``version`` names the value: another one has another version, also in another process.
+    """
 
     value: Any = None
     age: float | None = None
     error: str | None = None
     asking: bool = False
+    version: str = ""
 
 
 @dataclass
 class _Entry:
     value: Any = None
+    version: int = 0
+    #: Whether the value is a whole one, and not the first part of one.
+    whole: bool = False
     seen_at: float | None = None
     error: str | None = None
     failures: int = 0
@@ -52,7 +60,7 @@ class _Entry:
 
 class Desk:
     """:param ask: gives the newest value of a key; what it raises is shown by ``words``. Its second argument takes
-        a first answer that is shown until the whole one is there, where nothing has been known yet.
+        parts of the first answer, which are shown until the whole one is there.
     :param every: seconds after which a value is asked for again, when somebody looks.
     :param pause: seconds between two questions.
     """
@@ -71,6 +79,7 @@ class Desk:
         self._pause = pause
         self._words = words
         self._clock = clock
+        self._name = secrets.token_hex(4)
         self._lock = threading.Lock()
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._queue: OrderedDict[str, None] = OrderedDict()
@@ -87,7 +96,13 @@ class Desk:
             if newer or self._clock() >= entry.due_at:
                 self._want(key, entry)
             age = None if entry.seen_at is None else max(0.0, self._clock() - entry.seen_at)
-            return Look(value=entry.value, age=age, error=entry.error, asking=entry.waiting)
+            return Look(
+                value=entry.value,
+                age=age,
+                error=entry.error,
+                asking=entry.waiting,
+                version=f"{self._name}.{entry.version}",
+            )
 
     def _forget(self) -> None:
         """Drop the details that nobody has looked at for longest."""
@@ -135,8 +150,9 @@ class Desk:
     def _first(self, key: str, value: Any) -> None:
         with self._lock:
             entry = self._entries[key]
-            if entry.seen_at is None:
+            if not entry.whole:
                 entry.value, entry.seen_at = value, self._clock()
+                entry.version += 1
 
     def _note(self, key: str, value: Any, error: str | None, wishes: int) -> None:
         entry, now = self._entries[key], self._clock()
@@ -144,6 +160,7 @@ class Desk:
         entry.error = error
         if error is None:
             entry.value, entry.seen_at, entry.failures = value, now, 0
+            entry.version, entry.whole = entry.version + 1, True
             entry.due_at = now + self._every
         else:
             entry.failures += 1

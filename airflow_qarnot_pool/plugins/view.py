@@ -83,6 +83,8 @@ class Figures:
     carbon: CarbonFacts | None = None
     at: datetime | None = None
     final: bool = False
+    #: Each DAG run's part of it, 0 to 1; None where nobody has asked for them, as one run has all of it.
+    shares: Mapping[tuple[str, str], float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,8 +203,6 @@ def rows(scene: Scene) -> list[dict[str, Any]]:
 
 def _row(scene: Scene, pool: Pool) -> dict[str, Any]:
     notes = (scene.tasks or {}).get(pool.uuid, ())
-    tally = Counter(note.group for note in notes)
-    counts = {name: tally.get(name, 0) for name in ("queued", "running", "succeeded", "failed", "cancelled")}
     owner = owner_of(pool, scene.runs)
     memory = scene.memories.get(pool.uuid) or Memory()
     phase = phase_of(pool)
@@ -217,13 +217,44 @@ def _row(scene: Scene, pool: Pool) -> dict[str, Any]:
         "ended": _iso(pool.end_date or (pool.state_transition_time if not is_open(pool) else None)),
         "ready": pool.ready_slots if is_open(pool) else 0,
         "wanted": wanted_slots(pool) if phase in ("booting", "open") else 0,
-        "tasks": None if scene.tasks is None else counts,
+        "tasks": None if scene.tasks is None else counts(notes),
         "owner": owner,
-        "runs": sorted({(note.dag_id, note.run_id) for note in notes if note.dag_id and note.run_id}),
+        "runs": _parts(pool, scene, notes),
         "figures": figures_of(scene.figures.get(pool.uuid)),
         "warnings": warnings_of(pool, None if scene.tasks is None else notes, owner, memory, scene.now),
         "console": f"{scene.console_url}/pools/{quote(pool.uuid)}" if scene.console_url else None,
         "closable": phase in ("booting", "open", "unknown"),
+    }
+
+
+def counts(notes: Iterable[TaskNote]) -> dict[str, int]:
+    """How many Qarnot tasks are in each group."""
+    tally = Counter(note.group for note in notes)
+    return {name: tally.get(name, 0) for name in ("queued", "running", "succeeded", "failed", "cancelled")}
+
+
+def runs_of(pool: Pool, notes: Iterable[TaskNote]) -> set[tuple[str, str]]:
+    """The DAG runs that have to do with a pool: the one that opened it, and those that use it."""
+    named = [(label(pool.labels, "dag_id"), label(pool.labels, "run_id"))]
+    named += [(note.dag_id, note.run_id) for note in notes]
+    return {(dag_id, run_id) for dag_id, run_id in named if dag_id and run_id}
+
+
+def _parts(pool: Pool, scene: Scene, notes: Sequence[TaskNote]) -> dict[tuple[str, str], dict[str, Any]]:
+    """Of each DAG run that has to do with a pool: its Qarnot tasks, and its part of the figures."""
+    by_run: dict[tuple[str | None, str | None], list[TaskNote]] = {}
+    for note in notes:
+        by_run.setdefault((note.dag_id, note.run_id), []).append(note)
+    figures = scene.figures.get(pool.uuid)
+    shares = (figures and figures.shares) or {}
+    # Whoever runs nothing on it pays nothing of it, once somebody does.
+    nothing = 0.0 if shares else None
+    return {
+        run: {
+            "tasks": None if scene.tasks is None else counts(by_run.get(run, ())),
+            "figures": figures_of(figures, shares.get(run, None if run in by_run else nothing)),
+        }
+        for run in runs_of(pool, notes)
     }
 
 
@@ -245,23 +276,52 @@ def owner_of(pool: Pool, runs: Mapping[tuple[str, str], str]) -> dict[str, Any]:
     }
 
 
-def figures_of(figures: Figures | None) -> dict[str, Any] | None:
-    """Cost, energy and carbon of a pool so far; None where nobody has asked yet."""
-    if figures is None:
+def figures_of(figures: Figures | None, share: float | None = 1.0) -> dict[str, Any] | None:
+    """Cost, energy and carbon so far, or this *share* of them; None where nobody has asked yet."""
+    if figures is None or share is None:
         return None
     carbon = figures.carbon or CarbonFacts()
     saved = carbon.saved_carbon_footprint_compute_heat
     if saved is None:
         saved = carbon.saved_carbon_footprint_compute
-    return {
+    parts = {
         "euros": figures.euros,
         "energy_wh": carbon.total_consumed_energy_wh,
         "carbon_g": carbon.carbon_footprint,
         "saved_g": saved,
+    }
+    return {
+        **{name: None if value is None else value * share for name, value in parts.items()},
         "saved_percent": carbon.saved_carbon_footprint_percent,
         "datacenter": carbon.equivalent_datacenter_name,
         "at": _iso(figures.at),
     }
+
+
+def shares_of(pool: Pool, tasks: Iterable[Task]) -> dict[tuple[str, str], float]:
+    """Each DAG run's part of what *pool* costs, 0 to 1: what :mod:`~airflow_qarnot_pool.costs` makes of 1 euro."""
+    return {
+        (run.dag_id, run.run_id): cost.credits or 0.0
+        for run, cost in pool_cost(pool, tasks, 1.0, None).by_run().items()
+    }
+
+
+def of_run(row: Mapping[str, Any], run: tuple[str, str]) -> dict[str, Any] | None:
+    """A row as the tab of a DAG run shows it; None where the run has nothing to do with the pool.
+
+    ``mine`` is the run's part of a pool that other runs use, or may use, too: ``{tasks, figures}``, each None where
+    it is not known yet. It is None where the whole pool is the run's.
+    """
+    parts: Mapping[tuple[str, str], dict[str, Any]] = row["runs"]
+    if run not in parts:
+        return None
+    alone = row["owner"]["kind"] == "run" and len(parts) == 1
+    return {**without_runs(row), "mine": None if alone else parts[run]}
+
+
+def without_runs(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row without what is there only for the tabs of DAG runs: it names runs of other DAGs."""
+    return {name: value for name, value in row.items() if name != "runs"}
 
 
 def warnings_of(

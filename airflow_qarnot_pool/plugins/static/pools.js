@@ -5,6 +5,7 @@
   const PER_PAGE = 25;
   const ACTION = { "X-Qarnot-Pools": "close" };
   const RECENT_SECONDS = 3600;
+  const EAGER_MS = [100, 150, 250, 400, 600]; // while something newer is on its way
   const query = runOfQuery(location.search);
   const airflow = new URL("../", location.href);
   const view = document.getElementById("view");
@@ -13,6 +14,7 @@
   let timer = 0;
   let generation = 0;
   let gotAt = 0;
+  let eager = 0;
 
   // ---- small helpers
 
@@ -121,9 +123,10 @@
   }
 
   function listPath() {
-    if (query) return `api/dags/${encodeURIComponent(query.dag)}/pools?run_id=${encodeURIComponent(query.run)}`;
+    const have = encodeURIComponent((state.list || {}).version || "");
+    if (query) return `api/dags/${encodeURIComponent(query.dag)}/pools?run_id=${encodeURIComponent(query.run)}&have=${have}`;
     const shown = [...view.querySelectorAll("tr[data-uuid]")].map((row) => row.dataset.uuid);
-    return `api/pools?shown=${shown.map(encodeURIComponent).join(",")}`;
+    return `api/pools?shown=${shown.map(encodeURIComponent).join(",")}&have=${have}`;
   }
 
   function poolPath(chosen) {
@@ -141,10 +144,12 @@
       const answer = await ask(chosen ? poolPath(chosen) : listPath());
       if (mine !== generation) return;
       state.problem = null;
+      if (!chosen && answer.pools === null) answer.pools = state.list.pools; // the same as before
       state[chosen ? "pool" : "list"] = answer;
       gotAt = Date.now();
       const asking = chosen ? answer.asking : answer.connections.some((one) => one.asking);
-      if (asking) wait = 600; // something newer is on its way
+      eager = asking ? eager + 1 : 0;
+      if (asking) wait = EAGER_MS[Math.min(eager, EAGER_MS.length) - 1];
     } catch (error) {
       if (mine !== generation) return;
       state.problem = error;
@@ -191,11 +196,16 @@
     const ages = looks.map((look) => look.age).filter((age) => age !== null && age !== undefined);
     if (!ages.length) { shown.textContent = ""; return; }
     const age = Math.max(...ages) + (Date.now() - gotAt) / 1000;
-    shown.textContent = `As of ${spoken(age)} ago`;
+    const every = (state.list || {}).every || 5;
+    const newer = age > 2 * every && looks.some((look) => look.asking) ? "; asking Qarnot for newer…" : "";
+    shown.textContent = `As of ${spoken(age)} ago${newer}`;
   }
 
   // ---- the list
 
+  // On the tab of a DAG run: its own part of a pool that others use, too.
+  const ownFigures = (row) => (row.mine ? row.mine.figures : row.figures);
+  const ownTasks = (row) => (row.mine ? row.mine.tasks : row.tasks);
   const unfinished = (row) => (row.tasks ? row.tasks.running + row.tasks.queued : 0);
   const SORTS = {
     name: (row) => row.name.toLowerCase(),
@@ -203,8 +213,8 @@
     age: (row) => -(Date.parse(row.created) || 0),
     slots: (row) => row.ready,
     tasks: (row) => unfinished(row),
-    cost: (row) => (row.figures && row.figures.euros) || 0,
-    carbon: (row) => (row.figures && row.figures.carbon_g) || 0,
+    cost: (row) => (ownFigures(row) || {}).euros || 0,
+    carbon: (row) => (ownFigures(row) || {}).carbon_g || 0,
   };
   const isOver = (row) => row.phase === "closed" || row.phase === "failed";
   const FILTERS = {
@@ -271,54 +281,74 @@
   function tiles(rows) {
     const open = rows.filter((row) => !isOver(row));
     const sum = (read, list) => list.reduce((total, row) => total + (read(row) || 0), 0);
-    const known = (name, list) => list.filter((row) => row.figures && row.figures[name] !== null);
+    const known = (name, read) => rows.filter((row) => read(row) && read(row)[name] !== null);
     const tile = (name, value, more) => el("div", {}, el("dt", {}, name), el("dd", {}, value, " ", more ? el("small", {}, more) : null));
-    const priced = known("euros", rows);
-    const saved = known("saved_g", rows);
+    const priced = known("euros", ownFigures);
+    const saved = known("saved_g", ownFigures);
+    const whole = known("euros", (row) => row.figures);
     const partly = (list) => (list.length < rows.length ? `of ${list.length} of ${rows.length} pools` : "");
+    const ofWhole = rows.some((row) => row.mine) && whole.length === rows.length ? `of ${euros(sum((row) => row.figures.euros, whole))} for the whole pools` : "";
     return el("dl", { class: "tiles" },
       tile("Open pools", String(open.length), rows.length > open.length ? `${rows.length - open.length} ended` : ""),
       tile("Slots ready", String(sum((row) => row.ready, open)), `of ${sum((row) => row.wanted, open)} wanted`),
       open.some((row) => !row.tasks) ? tile("Qarnot tasks", "…", "being counted") : tile("Qarnot tasks", String(sum((row) => row.tasks.running, open)), `running, ${sum((row) => row.tasks.queued, open)} queued`),
-      tile("Cost so far", priced.length ? euros(sum((row) => row.figures.euros, priced)) : "–", partly(priced)),
-      tile("Carbon saved", saved.length ? grams(sum((row) => row.figures.saved_g, saved)) : "–", saved.length ? "CO₂eq" : ""),
+      tile(query ? "Cost of this run" : "Cost so far", priced.length ? euros(sum((row) => ownFigures(row).euros, priced)) : "–", partly(priced) || ofWhole),
+      tile(query ? "Carbon saved by this run" : "Carbon saved", saved.length ? grams(sum((row) => ownFigures(row).saved_g, saved)) : "–", saved.length ? "CO₂eq" : ""),
       tile("Warnings", String(sum((row) => row.warnings.length, rows)), ""));
   }
 
   function table(rows) {
     const several = state.list.connections.length > 1;
-    const head = (key, text, number) => {
+    const head = (key, text, style) => {
       const sorted = state.sort === key;
       const turn = () => { state.down = sorted ? !state.down : true; state.sort = key; state.page = 0; render(); };
       const arrow = sorted ? (state.down ? " ↓" : " ↑") : "";
-      return el("th", { class: number ? "number" : null, scope: "col", "aria-sort": sorted ? (state.down ? "descending" : "ascending") : "none" },
+      return el("th", { class: style, scope: "col", "aria-sort": sorted ? (state.down ? "descending" : "ascending") : "none" },
         el("button", { type: "button", class: "plain", onclick: turn, "data-key": `sort:${key}` }, text + arrow));
     };
     return el("div", { class: "scroll" }, el("table", {},
       el("caption", { class: "hidden" }, "Qarnot pools"),
       el("thead", {}, el("tr", {},
-        head("name", "Pool"), head("state", "State"), head("age", "Age", true), head("slots", "Slots", true), head("tasks", "Qarnot tasks"),
-        el("th", { scope: "col" }, "For"), head("cost", "Cost", true), head("carbon", "Energy, carbon", true),
+        head("name", "Pool"), head("state", "State"), head("age", "Age", "number roomy"), head("slots", "Slots", "number"), head("tasks", "Qarnot tasks"),
+        query ? null : el("th", { scope: "col" }, "For"), head("cost", "Cost", "number"), head("carbon", "Energy, carbon", "number roomy"),
         el("th", { scope: "col" }, el("span", { class: "hidden" }, "Actions")))),
       el("tbody", {}, rows.map((row) => tableRow(row, several)))));
   }
 
   const cell = (name, attributes, ...children) => el("td", { "data-label": name, ...attributes }, ...children);
   const under = (...children) => el("span", { class: "under" }, ...children);
+  // Where there is no room for a column of its own, its content stands below another.
+  const tight = (...children) => el("span", { class: "under tight" }, ...children);
 
   function tableRow(row, several) {
+    const age = spoken(since(row.created, isOver(row) ? row.ended : null));
+    const ended = isOver(row) && row.ended ? `ended ${spoken(since(row.ended))} ago` : "";
     return el("tr", { "data-uuid": row.uuid },
       cell("Pool", { class: "name" },
         el("a", { href: hashOf(row), "data-key": `pool:${row.uuid}` }, row.name),
-        several ? under(row.connection) : null, warnings(row)),
-      cell("State", {}, badge(row.phase, row.state)),
-      cell("Age", { class: "number" }, el("span", { title: row.created || "" }, spoken(since(row.created, isOver(row) ? row.ended : null))), isOver(row) && row.ended ? under(`ended ${spoken(since(row.ended))} ago`) : null),
+        several ? under(row.connection) : null, query ? whose(row) : null, warnings(row)),
+      cell("State", {}, badge(row.phase, row.state), tight(ended || `for ${age}`)),
+      cell("Age", { class: "number roomy" }, el("span", { title: row.created || "" }, age), ended ? under(ended) : null),
       cell("Slots", { class: "number" }, el("span", {}, isOver(row) ? "–" : `${row.ready} of ${row.wanted}`)),
-      cell("Qarnot tasks", {}, taskCounts(row.tasks)),
-      cell("For", {}, owner(row)),
-      cell("Cost", { class: "number" }, el("span", {}, row.figures ? euros(row.figures.euros) : "…")),
-      cell("Energy", { class: "number" }, ...figures(row.figures)),
-      cell("", {}, closeButton(row)));
+      cell("Qarnot tasks", {}, el("span", {}, taskCounts(ownTasks(row)), row.mine && row.tasks ? under(`all runs: ${spokenCounts(row.tasks)}`) : null)),
+      query ? null : cell("For", {}, owner(row)),
+      cell("Cost", { class: "number" }, ...cost(row)),
+      cell("Energy", { class: "number roomy" }, ...figures(ownFigures(row))),
+      cell("", { class: "act" }, closeButton(row)));
+  }
+
+  /* On a run's tab the pool is the run's, unless others use it, too. */
+  function whose(row) {
+    if (row.owner.kind === "shared") return under("shared: ", el("strong", {}, row.owner.shared || "?"));
+    return row.mine ? under("used by several DAG runs") : null;
+  }
+
+  function cost(row) {
+    const own = ownFigures(row);
+    const lines = [el("span", {}, own ? euros(own.euros) : "…")];
+    if (row.mine && row.figures) lines.push(under(`of ${euros(row.figures.euros)} for the pool`));
+    if (own && own.carbon_g !== null) lines.push(tight(`${grams(own.carbon_g)} CO₂eq`));
+    return lines;
   }
 
   function badge(kind, text) {
@@ -336,10 +366,13 @@
     if (!tasks) return el("span", { class: "quiet" }, "…");
     const total = GROUPS.reduce((sum, name) => sum + tasks[name], 0);
     if (!total) return el("span", { class: "quiet" }, "none");
-    const words = { queued: "queued", running: "running", succeeded: "done", failed: "failed", cancelled: "cancelled" };
-    const said = Object.keys(words).filter((name) => tasks[name]).map((name) => `${tasks[name]} ${words[name]}`);
     const bar = el("span", { class: "bar", "aria-hidden": "true" }, GROUPS.filter((name) => tasks[name]).map((name) => part(name, tasks[name])));
-    return el("span", {}, said.join(", "), bar);
+    return el("span", {}, spokenCounts(tasks), bar);
+  }
+
+  function spokenCounts(tasks) {
+    const words = { queued: "queued", running: "running", succeeded: "done", failed: "failed", cancelled: "cancelled" };
+    return Object.keys(words).filter((name) => tasks[name]).map((name) => `${tasks[name]} ${words[name]}`).join(", ") || "none";
   }
 
   function part(kind, size) {
@@ -381,7 +414,9 @@
       return [el("div", { class: "head" }, back), failed ? null : el("p", { class: "quiet" }, "Asking Qarnot…")];
     }
     const row = found.row;
-    const costs = row.figures || {};
+    const costs = ownFigures(row) || {};
+    const all = row.figures || {};
+    const ofPool = (text) => (row.mine ? under(`of ${text} for the pool`) : null);
     const fact = (name, ...value) => el("div", {}, el("dt", {}, name), el("dd", {}, ...value));
     return [
       el("div", { class: "head" }, back),
@@ -392,13 +427,13 @@
       el("dl", { class: "facts" },
         fact("For", owner(row)),
         fact("Slots", isOver(row) ? "–" : `${row.ready} ready of ${row.wanted} wanted`),
-        fact("Qarnot tasks", taskCounts(row.tasks)),
+        fact("Qarnot tasks", taskCounts(ownTasks(row)), row.mine && row.tasks ? under(`all runs: ${spokenCounts(row.tasks)}`) : null),
         fact("Created", when(row.created)),
         fact(isOver(row) ? "Lasted" : "Age", spoken(since(row.created, isOver(row) ? row.ended : null))),
-        fact("Cost so far", euros(costs.euros)),
-        fact("Nodes paid for", el("span", {}, spoken(found.use.node_seconds)), found.use.idle_node_seconds === null ? null : under(`of these idle: ${spoken(found.use.idle_node_seconds)}`)),
-        fact("Energy", energy(costs.energy_wh)),
-        fact("Carbon", `${grams(costs.carbon_g)} CO₂eq`),
+        fact(row.mine ? "Cost of this run" : "Cost so far", euros(costs.euros), ofPool(euros(all.euros))),
+        fact("Nodes paid for", el("span", {}, spoken(found.use.node_seconds)), found.use.idle_node_seconds === null ? null : under(`of these idle: ${spoken(found.use.idle_node_seconds)}`), row.mine ? under("the whole pool") : null),
+        fact("Energy", energy(costs.energy_wh), ofPool(energy(all.energy_wh))),
+        fact("Carbon", `${grams(costs.carbon_g)} CO₂eq`, ofPool(grams(all.carbon_g))),
         fact("Saved", costs.saved_g === null || costs.saved_g === undefined ? "–" : `${grams(costs.saved_g)} CO₂eq`,
           costs.datacenter ? under(`against ${costs.datacenter}`) : null),
         fact("Connection", row.connection),

@@ -1,0 +1,127 @@
+"""What a DAG run's tab shows of a shared pool: the run's own part of the cost, and the whole pool's beside it."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from airflow_qarnot_pool.costs import RunKey, cost_of_pool, cost_of_run
+from tests.plugins.conftest import PAGE, Maker, life, until
+
+if TYPE_CHECKING:
+    from starlette.testclient import TestClient
+
+    from airflow_qarnot_pool.local import LocalQarnot
+
+As = Callable[[str | None], "TestClient"]
+FIGURES = {"euros": "credits", "energy_wh": "energy_wh", "carbon_g": "carbon_g", "saved_g": "saved_g"}
+
+#: The first run leaves a Qarnot task of nobody's DAG on the pool, so that it is there for the second one, too.
+FILE = """
+from airflow.sdk import DAG, task
+from airflow_qarnot_pool.api.specs import TaskSpec
+from airflow_qarnot_pool.hooks.qarnot import QarnotHook
+from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
+from airflow_qarnot_pool.task_groups.pool import QarnotPoolGroup
+
+
+@task
+def somebody_else(pool):
+    tasks = QarnotHook().get_conn().tasks
+    if not tasks.list(tags=["somebody-else"]):
+        spec = TaskSpec(name="else", pool=pool, command="sleep 3600", image="x", tags=["somebody-else"])
+        tasks.create(spec)
+
+
+with DAG("shares", schedule=None, params={"seconds": 1}) as dag:
+    with QarnotPoolGroup("nodes", shared="nightly", instance_count=2, warm_up=False) as nodes:
+        work = QarnotRunTaskOperator(task_id="work", command="sleep {{ params.seconds }}")
+        somebody_else(nodes.open_pool.output) >> work
+"""
+
+
+def rows_of(client: TestClient, dag_id: str, run_id: str) -> list[dict[str, Any]]:
+    answer = client.get(f"{PAGE}/api/dags/{dag_id}/pools", params={"run_id": run_id})
+    assert answer.status_code == 200, answer.text
+    return list(answer.json()["pools"])
+
+
+def test_the_shares_of_two_runs_on_a_shared_pool_add_up(
+    make: Maker, as_role: As, server: LocalQarnot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = "airflow.dag_processing.bundles.local.LocalDagBundle"
+    bundles = [{"name": "shares", "classpath": bundle, "kwargs": {"path": str(tmp_path)}}]
+    monkeypatch.setenv("AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST", json.dumps(bundles))
+    (tmp_path / "shares.py").write_text(FILE)
+    dag = runpy.run_path(str(tmp_path / "shares.py"))["dag"]
+    runs = [RunKey("shares", dag.test(run_conf={"seconds": seconds}).run_id) for seconds in (1, 3)]
+    [pool] = [one for one in make.client.pools.list() if one.labels.get("airflow.shared") == "nightly"]
+    [left] = make.client.tasks.list(tags=["somebody-else"])
+    make.client.tasks.abort(left.uuid)
+    make.client.pools.close(pool.uuid)
+    until(lambda: make.client.pools.get(pool.uuid).state == "Closed", "the pool to be closed")
+
+    viewer = as_role("viewer")
+    whole = cost_of_pool(make.client, pool.uuid)
+    parts = []
+    for run in runs:
+        expected = cost_of_run(make.client, "page", *run).total
+
+        def look(run: RunKey = run) -> dict[str, Any] | None:
+            [row] = rows_of(viewer, *run) or [None]
+            return row if row and row["mine"] and row["mine"]["figures"] else None
+
+        row = until(look, f"the share of {run}")
+        for shown, known in FIGURES.items():
+            assert row["mine"]["figures"][shown] == pytest.approx(getattr(expected, known), rel=1e-6)
+            assert row["figures"][shown] == pytest.approx(getattr(whole.cost, known), rel=1e-6)
+        assert row["mine"]["tasks"]["succeeded"] == 1
+        assert row["tasks"]["succeeded"] == 2
+        parts.append(row["mine"]["figures"]["euros"])
+    nobodys = whole.share_of(RunKey("", "")).credits
+    assert nobodys
+    assert 0 < parts[0] < parts[1] < parts[0] + parts[1] + nobodys
+    assert sum(parts) + nobodys == pytest.approx(whole.cost.credits, rel=1e-6)
+
+    base = f"{PAGE}/api/dags/shares/connections/qarnot_default/pools/{pool.uuid}"
+
+    def full() -> dict[str, Any] | None:
+        found: dict[str, Any] | None = viewer.get(base, params={"run_id": runs[1].run_id}).json()["pool"]
+        return found
+
+    found = until(full, "the pool in full")
+    assert found["row"]["mine"]["figures"]["euros"] == pytest.approx(parts[1], rel=1e-6)
+    assert [one["run_id"] for one in found["tasks"]] == [runs[1].run_id]
+
+
+def test_a_pool_of_one_run_is_that_runs(make: Maker, as_role: As) -> None:
+    uuid = make.pool(owner=life("alone", "one"))
+    make.task(uuid, owner=life("alone", "one", "work"))
+    viewer = as_role("viewer")
+    row = until(lambda: (rows := rows_of(viewer, "alone", "one")) and rows[0]["figures"] and rows[0], "its row")
+    assert row["mine"] is None
+
+
+def test_whoever_opened_a_pool_and_runs_nothing_on_it_has_no_part_once_another_does(
+    make: Maker, as_role: As, server: LocalQarnot
+) -> None:
+    """Shares cost one request more, and only where there are several runs."""
+    uuid = make.pool(owner=life("opener", "one"))
+    make.task(uuid, "sleep 600", owner=life("worker", "one", "work"))
+    viewer = as_role("viewer")
+
+    def part(dag_id: str) -> dict[str, Any] | None:
+        [row] = [row for row in rows_of(viewer, dag_id, "one") if row["uuid"] == uuid] or [None]
+        return row["mine"]["figures"] if row and row["mine"] else None
+
+    worked = until(lambda: part("worker"), "the part of the run that works")
+    opened = until(lambda: part("opener"), "the part of the run that opened it")
+    assert opened["euros"] == 0
+    assert worked["euros"] > 0
+    asked = [one["path"].rpartition("/")[2] for one in server.requests() if f"/pools/{uuid}/" in one["path"]]
+    assert 1 <= asked.count("tasks") <= asked.count("carbon-facts")
