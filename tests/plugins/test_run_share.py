@@ -103,7 +103,9 @@ def test_a_pool_of_one_run_is_that_runs(make: Maker, as_role: As) -> None:
     uuid = make.pool(owner=life("alone", "one"))
     make.task(uuid, owner=life("alone", "one", "work"))
     viewer = as_role("viewer")
-    row = until(lambda: (rows := rows_of(viewer, "alone", "one")) and rows[0]["figures"] and rows[0], "its row")
+    row = until(
+        lambda: (rows := rows_of(viewer, "alone", "one")) and rows[0]["figures"] and rows[0], "its row"
+    )
     assert row["mine"] is None
 
 

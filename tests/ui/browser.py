@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from selenium import webdriver
 from selenium.common.exceptions import WebDriverException
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
@@ -119,8 +120,8 @@ class Browser:
         self.wait(lambda: self.find(css) and written(), f"{css} to take {text!r}")
 
     def press(self, keys: str) -> None:
-        """Press keys wherever the focus is."""
-        self.driver.switch_to.active_element.send_keys(keys)
+        """Press keys wherever the focus is: an element that has it may be drawn anew at any time."""
+        ActionChains(self.driver).send_keys(keys).perform()
 
     def unfold(self, css: str, section: str) -> None:
         """Make *css* seen, which may be in a folded section of a form."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.plugins.conftest import Maker, life
+from tests.plugins.conftest import Maker, life, until
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.local import LocalQarnot
@@ -206,6 +206,37 @@ def test_on_a_telephone(browser: Browser, make: Maker) -> None:
     assert browser.script(fits)
 
 
+FITS = """
+    const seen = (one) => { const at = one.getBoundingClientRect(); return at.left >= 0 && at.right <= innerWidth; };
+    const wide = [document.documentElement, ...document.querySelectorAll('.scroll')];
+    return [...wide.filter((one) => one.scrollWidth > one.clientWidth).map((one) => one.className || 'page'),
+            ...[...document.querySelectorAll('.phase, .cost, .act button')].filter((one) => !seen(one)).map((one) => one.className)];
+"""
+
+
+@pytest.mark.parametrize("where", [PAGE, "/tab"], ids=["page", "tab"])
+def test_state_cost_and_close_are_in_sight_at_every_width(browser: Browser, make: Maker, where: str) -> None:
+    """Beside Airflow's grid the frame has 700 to 900 px; nobody should have to scroll sideways for the button."""
+    run, other = "scheduled__2026-01-01T00:00:00+00:00", "manual__2026-01-02T03:04:05.678901+00:00"
+    shared = {"airflow.shared": "nightly-rendering"}
+    uuid = make.pool("nightly_rendering.nodes.open_pool", size=3, owner=life("wide", run), labels=shared)
+    for run_id in (run, other):
+        make.task(uuid, "sleep 600", owner=life("nightly_rendering_of_all_frames", run_id, "work"))
+    failed = make.task(uuid, "false", owner=life("nightly_rendering_of_all_frames", run, "work"))
+    until(lambda: make.client.tasks.get(failed).state == "Failure", "a Qarnot task to fail")
+    browser.go(where + (f"?dag_id=nightly_rendering_of_all_frames&run_id={run}" if where != PAGE else ""))
+    if where != PAGE:
+        browser.driver.switch_to.frame(browser.see("iframe"))
+    browser.see(row_of(uuid), "1 running, 1 failed" if where != PAGE else "2 running, 1 failed")
+    browser.see(f"{row_of(uuid)} .cost", "for the pool" if where != PAGE else "€")
+    for width in (360, 560, 700, 761, 800, 900, 1000, 1100, 1181, 1400):
+        browser.resize(width, 700)
+        browser.shot(f"{'tab' if where != PAGE else 'page'}-{width}")
+        wrong = browser.wait(lambda: [browser.script(FITS)], "the page to be measured")[0]
+        assert not wrong, f"at {width} px"
+    browser.driver.switch_to.default_content()
+
+
 def test_what_was_known_stays_while_qarnot_is_away(
     browser: Browser, make: Maker, qarnot_of_ui: LocalQarnot
 ) -> None:
@@ -243,7 +274,7 @@ def test_500_pools_with_20_tasks_each(browser: Browser, make: Maker) -> None:
     browser.driver.execute_async_script(fill, uuid)
     browser.see("[data-uuid=u0]", "render 0")
     browser.see(".pager", "1–25 of 500")
-    browser.see(".tiles", "2500 running, 5000 queued")
+    browser.see(".tiles", "2,500 running, 5,000 queued")
     browser.shot("many")
     browser.click(".pager button", "Next")
     browser.see("[data-uuid=u25]", "render 25")

@@ -75,6 +75,7 @@
     const [number, unit] = Math.abs(value) >= 1000 ? [value / 1000, large] : [value, small];
     return `${new Intl.NumberFormat(undefined, { maximumSignificantDigits: 3 }).format(number)} ${unit}`;
   }
+  const whole = (value) => new Intl.NumberFormat().format(value);
   const energy = (value) => scaled(value, "Wh", "kWh");
   const grams = (value) => scaled(value, "g", "kg");
 
@@ -285,13 +286,13 @@
     const tile = (name, value, more) => el("div", {}, el("dt", {}, name), el("dd", {}, value, " ", more ? el("small", {}, more) : null));
     const priced = known("euros", ownFigures);
     const saved = known("saved_g", ownFigures);
-    const whole = known("euros", (row) => row.figures);
+    const pricedWhole = known("euros", (row) => row.figures);
     const partly = (list) => (list.length < rows.length ? `of ${list.length} of ${rows.length} pools` : "");
-    const ofWhole = rows.some((row) => row.mine) && whole.length === rows.length ? `of ${euros(sum((row) => row.figures.euros, whole))} for the whole pools` : "";
+    const ofWhole = rows.some((row) => row.mine) && pricedWhole.length === rows.length ? `of ${euros(sum((row) => row.figures.euros, pricedWhole))} for the whole pools` : "";
     return el("dl", { class: "tiles" },
       tile("Open pools", String(open.length), rows.length > open.length ? `${rows.length - open.length} ended` : ""),
-      tile("Slots ready", String(sum((row) => row.ready, open)), `of ${sum((row) => row.wanted, open)} wanted`),
-      open.some((row) => !row.tasks) ? tile("Qarnot tasks", "…", "being counted") : tile("Qarnot tasks", String(sum((row) => row.tasks.running, open)), `running, ${sum((row) => row.tasks.queued, open)} queued`),
+      tile("Slots ready", whole(sum((row) => row.ready, open)), `of ${whole(sum((row) => row.wanted, open))} wanted`),
+      open.some((row) => !row.tasks) ? tile("Qarnot tasks", "…", "being counted") : tile("Qarnot tasks", whole(sum((row) => row.tasks.running, open)), `running, ${whole(sum((row) => row.tasks.queued, open))} queued`),
       tile(query ? "Cost of this run" : "Cost so far", priced.length ? euros(sum((row) => ownFigures(row).euros, priced)) : "–", partly(priced) || ofWhole),
       tile(query ? "Carbon saved by this run" : "Carbon saved", saved.length ? grams(sum((row) => ownFigures(row).saved_g, saved)) : "–", saved.length ? "CO₂eq" : ""),
       tile("Warnings", String(sum((row) => row.warnings.length, rows)), ""));
@@ -327,12 +328,12 @@
       cell("Pool", { class: "name" },
         el("a", { href: hashOf(row), "data-key": `pool:${row.uuid}` }, row.name),
         several ? under(row.connection) : null, query ? whose(row) : null, warnings(row)),
-      cell("State", {}, badge(row.phase, row.state), tight(ended || `for ${age}`)),
+      cell("State", { class: "phase" }, badge(row.phase, row.state), tight(ended || `for ${age}`)),
       cell("Age", { class: "number roomy" }, el("span", { title: row.created || "" }, age), ended ? under(ended) : null),
       cell("Slots", { class: "number" }, el("span", {}, isOver(row) ? "–" : `${row.ready} of ${row.wanted}`)),
       cell("Qarnot tasks", {}, el("span", {}, taskCounts(ownTasks(row)), row.mine && row.tasks ? under(`all runs: ${spokenCounts(row.tasks)}`) : null)),
       query ? null : cell("For", {}, owner(row)),
-      cell("Cost", { class: "number" }, ...cost(row)),
+      cell("Cost", { class: "number cost" }, ...cost(row)),
       cell("Energy", { class: "number roomy" }, ...figures(ownFigures(row))),
       cell("", { class: "act" }, closeButton(row)));
   }
