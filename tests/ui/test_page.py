@@ -207,10 +207,13 @@ def test_on_a_telephone(browser: Browser, make: Maker) -> None:
 
 
 FITS = """
-    const seen = (one) => { const at = one.getBoundingClientRect(); return at.left >= 0 && at.right <= innerWidth; };
-    const wide = [document.documentElement, ...document.querySelectorAll('.scroll')];
-    return [...wide.filter((one) => one.scrollWidth > one.clientWidth).map((one) => one.className || 'page'),
-            ...[...document.querySelectorAll('.phase, .cost, .act button')].filter((one) => !seen(one)).map((one) => one.className)];
+    const wrong = [document.documentElement, ...document.querySelectorAll('.scroll')]
+        .filter((one) => one.scrollWidth > one.clientWidth);
+    for (const one of document.querySelectorAll('.phase, .cost, .act button')) {
+        const at = one.getBoundingClientRect();
+        if (at.left < 0 || at.right > innerWidth) wrong.push(one);
+    }
+    return wrong.map((one) => one.className || one.tagName);
 """
 
 

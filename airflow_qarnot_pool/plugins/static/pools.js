@@ -288,13 +288,13 @@
     const saved = known("saved_g", ownFigures);
     const pricedWhole = known("euros", (row) => row.figures);
     const partly = (list) => (list.length < rows.length ? `of ${list.length} of ${rows.length} pools` : "");
-    const ofWhole = rows.some((row) => row.mine) && pricedWhole.length === rows.length ? `of ${euros(sum((row) => row.figures.euros, pricedWhole))} for the whole pools` : "";
+    const ofWhole = rows.some((row) => row.mine) && pricedWhole.length === rows.length ? `of ${euros(sum((row) => row.figures.euros, pricedWhole))} for the pools` : "";
     return el("dl", { class: "tiles" },
       tile("Open pools", String(open.length), rows.length > open.length ? `${rows.length - open.length} ended` : ""),
       tile("Slots ready", whole(sum((row) => row.ready, open)), `of ${whole(sum((row) => row.wanted, open))} wanted`),
       open.some((row) => !row.tasks) ? tile("Qarnot tasks", "…", "being counted") : tile("Qarnot tasks", whole(sum((row) => row.tasks.running, open)), `running, ${whole(sum((row) => row.tasks.queued, open))} queued`),
       tile(query ? "Cost of this run" : "Cost so far", priced.length ? euros(sum((row) => ownFigures(row).euros, priced)) : "–", partly(priced) || ofWhole),
-      tile(query ? "Carbon saved by this run" : "Carbon saved", saved.length ? grams(sum((row) => ownFigures(row).saved_g, saved)) : "–", saved.length ? "CO₂eq" : ""),
+      tile(query ? "Carbon it saved" : "Carbon saved", saved.length ? grams(sum((row) => ownFigures(row).saved_g, saved)) : "–", saved.length ? "CO₂eq" : ""),
       tile("Warnings", String(sum((row) => row.warnings.length, rows)), ""));
   }
 
