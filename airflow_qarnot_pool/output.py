@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import re
 import shlex
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api.errors import QarnotError, QarnotNotFoundError
 from airflow_qarnot_pool.api.ranges import format_ranges
-from airflow_qarnot_pool.transcript import STREAMS, Transcript
+from airflow_qarnot_pool.handover import Claim, Position, Stamped, on_their_way, stamped
+from airflow_qarnot_pool.transcript import STREAMS
+from airflow_qarnot_pool.triggers.keys import OUTPUT_KEY, position_key
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.client import QarnotClient
@@ -25,15 +28,24 @@ SHELLS = frozenset({"sh", "bash", "ash", "dash", "zsh"})
 _OF_A_SHELL = frozenset({"|", "||", "&&", ";", ">", ">>", "<", "2>&1", "&"})
 
 
+def write(logger: Any, one: Stamped) -> None:
+    """Write a line to the log with its time, from whichever process: the same line is the same to Airflow then."""
+    # What is not a logger of structlog's has times of its own.
+    as_first = {"timestamp": one.time, "logger": "qarnot.output"} if hasattr(logger, "bind") else {}
+    logger.info("%s", one.line, **as_first)
+
+
 def read_output(
-    read: Callable[[str], str], transcript: Transcript, logger: Any, *, over: bool = True
-) -> Transcript:
+    read: Callable[[str], str], position: Position, logger: Any, *, over: bool = True
+) -> Position:
     """Write what is new of a Qarnot task's output to *logger*, a line at a time, so that Airflow masks secrets.
 
     Output that cannot be fetched is no reason to lose the result: that is logged, too.
 
     :param read: fetches all that is kept of a stream, by its name.
     """
+    transcript = position.transcript
+    lines: list[str] = []
     for stream in STREAMS:
         try:
             text = read(stream)
@@ -42,10 +54,50 @@ def read_output(
                 "The %s of Qarnot task %s could not be fetched: %s", stream, transcript.uuid, error
             )
             continue
-        transcript, lines = transcript.read(stream, text, over=over)
+        transcript, new = transcript.read(stream, text, over=over)
+        lines += new
+    if position.batches:
+        for one in stamped(lines, position.batches, None, time.time())[0]:
+            write(logger, one)
+    else:
         for line in lines:
             logger.info("%s", line)
-    return transcript
+    return Position(transcript=transcript)
+
+
+def take_over(ti: Any, told: Mapping[str, Any], logger: Any) -> Position:
+    """Where a worker goes on with an output that triggers have followed; no trigger writes any of it after this.
+
+    :param ti: the task instance.
+    :param told: the account of the trigger that ended, which is nothing more than what another one has noted since.
+    """
+
+    def note(key: str) -> Any:
+        return ti.xcom_pull(task_ids=ti.task_id, key=key, map_indexes=ti.map_index)
+
+    position = Position.from_json(told)
+    follower = told.get("follower")
+    try:
+        claim = Claim.from_json(note(OUTPUT_KEY))
+        ti.xcom_push(key=OUTPUT_KEY, value=claim.taken_by("worker").to_json())
+        noted = next(filter(None, (note(position_key(one)) for one in reversed(claim.followers))), None)
+    except Exception as error:
+        logger.warning(
+            "How far triggers have written the output could not be read (%s: %s): lines may be here twice",
+            type(error).__name__,
+            error,
+        )
+        return position
+    if follower and follower not in claim.followers and position.written:
+        logger.warning(
+            "Two triggerers may have written the output at the same time: up to %d lines may be in the log twice",
+            position.written,
+        )
+    elif noted and noted.get("uuid") == position.transcript.uuid:
+        position = Position.from_json(noted)
+    if position.doubtful:
+        logger.warning("%s", on_their_way(position.doubtful))
+    return position
 
 
 def fetch(client: QarnotClient, uuid: str, stream: str, instance: int | None) -> str:

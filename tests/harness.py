@@ -40,6 +40,10 @@ class FakeTI:
         json.dumps(value)  # an XCom must be JSON
         self.xcoms[key] = value
 
+    def xcom_pull(self, *, task_ids: str, key: str, map_indexes: int) -> Any:
+        assert (task_ids, map_indexes) == (self.task_id, self.map_index)
+        return self.xcoms.get(key)
+
 
 def context_of(operator: Any, ti: FakeTI | None = None, run_started: datetime = RUN_STARTED) -> Any:
     """The part of Airflow's context that the operators use."""

@@ -17,11 +17,12 @@ from airflow_qarnot_pool.exceptions import (
     QarnotTaskCancelledError,
     QarnotTaskFailedError,
 )
+from airflow_qarnot_pool.handover import Position
 from airflow_qarnot_pool.links import LINKS
 from airflow_qarnot_pool.operators.base import already
 from airflow_qarnot_pool.operators.parameters import check_sizes, sizes_given
 from airflow_qarnot_pool.operators.task_base import COMMON_FIELDS, TaskOperator
-from airflow_qarnot_pool.output import failure_report, fetch, lost_nodes, read_output
+from airflow_qarnot_pool.output import failure_report, fetch, lost_nodes, read_output, take_over
 from airflow_qarnot_pool.shared import MOST_GENERATIONS
 from airflow_qarnot_pool.templates import known_at_parse
 from airflow_qarnot_pool.transcript import Transcript
@@ -82,7 +83,7 @@ class QarnotRunTaskOperator(TaskOperator):
         self.retry_scope = retry_scope
         self.log_output = log_output
         self._sizes = sizes_given(self, ("instance_count", "ranges"))
-        self._transcript: Transcript | None = None
+        self._position: Position | None = None
         if retry_scope not in ("failed", "all"):
             raise QarnotInvalidSpecError(
                 f"retry_scope must be 'failed' or 'all', not {retry_scope!r}", field="retry_scope"
@@ -162,7 +163,7 @@ class QarnotRunTaskOperator(TaskOperator):
         task = self.client.tasks.get(outcome.uuid)
         if self.log_output:
             if written := carry.get("output"):
-                self._transcript = Transcript.from_json(written)
+                self._position = take_over(context["ti"], written, self.log)
             self._write_output(task.uuid, over=True)
         state = states.parse_task_state(task.state)
         if state is states.TaskState.CANCELLED:
@@ -176,9 +177,9 @@ class QarnotRunTaskOperator(TaskOperator):
 
     def _write_output(self, uuid: str, *, over: bool) -> None:
         """Write to the log what is new of the output."""
-        if self._transcript is None or self._transcript.uuid != uuid:
-            self._transcript = self._nothing_written(uuid)
-        self._transcript = read_output(partial(self._kept, uuid), self._transcript, self.log, over=over)
+        if self._position is None or self._position.transcript.uuid != uuid:
+            self._position = Position(transcript=self._nothing_written(uuid))
+        self._position = read_output(partial(self._kept, uuid), self._position, self.log, over=over)
 
     def _still_waiting(self, uuid: str) -> None:
         if self.log_output == "live":

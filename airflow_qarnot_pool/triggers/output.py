@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import os
 import random
-from collections.abc import Mapping
+import secrets
+import time
+from collections.abc import Awaitable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_qarnot_pool.api.errors import QarnotNotFoundError
+from airflow_qarnot_pool.handover import Claim, Position, on_their_way, stamped
 from airflow_qarnot_pool.identity import Life
+from airflow_qarnot_pool.output import write
 from airflow_qarnot_pool.transcript import STREAMS, Transcript
 from airflow_qarnot_pool.triggers.base import own_xcom, store_xcom
-from airflow_qarnot_pool.triggers.keys import OUTPUT_KEY
+from airflow_qarnot_pool.triggers.channel import drained
+from airflow_qarnot_pool.triggers.keys import OUTPUT_KEY, position_key
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.client import QarnotClient
@@ -26,6 +34,11 @@ MOST_INSTANCES = 100
 REST = 10
 #: Lines written at once; then the other triggers have their turn.
 LINES_AT_ONCE = 200
+#: Seconds that the end of a wait gives to lines on their way; whoever resumes writes what then is in doubt.
+LAST_WORDS = 5.0
+
+_numbers = itertools.count(1)
+T = TypeVar("T")
 
 
 @cache
@@ -33,11 +46,36 @@ def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(AT_A_TIME, thread_name_prefix="qarnot-output")
 
 
+@cache
+def _process(pid: int) -> str:
+    """A name of this process: its triggers that write to one log can be told by it."""
+    return secrets.token_hex(4)
+
+
+class _NotNoted(Exception):
+    """Airflow's API did not take or give a note."""
+
+
+class _TakenOver(Exception):
+    """Another follower writes this output now."""
+
+
 class Follower:
     """Writes the new lines of a Qarnot task's output to a log, at an interval, for as long as it is let.
 
-    How far it is, it stores as an XCom before it writes: should the triggerer be killed and another take over,
-    that one goes on there. A log line on its way in that very moment is the only one that can get lost.
+    It notes, as an XCom, what it is about to write; writes it; waits until the triggerer's parent, which writes the
+    files, has read it; and notes that it is written. In whichever moment it ends, whoever takes over knows which
+    lines are there for certain and which may be. Before it writes it looks whether somebody has taken over, and each
+    follower has a note of its own: so of two at once either the older one stops, or the younger one knows what the
+    older one was about to write. The steps of one look:
+
+    ====================================== =====================================================
+    ended or taken over                    what becomes of the lines
+    ====================================== =====================================================
+    before the note is stored              nobody has written them; the next one does
+    then, until it is noted as written     announced, and written again with the time they had
+    after that                             they are in the log
+    ====================================== =====================================================
 
     :param conn_id: connection of the Qarnot task. :param interval: seconds between two looks.
     :param live: ``Transcript.to_json()`` of nothing, and ``secrets_of``, a connection whose password is to be masked.
@@ -47,14 +85,21 @@ class Follower:
     def __init__(
         self, conn_id: str, live: Mapping[str, Any], interval: float, life: Life | None, log: Any
     ) -> None:
-        self.transcript = Transcript.from_json(live)
+        self.position = Position(transcript=Transcript.from_json(live))
         self._secrets_of = live.get("secrets_of")
         self._conn_id, self._interval, self._life, self._log = conn_id, interval, life, log
+        self._triggerer = _process(os.getpid())
+        self._me = f"{self._triggerer}.{next(_numbers)}"
         self._client: QarnotClient | None = None
         self._runs = asyncio.Event()
         self._writing = asyncio.Lock()
-        self._stores = life is not None
-        self._told = False
+        self._begun = life is None
+        self._last: float | None = None
+        self._told: set[type[Exception]] = set()
+
+    def to_json(self) -> dict[str, Any]:
+        """How far it is, and who says so."""
+        return {**self.position.to_json(), "follower": self._me}
 
     def runs(self) -> None:
         """The Qarnot task has begun to run: before that it has nothing to say."""
@@ -63,20 +108,27 @@ class Follower:
     async def follow(self) -> None:
         """Follow the output until cancelled."""
         loop = asyncio.get_running_loop()
-        await self._go_on()
         await self._runs.wait()
         while True:
             begun = loop.time()
             try:
+                if not self._begun:
+                    await self._take_over()
                 await self._look()
             except QarnotNotFoundError:
                 pass  # it is gone, or not there yet: that is for those who watch its state
+            except _TakenOver:
+                return
+            except _NotNoted as error:
+                self._tell(
+                    error,
+                    "How far the output is written could not be noted with Airflow (%s), so no more of it is "
+                    "written until it can, or the Qarnot task is done",
+                )
             except Exception as error:
                 self._client = None  # the token may be another one now
-                if not self._told:
-                    self._log.warning("The output could not be fetched, and is tried again: %s", error)
-                self._told = True
-            if len({instance for _, instance in self.transcript.places}) > MOST_INSTANCES:
+                self._tell(error, "The output could not be fetched, and is tried again: %s")
+            if len({instance for _, instance in self.position.transcript.places}) > MOST_INSTANCES:
                 self._log.info(
                     "More than %d instances write: the rest of the output comes when all are done",
                     MOST_INSTANCES,
@@ -86,56 +138,97 @@ class Follower:
             await asyncio.sleep(pause * random.uniform(0.95, 1.05))
 
     async def stop(self, following: asyncio.Task[None]) -> None:
-        """End :meth:`follow`, but not while it writes."""
+        """End :meth:`follow`; not while lines are on their way, as far as that does not take long."""
         try:
-            async with self._writing:
+            async with asyncio.timeout(LAST_WORDS), self._writing:
                 pass
+        except TimeoutError:
+            pass  # noted as in doubt
         finally:
             following.cancel()
         await asyncio.wait([following])
 
-    async def _go_on(self) -> None:
-        """Go on where a triggerer before this one was."""
-        if self._life is None:
-            return
-        try:
-            stored = await own_xcom(self._life, OUTPUT_KEY)
-        except Exception as error:
-            self._cannot_store(error)
-            return
-        if isinstance(stored, Mapping) and stored.get("uuid") == self.transcript.uuid:
-            self.transcript = Transcript.from_json(stored)
+    def _tell(self, error: Exception, words: str) -> None:
+        if type(error) not in self._told:
+            self._log.warning(words, error)
+        self._told.add(type(error))
+
+    # --- the steps of a look
+
+    async def _take_over(self) -> None:
+        """Go on where a follower before this one was, and let it know."""
+        claim = Claim.from_json(await self._read_note(OUTPUT_KEY))
+        others = [one for one in claim.followers if one != self._me]
+        await self._store_note(OUTPUT_KEY, claim.taken_by(self._me).to_json())
+        position = claim.earlier
+        for one in reversed(others):
+            note = await self._read_note(position_key(one))
+            if note is None:
+                continue
+            before = Position.from_json(note)
+            position = position or before
+            if one.startswith(self._triggerer) and before.written:
+                self._log.warning(
+                    "This triggerer has written up to %d lines of output to this log before. They may be gone: "
+                    "Airflow begins the log of a triggerer anew when a wait comes back to it",
+                    before.written,
+                )
+        if position is not None and position.transcript.uuid == self.position.transcript.uuid:
+            self.position = Position(transcript=position.transcript, batches=position.batches)
             self._log.info("The output goes on here after what another triggerer has written of it")
+            if position.doubtful:
+                self._log.warning("%s", on_their_way(position.doubtful))
+        self._begun = True
 
     async def _look(self) -> None:
         if self._client is None:
             self._client = await self._connect()
+        at = self.position
         after, lines = await asyncio.get_running_loop().run_in_executor(
-            _threads(), _read, self._client, self.transcript
+            _threads(), _read, self._client, at.transcript
         )
-        self._told = False
+        self._told.clear()
         if not lines:
-            self.transcript = after
+            self.position = replace(at, transcript=after)
             return
         async with self._writing:
-            try:
-                await self._store(after)
-            finally:
-                # Also when cancelled: it is stored as written, and nobody else will write it.
-                self.transcript = after
-                await self._write(lines)
-
-    async def _write(self, lines: list[str]) -> None:
-        cancelled: asyncio.CancelledError | None = None
-        for number, line in enumerate(lines):
-            if number and number % LINES_AT_ONCE == 0 and cancelled is None:
-                try:
+            said, batches = stamped(lines, at.batches, self._last, time.time())
+            await self._note(replace(at, batches=batches))
+            await self._holds()
+            for number, one in enumerate(said):
+                if number and number % LINES_AT_ONCE == 0:
                     await asyncio.sleep(0)
-                except asyncio.CancelledError as error:
-                    cancelled = error
-            self._log.info("%s", line)
-        if cancelled is not None:
-            raise cancelled
+                write(self._log, one)
+            self._last = time.time()
+            await drained(self._log)
+            self.position = Position(transcript=after, written=at.written + len(lines))
+            # Airflow's parent process answers this after it has done with all that it had read before.
+            await self._note(self.position)
+
+    async def _holds(self) -> None:
+        """Look whether this is still the one that writes."""
+        if self._life is None:
+            return
+        claim = Claim.from_json(await self._read_note(OUTPUT_KEY))
+        if claim.holder == self._me:
+            return
+        if self._me not in claim.followers and self.position.written:
+            self._log.warning(
+                "Another triggerer has taken over without knowing of this one: up to %d lines of the output may "
+                "be in the log twice",
+                self.position.written,
+            )
+        raise _TakenOver
+
+    async def _note(self, position: Position) -> None:
+        await self._store_note(position_key(self._me), position.to_json())
+
+    async def _store_note(self, key: str, value: Any) -> None:
+        if self._life is not None:
+            await _noted(store_xcom(self._life, key, value))
+
+    async def _read_note(self, key: str) -> Any:
+        return None if self._life is None else await _noted(own_xcom(self._life, key))
 
     async def _connect(self) -> QarnotClient:
         from airflow.sdk import BaseHook
@@ -148,22 +241,12 @@ class Follower:
         # The next look is soon enough.
         return await asyncio.to_thread(lambda: settings.client(retries=0))
 
-    async def _store(self, transcript: Transcript) -> None:
-        if not self._stores or self._life is None:
-            return
-        try:
-            await store_xcom(self._life, OUTPUT_KEY, transcript.to_json())
-        except Exception as error:
-            self._cannot_store(error)
 
-    def _cannot_store(self, error: Exception) -> None:
-        self._stores = False
-        self._log.warning(
-            "How far the output is written cannot be stored (%s: %s): if the triggerer is restarted now, lines "
-            "will be here twice",
-            type(error).__name__,
-            error,
-        )
+async def _noted(request: Awaitable[T]) -> T:
+    try:
+        return await request
+    except Exception as error:
+        raise _NotNoted(f"{type(error).__name__}: {error}") from error
 
 
 def _read(client: QarnotClient, transcript: Transcript) -> tuple[Transcript, list[str]]:

@@ -45,7 +45,7 @@ class QarnotTaskTrigger(QarnotTrigger):
         finally:
             await follower.stop(following)
         # The rest of the output comes from whoever resumes.
-        outcome.carry["output"] = follower.transcript.to_json()
+        outcome.carry["output"] = follower.to_json()
         return outcome
 
     def _looked(self, state: str) -> None:
