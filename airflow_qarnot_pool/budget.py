@@ -2,7 +2,8 @@
 
 :func:`judge` and :func:`shortage` decide, without I/O; :func:`spending_of` and :func:`check_estimate` ask Qarnot.
 Who watches: every trigger that waits for the pool or for a Qarnot task on it (`triggers/cost.py`, one watch for all
-of them), and an operator that waits on its worker. Nobody does while nothing waits.
+of them, which goes on between them until the pool closes), and an operator that waits on its worker. Whoever has
+something to submit looks first, and the reaper looks at what is written on the pool (:func:`limits_on`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from airflow_qarnot_pool.api.errors import (
 )
 from airflow_qarnot_pool.conditions import Kind
 from airflow_qarnot_pool.costs import RunKey, euros, run_of
+from airflow_qarnot_pool.identity import label
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.client import QarnotClient
@@ -33,6 +35,8 @@ WARN_AT = 0.8
 #: What a pool of the run has cost is final so long after its end: figures may come late.
 SETTLED = timedelta(minutes=10)
 _NOUN = {"pool": "Pool", "task": "Qarnot task"}
+#: Labels of a pool, for those who know nothing of the DAG that has made it.
+LABELS = {"max_cost": "airflow.max_cost", "max_run_cost": "airflow.max_run_cost"}
 
 
 class Level(IntEnum):
@@ -69,6 +73,11 @@ class Limits:
             warn_at=share,
         )
         return None if limits.max_cost is None and limits.max_run_cost is None else limits
+
+    def labels(self) -> dict[str, str]:
+        """What is written on the pool; :func:`limits_on` reads it."""
+        given = {LABELS[name]: getattr(self, name) for name in LABELS}
+        return {name: repr(limit) for name, limit in given.items() if limit is not None}
 
 
 def amount(name: str, value: Any) -> float | None:
@@ -107,10 +116,54 @@ class Watched:
         """Read back what :meth:`to_kwargs` of this or an earlier release wrote."""
         return cls(**{name: kwargs[name] for name in cls.__dataclass_fields__ if name in kwargs})
 
+    def labels(self) -> dict[str, str]:
+        """The limits as :meth:`Limits.labels` writes them."""
+        return Limits(max_cost=self.max_cost, max_run_cost=self.max_run_cost).labels()
+
     @property
     def run(self) -> RunKey:
         """The DAG run whose limit it is."""
         return RunKey(self.dag_id, self.run_id)
+
+
+def limits_on(pool: Pool, since: datetime | None = None) -> Watched | None:
+    """The limits that are written on *pool*; None where there are none.
+
+    :param since: when the first pool of its DAG run was made, where that is known.
+    """
+    found: dict[str, float | None] = {}
+    for name, key in LABELS.items():
+        with suppress(QarnotInvalidSpecError):  # somebody else's label says nothing
+            found[name] = amount(name, pool.labels.get(key))
+    if all(limit is None for limit in found.values()):
+        return None
+    run = run_of(pool)
+    return Watched(
+        uuid=pool.uuid,
+        namespace=label(pool.labels, "namespace") or "",
+        dag_id=run.dag_id,
+        run_id=run.run_id,
+        since=since.isoformat() if since else None,
+        max_cost=found.get("max_cost"),
+        max_run_cost=found.get("max_run_cost"),
+    )
+
+
+def goes_on(watched: Watched, pool: Pool, others: Iterable[Watched]) -> bool:
+    """Whether to watch on when nothing waits any more, because *pool* is still open and of our making.
+
+    :param others: what else is watched; of several who share a pool one is enough.
+    """
+    if watched.kind != "pool" or not _is_open(pool) or label(pool.labels, "namespace") != watched.namespace:
+        return False
+    runs_own = run_of(pool) == watched.run and label(pool.labels, "shared") is None
+    counts = (watched.max_cost, watched.max_run_cost if runs_own else None)
+    if counts == (None, None):
+        return False
+    return not any(
+        other.uuid == watched.uuid and (other.max_cost, other.max_run_cost if runs_own else None) == counts
+        for other in others
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +275,7 @@ def spending_of(client: QarnotClient, watched: Watched, settled: dict[str, float
 def pools_of_run(client: QarnotClient, watched: Watched) -> list[Pool]:
     """The pools that the run has opened in all its lives, shared ones not among them."""
     from airflow_qarnot_pool.api import filters
-    from airflow_qarnot_pool.identity import label, namespace_tag
+    from airflow_qarnot_pool.identity import namespace_tag
 
     wanted = [filters.equal("Tags", namespace_tag(watched.namespace))]
     if watched.since:

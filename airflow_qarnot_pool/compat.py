@@ -67,7 +67,8 @@ def _set_up(found: Any) -> None:
         if module._factory is None:
             names = conf.getboolean("metrics", "legacy_names_on", fallback=True)
             found.initialize(factory=get_stats_factory(), export_legacy_names=names)
-    elif type.__getattribute__(found, "factory") is None:  # 3.2
+    elif getattr(type.__getattribute__(found, "factory"), "__name__", "NoStatsLogger") == "NoStatsLogger":
+        # 3.2, where a first metric before anybody has set it up makes it silent for good.
         factory: Any = get_stats_factory
         found.initialize(factory=factory(found))
 

@@ -1,6 +1,7 @@
 """Find pools that outlived their use, and close them.
 
-The last line of defence: DAG runs that time out skip their teardown tasks, and Airflow may be gone for hours.
+The last line of defence: DAG runs that time out skip their teardown tasks, and Airflow may be gone for hours. Limits
+on cost that are written on a pool count here, too, whether anything waits for it or not.
 Deciding is pure (:func:`judge`); :func:`reap` asks Qarnot and whoever knows the DAG runs.
 """
 
@@ -15,8 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool import metrics
 from airflow_qarnot_pool.api import filters
-from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError, QarnotNotFoundError
+from airflow_qarnot_pool.api.errors import (
+    QarnotInvalidSpecError,
+    QarnotNotFoundError,
+    QarnotProtocolError,
+    QarnotRefusedError,
+)
+from airflow_qarnot_pool.budget import Level, limits_on, spending_of
+from airflow_qarnot_pool.budget import judge as judge_cost
 from airflow_qarnot_pool.claim import end
+from airflow_qarnot_pool.costs import RunKey, run_of
 from airflow_qarnot_pool.identity import NAMESPACE_TAG, Fate, fate_of, label, namespace_tag
 
 if TYPE_CHECKING:
@@ -68,6 +77,8 @@ class Facts:
     run_state: str | None
     unfinished_instances: int
     idle_since: datetime
+    #: What to say where it has reached a limit on its cost.
+    over_limit: str = ""
 
 
 def judge(facts: Facts, limits: Limits, now: datetime) -> Judgement:
@@ -78,6 +89,8 @@ def judge(facts: Facts, limits: Limits, now: datetime) -> Judgement:
         if facts.ended is not None and now - facts.ended > limits.finished:
             return Judgement(action=Action.DELETE, reason=f"it is over since {facts.ended:%Y-%m-%d %H:%M}")
         return Judgement(action=Action.KEEP, reason="it is over")
+    if facts.over_limit:
+        return Judgement(action=Action.CLOSE, reason=facts.over_limit)
     busy = facts.unfinished_instances > 0
     idle = timedelta() if busy else now - facts.idle_since
     if not facts.shared:
@@ -171,12 +184,16 @@ def reap(
         )
     limits = limits or Limits()
     report = Report(namespace, dry_run)
-    for pool in list(client.pools.iterate(filters.equal("Tags", namespace_tag(namespace)))):
-        if not is_ours(pool, namespace):
-            continue
+    found = list(client.pools.iterate(filters.equal("Tags", namespace_tag(namespace))))
+    pools = [pool for pool in found if is_ours(pool, namespace)]
+    began: dict[RunKey, datetime] = {}
+    for pool in pools:
+        if pool.creation_date:
+            began[run_of(pool)] = min(pool.creation_date, began.get(run_of(pool), pool.creation_date))
+    for pool in pools:
         try:
             report.count(pool)
-            entry = _reap_one(client, pool, run_state, limits, dry_run, now)
+            entry = _reap_one(client, pool, run_state, limits, dry_run, now, began.get(run_of(pool)))
         except Exception as error:  # Airflow's own, too: one pool must not spare the others
             log.error("Pool %s could not be looked after: %s", pool.uuid, error)
             report.failures.append(f"{pool.uuid}: {error}")
@@ -212,14 +229,15 @@ def _reap_one(
     limits: Limits,
     dry_run: bool,
     now: Callable[[], datetime],
+    began: datetime | None,
 ) -> Entry:
     done = False
     try:
-        judgement = judge(_facts(client, pool, run_state), limits, now())
+        judgement = judge(_facts(client, pool, run_state, began), limits, now())
         if judgement.action is not Action.KEEP and not dry_run:
             # Time has passed since the listing: a cleared run may use the pool again.
             fresh = client.pools.get(pool.uuid)
-            again = judge(_facts(client, fresh, run_state), limits, now())
+            again = judge(_facts(client, fresh, run_state, began), limits, now())
             if again.action is judgement.action:
                 if again.action is Action.CLOSE:
                     end(client.pools, pool.uuid)
@@ -240,7 +258,7 @@ def _reap_one(
     )
 
 
-def _facts(client: QarnotClient, pool: Pool, run_state: RunState) -> Facts:
+def _facts(client: QarnotClient, pool: Pool, run_state: RunState, began: datetime | None) -> Facts:
     dag_id, run_id = label(pool.labels, "dag_id") or "", label(pool.labels, "run_id") or ""
     shared = label(pool.labels, "shared") is not None
     fate = fate_of(pool)
@@ -254,7 +272,23 @@ def _facts(client: QarnotClient, pool: Pool, run_state: RunState) -> Facts:
         run_state=None if shared or fate is not Fate.LIVE else run_state(dag_id, run_id),
         unfinished_instances=pool.queued_or_running_task_instances_count or 0,
         idle_since=_idle_since(client, pool, created) if fate is Fate.LIVE else created,
+        over_limit=_over_limit(client, pool, began) if fate is Fate.LIVE else "",
     )
+
+
+def _over_limit(client: QarnotClient, pool: Pool, began: datetime | None) -> str:
+    """What to say where *pool* has reached a limit that is written on it; an unknown cost reaches none."""
+    watched = limits_on(pool, began)
+    if watched is None:
+        return ""
+    try:
+        verdict = judge_cost(watched, spending_of(client, watched))
+    except (QarnotRefusedError, QarnotProtocolError) as error:
+        log.warning(
+            "What pool %s costs cannot be found out, so its limit is not watched: %s", pool.uuid, error
+        )
+        return ""
+    return verdict.message.removesuffix("; it was closed") if verdict.level is Level.OVER else ""
 
 
 def _idle_since(client: QarnotClient, pool: Pool, created: datetime) -> datetime:

@@ -36,6 +36,7 @@ from airflow_qarnot_pool.api.errors import (
     QarnotRefusedError,
     QarnotUnavailableError,
 )
+from airflow_qarnot_pool.budget import limits_on
 from airflow_qarnot_pool.exceptions import QarnotPoolEndedError, QarnotSpecMismatchError
 from airflow_qarnot_pool.identity import OWNER_TAG, Fate, Plan, Relic, fate_of, label, namespace_tag
 
@@ -161,17 +162,24 @@ def is_shared_and_closed(pool: Pool | None, life: Life) -> bool:
 # --- opening
 
 
-def acquire(client: QarnotClient, spec: PoolSpec, life: Life, pause: Callable[[float], Any]) -> Claim:
+def acquire(
+    client: QarnotClient,
+    spec: PoolSpec,
+    life: Life,
+    pause: Callable[[float], Any],
+    create: Callable[[Any], str] | None = None,
+) -> Claim:
     """The pool of that name: the one that lives, or a new one; and a hold on it for this DAG run.
 
+    :param create: makes what is stamped, and returns its uuid; default: a request of its own.
     :raises QarnotSpecMismatchError: it lives, and was made from another spec.
     """
 
-    def create(stamped: PoolSpec) -> str:
-        return client.pools.create_once(_with_label(stamped, _packed(fields)))
+    def create_labelled(stamped: PoolSpec) -> str:
+        return (create or client.pools.create_once)(_with_label(stamped, _packed(fields)))
 
     fields = spec.fingerprint_fields()
-    return _acquire(client, spec, life, create, fields, spec.fingerprint(), pause, by=life.task_id)
+    return _acquire(client, spec, life, create_labelled, fields, spec.fingerprint(), pause, by=life.task_id)
 
 
 def successor(client: QarnotClient, pool: str, life: Life, pause: Callable[[float], Any]) -> str | None:
@@ -186,6 +194,7 @@ def successor(client: QarnotClient, pool: str, life: Life, pause: Callable[[floa
     from airflow_qarnot_pool.api.specs import PoolSpec
 
     packed = old.labels.get(FIELDS, "")
+    limits = limits_on(old)
     spec = PoolSpec(
         name=old.name or name,
         tags=[tag for tag in old.tags if not tag.startswith("airflow-")],
@@ -194,6 +203,8 @@ def successor(client: QarnotClient, pool: str, life: Life, pause: Callable[[floa
 
     def create(stamped: PoolSpec) -> str:
         labelled = _with_label(stamped, packed)
+        if limits is not None:
+            labelled = replace(labelled, labels={**labelled.labels, **limits.labels()})
         kept = ("name", "shortname", "tags", "labels", "auto_delete_on_completion", "completion_ttl")
         return client.pools.clone_once(old.uuid, **{name: getattr(labelled, name) for name in kept})
 

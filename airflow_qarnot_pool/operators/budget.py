@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api.errors import QarnotError, QarnotNotFoundError
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from airflow_qarnot_pool.api.specs import PoolSpec
     from airflow_qarnot_pool.claim import Claim
     from airflow_qarnot_pool.conditions import Kind
+    from airflow_qarnot_pool.identity import Life
 
 BUDGET_FIELDS = ("max_cost", "max_run_cost")
 
@@ -100,6 +103,25 @@ class BudgetOperator(WaitingOperator):
         if not pool:
             self._watch(context, claimed.uuid, self.kind)
         return claimed
+
+    def _take(self, spec: Any, life: Life, pause: Any, **options: Any) -> Claim:
+        if self.kind == "pool":
+            limits = Limits.of(self.max_cost, self.max_run_cost, self.cost_warning)
+            options["create"] = partial(self._create_labelled, limits.labels() if limits else {})
+        elif getattr(spec, "pool", None) and self._budget is not None:
+            options["create"] = self._create_unless_over
+        return super()._take(spec, life, pause, **options)
+
+    def _create_labelled(self, labels: Mapping[str, str], stamped: Any) -> str:
+        """Write the limits on the pool, for the reaper."""
+        created: str = self._resource.create_once(replace(stamped, labels={**stamped.labels, **labels}))
+        return created
+
+    def _create_unless_over(self, stamped: Any) -> str:
+        """Nobody may have watched since the last wait; what an earlier try has left is taken up all the same."""
+        self._raise_if_over()
+        created: str = self._resource.create_once(stamped)
+        return created
 
     def _resumed(self, context: Context, event: Mapping[str, Any]) -> Outcome:
         outcome = super()._resumed(context, event)

@@ -93,6 +93,13 @@ class _PoolOperator(WaitingOperator):
         life = super()._life_of(context)
         return life if self.shared is None else shared_life(life, self.shared, self.hook.settings)
 
+    def _take(self, spec: Any, life: Life, pause: Any, **options: Any) -> Claim:
+        if not life.shared:
+            return super()._take(spec, life, pause, **options)
+        from airflow_qarnot_pool.shared import acquire
+
+        return acquire(self.client, spec, life, pause, **options)
+
     def _trigger_class(self) -> type[QarnotTrigger]:
         from airflow_qarnot_pool.triggers.pool import QarnotPoolTrigger
 
@@ -269,11 +276,7 @@ class QarnotCreatePoolOperator(BudgetOperator, _PoolOperator):
 
     def _take(self, spec: Any, life: Life, pause: Any, **options: Any) -> Claim:
         try:
-            if not life.shared:
-                return super()._take(spec, life, pause, **options)
-            from airflow_qarnot_pool.shared import acquire
-
-            return acquire(self.client, spec, life, pause)
+            return super()._take(spec, life, pause, **options)
         except QarnotQuotaError as error:
             raise _with_remedies(error) from error
 

@@ -223,6 +223,7 @@ class QarnotRunTasksOperator(TaskOperator):
             look = True
             wanted = now.next(limit)
             if wanted:
+                self._raise_if_over()
                 self._make_room(now, len(wanted))
             carry = {"deadline": deadline.isoformat() if deadline else None}
             try:

@@ -2,6 +2,8 @@
 
 A round asks once for each watched pool, however many triggers wait on it (and for a run's limit once for each of the
 run's pools). What reaches its limit is closed here and now: Airflow's workers may all be busy.
+
+A pool costs while nothing waits on it, too. So its watch goes on when its last waiter has left, until it closes.
 """
 
 from __future__ import annotations
@@ -13,9 +15,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool import metrics
-from airflow_qarnot_pool.api.errors import QarnotProtocolError, QarnotRefusedError
-from airflow_qarnot_pool.budget import Level, Verdict, Watched, close_all, judge, spending_of
-from airflow_qarnot_pool.triggers.poller import POLLERS, Poller, Topic, watch
+from airflow_qarnot_pool.api.errors import QarnotNotFoundError, QarnotProtocolError, QarnotRefusedError
+from airflow_qarnot_pool.budget import Level, Verdict, Watched, close_all, goes_on, judge, spending_of
+from airflow_qarnot_pool.triggers.poller import CREDENTIAL_ROUNDS, POLLERS, Poller, Topic, Waiter, watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +33,50 @@ class CostPoller(Poller):
         self._settled: dict[str, float] = {}
         self._told_unknown = False
         self._levels: dict[str, Level] = {}
+        #: Watches that nobody waits for any more, and the interval that the last who did had asked for.
+        self._left: dict[str, float] = {}
+
+    def add(self, waiter: Waiter) -> None:
+        super().add(waiter)
+        self._left.pop(waiter.key, None)
+
+    def remove(self, waiter: Waiter) -> None:
+        topic = self.topics[waiter.key]
+        super().remove(waiter)
+        if waiter.key not in self.topics and json.loads(waiter.key)["kind"] == "pool":
+            # Whether there is anything to watch the next round tells. One that was over its limit is closed again
+            # there, should that have failed.
+            self.topics[waiter.key], self._left[waiter.key] = topic, waiter.interval
+
+    def _interval(self) -> float:
+        return min([super()._interval(), *self._left.values()]) if self._left else super()._interval()
+
+    def _pause_after(self, error: Exception) -> float:
+        pause = super()._pause_after(error)
+        if self._refused >= CREDENTIAL_ROUNDS:
+            # There is nobody whom that could fail.
+            for key in list(self._left):
+                self._forget(key)
+        return pause
+
+    async def _still_open(self, topic: Topic, watched: Watched) -> bool:
+        """Whether to watch on what nobody waits for; forgets it otherwise."""
+        assert self._client is not None
+        others = [Watched.from_kwargs(json.loads(key)) for key in self.topics if key != topic.key]
+        try:
+            pool = await self._ask(partial(self._client.pools.get, watched.uuid))
+        except QarnotNotFoundError:
+            pool = None
+        if topic.waiters or (pool is not None and goes_on(watched, pool, others)):
+            return True
+        self._forget(topic.key)
+        return False
+
+    def _forget(self, key: str) -> None:
+        self.topics.pop(key, None)
+        self._left.pop(key, None)
+        self._levels.pop(key, None)
+        self.stop_if_idle()
 
     async def _round(self) -> None:
         self.rounds += 1
@@ -40,6 +86,8 @@ class CostPoller(Poller):
         for topic in topics:
             watched = Watched.from_kwargs(json.loads(topic.key))
             assert self._client is not None
+            if topic.key in self._left and not await self._still_open(topic, watched):
+                continue
             try:
                 spent = await self._ask(partial(spending_of, self._client, watched, self._settled))
             except (QarnotRefusedError, QarnotProtocolError) as error:
@@ -64,7 +112,7 @@ class CostPoller(Poller):
             topic.looked_up()
             if verdict.level is Level.OVER:
                 log.error("%s", verdict.message)
-                # Shielded, as those who were told leave now, and the last of them stops this poller.
+                # Shielded, as those who were told leave now, and the event loop may end with the last of them.
                 client = self._client.limited(retries=3, deadline=60.0)
                 await asyncio.shield(
                     self.loop.run_in_executor(self._thread, partial(close_all, client, watched, verdict))

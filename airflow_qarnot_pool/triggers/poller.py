@@ -115,13 +115,9 @@ class Waiter:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        poller = self._poller
-        assert poller is not None
-        poller.remove(self)
-        if not poller.topics:
-            poller.stop()
-            if _pollers.get(self.scope) is poller:
-                del _pollers[self.scope]
+        assert self._poller is not None
+        self._poller.remove(self)
+        self._poller.stop_if_idle()
 
     def tell(self, look: Pool | Task | QarnotError) -> None:
         """Have :meth:`next` answer, or raise, *look*."""
@@ -226,6 +222,7 @@ class Poller:
         self._task = self.loop.create_task(
             self._run(), name=f"qarnot poll of {kind}s, {conn_id}", context=contextvars.Context()
         )
+        self._task.add_done_callback(self._ended)
 
     # --- waiters
 
@@ -245,9 +242,16 @@ class Poller:
         if not topic.waiters:
             del self.topics[waiter.key]
 
-    def stop(self) -> None:
-        self._task.cancel()
+    def stop_if_idle(self) -> None:
+        """End where there is nothing to watch any more; whoever comes next starts another."""
+        if not self.topics:
+            self._task.cancel()
+            self._ended()
+
+    def _ended(self, *_: object) -> None:
         self._thread.shutdown(wait=False)
+        for scope in [scope for scope, poller in _pollers.items() if poller is self]:
+            del _pollers[scope]
 
     # --- the loop
 

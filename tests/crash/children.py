@@ -23,9 +23,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from airflow.sdk.exceptions import TaskDeferred
 from asgiref.sync import SyncToAsync
 
+from airflow_qarnot_pool.compat import TaskDeferred
 from tests.harness import RUN_STARTED, FakeTI, again, context_of, first_event
 
 #: Longest that any child of a test may take.

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from airflow.sdk.exceptions import TaskDeferred
 
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.transport import Answer, Transport
+from airflow_qarnot_pool.compat import TaskDeferred
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator

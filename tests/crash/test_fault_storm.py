@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 from airflow.sdk.bases.operator import ExecutorSafeguard
-from airflow.sdk.exceptions import TaskDeferred
 
 from airflow_qarnot_pool.api import filters
 from airflow_qarnot_pool.api.client import QarnotClient
+from airflow_qarnot_pool.compat import TaskDeferred
 from airflow_qarnot_pool.exceptions import QarnotError
 from airflow_qarnot_pool.identity import namespace_tag
 from airflow_qarnot_pool.local import LocalQarnot

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ import pytest
 from airflow.sdk import DAG
 
 from airflow_qarnot_pool.api.client import QarnotClient
+from airflow_qarnot_pool.budget import limits_on
+from airflow_qarnot_pool.costs import euros
 from airflow_qarnot_pool.exceptions import (
     QarnotBudgetError,
     QarnotInvalidSpecError,
@@ -23,10 +27,11 @@ from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.operators.pool import QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
+from airflow_qarnot_pool.reaper import reap
 from airflow_qarnot_pool.task_groups.pool import QarnotPoolGroup
 from airflow_qarnot_pool.triggers.poller import pollers
 from tests.crash.children import eventually, made_for
-from tests.harness import FakeTI, again, defer, first_event, run
+from tests.harness import FakeTI, again, context_of, defer, first_event, run
 
 create = partial(QarnotCreatePoolOperator, task_id="create", instance_count=2, retries=1)
 task = partial(QarnotRunTaskOperator, task_id="work", retries=1, log_output=False)
@@ -75,6 +80,20 @@ def events_after(deferrals: list[Any], change: Callable[[], Any]) -> list[Any]:
         return list(await asyncio.wait_for(asyncio.gather(*waits), 30))
 
     return asyncio.run(story())
+
+
+@contextmanager
+def spending(qarnot: LocalQarnot, client: QarnotClient, run_id: str) -> Iterator[None]:
+    """An hour passes as soon as the run has a Qarnot task."""
+
+    def pass_time() -> None:
+        eventually(lambda: made_for(client.tasks, run_id))
+        qarnot.advance(HOUR)
+
+    clock = threading.Thread(target=pass_time)
+    clock.start()
+    yield
+    clock.join()
 
 
 def resume(make: Any, context: Any, event: Any) -> Any:
@@ -168,9 +187,11 @@ def test_a_wait_on_the_worker_watches_too(
     qarnot: LocalQarnot, client: QarnotClient, run_id: str, held: str
 ) -> None:
     pool = run(create, ti(run_id, "create"))
-    qarnot.advance(HOUR)
     make = partial(task, qarnot_pool=pool, command=held, max_cost=0.5, deferrable=False)
-    with pytest.raises(QarnotBudgetError, match=rf"Pool {pool} has cost 0\.7"):
+    with (
+        spending(qarnot, client, run_id),
+        pytest.raises(QarnotBudgetError, match=rf"Pool {pool} has cost 0\.7"),
+    ):
         run(make, ti(run_id))
     assert client.pools.get(pool).state in OVER
 
@@ -188,10 +209,16 @@ def test_many_commands_in_one_task_are_watched(
         max_cost=0.5,
         deferrable=deferrable,
     )
-    qarnot.advance(HOUR)
-    with pytest.raises(QarnotBudgetError, match=rf"Pool {pool} has cost 0\.7"):
+    with (
+        spending(qarnot, client, run_id),
+        pytest.raises(QarnotBudgetError, match=rf"Pool {pool} has cost 0\.7"),
+    ):
         run(make, ti(run_id, "many"))
     assert client.pools.get(pool).state in OVER
+    before = len(made_for(client.tasks, run_id))
+    with pytest.raises(QarnotBudgetError, match=rf"Pool {pool} has cost 0\.7"):
+        run(make, ti(run_id, "many", map_index=1))
+    assert len(made_for(client.tasks, run_id)) == before, "nothing is submitted to a pool over its limit"
 
 
 def test_many_commands_without_a_pool_have_no_limit_that_could_be_watched(
@@ -243,6 +270,110 @@ def test_a_run_over_its_limit_loses_all_its_pools_and_may_open_no_more(
     with pytest.raises(QarnotBudgetError, match=r"have cost 1\.44 EUR, and its max_run_cost is 1\.00 EUR"):
         run(partial(create, max_run_cost=1.0), ti(run_id, "one", try_number=2, max_tries=2))
     assert len(made_for(client.pools, run_id)) == 2
+
+
+# --- while nothing waits
+
+
+def test_the_watch_goes_on_between_waits_until_the_pool_closes(
+    qarnot: LocalQarnot, client: QarnotClient, run_id: str
+) -> None:
+    pool = run(create, ti(run_id, "create"))
+    make = partial(task, qarnot_pool=pool, command="true", max_cost=0.5)
+    deferred, context = defer(make, ti(run_id))
+
+    async def story() -> Any:
+        event = await first_event(again(deferred.trigger))
+        # Nothing waits any more, as while an Airflow task works that needs no pool.
+        (poll,) = [one for one in pollers() if one.kind == "cost"]
+        assert not any(topic.waiters for topic in poll.topics.values())
+        await asyncio.to_thread(qarnot.advance, HOUR)
+        await asyncio.to_thread(eventually, lambda: client.pools.get(pool).state in OVER)
+        while any(one.kind == "cost" for one in pollers()):
+            await asyncio.sleep(0.01)
+        return event
+
+    event = asyncio.run(asyncio.wait_for(story(), 30))
+    assert resume(make, context, event)["state"] == "Success"
+
+
+def test_the_watch_of_what_others_made_ends_with_its_last_waiter(
+    qarnot: LocalQarnot, client: QarnotClient, run_id: str, pool: str
+) -> None:
+    deferred, _ = defer(partial(task, qarnot_pool=pool, command="true", max_cost=50), ti(run_id))
+
+    async def story() -> None:
+        await first_event(again(deferred.trigger))
+        while any(one.kind == "cost" for one in pollers()):
+            await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(story(), 30))
+    assert client.pools.get(pool).state not in OVER
+
+
+def test_who_comes_to_a_pool_over_its_limit_submits_nothing_and_closes_it(
+    qarnot: LocalQarnot, client: QarnotClient, run_id: str
+) -> None:
+    pool = run(create, ti(run_id, "create"))
+    qarnot.advance(HOUR)
+    with pytest.raises(QarnotBudgetError, match=rf"Pool {pool} has cost 0\.7\d+ EUR.*max_cost of 0\.5"):
+        run(partial(task, qarnot_pool=pool, command="true", max_cost=0.5), ti(run_id))
+    assert made_for(client.tasks, run_id) == []
+    assert client.pools.get(pool).state in OVER
+
+
+def test_what_an_earlier_try_has_paid_for_is_taken_though_the_limit_is_reached(
+    qarnot: LocalQarnot, client: QarnotClient, run_id: str
+) -> None:
+    pool = run(create, ti(run_id, "create"))
+    make = partial(task, qarnot_pool=pool, command="true", max_cost=0.5)
+    deferred, _ = defer(make, ti(run_id))  # and its worker dies
+    eventually(lambda: client.tasks.get(deferred.trigger.uuid).state == "Success")
+    qarnot.advance(HOUR)
+    assert run(make, ti(run_id, try_number=2))["uuid"] == deferred.trigger.uuid
+
+
+@pytest.mark.parametrize("limit", [{"max_cost": 0.5}, {"max_run_cost": 1.0}])
+def test_the_reaper_closes_what_has_reached_its_limit(
+    qarnot: LocalQarnot, client: QarnotClient, run_id: str, limit: dict[str, float]
+) -> None:
+    pools = [run(partial(create, **limit), ti(run_id, name)) for name in ("one", "two")]
+    cheap = run(partial(create, max_cost=50), ti(run_id + "-other", "cheap"))
+
+    def reaped() -> dict[str, Any]:
+        clock = qarnot.clock()
+        report = reap(
+            client, "test", lambda *_: "running", now=lambda: datetime.fromtimestamp(clock["now"], UTC)
+        )
+        return {one.uuid: one for one in report.entries}
+
+    assert {reaped()[uuid].action for uuid in pools} == {"keep"}
+    qarnot.advance(HOUR - 60)  # not idle for so long that this closes it
+    found = reaped()
+    for uuid in pools:
+        assert (found[uuid].action, found[uuid].done) == ("close", True)
+        assert f"reaches its {next(iter(limit))} of {euros(next(iter(limit.values())))}" in found[uuid].reason
+        assert uuid in found[uuid].reason.lower()
+        assert client.pools.get(uuid).state in OVER
+    assert found[cheap].action == "keep"
+    client.pools.delete(cheap)
+
+
+def test_a_shared_pool_has_its_limit_written_on_it_and_on_those_that_follow(
+    qarnot: LocalQarnot, client: QarnotClient, run_id: str
+) -> None:
+    from airflow_qarnot_pool.identity import Life
+    from airflow_qarnot_pool.shared import successor
+
+    pool = run(partial(create, shared="limited", warm_up=False, max_cost=5), ti(run_id, "create"))
+    client.pools.close(pool)
+    life = Life.of(context_of(create(), ti(run_id)), "test")
+    after = successor(client, pool, life, lambda _: None)
+    assert after not in (None, pool)
+    for uuid in (pool, str(after)):
+        watched = limits_on(client.pools.get(uuid))
+        assert watched is not None
+        assert (watched.max_cost, watched.max_run_cost, watched.uuid) == (5.0, None, uuid)
 
 
 def test_who_comes_to_a_pool_that_was_closed_for_its_cost_is_told_so(

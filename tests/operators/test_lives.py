@@ -22,12 +22,11 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from airflow.sdk.exceptions import TaskDeferred
 
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
 from airflow_qarnot_pool.api.transport import Answer, Transport, _NoAnswer
-from airflow_qarnot_pool.compat import TaskDeferralError, TaskDeferralTimeout
+from airflow_qarnot_pool.compat import TaskDeferralError, TaskDeferralTimeout, TaskDeferred
 from airflow_qarnot_pool.exceptions import (
     QarnotError,
     QarnotInvalidSpecError,

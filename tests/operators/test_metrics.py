@@ -45,8 +45,24 @@ def statsd(monkeypatch: pytest.MonkeyPatch) -> Iterator[Statsd]:
 def forget_stats(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have Airflow's stats as a process has them that nobody has set up."""
     monkeypatch.setattr(compat, "_looked_in", 0)
-    if module := sys.modules.get("airflow.sdk._shared.observability.metrics.stats"):
-        module._factory = module._backend = None  # type: ignore[attr-defined]
+    if compat.AIRFLOW_VERSION < (3, 2):
+        from airflow.stats import Stats
+
+        # It reads the settings when it is made.
+        if hasattr(type(Stats), "factory"):
+            del type(Stats).factory
+        Stats.instance = None
+        type(Stats).__init__(Stats)
+        return
+    from airflow.sdk.observability.stats import Stats
+
+    module = sys.modules[Stats.__module__]
+    if hasattr(module, "_factory"):
+        module._factory = module._backend = None
+    else:
+        # As after a metric that was sent before anybody had set it up.
+        Stats.instance = Stats.factory = None
+        Stats.incr("early")
 
 
 def documented() -> dict[str, str]:

@@ -13,7 +13,6 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from airflow.sdk.exceptions import TaskDeferred
 
 from airflow_qarnot_pool import claim
 from airflow_qarnot_pool.api.client import QarnotClient
@@ -21,6 +20,7 @@ from airflow_qarnot_pool.api.filters import equal
 from airflow_qarnot_pool.api.specs import TaskSpec
 from airflow_qarnot_pool.api.states import Phase
 from airflow_qarnot_pool.api.tasks import TaskResource
+from airflow_qarnot_pool.compat import TaskDeferred
 from airflow_qarnot_pool.exceptions import (
     QarnotGoneError,
     QarnotInvalidSpecError,
