@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 from airflow.sdk import DAG
 from airflow.sdk.execution_time.task_runner import _serialize_rendered_fields
-from airflow.serialization.serialized_objects import DagSerialization
+from airflow.serialization import serialized_objects
 
 from airflow_qarnot_pool.operators.pool import QarnotCreatePoolOperator, QarnotUpdatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
 
+#: Its name before Airflow 3.2.
+SERIALIZER: Any = getattr(serialized_objects, "DagSerialization", serialized_objects.SerializedDAG)
 SECRET = "literally-a-secret"
 CONSTANTS = {"QARNOT_SECRET__TOKEN": SECRET, "DOCKER_REGISTRY_PASSWORD": SECRET, "OPEN": "to all"}
 PLACES: dict[str, tuple[type[Any], dict[str, Any]]] = {
@@ -32,7 +34,7 @@ def test_a_literal_secret_is_not_in_the_serialized_dag_and_reaches_the_task(plac
     make, parameters = PLACES[place]
     with DAG("dag", schedule=None) as dag:
         operator = make(task_id="work", **parameters)
-    stored = json.dumps(DagSerialization.to_dict(dag), default=str)
+    stored = json.dumps(SERIALIZER.to_dict(dag), default=str)
     assert SECRET not in stored
     assert "to all" in stored
     operator.render_template_fields({"task": operator})
@@ -44,7 +46,7 @@ def test_a_literal_secret_is_not_in_the_serialized_dag_and_reaches_the_task(plac
 def test_a_literal_secret_of_a_mapped_task_is_not_in_the_serialized_dag() -> None:
     with DAG("dag", schedule=None) as dag:
         mapped = QarnotRunTaskOperator.partial(task_id="work", constants=CONSTANTS).expand(command=["true"])
-    assert SECRET not in json.dumps(DagSerialization.to_dict(dag), default=str)
+    assert SECRET not in json.dumps(SERIALIZER.to_dict(dag), default=str)
     operator = mapped.unmap({"command": "true"})
     operator.render_template_fields({"task": operator})
     assert operator.constants == CONSTANTS
@@ -60,4 +62,4 @@ def test_a_template_is_stored_as_it_is() -> None:
         QarnotRunTaskOperator(
             task_id="work", command="true", constants={"QARNOT_SECRET__X": "{{ conn.vault.password }}"}
         )
-    assert "conn.vault.password" in json.dumps(DagSerialization.to_dict(dag), default=str)
+    assert "conn.vault.password" in json.dumps(SERIALIZER.to_dict(dag), default=str)
