@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from benchmarks import environment
 from benchmarks.backlog import Backlog
 from benchmarks.report import Report, exponent, main, median, percentile
 
+ROOT = Path(__file__).resolve().parent.parent
 FEW = 500
 RUNS = 20
 #: Seconds between two polls, the default; and of a measurement in which nothing happens.
@@ -91,14 +93,16 @@ class Deployment:
         dags = folder / "dags"
         dags.mkdir()
         (dags / "waiting.py").write_text(WAITING_DAG.format(count=count))
-        source = Path(__file__).resolve().parent.parent / "tests" / "distributed" / "dags" / "spread.py"
-        shutil.copy(source, dags)
+        shutil.copy(ROOT / "tests" / "distributed" / "dags" / "spread.py", dags)
         postgres, redis = ends.enter_context(Postgres()), ends.enter_context(Redis())
         self._database = postgres.url.replace("+psycopg2", "")
         waiters = Endpoint(self.idle.url, self.idle.token, self.idle.storage_url)
         settings = {
             "AIRFLOW__TRIGGERER__CAPACITY": str(count),
             "AIRFLOW__CORE__PARALLELISM": "4",
+            "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "1",
+            "AIRFLOW__CELERY__CELERY_CONFIG_OPTIONS": "tests.distributed.celery_config.CONFIG",
+            "PYTHONPATH": str(ROOT),
             "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "120",
             "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "60",
             "AIRFLOW__CORE__MAX_MAP_LENGTH": str(max(1024, count)),
@@ -262,6 +266,8 @@ def measure(report: Report) -> None:
             deployment.ends_noticed(found)
             report.say(f"{runs} DAG runs at once")
             deployment.runs_at_once(found, f"of-{count}", runs)
+            # What there is of a quarter of an hour, even when its end does not come.
+            report.say(str(found))
     tell(report, results, runs)
 
 
@@ -309,7 +315,6 @@ def defer(first: int, kwargs: Sequence[dict[str, Any]]) -> None:
     """Leave task instances as a worker's deferral does: state, trigger, and what resumes them."""
     from airflow.models.taskinstance import TaskInstance
     from airflow.models.trigger import Trigger
-    from airflow.utils import timezone
     from airflow.utils.session import create_session
     from sqlalchemy import select
 
@@ -326,7 +331,7 @@ def defer(first: int, kwargs: Sequence[dict[str, Any]]) -> None:
         for instance, trigger in zip(instances, triggers, strict=True):
             instance.state, instance.trigger_id = "deferred", trigger.id
             instance.next_method, instance.next_kwargs = "execute_complete", {}
-            instance.start_date, instance.try_number = timezone.utcnow(), 1
+            instance.start_date, instance.try_number = datetime.now(UTC), 1
 
 
 if __name__ == "__main__":
