@@ -36,14 +36,20 @@ test-airflow: setup
 
 # The UI as a person meets it: connection form, Test button, Pools page, links, in headless Chromium.
 # QARNOT_UI_SHOTS=folder keeps screenshots. With PostgreSQL where `make test-airflow` has installed it.
+# `make test-ui AIRFLOW=3.1.8` takes an older Airflow, as of its release day, and the built wheel.
 UI ?= tests/ui
-test-ui: setup
+AIRFLOW ?=
+test-ui: setup $(if $(AIRFLOW),build)
 	@{ command -v chromium && command -v chromedriver; } >/dev/null \
 	  || { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends chromium chromium-driver; } \
 	  || { echo 'Chromium is missing; as root: apt-get install chromium chromium-driver' >&2; exit 1; }
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt $(SELENIUM) \
 	  || $(BIN)/python -m pip install --quiet -c constraints.txt $(SELENIUM)
-	$(BIN)/python -m pytest -q -m airflow_ui $(UI)
+ifeq ($(AIRFLOW),)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m airflow_ui $(UI)
+else
+	$(BIN)/python -m tools.old_ui $(AIRFLOW) $(UI)
+endif
 
 # Several of everything, as in production: Celery workers, triggerers, schedulers, PostgreSQL and Redis, which are
 # killed and taken away. `make distributed DISTRIBUTED='--distributed-report docs/distributed.md'` keeps the account.

@@ -266,3 +266,57 @@ def test_when_qarnot_is_away_what_was_known_is_shown_with_its_age(
     finally:
         server.faults([])
     until(lambda: listed(admin)["connections"][0]["error"] is None, "the recovery")
+
+
+def test_the_list_is_there_after_one_request_and_complete_after_two(
+    make: Maker, airflow_app: Any, server: LocalQarnot
+) -> None:
+    """However many pools and Qarnot tasks: costs come after that, for a few pools at a time."""
+    from airflow_qarnot_pool.plugins.ask import FIGURES_PER_ROUND, MOST, Asker
+    from airflow_qarnot_pool.plugins.desk import LIST
+
+    server.account(maxPool=None, maxInstances=None, maxRunningPool=None)
+    pools = [make.pool(f"{n}", owner=life(f"many_{n}")) for n in range(20)]
+    for n, uuid in enumerate(pools):
+        make.task(uuid, "sleep 600", owner=life(f"many_{n}", task_id="work"))
+    asker, seen = Asker("qarnot_default"), []
+
+    def asked() -> list[str]:
+        return [f"{one['method']} {one['path']}".partition("?")[0] for one in server.requests()]
+
+    server.clear_requests()
+    whole = asker(LIST, lambda rows: seen.append((asked(), rows)))
+    (at_first, bare), (then, counted) = seen
+    assert at_first == ["POST /pools/search"]
+    assert set(pools) <= {row["uuid"] for row in bare}
+    assert {row["tasks"] for row in bare} == {None}
+    assert then == ["POST /pools/search", "POST /tasks/search"]
+    assert all(
+        row["tasks"]["queued"] + row["tasks"]["running"] == 1 for row in counted if row["uuid"] in pools
+    )
+    assert len(asked()) <= 2 + 2 * FIGURES_PER_ROUND
+    assert len(whole) == len(bare)
+    assert MOST > 10_000  # as many are still one search, and no pages of whole objects
+    server.clear_requests()
+    asker(LIST, lambda rows: pytest.fail("what was whole is not taken apart again"))
+    assert len(asked()) <= 2 + 2 * FIGURES_PER_ROUND
+
+
+def test_what_a_browser_has_is_not_sent_again(make: Maker, admin: TestClient, as_role: As) -> None:
+    uuid = make.pool(owner=life("sent", "once"))
+    row_of(admin, uuid, phase="open")
+    run = {"run_id": "once"}
+    for client, path, given in (
+        (admin, "pools", {}),
+        (as_role("viewer"), "dags/sent/pools", run),
+    ):
+
+        def again(client: TestClient = client, path: str = path, given: dict[str, str] = given) -> bool:
+            """The same version means nothing is sent; while another is made, all is."""
+            first = client.get(f"{PAGE}/api/{path}", params=given).json()
+            then = client.get(f"{PAGE}/api/{path}", params={**given, "have": first["version"]}).json()
+            assert uuid in {row["uuid"] for row in first["pools"]}
+            assert (then["pools"] is None) is (then["version"] == first["version"])
+            return then["pools"] is None
+
+        until(again, "two looks at the same answer")

@@ -163,6 +163,7 @@ def test_a_first_answer_is_shown_until_the_whole_one_is_there() -> None:
     began, go, clock = threading.Event(), threading.Event(), Clock()
 
     def ask(key: str, first: Any) -> str:
+        first("pools")
         first("first")
         began.set()
         go.wait(10)
@@ -181,3 +182,14 @@ def test_a_first_answer_is_shown_until_the_whole_one_is_there() -> None:
     began.wait(10)
     assert desk.look().value == "whole"  # never less than was known
     go.set()
+
+
+def test_a_version_names_one_value_of_one_process() -> None:
+    clock = Clock()
+    one, other = (Desk(lambda key, first: "the same text", every=5, pause=0, clock=clock) for _ in range(2))
+    known = settled(one).version
+    assert one.look().version == known
+    assert settled(other).version != known
+    clock.now = 5
+    one.look()
+    assert settled(one).version != known
