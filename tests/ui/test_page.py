@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.plugins.conftest import Maker, life, until
+from tests.ui import MISFITS
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.local import LocalQarnot
@@ -206,17 +207,6 @@ def test_on_a_telephone(browser: Browser, make: Maker) -> None:
     assert browser.script(fits)
 
 
-FITS = """
-    const wrong = [document.documentElement, ...document.querySelectorAll('.scroll')]
-        .filter((one) => one.scrollWidth > one.clientWidth);
-    for (const one of document.querySelectorAll('.phase, .cost, .act button')) {
-        const at = one.getBoundingClientRect();
-        if (at.left < 0 || at.right > innerWidth) wrong.push(one);
-    }
-    return wrong.map((one) => one.className || one.tagName);
-"""
-
-
 @pytest.mark.parametrize("where", [PAGE, "/tab"], ids=["page", "tab"])
 def test_state_cost_and_close_are_in_sight_at_every_width(browser: Browser, make: Maker, where: str) -> None:
     """Beside Airflow's grid the frame has 700 to 900 px; nobody should have to scroll sideways for the button."""
@@ -235,8 +225,7 @@ def test_state_cost_and_close_are_in_sight_at_every_width(browser: Browser, make
     for width in (360, 560, 700, 761, 800, 900, 1000, 1100, 1181, 1400):
         browser.resize(width, 700)
         browser.shot(f"{'tab' if where != PAGE else 'page'}-{width}")
-        wrong = browser.wait(lambda: [browser.script(FITS)], "the page to be measured")[0]
-        assert not wrong, f"at {width} px"
+        assert not browser.script(MISFITS), f"at {width} px"
     browser.driver.switch_to.default_content()
 
 

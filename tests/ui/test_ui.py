@@ -9,6 +9,7 @@ import pytest
 import requests
 
 from tests.plugins.conftest import Maker, life
+from tests.ui import MISFITS
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.local import LocalQarnot
@@ -133,7 +134,12 @@ def test_a_run_from_the_form_to_the_closed_pool(
     browser.go(f"/dags/qarnot_params/runs/{quote(run_id)}/plugin/qarnot-pools-of-run")
     page_shows(browser, "h1", "Qarnot pools of this DAG run")
     page_shows(browser, "tr[data-uuid]", "qarnot_params.open_pool")
+    page_shows(browser, "tr[data-uuid] .act button", "Close")
     browser.shot("run-tab")
+    with browser.frame():
+        width, misfits = browser.script(f"return [innerWidth, (() => {{{MISFITS}}})()]")
+        assert width < 1400, "Airflow's grid is beside it"
+        assert not misfits
 
     browser.go(PAGE)
     page_shows(browser, "tr[data-uuid]", "Closed")
