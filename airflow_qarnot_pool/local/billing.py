@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from airflow_qarnot_pool.local.wire import stamp
+
 EUROS_PER_NODE_SECOND = 0.0001
 """0.36 EUR per node-hour: a round number, not Qarnot's price list."""
 
@@ -79,6 +81,46 @@ class Limits:
     maxCores: int | None = 80_000
 
 
+OVERRUN_POLICIES = ("AlertOnly", "BlockNew", "StopAndBlockAll")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """A budget of the one project. Amounts in cents, times in epoch seconds.
+
+    ``spent``: euros that had been spent when it was set; what is spent from then on is its consumption, too.
+    """
+
+    uuid: str
+    alias: str
+    total: float
+    consumed: float = 0.0
+    begins: float | None = None
+    expires: float | None = None
+    policy: str = "AlertOnly"
+    archived: bool = False
+    spent: float = 0.0
+
+    def is_active(self, now: float) -> bool:
+        begun = self.begins is None or self.begins <= now
+        return begun and not self.archived and (self.expires is None or now < self.expires)
+
+    def to_json(self, spent: float) -> dict[str, object]:
+        """As Qarnot answers it (qarnot-api.md 3.10)."""
+        consumed = round(self.consumed + (spent - self.spent) * 100, 4)
+        return {
+            "uuid": self.uuid,
+            "alias": self.alias,
+            "consumedAmountInCents": consumed,
+            "totalAmountInCents": self.total,
+            "remainingAmountInCents": round(self.total - consumed, 4),
+            "startDateUtc": None if self.begins is None else stamp(self.begins),
+            "expirationDateUtc": None if self.expires is None else stamp(self.expires),
+            "budgetOverrunPolicy": self.policy,
+            "isArchived": self.archived,
+        }
+
+
 @dataclass(slots=True)
 class Account:
     """The one account: its limits, and its credit as a balance at the moment it was set."""
@@ -87,6 +129,7 @@ class Account:
     limits: Limits = field(default_factory=Limits)
     balance: float = 1000.0
     balance_spent: float = 0.0
+    budgets: tuple[Budget, ...] = ()
 
     def set_credits(self, credits: float, spent: float) -> None:
         """:param spent: euros spent so far; what is spent from here on lowers the new balance."""

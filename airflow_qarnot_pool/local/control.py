@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.routing import BaseRoute
 
-from airflow_qarnot_pool.local.billing import EUROS_PER_NODE_SECOND, Limits
+from airflow_qarnot_pool.local.billing import EUROS_PER_NODE_SECOND, OVERRUN_POLICIES, Budget, Limits
 from airflow_qarnot_pool.local.errors import ApiError, missing
 from airflow_qarnot_pool.local.faults import Faults, RequestLog
 from airflow_qarnot_pool.local.model import Node
 from airflow_qarnot_pool.local.web import Call, route
+from airflow_qarnot_pool.local.wire import parse_stamp
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.local.world import World
@@ -31,12 +32,44 @@ def _object(value: Any) -> dict[str, Any]:
     return value
 
 
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ApiError(400, "A JSON list is expected")
+    return value
+
+
+def _budget(world: World, body: Any) -> Budget:
+    """A budget in the form in which it is answered; what was consumed before counts besides what is spent now."""
+    given = _object(body)
+    times: dict[str, float | None] = {}
+    for name in ("startDateUtc", "expirationDateUtc"):
+        try:
+            times[name] = parse_stamp(given[name]) if given.get(name) else None
+        except (ValueError, TypeError, AttributeError):
+            raise ApiError(400, f"{name} must be a time, not {given[name]!r}") from None
+    policy = given.get("budgetOverrunPolicy", OVERRUN_POLICIES[0])
+    if policy not in OVERRUN_POLICIES:
+        raise ApiError(400, f"budgetOverrunPolicy is one of {', '.join(OVERRUN_POLICIES)}, not {policy!r}")
+    return Budget(
+        uuid=str(given.get("uuid") or world.identity()[0]),
+        alias=str(given.get("alias") or ""),
+        total=_number(given.get("totalAmountInCents"), "totalAmountInCents"),
+        consumed=_number(given.get("consumedAmountInCents", 0), "consumedAmountInCents"),
+        begins=times["startDateUtc"],
+        expires=times["expirationDateUtc"],
+        policy=policy,
+        archived=bool(given.get("isArchived")),
+        spent=world.spent(),
+    )
+
+
 def account(world: World) -> dict[str, Any]:
     """Limits, credit, and what every pool has cost so far. Seconds are node-seconds of virtual time."""
     now, limits = world.now, world.account.limits
     return {
         **{name: getattr(limits, name) for name in LIMIT_NAMES},
         "credits": round(world.credits_left(), 8),
+        "budgets": [budget.to_json(world.spent()) for budget in world.account.budgets],
         "eurosPerNodeSecond": EUROS_PER_NODE_SECOND,
         **world.meter.summary(now),
         "pools": {
@@ -48,11 +81,13 @@ def account(world: World) -> dict[str, Any]:
 
 def set_account(world: World, body: Any) -> None:
     changes = _object(body)
-    if unknown := set(changes) - {*LIMIT_NAMES, "credits"}:
+    if unknown := set(changes) - {*LIMIT_NAMES, "credits", "budgets"}:
         raise ApiError(400, f"Unknown limits: {', '.join(sorted(unknown))}")
     for name, value in changes.items():
         if name == "credits":
             world.account.set_credits(_number(value, name, -1e9), world.spent())
+        elif name == "budgets":
+            world.account.budgets = tuple(_budget(world, one) for one in _list(value))
         else:
             setattr(world.account.limits, name, None if value is None else int(_number(value, name)))
 

@@ -179,8 +179,8 @@ class LocalQarnot:
         """Begin a new request log."""
         self.call("DELETE", "/_local/requests")
 
-    def account(self, **limits: float | None) -> dict[str, Any]:
-        """Set limits (`maxPool=1`) and `credits`; returns the account with what every pool has cost."""
+    def account(self, **limits: float | list[dict[str, Any]] | None) -> dict[str, Any]:
+        """Set limits (`maxPool=1`), `credits` and `budgets`; returns the account with what every pool has cost."""
         if limits:
             self.call("PUT", "/_local/account", limits)
         found: dict[str, Any] = self.call("GET", "/_local/account")

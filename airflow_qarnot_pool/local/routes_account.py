@@ -9,7 +9,7 @@ from starlette.routing import BaseRoute
 
 from airflow_qarnot_pool.local import catalogue
 from airflow_qarnot_pool.local.billing import CORES_PER_NODE, carbon_facts
-from airflow_qarnot_pool.local.errors import ApiError
+from airflow_qarnot_pool.local.errors import ApiError, missing
 from airflow_qarnot_pool.local.fields import PROFILES, fold
 from airflow_qarnot_pool.local.model import Pool, Task
 from airflow_qarnot_pool.local.web import Call, Raw, as_json, route
@@ -91,6 +91,13 @@ def routes(world: World) -> list[BaseRoute]:
     def no_organization(call: Call) -> None:
         raise ApiError(404, "The authenticated user does not inherit organization computing quotas")
 
+    def budgets(call: Call) -> Any:
+        if call.id != PROJECT:
+            raise missing("project", call.id)
+        active_only = (call.query("activeOnly") or "").lower() == "true"
+        found = [one for one in world.account.budgets if not active_only or one.is_active(world.now)]
+        return {"budgets": [one.to_json(world.spent()) for one in found]}
+
     def constraints(call: Call) -> Any:
         try:
             limit, offset = int(call.query("limit") or LARGEST_OFFSET_PAGE), int(call.query("offset") or 0)
@@ -117,7 +124,7 @@ def routes(world: World) -> list[BaseRoute]:
             lambda call: catalogue.cpu_models(call.query("cpuModel") or ""),
         ),
         add("GET", "/credits/v1/accounts/credits", lambda call: {"credits": world.credits_left()}),
-        add("GET", "/credits/v1/projects/{u}/budgets", lambda call: {"budgets": []}),
+        add("GET", "/credits/v1/projects/{u}/budgets", budgets),
         *_costs(world),
         *_secrets(world),
     ]

@@ -237,6 +237,34 @@ def test_account(own: LocalQarnot) -> None:
     own.account(maxPool=1000, credits=1000)
 
 
+def test_budgets_consume_what_is_spent(own: LocalQarnot) -> None:
+    project = own.call("GET", "/info")["projects"][0]["uuid"]
+    path = f"/credits/v1/projects/{project}/budgets"
+    old = {"alias": "old", "totalAmountInCents": 5, "expirationDateUtc": "2020-01-01T00:00:00Z"}
+    now = {"alias": "now", "totalAmountInCents": 500, "consumedAmountInCents": 20}
+    own.account(budgets=[old, {**now, "budgetOverrunPolicy": "BlockNew"}])
+    before = own.account()["creditsSpent"]
+    pool = own.call("POST", "/pools", {"name": "p", "profile": "docker-batch", "instanceCount": 1})["uuid"]
+    own.advance(3600)
+    assert [one["alias"] for one in own.call("GET", path)["budgets"]] == ["old", "now"]
+    (budget,) = own.call("GET", path + "?activeOnly=True")["budgets"]
+    spent = own.account()["creditsSpent"] - before
+    assert spent > 0.3
+    assert budget["consumedAmountInCents"] == pytest.approx(20 + spent * 100, abs=0.1)
+    assert budget["remainingAmountInCents"] == pytest.approx(480 - spent * 100, abs=0.1)
+    assert (budget["budgetOverrunPolicy"], budget["isArchived"]) == ("BlockNew", False)
+    for bad in (
+        {},
+        {"totalAmountInCents": -1},
+        {**now, "budgetOverrunPolicy": "x"},
+        {**now, "startDateUtc": "x"},
+    ):
+        with pytest.raises(RuntimeError, match=": 400"):
+            own.account(budgets=[bad])
+    own.call("DELETE", f"/pools/{pool}")
+    own.account(budgets=[])
+
+
 def test_nodes_show_what_runs_on_them(own: LocalQarnot) -> None:
     pool = own.call("POST", "/pools", POOL)["uuid"]
     constants = [{"key": "DOCKER_CMD", "value": "sleep 600"}]

@@ -438,7 +438,10 @@ def test_catalogue(http: Http, pool: str) -> None:
     assert http("GET", f"/credits/v1/tasks/{task}/credits").json() == {"credits": 0.0}
     assert http("GET", f"/carbon/v1/Tasks/{task}/carbon-facts").json()["totalEnergyITWh"] == 0
     assert http("GET", "/credits/v1/accounts/credits").json()["credits"] > 0
-    assert http("GET", "/credits/v1/projects/x/budgets?activeOnly=True").json() == {"budgets": []}
+    (project,) = http("GET", "/info").json()["projects"]
+    path = f"/credits/v1/projects/{project['uuid']}/budgets?activeOnly=True"
+    assert http("GET", path).json() == {"budgets": []}
+    assert http("GET", "/credits/v1/projects/x/budgets").status_code == 404
 
 
 def test_secrets(http: Http) -> None:

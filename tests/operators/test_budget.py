@@ -426,6 +426,33 @@ def test_what_cannot_be_paid_is_not_created(qarnot: LocalQarnot, client: QarnotC
         qarnot.account(credits=before["credits"], maxInstances=before["maxInstances"])
 
 
+def test_a_budget_of_the_project_must_cover_it(
+    qarnot: LocalQarnot, client: QarnotClient, run_id: str
+) -> None:
+    (project,) = client.account.info().projects
+    budget = {"alias": "summer", "totalAmountInCents": 1000, "budgetOverrunPolicy": "BlockNew"}
+    qarnot.account(budgets=[{**budget, "consumedAmountInCents": 800}])
+    try:
+        for given in ({}, {"pool_spec": {"project": project.uuid}}):
+            with pytest.raises(
+                QarnotBudgetError,
+                match=r"estimated to cost 5.00 EUR, and the budget summer has [12].\d\d EUR of 10.00 EUR left",
+            ):
+                run(partial(create, estimated_cost=5, **given), ti(run_id, "create"))
+        assert made_for(client.pools, run_id) == []
+        # What it is spent on comes off it.
+        qarnot.account(budgets=[budget])
+        pool = run(partial(create, estimated_cost=9), ti(run_id, "create"))
+        qarnot.advance(12 * HOUR)
+        with pytest.raises(QarnotBudgetError, match=r"the budget summer has 1\.\d+ EUR of 10.00 EUR left"):
+            run(partial(create, estimated_cost=9), ti(run_id, "again"))
+        client.pools.close(pool)
+        qarnot.account(budgets=[{**budget, "consumedAmountInCents": 800, "budgetOverrunPolicy": "AlertOnly"}])
+        assert run(partial(create, estimated_cost=5), ti(run_id, "alerted"))
+    finally:
+        qarnot.account(budgets=[])
+
+
 def test_a_refused_pool_leaves_none_of_an_earlier_life(
     qarnot: LocalQarnot, client: QarnotClient, run_id: str
 ) -> None:
