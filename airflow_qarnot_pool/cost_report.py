@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +20,7 @@ from airflow_qarnot_pool.costs import (
     listing,
     suppress_gone,
     total,
+    watt_hours,
 )
 
 if TYPE_CHECKING:
@@ -30,6 +31,12 @@ NAMES: dict[By, str] = {"dag": "DAG", "task": "Airflow task", "tag": "Tag"}
 NOBODY = "(no DAG)"
 NO_WORK = "(opened, and nothing ran on it)"
 NO_TAG = "(no tag)"
+NOTHING = "Nothing was opened in this period."
+#: Who gets this in a mail has not read our pages.
+LEGEND = (
+    "Idle: the part of what was paid in which nothing ran. "
+    "Saved: what the reference data centre would have emitted more, reused heat included."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,52 +101,71 @@ class Report:
 
     @property
     def headline(self) -> str:
-        """One sentence."""
-        return (
-            f"{self.since:%Y-%m-%d %H:%M} to {self.until:%Y-%m-%d %H:%M}: {self.total}, "
-            f"{self.pools} pool{'' if self.pools == 1 else 's'}"
-        )
+        """One sentence. Where Qarnot does not say what a part has cost, the rest is told as the least it was."""
+        since, until = (f"{one.astimezone(UTC):%Y-%m-%d %H:%M}" for one in (self.since, self.until))
+        known = [item.cost for item in self.items if item.cost.credits is not None]
+        unknown = len(self.items) - len(known)
+        cost = f"at least {total(known)} (the cost of {unknown} is not known)" if unknown else str(self.total)
+        return f"{since} to {until} UTC: {cost}, {self.pools} pool{'' if self.pools == 1 else 's'}"
 
     def markdown(self, by: Sequence[By], most: int) -> str:
         """The headline, and a table for each of *by*."""
         parts = [self.headline]
+        if not self.items:
+            return f"{self.headline}\n\n{NOTHING}\n"
         for one, header, rows in self._tables(by, most):
             lines = [_line(header), _line(["---", *["---:"] * (len(header) - 1)])]
             lines += [_line(cell.replace("|", "\\|") for cell in row) for row in rows]
             parts.append(f"**By {NAMES[one]}**\n\n" + "\n".join(lines))
+        parts.append(f"*{LEGEND}*")
         return "\n\n".join(parts) + "\n"
 
     def html(self, by: Sequence[By], most: int) -> str:
         """The same for a mail that takes HTML; styled in place, as mail programs want it."""
-        cell = "padding:2px 10px;border-bottom:1px solid #ddd;text-align:"
+        cell = "padding:2px 10px;border-bottom:1px solid #ddd;"
+        name, number = (
+            f"{cell}text-align:left;word-break:break-word",
+            f"{cell}text-align:right;white-space:nowrap",
+        )
         parts = [f"<p>{escape(self.headline)}</p>"]
+        if not self.items:
+            return f"{parts[0]}\n<p>{NOTHING}</p>"
         for one, header, rows in self._tables(by, most):
             lines = []
             for tag, row in [("th", header), *(("td", row) for row in rows)]:
                 cells = [
-                    f'<{tag} style="{cell}{"right" if position else "left"}">{escape(text)}</{tag}>'
+                    f'<{tag} style="{number if position else name}">{escape(text)}</{tag}>'
                     for position, text in enumerate(row)
                 ]
                 lines.append(f"<tr>{''.join(cells)}</tr>")
             table = '<table style="border-collapse:collapse">' + "".join(lines) + "</table>"
             parts.append(f"<h4>By {escape(NAMES[one])}</h4>{table}")
+        parts.append(f'<p style="color:#666;font-size:smaller">{LEGEND}</p>')
         return "\n".join(parts)
 
     def _tables(self, by: Sequence[By], most: int) -> Iterable[tuple[By, list[str], list[list[str]]]]:
         for one in by:
             rows = self.rows(one)
-            lines = [_cells(row.name, str(row.runs), row.cost) for row in rows[:most]]
+            cents = any((row.cost.credits or 0.0) >= 1 for row in rows)
+            lines = [_cells(row.name, str(row.runs), row.cost, cents) for row in rows[:most]]
             if len(rows) > most:
                 rest = total(row.cost for row in rows[most:])
-                lines.append(_cells(f"{len(rows) - most} more", "", rest))
+                lines.append(_cells(f"{len(rows) - most} more", "", rest, cents))
             yield one, [NAMES[one], "Runs", "Cost", "Energy", "Carbon", "Saved", "Idle"], lines
 
 
-def _cells(name: str, runs: str, cost: Cost) -> list[str]:
+def _cells(name: str, runs: str, cost: Cost, cents: bool) -> list[str]:
+    """:param cents: in a column with euros more than two decimals only make it hard to read."""
     idle = "" if not cost.node_seconds else f"{(cost.idle_node_seconds or 0.0) / cost.node_seconds:.0%}"
-    energy = "?" if cost.energy_wh is None else f"{cost.energy_wh / 1000:.3g} kWh"
+    energy = "?" if cost.energy_wh is None else watt_hours(cost.energy_wh)
+    if cost.credits is None:
+        paid = "?"
+    elif cents:
+        paid = "< 0.01 EUR" if 0 < cost.credits < 0.005 else f"{cost.credits:.2f} EUR"
+    else:
+        paid = euros(cost.credits)
     carbon, saved = ("?" if one is None else grams(one) for one in (cost.carbon_g, cost.saved_g))
-    return [name, runs, "?" if cost.credits is None else euros(cost.credits), energy, carbon, saved, idle]
+    return [name, runs, paid, energy, carbon, saved, idle]
 
 
 def _line(cells: Iterable[str]) -> str:

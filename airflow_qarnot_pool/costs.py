@@ -86,7 +86,7 @@ class Cost:
     def __str__(self) -> str:
         parts = [euros(self.credits)]
         if self.energy_wh is not None:
-            parts.append(f"{_number(self.energy_wh)} Wh")
+            parts.append(watt_hours(self.energy_wh))
         if self.carbon_g is not None:
             parts.append(grams(self.carbon_g))
         if self.saved_g is not None:
@@ -99,6 +99,11 @@ def euros(amount: float | None) -> str:
     if amount is None:
         return "an unknown number of EUR"
     return f"{amount:.2f} EUR" if abs(amount) >= 1 else f"{amount:.4f} EUR"
+
+
+def watt_hours(amount: float) -> str:
+    """``12.3 Wh``, from a kilowatt hour on ``1.23 kWh``."""
+    return f"{amount / 1000:.2f} kWh" if abs(amount) >= 1000 else f"{_number(amount)} Wh"
 
 
 def grams(amount: float | None) -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta, timezone
 from functools import partial
 from typing import Any
 
 import pytest
 
 from airflow_qarnot_pool.api.client import QarnotClient
-from airflow_qarnot_pool.cost_report import Item, Report
+from airflow_qarnot_pool.cost_report import LEGEND, NOTHING, Item, Report
 from airflow_qarnot_pool.costs import Cost, RunKey
 from airflow_qarnot_pool.exceptions import QarnotInvalidSpecError
 from airflow_qarnot_pool.local import LocalQarnot
@@ -66,15 +67,36 @@ def test_rows_by_dag_task_and_tag() -> None:
 
 def test_markdown() -> None:
     assert REPORT.markdown(["dag"], 2) == (
-        "2026-01-01 00:00 to 2026-01-02 00:00: 7.88 EUR, 7875 Wh, 394 g CO2e, 3 pools\n\n"
+        "2026-01-01 00:00 to 2026-01-02 00:00 UTC: 7.88 EUR, 7.88 kWh, 394 g CO2e, 3 pools\n\n"
         "**By DAG**\n\n"
         "| DAG | Runs | Cost | Energy | Carbon | Saved | Idle |\n"
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |\n"
-        "| <ml> | 1 | 4.00 EUR | 4 kWh | 200 g CO2e | ? | 25% |\n"
+        "| <ml> | 1 | 4.00 EUR | 4.00 kWh | 200 g CO2e | ? | 25% |\n"
         "| etl | 3 | 3.62 EUR | 3.62 kWh | 181 g CO2e | ? | 25% |\n"
-        "| 1 more |  | 0.2500 EUR | 0.25 kWh | 12.5 g CO2e | ? | 25% |\n"
+        "| 1 more |  | 0.25 EUR | 250 Wh | 12.5 g CO2e | ? | 25% |\n\n"
+        f"*{LEGEND}*\n"
     )
     assert "| etl.sum\\|up | 1 |" in REPORT.markdown(["task"], 20)
+
+
+def test_what_is_not_known_does_not_hide_what_is() -> None:
+    unknown = Item(
+        run=RunKey("etl", "r1"), task_id="x", tags=frozenset(), cost=Cost(credits=None, carbon_g=None)
+    )
+    found = replace(REPORT, items=(*REPORT.items, unknown))
+    assert (
+        "UTC: at least 7.88 EUR, 7.88 kWh, 394 g CO2e (the cost of 1 is not known), 3 pools" in found.headline
+    )
+    assert found.to_json(["dag"], 5)["total"]["credits"] is None
+    assert "| etl | 3 | ? |" in found.markdown(["dag"], 5)
+
+
+def test_times_are_told_in_utc() -> None:
+    paris = timezone(timedelta(hours=1))
+    found = replace(
+        REPORT, since=datetime(2026, 1, 1, tzinfo=paris), until=datetime(2026, 1, 2, tzinfo=paris)
+    )
+    assert found.headline.startswith("2025-12-31 23:00 to 2026-01-01 23:00 UTC: ")
 
 
 def test_html_is_escaped() -> None:
@@ -87,8 +109,10 @@ def test_html_is_escaped() -> None:
 def test_nothing_in_a_period_is_a_report_too() -> None:
     empty = Report(since=REPORT.since, until=REPORT.until, items=(), pools=0)
     assert empty.markdown(["dag"], 5).startswith(
-        "2026-01-01 00:00 to 2026-01-02 00:00: 0.0000 EUR, 0 Wh, 0 g CO2e, 0 g CO2e saved, 0 pools"
+        "2026-01-01 00:00 to 2026-01-02 00:00 UTC: 0.0000 EUR, 0 Wh, 0 g CO2e, 0 g CO2e saved, 0 pools"
     )
+    assert NOTHING in empty.markdown(["dag"], 5)
+    assert NOTHING in empty.html(["dag"], 5)
     assert empty.to_json(["dag"], 5)["dag"] == []
 
 

@@ -84,7 +84,7 @@ def test_there_and_back_through_json() -> None:
         (Cost(credits=0.01234, energy_wh=0.5, carbon_g=None, saved_g=None), "0.0123 EUR, 0.5 Wh"),
         (
             Cost(credits=1234.5, energy_wh=12345.6, carbon_g=1234.5, saved_g=0.1234),
-            "1234.50 EUR, 12346 Wh, 1.23 kg CO2e, 0.123 g CO2e saved",
+            "1234.50 EUR, 12.35 kWh, 1.23 kg CO2e, 0.123 g CO2e saved",
         ),
         (Cost(credits=None, energy_wh=None, carbon_g=None, saved_g=None), "an unknown number of EUR"),
     ],
