@@ -20,6 +20,7 @@ DAYS: dict[str, Any] = {
     "instance_count": 4,
     "warm_up": False,  # the first task boots what it needs
     "keep_warm": timedelta(minutes=15),
+    "report_cost": True,  # what this run's share of the pool is, as XCom of close_pool
 }
 COMMON: dict[str, Any] = {
     "start_date": datetime(2026, 1, 1),
@@ -45,5 +46,5 @@ with (
     )
     load >> model
 
-with DAG("qarnot_shared_pool_check", schedule="@weekly", **COMMON), QarnotPoolGroup("nodes", **DAYS):
+with DAG("qarnot_shared_pool_check", schedule="@weekly", **COMMON) as check, QarnotPoolGroup("nodes", **DAYS):
     QarnotRunTaskOperator(task_id="check", command="echo all is well")

@@ -208,10 +208,13 @@ def test_what_airflow_has_set_up_is_used_as_it_is(monkeypatch: pytest.MonkeyPatc
     told: list[tuple[Any, ...]] = []
 
     class Backend:
-        def incr(self, name: str, **options: Any) -> None:
-            told.append((name, options.get("count")))
+        def incr(self, name: str, count: int = 1, **_: Any) -> None:
+            told.append((name, count))
 
-    stats.initialize(factory=Backend, export_legacy_names=False)
+    if hasattr(stats, "initialize"):
+        stats.initialize(factory=Backend, export_legacy_names=False)
+    else:  # 3.2
+        stats.Stats.initialize(factory=Backend)
     metrics.incr("requests", 3)
     assert told == [("qarnot.requests", 3)]
     forget_stats(monkeypatch)
