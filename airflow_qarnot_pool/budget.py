@@ -21,6 +21,7 @@ from airflow_qarnot_pool.api.errors import (
     QarnotNotFoundError,
     QarnotProtocolError,
     QarnotRefusedError,
+    QarnotUnavailableError,
 )
 from airflow_qarnot_pool.conditions import Kind
 from airflow_qarnot_pool.costs import RunKey, euros, run_of
@@ -294,6 +295,22 @@ def close_all(client: QarnotClient, watched: Watched, verdict: Verdict) -> None:
     for uuid in verdict.close:
         own_task = watched.kind == "task" and uuid == watched.uuid
         end(client.tasks if own_task else client.pools, uuid)
+
+
+def any_open(client: QarnotClient, watched: Watched, verdict: Verdict) -> bool:
+    """Whether there is anything left to end; yes where Qarnot does not say."""
+    from airflow_qarnot_pool.identity import Fate, fate_of
+
+    for uuid in verdict.close:
+        own_task = watched.kind == "task" and uuid == watched.uuid
+        with suppress(QarnotNotFoundError):
+            try:
+                found = client.tasks.get(uuid) if own_task else client.pools.get(uuid)
+            except (QarnotRefusedError, QarnotProtocolError, QarnotUnavailableError):
+                return True
+            if fate_of(found) is Fate.LIVE:
+                return True
+    return False
 
 
 def check_estimate(

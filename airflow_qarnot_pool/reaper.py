@@ -63,6 +63,7 @@ class Judgement:
 
     action: Action
     reason: str
+    over_limit: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +91,7 @@ def judge(facts: Facts, limits: Limits, now: datetime) -> Judgement:
             return Judgement(action=Action.DELETE, reason=f"it is over since {facts.ended:%Y-%m-%d %H:%M}")
         return Judgement(action=Action.KEEP, reason="it is over")
     if facts.over_limit:
-        return Judgement(action=Action.CLOSE, reason=facts.over_limit)
+        return Judgement(action=Action.CLOSE, reason=facts.over_limit, over_limit=True)
     busy = facts.unfinished_instances > 0
     idle = timedelta() if busy else now - facts.idle_since
     if not facts.shared:
@@ -241,6 +242,8 @@ def _reap_one(
             if again.action is judgement.action:
                 if again.action is Action.CLOSE:
                     end(client.pools, pool.uuid)
+                    if again.over_limit:
+                        metrics.incr("budget.exceeded", kind="pool", dag_id=label(pool.labels, "dag_id"))
                 else:
                     client.pools.delete(pool.uuid)
                 done = True

@@ -8,6 +8,7 @@ from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from airflow_qarnot_pool import metrics
 from airflow_qarnot_pool.api.errors import QarnotError, QarnotNotFoundError
 from airflow_qarnot_pool.budget import (
     WARN_AT,
@@ -15,6 +16,7 @@ from airflow_qarnot_pool.budget import (
     Limits,
     Verdict,
     Watched,
+    any_open,
     check_estimate,
     close_all,
     judge,
@@ -61,6 +63,7 @@ class BudgetOperator(WaitingOperator):
         self.max_cost = max_cost
         self.max_run_cost = max_run_cost
         self.cost_warning = cost_warning
+        self._warned = False
         known = [None if is_templated(one) else one for one in (max_cost, max_run_cost)]
         Limits.of(known[0], known[1], cost_warning)
 
@@ -133,8 +136,13 @@ class BudgetOperator(WaitingOperator):
         """What to say where a limit is reached, after ending what reached it; None where it is not."""
         if self._budget is None:
             return None
-        watched = Watched.from_kwargs(self._budget)
-        return over_now(self.client, watched, self.log)
+        verdict = look_now(self.client, Watched.from_kwargs(self._budget), self.log)
+        if verdict.level is Level.WARNING and not self._warned:
+            self._warned = True
+            self.log.warning("%s", verdict.message)
+            if not self.deferrable:  # else the triggerer's watch counts it
+                metrics.incr("budget.warnings", kind=self.kind, dag_id=self.dag_id)
+        return verdict.message if verdict.level is Level.OVER else None
 
     def _raise_for(self, outcome: Outcome) -> None:
         if outcome.ending is Ending.ERROR and outcome.carry.get("error") == QarnotBudgetError.__name__:
@@ -203,19 +211,19 @@ def _most_slots(spec: PoolSpec) -> int | None:
     return spec.instance_count
 
 
-def over_now(client: QarnotClient, watched: Watched, log: Any) -> str | None:
-    """Look once: end what has reached its limit, and return what to say about it."""
+def look_now(client: QarnotClient, watched: Watched, log: Any) -> Verdict:
+    """Look once, and end what has reached its limit. A cost that cannot be found out reaches none."""
     try:
         verdict = judge(watched, spending_of(client, watched))
     except QarnotError as error:
         log.warning("What %s %s costs could not be found out: %s", watched.kind, watched.uuid, error)
-        return None
-    if verdict.level is not Level.OVER:
-        if verdict.message:
-            log.warning("%s", verdict.message)
-        return None
-    close_over(client, {**watched.to_kwargs(), "close": list(verdict.close)}, log)
-    return verdict.message
+        return Verdict(level=Level.FINE)
+    if verdict.level is Level.OVER:
+        # Of all who look only the one that closes something counts.
+        if any_open(client, watched, verdict):
+            metrics.incr("budget.exceeded", kind=watched.kind, dag_id=watched.dag_id)
+        close_over(client, {**watched.to_kwargs(), "close": list(verdict.close)}, log)
+    return verdict
 
 
 def close_over(client: QarnotClient, over: Mapping[str, Any] | None, log: Any) -> None:

@@ -163,6 +163,16 @@ def test_a_warning_comes_once_and_ends_nothing(
     assert client.pools.get(pool).state not in OVER
 
 
+def test_a_wait_on_the_worker_warns_once(
+    qarnot: LocalQarnot, client: QarnotClient, run_id: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pool = run(create, ti(run_id, "create"))
+    qarnot.advance(HOUR)
+    work = partial(task, qarnot_pool=pool, command="sh -c 'sleep 1.5'", max_cost=0.8, deferrable=False)
+    assert run(work, ti(run_id))["state"] == "Success"
+    assert capsys.readouterr().out.count("of its max_cost of 0.8000 EUR") == 1
+
+
 def test_a_limit_counts_while_the_pool_boots(qarnot: LocalQarnot, client: QarnotClient, run_id: str) -> None:
     """One that never gets ready costs as well."""
     make = partial(create, max_cost=0.5, ready_when=2, scaling={"policies": [fixed(1)]}, instance_count=None)
