@@ -119,7 +119,7 @@ def again(trigger: Any) -> Any:
 
 @contextmanager
 def airflow_says(state: str | None, xcoms: dict[str, Any] | None = None) -> Iterator[None]:
-    """What the triggerer's parent answers about the task instance of a trigger."""
+    """What Airflow answers about a task instance: to its trigger, and to its process once it is deferred."""
 
     async def task_state(life: Any) -> str | None:
         return state
@@ -131,6 +131,7 @@ def airflow_says(state: str | None, xcoms: dict[str, Any] | None = None) -> Iter
         mock.patch("airflow_qarnot_pool.triggers.task.task_state", task_state),
         mock.patch("airflow_qarnot_pool.triggers.pool.task_state", task_state),
         mock.patch("airflow_qarnot_pool.triggers.task.own_xcom", own_xcom),
+        mock.patch("airflow_qarnot_pool.operators.handed_over.state_now", lambda life: state),
     ):
         yield
 

@@ -571,15 +571,8 @@ class AirflowStack:
     ) -> list[dict[str, Any]]:
         """The log of a try as Airflow shows it: of its worker and of its triggerers, in the order of time."""
         path = f"dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/logs/{try_number}"
-        found: list[dict[str, Any]] = []
-        token: str | None = None
-        while True:
-            query = {"map_index": map_index, "full_content": True, **({"token": token} if token else {})}
-            page = self.api("GET", path, **query)
-            found += page["content"]
-            token = page.get("continuation_token")
-            if not token or not page["content"]:
-                return found
+        page = self.api("GET", path, map_index=map_index, full_content=True)
+        return list(page["content"])
 
     def log_tail(self, component: str, lines: int = 30) -> str:
         """The end of a component's log, with its path."""

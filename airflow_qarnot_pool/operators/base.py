@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self
 
 from airflow.sdk import BaseOperator
 
-from airflow_qarnot_pool import exceptions, metrics
+from airflow_qarnot_pool import exceptions, metrics, wanted
 from airflow_qarnot_pool.api.errors import (
     QarnotError,
     QarnotGoneError,
@@ -29,6 +29,7 @@ from airflow_qarnot_pool.exceptions import QarnotKilledError, QarnotWaitTimeoutE
 from airflow_qarnot_pool.hooks.qarnot import QarnotHook
 from airflow_qarnot_pool.identity import Life
 from airflow_qarnot_pool.links import LINKS
+from airflow_qarnot_pool.operators.handed_over import HandedOver
 from airflow_qarnot_pool.operators.parameters import check_durations, check_flags
 from airflow_qarnot_pool.templates import hide_secrets, is_templated
 
@@ -186,6 +187,8 @@ class WaitingOperator(QarnotOperator):
     kind: ClassVar[Kind]
     #: XCom key of the uuid, stored before any waiting: the trigger's guard and the next try read it.
     uuid_key: ClassVar[str]
+    #: Whether it runs on a worker between deferrals, to submit more.
+    many: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -214,6 +217,7 @@ class WaitingOperator(QarnotOperator):
         )
         self._kill_asked = False
         self._remote_work: RemoteWork | None = None
+        self._handed_over: HandedOver | None = None
 
     @property
     def _work(self) -> RemoteWork | None:
@@ -222,7 +226,7 @@ class WaitingOperator(QarnotOperator):
 
     @_work.setter
     def _work(self, work: RemoteWork | None) -> None:
-        self._remote_work = work
+        self._remote_work, self._handed_over = work, None
         if work is not None and self._kill_asked:
             work.killed.set()
 
@@ -394,7 +398,6 @@ class WaitingOperator(QarnotOperator):
         )
         backstop = max(deadline - datetime.now(UTC), timedelta()) + BACKSTOP if deadline else None
         self.defer(trigger=trigger, method_name="execute_complete", timeout=backstop)
-        raise AssertionError("defer() raises")
 
     def _trigger_options(self, uuid: str) -> dict[str, Any]:
         """What the trigger of this operator takes besides what all of them do."""
@@ -431,7 +434,20 @@ class WaitingOperator(QarnotOperator):
         self._kill_asked = True
         if self._work is not None:
             self._work.killed.set()
-            self._end("the Airflow task is killed", hurried=True)
+            if self._handed_over is not None:
+                self._handed_over.settle(HURRY)
+            else:
+                self._end_killed()
+
+    def _end_killed(self) -> None:
+        self._end("the Airflow task is killed", hurried=True)
+
+    def defer(self, **kwargs: Any) -> NoReturn:
+        """As Airflow's; from here on a kill of this process need not be one of the wait."""
+        if self._work is not None and self.cancel_on_kill:
+            goes_on = partial(wanted.goes_on, self.kind, many=self.many)
+            self._handed_over = HandedOver(self._work.life, goes_on, self._end_killed, self.log)
+        super().defer(**kwargs)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """End the remote object where Airflow gave up the trigger: then nobody else does."""

@@ -84,6 +84,7 @@ class QarnotRunTasksOperator(TaskOperator):
     """
 
     uuid_key = TASKS_KEY
+    many = True
     operator_extra_links = (LINKS["pool"],)
     template_fields = (*TaskOperator.template_fields, "commands", "max_in_flight")
     template_fields_renderers = {"commands": "json", "task_spec": "json", "constants": "json"}

@@ -19,6 +19,7 @@ from airflow_qarnot_pool.compat import TRIGGERS_HAVE_ON_KILL
 from airflow_qarnot_pool.conditions import Condition, Ending, Kind, Outcome, concluded, late
 from airflow_qarnot_pool.identity import FORMAT, Life
 from airflow_qarnot_pool.triggers.poller import watch
+from airflow_qarnot_pool.wanted import state_now
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.client import QarnotClient
@@ -241,19 +242,8 @@ def _shared(value: Any) -> Any:
 
 async def task_state(life: Life) -> str | None:
     """The state of the Airflow task instance now; None when it is cleared or removed."""
-    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
-
-    by_run = await _in_thread(
-        lambda: RuntimeTaskInstance.get_task_states(
-            dag_id=life.dag_id,
-            task_ids=[life.task_id],
-            run_ids=[life.run_id],
-            map_index=life.map_index if life.map_index >= 0 else None,
-        )
-    )
-    states = by_run.get(life.run_id) or {}
-    mapped = f"{life.task_id}_{life.map_index}"
-    return states.get(mapped) if life.map_index >= 0 else states.get(life.task_id)
+    state: str | None = await _in_thread(lambda: state_now(life))
+    return state
 
 
 async def own_xcom(life: Life, key: str) -> Any:

@@ -6,9 +6,7 @@ from airflow_qarnot_pool.claim import end
 from airflow_qarnot_pool.identity import Life
 from airflow_qarnot_pool.shared import release
 from airflow_qarnot_pool.triggers.base import QarnotTrigger, task_state
-
-#: States in which the task that makes a pool will never hand it on. In any other the pool may be in use.
-_OVER = {"failed", "upstream_failed", "skipped", "removed", None}
+from airflow_qarnot_pool.wanted import goes_on
 
 
 class QarnotPoolTrigger(QarnotTrigger):
@@ -18,7 +16,7 @@ class QarnotPoolTrigger(QarnotTrigger):
 
     async def _end_if_abandoned(self, life: Life) -> None:
         state = await task_state(life)
-        if state not in _OVER:
+        if goes_on("pool", state):
             self.log.info("Pool %s stays open: its Airflow task is %s", self.uuid, state)
             return
         if life.shared:

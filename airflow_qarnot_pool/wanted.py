@@ -1,0 +1,41 @@
+"""Whether an Airflow task that is not at work here still wants what it has on Qarnot."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from airflow_qarnot_pool.conditions import Kind
+    from airflow_qarnot_pool.identity import Life
+
+#: States in which the task that makes a pool will never hand it on. In any other the pool may be in use.
+_OVER = {"failed", "upstream_failed", "skipped", "removed", None}
+#: States of a task whose trigger waits for its Qarnot task, or has seen the end of it.
+_WAITS = {"deferred", "scheduled", "queued", "success"}
+
+
+def goes_on(kind: Kind, state: str | None, *, many: bool = False) -> bool:
+    """Whether the object of an Airflow task that was deferred is still wanted, by the task's state now.
+
+    :param state: None for a task that is cleared or removed.
+    :param many: it is a fan-out, which runs on a worker now and then to submit more.
+    """
+    if kind == "pool":
+        return state not in _OVER
+    return state in _WAITS or (many and state == "running")
+
+
+def state_now(life: Life) -> str | None:
+    """The state of the Airflow task instance now; None when it is cleared or removed."""
+    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+    by_run = RuntimeTaskInstance.get_task_states(
+        dag_id=life.dag_id,
+        task_ids=[life.task_id],
+        run_ids=[life.run_id],
+        map_index=life.map_index if life.map_index >= 0 else None,
+    )
+    states = by_run.get(life.run_id) or {}
+    mapped = f"{life.task_id}_{life.map_index}"
+    state: str | None = states.get(mapped) if life.map_index >= 0 else states.get(life.task_id)
+    return state

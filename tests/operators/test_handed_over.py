@@ -1,0 +1,195 @@
+"""A task process that is ended after its wait was handed over: what it waits for lives where the wait goes on.
+
+With Airflow's own supervisor and task process; only the api-server is played, which records a deferral, does not answer
+in time, and then says of the task that it should not be running.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from airflow_qarnot_pool.api.client import QarnotClient
+from airflow_qarnot_pool.compat import AIRFLOW_VERSION
+from airflow_qarnot_pool.wanted import goes_on
+
+pytestmark = pytest.mark.skipif(
+    AIRFLOW_VERSION < (3, 3), reason="the api-server's part is written for Airflow 3.3"
+)
+
+DAG = """
+from airflow.sdk import DAG
+from airflow_qarnot_pool.operators.pool import QarnotCreatePoolOperator
+from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
+from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
+
+with DAG("handed_over", schedule=None):
+    QarnotRunTaskOperator(task_id="task", command="sleep 1000")
+    QarnotRunTasksOperator(task_id="tasks", commands=["sleep 1000"] * 3)
+    QarnotCreatePoolOperator(task_id="pool", instance_count=1)
+"""
+NOW = datetime(2026, 1, 1, tzinfo=UTC).isoformat()
+
+
+class ApiServer:
+    """Answers a supervisor. *state* is what the task instance is once the answer to the deferral is lost."""
+
+    def __init__(self, task_id: str, state: str | None, run_id: str) -> None:
+        self.task_id, self.state, self.run_id = task_id, state, run_id
+        self.deferred, self.asked = 0, 0
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        path = request.url.path
+        body = json.loads(request.content) if request.content else {}
+        if path.endswith("/run"):
+            return httpx.Response(200, json=self._run())
+        if path.endswith("/state") and body.get("state") == "deferred":
+            self.deferred += 1
+            if self.deferred == 1:
+                raise httpx.ReadTimeout("too late", request=request)
+        if path.endswith(("/state", "/heartbeat")) and self.deferred:
+            detail = {
+                "reason": "not_running",
+                "message": "TI is no longer running",
+                "current_state": self.state,
+            }
+            return httpx.Response(409, json={"detail": detail})
+        if path.endswith("/states"):
+            self.asked += 1
+            return httpx.Response(200, json={"task_states": {self.run_id: {self.task_id: self.state}}})
+        if request.method == "GET":
+            return httpx.Response(404, json={"detail": {"reason": "not_found", "message": path}})
+        return httpx.Response(201, json={"message": "ok"})
+
+    def _run(self) -> dict[str, Any]:
+        dag_run = {
+            "dag_id": "handed_over",
+            "run_id": self.run_id,
+            "logical_date": None,
+            "data_interval_start": None,
+            "data_interval_end": None,
+            "run_after": NOW,
+            "start_date": NOW,
+            "end_date": None,
+            "run_type": "manual",
+            "state": "running",
+            "consumed_asset_events": [],
+            "partition_key": None,
+        }
+        return {"dag_run": dag_run, "max_tries": 0, "should_retry": False}
+
+
+@pytest.fixture
+def supervise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[ApiServer], str]:
+    """Run a task under Airflow's supervisor to the end of its process; returns its log."""
+    import structlog
+    from airflow.sdk.api.client import Client
+    from airflow.sdk.api.datamodels._generated import BundleInfo, TaskInstance
+    from airflow.sdk.execution_time import supervisor
+    from airflow.sdk.log import logging_processors
+
+    (tmp_path / "dag.py").write_text(DAG)
+    bundle = {
+        "name": "here",
+        "classpath": "airflow.dag_processing.bundles.local.LocalDagBundle",
+        "kwargs": {"path": str(tmp_path)},
+    }
+    monkeypatch.setenv("AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST", json.dumps([bundle]))
+    # The next heartbeat comes at once, as it does after a request that took long.
+    monkeypatch.setattr(supervisor, "MIN_HEARTBEAT_INTERVAL", 0)
+
+    def run(server: ApiServer) -> str:
+        log = tmp_path / "log"
+        with log.open("wb") as file:
+            logger = structlog.wrap_logger(
+                structlog.BytesLogger(file), processors=logging_processors(json_output=True)
+            ).bind()
+            process = supervisor.ActivitySubprocess.start(
+                what=TaskInstance(
+                    id=uuid.uuid4(),
+                    task_id=server.task_id,
+                    dag_id="handed_over",
+                    run_id=server.run_id,
+                    try_number=1,
+                    dag_version_id=uuid.uuid4(),
+                ),
+                dag_rel_path="dag.py",
+                bundle_info=BundleInfo(name="here", version=None),
+                client=Client(base_url="http://api.invalid", token="", transport=httpx.MockTransport(server)),
+                logger=logger,
+            )
+            process.wait()
+        return log.read_text()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("task_id", "state", "lives"),
+    [
+        ("task", "deferred", True),
+        ("task", "failed", False),
+        ("tasks", "running", True),
+        ("tasks", None, False),
+        ("pool", "running", True),
+        ("pool", "failed", False),
+    ],
+)
+def test_an_answer_that_comes_too_late_ends_only_what_nobody_waits_for(
+    client: QarnotClient,
+    supervise: Callable[[ApiServer], str],
+    task_id: str,
+    state: str | None,
+    lives: bool,
+) -> None:
+    resource = client.pools if task_id == "pool" else client.tasks
+    before = {one.uuid for one in resource.list()}
+    server = ApiServer(task_id, state, f"{task_id}-{state}")
+    log = supervise(server)
+    assert "Task killed!" in log
+    assert server.deferred >= 1
+    assert server.asked == 1, log
+    mine = [one for one in resource.list() if one.uuid not in before]
+    assert len(mine) == (3 if task_id == "tasks" else 1)
+    ended = {"Cancelled", "Closing", "Closed"}
+    assert [one.state in ended for one in mine] == [not lives] * len(mine), log
+    assert ("nothing is ended on Qarnot" in log) is lives
+    for one in mine:
+        resource.delete(one.uuid)
+
+
+CASES = {
+    "task": {"deferred", "scheduled", "queued", "success"},
+    "tasks": {"deferred", "scheduled", "queued", "success", "running"},
+    "pool": {"deferred", "scheduled", "queued", "success", "running", "up_for_retry", "restarting"},
+}
+
+
+@pytest.mark.parametrize("what", CASES)
+@pytest.mark.parametrize(
+    "state",
+    [
+        None,
+        "deferred",
+        "scheduled",
+        "queued",
+        "running",
+        "success",
+        "failed",
+        "upstream_failed",
+        "skipped",
+        "removed",
+        "up_for_retry",
+        "restarting",
+    ],
+)
+def test_what_goes_on(what: str, state: str | None) -> None:
+    kind = "pool" if what == "pool" else "task"
+    assert goes_on(kind, state, many=what == "tasks") is (state in CASES[what])  # type: ignore[arg-type]
