@@ -41,7 +41,7 @@ BUDGET_FIELDS = ("max_cost", "max_run_cost")
 
 
 class BudgetOperator(WaitingOperator):
-    """Base of the operators that watch what their pool costs while they wait.
+    """Base of the operators that watch what their pool costs: before they submit, while they wait, and between waits.
 
     :param max_cost: most that the pool may cost, in euros; what reaches it is closed, and all tasks that wait on
         it fail with ``QarnotBudgetError``, which is never retried.

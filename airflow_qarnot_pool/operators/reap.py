@@ -13,11 +13,12 @@ if TYPE_CHECKING:
 
 
 class QarnotReapPoolsOperator(QarnotOperator):
-    """Close pools of this namespace whose DAG run is over or gone, or which have been idle too long.
+    """Close pools of this namespace whose DAG run is over or gone, which have been idle too long or cost too much.
 
     Never touches another namespace, nor a pool that this provider did not make. Refuses to run where the
     connection (or ``[qarnot] namespace``) names no namespace. Returns a report:
-    ``{namespace, dry_run, closed, deleted, kept, pools: [...], failures: [...]}``.
+    ``{namespace, dry_run, closed, deleted, kept, pools: [...], failures: [...]}``. Limits on cost are those that the
+    tasks which made the pools were given (``max_cost``, ``max_run_cost``).
 
     :param grace: how long after its last work a pool of a finished, or unknown, DAG run is left alone.
     :param idle: how long a pool may have nothing to do, whatever its DAG run does.

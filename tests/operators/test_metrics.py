@@ -15,7 +15,6 @@ import pytest
 from airflow_qarnot_pool import compat, metrics
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.specs import PoolSpec
-from airflow_qarnot_pool.claim import Claim, Decision
 from airflow_qarnot_pool.exceptions import QarnotBudgetError
 from airflow_qarnot_pool.identity import Life
 from airflow_qarnot_pool.local import LocalQarnot
@@ -157,10 +156,9 @@ def doubles(monkeypatch: pytest.MonkeyPatch) -> None:
         assert sorted(one.state in ("Closing", "Closed") for one in client.pools.list()) == [False, True]
 
 
-def test_a_decision_is_a_named_event_in_log_and_trace(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_each_decision_is_a_named_event_in_log_and_trace(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from opentelemetry import trace
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import SimpleSpanProcessor
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -168,27 +166,34 @@ def test_a_decision_is_a_named_event_in_log_and_trace(
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    lines: list[str] = []
+    tracer = provider.get_tracer("a task process")
+    work = partial(task, qarnot_pool=pool, command="sh -c 'sleep 0.3'")
 
-    class Log:
-        def info(self, text: str, *values: Any) -> None:
-            lines.append(text % values)
+    def life_of(try_number: int) -> FakeTI:
+        return FakeTI(run_id="decisions", task_id="work", max_tries=2, try_number=try_number)
 
-    found = Claim(uuid="u-1", decision=Decision.ADOPTED, generation=2)
-    with provider.get_tracer("test").start_as_current_span("task"):
-        assert trace.get_current_span().is_recording()
-        metrics.decided(Log(), "task", found)
-    (span,) = exporter.get_finished_spans()
-    (event,) = span.events
-    assert event.name == "qarnot.adopted"
-    assert dict(event.attributes or {}) == {
-        "qarnot.kind": "task",
-        "qarnot.uuid": "u-1",
-        "qarnot.generation": 2,
-    }
-    assert lines == ["qarnot.adopted: task u-1, generation 2"]
+    with tracer.start_as_current_span("worker.work"):
+        deferred, _ = defer(work, life_of(1))  # and its worker dies
+    uuid = deferred.trigger.uuid
+    with tracer.start_as_current_span("worker.work"):
+        run(work, life_of(2))
+    with tracer.start_as_current_span("worker.work"):
+        run(work, life_of(3))
     # Without a span there is nothing to tell.
-    metrics.decided(Log(), "task", found)
+    run(work, life_of(3))
+
+    told = [
+        (event.name, dict(event.attributes or {}))
+        for span in exporter.get_finished_spans()
+        for event in span.events
+        if event.name.startswith("qarnot.")
+    ]
+    names = ["qarnot.fresh_submit", "qarnot.adopted", "qarnot.already_succeeded"]
+    attributes = {"qarnot.kind": "task", "qarnot.uuid": uuid, "qarnot.generation": 1}
+    assert told == [(name, attributes) for name in names]
+    said = capsys.readouterr().out
+    for name, times in zip(names, (1, 1, 2), strict=True):
+        assert said.count(f"{name}: task {uuid}, generation 1") == times
 
 
 def test_metrics_that_cannot_be_sent_spoil_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
