@@ -42,6 +42,7 @@ LANES: dict[str, dict[str, Any]] = {
     "boots_on_demand": {"boot_seconds": 1e6},
     "shared": {"boot_seconds": 0.5},
     "dear": {"boot_seconds": 0.5},
+    "between": {"boot_seconds": 0.5},
 }
 #: Health of components is judged sooner than by default, but not so soon that a busy machine looks like a dead one.
 SETTINGS = {

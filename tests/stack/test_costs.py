@@ -28,6 +28,25 @@ def test_a_pool_over_its_limit_is_closed_and_its_tasks_are_not_tried_again(world
     assert account["nodesUp"] == 0
 
 
+def test_a_pool_over_its_limit_is_closed_while_nothing_waits_on_it(world: World) -> None:
+    run = world.run("pool_with_limit_between", "over_its_limit_between", lane="between")
+    run.wait_state("running", task="between")
+    (pool,) = run.pools()
+    run.lane.qarnot.advance(3600)
+    # The triggerer in which the first task had waited goes on watching.
+    run.wait_all_pools("Closed")
+    assert run.instance("between")["state"] == "running"
+    run.open_gate()
+    assert run.wait_end() == "failed"
+    found = run.instance("after")
+    assert (found["state"], found["try_number"]) == ("failed", 1)
+    said = "\n".join(run.worker_logs("after").values())
+    assert re.search(
+        rf"QarnotBudgetError.*Pool {pool.uuid} has cost 0\.7\d+ EUR.* max_cost of 0\.5000 EUR", said
+    )
+    assert len(run.tasks()) == 1, "nothing is submitted to a pool over its limit"
+
+
 def test_workers_and_triggerers_send_their_metrics(world: World) -> None:
     run = world.run("mapped_3", "metrics")
     for n in range(3):

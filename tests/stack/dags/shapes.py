@@ -7,11 +7,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from airflow.providers.standard.operators.python import PythonOperator
 from airflow.sdk import DAG
 
 from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
@@ -115,6 +117,27 @@ pooled("pool")
 pooled("pool_on_worker", deferrable=False)
 pooled("pool_with_limit", max_cost=0.5)
 pooled("pool_never_ready", wait_timeout=timedelta(seconds=4), retries=1)
+
+
+def pass_the_gate(gate: str) -> None:
+    """What an Airflow task does that needs no pool: here, wait for the test."""
+    with open(gate) as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+
+
+with dag("pool_with_limit_between"):
+    opened = QarnotCreatePoolOperator(**{**COMMON, "task_id": "start", "instance_count": 2, "max_cost": 0.5})
+    before = QarnotRunTaskOperator(
+        **{**COMMON, "task_id": "before", "command": "true"}, qarnot_pool=opened.output
+    )
+    between = PythonOperator(
+        task_id="between", python_callable=pass_the_gate, op_args=["{{ dag_run.conf['gate'] }}"]
+    )
+    after = QarnotRunTaskOperator(
+        **{**COMMON, "task_id": "after", "command": "true"}, qarnot_pool=opened.output
+    )
+    closed = QarnotClosePoolOperator(task_id="stop", qarnot_pool=opened.output, qarnot_conn_id=CONN)
+    opened.as_setup() >> before >> between >> after >> closed.as_teardown(setups=opened)
 
 for name, options in {
     "group": {},
