@@ -209,6 +209,11 @@ class Relic:
     pool: str | None = None
     cancelled: bool = False
 
+    @property
+    def age(self) -> tuple[int, str, str]:
+        """Sorts the oldest first, for every reader alike: the server's clock shows seconds, then the uuid decides."""
+        return self.generation, self.created, self.uuid
+
     @classmethod
     def of(cls, found: Pool | Task) -> Relic:
         tags = found.tags or ()
@@ -256,7 +261,7 @@ def decide(life: Life, relics: Iterable[Relic], fingerprint: str) -> Plan:
     * An object made from another spec is not usable, and ends.
     * Nothing usable: the next generation.
     """
-    relics = sorted(relics, key=lambda relic: (relic.generation, relic.created, relic.uuid))
+    relics = sorted(relics, key=lambda relic: relic.age)
     own = [relic for relic in relics if relic.lineage == life.lineage]
     alike = [relic for relic in own if not relic.fingerprint or relic.fingerprint == fingerprint]
     usable = [

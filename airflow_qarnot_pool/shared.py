@@ -96,7 +96,7 @@ def shared_life(life: Life, name: str, settings: ConnectionSettings) -> Life:
 
 def settle(relics: Iterable[Relic]) -> Plan:
     """Which of the pools of one name to use: the oldest that lives. The others end, whatever they were made from."""
-    relics = sorted(relics, key=lambda relic: (relic.generation, relic.created, relic.uuid))
+    relics = sorted(relics, key=lambda relic: relic.age)
     live = [relic for relic in relics if relic.fate is Fate.LIVE]
     return Plan(
         end=tuple(relic.uuid for relic in live[1:]),

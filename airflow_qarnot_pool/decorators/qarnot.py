@@ -115,7 +115,7 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
             one = unfilled[0]
             raise QarnotInvalidSpecError(
                 f"@task.qarnot: Airflow's {one!r} does not reach the node, where there is no Airflow. Pass what "
-                f"{name}() needs of it as an argument, such as day='{{{{ ds }}}}'",
+                f"{name}() needs of it as an argument, such as day='{{{{ dag_run.run_after | ds }}}}'",
                 field="op_kwargs",
             )
         known = {key: value for key, value in kwargs.items() if not is_templated(value)}

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +19,9 @@ import pytest
 from airflow_qarnot_pool import shared
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.models import Pool
+from airflow_qarnot_pool.compat import TaskDeferred
 from airflow_qarnot_pool.exceptions import (
+    QarnotBudgetError,
     QarnotInvalidSpecError,
     QarnotPoolEndedError,
     QarnotQuotaError,
@@ -32,6 +35,7 @@ from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
 from tests.crash.children import StoringTI, eventually, fork, worker
 from tests.harness import FakeTI, again, airflow_says, context_of, defer, fire, kill, resume, run
 from tests.operators.conftest import connect
+from tests.operators.test_budget import HOUR, events_after
 from tests.operators.test_lives import ANY_SERVER, MODES, exchanging, free_server, held, qarnot
 
 __all__ = ["free_server", "held", "qarnot"]
@@ -638,3 +642,42 @@ def test_who_finds_it_warm_goes_on_at_once_and_ends_a_warm_up_that_is_left(
     operator = make()
     assert operator.execute(context_of(operator, sharers.ti("r2", "open"))) == pool
     eventually(lambda: sharers.warm_ups(pool) == ["Cancelled"])
+
+
+# --- limits on cost
+
+
+@ANY_SERVER
+def test_a_limit_that_one_run_reaches_closes_it_for_all_and_the_others_go_on_with_the_next(
+    qarnot: LocalQarnot, sharers: Sharers, tmp_path: Path
+) -> None:
+    command = f"sh -c 'until test -e {tmp_path}/go; do sleep 0.02; done'"
+    pool = sharers.open("limited")
+    assert sharers.open("free") == pool
+    given = {"task_id": "work", "command": command, "qarnot_pool": pool, "retries": 1, "log_output": False}
+    limited = partial(QarnotRunTaskOperator, **given, max_cost=0.5)
+    free = partial(QarnotRunTaskOperator, **given)
+    waits = [
+        defer(make, sharers.ti(run_id, "work")) for make, run_id in ((limited, "limited"), (free, "free"))
+    ]
+
+    events = events_after([deferred for deferred, _ in waits], lambda: qarnot.advance(HOUR))
+
+    (_, context), (_, other) = waits
+    with pytest.raises(QarnotBudgetError, match=rf"Pool {pool} has cost 0\.7\d+ EUR.*max_cost of 0\.5"):
+        resume_with(limited, context, events[0])
+    eventually(lambda: ended(sharers.client.pools.get(pool)))
+    # The other run's Qarnot task was cancelled with the pool: it is submitted again, on a pool of the same kind.
+    with pytest.raises(TaskDeferred) as again_deferred:
+        resume_with(free, other, events[1])
+    (tmp_path / "go").touch()
+    (after,) = sharers.live()
+    assert resume(free, again_deferred.value, other)["pool"] == after != pool
+    # A run with that limit that comes now finds a pool that has cost nothing yet.
+    assert sharers.open("later") == after
+    assert sharers.work("later", after, max_cost=0.5)["pool"] == after
+
+
+def resume_with(make: Any, context: Any, event: Any) -> Any:
+    operator = make()
+    return operator.resume_execution("execute_complete", {"event": event}, {**context, "task": operator})

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import runpy
+import threading
 from pathlib import Path
 
 import pytest
 
 from airflow_qarnot_pool.api.client import QarnotClient
+from airflow_qarnot_pool.budget import limits_on
+from airflow_qarnot_pool.local import LocalQarnot
+from tests.crash.children import eventually
 from tests.dags.test_examples import LOCAL_BUNDLE, Run, client
 
 pytestmark = pytest.mark.usefixtures("airflow_db", "qarnot_connection")
@@ -84,3 +88,40 @@ def test_the_teardown_closes_the_pool_of_a_setup_that_returned_nothing(
     run = Run.of(runpy.run_path(str(tmp_path / "quiet.py"))["dag"].test(), client)
     assert set(run.states.values()) == {"success"}, run.states
     run.only_pool()
+
+
+SHARED = """
+from airflow.sdk import DAG
+from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
+from airflow_qarnot_pool.task_groups.pool import QarnotPoolGroup
+
+with DAG("limited", schedule=None) as dag:
+    with QarnotPoolGroup("nodes", shared="limited", instance_count=1, warm_up=False, max_cost=0.1):
+        QarnotRunTaskOperator(task_id="work", command="sleep 600", retries=3)
+"""
+
+
+def test_a_shared_pool_that_reaches_its_limit_is_closed_and_its_task_fails_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundles = [{"name": "limited", "classpath": LOCAL_BUNDLE, "kwargs": {"path": str(tmp_path)}}]
+    monkeypatch.setenv("AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST", json.dumps(bundles))
+    (tmp_path / "limited.py").write_text(SHARED)
+    with LocalQarnot(boot_seconds=0.05) as server, QarnotClient(server.url, server.token) as mine:
+        monkeypatch.setenv("AIRFLOW_CONN_QARNOT_DEFAULT", server.airflow_connection(namespace="limited"))
+
+        def pass_time() -> None:
+            eventually(lambda: any(one.state == "FullyExecuting" for one in mine.tasks.list()))
+            server.advance(3600)
+
+        clock = threading.Thread(target=pass_time)
+        clock.start()
+        found = runpy.run_path(str(tmp_path / "limited.py"))["dag"].test()
+        clock.join()
+        tries = {one.task_id: (str(one.state), one.try_number) for one in found.get_task_instances()}
+        assert tries["nodes.work"] == ("failed", 1)
+        assert tries["nodes.close_pool"][0] == "success"
+        (pool,) = mine.pools.list()
+        assert limits_on(pool).max_cost == 0.1  # type: ignore[union-attr]
+        assert pool.state in ("Closing", "Closed")
+        assert len(mine.tasks.list()) == 1

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import pytest
 
-from airflow_qarnot_pool.identity import Fate, Life, Relic
+from airflow_qarnot_pool.identity import Fate, Life, Relic, decide
 from airflow_qarnot_pool.shared import Holder, Needs, _packed, _unpacked, differing, needed_by, settle
 
 LIFE = Life(
@@ -92,6 +93,15 @@ SETTLED = {
 def test_settle(relics: list[Relic], use: str | None, end: tuple[str, ...], generation: int) -> None:
     plan = settle(relics)
     assert (plan.use.uuid if plan.use else None, plan.end, plan.generation) == (use, end, generation)
+
+
+def test_of_those_made_in_one_second_every_reader_keeps_the_same() -> None:
+    """Whoever looks, in whatever order the server answers: never all closed, never two kept."""
+    mine = LIFE.lineage
+    for order in itertools.permutations(relic(one, lineage=mine) for one in "cab"):
+        for plan in (settle(order), decide(LIFE, order, "spec")):
+            assert plan.use is not None
+            assert (plan.use.uuid, set(plan.end)) == ("a", {"b", "c"})
 
 
 def holder(run_id: str, by: str = "", dag_id: str = "etl") -> Holder:
