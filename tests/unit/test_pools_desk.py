@@ -19,7 +19,9 @@ class Clock:
 
 def settled(desk: Desk, key: str = LIST) -> Look:
     """The look once nothing is being asked."""
+    deadline = time.monotonic() + 30
     while (look := desk.look(key)).asking:
+        assert time.monotonic() < deadline, "it asks on and on"
         time.sleep(0.002)
     return look
 

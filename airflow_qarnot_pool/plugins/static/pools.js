@@ -46,6 +46,11 @@
     return `#pool=${encodeURIComponent(row.connection)}/${encodeURIComponent(row.uuid)}`;
   }
 
+  /* A long name goes on in the next line after a dot or the like. */
+  function breakable(name) {
+    return name.split(/(?<=[._/-])/).flatMap((part, i) => (i ? [el("wbr"), part] : [part]));
+  }
+
   function spoken(seconds) {
     if (seconds === null || seconds === undefined || !isFinite(seconds)) return "–";
     const s = Math.max(0, Math.round(seconds));
@@ -288,11 +293,11 @@
     const saved = known("saved_g", ownFigures);
     const pricedWhole = known("euros", (row) => row.figures);
     const partly = (list) => (list.length < rows.length ? `of ${list.length} of ${rows.length} pools` : "");
-    const ofWhole = rows.some((row) => row.mine) && pricedWhole.length === rows.length ? `of ${euros(sum((row) => row.figures.euros, pricedWhole))} for the pools` : "";
+    const ofWhole = rows.some((row) => row.mine) && pricedWhole.length === rows.length ? `of ${euros(sum((row) => row.figures.euros, pricedWhole))} in all` : "";
     return el("dl", { class: "tiles" },
       tile("Open pools", String(open.length), rows.length > open.length ? `${rows.length - open.length} ended` : ""),
       tile("Slots ready", whole(sum((row) => row.ready, open)), `of ${whole(sum((row) => row.wanted, open))} wanted`),
-      open.some((row) => !row.tasks) ? tile("Qarnot tasks", "…", "being counted") : tile("Qarnot tasks", whole(sum((row) => row.tasks.running, open)), `running, ${whole(sum((row) => row.tasks.queued, open))} queued`),
+      open.some((row) => !ownTasks(row)) ? tile("Qarnot tasks", "…", "being counted") : tile("Qarnot tasks", whole(sum((row) => ownTasks(row).running, open)), `running, ${whole(sum((row) => ownTasks(row).queued, open))} queued`),
       tile(query ? "Cost of this run" : "Cost so far", priced.length ? euros(sum((row) => ownFigures(row).euros, priced)) : "–", partly(priced) || ofWhole),
       tile(query ? "Carbon it saved" : "Carbon saved", saved.length ? grams(sum((row) => ownFigures(row).saved_g, saved)) : "–", saved.length ? "CO₂eq" : ""),
       tile("Warnings", String(sum((row) => row.warnings.length, rows)), ""));
@@ -326,7 +331,7 @@
     const ended = isOver(row) && row.ended ? `ended ${spoken(since(row.ended))} ago` : "";
     return el("tr", { "data-uuid": row.uuid },
       cell("Pool", { class: "name" },
-        el("a", { href: hashOf(row), "data-key": `pool:${row.uuid}` }, row.name),
+        el("a", { href: hashOf(row), "data-key": `pool:${row.uuid}` }, breakable(row.name)),
         several ? under(row.connection) : null, query ? whose(row) : null, warnings(row)),
       cell("State", { class: "phase" }, badge(row.phase, row.state), tight(ended || `for ${age}`)),
       cell("Age", { class: "number roomy" }, el("span", { title: row.created || "" }, age), ended ? under(ended) : null),
