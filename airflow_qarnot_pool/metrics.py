@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.transport import Exchange
-    from airflow_qarnot_pool.claim import Claim
+    from airflow_qarnot_pool.claim import Claim, Decision
     from airflow_qarnot_pool.costs import PoolCost
     from airflow_qarnot_pool.reaper import Report
 
@@ -74,6 +74,17 @@ def decided(logger: Any, kind: str, claim: Claim) -> None:
     logger.info("qarnot.%s: %s %s, generation %d", decision, kind, claim.uuid, claim.generation)
     attributes = {"qarnot.kind": kind, "qarnot.uuid": claim.uuid, "qarnot.generation": claim.generation}
     event(f"qarnot.{decision}", attributes)
+
+
+def decided_many(logger: Any, decision: Decision, count: int) -> None:
+    """The same for so many Qarnot tasks of a fan-out at once."""
+    if not count:
+        return
+    incr(f"claims.{decision}", count, kind="task")
+    if decision != "fresh_submit":
+        incr("duplicates_avoided", count, kind="task")
+    logger.info("qarnot.%s: %d task%s", decision, count, "" if count == 1 else "s")
+    event(f"qarnot.{decision}", {"qarnot.kind": "task", "qarnot.count": count})
 
 
 def event(name: str, attributes: dict[str, Any]) -> None:

@@ -190,7 +190,7 @@ class QarnotRunTasksOperator(TaskOperator):
 
     def _go_on(self, context: Context, deadline: datetime | None, memory: Memory) -> dict[str, Any]:
         """Submit what there is room for and wait, until every item has ended."""
-        from airflow_qarnot_pool.claim import NOT_THE_WORK, end_all
+        from airflow_qarnot_pool.claim import NOT_THE_WORK, Decision, end_all
         from airflow_qarnot_pool.fan_out import board
 
         work = self._work or self._begin(context)
@@ -209,7 +209,7 @@ class QarnotRunTasksOperator(TaskOperator):
         fingerprints = [spec.fingerprint(exclude=NOT_THE_WORK) for spec in specs]
         limit = self._limit(self._slots(pool) if self.max_in_flight in (None, "") and specs else None)
         look = bool(memory) or life.has_history
-        unclear_rounds, moved = 0, 0
+        unclear_rounds, moved, told = 0, 0, False
         closed: dict[str, bool] = {}
         while True:
             relics = self._lookup(life, memory) if look else []
@@ -217,6 +217,11 @@ class QarnotRunTasksOperator(TaskOperator):
             # A wait takes what was cancelled for failed, whatever cancelled it.
             memory.failed -= {one.item for one in relics if one.cancelled and one.pool in pools}
             now = board(life, fingerprints, relics, memory, pools)
+            if not told and look and not memory:
+                # The first look of a later try.
+                metrics.decided_many(self.log, Decision.ADOPTED, len(now.running))
+                metrics.decided_many(self.log, Decision.ALREADY_SUCCEEDED, len(now.succeeded))
+            told = True
             memory.note(now)
             end_all(self.client.tasks, now.end)
             if now.over:
@@ -311,7 +316,7 @@ class QarnotRunTasksOperator(TaskOperator):
     def _submit(
         self, specs: Sequence[TaskSpec], fingerprints: Sequence[str], wanted: Sequence[Submission], life: Life
     ) -> _Sent:
-        from airflow_qarnot_pool.claim import stamp
+        from airflow_qarnot_pool.claim import Decision, stamp
 
         assert self._work is not None
         sent = _Sent()
@@ -339,7 +344,7 @@ class QarnotRunTasksOperator(TaskOperator):
                     self._refuse(result.error, specs[0].pool)
             if sent.full is not None:
                 break
-        metrics.incr("claims.fresh_submit", len(sent.done), kind="task")
+        metrics.decided_many(self.log, Decision.FRESH_SUBMIT, len(sent.done))
         return sent
 
     def _refuse(self, error: QarnotError, pool: str | None) -> None:

@@ -32,6 +32,7 @@ from airflow_qarnot_pool.exceptions import (
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
 from airflow_qarnot_pool.triggers.tasks import QarnotTasksTrigger
+from tests.crash.children import eventually
 from tests.harness import FakeTI, airflow_says, context_of, defer, fire, resume, run
 
 tasks = partial(QarnotRunTasksOperator, task_id="many")
@@ -92,6 +93,34 @@ def test_an_outage_ends_no_wait_on_the_worker(
     qarnot.faults([{"path": "^/tasks/search$", "times": 9, "kind": kind, "status": 503}])
     make = partial(tasks, qarnot_pool=pool, commands=["true"] * 2, deferrable=False)
     assert run(make, FakeTI(run_id=f"outage-{kind}"))["succeeded"] == 2
+
+
+def test_what_a_retry_finds_is_told_and_counted(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands = ["true", "true", "sh -c 'sleep 2'"]
+    make = partial(tasks, qarnot_pool=pool, commands=commands, retries=1, max_in_flight=3)
+    counted: list[tuple[Any, ...]] = []
+    with mock.patch("airflow_qarnot_pool.metrics.incr", lambda *args, **tags: counted.append((*args, tags))):
+        deferred, _ = defer(make, FakeTI(run_id="told", max_tries=1))  # and its worker dies
+        lineage = deferred.trigger.uuid
+        eventually(lambda: sum(one.state == "Success" for one in made_by(client, lineage)) == 2)
+        assert run(make, FakeTI(run_id="told", max_tries=1, try_number=2))["succeeded"] == 3
+    kind = {"kind": "task"}
+    assert [one for one in counted if one[0] not in ("requests", "retries")] == [
+        ("claims.fresh_submit", 3, kind),
+        ("claims.adopted", 1, kind),
+        ("duplicates_avoided", 1, kind),
+        ("claims.already_succeeded", 2, kind),
+        ("duplicates_avoided", 2, kind),
+    ]
+    said = capsys.readouterr().out
+    for line in (
+        "qarnot.fresh_submit: 3 tasks",
+        "qarnot.adopted: 1 task",
+        "qarnot.already_succeeded: 2 tasks",
+    ):
+        assert said.count(line) == 1
 
 
 def test_submission_is_bulk(qarnot: LocalQarnot, client: QarnotClient, pool: str) -> None:
