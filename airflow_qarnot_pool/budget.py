@@ -136,6 +136,8 @@ def limits_on(pool: Pool, since: datetime | None = None) -> Watched | None:
     for name, key in LABELS.items():
         with suppress(QarnotInvalidSpecError):  # somebody else's label says nothing
             found[name] = amount(name, pool.labels.get(key))
+    if label(pool.labels, "shared") is not None:
+        found["max_run_cost"] = None  # it is no run's own
     if all(limit is None for limit in found.values()):
         return None
     run = run_of(pool)
@@ -175,6 +177,8 @@ class Spending:
     run: float | None = None
     #: Pools of the run that are still open.
     open_pools: tuple[str, ...] = ()
+    #: Whether the object is one of the run's own: a shared pool, or somebody else's, is not.
+    of_the_run: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +193,9 @@ class Verdict:
 def judge(watched: Watched, spending: Spending) -> Verdict:
     """Compare what was spent with the limits; the worse of both counts."""
     it = f"{_NOUN[watched.kind]} {watched.uuid}"
+    run, own = f"DAG run {watched.run_id} of {watched.dag_id}", (watched.uuid,) * spending.of_the_run
+    if spending.of_the_run:
+        run += f", with {it.lower() if watched.kind == 'pool' else it},"
     found = []
     for spent, limit, name, who, close in (
         (spending.own, watched.max_cost, "max_cost", it, (watched.uuid,)),
@@ -196,8 +203,8 @@ def judge(watched: Watched, spending: Spending) -> Verdict:
             spending.run,
             watched.max_run_cost,
             "max_run_cost",
-            f"DAG run {watched.run_id} of {watched.dag_id}, with {it.lower() if watched.kind == 'pool' else it},",
-            tuple(dict.fromkeys((watched.uuid, *spending.open_pools))),
+            run,
+            tuple(dict.fromkeys((*own, *spending.open_pools))),
         ),
     ):
         if limit is None or spent is None or spent < limit * watched.warn_at:
@@ -259,9 +266,11 @@ def spending_of(client: QarnotClient, watched: Watched, settled: dict[str, float
         return Spending(own=own)
     settled = {} if settled is None else settled
     # A Qarnot task with nodes of its own is no pool of the run, and counts all the same while it is watched.
-    known = {watched.uuid: own} if watched.uuid else {}
+    pools = pools_of_run(client, watched)
+    of_the_run = watched.kind == "task" or watched.uuid in {pool.uuid for pool in pools}
+    known = {watched.uuid: own} if watched.uuid and of_the_run else {}
     still_open = []
-    for pool in pools_of_run(client, watched):
+    for pool in pools:
         if pool.uuid not in known:
             known[pool.uuid] = settled.get(pool.uuid) or _credits(client.pools, pool.uuid)
         if _is_open(pool):
@@ -270,7 +279,7 @@ def spending_of(client: QarnotClient, watched: Watched, settled: dict[str, float
             settled[pool.uuid] = cost
     costs = list(known.values())
     run = None if any(cost is None for cost in costs) else sum(cost or 0.0 for cost in costs)
-    return Spending(own=own, run=run, open_pools=tuple(still_open))
+    return Spending(own=own, run=run, open_pools=tuple(still_open), of_the_run=of_the_run)
 
 
 def pools_of_run(client: QarnotClient, watched: Watched) -> list[Pool]:

@@ -15,7 +15,7 @@ import pytest
 from airflow.sdk import DAG
 
 from airflow_qarnot_pool.api.client import QarnotClient
-from airflow_qarnot_pool.budget import limits_on
+from airflow_qarnot_pool.budget import limits_on, spending_of
 from airflow_qarnot_pool.costs import euros
 from airflow_qarnot_pool.exceptions import (
     QarnotBudgetError,
@@ -384,6 +384,22 @@ def test_a_shared_pool_has_its_limit_written_on_it_and_on_those_that_follow(
         watched = limits_on(client.pools.get(uuid))
         assert watched is not None
         assert (watched.max_cost, watched.max_run_cost, watched.uuid) == (5.0, None, uuid)
+
+
+def test_a_shared_pool_does_not_count_for_a_run_s_limit(
+    qarnot: LocalQarnot, client: QarnotClient, run_id: str
+) -> None:
+    make = partial(create, shared="of-many", warm_up=False, max_run_cost=0.5)
+    pool = run(make, ti(run_id, "create"))
+    assert run(partial(task, qarnot_pool=pool, command="true", max_run_cost=0.5), ti(run_id))
+    qarnot.advance(HOUR)
+    watched = make()._watched(context_of(make(), ti(run_id)), pool)
+    assert watched is not None
+    spent = spending_of(client, watched)
+    assert (spent.run, spent.of_the_run) == (0.0, False)
+    assert spent.own
+    assert limits_on(client.pools.get(pool)) is None
+    client.pools.close(pool)
 
 
 def test_who_comes_to_a_pool_that_was_closed_for_its_cost_is_told_so(

@@ -37,6 +37,12 @@ CASES: dict[str, tuple[Watched, Spending, Level, tuple[str, ...]]] = {
         Level.OVER,
         ("p-1", "p-2"),
     ),
+    "the run is over, and works on a shared pool": (
+        RUN,
+        Spending(own=1.0, run=20.0, open_pools=("p-2",), of_the_run=False),
+        Level.OVER,
+        ("p-2",),
+    ),
     "the run's cost is not known": (RUN, Spending(own=1.0), Level.FINE, ()),
     "the worse of both counts": (BOTH, Spending(own=10.0, run=16.0), Level.OVER, ("p-1",)),
     "the worse of both counts, the other way round": (
