@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import sys
 import weakref
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
@@ -69,13 +70,13 @@ class QarnotTrigger(BaseTrigger):
         super().__init__()
         self.qarnot_conn_id = qarnot_conn_id
         self.uuid = uuid
-        self.condition = _shared(condition)
+        self.condition = _once(condition)
         self.poll_interval = poll_interval
         self.deadline = deadline
-        self.life = _shared(life)
+        self.life = None if life is None else Life.from_kwargs(_shared(life))
         self.cancel_on_kill = cancel_on_kill
         self.carry = _shared(carry or {})
-        self.budget = _shared(budget)
+        self.budget = _once(budget)
         self.format = format
         self._fired = False
 
@@ -88,7 +89,7 @@ class QarnotTrigger(BaseTrigger):
                 "condition": self.condition,
                 "poll_interval": self.poll_interval,
                 "deadline": self.deadline,
-                "life": self.life,
+                "life": None if self.life is None else self.life.to_kwargs(),
                 "cancel_on_kill": self.cancel_on_kill,
                 "carry": self.carry,
                 # Only where there is one: a triggerer of the release before does not know it.
@@ -138,7 +139,7 @@ class QarnotTrigger(BaseTrigger):
     async def _wait(self) -> Outcome:
         condition = Condition.from_kwargs(self.condition)
         condition = _conditions.setdefault(condition, condition)
-        history: list[str] = []
+        history: tuple[str, ...] = ()
         ending, message, carry = Ending.ERROR, "", self.carry
         try:
             async with watch(
@@ -155,7 +156,7 @@ class QarnotTrigger(BaseTrigger):
                         left = max(left, FIRST_LOOK)
                     look = await waiter.next(left)
                     self._looked(look.state)
-                    if history[-1:] != [look.state]:
+                    if changed := history[-1:] != (look.state,):
                         self.log.info("%s %s is %s", self.kind.capitalize(), self.uuid, look.state)
                     outcome = concluded(condition, look, history)
                     if outcome is not None:
@@ -166,7 +167,8 @@ class QarnotTrigger(BaseTrigger):
                             message=outcome.message,
                             carry=dict(carry),
                         )
-                    history.append(look.state)
+                    if changed:
+                        history = _then(history, look.state)
                     del look  # thousands may wait here for hours: only the state is needed any more
         except TimeoutError:
             ending, message = Ending.TIMEOUT, late(self.kind, self.uuid, history, condition)
@@ -200,7 +202,7 @@ class QarnotTrigger(BaseTrigger):
         """
         if self._fired or not self.cancel_on_kill or self.life is None:
             return
-        cleanup = asyncio.get_running_loop().create_task(self._clean_up(Life.from_kwargs(self.life)))
+        cleanup = asyncio.get_running_loop().create_task(self._clean_up(self.life))
         _cleanups.add(cleanup)
         cleanup.add_done_callback(_cleanups.discard)
         await asyncio.shield(cleanup)
@@ -238,6 +240,22 @@ def _shared(value: Any) -> Any:
     if isinstance(value, dict):
         return {_shared(key): _shared(one) for key, one in value.items()}
     return [_shared(one) for one in value] if isinstance(value, list) else value
+
+
+def _once(value: Any) -> Any:
+    """*value*, JSON, or one that is equal: thousands of triggers have the same. Not to be changed."""
+    return _read(json.dumps(value))
+
+
+@lru_cache(maxsize=256)
+def _read(text: str) -> Any:
+    return json.loads(text)
+
+
+@lru_cache(maxsize=1024)
+def _then(history: tuple[str, ...], state: str) -> tuple[str, ...]:
+    """What thousands have seen so far is much alike, too."""
+    return (*history, state)
 
 
 async def task_state(life: Life) -> str | None:

@@ -17,6 +17,7 @@ import contextvars
 import logging
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -59,6 +60,12 @@ MOST_OF_A_TAG = 10_000
 #: The server's times have a resolution of 1 s, and its parts need not agree to the second.
 OVERLAP = timedelta(seconds=2)
 LONGEST_BACKOFF = 60.0
+#: By how much of an interval a round may come early, so that the polls of several processes do not march in step.
+JITTER = 0.1
+#: Waiters woken before the rest of the event loop has its turn: each of them has something to log.
+AT_ONCE = 8
+#: Seconds between two looks for those whose time is over.
+ALARM_APART = 0.1
 #: Rounds with refused credentials, each after reading the connection afresh, before the waiters fail.
 CREDENTIAL_ROUNDS = 3
 REFRESH_CONNECTION = 300.0
@@ -86,7 +93,20 @@ class Scope(NamedTuple):
     name: str
 
 
-# Thousands wait, each for hours: no generator, no asyncio.Queue (3 kB), no attribute dictionary.
+def following(due: float, now: float, interval: float, luck: float) -> float:
+    """When the next round is due, where this one was due at *due* and is done *now*.
+
+    Reckoned from when it was due: neither the requests nor a busy event loop make rounds rarer than asked for.
+    After one that took long there is rest, for half an interval.
+
+    :param luck: 0 to 1, a random number. Jitter only ever shortens an interval.
+    """
+    period = interval * (1 - JITTER * luck)
+    return max(due + period, now + period / 2)
+
+
+# Thousands wait, each for hours: no generator, no coroutine, no timer of its own, no asyncio.Queue (3 kB), no
+# attribute dictionary.
 @dataclass(eq=False, slots=True)
 class Waiter:
     """One waiting trigger, from entering the context to leaving it; see :func:`watch`.
@@ -101,15 +121,20 @@ class Waiter:
     every_round: bool
     #: Not told yet what was seen before it came.
     new: bool = True
+    #: When waiting is over, on the event loop's clock.
+    due: float | None = None
     _poller: Poller | None = None
-    _looks: list[Pool | Task | QarnotError] = field(default_factory=list)
-    _wake: asyncio.Future[None] | None = None
+    #: Told, and not asked for yet.
+    _looks: list[Pool | Task | Exception] | None = None
+    _wake: asyncio.Future[Pool | Task] | None = None
 
     async def __aenter__(self) -> Waiter:
         poller = _pollers.get(self.scope)
         if poller is None or poller.closed:
             make = POLLERS.get(self.scope.kind, Poller)
             poller = _pollers[self.scope] = make(self.scope.conn_id, self.scope.kind)
+            poller.scope = self.scope
+        self.scope = poller.scope or self.scope  # all keep the same one
         self._poller = poller
         poller.add(self)
         return self
@@ -119,32 +144,41 @@ class Waiter:
         self._poller.remove(self)
         self._poller.stop_if_idle()
 
-    def tell(self, look: Pool | Task | QarnotError) -> None:
+    def tell(self, look: Pool | Task | Exception) -> None:
         """Have :meth:`next` answer, or raise, *look*."""
-        self._looks.append(look)
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
+        self.due = None
+        if self._wake is None or self._wake.done():
+            self._looks = self._looks or []
+            self._looks.append(look)
+        else:
+            _answer(self._wake, look)
 
-    async def next(self, timeout: float | None) -> Pool | Task:
-        """Wait for the next change, at most *timeout* seconds (then ``TimeoutError``).
+    def next(self, timeout: float | None) -> asyncio.Future[Pool | Task]:
+        """The next change, to be awaited at most *timeout* seconds (then ``TimeoutError``).
 
         :raises QarnotGoneError: the object is not there any more.
         :raises QarnotCredentialsError: the token is refused for good.
         """
-        if not self._looks:
-            self._wake = asyncio.get_running_loop().create_future()
-            try:
-                if timeout is None:
-                    await self._wake
-                else:
-                    async with asyncio.timeout(timeout):
-                        await self._wake
-            finally:
-                self._wake = None
-        look = self._looks.pop(0)
-        if isinstance(look, QarnotError):
-            raise look
-        return look
+        poller = self._poller
+        assert poller is not None
+        wake = self._wake = poller.loop.create_future()
+        self.due = None
+        if self._looks:
+            _answer(wake, self._looks.pop(0))
+            self._looks = self._looks or None
+        elif timeout is not None and timeout <= 0:
+            wake.set_exception(TimeoutError())
+        elif timeout is not None:
+            self.due = poller.loop.time() + timeout
+            poller.expect(self.due)
+        return wake
+
+
+def _answer(wake: asyncio.Future[Pool | Task], look: Pool | Task | Exception) -> None:
+    if isinstance(look, Exception):
+        wake.set_exception(look)
+    else:
+        wake.set_result(look)
 
 
 class Seen(NamedTuple):
@@ -161,33 +195,47 @@ class Topic:
 
     key: str
     is_tag: bool
-    waiters: set[Waiter] = field(default_factory=set)
-    #: The newest look at each of its objects.
-    last: dict[str, Seen] = field(default_factory=dict)
+    waiters: list[Waiter] = field(default_factory=list)
+    #: The newest look at the object.
+    last: Seen | None = None
+    #: The newest look at each object with the tag.
+    members: dict[str, Seen] | None = None
     #: Not looked up since a waiter joined.
     fresh: bool = True
     tagged: bool = True
+    #: A query for changes cannot show what somebody here waits for.
+    eager: bool = False
 
     @property
     def every_round(self) -> bool:
-        """Whether a query for changes cannot show what these wait for."""
-        return not self.is_tag and (not self.tagged or any(waiter.every_round for waiter in self.waiters))
+        """Whether it must be looked up in each round."""
+        return not self.is_tag and (self.eager or not self.tagged)
 
-    def tell(self, look: Pool | Task) -> None:
-        """Wake the waiters to whom *look* shows something new."""
+    def add(self, waiter: Waiter) -> None:
+        self.waiters.append(waiter)
+        self.fresh = True
+        self.eager = self.eager or waiter.every_round
+
+    def remove(self, waiter: Waiter) -> None:
+        self.waiters.remove(waiter)
+        self.eager = any(other.every_round for other in self.waiters)
+
+    def news(self, look: Pool | Task) -> list[Waiter]:
+        """The waiters to whom *look* shows something new."""
         seen = Seen(look.state, look.state_transition_time, look.running_instance_count)
-        changed = self.last.get(look.uuid) != seen
-        if changed:
-            self.last[look.uuid] = seen
-        for waiter in self.waiters:
-            if changed or waiter.new:
-                waiter.tell(look)
+        if self.is_tag:
+            self.members = {} if self.members is None else self.members
+            changed = self.members.get(look.uuid) != seen
+            self.members[look.uuid] = seen
+        else:
+            changed, self.last = self.last != seen, seen
+        return [waiter for waiter in self.waiters if changed or waiter.new]
 
-    def looked_up(self) -> None:
-        """All of its objects have been told."""
-        self.fresh = False
-        for waiter in self.waiters:
+    def looked_up(self, told: Iterable[Waiter] | None = None) -> None:
+        """These, or all who wait, have been told of all of its objects."""
+        for waiter in self.waiters if told is None else told:
             waiter.new = False
+        self.fresh = any(waiter.new for waiter in self.waiters)
 
     def fail(self, error: QarnotError) -> None:
         """End the wait of everybody here."""
@@ -202,9 +250,14 @@ class Poller:
     def __init__(self, conn_id: str, kind: Kind) -> None:
         self.conn_id = conn_id
         self.kind = kind
+        self.scope: Scope | None = None
         self.loop = asyncio.get_running_loop()
         self.topics: dict[str, Topic] = {}
         self.rounds = 0
+        #: How many waiters asked for which interval.
+        self._intervals: Counter[float] = Counter()
+        #: Rings when the time of a waiter is over: one timer for all, as each of its own would take half a kilobyte.
+        self._alarm: asyncio.TimerHandle | None = None
         self._arrived = asyncio.Event()
         #: Every change up to here has been seen; the server's clock.
         self._mark: datetime | None = None
@@ -219,8 +272,9 @@ class Poller:
         self._client: QarnotClient | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"qarnot-poll-{kind}")
         # An empty context: its log lines belong to the triggerer, not to the trigger that happens to come first.
+        self._context = contextvars.Context()
         self._task = self.loop.create_task(
-            self._run(), name=f"qarnot poll of {kind}s, {conn_id}", context=contextvars.Context()
+            self._run(), name=f"qarnot poll of {kind}s, {conn_id}", context=self._context
         )
         self._task.add_done_callback(self._ended)
 
@@ -231,16 +285,21 @@ class Poller:
         return self._task.done() or self.loop.is_closed()
 
     def add(self, waiter: Waiter) -> None:
-        topic = self.topics.setdefault(waiter.key, Topic(waiter.key, waiter.is_tag))
-        topic.waiters.add(waiter)
-        topic.fresh = True
+        topic = self.topics.get(waiter.key)
+        if topic is None:
+            topic = self.topics[waiter.key] = Topic(waiter.key, waiter.is_tag)
+        topic.add(waiter)
+        self._intervals[waiter.interval] += 1
         self._arrived.set()
 
     def remove(self, waiter: Waiter) -> None:
         topic = self.topics[waiter.key]
-        topic.waiters.discard(waiter)
+        topic.remove(waiter)
         if not topic.waiters:
             del self.topics[waiter.key]
+        self._intervals[waiter.interval] -= 1
+        if not self._intervals[waiter.interval]:
+            del self._intervals[waiter.interval]
 
     def stop_if_idle(self) -> None:
         """End where there is nothing to watch any more; whoever comes next starts another."""
@@ -252,50 +311,75 @@ class Poller:
         self._thread.shutdown(wait=False)
         for scope in [scope for scope, poller in _pollers.items() if poller is self]:
             del _pollers[scope]
+        if self._alarm is not None and not self.topics:
+            self._alarm.cancel()
+
+    def expect(self, due: float) -> None:
+        """The time of a waiter will be over then."""
+        if self._alarm is None or due < self._alarm.when():
+            if self._alarm is not None:
+                self._alarm.cancel()
+            self._alarm = self.loop.call_at(due, self._ring, context=self._context)
+
+    def _ring(self) -> None:
+        """End the waiting of those whose time is over, and see when the next one's will be."""
+        self._alarm = None
+        now, soonest = self.loop.time(), float("inf")
+        for topic in self.topics.values():
+            for waiter in topic.waiters:
+                if waiter.due is None:
+                    continue
+                if waiter.due <= now:
+                    waiter.tell(TimeoutError())
+                else:
+                    soonest = min(soonest, waiter.due)
+        if soonest < float("inf"):
+            self.expect(max(soonest, now + ALARM_APART))
 
     # --- the loop
 
     async def _run(self) -> None:
         # The first looks tell all there is to know by now.
-        next_round = self.loop.time() + self._interval()
+        due = self.loop.time() + self._interval
         while True:
+            # Whoever comes from here on, while it asks, is seen to right after.
+            self._arrived.clear()
             try:
                 await self._credentials()
                 await self._look([topic for topic in self.topics.values() if topic.fresh])
-                if self.loop.time() >= next_round:
+                # One who is new may want to look more often.
+                due = min(due, self.loop.time() + self._interval)
+                if self.loop.time() >= due:
                     begun = self.loop.time()
                     await self._round()
                     self._measure(self.loop.time() - begun)
-                    next_round = self.loop.time() + self._interval()
+                    due = following(due, self.loop.time(), self._interval, random.random())
                 self._failures = self._refused = 0
-                pause = next_round - self.loop.time()
             except Exception as error:
                 pause = self._pause_after(error)
-                next_round = self.loop.time() + pause
+                due = self.loop.time() + pause
                 await asyncio.sleep(pause)
                 continue
-            self._arrived.clear()
             try:
-                async with asyncio.timeout(max(0.0, pause)):
+                async with asyncio.timeout_at(due):
                     await self._arrived.wait()
-                # Triggers start in bursts: let a burst become one request.
-                await asyncio.sleep(min(0.5, self._interval() / 10))
+                    # Triggers start in bursts: let a burst become one request.
+                    await asyncio.sleep(min(0.5, self._interval / 10))
             except TimeoutError:
                 pass
 
     def _measure(self, seconds: float) -> None:
-        waiters = sum(len(topic.waiters) for topic in self.topics.values())
-        metrics.polled(self.kind, self.conn_id, waiters, len(self.topics), seconds)
+        metrics.polled(self.kind, self.conn_id, self._intervals.total(), len(self.topics), seconds)
 
+    @property
     def _interval(self) -> float:
-        """Seconds to the next round: the shortest any waiter asked for, with jitter."""
-        intervals = (waiter.interval for topic in self.topics.values() for waiter in topic.waiters)
-        return min(intervals, default=1.0) * random.uniform(0.95, 1.05)
+        """Seconds between two rounds: the shortest any waiter asked for."""
+        return min(self._intervals, default=1.0)
 
     def _pause_after(self, error: Exception) -> float:
         """Seconds to wait after a failed round; fails the waiters where the error will not pass."""
         self._failures += 1
-        pause = min(LONGEST_BACKOFF, self._interval() * 2 ** min(self._failures, 10))
+        pause = min(LONGEST_BACKOFF, self._interval * 2 ** min(self._failures, 10))
         pause *= random.uniform(0.8, 1.2)
         if isinstance(error, (QarnotCredentialsError, QarnotInvalidSpecError)):
             self._refused += 1
@@ -386,7 +470,7 @@ class Poller:
             self._asks_for_changes = False
             return
         self._mark = max(self._mark, asked)
-        self._tell(found)
+        await self._tell(found)
 
     def _server_time(self) -> datetime | None:
         """A time that the server's clock has reached by now.
@@ -404,8 +488,9 @@ class Poller:
         for topic in topics:
             if topic.is_tag:
                 resource, tagged = self._resource, filters.equal("Tags", topic.key)
-                self._tell(await self._ask(partial(_all, resource, tagged)))
-                topic.looked_up()
+                joined = [waiter for waiter in topic.waiters if waiter.new]
+                await self._tell(await self._ask(partial(_all, resource, tagged)))
+                topic.looked_up(joined)
         uuids = [topic.key for topic in topics if not topic.is_tag]
         while uuids:
             chunk, uuids = uuids[: self._chunk], uuids[self._chunk :]
@@ -421,17 +506,9 @@ class Poller:
                 self._chunk = max(1, len(chunk) // 2)
                 uuids = chunk + uuids
                 continue
-            self._tell(found)
-            missing = set(chunk) - {one.uuid for one in found}
-            for uuid in chunk:
-                if uuid not in missing:
-                    self._looked_up(uuid)
-            for uuid in missing:
+            await self._tell(found)
+            for uuid in set(chunk) - {one.uuid for one in found}:
                 await self._confirm(uuid)
-
-    def _looked_up(self, uuid: str) -> None:
-        if topic := self.topics.get(uuid):
-            topic.looked_up()
 
     def _search(self, uuids: list[str]) -> list[Pool | Task]:
         found: list[Pool | Task] = self._resource.search(
@@ -443,8 +520,7 @@ class Poller:
         """A search that misses an object proves nothing; 404 on the object itself does."""
         resource = self._resource
         try:
-            self._tell([await self._ask(lambda: resource.get(uuid))])
-            self._looked_up(uuid)
+            await self._tell([await self._ask(lambda: resource.get(uuid))])
         except QarnotNotFoundError as error:
             gone = QarnotGoneError(
                 f"Qarnot {self.kind} {uuid} is gone: it was deleted before its end was seen.",
@@ -456,16 +532,25 @@ class Poller:
 
     # --- telling the waiters
 
-    def _tell(self, found: Iterable[Pool | Task]) -> None:
+    async def _tell(self, found: Iterable[Pool | Task]) -> None:
+        woken = 0
         for one in found:
             reached = self._server_time()
             if one.state_transition_time and (reached is None or one.state_transition_time > reached):
                 self._clock = (one.state_transition_time, self.loop.time())
             for key in (one.uuid, *one.tags):
-                if topic := self.topics.get(key):
-                    if self._settings and not topic.is_tag:
+                if (topic := self.topics.get(key)) is None:
+                    continue
+                news = topic.news(one)
+                if not topic.is_tag:
+                    if self._settings:
                         topic.tagged = namespace_tag(self._settings.namespace) in one.tags
-                    topic.tell(one)
+                    topic.looked_up(news)
+                for waiter in news:
+                    waiter.tell(one)
+                    woken += 1
+                    if woken % AT_ONCE == 0:
+                        await asyncio.sleep(0)
         if self._mark is None and self._clock is not None:
             self._mark = self._clock[0]
 

@@ -37,8 +37,9 @@ class QarnotTaskTrigger(QarnotTrigger):
         return super()._wait() if self.live is None else self._wait_and_follow(self.live)
 
     async def _wait_and_follow(self, live: dict[str, Any]) -> Outcome:
-        life = Life.from_kwargs(self.life) if self.life else None
-        follower = self._follower = Follower(self.qarnot_conn_id, live, self.poll_interval, life, self.log)
+        follower = self._follower = Follower(
+            self.qarnot_conn_id, live, self.poll_interval, self.life, self.log
+        )
         following = asyncio.create_task(follower.follow())
         try:
             outcome = await super()._wait()

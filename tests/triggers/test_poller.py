@@ -61,7 +61,7 @@ def rounds_cost(qarnot: LocalQarnot, uuids: list[str]) -> float:
         waiting = [asyncio.create_task(state_of(uuid, "Cancelled")) for uuid in uuids]
         await until(lambda: len(list(poller.pollers())) == 1)
         (shared,) = poller.pollers()
-        await until(lambda: sum(len(topic.last) for topic in shared.topics.values()) == len(uuids))
+        await until(lambda: sum(bool(topic.last) for topic in shared.topics.values()) == len(uuids))
         begun, asked = shared.rounds, searches(qarnot)
         await until(lambda: shared.rounds >= begun + 8)
         cost = (searches(qarnot) - asked) / (shared.rounds - begun)
@@ -312,10 +312,10 @@ def test_a_burst_is_asked_for_once(
     brought: list[int] = []
     tell = poller.Poller._tell
 
-    def counting(self: poller.Poller, found: Any) -> None:
+    async def counting(self: poller.Poller, found: Any) -> None:
         found = list(found)
         brought.append(len(found))
-        tell(self, found)
+        await tell(self, found)
 
     monkeypatch.setattr(poller.Poller, "_tell", counting)
 
@@ -380,7 +380,7 @@ def test_a_state_that_came_and_went_between_two_looks_is_not_lost(
         waiting = asyncio.create_task(first_event(trigger_of(uuid, "FullyExecuting", interval=3600)))
         await until(lambda: any(topic.last for one in poller.pollers() for topic in one.topics.values()))
         (shared,) = poller.pollers()
-        assert {seen.state for topic in shared.topics.values() for seen in topic.last.values()} <= {
+        assert {topic.last.state for topic in shared.topics.values() if topic.last} <= {
             "Submitted",
             "FullyDispatched",
         }
@@ -403,15 +403,154 @@ def test_a_target_that_was_not_passed_on_the_way_is_not_made_up(
     assert event["status"] == "impossible"
 
 
-def test_rounds_of_several_pollers_do_not_march_in_step(qarnot: LocalQarnot) -> None:
-    async def pauses() -> set[float]:
-        async with watch("qarnot_default", "task", "t", interval=10):
-            (shared,) = poller.pollers()
-            return {shared._interval() for _ in range(20)}
+@pytest.mark.parametrize(
+    ("due", "now", "luck", "expected"),
+    [
+        pytest.param(100.0, 100.0, 0.0, 110.0, id="an interval later"),
+        pytest.param(100.0, 100.0, 1.0, 109.0, id="jitter shortens it"),
+        pytest.param(100.0, 103.0, 0.0, 110.0, id="how long the round took does not matter"),
+        pytest.param(100.0, 103.0, 1.0, 109.0, id="with jitter neither"),
+        pytest.param(100.0, 105.0, 0.0, 110.0, id="half an interval of rest is left"),
+        pytest.param(100.0, 109.0, 0.0, 114.0, id="a long round is followed by rest"),
+        pytest.param(100.0, 150.0, 0.0, 155.0, id="rounds missed are not made up for"),
+    ],
+)
+def test_when_the_next_round_is_due(due: float, now: float, luck: float, expected: float) -> None:
+    assert poller.following(due, now, 10.0, luck) == pytest.approx(expected)
 
-    found = asyncio.run(pauses())
-    assert len(found) > 10
-    assert all(9 <= pause <= 11 for pause in found)
+
+def test_rounds_keep_their_interval_however_long_a_request_takes(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str
+) -> None:
+    """Five rounds with requests that take a third of the interval: they are due one interval after the other."""
+    interval, took = 0.6, 0.2
+    (uuid,) = submit(client, pool, 1)
+
+    async def wait() -> list[float]:
+        async with watch("qarnot_default", "task", uuid, interval=interval) as waiter:
+            await waiter.next(PATIENCE)
+            dues: list[float] = []
+            qarnot.faults(
+                [
+                    {
+                        "method": "POST",
+                        "path": "^/tasks/search$",
+                        "times": 100,
+                        "kind": "delay",
+                        "seconds": took,
+                    }
+                ]
+            )
+            following = poller.following
+
+            def noting(due: float, *rest: float) -> float:
+                dues.append(due)
+                return following(due, *rest)
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(poller, "following", noting)
+                await until(lambda: len(dues) >= 6)
+            return dues
+
+    dues = asyncio.run(wait())
+    apart = sorted(later - then for then, later in itertools.pairwise(dues))
+    # A busy machine makes a round late, and rest is due after it; the schedule itself takes no longer.
+    assert apart[0] <= interval + 1e-6
+
+
+def test_who_comes_while_a_request_is_under_way_is_seen_to_right_after(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = submit(client, pool, 2)
+    asking, answer = threading.Event(), threading.Event()
+    search = poller.Poller._search
+
+    def slow(self: poller.Poller, uuids: list[str]) -> Any:
+        asking.set()
+        answer.wait(PATIENCE)
+        return search(self, uuids)
+
+    monkeypatch.setattr(poller.Poller, "_search", slow)
+
+    async def wait() -> None:
+        async with watch("qarnot_default", "task", first, interval=3600) as one:
+            await until(asking.is_set)
+            async with watch("qarnot_default", "task", second, interval=3600) as other:
+                answer.set()
+                await one.next(PATIENCE)
+                await other.next(PATIENCE)
+
+    asyncio.run(wait())
+
+
+def test_one_who_wants_to_look_more_often_makes_all_look_so(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str
+) -> None:
+    patient, hasty = submit(client, pool, 2)
+
+    async def wait() -> str:
+        async with watch("qarnot_default", "task", patient, interval=3600) as one:
+            await one.next(PATIENCE)
+            waiting = asyncio.create_task(state_of(hasty, "Cancelled"))
+            (shared,) = poller.pollers()
+            await until(lambda: hasty in shared.topics and bool(shared.topics[hasty].last))
+            await asyncio.to_thread(client.tasks.abort, hasty)
+            return await waiting
+
+    assert asyncio.run(wait()) == "Cancelled"
+
+
+def test_each_waiter_gives_up_when_its_own_time_is_over(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str
+) -> None:
+    """One timer serves all: the shorter time that comes later, several at once, and the rest goes on."""
+    uuids = submit(client, pool, 4)
+    ended: list[str] = []
+
+    async def one(uuid: str, seconds: float | None) -> None:
+        async with watch("qarnot_default", "task", uuid, interval=3600) as waiter:
+            await waiter.next(PATIENCE)
+            with pytest.raises(TimeoutError):
+                await waiter.next(seconds)
+            ended.append(uuid)
+
+    async def wait() -> None:
+        times = (1.0, 0.3, 0.3, None)
+        waiting = [
+            asyncio.create_task(one(uuid, seconds)) for uuid, seconds in zip(uuids, times, strict=True)
+        ]
+        await until(lambda: len(ended) == 3)
+        assert not waiting[3].done()
+        waiting[3].cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+    asyncio.run(wait())
+    assert set(ended[:2]) == {uuids[1], uuids[2]}
+    assert ended[2] == uuids[0]
+
+
+def test_a_crowd_is_woken_a_few_at_a_time(qarnot: LocalQarnot, client: QarnotClient, pool: str) -> None:
+    """Each that is woken has something to log; the event loop has its turn in between."""
+    (uuid,) = submit(client, pool, 1)
+    crowd = 5 * poller.AT_ONCE
+    told: list[int] = []  # at which turn of the event loop
+    turn = 0
+
+    async def one() -> None:
+        async with watch("qarnot_default", "task", uuid, interval=3600) as waiter:
+            await waiter.next(PATIENCE)
+            told.append(turn)
+
+    async def wait() -> None:
+        nonlocal turn
+        waiting = [asyncio.create_task(one()) for _ in range(crowd)]
+        while len(told) < crowd:
+            turn += 1
+            await asyncio.sleep(0)
+        await asyncio.gather(*waiting)
+
+    asyncio.run(asyncio.wait_for(wait(), PATIENCE))
+    assert max(told.count(one) for one in set(told)) <= poller.AT_ONCE
 
 
 def test_all_back_off_together(qarnot: LocalQarnot, client: QarnotClient, pool: str) -> None:
