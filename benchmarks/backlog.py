@@ -65,13 +65,14 @@ class Backlog:
                 "uuid": uuid,
                 "condition": TASK_ENDED.to_kwargs(),
                 "poll_interval": interval,
-                "deadline": "2099-01-01T00:00:00+00:00",
+                # Each Airflow task has one of its own.
+                "deadline": (deadline := f"2099-01-01T00:00:00.{life.map_index:06}+00:00"),
                 "life": life.to_kwargs(),
                 "cancel_on_kill": True,
                 "carry": {
                     "decision": "created",
                     "resubmitted": False,
-                    "deadline": "2099-01-01T00:00:00+00:00",
+                    "deadline": deadline,
                 },
                 "format": 1,
             }

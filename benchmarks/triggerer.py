@@ -15,25 +15,29 @@ import os
 import subprocess
 import sys
 import time
+import tracemalloc
 import uuid
 from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 #: Seconds between two looks of the lag probe.
 PROBE = 0.01
-ALONE = "alone"
+ALONE, TRACED = "alone", "traced"
 
 
 class Triggerer:
     """A triggerer process.
 
     :param alone: triggers of ours share no poll: every one has a poll of its own.
+    :param traced: :meth:`memory` is that of Python's objects, as counted by tracemalloc since its first call.
     """
 
-    def __init__(self, *, alone: bool = False) -> None:
-        command = [sys.executable, "-m", "benchmarks.triggerer", *([ALONE] if alone else [])]
+    def __init__(self, *, alone: bool = False, traced: bool = False) -> None:
+        options = [name for name, chosen in ((ALONE, alone), (TRACED, traced)) if chosen]
+        command = [sys.executable, "-m", "benchmarks.triggerer", *options]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._ask(do="ready")
 
@@ -69,7 +73,7 @@ class Triggerer:
             self._ask(do="add", classpath=classpath, kwargs=kwargs[start : start + 200])
 
     def memory(self) -> int:
-        """Bytes that are the process's alone."""
+        """Bytes that the process has allocated."""
         return int(self._ask(do="memory")["memory"])
 
     def settle(self, seconds: float = 300.0) -> None:
@@ -166,6 +170,20 @@ async def _probe(lags: list[float], blocked: list[float]) -> None:
         blocked.append(time.thread_time() - spent)
 
 
+def _anonymous() -> int:
+    """Bytes that this process has allocated: its pages of no file, resident or swapped out; 0 where Linux does not say.
+
+    The pages of files (libraries) are no matter of how many wait, and whether they are ours alone changes whenever
+    another process that has loaded the same ones begins or ends.
+    """
+    try:
+        rollup = Path("/proc/self/smaps_rollup").read_text()
+    except OSError:
+        return 0
+    found = dict(line.split(":", 1) for line in rollup.splitlines()[1:])
+    return 1024 * sum(int(found[name].split()[0]) for name in ("Anonymous", "Swap"))
+
+
 async def _serve() -> None:
     import psutil
 
@@ -189,7 +207,11 @@ async def _serve() -> None:
 
     def memory() -> int:
         gc.collect()
-        return int(me.memory_full_info().uss)
+        if TRACED in sys.argv[1:]:
+            if not tracemalloc.is_tracing():
+                tracemalloc.start()
+            return tracemalloc.get_traced_memory()[0]
+        return _anonymous() or int(me.memory_full_info().uss)
 
     def rounds() -> int:
         return sum(one.rounds for one in poller.pollers())
