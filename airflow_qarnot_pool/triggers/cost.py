@@ -49,7 +49,7 @@ class CostPoller(Poller):
             self.topics[waiter.key], self._left[waiter.key] = topic, waiter.interval
 
     def _interval(self) -> float:
-        return min([super()._interval(), *self._left.values()]) if self._left else super()._interval()
+        return min([*self._intervals, *self._left.values()], default=1.0)
 
     def _pause_after(self, error: Exception) -> float:
         pause = super()._pause_after(error)

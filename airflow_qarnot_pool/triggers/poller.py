@@ -340,7 +340,7 @@ class Poller:
 
     async def _run(self) -> None:
         # The first looks tell all there is to know by now.
-        due = self.loop.time() + self._interval
+        due = self.loop.time() + self._interval()
         while True:
             # Whoever comes from here on, while it asks, is seen to right after.
             self._arrived.clear()
@@ -348,12 +348,12 @@ class Poller:
                 await self._credentials()
                 await self._look([topic for topic in self.topics.values() if topic.fresh])
                 # One who is new may want to look more often.
-                due = min(due, self.loop.time() + self._interval)
+                due = min(due, self.loop.time() + self._interval())
                 if self.loop.time() >= due:
                     begun = self.loop.time()
                     await self._round()
                     self._measure(self.loop.time() - begun)
-                    due = following(due, self.loop.time(), self._interval, random.random())
+                    due = following(due, self.loop.time(), self._interval(), random.random())
                 self._failures = self._refused = 0
             except Exception as error:
                 pause = self._pause_after(error)
@@ -364,14 +364,13 @@ class Poller:
                 async with asyncio.timeout_at(due):
                     await self._arrived.wait()
                     # Triggers start in bursts: let a burst become one request.
-                    await asyncio.sleep(min(0.5, self._interval / 10))
+                    await asyncio.sleep(min(0.5, self._interval() / 10))
             except TimeoutError:
                 pass
 
     def _measure(self, seconds: float) -> None:
         metrics.polled(self.kind, self.conn_id, self._intervals.total(), len(self.topics), seconds)
 
-    @property
     def _interval(self) -> float:
         """Seconds between two rounds: the shortest any waiter asked for."""
         return min(self._intervals, default=1.0)
@@ -379,7 +378,7 @@ class Poller:
     def _pause_after(self, error: Exception) -> float:
         """Seconds to wait after a failed round; fails the waiters where the error will not pass."""
         self._failures += 1
-        pause = min(LONGEST_BACKOFF, self._interval * 2 ** min(self._failures, 10))
+        pause = min(LONGEST_BACKOFF, self._interval() * 2 ** min(self._failures, 10))
         pause *= random.uniform(0.8, 1.2)
         if isinstance(error, (QarnotCredentialsError, QarnotInvalidSpecError)):
             self._refused += 1
