@@ -87,15 +87,21 @@ def check(release: str, day: str, wheel: Path, place: Path, *, quick: bool) -> l
 
 
 def wiring(python: str, dated: tuple[str, ...], place: Path) -> list[str]:
-    """What the wiring tests say in this environment, of the wheel."""
-    run(*dated, "pytest")
+    """What the wiring tests, and that of the metrics, say in this environment, of the wheel."""
+    run(*dated, "pytest", "statsd")
     tests = place / "tests"
-    for name in ("__init__.py", "conftest.py", "task_groups/__init__.py", "task_groups/test_wiring.py"):
+    which = ("task_groups/test_wiring.py", "unit/test_metrics_sent.py")
+    for name in (
+        "__init__.py",
+        "conftest.py",
+        "statsd.py",
+        *(f"{Path(one).parent}/__init__.py" for one in which),
+        *which,
+    ):
         (tests / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / "tests" / name, tests / name)
-    said = run(
-        python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/task_groups/test_wiring.py", cwd=place
-    )
+    paths = [f"tests/{one}" for one in which]
+    said = run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *paths, cwd=place)
     return [] if " passed" in said else [f"the wiring tests did not run: {said[-300:]}"]
 
 
@@ -113,7 +119,7 @@ def main() -> None:
         begun = time.monotonic()
         with tempfile.TemporaryDirectory() as place:
             problems = check(release, day, wheel.resolve(), Path(place), quick=arguments.quick)
-        fine = "installs, changes no other package, is listed, its DAGs parse, groups are wired right"
+        fine = "installs, changes no other package, is listed, its DAGs parse, groups are wired right, metrics are sent"
         fine += "" if arguments.quick else ", the README works as printed"
         verdict = "; ".join(problems) or fine
         print(f"Airflow {release} as of {day}: {verdict} ({time.monotonic() - begun:.0f} s)", flush=True)
