@@ -18,6 +18,7 @@ from typing import Any
 from unittest import mock
 
 from airflow_qarnot_pool.compat import TaskDeferred
+from airflow_qarnot_pool.identity import Life
 from airflow_qarnot_pool.triggers.base import QarnotTrigger
 
 RUN_STARTED = datetime(2026, 1, 1, tzinfo=UTC)
@@ -43,6 +44,22 @@ class FakeTI:
     def xcom_pull(self, *, task_ids: str, key: str, map_indexes: int) -> Any:
         assert (task_ids, map_indexes) == (self.task_id, self.map_index)
         return self.xcoms.get(key)
+
+
+def life_of(**fields: Any) -> Life:
+    """A first life of a task instance, for what needs no context."""
+    values: dict[str, Any] = {
+        "namespace": "test",
+        "dag_id": "dag",
+        "run_id": "run",
+        "task_id": "create",
+        "map_index": -1,
+        "run_started": "",
+        "max_tries": 0,
+        "try_number": 1,
+        "retries": 0,
+    }
+    return Life(**{**values, **fields})
 
 
 def context_of(operator: Any, ti: FakeTI | None = None, run_started: datetime = RUN_STARTED) -> Any:

@@ -19,13 +19,13 @@ import pytest
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
 from airflow_qarnot_pool.exceptions import QarnotError, QarnotInvalidSpecError
-from airflow_qarnot_pool.identity import Life, namespace_tag
+from airflow_qarnot_pool.identity import namespace_tag
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.operators.pool import QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.reap import QarnotReapPoolsOperator
 from airflow_qarnot_pool.reaper import Limits, Report, reap
 from tests.crash.children import eventually
-from tests.harness import FakeTI, context_of, run
+from tests.harness import FakeTI, context_of, life_of, run
 from tests.operators.conftest import connect
 
 LIMITS = Limits(grace=timedelta(minutes=15), idle=timedelta(hours=1), finished=timedelta(days=8))
@@ -126,17 +126,7 @@ def test_another_namespace_is_not_touched(
 
 def strangers(namespace: str) -> dict[str, PoolSpec]:
     """Pools with our namespace tag that this provider did not make in this namespace."""
-    life = Life(
-        namespace=namespace,
-        dag_id="dag",
-        run_id="over",
-        task_id="create",
-        map_index=-1,
-        run_started="",
-        max_tries=0,
-        try_number=1,
-        retries=0,
-    )
+    life = life_of(namespace=namespace, run_id="over")
     tag = namespace_tag(namespace)
     labels = life.labels(1, "spec")
     plain = PoolSpec(name="somebody's", instance_count=1, tags=[tag])
@@ -162,17 +152,7 @@ def test_a_pool_that_only_looks_like_ours_is_not_touched(
 
 
 def test_a_shared_pool_is_closed_for_idleness_only(client: QarnotClient, namespace: str) -> None:
-    labels = Life(
-        namespace=namespace,
-        dag_id="dag",
-        run_id="over",
-        task_id="create",
-        map_index=-1,
-        run_started="",
-        max_tries=0,
-        try_number=1,
-        retries=0,
-    ).labels(1, "spec")
+    labels = life_of(namespace=namespace, run_id="over").labels(1, "spec")
     spec = PoolSpec(
         name="shared",
         instance_count=1,

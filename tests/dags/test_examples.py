@@ -13,9 +13,9 @@ from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.models import Pool, Task
 from airflow_qarnot_pool.api.specs import PoolSpec
 from airflow_qarnot_pool.claim import claim
-from airflow_qarnot_pool.identity import Life
 from airflow_qarnot_pool.local import LocalQarnot
 from tests.conftest import ROOT
+from tests.harness import life_of
 
 pytestmark = pytest.mark.usefixtures("airflow_db", "qarnot_connection")
 
@@ -197,17 +197,7 @@ def test_qarnot_taskflow(client: QarnotClient) -> None:
 @pytest.mark.parametrize("report_only", [True, False])
 def test_qarnot_maintenance(client: QarnotClient, report_only: bool) -> None:
     """A pool whose DAG run is not known is reported; it is younger than the grace, so it stays."""
-    life = Life(
-        namespace="tests",
-        dag_id="deleted",
-        run_id=f"deleted-{report_only}",
-        task_id="open_pool",
-        map_index=-1,
-        run_started="",
-        max_tries=0,
-        try_number=1,
-        retries=0,
-    )
+    life = life_of(namespace="tests", dag_id="deleted", run_id=f"deleted-{report_only}")
     forgotten = claim(client.pools, PoolSpec(name="forgotten"), life).uuid
     run = Run(client, "qarnot_maintenance", {"report_only": report_only})
     assert run.states == {"reap": "success"}

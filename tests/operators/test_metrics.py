@@ -16,14 +16,13 @@ from airflow_qarnot_pool import compat, metrics
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.specs import PoolSpec
 from airflow_qarnot_pool.exceptions import QarnotBudgetError
-from airflow_qarnot_pool.identity import Life
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.reaper import reap
 from tests.conftest import ROOT
 from tests.crash.children import eventually
-from tests.harness import FakeTI, defer, run
+from tests.harness import FakeTI, defer, life_of, run
 from tests.statsd import Statsd
 
 DOCS = Path(ROOT, "docs", "metrics.md")
@@ -134,17 +133,7 @@ def doubles(monkeypatch: pytest.MonkeyPatch) -> None:
     """The answer to a create is lost, and what it made shows only after the next one: one of both ends."""
     from airflow_qarnot_pool import claim as claims
 
-    life = Life(
-        namespace="test",
-        dag_id="dag",
-        run_id="doubles",
-        task_id="create",
-        map_index=-1,
-        run_started="",
-        max_tries=0,
-        try_number=1,
-        retries=0,
-    )
+    life = life_of(run_id="doubles")
     look, looks = claims._lookup, iter([True])
     monkeypatch.setattr(claims, "_lookup", lambda *args: {} if next(looks, False) else look(*args))
     with (

@@ -19,13 +19,12 @@ from typing import Any
 import pytest
 import structlog
 
-from airflow_qarnot_pool.identity import Life
 from airflow_qarnot_pool.output import read_output, take_over
 from airflow_qarnot_pool.transcript import Place, Transcript
 from airflow_qarnot_pool.triggers import output
 from airflow_qarnot_pool.triggers.channel import drained, unread
 from airflow_qarnot_pool.triggers.output import AT_A_TIME, MOST_INSTANCES, Follower
-from tests.harness import FakeTI
+from tests.harness import FakeTI, life_of
 
 
 class Log:
@@ -201,17 +200,7 @@ def source(monkeypatch: pytest.MonkeyPatch) -> Source:
     return source
 
 
-LIFE = Life(
-    namespace="n",
-    dag_id="dag",
-    run_id="run",
-    task_id="task",
-    map_index=-1,
-    run_started="",
-    max_tries=0,
-    try_number=1,
-    retries=0,
-)
+LIFE = life_of(task_id="task")
 
 
 def works_in(

@@ -10,19 +10,9 @@ import pytest
 
 from airflow_qarnot_pool.identity import Fate, Life, Relic, decide
 from airflow_qarnot_pool.shared import Holder, Needs, _packed, _unpacked, differing, needed_by, settle
+from tests.harness import life_of
 
-LIFE = Life(
-    namespace="prod",
-    dag_id="etl",
-    run_id="r1",
-    task_id="open",
-    map_index=-1,
-    run_started="2026-01-01T00:00:00+00:00",
-    max_tries=0,
-    try_number=1,
-    retries=0,
-    shared="nightly",
-)
+LIFE = life_of(namespace="prod", dag_id="etl", run_id="r1", task_id="open", shared="nightly")
 
 
 def relic(uuid: str, **fields: Any) -> Relic:

@@ -1,0 +1,188 @@
+"""Close pools, and delete them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import XComArg
+
+from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError, QarnotNotFoundError
+from airflow_qarnot_pool.conditions import POOL_CLOSED, Ending, Outcome
+from airflow_qarnot_pool.identity import Life
+from airflow_qarnot_pool.links import LINKS
+from airflow_qarnot_pool.operators.base import QarnotOperator, WaitingOperator, nothing, output_of, reference
+from airflow_qarnot_pool.operators.create_pool import QarnotCreatePoolOperator
+from airflow_qarnot_pool.operators.parameters import check_flags, is_uuid
+from airflow_qarnot_pool.operators.pool_base import PoolOperator
+from airflow_qarnot_pool.shared import release
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+
+log = logging.getLogger(__name__)
+
+
+class QarnotClosePoolOperator(PoolOperator):
+    """Close a pool; one that is closed, closing or gone already is fine. Returns its uuid.
+
+    Where the task that made it returned nothing (it was marked success by hand while it waited, say), whatever
+    pool that task has made in this DAG run is closed all the same; None is returned where it made none.
+
+    :param qarnot_pool: uuid or shortname of the pool, or the output of the task that made it.
+    :param shared: give up the shared pool of this name, and close it if no other DAG run needs it and nothing is
+        queued or running on it; else the last one to give it up closes it. ``qarnot_pool`` need not be given then.
+    :param wait_for_completion: wait until it is Closed; default: no, as billing ends with the request.
+    :param report_cost: store what the pool and the DAG run have cost as XCom ``qarnot_cost`` (see
+        docs/what-a-run-costs.md); the log tells what the pool has cost in any case.
+    """
+
+    template_fields = (*WaitingOperator.template_fields, "qarnot_pool", "shared")
+
+    def __init__(
+        self,
+        *,
+        qarnot_pool: Any = None,
+        wait_for_completion: bool = False,
+        report_cost: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        # A kill of this task must not undo anything: there is nothing that it would have to end.
+        super().__init__(wait_for_completion=wait_for_completion, **{**kwargs, "cancel_on_kill": False})
+        self.qarnot_pool = output_of(qarnot_pool, "qarnot_pool")
+        #: Kept, because rendering puts what the maker returned in the place of the reference to it.
+        self._makers = [one for one, _ in XComArg.iter_xcom_references(self.qarnot_pool) if _makes_pools(one)]
+        self.report_cost = report_cost
+        check_flags(report_cost=report_cost)
+        if qarnot_pool is None and self.shared is None:
+            raise QarnotInvalidSpecError(
+                "qarnot_pool is missing: which pool should be closed?", field="qarnot_pool"
+            )
+
+    def execute(self, context: Context) -> str | None:
+        from airflow_qarnot_pool.claim import end
+
+        if self.shared is not None:
+            return self._give_up(context)
+        ref = self.qarnot_pool
+        if nothing(ref) and (makers := self._makers or self._makers_upstream()):
+            ref = self._close_unseen(context, makers)
+            if ref is None:
+                return None
+        ref = reference(ref, "qarnot_pool")
+        end(self.client.pools, ref)
+        self.log.info("Pool %s is told to close", ref)
+        try:
+            uuid = ref if is_uuid(ref) else self.client.pools.get(ref).uuid
+        except QarnotNotFoundError:
+            return ref
+        return self._told(context, uuid)
+
+    def _told(self, context: Context, uuid: str) -> str:
+        self._show_link(context, "pool", uuid)
+        if not self.wait_for_completion:
+            self._tell_cost(context, uuid)
+            return uuid
+        return self._closed(context, self._wait(uuid, POOL_CLOSED, self._deadline(context)))
+
+    def _makers_upstream(self) -> list[Any]:
+        """The one task upstream that makes a pool, for a *qarnot_pool* that is a Jinja template."""
+        makers = [one for one in self.upstream_list if _makes_pools(one)] if self.has_dag() else []
+        return makers if len(makers) == 1 else []
+
+    def _close_unseen(self, context: Context, makers: Iterable[Any]) -> str | None:
+        """Close what *makers* made in this run though they returned nothing; the uuid of the last of it."""
+        from airflow_qarnot_pool.claim import end_owned
+
+        closed = []
+        for maker in makers:
+            mine = Life.of(context, self.hook.settings.namespace)
+            map_index = mine.map_index if maker.get_closest_mapped_task_group() is not None else -1
+            life = replace(mine, task_id=maker.task_id, map_index=map_index)
+            found = end_owned(self.client.pools, life)
+            self.log.warning(
+                "Task %s returned no pool (was it marked success by hand?); of what it made in this run, %s",
+                maker.task_id,
+                f"closed {', '.join(found)}" if found else "nothing is open",
+            )
+            closed += found
+        return closed[-1] if closed else None
+
+    def _give_up(self, context: Context) -> str:
+        """Close the shared pool, or leave it to those who need it."""
+        released = release(self.client, self._life_of(context), _run_lives, self._setups())
+        for one in released:
+            if one.closed:
+                return self._told(context, one.uuid)
+        if not released:
+            self.log.info("There is no open pool %r", self.shared)
+        else:
+            self._tell_cost(context, released[0].uuid)
+        given = self.qarnot_pool if isinstance(self.qarnot_pool, str) else ""
+        return released[0].uuid if released else given
+
+    def _setups(self) -> list[str] | None:
+        """The tasks that opened it and of which this is the teardown; None: not known, so all of the run."""
+        if not self.is_teardown:
+            return None
+        return [one.task_id for one in self.upstream_list if one.is_setup] or None
+
+    def execute_complete(self, context: Context, event: Mapping[str, Any]) -> str:
+        """Return the uuid of the pool that is closed."""
+        return self._closed(context, self._resumed(context, event))
+
+    def _closed(self, context: Context, outcome: Outcome) -> str:
+        if outcome.ending is not Ending.GONE:
+            self._raise_for(outcome)
+        self.log.info("Pool %s is %s", outcome.uuid, outcome.state or "gone")
+        self._tell_cost(context, outcome.uuid)
+        return outcome.uuid
+
+    def _tell_cost(self, context: Context, uuid: str) -> None:
+        from airflow_qarnot_pool.operators.cost import tell_cost
+
+        tell_cost(self, context, uuid, whole_run=self.report_cost)
+
+
+def _makes_pools(task: Any) -> bool:
+    return isinstance(task, QarnotCreatePoolOperator)
+
+
+class QarnotDeletePoolOperator(QarnotOperator):
+    """Delete a pool, closing it first where it is open; one that is gone already is fine.
+
+    :param qarnot_pool: uuid or shortname of the pool, or the output of the task that made it.
+    """
+
+    template_fields = (*QarnotOperator.template_fields, "qarnot_pool")
+    operator_extra_links = (LINKS["pool"],)
+
+    def __init__(self, *, qarnot_pool: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.qarnot_pool = output_of(qarnot_pool, "qarnot_pool")
+
+    def execute(self, context: Context) -> None:
+        ref = reference(self.qarnot_pool, "qarnot_pool")
+        self._show_link(context, "pool", ref)
+        try:
+            self.client.pools.delete(ref)
+        except QarnotNotFoundError:
+            self.log.info("Pool %s is gone already", ref)
+        else:
+            self.log.info("Pool %s is deleted", ref)
+
+
+def _run_lives(dag_id: str, run_id: str) -> bool:
+    """Whether a DAG run is unfinished; also where Airflow does not say."""
+    from airflow_qarnot_pool.operators.reap import run_state
+    from airflow_qarnot_pool.reaper import OVER
+
+    try:
+        state = run_state(dag_id, run_id)
+    except Exception as error:
+        log.warning("Airflow does not say whether run %s of %s still lives: %s", run_id, dag_id, error)
+        return True
+    return state is not None and state not in OVER

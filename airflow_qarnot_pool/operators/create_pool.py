@@ -1,0 +1,259 @@
+"""Create pools."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow_qarnot_pool.api import states
+from airflow_qarnot_pool.api.errors import (
+    QarnotInvalidSpecError,
+    QarnotQuotaError,
+)
+from airflow_qarnot_pool.budget import amount
+from airflow_qarnot_pool.conditions import (
+    POOL_READY,
+    Condition,
+    Ending,
+    Outcome,
+)
+from airflow_qarnot_pool.exceptions import QarnotPoolEndedError
+from airflow_qarnot_pool.identity import Life
+from airflow_qarnot_pool.operators.base import WaitingOperator, already
+from airflow_qarnot_pool.operators.budget import BUDGET_FIELDS, BudgetOperator, check_can_pay
+from airflow_qarnot_pool.operators.parameters import (
+    check_durations,
+    check_sizes,
+    given,
+    pool_spec,
+    refuse_misplaced,
+    sizes_given,
+)
+from airflow_qarnot_pool.operators.warm_up import WarmingOperator
+from airflow_qarnot_pool.shared import KEEP_WARM, MOST_GENERATIONS
+from airflow_qarnot_pool.templates import hide_secrets, is_templated, known_at_parse
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from airflow_qarnot_pool.api.specs import Elastic, PoolSpec, ResourceBucket, Scaling
+    from airflow_qarnot_pool.claim import Claim
+    from airflow_qarnot_pool.identity import Life
+
+
+_POOL_FIELDS = (
+    "name",
+    "profile",
+    "instance_count",
+    "slots_per_node",
+    "elastic",
+    "scaling",
+    "constants",
+    "resource_buckets",
+    "tags",
+)
+
+
+class QarnotCreatePoolOperator(BudgetOperator, WarmingOperator):
+    """Create a pool and, unless told otherwise, wait until it is ready. Returns its uuid.
+
+    Each life of the Airflow task has one pool: a retry takes up the pool of the try before it, a clear closes
+    the old one and creates another. When the wait fails the pool is closed.
+
+    :param shared: open the pool of this name, which all DAGs and runs of the namespace that say so share: the one
+        that lives, else a new one. It cools down by itself (``keep_warm`` is 10 minutes unless ``scaling`` or
+        ``elastic`` is given); a kill, clear or failure of this task closes it only where nobody else needs it.
+    :param name: shown in the console; default: the DAG's and the task's id.
+    :param profile: profile of the account, ``docker-batch`` unless told otherwise.
+    :param instance_count: size of a fixed pool, in slots (a node each, unless ``slots_per_node`` is given).
+    :param slots_per_node: how many slots share one node.
+    :param elastic: settings of a pool that follows its load (:class:`~airflow_qarnot_pool.api.specs.Elastic`
+        or a mapping of its fields).
+    :param scaling: scaling policies, the newer form of the same (``Scaling`` or a mapping).
+    :param constants: constants of the pool, text to text.
+    :param resource_buckets: buckets (names or ``ResourceBucket``) whose files every node gets.
+    :param tags: up to seven tags; three are the provider's.
+    :param pool_spec: any other field of :class:`~airflow_qarnot_pool.api.specs.PoolSpec`, by its name there or
+        in the API.
+    :param ready_when: what to wait for: a state, or a number of running instances. Default: ``FullyExecuting``
+        for a pool of fixed size, all slots for one with ``keep_warm``; a pool with ``elastic`` or ``scaling``,
+        which may rest at no nodes, is not waited for.
+    :param keep_warm: make a pool of ``instance_count`` slots that cools down by itself: nodes boot on demand and
+        go after this long without work, whether Airflow is alive or not.
+    :param warm_up: boot all nodes of such a pool at once, and wait for them; otherwise, and without
+        ``wait_for_completion``, the first Qarnot task boots them.
+    :param max_cost: most that this pool may cost, in euros; Qarnot tasks on it take this over (see
+        :class:`~airflow_qarnot_pool.operators.budget.BudgetOperator` for ``max_run_cost`` and ``cost_warning``).
+    :param estimated_cost: what it is expected to cost, in euros: it is not created where credits, the budget of its
+        project or quotas cannot cover that.
+    """
+
+    template_fields = (
+        *WaitingOperator.template_fields,
+        *_POOL_FIELDS,
+        "pool_spec",
+        "ready_when",
+        "warm_up",
+        "shared",
+        *BUDGET_FIELDS,
+        "estimated_cost",
+    )
+    template_fields_renderers = {"pool_spec": "json", "scaling": "json", "elastic": "json"}
+
+    def __init__(
+        self,
+        *,
+        name: str | None = None,
+        profile: str | None = None,
+        instance_count: int | str | None = None,
+        slots_per_node: int | str | None = None,
+        elastic: Elastic | Mapping[str, Any] | str | None = None,
+        scaling: Scaling | Mapping[str, Any] | str | None = None,
+        constants: Mapping[str, str] | None = None,
+        resource_buckets: Iterable[str | ResourceBucket] | None = None,
+        tags: Iterable[str] | None = None,
+        pool_spec: Mapping[str, Any] | None = None,
+        ready_when: str | int | None = None,
+        keep_warm: timedelta | None = None,
+        warm_up: bool | str = True,
+        estimated_cost: float | str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        refuse_misplaced("pool", kwargs)
+        super().__init__(**kwargs)
+        self.name = name
+        self.profile = profile
+        self.instance_count = instance_count
+        self.slots_per_node = slots_per_node
+        self.elastic = elastic
+        self.scaling = scaling
+        self.constants = hide_secrets(constants)
+        self.resource_buckets = resource_buckets
+        self.tags = tags
+        self.pool_spec = hide_secrets(pool_spec)
+        self.ready_when = ready_when
+        self.keep_warm = keep_warm
+        check_durations(keep_warm=keep_warm)
+        self.warm_up = warm_up
+        self.estimated_cost = estimated_cost
+        if not is_templated(estimated_cost):
+            amount("estimated_cost", estimated_cost)
+        self._sizes = sizes_given(self, ("instance_count", "slots_per_node"))
+        if self.shared is not None:
+            if keep_warm is None and not {"elastic", "scaling"} & self._given().keys():
+                self.keep_warm = KEEP_WARM
+            self.name = name or self.shared
+        known = known_at_parse(self._given())
+        self._spec(known)
+        if not is_templated([ready_when, instance_count]):
+            self._condition(known)
+
+    def _given(self) -> dict[str, Any]:
+        check_sizes(self, self._sizes)
+        return given(self, _POOL_FIELDS, self.pool_spec, "pool_spec")
+
+    def _spec(self, values: Mapping[str, Any]) -> PoolSpec:
+        values = {"name": f"{self.dag_id}.{self.task_id}", **values}
+        if self.keep_warm is None:
+            return pool_spec(values)
+        if {"elastic", "scaling"} & values.keys():
+            raise QarnotInvalidSpecError(
+                "keep_warm makes the pool's scaling, so elastic and scaling cannot be given, too",
+                field="keep_warm",
+            )
+        from airflow_qarnot_pool.warmth import cooling_down
+
+        fixed = pool_spec(values)
+        return replace(
+            fixed, instance_count=None, scaling=cooling_down(fixed.instance_count or 1, self.keep_warm)
+        )
+
+    def _condition(self, values: Mapping[str, Any]) -> Condition | None:
+        """What to wait for, or None to go on at once."""
+        ready = self.ready_when
+        if ready in (None, ""):
+            if self.keep_warm is not None:
+                slots = pool_spec({"name": "size", **values}).instance_count
+                return Condition(kind="pool", ready_slots=slots) if self._warms_up else None
+            return None if {"elastic", "scaling"} & values.keys() else POOL_READY
+        if isinstance(ready, int) or str(ready).strip().isdigit():
+            slots, size = int(str(ready)), str(values.get("instance_count", "")).strip()
+            if size.isdigit() and slots > int(size):
+                raise QarnotInvalidSpecError(
+                    f"ready_when asks for {slots} running instances of a pool of {size}", field="ready_when"
+                )
+            return Condition(kind="pool", ready_slots=slots)
+        return Condition(kind="pool", targets=(str(ready),))
+
+    @property
+    def _warms_up(self) -> bool:
+        return self.keep_warm is not None and str(self.warm_up).strip().lower() not in ("false", "no", "0")
+
+    def execute(self, context: Context) -> str:
+        return self._open(context)
+
+    def _open(self, context: Context, deadline: datetime | None = None, closed: int = 0) -> str:
+        """Get the pool, and wait until it is ready. *closed*: how many shared ones were closed while we waited."""
+        values = self._given()
+        spec, condition = self._spec(values), self._condition(values)
+        check_can_pay(self, context, spec, amount("estimated_cost", self.estimated_cost))
+        claimed = self._claim(context, spec)
+        if not self.wait_for_completion or condition is None:
+            return claimed.uuid
+        with self._closing_on_error():
+            outcome = already(claimed, condition) or self._found_warm(claimed, condition)
+            return self._ready(
+                context,
+                outcome or self._warm(context, values, spec, condition, claimed.uuid, deadline, closed),
+            )
+
+    def _take(self, spec: Any, life: Life, pause: Any, **options: Any) -> Claim:
+        try:
+            return super()._take(spec, life, pause, **options)
+        except QarnotQuotaError as error:
+            raise _with_remedies(error) from error
+
+    def execute_complete(self, context: Context, event: Mapping[str, Any]) -> str:
+        """Return the uuid of the pool that is ready, or close it and say why it is not."""
+        outcome = self._resumed(context, event)
+        with self._closing_on_error():
+            return self._ready(context, outcome)
+
+    def _ready(self, context: Context, outcome: Outcome) -> str:
+        carry = outcome.carry
+        lost = outcome.ending is Ending.GONE or (
+            outcome.ending is Ending.IMPOSSIBLE and outcome.state != states.PoolState.FAILURE
+        )
+        closed = int(carry.get("closed") or 0)
+        if self.shared and lost and closed < MOST_GENERATIONS:
+            # The last one out had not seen us come in; or it has cost too much.
+            self._raise_if_over()
+            self.log.info("Shared pool %s was closed while it got ready; opening the next", outcome.uuid)
+            deadline = carry.get("deadline")
+            return self._open(context, datetime.fromisoformat(deadline) if deadline else None, closed + 1)
+        self._raise_for(outcome)
+        if outcome.ending is Ending.IMPOSSIBLE:
+            raise QarnotPoolEndedError(outcome.message, kind="pool", ref=outcome.uuid)
+        if warm := carry.get("warm_up"):
+            self._end_warm_up(warm)
+        self.log.info("Pool %s is %s", outcome.uuid, outcome.state)
+        return outcome.uuid
+
+
+def _with_remedies(error: QarnotQuotaError) -> QarnotQuotaError:
+    """The same error with what a DAG author can do about it."""
+    return QarnotQuotaError(
+        error.message,
+        quota=error.quota,
+        status=error.status,
+        server_message=error.server_message,
+        kind=error.kind,
+        ref=error.ref,
+        method=error.method,
+        path=error.path,
+        remedy="Many DAG runs at once need one pool and not one each: let them share it (shared='name' on "
+        "QarnotPoolGroup or QarnotCreatePoolOperator), or lower max_active_runs of the DAG. Else delete finished "
+        "pools, which count too, wait for room (wait_for_quota), or ask Qarnot for a higher quota.",
+    )

@@ -1,0 +1,111 @@
+"""Change pools that run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from airflow_qarnot_pool.api import states
+from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
+from airflow_qarnot_pool.exceptions import QarnotPoolEndedError
+from airflow_qarnot_pool.links import LINKS
+from airflow_qarnot_pool.operators.base import QarnotOperator, output_of, reference
+from airflow_qarnot_pool.operators.parameters import check_flags, given, pool_spec
+from airflow_qarnot_pool.templates import hide_secrets, known_at_parse
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from airflow_qarnot_pool.api.specs import Elastic, PoolSpec, Scaling
+
+
+class QarnotUpdatePoolOperator(QarnotOperator):
+    """Change a running pool: its elastic or scaling settings, constants, tags; or re-sync its resources.
+
+    What is not given stays as it is. Returns the pool's uuid.
+
+    :param qarnot_pool: uuid or shortname of the pool, or the output of the task that made it.
+    :param elastic: new settings of an elastic pool.
+    :param scaling: new scaling policies.
+    :param constants: constants to add or change.
+    :param tags: the user's tags, instead of the present ones; the provider's own stay.
+    :param sync_resources: fetch the files of the pool's resource buckets to the nodes once more. It goes on while
+        this returns: a task that needs the new files waits for it with ``task_spec=
+        {"wait_for_pool_resources_synchronization": True}``.
+    """
+
+    template_fields = (
+        *QarnotOperator.template_fields,
+        "qarnot_pool",
+        "elastic",
+        "scaling",
+        "constants",
+        "tags",
+    )
+    operator_extra_links = (LINKS["pool"],)
+
+    def __init__(
+        self,
+        *,
+        qarnot_pool: Any,
+        elastic: Elastic | Mapping[str, Any] | str | None = None,
+        scaling: Scaling | Mapping[str, Any] | str | None = None,
+        constants: Mapping[str, str] | None = None,
+        tags: Iterable[str] | None = None,
+        sync_resources: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.qarnot_pool = output_of(qarnot_pool, "qarnot_pool")
+        self.elastic = elastic
+        self.scaling = scaling
+        self.constants = hide_secrets(constants)
+        self.tags = tags
+        self.sync_resources = sync_resources
+        check_flags(sync_resources=sync_resources)
+        if not sync_resources and all(one is None for one in (elastic, scaling, constants, tags)):
+            raise QarnotInvalidSpecError(
+                "Nothing to change: give elastic, scaling, constants, tags or sync_resources=True"
+            )
+        self._changes(known_at_parse(self._given()))
+
+    def _given(self) -> dict[str, Any]:
+        return given(self, ("elastic", "scaling", "constants", "tags"))
+
+    def _changes(self, values: Mapping[str, Any]) -> PoolSpec:
+        return pool_spec({"name": "update", **values})
+
+    def execute(self, context: Context) -> str:
+        from airflow_qarnot_pool.api.fields import is_secret_constant
+
+        changes = self._changes(self._given())
+        pools = self.client.pools
+        pool = pools.get(reference(self.qarnot_pool, "qarnot_pool"))
+        self._show_link(context, "pool", pool.uuid)
+        if not states.accepts_tasks(pool.state):
+            raise QarnotPoolEndedError(
+                f"Pool {pool.uuid} is {pool.state} and cannot be changed any more", kind="pool", ref=pool.uuid
+            )
+        wanted: dict[str, Any] = {"elastic": changes.elastic, "scaling": changes.scaling}
+        if self.constants is not None:
+            wanted["constants"] = {**pool.constants, **changes.constants}
+            hidden = [
+                name for name in pool.constants if is_secret_constant(name) and name not in changes.constants
+            ]
+            if hidden:
+                raise QarnotInvalidSpecError(
+                    f"Pool {pool.uuid} has the secret constants {', '.join(hidden)}, which cannot be read back and "
+                    "would be overwritten: give them, too",
+                    field="constants",
+                )
+        if self.tags is not None:
+            ours = [tag for tag in pool.tags or () if tag.startswith("airflow-")]
+            wanted["tags"] = [*ours, *changes.tags]
+        wanted = {name: value for name, value in wanted.items() if value is not None}
+        if wanted:
+            pools.update(pool.uuid, **wanted)
+            self.log.info("Changed %s of pool %s", ", ".join(wanted), pool.uuid)
+        if self.sync_resources:
+            pools.sync_resources(pool.uuid)
+            self.log.info("Pool %s fetches its resource buckets again", pool.uuid)
+        return pool.uuid

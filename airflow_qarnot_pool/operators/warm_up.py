@@ -1,0 +1,161 @@
+"""Boot the nodes of a pool that cools down by itself, and wait for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from airflow_qarnot_pool.api import states
+from airflow_qarnot_pool.api.errors import QarnotError, QarnotQuotaError, QarnotRefusedError
+from airflow_qarnot_pool.conditions import Condition, Ending, Outcome, concluded
+from airflow_qarnot_pool.operators.parameters import pool_spec
+from airflow_qarnot_pool.operators.pool_base import PoolOperator
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from airflow_qarnot_pool.api.specs import PoolSpec
+    from airflow_qarnot_pool.claim import Claim
+    from airflow_qarnot_pool.identity import Life
+
+
+class WarmingOperator(PoolOperator):
+    """Base of the operator that makes pools: how one gets warm.
+
+    The warm-up is one Qarnot task with an instance for each slot, which sleeps until all of them run.
+    """
+
+    @property
+    def _warms_up(self) -> bool:
+        raise NotImplementedError
+
+    def _given(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _spec(self, values: Mapping[str, Any]) -> PoolSpec:
+        raise NotImplementedError
+
+    def _condition(self, values: Mapping[str, Any]) -> Condition | None:
+        raise NotImplementedError
+
+    def _ready(self, context: Context, outcome: Outcome) -> str:
+        raise NotImplementedError
+
+    def _found_warm(self, claimed: Claim, condition: Condition) -> Outcome | None:
+        """A shared pool may be ready as it is found. What warmed it up may have died before it could end that."""
+        if not self.shared or claimed.found is None or not self._warms_up:
+            return None
+        from airflow_qarnot_pool.claim import end_life
+
+        if outcome := concluded(condition, claimed.found):
+            end_life(self.client.tasks, self._warm_up_life(claimed.uuid, condition))
+        return outcome
+
+    def _warm_up_life(self, pool: str, condition: Condition) -> Life:
+        """Those who share a pool and wait for the same of it share its warm-up: one for each would fill it."""
+        from airflow_qarnot_pool.warmth import WARM_UP
+
+        assert self._work is not None
+        return self._work.life.for_part(f"{WARM_UP} of {pool} to {condition}" if self.shared else WARM_UP)
+
+    def _warm(
+        self,
+        context: Context,
+        values: Mapping[str, Any],
+        spec: PoolSpec,
+        condition: Condition,
+        uuid: str,
+        deadline: datetime | None = None,
+        closed: int = 0,
+    ) -> Outcome:
+        """Boot the nodes where nothing else does, and wait."""
+        carry: dict[str, Any] = {"closed": closed}
+        deadline = deadline or self._deadline(context)
+        if self._warms_up:
+            size = pool_spec({**values, "name": spec.name}).instance_count or 1
+            try:
+                carry["warm_up"] = self._submit_warm_up(context, spec, uuid, size, condition)
+            except QarnotRefusedError:
+                now = self.client.pools.find(uuid) if self.shared else None
+                if now is None or states.accepts_tasks(now.state):
+                    raise
+                carry["deadline"] = deadline.isoformat() if deadline else None
+                return Outcome(ending=Ending.IMPOSSIBLE, uuid=uuid, state=now.state, carry=carry)
+        return self._wait(uuid, condition, deadline, carry)
+
+    def warm_up_with_room(self, context: Context, event: Mapping[str, Any]) -> str:
+        """Go on with a pool whose warm-up had to wait for room under the account's quota of tasks."""
+        outcome = self._resumed(context, event)
+        self._quota_deadline = datetime.fromisoformat(outcome.carry["room_until"])
+        values = self._given()
+        with self._closing_on_error():
+            condition = self._condition(values)
+            assert condition is not None
+            warmed = self._warm(context, values, self._spec(values), condition, outcome.uuid)
+            return self._ready(context, warmed)
+
+    def _deadline(self, context: Context) -> datetime | None:
+        deadline = super()._deadline(context)
+        if deadline is None and self._warms_up:
+            from airflow_qarnot_pool.warmth import BOOT_DEADLINE
+
+            # The warm-up is over by then, and nothing boots nodes any more.
+            return datetime.now(UTC) + BOOT_DEADLINE
+        return deadline
+
+    @contextmanager
+    def _closing_on_error(self) -> Iterator[None]:
+        """A pool that does not become ready is closed: nobody will use it, and a failed setup has no teardown."""
+        try:
+            yield
+        except Exception:
+            self._end("it did not become ready")
+            raise
+
+    def _submit_warm_up(
+        self, context: Context, spec: PoolSpec, pool: str, size: int, condition: Condition
+    ) -> str:
+        from airflow_qarnot_pool.claim import claim
+        from airflow_qarnot_pool.warmth import warm_up
+
+        assert self._work is not None
+        killed = self._work.killed
+        task = warm_up(spec.name, pool, size, self.wait_timeout)
+        while True:
+            try:
+                life = self._warm_up_life(pool, condition)
+                return claim(self.client.tasks, task, life, pause=killed.wait).uuid
+            except QarnotQuotaError as error:
+                self._wait_for_room(context, error, killed)
+
+    def _room_trigger(self, interval: float, deadline: str, carry: dict[str, Any] | None) -> tuple[Any, str]:
+        if self._work is None or self._work.uuid is None:
+            return super()._room_trigger(interval, deadline, carry)
+        from airflow_qarnot_pool.triggers.quota import QarnotWarmUpRoomTrigger
+
+        trigger = QarnotWarmUpRoomTrigger(
+            qarnot_conn_id=self.qarnot_conn_id,
+            uuid=self._work.uuid,
+            condition={},
+            poll_interval=interval,
+            deadline=deadline,
+            life=self._work.life.to_kwargs(),
+            cancel_on_kill=self.cancel_on_kill,
+        )
+        return trigger, "warm_up_with_room"
+
+    def _end_warm_up(self, uuid: str) -> None:
+        """Free the slots. A pool that is ready is not closed because that fails: the sleep ends by itself."""
+        from airflow_qarnot_pool.claim import end
+
+        try:
+            end(self.client.tasks, uuid)
+        except QarnotError as error:
+            self.log.warning(
+                "The pool is ready, but its warm-up, Qarnot task %s, could not be aborted and holds the slots "
+                "until it ends by itself; abort it in the console if Qarnot tasks stay queued: %s",
+                uuid,
+                error,
+            )
