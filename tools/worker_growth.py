@@ -1,158 +1,181 @@
-"""How Celery workers grow with the Airflow tasks they run: with Qarnot's operators, and with plain ones beside them.
+"""How the processes of a Celery worker grow with the Airflow tasks they run: with Qarnot's operators, and without.
 
-One deployment (PostgreSQL, Redis, a scheduler, an api-server, a triggerer) with two workers. One runs Airflow tasks
-of this provider, the other as many that use nothing of it: they wait in the triggerer or on the worker just as long.
-Round after round a DAG run of each is started, and when both are over, memory and open files of both workers are
-noted, while nothing runs on them. ``--stall SECONDS`` lets the api-server stand still for so long in every round,
-which is what an overloaded machine does to workers.
+What lasts of a Celery worker are the processes of its pool, and what they do is call Airflow's supervisor, once for
+each Airflow task, which forks the process of the task. Two such processes do that here, one for Airflow tasks that run
+on Qarnot (a local one), one for tasks that only wait; half of each defer, half wait on the worker. Memory and open
+files are noted as they go. Scheduler and api-server are played by a transport that says yes, or, with ``--refuse N``,
+does not answer the start of every Nth task, as on a machine that is overloaded.
 """
 
 from __future__ import annotations
 
 import argparse
-import signal
+import json
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
-import time
-from contextlib import ExitStack
-from dataclasses import dataclass
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.specs import PoolSpec
 from airflow_qarnot_pool.local import LocalQarnot
-from tests.distributed.redis import Redis
-from tests.stack.postgres import Postgres
 from tools import doc_block
-from tools.airflow_stack import AirflowStack, Endpoint
-from tools.soak import MB, measured
+from tools.airflow_stack import clean_environment
 
-DAGS = Path(__file__).resolve().parent.parent / "tests" / "distributed" / "growth_dags"
-#: DAG, which is also the queue of its worker.
+ROOT = Path(__file__).resolve().parent.parent
+DAGS = ROOT / "tests" / "distributed" / "growth_dags"
 KINDS = ("ours", "plain")
-#: Rounds that belong to the warm-up: each process of a worker's pool imports what it needs with its first task.
-WARM_UP = 3
+#: Airflow tasks between two samples, and share of the samples that belong to the warm-up.
+EVERY, WARM_UP = 5, 0.2
+MB = 1 << 20
 
 
-@dataclass
-class Sample:
-    """A worker between two rounds; ``tasks`` it has run."""
+def run_tasks(kind: str, count: int, refuse: int) -> Iterator[dict[str, float]]:
+    """Be a process of a worker's pool."""
+    # What every Airflow task would import by itself.
+    import httpx
+    import psutil  # type: ignore[import-untyped]
+    from airflow.executors.workloads.base import BundleInfo
+    from airflow.executors.workloads.task import TaskInstanceDTO
+    from airflow.sdk.api.client import Client, noop_handler
+    from airflow.sdk.execution_time.supervisor import supervise_task
 
-    tasks: int
-    memory: float
-    files: int
+    import airflow_qarnot_pool.operators.task  # noqa: F401
+
+    current: dict[str, Any] = {}
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if not request.url.path.endswith("/run"):
+            return noop_handler(request)
+        if refuse and current["number"] % refuse == 0:
+            raise httpx.ReadTimeout("the api-server does not answer", request=request)
+        now = datetime.now(UTC).isoformat()
+        run = {"dag_id": kind, "run_id": current["run_id"], "run_type": "manual", "consumed_asset_events": []}
+        run |= {"logical_date": now, "start_date": now, "run_after": now, "state": "running"}
+        run |= dict.fromkeys(("data_interval_start", "data_interval_end", "end_date", "partition_key"))
+        return httpx.Response(200, json={"dag_run": run, "max_tries": 0, "should_retry": False})
+
+    process = psutil.Process()
+    ended: dict[str, int] = {}
+    for number in range(1, count + 1):
+        current |= {"number": number, "run_id": f"run-{number}"}
+        instance = TaskInstanceDTO(
+            id=uuid.uuid4(),
+            dag_version_id=uuid.uuid4(),
+            task_id="deferred" if number % 2 else "on_worker",
+            dag_id=kind,
+            run_id=current["run_id"],
+            try_number=1,
+            map_index=-1,
+            pool_slots=1,
+            queue="default",
+            priority_weight=1,
+        )
+        client = Client(base_url=None, dry_run=True, token="", transport=httpx.MockTransport(answer))
+        try:
+            status = supervise_task(
+                ti=instance,
+                bundle_info=BundleInfo(name="dags-folder"),
+                dag_rel_path="growth.py",
+                token="",
+                client=client,
+                log_path=f"{kind}/{number}.log",
+            )
+            how = f"exit {status}"
+        # As Celery does: the process goes on, whatever becomes of a task.
+        except Exception as error:
+            how = type(error).__name__
+        client.close()
+        ended[how] = ended.get(how, 0) + 1
+        if number % EVERY == 0:
+            memory, files = process.memory_full_info().uss / MB, process.num_fds()
+            yield {"tasks": number, "memory": memory, "files": files, **ended}
 
 
-def tasks_run(log: Path) -> int:
-    """How many Airflow tasks (or slices of deferred ones) a worker says it has run."""
-    return log.read_text(errors="replace").count("Workload finished ")
-
-
-def sample(airflow: AirflowStack, worker: str) -> Sample:
-    memory, files = measured(airflow.pids(worker)[0])
-    return Sample(tasks_run(airflow.logs / f"{worker}.log"), memory / MB, files)
-
-
-def per_thousand(samples: list[Sample], what: str) -> float:
+def per_thousand(samples: list[dict[str, float]], what: str) -> float:
     """Growth per 1,000 Airflow tasks: least squares."""
-    counts = [float(one.tasks) for one in samples]
-    if len(set(counts)) < 2:
-        return float("nan")
-    return 1000 * statistics.linear_regression(counts, [float(getattr(one, what)) for one in samples]).slope
+    counts = [one["tasks"] for one in samples]
+    return 1000 * statistics.linear_regression(counts, [one[what] for one in samples]).slope
 
 
-def table(samples: dict[str, list[Sample]]) -> str:
+def table(found: dict[str, list[dict[str, float]]]) -> str:
     """The result, as Markdown."""
     lines = [
-        "| worker | Airflow tasks run | memory first [MB] | last [MB] | per 1,000 Airflow tasks [MB] "
-        "| open files first | last | per 1,000 |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
+        "| Airflow tasks | run | how they ended | memory first [MB] | last [MB] | per 1,000 Airflow tasks [MB] "
+        "| open files first | last | most | per 1,000 |",
+        "|---|--:|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    for kind, found in samples.items():
-        settled = found[WARM_UP:]
+    for kind, samples in found.items():
+        settled = samples[int(WARM_UP * len(samples)) :]
         first, last = settled[0], settled[-1]
+        ends = ", ".join(
+            f"{value} {key}" for key, value in last.items() if key not in ("tasks", "memory", "files")
+        )
         lines.append(
-            f"| {kind} | {last.tasks - first.tasks} | {first.memory:.1f} | {last.memory:.1f} "
-            f"| {per_thousand(settled, 'memory'):+.1f} | {first.files} | {last.files} "
-            f"| {per_thousand(settled, 'files'):+.1f} |"
+            f"| {kind} | {last['tasks']} | {ends} | {first['memory']:.1f} | {last['memory']:.1f} "
+            f"| {per_thousand(settled, 'memory'):+.1f} | {first['files']} | {last['files']} "
+            f"| {max(one['files'] for one in settled)} | {per_thousand(settled, 'files'):+.1f} |"
         )
     return "\n".join(lines)
-
-
-def round_(airflow: AirflowStack, number: int, pool: str, stall: float) -> None:
-    """A DAG run of each kind, from its start to its end."""
-    for kind in KINDS:
-        airflow.trigger(kind, {"pool": pool}, f"round-{number}")
-    if stall:
-        # When Airflow tasks of both are under way.
-        airflow.wait_for(
-            lambda: all(
-                any(one["state"] == "running" for one in airflow.task_instances(kind, f"round-{number}"))
-                for kind in KINDS
-            ),
-            what="running tasks",
-        )
-        airflow.signal("api-server", signal.SIGSTOP)
-        time.sleep(stall)
-        airflow.signal("api-server", signal.SIGCONT)
-    for kind in KINDS:
-        airflow.wait_run(kind, f"round-{number}", timeout=600)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--minutes", type=float, default=9.0)
-    parser.add_argument("--stall", type=float, default=0.0, help="seconds without api-server in every round")
-    parser.add_argument("--api-timeout", type=float, default=30.0, help="[workers] execution_api_timeout")
-    parser.add_argument("--report", type=Path, help="the document with a place for the table (growth)")
+    parser.add_argument("--tasks", type=int, default=200, help="Airflow tasks of each kind")
+    parser.add_argument("--refuse", type=int, default=0, metavar="N", help="every Nth start is not answered")
+    parser.add_argument("--report", type=Path, help="the document with a place for the table")
+    parser.add_argument("--place", default="growth", help="the name of that place")
+    parser.add_argument("--be", choices=KINDS, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    with ExitStack() as ends:
-        folder = Path(ends.enter_context(tempfile.TemporaryDirectory(prefix="worker-growth-")))
-        qarnot = ends.enter_context(LocalQarnot(boot_seconds=0.5, close_seconds=0.5))
+    if given.be:
+        for sample in run_tasks(given.be, given.tasks, given.refuse):
+            print(json.dumps(sample), flush=True)
+        return 0
+    with (
+        tempfile.TemporaryDirectory(prefix="worker-growth-") as home,
+        LocalQarnot(boot_seconds=0.1) as qarnot,
+    ):
         qarnot.account(maxTask=None)
         with QarnotClient(qarnot.url, qarnot.token) as client:
             pool = str(client.pools.create(PoolSpec(name="growth", instance_count=2, slots_per_node=4)))
-        postgres, redis = ends.enter_context(Postgres()), ends.enter_context(Redis())
-        airflow = AirflowStack(
-            folder / "airflow",
-            DAGS,
-            database=postgres.url,
-            broker=redis.url,
-            queues=KINDS,
-            qarnot=Endpoint(qarnot.url, qarnot.token, qarnot.storage_url),
-            namespace="growth",
-            env={
-                # Few processes, so that each runs many.
-                "AIRFLOW__CELERY__WORKER_CONCURRENCY": "2",
-                "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": str(given.api_timeout),
-                "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "120",
-                "AIRFLOW__CORE__DEFAULT_TASK_RETRY_DELAY": "1",
-                "AIRFLOW__QARNOT__POLL_INTERVAL": "1",
-            },
-            start_timeout=600,
-        )
-        airflow.home.mkdir()
-        ends.enter_context(airflow)
-        workers = dict(zip(KINDS, ("worker-1", "worker-2"), strict=True))
-        samples: dict[str, list[Sample]] = {kind: [] for kind in KINDS}
-        began = time.monotonic()
-        number = 0
-        while time.monotonic() - began < 60 * given.minutes:
-            round_(airflow, number, pool, given.stall)
-            number += 1
-            for kind, worker in workers.items():
-                samples[kind].append(sample(airflow, worker))
-            newest = {kind: found[-1] for kind, found in samples.items()}
-            print(f"{time.monotonic() - began:.0f} s: {newest}", file=sys.stderr, flush=True)
-    if number <= WARM_UP + 1:
-        print("Too few rounds to tell anything: more --minutes", file=sys.stderr)
-        return 1
-    print(text := table(samples))
+        environment = {
+            **clean_environment(),
+            "AIRFLOW_HOME": home,
+            "AIRFLOW__CORE__DAGS_FOLDER": str(DAGS),
+            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+            "AIRFLOW__WORKERS__EXECUTION_API_RETRIES": "1",
+            "AIRFLOW_CONN_QARNOT_DEFAULT": qarnot.airflow_connection(namespace="growth"),
+            "GROWTH_POOL": pool,
+        }
+        command = [sys.executable, "-W", "ignore", "-m", "tools.worker_growth", *sys.argv[1:], "--be"]
+        children = {}
+        for kind in KINDS:
+            path = Path(home, f"{kind}.jsonl")
+            with path.open("w") as out, Path(home, f"{kind}.err").open("w") as err:
+                child = subprocess.Popen(
+                    [*command, kind], cwd=ROOT, env={**environment, "HOME": os.environ.get("HOME", home)},
+                    stdout=out, stderr=err,
+                )  # fmt: skip
+            children[kind] = child, path
+        found = {}
+        for kind, (child, path) in children.items():
+            child.wait()
+            lines = [line for line in path.read_text().splitlines() if line.startswith('{"tasks"')]
+            found[kind] = [json.loads(line) for line in lines]
+            if child.returncode or len(found[kind]) < 5:
+                print(Path(home, f"{kind}.err").read_text()[-3000:], file=sys.stderr)
+                return 1
+    print(text := table(found))
     if given.report:
-        doc_block.write(given.report, "growth", text)
+        doc_block.write(given.report, given.place, text)
     return 0
 
 
