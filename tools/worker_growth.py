@@ -10,6 +10,7 @@ does not answer the start of every Nth task, as on a machine that is overloaded.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import statistics
@@ -34,11 +35,17 @@ KINDS = ("ours", "plain")
 #: Airflow tasks between two samples, and share of the samples that belong to the warm-up.
 EVERY, WARM_UP = 5, 0.2
 MB = 1 << 20
+#: What every Airflow task would import by itself.
+IMPORTED = (
+    "airflow.dag_processing.dagbag",
+    "airflow.sdk.execution_time.task_runner",
+    "airflow_qarnot_pool.hooks.qarnot",
+    "airflow_qarnot_pool.operators.task",
+)
 
 
 def run_tasks(kind: str, count: int, refuse: int) -> Iterator[dict[str, float]]:
     """Be a process of a worker's pool."""
-    # What every Airflow task would import by itself.
     import httpx
     import psutil  # type: ignore[import-untyped]
     from airflow.executors.workloads.base import BundleInfo
@@ -46,8 +53,8 @@ def run_tasks(kind: str, count: int, refuse: int) -> Iterator[dict[str, float]]:
     from airflow.sdk.api.client import Client, noop_handler
     from airflow.sdk.execution_time.supervisor import supervise_task
 
-    import airflow_qarnot_pool.operators.task  # noqa: F401
-
+    for name in IMPORTED:
+        importlib.import_module(name)
     current: dict[str, Any] = {}
 
     def answer(request: httpx.Request) -> httpx.Response:
