@@ -9,6 +9,8 @@ import copy
 import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -475,3 +477,43 @@ def test_what_is_no_channel_has_nothing_unread(tmp_path: Any) -> None:
     with (tmp_path / "log").open("wb") as file:
         assert unread(structlog.wrap_logger(structlog.BytesLogger(file), processors=[lambda *_: b"x"])) == 0
     assert unread(Log()) == 0
+
+
+WRITER = """
+import os, socket
+from airflow.sdk.execution_time.supervisor import _configure_logs_over_json_channel
+from airflow_qarnot_pool.handover import stamped
+from airflow_qarnot_pool.output import write
+from airflow_qarnot_pool.triggers.channel import unread
+from airflow_qarnot_pool.triggers.task import QarnotTaskTrigger
+
+here, there = socket.socketpair()
+_configure_logs_over_json_channel(os.dup(here.fileno()))
+log = QarnotTaskTrigger(qarnot_conn_id="q", uuid="u", condition={}, poll_interval=1).log
+empty = unread(log)
+lines, _ = stamped(["[stdout 0] a", "[stdout 0] a", "[stdout 1] a"], (), None, 1_800_000_000.0)
+for one in lines:
+    write(log, one)
+full = unread(log)
+text = there.recv(10_000).decode()
+print(empty, full > 0, unread(log))
+print(text, end="")
+"""
+
+
+def test_the_channel_of_a_triggerer_is_drained_and_a_line_written_twice_is_shown_once() -> None:
+    """As Airflow sets up the log channel of its processes, and as its log view merges what they wrote."""
+    from airflow.utils.log.file_task_handler import _interleave_logs
+
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER], stdout=-1, stderr=-1, text=True) for _ in "ab"
+    ]
+    wrote = []
+    for writer in writers:
+        said, failed = writer.communicate(timeout=300)
+        assert writer.returncode == 0, failed
+        counts, *lines = said.splitlines()
+        assert counts == "0 True 0"
+        wrote.append(lines)
+    shown = [one.event for one in _interleave_logs(*map(iter, wrote))]
+    assert shown == ["[stdout 0] a", "[stdout 0] a", "[stdout 1] a"]
