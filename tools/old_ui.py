@@ -43,7 +43,7 @@ def main() -> int:
     parser.add_argument("pytest", nargs="*", default=["tests/ui"], help="what pytest gets; default: tests/ui")
     parser.add_argument("--place", type=Path, help="keep the environment in this folder")
     parser.add_argument("--prepare", action="store_true", help="make the environment, and run nothing")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     wheel = max((ROOT / "dist").glob("*.whl"), key=lambda one: one.stat().st_mtime).resolve()
     with ExitStack() as ends:
         place = given.place or Path(ends.enter_context(tempfile.TemporaryDirectory(prefix="old-ui-")))
