@@ -78,6 +78,30 @@ def test_every_route_asks_who_is_there(
     assert tuple(found) == expected
 
 
+def test_the_tab_of_a_run_needs_the_right_to_read_runs_of_that_dag(
+    as_role: As, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Airflow's simple auth manager lets every role read runs; others decide by DAG."""
+    from airflow.api_fastapi.app import get_auth_manager
+    from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
+
+    viewer, asked = as_role("viewer"), []
+
+    def may(*, method: str, details: Any = None, access_entity: Any = None, user: Any) -> bool:
+        asked.append((method, access_entity))
+        return details is None or details.id != "secret"
+
+    monkeypatch.setattr(get_auth_manager(), "is_authorized_dag", may)
+    for path, allowed in (
+        ("pools", 200),
+        (f"connections/qarnot_default/pools/{NOBODY}", 404),
+    ):
+        for dag_id, expected in (("secret", 403), ("frames", allowed)):
+            answer = viewer.get(f"{PAGE}/api/dags/{dag_id}/{path}", params={"run_id": "manual__1"})
+            assert (answer.status_code, dag_id) == (expected, dag_id)
+    assert set(asked) == {("GET", DagAccessEntity.RUN)}
+
+
 def test_the_table_of_routes_is_whole(airflow_app: Any, admin: TestClient) -> None:
     """A route that nobody tried as a stranger must not exist."""
     admin.get(f"{PAGE}/")
