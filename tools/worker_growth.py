@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -132,6 +132,16 @@ def table(found: dict[str, list[dict[str, float]]]) -> str:
     return "\n".join(lines)
 
 
+def samples(child: subprocess.Popen[bytes], path: Path) -> list[dict[str, float]]:
+    """What a child has said, when it is done."""
+    child.wait()
+    lines = path.with_suffix(".jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines if line.startswith('{"tasks"')]
+    if child.returncode or len(found) < 5:
+        sys.exit(f"Too little was measured:\n{path.with_suffix('.err').read_text()[-3000:]}")
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -163,23 +173,20 @@ def main() -> int:
             "GROWTH_POOL": pool,
         }
         command = [sys.executable, "-W", "ignore", "-m", "tools.worker_growth", *sys.argv[1:], "--be"]
-        children = {}
-        for kind in KINDS:
-            path = Path(home, f"{kind}.jsonl")
-            with path.open("w") as out, Path(home, f"{kind}.err").open("w") as err:
-                child = subprocess.Popen(
-                    [*command, kind], cwd=ROOT, env={**environment, "HOME": os.environ.get("HOME", home)},
-                    stdout=out, stderr=err,
-                )  # fmt: skip
-            children[kind] = child, path
-        found = {}
-        for kind, (child, path) in children.items():
-            child.wait()
-            lines = [line for line in path.read_text().splitlines() if line.startswith('{"tasks"')]
-            found[kind] = [json.loads(line) for line in lines]
-            if child.returncode or len(found[kind]) < 5:
-                print(Path(home, f"{kind}.err").read_text()[-3000:], file=sys.stderr)
-                return 1
+        children: dict[str, subprocess.Popen[bytes]] = {}
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+        try:
+            for kind in KINDS:
+                with Path(home, f"{kind}.jsonl").open("w") as out, Path(home, f"{kind}.err").open("w") as err:
+                    children[kind] = subprocess.Popen(
+                        [*command, kind], cwd=ROOT, env=environment, stdout=out, stderr=err
+                    )
+            found = {kind: samples(child, Path(home, kind)) for kind, child in children.items()}
+        finally:
+            for child in children.values():
+                # They would hand SIGTERM on to the Airflow task.
+                child.kill()
+                child.wait()
     print(text := table(found))
     if given.report:
         doc_block.write(given.report, given.place, text)
