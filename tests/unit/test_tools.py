@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.distributed import cluster
-from tools import check_wheel, doc_block, matrix, new_user
+from tools import check_wheel, doc_block, matrix, new_user, worker_growth
 
 
 def test_a_result_replaces_the_one_before_and_nothing_else(tmp_path: Path) -> None:
@@ -27,7 +28,13 @@ def test_a_result_replaces_the_one_before_and_nothing_else(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("page", "name"),
-    [("distributed", "account"), ("distributed", "load"), ("distributed", "soak"), ("versions", "matrix")],
+    [
+        ("distributed", "account"),
+        ("distributed", "load"),
+        ("distributed", "soak"),
+        ("distributed", "growth"),
+        ("versions", "matrix"),
+    ],
 )
 def test_the_documents_have_a_place_for_each_result(page: str, name: str) -> None:
     doc_block.read(ROOT / "docs" / f"{page}.md", name)
@@ -105,3 +112,35 @@ def test_what_does_not_belong_into_the_wheel_is_named(tmp_path: Path) -> None:
     assert "tests/test_something.py does not belong there" in found
     assert "airflow_qarnot_pool/py.typed is missing" in found
     assert "Airflow will not find the provider: no apache_airflow_provider entry point" in found
+
+
+FLAKY = """
+from pathlib import Path
+
+def test_always(): pass
+
+def test_second_time():
+    seen = Path(__file__).with_name("seen")
+    assert seen.exists() or seen.touch()
+
+def test_never(): assert not Path(__file__).with_name("broken").exists()
+"""
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_the_matrix_runs_what_failed_once_more_and_says_so(tmp_path: Path, broken: bool) -> None:
+    (tmp_path / "test_flaky.py").write_text(FLAKY)
+    if broken:
+        (tmp_path / "broken").touch()
+    found = matrix.tests(sys.executable, ("test_flaky.py",), tmp_path, tmp_path / "log")
+    assert found.good is not broken
+    assert ("2 passed" in found.text and "when run again" in found.text) is not broken
+
+
+def test_the_growth_is_told_per_thousand_tasks_after_the_warm_up() -> None:
+    # The first two are the warm-up: they grow a lot.
+    samples = [
+        {"tasks": 5.0 * n, "memory": 50.0 if n < 3 else 100 + n / 100, "files": 4} for n in range(1, 11)
+    ]
+    (line,) = worker_growth.table({"ours": samples}).splitlines()[2:]
+    assert "| 100.0 | 100.1 | +2.0 | 4 | 4 | 4 | +0.0 |" in line
