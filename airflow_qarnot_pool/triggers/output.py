@@ -212,7 +212,8 @@ class Follower:
         claim = Claim.from_json(await self._read_note(OUTPUT_KEY))
         if claim.holder == self._me:
             return
-        if self._me not in claim.followers and self.position.written:
+        # Without any the task was cleared: its new try has a log of its own.
+        if claim.followers and self._me not in claim.followers and self.position.written:
             self._log.warning(
                 "Another triggerer has taken over without knowing of this one: up to %d lines of the output may "
                 "be in the log twice",

@@ -451,6 +451,22 @@ def test_two_that_do_not_know_of_each_other_say_so(monkeypatch: pytest.MonkeyPat
     assert "may be in the log twice" in log2.file[-1]
 
 
+def test_the_follower_of_a_cleared_try_stops_quietly(monkeypatch: pytest.MonkeyPatch, source: Source) -> None:
+    airflow = Airflow()
+    first, log = works_in(airflow, monkeypatch, "first")
+
+    async def scene() -> None:
+        following = asyncio.create_task(first.follow())
+        while not first.position.written:
+            await asyncio.sleep(0)
+        airflow.ti.xcoms.clear()
+        await following
+
+    asyncio.run(scene())
+    log.arrive()
+    assert {str(line)[:8] for line in log.file} == {"[stdout]"}
+
+
 # --- the log channel
 
 
