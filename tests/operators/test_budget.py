@@ -225,10 +225,20 @@ def test_many_commands_in_one_task_are_watched(
     ):
         run(make, ti(run_id, "many"))
     assert client.pools.get(pool).state in OVER
-    before = len(made_for(client.tasks, run_id))
+
+
+def test_many_commands_are_not_submitted_to_a_pool_over_its_limit(
+    qarnot: LocalQarnot, client: QarnotClient, run_id: str
+) -> None:
+    pool = run(create, ti(run_id, "create"))
+    qarnot.advance(HOUR)
+    make = partial(
+        QarnotRunTasksOperator, task_id="many", commands=["true"] * 3, qarnot_pool=pool, max_cost=0.5
+    )
     with pytest.raises(QarnotBudgetError, match=rf"Pool {pool} has cost 0\.7"):
-        run(make, ti(run_id, "many", map_index=1))
-    assert len(made_for(client.tasks, run_id)) == before, "nothing is submitted to a pool over its limit"
+        run(make, ti(run_id, "many"))
+    assert made_for(client.tasks, run_id) == []
+    assert client.pools.get(pool).state in OVER
 
 
 def test_many_commands_without_a_pool_have_no_limit_that_could_be_watched(
