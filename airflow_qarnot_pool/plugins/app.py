@@ -126,7 +126,9 @@ def _app(office: Office) -> FastAPI:
         """
         readable = [conn_id for conn_id in office.desks if _may(user, "GET", conn_id)]
         if not readable:
-            raise HTTPException(403, "This page needs the permission to read connections")
+            raise HTTPException(
+                403, "This page needs the permission to read connections. A DAG run's own tab needs less."
+            )
         uuids = [uuid for uuid in shown.split(",") if uuid]
         for conn_id in readable:
             office.shown(conn_id, uuids)
