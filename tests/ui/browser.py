@@ -33,6 +33,17 @@ FLAGS = (
     "--disable-sync",
     "--no-proxy-server",
 )
+FIND = """
+    const [css, text] = arguments;
+    const folded = (one) => one && one !== document.body
+        && (one.clientHeight === 0 && getComputedStyle(one).overflowY === 'hidden' || folded(one.parentElement));
+    const seen = (one) => {
+        const {width, height} = one.getBoundingClientRect();
+        const shown = one.checkVisibility({visibilityProperty: true, opacityProperty: true});
+        return width > 0 && height > 0 && shown && !folded(one.parentElement);
+    };
+    return [...document.querySelectorAll(css)].filter((one) => (one.innerText || '').includes(text) && seen(one));
+"""
 #: Where screenshots go, when somebody wants to look at them.
 SHOTS = os.environ.get("QARNOT_UI_SHOTS")
 
@@ -86,9 +97,9 @@ class Browser:
             time.sleep(0.2)
 
     def find(self, css: str, text: str = "") -> list[WebElement]:
-        """What can be seen and matches, with *text* in it."""
-        found = self.driver.find_elements(By.CSS_SELECTOR, css)
-        return [one for one in found if text in (one.text or "") and one.is_displayed()]
+        """What can be seen and matches, with *text* in it. One call of the driver, however many there are."""
+        found: list[WebElement] = self.driver.execute_script(FIND, css, text)
+        return found
 
     def see(self, css: str, text: str = "") -> WebElement:
         """The first that can be seen and matches, as soon as there is one."""
