@@ -30,12 +30,16 @@ if TYPE_CHECKING:
 AT_A_TIME = 4
 #: Instances up to which an output is followed: what is known of each goes into an XCom.
 MOST_INSTANCES = 100
-#: A look at a large output takes long; then there are fewer of them.
+#: To read a large output takes long; then it is read less often.
 REST = 10
 #: Lines written at once; then the other triggers have their turn.
 LINES_AT_ONCE = 200
 #: Seconds that the end of a wait gives to lines on their way; whoever resumes writes what then is in doubt.
 LAST_WORDS = 5.0
+NOT_NOTED = (
+    "How far the output is written could not be noted with Airflow (%s), so no more of it is written until it can, "
+    "or the Qarnot task is done"
+)
 
 _numbers = itertools.count(1)
 T = TypeVar("T")
@@ -107,24 +111,23 @@ class Follower:
 
     async def follow(self) -> None:
         """Follow the output until cancelled."""
-        loop = asyncio.get_running_loop()
+        clock = asyncio.get_running_loop().time
+        try:
+            await self._begin()  # while there is nothing to write yet, as Airflow may take its time
+        except _NotNoted as error:
+            self._tell(error, NOT_NOTED)
         await self._runs.wait()
         while True:
-            begun = loop.time()
+            begun, reading = clock(), 0.0
             try:
-                if not self._begun:
-                    await self._take_over()
-                await self._look()
+                await self._begin()
+                reading = await self._look()
             except QarnotNotFoundError:
                 pass  # it is gone, or not there yet: that is for those who watch its state
             except _TakenOver:
                 return
             except _NotNoted as error:
-                self._tell(
-                    error,
-                    "How far the output is written could not be noted with Airflow (%s), so no more of it is "
-                    "written until it can, or the Qarnot task is done",
-                )
+                self._tell(error, NOT_NOTED)
             except Exception as error:
                 self._client = None  # the token may be another one now
                 self._tell(error, "The output could not be fetched, and is tried again: %s")
@@ -134,7 +137,7 @@ class Follower:
                     MOST_INSTANCES,
                 )
                 return
-            pause = max(self._interval, REST * (loop.time() - begun))
+            pause = pause_after(self._interval, clock() - begun, reading)
             await asyncio.sleep(pause * random.uniform(0.95, 1.05))
 
     async def stop(self, following: asyncio.Task[None]) -> None:
@@ -155,8 +158,10 @@ class Follower:
 
     # --- the steps of a look
 
-    async def _take_over(self) -> None:
+    async def _begin(self) -> None:
         """Go on where a follower before this one was, and let it know."""
+        if self._begun:
+            return
         claim = Claim.from_json(await self._read_note(OUTPUT_KEY))
         others = [one for one in claim.followers if one != self._me]
         await self._store_note(OUTPUT_KEY, claim.taken_by(self._me).to_json())
@@ -180,17 +185,20 @@ class Follower:
                 self._log.warning("%s", on_their_way(position.doubtful))
         self._begun = True
 
-    async def _look(self) -> None:
+    async def _look(self) -> float:
+        """Write what is new; returns how many seconds it took to read the output."""
+        clock = asyncio.get_running_loop().time
         if self._client is None:
             self._client = await self._connect()
-        at = self.position
+        at, begun = self.position, clock()
         after, lines = await asyncio.get_running_loop().run_in_executor(
             _threads(), _read, self._client, at.transcript
         )
+        reading = clock() - begun
         self._told.clear()
         if not lines:
             self.position = replace(at, transcript=after)
-            return
+            return reading
         async with self._writing:
             said, batches = stamped(lines, at.batches, self._last, time.time())
             await self._note(replace(at, batches=batches))
@@ -204,6 +212,7 @@ class Follower:
             self.position = Position(transcript=after, written=at.written + len(lines))
             # Airflow's parent process answers this after it has done with all that it had read before.
             await self._note(self.position)
+        return reading
 
     async def _holds(self) -> None:
         """Look whether this is still the one that writes."""
@@ -248,6 +257,11 @@ async def _noted(request: Awaitable[T]) -> T:
         return await request
     except Exception as error:
         raise _NotNoted(f"{type(error).__name__}: {error}") from error
+
+
+def pause_after(interval: float, look: float, reading: float) -> float:
+    """Seconds until the next look, after one that took so long, *reading* of it for the output itself."""
+    return max(interval, look, REST * reading)
 
 
 def _read(client: QarnotClient, transcript: Transcript) -> tuple[Transcript, list[str]]:

@@ -95,6 +95,15 @@ def test_more_instances_than_an_xcom_should_hold_are_followed_no_further(
     assert len(one.position.to_json()["places"]) == MOST_INSTANCES + 1
 
 
+@pytest.mark.parametrize(
+    ("look", "reading", "pause"),
+    [(0.1, 0.1, 5.0), (3.0, 2.0, 20.0), (30.0, 0.1, 30.0)],
+    ids=["quick", "a large output", "an Airflow that takes its time with notes"],
+)
+def test_the_pause_after_a_look(look: float, reading: float, pause: float) -> None:
+    assert output.pause_after(5.0, look, reading) == pause
+
+
 # --- whenever it ends
 
 
