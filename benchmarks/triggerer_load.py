@@ -93,6 +93,7 @@ def ours(count: int, seconds: float, *, alone: bool = False, busy: bool = False)
     """Our triggers, idle; *alone*: each polls for itself; *busy*: then with one per cent ending in every round."""
     with backlog(count) as waiting:
         kwargs = waiting.trigger_kwargs(INTERVAL)
+        exact = None if alone else objects(TASK_TRIGGER, kwargs, lambda one: one.settle())
         with Triggerer(alone=alone) as triggerer:
             first = filled(triggerer, TASK_TRIGGER, kwargs, lambda _: triggerer.settle())
             found = triggerer.window(seconds)
@@ -101,7 +102,6 @@ def ours(count: int, seconds: float, *, alone: bool = False, busy: bool = False)
             if busy:
                 with Ending(lambda: len(waiting.end_some()), INTERVAL):
                     changing = triggerer.window(seconds)
-        exact = None if alone else objects(TASK_TRIGGER, kwargs, lambda one: one.settle())
     yield load(found, memory=memory, objects=exact)
     if changing is not None:
         yield load(changing)
