@@ -22,7 +22,7 @@ from benchmarks import environment
 from benchmarks.report import Report, main
 
 SLOTS = 8
-MAPPED = 20
+MAPPED = 12
 OURS, EXPAND, SDK = "one QarnotRunTasksOperator", ".expand()", "SDK, mapped"
 
 

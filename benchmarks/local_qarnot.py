@@ -60,7 +60,7 @@ def rates(waiting: Backlog, seconds: float) -> dict[str, float]:
 
 
 def measure(report: Report) -> None:
-    seconds = 0.1 if report.quick else 3.0
+    seconds = 0.1 if report.quick else 2.0
     sizes = [FEW, report.waiters] if report.waiters > FEW else [report.waiters]
     found: dict[int, dict[str, float]] = {}
     for count in sizes:

@@ -26,6 +26,8 @@ TASK_TRIGGER = "airflow_qarnot_pool.triggers.task.QarnotTaskTrigger"
 OURS, ALONE, SDK = "this provider", "not shared", "SDK task.wait()"
 #: Each without a share has a thread and a connection, and so has each of the SDK.
 MOST_ALONE, MOST_SDK = 100, 1000
+#: Rounds of a window: a sweep of everybody is among them.
+ROUNDS = 13
 
 
 @dataclass
@@ -176,10 +178,10 @@ def measure(report: Report) -> None:
         costs[OURS][report.waiters] = ours(report.waiters, 0.5, 2)
     else:
         for count in sorted({*sizes, min(10, report.waiters)}):
-            costs[OURS][count] = ours(count, *((2.0, 13) if count > 1000 else (0.5, 24)))
+            costs[OURS][count] = ours(count, *((2.0, ROUNDS) if count > 1000 else (0.5, ROUNDS)))
             report.say(f"{OURS}, {count:,} waiters")
         for count in (n for n in sizes if n <= MOST_ALONE):
-            costs[ALONE][count] = ours(count, 1.0, 13, alone=True)
+            costs[ALONE][count] = ours(count, 1.0, ROUNDS, alone=True)
             report.say(f"{ALONE}, {count:,} waiters")
     for thread in threads:
         thread.join()

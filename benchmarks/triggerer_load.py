@@ -126,7 +126,7 @@ def sleeping(count: int, seconds: float) -> Iterator[Load]:
 
 
 def measure(report: Report) -> None:
-    seconds = 2.0 if report.quick else 14.0
+    seconds = 2.0 if report.quick else 13.0
     sizes = [n for n in sizes_of(report) if n > 1 or n == report.waiters]
     few = [min(MOST_ALONE, report.waiters)]
     #: A program measures one thing or two.

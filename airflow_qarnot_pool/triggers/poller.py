@@ -63,7 +63,7 @@ LONGEST_BACKOFF = 60.0
 #: By how much of an interval a round may come early, so that the polls of several processes do not march in step.
 JITTER = 0.1
 #: Waiters woken before the rest of the event loop has its turn: each of them has something to log.
-AT_ONCE = 8
+AT_ONCE = 4
 #: Seconds between two looks for those whose time is over.
 ALARM_APART = 0.1
 #: Rounds with refused credentials, each after reading the connection afresh, before the waiters fail.
