@@ -212,6 +212,7 @@ def test_a_large_filter_that_is_refused_shrinks(
 def test_a_server_that_cannot_filter_by_time_is_swept(
     qarnot: LocalQarnot, client: QarnotClient, pool: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(poller, "SWEEP_EVERY", 10_000)
     (uuid,) = submit(client, pool, 1, "sh -c 'sleep 0.5'")
 
     from airflow_qarnot_pool.api.errors import QarnotRefusedError
