@@ -205,6 +205,51 @@ def test_unknown_states_and_missing_fields_make_a_row_all_the_same() -> None:
     assert full["tasks"][0]["link"] is None
 
 
+SHARED = {"labels": {**LABELS, "airflow.shared": "nightly"}}
+OPENER, OTHER = ("frames", "run+1"), ("report", "run+1")
+
+
+def other(group: str = "succeeded") -> view.TaskNote:
+    return view.TaskNote("u", group, NOW, *OTHER)
+
+
+@pytest.mark.parametrize(
+    ("fields", "notes", "shares", "run", "whole", "part"),
+    [
+        # the run has all of it
+        ({}, [note("running")], None, OPENER, True, None),
+        ({}, [], None, OPENER, True, None),
+        # it shares it
+        (SHARED, [note("running")], {OPENER: 1.0}, OPENER, False, 8.0),
+        (SHARED, [note("running"), other()], {OPENER: 0.25, OTHER: 0.75}, OTHER, False, 6.0),
+        ({}, [note("running"), other()], {OPENER: 0.25, OTHER: 0.75}, OPENER, False, 2.0),
+        # whoever opened it and runs nothing on it has no part; all of it, while nobody does
+        (SHARED, [other()], {OTHER: 1.0}, OPENER, False, 0.0),
+        (SHARED, [], {OPENER: 1.0}, OPENER, False, 8.0),
+        # not known yet: nobody has asked, or the run has come since
+        (SHARED, [other()], None, OTHER, False, None),
+        (SHARED, [note("running"), other()], {OPENER: 1.0}, OTHER, False, None),
+    ],
+)
+def test_the_part_of_a_run(
+    fields: Any, notes: Any, shares: Any, run: tuple[str, str], whole: bool, part: float | None
+) -> None:
+    figures = view.Figures(euros=8.0, at=NOW, shares=shares)
+    [made] = view.rows(
+        view.Scene(
+            now=NOW, connection="q", pools=[pool(**fields)], tasks={"u": notes}, figures={"u": figures}
+        )
+    )
+    seen = view.of_run(made, run)
+    assert seen is not None
+    assert seen["figures"]["euros"] == 8.0
+    assert (seen["mine"] is None) is whole
+    if seen["mine"] is not None:
+        assert (seen["mine"]["figures"] and seen["mine"]["figures"]["euros"]) == part
+    assert view.of_run(made, ("frames", "another")) is None
+    assert "runs" not in seen
+
+
 def test_only_the_youngest_tasks_are_listed() -> None:
     tasks = [Task.from_json({"uuid": str(n), "creationDate": ago(minutes=n)}) for n in range(5)]
     full = view.detail(row(pool()), pool(), tasks, view.Memory(), 2)
