@@ -497,8 +497,10 @@ def test_never_more_than_the_limit_are_unfinished(
     assert run(make, FakeTI(run_id="crowd"))["succeeded"] == 25
     assert len(crowds) >= 5
     assert max(crowds) <= 6
-    # It is topped up when half of them have ended, not for each of them: 6 at first, then at least 3 at a time.
+    # It is topped up when half of them have ended, not for each of them.
     assert len(crowds) <= 8
+    deferred, _ = defer(make, FakeTI(run_id="half"))
+    assert deferred.trigger.condition == {"expected": 25, "low_water": 3}
 
 
 def test_the_log_tells_how_far_it_is(
