@@ -496,7 +496,10 @@ def test_one_who_wants_to_look_more_often_makes_all_look_so(
             (shared,) = poller.pollers()
             await until(lambda: hasty in shared.topics and bool(shared.topics[hasty].last))
             await asyncio.to_thread(client.tasks.abort, hasty)
-            return await waiting
+            state = await waiting
+            # And no more when it has left.
+            assert shared._interval() == 3600
+            return state
 
     assert asyncio.run(wait()) == "Cancelled"
 
