@@ -29,6 +29,7 @@ from airflow_qarnot_pool.exceptions import (
     QarnotUnavailableError,
     QarnotWaitTimeoutError,
 )
+from airflow_qarnot_pool.fan_out import Board
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
 from airflow_qarnot_pool.triggers.tasks import QarnotTasksTrigger
@@ -445,6 +446,16 @@ def test_the_result_is_bounded(qarnot: LocalQarnot, pool: str) -> None:
         partial(tasks, qarnot_pool=pool, commands=["true"] * 8, max_results=3), FakeTI(run_id="bound")
     )
     assert (result["succeeded"], len(result["results"])) == (8, 3)
+
+
+def test_results_are_in_the_order_of_the_items_whatever_became_of_each() -> None:
+    operator = tasks(commands=["true"] * 4, max_results=3)
+    now = Board(total=4, succeeded={1: "b"}, failed={2: "c"}, running={0: "a", 3: "d"})
+    assert operator._result(now)["results"] == [
+        {"item": 0, "uuid": "a", "state": "Submitted"},
+        {"item": 1, "uuid": "b", "state": "Success"},
+        {"item": 2, "uuid": "c", "state": "Failure"},
+    ]
 
 
 def test_no_commands_no_requests(qarnot: LocalQarnot) -> None:
