@@ -125,7 +125,7 @@ class Deployment:
         )
         self.airflow.home.mkdir()
         ends.enter_context(self.airflow)
-        self.deferred = 0
+        self.deferred = self.ended = 0
 
     def ask(self, query: str, *values: Any) -> list[Any]:
         """Rows of Airflow's database."""
@@ -166,8 +166,10 @@ class Deployment:
         )
         begun, self.deferred = time.monotonic(), count
         query = "SELECT count(*) FROM trigger WHERE triggerer_id IS NOT NULL"
+        # Those that have fired are gone.
+        wanted = count - self.ended
         self.airflow.wait_for(
-            lambda: self.ask(query)[0][0] >= count, timeout=900, what="the triggers to be taken up"
+            lambda: self.ask(query)[0][0] >= wanted, timeout=900, what="the triggers to be taken up"
         )
         return time.monotonic() - begun
 
@@ -222,7 +224,9 @@ class Deployment:
         for _ in range(ENDED_GROUPS):
             waiting = set(self.backlog.uuids[: self.deferred])
             before, ended = self.ask(query)[0][0], time.monotonic()
-            count = sum(uuid in waiting for uuid in self.backlog.end_some())
+            ended_now = self.backlog.end_some()
+            self.ended += len(ended_now)
+            count = sum(uuid in waiting for uuid in ended_now)
             noticed = 0
             while noticed < count and time.monotonic() - ended < 120:
                 now = before - self.ask(query)[0][0]
