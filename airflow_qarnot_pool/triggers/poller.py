@@ -166,8 +166,6 @@ class Waiter:
         if self._looks:
             _answer(wake, self._looks.pop(0))
             self._looks = self._looks or None
-        elif timeout is not None and timeout <= 0:
-            wake.set_exception(TimeoutError())
         elif timeout is not None:
             self.due = poller.loop.time() + timeout
             poller.expect(self.due)
