@@ -25,6 +25,8 @@ SLEEPER = "airflow.providers.standard.triggers.temporal.DateTimeTrigger"
 MOST_ALONE = 100
 #: Waiters whose objects are counted.
 OBJECTS_AT = 1000
+#: Waiters from which on pages say what a waiter takes.
+PAGES_FROM = 5000
 #: Bytes of the page that each greenlet of Airflow's (greenback, one for each trigger) has for its Python frames; the
 #: interpreter maps it by itself, so that tracemalloc does not see it.
 STACK = 4096
@@ -147,9 +149,10 @@ def measure(report: Report) -> None:
     table = report.table(
         f"The triggerer's process, one poll every {INTERVAL:g} s, for {seconds:g} s",
         COLUMNS,
-        "Memory: pages that belong to no file, what all waiters but the first add; with few waiters, room that was "
-        f"free before hides part of it. Objects: the same by Python's own account (tracemalloc, {OBJECTS_AT:,} "
-        "waiters), without the 4 kB of stack that Airflow's triggerer gives to every trigger. "
+        f"Memory: pages that belong to no file, what all waiters but the first add; not told below {PAGES_FROM:,} of "
+        "ours, where room that was free before hides some of it. Objects: the same by Python's own account "
+        f"(tracemalloc, {OBJECTS_AT:,} waiters), without the 4 kB of stack that Airflow's triggerer gives to every "
+        "trigger. "
         "Lag: how much later than asked an asyncio.sleep(0.01) ended. Longest CPU slice: the most CPU time the event "
         "loop's thread took between two such looks, which other processes on the machine do not disturb.",
     )
@@ -167,15 +170,21 @@ def measure(report: Report) -> None:
             late = percentile(loads[name][most].lag, 0.99)
             report.target(f"lag p99, {name}, {most:,} waiters", 1000 * late, 50, unit=" ms")
     for count, one in loads[OURS].items():
-        if one.memory is not None and count >= 1000:
-            report.target(f"memory per waiter, {count:,} waiters", one.memory / 1000, 20, unit=" kB")
-        if one.objects is not None:
-            each = (one.objects + STACK) / 1000
-            report.target(f"objects and stack per waiter, {count:,} waiters", each, 20, unit=" kB")
+        if (each := per_waiter(count, one)) is not None:
+            what = "memory" if one.objects is None else "objects and stack"
+            report.target(f"{what} per waiter, {count:,} waiters", each / 1000, 20, unit=" kB")
+
+
+def per_waiter(count: int, one: Load) -> float | None:
+    """Bytes that a waiter takes, as the measure says that is sound with so many."""
+    if one.objects is not None:
+        return one.objects + STACK
+    return one.memory if count >= PAGES_FROM else None
 
 
 def _tell(report: Report, table: Table, name: str, count: int, one: Load) -> None:
-    memory = one.memory / 1000 if one.memory is not None and count >= 1000 else None
+    enough = PAGES_FROM if name == OURS else OBJECTS_AT
+    memory = one.memory / 1000 if one.memory is not None and count >= enough else None
     exact = one.objects / 1000 if one.objects is not None else None
     lags = {"p50": percentile(one.lag, 0.5), "p99": percentile(one.lag, 0.99), "max": max(one.lag)}
     slices = 1000 * max(one.blocked)
@@ -199,7 +208,7 @@ def _grows(report: Report, loads: dict[str, dict[int, Load]]) -> None:
         powers = [
             exponent({n: one.cpu for n, one in by_count.items()}),
             exponent(
-                {n: one.memory * n for n, one in by_count.items() if one.memory is not None}, start=1000
+                {n: n * each for n, one in by_count.items() if (each := per_waiter(n, one)) is not None}
             ),
             exponent({n: percentile(one.lag, 0.99) for n, one in by_count.items()}),
         ]
