@@ -116,7 +116,7 @@ KILLS ?= 200
 chaos: $(STAMP)
 	$(BIN)/python -m tools.chaos --seed $(SEED) --kills $(KILLS)
 
-# Against named peers, half an hour; renews docs/benchmarks.md. `make bench BENCH=fan_out` runs one program.
+# Against named peers, less than half an hour; renews docs/benchmarks.md. `make bench BENCH=fan_out` runs one program.
 BENCH ?=
 bench: setup
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[bench]' \
