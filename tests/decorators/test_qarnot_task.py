@@ -407,7 +407,9 @@ def test_context_parameters_are_refused_as_there_is_no_airflow_on_the_node() -> 
     def dated(ds: str | None = None) -> str | None:
         return ds
 
-    with pytest.raises(QarnotInvalidSpecError, match=r"'ds' does not reach the node.*\{\{ ds \}\}"):
+    with pytest.raises(
+        QarnotInvalidSpecError, match=r"'ds' does not reach the node.*\{\{ dag_run\.run_after \| ds \}\}"
+    ):
         made(dated)
     assert made(dated, kwargs={"ds": "{{ ds }}"}).op_kwargs == {"ds": "{{ ds }}"}
 
