@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -234,8 +235,9 @@ class WaitingOperator(QarnotOperator):
     def _resource(self) -> Any:
         return self.client.pools if self.kind == "pool" else self.client.tasks
 
+    @abstractmethod
     def _trigger_class(self) -> type[QarnotTrigger]:
-        raise NotImplementedError
+        """The trigger that waits when this defers."""
 
     def _life_of(self, context: Context) -> Life:
         """Whose the remote object is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -28,20 +29,25 @@ class WarmingOperator(PoolOperator):
     """
 
     @property
+    @abstractmethod
     def _warms_up(self) -> bool:
-        raise NotImplementedError
+        """Whether the nodes are booted by a warm-up."""
 
+    @abstractmethod
     def _given(self) -> dict[str, Any]:
-        raise NotImplementedError
+        """The parameters, rendered, that are fields of the spec."""
 
+    @abstractmethod
     def _spec(self, values: Mapping[str, Any]) -> PoolSpec:
-        raise NotImplementedError
+        """The spec of the pool."""
 
+    @abstractmethod
     def _condition(self, values: Mapping[str, Any]) -> Condition | None:
-        raise NotImplementedError
+        """What is waited for; None for nothing."""
 
+    @abstractmethod
     def _ready(self, context: Context, outcome: Outcome) -> str:
-        raise NotImplementedError
+        """Goes on with the pool that the wait has ended for; its uuid."""
 
     def _found_warm(self, claimed: Claim, condition: Condition) -> Outcome | None:
         """A shared pool may be ready as it is found. What warmed it up may have died before it could end that."""

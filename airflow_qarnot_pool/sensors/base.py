@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -82,8 +83,9 @@ class QarnotSensor(BaseSensorOperator):
         if not is_templated(self.target_states):
             self._condition()
 
+    @abstractmethod
     def _trigger_class(self) -> type[QarnotTrigger]:
-        raise NotImplementedError
+        """The trigger that waits when this defers."""
 
     @cached_property
     def hook(self) -> QarnotHook:

@@ -438,19 +438,23 @@ def test_a_log_that_airflow_begins_anew_is_announced(monkeypatch: pytest.MonkeyP
     assert "has written up to 11 lines of output to this log before. They may be gone" in "".join(log.file)
 
 
+async def ended_by(follower: Any, event: Callable[[], object]) -> None:
+    """Follow until *event*, which happens once something is written, ends it."""
+    following = asyncio.create_task(follower.follow())
+    while not follower.position.written:
+        await asyncio.sleep(0)
+    event()
+    await following
+
+
 def test_two_that_do_not_know_of_each_other_say_so(monkeypatch: pytest.MonkeyPatch, source: Source) -> None:
     airflow = Airflow()
     first, log = works_in(airflow, monkeypatch, "first")
 
-    async def scene() -> None:
-        following = asyncio.create_task(first.follow())
-        while not first.position.written:
-            await asyncio.sleep(0)
-        # Both looked for one before them at the same time, and the other one's claim was stored last.
-        airflow.ti.xcoms[output.OUTPUT_KEY] = {"followers": ["second.1"]}
-        await following
-
-    asyncio.run(scene())
+    # Both looked for one before them at the same time, and the other one's claim was stored last.
+    asyncio.run(
+        ended_by(first, lambda: airflow.ti.xcoms.update({output.OUTPUT_KEY: {"followers": ["second.1"]}}))
+    )
     log.arrive()
     assert "may be in the log twice" in log.file[-1]
     # Where that one has nothing more to write, the worker tells.
@@ -464,14 +468,7 @@ def test_the_follower_of_a_cleared_try_stops_quietly(monkeypatch: pytest.MonkeyP
     airflow = Airflow()
     first, log = works_in(airflow, monkeypatch, "first")
 
-    async def scene() -> None:
-        following = asyncio.create_task(first.follow())
-        while not first.position.written:
-            await asyncio.sleep(0)
-        airflow.ti.xcoms.clear()
-        await following
-
-    asyncio.run(scene())
+    asyncio.run(ended_by(first, airflow.ti.xcoms.clear))
     log.arrive()
     assert {str(line)[:8] for line in log.file} == {"[stdout]"}
 

@@ -64,19 +64,13 @@ def site(airflow_db: None, qarnot_of_ui: LocalQarnot) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def own_chromium(site: str) -> Iterator[Browser]:
+def chromium(site: str) -> Iterator[Browser]:
+    """In place of the one in Airflow: what tests the page alone needs none."""
     from tests.ui.browser import Browser
 
     browser = Browser(site)
     yield browser
     browser.close()
-
-
-@pytest.fixture
-def browser(own_chromium: Browser, request: pytest.FixtureRequest) -> Iterator[Browser]:
-    own_chromium.resize(1400, 900)
-    yield own_chromium
-    own_chromium.shot(request.node.name)
 
 
 def row_of(uuid: str) -> str:
