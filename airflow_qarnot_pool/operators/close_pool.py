@@ -13,10 +13,11 @@ from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError, QarnotNotFoun
 from airflow_qarnot_pool.conditions import POOL_CLOSED, Ending, Outcome
 from airflow_qarnot_pool.identity import Life
 from airflow_qarnot_pool.links import LINKS
-from airflow_qarnot_pool.operators.base import QarnotOperator, WaitingOperator, nothing, output_of, reference
+from airflow_qarnot_pool.operators.base import QarnotOperator, WaitingOperator
 from airflow_qarnot_pool.operators.create_pool import QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.parameters import check_flags, is_uuid
 from airflow_qarnot_pool.operators.pool_base import PoolOperator
+from airflow_qarnot_pool.operators.references import nothing, output_of, reference
 from airflow_qarnot_pool.shared import release
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from airflow_qarnot_pool.conditions import (
 )
 from airflow_qarnot_pool.exceptions import QarnotPoolEndedError
 from airflow_qarnot_pool.identity import Life
-from airflow_qarnot_pool.operators.base import WaitingOperator, already
+from airflow_qarnot_pool.operators.base import WaitingOperator
 from airflow_qarnot_pool.operators.budget import BUDGET_FIELDS, BudgetOperator, check_can_pay
 from airflow_qarnot_pool.operators.parameters import (
     check_durations,
@@ -31,6 +31,7 @@ from airflow_qarnot_pool.operators.parameters import (
     refuse_misplaced,
     sizes_given,
 )
+from airflow_qarnot_pool.operators.waiting import already
 from airflow_qarnot_pool.operators.warm_up import WarmingOperator
 from airflow_qarnot_pool.shared import KEEP_WARM, MOST_GENERATIONS
 from airflow_qarnot_pool.templates import hide_secrets, is_templated, known_at_parse

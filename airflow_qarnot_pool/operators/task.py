@@ -19,9 +19,9 @@ from airflow_qarnot_pool.exceptions import (
 )
 from airflow_qarnot_pool.handover import Position
 from airflow_qarnot_pool.links import LINKS
-from airflow_qarnot_pool.operators.base import already
 from airflow_qarnot_pool.operators.parameters import check_sizes, sizes_given
 from airflow_qarnot_pool.operators.task_base import COMMON_FIELDS, TaskOperator
+from airflow_qarnot_pool.operators.waiting import already
 from airflow_qarnot_pool.output import failure_report, fetch, lost_nodes, read_output, take_over
 from airflow_qarnot_pool.shared import MOST_GENERATIONS
 from airflow_qarnot_pool.templates import known_at_parse

@@ -14,7 +14,6 @@ from airflow_qarnot_pool.api.errors import (
     QarnotRefusedError,
 )
 from airflow_qarnot_pool.exceptions import QarnotPoolEndedError
-from airflow_qarnot_pool.operators.base import output_of, reference
 from airflow_qarnot_pool.operators.budget import BudgetOperator
 from airflow_qarnot_pool.operators.parameters import (
     command_text,
@@ -24,6 +23,7 @@ from airflow_qarnot_pool.operators.parameters import (
     refuse_misplaced,
     task_spec,
 )
+from airflow_qarnot_pool.operators.references import output_of, reference
 from airflow_qarnot_pool.templates import hide_secrets, revealed
 
 if TYPE_CHECKING:

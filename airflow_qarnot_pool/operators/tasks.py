@@ -25,9 +25,10 @@ from airflow_qarnot_pool.exceptions import QarnotBudgetError, QarnotPoolEndedErr
 from airflow_qarnot_pool.fan_out import Memory
 from airflow_qarnot_pool.identity import OWNER_TAG, Life, Relic, numbers_of
 from airflow_qarnot_pool.links import LINKS
-from airflow_qarnot_pool.operators.base import RemoteWork, passing, seconds_between_looks
+from airflow_qarnot_pool.operators.base import RemoteWork
 from airflow_qarnot_pool.operators.parameters import command_text
 from airflow_qarnot_pool.operators.task_base import TaskOperator
+from airflow_qarnot_pool.operators.waiting import passing, seconds_between_looks
 from airflow_qarnot_pool.output import failure_report
 from airflow_qarnot_pool.shared import MOST_GENERATIONS
 from airflow_qarnot_pool.templates import hide_secrets, is_templated, known_at_parse, revealed

@@ -9,8 +9,9 @@ from airflow_qarnot_pool.api import states
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
 from airflow_qarnot_pool.exceptions import QarnotPoolEndedError
 from airflow_qarnot_pool.links import LINKS
-from airflow_qarnot_pool.operators.base import QarnotOperator, output_of, reference
+from airflow_qarnot_pool.operators.base import QarnotOperator
 from airflow_qarnot_pool.operators.parameters import check_flags, given, pool_spec
+from airflow_qarnot_pool.operators.references import output_of, reference
 from airflow_qarnot_pool.templates import hide_secrets, known_at_parse
 
 if TYPE_CHECKING:

@@ -18,8 +18,9 @@ from airflow_qarnot_pool.conditions import Condition, Ending, Kind, Outcome, con
 from airflow_qarnot_pool.exceptions import QarnotStateUnreachableError
 from airflow_qarnot_pool.hooks.qarnot import QarnotHook
 from airflow_qarnot_pool.links import LINKS
-from airflow_qarnot_pool.operators.base import NOUN, check_wait, passing, reference, seconds_between_looks
 from airflow_qarnot_pool.operators.parameters import check_flags, is_uuid
+from airflow_qarnot_pool.operators.references import reference
+from airflow_qarnot_pool.operators.waiting import NOUN, check_wait, passing, seconds_between_looks
 from airflow_qarnot_pool.templates import is_templated
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
 from airflow_qarnot_pool.conditions import Condition
 from airflow_qarnot_pool.links import LINKS
-from airflow_qarnot_pool.operators.base import output_of
+from airflow_qarnot_pool.operators.references import output_of
 from airflow_qarnot_pool.sensors.base import QarnotSensor
 from airflow_qarnot_pool.templates import is_templated
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.links import LINKS
-from airflow_qarnot_pool.operators.base import output_of
+from airflow_qarnot_pool.operators.references import output_of
 from airflow_qarnot_pool.sensors.base import QarnotSensor
 
 if TYPE_CHECKING:

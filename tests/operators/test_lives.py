@@ -40,9 +40,9 @@ from airflow_qarnot_pool.exceptions import (
 from airflow_qarnot_pool.hooks.qarnot import QarnotHook
 from airflow_qarnot_pool.identity import Life
 from airflow_qarnot_pool.local import LocalQarnot
-from airflow_qarnot_pool.operators.base import Killed
 from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
+from airflow_qarnot_pool.operators.waiting import Killed
 from airflow_qarnot_pool.triggers import base as triggers_base
 from tests.crash.children import (
     KILL_GRACE,

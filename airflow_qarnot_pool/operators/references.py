@@ -1,0 +1,48 @@
+"""What people give where a pool or a Qarnot task is named: text, the output of a task, a group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
+from airflow_qarnot_pool.templates import is_templated
+
+
+def output_of(value: Any, parameter: str) -> Any:
+    """*value* as a parameter that names a remote object: for a task, its output; checked as far as it is known.
+
+    :raises QarnotInvalidSpecError: names *parameter*.
+    """
+    if hasattr(value, "task_id") and hasattr(value, "output"):
+        return value.output
+    if hasattr(value, "open_pool"):
+        return value.pool  # a QarnotPoolGroup
+    if value is not None and not isinstance(value, (str, Mapping)) and not is_templated(value):
+        raise _no_reference(value, parameter)
+    return value
+
+
+def nothing(value: Any) -> bool:
+    """Whether what came of a reference is nothing: its task returned nothing, or a template found nothing."""
+    return value is None or (isinstance(value, str) and value.strip() in ("", "None"))
+
+
+def reference(value: Any, parameter: str) -> str:
+    """The uuid or shortname in *value*: text, or the dict that another operator returned.
+
+    :raises QarnotInvalidSpecError: names *parameter*.
+    """
+    ref = value.get("uuid") if isinstance(value, Mapping) else value
+    if not isinstance(ref, str) or nothing(ref):
+        raise _no_reference(value, parameter)
+    return ref.strip()
+
+
+def _no_reference(value: Any, parameter: str) -> QarnotInvalidSpecError:
+    return QarnotInvalidSpecError(
+        f"{parameter} is {value!r}: it must be a uuid, a shortname, or the output of the task that made it. "
+        "An empty value often means that the task it comes from did not run, or returned nothing (as when it "
+        "was marked success by hand)",
+        field=parameter,
+    )

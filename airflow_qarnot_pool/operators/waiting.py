@@ -1,0 +1,149 @@
+"""Waiting on the worker, and what waits of both kinds have in common."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow_qarnot_pool.api.errors import (
+    QarnotError,
+    QarnotInvalidSpecError,
+    QarnotNotFoundError,
+    QarnotProtocolError,
+    QarnotUnavailableError,
+    QarnotUnknownStateError,
+)
+from airflow_qarnot_pool.conditions import Condition, Ending, Outcome, concluded, late
+from airflow_qarnot_pool.exceptions import QarnotBudgetError
+from airflow_qarnot_pool.operators.parameters import check_durations
+
+if TYPE_CHECKING:
+    from airflow_qarnot_pool.claim import Claim
+
+NOUN = {"pool": "Pool", "task": "Qarnot task"}
+
+
+class Killed:
+    """A flag that a signal handler sets and the code it interrupts waits for.
+
+    ``threading.Event`` is not up to that: where the signal arrives while its own ``wait`` holds its lock,
+    ``set`` waits for that lock for ever. ``SimpleQueue.put`` may be called at any moment.
+    """
+
+    def __init__(self) -> None:
+        self._set = False
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def set(self) -> None:
+        self._set = True
+        self._wake.put(None)
+
+    def is_set(self) -> bool:
+        return self._set
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until it is set, at most *seconds*; whether it is."""
+        if not self._set:
+            with suppress(queue.Empty):
+                self._wake.get(timeout=seconds)
+        return self._set
+
+
+def check_wait(poll_interval: float | timedelta | None, **durations: timedelta | None) -> None:
+    """Refuse nonsense when the DAG is parsed."""
+    check_durations(**durations)
+    try:
+        valid = poll_interval is None or seconds_between_looks(poll_interval) > 0
+    except (TypeError, ValueError):
+        valid = False
+    if not valid:
+        raise QarnotInvalidSpecError(
+            f"poll_interval must be seconds or a timedelta, more than 0, not {poll_interval!r}",
+            field="poll_interval",
+        )
+
+
+def seconds_between_looks(poll_interval: float | timedelta | None) -> float:
+    """*poll_interval* in seconds, from the configuration where it is None."""
+    if poll_interval is None:
+        from airflow.configuration import conf
+
+        return conf.getfloat("qarnot", "poll_interval", fallback=5.0)
+    if isinstance(poll_interval, timedelta):
+        return poll_interval.total_seconds()
+    return float(poll_interval)
+
+
+def wait_here(
+    resource: Any,
+    uuid: str,
+    condition: Condition,
+    interval: float,
+    deadline: datetime | None,
+    killed: Killed,
+    still_waiting: Callable[[str], None] = lambda uuid: None,
+    over_limit: Callable[[], str | None] = lambda: None,
+) -> Outcome | None:
+    """Wait in this process; None when *killed* is set first. *over_limit* is asked with every look.
+
+    Looks come quickly at first and settle at *interval*. An API that cannot be reached never ends the wait.
+    """
+    pause = min(0.5, interval)
+    history: list[str] = []
+    while not killed.is_set():
+        try:
+            look = resource.get(uuid)
+            history.append(look.state)
+            if outcome := concluded(condition, look, history[:-1]):
+                return outcome
+            still_waiting(uuid)
+        except QarnotNotFoundError as error:
+            ending = Ending.MET if condition.met_by_absence else Ending.GONE
+            return Outcome(
+                ending=ending,
+                uuid=uuid,
+                message=f"{NOUN[condition.kind]} {uuid} is gone before its end was seen ({error})",
+            )
+        except (QarnotUnavailableError, QarnotProtocolError) as error:
+            if not passing(error):
+                raise  # otherwise the transport has logged it, and waited
+        if message := over_limit():
+            carry = {"error": QarnotBudgetError.__name__}
+            return Outcome(ending=Ending.ERROR, uuid=uuid, message=message, carry=carry)
+        if deadline is not None and datetime.now(UTC) >= deadline:
+            return Outcome(
+                ending=Ending.TIMEOUT,
+                uuid=uuid,
+                state=history[-1] if history else None,
+                message=late(condition.kind, uuid, history, condition),
+            )
+        left = (deadline - datetime.now(UTC)).total_seconds() if deadline else interval
+        killed.wait(max(0.0, min(pause, left)))
+        pause = min(interval, pause * 1.5)
+    return None
+
+
+def passing(error: QarnotError) -> bool:
+    """Whether *error* says nothing about what is waited for, and asking again later may do: it ends no wait.
+
+    An answer that cannot be understood is often that of a proxy in bad weather; a redirect or a state that this
+    release does not know stays what it is.
+    """
+    if isinstance(error, QarnotUnknownStateError):
+        return False
+    return isinstance(error, QarnotUnavailableError) or (
+        isinstance(error, QarnotProtocolError) and (error.status or 200) < 300
+    )
+
+
+def already(claimed: Claim, condition: Condition) -> Outcome | None:
+    """The outcome where a claim found its object at the end already: no need to wait."""
+    if claimed.found is None:
+        return None
+    if condition.ready_slots is not None:
+        # The try before may have left its warm-up asleep in these slots; the end of a wait is what ends it.
+        return None
+    return concluded(condition, claimed.found)
