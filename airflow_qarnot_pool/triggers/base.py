@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import sys
 import weakref
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -236,10 +235,16 @@ class QarnotTrigger(BaseTrigger):
 def _shared(value: Any) -> Any:
     """*value*, JSON, with each word kept once in this process: the kwargs of thousands of triggers are much alike."""
     if type(value) is str:
-        return sys.intern(value)
+        return _word(value)
     if isinstance(value, dict):
         return {_shared(key): _shared(one) for key, one in value.items()}
     return [_shared(one) for one in value] if isinstance(value, list) else value
+
+
+@lru_cache(maxsize=1024)
+def _word(text: str) -> str:
+    """Not ``sys.intern``: on some releases of Python 3.12 what that is given is never freed."""
+    return text
 
 
 def _once(value: Any) -> Any:

@@ -1,0 +1,97 @@
+"""A triggerer runs for months: it keeps nothing of waits that are over."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+import logging
+import tracemalloc
+from collections.abc import Iterator
+
+import pytest
+
+from airflow_qarnot_pool.api.client import QarnotClient
+from airflow_qarnot_pool.conditions import TASK_ENDED
+from airflow_qarnot_pool.identity import Life
+from airflow_qarnot_pool.local import LocalQarnot
+from airflow_qarnot_pool.triggers.task import QarnotTaskTrigger
+from tests.triggers.test_poller import state_of, submit, until
+
+AT_ONCE, WARM_UP, ROUNDS = 50, 8, 16
+#: Bytes for each wait that is over. One string of it that stays takes more.
+MOST = 50
+
+
+def triggers(uuids: list[str], numbers: Iterator[int]) -> list[QarnotTaskTrigger]:
+    """Waits of task instances that have never been here before."""
+    made = []
+    for uuid in uuids:
+        number = next(numbers)
+        life = Life(
+            namespace="test",
+            dag_id=f"dag-{number}",
+            run_id=f"manual__{number}",
+            task_id="work",
+            map_index=-1,
+            run_started=f"2026-01-01T00:00:00.{number:06}+00:00",
+            max_tries=0,
+            try_number=1,
+            retries=0,
+        )
+        deadline = f"2099-01-01T00:00:00.{number:06}+00:00"
+        made.append(
+            QarnotTaskTrigger(
+                qarnot_conn_id="qarnot_default",
+                uuid=uuid,
+                condition=TASK_ENDED.to_kwargs(),
+                poll_interval=0.1,
+                deadline=deadline,
+                life=life.to_kwargs(),
+                carry={"decision": "created", "resubmitted": False, "deadline": deadline},
+            )
+        )
+    return made
+
+
+async def fire(trigger: QarnotTaskTrigger) -> None:
+    events = [event async for event in trigger.run()]
+    assert [event.payload["state"] for event in events] == ["Success"]
+
+
+def test_memory_does_not_grow_with_the_waits_that_are_over(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # pytest keeps what is logged.
+    monkeypatch.setattr(logging.root.manager, "disable", logging.INFO)
+    uuids = submit(client, pool, AT_ONCE, "true")
+    (endless,) = submit(client, pool, 1)
+    numbers = itertools.count()
+
+    async def batch() -> None:
+        await asyncio.gather(*map(fire, triggers(uuids, numbers)))
+
+    async def grown() -> int:
+        await asyncio.gather(*(state_of(uuid, "Success") for uuid in uuids))
+        # One that stays, so that the shared poll does, too.
+        waiting = asyncio.create_task(state_of(endless, "Cancelled"))
+        tracemalloc.start()
+        try:
+            # Until bounded caches are full.
+            for _ in range(WARM_UP):
+                await batch()
+            gc.collect()
+            before, _ = tracemalloc.get_traced_memory()
+            for _ in range(ROUNDS):
+                await batch()
+            await until(lambda: len(asyncio.all_tasks()) <= 3)
+            gc.collect()
+            after, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+        return after - before
+
+    kept = asyncio.run(grown())
+    assert kept < MOST * AT_ONCE * ROUNDS, f"{kept / AT_ONCE / ROUNDS:.0f} bytes for each wait"
