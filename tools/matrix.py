@@ -37,7 +37,9 @@ UNIT = (
 DAGS = ("tests/dags",)
 CHECKS = ("unit and operators", "dag.test()", "README on a scheduler")
 #: Beside the wheel and its extras.
-TEST_REQUIREMENTS = ("pytest>=8", "qarnot==2.23.0", "statsd>=4")
+TEST_REQUIREMENTS = ("pytest>=8", "pytest-xdist>=3", "qarnot==2.23.0", "statsd>=4")
+#: As ``make test`` does: most of their time tests wait for processes.
+AT_ONCE = ("-n", "4", "--dist", "loadfile")
 #: What tests read.
 COPIED = ("tests", "tools", "benchmarks", "example_dags", "docs", "pyproject.toml", "README.md")
 NOT_REAL = "not airflow_stack and not airflow_ui and not airflow_distributed"
@@ -96,7 +98,7 @@ def copy(place: Path) -> Path:
 def tests(python: str, paths: tuple[str, ...], where: Path, log: Path) -> Outcome:
     """Run tests of the repository with another interpreter; what failed once more, as real processes may be late."""
     command = [python, "-m", "pytest", "-q", "--durations=25", "-m", NOT_REAL, *paths]
-    good, counts = _run(command, where, log)
+    good, counts = _run([*command, *AT_ONCE], where, log)
     if good:
         return Outcome(True, counts)
     good, again = _run([*command, "--last-failed"], where, log.with_suffix(".again.log"))
