@@ -59,6 +59,7 @@ class Row:
     airflow_tasks: int
     retries: int
     pieces: int
+    aborted: int
     twice: int
     lost: int
     left_on: int
@@ -71,7 +72,7 @@ class Row:
 
 HEADINGS = (
     "what happened", "seconds", "components killed", "revived", "DAG runs", "Airflow tasks", "retries",
-    "pieces of work", "done twice", "lost", "left on", "stuck",
+    "pieces of work", "aborted", "done twice", "lost", "left on", "stuck",
 )  # fmt: skip
 
 
@@ -218,6 +219,7 @@ class Cluster:
             airflow_tasks=len(instances),
             retries=sum(max(0, int(str(one["try_number"])) - 1) for one in instances),
             pieces=len(wanted),
+            aborted=sum(one.state == "Cancelled" and not is_warm_up(one) for one in tasks),
             twice=twice,
             lost=lost,
             left_on=len(self.open_pools()) + sum(one.state not in TASK_OVER for one in tasks),
