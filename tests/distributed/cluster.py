@@ -288,4 +288,4 @@ def piece_of(task: Task) -> Piece:
 
 
 def is_warm_up(task: Task) -> bool:
-    return label(task.labels, "part") == WARM_UP
+    return (label(task.labels, "part") or "").startswith(WARM_UP)
