@@ -157,6 +157,17 @@ class Cluster:
             if one["state"] == "deferred" and one.get("triggerer_job") and one["task_id"] != "group.open_pool"
         ]
 
+    def given_up(self, runs: Sequence[Run]) -> int:
+        """How many waits of *runs* a triggerer was told to give up, and has given up."""
+        logs = [
+            log.read_text(errors="replace")
+            for run in runs
+            for log in (self.airflow.home / "logs" / f"dag_id={run.dag_id}" / f"run_id={run.run_id}").rglob(
+                "*.trigger.*.log"
+            )
+        ]
+        return sum("invoking on_kill" in text and "trigger completed" in text for text in logs)
+
     # --- mishaps
 
     def kill(self, component: str) -> None:

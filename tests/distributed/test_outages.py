@@ -62,9 +62,13 @@ def test_kill_9_of_workers_triggerers_and_schedulers(cluster: Cluster) -> None:
 
 
 def test_triggers_move_between_triggerers(cluster: Cluster) -> None:
-    """One is told to stop, then the other is killed: the same waits go on, and nobody ends a Qarnot task."""
+    """One is told to stop, the other killed, then one stands still for too long: the same waits go on, and nobody
+    ends a Qarnot task, not even who is thawed and told to give up waits that another has by now."""
     airflow = cluster.airflow
-    with accounted(cluster, "triggers moved to the other triggerer, twice") as runs, cluster.gate() as gate:
+    with (
+        accounted(cluster, "triggers moved to the other triggerer, three times") as runs,
+        cluster.gate() as gate,
+    ):
         runs += cluster.start(cluster.few, "moved", gate=gate)
         expected = waits(runs)
 
@@ -80,6 +84,15 @@ def test_triggers_move_between_triggerers(cluster: Cluster) -> None:
         cluster.killed += 1
         assert cluster.eventually(lambda: all_at("triggerer-1"), "all waits at triggerer-1")
         airflow.restart("triggerer-2")
+        given_up = cluster.given_up(runs)
+        airflow.signal("triggerer-1", signal.SIGSTOP)
+        try:
+            assert cluster.eventually(lambda: all_at("triggerer-2"), "all waits at triggerer-2 again")
+        finally:
+            airflow.signal("triggerer-1", signal.SIGCONT)
+        assert cluster.eventually(
+            lambda: cluster.given_up(runs) >= given_up + expected, "triggerer-1 to give up its waits"
+        )
 
 
 def test_api_server_away_for_a_minute(cluster: Cluster) -> None:
