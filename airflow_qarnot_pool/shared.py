@@ -7,7 +7,8 @@ is made. Whoever opens it uses the one that lives; of two that were made at once
 *Who needs it* is read from Qarnot, and whether those still live from Airflow:
 
 * a DAG run that has opened it, and not given it up, has a *hold*: a Qarnot job on the pool, which has no tasks, costs
-  nothing and counts only as long as Airflow knows the DAG run as unfinished. So no process has to stay alive for it;
+  nothing and counts only as long as Airflow knows the DAG run as unfinished. So no process has to stay alive for it.
+  Each task of the run that opens it has its own, and so has each copy of a mapped one;
 * unfinished Qarnot tasks on the pool name their DAG runs in their labels.
 
 The last one to give it up closes it. Looking and closing are two requests, so somebody may come in between; they find
@@ -112,7 +113,12 @@ def differing(mine: Mapping[str, str], theirs: Mapping[str, str]) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class Holder:
-    """A DAG run that needs a shared pool; ``by`` is the task that opened it, or "" for tasks that moved there."""
+    """A DAG run that needs a shared pool.
+
+    ``by`` is the task that opened it, or "" for tasks that moved there. One of several mapped copies has its map index
+    after that, as in ``day.open_pool[3]``: a task id has no brackets, and releases that know nothing of copies take it
+    for another task.
+    """
 
     dag_id: str
     run_id: str
@@ -120,6 +126,18 @@ class Holder:
 
     def same_run(self, other: Holder) -> bool:
         return (self.dag_id, self.run_id) == (other.dag_id, other.run_id)
+
+    def given_up_by(self, life: Life, tasks: Collection[str] | None) -> bool:
+        """Whether *life*, which is done with what *tasks* opened (None: any task), gives this hold up.
+
+        A mapped copy gives up its own: its siblings may be at work. What is not mapped is done with all copies.
+        """
+        task, mapped, index = self.by.partition("[")
+        if (self.dag_id, self.run_id) != (life.dag_id, life.run_id):
+            return False
+        if mapped and life.map_index >= 0 and index != f"{life.map_index}]":
+            return False
+        return tasks is None or task in ("", *tasks)
 
     def __str__(self) -> str:
         return f"DAG run {self.run_id} of {self.dag_id}"
@@ -273,11 +291,12 @@ def _unpacked(text: str) -> dict[str, str]:
 
 
 def hold(client: QarnotClient, life: Life, pool: str, by: str) -> bool:
-    """Let it be seen that this DAG run needs *pool*. False: the pool takes no tasks any more.
+    """Let it be seen that this DAG run, or this mapped copy, needs *pool*. False: the pool takes no tasks any more.
 
     A hold that cannot be made for another reason is only a warning: without it the pool may be closed too early,
     which costs a boot.
     """
+    by = by if life.map_index < 0 else f"{by}[{life.map_index}]"
     holder = Holder(dag_id=life.dag_id, run_id=life.run_id, by=by)
     name = json.dumps([holder.dag_id, holder.run_id, holder.by])
     try:
@@ -343,7 +362,7 @@ class Released:
 def release(
     client: QarnotClient, life: Life, alive: Alive | None = None, by: Collection[str] | None = None
 ) -> list[Released]:
-    """Give up what this DAG run holds of the shared pool, and close it where nobody else needs it.
+    """Give up what this DAG run, or this mapped copy, holds of the shared pool; close it where nobody else needs it.
 
     :param alive: tells which DAG runs still live; None: nobody can be asked now, so all count as living.
     :param by: the tasks that opened it, and are done with it; None: every task of this DAG run.
@@ -352,11 +371,7 @@ def release(
     found = client.pools.iterate(filters.equal("Tags", OWNER_TAG + life.owner))
     live = [pool for pool in found if fate_of(pool) is Fate.LIVE]
     holds = _holds(client, life)
-    mine = [
-        one
-        for one in holds
-        if one.holder.same_run(me) and (by is None or one.holder.by in by or not one.holder.by)
-    ]
+    mine = [one for one in holds if one.holder.given_up_by(life, by)]
     _drop(client, mine)
     if mine and len(mine) < len(holds):
         # Two who look before either has given up would each leave it to the other.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api import states
@@ -199,7 +200,11 @@ class TaskOperator(BudgetOperator):
         from airflow_qarnot_pool.shared import successor
 
         pause = self._work.killed.wait if self._work else time.sleep
-        return successor(self.client, pool, self._life_of(context), pause)
+        life = self._life_of(context)
+        if self.get_closest_mapped_task_group() is None:
+            # Its own copies use the pool of one group, whose teardown is done with all of them.
+            life = replace(life, map_index=-1)
+        return successor(self.client, pool, life, pause)
 
     @staticmethod
     def _closed_too_often(pool: str | None) -> QarnotPoolEndedError:

@@ -63,10 +63,11 @@ class QarnotPoolGroup(TaskGroup):
     Unless ``elastic`` or ``scaling`` says otherwise the pool cools down by itself (see ``keep_warm``), should
     Airflow never come to close it.
 
-    In a mapped ``@task_group`` each of its copies has a pool of its own, but Airflow cannot expand a task in there:
-    expand inside this group, or map over the commands with :class:`QarnotRunTasksOperator`. A task whose trigger
-    rule counts successes or ends (``one_success``, ``none_failed_min_one_success``, ...) has no edge from the setup
-    where it has upstreams in the group: the setup's success would be counted, too.
+    In a mapped ``@task_group`` each of its copies has a pool of its own (with ``shared`` all have one), but Airflow
+    cannot expand a task in there: expand inside this group, or map over the commands with
+    :class:`QarnotRunTasksOperator`. A task whose trigger rule counts successes or ends (``one_success``,
+    ``none_failed_min_one_success``, ...) has no edge from the setup where it has upstreams in the group: the setup's
+    success would be counted, too.
 
     With ``shared`` the pool is not this run's alone: every group, DAG and run of the namespace that says the same name
     uses one pool, which is closed by the last one out. See ``docs/share-a-pool.md``.

@@ -426,6 +426,100 @@ def test_a_run_that_comes_in_while_the_last_one_closes_it_goes_on_with_the_next(
     assert sharers.live() == []
 
 
+class Copies:
+    """The copies of a mapped group, each of which opens the pool, works on it and gives it up."""
+
+    def __init__(self, sharers: Sharers, command: str) -> None:
+        from airflow.sdk import DAG, task_group
+
+        from airflow_qarnot_pool.task_groups.pool import QarnotPoolGroup
+
+        def make() -> DAG:
+            with DAG("dag") as dag:
+
+                @task_group
+                def per(day: int) -> None:
+                    with QarnotPoolGroup("nodes", shared=sharers.name, instance_count=3, warm_up=False):
+                        QarnotRunTaskOperator(task_id="work", command=command, log_output=False)
+
+                per.expand(day=[0, 1, 2])
+            return dag
+
+        self._make, self._sharers = make, sharers
+
+    def step(self, name: str, copy: int, pool: str | None = None, **fields: Any) -> tuple[Any, FakeTI]:
+        """What makes one task of a copy, with its pool rendered, and its task instance."""
+
+        def make() -> Any:
+            operator = self._make().get_task(f"per.nodes.{name}")
+            if pool is not None:
+                operator.qarnot_pool = pool
+            return operator
+
+        return make, self._sharers.ti("r1", f"per.nodes.{name}", map_index=copy, **fields)
+
+    def open(self, copy: int, **fields: Any) -> str:
+        return run(*self.step("open_pool", copy, **fields))
+
+    def close(self, copy: int, pool: str) -> None:
+        run(*self.step("close_pool", copy, pool))
+
+
+@ANY_SERVER
+def test_copies_of_a_mapped_group_do_not_close_it_under_each_other(sharers: Sharers, held: str) -> None:
+    copies = Copies(sharers, held)
+    (pool,) = {copies.open(copy) for copy in range(3)}
+    assert sharers.holds(pool) == ["r1"] * 3
+    deferred, _ = defer(*copies.step("work", 2, pool))
+    copies.close(0, pool)
+    copies.close(0, pool)
+    setup, ti = copies.step("open_pool", 1)
+    killed = setup()
+    killed.execute(context_of(killed, ti))
+    killed.on_kill()
+    assert sharers.holds(pool) == ["r1"]
+    assert copies.open(0, max_tries=2) == pool, "this copy alone is cleared"
+    copies.close(0, pool)
+    assert sharers.live() == [pool]
+    assert [one.state for one in sharers.client.pools.tasks(pool)] != ["Cancelled"]
+    sharers.client.tasks.abort(deferred.trigger.uuid)
+    copies.close(2, pool)
+    assert sharers.live() == []
+    assert sharers.holds(pool) == []
+
+
+@ANY_SERVER
+def test_copies_that_went_on_with_the_next_do_not_close_that_under_each_other(
+    sharers: Sharers, held: str
+) -> None:
+    copies = Copies(sharers, held)
+    (pool,) = {copies.open(copy) for copy in range(3)}
+    sharers.client.pools.close(pool)
+    for copy in (1, 2):
+        defer(*copies.step("work", copy, pool))
+    (following,) = sharers.live()
+    copies.close(0, pool)
+    copies.close(1, pool)
+    assert sharers.live() == [following]
+    copies.close(2, pool)
+    assert sharers.live() == []
+
+
+@ANY_SERVER
+def test_copies_of_a_mapped_task_that_went_on_with_the_next_are_done_with_their_group(
+    sharers: Sharers, held: str
+) -> None:
+    pool = sharers.open("r1")
+    sharers.client.pools.close(pool)
+    make = partial(QarnotRunTaskOperator, task_id="work", command=held, qarnot_pool=pool)
+    for copy in range(3):
+        defer(make, sharers.ti("r1", "work", map_index=copy))
+    (following,) = sharers.live()
+    assert sharers.holds(following) == ["r1"], "one for all copies"
+    sharers.close("r1")
+    assert sharers.live() == []
+
+
 @MODES
 def test_what_waits_on_it_runs_on_the_next_when_it_is_closed(
     qarnot: LocalQarnot, sharers: Sharers, deferrable: bool, tmp_path: Any

@@ -127,6 +127,32 @@ def test_who_needs_it(needs: Needs, words: list[str]) -> None:
     assert needed_by(needs, ME, lambda one: one.run_id != "over") == words
 
 
+OPENED = ["day.open"]
+COPY, ALL = 3, -1
+GIVEN_UP = {
+    "its own": (holder("r1", "day.open"), ALL, OPENED, True),
+    "that of another task": (holder("r1", "b.open"), ALL, OPENED, False),
+    "that of tasks which moved": (holder("r1"), ALL, OPENED, True),
+    "any of the run": (holder("r1", "b.open"), ALL, None, True),
+    "that of another run": (holder("r2", "day.open"), ALL, None, False),
+    "that of another DAG": (holder("r1", "day.open", "other"), ALL, None, False),
+    "that of its own copy": (holder("r1", "day.open[3]"), COPY, OPENED, True),
+    "that of a sibling": (holder("r1", "day.open[30]"), COPY, OPENED, False),
+    "that of a sibling, by one that is told of no task": (holder("r1", "day.open[4]"), COPY, None, False),
+    "that of its own copy's tasks which moved": (holder("r1", "[3]"), COPY, OPENED, True),
+    "that of a sibling's tasks which moved": (holder("r1", "[4]"), COPY, OPENED, False),
+    "that of a setup outside the mapped group": (holder("r1", "day.open"), COPY, OPENED, True),
+    "that of a copy of another task": (holder("r1", "b.open[3]"), COPY, OPENED, False),
+    "all copies, by what is not mapped": (holder("r1", "day.open[4]"), ALL, OPENED, True),
+}
+
+
+@pytest.mark.parametrize(("one", "map_index", "tasks", "so"), GIVEN_UP.values(), ids=GIVEN_UP)
+def test_which_holds_are_given_up(one: Holder, map_index: int, tasks: list[str] | None, so: bool) -> None:
+    life = dataclasses.replace(LIFE, map_index=map_index)
+    assert one.given_up_by(life, tasks) is so
+
+
 def test_fields_that_differ_are_told_by_name() -> None:
     mine = {"profile": "a", "scaling": "b", "constants": "c"}
     packed = _packed({"profile": "a", "scaling": "x", "resource_buckets": "d"})
