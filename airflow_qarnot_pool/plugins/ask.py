@@ -10,12 +10,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_qarnot_pool.api import filters
 from airflow_qarnot_pool.api.errors import (
+    QarnotCreditsError,
     QarnotError,
     QarnotNotFoundError,
+    QarnotProtocolError,
     QarnotRefusedError,
     QarnotUnavailableError,
 )
@@ -29,6 +31,8 @@ from airflow_qarnot_pool.warmth import WARM_UP
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.client import QarnotClient
     from airflow_qarnot_pool.api.models import Pool, Task
+
+T = TypeVar("T")
 
 POOL_FIELDS = (
     "Name",
@@ -228,21 +232,17 @@ class Asker:
     def _read_figure(
         self, client: QarnotClient, pool: Pool, reference: str | None, tasks: Iterable[Task] | None = None
     ) -> None:
-        euros = carbon = None
-        # Not every account may see them, and a pool may be deleted by now.
-        with suppress(QarnotRefusedError, QarnotNotFoundError):
-            euros = client.pools.credits(pool.uuid)
-        with suppress(QarnotRefusedError, QarnotNotFoundError):
-            carbon = client.pools.carbon_facts(pool.uuid, reference)
-        if tasks is None and self._has_several_runs(pool):
-            with suppress(QarnotNotFoundError):
-                tasks = client.pools.tasks(pool.uuid)
+        # Before it is known: one that cannot be read waits its turn like every other.
         self._figures_at[pool.uuid] = time.monotonic()
+        euros, euros_stay = _figure(lambda: client.pools.credits(pool.uuid))
+        carbon, carbon_stays = _figure(lambda: client.pools.carbon_facts(pool.uuid, reference))
+        if tasks is None and self._has_several_runs(pool):
+            tasks, _ = _figure(lambda: client.pools.tasks(pool.uuid))
         self._figures[pool.uuid] = view.Figures(
             euros=euros,
             carbon=carbon,
             at=datetime.now(UTC),
-            final=_is_settled(pool),
+            final=_is_settled(pool) and euros_stay and carbon_stays,
             shares=None if tasks is None else view.shares_of(pool, tasks),
         )
 
@@ -262,7 +262,8 @@ class Asker:
         memory = self._memories[uuid] = view.remember(self._memories.get(uuid), pool, now)
         tasks = client.pools.tasks(uuid)
         if figures_due({uuid: pool}, self._figures, self._figures_at, {}, time.monotonic()):
-            self._read_figure(client, pool, settings.reference_datacenter, tasks)
+            with suppress(QarnotUnavailableError):
+                self._read_figure(client, pool, settings.reference_datacenter, tasks)
         row = view.rows(self._scene(settings, [pool], now))[0]
         return view.detail(row, pool, tasks, memory, MOST_TASKS)
 
@@ -315,6 +316,20 @@ def figures_due(
         )
     )
     return due[:FIGURES_PER_ROUND]
+
+
+def _figure(ask: Callable[[], T]) -> tuple[T | None, bool]:
+    """A figure of one pool, and whether there is no more to learn of it. None where it is not known.
+
+    Not every account may see it, the pool may be deleted by now, and an answer may be without a number, as long as
+    Qarnot has none: that is no reason to show nothing of the other pools. An outage is, and is raised.
+    """
+    try:
+        return ask(), True
+    except (QarnotRefusedError, QarnotNotFoundError):
+        return None, True
+    except (QarnotProtocolError, QarnotCreditsError):
+        return None, False
 
 
 def _is_settled(pool: Pool) -> bool:
