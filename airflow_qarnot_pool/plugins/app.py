@@ -33,7 +33,7 @@ from airflow_qarnot_pool.identity import label
 from airflow_qarnot_pool.operators.parameters import is_uuid
 from airflow_qarnot_pool.plugins.ask import Asker, words
 from airflow_qarnot_pool.plugins.desk import LIST, Desk, Look
-from airflow_qarnot_pool.plugins.view import is_open, of_run, without_runs
+from airflow_qarnot_pool.plugins.view import detail_of_run, is_open, of_run, without_runs
 
 log = logging.getLogger(__name__)
 
@@ -229,19 +229,16 @@ def _pool(
     only: tuple[str, str] | None = None,
 ) -> JSONResponse:
     look = office.desk(conn_id, uuid).look(uuid)
-    found = None
-    if look.value:
-        row = look.value["row"]
-        found = {**look.value, "row": (of_run(row, only) if only else None) or without_runs(row)}
-    if found is not None and only is not None and found["row"].get("mine"):
-        found["tasks"] = [task for task in found["tasks"] if (task["dag_id"], task["run_id"]) == only]
-        names = {"pool", *(task["name"] for task in found["tasks"])}
-        found["errors"] = [error for error in found["errors"] if error["of"] in names]
-        found["task_count"] = len(found["tasks"])
+    found = look.value
+    if found and only:
+        # None: it was read before the run came, and is older than the list, so a newer one is on its way.
+        found = detail_of_run(found, only)
+    elif found:
+        found = {**found, "row": without_runs(found["row"])}
     return JSONResponse(
         {
             "now": time.time(),
-            "age": look.age,
+            "age": look.age if found else None,
             "error": look.error,
             "asking": look.asking,
             "may_close": may_close,

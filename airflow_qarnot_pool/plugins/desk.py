@@ -93,7 +93,7 @@ class Desk:
             self._forget()
             if newer:
                 entry.wishes += 1
-            if newer or self._clock() >= entry.due_at:
+            if newer or self._clock() >= entry.due_at or self._is_behind(entry):
                 self._want(key, entry)
             age = None if entry.seen_at is None else max(0.0, self._clock() - entry.seen_at)
             return Look(
@@ -103,6 +103,11 @@ class Desk:
                 asking=entry.waiting,
                 version=f"{self._name}.{entry.version}",
             )
+
+    def _is_behind(self, entry: _Entry) -> bool:
+        """Whether the list knows of newer things than a detail, which then follows at once (unless it fails)."""
+        known, listed = entry.seen_at, self._entries.get(LIST, entry).seen_at
+        return known is not None and listed is not None and known < listed and not entry.failures
 
     def _forget(self) -> None:
         """Drop the details that nobody has looked at for longest."""

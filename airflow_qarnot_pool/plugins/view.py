@@ -378,7 +378,10 @@ def _idle(pool: Pool, notes: Sequence[TaskNote], now: datetime) -> timedelta:
 def detail(
     row: Mapping[str, Any], pool: Pool, tasks: Sequence[Task], memory: Memory, most: int
 ) -> dict[str, Any]:
-    """One pool in full: its row, timeline, nodes, errors and tasks (the youngest *most* of them)."""
+    """One pool in full: its row, timeline, nodes, errors and tasks (the youngest *most* of them).
+
+    The ``run`` of an error is that of its Qarnot task, ``(dag_id, run_id)``; None where it is the pool's.
+    """
     listed = sorted(tasks, key=lambda task: _iso(task.creation_date) or "", reverse=True)
     status = pool.status
     return {
@@ -397,12 +400,41 @@ def detail(
             for node in (status.running_instances if status else ())
         ],
         "errors": [
-            *({"of": "pool", "text": str(error)} for error in pool.errors),
-            *({"of": task.name or task.uuid, "text": text} for task in listed for text in _errors(task)),
+            *({"of": "pool", "text": str(error), "run": None} for error in pool.errors),
+            *(
+                {"of": task.name or task.uuid, "text": text, "run": _run_of(task)}
+                for task in listed
+                for text in _errors(task)
+            ),
         ][:50],
         "tasks": [_task(task) for task in listed[:most]],
         "task_count": len(listed),
     }
+
+
+def detail_of_run(found: Mapping[str, Any], run: tuple[str, str]) -> dict[str, Any] | None:
+    """A :func:`detail` as the tab of a DAG run shows it: nothing of the Qarnot tasks of other runs.
+
+    None where the run has nothing to do with the pool, or had not when the detail was read.
+    """
+    row = of_run(found["row"], run)
+    if row is None:
+        return None
+    # On its own pool are Qarnot tasks of no DAG, too. One of another run may be there that the row does not know yet.
+    mine = (run,) if row["mine"] else (run, (None, None))
+    tasks = [task for task in found["tasks"] if (task["dag_id"], task["run_id"]) in mine]
+    others = len(found["tasks"]) - len(tasks)
+    return {
+        **found,
+        "row": row,
+        "errors": [error for error in found["errors"] if error["run"] in (None, *mine)],
+        "tasks": tasks,
+        "task_count": len(tasks) if row["mine"] else found["task_count"] - others,
+    }
+
+
+def _run_of(task: Task) -> tuple[str | None, str | None]:
+    return label(task.labels, "dag_id"), label(task.labels, "run_id")
 
 
 def _errors(task: Task) -> list[str]:
@@ -418,7 +450,7 @@ def use_of(pool: Pool, tasks: Sequence[Task]) -> dict[str, float | None]:
 
 
 def _task(task: Task) -> dict[str, Any]:
-    dag_id, run_id = label(task.labels, "dag_id"), label(task.labels, "run_id")
+    dag_id, run_id = _run_of(task)
     task_id, map_index = label(task.labels, "task_id"), label(task.labels, "map_index")
     return {
         "uuid": task.uuid,

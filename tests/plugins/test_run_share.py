@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import runpy
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,3 +128,41 @@ def test_whoever_opened_a_pool_and_runs_nothing_on_it_has_no_part_once_another_d
     assert worked["euros"] > 0
     asked = [one["path"].rpartition("/")[2] for one in server.requests() if f"/pools/{uuid}/" in one["path"]]
     assert 1 <= asked.count("tasks") <= asked.count("carbon-facts")
+
+
+def test_a_pool_in_full_from_before_the_run_came_is_not_shown_but_looked_at_again(
+    as_role: As, airflow_app: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airflow_qarnot_pool.api.models import Pool, Task
+    from airflow_qarnot_pool.plugins import view
+    from airflow_qarnot_pool.plugins.desk import LIST, Desk
+    from airflow_qarnot_pool.plugins.pools_page import QarnotPoolsPlugin
+
+    uuid = "11111111-1111-4111-8111-111111111111"
+    there = ["secret_dag"]
+
+    def labels(dag_id: str) -> dict[str, str]:
+        return {"airflow.dag_id": dag_id, "airflow.run_id": "one", "airflow.shared": "nightly"}
+
+    def ask(key: str, first: Any) -> Any:
+        pool = Pool.from_json({"uuid": uuid, "state": "FullyExecuting", "labels": labels("opener")})
+        tasks = [Task.from_json({"uuid": one, "name": one, "labels": labels(one)}) for one in there]
+        notes = [view.TaskNote(uuid, "running", None, one, "one") for one in there]
+        scene = view.Scene(now=datetime.now(UTC), connection="q", pools=[pool], tasks={uuid: notes})
+        rows = view.rows(scene)
+        return rows if key == LIST else view.detail(rows[0], pool, tasks, view.Memory(), 200)
+
+    viewer, admin = as_role("viewer"), as_role("admin")
+    admin.get(f"{PAGE}/")
+    office = QarnotPoolsPlugin.fastapi_apps[0]["app"]._app.state.office
+    monkeypatch.setitem(office.desks, "qarnot_default", Desk(ask, every=1e9, pause=0))
+    path = f"{PAGE}/api/connections/qarnot_default/pools/{uuid}"
+    until(lambda: admin.get(path).json()["pool"], "the pool before the run comes")
+    there.append("mine")
+    until(lambda: rows_of(viewer, "mine", "one"), "the run in the list")
+
+    path = f"{PAGE}/api/dags/mine/connections/qarnot_default/pools/{uuid}"
+    first = viewer.get(path, params={"run_id": "one"}).json()
+    assert (first["pool"], first["age"], first["asking"]) == (None, None, True)
+    found = until(lambda: viewer.get(path, params={"run_id": "one"}).json()["pool"], "the newer one")
+    assert [task["name"] for task in found["tasks"]] == ["mine"]

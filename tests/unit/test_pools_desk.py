@@ -129,6 +129,32 @@ def test_the_list_comes_before_details_and_one_question_at_a_time() -> None:
     assert most == [1]
 
 
+def test_a_detail_older_than_the_list_is_asked_for_again() -> None:
+    asked: list[str] = []
+    clock = Clock()
+
+    def ask(key: str, first: Any) -> int:
+        asked.append(key)
+        if asked.count("fails") == 2:
+            raise ValueError("away")
+        return len(asked)
+
+    desk = Desk(ask, every=5, pause=0, clock=clock)
+    for key in ("fails", "a"):
+        desk.look(key)
+        settled(desk, key)
+    clock.now = 4.0
+    desk.look()
+    settled(desk)
+    asked.clear()
+    asked.append("fails")
+    assert (desk.look("a").asking, desk.look("fails").asking) == (True, True)
+    settled(desk, "a")
+    assert settled(desk, "fails").error == "away"
+    assert not desk.look("a").asking
+    assert not desk.look("fails").asking  # as rarely as everything that fails
+
+
 def test_details_that_nobody_looks_at_are_forgotten() -> None:
     desk = Desk(lambda key, first: key, every=5, pause=0, clock=Clock())
     settled(desk)

@@ -250,6 +250,48 @@ def test_the_part_of_a_run(
     assert "runs" not in seen
 
 
+def job(name: str, run: tuple[str, str] | None) -> Task:
+    """A Qarnot task that has failed; most are called the same."""
+    labels = {"airflow.dag_id": run[0], "airflow.run_id": run[1]} if run else {}
+    errors = [{"code": "E", "message": f"of {run[0] if run else 'nobody'}"}]
+    return Task.from_json({"uuid": f"{name}-{run}", "name": name, "labels": labels, "errors": errors})
+
+
+JOBS = [job("work", OPENER), job("work", OTHER), job("pool", OTHER), job("by hand", None)]
+ALL = {"frames", "report", "nobody", "pool"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "notes", "run", "seen"),
+    [
+        (SHARED, [note("failed"), other()], OPENER, {"frames", "pool"}),
+        (SHARED, [note("failed"), other()], OTHER, {"report", "pool"}),
+        ({}, [note("failed"), other()], OTHER, {"report", "pool"}),
+        # its own pool, but another has come since its row was made
+        ({}, [note("failed")], OPENER, {"frames", "nobody", "pool"}),
+        # the run has come since
+        (SHARED, [note("failed")], OTHER, None),
+        ({}, [], OTHER, None),
+    ],
+)
+def test_a_run_sees_no_qarnot_tasks_of_other_runs(
+    fields: Any, notes: Any, run: tuple[str, str], seen: set[str] | None
+) -> None:
+    """Whatever they are called, and however old what is known of the pool."""
+    found = pool(**fields, errors=[{"code": "E", "message": "of pool"}])
+    [made] = view.rows(view.Scene(now=NOW, connection="q", pools=[found], tasks={"u": notes}))
+    whole = view.detail(made, found, JOBS, view.Memory(), 200)
+    assert {error["text"] for error in whole["errors"]} == {f"E: of {one}" for one in ALL}
+    shown = view.detail_of_run(whole, run)
+    if seen is None:
+        assert shown is None
+        return
+    assert shown is not None
+    assert {error["text"] for error in shown["errors"]} == {f"E: of {one}" for one in seen}
+    assert {task["dag_id"] or "nobody" for task in shown["tasks"]} == seen - {"pool"}
+    assert shown["task_count"] == len(shown["tasks"])
+
+
 def test_only_the_youngest_tasks_are_listed() -> None:
     tasks = [Task.from_json({"uuid": str(n), "creationDate": ago(minutes=n)}) for n in range(5)]
     full = view.detail(row(pool()), pool(), tasks, view.Memory(), 2)
