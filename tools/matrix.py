@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,16 +84,21 @@ def install(release: str, day: str, python: str, wheel: Path, place: Path) -> st
     return ours
 
 
-def copy(place: Path) -> Path:
-    """The repository without the package: where the tests run, whatever is edited meanwhile."""
+def copy(source: Path, place: Path) -> Path:
+    """The repository without the package: where the tests run."""
     place.mkdir()
     for name in COPIED:
-        source = ROOT / name
-        if source.is_dir():
-            shutil.copytree(source, place / name, ignore=shutil.ignore_patterns("__pycache__"))
+        if (source / name).is_dir():
+            shutil.copytree(source / name, place / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
-            shutil.copy(source, place)
+            shutil.copy(source / name, place)
     return place
+
+
+def snapshot(place: Path) -> tuple[Path, Path]:
+    """The newest wheel and the repository as they are now: all cells have the same, whatever is edited meanwhile."""
+    newest = max((ROOT / "dist").glob("*.whl"), key=lambda one: one.stat().st_mtime)
+    return Path(shutil.copy(newest, place)), copy(ROOT, place / "repository")
 
 
 def tests(python: str, paths: tuple[str, ...], where: Path, log: Path) -> Outcome:
@@ -114,7 +120,7 @@ def _run(command: list[str], where: Path, log: Path) -> tuple[bool, str]:
     return status == 0, re.sub(r" in [\d.]+s.*| *=+ *|, \d+ (warnings?|deselected)", "", last[0])
 
 
-def cell(release: str, day: str, python: str, wheel: Path, logs: Path) -> list[Outcome]:
+def cell(release: str, day: str, python: str, wheel: Path, repository: Path, logs: Path) -> list[Outcome]:
     """All checks of one cell."""
     with tempfile.TemporaryDirectory(prefix="matrix-") as place:
         try:
@@ -122,11 +128,42 @@ def cell(release: str, day: str, python: str, wheel: Path, logs: Path) -> list[O
         except RuntimeError as error:
             (logs / "install.log").write_text(str(error))
             return [Outcome(False, "**does not install**")] * len(CHECKS)
-        where = copy(Path(place) / "repository")
+        where = copy(repository, Path(place) / "repository")
         found = [tests(ours, UNIT, where, logs / "unit.log"), tests(ours, DAGS, where, logs / "dags.log")]
         wrong = new_user.problems(ours)
         (logs / "readme.log").write_text("\n".join(wrong))
         return [*found, Outcome(not wrong, "**does not work**" if wrong else "works as printed")]
+
+
+def run(
+    releases: Sequence[str],
+    pythons: Sequence[str],
+    wheel: Path,
+    repository: Path,
+    logs: Path,
+    results: dict[str, list[Outcome]],
+    keep: Path | None,
+) -> dict[str, str]:
+    """Run the cells of these releases and Pythons, into *results*; returns why others were skipped, by Python."""
+    skipped: dict[str, str] = {}
+    for version in pythons:
+        python = interpreter(version)
+        if python is None:
+            print(f"SKIPPED: Python {version} is not on this machine", flush=True)
+            skipped[version] = "no such Python here"
+            continue
+        for release in releases:
+            begun, folder = time.monotonic(), logs / f"{release}-{version}"
+            folder.mkdir(parents=True, exist_ok=True)
+            found = cell(release, RELEASES[release], python, wheel, repository, folder)
+            results[f"{release} {version}"] = found
+            told = "; ".join(f"{name}: {one.text}" for name, one in zip(CHECKS, found, strict=True))
+            print(
+                f"Airflow {release}, Python {version}: {told} ({time.monotonic() - begun:.0f} s)", flush=True
+            )
+            if keep:
+                keep.write_text(json.dumps(results, indent=1))
+    return skipped
 
 
 def table(results: dict[str, list[Outcome]], skipped: dict[str, str]) -> str:
@@ -154,35 +191,19 @@ def main() -> int:
     parser.add_argument("--results", type=Path, help="JSON of what is done already; read and written")
     parser.add_argument("--logs", type=Path, help="folder of the logs (default: a new temporary one)")
     given = parser.parse_args()
-    wheel = max((ROOT / "dist").glob("*.whl"), key=lambda one: one.stat().st_mtime)
     logs = given.logs or Path(tempfile.mkdtemp(prefix="matrix-logs-"))
     kept = given.results and given.results.exists()
     results = {
         key: [Outcome(*one) for one in found]
         for key, found in (json.loads(given.results.read_text()) if kept else {}).items()
     }
-    skipped: dict[str, str] = {}
-    good = True
-    for version in given.python:
-        python = interpreter(version)
-        if python is None:
-            print(f"SKIPPED: Python {version} is not on this machine", flush=True)
-            skipped[version] = "no such Python here"
-            continue
-        for release in given.airflow:
-            begun, folder = time.monotonic(), logs / f"{release}-{version}"
-            folder.mkdir(parents=True, exist_ok=True)
-            found = results[f"{release} {version}"] = cell(release, RELEASES[release], python, wheel, folder)
-            good = good and all(one.good for one in found)
-            told = "; ".join(f"{name}: {one.text}" for name, one in zip(CHECKS, found, strict=True))
-            print(
-                f"Airflow {release}, Python {version}: {told} ({time.monotonic() - begun:.0f} s)", flush=True
-            )
-            if given.results:
-                given.results.write_text(json.dumps(results, indent=1))
+    with tempfile.TemporaryDirectory(prefix="matrix-") as place:
+        wheel, repository = snapshot(Path(place))
+        skipped = run(given.airflow, given.python, wheel, repository, logs, results, given.results)
     print(text := table(results, skipped))
     if given.report:
         doc_block.write(given.report, "matrix", text)
+    good = all(one.good for found in results.values() for one in found)
     if not good:
         print(f"Logs: {logs}")
     return int(not good)
