@@ -6,6 +6,7 @@ Nothing here ever raises or costs a request. Importing it imports nothing of Air
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ log = logging.getLogger(__name__)
 PREFIX = "qarnot."
 
 
-def incr(name: str, count: int = 1, **tags: Any) -> None:
+def incr(name: str, count: float = 1, **tags: Any) -> None:
     """Count something."""
     _send("incr", name, count, tags)
 
@@ -39,6 +40,10 @@ def _send(what: str, name: str, value: float, tags: dict[str, Any]) -> None:
     try:
         from airflow_qarnot_pool.compat import stats
 
+        if not math.isfinite(value):
+            return
+        if what == "incr":
+            value = round(value)  # StatsD counts whole numbers
         getattr(stats(), what)(PREFIX + name, value, tags={key: str(one) for key, one in tags.items()})
     except Exception:
         log.debug("The metric %s could not be sent", name, exc_info=True)
@@ -103,14 +108,13 @@ def closed(pool: PoolCost, dag_id: str) -> None:
     """What a pool had cost when its teardown told it to close."""
     cost = pool.cost
     if cost.credits is not None:
-        # StatsD counts whole numbers.
-        incr("cost.microeuros", round(cost.credits * 1e6), dag_id=dag_id)
+        incr("cost.microeuros", cost.credits * 1e6, dag_id=dag_id)
         gauge("cost.last_pool_euros", cost.credits, dag_id=dag_id)
     if cost.carbon_g is not None:
-        incr("carbon.milligrams", round(cost.carbon_g * 1000), dag_id=dag_id)
+        incr("carbon.milligrams", cost.carbon_g * 1000, dag_id=dag_id)
     if cost.node_seconds is not None:
-        incr("node_seconds.paid", round(cost.node_seconds), dag_id=dag_id)
-        incr("node_seconds.idle", round(cost.idle_node_seconds or 0.0), dag_id=dag_id)
+        incr("node_seconds.paid", cost.node_seconds, dag_id=dag_id)
+        incr("node_seconds.idle", cost.idle_node_seconds or 0.0, dag_id=dag_id)
 
 
 def reaped(report: Report) -> None:

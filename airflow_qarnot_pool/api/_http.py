@@ -7,6 +7,8 @@ import io
 import socket
 import ssl
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.client import HTTPResponse
 from typing import Any, cast
 
@@ -59,10 +61,27 @@ class _BoundedExchange:
     """Makes a connection's read timeout a bound on the whole answer, headers and body."""
 
     def getresponse(self) -> Any:
+        with self._bounded():
+            return cast(Any, super()).getresponse()
+
+    def _tunnel(self) -> None:
+        try:
+            with self._bounded():
+                cast(Any, super())._tunnel()
+        except OSError as error:
+            # Nothing of the request is on its way yet.
+            raise urllib3.exceptions.ProxyError("no tunnel through the proxy", error) from error
+
+    @contextmanager
+    def _bounded(self) -> Iterator[None]:
+        """For one answer: a connection that is used again has the next one at another time."""
         this = cast(Any, self)
         deadline = time.monotonic() + this.timeout
         this.response_class = functools.partial(_BoundedResponse, deadline=deadline)
-        return cast(Any, super()).getresponse()
+        try:
+            yield
+        finally:
+            del this.response_class
 
 
 class _HTTPConnection(_BoundedExchange, HTTPConnection):
@@ -107,14 +126,12 @@ class Token(requests.auth.AuthBase):
         return request
 
 
-def new_session(*, proxy: str | None, user_agent: str) -> requests.Session:
+def new_session(*, user_agent: str) -> requests.Session:
     """A session with kept-alive connections and nothing of its own in the way of retries."""
     session = requests.Session()
     adapter = _Adapter(max_retries=0)
     session.mount("http://", adapter)
     session.mount("https://", adapter)
-    if proxy:
-        session.proxies = {"http": proxy, "https": proxy}
     session.headers["User-Agent"] = user_agent
     session.headers["Accept"] = "application/json, text/plain, */*"
     return session
@@ -158,7 +175,7 @@ def explain(error: Exception, limit: float) -> tuple[str, bool, bool]:
     if any(isinstance(cause, (TimeoutError, urllib3.exceptions.ReadTimeoutError)) for cause in causes):
         return f"no complete answer within {limit:.0f} s", not untouched, False
     if isinstance(error, requests.exceptions.ProxyError):
-        return "the HTTP proxy does not answer", False, False
+        return "the HTTP proxy does not answer, or refuses", False, False
     if any(isinstance(cause, urllib3.exceptions.NameResolutionError) for cause in causes):
         return "the host name cannot be resolved", False, False
     system = next((cause for cause in causes if isinstance(cause, OSError) and cause.strerror), None)

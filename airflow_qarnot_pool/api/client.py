@@ -35,7 +35,8 @@ class QarnotClient:
 
     ``timeout``: seconds for one attempt of a request. ``deadline``: seconds for a request with all its retries.
     ``retries``: how often at most a request is sent again. ``verify``: check TLS certificates, or the path of a
-    CA bundle to check them with. ``proxy``: URL of an HTTP proxy. ``observer``: told of every attempt of a request.
+    CA bundle to check them with. ``proxy``: URL of an HTTP proxy; default: the environment's.
+    ``observer``: told of every attempt of a request.
     """
 
     def __init__(

@@ -9,6 +9,7 @@ compare it with ``PoolState``/``TaskState``, and ask ``phase`` what it means.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -64,9 +65,11 @@ def _float(value: Any) -> float | None:
     if isinstance(value, bool):
         return None
     try:
-        return float(value)
-    except (TypeError, ValueError):
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
         return None
+    # NaN is less than no limit and spoils every sum.
+    return number if math.isfinite(number) else None
 
 
 def _bool(value: Any) -> bool | None:
@@ -88,8 +91,7 @@ def _span(value: Any) -> timedelta | None:
 
 
 def _seconds(value: Any) -> timedelta | None:
-    number = _float(value)
-    return None if number is None else timedelta(seconds=number)
+    return _span(_float(value))
 
 
 def _texts(value: Any) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import logging
+import sys
 import uuid as uuids
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -87,6 +88,8 @@ class Resource(Generic[SpecT, ModelT]):
     def clone(self, ref: str, **overrides: Any) -> str:
         """Create a copy with other values for some fields; returns its uuid. The shortname is not copied.
 
+        With a shortname a lost answer loses nothing, as with ``create``; unless labels are given, that takes a
+        look at the source first.
         Qarnot API: ``POST /pools/{u}/clone``, ``POST /tasks/{u}/clone``.
         """
         return self._make(self._path(ref, "clone"), self.spec.encode_fields(overrides), ref=ref)
@@ -108,6 +111,9 @@ class Resource(Generic[SpecT, ModelT]):
         shortname = body.get("shortname")
         recover = None
         if shortname and not once:
+            if path != self.base and "labels" not in body:
+                # Any labels take the place of all those of the source, and the stamp is one.
+                body = {**body, "labels": dict(self.get(ref or "").labels)}
             body, stamp = stamped(body)
 
             def recover(left: float) -> str | None:
@@ -335,9 +341,9 @@ def stamped(body: dict[str, Any]) -> tuple[dict[str, Any], str]:
 
 
 def amount(data: Mapping[str, Any]) -> float:
-    """The ``credits`` of an answer. Not known is not 0: whoever watches a limit must notice."""
+    """The ``credits`` of an answer. Not known is not 0, nor NaN: whoever watches a limit must notice."""
     value = _field(data, "credits")
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) <= sys.float_info.max:
         raise QarnotProtocolError(f"Qarnot's answer names no number of credits but {value!r}")
     return float(value)
 

@@ -423,6 +423,8 @@ class Transport:
         limit = min(self.timeout, call.ends - self._clock())
         if limit <= 0:
             raise _NoAnswer("the deadline is over", touched=False, permanent=True)
+        # Not of the session: there those of the environment would win. A dict of its own, which requests writes to.
+        proxies = {"http": self._proxy, "https": self._proxy} if self._proxy else None
         try:
             with self._session().request(
                 call.method,
@@ -431,6 +433,7 @@ class Transport:
                 params=call.params,
                 timeout=cast(Any, urllib3.Timeout(total=limit)),
                 verify=self.verify,
+                proxies=proxies,
                 allow_redirects=False,
                 stream=True,
                 auth=_http.Token(None if call.anonymous else self._token),
@@ -455,7 +458,7 @@ class Transport:
     def _session(self) -> requests.Session:
         from airflow_qarnot_pool.api._http import new_session
 
-        return self._sessions.get(lambda: new_session(proxy=self._proxy, user_agent=self.user_agent))
+        return self._sessions.get(lambda: new_session(user_agent=self.user_agent))
 
     def close(self) -> None:
         """Close all connections, those of other threads too."""

@@ -111,6 +111,13 @@ class QarnotFileSystem(AbstractFileSystem):
 
     # --- reading and writing
 
+    def open(self, path: str, mode: str = "rb", *args: Any, **kwargs: Any) -> Any:
+        """A file object, as the built-in ``open`` gives one. Text modes take ``encoding``, ``errors``, ``newline``."""
+        if "b" in mode or "r" in mode:
+            return super().open(path, mode, *args, **kwargs)
+        text = {name: kwargs.pop(name) for name in ("encoding", "errors", "newline") if name in kwargs}
+        return _TextWriter(self.open(path, mode.replace("t", "") + "b", *args, **kwargs), **text)
+
     def _open(self, path: str, mode: str = "rb", block_size: Any = None, **kwargs: Any) -> Any:
         bucket, key = self._split(path)
         if not key:
@@ -228,6 +235,16 @@ class _Writer(io.BufferedIOBase):
             super().close()
             return
         self.close()
+
+
+class _TextWriter(io.TextIOWrapper):
+    """Text on its way to such a file: a plain wrapper would close it, and so upload it, after an error too."""
+
+    def __exit__(self, *error: Any) -> None:
+        if error[0] is not None:
+            file: Any = self.buffer
+            file.__exit__(*error)
+        super().__exit__(*error)
 
 
 @contextmanager

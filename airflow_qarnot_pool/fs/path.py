@@ -29,3 +29,14 @@ class QarnotPath(CloudPath):
     def parser(self) -> Any:  # type: ignore[override]
         """How such a path is taken apart."""
         return _parser()
+
+    def write_text(
+        self,
+        data: str,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+    ) -> int:
+        """Write a file of *data*; where that cannot be encoded, what was there stays."""
+        with self.open("w", encoding=encoding, errors=errors, newline=newline) as file:
+            return file.write(data)

@@ -58,7 +58,13 @@ FIELDS = (
         "Path of a file of certificates to trust instead of the system's, on every worker and triggerer.",
         "/etc/ssl/certs/company.pem",
     ),
-    Field("proxy", "HTTP proxy", "string", "Proxy for requests to the API.", "http://proxy.example:3128"),
+    Field(
+        "proxy",
+        "HTTP proxy",
+        "string",
+        "For requests to the API and the storage, in place of the environment's HTTP(S)_PROXY and NO_PROXY.",
+        "http://proxy.example:3128",
+    ),
     Field(
         "timeout",
         "Request timeout (s)",

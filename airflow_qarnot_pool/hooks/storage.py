@@ -164,7 +164,8 @@ def s3_client(settings: ConnectionSettings) -> Any:
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
             retries={"mode": "standard", "max_attempts": 5},
-            proxies=proxies if settings.proxy else {},
+            # None: those of the environment, as the API has them; an empty dict would mean none at all.
+            proxies=proxies if settings.proxy else None,
         ),
     )
 

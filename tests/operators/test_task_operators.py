@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import nullcontext
 from datetime import timedelta
 from functools import partial
 from typing import Any
 
 import pytest
+from airflow.sdk import DAG, TaskGroup
 
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.models import Account
+from airflow_qarnot_pool.decorators.qarnot import qarnot_task
 from airflow_qarnot_pool.exceptions import (
     QarnotGoneError,
     QarnotInvalidSpecError,
@@ -25,6 +28,8 @@ from airflow_qarnot_pool.exceptions import (
 )
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
+from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
+from airflow_qarnot_pool.task_groups.pool import QarnotPoolGroup
 from airflow_qarnot_pool.triggers import quota
 from tests.harness import FakeTI, defer, resume, run
 
@@ -171,6 +176,44 @@ def test_ranges_choose_the_instances(qarnot: LocalQarnot, client: QarnotClient, 
 def test_without_a_pool_it_gets_nodes_of_its_own(qarnot: LocalQarnot) -> None:
     result = run(partial(task, command="echo cold"), FakeTI(run_id="cold"))
     assert (result["state"], result["pool"]) == ("Success", None)
+
+
+NO_POOL = {"qarnot_pool": None}
+MAPPED = {
+    "rows": lambda: QarnotRunTaskOperator.partial(task_id="w", command="true").expand_kwargs([NO_POOL]),
+    "many": lambda: QarnotRunTasksOperator.partial(task_id="w", commands=["true"]).expand_kwargs([NO_POOL]),
+    "values": lambda: QarnotRunTaskOperator.partial(task_id="w", command="true").expand(qarnot_pool=[None]),
+}
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["by itself", "in a group"])
+@pytest.mark.parametrize("build", MAPPED.values(), ids=MAPPED)
+def test_a_mapped_task_whose_row_has_no_pool_boots_no_nodes_of_its_own(
+    qarnot: LocalQarnot, build: Any, inside: bool
+) -> None:
+    with DAG("d") as dag, QarnotPoolGroup("g", prefix_group_id=False) if inside else nullcontext():
+        build()
+    with pytest.raises(QarnotInvalidSpecError, match="qarnot_pool is None: it must be") as refused:
+        run(lambda: dag.get_task("w").unmap(NO_POOL), FakeTI(task_id="w", map_index=0))
+    assert refused.value.field == "qarnot_pool"
+    assert qarnot.requests() == []
+
+
+def one() -> int:
+    return 1
+
+
+def test_none_for_a_pool_is_refused_when_the_dag_is_parsed_unless_a_group_has_one() -> None:
+    for make in (
+        partial(QarnotRunTaskOperator, command="true"),
+        partial(QarnotRunTasksOperator, commands=["true"]),
+        lambda **given: qarnot_task(**given)(one)(),
+    ):
+        with DAG("d"), pytest.raises(QarnotInvalidSpecError, match="qarnot_pool is None"):
+            make(task_id="w", qarnot_pool=None)
+    with DAG("d"), QarnotPoolGroup("g") as group, TaskGroup("nested"):
+        made = QarnotRunTaskOperator(task_id="w", command="true", qarnot_pool=None)
+    assert made.qarnot_pool.operator is group.open_pool
 
 
 def test_without_waiting_one_request_does(qarnot: LocalQarnot, client: QarnotClient, pool: str) -> None:
