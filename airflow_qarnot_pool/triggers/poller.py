@@ -20,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
@@ -60,6 +61,9 @@ MOST_OF_A_TAG = 10_000
 #: The server's times have a resolution of 1 s, and its parts need not agree to the second.
 OVERLAP = timedelta(seconds=2)
 LONGEST_BACKOFF = 60.0
+#: Most seconds that a Retry-After keeps everybody from asking. One request in so long is no burden on any service, and
+#: what asks for hours may be a proxy, or only one of many objects.
+MOST_PATIENCE = 600.0
 #: By how much of an interval a round may come early, so that the polls of several processes do not march in step.
 JITTER = 0.1
 #: Waiters woken before the rest of the event loop has its turn: each of them has something to log.
@@ -262,6 +266,8 @@ class Poller:
         #: A time of the server's clock that was over at this time of ours.
         self._clock: tuple[datetime, float] | None = None
         self._failures = 0
+        #: What a single object has met since the last pause.
+        self._spared: QarnotError | None = None
         self._refused = 0
         self._asks_for_changes = True
         self._chunk = CHUNK
@@ -352,8 +358,11 @@ class Poller:
                     await self._round()
                     self._measure(self.loop.time() - begun)
                     due = following(due, self.loop.time(), self._interval(), random.random())
+                if (spared := self._spared) is not None:
+                    raise spared
                 self._failures = self._refused = 0
             except Exception as error:
+                self._spared = None
                 pause = self._pause_after(error)
                 due = self.loop.time() + pause
                 await asyncio.sleep(pause)
@@ -385,7 +394,7 @@ class Poller:
                 for topic in self.topics.values():
                     topic.fail(error)
         elif isinstance(error, QarnotUnavailableError):
-            pause = max(pause, error.retry_after or 0.0)
+            pause = max(pause, min(error.retry_after or 0.0, MOST_PATIENCE))
         elif not isinstance(error, QarnotProtocolError):
             log.error("Polling the %ss of %s failed", self.kind, self.conn_id, exc_info=error)
         if self._failures == 1 or self._failures % 10 == 0:
@@ -399,6 +408,14 @@ class Poller:
                 error,
             )
         return pause
+
+    @contextmanager
+    def _sparing_others(self) -> Iterator[None]:
+        """What one object meets keeps nobody else from being looked at, and fails the round only after that."""
+        try:
+            yield
+        except (QarnotUnavailableError, QarnotRefusedError, QarnotProtocolError) as error:
+            self._spared = self._spared or error
 
     async def _credentials(self) -> None:
         """Read the connection now and then, and after a 401: tokens get changed while triggers wait."""
@@ -516,16 +533,19 @@ class Poller:
     async def _confirm(self, uuid: str) -> None:
         """A search that misses an object proves nothing; 404 on the object itself does."""
         resource = self._resource
-        try:
-            await self._tell([await self._ask(lambda: resource.get(uuid))])
-        except QarnotNotFoundError as error:
-            gone = QarnotGoneError(
-                f"Qarnot {self.kind} {uuid} is gone: it was deleted before its end was seen.",
-                status=error.status,
-                kind=self.kind,
-                ref=uuid,
-            )
-            self._fail(uuid, gone)
+        with self._sparing_others():
+            try:
+                await self._tell([await self._ask(lambda: resource.get(uuid))])
+            except QarnotNotFoundError as error:
+                gone = QarnotGoneError(
+                    f"Qarnot {self.kind} {uuid} is gone: it was deleted before its end was seen.",
+                    status=error.status,
+                    kind=self.kind,
+                    ref=uuid,
+                )
+                self._fail(uuid, gone)
+            except QarnotRefusedError as error:
+                self._fail(uuid, error)
 
     # --- telling the waiters
 

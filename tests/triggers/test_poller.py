@@ -16,7 +16,7 @@ import pytest
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.specs import TaskSpec
 from airflow_qarnot_pool.conditions import Condition
-from airflow_qarnot_pool.exceptions import QarnotCredentialsError, QarnotGoneError
+from airflow_qarnot_pool.exceptions import QarnotCredentialsError, QarnotGoneError, QarnotRefusedError
 from airflow_qarnot_pool.identity import namespace_tag
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.triggers import poller
@@ -168,6 +168,35 @@ def test_what_is_gone_is_an_error_of_its_own_waiter_only(
     assert asyncio.run(wait()) == "Cancelled"
 
 
+@pytest.mark.parametrize("status", [403, 500])
+def test_an_object_that_cannot_be_had_keeps_no_other_from_being_looked_at(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, status: int
+) -> None:
+    """Its state is withheld, and searches do not show it any more."""
+    withheld, stays = submit(client, pool, 2)
+    client.tasks.delete(withheld)
+    qarnot.faults([{"method": "GET", "path": f"^/tasks/{withheld}$", "kind": "status", "status": status}])
+
+    async def wait() -> tuple[str, asyncio.Future[str]]:
+        first = asyncio.ensure_future(state_of(withheld, "Success"))
+        asked = {"method": "GET", "path": f"/tasks/{withheld}", "status": status}
+        await until(lambda: any(asked.items() <= one.items() for one in qarnot.requests()))
+        second = asyncio.ensure_future(state_of(stays, "Success", "Cancelled"))
+        await until(lambda: any(topic.last for one in poller.pollers() for topic in one.topics.values()))
+        await asyncio.to_thread(client.tasks.abort, stays)
+        state = await second
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        return state, first
+
+    state, first = asyncio.run(wait())
+    assert state == "Cancelled"
+    if status == 403:
+        assert isinstance(first.exception(), QarnotRefusedError)
+    else:
+        assert first.cancelled()
+
+
 @pytest.mark.parametrize(
     "fault",
     [
@@ -184,6 +213,16 @@ def test_what_passes_never_fails_a_waiter(
 ) -> None:
     (uuid,) = submit(client, pool, 1, "true")
     qarnot.faults([{"method": "POST", "path": "^/tasks/search$", "times": 3, **fault}])
+    assert asyncio.run(state_of(uuid, "Success")) == "Success"
+
+
+def test_a_server_that_asks_for_hours_is_asked_again_sooner(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(poller, "MOST_PATIENCE", 0.5)
+    (uuid,) = submit(client, pool, 1, "true")
+    fault = {"kind": "status", "status": 503, "retry_after": 7200, "times": 1}
+    qarnot.faults([{"method": "POST", "path": "^/tasks/search$", **fault}])
     assert asyncio.run(state_of(uuid, "Success")) == "Success"
 
 
