@@ -17,6 +17,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api.errors import (
+    QarnotError,
     QarnotInvalidSpecError,
     QarnotNotFoundError,
     QarnotProtocolError,
@@ -298,12 +299,21 @@ def pools_of_run(client: QarnotClient, watched: Watched) -> list[Pool]:
 
 
 def close_all(client: QarnotClient, watched: Watched, verdict: Verdict) -> None:
-    """End what *verdict* says; fine when it is over already."""
+    """End what *verdict* says; fine when it is over already.
+
+    :raises QarnotError: the first one met; whatever else could be ended is.
+    """
     from airflow_qarnot_pool.claim import end
 
+    failed: QarnotError | None = None
     for uuid in verdict.close:
         own_task = watched.kind == "task" and uuid == watched.uuid
-        end(client.tasks if own_task else client.pools, uuid)
+        try:
+            end(client.tasks if own_task else client.pools, uuid)
+        except QarnotError as error:
+            failed = failed or error
+    if failed is not None:
+        raise failed
 
 
 def any_open(client: QarnotClient, watched: Watched, verdict: Verdict) -> bool:

@@ -84,39 +84,44 @@ class CostPoller(Poller):
 
     async def _look(self, topics: list[Topic]) -> None:
         for topic in topics:
-            watched = Watched.from_kwargs(json.loads(topic.key))
-            assert self._client is not None
-            if topic.key in self._left and not await self._still_open(topic, watched):
-                continue
-            try:
-                spent = await self._ask(partial(spending_of, self._client, watched, self._settled))
-            except (QarnotRefusedError, QarnotProtocolError) as error:
-                if not self._told_unknown:
-                    log.error(
-                        "What %s %s costs cannot be found out, so its limit is not watched: %s",
-                        watched.kind,
-                        watched.uuid,
-                        error,
-                    )
-                self._told_unknown = True
-                continue
-            verdict = judge(watched, spent)
-            if verdict.level > Level.FINE:
-                # The waiters first: a Qarnot task that ends with its pool must not look cancelled by a stranger.
-                for waiter in topic.waiters:
-                    waiter.tell(verdict)  # type: ignore[arg-type]
-            if verdict.level > self._levels.get(topic.key, Level.FINE):
-                name = "exceeded" if verdict.level is Level.OVER else "warnings"
-                metrics.incr(f"budget.{name}", kind=watched.kind, dag_id=watched.dag_id)
-            self._levels[topic.key] = verdict.level
-            topic.looked_up()
-            if verdict.level is Level.OVER:
-                log.error("%s", verdict.message)
-                # Shielded, as those who were told leave now, and the event loop may end with the last of them.
-                client = self._client.limited(retries=3, deadline=60.0)
-                await asyncio.shield(
-                    self.loop.run_in_executor(self._thread, partial(close_all, client, watched, verdict))
+            with self._sparing_others():
+                await self._judge(topic)
+
+    async def _judge(self, topic: Topic) -> None:
+        """See what is spent, tell who waits, and end what is over its limit."""
+        watched = Watched.from_kwargs(json.loads(topic.key))
+        assert self._client is not None
+        if topic.key in self._left and not await self._still_open(topic, watched):
+            return
+        try:
+            spent = await self._ask(partial(spending_of, self._client, watched, self._settled))
+        except (QarnotRefusedError, QarnotProtocolError) as error:
+            if not self._told_unknown:
+                log.error(
+                    "What %s %s costs cannot be found out, so its limit is not watched: %s",
+                    watched.kind,
+                    watched.uuid,
+                    error,
                 )
+            self._told_unknown = True
+            return
+        verdict = judge(watched, spent)
+        if verdict.level > Level.FINE:
+            # The waiters first: a Qarnot task that ends with its pool must not look cancelled by a stranger.
+            for waiter in topic.waiters:
+                waiter.tell(verdict)  # type: ignore[arg-type]
+        if verdict.level > self._levels.get(topic.key, Level.FINE):
+            name = "exceeded" if verdict.level is Level.OVER else "warnings"
+            metrics.incr(f"budget.{name}", kind=watched.kind, dag_id=watched.dag_id)
+        self._levels[topic.key] = verdict.level
+        topic.looked_up()
+        if verdict.level is Level.OVER:
+            log.error("%s", verdict.message)
+            # Shielded, as those who were told leave now, and the event loop may end with the last of them.
+            client = self._client.limited(retries=3, deadline=60.0)
+            await asyncio.shield(
+                self.loop.run_in_executor(self._thread, partial(close_all, client, watched, verdict))
+            )
 
 
 POLLERS["cost"] = CostPoller

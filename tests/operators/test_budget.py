@@ -292,6 +292,53 @@ def test_a_run_over_its_limit_loses_all_its_pools_and_may_open_no_more(
     assert len(made_for(client.pools, run_id)) == 2
 
 
+def test_a_pool_whose_cost_cannot_be_had_keeps_no_other_from_being_watched(
+    qarnot: LocalQarnot, client: QarnotClient, run_id: str, held: str
+) -> None:
+    dark, seen = run(create, ti(run_id, "dark")), run(create, ti(run_id, "seen"))
+    waits = [
+        defer(partial(task, qarnot_pool=pool, command=held, max_cost=0.5), ti(run_id, f"on-{index}"))[0]
+        for index, pool in enumerate((dark, seen))
+    ]
+    qarnot.faults([{"method": "GET", "path": f"^/credits/v1/pools/{dark}/", "kind": "status", "status": 500}])
+
+    def asked_of(pool: str) -> bool:
+        return any(one["path"] == f"/credits/v1/pools/{pool}/credits" for one in qarnot.requests())
+
+    async def story() -> None:
+        first = asyncio.ensure_future(first_event(again(waits[0].trigger)))
+        await asyncio.to_thread(eventually, lambda: asked_of(dark))
+        second = asyncio.ensure_future(first_event(again(waits[1].trigger)))
+        await asyncio.to_thread(eventually, lambda: asked_of(seen))
+        await asyncio.to_thread(qarnot.advance, HOUR)
+        try:
+            await asyncio.wait_for(second, 30)
+            assert not first.done()
+        finally:
+            first.cancel()
+            await asyncio.gather(first, return_exceptions=True)
+
+    asyncio.run(story())
+    eventually(lambda: client.pools.get(seen).state in OVER)
+    assert client.pools.get(dark).state not in OVER
+
+
+def test_a_close_that_is_refused_keeps_no_other_pool_of_the_run_open(
+    qarnot: LocalQarnot, client: QarnotClient, run_id: str, held: str
+) -> None:
+    one, two = run(create, ti(run_id, "one")), run(create, ti(run_id, "two"))
+    make = partial(task, qarnot_pool=one, command=held, max_run_cost=1.0)
+    deferred, context = defer(make, ti(run_id))
+    qarnot.faults([{"method": "POST", "path": f"^/pools/{one}/close$", "kind": "status", "status": 403}])
+    (event,) = events_after([deferred], lambda: qarnot.advance(HOUR))
+    eventually(lambda: client.pools.get(two).state in OVER)
+    assert client.pools.get(one).state not in OVER
+    qarnot.faults([])
+    with pytest.raises(QarnotBudgetError, match="max_run_cost"):
+        resume(make, context, event)
+    assert client.pools.get(one).state in OVER
+
+
 # --- while nothing waits
 
 
