@@ -153,7 +153,7 @@ class Work:
             uuid=task.uuid,
             run=run_of(task),
             task_id=label(task.labels, "task_id") or "",
-            map_index=int(index) if index.isdigit() else -1,
+            map_index=int(index) if index.isdecimal() else -1,
             part=label(task.labels, "part") or "",
             seconds=executed(task) or 0.0,
             instances=task.instances or 1,

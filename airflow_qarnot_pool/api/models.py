@@ -49,7 +49,10 @@ def _from(name: str, read: Read, *others: str) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else str(value) if isinstance(value, (int, float)) else None
+    if isinstance(value, str):
+        # JSON can hold half a character (cut in two by some UTF-16), which nobody could send on or store.
+        return value if value.isascii() else value.encode(errors="replace").decode()
+    return str(value) if isinstance(value, (int, float)) else None
 
 
 def _int(value: Any) -> int | None:
@@ -79,7 +82,7 @@ def _bool(value: Any) -> bool | None:
 def _time(value: Any) -> datetime | None:
     try:
         return parse_timestamp(value)
-    except (TypeError, ValueError, AttributeError):
+    except (TypeError, ValueError, AttributeError, OverflowError):
         return None
 
 
@@ -100,6 +103,11 @@ def _texts(value: Any) -> tuple[str, ...]:
 
 def _map(value: Any) -> dict[str, Any]:
     return dict(value) if isinstance(value, Mapping) else {}
+
+
+def _labels(value: Any) -> dict[str, str]:
+    texts = {str(key): _text(one) for key, one in _map(value).items()}
+    return {key: text for key, text in texts.items() if text is not None}
 
 
 def _pairs(value: Any) -> dict[str, str]:
@@ -419,7 +427,7 @@ class RemoteObject(Model):
         default=(), metadata=_from("hardwareConstraints", _list(HardwareConstraint.from_json))
     )
     tags: tuple[str, ...] = field(default=(), metadata=_from("tags", _texts))
-    labels: Mapping[str, str] = field(default_factory=dict, metadata=_from("labels", _map))
+    labels: Mapping[str, str] = field(default_factory=dict, metadata=_from("labels", _labels))
     bucket_names: tuple[str, ...] = field(default=(), metadata=_from("resourceBuckets", _texts))
     resource_buckets: tuple[ResourceBucket, ...] = field(
         default=(), metadata=_from("advancedResourceBuckets", _list(ResourceBucket.of))
@@ -477,11 +485,12 @@ def _scaling(value: Any) -> Scaling | None:
 def _state(parse: Callable[[str], str]) -> Read:
     """The state in its canonical spelling where it is known, else as it came."""
 
-    def read(value: Any) -> str:
+    def read(value: Any) -> str | None:
+        text = _text(value)
         try:
-            return parse(str(value))
+            return None if text is None else parse(text)
         except QarnotUnknownStateError:
-            return str(value)
+            return text
 
     return read
 

@@ -1,14 +1,16 @@
-"""One pool that Qarnot cannot tell all of costs the Pools page that pool's figures and nothing else."""
+"""One odd pool or Qarnot task never blanks the Pools page; figures that cannot be read cost nothing else."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from airflow_qarnot_pool.plugins import ask
+from airflow_qarnot_pool.api.models import CarbonFacts, Pool, Task
+from airflow_qarnot_pool.plugins import ask, view
 from airflow_qarnot_pool.plugins.desk import LIST
 from tests.plugins.conftest import Maker, life, until
 
@@ -78,3 +80,86 @@ def test_a_pool_whose_figures_fail_does_not_keep_others_from_theirs(
     assert rows[fine]["figures"]["euros"] is not None
     assert rows[odd]["figures"] is None
     assert asker(odd)["row"]["uuid"] == odd  # and in full it is shown, too
+
+
+AT = "2026-01-01T00:00:00Z"
+LABELS = ("format", "namespace", "dag_id", "run_id", "task_id", "map_index", "part", "shared")
+NODE = {"instanceId": 1, "phase": "execution", "executionTimeSec": 3, "cpuUsage": 1.0, "currentMemoryMB": 2.0}
+PLAIN: dict[str, Any] = {
+    "uuid": "u",
+    "poolUuid": "u",
+    "name": "name",
+    "shortname": "short",
+    "state": "FullyExecuting",
+    "previousState": "PartiallyExecuting",
+    **dict.fromkeys(("creationDate", "endDate", "stateTransitionTime", "previousStateTransitionTime"), AT),
+    "errors": [{"code": "code", "message": "message"}],
+    "labels": {f"airflow.{name}": "1" for name in LABELS},
+    "instanceCount": 2,
+    "runningInstanceCount": 1,
+    "targetRunningInstanceCount": 2,
+    "queuedOrRunningTaskInstancesCount": 0,
+    "elasticProperty": {"isElastic": True, "minIdleTimeSeconds": 5},
+    "multiSlotsSettings": {"slotsPerNode": 2},
+    "executionTime": "00:00:01",
+    "status": {"executionTimeSec": 3.0, "runningInstancesInfo": {"perRunningInstanceInfo": [NODE]}},
+    "completedInstances": [{"instanceId": 1, "state": "Failure", "error": {"code": "code"}}],
+}
+FACTS = {
+    "total_consumed_energy_Wh": 1.0,
+    "qarnot_carbon_footprint": 1.0,
+    "saved_carbon_footprint_compute_heat": 1.0,
+    "saved_carbon_footprint_percent": 1.0,
+}
+HALF = "\ud83d"
+ODD = [None, True, -1, 1e300, float("nan"), float("inf"), "", "NaN", "²", HALF, [], [None], {}, {"a": [1]}]
+ODD += ["9999-12-31T23:59:59-14:00", "99999999.00:00:00"]
+
+
+def with_one_odd(what: Any) -> Iterator[Any]:
+    """Copies of some JSON, each with something odd in one place."""
+    for key in what if isinstance(what, dict) else range(len(what)):
+        copy = json.loads(json.dumps(what))
+        for inner in ODD if key not in ("uuid", "poolUuid") else ():
+            yield {**copy, key: inner} if isinstance(copy, dict) else [inner]
+        if isinstance(what[key], (dict, list)):
+            for inner in with_one_odd(what[key]):
+                yield {**copy, key: inner} if isinstance(copy, dict) else [inner]
+
+
+def shown(pool: Pool, task: Task, facts: CarbonFacts) -> None:
+    """Make all that the page shows, as far as bytes."""
+    from fastapi.responses import JSONResponse
+
+    now, run = datetime.now(UTC), ("1", "1")
+    memory = view.remember(view.remember(None, pool, now), pool, now)
+    figures = view.Figures(euros=1.0, carbon=facts, at=now, shares=view.shares_of(pool, [task]))
+    group, moved = view.group_of(task.state), task.state_transition_time
+    notes = [
+        view.TaskNote("u", group, moved, *(task.labels.get(f"airflow.{n}") for n in ("dag_id", "run_id")))
+    ]
+    [row] = view.rows(
+        view.Scene(
+            now=now,
+            connection="q",
+            pools=[pool],
+            tasks={"u": notes},
+            memories={"u": memory},
+            figures={"u": figures},
+            console_url="https://console",
+        )
+    )
+    whole = view.detail(row, pool, [task, Task.from_json(PLAIN)], memory, 200)
+    JSONResponse([view.without_runs(row), view.of_run(row, run)])
+    JSONResponse([{**whole, "row": view.without_runs(row)}, view.detail_of_run(whole, run)])
+
+
+def test_whatever_one_field_of_an_answer_holds_the_page_can_be_shown() -> None:
+    for odd in with_one_odd(PLAIN):
+        try:
+            shown(Pool.from_json(odd), Task.from_json(odd), CarbonFacts())
+        except Exception as error:
+            different = {key: value for key, value in odd.items() if value != PLAIN[key]}
+            pytest.fail(f"{error!r} for {different}")
+    for odd in with_one_odd(FACTS):
+        shown(Pool.from_json(PLAIN), Task.from_json(PLAIN), CarbonFacts.from_json(odd))
