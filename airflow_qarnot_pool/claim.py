@@ -22,7 +22,7 @@ from airflow_qarnot_pool.api.errors import (
     QarnotRefusedError,
     QarnotUnavailableError,
 )
-from airflow_qarnot_pool.api.transport import backoff
+from airflow_qarnot_pool.api.transport import DEFAULT_DEADLINE, MAX_WAIT, backoff
 from airflow_qarnot_pool.identity import (
     LINEAGE_TAG,
     OWNER_TAG,
@@ -97,7 +97,8 @@ def claim(
     :param look: look first on a first try, too: this try has made something already.
     :param create: makes what is stamped, and returns its uuid; default: a request of its own.
     :param fingerprint: of the spec, where *spec* is only a part of it.
-    :raises QarnotUnavailableError: with ``ambiguous`` set, the object may exist; the next try finds it.
+    :raises QarnotUnavailableError: with ``ambiguous`` set, the object may exist; the next try finds it. Also where
+        the server wants to be left alone for minutes.
     :raises QarnotError: as the server refused it.
     """
     if clash := foreign_labels(spec.labels):
@@ -110,6 +111,9 @@ def claim(
     # What this try has seen end already is no news.
     known = frozenset(found) if look else frozenset()
     taken = False
+    unanswered: QarnotUnavailableError | QarnotProtocolError | None = None
+    #: Seconds that the server still wants to be asked for nothing new.
+    left = 0.0
     # Of what is shared another may have been made meanwhile, as after an answer that never came.
     unsure = bool(life.shared)
     for attempt in range(1, _ATTEMPTS + 1):
@@ -127,6 +131,11 @@ def claim(
         fresh = {uuid: one for uuid, one in found.items() if uuid not in known}
         if (spent := _ended_in_this_try(life, fresh, fingerprint)) is not None:
             return _use(resource, life, spent, found[spent.uuid])
+        if unanswered is not None and left > DEFAULT_DEADLINE:
+            raise unanswered  # a wait for Airflow, not for a worker
+        if left:
+            pause(left)
+            left = 0.0
         generation = plan.generation
         name = life.shortname(generation)
         if taken and name not in {one.shortname for one in found.values()}:
@@ -157,7 +166,10 @@ def claim(
                 raise
             unsure = True
             log.warning("No answer to the creation of %s %s; looking whether it exists", resource.kind, name)
-            pause(getattr(error, "retry_after", None) or backoff(attempt))
+            asked = getattr(error, "retry_after", None) or backoff(attempt)
+            # To ask again may have to wait for hours; to know what is there, and costs, may not.
+            pause(min(asked, MAX_WAIT))
+            unanswered, left = error, max(0.0, asked - MAX_WAIT)
             found = _lookup(resource, life)
         else:
             log.info("Created %s %s (%s)", resource.kind, uuid, name)

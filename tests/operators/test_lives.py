@@ -14,7 +14,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,7 @@ from airflow_qarnot_pool.exceptions import (
     QarnotRefusedError,
     QarnotTaskCancelledError,
     QarnotTaskFailedError,
+    QarnotUnavailableError,
     QarnotWaitTimeoutError,
 )
 from airflow_qarnot_pool.hooks.qarnot import QarnotHook
@@ -504,6 +505,38 @@ def test_whatever_becomes_of_the_answer_there_is_one(
     assert story.made() == [uuid]
     assert not story.ended(uuid)
     assert story.start(try_number=2) == uuid
+
+
+@KINDS
+@pytest.mark.parametrize("asked", [60, 7200])
+@pytest.mark.parametrize("done", [True, False], ids=["done", "not done"])
+def test_a_server_that_wants_to_be_left_alone_is_first_asked_what_it_has_made(
+    qarnot: LocalQarnot, story: Story, done: bool, asked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have made a pool, which is billed meanwhile."""
+    waits: list[float] = []
+    monkeypatch.setattr("airflow_qarnot_pool.claim.MAX_WAIT", 20)
+    monkeypatch.setattr(Killed, "wait", lambda self, seconds: waits.append(seconds) or self.is_set())
+    answers = [replace(_answer(503, "<html>upstream"), retry_after=str(asked))]
+    created: list[str] = []
+
+    def proxy(send: Any, call: Any) -> Answer:
+        if not re.search(story.path, call.path):
+            return send()  # type: ignore[no-any-return]
+        created.append(call.path)
+        answer: Answer = send() if done or not answers else answers[0]
+        return answers.pop() if answers else answer
+
+    with exchanging(proxy):
+        if done or asked < 120:
+            uuid = story.start()
+            assert story.made() == [uuid]
+        else:
+            with pytest.raises(QarnotUnavailableError):
+                story.start()
+            assert story.made() == []
+    assert waits == ([20, 40] if asked == 60 and not done else [20])
+    assert len(created) == len(waits)
 
 
 @KINDS
