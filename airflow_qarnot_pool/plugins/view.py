@@ -315,8 +315,11 @@ def of_run(row: Mapping[str, Any], run: tuple[str, str]) -> dict[str, Any] | Non
     parts: Mapping[tuple[str, str], dict[str, Any]] = row["runs"]
     if run not in parts:
         return None
-    alone = row["owner"]["kind"] == "run" and len(parts) == 1
-    return {**without_runs(row), "mine": None if alone else parts[run]}
+    owner = row["owner"]
+    alone = owner["kind"] == "run" and len(parts) == 1
+    if owner["kind"] == "shared":
+        owner = {**owner, "dag_id": None, "run_id": None}  # whoever was first: any DAG may have been
+    return {**without_runs(row), "owner": owner, "mine": None if alone else parts[run]}
 
 
 def without_runs(row: Mapping[str, Any]) -> dict[str, Any]:
