@@ -14,6 +14,7 @@ from airflow_qarnot_pool.decorators import node, payload
 from airflow_qarnot_pool.decorators.function import FunctionSource
 from airflow_qarnot_pool.exceptions import QarnotTaskFailedError
 from airflow_qarnot_pool.identity import Life
+from airflow_qarnot_pool.operators.references import NOT_GIVEN
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.output import fetch, lost_nodes
 from airflow_qarnot_pool.templates import is_templated
@@ -337,7 +338,7 @@ def qarnot_task(python_callable: Callable[P, R]) -> QarnotTask[P, R]: ...
 def qarnot_task(
     *,
     multiple_outputs: bool | None = None,
-    qarnot_pool: Any = None,
+    qarnot_pool: Any = NOT_GIVEN,
     image: str | None = DEFAULT_IMAGE,
     requirements: Sequence[str] | str | None = None,
     timeout: timedelta | None = None,

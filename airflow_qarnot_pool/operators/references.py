@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import Enum
 from typing import Any
 
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
 from airflow_qarnot_pool.templates import is_templated
+
+
+class NotGiven(Enum):
+    """What stands for a parameter that is left out where None is not the same: None may come of a task at run time."""
+
+    NOT_GIVEN = "not given"
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+NOT_GIVEN = NotGiven.NOT_GIVEN
 
 
 def output_of(value: Any, parameter: str) -> Any:
@@ -26,6 +39,18 @@ def output_of(value: Any, parameter: str) -> Any:
 def nothing(value: Any) -> bool:
     """Whether what came of a reference is nothing: its task returned nothing, or a template found nothing."""
     return value is None or (isinstance(value, str) and value.strip() in ("", "None"))
+
+
+def check_named(value: Any, parameter: str, operator: Any) -> None:
+    """Refuse None where nothing else will take its place, as the group does that *operator* stands in.
+
+    :raises QarnotInvalidSpecError: names *parameter*.
+    """
+    group = getattr(operator, "task_group", None)
+    while value is None and not hasattr(group, "open_pool"):
+        if group is None:
+            raise _no_reference(value, parameter)
+        group = group.parent_group
 
 
 def reference(value: Any, parameter: str) -> str:

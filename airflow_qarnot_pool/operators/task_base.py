@@ -24,7 +24,7 @@ from airflow_qarnot_pool.operators.parameters import (
     refuse_misplaced,
     task_spec,
 )
-from airflow_qarnot_pool.operators.references import output_of, reference
+from airflow_qarnot_pool.operators.references import NOT_GIVEN, check_named, output_of, reference
 from airflow_qarnot_pool.templates import hide_secrets, revealed
 
 if TYPE_CHECKING:
@@ -48,8 +48,9 @@ COMMON_FIELDS = (
 class TaskOperator(BudgetOperator):
     """Base of the operators that run Qarnot tasks.
 
-    :param qarnot_pool: uuid or shortname of the pool, or the output of the task that made it. Without one a
-        Qarnot task gets nodes of its own, which have to boot.
+    :param qarnot_pool: uuid or shortname of the pool, or the output of the task that made it. Where it is left out a
+        Qarnot task gets nodes of its own, which have to boot; None, which a task may return that found no pool, is
+        refused.
     :param name: shown in the console; default: the DAG's and the task's id.
     :param image: ``[registry/]repository[:tag]``; default: the pool's, else Qarnot's.
     :param profile: profile of a Qarnot task without a pool.
@@ -83,7 +84,7 @@ class TaskOperator(BudgetOperator):
     def __init__(
         self,
         *,
-        qarnot_pool: Any = None,
+        qarnot_pool: Any = NOT_GIVEN,
         name: str | None = None,
         image: str | None = None,
         profile: str | None = None,
@@ -100,9 +101,12 @@ class TaskOperator(BudgetOperator):
     ) -> None:
         refuse_misplaced("task", kwargs)
         super().__init__(**kwargs)
-        self.qarnot_pool = output_of(qarnot_pool, "qarnot_pool")
-        #: Kept, because what the pool comes from may render to nothing, which must not mean "without a pool".
-        self.on_pool = qarnot_pool is not None
+        #: Kept, because what the pool comes from may render to nothing, which must not mean "without a pool". Nor must
+        #: a None that is given here: the values of a mapped task come when they are known.
+        self.on_pool = qarnot_pool is not NOT_GIVEN
+        self.qarnot_pool = output_of(qarnot_pool, "qarnot_pool") if self.on_pool else None
+        if self.on_pool:
+            check_named(self.qarnot_pool, "qarnot_pool", self)
         self.take_limits(getattr(qarnot_pool, "operator", None))
         self.name = name
         self.image = image
@@ -134,7 +138,7 @@ class TaskOperator(BudgetOperator):
     @property
     def _some_pool(self) -> str | None:
         """Stands for the pool when the DAG is parsed: only whether there is one is known for sure then."""
-        return None if self.qarnot_pool is None else "known-at-run-time"
+        return "known-at-run-time" if self.on_pool else None
 
     def _pool_uuid(self) -> str | None:
         if self.qarnot_pool is None and not self.on_pool:
