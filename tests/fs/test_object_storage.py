@@ -95,15 +95,44 @@ def test_files_are_copied_moved_and_deleted(bucket: ObjectStoragePath, tmp_path:
     assert not bucket.exists()
 
 
-def test_a_file_that_could_not_be_written_to_its_end_is_not_there(bucket: ObjectStoragePath) -> None:
+@pytest.mark.parametrize("mode", ["wb", "w", "wt", "xb", "x"])
+def test_a_file_that_could_not_be_written_to_its_end_is_not_there(
+    bucket: ObjectStoragePath, mode: str
+) -> None:
+    file = bucket / mode
+    whole = None if mode.startswith("x") else b"whole"
+    if whole:
+        file.write_bytes(whole)
+
     def half() -> None:
-        with (bucket / "half").open("wb") as file:
-            file.write(b"half")
+        with file.open(mode) as stream:
+            stream.write(b"half" if "b" in mode else "half")
             raise RuntimeError("no more")
 
     with pytest.raises(RuntimeError, match="no more"):
         half()
-    assert not (bucket / "half").exists()
+    assert (file.read_bytes() if file.exists() else None) == whole
+
+
+def test_text_that_cannot_be_encoded_leaves_what_is_there(bucket: ObjectStoragePath) -> None:
+    file = bucket / "file"
+    file.write_text("whole")
+    with pytest.raises(UnicodeEncodeError):
+        file.write_text("h\u00e4lf", encoding="ascii")
+    assert file.read_text() == "whole"
+
+
+def test_text_is_written_as_asked(bucket: ObjectStoragePath) -> None:
+    file = bucket / "file"
+    with file.open("w", encoding="latin-1", newline="\r\n", errors="replace") as stream:
+        stream.write("\u00e4\n\u20ac\n")
+    assert file.read_bytes() == b"\xe4\r\n?\r\n"
+    with file.open("r", encoding="latin-1", newline="") as stream:
+        assert stream.read() == "\u00e4\r\n?\r\n"
+    loose = file.open("w")
+    loose.write("not in a with block")
+    loose.close()
+    assert file.read_text() == "not in a with block"
 
 
 def test_a_signed_url_gives_the_file_to_who_has_no_account(bucket: ObjectStoragePath) -> None:
