@@ -416,6 +416,22 @@ def test_requests_go_through_the_proxy(stub, transport):
     assert stub.log == ["GET http://qarnot.invalid/pools/p"]
 
 
+@pytest.mark.parametrize("exempt", ["", "*", "qarnot.invalid"])
+def test_the_proxy_it_was_given_wins_over_the_environment(stub, transport, monkeypatch, exempt):
+    for name, value in {"http_proxy": "http://127.0.0.1:1", "no_proxy": exempt}.items():
+        monkeypatch.setenv(name, value)
+        monkeypatch.setenv(name.upper(), value)
+    stub.default = Reply(200, {"uuid": "u"})
+    assert get(transport(url="http://qarnot.invalid", proxy=stub.url, retries=0)) == {"uuid": "u"}
+    assert stub.log == ["GET http://qarnot.invalid/pools/p"]
+
+
+def test_without_one_that_of_the_environment_is_used(stub, transport, monkeypatch):
+    monkeypatch.setenv("http_proxy", stub.url)
+    stub.default = Reply(200, {"uuid": "u"})
+    assert get(transport(url="http://qarnot.invalid", retries=0)) == {"uuid": "u"}
+
+
 def test_an_unknown_host_is_named_as_the_cause(transport):
     with pytest.raises(QarnotUnavailableError, match="host name cannot be resolved") as caught:
         post(transport(url="http://qarnot.invalid", retries=0))
