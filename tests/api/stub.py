@@ -77,6 +77,33 @@ def drip_body(handler: Handler) -> None:
             handler.wfile.write(b"x")
 
 
+class Tunnel:
+    """What a proxy does for https: leads to where the request says, until it is cut."""
+
+    def __init__(self) -> None:
+        self._open: list[socket.socket] = []
+
+    def __call__(self, handler: Handler) -> None:
+        handler.close_connection = True
+        host, _, port = handler.path.rpartition(":")
+        with socket.create_connection((host, int(port))) as there:
+            self._open.append(handler.connection)
+            handler.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
+            threading.Thread(target=_pipe, args=(there, handler.connection), daemon=True).start()
+            _pipe(handler.connection, there)
+
+    def cut(self) -> None:
+        while self._open:
+            self._open.pop().shutdown(socket.SHUT_RDWR)
+
+
+def _pipe(one: socket.socket, other: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := one.recv(65536):
+            other.sendall(data)
+        other.shutdown(socket.SHUT_WR)
+
+
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
@@ -97,7 +124,7 @@ class Handler(BaseHTTPRequestHandler):
             answer = answer(request)
         answer(self)
 
-    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _answer
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_CONNECT = _answer
 
     def log_message(self, *args: Any) -> None:
         pass

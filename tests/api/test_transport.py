@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from ipaddress import ip_address
@@ -30,7 +31,7 @@ from airflow_qarnot_pool.api.errors import (
 )
 from airflow_qarnot_pool.api.transport import MAX_WAIT, Transport, backoff
 from tests.api.conftest import TOKEN
-from tests.api.stub import Reply, drip, drip_body, hang, reset, serve
+from tests.api.stub import Reply, Tunnel, drip, drip_body, hang, reset, serve
 
 GARBAGE = Reply(200, b"<html>hello</html>")
 CUT = Reply(200, b'{"uuid":', {"Content-Length": "500", "Connection": "close"})
@@ -430,6 +431,38 @@ def test_without_one_that_of_the_environment_is_used(stub, transport, monkeypatc
     monkeypatch.setenv("http_proxy", stub.url)
     stub.default = Reply(200, {"uuid": "u"})
     assert get(transport(url="http://qarnot.invalid", retries=0)) == {"uuid": "u"}
+
+
+def test_a_tunnel_that_was_cut_long_after_the_last_request_is_dug_anew(
+    stub, transport, tmp_path, monkeypatch
+):
+    later = 0.0
+    clock = types.SimpleNamespace(monotonic=lambda: time.monotonic() + later)
+    monkeypatch.setattr("airflow_qarnot_pool.api._http.time", clock)
+    tunnel = Tunnel()
+    stub.default = lambda request: tunnel
+    certificate, key = self_signed(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with serve(context) as server:
+        server.default = Reply(200, {"uuid": "u"})
+        one = transport(url=server.url, verify=certificate, proxy=stub.url, retries=0)
+        assert get(one) == {"uuid": "u"}
+        assert get(one) == {"uuid": "u"}
+        assert len(stub.log) == 1  # one tunnel for both
+        tunnel.cut()
+        later = 3600
+        assert post(one) == {"uuid": "u"}
+        assert len(stub.log) == 2
+
+
+@pytest.mark.parametrize("answer", [Reply(407), reset, drip, hang], ids=["refusal", "reset", "drip", "hang"])
+def test_without_a_tunnel_nothing_was_sent(stub, transport, waits, answer):
+    stub.default = answer
+    with pytest.raises(QarnotUnavailableError) as caught:
+        post(transport(url="https://qarnot.invalid", proxy=stub.url, timeout=0.3, retries=1))
+    assert not caught.value.ambiguous
+    assert len(waits) == 1  # so that it is safe to try again
 
 
 def test_an_unknown_host_is_named_as_the_cause(transport):
