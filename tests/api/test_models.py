@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from airflow_qarnot_pool.api import models
+from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.errors import QarnotProtocolError, QarnotUnknownStateError
 from airflow_qarnot_pool.api.models import (
     Account,
@@ -18,7 +19,10 @@ from airflow_qarnot_pool.api.models import (
 )
 from airflow_qarnot_pool.api.specs import FixedPolicy, HardwareConstraint, OtherPart, RetrySettings
 from airflow_qarnot_pool.api.states import Phase, PoolState, TaskState
+from airflow_qarnot_pool.budget import Watched, spending_of
+from tests.api.conftest import TOKEN
 from tests.api.samples import POOL, STATUS, TASK
+from tests.api.stub import Reply
 
 
 @pytest.mark.parametrize(("model", "sample"), [(Pool, POOL), (Task, TASK), (models.Status, STATUS)])
@@ -261,3 +265,27 @@ def test_a_profile():
 def test_errors_in_one_line():
     errors = [{"code": "GHX0782I", "message": "The task was cancelled"}, {"message": "b"}]
     assert Pool.from_json({"uuid": "u", "errors": errors}).error_text == "GHX0782I: The task was cancelled; b"
+
+
+NO_FIGURES = ["NaN", "Infinity", "-Infinity", float("nan"), float("inf"), 10**400]
+
+
+@pytest.mark.parametrize("value", NO_FIGURES, ids=lambda value: str(value)[:9])
+def test_what_is_no_finite_number_is_not_known(value):
+    assert CarbonFacts.from_json({"PUE": value}).pue is None
+    assert models.Budget.from_json({"remainingAmountInCents": value}).remaining_cents is None
+    assert models.RunningInstance.from_json({"executionTimeSec": value}).execution_time is None
+
+
+def test_nor_is_a_time_that_is_too_long():
+    assert models.RunningInstance.from_json({"executionTimeSec": 1e300}).execution_time is None
+
+
+@pytest.mark.parametrize("value", NO_FIGURES, ids=lambda value: str(value)[:9])
+def test_a_cost_that_is_no_number_slips_past_no_limit(stub, value):
+    """It is an error, which the watch tells: compared with a limit, NaN would be below any."""
+    stub.default = Reply(200, {"credits": value})
+    with QarnotClient(stub.url, TOKEN, retries=0) as client:
+        for ask in (client.account.credits, lambda: spending_of(client, Watched(uuid="u", max_cost=1.0))):
+            with pytest.raises(QarnotProtocolError, match="no number of credits"):
+                ask()

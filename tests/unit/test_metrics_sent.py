@@ -18,6 +18,11 @@ from airflow_qarnot_pool import metrics
 metrics.incr("requests", 2, method="GET")
 metrics.gauge("pools.open", 3, namespace="x")
 metrics.timing("poll.duration", 0.25, kind="task")
+# What is no number is not sent, and nothing raises.
+from airflow_qarnot_pool.costs import Cost, PoolCost, RunKey
+nan = float("nan")
+figures = Cost(credits=nan, carbon_g=nan, node_seconds=float("inf"), used_node_seconds=0.0)
+metrics.closed(PoolCost(uuid="u", name="p", opened_by=RunKey("d", "r"), cost=figures), "d")
 """
 
 
