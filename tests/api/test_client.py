@@ -154,6 +154,30 @@ def test_cloning_a_pool(client):
         client.pools.delete(one)
 
 
+@pytest.mark.parametrize("name", [None, "given"])
+def test_copies_have_the_labels_of_their_source(client, local, name):
+    def named():
+        return {"shortname": next(NAMES)} if name else {}
+
+    pool = client.pools.create(PoolSpec(name="p", instance_count=1, labels={"team": "x"}))
+    task = client.tasks.create(TaskSpec(name="t", command="true", labels={"team": "y"}))
+    copies = [client.pools.get(client.pools.clone(pool, **named()))]
+    copies += [client.tasks.get(client.tasks.clone(task, **named()))]
+    for found, team in zip(copies, "xy", strict=True):
+        assert {key: found.labels[key] for key in found.labels if key != REQUEST_LABEL} == {"team": team}
+        assert (REQUEST_LABEL in found.labels) == bool(name)
+    local.clear_requests()
+    own = client.pools.get(client.pools.clone(pool, labels={"mine": "1"}, **named()))
+    assert own.labels["mine"] == "1"
+    assert "team" not in own.labels
+    # Nobody looks at the source for what is given.
+    assert [one["method"] for one in local.requests() if one["path"] == f"/pools/{pool}"] == []
+    for one in (pool, own.uuid, copies[0].uuid):
+        client.pools.delete(one)
+    for one in (task, copies[1].uuid):
+        client.tasks.delete(one)
+
+
 def test_search_and_pages(client):
     tag = next(NAMES)
     uuids = [
