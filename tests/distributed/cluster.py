@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import random
+import re
 import signal
 import time
 from collections import Counter
@@ -30,6 +31,8 @@ from tools.airflow_stack import AirflowStack, StackError
 PATIENCE = 900.0
 DAG_IDS = ("own_pool", "shared_pool", "shared_pool_too")
 POOL_OVER = {"Closed", "Failure"}
+#: What the log of a trigger says at the end of its ``on_kill``.
+DECIDED = re.compile(r"goes? on|Abort|Could not find out")
 TASK_OVER = {"Success", "Failure", "Cancelled"}
 
 
@@ -158,7 +161,7 @@ class Cluster:
         ]
 
     def given_up(self, runs: Sequence[Run]) -> int:
-        """How many waits of *runs* a triggerer was told to give up, and has given up."""
+        """How many waits of *runs* a triggerer was told to give up, and has decided what becomes of the work."""
         logs = [
             log.read_text(errors="replace")
             for run in runs
@@ -166,7 +169,7 @@ class Cluster:
                 "*.trigger.*.log"
             )
         ]
-        return sum("invoking on_kill" in text and "trigger completed" in text for text in logs)
+        return sum("invoking on_kill" in text and DECIDED.search(text) is not None for text in logs)
 
     # --- mishaps
 
