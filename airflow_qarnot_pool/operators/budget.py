@@ -26,6 +26,7 @@ from airflow_qarnot_pool.conditions import Ending, Outcome
 from airflow_qarnot_pool.costs import euros
 from airflow_qarnot_pool.exceptions import QarnotBudgetError
 from airflow_qarnot_pool.operators.base import WaitingOperator
+from airflow_qarnot_pool.operators.parameters import names_given
 from airflow_qarnot_pool.templates import is_templated
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class BudgetOperator(WaitingOperator):
 
     :param max_cost: most that the pool may cost, in euros; what reaches it is closed, and all tasks that wait on
         it fail with ``QarnotBudgetError``, which is never retried.
+        None, in a row of a mapped task, too: no limit. A template that renders to nothing, or to None, is refused.
     :param max_run_cost: the same for all pools that the DAG run opens, after clears, too.
     :param cost_warning: share of a limit at which a warning is logged, 0 to 1.
     """
@@ -64,6 +66,8 @@ class BudgetOperator(WaitingOperator):
         self.max_run_cost = max_run_cost
         self.cost_warning = cost_warning
         self._warned = False
+        #: What must not be empty when the task runs.
+        self._filled = names_given(self, BUDGET_FIELDS)
         known = [None if is_templated(one) else one for one in (max_cost, max_run_cost)]
         Limits.of(known[0], known[1], cost_warning)
 
@@ -72,6 +76,7 @@ class BudgetOperator(WaitingOperator):
         if isinstance(maker, BudgetOperator) and self.max_cost is None and self.max_run_cost is None:
             self.max_cost, self.max_run_cost = maker.max_cost, maker.max_run_cost
             self.cost_warning = maker.cost_warning
+            self._filled += names_given(self, BUDGET_FIELDS)
 
     def _watched(self, context: Context, uuid: str, kind: Kind = "pool") -> Watched | None:
         """What to watch while this waits; None where there is no limit."""

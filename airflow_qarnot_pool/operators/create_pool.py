@@ -25,11 +25,11 @@ from airflow_qarnot_pool.operators.base import WaitingOperator
 from airflow_qarnot_pool.operators.budget import BUDGET_FIELDS, BudgetOperator, check_can_pay
 from airflow_qarnot_pool.operators.parameters import (
     check_durations,
-    check_sizes,
+    check_filled,
     given,
+    names_given,
     pool_spec,
     refuse_misplaced,
-    sizes_given,
 )
 from airflow_qarnot_pool.operators.waiting import already
 from airflow_qarnot_pool.operators.warm_up import WarmingOperator
@@ -54,6 +54,17 @@ _POOL_FIELDS = (
     "constants",
     "resource_buckets",
     "tags",
+)
+#: Those whose loss nobody would see, or not before it has cost something.
+_FILLED = (
+    "profile",
+    "instance_count",
+    "slots_per_node",
+    "elastic",
+    "scaling",
+    "constants",
+    "resource_buckets",
+    "estimated_cost",
 )
 
 
@@ -141,7 +152,8 @@ class QarnotCreatePoolOperator(BudgetOperator, WarmingOperator):
         self.estimated_cost = estimated_cost
         if not is_templated(estimated_cost):
             amount("estimated_cost", estimated_cost)
-        self._sizes = sizes_given(self, ("instance_count", "slots_per_node"))
+        self._filled += names_given(self, _FILLED)
+        check_filled(self, self._filled)
         if self.shared is not None:
             if keep_warm is None and not {"elastic", "scaling"} & self._given().keys():
                 self.keep_warm = KEEP_WARM
@@ -152,7 +164,6 @@ class QarnotCreatePoolOperator(BudgetOperator, WarmingOperator):
             self._condition(known)
 
     def _given(self) -> dict[str, Any]:
-        check_sizes(self, self._sizes)
         return given(self, _POOL_FIELDS, self.pool_spec, "pool_spec")
 
     def _spec(self, values: Mapping[str, Any]) -> PoolSpec:
@@ -197,6 +208,7 @@ class QarnotCreatePoolOperator(BudgetOperator, WarmingOperator):
 
     def _open(self, context: Context, deadline: datetime | None = None, closed: int = 0) -> str:
         """Get the pool, and wait until it is ready. *closed*: how many shared ones were closed while we waited."""
+        check_filled(self, self._filled)
         values = self._given()
         spec, condition = self._spec(values), self._condition(values)
         check_can_pay(self, context, spec, amount("estimated_cost", self.estimated_cost))

@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
+from airflow_qarnot_pool.operators.references import nothing
 from airflow_qarnot_pool.templates import is_templated, revealed
 
 if TYPE_CHECKING:
@@ -31,18 +32,25 @@ def given(
     return values
 
 
-def sizes_given(operator: Any, names: Iterable[str]) -> tuple[str, ...]:
-    """Which of these parameters are given; kept when the DAG is parsed, for :func:`check_sizes`."""
+def names_given(operator: Any, names: Iterable[str]) -> tuple[str, ...]:
+    """Which of these parameters are given; kept when the operator is made, for :func:`check_filled`.
+
+    None is as good as left out only there: in the DAG's source, or in a row of a mapped task.
+    """
     return tuple(name for name in names if getattr(operator, name) is not None)
 
 
-def check_sizes(operator: Any, names: Iterable[str]) -> None:
-    """Refuse sizes that rendered to nothing: Qarnot would silently take one."""
+def check_filled(operator: Any, names: Iterable[str]) -> None:
+    """Refuse what was given and is empty, text without words and what renders to None included.
+
+    Taken for left out, a limit would be none, a size one, an image another, and results would be stored nowhere.
+    """
     for name in names:
-        if getattr(operator, name) in (None, ""):
+        value = getattr(operator, name)
+        if nothing(value) or (name == "command" and value == []):
             raise QarnotInvalidSpecError(
-                f"{name} is given, but empty when the task runs: look at what its template, or the task it comes "
-                "from, yields",
+                f"{name} is given, but empty: look at what its template, or the task it comes from, yields. To go "
+                "without it leave it out",
                 field=name,
             )
 

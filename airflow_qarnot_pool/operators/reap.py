@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.exceptions import QarnotError, QarnotInvalidSpecError
 from airflow_qarnot_pool.operators.base import QarnotOperator
+from airflow_qarnot_pool.templates import is_templated
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+
+_YES, _NO = ("true", "1", "yes"), ("false", "0", "no")
 
 
 class QarnotReapPoolsOperator(QarnotOperator):
@@ -47,6 +50,17 @@ class QarnotReapPoolsOperator(QarnotOperator):
         self.idle = idle
         self.finished = finished
         self.report_only = report_only
+        if not is_templated(report_only):
+            self._reports_only()
+
+    def _reports_only(self) -> bool:
+        """What came of a template may be neither, and pools are not closed on a guess."""
+        said = str(self.report_only).strip().lower()
+        if said not in (*_YES, *_NO):
+            raise QarnotInvalidSpecError(
+                f"report_only must be True or False, not {self.report_only!r}", field="report_only"
+            )
+        return said in _YES
 
     def execute(self, context: Context) -> dict[str, Any]:
         from airflow_qarnot_pool.reaper import Limits, reap
@@ -57,7 +71,7 @@ class QarnotReapPoolsOperator(QarnotOperator):
             settings.namespace if settings.namespace_is_explicit else None,
             run_state,
             Limits(grace=self.grace, idle=self.idle, finished=self.finished),
-            dry_run=str(self.report_only).strip().lower() in ("true", "1", "yes"),
+            dry_run=self._reports_only(),
         ).to_json()
         self.log.info(
             "%s pools looked at, %s closed, %s deleted%s",

@@ -19,7 +19,7 @@ from airflow_qarnot_pool.exceptions import (
 )
 from airflow_qarnot_pool.handover import Position
 from airflow_qarnot_pool.links import LINKS
-from airflow_qarnot_pool.operators.parameters import check_sizes, sizes_given
+from airflow_qarnot_pool.operators.parameters import check_filled, names_given
 from airflow_qarnot_pool.operators.task_base import COMMON_FIELDS, TaskOperator
 from airflow_qarnot_pool.operators.waiting import already
 from airflow_qarnot_pool.output import failure_report, fetch, lost_nodes, read_output, take_over
@@ -82,7 +82,7 @@ class QarnotRunTaskOperator(TaskOperator):
         self.ranges = ranges
         self.retry_scope = retry_scope
         self.log_output = log_output
-        self._sizes = sizes_given(self, ("instance_count", "ranges"))
+        self._filled += names_given(self, ("command", "instance_count", "ranges"))
         self._position: Position | None = None
         if retry_scope not in ("failed", "all"):
             raise QarnotInvalidSpecError(
@@ -101,11 +101,8 @@ class QarnotRunTaskOperator(TaskOperator):
             raise QarnotInvalidSpecError(
                 "command is missing: what should the Qarnot task run?", field="command"
             )
+        check_filled(self, self._filled)
         self._spec(known_at_parse(self._given()), self._some_pool)
-
-    def _given(self) -> dict[str, Any]:
-        check_sizes(self, self._sizes)
-        return super()._given()
 
     # --- running it
 

@@ -17,9 +17,11 @@ from airflow_qarnot_pool.api.errors import (
 from airflow_qarnot_pool.exceptions import QarnotPoolEndedError
 from airflow_qarnot_pool.operators.budget import BudgetOperator
 from airflow_qarnot_pool.operators.parameters import (
+    check_filled,
     command_text,
     given,
     is_uuid,
+    names_given,
     names_registry,
     refuse_misplaced,
     task_spec,
@@ -42,6 +44,17 @@ COMMON_FIELDS = (
     "results_prefix",
     "results_whitelist",
     "tags",
+)
+#: Those whose loss nobody would see, or not before the work was done.
+FILLED = (
+    "image",
+    "profile",
+    "constants",
+    "resource_buckets",
+    "result_bucket",
+    "results_prefix",
+    "remote_retries",
+    "registry_conn_id",
 )
 
 
@@ -120,6 +133,7 @@ class TaskOperator(BudgetOperator):
         self.registry_conn_id = registry_conn_id
         self.tags = tags
         self.task_spec = hide_secrets(task_spec)
+        self._filled += names_given(self, FILLED)
 
     def _given(self) -> dict[str, Any]:
         values = given(self, self.spec_fields, self.task_spec, "task_spec")
@@ -172,6 +186,7 @@ class TaskOperator(BudgetOperator):
 
     def _given_now(self) -> dict[str, Any]:
         """The parameters with everything rendered, and the registry's login."""
+        check_filled(self, self._filled)
         self._mask_secrets()
         values = self._given()
         if self.registry_conn_id:

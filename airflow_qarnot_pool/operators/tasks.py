@@ -26,7 +26,7 @@ from airflow_qarnot_pool.fan_out import Memory
 from airflow_qarnot_pool.identity import OWNER_TAG, Life, Relic, numbers_of
 from airflow_qarnot_pool.links import LINKS
 from airflow_qarnot_pool.operators.base import RemoteWork
-from airflow_qarnot_pool.operators.parameters import command_text
+from airflow_qarnot_pool.operators.parameters import check_filled, command_text, names_given
 from airflow_qarnot_pool.operators.task_base import TaskOperator
 from airflow_qarnot_pool.operators.waiting import passing, seconds_between_looks
 from airflow_qarnot_pool.output import failure_report
@@ -102,6 +102,8 @@ class QarnotRunTasksOperator(TaskOperator):
         self.commands = hide_secrets(commands)
         self.max_in_flight = max_in_flight
         self.max_results = max_results
+        self._filled += names_given(self, ("max_in_flight",))
+        check_filled(self, self._filled)
         if type(max_results) is not int or max_results < 0:
             raise QarnotInvalidSpecError(
                 f"max_results must be a whole number, not {max_results!r}", field="max_results"
@@ -149,7 +151,7 @@ class QarnotRunTasksOperator(TaskOperator):
                     yield str(value)
 
     def _limit(self, slots: int | None = None) -> int:
-        if self.max_in_flight in (None, ""):
+        if self.max_in_flight is None:
             return (slots or 0) + BACKLOG
         try:
             limit = int(str(self.max_in_flight))
@@ -208,7 +210,7 @@ class QarnotRunTasksOperator(TaskOperator):
                 field="max_cost",
             )
         fingerprints = [spec.fingerprint(exclude=NOT_THE_WORK) for spec in specs]
-        limit = self._limit(self._slots(pool) if self.max_in_flight in (None, "") and specs else None)
+        limit = self._limit(self._slots(pool) if self.max_in_flight is None and specs else None)
         look = bool(memory) or life.has_history
         unclear_rounds, moved, told = 0, 0, False
         closed: dict[str, bool] = {}

@@ -10,7 +10,7 @@ from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
 from airflow_qarnot_pool.exceptions import QarnotPoolEndedError
 from airflow_qarnot_pool.links import LINKS
 from airflow_qarnot_pool.operators.base import QarnotOperator
-from airflow_qarnot_pool.operators.parameters import check_flags, given, pool_spec
+from airflow_qarnot_pool.operators.parameters import check_filled, check_flags, given, names_given, pool_spec
 from airflow_qarnot_pool.operators.references import output_of, reference
 from airflow_qarnot_pool.templates import hide_secrets, known_at_parse
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from airflow_qarnot_pool.api.specs import Elastic, PoolSpec, Scaling
+
+_CHANGES = ("elastic", "scaling", "constants", "tags")
 
 
 class QarnotUpdatePoolOperator(QarnotOperator):
@@ -68,10 +70,12 @@ class QarnotUpdatePoolOperator(QarnotOperator):
             raise QarnotInvalidSpecError(
                 "Nothing to change: give elastic, scaling, constants, tags or sync_resources=True"
             )
+        self._filled = names_given(self, _CHANGES)
+        check_filled(self, self._filled)
         self._changes(known_at_parse(self._given()))
 
     def _given(self) -> dict[str, Any]:
-        return given(self, ("elastic", "scaling", "constants", "tags"))
+        return given(self, _CHANGES)
 
     def _changes(self, values: Mapping[str, Any]) -> PoolSpec:
         return pool_spec({"name": "update", **values})
@@ -79,6 +83,7 @@ class QarnotUpdatePoolOperator(QarnotOperator):
     def execute(self, context: Context) -> str:
         from airflow_qarnot_pool.api.fields import is_secret_constant
 
+        check_filled(self, self._filled)
         changes = self._changes(self._given())
         pools = self.client.pools
         pool = pools.get(reference(self.qarnot_pool, "qarnot_pool"))

@@ -31,6 +31,7 @@ from airflow_qarnot_pool.operators.pool import (
     QarnotDeletePoolOperator,
     QarnotUpdatePoolOperator,
 )
+from airflow_qarnot_pool.operators.reap import QarnotReapPoolsOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.sensors.pool import QarnotPoolSensor
 from airflow_qarnot_pool.task_groups.pool import QarnotPoolGroup
@@ -406,14 +407,60 @@ def test_templates_wait_until_the_task_runs(qarnot: LocalQarnot) -> None:
     assert qarnot.requests() == []
 
 
-@pytest.mark.parametrize("rendered", ["", "None", None])
-@pytest.mark.parametrize("size", ["instance_count", "slots_per_node"])
-def test_a_size_that_renders_to_nothing_is_refused(qarnot: LocalQarnot, size: str, rendered: Any) -> None:
-    operator = create(**{"instance_count": 2, size: "{{ params.size }}"}, keep_warm=timedelta(minutes=5))
-    setattr(operator, size, rendered)
-    with pytest.raises(QarnotInvalidSpecError, match=size):
+FILLED = (
+    "instance_count",
+    "slots_per_node",
+    "profile",
+    "elastic",
+    "scaling",
+    "constants",
+    "resource_buckets",
+    "max_cost",
+    "max_run_cost",
+    "estimated_cost",
+)
+
+
+@pytest.mark.parametrize("rendered", ["", " ", "None", None])
+@pytest.mark.parametrize("name", FILLED)
+def test_what_is_given_and_renders_to_nothing_is_refused(
+    qarnot: LocalQarnot, name: str, rendered: Any
+) -> None:
+    operator = create(**{"instance_count": 2, name: "{{ params.it }}"})
+    setattr(operator, name, rendered)
+    with pytest.raises(QarnotInvalidSpecError, match=f"{name} is given, but empty") as refused:
+        run(lambda: operator)
+    assert refused.value.field == name
+    assert qarnot.requests() == []
+
+
+@pytest.mark.parametrize("name", FILLED)
+def test_what_is_empty_in_the_source_is_refused_when_the_dag_is_parsed(name: str) -> None:
+    with pytest.raises(QarnotInvalidSpecError, match=f"{name} is given, but empty"):
+        create(**{"instance_count": 2, name: ""})
+    assert getattr(create(**{name: None}), name) is None, "None says what leaving it out says"
+
+
+@pytest.mark.parametrize("name", ["elastic", "scaling", "constants", "tags"])
+def test_an_update_that_renders_to_nothing_is_refused(qarnot: LocalQarnot, name: str) -> None:
+    operator = QarnotUpdatePoolOperator(task_id="u", qarnot_pool="p", **{name: "{{ params.it }}"})
+    setattr(operator, name, "")
+    with pytest.raises(QarnotInvalidSpecError, match=f"{name} is given, but empty"):
         run(lambda: operator)
     assert qarnot.requests() == []
+
+
+@pytest.mark.parametrize("rendered", ["", "None", None, "perhaps"])
+def test_a_reaper_that_is_told_neither_to_report_only_nor_to_close_does_neither(
+    qarnot: LocalQarnot, rendered: Any
+) -> None:
+    operator = QarnotReapPoolsOperator(task_id="r", report_only="{{ params.it }}")
+    operator.report_only = rendered
+    with pytest.raises(QarnotInvalidSpecError, match="report_only must be True or False"):
+        run(lambda: operator)
+    assert qarnot.requests() == []
+    with pytest.raises(QarnotInvalidSpecError, match="report_only"):
+        QarnotReapPoolsOperator(task_id="r", report_only=rendered)
 
 
 def test_an_unknown_profile_is_the_servers_refusal(qarnot: LocalQarnot) -> None:

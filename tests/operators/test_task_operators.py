@@ -178,6 +178,79 @@ def test_without_a_pool_it_gets_nodes_of_its_own(qarnot: LocalQarnot) -> None:
     assert (result["state"], result["pool"]) == ("Success", None)
 
 
+ONE = partial(QarnotRunTaskOperator, task_id="w", command="true")
+MANY = partial(QarnotRunTasksOperator, task_id="w", commands=["true"])
+ALL_HAVE = (
+    "image",
+    "profile",
+    "constants",
+    "resource_buckets",
+    "result_bucket",
+    "results_prefix",
+    "remote_retries",
+    "registry_conn_id",
+    "max_cost",
+    "max_run_cost",
+)
+FILLED = [
+    *((ONE, name) for name in (*ALL_HAVE, "command", "instance_count", "ranges")),
+    *((MANY, name) for name in (*ALL_HAVE, "max_in_flight")),
+]
+
+
+@pytest.mark.parametrize("rendered", ["", " ", "None", None])
+@pytest.mark.parametrize(("make", "name"), FILLED)
+def test_what_is_given_and_renders_to_nothing_is_refused(
+    qarnot: LocalQarnot, make: Any, name: str, rendered: Any
+) -> None:
+    operator = make(**{"qarnot_pool": "p", name: "{{ params.it }}"})
+    setattr(operator, name, rendered)
+    with pytest.raises(QarnotInvalidSpecError, match=f"{name} is given, but empty") as refused:
+        run(lambda: operator)
+    assert refused.value.field == name
+    assert qarnot.requests() == []
+
+
+def test_a_command_of_no_words_is_refused(qarnot: LocalQarnot) -> None:
+    operator = ONE(command="{{ params.it }}")
+    operator.command = []
+    with pytest.raises(QarnotInvalidSpecError, match="command is given, but empty"):
+        run(lambda: operator)
+    assert qarnot.requests() == []
+
+
+@pytest.mark.parametrize(("make", "name"), FILLED)
+def test_what_is_empty_in_the_source_is_refused_when_the_dag_is_parsed(make: Any, name: str) -> None:
+    with pytest.raises(QarnotInvalidSpecError, match=f"{name} is given, but empty"):
+        make(**{name: ""})
+
+
+@pytest.mark.parametrize("name", ["max_cost", "result_bucket", "command"])
+def test_a_row_of_a_mapped_task_that_is_empty_is_refused(qarnot: LocalQarnot, name: str) -> None:
+    with DAG("d") as dag:
+        fixed = {} if name == "command" else {"command": "true"}
+        QarnotRunTaskOperator.partial(task_id="w", **fixed).expand(**{name: [""]})
+    with pytest.raises(QarnotInvalidSpecError, match=f"{name} is given, but empty"):
+        run(lambda: dag.get_task("w").unmap({name: ""}), FakeTI(task_id="w", map_index=0))
+    assert qarnot.requests() == []
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_limit_that_is_the_groups_and_renders_to_nothing_is_none_for_no_task(
+    qarnot: LocalQarnot, mapped: bool
+) -> None:
+    with DAG("d") as dag, QarnotPoolGroup("g", prefix_group_id=False, max_cost="{{ params.it }}"):
+        if mapped:
+            QarnotRunTaskOperator.partial(task_id="w").expand(command=["true"])
+        else:
+            QarnotRunTaskOperator(task_id="w", command="true")
+    operator = dag.get_task("w").unmap({"command": "true"}) if mapped else dag.get_task("w")
+    operator.qarnot_pool, operator.max_cost = "p", ""
+    with pytest.raises(QarnotInvalidSpecError, match="max_cost is given, but empty"):
+        run(lambda: operator)
+    assert qarnot.requests() == []
+
+
 NO_POOL = {"qarnot_pool": None}
 MAPPED = {
     "rows": lambda: QarnotRunTaskOperator.partial(task_id="w", command="true").expand_kwargs([NO_POOL]),
