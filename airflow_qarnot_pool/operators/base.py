@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
@@ -326,16 +327,20 @@ class WaitingOperator(QarnotOperator):
         if self.deferrable:
             self._defer(uuid, condition.to_kwargs(), deadline, carry)
         killed = self._work.killed if self._work else Killed()
-        outcome = wait_here(
-            self._resource,
-            uuid,
-            condition,
-            seconds_between_looks(self.poll_interval),
-            deadline,
-            killed,
-            self._still_waiting,
-            self._over_now,
-        )
+        try:
+            outcome = wait_here(
+                self._resource,
+                uuid,
+                condition,
+                seconds_between_looks(self.poll_interval),
+                deadline,
+                killed,
+                self._still_waiting,
+                self._over_now,
+            )
+        except QarnotError:
+            self._end_unless_retried()
+            raise
         if outcome is None or killed.is_set():
             # What was seen last may be the work of on_kill.
             raise self._killed()
@@ -383,10 +388,34 @@ class WaitingOperator(QarnotOperator):
         if work.killed.is_set():
             self._end("the Airflow task is killed", hurried=True)
             raise self._killed()
-        self._show_link(context, self.kind, outcome.uuid)
+        with self._ending_on_error("it could not be taken up again"):
+            self._take_up(context, outcome)
         return outcome
 
+    def _take_up(self, context: Context, outcome: Outcome) -> None:
+        """What a new process needs before it goes on; where that fails, the remote object is ended."""
+        try:
+            self._show_link(context, self.kind, outcome.uuid)
+        except Exception as error:  # of Airflow's; it stores links once more when the slice ends
+            self.log.warning(
+                "The console link of %s %s could not be stored: %s", NOUN[self.kind], outcome.uuid, error
+            )
+
     # --- ending
+
+    @contextmanager
+    def _ending_on_error(self, why: str) -> Iterator[None]:
+        """End the remote object where this fails: it may have been the last try, and nobody else does."""
+        try:
+            yield
+        except Exception:
+            self._end(why)
+            raise
+
+    def _end_unless_retried(self) -> None:
+        """End the remote object where no try is left that would take it up."""
+        if self._work is not None and self._work.life.try_number > self._work.life.max_tries:
+            self._end("its wait failed, and no try is left to take it up")
 
     def _end(self, why: str, *, hurried: bool = False) -> None:
         """End the remote object, and keep the error that is being handled."""
@@ -441,6 +470,7 @@ class WaitingOperator(QarnotOperator):
         if outcome.ending is Ending.GONE:
             raise QarnotGoneError(outcome.message, kind=self.kind, ref=outcome.uuid)
         if outcome.ending is Ending.ERROR:
+            self._end_unless_retried()
             error_class = getattr(exceptions, str(outcome.carry.get("error")), QarnotError)
             raise error_class(outcome.message, kind=self.kind, ref=outcome.uuid)
 

@@ -131,11 +131,10 @@ class BudgetOperator(WaitingOperator):
         created: str = self._resource.create_once(stamped)
         return created
 
-    def _resumed(self, context: Context, event: Mapping[str, Any]) -> Outcome:
-        outcome = super()._resumed(context, event)
+    def _take_up(self, context: Context, outcome: Outcome) -> None:
+        super()._take_up(context, outcome)
         if self.kind == "pool":
             self._watch(context, outcome.uuid)
-        return outcome
 
     def _over_now(self) -> str | None:
         """What to say where a limit is reached, after ending what reached it; None where it is not."""

@@ -151,9 +151,12 @@ class QarnotRunTaskOperator(TaskOperator):
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
         """Return the result of the Qarnot task that ended, or raise what became of it."""
-        self._mask_secrets()
         outcome = self._resumed(context, event)
         return self._finish(context, outcome, outcome.carry)
+
+    def _take_up(self, context: Context, outcome: Outcome) -> None:
+        self._mask_secrets()
+        super()._take_up(context, outcome)
 
     def _finish(self, context: Context, outcome: Outcome, carry: Mapping[str, Any]) -> Any:
         self._raise_for(outcome)

@@ -387,6 +387,7 @@ class QarnotRunTasksOperator(TaskOperator):
                 found = look_at_all(self.client.tasks, tagged)
             except QarnotError as error:
                 if not passing(error):
+                    self._end_unless_retried()
                     raise  # an outage ends no wait; the transport has logged it
             else:
                 for look in found:

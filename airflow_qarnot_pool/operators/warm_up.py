@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -94,9 +94,9 @@ class WarmingOperator(PoolOperator):
     def warm_up_with_room(self, context: Context, event: Mapping[str, Any]) -> str:
         """Go on with a pool whose warm-up had to wait for room under the account's quota of tasks."""
         outcome = self._resumed(context, event)
-        self._quota_deadline = datetime.fromisoformat(outcome.carry["room_until"])
-        values = self._given()
         with self._closing_on_error():
+            self._quota_deadline = datetime.fromisoformat(outcome.carry["room_until"])
+            values = self._given()
             condition = self._condition(values)
             assert condition is not None
             warmed = self._warm(context, values, self._spec(values), condition, outcome.uuid)
@@ -111,14 +111,9 @@ class WarmingOperator(PoolOperator):
             return datetime.now(UTC) + BOOT_DEADLINE
         return deadline
 
-    @contextmanager
-    def _closing_on_error(self) -> Iterator[None]:
+    def _closing_on_error(self) -> AbstractContextManager[None]:
         """A pool that does not become ready is closed: nobody will use it, and a failed setup has no teardown."""
-        try:
-            yield
-        except Exception:
-            self._end("it did not become ready")
-            raise
+        return self._ending_on_error("it did not become ready")
 
     def _submit_warm_up(
         self, context: Context, spec: PoolSpec, pool: str, size: int, condition: Condition

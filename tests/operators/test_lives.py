@@ -26,8 +26,15 @@ import pytest
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
 from airflow_qarnot_pool.api.transport import Answer, Transport, _NoAnswer
-from airflow_qarnot_pool.compat import TaskDeferralError, TaskDeferralTimeout, TaskDeferred
+from airflow_qarnot_pool.compat import (
+    AirflowNotFoundException,
+    TaskDeferralError,
+    TaskDeferralTimeout,
+    TaskDeferred,
+)
+from airflow_qarnot_pool.conditions import Ending, Outcome
 from airflow_qarnot_pool.exceptions import (
+    QarnotCredentialsError,
     QarnotError,
     QarnotInvalidSpecError,
     QarnotNameTakenError,
@@ -865,6 +872,79 @@ def test_a_deferral_that_airflow_gave_up_ends_it(
     with pytest.raises(expected):
         operator.resume_execution("__fail__", {"error": error}, context_of(operator, story.ti()))
     assert story.ended(uuid) is cancel_on_kill
+
+
+# --- resumed, and then something fails
+
+
+class NoXComs(FakeTI):
+    """Airflow's API takes none."""
+
+    def xcom_push(self, key: str, value: Any, **_: Any) -> None:
+        raise RuntimeError("503: the api-server is restarting")
+
+
+@KINDS
+@ANY_SERVER
+def test_a_resumed_slice_goes_on_though_its_link_cannot_be_stored(
+    qarnot: LocalQarnot, story: Story, pool: str
+) -> None:
+    makes = {
+        "pool": partial(create, instance_count=1),
+        "task": partial(task, qarnot_pool=pool, command="true"),
+    }
+    deferred, context = defer(make := makes[story.kind], story.ti())
+    event, broken = fire(deferred), NoXComs(run_id=story.run_id, task_id=story.task_id)
+    operator = make()
+    operator.resume_execution(
+        "execute_complete", {"event": event}, {**context, "ti": broken, "task": operator}
+    )
+    assert not story.ended(event["uuid"])
+
+
+def resume_badly(story: Story, event: dict[str, Any], try_number: int = 1, **changes: Any) -> None:
+    operator = story.make(**changes)
+    context = context_of(operator, story.ti(try_number))
+    with pytest.raises((QarnotError, AirflowNotFoundException)):
+        operator.resume_execution("execute_complete", {"event": event}, context)
+
+
+@KINDS
+@ANY_SERVER
+def test_a_slice_that_cannot_take_up_its_work_again_ends_it(
+    qarnot: LocalQarnot, story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uuid = story.start()
+    met = Outcome(ending=Ending.MET, uuid=uuid, state="FullyExecuting").to_event()
+    resume_badly(
+        story, met, **{"pool": {"max_cost": "{{ x }}"}, "task": {"registry_conn_id": "gone"}}[story.kind]
+    )
+    assert story.ended(uuid)
+
+
+@KINDS
+@ANY_SERVER
+@pytest.mark.parametrize("try_number", [1, 2], ids=["a try is left", "the last try"])
+def test_a_wait_that_fails_ends_the_qarnot_task_where_no_try_would_take_it_up(
+    qarnot: LocalQarnot, story: Story, try_number: int
+) -> None:
+    uuid = story.start(try_number)
+    refused = {"ending": Ending.ERROR, "uuid": uuid, "carry": {"error": "QarnotCredentialsError"}}
+    resume_badly(story, Outcome(**refused).to_event(), try_number)
+    # A setup that fails closes its pool in any case.
+    assert story.ended(uuid) is (story.kind == "pool" or try_number == 2)
+
+
+@TASKS
+@ANY_SERVER
+@pytest.mark.parametrize("try_number", [1, 2], ids=["a try is left", "the last try"])
+def test_so_does_one_on_the_worker(qarnot: LocalQarnot, story: Story, try_number: int) -> None:
+    qarnot.faults([{"method": "GET", "path": "^/tasks/", "kind": "status", "status": 401}])
+    with pytest.raises(QarnotCredentialsError):
+        run(partial(story.make, deferrable=False), story.ti(try_number))
+    qarnot.faults([])
+    (uuid,) = story.made()
+    assert story.ended(uuid) is (try_number == 2)
 
 
 # --- killed, cleared or moved while it is deferred: the guard of the trigger
