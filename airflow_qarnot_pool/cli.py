@@ -12,7 +12,7 @@ def get_cli_commands() -> list[GroupCommand]:
     """The commands of this provider."""
     reap_command = ActionCommand(
         name="reap",
-        help="Close pools whose DAG run is over or gone, or which have been idle too long",
+        help="Close pools, and abort Qarnot tasks with their own nodes, that outlived their DAG run or are idle",
         func=lazy_load_command("airflow_qarnot_pool.cli.reap"),
         args=(
             Arg(("--conn-id",), help="Connection of type qarnot", default="qarnot_default"),
@@ -42,11 +42,13 @@ def reap(args: Namespace) -> None:
         Limits(grace=timedelta(minutes=args.grace_minutes), idle=timedelta(minutes=args.idle_minutes)),
         dry_run=args.dry_run,
     )
-    for entry in report.entries:
+    for entry in [*report.entries, *report.tasks]:
         print(f"{entry.action:<7}{entry.uuid}  {entry.name or ''}: {entry.reason}")
     counts = report.to_json()
     would = "would be " if args.dry_run else ""
     print(f"{counts['closed']} {would}closed, {counts['deleted']} {would}deleted, {counts['kept']} kept")
+    if report.tasks:
+        print(f"{counts['aborted']} of {len(report.tasks)} Qarnot tasks with their own nodes {would}aborted")
     if report.failures:
         raise SystemExit("\n".join(["Could not look after:", *report.failures]))
 

@@ -34,6 +34,8 @@ OWNER_TAG = "airflow-owner:"
 LINEAGE_TAG = "airflow-lineage:"
 
 _LABEL = "airflow."
+#: Label of a Qarnot task that is to outlive its Airflow task.
+DETACHED = _LABEL + "detached"
 
 
 def namespace_tag(namespace: str) -> str:

@@ -122,6 +122,7 @@ def reaped(report: Report) -> None:
     counts = report.to_json()
     if not report.dry_run:
         incr("pools.reaped", counts["closed"], namespace=report.namespace)
+        incr("tasks.reaped", counts["aborted"], namespace=report.namespace)
     tags = {"namespace": report.namespace}
     gauge("pools.open", report.open_pools, **tags)
     gauge("slots.wanted", report.slots_wanted, **tags)

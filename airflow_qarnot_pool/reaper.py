@@ -1,4 +1,4 @@
-"""Find pools that outlived their use, and close them.
+"""Find what outlived its use: pools, to close them, and Qarnot tasks with nodes of their own, to abort them.
 
 The last line of defence: DAG runs that time out skip their teardown tasks, and Airflow may be gone for hours. Limits
 on cost that are written on a pool count here, too, whether anything waits for it or not.
@@ -8,14 +8,16 @@ Deciding is pure (:func:`judge`); :func:`reap` asks Qarnot and whoever knows the
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool import metrics
-from airflow_qarnot_pool.api import filters
+from airflow_qarnot_pool.api import filters, states
 from airflow_qarnot_pool.api.errors import (
     QarnotInvalidSpecError,
     QarnotNotFoundError,
@@ -30,7 +32,9 @@ from airflow_qarnot_pool.identity import NAMESPACE_TAG, Fate, fate_of, label, na
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.client import QarnotClient
-    from airflow_qarnot_pool.api.models import Pool
+    from airflow_qarnot_pool.api.models import Pool, Task
+    from airflow_qarnot_pool.api.pools import PoolResource
+    from airflow_qarnot_pool.api.tasks import TaskResource
 
 log = logging.getLogger(__name__)
 
@@ -40,11 +44,16 @@ OVER = frozenset({"success", "failed"})
 RunState = Callable[[str, str], str | None]
 
 
+#: States in which a Qarnot task may cost.
+_UNFINISHED = [state for state in states.TaskState if state not in states.TASK_TERMINAL]
+
+
 class Action(StrEnum):
-    """What is done about one pool."""
+    """What is done about one pool or Qarnot task."""
 
     KEEP = "keep"
     CLOSE = "close"
+    ABORT = "abort"
     DELETE = "delete"
 
 
@@ -68,7 +77,7 @@ class Judgement:
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What is known of one pool at one moment."""
+    """What is known of one pool at one moment; a Qarnot task with nodes of its own is as one that is busy."""
 
     fate: Fate
     created: datetime
@@ -83,9 +92,9 @@ class Facts:
 
 
 def judge(facts: Facts, limits: Limits, now: datetime) -> Judgement:
-    """Decide about one pool that this provider made in our namespace."""
+    """Decide about one pool, or Qarnot task with nodes of its own, that this provider made in our namespace."""
     if facts.fate is Fate.ENDING:
-        return Judgement(action=Action.KEEP, reason="it is closing already")
+        return Judgement(action=Action.KEEP, reason="it is ending already")
     if facts.fate is Fate.DEAD:
         if facts.ended is not None and now - facts.ended > limits.finished:
             return Judgement(action=Action.DELETE, reason=f"it is over since {facts.ended:%Y-%m-%d %H:%M}")
@@ -132,7 +141,10 @@ class Report:
 
     namespace: str
     dry_run: bool
+    #: Of pools.
     entries: list[Entry] = field(default_factory=list)
+    #: Of Qarnot tasks with nodes of their own that are not over.
+    tasks: list[Entry] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     #: What was found, for metrics.
     open_pools: int = 0
@@ -147,10 +159,18 @@ class Report:
             self.slots_ready += pool.ready_slots
 
     def to_json(self) -> dict[str, Any]:
-        """``{namespace, dry_run, closed, deleted, kept, pools: [entry], failures: [text]}``."""
+        """``{namespace, dry_run, closed, deleted, kept, aborted, pools: [entry], tasks: [entry], failures: [text]}``.
+
+        Those kept are pools; counts are of what would be done in a dry run.
+        """
+        everything = [*self.entries, *self.tasks]
         counts = {
-            name: sum(one.action == action and (one.done or self.dry_run) for one in self.entries)
-            for name, action in (("closed", Action.CLOSE), ("deleted", Action.DELETE))
+            name: sum(one.action == action and (one.done or self.dry_run) for one in everything)
+            for name, action in (
+                ("closed", Action.CLOSE),
+                ("deleted", Action.DELETE),
+                ("aborted", Action.ABORT),
+            )
         }
         counts["kept"] = sum(one.action == Action.KEEP for one in self.entries)
         return {
@@ -158,6 +178,7 @@ class Report:
             "dry_run": self.dry_run,
             **counts,
             "pools": [asdict(one) for one in self.entries],
+            "tasks": [asdict(one) for one in self.tasks],
             "failures": self.failures,
         }
 
@@ -171,9 +192,10 @@ def reap(
     dry_run: bool = False,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> Report:
-    """Look at every pool of *namespace* that this provider made, and end those that outlived their use.
+    """Look at all of *namespace* that this provider made and that may cost, and end what outlived its use.
 
-    Looks again at the pool and its run right before ending it. A failure on one pool does not spare the others.
+    That is every pool, and every unfinished Qarnot task with nodes of its own that an Airflow task waits for. Looks
+    again at it and its run right before ending it. A failure on one does not spare the others.
 
     :raises QarnotInvalidSpecError: without an explicit namespace: another deployment's pools would look like ours.
     """
@@ -192,77 +214,110 @@ def reap(
         if pool.creation_date:
             began[run_of(pool)] = min(pool.creation_date, began.get(run_of(pool), pool.creation_date))
     for pool in pools:
-        try:
+        with _noting(report, "Pool", pool.uuid):
             report.count(pool)
-            entry = _reap_one(client, pool, run_state, limits, dry_run, now, began.get(run_of(pool)))
-        except Exception as error:  # Airflow's own, too: one pool must not spare the others
-            log.error("Pool %s could not be looked after: %s", pool.uuid, error)
-            report.failures.append(f"{pool.uuid}: {error}")
-            continue
-        report.entries.append(entry)
-        log.log(
-            logging.DEBUG if entry.action == Action.KEEP else logging.INFO,
-            "Pool %s (%s): %s%s, because %s",
-            entry.uuid,
-            entry.name,
-            "would " if dry_run else "",
-            entry.action,
-            entry.reason,
-        )
+            facts = partial(_facts, client, run_state=run_state, began=began.get(run_of(pool)))
+            entry = _reap_one(client.pools, pool, facts, limits, dry_run, now)
+            report.entries.append(_logged("Pool", entry, dry_run))
+    for task in _tasks_alone(client, namespace, report):
+        with _noting(report, "Qarnot task", task.uuid):
+            facts = partial(_facts_alone, run_state=run_state)
+            entry = _reap_one(client.tasks, task, facts, limits, dry_run, now)
+            report.tasks.append(_logged("Qarnot task", entry, dry_run))
     metrics.reaped(report)
     return report
 
 
-def is_ours(pool: Pool, namespace: str) -> bool:
-    """Whether this provider made *pool*, in *namespace*: a tag alone could be anybody's."""
-    tags: Iterable[str] = [tag for tag in pool.tags if tag.startswith(NAMESPACE_TAG)]
+def _tasks_alone(client: QarnotClient, namespace: str, report: Report) -> list[Task]:
+    """The unfinished Qarnot tasks with nodes of their own that somebody was to wait for."""
+    unfinished = filters.and_(
+        filters.equal("Tags", namespace_tag(namespace)), filters.in_("State", _UNFINISHED)
+    )
+    found: list[Task] = []
+    with _noting(report, "Qarnot tasks", f"of namespace {namespace}"):
+        found = list(client.tasks.iterate(unfinished))
+    return [
+        task
+        for task in found
+        if not task.pool and is_ours(task, namespace) and label(task.labels, "detached") is None
+    ]
+
+
+@contextmanager
+def _noting(report: Report, noun: str, which: str) -> Iterator[None]:
+    """Note what fails: it must not spare the others."""
+    try:
+        yield
+    except Exception as error:  # Airflow's own, too
+        log.error("%s %s could not be looked after: %s", noun, which, error)
+        report.failures.append(f"{which}: {error}")
+
+
+def _logged(noun: str, entry: Entry, dry_run: bool) -> Entry:
+    log.log(
+        logging.DEBUG if entry.action == Action.KEEP else logging.INFO,
+        "%s %s (%s): %s%s, because %s",
+        noun,
+        entry.uuid,
+        entry.name,
+        "would " if dry_run else "",
+        entry.action,
+        entry.reason,
+    )
+    return entry
+
+
+def is_ours(found: Pool | Task, namespace: str) -> bool:
+    """Whether this provider made *found*, in *namespace*: a tag alone could be anybody's."""
+    tags: Iterable[str] = [tag for tag in found.tags if tag.startswith(NAMESPACE_TAG)]
     return (
         list(tags) == [namespace_tag(namespace)]
-        and label(pool.labels, "format") is not None
-        and label(pool.labels, "namespace") == namespace
+        and label(found.labels, "format") is not None
+        and label(found.labels, "namespace") == namespace
     )
 
 
 def _reap_one(
-    client: QarnotClient,
-    pool: Pool,
-    run_state: RunState,
+    resource: PoolResource | TaskResource,
+    found: Any,
+    facts: Callable[[Any], Facts],
     limits: Limits,
     dry_run: bool,
     now: Callable[[], datetime],
-    began: datetime | None,
 ) -> Entry:
     done = False
     try:
-        judgement = judge(_facts(client, pool, run_state, began), limits, now())
+        judgement = judge(facts(found), limits, now())
         if judgement.action is not Action.KEEP and not dry_run:
-            # Time has passed since the listing: a cleared run may use the pool again.
-            fresh = client.pools.get(pool.uuid)
-            again = judge(_facts(client, fresh, run_state, began), limits, now())
+            # Time has passed since the listing: a cleared run may use it again.
+            again = judge(facts(resource.get(found.uuid)), limits, now())
             if again.action is judgement.action:
                 if again.action is Action.CLOSE:
-                    end(client.pools, pool.uuid)
+                    end(resource, found.uuid)
                     if again.over_limit:
-                        metrics.incr("budget.exceeded", kind="pool", dag_id=label(pool.labels, "dag_id"))
+                        metrics.incr("budget.exceeded", kind="pool", dag_id=label(found.labels, "dag_id"))
                 else:
-                    client.pools.delete(pool.uuid)
+                    resource.delete(found.uuid)
                 done = True
             judgement = again
     except QarnotNotFoundError:
         judgement = Judgement(action=Action.KEEP, reason="it is gone by now")
+    action = judgement.action
+    if action is Action.CLOSE and resource.kind == "task":
+        action = Action.ABORT
     return Entry(
-        uuid=pool.uuid,
-        name=pool.name,
-        dag_id=label(pool.labels, "dag_id"),
-        run_id=label(pool.labels, "run_id"),
-        action=str(judgement.action),
+        uuid=found.uuid,
+        name=found.name,
+        dag_id=label(found.labels, "dag_id"),
+        run_id=label(found.labels, "run_id"),
+        action=str(action),
         reason=judgement.reason,
         done=done,
     )
 
 
 def _facts(client: QarnotClient, pool: Pool, run_state: RunState, began: datetime | None) -> Facts:
-    dag_id, run_id = label(pool.labels, "dag_id") or "", label(pool.labels, "run_id") or ""
+    dag_id, run_id = run_of(pool)
     shared = label(pool.labels, "shared") is not None
     fate = fate_of(pool)
     created = pool.creation_date or datetime.now(UTC)
@@ -276,6 +331,23 @@ def _facts(client: QarnotClient, pool: Pool, run_state: RunState, began: datetim
         unfinished_instances=pool.queued_or_running_task_instances_count or 0,
         idle_since=_idle_since(client, pool, created) if fate is Fate.LIVE else created,
         over_limit=_over_limit(client, pool, began) if fate is Fate.LIVE else "",
+    )
+
+
+def _facts_alone(task: Task, run_state: RunState) -> Facts:
+    """Of a Qarnot task with nodes of its own: never idle, and nobody else's."""
+    dag_id, run_id = run_of(task)
+    fate = {states.Phase.ENDING: Fate.ENDING, states.Phase.TERMINAL: Fate.DEAD}.get(task.phase, Fate.LIVE)
+    created = task.creation_date or datetime.now(UTC)
+    return Facts(
+        fate=fate,
+        created=created,
+        ended=None,  # its time to live deletes it
+        shared=False,
+        run=f"{dag_id} {run_id}",
+        run_state=run_state(dag_id, run_id) if fate is Fate.LIVE else None,
+        unfinished_instances=1,
+        idle_since=created,
     )
 
 

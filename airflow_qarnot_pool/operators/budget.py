@@ -25,6 +25,7 @@ from airflow_qarnot_pool.budget import (
 from airflow_qarnot_pool.conditions import Ending, Outcome
 from airflow_qarnot_pool.costs import euros
 from airflow_qarnot_pool.exceptions import QarnotBudgetError
+from airflow_qarnot_pool.identity import DETACHED
 from airflow_qarnot_pool.operators.base import WaitingOperator
 from airflow_qarnot_pool.operators.parameters import names_given
 from airflow_qarnot_pool.templates import is_templated
@@ -116,12 +117,18 @@ class BudgetOperator(WaitingOperator):
         if self.kind == "pool":
             limits = Limits.of(self.max_cost, self.max_run_cost, self.cost_warning)
             options["create"] = partial(self._create_labelled, limits.labels() if limits else {})
-        elif getattr(spec, "pool", None) and self._budget is not None:
+        elif not getattr(spec, "pool", None):
+            options["create"] = partial(self._create_labelled, self._mark())
+        elif self._budget is not None:
             options["create"] = self._create_unless_over
         return super()._take(spec, life, pause, **options)
 
+    def _mark(self) -> dict[str, str]:
+        """What is written on a Qarnot task with nodes of its own, so that the reaper leaves it alone."""
+        return {} if self.wait_for_completion and self.cancel_on_kill else {DETACHED: "true"}
+
     def _create_labelled(self, labels: Mapping[str, str], stamped: Any) -> str:
-        """Write the limits on the pool, for the reaper."""
+        """Write what the reaper must know on what is made."""
         created: str = self._resource.create_once(replace(stamped, labels={**stamped.labels, **labels}))
         return created
 

@@ -18,12 +18,16 @@ _YES, _NO = ("true", "1", "yes"), ("false", "0", "no")
 class QarnotReapPoolsOperator(QarnotOperator):
     """Close pools of this namespace whose DAG run is over or gone, which have been idle too long or cost too much.
 
-    Never touches another namespace, nor a pool that this provider did not make. Refuses to run where the
-    connection (or ``[qarnot] namespace``) names no namespace. Returns a report:
-    ``{namespace, dry_run, closed, deleted, kept, pools: [...], failures: [...]}``. Limits on cost are those that the
-    tasks which made the pools were given (``max_cost``, ``max_run_cost``).
+    Qarnot tasks with nodes of their own are aborted when their DAG run is over or gone, unless no Airflow task was to
+    wait for them (``wait_for_completion=False``) or they were to survive it (``cancel_on_kill=False``).
 
-    :param grace: how long after its last work a pool of a finished, or unknown, DAG run is left alone.
+    Never touches another namespace, nor what this provider did not make. Refuses to run where the connection (or
+    ``[qarnot] namespace``) names no namespace. Returns a report: ``{namespace, dry_run, closed, deleted, kept, aborted,
+    pools: [...], tasks: [...], failures: [...]}``. Limits on cost are those that the tasks which made the pools were
+    given (``max_cost``, ``max_run_cost``).
+
+    :param grace: how long after its last work a pool of a finished, or unknown, DAG run is left alone; a Qarnot task
+        that still runs for such a run, how long after it was made.
     :param idle: how long a pool may have nothing to do, whatever its DAG run does.
     :param finished: how long a closed pool is kept before it is deleted.
     :param report_only: say what would be done, and do nothing (``dry_run`` is a method of Airflow's).
@@ -74,15 +78,17 @@ class QarnotReapPoolsOperator(QarnotOperator):
             dry_run=self._reports_only(),
         ).to_json()
         self.log.info(
-            "%s pools looked at, %s closed, %s deleted%s",
+            "%s pools and %s Qarnot tasks looked at, %s closed, %s deleted, %s aborted%s",
             len(report["pools"]),
+            len(report["tasks"]),
             report["closed"],
             report["deleted"],
+            report["aborted"],
             " (dry run: nothing was done)" if report["dry_run"] else "",
         )
         if report["failures"]:
             raise QarnotError(
-                f"{len(report['failures'])} pools could not be looked after:\n"
+                f"{len(report['failures'])} pools or Qarnot tasks could not be looked after:\n"
                 + "\n".join(report["failures"])
             )
         return report

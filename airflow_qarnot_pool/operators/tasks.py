@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -331,6 +331,7 @@ class QarnotRunTasksOperator(TaskOperator):
                 stamp(specs[one.item], life.for_item(one.item), one.generation, fingerprints[one.item])
                 for one in chunk
             ]
+            stamped = [replace(one, labels={**one.labels, **self._mark()}) for one in stamped]
             try:
                 results = self.client.tasks.create_many(stamped)
             except QarnotQuotaError as error:

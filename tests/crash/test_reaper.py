@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -16,15 +17,19 @@ from typing import Any
 
 import pytest
 
+from airflow_qarnot_pool.api import filters
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
+from airflow_qarnot_pool.compat import TaskDeferred
 from airflow_qarnot_pool.exceptions import QarnotError, QarnotInvalidSpecError
 from airflow_qarnot_pool.identity import namespace_tag
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.operators.pool import QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.reap import QarnotReapPoolsOperator
+from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
+from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
 from airflow_qarnot_pool.reaper import Limits, Report, reap
-from tests.crash.children import eventually
+from tests.crash.children import eventually, made_for
 from tests.harness import FakeTI, context_of, life_of, run
 from tests.operators.conftest import connect
 
@@ -179,6 +184,7 @@ def test_a_dry_run_does_nothing(qarnot: LocalQarnot, client: QarnotClient, names
     report = reap(client, namespace, lambda dag_id, run_id: None, LIMITS, dry_run=True, now=later())
     assert {one["method"] + one["path"].rpartition("/")[0] for one in qarnot.requests()} <= {
         "POST/pools",
+        "POST/tasks",
         f"GET/pools/{pool}",
     }
     assert states(client, pool) == [False]
@@ -223,7 +229,7 @@ def test_one_that_cannot_be_closed_does_not_spare_the_others(
     assert [failure.split(":")[0] for failure in report.failures] == [stubborn]
     monkeypatch.setattr("airflow_qarnot_pool.operators.reap.run_state", lambda *_: None)
     operator = without_grace()
-    with pytest.raises(QarnotError, match=rf"1 pools could not be looked after:\n{stubborn}"):
+    with pytest.raises(QarnotError, match=rf"1 pools or Qarnot tasks could not be looked after:\n{stubborn}"):
         operator.execute(context_of(operator))
 
 
@@ -259,6 +265,8 @@ def test_the_report_is_what_the_docs_say(
         "closed": 1,
         "deleted": 0,
         "kept": 1,
+        "aborted": 0,
+        "tasks": [],
         "failures": [],
     }
     assert {**report, "dry_run": True} == {key: value for key, value in dry.items() if key != "pools"}
@@ -285,6 +293,100 @@ def test_without_a_namespace_of_its_own_it_refuses(
     assert qarnot.requests() == []
 
 
+# --- Qarnot tasks with nodes of their own
+
+ALONE = partial(QarnotRunTaskOperator, task_id="work", command="sleep 600", log_output=False)
+
+
+def alone(run_id: str, **parameters: Any) -> str:
+    """A Qarnot task with nodes of its own as the operator makes it; its uuid."""
+    ti = FakeTI(run_id=run_id, task_id="work")
+    operator = ALONE(**parameters)
+    with suppress(TaskDeferred):
+        operator.execute(context_of(operator, ti))
+    return str(ti.xcoms["qarnot_task"])
+
+
+def aborted(client: QarnotClient, *uuids: str) -> list[bool]:
+    return [client.tasks.get(uuid).state in ("PendingCancel", "Cancelled") for uuid in uuids]
+
+
+@pytest.fixture
+def no_task_left(client: QarnotClient, namespace: str) -> Iterator[None]:
+    yield
+    for task in client.tasks.search(
+        filters.equal("Tags", namespace_tag(namespace)), fields=("Uuid",), limit=100
+    ):
+        client.tasks.delete(task.uuid)
+
+
+@pytest.mark.usefixtures("no_task_left")
+def test_qarnot_tasks_without_a_pool_are_aborted_when_their_run_is_over_or_gone(
+    client: QarnotClient, namespace: str
+) -> None:
+    runs = {"running": "running", "success": "success", "failed": "failed", "unknown": None}
+    tasks = {name: alone(name) for name in runs}
+
+    def run_state(dag_id: str, run_id: str) -> str | None:
+        return runs[run_id]
+
+    early = reap(client, namespace, run_state, LIMITS)
+    assert aborted(client, *tasks.values()) == [False] * 4
+    assert {one.action for one in early.tasks} == {"keep"}
+    dry = reap(client, namespace, run_state, LIMITS, dry_run=True, now=later())
+    assert (dry.to_json()["aborted"], aborted(client, *tasks.values())) == (3, [False] * 4)
+    report = reap(client, namespace, run_state, LIMITS, now=later()).to_json()
+    assert (report["aborted"], report["failures"], report["pools"]) == (3, [], [])
+    assert dict(zip(tasks, aborted(client, *tasks.values()), strict=True)) == {
+        name: name != "running" for name in runs
+    }
+    (failed,) = [one for one in report["tasks"] if one["uuid"] == tasks["failed"]]
+    assert (failed["action"], failed["done"]) == ("abort", True)
+    assert failed["reason"] == "its DAG run dag failed is over (failed)"
+    # Another look finds nothing more to do, however long the abort takes.
+    assert reap(client, namespace, run_state, LIMITS, now=later()).to_json()["aborted"] == 0
+
+
+@pytest.mark.usefixtures("no_task_left")
+def test_qarnot_tasks_that_are_to_outlive_their_run_or_are_not_ours_are_not_touched(
+    qarnot: LocalQarnot, client: QarnotClient, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = [alone("let-go", wait_for_completion=False), alone("survives", cancel_on_kill=False)]
+    many = QarnotRunTasksOperator(task_id="many", commands=["sleep 600"], wait_for_completion=False)
+    many.execute(context_of(many, FakeTI(run_id="many", task_id="many")))
+    left += [one.uuid for one in made_for(client.tasks, "many", part="")]
+    tag = namespace_tag(namespace)
+    left.append(
+        client.tasks.create(TaskSpec(name="somebody's", command="sleep 600", instance_count=1, tags=[tag]))
+    )
+    pool = made("pool")
+    left.append(alone("on-a-pool", qarnot_pool=pool))
+    connect(qarnot, monkeypatch, namespace=f"{namespace[:60]}-2")
+    theirs = alone("theirs")
+    report = reap(
+        client, namespace, lambda dag_id, run_id: "running" if run_id == "pool" else None, LIMITS, now=later()
+    )
+    assert len(left) == 5
+    assert aborted(client, *left, theirs) == [False] * 6
+    assert report.tasks == []
+    client.tasks.delete(theirs)
+    client.pools.delete(pool)
+
+
+@pytest.mark.usefixtures("no_task_left")
+@pytest.mark.parametrize("what", ["the listing", "one of them"])
+def test_a_qarnot_task_that_cannot_be_looked_after_spares_nothing_else(
+    qarnot: LocalQarnot, client: QarnotClient, namespace: str, what: str
+) -> None:
+    pool, stubborn, willing = made("over"), alone("stubborn"), alone("willing")
+    path = "^/tasks/paginate$" if what == "the listing" else f"^/tasks/{stubborn}/abort$"
+    qarnot.faults([{"method": "POST", "path": path, "kind": "status", "status": 403}])
+    report = reap(client, namespace, lambda dag_id, run_id: None, LIMITS, now=later())
+    assert states(client, pool) == [True]
+    assert aborted(client, stubborn, willing) == [False, what == "one of them"]
+    assert len(report.failures) == 1
+
+
 # --- the command line
 
 RUN = """
@@ -301,7 +403,7 @@ def test_reap_from_the_command_line(
     qarnot: LocalQarnot, client: QarnotClient, namespace: str, tmp_path: Path
 ) -> None:
     """An Airflow home of its own, and no task runner: the states of the runs come from the database."""
-    live, unknown = made("live"), made("unknown")
+    live, unknown, task = made("live"), made("unknown"), alone("unknown")
     environment = {
         **os.environ,
         "AIRFLOW_HOME": str(tmp_path),
@@ -322,7 +424,10 @@ def test_reap_from_the_command_line(
     assert re.search(rf"^close +{unknown} .*there is no DAG run dag unknown", dry, re.MULTILINE)
     assert re.search(rf"^keep +{live} .*its DAG run is running", dry, re.MULTILINE)
     assert "1 would be closed, 0 would be deleted, 1 kept" in dry
+    assert re.search(rf"^abort +{task} .*there is no DAG run dag unknown", dry, re.MULTILINE)
+    assert "1 of 1 Qarnot tasks with their own nodes would be aborted" in dry
     assert states(client, live, unknown) == [False, False]
     assert "1 closed, 0 deleted, 1 kept" in python(*command)
     assert states(client, live, unknown) == [False, True]
+    assert aborted(client, task) == [True]
     client.pools.delete(live)

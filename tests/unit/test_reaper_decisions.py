@@ -63,6 +63,25 @@ CASES = {
 }
 
 
+#: A Qarnot task with nodes of its own: always busy.
+ALONE = {
+    "its run works": (facts(unfinished_instances=1, idle_since=ago(hours=3)), Action.KEEP),
+    "its run is over": (facts(unfinished_instances=1, run_state="success"), Action.CLOSE),
+    "its run is over, and it is young": (
+        facts(unfinished_instances=1, run_state="failed", created=ago(minutes=5)),
+        Action.KEEP,
+    ),
+    "there is no such run": (facts(unfinished_instances=1, run_state=None), Action.CLOSE),
+    "aborted already": (facts(unfinished_instances=1, fate=Fate.ENDING, run_state="failed"), Action.KEEP),
+    "over": (facts(unfinished_instances=1, fate=Fate.DEAD, run_state=None), Action.KEEP),
+}
+
+
+@pytest.mark.parametrize(("known", "action"), ALONE.values(), ids=ALONE.keys())
+def test_judge_a_qarnot_task_without_a_pool(known: Facts, action: Action) -> None:
+    assert judge(known, LIMITS, NOW).action is action
+
+
 @pytest.mark.parametrize(("known", "action"), CASES.values(), ids=CASES.keys())
 def test_judge(known: Facts, action: Action) -> None:
     assert judge(known, LIMITS, NOW).action is action
