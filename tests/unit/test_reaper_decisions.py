@@ -6,8 +6,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from airflow_qarnot_pool.api import states
+from airflow_qarnot_pool.api.models import Task
 from airflow_qarnot_pool.identity import Fate
-from airflow_qarnot_pool.reaper import Action, Facts, Limits, judge
+from airflow_qarnot_pool.reaper import Action, Facts, Limits, _facts_alone, judge
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 LIMITS = Limits(grace=timedelta(minutes=15), idle=timedelta(hours=1), finished=timedelta(days=8))
@@ -80,6 +82,15 @@ ALONE = {
 @pytest.mark.parametrize(("known", "action"), ALONE.values(), ids=ALONE.keys())
 def test_judge_a_qarnot_task_without_a_pool(known: Facts, action: Action) -> None:
     assert judge(known, LIMITS, NOW).action is action
+
+
+def test_no_qarnot_task_is_aborted_that_is_over_or_on_its_way_out() -> None:
+    def action(state: states.TaskState) -> Action:
+        task = Task(uuid="one", state=state, creation_date=ago(hours=3))
+        return judge(_facts_alone(task, lambda dag_id, run_id: "failed"), LIMITS, NOW).action
+
+    kept = {state for state in states.TaskState if action(state) is Action.KEEP}
+    assert kept == {"PendingCancel", "PendingDelete", "Success", "Failure", "Cancelled"}
 
 
 @pytest.mark.parametrize(("known", "action"), CASES.values(), ids=CASES.keys())
