@@ -174,7 +174,13 @@ class QarnotRunTasksOperator(TaskOperator):
         outcome = Outcome.from_event(event)
         self._begin(context)
         self._raise_for(outcome)
-        return self._go_on_from(context, outcome.carry)
+        try:
+            return self._go_on_from(context, outcome.carry)
+        except QarnotTaskFailedError:
+            raise  # all of them are over
+        except Exception:
+            self._end_unless_retried()
+            raise
 
     def execute_with_room(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
         """Go on where a quota of the account stopped it."""

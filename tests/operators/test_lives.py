@@ -50,6 +50,7 @@ from airflow_qarnot_pool.identity import Life
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
+from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
 from airflow_qarnot_pool.operators.waiting import Killed
 from airflow_qarnot_pool.triggers import base as triggers_base
 from tests.crash.children import (
@@ -944,6 +945,22 @@ def test_so_does_one_on_the_worker(qarnot: LocalQarnot, story: Story, try_number
         run(partial(story.make, deferrable=False), story.ti(try_number))
     qarnot.faults([])
     (uuid,) = story.made()
+    assert story.ended(uuid) is (try_number == 2)
+
+
+@TASKS
+@ANY_SERVER
+@pytest.mark.parametrize("try_number", [1, 2], ids=["a try is left", "the last try"])
+def test_so_do_many_that_cannot_be_taken_up_again(
+    qarnot: LocalQarnot, story: Story, held: str, pool: str, try_number: int
+) -> None:
+    make = partial(QarnotRunTasksOperator, task_id="work", commands=[held], qarnot_pool=pool)
+    deferred, context = defer(make, story.ti(try_number))
+    event = Outcome(ending=Ending.MET, uuid=deferred.trigger.uuid, carry=deferred.trigger.carry).to_event()
+    broken, operator = NoXComs(**vars(story.ti(try_number))), make()
+    with pytest.raises(RuntimeError, match="restarting"):
+        operator.resume_execution("execute_complete", {"event": event}, {**context, "ti": broken})
+    (uuid,) = [one.uuid for one in made_for(story.resource, story.run_id)]
     assert story.ended(uuid) is (try_number == 2)
 
 
