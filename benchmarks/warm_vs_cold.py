@@ -29,20 +29,19 @@ class Run:
     requests: int
 
 
-def work(stage: int, pool: str | None, seconds: float, way: str) -> None:
-    """One stage."""
+def work(stage: int, where: dict[str, str], seconds: float, way: str) -> None:
+    """One stage, on the pool or the nodes of its own that *where* says."""
     from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
     from tests.harness import FakeTI, context_of
 
     def one(n: int) -> None:
         operator = QarnotRunTaskOperator(
             task_id=f"work_{stage}_{n}",
-            qarnot_pool=pool,
             command=f"sleep {seconds}",
-            profile=None if pool else "docker-batch",
             deferrable=False,
             poll_interval=POLL,
             log_output=False,
+            **where,
         )
         operator.execute(context_of(operator, FakeTI(task_id=operator.task_id, run_id=way)))
 
@@ -60,7 +59,7 @@ def warm(seconds: float) -> None:
     )
     pool = create.execute(context_of(create))
     for stage in range(STAGES):
-        work(stage, pool, seconds, "warm")
+        work(stage, {"qarnot_pool": pool}, seconds, "warm")
     close = QarnotClosePoolOperator(task_id="close", qarnot_pool=pool)
     close.execute(context_of(close))
 
@@ -68,7 +67,7 @@ def warm(seconds: float) -> None:
 def cold(seconds: float) -> None:
     """Each task boots a node of its own."""
     for stage in range(STAGES):
-        work(stage, None, seconds, "cold")
+        work(stage, {"profile": "docker-batch"}, seconds, "cold")
 
 
 def timed(way: Any, boot: float, seconds: float) -> Run:
