@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import requests
 
@@ -149,10 +149,10 @@ class Cluster:
     def under_way(self, runs: Sequence[Run]) -> list[Run]:
         return [run for run in runs if self.airflow.run_state(*run) not in ("success", "failed")]
 
-    def instances(self, runs: Sequence[Run]) -> list[dict[str, object]]:
+    def instances(self, runs: Sequence[Run]) -> list[dict[str, Any]]:
         return [one for run in runs for one in self.airflow.task_instances(*run)]
 
-    def deferred(self, runs: Sequence[Run]) -> list[dict[str, object]]:
+    def deferred(self, runs: Sequence[Run]) -> list[dict[str, Any]]:
         """Task instances that wait in a triggerer now for the end of their work."""
         return [
             one
@@ -160,16 +160,26 @@ class Cluster:
             if one["state"] == "deferred" and one.get("triggerer_job") and one["task_id"] != "group.open_pool"
         ]
 
+    def taken_up(self, deferred: dict[str, Any]) -> bool:
+        """Whether the triggerer that a deferred task instance is given to has begun to wait for it."""
+        folder = (
+            self._logs(Run(deferred["dag_id"], deferred["dag_run_id"])) / f"task_id={deferred['task_id']}"
+        )
+        if deferred["map_index"] >= 0:
+            folder /= f"map_index={deferred['map_index']}"
+        return any(folder.glob(f"*.trigger.{deferred['triggerer_job']['id']}.log"))
+
     def given_up(self, runs: Sequence[Run]) -> int:
         """How many waits of *runs* a triggerer was told to give up, and has decided what becomes of the work."""
         logs = [
             log.read_text(errors="replace")
             for run in runs
-            for log in (self.airflow.home / "logs" / f"dag_id={run.dag_id}" / f"run_id={run.run_id}").rglob(
-                "*.trigger.*.log"
-            )
+            for log in self._logs(run).rglob("*.trigger.*.log")
         ]
         return sum("invoking on_kill" in text and DECIDED.search(text) is not None for text in logs)
+
+    def _logs(self, run: Run) -> Path:
+        return self.airflow.home / "logs" / f"dag_id={run.dag_id}" / f"run_id={run.run_id}"
 
     # --- mishaps
 
