@@ -6,7 +6,7 @@ A condition judges one look at a pool or Qarnot task. Judging never counts an un
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal
@@ -63,7 +63,8 @@ _HAS_PASSED = {"pool": states.pool_has_passed, "task": states.task_has_passed}
 class Condition:
     """Wait until an object is in one of ``targets``, or until a pool has ``ready_slots`` running instances.
 
-    ``passed``: a target that must have been passed between two looks counts as reached.
+    ``passed``: a target that the object must have passed between two polls counts as reached, unless the object
+    has ended since and the target was not an end.
     """
 
     kind: Kind
@@ -92,7 +93,8 @@ class Condition:
             return Verdict.MET
         if self.passed:
             been = {*history, states.PoolState.SUBMITTED, look.previous_state}
-            if any(one in been or _HAS_PASSED[self.kind](state, one) for one in self.targets):
+            passed = [one for one in self.targets if one in been or _HAS_PASSED[self.kind](state, one)]
+            if any(_still_counts(self.kind, one, state, been) for one in passed):
                 return Verdict.MET
         if any(_CAN_REACH[self.kind](state, one) for one in self.targets):
             return Verdict.WAIT
@@ -137,6 +139,19 @@ def _target(kind: Kind, name: str) -> str:
             field="target_states",
             remedy=(f"Did you mean {meant!r}? " if meant else "") + f"The states are {', '.join(known)}.",
         ) from None
+
+
+def _still_counts(kind: Kind, passed: str, state: str, been: Collection[str | None]) -> bool:
+    """Return whether a target that was *passed* counts for an object now in *state*.
+
+    A target on the way up stands for an object that can be used. It does not count once the object has failed, was
+    cancelled or is closing. A Qarnot task that succeeded has done its work, so everything before counts.
+    """
+    if states.is_ending(passed):
+        return True
+    if kind == "task" and states.TaskState.SUCCESS in (state, *been):
+        return True
+    return not states.is_ending(state)
 
 
 def _slots(pool: Pool) -> int:

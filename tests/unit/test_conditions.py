@@ -38,7 +38,17 @@ CASES = {
     "may come again": (POOL_READY, pool("PartiallyExecuting"), Verdict.WAIT),
     "closed before it was ready": (POOL_READY, pool("Closed", "Closing"), Verdict.IMPOSSIBLE),
     "failed before it was ready": (POOL_READY, pool("Failure"), Verdict.IMPOSSIBLE),
-    "it just was ready": (POOL_READY, pool("Closing", "FullyExecuting"), Verdict.MET),
+    "it was ready and is closing": (POOL_READY, pool("Closing", "FullyExecuting"), Verdict.IMPOSSIBLE),
+    "it was ready and failed": (POOL_READY, pool("Failure", "FullyExecuting"), Verdict.IMPOSSIBLE),
+    "it was ready and is closed": (POOL_READY, pool("Closed", "FullyExecuting"), Verdict.IMPOSSIBLE),
+    "it was ready and is deleted": (POOL_READY, pool("PendingDelete", "FullyExecuting"), Verdict.IMPOSSIBLE),
+    "it was ready and shrinks": (POOL_READY, pool("PartiallyExecuting", "FullyExecuting"), Verdict.MET),
+    "one node ran before it closed": (
+        target("PartiallyExecuting"),
+        pool("Closing", "PartiallyExecuting"),
+        Verdict.IMPOSSIBLE,
+    ),
+    "one node ran and now all do": (target("PartiallyExecuting"), pool("FullyExecuting"), Verdict.MET),
     "it just was ready, but only now counts": (
         target("FullyExecuting", passed=False),
         pool("Closing", "FullyExecuting"),
@@ -46,7 +56,10 @@ CASES = {
     ),
     "passed on the way": (target("FullyDispatched"), pool("FullyExecuting", "FullyDispatched"), Verdict.MET),
     "passed long ago": (target("PartiallyDispatched"), pool("FullyExecuting", "FullyExecuting"), Verdict.MET),
-    "everything was submitted once": (target("Submitted"), pool("Closed", "Closing"), Verdict.MET),
+    "everything was submitted once": (target("Submitted"), pool("FullyExecuting"), Verdict.MET),
+    "submitted, and closed since": (target("Submitted"), pool("Closed", "Closing"), Verdict.IMPOSSIBLE),
+    "an end was passed before the deletion": (target("Closed"), pool("PendingDelete", "Closed"), Verdict.MET),
+    "closing was passed before the failure": (target("Closing"), pool("Failure", "Closing"), Verdict.MET),
     "closing was passed": (target("Closing"), pool("Closed", "Closing"), Verdict.MET),
     "any of several": (target("Closed", "FullyExecuting"), pool("FullyExecuting"), Verdict.MET),
     "one of several still can": (target("FullyExecuting", "Closed"), pool("Closing"), Verdict.WAIT),
@@ -84,6 +97,20 @@ CASES = {
         task("Failure"),
         Verdict.IMPOSSIBLE,
     ),
+    "it ran and succeeded": (target("FullyExecuting", kind="task"), task("Success"), Verdict.MET),
+    "it succeeded and is deleted": (
+        target("Success", kind="task"),
+        task("PendingDelete", "Success"),
+        Verdict.MET,
+    ),
+    **{
+        f"it ran and is {state}": (
+            target("FullyExecuting", kind="task"),
+            task(state, "FullyExecuting"),
+            Verdict.IMPOSSIBLE,
+        )
+        for state in ("Failure", "Cancelled", "PendingCancel", "PendingDelete")
+    },
     "success may still come": (target("Success", kind="task"), task("Submitted"), Verdict.WAIT),
 }
 
@@ -94,7 +121,17 @@ def test_judge(condition: Condition, look: Pool | Task, verdict: Verdict) -> Non
 
 
 def test_what_was_seen_before_counts_as_passed() -> None:
-    assert POOL_READY.judge(pool("Closed", "Closing"), ["FullyExecuting"]) is Verdict.MET
+    assert POOL_READY.judge(pool("PartiallyExecuting"), ["FullyExecuting"]) is Verdict.MET
+
+
+@pytest.mark.parametrize("state", ["Closing", "Closed", "Failure", "PendingDelete"])
+@pytest.mark.parametrize(
+    "wanted", ["Submitted", "PartiallyDispatched", "FullyDispatched", "PartiallyExecuting", "FullyExecuting"]
+)
+def test_no_target_of_a_usable_pool_is_met_by_one_that_has_ended(wanted: str, state: str) -> None:
+    look = pool(state, wanted)
+    assert target(wanted).judge(look, ["FullyExecuting"]) is Verdict.IMPOSSIBLE
+    assert Condition(kind="pool", ready_slots=1).judge(look) is Verdict.IMPOSSIBLE
 
 
 def test_an_unknown_state_is_an_error_that_names_it() -> None:
