@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
+import json
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from airflow_qarnot_pool import __version__
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
-from airflow_qarnot_pool.hooks.form import DEFAULT_API_URL
+from airflow_qarnot_pool.api.fields import Refusal, real, whole
+from airflow_qarnot_pool.hooks.address import PROXIES, Refuse, base_url
+from airflow_qarnot_pool.hooks.form import DEFAULT_API_URL, FIELDS
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection
@@ -19,7 +25,12 @@ if TYPE_CHECKING:
 DEFAULT_NAMESPACE = "default"
 DEFAULT_CONSOLE_URL = "https://tasq.qarnot.com"
 _NAMESPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
-_FALSE = {"false", "no", "off", "0", ""}
+_TRUE = {"true", "yes", "on", "1"}
+_FALSE = {"false", "no", "off", "0"}
+#: Fields that an option of the ``[qarnot]`` section stands in for.
+OPTIONS = ("namespace", "console_url", "reference_datacenter")
+#: Seconds; a socket takes no more than some.
+MAX_TIMEOUT = 86400
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +53,11 @@ class ConnectionSettings:
 
     @classmethod
     def of(cls, connection: Connection) -> ConnectionSettings:
-        """Read *connection*; what it leaves out comes from the ``[qarnot]`` section of the configuration.
+        """Read *connection*; fields without a value come from the ``[qarnot]`` section of the configuration.
 
-        :raises QarnotInvalidSpecError: names the field of the connection that is wrong.
+        :raises QarnotInvalidSpecError: names the field of the connection, or the option, that is wrong.
         """
         conn_id = connection.conn_id or "qarnot"
-        extra = {name: value for name, value in connection.extra_dejson.items() if value not in (None, "")}
 
         def refuse(name: str, problem: str) -> QarnotInvalidSpecError:
             return QarnotInvalidSpecError(
@@ -57,31 +67,39 @@ class ConnectionSettings:
                 ref=conn_id,
             )
 
-        if not connection.password:
-            raise refuse("password", "there is no API token; put the token of the Qarnot account there")
-        url = _url(connection)
-        if not re.match(r"https?://[^/\s]+", url):
-            raise refuse("host", f"{url!r} is not a URL such as {DEFAULT_API_URL}")
-        namespace = extra.get("namespace") or _option("namespace")
-        if namespace and not _NAMESPACE.fullmatch(str(namespace)):
+        extra = Extra.of(connection, refuse)
+        if not (connection.password or "").strip():
+            in_a_uri = " In a URI it follows a colon: qarnot://:TOKEN@host" if connection.login else ""
             raise refuse(
+                "password", f"has no API token. Put the token of the Qarnot account there.{in_a_uri}"
+            )
+        namespace = extra.text("namespace")
+        if namespace and not _NAMESPACE.fullmatch(namespace):
+            raise extra.refused(
                 "namespace", f"{namespace!r} may only have letters, digits, '-', '_' and '.' (63 at most)"
             )
         return cls(
             conn_id=conn_id,
-            url=url,
-            token=connection.password,
-            storage_url=extra.get("storage_url"),
-            namespace=str(namespace or DEFAULT_NAMESPACE),
-            namespace_is_explicit=bool(namespace),
-            verify=extra.get("ca_bundle") or _flag(extra.get("verify", True)),
-            proxy=extra.get("proxy"),
-            timeout=_number(extra, "timeout", 30.0, 0.1, refuse),
-            retries=int(_number(extra, "retries", 6, 0, refuse)),
-            console_url=str(extra.get("console_url") or _option("console_url") or DEFAULT_CONSOLE_URL).rstrip(
-                "/"
+            url=base_url(
+                connection.host or DEFAULT_API_URL,
+                connection.port,
+                connection.schema,
+                refuse=refuse,
+                example=DEFAULT_API_URL,
+                login=True,
             ),
-            reference_datacenter=extra.get("reference_datacenter") or _option("reference_datacenter"),
+            token=(connection.password or "").strip(),
+            storage_url=extra.url("storage_url", "https://storage.qarnot.com"),
+            namespace=namespace or DEFAULT_NAMESPACE,
+            namespace_is_explicit=bool(namespace),
+            verify=extra.text("ca_bundle") or extra.converted("verify", _flag, True),
+            proxy=extra.url(
+                "proxy", "http://proxy.example:3128", schemes=PROXIES, default="http", login=True
+            ),
+            timeout=extra.converted("timeout", real(0.1, MAX_TIMEOUT), 30.0),
+            retries=extra.converted("retries", whole(0), 6),
+            console_url=extra.url("console_url", DEFAULT_CONSOLE_URL, fragment=True) or DEFAULT_CONSOLE_URL,
+            reference_datacenter=extra.text("reference_datacenter"),
         )
 
     def client(self, **overrides: Any) -> QarnotClient:
@@ -89,6 +107,14 @@ class ConnectionSettings:
         from airflow_qarnot_pool import metrics
         from airflow_qarnot_pool.api.client import QarnotClient
 
+        if isinstance(self.verify, str) and not Path(self.verify).exists():
+            raise QarnotInvalidSpecError(
+                f"Connection {self.conn_id!r}, field 'ca_bundle': there is no {self.verify} on this machine",
+                field="ca_bundle",
+                kind="connection",
+                ref=self.conn_id,
+                remedy="Put the certificates there on every worker, triggerer and API server.",
+            )
         arguments: dict[str, Any] = {
             "storage_url": self.storage_url,
             "timeout": self.timeout,
@@ -105,16 +131,76 @@ class ConnectionSettings:
         return f"{self.console_url}/{kind}s/{quote(uuid, safe='')}"
 
 
-def _url(connection: Connection) -> str:
-    """The API's address; connections written as a URI keep scheme and port apart from the host."""
-    host = (connection.host or DEFAULT_API_URL).strip().rstrip("/")
-    if "://" not in host:
-        scheme = connection.schema if connection.schema in ("http", "https") else "https"
-        host = f"{scheme}://{host}"
-    authority = host.split("://", 1)[1].split("/", 1)[0]
-    if connection.port and not re.search(r":\d+$", authority):
-        host = host.replace(authority, f"{authority}:{connection.port}", 1)
-    return host
+class Extra:
+    """The ``extra`` of a connection, with the ``[qarnot]`` section behind it for what it leaves out.
+
+    :raises QarnotInvalidSpecError: from each method, for a value of the wrong kind; it names the field or the option.
+    """
+
+    def __init__(self, values: Mapping[str, Any], refuse: Refuse) -> None:
+        self._values = {name: value for name, value in values.items() if value not in (None, "")}
+        self._refuse = refuse
+
+    @classmethod
+    def of(cls, connection: Connection, refuse: Refuse) -> Extra:
+        """Parse the extra of *connection*."""
+        try:
+            parsed = json.loads(connection.extra) if connection.extra else {}
+        except (ValueError, RecursionError):
+            raise refuse(
+                "extra", 'is not JSON. Write an object such as {"namespace": "production"}'
+            ) from None
+        if not isinstance(parsed, dict):
+            raise refuse(
+                "extra",
+                f'is a {type(parsed).__name__}. Write an object such as {{"namespace": "production"}}',
+            )
+        for name in parsed:
+            if hint := _misspelt(name):
+                raise refuse("extra", f"has no field {name!r}. Did you mean {hint!r}?")
+        return cls(connection.extra_dejson, refuse)  # parses it once more, and masks what is secret in it
+
+    def refused(self, name: str, problem: str) -> Exception:
+        """Return the error for a field that is wrong, or for the option that stands in for it."""
+        if name not in self._values:
+            return QarnotInvalidSpecError(f"[qarnot] {name} in the configuration: {problem}", field=name)
+        return self._refuse(name, problem)
+
+    def text(self, name: str) -> str | None:
+        """Return text, or None for none."""
+        value = self._values.get(name)
+        if value is None and name in OPTIONS:
+            value = _option(name)
+        # A number in a URI may have been parsed as JSON.
+        if isinstance(value, int) and not isinstance(value, bool):
+            value = str(value)
+        if value is not None and not (isinstance(value, str) and value.strip()):
+            raise self.refused(name, f"{value!r} is not text")
+        return None if value is None else value.strip()
+
+    def converted(self, name: str, convert: Callable[[Any], Any], default: Any) -> Any:
+        """Return the value as *convert* makes it."""
+        if name not in self._values:
+            return default
+        try:
+            return convert(self._values[name])
+        except Refusal as refusal:
+            raise self._refuse(name, f"{refusal.problem}. {refusal.remedy}") from None
+
+    def url(self, name: str, example: str, **rules: Any) -> str | None:
+        """Return a checked URL, or None for none."""
+        text = self.text(name)
+        return text and base_url(text, refuse=self.refused, field=name, example=example, **rules)
+
+
+def _misspelt(name: str) -> str | None:
+    """Return the field that *name* is close to. Other names are no concern of ours."""
+    names = [field.name for field in FIELDS]
+    if name in names:
+        return None
+    plain = name.removeprefix("extra__qarnot__").lower().replace("-", "_")
+    close = difflib.get_close_matches(plain, names, n=1, cutoff=0.85)
+    return close[0] if close else None
 
 
 def _option(name: str) -> str | None:
@@ -124,15 +210,7 @@ def _option(name: str) -> str | None:
 
 
 def _flag(value: Any) -> bool:
-    return value.strip().lower() not in _FALSE if isinstance(value, str) else bool(value)
-
-
-def _number(extra: dict[str, Any], name: str, default: float, minimum: float, refuse: Any) -> float:
-    value = extra.get(name, default)
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise refuse(name, f"{value!r} is not a number") from None
-    if not number >= minimum:
-        raise refuse(name, f"{value!r} is less than {minimum}")
-    return number
+    word = str(value).strip().lower()
+    if word in _TRUE | _FALSE:
+        return word in _TRUE
+    raise Refusal(f"is {value!r}, which is neither true nor false", "Give true or false.")
