@@ -138,13 +138,6 @@ def command_text(command: Any) -> Any:
     return shlex.join(map(str, command)) if isinstance(command, (list, tuple)) else command
 
 
-def names_registry(image: str | None) -> bool:
-    """Whether an image name says which registry it is from."""
-    from airflow_qarnot_pool.api.specs import image_constants
-
-    return bool(image) and "DOCKER_SRV" in image_constants(str(image))
-
-
 def is_uuid(ref: str) -> bool:
     """Whether *ref* is a uuid rather than a shortname."""
     parts = ref.split("-")

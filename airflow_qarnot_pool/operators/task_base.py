@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from airflow_qarnot_pool.api import states
 from airflow_qarnot_pool.api.errors import (
     QarnotError,
-    QarnotInvalidSpecError,
     QarnotNotFoundError,
     QarnotRefusedError,
 )
@@ -22,11 +21,11 @@ from airflow_qarnot_pool.operators.parameters import (
     given,
     is_uuid,
     names_given,
-    names_registry,
     refuse_misplaced,
     task_spec,
 )
 from airflow_qarnot_pool.operators.references import NOT_GIVEN, check_named, output_of, reference
+from airflow_qarnot_pool.operators.registry import RegistryLogin
 from airflow_qarnot_pool.templates import hide_secrets, revealed
 
 if TYPE_CHECKING:
@@ -76,7 +75,8 @@ class TaskOperator(BudgetOperator):
     :param results_whitelist: regular expression of the files to keep.
     :param remote_retries: how often Qarnot itself runs a failed instance again; a number per instance, or
         :class:`~airflow_qarnot_pool.api.specs.RetrySettings`.
-    :param registry_conn_id: Airflow connection with login and password (and host) of a private registry.
+    :param registry_conn_id: Airflow connection with login and password of a private registry. Host (or URL) and port
+        say which one; the login is sent to no other. Without a host it is sent to the registry of the image.
     :param tags: up to seven tags; three are the provider's.
     :param task_spec: any other field of :class:`~airflow_qarnot_pool.api.specs.TaskSpec`, by its name there or
         in the API.
@@ -133,6 +133,7 @@ class TaskOperator(BudgetOperator):
         self.registry_conn_id = registry_conn_id
         self.tags = tags
         self.task_spec = hide_secrets(task_spec)
+        self._registry: RegistryLogin | None = None
         self._filled += names_given(self, FILLED)
 
     def _given(self) -> dict[str, Any]:
@@ -147,7 +148,8 @@ class TaskOperator(BudgetOperator):
         return values
 
     def _spec(self, values: Mapping[str, Any], pool: str | None) -> TaskSpec:
-        return task_spec({"name": f"{self.dag_id}.{self.task_id}", "pool": pool, **values})
+        spec = task_spec({"name": f"{self.dag_id}.{self.task_id}", "pool": pool, **values})
+        return self._registry.added_to(spec) if self._registry else spec
 
     @property
     def _some_pool(self) -> str | None:
@@ -166,8 +168,7 @@ class TaskOperator(BudgetOperator):
 
         for value in self._secrets():
             mask_secret(value)
-        if self.registry_conn_id:
-            self._registry_login()
+        self._registry = self._registry_login() if self.registry_conn_id else None
 
     def _secrets(self) -> Iterable[str]:
         return self._secret_constants().values()
@@ -185,34 +186,18 @@ class TaskOperator(BudgetOperator):
         }
 
     def _given_now(self) -> dict[str, Any]:
-        """The parameters with everything rendered, and the registry's login."""
+        """Return the parameters with everything rendered; :meth:`_spec` adds the registry's login."""
         check_filled(self, self._filled)
         self._mask_secrets()
-        values = self._given()
-        if self.registry_conn_id:
-            values["constants"] = {**(values.get("constants") or {}), **self._registry_login()}
-        return values
+        return self._given()
 
-    def _registry_login(self) -> dict[str, str]:
+    def _registry_login(self) -> RegistryLogin:
         from airflow.sdk import BaseHook
         from airflow.sdk.log import mask_secret
 
-        connection = BaseHook.get_connection(str(self.registry_conn_id))
-        login = {
-            "DOCKER_REGISTRY_LOGIN": connection.login,
-            "DOCKER_REGISTRY_PASSWORD": connection.password,
-        }
-        for name, value in login.items():
-            if not value:
-                raise QarnotInvalidSpecError(
-                    f"Connection {self.registry_conn_id!r} has no {name.rsplit('_', 1)[-1].lower()}",
-                    field="registry_conn_id",
-                )
-        mask_secret(connection.password)
-        if connection.host and not names_registry(self.image):
-            host = connection.host if "://" in connection.host else f"https://{connection.host}"
-            login["DOCKER_SRV"] = host
-        return {name: str(value) for name, value in login.items()}
+        login = RegistryLogin.of(BaseHook.get_connection(str(self.registry_conn_id)))
+        mask_secret(login.password)
+        return login
 
     def _next_pool(self, context: Context, pool: str) -> str | None:
         """The pool to go on with where *pool* is a shared one that takes no tasks any more; None: it is not."""
