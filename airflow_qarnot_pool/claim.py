@@ -31,8 +31,8 @@ from airflow_qarnot_pool.identity import (
     Plan,
     Relic,
     decide,
-    fate_of,
     foreign_labels,
+    is_ending,
 )
 from airflow_qarnot_pool.shared import settle
 
@@ -195,18 +195,18 @@ def stamp(spec: Any, life: Life, generation: int, fingerprint: str) -> Any:
 
 
 def end(resource: PoolResource | TaskResource, uuid: str) -> None:
-    """Close a pool or abort a Qarnot task; fine as well when it is ended, ending or gone already.
+    """Close a pool or abort a Qarnot task. One that has ended, is ending or is gone is fine, too.
 
-    :raises QarnotRefusedError: the server refuses, and the object goes on.
+    :raises QarnotRefusedError: the server refuses, and the object keeps running.
     """
     try:
         resource.end(uuid)
     except QarnotNotFoundError:
         return
     except QarnotRefusedError:
-        # A server that refuses because the object is over already has done what was asked.
+        # A server may refuse because an earlier request has ended the object, or is ending it.
         with suppress(QarnotNotFoundError):
-            if fate_of(resource.get(uuid)) is Fate.LIVE:
+            if not is_ending(resource.get(uuid)):
                 raise
 
 
@@ -228,7 +228,7 @@ def _end_tagged(resource: PoolResource | TaskResource, tag: str, within: float |
     found: Sequence[Pool | Task] = resource.search(tagged, fields=("Uuid", "State"), limit=_MOST)
     if len(found) >= _MOST:
         found = list(resource.iterate(tagged))
-    live = [one.uuid for one in found if fate_of(one) is Fate.LIVE]
+    live = [one.uuid for one in found if not is_ending(one)]
     end_all(resource, live, None if within is None else within - (time.monotonic() - began))
     return live
 

@@ -195,6 +195,13 @@ def fate_of(found: Pool | Task) -> Fate:
     return Fate.DEAD if phase is states.Phase.TERMINAL else Fate.ENDING
 
 
+def is_ending(found: Pool | Task) -> bool:
+    """Return whether *found* has ended, or was told to end and needs no second request."""
+    from airflow_qarnot_pool.api.states import Phase
+
+    return found.phase in (Phase.ENDING, Phase.TERMINAL)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Relic:
     """What one search result tells about an earlier life."""

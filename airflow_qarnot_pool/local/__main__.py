@@ -33,6 +33,12 @@ def main() -> int:
         "--close-seconds", type=float, default=1.0, help="how long a pool is Closing at least (virtual time)"
     )
     parser.add_argument(
+        "--cancel-seconds",
+        type=float,
+        default=0.0,
+        help="how long an aborted task is PendingCancel at least (virtual time)",
+    )
+    parser.add_argument(
         "--shortnames",
         choices=("enforce", "free"),
         default="enforce",
@@ -71,6 +77,7 @@ def main() -> int:
         email=given.email,
         boot_seconds=max(0.0, given.boot_seconds),
         close_seconds=max(0.0, given.close_seconds),
+        cancel_seconds=max(0.0, given.cancel_seconds),
         enforce_shortnames=given.shortnames == "enforce",
         output_bytes=KEPT if given.output_bytes is None else max(0, given.output_bytes),
     )

@@ -31,6 +31,7 @@ class LocalQarnot:
 
     :param boot_seconds: how long a node boots, in virtual seconds.
     :param close_seconds: how long a pool stays Closing at least, in virtual seconds.
+    :param cancel_seconds: how long an aborted task stays PendingCancel at least, in virtual seconds.
     :param shortnames: "enforce" refuses a shortname that is taken, "free" allows it.
     :param output_bytes: how much of each stream of an instance is kept (its end); 4 MiB by default.
     :param token: API token; a random one by default.
@@ -45,6 +46,7 @@ class LocalQarnot:
         *,
         boot_seconds: float = 0.2,
         close_seconds: float = 0.3,
+        cancel_seconds: float = 0.0,
         shortnames: str = "enforce",
         token: str | None = None,
         speed: float = 1.0,
@@ -57,6 +59,7 @@ class LocalQarnot:
         self._arguments = [
             f"--boot-seconds={boot_seconds}",
             f"--close-seconds={close_seconds}",
+            f"--cancel-seconds={cancel_seconds}",
             f"--shortnames={shortnames}",
             f"--speed={speed}",
             f"--port={port}",

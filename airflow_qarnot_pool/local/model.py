@@ -180,6 +180,8 @@ class Task(Remote):
     """Waits for the tasks it depends on."""
     ending: bool = False
     """Cancelled, or deleted, and waiting for its processes to be gone."""
+    cancelling_until: float | None = None
+    """Earliest virtual time at which an aborted task leaves PendingCancel."""
     output: dict[int, Output] = field(default_factory=dict)
     snapshots: dict[str, dict[str, Any]] = field(default_factory=dict)
     snapshot_timer: Timer | None = None

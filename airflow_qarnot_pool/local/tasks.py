@@ -201,7 +201,11 @@ class Tasks:
 
     def _refresh(self, task: Task) -> None:
         if task.left == 0:
-            self._finish(task)
+            left = (task.cancelling_until or 0.0) - self._world.now
+            if left > 0:
+                self._world.timeline.after(left, lambda: self._finish(task))
+            else:
+                self._finish(task)
         elif not task.ending:
             state = states.task_state(
                 waiting=task.waiting,
@@ -335,6 +339,7 @@ class Tasks:
         if error is not None:
             task.errors.append(error)
         task.ending = True
+        task.cancelling_until = self._world.now + self._world.settings.cancel_seconds
         self.store.move(task, states.PENDING_CANCEL, self._world.now)
         self._stop_instances(task)
 

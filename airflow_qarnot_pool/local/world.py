@@ -28,13 +28,15 @@ from airflow_qarnot_pool.local.timeline import Timeline
 @dataclass(frozen=True, slots=True)
 class Settings:
     """:param boot_seconds: from asking for a node until it takes tasks. :param close_seconds: how long a pool
-    stays Closing at least, and a live object PendingDelete. Both in virtual time. :param output_bytes: how much of
-    each stream of an instance is kept."""
+    stays Closing at least, and a live object PendingDelete. :param cancel_seconds: how long an aborted task stays
+    PendingCancel at least. All in virtual time. :param output_bytes: how much of each stream of an instance is kept.
+    """
 
     token: str = field(repr=False)
     email: str
     boot_seconds: float = 5.0
     close_seconds: float = 1.0
+    cancel_seconds: float = 0.0
     enforce_shortnames: bool = True
     output_bytes: int = KEPT
 
