@@ -50,6 +50,19 @@ def main() -> int:
         metavar="N",
         help="how much of each stream of an instance is kept: its end",
     )
+    parser.add_argument(
+        "--search-cap",
+        type=int,
+        metavar="N",
+        help="most objects in one answer of a search, or on one page",
+    )
+    parser.add_argument(
+        "--search-lag",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="how old the state may be that searches show (virtual time)",
+    )
     parser.add_argument("--speed", type=float, default=1.0, help="virtual seconds per real second")
     parser.add_argument(
         "--ready-file", metavar="PATH", help="written when ready: url, storage_url, token, email"
@@ -80,6 +93,8 @@ def main() -> int:
         cancel_seconds=max(0.0, given.cancel_seconds),
         enforce_shortnames=given.shortnames == "enforce",
         output_bytes=KEPT if given.output_bytes is None else max(0, given.output_bytes),
+        search_cap=None if given.search_cap is None else max(1, given.search_cap),
+        search_lag=max(0.0, given.search_lag),
     )
     options = Options(
         host=given.host,

@@ -101,7 +101,11 @@ def _attribute(name: str) -> Callable[[Any, Any], Any]:
 
 
 def _time(name: str) -> Callable[[Any, Any], str]:
-    return lambda world, item: wire.stamp(getattr(item, name))
+    def get(world: World, item: Remote) -> str:
+        when = getattr(item, name)
+        return wire.stamp(None if when is None else world.dial.show(when) + item.skew)
+
+    return get
 
 
 # ---- status --------------------------------------------------------------------------------------
@@ -152,7 +156,7 @@ def status(world: World, item: Pool | Task) -> dict[str, Any] | None:
     seconds = _execution(world, item)
     if not live and not seconds and item.ended is None:
         return None
-    now, wall = wire.stamp(world.now), _wall(world, item)
+    now, wall = wire.stamp(world.dial.show(world.now) + item.skew), _wall(world, item)
     boot = world.settings.boot_seconds
     cores = CORES_PER_NODE
     if isinstance(item, Pool):

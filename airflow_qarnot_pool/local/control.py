@@ -1,4 +1,4 @@
-"""The control side, under /_local: faults, request log, account, nodes, clock (docs/local.md)."""
+"""The control side, under /_local: faults, request log, account, nodes, clock, searches (docs/local.md)."""
 
 from __future__ import annotations
 
@@ -93,18 +93,55 @@ def set_account(world: World, body: Any) -> None:
 
 
 def clock(world: World) -> dict[str, Any]:
-    return {"now": world.now, "speed": world.timeline.speed}
+    return {"now": world.now, "speed": world.timeline.speed, "shown": world.shown_now()}
 
 
 def set_clock(world: World, body: Any) -> dict[str, Any]:
     changes = _object(body)
-    if unknown := set(changes) - {"speed", "advance_seconds"}:
+    if unknown := set(changes) - {"speed", "advance_seconds", "step_seconds", "skew"}:
         raise ApiError(400, f"Unknown clock settings: {', '.join(sorted(unknown))}")
     if "speed" in changes:
         world.timeline.set_speed(_number(changes["speed"], "speed"))
     if "advance_seconds" in changes:
         world.timeline.advance(_number(changes["advance_seconds"], "advance_seconds"))
+    if "step_seconds" in changes:
+        world.dial.step(world.now, _number(changes["step_seconds"], "step_seconds", -1e9))
+    if "skew" in changes:
+        _skew(world, _object(changes["skew"]))
     return clock(world)
+
+
+def _skew(world: World, given: dict[str, Any]) -> None:
+    """Show wrong times of one object, or of every so-manieth new one: its part of the service has its own clock."""
+    if unknown := set(given) - {"seconds", "uuid", "every"}:
+        raise ApiError(400, f"Unknown skew settings: {', '.join(sorted(unknown))}")
+    seconds = _number(given.get("seconds"), "seconds", -1e9)
+    if (uuid := given.get("uuid")) is None:
+        every = int(_number(given.get("every", 1), "every", 1))
+        world.pools.store.skew_new(seconds, every)
+        world.tasks.store.skew_new(seconds, every)
+    elif (pool := world.pools.store.get(str(uuid))) is not None:
+        world.pools.store.skew(pool, seconds)
+    elif (task := world.tasks.store.get(str(uuid))) is not None:
+        world.tasks.store.skew(task, seconds)
+    else:
+        raise missing("object", str(uuid))
+
+
+def searches(world: World) -> dict[str, Any]:
+    return {"cap": world.search_cap, "lag_seconds": world.search_lag}
+
+
+def set_searches(world: World, body: Any) -> dict[str, Any]:
+    changes = _object(body)
+    if unknown := set(changes) - {"cap", "lag_seconds"}:
+        raise ApiError(400, f"Unknown search settings: {', '.join(sorted(unknown))}")
+    if "cap" in changes:
+        cap = changes["cap"]
+        world.search_cap = None if cap is None else int(_number(cap, "cap", 1))
+    if "lag_seconds" in changes:
+        world.lag_searches(_number(changes["lag_seconds"], "lag_seconds"))
+    return searches(world)
 
 
 def node(found: Node) -> dict[str, Any]:
@@ -141,4 +178,6 @@ def routes(world: World, faults: Faults, log: RequestLog) -> list[BaseRoute]:
         add("POST", "/nodes/{u}/kill", kill),
         add("GET", "/clock", lambda call: clock(world)),
         add("PUT", "/clock", lambda call: set_clock(world, call.json)),
+        add("GET", "/searches", lambda call: searches(world)),
+        add("PUT", "/searches", lambda call: set_searches(world, call.json)),
     ]

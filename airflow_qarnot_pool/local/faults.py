@@ -12,7 +12,7 @@ from typing import Any
 
 from airflow_qarnot_pool.local.errors import ApiError
 
-KINDS = ("status", "reset", "lost", "delay", "garbage")
+KINDS = ("status", "proxy", "reset", "lost", "delay", "garbage")
 LOG_LENGTH = 200_000
 
 
@@ -21,6 +21,7 @@ class Rule:
     """One fault. `times` None = for ever. Kinds:
 
     - status: answered with `status` (and `retry_after` seconds), nothing takes effect;
+    - proxy: something before the service answers with `status` and an HTML page, nothing takes effect;
     - reset: the connection is reset, nothing takes effect;
     - lost: the request takes effect, the connection is closed without an answer;
     - garbage: it takes effect, the answer is a 200 that is not JSON;

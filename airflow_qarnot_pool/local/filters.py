@@ -46,12 +46,13 @@ class Finder(Generic[R]):
 
     def find(self, node: Any) -> list[R]:
         """What matches, in order of creation. :param node: a filter or None. Raises ApiError 400."""
+        store = self._store.searched()
         if not fold(node):
-            return list(self._store)
+            return list(store)
         test = self._compile(node, 0)
-        candidates = self._candidates(node)
+        candidates = self._candidates(store, node)
         if candidates is None:
-            return [item for item in self._store if test(item)]
+            return [item for item in store if test(item)]
         return sorted((item for item in candidates if test(item)), key=lambda item: item.seq)
 
     # ---- predicate ----
@@ -104,7 +105,7 @@ class Finder(Generic[R]):
 
         def get(item: R) -> float:
             when = getattr(item, name)
-            return -math.inf if when is None else math.floor(when)
+            return -math.inf if when is None else math.floor(self._store.shown(item, when))
 
         return get
 
@@ -157,12 +158,12 @@ class Finder(Generic[R]):
 
     # ---- indexes ----
 
-    def _candidates(self, node: Any) -> Collection[R] | None:
+    def _candidates(self, store: Store[R], node: Any) -> Collection[R] | None:
         """A superset of what matches, from an index; None = no index helps."""
         fields = fold(node)
         kind, inner = str(fields.get("operator", "")).lower(), fields.get("filters")
         if kind in ("and", "or") and isinstance(inner, list):
-            found = [self._candidates(one) for one in inner]
+            found = [self._candidates(store, one) for one in inner]
             if kind == "and":
                 return min((one for one in found if one is not None), key=len, default=None)
             if not found or any(one is None for one in found):
@@ -170,21 +171,21 @@ class Finder(Generic[R]):
             return {item.uuid: item for one in found if one is not None for item in one}.values()
         field = str(fields.get("field", "")).lower()
         if kind in ("equal", "in"):
-            return self._keyed(field, [str(v) for v in _values(fields)])
+            return self._keyed(store, field, [str(v) for v in _values(fields)])
         if field == "statetransitiontime" and kind in ("greaterthan", "greaterthanorequal"):
-            return self._store.moved_since(math.floor(_moment(field, fields.get("value"))))
+            return store.moved_since(math.floor(_moment(field, fields.get("value"))))
         return None
 
-    def _keyed(self, field: str, values: list[str]) -> Collection[R] | None:
+    def _keyed(self, store: Store[R], field: str, values: list[str]) -> Collection[R] | None:
         if field == "uuid":
-            return {item.uuid: item for v in values if (item := self._store.get(v))}.values()
+            return {item.uuid: item for v in values if (item := store.get(v))}.values()
         if field == "shortname":
-            return [item for v in dict.fromkeys(values) for item in self._store.named(v)]
+            return [item for v in dict.fromkeys(values) for item in store.named(v)]
         if field == "tags" and len(values) == 1:
-            return self._store.tagged(values[0])
+            return store.tagged(values[0])
         if field == "tags":
-            return {item.uuid: item for v in values for item in self._store.tagged(v)}.values()
-        if field == "pooluuid":
+            return {item.uuid: item for v in values for item in store.tagged(v)}.values()
+        if field == "pooluuid" and store is self._store:
             # The same object type as R: only tasks have the field.
             pools = [pool for v in values if (pool := self._world.pools.store.get(v))]
             owned: list[Any] = [task for pool in pools for task in pool.tasks.values()]

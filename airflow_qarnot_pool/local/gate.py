@@ -8,6 +8,9 @@ import json
 import re
 import socket
 import struct
+import time
+from collections.abc import Callable
+from email.utils import formatdate
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -18,6 +21,7 @@ CONTROL = "/_local"
 OPEN_PATHS = frozenset({"/settings", "/versions"})
 _VERSION = re.compile(r"^/v\d+(\.\d+)?(?=/|$)")
 _GARBAGE = b"<html><body>upstream went away</body>"
+_PAGE = b"<html><head><title>%d</title></head><body>The gateway answers for the service.</body></html>"
 
 
 def plain_path(path: str) -> str:
@@ -28,8 +32,15 @@ def plain_path(path: str) -> str:
 
 
 class Gate:
-    def __init__(self, app: ASGIApp, token: str, faults: Faults, log: RequestLog) -> None:
-        self._app, self._faults, self._log = app, faults, log
+    def __init__(
+        self,
+        app: ASGIApp,
+        token: str,
+        faults: Faults,
+        log: RequestLog,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._app, self._faults, self._log, self._clock = app, faults, log, clock
         self._token = token.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -42,7 +53,7 @@ class Gate:
             return
         entry = self._log.arrived(scope["method"], path, scope["query_string"].decode("latin-1"))
         rule = self._faults.choose(scope["method"], path)
-        answer = _noting(entry, send)
+        answer = _noting(entry, send, self._clock)
         if rule is None:
             await self._admit(scope, receive, answer)
         else:
@@ -54,6 +65,9 @@ class Gate:
             headers = {} if rule.retry_after is None else {"retry-after": f"{rule.retry_after:g}"}
             await _read_body(receive)
             await _respond(answer, rule.status, json.dumps({"message": rule.message}).encode(), headers)
+        elif rule.kind == "proxy":
+            await _read_body(receive)
+            await _respond(answer, rule.status, _PAGE % rule.status, {"content-type": "text/html"})
         elif rule.kind == "reset":
             await _hang_up(receive, send, reset=True)
         elif rule.kind == "lost":
@@ -91,10 +105,14 @@ class _Swallowed:
         self.messages.append(message)
 
 
-def _noting(entry: Entry, send: Send) -> Send:
+def _noting(entry: Entry, send: Send, clock: Callable[[], float]) -> Send:
+    """Note the status, and date the answer by the server's own clock."""
+
     async def noting(message: Message) -> None:
         if message["type"] == "http.response.start":
             entry.status = message["status"]
+            dated = (b"date", formatdate(clock(), usegmt=True).encode())
+            message = {**message, "headers": [*message["headers"], dated]}
         await send(message)
 
     return noting

@@ -34,6 +34,8 @@ class LocalQarnot:
     :param cancel_seconds: how long an aborted task stays PendingCancel at least, in virtual seconds.
     :param shortnames: "enforce" refuses a shortname that is taken, "free" allows it.
     :param output_bytes: how much of each stream of an instance is kept (its end); 4 MiB by default.
+    :param search_cap: most objects in one answer of a search, or on one page; None: no cap.
+    :param search_lag: how old the state may be that searches show, in virtual seconds.
     :param token: API token; a random one by default.
     :param speed: virtual seconds per real second.
     :param port: port of the API; 0 takes any free one.
@@ -53,6 +55,8 @@ class LocalQarnot:
         port: int = 0,
         storage_port: int = 0,
         output_bytes: int | None = None,
+        search_cap: int | None = None,
+        search_lag: float = 0.0,
     ) -> None:
         self.token = token or secrets.token_urlsafe(24)
         self.url = self.storage_url = self.email = ""
@@ -68,6 +72,10 @@ class LocalQarnot:
         ]
         if output_bytes is not None:
             self._arguments.append(f"--output-bytes={output_bytes}")
+        if search_cap is not None:
+            self._arguments.append(f"--search-cap={search_cap}")
+        if search_lag:
+            self._arguments.append(f"--search-lag={search_lag}")
         self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> LocalQarnot:
@@ -209,3 +217,23 @@ class LocalQarnot:
         """Move the virtual clock ahead; all that falls due on the way has happened when this returns."""
         found: dict[str, Any] = self.call("PUT", "/_local/clock", {"advance_seconds": seconds})
         return found
+
+    def step_clock(self, seconds: float) -> None:
+        """Put the clock that the server shows forward or back; nothing falls due by it."""
+        self.call("PUT", "/_local/clock", {"step_seconds": seconds})
+
+    def skew_clock(self, seconds: float, *, uuid: str | None = None, every: int = 1) -> None:
+        """Show wrong times of one pool or Qarnot task, or of each new one whose number *every* divides."""
+        skew = {"seconds": seconds, "uuid": uuid, "every": every}
+        self.call("PUT", "/_local/clock", {"skew": skew})
+
+    def cap_searches(self, most: int | None) -> None:
+        """Cut each answer of a search, and each page, after *most* objects; None ends it."""
+        self.call("PUT", "/_local/searches", {"cap": most})
+
+    def lag_searches(self, seconds: float) -> None:
+        """Have searches and pages show the state of now for so many virtual seconds, and so on; 0 ends it.
+
+        Objects are shown as they are when they are asked for by name.
+        """
+        self.call("PUT", "/_local/searches", {"lag_seconds": seconds})

@@ -18,7 +18,7 @@ ACTIVE, COMPLETED = "Active", "Completed"
 class Jobs:
     def __init__(self, world: World) -> None:
         self._world = world
-        self.store: Store[Job] = Store()
+        self.store: Store[Job] = Store(world.dial)
         self._waiting: dict[str, list[Task]] = {}
         """uuid of a task -> the tasks that wait for it."""
 

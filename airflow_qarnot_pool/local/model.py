@@ -35,6 +35,8 @@ class Remote:
     errors: list[dict[str, str]] = field(default_factory=list)
     time_to_live: float = 0.0
     auto_delete: bool = False
+    skew: float = 0.0
+    """Seconds by which all times shown of it are off."""
 
     def __post_init__(self) -> None:
         self.previous_state = self.previous_state or self.state

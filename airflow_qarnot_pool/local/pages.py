@@ -34,9 +34,12 @@ def _limit(fields: Fields, default: int | None) -> int | None:
 
 
 def search(world: World, finder: Finder[R], body: Body[R], request: Any) -> list[dict[str, Any]]:
-    """At most `maximumResults` matches in order of creation, whole or the selected fields of them."""
+    """At most `maximumResults` matches in order of creation, whole or the selected fields of them.
+
+    A cap cuts the answer without a word.
+    """
     fields = Fields(request or {}, "search")
-    found = finder.find(fields.raw("filter"))[: _limit(fields, None)]
+    found = finder.find(fields.raw("filter"))[: _limit(fields, None)][: world.search_cap]
     wanted = fields.raw("select")
     names = wanted if isinstance(wanted, list) else fold(wanted).get("fields")
     if not names:
@@ -50,7 +53,7 @@ def page(world: World, finder: Finder[R], body: Body[R], request: Any, *, brief:
     neither hide nor repeat others."""
     fields = Fields(request or {}, "page")
     found = finder.find(fields.raw("filter"))
-    limit = min(_limit(fields, PAGE_SIZE) or PAGE_SIZE, LARGEST_PAGE)
+    limit = min(_limit(fields, PAGE_SIZE) or PAGE_SIZE, LARGEST_PAGE, world.search_cap or LARGEST_PAGE)
     order = (fields.text("orderBy") or "creationDate").lower()
     backwards = (fields.text("orderType") or "ASC").upper() == "DESC"
     if order not in ORDERS:

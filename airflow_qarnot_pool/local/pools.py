@@ -25,7 +25,7 @@ CANCELLED_ERROR = {
 class Pools:
     def __init__(self, world: World) -> None:
         self._world = world
-        self.store: Store[Pool] = Store()
+        self.store: Store[Pool] = Store(world.dial)
 
     def find(self, key: str) -> Pool:
         """By uuid or shortname. Raises ApiError 404."""

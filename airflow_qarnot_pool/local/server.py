@@ -61,7 +61,7 @@ def application(world: World) -> Gate:
         ],
         exception_handlers={404: web.not_found, 405: web.wrong_method},
     )
-    return Gate(app, world.settings.token, faults, log)
+    return Gate(app, world.settings.token, faults, log, world.shown_now)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -136,6 +136,7 @@ async def serve(options: Options) -> int:
         log_level="warning",
         access_log=False,
         proxy_headers=False,
+        date_header=False,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=1,
     )

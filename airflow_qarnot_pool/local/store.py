@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from airflow_qarnot_pool.local.model import Remote
+from airflow_qarnot_pool.local.timeline import Dial
 
 R = TypeVar("R", bound=Remote)
 
@@ -14,7 +17,11 @@ R = TypeVar("R", bound=Remote)
 class Store(Generic[R]):
     """Objects in order of creation."""
 
-    def __init__(self) -> None:
+    def __init__(self, dial: Dial | None = None) -> None:
+        self._dial = dial or Dial()
+        self._skewed = False
+        self._skew: tuple[float, int] = (0.0, 1)
+        self._lag: _Lag[R] | None = None
         self._by_uuid: dict[str, R] = {}
         self._by_shortname: dict[str, list[R]] = {}
         self._by_tag: dict[str, dict[str, R]] = {}
@@ -29,6 +36,9 @@ class Store(Generic[R]):
         return iter(self._by_uuid.values())
 
     def add(self, item: R) -> None:
+        seconds, every = self._skew
+        if seconds and item.seq % every == 0:
+            self.skew(item, seconds)
         self._by_uuid[item.uuid] = item
         self._by_shortname.setdefault(item.shortname, []).append(item)
         for tag in item.tags:
@@ -92,6 +102,53 @@ class Store(Generic[R]):
         return list(self._by_tag.get(tag, {}).values())
 
     def moved_since(self, when: float) -> list[R]:
-        """Objects whose last transition is at `when` or later."""
+        """Objects that may show a last transition at `when` or later."""
+        if self._skewed or not self._dial.is_true:
+            return list(self)
         first = bisect_left(self._transitions, when, key=lambda entry: entry[0])
         return list({e[1].uuid: e[1] for e in self._transitions[first:] if self._current(e)}.values())
+
+    # ---- a server whose clocks and replicas disagree ----
+
+    def shown(self, item: R, when: float) -> float:
+        """What is shown for the moment *when* of an object."""
+        return self._dial.show(when) + item.skew
+
+    def skew(self, item: R, seconds: float) -> None:
+        """Show all times of one object wrong by *seconds*."""
+        item.skew, self._skewed = seconds, True
+
+    def skew_new(self, seconds: float, every: int) -> None:
+        """Show all times of every so-manieth new object wrong by *seconds*."""
+        self._skew = (seconds, every)
+
+    def lag(self, seconds: float, clock: Callable[[], float]) -> None:
+        """Have searches see the objects as they are now, for so many seconds; then as they are then, and so on."""
+        self._lag = _Lag(seconds, clock, clock(), self._copied()) if seconds > 0 else None
+
+    def searched(self) -> Store[R]:
+        """What a search looks through: this store, or an older copy of it."""
+        lag = self._lag
+        if lag is None:
+            return self
+        if lag.clock() - lag.taken >= lag.seconds:
+            lag.taken, lag.store = lag.clock(), self._copied()
+        return lag.store
+
+    def _copied(self) -> Store[R]:
+        found: Store[R] = Store(self._dial)
+        for item in self:
+            found.add(copy.copy(item))
+        found._transitions.sort(key=lambda entry: entry[0])
+        found._skewed = self._skewed
+        return found
+
+
+@dataclass
+class _Lag(Generic[R]):
+    """An older copy of a store, and how long it serves."""
+
+    seconds: float
+    clock: Callable[[], float]
+    taken: float
+    store: Store[R]

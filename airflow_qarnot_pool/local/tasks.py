@@ -31,7 +31,7 @@ _LISTS = {Phase.SUCCESS: "succeeded", Phase.FAILURE: "failed", Phase.CANCELLED: 
 class Tasks:
     def __init__(self, world: World) -> None:
         self._world = world
-        self.store: Store[Task] = Store()
+        self.store: Store[Task] = Store(world.dial)
         self.unfinished = 0
         self.standalone = 0
         """Instances, not over, of tasks without a pool."""

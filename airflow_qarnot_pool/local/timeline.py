@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import time
+from bisect import bisect_right
 from collections.abc import Callable
 
 Action = Callable[[], None]
@@ -86,3 +87,27 @@ class Timeline:
         if not self._heap or self._speed <= 0:
             return None
         return max(0.0, (self._heap[0][0] - self.read()) / self._speed)
+
+
+class Dial:
+    """Map virtual time to the time that the server shows.
+
+    A step changes what is shown of later moments. A time that was shown before keeps its value, as in a database.
+    """
+
+    def __init__(self) -> None:
+        self._steps: list[tuple[float, float]] = []
+
+    @property
+    def is_true(self) -> bool:
+        """Whether the server shows its virtual time."""
+        return not self._steps
+
+    def step(self, now: float, seconds: float) -> None:
+        """Put the shown clock forward by *seconds*, or back."""
+        self._steps.append((now, self.show(now) - now + seconds))
+
+    def show(self, when: float) -> float:
+        """Return what is shown for the virtual moment *when*."""
+        found = bisect_right(self._steps, when, key=lambda step: step[0])
+        return when + (self._steps[found - 1][1] if found else 0.0)

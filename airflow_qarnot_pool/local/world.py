@@ -22,7 +22,7 @@ from airflow_qarnot_pool.local.pools import Pools
 from airflow_qarnot_pool.local.runner import Runner
 from airflow_qarnot_pool.local.storage import Storage
 from airflow_qarnot_pool.local.tasks import Tasks
-from airflow_qarnot_pool.local.timeline import Timeline
+from airflow_qarnot_pool.local.timeline import Dial, Timeline
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,8 @@ class Settings:
     """:param boot_seconds: from asking for a node until it takes tasks. :param close_seconds: how long a pool
     stays Closing at least, and a live object PendingDelete. :param cancel_seconds: how long an aborted task stays
     PendingCancel at least. All in virtual time. :param output_bytes: how much of each stream of an instance is kept.
-    """
+    :param search_cap: most objects in one answer of a search, or on one page; None: no cap. :param search_lag:
+    seconds of virtual time for which searches may show an older state."""
 
     token: str = field(repr=False)
     email: str
@@ -39,6 +40,8 @@ class Settings:
     cancel_seconds: float = 0.0
     enforce_shortnames: bool = True
     output_bytes: int = KEPT
+    search_cap: int | None = None
+    search_lag: float = 0.0
 
 
 class World:
@@ -50,6 +53,9 @@ class World:
         self.url = ""
         self.search_path = os.environ.get("PATH", os.defpath)
         self.timeline = Timeline()
+        self.dial = Dial()
+        self.search_cap = settings.search_cap
+        self.search_lag = 0.0
         self.account = Account(settings.email)
         self.meter = Meter(self.timeline.now)
         self.started = self.timeline.now
@@ -62,10 +68,21 @@ class World:
         self._running: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._stopped = False
+        self.lag_searches(settings.search_lag)
 
     @property
     def now(self) -> float:
         return self.timeline.now
+
+    def shown_now(self) -> float:
+        """What the server's clock shows."""
+        return self.dial.show(self.timeline.read())
+
+    def lag_searches(self, seconds: float) -> None:
+        """Have searches and pages show the objects as they were up to so many seconds ago; 0: as they are."""
+        self.search_lag = seconds
+        self.pools.store.lag(seconds, self.timeline.read)
+        self.tasks.store.lag(seconds, self.timeline.read)
 
     def identity(self) -> tuple[str, int]:
         """A new uuid and the number that orders objects by creation."""
