@@ -147,7 +147,9 @@ def airflow_says(state: str | None, xcoms: dict[str, Any] | None = None) -> Iter
     with (
         mock.patch("airflow_qarnot_pool.triggers.task.task_state", task_state),
         mock.patch("airflow_qarnot_pool.triggers.pool.task_state", task_state),
+        mock.patch("airflow_qarnot_pool.triggers.tasks.task_state", task_state),
         mock.patch("airflow_qarnot_pool.triggers.task.own_xcom", own_xcom),
+        mock.patch("airflow_qarnot_pool.triggers.tasks.own_xcom", own_xcom),
         mock.patch("airflow_qarnot_pool.operators.handed_over.state_now", return_value=state),
     ):
         yield

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api import filters, states
 from airflow_qarnot_pool.api.errors import QarnotError
@@ -11,7 +11,7 @@ from airflow_qarnot_pool.claim import end_life
 from airflow_qarnot_pool.conditions import Ending, Outcome
 from airflow_qarnot_pool.fan_out import Memory
 from airflow_qarnot_pool.identity import LINEAGE_TAG, Life, numbers_of
-from airflow_qarnot_pool.triggers.base import QarnotTrigger, own_xcom, task_state
+from airflow_qarnot_pool.triggers.base import QarnotTrigger, own_xcom, store_xcom, task_state
 from airflow_qarnot_pool.triggers.keys import TASKS_KEY
 from airflow_qarnot_pool.triggers.poller import watch
 
@@ -59,6 +59,7 @@ class QarnotTasksTrigger(QarnotTrigger):
         carry = {**self.carry, **memory.to_carry()}
         if error_name:
             carry["error"] = error_name
+        await self._note_resuming()
         return Outcome(ending=ending, uuid=self.uuid, message=message, carry=carry)
 
     async def _watch(self, waiter: Waiter, memory: Memory, low_water: int) -> None:
@@ -96,16 +97,44 @@ class QarnotTasksTrigger(QarnotTrigger):
             note_end(memory, look)
         return bool(memory.pending - {numbers_of(look.shortname) for look in found})
 
+    async def _note_resuming(self) -> None:
+        """Store that the wait is over: a queued Airflow task resumes then, and was not cleared.
+
+        A triggerer that was frozen meanwhile reads it. The operator stores the bare lineage when it runs again.
+        """
+        if self.life is None:
+            return
+        try:
+            await store_xcom(self.life, TASKS_KEY, resuming(self.life))
+        except Exception as error:  # of Airflow's; only a triggerer that was frozen would miss it
+            self.log.debug("Airflow did not store that the wait for the Qarnot tasks is over: %s", error)
+
     async def _end_if_abandoned(self, life: Life) -> None:
         state = await task_state(life)
-        # Between two deferrals the same try runs on a worker, to submit more.
-        if state in ("deferred", "running", "queued", "scheduled") and (
-            await own_xcom(life, TASKS_KEY) == life.lineage
-        ):
-            self.log.info("The Qarnot tasks go on: their Airflow task is %s", state)
+        if still_waits(state, await own_xcom(life, TASKS_KEY), life):
+            self.log.info("The Qarnot tasks keep running: their Airflow task is %s", state)
             return
         ended = await self._ask(lambda client: end_life(client.tasks, life))
         self.log.info("Aborted %d Qarnot tasks: their Airflow task is %s", len(ended), state or "cleared")
+
+
+def resuming(life: Life) -> str:
+    """Return the XCom of an Airflow task whose wait is over, and which has not run since."""
+    return f"{life.lineage} resumes"
+
+
+def still_waits(state: str | None, stored: Any, life: Life) -> bool:
+    """Return whether the Airflow task of *life* still wants its Qarnot tasks.
+
+    Between two deferrals the same try is queued and runs on a worker, to submit more. A task that was cleared while
+    deferred is queued, too, with the XComs of the try before until its new try starts.
+
+    :param state: of the Airflow task now; None for one that is cleared or removed.
+    :param stored: its XCom :data:`TASKS_KEY`.
+    """
+    if state in ("queued", "scheduled"):
+        return bool(stored == resuming(life))
+    return state in ("deferred", "running") and stored in (life.lineage, resuming(life))
 
 
 def note_end(memory: Memory, look: Task) -> None:
