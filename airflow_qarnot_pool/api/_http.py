@@ -7,6 +7,7 @@ import io
 import socket
 import ssl
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPResponse
@@ -18,7 +19,10 @@ from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
-MAX_BODY = 256 * 1024 * 1024
+#: Maximum bytes of JSON. Parsed it takes about eight times as much memory.
+MAX_JSON = 64 * 1024 * 1024
+#: Maximum bytes of text that is read as a whole. Outputs of any size are read in pieces.
+MAX_TEXT = 256 * 1024 * 1024
 MAX_ERROR_BODY = 64 * 1024
 _CHUNK = 64 * 1024
 
@@ -134,22 +138,50 @@ def new_session(*, user_agent: str) -> requests.Session:
     session.mount("https://", adapter)
     session.headers["User-Agent"] = user_agent
     session.headers["Accept"] = "application/json, text/plain, */*"
+    session.headers["Accept-Encoding"] = "gzip, deflate"
     return session
 
 
-def read(response: requests.Response) -> bytes:
-    """The body, to its end; of a refusal only as much as a message can be."""
-    limit = MAX_BODY if response.ok else MAX_ERROR_BODY
-    parts: list[bytes] = []
-    size = 0
-    for chunk in response.iter_content(_CHUNK):
-        parts.append(chunk)
-        size += len(chunk)
-        if size >= limit:
+class TooLarge(Exception):
+    """An answer has more bytes than its kind can have."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"more than {limit:,} bytes")
+
+
+def read(response: requests.Response, limit: int) -> bytes:
+    """Read a body of at most *limit* bytes to its end; of a refusal only as much as a message can be."""
+    if not response.ok:
+        limit = MAX_ERROR_BODY
+    body = bytearray()
+    for chunk in chunks(response):
+        body += chunk
+        if len(body) > limit:
             if response.ok:
-                raise requests.exceptions.ContentDecodingError("the answer is too large")
+                raise TooLarge(limit)
             break
-    return b"".join(parts)
+    return bytes(body[:limit])
+
+
+def chunks(response: requests.Response) -> Iterator[bytes]:
+    """Yield a body in pieces of bounded size, however much it is compressed."""
+    encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+    pieces = response.raw.stream(_CHUNK, decode_content=False)
+    if encoding in ("", "identity"):
+        yield from pieces
+    elif encoding in ("gzip", "x-gzip", "deflate"):
+        stream = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # finds out which of the two
+        try:
+            for piece in pieces:
+                while piece and not stream.eof:
+                    yield stream.decompress(piece, _CHUNK)
+                    piece = stream.unconsumed_tail
+        except zlib.error as error:
+            raise requests.exceptions.ContentDecodingError(str(error)) from None
+        if not stream.eof:
+            raise requests.exceptions.ContentDecodingError("the compressed body is cut off")
+    else:
+        raise requests.exceptions.ContentDecodingError(f"an encoding that was not asked for: {encoding[:40]}")
 
 
 def explain(error: Exception, limit: float) -> tuple[str, bool, bool]:
@@ -182,7 +214,7 @@ def explain(error: Exception, limit: float) -> tuple[str, bool, bool]:
     if system is not None:
         return str(system.strerror).lower(), not untouched, False
     if isinstance(error, requests.exceptions.ContentDecodingError):
-        return "the answer is too large or cannot be decoded", not untouched, False
+        return "the answer cannot be decoded", not untouched, False
     return "the connection broke off", not untouched, False
 
 

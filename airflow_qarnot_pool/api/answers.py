@@ -5,10 +5,9 @@ Pure functions.
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -25,7 +24,9 @@ from airflow_qarnot_pool.api.errors import (
     QarnotQuotaError,
     QarnotRefusedError,
     QarnotUnavailableError,
+    start_of,
 )
+from airflow_qarnot_pool.api.limits import parse_json
 
 #: Worth another try: the official clients retry these too (408: the C# one).
 TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
@@ -34,21 +35,29 @@ UNTOUCHED = frozenset({429})
 
 _CHECK_HOST = "then check the host field of the Airflow connection."
 _MAX_MESSAGE = 1000
+#: Maximum characters of a web page that are searched for its title.
+_MAX_PAGE = 16_384
+#: Maximum characters of a Retry-After header. Dates have 29.
+_MAX_HEADER = 100
+#: Maximum seconds that a Retry-After header can ask for: a year, which every date and duration can hold.
+_MAX_SECONDS = 365 * 86400.0
 _QUOTA = re.compile(r"maximum number of (?:running )?([a-z]+) reached")
 _TAKEN = re.compile(r"shortname.*(uniqu|already|exist|taken|duplicat|in use)|already.*shortname", re.DOTALL)
 
 
-def server_message(body: str, content_type: str = "") -> str:
-    """The sentence in an error body, whichever of the API's shapes it has; short, and empty if there is none."""
+def server_message(body: str, content_type: str = "", *, redact: Callable[[str], str] = str) -> str:
+    """Return the sentence in an error body in any of the API's shapes: short, and empty if there is none.
+
+    :param redact: removes secrets. It runs before the text is cut, because half of a secret is not recognized.
+    """
     try:
-        data = json.loads(body)
+        data = parse_json(body)
     except ValueError:
-        data = None
         text = _plain(body, content_type)
     else:
         text = _in_json(data)
-    text = " ".join(text.split())
-    return text if len(text) <= _MAX_MESSAGE else text[: _MAX_MESSAGE - 3] + "..."
+    text = redact(" ".join(text.split()))
+    return text if len(text) <= _MAX_MESSAGE else start_of(text, _MAX_MESSAGE - 3) + "..."
 
 
 def looks_like_json(body: str) -> bool:
@@ -59,9 +68,19 @@ def looks_like_json(body: str) -> bool:
 def _plain(body: str, content_type: str) -> str:
     """Text that is not JSON; of a web page only its title, for it is a proxy speaking."""
     if "html" in content_type.lower() or body.lstrip()[:1] == "<":
-        title = re.search(r"<(title|h1)[^>]*>(.*?)</\1>", body, re.IGNORECASE | re.DOTALL)
-        return title[2] if title else "an HTML page"
+        return _title(body[:_MAX_PAGE]) or "an HTML page"
     return body
+
+
+def _title(page: str) -> str:
+    """Return the title of a web page, or its first heading. One pass for each, as pages can be made to be slow."""
+    for name in ("title", "h1"):
+        begin = re.search(rf"<{name}\b", page, re.IGNORECASE)
+        start = page.find(">", begin.end()) + 1 if begin else 0
+        end = re.compile(rf"</{name}>", re.IGNORECASE).search(page, start) if start else None
+        if end:
+            return page[start : end.start()]
+    return ""
 
 
 def _in_json(data: Any) -> str:
@@ -91,21 +110,20 @@ def _texts(value: Any) -> list[str]:
 
 
 def retry_after(value: str | None, now: datetime | None = None) -> float | None:
-    """Seconds that a Retry-After header (seconds or an HTTP date) asks to wait; None if there is none."""
-    if not value:
+    """Return the seconds that a Retry-After header (seconds or an HTTP date) asks for; None if it has none."""
+    if not value or len(value) > _MAX_HEADER:
         return None
     try:
         seconds = float(value)
-        return max(0.0, seconds) if math.isfinite(seconds) else None
     except ValueError:
-        pass
-    try:
-        moment = parsedate_to_datetime(value)
-    except (TypeError, ValueError):
-        return None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return max(0.0, (moment - (now or datetime.now(UTC))).total_seconds())
+        try:
+            moment = parsedate_to_datetime(value)
+            if moment.tzinfo is None:
+                moment = moment.replace(tzinfo=UTC)
+            seconds = (moment - (now or datetime.now(UTC))).total_seconds()
+        except (TypeError, ValueError, OverflowError, IndexError):
+            return None
+    return min(max(0.0, seconds), _MAX_SECONDS) if math.isfinite(seconds) else None
 
 
 def error_for(

@@ -6,10 +6,43 @@ server's own words, and it survives pickling (Airflow moves exceptions between p
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 E = TypeVar("E", bound="QarnotError")
+
+#: Maximum characters of a message. It is logged, stored, passed to callbacks and sent by mail.
+MAX_MESSAGE = 20_000
+#: Maximum characters of its single parts: the server's own words, a name.
+MAX_PART = 2_000
+#: Characters at most between a cut and the next blank. A cut inside a word could show half of a secret, which no
+#: longer matches its mask.
+_MAX_WORD = 400
+_BLANK = re.compile(r"\s")
+
+
+def end_of(text: str, limit: int) -> str:
+    """Return the last *limit* characters of *text*, from the beginning of a word if one begins soon."""
+    if len(text) <= limit:
+        return text
+    end = text[len(text) - max(limit, 0) :]
+    blank = None if text[len(text) - len(end) - 1].isspace() else _BLANK.search(end, 0, _MAX_WORD)
+    return end[blank.end() :] if blank else end
+
+
+def start_of(text: str, limit: int) -> str:
+    """Return the first *limit* characters of *text*, up to the end of a word if one ends late."""
+    return end_of(text[: limit + 1][::-1], limit)[::-1]
+
+
+def shortened(text: str, limit: int = MAX_MESSAGE) -> str:
+    """Return *text* with at most *limit* characters: its end, some of its beginning, and a note between them."""
+    if len(text) <= limit:
+        return text
+    note = f" [... of {len(text):,} characters the middle is left out ...] "
+    head = start_of(text, limit // 8)
+    return head + note + end_of(text, limit - len(head) - len(note))
 
 
 def _rebuild(cls: type[E], args: tuple[Any, ...], state: dict[str, Any]) -> E:
@@ -19,10 +52,15 @@ def _rebuild(cls: type[E], args: tuple[Any, ...], state: dict[str, Any]) -> E:
     return error
 
 
+def _part(text: Any) -> Any:
+    return shortened(text, MAX_PART) if isinstance(text, str) else text
+
+
 class QarnotError(Exception):
     """Something went wrong between us and Qarnot.
 
-    ``message`` is the sentence of what happened; where it is left out, the class's own sentence is used.
+    ``message`` is the sentence of what happened; where it is left out, the class's own sentence is used. All text
+    is bounded: it keeps its end and some of its beginning.
     ``str(error)`` adds the request, the answer and the remedy.
     """
 
@@ -42,15 +80,15 @@ class QarnotError(Exception):
         remedy: str | None = None,
     ) -> None:
         self.status = status
-        self.server_message = server_message
+        self.server_message = _part(server_message)
         self.kind = kind
-        self.ref = ref
+        self.ref = _part(ref)
         self.method = method
-        self.path = path
+        self.path = _part(path)
         if remedy is not None:
-            self.remedy = remedy
-        self.message = message or self._sentence()
-        super().__init__(self._compose())
+            self.remedy = _part(remedy)
+        self.message = shortened(message or self._sentence())
+        super().__init__(shortened(self._compose()))
 
     def _subject(self) -> str:
         """``the pool 'x'``, ``the pools`` or ``the object``: whom the request was about."""
@@ -207,7 +245,7 @@ class QarnotUnknownStateError(QarnotProtocolError):
     remedy = "Look at the object in the Qarnot console; a newer release of this provider may know the state."
 
     def __init__(self, message: str | None = None, *, state: str | None = None, **details: Any) -> None:
-        self.state = state
+        self.state = _part(state)
         super().__init__(message, **details)
 
     def _sentence(self) -> str:

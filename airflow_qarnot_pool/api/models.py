@@ -18,9 +18,11 @@ from typing import Any, Generic, Self, TypeVar, cast
 
 from airflow_qarnot_pool.api.durations import parse_span, parse_timestamp
 from airflow_qarnot_pool.api.errors import (
+    MAX_PART,
     QarnotError,
     QarnotProtocolError,
     QarnotUnknownStateError,
+    shortened,
 )
 from airflow_qarnot_pool.api.fields import masked
 from airflow_qarnot_pool.api.parts import (
@@ -41,6 +43,9 @@ from airflow_qarnot_pool.api.states import (
 
 Read = Callable[[Any], Any]
 _META = "read"
+#: Maximum characters of a text such as a name or an error: these stand in logs and messages. Constants are
+#: kept whole.
+MAX_TEXT = 10_000
 
 
 def _from(name: str, read: Read, *others: str) -> dict[str, Any]:
@@ -50,6 +55,7 @@ def _from(name: str, read: Read, *others: str) -> dict[str, Any]:
 
 def _text(value: Any) -> str | None:
     if isinstance(value, str):
+        value = shortened(value, MAX_TEXT)
         # JSON can hold half a character (cut in two by some UTF-16), which nobody could send on or store.
         return value if value.isascii() else value.encode(errors="replace").decode()
     return str(value) if isinstance(value, (int, float)) else None
@@ -136,7 +142,7 @@ def _list(read: Read) -> Read:
 def _quietly(read: Read, value: Any) -> Any:
     try:
         return read(value)
-    except (TypeError, ValueError, AttributeError, KeyError, QarnotError):
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError, QarnotError):
         return None
 
 
@@ -474,8 +480,8 @@ class RemoteObject(Model):
 
     @property
     def error_text(self) -> str:
-        """All remote errors in one line; empty when there are none."""
-        return "; ".join(str(error) for error in self.errors)
+        """All remote errors in one line, shortened; empty when there are none."""
+        return shortened("; ".join(str(error) for error in self.errors), MAX_PART)
 
 
 def _scaling(value: Any) -> Scaling | None:

@@ -23,13 +23,13 @@ def parse_ranges(text: str | None) -> frozenset[int]:
     for part in text.split(","):
         match = _PART.fullmatch(part.strip())
         if match is None:
-            raise ValueError(f"{part.strip()!r} is not an instance id or a range such as 0-3")
+            raise ValueError(f"{part.strip()[:80]!r} is not an instance id or a range such as 0-3")
         first = int(match[1])
         last = int(match[2]) if match[2] is not None else first
         if last < first:
-            raise ValueError(f"the range {part.strip()!r} ends before it starts")
-        if last - first >= MAX_INSTANCES:
-            raise ValueError(f"the range {part.strip()!r} names more than {MAX_INSTANCES} instances")
+            raise ValueError(f"the range {part.strip()[:80]!r} ends before it starts")
+        if len(ids) + last - first >= MAX_INSTANCES:
+            raise ValueError(f"the range {part.strip()[:80]!r} names more than {MAX_INSTANCES} instances")
         ids.update(range(first, last + 1))
     return frozenset(ids)
 

@@ -313,11 +313,23 @@ class Resource(Generic[SpecT, ModelT]):
         """Standard error; as ``stdout``."""
         return self._output("stderr", ref, instance, fresh)
 
+    def stream_output(self, ref: str, stream: str, instance: int | None = None) -> Iterator[str]:
+        """Yield all that is kept of ``"stdout"`` or ``"stderr"`` in pieces, which takes little memory.
+
+        The request is sent at once. A connection that breaks off later raises QarnotUnavailableError.
+        Qarnot API: ``GET /pools/{u}/stdout``, ``/stdout/{i}``, ``/stderr``, ``/stderr/{i}``, same for tasks.
+        """
+        path = self._output_path(ref, stream, instance)
+        pieces: Iterator[str] = self._read("GET", path, ref=ref, pieces=True)
+        return pieces
+
     def _output(self, stream: str, ref: str, instance: int | None, fresh: bool) -> str:
-        rest = () if instance is None else (str(int(instance)),)
         method = "POST" if fresh else "GET"
-        text: str = self._read(method, self._path(ref, stream, *rest), ref=ref, text=True)
+        text: str = self._read(method, self._output_path(ref, stream, instance), ref=ref, text=True)
         return text
+
+    def _output_path(self, ref: str, stream: str, instance: int | None) -> str:
+        return self._path(ref, stream, *(() if instance is None else (str(int(instance)),)))
 
     def credits(self, ref: str) -> float:
         """What it has cost so far, in euros. Qarnot API: ``GET /credits/v1/pools/{u}/credits``."""

@@ -10,6 +10,7 @@ from typing import Any
 from airflow_qarnot_pool.api import filters
 from airflow_qarnot_pool.api.answers import error_for
 from airflow_qarnot_pool.api.errors import QarnotError, QarnotNameTakenError, QarnotProtocolError
+from airflow_qarnot_pool.api.limits import parse_number
 from airflow_qarnot_pool.api.models import BulkItem, Snapshot, Task
 from airflow_qarnot_pool.api.resource import REQUEST_LABEL, Resource, quoted, stamped
 from airflow_qarnot_pool.api.specs import TaskSpec
@@ -193,7 +194,8 @@ class TaskResource(Resource[TaskSpec, Task]):
         """
         path = f"/v1/network{self._path(ref, 'port-forward')}"
         data = self._read("GET", path, ref=ref, shape=dict)
-        return {int(key): value for key, value in data.items() if str(key).isdigit()}
+        numbers = {parse_number(str(key)): value for key, value in data.items()}
+        return {key: value for key, value in numbers.items() if key is not None}
 
 
 def _snapshot_json(

@@ -12,6 +12,7 @@ Built on requests and tenacity, which are imported with the first request and no
 
 from __future__ import annotations
 
+import codecs
 import copy
 import logging
 import os
@@ -19,8 +20,8 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self, cast
 from urllib.parse import urlsplit
 
@@ -42,6 +43,7 @@ from airflow_qarnot_pool.api.errors import (
     QarnotUnavailableError,
 )
 from airflow_qarnot_pool.api.fields import SECRET, secrets_in
+from airflow_qarnot_pool.api.limits import parse_json, without_login
 
 if TYPE_CHECKING:
     import requests
@@ -95,6 +97,8 @@ class Answer:
     body: bytes
     content_type: str
     retry_after: str | None
+    #: The body in pieces, in place of ``body``, if it was asked for so.
+    pieces: Iterator[str] | None = None
 
     @property
     def is_list(self) -> bool:
@@ -129,6 +133,7 @@ class _Call:
     kind: str | None
     ref: str | None
     text: bool
+    pieces: bool
     shape: type | tuple[type, ...] | None
     creating: bool
     bulk: bool
@@ -136,6 +141,8 @@ class _Call:
     recover: Recover | None
     ends: float
     attempts: int = 0
+    #: The answer to the last attempt had more bytes than can be read.
+    too_large: bool = False
     #: An earlier attempt may have taken effect.
     ambiguous: bool = False
 
@@ -172,8 +179,7 @@ class Transport:
         clock: Callable[[], float] = time.monotonic,
         wait: Callable[[int], float] = backoff,
     ) -> None:
-        parts = urlsplit(url.strip()) if isinstance(url, str) else None
-        if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
+        if not _is_web_address(url):
             raise QarnotInvalidSpecError(
                 "The URL of the Qarnot API is not an http(s) URL",
                 field="url",
@@ -191,9 +197,8 @@ class Transport:
                 raise QarnotInvalidSpecError(
                     f"The {name} is {value}", field=name, remedy="Give seconds, more than zero."
                 )
-        self.url = url.strip().rstrip("/")
-        #: For messages: without a login that the URL may hold.
-        self.shown_url = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
+        #: Without a login: it could not be sent, as the token takes its header, and would be shown.
+        self.url = without_login(url.strip()).rstrip("/")
         self.timeout = float(timeout)
         self.deadline = float(deadline)
         self.retries = int(retries)
@@ -228,6 +233,7 @@ class Transport:
         kind: str | None = None,
         ref: str | None = None,
         text: bool = False,
+        pieces: bool = False,
         shape: type | tuple[type, ...] | None = None,
         creating: bool = False,
         bulk: bool = False,
@@ -237,6 +243,8 @@ class Transport:
     ) -> Any:
         """Send a request and return its answer: text, decoded JSON of the given ``shape``, or None without one.
 
+        With ``pieces`` the answer is an iterator over text of any length, which takes little memory and ends in a
+        QarnotUnavailableError if the connection breaks off; such a failure is not retried here.
         ``path`` begins with a slash and is already quoted. ``kind`` and ``ref`` say whom it is about, for
         errors. ``creating`` sorts out what 400 and 404 mean; ``bulk``: a refusal that lists
         what became of each item is an answer too; ``anonymous``: without the token. Raises a QarnotError.
@@ -253,6 +261,7 @@ class Transport:
             kind=kind,
             ref=ref,
             text=text,
+            pieces=pieces,
             shape=shape,
             creating=creating,
             bulk=bulk,
@@ -303,7 +312,7 @@ class Transport:
         except _NoAnswer as failure:
             touched = failure.touched and call.changes
             error: QarnotError = QarnotUnavailableError(
-                f"Qarnot at {self.shown_url} cannot be reached: {failure.reason}",
+                f"Qarnot at {self.url} cannot be reached: {failure.reason}",
                 ambiguous=touched or call.ambiguous,
                 remedy=failure.remedy,
                 **call.where,
@@ -324,6 +333,8 @@ class Transport:
                 raise QarnotUnavailableError(
                     error.message, ambiguous=True, status=error.status, **call.where
                 ) from None
+            if call.too_large and not call.changes:
+                raise
             raise self._again(call, error, touched=call.changes) from None
         except QarnotNotFoundError:
             # The first attempt deleted it; the second one finds nothing to delete.
@@ -363,11 +374,11 @@ class Transport:
 
     def _refusal(self, call: _Call, answer: Answer) -> QarnotError:
         body = answer.body.decode("utf-8", "replace")
-        message = self._redacted(server_message(body, answer.content_type), call)
+        message = server_message(body, answer.content_type, redact=lambda text: self._redacted(text, call))
         return error_for(
             answer.status,
             message,
-            at=self.shown_url,
+            at=self.url,
             foreign=not looks_like_json(body),
             creating=call.creating,
             ambiguous=call.ambiguous or (call.changes and answer.status not in UNTOUCHED),
@@ -376,19 +387,19 @@ class Transport:
         )
 
     def _decoded(self, call: _Call, answer: Answer) -> Any:
+        if answer.pieces is not None:
+            return answer.pieces
         if call.text:
             return answer.body.decode("utf-8", "replace")
         if call.shape is None:
             return None
-        import json
-
         try:
             optional = isinstance(None, call.shape)
-            data = None if optional and not answer.body.strip() else json.loads(answer.body)
+            data = None if optional and not answer.body.strip() else parse_json(answer.body)
         except ValueError:
             data = _UNREADABLE
         if data is _UNREADABLE or not isinstance(data, call.shape):
-            start = self._redacted(answer.body.decode("utf-8", "replace"), call)[:80]
+            start = self._redacted(answer.body[:2000].decode("utf-8", "replace"), call)[:80]
             raise QarnotProtocolError(
                 f"Qarnot's answer cannot be understood; it begins with {start!r}",
                 status=answer.status,
@@ -420,30 +431,45 @@ class Transport:
 
         from airflow_qarnot_pool.api import _http
 
-        limit = min(self.timeout, call.ends - self._clock())
+        # A large output takes as long as it takes, within the deadline.
+        left = call.ends - self._clock()
+        limit = left if call.pieces else min(self.timeout, left)
         if limit <= 0:
             raise _NoAnswer("the deadline is over", touched=False, permanent=True)
         # Not of the session: there those of the environment would win. A dict of its own, which requests writes to.
         proxies = {"http": self._proxy, "https": self._proxy} if self._proxy else None
         try:
-            with self._session().request(
+            response = self._session().request(
                 call.method,
                 self.url + call.path,
                 json=call.json,
                 params=call.params,
-                timeout=cast(Any, urllib3.Timeout(total=limit)),
+                timeout=cast(Any, urllib3.Timeout(connect=min(self.timeout, limit), total=limit)),
                 verify=self.verify,
                 proxies=proxies,
                 allow_redirects=False,
                 stream=True,
                 auth=_http.Token(None if call.anonymous else self._token),
-            ) as response:
-                return Answer(
-                    status=response.status_code,
-                    body=_http.read(response),
-                    content_type=response.headers.get("Content-Type", ""),
-                    retry_after=response.headers.get("Retry-After"),
-                )
+            )
+            answer = Answer(
+                status=response.status_code,
+                body=b"",
+                content_type=response.headers.get("Content-Type", ""),
+                retry_after=response.headers.get("Retry-After"),
+            )
+            if call.pieces and response.status_code < 300:
+                return replace(answer, pieces=self._pieces(call, response, limit))
+            with response:
+                most = _http.MAX_TEXT if call.text else _http.MAX_JSON
+                return replace(answer, body=_http.read(response, most))
+        except _http.TooLarge as error:
+            call.too_large = True
+            raise QarnotProtocolError(
+                f"Qarnot's answer is too large: {error}",
+                status=answer.status,
+                remedy="Ask for fewer objects, or fewer fields of each, at a time.",
+                **call.where,
+            ) from None
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             reason, touched, permanent = _http.explain(error, limit)
             raise _NoAnswer(
@@ -453,6 +479,27 @@ class Transport:
                 remedy="Give the connection the right CA bundle, or check the host name."
                 if permanent
                 else None,
+            ) from None
+
+    def _pieces(self, call: _Call, response: requests.Response, limit: float) -> Iterator[str]:
+        """Yield the text of an answer as it arrives."""
+        import requests
+        import urllib3
+
+        from airflow_qarnot_pool.api import _http
+
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        try:
+            with response:
+                for chunk in _http.chunks(response):
+                    if self._clock() > call.ends:  # compressed, it may be endless although little is sent
+                        raise TimeoutError
+                    yield decoder.decode(chunk)
+                yield decoder.decode(b"", final=True)
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+            reason, _, _ = _http.explain(error, limit)
+            raise QarnotUnavailableError(
+                f"Qarnot's answer from {self.url} broke off: {reason}", **call.where
             ) from None
 
     def _session(self) -> requests.Session:
@@ -474,6 +521,21 @@ class Transport:
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
         return other
+
+
+def _is_web_address(url: Any) -> bool:
+    """Return whether *url* is an http(s) URL, perhaps with a login before its host."""
+    try:
+        parts = urlsplit(url.strip())
+        # An @ after the host is part of a password that has a slash in it.
+        return bool(
+            parts.scheme in ("http", "https")
+            and parts.hostname
+            and (parts.port is None or parts.port >= 0)
+            and "@" not in parts.path + parts.query + parts.fragment
+        )
+    except (AttributeError, TypeError, ValueError):
+        return False
 
 
 class _Unreadable:

@@ -1,0 +1,99 @@
+"""Limits on what comes from outside: text in messages, JSON, compressed data, stored state, addresses.
+
+Pure functions. Whatever a server, a node or a database sends, parsing it takes bounded time and memory and ends in a
+value or in an error that the caller expects.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from airflow_qarnot_pool.api.errors import QarnotProtocolError, shortened
+
+#: Maximum nesting of JSON. The API's own answers have less than ten levels.
+MAX_DEPTH = 100
+#: Maximum length of a number in JSON. Longer ones take quadratic time to parse.
+MAX_DIGITS = 1000
+_AUTHORITY = re.compile(r"([^:/]+://)[^/]*@")
+_MALFORMED = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON. Raises ValueError for anything else, and for JSON that is nested too deeply."""
+    try:
+        data = json.loads(text, parse_int=_whole)
+    except RecursionError:
+        raise ValueError("the JSON is nested too deeply") from None
+    level = [data]
+    for _ in range(MAX_DEPTH):
+        level = [
+            one
+            for parent in level
+            for one in (
+                parent.values() if isinstance(parent, dict) else parent if isinstance(parent, list) else ()
+            )
+            if isinstance(one, (dict, list))
+        ]
+        if not level:
+            return data
+    raise ValueError("the JSON is nested too deeply")
+
+
+def _whole(text: str) -> int:
+    if len(text) > MAX_DIGITS:
+        raise ValueError(f"a number has {len(text)} digits")
+    return int(text)
+
+
+def parse_number(text: str | None) -> int | None:
+    """Parse a number that a label or name holds, such as a generation. None for anything else."""
+    return int(text) if text and len(text) < 10 and text.isdecimal() else None
+
+
+def decompressed(data: bytes, limit: int) -> bytes:
+    """Decompress zlib data. Raises ValueError if it is damaged, cut off, or more than *limit* bytes."""
+    stream = zlib.decompressobj()
+    try:
+        found = stream.decompress(data, limit)
+    except zlib.error as error:
+        raise ValueError(f"it cannot be decompressed ({error})") from None
+    if stream.eof:
+        return found
+    if len(found) >= limit:
+        raise ValueError(f"it is more than {limit:,} bytes")
+    raise ValueError("it is cut off")
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Turn the error of a malformed value into a QarnotProtocolError that names it.
+
+    For state that was stored, such as trigger kwargs, events and XComs: other processes and users can write it.
+    """
+    try:
+        yield
+    except _MALFORMED as error:
+        raise QarnotProtocolError(
+            f"{what} cannot be read ({type(error).__name__}: {shortened(str(error), 200)})",
+            remedy="Clear the task to start it anew.",
+        ) from error
+
+
+def without_login(url: str) -> str:
+    """Return *url* without the user and password before its host."""
+    authority = _AUTHORITY.match(url)
+    return authority[1] + url[authority.end() :] if authority else url
