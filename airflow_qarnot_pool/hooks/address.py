@@ -56,12 +56,14 @@ def base_url(
     if not separator:
         scheme, rest = "", text
     if separator and scheme.lower() not in schemes:
-        malformed(f"begins with {scheme!r}, not with {' or '.join(f'{one}://' for one in schemes)}")
+        malformed(f"begins with {shown(scheme)!r}, not with {' or '.join(f'{one}://' for one in schemes)}")
     if any(one.isspace() or not one.isprintable() or one in '?\\<>"' for one in rest):
         malformed("has characters that no base URL has")
     if "#" in rest and not fragment:
         malformed("has a '#'")
     authority, _, path = rest.partition("/")
+    if "@" in path:
+        malformed("has an '@' after its host. In a password write %40 for it, and %2F for a slash")
     user, at, authority = authority.rpartition("@")
     if at and not login:
         malformed("holds a login")

@@ -76,4 +76,4 @@ class QarnotHook(BaseHook):
         credits = None
         with suppress(QarnotError):  # not every account may see them
             credits = client.account.credits()
-        return verdict(account, credits)
+        return verdict(account, credits, self.settings.risks)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -14,6 +16,7 @@ from urllib.parse import quote
 from airflow_qarnot_pool import __version__
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
 from airflow_qarnot_pool.api.fields import Refusal, real, whole
+from airflow_qarnot_pool.api.limits import without_login
 from airflow_qarnot_pool.hooks.address import PROXIES, Refuse, base_url
 from airflow_qarnot_pool.hooks.form import DEFAULT_API_URL, FIELDS
 
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from airflow.sdk import Connection
 
     from airflow_qarnot_pool.api.client import QarnotClient
+
+log = logging.getLogger(__name__)
 
 DEFAULT_NAMESPACE = "default"
 DEFAULT_CONSOLE_URL = "https://tasq.qarnot.com"
@@ -80,13 +85,16 @@ class ConnectionSettings:
             )
         return cls(
             conn_id=conn_id,
-            url=base_url(
-                connection.host or DEFAULT_API_URL,
-                connection.port,
-                connection.schema,
-                refuse=refuse,
-                example=DEFAULT_API_URL,
-                login=True,
+            # A login is of no use, as the token takes its header.
+            url=without_login(
+                base_url(
+                    connection.host or DEFAULT_API_URL,
+                    connection.port,
+                    connection.schema,
+                    refuse=refuse,
+                    example=DEFAULT_API_URL,
+                    login=True,
+                )
             ),
             token=(connection.password or "").strip(),
             storage_url=extra.url("storage_url", "https://storage.qarnot.com"),
@@ -102,6 +110,16 @@ class ConnectionSettings:
             reference_datacenter=extra.text("reference_datacenter"),
         )
 
+    @property
+    def risks(self) -> tuple[str, ...]:
+        """What makes the connection less safe than it can be, in sentences."""
+        found = []
+        if self.url.startswith("http://"):
+            found.append("The API's URL has plain http, so the API token is sent unencrypted")
+        if self.verify is False:
+            found.append("The server's TLS certificate is not verified (verify is false)")
+        return tuple(found)
+
     def client(self, **overrides: Any) -> QarnotClient:
         """A client with these settings; *overrides* are keyword arguments of :class:`QarnotClient`."""
         from airflow_qarnot_pool import metrics
@@ -115,6 +133,8 @@ class ConnectionSettings:
                 ref=self.conn_id,
                 remedy="Put the certificates there on every worker, triggerer and API server.",
             )
+        for risk in self.risks:
+            _warn_once(self.conn_id, risk)
         arguments: dict[str, Any] = {
             "storage_url": self.storage_url,
             "timeout": self.timeout,
@@ -129,6 +149,11 @@ class ConnectionSettings:
     def console_link(self, kind: str, uuid: str) -> str:
         """Where the web console shows a pool or a Qarnot task."""
         return f"{self.console_url}/{kind}s/{quote(uuid, safe='')}"
+
+
+@cache
+def _warn_once(conn_id: str, risk: str) -> None:
+    log.warning("Connection %r: %s", conn_id, risk)
 
 
 class Extra:

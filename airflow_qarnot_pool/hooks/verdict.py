@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.models import Account
 
 
-def verdict(account: Account, credits: float | None) -> tuple[bool, str]:
-    """``(usable, sentence)``: who one is and what is left, or what keeps the account from starting anything.
+def verdict(account: Account, credits: float | None, risks: Sequence[str] = ()) -> tuple[bool, str]:
+    """Return ``(usable, sentences)``: the account and its remaining quota, or why it cannot start anything.
 
-    :param credits: euros left; None where the account may not see them.
+    :param credits: remaining euros; None if the account may not see them.
+    :param risks: what makes the connection unsafe, in sentences.
     """
+    usable, sentence = _usable(account, credits)
+    return usable, " ".join((sentence, *(f"Warning: {risk}." for risk in risks)))
+
+
+def _usable(account: Account, credits: float | None) -> tuple[bool, str]:
     who = f"Connected as {account.email or 'an account without e-mail'}"
     counts = (
         ("pools", account.pool_count, account.max_pool),

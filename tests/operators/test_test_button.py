@@ -15,8 +15,11 @@ from typing import Any
 
 import pytest
 
+from airflow_qarnot_pool.api.client import QarnotClient
+from airflow_qarnot_pool.api.errors import QarnotError
 from airflow_qarnot_pool.api.models import Account
 from airflow_qarnot_pool.hooks.qarnot import QarnotHook
+from airflow_qarnot_pool.hooks.settings import ConnectionSettings, _warn_once
 from airflow_qarnot_pool.hooks.verdict import verdict
 from airflow_qarnot_pool.local import LocalQarnot
 
@@ -199,3 +202,82 @@ def test_what_is_said_of_an_account(
     assert said_usable is usable
     for part in parts:
         assert part in sentence
+
+
+# --- what is not safe about a connection
+
+
+def test_the_button_says_that_plain_http_and_a_server_that_is_not_verified_are_no_good(
+    qarnot: LocalQarnot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worked, sentence = pressed(monkeypatch, qarnot.url, qarnot.token, verify=False)
+    assert worked
+    assert "Warning: The API's URL has plain http, so the API token is sent unencrypted." in sentence
+    assert "Warning: The server's TLS certificate is not verified (verify is false)." in sentence
+
+
+@pytest.mark.parametrize(
+    ("url", "verify", "words"),
+    [
+        ("https://h", True, []),
+        ("https://h", "/a/bundle.pem", []),
+        ("http://h", True, ["plain http"]),
+        ("https://h", False, ["not verified"]),
+    ],
+)
+def test_only_what_is_unsafe_is_said(url: str, verify: bool | str, words: list[str]) -> None:
+    risks = ConnectionSettings(conn_id="q", url=url, token=TOKEN, verify=verify).risks
+    assert len(risks) == len(words)
+    for risk, word in zip(risks, words, strict=True):
+        assert word in risk
+
+
+def test_the_log_says_once_for_each_connection_what_is_unsafe(caplog: pytest.LogCaptureFixture) -> None:
+    _warn_once.cache_clear()
+    for conn_id in ("one", "two"):
+        for _ in range(3):
+            ConnectionSettings(conn_id=conn_id, url="http://h", token=TOKEN, verify=False).client()
+    assert [(message[12:15], "http" in message) for message in caplog.messages] == [
+        ("one", True),
+        ("one", False),
+        ("two", True),
+        ("two", False),
+    ]
+
+
+def test_a_login_in_the_url_is_shown_nowhere(monkeypatch: pytest.MonkeyPatch, qarnot: LocalQarnot) -> None:
+    login = "somebody:Hidden%40Word"
+    host = qarnot.url.replace("://", f"://{login}@")
+    connection = {"conn_type": "qarnot", "host": host, "password": qarnot.token}
+    monkeypatch.setenv("AIRFLOW_CONN_QARNOT_DEFAULT", json.dumps(connection))
+    hook = QarnotHook()
+    assert hook.get_conn().pools.list() is not None
+    with pytest.raises(QarnotError) as caught:
+        QarnotClient(f"https://{login}@127.0.0.1:9", TOKEN, retries=0).account.info()
+    shown = [repr(hook.settings), repr(hook.client), repr(hook.client.transport), str(vars(hook.settings))]
+    shown += [hook.client.url, str(caught.value), hook.test_connection()[1]]
+    for text in shown:
+        assert "Hidden" not in text
+        assert "somebody" not in text
+    assert qarnot.url in repr(hook.settings)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://me:hidden@h",
+        "me:hidden@h://x",
+        "https://me:hid/den@h",
+        "https://me:1/hidden@h",
+        "https://me:hid#den@h",
+        "https://me:hidden@",
+        "https://me:hidden@h:port",
+    ],
+)
+def test_a_login_in_a_url_that_is_refused_is_not_shown(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    worked, sentence = pressed(monkeypatch, url)
+    assert not worked
+    assert "hid" not in sentence
+    with pytest.raises(QarnotError) as caught:
+        QarnotClient(url, TOKEN)
+    assert "hid" not in str(caught.value)
