@@ -85,6 +85,7 @@ def shared_life(life: Life, name: str, settings: ConnectionSettings) -> Life:
     :raises QarnotInvalidSpecError: the name is none, or no namespace is set: then another deployment on the same
         account would share the pool, too.
     """
+    name = str(name) if type(name) is int else name
     check_name(name)
     if not settings.namespace_is_explicit:
         raise QarnotInvalidSpecError(

@@ -16,8 +16,10 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import date, time, timedelta
+from decimal import Decimal
 from typing import Any, ClassVar, Self
+from uuid import UUID
 
 from airflow_qarnot_pool.api.durations import format_span, parse_duration
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
@@ -231,19 +233,29 @@ class Refusal(ValueError):
         self.remedy = remedy
 
 
+def as_text(value: Any) -> str | None:
+    """Return the text that *value* stands for: its own, or that of a number, flag, date or uuid. None: it has none."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (str, int, float, Decimal, date, time, UUID)):
+        return str(value)
+    return None
+
+
 def text(*, minimum: int = 0, below: int | None = None) -> Convert:
     """A string of at least ``minimum`` and less than ``below`` characters."""
 
     def convert(value: Any) -> str:
-        if not isinstance(value, str):
+        found = as_text(value)
+        if found is None:
             raise Refusal(f"is {shown(value)}, which is not text", "Give a string.")
-        if len(value.strip()) < minimum:
+        if len(found.strip()) < minimum:
             raise Refusal("is empty", "Give a value, or leave it out.")
-        if below is not None and len(value) >= below:
+        if below is not None and len(found) >= below:
             raise Refusal(
-                f"has {len(value)} characters ({shown(value[:40])}...)", f"Stay under {below} characters."
+                f"has {len(found)} characters ({shown(found[:40])}...)", f"Stay under {below} characters."
             )
-        return str(value)
+        return found
 
     return convert
 
@@ -389,7 +401,7 @@ def record(cls: type[Record]) -> Convert:
 
 
 def mapping(value: Any) -> dict[str, str]:
-    """A mapping of text to text, also in the API's ``[{key, value}]`` form; numbers and booleans become text."""
+    """A mapping of text to text, also in the API's ``[{key, value}]`` form; see :func:`as_text`."""
     value = decoded(value)
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
         try:
@@ -402,16 +414,13 @@ def mapping(value: Any) -> dict[str, str]:
         )
     result = {}
     for key, entry in value.items():
-        if isinstance(entry, bool):
-            entry = "true" if entry else "false"
-        elif isinstance(entry, (int, float)):
-            entry = str(entry)
-        if not isinstance(entry, str):
+        words = as_text(entry)
+        if words is None:
             raise Refusal(
                 f"has the value {type(entry).__name__} under {key!r}, which is not text",
                 "Give a string; json.dumps() makes one of a structure.",
             )
-        result[str(key)] = str(entry)
+        result[str(key)] = words
     return result
 
 

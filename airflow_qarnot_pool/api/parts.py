@@ -14,6 +14,7 @@ from typing import Any, Self
 from airflow_qarnot_pool.api.fields import (
     Record,
     Refusal,
+    as_text,
     at,
     choice,
     decoded,
@@ -85,7 +86,8 @@ class ResourceBucket(Record):
         value = decoded(value)
         if isinstance(value, ResourceBucket):
             return value
-        return cls(bucket=value) if isinstance(value, str) else cls.from_mapping(value)
+        name = as_text(value)
+        return cls.from_mapping(value) if name is None else cls(bucket=name)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)

@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 from airflow_qarnot_pool.api.fields import (
     Record,
     Refusal,
+    as_text,
     at,
     choice,
     decoded,
@@ -76,6 +77,7 @@ _DOCKER_HUB = "registry-1.docker.io"
 
 
 def _shortname(value: Any) -> str:
+    value = as_text(value) or value
     if not isinstance(value, str) or _SHORTNAME.fullmatch(value) is None:
         raise Refusal(
             f"is {shown(value)}",
@@ -109,17 +111,16 @@ def _tags(value: Any) -> tuple[str, ...]:
 
 
 def _ranges(value: Any) -> str:
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = str(value)
-    if not isinstance(value, str):
+    words = as_text(value)
+    if words is None:
         raise Refusal(f"is {shown(value)}, which is not text", "Write instance ids like '0-2,4,7-9'.")
     try:
-        ids = parse_ranges(value)
+        ids = parse_ranges(words)
     except ValueError as error:
         raise Refusal(f"is {shown(value)}: {error}", "Write instance ids like '0-2,4,7-9'.") from None
     if not ids:
         raise Refusal("names no instance", "Write instance ids like '0-2,4,7-9', or leave it out.")
-    return value.strip()
+    return words.strip()
 
 
 def _bucket_name(value: Any) -> str:

@@ -61,6 +61,7 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
             if name != "command"
         },
     }
+    rendered_by_airflow: ClassVar[tuple[str, ...]] = ("op_args", "op_kwargs")
     shallow_copy_attrs: Sequence[str] = ("python_callable",)
     # An async function is awaited on the node; the wait for it is the operator's.
     is_async = False

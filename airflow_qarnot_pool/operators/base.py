@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self
@@ -28,10 +28,9 @@ from airflow_qarnot_pool.operators.handed_over import HandedOver
 from airflow_qarnot_pool.operators.parameters import check_flags
 from airflow_qarnot_pool.operators.references import output_of
 from airflow_qarnot_pool.operators.waiting import NOUN, Killed, check_wait, seconds_between_looks, wait_here
-from airflow_qarnot_pool.templates import hide_secrets, is_templated
+from airflow_qarnot_pool.templates import TemplatedParameters, hide_secrets
 
 if TYPE_CHECKING:
-    import jinja2
     from airflow.sdk import Context
 
     from airflow_qarnot_pool.api.client import QarnotClient
@@ -77,7 +76,7 @@ class RemoteWork:
             end_life(resource, self.life, within=HURRY if hurried else None)
 
 
-class QarnotOperator(BaseOperator):
+class QarnotOperator(TemplatedParameters, BaseOperator):
     """Base of the operators.
 
     :param qarnot_conn_id: connection of type ``qarnot``.
@@ -104,25 +103,6 @@ class QarnotOperator(BaseOperator):
             if name in kwargs:
                 kwargs[name] = hide_secrets(kwargs[name])
         return super().partial(**kwargs)
-
-    def render_template(
-        self,
-        content: Any,
-        context: Context,
-        jinja_env: jinja2.Environment | None = None,
-        seen_oids: set[int] | None = None,
-    ) -> Any:
-        """Render templates in parts of a spec, too, such as the prefix of a ``ResourceBucket``."""
-        if is_dataclass(content) and not isinstance(content, type) and hasattr(content, "to_json"):
-            given = {one.name: getattr(content, one.name) for one in fields(content)}
-            changed = {
-                name: rendered
-                for name, value in given.items()
-                if is_templated(value)
-                and (rendered := self.render_template(value, context, jinja_env, seen_oids)) != value
-            }
-            return replace(content, **changed) if changed else content
-        return super().render_template(content, context, jinja_env, seen_oids)
 
     @cached_property
     def hook(self) -> QarnotHook:

@@ -23,6 +23,13 @@ def given(
     """The parameters of *operator* that are set, and those of its free-form spec; a name in both is refused."""
     values = {name: getattr(operator, name) for name in names if getattr(operator, name) not in (None, "")}
     values = revealed(values)
+    others = read(others)
+    if others not in (None, "") and not isinstance(others, Mapping):
+        raise QarnotInvalidSpecError(
+            f"{others_name} is no mapping, got {others!r}. Give the fields by name, such as "
+            f"{others_name}={{'labels': {{'team': 'a'}}}}",
+            field=others_name,
+        )
     for name, value in revealed(others or {}).items():
         if name in values:
             raise QarnotInvalidSpecError(
@@ -30,6 +37,15 @@ def given(
             )
         values[name] = value
     return values
+
+
+def read(value: Any) -> Any:
+    """Return the list or mapping that a template has left as text, else *value* itself."""
+    if not isinstance(value, str) or is_templated(value):
+        return value
+    from airflow_qarnot_pool.api.fields import decoded
+
+    return decoded(value)
 
 
 def names_given(operator: Any, names: Iterable[str]) -> tuple[str, ...]:

@@ -27,9 +27,9 @@ class PoolOperator(WaitingOperator):
 
     def __init__(self, *, shared: str | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.shared = shared
+        self.shared = str(shared) if type(shared) is int else shared
         if shared is not None and not is_templated(shared):
-            check_name(shared)
+            check_name(self.shared)
 
     def _life_of(self, context: Context) -> Life:
         life = super()._life_of(context)

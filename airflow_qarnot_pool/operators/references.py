@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import Enum
 from typing import Any
+from uuid import UUID
 
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
 from airflow_qarnot_pool.templates import is_templated
@@ -59,6 +60,8 @@ def reference(value: Any, parameter: str) -> str:
     :raises QarnotInvalidSpecError: names *parameter*.
     """
     ref = value.get("uuid") if isinstance(value, Mapping) else value
+    if isinstance(ref, (int, UUID)) and not isinstance(ref, bool):
+        ref = str(ref)  # a shortname may be a number
     if not isinstance(ref, str) or nothing(ref):
         raise _no_reference(value, parameter)
     return ref.strip()

@@ -21,6 +21,7 @@ from airflow_qarnot_pool.operators.parameters import (
     given,
     is_uuid,
     names_given,
+    read,
     refuse_misplaced,
     task_spec,
 )
@@ -176,10 +177,11 @@ class TaskOperator(BudgetOperator):
     def _secret_constants(self) -> dict[str, str]:
         from airflow_qarnot_pool.api.fields import is_secret_constant
 
-        by_spec = self.task_spec.get("constants") if isinstance(self.task_spec, Mapping) else None
+        spec = read(self.task_spec)
+        by_spec = spec.get("constants") if isinstance(spec, Mapping) else None
         return {
             str(name): str(value)
-            for constants in (self.constants, by_spec)
+            for constants in (read(self.constants), read(by_spec))
             if isinstance(constants, Mapping)
             for name, value in revealed(constants).items()
             if value and is_secret_constant(str(name))

@@ -26,7 +26,7 @@ from airflow_qarnot_pool.fan_out import Memory
 from airflow_qarnot_pool.identity import OWNER_TAG, Life, Relic, numbers_of
 from airflow_qarnot_pool.links import LINKS
 from airflow_qarnot_pool.operators.base import RemoteWork
-from airflow_qarnot_pool.operators.parameters import check_filled, command_text, names_given
+from airflow_qarnot_pool.operators.parameters import check_filled, command_text, names_given, read
 from airflow_qarnot_pool.operators.task_base import TaskOperator
 from airflow_qarnot_pool.operators.waiting import passing, seconds_between_looks
 from airflow_qarnot_pool.output import failure_report
@@ -117,6 +117,7 @@ class QarnotRunTasksOperator(TaskOperator):
     # --- what to run
 
     def _specs(self, commands: Any, values: Mapping[str, Any], pool: str | None) -> list[TaskSpec]:
+        commands = read(commands)
         if isinstance(commands, (str, Mapping)) or not isinstance(commands, Iterable):
             raise QarnotInvalidSpecError(
                 f"commands must be a list of commands, not {type(commands).__name__}", field="commands"
@@ -140,12 +141,17 @@ class QarnotRunTasksOperator(TaskOperator):
         name = values.get("name") or f"{self.dag_id}.{self.task_id}"
         return {**values, "name": f"{name} [{item}]", **own}
 
+    def _given_now(self) -> dict[str, Any]:
+        self.commands = read(self.commands)
+        return super()._given_now()
+
     def _secrets(self) -> Iterable[str]:
         from airflow_qarnot_pool.api.fields import is_secret_constant
 
         yield from super()._secrets()
-        for one in self.commands if isinstance(self.commands, (list, tuple)) else ():
-            constants = revealed(one.get("constants")) if isinstance(one, Mapping) else None
+        commands = read(self.commands)
+        for one in commands if isinstance(commands, (list, tuple)) else ():
+            constants = revealed(read(one.get("constants"))) if isinstance(one, Mapping) else None
             for name, value in (constants or {}).items():
                 if value and is_secret_constant(str(name)):
                     yield str(value)

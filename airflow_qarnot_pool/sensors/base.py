@@ -21,7 +21,7 @@ from airflow_qarnot_pool.links import LINKS
 from airflow_qarnot_pool.operators.parameters import check_flags, is_uuid
 from airflow_qarnot_pool.operators.references import reference
 from airflow_qarnot_pool.operators.waiting import NOUN, check_wait, passing, seconds_between_looks
-from airflow_qarnot_pool.templates import is_templated
+from airflow_qarnot_pool.templates import TemplatedParameters, is_templated
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from airflow_qarnot_pool.triggers.base import QarnotTrigger
 
 
-class QarnotSensor(BaseSensorOperator):
+class QarnotSensor(TemplatedParameters, BaseSensorOperator):
     """Base of the sensors: wait for a state of a remote object, and fail at once when it cannot come any more.
 
     :param target_states: any of these ends the wait.

@@ -307,7 +307,7 @@ def test_a_tag_or_registry_the_image_does_not_name_may_be_a_constant():
 # Each refusal names its field and says what to do.
 POOL_REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     ({"name": ""}, "name", "is empty"),
-    ({"name": 3}, "name", "not text"),
+    ({"name": ["x"]}, "name", "not text"),
     ({"name": "x" * 2048}, "name", "under 2048"),
     ({"shortname": "a_b"}, "shortname", "letters, digits and hyphens"),
     ({"shortname": "-a"}, "shortname", "begin and end"),
