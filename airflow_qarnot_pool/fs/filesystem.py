@@ -9,11 +9,13 @@ from contextlib import contextmanager
 from datetime import datetime
 from functools import cached_property
 from typing import Any
+from urllib.parse import urlsplit
 
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 from airflow_qarnot_pool.api.errors import QarnotBucketNotFoundError
-from airflow_qarnot_pool.hooks.storage import QarnotStorageHook, explained
+from airflow_qarnot_pool.hooks.keys import check_key
+from airflow_qarnot_pool.hooks.storage import QarnotStorageHook, explained, find_clash
 
 #: Bytes of a file that is written which are kept in memory; the rest is on disk until it is closed.
 IN_MEMORY = 8 * 1024 * 1024
@@ -113,6 +115,8 @@ class QarnotFileSystem(AbstractFileSystem):
 
     def open(self, path: str, mode: str = "rb", *args: Any, **kwargs: Any) -> Any:
         """A file object, as the built-in ``open`` gives one. Text modes take ``encoding``, ``errors``, ``newline``."""
+        if "r" not in mode and str(path).endswith("/"):
+            raise IsADirectoryError(f"{path} ends with '/', as the name of a folder does")
         if "b" in mode or "r" in mode:
             return super().open(path, mode, *args, **kwargs)
         text = {name: kwargs.pop(name) for name in ("encoding", "errors", "newline") if name in kwargs}
@@ -129,8 +133,17 @@ class QarnotFileSystem(AbstractFileSystem):
         if mode == "xb" and self.exists(path):
             raise FileExistsError(f"{path} exists")
         if mode in ("wb", "xb"):
+            self._check_new(bucket, key)
             return _Writer(self.s3, bucket, key)
         raise ValueError(f"Files in buckets can be read (r) or written anew (w, x), not opened with {mode!r}")
+
+    def _check_new(self, bucket: str, key: str) -> None:
+        """Refuse a key that would not come back as a file of that name."""
+        check_key(key)
+        with _as_os_error(bucket, f"{bucket}/{key} could not be written"):
+            clash = find_clash(self.s3, bucket, [key])
+        if clash:
+            raise FileExistsError(clash)
 
     def _fetch(self, path: str, start: int, end: int) -> bytes:
         bucket, key = self._split(path)
@@ -150,6 +163,7 @@ class QarnotFileSystem(AbstractFileSystem):
         if self.isdir(path1):
             return  # what is in it is copied by itself
         (bucket, key), (to, new) = self._split(path1), self._split(path2)
+        self._check_new(to, new)
         with _as_os_error(bucket, f"{path1} could not be copied to {path2}"):
             self.s3.copy({"Bucket": bucket, "Key": key}, to, new)
 
@@ -187,6 +201,21 @@ class QarnotFileSystem(AbstractFileSystem):
     def rm_file(self, path: str) -> None:
         """Delete a file."""
         self._rm(path)
+
+    @classmethod
+    def _strip_protocol(cls, path: Any) -> Any:
+        """Return ``bucket/key`` of ``qarnot://connection@bucket/key``."""
+        stripped = super()._strip_protocol(path)
+        if isinstance(stripped, list):
+            return stripped
+        bucket, slash, key = stripped.partition("/")
+        return f"{bucket.rpartition('@')[2]}{slash}{key}"
+
+    @staticmethod
+    def _get_kwargs_from_urls(path: str) -> dict[str, Any]:
+        """Return the connection that a URL names, as Airflow's paths do."""
+        connection, at, _ = urlsplit(path).netloc.rpartition("@")
+        return {"conn_id": connection} if at and connection else {}
 
     def _split(self, path: str) -> tuple[str, str]:
         bucket, _, key = str(self._strip_protocol(path)).strip("/").partition("/")

@@ -18,4 +18,4 @@ def get_fs(conn_id: str | None = None, storage_options: Mapping[str, Any] | None
     """The file system of a connection of type ``qarnot``; default: ``qarnot_default``."""
     from airflow_qarnot_pool.fs.filesystem import QarnotFileSystem
 
-    return QarnotFileSystem(conn_id=conn_id, **(storage_options or {}))
+    return QarnotFileSystem(**{"conn_id": conn_id, **(storage_options or {})})

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import builtins
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from airflow_qarnot_pool.api.errors import (
     QarnotBucketNotFoundError,
@@ -18,6 +19,7 @@ from airflow_qarnot_pool.api.errors import (
     QarnotError,
     QarnotInvalidSpecError,
 )
+from airflow_qarnot_pool.hooks.keys import check_key, folders_of, local_paths
 from airflow_qarnot_pool.hooks.qarnot import QarnotHook
 
 if TYPE_CHECKING:
@@ -62,29 +64,24 @@ class QarnotStorageHook(QarnotHook):
 
         :param key: of the file (default: its name) or the bytes; of a folder, what all keys begin with.
         :raises FileNotFoundError: there is no such file or folder.
+        :raises QarnotInvalidSpecError: a key would not come back as a file of that name; nothing is uploaded then.
         """
-        if isinstance(source, bytes):
-            if not key:
-                raise QarnotInvalidSpecError("Bytes have no name: give key='...'", field="key")
-            with explained(f"{key} could not be uploaded to bucket {bucket}", bucket):
-                self.s3.create_bucket(Bucket=bucket)
-                self.s3.put_object(Bucket=bucket, Key=key, Body=source)
-            return [key]
-        path = Path(source)
-        if not path.exists():
-            raise FileNotFoundError(f"There is no {path} to upload to bucket {bucket} on this worker")
-        if path.is_dir():
-            start = f"{key.rstrip('/')}/" if key else ""
-            files = [(one, start + one.relative_to(path).as_posix()) for one in _files(path)]
-        else:
-            files = [(path, key or path.name)]
-        with explained(f"{path} could not be uploaded to bucket {bucket}", bucket):
+        sources = _sources(bucket, source, key)
+        for name in sources:
+            check_key(name)
+        what = key if isinstance(source, bytes) else source
+        with explained(f"{what} could not be uploaded to bucket {bucket}", bucket):
             # Fine where it exists: Qarnot's CreateBucket is idempotent for its owner.
             self.s3.create_bucket(Bucket=bucket)
-            for file, name in files:
-                self.s3.upload_file(str(file), bucket, name)
-        self.log.info("Uploaded %d files to bucket %s", len(files), bucket)
-        return [name for _, name in files]
+            if clash := find_clash(self.s3, bucket, sources):
+                raise QarnotInvalidSpecError(clash, field="key")
+            for name, content in sources.items():
+                if isinstance(content, bytes):
+                    self.s3.put_object(Bucket=bucket, Key=name, Body=content)
+                else:
+                    self.s3.upload_file(str(content), bucket, name)
+        self.log.info("Uploaded %d files to bucket %s", len(sources), bucket)
+        return list(sources)
 
     def list(self, bucket: str, prefix: str = "") -> list[StoredFile]:
         """The files of a bucket whose keys begin with *prefix*, sorted by key.
@@ -97,7 +94,8 @@ class QarnotStorageHook(QarnotHook):
                 StoredFile(key=one["Key"], size=one["Size"], modified=one.get("LastModified"))
                 for page in pages
                 for one in page.get("Contents", ())
-                if not one["Key"].endswith("/")
+                # Consoles mark folders that they make with empty objects.
+                if one["Size"] or not one["Key"].endswith("/")
             ]
 
     def download(
@@ -110,17 +108,19 @@ class QarnotStorageHook(QarnotHook):
         """Download files into *directory*, under their keys without *prefix*; returns where they are.
 
         :param whitelist: regular expression to be found in the keys, as ``results_whitelist`` of a task.
-        :raises QarnotError: a key would lead out of the directory.
+        :raises QarnotInvalidSpecError: a key is no path in the directory, or two are the same; nothing is downloaded.
         """
         wanted = [
             one.key for one in self.list(bucket, prefix) if not whitelist or re.search(whitelist, one.key)
         ]
-        base = Path(directory)
-        targets = [(key, base / _below(key, prefix)) for key in wanted]
+        targets = [(key, Path(directory, name)) for key, name in local_paths(wanted, prefix)]
         for key, target in targets:
             target.parent.mkdir(parents=True, exist_ok=True)
+            # boto3 adds to the name while it writes, which may make it too long.
+            unfinished = target.with_name(f".{uuid4().hex}")
             with explained(f"{key} could not be read from bucket {bucket}", bucket):
-                self.s3.download_file(bucket, key, str(target))
+                self.s3.download_file(bucket, key, str(unfinished))
+            unfinished.replace(target)
         self.log.info("Downloaded %d files from bucket %s", len(targets), bucket)
         return [target for _, target in targets]
 
@@ -201,18 +201,60 @@ def explained(what: str, bucket: str) -> Iterator[None]:
         raise QarnotError(f"{what}: {error}", status=status, kind="bucket", ref=bucket) from error
 
 
+def find_clash(s3: Any, bucket: str, keys: Iterable[str]) -> str | None:
+    """Return why files of these keys cannot be in the bucket beside those that are: one is the folder of another."""
+
+    def first(prefix: str) -> str | None:
+        found = s3.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1).get("Contents", ())
+        return found[0]["Key"] if found else None
+
+    groups: dict[str, builtins.list[str]] = {}
+    for key in sorted(keys):
+        groups.setdefault(key.rpartition("/")[0], []).append(key)
+    for folder in sorted({one for group in groups.values() for one in folders_of(group[0])}):
+        if first(folder) == folder:
+            return f"Bucket {bucket} has a file {folder!r}, so that nothing can be below {folder + '/'!r}"
+    for folder, group in groups.items():
+        if len(group) > 1 and first(f"{folder}/" if folder else "") is None:
+            continue
+        for key in group:
+            if first(f"{key}/") is not None:
+                return f"Bucket {bucket} has files below {key + '/'!r}, so that no file can be {key!r}"
+    return None
+
+
+def _sources(bucket: str, source: str | os.PathLike[str] | bytes, key: str) -> dict[str, bytes | Path]:
+    """Return what each key gets: the bytes, or a file."""
+    if isinstance(source, bytes):
+        if not key:
+            raise QarnotInvalidSpecError("Bytes have no name: give key='...'", field="key")
+        return {key: source}
+    if not str(source).strip():
+        raise QarnotInvalidSpecError("source is empty: give the path of a file or folder", field="source")
+    path = Path(source)
+    if not path.exists():
+        raise FileNotFoundError(f"There is no {path} to upload to bucket {bucket} on this worker")
+    if not path.is_dir():
+        return {key or path.name: _regular(path)}
+    start = f"{key.rstrip('/')}/" if key else ""
+    return {start + one.relative_to(path).as_posix(): one for one in _files(path)}
+
+
 def _files(folder: Path) -> Iterator[Path]:
-    return (one for one in sorted(folder.rglob("*")) if one.is_file())
+    for one in sorted(folder.rglob("*")):
+        if not one.is_dir() or one.is_symlink():
+            yield _regular(one)
 
 
-def _below(key: str, prefix: str) -> PurePosixPath:
-    """Where a key goes below a directory: without *prefix*, and never out of it."""
-    name = PurePosixPath(key.removeprefix(prefix).lstrip("/") or PurePosixPath(key).name)
-    if ".." in name.parts:
-        raise QarnotError(
-            f"The key {key!r} leads out of the directory it would be downloaded to", kind="bucket"
-        )
-    return name
+def _regular(path: Path) -> Path:
+    if path.is_file():
+        return path
+    what = "a link to a folder or to nothing" if path.is_symlink() else "no regular file"
+    raise QarnotInvalidSpecError(
+        f"{path} is {what}, which cannot be uploaded",
+        field="source",
+        remedy="Upload the files it stands for.",
+    )
 
 
-__all__ = ["QarnotStorageHook", "StoredFile", "explained", "s3_client"]
+__all__ = ["QarnotStorageHook", "StoredFile", "explained", "find_clash", "s3_client"]

@@ -7,10 +7,14 @@ import json
 import pickle
 import urllib.request
 from datetime import UTC, datetime
+from importlib.metadata import entry_points
 from pathlib import Path
 
+import fsspec
 import pytest
 from airflow.sdk import ObjectStoragePath
+from airflow.sdk.io import get_fs
+from upath import UPath
 
 from airflow_qarnot_pool.exceptions import QarnotCredentialsError
 from airflow_qarnot_pool.fs.filesystem import QarnotFileSystem
@@ -150,8 +154,60 @@ def test_no_secret_travels_with_a_path(bucket: ObjectStoragePath, qarnot: LocalQ
 
 
 def test_without_a_connection_it_is_the_default_one(bucket: ObjectStoragePath) -> None:
-    (bucket / "a").write_text("x")
     assert ObjectStoragePath(f"qarnot://{bucket.bucket}/a", conn_id=None).fs.conn_id == "qarnot_default"
+    folder = ObjectStoragePath(f"qarnot://{bucket.bucket}/in")
+    assert not folder.exists()
+    (folder / "a").write_text("x")
+    (folder / "b").write_bytes(b"y")
+    with (folder / "c").open("w") as stream:
+        stream.write("z")
+    assert (folder / "a").read_text() == "x"
+    assert (bucket / "in" / "b").read_bytes() == b"y"
+    assert sorted(one.name for one in folder.iterdir()) == ["a", "b", "c"]
+    assert sorted(one.name for one in folder.glob("*")) == ["a", "b", "c"]
+    assert [names for _, _, names in folder.walk()] == [["a", "b", "c"]]
+    (folder / "a").rename(folder / "d")
+    (folder / "b").unlink()
+    assert (folder / "c").stat().st_size == 1
+    assert folder.is_dir()
+    assert sorted(one.name for one in folder.iterdir()) == ["c", "d"]
+
+
+@pytest.mark.parametrize("prefix", ["qarnot://", "qarnot://qarnot_default@"])
+def test_other_libraries_read_and_write_by_the_protocol(bucket: ObjectStoragePath, prefix: str) -> None:
+    url = f"{prefix}{bucket.bucket}/table.csv"
+    with fsspec.open(url, "w") as stream:
+        stream.write("a,b\n1,2\n")
+    with fsspec.open(url, "rb") as stream:
+        assert stream.read() == b"a,b\n1,2\n"
+    with fsspec.open(f"{url}.gz", "wt", compression="infer") as stream:
+        stream.write("packed")
+    with fsspec.open(f"{url}.gz", "rt", compression="infer") as stream:
+        assert stream.read() == "packed"
+    assert [one.path for one in fsspec.open_files(f"{prefix}{bucket.bucket}/*.csv")] == [
+        f"{bucket.bucket}/table.csv"
+    ]
+    fs, path = fsspec.url_to_fs(url)
+    assert (fs.conn_id, path) == ("qarnot_default", f"{bucket.bucket}/table.csv")
+    assert UPath(url).read_text() == "a,b\n1,2\n"
+
+
+def test_a_url_or_an_option_names_another_connection() -> None:
+    """pandas passes ``storage_options`` on as they are."""
+    for url, options in (
+        ("qarnot://other@bucket/key", {}),
+        ("qarnot://bucket/key", {"conn_id": "other"}),
+        ("qarnot://other@bucket", {"conn_id": "other"}),
+    ):
+        fs, path = fsspec.url_to_fs(url, **options)
+        assert (fs.conn_id, path.split("/")[0]) == ("other", "bucket")
+    assert get_fs("qarnot", None, {"conn_id": "other"}).conn_id == "other"
+
+
+def test_the_protocol_is_an_entry_point_of_the_package() -> None:
+    [entry] = entry_points(group="fsspec.specs", name="qarnot")
+    assert entry.load() is QarnotFileSystem
+    assert fsspec.get_filesystem_class("qarnot") is QarnotFileSystem
 
 
 def test_a_refused_token_is_told(qarnot: LocalQarnot, monkeypatch: pytest.MonkeyPatch) -> None:
