@@ -118,7 +118,10 @@ class QarnotTasksTrigger(QarnotTrigger):
             self.log.info("The Qarnot tasks keep running: their Airflow task is %s", state)
             return
         ended = await self._ask(lambda client: end_life(client.tasks, life))
-        self.log.info("Aborted %d Qarnot tasks: their Airflow task is %s", len(ended), state or "cleared")
+        if ended is None:
+            self.log.info("The Qarnot tasks keep running: a later try of their Airflow task has them")
+        else:
+            self.log.info("Aborted %d Qarnot tasks: their Airflow task is %s", len(ended), state or "cleared")
 
 
 def resuming(life: Life) -> str:
