@@ -26,7 +26,7 @@ from airflow_qarnot_pool.hooks.qarnot import QarnotHook
 from airflow_qarnot_pool.identity import Life
 from airflow_qarnot_pool.links import LINKS
 from airflow_qarnot_pool.operators.handed_over import HandedOver
-from airflow_qarnot_pool.operators.parameters import check_flags
+from airflow_qarnot_pool.operators.parameters import check_flags, default_deferrable
 from airflow_qarnot_pool.operators.references import output_of
 from airflow_qarnot_pool.operators.waiting import NOUN, Killed, check_wait, seconds_between_looks, wait_here
 from airflow_qarnot_pool.templates import TemplatedParameters, hide_secrets
@@ -154,7 +154,8 @@ class WaitingOperator(QarnotOperator):
     """Base of the operators that may wait for a remote object.
 
     :param wait_for_completion: wait until it is done; otherwise return as soon as Qarnot has accepted.
-    :param deferrable: wait in the triggerer, where all waits of a connection share one poll.
+    :param deferrable: wait in the triggerer, where all waits of a connection share one poll; default:
+        ``[operators] default_deferrable`` of Airflow if it is set, else True.
     :param poll_interval: seconds (or a timedelta) between two looks; default: ``[qarnot] poll_interval``.
     :param wait_timeout: longest wait; default: no limit but ``execution_timeout``, which counts across deferral.
         The wait for room (``wait_for_quota``) is not part of it.
@@ -175,7 +176,7 @@ class WaitingOperator(QarnotOperator):
         self,
         *,
         wait_for_completion: bool = True,
-        deferrable: bool = True,
+        deferrable: bool | None = None,
         poll_interval: float | timedelta | None = None,
         wait_timeout: timedelta | None = None,
         cancel_on_kill: bool = True,
@@ -184,7 +185,7 @@ class WaitingOperator(QarnotOperator):
     ) -> None:
         super().__init__(**kwargs)
         self.wait_for_completion = wait_for_completion
-        self.deferrable = deferrable
+        self.deferrable = default_deferrable() if deferrable is None else deferrable
         self.poll_interval = poll_interval
         self.wait_timeout = wait_timeout
         self.cancel_on_kill = cancel_on_kill
@@ -194,7 +195,7 @@ class WaitingOperator(QarnotOperator):
         self._budget: dict[str, Any] | None = None
         check_wait(poll_interval, wait_timeout=wait_timeout, wait_for_quota=wait_for_quota)
         check_flags(
-            wait_for_completion=wait_for_completion, deferrable=deferrable, cancel_on_kill=cancel_on_kill
+            wait_for_completion=wait_for_completion, deferrable=self.deferrable, cancel_on_kill=cancel_on_kill
         )
         self._kill_asked = False
         self._remote_work: RemoteWork | None = None
