@@ -2,7 +2,7 @@
 
 A remote object's name is decided before the request that creates it, so a lost answer loses nothing:
 
-* *owner*: the Airflow task instance over all its lives (every retry, every clear);
+* *owner*: the Airflow task instance, in one iteration of a loop, over all its lives (every retry, every clear);
 * *lineage*: one life of the owner. An automatic retry stays in it. Clearing the task raises ``max_tries`` and
   clearing a finished DAG run resets ``dag_run.start_date``: either starts a new lineage;
 * *generation*: counts up within a lineage each time what was there can no longer be used.
@@ -20,6 +20,8 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
+
+from airflow_qarnot_pool.iterations import iteration_of
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -55,6 +57,7 @@ class Life:
 
     ``part`` tells different objects of one task instance apart (each has its own owner); ``item`` tells the
     many like ones of a fan-out apart (all have the same owner and lineage, so that one search finds them).
+    ``iteration`` tells the iterations of a loop apart (:mod:`airflow_qarnot_pool.iterations`).
     ``shared`` names what belongs to no task instance but to everybody in the namespace who says that name: it has
     one owner and one lineage for ever (see :mod:`airflow_qarnot_pool.shared`).
     Computed on the worker, because a trigger cannot see ``max_tries``, and handed to the trigger as kwargs.
@@ -72,6 +75,7 @@ class Life:
     part: str = ""
     item: int | None = None
     shared: str = ""
+    iteration: str = ""
 
     @classmethod
     def of(cls, context: Context, namespace: str, part: str = "") -> Life:
@@ -89,13 +93,15 @@ class Life:
             try_number=ti.try_number,
             retries=int(getattr(context.get("task"), "retries", None) or 0),
             part=part,
+            iteration=iteration_of(context),
         )
 
     @property
     def owner(self) -> str:
         if self.shared:
             return _digest(self.namespace, "shared", self.shared, self.part)
-        return _digest(self.namespace, self.dag_id, self.run_id, self.task_id, self.map_index, self.part)
+        parts = (self.namespace, self.dag_id, self.run_id, self.task_id, self.map_index, self.part)
+        return _digest(*parts, self.iteration) if self.iteration else _digest(*parts)
 
     @property
     def lineage(self) -> str:
@@ -152,6 +158,7 @@ class Life:
             _LABEL + "spec": fingerprint,
             **({} if self.item is None else {_LABEL + "item": str(self.item)}),
             **({_LABEL + "shared": self.shared} if self.shared else {}),
+            **({_LABEL + "iteration": self.iteration} if self.iteration else {}),
         }
 
     def to_kwargs(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from airflow_qarnot_pool.compat import TaskDeferralError, TaskDeferred
 from airflow_qarnot_pool.conditions import Ending, Outcome
 from airflow_qarnot_pool.exceptions import (
     QarnotCreditsError,
+    QarnotInvalidSpecError,
     QarnotKilledError,
     QarnotRefusedError,
     QarnotWaitTimeoutError,
@@ -403,3 +404,31 @@ def test_a_pool_that_cannot_be_closed_by_the_task_that_waits_for_its_end_is_not_
     qarnot.clear_requests()
     fail_for_good(operator)
     assert qarnot.requests() == []
+
+
+# --- iterations of a loop
+
+
+@KINDS
+def test_an_iteration_neither_takes_nor_ends_what_another_one_has(
+    qarnot: LocalQarnot, client: QarnotClient, make: Any, tries: Callable[..., FakeTI]
+) -> None:
+    """They share task, map index and try, so that each would be a retry of the other."""
+    for number in (1, 2):
+        for try_number in (1, 2):
+            ti = tries(make, try_number)
+            ti.iteration = number  # type: ignore[attr-defined]
+            defer(make, ti)
+    assert ended(client, ti.run_id) == [False, False]
+    assert len({one.labels["airflow.lineage"] for one in made_in(client, ti.run_id)}) == 2
+
+
+@KINDS
+def test_a_coordinate_that_is_not_known_is_refused_before_anything_is_made(
+    qarnot: LocalQarnot, client: QarnotClient, make: Any, tries: Callable[..., FakeTI]
+) -> None:
+    ti = tries(make, 1)
+    ti.shard = 3  # type: ignore[attr-defined]
+    with pytest.raises(QarnotInvalidSpecError, match=r"ti\.shard"):
+        defer(make, ti)
+    assert made_in(client, ti.run_id) == []
