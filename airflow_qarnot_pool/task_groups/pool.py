@@ -10,6 +10,7 @@ from airflow.sdk import TaskGroup, TriggerRule, XComArg
 
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
 from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
+from airflow_qarnot_pool.sensors.task import QarnotTaskSensor
 from airflow_qarnot_pool.shared import KEEP_WARM
 
 if TYPE_CHECKING:
@@ -60,6 +61,10 @@ class QarnotPoolGroup(TaskGroup):
     for the pool by its upstreams in the group, as ``cleanup`` does in ``frames >> cleanup`` with ``all_done``. A task
     without any upstream gets ``all_success``: it runs when the pool is open. To clean up on the pool and fail the DAG
     run all the same when the work fails, make the clean-up a teardown: ``frames >> cleanup.as_teardown()``.
+
+    A task that does not wait for its Qarnot task (``wait_for_completion=False``) is refused unless a
+    :class:`~airflow_qarnot_pool.sensors.task.QarnotTaskSensor` follows it in the group: the teardown would cancel what
+    still runs.
 
     With ``shared`` the pool is not this run's alone: every group, DAG and run of the namespace that says the same name
     uses one pool, which is closed by the last one out. See ``docs/share-a-pool.md``.
@@ -171,6 +176,7 @@ class QarnotPoolGroup(TaskGroup):
                 first = {task.task_id for task in self._work() if self._follows_setup(task, ids)}
                 self._give_pool(first)
                 self._wire(first)
+                self._refuse_unawaited()
             elif isinstance(error, NotImplementedError) and self._is_mapped:
                 raise QarnotInvalidSpecError(
                     f"{self.group_id} is inside a mapped @task_group, where Airflow can expand no task: expand "
@@ -268,6 +274,33 @@ class QarnotPoolGroup(TaskGroup):
             for task in ends or [self.open_pool]:
                 _edge(task, after)
 
+    def _refuse_unawaited(self) -> None:
+        """Refuse tasks whose Qarnot tasks the teardown would cancel, as no task of the group waits for their end.
+
+        :raises QarnotInvalidSpecError: names the task, and what to write instead.
+        """
+        ids = {task.task_id for task in self._work()}
+        sensors = {task.task_id for task in self._work() if issubclass(_class_of(task), QarnotTaskSensor)}
+        for task in self._work():
+            if not self._runs_here(task) or _waits(task):
+                continue
+            if not sensors & ids & task.get_flat_relative_ids(upstream=False):
+                raise QarnotInvalidSpecError(
+                    f"{task.task_id} in QarnotPoolGroup {self.group_id!r} does not wait for its Qarnot task, which "
+                    "the teardown would cancel, got wait_for_completion=False",
+                    field="wait_for_completion",
+                    remedy="Remove it: a deferred wait takes no worker slot. Or put a QarnotTaskSensor for the Qarnot "
+                    f"task after {task.task_id} in the group. A Qarnot task that outlives the group is submitted "
+                    "outside of it.",
+                )
+
+    def _runs_here(self, task: Any) -> bool:
+        """Return whether *task* submits Qarnot tasks to the pool of this group."""
+        if getattr(_class_of(task), "kind", None) != "task" or issubclass(_class_of(task), QarnotTaskSensor):
+            return False
+        pool = task.partial_kwargs.get("qarnot_pool") if task.is_mapped else task.qarnot_pool
+        return any(maker is self.open_pool for maker, _ in XComArg.iter_xcom_references(pool))
+
     def _neighbours(self, tasks: set[str], groups: set[str | None], ends: str) -> Iterator[Any]:
         """The tasks that stand next to this group, whether it was linked with them or with a group of theirs."""
         for task in tasks:
@@ -276,6 +309,25 @@ class QarnotPoolGroup(TaskGroup):
         for group in groups:
             # A group that has no tasks yet makes these edges itself, if it is one of ours.
             yield from getattr(known[str(group)], ends)()
+
+
+def _class_of(task: Any) -> type:
+    """Return the class of the operator that a task, mapped or not, runs."""
+    found: type = task.operator_class if task.is_mapped else type(task)
+    return found
+
+
+def _waits(task: Any) -> bool:
+    """Return whether a task that submits Qarnot tasks waits for them, as do all copies of a mapped one."""
+    if not task.is_mapped:
+        return bool(task.wait_for_completion)
+    expanded = getattr(task.expand_input, "value", {})
+    rows = expanded if isinstance(expanded, (list, tuple)) else []
+    values = [task.partial_kwargs.get("wait_for_completion", True)]
+    values += [row.get("wait_for_completion", True) for row in rows if isinstance(row, dict)]
+    if isinstance(expanded, dict) and isinstance(flags := expanded.get("wait_for_completion"), (list, tuple)):
+        values += flags
+    return all(values)
 
 
 def _wants_pool(task: Any) -> bool:
