@@ -31,6 +31,8 @@ except ImportError:  # 3.1, where airflow.sdk.exceptions lacks most of them
         TaskDeferred,
     )
 
+#: The ``next_method`` of a deferred task whose trigger Airflow has given up.
+TRIGGER_FAIL_REPR = "__fail__"
 AIRFLOW_VERSION = tuple(int(part) for part in airflow_version.split(".")[:2])
 #: From 3.3 the triggerer calls ``BaseTrigger.on_kill`` when a user marks or clears a deferred task.
 TRIGGERS_HAVE_ON_KILL = AIRFLOW_VERSION >= (3, 3)

@@ -12,12 +12,19 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_qarnot_pool.api import states
-from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError, QarnotUnknownStateError
+from airflow_qarnot_pool.api.errors import (
+    QarnotInvalidSpecError,
+    QarnotNotFoundError,
+    QarnotUnknownStateError,
+)
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.models import Pool, Task
 
 Kind = Literal["pool", "task"]
+
+#: Maximum seconds for which a 404 is doubted, because a wait with rare polls must also end.
+LONGEST_DOUBT = 10.0
 
 
 class Verdict(StrEnum):
@@ -168,6 +175,35 @@ POOL_CLOSED = Condition(
     targets=(states.PoolState.CLOSED, states.PoolState.FAILURE, states.PoolState.PENDING_DELETE),
 )
 TASK_ENDED = Condition(kind="task", targets=tuple(states.TASK_TERMINAL), passed=False)
+#: Ends that a Qarnot task reaches by itself, so that they count even if the wait for it has ended otherwise.
+TASK_DONE = Condition(kind="task", targets=(states.TaskState.SUCCESS, states.TaskState.FAILURE), passed=False)
+TASK_SUCCEEDED = Condition(kind="task", targets=(states.TaskState.SUCCESS,), passed=False)
+
+
+class Absence:
+    """Decide whether an object that is answered with 404 is gone.
+
+    A single 404 proves nothing, because a proxy or a replica that lags may have sent it. The object is gone once the
+    service itself has answered 404 for two poll intervals (10 s at most) and no poll in between has found it.
+    """
+
+    __slots__ = ("_patience", "_since")
+
+    def __init__(self, interval: float) -> None:
+        self._patience = min(LONGEST_DOUBT, 2 * interval)
+        self._since: float | None = None
+
+    def found(self) -> None:
+        """Note that a poll has found the object."""
+        self._since = None
+
+    def is_certain(self, error: QarnotNotFoundError, now: float) -> bool:
+        """Return whether *error*, raised at *now* (monotonic seconds), shows that the object is gone."""
+        if error.foreign:
+            return False
+        if self._since is None:
+            self._since = now
+        return now - self._since >= self._patience
 
 
 class Ending(StrEnum):

@@ -170,7 +170,7 @@ def error_for(
             return QarnotBucketNotFoundError(**details)
         if at and (foreign or urlsplit(at).path):
             details["remedy"] = f"{QarnotNotFoundError.remedy} Or the API is not at {at}: {_CHECK_HOST}"
-        return QarnotNotFoundError(**details)
+        return QarnotNotFoundError(foreign=foreign, **details)
     # Documented for tasks as 400 "shortname-uniqueness"; for pools nothing is, so be generous.
     if creating and (_TAKEN.search(lowered) or status == 409):
         return QarnotNameTakenError(**details)

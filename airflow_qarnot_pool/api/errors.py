@@ -181,9 +181,16 @@ class QarnotCredentialsError(QarnotError):
 
 
 class QarnotNotFoundError(QarnotError):
-    """The object does not exist (404)."""
+    """The object does not exist (404).
+
+    ``foreign``: the response is not in the API's own form, so a proxy may have sent it.
+    """
 
     remedy = "Check the uuid or shortname; a finished object may have been deleted by its time to live."
+
+    def __init__(self, message: str | None = None, *, foreign: bool = False, **details: Any) -> None:
+        self.foreign = foreign
+        super().__init__(message, **details)
 
     def _sentence(self) -> str:
         kind = self.kind or "object"

@@ -6,7 +6,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self
@@ -20,15 +20,22 @@ from airflow_qarnot_pool.api.errors import (
     QarnotQuotaError,
 )
 from airflow_qarnot_pool.compat import TaskDeferralError, TaskDeferralTimeout
-from airflow_qarnot_pool.conditions import Condition, Ending, Kind, Outcome
+from airflow_qarnot_pool.conditions import TASK_SUCCEEDED, Condition, Ending, Kind, Outcome, concluded
 from airflow_qarnot_pool.exceptions import QarnotKilledError, QarnotWaitTimeoutError
 from airflow_qarnot_pool.hooks.qarnot import QarnotHook
 from airflow_qarnot_pool.identity import Life
 from airflow_qarnot_pool.links import LINKS
 from airflow_qarnot_pool.operators.handed_over import HandedOver
-from airflow_qarnot_pool.operators.parameters import check_flags, default_deferrable
+from airflow_qarnot_pool.operators.parameters import check_flags
 from airflow_qarnot_pool.operators.references import output_of
-from airflow_qarnot_pool.operators.waiting import NOUN, Killed, check_wait, seconds_between_looks, wait_here
+from airflow_qarnot_pool.operators.waiting import (
+    NOUN,
+    Killed,
+    check_wait,
+    poll_once_more,
+    seconds_between_looks,
+    wait_here,
+)
 from airflow_qarnot_pool.templates import TemplatedParameters, hide_secrets
 
 if TYPE_CHECKING:
@@ -43,8 +50,6 @@ if TYPE_CHECKING:
 BACKSTOP = timedelta(minutes=5)
 #: Seconds in which a kill must be done with ending things; Airflow gives 5.
 HURRY = 4.0
-#: Seconds of them in which Qarnot must say whether a later try has taken over.
-_ASK = 1.5
 
 
 @dataclass
@@ -60,24 +65,12 @@ class RemoteWork:
     life: Life
     uuid: str | None = None
     killed: Killed = field(default_factory=Killed)
-    #: Whether a later try has taken it over: then this process stood still, and has nothing to end any more.
-    taken_over: bool = False
 
     def end(self, *, hurried: bool) -> None:
-        """End it, unless a later try has taken it over.
-
-        *hurried*: within the 5 s that Airflow gives. A shared object ends only if nobody else needs it.
-        """
+        """End it; *hurried*: within the 5 s that Airflow gives. What others share ends only if nobody needs it."""
         from airflow_qarnot_pool.claim import end, end_life
 
-        began = time.monotonic()
-        if self.uuid is not None and self._is_taken_over(hurried):
-            self.taken_over = True
-            return
-        left = HURRY - (time.monotonic() - began)
-        limits: dict[str, Any] = (
-            {"retries": 1, "timeout": min(3.0, left), "deadline": left} if hurried else {}
-        )
+        limits: dict[str, Any] = {"retries": 1, "timeout": 3.0, "deadline": 4.0} if hurried else {}
         client = self.settings.client(**limits)
         if self.life.shared:
             from airflow_qarnot_pool.shared import release
@@ -88,20 +81,7 @@ class RemoteWork:
         if self.uuid is not None:
             end(resource, self.uuid)
         else:
-            self.taken_over = end_life(resource, self.life, within=left if hurried else None) is None
-
-    def _is_taken_over(self, hurried: bool) -> bool:
-        """Return whether a later try has the object; False if Qarnot does not say in time."""
-        from airflow_qarnot_pool.claim import is_taken_over
-
-        if self.uuid is None or self.life.shared or self.life.try_number > self.life.max_tries:
-            return False
-        limits: dict[str, Any] = {"retries": 0, "timeout": _ASK, "deadline": _ASK} if hurried else {}
-        client = self.settings.client(**limits)
-        try:
-            return is_taken_over(client.pools if self.kind == "pool" else client.tasks, self.life, self.uuid)
-        except QarnotError:
-            return False
+            end_life(resource, self.life, within=HURRY if hurried else None)
 
 
 class QarnotOperator(TemplatedParameters, BaseOperator):
@@ -154,13 +134,11 @@ class WaitingOperator(QarnotOperator):
     """Base of the operators that may wait for a remote object.
 
     :param wait_for_completion: wait until it is done; otherwise return as soon as Qarnot has accepted.
-    :param deferrable: wait in the triggerer, where all waits of a connection share one poll; default:
-        ``[operators] default_deferrable`` of Airflow if it is set, else True.
+    :param deferrable: wait in the triggerer, where all waits of a connection share one poll.
     :param poll_interval: seconds (or a timedelta) between two looks; default: ``[qarnot] poll_interval``.
     :param wait_timeout: longest wait; default: no limit but ``execution_timeout``, which counts across deferral.
         The wait for room (``wait_for_quota``) is not part of it.
-    :param cancel_on_kill: end the remote object when the Airflow task is killed, cleared or runs out of time. An
-        object whose task fails in another way ends in any case, as nothing else would end it.
+    :param cancel_on_kill: end the remote object when the Airflow task is killed, cleared or runs out of time.
     :param wait_for_quota: how long to wait for room when a quota of the account is reached; default: fail at once.
     """
 
@@ -169,14 +147,12 @@ class WaitingOperator(QarnotOperator):
     uuid_key: ClassVar[str]
     #: Whether it runs on a worker between deferrals, to submit more.
     many: ClassVar[bool] = False
-    #: Whether the remote object is its own, which ends if this fails. The task that closes a pool owns none.
-    owns: ClassVar[bool] = True
 
     def __init__(
         self,
         *,
         wait_for_completion: bool = True,
-        deferrable: bool | None = None,
+        deferrable: bool = True,
         poll_interval: float | timedelta | None = None,
         wait_timeout: timedelta | None = None,
         cancel_on_kill: bool = True,
@@ -185,7 +161,7 @@ class WaitingOperator(QarnotOperator):
     ) -> None:
         super().__init__(**kwargs)
         self.wait_for_completion = wait_for_completion
-        self.deferrable = default_deferrable() if deferrable is None else deferrable
+        self.deferrable = deferrable
         self.poll_interval = poll_interval
         self.wait_timeout = wait_timeout
         self.cancel_on_kill = cancel_on_kill
@@ -195,7 +171,7 @@ class WaitingOperator(QarnotOperator):
         self._budget: dict[str, Any] | None = None
         check_wait(poll_interval, wait_timeout=wait_timeout, wait_for_quota=wait_for_quota)
         check_flags(
-            wait_for_completion=wait_for_completion, deferrable=self.deferrable, cancel_on_kill=cancel_on_kill
+            wait_for_completion=wait_for_completion, deferrable=deferrable, cancel_on_kill=cancel_on_kill
         )
         self._kill_asked = False
         self._remote_work: RemoteWork | None = None
@@ -219,6 +195,10 @@ class WaitingOperator(QarnotOperator):
     @abstractmethod
     def _trigger_class(self) -> type[QarnotTrigger]:
         """The trigger that waits when this defers."""
+
+    @abstractmethod
+    def _awaited(self) -> Condition:
+        """Return the condition that still counts when the wait has ended otherwise."""
 
     def _life_of(self, context: Context) -> Life:
         """Whose the remote object is."""
@@ -354,15 +334,37 @@ class WaitingOperator(QarnotOperator):
             self._end_unless_retried()
             raise
         if outcome is None or killed.is_set():
-            # What was seen last may be the work of on_kill.
-            raise self._killed()
-        return Outcome(
-            ending=outcome.ending,
-            uuid=uuid,
-            state=outcome.state,
-            message=outcome.message,
-            carry={**carry, **outcome.carry},
-        )
+            # The state seen last may be the work of on_kill, but no abort makes a success.
+            outcome = self._success_before_kill(uuid)
+            if outcome is None:
+                raise self._killed()
+        outcome = replace(outcome, carry={**carry, **outcome.carry})
+        return outcome if outcome.ending is Ending.MET else self._after_all(outcome)
+
+    def _after_all(self, outcome: Outcome) -> Outcome:
+        """Return the outcome of a wait after one more poll: the object may have reached, or left, its target."""
+        pause = self._work.killed.wait if self._work else time.sleep
+        try:
+            now = poll_once_more(self._resource, outcome.uuid, self._awaited(), outcome.state, pause)
+        except QarnotError as error:
+            self.log.info("Could not poll %s once more: %s", outcome.uuid, error)
+            return outcome
+        if now is None or Ending.MET not in (now.ending, outcome.ending):
+            return outcome
+        if now.ending is not outcome.ending:
+            self.log.info("%s %s is %s by now", NOUN[self.kind], outcome.uuid, now.state or "gone")
+        return replace(now, carry=outcome.carry)
+
+    def _success_before_kill(self, uuid: str) -> Outcome | None:
+        """Return the outcome of a Qarnot task that succeeded before this process was told to stop."""
+        if self._work is None or self.kind != "task":
+            return None
+        try:
+            look = self._work.settings.client(retries=0, timeout=2.0, deadline=2.0).tasks.get(uuid)
+            outcome = concluded(TASK_SUCCEEDED, look)
+        except QarnotError:
+            return None
+        return outcome if outcome is not None and outcome.ending is Ending.MET else None
 
     def _over_now(self) -> str | None:
         """What to say where what is waited for has cost too much; None where it has not."""
@@ -398,11 +400,11 @@ class WaitingOperator(QarnotOperator):
         outcome = Outcome.from_event(event)
         self._work = work = RemoteWork(self.kind, self.hook.settings, self._life_of(context), outcome.uuid)
         if work.killed.is_set():
-            self._end_killed()
+            self._end("the Airflow task is killed", hurried=True)
             raise self._killed()
         with self._ending_on_error("it could not be taken up again"):
             self._take_up(context, outcome)
-        return outcome
+        return outcome if outcome.ending is Ending.MET else self._after_all(outcome)
 
     def _take_up(self, context: Context, outcome: Outcome) -> None:
         """What a new process needs before it goes on; where that fails, the remote object is ended."""
@@ -420,9 +422,6 @@ class WaitingOperator(QarnotOperator):
         """End the remote object where this fails: it may have been the last try, and nobody else does."""
         try:
             yield
-        except (QarnotKilledError, QarnotWaitTimeoutError):
-            self._end(why, killed=True)
-            raise
         except Exception:
             self._end(why)
             raise
@@ -432,21 +431,14 @@ class WaitingOperator(QarnotOperator):
         if self._work is not None and self._work.life.try_number > self._work.life.max_tries:
             self._end("its wait failed, and no try is left to take it up")
 
-    def _end(self, why: str, *, killed: bool = False, hurried: bool = False) -> None:
-        """End the remote object, and keep the error that is being handled.
-
-        *killed*: the reason is a kill or a time limit, which ``cancel_on_kill=False`` exempts.
-        """
-        if self._work is None or not self.owns or (killed and not self.cancel_on_kill):
+    def _end(self, why: str, *, hurried: bool = False) -> None:
+        """End the remote object, and keep the error that is being handled."""
+        if self._work is None or not self.cancel_on_kill:
             return
         noun, uuid = NOUN[self.kind], self._work.uuid
         try:
             self._work.end(hurried=hurried)
-            if self._work.taken_over:
-                left = "%s %s is left to a later try, which has taken it over: %s"
-                self.log.info(left, noun, uuid or "of this task", why)
-            else:
-                self.log.info("%s %s ended: %s", noun, uuid or "of this task", why)
+            self.log.info("%s %s ended: %s", noun, uuid or "of this task", why)
         except QarnotError as error:
             self.log.error("%s %s could not be ended (%s): %s", noun, uuid or "of this task", why, error)
 
@@ -461,7 +453,7 @@ class WaitingOperator(QarnotOperator):
                 self._end_killed()
 
     def _end_killed(self) -> None:
-        self._end("the Airflow task is killed", killed=True, hurried=True)
+        self._end("the Airflow task is killed", hurried=True)
 
     def defer(self, **kwargs: Any) -> NoReturn:
         """As Airflow's; from here on a kill of this process need not be one of the wait."""
@@ -471,24 +463,46 @@ class WaitingOperator(QarnotOperator):
         super().defer(**kwargs)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """End the remote object where Airflow gave up the trigger: then nobody else does."""
+        """Resume as Airflow does.
+
+        If Airflow gave up the trigger, nothing else ends the remote object. It is ended unless it has reached its
+        target by now.
+        """
         try:
             return super().resume_execution(next_method, next_kwargs, context)
         except (TaskDeferralTimeout, TaskDeferralError) as error:
             self._work = self._work or RemoteWork(self.kind, self.hook.settings, self._life_of(context))
-            self._end(f"the deferred wait failed ({type(error).__name__})", killed=True)
-            raise
+            given_up = error
+        if (outcome := self._reached_without_trigger(context)) is not None:
+            return self.execute_complete(context, outcome.to_event())
+        self._end(f"the deferred wait failed ({type(given_up).__name__})")
+        raise given_up
+
+    def _reached_without_trigger(self, context: Context) -> Outcome | None:
+        """Return the outcome of a wait whose trigger brought none, if the object has reached its target."""
+        ti = context["ti"]
+        uuid = ti.xcom_pull(task_ids=self.task_id, key=self.uuid_key, map_indexes=ti.map_index)
+        if not isinstance(uuid, str):
+            return None
+        outcome = self._after_all(Outcome(ending=Ending.TIMEOUT, uuid=uuid))
+        return outcome if outcome.ending is Ending.MET else None
+
+    @abstractmethod
+    def execute_complete(self, context: Context, event: Mapping[str, Any]) -> Any:
+        """Resume with the outcome that the trigger found."""
 
     def _raise_for(self, outcome: Outcome) -> None:
         """Raise what an outcome other than MET means."""
         if outcome.ending is Ending.TIMEOUT:
-            self._end("the wait ran out of time", killed=True)
+            self._end("the wait ran out of time")
+            done = "what ran was ended" if self.cancel_on_kill else "what runs goes on (cancel_on_kill=False)"
             raise QarnotWaitTimeoutError(
-                f"{outcome.message}; {self._became('what runs')}. Raise wait_timeout if it needs longer",
+                f"{outcome.message}; {done}. Raise wait_timeout if it needs longer",
                 kind=self.kind,
                 ref=outcome.uuid,
             )
         if outcome.ending is Ending.GONE:
+            self._end("it seems to be gone")
             raise QarnotGoneError(outcome.message, kind=self.kind, ref=outcome.uuid)
         if outcome.ending is Ending.ERROR:
             self._end_unless_retried()
@@ -497,16 +511,11 @@ class WaitingOperator(QarnotOperator):
 
     def _killed(self) -> QarnotKilledError:
         uuid = self._work.uuid if self._work else None
+        became = "was ended" if self.cancel_on_kill else "goes on (cancel_on_kill=False)"
         return QarnotKilledError(
-            f"Airflow stopped this task; {self._became(f'{NOUN[self.kind]} {uuid}')}"
+            f"Airflow stopped this task; {NOUN[self.kind]} {uuid} {became}"
             if uuid
             else "Airflow stopped this task before it had begun anything",
             kind=self.kind,
             ref=uuid,
         )
-
-    def _became(self, noun: str) -> str:
-        """Say what became of the remote object after a kill or a time limit."""
-        if self._work is not None and self._work.taken_over:
-            return f"{noun} goes on for a later try, which has taken it over"
-        return f"{noun} was ended" if self.cancel_on_kill else f"{noun} goes on (cancel_on_kill=False)"

@@ -155,11 +155,11 @@ class BudgetOperator(WaitingOperator):
                 metrics.incr("budget.warnings", kind=self.kind, dag_id=self.dag_id)
         return verdict.message if verdict.level is Level.OVER else None
 
-    def _raise_for(self, outcome: Outcome) -> None:
+    def _after_all(self, outcome: Outcome) -> Outcome:
         if outcome.ending is Ending.ERROR and outcome.carry.get("error") == QarnotBudgetError.__name__:
             # The trigger has ended it; this one has retries, and more than a moment.
             close_over(self.client, outcome.carry.get("budget"), self.log)
-        super()._raise_for(outcome)
+        return super()._after_all(outcome)
 
     def _raise_if_over(self, *, cause: BaseException | None = None) -> None:
         """Somebody else's watch may have closed the pool first: say so, instead of what that looked like here."""

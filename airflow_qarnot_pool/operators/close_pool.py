@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import XComArg
 
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError, QarnotNotFoundError
-from airflow_qarnot_pool.conditions import POOL_CLOSED, Ending, Outcome
+from airflow_qarnot_pool.conditions import POOL_CLOSED, Condition, Ending, Outcome
 from airflow_qarnot_pool.identity import Life
 from airflow_qarnot_pool.links import LINKS
 from airflow_qarnot_pool.operators.base import QarnotOperator, WaitingOperator
@@ -41,7 +41,6 @@ class QarnotClosePoolOperator(PoolOperator):
         docs/what-a-run-costs.md); the log tells what the pool has cost in any case.
     """
 
-    owns = False
     template_fields = (*WaitingOperator.template_fields, "qarnot_pool", "shared")
 
     def __init__(
@@ -88,6 +87,7 @@ class QarnotClosePoolOperator(PoolOperator):
         if not self.wait_for_completion:
             self._tell_cost(context, uuid)
             return uuid
+        context["ti"].xcom_push(key=self.uuid_key, value=uuid)
         return self._closed(context, self._wait(uuid, POOL_CLOSED, self._deadline(context)))
 
     def _makers_upstream(self) -> list[Any]:
@@ -131,6 +131,9 @@ class QarnotClosePoolOperator(PoolOperator):
         if not self.is_teardown:
             return None
         return [one.task_id for one in self.upstream_list if one.is_setup] or None
+
+    def _awaited(self) -> Condition:
+        return POOL_CLOSED
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> str:
         """Return the uuid of the pool that is closed."""

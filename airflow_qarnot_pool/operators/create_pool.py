@@ -232,7 +232,13 @@ class QarnotCreatePoolOperator(BudgetOperator, WarmingOperator):
         """Return the uuid of the pool that is ready, or close it and say why it is not."""
         outcome = self._resumed(context, event)
         with self._closing_on_error():
-            return self._ready(context, outcome)
+            # The pool may have ended while this task waited for a worker.
+            return self._ready(context, self._after_all(outcome) if outcome.ending is Ending.MET else outcome)
+
+    def _awaited(self) -> Condition:
+        condition = self._condition(self._given())
+        assert condition is not None
+        return condition
 
     def _ready(self, context: Context, outcome: Outcome) -> str:
         carry = outcome.carry
@@ -249,8 +255,8 @@ class QarnotCreatePoolOperator(BudgetOperator, WarmingOperator):
         self._raise_for(outcome)
         if outcome.ending is Ending.IMPOSSIBLE:
             raise QarnotPoolEndedError(outcome.message, kind="pool", ref=outcome.uuid)
-        if warm := carry.get("warm_up"):
-            self._end_warm_up(warm)
+        if (warm_up := carry.get("warm_up")) or (self._warms_up and not carry):
+            self._end_warm_up(outcome.uuid, warm_up)
         self.log.info("Pool %s is %s", outcome.uuid, outcome.state)
         return outcome.uuid
 

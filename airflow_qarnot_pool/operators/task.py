@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_qarnot_pool.api import states
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError, QarnotRefusedError
-from airflow_qarnot_pool.conditions import TASK_ENDED
+from airflow_qarnot_pool.conditions import TASK_DONE, TASK_ENDED, Condition
 from airflow_qarnot_pool.costs import executed
 from airflow_qarnot_pool.exceptions import (
     QarnotNodeLostError,
@@ -21,7 +21,7 @@ from airflow_qarnot_pool.handover import Position
 from airflow_qarnot_pool.links import LINKS
 from airflow_qarnot_pool.operators.parameters import check_filled, names_given
 from airflow_qarnot_pool.operators.task_base import COMMON_FIELDS, TaskOperator
-from airflow_qarnot_pool.operators.waiting import already
+from airflow_qarnot_pool.operators.waiting import already, get_surely
 from airflow_qarnot_pool.output import failure_report, fetch, lost_nodes, read_output, take_over
 from airflow_qarnot_pool.shared import MOST_GENERATIONS
 from airflow_qarnot_pool.templates import known_at_parse
@@ -160,7 +160,7 @@ class QarnotRunTaskOperator(TaskOperator):
 
     def _finish(self, context: Context, outcome: Outcome, carry: Mapping[str, Any]) -> Any:
         self._raise_for(outcome)
-        task = self.client.tasks.get(outcome.uuid)
+        task = get_surely(self.client.tasks, outcome.uuid)
         if self.log_output:
             if written := carry.get("output"):
                 self._position = take_over(context["ti"], written, self.log)
@@ -251,6 +251,9 @@ class QarnotRunTaskOperator(TaskOperator):
             "execution_seconds": executed(task),
             "result_bucket": task.result_bucket,
         }
+
+    def _awaited(self) -> Condition:
+        return TASK_DONE
 
     def _trigger_class(self) -> type[QarnotTrigger]:
         from airflow_qarnot_pool.triggers.task import QarnotTaskTrigger

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -20,15 +20,16 @@ from airflow_qarnot_pool.api.errors import (
     QarnotRefusedError,
     QarnotUnavailableError,
 )
-from airflow_qarnot_pool.conditions import Ending, Outcome
+from airflow_qarnot_pool.conditions import TASK_DONE, Condition, Ending, Outcome
 from airflow_qarnot_pool.exceptions import QarnotBudgetError, QarnotPoolEndedError, QarnotTaskFailedError
 from airflow_qarnot_pool.fan_out import Memory
 from airflow_qarnot_pool.identity import OWNER_TAG, Life, Relic, numbers_of
 from airflow_qarnot_pool.links import LINKS
 from airflow_qarnot_pool.operators.base import RemoteWork
+from airflow_qarnot_pool.operators.budget import close_over
 from airflow_qarnot_pool.operators.parameters import check_filled, command_text, names_given, read
 from airflow_qarnot_pool.operators.task_base import TaskOperator
-from airflow_qarnot_pool.operators.waiting import passing, seconds_between_looks
+from airflow_qarnot_pool.operators.waiting import get_surely, passing, seconds_between_looks
 from airflow_qarnot_pool.output import failure_report
 from airflow_qarnot_pool.shared import MOST_GENERATIONS
 from airflow_qarnot_pool.templates import hide_secrets, is_templated, known_at_parse, revealed
@@ -173,24 +174,19 @@ class QarnotRunTasksOperator(TaskOperator):
     # --- running it
 
     def execute(self, context: Context) -> dict[str, Any]:
-        with self._ending_in_the_last_try():
-            return self._go_on(context, self._deadline(context), Memory())
+        return self._go_on(context, self._deadline(context), Memory())
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
         """Submit more, wait on, or return what became of all."""
         outcome = Outcome.from_event(event)
         self._begin(context)
-        self._raise_for(outcome)
-        with self._ending_in_the_last_try():
-            return self._go_on_from(context, outcome.carry)
-
-    @contextmanager
-    def _ending_in_the_last_try(self) -> Iterator[None]:
-        """End what runs if this fails and no try is left that would take it over."""
+        if outcome.ending is not Ending.MET:
+            outcome = self._after_all(outcome)
+            self._raise_for(outcome)
         try:
-            yield
+            return self._go_on_from(context, outcome.carry)
         except QarnotTaskFailedError:
-            raise  # all of them have ended
+            raise  # all of them are over
         except Exception:
             self._end_unless_retried()
             raise
@@ -199,14 +195,43 @@ class QarnotRunTasksOperator(TaskOperator):
         """Go on where a quota of the account stopped it."""
         self._quota_deadline = datetime.fromisoformat(event["deadline"])
         carry = event.get("carry") or {}
-        if not carry:
-            return self.execute(context)
-        with self._ending_in_the_last_try():
-            return self._go_on_from(context, carry)
+        return self._go_on_from(context, carry) if carry else self.execute(context)
 
     def _go_on_from(self, context: Context, carry: Mapping[str, Any]) -> dict[str, Any]:
         deadline = datetime.fromisoformat(carry["deadline"]) if carry.get("deadline") else None
         return self._go_on(context, deadline, Memory.from_carry(carry))
+
+    def _after_all(self, outcome: Outcome) -> Outcome:
+        """Return MET if every item has ended by now, in whichever way the wait has ended."""
+        if outcome.carry.get("error") == QarnotBudgetError.__name__:
+            close_over(self.client, outcome.carry.get("budget"), self.log)
+        now = self._all_done(Memory.from_carry(outcome.carry))
+        return outcome if now is None else replace(outcome, ending=Ending.MET)
+
+    def _all_done(self, memory: Memory) -> Board | None:
+        """Return where every item stands if each has succeeded or failed; None otherwise.
+
+        A cancelled item does not count, as whatever ended the wait may have cancelled it.
+        """
+        from airflow_qarnot_pool.claim import NOT_THE_WORK
+        from airflow_qarnot_pool.fan_out import board
+
+        assert self._work is not None
+        life = self._work.life
+        try:
+            specs = self._specs(self.commands, self._given_now(), self._some_pool)
+            relics = self._relics(life)
+            pools = self._closed_pools(life, relics, {})
+        except QarnotError as error:
+            self.log.info("Could not poll the Qarnot tasks once more: %s", error)
+            return None
+        fingerprints = [spec.fingerprint(exclude=NOT_THE_WORK) for spec in specs]
+        now = board(life, fingerprints, relics, memory, pools)
+        cancelled = {one.uuid for one in relics if one.cancelled}
+        return now if now.over and not cancelled.intersection(now.failed.values()) else None
+
+    def _awaited(self) -> Condition:
+        return TASK_DONE
 
     def _begin(self, context: Context) -> RemoteWork:
         life = Life.of(context, self.hook.settings.namespace)
@@ -215,15 +240,16 @@ class QarnotRunTasksOperator(TaskOperator):
 
     def _go_on(self, context: Context, deadline: datetime | None, memory: Memory) -> dict[str, Any]:
         """Submit what there is room for and wait, until every item has ended."""
-        from airflow_qarnot_pool.claim import NOT_THE_WORK, Decision, end_all, take_over
+        from airflow_qarnot_pool.claim import NOT_THE_WORK, Decision, end_all
         from airflow_qarnot_pool.fan_out import board
 
         work = self._work or self._begin(context)
         life = work.life
+        context["ti"].xcom_push(key=self.uuid_key, value=life.lineage)
         given = self._given_now()
         specs = self._specs(self.commands, given, pool := self._pool_uuid())
-        self._make_known(context, life, pool, resumed=bool(memory))
         if pool:
+            self._show_link(context, "pool", pool)
             self._watch(context, pool)
         elif self._watched(context, "") is not None:
             raise QarnotInvalidSpecError(
@@ -245,8 +271,6 @@ class QarnotRunTasksOperator(TaskOperator):
                 # The first look of a later try.
                 metrics.decided_many(self.log, Decision.ADOPTED, len(now.running))
                 metrics.decided_many(self.log, Decision.ALREADY_SUCCEEDED, len(now.succeeded))
-                running = set(now.running.values())
-                take_over(self.client.tasks, life, [relic for relic in relics if relic.uuid in running])
             told = True
             memory.note(now)
             end_all(self.client.tasks, now.end)
@@ -288,17 +312,6 @@ class QarnotRunTasksOperator(TaskOperator):
             low_water = max(0, min(limit // 2, unfinished - 1)) if left else 0
             self._wait_for_some(low_water, now.total, deadline, memory)
 
-    def _make_known(self, context: Context, life: Life, pool: str | None, *, resumed: bool) -> None:
-        """Store what the guard of the trigger reads, and the link. A slice that resumes goes on without either."""
-        try:
-            context["ti"].xcom_push(key=self.uuid_key, value=life.lineage)
-            if pool:
-                self._show_link(context, "pool", pool)
-        except Exception as error:  # of Airflow's; what the slice before has stored is still there
-            if not resumed:
-                raise
-            self.log.warning("Airflow did not store the XComs of a slice that resumes: %s", error)
-
     def _make_room(self, now: Board, wanted: int) -> None:
         """Delete finished items where the account's quota has no room for *wanted* more.
 
@@ -321,21 +334,22 @@ class QarnotRunTasksOperator(TaskOperator):
         found = self.client.pools.get(pool)
         return found.total_slot_capacity or found.instance_count or 0
 
+    def _relics(self, life: Life) -> list[Relic]:
+        """Return everything that any life of this task instance made."""
+        tagged = filters.equal("Tags", OWNER_TAG + life.owner)
+        limit = 10 * (CHUNK + len(self.commands))
+        found = self.client.tasks.search(tagged, fields=RELIC_FIELDS, limit=limit)
+        if len(found) >= limit:
+            found = list(self.client.tasks.iterate(tagged))
+        return [Relic.of(one) for one in found]
+
     def _lookup(self, life: Life, memory: Memory) -> list[Relic]:
         """Everything that any life of this task instance made; what is pending must be there.
 
         :raises QarnotGoneError: some that were there are not there any more; the others are ended.
         """
-        from airflow_qarnot_pool.claim import raise_if_overtaken
-
-        tagged = filters.equal("Tags", OWNER_TAG + life.owner)
-        limit = 10 * (CHUNK + len(self.commands))
         for _ in range(_LOOKS):
-            found = self.client.tasks.search(tagged, fields=RELIC_FIELDS, limit=limit)
-            if len(found) >= limit:
-                found = list(self.client.tasks.iterate(tagged))
-            relics = [Relic.of(one) for one in found]
-            raise_if_overtaken(life, relics)
+            relics = self._relics(life)
             missing = memory.pending - {
                 (relic.item, relic.generation) for relic in relics if relic.lineage == life.lineage
             }
@@ -344,6 +358,13 @@ class QarnotRunTasksOperator(TaskOperator):
             # A search may be behind what was just created.
             if self._work and self._work.killed.wait(1.0):
                 raise self._killed()
+        for item, generation in sorted(missing):
+            found = self._find_surely(life.for_item(item).shortname(generation))
+            if found is None:
+                break
+            relics.append(Relic.of(found))
+        else:
+            return relics
         self._end("some of them are gone")
         items = sorted(item for item, _ in missing)
         raise QarnotGoneError(
@@ -352,6 +373,17 @@ class QarnotRunTasksOperator(TaskOperator):
             "Airflow task runs them again, and whatever else has not succeeded",
             kind="task",
         )
+
+    def _find_surely(self, shortname: str) -> Task | None:
+        """Return the Qarnot task that searches have missed; None if the service itself says that it is gone."""
+        assert self._work is not None
+        try:
+            found: Task = get_surely(self.client.tasks, shortname, self._work.killed.wait)
+        except QarnotNotFoundError as error:
+            if error.foreign:
+                raise QarnotUnavailableError(error.message) from error
+            return None
+        return found
 
     def _submit(
         self, specs: Sequence[TaskSpec], fingerprints: Sequence[str], wanted: Sequence[Submission], life: Life
@@ -420,7 +452,8 @@ class QarnotRunTasksOperator(TaskOperator):
         tagged = filters.equal("Tags", life.tags()[2])
         while True:
             if message := self._over_now():
-                raise QarnotBudgetError(message, kind=self.kind)
+                self._stop_waiting(Ending.ERROR, message, memory, error=QarnotBudgetError.__name__)
+                return
             try:
                 found = look_at_all(self.client.tasks, tagged)
             except QarnotError as error:
@@ -435,9 +468,24 @@ class QarnotRunTasksOperator(TaskOperator):
                     return
             if deadline is not None and datetime.now(deadline.tzinfo) >= deadline:
                 late = f"{len(memory.pending)} of {total} Qarnot tasks did not end in time"
-                self._raise_for(Outcome(ending=Ending.TIMEOUT, uuid=life.lineage, message=late))
+                self._stop_waiting(Ending.TIMEOUT, late, memory)
+                return
             if self._work.killed.wait(interval):
-                raise self._killed()
+                now = self._all_done(memory)
+                if now is None or now.failed:
+                    raise self._killed()
+                return
+
+    def _stop_waiting(self, ending: Ending, message: str, memory: Memory, **carry: Any) -> None:
+        """Raise what *ending* means, unless every item has ended by now."""
+        assert self._work is not None
+        outcome = Outcome(
+            ending=ending,
+            uuid=self._work.life.lineage,
+            message=message,
+            carry={**memory.to_carry(), **carry},
+        )
+        self._raise_for(self._after_all(outcome))
 
     def _trigger_class(self) -> type[QarnotTrigger]:
         from airflow_qarnot_pool.triggers.tasks import QarnotTasksTrigger

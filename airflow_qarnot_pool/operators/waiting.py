@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import queue
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -16,14 +18,18 @@ from airflow_qarnot_pool.api.errors import (
     QarnotUnavailableError,
     QarnotUnknownStateError,
 )
-from airflow_qarnot_pool.conditions import Condition, Ending, Outcome, concluded, late
+from airflow_qarnot_pool.conditions import Absence, Condition, Ending, Outcome, concluded, late
 from airflow_qarnot_pool.exceptions import QarnotBudgetError
 from airflow_qarnot_pool.operators.parameters import check_durations
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.claim import Claim
 
+log = logging.getLogger(__name__)
+
 NOUN = {"pool": "Pool", "task": "Qarnot task"}
+#: Seconds between the requests that confirm a 404 outside a wait.
+ASK_AGAIN_AFTER = (0.5, 1.0)
 
 
 class Killed:
@@ -93,20 +99,24 @@ def wait_here(
     """
     pause = min(0.5, interval)
     history: list[str] = []
+    absence = Absence(interval)
     while not killed.is_set():
         try:
             look = resource.get(uuid)
+            absence.found()
             history.append(look.state)
             if outcome := concluded(condition, look, history[:-1]):
                 return outcome
             still_waiting(uuid)
         except QarnotNotFoundError as error:
-            ending = Ending.MET if condition.met_by_absence else Ending.GONE
-            return Outcome(
-                ending=ending,
-                uuid=uuid,
-                message=f"{NOUN[condition.kind]} {uuid} is gone before its end was seen ({error})",
-            )
+            if absence.is_certain(error, time.monotonic()):
+                ending = Ending.MET if condition.met_by_absence else Ending.GONE
+                return Outcome(
+                    ending=ending,
+                    uuid=uuid,
+                    message=f"{NOUN[condition.kind]} {uuid} is gone before its end was seen ({error})",
+                )
+            log.warning("Asking again, as a single 404 proves nothing: %s", error)
         except (QarnotUnavailableError, QarnotProtocolError) as error:
             if not passing(error):
                 raise  # otherwise the transport has logged it, and waited
@@ -126,6 +136,42 @@ def wait_here(
     return None
 
 
+def get_surely(resource: Any, uuid: str, pause: Callable[[float], Any] = time.sleep) -> Any:
+    """Return the object *uuid*. A 404 counts only if the next requests are answered so, too.
+
+    :raises QarnotNotFoundError: the object is not there; ``foreign``: no answer came from the service itself.
+    """
+    for seconds in ASK_AGAIN_AFTER:
+        try:
+            return resource.get(uuid)
+        except QarnotNotFoundError as error:
+            log.info("Asking again, as a single 404 proves nothing: %s", error)
+        pause(seconds)
+    return resource.get(uuid)
+
+
+def poll_once_more(
+    resource: Any,
+    uuid: str,
+    condition: Condition,
+    state: str | None,
+    pause: Callable[[float], Any] = time.sleep,
+) -> Outcome | None:
+    """Return what one more poll shows after a wait has ended, whose last poll showed *state*; None if nothing yet.
+
+    The last poll of a wait may be an interval, an outage or a queue for a worker ago.
+
+    :raises QarnotError: it could not be polled.
+    """
+    try:
+        look = get_surely(resource, uuid, pause)
+    except QarnotNotFoundError as error:
+        if condition.met_by_absence and not error.foreign:
+            return Outcome(ending=Ending.MET, uuid=uuid)
+        raise
+    return concluded(condition, look, (state,) if state else ())
+
+
 def passing(error: QarnotError) -> bool:
     """Whether *error* says nothing about what is waited for, and asking again later may do: it ends no wait.
 
@@ -134,6 +180,8 @@ def passing(error: QarnotError) -> bool:
     """
     if isinstance(error, QarnotUnknownStateError):
         return False
+    if isinstance(error, QarnotNotFoundError):
+        return error.foreign
     return isinstance(error, QarnotUnavailableError) or (
         isinstance(error, QarnotProtocolError) and (error.status or 200) < 300
     )

@@ -147,16 +147,22 @@ class WarmingOperator(PoolOperator):
         )
         return trigger, "warm_up_with_room"
 
-    def _end_warm_up(self, uuid: str) -> None:
-        """Free the slots. A pool that is ready is not closed because that fails: the sleep ends by itself."""
-        from airflow_qarnot_pool.claim import end
+    def _end_warm_up(self, pool: str, uuid: str | None) -> None:
+        """Free the slots. A pool that is ready is not closed because that fails: the sleep ends by itself.
+
+        *uuid* is None if Airflow gave up the trigger that carried it.
+        """
+        from airflow_qarnot_pool.claim import end, end_life
 
         try:
-            end(self.client.tasks, uuid)
+            if uuid is not None:
+                end(self.client.tasks, uuid)
+            else:
+                end_life(self.client.tasks, self._warm_up_life(pool, self._awaited()))
         except QarnotError as error:
             self.log.warning(
                 "The pool is ready, but its warm-up, Qarnot task %s, could not be aborted and holds the slots "
                 "until it ends by itself; abort it in the console if Qarnot tasks stay queued: %s",
-                uuid,
+                uuid or f"of pool {pool}",
                 error,
             )

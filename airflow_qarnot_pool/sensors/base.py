@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
@@ -13,14 +14,21 @@ from airflow.sdk import BaseSensorOperator
 
 from airflow_qarnot_pool import exceptions
 from airflow_qarnot_pool.api.errors import QarnotError, QarnotGoneError, QarnotNotFoundError
-from airflow_qarnot_pool.compat import AirflowSensorTimeout, AirflowSkipException
+from airflow_qarnot_pool.compat import TRIGGER_FAIL_REPR, AirflowSensorTimeout, AirflowSkipException
 from airflow_qarnot_pool.conditions import Condition, Ending, Kind, Outcome, concluded
 from airflow_qarnot_pool.exceptions import QarnotStateUnreachableError
 from airflow_qarnot_pool.hooks.qarnot import QarnotHook
 from airflow_qarnot_pool.links import LINKS
-from airflow_qarnot_pool.operators.parameters import check_flags, default_deferrable, is_uuid
+from airflow_qarnot_pool.operators.parameters import check_flags, is_uuid
 from airflow_qarnot_pool.operators.references import reference
-from airflow_qarnot_pool.operators.waiting import NOUN, check_wait, passing, seconds_between_looks
+from airflow_qarnot_pool.operators.waiting import (
+    NOUN,
+    check_wait,
+    get_surely,
+    passing,
+    poll_once_more,
+    seconds_between_looks,
+)
 from airflow_qarnot_pool.templates import TemplatedParameters, is_templated
 
 if TYPE_CHECKING:
@@ -35,9 +43,8 @@ class QarnotSensor(TemplatedParameters, BaseSensorOperator):
     :param target_states: any of these ends the wait.
     :param qarnot_conn_id: connection of type ``qarnot``.
     :param passed: a state that must have been passed between two looks counts as reached.
-    :param deferrable: wait in the triggerer, where all waits of a connection share one poll; default:
-        ``[operators] default_deferrable`` of Airflow if it is set, else True. Otherwise ``mode`` and
-        ``poke_interval`` apply.
+    :param deferrable: wait in the triggerer, where all waits of a connection share one poll. Otherwise ``mode``
+        and ``poke_interval`` apply.
     :param poll_interval: seconds (or a timedelta) between two looks while deferred.
     :param wait_timeout: longest wait, in both modes; default: the sensor's ``timeout``.
 
@@ -57,21 +64,20 @@ class QarnotSensor(TemplatedParameters, BaseSensorOperator):
         target_states: str | Iterable[str] | None,
         passed: bool = True,
         qarnot_conn_id: str = QarnotHook.default_conn_name,
-        deferrable: bool | None = None,
+        deferrable: bool = True,
         poll_interval: float | timedelta | None = None,
         wait_timeout: timedelta | None = None,
         **kwargs: Any,
     ) -> None:
         check_wait(poll_interval, wait_timeout=wait_timeout)
-        check_flags(passed=passed)
+        check_flags(passed=passed, deferrable=deferrable)
         if wait_timeout is not None:
             kwargs["timeout"] = wait_timeout
         super().__init__(**kwargs)
         self.target_states = target_states
         self.passed = passed
         self.qarnot_conn_id = qarnot_conn_id
-        self.deferrable = default_deferrable() if deferrable is None else deferrable
-        check_flags(deferrable=self.deferrable)
+        self.deferrable = deferrable
         self.poll_interval = poll_interval
         self.wait_timeout = wait_timeout
         self._history: list[str] = []
@@ -121,7 +127,9 @@ class QarnotSensor(TemplatedParameters, BaseSensorOperator):
         began = time.monotonic()
         while True:
             try:
-                return self._resource.get(self._ref)
+                return get_surely(self._resource, self._ref)
+            except QarnotNotFoundError:
+                raise
             except QarnotError as error:
                 if not passing(error):
                     raise
@@ -156,20 +164,37 @@ class QarnotSensor(TemplatedParameters, BaseSensorOperator):
         outcome = Outcome.from_event(event)
         self._show_link(context, outcome.uuid)
         try:
+            if outcome.ending is not Ending.MET and self._is_met_now(outcome.uuid, outcome.state):
+                outcome = replace(outcome, ending=Ending.MET)
             return self._conclude(outcome)
         except QarnotError as error:
             raise self._softened(error) from error
 
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Resume as Airflow does. A trigger that Airflow gave up does not matter if the target is reached by now."""
+        if next_method == TRIGGER_FAIL_REPR and self._is_met_now(self._ref):
+            return None
+        return super().resume_execution(next_method, next_kwargs, context)
+
+    def _is_met_now(self, ref: str, state: str | None = None) -> bool:
+        """Return whether one more poll shows that the object has reached the target since the last one."""
+        try:
+            now = poll_once_more(self._resource, ref, self._condition(), state)
+        except QarnotError as error:
+            self.log.info("Could not poll %s %s once more: %s", NOUN[self.kind], ref, error)
+            return False
+        return now is not None and now.ending is Ending.MET
+
     def poke(self, context: Context) -> Any:
         """One look, on a worker."""
         try:
-            look = self._resource.get(self._ref)
-        except QarnotNotFoundError as error:
-            if self._condition().met_by_absence and self._looked_before(context):
-                return True
-            raise self._softened(error) from error
+            look = get_surely(self._resource, self._ref)
         except QarnotError as error:
-            if not passing(error):
+            looked = self._looked_before(context)
+            gone = isinstance(error, QarnotNotFoundError) and not (error.foreign and looked)
+            if gone and looked and self._condition().met_by_absence:
+                return True
+            if gone or not passing(error):
                 raise self._softened(error) from error
             self.log.warning("Could not look at %s, looking again: %s", self._ref, error)
             return False

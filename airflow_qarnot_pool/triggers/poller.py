@@ -38,6 +38,7 @@ from airflow_qarnot_pool.api.errors import (
     QarnotRefusedError,
     QarnotUnavailableError,
 )
+from airflow_qarnot_pool.conditions import Absence
 from airflow_qarnot_pool.identity import namespace_tag
 
 if TYPE_CHECKING:
@@ -207,6 +208,8 @@ class Topic:
     tagged: bool = True
     #: A query for changes cannot show what somebody here waits for.
     eager: bool = False
+    #: Set while the object is answered with 404.
+    absence: Absence | None = None
 
     @property
     def every_round(self) -> bool:
@@ -230,7 +233,7 @@ class Topic:
             changed = self.members.get(look.uuid) != seen
             self.members[look.uuid] = seen
         else:
-            changed, self.last = self.last != seen, seen
+            changed, self.last, self.absence = self.last != seen, seen, None
         return [waiter for waiter in self.waiters if changed or waiter.new]
 
     def looked_up(self, told: Iterable[Waiter] | None = None) -> None:
@@ -531,12 +534,17 @@ class Poller:
         return found
 
     async def _confirm(self, uuid: str) -> None:
-        """A search that misses an object proves nothing; 404 on the object itself does."""
+        """Ask for the object itself, as a search that misses it proves nothing.
+
+        A 404 is confirmed in the next rounds: a proxy or a replica that lags may have sent it.
+        """
         resource = self._resource
         with self._sparing_others():
             try:
                 await self._tell([await self._ask(lambda: resource.get(uuid))])
             except QarnotNotFoundError as error:
+                if not self._is_gone(uuid, error):
+                    return
                 gone = QarnotGoneError(
                     f"Qarnot {self.kind} {uuid} is gone: it was deleted before its end was seen.",
                     status=error.status,
@@ -546,6 +554,17 @@ class Poller:
                 self._fail(uuid, gone)
             except QarnotRefusedError as error:
                 self._fail(uuid, error)
+
+    def _is_gone(self, uuid: str, error: QarnotNotFoundError) -> bool:
+        topic = self.topics.get(uuid)
+        if topic is None:
+            return False
+        topic.absence = topic.absence or Absence(self._interval())
+        if topic.absence.is_certain(error, self.loop.time()):
+            return True
+        log.info("Asking again, as a single 404 proves nothing: %s", error)
+        topic.fresh = True
+        return False
 
     # --- telling the waiters
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError, QarnotUnknownStateError
+from airflow_qarnot_pool.api.errors import (
+    QarnotInvalidSpecError,
+    QarnotNotFoundError,
+    QarnotUnknownStateError,
+)
 from airflow_qarnot_pool.api.models import Pool, Task
 from airflow_qarnot_pool.conditions import (
     POOL_CLOSED,
     POOL_READY,
     TASK_ENDED,
+    Absence,
     Condition,
     Ending,
     Outcome,
@@ -167,6 +172,20 @@ def test_the_remote_error_is_in_the_message() -> None:
     assert outcome is not None
     assert outcome.ending is Ending.IMPOSSIBLE
     assert "GHX1: no machine" in outcome.message
+
+
+def test_only_the_service_itself_says_for_long_enough_that_something_is_gone() -> None:
+    absence = Absence(interval=1.0)
+    own, proxys = QarnotNotFoundError(), QarnotNotFoundError(foreign=True)
+    assert not absence.is_certain(own, now=0.0)
+    assert not absence.is_certain(own, now=1.9)
+    absence.found()
+    assert not absence.is_certain(own, now=5.0)
+    assert not absence.is_certain(proxys, now=100.0)
+    assert absence.is_certain(own, now=101.0)
+    rare = Absence(interval=3600.0)
+    assert not rare.is_certain(own, now=0.0)
+    assert rare.is_certain(own, now=3600.0)
 
 
 def test_round_trips() -> None:

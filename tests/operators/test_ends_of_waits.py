@@ -1,0 +1,450 @@
+"""However a wait ends, one more poll decides: a result that is there by then counts, and only what is left is ended."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import pytest
+
+from airflow_qarnot_pool.api.client import QarnotClient
+from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
+from airflow_qarnot_pool.compat import TaskDeferralError, TaskDeferralTimeout
+from airflow_qarnot_pool.conditions import Ending, Outcome
+from airflow_qarnot_pool.exceptions import (
+    QarnotBudgetError,
+    QarnotCredentialsError,
+    QarnotGoneError,
+    QarnotKilledError,
+    QarnotPoolEndedError,
+    QarnotTaskFailedError,
+    QarnotUnavailableError,
+    QarnotWaitTimeoutError,
+)
+from airflow_qarnot_pool.local import LocalQarnot
+from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
+from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
+from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
+from airflow_qarnot_pool.operators.waiting import wait_here
+from airflow_qarnot_pool.sensors.pool import QarnotPoolSensor
+from airflow_qarnot_pool.sensors.task import QarnotTaskSensor
+from airflow_qarnot_pool.triggers.poller import Poller
+from tests.crash.children import eventually
+from tests.harness import FakeTI, context_of, defer, resume, run
+
+MODES = pytest.mark.parametrize("deferrable", [True, False], ids=["deferred", "on the worker"])
+task = partial(QarnotRunTaskOperator, task_id="work", log_output=False)
+tasks = partial(QarnotRunTasksOperator, task_id="work")
+create = partial(QarnotCreatePoolOperator, task_id="create", instance_count=1)
+
+
+@dataclass
+class Wait:
+    """A deferred wait: how to make its operator, and whether what it waits for has come."""
+
+    make: Callable[..., Any]
+    reached: Callable[[Any], bool]
+
+
+@pytest.fixture
+def run_id(request: pytest.FixtureRequest) -> str:
+    return str(request.node.name)
+
+
+def succeeded(client: QarnotClient, run_id: str) -> bool:
+    mine = [one for one in client.tasks.list() if one.labels.get("airflow.run_id") == run_id]
+    return bool(mine) and all(one.state == "Success" for one in mine)
+
+
+@pytest.fixture(
+    params=["task", "tasks", "fixed pool", "managed pool", "closing", "pool sensor", "task sensor"]
+)
+def wait(request: pytest.FixtureRequest, client: QarnotClient, pool: str, run_id: str) -> Wait:
+    def state_of(ti: FakeTI) -> str:
+        return str(client.pools.get(ti.xcoms["qarnot_pool"]).state)
+
+    def done(ti: FakeTI) -> bool:
+        return succeeded(client, run_id)
+
+    if request.param == "task":
+        return Wait(partial(task, qarnot_pool=pool, command="sleep 0.2"), done)
+    if request.param == "tasks":
+        return Wait(partial(tasks, qarnot_pool=pool, commands=["sleep 0.2", "true"]), done)
+    if request.param == "fixed pool":
+        return Wait(create, lambda ti: state_of(ti) == "FullyExecuting")
+    if request.param == "managed pool":
+        make = partial(create, keep_warm=timedelta(minutes=5))
+        return Wait(make, lambda ti: client.pools.get(ti.xcoms["qarnot_pool"]).ready_slots == 1)
+    other = client.pools.create(PoolSpec(name="other"))
+    if request.param == "closing":
+        make = partial(QarnotClosePoolOperator, task_id="close", qarnot_pool=other, wait_for_completion=True)
+        return Wait(make, lambda ti: client.pools.get(other).state == "Closed")
+    if request.param == "pool sensor":
+        make = partial(QarnotPoolSensor, task_id="sense", qarnot_pool=other)
+        return Wait(make, lambda ti: client.pools.get(other).state == "FullyExecuting")
+    uuid = client.tasks.create(TaskSpec(name="x", pool=pool, command="sleep 0.2"))
+    return Wait(
+        partial(QarnotTaskSensor, task_id="sense", qarnot_task=uuid),
+        lambda ti: client.tasks.get(uuid).state == "Success",
+    )
+
+
+def event_of(ending: Ending, deferred: Any, error: str | None = None) -> dict[str, Any]:
+    """What the trigger of *deferred* says when it ends its wait so."""
+    trigger = deferred.trigger
+    carry = {**trigger.carry, **({"error": error} if error else {})}
+    return Outcome(
+        ending=ending, uuid=trigger.uuid, state="Submitted", message="said so", carry=carry
+    ).to_event()
+
+
+ENDINGS = {
+    "deadline": (Ending.TIMEOUT, None),
+    "404": (Ending.GONE, None),
+    "token": (Ending.ERROR, "QarnotCredentialsError"),
+}
+
+
+def end_wait(operator: Any, how: str, deferred: Any, context: Any) -> Any:
+    """Resume as after a wait that has ended so."""
+    if how not in ENDINGS:
+        return operator.resume_execution("__fail__", {"error": how}, context)
+    event = event_of(ENDINGS[how][0], deferred, ENDINGS[how][1])
+    return operator.resume_execution(deferred.method_name, {"event": event}, context)
+
+
+@pytest.mark.parametrize("how", [*ENDINGS, "Trigger timeout", "Trigger failure"])
+def test_what_is_reached_by_then_counts_however_a_deferred_wait_ends(
+    qarnot: LocalQarnot, client: QarnotClient, wait: Wait, how: str, run_id: str
+) -> None:
+    deferred, context = defer(wait.make, FakeTI(run_id=run_id, task_id=wait.make().task_id))
+    eventually(lambda: wait.reached(context["ti"]))
+    operator = wait.make()
+    context = {**context, "task": operator}
+    end_wait(operator, how, deferred, context)
+    aborted = {one["path"] for one in qarnot.requests() if one["path"].endswith("/abort")}
+    made = context["ti"].xcoms.get("qarnot_pool")
+    warm_ups = [one.uuid for one in client.tasks.list() if made and one.pool == made]
+    assert aborted == {f"/tasks/{uuid}/abort" for uuid in warm_ups}
+
+
+@pytest.mark.parametrize("how", [*ENDINGS, "Trigger timeout", "Trigger failure"])
+def test_what_is_not_reached_by_then_is_ended(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, how: str, run_id: str
+) -> None:
+    makes = [
+        partial(task, qarnot_pool=pool, command="sleep 60"),
+        partial(tasks, qarnot_pool=pool, commands=["sleep 60", "true"]),
+    ]
+    expected = (
+        QarnotWaitTimeoutError,
+        QarnotGoneError,
+        QarnotCredentialsError,
+        TaskDeferralTimeout,
+        TaskDeferralError,
+    )
+    for number, make in enumerate(makes):
+        mine = f"{run_id} {number}"
+        deferred, context = defer(make, FakeTI(run_id=mine, task_id=make().task_id))
+        operator = make()
+        context = {**context, "task": operator}
+        with pytest.raises(expected):
+            end_wait(operator, how, deferred, context)
+        ours = [one for one in client.tasks.list() if one.labels.get("airflow.run_id") == mine]
+        assert ours
+        eventually(
+            lambda ours=ours: all(
+                client.tasks.get(one.uuid).state in ("Cancelled", "Success") for one in ours
+            )
+        )
+
+
+def test_a_failure_before_the_deadline_is_told_as_such(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, run_id: str
+) -> None:
+    make = partial(task, qarnot_pool=pool, command="false")
+    deferred, context = defer(make, FakeTI(run_id=run_id))
+    eventually(lambda: client.tasks.get(context["ti"].xcoms["qarnot_task"]).state == "Failure")
+    operator = make()
+    event = event_of(Ending.TIMEOUT, deferred)
+    with pytest.raises(QarnotTaskFailedError):
+        operator.execute_complete({**context, "task": operator}, event)
+
+
+def test_a_success_counts_though_the_limit_on_cost_ended_the_wait(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, run_id: str
+) -> None:
+    """What has reached the limit is closed all the same, and work that is not done fails with the limit."""
+    for command, expected in (("true", None), ("sleep 60", QarnotBudgetError)):
+        pool = client.pools.create(PoolSpec(name="x", instance_count=1))
+        make = partial(task, qarnot_pool=pool, command=command)
+        deferred, context = defer(make, FakeTI(run_id=f"{run_id} {command}"))
+        uuid = context["ti"].xcoms["qarnot_task"]
+        if expected is None:
+            eventually(lambda uuid=uuid: client.tasks.get(uuid).state == "Success")
+        event = event_of(Ending.ERROR, deferred, "QarnotBudgetError")
+        event["carry"]["budget"] = {
+            "uuid": pool,
+            "kind": "pool",
+            "max_cost": 1.0,
+            "max_run_cost": None,
+            "warn_at": 0.8,
+            "namespace": "test",
+            "dag_id": "dag",
+            "run_id": run_id,
+            "since": None,
+            "close": [pool],
+        }
+        operator = make()
+        if expected is None:
+            assert operator.execute_complete({**context, "task": operator}, event)["state"] == "Success"
+        else:
+            with pytest.raises(expected):
+                operator.execute_complete({**context, "task": operator}, event)
+        assert client.pools.get(pool).state in ("Closing", "Closed")
+
+
+@MODES
+def test_an_outage_around_the_deadline_throws_no_success_away(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, deferrable: bool, run_id: str
+) -> None:
+    """It begins before the success, and ends after the deadline."""
+    make = partial(
+        task,
+        qarnot_pool=pool,
+        command="sleep 0.3",
+        wait_timeout=timedelta(seconds=1),
+        deferrable=deferrable,
+    )
+    # Only what reads: the submission itself must get through.
+    outage = {"kind": "status", "status": 503}
+    reads = [
+        {**outage, "method": "GET", "path": "^/tasks"},
+        {**outage, "method": "POST", "path": "^/tasks/search"},
+    ]
+    deferred = None
+    if deferrable:
+        deferred, context = defer(make, FakeTI(run_id=run_id))
+    qarnot.faults(reads)
+    ends = threading.Timer(2.0, lambda: qarnot.faults([]))
+    ends.start()
+    try:
+        result = resume(make, deferred, context) if deferred else run(make, FakeTI(run_id=run_id))
+    finally:
+        ends.join()
+    assert result["state"] == "Success"
+
+
+@pytest.mark.parametrize("command", ["true", "sleep 60"])
+def test_a_success_before_a_kill_counts_and_what_runs_is_ended(
+    qarnot: LocalQarnot,
+    client: QarnotClient,
+    pool: str,
+    run_id: str,
+    command: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As with the SIGTERM of a pod that goes: the code of the task has a few seconds more."""
+    for kind, make in {
+        "one": partial(task, qarnot_pool=pool, command=command, deferrable=False),
+        "many": partial(tasks, qarnot_pool=pool, commands=[command, command], deferrable=False),
+    }.items():
+        operator = make()
+        ti = FakeTI(run_id=f"{run_id} {kind}")
+
+        def killed_after_the_end(
+            *args: Any, operator: Any = operator, run: str = ti.run_id, **kwargs: Any
+        ) -> None:
+            if command == "true":
+                eventually(lambda: succeeded(client, run))
+            operator.on_kill()
+
+        def killed_during_an_outage(*args: Any, end: Any = killed_after_the_end) -> None:
+            end()
+            raise QarnotUnavailableError
+
+        monkeypatch.setattr("airflow_qarnot_pool.operators.base.wait_here", killed_after_the_end)
+        monkeypatch.setattr("airflow_qarnot_pool.triggers.tasks.look_at_all", killed_during_an_outage)
+        context = context_of(operator, ti)
+        if command == "true":
+            result = operator.execute(context)
+            assert result.get("state") == "Success" or result["succeeded"] == result["total"] == 2
+        else:
+            with pytest.raises(QarnotKilledError):
+                operator.execute(context)
+            mine = [one for one in client.tasks.list() if one.labels.get("airflow.run_id") == ti.run_id]
+            assert {one.state for one in mine} <= {"PendingCancel", "Cancelled"}
+
+
+# --- 404
+
+
+NOT_THE_SERVICE = {"kind": "proxy", "status": 404}
+NOT_FOUND = {"kind": "status", "status": 404, "message": "No such task"}
+STRAY = pytest.mark.parametrize("stray", [NOT_THE_SERVICE, NOT_FOUND], ids=["a proxy", "a replica"])
+
+
+@STRAY
+def test_a_stray_404_ends_no_wait_on_the_worker(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, stray: dict[str, Any], run_id: str
+) -> None:
+    make = partial(task, qarnot_pool=pool, command="sleep 1", deferrable=False)
+    qarnot.faults([{**stray, "method": "GET", "path": "^/tasks/[^/]+$", "times": 1}])
+    assert run(make, FakeTI(run_id=run_id))["state"] == "Success"
+
+
+@STRAY
+def test_a_stray_404_ends_no_deferred_wait(
+    qarnot: LocalQarnot,
+    client: QarnotClient,
+    pool: str,
+    stray: dict[str, Any],
+    run_id: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The search of the poller has missed it, too, as on a replica that lags."""
+    search, missed = Poller._search, []
+
+    def lagging(self: Poller, uuids: list[str]) -> Any:
+        missed.append(uuids)
+        return [] if len(missed) == 1 else search(self, uuids)
+
+    monkeypatch.setattr(Poller, "_search", lagging)
+    make = partial(task, qarnot_pool=pool, command="sleep 1")
+    deferred, context = defer(make, FakeTI(run_id=run_id))
+    qarnot.faults([{**stray, "method": "GET", "path": "^/tasks/[^/]+$", "times": 1}])
+    assert resume(make, deferred, context)["state"] == "Success"
+    assert len(missed) > 1
+
+
+@STRAY
+def test_a_stray_404_costs_no_result(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, stray: dict[str, Any], run_id: str
+) -> None:
+    """The one that is met when the wait has ended, and the result is fetched."""
+    make = partial(task, qarnot_pool=pool, command="true")
+    deferred, context = defer(make, FakeTI(run_id=run_id))
+    eventually(lambda: succeeded(client, run_id))
+    qarnot.faults([{**stray, "method": "GET", "path": "^/tasks/[^/]+$", "times": 1}])
+    assert resume(make, deferred, context)["state"] == "Success"
+
+
+@MODES
+def test_a_proxy_alone_never_says_that_something_is_gone(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, deferrable: bool, run_id: str
+) -> None:
+    make = partial(
+        task,
+        qarnot_pool=pool,
+        command="sleep 60",
+        deferrable=deferrable,
+        wait_timeout=timedelta(seconds=2),
+    )
+    read = {**NOT_THE_SERVICE, "path": "^/tasks/([^/]+|search)$"}
+    qarnot.faults([{**read, "method": method} for method in ("GET", "POST")])
+    with pytest.raises(QarnotWaitTimeoutError):
+        run(make, ti := FakeTI(run_id=run_id))
+    qarnot.faults([])
+    assert client.tasks.get(ti.xcoms["qarnot_task"]).state in ("PendingCancel", "Cancelled")
+
+
+@MODES
+def test_what_is_given_up_as_gone_is_ended(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, deferrable: bool, run_id: str
+) -> None:
+    """The service denies it for as long as it is asked, and yet it runs."""
+    make = partial(task, qarnot_pool=pool, command="sleep 60", deferrable=deferrable)
+    qarnot.faults([{**NOT_FOUND, "method": "GET", "path": "^/tasks/[^/]+$"}])
+    ti = FakeTI(run_id=run_id)
+    if deferrable:
+        deferred, context = defer(make, ti)
+        event = event_of(Ending.GONE, deferred)
+        operator = make()
+        with pytest.raises(QarnotGoneError):
+            operator.execute_complete({**context, "task": operator}, event)
+    else:
+        with pytest.raises(QarnotGoneError):
+            run(make, ti)
+    qarnot.faults([])
+    assert client.tasks.get(ti.xcoms["qarnot_task"]).state in ("PendingCancel", "Cancelled")
+
+
+@STRAY
+def test_a_stray_404_leaves_no_pool_open(
+    qarnot: LocalQarnot, client: QarnotClient, stray: dict[str, Any]
+) -> None:
+    uuid = client.pools.create(PoolSpec(name="x"))
+    qarnot.faults([{**stray, "method": "POST", "path": "^/pools/[^/]+/close$", "times": 1}])
+    run(partial(QarnotClosePoolOperator, task_id="close", qarnot_pool=uuid))
+    assert client.pools.get(uuid).state in ("Closing", "Closed")
+
+
+@STRAY
+@MODES
+def test_a_stray_404_ends_no_sensor(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, stray: dict[str, Any], deferrable: bool
+) -> None:
+    uuid = client.tasks.create(TaskSpec(name="x", pool=pool, command="true"))
+    qarnot.faults([{**stray, "method": "GET", "path": "^/tasks/[^/]+$", "times": 1}])
+    make = partial(QarnotTaskSensor, task_id="sense", qarnot_task=uuid, poke_interval=0.1)
+    run(partial(make, deferrable=deferrable))
+    gone = partial(QarnotPoolSensor, task_id="sense", poke_interval=0.1, target_states="PendingDelete")
+    other = client.pools.create(PoolSpec(name="x"))
+    sensor = gone(qarnot_pool=other, deferrable=False)
+    context = context_of(sensor)
+    assert not sensor.poke(context)
+    qarnot.faults([{**stray, "method": "GET", "path": "^/pools/[^/]+$", "times": 1}])
+    assert not sensor.poke(context)
+    client.pools.delete(other)
+
+
+def test_items_that_searches_miss_are_asked_for_before_they_are_gone(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = partial(tasks, qarnot_pool=pool, commands=["sleep 0.1", "sleep 0.1"])
+    deferred, context = defer(make, FakeTI(run_id=run_id))
+    eventually(lambda: succeeded(client, run_id))
+    monkeypatch.setattr("airflow_qarnot_pool.operators.tasks._LOOKS", 1)
+    monkeypatch.setattr(QarnotRunTasksOperator, "_relics", lambda self, life: [])
+    assert resume(make, deferred, context)["succeeded"] == 2
+
+
+# --- pools
+
+
+@MODES
+def test_a_pool_that_has_ended_is_not_returned_as_ready(
+    qarnot: LocalQarnot,
+    client: QarnotClient,
+    deferrable: bool,
+    run_id: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It was ready between two polls, or when the trigger fired, and has ended since."""
+    make = partial(create, deferrable=deferrable)
+    ti = FakeTI(run_id=run_id, task_id="create")
+    if not deferrable:
+        operator = make()
+
+        def end(*args: Any, **kwargs: Any) -> Any:
+            uuid = ti.xcoms["qarnot_pool"]
+            eventually(lambda: client.pools.get(uuid).state == "FullyExecuting")
+            client.pools.close(uuid)
+            return wait_here(*args, **kwargs)
+
+        monkeypatch.setattr("airflow_qarnot_pool.operators.base.wait_here", end)
+        with pytest.raises(QarnotPoolEndedError):
+            operator.execute(context_of(operator, ti))
+        return
+    deferred, context = defer(make, ti)
+    uuid = ti.xcoms["qarnot_pool"]
+    eventually(lambda: client.pools.get(uuid).state == "FullyExecuting")
+    event = Outcome(ending=Ending.MET, uuid=uuid, state="FullyExecuting", carry=deferred.trigger.carry)
+    client.pools.close(uuid)
+    operator = make()
+    with pytest.raises(QarnotPoolEndedError, match="Clos"):
+        operator.execute_complete({**context, "task": operator}, event.to_event())
