@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -32,6 +33,10 @@ NOBODY = "(no DAG)"
 NO_WORK = "(opened, and nothing ran on it)"
 NO_TAG = "(no tag)"
 NOTHING = "Nothing was opened in this period."
+#: Characters that Markdown gives a meaning; an underscore within a word has none.
+_MARKUP = re.compile(r"[\\`*{}\[\]<>&|~$]|(?<![^\W_])_|_(?![^\W_])")
+#: Characters that some renderers take no backslash for.
+_ESCAPED = {"\\": "&#92;", "<": "&lt;", ">": "&gt;", "&": "&amp;", "~": "&#126;", "$": "&#36;"}
 #: Who gets this in a mail has not read our pages.
 LEGEND = (
     "Idle: the part of what was paid in which nothing ran. "
@@ -115,7 +120,7 @@ class Report:
             return f"{self.headline}\n\n{NOTHING}\n"
         for one, header, rows in self._tables(by, most):
             lines = [_line(header), _line(["---", *["---:"] * (len(header) - 1)])]
-            lines += [_line(cell.replace("|", "\\|") for cell in row) for row in rows]
+            lines += [_line(map(_plain, row)) for row in rows]
             parts.append(f"**By {NAMES[one]}**\n\n" + "\n".join(lines))
         parts.append(f"*{LEGEND}*")
         return "\n\n".join(parts) + "\n"
@@ -166,6 +171,12 @@ def _cells(name: str, runs: str, cost: Cost, cents: bool) -> list[str]:
         paid = euros(cost.credits)
     carbon, saved = ("?" if one is None else grams(one) for one in (cost.carbon_g, cost.saved_g))
     return [name, runs, paid, energy, carbon, saved, idle]
+
+
+def _plain(text: str) -> str:
+    """Return *text* for a cell of a Markdown table: on one line, and nothing in it is markup for any renderer."""
+    words = " ".join("".join(one if one.isprintable() else " " for one in text).split())
+    return _MARKUP.sub(lambda found: _ESCAPED.get(found[0]) or f"\\{found[0]}", words)
 
 
 def _line(cells: Iterable[str]) -> str:

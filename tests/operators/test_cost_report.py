@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from functools import partial
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -71,12 +72,66 @@ def test_markdown() -> None:
         "**By DAG**\n\n"
         "| DAG | Runs | Cost | Energy | Carbon | Saved | Idle |\n"
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |\n"
-        "| <ml> | 1 | 4.00 EUR | 4.00 kWh | 200 g CO2e | ? | 25% |\n"
+        "| &lt;ml&gt; | 1 | 4.00 EUR | 4.00 kWh | 200 g CO2e | ? | 25% |\n"
         "| etl | 3 | 3.62 EUR | 3.62 kWh | 181 g CO2e | ? | 25% |\n"
         "| 1 more |  | 0.25 EUR | 250 Wh | 12.5 g CO2e | ? | 25% |\n\n"
         f"*{LEGEND}*\n"
     )
     assert "| etl.sum\\|up | 1 |" in REPORT.markdown(["task"], 20)
+
+
+HOSTILE = [
+    "a\nb",
+    "a\r\n\r\n# heading",
+    "a\u2028b\x85c\td\x00e",
+    "a|b",
+    "a\\|b",
+    "a\\",
+    "\\",
+    "![image](https://evil.example/x.png)",
+    "[link](javascript:alert(1))",
+    "[link]: https://evil.example",
+    "<img src=x onerror=alert(1)>",
+    "<script>alert(1)</script>",
+    "<!-- comment",
+    "&lt;b&gt; &amp; &#42;",
+    "**bold** *em* __bold__ _em_ ~~gone~~ `code` ``code``",
+    "$x$ {: .class} ${y}",
+    "my_dag.my_task-1 (100%) #7 a+b 1. x!",
+    "<https://evil.example>",
+    "日本 é",
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_name_is_text_in_markdown_whoever_renders_it(name: str) -> None:
+    found = replace(REPORT, items=(item(name, "r", "task", 1.0, name), item("other", "r", "task", 0.5)))
+    text = found.markdown(["dag", "task", "tag"], 20)
+    assert (
+        len(text.splitlines())
+        == len(replace(REPORT, items=found.items[1:]).markdown(["dag", "task", "tag"], 20).splitlines()) + 3
+    )
+    plain = " ".join("".join(one if one.isprintable() else " " for one in name).split())
+    markdown, markdown_it = pytest.importorskip("markdown"), pytest.importorskip("markdown_it")
+    renderers = [
+        partial(markdown.markdown, extensions=["tables"]),
+        markdown_it.MarkdownIt("commonmark").enable(["table", "strikethrough"]).render,
+    ]
+    for render in renderers:
+        page = ElementTree.fromstring(f"<body>{render(text)}</body>")
+        cells = [["".join(cell.itertext()) for cell in row] for row in page.iter("tr")]
+        assert {len(row) for row in cells} == {7}
+        assert [row[0] for row in cells if row[0] in (plain, f"{plain}.task")] == [
+            plain,
+            f"{plain}.task",
+            plain,
+        ]
+        assert {one.tag for row in page.iter("td") for one in row.iter()} == {"td"}
+
+
+def test_a_name_that_marks_nothing_up_stays_readable() -> None:
+    found = replace(REPORT, items=(item("my_dag-1.v2 (nightly): a+b", "r", "task", 1.0),))
+    assert "| my_dag-1.v2 (nightly): a+b | 1 |" in found.markdown(["dag"], 20)
 
 
 def test_what_is_not_known_does_not_hide_what_is() -> None:
