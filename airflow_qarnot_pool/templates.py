@@ -23,9 +23,31 @@ def is_templated(value: Any) -> bool:
     return hasattr(value, "resolve") or hasattr(value, "iter_references")
 
 
+#: Stands for text that comes at run time.
+STAND_IN = "known-at-run-time"
+#: Stand-ins for fields that others need: only whether they are given is known when the DAG is parsed.
+_STAND_INS = {
+    "resultbucket": STAND_IN,
+    "snapshotbucket": STAND_IN,
+    "schedulingtype": "Reserved",
+    "job": "00000000-0000-0000-0000-000000000000",
+    "jobuuid": "00000000-0000-0000-0000-000000000000",
+}
+
+
 def known_at_parse(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of *values* that is known already."""
-    return {name: value for name, value in values.items() if not is_templated(value)}
+    """Return the part of *values* that is known already, with stand-ins for what the rest of it needs."""
+    from airflow_qarnot_pool.api.fields import normalise
+
+    known = {}
+    for name, value in values.items():
+        if not is_templated(value):
+            known[name] = value
+        elif isinstance(value, (list, tuple)) and (items := [one for one in value if not is_templated(one)]):
+            known[name] = items
+        elif stand_in := _STAND_INS.get(normalise(str(name))):
+            known[name] = stand_in
+    return known
 
 
 class TemplatedParameters:

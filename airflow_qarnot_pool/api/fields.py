@@ -27,6 +27,7 @@ from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
 Convert = Callable[[Any], Any]
 SECRET = "***"
 
+_UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _NUMBER_WORDS = re.compile(r"[+-]?\d+")
 
 
@@ -258,6 +259,14 @@ def text(*, minimum: int = 0, below: int | None = None) -> Convert:
         return found
 
     return convert
+
+
+def uuid_text(value: Any) -> str:
+    """Convert to a uuid as text. Qarnot refuses names in its place."""
+    words = str(text(minimum=1)(value)).strip()
+    if _UUID.fullmatch(words) is None:
+        raise Refusal(f"is {shown(words)}, which is no uuid", "Give the uuid; a name does not stand for it.")
+    return words
 
 
 def whole(minimum: int, maximum: int | None = None) -> Convert:

@@ -436,7 +436,7 @@ class RemoteObject(Model):
     labels: Mapping[str, str] = field(default_factory=dict, metadata=_from("labels", _labels))
     bucket_names: tuple[str, ...] = field(default=(), metadata=_from("resourceBuckets", _texts))
     resource_buckets: tuple[ResourceBucket, ...] = field(
-        default=(), metadata=_from("advancedResourceBuckets", _list(ResourceBucket.of))
+        default=(), metadata=_from("advancedResourceBuckets", _list(ResourceBucket.from_json))
     )
     status: Status | None = field(default=None, metadata=_from("status", Status.from_json))
     instance_count: int | None = field(default=None, metadata=_from("instanceCount", _int))

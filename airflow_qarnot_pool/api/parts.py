@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import time, timedelta
 from typing import Any, Self
 
+from airflow_qarnot_pool.api.buckets import bucket, key_prefix
 from airflow_qarnot_pool.api.fields import (
     Record,
     Refusal,
@@ -28,6 +29,7 @@ from airflow_qarnot_pool.api.fields import (
     seconds,
     shown,
     text,
+    uuid_text,
     whole,
 )
 
@@ -46,9 +48,13 @@ def _prefix(outer: str, inner: str) -> Any:
                 )
         if isinstance(value, Mapping):
             value = value.get("prefix")
-        return str(text()(value))
+        return key_prefix(value)
 
     return convert
+
+
+def _with_prefix(name: str, path: str) -> str:
+    return f"Write {{'bucket': {name!r}, 'prefix': {path!r}}}, or ResourceBucket(bucket=..., prefix=...)."
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -59,7 +65,7 @@ class ResourceBucket(Record):
     keep them. Qarnot API: ``advancedResourceBuckets``.
     """
 
-    bucket: str = field(metadata=at("bucketName", text(minimum=1), aliases=["name"]))
+    bucket: str = field(metadata=at("bucketName", bucket(_with_prefix), aliases=["name"]))
     prefix: str | None = field(
         default=None,
         metadata=at(
@@ -80,6 +86,15 @@ class ResourceBucket(Record):
         default=None, metadata=at("cacheTTLSec", duration, seconds, aliases=["cache_ttl_seconds"])
     )
 
+    def _check(self) -> None:
+        prefix, strip = self.prefix or "", self.strip_prefix or ""
+        if prefix and not (prefix.startswith(strip) or strip.startswith(prefix)):
+            self._refuse(
+                "strip_prefix",
+                f"is {strip!r}, with which no file below prefix {prefix!r} begins",
+                "Give the prefix, or the beginning of it.",
+            )
+
     @classmethod
     def of(cls, value: Any) -> ResourceBucket:
         """From a bucket's name, a mapping, or a ResourceBucket."""
@@ -88,6 +103,23 @@ class ResourceBucket(Record):
             return value
         name = as_text(value)
         return cls.from_mapping(value) if name is None else cls(bucket=name)
+
+    @classmethod
+    def from_json(cls, data: Any) -> ResourceBucket:
+        """Return what the server says, without judging it."""
+        try:
+            return cls.of(data)
+        except ValueError:
+            name = data.get("bucketName") if isinstance(data, Mapping) else data
+            other = object.__new__(cls)
+            for key, value in {
+                "bucket": str(name),
+                "prefix": None,
+                "strip_prefix": None,
+                "cache_ttl": None,
+            }.items():
+                object.__setattr__(other, key, value)
+            return other
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -587,7 +619,7 @@ CONDITIONS = ("success", "failure", "cancelled")
 class TaskDependency(Record):
     """A task that must have ended first. ``conditions``: the ends that will do (any, when empty)."""
 
-    task: str = field(metadata=at("taskUuid", text(minimum=1)))
+    task: str = field(metadata=at("taskUuid", uuid_text))
     conditions: Sequence[str] = field(
         default=(),
         metadata=at("taskFinalStateCondition", listing(choice(*CONDITIONS)), list),

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from typing import Any, ClassVar
 
+from airflow_qarnot_pool.api.buckets import bucket, key_prefix, pattern
 from airflow_qarnot_pool.api.fields import (
     Record,
     Refusal,
@@ -38,6 +39,7 @@ from airflow_qarnot_pool.api.fields import (
     shown,
     span,
     text,
+    uuid_text,
     whole,
 )
 from airflow_qarnot_pool.api.parts import (
@@ -69,6 +71,7 @@ MAX_USER_TAGS = MAX_TAGS - OUR_TAGS
 MAX_POOL_CONSTANTS = 50
 MAX_TASK_CONSTANTS = 150
 MAX_BUCKETS = 100
+MAX_INSTANCES = 2048
 MAX_CONSTANT_LENGTH = 2048
 
 _SHORTNAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?")
@@ -120,13 +123,14 @@ def _ranges(value: Any) -> str:
         raise Refusal(f"is {shown(value)}: {error}", "Write instance ids like '0-2,4,7-9'.") from None
     if not ids:
         raise Refusal("names no instance", "Write instance ids like '0-2,4,7-9', or leave it out.")
+    if len(ids) > MAX_INSTANCES:
+        raise Refusal(f"names {len(ids)} instances", f"A task has {MAX_INSTANCES} at most; use several.")
     return words.strip()
 
 
-def _bucket_name(value: Any) -> str:
-    if isinstance(value, Mapping):
-        value = value.get("bucket")
-    return str(text(minimum=1)(value))
+def _with(prefix: str) -> Any:
+    """Return what to write in place of a bucket with a path, if *prefix* is the field for the path."""
+    return lambda name, path: f"Write {name!r} and {prefix}={path.rstrip('/') + '/'!r}."
 
 
 def _wrapped(key: str, convert: Any) -> Any:
@@ -257,7 +261,7 @@ class _Spec(Record):
     forced_network_rules: Sequence[NetworkRule] = field(
         default=(), metadata=at("forcedNetworkRules", listing(record(NetworkRule)), nested)
     )
-    project: str | None = field(default=None, metadata=at("projectUuid", text(minimum=1)))
+    project: str | None = field(default=None, metadata=at("projectUuid", uuid_text))
 
     def _given_constants(self) -> dict[str, str]:
         """Constants that fields of ours stand for."""
@@ -411,6 +415,19 @@ class PoolSpec(_Spec):
             object.__setattr__(self, "instance_count", 1)
 
 
+#: Fields that mean nothing without a bucket, and the buckets that give them a meaning.
+_FILES_OF = {
+    (
+        "results_prefix",
+        "results_whitelist",
+        "results_blacklist",
+        "results_cache_ttl",
+        "upload_results_on_cancellation",
+    ): ("result_bucket",),
+    ("snapshot_prefix", "snapshot_whitelist", "snapshot_blacklist"): ("snapshot_bucket", "result_bucket"),
+}
+
+
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class TaskSpec(_Spec):
     """A task to be created, on a pool or on its own. Qarnot API: ``POST /tasks``.
@@ -432,23 +449,27 @@ class TaskSpec(_Spec):
 
     command: str | None = field(default=None, metadata=at(None, text(minimum=1)))
     pool: str | None = field(default=None, metadata=at("poolUuid", text(minimum=1)))
-    job: str | None = field(default=None, metadata=at("jobUuid", text(minimum=1)))
+    job: str | None = field(default=None, metadata=at("jobUuid", uuid_text))
     ranges: str | None = field(default=None, metadata=at("advancedRanges", _ranges))
     retry: RetrySettings | None = field(
         default=None, metadata=at("retrySettings", record(RetrySettings), nested)
     )
     max_retries_per_instance: int | None = field(default=None, metadata=at("maxRetriesPerInstance", whole(0)))
-    result_bucket: str | None = field(default=None, metadata=at("resultBucket", _bucket_name))
-    results_prefix: str | None = field(default=None, metadata=at("resultsBucketPrefix", text()))
-    results_whitelist: str | None = field(default=None, metadata=at("resultsWhitelist", text(below=2048)))
-    results_blacklist: str | None = field(default=None, metadata=at("resultsBlacklist", text(below=2048)))
+    result_bucket: str | None = field(
+        default=None, metadata=at("resultBucket", bucket(_with("results_prefix")))
+    )
+    results_prefix: str | None = field(default=None, metadata=at("resultsBucketPrefix", key_prefix))
+    results_whitelist: str | None = field(default=None, metadata=at("resultsWhitelist", pattern))
+    results_blacklist: str | None = field(default=None, metadata=at("resultsBlacklist", pattern))
     results_cache_ttl: timedelta | None = field(
         default=None, metadata=at("resultsCacheTTLSec", duration, seconds)
     )
-    snapshot_bucket: str | None = field(default=None, metadata=at("snapshotBucket", _bucket_name))
-    snapshot_prefix: str | None = field(default=None, metadata=at("snapshotBucketPrefix", text()))
-    snapshot_whitelist: str | None = field(default=None, metadata=at("snapshotWhitelist", text(below=2048)))
-    snapshot_blacklist: str | None = field(default=None, metadata=at("snapshotBlacklist", text(below=2048)))
+    snapshot_bucket: str | None = field(
+        default=None, metadata=at("snapshotBucket", bucket(_with("snapshot_prefix")))
+    )
+    snapshot_prefix: str | None = field(default=None, metadata=at("snapshotBucketPrefix", key_prefix))
+    snapshot_whitelist: str | None = field(default=None, metadata=at("snapshotWhitelist", pattern))
+    snapshot_blacklist: str | None = field(default=None, metadata=at("snapshotBlacklist", pattern))
     upload_results_on_cancellation: bool | None = field(
         default=None, metadata=at("uploadResultsOnCancellation", flag)
     )
@@ -498,6 +519,11 @@ class TaskSpec(_Spec):
             self._refuse(
                 "max_retries_per_instance", "is given together with retry", "Keep retry; it replaces it."
             )
+        for names, buckets in _FILES_OF.items():
+            if not any(getattr(self, one) for one in buckets):
+                for name in names:
+                    if getattr(self, name):
+                        self._refuse(name, f"is given without {buckets[0]}", f"Give {' or '.join(buckets)}.")
         if self.instance_count is None and not self.ranges:
             object.__setattr__(self, "instance_count", 1)
         if self.profile is None and not self.pool and not self.job:

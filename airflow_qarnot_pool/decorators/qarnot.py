@@ -111,6 +111,8 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
             )
         if not is_templated(self.requirements):
             _requirements(self.requirements)
+        if self.payload_bucket is not None and not is_templated(self.payload_bucket):
+            _payload_bucket(self.payload_bucket)
         args, kwargs = self._arguments()
         unfilled = [one for one in _context_parameters(function) if one not in kwargs]
         if unfilled := [one for one in unfilled if one not in _by_position(function, args)]:
@@ -157,7 +159,8 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
 
         if not self.payload_bucket:
             return None
-        return PayloadBucket(self.hook.settings, self.payload_bucket, f"airflow-qarnot/{self._lineage}/")
+        name = _payload_bucket(self.payload_bucket)
+        return PayloadBucket(self.hook.settings, name, f"airflow-qarnot/{self._lineage}/")
 
     def _given_now(self) -> dict[str, Any]:
         """The parameters, and the call. It is in no attribute: Airflow shows those in its UI."""
@@ -294,6 +297,12 @@ def _requirements(value: Any) -> list[str]:
         f"requirements must be a list of what pip installs, such as ['numpy==2.1'], not {value!r}",
         field="requirements",
     )
+
+
+def _payload_bucket(value: Any) -> str:
+    from airflow_qarnot_pool.api.buckets import check_bucket
+
+    return check_bucket(value, "payload_bucket", "Write {bucket!r}; the task chooses the path in it.")
 
 
 def _listed(buckets: Any) -> list[Any]:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
+from airflow_qarnot_pool.api.buckets import check_bucket
 from airflow_qarnot_pool.api.errors import QarnotBucketNotFoundError
 from airflow_qarnot_pool.hooks.keys import check_key
 from airflow_qarnot_pool.hooks.storage import QarnotStorageHook, explained, find_clash
@@ -139,6 +140,7 @@ class QarnotFileSystem(AbstractFileSystem):
 
     def _check_new(self, bucket: str, key: str) -> None:
         """Refuse a key that would not come back as a file of that name."""
+        check_bucket(bucket, "bucket", "Write {bucket}/{path}.")
         check_key(key)
         with _as_os_error(bucket, f"{bucket}/{key} could not be written"):
             clash = find_clash(self.s3, bucket, [key])

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from airflow_qarnot_pool.api.buckets import check_bucket, pattern
 from airflow_qarnot_pool.api.errors import (
     QarnotBucketNotFoundError,
     QarnotCredentialsError,
     QarnotError,
     QarnotInvalidSpecError,
 )
+from airflow_qarnot_pool.api.fields import Refusal
 from airflow_qarnot_pool.hooks.keys import check_key, folders_of, local_paths
 from airflow_qarnot_pool.hooks.qarnot import QarnotHook
 
@@ -66,6 +68,7 @@ class QarnotStorageHook(QarnotHook):
         :raises FileNotFoundError: there is no such file or folder.
         :raises QarnotInvalidSpecError: a key would not come back as a file of that name; nothing is uploaded then.
         """
+        bucket = _bucket(bucket, "key")
         sources = _sources(bucket, source, key)
         for name in sources:
             check_key(name)
@@ -88,6 +91,7 @@ class QarnotStorageHook(QarnotHook):
 
         :raises QarnotBucketNotFoundError: there is no such bucket.
         """
+        bucket = _bucket(bucket, "prefix")
         with explained(f"Bucket {bucket} could not be listed", bucket):
             pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
             return [
@@ -110,9 +114,8 @@ class QarnotStorageHook(QarnotHook):
         :param whitelist: regular expression to be found in the keys, as ``results_whitelist`` of a task.
         :raises QarnotInvalidSpecError: a key is no path in the directory, or two are the same; nothing is downloaded.
         """
-        wanted = [
-            one.key for one in self.list(bucket, prefix) if not whitelist or re.search(whitelist, one.key)
-        ]
+        wanted_by = _pattern(whitelist)
+        wanted = [one.key for one in self.list(bucket, prefix) if wanted_by.search(one.key)]
         targets = [(key, Path(directory, name)) for key, name in local_paths(wanted, prefix)]
         for key, target in targets:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -126,6 +129,7 @@ class QarnotStorageHook(QarnotHook):
 
     def read(self, bucket: str, key: str) -> bytes:
         """The content of one file."""
+        bucket = _bucket(bucket, "key")
         with explained(f"{key} could not be read from bucket {bucket}", bucket):
             data: bytes = self.s3.get_object(Bucket=bucket, Key=key)["Body"].read()
         return data
@@ -221,6 +225,19 @@ def find_clash(s3: Any, bucket: str, keys: Iterable[str]) -> str | None:
             if first(f"{key}/") is not None:
                 return f"Bucket {bucket} has files below {key + '/'!r}, so that no file can be {key!r}"
     return None
+
+
+def _bucket(name: str, parameter: str) -> str:
+    return check_bucket(name, "bucket", f"Give {{bucket!r}}, and {{path!r}} as {parameter}.")
+
+
+def _pattern(whitelist: str | None) -> re.Pattern[str]:
+    """Return what *whitelist* finds; without one, everything."""
+    try:
+        return re.compile(pattern(whitelist or ""))
+    except (Refusal, re.error) as error:
+        remedy = error.remedy if isinstance(error, Refusal) else "Write a regular expression of Python's."
+        raise QarnotInvalidSpecError(f"whitelist {error}", field="whitelist", remedy=remedy) from None
 
 
 def _sources(bucket: str, source: str | os.PathLike[str] | bytes, key: str) -> dict[str, bytes | Path]:

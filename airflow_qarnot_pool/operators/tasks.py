@@ -32,7 +32,7 @@ from airflow_qarnot_pool.operators.task_base import TaskOperator
 from airflow_qarnot_pool.operators.waiting import get_surely, passing, seconds_between_looks
 from airflow_qarnot_pool.output import failure_report
 from airflow_qarnot_pool.shared import MOST_GENERATIONS
-from airflow_qarnot_pool.templates import hide_secrets, is_templated, known_at_parse, revealed
+from airflow_qarnot_pool.templates import STAND_IN, hide_secrets, is_templated, known_at_parse, revealed
 from airflow_qarnot_pool.triggers.keys import TASKS_KEY
 
 if TYPE_CHECKING:
@@ -65,6 +65,18 @@ class _Sent:
     unclear: bool = False
     #: Why the rest was not accepted.
     full: QarnotQuotaError | None = None
+
+
+def _known(command: Any) -> Any:
+    """Return the part of a command that can be checked when the DAG is parsed."""
+    if not is_templated(command):
+        return command
+    if not isinstance(command, Mapping):
+        return STAND_IN
+    known = known_at_parse(command)
+    if "command" not in known and "DOCKER_CMD" not in (known.get("constants") or {}):
+        known["command"] = STAND_IN
+    return known
 
 
 class QarnotRunTasksOperator(TaskOperator):
@@ -112,8 +124,7 @@ class QarnotRunTasksOperator(TaskOperator):
         if not is_templated(max_in_flight):
             self._limit()
         if isinstance(commands, (list, tuple)):
-            known = [one for one in commands if not is_templated(one)]
-            self._specs(known, known_at_parse(self._given()), self._some_pool)
+            self._specs([_known(one) for one in commands], known_at_parse(self._given()), self._some_pool)
 
     # --- what to run
 

@@ -29,6 +29,7 @@ from airflow_qarnot_pool.api.specs import (
     image_constants,
 )
 
+JOB, PROJECT, FIRST, SECOND = (f"{number:08x}-0000-4000-8000-000000000000" for number in range(4))
 MANAGED = ManagedTasksQueuePolicy(max_total_slots=4, name="m")
 
 
@@ -36,7 +37,7 @@ def test_the_smallest_specs():
     assert PoolSpec(name="p").to_json() == {"name": "p", "profile": "docker-batch", "instanceCount": 1}
     assert TaskSpec(name="t").to_json() == {"name": "t", "profile": "docker-batch", "instanceCount": 1}
     assert TaskSpec(name="t", pool="u").to_json() == {"name": "t", "poolUuid": "u", "instanceCount": 1}
-    assert TaskSpec(name="t", job="j").to_json() == {"name": "t", "jobUuid": "j", "instanceCount": 1}
+    assert TaskSpec(name="t", job=JOB).to_json() == {"name": "t", "jobUuid": JOB, "instanceCount": 1}
 
 
 FULL_POOL = PoolSpec(
@@ -63,7 +64,7 @@ FULL_POOL = PoolSpec(
     max_time_queue=timedelta(minutes=2),
     secrets_access=SecretsAccess(keys=["k"], prefixes=["p/"]),
     forced_network_rules=[NetworkRule(inbound=True, proto="TCP", port="22")],
-    project="proj",
+    project=PROJECT,
     slots_per_node=2,
     preparation_command="echo hi",
     default_retry=RetrySettings(max_total_retries=3),
@@ -104,7 +105,7 @@ def test_every_field_of_a_pool_has_its_wire_form():
         "maxTimeQueueSeconds": 120,
         "secretsAccessRights": {"bySecret": [{"key": "k"}], "byPrefix": [{"prefix": "p/"}]},
         "forcedNetworkRules": [{"inbound": True, "proto": "tcp", "port": "22"}],
-        "projectUuid": "proj",
+        "projectUuid": PROJECT,
         "multiSlotsSettings": {"slotsPerNode": 2},
         "preparationTask": {"commandLine": "echo hi"},
         "defaultRetrySettings": {"maxTotalRetries": 3, "maxPerInstanceRetries": None},
@@ -114,7 +115,7 @@ def test_every_field_of_a_pool_has_its_wire_form():
 
 FULL_TASK = TaskSpec(
     name="t",
-    job="j",
+    job=JOB,
     ranges="0-2,5",
     command="echo ${INSTANCE_ID}",
     image="ghcr.io/org/app:1.2",
@@ -130,14 +131,14 @@ FULL_TASK = TaskSpec(
     snapshot_blacklist="b",
     upload_results_on_cancellation=False,
     wait_for_pool_resources_synchronization=True,
-    dependencies=["u1", TaskDependency(task="u2", conditions=["Success"])],
+    dependencies=[FIRST, TaskDependency(task=SECOND, conditions=["Success"])],
 )
 
 
 def test_every_field_of_a_task_has_its_wire_form():
     assert FULL_TASK.to_json() == {
         "name": "t",
-        "jobUuid": "j",
+        "jobUuid": JOB,
         "advancedRanges": "0-2,5",
         "constants": [
             {"key": "DOCKER_REPO", "value": "org/app"},
@@ -159,8 +160,8 @@ def test_every_field_of_a_task_has_its_wire_form():
         "waitForPoolResourcesSynchronization": True,
         "dependencies": {
             "advancedDependsOn": [
-                {"taskUuid": "u1", "taskFinalStateCondition": None},
-                {"taskUuid": "u2", "taskFinalStateCondition": ["success"]},
+                {"taskUuid": FIRST, "taskFinalStateCondition": None},
+                {"taskUuid": SECOND, "taskFinalStateCondition": ["success"]},
             ]
         },
     }
@@ -168,7 +169,9 @@ def test_every_field_of_a_task_has_its_wire_form():
 
 
 def test_plain_dependencies_take_the_plain_form():
-    assert TaskSpec(name="t", job="j", dependencies=["u1"]).to_json()["dependencies"] == {"dependsOn": ["u1"]}
+    assert TaskSpec(name="t", job=JOB, dependencies=[FIRST]).to_json()["dependencies"] == {
+        "dependsOn": [FIRST]
+    }
 
 
 @pytest.mark.parametrize("spec", [FULL_POOL, FULL_TASK], ids=["pool", "task"])
@@ -426,7 +429,7 @@ TASK_REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     ({"ranges": "2-0"}, "ranges", "ends before it starts"),
     ({"ranges": ""}, "ranges", "names no instance"),
     ({"ranges": "a"}, "ranges", "'0-2,4,7-9'"),
-    ({"pool": "p", "job": "j"}, "pool", "Keep job"),
+    ({"pool": "p", "job": JOB}, "pool", "Keep job"),
     ({"pool": ""}, "pool", "is empty"),
     ({"pool": "p", "profile": "docker-batch"}, "profile", "the pool's profile is used"),
     (
@@ -435,10 +438,10 @@ TASK_REFUSALS: list[tuple[dict[str, Any], str, str]] = [
         "Give them to the pool",
     ),
     ({"pool": "p", "secrets_access": SecretsAccess(keys=["a"])}, "secrets_access", "Give it to the pool"),
-    ({"pool": "p", "project": "x"}, "project", "pool's project"),
-    ({"dependencies": ["u"]}, "dependencies", "Put the task in a job"),
+    ({"pool": "p", "project": PROJECT}, "project", "pool's project"),
+    ({"dependencies": [FIRST]}, "dependencies", "Put the task in a job"),
     (
-        {"job": "j", "dependencies": [{"task": "u", "conditions": ["maybe"]}]},
+        {"job": JOB, "dependencies": [{"task": FIRST, "conditions": ["maybe"]}]},
         "dependencies[0].conditions",
         "success, failure, cancelled",
     ),
@@ -588,3 +591,164 @@ def test_hardware_constraints_by_name():
     assert [one.to_json().get("minimumMemoryGBCoreRatio") for one in made if one.value == 0.5] == [0.5]
     unknown = {"discriminator": "QuantumHardwareConstraint", "qubits": 3}
     assert HardwareConstraint.from_json(unknown).to_json() == unknown
+
+
+# --- what only the service, or the end of the work, would refuse
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("b/out", "Write 'b' and results_prefix='out/'"),
+        ("b/out/day/", "Write 'b' and results_prefix='out/day/'"),
+        ("b/", "Write 'b'."),
+        ("qarnot://conn@b/", "Write 'b'."),
+        ("qarnot://b/out", "Write 'b' and results_prefix='out/'"),
+        ("S3://b/out", "Write 'b' and results_prefix='out/'"),
+        ("https://storage.qarnot.com/b/out", "Write 'storage.qarnot.com' and"),
+        ("/b", "Use letters"),
+        ("a b", "Use letters"),
+        (" b", "Use letters"),
+        ("b\n", "Use letters"),
+        ("b" * 64, "Use letters"),
+        ("-b", "Use letters"),
+        ("été", "Use letters"),
+        ("b?", "Use letters"),
+    ],
+)
+def test_a_bucket_is_no_path_and_no_url(name: str, remedy: str) -> None:
+    for field, other in (("result_bucket", "results_prefix"), ("snapshot_bucket", "snapshot_prefix")):
+        with pytest.raises(QarnotInvalidSpecError) as caught:
+            TaskSpec(name="t", **{field: name})
+        assert caught.value.field == field
+        assert remedy.replace("results_prefix", other) in str(caught.value)
+    for spec in (TaskSpec, PoolSpec):
+        for given in (name, {"bucket": name}, {"bucketName": name}):
+            with pytest.raises(QarnotInvalidSpecError) as caught:
+                spec(name="t", resource_buckets=[given])
+            assert caught.value.field == "resource_buckets[0].bucket"
+            if "results_prefix" in remedy:
+                assert "'prefix': 'out" in str(caught.value)
+    with pytest.raises(QarnotInvalidSpecError):
+        TaskSpec.encode_fields({"result_bucket": name})
+
+
+@pytest.mark.parametrize("name", ["b", "my-bucket.2", "0b", "My_Bucket", "b" * 63, 20260101, {"bucket": "b"}])
+def test_names_of_buckets_that_storage_may_take_pass(name: Any) -> None:
+    assert TaskSpec(name="t", result_bucket=name).result_bucket in (name, str(name), "b")
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        "results_prefix",
+        "results_whitelist",
+        "results_blacklist",
+        "snapshot_prefix",
+        "snapshot_whitelist",
+        "snapshot_blacklist",
+    ],
+)
+def test_where_and_which_files_means_nothing_without_a_bucket(field: str) -> None:
+    bucket = f"{field.split('_')[0].replace('results', 'result')}_bucket"
+    with pytest.raises(QarnotInvalidSpecError, match=f"{field} is given without {bucket}") as caught:
+        TaskSpec(name="t", **{field: "x"})
+    assert caught.value.field == field
+    TaskSpec(name="t", **{field: "x", bucket: "b"})
+    TaskSpec(name="t", **{field: "x", "result_bucket": "b"})
+
+
+def test_other_options_of_results_mean_nothing_without_a_bucket() -> None:
+    for given in ({"results_cache_ttl": 60}, {"upload_results_on_cancellation": True}):
+        with pytest.raises(QarnotInvalidSpecError, match="without result_bucket"):
+            TaskSpec(name="t", **given)
+    TaskSpec(name="t", upload_results_on_cancellation=False)
+
+
+PATTERNS = ("results_whitelist", "results_blacklist", "snapshot_whitelist", "snapshot_blacklist")
+
+
+@pytest.mark.parametrize(
+    ("glob", "expression"),
+    [
+        ("*.png", r"\.png$"),
+        ("out/*.png", r"out/[^/]*\.png$"),
+        ("frame_*.exr", r"frame_[^/]*\.exr$"),
+        ("**/*.csv", r"\.csv$"),
+        ("out/**", "out/.*$"),
+        ("*", ".*"),
+        ("?.png", r"[^/]\.png$"),
+    ],
+)
+def test_a_glob_is_refused_with_the_expression_it_stands_for(glob: str, expression: str) -> None:
+    for field in PATTERNS:
+        with pytest.raises(QarnotInvalidSpecError, match="regular expression") as caught:
+            TaskSpec(name="t", result_bucket="b", **{field: glob})
+        assert caught.value.field == field
+        assert repr(expression) in str(caught.value)
+    TaskSpec(name="t", result_bucket="b", results_whitelist=expression)
+
+
+@pytest.mark.parametrize("expression", ["(", "[a", ")", "a{2,1}", "x**", "+", "a{99999999999999}"])
+def test_what_is_no_regular_expression_is_refused(expression: str) -> None:
+    with pytest.raises(QarnotInvalidSpecError, match="regular expression"):
+        TaskSpec(name="t", result_bucket="b", results_whitelist=expression)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [".*", r"\.png$", r"^out/.*\.exr$", r"\d*.png", "[0-9]*.png", r"frame_.*\.exr", "a|b", "x+", "jpe?g$", "(ab)*.txt",
+     r"\p{L}", "(?<name>x)", "(?i-s:x)", "${NAME}*.png", "${NAME}("],
+)  # fmt: skip
+def test_regular_expressions_of_any_dialect_pass(expression: str) -> None:
+    for field in PATTERNS:
+        spec = TaskSpec(name="t", result_bucket="b", **{field: expression})
+        assert getattr(spec, field) == expression
+
+
+@pytest.mark.parametrize("prefix", ["/", "/out/", "a//b", "a/../b", "./a", "..", "a\nb"])
+def test_a_prefix_begins_keys_that_come_back(prefix: str) -> None:
+    for given in (
+        {"results_prefix": prefix},
+        {"snapshot_prefix": prefix},
+        {"resource_buckets": [{"bucket": "b", "prefix": prefix}]},
+        {"resource_buckets": [{"bucket": "b", "strip_prefix": prefix}]},
+    ):
+        with pytest.raises(QarnotInvalidSpecError, match="prefix"):
+            TaskSpec(name="t", result_bucket="b", **given)
+
+
+def test_prefixes_that_keys_have_pass() -> None:
+    for prefix in ("", "day", "day/", "a/b/frame-", " a", "..a", "${DAY}/"):
+        TaskSpec(name="t", result_bucket="b", results_prefix=prefix)
+    ResourceBucket(bucket="b", prefix="in/a/", strip_prefix="in/")
+    ResourceBucket(bucket="b", strip_prefix="in/")
+    with pytest.raises(QarnotInvalidSpecError, match="strip_prefix is 'out/'"):
+        ResourceBucket(bucket="b", prefix="in/", strip_prefix="out/")
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        ({"job": "nightly"}, "job"),
+        ({"project": "films"}, "project"),
+        ({"job": JOB, "dependencies": ["render"]}, "dependencies[0].task"),
+        ({"job": JOB, "dependencies": [{"task": "render"}]}, "dependencies[0].task"),
+    ],
+)
+def test_a_name_in_the_place_of_a_uuid_is_refused(given: dict[str, Any], field: str) -> None:
+    with pytest.raises(QarnotInvalidSpecError, match="no uuid") as caught:
+        TaskSpec(name="t", **given)
+    assert caught.value.field == field
+
+
+def test_ranges_name_as_many_instances_as_a_task_may_have() -> None:
+    assert len(TaskSpec(name="t", ranges="0-2047").instance_ids()) == 2048
+    with pytest.raises(QarnotInvalidSpecError, match="2049 instances"):
+        TaskSpec(name="t", ranges="0-2048")
+
+
+def test_what_the_server_says_of_a_bucket_is_not_judged() -> None:
+    for data in ({"bucketName": "b/out"}, "b/out"):
+        assert ResourceBucket.from_json(data).bucket == "b/out"
+    assert ResourceBucket.from_json({"bucketName": "b"}) == ResourceBucket(bucket="b")

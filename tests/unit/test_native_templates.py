@@ -132,6 +132,8 @@ TEXT_FIELDS = [
 def test_numbers_dates_and_flags_are_text_where_text_is_wanted(field: str, value: Any, text: str) -> None:
     if field == "image" and not text.isalnum():
         pytest.skip("no image has such a name")
+    if field.endswith("_bucket") and " " in text:
+        pytest.skip("no bucket has such a name")
     given = {"name": "n", "command": "c", "scheduling_type": "Reserved", field: value}
     if field == "targeted_reservation_name":
         given["scheduling_type"] = "Reserved"
@@ -146,21 +148,22 @@ def test_numbers_dates_and_flags_are_text_where_text_is_wanted(field: str, value
 
 @pytest.mark.parametrize(("value", "text"), VALUES, ids=[type(value).__name__ for value, _ in VALUES])
 def test_they_are_text_in_lists_and_mappings_too(value: Any, text: str) -> None:
+    named = "b" if " " in text else value
     spec = PoolSpec.from_mapping(
         {
             "name": "n",
             "tags": [value],
             "constants": {"A": value},
             "labels": {"a": value},
-            "resource_buckets": [{"bucket": value, "prefix": value, "strip_prefix": value}],
+            "resource_buckets": [{"bucket": named, "prefix": value, "strip_prefix": value}],
         }
     )
     assert (spec.tags, spec.constants, spec.labels) == ((text,), {"A": text}, {"a": text})
     (bucket,) = spec.resource_buckets
     assert isinstance(bucket, ResourceBucket)
-    assert (bucket.bucket, bucket.prefix, bucket.strip_prefix) == (text, text, text)
-    (bare,) = PoolSpec.from_mapping({"name": "n", "resource_buckets": [value]}).resource_buckets
-    assert bare == ResourceBucket(bucket=text)
+    assert (bucket.bucket, bucket.prefix, bucket.strip_prefix) == ("b" if named == "b" else text, text, text)
+    (bare,) = PoolSpec.from_mapping({"name": "n", "resource_buckets": [named]}).resource_buckets
+    assert bare == ResourceBucket(bucket=bucket.bucket)
 
 
 @pytest.mark.parametrize("value", [["a"], {"a": 1}, object(), b"a"])
@@ -178,10 +181,11 @@ def test_commands_and_specs_that_a_template_yields_as_text_are_read(written: Any
     commands = [["echo", "a b"], "echo c", {"command": "echo d", "instance_count": 2}]
     with DAG("d", schedule=None):
         operator: Any = QarnotRunTasksOperator(task_id="t", commands="{{ it }}", task_spec="{{ spec }}")
-    operator.render_template_fields({"it": written(commands), "spec": written({"job": "j"})})
+    job = "6ba7b810-9dad-41d1-80b4-00c04fd430c8"
+    operator.render_template_fields({"it": written(commands), "spec": written({"job": job})})
     specs = operator._specs(operator.commands, operator._given(), None)
     assert [one.command for one in specs] == ["echo 'a b'", "echo c", "echo d"]
-    assert {one.job for one in specs} == {"j"}
+    assert {one.job for one in specs} == {job}
     assert ast.literal_eval(str(commands)) == commands
 
 

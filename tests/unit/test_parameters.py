@@ -75,7 +75,7 @@ SAMPLES: dict[str, Any] = {
     "sync_resources": True,
     "tags": ["mine"],
     "target_states": "Closed",
-    "task_spec": {"job": "some-job"},
+    "task_spec": {"job": "6ba7b810-9dad-41d1-80b4-00c04fd430c8"},
     "timeout": timedelta(minutes=5),
     "until": "2026-01-02",
     "wait_for_completion": None,  # the other of its default, see below
@@ -117,6 +117,12 @@ def _operators() -> list[type[BaseOperator]]:
     return [*found, _QarnotDecoratedOperator]
 
 
+#: Parameters that mean nothing without another one.
+NEED_ANOTHER = {
+    "results_prefix": {"result_bucket": "outputs"},
+    "results_whitelist": {"result_bucket": "outputs"},
+}
+
 CASES = [
     pytest.param(operator, name, id=f"{operator.__name__}-{name}")
     for operator in _operators()
@@ -151,6 +157,7 @@ def sample(operator: type, name: str) -> Any:
 def test_default_args_reach_it(operator: Any, name: str) -> None:
     value = sample(operator, name)
     given = {key: one for key, one in NEEDS.get(operator.__name__, {}).items() if key != name}
+    given |= NEED_ANOTHER.get(name, {})
     if name == "shared":
         given.pop("qarnot_pool", None)
     if name in ("op_args", "op_kwargs"):

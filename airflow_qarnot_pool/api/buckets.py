@@ -1,0 +1,106 @@
+"""Names of buckets, prefixes of keys and patterns of files: what can only be refused after the work is refused here.
+
+Storage: Ceph's S3 (Qarnot API: ``/settings``). Patterns: ``resultsWhitelist`` and its kind are regular expressions.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
+from airflow_qarnot_pool.api.fields import Refusal, normalise, shown, text
+
+MAX_PATTERN_LENGTH = 2048
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_URL = re.compile(r"(?:[a-z0-9+.-]+://)?(?:[^@/]*@)?", re.IGNORECASE)
+#: A literal, a star and an extension, as in ``out/*.png``: as a regular expression it hardly ever matches.
+_GLOB = re.compile(r"^[*?]|\*\*|(?<!\\)[\w/-]\*\.\w+$")
+#: Complaints of Python's about expressions that other dialects take.
+_OTHER_DIALECTS = ("unknown extension", "bad escape", "look-behind", "flag", "group name")
+
+
+def bucket(path: Callable[[str, str], str]) -> Callable[[Any], str]:
+    """Return a converter to the name of a bucket.
+
+    :param path: writes the remedy for a path: what to give in place of a bucket and the path in it.
+    """
+
+    def convert(value: Any) -> str:
+        if isinstance(value, Mapping):
+            by_name = {normalise(str(name)): entry for name, entry in value.items()}
+            value = by_name.get("bucket", by_name.get("bucketname"))
+        name = str(text(minimum=1)(value))
+        if _BUCKET.fullmatch(name):
+            return name
+        bare = name[_URL.match(name).end() :]  # type: ignore[union-attr]
+        first, slash, rest = bare.partition("/")
+        if (slash or bare != name) and _BUCKET.fullmatch(first):
+            remedy = path(first, rest) if rest.strip("/") else f"Write {first!r}."
+            raise Refusal(f"is {shown(name)}, which is {'a URL' if bare != name else 'a path'}", remedy)
+        raise Refusal(
+            f"is {shown(name)}, which is no name of a bucket",
+            "Use letters, digits, '-', '.' and '_', 63 at most; begin with a letter or digit.",
+        )
+
+    return convert
+
+
+def check_bucket(value: Any, field: str, remedy: str) -> str:
+    """Return the name of a bucket that a method or parameter got.
+
+    :param remedy: what to write for a path, with ``{bucket}`` and ``{path}`` in it.
+    :raises QarnotInvalidSpecError: names *field*.
+    """
+    try:
+        return bucket(lambda name, path: remedy.format(bucket=name, path=path))(value)
+    except Refusal as refusal:
+        raise QarnotInvalidSpecError(
+            f"{field} {refusal.problem}", field=field, remedy=refusal.remedy
+        ) from None
+
+
+def key_prefix(value: Any) -> str:
+    """Convert to what keys begin with: text that begins with no slash, as no key does."""
+    words = str(text()(value))
+    parts = words.split("/")
+    if len(parts) > 1 and not parts[0]:
+        raise Refusal(f"is {shown(words)}, which begins with '/'", f"Write {words.lstrip('/')!r}.")
+    if "" in parts[:-1] or {".", ".."} & set(parts[:-1]) or parts[-1] in (".", ".."):
+        raise Refusal(f"is {shown(words)}, which has '//', '.' or '..'", "Write the path without it.")
+    if any(ord(one) < 32 or ord(one) == 127 for one in words):
+        raise Refusal(f"is {shown(words)}, which has a control character", "Leave it out.")
+    return words
+
+
+def pattern(value: Any) -> str:
+    """Convert to a regular expression. Those of other dialects than Python's, and with ``${CONSTANT}``, pass."""
+    words = str(text(below=MAX_PATTERN_LENGTH)(value))
+    if "${" in words:
+        return words
+    if _GLOB.search(words):
+        raise Refusal(
+            f"is {shown(words)}, which looks like a glob; it is a regular expression that is searched in the path",
+            f"Write {_of_glob(words)!r}.",
+        )
+    try:
+        re.compile(words)
+    except re.error as error:
+        if any(one in error.msg for one in _OTHER_DIALECTS):
+            return words
+        raise Refusal(
+            f"is {shown(words)}, which is no regular expression ({error.msg})",
+            "Write one such as '\\\\.png$'; it is searched in the path of each file.",
+        ) from None
+    except (OverflowError, RecursionError):
+        raise Refusal(f"is {shown(words)}, which is no regular expression", "Write a simpler one.") from None
+    return words
+
+
+def _of_glob(glob: str) -> str:
+    """Return the regular expression that a glob stands for."""
+    parts = {"**/": ".*", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    made = re.sub(r"\*\*/|\*\*|\*|\?|[^*?]+", lambda found: parts.get(found[0]) or re.escape(found[0]), glob)
+    short = re.sub(r"^(?:\.\*|\[\^/\]\*)+", "", f"{made}$")
+    return ".*" if short == "$" else short
