@@ -81,7 +81,9 @@ def get_provider_info() -> dict[str, Any]:
                         "production",
                     ),
                     "poll_interval": _option(
-                        "Seconds between two looks at what is waited for.", "float", "5"
+                        "Seconds between two looks at what is waited for, from 0.01 up to 86400.",
+                        "float",
+                        "5",
                     ),
                     "console_url": _option(
                         "Web console that links lead to.", "string", "https://tasq.qarnot.com"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -190,8 +191,8 @@ class QarnotCreatePoolOperator(BudgetOperator, WarmingOperator):
                 slots = pool_spec({"name": "size", **values}).instance_count
                 return Condition(kind="pool", ready_slots=slots) if self._warms_up else None
             return None if {"elastic", "scaling"} & values.keys() else POOL_READY
-        if isinstance(ready, int) or str(ready).strip().isdigit():
-            slots, size = int(str(ready)), str(values.get("instance_count", "")).strip()
+        if isinstance(ready, (int, float)) or re.fullmatch(r"-?\d+", str(ready).strip()):
+            slots, size = _slots_of(ready), str(values.get("instance_count", "")).strip()
             if size.isdigit() and slots > int(size):
                 raise QarnotInvalidSpecError(
                     f"ready_when asks for {slots} running instances of a pool of {size}", field="ready_when"
@@ -259,6 +260,18 @@ class QarnotCreatePoolOperator(BudgetOperator, WarmingOperator):
             self._end_warm_up(outcome.uuid, warm_up)
         self.log.info("Pool %s is %s", outcome.uuid, outcome.state)
         return outcome.uuid
+
+
+def _slots_of(ready_when: Any) -> int:
+    from airflow_qarnot_pool.api.fields import Refusal, whole
+
+    try:
+        slots: int = whole(1)(ready_when)
+    except Refusal as refusal:
+        raise QarnotInvalidSpecError(
+            f"ready_when {refusal.problem}", field="ready_when", remedy=f"{refusal.remedy} Or give a state."
+        ) from None
+    return slots
 
 
 def _with_remedies(error: QarnotQuotaError) -> QarnotQuotaError:

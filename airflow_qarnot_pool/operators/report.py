@@ -55,7 +55,7 @@ class QarnotCostReportOperator(QarnotOperator):
             raise QarnotInvalidSpecError(
                 f"period must be a timedelta of more than 0, not {period!r}", field="period"
             )
-        if not isinstance(most_rows, int) or most_rows < 1:
+        if type(most_rows) is not int or most_rows < 1:
             raise QarnotInvalidSpecError(
                 f"most_rows must be a number of at least 1, not {most_rows!r}", field="most_rows"
             )

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NOUN = {"pool": "Pool", "task": "Qarnot task"}
+#: Bounds of ``poll_interval`` in seconds, because a shorter one floods the service and a longer one never ends a wait.
+MIN_POLL_INTERVAL, MAX_POLL_INTERVAL = 0.01, 86400
 #: Seconds between the requests that confirm a 404 outside a wait.
 ASK_AGAIN_AFTER = (0.5, 1.0)
 
@@ -59,28 +61,33 @@ class Killed:
 
 
 def check_wait(poll_interval: float | timedelta | None, **durations: timedelta | None) -> None:
-    """Refuse nonsense when the DAG is parsed."""
+    """Refuse nonsense when the DAG is parsed, the option that stands in for *poll_interval* included."""
     check_durations(**durations)
-    try:
-        valid = poll_interval is None or seconds_between_looks(poll_interval) > 0
-    except (TypeError, ValueError):
-        valid = False
-    if not valid:
-        raise QarnotInvalidSpecError(
-            f"poll_interval must be seconds or a timedelta, more than 0, not {poll_interval!r}",
-            field="poll_interval",
-        )
+    seconds_between_looks(poll_interval)
 
 
 def seconds_between_looks(poll_interval: float | timedelta | None) -> float:
-    """*poll_interval* in seconds, from the configuration where it is None."""
-    if poll_interval is None:
-        from airflow.configuration import conf
+    """Return *poll_interval* in seconds; None stands for the one in the configuration.
 
-        return conf.getfloat("qarnot", "poll_interval", fallback=5.0)
-    if isinstance(poll_interval, timedelta):
-        return poll_interval.total_seconds()
-    return float(poll_interval)
+    :raises QarnotInvalidSpecError: it, or the option, is not a number of seconds in bounds.
+    """
+    from airflow_qarnot_pool.api.fields import Refusal, real
+    from airflow_qarnot_pool.options import option
+
+    seconds = real(MIN_POLL_INTERVAL, MAX_POLL_INTERVAL)
+    if poll_interval is None:
+        interval: float = option("poll_interval", seconds, 5.0)
+        return interval
+    given = poll_interval.total_seconds() if isinstance(poll_interval, timedelta) else poll_interval
+    try:
+        interval = seconds(given)
+    except Refusal as refusal:
+        raise QarnotInvalidSpecError(
+            f"poll_interval {refusal.problem}",
+            field="poll_interval",
+            remedy=f"{refusal.remedy} It is in seconds, or a timedelta.",
+        ) from None
+    return interval
 
 
 def wait_here(

@@ -29,8 +29,10 @@ from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 
 from airflow_qarnot_pool.api.errors import QarnotError, QarnotNotFoundError
+from airflow_qarnot_pool.api.fields import Refusal, real
 from airflow_qarnot_pool.identity import label
 from airflow_qarnot_pool.operators.parameters import is_uuid
+from airflow_qarnot_pool.options import option
 from airflow_qarnot_pool.plugins.ask import Asker, words
 from airflow_qarnot_pool.plugins.desk import LIST, Desk, Look
 from airflow_qarnot_pool.plugins.view import detail_of_run, is_open, of_run, without_runs
@@ -87,10 +89,15 @@ class Office:
 
 def make_app() -> FastAPI:
     """The page's web application, as the configuration wants it."""
-    names = conf.get("qarnot", "pools_page_connections", fallback="") or "qarnot_default"
+    every = option("pools_page_refresh", real(1, 3600), 5.0)
+    return _app(Office(option("pools_page_connections", _conn_ids, ["qarnot_default"]), every))
+
+
+def _conn_ids(names: str) -> list[str]:
     conn_ids = [name.strip() for name in names.split(",") if name.strip()]
-    every = max(1.0, conf.getfloat("qarnot", "pools_page_refresh", fallback=5.0))
-    return _app(Office(conn_ids, every))
+    if not conn_ids:
+        raise Refusal(f"is {names!r}, which names no connection", "Give connection ids, separated by commas.")
+    return conn_ids
 
 
 def _app(office: Office) -> FastAPI:

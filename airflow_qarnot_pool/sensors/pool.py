@@ -54,13 +54,14 @@ class QarnotPoolSensor(QarnotSensor):
             if self.target_states is None:
                 return Condition(kind="pool", targets=("FullyExecuting",), passed=self.passed)
             return super()._condition()
+        from airflow_qarnot_pool.api.fields import Refusal, whole
+
         try:
-            slots = int(self.ready_slots)
-        except ValueError:
+            return Condition(kind="pool", ready_slots=whole(1)(self.ready_slots))
+        except Refusal as refusal:
             raise QarnotInvalidSpecError(
-                f"ready_slots must be a whole number, not {self.ready_slots!r}", field="ready_slots"
+                f"ready_slots {refusal.problem}", field="ready_slots", remedy=refusal.remedy
             ) from None
-        return Condition(kind="pool", ready_slots=slots)
 
     def _trigger_class(self) -> type[QarnotTrigger]:
         from airflow_qarnot_pool.triggers.pool import QarnotPoolTrigger

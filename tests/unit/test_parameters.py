@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,10 +15,15 @@ from airflow_qarnot_pool.api.specs import Elastic, ResourceBucket
 from airflow_qarnot_pool.decorators.qarnot import _QarnotDecoratedOperator, qarnot_task
 from airflow_qarnot_pool.get_provider_info import get_provider_info
 from airflow_qarnot_pool.operators.pool import QarnotCreatePoolOperator
+from airflow_qarnot_pool.operators.report import QarnotCostReportOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
+from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
+from airflow_qarnot_pool.operators.waiting import seconds_between_looks
+from airflow_qarnot_pool.sensors.pool import QarnotPoolSensor
 from airflow_qarnot_pool.task_groups.pool import QarnotPoolGroup
 from tools.docs_site import meanings, parameters, undocumented
 
+NO_NUMBERS = [0, -1, float("nan"), float("inf"), float("-inf"), True, "often", ""]
 #: A value for each parameter that is not its default.
 SAMPLES: dict[str, Any] = {
     "cancel_on_kill": False,
@@ -243,3 +249,70 @@ def test_templates_in_parts_of_a_spec_are_rendered() -> None:
     )
     assert same is plain
     assert bucket.prefix == "{{ ds }}/"
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "True", "often", "1e9"])
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda: QarnotRunTaskOperator(task_id="x", command="true"),
+        lambda: QarnotPoolSensor(task_id="x", qarnot_pool="x"),
+        lambda: seconds_between_looks(None),
+    ],
+    ids=["operator", "sensor", "at run time"],
+)
+def test_a_bad_option_is_refused_by_name_as_the_parameter_is(
+    ask: Any, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """0 or -1 would ask the service hundreds of times a second, and nan or inf never again."""
+    monkeypatch.setenv("AIRFLOW__QARNOT__POLL_INTERVAL", value)
+    with pytest.raises(
+        QarnotInvalidSpecError, match=r"\[qarnot\] poll_interval .*AIRFLOW__QARNOT__POLL_INTERVAL"
+    ):
+        ask()
+
+
+def test_an_option_that_is_not_set_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__QARNOT__POLL_INTERVAL", "")
+    assert seconds_between_looks(None) == 5.0
+    monkeypatch.setenv("AIRFLOW__QARNOT__POLL_INTERVAL", " 2.5 ")
+    assert seconds_between_looks(None) == 2.5
+    # The parameter wins, so the option does not matter.
+    monkeypatch.setenv("AIRFLOW__QARNOT__POLL_INTERVAL", "often")
+    assert QarnotRunTaskOperator(task_id="x", command="true", poll_interval=3).poll_interval == 3
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS, ids=repr)
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (partial(QarnotRunTaskOperator, command="true"), "poll_interval"),
+        (partial(QarnotPoolSensor, qarnot_pool="x"), "poll_interval"),
+        (partial(QarnotPoolSensor, qarnot_pool="x"), "ready_slots"),
+        (partial(QarnotCreatePoolOperator, instance_count=1), "ready_when"),
+        (QarnotCostReportOperator, "most_rows"),
+        (partial(QarnotRunTasksOperator, commands=["true"]), "max_in_flight"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_no_number_of_things_or_seconds_takes_what_is_none(make: Any, name: str, value: Any) -> None:
+    if (name, value) == ("ready_when", ""):
+        return  # left out
+    expected = "is no state" if (name, value) == ("ready_when", "often") else name
+    with pytest.raises(QarnotInvalidSpecError, match=expected):
+        make(task_id="x", **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("pools_page_refresh", one) for one in ("0", "-1", "nan", "inf", "True", "often")]
+    + [("pools_page_connections", ", ,")],
+)
+def test_a_bad_option_of_the_pools_page_is_refused_by_name(
+    option: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airflow_qarnot_pool.plugins.app import make_app
+
+    monkeypatch.setenv(f"AIRFLOW__QARNOT__{option.upper()}", value)
+    with pytest.raises(QarnotInvalidSpecError, match=rf"\[qarnot\] {option} "):
+        make_app()
