@@ -23,9 +23,11 @@ from airflow_qarnot_pool.api.errors import (
     QarnotUnavailableError,
 )
 from airflow_qarnot_pool.api.transport import DEFAULT_DEADLINE, MAX_WAIT, backoff
+from airflow_qarnot_pool.exceptions import QarnotKilledError
 from airflow_qarnot_pool.identity import (
     LINEAGE_TAG,
     OWNER_TAG,
+    TRY_TAG,
     Fate,
     Life,
     Plan,
@@ -53,6 +55,10 @@ _ATTEMPTS = 6
 _AT_ONCE = 32
 #: Most objects that one search answers; beyond, the pages are read.
 _MOST = 10_000
+#: Tags that Qarnot takes on one object.
+_MOST_TAGS = 10
+#: What tells of an object whether it has ended, and which try it belongs to.
+_HELD_FIELDS = ("Uuid", "Shortname", "State", "Tags", "Labels", "CreationDate")
 
 
 class Decision(StrEnum):
@@ -97,6 +103,7 @@ def claim(
     :param look: look first on a first try, too: this try has made something already.
     :param create: makes what is stamped, and returns its uuid; default: a request of its own.
     :param fingerprint: of the spec, where *spec* is only a part of it.
+    :raises QarnotKilledError: Airflow has started a later try, so that nothing is to be made or ended here.
     :raises QarnotUnavailableError: with ``ambiguous`` set, the object may exist; the next try finds it. Also where
         the server wants to be left alone for minutes.
     :raises QarnotError: as the server refused it.
@@ -117,6 +124,7 @@ def claim(
     # Of what is shared another may have been made meanwhile, as after an answer that never came.
     unsure = bool(life.shared)
     for attempt in range(1, _ATTEMPTS + 1):
+        raise_if_overtaken(life, map(Relic.of, found.values()))
         plan = _plan(life, found, fingerprint)
         for uuid in plan.end:
             log.info(
@@ -127,6 +135,13 @@ def claim(
             )
             end(resource, uuid)
         if plan.use is not None:
+            if _is_adopted(life, plan.use) and attempt < _ATTEMPTS:
+                take_over(resource, life, [plan.use])
+                now = resource.find(plan.use.uuid)
+                if now is None or is_ending(now):
+                    # It ended meanwhile, perhaps by a process of an earlier try that did not see the mark yet.
+                    found = _lookup(resource, life)
+                    continue
             return _use(resource, life, plan.use, found[plan.use.uuid])
         fresh = {uuid: one for uuid, one in found.items() if uuid not in known}
         if (spent := _ended_in_this_try(life, fresh, fingerprint)) is not None:
@@ -221,24 +236,84 @@ def _is_there_and_open(resource: PoolResource | TaskResource, uuid: str) -> bool
         return False
 
 
-def end_life(resource: PoolResource | TaskResource, life: Life, within: float | None = None) -> list[str]:
-    """End whatever is live of this lineage, for whoever does not know its uuid; returns the uuids.
+def take_over(resource: PoolResource | TaskResource, life: Life, relics: Iterable[Relic]) -> None:
+    """Leave a mark on what *life* takes over from an earlier try.
+
+    The process of that try may only have stood still. When it resumes, it reads the mark and ends nothing. An object
+    that has no room for one more tag, or does not take it, is taken over all the same.
+    """
+    mark = f"{TRY_TAG}{life.try_number}"
+
+    def mark_one(relic: Relic) -> None:
+        tags = [*(tag for tag in relic.tags if not tag.startswith(TRY_TAG)), mark]
+        if len(tags) > _MOST_TAGS:
+            log.info("%s %s has no room for the tag %s", resource.kind.capitalize(), relic.uuid, mark)
+            return
+        try:
+            resource.update(relic.uuid, tags=tags)
+        except (
+            QarnotNotFoundError,
+            QarnotRefusedError,
+            QarnotUnavailableError,
+            QarnotProtocolError,
+        ) as error:
+            log.warning(
+                "%s %s does not take the tag %s: %s", resource.kind.capitalize(), relic.uuid, mark, error
+            )
+
+    wanted = [relic for relic in relics if _is_adopted(life, relic)]
+    if len(wanted) < 2:
+        for relic in wanted:
+            mark_one(relic)
+        return
+    with ThreadPoolExecutor(max_workers=min(len(wanted), _AT_ONCE)) as threads:
+        list(threads.map(mark_one, wanted))
+
+
+def _is_adopted(life: Life, relic: Relic) -> bool:
+    """Return whether *relic* runs and belongs to an earlier try."""
+    return not life.shared and relic.fate is Fate.LIVE and relic.order < life.order
+
+
+def raise_if_overtaken(life: Life, relics: Iterable[Relic]) -> None:
+    """Raise QarnotKilledError if a later try has any of *relics*: this process has stood still."""
+    if any(life.precedes(relic) for relic in relics):
+        raise QarnotKilledError(
+            "Airflow has started a later try of this task while this process stood still, and that try has what "
+            "exists on Qarnot; nothing was created or ended here"
+        )
+
+
+def is_taken_over(resource: PoolResource | TaskResource, life: Life, uuid: str) -> bool:
+    """Return whether a later try of the Airflow task of *life* has the object *uuid*."""
+    found = resource.find(uuid)
+    return found is not None and life.precedes(Relic.of(found))
+
+
+def end_life(
+    resource: PoolResource | TaskResource, life: Life, within: float | None = None
+) -> list[str] | None:
+    """End whatever is live of this lineage and return the uuids; None if a later try has taken it over.
 
     :param within: see :func:`end_all`.
     """
-    return _end_tagged(resource, LINEAGE_TAG + life.lineage, within)
+    return _end_tagged(resource, LINEAGE_TAG + life.lineage, life, within)
 
 
 def end_owned(resource: PoolResource | TaskResource, life: Life) -> list[str]:
     """End whatever is live of the Airflow task instance of *life*, of all its lives; returns the uuids."""
-    return _end_tagged(resource, OWNER_TAG + life.owner)
+    return _end_tagged(resource, OWNER_TAG + life.owner) or []
 
 
-def _end_tagged(resource: PoolResource | TaskResource, tag: str, within: float | None = None) -> list[str]:
+def _end_tagged(
+    resource: PoolResource | TaskResource, tag: str, life: Life | None = None, within: float | None = None
+) -> list[str] | None:
     began, tagged = time.monotonic(), filters.equal("Tags", tag)
-    found: Sequence[Pool | Task] = resource.search(tagged, fields=("Uuid", "State"), limit=_MOST)
+    found: Sequence[Pool | Task] = resource.search(tagged, fields=_HELD_FIELDS, limit=_MOST)
     if len(found) >= _MOST:
         found = list(resource.iterate(tagged))
+    if life is not None and any(life.precedes(Relic.of(one)) for one in found):
+        return None
     live = [one.uuid for one in found if not is_ending(one)]
     end_all(resource, live, None if within is None else within - (time.monotonic() - began))
     return live

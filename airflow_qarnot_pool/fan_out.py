@@ -120,7 +120,8 @@ def board(
 ) -> Board:
     """Sort what was found by the items it belongs to.
 
-    An item that failed in this try of the Airflow task is failed; one that failed in an earlier try runs again.
+    An item that failed in this try of the Airflow task is failed; one that failed in an earlier try runs again. So
+    does one that this try has adopted and another process cancels, but once.
 
     :param closed_pools: shared pools that others have closed: what was cancelled with them has not failed.
     """
@@ -150,7 +151,7 @@ def board(
             failed[item] = lost.uuid
         elif item in memory.succeeded:
             succeeded[item] = None
-        elif item in memory.failed:
+        elif item in memory.failed and not _adopted_and_cancelled(life, mine, fingerprint):
             failed[item] = None
         else:
             waiting.append(Submission(item=item, generation=plan.generation))
@@ -163,6 +164,16 @@ def board(
         waiting=tuple(waiting),
         end=tuple(end),
     )
+
+
+def _adopted_and_cancelled(life: Life, relics: Iterable[Relic], fingerprint: str) -> bool:
+    """Return whether the newest Qarnot task of an item was made by an earlier try, and cancelled since.
+
+    It may have been on its way out when this try took it over. One that this try made itself has failed.
+    """
+    own = [relic for relic in relics if relic.lineage == life.lineage and relic.fingerprint == fingerprint]
+    newest = max(own, key=lambda relic: relic.generation, default=None)
+    return newest is not None and newest.cancelled and newest.try_number < life.try_number
 
 
 def _failed_now(

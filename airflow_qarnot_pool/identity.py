@@ -2,7 +2,7 @@
 
 A remote object's name is decided before the request that creates it, so a lost answer loses nothing:
 
-* *owner*: the Airflow task instance over all its lives (every retry, every clear);
+* *owner*: the Airflow task instance, in one iteration of a loop, over all its lives (every retry, every clear);
 * *lineage*: one life of the owner. An automatic retry stays in it. Clearing the task raises ``max_tries`` and
   clearing a finished DAG run resets ``dag_run.start_date``: either starts a new lineage;
 * *generation*: counts up within a lineage each time what was there can no longer be used.
@@ -21,6 +21,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from airflow_qarnot_pool.iterations import iteration_of
+
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
@@ -32,6 +34,8 @@ FORMAT = 1
 NAMESPACE_TAG = "airflow-namespace:"
 OWNER_TAG = "airflow-owner:"
 LINEAGE_TAG = "airflow-lineage:"
+#: Tag of an object that a later try has taken over, with the number of that try. Labels cannot be changed.
+TRY_TAG = "airflow-try:"
 
 _LABEL = "airflow."
 #: Label of a Qarnot task that is to outlive its Airflow task.
@@ -53,6 +57,7 @@ class Life:
 
     ``part`` tells different objects of one task instance apart (each has its own owner); ``item`` tells the
     many like ones of a fan-out apart (all have the same owner and lineage, so that one search finds them).
+    ``iteration`` tells the iterations of a loop apart (:mod:`airflow_qarnot_pool.iterations`).
     ``shared`` names what belongs to no task instance but to everybody in the namespace who says that name: it has
     one owner and one lineage for ever (see :mod:`airflow_qarnot_pool.shared`).
     Computed on the worker, because a trigger cannot see ``max_tries``, and handed to the trigger as kwargs.
@@ -70,6 +75,7 @@ class Life:
     part: str = ""
     item: int | None = None
     shared: str = ""
+    iteration: str = ""
 
     @classmethod
     def of(cls, context: Context, namespace: str, part: str = "") -> Life:
@@ -87,19 +93,30 @@ class Life:
             try_number=ti.try_number,
             retries=int(getattr(context.get("task"), "retries", None) or 0),
             part=part,
+            iteration=iteration_of(context),
         )
 
     @property
     def owner(self) -> str:
         if self.shared:
             return _digest(self.namespace, "shared", self.shared, self.part)
-        return _digest(self.namespace, self.dag_id, self.run_id, self.task_id, self.map_index, self.part)
+        parts = (self.namespace, self.dag_id, self.run_id, self.task_id, self.map_index, self.part)
+        return _digest(*parts, self.iteration) if self.iteration else _digest(*parts)
 
     @property
     def lineage(self) -> str:
         if self.shared:
             return _digest(self.owner)
         return _digest(self.owner, self.run_started, self.max_tries)
+
+    @property
+    def order(self) -> tuple[str, int]:
+        """Sorts the tries of a task instance by when Airflow started them, also across clears and deleted runs."""
+        return self.run_started, self.try_number
+
+    def precedes(self, relic: Relic) -> bool:
+        """Return whether a later try of this task instance has *relic*: this one may be a process that stood still."""
+        return not self.shared and relic.order > self.order
 
     @property
     def has_history(self) -> bool:
@@ -133,6 +150,7 @@ class Life:
             _LABEL + "task_id": self.task_id,
             _LABEL + "map_index": str(self.map_index),
             _LABEL + "part": self.part,
+            _LABEL + "run_started": self.run_started,
             _LABEL + "try_number": str(self.try_number),
             _LABEL + "retries": str(self.retries),
             _LABEL + "lineage": self.lineage,
@@ -140,6 +158,7 @@ class Life:
             _LABEL + "spec": fingerprint,
             **({} if self.item is None else {_LABEL + "item": str(self.item)}),
             **({_LABEL + "shared": self.shared} if self.shared else {}),
+            **({_LABEL + "iteration": self.iteration} if self.iteration else {}),
         }
 
     def to_kwargs(self) -> dict[str, Any]:
@@ -213,7 +232,11 @@ class Relic:
     fingerprint: str
     retries: int
     created: str
+    run_started: str = ""
+    #: The try that made it, and the last one that took it over (0: none).
     try_number: int = 0
+    taken_by: int = 0
+    tags: tuple[str, ...] = ()
     item: int | None = None
     pool: str | None = None
     cancelled: bool = False
@@ -223,9 +246,14 @@ class Relic:
         """Sorts the oldest first, for every reader alike: the server's clock shows seconds, then the uuid decides."""
         return self.generation, self.created, self.uuid
 
+    @property
+    def order(self) -> tuple[str, int]:
+        """See :attr:`Life.order`. Empty for an object without our labels, which precedes every try."""
+        return self.run_started, max(self.try_number, self.taken_by)
+
     @classmethod
     def of(cls, found: Pool | Task) -> Relic:
-        tags = found.tags or ()
+        tags = tuple(found.tags or ())
         lineage = next((tag[len(LINEAGE_TAG) :] for tag in tags if tag.startswith(LINEAGE_TAG)), "")
         generation = label(found.labels, "generation")
         if generation is None or not generation.isdigit():
@@ -239,11 +267,20 @@ class Relic:
             fingerprint=label(found.labels, "spec") or "",
             retries=_number(label(found.labels, "retries")) or 0,
             created=found.creation_date.isoformat() if found.creation_date else "",
+            run_started=label(found.labels, "run_started") or "",
             try_number=_number(label(found.labels, "try_number")) or 0,
+            taken_by=tried(tags),
+            tags=tags,
             item=_number(label(found.labels, "item")),
             pool=getattr(found, "pool", None),
             cancelled=found.state == "Cancelled",
         )
+
+
+def tried(tags: Iterable[str]) -> int:
+    """Return the try that *tags* name; 0 if they name none."""
+    tries = (_number(tag.removeprefix(TRY_TAG)) for tag in tags if tag.startswith(TRY_TAG))
+    return max((number or 0 for number in tries), default=0)
 
 
 def _number(text: str | None) -> int | None:
@@ -268,6 +305,7 @@ def decide(life: Life, relics: Iterable[Relic], fingerprint: str) -> Plan:
       task with the same number of retries (editing ``retries`` and clearing can give the same ``max_tries``,
       so the same lineage), and never for an auxiliary object (one with a ``part``): its effect may be gone.
     * An object made from another spec is not usable, and ends.
+    * What a later try has never ends: this process may have stood still while Airflow went on without it.
     * Nothing usable: the next generation.
     """
     relics = sorted(relics, key=lambda relic: relic.age)
@@ -282,7 +320,11 @@ def decide(life: Life, relics: Iterable[Relic], fingerprint: str) -> Plan:
     # min() takes the first of several. What runs beside a success is a double, whichever was made first.
     use = min(usable, key=lambda relic: relic.fate is Fate.LIVE, default=None)
     return Plan(
-        end=tuple(relic.uuid for relic in relics if relic.fate is Fate.LIVE and relic is not use),
+        end=tuple(
+            relic.uuid
+            for relic in relics
+            if relic.fate is Fate.LIVE and relic is not use and not life.precedes(relic)
+        ),
         use=use,
         generation=1 + max((relic.generation for relic in own), default=0),
         changed_spec=any(relic.fate is Fate.LIVE for relic in own if relic not in alike),

@@ -39,7 +39,17 @@ from airflow_qarnot_pool.api.errors import (
 )
 from airflow_qarnot_pool.budget import limits_on
 from airflow_qarnot_pool.exceptions import QarnotPoolEndedError, QarnotSpecMismatchError
-from airflow_qarnot_pool.identity import OWNER_TAG, Fate, Plan, Relic, fate_of, label, namespace_tag
+from airflow_qarnot_pool.identity import (
+    OWNER_TAG,
+    TRY_TAG,
+    Fate,
+    Plan,
+    Relic,
+    fate_of,
+    label,
+    namespace_tag,
+    tried,
+)
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.client import QarnotClient
@@ -127,6 +137,10 @@ class Holder:
 
     def same_run(self, other: Holder) -> bool:
         return (self.dag_id, self.run_id) == (other.dag_id, other.run_id)
+
+    def is_by(self, task_id: str) -> bool:
+        """Return whether *task_id*, or a mapped copy of it, has opened the pool."""
+        return self.by.partition("[")[0] == task_id
 
     def given_up_by(self, life: Life, tasks: Collection[str] | None) -> bool:
         """Whether *life*, which is done with what *tasks* opened (None: any task), gives this hold up.
@@ -300,17 +314,19 @@ def hold(client: QarnotClient, life: Life, pool: str, by: str) -> bool:
     by = by if life.map_index < 0 else f"{by}[{life.map_index}]"
     holder = Holder(dag_id=life.dag_id, run_id=life.run_id, by=by)
     name = json.dumps([holder.dag_id, holder.run_id, holder.by])
+    # A try has a hold of its own: the process of an earlier one may stand still, and give up its hold when it resumes.
+    mark = f"{TRY_TAG}{life.try_number}" if by else ""
     try:
         client.jobs.create(
             name,
-            shortname=f"hold-{hashlib.sha256(f'{pool} {name}'.encode()).hexdigest()[:20]}",
+            shortname=f"hold-{hashlib.sha256(f'{pool} {name} {mark}'.encode()).hexdigest()[:20]}",
             pool=pool,
-            tags=(namespace_tag(life.namespace), HOLD_TAG + life.owner),
+            tags=(namespace_tag(life.namespace), HOLD_TAG + life.owner, *([mark] if mark else [])),
             max_wall_time=HOLD_LASTS,
             completion_ttl=timedelta(days=1),
         )
     except QarnotNameTakenError:
-        pass  # the hold of an earlier try
+        pass  # made by this try before
     except (QarnotRefusedError, QarnotUnavailableError, QarnotProtocolError) as error:
         now = client.pools.find(pool) if isinstance(error, QarnotRefusedError) else None
         if isinstance(error, QarnotRefusedError) and (now is None or not states.accepts_tasks(now.state)):
@@ -326,13 +342,20 @@ class Hold:
     uuid: str
     pool: str | None
     holder: Holder
+    #: The try of its Airflow task that made it; 0 for one that belongs to the whole DAG run.
+    try_number: int = 0
+
+    def given_up_by(self, life: Life, tasks: Collection[str] | None) -> bool:
+        """See :meth:`Holder.given_up_by`. A task gives up nothing that a later try of it holds."""
+        later = self.holder.is_by(life.task_id) and self.try_number > life.try_number
+        return not later and self.holder.given_up_by(life, tasks)
 
 
 def _holds(client: QarnotClient, life: Life) -> list[Hold]:
     """The holds on every generation of the pool."""
     found: Iterable[Job] = client.jobs.list(tags=[HOLD_TAG + life.owner])
     return [
-        Hold(uuid=job.uuid, pool=job.pool, holder=holder)
+        Hold(uuid=job.uuid, pool=job.pool, holder=holder, try_number=tried(job.tags))
         for job in found
         if job.state == "Active" and (holder := _holder(job.name))
     ]
@@ -372,7 +395,7 @@ def release(
     found = client.pools.iterate(filters.equal("Tags", OWNER_TAG + life.owner))
     live = [pool for pool in found if fate_of(pool) is Fate.LIVE]
     holds = _holds(client, life)
-    mine = [one for one in holds if one.holder.given_up_by(life, by)]
+    mine = [one for one in holds if one.given_up_by(life, by)]
     _drop(client, mine)
     if mine and len(mine) < len(holds):
         # Two who look before either has given up would each leave it to the other.

@@ -25,8 +25,22 @@ def goes_on(kind: Kind, state: str | None, *, many: bool = False) -> bool:
     return state in _WAITS or (many and state == "running")
 
 
+def check_addressable(life: Life) -> None:
+    """Raise LookupError where Airflow's API cannot name the task instance of *life*.
+
+    It knows task instances by DAG, run, task and map index, which the iterations of a loop share. The answer would be
+    that of another one.
+    """
+    if life.iteration:
+        raise LookupError(f"Airflow does not tell the iterations of {life.task_id} apart ({life.iteration})")
+
+
 def state_now(life: Life) -> str | None:
-    """The state of the Airflow task instance now; None when it is cleared or removed."""
+    """Return the state of the Airflow task instance now; None when it is cleared or removed.
+
+    :raises LookupError: see :func:`check_addressable`.
+    """
+    check_addressable(life)
     from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
     by_run = RuntimeTaskInstance.get_task_states(

@@ -26,7 +26,7 @@ from airflow_qarnot_pool.hooks.qarnot import QarnotHook
 from airflow_qarnot_pool.identity import Life
 from airflow_qarnot_pool.links import LINKS
 from airflow_qarnot_pool.operators.handed_over import HandedOver
-from airflow_qarnot_pool.operators.parameters import check_flags
+from airflow_qarnot_pool.operators.parameters import check_flags, default_deferrable
 from airflow_qarnot_pool.operators.references import output_of
 from airflow_qarnot_pool.operators.waiting import (
     NOUN,
@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 BACKSTOP = timedelta(minutes=5)
 #: Seconds in which a kill must be done with ending things; Airflow gives 5.
 HURRY = 4.0
+#: Seconds of them in which Qarnot must say whether a later try has taken over.
+_ASK = 1.5
 
 
 @dataclass
@@ -65,12 +67,24 @@ class RemoteWork:
     life: Life
     uuid: str | None = None
     killed: Killed = field(default_factory=Killed)
+    #: Whether a later try has taken it over: then this process stood still, and has nothing to end any more.
+    taken_over: bool = False
 
     def end(self, *, hurried: bool) -> None:
-        """End it; *hurried*: within the 5 s that Airflow gives. What others share ends only if nobody needs it."""
+        """End it, unless a later try has taken it over.
+
+        *hurried*: within the 5 s that Airflow gives. A shared object ends only if nobody else needs it.
+        """
         from airflow_qarnot_pool.claim import end, end_life
 
-        limits: dict[str, Any] = {"retries": 1, "timeout": 3.0, "deadline": 4.0} if hurried else {}
+        began = time.monotonic()
+        if self.uuid is not None and self._is_taken_over(hurried):
+            self.taken_over = True
+            return
+        left = HURRY - (time.monotonic() - began)
+        limits: dict[str, Any] = (
+            {"retries": 1, "timeout": min(3.0, left), "deadline": left} if hurried else {}
+        )
         client = self.settings.client(**limits)
         if self.life.shared:
             from airflow_qarnot_pool.shared import release
@@ -81,7 +95,20 @@ class RemoteWork:
         if self.uuid is not None:
             end(resource, self.uuid)
         else:
-            end_life(resource, self.life, within=HURRY if hurried else None)
+            self.taken_over = end_life(resource, self.life, within=left if hurried else None) is None
+
+    def _is_taken_over(self, hurried: bool) -> bool:
+        """Return whether a later try has the object; False if Qarnot does not say in time."""
+        from airflow_qarnot_pool.claim import is_taken_over
+
+        if self.uuid is None or self.life.shared or self.life.try_number > self.life.max_tries:
+            return False
+        limits: dict[str, Any] = {"retries": 0, "timeout": _ASK, "deadline": _ASK} if hurried else {}
+        client = self.settings.client(**limits)
+        try:
+            return is_taken_over(client.pools if self.kind == "pool" else client.tasks, self.life, self.uuid)
+        except QarnotError:
+            return False
 
 
 class QarnotOperator(TemplatedParameters, BaseOperator):
@@ -134,11 +161,13 @@ class WaitingOperator(QarnotOperator):
     """Base of the operators that may wait for a remote object.
 
     :param wait_for_completion: wait until it is done; otherwise return as soon as Qarnot has accepted.
-    :param deferrable: wait in the triggerer, where all waits of a connection share one poll.
+    :param deferrable: wait in the triggerer, where all waits of a connection share one poll; default:
+        ``[operators] default_deferrable`` of Airflow if it is set, else True.
     :param poll_interval: seconds (or a timedelta) between two looks; default: ``[qarnot] poll_interval``.
     :param wait_timeout: longest wait; default: no limit but ``execution_timeout``, which counts across deferral.
         The wait for room (``wait_for_quota``) is not part of it.
-    :param cancel_on_kill: end the remote object when the Airflow task is killed, cleared or runs out of time.
+    :param cancel_on_kill: end the remote object when the Airflow task is killed, cleared or runs out of time. An
+        object whose task fails in another way ends in any case, as nothing else would end it.
     :param wait_for_quota: how long to wait for room when a quota of the account is reached; default: fail at once.
     """
 
@@ -147,12 +176,14 @@ class WaitingOperator(QarnotOperator):
     uuid_key: ClassVar[str]
     #: Whether it runs on a worker between deferrals, to submit more.
     many: ClassVar[bool] = False
+    #: Whether the remote object is its own, which ends if this fails. The task that closes a pool owns none.
+    owns: ClassVar[bool] = True
 
     def __init__(
         self,
         *,
         wait_for_completion: bool = True,
-        deferrable: bool = True,
+        deferrable: bool | None = None,
         poll_interval: float | timedelta | None = None,
         wait_timeout: timedelta | None = None,
         cancel_on_kill: bool = True,
@@ -161,7 +192,7 @@ class WaitingOperator(QarnotOperator):
     ) -> None:
         super().__init__(**kwargs)
         self.wait_for_completion = wait_for_completion
-        self.deferrable = deferrable
+        self.deferrable = default_deferrable() if deferrable is None else deferrable
         self.poll_interval = poll_interval
         self.wait_timeout = wait_timeout
         self.cancel_on_kill = cancel_on_kill
@@ -171,7 +202,7 @@ class WaitingOperator(QarnotOperator):
         self._budget: dict[str, Any] | None = None
         check_wait(poll_interval, wait_timeout=wait_timeout, wait_for_quota=wait_for_quota)
         check_flags(
-            wait_for_completion=wait_for_completion, deferrable=deferrable, cancel_on_kill=cancel_on_kill
+            wait_for_completion=wait_for_completion, deferrable=self.deferrable, cancel_on_kill=cancel_on_kill
         )
         self._kill_asked = False
         self._remote_work: RemoteWork | None = None
@@ -400,7 +431,7 @@ class WaitingOperator(QarnotOperator):
         outcome = Outcome.from_event(event)
         self._work = work = RemoteWork(self.kind, self.hook.settings, self._life_of(context), outcome.uuid)
         if work.killed.is_set():
-            self._end("the Airflow task is killed", hurried=True)
+            self._end_killed()
             raise self._killed()
         with self._ending_on_error("it could not be taken up again"):
             self._take_up(context, outcome)
@@ -422,6 +453,9 @@ class WaitingOperator(QarnotOperator):
         """End the remote object where this fails: it may have been the last try, and nobody else does."""
         try:
             yield
+        except (QarnotKilledError, QarnotWaitTimeoutError):
+            self._end(why, killed=True)
+            raise
         except Exception:
             self._end(why)
             raise
@@ -431,14 +465,21 @@ class WaitingOperator(QarnotOperator):
         if self._work is not None and self._work.life.try_number > self._work.life.max_tries:
             self._end("its wait failed, and no try is left to take it up")
 
-    def _end(self, why: str, *, hurried: bool = False) -> None:
-        """End the remote object, and keep the error that is being handled."""
-        if self._work is None or not self.cancel_on_kill:
+    def _end(self, why: str, *, killed: bool = False, hurried: bool = False) -> None:
+        """End the remote object, and keep the error that is being handled.
+
+        *killed*: the reason is a kill or a time limit, which ``cancel_on_kill=False`` exempts.
+        """
+        if self._work is None or not self.owns or (killed and not self.cancel_on_kill):
             return
         noun, uuid = NOUN[self.kind], self._work.uuid
         try:
             self._work.end(hurried=hurried)
-            self.log.info("%s %s ended: %s", noun, uuid or "of this task", why)
+            if self._work.taken_over:
+                left = "%s %s is left to a later try, which has taken it over: %s"
+                self.log.info(left, noun, uuid or "of this task", why)
+            else:
+                self.log.info("%s %s ended: %s", noun, uuid or "of this task", why)
         except QarnotError as error:
             self.log.error("%s %s could not be ended (%s): %s", noun, uuid or "of this task", why, error)
 
@@ -453,7 +494,7 @@ class WaitingOperator(QarnotOperator):
                 self._end_killed()
 
     def _end_killed(self) -> None:
-        self._end("the Airflow task is killed", hurried=True)
+        self._end("the Airflow task is killed", killed=True, hurried=True)
 
     def defer(self, **kwargs: Any) -> NoReturn:
         """As Airflow's; from here on a kill of this process need not be one of the wait."""
@@ -475,7 +516,7 @@ class WaitingOperator(QarnotOperator):
             given_up = error
         if (outcome := self._reached_without_trigger(context)) is not None:
             return self.execute_complete(context, outcome.to_event())
-        self._end(f"the deferred wait failed ({type(given_up).__name__})")
+        self._end(f"the deferred wait failed ({type(given_up).__name__})", killed=True)
         raise given_up
 
     def _reached_without_trigger(self, context: Context) -> Outcome | None:
@@ -494,10 +535,9 @@ class WaitingOperator(QarnotOperator):
     def _raise_for(self, outcome: Outcome) -> None:
         """Raise what an outcome other than MET means."""
         if outcome.ending is Ending.TIMEOUT:
-            self._end("the wait ran out of time")
-            done = "what ran was ended" if self.cancel_on_kill else "what runs goes on (cancel_on_kill=False)"
+            self._end("the wait ran out of time", killed=True)
             raise QarnotWaitTimeoutError(
-                f"{outcome.message}; {done}. Raise wait_timeout if it needs longer",
+                f"{outcome.message}; {self._became('what runs')}. Raise wait_timeout if it needs longer",
                 kind=self.kind,
                 ref=outcome.uuid,
             )
@@ -511,11 +551,16 @@ class WaitingOperator(QarnotOperator):
 
     def _killed(self) -> QarnotKilledError:
         uuid = self._work.uuid if self._work else None
-        became = "was ended" if self.cancel_on_kill else "goes on (cancel_on_kill=False)"
         return QarnotKilledError(
-            f"Airflow stopped this task; {NOUN[self.kind]} {uuid} {became}"
+            f"Airflow stopped this task; {self._became(f'{NOUN[self.kind]} {uuid}')}"
             if uuid
             else "Airflow stopped this task before it had begun anything",
             kind=self.kind,
             ref=uuid,
         )
+
+    def _became(self, noun: str) -> str:
+        """Say what became of the remote object after a kill or a time limit."""
+        if self._work is not None and self._work.taken_over:
+            return f"{noun} goes on for a later try, which has taken it over"
+        return f"{noun} was ended" if self.cancel_on_kill else f"{noun} goes on (cancel_on_kill=False)"

@@ -41,6 +41,7 @@ class QarnotClosePoolOperator(PoolOperator):
         docs/what-a-run-costs.md); the log tells what the pool has cost in any case.
     """
 
+    owns = False
     template_fields = (*WaitingOperator.template_fields, "qarnot_pool", "shared")
 
     def __init__(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import shlex
 from collections.abc import Iterable, Mapping
+from configparser import ConfigParser
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
@@ -106,6 +109,25 @@ def check_flags(**flags: Any) -> None:
             raise QarnotInvalidSpecError(
                 f"{name} must be True or False, not {value!r}{_no_template(value)}", field=name
             )
+
+
+def default_deferrable() -> bool:
+    """Return ``[operators] default_deferrable`` if somebody has set it, else True: a wait should hold no worker.
+
+    Airflow has a default of its own for the option, false, and writes it with all its other defaults into the
+    ``airflow.cfg`` that it generates. There it is nobody's decision.
+    """
+    from airflow.configuration import conf
+
+    section, option = "operators", "default_deferrable"
+    if conf.getboolean(section, option, fallback=True):
+        return True
+    if f"AIRFLOW__{section}__{option}".upper() in os.environ:
+        return False
+    # Airflow's own has_option finds its defaults, too.
+    in_file = partial(ConfigParser.has_option, conf, section)
+    generated = all(in_file(one) for one in conf.get_options_including_defaults(section))
+    return generated or not in_file(option)
 
 
 def check_durations(**durations: Any) -> None:

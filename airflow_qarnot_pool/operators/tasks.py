@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -185,7 +185,8 @@ class QarnotRunTasksOperator(TaskOperator):
     # --- running it
 
     def execute(self, context: Context) -> dict[str, Any]:
-        return self._go_on(context, self._deadline(context), Memory())
+        with self._ending_in_the_last_try():
+            return self._go_on(context, self._deadline(context), Memory())
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
         """Submit more, wait on, or return what became of all."""
@@ -194,10 +195,16 @@ class QarnotRunTasksOperator(TaskOperator):
         if outcome.ending is not Ending.MET:
             outcome = self._after_all(outcome)
             self._raise_for(outcome)
-        try:
+        with self._ending_in_the_last_try():
             return self._go_on_from(context, outcome.carry)
+
+    @contextmanager
+    def _ending_in_the_last_try(self) -> Iterator[None]:
+        """End what runs if this fails and no try is left that would take it over."""
+        try:
+            yield
         except QarnotTaskFailedError:
-            raise  # all of them are over
+            raise  # all of them have ended
         except Exception:
             self._end_unless_retried()
             raise
@@ -206,7 +213,10 @@ class QarnotRunTasksOperator(TaskOperator):
         """Go on where a quota of the account stopped it."""
         self._quota_deadline = datetime.fromisoformat(event["deadline"])
         carry = event.get("carry") or {}
-        return self._go_on_from(context, carry) if carry else self.execute(context)
+        if not carry:
+            return self.execute(context)
+        with self._ending_in_the_last_try():
+            return self._go_on_from(context, carry)
 
     def _go_on_from(self, context: Context, carry: Mapping[str, Any]) -> dict[str, Any]:
         deadline = datetime.fromisoformat(carry["deadline"]) if carry.get("deadline") else None
@@ -251,16 +261,15 @@ class QarnotRunTasksOperator(TaskOperator):
 
     def _go_on(self, context: Context, deadline: datetime | None, memory: Memory) -> dict[str, Any]:
         """Submit what there is room for and wait, until every item has ended."""
-        from airflow_qarnot_pool.claim import NOT_THE_WORK, Decision, end_all
+        from airflow_qarnot_pool.claim import NOT_THE_WORK, Decision, end_all, take_over
         from airflow_qarnot_pool.fan_out import board
 
         work = self._work or self._begin(context)
         life = work.life
-        context["ti"].xcom_push(key=self.uuid_key, value=life.lineage)
         given = self._given_now()
         specs = self._specs(self.commands, given, pool := self._pool_uuid())
+        self._make_known(context, life, pool, resumed=bool(memory))
         if pool:
-            self._show_link(context, "pool", pool)
             self._watch(context, pool)
         elif self._watched(context, "") is not None:
             raise QarnotInvalidSpecError(
@@ -282,6 +291,8 @@ class QarnotRunTasksOperator(TaskOperator):
                 # The first look of a later try.
                 metrics.decided_many(self.log, Decision.ADOPTED, len(now.running))
                 metrics.decided_many(self.log, Decision.ALREADY_SUCCEEDED, len(now.succeeded))
+                running = set(now.running.values())
+                take_over(self.client.tasks, life, [relic for relic in relics if relic.uuid in running])
             told = True
             memory.note(now)
             end_all(self.client.tasks, now.end)
@@ -323,6 +334,17 @@ class QarnotRunTasksOperator(TaskOperator):
             low_water = max(0, min(limit // 2, unfinished - 1)) if left else 0
             self._wait_for_some(low_water, now.total, deadline, memory)
 
+    def _make_known(self, context: Context, life: Life, pool: str | None, *, resumed: bool) -> None:
+        """Store what the guard of the trigger reads, and the link. A slice that resumes goes on without either."""
+        try:
+            context["ti"].xcom_push(key=self.uuid_key, value=life.lineage)
+            if pool:
+                self._show_link(context, "pool", pool)
+        except Exception as error:  # of Airflow's; what the slice before has stored is still there
+            if not resumed:
+                raise
+            self.log.warning("Airflow did not store the XComs of a slice that resumes: %s", error)
+
     def _make_room(self, now: Board, wanted: int) -> None:
         """Delete finished items where the account's quota has no room for *wanted* more.
 
@@ -359,8 +381,11 @@ class QarnotRunTasksOperator(TaskOperator):
 
         :raises QarnotGoneError: some that were there are not there any more; the others are ended.
         """
+        from airflow_qarnot_pool.claim import raise_if_overtaken
+
         for _ in range(_LOOKS):
             relics = self._relics(life)
+            raise_if_overtaken(life, relics)
             missing = memory.pending - {
                 (relic.item, relic.generation) for relic in relics if relic.lineage == life.lineage
             }

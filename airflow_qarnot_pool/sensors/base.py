@@ -19,7 +19,7 @@ from airflow_qarnot_pool.conditions import Condition, Ending, Kind, Outcome, con
 from airflow_qarnot_pool.exceptions import QarnotStateUnreachableError
 from airflow_qarnot_pool.hooks.qarnot import QarnotHook
 from airflow_qarnot_pool.links import LINKS
-from airflow_qarnot_pool.operators.parameters import check_flags, is_uuid
+from airflow_qarnot_pool.operators.parameters import check_flags, default_deferrable, is_uuid
 from airflow_qarnot_pool.operators.references import reference
 from airflow_qarnot_pool.operators.waiting import (
     NOUN,
@@ -43,8 +43,9 @@ class QarnotSensor(TemplatedParameters, BaseSensorOperator):
     :param target_states: any of these ends the wait.
     :param qarnot_conn_id: connection of type ``qarnot``.
     :param passed: a state that must have been passed between two looks counts as reached.
-    :param deferrable: wait in the triggerer, where all waits of a connection share one poll. Otherwise ``mode``
-        and ``poke_interval`` apply.
+    :param deferrable: wait in the triggerer, where all waits of a connection share one poll; default:
+        ``[operators] default_deferrable`` of Airflow if it is set, else True. Otherwise ``mode`` and
+        ``poke_interval`` apply.
     :param poll_interval: seconds (or a timedelta) between two looks while deferred.
     :param wait_timeout: longest wait, in both modes; default: the sensor's ``timeout``.
 
@@ -64,20 +65,21 @@ class QarnotSensor(TemplatedParameters, BaseSensorOperator):
         target_states: str | Iterable[str] | None,
         passed: bool = True,
         qarnot_conn_id: str = QarnotHook.default_conn_name,
-        deferrable: bool = True,
+        deferrable: bool | None = None,
         poll_interval: float | timedelta | None = None,
         wait_timeout: timedelta | None = None,
         **kwargs: Any,
     ) -> None:
         check_wait(poll_interval, wait_timeout=wait_timeout)
-        check_flags(passed=passed, deferrable=deferrable)
+        check_flags(passed=passed)
         if wait_timeout is not None:
             kwargs["timeout"] = wait_timeout
         super().__init__(**kwargs)
         self.target_states = target_states
         self.passed = passed
         self.qarnot_conn_id = qarnot_conn_id
-        self.deferrable = deferrable
+        self.deferrable = default_deferrable() if deferrable is None else deferrable
+        check_flags(deferrable=self.deferrable)
         self.poll_interval = poll_interval
         self.wait_timeout = wait_timeout
         self._history: list[str] = []

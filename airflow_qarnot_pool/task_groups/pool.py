@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import TaskGroup, XComArg
+from airflow.sdk import TaskGroup, TriggerRule, XComArg
 
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
 from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
+from airflow_qarnot_pool.sensors.task import QarnotTaskSensor
 from airflow_qarnot_pool.shared import KEEP_WARM
 
 if TYPE_CHECKING:
@@ -19,17 +20,6 @@ if TYPE_CHECKING:
 
 SETUP = "open_pool"
 TEARDOWN = "close_pool"
-#: Trigger rules that count successes or ends: the setup's would be one of them, had the task an edge from it.
-_COUNTING_RULES = frozenset(
-    {
-        "all_failed",
-        "all_skipped",
-        "one_success",
-        "one_done",
-        "none_failed_min_one_success",
-        "all_done_min_one_success",
-    }
-)
 #: Names under which Airflow's TaskGroup takes what is not about the pool.
 _OF_THE_GROUP = frozenset(
     {
@@ -65,9 +55,16 @@ class QarnotPoolGroup(TaskGroup):
 
     In a mapped ``@task_group`` each of its copies has a pool of its own (with ``shared`` all have one), but Airflow
     cannot expand a task in there: expand inside this group, or map over the commands with
-    :class:`QarnotRunTasksOperator`. A task whose trigger rule counts successes or ends (``one_success``,
-    ``none_failed_min_one_success``, ...) has no edge from the setup where it has upstreams in the group: the setup's
-    success would be counted, too.
+    :class:`QarnotRunTasksOperator`.
+
+    Airflow takes only tasks with the trigger rule ``all_success`` right after a setup. A task with another rule waits
+    for the pool by its upstreams in the group, as ``cleanup`` does in ``frames >> cleanup`` with ``all_done``. A task
+    without any upstream gets ``all_success``: it runs when the pool is open. To clean up on the pool and fail the DAG
+    run all the same when the work fails, make the clean-up a teardown: ``frames >> cleanup.as_teardown()``.
+
+    A task that does not wait for its Qarnot task (``wait_for_completion=False``) is refused unless a
+    :class:`~airflow_qarnot_pool.sensors.task.QarnotTaskSensor` follows it in the group: the teardown would cancel what
+    still runs.
 
     With ``shared`` the pool is not this run's alone: every group, DAG and run of the namespace that says the same name
     uses one pool, which is closed by the last one out. See ``docs/share-a-pool.md``.
@@ -175,8 +172,11 @@ class QarnotPoolGroup(TaskGroup):
     ) -> None:
         try:
             if kind is None:
-                self._give_pool()
-                self._wire()
+                ids = {task.task_id for task in self._work()}
+                first = {task.task_id for task in self._work() if self._follows_setup(task, ids)}
+                self._give_pool(first)
+                self._wire(first)
+                self._refuse_unawaited()
             elif isinstance(error, NotImplementedError) and self._is_mapped:
                 raise QarnotInvalidSpecError(
                     f"{self.group_id} is inside a mapped @task_group, where Airflow can expand no task: expand "
@@ -199,47 +199,107 @@ class QarnotPoolGroup(TaskGroup):
     def _is_mapped(self) -> bool:
         return next(self.iter_mapped_task_groups(), None) is not None
 
-    def _give_pool(self) -> None:
-        """Tasks that run on a pool and name none get this one."""
-        ids = {task.task_id for task in self._work()}
+    def _follows_setup(self, task: Any, ids: set[str]) -> bool:
+        """Return whether *task* may have an edge from the setup, and take one that its parameters made if not.
+
+        :raises QarnotInvalidSpecError: its trigger rule and its upstreams do not let it wait for the pool.
+        """
+        assert self.open_pool is not None
+        rule = getattr(task.trigger_rule, "value", task.trigger_rule)
+        before = task.upstream_task_ids - {self.open_pool.task_id}
+        if rule == "all_success" or task.is_teardown:
+            return True
+        if not before:
+            # Airflow evaluates no rule for a task without upstreams.
+            task.trigger_rule = TriggerRule.ALL_SUCCESS
+            return True
+        here = f"of {task.task_id} in QarnotPoolGroup {self.group_id!r}"
+        if not before & ids:
+            raise QarnotInvalidSpecError(
+                f"trigger_rule {here} must be 'all_success' because all its upstreams ({', '.join(sorted(before))}) "
+                f"are outside the group, got {rule!r}",
+                field="trigger_rule",
+                remedy=f"Put a task with trigger_rule={rule!r}, such as an EmptyOperator, after these upstreams and "
+                f"outside the group, and {task.task_id} with trigger_rule='all_success' after that task.",
+            )
+        linked = self.open_pool.task_id in task.upstream_task_ids
+        if rule == "always" and (linked or _wants_pool(task)):
+            raise QarnotInvalidSpecError(
+                f"trigger_rule {here} does not wait for the pool that the task runs on, got 'always'",
+                field="trigger_rule",
+                remedy="Use trigger_rule='all_done': the task runs whatever becomes of its upstreams.",
+            )
+        if linked:
+            task.upstream_task_ids.discard(self.open_pool.task_id)
+            self.open_pool.downstream_task_ids.discard(task.task_id)
+        return False
+
+    def _give_pool(self, first: set[str]) -> None:
+        """Give this pool to tasks that run on one and name none; those of *first* get an edge from the setup."""
         for task in self._work():
-            # What other tasks of the group precede comes after the setup in any case.
-            rule = getattr(task.trigger_rule, "value", task.trigger_rule)
-            with_edge = rule not in _COUNTING_RULES or not task.upstream_task_ids & ids
+            if not _wants_pool(task):
+                continue
             if hasattr(task, "partial_kwargs"):
-                takes = "qarnot_pool" in getattr(task.operator_class, "template_fields", ())
-                given = task.partial_kwargs.get("qarnot_pool") is not None or _expands(task, "qarnot_pool")
-                if not takes or given:
-                    continue
                 task.partial_kwargs["qarnot_pool"] = self.pool
-            elif "qarnot_pool" in task.template_fields and task.qarnot_pool is None:
+            else:
                 # Not by setattr, which makes the edge.
                 object.__setattr__(task, "qarnot_pool", self.pool)
                 if hasattr(task, "on_pool"):
                     task.on_pool = True
                     task.take_limits(self.open_pool)
-            else:
-                continue
-            if with_edge:
+            if task.task_id in first:
                 XComArg.apply_upstream_relationship(task, self.pool)
 
-    def _wire(self) -> None:
+    def _wire(self, first: set[str]) -> None:
         """Setup before all work, teardown after all of it, and the edges the group was given before it had tasks."""
         assert self.open_pool is not None
         assert self.close_pool is not None
         work = list(self._work())
         ids = {task.task_id for task in work}
         last = [task for task in work if not task.downstream_task_ids & ids]
+        ends = [
+            task
+            for task in work
+            if not task.is_teardown
+            and all(self._dag.get_task(one).is_teardown for one in task.downstream_task_ids & ids)
+        ]
         for task in work:
-            if not task.upstream_task_ids & ids:
+            if task.task_id in first and not task.upstream_task_ids & ids:
                 _edge(self.open_pool, task)
         for task in last:
             _edge(task, self.close_pool)
         for before in self._neighbours(self.upstream_task_ids - ids, self.upstream_group_ids, "get_leaves"):
             _edge(before, self.open_pool)
         for after in self._neighbours(self.downstream_task_ids - ids, self.downstream_group_ids, "get_roots"):
-            for task in last or [self.open_pool]:
+            for task in ends or [self.open_pool]:
                 _edge(task, after)
+
+    def _refuse_unawaited(self) -> None:
+        """Refuse tasks whose Qarnot tasks the teardown would cancel, as no task of the group waits for their end.
+
+        :raises QarnotInvalidSpecError: names the task, and what to write instead.
+        """
+        ids = {task.task_id for task in self._work()}
+        sensors = {task.task_id for task in self._work() if issubclass(_class_of(task), QarnotTaskSensor)}
+        for task in self._work():
+            if not self._runs_here(task) or _waits(task):
+                continue
+            if not sensors & ids & task.get_flat_relative_ids(upstream=False):
+                raise QarnotInvalidSpecError(
+                    f"{task.task_id} in QarnotPoolGroup {self.group_id!r} does not wait for its Qarnot task, which "
+                    "the teardown would cancel, got wait_for_completion=False",
+                    field="wait_for_completion",
+                    remedy="Remove it: a deferred wait takes no worker slot. Or put a QarnotTaskSensor for the Qarnot "
+                    f"task after {task.task_id} in the group. A Qarnot task that outlives the group is submitted "
+                    "outside of it.",
+                )
+
+    def _runs_here(self, task: Any) -> bool:
+        """Return whether *task* submits Qarnot tasks to the pool of this group."""
+        if getattr(_class_of(task), "kind", None) != "task" or issubclass(_class_of(task), QarnotTaskSensor):
+            return False
+        pool = task.partial_kwargs.get("qarnot_pool") if task.is_mapped else task.qarnot_pool
+        return any(maker is self.open_pool for maker, _ in XComArg.iter_xcom_references(pool))
 
     def _neighbours(self, tasks: set[str], groups: set[str | None], ends: str) -> Iterator[Any]:
         """The tasks that stand next to this group, whether it was linked with them or with a group of theirs."""
@@ -249,6 +309,33 @@ class QarnotPoolGroup(TaskGroup):
         for group in groups:
             # A group that has no tasks yet makes these edges itself, if it is one of ours.
             yield from getattr(known[str(group)], ends)()
+
+
+def _class_of(task: Any) -> type:
+    """Return the class of the operator that a task, mapped or not, runs."""
+    found: type = task.operator_class if task.is_mapped else type(task)
+    return found
+
+
+def _waits(task: Any) -> bool:
+    """Return whether a task that submits Qarnot tasks waits for them, as do all copies of a mapped one."""
+    if not task.is_mapped:
+        return bool(task.wait_for_completion)
+    expanded = getattr(task.expand_input, "value", {})
+    rows = expanded if isinstance(expanded, (list, tuple)) else []
+    values = [task.partial_kwargs.get("wait_for_completion", True)]
+    values += [row.get("wait_for_completion", True) for row in rows if isinstance(row, dict)]
+    if isinstance(expanded, dict) and isinstance(flags := expanded.get("wait_for_completion"), (list, tuple)):
+        values += flags
+    return all(values)
+
+
+def _wants_pool(task: Any) -> bool:
+    """Whether *task* runs on a pool and names none."""
+    if hasattr(task, "partial_kwargs"):
+        takes = "qarnot_pool" in getattr(task.operator_class, "template_fields", ())
+        return takes and task.partial_kwargs.get("qarnot_pool") is None and not _expands(task, "qarnot_pool")
+    return "qarnot_pool" in task.template_fields and task.qarnot_pool is None
 
 
 def _expands(task: Any, name: str) -> bool:

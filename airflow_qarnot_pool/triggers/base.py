@@ -19,7 +19,7 @@ from airflow_qarnot_pool.compat import TRIGGERS_HAVE_ON_KILL
 from airflow_qarnot_pool.conditions import Condition, Ending, Kind, Outcome, concluded, late
 from airflow_qarnot_pool.identity import FORMAT, Life
 from airflow_qarnot_pool.triggers.poller import watch
-from airflow_qarnot_pool.wanted import state_now
+from airflow_qarnot_pool.wanted import check_addressable, state_now
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.client import QarnotClient
@@ -270,7 +270,11 @@ async def task_state(life: Life) -> str | None:
 
 
 async def own_xcom(life: Life, key: str) -> Any:
-    """What the task instance's current try stored under *key*; None when there is nothing."""
+    """Return what the task instance's current try stored under *key*; None when there is nothing.
+
+    :raises LookupError: see :func:`~airflow_qarnot_pool.wanted.check_addressable`.
+    """
+    check_addressable(life)
     from airflow.sdk.execution_time.xcom import XCom
 
     with contextlib.suppress(KeyError):
@@ -287,7 +291,11 @@ async def own_xcom(life: Life, key: str) -> Any:
 
 
 async def store_xcom(life: Life, key: str, value: Any) -> None:
-    """Store *value* under *key* with the task instance's current try."""
+    """Store *value* under *key* with the task instance's current try.
+
+    :raises LookupError: see :func:`~airflow_qarnot_pool.wanted.check_addressable`.
+    """
+    check_addressable(life)
     from airflow.sdk.execution_time.xcom import XCom
 
     await _in_thread(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from airflow_qarnot_pool.claim import end
+from airflow_qarnot_pool.claim import end, is_taken_over
 from airflow_qarnot_pool.identity import Life
 from airflow_qarnot_pool.shared import release
 from airflow_qarnot_pool.triggers.base import QarnotTrigger, task_state
@@ -21,6 +21,9 @@ class QarnotPoolTrigger(QarnotTrigger):
             return
         if life.shared:
             await self._ask(lambda client: release(client, life, by=(life.task_id,)))
+            return
+        if await self._ask(lambda client: is_taken_over(client.pools, life, self.uuid)):
+            self.log.info("Pool %s stays open: a later try of its Airflow task has taken it over", self.uuid)
             return
         await self._ask(lambda client: end(client.pools, self.uuid))
         self.log.info("Closed pool %s: its Airflow task is %s", self.uuid, state or "cleared")

@@ -9,7 +9,7 @@ from typing import Any
 from airflow_qarnot_pool.api import states
 from airflow_qarnot_pool.claim import end
 from airflow_qarnot_pool.conditions import Outcome
-from airflow_qarnot_pool.identity import Fate, Life, fate_of
+from airflow_qarnot_pool.identity import Fate, Life, Relic, fate_of
 from airflow_qarnot_pool.triggers.base import QarnotTrigger, own_xcom, task_state
 from airflow_qarnot_pool.triggers.keys import TASK_KEY
 from airflow_qarnot_pool.triggers.output import Follower
@@ -55,7 +55,7 @@ class QarnotTaskTrigger(QarnotTrigger):
 
     async def _end_if_abandoned(self, life: Life) -> None:
         look = await self._ask(lambda client: client.tasks.get(self.uuid))
-        if fate_of(look) is not Fate.LIVE:
+        if fate_of(look) is not Fate.LIVE or life.precedes(Relic.of(look)):
             return
         state = await task_state(life)
         if state == "deferred" and await own_xcom(life, TASK_KEY) == self.uuid:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api import filters, states
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from airflow_qarnot_pool.api.models import Task
     from airflow_qarnot_pool.api.tasks import TaskResource
     from airflow_qarnot_pool.triggers.poller import Waiter
+
+log = logging.getLogger(__name__)
 
 #: Seconds between two looks for what vanished, which no change tells.
 CHECK_AFTER = 120.0
@@ -107,7 +110,7 @@ class QarnotTasksTrigger(QarnotTrigger):
         try:
             await store_xcom(self.life, TASKS_KEY, resuming(self.life))
         except Exception as error:  # of Airflow's; only a triggerer that was frozen would miss it
-            self.log.debug("Airflow did not store that the wait for the Qarnot tasks is over: %s", error)
+            log.debug("Airflow did not store that the wait for the Qarnot tasks is over: %s", error)
 
     async def _end_if_abandoned(self, life: Life) -> None:
         state = await task_state(life)
@@ -115,7 +118,10 @@ class QarnotTasksTrigger(QarnotTrigger):
             self.log.info("The Qarnot tasks keep running: their Airflow task is %s", state)
             return
         ended = await self._ask(lambda client: end_life(client.tasks, life))
-        self.log.info("Aborted %d Qarnot tasks: their Airflow task is %s", len(ended), state or "cleared")
+        if ended is None:
+            self.log.info("The Qarnot tasks keep running: a later try of their Airflow task has them")
+        else:
+            self.log.info("Aborted %d Qarnot tasks: their Airflow task is %s", len(ended), state or "cleared")
 
 
 def resuming(life: Life) -> str:

@@ -3,22 +3,47 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from airflow_qarnot_pool.api.client import QarnotClient
-from airflow_qarnot_pool.api.errors import QarnotRefusedError
 from airflow_qarnot_pool.api.models import Pool, Task
 from airflow_qarnot_pool.claim import end
+from airflow_qarnot_pool.compat import TaskDeferralError, TaskDeferred
+from airflow_qarnot_pool.conditions import Ending, Outcome
+from airflow_qarnot_pool.exceptions import (
+    QarnotCreditsError,
+    QarnotInvalidSpecError,
+    QarnotKilledError,
+    QarnotRefusedError,
+    QarnotWaitTimeoutError,
+)
+from airflow_qarnot_pool.identity import Life, is_ending
 from airflow_qarnot_pool.local import LocalQarnot
+from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
 from airflow_qarnot_pool.triggers import tasks as triggers_tasks
 from airflow_qarnot_pool.triggers.tasks import resuming, still_waits
-from tests.harness import FakeTI, again, airflow_says, defer, fire, kill, life_of
+from tests.crash.children import StoringTI, eventually, fork, worker
+from tests.harness import (
+    RUN_STARTED,
+    FakeTI,
+    again,
+    airflow_says,
+    context_of,
+    defer,
+    fire,
+    kill,
+    life_of,
+    run,
+)
 from tests.operators.conftest import connect
 
 one = partial(QarnotRunTaskOperator, task_id="one", retries=1, log_output=False, command="sleep 300")
@@ -152,3 +177,258 @@ def test_which_states_of_an_airflow_task_keep_its_fan_out(
     life = life_of()
     values = {"lineage": life.lineage, "resumes": resuming(life), "another": "another"}
     assert still_waits(state, values.get(stored or ""), life) is waits
+
+
+# --- a process that stood still
+
+pool_of_its_own = partial(
+    QarnotCreatePoolOperator,
+    task_id="create",
+    retries=2,
+    ready_when=1,
+    scaling={"policies": [{"type": "Fixed", "slotsCount": 0, "name": "none"}]},
+)
+KINDS = pytest.mark.parametrize("make", [pool_of_its_own, one, many], ids=["pool", "one", "many"])
+
+
+def made_in(client: QarnotClient, run_id: str) -> list[Pool | Task]:
+    pools = [one for one in client.pools.iterate() if one.labels.get("airflow.run_id") == run_id]
+    return [*pools, *of_run(client, run_id)]
+
+
+def ended(client: QarnotClient, run_id: str) -> list[bool]:
+    return [is_ending(one) for one in made_in(client, run_id)]
+
+
+@pytest.fixture
+def tries(request: pytest.FixtureRequest, client: QarnotClient) -> Iterator[Callable[..., FakeTI]]:
+    """Task instances of one run, by try; ends what they leave."""
+    run_id = request.node.name
+
+    def of(make: Any, try_number: int, **fields: Any) -> FakeTI:
+        given = {"run_id": run_id, "max_tries": 2, "task_id": make.keywords["task_id"], **fields}
+        return FakeTI(try_number=try_number, **given)
+
+    yield of
+    for one in made_in(client, run_id):
+        (client.pools if isinstance(one, Pool) else client.tasks).delete(one.uuid)
+
+
+@KINDS
+def test_a_worker_that_stood_still_leaves_what_its_retry_has_taken_over(
+    qarnot: LocalQarnot, client: QarnotClient, make: Any, tries: Callable[..., FakeTI]
+) -> None:
+    """A suspended machine: Airflow declares the worker lost, and its supervisor ends it as soon as it resumes."""
+    ti = tries(make, 1)
+    frozen = StoringTI(run_id=ti.run_id, task_id=ti.task_id, max_tries=2)
+    child = fork(worker(partial(make, deferrable=False, poll_interval=0.1), frozen))
+    eventually(lambda: made_in(client, ti.run_id) and child.read() is not None and child.last("xcom"))
+    child.kill(signal.SIGSTOP)
+    defer(make, tries(make, 2))
+    child.kill(signal.SIGTERM)
+    child.kill(signal.SIGCONT)
+    assert child.wait() == 0
+    assert child.said[-1]["error"] == "QarnotKilledError"
+    assert ended(client, ti.run_id) == [False]
+
+
+def kill_it(operator: Any) -> None:
+    operator.on_kill()
+
+
+def run_out_of_time(operator: Any) -> None:
+    with pytest.raises(QarnotWaitTimeoutError):
+        operator._raise_for(Outcome(ending=Ending.TIMEOUT, uuid="u", message="late"))
+
+
+def be_given_up(operator: Any) -> None:
+    with pytest.raises(TaskDeferralError):
+        operator.resume_execution("__fail__", {"error": "Trigger failure"}, operator.context)
+
+
+def fail_for_good(operator: Any) -> None:
+    with pytest.raises(RuntimeError), operator._ending_on_error("it failed"):
+        raise RuntimeError
+
+
+ENDS = pytest.mark.parametrize("end_it", [kill_it, run_out_of_time, be_given_up, fail_for_good])
+
+
+def waiting(make: Any, ti: FakeTI) -> Any:
+    """The operator of a try that waits on its worker."""
+    operator = make()
+    operator.context = context_of(operator, ti)
+    with pytest.raises(TaskDeferred):
+        operator.execute(operator.context)
+    operator._handed_over = None
+    return operator
+
+
+@KINDS
+@ENDS
+@pytest.mark.parametrize("taken_over", [True, False])
+def test_an_earlier_try_ends_only_what_no_later_one_has_taken_over(
+    qarnot: LocalQarnot,
+    client: QarnotClient,
+    make: Any,
+    end_it: Callable[[Any], None],
+    taken_over: bool,
+    tries: Callable[..., FakeTI],
+) -> None:
+    operator = waiting(make, ti := tries(make, 1))
+    if taken_over:
+        defer(make, tries(make, 2))
+    end_it(operator)
+    assert ended(client, ti.run_id) == [not taken_over]
+
+
+@KINDS
+@pytest.mark.parametrize("taken_over", [True, False])
+def test_a_thawed_triggerer_ends_only_what_no_later_try_has_taken_over(
+    qarnot: LocalQarnot, client: QarnotClient, make: Any, taken_over: bool, tries: Callable[..., FakeTI]
+) -> None:
+    deferred, _ = defer(make, ti := tries(make, 1))
+    if taken_over:
+        defer(make, tries(make, 2))
+    with airflow_says("failed", ti.xcoms):
+        asyncio.run(kill(again(deferred.trigger)))
+    assert ended(client, ti.run_id) == [not taken_over]
+
+
+@KINDS
+@pytest.mark.parametrize(
+    "later", [{"try_number": 2}, {"try_number": 2, "max_tries": 4}], ids=["retry", "clear"]
+)
+def test_a_process_that_resumes_beside_a_later_try_makes_and_ends_nothing(
+    qarnot: LocalQarnot, client: QarnotClient, make: Any, later: dict[str, int], tries: Callable[..., FakeTI]
+) -> None:
+    """It stood still before its request, or before it could look at what there was."""
+    defer(make, ti := tries(make, **later))
+    operator = make()
+    with (
+        mock.patch.object(Life, "has_history", True),
+        pytest.raises(QarnotKilledError, match="later try"),
+    ):
+        operator.execute(context_of(operator, tries(make, 1)))
+    assert ended(client, ti.run_id) == [False]
+
+
+@KINDS
+def test_a_new_run_of_the_same_id_ends_what_a_deleted_one_left_whatever_its_tries(
+    qarnot: LocalQarnot, client: QarnotClient, make: Any, tries: Callable[..., FakeTI]
+) -> None:
+    defer(make, ti := tries(make, 3))
+    defer(make, tries(make, 2), RUN_STARTED + timedelta(hours=1))
+    assert sorted(ended(client, ti.run_id)) == [False, True]
+
+
+@KINDS
+def test_what_is_taken_over_names_the_try_that_has_it(
+    qarnot: LocalQarnot, client: QarnotClient, make: Any, tries: Callable[..., FakeTI]
+) -> None:
+    for try_number in (1, 2, 3):
+        defer(partial(make, tags=["mine"]), ti := tries(make, try_number))
+    (found,) = made_in(client, ti.run_id)
+    assert [
+        tag for tag in found.tags if not tag.startswith(("airflow-owner", "airflow-lin", "airflow-name"))
+    ] == [
+        "mine",
+        "airflow-try:3",
+    ]
+
+
+@KINDS
+def test_what_has_no_room_for_one_more_tag_is_taken_over_all_the_same(
+    qarnot: LocalQarnot, client: QarnotClient, make: Any, tries: Callable[..., FakeTI]
+) -> None:
+    make = partial(make, tags=[f"tag-{number}" for number in range(7)], task_id=make.keywords["task_id"])
+    for try_number in (1, 2):
+        defer(make, ti := tries(make, try_number))
+    assert [len(found.tags) for found in made_in(client, ti.run_id)] == [10]
+
+
+def test_a_try_gives_up_only_its_own_hold_on_a_shared_pool(
+    qarnot: LocalQarnot, client: QarnotClient, tries: Callable[..., FakeTI]
+) -> None:
+    make = partial(pool_of_its_own, shared="standing-still", task_id="create")
+    operator = waiting(make, ti := tries(make, 1))
+    defer(make, tries(make, 2))
+    operator.on_kill()
+    assert ended(client, ti.run_id) == [False]
+    waiting(make, tries(make, 2)).on_kill()
+    assert ended(client, ti.run_id) == [True]
+
+
+# --- cancel_on_kill=False
+
+
+@KINDS
+@ENDS
+def test_cancel_on_kill_false_exempts_kills_and_time_limits_but_no_failure(
+    qarnot: LocalQarnot,
+    client: QarnotClient,
+    make: Any,
+    end_it: Callable[[Any], None],
+    tries: Callable[..., FakeTI],
+) -> None:
+    keywords = make.keywords
+    make = partial(make, cancel_on_kill=False, task_id=keywords["task_id"])
+    end_it(waiting(make, ti := tries(make, 1)))
+    assert ended(client, ti.run_id) == [end_it is fail_for_good]
+
+
+@pytest.mark.parametrize("cancel_on_kill", [True, False])
+def test_a_setup_that_fails_closes_its_pool_whatever_cancel_on_kill_says(
+    qarnot: LocalQarnot, client: QarnotClient, cancel_on_kill: bool, tries: Callable[..., FakeTI]
+) -> None:
+    make = partial(
+        QarnotCreatePoolOperator,
+        task_id="create",
+        instance_count=2,
+        keep_warm=timedelta(minutes=10),
+        cancel_on_kill=cancel_on_kill,
+    )
+    qarnot.faults([{"kind": "status", "status": 402, "method": "POST", "path": "^/tasks$"}])
+    with pytest.raises(QarnotCreditsError):
+        run(make, ti := tries(make, 1))
+    assert ended(client, ti.run_id) == [True]
+
+
+def test_a_pool_that_cannot_be_closed_by_the_task_that_waits_for_its_end_is_not_asked_twice(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str
+) -> None:
+    """The closing task owns nothing: a failure of it must end nothing more."""
+    operator = QarnotClosePoolOperator(task_id="close", qarnot_pool=pool, wait_for_completion=True)
+    with pytest.raises(TaskDeferred):
+        operator.execute(context_of(operator))
+    qarnot.clear_requests()
+    fail_for_good(operator)
+    assert qarnot.requests() == []
+
+
+# --- iterations of a loop
+
+
+@KINDS
+def test_an_iteration_neither_takes_nor_ends_what_another_one_has(
+    qarnot: LocalQarnot, client: QarnotClient, make: Any, tries: Callable[..., FakeTI]
+) -> None:
+    """They share task, map index and try, so that each would be a retry of the other."""
+    for number in (1, 2):
+        for try_number in (1, 2):
+            ti = tries(make, try_number)
+            ti.iteration = number  # type: ignore[attr-defined]
+            defer(make, ti)
+    assert ended(client, ti.run_id) == [False, False]
+    assert len({one.labels["airflow.lineage"] for one in made_in(client, ti.run_id)}) == 2
+
+
+@KINDS
+def test_a_coordinate_that_is_not_known_is_refused_before_anything_is_made(
+    qarnot: LocalQarnot, client: QarnotClient, make: Any, tries: Callable[..., FakeTI]
+) -> None:
+    ti = tries(make, 1)
+    ti.shard = 3  # type: ignore[attr-defined]
+    with pytest.raises(QarnotInvalidSpecError, match=r"ti\.shard"):
+        defer(make, ti)
+    assert made_in(client, ti.run_id) == []

@@ -635,6 +635,7 @@ def test_tags_and_labels_are_as_promised_and_tell_no_secret(
         "airflow.task_id": story.task_id,
         "airflow.map_index": "7",
         "airflow.part": "",
+        "airflow.run_started": RUN_STARTED.isoformat(),
         "airflow.try_number": "1",
         "airflow.retries": "1",
         "airflow.lineage": life.lineage,

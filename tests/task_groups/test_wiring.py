@@ -208,8 +208,15 @@ def rules_that_count() -> None:
 
 def rules_that_do_not_count() -> None:
     with QarnotPoolGroup("g"):
-        for rule in ("all_done", "none_failed", "none_skipped", "one_failed"):
+        for rule in ("all_done", "none_failed", "none_skipped", "one_failed", "all_done_setup_success"):
             run(f"before_{rule}") >> run(rule, trigger_rule=rule)
+
+
+def a_teardown_of_the_work() -> None:
+    before, after = run("before"), run("after")
+    with QarnotPoolGroup("g") as group:
+        run("a") >> run("cleanup").as_teardown()
+    before >> group >> after
 
 
 def python_on_nodes() -> None:
@@ -396,12 +403,22 @@ SHAPES: list[tuple[Callable[[], None], Edges]] = [
         rules_that_do_not_count,
         {
             edge
-            for rule in ("all_done", "none_failed", "none_skipped", "one_failed")
+            for rule in ("all_done", "none_failed", "none_skipped", "one_failed", "all_done_setup_success")
             for edge in (
-                *around("g", f"g.{rule}", f"g.before_{rule}"),
+                *around("g", f"g.before_{rule}"),
                 (f"g.before_{rule}", f"g.{rule}"),
                 (f"g.{rule}", "g.close_pool"),
             )
+        },
+    ),
+    (
+        a_teardown_of_the_work,
+        {
+            *around("g", "g.a", "g.cleanup"),
+            ("before", "g.open_pool"),
+            ("g.a", "g.cleanup"),
+            ("g.a", "after"),
+            ("g.cleanup", "g.close_pool"),
         },
     ),
     (python_on_nodes, {*around("g", "g.a", "g.b"), ("g.a", "g.b"), ("g.b", "g.close_pool")}),
@@ -435,7 +452,7 @@ def test_edges(build: Callable[[], None], expected: Edges) -> None:
 def test_every_teardown_waits_for_all_that_its_setup_precedes(build: Callable[[], None]) -> None:
     with DAG("d") as dag:
         build()
-    for closing in (one for one in dag.tasks if one.is_teardown):
+    for closing in (one for one in dag.tasks if one.task_id.endswith("close_pool")):
         (opening,) = closing.upstream_task_ids & {one.task_id for one in dag.tasks if one.is_setup}
         group = opening.rpartition("open_pool")[0]
         inside = {
