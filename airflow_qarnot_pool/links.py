@@ -6,29 +6,40 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperatorLink
 
+from airflow_qarnot_pool import xcoms
+
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperator
     from airflow.sdk.types import TaskInstanceKey
 
 
 class _ConsoleLink(BaseOperatorLink):
-    """Airflow stores what :meth:`get_link` answers after every slice of a task, also when it defers."""
+    """Airflow calls :meth:`get_link` at the end of every slice of a task, a deferral too, and stores the result."""
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
-        """The link that this slice has shown, else the one an earlier slice of this try stored."""
+        """Return the link that this slice has shown, else the one that an earlier slice of this try has stored."""
         links: dict[str, str] = getattr(operator, "console_links", {})
         if link := links.get(self.xcom_key):
             return link
-        # A slice that failed before it knew anything must not overwrite it. In the task process ti_key is the
-        # task instance itself; Airflow has removed what the try before this one stored.
-        pull: Any = getattr(ti_key, "xcom_pull", None)
-        return str(pull(key=self.xcom_key) or "") if pull is not None else ""
+        # A slice that fails before it knows the object must not overwrite the link. In the task process ti_key is
+        # the task instance itself. Airflow has removed what the try before this one stored.
+        if not hasattr(ti_key, "xcom_pull") or not self._can_exist(operator):
+            return ""
+        stored = xcoms.pull(ti_key, self.xcom_key)
+        return stored if isinstance(stored, str) else ""
+
+    def _can_exist(self, operator: BaseOperator) -> bool:
+        return True
 
 
 class QarnotPoolLink(_ConsoleLink):
     """The pool in the Qarnot console."""
 
     name = "Qarnot pool"
+
+    def _can_exist(self, operator: BaseOperator) -> bool:
+        # A Qarnot task may run without a pool. Airflow logs an error when a missing XCom is read.
+        return bool(getattr(operator, "on_pool", True))
 
     @property
     def xcom_key(self) -> str:
@@ -46,3 +57,10 @@ class QarnotTaskLink(_ConsoleLink):
 
 
 LINKS: dict[str, Any] = {"pool": QarnotPoolLink(), "task": QarnotTaskLink()}
+
+
+def show_link(operator: Any, ti: Any, kind: str, url: str) -> None:
+    """Make a link visible now. Airflow by itself stores it only when the slice ends."""
+    key = LINKS[kind].xcom_key
+    operator.console_links = {**getattr(operator, "console_links", {}), key: url}
+    xcoms.push(ti, key, url)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from airflow_qarnot_pool import xcoms
 from airflow_qarnot_pool.api.errors import QarnotError, QarnotNotFoundError
 from airflow_qarnot_pool.api.ranges import format_ranges
 from airflow_qarnot_pool.handover import Claim, Position, Stamped, on_their_way, stamped
@@ -71,16 +72,13 @@ def take_over(ti: Any, told: Mapping[str, Any], logger: Any) -> Position:
     :param ti: the task instance.
     :param told: the account of the trigger that ended, which is nothing more than what another one has noted since.
     """
-
-    def note(key: str) -> Any:
-        return ti.xcom_pull(task_ids=ti.task_id, key=key, map_indexes=ti.map_index)
-
     position = Position.from_json(told)
     follower = told.get("follower")
     try:
-        claim = Claim.from_json(note(OUTPUT_KEY))
-        ti.xcom_push(key=OUTPUT_KEY, value=claim.taken_by("worker").to_json())
-        noted = next(filter(None, (note(position_key(one)) for one in reversed(claim.followers))), None)
+        claim = Claim.from_json(xcoms.pull(ti, OUTPUT_KEY))
+        xcoms.push(ti, OUTPUT_KEY, claim.taken_by("worker").to_json())
+        notes = (xcoms.pull(ti, position_key(one)) for one in reversed(claim.followers))
+        noted = next(filter(None, notes), None)
     except Exception as error:
         logger.warning(
             "How far triggers have written the output could not be read (%s: %s): lines may be here twice",

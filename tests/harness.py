@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from types import SimpleNamespace
+from types import NoneType, SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -24,9 +24,19 @@ from airflow_qarnot_pool.triggers.base import QarnotTrigger
 RUN_STARTED = datetime(2026, 1, 1, tzinfo=UTC)
 
 
+#: Longest link that any slice may store.
+LONGEST_LINK = 300
+_ALL_MAP_INDEXES: Any = object()
+
+
 @dataclass
 class FakeTI:
-    """A task instance as an operator sees it; XComs live as long as the try, as in Airflow."""
+    """A task instance as an operator sees it; XComs live as long as the try, as in Airflow.
+
+    ``tests/dags/test_fakes.py`` compares it with Airflow's own task instance.
+
+    :param others: task instances whose XComs it can pull, too.
+    """
 
     dag_id: str = "dag"
     run_id: str = "run"
@@ -36,14 +46,57 @@ class FakeTI:
     max_tries: int = 0
     start_date: datetime = field(default_factory=lambda: datetime.now(UTC))
     xcoms: dict[str, Any] = field(default_factory=dict)
+    others: Sequence[FakeTI] = ()
 
-    def xcom_push(self, key: str, value: Any, **_: Any) -> None:
-        json.dumps(value)  # an XCom must be JSON
-        self.xcoms[key] = value
+    def xcom_push(self, key: str, value: Any) -> None:
+        self.xcoms[key] = json.loads(json.dumps(value))  # an XCom must be JSON
 
-    def xcom_pull(self, *, task_ids: str, key: str, map_indexes: int) -> Any:
-        assert (task_ids, map_indexes) == (self.task_id, self.map_index)
-        return self.xcoms.get(key)
+    def xcom_pull(
+        self,
+        task_ids: str | Iterable[str] | None = None,
+        dag_id: str | None = None,
+        key: str = "return_value",
+        include_prior_dates: bool = False,
+        *,
+        map_indexes: int | Iterable[int] | None = _ALL_MAP_INDEXES,
+        default: Any = None,
+        run_id: str | None = None,
+    ) -> Any:
+        """Pull as Airflow does: without *map_indexes* it is the list over all of them."""
+        tasks = [self.task_id] if task_ids is None else [task_ids] if isinstance(task_ids, str) else task_ids
+        one_task = isinstance(task_ids, (str, NoneType))
+        dag_id, run_id = dag_id or self.dag_id, run_id or self.run_id
+        if map_indexes is _ALL_MAP_INDEXES:
+            pulled: list[Any] = []
+            for task_id in tasks:
+                pulled += self._stored(dag_id, run_id, task_id, key).values() or [None]
+            return pulled[0] if one_task and len(pulled) == 1 else pulled
+        one_index = isinstance(map_indexes, (int, NoneType))
+        indexes = [map_indexes] if isinstance(map_indexes, (int, NoneType)) else list(map_indexes)
+        pulled = [
+            self._stored(dag_id, run_id, task_id, key).get(-1 if index is None else index, default)
+            for task_id in tasks
+            for index in indexes
+        ]
+        return pulled[0] if one_task and one_index else pulled
+
+    def _stored(self, dag_id: str, run_id: str, task_id: str, key: str) -> dict[int, Any]:
+        """The values of all map indexes, in order."""
+        found = {
+            ti.map_index: json.loads(json.dumps(ti.xcoms[key]))
+            for ti in (*self.others, self)
+            if (ti.dag_id, ti.run_id, ti.task_id) == (dag_id, run_id, task_id) and key in ti.xcoms
+        }
+        return {index: found[index] for index in sorted(found)}
+
+    def end_slice(self, operator: Any) -> dict[str, str]:
+        """Store the links of *operator* as Airflow does at the end of each slice, however it ends; return them."""
+        links = {one.xcom_key: one.get_link(operator, ti_key=self) for one in operator.operator_extra_links}
+        for link in links.values():
+            assert isinstance(link, str)
+            assert len(link) <= LONGEST_LINK, link
+        self.xcoms.update(links)
+        return links
 
 
 def life_of(**fields: Any) -> Life:
@@ -76,7 +129,8 @@ def run(make: Any, ti: FakeTI | None = None, run_started: datetime = RUN_STARTED
     operator = make()
     context = context_of(operator, ti, run_started)
     try:
-        return operator.execute(context)
+        with _slice(operator, context):
+            return operator.execute(context)
     except TaskDeferred as deferred:
         return resume(make, deferred, context)
 
@@ -88,7 +142,8 @@ def defer(
     operator = make()
     context = context_of(operator, ti, run_started)
     try:
-        result = operator.execute(context)
+        with _slice(operator, context):
+            result = operator.execute(context)
     except TaskDeferred as deferred:
         return deferred, context
     raise AssertionError(f"{operator.task_id} did not defer but returned {result!r}")
@@ -100,12 +155,22 @@ def resume(make: Any, deferred: TaskDeferred, context: Any) -> Any:
         event = fire(deferred)
         operator = make()
         context = {**context, "task": operator}
+        kwargs = {**(deferred.kwargs or {}), "event": event}
         try:
-            return operator.resume_execution(
-                deferred.method_name, {**(deferred.kwargs or {}), "event": event}, context
-            )
+            with _slice(operator, context):
+                return operator.resume_execution(deferred.method_name, kwargs, context)
         except TaskDeferred as again:
             deferred = again
+
+
+@contextmanager
+def _slice(operator: Any, context: Any) -> Iterator[None]:
+    """What a task process does around the operator."""
+    try:
+        yield
+    finally:
+        if isinstance(context["ti"], FakeTI):
+            context["ti"].end_slice(operator)
 
 
 def fire(deferred: TaskDeferred) -> Any:

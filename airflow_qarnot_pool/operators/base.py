@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self
 
 from airflow.sdk import BaseOperator
 
-from airflow_qarnot_pool import exceptions, metrics, wanted
+from airflow_qarnot_pool import exceptions, metrics, wanted, xcoms
 from airflow_qarnot_pool.api.errors import (
     QarnotError,
     QarnotGoneError,
@@ -24,7 +24,7 @@ from airflow_qarnot_pool.conditions import TASK_SUCCEEDED, Condition, Ending, Ki
 from airflow_qarnot_pool.exceptions import QarnotKilledError, QarnotWaitTimeoutError
 from airflow_qarnot_pool.hooks.qarnot import QarnotHook
 from airflow_qarnot_pool.identity import Life
-from airflow_qarnot_pool.links import LINKS
+from airflow_qarnot_pool.links import show_link
 from airflow_qarnot_pool.operators.handed_over import HandedOver
 from airflow_qarnot_pool.operators.parameters import check_flags, default_deferrable
 from airflow_qarnot_pool.operators.references import output_of
@@ -119,10 +119,17 @@ class QarnotOperator(TemplatedParameters, BaseOperator):
 
     template_fields: tuple[str, ...] = ("qarnot_conn_id",)
     ui_color = "#e2f4ec"
+    #: Whether the result is the uuid of a remote object, by which later tasks find it.
+    returns_reference: ClassVar[bool] = False
 
     def __init__(self, *, qarnot_conn_id: str = QarnotHook.default_conn_name, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.qarnot_conn_id = qarnot_conn_id
+        if self.returns_reference:
+            # Without the uuid the pool would boot and be billed, and its tasks would fail. The settings may come
+            # from default_args that are meant for other tasks.
+            self.do_xcom_push = True
+            self.multiple_outputs = False
 
     def as_setup(self) -> Self:
         """As Airflow's, with a type: DAGs can be checked strictly."""
@@ -151,10 +158,7 @@ class QarnotOperator(TemplatedParameters, BaseOperator):
 
     def _show_link(self, context: Context, kind: Kind, uuid: str) -> None:
         """Make the console link visible now; Airflow stores it by itself only at the end of a slice."""
-        link = LINKS[kind]
-        url = self.hook.settings.console_link(kind, uuid)
-        self.console_links = {**getattr(self, "console_links", {}), link.xcom_key: url}
-        context["ti"].xcom_push(key=link.xcom_key, value=url)
+        show_link(self, context["ti"], kind, self.hook.settings.console_link(kind, uuid))
 
 
 class WaitingOperator(QarnotOperator):
@@ -266,7 +270,7 @@ class WaitingOperator(QarnotOperator):
                 # on_kill came while the request was under way and had nothing to end yet.
                 work.end(hurried=True)
                 raise self._killed()
-            context["ti"].xcom_push(key=self.uuid_key, value=claimed.uuid)
+            xcoms.push(context["ti"], self.uuid_key, claimed.uuid)
             self._show_link(context, self.kind, claimed.uuid)
         except Exception as error:
             if getattr(error, "ambiguous", work.uuid is not None) and not work.killed.is_set():

@@ -23,6 +23,7 @@ class PoolOperator(WaitingOperator):
 
     kind = "pool"
     uuid_key = POOL_KEY
+    returns_reference = True
     operator_extra_links = (LINKS["pool"],)
 
     def __init__(self, *, shared: str | None = None, **kwargs: Any) -> None:

@@ -7,8 +7,13 @@ from enum import Enum
 from typing import Any
 from uuid import UUID
 
+from airflow.sdk import XComArg
+
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
 from airflow_qarnot_pool.templates import is_templated
+
+#: XCom key of the result of a task.
+XCOM_RETURN_KEY = "return_value"
 
 
 class NotGiven(Enum):
@@ -29,12 +34,35 @@ def output_of(value: Any, parameter: str) -> Any:
     :raises QarnotInvalidSpecError: names *parameter*.
     """
     if hasattr(value, "task_id") and hasattr(value, "output"):
-        return value.output
+        value = value.output
     if hasattr(value, "open_pool"):
         return value.pool  # a QarnotPoolGroup
+    _check_pushed(value, parameter)
     if value is not None and not isinstance(value, (str, Mapping)) and not is_templated(value):
         raise _no_reference(value, parameter)
     return value
+
+
+def _check_pushed(value: Any, parameter: str) -> None:
+    """Refuse the result of a task that does not store its result: it is always None at run time.
+
+    :raises QarnotInvalidSpecError: names *parameter* and the task.
+    """
+    for operator, key in XComArg.iter_xcom_references(value):
+        if key == XCOM_RETURN_KEY and not _pushes(operator):
+            raise QarnotInvalidSpecError(
+                f"{parameter} is the result of task {operator.task_id!r}, which has do_xcom_push=False and so stores "
+                "no result. Give that task do_xcom_push=True; the False may come from default_args",
+                field=parameter,
+            )
+
+
+def _pushes(operator: Any) -> bool:
+    of_class = getattr(operator, "operator_class", type(operator))
+    if getattr(of_class, "returns_reference", False):
+        return True
+    given = getattr(operator, "partial_kwargs", None)  # a mapped operator has no attribute of it
+    return bool(getattr(operator, "do_xcom_push", True) if given is None else given.get("do_xcom_push", True))
 
 
 def nothing(value: Any) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from airflow_qarnot_pool import metrics
+from airflow_qarnot_pool import metrics, xcoms
 from airflow_qarnot_pool.api import filters
 from airflow_qarnot_pool.api.errors import (
     QarnotError,
@@ -337,7 +337,7 @@ class QarnotRunTasksOperator(TaskOperator):
     def _make_known(self, context: Context, life: Life, pool: str | None, *, resumed: bool) -> None:
         """Store what the guard of the trigger reads, and the link. A slice that resumes goes on without either."""
         try:
-            context["ti"].xcom_push(key=self.uuid_key, value=life.lineage)
+            xcoms.push(context["ti"], self.uuid_key, life.lineage)
             if pool:
                 self._show_link(context, "pool", pool)
         except Exception as error:  # of Airflow's; what the slice before has stored is still there

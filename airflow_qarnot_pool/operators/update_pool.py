@@ -46,6 +46,7 @@ class QarnotUpdatePoolOperator(QarnotOperator):
         "tags",
     )
     operator_extra_links = (LINKS["pool"],)
+    returns_reference = True
 
     def __init__(
         self,

@@ -18,7 +18,7 @@ from airflow_qarnot_pool.compat import TRIGGER_FAIL_REPR, AirflowSensorTimeout, 
 from airflow_qarnot_pool.conditions import Condition, Ending, Kind, Outcome, concluded
 from airflow_qarnot_pool.exceptions import QarnotStateUnreachableError
 from airflow_qarnot_pool.hooks.qarnot import QarnotHook
-from airflow_qarnot_pool.links import LINKS
+from airflow_qarnot_pool.links import show_link
 from airflow_qarnot_pool.operators.parameters import check_flags, default_deferrable, is_uuid
 from airflow_qarnot_pool.operators.references import reference
 from airflow_qarnot_pool.operators.waiting import (
@@ -244,7 +244,4 @@ class QarnotSensor(TemplatedParameters, BaseSensorOperator):
         return error
 
     def _show_link(self, context: Context, uuid: str) -> None:
-        link = LINKS[self.kind]
-        url = self.hook.settings.console_link(self.kind, uuid)
-        self.console_links = {link.xcom_key: url}
-        context["ti"].xcom_push(key=link.xcom_key, value=url)
+        show_link(self, context["ti"], self.kind, self.hook.settings.console_link(self.kind, uuid))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
+from airflow_qarnot_pool import xcoms
 from airflow_qarnot_pool.api.errors import QarnotError, QarnotGoneError
 from airflow_qarnot_pool.compat import TRIGGERS_HAVE_ON_KILL
 from airflow_qarnot_pool.conditions import Condition, Ending, Kind, Outcome, concluded, late
@@ -275,18 +276,8 @@ async def own_xcom(life: Life, key: str) -> Any:
     :raises LookupError: see :func:`~airflow_qarnot_pool.wanted.check_addressable`.
     """
     check_addressable(life)
-    from airflow.sdk.execution_time.xcom import XCom
-
     with contextlib.suppress(KeyError):
-        return await _in_thread(
-            lambda: XCom.get_one(
-                key=key,
-                dag_id=life.dag_id,
-                task_id=life.task_id,
-                run_id=life.run_id,
-                map_index=life.map_index if life.map_index >= 0 else None,
-            )
-        )
+        return await _in_thread(partial(xcoms.get_direct, life, key))
     return None
 
 
@@ -296,18 +287,7 @@ async def store_xcom(life: Life, key: str, value: Any) -> None:
     :raises LookupError: see :func:`~airflow_qarnot_pool.wanted.check_addressable`.
     """
     check_addressable(life)
-    from airflow.sdk.execution_time.xcom import XCom
-
-    await _in_thread(
-        lambda: XCom.set(
-            key,
-            value,
-            dag_id=life.dag_id,
-            task_id=life.task_id,
-            run_id=life.run_id,
-            map_index=life.map_index,
-        )
-    )
+    await _in_thread(partial(xcoms.set_direct, life, key, value))
 
 
 async def _in_thread(call: Callable[[], Any]) -> Any:

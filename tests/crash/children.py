@@ -58,7 +58,8 @@ class Child:
             return []
         *lines, self._rest = (self._rest + data).split(b"\n")
         news = [json.loads(line) for line in lines]
-        self.said += news
+        # Links come after the end of the slice, which is what the last of these tells.
+        self.said += [one for one in news if one["kind"] != "link"]
         return news
 
     def wait(self, patience: float = PATIENCE) -> int:
@@ -125,11 +126,17 @@ class StoringTI(FakeTI):
     #: Called with the key before and after an XCom is stored.
     around: Callable[[str, str], None] = staticmethod(lambda key, when: None)
 
-    def xcom_push(self, key: str, value: Any, **_: Any) -> None:
+    def xcom_push(self, key: str, value: Any) -> None:
         self.around(key, "before")
         super().xcom_push(key, value)
         self.say({"kind": "xcom", "key": key, "value": value})
         self.around(key, "after")
+
+    def end_slice(self, operator: Any) -> dict[str, str]:
+        links = super().end_slice(operator)
+        for key, value in links.items():
+            self.say({"kind": "link", "key": key, "value": value})
+        return links
 
 
 def worker(
@@ -170,6 +177,8 @@ def worker(
             say({"kind": "failed", "error": type(error).__name__, "message": str(error)[:2000]})
         else:
             say({"kind": "success", "value": value})
+        # After the state, as Airflow does.
+        ti.end_slice(operator)
 
     return work
 
@@ -204,15 +213,24 @@ def shape(method: str, path: str) -> str:
 
 
 def eventually(
-    what: Callable[[], Any], patience: float = PATIENCE, pause: float = 0.02, say: str = ""
+    what: Callable[[], Any],
+    patience: float = PATIENCE,
+    pause: float = 0.02,
+    say: str = "",
+    progress: Callable[[], Any] = lambda: None,
 ) -> Any:
-    """Wait until *what* is true; its value. For what happens in another process and announces itself to nobody."""
-    ends = time.monotonic() + patience
+    """Wait until *what* is true; its value. For what happens in another process and announces itself to nobody.
+
+    :param progress: the patience begins anew whenever its value changes.
+    """
+    ends, seen = time.monotonic() + patience, progress()
     while True:
         if value := what():
             return value
+        if (now := progress()) != seen:
+            ends, seen = time.monotonic() + patience, now
         if time.monotonic() > ends:
-            raise AssertionError(f"{say or what} did not come true within {patience:.0f} s")
+            raise AssertionError(f"{say or what} did not come true, and nothing moved for {patience:.0f} s")
         time.sleep(pause)
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.crash.children import KILL_GRACE, Child, Say, Serialized, StoringTI, fork, worker
-from tests.harness import again, first_event
+from tests.harness import FakeTI, again, first_event
 
 DONE = frozenset({"success", "failed", "upstream_failed"})
 WORKERS_AT_ONCE = 8
@@ -251,6 +251,16 @@ class LittleAirflow:
             try_number=one.try_number,
             max_tries=one.max_tries,
             xcoms=dict(one.xcoms),
+            others=[
+                FakeTI(
+                    run_id=other.run.run_id,
+                    task_id=other.task_id,
+                    map_index=other.map_index,
+                    xcoms=dict(other.xcoms),
+                )
+                for other in one.run.all
+                if other is not one
+            ],
         )
         work = worker(one.run.operator(one), ti, resume, one.run.started)
         one.child = fork(work, self.log)
@@ -273,7 +283,8 @@ class LittleAirflow:
         if child in self.workers:
             one = self.workers[child]
             for what in news:
-                if one.child is child and one.state == "running":
+                # Airflow stores links after the state.
+                if one.child is child and (one.state == "running" or what["kind"] == "link"):
                     self.heard_of(one, what)
             if child.status is not None:
                 del self.workers[child]
@@ -288,7 +299,7 @@ class LittleAirflow:
             self.replace(triggerer)
 
     def heard_of(self, one: Instance, what: dict[str, Any]) -> None:
-        if what["kind"] == "xcom":
+        if what["kind"] in ("xcom", "link"):
             one.xcoms[what["key"]] = what["value"]
         elif what["kind"] == "success":
             one.state, one.result = "success", what["value"]

@@ -60,6 +60,8 @@ class ApiServer:
         if path.endswith("/states"):
             self.asked += 1
             return httpx.Response(200, json={"task_states": {self.run_id: {self.task_id: self.state}}})
+        if request.method == "GET" and path.endswith("/slice"):
+            return httpx.Response(200, json=[])
         if request.method == "GET":
             return httpx.Response(404, json={"detail": {"reason": "not_found", "message": path}})
         return httpx.Response(201, json={"message": "ok"})

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import pkgutil
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 from airflow.sdk import BaseOperator
 
+import airflow_qarnot_pool
 import airflow_qarnot_pool.decorators
 import airflow_qarnot_pool.operators
 import airflow_qarnot_pool.sensors
@@ -25,23 +28,13 @@ from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
 from airflow_qarnot_pool.sensors.pool import QarnotPoolSensor
 from airflow_qarnot_pool.sensors.task import QarnotTaskSensor
-from tests.harness import FakeTI, context_of, resume
+from tests.harness import FakeTI, context_of, resume, run
 
 POOL, TASK = LINKS["pool"], LINKS["task"]
+#: Airflow's ways to read an XCom.
+READS = {"xcom_pull", "axcom_pull", "get_one", "aget_one", "get_all", "aget_all", "get_value", "aget_value"}
 #: Those that are about no single pool or task.
 WITHOUT = {"QarnotReapPoolsOperator", "QarnotCostReportOperator"}
-
-
-class LinkTI(FakeTI):
-    """A task instance that is asked for its own XComs, as links do at the end of a slice."""
-
-    def xcom_pull(self, key: str) -> Any:
-        return self.xcoms.get(key)
-
-    def end_slice(self, operator: Any) -> None:
-        """What Airflow does at the end of every slice."""
-        for link in operator.operator_extra_links:
-            self.xcom_push(link.xcom_key, link.get_link(operator, ti_key=self))  # type: ignore[arg-type]
 
 
 def all_operators() -> list[type]:
@@ -106,7 +99,7 @@ def test_links_are_there_when_the_first_slice_ends(case: str, client: Any, pool:
 
     task = client.tasks.create(TaskSpec(name="x", pool=pool, command="sleep 30", image="i"))
     make, kinds = CASES[case]
-    operator, ti = make(pool, task), LinkTI(task_id="t", run_id=case)
+    operator, ti = make(pool, task), FakeTI(task_id="t", run_id=case)
     with suppress(TaskDeferred):
         operator.execute(context_of(operator, ti))
     early = {key: value for key, value in ti.xcoms.items() if key.startswith("_link")}
@@ -124,7 +117,7 @@ def test_links_survive_the_deferral_and_a_slice_that_fails_at_once(client: Any, 
     def make() -> QarnotRunTaskOperator:
         return QarnotRunTaskOperator(task_id="t", qarnot_pool=pool, command="true", poll_interval=0.1)
 
-    operator, ti = make(), LinkTI(task_id="t", run_id="survives")
+    operator, ti = make(), FakeTI(task_id="t", run_id="survives")
     context = context_of(operator, ti)
     with pytest.raises(TaskDeferred) as deferred:
         operator.execute(context)
@@ -135,3 +128,54 @@ def test_links_survive_the_deferral_and_a_slice_that_fails_at_once(client: Any, 
     assert {key: ti.xcoms[key] for key in links} == links
     ti.end_slice(make())  # one that failed before it knew anything
     assert {key: ti.xcoms[key] for key in links} == links
+
+
+def test_a_mapped_task_keeps_its_own_link_and_not_the_list_of_all(client: Any, pool: str) -> None:
+    """Airflow answers a pull that names no map index with the values of all mapped task instances."""
+
+    def make() -> QarnotRunTaskOperator:
+        return QarnotRunTaskOperator(task_id="t", qarnot_pool=pool, command="true", poll_interval=0.1)
+
+    tis = [FakeTI(task_id="t", run_id="mapped", map_index=index) for index in range(4)]
+    for ti in tis:
+        ti.others = [other for other in tis if other is not ti]
+        run(make, ti)
+        ti.end_slice(make())  # a slice that failed before it knew anything
+    assert [ti.xcoms[POOL.xcom_key] for ti in tis] == [f"https://console.example/pools/{pool}"] * 4
+    for ti in tis:
+        assert ti.xcoms[TASK.xcom_key] == f"https://console.example/tasks/{ti.xcoms['qarnot_task']}"
+
+
+def test_a_stored_link_that_is_no_text_is_no_link(client: Any, pool: str) -> None:
+    operator = QarnotRunTaskOperator(task_id="t", qarnot_pool=pool, command="true")
+    ti = FakeTI(task_id="t", xcoms={POOL.xcom_key: ["https://console.example/pools/x"]})
+    assert ti.end_slice(operator) == {POOL.xcom_key: "", TASK.xcom_key: ""}
+
+
+def test_a_task_without_a_pool_asks_for_no_link_to_one(client: Any) -> None:
+    """Airflow logs an error for each read of an XCom that is not there."""
+    pulled = []
+
+    class Asked(FakeTI):
+        def xcom_pull(self, *args: Any, **kwargs: Any) -> Any:
+            pulled.append(kwargs["key"])
+            return super().xcom_pull(*args, **kwargs)
+
+    operator = QarnotRunTaskOperator(task_id="t", command="true")
+    Asked(task_id="t").end_slice(operator)
+    assert pulled == [TASK.xcom_key]
+
+
+def test_every_xcom_that_the_provider_reads_is_read_by_task_key_and_map_index() -> None:
+    """All reads are in one module, so that no other has to think of it."""
+    package = Path(airflow_qarnot_pool.__file__).parent
+    readers: dict[str, list[list[str | None]]] = {}
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            call = node.func if isinstance(node, ast.Call) else None
+            if isinstance(call, ast.Attribute) and call.attr in READS:
+                names = sorted(one.arg or "**" for one in node.keywords)
+                readers.setdefault(str(path.relative_to(package)), []).append([call.attr, *names])
+    assert readers == {
+        "xcoms.py": [["xcom_pull", "key", "map_indexes", "task_ids"], ["get_one", "**", "key"]]
+    }

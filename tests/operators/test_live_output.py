@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -81,12 +82,12 @@ class Stores:
         return self.ti
 
     async def own_xcom(self, life: Any, key: str) -> Any:
-        return self.xcoms.get(key)
+        return json.loads(json.dumps(self.xcoms.get(key)))
 
     async def store_xcom(self, life: Any, key: str, value: Any) -> None:
         if self.broken:
             raise OSError("no Airflow")
-        self.xcoms[key] = value
+        self.ti.xcom_push(key, value)
 
 
 @pytest.fixture

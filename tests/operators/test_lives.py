@@ -784,7 +784,7 @@ def test_a_kill_of_the_closing_task_undoes_nothing(
 class NoStore(FakeTI):
     """Airflow's API server is away when the XCom is stored."""
 
-    def xcom_push(self, key: str, value: Any, **_: Any) -> None:
+    def xcom_push(self, key: str, value: Any) -> None:
         raise RuntimeError("the API server is away")
 
 
@@ -882,7 +882,7 @@ def test_a_deferral_that_airflow_gave_up_ends_it(
 class NoXComs(FakeTI):
     """Airflow's API takes none."""
 
-    def xcom_push(self, key: str, value: Any, **_: Any) -> None:
+    def xcom_push(self, key: str, value: Any) -> None:
         raise RuntimeError("503: the api-server is restarting")
 
 

@@ -9,8 +9,10 @@ import pytest
 from airflow.sdk import DAG, Label, TaskGroup, XComArg, task, task_group
 
 from airflow_qarnot_pool.exceptions import QarnotInvalidSpecError
+from airflow_qarnot_pool.operators.pool import QarnotCreatePoolOperator, QarnotUpdatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
+from airflow_qarnot_pool.sensors.task import QarnotTaskSensor
 from airflow_qarnot_pool.task_groups.pool import QarnotPoolGroup
 
 Edges = set[tuple[str, str]]
@@ -610,3 +612,37 @@ def test_groups_serialize_for_the_scheduler() -> None:
     again = serializer.from_dict(serializer.to_dict(dag))
     assert {one.task_id for one in again.tasks} == {one.task_id for one in dag.tasks}
     assert again.get_task("m.close_pool").upstream_task_ids == {"m.a", "m.open_pool"}
+
+
+@pytest.mark.parametrize("name", ["qarnot_pool", "qarnot_task"])
+def test_the_result_of_a_task_that_stores_none_is_refused_as_a_reference_by_its_name(name: str) -> None:
+    def consumer(number: int, ref: Any) -> None:
+        if name == "qarnot_pool":
+            run(f"work{number}", qarnot_pool=ref)
+        else:
+            QarnotTaskSensor(task_id=f"wait{number}", qarnot_task=ref, target_states="Success")
+
+    with DAG("stores_none", schedule=None, default_args={"do_xcom_push": False}):
+        submit = run("submit", wait_for_completion=False)
+        mapped = QarnotRunTaskOperator.partial(task_id="mapped").expand(command=["true"])
+        for number, ref in enumerate((submit, submit.output, mapped, mapped.output, {"uuid": submit.output})):
+            with pytest.raises(
+                QarnotInvalidSpecError, match=rf"{name} .*'(submit|mapped)'.*do_xcom_push=True"
+            ):
+                consumer(number, ref)
+        consumer(9, submit.output["another_key"])
+
+
+def test_operators_that_return_a_pool_always_store_it() -> None:
+    default_args = {"do_xcom_push": False, "multiple_outputs": True}
+    with DAG("stores_all_the_same", schedule=None, default_args=default_args):
+        with QarnotPoolGroup("g", instance_count=1) as group:
+            QarnotRunTaskOperator(task_id="work", command="true")
+        create = QarnotCreatePoolOperator(task_id="create", instance_count=1)
+        update = QarnotUpdatePoolOperator(task_id="update", qarnot_pool=create, tags=["x"])
+        mapped = QarnotCreatePoolOperator.partial(task_id="mapped").expand(instance_count=[1])
+        QarnotRunTasksOperator(task_id="many", commands=["true"], qarnot_pool=update)
+        QarnotRunTaskOperator.partial(task_id="each", qarnot_pool=mapped).expand(command=["true"])
+    assert group.open_pool is not None
+    for operator in (group.open_pool, group.close_pool, create, update, mapped.unmap({"instance_count": 1})):
+        assert (operator.do_xcom_push, operator.multiple_outputs) == (True, False)
