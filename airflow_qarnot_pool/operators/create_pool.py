@@ -72,6 +72,8 @@ _FILLED = (
 class QarnotCreatePoolOperator(BudgetOperator, WarmingOperator):
     """Create a pool and, unless told otherwise, wait until it is ready. Returns its uuid.
 
+    Tasks find the pool by this result, so it is stored even with ``do_xcom_push=False``.
+
     Each life of the Airflow task has one pool: a retry takes up the pool of the try before it, a clear closes
     the old one and creates another. When the wait fails the pool is closed.
 
