@@ -179,3 +179,15 @@ def test_every_xcom_that_the_provider_reads_is_read_by_task_key_and_map_index() 
     assert readers == {
         "xcoms.py": [["xcom_pull", "key", "map_indexes", "task_ids"], ["get_one", "**", "key"]]
     }
+
+
+def test_only_results_go_through_the_xcom_backend() -> None:
+    """What the provider stores for itself goes around it, by one module."""
+    package = Path(airflow_qarnot_pool.__file__).parent
+    writers = {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr in ("xcom_push", "axcom_push")
+    }
+    assert writers == {"xcoms.py", "operators/cost.py"}
