@@ -525,8 +525,7 @@ class WaitingOperator(QarnotOperator):
 
     def _reached_without_trigger(self, context: Context) -> Outcome | None:
         """Return the outcome of a wait whose trigger brought none, if the object has reached its target."""
-        ti = context["ti"]
-        uuid = ti.xcom_pull(task_ids=self.task_id, key=self.uuid_key, map_indexes=ti.map_index)
+        uuid = xcoms.pull(context["ti"], self.uuid_key)
         if not isinstance(uuid, str):
             return None
         outcome = self._after_all(Outcome(ending=Ending.TIMEOUT, uuid=uuid))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import XComArg
 
+from airflow_qarnot_pool import xcoms
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError, QarnotNotFoundError
 from airflow_qarnot_pool.conditions import POOL_CLOSED, Condition, Ending, Outcome
 from airflow_qarnot_pool.identity import Life
@@ -88,7 +89,7 @@ class QarnotClosePoolOperator(PoolOperator):
         if not self.wait_for_completion:
             self._tell_cost(context, uuid)
             return uuid
-        context["ti"].xcom_push(key=self.uuid_key, value=uuid)
+        xcoms.push(context["ti"], self.uuid_key, uuid)
         return self._closed(context, self._wait(uuid, POOL_CLOSED, self._deadline(context)))
 
     def _makers_upstream(self) -> list[Any]:
