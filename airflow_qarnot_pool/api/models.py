@@ -55,9 +55,9 @@ def _from(name: str, read: Read, *others: str) -> dict[str, Any]:
 
 def _text(value: Any) -> str | None:
     if isinstance(value, str):
-        value = shortened(value, MAX_TEXT)
+        words: str = shortened(value, MAX_TEXT)
         # JSON can hold half a character (cut in two by some UTF-16), which nobody could send on or store.
-        return value if value.isascii() else value.encode(errors="replace").decode()
+        return words if words.isascii() else words.encode(errors="replace").decode()
     return str(value) if isinstance(value, (int, float)) else None
 
 

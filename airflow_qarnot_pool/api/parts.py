@@ -547,6 +547,19 @@ class HardwareConstraint(Record):
         return cls("NoSSDHardwareConstraint")
 
 
+def contradiction(constraints: Sequence[HardwareConstraint]) -> str | None:
+    """Return the two constraints that exclude each other, if there are any."""
+    found = {one.discriminator.removesuffix("HardwareConstraint"): one.value for one in constraints}
+    for name in ("Gpu", "SSD"):
+        if {name, f"No{name}"} <= found.keys():
+            return f"{name} and No{name}"
+    for name in ("Core", "RamCoreRatio", "Ram"):
+        least, most = found.get(f"Minimum{name}"), found.get(f"Maximum{name}")
+        if least is not None and most is not None and least > most:
+            return f"Minimum{name} {least} and Maximum{name} {most}"
+    return None
+
+
 def _keyed(key: str) -> Any:
     """``[{key: text}]`` on the wire, text here."""
 

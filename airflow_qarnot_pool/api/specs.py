@@ -60,6 +60,7 @@ from airflow_qarnot_pool.api.parts import (
     SecretsAccess,
     TaskDependency,
     WeeklyPeriod,
+    contradiction,
 )
 from airflow_qarnot_pool.api.ranges import format_ranges, parse_ranges
 
@@ -76,6 +77,9 @@ MAX_CONSTANT_LENGTH = 2048
 
 _SHORTNAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?")
 _CONSTANT_KEY = re.compile(r"[A-Za-z0-9_.-]+")
+_SERVER = re.compile(
+    r"(?:https?://)?[^\s/:@]+(?::\d+)?(?:/\S*)?|https?://\[[0-9a-fA-F:]+\](?::\d+)?(?:/\S*)?", re.I
+)
 _DOCKER_HUB = "registry-1.docker.io"
 
 
@@ -299,6 +303,15 @@ class _Spec(Record):
                 f"has {count} entries",
                 f"A {self.kind} takes {self.max_constants}; put the rest in a file of a resource bucket.",
             )
+        server = self.constants.get("DOCKER_SRV")
+        if server and not _SERVER.fullmatch(server):
+            self._refuse(
+                "constants",
+                f"has DOCKER_SRV {shown(server)}, which is no URL of a registry",
+                "Write one such as https://registry.example:5000.",
+            )
+        if pair := contradiction(self.hardware_constraints):
+            self._refuse("hardware_constraints", f"has {pair}, which no machine meets", "Keep one of them.")
         if self.targeted_reserved_machine_key and self.targeted_reservation_name:
             self._refuse(
                 "targeted_reserved_machine_key",

@@ -8,13 +8,26 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseHook
 
-from airflow_qarnot_pool.api.errors import QarnotError
+from airflow_qarnot_pool.api.errors import QarnotError, QarnotInvalidSpecError
 from airflow_qarnot_pool.hooks import form
 from airflow_qarnot_pool.hooks.settings import ConnectionSettings
 from airflow_qarnot_pool.hooks.verdict import verdict
+from airflow_qarnot_pool.templates import is_templated
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.client import QarnotClient
+
+
+def check_conn_id(conn_id: Any) -> None:
+    """Refuse an id that names no connection. An empty one, as a template may yield, is not the default."""
+    if is_templated(conn_id):
+        return
+    if not isinstance(conn_id, str) or not conn_id.strip():
+        raise QarnotInvalidSpecError(
+            f"qarnot_conn_id is {conn_id!r}, which names no connection",
+            field="qarnot_conn_id",
+            remedy=f"Give its id, or leave it out for {QarnotHook.default_conn_name}.",
+        )
 
 
 class QarnotHook(BaseHook):
@@ -36,6 +49,7 @@ class QarnotHook(BaseHook):
 
     def __init__(self, qarnot_conn_id: str = default_conn_name, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        check_conn_id(qarnot_conn_id)
         self.qarnot_conn_id = qarnot_conn_id
 
     @classmethod

@@ -22,7 +22,7 @@ from airflow_qarnot_pool.api.errors import (
 from airflow_qarnot_pool.compat import TaskDeferralError, TaskDeferralTimeout
 from airflow_qarnot_pool.conditions import TASK_SUCCEEDED, Condition, Ending, Kind, Outcome, concluded
 from airflow_qarnot_pool.exceptions import QarnotKilledError, QarnotWaitTimeoutError
-from airflow_qarnot_pool.hooks.qarnot import QarnotHook
+from airflow_qarnot_pool.hooks.qarnot import QarnotHook, check_conn_id
 from airflow_qarnot_pool.identity import Life
 from airflow_qarnot_pool.links import show_link
 from airflow_qarnot_pool.operators.handed_over import HandedOver
@@ -124,6 +124,7 @@ class QarnotOperator(TemplatedParameters, BaseOperator):
 
     def __init__(self, *, qarnot_conn_id: str = QarnotHook.default_conn_name, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        check_conn_id(qarnot_conn_id)
         self.qarnot_conn_id = qarnot_conn_id
         if self.returns_reference:
             # Without the uuid the pool would boot and be billed, and its tasks would fail. The settings may come

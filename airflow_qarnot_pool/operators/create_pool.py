@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from airflow_qarnot_pool.identity import Life
 
 
+_YES, _NO = {"true", "yes", "1"}, {"false", "no", "0"}
 _POOL_FIELDS = (
     "name",
     "profile",
@@ -152,6 +153,14 @@ class QarnotCreatePoolOperator(BudgetOperator, WarmingOperator):
         self.keep_warm = keep_warm
         check_durations(keep_warm=keep_warm)
         self.warm_up = warm_up
+        if not is_templated(warm_up):
+            self._warm_up_wanted()
+        if ready_when is not None and not self.wait_for_completion:
+            raise QarnotInvalidSpecError(
+                "ready_when is given, but with wait_for_completion=False nothing is waited for",
+                field="ready_when",
+                remedy="Keep one of them.",
+            )
         self.estimated_cost = estimated_cost
         if not is_templated(estimated_cost):
             amount("estimated_cost", estimated_cost)
@@ -204,7 +213,15 @@ class QarnotCreatePoolOperator(BudgetOperator, WarmingOperator):
 
     @property
     def _warms_up(self) -> bool:
-        return self.keep_warm is not None and str(self.warm_up).strip().lower() not in ("false", "no", "0")
+        return self.keep_warm is not None and self._warm_up_wanted()
+
+    def _warm_up_wanted(self) -> bool:
+        word = str(self.warm_up).strip().lower()
+        if word not in _YES | _NO:
+            raise QarnotInvalidSpecError(
+                f"warm_up must be True or False, not {self.warm_up!r}", field="warm_up"
+            )
+        return word in _YES
 
     def execute(self, context: Context) -> str:
         return self._open(context)

@@ -62,19 +62,30 @@ class QarnotCostReportOperator(QarnotOperator):
         for name, value in (("since", since), ("until", until)):
             if not is_templated(value):
                 _moment(name, value)
+        if not is_templated([since, until]) and (until is not None or since is None):
+            self._check_period(_moment("since", since), _moment("until", until))
+
+    def _check_period(self, since: datetime | None, until: datetime | None) -> tuple[datetime, datetime]:
+        """Return the period, whose end is the present if nothing says when it is."""
+        until = until or datetime.now(UTC)
+        try:
+            since = since or until - self.period
+        except OverflowError:
+            raise QarnotInvalidSpecError(
+                f"period is {self.period}, which begins before all calendars", field="period"
+            ) from None
+        if since >= until:
+            raise QarnotInvalidSpecError(
+                f"since is {since}, not before {until}: the period is empty", field="since"
+            )
+        return since, until
 
     def execute(self, context: Context) -> dict[str, Any]:
         from airflow_qarnot_pool.cost_report import cost_report
 
         settings = self.hook.settings
-        until = (
-            _moment("until", self.until)
-            or getattr(context["dag_run"], "run_after", None)
-            or datetime.now(UTC)
-        )
-        since = _moment("since", self.since) or until - self.period
-        if since >= until:
-            raise QarnotInvalidSpecError(f"The period from {since} to {until} is empty", field="since")
+        until = _moment("until", self.until) or getattr(context["dag_run"], "run_after", None)
+        since, until = self._check_period(_moment("since", self.since), until)
         report = cost_report(self.client, settings.namespace, since, until, settings.reference_datacenter)
         text = report.markdown(self.by, self.most_rows)
         self.log.info("%s", text)

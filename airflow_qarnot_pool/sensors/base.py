@@ -17,7 +17,7 @@ from airflow_qarnot_pool.api.errors import QarnotError, QarnotGoneError, QarnotN
 from airflow_qarnot_pool.compat import TRIGGER_FAIL_REPR, AirflowSensorTimeout, AirflowSkipException
 from airflow_qarnot_pool.conditions import Condition, Ending, Kind, Outcome, concluded
 from airflow_qarnot_pool.exceptions import QarnotStateUnreachableError
-from airflow_qarnot_pool.hooks.qarnot import QarnotHook
+from airflow_qarnot_pool.hooks.qarnot import QarnotHook, check_conn_id
 from airflow_qarnot_pool.links import show_link
 from airflow_qarnot_pool.operators.parameters import check_flags, default_deferrable, is_uuid
 from airflow_qarnot_pool.operators.references import reference
@@ -77,6 +77,7 @@ class QarnotSensor(TemplatedParameters, BaseSensorOperator):
         super().__init__(**kwargs)
         self.target_states = target_states
         self.passed = passed
+        check_conn_id(qarnot_conn_id)
         self.qarnot_conn_id = qarnot_conn_id
         self.deferrable = default_deferrable() if deferrable is None else deferrable
         check_flags(deferrable=self.deferrable)

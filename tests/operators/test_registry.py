@@ -91,7 +91,7 @@ def test_names_of_docker_hub_are_one_server_and_have_a_library() -> None:
         {"image": "registry.example:5001/tool"},
         {"image": "docker.io/tool"},
         {"constants": {"DOCKER_SRV": "https://elsewhere.example"}},
-        {"constants": {"DOCKER_SRV": "registry.example:no"}},
+        {"constants": {"DOCKER_SRV": "registry.example:5001"}},
         {"forced_constants": [{"constant_name": "DOCKER_SRV", "forced_value": "https://elsewhere.example"}]},
     ],
 )
