@@ -155,12 +155,6 @@ class QarnotCreatePoolOperator(BudgetOperator, WarmingOperator):
         self.warm_up = warm_up
         if not is_templated(warm_up):
             self._warm_up_wanted()
-        if ready_when is not None and not self.wait_for_completion:
-            raise QarnotInvalidSpecError(
-                "ready_when is given, but with wait_for_completion=False nothing is waited for",
-                field="ready_when",
-                remedy="Keep one of them.",
-            )
         self.estimated_cost = estimated_cost
         if not is_templated(estimated_cost):
             amount("estimated_cost", estimated_cost)

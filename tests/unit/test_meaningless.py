@@ -20,7 +20,6 @@ from airflow_qarnot_pool.sensors.pool import QarnotPoolSensor
 MINIMUM = HardwareConstraint.minimum_cores(8)
 GPU, NO_GPU = HardwareConstraint.gpu(), HardwareConstraint.no_gpu()
 CASES = [
-    (QarnotCreatePoolOperator, {"ready_when": 2, "wait_for_completion": False}, "ready_when"),
     (QarnotCreatePoolOperator, {"warm_up": "maybe"}, "warm_up"),
     (QarnotCreatePoolOperator, {"warm_up": 3}, "warm_up"),
     (
