@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 BOOT_DEADLINE = timedelta(minutes=30)
 #: The part of the Airflow task instance's identity that the warm-up task carries.
 WARM_UP = "warm-up"
+#: What a trigger carries back when the warm-up ended before the pool was ready.
+COLD = "cold"
 
 
 def cooling_down(size: int, keep_warm: timedelta) -> Scaling:

@@ -67,6 +67,8 @@ class RemoteWork:
     life: Life
     uuid: str | None = None
     killed: Killed = field(default_factory=Killed)
+    #: Life of the warm-up on the shared pool of that uuid, which ends when this gives the pool up.
+    warm_up_on: Callable[[str], Life] | None = None
     #: Whether a later try has taken it over: then this process stood still, and has nothing to end any more.
     taken_over: bool = False
 
@@ -89,7 +91,9 @@ class RemoteWork:
         if self.life.shared:
             from airflow_qarnot_pool.shared import release
 
-            release(client, self.life, by=(self.life.task_id,))
+            for pool in release(client, self.life, by=(self.life.task_id,)):
+                if self.warm_up_on is not None and not pool.closed:
+                    end_life(client.tasks, self.warm_up_on(pool.uuid))
             return
         resource = client.pools if self.kind == "pool" else client.tasks
         if self.uuid is not None:
@@ -221,8 +225,14 @@ class WaitingOperator(QarnotOperator):
     @_work.setter
     def _work(self, work: RemoteWork | None) -> None:
         self._remote_work, self._handed_over = work, None
+        if work is not None:
+            work.warm_up_on = self._warm_up_on()
         if work is not None and self._kill_asked:
             work.killed.set()
+
+    def _warm_up_on(self) -> Callable[[str], Life] | None:
+        """Return what names the warm-up on a shared pool; None for an operator that warms up none."""
+        return None
 
     @property
     def _resource(self) -> Any:

@@ -36,6 +36,7 @@ from airflow_qarnot_pool.operators.waiting import already
 from airflow_qarnot_pool.operators.warm_up import WarmingOperator
 from airflow_qarnot_pool.shared import KEEP_WARM, MOST_GENERATIONS
 from airflow_qarnot_pool.templates import hide_secrets, is_templated, known_at_parse
+from airflow_qarnot_pool.warmth import COLD
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -246,8 +247,12 @@ class QarnotCreatePoolOperator(BudgetOperator, WarmingOperator):
         """Return the uuid of the pool that is ready, or close it and say why it is not."""
         outcome = self._resumed(context, event)
         with self._closing_on_error():
-            # The pool may have ended while this task waited for a worker.
-            return self._ready(context, self._after_all(outcome) if outcome.ending is Ending.MET else outcome)
+            if outcome.carry.get(COLD):
+                outcome = self._warm_again(context, outcome)
+            elif outcome.ending is Ending.MET:
+                # The pool may have ended while this task waited for a worker.
+                outcome = self._after_all(outcome)
+            return self._ready(context, outcome)
 
     def _awaited(self) -> Condition:
         condition = self._condition(self._given())

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api import states
@@ -13,6 +15,7 @@ from airflow_qarnot_pool.api.errors import QarnotError, QarnotQuotaError, Qarnot
 from airflow_qarnot_pool.conditions import Condition, Ending, Outcome, concluded
 from airflow_qarnot_pool.operators.parameters import pool_spec
 from airflow_qarnot_pool.operators.pool_base import PoolOperator
+from airflow_qarnot_pool.warmth import COLD
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -27,6 +30,9 @@ class WarmingOperator(PoolOperator):
 
     The warm-up is one Qarnot task with an instance for each slot, which sleeps until all of them run.
     """
+
+    #: Called with each look of a wait on this worker, once there is a warm-up.
+    _keep_warming: Callable[[], None] | None = None
 
     @property
     @abstractmethod
@@ -66,6 +72,19 @@ class WarmingOperator(PoolOperator):
         assert self._work is not None
         return self._work.life.for_part(f"{WARM_UP} of {pool} to {condition}" if self.shared else WARM_UP)
 
+    def _warm_up_on(self) -> Callable[[str], Life] | None:
+        def life_on(pool: str) -> Life:
+            condition = self._condition(self._given())
+            assert condition is not None
+            return self._warm_up_life(pool, condition)
+
+        return life_on if self.shared and self._warms_up and self.wait_for_completion else None
+
+    def _still_waiting(self, uuid: str) -> None:
+        super()._still_waiting(uuid)
+        if self._keep_warming is not None:
+            self._keep_warming()
+
     def _warm(
         self,
         context: Context,
@@ -82,7 +101,9 @@ class WarmingOperator(PoolOperator):
         if self._warms_up:
             size = pool_spec({**values, "name": spec.name}).instance_count or 1
             try:
-                carry["warm_up"] = self._submit_warm_up(context, spec, uuid, size, condition)
+                submit = partial(self._submit_warm_up, context, spec, uuid, size, condition)
+                carry["warm_up"] = submit()
+                self._keep_warming = partial(self._replace_warm_up, carry, submit)
             except QarnotRefusedError:
                 now = self.client.pools.find(uuid) if self.shared else None
                 if now is None or states.accepts_tasks(now.state):
@@ -90,6 +111,29 @@ class WarmingOperator(PoolOperator):
                 carry["deadline"] = deadline.isoformat() if deadline else None
                 return Outcome(ending=Ending.IMPOSSIBLE, uuid=uuid, state=now.state, carry=carry)
         return self._wait(uuid, condition, deadline, carry)
+
+    def _replace_warm_up(self, carry: dict[str, Any], submit: Callable[[], str]) -> None:
+        """Start the warm-up again if it ended while this worker waits: nothing else boots the nodes."""
+        found = self.client.tasks.find(carry["warm_up"])
+        if found is None or states.is_terminal(found.state):
+            self.log.info("The warm-up ended before the pool was ready; starting it again")
+            carry["warm_up"] = submit()
+
+    def _warm_again(self, context: Context, outcome: Outcome) -> Outcome:
+        """Look at a pool whose warm-up ended early, and warm it up once more unless that decides the wait."""
+        values = self._given()
+        condition = self._condition(values)
+        assert condition is not None
+        limit = outcome.carry.get("deadline")
+        carry = {name: value for name, value in outcome.carry.items() if name != COLD}
+        if done := concluded(condition, self.client.pools.get(outcome.uuid)):
+            return replace(done, uuid=outcome.uuid, carry=carry)
+        self.log.info(
+            "The warm-up of pool %s ended before the pool was ready; starting it again", outcome.uuid
+        )
+        deadline = datetime.fromisoformat(limit) if limit else None
+        closed = int(carry.get("closed") or 0)
+        return self._warm(context, values, self._spec(values), condition, outcome.uuid, deadline, closed)
 
     def warm_up_with_room(self, context: Context, event: Mapping[str, Any]) -> str:
         """Go on with a pool whose warm-up had to wait for room under the account's quota of tasks."""

@@ -2,17 +2,60 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+from airflow_qarnot_pool.api import states
+from airflow_qarnot_pool.api.errors import QarnotGoneError
 from airflow_qarnot_pool.claim import end, is_taken_over
+from airflow_qarnot_pool.conditions import Ending, Outcome
 from airflow_qarnot_pool.identity import Life
 from airflow_qarnot_pool.shared import release
 from airflow_qarnot_pool.triggers.base import QarnotTrigger, task_state
+from airflow_qarnot_pool.triggers.poller import watch
 from airflow_qarnot_pool.wanted import goes_on
+from airflow_qarnot_pool.warmth import COLD
 
 
 class QarnotPoolTrigger(QarnotTrigger):
     """Wait for a pool; a kill of the Airflow task that makes it closes it, unless others share it."""
 
     kind = "pool"
+
+    def _wait(self) -> Coroutine[Any, Any, Outcome]:
+        warm_up = self.carry.get("warm_up")
+        return self._wait_while_warmed(warm_up) if warm_up else super()._wait()
+
+    async def _wait_while_warmed(self, warm_up: str) -> Outcome:
+        """Wait for the pool, and resume if its warm-up ends first: nothing boots its nodes then.
+
+        The warm-up of a shared pool ends with any of the tasks that wait for it, be it killed or done.
+        """
+        wait = asyncio.ensure_future(super()._wait())
+        cold = asyncio.ensure_future(self._ended(warm_up))
+        try:
+            await asyncio.wait((wait, cold), return_when=asyncio.FIRST_COMPLETED)
+            if not wait.done() and not cold.exception():
+                # Another task may have seen first that the pool is ready, or closed.
+                await asyncio.wait((wait,), timeout=2 * self.poll_interval)
+            left = self._seconds_left()
+            if wait.done() or cold.exception() or (left is not None and left <= 2 * self.poll_interval):
+                return await wait
+            return Outcome(ending=Ending.MET, uuid=self.uuid, carry={**self.carry, COLD: True})
+        finally:
+            wait.cancel()
+            cold.cancel()
+            await asyncio.gather(wait, cold, return_exceptions=True)
+
+    async def _ended(self, warm_up: str) -> None:
+        """Return when the Qarnot task *warm_up* has ended."""
+        try:
+            async with watch(self.qarnot_conn_id, "task", warm_up, interval=self.poll_interval) as waiter:
+                while not states.is_terminal((await waiter.next(None)).state):
+                    pass
+        except QarnotGoneError:
+            return
 
     async def _end_if_abandoned(self, life: Life) -> None:
         state = await task_state(life)
@@ -21,6 +64,9 @@ class QarnotPoolTrigger(QarnotTrigger):
             return
         if life.shared:
             await self._ask(lambda client: release(client, life, by=(life.task_id,)))
+            if warm_up := self.carry.get("warm_up"):
+                # The pool may stay, and its slots are the others'.
+                await self._ask(lambda client: end(client.tasks, warm_up))
             return
         if await self._ask(lambda client: is_taken_over(client.pools, life, self.uuid)):
             self.log.info("Pool %s stays open: a later try of its Airflow task has taken it over", self.uuid)

@@ -21,6 +21,7 @@ from airflow_qarnot_pool.exceptions import (
     QarnotCreditsError,
     QarnotInvalidSpecError,
     QarnotKilledError,
+    QarnotPoolEndedError,
     QarnotRefusedError,
     QarnotWaitTimeoutError,
 )
@@ -42,6 +43,7 @@ from tests.harness import (
     fire,
     kill,
     life_of,
+    resume,
     run,
 )
 from tests.operators.conftest import connect
@@ -432,3 +434,140 @@ def test_a_coordinate_that_is_not_known_is_refused_before_anything_is_made(
     with pytest.raises(QarnotInvalidSpecError, match=r"ti\.shard"):
         defer(make, ti)
     assert made_in(client, ti.run_id) == []
+
+
+# --- the warm-up of a shared pool
+
+warm = partial(QarnotCreatePoolOperator, task_id="open", shared="warm", instance_count=2, retries=1)
+
+
+def warm_ups(client: QarnotClient, pool: str) -> list[bool]:
+    """Whether each warm-up of a pool has ended, oldest first."""
+    found = sorted(client.pools.tasks(pool), key=lambda one: int(one.labels["airflow.generation"]))
+    return [is_ending(one) for one in found]
+
+
+@pytest.fixture(scope="module")
+def frozen_clock() -> Iterator[LocalQarnot]:
+    with LocalQarnot(boot_seconds=0.2) as qarnot:
+        yield qarnot
+
+
+@pytest.fixture
+def qarnot_that_boots_nothing(
+    frozen_clock: LocalQarnot, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[LocalQarnot]:
+    """A server on which no node boots until its clock runs."""
+    connect(frozen_clock, monkeypatch)
+    frozen_clock.clock(speed=0)
+    yield frozen_clock
+    frozen_clock.clock(speed=1)
+
+
+@pytest.fixture
+def client_there(qarnot_that_boots_nothing: LocalQarnot) -> Iterator[QarnotClient]:
+    with QarnotClient(qarnot_that_boots_nothing.url, qarnot_that_boots_nothing.token) as found:
+        yield found
+
+
+@pytest.fixture
+def cold(client_there: QarnotClient, run_id: str) -> Iterator[Any]:
+    """A shared pool without nodes, which another run needs, too."""
+    make = partial(warm, keep_warm=timedelta(minutes=5))
+    pool = run(partial(make, wait_for_completion=False), FakeTI(run_id="other", task_id="open"))
+    with mock.patch("airflow_qarnot_pool.operators.reap.run_state", return_value="running"):
+        yield make, pool
+    client_there.pools.close(pool)
+
+
+@pytest.fixture
+def run_id(request: pytest.FixtureRequest) -> str:
+    return str(request.node.name)
+
+
+def on_the_worker(make: Any, ti: FakeTI) -> None:
+    waiting(make, ti).on_kill()
+
+
+def out_of_time(make: Any, ti: FakeTI) -> None:
+    operator = waiting(make, ti)
+    run_out_of_time(operator)
+
+
+def while_deferred(make: Any, ti: FakeTI) -> None:
+    deferred, _ = defer(make, ti)
+    with airflow_says("failed", ti.xcoms):
+        asyncio.run(kill(again(deferred.trigger)))
+
+
+def after_the_trigger_was_given_up(make: Any, ti: FakeTI) -> None:
+    _, context = defer(make, ti)
+    with pytest.raises(TaskDeferralError):
+        make().resume_execution("__fail__", {"error": "Trigger failure"}, context)
+
+
+@pytest.mark.parametrize(
+    "leave", [on_the_worker, out_of_time, while_deferred, after_the_trigger_was_given_up]
+)
+def test_a_run_that_leaves_a_shared_pool_ends_its_warm_up_in_the_slots_of_the_others(
+    client_there: QarnotClient, cold: Any, run_id: str, leave: Callable[[Any, FakeTI], None]
+) -> None:
+    make, pool = cold
+    leave(make, FakeTI(run_id=run_id, task_id="open", max_tries=1))
+    assert not is_ending(client_there.pools.get(pool))
+    assert warm_ups(client_there, pool) == [True]
+
+
+def test_a_wait_whose_warm_up_another_run_has_ended_starts_it_again(
+    qarnot_that_boots_nothing: LocalQarnot, client_there: QarnotClient, cold: Any, run_id: str
+) -> None:
+    """They share one warm-up, and nothing else boots the nodes."""
+    make, pool = cold
+    mine, context = defer(make, FakeTI(run_id=run_id, task_id="open", max_tries=1))
+    while_deferred(make, FakeTI(run_id=f"{run_id} 2", task_id="open", max_tries=1))
+    event = fire(mine)
+    assert event["carry"]["cold"] is True
+    qarnot_that_boots_nothing.clock(speed=1)
+    assert resume_with(make, mine, event, context) == pool
+    assert warm_ups(client_there, pool) == [True, True]
+
+
+def resume_with(make: Any, deferred: TaskDeferred, event: Any, context: Any) -> Any:
+    try:
+        return make().resume_execution(deferred.method_name, {"event": event}, context)
+    except TaskDeferred as again:
+        return resume(make, again, context)
+
+
+def test_a_wait_on_the_worker_whose_warm_up_another_run_has_ended_starts_it_again(
+    qarnot_that_boots_nothing: LocalQarnot, client_there: QarnotClient, cold: Any, run_id: str
+) -> None:
+    make, pool = cold
+    ended: list[str] = []
+
+    class Abort(QarnotCreatePoolOperator):
+        def _still_waiting(self, uuid: str) -> None:
+            if not ended:
+                (one,) = client_there.pools.tasks(pool)
+                client_there.tasks.abort(one.uuid)
+                assert client_there.tasks.get(one.uuid).state == "Cancelled"
+                ended.append(one.uuid)
+                qarnot_that_boots_nothing.clock(speed=1)
+            super()._still_waiting(uuid)
+
+    ti = FakeTI(run_id=run_id, task_id="open", max_tries=1)
+    operator = Abort(**make.keywords, deferrable=False)
+    assert operator.execute(context_of(operator, ti)) == pool
+    assert warm_ups(client_there, pool) == [True, True]
+
+
+def test_a_pool_that_is_closed_with_its_warm_up_is_not_warmed_up_again(
+    qarnot: LocalQarnot, client: QarnotClient, tries: Callable[..., FakeTI]
+) -> None:
+    make = partial(
+        pool_of_its_own, scaling=None, keep_warm=timedelta(minutes=1), instance_count=1, ready_when=None
+    )
+    deferred, context = defer(make, tries(make, 1))
+    client.pools.close(deferred.trigger.uuid)
+    with pytest.raises(QarnotPoolEndedError):
+        resume(make, deferred, context)
