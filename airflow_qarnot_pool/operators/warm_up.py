@@ -103,7 +103,8 @@ class WarmingOperator(PoolOperator):
             try:
                 submit = partial(self._submit_warm_up, context, spec, uuid, size, condition)
                 carry["warm_up"] = submit()
-                self._keep_warming = partial(self._replace_warm_up, carry, submit)
+                if self.shared:
+                    self._keep_warming = partial(self._replace_warm_up, carry, submit)
             except QarnotRefusedError:
                 now = self.client.pools.find(uuid) if self.shared else None
                 if now is None or states.accepts_tasks(now.state):
@@ -113,7 +114,7 @@ class WarmingOperator(PoolOperator):
         return self._wait(uuid, condition, deadline, carry)
 
     def _replace_warm_up(self, carry: dict[str, Any], submit: Callable[[], str]) -> None:
-        """Start the warm-up again if it ended while this worker waits: nothing else boots the nodes."""
+        """Start the shared warm-up again if another task ended it: nothing else boots the nodes."""
         found = self.client.tasks.find(carry["warm_up"])
         if found is None or states.is_terminal(found.state):
             self.log.info("The warm-up ended before the pool was ready; starting it again")

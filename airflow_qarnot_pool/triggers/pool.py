@@ -25,12 +25,13 @@ class QarnotPoolTrigger(QarnotTrigger):
 
     def _wait(self) -> Coroutine[Any, Any, Outcome]:
         warm_up = self.carry.get("warm_up")
-        return self._wait_while_warmed(warm_up) if warm_up else super()._wait()
+        shared = self.life is not None and self.life.shared
+        return self._wait_while_warmed(warm_up) if warm_up and shared else super()._wait()
 
     async def _wait_while_warmed(self, warm_up: str) -> Outcome:
-        """Wait for the pool, and resume if its warm-up ends first: nothing boots its nodes then.
+        """Wait for a shared pool, and resume if its warm-up ends first: nothing boots its nodes then.
 
-        The warm-up of a shared pool ends with any of the tasks that wait for it, be it killed or done.
+        The warm-up ends with any of the tasks that wait for it, be it killed or done.
         """
         wait = asyncio.ensure_future(super()._wait())
         cold = asyncio.ensure_future(self._ended(warm_up))

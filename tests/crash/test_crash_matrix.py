@@ -23,6 +23,7 @@ import pytest
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.transport import Answer, Transport
 from airflow_qarnot_pool.compat import TaskDeferred
+from airflow_qarnot_pool.identity import is_ending
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
@@ -31,6 +32,7 @@ from tests.crash.children import (
     Say,
     Serialized,
     StoringTI,
+    eventually,
     fork,
     made_for,
     shape,
@@ -56,7 +58,7 @@ STEPS: dict[str, dict[str, tuple[str, ...]]] = {
     "create, deferred": {
         "worker": ("POST /pools", "XCom qarnot_pool", "POST /tasks"),
         "triggerer": ("POST /pools/search",),
-        "worker, resumed": ("POST /tasks/{u}/abort",),
+        "worker, resumed": ("GET /pools/{u}", "POST /tasks/{u}/abort"),
     },
     "create, on the worker": {
         "worker": ("POST /pools", "XCom qarnot_pool", "GET /pools/{u}"),
@@ -64,6 +66,8 @@ STEPS: dict[str, dict[str, tuple[str, ...]]] = {
     "create, second try": {
         "worker, second try": (
             "POST /pools/paginate",
+            "PUT /pools/{u}",
+            "GET /pools/{u}",
             "XCom qarnot_pool",
             "POST /tasks/paginate",
             "POST /tasks",
@@ -95,7 +99,7 @@ STEPS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
     "close": {"worker": ("POST /pools/{u}/close", *TELL_COST)},
-    "close and wait": {"worker": ("POST /pools/{u}/close", *TELL_COST)},
+    "close and wait": {"worker": ("POST /pools/{u}/close", "XCom qarnot_pool", *TELL_COST)},
 }
 #: Steps whose pool is managed (``keep_warm``); that of the others is of fixed size.
 MANAGED = ("create, deferred", "create, second try")
@@ -120,7 +124,7 @@ POINTS = [
     Point(step, process, at, moment)
     for step, processes in STEPS.items()
     for process, boundaries in processes.items()
-    for at in boundaries
+    for at in dict.fromkeys(boundaries)
     for moment in (("before", "answered") if at.startswith("XCom") else MOMENTS)
 ]
 
@@ -235,6 +239,9 @@ class Workload:
             ti = self.ti(task_id, 1)
             child = fork(with_boundaries(worker(make, ti), ti, self.qarnot, first))
             assert child.wait() == -signal.SIGKILL
+            if task_id == "work":
+                # What has succeeded is found and not taken over, which would be two requests more.
+                eventually(lambda: all(is_ending(one) for one in made_for(self.client.tasks, self.run_id)))
         try_number = 2 if how == "second try" else 1
         ti = self.ti(task_id, try_number)
         said = self.child("worker, second try" if try_number == 2 else "worker", worker(make, ti), ti)
