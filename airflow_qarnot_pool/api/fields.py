@@ -79,6 +79,67 @@ def normalise(name: str) -> str:
     return name.replace("_", "").lower()
 
 
+#: What people write, normalised, and what they mean: the first that there is.
+SYNONYMS: Mapping[str, tuple[str, ...]] = {
+    "bashcommand": ("command", "commands"),
+    "bucket": ("result_bucket", "resource_buckets"),
+    "buckets": ("resource_buckets",),
+    "cmd": ("command", "commands"),
+    "cmds": ("commands", "command"),
+    "command": ("commands",),
+    "commands": ("command",),
+    "concurrency": ("max_in_flight",),
+    "connid": ("qarnot_conn_id",),
+    "container": ("image",),
+    "dockerimage": ("image",),
+    "env": ("constants",),
+    "environment": ("constants",),
+    "environmentvariables": ("constants",),
+    "envs": ("constants",),
+    "envvars": ("constants",),
+    "idletimeout": ("keep_warm", "idle"),
+    "inputbucket": ("resource_buckets",),
+    "inputbuckets": ("resource_buckets",),
+    "inputs": ("resource_buckets",),
+    "instances": ("instance_count",),
+    "keepalive": ("keep_warm",),
+    "nodecount": ("instance_count",),
+    "nodes": ("instance_count",),
+    "numinstances": ("instance_count",),
+    "numnodes": ("instance_count",),
+    "outputbucket": ("result_bucket",),
+    "outputs": ("result_bucket",),
+    "parallelism": ("max_in_flight",),
+    "pokeinterval": ("poll_interval",),
+    "poolid": ("qarnot_pool",),
+    "poolname": ("qarnot_pool",),
+    "pooluuid": ("qarnot_pool",),
+    "results": ("result_bucket",),
+    "resultsbucket": ("result_bucket",),
+    "size": ("instance_count",),
+    "slots": ("instance_count", "ready_slots"),
+    "state": ("target_states",),
+    "states": ("target_states",),
+    "taskid": ("qarnot_task",),
+    "taskuuid": ("qarnot_task",),
+    "timeout": ("wait_timeout",),
+    "ttl": ("completion_ttl", "keep_warm"),
+    "wait": ("wait_for_completion",),
+    "waittime": ("wait_timeout",),
+    "workers": ("instance_count",),
+}
+
+
+def meant(name: str, names: Iterable[str], *, only_synonyms: bool = False) -> str | None:
+    """Return which of *names* somebody means who writes *name*, or None."""
+    known = {normalise(one): one for one in names}
+    for one in (name, *SYNONYMS.get(normalise(name), ())):
+        if normalise(one) in known:
+            return known[normalise(one)]
+    close = [] if only_synonyms else difflib.get_close_matches(normalise(name), known, n=1)
+    return known[close[0]] if close else None
+
+
 def shown(value: object) -> str:
     """A value as an error message shows it: short."""
     text = repr(value)
@@ -216,9 +277,9 @@ def _names(cls: type[Record]) -> dict[str, str]:
 def _unknown(cls: type[Record], key: str, names: Mapping[str, str]) -> QarnotInvalidSpecError:
     hint = cls.misplaced.get(normalise(key))
     if hint is None:
-        close = difflib.get_close_matches(normalise(key), names, n=1)
+        close = meant(key, names)
         hint = (
-            f"Did you mean {names[close[0]]!r}?"
+            f"Did you mean {names[close]!r}?"
             if close
             else f"It has {', '.join(sorted(set(names.values())))}."
         )

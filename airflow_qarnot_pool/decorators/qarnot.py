@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, Protocol, TypeVar, overload
 
 from airflow.sdk.bases.decorator import DecoratedOperator, task_decorator_factory
@@ -14,8 +13,10 @@ from airflow_qarnot_pool.decorators import node, payload
 from airflow_qarnot_pool.decorators.function import FunctionSource
 from airflow_qarnot_pool.exceptions import QarnotTaskFailedError
 from airflow_qarnot_pool.identity import Life
+from airflow_qarnot_pool.operators.parameters import Duration, as_duration, check_durations
 from airflow_qarnot_pool.operators.references import NOT_GIVEN
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
+from airflow_qarnot_pool.operators.unknown import refuse_unknown
 from airflow_qarnot_pool.output import fetch, lost_nodes
 from airflow_qarnot_pool.templates import is_templated
 from airflow_qarnot_pool.transcript import Transcript
@@ -52,6 +53,7 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
         "op_kwargs",
         "requirements",
         "payload_bucket",
+        "timeout",
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {
         **DecoratedOperator.template_fields_renderers,
@@ -74,7 +76,7 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
         op_kwargs: Mapping[str, Any] | None = None,
         image: str | None = DEFAULT_IMAGE,
         requirements: Sequence[str] | str | None = None,
-        timeout: timedelta | None = None,
+        timeout: Duration = None,
         serializer: payload.Serializer = "json",
         payload_bucket: str | None = None,
         **kwargs: Any,
@@ -103,12 +105,7 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
             raise QarnotInvalidSpecError(
                 f"serializer must be 'json' or 'pickle', not {self.serializer!r}", field="serializer"
             )
-        if self.timeout is not None and (
-            not isinstance(self.timeout, timedelta) or self.timeout <= timedelta()
-        ):
-            raise QarnotInvalidSpecError(
-                f"timeout must be a timedelta of more than 0, not {self.timeout!r}", field="timeout"
-            )
+        check_durations(timeout=self.timeout)
         if not is_templated(self.requirements):
             _requirements(self.requirements)
         if self.payload_bucket is not None and not is_templated(self.payload_bucket):
@@ -181,7 +178,7 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
             nonce=self._nonce,
             serializer=self.serializer,
             requirements=_requirements(self.requirements),
-            timeout=self.timeout,
+            timeout=as_duration("timeout", self.timeout),
             result_file=result_file,
         )
         if len(packed) <= payload.MAX_BYTES:
@@ -351,7 +348,7 @@ def qarnot_task(
     qarnot_pool: Any = NOT_GIVEN,
     image: str | None = DEFAULT_IMAGE,
     requirements: Sequence[str] | str | None = None,
-    timeout: timedelta | None = None,
+    timeout: Duration = None,
     serializer: payload.Serializer = "json",
     payload_bucket: str | None = None,
     **kwargs: Any,
@@ -387,7 +384,8 @@ def qarnot_task(
     :param qarnot_pool: the pool; in a ``QarnotPoolGroup`` that of the group.
     :param image: image with ``python3`` (3.8 or newer); None: the pool's, else Qarnot's own default.
     :param requirements: what pip installs on the node before every call.
-    :param timeout: longest time on the node, requirements included; then the function is killed there.
+    :param timeout: longest time on the node, as a timedelta or seconds, requirements included; then the function is
+        killed there.
     :param serializer: ``"json"``, or ``"pickle"`` for arguments and results that are not JSON. With pickle, what
         runs on the node can run any code on the Airflow worker.
     :param payload_bucket: bucket for arguments of more than 192 KiB (compressed, with the source) and for results
@@ -396,6 +394,7 @@ def qarnot_task(
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
+        refuse_unknown(_QarnotDecoratedOperator, kwargs)
         _refuse_foreign(kwargs)
         FunctionSource.of(function)  # mapped tasks make no operator when the DAG is parsed
         return task_decorator_factory(

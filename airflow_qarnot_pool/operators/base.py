@@ -26,8 +26,13 @@ from airflow_qarnot_pool.hooks.qarnot import QarnotHook, check_conn_id
 from airflow_qarnot_pool.identity import Life
 from airflow_qarnot_pool.links import show_link
 from airflow_qarnot_pool.operators.handed_over import HandedOver
-from airflow_qarnot_pool.operators.parameters import check_flags, default_deferrable
-from airflow_qarnot_pool.operators.references import output_of
+from airflow_qarnot_pool.operators.mixin import ParametersMixin
+from airflow_qarnot_pool.operators.parameters import (
+    Duration,
+    as_duration,
+    check_flags,
+    default_deferrable,
+)
 from airflow_qarnot_pool.operators.waiting import (
     NOUN,
     Killed,
@@ -36,7 +41,6 @@ from airflow_qarnot_pool.operators.waiting import (
     seconds_between_looks,
     wait_here,
 )
-from airflow_qarnot_pool.templates import TemplatedParameters, hide_secrets
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -115,7 +119,7 @@ class RemoteWork:
             return False
 
 
-class QarnotOperator(TemplatedParameters, BaseOperator):
+class QarnotOperator(ParametersMixin, BaseOperator):
     """Base of the operators.
 
     :param qarnot_conn_id: connection of type ``qarnot``.
@@ -141,16 +145,6 @@ class QarnotOperator(TemplatedParameters, BaseOperator):
         super().as_setup()
         return self
 
-    @classmethod
-    def partial(cls, **kwargs: Any) -> Any:
-        """As Airflow's, with what ``__init__`` does to parameters: a mapped task has no other place for it."""
-        if "qarnot_pool" in kwargs:
-            kwargs["qarnot_pool"] = output_of(kwargs["qarnot_pool"], "qarnot_pool")
-        for name in ("constants", "pool_spec", "task_spec", "commands"):
-            if name in kwargs:
-                kwargs[name] = hide_secrets(kwargs[name])
-        return super().partial(**kwargs)
-
     @cached_property
     def hook(self) -> QarnotHook:
         """The hook of this operator's connection."""
@@ -172,7 +166,9 @@ class WaitingOperator(QarnotOperator):
     :param wait_for_completion: wait until it is done; otherwise return as soon as Qarnot has accepted.
     :param deferrable: wait in the triggerer, where all waits of a connection share one poll; default:
         ``[operators] default_deferrable`` of Airflow if it is set, else True.
-    :param poll_interval: seconds (or a timedelta) between two looks; default: ``[qarnot] poll_interval``.
+    Durations are timedeltas or seconds.
+
+    :param poll_interval: time between two looks; default: ``[qarnot] poll_interval``.
     :param wait_timeout: longest wait; default: no limit but ``execution_timeout``, which counts across deferral.
         The wait for room (``wait_for_quota``) is not part of it.
     :param cancel_on_kill: end the remote object when the Airflow task is killed, cleared or runs out of time. An
@@ -180,6 +176,7 @@ class WaitingOperator(QarnotOperator):
     :param wait_for_quota: how long to wait for room when a quota of the account is reached; default: fail at once.
     """
 
+    template_fields = (*QarnotOperator.template_fields, "poll_interval", "wait_timeout", "wait_for_quota")
     kind: ClassVar[Kind]
     #: XCom key of the uuid, stored before any waiting: the trigger's guard and the next try read it.
     uuid_key: ClassVar[str]
@@ -193,10 +190,10 @@ class WaitingOperator(QarnotOperator):
         *,
         wait_for_completion: bool = True,
         deferrable: bool | None = None,
-        poll_interval: float | timedelta | None = None,
-        wait_timeout: timedelta | None = None,
+        poll_interval: Duration = None,
+        wait_timeout: Duration = None,
         cancel_on_kill: bool = True,
-        wait_for_quota: timedelta | None = None,
+        wait_for_quota: Duration = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -296,11 +293,12 @@ class WaitingOperator(QarnotOperator):
 
         *carry* comes back in the event that ``execute_with_room`` gets.
         """
-        if self.wait_for_quota is None or killed.is_set():
+        patience = as_duration("wait_for_quota", self.wait_for_quota)
+        if patience is None or killed.is_set():
             raise error
         now = datetime.now(UTC)
         self._quota_deadline = self._quota_deadline or min(
-            [now + self.wait_for_quota, *self._execution_ends(context, now)]
+            [now + patience, *self._execution_ends(context, now)]
         )
         if now >= self._quota_deadline:
             raise error
@@ -339,8 +337,8 @@ class WaitingOperator(QarnotOperator):
         """When this wait must be over. Computed once, at the start, and carried through every deferral."""
         now = datetime.now(UTC)
         ends = self._execution_ends(context, now)
-        if self.wait_timeout is not None:
-            ends.append(now + self.wait_timeout)
+        if (limit := as_duration("wait_timeout", self.wait_timeout)) is not None:
+            ends.append(now + limit)
         return min(ends, default=None)
 
     def _execution_ends(self, context: Context, now: datetime) -> list[datetime]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api import states
@@ -25,12 +25,12 @@ from airflow_qarnot_pool.identity import Life
 from airflow_qarnot_pool.operators.base import WaitingOperator
 from airflow_qarnot_pool.operators.budget import BUDGET_FIELDS, BudgetOperator, check_can_pay
 from airflow_qarnot_pool.operators.parameters import (
-    check_durations,
+    Duration,
+    as_duration,
     check_filled,
     given,
     names_given,
     pool_spec,
-    refuse_misplaced,
 )
 from airflow_qarnot_pool.operators.waiting import already
 from airflow_qarnot_pool.operators.warm_up import WarmingOperator
@@ -98,7 +98,7 @@ class QarnotCreatePoolOperator(BudgetOperator, WarmingOperator):
         for a pool of fixed size, all slots for one with ``keep_warm``; a pool with ``elastic`` or ``scaling``,
         which may rest at no nodes, is not waited for.
     :param keep_warm: make a pool of ``instance_count`` slots that cools down by itself: nodes boot on demand and
-        go after this long without work, whether Airflow is alive or not.
+        go after this long (a timedelta or seconds) without work, whether Airflow is alive or not.
     :param warm_up: boot all nodes of such a pool at once, and wait for them; otherwise, and without
         ``wait_for_completion``, the first Qarnot task boots them.
     :param max_cost: most that this pool may cost, in euros; Qarnot tasks on it take this over (see
@@ -133,12 +133,11 @@ class QarnotCreatePoolOperator(BudgetOperator, WarmingOperator):
         tags: Iterable[str] | None = None,
         pool_spec: Mapping[str, Any] | None = None,
         ready_when: str | int | None = None,
-        keep_warm: timedelta | None = None,
+        keep_warm: Duration = None,
         warm_up: bool | str = True,
         estimated_cost: float | str | None = None,
         **kwargs: Any,
     ) -> None:
-        refuse_misplaced("pool", kwargs)
         super().__init__(**kwargs)
         self.name = name
         self.profile = profile
@@ -151,8 +150,7 @@ class QarnotCreatePoolOperator(BudgetOperator, WarmingOperator):
         self.tags = tags
         self.pool_spec = hide_secrets(pool_spec)
         self.ready_when = ready_when
-        self.keep_warm = keep_warm
-        check_durations(keep_warm=keep_warm)
+        self.keep_warm = as_duration("keep_warm", keep_warm)
         self.warm_up = warm_up
         if not is_templated(warm_up):
             self._warm_up_wanted()

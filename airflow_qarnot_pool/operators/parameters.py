@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import os
 import shlex
 from collections.abc import Iterable, Mapping
@@ -18,6 +16,10 @@ from airflow_qarnot_pool.templates import is_templated, revealed
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
+
+
+#: What a parameter takes that is a time: a timedelta, seconds, text that a template may have rendered, or nothing.
+Duration = timedelta | float | str | None
 
 
 def given(
@@ -74,34 +76,6 @@ def check_filled(operator: Any, names: Iterable[str]) -> None:
             )
 
 
-def refuse_misplaced(kind: str, parameters: Mapping[str, Any]) -> None:
-    """Refuse fields of a spec that are no parameters of their own, with the sentence that says where they go."""
-    parameters = {name: value for name, value in parameters.items() if name not in _airflows_own()}
-    if not parameters:
-        return
-    from airflow_qarnot_pool.api.fields import normalise, wires
-    from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
-
-    spec: type[PoolSpec | TaskSpec] = PoolSpec if kind == "pool" else TaskSpec
-    fields = {normalise(str(name)) for field, wire in wires(spec) for name in (field.name, wire.name)}
-    for name in parameters:
-        if normalise(name) in fields:
-            raise QarnotInvalidSpecError(
-                f"{name} is no parameter of its own: give {kind}_spec={{{name!r}: ...}}", field=name
-            )
-        if hint := spec.misplaced.get(normalise(name)):
-            raise QarnotInvalidSpecError(f"There is no {name} for a {kind}", field=name, remedy=hint)
-
-
-@functools.cache
-def _airflows_own() -> frozenset[str]:
-    """The parameters of any operator (``pool`` among them, Airflow's slot pool), and those of ours that wait."""
-    from airflow_qarnot_pool.operators.base import WaitingOperator
-
-    makers = (vars(cls).get("__init__") for cls in WaitingOperator.__mro__[:-1])
-    return frozenset(name for make in makers if make for name in inspect.signature(make).parameters)
-
-
 def check_flags(**flags: Any) -> None:
     """Refuse what is neither True nor False: text, a template too, would count as True."""
     for name, value in flags.items():
@@ -130,13 +104,35 @@ def default_deferrable() -> bool:
     return generated or not in_file(option)
 
 
+def as_duration(name: str, value: Any, *, zero: bool = False) -> timedelta | None:
+    """Return a timedelta for one, for seconds, or for text such as ``00:10:00``; None for None.
+
+    :param zero: whether no time at all is a duration, too.
+    :raises QarnotInvalidSpecError: *value* is none.
+    """
+    if value is None:
+        return None
+    from airflow_qarnot_pool.api.fields import Refusal, duration
+
+    try:
+        found = duration(value)
+    except Refusal:
+        found = None
+    if found is None or (not found and not zero):
+        least = "0 or more" if zero else "more than 0"
+        raise QarnotInvalidSpecError(
+            f"{name} must be a duration of {least}, got {value!r}{_no_template(value)}",
+            field=name,
+            remedy="Give a timedelta or seconds.",
+        )
+    return found
+
+
 def check_durations(**durations: Any) -> None:
-    """Refuse what is no time to wait; None is fine."""
+    """Refuse what is no time to wait; None is fine, and a template is checked when it is rendered."""
     for name, value in durations.items():
-        if value is not None and (not isinstance(value, timedelta) or value <= timedelta()):
-            raise QarnotInvalidSpecError(
-                f"{name} must be a timedelta of more than 0, not {value!r}{_no_template(value)}", field=name
-            )
+        if not is_templated(value):
+            as_duration(name, value)
 
 
 def _no_template(value: Any) -> str:

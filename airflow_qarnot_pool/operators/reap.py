@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.exceptions import QarnotError, QarnotInvalidSpecError
 from airflow_qarnot_pool.operators.base import QarnotOperator
+from airflow_qarnot_pool.operators.parameters import Duration, as_duration
 from airflow_qarnot_pool.templates import is_templated
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ class QarnotReapPoolsOperator(QarnotOperator):
     pools: [...], tasks: [...], failures: [...]}``. Limits on cost are those that the tasks which made the pools were
     given (``max_cost``, ``max_run_cost``).
 
+    Durations are timedeltas or seconds.
+
     :param grace: how long after its last work a pool of a finished, or unknown, DAG run is left alone; a Qarnot task
         that still runs for such a run, how long after it was made.
     :param idle: how long a pool may have nothing to do, whatever its DAG run does.
@@ -33,29 +36,33 @@ class QarnotReapPoolsOperator(QarnotOperator):
     :param report_only: say what would be done, and do nothing (``dry_run`` is a method of Airflow's).
     """
 
-    template_fields = (*QarnotOperator.template_fields, "report_only")
+    template_fields = (*QarnotOperator.template_fields, "report_only", "grace", "idle", "finished")
 
     def __init__(
         self,
         *,
-        grace: timedelta = timedelta(minutes=15),
-        idle: timedelta = timedelta(hours=1),
-        finished: timedelta = timedelta(days=8),
+        grace: Duration = timedelta(minutes=15),
+        idle: Duration = timedelta(hours=1),
+        finished: Duration = timedelta(days=8),
         report_only: bool | str = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        for name, value in {"grace": grace, "idle": idle, "finished": finished}.items():
-            if not isinstance(value, timedelta) or value < timedelta():
-                raise QarnotInvalidSpecError(
-                    f"{name} must be a timedelta of 0 or more, not {value!r}", field=name
-                )
         self.grace = grace
         self.idle = idle
         self.finished = finished
         self.report_only = report_only
+        for name in ("grace", "idle", "finished"):
+            if not is_templated(getattr(self, name)):
+                self._duration(name)
         if not is_templated(report_only):
             self._reports_only()
+
+    def _duration(self, name: str) -> timedelta:
+        found = as_duration(name, given := getattr(self, name), zero=True)
+        if found is None:
+            raise QarnotInvalidSpecError(f"{name} must be a duration, got {given!r}", field=name)
+        return found
 
     def _reports_only(self) -> bool:
         """What came of a template may be neither, and pools are not closed on a guess."""
@@ -74,7 +81,11 @@ class QarnotReapPoolsOperator(QarnotOperator):
             self.client,
             settings.namespace if settings.namespace_is_explicit else None,
             run_state,
-            Limits(grace=self.grace, idle=self.idle, finished=self.finished),
+            Limits(
+                grace=self._duration("grace"),
+                idle=self._duration("idle"),
+                finished=self._duration("finished"),
+            ),
             dry_run=self._reports_only(),
         ).to_json()
         self.log.info(

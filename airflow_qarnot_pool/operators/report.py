@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
 from airflow_qarnot_pool.operators.base import QarnotOperator
+from airflow_qarnot_pool.operators.parameters import Duration, as_duration
 from airflow_qarnot_pool.templates import is_templated
 
 if TYPE_CHECKING:
@@ -26,19 +27,19 @@ class QarnotCostReportOperator(QarnotOperator):
 
     :param since: begin of the period, as a datetime or ISO text; default: *period* before its end.
     :param until: its end, not included; default: the DAG run's ``run_after``, else now.
-    :param period: how long it is, where *since* is not given.
+    :param period: how long it is, as a timedelta or seconds, where *since* is not given.
     :param by: tables to make: ``"dag"``, ``"task"``, ``"tag"``. What has several tags counts under each.
     :param most_rows: longest table.
     """
 
-    template_fields = (*QarnotOperator.template_fields, "since", "until")
+    template_fields = (*QarnotOperator.template_fields, "since", "until", "period")
 
     def __init__(
         self,
         *,
         since: datetime | str | None = None,
         until: datetime | str | None = None,
-        period: timedelta = timedelta(days=1),
+        period: Duration = timedelta(days=1),
         by: Sequence[By] = ("dag", "task", "tag"),
         most_rows: int = 20,
         **kwargs: Any,
@@ -51,10 +52,8 @@ class QarnotCostReportOperator(QarnotOperator):
         self.most_rows = most_rows
         if isinstance(by, str) or not by or not set(by) <= {"dag", "task", "tag"}:
             raise QarnotInvalidSpecError(f"by takes 'dag', 'task' and 'tag', not {by!r}", field="by")
-        if not isinstance(period, timedelta) or period <= timedelta():
-            raise QarnotInvalidSpecError(
-                f"period must be a timedelta of more than 0, not {period!r}", field="period"
-            )
+        if not is_templated(period):
+            self._period()
         if type(most_rows) is not int or most_rows < 1:
             raise QarnotInvalidSpecError(
                 f"most_rows must be a number of at least 1, not {most_rows!r}", field="most_rows"
@@ -62,14 +61,14 @@ class QarnotCostReportOperator(QarnotOperator):
         for name, value in (("since", since), ("until", until)):
             if not is_templated(value):
                 _moment(name, value)
-        if not is_templated([since, until]) and (until is not None or since is None):
+        if not is_templated([since, until, period]) and (until is not None or since is None):
             self._check_period(_moment("since", since), _moment("until", until))
 
     def _check_period(self, since: datetime | None, until: datetime | None) -> tuple[datetime, datetime]:
         """Return the period, whose end is the present if nothing says when it is."""
         until = until or datetime.now(UTC)
         try:
-            since = since or until - self.period
+            since = since or until - self._period()
         except OverflowError:
             raise QarnotInvalidSpecError(
                 f"period is {self.period}, which begins before all calendars", field="period"
@@ -79,6 +78,12 @@ class QarnotCostReportOperator(QarnotOperator):
                 f"since is {since}, not before {until}: the period is empty", field="since"
             )
         return since, until
+
+    def _period(self) -> timedelta:
+        found = as_duration("period", self.period)
+        if found is None:
+            raise QarnotInvalidSpecError("period must be a duration, got None", field="period")
+        return found
 
     def execute(self, context: Context) -> dict[str, Any]:
         from airflow_qarnot_pool.cost_report import cost_report

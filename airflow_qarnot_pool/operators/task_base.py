@@ -22,7 +22,6 @@ from airflow_qarnot_pool.operators.parameters import (
     is_uuid,
     names_given,
     read,
-    refuse_misplaced,
     task_spec,
 )
 from airflow_qarnot_pool.operators.references import NOT_GIVEN, check_named, output_of, reference
@@ -113,7 +112,6 @@ class TaskOperator(BudgetOperator):
         task_spec: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        refuse_misplaced("task", kwargs)
         super().__init__(**kwargs)
         #: Kept, because what the pool comes from may render to nothing, which must not mean "without a pool". Nor must
         #: a None that is given here: the values of a mapped task come when they are known.

@@ -7,7 +7,7 @@ import queue
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api.errors import (
@@ -20,7 +20,8 @@ from airflow_qarnot_pool.api.errors import (
 )
 from airflow_qarnot_pool.conditions import Absence, Condition, Ending, Outcome, concluded, late
 from airflow_qarnot_pool.exceptions import QarnotBudgetError
-from airflow_qarnot_pool.operators.parameters import check_durations
+from airflow_qarnot_pool.operators.parameters import Duration, as_duration, check_durations
+from airflow_qarnot_pool.templates import is_templated
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.claim import Claim
@@ -60,34 +61,38 @@ class Killed:
         return self._set
 
 
-def check_wait(poll_interval: float | timedelta | None, **durations: timedelta | None) -> None:
+def check_wait(poll_interval: Duration, **durations: Duration) -> None:
     """Refuse nonsense when the DAG is parsed, the option that stands in for *poll_interval* included."""
     check_durations(**durations)
-    seconds_between_looks(poll_interval)
+    if not is_templated(poll_interval):
+        seconds_between_looks(poll_interval)
 
 
-def seconds_between_looks(poll_interval: float | timedelta | None) -> float:
+def seconds_between_looks(poll_interval: Duration) -> float:
     """Return *poll_interval* in seconds; None stands for the one in the configuration.
 
-    :raises QarnotInvalidSpecError: it, or the option, is not a number of seconds in bounds.
+    :raises QarnotInvalidSpecError: it, or the option, is no duration in bounds.
     """
-    from airflow_qarnot_pool.api.fields import Refusal, real
+    from airflow_qarnot_pool.api.fields import Refusal
     from airflow_qarnot_pool.options import option
 
-    seconds = real(MIN_POLL_INTERVAL, MAX_POLL_INTERVAL)
-    if poll_interval is None:
-        interval: float = option("poll_interval", seconds, 5.0)
-        return interval
-    given = poll_interval.total_seconds() if isinstance(poll_interval, timedelta) else poll_interval
+    interval = as_duration("poll_interval", poll_interval)
+    if interval is None:
+        return float(option("poll_interval", _interval, 5.0))
     try:
-        interval = seconds(given)
+        return _interval(interval)
     except Refusal as refusal:
         raise QarnotInvalidSpecError(
             f"poll_interval {refusal.problem}",
             field="poll_interval",
             remedy=f"{refusal.remedy} It is in seconds, or a timedelta.",
         ) from None
-    return interval
+
+
+def _interval(value: Any) -> float:
+    from airflow_qarnot_pool.api.fields import duration, real
+
+    return float(real(MIN_POLL_INTERVAL, MAX_POLL_INTERVAL)(duration(value).total_seconds()))
 
 
 def wait_here(

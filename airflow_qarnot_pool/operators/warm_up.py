@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_qarnot_pool.api import states
 from airflow_qarnot_pool.api.errors import QarnotError, QarnotQuotaError, QarnotRefusedError
 from airflow_qarnot_pool.conditions import Condition, Ending, Outcome, concluded
-from airflow_qarnot_pool.operators.parameters import pool_spec
+from airflow_qarnot_pool.operators.parameters import as_duration, pool_spec
 from airflow_qarnot_pool.operators.pool_base import PoolOperator
 from airflow_qarnot_pool.warmth import COLD
 
@@ -168,7 +168,7 @@ class WarmingOperator(PoolOperator):
 
         assert self._work is not None
         killed = self._work.killed
-        task = warm_up(spec.name, pool, size, self.wait_timeout)
+        task = warm_up(spec.name, pool, size, as_duration("wait_timeout", self.wait_timeout))
         while True:
             try:
                 life = self._warm_up_life(pool, condition)

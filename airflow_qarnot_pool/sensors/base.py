@@ -19,7 +19,14 @@ from airflow_qarnot_pool.conditions import Condition, Ending, Kind, Outcome, con
 from airflow_qarnot_pool.exceptions import QarnotStateUnreachableError
 from airflow_qarnot_pool.hooks.qarnot import QarnotHook, check_conn_id
 from airflow_qarnot_pool.links import show_link
-from airflow_qarnot_pool.operators.parameters import check_flags, default_deferrable, is_uuid
+from airflow_qarnot_pool.operators.mixin import ParametersMixin
+from airflow_qarnot_pool.operators.parameters import (
+    Duration,
+    as_duration,
+    check_flags,
+    default_deferrable,
+    is_uuid,
+)
 from airflow_qarnot_pool.operators.references import reference
 from airflow_qarnot_pool.operators.waiting import (
     NOUN,
@@ -29,7 +36,7 @@ from airflow_qarnot_pool.operators.waiting import (
     poll_once_more,
     seconds_between_looks,
 )
-from airflow_qarnot_pool.templates import TemplatedParameters, is_templated
+from airflow_qarnot_pool.templates import is_templated
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -37,7 +44,7 @@ if TYPE_CHECKING:
     from airflow_qarnot_pool.triggers.base import QarnotTrigger
 
 
-class QarnotSensor(TemplatedParameters, BaseSensorOperator):
+class QarnotSensor(ParametersMixin, BaseSensorOperator):
     """Base of the sensors: wait for a state of a remote object, and fail at once when it cannot come any more.
 
     :param target_states: any of these ends the wait.
@@ -46,7 +53,7 @@ class QarnotSensor(TemplatedParameters, BaseSensorOperator):
     :param deferrable: wait in the triggerer, where all waits of a connection share one poll; default:
         ``[operators] default_deferrable`` of Airflow if it is set, else True. Otherwise ``mode`` and
         ``poke_interval`` apply.
-    :param poll_interval: seconds (or a timedelta) between two looks while deferred.
+    :param poll_interval: time between two looks while deferred, as a timedelta or seconds.
     :param wait_timeout: longest wait, in both modes; default: the sensor's ``timeout``.
 
     ``soft_fail`` skips where the target can no longer be reached, where the object is gone, and where the time is
@@ -56,7 +63,7 @@ class QarnotSensor(TemplatedParameters, BaseSensorOperator):
 
     kind: ClassVar[Kind]
     ref_field: ClassVar[str]
-    template_fields: tuple[str, ...] = ("qarnot_conn_id", "target_states")
+    template_fields: tuple[str, ...] = ("qarnot_conn_id", "target_states", "poll_interval", "wait_timeout")
     ui_color = "#d7ecf4"
 
     def __init__(
@@ -66,14 +73,14 @@ class QarnotSensor(TemplatedParameters, BaseSensorOperator):
         passed: bool = True,
         qarnot_conn_id: str = QarnotHook.default_conn_name,
         deferrable: bool | None = None,
-        poll_interval: float | timedelta | None = None,
-        wait_timeout: timedelta | None = None,
+        poll_interval: Duration = None,
+        wait_timeout: Duration = None,
         **kwargs: Any,
     ) -> None:
         check_wait(poll_interval, wait_timeout=wait_timeout)
         check_flags(passed=passed)
-        if wait_timeout is not None:
-            kwargs["timeout"] = wait_timeout
+        if wait_timeout is not None and not is_templated(wait_timeout):
+            kwargs["timeout"] = as_duration("wait_timeout", wait_timeout)
         super().__init__(**kwargs)
         self.target_states = target_states
         self.passed = passed
@@ -113,6 +120,8 @@ class QarnotSensor(TemplatedParameters, BaseSensorOperator):
         return reference(getattr(self, self.ref_field), self.ref_field)
 
     def execute(self, context: Context) -> Any:
+        if (limit := as_duration("wait_timeout", self.wait_timeout)) is not None:
+            self.timeout = limit.total_seconds()
         if not self.deferrable:
             return super().execute(context)
         try:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import TaskGroup, TriggerRule, XComArg
 
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
+from airflow_qarnot_pool.operators.parameters import Duration
 from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
+from airflow_qarnot_pool.operators.unknown import refuse_unknown
 from airflow_qarnot_pool.sensors.task import QarnotTaskSensor
 from airflow_qarnot_pool.shared import KEEP_WARM
 
@@ -71,8 +72,8 @@ class QarnotPoolGroup(TaskGroup):
 
     :param group_id: id of the group; the ids of its tasks begin with it.
     :param shared: name of a pool that is shared; it is made from the parameters below, which must be the same for all.
-    :param keep_warm: how long a node may be idle before it goes; None: the pool keeps its size until it is closed,
-        which a shared pool may not.
+    :param keep_warm: how long a node may be idle before it goes, as a timedelta or seconds; None: the pool keeps its
+        size until it is closed, which a shared pool may not.
     :param setup_retries: retries of ``open_pool`` and ``close_pool``, where ``default_args`` names none.
     :param report_cost: have ``close_pool`` store what the pool and the DAG run have cost as XCom ``qarnot_cost``.
     :param default_args: for every task inside.
@@ -86,7 +87,7 @@ class QarnotPoolGroup(TaskGroup):
         group_id: str,
         *,
         shared: str | None = None,
-        keep_warm: timedelta | None = KEEP_WARM,
+        keep_warm: Duration = KEEP_WARM,
         setup_retries: int = 3,
         report_cost: bool = False,
         default_args: dict[str, Any] | None = None,
@@ -98,6 +99,12 @@ class QarnotPoolGroup(TaskGroup):
                 raise QarnotInvalidSpecError(
                     f"QarnotPoolGroup makes its own setup task, which takes no {name}", field=name
                 )
+        refuse_unknown(
+            QarnotCreatePoolOperator,
+            arguments,
+            author="QarnotPoolGroup",
+            others={*_OF_THE_GROUP, "shared", "keep_warm", "setup_retries", "report_cost", "default_args"},
+        )
         if type(setup_retries) is not int or setup_retries < 0:
             raise QarnotInvalidSpecError(
                 f"setup_retries must be a whole number, not {setup_retries!r}", field="setup_retries"

@@ -117,10 +117,14 @@ def _operators() -> list[type[BaseOperator]]:
             found += [
                 one
                 for one in vars(module).values()
-                if isinstance(one, type) and one.__module__ == module.__name__ and one.__name__[0] != "_"
-                if issubclass(one, BaseOperator)
+                if isinstance(one, type) and issubclass(one, BaseOperator) and _is_of(one, module)
             ]
     return [*found, _QarnotDecoratedOperator]
+
+
+def _is_of(operator: type, module: Any) -> bool:
+    """Whether DAGs import *operator* from *module*, which may have it from one that is not for DAGs."""
+    return operator.__name__ in getattr(module, "__all__", ()) or operator.__module__ == module.__name__
 
 
 #: Parameters that mean nothing without another one.
