@@ -389,7 +389,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a command": ({"command": "true"}, "takes no command"),
     "no waiting": ({"wait_for_completion": False}, "takes no wait_for_completion"),
     "serializer": ({"serializer": "cloudpickle"}, "'json' or 'pickle'"),
-    "timeout": ({"timeout": 5}, "timedelta"),
+    "timeout": ({"timeout": "soon"}, "timedelta"),
     "no time": ({"timeout": timedelta()}, "timedelta"),
     "requirements": ({"requirements": {"numpy": "2"}}, "requirements"),
     "not json": ({"kwargs": {"value": {"a": {1}}}}, r"argument value of plain\(\) is .*set at \['a'\]"),

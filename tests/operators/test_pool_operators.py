@@ -386,7 +386,7 @@ BAD_AT_PARSE: dict[str, tuple[dict[str, Any], str]] = {
     "unknown state": ({"ready_when": "Warm"}, "Warm"),
     "more slots than there are": ({"instance_count": 2, "ready_when": 3}, "ready_when"),
     "poll interval": ({"poll_interval": 0}, "poll_interval"),
-    "wait timeout": ({"wait_timeout": 60}, "wait_timeout"),
+    "wait timeout": ({"wait_timeout": -60}, "wait_timeout"),
     "a literal beside a template": ({"name": "{{ run_id }}", "instance_count": 0}, "instance_count"),
 }
 
