@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.distributed import cluster
-from tools import check_wheel, doc_block, matrix, new_user, worker_growth
+from tools import check_wheel, doc_block, matrix, new_user, second_run, worker_growth
 
 
 def test_a_result_replaces_the_one_before_and_nothing_else(tmp_path: Path) -> None:
@@ -144,3 +144,61 @@ def test_the_growth_is_told_per_thousand_tasks_after_the_warm_up() -> None:
     ]
     (line,) = worker_growth.table({"ours": samples}).splitlines()[2:]
     assert "| 100.0 | 100.1 | +2.0 | 4 | 4 | 4 | +0.0 |" in line
+
+
+FLAKY = """
+import pathlib
+import sys
+
+import pytest
+
+
+def tried(name):
+    path = pathlib.Path(__file__).with_name(name)
+    before = path.exists()
+    path.touch()
+    return before
+
+
+@pytest.mark.parametrize("case", ["x"])
+def test_late(case):
+    assert tried("late")
+
+
+def test_wrong():
+    assert tried("wrong") and {wrong}
+
+
+def test_right():
+    assert not tried("right"), "it passed, and should not run again"
+"""
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_a_second_run_that_hides_a_first_failure_is_counted_and_named(tmp_path: Path, wrong: bool) -> None:
+    (tmp_path / "test_flaky.py").write_text(FLAKY.format(wrong=not wrong))
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:randomly",
+        f"--rootdir={tmp_path}",
+        "test_flaky.py",
+    ]
+    assert second_run.run([sys.executable, "-c", ""], tmp_path) == 0
+    assert second_run.run(command, tmp_path) == int(wrong)
+    fails_once = (
+        "import pathlib, sys; p = pathlib.Path('once'); sys.exit(0 if p.exists() else p.touch() or 3)"
+    )
+    assert second_run.run([sys.executable, "-c", fails_once], tmp_path) == 0
+    first, *lines = second_run.report(tmp_path).splitlines()
+    assert first == "=== 3 needed a second run:"
+    told = [line.partition("  in ")[0].split(maxsplit=1) for line in lines]
+    assert told == [
+        ["passed", "test_flaky.py::test_late[x]"],
+        ["failed", "again test_flaky.py::test_wrong"] if wrong else ["passed", "test_flaky.py::test_wrong"],
+        ["passed", "(no test)"],
+    ]
+    assert second_run.report(tmp_path) == "=== 0 needed a second run"
