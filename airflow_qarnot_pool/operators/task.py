@@ -20,6 +20,7 @@ from airflow_qarnot_pool.exceptions import (
 from airflow_qarnot_pool.handover import Position
 from airflow_qarnot_pool.links import LINKS
 from airflow_qarnot_pool.operators.parameters import check_filled, names_given
+from airflow_qarnot_pool.operators.shell import commands_in, warn_of_shell_characters
 from airflow_qarnot_pool.operators.task_base import COMMON_FIELDS, TaskOperator
 from airflow_qarnot_pool.operators.waiting import already, get_surely
 from airflow_qarnot_pool.output import failure_report, fetch, lost_nodes, read_output, take_over
@@ -103,6 +104,7 @@ class QarnotRunTaskOperator(TaskOperator):
             )
         check_filled(self, self._filled)
         self._spec(known_at_parse(self._given()), self._some_pool)
+        warn_of_shell_characters(self.task_id, [command, *commands_in(self.constants, self.task_spec)])
 
     # --- running it
 

@@ -28,6 +28,7 @@ from airflow_qarnot_pool.links import LINKS
 from airflow_qarnot_pool.operators.base import RemoteWork
 from airflow_qarnot_pool.operators.budget import close_over
 from airflow_qarnot_pool.operators.parameters import check_filled, command_text, names_given, read
+from airflow_qarnot_pool.operators.shell import commands_in, warn_of_shell_characters
 from airflow_qarnot_pool.operators.task_base import TaskOperator
 from airflow_qarnot_pool.operators.waiting import get_surely, passing, seconds_between_looks
 from airflow_qarnot_pool.output import failure_report
@@ -125,6 +126,7 @@ class QarnotRunTasksOperator(TaskOperator):
             self._limit()
         if isinstance(commands, (list, tuple)):
             self._specs([_known(one) for one in commands], known_at_parse(self._given()), self._some_pool)
+            warn_of_shell_characters(self.task_id, commands_in(*commands))
 
     # --- what to run
 

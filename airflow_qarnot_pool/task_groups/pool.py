@@ -10,6 +10,8 @@ from airflow.sdk import TaskGroup, TriggerRule, XComArg
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
 from airflow_qarnot_pool.operators.parameters import Duration
 from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
+from airflow_qarnot_pool.operators.shell import commands_in, warn_of_shell_characters
+from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.operators.unknown import refuse_unknown
 from airflow_qarnot_pool.sensors.task import QarnotTaskSensor
 from airflow_qarnot_pool.shared import KEEP_WARM
@@ -182,6 +184,8 @@ class QarnotPoolGroup(TaskGroup):
                 ids = {task.task_id for task in self._work()}
                 first = {task.task_id for task in self._work() if self._follows_setup(task, ids)}
                 self._give_pool(first)
+                for task in self._work():
+                    _warn_if_mapped(task)
                 self._wire(first)
                 self._refuse_unawaited()
             elif isinstance(error, NotImplementedError) and self._is_mapped:
@@ -364,6 +368,16 @@ def _expands(task: Any, name: str) -> bool:
             field=name,
         )
     return naming > 0
+
+
+def _warn_if_mapped(task: Any) -> None:
+    """Warn of the commands of a mapped task, which are in no constructor when the DAG is parsed."""
+    operator = getattr(task, "operator_class", None)
+    if isinstance(operator, type) and issubclass(operator, QarnotRunTaskOperator):
+        mapped = getattr(task.expand_input, "value", None)
+        rows = mapped.get("command") if isinstance(mapped, dict) else mapped
+        listed = rows if isinstance(rows, (list, tuple)) else []
+        warn_of_shell_characters(task.task_id, commands_in(task.partial_kwargs, *listed))
 
 
 def _edge(upstream: Any, downstream: Any) -> None:
