@@ -372,8 +372,7 @@ def _expands(task: Any, name: str) -> bool:
 
 def _warn_if_mapped(task: Any) -> None:
     """Warn of the commands of a mapped task, which are in no constructor when the DAG is parsed."""
-    operator = getattr(task, "operator_class", None)
-    if isinstance(operator, type) and issubclass(operator, QarnotRunTaskOperator):
+    if hasattr(task, "partial_kwargs") and issubclass(task.operator_class, QarnotRunTaskOperator):
         mapped = getattr(task.expand_input, "value", None)
         rows = mapped.get("command") if isinstance(mapped, dict) else mapped
         listed = rows if isinstance(rows, (list, tuple)) else []
