@@ -35,6 +35,11 @@ class Verdict(StrEnum):
     IMPOSSIBLE = "impossible"
 
 
+#: Poll intervals between two polls of the pool on which a Qarnot task is queued.
+POOL_POLL_INTERVALS = 10
+#: Poll intervals for which a Qarnot task may stay queued on a pool that has ended, because the service may cancel it.
+STRANDED_INTERVALS = 6
+
 _PARSE = {"pool": states.parse_pool_state, "task": states.parse_task_state}
 NOUNS = {"pool": "pool", "task": "Qarnot task"}
 #: What people say, and Qarnot's name for it.
@@ -253,6 +258,17 @@ def concluded(condition: Condition, look: Pool | Task, history: Iterable[str] = 
         state=look.state,
         message="" if verdict is Verdict.MET else _why_not(condition, look),
     )
+
+
+def is_queued(task_state: str) -> bool:
+    """Return whether a Qarnot task waits for nodes, so that it never runs once its pool has ended."""
+    return states.task_phase(task_state) is states.Phase.TRANSIENT
+
+
+def stranded(uuid: str, state: str, why: str) -> Outcome:
+    """Return the outcome of a wait for a Qarnot task that stays queued; *why* names its pool and the pool's state."""
+    message = f"Qarnot task {uuid} is {state}, and {why}, so it never runs"
+    return Outcome(ending=Ending.IMPOSSIBLE, uuid=uuid, state=state, message=message)
 
 
 def _why_not(condition: Condition, look: Pool | Task) -> str:

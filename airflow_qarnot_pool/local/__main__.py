@@ -45,6 +45,12 @@ def main() -> int:
         help="refuse a shortname that is taken, or allow it",
     )
     parser.add_argument(
+        "--queued",
+        choices=("cancel", "leave"),
+        default="cancel",
+        help="what becomes of tasks that are queued when their pool ends",
+    )
+    parser.add_argument(
         "--output-bytes",
         type=int,
         metavar="N",
@@ -95,6 +101,7 @@ def main() -> int:
         output_bytes=KEPT if given.output_bytes is None else max(0, given.output_bytes),
         search_cap=None if given.search_cap is None else max(1, given.search_cap),
         search_lag=max(0.0, given.search_lag),
+        leave_queued=given.queued == "leave",
     )
     options = Options(
         host=given.host,

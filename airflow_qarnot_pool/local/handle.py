@@ -33,6 +33,7 @@ class LocalQarnot:
     :param close_seconds: how long a pool stays Closing at least, in virtual seconds.
     :param cancel_seconds: how long an aborted task stays PendingCancel at least, in virtual seconds.
     :param shortnames: "enforce" refuses a shortname that is taken, "free" allows it.
+    :param queued: "cancel" cancels tasks that are queued when their pool ends, "leave" leaves them so.
     :param output_bytes: how much of each stream of an instance is kept (its end); 4 MiB by default.
     :param search_cap: most objects in one answer of a search, or on one page; None: no cap.
     :param search_lag: how old the state may be that searches show, in virtual seconds.
@@ -57,6 +58,7 @@ class LocalQarnot:
         output_bytes: int | None = None,
         search_cap: int | None = None,
         search_lag: float = 0.0,
+        queued: str = "cancel",
     ) -> None:
         self.token = token or secrets.token_urlsafe(24)
         self.url = self.storage_url = self.email = ""
@@ -65,6 +67,7 @@ class LocalQarnot:
             f"--close-seconds={close_seconds}",
             f"--cancel-seconds={cancel_seconds}",
             f"--shortnames={shortnames}",
+            f"--queued={queued}",
             f"--speed={speed}",
             f"--port={port}",
             f"--storage-port={storage_port}",

@@ -174,6 +174,8 @@ class Pools:
         if pool.resize_timer is not None:
             pool.resize_timer.cancel()
         cancelled = [task for task in pool.tasks.values() if not task.is_over]
+        if world.settings.leave_queued:
+            cancelled = [task for task in cancelled if task.state not in states.QUEUED]
         if cancelled:
             pool.errors.append(CANCELLED_ERROR)
         for task in cancelled:

@@ -31,7 +31,8 @@ class Settings:
     stays Closing at least, and a live object PendingDelete. :param cancel_seconds: how long an aborted task stays
     PendingCancel at least. All in virtual time. :param output_bytes: how much of each stream of an instance is kept.
     :param search_cap: most objects in one answer of a search, or on one page; None: no cap. :param search_lag:
-    seconds of virtual time for which searches may show an older state."""
+    seconds of virtual time for which searches may show an older state. :param leave_queued: tasks that are queued when
+    their pool ends stay so, instead of being cancelled."""
 
     token: str = field(repr=False)
     email: str
@@ -42,6 +43,7 @@ class Settings:
     output_bytes: int = KEPT
     search_cap: int | None = None
     search_lag: float = 0.0
+    leave_queued: bool = False
 
 
 class World:

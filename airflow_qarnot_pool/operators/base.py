@@ -36,6 +36,7 @@ from airflow_qarnot_pool.operators.parameters import (
 from airflow_qarnot_pool.operators.waiting import (
     NOUN,
     Killed,
+    PoolsOfTasks,
     check_wait,
     poll_once_more,
     seconds_between_looks,
@@ -210,6 +211,8 @@ class WaitingOperator(QarnotOperator):
         check_flags(
             wait_for_completion=wait_for_completion, deferrable=self.deferrable, cancel_on_kill=cancel_on_kill
         )
+        #: Pools of the Qarnot tasks that this waits for.
+        self._pools_of_tasks: tuple[str, ...] = ()
         self._kill_asked = False
         self._remote_work: RemoteWork | None = None
         self._handed_over: HandedOver | None = None
@@ -363,16 +366,18 @@ class WaitingOperator(QarnotOperator):
         if self.deferrable:
             self._defer(uuid, condition.to_kwargs(), deadline, carry)
         killed = self._work.killed if self._work else Killed()
+        interval = seconds_between_looks(self.poll_interval)
         try:
             outcome = wait_here(
                 self._resource,
                 uuid,
                 condition,
-                seconds_between_looks(self.poll_interval),
+                interval,
                 deadline,
                 killed,
                 self._still_waiting,
                 self._over_now,
+                PoolsOfTasks(self.client.pools, self._pools_of_tasks, interval).why_stranded,
             )
         except QarnotError:
             self._end_unless_retried()
@@ -427,6 +432,7 @@ class WaitingOperator(QarnotOperator):
             cancel_on_kill=self.cancel_on_kill,
             carry=carry,
             budget=self._budget,
+            pools=self._pools_of_tasks,
             **self._trigger_options(uuid),
         )
         backstop = max(deadline - datetime.now(UTC), timedelta()) + BACKSTOP if deadline else None

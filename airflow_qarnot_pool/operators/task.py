@@ -9,11 +9,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_qarnot_pool.api import states
-from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError, QarnotRefusedError
-from airflow_qarnot_pool.conditions import TASK_DONE, TASK_ENDED, Condition
+from airflow_qarnot_pool.api.errors import QarnotError, QarnotInvalidSpecError, QarnotRefusedError
+from airflow_qarnot_pool.conditions import TASK_DONE, TASK_ENDED, Condition, Ending, is_queued
 from airflow_qarnot_pool.costs import executed
 from airflow_qarnot_pool.exceptions import (
     QarnotNodeLostError,
+    QarnotPoolEndedError,
     QarnotTaskCancelledError,
     QarnotTaskFailedError,
 )
@@ -134,11 +135,18 @@ class QarnotRunTaskOperator(TaskOperator):
             outcome = self._wait(claimed.uuid, TASK_ENDED, deadline, carry)
         return self._finish(context, outcome, carry)
 
+    def _stays_on(self, pool: str | None) -> None:
+        """Remember the pool of the Qarnot task that is waited for."""
+        self._pools_of_tasks = (pool,) if pool else ()
+
     def _claim_task(self, context: Context, spec: TaskSpec, look: bool) -> Claim:
         refine = None if self.retry_scope == "all" else without_succeeded
         for _ in range(MOST_GENERATIONS):
             try:
-                return self._claim(context, spec, refine=refine, look=look)
+                claimed = self._claim(context, spec, refine=refine, look=look)
+                # One that was taken over may be on the pool of an earlier try.
+                self._stays_on(getattr(claimed.found, "pool", None) or spec.pool)
+                return claimed
             except QarnotRefusedError as error:
                 if not spec.pool:
                     raise
@@ -161,6 +169,8 @@ class QarnotRunTaskOperator(TaskOperator):
         super()._take_up(context, outcome)
 
     def _finish(self, context: Context, outcome: Outcome, carry: Mapping[str, Any]) -> Any:
+        if outcome.ending is Ending.IMPOSSIBLE:
+            return self._stranded(context, outcome, carry)
         self._raise_for(outcome)
         task = get_surely(self.client.tasks, outcome.uuid)
         if self.log_output:
@@ -215,10 +225,33 @@ class QarnotRunTaskOperator(TaskOperator):
     def _result(self, task: Task) -> Any:
         return self._summary(task)
 
-    def _cancelled(self, context: Context, task: Task, carry: Mapping[str, Any]) -> dict[str, Any]:
+    def _stranded(self, context: Context, outcome: Outcome, carry: Mapping[str, Any]) -> dict[str, Any]:
+        """Handle a Qarnot task that stays queued on a pool that has ended. End it, and go on as if it was cancelled."""
+        from airflow_qarnot_pool.claim import end
+
+        task = get_surely(self.client.tasks, outcome.uuid)
+        if not is_queued(task.state):
+            limit = carry.get("deadline")
+            deadline = datetime.fromisoformat(limit) if limit else None
+            self._stays_on(task.pool)
+            return self._finish(context, self._wait(task.uuid, TASK_ENDED, deadline, dict(carry)), carry)
+        end(self.client.tasks, task.uuid)
+        error = QarnotPoolEndedError(
+            outcome.message,
+            kind="task",
+            ref=task.uuid,
+            remedy="Run the task that creates the pool again (clearing this task clears its setup, too).",
+        )
+        return self._cancelled(context, task, carry, error)
+
+    def _cancelled(
+        self, context: Context, task: Task, carry: Mapping[str, Any], error: QarnotError | None = None
+    ) -> dict[str, Any]:
         """Somebody else cancelled it. One that an earlier try left may have been on its way out: run it again.
 
         So may one whose shared pool was closed under it by whoever did not see it: it runs on the next.
+
+        :param error: what to raise otherwise; default: that it was cancelled.
         """
         self._watch(context, task.pool or task.uuid, "pool" if task.pool else "task")
         self._raise_if_over()
@@ -234,7 +267,7 @@ class QarnotRunTaskOperator(TaskOperator):
                 "Qarnot task %s, taken over from an earlier try, was cancelled; submitting again", task.uuid
             )
             return self._submit_and_wait(context, deadline, resubmitted=True)
-        raise QarnotTaskCancelledError(self._report(task), kind="task", ref=task.uuid)
+        raise error or QarnotTaskCancelledError(self._report(task), kind="task", ref=task.uuid)
 
     def _summary(self, task: Task) -> dict[str, Any]:
         wanted = self._spec(self._given(), task.pool).instance_ids()

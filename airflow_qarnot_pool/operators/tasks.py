@@ -20,7 +20,8 @@ from airflow_qarnot_pool.api.errors import (
     QarnotRefusedError,
     QarnotUnavailableError,
 )
-from airflow_qarnot_pool.conditions import TASK_DONE, Condition, Ending, Outcome
+from airflow_qarnot_pool.api.states import accepts_tasks
+from airflow_qarnot_pool.conditions import TASK_DONE, Condition, Ending, Outcome, is_queued
 from airflow_qarnot_pool.exceptions import QarnotBudgetError, QarnotPoolEndedError, QarnotTaskFailedError
 from airflow_qarnot_pool.fan_out import Memory
 from airflow_qarnot_pool.identity import OWNER_TAG, Life, Relic, numbers_of
@@ -30,7 +31,7 @@ from airflow_qarnot_pool.operators.budget import close_over
 from airflow_qarnot_pool.operators.parameters import check_filled, command_text, names_given, read
 from airflow_qarnot_pool.operators.shell import commands_in, warn_of_shell_characters
 from airflow_qarnot_pool.operators.task_base import TaskOperator
-from airflow_qarnot_pool.operators.waiting import get_surely, passing, seconds_between_looks
+from airflow_qarnot_pool.operators.waiting import PoolsOfTasks, get_surely, passing, seconds_between_looks
 from airflow_qarnot_pool.output import failure_report
 from airflow_qarnot_pool.shared import MOST_GENERATIONS
 from airflow_qarnot_pool.templates import STAND_IN, hide_secrets, is_templated, known_at_parse, revealed
@@ -194,10 +195,12 @@ class QarnotRunTasksOperator(TaskOperator):
         """Submit more, wait on, or return what became of all."""
         outcome = Outcome.from_event(event)
         self._begin(context)
-        if outcome.ending is not Ending.MET:
+        if outcome.ending not in (Ending.MET, Ending.IMPOSSIBLE):
             outcome = self._after_all(outcome)
             self._raise_for(outcome)
         with self._ending_in_the_last_try():
+            if outcome.ending is Ending.IMPOSSIBLE:
+                self._end_stranded(outcome.message)
             return self._go_on_from(context, outcome.carry)
 
     @contextmanager
@@ -230,6 +233,21 @@ class QarnotRunTasksOperator(TaskOperator):
             close_over(self.client, outcome.carry.get("budget"), self.log)
         now = self._all_done(Memory.from_carry(outcome.carry))
         return outcome if now is None else replace(outcome, ending=Ending.MET)
+
+    def _end_stranded(self, why: str) -> None:
+        """End the items that stay queued on a pool that has ended. Then they count as cancelled with their pool."""
+        from airflow_qarnot_pool.claim import end_all
+        from airflow_qarnot_pool.triggers.tasks import look_at_all
+
+        assert self._work is not None
+        found = look_at_all(self.client.tasks, filters.equal("Tags", self._work.life.tags()[2]))
+        queued = [one for one in found if one.pool and is_queued(one.state)]
+        pools = {uuid: self.client.pools.find(uuid) for uuid in {one.pool for one in queued if one.pool}}
+        ended = {uuid for uuid, pool in pools.items() if pool is None or not accepts_tasks(pool.state)}
+        stranded = [one.uuid for one in queued if one.pool in ended]
+        if stranded:
+            self.log.warning("%s. Ending %d of them", why, len(stranded))
+        end_all(self.client.tasks, stranded)
 
     def _all_done(self, memory: Memory) -> Board | None:
         """Return where every item stands if each has succeeded or failed; None otherwise.
@@ -332,6 +350,9 @@ class QarnotRunTasksOperator(TaskOperator):
             left = len(now.waiting) - len(sent.done)
             if not self.wait_for_completion and not left:
                 return self._result(board(life, fingerprints, self._lookup(life, memory), memory))
+            in_flight = set(now.running.values())
+            on = {one.pool for one in relics if one.uuid in in_flight} | {pool}
+            self._pools_of_tasks = tuple(sorted(one for one in on if one))
             unfinished = len(memory.pending)
             low_water = max(0, min(limit // 2, unfinished - 1)) if left else 0
             self._wait_for_some(low_water, now.total, deadline, memory)
@@ -488,6 +509,7 @@ class QarnotRunTasksOperator(TaskOperator):
             self._defer(life.lineage, {"expected": total, "low_water": low_water}, deadline, carry)
         interval = seconds_between_looks(self.poll_interval)
         tagged = filters.equal("Tags", life.tags()[2])
+        pools = PoolsOfTasks(self.client.pools, self._pools_of_tasks, interval)
         while True:
             if message := self._over_now():
                 self._stop_waiting(Ending.ERROR, message, memory, error=QarnotBudgetError.__name__)
@@ -503,6 +525,9 @@ class QarnotRunTasksOperator(TaskOperator):
                     note_end(memory, look)
                 vanished = memory.pending - {numbers_of(look.shortname) for look in found}
                 if len(memory.pending) <= low_water or vanished:
+                    return
+                if why := pools.why_stranded(look.state for look in found):
+                    self._end_stranded(f"Qarnot tasks stay queued, and {why}, so they never run")
                     return
             if deadline is not None and datetime.now(deadline.tzinfo) >= deadline:
                 late = f"{len(memory.pending)} of {total} Qarnot tasks did not end in time"

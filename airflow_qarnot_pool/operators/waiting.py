@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import queue
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from airflow_qarnot_pool.api import states
 from airflow_qarnot_pool.api.errors import (
     QarnotError,
     QarnotInvalidSpecError,
@@ -18,7 +19,18 @@ from airflow_qarnot_pool.api.errors import (
     QarnotUnavailableError,
     QarnotUnknownStateError,
 )
-from airflow_qarnot_pool.conditions import Absence, Condition, Ending, Outcome, concluded, late
+from airflow_qarnot_pool.conditions import (
+    POOL_POLL_INTERVALS,
+    STRANDED_INTERVALS,
+    Absence,
+    Condition,
+    Ending,
+    Outcome,
+    concluded,
+    is_queued,
+    late,
+    stranded,
+)
 from airflow_qarnot_pool.exceptions import QarnotBudgetError
 from airflow_qarnot_pool.operators.parameters import Duration, as_duration, check_durations
 from airflow_qarnot_pool.templates import is_templated
@@ -31,6 +43,8 @@ log = logging.getLogger(__name__)
 NOUN = {"pool": "Pool", "task": "Qarnot task"}
 #: Bounds of ``poll_interval`` in seconds, because a shorter one floods the service and a longer one never ends a wait.
 MIN_POLL_INTERVAL, MAX_POLL_INTERVAL = 0.01, 86400
+#: A pool in its state for so long has ended for every clock, as a rescheduled sensor remembers no earlier poll.
+LONG_AGO = timedelta(minutes=5)
 #: Seconds between the requests that confirm a 404 outside a wait.
 ASK_AGAIN_AFTER = (0.5, 1.0)
 
@@ -95,6 +109,59 @@ def _interval(value: Any) -> float:
     return float(real(MIN_POLL_INTERVAL, MAX_POLL_INTERVAL)(duration(value).total_seconds()))
 
 
+class PoolsOfTasks:
+    """Poll the pools of awaited Qarnot tasks now and then, as a service may leave tasks queued on an ended pool.
+
+    :param pools: the resource of the client.
+    :param uuids: the pools.
+    :param interval: seconds between two polls of the wait.
+    """
+
+    def __init__(self, pools: Any, uuids: Iterable[str], interval: float) -> None:
+        self._pools, self._uuids = pools, tuple(uuids)
+        self._every = POOL_POLL_INTERVALS * interval
+        self._grace = STRANDED_INTERVALS * interval
+        self._polled: float | None = None
+        self._ended_at: dict[str, float] = {}
+
+    def why_stranded(self, task_states: Iterable[str]) -> str | None:
+        """Return why a Qarnot task of those in *task_states* never runs: it is queued, and a pool ended a while ago.
+
+        With several pools it is a guess on which of them that task is.
+        """
+        if not self._uuids or not any(map(is_queued, task_states)):
+            return None
+        now = time.monotonic()
+        every = self._grace if self._ended_at else self._every
+        if self._polled is not None and now - self._polled < every:
+            return None
+        self._polled = now
+        for uuid in self._uuids:
+            state, long_ago = self._ended_state(uuid)
+            if state is None:
+                self._ended_at.pop(uuid, None)
+            elif long_ago or now - self._ended_at.setdefault(uuid, now) >= self._grace:
+                return f"its pool {uuid} is {state}"
+        return None
+
+    def _ended_state(self, uuid: str) -> tuple[str | None, bool]:
+        """Return the state in which the pool takes no tasks any more, and whether it has been in it for long.
+
+        None, if the pool takes tasks or cannot be polled.
+        """
+        try:
+            pool = self._pools.get(uuid)
+            if states.accepts_tasks(pool.state):
+                return None, False
+        except QarnotNotFoundError as error:
+            return (None if error.foreign else "deleted"), False
+        except QarnotError as error:
+            log.info("Could not poll pool %s, whose Qarnot tasks are waited for: %s", uuid, error)
+            return None, False
+        since = pool.state_transition_time
+        return pool.state, since is not None and datetime.now(UTC) - since > LONG_AGO
+
+
 def wait_here(
     resource: Any,
     uuid: str,
@@ -104,8 +171,9 @@ def wait_here(
     killed: Killed,
     still_waiting: Callable[[str], None] = lambda uuid: None,
     over_limit: Callable[[], str | None] = lambda: None,
+    why_stranded: Callable[[Iterable[str]], str | None] = lambda states: None,
 ) -> Outcome | None:
-    """Wait in this process; None when *killed* is set first. *over_limit* is asked with every look.
+    """Wait in this process; None when *killed* is set first. *over_limit* and *why_stranded* are asked with every look.
 
     Looks come quickly at first and settle at *interval*. An API that cannot be reached never ends the wait.
     """
@@ -120,6 +188,8 @@ def wait_here(
             if outcome := concluded(condition, look, history[:-1]):
                 return outcome
             still_waiting(uuid)
+            if why := why_stranded((look.state,)):
+                return stranded(uuid, look.state, why)
         except QarnotNotFoundError as error:
             if absence.is_certain(error, time.monotonic()):
                 ending = Ending.MET if condition.met_by_absence else Ending.GONE

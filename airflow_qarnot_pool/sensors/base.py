@@ -15,7 +15,7 @@ from airflow.sdk import BaseSensorOperator
 from airflow_qarnot_pool import exceptions
 from airflow_qarnot_pool.api.errors import QarnotError, QarnotGoneError, QarnotNotFoundError
 from airflow_qarnot_pool.compat import TRIGGER_FAIL_REPR, AirflowSensorTimeout, AirflowSkipException
-from airflow_qarnot_pool.conditions import Condition, Ending, Kind, Outcome, concluded
+from airflow_qarnot_pool.conditions import Condition, Ending, Kind, Outcome, concluded, stranded
 from airflow_qarnot_pool.exceptions import QarnotStateUnreachableError
 from airflow_qarnot_pool.hooks.qarnot import QarnotHook, check_conn_id
 from airflow_qarnot_pool.links import show_link
@@ -30,6 +30,7 @@ from airflow_qarnot_pool.operators.parameters import (
 from airflow_qarnot_pool.operators.references import reference
 from airflow_qarnot_pool.operators.waiting import (
     NOUN,
+    PoolsOfTasks,
     check_wait,
     get_surely,
     passing,
@@ -91,6 +92,7 @@ class QarnotSensor(ParametersMixin, BaseSensorOperator):
         self.poll_interval = poll_interval
         self.wait_timeout = wait_timeout
         self._history: list[str] = []
+        self._pools: PoolsOfTasks | None = None
 
     def _condition(self) -> Condition:
         targets = self.target_states
@@ -129,7 +131,7 @@ class QarnotSensor(ParametersMixin, BaseSensorOperator):
             self._show_link(context, look.uuid)
             outcome = concluded(self._condition(), look)
             if outcome is None:
-                self._defer(look.uuid)
+                self._defer(look.uuid, getattr(look, "pool", None))
             return self._conclude(outcome)
         except QarnotError as error:
             raise self._softened(error) from error
@@ -153,7 +155,7 @@ class QarnotSensor(ParametersMixin, BaseSensorOperator):
                 self._defer(self._ref)
             time.sleep(seconds_between_looks(self.poll_interval))
 
-    def _defer(self, uuid: str) -> NoReturn:
+    def _defer(self, uuid: str, pool: str | None = None) -> NoReturn:
         limit = timedelta(seconds=self.timeout)
         if self.execution_timeout is not None:
             limit = min(limit, self.execution_timeout)
@@ -165,6 +167,7 @@ class QarnotSensor(ParametersMixin, BaseSensorOperator):
                 poll_interval=seconds_between_looks(self.poll_interval),
                 deadline=(datetime.now(UTC) + limit).isoformat(),
                 cancel_on_kill=False,
+                pools=(pool,) if pool else (),
             ),
             method_name="execute_complete",
             timeout=limit + timedelta(minutes=5),
@@ -215,6 +218,8 @@ class QarnotSensor(ParametersMixin, BaseSensorOperator):
         outcome = concluded(self._condition(), look, self._history)
         self._history.append(look.state)
         self.log.info("%s %s is %s", NOUN[self.kind], look.uuid, look.state)
+        if outcome is None and (why := self._why_stranded(look)):
+            outcome = stranded(look.uuid, look.state, why)
         if outcome is None:
             return False
         try:
@@ -222,6 +227,17 @@ class QarnotSensor(ParametersMixin, BaseSensorOperator):
         except QarnotError as error:
             raise self._softened(error) from error
         return True
+
+    def _why_stranded(self, look: Any) -> str | None:
+        """Return why the Qarnot task *look* never runs, if it stays queued on a pool that has ended."""
+        pool = getattr(look, "pool", None)
+        if pool is None:
+            return None
+        if self._pools is None:
+            self._pools = PoolsOfTasks(
+                self.hook.client.pools, (pool,), seconds_between_looks(self.poll_interval)
+            )
+        return self._pools.why_stranded((look.state,))
 
     def _looked_before(self, context: Context) -> bool:
         """Whether this try has looked before, and seen the object; a rescheduled sensor is a new one each time."""

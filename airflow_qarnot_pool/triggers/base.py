@@ -7,7 +7,8 @@ import contextlib
 import json
 import weakref
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,9 +18,20 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from airflow_qarnot_pool import xcoms
 from airflow_qarnot_pool.api.errors import QarnotError, QarnotGoneError
 from airflow_qarnot_pool.compat import TRIGGERS_HAVE_ON_KILL
-from airflow_qarnot_pool.conditions import Condition, Ending, Kind, Outcome, concluded, late
+from airflow_qarnot_pool.conditions import (
+    Condition,
+    Ending,
+    Kind,
+    Outcome,
+    concluded,
+    is_queued,
+    late,
+    stranded,
+)
+from airflow_qarnot_pool.exceptions import QarnotPoolEndedError
 from airflow_qarnot_pool.identity import FORMAT, Life
 from airflow_qarnot_pool.triggers.poller import watch
+from airflow_qarnot_pool.triggers.pool_end import PoolEnds
 from airflow_qarnot_pool.wanted import check_addressable, state_now
 
 if TYPE_CHECKING:
@@ -49,6 +61,8 @@ class QarnotTrigger(BaseTrigger):
     :param cancel_on_kill: whether a kill of the Airflow task ends the object.
     :param carry: handed back in the event, for the operator that resumes.
     :param budget: ``Watched.to_kwargs()``: what may cost no more than its limit while this waits.
+    :param pools: pools of the Qarnot tasks that this waits for. Tasks that stay queued on one that has ended end the
+        wait.
     """
 
     kind: ClassVar[Kind]
@@ -65,6 +79,7 @@ class QarnotTrigger(BaseTrigger):
         cancel_on_kill: bool = True,
         carry: dict[str, Any] | None = None,
         budget: dict[str, Any] | None = None,
+        pools: Sequence[str] = (),
         format: int = FORMAT,
     ) -> None:
         super().__init__()
@@ -77,6 +92,7 @@ class QarnotTrigger(BaseTrigger):
         self.cancel_on_kill = cancel_on_kill
         self.carry = _shared(carry or {})
         self.budget = _once(budget)
+        self.pools: list[str] = _once(list(pools))
         self.format = format
         self._fired = False
 
@@ -94,6 +110,7 @@ class QarnotTrigger(BaseTrigger):
                 "carry": self.carry,
                 # Only where there is one: a triggerer of the release before does not know it.
                 **({} if self.budget is None else {"budget": self.budget}),
+                **({"pools": self.pools} if self.pools else {}),
                 "format": self.format,
             },
         )
@@ -149,27 +166,33 @@ class QarnotTrigger(BaseTrigger):
                 interval=self.poll_interval,
                 every_round=condition.ready_slots is not None,
             ) as waiter:
-                while True:
-                    left = self._seconds_left()
-                    if left is not None and not history:
-                        # A triggerer may come after the deadline: what is done by then is done.
-                        left = max(left, FIRST_LOOK)
-                    look = await waiter.next(left)
-                    self._looked(look.state)
-                    if changed := history[-1:] != (look.state,):
-                        self.log.info("%s %s is %s", self.kind.capitalize(), self.uuid, look.state)
-                    outcome = concluded(condition, look, history)
-                    if outcome is not None:
-                        return Outcome(
-                            ending=outcome.ending,
-                            uuid=self.uuid,
-                            state=outcome.state,
-                            message=outcome.message,
-                            carry=dict(carry),
-                        )
-                    if changed:
-                        history = _then(history, look.state)
-                    del look  # thousands may wait here for hours: only the state is needed any more
+                with PoolEnds(self.qarnot_conn_id, self.pools, waiter, self.poll_interval):
+                    while True:
+                        left = self._seconds_left()
+                        if left is not None and not history:
+                            # A triggerer may come after the deadline: what is done by then is done.
+                            left = max(left, FIRST_LOOK)
+                        try:
+                            look = await waiter.next(left)
+                        except QarnotPoolEndedError as error:
+                            if not history or not is_queued(history[-1]):
+                                continue
+                            return replace(stranded(self.uuid, history[-1], error.message), carry=dict(carry))
+                        self._looked(look.state)
+                        if changed := history[-1:] != (look.state,):
+                            self.log.info("%s %s is %s", self.kind.capitalize(), self.uuid, look.state)
+                        outcome = concluded(condition, look, history)
+                        if outcome is not None:
+                            return Outcome(
+                                ending=outcome.ending,
+                                uuid=self.uuid,
+                                state=outcome.state,
+                                message=outcome.message,
+                                carry=dict(carry),
+                            )
+                        if changed:
+                            history = _then(history, look.state)
+                        del look  # thousands may wait here for hours: only the state is needed any more
         except TimeoutError:
             ending, message = Ending.TIMEOUT, late(self.kind, self.uuid, history, condition)
         except QarnotGoneError as error:

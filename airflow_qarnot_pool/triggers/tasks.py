@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 from airflow_qarnot_pool.api import filters, states
 from airflow_qarnot_pool.api.errors import QarnotError
 from airflow_qarnot_pool.claim import end_life
-from airflow_qarnot_pool.conditions import Ending, Outcome
+from airflow_qarnot_pool.conditions import Ending, Outcome, is_queued
+from airflow_qarnot_pool.exceptions import QarnotPoolEndedError
 from airflow_qarnot_pool.fan_out import Memory
 from airflow_qarnot_pool.identity import LINEAGE_TAG, Life, numbers_of
 from airflow_qarnot_pool.triggers.base import QarnotTrigger, own_xcom, store_xcom, task_state
 from airflow_qarnot_pool.triggers.keys import TASKS_KEY
 from airflow_qarnot_pool.triggers.poller import watch
+from airflow_qarnot_pool.triggers.pool_end import PoolEnds
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.models import Task
@@ -27,7 +29,7 @@ log = logging.getLogger(__name__)
 CHECK_AFTER = 120.0
 #: Seconds between two lines of progress.
 REPORT_EVERY = 10.0
-LOOK_FIELDS = ("Uuid", "Shortname", "State")
+LOOK_FIELDS = ("Uuid", "Shortname", "State", "PoolUuid")
 
 
 class QarnotTasksTrigger(QarnotTrigger):
@@ -50,8 +52,14 @@ class QarnotTasksTrigger(QarnotTrigger):
                 is_tag=True,
                 interval=self.poll_interval,
             ) as waiter:
-                await self._watch(waiter, memory, low_water)
+                with PoolEnds(self.qarnot_conn_id, self.pools, waiter, self.poll_interval):
+                    await self._watch(waiter, memory, low_water)
                 ending = Ending.MET
+        except QarnotPoolEndedError as error:
+            ending, message = (
+                Ending.IMPOSSIBLE,
+                f"Qarnot tasks stay queued, and {error.message}, so they never run",
+            )
         except TimeoutError:
             ending = Ending.TIMEOUT
             message = (
@@ -69,6 +77,7 @@ class QarnotTasksTrigger(QarnotTrigger):
         """Note who ends, until few enough are left, or one is not there any more: the operator judges that.
 
         :raises TimeoutError: the deadline is over.
+        :raises QarnotPoolEndedError: some stay queued on a pool that has ended.
         """
         clock = asyncio.get_running_loop().time
         told, check_at = clock(), clock() + CHECK_AFTER
@@ -78,6 +87,9 @@ class QarnotTasksTrigger(QarnotTrigger):
                 left.append(until_deadline)
             try:
                 note_end(memory, await waiter.next(min(left)))  # type: ignore[arg-type]
+            except QarnotPoolEndedError as error:
+                if await self._some_are_queued(error.ref):
+                    raise
             except TimeoutError:
                 if self.deadline is not None and not self._seconds_left():
                     raise
@@ -89,12 +101,22 @@ class QarnotTasksTrigger(QarnotTrigger):
                 done, failed = len(memory.succeeded) + len(memory.failed), len(memory.failed)
                 self.log.info("%d done (%d failed), %d unfinished", done, failed, len(memory.pending))
 
-    async def _some_vanished(self, memory: Memory) -> bool:
+    async def _look_at_all(self) -> list[Task] | None:
         tagged = filters.equal("Tags", LINEAGE_TAG + self.uuid)
         try:
-            found = await self._ask(lambda client: look_at_all(client.tasks, tagged))
+            found: list[Task] = await self._ask(lambda client: look_at_all(client.tasks, tagged))
         except QarnotError as error:
             self.log.info("Could not look whether all Qarnot tasks are still there: %s", error)
+            return None
+        return found
+
+    async def _some_are_queued(self, pool: str | None) -> bool:
+        found = await self._look_at_all() or ()
+        return any(look.pool == pool and is_queued(look.state) for look in found)
+
+    async def _some_vanished(self, memory: Memory) -> bool:
+        found = await self._look_at_all()
+        if found is None:
             return False
         for look in found:
             note_end(memory, look)

@@ -1,0 +1,110 @@
+"""Tell waits for Qarnot tasks that their pool has ended, as a service may leave queued tasks on it.
+
+All waits on one pool share one subscription to it: it costs a poll of the connection's pools now and then, and no
+request for each wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from airflow_qarnot_pool.api import states
+from airflow_qarnot_pool.api.errors import QarnotError, QarnotGoneError, QarnotUnknownStateError
+from airflow_qarnot_pool.conditions import POOL_POLL_INTERVALS, STRANDED_INTERVALS
+from airflow_qarnot_pool.exceptions import QarnotPoolEndedError
+from airflow_qarnot_pool.triggers.poller import watch
+
+if TYPE_CHECKING:
+    from airflow_qarnot_pool.triggers.poller import Waiter
+
+log = logging.getLogger(__name__)
+
+
+class PoolEnd:
+    """The subscription to one pool, shared by the waits for Qarnot tasks on it."""
+
+    def __init__(self, key: tuple[int, str, str], interval: float) -> None:
+        self._key = key
+        self._interval = interval
+        self._waiters: set[Waiter] = set()
+        # An empty context, so that its log lines belong to the triggerer and not to the first trigger.
+        self._task = asyncio.get_running_loop().create_task(self._run(), context=contextvars.Context())
+
+    @property
+    def closed(self) -> bool:
+        return self._task.done()
+
+    def add(self, waiter: Waiter) -> None:
+        self._waiters.add(waiter)
+
+    def remove(self, waiter: Waiter) -> None:
+        self._waiters.discard(waiter)
+        if not self._waiters:
+            self._task.cancel()
+            if _ends.get(self._key) is self:
+                del _ends[self._key]
+
+    async def _run(self) -> None:
+        _, _, pool = self._key
+        state = await self._end()
+        while True:
+            # The service gets some time to cancel what is queued. A wait that joins later gets the same.
+            await asyncio.sleep(STRANDED_INTERVALS * self._interval)
+            for waiter in list(self._waiters):
+                waiter.tell(QarnotPoolEndedError(f"its pool {pool} is {state}", kind="pool", ref=pool))
+
+    async def _end(self) -> str:
+        """Return the state in which the pool takes no tasks any more, once it is in one."""
+        _, conn_id, pool = self._key
+        every = POOL_POLL_INTERVALS * self._interval
+        while True:
+            try:
+                async with watch(conn_id, "pool", pool, interval=every) as waiter:
+                    while True:
+                        look = await waiter.next(None)
+                        if not states.accepts_tasks(look.state):
+                            return look.state
+            except QarnotGoneError:
+                return "deleted"
+            except QarnotUnknownStateError as error:
+                log.info("%s", error)
+            except QarnotError as error:
+                log.warning("Could not poll pool %s, whose Qarnot tasks are waited for: %s", pool, error)
+            await asyncio.sleep(every)
+
+
+_ends: dict[tuple[int, str, str], PoolEnd] = {}
+
+
+class PoolEnds:
+    """Have *waiter* raise ``QarnotPoolEndedError``, again and again, once one of *pools* has ended: a context manager.
+
+    Thousands are open at a time, so it is no generator.
+
+    :param interval: seconds between two polls of the wait; pools are polled less often.
+    """
+
+    __slots__ = ("_conn_id", "_interval", "_joined", "_pools", "_waiter")
+
+    def __init__(self, conn_id: str, pools: Sequence[str], waiter: Waiter, interval: float) -> None:
+        self._conn_id, self._pools, self._waiter, self._interval = conn_id, pools, waiter, interval
+        self._joined: tuple[PoolEnd, ...] = ()
+
+    def __enter__(self) -> None:
+        loop = id(asyncio.get_running_loop())
+        self._joined = tuple(self._join((loop, self._conn_id, pool)) for pool in self._pools)
+
+    def _join(self, key: tuple[int, str, str]) -> PoolEnd:
+        end = _ends.get(key)
+        if end is None or end.closed:
+            end = _ends[key] = PoolEnd(key, self._interval)
+        end.add(self._waiter)
+        return end
+
+    def __exit__(self, *_: object) -> None:
+        for end in self._joined:
+            end.remove(self._waiter)
