@@ -9,17 +9,22 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, NamedTuple, Self
 
+from airflow_qarnot_pool.api.errors import QarnotProtocolError
+from airflow_qarnot_pool.api.limits import reading
 from airflow_qarnot_pool.transcript import Transcript
 
 #: Seconds between the times of two lines. Airflow sorts the lines of a log by milliseconds.
 STEP = 0.001
 #: Followers that a claim remembers.
 MOST_FOLLOWERS = 50
+#: Maximum lines in doubt that a note can name. A look writes far fewer.
+MOST_DOUBTFUL = 2_000_000
 
 
 class Batch(NamedTuple):
@@ -80,12 +85,19 @@ class Position:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Position:
-        """Read back what :meth:`to_json` wrote; without batches what the release before did."""
-        return cls(
-            transcript=Transcript.from_json(value),
-            batches=tuple(Batch.from_json(one) for one in value.get("batches") or ()),
-            written=int(value.get("written") or 0),
-        )
+        """Read back what :meth:`to_json` wrote; without batches what the release before did.
+
+        :raises QarnotProtocolError: it is something else.
+        """
+        with reading("How far the output of a Qarnot task is written"):
+            position = cls(
+                transcript=Transcript.from_json(value),
+                batches=tuple(Batch.from_json(one) for one in value.get("batches") or ()),
+                written=int(value.get("written") or 0),
+            )
+            if position.doubtful > MOST_DOUBTFUL:
+                raise ValueError(f"{position.doubtful} lines are in doubt")
+            return position
 
 
 @dataclass(frozen=True)
@@ -112,11 +124,13 @@ class Claim:
     @classmethod
     def from_json(cls, value: Any) -> Claim:
         """Read back what is stored; nothing, and what is no claim, is one that nobody holds."""
-        if not isinstance(value, Mapping):
+        with suppress(QarnotProtocolError):
+            if isinstance(value, Mapping) and "places" in value:
+                return cls(earlier=Position.from_json(value))
+        followers = value.get("followers") if isinstance(value, Mapping) else None
+        if not isinstance(followers, list):
             return cls()
-        if "places" in value:
-            return cls(earlier=Position.from_json(value))
-        return cls(tuple(str(one) for one in value.get("followers") or ()))
+        return cls(tuple(str(one) for one in followers[-MOST_FOLLOWERS:]))
 
 
 class Stamped(NamedTuple):

@@ -26,7 +26,9 @@ def end_of(text: str, limit: int) -> str:
     """Return the last *limit* characters of *text*, from the beginning of a word if one begins soon."""
     if len(text) <= limit:
         return text
-    end = text[len(text) - max(limit, 0) :]
+    if limit <= 0:
+        return ""
+    end = text[len(text) - limit :]
     blank = None if text[len(text) - len(end) - 1].isspace() else _BLANK.search(end, 0, _MAX_WORD)
     return end[blank.end() :] if blank else end
 

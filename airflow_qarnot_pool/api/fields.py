@@ -428,7 +428,12 @@ def decoded(value: Any) -> Any:
         for decode in (json.loads, ast.literal_eval):
             try:
                 return decode(value.strip())
-            except (ValueError, SyntaxError):
+            except (
+                ValueError,
+                SyntaxError,
+                RecursionError,
+                MemoryError,
+            ):  # the last two if nested too deeply
                 continue
     return value
 

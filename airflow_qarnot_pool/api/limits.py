@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any
 
 from airflow_qarnot_pool.api.errors import QarnotProtocolError, shortened
@@ -29,6 +31,7 @@ _MALFORMED = (
     RecursionError,
     TypeError,
     ValueError,
+    struct.error,
 )
 
 
@@ -91,6 +94,12 @@ def reading(what: str) -> Iterator[None]:
             f"{what} cannot be read ({type(error).__name__}: {shortened(str(error), 200)})",
             remedy="Clear the task to start it anew.",
         ) from error
+
+
+def stored_moment(text: Any) -> datetime:
+    """Read a date that was stored as text. Raises QarnotProtocolError for anything else."""
+    with reading("A stored date"):
+        return datetime.fromisoformat(text)
 
 
 def without_login(url: str) -> str:

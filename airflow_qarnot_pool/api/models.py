@@ -104,7 +104,7 @@ def _seconds(value: Any) -> timedelta | None:
 
 
 def _texts(value: Any) -> tuple[str, ...]:
-    return tuple(str(one) for one in value) if isinstance(value, (list, tuple)) else ()
+    return tuple(shortened(str(one), MAX_TEXT) for one in value) if isinstance(value, (list, tuple)) else ()
 
 
 def _map(value: Any) -> dict[str, Any]:

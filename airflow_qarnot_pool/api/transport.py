@@ -69,6 +69,10 @@ def backoff(attempt: int) -> float:
     return random.uniform(longest / 2, longest)
 
 
+class BrokenOffError(QarnotUnavailableError):
+    """An answer that is read in pieces has no end. Asking again may bring it."""
+
+
 class _Again(Exception):
     """A failure worth another attempt after ``wait`` seconds."""
 
@@ -244,7 +248,7 @@ class Transport:
         """Send a request and return its answer: text, decoded JSON of the given ``shape``, or None without one.
 
         With ``pieces`` the answer is an iterator over text of any length, which takes little memory and ends in a
-        QarnotUnavailableError if the connection breaks off; such a failure is not retried here.
+        BrokenOffError if the connection breaks off; such a failure is not retried here.
         ``path`` begins with a slash and is already quoted. ``kind`` and ``ref`` say whom it is about, for
         errors. ``creating`` sorts out what 400 and 404 mean; ``bulk``: a refusal that lists
         what became of each item is an answer too; ``anonymous``: without the token. Raises a QarnotError.
@@ -498,7 +502,7 @@ class Transport:
                 yield decoder.decode(b"", final=True)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             reason, _, _ = _http.explain(error, limit)
-            raise QarnotUnavailableError(
+            raise BrokenOffError(
                 f"Qarnot's answer from {self.url} broke off: {reason}", **call.where
             ) from None
 

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from airflow_qarnot_pool.hooks.settings import ConnectionSettings
 
 
+#: Maximum bytes of a result. It becomes an XCom.
+MAX_RESULT_FILE = 256 * 1024 * 1024
+
+
 class PayloadBucket:
     """The objects of one life of an Airflow task, in a bucket of the account's storage.
 
@@ -49,7 +53,12 @@ class PayloadBucket:
 
         key = self.prefix + name
         with explained(f"The result {key} could not be read from bucket {self.name}", self.name):
-            data: bytes = self._s3.get_object(Bucket=self.name, Key=key)["Body"].read()
+            data: bytes = self._s3.get_object(Bucket=self.name, Key=key)["Body"].read(MAX_RESULT_FILE + 1)
+        if len(data) > MAX_RESULT_FILE:
+            raise QarnotError(
+                f"The result {key} in bucket {self.name} has more than {MAX_RESULT_FILE:,} bytes",
+                remedy="Write it to a file, give result_bucket= and return the file's name.",
+            )
         if hashlib.sha256(data).hexdigest() != sha256:
             raise QarnotError(
                 f"The result {key} in bucket {self.name} is not the one that the node wrote; "

@@ -12,11 +12,12 @@ import inspect
 import json
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Literal
 
-from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
+from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError, QarnotProtocolError, shortened
+from airflow_qarnot_pool.api.limits import decompressed, parse_json
 from airflow_qarnot_pool.decorators import node
 from airflow_qarnot_pool.decorators.function import FunctionSource
 
@@ -26,6 +27,10 @@ Serializer = Literal["json", "pickle"]
 PART_LENGTH = 2048
 MAX_PARTS = 128
 MAX_BYTES = MAX_PARTS * PART_LENGTH * 3 // 4
+#: Maximum bytes of a report. Escaped for JSON, the longest result takes twice as many characters as it has.
+MAX_REPORT = 2 * node.MAX_RESULT + 1_000_000
+#: Maximum characters of a report as it is printed: base64 of what compression can make no smaller.
+MAX_ENCODED = 2 * MAX_REPORT
 
 #: What the instance runs; all the rest is in the constants. No ${...} in it, which Qarnot would replace.
 COMMAND = (
@@ -116,21 +121,77 @@ def digest(*parts: str | bytes) -> str:
     ).hexdigest()[:32]
 
 
-def split_report(output: str, nonce: str) -> tuple[str, dict[str, Any] | None]:
-    """What the function wrote to standard output, and the report that was printed after it.
+class ReportFinder:
+    """Find the report of the node in standard output while that passes by.
 
-    The last report counts: Qarnot keeps the attempts of an instance in one output. None where there is none.
+    The last report counts, as Qarnot keeps the attempts of an instance in one output.
     """
-    line = re.compile(rf"\n?^{node.MARK} {nonce} ([A-Za-z0-9_=-]+)\n?", re.MULTILINE)
-    report = None
-    for found in line.finditer(output):
-        try:
-            report = json.loads(zlib.decompress(base64.urlsafe_b64decode(found[1])))
-        except (ValueError, zlib.error):
-            report = None  # cut off
-    return line.sub("", output), report
+
+    def __init__(self, nonce: str) -> None:
+        self._mark = f"{node.MARK} {nonce} "
+        self._line = re.compile(rf"^{re.escape(self._mark)}([A-Za-z0-9_=-]+)", re.MULTILINE)
+        #: The report; None if there is none, or none that can be read.
+        self.report: dict[str, Any] | None = None
+        #: Why the last report cannot be read.
+        self.problem = ""
+        #: Whether the output has been read to its end.
+        self.complete = False
+
+    def watch(self, pieces: Iterable[str]) -> Iterator[str]:
+        """Yield *pieces*, and look at them."""
+        self.report, self.problem, self.complete = None, "", False
+        rest = ""
+        for piece in pieces:
+            yield piece
+            lines, newline, last = (rest + piece).rpartition("\n")
+            if newline:
+                self._search(lines)
+            known = min(len(last), len(self._mark))
+            if last[:known] != self._mark[:known]:
+                rest = "."  # in the middle of another line
+            elif len(last) > MAX_ENCODED:
+                self.report, self.problem, rest = None, f"it has more than {MAX_ENCODED:,} characters", "."
+            else:
+                rest = last
+        self._search(rest)
+        self.complete = True
+
+    def _search(self, lines: str) -> None:
+        for found in self._line.finditer(lines):
+            self.report, self.problem = None, ""
+            try:
+                self.report = _report(found[1])
+            except ValueError as error:
+                self.problem = str(error)
 
 
-def value_of(text: str, serializer: Serializer) -> Any:
-    """The result; unpickled only where the author of the DAG asked for pickle."""
-    return node.decode(text, serializer)
+def _report(encoded: str) -> dict[str, Any]:
+    """Decode a report. Raises ValueError for what :mod:`~airflow_qarnot_pool.decorators.node` does not write."""
+    if len(encoded) > MAX_ENCODED:
+        raise ValueError(f"it has more than {MAX_ENCODED:,} characters")
+    report = parse_json(decompressed(base64.urlsafe_b64decode(encoded), MAX_REPORT))
+    for fields in (("value",), ("file", "sha256")):
+        if isinstance(report, dict) and all(isinstance(report.get(one), str) for one in fields):
+            return report
+    error = report.get("error") if isinstance(report, dict) else None
+    if isinstance(error, dict) and all(isinstance(error.get(one), str) for one in ("summary", "detail")):
+        return {"error": error}
+    raise ValueError("it is not what the node writes")
+
+
+def value_of(text: str, serializer: Serializer, name: str) -> Any:
+    """Return the result of the function *name*; unpickled only if the author of the DAG asked for pickle.
+
+    :raises QarnotProtocolError: it cannot be decoded here.
+    """
+    try:
+        return node.decode(text, serializer)
+    except Exception as error:
+        missing = isinstance(error, (ImportError, AttributeError))
+        raise QarnotProtocolError(
+            f"The result of {name}() cannot be decoded from {serializer} ({type(error).__name__}: "
+            f"{shortened(str(error), 500)})",
+            remedy="Return plain values, or install here what the result is made of."
+            if missing
+            else "Return plain values that are not deeply nested.",
+        ) from None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, Protocol, TypeVar, overload
 
 from airflow.sdk.bases.decorator import DecoratedOperator, task_decorator_factory
@@ -17,7 +18,7 @@ from airflow_qarnot_pool.operators.parameters import Duration, as_duration, chec
 from airflow_qarnot_pool.operators.references import NOT_GIVEN
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.operators.unknown import refuse_unknown
-from airflow_qarnot_pool.output import fetch, lost_nodes
+from airflow_qarnot_pool.output import fetch, lost_nodes, read_again
 from airflow_qarnot_pool.templates import is_templated
 from airflow_qarnot_pool.transcript import Transcript
 
@@ -96,7 +97,7 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
         self.payload_bucket = payload_bucket
         self._check(python_callable)
         self._life: Life | None = None
-        self._written: dict[str, str] = {}
+        self._reports: dict[str, payload.ReportFinder] = {}
 
     def _check(self, function: Callable[..., Any]) -> None:
         """What only this task's parameters can be wrong about, when the DAG is parsed."""
@@ -210,26 +211,28 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
 
     # --- bringing its result back
 
-    def _output(self, task: Task) -> tuple[str, dict[str, Any] | None]:
-        """What the function wrote to standard output, and the report."""
-        if task.uuid not in self._written:
-            self._kept(task.uuid, "stdout")
-        return payload.split_report(self._written[task.uuid], self._nonce)
+    def _output(self, task: Task) -> payload.ReportFinder:
+        """Return what is known of the report in standard output, all of which is read."""
+        finder = self._reports.get(task.uuid)
+        if finder is None or not finder.complete:
+            read_again(lambda: deque(self._kept(task.uuid, "stdout"), maxlen=0))
+        return self._reports[task.uuid]
 
     def _nothing_written(self, uuid: str) -> Transcript:
         # What the function returned is not for the log.
         return Transcript(uuid=uuid, instance=0, hidden=f"{node.MARK} {self._nonce} ")
 
-    def _kept(self, uuid: str, stream: str) -> str:
-        text = fetch(self.client, uuid, stream, 0)
-        if stream == "stdout":
-            self._written[uuid] = text
-        return text
+    def _kept(self, uuid: str, stream: str) -> Iterable[str]:
+        pieces = fetch(self.client, uuid, stream, 0)
+        if stream != "stdout":
+            return pieces
+        finder = self._reports[uuid] = payload.ReportFinder(self._nonce)
+        return finder.watch(pieces)
 
     def _report(self, task: Task) -> str:
         """Why there is no result: what the function raised on the node, or what became of the Qarnot task."""
         try:
-            report = self._output(task)[1] or {}
+            report = self._output(task).report or {}
         except QarnotError:
             report = {}
         error = report.get("error")
@@ -240,7 +243,15 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
         return "\n".join(line for line in lines if line)
 
     def _result(self, task: Task) -> Any:
-        report = self._output(task)[1]
+        finder = self._output(task)
+        report = finder.report
+        if report is None and finder.problem:
+            raise QarnotTaskFailedError(
+                f"Qarnot task {task.uuid} ended in {task.state}, but the result of {self._function.name}() cannot "
+                f"be read from its output: {finder.problem}. Clear the task to run it again",
+                kind="task",
+                ref=task.uuid,
+            )
         if report is None:
             raise QarnotTaskFailedError(
                 f"Qarnot task {task.uuid} ended in {task.state}, but the result of {self._function.name}() is "
@@ -262,7 +273,7 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
                     field="payload_bucket",
                 )
             text = bucket.download(report["file"], report["sha256"]).decode()
-        return payload.value_of(text, self.serializer)
+        return payload.value_of(text, self.serializer, self._function.name)
 
 
 def _refuse_foreign(parameters: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_qarnot_pool.api import states
 from airflow_qarnot_pool.api.errors import QarnotError, QarnotInvalidSpecError, QarnotRefusedError
+from airflow_qarnot_pool.api.limits import stored_moment
 from airflow_qarnot_pool.conditions import TASK_DONE, TASK_ENDED, Condition, Ending, is_queued
 from airflow_qarnot_pool.costs import executed
 from airflow_qarnot_pool.exceptions import (
@@ -215,8 +216,8 @@ class QarnotRunTaskOperator(TaskOperator):
     def _nothing_written(self, uuid: str) -> Transcript:
         return Transcript(uuid=uuid)
 
-    def _kept(self, uuid: str, stream: str) -> str:
-        """All that Qarnot keeps of a stream of the output."""
+    def _kept(self, uuid: str, stream: str) -> Iterable[str]:
+        """Return all that Qarnot keeps of a stream of the output."""
         return fetch(self.client, uuid, stream, None)
 
     def _report(self, task: Task) -> str:
@@ -256,7 +257,7 @@ class QarnotRunTaskOperator(TaskOperator):
         self._watch(context, task.pool or task.uuid, "pool" if task.pool else "task")
         self._raise_if_over()
         limit = carry.get("deadline")
-        deadline = datetime.fromisoformat(limit) if limit else None
+        deadline = stored_moment(limit) if limit else None
         moved, resubmitted = int(carry.get("moved") or 0), bool(carry.get("resubmitted"))
         if moved < MOST_GENERATIONS and task.pool and (pool := self._next_pool(context, task.pool)):
             return self._submit_and_wait(

@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from airflow_qarnot_pool.api.errors import QarnotNotFoundError
+from airflow_qarnot_pool.api.errors import QarnotError, QarnotNotFoundError, shortened
 from airflow_qarnot_pool.handover import Claim, Position, on_their_way, stamped
 from airflow_qarnot_pool.identity import Life
 from airflow_qarnot_pool.output import write
@@ -153,7 +153,7 @@ class Follower:
 
     def _tell(self, error: Exception, words: str) -> None:
         if type(error) not in self._told:
-            self._log.warning(words, error)
+            self._log.warning(words, shortened(str(error), 1000))
         self._told.add(type(error))
 
     # --- the steps of a look
@@ -170,7 +170,11 @@ class Follower:
             note = await self._read_note(position_key(one))
             if note is None:
                 continue
-            before = Position.from_json(note)
+            try:
+                before = Position.from_json(note)
+            except QarnotError as error:
+                self._log.warning("%s Lines may be here twice", error)
+                continue
             position = position or before
             if one.startswith(self._triggerer) and before.written:
                 self._log.warning(

@@ -7,6 +7,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from airflow_qarnot_pool.api import states
+from airflow_qarnot_pool.api.errors import QarnotError
 from airflow_qarnot_pool.claim import end
 from airflow_qarnot_pool.conditions import Outcome
 from airflow_qarnot_pool.identity import Fate, Life, Relic, fate_of
@@ -37,9 +38,13 @@ class QarnotTaskTrigger(QarnotTrigger):
         return super()._wait() if self.live is None else self._wait_and_follow(self.live)
 
     async def _wait_and_follow(self, live: dict[str, Any]) -> Outcome:
-        follower = self._follower = Follower(
-            self.qarnot_conn_id, live, self.poll_interval, self.life, self.log
-        )
+        try:
+            follower = self._follower = Follower(
+                self.qarnot_conn_id, live, self.poll_interval, self.life, self.log
+            )
+        except QarnotError as error:
+            self.log.warning("%s It is written when the Qarnot task is done", error)
+            return await super()._wait()
         following = asyncio.create_task(follower.follow())
         try:
             outcome = await super()._wait()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import random
+import tracemalloc
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,7 +19,7 @@ from airflow.sdk import DAG, XComArg, task
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.decorators import node, payload
 from airflow_qarnot_pool.decorators.qarnot import DEFAULT_IMAGE, qarnot_task
-from airflow_qarnot_pool.exceptions import QarnotInvalidSpecError, QarnotTaskFailedError
+from airflow_qarnot_pool.exceptions import QarnotInvalidSpecError, QarnotProtocolError, QarnotTaskFailedError
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.task_groups.pool import QarnotPoolGroup
@@ -492,13 +495,91 @@ def test_what_is_sent_is_the_same_in_every_try() -> None:
 
 def test_a_report_that_was_cut_off_is_no_report() -> None:
     good = '{"value": "1"}'
-    import base64
-    import zlib
-
     data = base64.urlsafe_b64encode(zlib.compress(good.encode())).decode()
     line = f"\n{node.MARK} abc {data}\n"
-    assert payload.split_report(f"out{line}", "abc") == ("out", {"value": "1"})
-    assert payload.split_report(f"out\n{line}late\n", "abc") == ("out\nlate\n", {"value": "1"})
-    assert payload.split_report(f"out{line}", "abd") == (f"out{line}", None)
-    assert payload.split_report(f"out{line[:-12]}", "abc")[1] is None
-    assert payload.split_report(f"first{line}second{line}", "abc")[0] == "firstsecond"
+    for size in (1, 5, 100, 1000):
+
+        def found(output: str, nonce: str = "abc", size: int = size) -> dict[str, Any] | None:
+            finder = payload.ReportFinder(nonce)
+            pieces = [output[at : at + size] for at in range(0, len(output), size)]
+            assert list(finder.watch(pieces)) == pieces
+            assert finder.complete
+            return finder.report
+
+        assert found(f"out{line}") == {"value": "1"}
+        assert found(f"out\n{line}late\n") == {"value": "1"}
+        assert found(f"out{line}", "abd") is None
+        assert found(f"out{line[:-12]}") is None
+        assert found(f"out{line}{line[:-12]}") is None
+        assert found(f"first{line[:-12]}\n{line}second") == {"value": "1"}
+        assert found(f"out {line[1:]}") is None  # not at the beginning of a line
+
+
+def encoded(report: Any, *, level: int = 9) -> str:
+    data = report if isinstance(report, bytes) else json.dumps(report).encode()
+    return base64.urlsafe_b64encode(zlib.compress(data, level)).decode()
+
+
+HOSTILE = {
+    "a bomb": encoded(b'{"value": "' + b"a" * 300_000_000 + b'"}'),
+    "a bomb of blanks": encoded(b" " * 300_000_000),
+    "deep": encoded(b"[" * 100_000 + b"]" * 100_000),
+    "no object": encoded([1]),
+    "no text": encoded({"value": 5}),
+    "no sentence": encoded({"error": {"summary": [], "detail": None}}),
+    "no error": encoded({"error": "x"}),
+    "half a file": encoded({"file": "x"}),
+    "a huge number": encoded(b'{"value": ' + b"9" * 1_000_000 + b"}"),
+    "no base64": "====",
+    "endless": "A" * 10_000_000,
+}
+
+
+@pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_report_that_no_node_writes_is_no_report_and_takes_little_memory(data: str) -> None:
+    output = f"out\n{node.MARK} abc {data}\nlate\n"
+    pieces = [output[at : at + 65_536] for at in range(0, len(output), 65_536)]
+    finder = payload.ReportFinder("abc")
+    tracemalloc.start()
+    try:
+        for _ in finder.watch(pieces):
+            pass
+        assert tracemalloc.get_traced_memory()[1] < 60_000_000
+    finally:
+        tracemalloc.stop()
+    assert finder.report is None
+    assert finder.problem
+    assert len(finder.problem) < 500
+
+
+@pytest.mark.parametrize("character", ["a", '"', "\\\\", "\x00", "é", "🎉"])
+def test_the_longest_results_and_errors_that_a_node_reports_are_read(character: str) -> None:
+    value = character * node.MAX_RESULT
+    reports: list[dict[str, Any]] = [
+        {"value": json.dumps(value)[: node.MAX_RESULT]},
+        node._error(value, value),
+        {"file": "f", "sha256": "0"},
+    ]
+    for report in reports:
+        finder = payload.ReportFinder("abc")
+        for _ in finder.watch([f"{node.MARK} abc {encoded(report, level=0)}\n"]):
+            pass
+        assert finder.report == report
+
+
+@pytest.mark.parametrize(
+    ("text", "serializer", "words"),
+    [
+        ("[" * 100_000 + "]" * 100_000, "json", "RecursionError"),
+        ("{", "json", "JSONDecodeError"),
+        (base64.b64encode(b"cno_such_module\nThing\n.").decode(), "pickle", "install here"),
+        ("@", "pickle", "cannot be decoded from pickle"),
+    ],
+)
+def test_a_result_that_cannot_be_decoded_is_a_qarnot_error(
+    text: str, serializer: payload.Serializer, words: str
+) -> None:
+    with pytest.raises(QarnotProtocolError, match=r"The result of f\(\)") as caught:
+        payload.value_of(text, serializer, "f")
+    assert words in str(caught.value)
+    assert len(str(caught.value)) < 1500

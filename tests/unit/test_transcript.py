@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import re
+import tracemalloc
+from collections.abc import Iterator
 
 import pytest
 
-from airflow_qarnot_pool.transcript import MOST_CHARACTERS, Place, Transcript, by_instance, news
+from airflow_qarnot_pool.exceptions import QarnotProtocolError
+from airflow_qarnot_pool.transcript import MOST_CHARACTERS, Finder, Place, Transcript
 
 
 def follow(*looks: str, over: bool = True, **options: object) -> list[list[str]]:
@@ -84,12 +88,11 @@ def test_lines_are_told_apart_by_instance_whatever_their_order() -> None:
 
 
 def test_an_output_without_instances_is_written_as_it_is() -> None:
-    assert by_instance("a\nb\n") == {None: ["a", "b"]}
     assert follow("a\nb\n") == [["[stdout] a", "[stdout] b"]]
 
 
 def test_what_is_left_of_a_line_is_not_taken_for_a_line_without_instance() -> None:
-    assert by_instance("llo\n0> a\n") == {0: ["a"]}
+    assert follow("llo\n0> a\n") == [["[stdout 0] a"]]
 
 
 def test_a_quiet_instance_is_not_written_again_when_the_others_push_it_out() -> None:
@@ -160,7 +163,9 @@ def test_any_output_is_written_once_or_a_line_tells_that_it_is_not(seed: int) ->
 def test_a_place_in_an_output_that_repeats_itself_is_doubtful() -> None:
     transcript, _ = Transcript(uuid="u", instance=0).read("stdout", "tick\n" * 20 + "1\n")
     place = transcript.places["stdout", 0]
-    assert not news(place, [*["tick"] * 18, "1", ""]).doubtful
+    finder = Finder(place)
+    finder.feed([*["tick"] * 18, "1", ""])
+    assert not finder.news().doubtful
     repeats, _ = Transcript(uuid="u", instance=0).read("stdout", "1\n" + "tick\n" * 20)
     _, lines = repeats.read("stdout", "tick\n" * 18 + "2\n", over=True)
     assert lines[0].startswith("[stdout] ... output may be missing here")
@@ -187,3 +192,214 @@ def test_of_a_great_deal_the_end_is_written() -> None:
 
 def test_places_are_compared_by_value() -> None:
     assert Place(3, (1, 2, 3)) == Place.from_json(json.loads(json.dumps(Place(3, (1, 2, 3)).to_json())))
+
+
+# --- bytes that are no text
+
+
+PIECES = [
+    "Größe: 5 GB – fertig\n".encode(),
+    "строка сделана\n".encode(),
+    "処理完了 🎉\n".encode(),
+    "caf\xe9\n".encode("latin-1"),
+    "größer\n".encode("utf-16-le"),
+    b"\xf0\x9f\x8e \xff\xfe \xc3\n",
+    b"plain\n",
+    b"\n",
+]
+
+
+def as_kept(output: bytes, size: int, *, together: bool) -> str:
+    """What a server shows of an *output* of which it keeps *size* bytes."""
+    text = output[-size:].decode("utf-8", "replace")
+    if not together:
+        return text
+    return "".join(f"7> {line}\n" for line in text.removesuffix("\n").split("\n")) if text else ""
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["common output", "one instance"])
+@pytest.mark.parametrize("seed", range(40))
+def test_every_line_is_written_once_wherever_its_bytes_are_cut(seed: int, together: bool) -> None:
+    """Blocks of any size, as programs and servers cut them, and a restart now and then."""
+    dice = random.Random(seed)
+    whole = b"".join(dice.choices(PIECES, k=80))
+    transcript = Transcript(uuid="u", instance=None if together else 7)
+    said: list[str] = []
+    at = 0
+    while at < len(whole):
+        at = min(len(whole), at + dice.choice([1, 2, 3, 40, 97, 400]))
+        for _ in range(dice.choice([1, 1, 2, 3])):
+            over = at == len(whole)
+            transcript, lines = transcript.read(
+                "stdout", as_kept(whole[:at], 10**6, together=together), over=over
+            )
+            said += lines
+            if dice.random() < 0.1:
+                transcript = Transcript.from_json(json.loads(json.dumps(transcript.to_json())))
+            if over:
+                break
+    label = "[stdout 7] " if together else "[stdout] "
+    assert not [line for line in said if "missing" in line]
+    expected = whole.decode("utf-8", "replace")
+    assert "".join(line.removeprefix(label) for line in said) == expected.replace("\n", "")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_buffer_that_begins_within_a_character_hides_nothing_that_is_kept(seed: int) -> None:
+    dice = random.Random(seed)
+    lines = [f"строка {number:03} сделана – fertig\n".encode() for number in range(300)]
+    size = dice.choice([400, 1000, 3000])
+    transcript = Transcript(uuid="u", instance=0)
+    said: list[str] = []
+    at = 0
+    while at < len(lines):
+        # Never more between two looks than is kept, with some lines to find the place by.
+        at = min(len(lines), at + dice.randrange(1, size // len(lines[0]) - 3))
+        transcript, new = transcript.read("stdout", as_kept(b"".join(lines[:at]), size, together=False))
+        said += new
+        if dice.random() < 0.2:
+            transcript = Transcript.from_json(json.loads(json.dumps(transcript.to_json())))
+    assert said == [f"[stdout] {line.decode()[:-1]}" for line in lines]
+
+
+def test_a_line_that_ends_within_a_character_waits_for_the_rest_of_it() -> None:
+    line = "Größe: 5 GB – fertig\n".encode()
+    cut = line.index(b"\xc3") + 1
+    looks = [
+        as_kept(b"a\n" + one, 10**6, together=True) for one in (line[:cut], line[:cut], line[:cut], line)
+    ]
+    assert follow(*looks) == [["[stdout 7] a"], [], [], ["[stdout 7] Größe: 5 GB – fertig"]]
+
+
+def test_a_last_line_that_never_becomes_text_is_written_at_the_end() -> None:
+    assert follow("a\ncaf\ufffd", "a\ncaf\ufffd", instance=0) == [["[stdout] a"], ["[stdout] caf\ufffd"]]
+
+
+# --- lines and outputs of any size
+
+
+@pytest.mark.parametrize("restart", [False, True], ids=["the same reader", "another reader"])
+def test_a_line_that_grows_beyond_the_buffer_is_followed_without_a_false_gap(restart: bool) -> None:
+    """As a progress bar does, which never ends its line."""
+    states = [f"\r{number:6} of 100000 |{'#' * (number % 50)}" for number in range(3000)]
+    transcript = Transcript(uuid="u", instance=0)
+    said: list[str] = []
+    for number in range(0, 3000, 30):
+        kept = "".join(states[: number + 1])[-5_000:]
+        for _ in range(2):
+            transcript, new = transcript.read("stdout", kept)
+            said += new
+            if restart:
+                transcript = Transcript.from_json(transcript.to_json())
+        if restart:  # it does not know how the line was a look ago
+            transcript, new = transcript.read("stdout", kept)
+            transcript, more = transcript.read("stdout", kept)
+            said += new + more
+    assert not [line for line in said if "missing" in line]
+    assert said == [f"[stdout] {states[number][1:]}" for number in range(0, 3000, 30)]
+
+
+@pytest.mark.parametrize("last", ["", "\n", "\ndone", "\ndone\n"], ids=repr)
+@pytest.mark.parametrize("together", [True, False], ids=["common output", "one instance"])
+@pytest.mark.parametrize("size", [1_000_001, 1_500_000, 3_000_000, 5_000_000])
+def test_of_a_line_of_more_than_a_million_characters_the_end_is_written(
+    size: int, last: str, together: bool
+) -> None:
+    text = "first\n" + ("word " * (size // 5)) + "END" + last
+    if together:
+        text = "".join(f"3> {line}\n" for line in text.removesuffix("\n").split("\n"))
+    (lines,) = follow(text, instance=None if together else 0)
+    label = "[stdout 3] " if together else "[stdout] "
+    note, end, *rest = lines
+    assert re.fullmatch(r"\[stdout\] \.\.\. [\d,]+ characters in 2 lines left out here", note)
+    assert end.startswith(f"{label}word ")
+    assert end.endswith(" END")
+    assert rest == ([f"{label}done"] if "done" in last else [])
+    assert MOST_CHARACTERS - 1_000 < sum(map(len, lines[1:])) <= MOST_CHARACTERS
+    omitted = int(re.sub(r"\D", "", note.split(" characters")[0]))
+    total = sum(len(label) + len(line) for line in ("first", "word " * (size // 5) + "END"))
+    assert omitted == total - len(end)
+
+
+def test_of_a_line_that_cannot_be_shown_whole_no_part_of_a_word_is_shown() -> None:
+    for size in range(1_000_000, 1_000_040):
+        (lines,) = follow("x " * 10_000 + " secret-of-the-node " + "y" * (size - 100), instance=0)
+        assert "secret-of-the-node" in lines[-1] or "node" not in lines[-1]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_an_output_says_the_same_in_whatever_pieces_it_comes(seed: int) -> None:
+    dice = random.Random(seed)
+    instances = dice.choice([1, 3])
+    hidden = "REPORT "
+    words = ["a", "строка", "", "\r1%\r2%", "REPORT x", "y" * 300]
+    lines = [f"{dice.randrange(instances)}> {dice.choice(words)} {n if n % 3 else ''}\n" for n in range(200)]
+    looks = ["".join(lines[dice.randrange(20) : end]) for end in (50, 120, 121, 200)]
+    transcripts = [Transcript(uuid="u", hidden=hidden) for _ in range(2)]
+    for number, text in enumerate(looks):
+        pieces, at = [], 0
+        while at < len(text):
+            size = dice.choice([1, 7, 100, 5000])
+            pieces.append(text[at : at + size])
+            at += size
+        said: list[list[str]] = []
+        for one, whole in enumerate((text, pieces)):
+            transcripts[one], new = transcripts[one].read("stdout", whole, over=number == 3)
+            said.append(new)
+        assert said[0] == said[1]
+        assert transcripts[0] == transcripts[1]
+
+
+def endless(instances: int, lines: int, line: str, size: int = 65_536) -> Iterator[str]:
+    """A common output of all instances, in pieces."""
+    for instance in range(instances):
+        block = f"{instance}> {line}\n" * (size // (len(line) + 4))
+        for _ in range(max(1, lines * (len(line) + 4) // size)):
+            yield block
+
+
+@pytest.mark.parametrize(
+    ("instances", "lines", "line"),
+    [(64, 3_000, "0123456789" * 5), (1, 300_000, "x"), (5_000, 1, "y"), (2, 10_000, "🎉" * 100)],
+    ids=["many instances", "short lines", "thousands of instances", "wide characters"],
+)
+def test_an_output_of_any_size_takes_little_memory(instances: int, lines: int, line: str) -> None:
+    small = 64 if instances == 5_000 else 65_536
+    tracemalloc.start()
+    try:
+        _, said = Transcript(uuid="u").read("stdout", endless(instances, lines, line, small), over=True)
+        assert tracemalloc.get_traced_memory()[1] < 90_000_000
+    finally:
+        tracemalloc.stop()
+    assert "left out here" in said[0] or instances == 5_000
+    assert said[-1] == f"[stdout {instances - 1}] {line}"
+    assert MOST_CHARACTERS * 0.9 < sum(map(len, said)) <= MOST_CHARACTERS + 200 or instances == 5_000
+
+
+def test_a_line_without_end_takes_little_memory_and_is_hidden_where_it_should_be() -> None:
+    tracemalloc.start()
+    try:
+        for hidden in ("", "REPORT "):
+            pieces = itertools.chain(
+                ["0> a\n0> REPORT "], itertools.repeat("z" * 65_536, 2_000), ["\n0> end\n"]
+            )
+            _, said = Transcript(uuid="u", hidden=hidden).read("stdout", pieces, over=True)
+            assert said[-1] == "[stdout 0] end"
+            assert len(said) == (2 if hidden else 3)
+        assert tracemalloc.get_traced_memory()[1] < 30_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "note",
+    [None, [], {}, {"uuid": "u", "places": 5}, {"uuid": "u", "places": [["stdout", 0, 1]]}]
+    + [
+        {"uuid": "u", "places": [["stdout", 0, lines, tail, 0, 0]]}
+        for lines, tail in (("x", ""), (1, "@"), (1, "AAA="))
+    ],
+    ids=repr,
+)
+def test_a_place_that_cannot_be_read_back_is_a_qarnot_error(note: object) -> None:
+    with pytest.raises(QarnotProtocolError, match="place in the output"):
+        Transcript.from_json(note)  # type: ignore[arg-type]
