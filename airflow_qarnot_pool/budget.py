@@ -24,6 +24,7 @@ from airflow_qarnot_pool.api.errors import (
     QarnotRefusedError,
     QarnotUnavailableError,
 )
+from airflow_qarnot_pool.api.limits import stored_moment
 from airflow_qarnot_pool.conditions import Kind
 from airflow_qarnot_pool.costs import RunKey, euros, run_of
 from airflow_qarnot_pool.identity import label
@@ -290,7 +291,7 @@ def pools_of_run(client: QarnotClient, watched: Watched) -> list[Pool]:
 
     wanted = [filters.equal("Tags", namespace_tag(watched.namespace))]
     if watched.since:
-        since = datetime.fromisoformat(watched.since) - timedelta(seconds=5)
+        since = stored_moment(watched.since) - timedelta(seconds=5)
         wanted.append(filters.ge("CreationDate", since))
     found = client.pools.search(
         filters.and_(*wanted), fields=("Uuid", "State", "Labels", "Tags", "EndDate"), limit=1000

@@ -16,7 +16,9 @@ from airflow_qarnot_pool.api.errors import (
     QarnotInvalidSpecError,
     QarnotNotFoundError,
     QarnotUnknownStateError,
+    shortened,
 )
+from airflow_qarnot_pool.api.limits import reading
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.models import Pool, Task
@@ -129,8 +131,9 @@ class Condition:
     @classmethod
     def from_kwargs(cls, kwargs: Mapping[str, Any]) -> Condition:
         """Read back what :meth:`to_kwargs` of this or an earlier release wrote."""
-        known = {name: kwargs[name] for name in cls.__dataclass_fields__ if name in kwargs}
-        return cls(**{**known, "targets": tuple(known.get("targets", ()))})
+        with reading("What a trigger waits for"):
+            known = {name: kwargs[name] for name in cls.__dataclass_fields__ if name in kwargs}
+            return cls(**{**known, "targets": tuple(known.get("targets", ()))})
 
 
 def _target(kind: Kind, name: str) -> str:
@@ -237,14 +240,18 @@ class Outcome:
 
     @classmethod
     def from_event(cls, event: Mapping[str, Any]) -> Outcome:
-        """Read back what :meth:`to_event` of this or an earlier release wrote."""
-        return cls(
-            ending=Ending(event["status"]),
-            uuid=event["uuid"],
-            state=event.get("state"),
-            message=event.get("message") or "",
-            carry=dict(event.get("carry") or {}),
-        )
+        """Read back what :meth:`to_event` of this or an earlier release wrote.
+
+        :raises QarnotProtocolError: it is something else.
+        """
+        with reading("The event of a wait"):
+            return cls(
+                ending=Ending(event["status"]),
+                uuid=event["uuid"],
+                state=event.get("state"),
+                message=shortened(event.get("message") or ""),
+                carry=dict(event.get("carry") or {}),
+            )
 
 
 def concluded(condition: Condition, look: Pool | Task, history: Iterable[str] = ()) -> Outcome | None:

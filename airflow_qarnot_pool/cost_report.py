@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
+from airflow_qarnot_pool.api.errors import shortened
 from airflow_qarnot_pool.costs import (
     Cost,
     PoolCost,
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 By = Literal["dag", "task", "tag"]
 NAMES: dict[By, str] = {"dag": "DAG", "task": "Airflow task", "tag": "Tag"}
+#: Maximum characters of a name in a table. Airflow's ids have up to 250 each.
+_MAX_NAME = 510
 NOBODY = "(no DAG)"
 NO_WORK = "(opened, and nothing ran on it)"
 NO_TAG = "(no tag)"
@@ -170,7 +173,7 @@ def _cells(name: str, runs: str, cost: Cost, cents: bool) -> list[str]:
     else:
         paid = euros(cost.credits)
     carbon, saved = ("?" if one is None else grams(one) for one in (cost.carbon_g, cost.saved_g))
-    return [name, runs, paid, energy, carbon, saved, idle]
+    return [shortened(name, _MAX_NAME), runs, paid, energy, carbon, saved, idle]
 
 
 def _plain(text: str) -> str:

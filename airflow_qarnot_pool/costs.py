@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from airflow_qarnot_pool.api.limits import parse_number
 from airflow_qarnot_pool.identity import label, namespace_tag
 
 if TYPE_CHECKING:
@@ -148,12 +149,12 @@ class Work:
     @classmethod
     def of(cls, task: Task) -> Work:
         """Read *task* and its labels."""
-        index = label(task.labels, "map_index") or ""
+        index = parse_number(label(task.labels, "map_index"))
         return cls(
             uuid=task.uuid,
             run=run_of(task),
             task_id=label(task.labels, "task_id") or "",
-            map_index=int(index) if index.isdecimal() else -1,
+            map_index=-1 if index is None else index,
             part=label(task.labels, "part") or "",
             seconds=executed(task) or 0.0,
             instances=task.instances or 1,

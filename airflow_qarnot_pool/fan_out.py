@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from airflow_qarnot_pool.api.limits import reading
 from airflow_qarnot_pool.api.ranges import format_ranges, parse_ranges
 from airflow_qarnot_pool.identity import Fate, Life, Relic, decide
 
@@ -67,14 +68,15 @@ class Memory:
     @classmethod
     def from_carry(cls, carry: Mapping[str, Any]) -> Memory:
         """Read back what :meth:`to_carry` of this or an earlier release wrote."""
-        pending = carry.get("pending") or {}
-        return cls(
-            pending={
-                (item, int(number)) for number, items in pending.items() for item in parse_ranges(items)
-            },
-            succeeded=set(parse_ranges(carry.get("remembered"))),
-            failed=set(parse_ranges(carry.get("failed"))),
-        )
+        with reading("What is known of a fan-out"):
+            pending = carry.get("pending") or {}
+            return cls(
+                pending={
+                    (item, int(number)) for number, items in pending.items() for item in parse_ranges(items)
+                },
+                succeeded=set(parse_ranges(carry.get("remembered"))),
+                failed=set(parse_ranges(carry.get("failed"))),
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

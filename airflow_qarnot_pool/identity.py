@@ -21,6 +21,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from airflow_qarnot_pool.api.limits import parse_number
 from airflow_qarnot_pool.iterations import iteration_of
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ def label(labels: Mapping[str, str] | None, name: str) -> str | None:
 
 def numbers_of(shortname: str | None) -> tuple[int, int] | None:
     """Item and generation in the shortname of one of a fan-out's Qarnot tasks; see :meth:`Life.shortname`."""
-    found = re.search(r"-(\d+)-(\d+)$", shortname or "")
+    found = re.search(r"-(\d{1,9})-(\d{1,9})$", shortname or "")
     return (int(found[1]), int(found[2])) if found else None
 
 
@@ -255,23 +256,22 @@ class Relic:
     def of(cls, found: Pool | Task) -> Relic:
         tags = tuple(found.tags or ())
         lineage = next((tag[len(LINEAGE_TAG) :] for tag in tags if tag.startswith(LINEAGE_TAG)), "")
-        generation = label(found.labels, "generation")
-        if generation is None or not generation.isdigit():
-            # Labels may be missing on a server that drops them: the shortname carries the number, too.
-            generation = (found.shortname or "").rsplit("-", 1)[-1]
+        # Labels may be missing on a server that drops them: the shortname carries the number, too.
+        names = label(found.labels, "generation"), (found.shortname or "").rsplit("-", 1)[-1]
+        generation = next((number for name in names if (number := parse_number(name)) is not None), 1)
         return cls(
             uuid=found.uuid,
             fate=fate_of(found),
             lineage=lineage,
-            generation=int(generation) if generation.isdigit() else 1,
+            generation=generation,
             fingerprint=label(found.labels, "spec") or "",
-            retries=_number(label(found.labels, "retries")) or 0,
+            retries=parse_number(label(found.labels, "retries")) or 0,
             created=found.creation_date.isoformat() if found.creation_date else "",
             run_started=label(found.labels, "run_started") or "",
-            try_number=_number(label(found.labels, "try_number")) or 0,
+            try_number=parse_number(label(found.labels, "try_number")) or 0,
             taken_by=tried(tags),
             tags=tags,
-            item=_number(label(found.labels, "item")),
+            item=parse_number(label(found.labels, "item")),
             pool=getattr(found, "pool", None),
             cancelled=found.state == "Cancelled",
         )
@@ -279,12 +279,8 @@ class Relic:
 
 def tried(tags: Iterable[str]) -> int:
     """Return the try that *tags* name; 0 if they name none."""
-    tries = (_number(tag.removeprefix(TRY_TAG)) for tag in tags if tag.startswith(TRY_TAG))
+    tries = (parse_number(tag.removeprefix(TRY_TAG)) for tag in tags if tag.startswith(TRY_TAG))
     return max((number or 0 for number in tries), default=0)
-
-
-def _number(text: str | None) -> int | None:
-    return int(text) if text is not None and text.isdigit() else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from airflow_qarnot_pool.api.errors import (
     QarnotGoneError,
     QarnotQuotaError,
 )
+from airflow_qarnot_pool.api.limits import stored_moment
 from airflow_qarnot_pool.compat import TaskDeferralError, TaskDeferralTimeout
 from airflow_qarnot_pool.conditions import TASK_SUCCEEDED, Condition, Ending, Kind, Outcome, concluded
 from airflow_qarnot_pool.exceptions import QarnotKilledError, QarnotWaitTimeoutError
@@ -331,7 +332,7 @@ class WaitingOperator(QarnotOperator):
 
     def execute_with_room(self, context: Context, event: Mapping[str, Any]) -> Any:
         """Try again: the account has room, or the time to wait for it is over."""
-        self._quota_deadline = datetime.fromisoformat(event["deadline"])
+        self._quota_deadline = stored_moment(event["deadline"])
         return self.execute(context)
 
     # --- waiting

@@ -13,6 +13,7 @@ from airflow_qarnot_pool.api.errors import (
     QarnotInvalidSpecError,
     QarnotQuotaError,
 )
+from airflow_qarnot_pool.api.limits import stored_moment
 from airflow_qarnot_pool.budget import amount
 from airflow_qarnot_pool.conditions import (
     POOL_READY,
@@ -268,7 +269,7 @@ class QarnotCreatePoolOperator(BudgetOperator, WarmingOperator):
             self._raise_if_over()
             self.log.info("Shared pool %s was closed while it got ready; opening the next", outcome.uuid)
             deadline = carry.get("deadline")
-            return self._open(context, datetime.fromisoformat(deadline) if deadline else None, closed + 1)
+            return self._open(context, stored_moment(deadline) if deadline else None, closed + 1)
         self._raise_for(outcome)
         if outcome.ending is Ending.IMPOSSIBLE:
             raise QarnotPoolEndedError(outcome.message, kind="pool", ref=outcome.uuid)

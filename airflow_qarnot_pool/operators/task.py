@@ -233,7 +233,7 @@ class QarnotRunTaskOperator(TaskOperator):
         task = get_surely(self.client.tasks, outcome.uuid)
         if not is_queued(task.state):
             limit = carry.get("deadline")
-            deadline = datetime.fromisoformat(limit) if limit else None
+            deadline = stored_moment(limit) if limit else None
             self._stays_on(task.pool)
             return self._finish(context, self._wait(task.uuid, TASK_ENDED, deadline, dict(carry)), carry)
         end(self.client.tasks, task.uuid)

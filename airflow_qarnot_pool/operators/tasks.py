@@ -20,6 +20,7 @@ from airflow_qarnot_pool.api.errors import (
     QarnotRefusedError,
     QarnotUnavailableError,
 )
+from airflow_qarnot_pool.api.limits import stored_moment
 from airflow_qarnot_pool.api.states import accepts_tasks
 from airflow_qarnot_pool.conditions import TASK_DONE, Condition, Ending, Outcome, is_queued
 from airflow_qarnot_pool.exceptions import QarnotBudgetError, QarnotPoolEndedError, QarnotTaskFailedError
@@ -216,7 +217,7 @@ class QarnotRunTasksOperator(TaskOperator):
 
     def execute_with_room(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
         """Go on where a quota of the account stopped it."""
-        self._quota_deadline = datetime.fromisoformat(event["deadline"])
+        self._quota_deadline = stored_moment(event["deadline"])
         carry = event.get("carry") or {}
         if not carry:
             return self.execute(context)
@@ -224,7 +225,7 @@ class QarnotRunTasksOperator(TaskOperator):
             return self._go_on_from(context, carry)
 
     def _go_on_from(self, context: Context, carry: Mapping[str, Any]) -> dict[str, Any]:
-        deadline = datetime.fromisoformat(carry["deadline"]) if carry.get("deadline") else None
+        deadline = stored_moment(carry["deadline"]) if carry.get("deadline") else None
         return self._go_on(context, deadline, Memory.from_carry(carry))
 
     def _after_all(self, outcome: Outcome) -> Outcome:

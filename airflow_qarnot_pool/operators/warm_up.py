@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api import states
 from airflow_qarnot_pool.api.errors import QarnotError, QarnotQuotaError, QarnotRefusedError
+from airflow_qarnot_pool.api.limits import stored_moment
 from airflow_qarnot_pool.conditions import Condition, Ending, Outcome, concluded
 from airflow_qarnot_pool.operators.parameters import as_duration, pool_spec
 from airflow_qarnot_pool.operators.pool_base import PoolOperator
@@ -132,7 +133,7 @@ class WarmingOperator(PoolOperator):
         self.log.info(
             "The warm-up of pool %s ended before the pool was ready; starting it again", outcome.uuid
         )
-        deadline = datetime.fromisoformat(limit) if limit else None
+        deadline = stored_moment(limit) if limit else None
         closed = int(carry.get("closed") or 0)
         return self._warm(context, values, self._spec(values), condition, outcome.uuid, deadline, closed)
 
@@ -140,7 +141,7 @@ class WarmingOperator(PoolOperator):
         """Go on with a pool whose warm-up had to wait for room under the account's quota of tasks."""
         outcome = self._resumed(context, event)
         with self._closing_on_error():
-            self._quota_deadline = datetime.fromisoformat(outcome.carry["room_until"])
+            self._quota_deadline = stored_moment(outcome.carry["room_until"])
             values = self._given()
             condition = self._condition(values)
             assert condition is not None

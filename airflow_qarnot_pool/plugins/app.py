@@ -74,9 +74,9 @@ class Office:
     def desk(self, conn_id: str, uuid: str) -> Desk:
         """The desk of a connection that the page is about; 404 for any other, and for what is no uuid."""
         if conn_id not in self.desks:
-            raise HTTPException(404, f"The Pools page does not show the connection {conn_id!r}")
+            raise HTTPException(404, f"The Pools page does not show the connection {conn_id[:250]!r}")
         if not is_uuid(uuid):
-            raise HTTPException(404, f"{uuid!r} is no uuid of a pool")
+            raise HTTPException(404, f"{uuid[:80]!r} is no uuid of a pool")
         return self.desks[conn_id]
 
     def shown(self, conn_id: str, uuids: Sequence[str]) -> None:
@@ -136,7 +136,7 @@ def _app(office: Office) -> FastAPI:
             raise HTTPException(
                 403, "This page needs the permission to read connections. A DAG run's own tab needs less."
             )
-        uuids = [uuid for uuid in shown.split(",") if uuid]
+        uuids = [uuid for uuid in shown.split(",", MOST_SHOWN)[:MOST_SHOWN] if is_uuid(uuid)]
         for conn_id in readable:
             office.shown(conn_id, uuids)
         looks = {}

@@ -17,6 +17,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_qarnot_pool import xcoms
 from airflow_qarnot_pool.api.errors import QarnotError, QarnotGoneError
+from airflow_qarnot_pool.api.limits import stored_moment
 from airflow_qarnot_pool.compat import TRIGGERS_HAVE_ON_KILL
 from airflow_qarnot_pool.conditions import (
     Condition,
@@ -213,7 +214,7 @@ class QarnotTrigger(BaseTrigger):
     def _seconds_left(self) -> float | None:
         if self.deadline is None:
             return None
-        return max(0.0, (datetime.fromisoformat(self.deadline) - datetime.now(UTC)).total_seconds())
+        return max(0.0, (stored_moment(self.deadline) - datetime.now(UTC)).total_seconds())
 
     # --- the Airflow task is killed, cleared or marked while it is deferred
 

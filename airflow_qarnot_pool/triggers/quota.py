@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_qarnot_pool.api.errors import QarnotCredentialsError, QarnotError
+from airflow_qarnot_pool.api.limits import stored_moment
 from airflow_qarnot_pool.conditions import Ending, Kind, Outcome
 from airflow_qarnot_pool.identity import FORMAT
 from airflow_qarnot_pool.triggers.pool import QarnotPoolTrigger
@@ -95,7 +96,7 @@ class QarnotWarmUpRoomTrigger(QarnotPoolTrigger):
 async def room(conn_id: str, kind: Kind, poll_interval: float, deadline: str) -> None:
     """Wait until something of *kind* has ended or gone, a while has passed, or *deadline* has come."""
     begun = datetime.now(UTC)
-    ends = min(datetime.fromisoformat(deadline), begun + timedelta(seconds=TRY_AGAIN_AFTER))
+    ends = min(stored_moment(deadline), begun + timedelta(seconds=TRY_AGAIN_AFTER))
     before: Account | None = None
     while (left := (ends - datetime.now(UTC)).total_seconds()) > 0:
         try:
