@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 #: A setting is named where it would have saved at least this share of what was paid, and this many node-seconds.
 WORTH_SHARE = 0.05
 WORTH_NODE_SECONDS = 60.0
+#: Maximum number of Airflow tasks that a line of the log names.
+MAX_NAMES = 8
 
 
 class Cause(StrEnum):
@@ -64,6 +66,23 @@ class Idle:
     def share(self) -> float:
         """The part of what was paid that was idle, 0 to 1."""
         return self.idle / self.paid if self.paid else 0.0
+
+    @property
+    def without_work(self) -> float:
+        """The part that is put down neither to the warm-up nor to slots beside work."""
+        beside_work = (Cause.WARM_UP, Cause.SIZE, Cause.UNEVEN)
+        return self.idle - sum(self.causes.get(one, 0.0) for one in beside_work)
+
+    def waited_for(self, names: Sequence[str]) -> str | None:
+        """Say that the pool stood idle while it waited for the Airflow tasks *names*, if that is worth a line."""
+        if not names or self.without_work < max(1.0, WORTH_SHARE * self.paid):
+            return None
+        shown = ", ".join(names[:MAX_NAMES]) + (", ..." if len(names) > MAX_NAMES else "")
+        return (
+            f"About {self.without_work:.0f} of {self.paid:.0f} node-seconds were idle without any Qarnot task, and "
+            f"these Airflow tasks do not run on the pool but keep it open: {shown}. Link them before the task that "
+            "opens it (task >> group), or after the work (group >> task)"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """``{paid, idle, share, causes: {cause: node-seconds}, setting, saves}``."""

@@ -59,6 +59,7 @@ with DAG(
     params=PARAMS,
     default_args={"retries": 2, "retry_delay": timedelta(seconds=10)},
 ) as dag:
+    listed = items()
     open_pool = QarnotCreatePoolOperator(
         task_id="open_pool",
         instance_count="{{ params.nodes * params.slots_per_node }}",
@@ -72,5 +73,5 @@ with DAG(
         qarnot_pool=open_pool.output,
         image="{{ params.image }}",
         command="{{ params.command }}",
-    ).expand(constants=items())
-    chain(open_pool, work, close_pool)
+    ).expand(constants=listed)
+    chain(listed, open_pool, work, close_pool)

@@ -55,7 +55,7 @@ with DAG(
         "execution_timeout": timedelta(hours=2),
     },
 ) as dag:
-    with QarnotPoolGroup("nodes", instance_count=2, ready_when=1, tags=["sales"]):
+    with QarnotPoolGroup("nodes", instance_count=2, ready_when=1, tags=["sales"]) as nodes:
         extract = QarnotRunTaskOperator(
             task_id="extract",
             command="sh -c 'grep ${INSTANCE_ID}$ prices.txt > sales-${INSTANCE_ID}.txt'",
@@ -79,5 +79,6 @@ with DAG(
         archived = QarnotTaskSensor(task_id="archived", qarnot_task=archive.output)
         chain(extract, compute, archive, archived)
 
-    chain(prices(BUCKET), extract)
+    # The pool opens after the task that runs on an Airflow worker: its nodes would wait for it, and be billed.
+    prices(BUCKET) >> nodes
     report(compute.output)

@@ -63,7 +63,9 @@ with DAG(
     default_args={"retries": 2, "retry_delay": timedelta(seconds=10)},
 ) as dag:
     given = seeds()
-    with QarnotPoolGroup("nodes", instance_count=2):
+    with QarnotPoolGroup("nodes", instance_count=2) as nodes:
         thrown = throw.partial(darts="{{ params.darts }}").expand(seed=given)
         estimate = combine(thrown)
+    # What runs on an Airflow worker runs before the pool opens and after its work, not while its nodes are billed.
+    given >> nodes
     report(estimate["pi"], estimate["error"])

@@ -42,6 +42,8 @@ def tell_cost(operator: QarnotOperator, context: Context, pool: str, *, whole_ru
                 operator.log.info("  of which %s %s: %s", run.dag_id or "others", run.run_id, share)
         if idle is not None:
             operator.log.info("%s", idle)
+            if said := idle.waited_for(tasks_beside(operator)):
+                operator.log.info("%s", said)
         if whole_run:
             report: dict[str, Any] = {
                 "pool": {**pool_json(found), "idle": idle.to_json() if idle else None},
@@ -53,6 +55,23 @@ def tell_cost(operator: QarnotOperator, context: Context, pool: str, *, whole_ru
         operator.log.warning("What pool %s has cost could not be found out: %s", pool, error)
     except Exception:
         operator.log.exception("What pool %s has cost could not be found out", pool)
+
+
+def tasks_beside(teardown: Any) -> list[str]:
+    """Return the ids of Airflow tasks that run while the pool is open, or its work waits, and that do not use it."""
+    setups = [one for one in teardown.upstream_list if one.is_setup] if teardown.has_dag() else []
+    before = {task_id for one in setups for task_id in one.get_flat_relative_ids(upstream=True)}
+    inside = teardown.get_flat_relatives(upstream=True) if setups else []
+    return sorted(one.task_id for one in inside if one.task_id not in before and _is_local(one))
+
+
+def _is_local(task: Any) -> bool:
+    """Whether an Airflow task runs on a worker and has nothing to do with Qarnot; an EmptyOperator runs nowhere."""
+    from airflow_qarnot_pool.operators.mixin import ParametersMixin
+
+    operator = getattr(task, "operator_class", type(task))
+    ours = isinstance(operator, type) and issubclass(operator, ParametersMixin)
+    return not ours and not getattr(task, "inherits_from_empty_operator", False)
 
 
 def pool_json(pool: PoolCost) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from airflow.dag_processing.dagbag import DagBag
 
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.cli import get_cli_commands
+from airflow_qarnot_pool.operators.cost import tasks_beside
 from tests.conftest import ROOT
 from tests.dags.test_examples import LOCAL_BUNDLE, Run, client
 from tests.docs.blocks import Block, blocks, blocks_of
@@ -68,6 +69,8 @@ def test_python(
     bag = DagBag(dag_folder=str(file))
     assert not bag.import_errors, "\n".join(bag.import_errors.values())
     assert bag.dags, "a block with a DAG that makes none"
+    for dag in bag.dags.values():
+        assert [tasks_beside(one) for one in dag.tasks if one.is_teardown and tasks_beside(one)] == []
     conf = json.loads(block.conf.replace("$PWD", str(elsewhere))) if block.conf else None
     for dag in () if "parse" in block.words else bag.dags.values():
         run = Run.of(dag.test(run_conf=conf), client)
