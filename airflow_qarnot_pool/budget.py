@@ -293,8 +293,8 @@ def pools_of_run(client: QarnotClient, watched: Watched) -> list[Pool]:
     if watched.since:
         since = stored_moment(watched.since) - timedelta(seconds=5)
         wanted.append(filters.ge("CreationDate", since))
-    found = client.pools.search(
-        filters.and_(*wanted), fields=("Uuid", "State", "Labels", "Tags", "EndDate"), limit=1000
+    found = client.pools.search_all(
+        filters.and_(*wanted), fields=("Uuid", "State", "Labels", "Tags", "EndDate")
     )
     return [one for one in found if run_of(one) == watched.run and label(one.labels, "shared") is None]
 

@@ -53,8 +53,6 @@ NOT_THE_WORK = ("pool",)
 _ATTEMPTS = 6
 #: Requests at a time where many are to be ended: at 50 ms each, 500 take less than 2 s.
 _AT_ONCE = 32
-#: Most objects that one search answers; beyond, the pages are read.
-_MOST = 10_000
 #: Tags that Qarnot takes on one object.
 _MOST_TAGS = 10
 #: What tells of an object whether it has ended, and which try it belongs to.
@@ -309,9 +307,7 @@ def _end_tagged(
     resource: PoolResource | TaskResource, tag: str, life: Life | None = None, within: float | None = None
 ) -> list[str] | None:
     began, tagged = time.monotonic(), filters.equal("Tags", tag)
-    found: Sequence[Pool | Task] = resource.search(tagged, fields=_HELD_FIELDS, limit=_MOST)
-    if len(found) >= _MOST:
-        found = list(resource.iterate(tagged))
+    found: Sequence[Pool | Task] = resource.search_all(tagged, fields=_HELD_FIELDS)
     if life is not None and any(life.precedes(Relic.of(one)) for one in found):
         return None
     live = [one.uuid for one in found if not is_ending(one)]

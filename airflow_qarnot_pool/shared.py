@@ -434,7 +434,7 @@ def _close_unless_needed(
 def _needs(client: QarnotClient, pool: str, holders: Iterable[Holder]) -> Needs:
     here = filters.and_(filters.equal("PoolUuid", pool), filters.in_("State", _UNFINISHED))
     working, strangers = set(), 0
-    unfinished: Iterable[Task] = client.tasks.search(here, fields=("State", "Labels"), limit=1000)
+    unfinished: Iterable[Task] = client.tasks.search_all(here, fields=("State", "Labels"))
     for task in unfinished:
         if task.phase is states.Phase.TERMINAL or label(task.labels, "shared"):
             continue  # a warm-up is demand of the pool's own

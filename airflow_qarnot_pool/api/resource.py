@@ -8,6 +8,7 @@ import sys
 import uuid as uuids
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import chain
 from typing import Any, ClassVar, Generic, TypeVar
 from urllib.parse import quote
 
@@ -15,6 +16,7 @@ from airflow_qarnot_pool.api.errors import (
     QarnotInvalidSpecError,
     QarnotNotFoundError,
     QarnotProtocolError,
+    QarnotRefusedError,
     QarnotUnknownStateError,
 )
 from airflow_qarnot_pool.api.filters import Filter, equal
@@ -30,6 +32,11 @@ ModelT = TypeVar("ModelT", bound=RemoteObject)
 
 #: The label that tells which call made an object, so that a lost answer can be found again.
 REQUEST_LABEL = "airflow-qarnot-request"
+
+#: Maximum number of objects asked for in one search. A service may answer fewer, so nothing is concluded from it.
+MAX_FOUND = 10_000
+#: Maximum number of objects asked for in one page, because pages hold every field of each.
+PAGE_SIZE = 1000
 
 
 def quoted(ref: str, kind: str) -> str:
@@ -143,13 +150,11 @@ class Resource(Generic[SpecT, ModelT]):
         """The uuid of what the call with this stamp made; None if it made nothing."""
         quick = type(self)(self._transport.limited(deadline=left))
         try:
-            found = [quick.get(shortname)]
+            first = quick.get(shortname)
         except QarnotNotFoundError:
             return None
-        if found[0].labels.get(REQUEST_LABEL) != stamp:
-            # Where names can be taken twice, the one in hand need not be the only one.
-            found = quick.find_all(shortname)
-        for one in found:
+        # Where names can be taken twice, the one in hand need not be the only one.
+        for one in chain([first], quick._named(shortname)):
             if one.labels.get(REQUEST_LABEL) == stamp:
                 log.info("%s %s was created although its answer was lost", self.kind, shortname)
                 return one.uuid
@@ -168,7 +173,12 @@ class Resource(Generic[SpecT, ModelT]):
 
     def find_all(self, shortname: str) -> builtins.list[ModelT]:
         """Every object of that shortname: more than one only where the server lets names be taken twice."""
-        return [one for one in self.search(equal("Shortname", shortname)) if one.shortname == shortname]
+        return builtins.list(self._named(shortname))
+
+    def _named(self, shortname: str) -> Iterator[ModelT]:
+        for one in self._search_each(equal("Shortname", shortname)):
+            if one.shortname == shortname:
+                yield one
 
     def list(self, tags: Sequence[str] = ()) -> builtins.list[ModelT]:
         """All objects, or those with any of the tags. Qarnot API: ``GET /pools``, ``GET /tasks``."""
@@ -191,7 +201,8 @@ class Resource(Generic[SpecT, ModelT]):
     ) -> builtins.list[ModelT]:
         """Objects a filter matches; only some ``fields`` of each (PascalCase), at most ``limit`` of them.
 
-        Uuid is always asked for. Qarnot API: ``POST /pools/search``, ``POST /tasks/search``.
+        The server may answer fewer without saying so: see :meth:`search_all`. Uuid is always asked for.
+        Qarnot API: ``POST /pools/search``, ``POST /tasks/search``.
         """
         body: dict[str, Any] = {}
         if fields is not None:
@@ -202,6 +213,42 @@ class Resource(Generic[SpecT, ModelT]):
         if limit is not None:
             body["maximumResults"] = limit
         return self._models(self._read("POST", f"{self.base}/search", json=body, shape=builtins.list))
+
+    def search_all(
+        self, filter: Filter | None = None, *, fields: Sequence[str] | None = None
+    ) -> builtins.list[ModelT]:
+        """Return every object a filter matches, whatever limit of its own the server puts on an answer.
+
+        No length of an answer proves that it is whole, except 0. So a page of one object is asked for the number of
+        all matches; if that differs, or is unknown, the pages are read. Objects from pages have every field.
+        Qarnot API: ``/search``, ``/summaries/paginate``, ``/paginate``.
+        """
+        return builtins.list(self._search_each(filter, fields))
+
+    def _search_each(
+        self, filter: Filter | None = None, fields: Sequence[str] | None = None
+    ) -> Iterator[ModelT]:
+        """Yield what :meth:`search_all` returns; the pages are read only if more is wanted than a search answers."""
+        try:
+            found = self.search(filter, fields=fields, limit=MAX_FOUND)
+        except QarnotRefusedError as error:
+            if error.status != 400:
+                raise
+            yield from self._paged(filter)  # a server may refuse a limit beyond its own
+            return
+        yield from found
+        if found and self.page(filter, limit=1, summaries=True).total != len(found):
+            known = {one.uuid for one in found}
+            yield from (one for one in self._paged(filter) if one.uuid not in known)
+
+    def _paged(self, filter: Filter | None) -> builtins.list[ModelT]:
+        """Return every object a filter matches, in pages of our size or else of the server's."""
+        try:
+            return builtins.list(self.iterate(filter, limit=PAGE_SIZE))
+        except QarnotRefusedError as error:
+            if error.status != 400:
+                raise
+            return builtins.list(self.iterate(filter))
 
     def page(
         self,

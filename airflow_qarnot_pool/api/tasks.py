@@ -119,7 +119,7 @@ class TaskResource(Resource[TaskSpec, Task]):
         names = [specs[index].shortname for index in wanted]
         quick = TaskResource(self._transport.limited(deadline=left))
         found = {}
-        for task in quick.search(filters.in_("Shortname", names)):
+        for task in quick.search_all(filters.in_("Shortname", names)):
             index = by_stamp.get(task.labels.get(REQUEST_LABEL, ""))
             if index is not None:
                 found[index] = BulkItem(index=index, status=200, uuid=task.uuid)

@@ -129,16 +129,22 @@ def _skew(world: World, given: dict[str, Any]) -> None:
 
 
 def searches(world: World) -> dict[str, Any]:
-    return {"cap": world.search_cap, "lag_seconds": world.search_lag}
+    return {
+        "cap": world.search_cap,
+        "refuses": world.refuses_beyond_cap,
+        "lag_seconds": world.search_lag,
+    }
 
 
 def set_searches(world: World, body: Any) -> dict[str, Any]:
     changes = _object(body)
-    if unknown := set(changes) - {"cap", "lag_seconds"}:
+    if unknown := set(changes) - {"cap", "refuses", "lag_seconds"}:
         raise ApiError(400, f"Unknown search settings: {', '.join(sorted(unknown))}")
     if "cap" in changes:
         cap = changes["cap"]
         world.search_cap = None if cap is None else int(_number(cap, "cap", 1))
+    if "refuses" in changes:
+        world.refuses_beyond_cap = bool(changes["refuses"])
     if "lag_seconds" in changes:
         world.lag_searches(_number(changes["lag_seconds"], "lag_seconds"))
     return searches(world)

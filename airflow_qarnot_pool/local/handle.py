@@ -230,9 +230,12 @@ class LocalQarnot:
         skew = {"seconds": seconds, "uuid": uuid, "every": every}
         self.call("PUT", "/_local/clock", {"skew": skew})
 
-    def cap_searches(self, most: int | None) -> None:
-        """Cut each answer of a search, and each page, after *most* objects; None ends it."""
-        self.call("PUT", "/_local/searches", {"cap": most})
+    def cap_searches(self, most: int | None, *, refuses: bool = False) -> None:
+        """Cut each answer of a search, and each page, after *most* objects; None ends it.
+
+        :param refuses: answer 400 if more are asked for, in place of cutting.
+        """
+        self.call("PUT", "/_local/searches", {"cap": most, "refuses": refuses})
 
     def lag_searches(self, seconds: float) -> None:
         """Have searches and pages show the state of now for so many virtual seconds, and so on; 0 ends it.

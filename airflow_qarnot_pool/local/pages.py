@@ -22,9 +22,10 @@ LARGEST_PAGE = 1000
 ORDERS = {"creationdate": "created", "executiontime": "", "name": "name", "state": "state"}
 
 
-def _limit(fields: Fields, default: int | None) -> int | None:
+def _limit(world: World, fields: Fields, default: int | None) -> int | None:
     limit = fields.integer("maximumResults", default, least=1)
-    if fields.bad:
+    cap = world.search_cap if world.refuses_beyond_cap else None
+    if fields.bad or (cap is not None and fields.has("maximumResults") and (limit or 0) > cap):
         raise ApiError(
             400,
             "One or more validation errors occurred.",
@@ -39,7 +40,7 @@ def search(world: World, finder: Finder[R], body: Body[R], request: Any) -> list
     A cap cuts the answer without a word.
     """
     fields = Fields(request or {}, "search")
-    found = finder.find(fields.raw("filter"))[: _limit(fields, None)][: world.search_cap]
+    found = finder.find(fields.raw("filter"))[: _limit(world, fields, None)][: world.search_cap]
     wanted = fields.raw("select")
     names = wanted if isinstance(wanted, list) else fold(wanted).get("fields")
     if not names:
@@ -53,7 +54,8 @@ def page(world: World, finder: Finder[R], body: Body[R], request: Any, *, brief:
     neither hide nor repeat others."""
     fields = Fields(request or {}, "page")
     found = finder.find(fields.raw("filter"))
-    limit = min(_limit(fields, PAGE_SIZE) or PAGE_SIZE, LARGEST_PAGE, world.search_cap or LARGEST_PAGE)
+    limit = _limit(world, fields, PAGE_SIZE) or PAGE_SIZE
+    limit = min(limit, LARGEST_PAGE, world.search_cap or LARGEST_PAGE)
     order = (fields.text("orderBy") or "creationDate").lower()
     backwards = (fields.text("orderType") or "ASC").upper() == "DESC"
     if order not in ORDERS:

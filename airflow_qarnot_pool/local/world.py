@@ -57,6 +57,7 @@ class World:
         self.timeline = Timeline()
         self.dial = Dial()
         self.search_cap = settings.search_cap
+        self.refuses_beyond_cap = False
         self.search_lag = 0.0
         self.account = Account(settings.email)
         self.meter = Meter(self.timeline.now)

@@ -394,11 +394,7 @@ class QarnotRunTasksOperator(TaskOperator):
     def _relics(self, life: Life) -> list[Relic]:
         """Return everything that any life of this task instance made."""
         tagged = filters.equal("Tags", OWNER_TAG + life.owner)
-        limit = 10 * (CHUNK + len(self.commands))
-        found = self.client.tasks.search(tagged, fields=RELIC_FIELDS, limit=limit)
-        if len(found) >= limit:
-            found = list(self.client.tasks.iterate(tagged))
-        return [Relic.of(one) for one in found]
+        return [Relic.of(one) for one in self.client.tasks.search_all(tagged, fields=RELIC_FIELDS)]
 
     def _lookup(self, life: Life, memory: Memory) -> list[Relic]:
         """Everything that any life of this task instance made; what is pending must be there.

@@ -174,6 +174,4 @@ def note_end(memory: Memory, look: Task) -> None:
 
 def look_at_all(tasks: TaskResource, tagged: filters.Filter) -> list[Task]:
     """Every Qarnot task that *tagged* matches, with the fields that :func:`note_end` needs."""
-    limit = 1000
-    found = tasks.search(tagged, fields=LOOK_FIELDS, limit=limit)
-    return found if len(found) < limit else list(tasks.iterate(tagged))
+    return tasks.search_all(tagged, fields=LOOK_FIELDS)

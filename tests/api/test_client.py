@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import re
 import time
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
+import airflow_qarnot_pool
 from airflow_qarnot_pool.api import filters
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.errors import (
@@ -208,6 +211,81 @@ def test_search_and_pages(client):
     assert list(client.pools.iterate(filters.equal("Tags", "none"))) == []
     for one in uuids:
         client.pools.delete(one)
+
+
+@pytest.fixture
+def five(client, local) -> Iterator[tuple[filters.Filter, list[str]]]:
+    """A filter, and the five pools that it matches."""
+    tag = next(NAMES)
+    uuids = [
+        client.pools.create(PoolSpec(name=f"p{i}", tags=[tag], elastic=Elastic(max_total_slots=1)))
+        for i in range(5)
+    ]
+    local.clear_requests()
+    yield filters.equal("Tags", tag), uuids
+    local.cap_searches(None)
+    for one in uuids:
+        client.pools.delete(one)
+
+
+@pytest.mark.parametrize("refuses", [False, True], ids=["cuts", "refuses"])
+@pytest.mark.parametrize("cap", [1, 2, 4, 5, 6])
+def test_search_all_finds_everything_under_any_cap(client, local, five, cap, refuses):
+    tagged, uuids = five
+    local.cap_searches(cap, refuses=refuses)
+    assert [one.uuid for one in client.pools.search_all(tagged, fields=["State"])] == uuids
+
+
+def test_search_all_costs_two_requests_and_only_one_if_nothing_is_found(client, local, five):
+    tagged, uuids = five
+    (found, *others) = client.pools.search_all(tagged, fields=["State"])
+    assert (len(others), found.uuid, found.name) == (4, uuids[0], None)
+    assert [one["path"] for one in local.requests()] == ["/pools/search", "/pools/summaries/paginate"]
+    local.clear_requests()
+    assert client.pools.search_all(filters.equal("Tags", "none")) == []
+    assert [one["path"] for one in local.requests()] == ["/pools/search"]
+
+
+def test_search_all_does_not_take_a_refused_filter_for_a_cap(client, five):
+    with pytest.raises(QarnotRefusedError, match="Nonsense"):
+        client.pools.search_all(filters.equal("Nonsense", "x"))
+
+
+def test_a_lost_bulk_creation_is_found_again_under_a_cap(client, local, five):
+    local.cap_searches(2)
+    names = [next(NAMES) for _ in range(5)]
+    local.faults([{"kind": "lost", "method": "POST", "path": "^/tasks$", "times": 1}])
+    made = client.tasks.create_many(
+        [TaskSpec(name=name, shortname=name, pool=five[1][0], command="true") for name in names]
+    )
+    assert [item.error for item in made] == [None] * 5
+    asked = [one for one in local.requests() if (one["method"], one["path"]) == ("POST", "/tasks")]
+    assert len(asked) == 1
+
+
+def test_all_of_one_name_are_found_under_a_cap(client, local, five):
+    if local.enforces:
+        pytest.skip("a name belongs to one")
+    name = next(NAMES)
+    for _ in range(3):
+        client.pools.create_once(PoolSpec(name="p", shortname=name, elastic=Elastic(max_total_slots=1)))
+    local.cap_searches(1)
+    found = client.pools.find_all(name)
+    local.cap_searches(None)
+    for one in found:
+        client.pools.delete(one.uuid)
+    assert len(found) == 3
+
+
+def test_only_the_client_reads_a_search_that_may_be_cut():
+    """All others ask for everything, or as the poller does for objects by name, and look for those that are missing."""
+    package = Path(airflow_qarnot_pool.__file__).parent
+    callers = {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        if re.search(r"(pools|tasks|resource|_resource|quick)\.search\(", path.read_text())
+    }
+    assert callers == {"triggers/poller.py"}
 
 
 # ---- tasks ----

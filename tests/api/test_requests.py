@@ -16,6 +16,7 @@ from airflow_qarnot_pool.api.errors import (
     QarnotProtocolError,
     QarnotUnavailableError,
 )
+from airflow_qarnot_pool.api.resource import MAX_FOUND
 from airflow_qarnot_pool.api.specs import FixedPolicy, PoolSpec, Scaling, TaskSpec
 from tests.api.stub import Reply, Stub, reset
 
@@ -76,7 +77,10 @@ def shared(kind: str, name: str) -> list[tuple[str, Any, str, Any, Any]]:
             f"{name}.find_all",
             of(lambda r: r.find_all("n")),
             f"POST {base}/search",
-            {"filter": {"operator": "Equal", "field": "Shortname", "value": "n"}},
+            {
+                "filter": {"operator": "Equal", "field": "Shortname", "value": "n"},
+                "maximumResults": MAX_FOUND,
+            },
             [],
         ),
         (f"{name}.page", of(lambda r: r.page()), f"POST {base}/paginate", {}, OBJECT),

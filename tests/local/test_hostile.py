@@ -58,7 +58,13 @@ def test_a_capped_search_is_cut_without_a_word_and_pages_lead_on(still: World) -
     assert list(still.searched(maximumResults=1000)) == tasks[:3]
     page = still.call("POST", "/tasks/paginate", {"filter": ANY, "maximumResults": 1000})
     assert ([one["uuid"] for one in page["data"]], page["total"], page["isTruncated"]) == (tasks[:3], 7, True)
+    still.server.cap_searches(3, refuses=True)
+    too_many = {"filter": ANY, "maximumResults": 4}
+    assert still.http("POST", "/tasks/search", too_many).status_code == 400
+    assert still.http("POST", "/tasks/paginate", too_many).status_code == 400
+    assert list(still.searched()) == tasks[:3]
     still.server.cap_searches(None)
+    assert list(still.searched(maximumResults=4)) == tasks[:4]
     assert list(still.searched()) == tasks
 
 
