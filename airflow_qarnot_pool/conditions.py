@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from airflow_qarnot_pool.api import states
 from airflow_qarnot_pool.api.errors import (
     QarnotInvalidSpecError,
-    QarnotNotFoundError,
     QarnotUnknownStateError,
     shortened,
 )
 from airflow_qarnot_pool.api.limits import reading
 
 if TYPE_CHECKING:
+    from airflow_qarnot_pool.api.errors import QarnotError
     from airflow_qarnot_pool.api.models import Pool, Task
 
 Kind = Literal["pool", "task"]
@@ -205,9 +205,9 @@ class Absence:
         """Note that a poll has found the object."""
         self._since = None
 
-    def is_certain(self, error: QarnotNotFoundError, now: float) -> bool:
-        """Return whether *error*, raised at *now* (monotonic seconds), shows that the object is gone."""
-        if error.foreign:
+    def is_certain(self, error: QarnotError, now: float) -> bool:
+        """Return whether *error*, raised at *now* (monotonic seconds), shows that the object is gone, or refused."""
+        if getattr(error, "foreign", False):
             return False
         if self._since is None:
             self._since = now

@@ -21,7 +21,10 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Self, cast
 from urllib.parse import urlsplit
 
@@ -215,6 +218,8 @@ class Transport:
         self._clock = clock
         self._wait = wait
         self._sessions = _Sessions()
+        #: The ``Date`` of the newest response of the API, and when it came (``time.monotonic``).
+        self.dated: tuple[datetime, float] | None = None
 
     def limited(
         self, *, deadline: float | None = None, timeout: float | None = None, retries: int | None = None
@@ -455,6 +460,8 @@ class Transport:
                 stream=True,
                 auth=_http.Token(None if call.anonymous else self._token),
             )
+            if response.status_code < 300:
+                self._note_date(response.headers.get("Date"))
             answer = Answer(
                 status=response.status_code,
                 body=b"",
@@ -505,6 +512,12 @@ class Transport:
             raise BrokenOffError(
                 f"Qarnot's answer from {self.url} broke off: {reason}", **call.where
             ) from None
+
+    def _note_date(self, text: str | None) -> None:
+        """Remember what the server's clock showed."""
+        with suppress(TypeError, ValueError):
+            date = parsedate_to_datetime(text or "")
+            self.dated = (date if date.tzinfo else date.replace(tzinfo=UTC), time.monotonic())
 
     def _session(self) -> requests.Session:
         from airflow_qarnot_pool.api._http import new_session

@@ -55,9 +55,6 @@ POOL_FIELDS = (
     "Scaling",
 )
 TASK_FIELDS = ("State", "StateTransitionTime", "PoolUuid", "Labels")
-#: Most objects that one search answers; beyond, the pages are read, which have every field of each.
-MOST = 20_000
-PAGE = 1000
 #: Seconds between two readings of all tasks; in between only what changed is asked for.
 SWEEP = 300.0
 #: The server's clock has a resolution of 1 s.
@@ -150,9 +147,7 @@ class Asker:
         self, settings: ConnectionSettings, client: QarnotClient, first: Callable[[Any], None]
     ) -> list[dict[str, Any]]:
         tagged = filters.equal("Tags", namespace_tag(settings.namespace))
-        found = client.pools.search(tagged, fields=POOL_FIELDS, limit=MOST)
-        if len(found) >= MOST:
-            found = list(client.pools.iterate(tagged, limit=PAGE))
+        found = client.pools.search_all(tagged, fields=POOL_FIELDS)
         now = datetime.now(UTC)
         self._pools = {pool.uuid: pool for pool in found if is_ours(pool, settings.namespace)}
         self._memories = {
@@ -198,10 +193,9 @@ class Asker:
                 found = self._tasks(client, changed)
             except QarnotRefusedError:
                 return  # no filter on times here: the next sweep will tell
+        self._mark = next_mark(mark, (task.state_transition_time for task in found), client.transport.dated)
         for task in found:
             moved = task.state_transition_time
-            if moved is not None and (self._mark is None or moved > self._mark):
-                self._mark = moved
             if task.pool and label(task.labels, "part") != WARM_UP:
                 notes[task.uuid] = view.TaskNote(
                     task.pool,
@@ -213,8 +207,7 @@ class Asker:
         self._notes = notes
 
     def _tasks(self, client: QarnotClient, wanted: filters.Filter) -> list[Task]:
-        found = client.tasks.search(wanted, fields=TASK_FIELDS, limit=MOST)
-        return found if len(found) < MOST else list(client.tasks.iterate(wanted, limit=PAGE))
+        return client.tasks.search_all(wanted, fields=TASK_FIELDS)
 
     # --- what it costs
 
@@ -336,3 +329,18 @@ def _is_settled(pool: Pool) -> bool:
     """Whether what it has cost will not change any more."""
     ended = pool.end_date or pool.state_transition_time
     return not view.is_open(pool) and ended is not None and datetime.now(UTC) - ended > SETTLED_AFTER
+
+
+def next_mark(
+    mark: datetime | None, moved: Iterable[datetime | None], dated: tuple[datetime, float] | None
+) -> datetime | None:
+    """Return the newest transition that is known; None if the server's clock was set back, so that all are read again.
+
+    :param moved: the transitions of the tasks just read; those in the server's future do not count.
+    :param dated: the server's date, in the response that they came in.
+    """
+    latest = dated[0] + OVERLAP if dated is not None else None
+    if mark is not None and latest is not None and mark > latest:
+        return None
+    times = [one for one in (mark, *moved) if one is not None and (latest is None or one <= latest)]
+    return max(times, default=None)

@@ -6,8 +6,10 @@ is not older than the round before. Its cost grows with the number of changes, n
 
 What a change query cannot show is swept, by uuid in chunks: new waiters at once, objects without our tag and
 waiters on counts in every round, everybody once in :data:`SWEEP_EVERY` rounds, so that a missed change is late
-and never lost. Many objects of one owner are waited for by their common tag, as one topic. Errors that pass back
-off and never fail a waiter; a lasting one fails only whom it concerns.
+and never lost. Many objects of one owner are waited for by their common tag, as one topic.
+
+A search that fails or is refused fails no waiter: the rounds back off, and what was made smaller for a server that
+refused grows again. Only an object that Qarnot itself goes on to deny ends the wait of its waiters.
 """
 
 from __future__ import annotations
@@ -53,12 +55,12 @@ T = TypeVar("T")
 
 #: Rounds between two sweeps of everybody.
 SWEEP_EVERY = 12
-#: Uuids in one search; halves by itself where the server refuses so many.
+#: Uuids in one search; halved when the server refuses the request, doubled after a look without a refusal.
 CHUNK = 500
-#: Most changes one search answers; beyond, the pages are read.
-MOST_CHANGES = 1000
-#: Most objects of one tag that one search answers; beyond, the pages are read.
-MOST_OF_A_TAG = 10_000
+#: Statuses of a refusal that a smaller request may avoid. Any other, as 403, is about the moment or the account.
+TOO_MUCH = frozenset({400, 413, 414, 422})
+#: Refusals in a row after which the query for changes is sent with each sweep only.
+REFUSED_ROUNDS = 3
 #: The server's times have a resolution of 1 s, and its parts need not agree to the second.
 OVERLAP = timedelta(seconds=2)
 LONGEST_BACKOFF = 60.0
@@ -208,13 +210,13 @@ class Topic:
     tagged: bool = True
     #: A query for changes cannot show what somebody here waits for.
     eager: bool = False
-    #: Set while the object is answered with 404.
+    #: Set while the object is answered with 404, or refused.
     absence: Absence | None = None
 
     @property
     def every_round(self) -> bool:
         """Whether it must be looked up in each round."""
-        return not self.is_tag and (self.eager or not self.tagged)
+        return not self.is_tag and (self.eager or not self.tagged or self.absence is not None)
 
     def add(self, waiter: Waiter) -> None:
         self.waiters.append(waiter)
@@ -272,7 +274,10 @@ class Poller:
         #: What a single object has met since the last pause.
         self._spared: QarnotError | None = None
         self._refused = 0
-        self._asks_for_changes = True
+        #: Refusals of the query for changes, in a row.
+        self._changes_refused = 0
+        #: When the last query for changes that was answered was sent, on the event loop's clock.
+        self._asked_at = self.loop.time()
         self._chunk = CHUNK
         self._settings: ConnectionSettings | None = None
         self._settings_read = float("-inf")
@@ -353,7 +358,8 @@ class Poller:
             self._arrived.clear()
             try:
                 await self._credentials()
-                await self._look([topic for topic in self.topics.values() if topic.fresh])
+                fresh = [topic for topic in self.topics.values() if topic.fresh and topic.absence is None]
+                await self._look(fresh)
                 # One who is new may want to look more often.
                 due = min(due, self.loop.time() + self._interval())
                 if self.loop.time() >= due:
@@ -398,7 +404,7 @@ class Poller:
                     topic.fail(error)
         elif isinstance(error, QarnotUnavailableError):
             pause = max(pause, min(error.retry_after or 0.0, MOST_PATIENCE))
-        elif not isinstance(error, QarnotProtocolError):
+        elif not isinstance(error, QarnotError):
             log.error("Polling the %ss of %s failed", self.kind, self.conn_id, exc_info=error)
         if self._failures == 1 or self._failures % 10 == 0:
             log.warning(
@@ -414,10 +420,15 @@ class Poller:
 
     @contextmanager
     def _sparing_others(self) -> Iterator[None]:
-        """What one object meets keeps nobody else from being looked at, and fails the round only after that."""
+        """Keep an error about one object from stopping the look at the others; the round fails after that."""
         try:
             yield
-        except (QarnotUnavailableError, QarnotRefusedError, QarnotProtocolError) as error:
+        except (
+            QarnotUnavailableError,
+            QarnotRefusedError,
+            QarnotProtocolError,
+            QarnotNotFoundError,
+        ) as error:
             self._spared = self._spared or error
 
     async def _credentials(self) -> None:
@@ -461,71 +472,111 @@ class Poller:
 
     async def _round(self) -> None:
         self.rounds += 1
-        sweep = self.rounds % SWEEP_EVERY == 0 or not self._asks_for_changes
-        if self._asks_for_changes and not all(topic.every_round for topic in self.topics.values()):
-            await self._changes()
+        sweep = self.rounds % SWEEP_EVERY == 0
+        if not all(topic.every_round for topic in self.topics.values()):
+            asks = self._asks_for_changes or sweep
+            sweep = not (asks and await self._changes()) or sweep
         await self._look([topic for topic in self.topics.values() if sweep or topic.every_round])
 
-    async def _changes(self) -> None:
-        """Ask for what changed since the newest transition seen, and tell whom it concerns."""
+    @property
+    def _asks_for_changes(self) -> bool:
+        return self._changes_refused < REFUSED_ROUNDS
+
+    async def _changes(self) -> bool:
+        """Ask for what changed since the last time, and tell whom it concerns; False if the server refuses."""
         assert self._settings is not None
-        asked = self._server_time()
-        if self._mark is None or asked is None:
-            return  # nothing seen yet: the first looks tell the server's time
+        mark, asked_at = self._mark, self.loop.time()
+        if mark is None:
+            return True  # nothing seen yet: the first looks tell the server's time
         changed = filters.and_(
             filters.equal("Tags", namespace_tag(self._settings.namespace)),
-            filters.ge("StateTransitionTime", (self._mark - OVERLAP).strftime("%Y-%m-%dT%H:%M:%SZ")),
+            filters.ge("StateTransitionTime", (mark - OVERLAP).strftime("%Y-%m-%dT%H:%M:%SZ")),
         )
         resource = self._resource
         try:
-            found = await self._ask(lambda: resource.search(changed, fields=FIELDS, limit=MOST_CHANGES))
-            if len(found) >= MOST_CHANGES:
-                # /search has no page token, and stops silently.
-                found = await self._ask(lambda: list(resource.iterate(changed, limit=MOST_CHANGES)))
+            found = await self._ask(lambda: resource.search_all(changed, fields=FIELDS))
         except QarnotRefusedError as error:
-            log.warning("Qarnot refuses to search by time, so all %ss are asked for: %s", self.kind, error)
-            self._asks_for_changes = False
-            return
-        self._mark = max(self._mark, asked)
+            self._changes_refused += 1
+            if self._changes_refused in (1, REFUSED_ROUNDS):
+                log.warning(
+                    "Qarnot refuses to search by time, so all %ss are asked for: %s", self.kind, error
+                )
+            return False
+        self._changes_refused = 0
         await self._tell(found)
+        self._advance(mark, asked_at)
+        return True
 
-    def _server_time(self) -> datetime | None:
-        """A time that the server's clock has reached by now.
+    def _advance(self, mark: datetime, asked_at: float) -> None:
+        """Move the mark to what the server's clock showed when it was asked: what changed since was not answered."""
+        reached = self._server_time(asked_at) or mark
+        if reached < mark:
+            # The clock was set back, at any time since the last query: what has happened since is asked for again.
+            reached -= timedelta(seconds=asked_at - self._asked_at)
+        self._mark, self._asked_at = reached, asked_at
 
-        Its newest transition seen and what has passed here since: no time of ours is compared with one of the
-        server's, and after a burst of changes the rounds that follow do not ask for all of it again.
+    def _server_time(self, at: float) -> datetime | None:
+        """Return a time that the server's clock had reached at *at* on the event loop's clock.
+
+        It is the newest transition seen and what has passed here since, or the date of the newest response and what
+        has passed since, whichever is less. No time of ours is compared with one of the server's. Transitions alone
+        would follow an object with a time in the future, and would not follow a clock that is set back; dates alone
+        may come from a proxy whose clock is ahead of the one that stamps transitions.
         """
-        if self._clock is None:
+        known = [one for one in (self._clock, self._dated()) if one is not None]
+        return min((then + timedelta(seconds=at - here) for then, here in known), default=None)
+
+    def _dated(self) -> tuple[datetime, float] | None:
+        """Return the server's date in its newest response, and when it came on the event loop's clock."""
+        dated = self._client.transport.dated if self._client is not None else None
+        if dated is None:
             return None
-        then, here = self._clock
-        return then + timedelta(seconds=self.loop.time() - here)
+        date, came = dated
+        return date, self.loop.time() - (time.monotonic() - came)
 
     async def _look(self, topics: list[Topic]) -> None:
-        """Look these topics up: each tag with a request, the objects in as few as the server allows."""
+        """Look these topics up: each tag with a search of its own, the objects in as few as the server allows."""
         for topic in topics:
             if topic.is_tag:
                 resource, tagged = self._resource, filters.equal("Tags", topic.key)
                 joined = [waiter for waiter in topic.waiters if waiter.new]
-                await self._tell(await self._ask(partial(_all, resource, tagged)))
+                await self._tell(await self._ask(partial(resource.search_all, tagged, fields=FIELDS)))
                 topic.looked_up(joined)
         uuids = [topic.key for topic in topics if not topic.is_tag]
+        grows = bool(uuids)
         while uuids:
             chunk, uuids = uuids[: self._chunk], uuids[self._chunk :]
             chunk = [uuid for uuid in chunk if uuid in self.topics]
-            if not chunk:
-                continue
             try:
-                found = await self._ask(partial(self._search, chunk))
+                missing = await self._find(chunk)
             except QarnotRefusedError as error:
-                if len(chunk) == 1:
-                    self._fail(chunk[0], error)
+                if error.status not in TOO_MUCH:
+                    raise
+                grows = False
+                if len(chunk) > 1:
+                    self._chunk = max(1, len(chunk) // 2)
+                    uuids = chunk + uuids
                     continue
-                self._chunk = max(1, len(chunk) // 2)
-                uuids = chunk + uuids
-                continue
-            await self._tell(found)
-            for uuid in set(chunk) - {one.uuid for one in found}:
+                missing = chunk
+            for uuid in missing:
                 await self._confirm(uuid)
+        if grows:
+            self._chunk = min(CHUNK, 2 * self._chunk)
+
+    async def _find(self, uuids: list[str]) -> list[str]:
+        """Search for these objects and tell whom they concern; return those that no search shows.
+
+        The server may answer fewer than it has, so those that are missing are asked for again.
+        """
+        while uuids:
+            found = await self._ask(partial(self._search, uuids))
+            await self._tell(found)
+            shown = {one.uuid for one in found}
+            left = [uuid for uuid in uuids if uuid not in shown]
+            if len(left) == len(uuids):
+                break
+            uuids = left
+        return uuids
 
     def _search(self, uuids: list[str]) -> list[Pool | Task]:
         found: list[Pool | Task] = self._resource.search(
@@ -536,44 +587,38 @@ class Poller:
     async def _confirm(self, uuid: str) -> None:
         """Ask for the object itself, as a search that misses it proves nothing.
 
-        A 404 is confirmed in the next rounds: a proxy or a replica that lags may have sent it.
+        A 404 or a refusal is confirmed in the next rounds: a proxy or a replica that lags may have sent it.
         """
         resource = self._resource
         with self._sparing_others():
             try:
                 await self._tell([await self._ask(lambda: resource.get(uuid))])
-            except QarnotNotFoundError as error:
-                if not self._is_gone(uuid, error):
-                    return
-                gone = QarnotGoneError(
-                    f"Qarnot {self.kind} {uuid} is gone: it was deleted before its end was seen.",
-                    status=error.status,
-                    kind=self.kind,
-                    ref=uuid,
-                )
-                self._fail(uuid, gone)
-            except QarnotRefusedError as error:
-                self._fail(uuid, error)
+            except (QarnotNotFoundError, QarnotRefusedError) as error:
+                if topic := self.topics.get(uuid):
+                    self._doubt(topic, error)
 
-    def _is_gone(self, uuid: str, error: QarnotNotFoundError) -> bool:
-        topic = self.topics.get(uuid)
-        if topic is None:
-            return False
+    def _doubt(self, topic: Topic, error: QarnotNotFoundError | QarnotRefusedError) -> None:
+        """Fail the waiters of *topic* if it is certain by now that Qarnot denies it."""
         topic.absence = topic.absence or Absence(self._interval())
-        if topic.absence.is_certain(error, self.loop.time()):
-            return True
-        log.info("Asking again, as a single 404 proves nothing: %s", error)
-        topic.fresh = True
-        return False
+        if not topic.absence.is_certain(error, self.loop.time()):
+            log.info("Asking again, as a single refusal or 404 proves nothing: %s", error)
+        elif isinstance(error, QarnotRefusedError):
+            topic.fail(error)
+        else:
+            gone = QarnotGoneError(
+                f"Qarnot {self.kind} {topic.key} is gone: it was deleted before its end was seen.",
+                status=error.status,
+                kind=self.kind,
+                ref=topic.key,
+            )
+            topic.fail(gone)
 
     # --- telling the waiters
 
     async def _tell(self, found: Iterable[Pool | Task]) -> None:
         woken = 0
         for one in found:
-            reached = self._server_time()
-            if one.state_transition_time and (reached is None or one.state_transition_time > reached):
-                self._clock = (one.state_transition_time, self.loop.time())
+            self._note_time(one.state_transition_time)
             for key in (one.uuid, *one.tags):
                 if (topic := self.topics.get(key)) is None:
                     continue
@@ -587,18 +632,21 @@ class Poller:
                     woken += 1
                     if woken % AT_ONCE == 0:
                         await asyncio.sleep(0)
-        if self._mark is None and self._clock is not None:
-            self._mark = self._clock[0]
+        if self._mark is None:
+            # No time has passed on the server since it answered, and it need not have passed here.
+            known = [one for one in (self._clock, self._dated()) if one is not None]
+            self._mark = min((then for then, _ in known), default=None)
+            self._asked_at = self.loop.time()
 
-    def _fail(self, key: str, error: QarnotError) -> None:
-        if topic := self.topics.get(key):
-            topic.fail(error)
-
-
-def _all(resource: Any, tagged: filters.Filter) -> list[Pool | Task]:
-    """Every object a filter matches, with the fields that waiters need."""
-    found: list[Pool | Task] = resource.search(tagged, fields=FIELDS, limit=MOST_OF_A_TAG)
-    return found if len(found) < MOST_OF_A_TAG else list(resource.iterate(tagged, limit=MOST_CHANGES))
+    def _note_time(self, moved: datetime | None) -> None:
+        """Take *moved* for the server's clock if it is the newest transition, and not in the server's future."""
+        dated, now = self._dated(), self.loop.time()
+        if moved is None or (
+            dated is not None and moved > dated[0] + timedelta(seconds=now - dated[1]) + OVERLAP
+        ):
+            return
+        if self._clock is None or moved > self._clock[0] + timedelta(seconds=now - self._clock[1]):
+            self._clock = (moved, now)
 
 
 _pollers: dict[Scope, Poller] = {}

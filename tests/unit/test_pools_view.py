@@ -334,3 +334,16 @@ def test_costs_are_asked_for_a_few_pools_at_a_time_those_in_sight_first() -> Non
 )
 def test_durations_are_spoken(seconds: int, text: str) -> None:
     assert view.spoken(timedelta(seconds=seconds)) == text
+
+
+def test_the_mark_of_the_page_survives_wrong_clocks() -> None:
+    from airflow_qarnot_pool.plugins.ask import next_mark
+
+    now = datetime(2026, 1, 1, 12, tzinfo=UTC)
+    before, soon, later = (now + timedelta(seconds=seconds) for seconds in (-60, 2, 3600))
+    dated = (now, 0.0)
+    assert next_mark(None, [], dated) is None
+    assert next_mark(before, [None, now, soon], dated) == soon
+    assert next_mark(before, [later], dated) == before  # one with a time in the future hides no change
+    assert next_mark(later, [now], dated) is None  # set back: all are read again
+    assert next_mark(before, [later], None) == later  # a server that does not date its responses
