@@ -24,7 +24,7 @@ from airflow_qarnot_pool.api.errors import (
     QarnotRefusedError,
     QarnotUnavailableError,
 )
-from airflow_qarnot_pool.api.limits import stored_moment
+from airflow_qarnot_pool.api.limits import reading, stored_moment
 from airflow_qarnot_pool.conditions import Kind
 from airflow_qarnot_pool.costs import RunKey, euros, run_of
 from airflow_qarnot_pool.identity import label
@@ -117,7 +117,8 @@ class Watched:
     @classmethod
     def from_kwargs(cls, kwargs: Mapping[str, Any]) -> Watched:
         """Read back what :meth:`to_kwargs` of this or an earlier release wrote."""
-        return cls(**{name: kwargs[name] for name in cls.__dataclass_fields__ if name in kwargs})
+        with reading("The cost limits of a trigger"):
+            return cls(**{name: kwargs[name] for name in cls.__dataclass_fields__ if name in kwargs})
 
     def labels(self) -> dict[str, str]:
         """The limits as :meth:`Limits.labels` writes them."""

@@ -21,7 +21,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from airflow_qarnot_pool.api.limits import parse_number
+from airflow_qarnot_pool.api.limits import parse_number, reading
 from airflow_qarnot_pool.iterations import iteration_of
 
 if TYPE_CHECKING:
@@ -169,7 +169,8 @@ class Life:
     @classmethod
     def from_kwargs(cls, kwargs: Mapping[str, Any]) -> Life:
         """Read back what :meth:`to_kwargs` of this or an earlier release wrote."""
-        return cls(**{name: kwargs[name] for name in cls.__dataclass_fields__ if name in kwargs})
+        with reading("The task instance of a trigger"):
+            return cls(**{name: kwargs[name] for name in cls.__dataclass_fields__ if name in kwargs})
 
 
 def label(labels: Mapping[str, str] | None, name: str) -> str | None:

@@ -37,6 +37,7 @@ from airflow_qarnot_pool.api.errors import (
     QarnotRefusedError,
     QarnotUnavailableError,
 )
+from airflow_qarnot_pool.api.limits import parse_json
 from airflow_qarnot_pool.budget import limits_on
 from airflow_qarnot_pool.exceptions import QarnotPoolEndedError, QarnotSpecMismatchError
 from airflow_qarnot_pool.identity import (
@@ -363,9 +364,15 @@ def _holds(client: QarnotClient, life: Life) -> list[Hold]:
 
 def _holder(name: str | None) -> Holder | None:
     with suppress(ValueError, TypeError):
-        dag_id, run_id, by = json.loads(name or "")
+        dag_id, run_id, by = map(_id, parse_json(name or ""))
         return Holder(dag_id=dag_id, run_id=run_id, by=by)
     return None
+
+
+def _id(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{type(value).__name__} is no id")
+    return value
 
 
 # --- giving up, and closing
