@@ -182,6 +182,8 @@ class Spending:
     open_pools: tuple[str, ...] = ()
     #: Whether the object is one of the run's own: a shared pool, or somebody else's, is not.
     of_the_run: bool = True
+    #: Deleted pools of the run whose cost cannot be found out. Then ``run`` is what the others have cost.
+    forgotten: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,7 +261,9 @@ def shortage(
 
 
 def spending_of(client: QarnotClient, watched: Watched, settled: dict[str, float] | None = None) -> Spending:
-    """What was spent: one request, and for a run's limit a search and one more for each of its other pools.
+    """What was spent: one request, and for a run's limit two searches and one more for each of its other pools.
+
+    Deleted pools count if the run's record names them: at what billing still says, or else at what was recorded.
 
     :param settled: what pools that ended long ago have cost; kept by the caller from one look to the next.
     """
@@ -267,6 +271,8 @@ def spending_of(client: QarnotClient, watched: Watched, settled: dict[str, float
     own = _credits(resource, watched.uuid) if watched.uuid else None
     if watched.max_run_cost is None:
         return Spending(own=own)
+    from airflow_qarnot_pool.records import opened_by
+
     settled = {} if settled is None else settled
     # A Qarnot task with nodes of its own is no pool of the run, and counts all the same while it is watched.
     pools = pools_of_run(client, watched)
@@ -280,9 +286,25 @@ def spending_of(client: QarnotClient, watched: Watched, settled: dict[str, float
             still_open.append(pool.uuid)
         elif (cost := known[pool.uuid]) is not None and _ended_long_ago(pool):
             settled[pool.uuid] = cost
-    costs = list(known.values())
-    run = None if any(cost is None for cost in costs) else sum(cost or 0.0 for cost in costs)
-    return Spending(own=own, run=run, open_pools=tuple(still_open), of_the_run=of_the_run)
+    forgotten = []
+    recorded = opened_by(client, watched.namespace, watched.run)
+    for uuid in recorded.keys() - known.keys():
+        cost = settled.get(uuid)
+        if cost is None:
+            told = _credits(client.pools, uuid)
+            cost = recorded[uuid] if told is None else told
+        if cost is None:
+            forgotten.append(uuid)
+        else:
+            known[uuid] = settled[uuid] = cost
+    return Spending(
+        own=own,
+        # A cost that is not known is not 0. The others' may reach the limit all the same.
+        run=sum(cost for cost in known.values() if cost is not None),
+        open_pools=tuple(still_open),
+        of_the_run=of_the_run,
+        forgotten=tuple(sorted(forgotten)),
+    )
 
 
 def pools_of_run(client: QarnotClient, watched: Watched) -> list[Pool]:
@@ -354,7 +376,7 @@ def _credits(resource: Any, uuid: str) -> float | None:
     with suppress(QarnotNotFoundError):
         cost: float = resource.credits(uuid)
         return cost
-    return 0.0
+    return None
 
 
 def _is_open(pool: Pool) -> bool:

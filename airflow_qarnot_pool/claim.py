@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -46,7 +46,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Finished objects count against the account's quota; longer than any retry is kept, no object for ever.
+#: Returns what is recorded of deleted objects, by uuid.
+Recorded = Callable[[], Mapping[str, Any]]
+
+#: How long finished objects are kept: longer than any retry delay, but not forever, because they count against the
+#: account's quota. Automatic deletion is left off: the server would delete objects whose end no one has read yet. The
+#: process that needs room deletes them instead (see :mod:`airflow_qarnot_pool.room`).
 TIME_TO_LIVE = timedelta(days=7)
 #: Work that is done is done, and what runs may go on, though the setup task has made another pool since.
 NOT_THE_WORK = ("pool",)
@@ -87,6 +92,7 @@ def claim(
     look: bool = False,
     create: Callable[[Any], str] | None = None,
     fingerprint: str | None = None,
+    recorded: Recorded | None = None,
 ) -> Claim:
     """Return the one object that *life* has for *spec*, whatever crashed before.
 
@@ -101,6 +107,8 @@ def claim(
     :param look: look first on a first try, too: this try has made something already.
     :param create: makes what is stamped, and returns its uuid; default: a request of its own.
     :param fingerprint: of the spec, where *spec* is only a part of it.
+    :param recorded: returns what is recorded of deleted objects of the owner (see
+        :mod:`airflow_qarnot_pool.records`).
     :raises QarnotKilledError: Airflow has started a later try, so that nothing is to be made or ended here.
     :raises QarnotUnavailableError: with ``ambiguous`` set, the object may exist; the next try finds it. Also where
         the server wants to be left alone for minutes.
@@ -112,7 +120,7 @@ def claim(
             field="labels",
         )
     fingerprint = fingerprint or spec.fingerprint(exclude=NOT_THE_WORK)
-    found = _lookup(resource, life) if look or life.has_history else {}
+    found = _lookup(resource, life, recorded) if look or life.has_history else {}
     # What this try has seen end already is no news.
     known = frozenset(found) if look else frozenset()
     taken = False
@@ -138,7 +146,7 @@ def claim(
                 now = resource.find(plan.use.uuid)
                 if now is None or is_ending(now):
                     # It ended meanwhile, perhaps by a process of an earlier try that did not see the mark yet.
-                    found = _lookup(resource, life)
+                    found = _lookup(resource, life, recorded)
                     continue
             return _use(resource, life, plan.use, found[plan.use.uuid])
         fresh = {uuid: one for uuid, one in found.items() if uuid not in known}
@@ -172,7 +180,7 @@ def claim(
                 raise
             taken = True
             log.info("%s %s exists already; looking it up", resource.kind.capitalize(), name)
-            found = _lookup(resource, life)
+            found = _lookup(resource, life, recorded)
         except (QarnotUnavailableError, QarnotProtocolError) as error:
             # An answer that cannot be understood says no more than none.
             if not getattr(error, "ambiguous", True) or attempt == _ATTEMPTS:
@@ -183,11 +191,11 @@ def claim(
             # To ask again may have to wait for hours; to know what is there, and costs, may not.
             pause(min(asked, MAX_WAIT))
             unanswered, left = error, max(0.0, asked - MAX_WAIT)
-            found = _lookup(resource, life)
+            found = _lookup(resource, life, recorded)
         else:
             log.info("Created %s %s (%s)", resource.kind, uuid, name)
             if unsure:
-                return _oldest(resource, life, fingerprint, uuid)
+                return _oldest(resource, life, fingerprint, uuid, recorded)
             return Claim(uuid=uuid, decision=Decision.FRESH_SUBMIT, generation=generation)
     raise AssertionError("the last attempt returns or raises")
 
@@ -200,9 +208,6 @@ def stamp(spec: Any, life: Life, generation: int, fingerprint: str) -> Any:
         shortname=life.shortname(generation),
         tags=(*life.tags(), *(spec.tags or ())),
         labels={**(spec.labels or {}), **life.labels(generation, fingerprint)},
-        auto_delete_on_completion=(
-            True if spec.auto_delete_on_completion is None else spec.auto_delete_on_completion
-        ),
         completion_ttl=TIME_TO_LIVE if spec.completion_ttl is None else spec.completion_ttl,
     )
 
@@ -346,13 +351,17 @@ def end_all(resource: PoolResource | TaskResource, uuids: Sequence[str], within:
         )
 
 
-def _lookup(resource: PoolResource | TaskResource, life: Life) -> dict[str, Pool | Task]:
-    """Everything on the server that any life of this task instance made.
+def _lookup(
+    resource: PoolResource | TaskResource, life: Life, recorded: Recorded | None
+) -> dict[str, Pool | Task]:
+    """Everything that any life of this task instance made, deleted objects included if they are recorded.
 
     :raises QarnotUnavailableError: ``ambiguous``, as whoever looks has reason to think that something exists.
     """
     try:
-        return {one.uuid: one for one in resource.iterate(filters.equal("Tags", OWNER_TAG + life.owner))}
+        found = {one.uuid: one for one in resource.iterate(filters.equal("Tags", OWNER_TAG + life.owner))}
+        # In this order: an object is recorded before it is deleted.
+        return found if recorded is None else {**recorded(), **found}
     except QarnotUnavailableError as error:
         error.ambiguous = True
         raise
@@ -397,9 +406,15 @@ def _use(resource: PoolResource | TaskResource, life: Life, relic: Relic, found:
     return Claim(uuid=relic.uuid, decision=decision, generation=relic.generation, found=found)
 
 
-def _oldest(resource: PoolResource | TaskResource, life: Life, fingerprint: str, created: str) -> Claim:
+def _oldest(
+    resource: PoolResource | TaskResource,
+    life: Life,
+    fingerprint: str,
+    created: str,
+    recorded: Recorded | None,
+) -> Claim:
     """There may be a second one, made by the request that was not answered or by a sharer: keep the oldest."""
-    found = _lookup(resource, life)
+    found = _lookup(resource, life, recorded)
     plan = _plan(life, found, fingerprint)
     for uuid in plan.end:
         log.warning(

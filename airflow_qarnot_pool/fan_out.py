@@ -28,9 +28,9 @@ class Submission:
 
 @dataclass(kw_only=True)
 class Memory:
-    """What this try has seen and the server may have forgotten: near a quota finished objects are deleted.
+    """What this try has seen: objects may be deleted at any time.
 
-    Carried from slice to slice of the Airflow task; a next try knows only what it finds.
+    Carried from slice to slice of the Airflow task. A next try knows only what it finds and what is recorded.
     """
 
     #: Submitted, and not seen ended: they must be there.
@@ -146,11 +146,11 @@ def board(
         plan = decide(life, mine, fingerprint)
         end += plan.end
         if plan.use is not None and plan.use.fate is Fate.SUCCEEDED:
-            succeeded[item] = plan.use.uuid
+            succeeded[item] = plan.use.uuid or None  # a recorded one is deleted
         elif plan.use is not None:
             running[item], generations[item] = plan.use.uuid, plan.use.generation
         elif lost := _failed_now(life, mine, fingerprint, closed_pools):
-            failed[item] = lost.uuid
+            failed[item] = lost.uuid or None
         elif item in memory.succeeded:
             succeeded[item] = None
         elif item in memory.failed and not _adopted_and_cancelled(life, mine, fingerprint):

@@ -41,6 +41,12 @@ TRY_TAG = "airflow-try:"
 _LABEL = "airflow."
 #: Label of a Qarnot task that is to outlive its Airflow task.
 DETACHED = _LABEL + "detached"
+#: Label of a Qarnot task that its Airflow task does not wait for; a sensor may read its end.
+UNAWAITED = _LABEL + "unawaited"
+#: Label of a Qarnot task whose Airflow task needs no more of its end than a record keeps, and not its output.
+RECORDABLE = _LABEL + "recordable"
+#: Label of the items of a fan-out with a digest of all their specs.
+SPECS = _LABEL + "specs"
 
 
 def namespace_tag(namespace: str) -> str:
@@ -48,7 +54,8 @@ def namespace_tag(namespace: str) -> str:
     return f"{NAMESPACE_TAG}{namespace}"
 
 
-def _digest(*parts: Any) -> str:
+def digest(*parts: Any) -> str:
+    """Return a short digest of *parts*, which are JSON."""
     return hashlib.sha256(json.dumps(parts, separators=(",", ":")).encode()).hexdigest()[:16]
 
 
@@ -100,15 +107,15 @@ class Life:
     @property
     def owner(self) -> str:
         if self.shared:
-            return _digest(self.namespace, "shared", self.shared, self.part)
+            return digest(self.namespace, "shared", self.shared, self.part)
         parts = (self.namespace, self.dag_id, self.run_id, self.task_id, self.map_index, self.part)
-        return _digest(*parts, self.iteration) if self.iteration else _digest(*parts)
+        return digest(*parts, self.iteration) if self.iteration else digest(*parts)
 
     @property
     def lineage(self) -> str:
         if self.shared:
-            return _digest(self.owner)
-        return _digest(self.owner, self.run_started, self.max_tries)
+            return digest(self.owner)
+        return digest(self.owner, self.run_started, self.max_tries)
 
     @property
     def order(self) -> tuple[str, int]:
@@ -325,6 +332,16 @@ def decide(life: Life, relics: Iterable[Relic], fingerprint: str) -> Plan:
         use=use,
         generation=1 + max((relic.generation for relic in own), default=0),
         changed_spec=any(relic.fate is Fate.LIVE for relic in own if relic not in alike),
+    )
+
+
+def is_ours(found: Pool | Task, namespace: str) -> bool:
+    """Whether this provider made *found*, in *namespace*: a tag alone could be anybody's."""
+    tags = [tag for tag in found.tags if tag.startswith(NAMESPACE_TAG)]
+    return (
+        tags == [namespace_tag(namespace)]
+        and label(found.labels, "format") is not None
+        and label(found.labels, "namespace") == namespace
     )
 
 

@@ -8,7 +8,7 @@ Deciding is pure (:func:`judge`); :func:`reap` asks Qarnot and whoever knows the
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -16,7 +16,7 @@ from enum import StrEnum
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from airflow_qarnot_pool import metrics
+from airflow_qarnot_pool import metrics, records
 from airflow_qarnot_pool.api import filters, states
 from airflow_qarnot_pool.api.errors import (
     QarnotInvalidSpecError,
@@ -28,13 +28,15 @@ from airflow_qarnot_pool.budget import Level, limits_on, spending_of
 from airflow_qarnot_pool.budget import judge as judge_cost
 from airflow_qarnot_pool.claim import end
 from airflow_qarnot_pool.costs import RunKey, run_of
-from airflow_qarnot_pool.identity import NAMESPACE_TAG, Fate, fate_of, label, namespace_tag
+from airflow_qarnot_pool.identity import Fate, fate_of, is_ours, label, namespace_tag
+from airflow_qarnot_pool.room import Room
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.client import QarnotClient
     from airflow_qarnot_pool.api.models import Pool, Task
     from airflow_qarnot_pool.api.pools import PoolResource
     from airflow_qarnot_pool.api.tasks import TaskResource
+    from airflow_qarnot_pool.conditions import Kind
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +46,8 @@ OVER = frozenset({"success", "failed"})
 RunState = Callable[[str, str], str | None]
 
 
+#: Kinds of objects, each with a quota of its own.
+KINDS: tuple[Kind, ...] = ("task", "pool")
 #: States in which a Qarnot task may cost.
 _UNFINISHED = [state for state in states.TaskState if state not in states.TASK_TERMINAL]
 
@@ -146,6 +150,8 @@ class Report:
     #: Of Qarnot tasks with nodes of their own that are not over.
     tasks: list[Entry] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    #: Finished objects that were deleted because a quota is almost full.
+    tidied: int = 0
     #: What was found, for metrics.
     open_pools: int = 0
     slots_wanted: int = 0
@@ -159,9 +165,11 @@ class Report:
             self.slots_ready += pool.ready_slots
 
     def to_json(self) -> dict[str, Any]:
-        """``{namespace, dry_run, closed, deleted, kept, aborted, pools: [entry], tasks: [entry], failures: [text]}``.
+        """Return the report as JSON.
 
-        Those kept are pools; counts are of what would be done in a dry run.
+        ``{namespace, dry_run, closed, deleted, kept, aborted, tidied, pools: [entry], tasks: [entry],
+        failures: [text]}``. Those kept are pools. ``tidied`` counts finished objects that were deleted because a quota
+        was almost full. The other counts are of what would be done in a dry run.
         """
         everything = [*self.entries, *self.tasks]
         counts = {
@@ -179,6 +187,7 @@ class Report:
             **counts,
             "pools": [asdict(one) for one in self.entries],
             "tasks": [asdict(one) for one in self.tasks],
+            "tidied": self.tidied,
             "failures": self.failures,
         }
 
@@ -216,7 +225,10 @@ def reap(
     for pool in pools:
         with _noting(report, "Pool", pool.uuid):
             report.count(pool)
-            facts = partial(_facts, client, run_state=run_state, began=began.get(run_of(pool)))
+            idle_since = _idleness(client, namespace, limits, now, note=not dry_run)
+            facts = partial(
+                _facts, client, run_state=run_state, began=began.get(run_of(pool)), idle_since=idle_since
+            )
             entry = _reap_one(client.pools, pool, facts, limits, dry_run, now)
             report.entries.append(_logged("Pool", entry, dry_run))
     for task in _tasks_alone(client, namespace, report):
@@ -224,6 +236,10 @@ def reap(
             facts = partial(_facts_alone, run_state=run_state)
             entry = _reap_one(client.tasks, task, facts, limits, dry_run, now)
             report.tasks.append(_logged("Qarnot task", entry, dry_run))
+    if not dry_run:
+        for kind in KINDS:
+            with _noting(report, "Finished objects", f"of namespace {namespace}"):
+                report.tidied += Room(client, namespace).tidy(kind)
     metrics.reaped(report)
     return report
 
@@ -267,16 +283,6 @@ def _logged(noun: str, entry: Entry, dry_run: bool) -> Entry:
     return entry
 
 
-def is_ours(found: Pool | Task, namespace: str) -> bool:
-    """Whether this provider made *found*, in *namespace*: a tag alone could be anybody's."""
-    tags: Iterable[str] = [tag for tag in found.tags if tag.startswith(NAMESPACE_TAG)]
-    return (
-        list(tags) == [namespace_tag(namespace)]
-        and label(found.labels, "format") is not None
-        and label(found.labels, "namespace") == namespace
-    )
-
-
 def _reap_one(
     resource: PoolResource | TaskResource,
     found: Any,
@@ -316,20 +322,28 @@ def _reap_one(
     )
 
 
-def _facts(client: QarnotClient, pool: Pool, run_state: RunState, began: datetime | None) -> Facts:
+def _facts(
+    client: QarnotClient,
+    pool: Pool,
+    run_state: RunState,
+    began: datetime | None,
+    idle_since: Callable[[Pool, datetime, bool], datetime],
+) -> Facts:
     dag_id, run_id = run_of(pool)
     shared = label(pool.labels, "shared") is not None
     fate = fate_of(pool)
     created = pool.creation_date or datetime.now(UTC)
+    state = None if shared or fate is not Fate.LIVE else run_state(dag_id, run_id)
+    is_needed = shared or state not in (None, *OVER)
     return Facts(
         fate=fate,
         created=created,
         ended=pool.end_date or (pool.state_transition_time if fate is Fate.DEAD else None),
         shared=shared,
         run=f"{dag_id} {run_id}",
-        run_state=None if shared or fate is not Fate.LIVE else run_state(dag_id, run_id),
+        run_state=state,
         unfinished_instances=pool.queued_or_running_task_instances_count or 0,
-        idle_since=_idle_since(client, pool, created) if fate is Fate.LIVE else created,
+        idle_since=idle_since(pool, created, is_needed) if fate is Fate.LIVE else created,
         over_limit=_over_limit(client, pool, began) if fate is Fate.LIVE else "",
     )
 
@@ -366,7 +380,34 @@ def _over_limit(client: QarnotClient, pool: Pool, began: datetime | None) -> str
     return verdict.message.removesuffix("; it was closed") if verdict.level is Level.OVER else ""
 
 
-def _idle_since(client: QarnotClient, pool: Pool, created: datetime) -> datetime:
-    """When the last Qarnot task on the pool ended; its creation where there was none."""
-    ends = [task.end_date or task.creation_date for task in client.pools.tasks(pool.uuid)]
-    return max([created, *(one for one in ends if one is not None)])
+def _idleness(
+    client: QarnotClient, namespace: str, limits: Limits, now: Callable[[], datetime], *, note: bool
+) -> Callable[[Pool, datetime, bool], datetime]:
+    """Return a function that tells since when a pool is idle.
+
+    The Qarnot tasks that show its use may be deleted. Processes of ours record the use before they delete. If nothing
+    shows any use, a pool that is needed counts as idle only from the first reaping that finds it so: others may delete,
+    too.
+
+    :param note: whether to record that a pool was found idle.
+    """
+
+    def idle_since(pool: Pool, created: datetime, is_needed: bool) -> datetime:
+        ends = [task.end_date or task.creation_date for task in client.pools.tasks(pool.uuid)]
+        shown = [one for one in ends if one is not None]
+        since = max([created, *shown])
+        if pool.queued_or_running_task_instances_count or now() - since <= limits.grace:
+            return since
+        use = records.use_of(client, pool.uuid)
+        if use.used is not None:
+            shown.append(use.used)
+            since = max(since, use.used)
+        if shown or not is_needed:
+            return since
+        if use.idle_since is not None:
+            return max(since, use.idle_since)
+        if note:
+            records.note_idle(client, namespace, pool.uuid, now())
+        return now()
+
+    return idle_since

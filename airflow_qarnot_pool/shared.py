@@ -51,6 +51,7 @@ from airflow_qarnot_pool.identity import (
     namespace_tag,
     tried,
 )
+from airflow_qarnot_pool.records import shared_name
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.client import QarnotClient
@@ -222,10 +223,15 @@ def successor(client: QarnotClient, pool: str, life: Life, pause: Callable[[floa
     It is made like the one it replaces: who finds out need not know how that was.
     """
     old = client.pools.find(pool)
-    if old is None or not is_shared_and_closed(old, life):
+    if old is None:
+        old = _newest_of_the_name(client, pool, life)
+    elif not is_shared_and_closed(old, life):
+        return None
+    if old is None:
         return None
     name = label(old.labels, "shared") or ""
     from airflow_qarnot_pool.api.specs import PoolSpec
+    from airflow_qarnot_pool.room import Room
 
     packed = old.labels.get(FIELDS, "")
     limits = limits_on(old)
@@ -239,16 +245,33 @@ def successor(client: QarnotClient, pool: str, life: Life, pause: Callable[[floa
         labelled = _with_label(stamped, packed)
         if limits is not None:
             labelled = replace(labelled, labels={**labelled.labels, **limits.labels()})
-        kept = ("name", "shortname", "tags", "labels", "auto_delete_on_completion", "completion_ttl")
+        kept = ("name", "shortname", "tags", "labels", "completion_ttl")
         return client.pools.clone_once(old.uuid, **{name: getattr(labelled, name) for name in kept})
 
     mine = replace(life, shared=name, part="", item=None)
     fingerprint = label(old.labels, "spec") or ""
-    claimed = _acquire(client, spec, mine, create, _unpacked(packed), fingerprint, pause, by="")
+    with_room = Room(client, life.namespace, mine).creating("pool", create)
+    claimed = _acquire(client, spec, mine, with_room, _unpacked(packed), fingerprint, pause, by="")
     # What holds a closed pool holds nothing.
-    _drop(client, [one for one in _holds(client, mine) if one.pool == old.uuid])
-    log.info("Shared pool %r: %s is %s, going on with %s", name, old.uuid, old.state, claimed.uuid)
+    _drop(client, [one for one in _holds(client, mine) if one.pool == pool])
+    log.info("Shared pool %r: %s takes no more tasks, going on with %s", name, pool, claimed.uuid)
     return claimed.uuid
+
+
+def was_closed(client: QarnotClient, pool: str, life: Life) -> bool:
+    """Whether *pool* is one that *life*'s namespace shares, and was closed or, once closed, deleted."""
+    found = client.pools.find(pool)
+    return shared_name(client, pool) is not None if found is None else is_shared_and_closed(found, life)
+
+
+def _newest_of_the_name(client: QarnotClient, pool: str, life: Life) -> Pool | None:
+    """Return the newest generation of a deleted shared pool, if its name is recorded."""
+    name = shared_name(client, pool)
+    if name is None:
+        return None
+    owner = replace(life, shared=name, part="", item=None).owner
+    found = client.pools.iterate(filters.equal("Tags", OWNER_TAG + owner))
+    return max(found, key=lambda one: Relic.of(one).age, default=None)
 
 
 def _acquire(

@@ -211,6 +211,10 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
 
     # --- bringing its result back
 
+    @property
+    def _is_recordable(self) -> bool:
+        return False  # what the function returned is in its output, or in a bucket
+
     def _output(self, task: Task) -> payload.ReportFinder:
         """Return what is known of the report in standard output, all of which is read."""
         finder = self._reports.get(task.uuid)

@@ -130,6 +130,10 @@ class Account:
     balance: float = 1000.0
     balance_spent: float = 0.0
     budgets: tuple[Budget, ...] = ()
+    bills_deleted: bool = True
+    """Whether the credits of deleted pools can still be asked for."""
+    deleted: dict[str, float] = field(default_factory=dict)
+    """Euros that each deleted pool has cost, by uuid."""
 
     def set_credits(self, credits: float, spent: float) -> None:
         """:param spent: euros spent so far; what is spent from here on lowers the new balance."""

@@ -81,11 +81,13 @@ def account(world: World) -> dict[str, Any]:
 
 def set_account(world: World, body: Any) -> None:
     changes = _object(body)
-    if unknown := set(changes) - {*LIMIT_NAMES, "credits", "budgets"}:
+    if unknown := set(changes) - {*LIMIT_NAMES, "credits", "budgets", "billsDeleted"}:
         raise ApiError(400, f"Unknown limits: {', '.join(sorted(unknown))}")
     for name, value in changes.items():
         if name == "credits":
             world.account.set_credits(_number(value, name, -1e9), world.spent())
+        elif name == "billsDeleted":
+            world.account.bills_deleted = bool(value)
         elif name == "budgets":
             world.account.budgets = tuple(_budget(world, one) for one in _list(value))
         else:

@@ -212,4 +212,5 @@ class Pools:
         for node in list(pool.nodes.values()):
             self._world.fleet.drop(node)
         self.store.remove(pool)
+        self._world.account.deleted[pool.uuid] = pool.meter.credits(self._world.now)
         self._world.forget_output(pool)

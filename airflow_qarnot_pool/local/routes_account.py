@@ -139,6 +139,9 @@ def _costs(world: World) -> list[BaseRoute]:
             return 0.0 if isinstance(item, Task) and item.pool else item.meter.node_seconds(world.now)
 
         def credits(call: Call) -> dict[str, float]:
+            account = world.account
+            if kind == "pools" and account.bills_deleted and call.id in account.deleted:
+                return {"credits": account.deleted[call.id]}
             item: Pool | Task = find(call.id)
             return {"credits": 0.0 if isinstance(item, Task) and item.pool else item.meter.credits(world.now)}
 

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from airflow_qarnot_pool.api.client import QarnotClient
     from airflow_qarnot_pool.claim import Claim
     from airflow_qarnot_pool.hooks.settings import ConnectionSettings
+    from airflow_qarnot_pool.room import Room
     from airflow_qarnot_pool.triggers.base import QarnotTrigger
 
 #: How much later than the deadline in the trigger Airflow's own deferral timeout comes.
@@ -206,6 +207,8 @@ class WaitingOperator(QarnotOperator):
         self.cancel_on_kill = cancel_on_kill
         self.wait_for_quota = wait_for_quota
         self._quota_deadline: datetime | None = None
+        #: How often in a row there was no room after a wait for it.
+        self._refusals = 0
         #: What may cost no more than its limit while this waits (``Watched.to_kwargs()``).
         self._budget: dict[str, Any] | None = None
         check_wait(poll_interval, wait_timeout=wait_timeout, wait_for_quota=wait_for_quota)
@@ -256,8 +259,19 @@ class WaitingOperator(QarnotOperator):
     def _take(self, spec: Any, life: Life, pause: Callable[[float], Any], **options: Any) -> Claim:
         """Create the remote object, or find it."""
         from airflow_qarnot_pool.claim import claim
+        from airflow_qarnot_pool.records import recorded_tasks
 
+        create = options.pop("create", None) or self._resource.create_once
+        options["create"] = self._room(life).creating(self.kind, create)
+        if self.kind == "task":
+            options["recorded"] = partial(recorded_tasks, self.client, life)
         return claim(self._resource, spec, life, pause=pause, **options)
+
+    def _room(self, life: Life) -> Room:
+        """Return what makes room when a quota of the account is full."""
+        from airflow_qarnot_pool.room import Room
+
+        return Room(self.client, self.hook.settings.namespace, life)
 
     def _claim(self, context: Context, spec: Any, **options: Any) -> Claim:
         """Get the one remote object of this Airflow task, and make it known before anything else can fail.
@@ -276,7 +290,7 @@ class WaitingOperator(QarnotOperator):
                     break
                 except QarnotQuotaError as error:
                     self._wait_for_room(context, error, work.killed)
-            work.uuid, self._quota_deadline = claimed.uuid, None
+            work.uuid, self._quota_deadline, self._refusals = claimed.uuid, None, 0
             metrics.decided(self.log, self.kind, claimed)
             if work.killed.is_set() and self.cancel_on_kill:
                 # on_kill came while the request was under way and had nothing to end yet.
@@ -326,14 +340,20 @@ class WaitingOperator(QarnotOperator):
             kind=self.kind,
             poll_interval=interval,
             deadline=deadline,
+            refusals=self._refusals,
             carry=carry,
         )
         return trigger, "execute_with_room"
 
     def execute_with_room(self, context: Context, event: Mapping[str, Any]) -> Any:
         """Try again: the account has room, or the time to wait for it is over."""
-        self._quota_deadline = stored_moment(event["deadline"])
+        self._resume_with_room(event)
         return self.execute(context)
+
+    def _resume_with_room(self, event: Mapping[str, Any]) -> None:
+        """Read what the event of a wait for room says."""
+        self._quota_deadline = stored_moment(event["deadline"])
+        self._refusals = int(event.get("refusals") or 0) + 1
 
     # --- waiting
 

@@ -25,7 +25,7 @@ from airflow_qarnot_pool.budget import (
 from airflow_qarnot_pool.conditions import Ending, Outcome
 from airflow_qarnot_pool.costs import euros
 from airflow_qarnot_pool.exceptions import QarnotBudgetError
-from airflow_qarnot_pool.identity import DETACHED
+from airflow_qarnot_pool.identity import DETACHED, UNAWAITED
 from airflow_qarnot_pool.operators.base import WaitingOperator
 from airflow_qarnot_pool.operators.parameters import names_given
 from airflow_qarnot_pool.templates import is_templated
@@ -111,31 +111,44 @@ class BudgetOperator(WaitingOperator):
         claimed = super()._claim(context, spec, **options)
         if not pool:
             self._watch(context, claimed.uuid, self.kind)
+        if self.kind == "pool":
+            self._note_opened(claimed.uuid)
         return claimed
+
+    def _note_opened(self, pool: str) -> None:
+        """Record that the DAG run has opened *pool*, which counts under its limit when it is deleted, too."""
+        from airflow_qarnot_pool.records import note_opened
+
+        watched = None if self._budget is None else Watched.from_kwargs(self._budget)
+        if watched is None or watched.max_run_cost is None or (self._work and self._work.life.shared):
+            return
+        try:
+            note_opened(self.client, watched.namespace, watched.run, pool)
+        except QarnotError as error:
+            self.log.warning("If pool %s is deleted, max_run_cost will not count its cost: %s", pool, error)
 
     def _take(self, spec: Any, life: Life, pause: Any, **options: Any) -> Claim:
         if self.kind == "pool":
             limits = Limits.of(self.max_cost, self.max_run_cost, self.cost_warning)
-            options["create"] = partial(self._create_labelled, limits.labels() if limits else {})
-        elif not getattr(spec, "pool", None):
-            options["create"] = partial(self._create_labelled, self._mark())
-        elif self._budget is not None:
-            options["create"] = self._create_unless_over
+            options["create"] = partial(self._create_labelled, limits.labels() if limits else {}, False)
+        else:
+            options["create"] = partial(self._create_labelled, self._mark(), bool(spec.pool))
         return super()._take(spec, life, pause, **options)
 
     def _mark(self) -> dict[str, str]:
-        """What is written on a Qarnot task with nodes of its own, so that the reaper leaves it alone."""
-        return {} if self.wait_for_completion and self.cancel_on_kill else {DETACHED: "true"}
+        """Return labels for the reaper, and for processes that make room under a quota."""
+        waits = self.wait_for_completion
+        return {
+            **({} if waits and self.cancel_on_kill else {DETACHED: "true"}),
+            **({} if waits else {UNAWAITED: "true"}),
+        }
 
-    def _create_labelled(self, labels: Mapping[str, str], stamped: Any) -> str:
-        """Write what the reaper must know on what is made."""
+    def _create_labelled(self, labels: Mapping[str, str], on_pool: bool, stamped: Any) -> str:
+        """Create the object with more labels. A Qarnot task on a pool that has cost too much is not created."""
+        if on_pool and self._budget is not None:
+            # Nobody may have watched since the last wait; what an earlier try has left is taken up all the same.
+            self._raise_if_over()
         created: str = self._resource.create_once(replace(stamped, labels={**stamped.labels, **labels}))
-        return created
-
-    def _create_unless_over(self, stamped: Any) -> str:
-        """Nobody may have watched since the last wait; what an earlier try has left is taken up all the same."""
-        self._raise_if_over()
-        created: str = self._resource.create_once(stamped)
         return created
 
     def _take_up(self, context: Context, outcome: Outcome) -> None:
@@ -193,8 +206,14 @@ def check_can_pay(operator: BudgetOperator, context: Context, spec: PoolSpec, es
             return
     why = None
     if watched is not None and limited:
-        spent = spending_of(client, watched).run
-        if spent is not None and spent + (estimate or 0.0) >= (watched.max_run_cost or 0.0):
+        spending = spending_of(client, watched)
+        spent = spending.run
+        if spending.forgotten:
+            why = (
+                f"DAG run {watched.run_id} has a max_run_cost of {euros(watched.max_run_cost)}, and what its "
+                f"deleted pools {', '.join(spending.forgotten)} have cost cannot be found out"
+            )
+        elif spent is not None and spent + (estimate or 0.0) >= (watched.max_run_cost or 0.0):
             adds = f" and this pool may cost {euros(estimate)} more" if estimate else ""
             why = (
                 f"the pools of DAG run {watched.run_id} have cost {euros(spent)}{adds}, "

@@ -28,12 +28,16 @@ def tell_cost(operator: QarnotOperator, context: Context, pool: str, *, whole_ru
     """
     from airflow_qarnot_pool.costs import cost_of_pool
     from airflow_qarnot_pool.idle import idle_of
+    from airflow_qarnot_pool.room import note_cost
 
     settings = operator.hook.settings
     client = operator.client.limited(retries=0, timeout=PATIENCE, deadline=PATIENCE)
     reference = settings.reference_datacenter
     try:
-        found = cost_of_pool(client, pool, reference)
+        closed = client.pools.get(pool)
+        found = cost_of_pool(client, pool, reference, pool=closed)
+        if found.cost.credits is not None:
+            note_cost(client, settings.namespace, closed, found.cost.credits)
         metrics.closed(found, context["ti"].dag_id)
         idle = idle_of(found, datetime.now(UTC))
         operator.log.info("Pool %s has cost %s so far", pool, found.cost)

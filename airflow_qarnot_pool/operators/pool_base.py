@@ -41,6 +41,8 @@ class PoolOperator(WaitingOperator):
             return super()._take(spec, life, pause, **options)
         from airflow_qarnot_pool.shared import acquire
 
+        create = options.pop("create", None) or self.client.pools.create_once
+        options["create"] = self._room(life).creating("pool", create)
         return acquire(self.client, spec, life, pause, **options)
 
     def _trigger_class(self) -> type[QarnotTrigger]:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_qarnot_pool.api import states
-from airflow_qarnot_pool.api.errors import QarnotError, QarnotInvalidSpecError, QarnotRefusedError
+from airflow_qarnot_pool.api.errors import (
+    QarnotError,
+    QarnotInvalidSpecError,
+    QarnotNotFoundError,
+    QarnotRefusedError,
+)
 from airflow_qarnot_pool.api.limits import stored_moment
 from airflow_qarnot_pool.conditions import TASK_DONE, TASK_ENDED, Condition, Ending, is_queued
 from airflow_qarnot_pool.costs import executed
@@ -20,6 +26,7 @@ from airflow_qarnot_pool.exceptions import (
     QarnotTaskFailedError,
 )
 from airflow_qarnot_pool.handover import Position
+from airflow_qarnot_pool.identity import RECORDABLE
 from airflow_qarnot_pool.links import LINKS
 from airflow_qarnot_pool.operators.parameters import check_filled, names_given
 from airflow_qarnot_pool.operators.shell import commands_in, warn_of_shell_characters
@@ -169,12 +176,33 @@ class QarnotRunTaskOperator(TaskOperator):
         self._mask_secrets()
         super()._take_up(context, outcome)
 
+    def _mark(self) -> dict[str, str]:
+        return {**super()._mark(), **({RECORDABLE: "true"} if self._is_recordable else {})}
+
+    @property
+    def _is_recordable(self) -> bool:
+        """Whether a record of its end is enough, once its Qarnot task is deleted: there is no output to log."""
+        return not self.log_output
+
+    def _ended(self, context: Context, outcome: Outcome) -> tuple[Task, bool]:
+        """Return the Qarnot task whose wait has ended, and whether it is deleted and comes from its record."""
+        from airflow_qarnot_pool.records import recorded_tasks
+
+        if outcome.ending is not Ending.GONE:
+            self._raise_for(outcome)
+            with suppress(QarnotNotFoundError):
+                return self.client.tasks.get(outcome.uuid), False
+        # Another process may have needed its place under the account's quota.
+        if found := recorded_tasks(self.client, self._life_of(context)).get(outcome.uuid):
+            return found, True
+        self._raise_for(outcome)
+        return get_surely(self.client.tasks, outcome.uuid), False
+
     def _finish(self, context: Context, outcome: Outcome, carry: Mapping[str, Any]) -> Any:
         if outcome.ending is Ending.IMPOSSIBLE:
             return self._stranded(context, outcome, carry)
-        self._raise_for(outcome)
-        task = get_surely(self.client.tasks, outcome.uuid)
-        if self.log_output:
+        task, is_deleted = self._ended(context, outcome)
+        if self.log_output and not is_deleted:
             if written := carry.get("output"):
                 self._position = take_over(context["ti"], written, self.log)
             self._write_output(task.uuid, over=True)

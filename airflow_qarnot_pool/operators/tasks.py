@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ from airflow_qarnot_pool.api.states import accepts_tasks
 from airflow_qarnot_pool.conditions import TASK_DONE, Condition, Ending, Outcome, is_queued
 from airflow_qarnot_pool.exceptions import QarnotBudgetError, QarnotPoolEndedError, QarnotTaskFailedError
 from airflow_qarnot_pool.fan_out import Memory
-from airflow_qarnot_pool.identity import OWNER_TAG, Life, Relic, numbers_of
+from airflow_qarnot_pool.identity import OWNER_TAG, SPECS, Life, Relic, numbers_of
 from airflow_qarnot_pool.links import LINKS
 from airflow_qarnot_pool.operators.base import RemoteWork
 from airflow_qarnot_pool.operators.budget import close_over
@@ -68,6 +68,8 @@ class _Sent:
     unclear: bool = False
     #: Why the rest was not accepted.
     full: QarnotQuotaError | None = None
+    #: Whether finished objects were deleted on the way, this operator's own perhaps.
+    made_room: bool = False
 
 
 def _known(command: Any) -> Any:
@@ -116,6 +118,10 @@ class QarnotRunTasksOperator(TaskOperator):
     ) -> None:
         super().__init__(**kwargs)
         self.commands = hide_secrets(commands)
+        #: Whether a quota of the account was full: then this deletes its finished items when they are recorded.
+        self._met_quota = False
+        #: Number of items in the next request.
+        self._chunk = CHUNK
         self.max_in_flight = max_in_flight
         self.max_results = max_results
         self._filled += names_given(self, ("max_in_flight",))
@@ -217,7 +223,7 @@ class QarnotRunTasksOperator(TaskOperator):
 
     def execute_with_room(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
         """Go on where a quota of the account stopped it."""
-        self._quota_deadline = stored_moment(event["deadline"])
+        self._resume_with_room(event)
         carry = event.get("carry") or {}
         if not carry:
             return self.execute(context)
@@ -225,6 +231,7 @@ class QarnotRunTasksOperator(TaskOperator):
             return self._go_on_from(context, carry)
 
     def _go_on_from(self, context: Context, carry: Mapping[str, Any]) -> dict[str, Any]:
+        self._met_quota = bool(carry.get("met_quota"))
         deadline = stored_moment(carry["deadline"]) if carry.get("deadline") else None
         return self._go_on(context, deadline, Memory.from_carry(carry))
 
@@ -262,18 +269,26 @@ class QarnotRunTasksOperator(TaskOperator):
         life = self._work.life
         try:
             specs = self._specs(self.commands, self._given_now(), self._some_pool)
-            relics = self._relics(life)
+            fingerprints = [spec.fingerprint(exclude=NOT_THE_WORK) for spec in specs]
+            relics = self._relics(life, fingerprints)
             pools = self._closed_pools(life, relics, {})
         except QarnotError as error:
             self.log.info("Could not poll the Qarnot tasks once more: %s", error)
             return None
-        fingerprints = [spec.fingerprint(exclude=NOT_THE_WORK) for spec in specs]
         now = board(life, fingerprints, relics, memory, pools)
         cancelled = {one.uuid for one in relics if one.cancelled}
         return now if now.over and not cancelled.intersection(now.failed.values()) else None
 
     def _awaited(self) -> Condition:
         return TASK_DONE
+
+    def _carry(self, memory: Memory, deadline: datetime | None) -> dict[str, Any]:
+        """What the next slice must know."""
+        return {
+            **memory.to_carry(),
+            "deadline": deadline.isoformat() if deadline else None,
+            "met_quota": self._met_quota,
+        }
 
     def _begin(self, context: Context) -> RemoteWork:
         life = Life.of(context, self.hook.settings.namespace)
@@ -303,7 +318,7 @@ class QarnotRunTasksOperator(TaskOperator):
         unclear_rounds, moved, told = 0, 0, False
         closed: dict[str, bool] = {}
         while True:
-            relics = self._lookup(life, memory) if look else []
+            relics = self._lookup(life, memory, fingerprints) if look else []
             pools = self._closed_pools(life, relics, closed)
             # A wait takes what was cancelled for failed, whatever cancelled it.
             memory.failed -= {one.item for one in relics if one.cancelled and one.pool in pools}
@@ -318,13 +333,11 @@ class QarnotRunTasksOperator(TaskOperator):
             memory.note(now)
             end_all(self.client.tasks, now.end)
             if now.over:
-                return self._finish(now)
+                return self._finish(self._freed(now, life))
             look = True
             wanted = now.next(limit)
             if wanted:
                 self._raise_if_over()
-                self._make_room(now, len(wanted))
-            carry = {"deadline": deadline.isoformat() if deadline else None}
             try:
                 sent = self._submit(specs, fingerprints, wanted, life)
             except QarnotPoolEndedError:
@@ -335,11 +348,13 @@ class QarnotRunTasksOperator(TaskOperator):
                 specs, moved = self._specs(self.commands, given, pool), moved + 1
                 continue
             memory.pending |= sent.done
+            if sent.made_room and sent.done:
+                continue  # what is pending may have ended, and be deleted
             if sent.full is not None and not memory.pending and not sent.unclear:
                 # Nothing of ours is in flight whose end would make room.
-                self._wait_for_room(context, sent.full, work.killed, {**carry, **memory.to_carry()})
+                self._wait_for_room(context, sent.full, work.killed, self._carry(memory, deadline))
                 continue
-            self._quota_deadline = None
+            self._quota_deadline, self._refusals = None, 0
             unclear_rounds = unclear_rounds + 1 if sent.unclear else 0
             if unclear_rounds > _ROUNDS_WITHOUT_PROGRESS:
                 raise QarnotUnavailableError(
@@ -350,12 +365,14 @@ class QarnotRunTasksOperator(TaskOperator):
             self.log.info("%s; submitted %d", now, len(sent.done))
             left = len(now.waiting) - len(sent.done)
             if not self.wait_for_completion and not left:
-                return self._result(board(life, fingerprints, self._lookup(life, memory), memory))
+                relics = self._lookup(life, memory, fingerprints)
+                return self._result(board(life, fingerprints, relics, memory))
             in_flight = set(now.running.values())
             on = {one.pool for one in relics if one.uuid in in_flight} | {pool}
             self._pools_of_tasks = tuple(sorted(one for one in on if one))
             unfinished = len(memory.pending)
-            low_water = max(0, min(limit // 2, unfinished - 1)) if left else 0
+            # Half of them keep the nodes busy meanwhile, and a slice is worth a worker's time.
+            low_water = min(limit, unfinished) // 2 if left else 0
             self._wait_for_some(low_water, now.total, deadline, memory)
 
     def _make_known(self, context: Context, life: Life, pool: str | None, *, resumed: bool) -> None:
@@ -369,21 +386,25 @@ class QarnotRunTasksOperator(TaskOperator):
                 raise
             self.log.warning("Airflow did not store the XComs of a slice that resumes: %s", error)
 
-    def _make_room(self, now: Board, wanted: int) -> None:
-        """Delete finished items where the account's quota has no room for *wanted* more.
+    def _freed(self, now: Board, life: Life) -> Board:
+        """Give back the places under a quota that was full: delete the items that succeeded, once they are recorded.
 
-        Left to itself the server deletes finished ones, perhaps before anybody saw how they ended.
+        Other processes cannot always do it: in another namespace they do not know what may be deleted.
         """
-        account = self.client.account.info()
-        if not account.max_task or account.task_count is None:
-            return
-        missing = wanted - (account.max_task - account.task_count)
-        gone = [uuid for uuid in now.succeeded.values() if uuid is not None][: max(0, missing)]
-        for uuid in gone:
-            with suppress(QarnotNotFoundError):
-                self.client.tasks.delete(uuid)
-        if gone:
-            self.log.info("Deleted %d finished Qarnot tasks to make room under the quota", len(gone))
+        uuids = [uuid for uuid in now.succeeded.values() if uuid is not None] if self._met_quota else []
+        if not uuids:
+            return now
+        gone: set[str] = set()
+        try:
+            tagged = filters.equal("Tags", life.tags()[2])
+            found = [one for one in self.client.tasks.iterate(tagged) if one.uuid in set(uuids)]
+            gone = {one.uuid for one in self._room(life).free(found)}
+        except QarnotError as error:
+            self.log.warning(
+                "%d finished Qarnot tasks keep their places under the quota: %s", len(uuids), error
+            )
+        left = {item: None if uuid in gone else uuid for item, uuid in now.succeeded.items()}
+        return replace(now, succeeded=left)
 
     def _slots(self, pool: str | None) -> int:
         if pool is None:
@@ -391,12 +412,16 @@ class QarnotRunTasksOperator(TaskOperator):
         found = self.client.pools.get(pool)
         return found.total_slot_capacity or found.instance_count or 0
 
-    def _relics(self, life: Life) -> list[Relic]:
-        """Return everything that any life of this task instance made."""
-        tagged = filters.equal("Tags", OWNER_TAG + life.owner)
-        return [Relic.of(one) for one in self.client.tasks.search_all(tagged, fields=RELIC_FIELDS)]
+    def _relics(self, life: Life, fingerprints: Sequence[str]) -> list[Relic]:
+        """Return everything that any life of this task instance made, deleted items included if they are recorded."""
+        from airflow_qarnot_pool.records import outcomes
 
-    def _lookup(self, life: Life, memory: Memory) -> list[Relic]:
+        tagged = filters.equal("Tags", OWNER_TAG + life.owner)
+        relics = [Relic.of(one) for one in self.client.tasks.search_all(tagged, fields=RELIC_FIELDS)]
+        # In this order: an item is recorded before it is deleted.
+        return relics + outcomes(self.client, life.owner).relics(life.lineage, fingerprints)
+
+    def _lookup(self, life: Life, memory: Memory, fingerprints: Sequence[str]) -> list[Relic]:
         """Everything that any life of this task instance made; what is pending must be there.
 
         :raises QarnotGoneError: some that were there are not there any more; the others are ended.
@@ -404,7 +429,7 @@ class QarnotRunTasksOperator(TaskOperator):
         from airflow_qarnot_pool.claim import raise_if_overtaken
 
         for _ in range(_LOOKS):
-            relics = self._relics(life)
+            relics = self._relics(life, fingerprints)
             raise_if_overtaken(life, relics)
             missing = memory.pending - {
                 (relic.item, relic.generation) for relic in relics if relic.lineage == life.lineage
@@ -444,37 +469,66 @@ class QarnotRunTasksOperator(TaskOperator):
     def _submit(
         self, specs: Sequence[TaskSpec], fingerprints: Sequence[str], wanted: Sequence[Submission], life: Life
     ) -> _Sent:
+        """Submit these, and make room for them under a full quota as long as that succeeds."""
         from airflow_qarnot_pool.claim import Decision, stamp
+        from airflow_qarnot_pool.records import specs_digest
+        from airflow_qarnot_pool.room import TRIES
 
         assert self._work is not None
         sent = _Sent()
-        for start in range(0, len(wanted), CHUNK):
+        labels = {**self._mark(), SPECS: specs_digest(fingerprints)}
+
+        def stamped(one: Submission) -> TaskSpec:
+            spec = stamp(specs[one.item], life.for_item(one.item), one.generation, fingerprints[one.item])
+            made: TaskSpec = replace(spec, labels={**spec.labels, **labels})
+            return made
+
+        todo, in_vain = list(wanted), 0
+        while todo:
             if self._work.killed.is_set():
                 raise self._killed()
-            chunk = wanted[start : start + CHUNK]
-            stamped = [
-                stamp(specs[one.item], life.for_item(one.item), one.generation, fingerprints[one.item])
-                for one in chunk
-            ]
-            stamped = [replace(one, labels={**one.labels, **self._mark()}) for one in stamped]
-            try:
-                results = self.client.tasks.create_many(stamped)
-            except QarnotQuotaError as error:
-                sent.full = error
+            chunk, before = todo[: self._chunk], len(sent.done)
+            refused = self._send(chunk, [stamped(one) for one in chunk], sent)
+            todo = [*refused, *todo[len(chunk) :]]
+            if not refused:
+                self._chunk = min(2 * self._chunk, CHUNK)
+                continue
+            assert sent.full is not None
+            self._met_quota = True
+            accepted = len(sent.done) - before
+            in_vain = 0 if accepted else in_vain + 1
+            room = self._room(life)
+            helps = in_vain <= TRIES and room.may_help("task", sent.full)
+            places = room.make("task", len(todo)) if helps else 0
+            # A server may refuse a whole list that is longer than the room there is.
+            self._chunk = min(places or accepted or 1, CHUNK)
+            if not places:
                 break
-            for one, result in zip(chunk, results, strict=True):
-                if result.error is None:
-                    sent.done.add((one.item, one.generation))
-                elif isinstance(result.error, QarnotNameTakenError):
-                    sent.unclear = True
-                elif isinstance(result.error, QarnotQuotaError):
-                    sent.full = result.error
-                else:
-                    self._refuse(result.error, specs[0].pool)
-            if sent.full is not None:
-                break
+            sent.full, sent.made_room = None, True
         metrics.decided_many(self.log, Decision.FRESH_SUBMIT, len(sent.done))
         return sent
+
+    def _send(
+        self, chunk: Sequence[Submission], specs: Sequence[TaskSpec], sent: _Sent
+    ) -> Sequence[Submission]:
+        """Submit *chunk* with one request; return those for which the account's quota has no room."""
+        try:
+            results = self.client.tasks.create_many(specs)
+        except QarnotQuotaError as error:
+            sent.full = error
+            return chunk
+        refused = []
+        for one, result in zip(chunk, results, strict=True):
+            if result.error is None:
+                sent.done.add((one.item, one.generation))
+            elif isinstance(result.error, QarnotNameTakenError):
+                sent.unclear = True
+            elif isinstance(result.error, QarnotQuotaError):
+                sent.full = result.error
+                refused.append(one)
+            else:
+                self._refuse(result.error, specs[0].pool)
+        return refused
 
     def _refuse(self, error: QarnotError, pool: str | None) -> None:
         """One refused item is a mistake in the DAG: what is running for it would be run in vain.
@@ -488,11 +542,11 @@ class QarnotRunTasksOperator(TaskOperator):
 
     def _closed_pools(self, life: Life, relics: Iterable[Relic], closed: dict[str, bool]) -> set[str]:
         """The shared pools that were closed under what this life has on them; *closed* remembers."""
-        from airflow_qarnot_pool.shared import is_shared_and_closed
+        from airflow_qarnot_pool.shared import was_closed
 
         for relic in relics:
             if relic.cancelled and relic.lineage == life.lineage and relic.pool and relic.pool not in closed:
-                closed[relic.pool] = is_shared_and_closed(self.client.pools.find(relic.pool), life)
+                closed[relic.pool] = was_closed(self.client, relic.pool, life)
         return {pool for pool, so in closed.items() if so}
 
     def _wait_for_some(self, low_water: int, total: int, deadline: datetime | None, memory: Memory) -> None:
@@ -502,8 +556,8 @@ class QarnotRunTasksOperator(TaskOperator):
         assert self._work is not None
         life = self._work.life
         if self.deferrable:
-            carry = {**memory.to_carry(), "deadline": deadline.isoformat() if deadline else None}
-            self._defer(life.lineage, {"expected": total, "low_water": low_water}, deadline, carry)
+            condition = {"expected": total, "low_water": low_water}
+            self._defer(life.lineage, condition, deadline, self._carry(memory, deadline))
         interval = seconds_between_looks(self.poll_interval)
         tagged = filters.equal("Tags", life.tags()[2])
         pools = PoolsOfTasks(self.client.pools, self._pools_of_tasks, interval)

@@ -173,7 +173,8 @@ class WarmingOperator(PoolOperator):
         while True:
             try:
                 life = self._warm_up_life(pool, condition)
-                return claim(self.client.tasks, task, life, pause=killed.wait).uuid
+                create = self._room(life).creating("task", self.client.tasks.create_once)
+                return claim(self.client.tasks, task, life, pause=killed.wait, create=create).uuid
             except QarnotQuotaError as error:
                 self._wait_for_room(context, error, killed)
 

@@ -22,10 +22,9 @@ from airflow_qarnot_pool.api.errors import (
     QarnotUnavailableError,
 )
 from airflow_qarnot_pool.hooks.settings import ConnectionSettings
-from airflow_qarnot_pool.identity import label, namespace_tag
+from airflow_qarnot_pool.identity import is_ours, label, namespace_tag
 from airflow_qarnot_pool.plugins import view
 from airflow_qarnot_pool.plugins.desk import LIST
-from airflow_qarnot_pool.reaper import is_ours
 from airflow_qarnot_pool.warmth import WARM_UP
 
 if TYPE_CHECKING:

@@ -290,7 +290,7 @@ def _then(history: tuple[str, ...], state: str) -> tuple[str, ...]:
 
 async def task_state(life: Life) -> str | None:
     """The state of the Airflow task instance now; None when it is cleared or removed."""
-    state: str | None = await _in_thread(lambda: state_now(life))
+    state: str | None = await in_thread(lambda: state_now(life))
     return state
 
 
@@ -301,7 +301,7 @@ async def own_xcom(life: Life, key: str) -> Any:
     """
     check_addressable(life)
     with contextlib.suppress(KeyError):
-        return await _in_thread(partial(xcoms.get_direct, life, key))
+        return await in_thread(partial(xcoms.get_direct, life, key))
     return None
 
 
@@ -311,10 +311,11 @@ async def store_xcom(life: Life, key: str, value: Any) -> None:
     :raises LookupError: see :func:`~airflow_qarnot_pool.wanted.check_addressable`.
     """
     check_addressable(life)
-    await _in_thread(partial(xcoms.set_direct, life, key, value))
+    await in_thread(partial(xcoms.set_direct, life, key, value))
 
 
-async def _in_thread(call: Callable[[], Any]) -> Any:
+async def in_thread(call: Callable[[], Any]) -> Any:
+    """Run *call*, which asks Airflow, outside the event loop."""
     from asgiref.sync import sync_to_async
 
     run: Callable[[], Awaitable[Any]] = sync_to_async(call)

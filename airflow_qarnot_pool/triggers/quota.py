@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -22,21 +24,34 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Seconds after which it is tried again in any case: room may have come and gone before the first look.
+#: Seconds after which it is tried again in any case: the account may not show the quota that is full.
 TRY_AGAIN_AFTER = 60.0
+#: Seconds for which one look at the account serves all that wait for its room.
+_SHORTEST = 0.2
+#: Maximum number of poll intervals that a wait begins with after several refusals.
+_LONGEST = 7
+#: Seconds that Airflow's answer to one question may take.
+_AIRFLOW_TIME = 30.0
 
 
 def freed(before: Account, now: Account, kind: Kind) -> bool:
-    """Whether something ended or went since *before*.
-
-    Not whether the counts are below their limits: finished objects count until they are deleted, and the ones
-    we make are deleted by the server as soon as their place is needed.
-    """
+    """Whether there is more room than *before*. Of use where the account names no limit, or another one is full."""
     if kind == "pool":
         pairs = [(before.pool_count, now.pool_count), (before.running_pool_count, now.running_pool_count)]
     else:
         pairs = [(before.task_count, now.task_count), (before.running_task_count, now.running_task_count)]
     return any(then is not None and later is not None and later < then for then, later in pairs)
+
+
+def chance(places: int | None, waiters: int, *, more: bool) -> float:
+    """Return the chance with which each of *waiters* should try now, so that about as many try as find room.
+
+    :param places: how many objects there is room for; None if the account does not tell.
+    :param more: there is more room than when this one began to wait.
+    """
+    if places is None:
+        return 1.0 if more else 0.0
+    return min(1.0, places / max(1, waiters))
 
 
 class QarnotQuotaTrigger(BaseTrigger):
@@ -45,6 +60,7 @@ class QarnotQuotaTrigger(BaseTrigger):
     :param kind: "pool" or "task".
     :param poll_interval: seconds between two looks at the account.
     :param deadline: ISO time at which it fires in any case.
+    :param refusals: how often in a row the quota was full already; this waits longer each time.
     :param carry: handed back in the event, for the operator that resumes.
     """
 
@@ -55,6 +71,7 @@ class QarnotQuotaTrigger(BaseTrigger):
         kind: Kind,
         poll_interval: float,
         deadline: str,
+        refusals: int = 0,
         carry: dict[str, Any] | None = None,
         format: int = FORMAT,
     ) -> None:
@@ -63,6 +80,7 @@ class QarnotQuotaTrigger(BaseTrigger):
         self.kind = kind
         self.poll_interval = poll_interval
         self.deadline = deadline
+        self.refusals = refusals
         self.carry = carry or {}
         self.format = format
 
@@ -74,14 +92,17 @@ class QarnotQuotaTrigger(BaseTrigger):
                 "kind": self.kind,
                 "poll_interval": self.poll_interval,
                 "deadline": self.deadline,
+                "refusals": self.refusals,
                 "carry": self.carry,
                 "format": self.format,
             },
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        await room(self.qarnot_conn_id, self.kind, self.poll_interval, self.deadline)
-        yield TriggerEvent({"status": "met", "deadline": self.deadline, "carry": self.carry})
+        await room(self.qarnot_conn_id, self.kind, self.poll_interval, self.deadline, self.refusals)
+        yield TriggerEvent(
+            {"status": "met", "deadline": self.deadline, "refusals": self.refusals, "carry": self.carry}
+        )
 
 
 class QarnotWarmUpRoomTrigger(QarnotPoolTrigger):
@@ -93,29 +114,85 @@ class QarnotWarmUpRoomTrigger(QarnotPoolTrigger):
         return Outcome(ending=Ending.MET, uuid=self.uuid, carry={**self.carry, "room_until": self.deadline})
 
 
-async def room(conn_id: str, kind: Kind, poll_interval: float, deadline: str) -> None:
-    """Wait until something of *kind* has ended or gone, a while has passed, or *deadline* has come."""
+class _Lobby:
+    """All in this process that wait for room for one kind of object on one connection, and their shared look."""
+
+    def __init__(self) -> None:
+        self.waiters = 0
+        self._looked_at = -math.inf
+        self._account: Account | None = None
+        self._places: int | None = None
+
+    async def look(self, conn_id: str, kind: Kind, interval: float) -> tuple[Account | None, int | None]:
+        """Return the account and how many places it has, as one of the waiters saw them a moment ago.
+
+        :raises QarnotError: if this one had to ask.
+        """
+        if time.monotonic() - self._looked_at >= max(_SHORTEST, interval / 2):
+            self._looked_at = time.monotonic()
+            self._account, self._places = await _places(conn_id, kind)
+        return self._account, self._places
+
+
+_lobbies: dict[tuple[str, Kind], _Lobby] = {}
+
+
+async def room(conn_id: str, kind: Kind, poll_interval: float, deadline: str, refusals: int = 0) -> None:
+    """Wait until a try is worth it, a while has passed, or *deadline* has come.
+
+    Many may wait for one place. Each asked for it with a worker's slice would cost more than the place is worth, so
+    about as many go as there are places, and a place counts that a finished object would give up.
+    """
     begun = datetime.now(UTC)
     ends = min(stored_moment(deadline), begun + timedelta(seconds=TRY_AGAIN_AFTER))
+    lobby = _lobbies.setdefault((conn_id, kind), _Lobby())
     before: Account | None = None
-    while (left := (ends - datetime.now(UTC)).total_seconds()) > 0:
-        try:
-            account = await _account(conn_id)
-            if before is not None and freed(before, account, kind):
+    lobby.waiters += 1
+    try:
+        while (left := (ends - datetime.now(UTC)).total_seconds()) > 0:
+            # Jitter, as many may have begun to wait at the same moment. After a refusal in spite of places that the
+            # account shows, another quota may be full.
+            pause = poll_interval * (random.uniform(0.5, 1.5) + min(2**refusals - 1, _LONGEST))
+            refusals = 0
+            await asyncio.sleep(min(left, pause))
+            try:
+                account, places = await lobby.look(conn_id, kind, poll_interval)
+            except QarnotCredentialsError:
+                return  # the operator meets the same answer, and raises it
+            except QarnotError as error:
+                log.info("Could not ask for the account's quota, asking again: %s", error)
+                continue
+            if account is None:
+                continue
+            more = before is not None and freed(before, account, kind)
+            if random.random() < chance(places, lobby.waiters, more=more):
                 return
             before = before or account
-        except QarnotCredentialsError:
-            return  # the operator meets the same answer, and raises it
-        except QarnotError as error:
-            log.info("Could not ask for the account's quota, asking again: %s", error)
-        # Many may wait for one place: without jitter all of them would ask for it at once.
-        await asyncio.sleep(min(left, poll_interval * random.uniform(1, 2)))
+    finally:
+        lobby.waiters -= 1
 
 
-async def _account(conn_id: str) -> Account:
+async def _places(conn_id: str, kind: Kind) -> tuple[Account, int | None]:
+    """Return the account, and how many objects there is room for; one more if a finished object may be deleted."""
     from airflow.sdk import BaseHook
 
     from airflow_qarnot_pool.hooks.settings import ConnectionSettings
+    from airflow_qarnot_pool.room import AirflowStates, Room, is_busy, is_full, places
+    from airflow_qarnot_pool.triggers.base import in_thread
 
     settings = ConnectionSettings.of(await BaseHook.aget_connection(conn_id))
-    return await asyncio.to_thread(lambda: settings.client(retries=0).account.info())
+    loop = asyncio.get_running_loop()
+
+    def ask(question: Callable[[], Any]) -> Any:
+        # Only this loop may talk to Airflow.
+        return asyncio.run_coroutine_threadsafe(in_thread(question), loop).result(_AIRFLOW_TIME)
+
+    def look() -> tuple[Account, int | None]:
+        client = settings.client(retries=0)
+        account = client.account.info()
+        free = places(account, kind)
+        if free == 0 and is_full(account, kind) and not is_busy(account, kind):
+            free = int(Room(client, settings.namespace, airflow=AirflowStates(ask)).can_make(kind))
+        return account, free
+
+    return await asyncio.to_thread(look)

@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two looks for what vanished, which no change tells.
+#: Maximum seconds between two looks for what vanished, which no change tells.
 CHECK_AFTER = 120.0
+#: The same as a number of poll intervals; fewer near a quota, as finished items are deleted there.
+CHECK_ROUNDS, CHECK_ROUNDS_NEAR_QUOTA = 24, 3
 #: Seconds between two lines of progress.
 REPORT_EVERY = 10.0
 LOOK_FIELDS = ("Uuid", "Shortname", "State", "PoolUuid")
@@ -80,7 +82,9 @@ class QarnotTasksTrigger(QarnotTrigger):
         :raises QarnotPoolEndedError: some stay queued on a pool that has ended.
         """
         clock = asyncio.get_running_loop().time
-        told, check_at = clock(), clock() + CHECK_AFTER
+        rounds = CHECK_ROUNDS_NEAR_QUOTA if self.carry.get("met_quota") else CHECK_ROUNDS
+        check_after = min(CHECK_AFTER, rounds * self.poll_interval)
+        told, check_at = clock(), clock() + check_after
         while len(memory.pending) > low_water:
             left = [max(0.0, check_at - clock())]
             if (until_deadline := self._seconds_left()) is not None:
@@ -95,7 +99,7 @@ class QarnotTasksTrigger(QarnotTrigger):
                     raise
                 if await self._some_vanished(memory):
                     return
-                check_at = clock() + CHECK_AFTER
+                check_at = clock() + check_after
             if clock() - told >= REPORT_EVERY or len(memory.pending) <= low_water:
                 told = clock()
                 done, failed = len(memory.succeeded) + len(memory.failed), len(memory.failed)

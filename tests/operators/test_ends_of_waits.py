@@ -409,7 +409,7 @@ def test_items_that_searches_miss_are_asked_for_before_they_are_gone(
     deferred, context = defer(make, FakeTI(run_id=run_id))
     eventually(lambda: succeeded(client, run_id))
     monkeypatch.setattr("airflow_qarnot_pool.operators.tasks._LOOKS", 1)
-    monkeypatch.setattr(QarnotRunTasksOperator, "_relics", lambda self, life: [])
+    monkeypatch.setattr(QarnotRunTasksOperator, "_relics", lambda self, life, fingerprints: [])
     assert resume(make, deferred, context)["succeeded"] == 2
 
 

@@ -95,7 +95,7 @@ def test_every_field_reaches_the_server(qarnot: LocalQarnot, client: QarnotClien
     assert len(pool.tags) == 4
     assert pool.labels["team"] == "x"
     assert pool.labels["airflow.task_id"] == "task"
-    assert pool.auto_delete_on_completion is True
+    assert pool.auto_delete_on_completion is False
     assert pool.completion_ttl == timedelta(days=7)
     client.pools.delete(uuid)
 

@@ -128,7 +128,7 @@ def test_submission_is_bulk(qarnot: LocalQarnot, client: QarnotClient, pool: str
     qarnot.clear_requests()
     deferred, _ = defer(partial(tasks, qarnot_pool=pool, commands=["sleep 60"] * 250), FakeTI(run_id="bulk"))
     requests = [(one["method"], one["path"]) for one in qarnot.requests()]
-    assert requests == [("GET", f"/pools/{pool}"), ("GET", "/info"), ("POST", "/tasks"), ("POST", "/tasks")]
+    assert requests == [("GET", f"/pools/{pool}"), ("POST", "/tasks"), ("POST", "/tasks")]
     assert deferred.trigger.condition["expected"] == 250
 
 
