@@ -138,8 +138,12 @@ def run(make: Any, ti: FakeTI | None = None, run_started: datetime = RUN_STARTED
 def defer(
     make: Any, ti: FakeTI | None = None, run_started: datetime = RUN_STARTED
 ) -> tuple[TaskDeferred, Any]:
-    """Execute an operator that must defer; returns the deferral and the context."""
+    """Execute an operator that must defer; returns the deferral and the context.
+
+    It also defers if the object has reached its target before.
+    """
     operator = make()
+    operator._poll_before_deferring = lambda *_: None
     context = context_of(operator, ti, run_started)
     try:
         with _slice(operator, context):

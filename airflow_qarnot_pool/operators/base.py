@@ -385,6 +385,9 @@ class WaitingOperator(QarnotOperator):
         carry = {} if carry is None else carry
         carry["deadline"] = deadline.isoformat() if deadline else None
         if self.deferrable:
+            outcome = self._poll_before_deferring(uuid, condition)
+            if outcome is not None:
+                return replace(outcome, carry=carry)
             self._defer(uuid, condition.to_kwargs(), deadline, carry)
         killed = self._work.killed if self._work else Killed()
         interval = seconds_between_looks(self.poll_interval)
@@ -410,6 +413,16 @@ class WaitingOperator(QarnotOperator):
                 raise self._killed()
         outcome = replace(outcome, carry={**carry, **outcome.carry})
         return outcome if outcome.ending is Ending.MET else self._after_all(outcome)
+
+    def _poll_before_deferring(self, uuid: str, condition: Condition) -> Outcome | None:
+        """Return the outcome if the object is there already: a deferral would cost another process and some seconds."""
+        limited = self.client.limited(retries=0, timeout=5.0, deadline=5.0)
+        try:
+            look = (limited.pools if self.kind == "pool" else limited.tasks).get(uuid)
+            outcome = concluded(condition, look)
+        except QarnotError:
+            return None  # an outage, for one; the trigger waits it out
+        return outcome if outcome is not None and outcome.ending is Ending.MET else None
 
     def _after_all(self, outcome: Outcome) -> Outcome:
         """Return the outcome of a wait after one more poll: the object may have reached, or left, its target."""

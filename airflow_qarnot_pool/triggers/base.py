@@ -31,6 +31,7 @@ from airflow_qarnot_pool.conditions import (
 )
 from airflow_qarnot_pool.exceptions import QarnotPoolEndedError
 from airflow_qarnot_pool.identity import FORMAT, Life
+from airflow_qarnot_pool.triggers.age import Age
 from airflow_qarnot_pool.triggers.poller import watch
 from airflow_qarnot_pool.triggers.pool_end import PoolEnds
 from airflow_qarnot_pool.wanted import check_addressable, state_now
@@ -117,8 +118,10 @@ class QarnotTrigger(BaseTrigger):
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
+        age = Age(self)
         try:
             outcome = await (self._wait() if self.budget is None else self._wait_within(self.budget))
+            await age.reached()
         except asyncio.CancelledError:
             if not TRIGGERS_HAVE_ON_KILL:
                 await self.on_kill()

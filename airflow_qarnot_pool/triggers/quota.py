@@ -17,6 +17,7 @@ from airflow_qarnot_pool.api.errors import QarnotCredentialsError, QarnotError
 from airflow_qarnot_pool.api.limits import stored_moment
 from airflow_qarnot_pool.conditions import Ending, Kind, Outcome
 from airflow_qarnot_pool.identity import FORMAT
+from airflow_qarnot_pool.triggers.age import Age
 from airflow_qarnot_pool.triggers.pool import QarnotPoolTrigger
 
 if TYPE_CHECKING:
@@ -99,7 +100,9 @@ class QarnotQuotaTrigger(BaseTrigger):
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
+        age = Age(self)
         await room(self.qarnot_conn_id, self.kind, self.poll_interval, self.deadline, self.refusals)
+        await age.reached()
         yield TriggerEvent(
             {"status": "met", "deadline": self.deadline, "refusals": self.refusals, "carry": self.carry}
         )

@@ -1,0 +1,43 @@
+"""Keep a trigger from firing so soon that Airflow's scheduler fails its task.
+
+A task that defers ends its process, and the executor reports that end to the scheduler. If the trigger fires first,
+the scheduler may queue the task again before it has read the report. It then takes the report for the end of the
+second process, which has not begun: "finished with state success, but the task instance's state attribute is
+queued". It fails the task, or retries it. No Airflow up to 3.3.2 prevents that once the task is queued.
+
+Nothing tells a trigger when the report has been read. It has to travel from the worker through the executor, and
+each loop of the scheduler reads what has come. So a trigger fires only when it has run for :data:`MIN_AGE`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from airflow.triggers.base import BaseTrigger
+
+#: Minimum seconds between the start of a trigger and its event, because the process that deferred takes some to end,
+#: and a busy scheduler takes some for each of its loops.
+MIN_AGE = 10.0
+
+
+class Age:
+    """The age of a trigger since it was started here, which is never more than the time since its task deferred."""
+
+    __slots__ = ("_due",)
+
+    def __init__(self, trigger: BaseTrigger) -> None:
+        # Without a scheduler, as in dag.test(), a trigger has no task instance.
+        scheduled = getattr(trigger, "task_instance", None) is not None
+        self._due = asyncio.get_running_loop().time() + (MIN_AGE if scheduled else 0.0)
+
+    @property
+    def missing(self) -> float:
+        """Seconds until the trigger may fire."""
+        return max(0.0, self._due - asyncio.get_running_loop().time())
+
+    async def reached(self) -> None:
+        """Wait until the trigger may fire."""
+        if seconds := self.missing:
+            await asyncio.sleep(seconds)

@@ -1,0 +1,110 @@
+"""No trigger fires before Airflow's scheduler has read that the process that deferred has ended."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import Any
+
+import pytest
+
+from airflow_qarnot_pool.api.client import QarnotClient
+from airflow_qarnot_pool.api.specs import TaskSpec
+from airflow_qarnot_pool.compat import TaskDeferred
+from airflow_qarnot_pool.conditions import POOL_READY, TASK_ENDED
+from airflow_qarnot_pool.local import LocalQarnot
+from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
+from airflow_qarnot_pool.triggers import age
+from airflow_qarnot_pool.triggers.pool import QarnotPoolTrigger
+from airflow_qarnot_pool.triggers.quota import QarnotQuotaTrigger, QarnotWarmUpRoomTrigger
+from airflow_qarnot_pool.triggers.task import QarnotTaskTrigger
+from airflow_qarnot_pool.triggers.tasks import QarnotTasksTrigger
+from tests.crash.children import eventually
+from tests.harness import FakeTI, again, context_of, first_event
+
+COMMON: dict[str, Any] = {"qarnot_conn_id": "qarnot_default", "poll_interval": 0.05}
+PAST = "2026-01-01T00:00:00+00:00"
+ENDED, READY = TASK_ENDED.to_kwargs(), POOL_READY.to_kwargs()
+
+
+def seconds_to_fire(trigger: Any, *, scheduled: bool) -> float:
+    async def fire() -> float:
+        begun = asyncio.get_running_loop().time()
+        made = again(trigger)
+        made.task_instance = FakeTI() if scheduled else None
+        await first_event(made)
+        return asyncio.get_running_loop().time() - begun
+
+    return asyncio.run(fire())
+
+
+#: Each would fire at once.
+TRIGGERS: dict[str, Any] = {
+    "task": partial(QarnotTaskTrigger, condition=ENDED),
+    "pool": partial(QarnotPoolTrigger, condition=READY),
+    "out of time": partial(QarnotTaskTrigger, condition=READY, deadline=PAST),
+    "many": partial(QarnotTasksTrigger, condition={"low_water": 0, "expected": 0}),
+    "room": lambda uuid, **kwargs: QarnotQuotaTrigger(kind="task", deadline=PAST, **kwargs),
+    "room for a warm-up": partial(QarnotWarmUpRoomTrigger, condition={}, deadline=PAST),
+}
+
+
+@pytest.mark.parametrize("kind", TRIGGERS)
+def test_no_trigger_of_a_scheduled_task_fires_before_it_is_old_enough(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(age, "MIN_AGE", 1.5)
+    uuid = client.tasks.create(TaskSpec(name="x", pool=pool, command="true"))
+    eventually(lambda: client.tasks.get(uuid).state == "Success")
+    eventually(lambda: client.pools.get(pool).state == "FullyExecuting")
+    trigger = TRIGGERS[kind](uuid=pool if kind == "pool" else uuid, **COMMON)
+    assert seconds_to_fire(trigger, scheduled=True) >= 1.5
+
+
+def test_without_a_scheduler_a_trigger_fires_at_once(qarnot: LocalQarnot) -> None:
+    """As in ``dag.test()``."""
+    assert seconds_to_fire(TRIGGERS["many"](uuid="none", **COMMON), scheduled=False) < age.MIN_AGE
+
+
+def test_a_trigger_that_is_old_enough_fires_at_once(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing: list[float] = []
+
+    async def reached(self: age.Age) -> None:
+        missing.append(self.missing)
+
+    monkeypatch.setattr(age, "MIN_AGE", 0.5)
+    monkeypatch.setattr(age.Age, "reached", reached)
+    uuid = client.tasks.create(TaskSpec(name="x", pool=pool, command="sleep 1"))
+    seconds_to_fire(TRIGGERS["task"](uuid=uuid, **COMMON), scheduled=True)
+    assert missing == [0.0]
+
+
+def test_what_is_reached_before_the_deferral_needs_none(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A deferral costs a second process, and the age of its trigger."""
+    make = partial(QarnotRunTaskOperator, task_id="work", qarnot_pool=pool, command="true", log_output=False)
+    operator = make()
+    poll = operator._poll_before_deferring
+
+    def when_it_is_done(uuid: str, condition: Any) -> Any:
+        eventually(lambda: client.tasks.get(uuid).state == "Success")
+        return poll(uuid, condition)
+
+    monkeypatch.setattr(operator, "_poll_before_deferring", when_it_is_done)
+    assert operator.execute(context_of(operator, FakeTI(run_id="before")))["state"] == "Success"
+
+
+def test_an_outage_at_the_poll_before_the_deferral_is_left_to_the_trigger(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str
+) -> None:
+    operator = QarnotRunTaskOperator(task_id="work", qarnot_pool=pool, command="sleep 60", log_output=False)
+    ti = FakeTI(run_id="outage")
+    qarnot.faults([{"method": "GET", "path": "^/tasks/", "kind": "status", "status": 503}])
+    with pytest.raises(TaskDeferred):
+        operator.execute(context_of(operator, ti))
+    assert len([one for one in qarnot.requests() if one["method"] == "GET"]) == 1
+    qarnot.faults([])
+    client.tasks.abort(ti.xcoms["qarnot_task"])
