@@ -91,8 +91,9 @@ class RemoteWork:
             self.taken_over = True
             return
         left = HURRY - (time.monotonic() - began)
+        seconds = max(0.1, left)  # the client takes no less than some
         limits: dict[str, Any] = (
-            {"retries": 1, "timeout": min(3.0, left), "deadline": left} if hurried else {}
+            {"retries": 1, "timeout": min(3.0, seconds), "deadline": seconds} if hurried else {}
         )
         client = self.settings.client(**limits)
         if self.life.shared:

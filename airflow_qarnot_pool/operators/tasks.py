@@ -300,10 +300,11 @@ class QarnotRunTasksOperator(TaskOperator):
         from airflow_qarnot_pool.claim import NOT_THE_WORK, Decision, end_all, take_over
         from airflow_qarnot_pool.fan_out import board
 
-        work = self._work or self._begin(context)
-        life = work.life
+        # Before there is anything that would have to be ended.
         given = self._given_now()
         specs = self._specs(self.commands, given, pool := self._pool_uuid())
+        work = self._work or self._begin(context)
+        life = work.life
         self._make_known(context, life, pool, resumed=bool(memory))
         if pool:
             self._watch(context, pool)
