@@ -110,11 +110,13 @@ clean:
 demo: setup
 	$(BIN)/python -m tools.demo $(DEMO)
 
-# Processes killed at random moments, and an account of what was done twice, left on or lost.
+# Processes killed at random moments, and an account of what was done twice, left on or lost. WORLD=all adds quotas,
+# capped and late searches, wrong clocks, stray errors, deeds of others, frozen processes and pools without nodes.
 SEED ?= 7
 KILLS ?= 200
+WORLD ?=
 chaos: $(STAMP)
-	$(BIN)/python -m tools.chaos --seed $(SEED) --kills $(KILLS)
+	$(BIN)/python -m tools.chaos --seed $(SEED) --kills $(KILLS) --world '$(WORLD)'
 
 # Against named peers, less than half an hour; renews docs/benchmarks.md. `make bench BENCH=fan_out` runs one program.
 BENCH ?=

@@ -13,6 +13,9 @@ what this Airflow believes. The last line is ``kills K, runs R, duplicates 0, le
 - *left on*: a pool that is open, or a Qarnot task that is not over, when all runs are over;
 - *lost*: an Airflow task that did not succeed although it had tries left, or did without its work being done.
 
+``WORLD=quota`` (``lag``, ``quota+lag``, ``all``, ...) adds the conditions of :mod:`tools.chaos_worlds`. With several
+combinations each gets its share of the kills and a line with the same counts; the last line counts them together.
+
 The exit status is 1 when any of the three is not 0, and 2 when it did not come to an end.
 """
 
@@ -28,7 +31,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -49,6 +52,7 @@ from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.reaper import Limits, reap
 from tests.crash.children import Child, eventually
 from tests.crash.little_airflow import DagRun, Instance, LittleAirflow
+from tools.chaos_worlds import STRIKE_EVERY, World, chosen, label, seed_of
 
 NAMESPACE = "chaos"
 SERVERS = ("enforce", "free")
@@ -58,6 +62,7 @@ AMPLE, SCARCE = 40, 1
 PATIENCE = 900.0
 POOL_OVER = ("Closed", "Failure")
 TASK_OVER = ("Success", "Failure", "Cancelled")
+COUNTED = ("kills", "runs", "duplicates", "left on", "lost")
 OURS = filters.equal("Tags", namespace_tag(NAMESPACE))
 
 
@@ -71,6 +76,8 @@ class Workload:
     ample: bool
     items: int
     effects: Path
+    #: Longest wait under a quota; None: fail at once.
+    wait_for_quota: timedelta | None = None
 
     def operator(self, instance: Instance) -> Callable[[], Any]:
         """Makes the operator, with its templates rendered."""
@@ -81,6 +88,8 @@ class Workload:
             "poll_interval": 0.1,
             "deferrable": self.deferrable,
         }
+        if instance.task_id != "close":
+            common["wait_for_quota"] = self.wait_for_quota
         pool = instance.run.create.result
         if instance.task_id == "create":
             size: dict[str, Any] = {"instance_count": 2}
@@ -113,8 +122,16 @@ def instances_of(item: int) -> int:
 class Chaos(LittleAirflow):
     """The hand that kills, and all the other mishaps."""
 
-    def __init__(self, seed: int, kills: int, servers: dict[str, LocalQarnot], folder: Path) -> None:
-        super().__init__(folder, random.Random(seed))
+    def __init__(
+        self,
+        seed: int,
+        kills: int,
+        servers: dict[str, LocalQarnot],
+        folder: Path,
+        worlds: Sequence[World] = (),
+    ) -> None:
+        super().__init__(folder, seed_of(seed, worlds) if worlds else random.Random(seed))
+        self.worlds = worlds
         self.folder, self.servers = folder, servers
         self.kills_wanted, self.kills, self.starts = kills, 0, 0
         #: Killed, and not seen dead yet: it may have ended a moment before.
@@ -122,6 +139,27 @@ class Chaos(LittleAirflow):
         self.workloads: dict[DagRun, Workload] = {}
         for triggerer in self.triggerers:
             self.born(triggerer.child)
+        for world in worlds:
+            for name, qarnot in servers.items():
+                world.prepare(qarnot)
+                if world.strike is not None:
+                    self.after(STRIKE_EVERY, partial(self.strike_of, world, name, qarnot))
+
+    # --- worlds
+
+    def strike_of(self, world: World, name: str, qarnot: LocalQarnot) -> None:
+        """Let a world strike for as long as there are kills to come: after that the runs must come to an end."""
+        assert world.strike is not None
+        if self.kills >= self.kills_wanted:
+            return
+        self.events[f"struck by {world.name}"] += world.strike(self, name, qarnot)
+        self.after(self.random.uniform(0.5, 1.5) * STRIKE_EVERY, partial(self.strike_of, world, name, qarnot))
+
+    def runs_on(self, server: str) -> list[DagRun]:
+        """The unfinished runs on a server, in random order."""
+        found = [run for run in self.runs if not run.over and self.workloads[run].server == server]
+        self.random.shuffle(found)
+        return found
 
     # --- kills
 
@@ -179,6 +217,7 @@ class Chaos(LittleAirflow):
             ample=chance.random() < 0.8,
             items=chance.randint(2, 6),
             effects=self.folder / f"effects-{number}",
+            wait_for_quota=timedelta(minutes=10) if any(one.name == "quota" for one in self.worlds) else None,
         )
         retries = AMPLE if workload.ample else SCARCE
         run = DagRun(f"run-{number}", workload.operator, workload.items, retries)
@@ -256,7 +295,8 @@ def verdict(chaos: Chaos) -> Counter[str]:
     for name, qarnot in chaos.servers.items():
         runs = {run: workload for run, workload in chaos.workloads.items() if workload.server == name}
         with QarnotClient(qarnot.url, qarnot.token) as client:
-            for what, things in (left_on(runs, client) | work_done(runs, client)).items():
+            counts = left_on(runs, client) | work_done(runs, qarnot.task_history())
+            for what, things in counts.items():
                 found[what] += len(things)
                 if what != "reaped":
                     for thing in things:
@@ -287,13 +327,16 @@ def left_on(runs: dict[DagRun, Workload], client: QarnotClient) -> dict[str, lis
     return {"left on": left + still_on(), "reaped": reaped}
 
 
-def work_done(runs: dict[DagRun, Workload], client: QarnotClient) -> dict[str, list[Any]]:
-    """What succeeded twice in one life, and what is not done although Airflow thinks so, or should have been."""
-    tasks = {task.uuid: task for task in client.tasks.iterate(OURS) if task.labels["airflow.part"] == ""}
+def work_done(runs: dict[DagRun, Workload], history: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """What succeeded twice in one life, and what is not done although Airflow thinks so, or should have been.
+
+    :param history: every Qarnot task there ever was, as near a quota finished ones are deleted.
+    """
+    tasks = {task["uuid"]: task for task in history if task["labels"].get("airflow.part") == ""}
     done = Counter(
-        (task.labels["airflow.lineage"], number, task.state == "Cancelled")
+        (task["labels"]["airflow.lineage"], number, task["state"] == "Cancelled")
         for task in tasks.values()
-        for number in task.succeeded_instances
+        for number in task["succeeded"]
     )
     lost = []
     for run, workload in runs.items():
@@ -304,7 +347,7 @@ def work_done(runs: dict[DagRun, Workload], client: QarnotClient) -> dict[str, l
         for one in run.work:
             if one.state != "success":
                 continue
-            lineage = tasks[one.result["uuid"]].labels["airflow.lineage"]
+            lineage = tasks[one.result["uuid"]]["labels"]["airflow.lineage"]
             for number in range(instances_of(one.map_index)):
                 # Every life must have done the work: a clear means that it is done once more.
                 times = done[lineage, number, False] + done[lineage, number, True]
@@ -334,19 +377,23 @@ def connections(servers: dict[str, LocalQarnot]) -> dict[str, str]:
     }
 
 
-def unleash(seed: int, kills: int, servers: dict[str, LocalQarnot], folder: Path) -> Counter[str]:
+def unleash(
+    seed: int, kills: int, servers: dict[str, LocalQarnot], folder: Path, worlds: Sequence[World] = ()
+) -> Counter[str]:
     """All of it, on the two servers; the counts of the last line, and what else happened.
 
     :raises TimeoutError: it did not come to an end.
     """
     gc.collect()
     gc.freeze()  # so that the children share as much memory as they can
-    chaos = Chaos(seed, kills, servers, folder)
+    chaos = Chaos(seed, kills, servers, folder, worlds)
     try:
         chaos.play()
     finally:
         chaos.shut_down()
         gc.unfreeze()
+        for qarnot in servers.values():
+            calm(qarnot)
     found = verdict(chaos)
     found["kills"], found["runs"] = chaos.kills, chaos.starts
     for what, times in chaos.events.items():
@@ -354,9 +401,16 @@ def unleash(seed: int, kills: int, servers: dict[str, LocalQarnot], folder: Path
     return found
 
 
+def calm(qarnot: LocalQarnot) -> None:
+    """End the conditions of all worlds, so that the accounts can be read."""
+    qarnot.faults([])
+    qarnot.cap_searches(None)
+    qarnot.lag_searches(0.0)
+    qarnot.withhold_nodes(False)
+
+
 def last_line(found: Counter[str]) -> str:
-    names = ("kills", "runs", "duplicates", "left on", "lost")
-    return ", ".join(f"{name} {found[name]}" for name in names)
+    return ", ".join(f"{name} {found[name]}" for name in COUNTED)
 
 
 def local_qarnots() -> Iterator[tuple[str, LocalQarnot]]:
@@ -364,27 +418,43 @@ def local_qarnots() -> Iterator[tuple[str, LocalQarnot]]:
         yield name, LocalQarnot(boot_seconds=0.1, close_seconds=0.05, shortnames=name)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="make chaos", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--kills", type=int, default=200)
-    given = parser.parse_args()
-    ExecutorSafeguard.test_mode = True
+def play(seed: int, kills: int, worlds: Sequence[World]) -> Counter[str]:
+    """Unleash it on two fresh servers; prints what happened besides."""
     with ExitStack() as stack, tempfile.TemporaryDirectory(prefix="qarnot-chaos-") as folder:
         servers = {name: stack.enter_context(qarnot) for name, qarnot in local_qarnots()}
         os.environ |= connections(servers)
         began = time.monotonic()
-        try:
-            found = unleash(given.seed, given.kills, servers, Path(folder))
-        except TimeoutError as error:
-            print(error, file=sys.stderr)
-            return 2
-        counted = {"kills", "runs", "duplicates", "left on", "lost"}
-        others = ", ".join(f"{what} {times}" for what, times in sorted(found.items()) if what not in counted)
+        found = unleash(seed, kills, servers, Path(folder), worlds)
+        others = ", ".join(f"{what} {times}" for what, times in sorted(found.items()) if what not in COUNTED)
         print(f"besides: {others}")
-        print(f"seed {given.seed}, {time.monotonic() - began:.0f} s")
-        print(last_line(found))
-    return 1 if found["duplicates"] or found["left on"] or found["lost"] else 0
+        print(f"seed {seed}, {time.monotonic() - began:.0f} s", flush=True)
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make chaos", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--world", default="", help="see tools/chaos_worlds.py; 'all' for all of them")
+    given = parser.parse_args()
+    try:
+        combinations = chosen(given.world)
+    except ValueError as error:
+        parser.error(str(error))
+    ExecutorSafeguard.test_mode = True
+    total: Counter[str] = Counter()
+    for number, worlds in enumerate(combinations):
+        share = given.kills // len(combinations) + (number < given.kills % len(combinations))
+        try:
+            found = play(given.seed, share, worlds)
+        except TimeoutError as error:
+            print(f"world {label(worlds)}: {error}", file=sys.stderr)
+            return 2
+        if len(combinations) > 1:
+            print(f"world {label(worlds)}: {last_line(found)}", flush=True)
+        total += found
+    print(last_line(total))
+    return 1 if total["duplicates"] or total["left on"] or total["lost"] else 0
 
 
 if __name__ == "__main__":

@@ -130,6 +130,13 @@ def _skew(world: World, given: dict[str, Any]) -> None:
         raise missing("object", str(uuid))
 
 
+def set_nodes(world: World, body: Any) -> None:
+    changes = _object(body)
+    if set(changes) != {"withheld"} or not isinstance(changes["withheld"], bool):
+        raise ApiError(400, 'Nodes take {"withheld": true} or {"withheld": false}')
+    world.fleet.withhold(changes["withheld"])
+
+
 def searches(world: World) -> dict[str, Any]:
     return {
         "cap": world.search_cap,
@@ -184,6 +191,8 @@ def routes(world: World, faults: Faults, log: RequestLog) -> list[BaseRoute]:
         add("PUT", "/account", lambda call: set_account(world, call.json)),
         add("GET", "/nodes", lambda call: [node(found) for found in world.fleet.nodes.values()]),
         add("POST", "/nodes/{u}/kill", kill),
+        add("PUT", "/nodes", lambda call: set_nodes(world, call.json)),
+        add("GET", "/tasks", lambda call: world.tasks.history()),
         add("GET", "/clock", lambda call: clock(world)),
         add("PUT", "/clock", lambda call: set_clock(world, call.json)),
         add("GET", "/searches", lambda call: searches(world)),

@@ -25,6 +25,7 @@ class Fleet:
         self._world = world
         self._numbers = 0
         self.nodes: dict[str, Node] = {}
+        self._withheld: list[Node] | None = None
 
     # ---- one node ----
 
@@ -50,7 +51,17 @@ class Fleet:
         elif node.instance is not None:
             self._world.tasks.enter(node.instance, Phase.PLACED)
 
+    def withhold(self, withheld: bool) -> None:
+        """Let no node come up, as if none were free; False: let those come up that were due meanwhile."""
+        due, self._withheld = self._withheld or [], [] if withheld else None
+        for node in due:
+            if not node.gone:
+                self._booted(node)
+
     def _booted(self, node: Node) -> None:
+        if self._withheld is not None:
+            self._withheld.append(node)
+            return
         pool = node.pool
         if pool is not None and (pool.spec["preparationTask"] or attempt.resources(pool)):
             self._world.spawn(self._prepare(pool, node))

@@ -209,6 +209,15 @@ class LocalQarnot:
         """A node is lost, with everything on it."""
         self.call("POST", f"/_local/nodes/{id}/kill")
 
+    def withhold_nodes(self, withheld: bool) -> None:
+        """Let no node come up, as if Qarnot had none free; False ends it."""
+        self.call("PUT", "/_local/nodes", {"withheld": withheld})
+
+    def task_history(self) -> list[dict[str, Any]]:
+        """Every Qarnot task there ever was, deleted ones included: `uuid, state, labels, succeeded`."""
+        found: list[dict[str, Any]] = self.call("GET", "/_local/tasks")
+        return found
+
     def clock(self, *, speed: float | None = None) -> dict[str, Any]:
         """The virtual clock: `now` (epoch seconds) and `speed`, which this can set."""
         if speed is not None:

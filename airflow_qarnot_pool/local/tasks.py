@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import traceback
-from typing import TYPE_CHECKING
+from collections import deque
+from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.local import attempt, payloads, states
 from airflow_qarnot_pool.local.billing import CORES_PER_NODE, Meter
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from airflow_qarnot_pool.local.world import World
 
 MAX_ERRORS = 50
+MAX_HISTORY = 100_000
+"""Deleted tasks that the account for tests remembers."""
 SPECIFICATION = "local-8c-32g"
 CPU_MODEL = "Local CPU"
 _COUNTERS = {
@@ -35,6 +38,7 @@ class Tasks:
         self.unfinished = 0
         self.standalone = 0
         """Instances, not over, of tasks without a pool."""
+        self._deleted: deque[dict[str, Any]] = deque(maxlen=MAX_HISTORY)
 
     def find(self, key: str) -> Task:
         """By uuid or shortname. Raises ApiError 404."""
@@ -363,6 +367,10 @@ class Tasks:
             self._world.fleet.drop(instance.booting)
             instance.booting = None
 
+    def history(self) -> list[dict[str, Any]]:
+        """The account of every Qarnot task, deleted ones included, for tests."""
+        return [*self._deleted, *map(_account_of, self.store)]
+
     def delete(self, task: Task) -> None:
         """Aborts it if needed; gone at once if it is over, else when its processes are."""
         if task.is_over:
@@ -396,9 +404,19 @@ class Tasks:
             self._remove(task)
 
     def _remove(self, task: Task) -> None:
+        self._deleted.append(_account_of(task))
         self.store.remove(task)
         if task.pool is not None:
             task.pool.tasks.pop(task.uuid, None)
         if task.job is not None:
             task.job.tasks.pop(task.uuid, None)
         self._world.forget_output(task)
+
+
+def _account_of(task: Task) -> dict[str, Any]:
+    return {
+        "uuid": task.uuid,
+        "state": task.state,
+        "labels": dict(task.spec["labels"]),
+        "succeeded": sorted(task.succeeded),
+    }

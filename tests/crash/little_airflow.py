@@ -399,6 +399,56 @@ class LittleAirflow:
         self.give(number, next(other for other in self.triggerers if other is not old))
         old.order(do="let go", number=number)
 
+    def freeze_one(self) -> bool:
+        """Stop a worker or a triggerer for so long that Airflow declares it lost, and let it go on."""
+        if self.workers and self.random.random() < 0.6:
+            return self.freeze_worker(self.random.choice(list(self.workers)))
+        return self.freeze_triggerer(self.random.choice(self.triggerers))
+
+    def freeze_worker(self, child: Child) -> bool:
+        """Its try is declared lost and another one starts; thawed, it runs on for a moment before it gets SIGTERM."""
+        one = self.workers[child]
+        if one.child is not child or one.state != "running":
+            return False
+        child.kill(signal.SIGSTOP)
+
+        def declare_lost() -> None:
+            if one.child is child and one.state == "running":
+                one.child = None
+                self.failed(one)
+                self.store(one)
+
+        def thaw() -> None:
+            child.kill(signal.SIGCONT)
+            self.after(self.random.uniform(0.0, 0.3), partial(self.terminate, child))
+
+        self.after(0.3, declare_lost)
+        self.after(0.3 + self.random.uniform(0.2, 1.0), thaw)
+        self.events["worker frozen"] += 1
+        return True
+
+    def freeze_triggerer(self, frozen: Triggerer) -> bool:
+        """Its triggers run elsewhere meanwhile; thawed, it drops them, and on_kill is called wrongly."""
+        frozen.child.kill(signal.SIGSTOP)
+        moved: list[int] = []
+
+        def move() -> None:
+            other = next(one for one in self.triggerers if one is not frozen)
+            for number in self.waiting:
+                if self.where[number] is frozen:
+                    moved.append(number)
+                    self.give(number, other)
+
+        def thaw() -> None:
+            frozen.child.kill(signal.SIGCONT)
+            for number in moved:
+                frozen.order(do="let go", number=number)
+
+        self.after(0.3, move)
+        self.after(0.3 + self.random.uniform(0.2, 1.0), thaw)
+        self.events["triggerer frozen"] += 1
+        return True
+
     def terminate(self, child: Child) -> None:
         """SIGTERM, and after the grace SIGKILL, as Airflow's supervisor does."""
         child.kill(signal.SIGTERM)
