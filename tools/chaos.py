@@ -38,6 +38,7 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import tests.conftest  # noqa: F401  (Airflow must find its home before it is imported)
 
@@ -422,7 +423,7 @@ def play(seed: int, kills: int, worlds: Sequence[World]) -> Counter[str]:
     """Unleash it on two fresh servers; prints what happened besides."""
     with ExitStack() as stack, tempfile.TemporaryDirectory(prefix="qarnot-chaos-") as folder:
         servers = {name: stack.enter_context(qarnot) for name, qarnot in local_qarnots()}
-        os.environ |= connections(servers)
+        stack.enter_context(mock.patch.dict(os.environ, connections(servers)))
         began = time.monotonic()
         found = unleash(seed, kills, servers, Path(folder), worlds)
         others = ", ".join(f"{what} {times}" for what, times in sorted(found.items()) if what not in COUNTED)

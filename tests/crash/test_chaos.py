@@ -8,9 +8,12 @@ import pytest
 from airflow.sdk.bases.operator import ExecutorSafeguard
 
 from airflow_qarnot_pool.local import LocalQarnot
-from tools.chaos import connections, last_line, unleash
+from tools.chaos import connections, last_line, play, unleash
+from tools.chaos_worlds import WORLDS, chosen, label
 
 KILLS = 30
+#: Kills for all worlds at once, which are slower: every request may be refused, and every run waits for a quota.
+KILLS_IN_WORLDS = 10
 
 
 def test_chaos(
@@ -28,3 +31,22 @@ def test_chaos(
     assert found["kills"] == KILLS
     assert found["runs"] > 0
     assert (found["duplicates"], found["left on"], found["lost"]) == (0, 0, 0)
+
+
+def test_chaos_in_all_worlds_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ExecutorSafeguard, "test_mode", True)
+    found = play(3, KILLS_IN_WORLDS, tuple(WORLDS.values()))
+    with capsys.disabled():
+        print(f"\nchaos in all worlds: {last_line(found)}")
+    assert found["kills"] == KILLS_IN_WORLDS
+    assert (found["duplicates"], found["left on"], found["lost"]) == (0, 0, 0)
+
+
+def test_worlds_are_chosen_by_name() -> None:
+    assert [label(worlds) for worlds in chosen("quota+lag,stray")] == ["quota+lag", "stray"]
+    assert [label(worlds) for worlds in chosen("")] == ["plain"]
+    assert [label(worlds) for worlds in chosen("all")] == [*WORLDS, "all at once"]
+    with pytest.raises(ValueError, match="WORLD has no nowhere"):
+        chosen("quota+nowhere")
