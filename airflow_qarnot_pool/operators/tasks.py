@@ -377,15 +377,16 @@ class QarnotRunTasksOperator(TaskOperator):
             self._wait_for_some(low_water, now.total, deadline, memory)
 
     def _make_known(self, context: Context, life: Life, pool: str | None, *, resumed: bool) -> None:
-        """Store what the guard of the trigger reads, and the link. A slice that resumes goes on without either."""
+        """Store what the guard of the trigger reads, and the link, without which a slice that resumes goes on."""
+        xcoms.push(context["ti"], self.uuid_key, life.lineage)
+        if not pool:
+            return
         try:
-            xcoms.push(context["ti"], self.uuid_key, life.lineage)
-            if pool:
-                self._show_link(context, "pool", pool)
-        except Exception as error:  # of Airflow's; what the slice before has stored is still there
+            self._show_link(context, "pool", pool)
+        except Exception as error:  # of Airflow's; it stores links once more when the slice ends
             if not resumed:
                 raise
-            self.log.warning("Airflow did not store the XComs of a slice that resumes: %s", error)
+            self.log.warning("The console link of pool %s could not be stored: %s", pool, error)
 
     def _freed(self, now: Board, life: Life) -> Board:
         """Give back the places under a quota that was full: delete the items that succeeded, once they are recorded.

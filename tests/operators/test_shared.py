@@ -623,6 +623,7 @@ class _Resumed:
 
     def __init__(self, operator: Any, method: str, event: Any) -> None:
         self.task_id, self.retries = operator.task_id, operator.retries
+        self.operator_extra_links = operator.operator_extra_links
         self.execute = lambda context: operator.resume_execution(
             method, {"event": event}, {**context, "task": operator}
         )
