@@ -67,8 +67,9 @@ class Limits:
         share = amount("cost_warning", warn_at)
         if share is None or not 0 < share <= 1:
             raise QarnotInvalidSpecError(
-                f"cost_warning is a share of the limit, more than 0 and at most 1, not {warn_at!r}",
+                f"cost_warning is no share of the limit, got {warn_at!r}",
                 field="cost_warning",
+                remedy="Give a number of more than 0 and at most 1.",
             )
         limits = cls(
             max_cost=amount("max_cost", max_cost),
@@ -91,7 +92,9 @@ def amount(name: str, value: Any) -> float | None:
         number = float(value)
         if number > 0 and math.isfinite(number) and not isinstance(value, bool):
             return number
-    raise QarnotInvalidSpecError(f"{name} must be a number of more than 0, not {value!r}", field=name)
+    raise QarnotInvalidSpecError(
+        f"{name} must be a number of more than 0, got {value!r}", field=name, remedy="Give euros as a number."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

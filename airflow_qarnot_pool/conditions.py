@@ -88,12 +88,15 @@ class Condition:
 
     def __post_init__(self) -> None:
         if not self.targets and self.ready_slots is None:
-            raise QarnotInvalidSpecError("Nothing to wait for: name target states or a number of ready slots")
+            raise QarnotInvalidSpecError(
+                "There is nothing to wait for", remedy="Give target_states or ready_slots."
+            )
         object.__setattr__(self, "targets", tuple(_target(self.kind, one) for one in self.targets))
         if self.ready_slots is not None and (self.kind != "pool" or self.ready_slots < 1):
             raise QarnotInvalidSpecError(
-                f"ready_slots must be at least 1 and is for pools only, not {self.ready_slots!r} of a {self.kind}",
+                f"ready_slots must be at least 1 and is for pools only, got {self.ready_slots!r} of a {self.kind}",
                 field="ready_slots",
+                remedy="Give a number of 1 or more.",
             )
 
     def judge(self, look: Pool | Task, history: Iterable[str] = ()) -> Verdict:
@@ -150,7 +153,7 @@ def _target(kind: Kind, name: str) -> str:
         meant = _MEANT[kind].get(str(name).strip().lower())
         meant = meant or next(iter(difflib.get_close_matches(str(name), known, n=1)), None)
         raise QarnotInvalidSpecError(
-            f"{name!r} is no state of a {NOUNS[kind]}",
+            f"target_states: {name!r} is no state of a {NOUNS[kind]}",
             field="target_states",
             remedy=(f"Did you mean {meant!r}? " if meant else "") + f"The states are {', '.join(known)}.",
         ) from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import shlex
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -20,6 +19,7 @@ from airflow_qarnot_pool.api.errors import (
 from airflow_qarnot_pool.api.ranges import format_ranges
 from airflow_qarnot_pool.api.transport import BrokenOffError
 from airflow_qarnot_pool.handover import Claim, Position, Stamped, on_their_way, stamped
+from airflow_qarnot_pool.shell import shell_characters
 from airflow_qarnot_pool.transcript import STREAMS, Transcript
 from airflow_qarnot_pool.triggers.keys import OUTPUT_KEY, position_key
 
@@ -43,8 +43,6 @@ MAX_REPORT = 6_000
 _READINGS = 3
 _NODE_LOST = re.compile(r"node.{0,80}?(lost|killed|unreachable|disconnected)|preempt", re.IGNORECASE)
 SHOWN_INSTANCES = 5
-SHELLS = frozenset({"sh", "bash", "ash", "dash", "zsh"})
-_OF_A_SHELL = frozenset({"|", "||", "&&", ";", ">", ">>", "<", "2>&1", "&"})
 
 
 def write(logger: Any, one: Stamped) -> None:
@@ -163,36 +161,31 @@ def failure_report(client: QarnotClient, task: Task, link: str) -> str:
     failed = task.failed_instances
     if failed:
         lines[0] += f": instance{'s' if len(failed) > 1 else ''} {format_ranges(failed)} failed"
-    lines += [f"  {shortened(str(error), _MAX_ERROR)}" for error in task.errors[:_MAX_ERRORS]]
+    of_the_task = [str(error) for error in task.errors[:_MAX_ERRORS]]
+    lines += [f"  {shortened(one, _MAX_ERROR)}" for one in of_the_task]
     if len(task.errors) > _MAX_ERRORS:
         lines.append(f"  and {len(task.errors) - _MAX_ERRORS} more errors")
     shown = sorted(failed)[:SHOWN_INSTANCES]
     for one in task.completed_instances:
-        if one.instance_id in shown and one.error:
+        # Qarnot gives most reasons twice: with the task and with the instance.
+        if (
+            one.instance_id in shown
+            and one.error
+            and not any((one.error.message or one.error.code) in said for said in of_the_task)
+        ):
             lines.append(f"  instance {one.instance_id}: {shortened(str(one.error), _MAX_ERROR)}")
     if task.pool:
         lines += _pool_note(client, task.pool)
     tail = _stderr(client, task, shown)
-    if word := shell_word(task.constants.get("DOCKER_CMD", "")):
+    if found := shell_characters(task.constants.get("DOCKER_CMD")):
         lines.append(
-            f"The command has {word!r}, which only a shell knows, and none runs it: "
+            f"The command has {found!r}, which only a shell knows, and none runs it: "
             "write sh -c '...' around the command"
         )
     if tail:
         lines += ["Last lines of stderr:", *(f"  {line}" for line in tail)]
     lines.append(f"See {link} for more")
     return shortened("\n".join(lines), MAX_REPORT)
-
-
-def shell_word(command: str) -> str | None:
-    """The first word of *command* that needs a shell, where it calls none: Qarnot splits it into words and runs it."""
-    try:
-        program, *words = shlex.split(command)
-    except ValueError:
-        return None
-    if program.rpartition("/")[-1] in SHELLS:
-        return None
-    return next((one for one in words if one in _OF_A_SHELL or one[-1:] == ";"), None)
 
 
 def lost_nodes(task: Task) -> bool:

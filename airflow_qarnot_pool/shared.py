@@ -86,8 +86,9 @@ def check_name(name: Any) -> None:
     """Refuse what cannot name a shared pool."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise QarnotInvalidSpecError(
-            f"shared={name!r}: the name of a shared pool has letters, digits, '-', '_' and '.' (63 at most)",
+            f"shared is no name, got {name!r}",
             field="shared",
+            remedy="Write shared='name' with letters, digits, '-', '_' and '.', 63 at most.",
         )
 
 
@@ -101,9 +102,9 @@ def shared_life(life: Life, name: str, settings: ConnectionSettings) -> Life:
     check_name(name)
     if not settings.namespace_is_explicit:
         raise QarnotInvalidSpecError(
-            f"The shared pool {name!r} needs an explicit namespace: set it in the connection "
-            f"{settings.conn_id!r} (or [qarnot] namespace), so that no other deployment on this account shares it",
+            f"The shared pool {name!r} needs an explicit namespace: without one another deployment may share it",
             field="namespace",
+            remedy=f"Set it in the connection {settings.conn_id!r}, or as [qarnot] namespace.",
         )
     return replace(life, shared=name)
 

@@ -114,7 +114,8 @@ class QarnotError(Exception):
         text = self.message.rstrip(".")
         if answer:
             text += f" ({answer.rstrip('.')})"
-        text += "."
+        if text[-1:] not in ("?", "!"):
+            text += "."
         if self.remedy:
             text += f" {self.remedy}"
         return text

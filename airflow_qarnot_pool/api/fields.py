@@ -204,7 +204,8 @@ class Record:
     def _known(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(values, Mapping):
             raise QarnotInvalidSpecError(
-                f"{cls.__name__} cannot be made from {shown(values)}", remedy="Give a mapping of its fields."
+                f"{cls.__name__} is not a mapping, got {shown(values)}",
+                remedy=f"Give a mapping of its fields: {', '.join(one.name for one, _ in wires(cls))}.",
             )
         names = _names(cls)
         found: dict[str, Any] = {}
@@ -310,7 +311,7 @@ def text(*, minimum: int = 0, below: int | None = None) -> Convert:
     def convert(value: Any) -> str:
         found = as_text(value)
         if found is None:
-            raise Refusal(f"is {shown(value)}, which is not text", "Give a string.")
+            raise Refusal(f"is not text, got {shown(value)}", "Give a string.")
         if len(found.strip()) < minimum:
             raise Refusal("is empty", "Give a value, or leave it out.")
         if below is not None and len(found) >= below:
@@ -326,7 +327,7 @@ def uuid_text(value: Any) -> str:
     """Convert to a uuid as text. Qarnot refuses names in its place."""
     words = str(text(minimum=1)(value)).strip()
     if _UUID.fullmatch(words) is None:
-        raise Refusal(f"is {shown(words)}, which is no uuid", "Give the uuid; a name does not stand for it.")
+        raise Refusal(f"is no uuid, got {shown(words)}", "Give the uuid; a name does not stand for it.")
     return words
 
 
@@ -343,7 +344,7 @@ def whole(minimum: int, maximum: int | None = None) -> Convert:
         ):
             number = int(value)
         if number is None:
-            raise Refusal(f"is {shown(value)}, which is not a whole number", f"Give a number, {span}.")
+            raise Refusal(f"is not a whole number, got {shown(value)}", f"Give a number, {span}.")
         if number < minimum or (maximum is not None and number > maximum):
             raise Refusal(f"is {number}", f"Give a number {span}.")
         return number
@@ -361,7 +362,7 @@ def real(minimum: float, maximum: float, *, above: bool = False) -> Convert:
                 raise ValueError
             number = float(value)
         except (TypeError, ValueError):
-            raise Refusal(f"is {shown(value)}, which is not a number", f"Give a number {span}.") from None
+            raise Refusal(f"is not a number, got {shown(value)}", f"Give a number {span}.") from None
         if not (minimum <= number <= maximum) or (above and number == minimum):
             raise Refusal(f"is {number}", f"Give a number {span}.")
         return number
@@ -375,7 +376,7 @@ def flag(value: Any) -> bool:
         return value
     if isinstance(value, str) and value.strip().lower() in ("true", "false"):
         return value.strip().lower() == "true"
-    raise Refusal(f"is {shown(value)}, which is neither true nor false", "Give True or False.")
+    raise Refusal(f"is neither true nor false, got {shown(value)}", "Give True or False.")
 
 
 def duration(value: Any) -> timedelta:
@@ -393,11 +394,11 @@ def duration(value: Any) -> timedelta:
             raise ValueError
     except (ValueError, OverflowError):
         raise Refusal(
-            f"is {shown(value)}, which is not a duration",
+            f"is not a duration, got {shown(value)}",
             "Give a timedelta, seconds, '00:10:00' or 'PT10M'.",
         ) from None
     if result < timedelta(0):
-        raise Refusal(f"is {result}, which is negative", "Give a duration of zero or more.")
+        raise Refusal(f"is negative, got {result}", "Give a duration of zero or more.")
     return result
 
 
@@ -416,7 +417,7 @@ def choice(*options: str) -> Convert:
     def convert(value: Any) -> str:
         word = known.get(str(value).strip().lower())
         if word is None:
-            raise Refusal(f"is {shown(value)}", f"Give one of {', '.join(options)}.")
+            raise Refusal(f"is not known, got {shown(value)}", f"Give one of {', '.join(options)}.")
         return word
 
     return convert
@@ -446,7 +447,7 @@ def listing(item: Convert, *, most: int | None = None) -> Convert:
         if isinstance(value, (set, frozenset)):
             value = sorted(value, key=str)
         if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
-            raise Refusal(f"is {shown(value)}, which is not a list", "Give a list, even for a single item.")
+            raise Refusal(f"is not a list, got {shown(value)}", "Give a list, even for a single item.")
         items = []
         for index, one in enumerate(value):
             try:
@@ -482,11 +483,11 @@ def mapping(value: Any) -> dict[str, str]:
         try:
             value = {pair["key"]: pair["value"] for pair in value}
         except (TypeError, KeyError):
-            raise Refusal("is a list of something else than {key, value}", "Give a mapping.") from None
+            raise Refusal(
+                f"is a list of something else than {{key, value}}, got {shown(value)}", "Give a mapping."
+            ) from None
     if not isinstance(value, Mapping):
-        raise Refusal(
-            f"is {shown(value)}, which is not a mapping", "Give a mapping such as {'NAME': 'value'}."
-        )
+        raise Refusal(f"is not a mapping, got {shown(value)}", "Give a mapping such as {'NAME': 'value'}.")
     result = {}
     for key, entry in value.items():
         words = as_text(entry)

@@ -129,6 +129,23 @@ class RetrySettings(Record):
     max_total_retries: int | None = field(default=None, metadata=at("maxTotalRetries", whole(0)))
     max_per_instance_retries: int | None = field(default=None, metadata=at("maxPerInstanceRetries", whole(0)))
 
+    @classmethod
+    def of(cls, value: Any) -> RetrySettings:
+        """From the number of retries of each instance, a mapping, or RetrySettings."""
+        value = decoded(value)
+        if isinstance(value, RetrySettings):
+            return value
+        if isinstance(value, Mapping):
+            return cls.from_mapping(value)
+        try:
+            return cls(max_per_instance_retries=whole(0)(value))
+        except Refusal:
+            raise Refusal(
+                f"is neither a number of retries nor a mapping, got {shown(value)}",
+                "Give how often each instance may retry as a number of 0 or more, or a mapping such as "
+                "{'max_total_retries': 5}.",
+            ) from None
+
     def to_json(self) -> dict[str, Any]:
         return {
             "maxTotalRetries": self.max_total_retries,
@@ -204,7 +221,7 @@ def _weekday(value: Any) -> str:
         return WEEKDAYS[value]  # the C# client's numbers: 0 is Sunday
     day = str(value).strip().lower()
     if day not in WEEKDAYS:
-        raise Refusal(f"is {shown(value)}, which is not a day", f"Give English names: {', '.join(WEEKDAYS)}.")
+        raise Refusal(f"is not a day, got {shown(value)}", f"Give English names: {', '.join(WEEKDAYS)}.")
     return day
 
 
@@ -212,9 +229,9 @@ def _clock(value: Any) -> time:
     try:
         moment = value if isinstance(value, time) else time.fromisoformat(str(value).strip()[:15])
     except ValueError:
-        raise Refusal(f"is {shown(value)}, which is not a time of day", "Give HH:MM or HH:MM:SS.") from None
+        raise Refusal(f"is not a time of day, got {shown(value)}", "Give HH:MM or HH:MM:SS.") from None
     if moment.tzinfo is not None:
-        raise Refusal(f"is {shown(value)}, with a time zone", "Give the time in UTC, without a zone.")
+        raise Refusal(f"has a time zone, got {shown(value)}", "Give the time in UTC, without a zone.")
     return moment
 
 
@@ -267,7 +284,7 @@ def _typed(kinds: Mapping[str, type[Record]], what: str, *, tolerant: bool) -> A
         if isinstance(value, (*kinds.values(), OtherPart)):
             return value
         if not isinstance(value, Mapping):
-            raise Refusal(f"is {shown(value)}, which is not a {what}", f"Give a {' or '.join(kinds)}.")
+            raise Refusal(f"is not a {what}, got {shown(value)}", f"Give a {' or '.join(kinds)}.")
         rest = {normalise(str(key)): entry for key, entry in value.items()}
         kind = str(rest.pop("type", ""))
         cls = next((cls for name, cls in kinds.items() if name.lower() == kind.lower()), None)
@@ -275,7 +292,9 @@ def _typed(kinds: Mapping[str, type[Record]], what: str, *, tolerant: bool) -> A
             return cls.from_mapping(rest)
         if tolerant and kind:
             return OtherPart(kind, rest.get("name"), dict(value))
-        raise Refusal(f"has the type {kind!r}", f"A {what} has one of the types {', '.join(kinds)}.")
+        raise Refusal(
+            f"has an unknown type, got {kind!r}", f"A {what} has one of the types {', '.join(kinds)}."
+        )
 
     return convert
 

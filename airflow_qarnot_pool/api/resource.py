@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import logging
+import re
 import sys
 import uuid as uuids
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from airflow_qarnot_pool.api.errors import (
     QarnotRefusedError,
     QarnotUnknownStateError,
 )
+from airflow_qarnot_pool.api.fields import normalise, shown, wires
 from airflow_qarnot_pool.api.filters import Filter, equal
 from airflow_qarnot_pool.api.models import CarbonFacts, Page, RemoteObject
 from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
@@ -32,6 +34,8 @@ ModelT = TypeVar("ModelT", bound=RemoteObject)
 
 #: The label that tells which call made an object, so that a lost answer can be found again.
 REQUEST_LABEL = "airflow-qarnot-request"
+#: How Qarnot names the fields of a request that it refuses.
+_INVALID_FIELDS = re.compile(r"invalid fields?: *([\w., -]+)", re.IGNORECASE)
 
 #: Maximum number of objects asked for in one search. A service may answer fewer, so nothing is concluded from it.
 MAX_FOUND = 10_000
@@ -50,6 +54,36 @@ def quoted(ref: str, kind: str) -> str:
             remedy=f"Give the uuid or shortname of the {kind}.",
         )
     return quote(text, safe="")
+
+
+def with_values(
+    error: QarnotRefusedError, spec: type[PoolSpec | TaskSpec], body: Mapping[str, Any]
+) -> QarnotRefusedError:
+    """Return *error* with the values of the fields that Qarnot calls invalid: its own message has their names only."""
+    named = _INVALID_FIELDS.search(error.server_message or "")
+    if named is None or type(error) is not QarnotRefusedError:
+        return error
+    ours = {normalise(wire.name): field.name for field, wire in wires(spec) if wire.name}
+    sent = {normalise(key): value for key, value in body.items()}
+    names = [normalise(one.strip()) for one in named[1].split(",")]
+    # A constant may be a secret under any name.
+    invalid = [
+        f"{ours.get(one, one)} is not valid, got {shown(sent[one])}"
+        for one in names
+        if sent.get(one) is not None and one != "constants"
+    ]
+    if not invalid:
+        return error
+    return QarnotRefusedError(
+        f"{error.message}: {'; '.join(invalid)}",
+        status=error.status,
+        server_message=error.server_message,
+        kind=error.kind,
+        ref=error.ref,
+        method=error.method,
+        path=error.path,
+        remedy=error.remedy or "Correct it, or leave it out.",
+    )
 
 
 class Resource(Generic[SpecT, ModelT]):
@@ -126,17 +160,20 @@ class Resource(Generic[SpecT, ModelT]):
             def recover(left: float) -> str | None:
                 return self._made_by(str(shortname), stamp, left)
 
-        data = self._transport.request(
-            "POST",
-            path,
-            json=body,
-            idempotent=False,
-            kind=self.kind,
-            ref=ref or shortname,
-            shape=(dict, str),
-            creating=ref is None if creating is None else creating,
-            recover=recover,
-        )
+        try:
+            data = self._transport.request(
+                "POST",
+                path,
+                json=body,
+                idempotent=False,
+                kind=self.kind,
+                ref=ref or shortname,
+                shape=(dict, str),
+                creating=ref is None if creating is None else creating,
+                recover=recover,
+            )
+        except QarnotRefusedError as error:
+            raise with_values(error, self.spec, body) from None
         uuid = data if isinstance(data, str) else _field(data, "uuid")
         if not uuid and recover is not None:
             uuid = recover(self._transport.deadline)

@@ -87,7 +87,7 @@ def _shortname(value: Any) -> str:
     value = as_text(value) or value
     if not isinstance(value, str) or _SHORTNAME.fullmatch(value) is None:
         raise Refusal(
-            f"is {shown(value)}",
+            f"is no shortname, got {shown(value)}",
             "Use letters, digits and hyphens; begin and end with a letter or digit.",
         )
     return value
@@ -120,11 +120,13 @@ def _tags(value: Any) -> tuple[str, ...]:
 def _ranges(value: Any) -> str:
     words = as_text(value)
     if words is None:
-        raise Refusal(f"is {shown(value)}, which is not text", "Write instance ids like '0-2,4,7-9'.")
+        raise Refusal(f"is not text, got {shown(value)}", "Write instance ids like '0-2,4,7-9'.")
     try:
         ids = parse_ranges(words)
     except ValueError as error:
-        raise Refusal(f"is {shown(value)}: {error}", "Write instance ids like '0-2,4,7-9'.") from None
+        raise Refusal(
+            f"is no list of ranges ({error}), got {shown(value)}", "Write instance ids like '0-2,4,7-9'."
+        ) from None
     if not ids:
         raise Refusal("names no instance", "Write instance ids like '0-2,4,7-9', or leave it out.")
     if len(ids) > MAX_INSTANCES:
@@ -204,7 +206,7 @@ def _image(value: Any) -> str:
     try:
         image_constants(image)
     except ValueError as error:
-        raise Refusal(f"is {shown(image)}, which {error}", "Write [registry/]repository[:tag].") from None
+        raise Refusal(f"{error}, got {shown(image)}", "Write [registry/]repository[:tag].") from None
     return image
 
 
@@ -403,7 +405,7 @@ class PoolSpec(_Spec):
         ),
     )
     default_retry: RetrySettings | None = field(
-        default=None, metadata=at("defaultRetrySettings", record(RetrySettings), nested)
+        default=None, metadata=at("defaultRetrySettings", RetrySettings.of, nested)
     )
     task_default_wait_for_pool_resources_synchronization: bool | None = field(
         default=None, metadata=at("taskDefaultWaitForPoolResourcesSynchronization", flag)
@@ -464,9 +466,7 @@ class TaskSpec(_Spec):
     pool: str | None = field(default=None, metadata=at("poolUuid", text(minimum=1)))
     job: str | None = field(default=None, metadata=at("jobUuid", uuid_text))
     ranges: str | None = field(default=None, metadata=at("advancedRanges", _ranges))
-    retry: RetrySettings | None = field(
-        default=None, metadata=at("retrySettings", record(RetrySettings), nested)
-    )
+    retry: RetrySettings | None = field(default=None, metadata=at("retrySettings", RetrySettings.of, nested))
     max_retries_per_instance: int | None = field(default=None, metadata=at("maxRetriesPerInstance", whole(0)))
     result_bucket: str | None = field(
         default=None, metadata=at("resultBucket", bucket(_with("results_prefix")))

@@ -9,10 +9,15 @@ from typing import Any
 
 from airflow_qarnot_pool.api import filters
 from airflow_qarnot_pool.api.answers import error_for
-from airflow_qarnot_pool.api.errors import QarnotError, QarnotNameTakenError, QarnotProtocolError
+from airflow_qarnot_pool.api.errors import (
+    QarnotError,
+    QarnotNameTakenError,
+    QarnotProtocolError,
+    QarnotRefusedError,
+)
 from airflow_qarnot_pool.api.limits import parse_number
 from airflow_qarnot_pool.api.models import BulkItem, Snapshot, Task
-from airflow_qarnot_pool.api.resource import REQUEST_LABEL, Resource, quoted, stamped
+from airflow_qarnot_pool.api.resource import REQUEST_LABEL, Resource, quoted, stamped, with_values
 from airflow_qarnot_pool.api.specs import TaskSpec
 
 log = logging.getLogger(__name__)
@@ -105,6 +110,8 @@ class TaskResource(Resource[TaskSpec, Task]):
             method="POST",
             path=self.base,
         )
+        if isinstance(error, QarnotRefusedError):
+            error = with_values(error, self.spec, spec.to_json())
         return BulkItem(index=index, status=status, error=error)
 
     def _made_by_stamps(

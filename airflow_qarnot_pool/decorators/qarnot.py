@@ -35,12 +35,12 @@ R = TypeVar("R")
 DEFAULT_IMAGE = "python:3.12-slim"
 #: Parameters of QarnotRunTaskOperator that have no meaning here, and why.
 _NOT_HERE = {
-    "command": "what runs is the function",
-    "wait_for_completion": "the function's result is the task's; to go on at once, let nothing depend on it",
+    "command": "The function is what runs.",
+    "wait_for_completion": "The function's result is the task's: let nothing depend on it, to go on at once.",
 }
 _ONE_INSTANCE = (
     "@task.qarnot runs one instance, as one call has one result. Use .expand() for many calls, or "
-    "QarnotRunTaskOperator for one command in many instances"
+    "QarnotRunTaskOperator for one command in many instances."
 )
 
 
@@ -104,7 +104,9 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
         name = self._function.name
         if self.serializer not in ("json", "pickle"):
             raise QarnotInvalidSpecError(
-                f"serializer must be 'json' or 'pickle', not {self.serializer!r}", field="serializer"
+                f"serializer is not known, got {self.serializer!r}",
+                field="serializer",
+                remedy="Give 'json' or 'pickle'.",
             )
         check_durations(timeout=self.timeout)
         if not is_templated(self.requirements):
@@ -206,7 +208,11 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
         spec = super()._spec(values, pool)
         if spec.instance_ids() != frozenset({0}):
             field = "ranges" if spec.ranges else "instance_count"
-            raise QarnotInvalidSpecError(f"{field} is {getattr(spec, field)}: {_ONE_INSTANCE}", field=field)
+            raise QarnotInvalidSpecError(
+                f"{field} is not that of one instance, got {getattr(spec, field)!r}",
+                field=field,
+                remedy=_ONE_INSTANCE,
+            )
         return spec
 
     # --- bringing its result back
@@ -284,11 +290,15 @@ def _refuse_foreign(parameters: Mapping[str, Any]) -> None:
     """Refuse parameters of QarnotRunTaskOperator that contradict a function call."""
     for name, why in _NOT_HERE.items():
         if parameters.get(name) not in (None, True):
-            raise QarnotInvalidSpecError(f"@task.qarnot takes no {name}: {why}", field=name)
+            raise QarnotInvalidSpecError(
+                f"{name} is no parameter of @task.qarnot, got {parameters[name]!r}", field=name, remedy=why
+            )
     for name, fine in (("instance_count", (None, 1, "1")), ("ranges", (None, "0"))):
         value = parameters.get(name)
         if value not in fine and not is_templated(value):
-            raise QarnotInvalidSpecError(f"{name} is {value!r}: {_ONE_INSTANCE}", field=name)
+            raise QarnotInvalidSpecError(
+                f"{name} is not that of one instance, got {value!r}", field=name, remedy=_ONE_INSTANCE
+            )
 
 
 def _image_elsewhere(parameters: Mapping[str, Any]) -> bool:
@@ -306,8 +316,9 @@ def _requirements(value: Any) -> list[str]:
     if isinstance(value, str):
         return value.split()
     raise QarnotInvalidSpecError(
-        f"requirements must be a list of what pip installs, such as ['numpy==2.1'], not {value!r}",
+        f"requirements is not a list of what pip installs, got {value!r}",
         field="requirements",
+        remedy="Give a list such as ['numpy==2.1'].",
     )
 
 
@@ -422,7 +433,7 @@ def qarnot_task(
     if python_callable is None:
         return decorate
     if not callable(python_callable):
-        raise TypeError("@task.qarnot takes named parameters only")
+        raise TypeError(f"@task.qarnot takes named parameters only, got {python_callable!r}")
     return decorate(python_callable)
 
 

@@ -62,7 +62,9 @@ class QarnotClosePoolOperator(PoolOperator):
         check_flags(report_cost=report_cost)
         if qarnot_pool is None and self.shared is None:
             raise QarnotInvalidSpecError(
-                "qarnot_pool is missing: which pool should be closed?", field="qarnot_pool"
+                "qarnot_pool is missing",
+                field="qarnot_pool",
+                remedy="Give the output of the task that made the pool, its uuid or shortname, or shared.",
             )
 
     def execute(self, context: Context) -> str | None:

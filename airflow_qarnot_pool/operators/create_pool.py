@@ -178,8 +178,9 @@ class QarnotCreatePoolOperator(BudgetOperator, WarmingOperator):
             return pool_spec(values)
         if {"elastic", "scaling"} & values.keys():
             raise QarnotInvalidSpecError(
-                "keep_warm makes the pool's scaling, so elastic and scaling cannot be given, too",
+                "keep_warm is given together with elastic or scaling, and makes the pool's scaling itself",
                 field="keep_warm",
+                remedy="Keep one of them.",
             )
         from airflow_qarnot_pool.warmth import cooling_down
 
@@ -200,10 +201,16 @@ class QarnotCreatePoolOperator(BudgetOperator, WarmingOperator):
             slots, size = _slots_of(ready), str(values.get("instance_count", "")).strip()
             if size.isdigit() and slots > int(size):
                 raise QarnotInvalidSpecError(
-                    f"ready_when asks for {slots} running instances of a pool of {size}", field="ready_when"
+                    f"ready_when is more than the pool of {size} has, got {slots}",
+                    field="ready_when",
+                    remedy=f"Give at most {size}, or raise instance_count.",
                 )
             return Condition(kind="pool", ready_slots=slots)
-        return Condition(kind="pool", targets=(str(ready),))
+        try:
+            return Condition(kind="pool", targets=(str(ready),))
+        except QarnotInvalidSpecError as error:
+            message = error.message.replace("target_states", "ready_when")
+            raise QarnotInvalidSpecError(message, field="ready_when", remedy=error.remedy) from None
 
     @property
     def _warms_up(self) -> bool:
@@ -213,7 +220,9 @@ class QarnotCreatePoolOperator(BudgetOperator, WarmingOperator):
         word = str(self.warm_up).strip().lower()
         if word not in _YES | _NO:
             raise QarnotInvalidSpecError(
-                f"warm_up must be True or False, not {self.warm_up!r}", field="warm_up"
+                f"warm_up must be True or False, got {self.warm_up!r}",
+                field="warm_up",
+                remedy="Check the template, or the task, that yields it.",
             )
         return word in _YES
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from configparser import ConfigParser
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
 from airflow_qarnot_pool.operators.references import nothing
@@ -16,6 +16,8 @@ from airflow_qarnot_pool.templates import is_templated, revealed
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
+
+SpecT = TypeVar("SpecT", "PoolSpec", "TaskSpec")
 
 
 #: What a parameter takes that is a time: a timedelta, seconds, text that a template may have rendered, or nothing.
@@ -31,14 +33,14 @@ def given(
     others = read(others)
     if others not in (None, "") and not isinstance(others, Mapping):
         raise QarnotInvalidSpecError(
-            f"{others_name} is no mapping, got {others!r}. Give the fields by name, such as "
-            f"{others_name}={{'labels': {{'team': 'a'}}}}",
+            f"{others_name} is not a mapping, got {_shown(others)}",
             field=others_name,
+            remedy=f"Give the fields by name, such as {others_name}={{'labels': {{'team': 'a'}}}}.",
         )
     for name, value in revealed(others or {}).items():
         if name in values:
             raise QarnotInvalidSpecError(
-                f"{name} is given as a parameter and in {others_name}; keep one of them", field=name
+                f"{name} is given as a parameter and in {others_name}", field=name, remedy="Keep one of them."
             )
         values[name] = value
     return values
@@ -70,9 +72,9 @@ def check_filled(operator: Any, names: Iterable[str]) -> None:
         value = getattr(operator, name)
         if nothing(value) or (name == "command" and value == []):
             raise QarnotInvalidSpecError(
-                f"{name} is given, but empty: look at what its template, or the task it comes from, yields. To go "
-                "without it leave it out",
+                f"{name} is given, but empty, got {value!r}",
                 field=name,
+                remedy="Check the template, or the task, that yields it, or leave the parameter out.",
             )
 
 
@@ -81,7 +83,9 @@ def check_flags(**flags: Any) -> None:
     for name, value in flags.items():
         if not isinstance(value, bool):
             raise QarnotInvalidSpecError(
-                f"{name} must be True or False, not {value!r}{_no_template(value)}", field=name
+                f"{name} must be True or False, got {_shown(value)}{_no_template(value)}",
+                field=name,
+                remedy="Give the value itself.",
             )
 
 
@@ -121,7 +125,7 @@ def as_duration(name: str, value: Any, *, zero: bool = False) -> timedelta | Non
     if found is None or (not found and not zero):
         least = "0 or more" if zero else "more than 0"
         raise QarnotInvalidSpecError(
-            f"{name} must be a duration of {least}, got {value!r}{_no_template(value)}",
+            f"{name} must be a duration of {least}, got {_shown(value)}{_no_template(value)}",
             field=name,
             remedy="Give a timedelta or seconds.",
         )
@@ -135,6 +139,12 @@ def check_durations(**durations: Any) -> None:
             as_duration(name, value)
 
 
+def _shown(value: Any) -> str:
+    from airflow_qarnot_pool.api.fields import shown
+
+    return shown(value)
+
+
 def _no_template(value: Any) -> str:
     return "; it takes no template, as it is needed when the DAG is parsed" if is_templated(value) else ""
 
@@ -144,7 +154,7 @@ def pool_spec(values: Mapping[str, Any]) -> PoolSpec:
     from airflow_qarnot_pool.api.specs import PoolSpec
 
     _check_tags(values.get("tags"))
-    return PoolSpec.from_mapping(values)
+    return _made(PoolSpec, values)
 
 
 def task_spec(values: Mapping[str, Any]) -> TaskSpec:
@@ -152,7 +162,16 @@ def task_spec(values: Mapping[str, Any]) -> TaskSpec:
     from airflow_qarnot_pool.api.specs import TaskSpec
 
     _check_tags(values.get("tags"))
-    return TaskSpec.from_mapping(values)
+    return _made(TaskSpec, values)
+
+
+def _made(spec: type[SpecT], values: Mapping[str, Any]) -> SpecT:
+    """Make a spec; a refusal begins with the parameter, as the author of the DAG wrote no spec."""
+    try:
+        return spec.from_mapping(values)
+    except QarnotInvalidSpecError as error:
+        message = error.message.removeprefix(f"{spec.__name__}.")
+        raise QarnotInvalidSpecError(message, field=error.field, remedy=error.remedy) from None
 
 
 def _check_tags(tags: Any) -> None:
@@ -161,9 +180,9 @@ def _check_tags(tags: Any) -> None:
 
     if isinstance(tags, (list, tuple)) and len(tags) > MAX_USER_TAGS:
         raise QarnotInvalidSpecError(
-            f"{len(tags)} tags are too many: Qarnot takes {MAX_TAGS}, of which this provider needs "
-            f"{OUR_TAGS}, so {MAX_USER_TAGS} are yours",
+            f"tags has too many entries, got {len(tags)}",
             field="tags",
+            remedy=f"Give at most {MAX_USER_TAGS}: Qarnot takes {MAX_TAGS}, of which this provider needs {OUR_TAGS}.",
         )
 
 

@@ -61,7 +61,9 @@ class QarnotReapPoolsOperator(QarnotOperator):
     def _duration(self, name: str) -> timedelta:
         found = as_duration(name, given := getattr(self, name), zero=True)
         if found is None:
-            raise QarnotInvalidSpecError(f"{name} must be a duration, got {given!r}", field=name)
+            raise QarnotInvalidSpecError(
+                f"{name} must be a duration, got {given!r}", field=name, remedy="Give a timedelta or seconds."
+            )
         return found
 
     def _reports_only(self) -> bool:
@@ -69,7 +71,9 @@ class QarnotReapPoolsOperator(QarnotOperator):
         said = str(self.report_only).strip().lower()
         if said not in (*_YES, *_NO):
             raise QarnotInvalidSpecError(
-                f"report_only must be True or False, not {self.report_only!r}", field="report_only"
+                f"report_only must be True or False, got {self.report_only!r}",
+                field="report_only",
+                remedy="Check the template, or the task, that yields it.",
             )
         return said in _YES
 
@@ -99,7 +103,7 @@ class QarnotReapPoolsOperator(QarnotOperator):
         )
         if report["failures"]:
             raise QarnotError(
-                f"{len(report['failures'])} pools or Qarnot tasks could not be looked after:\n"
+                f"{len(report['failures'])} pools or tasks could not be checked or cleaned up:\n"
                 + "\n".join(report["failures"])
             )
         return report

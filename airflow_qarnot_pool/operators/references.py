@@ -97,8 +97,8 @@ def reference(value: Any, parameter: str) -> str:
 
 def _no_reference(value: Any, parameter: str) -> QarnotInvalidSpecError:
     return QarnotInvalidSpecError(
-        f"{parameter} is {value!r}: it must be a uuid, a shortname, or the output of the task that made it. "
-        "An empty value often means that the task it comes from did not run, or returned nothing (as when it "
-        "was marked success by hand)",
+        f"{parameter} is {value!r}: it must be a uuid, a shortname, or the output of the task that made it",
         field=parameter,
+        remedy="Check that task: an empty value often means that it did not run, or returned nothing (as when it was "
+        "marked success by hand).",
     )

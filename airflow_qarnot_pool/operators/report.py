@@ -51,12 +51,18 @@ class QarnotCostReportOperator(QarnotOperator):
         self.by = by
         self.most_rows = most_rows
         if isinstance(by, str) or not by or not set(by) <= {"dag", "task", "tag"}:
-            raise QarnotInvalidSpecError(f"by takes 'dag', 'task' and 'tag', not {by!r}", field="by")
+            raise QarnotInvalidSpecError(
+                f"by is not a list of tables, got {by!r}",
+                field="by",
+                remedy="Give some of 'dag', 'task' and 'tag'.",
+            )
         if not is_templated(period):
             self._period()
         if type(most_rows) is not int or most_rows < 1:
             raise QarnotInvalidSpecError(
-                f"most_rows must be a number of at least 1, not {most_rows!r}", field="most_rows"
+                f"most_rows must be a whole number of at least 1, got {most_rows!r}",
+                field="most_rows",
+                remedy="Give a number.",
             )
         for name, value in (("since", since), ("until", until)):
             if not is_templated(value):
@@ -71,18 +77,24 @@ class QarnotCostReportOperator(QarnotOperator):
             since = since or until - self._period()
         except OverflowError:
             raise QarnotInvalidSpecError(
-                f"period is {self.period}, which begins before all calendars", field="period"
+                f"period begins before all calendars, got {self.period}",
+                field="period",
+                remedy="Give a shorter one.",
             ) from None
         if since >= until:
             raise QarnotInvalidSpecError(
-                f"since is {since}, not before {until}: the period is empty", field="since"
+                f"since is not before the end of the period ({until}), got {since}",
+                field="since",
+                remedy="Give an earlier moment.",
             )
         return since, until
 
     def _period(self) -> timedelta:
         found = as_duration("period", self.period)
         if found is None:
-            raise QarnotInvalidSpecError("period must be a duration, got None", field="period")
+            raise QarnotInvalidSpecError(
+                "period must be a duration, got None", field="period", remedy="Give a timedelta or seconds."
+            )
         return found
 
     def execute(self, context: Context) -> dict[str, Any]:
@@ -109,6 +121,8 @@ def _moment(name: str, value: Any) -> datetime | None:
         moment = value if isinstance(value, datetime) else datetime.fromisoformat(str(value).strip())
     except ValueError:
         raise QarnotInvalidSpecError(
-            f"{name} is {value!r}: it must be a datetime, or text such as 2026-01-31T12:00:00", field=name
+            f"{name} is not a moment, got {value!r}",
+            field=name,
+            remedy="Give a datetime, or text such as 2026-01-31T12:00:00.",
         ) from None
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -29,11 +29,11 @@ from airflow_qarnot_pool.handover import Position
 from airflow_qarnot_pool.identity import RECORDABLE
 from airflow_qarnot_pool.links import LINKS
 from airflow_qarnot_pool.operators.parameters import check_filled, names_given
-from airflow_qarnot_pool.operators.shell import commands_in, warn_of_shell_characters
 from airflow_qarnot_pool.operators.task_base import COMMON_FIELDS, TaskOperator
 from airflow_qarnot_pool.operators.waiting import already, get_surely
 from airflow_qarnot_pool.output import failure_report, fetch, lost_nodes, read_output, take_over
 from airflow_qarnot_pool.shared import MOST_GENERATIONS
+from airflow_qarnot_pool.shell import commands_in, warn_of_shell_characters
 from airflow_qarnot_pool.templates import known_at_parse
 from airflow_qarnot_pool.transcript import Transcript
 from airflow_qarnot_pool.triggers.keys import TASK_KEY
@@ -96,20 +96,27 @@ class QarnotRunTaskOperator(TaskOperator):
         self._position: Position | None = None
         if retry_scope not in ("failed", "all"):
             raise QarnotInvalidSpecError(
-                f"retry_scope must be 'failed' or 'all', not {retry_scope!r}", field="retry_scope"
+                f"retry_scope is not known, got {retry_scope!r}",
+                field="retry_scope",
+                remedy="Give 'failed' or 'all'.",
             )
         if log_output not in (True, False, "live"):
             raise QarnotInvalidSpecError(
-                f"log_output must be True, False or 'live', not {log_output!r}", field="log_output"
+                f"log_output is not known, got {log_output!r}",
+                field="log_output",
+                remedy="Give True, False or 'live'.",
             )
         if log_output == "live" and not self.wait_for_completion:
             raise QarnotInvalidSpecError(
-                "log_output='live' needs wait_for_completion=True: otherwise nobody follows the output",
+                "log_output follows no output without a wait, got 'live' beside wait_for_completion=False",
                 field="log_output",
+                remedy="Leave one of them out.",
             )
         if command is None and "DOCKER_CMD" not in (self.constants or {}) and not self.task_spec:
             raise QarnotInvalidSpecError(
-                "command is missing: what should the Qarnot task run?", field="command"
+                "command is missing",
+                field="command",
+                remedy="Give what each instance runs, such as command='echo hello'.",
             )
         check_filled(self, self._filled)
         self._spec(known_at_parse(self._given()), self._some_pool)

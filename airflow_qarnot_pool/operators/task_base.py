@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_qarnot_pool.api import states
 from airflow_qarnot_pool.api.errors import (
     QarnotError,
+    QarnotInvalidSpecError,
     QarnotNotFoundError,
     QarnotRefusedError,
 )
@@ -26,7 +27,7 @@ from airflow_qarnot_pool.operators.parameters import (
 )
 from airflow_qarnot_pool.operators.references import NOT_GIVEN, check_named, output_of, reference
 from airflow_qarnot_pool.operators.registry import RegistryLogin
-from airflow_qarnot_pool.templates import hide_secrets, revealed
+from airflow_qarnot_pool.templates import hide_secrets, is_templated, revealed
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -140,11 +141,21 @@ class TaskOperator(BudgetOperator):
         if "command" in values:
             values["command"] = command_text(values["command"])
         if self.remote_retries is not None:
-            per_instance = isinstance(self.remote_retries, (int, str)) and str(self.remote_retries).isdigit()
-            values["retry"] = (
-                {"max_per_instance_retries": self.remote_retries} if per_instance else self.remote_retries
-            )
+            values["retry"] = self._retries()
         return values
+
+    def _retries(self) -> Any:
+        from airflow_qarnot_pool.api.fields import Refusal
+        from airflow_qarnot_pool.api.specs import RetrySettings
+
+        if is_templated(self.remote_retries):
+            return self.remote_retries
+        try:
+            return RetrySettings.of(self.remote_retries)
+        except Refusal as refusal:
+            raise QarnotInvalidSpecError(
+                f"remote_retries {refusal.problem}", field="remote_retries", remedy=refusal.remedy
+            ) from None
 
     def _spec(self, values: Mapping[str, Any], pool: str | None) -> TaskSpec:
         spec = task_spec({"name": f"{self.dag_id}.{self.task_id}", "pool": pool, **values})
@@ -213,8 +224,8 @@ class TaskOperator(BudgetOperator):
     @staticmethod
     def _closed_too_often(pool: str | None) -> QarnotPoolEndedError:
         return QarnotPoolEndedError(
-            f"Shared pool {pool} and those before it were closed as soon as they were opened; look in the console "
-            "who closes them",
+            f"Shared pool {pool} and those before it were closed as soon as they were opened",
+            remedy="Check in the console which user or program closes them.",
             kind="pool",
             ref=pool,
         )
@@ -229,8 +240,8 @@ class TaskOperator(BudgetOperator):
         if not states.accepts_tasks(pool.state):
             self._raise_if_over(cause=error)
             raise QarnotPoolEndedError(
-                f"Pool {uuid} is {pool.state} and takes no more tasks; run the task that creates it again "
-                "(clearing this task clears its setup, too)",
+                f"Pool {uuid} is {pool.state} and takes no more tasks",
+                remedy="Run the task that creates it again: clearing this task clears its setup, too.",
                 status=error.status,
                 server_message=error.server_message,
                 kind="pool",

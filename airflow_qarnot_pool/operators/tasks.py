@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -30,11 +31,11 @@ from airflow_qarnot_pool.links import LINKS
 from airflow_qarnot_pool.operators.base import RemoteWork
 from airflow_qarnot_pool.operators.budget import close_over
 from airflow_qarnot_pool.operators.parameters import check_filled, command_text, names_given, read
-from airflow_qarnot_pool.operators.shell import commands_in, warn_of_shell_characters
 from airflow_qarnot_pool.operators.task_base import TaskOperator
 from airflow_qarnot_pool.operators.waiting import PoolsOfTasks, get_surely, passing, seconds_between_looks
 from airflow_qarnot_pool.output import failure_report
 from airflow_qarnot_pool.shared import MOST_GENERATIONS
+from airflow_qarnot_pool.shell import commands_in, warn_of_shell_characters
 from airflow_qarnot_pool.templates import STAND_IN, hide_secrets, is_templated, known_at_parse, revealed
 from airflow_qarnot_pool.triggers.keys import TASKS_KEY
 
@@ -128,10 +129,14 @@ class QarnotRunTasksOperator(TaskOperator):
         check_filled(self, self._filled)
         if type(max_results) is not int or max_results < 0:
             raise QarnotInvalidSpecError(
-                f"max_results must be a whole number, not {max_results!r}", field="max_results"
+                f"max_results is not a whole number, got {max_results!r}",
+                field="max_results",
+                remedy="Give a number of 0 or more.",
             )
         if not is_templated(max_in_flight):
             self._limit()
+        if isinstance(commands, (str, Mapping, int)) and not is_templated(commands):
+            self._specs(commands, {}, None)
         if isinstance(commands, (list, tuple)):
             self._specs([_known(one) for one in commands], known_at_parse(self._given()), self._some_pool)
             warn_of_shell_characters(self.task_id, commands_in(*commands))
@@ -142,7 +147,12 @@ class QarnotRunTasksOperator(TaskOperator):
         commands = read(commands)
         if isinstance(commands, (str, Mapping)) or not isinstance(commands, Iterable):
             raise QarnotInvalidSpecError(
-                f"commands must be a list of commands, not {type(commands).__name__}", field="commands"
+                # Anything but text may have a secret in it.
+                f"commands must be a list of commands, got {commands!r}"[:200]
+                if isinstance(commands, str)
+                else f"commands must be a list of commands, got {type(commands).__name__}",
+                field="commands",
+                remedy="Give a list, even for a single command.",
             )
         specs = []
         for item, one in enumerate(commands):
@@ -150,14 +160,21 @@ class QarnotRunTasksOperator(TaskOperator):
             try:
                 specs.append(self._spec(self._merged(values, own, item), pool))
             except QarnotInvalidSpecError as error:
-                raise QarnotInvalidSpecError(f"commands[{item}]: {error}", field="commands") from None
+                parameter = re.split(r"[.\[]", error.field or "")[0]
+                if parameter in values and parameter not in own:
+                    raise
+                raise QarnotInvalidSpecError(
+                    f"commands[{item}]: {error.message}", field="commands", remedy=error.remedy
+                ) from None
         return specs
 
     def _merged(self, values: Mapping[str, Any], own: dict[str, Any], item: int) -> dict[str, Any]:
         if "command" in own:
             own["command"] = command_text(own["command"])
         if not own.get("command") and "DOCKER_CMD" not in (own.get("constants") or {}):
-            raise QarnotInvalidSpecError("command is missing", field="command")
+            raise QarnotInvalidSpecError(
+                "command is missing", field="command", remedy="Give each item a command."
+            )
         if own.get("constants") and values.get("constants"):
             own["constants"] = {**values["constants"], **own["constants"]}
         name = values.get("name") or f"{self.dag_id}.{self.task_id}"
@@ -187,8 +204,9 @@ class QarnotRunTasksOperator(TaskOperator):
             limit = 0
         if limit < 1:
             raise QarnotInvalidSpecError(
-                f"max_in_flight must be a whole number of at least 1, not {self.max_in_flight!r}",
+                f"max_in_flight is not a whole number of at least 1, got {self.max_in_flight!r}",
                 field="max_in_flight",
+                remedy="Give a number, or leave it out.",
             )
         return limit
 
@@ -310,8 +328,9 @@ class QarnotRunTasksOperator(TaskOperator):
             self._watch(context, pool)
         elif self._watched(context, "") is not None:
             raise QarnotInvalidSpecError(
-                "max_cost and max_run_cost are watched for a pool, and there is none: give qarnot_pool",
+                "max_cost and max_run_cost are limits of a pool, and there is none",
                 field="max_cost",
+                remedy="Leave the limits out, or give qarnot_pool.",
             )
         fingerprints = [spec.fingerprint(exclude=NOT_THE_WORK) for spec in specs]
         limit = self._limit(self._slots(pool) if self.max_in_flight is None and specs else None)
@@ -359,7 +378,9 @@ class QarnotRunTasksOperator(TaskOperator):
             unclear_rounds = unclear_rounds + 1 if sent.unclear else 0
             if unclear_rounds > _ROUNDS_WITHOUT_PROGRESS:
                 raise QarnotUnavailableError(
-                    "Qarnot does not say what became of the submissions", ambiguous=True
+                    "Qarnot did not confirm the submitted tasks",
+                    ambiguous=True,
+                    remedy="Clear the task: it looks for what was created before it submits more.",
                 )
             if sent.unclear:  # only another look tells what exists
                 continue

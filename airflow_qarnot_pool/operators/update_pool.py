@@ -69,7 +69,8 @@ class QarnotUpdatePoolOperator(QarnotOperator):
         check_flags(sync_resources=sync_resources)
         if not sync_resources and all(one is None for one in (elastic, scaling, constants, tags)):
             raise QarnotInvalidSpecError(
-                "Nothing to change: give elastic, scaling, constants, tags or sync_resources=True"
+                "There is nothing to change",
+                remedy="Give elastic, scaling, constants, tags or sync_resources=True.",
             )
         self._filled = names_given(self, _CHANGES)
         check_filled(self, self._filled)
@@ -102,8 +103,9 @@ class QarnotUpdatePoolOperator(QarnotOperator):
             if hidden:
                 raise QarnotInvalidSpecError(
                     f"Pool {pool.uuid} has the secret constants {', '.join(hidden)}, which cannot be read back and "
-                    "would be overwritten: give them, too",
+                    "would be overwritten",
                     field="constants",
+                    remedy="Give them, too.",
                 )
         if self.tags is not None:
             ours = [tag for tag in pool.tags or () if tag.startswith("airflow-")]

@@ -41,7 +41,9 @@ class QarnotPoolSensor(QarnotSensor):
     ) -> None:
         if target_states is not None and ready_slots is not None:
             raise QarnotInvalidSpecError(
-                "target_states and ready_slots exclude each other: use two sensors", field="ready_slots"
+                "ready_slots and target_states exclude each other",
+                field="ready_slots",
+                remedy="Keep one of them, or use two sensors.",
             )
         super().__init__(target_states=target_states, **kwargs)
         self.qarnot_pool = output_of(qarnot_pool, "qarnot_pool")

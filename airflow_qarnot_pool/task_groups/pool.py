@@ -10,11 +10,11 @@ from airflow.sdk import TaskGroup, TriggerRule, XComArg
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
 from airflow_qarnot_pool.operators.parameters import Duration
 from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
-from airflow_qarnot_pool.operators.shell import commands_in, warn_of_shell_characters
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.operators.unknown import refuse_unknown
 from airflow_qarnot_pool.sensors.task import QarnotTaskSensor
 from airflow_qarnot_pool.shared import KEEP_WARM
+from airflow_qarnot_pool.shell import commands_in, warn_of_shell_characters
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -99,7 +99,9 @@ class QarnotPoolGroup(TaskGroup):
         for name in ("task_id", "task_group", "wait_for_completion"):
             if name in arguments:
                 raise QarnotInvalidSpecError(
-                    f"QarnotPoolGroup makes its own setup task, which takes no {name}", field=name
+                    f"{name} is no parameter of QarnotPoolGroup, which makes its own setup task",
+                    field=name,
+                    remedy="Leave it out.",
                 )
         refuse_unknown(
             QarnotCreatePoolOperator,
@@ -109,16 +111,19 @@ class QarnotPoolGroup(TaskGroup):
         )
         if type(setup_retries) is not int or setup_retries < 0:
             raise QarnotInvalidSpecError(
-                f"setup_retries must be a whole number, not {setup_retries!r}", field="setup_retries"
+                f"setup_retries must be a whole number, got {setup_retries!r}",
+                field="setup_retries",
+                remedy="Give a number of 0 or more.",
             )
         super().__init__(group_id=group_id, default_args=default_args or {}, **of_the_group)  # type: ignore[arg-type]
         if not {"elastic", "scaling"} & arguments.keys():
             arguments["keep_warm"] = keep_warm
             if keep_warm is None and shared is not None:
                 raise QarnotInvalidSpecError(
-                    "A shared pool cools down by itself, as it may outlive the DAG run that opened it: give a "
-                    "keep_warm, or scaling or elastic",
+                    "keep_warm of a shared pool cannot be switched off, got None: it cools down by itself, as it may "
+                    "outlive the DAG run that opened it",
                     field="keep_warm",
+                    remedy="Give a duration, or scaling or elastic.",
                 )
         if shared is not None:
             arguments["shared"] = shared
@@ -132,7 +137,10 @@ class QarnotPoolGroup(TaskGroup):
     def pool(self) -> XComArg:
         """The pool's uuid, for tasks outside the group or parameters that want it by name."""
         if self.open_pool is None:
-            raise QarnotInvalidSpecError("The pool of a QarnotPoolGroup exists inside its `with` only")
+            raise QarnotInvalidSpecError(
+                "The pool of a QarnotPoolGroup exists inside its `with` only",
+                remedy="Use it after `with group:`.",
+            )
         return XComArg(self.open_pool)
 
     def __enter__(self) -> QarnotPoolGroup:
@@ -190,8 +198,9 @@ class QarnotPoolGroup(TaskGroup):
                 self._refuse_unawaited()
             elif isinstance(error, NotImplementedError) and self._is_mapped:
                 raise QarnotInvalidSpecError(
-                    f"{self.group_id} is inside a mapped @task_group, where Airflow can expand no task: expand "
-                    "the group or the task, not both; many commands of one task are QarnotRunTasksOperator's"
+                    f"{self.group_id} is inside a mapped @task_group, where Airflow can expand no task",
+                    remedy="Expand the group or the task, not both. QarnotRunTasksOperator runs many commands in one "
+                    "task.",
                 ) from error
         finally:
             super().__exit__(kind, error, trace)
@@ -363,9 +372,9 @@ def _expands(task: Any, name: str) -> bool:
     naming = sum(name in row for row in rows)
     if 0 < naming < len(rows):
         raise QarnotInvalidSpecError(
-            f"{task.task_id}: {naming} of {len(rows)} rows of expand_kwargs name {name}; name it in all of them, or "
-            "in none to take the group's",
+            f"{name} of {task.task_id} is in some rows of expand_kwargs only, got {naming} of {len(rows)} rows",
             field=name,
+            remedy="Name it in all of them, or in none to take the group's.",
         )
     return naming > 0
 

@@ -14,29 +14,9 @@ from airflow_qarnot_pool.api.models import Task
 from airflow_qarnot_pool.api.transport import BrokenOffError
 from airflow_qarnot_pool.exceptions import QarnotError, QarnotTaskFailedError
 from airflow_qarnot_pool.handover import MOST_DOUBTFUL, Claim, Position
-from airflow_qarnot_pool.output import MAX_REPORT, failure_report, read_output, shell_word, take_over
+from airflow_qarnot_pool.output import MAX_REPORT, failure_report, read_output, take_over
 from airflow_qarnot_pool.transcript import Transcript
 from tests.harness import FakeTI
-
-
-@pytest.mark.parametrize(
-    ("command", "word"),
-    [
-        ("cat a | sort", "|"),
-        ("make && make install", "&&"),
-        ("echo a > b", ">"),
-        ("cd x; ls", "x;"),
-        ("sh -c 'cat a | sort'", None),
-        ("/bin/bash -c 'a && b'", None),
-        ("grep 'a|b' file", None),
-        ("render scene.blend", None),
-        ("", None),
-        ("echo 'not closed", None),
-    ],
-)
-def test_a_word_that_needs_a_shell(command: str, word: str | None) -> None:
-    assert shell_word(command) == word
-
 
 # --- reports are bounded
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from airflow.sdk import DAG, task
 
-from airflow_qarnot_pool.operators.shell import QarnotCommandWarning, shell_characters
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
+from airflow_qarnot_pool.shell import QarnotCommandWarning, shell_characters
 from airflow_qarnot_pool.task_groups.pool import QarnotPoolGroup
 
 NEEDS_A_SHELL = {

@@ -20,7 +20,7 @@ _SHELL_CHARACTERS = re.compile(
 )
 #: Longest command that a warning shows in full.
 _SHOWN = 200
-_OURS = str(Path(__file__).parent.parent)
+_OURS = str(Path(__file__).parent)
 
 
 class QarnotCommandWarning(UserWarning):
