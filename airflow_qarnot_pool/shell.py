@@ -57,7 +57,7 @@ def warn_of_shell_characters(task_id: str, commands: Iterable[Any]) -> None:
 
 def commands_in(*parameters: Any) -> list[Any]:
     """Return the commands in constants, in specifications, and in a list that has them as text."""
-    found = [one for one in parameters if isinstance(one, str)]
+    found: list[Any] = [one for one in parameters if isinstance(one, str)]
     for one in parameters:
         if isinstance(one, Mapping):
             found += [one.get("command"), one.get("DOCKER_CMD")]
