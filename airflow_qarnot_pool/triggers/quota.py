@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Seconds after which it is tried again in any case: the account may not show the quota that is full.
+#: Seconds, for each that waits, after which one tries in any case: the account may not show the quota that is full.
 TRY_AGAIN_AFTER = 60.0
 #: Seconds for which one look at the account serves all that wait for its room.
 _SHORTEST = 0.2
@@ -146,13 +146,17 @@ async def room(conn_id: str, kind: Kind, poll_interval: float, deadline: str, re
     Many may wait for one place. Each asked for it with a worker's slice would cost more than the place is worth, so
     about as many go as there are places, and a place counts that a finished object would give up.
     """
-    begun = datetime.now(UTC)
-    ends = min(stored_moment(deadline), begun + timedelta(seconds=TRY_AGAIN_AFTER))
+    begun, ends = datetime.now(UTC), stored_moment(deadline)
     lobby = _lobbies.setdefault((conn_id, kind), _Lobby())
     before: Account | None = None
     lobby.waiters += 1
     try:
-        while (left := (ends - datetime.now(UTC)).total_seconds()) > 0:
+        while True:
+            # Of many waiters one tries in vain now and then, and not each.
+            patience = timedelta(seconds=TRY_AGAIN_AFTER * lobby.waiters)
+            left = (min(ends, begun + patience) - datetime.now(UTC)).total_seconds()
+            if left <= 0:
+                return
             # Jitter, as many may have begun to wait at the same moment. After a refusal in spite of places that the
             # account shows, another quota may be full.
             pause = poll_interval * (random.uniform(0.5, 1.5) + min(2**refusals - 1, _LONGEST))

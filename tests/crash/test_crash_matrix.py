@@ -92,6 +92,7 @@ STEPS: dict[str, dict[str, tuple[str, ...]]] = {
     "run, second try": {
         "worker, second try": (
             "POST /tasks/paginate",
+            "GET /jobs",
             "XCom qarnot_task",
             "GET /tasks/{u}",
             "GET /tasks/{u}/stdout",
