@@ -294,3 +294,20 @@ def test_a_server_that_cannot_start_says_so(
     with pytest.raises(RuntimeError, match="did not start"):
         private(port=port)
     assert "cannot listen" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("bills", [True, False])
+def test_credits_of_a_deleted_pool_are_told_unless_the_account_forgets_them(
+    own: LocalQarnot, http: Http, bills: bool
+) -> None:
+    own.account(billsDeleted=bills)
+    uuid = own.call("POST", "/pools", POOL)["uuid"]
+    until(lambda: own.call("GET", f"/pools/{uuid}")["state"] == "FullyExecuting")
+    own.advance(100)
+    own.call("DELETE", f"/pools/{uuid}")
+    until(lambda: pools(own) == 0)
+    answer = http("GET", f"/credits/v1/pools/{uuid}/credits")
+    own.account(billsDeleted=True)
+    assert answer.status_code == (200 if bills else 404)
+    if bills:
+        assert answer.json()["credits"] >= 0.01

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from airflow_qarnot_pool.api.client import QarnotClient
-from airflow_qarnot_pool.api.specs import PoolSpec
+from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
 from airflow_qarnot_pool.api.transport import Transport
 from airflow_qarnot_pool.compat import TaskDeferred
 from airflow_qarnot_pool.exceptions import QarnotBudgetError, QarnotQuotaError, QarnotTaskFailedError
@@ -21,12 +22,13 @@ from airflow_qarnot_pool.operators.pool import QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
 from airflow_qarnot_pool.reaper import Limits, reap
+from airflow_qarnot_pool.triggers import quota
 from tests.crash.children import eventually
 from tests.harness import FakeTI, context_of, defer, fire, run
 from tests.operators.conftest import connect
 from tests.operators.deployment import Airflow
 
-QUOTAS = pytest.mark.parametrize("quota", [1, 10, 20])
+QUOTAS = pytest.mark.parametrize("limit", [1, 10, 20])
 
 
 @pytest.fixture(scope="module", params=["enforce", "free"])
@@ -103,10 +105,10 @@ def many(pool: str, commands: list[str], **kwargs: Any) -> QarnotRunTasksOperato
 
 @QUOTAS
 def test_40_mapped_tasks_under_any_quota_run_each_command_exactly_once(
-    qarnot: LocalQarnot, pool: str, tmp_path: Path, quota: int
+    qarnot: LocalQarnot, pool: str, tmp_path: Path, limit: int
 ) -> None:
     """Their output is logged, so only what Airflow says of a task instance lets its Qarnot task be deleted."""
-    qarnot.account(maxTask=quota)
+    qarnot.account(maxTask=limit)
     jobs = [
         (partial(single, pool, counting(tmp_path, n)), FakeTI(task_id="work", map_index=n, max_tries=2))
         for n in range(40)
@@ -120,9 +122,9 @@ def test_40_mapped_tasks_under_any_quota_run_each_command_exactly_once(
 @QUOTAS
 @pytest.mark.parametrize("items", [40, 400])
 def test_a_fan_out_under_any_quota_runs_each_command_exactly_once(
-    qarnot: LocalQarnot, pool: str, tmp_path: Path, quota: int, items: int
+    qarnot: LocalQarnot, pool: str, tmp_path: Path, limit: int, items: int
 ) -> None:
-    qarnot.account(maxTask=quota)
+    qarnot.account(maxTask=limit)
     make = partial(many, pool, [counting(tmp_path, n) for n in range(items)])
     (result,) = (airflow := Airflow()).run([(make, FakeTI(task_id="many", max_tries=2))])
     assert airflow.errors == []
@@ -132,9 +134,9 @@ def test_a_fan_out_under_any_quota_runs_each_command_exactly_once(
 
 @QUOTAS
 def test_two_fan_outs_at_once_under_any_quota_run_each_command_exactly_once(
-    qarnot: LocalQarnot, pool: str, tmp_path: Path, quota: int
+    qarnot: LocalQarnot, pool: str, tmp_path: Path, limit: int
 ) -> None:
-    qarnot.account(maxTask=quota)
+    qarnot.account(maxTask=limit)
     jobs = [
         (
             partial(many, pool, [counting(tmp_path, f"{dag}{n}") for n in range(60)]),
@@ -614,9 +616,80 @@ def test_the_reaper_leaves_room_for_others_on_the_account(
         uuids.append(finished(client, partial(single, pool, "true", log_output=False), ti))
         airflow.note(ti, "deferred" if n == 0 else "success")
     with airflow.answering():
-        for quota, tidied in ((100, 0), (5, 2)):
-            qarnot.account(maxTask=quota)
+        for limit, tidied in ((100, 0), (5, 2)):
+            qarnot.account(maxTask=limit)
             report = reap(client, "test", lambda dag_id, run_id: "running")
             assert (report.tidied, report.failures) == (tidied, [])
     # Airflow has not recorded the first; of the others the oldest go.
     assert [client.tasks.find(uuid) is None for uuid in uuids] == [False, True, True, False, False]
+
+
+# --- waiting for room
+
+
+def test_all_that_wait_share_their_looks_and_one_place_wakes_a_few(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str
+) -> None:
+    waiters = 30
+    client.tasks.create(TaskSpec(name="holder", pool=pool, command="sleep 600"))
+    qarnot.account(maxTask=1)
+    deadline = (datetime.now(UTC) + timedelta(minutes=5)).isoformat()
+
+    def looks() -> int:
+        return sum(one["path"] == "/info" for one in qarnot.requests())
+
+    async def story() -> tuple[int, int]:
+        qarnot.clear_requests()
+        waits = [
+            asyncio.create_task(quota.room("qarnot_default", "task", 0.4, deadline)) for _ in range(waiters)
+        ]
+        while looks() < 3:
+            await asyncio.sleep(0.1)
+        early = sum(one.done() for one in waits)
+        asked = looks()
+        await asyncio.to_thread(lambda: qarnot.account(maxTask=2))
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for one in waits:
+            one.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
+        return early, asked
+
+    early, asked = asyncio.run(story())
+    assert early == 0
+    # Three looks served thirty waiters, of whom each had waited for its own.
+    assert asked < waiters
+
+
+def test_a_try_that_finds_no_room_in_spite_of_what_the_account_shows_waits_longer(
+    qarnot: LocalQarnot, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another quota than those in the account's answer is full: its organization's, say."""
+    pauses: list[float] = []
+    monkeypatch.setattr(quota.random, "uniform", lambda low, high: 1.0)
+    real = asyncio.sleep
+
+    async def sleep(seconds: float, *args: Any) -> None:
+        pauses.append(seconds)
+        await real(0, *args)
+
+    qarnot.faults(
+        [
+            {
+                "method": "POST",
+                "path": "^/tasks$",
+                "kind": "status",
+                "status": 403,
+                "message": "Maximum number of tasks reached: 5",
+            }
+        ]
+    )
+    make = partial(single, pool, "true", poll_interval=1.0)
+    deferred, context = defer(make, FakeTI(run_id="elsewhere", task_id="work"))
+    with monkeypatch.context() as patch:
+        patch.setattr(asyncio, "sleep", sleep)
+        for _ in range(6):
+            event = fire(deferred)
+            with pytest.raises(TaskDeferred) as caught:
+                make().resume_execution(deferred.method_name, {"event": event}, context)
+            deferred = caught.value
+    assert pauses == pytest.approx([1.0, 2.0, 4.0, 8.0, 8.0, 8.0])
