@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from airflow_qarnot_pool.api.client import QarnotClient
+from airflow_qarnot_pool.api.jobs import JobResource
 from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
+from airflow_qarnot_pool.api.tasks import TaskResource
 from airflow_qarnot_pool.api.transport import Transport
 from airflow_qarnot_pool.compat import TaskDeferred
 from airflow_qarnot_pool.exceptions import QarnotBudgetError, QarnotQuotaError, QarnotTaskFailedError
@@ -22,9 +24,10 @@ from airflow_qarnot_pool.operators.pool import QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
 from airflow_qarnot_pool.reaper import Limits, reap
+from airflow_qarnot_pool.room import Room
 from airflow_qarnot_pool.triggers import quota
 from tests.crash.children import eventually
-from tests.harness import FakeTI, context_of, defer, fire, run
+from tests.harness import FakeTI, defer, fire, run
 from tests.operators.conftest import connect
 from tests.operators.deployment import Airflow
 
@@ -155,9 +158,7 @@ def test_two_fan_outs_at_once_under_any_quota_run_each_command_exactly_once(
 
 def finished(client: QarnotClient, make: Any, ti: FakeTI) -> str:
     """Submit a Qarnot task that nothing has read yet, and wait for its end; its uuid."""
-    operator = make()
-    with pytest.raises(TaskDeferred):
-        operator.execute(context_of(operator, ti))
+    defer(make, ti)
     (uuid,) = [one.uuid for one in client.tasks.list() if one.labels["airflow.run_id"] == ti.run_id]
     eventually(lambda: client.tasks.get(uuid).state in ("Success", "Failure"))
     return uuid
@@ -270,9 +271,7 @@ def test_no_more_goes_than_room_is_needed_for_and_the_oldest_first(
 
 def test_a_first_try_with_room_asks_for_nothing_but_its_task(qarnot: LocalQarnot, pool: str) -> None:
     qarnot.clear_requests()
-    operator = single(pool, "true", log_output=False)
-    with pytest.raises(TaskDeferred):
-        operator.execute(context_of(operator, FakeTI(run_id="cheap", task_id="work")))
+    defer(partial(single, pool, "true", log_output=False), FakeTI(run_id="cheap", task_id="work"))
     assert [(one["method"], one["path"]) for one in qarnot.requests()] == [("POST", "/tasks")]
 
 
@@ -390,6 +389,66 @@ def test_a_recorded_failure_of_an_item_runs_again_in_the_next_try(
     (tmp_path / "mended").touch()
     assert run(make, FakeTI(run_id="item", task_id="many", max_tries=2, try_number=2))["succeeded"] == 3
     assert ran(tmp_path) == Counter({"0": 1, "1": 2, "2": 1})
+
+
+@pytest.mark.parametrize("kind", ["single", "fan-out"])
+def test_what_is_recorded_and_deleted_during_a_lookup_is_found(
+    qarnot: LocalQarnot,
+    client: QarnotClient,
+    pool: str,
+    tmp_path: Path,
+    kind: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Another process makes room right after this one has asked for records, or for Qarnot tasks."""
+    command = counting(tmp_path, "x")
+    make = (
+        partial(single, pool, command, log_output=False)
+        if kind == "single"
+        else partial(many, pool, [command])
+    )
+    for asked in (JobResource, TaskResource):
+        first = FakeTI(run_id=f"{kind}-{asked.__name__}", task_id="work", max_tries=2)
+        finished(client, make, first)
+        with monkeypatch.context() as patch:
+            make_room_after(patch, client, asked)
+            again = FakeTI(run_id=first.run_id, task_id="work", max_tries=2, try_number=2)
+            run(make, again)
+    assert ran(tmp_path) == Counter({"x": 2})
+
+
+def make_room_after(patch: pytest.MonkeyPatch, client: QarnotClient, asked: type) -> None:
+    """Delete all that may go, once, right after the next lookup of this kind has its answer."""
+    names = ["list"] if asked is JobResource else ["iterate", "search_all"]
+    done: list[bool] = []
+
+    def after(real: Any) -> Any:
+        def answer(self: Any, *args: Any, **kwargs: Any) -> Any:
+            found = list(real(self, *args, **kwargs))
+            if not done:
+                done.append(True)
+                room = Room(client, "test")
+                gone = room._make("task", 10)
+                assert gone == 1
+            return found
+
+        return answer
+
+    for name in names:
+        patch.setattr(asked, name, after(getattr(asked, name)))
+
+
+def test_a_record_that_is_not_listed_yet_lets_nothing_go(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uuid = finished(
+        client, partial(single, pool, "true", log_output=False), FakeTI(run_id="lag", task_id="work")
+    )
+    qarnot.account(maxTask=1)
+    monkeypatch.setattr(JobResource, "list", lambda self, tags=(): [])
+    with pytest.raises(QarnotQuotaError):
+        run(partial(QarnotRunTaskOperator, task_id="other", qarnot_pool=pool, command="true"))
+    assert client.tasks.find(uuid) is not None
 
 
 # --- kills
