@@ -100,9 +100,9 @@ class QarnotQuotaTrigger(BaseTrigger):
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        age = Age(self)
+        # Before it looks: by the time it may fire, room that it has seen would be taken.
+        await Age(self).reached()
         await room(self.qarnot_conn_id, self.kind, self.poll_interval, self.deadline, self.refusals)
-        await age.reached()
         yield TriggerEvent(
             {"status": "met", "deadline": self.deadline, "refusals": self.refusals, "carry": self.carry}
         )
