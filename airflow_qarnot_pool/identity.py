@@ -49,6 +49,21 @@ RECORDABLE = _LABEL + "recordable"
 SPECS = _LABEL + "specs"
 
 
+#: Maximum size of a name that Qarnot takes, in UTF-8 bytes: it does not say what it counts, and no count is larger.
+MAX_NAME = 2047
+
+
+def fits(name: str) -> bool:
+    """Return whether Qarnot takes *name*, whatever it counts."""
+    return len(name.encode(errors="replace")) <= MAX_NAME
+
+
+def with_suffix(name: str, suffix: str) -> str:
+    """Return *name* and *suffix* as one name that Qarnot takes; *name* is cut if the two are too long."""
+    kept = name.encode(errors="replace")[: MAX_NAME - len(suffix.encode())]
+    return name + suffix if fits(name + suffix) else kept.decode(errors="ignore") + suffix
+
+
 def namespace_tag(namespace: str) -> str:
     """The tag carried by everything that was made under *namespace*."""
     return f"{NAMESPACE_TAG}{namespace}"

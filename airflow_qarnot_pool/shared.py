@@ -47,6 +47,7 @@ from airflow_qarnot_pool.identity import (
     Plan,
     Relic,
     fate_of,
+    fits,
     label,
     namespace_tag,
     tried,
@@ -131,7 +132,7 @@ class Holder:
 
     ``by`` is the task that opened it, or "" for tasks that moved there. One of several mapped copies has its map index
     after that, as in ``day.open_pool[3]``: a task id has no brackets, and releases that know nothing of copies take it
-    for another task.
+    for another task. If the ids together are too long for a name on Qarnot, a digest stands for the task.
     """
 
     dag_id: str
@@ -141,24 +142,39 @@ class Holder:
     def same_run(self, other: Holder) -> bool:
         return (self.dag_id, self.run_id) == (other.dag_id, other.run_id)
 
-    def is_by(self, task_id: str) -> bool:
-        """Return whether *task_id*, or a mapped copy of it, has opened the pool."""
-        return self.by.partition("[")[0] == task_id
+    def to_name(self) -> str:
+        """Return the name of its hold. It fits, as Airflow takes 250 characters for each id."""
+        task, mapped, index = self.by.partition("[")
+        shortened = f"{_digest_of(task)}{mapped}{index}"
+        names = [
+            json.dumps([self.dag_id, self.run_id, by], ensure_ascii=False) for by in (self.by, shortened)
+        ]
+        return next((name for name in names if fits(name)), names[-1])
+
+    def is_by(self, *task_ids: str) -> bool:
+        """Return whether one of these tasks, or a mapped copy of it, has opened the pool."""
+        task = self.by.partition("[")[0]
+        return any(task in (one, _digest_of(one)) for one in task_ids)
 
     def given_up_by(self, life: Life, tasks: Collection[str] | None) -> bool:
         """Whether *life*, which is done with what *tasks* opened (None: any task), gives this hold up.
 
         A mapped copy gives up its own: its siblings may be at work. What is not mapped is done with all copies.
         """
-        task, mapped, index = self.by.partition("[")
+        _, mapped, index = self.by.partition("[")
         if (self.dag_id, self.run_id) != (life.dag_id, life.run_id):
             return False
         if mapped and life.map_index >= 0 and index != f"{life.map_index}]":
             return False
-        return tasks is None or task in ("", *tasks)
+        return tasks is None or self.is_by("", *tasks)
 
     def __str__(self) -> str:
         return f"DAG run {self.run_id} of {self.dag_id}"
+
+
+def _digest_of(task_id: str) -> str:
+    """Return what stands for a task whose id is too long; "" for none."""
+    return hashlib.sha256(task_id.encode()).hexdigest()[:16] if task_id else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -337,8 +353,7 @@ def hold(client: QarnotClient, life: Life, pool: str, by: str) -> bool:
     which costs a boot.
     """
     by = by if life.map_index < 0 else f"{by}[{life.map_index}]"
-    holder = Holder(dag_id=life.dag_id, run_id=life.run_id, by=by)
-    name = json.dumps([holder.dag_id, holder.run_id, holder.by])
+    name = Holder(dag_id=life.dag_id, run_id=life.run_id, by=by).to_name()
     # A try has a hold of its own: the process of an earlier one may stand still, and give up its hold when it resumes.
     mark = f"{TRY_TAG}{life.try_number}" if by else ""
     try:

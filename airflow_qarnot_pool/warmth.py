@@ -12,6 +12,8 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from airflow_qarnot_pool.identity import with_suffix
+
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.specs import Scaling, TaskSpec
 
@@ -47,7 +49,7 @@ def warm_up(name: str, pool: str, size: int, limit: timedelta | None) -> TaskSpe
 
     longest = min(limit or BOOT_DEADLINE, BOOT_DEADLINE)
     return TaskSpec(
-        name=f"{name} (warm-up)",
+        name=with_suffix(name, " (warm-up)"),
         pool=pool,
         instance_count=size,
         command=f"sleep {max(1, int(longest.total_seconds()))}",

@@ -51,6 +51,11 @@ def fold(value: Any) -> dict[str, Any]:
     return {str(k).lower(): v for k, v in value.items() if v is not None}
 
 
+def size(text: str) -> int:
+    """The length of a text as .NET counts it: UTF-16 units, so that a character may be two."""
+    return len(text.encode("utf-16-le", errors="surrogatepass")) // 2
+
+
 def is_uuid(text: object) -> bool:
     return isinstance(text, str) and bool(_UUID.match(text))
 
@@ -90,7 +95,7 @@ class Fields:
             if required:
                 self.wrong(name)
             return None
-        if not isinstance(value, str) or len(value) > longest or "\0" in value:
+        if not isinstance(value, str) or size(value) > longest or "\0" in value:
             self.wrong(name)
             return None
         return value
@@ -159,7 +164,7 @@ class Fields:
 
     def strings(self, name: str, most: int, longest: int) -> list[str]:
         values = self.items(name, most)
-        if any(not isinstance(v, str) or not v or len(v) > longest for v in values):
+        if any(not isinstance(v, str) or not v or size(v) > longest for v in values):
             self.wrong(name)
             return []
         return list(dict.fromkeys(values))
@@ -185,7 +190,7 @@ class Fields:
                 not isinstance(key, str)
                 or not _KEY.match(key)
                 or not isinstance(value, str)
-                or len(value) > MAX_CONSTANT
+                or size(value) > MAX_CONSTANT
                 or "\0" in value
             ):
                 self.wrong("constants")

@@ -26,7 +26,7 @@ from airflow_qarnot_pool.api.states import accepts_tasks
 from airflow_qarnot_pool.conditions import TASK_DONE, Condition, Ending, Outcome, is_queued
 from airflow_qarnot_pool.exceptions import QarnotBudgetError, QarnotPoolEndedError, QarnotTaskFailedError
 from airflow_qarnot_pool.fan_out import Memory
-from airflow_qarnot_pool.identity import OWNER_TAG, SPECS, Life, Relic, numbers_of
+from airflow_qarnot_pool.identity import OWNER_TAG, SPECS, Life, Relic, numbers_of, with_suffix
 from airflow_qarnot_pool.links import LINKS
 from airflow_qarnot_pool.operators.base import RemoteWork
 from airflow_qarnot_pool.operators.budget import close_over
@@ -178,7 +178,7 @@ class QarnotRunTasksOperator(TaskOperator):
         if own.get("constants") and values.get("constants"):
             own["constants"] = {**values["constants"], **own["constants"]}
         name = values.get("name") or f"{self.dag_id}.{self.task_id}"
-        return {**values, "name": f"{name} [{item}]", **own}
+        return {**values, "name": with_suffix(str(name), f" [{item}]"), **own}
 
     def _given_now(self) -> dict[str, Any]:
         self.commands = read(self.commands)

@@ -33,7 +33,7 @@ from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCr
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
 from tests.crash.children import StoringTI, eventually, fork, worker
-from tests.harness import FakeTI, again, airflow_says, context_of, defer, fire, kill, resume, run
+from tests.harness import FakeTI, again, airflow_says, context_of, defer, fire, kill, life_of, resume, run
 from tests.operators.conftest import connect
 from tests.operators.test_budget import HOUR, events_after
 from tests.operators.test_lives import ANY_SERVER, MODES, exchanging, free_server, held, qarnot
@@ -291,6 +291,41 @@ def test_a_run_that_is_over_or_deleted_needs_it_no_more(sharers: Sharers) -> Non
     sharers.states["lives"] = "success"
     sharers.close("r1")
     assert sharers.live() == []
+
+
+@ANY_SERVER
+def test_the_holds_of_runs_that_are_over_go_with_the_pool(sharers: Sharers) -> None:
+    pool = sharers.open("r1")
+    for run_id in ("r2", "r3"):
+        assert sharers.open(run_id) == pool
+        sharers.states[run_id] = "failed"  # it has not given the pool up
+    sharers.close("r1")
+    assert sharers.live() == []
+    assert sharers.holds(pool) == []
+
+
+@ANY_SERVER
+def test_the_holds_on_a_closed_pool_go_when_a_task_moves_to_the_next(sharers: Sharers) -> None:
+    pool = sharers.open("r1")
+    sharers.open("r2")
+    sharers.client.pools.close(pool)
+    moved = sharers.work("r1", pool)["pool"]
+    assert moved != pool
+    assert sharers.holds(pool) == []
+    assert sharers.holds(moved) == ["r1"]
+
+
+@ANY_SERVER
+def test_a_hold_on_a_pool_that_is_closed_or_deleted_is_none(sharers: Sharers) -> None:
+    """Whoever opens it finds out by this answer, and makes the next."""
+    pool = sharers.open("r1")
+    life = life_of(dag_id=sharers.name, run_id="r2", task_id="open", shared=sharers.name)
+    assert shared.hold(sharers.client, life, pool, "open")
+    sharers.client.pools.close(pool)
+    assert not shared.hold(sharers.client, life, pool, "another")
+    sharers.client.pools.delete(pool)
+    eventually(lambda: sharers.client.pools.find(pool) is None)
+    assert not shared.hold(sharers.client, life, pool, "a third")
 
 
 @ANY_SERVER
