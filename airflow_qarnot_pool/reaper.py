@@ -93,6 +93,8 @@ class Facts:
     idle_since: datetime
     #: What to say where it has reached a limit on its cost.
     over_limit: str = ""
+    #: Another DAG run that is unfinished and has unfinished Qarnot tasks on it.
+    used_by: str = ""
 
 
 def judge(facts: Facts, limits: Limits, now: datetime) -> Judgement:
@@ -107,6 +109,8 @@ def judge(facts: Facts, limits: Limits, now: datetime) -> Judgement:
         return Judgement(action=Action.CLOSE, reason=facts.over_limit, over_limit=True)
     busy = facts.unfinished_instances > 0
     idle = timedelta() if busy else now - facts.idle_since
+    if facts.used_by:
+        return Judgement(action=Action.KEEP, reason=f"DAG run {facts.used_by} works on it")
     if not facts.shared:
         # What still runs for a run that is over is nobody's, so it spares its pool no longer than the grace.
         quiet = now - facts.created if busy else idle
@@ -335,6 +339,8 @@ def _facts(
     created = pool.creation_date or datetime.now(UTC)
     state = None if shared or fate is not Fate.LIVE else run_state(dag_id, run_id)
     is_needed = shared or state not in (None, *OVER)
+    used_by = "" if is_needed or fate is not Fate.LIVE else _used_by(client, pool, run_state)
+    is_needed = is_needed or bool(used_by)
     return Facts(
         fate=fate,
         created=created,
@@ -345,7 +351,28 @@ def _facts(
         unfinished_instances=pool.queued_or_running_task_instances_count or 0,
         idle_since=idle_since(pool, created, is_needed) if fate is Fate.LIVE else created,
         over_limit=_over_limit(client, pool, began) if fate is Fate.LIVE else "",
+        used_by=used_by,
     )
+
+
+def _used_by(client: QarnotClient, pool: Pool, run_state: RunState) -> str:
+    """Return a DAG run of our Airflow, other than the pool's own, that is unfinished and works on it; "" if none does.
+
+    Any DAG may use a pool by its uuid or shortname. What no Airflow task made, or another deployment's did, is not
+    known here, and ends with the pool.
+    """
+    here = filters.and_(filters.equal("PoolUuid", pool.uuid), filters.in_("State", _UNFINISHED))
+    found = client.tasks.search_all(here, fields=("State", "Labels"))
+    namespace = label(pool.labels, "namespace")
+    runs = {
+        run_of(task)
+        for task in found
+        if task.phase is not states.Phase.TERMINAL and label(task.labels, "namespace") == namespace
+    }
+    for dag_id, run_id in sorted(runs - {run_of(pool)}):
+        if run_state(dag_id, run_id) not in (None, *OVER):
+            return f"{dag_id} {run_id}"
+    return ""
 
 
 def _facts_alone(task: Task, run_state: RunState) -> Facts:

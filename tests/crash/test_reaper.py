@@ -101,6 +101,49 @@ def test_pools_of_runs_that_are_over_or_gone_are_closed(client: QarnotClient, na
     assert (again.to_json()["closed"], again.failures) == (0, [])
 
 
+@pytest.mark.parametrize("own_run", ["success", None], ids=["over", "unknown"])
+def test_a_pool_is_kept_while_a_live_run_of_another_dag_works_on_it(
+    client: QarnotClient, namespace: str, own_run: str | None
+) -> None:
+    names = [f"{own_run}-{number}" for number in range(2)]
+    pool, unused = map(made, names)
+    states_of = {**dict.fromkeys(names, own_run), "live": "running"}
+    life = life_of(namespace=namespace, dag_id="report", run_id="live")
+    work = TaskSpec(
+        name="x", pool=pool, command="sleep 60", instance_count=1, tags=life.tags(), labels=life.labels(1, "")
+    )
+    task = client.tasks.create(work)
+
+    def reaped() -> Report:
+        return reap(client, namespace, lambda dag_id, run_id: states_of[run_id], LIMITS, now=later())
+
+    assert by_uuid(reaped())[pool]["reason"] == "DAG run report live works on it"
+    assert states(client, pool, unused) == [False, True]
+    assert client.tasks.get(task).state != "Cancelled"
+    states_of["live"] = "failed"
+    reaped()
+    assert states(client, pool) == [True]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"run_id": "over"}, {"namespace": "another"}, {"dag_id": ""}],
+    ids=["its own run's", "another deployment's", "nobody's"],
+)
+def test_work_that_no_live_run_of_ours_waits_for_keeps_no_pool(
+    client: QarnotClient, namespace: str, changes: dict[str, str]
+) -> None:
+    pool = made("over")
+    life = life_of(**{"namespace": namespace, "run_id": "live", **changes})
+    labels = life.labels(1, "") if life.dag_id else {}
+    client.tasks.create(
+        TaskSpec(name="x", pool=pool, command="sleep 60", instance_count=1, tags=life.tags(), labels=labels)
+    )
+    runs = {"over": "success", "live": "running"}
+    reap(client, namespace, lambda dag_id, run_id: runs[run_id], LIMITS, now=later())
+    assert states(client, pool) == [True]
+
+
 def test_a_run_that_has_just_ended_is_left_to_its_teardown(client: QarnotClient, namespace: str) -> None:
     pool = made("over")
     report = reap(client, namespace, lambda dag_id, run_id: "failed", LIMITS)

@@ -37,6 +37,14 @@ CASES = {
     "its run works": (facts(), Action.KEEP),
     "its run works, and is busy": (facts(unfinished_instances=3, idle_since=ago(hours=3)), Action.KEEP),
     "its run is over": (facts(run_state="failed"), Action.CLOSE),
+    "its run is over, but another one works on it": (
+        facts(run_state="success", unfinished_instances=1, used_by="report run-2"),
+        Action.KEEP,
+    ),
+    "another run works on it, but it has reached its limit": (
+        facts(run_state="success", unfinished_instances=1, used_by="report run-2", over_limit="too much"),
+        Action.CLOSE,
+    ),
     "its run was a success and left it": (facts(run_state="success"), Action.CLOSE),
     "its run is over just now: the teardown may be at work": (
         facts(run_state="failed", idle_since=ago(minutes=5)),
