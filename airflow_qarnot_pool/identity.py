@@ -53,9 +53,14 @@ SPECS = _LABEL + "specs"
 MAX_NAME = 2047
 
 
+def size(text: str) -> int:
+    """Return the size of *text* in UTF-8 bytes."""
+    return len(text.encode(errors="replace"))
+
+
 def fits(name: str) -> bool:
     """Return whether Qarnot takes *name*, whatever it counts."""
-    return len(name.encode(errors="replace")) <= MAX_NAME
+    return size(name) <= MAX_NAME
 
 
 def with_suffix(name: str, suffix: str) -> str:

@@ -29,6 +29,7 @@ from airflow_qarnot_pool.api.ranges import format_ranges, parse_ranges
 from airflow_qarnot_pool.costs import RunKey, executed
 from airflow_qarnot_pool.identity import (
     LINEAGE_TAG,
+    MAX_NAME,
     OWNER_TAG,
     RECORDABLE,
     SPECS,
@@ -37,6 +38,7 @@ from airflow_qarnot_pool.identity import (
     Life,
     Relic,
     digest,
+    fits,
     label,
     namespace_tag,
 )
@@ -55,8 +57,6 @@ USED_TAG = "airflow-used:"
 LASTS = timedelta(days=8)
 #: How long the costs of a DAG run are kept.
 COSTS_LAST = timedelta(days=60)
-#: Maximum length of a job's name, as Qarnot takes less than 2048 characters.
-MAX_NAME = 2047
 #: Maximum length of the ranges in one piece of a record, so that every piece fits.
 _MAX_RANGES = 1500
 #: How far the recorded time of a pool's last use may be behind, so that a busy pool is not recorded at every turn.
@@ -130,7 +130,7 @@ class Outcomes:
         """Add the end of *task*; False if a record cannot hold it."""
         if label(task.labels, "item") is None:
             content = _reduced(task)
-            if len(_text([{"task": content}])) > MAX_NAME:
+            if not fits(_text([{"task": content}])):
                 return False
             self.singles[task.uuid] = content
         else:
@@ -183,9 +183,9 @@ class Outcomes:
         names: list[str] = []
         inside: list[str] = []
         for text in map(_text, pieces):
-            if len(text) + 2 > MAX_NAME:
+            if not fits(f"[{text}]"):
                 continue  # ids that are too long; they serve only to drop the record early
-            if inside and len(",".join([*inside, text])) + 2 > MAX_NAME:
+            if inside and not fits(f"[{','.join([*inside, text])}]"):
                 names.append(f"[{','.join(inside)}]")
                 inside = []
             inside.append(text)

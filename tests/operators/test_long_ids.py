@@ -13,12 +13,14 @@ import pytest
 from airflow.sdk.definitions._internal.node import validate_key
 
 from airflow_qarnot_pool.api.client import QarnotClient
+from airflow_qarnot_pool.api.models import Job
 from airflow_qarnot_pool.api.specs import TaskSpec
 from airflow_qarnot_pool.identity import MAX_NAME, with_suffix
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
+from airflow_qarnot_pool.records import Alike, Outcomes
 from airflow_qarnot_pool.shared import Holder, _holder
 from airflow_qarnot_pool.warmth import warm_up
 from tests.harness import FakeTI, life_of, run
@@ -79,6 +81,16 @@ def test_all_that_is_made_from_ids_fits() -> None:
         assert not found.given_up_by(life, ["another"])
         assert not found.is_by("another")
     assert len(shortnames) == len(holds) == len(given)
+
+
+@pytest.mark.parametrize("letter", ["d", "\u0434", "\u6c34", "\U00020021"])
+def test_records_of_ends_fit_and_keep_every_item(letter: str) -> None:
+    alike = Alike("a" * 16, "b" * 16, 1, 1, "Success")
+    scattered = set(range(0, 5000, 2))
+    outcomes = Outcomes(items={alike: scattered}, of=[letter * 250, letter * 250, letter * 250, 3])
+    jobs = [Job.from_json({"uuid": "u", "name": name}) for name in outcomes.names()]
+    assert all(sizes(job.name or "") <= MAX_NAME for job in jobs)
+    assert Outcomes.of_jobs(jobs).items == {alike: scattered}
 
 
 @pytest.mark.parametrize("letter", ["n", "\u0434", "\u6c34", "\U00020021"])
