@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from airflow.triggers.base import BaseTrigger
 
 #: Minimum seconds between the start of a trigger and its event, because the process that deferred takes some to end,
-#: and a busy scheduler takes some for each of its loops.
-MIN_AGE = 10.0
+#: and a busy scheduler takes some for each of its loops. As long as the default poll interval, so most waits pay nothing.
+MIN_AGE = 5.0
 
 
 class Age:
