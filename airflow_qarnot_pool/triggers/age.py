@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from airflow.triggers.base import BaseTrigger
 
 #: Minimum seconds between the start of a trigger and its event, because the process that deferred takes some to end,
-#: and a busy scheduler takes some for each of its loops. As long as the default poll interval, so most waits pay nothing.
+#: and a busy scheduler takes some for each of its loops. No more than the default poll interval, so that most waits
+#: are not longer for it.
 MIN_AGE = 5.0
 
 
