@@ -56,7 +56,7 @@ TELL_COST = (
 #: What each process of each step does, in order: requests, and the XCom that tells the next process.
 STEPS: dict[str, dict[str, tuple[str, ...]]] = {
     "create, deferred": {
-        "worker": ("POST /pools", "XCom qarnot_pool", "POST /tasks"),
+        "worker": ("POST /pools", "XCom qarnot_pool", "POST /tasks", "GET /pools/{u}"),
         "triggerer": ("POST /pools/search",),
         "worker, resumed": ("GET /pools/{u}", "POST /tasks/{u}/abort"),
     },
@@ -76,7 +76,7 @@ STEPS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
     "run, deferred": {
-        "worker": ("POST /tasks", "XCom qarnot_task"),
+        "worker": ("POST /tasks", "XCom qarnot_task", "GET /tasks/{u}"),
         "triggerer": ("POST /tasks/search",),
         "worker, resumed": ("GET /tasks/{u}", "GET /tasks/{u}/stdout", "GET /tasks/{u}/stderr"),
     },
@@ -203,6 +203,10 @@ class Workload:
         if step in MANAGED:
             create = partial(create, keep_warm=timedelta(minutes=5))
         deferred = how == "deferred"
+        # A command that ends before its worker defers would leave nothing to defer for.
+        go = self.effects.with_name(f"{self.effects.name}-go")
+        if step != "run, deferred":
+            go.touch()
         create = partial(create, deferrable=deferred)
         pool = self.step(create, "create", how) if kind == "create" else run(create, self.ti_here("create"))
         task = partial(
@@ -210,7 +214,7 @@ class Workload:
             task_id="work",
             retries=TRIES - 1,
             qarnot_pool=pool,
-            command=f"sh -c 'echo done >> {self.effects}'",
+            command=f"sh -c 'until test -e {go}; do sleep 0.02; done; echo done >> {self.effects}'",
             deferrable=deferred,
         )
         result = self.step(task, "work", how) if kind == "run" else run(task, self.ti_here("work"))
@@ -246,6 +250,7 @@ class Workload:
         try_number = 2 if how == "second try" else 1
         ti = self.ti(task_id, try_number)
         said = self.child("worker, second try" if try_number == 2 else "worker", worker(make, ti), ti)
+        self.effects.with_name(f"{self.effects.name}-go").touch()
         if said is None:
             return self.retry(make, task_id, try_number + 1)
         if said["kind"] == "success":
@@ -389,7 +394,11 @@ def test_no_boundary_is_missing(matrix: Matrix, step: str) -> None:
     """Without a kill, the processes pass the boundaries of the table, in its order, and no others."""
     workload = matrix.workload(f"{step} unharmed", "enforce")
     workload.whole(step)
-    assert workload.passed == {process: list(all_of_it) for process, all_of_it in STEPS[step].items()}
+    passed = workload.passed
+    if step == "run, deferred":
+        # The wait for a Qarnot task polls its pool, too, if it is long enough.
+        passed["triggerer"] = [at for at in passed["triggerer"] if at != "POST /pools/search"]
+    assert passed == {process: list(all_of_it) for process, all_of_it in STEPS[step].items()}
 
 
 @pytest.mark.parametrize("server", SERVERS)

@@ -534,7 +534,7 @@ def test_expanding_in_a_mapped_task_group_is_refused_and_says_what_to_do() -> No
         with QarnotPoolGroup("g"):
             QarnotRunTaskOperator.partial(task_id="a").expand(command=["x"])
 
-    with DAG("d"), pytest.raises(QarnotInvalidSpecError, match="expand the group or the task"):
+    with DAG("d"), pytest.raises(QarnotInvalidSpecError, match="Expand the group or the task"):
         each.expand(part=["x", "y"])
 
 
