@@ -235,5 +235,5 @@ def test_nonsense_is_refused_when_the_dag_is_parsed(given: dict[str, Any], field
 
 
 def test_an_empty_period_is_refused(qarnot: LocalQarnot) -> None:
-    with pytest.raises(QarnotInvalidSpecError, match="is empty"):
+    with pytest.raises(QarnotInvalidSpecError, match="since is not before the end of the period"):
         run(partial(report, since="2026-01-02", until="2026-01-01"))
