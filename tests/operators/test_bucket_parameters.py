@@ -65,7 +65,10 @@ def test_what_is_wrong_with_buckets_is_refused_when_the_dag_is_parsed(
 
 
 def test_a_payload_bucket_is_checked_like_any_other() -> None:
-    with DAG("d", schedule=None), pytest.raises(QarnotInvalidSpecError, match="payload_bucket is 'b/out'"):
+    with (
+        DAG("d", schedule=None),
+        pytest.raises(QarnotInvalidSpecError, match="payload_bucket is a path, got 'b/out'"),
+    ):
         decorator.qarnot_task(payload_bucket="b/out")(function)()
 
 
