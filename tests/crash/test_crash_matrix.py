@@ -332,6 +332,10 @@ class Row:
     then: str
 
 
+async def _never(end: Any) -> None:
+    """Poll no pool."""
+
+
 @dataclass
 class Matrix:
     """Runs a workload at most once for each point and server."""
@@ -346,7 +350,7 @@ class Matrix:
         connect(qarnot, self.monkeypatch)
         self.monkeypatch.setenv("AIRFLOW__QARNOT__POLL_INTERVAL", "0.02")
         # At this interval a wait for a Qarnot task would poll its pool, too, on a slow machine and not on a fast one.
-        self.monkeypatch.setattr("airflow_qarnot_pool.triggers.pool_end.POOL_POLL_INTERVALS", 1e6)
+        self.monkeypatch.setattr("airflow_qarnot_pool.triggers.pool_end.PoolEnd._run", _never)
         client = QarnotClient(qarnot.url, qarnot.token)
         effects = self.folder / re.sub(r"\W+", "-", f"{name} {server}")
         return Workload(qarnot, client, f"{name} {server}", effects, point)

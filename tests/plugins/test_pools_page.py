@@ -306,7 +306,9 @@ def test_the_list_is_there_after_one_request_and_complete_after_two(
     asker, seen = Asker("qarnot_default"), []
 
     def asked() -> list[str]:
-        return [f"{one['method']} {one['path']}".partition("?")[0] for one in server.requests()]
+        # A page that shows that a search was not cut belongs to the search.
+        paths = [f"{one['method']} {one['path']}".partition("?")[0] for one in server.requests()]
+        return [path for path in paths if not path.endswith("/paginate")]
 
     server.clear_requests()
     whole = asker(LIST, lambda rows: seen.append((asked(), rows)))
