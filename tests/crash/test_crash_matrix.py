@@ -275,7 +275,7 @@ class Workload:
         self.passed[process] = in_order(child)
         if point is None:
             assert status == 0, child.said
-            return child.said[-1]
+            return child.last("event") or child.said[-1]
         assert status == -signal.SIGKILL, child.said
         self.show_boundary(point)
         self.qarnot.clear_requests()

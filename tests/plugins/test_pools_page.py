@@ -296,7 +296,7 @@ def test_the_list_is_there_after_one_request_and_complete_after_two(
     make: Maker, airflow_app: Any, server: LocalQarnot
 ) -> None:
     """However many pools and Qarnot tasks: costs come after that, for a few pools at a time."""
-    from airflow_qarnot_pool.plugins.ask import FIGURES_PER_ROUND, MOST, Asker
+    from airflow_qarnot_pool.plugins.ask import FIGURES_PER_ROUND, Asker
     from airflow_qarnot_pool.plugins.desk import LIST
 
     server.account(maxPool=None, maxInstances=None, maxRunningPool=None)
