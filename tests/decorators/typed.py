@@ -40,8 +40,8 @@ with DAG("typed", schedule=None):
     by_airflow(one)
     by_airflow.expand(x=[1, 2])
 
-    @qarnot_task(timeout=5)  # type: ignore[call-overload, untyped-decorator]
-    def no_timedelta() -> None: ...
+    @qarnot_task(timeout=[5])  # type: ignore[call-overload, untyped-decorator]
+    def no_duration() -> None: ...
 
     @qarnot_task(serializer="cloudpickle")  # type: ignore[call-overload, untyped-decorator]
     def no_such_serializer() -> None: ...
