@@ -29,17 +29,17 @@ def get_cli_commands() -> list[GroupCommand]:
 
 
 def reap(args: Namespace) -> None:
-    """``airflow qarnot reap``: as ``QarnotReapPoolsOperator``, with the DAG runs read from the database."""
+    """``airflow qarnot reap``: as ``QarnotReapOperator``, with the DAG runs read from the database."""
     from airflow_qarnot_pool.hooks.qarnot import QarnotHook
-    from airflow_qarnot_pool.reaper import Limits
-    from airflow_qarnot_pool.reaper import reap as reap_pools
+    from airflow_qarnot_pool.maintenance.reaper import ReapLimits
+    from airflow_qarnot_pool.maintenance.reaper import reap as reap_pools
 
     hook = QarnotHook(args.conn_id)
     report = reap_pools(
         hook.client,
         hook.settings.namespace if hook.settings.namespace_is_explicit else None,
         _run_state,
-        Limits(grace=timedelta(minutes=args.grace_minutes), idle=timedelta(minutes=args.idle_minutes)),
+        ReapLimits(grace=timedelta(minutes=args.grace_minutes), idle=timedelta(minutes=args.idle_minutes)),
         dry_run=args.dry_run,
     )
     for entry in [*report.entries, *report.tasks]:

@@ -9,8 +9,8 @@ from airflow_qarnot_pool.api.errors import (
     QarnotBucketNotFoundError,
     QarnotCredentialsError,
     QarnotCreditsError,
+    QarnotDeletedError,
     QarnotError,
-    QarnotGoneError,
     QarnotInvalidSpecError,
     QarnotNameTakenError,
     QarnotNotFoundError,
@@ -20,7 +20,7 @@ from airflow_qarnot_pool.api.errors import (
     QarnotUnavailableError,
     QarnotUnknownStateError,
 )
-from airflow_qarnot_pool.compat import AirflowFailException
+from airflow_qarnot_pool.version_compat import AirflowFailException
 
 
 class QarnotTaskFailedError(QarnotError):
@@ -65,7 +65,7 @@ class QarnotKilledError(QarnotError):
     summary = "The Airflow task was told to stop"
 
 
-class QarnotBudgetError(QarnotError, AirflowFailException):
+class QarnotCostLimitError(QarnotError, AirflowFailException):
     """A limit on what a pool or DAG run may cost is reached, or what is to be created cannot be paid.
 
     Never retried, as a retry would spend the money again.
@@ -83,11 +83,11 @@ class QarnotSpecMismatchError(QarnotError):
 
 __all__ = [
     "QarnotBucketNotFoundError",
-    "QarnotBudgetError",
+    "QarnotCostLimitError",
     "QarnotCredentialsError",
     "QarnotCreditsError",
+    "QarnotDeletedError",
     "QarnotError",
-    "QarnotGoneError",
     "QarnotInvalidSpecError",
     "QarnotKilledError",
     "QarnotNameTakenError",

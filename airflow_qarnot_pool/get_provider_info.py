@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from airflow_qarnot_pool.hooks import form
+from airflow_qarnot_pool.hooks import connection_form
 
 
 def _option(description: str, type_: str, default: str | None, example: str | None = None) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def get_provider_info() -> dict[str, Any]:
                 "python-modules": [
                     "airflow_qarnot_pool.operators.pool",
                     "airflow_qarnot_pool.operators.reap",
-                    "airflow_qarnot_pool.operators.report",
+                    "airflow_qarnot_pool.operators.cost_report",
                     "airflow_qarnot_pool.operators.task",
                     "airflow_qarnot_pool.operators.tasks",
                 ],
@@ -65,10 +65,10 @@ def get_provider_info() -> dict[str, Any]:
             {"name": "qarnot", "class-name": "airflow_qarnot_pool.decorators.qarnot.qarnot_task"}
         ],
         "cli": ["airflow_qarnot_pool.cli.get_cli_commands"],
-        "connection-types": [form.metadata()],
+        "connection-types": [connection_form.metadata()],
         "extra-links": [
-            "airflow_qarnot_pool.links.QarnotPoolLink",
-            "airflow_qarnot_pool.links.QarnotTaskLink",
+            "airflow_qarnot_pool.links.qarnot.QarnotPoolLink",
+            "airflow_qarnot_pool.links.qarnot.QarnotTaskLink",
         ],
         "config": {
             "qarnot": {

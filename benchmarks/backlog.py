@@ -8,10 +8,10 @@ from typing import Any
 
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
-from airflow_qarnot_pool.claim import stamp
-from airflow_qarnot_pool.conditions import TASK_ENDED
-from airflow_qarnot_pool.identity import Life
 from airflow_qarnot_pool.local import LocalQarnot
+from airflow_qarnot_pool.ownership.claim import stamp
+from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
+from airflow_qarnot_pool.waiting.conditions import TASK_ENDED
 from benchmarks import environment
 
 #: Seconds until a node is up: never, as far as a benchmark is concerned.
@@ -30,12 +30,15 @@ class Backlog:
             client.pools.create(PoolSpec(name=f"group {n}", instance_count=1))
             for n in range(min(groups, count))
         ]
-        self.lives = [self._life(n) for n in range(count)]
+        self.identities = [self._identity(n) for n in range(count)]
         specs = [
             stamp(
-                TaskSpec(name=f"work {n}", pool=pools[n % len(pools)], command="true"), life, 1, "benchmark"
+                TaskSpec(name=f"work {n}", pool=pools[n % len(pools)], command="true"),
+                identity,
+                1,
+                "benchmark",
             )
-            for n, life in enumerate(self.lives)
+            for n, identity in enumerate(self.identities)
         ]
         self.uuids: list[str] = []
         for start in range(0, count, CHUNK):
@@ -44,8 +47,8 @@ class Backlog:
         self._groups = {pool: self.uuids[n :: len(pools)] for n, pool in enumerate(pools)}
 
     @staticmethod
-    def _life(number: int) -> Life:
-        return Life(
+    def _identity(number: int) -> TaskInstanceIdentity:
+        return TaskInstanceIdentity(
             namespace=environment.NAMESPACE,
             dag_id="benchmark",
             run_id="scheduled__2026-01-01T00:00:00+00:00",
@@ -66,17 +69,17 @@ class Backlog:
                 "condition": TASK_ENDED.to_kwargs(),
                 "poll_interval": interval,
                 # Each Airflow task has one of its own.
-                "deadline": (deadline := f"2099-01-01T00:00:00.{life.map_index:06}+00:00"),
-                "life": life.to_kwargs(),
+                "deadline": (deadline := f"2099-01-01T00:00:00.{identity.map_index:06}+00:00"),
+                "identity": identity.to_kwargs(),
                 "cancel_on_kill": True,
-                "carry": {
+                "resume_state": {
                     "decision": "created",
                     "resubmitted": False,
                     "deadline": deadline,
                 },
                 "format": 1,
             }
-            for uuid, life in zip(self.uuids, self.lives, strict=True)
+            for uuid, identity in zip(self.uuids, self.identities, strict=True)
         ]
 
     def end_some(self) -> list[str]:

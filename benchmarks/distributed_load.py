@@ -177,8 +177,8 @@ class Deployment:
                 {
                     **one,
                     "qarnot_conn_id": WAITERS,
-                    "life": {
-                        **one["life"],
+                    "identity": {
+                        **one["identity"],
                         "dag_id": "waiting",
                         "run_id": run_id(n // A_RUN),
                         "map_index": n % A_RUN,

@@ -63,7 +63,7 @@ def forked(call: Callable[[], Any], cost: Cost) -> Any:
 
 def airflow_task(make: Callable[[], Any], ti: Any, cost: Cost) -> None:
     """Run it to its end, a process for each slice; triggers run in this one."""
-    from airflow_qarnot_pool.compat import TaskDeferred
+    from airflow_qarnot_pool.version_compat import TaskDeferred
     from tests.harness import context_of, fire
 
     def slice_of(method: str | None, event: Any) -> tuple[Any, dict[str, Any]]:

@@ -34,7 +34,7 @@ def rates(waiting: Backlog, seconds: float) -> dict[str, float]:
     """Requests per second, by what is asked for."""
     from airflow_qarnot_pool.api import filters
     from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
-    from airflow_qarnot_pool.identity import namespace_tag
+    from airflow_qarnot_pool.ownership.identity import namespace_tag
     from airflow_qarnot_pool.triggers.poller import FIELDS
 
     tasks, pools = waiting.client.tasks, waiting.client.pools
@@ -49,7 +49,9 @@ def rates(waiting: Backlog, seconds: float) -> dict[str, float]:
         "get a task": lambda: tasks.get(one),
         "search 100 by uuid": lambda: tasks.search(filters.in_("Uuid", some), fields=FIELDS, limit=100),
         "search by tag and time": lambda: tasks.search(changed, fields=FIELDS, limit=1000),
-        "search by a tag of one": lambda: tasks.search(filters.equal("Tags", waiting.lives[0].tags()[1])),
+        "search by a tag of one": lambda: tasks.search(
+            filters.equal("Tags", waiting.identities[0].tags()[1])
+        ),
         "a page of 100": lambda: tasks.page(ours, limit=100),
         "get a pool": lambda: pools.get(pool),
         "list all pools": pools.list_summaries,

@@ -114,12 +114,12 @@ def _log_as_in_production() -> None:
 def _share_nothing() -> None:
     """A scope of its own for every waiter."""
     from airflow_qarnot_pool.triggers import base
-    from airflow_qarnot_pool.triggers.poller import watch
+    from airflow_qarnot_pool.triggers.poller import subscribe
 
     def alone(*args: Any, **options: Any) -> Any:
-        return watch(*args, scope=uuid.uuid4().hex, **options)
+        return subscribe(*args, scope=uuid.uuid4().hex, **options)
 
-    base.watch = alone  # type: ignore[assignment]
+    base.subscribe = alone  # type: ignore[assignment]
 
 
 class _Fired(deque):  # type: ignore[type-arg]

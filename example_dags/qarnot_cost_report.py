@@ -11,7 +11,7 @@ from typing import Any
 
 from airflow.sdk import DAG, task
 
-from airflow_qarnot_pool.operators.report import QarnotCostReportOperator
+from airflow_qarnot_pool.operators.cost_report import QarnotCostReportOperator
 
 with DAG(
     "qarnot_cost_report",

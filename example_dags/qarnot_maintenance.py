@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 
 from airflow.sdk import DAG, Param
 
-from airflow_qarnot_pool.operators.reap import QarnotReapPoolsOperator
+from airflow_qarnot_pool.operators.reap import QarnotReapOperator
 
 with DAG(
     "qarnot_maintenance",
@@ -25,7 +25,7 @@ with DAG(
     params={"report_only": Param(False, type="boolean", title="Report only", description="Close nothing")},
     default_args={"retries": 2, "retry_delay": timedelta(minutes=1)},
 ) as dag:
-    QarnotReapPoolsOperator(
+    QarnotReapOperator(
         task_id="reap",
         grace=timedelta(minutes=15),
         idle=timedelta(hours=1),

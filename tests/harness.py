@@ -17,9 +17,9 @@ from types import NoneType, SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from airflow_qarnot_pool.compat import TaskDeferred
-from airflow_qarnot_pool.identity import Life
+from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
 from airflow_qarnot_pool.triggers.base import QarnotTrigger
+from airflow_qarnot_pool.version_compat import TaskDeferred
 
 RUN_STARTED = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -99,7 +99,7 @@ class FakeTI:
         return links
 
 
-def life_of(**fields: Any) -> Life:
+def life_of(**fields: Any) -> TaskInstanceIdentity:
     """A first life of a task instance, for what needs no context."""
     values: dict[str, Any] = {
         "namespace": "test",
@@ -112,7 +112,7 @@ def life_of(**fields: Any) -> Life:
         "try_number": 1,
         "retries": 0,
     }
-    return Life(**{**values, **fields})
+    return TaskInstanceIdentity(**{**values, **fields})
 
 
 def context_of(operator: Any, ti: FakeTI | None = None, run_started: datetime = RUN_STARTED) -> Any:
@@ -207,10 +207,10 @@ def again(trigger: Any) -> Any:
 def airflow_says(state: str | None, xcoms: dict[str, Any] | None = None) -> Iterator[None]:
     """What Airflow answers about a task instance: to its trigger, and to its process once it is deferred."""
 
-    async def task_state(life: Any) -> str | None:
+    async def task_state(identity: Any) -> str | None:
         return state
 
-    async def own_xcom(life: Any, key: str) -> Any:
+    async def own_xcom(identity: Any, key: str) -> Any:
         return (xcoms or {}).get(key)
 
     with (
@@ -219,7 +219,9 @@ def airflow_says(state: str | None, xcoms: dict[str, Any] | None = None) -> Iter
         mock.patch("airflow_qarnot_pool.triggers.tasks.task_state", task_state),
         mock.patch("airflow_qarnot_pool.triggers.task.own_xcom", own_xcom),
         mock.patch("airflow_qarnot_pool.triggers.tasks.own_xcom", own_xcom),
-        mock.patch("airflow_qarnot_pool.operators.handed_over.state_now", return_value=state),
+        mock.patch(
+            "airflow_qarnot_pool.operators.kill_after_deferral.task_instance_state", return_value=state
+        ),
     ):
         yield
 

@@ -46,11 +46,11 @@ from airflow.sdk.bases.operator import ExecutorSafeguard  # isort: skip
 
 from airflow_qarnot_pool.api import filters
 from airflow_qarnot_pool.api.client import QarnotClient
-from airflow_qarnot_pool.identity import namespace_tag
 from airflow_qarnot_pool.local import LocalQarnot
+from airflow_qarnot_pool.maintenance.reaper import ReapLimits, reap
 from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
-from airflow_qarnot_pool.reaper import Limits, reap
+from airflow_qarnot_pool.ownership.identity import namespace_tag
 from tests.crash.children import Child, eventually
 from tests.crash.little_airflow import DagRun, Instance, LittleAirflow
 from tools.chaos_worlds import STRIKE_EVERY, World, chosen, label, seed_of
@@ -313,7 +313,7 @@ def left_on(runs: dict[DagRun, Workload], client: QarnotClient) -> dict[str, lis
         for pool in client.pools.iterate(OURS)
         if pool.state not in ("Closing", *POOL_OVER) and pool.labels["airflow.run_id"] in ample
     ]
-    limits = Limits(grace=timedelta(seconds=-1), idle=timedelta(days=1))
+    limits = ReapLimits(grace=timedelta(seconds=-1), idle=timedelta(days=1))
     report = reap(client, NAMESPACE, lambda dag_id, run_id: "success", limits)
 
     def still_on() -> list[Any]:

@@ -216,12 +216,15 @@ def configuration() -> str:
 
 def connection() -> str:
     """Fields of the connection."""
-    from airflow_qarnot_pool.hooks import form
+    from airflow_qarnot_pool.hooks import connection_form
 
     rows = [
         "| API token | `password` | The token of your Qarnot account. |",
-        f"| API URL | `host` | Default `{form.DEFAULT_API_URL}`. |",
-        *(f"| {one.label} | `extra.{one.name}` | {_cell(one.description)} |" for one in form.FIELDS),
+        f"| API URL | `host` | Default `{connection_form.DEFAULT_API_URL}`. |",
+        *(
+            f"| {one.label} | `extra.{one.name}` | {_cell(one.description)} |"
+            for one in connection_form.FIELDS
+        ),
     ]
     return "\n".join(["| Field | In JSON | Meaning |", "|---|---|---|", *rows])
 

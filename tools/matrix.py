@@ -28,7 +28,13 @@ from tools.check_install import RELEASES, ROOT, UV
 PYTHONS = ("3.11", "3.12", "3.13")
 #: What depends on Airflow, in the least time: the client and the rest of the operators are left to ``make test``.
 UNIT = (
-    "tests/unit",
+    "tests/hooks",
+    "tests/logs",
+    "tests/ownership",
+    "tests/parameters",
+    "tests/test_metrics_sent.py",
+    "tests/test_provider.py",
+    "tests/waiting",
     "tests/triggers",
     "tests/task_groups/test_wiring.py",
     "tests/operators/test_lives.py",

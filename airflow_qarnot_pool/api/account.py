@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from airflow_qarnot_pool.api.models import Account, Budget, Profile, Quotas
+from airflow_qarnot_pool.api.models import Account, AccountQuotas, Budget, Profile
 from airflow_qarnot_pool.api.parts import HardwareConstraint
 from airflow_qarnot_pool.api.resource import amount, quoted
 from airflow_qarnot_pool.api.transport import Transport
@@ -45,17 +45,17 @@ class AccountResource:
         """The account, its limits and what it uses of them. Qarnot API: ``GET /info``."""
         return Account.from_json(self._get("/info", shape=dict))
 
-    def user_quotas(self) -> Quotas:
+    def user_quotas(self) -> AccountQuotas:
         """Computing quotas of the user. Qarnot API: ``GET /quotas/computing-quotas/user``."""
-        return Quotas.from_json(self._get("/quotas/computing-quotas/user", shape=dict))
+        return AccountQuotas.from_json(self._get("/quotas/computing-quotas/user", shape=dict))
 
-    def organization_quotas(self) -> Quotas:
+    def organization_quotas(self) -> AccountQuotas:
         """Computing quotas of the organization; QarnotNotFoundError where there is none.
 
         Qarnot API: ``GET /quotas/computing-quotas/organization``.
         """
         path = "/quotas/computing-quotas/organization"
-        return Quotas.from_json(self._get(path, shape=dict, kind="organization quota"))
+        return AccountQuotas.from_json(self._get(path, shape=dict, kind="organization quota"))
 
     def profiles(self) -> list[str]:
         """Names of the profiles the account may use. Qarnot API: ``GET /profiles``."""

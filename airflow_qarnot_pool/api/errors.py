@@ -209,7 +209,7 @@ class QarnotBucketNotFoundError(QarnotNotFoundError):
         return f"A bucket that the new {self.kind or 'object'} names does not exist"
 
 
-class QarnotGoneError(QarnotNotFoundError):
+class QarnotDeletedError(QarnotNotFoundError):
     """An object that did exist is gone before anybody saw how it ended. Raised by callers, never success."""
 
     remedy = "Somebody deleted it, or its time to live was too short; its outcome is not known."

@@ -479,6 +479,16 @@ class RemoteObject(Model):
         return f"{type(self).__name__}({', '.join(parts)})"
 
     @property
+    def executed_seconds(self) -> float | None:
+        """Seconds that all nodes of a pool were up, or that all instances of a Qarnot task executed.
+
+        The status has fractions of a second, the object need not.
+        """
+        if self.status is not None and self.status.execution_time_sec is not None:
+            return self.status.execution_time_sec
+        return None if self.execution_time is None else self.execution_time.total_seconds()
+
+    @property
     def error_text(self) -> str:
         """All remote errors in one line, shortened; empty when there are none."""
         return shortened("; ".join(str(error) for error in self.errors), MAX_PART)
@@ -677,7 +687,7 @@ class Job(Model):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class Quota(Model):
+class QuotaUse(Model):
     """Computing allowed and used under one scheduling type; a reservation also has its key and name."""
 
     max_instances: int | None = field(default=None, metadata=_from("maxInstances", _int))
@@ -694,13 +704,13 @@ class Quota(Model):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class Quotas(Model):
+class AccountQuotas(Model):
     """Computing quotas of a user or an organization."""
 
     name: str | None = field(default=None, metadata=_from("name", _text))
-    flex: Quota | None = field(default=None, metadata=_from("flex", Quota.from_json))
-    on_demand: Quota | None = field(default=None, metadata=_from("onDemand", Quota.from_json))
-    reserved: tuple[Quota, ...] = field(default=(), metadata=_from("reserved", _list(Quota.from_json)))
+    flex: QuotaUse | None = field(default=None, metadata=_from("flex", QuotaUse.from_json))
+    on_demand: QuotaUse | None = field(default=None, metadata=_from("onDemand", QuotaUse.from_json))
+    reserved: tuple[QuotaUse, ...] = field(default=(), metadata=_from("reserved", _list(QuotaUse.from_json)))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -752,14 +762,14 @@ class Account(Model):
     projects: tuple[Project, ...] = field(default=(), metadata=_from("projects", _list(Project.from_json)))
 
     @property
-    def user_quotas(self) -> Quotas:
+    def user_quotas(self) -> AccountQuotas:
         """The user's own computing quotas."""
-        return Quotas.from_json(self.computing_quotas.get("user") or {})
+        return AccountQuotas.from_json(self.computing_quotas.get("user") or {})
 
     @property
-    def organization_quotas(self) -> Quotas:
+    def organization_quotas(self) -> AccountQuotas:
         """The organization's computing quotas."""
-        return Quotas.from_json(self.computing_quotas.get("organization") or {})
+        return AccountQuotas.from_json(self.computing_quotas.get("organization") or {})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)

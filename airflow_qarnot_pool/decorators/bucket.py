@@ -10,7 +10,7 @@ from airflow_qarnot_pool.decorators.payload import digest
 from airflow_qarnot_pool.hooks.storage import explained, s3_client
 
 if TYPE_CHECKING:
-    from airflow_qarnot_pool.hooks.settings import ConnectionSettings
+    from airflow_qarnot_pool.hooks.connection_settings import ConnectionSettings
 
 
 #: Maximum bytes of a result. It becomes an XCom.

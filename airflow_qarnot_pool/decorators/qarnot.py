@@ -13,14 +13,15 @@ from airflow_qarnot_pool.api.errors import QarnotError, QarnotInvalidSpecError
 from airflow_qarnot_pool.decorators import node, payload
 from airflow_qarnot_pool.decorators.function import FunctionSource
 from airflow_qarnot_pool.exceptions import QarnotTaskFailedError
-from airflow_qarnot_pool.identity import Life
-from airflow_qarnot_pool.operators.parameters import Duration, as_duration, check_durations
-from airflow_qarnot_pool.operators.references import NOT_GIVEN
+from airflow_qarnot_pool.logs.cursor import LogCursor
+from airflow_qarnot_pool.logs.failure_report import lost_nodes
+from airflow_qarnot_pool.logs.writer import fetch, read_again
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
-from airflow_qarnot_pool.operators.unknown import refuse_unknown
-from airflow_qarnot_pool.output import fetch, lost_nodes, read_again
-from airflow_qarnot_pool.templates import is_templated
-from airflow_qarnot_pool.transcript import Transcript
+from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
+from airflow_qarnot_pool.parameters.references import NOTSET
+from airflow_qarnot_pool.parameters.templating import is_templated
+from airflow_qarnot_pool.parameters.unknown import refuse_unknown
+from airflow_qarnot_pool.parameters.validation import Duration, as_duration, check_durations
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -96,7 +97,7 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
         self.serializer = serializer
         self.payload_bucket = payload_bucket
         self._check(python_callable)
-        self._life: Life | None = None
+        self._identity: TaskInstanceIdentity | None = None
         self._reports: dict[str, payload.ReportFinder] = {}
 
     def _check(self, function: Callable[..., Any]) -> None:
@@ -141,12 +142,12 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
         return super().execute_complete(context, event)
 
     def _live(self, context: Context) -> None:
-        self._life = Life.of(context, self.hook.settings.namespace)
+        self._identity = TaskInstanceIdentity.of(context, self.hook.settings.namespace)
 
     @property
     def _lineage(self) -> str:
-        assert self._life is not None
-        return self._life.lineage
+        assert self._identity is not None
+        return self._identity.lineage
 
     @property
     def _nonce(self) -> str:
@@ -228,9 +229,9 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
             read_again(lambda: deque(self._kept(task.uuid, "stdout"), maxlen=0))
         return self._reports[task.uuid]
 
-    def _nothing_written(self, uuid: str) -> Transcript:
+    def _nothing_written(self, uuid: str) -> LogCursor:
         # What the function returned is not for the log.
-        return Transcript(uuid=uuid, instance=0, hidden=f"{node.MARK} {self._nonce} ")
+        return LogCursor(uuid=uuid, instance=0, hidden=f"{node.MARK} {self._nonce} ")
 
     def _kept(self, uuid: str, stream: str) -> Iterable[str]:
         pieces = fetch(self.client, uuid, stream, 0)
@@ -371,7 +372,7 @@ def qarnot_task(python_callable: Callable[P, R]) -> QarnotTask[P, R]: ...
 def qarnot_task(
     *,
     multiple_outputs: bool | None = None,
-    qarnot_pool: Any = NOT_GIVEN,
+    qarnot_pool: Any = NOTSET,
     image: str | None = DEFAULT_IMAGE,
     requirements: Sequence[str] | str | None = None,
     timeout: Duration = None,

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseHook
 
 from airflow_qarnot_pool.api.errors import QarnotError, QarnotInvalidSpecError
-from airflow_qarnot_pool.hooks import form
-from airflow_qarnot_pool.hooks.settings import ConnectionSettings
-from airflow_qarnot_pool.hooks.verdict import verdict
-from airflow_qarnot_pool.templates import is_templated
+from airflow_qarnot_pool.hooks import connection_form
+from airflow_qarnot_pool.hooks.account_status import verdict
+from airflow_qarnot_pool.hooks.connection_settings import ConnectionSettings
+from airflow_qarnot_pool.parameters.templating import is_templated
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.client import QarnotClient
@@ -44,8 +44,8 @@ class QarnotHook(BaseHook):
 
     conn_name_attr = "qarnot_conn_id"
     default_conn_name = "qarnot_default"
-    conn_type = form.CONNECTION_TYPE
-    hook_name = form.HOOK_NAME
+    conn_type = connection_form.CONNECTION_TYPE
+    hook_name = connection_form.HOOK_NAME
 
     def __init__(self, qarnot_conn_id: str = default_conn_name, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -55,12 +55,12 @@ class QarnotHook(BaseHook):
     @classmethod
     def get_connection_form_widgets(cls) -> dict[str, Any]:
         """Form fields for Airflow 3.1; later versions read the provider metadata."""
-        return form.widgets()
+        return connection_form.widgets()
 
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
         """Labels and placeholders for Airflow 3.1; later versions read the provider metadata."""
-        return form.behaviour()
+        return connection_form.behaviour()
 
     @cached_property
     def settings(self) -> ConnectionSettings:

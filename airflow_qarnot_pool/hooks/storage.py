@@ -27,7 +27,7 @@ from airflow_qarnot_pool.hooks.qarnot import QarnotHook
 if TYPE_CHECKING:
     import os
 
-    from airflow_qarnot_pool.hooks.settings import ConnectionSettings
+    from airflow_qarnot_pool.hooks.connection_settings import ConnectionSettings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,6 @@
 
 from __future__ import annotations
 
-from airflow_qarnot_pool.local.handle import LocalQarnot
+from airflow_qarnot_pool.local.local_qarnot import LocalQarnot
 
 __all__ = ["LocalQarnot"]

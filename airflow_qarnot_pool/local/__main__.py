@@ -8,7 +8,7 @@ import os
 import secrets
 import sys
 
-from airflow_qarnot_pool.local.handle import TOKEN_VARIABLE
+from airflow_qarnot_pool.local.local_qarnot import TOKEN_VARIABLE
 
 
 def main() -> int:
@@ -84,9 +84,9 @@ def main() -> int:
     )
     given = parser.parse_args()
     try:
-        from airflow_qarnot_pool.local.output import KEPT
-        from airflow_qarnot_pool.local.server import LOOPBACK, Options, serve
-        from airflow_qarnot_pool.local.world import Settings
+        from airflow_qarnot_pool.local.backend.backend import Settings
+        from airflow_qarnot_pool.local.http.server import LOOPBACK, Options, serve
+        from airflow_qarnot_pool.local.processes.output import KEPT
     except ModuleNotFoundError as error:
         sys.exit(f"{error}. The local Qarnot needs: pip install 'airflow-qarnot-pool[local]'")
     if given.host not in LOOPBACK:

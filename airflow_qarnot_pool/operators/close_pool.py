@@ -9,17 +9,24 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import XComArg
 
-from airflow_qarnot_pool import xcoms
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError, QarnotNotFoundError
-from airflow_qarnot_pool.conditions import POOL_CLOSED, Condition, Ending, Outcome
-from airflow_qarnot_pool.identity import Life
-from airflow_qarnot_pool.links import LINKS
-from airflow_qarnot_pool.operators.base import QarnotOperator, WaitingOperator
+from airflow_qarnot_pool.api.resource import is_uuid
+from airflow_qarnot_pool.links.qarnot import LINKS
+from airflow_qarnot_pool.operators.bases.base import QarnotOperator
+from airflow_qarnot_pool.operators.bases.pool import PoolOperator
+from airflow_qarnot_pool.operators.bases.waiting import WaitingOperator
 from airflow_qarnot_pool.operators.create_pool import QarnotCreatePoolOperator
-from airflow_qarnot_pool.operators.parameters import check_flags, is_uuid
-from airflow_qarnot_pool.operators.pool_base import PoolOperator
-from airflow_qarnot_pool.operators.references import nothing, output_of, reference
-from airflow_qarnot_pool.shared import release
+from airflow_qarnot_pool.ownership import xcoms
+from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
+from airflow_qarnot_pool.ownership.shared_pool import release
+from airflow_qarnot_pool.parameters.references import as_reference, is_empty, resolve_ref
+from airflow_qarnot_pool.parameters.validation import check_flags
+from airflow_qarnot_pool.waiting.conditions import (
+    POOL_CLOSED,
+    Condition,
+    EndReason,
+    WaitResult,
+)
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -55,7 +62,7 @@ class QarnotClosePoolOperator(PoolOperator):
     ) -> None:
         # A kill of this task must not undo anything: there is nothing that it would have to end.
         super().__init__(wait_for_completion=wait_for_completion, **{**kwargs, "cancel_on_kill": False})
-        self.qarnot_pool = output_of(qarnot_pool, "qarnot_pool")
+        self.qarnot_pool = as_reference(qarnot_pool, "qarnot_pool")
         #: Kept, because rendering puts what the maker returned in the place of the reference to it.
         self._makers = [one for one, _ in XComArg.iter_xcom_references(self.qarnot_pool) if _makes_pools(one)]
         self.report_cost = report_cost
@@ -68,16 +75,16 @@ class QarnotClosePoolOperator(PoolOperator):
             )
 
     def execute(self, context: Context) -> str | None:
-        from airflow_qarnot_pool.claim import end
+        from airflow_qarnot_pool.ownership.termination import end
 
         if self.shared is not None:
             return self._give_up(context)
         ref = self.qarnot_pool
-        if nothing(ref) and (makers := self._makers or self._makers_upstream()):
+        if is_empty(ref) and (makers := self._makers or self._makers_upstream()):
             ref = self._close_unseen(context, makers)
             if ref is None:
                 return None
-        ref = reference(ref, "qarnot_pool")
+        ref = resolve_ref(ref, "qarnot_pool")
         end(self.client.pools, ref)
         self.log.info("Pool %s is told to close", ref)
         try:
@@ -101,14 +108,14 @@ class QarnotClosePoolOperator(PoolOperator):
 
     def _close_unseen(self, context: Context, makers: Iterable[Any]) -> str | None:
         """Close what *makers* made in this run though they returned nothing; the uuid of the last of it."""
-        from airflow_qarnot_pool.claim import end_owned
+        from airflow_qarnot_pool.ownership.termination import end_owned
 
         closed = []
         for maker in makers:
-            mine = Life.of(context, self.hook.settings.namespace)
+            mine = TaskInstanceIdentity.of(context, self.hook.settings.namespace)
             map_index = mine.map_index if maker.get_closest_mapped_task_group() is not None else -1
-            life = replace(mine, task_id=maker.task_id, map_index=map_index)
-            found = end_owned(self.client.pools, life)
+            identity = replace(mine, task_id=maker.task_id, map_index=map_index)
+            found = end_owned(self.client.pools, identity)
             self.log.warning(
                 "Task %s returned no pool (was it marked success by hand?); of what it made in this run, %s",
                 maker.task_id,
@@ -143,17 +150,17 @@ class QarnotClosePoolOperator(PoolOperator):
         """Return the uuid of the pool that is closed."""
         return self._closed(context, self._resumed(context, event))
 
-    def _closed(self, context: Context, outcome: Outcome) -> str:
-        if outcome.ending is not Ending.GONE:
+    def _closed(self, context: Context, outcome: WaitResult) -> str:
+        if outcome.ending is not EndReason.GONE:
             self._raise_for(outcome)
         self.log.info("Pool %s is %s", outcome.uuid, outcome.state or "gone")
         self._tell_cost(context, outcome.uuid)
         return outcome.uuid
 
     def _tell_cost(self, context: Context, uuid: str) -> None:
-        from airflow_qarnot_pool.operators.cost import tell_cost
+        from airflow_qarnot_pool.operators.teardown_cost import log_cost
 
-        tell_cost(self, context, uuid, whole_run=self.report_cost)
+        log_cost(self, context, uuid, whole_run=self.report_cost)
 
 
 def _makes_pools(task: Any) -> bool:
@@ -171,10 +178,10 @@ class QarnotDeletePoolOperator(QarnotOperator):
 
     def __init__(self, *, qarnot_pool: Any, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.qarnot_pool = output_of(qarnot_pool, "qarnot_pool")
+        self.qarnot_pool = as_reference(qarnot_pool, "qarnot_pool")
 
     def execute(self, context: Context) -> None:
-        ref = reference(self.qarnot_pool, "qarnot_pool")
+        ref = resolve_ref(self.qarnot_pool, "qarnot_pool")
         self._show_link(context, "pool", ref)
         try:
             self.client.pools.delete(ref)
@@ -186,11 +193,11 @@ class QarnotDeletePoolOperator(QarnotOperator):
 
 def _run_lives(dag_id: str, run_id: str) -> bool:
     """Whether a DAG run is unfinished; also where Airflow does not say."""
-    from airflow_qarnot_pool.operators.reap import run_state
-    from airflow_qarnot_pool.reaper import OVER
+    from airflow_qarnot_pool.maintenance.reaper import OVER
+    from airflow_qarnot_pool.ownership.liveness import dag_run_state
 
     try:
-        state = run_state(dag_id, run_id)
+        state = dag_run_state(dag_id, run_id)
     except Exception as error:
         log.warning("Airflow does not say whether run %s of %s still lives: %s", run_id, dag_id, error)
         return True

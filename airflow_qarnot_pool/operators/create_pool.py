@@ -14,37 +14,40 @@ from airflow_qarnot_pool.api.errors import (
     QarnotQuotaError,
 )
 from airflow_qarnot_pool.api.limits import stored_moment
-from airflow_qarnot_pool.budget import amount
-from airflow_qarnot_pool.conditions import (
-    POOL_READY,
-    Condition,
-    Ending,
-    Outcome,
-)
+from airflow_qarnot_pool.costs.limits import amount
 from airflow_qarnot_pool.exceptions import QarnotPoolEndedError
-from airflow_qarnot_pool.identity import Life
-from airflow_qarnot_pool.operators.base import WaitingOperator
-from airflow_qarnot_pool.operators.budget import BUDGET_FIELDS, BudgetOperator, check_can_pay
-from airflow_qarnot_pool.operators.parameters import (
+from airflow_qarnot_pool.operators.bases.cost_limits import (
+    COST_LIMIT_FIELDS,
+    CostLimitedOperator,
+    check_can_pay,
+)
+from airflow_qarnot_pool.operators.bases.waiting import WaitingOperator
+from airflow_qarnot_pool.operators.bases.warm_up import WarmingOperator
+from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
+from airflow_qarnot_pool.ownership.shared_pool import KEEP_WARM, MAX_GENERATIONS
+from airflow_qarnot_pool.parameters.templating import hide_secrets, is_templated, known_at_parse
+from airflow_qarnot_pool.parameters.validation import (
     Duration,
     as_duration,
-    check_filled,
-    given,
-    names_given,
+    has_values,
     pool_spec,
+    reject_empty,
+    spec_values,
 )
-from airflow_qarnot_pool.operators.waiting import already
-from airflow_qarnot_pool.operators.warm_up import WarmingOperator
-from airflow_qarnot_pool.shared import KEEP_WARM, MOST_GENERATIONS
-from airflow_qarnot_pool.templates import hide_secrets, is_templated, known_at_parse
-from airflow_qarnot_pool.warmth import COLD
+from airflow_qarnot_pool.triggers.pool import COLD
+from airflow_qarnot_pool.waiting.conditions import (
+    POOL_READY,
+    Condition,
+    EndReason,
+    WaitResult,
+)
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from airflow_qarnot_pool.api.specs import Elastic, PoolSpec, ResourceBucket, Scaling
-    from airflow_qarnot_pool.claim import Claim
-    from airflow_qarnot_pool.identity import Life
+    from airflow_qarnot_pool.ownership.claim import Claim
+    from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
 
 
 _YES, _NO = {"true", "yes", "1"}, {"false", "no", "0"}
@@ -72,7 +75,7 @@ _FILLED = (
 )
 
 
-class QarnotCreatePoolOperator(BudgetOperator, WarmingOperator):
+class QarnotCreatePoolOperator(CostLimitedOperator, WarmingOperator):
     """Create a pool and, unless told otherwise, wait until it is ready. Returns its uuid.
 
     Tasks find the pool by this result, so it is stored even with ``do_xcom_push=False``.
@@ -102,8 +105,9 @@ class QarnotCreatePoolOperator(BudgetOperator, WarmingOperator):
         go after this long (a timedelta or seconds) without work, whether Airflow is alive or not.
     :param warm_up: boot all nodes of such a pool at once, and wait for them; otherwise, and without
         ``wait_for_completion``, the first Qarnot task boots them.
-    :param max_cost: most that this pool may cost, in euros; Qarnot tasks on it take this over (see
-        :class:`~airflow_qarnot_pool.operators.budget.BudgetOperator` for ``max_run_cost`` and ``cost_warning``).
+    :param max_cost: maximum cost of this pool, in euros. Qarnot tasks on it have the same limit.
+        ``max_run_cost`` and ``cost_warning`` are explained at
+        :class:`~airflow_qarnot_pool.operators.bases.cost_limits.CostLimitedOperator`.
     :param estimated_cost: what it is expected to cost, in euros: it is not created where credits, the budget of its
         project or quotas cannot cover that.
     """
@@ -115,7 +119,7 @@ class QarnotCreatePoolOperator(BudgetOperator, WarmingOperator):
         "ready_when",
         "warm_up",
         "shared",
-        *BUDGET_FIELDS,
+        *COST_LIMIT_FIELDS,
         "estimated_cost",
     )
     template_fields_renderers = {"pool_spec": "json", "scaling": "json", "elastic": "json"}
@@ -158,8 +162,8 @@ class QarnotCreatePoolOperator(BudgetOperator, WarmingOperator):
         self.estimated_cost = estimated_cost
         if not is_templated(estimated_cost):
             amount("estimated_cost", estimated_cost)
-        self._filled += names_given(self, _FILLED)
-        check_filled(self, self._filled)
+        self._filled += has_values(self, _FILLED)
+        reject_empty(self, self._filled)
         if self.shared is not None:
             if keep_warm is None and not {"elastic", "scaling"} & self._given().keys():
                 self.keep_warm = KEEP_WARM
@@ -170,7 +174,7 @@ class QarnotCreatePoolOperator(BudgetOperator, WarmingOperator):
             self._condition(known)
 
     def _given(self) -> dict[str, Any]:
-        return given(self, _POOL_FIELDS, self.pool_spec, "pool_spec")
+        return spec_values(self, _POOL_FIELDS, self.pool_spec, "pool_spec")
 
     def _spec(self, values: Mapping[str, Any]) -> PoolSpec:
         values = {"name": f"{self.dag_id}.{self.task_id}", **values}
@@ -182,7 +186,7 @@ class QarnotCreatePoolOperator(BudgetOperator, WarmingOperator):
                 field="keep_warm",
                 remedy="Keep one of them.",
             )
-        from airflow_qarnot_pool.warmth import cooling_down
+        from airflow_qarnot_pool.operators.bases.warm_up import cooling_down
 
         fixed = pool_spec(values)
         return replace(
@@ -231,7 +235,7 @@ class QarnotCreatePoolOperator(BudgetOperator, WarmingOperator):
 
     def _open(self, context: Context, deadline: datetime | None = None, closed: int = 0) -> str:
         """Get the pool, and wait until it is ready. *closed*: how many shared ones were closed while we waited."""
-        check_filled(self, self._filled)
+        reject_empty(self, self._filled)
         values = self._given()
         spec, condition = self._spec(values), self._condition(values)
         check_can_pay(self, context, spec, amount("estimated_cost", self.estimated_cost))
@@ -239,15 +243,15 @@ class QarnotCreatePoolOperator(BudgetOperator, WarmingOperator):
         if not self.wait_for_completion or condition is None:
             return claimed.uuid
         with self._closing_on_error():
-            outcome = already(claimed, condition) or self._found_warm(claimed, condition)
+            outcome = claimed.outcome_if_done(condition) or self._found_warm(claimed, condition)
             return self._ready(
                 context,
                 outcome or self._warm(context, values, spec, condition, claimed.uuid, deadline, closed),
             )
 
-    def _take(self, spec: Any, life: Life, pause: Any, **options: Any) -> Claim:
+    def _take(self, spec: Any, identity: TaskInstanceIdentity, pause: Any, **options: Any) -> Claim:
         try:
-            return super()._take(spec, life, pause, **options)
+            return super()._take(spec, identity, pause, **options)
         except QarnotQuotaError as error:
             raise _with_remedies(error) from error
 
@@ -255,9 +259,9 @@ class QarnotCreatePoolOperator(BudgetOperator, WarmingOperator):
         """Return the uuid of the pool that is ready, or close it and say why it is not."""
         outcome = self._resumed(context, event)
         with self._closing_on_error():
-            if outcome.carry.get(COLD):
+            if outcome.resume_state.get(COLD):
                 outcome = self._warm_again(context, outcome)
-            elif outcome.ending is Ending.MET:
+            elif outcome.ending is EndReason.MET:
                 # The pool may have ended while this task waited for a worker.
                 outcome = self._after_all(outcome)
             return self._ready(context, outcome)
@@ -267,22 +271,22 @@ class QarnotCreatePoolOperator(BudgetOperator, WarmingOperator):
         assert condition is not None
         return condition
 
-    def _ready(self, context: Context, outcome: Outcome) -> str:
-        carry = outcome.carry
-        lost = outcome.ending is Ending.GONE or (
-            outcome.ending is Ending.IMPOSSIBLE and outcome.state != states.PoolState.FAILURE
+    def _ready(self, context: Context, outcome: WaitResult) -> str:
+        resume_state = outcome.resume_state
+        lost = outcome.ending is EndReason.GONE or (
+            outcome.ending is EndReason.IMPOSSIBLE and outcome.state != states.PoolState.FAILURE
         )
-        closed = int(carry.get("closed") or 0)
-        if self.shared and lost and closed < MOST_GENERATIONS:
+        closed = int(resume_state.get("closed") or 0)
+        if self.shared and lost and closed < MAX_GENERATIONS:
             # The last one out had not seen us come in; or it has cost too much.
             self._raise_if_over()
             self.log.info("Shared pool %s was closed while it got ready; opening the next", outcome.uuid)
-            deadline = carry.get("deadline")
+            deadline = resume_state.get("deadline")
             return self._open(context, stored_moment(deadline) if deadline else None, closed + 1)
         self._raise_for(outcome)
-        if outcome.ending is Ending.IMPOSSIBLE:
+        if outcome.ending is EndReason.IMPOSSIBLE:
             raise QarnotPoolEndedError(outcome.message, kind="pool", ref=outcome.uuid)
-        if (warm_up := carry.get("warm_up")) or (self._warms_up and not carry):
+        if (warm_up := resume_state.get("warm_up")) or (self._warms_up and not resume_state):
             self._end_warm_up(outcome.uuid, warm_up)
         self.log.info("Pool %s is %s", outcome.uuid, outcome.state)
         return outcome.uuid

@@ -6,9 +6,10 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.exceptions import QarnotError, QarnotInvalidSpecError
-from airflow_qarnot_pool.operators.base import QarnotOperator
-from airflow_qarnot_pool.operators.parameters import Duration, as_duration
-from airflow_qarnot_pool.templates import is_templated
+from airflow_qarnot_pool.operators.bases.base import QarnotOperator
+from airflow_qarnot_pool.ownership.liveness import dag_run_state
+from airflow_qarnot_pool.parameters.templating import is_templated
+from airflow_qarnot_pool.parameters.validation import Duration, as_duration
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 _YES, _NO = ("true", "1", "yes"), ("false", "0", "no")
 
 
-class QarnotReapPoolsOperator(QarnotOperator):
+class QarnotReapOperator(QarnotOperator):
     """Close pools of this namespace whose DAG run is over or gone, which have been idle too long or cost too much.
 
     Qarnot tasks with nodes of their own are aborted when their DAG run is over or gone, unless no Airflow task was to
@@ -78,14 +79,14 @@ class QarnotReapPoolsOperator(QarnotOperator):
         return said in _YES
 
     def execute(self, context: Context) -> dict[str, Any]:
-        from airflow_qarnot_pool.reaper import Limits, reap
+        from airflow_qarnot_pool.maintenance.reaper import ReapLimits, reap
 
         settings = self.hook.settings
         report = reap(
             self.client,
             settings.namespace if settings.namespace_is_explicit else None,
-            run_state,
-            Limits(
+            dag_run_state,
+            ReapLimits(
                 grace=self._duration("grace"),
                 idle=self._duration("idle"),
                 finished=self._duration("finished"),
@@ -107,14 +108,3 @@ class QarnotReapPoolsOperator(QarnotOperator):
                 + "\n".join(report["failures"])
             )
         return report
-
-
-def run_state(dag_id: str, run_id: str) -> str | None:
-    """The state of a DAG run as a worker can see it; None where there is no such run."""
-    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
-
-    if not RuntimeTaskInstance.get_dr_count(dag_id=dag_id, run_ids=[run_id]):
-        return None
-    state = RuntimeTaskInstance.get_dagrun_state(dag_id, run_id)
-    # An enum at run time, whatever the annotation says; its str() is "DagRunState.FAILED".
-    return str(getattr(state, "value", state))

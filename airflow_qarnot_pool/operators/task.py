@@ -17,35 +17,41 @@ from airflow_qarnot_pool.api.errors import (
     QarnotRefusedError,
 )
 from airflow_qarnot_pool.api.limits import stored_moment
-from airflow_qarnot_pool.conditions import TASK_DONE, TASK_ENDED, Condition, Ending, is_queued
-from airflow_qarnot_pool.costs import executed
 from airflow_qarnot_pool.exceptions import (
     QarnotNodeLostError,
     QarnotPoolEndedError,
     QarnotTaskCancelledError,
     QarnotTaskFailedError,
 )
-from airflow_qarnot_pool.handover import Position
-from airflow_qarnot_pool.identity import RECORDABLE
-from airflow_qarnot_pool.links import LINKS
-from airflow_qarnot_pool.operators.parameters import check_filled, names_given
-from airflow_qarnot_pool.operators.task_base import COMMON_FIELDS, TaskOperator
-from airflow_qarnot_pool.operators.waiting import already, get_surely
-from airflow_qarnot_pool.output import failure_report, fetch, lost_nodes, read_output, take_over
-from airflow_qarnot_pool.shared import MOST_GENERATIONS
-from airflow_qarnot_pool.shell import commands_in, warn_of_shell_characters
-from airflow_qarnot_pool.templates import known_at_parse
-from airflow_qarnot_pool.transcript import Transcript
-from airflow_qarnot_pool.triggers.keys import TASK_KEY
+from airflow_qarnot_pool.links.qarnot import LINKS
+from airflow_qarnot_pool.logs.checkpoint import Offset
+from airflow_qarnot_pool.logs.cursor import LogCursor
+from airflow_qarnot_pool.logs.failure_report import failure_report, lost_nodes
+from airflow_qarnot_pool.logs.writer import acquire_lease, fetch, read_output
+from airflow_qarnot_pool.operators.bases.task import COMMON_FIELDS, TaskOperator
+from airflow_qarnot_pool.ownership.identity import RECORDABLE_LABEL
+from airflow_qarnot_pool.ownership.shared_pool import MAX_GENERATIONS
+from airflow_qarnot_pool.ownership.xcom_keys import TASK_KEY
+from airflow_qarnot_pool.parameters.shell import commands_in, warn_of_shell_characters
+from airflow_qarnot_pool.parameters.templating import known_at_parse
+from airflow_qarnot_pool.parameters.validation import has_values, reject_empty
+from airflow_qarnot_pool.waiting.conditions import (
+    TASK_DONE,
+    TASK_ENDED,
+    Condition,
+    EndReason,
+    is_queued,
+)
+from airflow_qarnot_pool.waiting.polling import get_confirmed
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from airflow_qarnot_pool.api.models import Task
     from airflow_qarnot_pool.api.specs import TaskSpec
-    from airflow_qarnot_pool.claim import Claim
-    from airflow_qarnot_pool.conditions import Outcome
+    from airflow_qarnot_pool.ownership.claim import Claim
     from airflow_qarnot_pool.triggers.base import QarnotTrigger
+    from airflow_qarnot_pool.waiting.conditions import WaitResult
 
 
 class QarnotRunTaskOperator(TaskOperator):
@@ -56,7 +62,7 @@ class QarnotRunTaskOperator(TaskOperator):
     Returns a small dict: ``uuid, name, state, pool, instances, succeeded, failed, created, ended,
     wall_seconds, execution_seconds, result_bucket``. The output of the instances goes to the Airflow task log.
 
-    Parameters besides these: :class:`~airflow_qarnot_pool.operators.task_base.TaskOperator`.
+    Parameters besides these: :class:`~airflow_qarnot_pool.operators.bases.task.TaskOperator`.
 
     :param command: what each instance runs (``DOCKER_CMD``), as text or a list of words. ``${NAME}`` stands for
         constants and for ``${INSTANCE_ID}``; use ``sh -c '...'`` for a shell.
@@ -92,8 +98,8 @@ class QarnotRunTaskOperator(TaskOperator):
         self.ranges = ranges
         self.retry_scope = retry_scope
         self.log_output = log_output
-        self._filled += names_given(self, ("command", "instance_count", "ranges"))
-        self._position: Position | None = None
+        self._filled += has_values(self, ("command", "instance_count", "ranges"))
+        self._position: Offset | None = None
         if retry_scope not in ("failed", "all"):
             raise QarnotInvalidSpecError(
                 f"retry_scope is not known, got {retry_scope!r}",
@@ -118,7 +124,7 @@ class QarnotRunTaskOperator(TaskOperator):
                 field="command",
                 remedy="Give what each instance runs, such as command='echo hello'.",
             )
-        check_filled(self, self._filled)
+        reject_empty(self, self._filled)
         self._spec(known_at_parse(self._given()), self._some_pool)
         warn_of_shell_characters(self.task_id, [command, *commands_in(self.constants, self.task_spec)])
 
@@ -143,12 +149,12 @@ class QarnotRunTaskOperator(TaskOperator):
         claimed = self._claim_task(context, spec, look=resubmitted or moved > 0)
         if not self.wait_for_completion:
             return {"uuid": claimed.uuid, "name": spec.name, "pool": spec.pool}
-        carry = {"decision": str(claimed.decision), "resubmitted": resubmitted, "moved": moved}
-        outcome = already(claimed, TASK_ENDED)
+        resume_state = {"decision": str(claimed.decision), "resubmitted": resubmitted, "moved": moved}
+        outcome = claimed.outcome_if_done(TASK_ENDED)
         if outcome is None:
             deadline = deadline or self._deadline(context)
-            outcome = self._wait(claimed.uuid, TASK_ENDED, deadline, carry)
-        return self._finish(context, outcome, carry)
+            outcome = self._wait(claimed.uuid, TASK_ENDED, deadline, resume_state)
+        return self._finish(context, outcome, resume_state)
 
     def _stays_on(self, pool: str | None) -> None:
         """Remember the pool of the Qarnot task that is waited for."""
@@ -156,7 +162,7 @@ class QarnotRunTaskOperator(TaskOperator):
 
     def _claim_task(self, context: Context, spec: TaskSpec, look: bool) -> Claim:
         refine = None if self.retry_scope == "all" else without_succeeded
-        for _ in range(MOST_GENERATIONS):
+        for _ in range(MAX_GENERATIONS):
             try:
                 claimed = self._claim(context, spec, refine=refine, look=look)
                 # One that was taken over may be on the pool of an earlier try.
@@ -177,25 +183,25 @@ class QarnotRunTaskOperator(TaskOperator):
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
         """Return the result of the Qarnot task that ended, or raise what became of it."""
         outcome = self._resumed(context, event)
-        return self._finish(context, outcome, outcome.carry)
+        return self._finish(context, outcome, outcome.resume_state)
 
-    def _take_up(self, context: Context, outcome: Outcome) -> None:
+    def _take_up(self, context: Context, outcome: WaitResult) -> None:
         self._mask_secrets()
         super()._take_up(context, outcome)
 
     def _mark(self) -> dict[str, str]:
-        return {**super()._mark(), **({RECORDABLE: "true"} if self._is_recordable else {})}
+        return {**super()._mark(), **({RECORDABLE_LABEL: "true"} if self._is_recordable else {})}
 
     @property
     def _is_recordable(self) -> bool:
         """Whether a record of its end is enough, once its Qarnot task is deleted: there is no output to log."""
         return not self.log_output
 
-    def _ended(self, context: Context, outcome: Outcome) -> tuple[Task, bool]:
+    def _ended(self, context: Context, outcome: WaitResult) -> tuple[Task, bool]:
         """Return the Qarnot task whose wait has ended, and whether it is deleted and comes from its record."""
-        from airflow_qarnot_pool.records import recorded_tasks
+        from airflow_qarnot_pool.ownership.records import recorded_tasks
 
-        if outcome.ending is not Ending.GONE:
+        if outcome.ending is not EndReason.GONE:
             self._raise_for(outcome)
             with suppress(QarnotNotFoundError):
                 return self.client.tasks.get(outcome.uuid), False
@@ -203,19 +209,19 @@ class QarnotRunTaskOperator(TaskOperator):
         if found := recorded_tasks(self.client, self._life_of(context)).get(outcome.uuid):
             return found, True
         self._raise_for(outcome)
-        return get_surely(self.client.tasks, outcome.uuid), False
+        return get_confirmed(self.client.tasks, outcome.uuid), False
 
-    def _finish(self, context: Context, outcome: Outcome, carry: Mapping[str, Any]) -> Any:
-        if outcome.ending is Ending.IMPOSSIBLE:
-            return self._stranded(context, outcome, carry)
+    def _finish(self, context: Context, outcome: WaitResult, resume_state: Mapping[str, Any]) -> Any:
+        if outcome.ending is EndReason.IMPOSSIBLE:
+            return self._stranded(context, outcome, resume_state)
         task, is_deleted = self._ended(context, outcome)
         if self.log_output and not is_deleted:
-            if written := carry.get("output"):
-                self._position = take_over(context["ti"], written, self.log)
+            if written := resume_state.get("output"):
+                self._position = acquire_lease(context["ti"], written, self.log)
             self._write_output(task.uuid, over=True)
         state = states.parse_task_state(task.state)
         if state is states.TaskState.CANCELLED:
-            return self._cancelled(context, task, carry)
+            return self._cancelled(context, task, resume_state)
         if state is not states.TaskState.SUCCESS:
             failed = QarnotNodeLostError if lost_nodes(task) else QarnotTaskFailedError
             raise failed(self._report(task), kind="task", ref=task.uuid)
@@ -226,7 +232,7 @@ class QarnotRunTaskOperator(TaskOperator):
     def _write_output(self, uuid: str, *, over: bool) -> None:
         """Write to the log what is new of the output."""
         if self._position is None or self._position.transcript.uuid != uuid:
-            self._position = Position(transcript=self._nothing_written(uuid))
+            self._position = Offset(transcript=self._nothing_written(uuid))
         self._position = read_output(partial(self._kept, uuid), self._position, self.log, over=over)
 
     def _still_waiting(self, uuid: str) -> None:
@@ -248,8 +254,8 @@ class QarnotRunTaskOperator(TaskOperator):
 
     # What @task.qarnot does in its own way.
 
-    def _nothing_written(self, uuid: str) -> Transcript:
-        return Transcript(uuid=uuid)
+    def _nothing_written(self, uuid: str) -> LogCursor:
+        return LogCursor(uuid=uuid)
 
     def _kept(self, uuid: str, stream: str) -> Iterable[str]:
         """Return all that Qarnot keeps of a stream of the output."""
@@ -261,16 +267,20 @@ class QarnotRunTaskOperator(TaskOperator):
     def _result(self, task: Task) -> Any:
         return self._summary(task)
 
-    def _stranded(self, context: Context, outcome: Outcome, carry: Mapping[str, Any]) -> dict[str, Any]:
+    def _stranded(
+        self, context: Context, outcome: WaitResult, resume_state: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """Handle a Qarnot task that stays queued on a pool that has ended. End it, and go on as if it was cancelled."""
-        from airflow_qarnot_pool.claim import end
+        from airflow_qarnot_pool.ownership.termination import end
 
-        task = get_surely(self.client.tasks, outcome.uuid)
+        task = get_confirmed(self.client.tasks, outcome.uuid)
         if not is_queued(task.state):
-            limit = carry.get("deadline")
+            limit = resume_state.get("deadline")
             deadline = stored_moment(limit) if limit else None
             self._stays_on(task.pool)
-            return self._finish(context, self._wait(task.uuid, TASK_ENDED, deadline, dict(carry)), carry)
+            return self._finish(
+                context, self._wait(task.uuid, TASK_ENDED, deadline, dict(resume_state)), resume_state
+            )
         end(self.client.tasks, task.uuid)
         error = QarnotPoolEndedError(
             outcome.message,
@@ -278,10 +288,10 @@ class QarnotRunTaskOperator(TaskOperator):
             ref=task.uuid,
             remedy="Run the task that creates the pool again (clearing this task clears its setup, too).",
         )
-        return self._cancelled(context, task, carry, error)
+        return self._cancelled(context, task, resume_state, error)
 
     def _cancelled(
-        self, context: Context, task: Task, carry: Mapping[str, Any], error: QarnotError | None = None
+        self, context: Context, task: Task, resume_state: Mapping[str, Any], error: QarnotError | None = None
     ) -> dict[str, Any]:
         """Somebody else cancelled it. One that an earlier try left may have been on its way out: run it again.
 
@@ -291,14 +301,14 @@ class QarnotRunTaskOperator(TaskOperator):
         """
         self._watch(context, task.pool or task.uuid, "pool" if task.pool else "task")
         self._raise_if_over()
-        limit = carry.get("deadline")
+        limit = resume_state.get("deadline")
         deadline = stored_moment(limit) if limit else None
-        moved, resubmitted = int(carry.get("moved") or 0), bool(carry.get("resubmitted"))
-        if moved < MOST_GENERATIONS and task.pool and (pool := self._next_pool(context, task.pool)):
+        moved, resubmitted = int(resume_state.get("moved") or 0), bool(resume_state.get("resubmitted"))
+        if moved < MAX_GENERATIONS and task.pool and (pool := self._next_pool(context, task.pool)):
             return self._submit_and_wait(
                 context, deadline, resubmitted=resubmitted, pool=pool, moved=moved + 1
             )
-        if carry.get("decision") == "adopted" and not carry.get("resubmitted"):
+        if resume_state.get("decision") == "adopted" and not resume_state.get("resubmitted"):
             self.log.info(
                 "Qarnot task %s, taken over from an earlier try, was cancelled; submitting again", task.uuid
             )
@@ -319,7 +329,7 @@ class QarnotRunTaskOperator(TaskOperator):
             "created": task.creation_date.isoformat() if task.creation_date else None,
             "ended": task.end_date.isoformat() if task.end_date else None,
             "wall_seconds": task.wall_time.total_seconds() if task.wall_time else None,
-            "execution_seconds": executed(task),
+            "execution_seconds": task.executed_seconds,
             "result_bucket": task.result_bucket,
         }
 

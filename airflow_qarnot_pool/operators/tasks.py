@@ -9,11 +9,10 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from airflow_qarnot_pool import metrics, xcoms
 from airflow_qarnot_pool.api import filters
 from airflow_qarnot_pool.api.errors import (
+    QarnotDeletedError,
     QarnotError,
-    QarnotGoneError,
     QarnotInvalidSpecError,
     QarnotNameTakenError,
     QarnotNotFoundError,
@@ -23,28 +22,59 @@ from airflow_qarnot_pool.api.errors import (
 )
 from airflow_qarnot_pool.api.limits import stored_moment
 from airflow_qarnot_pool.api.states import accepts_tasks
-from airflow_qarnot_pool.conditions import TASK_DONE, Condition, Ending, Outcome, is_queued
-from airflow_qarnot_pool.exceptions import QarnotBudgetError, QarnotPoolEndedError, QarnotTaskFailedError
-from airflow_qarnot_pool.fan_out import Memory
-from airflow_qarnot_pool.identity import OWNER_TAG, SPECS, Life, Relic, numbers_of, with_suffix
-from airflow_qarnot_pool.links import LINKS
-from airflow_qarnot_pool.operators.base import RemoteWork
-from airflow_qarnot_pool.operators.budget import close_over
-from airflow_qarnot_pool.operators.parameters import check_filled, command_text, names_given, read
-from airflow_qarnot_pool.operators.task_base import TaskOperator
-from airflow_qarnot_pool.operators.waiting import PoolsOfTasks, get_surely, passing, seconds_between_looks
-from airflow_qarnot_pool.output import failure_report
-from airflow_qarnot_pool.shared import MOST_GENERATIONS
-from airflow_qarnot_pool.shell import commands_in, warn_of_shell_characters
-from airflow_qarnot_pool.templates import STAND_IN, hide_secrets, is_templated, known_at_parse, revealed
-from airflow_qarnot_pool.triggers.keys import TASKS_KEY
+from airflow_qarnot_pool.exceptions import QarnotCostLimitError, QarnotPoolEndedError, QarnotTaskFailedError
+from airflow_qarnot_pool.links.qarnot import LINKS
+from airflow_qarnot_pool.logs.failure_report import failure_report
+from airflow_qarnot_pool.operators.bases.cost_limits import close_over
+from airflow_qarnot_pool.operators.bases.task import TaskOperator
+from airflow_qarnot_pool.operators.bases.waiting import RemoteWork
+from airflow_qarnot_pool.ownership import xcoms
+from airflow_qarnot_pool.ownership.claim import count_decisions
+from airflow_qarnot_pool.ownership.decisions import RemoteSnapshot
+from airflow_qarnot_pool.ownership.fan_out import FanOutProgress
+from airflow_qarnot_pool.ownership.identity import (
+    OWNER_TAG,
+    SPECS_LABEL,
+    TaskInstanceIdentity,
+    index_and_generation,
+    with_suffix,
+)
+from airflow_qarnot_pool.ownership.shared_pool import MAX_GENERATIONS
+from airflow_qarnot_pool.ownership.xcom_keys import TASKS_KEY
+from airflow_qarnot_pool.parameters.shell import commands_in, warn_of_shell_characters
+from airflow_qarnot_pool.parameters.templating import (
+    STAND_IN,
+    hide_secrets,
+    is_templated,
+    known_at_parse,
+    revealed,
+)
+from airflow_qarnot_pool.parameters.validation import (
+    command_text,
+    has_values,
+    read,
+    reject_empty,
+)
+from airflow_qarnot_pool.waiting.conditions import (
+    TASK_DONE,
+    Condition,
+    EndReason,
+    WaitResult,
+    is_queued,
+)
+from airflow_qarnot_pool.waiting.polling import (
+    PoolsOfTasks,
+    get_confirmed,
+    is_transient,
+    poll_interval_of,
+)
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from airflow_qarnot_pool.api.models import Task
     from airflow_qarnot_pool.api.specs import TaskSpec
-    from airflow_qarnot_pool.fan_out import Board, Submission
+    from airflow_qarnot_pool.ownership.fan_out import FanOutState, Submission
     from airflow_qarnot_pool.triggers.base import QarnotTrigger
 
 #: Qarnot tasks in one bulk request.
@@ -60,7 +90,7 @@ _LOOKS = 5
 
 
 @dataclass
-class _Sent:
+class _SubmitResult:
     """What became of a submission."""
 
     #: Item and generation of what was accepted.
@@ -93,7 +123,7 @@ class QarnotRunTasksOperator(TaskOperator):
     Returns ``{total, succeeded, failed, results: [{item, uuid, state}, ...]}``, ``results`` in the order of
     *commands* and at most *max_results* long.
 
-    Parameters besides these: :class:`~airflow_qarnot_pool.operators.task_base.TaskOperator`; they hold for
+    Parameters besides these: :class:`~airflow_qarnot_pool.operators.bases.task.TaskOperator`; they hold for
     every command.
 
     :param commands: the commands, each as text, as a list of words, or as a mapping of
@@ -125,8 +155,8 @@ class QarnotRunTasksOperator(TaskOperator):
         self._chunk = CHUNK
         self.max_in_flight = max_in_flight
         self.max_results = max_results
-        self._filled += names_given(self, ("max_in_flight",))
-        check_filled(self, self._filled)
+        self._filled += has_values(self, ("max_in_flight",))
+        reject_empty(self, self._filled)
         if type(max_results) is not int or max_results < 0:
             raise QarnotInvalidSpecError(
                 f"max_results is not a whole number, got {max_results!r}",
@@ -214,19 +244,19 @@ class QarnotRunTasksOperator(TaskOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         with self._ending_in_the_last_try():
-            return self._go_on(context, self._deadline(context), Memory())
+            return self._go_on(context, self._deadline(context), FanOutProgress())
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
         """Submit more, wait on, or return what became of all."""
-        outcome = Outcome.from_event(event)
+        outcome = WaitResult.from_event(event)
         self._begin(context)
-        if outcome.ending not in (Ending.MET, Ending.IMPOSSIBLE):
+        if outcome.ending not in (EndReason.MET, EndReason.IMPOSSIBLE):
             outcome = self._after_all(outcome)
             self._raise_for(outcome)
         with self._ending_in_the_last_try():
-            if outcome.ending is Ending.IMPOSSIBLE:
+            if outcome.ending is EndReason.IMPOSSIBLE:
                 self._end_stranded(outcome.message)
-            return self._go_on_from(context, outcome.carry)
+            return self._go_on_from(context, outcome.resume_state)
 
     @contextmanager
     def _ending_in_the_last_try(self) -> Iterator[None]:
@@ -239,34 +269,34 @@ class QarnotRunTasksOperator(TaskOperator):
             self._end_unless_retried()
             raise
 
-    def execute_with_room(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
+    def execute_with_quota_room(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
         """Go on where a quota of the account stopped it."""
         self._resume_with_room(event)
-        carry = event.get("carry") or {}
-        if not carry:
+        resume_state = event.get("resume_state") or {}
+        if not resume_state:
             return self.execute(context)
         with self._ending_in_the_last_try():
-            return self._go_on_from(context, carry)
+            return self._go_on_from(context, resume_state)
 
-    def _go_on_from(self, context: Context, carry: Mapping[str, Any]) -> dict[str, Any]:
-        self._met_quota = bool(carry.get("met_quota"))
-        deadline = stored_moment(carry["deadline"]) if carry.get("deadline") else None
-        return self._go_on(context, deadline, Memory.from_carry(carry))
+    def _go_on_from(self, context: Context, resume_state: Mapping[str, Any]) -> dict[str, Any]:
+        self._met_quota = bool(resume_state.get("met_quota"))
+        deadline = stored_moment(resume_state["deadline"]) if resume_state.get("deadline") else None
+        return self._go_on(context, deadline, FanOutProgress.from_resume_state(resume_state))
 
-    def _after_all(self, outcome: Outcome) -> Outcome:
+    def _after_all(self, outcome: WaitResult) -> WaitResult:
         """Return MET if every item has ended by now, in whichever way the wait has ended."""
-        if outcome.carry.get("error") == QarnotBudgetError.__name__:
-            close_over(self.client, outcome.carry.get("budget"), self.log)
-        now = self._all_done(Memory.from_carry(outcome.carry))
-        return outcome if now is None else replace(outcome, ending=Ending.MET)
+        if outcome.resume_state.get("error") == QarnotCostLimitError.__name__:
+            close_over(self.client, outcome.resume_state.get("cost_limit"), self.log)
+        now = self._all_done(FanOutProgress.from_resume_state(outcome.resume_state))
+        return outcome if now is None else replace(outcome, ending=EndReason.MET)
 
     def _end_stranded(self, why: str) -> None:
         """End the items that stay queued on a pool that has ended. Then they count as cancelled with their pool."""
-        from airflow_qarnot_pool.claim import end_all
+        from airflow_qarnot_pool.ownership.termination import end_all
         from airflow_qarnot_pool.triggers.tasks import look_at_all
 
         assert self._work is not None
-        found = look_at_all(self.client.tasks, filters.equal("Tags", self._work.life.tags()[2]))
+        found = look_at_all(self.client.tasks, filters.equal("Tags", self._work.identity.tags()[2]))
         queued = [one for one in found if one.pool and is_queued(one.state)]
         pools = {uuid: self.client.pools.find(uuid) for uuid in {one.pool for one in queued if one.pool}}
         ended = {uuid for uuid, pool in pools.items() if pool is None or not accepts_tasks(pool.state)}
@@ -275,55 +305,56 @@ class QarnotRunTasksOperator(TaskOperator):
             self.log.warning("%s. Ending %d of them", why, len(stranded))
         end_all(self.client.tasks, stranded)
 
-    def _all_done(self, memory: Memory) -> Board | None:
+    def _all_done(self, memory: FanOutProgress) -> FanOutState | None:
         """Return where every item stands if each has succeeded or failed; None otherwise.
 
         A cancelled item does not count, as whatever ended the wait may have cancelled it.
         """
-        from airflow_qarnot_pool.claim import NOT_THE_WORK
-        from airflow_qarnot_pool.fan_out import board
+        from airflow_qarnot_pool.ownership.claim import NOT_THE_WORK
+        from airflow_qarnot_pool.ownership.fan_out import fan_out_state
 
         assert self._work is not None
-        life = self._work.life
+        identity = self._work.identity
         try:
             specs = self._specs(self.commands, self._given_now(), self._some_pool)
             fingerprints = [spec.fingerprint(exclude=NOT_THE_WORK) for spec in specs]
-            relics = self._relics(life, fingerprints)
-            pools = self._closed_pools(life, relics, {})
+            snapshots = self._relics(identity, fingerprints)
+            pools = self._closed_pools(identity, snapshots, {})
         except QarnotError as error:
             self.log.info("Could not poll the Qarnot tasks once more: %s", error)
             return None
-        now = board(life, fingerprints, relics, memory, pools)
-        cancelled = {one.uuid for one in relics if one.cancelled}
+        now = fan_out_state(identity, fingerprints, snapshots, memory, pools)
+        cancelled = {one.uuid for one in snapshots if one.cancelled}
         return now if now.over and not cancelled.intersection(now.failed.values()) else None
 
     def _awaited(self) -> Condition:
         return TASK_DONE
 
-    def _carry(self, memory: Memory, deadline: datetime | None) -> dict[str, Any]:
+    def _carry(self, memory: FanOutProgress, deadline: datetime | None) -> dict[str, Any]:
         """What the next slice must know."""
         return {
-            **memory.to_carry(),
+            **memory.to_resume_state(),
             "deadline": deadline.isoformat() if deadline else None,
             "met_quota": self._met_quota,
         }
 
     def _begin(self, context: Context) -> RemoteWork:
-        life = Life.of(context, self.hook.settings.namespace)
-        self._work = work = RemoteWork(self.kind, self.hook.settings, life)
+        identity = TaskInstanceIdentity.of(context, self.hook.settings.namespace)
+        self._work = work = RemoteWork(self.kind, self.hook.settings, identity)
         return work
 
-    def _go_on(self, context: Context, deadline: datetime | None, memory: Memory) -> dict[str, Any]:
+    def _go_on(self, context: Context, deadline: datetime | None, memory: FanOutProgress) -> dict[str, Any]:
         """Submit what there is room for and wait, until every item has ended."""
-        from airflow_qarnot_pool.claim import NOT_THE_WORK, Decision, end_all, take_over
-        from airflow_qarnot_pool.fan_out import board
+        from airflow_qarnot_pool.ownership.claim import NOT_THE_WORK, Decision, take_over
+        from airflow_qarnot_pool.ownership.fan_out import fan_out_state
+        from airflow_qarnot_pool.ownership.termination import end_all
 
         # Before there is anything that would have to be ended.
         given = self._given_now()
         specs = self._specs(self.commands, given, pool := self._pool_uuid())
         work = self._work or self._begin(context)
-        life = work.life
-        self._make_known(context, life, pool, resumed=bool(memory))
+        identity = work.identity
+        self._make_known(context, identity, pool, resumed=bool(memory))
         if pool:
             self._watch(context, pool)
         elif self._watched(context, "") is not None:
@@ -334,34 +365,38 @@ class QarnotRunTasksOperator(TaskOperator):
             )
         fingerprints = [spec.fingerprint(exclude=NOT_THE_WORK) for spec in specs]
         limit = self._limit(self._slots(pool) if self.max_in_flight is None and specs else None)
-        look = bool(memory) or life.has_history
+        look = bool(memory) or identity.has_history
         unclear_rounds, moved, told = 0, 0, False
         closed: dict[str, bool] = {}
         while True:
-            relics = self._lookup(life, memory, fingerprints) if look else []
-            pools = self._closed_pools(life, relics, closed)
+            snapshots = self._lookup(identity, memory, fingerprints) if look else []
+            pools = self._closed_pools(identity, snapshots, closed)
             # A wait takes what was cancelled for failed, whatever cancelled it.
-            memory.failed -= {one.item for one in relics if one.cancelled and one.pool in pools}
-            now = board(life, fingerprints, relics, memory, pools)
+            memory.failed -= {one.item for one in snapshots if one.cancelled and one.pool in pools}
+            now = fan_out_state(identity, fingerprints, snapshots, memory, pools)
             if not told and look and not memory:
                 # The first look of a later try.
-                metrics.decided_many(self.log, Decision.ADOPTED, len(now.running))
-                metrics.decided_many(self.log, Decision.ALREADY_SUCCEEDED, len(now.succeeded))
+                count_decisions(self.log, Decision.ADOPTED, len(now.running))
+                count_decisions(self.log, Decision.ALREADY_SUCCEEDED, len(now.succeeded))
                 running = set(now.running.values())
-                take_over(self.client.tasks, life, [relic for relic in relics if relic.uuid in running])
+                take_over(
+                    self.client.tasks,
+                    identity,
+                    [snapshot for snapshot in snapshots if snapshot.uuid in running],
+                )
             told = True
             memory.note(now)
             end_all(self.client.tasks, now.end)
             if now.over:
-                return self._finish(self._freed(now, life))
+                return self._finish(self._freed(now, identity))
             look = True
             wanted = now.next(limit)
             if wanted:
                 self._raise_if_over()
             try:
-                sent = self._submit(specs, fingerprints, wanted, life)
+                sent = self._submit(specs, fingerprints, wanted, identity)
             except QarnotPoolEndedError:
-                pool = self._next_pool(context, pool) if pool and moved < MOST_GENERATIONS else None
+                pool = self._next_pool(context, pool) if pool and moved < MAX_GENERATIONS else None
                 if pool is None:
                     self._end("its pool is closed")
                     raise
@@ -387,19 +422,21 @@ class QarnotRunTasksOperator(TaskOperator):
             self.log.info("%s; submitted %d", now, len(sent.done))
             left = len(now.waiting) - len(sent.done)
             if not self.wait_for_completion and not left:
-                relics = self._lookup(life, memory, fingerprints)
-                return self._result(board(life, fingerprints, relics, memory))
+                snapshots = self._lookup(identity, memory, fingerprints)
+                return self._result(fan_out_state(identity, fingerprints, snapshots, memory))
             in_flight = set(now.running.values())
-            on = {one.pool for one in relics if one.uuid in in_flight} | {pool}
+            on = {one.pool for one in snapshots if one.uuid in in_flight} | {pool}
             self._pools_of_tasks = tuple(sorted(one for one in on if one))
             unfinished = len(memory.pending)
             # Half of them keep the nodes busy meanwhile, and a slice is worth a worker's time.
             low_water = min(limit, unfinished) // 2 if left else 0
             self._wait_for_some(low_water, now.total, deadline, memory)
 
-    def _make_known(self, context: Context, life: Life, pool: str | None, *, resumed: bool) -> None:
+    def _make_known(
+        self, context: Context, identity: TaskInstanceIdentity, pool: str | None, *, resumed: bool
+    ) -> None:
         """Store what the guard of the trigger reads, and the link, without which a slice that resumes goes on."""
-        xcoms.push(context["ti"], self.uuid_key, life.lineage)
+        xcoms.push(context["ti"], self.uuid_key, identity.lineage)
         if not pool:
             return
         try:
@@ -409,7 +446,7 @@ class QarnotRunTasksOperator(TaskOperator):
                 raise
             self.log.warning("The console link of pool %s could not be stored: %s", pool, error)
 
-    def _freed(self, now: Board, life: Life) -> Board:
+    def _freed(self, now: FanOutState, identity: TaskInstanceIdentity) -> FanOutState:
         """Give back the places under a quota that was full: delete the items that succeeded, once they are recorded.
 
         Other processes cannot always do it: in another namespace they do not know what may be deleted.
@@ -419,9 +456,9 @@ class QarnotRunTasksOperator(TaskOperator):
             return now
         gone: set[str] = set()
         try:
-            tagged = filters.equal("Tags", life.tags()[2])
+            tagged = filters.equal("Tags", identity.tags()[2])
             found = [one for one in self.client.tasks.iterate(tagged) if one.uuid in set(uuids)]
-            gone = {one.uuid for one in self._room(life).free(found)}
+            gone = {one.uuid for one in self._room(identity).free(found)}
         except QarnotError as error:
             self.log.warning(
                 "%d finished Qarnot tasks keep their places under the quota: %s", len(uuids), error
@@ -435,43 +472,49 @@ class QarnotRunTasksOperator(TaskOperator):
         found = self.client.pools.get(pool)
         return found.total_slot_capacity or found.instance_count or 0
 
-    def _relics(self, life: Life, fingerprints: Sequence[str]) -> list[Relic]:
+    def _relics(self, identity: TaskInstanceIdentity, fingerprints: Sequence[str]) -> list[RemoteSnapshot]:
         """Return everything that any life of this task instance made, deleted items included if they are recorded."""
-        from airflow_qarnot_pool.records import outcomes
+        from airflow_qarnot_pool.ownership.records import outcomes
 
-        tagged = filters.equal("Tags", OWNER_TAG + life.owner)
-        relics = [Relic.of(one) for one in self.client.tasks.search_all(tagged, fields=RELIC_FIELDS)]
+        tagged = filters.equal("Tags", OWNER_TAG + identity.owner)
+        snapshots = [
+            RemoteSnapshot.of(one) for one in self.client.tasks.search_all(tagged, fields=RELIC_FIELDS)
+        ]
         # In this order: an item is recorded before it is deleted.
-        return relics + outcomes(self.client, life.owner).relics(life.lineage, fingerprints)
+        return snapshots + outcomes(self.client, identity.owner).snapshots(identity.lineage, fingerprints)
 
-    def _lookup(self, life: Life, memory: Memory, fingerprints: Sequence[str]) -> list[Relic]:
+    def _lookup(
+        self, identity: TaskInstanceIdentity, memory: FanOutProgress, fingerprints: Sequence[str]
+    ) -> list[RemoteSnapshot]:
         """Everything that any life of this task instance made; what is pending must be there.
 
-        :raises QarnotGoneError: some that were there are not there any more; the others are ended.
+        :raises QarnotDeletedError: some that were there are not there any more; the others are ended.
         """
-        from airflow_qarnot_pool.claim import raise_if_overtaken
+        from airflow_qarnot_pool.ownership.claim import raise_if_overtaken
 
         for _ in range(_LOOKS):
-            relics = self._relics(life, fingerprints)
-            raise_if_overtaken(life, relics)
+            snapshots = self._relics(identity, fingerprints)
+            raise_if_overtaken(identity, snapshots)
             missing = memory.pending - {
-                (relic.item, relic.generation) for relic in relics if relic.lineage == life.lineage
+                (snapshot.item, snapshot.generation)
+                for snapshot in snapshots
+                if snapshot.lineage == identity.lineage
             }
             if not missing:
-                return relics
+                return snapshots
             # A search may be behind what was just created.
             if self._work and self._work.killed.wait(1.0):
                 raise self._killed()
         for item, generation in sorted(missing):
-            found = self._find_surely(life.for_item(item).shortname(generation))
+            found = self._find_surely(identity.for_item(item).shortname(generation))
             if found is None:
                 break
-            relics.append(Relic.of(found))
+            snapshots.append(RemoteSnapshot.of(found))
         else:
-            return relics
+            return snapshots
         self._end("some of them are gone")
         items = sorted(item for item, _ in missing)
-        raise QarnotGoneError(
+        raise QarnotDeletedError(
             f"{len(missing)} of {len(self.commands)} Qarnot tasks are gone: they were deleted before their end was "
             f"seen (items {', '.join(map(str, items[:20]))}{' ...' if len(items) > 20 else ''}). A retry of this "
             "Airflow task runs them again, and whatever else has not succeeded",
@@ -482,7 +525,7 @@ class QarnotRunTasksOperator(TaskOperator):
         """Return the Qarnot task that searches have missed; None if the service itself says that it is gone."""
         assert self._work is not None
         try:
-            found: Task = get_surely(self.client.tasks, shortname, self._work.killed.wait)
+            found: Task = get_confirmed(self.client.tasks, shortname, self._work.killed.wait)
         except QarnotNotFoundError as error:
             if error.foreign:
                 raise QarnotUnavailableError(error.message) from error
@@ -490,19 +533,23 @@ class QarnotRunTasksOperator(TaskOperator):
         return found
 
     def _submit(
-        self, specs: Sequence[TaskSpec], fingerprints: Sequence[str], wanted: Sequence[Submission], life: Life
-    ) -> _Sent:
+        self,
+        specs: Sequence[TaskSpec],
+        fingerprints: Sequence[str],
+        wanted: Sequence[Submission],
+        identity: TaskInstanceIdentity,
+    ) -> _SubmitResult:
         """Submit these, and make room for them under a full quota as long as that succeeds."""
-        from airflow_qarnot_pool.claim import Decision, stamp
-        from airflow_qarnot_pool.records import specs_digest
-        from airflow_qarnot_pool.room import TRIES
+        from airflow_qarnot_pool.ownership.claim import Decision, stamp
+        from airflow_qarnot_pool.ownership.quota import TRIES
+        from airflow_qarnot_pool.ownership.records import specs_digest
 
         assert self._work is not None
-        sent = _Sent()
-        labels = {**self._mark(), SPECS: specs_digest(fingerprints)}
+        sent = _SubmitResult()
+        labels = {**self._mark(), SPECS_LABEL: specs_digest(fingerprints)}
 
         def stamped(one: Submission) -> TaskSpec:
-            spec = stamp(specs[one.item], life.for_item(one.item), one.generation, fingerprints[one.item])
+            spec = stamp(specs[one.item], identity.for_item(one.item), one.generation, fingerprints[one.item])
             made: TaskSpec = replace(spec, labels={**spec.labels, **labels})
             return made
 
@@ -520,7 +567,7 @@ class QarnotRunTasksOperator(TaskOperator):
             self._met_quota = True
             accepted = len(sent.done) - before
             in_vain = 0 if accepted else in_vain + 1
-            room = self._room(life)
+            room = self._room(identity)
             helps = in_vain <= TRIES and room.may_help("task", sent.full)
             places = room.make("task", len(todo)) if helps else 0
             # A server may refuse a whole list that is longer than the room there is.
@@ -528,11 +575,11 @@ class QarnotRunTasksOperator(TaskOperator):
             if not places:
                 break
             sent.full, sent.made_room = None, True
-        metrics.decided_many(self.log, Decision.FRESH_SUBMIT, len(sent.done))
+        count_decisions(self.log, Decision.FRESH_SUBMIT, len(sent.done))
         return sent
 
     def _send(
-        self, chunk: Sequence[Submission], specs: Sequence[TaskSpec], sent: _Sent
+        self, chunk: Sequence[Submission], specs: Sequence[TaskSpec], sent: _SubmitResult
     ) -> Sequence[Submission]:
         """Submit *chunk* with one request; return those for which the account's quota has no room."""
         try:
@@ -563,41 +610,50 @@ class QarnotRunTasksOperator(TaskOperator):
         self._end("a Qarnot task was refused")
         raise error
 
-    def _closed_pools(self, life: Life, relics: Iterable[Relic], closed: dict[str, bool]) -> set[str]:
+    def _closed_pools(
+        self, identity: TaskInstanceIdentity, snapshots: Iterable[RemoteSnapshot], closed: dict[str, bool]
+    ) -> set[str]:
         """The shared pools that were closed under what this life has on them; *closed* remembers."""
-        from airflow_qarnot_pool.shared import was_closed
+        from airflow_qarnot_pool.ownership.shared_pool import was_closed
 
-        for relic in relics:
-            if relic.cancelled and relic.lineage == life.lineage and relic.pool and relic.pool not in closed:
-                closed[relic.pool] = was_closed(self.client, relic.pool, life)
+        for snapshot in snapshots:
+            if (
+                snapshot.cancelled
+                and snapshot.lineage == identity.lineage
+                and snapshot.pool
+                and snapshot.pool not in closed
+            ):
+                closed[snapshot.pool] = was_closed(self.client, snapshot.pool, identity)
         return {pool for pool, so in closed.items() if so}
 
-    def _wait_for_some(self, low_water: int, total: int, deadline: datetime | None, memory: Memory) -> None:
+    def _wait_for_some(
+        self, low_water: int, total: int, deadline: datetime | None, memory: FanOutProgress
+    ) -> None:
         """Wait until no more than *low_water* are unfinished, or one is not there any more."""
         from airflow_qarnot_pool.triggers.tasks import look_at_all, note_end
 
         assert self._work is not None
-        life = self._work.life
+        identity = self._work.identity
         if self.deferrable:
             condition = {"expected": total, "low_water": low_water}
-            self._defer(life.lineage, condition, deadline, self._carry(memory, deadline))
-        interval = seconds_between_looks(self.poll_interval)
-        tagged = filters.equal("Tags", life.tags()[2])
+            self._defer(identity.lineage, condition, deadline, self._carry(memory, deadline))
+        interval = poll_interval_of(self.poll_interval)
+        tagged = filters.equal("Tags", identity.tags()[2])
         pools = PoolsOfTasks(self.client.pools, self._pools_of_tasks, interval)
         while True:
             if message := self._over_now():
-                self._stop_waiting(Ending.ERROR, message, memory, error=QarnotBudgetError.__name__)
+                self._stop_waiting(EndReason.ERROR, message, memory, error=QarnotCostLimitError.__name__)
                 return
             try:
                 found = look_at_all(self.client.tasks, tagged)
             except QarnotError as error:
-                if not passing(error):
+                if not is_transient(error):
                     self._end_unless_retried()
                     raise  # an outage ends no wait; the transport has logged it
             else:
                 for look in found:
                     note_end(memory, look)
-                vanished = memory.pending - {numbers_of(look.shortname) for look in found}
+                vanished = memory.pending - {index_and_generation(look.shortname) for look in found}
                 if len(memory.pending) <= low_water or vanished:
                     return
                 if why := pools.why_stranded(look.state for look in found):
@@ -605,7 +661,7 @@ class QarnotRunTasksOperator(TaskOperator):
                     return
             if deadline is not None and datetime.now(deadline.tzinfo) >= deadline:
                 late = f"{len(memory.pending)} of {total} Qarnot tasks did not end in time"
-                self._stop_waiting(Ending.TIMEOUT, late, memory)
+                self._stop_waiting(EndReason.TIMEOUT, late, memory)
                 return
             if self._work.killed.wait(interval):
                 now = self._all_done(memory)
@@ -613,14 +669,16 @@ class QarnotRunTasksOperator(TaskOperator):
                     raise self._killed()
                 return
 
-    def _stop_waiting(self, ending: Ending, message: str, memory: Memory, **carry: Any) -> None:
+    def _stop_waiting(
+        self, ending: EndReason, message: str, memory: FanOutProgress, **resume_state: Any
+    ) -> None:
         """Raise what *ending* means, unless every item has ended by now."""
         assert self._work is not None
-        outcome = Outcome(
+        outcome = WaitResult(
             ending=ending,
-            uuid=self._work.life.lineage,
+            uuid=self._work.identity.lineage,
             message=message,
-            carry={**memory.to_carry(), **carry},
+            resume_state={**memory.to_resume_state(), **resume_state},
         )
         self._raise_for(self._after_all(outcome))
 
@@ -631,7 +689,7 @@ class QarnotRunTasksOperator(TaskOperator):
 
     # --- what became of it
 
-    def _finish(self, now: Board) -> dict[str, Any]:
+    def _finish(self, now: FanOutState) -> dict[str, Any]:
         self.log.info("%s", now)
         if not now.failed:
             return self._result(now)
@@ -647,12 +705,12 @@ class QarnotRunTasksOperator(TaskOperator):
             kind="task",
         )
 
-    def _some_failed(self, now: Board) -> list[Task]:
+    def _some_failed(self, now: FanOutState) -> list[Task]:
         known = [uuid for uuid in now.failed.values() if uuid is not None]
         found = (self.client.tasks.find(uuid) for uuid in known[:SHOWN_FAILURES])
         return [task for task in found if task is not None]
 
-    def _result(self, now: Board) -> dict[str, Any]:
+    def _result(self, now: FanOutState) -> dict[str, Any]:
         states: dict[int, tuple[str, str | None]] = {
             **{item: ("Success", uuid) for item, uuid in now.succeeded.items()},
             **{item: ("Failure", uuid) for item, uuid in now.failed.items()},

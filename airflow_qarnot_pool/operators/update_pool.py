@@ -8,11 +8,17 @@ from typing import TYPE_CHECKING, Any
 from airflow_qarnot_pool.api import states
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
 from airflow_qarnot_pool.exceptions import QarnotPoolEndedError
-from airflow_qarnot_pool.links import LINKS
-from airflow_qarnot_pool.operators.base import QarnotOperator
-from airflow_qarnot_pool.operators.parameters import check_filled, check_flags, given, names_given, pool_spec
-from airflow_qarnot_pool.operators.references import output_of, reference
-from airflow_qarnot_pool.templates import hide_secrets, known_at_parse
+from airflow_qarnot_pool.links.qarnot import LINKS
+from airflow_qarnot_pool.operators.bases.base import QarnotOperator
+from airflow_qarnot_pool.parameters.references import as_reference, resolve_ref
+from airflow_qarnot_pool.parameters.templating import hide_secrets, known_at_parse
+from airflow_qarnot_pool.parameters.validation import (
+    check_flags,
+    has_values,
+    pool_spec,
+    reject_empty,
+    spec_values,
+)
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -60,7 +66,7 @@ class QarnotUpdatePoolOperator(QarnotOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.qarnot_pool = output_of(qarnot_pool, "qarnot_pool")
+        self.qarnot_pool = as_reference(qarnot_pool, "qarnot_pool")
         self.elastic = elastic
         self.scaling = scaling
         self.constants = hide_secrets(constants)
@@ -72,12 +78,12 @@ class QarnotUpdatePoolOperator(QarnotOperator):
                 "There is nothing to change",
                 remedy="Give elastic, scaling, constants, tags or sync_resources=True.",
             )
-        self._filled = names_given(self, _CHANGES)
-        check_filled(self, self._filled)
+        self._filled = has_values(self, _CHANGES)
+        reject_empty(self, self._filled)
         self._changes(known_at_parse(self._given()))
 
     def _given(self) -> dict[str, Any]:
-        return given(self, _CHANGES)
+        return spec_values(self, _CHANGES)
 
     def _changes(self, values: Mapping[str, Any]) -> PoolSpec:
         return pool_spec({"name": "update", **values})
@@ -85,10 +91,10 @@ class QarnotUpdatePoolOperator(QarnotOperator):
     def execute(self, context: Context) -> str:
         from airflow_qarnot_pool.api.fields import is_secret_constant
 
-        check_filled(self, self._filled)
+        reject_empty(self, self._filled)
         changes = self._changes(self._given())
         pools = self.client.pools
-        pool = pools.get(reference(self.qarnot_pool, "qarnot_pool"))
+        pool = pools.get(resolve_ref(self.qarnot_pool, "qarnot_pool"))
         self._show_link(context, "pool", pool.uuid)
         if not states.accepts_tasks(pool.state):
             raise QarnotPoolEndedError(

@@ -24,7 +24,7 @@ class LazyApp:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if self._app is None:
             # No await between the test and the assignment: it is made once.
-            from airflow_qarnot_pool.plugins.app import make_app
+            from airflow_qarnot_pool.plugins.routes import make_app
 
             self._app = make_app()
         await self._app(scope, receive, send)

@@ -13,31 +13,38 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 from airflow.sdk import BaseSensorOperator
 
 from airflow_qarnot_pool import exceptions
-from airflow_qarnot_pool.api.errors import QarnotError, QarnotGoneError, QarnotNotFoundError
-from airflow_qarnot_pool.compat import TRIGGER_FAIL_REPR, AirflowSensorTimeout, AirflowSkipException
-from airflow_qarnot_pool.conditions import Condition, Ending, Kind, Outcome, concluded, stranded
+from airflow_qarnot_pool.api.errors import QarnotDeletedError, QarnotError, QarnotNotFoundError
+from airflow_qarnot_pool.api.resource import is_uuid
 from airflow_qarnot_pool.exceptions import QarnotStateUnreachableError
 from airflow_qarnot_pool.hooks.qarnot import QarnotHook, check_conn_id
-from airflow_qarnot_pool.links import show_link
-from airflow_qarnot_pool.operators.mixin import ParametersMixin
-from airflow_qarnot_pool.operators.parameters import (
+from airflow_qarnot_pool.links.qarnot import show_link
+from airflow_qarnot_pool.operators.bases.parameters import ParametersMixin
+from airflow_qarnot_pool.parameters.references import resolve_ref
+from airflow_qarnot_pool.parameters.templating import is_templated
+from airflow_qarnot_pool.parameters.validation import (
     Duration,
     as_duration,
     check_flags,
     default_deferrable,
-    is_uuid,
 )
-from airflow_qarnot_pool.operators.references import reference
-from airflow_qarnot_pool.operators.waiting import (
+from airflow_qarnot_pool.version_compat import TRIGGER_FAIL_REPR, AirflowSensorTimeout, AirflowSkipException
+from airflow_qarnot_pool.waiting.conditions import (
+    Condition,
+    EndReason,
+    Kind,
+    WaitResult,
+    result_if_met,
+    stranded,
+)
+from airflow_qarnot_pool.waiting.polling import (
     NOUN,
     PoolsOfTasks,
     check_wait,
-    get_surely,
-    passing,
+    get_confirmed,
+    is_transient,
+    poll_interval_of,
     poll_once_more,
-    seconds_between_looks,
 )
-from airflow_qarnot_pool.templates import is_templated
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -119,7 +126,7 @@ class QarnotSensor(ParametersMixin, BaseSensorOperator):
 
     @property
     def _ref(self) -> str:
-        return reference(getattr(self, self.ref_field), self.ref_field)
+        return resolve_ref(getattr(self, self.ref_field), self.ref_field)
 
     def execute(self, context: Context) -> Any:
         if (limit := as_duration("wait_timeout", self.wait_timeout)) is not None:
@@ -129,7 +136,7 @@ class QarnotSensor(ParametersMixin, BaseSensorOperator):
         try:
             look = self._first_look()
             self._show_link(context, look.uuid)
-            outcome = concluded(self._condition(), look)
+            outcome = result_if_met(self._condition(), look)
             if outcome is None:
                 self._defer(look.uuid, getattr(look, "pool", None))
             return self._conclude(outcome)
@@ -141,19 +148,19 @@ class QarnotSensor(ParametersMixin, BaseSensorOperator):
         began = time.monotonic()
         while True:
             try:
-                return get_surely(self._resource, self._ref)
+                return get_confirmed(self._resource, self._ref)
             except QarnotNotFoundError:
                 raise
             except QarnotError as error:
-                if not passing(error):
+                if not is_transient(error):
                     raise
                 self.log.warning("Could not look at %s, looking again: %s", self._ref, error)
                 if time.monotonic() - began >= self.timeout:
                     late = f"{NOUN[self.kind]} {self._ref} could not be looked at in {self.timeout:.0f} s: {error}"
-                    self._conclude(Outcome(ending=Ending.TIMEOUT, uuid=self._ref, message=late))
+                    self._conclude(WaitResult(ending=EndReason.TIMEOUT, uuid=self._ref, message=late))
             if is_uuid(self._ref):
                 self._defer(self._ref)
-            time.sleep(seconds_between_looks(self.poll_interval))
+            time.sleep(poll_interval_of(self.poll_interval))
 
     def _defer(self, uuid: str, pool: str | None = None) -> NoReturn:
         limit = timedelta(seconds=self.timeout)
@@ -164,7 +171,7 @@ class QarnotSensor(ParametersMixin, BaseSensorOperator):
                 qarnot_conn_id=self.qarnot_conn_id,
                 uuid=uuid,
                 condition=self._condition().to_kwargs(),
-                poll_interval=seconds_between_looks(self.poll_interval),
+                poll_interval=poll_interval_of(self.poll_interval),
                 deadline=(datetime.now(UTC) + limit).isoformat(),
                 cancel_on_kill=False,
                 pools=(pool,) if pool else (),
@@ -176,11 +183,11 @@ class QarnotSensor(ParametersMixin, BaseSensorOperator):
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> Any:
         """Take up the outcome that the trigger found."""
-        outcome = Outcome.from_event(event)
+        outcome = WaitResult.from_event(event)
         self._show_link(context, outcome.uuid)
         try:
-            if outcome.ending is not Ending.MET and self._is_met_now(outcome.uuid, outcome.state):
-                outcome = replace(outcome, ending=Ending.MET)
+            if outcome.ending is not EndReason.MET and self._is_met_now(outcome.uuid, outcome.state):
+                outcome = replace(outcome, ending=EndReason.MET)
             return self._conclude(outcome)
         except QarnotError as error:
             raise self._softened(error) from error
@@ -198,24 +205,24 @@ class QarnotSensor(ParametersMixin, BaseSensorOperator):
         except QarnotError as error:
             self.log.info("Could not poll %s %s once more: %s", NOUN[self.kind], ref, error)
             return False
-        return now is not None and now.ending is Ending.MET
+        return now is not None and now.ending is EndReason.MET
 
     def poke(self, context: Context) -> Any:
         """One look, on a worker."""
         try:
-            look = get_surely(self._resource, self._ref)
+            look = get_confirmed(self._resource, self._ref)
         except QarnotError as error:
             looked = self._looked_before(context)
             gone = isinstance(error, QarnotNotFoundError) and not (error.foreign and looked)
             if gone and looked and self._condition().met_by_absence:
                 return True
-            if gone or not passing(error):
+            if gone or not is_transient(error):
                 raise self._softened(error) from error
             self.log.warning("Could not look at %s, looking again: %s", self._ref, error)
             return False
         if not self._history:
             self._show_link(context, look.uuid)
-        outcome = concluded(self._condition(), look, self._history)
+        outcome = result_if_met(self._condition(), look, self._history)
         self._history.append(look.state)
         self.log.info("%s %s is %s", NOUN[self.kind], look.uuid, look.state)
         if outcome is None and (why := self._why_stranded(look)):
@@ -234,9 +241,7 @@ class QarnotSensor(ParametersMixin, BaseSensorOperator):
         if pool is None:
             return None
         if self._pools is None:
-            self._pools = PoolsOfTasks(
-                self.hook.client.pools, (pool,), seconds_between_looks(self.poll_interval)
-            )
+            self._pools = PoolsOfTasks(self.hook.client.pools, (pool,), poll_interval_of(self.poll_interval))
         return self._pools.why_stranded((look.state,))
 
     def _looked_before(self, context: Context) -> bool:
@@ -245,26 +250,26 @@ class QarnotSensor(ParametersMixin, BaseSensorOperator):
             self.reschedule and context["ti"].get_first_reschedule_date(context) is not None
         )
 
-    def _conclude(self, outcome: Outcome) -> None:
-        if outcome.ending is Ending.MET:
+    def _conclude(self, outcome: WaitResult) -> None:
+        if outcome.ending is EndReason.MET:
             self.log.info("%s %s has reached %s", NOUN[self.kind], outcome.uuid, self._condition())
             return
-        if outcome.ending is Ending.TIMEOUT:
+        if outcome.ending is EndReason.TIMEOUT:
             if self.soft_fail or self.never_fail:
                 raise AirflowSkipException(outcome.message)
             raise AirflowSensorTimeout(outcome.message)
-        if outcome.ending is Ending.IMPOSSIBLE:
+        if outcome.ending is EndReason.IMPOSSIBLE:
             raise QarnotStateUnreachableError(outcome.message, kind=self.kind, ref=outcome.uuid)
         error_class = (
-            QarnotGoneError
-            if outcome.ending is Ending.GONE
-            else getattr(exceptions, str(outcome.carry.get("error")), QarnotError)
+            QarnotDeletedError
+            if outcome.ending is EndReason.GONE
+            else getattr(exceptions, str(outcome.resume_state.get("error")), QarnotError)
         )
         raise error_class(outcome.message, kind=self.kind, ref=outcome.uuid)
 
     def _softened(self, error: QarnotError) -> Exception:
         """What ``soft_fail`` and ``never_fail`` make of an error that will not pass."""
-        about_the_object = isinstance(error, (QarnotStateUnreachableError, QarnotGoneError))
+        about_the_object = isinstance(error, (QarnotStateUnreachableError, QarnotDeletedError))
         if self.never_fail or (self.soft_fail and about_the_object):
             return AirflowSkipException(str(error))
         return error

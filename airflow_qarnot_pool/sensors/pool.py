@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
-from airflow_qarnot_pool.conditions import Condition
-from airflow_qarnot_pool.links import LINKS
-from airflow_qarnot_pool.operators.references import output_of
+from airflow_qarnot_pool.links.qarnot import LINKS
+from airflow_qarnot_pool.parameters.references import as_reference
+from airflow_qarnot_pool.parameters.templating import is_templated
 from airflow_qarnot_pool.sensors.base import QarnotSensor
-from airflow_qarnot_pool.templates import is_templated
+from airflow_qarnot_pool.waiting.conditions import Condition
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.triggers.base import QarnotTrigger
@@ -46,7 +46,7 @@ class QarnotPoolSensor(QarnotSensor):
                 remedy="Keep one of them, or use two sensors.",
             )
         super().__init__(target_states=target_states, **kwargs)
-        self.qarnot_pool = output_of(qarnot_pool, "qarnot_pool")
+        self.qarnot_pool = as_reference(qarnot_pool, "qarnot_pool")
         self.ready_slots = ready_slots
         if not is_templated(ready_slots):
             self._check_condition()

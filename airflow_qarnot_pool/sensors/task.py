@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from airflow_qarnot_pool.links import LINKS
-from airflow_qarnot_pool.operators.references import output_of
+from airflow_qarnot_pool.links.qarnot import LINKS
+from airflow_qarnot_pool.parameters.references import as_reference
 from airflow_qarnot_pool.sensors.base import QarnotSensor
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class QarnotTaskSensor(QarnotSensor):
         self, *, qarnot_task: Any, target_states: str | Iterable[str] = "Success", **kwargs: Any
     ) -> None:
         super().__init__(target_states=target_states, **kwargs)
-        self.qarnot_task = output_of(qarnot_task, "qarnot_task")
+        self.qarnot_task = as_reference(qarnot_task, "qarnot_task")
         self._check_condition()
 
     def _trigger_class(self) -> type[QarnotTrigger]:

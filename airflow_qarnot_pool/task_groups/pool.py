@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import TaskGroup, TriggerRule, XComArg
 
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
-from airflow_qarnot_pool.operators.parameters import Duration
 from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
-from airflow_qarnot_pool.operators.unknown import refuse_unknown
+from airflow_qarnot_pool.ownership.shared_pool import KEEP_WARM
+from airflow_qarnot_pool.parameters.shell import commands_in, warn_of_shell_characters
+from airflow_qarnot_pool.parameters.unknown import refuse_unknown
+from airflow_qarnot_pool.parameters.validation import Duration
 from airflow_qarnot_pool.sensors.task import QarnotTaskSensor
-from airflow_qarnot_pool.shared import KEEP_WARM
-from airflow_qarnot_pool.shell import commands_in, warn_of_shell_characters
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 MIN_AGE = 5.0
 
 
-class Age:
+class TriggerAge:
     """The age of a trigger since it was started here, which is never more than the time since its task deferred."""
 
     __slots__ = ("_due",)

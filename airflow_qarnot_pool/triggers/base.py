@@ -15,26 +15,26 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_qarnot_pool import xcoms
-from airflow_qarnot_pool.api.errors import QarnotError, QarnotGoneError
+from airflow_qarnot_pool.api.errors import QarnotDeletedError, QarnotError
 from airflow_qarnot_pool.api.limits import stored_moment
-from airflow_qarnot_pool.compat import TRIGGERS_HAVE_ON_KILL
-from airflow_qarnot_pool.conditions import (
-    Condition,
-    Ending,
-    Kind,
-    Outcome,
-    concluded,
-    is_queued,
-    late,
-    stranded,
-)
 from airflow_qarnot_pool.exceptions import QarnotPoolEndedError
-from airflow_qarnot_pool.identity import FORMAT, Life
-from airflow_qarnot_pool.triggers.age import Age
-from airflow_qarnot_pool.triggers.poller import watch
+from airflow_qarnot_pool.ownership import xcoms
+from airflow_qarnot_pool.ownership.identity import FORMAT_VERSION, TaskInstanceIdentity
+from airflow_qarnot_pool.ownership.liveness import check_addressable, task_instance_state
+from airflow_qarnot_pool.triggers.age import TriggerAge
+from airflow_qarnot_pool.triggers.poller import subscribe
 from airflow_qarnot_pool.triggers.pool_end import PoolEnds
-from airflow_qarnot_pool.wanted import check_addressable, state_now
+from airflow_qarnot_pool.version_compat import TRIGGERS_HAVE_ON_KILL
+from airflow_qarnot_pool.waiting.conditions import (
+    Condition,
+    EndReason,
+    Kind,
+    WaitResult,
+    is_queued,
+    result_if_met,
+    stranded,
+    timeout_message,
+)
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.client import QarnotClient
@@ -53,16 +53,16 @@ FIRST_LOOK = 10.0
 class QarnotTrigger(BaseTrigger):
     """Wait for one remote object, together with all other waiters of its connection.
 
-    Yields one event, the :class:`~airflow_qarnot_pool.conditions.Outcome` of the wait.
+    Yields one event, the :class:`~airflow_qarnot_pool.waiting.conditions.WaitResult` of the wait.
 
     :param uuid: the object.
     :param condition: ``Condition.to_kwargs()``: what to wait for.
     :param poll_interval: seconds between two looks.
     :param deadline: ISO time at which the wait ends with "timeout". Wall clock, as triggers move between processes.
-    :param life: ``Life.to_kwargs()`` of the task instance that owns the object; None for a mere onlooker.
+    :param identity: ``TaskInstanceIdentity.to_kwargs()`` of the owner of the object; None if the task only observes it.
     :param cancel_on_kill: whether a kill of the Airflow task ends the object.
-    :param carry: handed back in the event, for the operator that resumes.
-    :param budget: ``Watched.to_kwargs()``: what may cost no more than its limit while this waits.
+    :param resume_state: handed back in the event, for the operator that resumes.
+    :param cost_limit: ``CostLimit.to_kwargs()``: what may cost no more than its limit while this waits.
     :param pools: pools of the Qarnot tasks that this waits for. Tasks that stay queued on one that has ended end the
         wait.
     """
@@ -77,12 +77,12 @@ class QarnotTrigger(BaseTrigger):
         condition: dict[str, Any],
         poll_interval: float,
         deadline: str | None = None,
-        life: dict[str, Any] | None = None,
+        identity: dict[str, Any] | None = None,
         cancel_on_kill: bool = True,
-        carry: dict[str, Any] | None = None,
-        budget: dict[str, Any] | None = None,
+        resume_state: dict[str, Any] | None = None,
+        cost_limit: dict[str, Any] | None = None,
         pools: Sequence[str] = (),
-        format: int = FORMAT,
+        version: int = FORMAT_VERSION,
     ) -> None:
         super().__init__()
         self.qarnot_conn_id = qarnot_conn_id
@@ -90,12 +90,12 @@ class QarnotTrigger(BaseTrigger):
         self.condition = _once(condition)
         self.poll_interval = poll_interval
         self.deadline = deadline
-        self.life = None if life is None else Life.from_kwargs(_shared(life))
+        self.identity = None if identity is None else TaskInstanceIdentity.from_kwargs(_shared(identity))
         self.cancel_on_kill = cancel_on_kill
-        self.carry = _shared(carry or {})
-        self.budget = _once(budget)
+        self.resume_state = _shared(resume_state or {})
+        self.cost_limit = _once(cost_limit)
         self.pools: list[str] = _once(list(pools))
-        self.format = format
+        self.version = version
         self._fired = False
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -107,20 +107,20 @@ class QarnotTrigger(BaseTrigger):
                 "condition": self.condition,
                 "poll_interval": self.poll_interval,
                 "deadline": self.deadline,
-                "life": None if self.life is None else self.life.to_kwargs(),
+                "identity": None if self.identity is None else self.identity.to_kwargs(),
                 "cancel_on_kill": self.cancel_on_kill,
-                "carry": self.carry,
+                "resume_state": self.resume_state,
                 # Only where there is one: a triggerer of the release before does not know it.
-                **({} if self.budget is None else {"budget": self.budget}),
+                **({} if self.cost_limit is None else {"cost_limit": self.cost_limit}),
                 **({"pools": self.pools} if self.pools else {}),
-                "format": self.format,
+                "version": self.version,
             },
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        age = Age(self)
+        age = TriggerAge(self)
         try:
-            outcome = await (self._wait() if self.budget is None else self._wait_within(self.budget))
+            outcome = await (self._wait() if self.cost_limit is None else self._wait_within(self.cost_limit))
             await age.reached()
         except asyncio.CancelledError:
             if not TRIGGERS_HAVE_ON_KILL:
@@ -130,12 +130,12 @@ class QarnotTrigger(BaseTrigger):
         self._fired = True
         yield TriggerEvent(outcome.to_event())
 
-    async def _wait_within(self, budget: dict[str, Any]) -> Outcome:
+    async def _wait_within(self, cost_limit: dict[str, Any]) -> WaitResult:
         """Wait until it is done or has cost too much, whatever comes first."""
-        from airflow_qarnot_pool.budget import Watched
-        from airflow_qarnot_pool.triggers.cost import over_limit
+        from airflow_qarnot_pool.costs.limits import CostLimit
+        from airflow_qarnot_pool.triggers.cost_poller import over_limit
 
-        watched = Watched.from_kwargs(budget)
+        watched = CostLimit.from_kwargs(cost_limit)
         warn = partial(self.log.warning, "%s")
         wait = asyncio.ensure_future(self._wait())
         over = asyncio.ensure_future(over_limit(self.qarnot_conn_id, watched, self.poll_interval, warn))
@@ -145,25 +145,28 @@ class QarnotTrigger(BaseTrigger):
                 # Where the watch cannot go on the wait still does: it meets the same, and says it better.
                 return await wait
             verdict = over.result()
-            error = {"error": "QarnotBudgetError", "budget": {**budget, "close": list(verdict.close)}}
-            return Outcome(
-                ending=Ending.ERROR,
+            error = {
+                "error": "QarnotCostLimitError",
+                "cost_limit": {**cost_limit, "close": list(verdict.close)},
+            }
+            return WaitResult(
+                ending=EndReason.ERROR,
                 uuid=self.uuid,
                 message=verdict.message,
-                carry={**self.carry, **error},
+                resume_state={**self.resume_state, **error},
             )
         finally:
             wait.cancel()
             over.cancel()
             await asyncio.gather(wait, over, return_exceptions=True)
 
-    async def _wait(self) -> Outcome:
+    async def _wait(self) -> WaitResult:
         condition = Condition.from_kwargs(self.condition)
         condition = _conditions.setdefault(condition, condition)
         history: tuple[str, ...] = ()
-        ending, message, carry = Ending.ERROR, "", self.carry
+        ending, message, resume_state = EndReason.ERROR, "", self.resume_state
         try:
-            async with watch(
+            async with subscribe(
                 self.qarnot_conn_id,
                 self.kind,
                 self.uuid,
@@ -181,34 +184,37 @@ class QarnotTrigger(BaseTrigger):
                         except QarnotPoolEndedError as error:
                             if not history or not is_queued(history[-1]):
                                 continue
-                            return replace(stranded(self.uuid, history[-1], error.message), carry=dict(carry))
+                            return replace(
+                                stranded(self.uuid, history[-1], error.message),
+                                resume_state=dict(resume_state),
+                            )
                         self._looked(look.state)
                         if changed := history[-1:] != (look.state,):
                             self.log.info("%s %s is %s", self.kind.capitalize(), self.uuid, look.state)
-                        outcome = concluded(condition, look, history)
+                        outcome = result_if_met(condition, look, history)
                         if outcome is not None:
-                            return Outcome(
+                            return WaitResult(
                                 ending=outcome.ending,
                                 uuid=self.uuid,
                                 state=outcome.state,
                                 message=outcome.message,
-                                carry=dict(carry),
+                                resume_state=dict(resume_state),
                             )
                         if changed:
                             history = _then(history, look.state)
                         del look  # thousands may wait here for hours: only the state is needed any more
         except TimeoutError:
-            ending, message = Ending.TIMEOUT, late(self.kind, self.uuid, history, condition)
-        except QarnotGoneError as error:
-            ending, message = (Ending.MET if condition.met_by_absence else Ending.GONE), str(error)
+            ending, message = EndReason.TIMEOUT, timeout_message(self.kind, self.uuid, history, condition)
+        except QarnotDeletedError as error:
+            ending, message = (EndReason.MET if condition.met_by_absence else EndReason.GONE), str(error)
         except QarnotError as error:
-            message, carry = str(error), {**carry, "error": type(error).__name__}
-        return Outcome(
+            message, resume_state = str(error), {**resume_state, "error": type(error).__name__}
+        return WaitResult(
             ending=ending,
             uuid=self.uuid,
             state=history[-1] if history else None,
             message=message,
-            carry=dict(carry),
+            resume_state=dict(resume_state),
         )
 
     def _looked(self, state: str) -> None:
@@ -227,16 +233,16 @@ class QarnotTrigger(BaseTrigger):
         Airflow 3.3 also calls this when triggers move to another triggerer, and it really gives about one
         second. So the work is guarded by the task's state and runs shielded in an asyncio task of its own.
         """
-        if self._fired or not self.cancel_on_kill or self.life is None:
+        if self._fired or not self.cancel_on_kill or self.identity is None:
             return
-        cleanup = asyncio.get_running_loop().create_task(self._clean_up(self.life))
+        cleanup = asyncio.get_running_loop().create_task(self._clean_up(self.identity))
         _cleanups.add(cleanup)
         cleanup.add_done_callback(_cleanups.discard)
         await asyncio.shield(cleanup)
 
-    async def _clean_up(self, life: Life) -> None:
+    async def _clean_up(self, identity: TaskInstanceIdentity) -> None:
         try:
-            await self._end_if_abandoned(life)
+            await self._end_if_abandoned(identity)
         except Exception as error:
             self.log.warning(
                 "Could not find out whether %s %s is still wanted, so it is left alone; a next try of the "
@@ -247,14 +253,14 @@ class QarnotTrigger(BaseTrigger):
             )
 
     @abstractmethod
-    async def _end_if_abandoned(self, life: Life) -> None:
+    async def _end_if_abandoned(self, identity: TaskInstanceIdentity) -> None:
         """Look whether anybody still wants the object, and end it where nobody does."""
 
     async def _ask(self, request: Callable[[QarnotClient], Any]) -> Any:
         """One request of our own: the poller may be gone already."""
         from airflow.sdk import BaseHook
 
-        from airflow_qarnot_pool.hooks.settings import ConnectionSettings
+        from airflow_qarnot_pool.hooks.connection_settings import ConnectionSettings
 
         settings = ConnectionSettings.of(await BaseHook.aget_connection(self.qarnot_conn_id))
         return await asyncio.to_thread(lambda: request(settings.client(retries=3, deadline=30.0)))
@@ -291,30 +297,30 @@ def _then(history: tuple[str, ...], state: str) -> tuple[str, ...]:
     return (*history, state)
 
 
-async def task_state(life: Life) -> str | None:
+async def task_state(identity: TaskInstanceIdentity) -> str | None:
     """The state of the Airflow task instance now; None when it is cleared or removed."""
-    state: str | None = await in_thread(lambda: state_now(life))
+    state: str | None = await in_thread(lambda: task_instance_state(identity))
     return state
 
 
-async def own_xcom(life: Life, key: str) -> Any:
+async def own_xcom(identity: TaskInstanceIdentity, key: str) -> Any:
     """Return what the task instance's current try stored under *key*; None when there is nothing.
 
-    :raises LookupError: see :func:`~airflow_qarnot_pool.wanted.check_addressable`.
+    :raises LookupError: see :func:`~airflow_qarnot_pool.ownership.liveness.check_addressable`.
     """
-    check_addressable(life)
+    check_addressable(identity)
     with contextlib.suppress(KeyError):
-        return await in_thread(partial(xcoms.get_direct, life, key))
+        return await in_thread(partial(xcoms.get_direct, identity, key))
     return None
 
 
-async def store_xcom(life: Life, key: str, value: Any) -> None:
+async def store_xcom(identity: TaskInstanceIdentity, key: str, value: Any) -> None:
     """Store *value* under *key* with the task instance's current try.
 
-    :raises LookupError: see :func:`~airflow_qarnot_pool.wanted.check_addressable`.
+    :raises LookupError: see :func:`~airflow_qarnot_pool.ownership.liveness.check_addressable`.
     """
-    check_addressable(life)
-    await in_thread(partial(xcoms.set_direct, life, key, value))
+    check_addressable(identity)
+    await in_thread(partial(xcoms.set_direct, identity, key, value))
 
 
 async def in_thread(call: Callable[[], Any]) -> Any:

@@ -28,25 +28,25 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
-from airflow_qarnot_pool import metrics
 from airflow_qarnot_pool.api import filters
 from airflow_qarnot_pool.api.errors import (
     QarnotCredentialsError,
+    QarnotDeletedError,
     QarnotError,
-    QarnotGoneError,
     QarnotInvalidSpecError,
     QarnotNotFoundError,
     QarnotProtocolError,
     QarnotRefusedError,
     QarnotUnavailableError,
 )
-from airflow_qarnot_pool.conditions import Absence
-from airflow_qarnot_pool.identity import namespace_tag
+from airflow_qarnot_pool.metrics import gauge, timing
+from airflow_qarnot_pool.ownership.identity import namespace_tag
+from airflow_qarnot_pool.waiting.conditions import Absence
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.client import QarnotClient
     from airflow_qarnot_pool.api.models import Pool, Task
-    from airflow_qarnot_pool.hooks.settings import ConnectionSettings
+    from airflow_qarnot_pool.hooks.connection_settings import ConnectionSettings
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ FIELDS = (
 )
 
 
-class Scope(NamedTuple):
+class PollKey(NamedTuple):
     """Whose waiters share a poll."""
 
     loop: int
@@ -115,13 +115,13 @@ def following(due: float, now: float, interval: float, luck: float) -> float:
 # Thousands wait, each for hours: no generator, no coroutine, no timer of its own, no asyncio.Queue (3 kB), no
 # attribute dictionary.
 @dataclass(eq=False, slots=True)
-class Waiter:
-    """One waiting trigger, from entering the context to leaving it; see :func:`watch`.
+class Subscriber:
+    """One waiting trigger, from entering the context to leaving it; see :func:`subscribe`.
 
     :meth:`next` answers each time an object of its topic is seen changed.
     """
 
-    scope: Scope
+    scope: PollKey
     key: str
     is_tag: bool
     interval: float
@@ -135,7 +135,7 @@ class Waiter:
     _looks: list[Pool | Task | Exception] | None = None
     _wake: asyncio.Future[Pool | Task] | None = None
 
-    async def __aenter__(self) -> Waiter:
+    async def __aenter__(self) -> Subscriber:
         poller = _pollers.get(self.scope)
         if poller is None or poller.closed:
             make = POLLERS.get(self.scope.kind, Poller)
@@ -163,7 +163,7 @@ class Waiter:
     def next(self, timeout: float | None) -> asyncio.Future[Pool | Task]:
         """The next change, to be awaited at most *timeout* seconds (then ``TimeoutError``).
 
-        :raises QarnotGoneError: the object is not there any more.
+        :raises QarnotDeletedError: the object is not there any more.
         :raises QarnotCredentialsError: the token is refused for good.
         """
         poller = self._poller
@@ -186,7 +186,7 @@ def _answer(wake: asyncio.Future[Pool | Task], look: Pool | Task | Exception) ->
         wake.set_result(look)
 
 
-class Seen(NamedTuple):
+class Observation(NamedTuple):
     """What must differ between two looks at an object to wake anybody; less to keep than the look."""
 
     state: str
@@ -195,16 +195,16 @@ class Seen(NamedTuple):
 
 
 @dataclass(eq=False, slots=True)
-class Topic:
+class Subscription:
     """What is waited for, by one waiter or several: an object, or all objects with a tag."""
 
     key: str
     is_tag: bool
-    waiters: list[Waiter] = field(default_factory=list)
+    waiters: list[Subscriber] = field(default_factory=list)
     #: The newest look at the object.
-    last: Seen | None = None
+    last: Observation | None = None
     #: The newest look at each object with the tag.
-    members: dict[str, Seen] | None = None
+    members: dict[str, Observation] | None = None
     #: Not looked up since a waiter joined.
     fresh: bool = True
     tagged: bool = True
@@ -218,18 +218,18 @@ class Topic:
         """Whether it must be looked up in each round."""
         return not self.is_tag and (self.eager or not self.tagged or self.absence is not None)
 
-    def add(self, waiter: Waiter) -> None:
+    def add(self, waiter: Subscriber) -> None:
         self.waiters.append(waiter)
         self.fresh = True
         self.eager = self.eager or waiter.every_round
 
-    def remove(self, waiter: Waiter) -> None:
+    def remove(self, waiter: Subscriber) -> None:
         self.waiters.remove(waiter)
         self.eager = any(other.every_round for other in self.waiters)
 
-    def news(self, look: Pool | Task) -> list[Waiter]:
+    def news(self, look: Pool | Task) -> list[Subscriber]:
         """The waiters to whom *look* shows something new."""
-        seen = Seen(look.state, look.state_transition_time, look.running_instance_count)
+        seen = Observation(look.state, look.state_transition_time, look.running_instance_count)
         if self.is_tag:
             self.members = {} if self.members is None else self.members
             changed = self.members.get(look.uuid) != seen
@@ -238,7 +238,7 @@ class Topic:
             changed, self.last, self.absence = self.last != seen, seen, None
         return [waiter for waiter in self.waiters if changed or waiter.new]
 
-    def looked_up(self, told: Iterable[Waiter] | None = None) -> None:
+    def looked_up(self, told: Iterable[Subscriber] | None = None) -> None:
         """These, or all who wait, have been told of all of its objects."""
         for waiter in self.waiters if told is None else told:
             waiter.new = False
@@ -257,9 +257,9 @@ class Poller:
     def __init__(self, conn_id: str, kind: Kind) -> None:
         self.conn_id = conn_id
         self.kind = kind
-        self.scope: Scope | None = None
+        self.scope: PollKey | None = None
         self.loop = asyncio.get_running_loop()
-        self.topics: dict[str, Topic] = {}
+        self.topics: dict[str, Subscription] = {}
         self.rounds = 0
         #: How many waiters asked for which interval.
         self._intervals: Counter[float] = Counter()
@@ -296,15 +296,15 @@ class Poller:
     def closed(self) -> bool:
         return self._task.done() or self.loop.is_closed()
 
-    def add(self, waiter: Waiter) -> None:
+    def add(self, waiter: Subscriber) -> None:
         topic = self.topics.get(waiter.key)
         if topic is None:
-            topic = self.topics[waiter.key] = Topic(waiter.key, waiter.is_tag)
+            topic = self.topics[waiter.key] = Subscription(waiter.key, waiter.is_tag)
         topic.add(waiter)
         self._intervals[waiter.interval] += 1
         self._arrived.set()
 
-    def remove(self, waiter: Waiter) -> None:
+    def remove(self, waiter: Subscriber) -> None:
         topic = self.topics[waiter.key]
         topic.remove(waiter)
         if not topic.waiters:
@@ -385,7 +385,7 @@ class Poller:
                 pass
 
     def _measure(self, seconds: float) -> None:
-        metrics.polled(self.kind, self.conn_id, self._intervals.total(), len(self.topics), seconds)
+        count_poll(self.kind, self.conn_id, self._intervals.total(), len(self.topics), seconds)
 
     def _interval(self) -> float:
         """Seconds between two rounds: the shortest any waiter asked for."""
@@ -437,8 +437,8 @@ class Poller:
             return
         from airflow.sdk import BaseHook
 
-        from airflow_qarnot_pool.compat import AirflowNotFoundException
-        from airflow_qarnot_pool.hooks.settings import ConnectionSettings
+        from airflow_qarnot_pool.hooks.connection_settings import ConnectionSettings
+        from airflow_qarnot_pool.version_compat import AirflowNotFoundException
 
         try:
             settings = ConnectionSettings.of(await BaseHook.aget_connection(self.conn_id))
@@ -534,7 +534,7 @@ class Poller:
         date, came = dated
         return date, self.loop.time() - (time.monotonic() - came)
 
-    async def _look(self, topics: list[Topic]) -> None:
+    async def _look(self, topics: list[Subscription]) -> None:
         """Look these topics up: each tag with a search of its own, the objects in as few as the server allows."""
         for topic in topics:
             if topic.is_tag:
@@ -597,7 +597,7 @@ class Poller:
                 if topic := self.topics.get(uuid):
                     self._doubt(topic, error)
 
-    def _doubt(self, topic: Topic, error: QarnotNotFoundError | QarnotRefusedError) -> None:
+    def _doubt(self, topic: Subscription, error: QarnotNotFoundError | QarnotRefusedError) -> None:
         """Fail the waiters of *topic* if it is certain by now that Qarnot denies it."""
         topic.absence = topic.absence or Absence(self._interval())
         if not topic.absence.is_certain(error, self.loop.time()):
@@ -605,7 +605,7 @@ class Poller:
         elif isinstance(error, QarnotRefusedError):
             topic.fail(error)
         else:
-            gone = QarnotGoneError(
+            gone = QarnotDeletedError(
                 f"Qarnot {self.kind} {topic.key} is gone: it was deleted before its end was seen.",
                 status=error.status,
                 kind=self.kind,
@@ -649,12 +649,12 @@ class Poller:
             self._clock = (moved, now)
 
 
-_pollers: dict[Scope, Poller] = {}
+_pollers: dict[PollKey, Poller] = {}
 #: Pollers of a kind of their own.
 POLLERS: dict[Kind, type[Poller]] = {}
 
 
-def watch(
+def subscribe(
     conn_id: str,
     kind: Kind,
     key: str,
@@ -663,7 +663,7 @@ def watch(
     is_tag: bool = False,
     every_round: bool = False,
     scope: str = "",
-) -> Waiter:
+) -> Subscriber:
     """Wait for changes together with everybody else on this event loop: ``async with watch(...) as waiter``.
 
     :param key: uuid of an object; with *is_tag*, a tag, for all objects that carry it.
@@ -671,10 +671,18 @@ def watch(
     :param every_round: ask in every round, for what shows no state transition (running instances).
     :param scope: waiters of different scopes do not share a poll.
     """
-    shared = Scope(id(asyncio.get_running_loop()), conn_id, kind, scope)
-    return Waiter(shared, key, is_tag, interval, every_round)
+    shared = PollKey(id(asyncio.get_running_loop()), conn_id, kind, scope)
+    return Subscriber(shared, key, is_tag, interval, every_round)
 
 
 def pollers() -> Iterator[Poller]:
     """The pollers alive in this process."""
     return iter(_pollers.values())
+
+
+def count_poll(kind: str, conn_id: str, waiters: int, size: int, seconds: float) -> None:
+    """A round of a shared poll: how many wait, for how many objects, and how long the round took."""
+    tags = {"kind": kind, "conn_id": conn_id}
+    gauge("poll.waiters", waiters, **tags)
+    gauge("poll.size", size, **tags)
+    timing("poll.duration", seconds, **tags)

@@ -7,15 +7,18 @@ from collections.abc import Coroutine
 from typing import Any
 
 from airflow_qarnot_pool.api import states
-from airflow_qarnot_pool.api.errors import QarnotGoneError
-from airflow_qarnot_pool.claim import end, is_taken_over
-from airflow_qarnot_pool.conditions import Ending, Outcome
-from airflow_qarnot_pool.identity import Life
-from airflow_qarnot_pool.shared import release
+from airflow_qarnot_pool.api.errors import QarnotDeletedError
+from airflow_qarnot_pool.ownership.claim import is_taken_over
+from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
+from airflow_qarnot_pool.ownership.liveness import is_still_wanted
+from airflow_qarnot_pool.ownership.shared_pool import release
+from airflow_qarnot_pool.ownership.termination import end
 from airflow_qarnot_pool.triggers.base import QarnotTrigger, task_state
-from airflow_qarnot_pool.triggers.poller import watch
-from airflow_qarnot_pool.wanted import goes_on
-from airflow_qarnot_pool.warmth import COLD
+from airflow_qarnot_pool.triggers.poller import subscribe
+from airflow_qarnot_pool.waiting.conditions import EndReason, WaitResult
+
+#: Key of an outcome whose warm-up ended before the pool was ready.
+COLD = "cold"
 
 
 class QarnotPoolTrigger(QarnotTrigger):
@@ -23,12 +26,12 @@ class QarnotPoolTrigger(QarnotTrigger):
 
     kind = "pool"
 
-    def _wait(self) -> Coroutine[Any, Any, Outcome]:
-        warm_up = self.carry.get("warm_up")
-        shared = self.life is not None and self.life.shared
+    def _wait(self) -> Coroutine[Any, Any, WaitResult]:
+        warm_up = self.resume_state.get("warm_up")
+        shared = self.identity is not None and self.identity.shared
         return self._wait_while_warmed(warm_up) if warm_up and shared else super()._wait()
 
-    async def _wait_while_warmed(self, warm_up: str) -> Outcome:
+    async def _wait_while_warmed(self, warm_up: str) -> WaitResult:
         """Wait for a shared pool, and resume if its warm-up ends first: nothing boots its nodes then.
 
         The warm-up ends with any of the tasks that wait for it, be it killed or done.
@@ -43,7 +46,9 @@ class QarnotPoolTrigger(QarnotTrigger):
             left = self._seconds_left()
             if wait.done() or cold.exception() or (left is not None and left <= 2 * self.poll_interval):
                 return await wait
-            return Outcome(ending=Ending.MET, uuid=self.uuid, carry={**self.carry, COLD: True})
+            return WaitResult(
+                ending=EndReason.MET, uuid=self.uuid, resume_state={**self.resume_state, COLD: True}
+            )
         finally:
             wait.cancel()
             cold.cancel()
@@ -52,24 +57,24 @@ class QarnotPoolTrigger(QarnotTrigger):
     async def _ended(self, warm_up: str) -> None:
         """Return when the Qarnot task *warm_up* has ended."""
         try:
-            async with watch(self.qarnot_conn_id, "task", warm_up, interval=self.poll_interval) as waiter:
+            async with subscribe(self.qarnot_conn_id, "task", warm_up, interval=self.poll_interval) as waiter:
                 while not states.is_terminal((await waiter.next(None)).state):
                     pass
-        except QarnotGoneError:
+        except QarnotDeletedError:
             return
 
-    async def _end_if_abandoned(self, life: Life) -> None:
-        state = await task_state(life)
-        if goes_on("pool", state):
+    async def _end_if_abandoned(self, identity: TaskInstanceIdentity) -> None:
+        state = await task_state(identity)
+        if is_still_wanted("pool", state):
             self.log.info("Pool %s stays open: its Airflow task is %s", self.uuid, state)
             return
-        if life.shared:
-            await self._ask(lambda client: release(client, life, by=(life.task_id,)))
-            if warm_up := self.carry.get("warm_up"):
+        if identity.shared:
+            await self._ask(lambda client: release(client, identity, by=(identity.task_id,)))
+            if warm_up := self.resume_state.get("warm_up"):
                 # The pool may stay, and its slots are the others'.
                 await self._ask(lambda client: end(client.tasks, warm_up))
             return
-        if await self._ask(lambda client: is_taken_over(client.pools, life, self.uuid)):
+        if await self._ask(lambda client: is_taken_over(client.pools, identity, self.uuid)):
             self.log.info("Pool %s stays open: a later try of its Airflow task has taken it over", self.uuid)
             return
         await self._ask(lambda client: end(client.pools, self.uuid))

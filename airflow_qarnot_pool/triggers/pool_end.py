@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from airflow_qarnot_pool.api import states
-from airflow_qarnot_pool.api.errors import QarnotError, QarnotGoneError, QarnotUnknownStateError
-from airflow_qarnot_pool.conditions import POOL_POLL_INTERVALS, STRANDED_INTERVALS
+from airflow_qarnot_pool.api.errors import QarnotDeletedError, QarnotError, QarnotUnknownStateError
 from airflow_qarnot_pool.exceptions import QarnotPoolEndedError
-from airflow_qarnot_pool.triggers.poller import watch
+from airflow_qarnot_pool.triggers.poller import subscribe
+from airflow_qarnot_pool.waiting.conditions import POOL_POLL_INTERVALS, STRANDED_INTERVALS
 
 if TYPE_CHECKING:
-    from airflow_qarnot_pool.triggers.poller import Waiter
+    from airflow_qarnot_pool.triggers.poller import Subscriber
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class PoolEnd:
     def __init__(self, key: tuple[int, str, str], interval: float) -> None:
         self._key = key
         self._interval = interval
-        self._waiters: set[Waiter] = set()
+        self._waiters: set[Subscriber] = set()
         # An empty context, so that its log lines belong to the triggerer and not to the first trigger.
         self._task = asyncio.get_running_loop().create_task(self._run(), context=contextvars.Context())
 
@@ -38,10 +38,10 @@ class PoolEnd:
     def closed(self) -> bool:
         return self._task.done()
 
-    def add(self, waiter: Waiter) -> None:
+    def add(self, waiter: Subscriber) -> None:
         self._waiters.add(waiter)
 
-    def remove(self, waiter: Waiter) -> None:
+    def remove(self, waiter: Subscriber) -> None:
         self._waiters.discard(waiter)
         if not self._waiters:
             self._task.cancel()
@@ -63,12 +63,12 @@ class PoolEnd:
         every = POOL_POLL_INTERVALS * self._interval
         while True:
             try:
-                async with watch(conn_id, "pool", pool, interval=every) as waiter:
+                async with subscribe(conn_id, "pool", pool, interval=every) as waiter:
                     while True:
                         look = await waiter.next(None)
                         if not states.accepts_tasks(look.state):
                             return look.state
-            except QarnotGoneError:
+            except QarnotDeletedError:
                 return "deleted"
             except QarnotUnknownStateError as error:
                 log.info("%s", error)
@@ -90,7 +90,7 @@ class PoolEnds:
 
     __slots__ = ("_conn_id", "_interval", "_joined", "_pools", "_waiter")
 
-    def __init__(self, conn_id: str, pools: Sequence[str], waiter: Waiter, interval: float) -> None:
+    def __init__(self, conn_id: str, pools: Sequence[str], waiter: Subscriber, interval: float) -> None:
         self._conn_id, self._pools, self._waiter, self._interval = conn_id, pools, waiter, interval
         self._joined: tuple[PoolEnd, ...] = ()
 

@@ -15,10 +15,10 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_qarnot_pool.api.errors import QarnotCredentialsError, QarnotError
 from airflow_qarnot_pool.api.limits import stored_moment
-from airflow_qarnot_pool.conditions import Ending, Kind, Outcome
-from airflow_qarnot_pool.identity import FORMAT
-from airflow_qarnot_pool.triggers.age import Age
+from airflow_qarnot_pool.ownership.identity import FORMAT_VERSION
+from airflow_qarnot_pool.triggers.age import TriggerAge
 from airflow_qarnot_pool.triggers.pool import QarnotPoolTrigger
+from airflow_qarnot_pool.waiting.conditions import EndReason, Kind, WaitResult
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.models import Account
@@ -62,7 +62,7 @@ class QarnotQuotaTrigger(BaseTrigger):
     :param poll_interval: seconds between two looks at the account.
     :param deadline: ISO time at which it fires in any case.
     :param refusals: how often in a row the quota was full already; this waits longer each time.
-    :param carry: handed back in the event, for the operator that resumes.
+    :param resume_state: handed back in the event, for the operator that resumes.
     """
 
     def __init__(
@@ -73,8 +73,8 @@ class QarnotQuotaTrigger(BaseTrigger):
         poll_interval: float,
         deadline: str,
         refusals: int = 0,
-        carry: dict[str, Any] | None = None,
-        format: int = FORMAT,
+        resume_state: dict[str, Any] | None = None,
+        version: int = FORMAT_VERSION,
     ) -> None:
         super().__init__()
         self.qarnot_conn_id = qarnot_conn_id
@@ -82,8 +82,8 @@ class QarnotQuotaTrigger(BaseTrigger):
         self.poll_interval = poll_interval
         self.deadline = deadline
         self.refusals = refusals
-        self.carry = carry or {}
-        self.format = format
+        self.resume_state = resume_state or {}
+        self.version = version
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         return (
@@ -94,30 +94,39 @@ class QarnotQuotaTrigger(BaseTrigger):
                 "poll_interval": self.poll_interval,
                 "deadline": self.deadline,
                 "refusals": self.refusals,
-                "carry": self.carry,
-                "format": self.format,
+                "resume_state": self.resume_state,
+                "version": self.version,
             },
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         # Before it looks: by the time it may fire, room that it has seen would be taken.
-        await Age(self).reached()
+        await TriggerAge(self).reached()
         await room(self.qarnot_conn_id, self.kind, self.poll_interval, self.deadline, self.refusals)
         yield TriggerEvent(
-            {"status": "met", "deadline": self.deadline, "refusals": self.refusals, "carry": self.carry}
+            {
+                "status": "met",
+                "deadline": self.deadline,
+                "refusals": self.refusals,
+                "resume_state": self.resume_state,
+            }
         )
 
 
 class QarnotWarmUpRoomTrigger(QarnotPoolTrigger):
     """Wait until the account has room for the warm-up of the pool ``uuid``, which a kill closes meanwhile."""
 
-    async def _wait(self) -> Outcome:
+    async def _wait(self) -> WaitResult:
         assert self.deadline is not None
         await room(self.qarnot_conn_id, "task", self.poll_interval, self.deadline)
-        return Outcome(ending=Ending.MET, uuid=self.uuid, carry={**self.carry, "room_until": self.deadline})
+        return WaitResult(
+            ending=EndReason.MET,
+            uuid=self.uuid,
+            resume_state={**self.resume_state, "room_until": self.deadline},
+        )
 
 
-class _Lobby:
+class _QuotaWaiters:
     """All in this process that wait for room for one kind of object on one connection, and their shared look."""
 
     def __init__(self) -> None:
@@ -137,7 +146,7 @@ class _Lobby:
         return self._account, self._places
 
 
-_lobbies: dict[tuple[str, Kind], _Lobby] = {}
+_lobbies: dict[tuple[str, Kind], _QuotaWaiters] = {}
 
 
 async def room(conn_id: str, kind: Kind, poll_interval: float, deadline: str, refusals: int = 0) -> None:
@@ -147,7 +156,7 @@ async def room(conn_id: str, kind: Kind, poll_interval: float, deadline: str, re
     about as many go as there are places, and a place counts that a finished object would give up.
     """
     begun, ends = datetime.now(UTC), stored_moment(deadline)
-    lobby = _lobbies.setdefault((conn_id, kind), _Lobby())
+    lobby = _lobbies.setdefault((conn_id, kind), _QuotaWaiters())
     before: Account | None = None
     lobby.waiters += 1
     try:
@@ -183,8 +192,14 @@ async def _places(conn_id: str, kind: Kind) -> tuple[Account, int | None]:
     """Return the account, and how many objects there is room for; one more if a finished object may be deleted."""
     from airflow.sdk import BaseHook
 
-    from airflow_qarnot_pool.hooks.settings import ConnectionSettings
-    from airflow_qarnot_pool.room import AirflowStates, Room, is_busy, is_full, places
+    from airflow_qarnot_pool.hooks.connection_settings import ConnectionSettings
+    from airflow_qarnot_pool.ownership.quota import (
+        AirflowStates,
+        QuotaRoom,
+        free_places,
+        is_busy,
+        is_full,
+    )
     from airflow_qarnot_pool.triggers.base import in_thread
 
     settings = ConnectionSettings.of(await BaseHook.aget_connection(conn_id))
@@ -197,9 +212,9 @@ async def _places(conn_id: str, kind: Kind) -> tuple[Account, int | None]:
     def look() -> tuple[Account, int | None]:
         client = settings.client(retries=0)
         account = client.account.info()
-        free = places(account, kind)
+        free = free_places(account, kind)
         if free == 0 and is_full(account, kind) and not is_busy(account, kind):
-            free = int(Room(client, settings.namespace, airflow=AirflowStates(ask)).can_make(kind))
+            free = int(QuotaRoom(client, settings.namespace, airflow=AirflowStates(ask)).can_make(kind))
         return account, free
 
     return await asyncio.to_thread(look)

@@ -8,18 +8,19 @@ from typing import Any
 
 from airflow_qarnot_pool.api import states
 from airflow_qarnot_pool.api.errors import QarnotError
-from airflow_qarnot_pool.claim import end
-from airflow_qarnot_pool.conditions import Outcome
-from airflow_qarnot_pool.identity import Fate, Life, Relic, fate_of
+from airflow_qarnot_pool.ownership.decisions import RemoteSnapshot, Usability, usability_of
+from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
+from airflow_qarnot_pool.ownership.termination import end
+from airflow_qarnot_pool.ownership.xcom_keys import TASK_KEY
 from airflow_qarnot_pool.triggers.base import QarnotTrigger, own_xcom, task_state
-from airflow_qarnot_pool.triggers.keys import TASK_KEY
-from airflow_qarnot_pool.triggers.output import Follower
+from airflow_qarnot_pool.triggers.log_follower import LogFollower
+from airflow_qarnot_pool.waiting.conditions import WaitResult
 
 
 class QarnotTaskTrigger(QarnotTrigger):
     """Wait for a Qarnot task; a kill of the Airflow task aborts it.
 
-    :param live: follow its output, as :class:`~airflow_qarnot_pool.triggers.output.Follower` is told.
+    :param live: follow its output, as :class:`~airflow_qarnot_pool.triggers.log_follower.LogFollower` is told.
     """
 
     kind = "task"
@@ -27,20 +28,20 @@ class QarnotTaskTrigger(QarnotTrigger):
     def __init__(self, *, live: dict[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.live = live
-        self._follower: Follower | None = None
+        self._follower: LogFollower | None = None
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         path, kwargs = super().serialize()
         return path, {**kwargs, "live": self.live} if self.live else kwargs
 
-    def _wait(self) -> Coroutine[Any, Any, Outcome]:
+    def _wait(self) -> Coroutine[Any, Any, WaitResult]:
         # Not one coroutine within another where nothing is followed: thousands wait so.
         return super()._wait() if self.live is None else self._wait_and_follow(self.live)
 
-    async def _wait_and_follow(self, live: dict[str, Any]) -> Outcome:
+    async def _wait_and_follow(self, live: dict[str, Any]) -> WaitResult:
         try:
-            follower = self._follower = Follower(
-                self.qarnot_conn_id, live, self.poll_interval, self.life, self.log
+            follower = self._follower = LogFollower(
+                self.qarnot_conn_id, live, self.poll_interval, self.identity, self.log
             )
         except QarnotError as error:
             self.log.warning("%s It is written when the Qarnot task is done", error)
@@ -51,19 +52,19 @@ class QarnotTaskTrigger(QarnotTrigger):
         finally:
             await follower.stop(following)
         # The rest of the output comes from whoever resumes.
-        outcome.carry["output"] = follower.to_json()
+        outcome.resume_state["output"] = follower.to_json()
         return outcome
 
     def _looked(self, state: str) -> None:
         if self._follower is not None and states.task_phase(state) is not states.Phase.TRANSIENT:
             self._follower.runs()
 
-    async def _end_if_abandoned(self, life: Life) -> None:
+    async def _end_if_abandoned(self, identity: TaskInstanceIdentity) -> None:
         look = await self._ask(lambda client: client.tasks.get(self.uuid))
-        if fate_of(look) is not Fate.LIVE or life.precedes(Relic.of(look)):
+        if usability_of(look) is not Usability.LIVE or RemoteSnapshot.of(look).is_later_than(identity):
             return
-        state = await task_state(life)
-        if state == "deferred" and await own_xcom(life, TASK_KEY) == self.uuid:
+        state = await task_state(identity)
+        if state == "deferred" and await own_xcom(identity, TASK_KEY) == self.uuid:
             self.log.info("Qarnot task %s goes on: its Airflow task still waits for it", self.uuid)
             return
         await self._ask(lambda client: end(client.tasks, self.uuid))

@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api import filters, states
 from airflow_qarnot_pool.api.errors import QarnotError
-from airflow_qarnot_pool.claim import end_life
-from airflow_qarnot_pool.conditions import Ending, Outcome, is_queued
 from airflow_qarnot_pool.exceptions import QarnotPoolEndedError
-from airflow_qarnot_pool.fan_out import Memory
-from airflow_qarnot_pool.identity import LINEAGE_TAG, Life, numbers_of
+from airflow_qarnot_pool.ownership.fan_out import FanOutProgress
+from airflow_qarnot_pool.ownership.identity import LINEAGE_TAG, TaskInstanceIdentity, index_and_generation
+from airflow_qarnot_pool.ownership.termination import end_lineage
+from airflow_qarnot_pool.ownership.xcom_keys import TASKS_KEY
 from airflow_qarnot_pool.triggers.base import QarnotTrigger, own_xcom, store_xcom, task_state
-from airflow_qarnot_pool.triggers.keys import TASKS_KEY
-from airflow_qarnot_pool.triggers.poller import watch
+from airflow_qarnot_pool.triggers.poller import subscribe
 from airflow_qarnot_pool.triggers.pool_end import PoolEnds
+from airflow_qarnot_pool.waiting.conditions import EndReason, WaitResult, is_queued
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.models import Task
     from airflow_qarnot_pool.api.tasks import TaskResource
-    from airflow_qarnot_pool.triggers.poller import Waiter
+    from airflow_qarnot_pool.triggers.poller import Subscriber
 
 log = logging.getLogger(__name__)
 
@@ -38,16 +38,19 @@ class QarnotTasksTrigger(QarnotTrigger):
     """Wait until no more than ``low_water`` of the pending Qarnot tasks of a lineage are unfinished.
 
     ``uuid`` is the lineage here; ``condition`` is ``{"expected": how many there are, "low_water": n}``. Which are
-    pending is in ``carry`` (:class:`~airflow_qarnot_pool.fan_out.Memory`), and goes back with what ended.
+    pending is in ``resume_state`` (:class:`~airflow_qarnot_pool.ownership.fan_out.FanOutProgress`).
     """
 
     kind = "task"
 
-    async def _wait(self) -> Outcome:
-        memory, low_water = Memory.from_carry(self.carry), int(self.condition["low_water"])
-        ending, message, error_name = Ending.ERROR, "", None
+    async def _wait(self) -> WaitResult:
+        memory, low_water = (
+            FanOutProgress.from_resume_state(self.resume_state),
+            int(self.condition["low_water"]),
+        )
+        ending, message, error_name = EndReason.ERROR, "", None
         try:
-            async with watch(
+            async with subscribe(
                 self.qarnot_conn_id,
                 self.kind,
                 LINEAGE_TAG + self.uuid,
@@ -56,33 +59,33 @@ class QarnotTasksTrigger(QarnotTrigger):
             ) as waiter:
                 with PoolEnds(self.qarnot_conn_id, self.pools, waiter, self.poll_interval):
                     await self._watch(waiter, memory, low_water)
-                ending = Ending.MET
+                ending = EndReason.MET
         except QarnotPoolEndedError as error:
             ending, message = (
-                Ending.IMPOSSIBLE,
+                EndReason.IMPOSSIBLE,
                 f"Qarnot tasks stay queued, and {error.message}, so they never run",
             )
         except TimeoutError:
-            ending = Ending.TIMEOUT
+            ending = EndReason.TIMEOUT
             message = (
                 f"{len(memory.pending)} of {self.condition.get('expected')} Qarnot tasks did not end in time"
             )
         except QarnotError as error:
             message, error_name = str(error), type(error).__name__
-        carry = {**self.carry, **memory.to_carry()}
+        resume_state = {**self.resume_state, **memory.to_resume_state()}
         if error_name:
-            carry["error"] = error_name
+            resume_state["error"] = error_name
         await self._note_resuming()
-        return Outcome(ending=ending, uuid=self.uuid, message=message, carry=carry)
+        return WaitResult(ending=ending, uuid=self.uuid, message=message, resume_state=resume_state)
 
-    async def _watch(self, waiter: Waiter, memory: Memory, low_water: int) -> None:
+    async def _watch(self, waiter: Subscriber, memory: FanOutProgress, low_water: int) -> None:
         """Note who ends, until few enough are left, or one is not there any more: the operator judges that.
 
         :raises TimeoutError: the deadline is over.
         :raises QarnotPoolEndedError: some stay queued on a pool that has ended.
         """
         clock = asyncio.get_running_loop().time
-        rounds = CHECK_ROUNDS_NEAR_QUOTA if self.carry.get("met_quota") else CHECK_ROUNDS
+        rounds = CHECK_ROUNDS_NEAR_QUOTA if self.resume_state.get("met_quota") else CHECK_ROUNDS
         check_after = min(CHECK_AFTER, rounds * self.poll_interval)
         told, check_at = clock(), clock() + check_after
         while len(memory.pending) > low_water:
@@ -118,45 +121,45 @@ class QarnotTasksTrigger(QarnotTrigger):
         found = await self._look_at_all() or ()
         return any(look.pool == pool and is_queued(look.state) for look in found)
 
-    async def _some_vanished(self, memory: Memory) -> bool:
+    async def _some_vanished(self, memory: FanOutProgress) -> bool:
         found = await self._look_at_all()
         if found is None:
             return False
         for look in found:
             note_end(memory, look)
-        return bool(memory.pending - {numbers_of(look.shortname) for look in found})
+        return bool(memory.pending - {index_and_generation(look.shortname) for look in found})
 
     async def _note_resuming(self) -> None:
         """Store that the wait is over: a queued Airflow task resumes then, and was not cleared.
 
         A triggerer that was frozen meanwhile reads it. The operator stores the bare lineage when it runs again.
         """
-        if self.life is None:
+        if self.identity is None:
             return
         try:
-            await store_xcom(self.life, TASKS_KEY, resuming(self.life))
+            await store_xcom(self.identity, TASKS_KEY, resuming(self.identity))
         except Exception as error:  # of Airflow's; only a triggerer that was frozen would miss it
             log.debug("Airflow did not store that the wait for the Qarnot tasks is over: %s", error)
 
-    async def _end_if_abandoned(self, life: Life) -> None:
-        state = await task_state(life)
-        if still_waits(state, await own_xcom(life, TASKS_KEY), life):
+    async def _end_if_abandoned(self, identity: TaskInstanceIdentity) -> None:
+        state = await task_state(identity)
+        if still_waits(state, await own_xcom(identity, TASKS_KEY), identity):
             self.log.info("The Qarnot tasks keep running: their Airflow task is %s", state)
             return
-        ended = await self._ask(lambda client: end_life(client.tasks, life))
+        ended = await self._ask(lambda client: end_lineage(client.tasks, identity))
         if ended is None:
             self.log.info("The Qarnot tasks keep running: a later try of their Airflow task has them")
         else:
             self.log.info("Aborted %d Qarnot tasks: their Airflow task is %s", len(ended), state or "cleared")
 
 
-def resuming(life: Life) -> str:
+def resuming(identity: TaskInstanceIdentity) -> str:
     """Return the XCom of an Airflow task whose wait is over, and which has not run since."""
-    return f"{life.lineage} resumes"
+    return f"{identity.lineage} resumes"
 
 
-def still_waits(state: str | None, stored: Any, life: Life) -> bool:
-    """Return whether the Airflow task of *life* still wants its Qarnot tasks.
+def still_waits(state: str | None, stored: Any, identity: TaskInstanceIdentity) -> bool:
+    """Return whether the Airflow task of *identity* still wants its Qarnot tasks.
 
     Between two deferrals the same try is queued and runs on a worker, to submit more. A task that was cleared while
     deferred is queued, too, with the XComs of the try before until its new try starts.
@@ -165,13 +168,13 @@ def still_waits(state: str | None, stored: Any, life: Life) -> bool:
     :param stored: its XCom :data:`TASKS_KEY`.
     """
     if state in ("queued", "scheduled"):
-        return bool(stored == resuming(life))
-    return state in ("deferred", "running") and stored in (life.lineage, resuming(life))
+        return bool(stored == resuming(identity))
+    return state in ("deferred", "running") and stored in (identity.lineage, resuming(identity))
 
 
-def note_end(memory: Memory, look: Task) -> None:
+def note_end(memory: FanOutProgress, look: Task) -> None:
     """Note in *memory* what *look* shows, where it is the end of a pending one."""
-    numbers = numbers_of(look.shortname)
+    numbers = index_and_generation(look.shortname)
     if numbers is not None and states.task_phase(look.state) is states.Phase.TERMINAL:
         memory.ended(numbers, success=states.parse_task_state(look.state) is states.TaskState.SUCCESS)
 

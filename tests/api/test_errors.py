@@ -34,7 +34,7 @@ CASES = [
         ["look before sending it again"],
     ),
     (errors.QarnotUnavailableError(ambiguous=False), ["Qarnot is not available"]),
-    (errors.QarnotGoneError(kind="task", ref="t"), ["The task 't' is gone before its end was seen"]),
+    (errors.QarnotDeletedError(kind="task", ref="t"), ["The task 't' is gone before its end was seen"]),
     (
         errors.QarnotBucketNotFoundError(kind="pool", status=404),
         ["A bucket that the new pool names does not exist"],
@@ -83,5 +83,5 @@ def test_it_survives_pickling_and_copying(error, way):
 
 def test_invalid_specs_are_value_errors_and_gone_objects_are_not_found():
     assert issubclass(errors.QarnotInvalidSpecError, ValueError)
-    assert issubclass(errors.QarnotGoneError, errors.QarnotNotFoundError)
+    assert issubclass(errors.QarnotDeletedError, errors.QarnotNotFoundError)
     assert issubclass(errors.QarnotQuotaError, errors.QarnotRefusedError)

@@ -13,13 +13,14 @@ from airflow_qarnot_pool.api.models import (
     CarbonFacts,
     Pool,
     Profile,
-    Quota,
+    QuotaUse,
     RemoteError,
     Task,
 )
 from airflow_qarnot_pool.api.specs import FixedPolicy, HardwareConstraint, OtherPart, RetrySettings
 from airflow_qarnot_pool.api.states import Phase, PoolState, TaskState
-from airflow_qarnot_pool.budget import Watched, spending_of
+from airflow_qarnot_pool.costs.limits import CostLimit
+from airflow_qarnot_pool.costs.spending import spending_of
 from tests.api.conftest import TOKEN
 from tests.api.samples import POOL, STATUS, TASK
 from tests.api.stub import Reply
@@ -226,7 +227,7 @@ def test_the_account():
         }
     )
     assert (account.email, account.max_pool, account.pool_count, account.max_task) == ("a@b.c", 50, 3, None)
-    assert account.user_quotas.flex == Quota(max_instances=64, running_cores=8)
+    assert account.user_quotas.flex == QuotaUse(max_instances=64, running_cores=8)
     assert account.organization_quotas.reserved[0].reservation_name == "r"
     assert account.projects[0].is_default
     assert Account.from_json({}).user_quotas.flex is None
@@ -286,6 +287,6 @@ def test_a_cost_that_is_no_number_slips_past_no_limit(stub, value):
     """It is an error, which the watch tells: compared with a limit, NaN would be below any."""
     stub.default = Reply(200, {"credits": value})
     with QarnotClient(stub.url, TOKEN, retries=0) as client:
-        for ask in (client.account.credits, lambda: spending_of(client, Watched(uuid="u", max_cost=1.0))):
+        for ask in (client.account.credits, lambda: spending_of(client, CostLimit(uuid="u", max_cost=1.0))):
             with pytest.raises(QarnotProtocolError, match="no number of credits"):
                 ask()

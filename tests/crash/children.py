@@ -25,7 +25,7 @@ from typing import Any
 
 from asgiref.sync import SyncToAsync
 
-from airflow_qarnot_pool.compat import TaskDeferred
+from airflow_qarnot_pool.version_compat import TaskDeferred
 from tests.harness import RUN_STARTED, FakeTI, again, context_of, first_event
 
 #: Longest that any child of a test may take.

@@ -122,17 +122,17 @@ def _run_triggers(orders: int, others_end: int, states: Path, say: Say) -> None:
     os.close(others_end)
     from airflow_qarnot_pool.triggers import pool, task
 
-    def row(life: Any) -> dict[str, Any]:
-        path = states / f"{life.run_id}~{life.task_id}~{life.map_index}"
+    def row(identity: Any) -> dict[str, Any]:
+        path = states / f"{identity.run_id}~{identity.task_id}~{identity.map_index}"
         found: dict[str, Any] = json.loads(path.read_text())
         return found
 
-    async def task_state(life: Any) -> str | None:
-        state: str | None = row(life)["state"]
+    async def task_state(identity: Any) -> str | None:
+        state: str | None = row(identity)["state"]
         return state
 
-    async def own_xcom(life: Any, key: str) -> Any:
-        return row(life)["xcoms"].get(key)
+    async def own_xcom(identity: Any, key: str) -> Any:
+        return row(identity)["xcoms"].get(key)
 
     pool.task_state = task.task_state = task_state  # type: ignore[assignment]
     task.own_xcom = own_xcom  # type: ignore[assignment]

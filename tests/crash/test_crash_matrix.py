@@ -22,11 +22,11 @@ import pytest
 
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.transport import Answer, Transport
-from airflow_qarnot_pool.compat import TaskDeferred
-from airflow_qarnot_pool.identity import is_ending
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
+from airflow_qarnot_pool.ownership.identity import is_ending
+from airflow_qarnot_pool.version_compat import TaskDeferred
 from tests.crash.children import (
     Child,
     Say,

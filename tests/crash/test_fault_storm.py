@@ -18,12 +18,12 @@ from airflow.sdk.bases.operator import ExecutorSafeguard
 
 from airflow_qarnot_pool.api import filters
 from airflow_qarnot_pool.api.client import QarnotClient
-from airflow_qarnot_pool.compat import TaskDeferred
 from airflow_qarnot_pool.exceptions import QarnotError
-from airflow_qarnot_pool.identity import namespace_tag
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
+from airflow_qarnot_pool.ownership.identity import namespace_tag
+from airflow_qarnot_pool.version_compat import TaskDeferred
 from tests.crash.children import eventually
 from tests.harness import FakeTI, again, context_of, first_event
 

@@ -20,20 +20,20 @@ import pytest
 from airflow_qarnot_pool.api import filters
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
-from airflow_qarnot_pool.compat import TaskDeferred
 from airflow_qarnot_pool.exceptions import QarnotError, QarnotInvalidSpecError
-from airflow_qarnot_pool.identity import namespace_tag
 from airflow_qarnot_pool.local import LocalQarnot
+from airflow_qarnot_pool.maintenance.reaper import ReapLimits, ReapReport, reap
 from airflow_qarnot_pool.operators.pool import QarnotCreatePoolOperator
-from airflow_qarnot_pool.operators.reap import QarnotReapPoolsOperator
+from airflow_qarnot_pool.operators.reap import QarnotReapOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
-from airflow_qarnot_pool.reaper import Limits, Report, reap
+from airflow_qarnot_pool.ownership.identity import namespace_tag
+from airflow_qarnot_pool.version_compat import TaskDeferred
 from tests.crash.children import eventually, made_for
 from tests.harness import FakeTI, context_of, life_of, run
 from tests.operators.conftest import connect
 
-LIMITS = Limits(grace=timedelta(minutes=15), idle=timedelta(hours=1), finished=timedelta(days=8))
+LIMITS = ReapLimits(grace=timedelta(minutes=15), idle=timedelta(hours=1), finished=timedelta(days=8))
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def states(client: QarnotClient, *uuids: str) -> list[bool]:
     return [client.pools.get(uuid).state in ("Closing", "Closed") for uuid in uuids]
 
 
-def by_uuid(report: Report) -> dict[str, dict[str, Any]]:
+def by_uuid(report: ReapReport) -> dict[str, dict[str, Any]]:
     return {one["uuid"]: one for one in report.to_json()["pools"]}
 
 
@@ -108,13 +108,18 @@ def test_a_pool_is_kept_while_a_live_run_of_another_dag_works_on_it(
     names = [f"{own_run}-{number}" for number in range(2)]
     pool, unused = map(made, names)
     states_of = {**dict.fromkeys(names, own_run), "live": "running"}
-    life = life_of(namespace=namespace, dag_id="report", run_id="live")
+    identity = life_of(namespace=namespace, dag_id="report", run_id="live")
     work = TaskSpec(
-        name="x", pool=pool, command="sleep 60", instance_count=1, tags=life.tags(), labels=life.labels(1, "")
+        name="x",
+        pool=pool,
+        command="sleep 60",
+        instance_count=1,
+        tags=identity.tags(),
+        labels=identity.labels(1, ""),
     )
     task = client.tasks.create(work)
 
-    def reaped() -> Report:
+    def reaped() -> ReapReport:
         return reap(client, namespace, lambda dag_id, run_id: states_of[run_id], LIMITS, now=later())
 
     assert by_uuid(reaped())[pool]["reason"] == "DAG run report live works on it"
@@ -134,10 +139,12 @@ def test_work_that_no_live_run_of_ours_waits_for_keeps_no_pool(
     client: QarnotClient, namespace: str, changes: dict[str, str]
 ) -> None:
     pool = made("over")
-    life = life_of(**{"namespace": namespace, "run_id": "live", **changes})
-    labels = life.labels(1, "") if life.dag_id else {}
+    identity = life_of(**{"namespace": namespace, "run_id": "live", **changes})
+    labels = identity.labels(1, "") if identity.dag_id else {}
     client.tasks.create(
-        TaskSpec(name="x", pool=pool, command="sleep 60", instance_count=1, tags=life.tags(), labels=labels)
+        TaskSpec(
+            name="x", pool=pool, command="sleep 60", instance_count=1, tags=identity.tags(), labels=labels
+        )
     )
     runs = {"over": "success", "live": "running"}
     reap(client, namespace, lambda dag_id, run_id: runs[run_id], LIMITS, now=later())
@@ -177,9 +184,9 @@ def test_another_namespace_is_not_touched(
 
 def strangers(namespace: str) -> dict[str, PoolSpec]:
     """Pools with our namespace tag that this provider did not make in this namespace."""
-    life = life_of(namespace=namespace, run_id="over")
+    identity = life_of(namespace=namespace, run_id="over")
     tag = namespace_tag(namespace)
-    labels = life.labels(1, "spec")
+    labels = identity.labels(1, "spec")
     plain = PoolSpec(name="somebody's", instance_count=1, tags=[tag])
     return {
         "the tag alone": plain,
@@ -258,9 +265,9 @@ def test_it_looks_again_right_before_closing(client: QarnotClient, namespace: st
     assert report.failures == []
 
 
-def without_grace(**parameters: Any) -> QarnotReapPoolsOperator:
+def without_grace(**parameters: Any) -> QarnotReapOperator:
     """One for which a run that ends now has ended long ago: times have a resolution of a second."""
-    operator = QarnotReapPoolsOperator(task_id="reap", **parameters)
+    operator = QarnotReapOperator(task_id="reap", **parameters)
     # Refused from a DAG author: a negative duration can only be made by a test.
     operator._duration = lambda name: {  # type: ignore[method-assign]
         "grace": timedelta(seconds=-60),
@@ -279,7 +286,7 @@ def test_one_that_cannot_be_closed_does_not_spare_the_others(
     report = reap(client, namespace, lambda dag_id, run_id: None, LIMITS, now=later())
     assert states(client, stubborn, willing) == [False, True]
     assert [failure.split(":")[0] for failure in report.failures] == [stubborn]
-    monkeypatch.setattr("airflow_qarnot_pool.operators.reap.run_state", lambda *_: None)
+    monkeypatch.setattr("airflow_qarnot_pool.ownership.liveness.dag_run_state", lambda *_: None)
     operator = without_grace()
     with pytest.raises(
         QarnotError, match=rf"1 pools or tasks could not be checked or cleaned up:\n{stubborn}"
@@ -303,7 +310,7 @@ def test_the_report_is_what_the_docs_say(
 ) -> None:
     over, live = made("over"), made("live")
     monkeypatch.setattr(
-        "airflow_qarnot_pool.operators.reap.run_state",
+        "airflow_qarnot_pool.ownership.liveness.dag_run_state",
         lambda dag_id, run_id: {"over": "failed", "live": "running"}[run_id],
     )
     operator = without_grace(report_only="True")
@@ -342,7 +349,7 @@ def test_without_a_namespace_of_its_own_it_refuses(
 ) -> None:
     connect(qarnot, monkeypatch, namespace="")
     qarnot.clear_requests()
-    operator = QarnotReapPoolsOperator(task_id="reap")
+    operator = QarnotReapOperator(task_id="reap")
     with pytest.raises(QarnotInvalidSpecError, match="namespace"):
         operator.execute(context_of(operator))
     assert qarnot.requests() == []

@@ -146,7 +146,7 @@ class Sharing:
 
 @pytest.fixture(autouse=True)
 def runs_live(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("airflow_qarnot_pool.operators.reap.run_state", lambda *_: "running")
+    monkeypatch.setattr("airflow_qarnot_pool.ownership.liveness.dag_run_state", lambda *_: "running")
     monkeypatch.setenv("AIRFLOW__QARNOT__POLL_INTERVAL", "0.02")
 
 

@@ -44,7 +44,7 @@ with DAG("long", schedule=None):
 """
 
 
-def lives(pid: int) -> bool:
+def identities(pid: int) -> bool:
     try:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -71,6 +71,6 @@ def test_nothing_is_left_when_the_owner_is_killed(tmp_path: Path) -> None:
     assert int(child.name.partition("-")[2]) in pids["scheduler"]
     everything = [pid for some in pids.values() for pid in some]
     deadline = time.monotonic() + 60
-    while any(map(lives, everything)) and time.monotonic() < deadline:
+    while any(map(identities, everything)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert [pid for pid in everything if lives(pid)] == []
+    assert [pid for pid in everything if identities(pid)] == []

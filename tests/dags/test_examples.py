@@ -12,8 +12,8 @@ import pytest
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.models import Pool, Task
 from airflow_qarnot_pool.api.specs import PoolSpec
-from airflow_qarnot_pool.claim import claim
 from airflow_qarnot_pool.local import LocalQarnot
+from airflow_qarnot_pool.ownership.claim import claim
 from tests.conftest import ROOT
 from tests.harness import life_of
 
@@ -197,8 +197,8 @@ def test_qarnot_taskflow(client: QarnotClient) -> None:
 @pytest.mark.parametrize("report_only", [True, False])
 def test_qarnot_maintenance(client: QarnotClient, report_only: bool) -> None:
     """A pool whose DAG run is not known is reported; it is younger than the grace, so it stays."""
-    life = life_of(namespace="tests", dag_id="deleted", run_id=f"deleted-{report_only}")
-    forgotten = claim(client.pools, PoolSpec(name="forgotten"), life).uuid
+    identity = life_of(namespace="tests", dag_id="deleted", run_id=f"deleted-{report_only}")
+    forgotten = claim(client.pools, PoolSpec(name="forgotten"), identity).uuid
     run = Run(client, "qarnot_maintenance", {"report_only": report_only})
     assert run.states == {"reap": "success"}
     report = run.dag_run.get_task_instance("reap").xcom_pull(task_ids="reap")

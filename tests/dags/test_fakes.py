@@ -43,10 +43,9 @@ ASKING = {("asks", 0): 10, ("asks", 1): 20, ("asks_alone", -1): 30}
 DAG = """
 import json
 from airflow.sdk import DAG, task
-from airflow_qarnot_pool import xcoms
-from airflow_qarnot_pool.identity import Life
-from airflow_qarnot_pool.operators.reap import run_state
-from airflow_qarnot_pool.wanted import state_now
+from airflow_qarnot_pool.ownership import xcoms
+from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
+from airflow_qarnot_pool.ownership.liveness import dag_run_state, task_instance_state
 
 PULLS = json.loads('''{pulls}''')
 
@@ -61,12 +60,15 @@ def ask(ti, dag_run, index):
     ti.xcom_push("k", {{"own": index}})
     xcoms.push(ti, "direct", [index])
     xcoms.push(ti, "direct", [index, ti.map_index])
-    life = Life.of({{"ti": ti, "dag_run": dag_run, "task": ti.task}}, "fakes")
+    me = TaskInstanceIdentity.of({{"ti": ti, "dag_run": dag_run, "task": ti.task}}, "fakes")
     found = {{
         "pulls": [ti.xcom_pull(**one) for one in PULLS],
-        "direct": [xcoms.pull(ti, "direct"), xcoms.get_direct(life, "direct"), xcoms.pull(ti, "missing")],
-        "states": [state_now(life), state_now(Life(**{{**life.to_kwargs(), "task_id": "plain", "map_index": -1}}))],
-        "runs": [run_state(ti.dag_id, ti.run_id), run_state(ti.dag_id, "another")],
+        "direct": [xcoms.pull(ti, "direct"), xcoms.get_direct(me, "direct"), xcoms.pull(ti, "missing")],
+        "states": [
+            task_instance_state(me),
+            task_instance_state(TaskInstanceIdentity(**{{**me.to_kwargs(), "task_id": "plain", "map_index": -1}})),
+        ],
+        "runs": [dag_run_state(ti.dag_id, ti.run_id), dag_run_state(ti.dag_id, "another")],
         "ti": {{name: getattr(ti, name) for name in ("map_index", "try_number", "max_tries")}},
     }}
     with open("{folder}/" + ti.task_id + str(ti.map_index), "w") as file:

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from airflow_qarnot_pool.api.client import QarnotClient
-from airflow_qarnot_pool.costs import Cost, cost_of_run, total
+from airflow_qarnot_pool.costs.model import Cost, total
+from airflow_qarnot_pool.costs.queries import cost_of_run
 from airflow_qarnot_pool.local import LocalQarnot
 from tests.conftest import ROOT
 from tests.crash.children import Child, Say, eventually, fork

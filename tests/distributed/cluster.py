@@ -19,9 +19,8 @@ import requests
 
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.models import Task
-from airflow_qarnot_pool.identity import label
 from airflow_qarnot_pool.local import LocalQarnot
-from airflow_qarnot_pool.warmth import WARM_UP
+from airflow_qarnot_pool.ownership.identity import WARM_UP_ROLE, label
 from tests.distributed.dags.spread import FAN, MANY, WORK
 from tests.stack.postgres import Postgres
 from tools import doc_block
@@ -312,4 +311,4 @@ def piece_of(task: Task) -> Piece:
 
 
 def is_warm_up(task: Task) -> bool:
-    return (label(task.labels, "part") or "").startswith(WARM_UP)
+    return (label(task.labels, "part") or "").startswith(WARM_UP_ROLE)

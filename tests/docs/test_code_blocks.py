@@ -19,7 +19,7 @@ from airflow.dag_processing.dagbag import DagBag
 
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.cli import get_cli_commands
-from airflow_qarnot_pool.operators.cost import tasks_beside
+from airflow_qarnot_pool.operators.teardown_cost import tasks_beside
 from tests.conftest import ROOT
 from tests.dags.test_examples import LOCAL_BUNDLE, Run, client
 from tests.docs.blocks import Block, blocks, blocks_of

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from airflow_qarnot_pool.hooks.settings import ConnectionSettings
+from airflow_qarnot_pool.hooks.connection_settings import ConnectionSettings
 from airflow_qarnot_pool.hooks.storage import s3_client
 from tests.api.stub import Reply, Request, Stub, serve
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from airflow_qarnot_pool.local.command import (
+from airflow_qarnot_pool.local.processes.command import (
     CommandError,
-    Place,
+    Directories,
     environment,
     map_path,
     substitute,
@@ -15,7 +15,7 @@ from airflow_qarnot_pool.local.command import (
     working_directory,
 )
 
-PLACE = Place(job="/s/n1/job", task="/s/n1/job/abc", scratch="/s/n1/tmp")
+PLACE = Directories(job="/s/n1/job", task="/s/n1/job/abc", scratch="/s/n1/tmp")
 
 
 def split(command: str, **constants: str) -> list[str]:

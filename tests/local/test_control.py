@@ -10,8 +10,8 @@ import pytest
 import requests
 
 from airflow_qarnot_pool.local import LocalQarnot
-from airflow_qarnot_pool.local.errors import ApiError
-from airflow_qarnot_pool.local.faults import Faults
+from airflow_qarnot_pool.local.http.faults import Faults
+from airflow_qarnot_pool.local.schemas.errors import ApiError
 
 from .conftest import Http, until
 
@@ -237,7 +237,7 @@ def test_account(own: LocalQarnot) -> None:
     own.account(maxPool=1000, credits=1000)
 
 
-def test_budgets_consume_what_is_spent(own: LocalQarnot) -> None:
+def test_cost_limitss_consume_what_is_spent(own: LocalQarnot) -> None:
     project = own.call("GET", "/info")["projects"][0]["uuid"]
     path = f"/credits/v1/projects/{project}/budgets"
     old = {"alias": "old", "totalAmountInCents": 5, "expirationDateUtc": "2020-01-01T00:00:00Z"}

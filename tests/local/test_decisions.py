@@ -7,14 +7,19 @@ from typing import Any
 
 import pytest
 
-from airflow_qarnot_pool.local import states, wire
-from airflow_qarnot_pool.local.billing import EUROS_PER_NODE_SECOND, Account, Meter, carbon_facts
-from airflow_qarnot_pool.local.scaling import (
+from airflow_qarnot_pool.local.backend import states
+from airflow_qarnot_pool.local.backend.billing import (
+    EUROS_PER_NODE_SECOND,
+    AccountState,
+    BillingMeter,
+    carbon_facts,
+)
+from airflow_qarnot_pool.local.backend.scaling import (
+    DemandView,
     IdleNode,
     Period,
     Policy,
-    Rule,
-    View,
+    ScalingRule,
     active,
     elastic_rule,
     next_edge,
@@ -22,7 +27,8 @@ from airflow_qarnot_pool.local.scaling import (
     share,
     target,
 )
-from airflow_qarnot_pool.local.sizing import read_elastic, read_scaling
+from airflow_qarnot_pool.local.schemas import formats
+from airflow_qarnot_pool.local.schemas.scaling import read_elastic, read_scaling
 
 # ---- states --------------------------------------------------------------------------------------
 
@@ -103,26 +109,26 @@ def test_final_state(cancelled: bool, failed: int, state: str) -> None:
 
 # ---- sizes ---------------------------------------------------------------------------------------
 
-QUEUE = Rule(min_total=0, max_total=10, idle_seconds=60, step=10)
-SLOW = Rule(min_total=2, max_total=10, idle_seconds=60, step=2)
-ELASTIC = Rule(min_total=0, max_total=5, idle_seconds=0, step=5, period=90, ticks=True)
+QUEUE = ScalingRule(min_total=0, max_total=10, idle_seconds=60, step=10)
+SLOW = ScalingRule(min_total=2, max_total=10, idle_seconds=60, step=2)
+ELASTIC = ScalingRule(min_total=0, max_total=5, idle_seconds=0, step=5, period=90, ticks=True)
 
 
 @pytest.mark.parametrize(
     ("rule", "demand", "wanted"),
     [
-        (Rule(fixed=4), 0, 4),
-        (Rule(fixed=4), 100, 4),
+        (ScalingRule(fixed=4), 0, 4),
+        (ScalingRule(fixed=4), 100, 4),
         (QUEUE, 0, 0),
         (QUEUE, 3, 3),
         (QUEUE, 50, 10),
         (SLOW, 0, 2),
-        (Rule(max_total=10, min_idle=2, min_total=2), 0, 2),
-        (Rule(max_total=10, min_idle=2, min_total=2), 3, 5),
-        (Rule(max_total=10, min_idle=2, min_total=2), 9, 10),
+        (ScalingRule(max_total=10, min_idle=2, min_total=2), 0, 2),
+        (ScalingRule(max_total=10, min_idle=2, min_total=2), 3, 5),
+        (ScalingRule(max_total=10, min_idle=2, min_total=2), 9, 10),
     ],
 )
-def test_target(rule: Rule, demand: int, wanted: int) -> None:
+def test_target(rule: ScalingRule, demand: int, wanted: int) -> None:
     assert target(rule, demand) == wanted
 
 
@@ -133,53 +139,60 @@ def idle(*since: float, slots: int = 1) -> list[IdleNode]:
 @pytest.mark.parametrize(
     ("case", "rule", "view", "grow", "release", "look_again"),
     [
-        ("a fixed pool boots at once", Rule(fixed=4), View(100, 0, 0), 4, (), None),
-        ("and is left alone", Rule(fixed=4), View(100, 4, 9), 0, (), None),
-        ("a lost node is replaced", Rule(fixed=4), View(100, 3, 0), 1, (), None),
+        ("a fixed pool boots at once", ScalingRule(fixed=4), DemandView(100, 0, 0), 4, (), None),
+        ("and is left alone", ScalingRule(fixed=4), DemandView(100, 4, 9), 0, (), None),
+        ("a lost node is replaced", ScalingRule(fixed=4), DemandView(100, 3, 0), 1, (), None),
         (
             "a smaller fixed size lets idle nodes go",
-            Rule(fixed=1),
-            View(100, 3, 1, idle(99, 98)),
+            ScalingRule(fixed=1),
+            DemandView(100, 3, 1, idle(99, 98)),
             0,
             (1, 0),
             None,
         ),
-        ("busy ones stay", Rule(fixed=0), View(100, 2, 2), 0, (), None),
-        ("all wanted slots in one step", QUEUE, View(100, 0, 7), 7, (), None),
-        ("a share per step", SLOW, View(100, 2, 7), 2, (), 190),
-        ("not before the period is over", SLOW, View(150, 4, 7, grow_after=190), 0, (), 190),
-        ("then the next share", SLOW, View(190, 4, 7, grow_after=190), 2, (), 280),
-        ("the last one needs no other look", SLOW, View(280, 6, 7, grow_after=280), 1, (), None),
-        ("the minimum is there at once", SLOW, View(100, 0, 0), 2, (), None),
-        ("new demand after a finished ramp at once", QUEUE, View(101, 3, 5, grow_after=100), 2, (), None),
-        ("idle long enough", QUEUE, View(160, 2, 0, idle(100, 99)), 0, (1, 0), None),
-        ("idle not long enough", QUEUE, View(159, 2, 0, idle(100, 100)), 0, (), 160),
-        ("some are", QUEUE, View(160, 3, 0, idle(100, 120, 130)), 0, (0,), 180),
-        ("down to the minimum", SLOW, View(500, 4, 0, idle(1, 2, 3, 4)), 0, (0, 1), None),
-        ("a node with a busy slot stays", QUEUE, View(500, 8, 1, [IdleNode(1, 4, 1)]), 0, (1,), None),
-        ("no node whose slots are still wanted", QUEUE, View(500, 4, 1, idle(1, slots=4)), 0, (), None),
-        ("elastic: at the next tick only", ELASTIC, View(100, 5, 0, idle(95), origin=0), 0, (), 180),
-        ("elastic: on the tick", ELASTIC, View(180, 2, 0, idle(50, 100), origin=0), 0, (0, 1), None),
+        ("busy ones stay", ScalingRule(fixed=0), DemandView(100, 2, 2), 0, (), None),
+        ("all wanted slots in one step", QUEUE, DemandView(100, 0, 7), 7, (), None),
+        ("a share per step", SLOW, DemandView(100, 2, 7), 2, (), 190),
+        ("not before the period is over", SLOW, DemandView(150, 4, 7, grow_after=190), 0, (), 190),
+        ("then the next share", SLOW, DemandView(190, 4, 7, grow_after=190), 2, (), 280),
+        ("the last one needs no other look", SLOW, DemandView(280, 6, 7, grow_after=280), 1, (), None),
+        ("the minimum is there at once", SLOW, DemandView(100, 0, 0), 2, (), None),
+        (
+            "new demand after a finished ramp at once",
+            QUEUE,
+            DemandView(101, 3, 5, grow_after=100),
+            2,
+            (),
+            None,
+        ),
+        ("idle long enough", QUEUE, DemandView(160, 2, 0, idle(100, 99)), 0, (1, 0), None),
+        ("idle not long enough", QUEUE, DemandView(159, 2, 0, idle(100, 100)), 0, (), 160),
+        ("some are", QUEUE, DemandView(160, 3, 0, idle(100, 120, 130)), 0, (0,), 180),
+        ("down to the minimum", SLOW, DemandView(500, 4, 0, idle(1, 2, 3, 4)), 0, (0, 1), None),
+        ("a node with a busy slot stays", QUEUE, DemandView(500, 8, 1, [IdleNode(1, 4, 1)]), 0, (1,), None),
+        ("no node whose slots are still wanted", QUEUE, DemandView(500, 4, 1, idle(1, slots=4)), 0, (), None),
+        ("elastic: at the next tick only", ELASTIC, DemandView(100, 5, 0, idle(95), origin=0), 0, (), 180),
+        ("elastic: on the tick", ELASTIC, DemandView(180, 2, 0, idle(50, 100), origin=0), 0, (0, 1), None),
         (
             "elastic: a share per tick",
-            Rule(max_total=4, step=1, period=90, ticks=True),
-            View(180, 3, 0, idle(10, 20, 30)),
+            ScalingRule(max_total=4, step=1, period=90, ticks=True),
+            DemandView(180, 3, 0, idle(10, 20, 30)),
             0,
             (0,),
             270,
         ),
         (
             "elastic: once per tick",
-            Rule(max_total=4, step=1, period=90, ticks=True),
-            View(181, 2, 0, idle(20, 30), last_tick=180),
+            ScalingRule(max_total=4, step=1, period=90, ticks=True),
+            DemandView(181, 2, 0, idle(20, 30), last_tick=180),
             0,
             (),
             270,
         ),
         (
             "elastic: a node larger than the share still goes",
-            Rule(max_total=8, step=1, period=90, ticks=True),
-            View(180, 4, 0, idle(10, slots=4)),
+            ScalingRule(max_total=8, step=1, period=90, ticks=True),
+            DemandView(180, 4, 0, idle(10, slots=4)),
             0,
             (0,),
             None,
@@ -187,17 +200,22 @@ def idle(*since: float, slots: int = 1) -> list[IdleNode]:
     ],
 )
 def test_plan(
-    case: str, rule: Rule, view: View, grow: int, release: tuple[int, ...], look_again: float | None
+    case: str,
+    rule: ScalingRule,
+    view: DemandView,
+    grow: int,
+    release: tuple[int, ...],
+    look_again: float | None,
 ) -> None:
     found = plan(rule, view)
     assert (found.grow, found.release, found.look_again) == (grow, release, look_again), case
 
 
 def test_demand_after_a_ramp_is_over_starts_a_new_one() -> None:
-    ramping = plan(SLOW, View(100, 2, 7))
+    ramping = plan(SLOW, DemandView(100, 2, 7))
     assert ramping.grow_after == 190
-    over = plan(SLOW, View(110, 4, 4, grow_after=ramping.grow_after))
-    assert plan(SLOW, View(120, 4, 7, grow_after=over.grow_after)).grow == 2
+    over = plan(SLOW, DemandView(110, 4, 4, grow_after=ramping.grow_after))
+    assert plan(SLOW, DemandView(120, 4, 7, grow_after=over.grow_after)).grow == 2
 
 
 @pytest.mark.parametrize(
@@ -273,9 +291,9 @@ def test_next_edge(period: Period, moment: float, edge: float | None) -> None:
 
 
 def test_first_policy_with_a_matching_period_is_active() -> None:
-    office = Policy("office", Rule(fixed=5), (weekly("01234", "08:00", "18:00"),), {})
-    lunch = Policy("lunch", Rule(fixed=1), (weekly("0123456", "12:00", "13:00"),), {})
-    always = Policy("rest", Rule(fixed=0), (Period("always"),), {})
+    office = Policy("office", ScalingRule(fixed=5), (weekly("01234", "08:00", "18:00"),), {})
+    lunch = Policy("lunch", ScalingRule(fixed=1), (weekly("0123456", "12:00", "13:00"),), {})
+    always = Policy("rest", ScalingRule(fixed=0), (Period("always"),), {})
     policies = [lunch, office, always]
     moments = [(0, "07:00"), (0, "09:00"), (0, "12:30"), (5, "12:30"), (5, "14:00")]
     names = [policy.name if (policy := active(policies, at(*moment))) else None for moment in moments]
@@ -377,7 +395,7 @@ def test_policy_names_are_unique() -> None:
 
 
 def test_meter_counts_node_seconds_busy_and_idle() -> None:
-    meter = Meter(since=1000.0)
+    meter = BillingMeter(since=1000.0)
     meter.change(1000.0, up=2)
     meter.change(1010.0, busy=1, busy_slots=1)
     meter.change(1015.0, busy_slots=1)  # a second slot of the same node
@@ -392,7 +410,7 @@ def test_meter_counts_node_seconds_busy_and_idle() -> None:
 
 
 def test_new_credit_counts_from_when_it_is_set() -> None:
-    account = Account("someone@example.org")
+    account = AccountState("someone@example.org")
     account.set_credits(10.0, spent=4.0)
     assert account.credits_left(4.0) == 10.0
     assert account.credits_left(7.5) == 6.5
@@ -419,46 +437,46 @@ def test_carbon_facts_follow_node_seconds_and_speak_both_dialects() -> None:
     ],
 )
 def test_spans(text: str, seconds: float) -> None:
-    assert wire.parse_span(text) == seconds
+    assert formats.parse_span(text) == seconds
 
 
 @pytest.mark.parametrize("bad", ["", "1", "24:00:00", "00:60:00", "1d", "00:00"])
 def test_bad_spans(bad: str) -> None:
     with pytest.raises(ValueError, match="not a duration"):
-        wire.parse_span(bad)
+        formats.parse_span(bad)
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "00:00:00"), (3723.9, "01:02:03"), (604801, "7.00:00:01")])
 def test_span_text(seconds: float, text: str) -> None:
-    assert wire.span(seconds) == text
+    assert formats.span(seconds) == text
 
 
 @pytest.mark.parametrize(
     ("text", "ids"), [("0-2,4-5,17", [0, 1, 2, 4, 5, 17]), ("3", [3]), (" 1 , 0 ", [0, 1]), ("2-2", [2])]
 )
 def test_ranges(text: str, ids: list[int]) -> None:
-    assert wire.parse_ranges(text) == ids
-    assert wire.parse_ranges(wire.ranges(ids)) == ids
+    assert formats.parse_ranges(text) == ids
+    assert formats.parse_ranges(formats.ranges(ids)) == ids
 
 
 @pytest.mark.parametrize("bad", ["", "a", "3-1", "1,,2", "0-2,2", "-1", "0-9999999"])
 def test_bad_ranges(bad: str) -> None:
     with pytest.raises(ValueError):
-        wire.parse_ranges(bad)
+        formats.parse_ranges(bad)
 
 
 def test_range_text() -> None:
-    assert wire.ranges([]) == ""
-    assert wire.ranges([5, 0, 1, 2, 9, 10]) == "0-2,5,9-10"
+    assert formats.ranges([]) == ""
+    assert formats.ranges([5, 0, 1, 2, 9, 10]) == "0-2,5,9-10"
 
 
 def test_stamps() -> None:
-    assert wire.stamp(None) == "0001-01-01T00:00:00Z"
-    assert wire.stamp(1735689600.9) == "2025-01-01T00:00:00Z"
+    assert formats.stamp(None) == "0001-01-01T00:00:00Z"
+    assert formats.stamp(1735689600.9) == "2025-01-01T00:00:00Z"
     for text in (
         "2025-01-01T00:00:00Z",
         "2025-01-01T00:00:00.0000000Z",
         "2025-01-01T01:00:00+01:00",
         "2025-01-01",
     ):
-        assert wire.parse_stamp(text) == 1735689600
+        assert formats.parse_stamp(text) == 1735689600

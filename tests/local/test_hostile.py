@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from airflow_qarnot_pool.local import LocalQarnot
-from airflow_qarnot_pool.local.timeline import Dial
+from airflow_qarnot_pool.local.backend.clock import ShownTime
 
 from .conftest import Http
 
@@ -136,7 +136,7 @@ def test_settings_that_mean_nothing_are_refused(still: World, path: str, bad: An
 
 
 def test_a_dial_keeps_what_it_has_shown() -> None:
-    dial = Dial()
+    dial = ShownTime()
     assert (dial.show(5.0), dial.is_true) == (5.0, True)
     dial.step(10.0, -3.0)
     dial.step(20.0, 5.0)

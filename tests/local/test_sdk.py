@@ -131,7 +131,7 @@ def test_finished_objects_that_allow_it_make_room(private: Starter) -> None:
 
 
 def test_pool_life(sdk: qarnot.Connection) -> None:
-    pool = sdk.create_pool("life", "docker-batch", 2)
+    pool = sdk.create_pool("identity", "docker-batch", 2)
     pool.submit()
     in_state(pool, "FullyExecuting")
     assert [node.instance_id for node in pool.status.running_instances_info.per_running_instance_info] == [

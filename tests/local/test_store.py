@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from airflow_qarnot_pool.local import wire
-from airflow_qarnot_pool.local.bodies import Body
-from airflow_qarnot_pool.local.filters import Finder
-from airflow_qarnot_pool.local.model import Remote
-from airflow_qarnot_pool.local.store import Store
+from airflow_qarnot_pool.local.backend.models import Remote
+from airflow_qarnot_pool.local.backend.store import Store
+from airflow_qarnot_pool.local.http.filters import FilterEvaluator
+from airflow_qarnot_pool.local.schemas import formats
+from airflow_qarnot_pool.local.schemas.responses import ResponseBody
 
 COUNT = 1000
 looks = 0
@@ -22,12 +22,12 @@ def look(name: str) -> Any:
         global looks
         looks += 1
         value = getattr(item, name)
-        return wire.stamp(value) if name == "moved" else value
+        return formats.stamp(value) if name == "moved" else value
 
     return get
 
 
-BODY: Body[Remote] = Body(
+BODY: ResponseBody[Remote] = ResponseBody(
     {
         "uuid": look("uuid"),
         "name": look("name"),
@@ -64,7 +64,7 @@ def store() -> Store[Remote]:
 
 def find(store: Store[Remote], node: Any) -> list[int]:
     world: Any = SimpleNamespace()
-    return [item.seq for item in Finder(world, store, BODY).find(node)]
+    return [item.seq for item in FilterEvaluator(world, store, BODY).find(node)]
 
 
 def leaf(operator: str, field: str, value: Any) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from airflow_qarnot_pool.local.timeline import Timeline
+from airflow_qarnot_pool.local.backend.clock import Clock
 
 WEEK = 7 * 86_400
 
@@ -18,7 +18,7 @@ class Stopwatch:
 
 def test_it_follows_real_time_at_its_speed() -> None:
     real = Stopwatch()
-    timeline = Timeline(1000.0, real)
+    timeline = Clock(1000.0, real)
     real.now += 3
     assert timeline.read() == 1003.0
     timeline.set_speed(60)
@@ -31,7 +31,7 @@ def test_it_follows_real_time_at_its_speed() -> None:
 
 
 def test_events_see_the_moment_they_were_due_and_may_make_more_of_them() -> None:
-    timeline = Timeline(0.0, Stopwatch())
+    timeline = Clock(0.0, Stopwatch())
     seen: list[float] = []
 
     def tick() -> None:
@@ -45,7 +45,7 @@ def test_events_see_the_moment_they_were_due_and_may_make_more_of_them() -> None
 
 
 def test_events_run_in_the_order_of_their_times_then_of_their_making() -> None:
-    timeline = Timeline(0.0, Stopwatch())
+    timeline = Clock(0.0, Stopwatch())
     seen: list[str] = []
     for when, name in ((5, "c"), (3, "a"), (3, "b"), (9, "late")):
         timeline.at(when, lambda name=name: seen.append(name))  # type: ignore[misc]
@@ -54,7 +54,7 @@ def test_events_run_in_the_order_of_their_times_then_of_their_making() -> None:
 
 
 def test_a_cancelled_event_does_not_happen() -> None:
-    timeline = Timeline(0.0, Stopwatch())
+    timeline = Clock(0.0, Stopwatch())
     seen: list[str] = []
     doomed = timeline.at(2, lambda: seen.append("doomed"))
     timeline.at(1, doomed.cancel)
@@ -63,7 +63,7 @@ def test_a_cancelled_event_does_not_happen() -> None:
 
 
 def test_an_event_in_the_past_happens_now() -> None:
-    timeline = Timeline(100.0, Stopwatch())
+    timeline = Clock(100.0, Stopwatch())
     seen: list[float] = []
     timeline.at(1.0, lambda: seen.append(timeline.now))
     timeline.catch_up()
@@ -71,7 +71,7 @@ def test_an_event_in_the_past_happens_now() -> None:
 
 
 def test_the_next_alarm_in_real_seconds() -> None:
-    timeline = Timeline(0.0, Stopwatch())
+    timeline = Clock(0.0, Stopwatch())
     assert timeline.real_delay() is None
     first = timeline.at(60, lambda: None)
     timeline.at(120, lambda: None)

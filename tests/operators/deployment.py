@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
-from airflow_qarnot_pool.compat import TaskDeferred
+from airflow_qarnot_pool.version_compat import TaskDeferred
 from tests.harness import FakeTI, again, context_of, first_event
 
 STATES = "airflow.sdk.execution_time.task_runner.RuntimeTaskInstance.get_task_states"

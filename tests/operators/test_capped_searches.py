@@ -7,16 +7,17 @@ from functools import partial
 
 import pytest
 
-from airflow_qarnot_pool import shared
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.specs import Elastic, PoolSpec, TaskSpec
-from airflow_qarnot_pool.budget import Watched, pools_of_run
-from airflow_qarnot_pool.claim import end_owned
-from airflow_qarnot_pool.identity import namespace_tag
+from airflow_qarnot_pool.costs.limits import CostLimit
+from airflow_qarnot_pool.costs.spending import pools_of_run
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
-from airflow_qarnot_pool.plugins.ask import Asker
-from airflow_qarnot_pool.plugins.desk import LIST
+from airflow_qarnot_pool.ownership import shared_pool
+from airflow_qarnot_pool.ownership.identity import namespace_tag
+from airflow_qarnot_pool.ownership.termination import end_owned
+from airflow_qarnot_pool.plugins.cache import LIST
+from airflow_qarnot_pool.plugins.queries import Fetcher
 from tests.harness import FakeTI, life_of, run
 
 
@@ -27,9 +28,9 @@ def cap(qarnot: LocalQarnot, request: pytest.FixtureRequest) -> Iterator[int]:
     qarnot.cap_searches(None)
 
 
-def submit(client: QarnotClient, pool: str, count: int, run_id: str = "", **life: str) -> list[str]:
+def submit(client: QarnotClient, pool: str, count: int, run_id: str = "", **identity: str) -> list[str]:
     """Submit Qarnot tasks that do not end, as those of a fan-out, or as a stranger's."""
-    of = life_of(run_id=run_id, **life)
+    of = life_of(run_id=run_id, **identity)
     ours = {"tags": of.tags(), "labels": of.labels(1, "")} if run_id else {}
     specs = [TaskSpec(name="t", pool=pool, command="sleep 600", **ours) for _ in range(count)]  # type: ignore[arg-type]
     return [str(item.uuid) for item in client.tasks.create_many(specs)]
@@ -69,25 +70,27 @@ def test_who_works_on_a_shared_pool_is_seen_behind_many_others_under_any_cap(
 ) -> None:
     submit(client, pool, 11)
     submit(client, pool, 1, run_id="last")
-    needs = shared._needs(client, pool, ())
+    needs = shared_pool._needs(client, pool, ())
     assert needs.strangers == 11
     assert {holder.run_id for holder in needs.working} == {"last"}
 
 
 def test_all_pools_of_a_run_count_against_its_limit_under_any_cap(client: QarnotClient, cap: int) -> None:
-    life = life_of(run_id=f"spent-{cap}")
+    identity = life_of(run_id=f"spent-{cap}")
     uuids = {
         client.pools.create(
             PoolSpec(
                 name="p",
-                tags=life.tags(),
-                labels=life.labels(1, ""),
+                tags=identity.tags(),
+                labels=identity.labels(1, ""),
                 elastic=Elastic(max_total_slots=1),
             )
         )
         for _ in range(9)
     }
-    watched = Watched(uuid="", max_run_cost=1.0, dag_id=life.dag_id, run_id=life.run_id, namespace="test")
+    watched = CostLimit(
+        uuid="", max_run_cost=1.0, dag_id=identity.dag_id, run_id=identity.run_id, namespace="test"
+    )
     assert {one.uuid for one in pools_of_run(client, watched)} == uuids
     for uuid in uuids:
         client.pools.delete(uuid)
@@ -96,12 +99,15 @@ def test_all_pools_of_a_run_count_against_its_limit_under_any_cap(client: Qarnot
 def test_the_page_lists_all_pools_under_any_cap(
     client: QarnotClient, cap: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    life = life_of(run_id=f"page-{cap}")
+    identity = life_of(run_id=f"page-{cap}")
     spec = PoolSpec(
-        name="p", tags=(namespace_tag("test"),), labels=life.labels(1, ""), elastic=Elastic(max_total_slots=1)
+        name="p",
+        tags=(namespace_tag("test"),),
+        labels=identity.labels(1, ""),
+        elastic=Elastic(max_total_slots=1),
     )
     uuids = {client.pools.create(spec) for _ in range(9)}
-    monkeypatch.setattr("airflow_qarnot_pool.plugins.ask.run_states", lambda runs: {})
-    assert uuids <= {row["uuid"] for row in Asker("qarnot_default")(LIST)}
+    monkeypatch.setattr("airflow_qarnot_pool.plugins.queries.run_states", lambda runs: {})
+    assert uuids <= {row["uuid"] for row in Fetcher("qarnot_default")(LIST)}
     for uuid in uuids:
         client.pools.delete(uuid)

@@ -11,13 +11,19 @@ from xml.etree import ElementTree
 import pytest
 
 from airflow_qarnot_pool.api.client import QarnotClient
-from airflow_qarnot_pool.cost_report import LEGEND, NOTHING, Item, Report
-from airflow_qarnot_pool.costs import Cost, RunKey
+from airflow_qarnot_pool.costs.model import Cost
+from airflow_qarnot_pool.costs.report import (
+    LEGEND,
+    NOTHING,
+    CostReport,
+    Item,
+)
 from airflow_qarnot_pool.exceptions import QarnotInvalidSpecError
 from airflow_qarnot_pool.local import LocalQarnot
+from airflow_qarnot_pool.operators.cost_report import QarnotCostReportOperator
 from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
-from airflow_qarnot_pool.operators.report import QarnotCostReportOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
+from airflow_qarnot_pool.ownership.identity import RunKey
 from tests.harness import FakeTI, run
 
 report = partial(QarnotCostReportOperator, task_id="report")
@@ -35,7 +41,7 @@ def item(dag: str, run_id: str, task: str, credits: float, *tags: str) -> Item:
     return Item(run=RunKey(dag, run_id), task_id=task, tags=frozenset(tags), cost=cost)
 
 
-REPORT = Report(
+REPORT = CostReport(
     since=datetime(2026, 1, 1, tzinfo=UTC),
     until=datetime(2026, 1, 2, tzinfo=UTC),
     pools=3,
@@ -162,7 +168,7 @@ def test_html_is_escaped() -> None:
 
 
 def test_nothing_in_a_period_is_a_report_too() -> None:
-    empty = Report(since=REPORT.since, until=REPORT.until, items=(), pools=0)
+    empty = CostReport(since=REPORT.since, until=REPORT.until, items=(), pools=0)
     assert empty.markdown(["dag"], 5).startswith(
         "2026-01-01 00:00 to 2026-01-02 00:00 UTC: 0.0000 EUR, 0 Wh, 0 g CO2e, 0 g CO2e saved, 0 pools"
     )

@@ -11,12 +11,14 @@ import pytest
 
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.specs import PoolSpec
-from airflow_qarnot_pool.costs import Cost, RunKey, cost_of_pool, cost_of_run, cost_of_task, total
+from airflow_qarnot_pool.costs.model import Cost, total
+from airflow_qarnot_pool.costs.queries import cost_of_pool, cost_of_run, cost_of_task
 from airflow_qarnot_pool.exceptions import QarnotTaskFailedError
 from airflow_qarnot_pool.local import LocalQarnot
-from airflow_qarnot_pool.operators.cost import COST_KEY
 from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
+from airflow_qarnot_pool.operators.teardown_cost import COST_KEY
+from airflow_qarnot_pool.ownership.identity import RunKey
 from tests.crash.children import eventually
 from tests.harness import FakeTI, run
 from tests.operators.conftest import connect

@@ -14,9 +14,6 @@ import pytest
 
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.models import Pool, Task
-from airflow_qarnot_pool.claim import end
-from airflow_qarnot_pool.compat import TaskDeferralError, TaskDeferred
-from airflow_qarnot_pool.conditions import Ending, Outcome
 from airflow_qarnot_pool.exceptions import (
     QarnotCreditsError,
     QarnotInvalidSpecError,
@@ -25,13 +22,16 @@ from airflow_qarnot_pool.exceptions import (
     QarnotRefusedError,
     QarnotWaitTimeoutError,
 )
-from airflow_qarnot_pool.identity import Life, is_ending
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
+from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity, is_ending
+from airflow_qarnot_pool.ownership.termination import end
 from airflow_qarnot_pool.triggers import tasks as triggers_tasks
 from airflow_qarnot_pool.triggers.tasks import resuming, still_waits
+from airflow_qarnot_pool.version_compat import TaskDeferralError, TaskDeferred
+from airflow_qarnot_pool.waiting.conditions import EndReason, WaitResult
 from tests.crash.children import StoringTI, eventually, fork, worker
 from tests.harness import (
     RUN_STARTED,
@@ -141,14 +141,14 @@ def test_a_thawed_triggerer_leaves_the_tasks_of_a_fan_out_that_resumes(
     """Another triggerer has fired meanwhile: the same try is on its way to a worker, to submit more."""
     ti = FakeTI(run_id=request.node.name, task_id="many", max_tries=1)
 
-    async def store(life: Any, key: str, value: Any) -> None:
+    async def store(identity: Any, key: str, value: Any) -> None:
         ti.xcom_push(key, value)
 
     monkeypatch.setattr(triggers_tasks, "store_xcom", store)
     make = partial(many, commands=["true", "sleep 300", "sleep 300"], max_in_flight=2)
     deferred, _ = defer(make, ti)
     thawed = again(deferred.trigger)
-    assert fire(deferred)["carry"]["remembered"] == "0"
+    assert fire(deferred)["resume_state"]["remembered"] == "0"
     with airflow_says(state, ti.xcoms):
         asyncio.run(kill(thawed))
     assert "FullyExecuting" in {task.state for task in of_run(client, ti.run_id)}
@@ -176,9 +176,9 @@ def test_a_thawed_triggerer_leaves_the_tasks_of_a_fan_out_that_resumes(
 def test_which_states_of_an_airflow_task_keep_its_fan_out(
     state: str | None, stored: str | None, waits: bool
 ) -> None:
-    life = life_of()
-    values = {"lineage": life.lineage, "resumes": resuming(life), "another": "another"}
-    assert still_waits(state, values.get(stored or ""), life) is waits
+    identity = life_of()
+    values = {"lineage": identity.lineage, "resumes": resuming(identity), "another": "another"}
+    assert still_waits(state, values.get(stored or ""), identity) is waits
 
 
 # --- a process that stood still
@@ -240,7 +240,7 @@ def kill_it(operator: Any) -> None:
 
 def run_out_of_time(operator: Any) -> None:
     with pytest.raises(QarnotWaitTimeoutError):
-        operator._raise_for(Outcome(ending=Ending.TIMEOUT, uuid="u", message="late"))
+        operator._raise_for(WaitResult(ending=EndReason.TIMEOUT, uuid="u", message="late"))
 
 
 def be_given_up(operator: Any) -> None:
@@ -308,7 +308,7 @@ def test_a_process_that_resumes_beside_a_later_try_makes_and_ends_nothing(
     defer(make, ti := tries(make, **later))
     operator = make()
     with (
-        mock.patch.object(Life, "has_history", True),
+        mock.patch.object(TaskInstanceIdentity, "has_history", True),
         pytest.raises(QarnotKilledError, match="later try"),
     ):
         operator.execute(context_of(operator, tries(make, 1)))
@@ -475,7 +475,7 @@ def cold(client_there: QarnotClient, run_id: str) -> Iterator[Any]:
     """A shared pool without nodes, which another run needs, too."""
     make = partial(warm, keep_warm=timedelta(minutes=5))
     pool = run(partial(make, wait_for_completion=False), FakeTI(run_id="other", task_id="open"))
-    with mock.patch("airflow_qarnot_pool.operators.reap.run_state", return_value="running"):
+    with mock.patch("airflow_qarnot_pool.ownership.liveness.dag_run_state", return_value="running"):
         yield make, pool
     client_there.pools.close(pool)
 
@@ -526,7 +526,7 @@ def test_a_wait_whose_warm_up_another_run_has_ended_starts_it_again(
     mine, context = defer(make, FakeTI(run_id=run_id, task_id="open", max_tries=1))
     while_deferred(make, FakeTI(run_id=f"{run_id} 2", task_id="open", max_tries=1))
     event = fire(mine)
-    assert event["carry"]["cold"] is True
+    assert event["resume_state"]["cold"] is True
     qarnot_that_boots_nothing.clock(speed=1)
     assert resume_with(make, mine, event, context) == pool
     assert warm_ups(client_there, pool) == [True, True]

@@ -13,12 +13,10 @@ import pytest
 
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
-from airflow_qarnot_pool.compat import TaskDeferralError, TaskDeferralTimeout
-from airflow_qarnot_pool.conditions import Ending, Outcome
 from airflow_qarnot_pool.exceptions import (
-    QarnotBudgetError,
+    QarnotCostLimitError,
     QarnotCredentialsError,
-    QarnotGoneError,
+    QarnotDeletedError,
     QarnotKilledError,
     QarnotPoolEndedError,
     QarnotTaskFailedError,
@@ -29,10 +27,12 @@ from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
-from airflow_qarnot_pool.operators.waiting import wait_here
 from airflow_qarnot_pool.sensors.pool import QarnotPoolSensor
 from airflow_qarnot_pool.sensors.task import QarnotTaskSensor
 from airflow_qarnot_pool.triggers.poller import Poller
+from airflow_qarnot_pool.version_compat import TaskDeferralError, TaskDeferralTimeout
+from airflow_qarnot_pool.waiting.conditions import EndReason, WaitResult
+from airflow_qarnot_pool.waiting.polling import wait_here
 from tests.crash.children import eventually
 from tests.harness import FakeTI, context_of, defer, resume, run
 
@@ -93,19 +93,19 @@ def wait(request: pytest.FixtureRequest, client: QarnotClient, pool: str, run_id
     )
 
 
-def event_of(ending: Ending, deferred: Any, error: str | None = None) -> dict[str, Any]:
+def event_of(ending: EndReason, deferred: Any, error: str | None = None) -> dict[str, Any]:
     """What the trigger of *deferred* says when it ends its wait so."""
     trigger = deferred.trigger
-    carry = {**trigger.carry, **({"error": error} if error else {})}
-    return Outcome(
-        ending=ending, uuid=trigger.uuid, state="Submitted", message="said so", carry=carry
+    resume_state = {**trigger.resume_state, **({"error": error} if error else {})}
+    return WaitResult(
+        ending=ending, uuid=trigger.uuid, state="Submitted", message="said so", resume_state=resume_state
     ).to_event()
 
 
 ENDINGS = {
-    "deadline": (Ending.TIMEOUT, None),
-    "404": (Ending.GONE, None),
-    "token": (Ending.ERROR, "QarnotCredentialsError"),
+    "deadline": (EndReason.TIMEOUT, None),
+    "404": (EndReason.GONE, None),
+    "token": (EndReason.ERROR, "QarnotCredentialsError"),
 }
 
 
@@ -142,7 +142,7 @@ def test_what_is_not_reached_by_then_is_ended(
     ]
     expected = (
         QarnotWaitTimeoutError,
-        QarnotGoneError,
+        QarnotDeletedError,
         QarnotCredentialsError,
         TaskDeferralTimeout,
         TaskDeferralError,
@@ -170,7 +170,7 @@ def test_a_failure_before_the_deadline_is_told_as_such(
     deferred, context = defer(make, FakeTI(run_id=run_id))
     eventually(lambda: client.tasks.get(context["ti"].xcoms["qarnot_task"]).state == "Failure")
     operator = make()
-    event = event_of(Ending.TIMEOUT, deferred)
+    event = event_of(EndReason.TIMEOUT, deferred)
     with pytest.raises(QarnotTaskFailedError):
         operator.execute_complete({**context, "task": operator}, event)
 
@@ -179,15 +179,15 @@ def test_a_success_counts_though_the_limit_on_cost_ended_the_wait(
     qarnot: LocalQarnot, client: QarnotClient, pool: str, run_id: str
 ) -> None:
     """What has reached the limit is closed all the same, and work that is not done fails with the limit."""
-    for command, expected in (("true", None), ("sleep 60", QarnotBudgetError)):
+    for command, expected in (("true", None), ("sleep 60", QarnotCostLimitError)):
         pool = client.pools.create(PoolSpec(name="x", instance_count=1))
         make = partial(task, qarnot_pool=pool, command=command)
         deferred, context = defer(make, FakeTI(run_id=f"{run_id} {command}"))
         uuid = context["ti"].xcoms["qarnot_task"]
         if expected is None:
             eventually(lambda uuid=uuid: client.tasks.get(uuid).state == "Success")
-        event = event_of(Ending.ERROR, deferred, "QarnotBudgetError")
-        event["carry"]["budget"] = {
+        event = event_of(EndReason.ERROR, deferred, "QarnotCostLimitError")
+        event["resume_state"]["cost_limit"] = {
             "uuid": pool,
             "kind": "pool",
             "max_cost": 1.0,
@@ -267,7 +267,7 @@ def test_a_success_before_a_kill_counts_and_what_runs_is_ended(
             end()
             raise QarnotUnavailableError
 
-        monkeypatch.setattr("airflow_qarnot_pool.operators.base.wait_here", killed_after_the_end)
+        monkeypatch.setattr("airflow_qarnot_pool.operators.bases.base.wait_here", killed_after_the_end)
         monkeypatch.setattr("airflow_qarnot_pool.triggers.tasks.look_at_all", killed_during_an_outage)
         context = context_of(operator, ti)
         if command == "true":
@@ -362,12 +362,12 @@ def test_what_is_given_up_as_gone_is_ended(
     ti = FakeTI(run_id=run_id)
     if deferrable:
         deferred, context = defer(make, ti)
-        event = event_of(Ending.GONE, deferred)
+        event = event_of(EndReason.GONE, deferred)
         operator = make()
-        with pytest.raises(QarnotGoneError):
+        with pytest.raises(QarnotDeletedError):
             operator.execute_complete({**context, "task": operator}, event)
     else:
-        with pytest.raises(QarnotGoneError):
+        with pytest.raises(QarnotDeletedError):
             run(make, ti)
     qarnot.faults([])
     assert client.tasks.get(ti.xcoms["qarnot_task"]).state in ("PendingCancel", "Cancelled")
@@ -409,7 +409,7 @@ def test_items_that_searches_miss_are_asked_for_before_they_are_gone(
     deferred, context = defer(make, FakeTI(run_id=run_id))
     eventually(lambda: succeeded(client, run_id))
     monkeypatch.setattr("airflow_qarnot_pool.operators.tasks._LOOKS", 1)
-    monkeypatch.setattr(QarnotRunTasksOperator, "_relics", lambda self, life, fingerprints: [])
+    monkeypatch.setattr(QarnotRunTasksOperator, "_relics", lambda self, identity, fingerprints: [])
     assert resume(make, deferred, context)["succeeded"] == 2
 
 
@@ -436,14 +436,16 @@ def test_a_pool_that_has_ended_is_not_returned_as_ready(
             client.pools.close(uuid)
             return wait_here(*args, **kwargs)
 
-        monkeypatch.setattr("airflow_qarnot_pool.operators.base.wait_here", end)
+        monkeypatch.setattr("airflow_qarnot_pool.operators.bases.base.wait_here", end)
         with pytest.raises(QarnotPoolEndedError):
             operator.execute(context_of(operator, ti))
         return
     deferred, context = defer(make, ti)
     uuid = ti.xcoms["qarnot_pool"]
     eventually(lambda: client.pools.get(uuid).state == "FullyExecuting")
-    event = Outcome(ending=Ending.MET, uuid=uuid, state="FullyExecuting", carry=deferred.trigger.carry)
+    event = WaitResult(
+        ending=EndReason.MET, uuid=uuid, state="FullyExecuting", resume_state=deferred.trigger.resume_state
+    )
     client.pools.close(uuid)
     operator = make()
     with pytest.raises(QarnotPoolEndedError, match="Clos"):

@@ -17,8 +17,8 @@ import httpx
 import pytest
 
 from airflow_qarnot_pool.api.client import QarnotClient
-from airflow_qarnot_pool.compat import AIRFLOW_VERSION
-from airflow_qarnot_pool.wanted import goes_on
+from airflow_qarnot_pool.ownership.liveness import is_still_wanted
+from airflow_qarnot_pool.version_compat import AIRFLOW_VERSION
 
 DAG = """
 from airflow.sdk import DAG
@@ -149,7 +149,7 @@ def test_an_answer_that_comes_too_late_ends_only_what_nobody_waits_for(
     supervise: Callable[[ApiServer], str],
     task_id: str,
     state: str | None,
-    lives: bool,
+    identities: bool,
 ) -> None:
     resource = client.pools if task_id == "pool" else client.tasks
     before = {one.uuid for one in resource.list()}
@@ -161,8 +161,8 @@ def test_an_answer_that_comes_too_late_ends_only_what_nobody_waits_for(
     mine = [one for one in resource.list() if one.uuid not in before]
     assert len(mine) == (3 if task_id == "tasks" else 1)
     ended = {"Cancelled", "Closing", "Closed"}
-    assert [one.state in ended for one in mine] == [not lives] * len(mine), log
-    assert ("nothing is ended on Qarnot" in log) is lives
+    assert [one.state in ended for one in mine] == [not identities] * len(mine), log
+    assert ("nothing is ended on Qarnot" in log) is identities
     for one in mine:
         resource.delete(one.uuid)
 
@@ -194,4 +194,4 @@ CASES = {
 )
 def test_what_goes_on(what: str, state: str | None) -> None:
     kind = "pool" if what == "pool" else "task"
-    assert goes_on(kind, state, many=what == "tasks") is (state in CASES[what])  # type: ignore[arg-type]
+    assert is_still_wanted(kind, state, many=what == "tasks") is (state in CASES[what])  # type: ignore[arg-type]

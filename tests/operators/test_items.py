@@ -15,16 +15,16 @@ import pytest
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.models import Task
 from airflow_qarnot_pool.api.transport import Answer, _NoAnswer
-from airflow_qarnot_pool.compat import TaskDeferralError, TaskDeferralTimeout, TaskDeferred
 from airflow_qarnot_pool.exceptions import (
     QarnotNotFoundError,
     QarnotTaskFailedError,
     QarnotUnavailableError,
     QarnotWaitTimeoutError,
 )
-from airflow_qarnot_pool.identity import is_ending, label
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
+from airflow_qarnot_pool.ownership.identity import is_ending, label
+from airflow_qarnot_pool.version_compat import TaskDeferralError, TaskDeferralTimeout, TaskDeferred
 from tests.crash.children import eventually, made_for
 from tests.harness import RUN_STARTED, FakeTI, context_of, defer, fire, resume
 from tests.operators.conftest import connect

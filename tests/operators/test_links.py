@@ -16,8 +16,7 @@ import airflow_qarnot_pool
 import airflow_qarnot_pool.decorators
 import airflow_qarnot_pool.operators
 import airflow_qarnot_pool.sensors
-from airflow_qarnot_pool.compat import TaskDeferred
-from airflow_qarnot_pool.links import LINKS
+from airflow_qarnot_pool.links.qarnot import LINKS
 from airflow_qarnot_pool.operators.pool import (
     QarnotClosePoolOperator,
     QarnotCreatePoolOperator,
@@ -28,13 +27,14 @@ from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
 from airflow_qarnot_pool.sensors.pool import QarnotPoolSensor
 from airflow_qarnot_pool.sensors.task import QarnotTaskSensor
+from airflow_qarnot_pool.version_compat import TaskDeferred
 from tests.harness import FakeTI, context_of, resume, run
 
 POOL, TASK = LINKS["pool"], LINKS["task"]
 #: Airflow's ways to read an XCom.
 READS = {"xcom_pull", "axcom_pull", "get_one", "aget_one", "get_all", "aget_all", "get_value", "aget_value"}
 #: Those that are about no single pool or task.
-WITHOUT = {"QarnotReapPoolsOperator", "QarnotCostReportOperator"}
+WITHOUT = {"QarnotReapOperator", "QarnotCostReportOperator"}
 
 
 def all_operators() -> list[type]:

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from airflow_qarnot_pool.api.client import QarnotClient
-from airflow_qarnot_pool.compat import TaskDeferred
 from airflow_qarnot_pool.decorators.qarnot import qarnot_task
 from airflow_qarnot_pool.exceptions import QarnotInvalidSpecError
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.triggers.task import QarnotTaskTrigger
+from airflow_qarnot_pool.version_compat import TaskDeferred
 from tests.harness import FakeTI, again, context_of, defer, run
 from tests.operators.conftest import connect
 
@@ -81,10 +81,10 @@ class Stores:
         self.ti.run_id = run_id
         return self.ti
 
-    async def own_xcom(self, life: Any, key: str) -> Any:
+    async def own_xcom(self, identity: Any, key: str) -> Any:
         return json.loads(json.dumps(self.xcoms.get(key)))
 
-    async def store_xcom(self, life: Any, key: str, value: Any) -> None:
+    async def store_xcom(self, identity: Any, key: str, value: Any) -> None:
         if self.broken:
             raise OSError("no Airflow")
         self.ti.xcom_push(key, value)
@@ -102,7 +102,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
 def stores(monkeypatch: pytest.MonkeyPatch) -> Stores:
     stores = Stores()
     for name in ("own_xcom", "store_xcom"):
-        monkeypatch.setattr(f"airflow_qarnot_pool.triggers.output.{name}", getattr(stores, name))
+        monkeypatch.setattr(f"airflow_qarnot_pool.triggers.log_follower.{name}", getattr(stores, name))
     return stores
 
 
@@ -194,9 +194,9 @@ def test_nothing_is_logged_twice_when_another_triggerer_takes_over(
             await firing
 
     for step, last in ((0, 30), (1, 60)):
-        monkeypatch.setattr("airflow_qarnot_pool.triggers.output._process", lambda pid, n=step: f"p{n}")
+        monkeypatch.setattr("airflow_qarnot_pool.triggers.log_follower._process", lambda pid, n=step: f"p{n}")
         asyncio.run(killed(step, f"[stdout 0] {last}"))
-    monkeypatch.setattr("airflow_qarnot_pool.triggers.output._process", lambda pid: "p2")
+    monkeypatch.setattr("airflow_qarnot_pool.triggers.log_follower._process", lambda pid: "p2")
     work.let(2)
     event = asyncio.run(first_event(again(deferred.trigger)))
     make().execute_complete(context, event)
@@ -352,12 +352,12 @@ def test_what_cannot_be_is_refused_at_parse(parameters: dict[str, Any]) -> None:
 @pytest.fixture(autouse=True)
 def no_thread_left() -> Iterator[None]:
     """No follower outlives its wait."""
-    from airflow_qarnot_pool.triggers.output import Follower
+    from airflow_qarnot_pool.triggers.log_follower import LogFollower
 
     before = len(FOLLOWED)
-    original = Follower.follow
+    original = LogFollower.follow
 
-    async def follow(self: Follower) -> None:
+    async def follow(self: LogFollower) -> None:
         FOLLOWED.append(1)
         try:
             await original(self)
@@ -365,7 +365,7 @@ def no_thread_left() -> Iterator[None]:
             FOLLOWED.pop()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Follower, "follow", follow)
+        patch.setattr(LogFollower, "follow", follow)
         yield
     assert len(FOLLOWED) == before
 

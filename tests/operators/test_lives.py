@@ -26,13 +26,6 @@ import pytest
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
 from airflow_qarnot_pool.api.transport import Answer, Transport, _NoAnswer
-from airflow_qarnot_pool.compat import (
-    AirflowNotFoundException,
-    TaskDeferralError,
-    TaskDeferralTimeout,
-    TaskDeferred,
-)
-from airflow_qarnot_pool.conditions import Ending, Outcome
 from airflow_qarnot_pool.exceptions import (
     QarnotCredentialsError,
     QarnotError,
@@ -46,13 +39,20 @@ from airflow_qarnot_pool.exceptions import (
     QarnotWaitTimeoutError,
 )
 from airflow_qarnot_pool.hooks.qarnot import QarnotHook
-from airflow_qarnot_pool.identity import Life
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
-from airflow_qarnot_pool.operators.waiting import Killed
+from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
 from airflow_qarnot_pool.triggers import base as triggers_base
+from airflow_qarnot_pool.version_compat import (
+    AirflowNotFoundException,
+    TaskDeferralError,
+    TaskDeferralTimeout,
+    TaskDeferred,
+)
+from airflow_qarnot_pool.waiting.conditions import EndReason, WaitResult
+from airflow_qarnot_pool.waiting.polling import KillFlag
 from tests.crash.children import (
     KILL_GRACE,
     Child,
@@ -313,7 +313,7 @@ def test_one_taken_over_and_cancelled_by_somebody_is_submitted_again_once(
         make().resume_execution(second.method_name, {"event": fire(second)}, context)
     resubmitted = deferred.value.trigger.uuid
     assert [one.uuid for one in made_for(client.tasks, run_id)] == [first.trigger.uuid, resubmitted]
-    assert deferred.value.trigger.life == second.trigger.life
+    assert deferred.value.trigger.identity == second.trigger.identity
     client.tasks.abort(resubmitted)
     with pytest.raises(QarnotTaskCancelledError):
         resume(make, deferred.value, context)
@@ -523,8 +523,8 @@ def test_a_server_that_wants_to_be_left_alone_is_first_asked_what_it_has_made(
 ) -> None:
     """It may have made a pool, which is billed meanwhile."""
     waits: list[float] = []
-    monkeypatch.setattr("airflow_qarnot_pool.claim.MAX_WAIT", 20)
-    monkeypatch.setattr(Killed, "wait", lambda self, seconds: waits.append(seconds) or self.is_set())
+    monkeypatch.setattr("airflow_qarnot_pool.ownership.claim.MAX_WAIT", 20)
+    monkeypatch.setattr(KillFlag, "wait", lambda self, seconds: waits.append(seconds) or self.is_set())
     answers = [replace(_answer(503, "<html>upstream"), retry_after=str(asked))]
     created: list[str] = []
 
@@ -577,7 +577,7 @@ def test_a_request_given_up_that_takes_effect_late_leaves_one(
 
 @KINDS
 def test_a_name_that_a_stranger_has_is_an_error_that_names_it(qarnot: LocalQarnot, story: Story) -> None:
-    name = Life.from_kwargs(life_kwargs(story.run_id, story.task_id)).shortname(1)
+    name = TaskInstanceIdentity.from_kwargs(life_kwargs(story.run_id, story.task_id)).shortname(1)
     spec = (
         PoolSpec(name="x", shortname=name)
         if story.kind == "pool"
@@ -618,12 +618,12 @@ def test_tags_and_labels_are_as_promised_and_tell_no_secret(
     ti = story.ti(map_index=7)
     deferred, _ = defer(make, ti)
     one = story.resource.get(ti.xcoms[story.key])
-    life = Life.from_kwargs(life_kwargs(story.run_id, story.task_id, map_index=7))
+    identity = TaskInstanceIdentity.from_kwargs(life_kwargs(story.run_id, story.task_id, map_index=7))
     assert set(one.tags) == {
         "mine",
         "airflow-namespace:test",
-        f"airflow-owner:{life.owner}",
-        f"airflow-lineage:{life.lineage}",
+        f"airflow-owner:{identity.owner}",
+        f"airflow-lineage:{identity.lineage}",
     }
     spec = one.labels["airflow.spec"]
     assert one.labels == {
@@ -638,13 +638,13 @@ def test_tags_and_labels_are_as_promised_and_tell_no_secret(
         "airflow.run_started": RUN_STARTED.isoformat(),
         "airflow.try_number": "1",
         "airflow.retries": "1",
-        "airflow.lineage": life.lineage,
+        "airflow.lineage": identity.lineage,
         "airflow.generation": "1",
         "airflow.spec": spec,
         # A record is enough of the end of a Qarnot task whose output is not logged.
         **({"airflow.recordable": "true"} if story.kind == "task" else {}),
     }
-    assert one.shortname == life.shortname(1)
+    assert one.shortname == identity.shortname(1)
     # The server would delete what no one has read yet.
     assert one.auto_delete_on_completion is False
     assert one.completion_ttl == timedelta(days=7)
@@ -705,7 +705,7 @@ def test_a_kill_before_anything_is_begun_begins_nothing(qarnot: LocalQarnot, sto
     # The same when it is resumed: what it had begun before is ended then.
     uuid = story.start()
     state = "FullyExecuting" if story.kind == "pool" else "Success"
-    event = {"status": "met", "uuid": uuid, "state": state, "message": "", "carry": {}}
+    event = {"status": "met", "uuid": uuid, "state": state, "message": "", "resume_state": {}}
     resumed = worker(make, ti, ("execute_complete", {"event": event}))
     child = fork(partial(connection_asked_for, resumed))
     while child.last("asking") is None:
@@ -720,7 +720,7 @@ def test_a_kill_may_come_at_any_moment_of_the_wait() -> None:
     """A lock that both the handler and the wait take would stop the task until SIGKILL, the remote end unasked."""
 
     def signals_in_a_hail(say: Any) -> None:
-        killed = Killed()
+        killed = KillFlag()
         begun: list[float] = []
 
         def handler(*_: Any) -> None:
@@ -920,7 +920,7 @@ def test_a_slice_that_cannot_take_up_its_work_again_ends_it(
     qarnot: LocalQarnot, story: Story, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uuid = story.start()
-    met = Outcome(ending=Ending.MET, uuid=uuid, state="FullyExecuting").to_event()
+    met = WaitResult(ending=EndReason.MET, uuid=uuid, state="FullyExecuting").to_event()
     resume_badly(
         story, met, **{"pool": {"max_cost": "{{ x }}"}, "task": {"registry_conn_id": "gone"}}[story.kind]
     )
@@ -934,8 +934,8 @@ def test_a_wait_that_fails_ends_the_qarnot_task_where_no_try_would_take_it_up(
     qarnot: LocalQarnot, story: Story, try_number: int
 ) -> None:
     uuid = story.start(try_number)
-    refused = {"ending": Ending.ERROR, "uuid": uuid, "carry": {"error": "QarnotCredentialsError"}}
-    resume_badly(story, Outcome(**refused).to_event(), try_number)
+    refused = {"ending": EndReason.ERROR, "uuid": uuid, "resume_state": {"error": "QarnotCredentialsError"}}
+    resume_badly(story, WaitResult(**refused).to_event(), try_number)
     # A setup that fails closes its pool in any case.
     assert story.ended(uuid) is (story.kind == "pool" or try_number == 2)
 
@@ -960,7 +960,9 @@ def test_so_do_many_that_cannot_be_taken_up_again(
 ) -> None:
     make = partial(QarnotRunTasksOperator, task_id="work", commands=[held], qarnot_pool=pool)
     deferred, context = defer(make, story.ti(try_number))
-    event = Outcome(ending=Ending.MET, uuid=deferred.trigger.uuid, carry=deferred.trigger.carry).to_event()
+    event = WaitResult(
+        ending=EndReason.MET, uuid=deferred.trigger.uuid, resume_state=deferred.trigger.resume_state
+    ).to_event()
     broken, operator = NoXComs(**vars(story.ti(try_number))), make()
     with pytest.raises(RuntimeError, match="restarting"):
         operator.resume_execution("execute_complete", {"event": event}, {**context, "ti": broken})
@@ -1006,7 +1008,7 @@ def test_guard(qarnot: LocalQarnot, story: Story, state: str | None, xcom: str |
 def test_guard_leaves_what_it_cannot_ask_about(qarnot: LocalQarnot, story: Story) -> None:
     deferred, _ = defer(story.make, ti := story.ti())
 
-    async def no_answer(life: Any) -> str:
+    async def no_answer(identity: Any) -> str:
         raise RuntimeError("the triggerer's parent is away")
 
     with mock.patch(f"airflow_qarnot_pool.triggers.{story.kind}.task_state", no_answer):
@@ -1061,7 +1063,7 @@ def test_the_clean_up_survives_being_cancelled_again_and_again(qarnot: LocalQarn
     async def cancelled_thrice() -> None:
         answer = asyncio.Event()
 
-        async def slow_parent(life: Any) -> str:
+        async def slow_parent(identity: Any) -> str:
             await answer.wait()
             return "failed"
 
@@ -1146,7 +1148,7 @@ def test_a_managed_pool_left_behind_costs_nothing_soon_and_a_week_later(
 def test_a_managed_pool_whose_maker_died_cools_down_too(
     qarnot: LocalQarnot, client: QarnotClient, run_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("airflow_qarnot_pool.warmth.BOOT_DEADLINE", timedelta(seconds=1))
+    monkeypatch.setattr("airflow_qarnot_pool.operators.bases.warm_up.BOOT_DEADLINE", timedelta(seconds=1))
     defer(managed, FakeTI(run_id=run_id, task_id="create"))
     (pool,) = made_for(client.pools, run_id)
     eventually(lambda: warm_ups(client, run_id) == ["Success"], say="the forgotten sleep ends by itself")
@@ -1173,7 +1175,7 @@ def test_a_retry_that_finds_the_pool_ready_ends_the_warm_up(
 def test_a_retry_that_finds_the_pool_cooled_down_warms_it_up_again(
     qarnot: LocalQarnot, client: QarnotClient, run_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("airflow_qarnot_pool.warmth.BOOT_DEADLINE", timedelta(seconds=1))
+    monkeypatch.setattr("airflow_qarnot_pool.operators.bases.warm_up.BOOT_DEADLINE", timedelta(seconds=1))
     make = partial(managed, wait_timeout=timedelta(seconds=30))
     first = FakeTI(run_id=run_id, task_id="create", max_tries=1)
     defer(make, first)
@@ -1237,7 +1239,7 @@ def format_1(kind: str, uuid: str, run_id: str) -> tuple[str, dict[str, Any]]:
         "condition": condition,
         "poll_interval": 0.05,
         "deadline": "2126-01-01T00:00:00+00:00",
-        "life": {
+        "identity": {
             "namespace": "test",
             "dag_id": "dag",
             "run_id": run_id,
@@ -1250,7 +1252,7 @@ def format_1(kind: str, uuid: str, run_id: str) -> tuple[str, dict[str, Any]]:
             "part": "",
         },
         "cancel_on_kill": True,
-        "carry": {
+        "resume_state": {
             "decision": "fresh_submit",
             "resubmitted": False,
             "warm_up": None,
@@ -1273,7 +1275,7 @@ def test_a_wait_deferred_under_format_1_resumes(
     for kind, waited_for in waits.items():
         event = asyncio.run(first_event(again(Serialized(*format_1(kind, waited_for, run_id)))))
         # The event is stored, too: this is what format 1 wrote, with times and states as they come.
-        assert event.keys() == {"status", "uuid", "state", "message", "carry"}
+        assert event.keys() == {"status", "uuid", "state", "message", "resume_state"}
         assert event["status"] == "met"
         operator = operators[kind]()
         ti = FakeTI(run_id=run_id, task_id=operator.task_id, max_tries=1)
@@ -1293,7 +1295,7 @@ def test_an_event_of_format_1_resumes(
         "uuid": pool if kind == "pool" else uuid,
         "state": "FullyExecuting" if kind == "pool" else "Success",
         "message": "",
-        "carry": {"decision": "fresh_submit", "resubmitted": False, "deadline": None},
+        "resume_state": {"decision": "fresh_submit", "resubmitted": False, "deadline": None},
     }
     make = managed if kind == "pool" else partial(task, qarnot_pool=pool, command="true")
     operator = make()

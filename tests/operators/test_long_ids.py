@@ -15,14 +15,14 @@ from airflow.sdk.definitions._internal.node import validate_key
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.models import Job
 from airflow_qarnot_pool.api.specs import TaskSpec
-from airflow_qarnot_pool.identity import MAX_NAME, with_suffix
 from airflow_qarnot_pool.local import LocalQarnot
+from airflow_qarnot_pool.operators.bases.warm_up import warm_up
 from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
-from airflow_qarnot_pool.records import Alike, Outcomes
-from airflow_qarnot_pool.shared import Holder, _holder
-from airflow_qarnot_pool.warmth import warm_up
+from airflow_qarnot_pool.ownership.identity import MAX_NAME_BYTES, with_suffix
+from airflow_qarnot_pool.ownership.records import IdenticalTasks, Outcomes
+from airflow_qarnot_pool.ownership.shared_pool import HoldOwner, _holder
 from tests.harness import FakeTI, life_of, run
 
 #: Characters of one to four bytes, alone and mixed. Airflow takes word characters, '-' and '.' in ids.
@@ -30,7 +30,7 @@ LETTERS = ("d", "Z9_.-", "\u0434", "\u6c34\u6728", "\U00020021\U0002b740", "a\u0
 #: A run id is any text that ``allowed_run_id_pattern`` lets through.
 TEXTS = (*LETTERS, "\"\\'/ +:", "\U0001f600")
 LONGEST = 250
-DETAIL = {"tags": 511, "labels": 2047, "name": MAX_NAME}
+DETAIL = {"tags": 511, "labels": 2047, "name": MAX_NAME_BYTES}
 
 
 def texts(letters: tuple[str, ...], seed: int) -> Iterator[str]:
@@ -62,13 +62,18 @@ def test_all_that_is_made_from_ids_fits() -> None:
     for number, (dag_id, run_id) in enumerate(every):
         task_id = tasks[number % len(tasks)]
         map_index = 2**31 - 1 if number % 2 else -1
-        life = life_of(
+        identity = life_of(
             namespace="n" * 63, dag_id=dag_id, run_id=run_id, task_id=task_id, map_index=map_index
         ).for_item(99_999)
-        check(f"{dag_id}.{task_id}", life.tags(), life.labels(10**6, "f" * 64), life.shortname(10**6))
-        shortnames.add(life.shortname(1))
+        check(
+            f"{dag_id}.{task_id}",
+            identity.tags(),
+            identity.labels(10**6, "f" * 64),
+            identity.shortname(10**6),
+        )
+        shortnames.add(identity.shortname(1))
         by = task_id if map_index < 0 else f"{task_id}[{map_index}]"
-        holder = Holder(dag_id=dag_id, run_id=run_id, by=by)
+        holder = HoldOwner(dag_id=dag_id, run_id=run_id, by=by)
         given.add(holder)
         check(holder.to_name(), (), {}, None)
         holds.add(holder.to_name())
@@ -76,30 +81,30 @@ def test_all_that_is_made_from_ids_fits() -> None:
         assert found is not None
         assert (found.dag_id, found.run_id) == (dag_id, run_id)
         assert found.is_by(task_id)
-        assert found.given_up_by(life, [task_id])
-        assert found.given_up_by(life, None)
-        assert not found.given_up_by(life, ["another"])
+        assert found.given_up_by(identity, [task_id])
+        assert found.given_up_by(identity, None)
+        assert not found.given_up_by(identity, ["another"])
         assert not found.is_by("another")
     assert len(shortnames) == len(holds) == len(given)
 
 
 @pytest.mark.parametrize("letter", ["d", "\u0434", "\u6c34", "\U00020021"])
 def test_records_of_ends_fit_and_keep_every_item(letter: str) -> None:
-    alike = Alike("a" * 16, "b" * 16, 1, 1, "Success")
+    alike = IdenticalTasks("a" * 16, "b" * 16, 1, 1, "Success")
     scattered = set(range(0, 5000, 2))
     outcomes = Outcomes(items={alike: scattered}, of=[letter * 250, letter * 250, letter * 250, 3])
     jobs = [Job.from_json({"uuid": "u", "name": name}) for name in outcomes.names()]
-    assert all(sizes(job.name or "") <= MAX_NAME for job in jobs)
+    assert all(sizes(job.name or "") <= MAX_NAME_BYTES for job in jobs)
     assert Outcomes.of_jobs(jobs).items == {alike: scattered}
 
 
 @pytest.mark.parametrize("letter", ["n", "\u0434", "\u6c34", "\U00020021"])
 def test_a_name_that_is_given_fits_with_what_is_added_to_it(letter: str) -> None:
-    longest = letter * (MAX_NAME // len(letter.encode()))
+    longest = letter * (MAX_NAME_BYTES // len(letter.encode()))
     for name in (longest, longest[:-1], longest[:-4], "short"):
         for suffix in (" [0]", " [99999]", " (warm-up)"):
             fitted = with_suffix(name, suffix)
-            assert sizes(fitted) <= MAX_NAME
+            assert sizes(fitted) <= MAX_NAME_BYTES
             assert fitted.endswith(suffix)
             assert name.startswith(fitted.removesuffix(suffix))
     assert with_suffix("short", " [1]") == "short [1]"
@@ -114,7 +119,9 @@ def ids(letter: str) -> dict[str, str]:
 def test_a_hold_of_long_ids_keeps_a_shared_pool_open(
     qarnot: LocalQarnot, client: QarnotClient, letter: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("airflow_qarnot_pool.operators.reap.run_state", lambda dag_id, run_id: "running")
+    monkeypatch.setattr(
+        "airflow_qarnot_pool.ownership.liveness.dag_run_state", lambda dag_id, run_id: "running"
+    )
     name = f"long-{ord(letter):x}"
     task = letter * (LONGEST - 10)
 

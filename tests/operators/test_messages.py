@@ -18,7 +18,7 @@ from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
 from airflow_qarnot_pool.task_groups.pool import QarnotPoolGroup
 from tests.harness import FakeTI, run
-from tests.unit.test_parameters import NEEDS, _operators, make
+from tests.parameters.test_validation import NEEDS, _operators, make
 
 #: A value for each parameter that no operator can take, if it has one.
 BAD: dict[str, Any] = {

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from airflow_qarnot_pool import compat, metrics
+from airflow_qarnot_pool import metrics, version_compat
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.specs import PoolSpec
-from airflow_qarnot_pool.exceptions import QarnotBudgetError
+from airflow_qarnot_pool.exceptions import QarnotCostLimitError
 from airflow_qarnot_pool.local import LocalQarnot
+from airflow_qarnot_pool.maintenance.reaper import reap
 from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
-from airflow_qarnot_pool.reaper import reap
 from tests.conftest import ROOT
 from tests.crash.children import eventually
 from tests.harness import FakeTI, defer, life_of, run
@@ -42,8 +42,8 @@ def statsd(monkeypatch: pytest.MonkeyPatch) -> Iterator[Statsd]:
 
 def forget_stats(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have Airflow's stats as a process has them that nobody has set up."""
-    monkeypatch.setattr(compat, "_looked_in", 0)
-    if compat.AIRFLOW_VERSION < (3, 2):
+    monkeypatch.setattr(version_compat, "_looked_in", 0)
+    if version_compat.AIRFLOW_VERSION < (3, 2):
         from airflow.stats import Stats
 
         # It reads the settings when it is made.
@@ -95,7 +95,7 @@ def test_every_documented_metric_and_no_other_reaches_a_listener(
     dear = run(create, ti("dear"))
     qarnot.advance(3600)
     held = partial(task, task_id="held", qarnot_pool=dear, command="sleep 60")
-    with pytest.raises(QarnotBudgetError):
+    with pytest.raises(QarnotCostLimitError):
         run(partial(held, max_cost=0.5), ti("held"))
     warned = run(create, ti("warned"))
     qarnot.advance(3600)
@@ -114,8 +114,8 @@ def test_every_documented_metric_and_no_other_reaches_a_listener(
     assert seen["qarnot.claims.already_succeeded"][1] == 1
     assert seen["qarnot.duplicates_avoided"][1] == 2
     assert seen["qarnot.retries"][1] >= 1
-    assert seen["qarnot.budget.exceeded"][1] == 1
-    assert seen["qarnot.budget.warnings"][1] == 1
+    assert seen["qarnot.cost_limit.exceeded"][1] == 1
+    assert seen["qarnot.cost_limit.warnings"][1] == 1
     assert seen["qarnot.pools.reaped"][1] >= 1
     spent = qarnot.account()["pools"][pool]["creditsSpent"]
     assert seen["qarnot.cost.microeuros"][1] == pytest.approx(spent * 1e6, rel=0.01)
@@ -131,9 +131,9 @@ def far_ahead(qarnot: LocalQarnot) -> datetime:
 
 def doubles(monkeypatch: pytest.MonkeyPatch) -> None:
     """The answer to a create is lost, and what it made shows only after the next one: one of both ends."""
-    from airflow_qarnot_pool import claim as claims
+    from airflow_qarnot_pool.ownership import claim as claims
 
-    life = life_of(run_id="doubles")
+    identity = life_of(run_id="doubles")
     look, looks = claims._lookup, iter([True])
     monkeypatch.setattr(claims, "_lookup", lambda *args: {} if next(looks, False) else look(*args))
     with (
@@ -141,7 +141,7 @@ def doubles(monkeypatch: pytest.MonkeyPatch) -> None:
         QarnotClient(free.url, free.token) as client,
     ):
         free.faults([{"method": "POST", "path": "^/pools$", "times": 1, "kind": "lost"}])
-        claims.claim(client.pools, PoolSpec(name="twice", instance_count=1), life, pause=lambda _: None)
+        claims.claim(client.pools, PoolSpec(name="twice", instance_count=1), identity, pause=lambda _: None)
         assert sorted(one.state in ("Closing", "Closed") for one in client.pools.list()) == [False, True]
 
 
@@ -189,7 +189,7 @@ def test_metrics_that_cannot_be_sent_spoil_nothing(monkeypatch: pytest.MonkeyPat
     def broken() -> Any:
         raise RuntimeError("no stats")
 
-    monkeypatch.setattr(compat, "stats", broken)
+    monkeypatch.setattr(version_compat, "stats", broken)
     metrics.incr("requests")
     metrics.gauge("pools.open", 1)
     metrics.timing("poll.duration", 1)

@@ -31,7 +31,7 @@ from airflow_qarnot_pool.operators.pool import (
     QarnotDeletePoolOperator,
     QarnotUpdatePoolOperator,
 )
-from airflow_qarnot_pool.operators.reap import QarnotReapPoolsOperator
+from airflow_qarnot_pool.operators.reap import QarnotReapOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.sensors.pool import QarnotPoolSensor
 from airflow_qarnot_pool.task_groups.pool import QarnotPoolGroup
@@ -454,13 +454,13 @@ def test_an_update_that_renders_to_nothing_is_refused(qarnot: LocalQarnot, name:
 def test_a_reaper_that_is_told_neither_to_report_only_nor_to_close_does_neither(
     qarnot: LocalQarnot, rendered: Any
 ) -> None:
-    operator = QarnotReapPoolsOperator(task_id="r", report_only="{{ params.it }}")
+    operator = QarnotReapOperator(task_id="r", report_only="{{ params.it }}")
     operator.report_only = rendered
     with pytest.raises(QarnotInvalidSpecError, match="report_only must be True or False"):
         run(lambda: operator)
     assert qarnot.requests() == []
     with pytest.raises(QarnotInvalidSpecError, match="report_only"):
-        QarnotReapPoolsOperator(task_id="r", report_only=rendered)
+        QarnotReapOperator(task_id="r", report_only=rendered)
 
 
 def test_an_unknown_profile_is_the_servers_refusal(qarnot: LocalQarnot) -> None:

@@ -17,15 +17,15 @@ from airflow_qarnot_pool.api.jobs import JobResource
 from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
 from airflow_qarnot_pool.api.tasks import TaskResource
 from airflow_qarnot_pool.api.transport import Transport
-from airflow_qarnot_pool.compat import TaskDeferred
-from airflow_qarnot_pool.exceptions import QarnotBudgetError, QarnotQuotaError, QarnotTaskFailedError
+from airflow_qarnot_pool.exceptions import QarnotCostLimitError, QarnotQuotaError, QarnotTaskFailedError
 from airflow_qarnot_pool.local import LocalQarnot
+from airflow_qarnot_pool.maintenance.reaper import ReapLimits, reap
 from airflow_qarnot_pool.operators.pool import QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
-from airflow_qarnot_pool.reaper import Limits, reap
-from airflow_qarnot_pool.room import Room
+from airflow_qarnot_pool.ownership.quota import QuotaRoom
 from airflow_qarnot_pool.triggers import quota
+from airflow_qarnot_pool.version_compat import TaskDeferred
 from tests.crash.children import eventually
 from tests.harness import FakeTI, defer, fire, run
 from tests.operators.conftest import connect
@@ -233,10 +233,10 @@ def test_what_no_task_waits_for_goes_only_with_its_dag_run(
     airflow = Airflow()
     airflow.note(ti, "success")
     with airflow.answering():
-        monkeypatch.setattr("airflow_qarnot_pool.operators.reap.run_state", lambda *run: "running")
+        monkeypatch.setattr("airflow_qarnot_pool.ownership.liveness.dag_run_state", lambda *run: "running")
         with pytest.raises(QarnotQuotaError):
             run(other)
-        monkeypatch.setattr("airflow_qarnot_pool.operators.reap.run_state", lambda *run: "success")
+        monkeypatch.setattr("airflow_qarnot_pool.ownership.liveness.dag_run_state", lambda *run: "success")
         assert run(other)["state"] == "Success"
     assert client.tasks.find(uuid) is None
 
@@ -427,7 +427,7 @@ def make_room_after(patch: pytest.MonkeyPatch, client: QarnotClient, asked: type
             found = list(real(self, *args, **kwargs))
             if not done:
                 done.append(True)
-                room = Room(client, "test")
+                room = QuotaRoom(client, "test")
                 gone = room._make("task", 10)
                 assert gone == 1
             return found
@@ -578,7 +578,7 @@ def test_a_run_limit_counts_pools_that_made_room(
         eventually(lambda uuid=uuid: client.pools.get(uuid).state == "Closed")
     open_pool("another run")
     assert client.pools.find(uuid) is None
-    with pytest.raises(QarnotBudgetError, match=r"have cost 0\.6"):
+    with pytest.raises(QarnotCostLimitError, match=r"have cost 0\.6"):
         opened(2)
 
 
@@ -595,7 +595,7 @@ def test_a_pool_that_others_delete_is_not_taken_for_free(
     eventually(lambda: client.pools.get(uuid).state == "Closed")
     client.pools.delete(uuid)
     reason = "have cost" if bills_deleted else f"{uuid} have cost cannot be found out"
-    with pytest.raises(QarnotBudgetError, match=reason):
+    with pytest.raises(QarnotCostLimitError, match=reason):
         run(partial(make, task_id="again"), FakeTI(run_id=run_id, task_id="again"))
 
 
@@ -623,7 +623,7 @@ def idle_pool(client: QarnotClient, qarnot: LocalQarnot, run_id: str) -> str:
 
 
 def reaped(client: QarnotClient, uuid: str, at: datetime, state: str = "running", **kwargs: Any) -> str:
-    report = reap(client, "test", lambda dag_id, run_id: state, Limits(), now=lambda: at, **kwargs)
+    report = reap(client, "test", lambda dag_id, run_id: state, ReapLimits(), now=lambda: at, **kwargs)
     assert report.failures == []
     return next(one.action for one in report.entries if one.uuid == uuid)
 

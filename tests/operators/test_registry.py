@@ -13,7 +13,7 @@ from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.specs import TaskSpec
 from airflow_qarnot_pool.exceptions import QarnotInvalidSpecError
 from airflow_qarnot_pool.local import LocalQarnot
-from airflow_qarnot_pool.operators.registry import RegistryLogin
+from airflow_qarnot_pool.operators.bases.registry_login import RegistryLogin
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
 from tests.harness import FakeTI, run

@@ -14,25 +14,25 @@ from unittest import mock
 
 import pytest
 
-from airflow_qarnot_pool import claim
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.filters import equal
 from airflow_qarnot_pool.api.specs import TaskSpec
 from airflow_qarnot_pool.api.states import Phase
 from airflow_qarnot_pool.api.tasks import TaskResource
-from airflow_qarnot_pool.compat import TaskDeferred
 from airflow_qarnot_pool.exceptions import (
-    QarnotGoneError,
+    QarnotDeletedError,
     QarnotInvalidSpecError,
     QarnotPoolEndedError,
     QarnotTaskFailedError,
     QarnotUnavailableError,
     QarnotWaitTimeoutError,
 )
-from airflow_qarnot_pool.fan_out import Board
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
+from airflow_qarnot_pool.ownership import claim
+from airflow_qarnot_pool.ownership.fan_out import FanOutState
 from airflow_qarnot_pool.triggers.tasks import QarnotTasksTrigger
+from airflow_qarnot_pool.version_compat import TaskDeferred
 from tests.crash.children import eventually
 from tests.harness import FakeTI, airflow_says, context_of, defer, fire, resume, run
 
@@ -243,7 +243,7 @@ def test_a_kill_aborts_many_at_a_time(
 def test_a_kill_says_what_it_could_not_end_in_time(
     qarnot: LocalQarnot, pool: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("airflow_qarnot_pool.operators.base.HURRY", 0.0)
+    monkeypatch.setattr("airflow_qarnot_pool.operators.bases.waiting.KILL_TIMEOUT", 0.0)
     operator = tasks(qarnot_pool=pool, commands=["sleep 600"] * 3)
     with pytest.raises(TaskDeferred):
         operator.execute(context_of(operator, FakeTI(run_id="killed-late")))
@@ -264,7 +264,7 @@ def test_one_that_vanished_is_gone_and_no_success(
     deferred, context = defer(make, ti := FakeTI(run_id="vanished"))
     client.tasks.delete(made_by(client, ti.xcoms["qarnot_tasks"])[0].uuid)
     monkeypatch.setattr("airflow_qarnot_pool.triggers.tasks.CHECK_AFTER", 2.0)
-    with pytest.raises(QarnotGoneError, match="1 of 3"):
+    with pytest.raises(QarnotDeletedError, match="1 of 3"):
         resume(make, deferred, context)
 
 
@@ -316,7 +316,10 @@ def test_after_one_has_vanished_the_others_are_ended(
     monkeypatch.setattr("airflow_qarnot_pool.triggers.tasks.CHECK_AFTER", 0.5)
     make = partial(tasks, qarnot_pool=pool, commands=["sleep 600"] * 4, deferrable=deferrable)
     ti = FakeTI(run_id=f"vanished-others-{deferrable}")
-    with delete_one_after_submission(client, ti), pytest.raises(QarnotGoneError, match=r"1 of 4 .*items 0\)"):
+    with (
+        delete_one_after_submission(client, ti),
+        pytest.raises(QarnotDeletedError, match=r"1 of 4 .*items 0\)"),
+    ):
         run(make, ti)
     states = [one.state for one in made_by(client, ti.xcoms["qarnot_tasks"]) if one.state != "PendingDelete"]
     assert len(states) == 3
@@ -361,9 +364,9 @@ def test_room_under_a_quota_is_waited_for_and_nothing_is_forgotten(
         if deferrable:
             deferred, context = defer(first, ti)
             again = deferred_again(first, deferred, context, fire(deferred))
-            assert again.method_name == "execute_with_room"
-            assert again.trigger.carry["remembered"] == "0-1"
-            assert again.trigger.carry["deadline"] == deferred.trigger.deadline
+            assert again.method_name == "execute_with_quota_room"
+            assert again.trigger.resume_state["remembered"] == "0-1"
+            assert again.trigger.resume_state["deadline"] == deferred.trigger.deadline
             qarnot.account(maxTask=100000)
             result = resume(first, again, context)
         else:
@@ -384,14 +387,14 @@ def full_at_the_second_submission(
     submitted: list[int] = []
     real = QarnotRunTasksOperator._submit
 
-    def submit(self: Any, specs: Any, fingerprints: Any, wanted: Any, life: Any) -> Any:
+    def submit(self: Any, specs: Any, fingerprints: Any, wanted: Any, identity: Any) -> Any:
         if len(submitted) == 2:
             for one in client.tasks.list():
                 if one.uuid != holder:
                     client.tasks.delete(one.uuid)
             qarnot.account(maxTask=1)
         submitted.extend(one.item for one in wanted)
-        return real(self, specs, fingerprints, wanted, life)
+        return real(self, specs, fingerprints, wanted, identity)
 
     try:
         with mock.patch.object(QarnotRunTasksOperator, "_submit", submit):
@@ -409,7 +412,7 @@ def test_a_wait_for_many_deferred_under_the_previous_release_resumes(
     kwargs = {
         **deferred.trigger.serialize()[1],
         "condition": {"expected": 3, "low_water": 0},
-        "carry": {"expected": 3, "remembered": "", "deadline": None},
+        "resume_state": {"expected": 3, "remembered": "", "deadline": None},
     }
     deferred.trigger = type(deferred.trigger)(**kwargs)
     result = resume(make, deferred, context)
@@ -425,7 +428,7 @@ def test_a_wait_for_room_deferred_under_the_previous_release_resumes(
     context = context_of(operator, FakeTI(run_id="previous-room"))
     event = {"status": "met", "deadline": (datetime.now(UTC) + timedelta(minutes=1)).isoformat()}
     with pytest.raises(TaskDeferred) as caught:
-        operator.resume_execution("execute_with_room", {"event": event}, context)
+        operator.resume_execution("execute_with_quota_room", {"event": event}, context)
     assert resume(make, caught.value, context)["succeeded"] == 3
 
 
@@ -451,7 +454,7 @@ def test_the_result_is_bounded(qarnot: LocalQarnot, pool: str) -> None:
 
 def test_results_are_in_the_order_of_the_items_whatever_became_of_each() -> None:
     operator = tasks(commands=["true"] * 4, max_results=3)
-    now = Board(total=4, succeeded={1: "b"}, failed={2: "c"}, running={0: "a", 3: "d"})
+    now = FanOutState(total=4, succeeded={1: "b"}, failed={2: "c"}, running={0: "a", 3: "d"})
     assert operator._result(now)["results"] == [
         {"item": 0, "uuid": "a", "state": "Submitted"},
         {"item": 1, "uuid": "b", "state": "Success"},

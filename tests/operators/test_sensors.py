@@ -12,8 +12,6 @@ from airflow.exceptions import AirflowRescheduleException
 
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
-from airflow_qarnot_pool.compat import AirflowSensorTimeout, AirflowSkipException
-from airflow_qarnot_pool.conditions import Ending, Outcome
 from airflow_qarnot_pool.exceptions import (
     QarnotCredentialsError,
     QarnotInvalidSpecError,
@@ -23,6 +21,8 @@ from airflow_qarnot_pool.exceptions import (
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.sensors.pool import QarnotPoolSensor
 from airflow_qarnot_pool.sensors.task import QarnotTaskSensor
+from airflow_qarnot_pool.version_compat import AirflowSensorTimeout, AirflowSkipException
+from airflow_qarnot_pool.waiting.conditions import EndReason, WaitResult
 from tests.harness import FakeTI, context_of, defer, resume, run
 from tests.operators.conftest import connect
 
@@ -155,10 +155,12 @@ def test_soft_fail_hides_no_mistake_that_the_trigger_meets(
 ) -> None:
     sensor = task_sensor(qarnot_task="x", soft_fail=True)
     context = context_of(sensor)
-    wrong = Outcome(ending=Ending.ERROR, uuid="x", message="no", carry={"error": "QarnotCredentialsError"})
+    wrong = WaitResult(
+        ending=EndReason.ERROR, uuid="x", message="no", resume_state={"error": "QarnotCredentialsError"}
+    )
     with pytest.raises(QarnotCredentialsError):
         sensor.execute_complete(context, wrong.to_event())
-    gone = Outcome(ending=Ending.GONE, uuid="x", message="gone")
+    gone = WaitResult(ending=EndReason.GONE, uuid="x", message="gone")
     with pytest.raises(AirflowSkipException):
         sensor.execute_complete(context, gone.to_event())
 

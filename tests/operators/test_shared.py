@@ -16,12 +16,10 @@ from typing import Any
 
 import pytest
 
-from airflow_qarnot_pool import shared
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.models import Pool
-from airflow_qarnot_pool.compat import TaskDeferred
 from airflow_qarnot_pool.exceptions import (
-    QarnotBudgetError,
+    QarnotCostLimitError,
     QarnotInvalidSpecError,
     QarnotPoolEndedError,
     QarnotQuotaError,
@@ -32,10 +30,12 @@ from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
+from airflow_qarnot_pool.ownership import shared_pool
+from airflow_qarnot_pool.version_compat import TaskDeferred
 from tests.crash.children import StoringTI, eventually, fork, worker
 from tests.harness import FakeTI, again, airflow_says, context_of, defer, fire, kill, life_of, resume, run
 from tests.operators.conftest import connect
-from tests.operators.test_budget import HOUR, events_after
+from tests.operators.test_cost_limits import HOUR, events_after
 from tests.operators.test_lives import ANY_SERVER, MODES, exchanging, free_server, held, qarnot
 
 __all__ = ["free_server", "held", "qarnot"]
@@ -102,7 +102,7 @@ def sharers(
     )
     sharers = Sharers(client, name)
     monkeypatch.setattr(
-        "airflow_qarnot_pool.operators.reap.run_state",
+        "airflow_qarnot_pool.ownership.liveness.dag_run_state",
         lambda dag_id, run_id: sharers.states.get(run_id, "running"),
     )
     yield sharers
@@ -259,7 +259,7 @@ def test_names_that_cannot_be_are_refused_when_the_dag_is_parsed(name: str) -> N
 
 
 def test_a_shared_pool_cools_down_by_itself_unless_it_scales_otherwise() -> None:
-    assert QarnotCreatePoolOperator(task_id="x", shared="n").keep_warm == shared.KEEP_WARM
+    assert QarnotCreatePoolOperator(task_id="x", shared="n").keep_warm == shared_pool.KEEP_WARM
     assert QarnotCreatePoolOperator(
         task_id="x", shared="n", keep_warm=timedelta(hours=1)
     ).keep_warm == timedelta(hours=1)
@@ -319,13 +319,13 @@ def test_the_holds_on_a_closed_pool_go_when_a_task_moves_to_the_next(sharers: Sh
 def test_a_hold_on_a_pool_that_is_closed_or_deleted_is_none(sharers: Sharers) -> None:
     """Whoever opens it finds out by this answer, and makes the next."""
     pool = sharers.open("r1")
-    life = life_of(dag_id=sharers.name, run_id="r2", task_id="open", shared=sharers.name)
-    assert shared.hold(sharers.client, life, pool, "open")
+    identity = life_of(dag_id=sharers.name, run_id="r2", task_id="open", shared=sharers.name)
+    assert shared_pool.hold(sharers.client, identity, pool, "open")
     sharers.client.pools.close(pool)
-    assert not shared.hold(sharers.client, life, pool, "another")
+    assert not shared_pool.hold(sharers.client, identity, pool, "another")
     sharers.client.pools.delete(pool)
     eventually(lambda: sharers.client.pools.find(pool) is None)
-    assert not shared.hold(sharers.client, life, pool, "a third")
+    assert not shared_pool.hold(sharers.client, identity, pool, "a third")
 
 
 @ANY_SERVER
@@ -338,7 +338,7 @@ def test_airflow_that_does_not_answer_keeps_it_open(
     def no_answer(*_: str) -> str:
         raise RuntimeError("the API server is away")
 
-    monkeypatch.setattr("airflow_qarnot_pool.operators.reap.run_state", no_answer)
+    monkeypatch.setattr("airflow_qarnot_pool.ownership.liveness.dag_run_state", no_answer)
     sharers.close("r1")
     assert sharers.live() == [pool]
 
@@ -796,7 +796,7 @@ def test_a_limit_that_one_run_reaches_closes_it_for_all_and_the_others_go_on_wit
     events = events_after([deferred for deferred, _ in waits], lambda: qarnot.advance(HOUR))
 
     (_, context), (_, other) = waits
-    with pytest.raises(QarnotBudgetError, match=rf"Pool {pool} has cost 0\.7\d+ EUR.*max_cost of 0\.5"):
+    with pytest.raises(QarnotCostLimitError, match=rf"Pool {pool} has cost 0\.7\d+ EUR.*max_cost of 0\.5"):
         resume_with(limited, context, events[0])
     eventually(lambda: ended(sharers.client.pools.get(pool)))
     # The other run's Qarnot task was cancelled with the pool: it is submitted again, on a pool of the same kind.

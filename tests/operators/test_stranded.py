@@ -20,12 +20,12 @@ from airflow_qarnot_pool.exceptions import (
     QarnotTaskFailedError,
 )
 from airflow_qarnot_pool.local import LocalQarnot
-from airflow_qarnot_pool.operators import waiting
 from airflow_qarnot_pool.operators.pool import QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
 from airflow_qarnot_pool.sensors.task import QarnotTaskSensor
 from airflow_qarnot_pool.triggers import pool_end
+from airflow_qarnot_pool.waiting import polling
 from tests.crash.children import eventually
 from tests.harness import FakeTI, context_of, defer, fire_many, resume, run
 from tests.operators.conftest import connect
@@ -125,7 +125,7 @@ def test_a_rescheduled_sensor_goes_by_how_long_the_pool_has_ended(
     client.pools.close(full)
     sensor = partial(QarnotTaskSensor, task_id="sense", qarnot_task=uuid, deferrable=False, mode="reschedule")
     assert not sensor().poke(context_of(sensor()))
-    monkeypatch.setattr(waiting, "LONG_AGO", timedelta(seconds=-5))
+    monkeypatch.setattr(polling, "LONG_AGO", timedelta(seconds=-5))
     with pytest.raises(QarnotStateUnreachableError, match="its pool"):
         sensor().poke(context_of(sensor()))
 
@@ -187,12 +187,12 @@ def test_a_wait_for_what_runs_does_not_mind_that_the_pool_takes_no_more() -> Non
 
     pools = Pools()
     for state in ("FullyExecuting", "UploadingResults", "PendingCancel", "Success"):
-        assert waiting.PoolsOfTasks(pools, ("p",), 1.0).why_stranded((state,)) is None
+        assert polling.PoolsOfTasks(pools, ("p",), 1.0).why_stranded((state,)) is None
     assert not polled
-    assert waiting.PoolsOfTasks(pools, ("p",), 1.0).why_stranded(("Submitted",)) == "its pool p is Closed"
+    assert polling.PoolsOfTasks(pools, ("p",), 1.0).why_stranded(("Submitted",)) == "its pool p is Closed"
     pools.state = "FullyExecuting"
-    assert waiting.PoolsOfTasks(pools, ("p",), 1.0).why_stranded(("Submitted",)) is None
-    assert waiting.PoolsOfTasks(pools, (), 1.0).why_stranded(("Submitted",)) is None
+    assert polling.PoolsOfTasks(pools, ("p",), 1.0).why_stranded(("Submitted",)) is None
+    assert polling.PoolsOfTasks(pools, (), 1.0).why_stranded(("Submitted",)) is None
 
 
 def test_a_deferred_wait_whose_qarnot_task_ran_after_all_goes_on(
@@ -209,7 +209,7 @@ def test_a_deferred_wait_whose_qarnot_task_ran_after_all_goes_on(
         "uuid": uuid,
         "state": "Submitted",
         "message": "its pool has ended",
-        "carry": deferred.trigger.carry,
+        "resume_state": deferred.trigger.resume_state,
     }
     operator = make(deferrable=False)
     result = operator.execute_complete({**context, "task": operator}, event)

@@ -16,7 +16,7 @@ from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.models import Account
 from airflow_qarnot_pool.decorators.qarnot import qarnot_task
 from airflow_qarnot_pool.exceptions import (
-    QarnotGoneError,
+    QarnotDeletedError,
     QarnotInvalidSpecError,
     QarnotNodeLostError,
     QarnotNotFoundError,
@@ -351,7 +351,7 @@ def test_one_that_is_deleted_meanwhile_is_gone_and_no_success(
     make = partial(task, qarnot_pool=pool, command="sleep 60")
     deferred, context = defer(make, FakeTI(run_id="gone"))
     client.tasks.delete(context["ti"].xcoms["qarnot_task"])
-    with pytest.raises(QarnotGoneError):
+    with pytest.raises(QarnotDeletedError):
         resume(make, deferred, context)
 
 
@@ -476,7 +476,7 @@ def test_a_reached_quota_fails_or_waits(
         if deferrable:
             waiting = partial(make, wait_for_quota=timedelta(minutes=1))
             deferred, context = defer(waiting, FakeTI(run_id="quota-wait"))
-            assert deferred.method_name == "execute_with_room"
+            assert deferred.method_name == "execute_with_quota_room"
             client.tasks.delete(holder["uuid"])
             assert resume(waiting, deferred, context)["state"] == "Success"
     finally:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from airflow_qarnot_pool.identity import Life
+from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
 
 if TYPE_CHECKING:
     from starlette.testclient import TestClient
@@ -91,7 +91,9 @@ def admin(as_role: Callable[[str | None], TestClient]) -> TestClient:
     return as_role("admin")
 
 
-def life(dag_id: str = "frames", run_id: str = "manual__1", task_id: str = "open_pool", **more: Any) -> Life:
+def identity(
+    dag_id: str = "frames", run_id: str = "manual__1", task_id: str = "open_pool", **more: Any
+) -> TaskInstanceIdentity:
     values: dict[str, Any] = {
         "namespace": "page",
         "map_index": -1,
@@ -100,7 +102,7 @@ def life(dag_id: str = "frames", run_id: str = "manual__1", task_id: str = "open
         "try_number": 1,
         "retries": 0,
     }
-    return Life(dag_id=dag_id, run_id=run_id, task_id=task_id, **{**values, **more})
+    return TaskInstanceIdentity(dag_id=dag_id, run_id=run_id, task_id=task_id, **{**values, **more})
 
 
 class Maker:
@@ -112,19 +114,23 @@ class Maker:
         self.client = QarnotClient(server.url, server.token)
         self._count = 0
 
-    def pool(self, name: str = "warm", *, size: int = 1, owner: Life | None = None, **more: Any) -> str:
+    def pool(
+        self, name: str = "warm", *, size: int = 1, owner: TaskInstanceIdentity | None = None, **more: Any
+    ) -> str:
         from airflow_qarnot_pool.api.specs import PoolSpec
 
         self._count += 1
-        owner = owner or life(task_id=f"open_{self._count}")
+        owner = owner or identity(task_id=f"open_{self._count}")
         labels = {**owner.labels(1, "x"), **more.pop("labels", {})}
         spec = PoolSpec(name=name, instance_count=size, tags=owner.tags(), labels=labels, **more)
         return self.client.pools.create(spec)
 
-    def task(self, pool: str, command: str = "true", owner: Life | None = None, **more: Any) -> str:
+    def task(
+        self, pool: str, command: str = "true", owner: TaskInstanceIdentity | None = None, **more: Any
+    ) -> str:
         from airflow_qarnot_pool.api.specs import TaskSpec
 
-        owner = owner or life(task_id="work")
+        owner = owner or identity(task_id="work")
         spec = TaskSpec(
             name=more.pop("name", "work"),
             pool=pool,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from airflow_qarnot_pool.hooks import form
+from airflow_qarnot_pool.hooks import connection_form
 
 if TYPE_CHECKING:
     from starlette.testclient import TestClient
@@ -20,15 +20,15 @@ def test_the_ui_is_told_every_field_with_label_and_placeholder(
     assert told["hook_name"] == "Qarnot"
     standard = told["standard_fields"]
     assert standard["host"]["title"] == "API URL"
-    assert standard["host"]["placeholder"] == form.DEFAULT_API_URL
+    assert standard["host"]["placeholder"] == connection_form.DEFAULT_API_URL
     assert standard["password"]["title"] == "API token"
     for hidden in ("login", "url_schema"):
         assert standard[hidden]["hidden"] is True
     # Airflow 3.3.2 tests no saved connection without one.
     assert standard["port"]["hidden"] is False
     extra = told["extra_fields"]
-    assert set(extra) == {field.name for field in form.FIELDS}
-    for field in form.FIELDS:
+    assert set(extra) == {field.name for field in connection_form.FIELDS}
+    for field in connection_form.FIELDS:
         assert extra[field.name]["schema"]["title"] == field.label
         assert extra[field.name]["description"] == field.description
         kinds = extra[field.name]["schema"]["type"]

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from airflow_qarnot_pool.api.models import CarbonFacts, Pool, Task
-from airflow_qarnot_pool.plugins import ask, view
-from airflow_qarnot_pool.plugins.desk import LIST
-from tests.plugins.conftest import Maker, life, until
+from airflow_qarnot_pool.plugins import queries
+from airflow_qarnot_pool.plugins import rows as rows_module
+from airflow_qarnot_pool.plugins.cache import LIST
+from tests.plugins.conftest import Maker, identity, until
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.local import LocalQarnot
@@ -21,14 +22,16 @@ GARBAGE = {"method": "GET", "kind": "garbage"}
 
 
 @pytest.fixture
-def asker(airflow_app: Any, server: LocalQarnot, monkeypatch: pytest.MonkeyPatch) -> Iterator[ask.Asker]:
+def asker(
+    airflow_app: Any, server: LocalQarnot, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[queries.Fetcher]:
     """One that is told everything at once, and asks for figures in every round."""
-    monkeypatch.setattr(ask, "FIGURES_AFTER", 0.0)
-    yield ask.Asker("qarnot_default")
+    monkeypatch.setattr(queries, "FIGURES_AFTER", 0.0)
+    yield queries.Fetcher("qarnot_default")
     server.faults([])
 
 
-def rows_of(asker: ask.Asker) -> dict[str, dict[str, Any]]:
+def rows_of(asker: queries.Fetcher) -> dict[str, dict[str, Any]]:
     return {row["uuid"]: row for row in asker(LIST)}
 
 
@@ -43,7 +46,7 @@ def rows_of(asker: ask.Asker) -> dict[str, dict[str, Any]]:
 )
 def test_figures_that_cannot_be_read_are_not_known_and_asked_for_again(
     make: Maker,
-    asker: ask.Asker,
+    asker: queries.Fetcher,
     server: LocalQarnot,
     monkeypatch: pytest.MonkeyPatch,
     path: str,
@@ -51,7 +54,7 @@ def test_figures_that_cannot_be_read_are_not_known_and_asked_for_again(
     unknown: str | None,
 ) -> None:
     odd, fine = make.pool("odd", labels={"airflow.shared": "nightly"}), make.pool("fine")
-    make.task(odd, owner=life("frames", "two", "work"))
+    make.task(odd, owner=identity("frames", "two", "work"))
     server.faults([{**fault, "path": path.format(odd)}])
     rows = rows_of(asker)
     assert {odd, fine} <= rows.keys()
@@ -59,7 +62,7 @@ def test_figures_that_cannot_be_read_are_not_known_and_asked_for_again(
     not_known = {name for name in ("euros", "carbon_g") if rows[odd]["figures"][name] is None}
     assert not_known == {unknown} - {None}
     # What happens meanwhile is seen, and what is over is asked about until there is an answer.
-    monkeypatch.setattr(ask, "SETTLED_AFTER", timedelta(-1))
+    monkeypatch.setattr(queries, "SETTLED_AFTER", timedelta(-1))
     make.client.pools.close(odd)
     until(lambda: rows_of(asker)[odd]["phase"] == "closed", "its end")
     server.faults([])
@@ -68,10 +71,10 @@ def test_figures_that_cannot_be_read_are_not_known_and_asked_for_again(
 
 
 def test_a_pool_whose_figures_fail_does_not_keep_others_from_theirs(
-    make: Maker, asker: ask.Asker, server: LocalQarnot, monkeypatch: pytest.MonkeyPatch
+    make: Maker, asker: queries.Fetcher, server: LocalQarnot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ask, "FIGURES_PER_ROUND", 1)
-    monkeypatch.setitem(ask.LIMITS, "retries", 0)
+    monkeypatch.setattr(queries, "FIGURES_PER_ROUND", 1)
+    monkeypatch.setitem(queries.LIMITS, "retries", 0)
     server.account(maxPool=None, maxInstances=None, maxRunningPool=None)
     odd, fine = make.pool("odd"), make.pool("fine")
     server.faults([{"kind": "status", "status": 500, "path": f"/pools/{odd}/credits"}])
@@ -132,14 +135,18 @@ def shown(pool: Pool, task: Task, facts: CarbonFacts) -> None:
     from fastapi.responses import JSONResponse
 
     now, run = datetime.now(UTC), ("1", "1")
-    memory = view.remember(view.remember(None, pool, now), pool, now)
-    figures = view.Figures(euros=1.0, carbon=facts, at=now, shares=view.shares_of(pool, [task]))
-    group, moved = view.group_of(task.state), task.state_transition_time
+    memory = rows_module.remember(rows_module.remember(None, pool, now), pool, now)
+    figures = rows_module.PoolFigures(
+        euros=1.0, carbon=facts, at=now, shares=rows_module.shares_of(pool, [task])
+    )
+    group, moved = rows_module.group_of(task.state), task.state_transition_time
     notes = [
-        view.TaskNote("u", group, moved, *(task.labels.get(f"airflow.{n}") for n in ("dag_id", "run_id")))
+        rows_module.TaskRow(
+            "u", group, moved, *(task.labels.get(f"airflow.{n}") for n in ("dag_id", "run_id"))
+        )
     ]
-    [row] = view.rows(
-        view.Scene(
+    [row] = rows_module.rows(
+        rows_module.PageData(
             now=now,
             connection="q",
             pools=[pool],
@@ -149,9 +156,9 @@ def shown(pool: Pool, task: Task, facts: CarbonFacts) -> None:
             console_url="https://console",
         )
     )
-    whole = view.detail(row, pool, [task, Task.from_json(PLAIN)], memory, 200)
-    JSONResponse([view.without_runs(row), view.of_run(row, run)])
-    JSONResponse([{**whole, "row": view.without_runs(row)}, view.detail_of_run(whole, run)])
+    whole = rows_module.detail(row, pool, [task, Task.from_json(PLAIN)], memory, 200)
+    JSONResponse([rows_module.without_runs(row), rows_module.of_run(row, run)])
+    JSONResponse([{**whole, "row": rows_module.without_runs(row)}, rows_module.detail_of_run(whole, run)])
 
 
 def test_whatever_one_field_of_an_answer_holds_the_page_can_be_shown() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.plugins.conftest import PAGE, Maker, life, until
+from tests.plugins.conftest import PAGE, Maker, identity, until
 
 if TYPE_CHECKING:
     from starlette.testclient import TestClient
@@ -144,7 +144,7 @@ def test_closing_is_written_to_the_audit_log(make: Maker, as_role: As) -> None:
     from airflow.utils.session import create_session
     from sqlalchemy import select
 
-    uuid = make.pool(owner=life("audited"))
+    uuid = make.pool(owner=identity("audited"))
     answer = as_role("op").post(f"{PAGE}/api/connections/qarnot_default/pools/{uuid}/close", headers=CLOSE)
     assert answer.status_code == 200, answer.text
     with create_session() as session:
@@ -183,7 +183,7 @@ def test_a_pool_that_is_not_ours_is_neither_shown_nor_closed(
 ) -> None:
     ours = make.pool()
     foreign = [
-        make.pool(owner=life(namespace="another")),
+        make.pool(owner=identity(namespace="another")),
         make.pool(labels={"airflow.format": "1", "airflow.namespace": "another"}),
     ]
     row_of(admin, ours, phase="open")
@@ -205,11 +205,11 @@ def test_only_the_pages_connections_and_uuids_are_known(admin: TestClient) -> No
 
 
 def test_a_run_sees_its_own_pools_and_of_a_shared_one_its_own_tasks(make: Maker, as_role: As) -> None:
-    mine = make.pool(owner=life("frames", "one"))
-    others = make.pool(owner=life("frames", "two"))
-    shared = make.pool(owner=life("setup", "zero"), labels={"airflow.shared": "nightly"})
-    task = make.task(shared, owner=life("frames", "one", "work"))
-    make.task(shared, owner=life("secret_dag", "one", "work"), name="of another DAG")
+    mine = make.pool(owner=identity("frames", "one"))
+    others = make.pool(owner=identity("frames", "two"))
+    shared = make.pool(owner=identity("setup", "zero"), labels={"airflow.shared": "nightly"})
+    task = make.task(shared, owner=identity("frames", "one", "work"))
+    make.task(shared, owner=identity("secret_dag", "one", "work"), name="of another DAG")
     viewer = as_role("viewer")
 
     def look() -> list[dict[str, Any]] | None:
@@ -296,14 +296,14 @@ def test_the_list_is_there_after_one_request_and_complete_after_two(
     make: Maker, airflow_app: Any, server: LocalQarnot
 ) -> None:
     """However many pools and Qarnot tasks: costs come after that, for a few pools at a time."""
-    from airflow_qarnot_pool.plugins.ask import FIGURES_PER_ROUND, Asker
-    from airflow_qarnot_pool.plugins.desk import LIST
+    from airflow_qarnot_pool.plugins.cache import LIST
+    from airflow_qarnot_pool.plugins.queries import FIGURES_PER_ROUND, Fetcher
 
     server.account(maxPool=None, maxInstances=None, maxRunningPool=None)
-    pools = [make.pool(f"{n}", owner=life(f"many_{n}")) for n in range(20)]
+    pools = [make.pool(f"{n}", owner=identity(f"many_{n}")) for n in range(20)]
     for n, uuid in enumerate(pools):
-        make.task(uuid, "sleep 600", owner=life(f"many_{n}", task_id="work"))
-    asker, seen = Asker("qarnot_default"), []
+        make.task(uuid, "sleep 600", owner=identity(f"many_{n}", task_id="work"))
+    asker, seen = Fetcher("qarnot_default"), []
 
     def asked() -> list[str]:
         # A page that shows that a search was not cut belongs to the search.
@@ -328,7 +328,7 @@ def test_the_list_is_there_after_one_request_and_complete_after_two(
 
 
 def test_what_a_browser_has_is_not_sent_again(make: Maker, admin: TestClient, as_role: As) -> None:
-    uuid = make.pool(owner=life("sent", "once"))
+    uuid = make.pool(owner=identity("sent", "once"))
     row_of(admin, uuid, phase="open")
     run = {"run_id": "once"}
     for client, path, given in (

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from airflow_qarnot_pool.costs import RunKey, cost_of_pool, cost_of_run
-from tests.plugins.conftest import PAGE, Maker, life, until
+from airflow_qarnot_pool.costs.queries import cost_of_pool, cost_of_run
+from airflow_qarnot_pool.ownership.identity import RunKey
+from tests.plugins.conftest import PAGE, Maker, identity, until
 
 if TYPE_CHECKING:
     from starlette.testclient import TestClient
@@ -101,8 +102,8 @@ def test_the_shares_of_two_runs_on_a_shared_pool_add_up(
 
 
 def test_a_pool_of_one_run_is_that_runs(make: Maker, as_role: As) -> None:
-    uuid = make.pool(owner=life("alone", "one"))
-    make.task(uuid, owner=life("alone", "one", "work"))
+    uuid = make.pool(owner=identity("alone", "one"))
+    make.task(uuid, owner=identity("alone", "one", "work"))
     viewer = as_role("viewer")
     row = until(
         lambda: (rows := rows_of(viewer, "alone", "one")) and rows[0]["figures"] and rows[0], "its row"
@@ -114,8 +115,8 @@ def test_whoever_opened_a_pool_and_runs_nothing_on_it_has_no_part_once_another_d
     make: Maker, as_role: As, server: LocalQarnot
 ) -> None:
     """Shares cost one request more, and only where there are several runs."""
-    uuid = make.pool(owner=life("opener", "one"))
-    make.task(uuid, "sleep 600", owner=life("worker", "one", "work"))
+    uuid = make.pool(owner=identity("opener", "one"))
+    make.task(uuid, "sleep 600", owner=identity("worker", "one", "work"))
     viewer = as_role("viewer")
 
     def part(dag_id: str) -> dict[str, Any] | None:
@@ -134,8 +135,8 @@ def test_a_pool_in_full_from_before_the_run_came_is_not_shown_but_looked_at_agai
     as_role: As, airflow_app: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from airflow_qarnot_pool.api.models import Pool, Task
-    from airflow_qarnot_pool.plugins import view
-    from airflow_qarnot_pool.plugins.desk import LIST, Desk
+    from airflow_qarnot_pool.plugins import rows as rows_module
+    from airflow_qarnot_pool.plugins.cache import LIST, Cache
     from airflow_qarnot_pool.plugins.pools_page import QarnotPoolsPlugin
 
     uuid = "11111111-1111-4111-8111-111111111111"
@@ -147,15 +148,19 @@ def test_a_pool_in_full_from_before_the_run_came_is_not_shown_but_looked_at_agai
     def ask(key: str, first: Any) -> Any:
         pool = Pool.from_json({"uuid": uuid, "state": "FullyExecuting", "labels": labels("opener")})
         tasks = [Task.from_json({"uuid": one, "name": one, "labels": labels(one)}) for one in there]
-        notes = [view.TaskNote(uuid, "running", None, one, "one") for one in there]
-        scene = view.Scene(now=datetime.now(UTC), connection="q", pools=[pool], tasks={uuid: notes})
-        rows = view.rows(scene)
-        return rows if key == LIST else view.detail(rows[0], pool, tasks, view.Memory(), 200)
+        notes = [rows_module.TaskRow(uuid, "running", None, one, "one") for one in there]
+        scene = rows_module.PageData(now=datetime.now(UTC), connection="q", pools=[pool], tasks={uuid: notes})
+        rows = rows_module.rows(scene)
+        return (
+            rows
+            if key == LIST
+            else rows_module.detail(rows[0], pool, tasks, rows_module.ObservedHistory(), 200)
+        )
 
     viewer, admin = as_role("viewer"), as_role("admin")
     admin.get(f"{PAGE}/")
     office = QarnotPoolsPlugin.fastapi_apps[0]["app"]._app.state.office
-    monkeypatch.setitem(office.desks, "qarnot_default", Desk(ask, every=1e9, pause=0))
+    monkeypatch.setitem(office.desks, "qarnot_default", Cache(ask, every=1e9, pause=0))
     path = f"{PAGE}/api/connections/qarnot_default/pools/{uuid}"
     until(lambda: admin.get(path).json()["pool"], "the pool before the run comes")
     there.append("mine")

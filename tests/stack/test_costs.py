@@ -12,7 +12,7 @@ def not_tried_again(run: Run, pool: str, task: str = "work", map_index: int = -1
     found = run.instance(task, map_index)
     assert found["state"] == "failed"
     assert found["try_number"] <= found["max_tries"]
-    error = rf"QarnotBudgetError.*Pool {pool} has cost 0\.7\d+ EUR.* max_cost of 0\.5000 EUR"
+    error = rf"QarnotCostLimitError.*Pool {pool} has cost 0\.7\d+ EUR.* max_cost of 0\.5000 EUR"
     said = [name for name, text in run.worker_logs(task, map_index).items() if re.search(error, text)]
     assert said == [f"attempt={found['try_number']}.log"]
 

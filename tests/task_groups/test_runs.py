@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from airflow_qarnot_pool.api.client import QarnotClient
-from airflow_qarnot_pool.budget import limits_on
+from airflow_qarnot_pool.costs.limits import limits_on
 from airflow_qarnot_pool.local import LocalQarnot
 from tests.crash.children import eventually
 from tests.dags.test_examples import LOCAL_BUNDLE, Run, client

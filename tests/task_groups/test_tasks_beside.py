@@ -9,11 +9,11 @@ import pytest
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, TaskGroup, task
 
-from airflow_qarnot_pool.idle import Cause, Idle
+from airflow_qarnot_pool.costs.idle import IdleCause, IdleTime
 from airflow_qarnot_pool.local import LocalQarnot
-from airflow_qarnot_pool.operators.cost import tasks_beside
 from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
+from airflow_qarnot_pool.operators.teardown_cost import tasks_beside
 from airflow_qarnot_pool.sensors.task import QarnotTaskSensor
 from airflow_qarnot_pool.task_groups.pool import QarnotPoolGroup
 from tests.conftest import ROOT
@@ -80,16 +80,16 @@ def test_no_example_lets_a_pool_wait_for_a_worker(example: str) -> None:
     assert [tasks_beside(one) for one in dag.tasks if one.is_teardown and tasks_beside(one)] == []
 
 
-def idle(paid: float = 100.0, **causes: float) -> Idle:
-    found = {Cause[name.upper()]: seconds for name, seconds in causes.items()}
-    return Idle(paid=paid, idle=sum(found.values()), causes=found)
+def idle(paid: float = 100.0, **causes: float) -> IdleTime:
+    found = {IdleCause[name.upper()]: seconds for name, seconds in causes.items()}
+    return IdleTime(paid=paid, idle=sum(found.values()), causes=found)
 
 
 @pytest.mark.parametrize(
     ("found", "seconds"),
     [
         (idle(gaps=40, head=20, tail=10), 70),
-        (Idle(paid=100, idle=90, causes={Cause.SIZE: 30.0}), 60),
+        (IdleTime(paid=100, idle=90, causes={IdleCause.SIZE: 30.0}), 60),
         (idle(gaps=5), 5),
         (idle(gaps=4), None),
         (idle(paid=2, gaps=0.5), None),
@@ -97,7 +97,7 @@ def idle(paid: float = 100.0, **causes: float) -> Idle:
         (idle(), None),
     ],
 )
-def test_it_is_said_if_the_pool_stood_without_work_for_long(found: Idle, seconds: int | None) -> None:
+def test_it_is_said_if_the_pool_stood_without_work_for_long(found: IdleTime, seconds: int | None) -> None:
     said = found.waited_for(["g.one", "g.two"])
     if seconds is None:
         assert said is None

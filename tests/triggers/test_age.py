@@ -10,8 +10,6 @@ import pytest
 
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.specs import TaskSpec
-from airflow_qarnot_pool.compat import TaskDeferred
-from airflow_qarnot_pool.conditions import POOL_READY, TASK_ENDED
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.triggers import age
@@ -19,6 +17,8 @@ from airflow_qarnot_pool.triggers.pool import QarnotPoolTrigger
 from airflow_qarnot_pool.triggers.quota import QarnotQuotaTrigger, QarnotWarmUpRoomTrigger
 from airflow_qarnot_pool.triggers.task import QarnotTaskTrigger
 from airflow_qarnot_pool.triggers.tasks import QarnotTasksTrigger
+from airflow_qarnot_pool.version_compat import TaskDeferred
+from airflow_qarnot_pool.waiting.conditions import POOL_READY, TASK_ENDED
 from tests.crash.children import eventually
 from tests.harness import FakeTI, again, context_of, first_event
 
@@ -71,11 +71,11 @@ def test_a_trigger_that_is_old_enough_fires_at_once(
 ) -> None:
     missing: list[float] = []
 
-    async def reached(self: age.Age) -> None:
+    async def reached(self: age.TriggerAge) -> None:
         missing.append(self.missing)
 
     monkeypatch.setattr(age, "MIN_AGE", 0.5)
-    monkeypatch.setattr(age.Age, "reached", reached)
+    monkeypatch.setattr(age.TriggerAge, "reached", reached)
     uuid = client.tasks.create(TaskSpec(name="x", pool=pool, command="sleep 1"))
     seconds_to_fire(TRIGGERS["task"](uuid=uuid, **COMMON), scheduled=True)
     assert missing == [0.0]

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 import pytest
 
 from airflow_qarnot_pool.api.client import QarnotClient
-from airflow_qarnot_pool.conditions import TASK_ENDED
-from airflow_qarnot_pool.identity import Life
 from airflow_qarnot_pool.local import LocalQarnot
+from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
 from airflow_qarnot_pool.triggers.task import QarnotTaskTrigger
+from airflow_qarnot_pool.waiting.conditions import TASK_ENDED
 from tests.triggers.test_poller import state_of, submit, until
 
 AT_ONCE, WARM_UP, ROUNDS = 50, 8, 12
@@ -30,7 +30,7 @@ def triggers(uuids: list[str], numbers: Iterator[int]) -> list[QarnotTaskTrigger
     made = []
     for uuid in uuids:
         number = next(numbers)
-        life = Life(
+        identity = TaskInstanceIdentity(
             namespace="test",
             dag_id=f"dag-{number}",
             run_id=f"manual__{number}",
@@ -49,8 +49,8 @@ def triggers(uuids: list[str], numbers: Iterator[int]) -> list[QarnotTaskTrigger
                 condition=TASK_ENDED.to_kwargs(),
                 poll_interval=0.1,
                 deadline=deadline,
-                life=life.to_kwargs(),
-                carry={"decision": "created", "resubmitted": False, "deadline": deadline},
+                identity=identity.to_kwargs(),
+                resume_state={"decision": "created", "resubmitted": False, "deadline": deadline},
             )
         )
     return made

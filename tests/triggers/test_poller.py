@@ -15,13 +15,13 @@ import pytest
 
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.specs import TaskSpec
-from airflow_qarnot_pool.conditions import Condition
-from airflow_qarnot_pool.exceptions import QarnotCredentialsError, QarnotGoneError, QarnotRefusedError
-from airflow_qarnot_pool.identity import namespace_tag
+from airflow_qarnot_pool.exceptions import QarnotCredentialsError, QarnotDeletedError, QarnotRefusedError
 from airflow_qarnot_pool.local import LocalQarnot
+from airflow_qarnot_pool.ownership.identity import namespace_tag
 from airflow_qarnot_pool.triggers import poller
-from airflow_qarnot_pool.triggers.poller import watch
+from airflow_qarnot_pool.triggers.poller import subscribe
 from airflow_qarnot_pool.triggers.task import QarnotTaskTrigger
+from airflow_qarnot_pool.waiting.conditions import Condition
 
 OURS = (namespace_tag("test"),)
 INTERVAL = 0.1
@@ -47,7 +47,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 async def state_of(uuid: str, *states: str, interval: float = INTERVAL) -> str:
     """Wait for one of *states* through the shared poll."""
-    async with watch("qarnot_default", "task", uuid, interval=interval) as waiter:
+    async with subscribe("qarnot_default", "task", uuid, interval=interval) as waiter:
         while True:
             look = await waiter.next(PATIENCE)
             if look.state in states:
@@ -128,10 +128,10 @@ def test_a_second_waiter_is_told_what_the_first_one_was(
 
     async def wait() -> tuple[str, str, bool]:
         await until(lambda: client.tasks.get(uuid).state == "FullyExecuting")
-        async with watch("qarnot_default", "task", uuid, interval=3600) as first:
+        async with subscribe("qarnot_default", "task", uuid, interval=3600) as first:
             told = await first.next(PATIENCE)
             # Nothing changes between the two, and the poll sleeps for an hour.
-            async with watch("qarnot_default", "task", uuid, interval=3600) as second:
+            async with subscribe("qarnot_default", "task", uuid, interval=3600) as second:
                 late = await second.next(PATIENCE)
                 try:
                     await first.next(0)
@@ -159,7 +159,7 @@ def test_what_is_gone_is_an_error_of_its_own_waiter_only(
         waiting = [asyncio.create_task(state_of(uuid, "Success", "Cancelled")) for uuid in (gone, stays)]
         await until(lambda: any(topic.last for one in poller.pollers() for topic in one.topics.values()))
         await asyncio.to_thread(client.tasks.delete, gone)
-        with pytest.raises(QarnotGoneError, match=gone):
+        with pytest.raises(QarnotDeletedError, match=gone):
             await waiting[0]
         assert not waiting[1].done()
         await asyncio.to_thread(client.tasks.abort, stays)
@@ -335,7 +335,7 @@ def test_many_objects_of_one_owner_are_one_topic(
 
     async def wait() -> set[str]:
         done: set[str] = set()
-        async with watch(
+        async with subscribe(
             "qarnot_default", "task", "airflow-lineage:ours", is_tag=True, interval=INTERVAL
         ) as waiter:
             while len(done) < len(uuids):
@@ -471,7 +471,7 @@ def test_rounds_keep_their_interval_however_long_a_request_takes(
     (uuid,) = submit(client, pool, 1)
 
     async def wait() -> list[float]:
-        async with watch("qarnot_default", "task", uuid, interval=interval) as waiter:
+        async with subscribe("qarnot_default", "task", uuid, interval=interval) as waiter:
             await waiter.next(PATIENCE)
             dues: list[float] = []
             qarnot.faults(
@@ -517,9 +517,9 @@ def test_who_comes_while_a_request_is_under_way_is_seen_to_right_after(
     monkeypatch.setattr(poller.Poller, "_search", slow)
 
     async def wait() -> None:
-        async with watch("qarnot_default", "task", first, interval=3600) as one:
+        async with subscribe("qarnot_default", "task", first, interval=3600) as one:
             await until(asking.is_set)
-            async with watch("qarnot_default", "task", second, interval=3600) as other:
+            async with subscribe("qarnot_default", "task", second, interval=3600) as other:
                 answer.set()
                 await one.next(PATIENCE)
                 await other.next(PATIENCE)
@@ -533,7 +533,7 @@ def test_one_who_wants_to_look_more_often_makes_all_look_so(
     patient, hasty = submit(client, pool, 2)
 
     async def wait() -> str:
-        async with watch("qarnot_default", "task", patient, interval=3600) as one:
+        async with subscribe("qarnot_default", "task", patient, interval=3600) as one:
             await one.next(PATIENCE)
             waiting = asyncio.create_task(state_of(hasty, "Cancelled"))
             (shared,) = poller.pollers()
@@ -555,7 +555,7 @@ def test_each_waiter_gives_up_when_its_own_time_is_over(
     ended: list[str] = []
 
     async def one(uuid: str, seconds: float | None) -> None:
-        async with watch("qarnot_default", "task", uuid, interval=3600) as waiter:
+        async with subscribe("qarnot_default", "task", uuid, interval=3600) as waiter:
             await waiter.next(PATIENCE)
             with pytest.raises(TimeoutError):
                 await waiter.next(seconds)
@@ -584,7 +584,7 @@ def test_a_crowd_is_woken_a_few_at_a_time(qarnot: LocalQarnot, client: QarnotCli
     turn = 0
 
     async def one() -> None:
-        async with watch("qarnot_default", "task", uuid, interval=3600) as waiter:
+        async with subscribe("qarnot_default", "task", uuid, interval=3600) as waiter:
             await waiter.next(PATIENCE)
             told.append(turn)
 
@@ -682,7 +682,7 @@ def test_pools_and_tasks_sensors_and_operators_share(
     async def count() -> dict[str, int]:
         waiting = [asyncio.create_task(first_event(trigger_of(uuid, "Success"))) for uuid in uuids]
         waiting += [asyncio.create_task(first_event(trigger_of(uuids[0], "Cancelled", passed=False)))]
-        async with watch("qarnot_default", "pool", pool, interval=INTERVAL) as waiter:
+        async with subscribe("qarnot_default", "pool", pool, interval=INTERVAL) as waiter:
             await waiter.next(PATIENCE)
             kinds = {one.kind: len(one.topics) for one in poller.pollers()}
             for one in waiting:

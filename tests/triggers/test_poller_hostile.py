@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from airflow_qarnot_pool.api.client import QarnotClient
-from airflow_qarnot_pool.exceptions import QarnotGoneError, QarnotRefusedError
+from airflow_qarnot_pool.exceptions import QarnotDeletedError, QarnotRefusedError
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.triggers import poller
-from airflow_qarnot_pool.triggers.poller import Poller, watch
+from airflow_qarnot_pool.triggers.poller import Poller, subscribe
 from tests.triggers.test_poller import INTERVAL, OURS, PATIENCE, searches, state_of, submit, until
 
 SEARCH = {"method": "POST", "path": "^/tasks/search$"}
@@ -187,13 +187,13 @@ def test_a_gateway_that_says_404_denies_nothing(
     assert sum(one["status"] == 404 for one in qarnot.requests()) == 12
 
 
-@pytest.mark.parametrize("error", [QarnotGoneError, QarnotRefusedError])
+@pytest.mark.parametrize("error", [QarnotDeletedError, QarnotRefusedError])
 def test_one_that_qarnot_goes_on_to_deny_fails_its_waiters_alone(
     qarnot: LocalQarnot, client: QarnotClient, pool: str, error: type[Exception]
 ) -> None:
     qarnot.lag_searches(3600)
     denied, stays = submit(client, pool, 2)
-    status = 404 if error is QarnotGoneError else 403
+    status = 404 if error is QarnotDeletedError else 403
     fault = {"method": "GET", "path": f"^/tasks/{denied}$", "kind": "status", "status": status}
 
     async def story(shared: Poller, waiting: dict[str, asyncio.Task[str]]) -> None:
@@ -249,7 +249,7 @@ def test_all_objects_with_a_tag_are_told_under_a_cap(
     uuids = set(submit(client, pool, 20, tags=(*OURS, tag)))
 
     async def wait() -> None:
-        async with watch("qarnot_default", "task", tag, is_tag=True, interval=3600) as waiter:
+        async with subscribe("qarnot_default", "task", tag, is_tag=True, interval=3600) as waiter:
             told = {(await waiter.next(PATIENCE)).uuid for _ in range(20)}
         assert told == uuids
 
@@ -415,7 +415,7 @@ def test_one_who_joins_while_others_are_told_is_told_everything(
 
     async def told(count: int, first: Callable[[], None] = lambda: None) -> set[str]:
         found: set[str] = set()
-        async with watch("qarnot_default", "task", tag, is_tag=True, interval=3600) as waiter:
+        async with subscribe("qarnot_default", "task", tag, is_tag=True, interval=3600) as waiter:
             while len(found) < count:
                 found.add((await waiter.next(PATIENCE)).uuid)
                 first()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.plugins.conftest import Maker, life, until
+from tests.plugins.conftest import Maker, identity, until
 from tests.ui import MISFITS
 
 if TYPE_CHECKING:
@@ -40,10 +40,10 @@ def site(airflow_db: None, qarnot_of_ui: LocalQarnot) -> Iterator[str]:
     from starlette.responses import HTMLResponse
     from starlette.routing import Mount, Route
 
-    from airflow_qarnot_pool.plugins.app import Office, _app
+    from airflow_qarnot_pool.plugins.routes import ConnectionRegistry, _app
 
     create_auth_manager()
-    page = _app(Office(["qarnot_default"], every=1.0))
+    page = _app(ConnectionRegistry(["qarnot_default"], every=1.0))
     page.dependency_overrides[get_user] = lambda: SimpleAuthManagerUser(username="anna", role="ADMIN")
 
     def outer(request: Request) -> HTMLResponse:
@@ -108,7 +108,7 @@ def test_a_lost_node_is_seen(browser: Browser, make: Maker, qarnot_of_ui: LocalQ
 
 def test_names_that_look_like_script_are_text(browser: Browser, make: Maker) -> None:
     name = "<img src=x onerror=\"window.top.hacked='img'\"><script>window.top.hacked='script'</script>"
-    evil = life("<b>dag</b>", "javascript:window.top.hacked='link'")
+    evil = identity("<b>dag</b>", "javascript:window.top.hacked='link'")
     uuid = make.pool(name, owner=evil, labels={"airflow.task_id": "'\"><svg onload=alert(1)>"})
     make.task(uuid, "sleep 600", owner=evil, name=name)
     browser.go(PAGE)
@@ -126,8 +126,8 @@ def test_names_that_look_like_script_are_text(browser: Browser, make: Maker) -> 
 
 
 def test_one_pool_in_full_and_back_by_keyboard(browser: Browser, make: Maker) -> None:
-    uuid = make.pool("frames.open", size=1, owner=life("frames", "run+1"))
-    make.task(uuid, "false", owner=life("frames", "run+1", "merge"), name="merge")
+    uuid = make.pool("frames.open", size=1, owner=identity("frames", "run+1"))
+    make.task(uuid, "false", owner=identity("frames", "run+1", "merge"), name="merge")
     browser.go(PAGE)
     browser.see(row_of(uuid), "1 failed")
     browser.script('document.querySelector("td.name a").focus()')
@@ -145,7 +145,7 @@ def test_one_pool_in_full_and_back_by_keyboard(browser: Browser, make: Maker) ->
 
 def test_links_in_the_frame_lead_the_page_around_it(browser: Browser, make: Maker) -> None:
     """The frame's sandbox forbids it to steer what is around it."""
-    uuid = make.pool("framed", owner=life("frames", "manual__2026-01-01T00:00:00+00:00"))
+    uuid = make.pool("framed", owner=identity("frames", "manual__2026-01-01T00:00:00+00:00"))
     browser.go("/plugin/qarnot-pools")
     browser.in_frame(lambda: browser.find(row_of(uuid), "framed"), "the pool in the frame")
     click = "document.querySelector(\"a[href*='/dags/']\").click(); return true"
@@ -162,8 +162,8 @@ def test_links_in_the_frame_lead_the_page_around_it(browser: Browser, make: Make
     ids=["Airflow 3.1", "later"],
 )
 def test_a_runs_tab_shows_its_own_pools(browser: Browser, make: Maker, dag_id: str, written: str) -> None:
-    mine = make.pool("mine", owner=life(dag_id, "manual__1+2:3"))
-    make.pool("not mine", owner=life(dag_id, "manual__2"))
+    mine = make.pool("mine", owner=identity(dag_id, "manual__1+2:3"))
+    make.pool("not mine", owner=identity(dag_id, "manual__2"))
     browser.go(f"/tab?dag_id={dag_id}&run_id={written}")
     browser.in_frame(lambda: browser.find(row_of(mine), "mine"), "the run's pool")
     shown = browser.in_frame(lambda: browser.find("tr[data-uuid]"), "the rows")
@@ -187,9 +187,9 @@ def test_it_follows_airflows_theme(browser: Browser, make: Maker) -> None:
 
 def test_on_a_telephone(browser: Browser, make: Maker) -> None:
     uuid = make.pool(
-        "frames.render.open_pool", size=2, owner=life("frames", "manual__2026-01-01T00:00:00+00:00")
+        "frames.render.open_pool", size=2, owner=identity("frames", "manual__2026-01-01T00:00:00+00:00")
     )
-    make.task(uuid, "sleep 600", owner=life("frames", "manual__2026-01-01T00:00:00+00:00", "work"))
+    make.task(uuid, "sleep 600", owner=identity("frames", "manual__2026-01-01T00:00:00+00:00", "work"))
     browser.resize(400, 900)
     fits = "return document.documentElement.scrollWidth <= window.innerWidth"
     browser.go(PAGE)
@@ -206,10 +206,10 @@ def test_state_cost_and_close_are_in_sight_at_every_width(browser: Browser, make
     """Beside Airflow's grid the frame has 700 to 900 px; nobody should have to scroll sideways for the button."""
     run, other = "scheduled__2026-01-01T00:00:00+00:00", "manual__2026-01-02T03:04:05.678901+00:00"
     shared = {"airflow.shared": "nightly-rendering"}
-    uuid = make.pool("nightly_rendering.nodes.open_pool", size=3, owner=life("wide", run), labels=shared)
+    uuid = make.pool("nightly_rendering.nodes.open_pool", size=3, owner=identity("wide", run), labels=shared)
     for run_id in (run, other):
-        make.task(uuid, "sleep 600", owner=life("nightly_rendering_of_all_frames", run_id, "work"))
-    failed = make.task(uuid, "false", owner=life("nightly_rendering_of_all_frames", run, "work"))
+        make.task(uuid, "sleep 600", owner=identity("nightly_rendering_of_all_frames", run_id, "work"))
+    failed = make.task(uuid, "false", owner=identity("nightly_rendering_of_all_frames", run, "work"))
     until(lambda: make.client.tasks.get(failed).state == "Failure", "a Qarnot task to fail")
     browser.go(where + (f"?dag_id=nightly_rendering_of_all_frames&run_id={run}" if where != PAGE else ""))
     if where != PAGE:

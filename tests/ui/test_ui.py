@@ -8,7 +8,7 @@ from urllib.parse import quote
 import pytest
 import requests
 
-from tests.plugins.conftest import Maker, life
+from tests.plugins.conftest import Maker, identity
 from tests.ui import MISFITS
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def test_a_run_from_the_form_to_the_closed_pool(
 def test_what_each_role_may_do(
     airflow: AirflowStack, make: Maker, user: str, reads: int, closes: int
 ) -> None:
-    uuid = make.pool(owner=life(f"of_{user}"))
+    uuid = make.pool(owner=identity(f"of_{user}"))
     auth = {"Authorization": f"Bearer {airflow.token_of(user)}"}
     base = f"{airflow.url}/qarnot-pools/api"
     assert requests.get(f"{base}/pools", headers=auth, timeout=30).status_code == reads

@@ -17,7 +17,7 @@ from airflow.providers.standard.operators.python import PythonOperator
 from airflow.sdk import DAG
 
 from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
-from airflow_qarnot_pool.operators.reap import QarnotReapPoolsOperator
+from airflow_qarnot_pool.operators.reap import QarnotReapOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
 from airflow_qarnot_pool.task_groups.pool import QarnotPoolGroup
@@ -167,4 +167,4 @@ with dag("shared_many"), QarnotPoolGroup("group", **SHARED):
     QarnotRunTasksOperator(**many, commands=[WORK["command"]] * 3)
 
 with dag("reap"):
-    QarnotReapPoolsOperator(task_id="reap", qarnot_conn_id=CONN, grace=timedelta())
+    QarnotReapOperator(task_id="reap", qarnot_conn_id=CONN, grace=timedelta())

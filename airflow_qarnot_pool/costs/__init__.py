@@ -1,0 +1,1 @@
+"""What pools and Qarnot tasks cost: figures, limits, idle time and reports."""

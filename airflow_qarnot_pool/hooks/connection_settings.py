@@ -1,0 +1,252 @@
+"""What an Airflow connection of type ``qarnot`` says, read and checked once."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from airflow_qarnot_pool import __version__
+from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
+from airflow_qarnot_pool.api.fields import Refusal, real, whole
+from airflow_qarnot_pool.api.limits import without_login
+from airflow_qarnot_pool.hooks.address import PROXIES, Refuse, base_url
+from airflow_qarnot_pool.hooks.connection_form import DEFAULT_API_URL, FIELDS
+from airflow_qarnot_pool.metrics import incr, timing
+
+if TYPE_CHECKING:
+    from airflow.sdk import Connection
+
+    from airflow_qarnot_pool.api.client import QarnotClient
+    from airflow_qarnot_pool.api.transport import Exchange
+
+log = logging.getLogger(__name__)
+
+DEFAULT_NAMESPACE = "default"
+DEFAULT_CONSOLE_URL = "https://tasq.qarnot.com"
+_NAMESPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+_TRUE = {"true", "yes", "on", "1"}
+_FALSE = {"false", "no", "off", "0"}
+#: Fields that an option of the ``[qarnot]`` section stands in for.
+OPTIONS = ("namespace", "console_url", "reference_datacenter")
+#: Seconds; a socket takes no more than some.
+MAX_TIMEOUT = 86400
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConnectionSettings:
+    """Settings of one connection. ``timeout`` is in seconds; ``verify`` is a flag or the path of a CA bundle."""
+
+    conn_id: str
+    url: str
+    token: str = field(repr=False)
+    storage_url: str | None = None
+    namespace: str = DEFAULT_NAMESPACE
+    namespace_is_explicit: bool = False
+    verify: bool | str = True
+    proxy: str | None = field(default=None, repr=False)
+    timeout: float = 30.0
+    retries: int = 6
+    console_url: str = DEFAULT_CONSOLE_URL
+    #: What carbon savings are compared with; None: Qarnot's own choice.
+    reference_datacenter: str | None = None
+
+    @classmethod
+    def of(cls, connection: Connection) -> ConnectionSettings:
+        """Read *connection*; fields without a value come from the ``[qarnot]`` section of the configuration.
+
+        :raises QarnotInvalidSpecError: names the field of the connection, or the option, that is wrong.
+        """
+        conn_id = connection.conn_id or "qarnot"
+
+        def refuse(name: str, problem: str) -> QarnotInvalidSpecError:
+            return QarnotInvalidSpecError(
+                f"Connection {conn_id!r}, field {name!r}: {problem}",
+                field=name,
+                kind="connection",
+                ref=conn_id,
+            )
+
+        extra = Extra.of(connection, refuse)
+        if not (connection.password or "").strip():
+            in_a_uri = " In a URI it follows a colon: qarnot://:TOKEN@host" if connection.login else ""
+            raise refuse(
+                "password", f"has no API token. Put the token of the Qarnot account there.{in_a_uri}"
+            )
+        namespace = extra.text("namespace")
+        if namespace and not _NAMESPACE.fullmatch(namespace):
+            raise extra.refused(
+                "namespace", f"{namespace!r} may only have letters, digits, '-', '_' and '.' (63 at most)"
+            )
+        return cls(
+            conn_id=conn_id,
+            # A login is of no use, as the token takes its header.
+            url=without_login(
+                base_url(
+                    connection.host or DEFAULT_API_URL,
+                    connection.port,
+                    connection.schema,
+                    refuse=refuse,
+                    example=DEFAULT_API_URL,
+                    login=True,
+                )
+            ),
+            token=(connection.password or "").strip(),
+            storage_url=extra.url("storage_url", "https://storage.qarnot.com"),
+            namespace=namespace or DEFAULT_NAMESPACE,
+            namespace_is_explicit=bool(namespace),
+            verify=extra.text("ca_bundle") or extra.converted("verify", _flag, True),
+            proxy=extra.url(
+                "proxy", "http://proxy.example:3128", schemes=PROXIES, default="http", login=True
+            ),
+            timeout=extra.converted("timeout", real(0.1, MAX_TIMEOUT), 30.0),
+            retries=extra.converted("retries", whole(0), 6),
+            console_url=extra.url("console_url", DEFAULT_CONSOLE_URL, fragment=True) or DEFAULT_CONSOLE_URL,
+            reference_datacenter=extra.text("reference_datacenter"),
+        )
+
+    @property
+    def risks(self) -> tuple[str, ...]:
+        """What makes the connection less safe than it can be, in sentences."""
+        found = []
+        if self.url.startswith("http://"):
+            found.append("The API's URL has plain http, so the API token is sent unencrypted")
+        if self.verify is False:
+            found.append("The server's TLS certificate is not verified (verify is false)")
+        return tuple(found)
+
+    def client(self, **overrides: Any) -> QarnotClient:
+        """A client with these settings; *overrides* are keyword arguments of :class:`QarnotClient`."""
+        from airflow_qarnot_pool.api.client import QarnotClient
+
+        if isinstance(self.verify, str) and not Path(self.verify).exists():
+            raise QarnotInvalidSpecError(
+                f"Connection {self.conn_id!r}, field 'ca_bundle': there is no {self.verify} on this machine",
+                field="ca_bundle",
+                kind="connection",
+                ref=self.conn_id,
+                remedy="Put the certificates there on every worker, triggerer and API server.",
+            )
+        for risk in self.risks:
+            _warn_once(self.conn_id, risk)
+        arguments: dict[str, Any] = {
+            "storage_url": self.storage_url,
+            "timeout": self.timeout,
+            "retries": self.retries,
+            "verify": self.verify,
+            "proxy": self.proxy,
+            "user_agent": f"airflow-qarnot-pool/{__version__}",
+            "observer": count_request,
+        }
+        return QarnotClient(self.url, self.token, **{**arguments, **overrides})
+
+    def console_link(self, kind: str, uuid: str) -> str:
+        """Where the web console shows a pool or a Qarnot task."""
+        return f"{self.console_url}/{kind}s/{quote(uuid, safe='')}"
+
+
+@cache
+def _warn_once(conn_id: str, risk: str) -> None:
+    log.warning("Connection %r: %s", conn_id, risk)
+
+
+class Extra:
+    """The ``extra`` of a connection, with the ``[qarnot]`` section behind it for what it leaves out.
+
+    :raises QarnotInvalidSpecError: from each method, for a value of the wrong kind; it names the field or the option.
+    """
+
+    def __init__(self, values: Mapping[str, Any], refuse: Refuse) -> None:
+        self._values = {name: value for name, value in values.items() if value not in (None, "")}
+        self._refuse = refuse
+
+    @classmethod
+    def of(cls, connection: Connection, refuse: Refuse) -> Extra:
+        """Parse the extra of *connection*."""
+        try:
+            parsed = json.loads(connection.extra) if connection.extra else {}
+        except (ValueError, RecursionError):
+            raise refuse(
+                "extra", 'is not JSON. Write an object such as {"namespace": "production"}'
+            ) from None
+        if not isinstance(parsed, dict):
+            raise refuse(
+                "extra",
+                f'is a {type(parsed).__name__}. Write an object such as {{"namespace": "production"}}',
+            )
+        for name in parsed:
+            if hint := _misspelt(name):
+                raise refuse("extra", f"has no field {name!r}. Did you mean {hint!r}?")
+        return cls(connection.extra_dejson, refuse)  # parses it once more, and masks what is secret in it
+
+    def refused(self, name: str, problem: str) -> Exception:
+        """Return the error for a field that is wrong, or for the option that stands in for it."""
+        if name not in self._values:
+            return QarnotInvalidSpecError(f"[qarnot] {name} in the configuration: {problem}", field=name)
+        return self._refuse(name, problem)
+
+    def text(self, name: str) -> str | None:
+        """Return text, or None for none."""
+        value = self._values.get(name)
+        if value is None and name in OPTIONS:
+            value = _option(name)
+        # A number in a URI may have been parsed as JSON.
+        if isinstance(value, int) and not isinstance(value, bool):
+            value = str(value)
+        if value is not None and not (isinstance(value, str) and value.strip()):
+            raise self.refused(name, f"{value!r} is not text")
+        return None if value is None else value.strip()
+
+    def converted(self, name: str, convert: Callable[[Any], Any], default: Any) -> Any:
+        """Return the value as *convert* makes it."""
+        if name not in self._values:
+            return default
+        try:
+            return convert(self._values[name])
+        except Refusal as refusal:
+            raise self._refuse(name, f"{refusal.problem}. {refusal.remedy}") from None
+
+    def url(self, name: str, example: str, **rules: Any) -> str | None:
+        """Return a checked URL, or None for none."""
+        text = self.text(name)
+        return text and base_url(text, refuse=self.refused, field=name, example=example, **rules)
+
+
+def _misspelt(name: str) -> str | None:
+    """Return the field that *name* is close to. Other names are no concern of ours."""
+    names = [field.name for field in FIELDS]
+    if name in names:
+        return None
+    plain = name.removeprefix("extra__qarnot__").lower().replace("-", "_")
+    close = difflib.get_close_matches(plain, names, n=1, cutoff=0.85)
+    return close[0] if close else None
+
+
+def _option(name: str) -> str | None:
+    from airflow.configuration import conf
+
+    return conf.get("qarnot", name, fallback=None) or None
+
+
+def _flag(value: Any) -> bool:
+    word = str(value).strip().lower()
+    if word in _TRUE | _FALSE:
+        return word in _TRUE
+    raise Refusal(f"is {value!r}, which is neither true nor false", "Give true or false.")
+
+
+def count_request(exchange: Exchange) -> None:
+    """A request to Qarnot and its answer, or none."""
+    kind = exchange.path.strip("/").split("/", 1)[0].split("?")[0] or "account"
+    tags: dict[str, Any] = {"method": exchange.method, "resource": kind}
+    incr("requests", **tags, status=exchange.status or "none")
+    if exchange.attempt > 1:
+        incr("retries", **tags)
+    timing("request.duration", exchange.seconds, **tags)

@@ -1,0 +1,66 @@
+"""Links from Airflow to the Qarnot console."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseOperatorLink
+
+from airflow_qarnot_pool.ownership import xcoms
+
+if TYPE_CHECKING:
+    from airflow.sdk import BaseOperator
+    from airflow.sdk.types import TaskInstanceKey
+
+
+class _ConsoleLink(BaseOperatorLink):
+    """Airflow calls :meth:`get_link` at the end of every slice of a task, a deferral too, and stores the result."""
+
+    def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
+        """Return the link that this slice has shown, else the one that an earlier slice of this try has stored."""
+        links: dict[str, str] = getattr(operator, "console_links", {})
+        if link := links.get(self.xcom_key):
+            return link
+        # A slice that fails before it knows the object must not overwrite the link. In the task process ti_key is
+        # the task instance itself. Airflow has removed what the try before this one stored.
+        if not hasattr(ti_key, "xcom_pull") or not self._can_exist(operator):
+            return ""
+        stored = xcoms.pull(ti_key, self.xcom_key)
+        return stored if isinstance(stored, str) else ""
+
+    def _can_exist(self, operator: BaseOperator) -> bool:
+        return True
+
+
+class QarnotPoolLink(_ConsoleLink):
+    """The pool in the Qarnot console."""
+
+    name = "Qarnot pool"
+
+    def _can_exist(self, operator: BaseOperator) -> bool:
+        # A Qarnot task may run without a pool. Airflow logs an error when a missing XCom is read.
+        return bool(getattr(operator, "on_pool", True))
+
+    @property
+    def xcom_key(self) -> str:
+        return "_link_QarnotPoolLink"
+
+
+class QarnotTaskLink(_ConsoleLink):
+    """The Qarnot task in the Qarnot console."""
+
+    name = "Qarnot task"
+
+    @property
+    def xcom_key(self) -> str:
+        return "_link_QarnotTaskLink"
+
+
+LINKS: dict[str, Any] = {"pool": QarnotPoolLink(), "task": QarnotTaskLink()}
+
+
+def show_link(operator: Any, ti: Any, kind: str, url: str) -> None:
+    """Make a link visible now. Airflow by itself stores it only when the slice ends."""
+    key = LINKS[kind].xcom_key
+    operator.console_links = {**getattr(operator, "console_links", {}), key: url}
+    xcoms.push(ti, key, url)

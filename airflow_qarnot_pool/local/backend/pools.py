@@ -1,0 +1,220 @@
+"""Pools from creation to deletion (Qarnot API: qarnot-api.md 3.1, 4.1, 5.1)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow_qarnot_pool.local.backend import states
+from airflow_qarnot_pool.local.backend.billing import BillingMeter
+from airflow_qarnot_pool.local.backend.models import Pool
+from airflow_qarnot_pool.local.backend.scaling import Policy
+from airflow_qarnot_pool.local.backend.store import Store
+from airflow_qarnot_pool.local.schemas import requests
+from airflow_qarnot_pool.local.schemas import scaling as scaling_module
+from airflow_qarnot_pool.local.schemas.errors import ApiError, invalid, missing
+from airflow_qarnot_pool.local.schemas.fields import MAX_POOL_CONSTANTS, RequestFields, keep_secrets
+
+if TYPE_CHECKING:
+    from airflow_qarnot_pool.local.backend.context import Context
+
+CANCELLED_ERROR = {
+    "code": "GHX0782I",
+    "message": "The task was cancelled",
+    "debug": "The task was cancelled: The task was cancelled",
+}
+
+
+class Pools:
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self.store: Store[Pool] = Store(context.dial)
+
+    def find(self, key: str) -> Pool:
+        """By uuid or shortname. Raises ApiError 404."""
+        found = self.store.find(key)
+        if found is None:
+            raise missing("pool", key)
+        return found
+
+    # ---- creation ----
+
+    def create(self, wanted: requests.PoolCreation) -> Pool:
+        """Raises ApiError 400 (shortname taken), 402 (no credit), 403 (limit reached)."""
+        context, now = self._context, self._context.now
+        if (
+            wanted.shortname
+            and context.settings.enforce_shortnames
+            and (self.store.named(wanted.shortname) or self.store.get(wanted.shortname))
+        ):
+            raise invalid("pool", ["shortname-uniqueness"])
+        if context.credits_left() <= 0:
+            raise ApiError(402, "Not enough credits")
+        self._check_limits(wanted)
+        uuid, seq = context.identity()
+        pool = Pool(
+            uuid=uuid,
+            seq=seq,
+            name=wanted.name,
+            shortname=wanted.shortname or uuid,
+            created=now,
+            state=states.SUBMITTED,
+            tags=wanted.tags,
+            constants=wanted.constants,
+            spec=wanted.spec,
+            time_to_live=wanted.time_to_live,
+            auto_delete=wanted.auto_delete,
+            profile=wanted.profile or "",
+            instance_count=wanted.instance_count,
+            slots_per_node=wanted.slots_per_node,
+            elastic=wanted.elastic,
+            scaling=wanted.scaling,
+            meter=BillingMeter(now),
+        )
+        self.store.add(pool)
+        context.fleet.resize(pool)
+        context.timeline.after(context.settings.boot_seconds * 0.25, lambda: context.fleet.settle(pool))
+        return pool
+
+    def _check_limits(self, wanted: requests.PoolCreation) -> None:
+        limits = self._context.account.limits
+        if limits.maxPool is not None and len(self.store) >= limits.maxPool:
+            self._make_room()
+            if len(self.store) >= limits.maxPool:
+                raise ApiError(403, f"Maximum number of pools reached: {limits.maxPool}")
+        running = self.running()
+        if limits.maxRunningPool is not None and running >= limits.maxRunningPool:
+            raise ApiError(403, f"Maximum number of pools reached: {limits.maxRunningPool} running")
+        fixed = 0 if wanted.elastic["isElastic"] or wanted.scaling is not None else wanted.instance_count
+        asked = self._context.instances_asked() + fixed
+        if limits.maxInstances is not None and asked > limits.maxInstances:
+            raise ApiError(403, f"Maximum number of instances reached: {limits.maxInstances}")
+
+    def _make_room(self) -> None:
+        """Finished pools that allow it are deleted once the quota is reached, the oldest first."""
+        for pool in self.store:
+            if pool.auto_delete and pool.state in states.POOL_TERMINAL:
+                self._remove(pool)
+                return
+
+    def running(self) -> int:
+        return sum(1 for pool in self.store if pool.is_open)
+
+    # ---- change ----
+
+    def update(self, pool: Pool, body: Any) -> None:
+        """PUT: constants, tags, elasticProperty and scaling are honoured, absent ones unchanged."""
+        self._require_open(pool, "update")
+        fields = RequestFields(body, "pool")
+        constants = fields.constants(MAX_POOL_CONSTANTS) if fields.has("constants") else None
+        tags = fields.tags() if fields.has("tags") else None
+        elastic, scaling = pool.elastic, pool.scaling
+        if fields.has("elasticProperty"):
+            found = scaling_module.read_elastic(fields.raw("elasticProperty"), pool.elastic)
+            if found is None:
+                fields.wrong("elasticProperty")
+            else:
+                elastic = found
+        if fields.has("scaling"):
+            scaling, problems = scaling_module.read_scaling(fields.raw("scaling"))
+            if problems:
+                fields.wrong("scaling")
+        if scaling and elastic["isElastic"]:
+            fields.wrong("elasticProperty-scaling-exclusive")
+        fields.check()
+        if constants is not None:
+            pool.constants = keep_secrets(constants, pool.constants)
+        if tags is not None:
+            self.store.retag(pool, tags)
+        self._rescale(pool, elastic, scaling)
+
+    def set_scaling(self, pool: Pool, body: Any) -> None:
+        """PUT /pools/{u}/scaling."""
+        self._require_open(pool, "scaling update")
+        policies, problems = scaling_module.read_scaling(body)
+        if problems:
+            raise ApiError(400, "One or more validation errors occurred.", problems)
+        if pool.elastic["isElastic"]:
+            raise invalid("pool", ["elasticProperty-scaling-exclusive"])
+        self._rescale(pool, pool.elastic, policies)
+
+    def _rescale(self, pool: Pool, elastic: dict[str, Any], scaling: list[Policy] | None) -> None:
+        pool.modified = self._context.now
+        scaling = scaling or None  # no policies: no scaling
+        if (elastic, scaling) != (pool.elastic, pool.scaling):
+            pool.elastic, pool.scaling = elastic, scaling
+            pool.grow_after = 0.0
+        self._context.fleet.resize(pool)
+        self._context.fleet.refresh(pool)
+
+    def _require_open(self, pool: Pool, action: str) -> None:
+        if not pool.is_open:
+            raise ApiError(403, f"Action forbidden: {action} of a pool that is {pool.state}")
+
+    # ---- end ----
+
+    def close(self, pool: Pool) -> None:
+        """Raises ApiError 403 for a pool that is not open."""
+        self._require_open(pool, "close")
+        self._shut(pool, states.CLOSING)
+
+    def fail(self, pool: Pool, code: str, message: str) -> None:
+        """The pool ends in error."""
+        if pool.is_open:
+            pool.errors.append({"code": code, "message": message, "debug": message})
+            self._shut(pool, states.FAILURE)
+
+    def delete(self, pool: Pool) -> None:
+        """Closes it if needed; gone at once if it is over, else when its processes are."""
+        if pool.state in states.POOL_TERMINAL and not pool.running:
+            self._remove(pool)
+        elif pool.state != states.PENDING_DELETE:
+            self._shut(pool, states.PENDING_DELETE)
+
+    def _shut(self, pool: Pool, state: str) -> None:
+        context = self._context
+        self.store.move(pool, state, context.now)
+        if pool.resize_timer is not None:
+            pool.resize_timer.cancel()
+        cancelled = [task for task in pool.tasks.values() if not task.is_over]
+        if context.settings.leave_queued:
+            cancelled = [task for task in cancelled if task.state not in states.QUEUED]
+        if cancelled:
+            pool.errors.append(CANCELLED_ERROR)
+        for task in cancelled:
+            context.tasks.cancel(task, CANCELLED_ERROR)
+        if pool.close_timer is None:
+            pool.close_timer = context.timeline.after(
+                context.settings.close_seconds, lambda: self._closing(pool)
+            )
+
+    def _closing(self, pool: Pool) -> None:
+        pool.close_timer = None
+        self.try_finish(pool)
+
+    def try_finish(self, pool: Pool) -> None:
+        """A pool that is shut is over when its time has passed and nothing of it runs."""
+        if pool.is_open or pool.close_timer is not None or pool.running:
+            return
+        now = self._context.now
+        for node in list(pool.nodes.values()):
+            self._context.fleet.drop(node)
+        if pool.state == states.PENDING_DELETE:
+            self._remove(pool)
+            return
+        if pool.state == states.CLOSING:
+            self.store.move(pool, states.CLOSED, now)
+        if pool.ended is None:
+            pool.ended = now
+            if pool.time_to_live:
+                self._context.timeline.after(pool.time_to_live, lambda: self._expire(pool))
+
+    def _expire(self, pool: Pool) -> None:
+        if pool.state in states.POOL_TERMINAL:
+            self._remove(pool)
+
+    def _remove(self, pool: Pool) -> None:
+        for node in list(pool.nodes.values()):
+            self._context.fleet.drop(node)
+        self.store.remove(pool)
+        self._context.account.deleted[pool.uuid] = pool.meter.credits(self._context.now)
+        self._context.forget_output(pool)

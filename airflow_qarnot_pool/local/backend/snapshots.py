@@ -1,0 +1,114 @@
+"""Snapshots: what running instances have written so far, copied to a bucket (Qarnot API: qarnot-api.md 3.3)."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from airflow_qarnot_pool.local.backend import attempt
+from airflow_qarnot_pool.local.backend.models import Task
+from airflow_qarnot_pool.local.processes import command
+from airflow_qarnot_pool.local.processes.storage import Destination, StorageError
+from airflow_qarnot_pool.local.schemas import formats
+from airflow_qarnot_pool.local.schemas.errors import ApiError, missing
+from airflow_qarnot_pool.local.schemas.fields import RequestFields
+
+if TYPE_CHECKING:
+    from airflow_qarnot_pool.local.backend.context import Context
+
+
+def _destination(task: Task, fields: RequestFields) -> Destination:
+    """The request's bucket and filters, or those of the task. Raises ApiError 400 when no bucket is known."""
+    own = attempt.destination(task, "snapshots") or attempt.destination(task)
+    bucket = fields.text("bucket") or (own.bucket if own else None)
+    if bucket is None:
+        fields.wrong("bucket")
+    filters = [fields.regex(name) for name in ("whitelist", "blacklist")]
+    fields.check()
+    white, black = (command.substitute(text, task.constants) if text else None for text in filters)
+    prefix = fields.text("bucketPrefix") or (own.prefix if own else "")
+    return Destination(
+        bucket or "",
+        prefix,
+        white or (own.whitelist if own else None),
+        black or (own.blacklist if own else None),
+    )
+
+
+def _require_running(task: Task) -> None:
+    if task.is_over or task.ending:
+        raise ApiError(400, f"Invalid operation: the task is {task.state}")
+
+
+def take(context: Context, task: Task, body: Any) -> str:
+    """One snapshot, now. Returns its id."""
+    _require_running(task)
+    destination = _destination(task, RequestFields(body or {}, "snapshot"))
+    return _trigger(context, task, destination)
+
+
+def repeat(context: Context, task: Task, body: Any) -> None:
+    """A snapshot every `interval` virtual seconds while the task runs; 0 ends them. Raises ApiError 400."""
+    fields = RequestFields(body or {}, "snapshot")
+    interval = fields.integer("interval", -1)
+    if interval is None or interval < 0:
+        raise ApiError(400, "The interval must be a number of seconds, 0 or more")
+    _require_running(task)
+    if task.snapshot_timer is not None:
+        task.snapshot_timer.cancel()
+    task.spec["snapshotInterval"] = interval
+    if interval:
+        destination = _destination(task, fields)
+
+        def again() -> None:
+            if not (task.is_over or task.ending):
+                _trigger(context, task, destination)
+                task.snapshot_timer = context.timeline.after(interval, again)
+
+        task.snapshot_timer = context.timeline.after(interval, again)
+
+
+def find(task: Task, id: str) -> dict[str, Any]:
+    if id not in task.snapshots:
+        raise missing("snapshot", id)
+    return task.snapshots[id]
+
+
+def _trigger(context: Context, task: Task, destination: Destination) -> str:
+    uuid, _ = context.identity()
+    now = formats.stamp(context.now)
+    entry = task.snapshots[f"snap_{uuid}_{now}"] = {
+        "id": f"snap_{uuid}_{now}",
+        "taskUuid": task.uuid,
+        "triggerDate": now,
+        "lastUpdateDate": now,
+        "snapshotConfig": {
+            "whitelist": destination.whitelist,
+            "blacklist": destination.blacklist,
+            "bucket": destination.bucket,
+            "bucketPrefix": destination.prefix,
+        },
+        "status": "triggered",
+        "sizeToUpload": 0,
+        "transferredSize": 0,
+    }
+    directories = [i.directory for i in task.instances.values() if i.directory]
+    context.spawn(_copy(context, task, entry, destination, directories))
+    return str(entry["id"])
+
+
+async def _copy(
+    context: Context, task: Task, entry: dict[str, Any], destination: Destination, directories: list[str]
+) -> None:
+    entry["status"] = "inProgress"
+    copied = 0
+    try:
+        for directory in directories:
+            copied += await asyncio.to_thread(context.storage.upload, directory, destination, {})
+        entry["status"] = "success"
+        task.results_count += 1
+    except StorageError as error:
+        entry["status"] = "failure"
+        task.errors.append({"code": attempt.RESULTS, "message": str(error), "debug": str(error)})
+    entry["sizeToUpload"] = entry["transferredSize"] = copied
+    entry["lastUpdateDate"] = formats.stamp(context.now)

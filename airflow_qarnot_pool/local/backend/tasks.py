@@ -1,0 +1,436 @@
+"""Tasks and their instances from creation to deletion (Qarnot API: qarnot-api.md 3.3, 4.2, 5.2)."""
+
+from __future__ import annotations
+
+import traceback
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from airflow_qarnot_pool.local.backend import attempt, states
+from airflow_qarnot_pool.local.backend.billing import CORES_PER_NODE, BillingMeter
+from airflow_qarnot_pool.local.backend.jobs import check_reference
+from airflow_qarnot_pool.local.backend.models import (
+    Instance,
+    InstancePhase,
+    Job,
+    Node,
+    Pool,
+    Task,
+)
+from airflow_qarnot_pool.local.backend.store import Store
+from airflow_qarnot_pool.local.schemas import requests
+from airflow_qarnot_pool.local.schemas.errors import ApiError, invalid, missing
+from airflow_qarnot_pool.local.schemas.fields import PROFILES
+
+if TYPE_CHECKING:
+    from airflow_qarnot_pool.local.backend.context import Context
+
+MAX_ERRORS = 50
+MAX_HISTORY = 100_000
+"""Deleted tasks that the account for tests remembers."""
+SPECIFICATION = "local-8c-32g"
+CPU_MODEL = "Local CPU"
+_COUNTERS = {
+    InstancePhase.WAITING: "waiting",
+    InstancePhase.PLACED: "placed",
+    InstancePhase.RUNNING: "running",
+    InstancePhase.UPLOADING: "uploading",
+}
+_LISTS = {
+    InstancePhase.SUCCESS: "succeeded",
+    InstancePhase.FAILURE: "failed",
+    InstancePhase.CANCELLED: "cancelled",
+}
+
+
+class Tasks:
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self.store: Store[Task] = Store(context.dial)
+        self.unfinished = 0
+        self.standalone = 0
+        """Instances, not over, of tasks without a pool."""
+        self._deleted: deque[dict[str, Any]] = deque(maxlen=MAX_HISTORY)
+
+    def find(self, key: str) -> Task:
+        """By uuid or shortname. Raises ApiError 404."""
+        found = self.store.find(key)
+        if found is None:
+            raise missing("task", key)
+        return found
+
+    # ---- creation ----
+
+    def create(self, wanted: requests.TaskCreation) -> Task:
+        """Raises ApiError 400 (bad reference, shortname taken), 402 (no credit), 403 (limit reached)."""
+        context, now = self._context, self._context.now
+        pool, job = self._references(wanted)
+        if (
+            wanted.shortname
+            and context.settings.enforce_shortnames
+            and (self.store.named(wanted.shortname) or self.store.get(wanted.shortname))
+        ):
+            raise invalid("task", ["shortname-uniqueness"])
+        if context.credits_left() <= 0:
+            raise ApiError(402, "Not enough credits")
+        self._check_limits(wanted, pool)
+        per_instance, total = wanted.per_instance_retries, wanted.total_retries
+        if pool is not None and not wanted.own_retries:
+            default = pool.spec["defaultRetrySettings"]
+            per_instance, total = default["maxPerInstanceRetries"], default["maxTotalRetries"]
+        uuid, seq = context.identity()
+        task = Task(
+            uuid=uuid,
+            seq=seq,
+            name=wanted.name,
+            shortname=wanted.shortname or uuid,
+            created=now,
+            state=states.SUBMITTED,
+            tags=wanted.tags,
+            constants=wanted.constants,
+            spec=wanted.spec,
+            time_to_live=wanted.time_to_live,
+            auto_delete=wanted.auto_delete,
+            profile=pool.profile if pool else wanted.profile or "",
+            pool=pool,
+            job=job,
+            ranges=wanted.ranges,
+            instance_count=wanted.instance_count,
+            per_instance_retries=per_instance,
+            total_retries=total,
+            meter=BillingMeter(now),
+        )
+        task.instances = {i: Instance(task, i) for i in wanted.ids}
+        task.waiting = len(task.instances)
+        self.store.add(task)
+        self.unfinished += 1
+        if pool is not None:
+            pool.tasks[uuid] = task
+        else:
+            self.standalone += task.waiting
+        if job is not None:
+            job.tasks[uuid] = task
+        if wanted.spec["maxTimeQueueSeconds"]:
+            context.timeline.after(wanted.spec["maxTimeQueueSeconds"], lambda: self._queued_too_long(task))
+        if wanted.depends_on:
+            context.jobs.watch(task, wanted.depends_on)
+        else:
+            self.release(task)
+        return task
+
+    def _references(self, wanted: requests.TaskCreation) -> tuple[Pool | None, Job | None]:
+        """The pool and the job it names. Raises ApiError 400."""
+        context = self._context
+        job = context.jobs.store.get(wanted.job_uuid) if wanted.job_uuid else None
+        if wanted.job_uuid:
+            check_reference(job)
+        if wanted.depends_on and (
+            job is None
+            or not job.use_dependencies
+            or any(self.store.get(one.uuid) is None for one in wanted.depends_on)
+        ):
+            raise invalid("task", ["dependencies"])
+        pool = job.pool if job else None
+        if wanted.pool_uuid:
+            pool = context.pools.store.get(wanted.pool_uuid)
+            if pool is None:
+                raise invalid("task", ["poolUuid"])
+        if pool is None:
+            if wanted.profile not in PROFILES:
+                raise invalid("task", ["profile"])
+        elif not pool.is_open:
+            raise invalid("task", ["pool-not-open"])
+        elif wanted.profile and wanted.profile != pool.profile:
+            raise invalid("task", ["profile"])
+        return pool, job
+
+    def _check_limits(self, wanted: requests.TaskCreation, pool: Pool | None) -> None:
+        limits = self._context.account.limits
+        if limits.maxTask is not None and len(self.store) >= limits.maxTask:
+            self._make_room()
+            if len(self.store) >= limits.maxTask:
+                raise ApiError(403, f"Maximum number of tasks reached: {limits.maxTask}")
+        if limits.maxRunningTask is not None and self.unfinished >= limits.maxRunningTask:
+            raise ApiError(403, f"Maximum number of tasks reached: {limits.maxRunningTask} running")
+        if pool is None and limits.maxInstances is not None:
+            asked = self._context.instances_asked() + len(wanted.ids)
+            if asked > limits.maxInstances:
+                raise ApiError(403, f"Maximum number of instances reached: {limits.maxInstances}")
+
+    def _make_room(self) -> None:
+        """Finished tasks that allow it are deleted once the quota is reached, the oldest first."""
+        for task in self.store:
+            if task.auto_delete and task.is_over:
+                self._remove(task)
+                return
+
+    def release(self, task: Task) -> None:
+        """Let the instances of a task go to their nodes: queue them in its pool, or boot a node for each."""
+        task.held = False
+        pool, fleet = task.pool, self._context.fleet
+        for instance in task.instances.values():
+            if pool is None:
+                fleet.boot_for(instance)
+            else:
+                pool.queue.append(instance)
+                pool.waiting += 1
+        if pool is not None:
+            fleet.dispatch(pool)
+            fleet.resize(pool)
+
+    def _queued_too_long(self, task: Task) -> None:
+        if task.state == states.SUBMITTED and not task.ending:
+            message = f"The task was queued for more than {task.spec['maxTimeQueueSeconds']} s"
+            task.errors.append({"code": "LOCAL_QUEUE_TIME", "message": message, "debug": message})
+            for instance in list(task.instances.values()):
+                if instance.phase is InstancePhase.WAITING:
+                    self._leave(instance)
+                    self.enter(instance, InstancePhase.FAILURE)
+            if task.pool is not None:
+                self._context.fleet.resize(task.pool)
+
+    def waits_for_sync(self, task: Task) -> bool:
+        own = task.spec["waitForPoolResourcesSynchronization"]
+        if own is None and task.pool is not None:
+            own = task.pool.spec["taskDefaultWaitForPoolResourcesSynchronization"]
+        return bool(own)
+
+    # ---- instances ----
+
+    def enter(self, instance: Instance, phase: InstancePhase) -> None:
+        """Move an instance to another phase and its task to the state that follows from it."""
+        task = instance.task
+        if counter := _COUNTERS.get(instance.phase):
+            setattr(task, counter, getattr(task, counter) - 1)
+        instance.phase = phase
+        if counter := _COUNTERS.get(phase):
+            setattr(task, counter, getattr(task, counter) + 1)
+        else:
+            getattr(task, _LISTS[phase]).append(instance.id)
+            if (output := task.output.get(instance.id)) is not None:
+                output.over = True
+            if task.pool is None:
+                self.standalone -= 1
+        if phase is InstancePhase.RUNNING:
+            task.executed = True
+        self._refresh(task)
+
+    def _refresh(self, task: Task) -> None:
+        if task.left == 0:
+            left = (task.cancelling_until or 0.0) - self._context.now
+            if left > 0:
+                self._context.timeline.after(left, lambda: self._finish(task))
+            else:
+                self._finish(task)
+        elif not task.ending:
+            state = states.task_state(
+                waiting=task.waiting,
+                placed=task.placed,
+                running=task.running,
+                uploading=task.uploading,
+                executed=task.executed,
+            )
+            assert state is not None
+            self.store.move(task, state, self._context.now)
+
+    def start(self, instance: Instance, node: Node) -> None:
+        """An instance meets a node that is up."""
+        if node.pool is not None:
+            node.pool.waiting -= 1
+            node.pool.running += 1
+        instance.attempts += 1
+        instance.lost = False
+        self._context.fleet.occupy(node, instance)
+        if instance.phase is not InstancePhase.PLACED:
+            self.enter(instance, InstancePhase.PLACED)
+        self._context.spawn(self._attempt(instance, node))
+
+    async def _attempt(self, instance: Instance, node: Node) -> None:
+        context, task = self._context, instance.task
+
+        def enter(phase: InstancePhase) -> bool:
+            context.touch()
+            if phase is InstancePhase.RUNNING:
+                if task.ending or instance.lost:
+                    return False
+                instance.started = context.now
+            self.enter(instance, phase)
+            return True
+
+        try:
+            outcome = await attempt.carry_out(context, instance, node, enter)
+        except Exception as error:
+            traceback.print_exc()
+            outcome = attempt.AttemptResult(attempt.INTERNAL, f"{type(error).__name__}: {error}")
+        context.touch()
+        if instance.lost:
+            outcome = attempt.AttemptResult(
+                attempt.NODE_LOST, f"Node {node.id} was lost while the instance ran"
+            )
+        self._attempt_over(instance, node, outcome)
+
+    def _attempt_over(self, instance: Instance, node: Node, outcome: attempt.AttemptResult) -> None:
+        context, task, pool = self._context, instance.task, node.pool
+        if instance.started is not None:
+            instance.executed += context.now - instance.started
+        context.fleet.vacate(node, instance)
+        if pool is not None:
+            pool.running -= 1
+        else:
+            context.fleet.drop(node)
+        if outcome.uploaded:
+            task.results_count += 1
+        self._judge(instance, outcome)
+        instance.started = None
+        if pool is not None:
+            context.fleet.dispatch(pool)
+            context.fleet.resize(pool)
+            context.pools.try_finish(pool)
+
+    def _judge(self, instance: Instance, outcome: attempt.AttemptResult) -> None:
+        """What an outcome means for the instance: over, or once more."""
+        task = instance.task
+        if outcome.ok and not outcome.killed:
+            self._complete(instance, outcome)
+            self.enter(instance, InstancePhase.SUCCESS)
+        elif task.ending:
+            self.enter(instance, InstancePhase.CANCELLED)
+        elif states.may_retry(
+            per_instance=task.per_instance_retries,
+            total=task.total_retries,
+            attempts=instance.attempts,
+            retried=task.retried,
+        ):
+            task.retried += 1
+            self.enter(instance, InstancePhase.WAITING)
+            if task.pool is not None:
+                task.pool.queue.appendleft(instance)
+                task.pool.waiting += 1
+            else:
+                self._context.fleet.boot_for(instance)
+        else:
+            self._complete(instance, outcome)
+            self.enter(instance, InstancePhase.FAILURE)
+
+    def lost_before_start(self, instance: Instance) -> None:
+        """The node of a task without a pool died while booting."""
+        instance.attempts += 1
+        self._judge(instance, attempt.AttemptResult(attempt.NODE_LOST, "The node was lost while it booted"))
+
+    def _complete(self, instance: Instance, outcome: attempt.AttemptResult) -> None:
+        seconds = round(instance.executed, 3)
+        error = None
+        if not outcome.ok:
+            error = {"code": outcome.code, "message": outcome.message, "debug": outcome.message}
+            if len(instance.task.errors) < MAX_ERRORS:
+                text = f"Instance {instance.id}: {outcome.message}"
+                instance.task.errors.append({"code": outcome.code or "", "message": text, "debug": text})
+        instance.task.completed.append(
+            {
+                "results": [],
+                "instanceId": instance.id,
+                "wallTimeSec": seconds,
+                "execTimeSec": seconds,
+                "execTimeSecGHz": seconds,
+                "peakMemoryMB": 0,
+                "state": "Success" if outcome.ok else "Failure",
+                "error": error,
+                "specificationKey": SPECIFICATION,
+                "cpuModel": CPU_MODEL,
+                "coreCount": CORES_PER_NODE,
+                "clockRatio": 1.0,
+                "averageGHz": 1.0,
+                "executionAttemptCount": instance.attempts,
+            }
+        )
+
+    # ---- end ----
+
+    def abort(self, task: Task) -> None:
+        """POST abort. On a task that is over, or being cancelled, nothing happens."""
+        self.cancel(task)
+
+    def cancel(self, task: Task, error: dict[str, str] | None = None) -> None:
+        """End a task from outside: what waits is cancelled, what runs is killed."""
+        if task.is_over or task.ending:
+            return
+        if error is not None:
+            task.errors.append(error)
+        task.ending = True
+        task.cancelling_until = self._context.now + self._context.settings.cancel_seconds
+        self.store.move(task, states.PENDING_CANCEL, self._context.now)
+        self._stop_instances(task)
+
+    def _stop_instances(self, task: Task) -> None:
+        for instance in list(task.instances.values()):
+            if instance.on_node and instance.node is not None:
+                if instance.run is not None:
+                    self._context.runner.kill(instance.run)
+            elif instance.phase in (InstancePhase.WAITING, InstancePhase.PLACED):
+                self._leave(instance)
+                self.enter(instance, InstancePhase.CANCELLED)
+        if task.pool is not None:
+            self._context.fleet.resize(task.pool)
+
+    def _leave(self, instance: Instance) -> None:
+        """Take a waiting instance out of its queue, or give back the node that boots for it."""
+        task = instance.task
+        if task.pool is not None:
+            task.pool.waiting -= 0 if task.held else 1
+        elif instance.booting is not None:
+            self._context.fleet.drop(instance.booting)
+            instance.booting = None
+
+    def history(self) -> list[dict[str, Any]]:
+        """The account of every Qarnot task, deleted ones included, for tests."""
+        return [*self._deleted, *map(_account_of, self.store)]
+
+    def delete(self, task: Task) -> None:
+        """Aborts it if needed; gone at once if it is over, else when its processes are."""
+        if task.is_over:
+            self._remove(task)
+        elif task.state != states.PENDING_DELETE:
+            self.store.move(task, states.PENDING_DELETE, self._context.now)
+            if not task.ending:
+                task.ending = True
+                self._stop_instances(task)
+
+    def _finish(self, task: Task) -> None:
+        now = self._context.now
+        self.unfinished -= 1
+        if task.snapshot_timer is not None:
+            task.snapshot_timer.cancel()
+        task.ended = now
+        if task.state == states.PENDING_DELETE:
+            self._remove(task)
+        else:
+            if not task.ending:
+                self.store.move(task, states.UPLOADING_RESULTS, now)
+            # Cancelled after every instance had succeeded: there was nothing left to cancel.
+            cancelled = task.ending and bool(task.cancelled)
+            self.store.move(task, states.final_state(cancelled=cancelled, failed=len(task.failed)), now)
+            if task.time_to_live:
+                self._context.timeline.after(task.time_to_live, lambda: self._expire(task))
+        self._context.jobs.task_over(task)
+
+    def _expire(self, task: Task) -> None:
+        if task.is_over:
+            self._remove(task)
+
+    def _remove(self, task: Task) -> None:
+        self._deleted.append(_account_of(task))
+        self.store.remove(task)
+        if task.pool is not None:
+            task.pool.tasks.pop(task.uuid, None)
+        if task.job is not None:
+            task.job.tasks.pop(task.uuid, None)
+        self._context.forget_output(task)
+
+
+def _account_of(task: Task) -> dict[str, Any]:
+    return {
+        "uuid": task.uuid,
+        "state": task.state,
+        "labels": dict(task.spec["labels"]),
+        "succeeded": sorted(task.succeeded),
+    }

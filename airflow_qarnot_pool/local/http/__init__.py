@@ -1,0 +1,1 @@
+"""HTTP server, routes and fault injection of the local Qarnot."""

@@ -1,0 +1,205 @@
+"""The control side, under /_local: faults, request log, account, nodes, clock, searches (docs/local.md)."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from starlette.routing import BaseRoute
+
+from airflow_qarnot_pool.local.backend.billing import (
+    EUROS_PER_NODE_SECOND,
+    OVERRUN_POLICIES,
+    AccountLimits,
+    ProjectBudget,
+)
+from airflow_qarnot_pool.local.backend.models import Node
+from airflow_qarnot_pool.local.http.faults import Faults, RequestLog
+from airflow_qarnot_pool.local.http.routing import Call, route
+from airflow_qarnot_pool.local.schemas.errors import ApiError, missing
+from airflow_qarnot_pool.local.schemas.formats import parse_stamp
+
+if TYPE_CHECKING:
+    from airflow_qarnot_pool.local.backend.backend import Backend
+
+LIMIT_NAMES = tuple(field.name for field in fields(AccountLimits))
+
+
+def _number(value: Any, name: str, least: float = 0.0) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not least <= value < 1e12:
+        raise ApiError(400, f"{name} must be a number of at least {least:g}, not {value!r}")
+    return float(value)
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ApiError(400, "A JSON object is expected")
+    return value
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ApiError(400, "A JSON list is expected")
+    return value
+
+
+def _budget(backend: Backend, body: Any) -> ProjectBudget:
+    """A budget in the form in which it is answered; what was consumed before counts besides what is spent now."""
+    given = _object(body)
+    times: dict[str, float | None] = {}
+    for name in ("startDateUtc", "expirationDateUtc"):
+        try:
+            times[name] = parse_stamp(given[name]) if given.get(name) else None
+        except (ValueError, TypeError, AttributeError):
+            raise ApiError(400, f"{name} must be a time, not {given[name]!r}") from None
+    policy = given.get("budgetOverrunPolicy", OVERRUN_POLICIES[0])
+    if policy not in OVERRUN_POLICIES:
+        raise ApiError(400, f"budgetOverrunPolicy is one of {', '.join(OVERRUN_POLICIES)}, not {policy!r}")
+    return ProjectBudget(
+        uuid=str(given.get("uuid") or backend.identity()[0]),
+        alias=str(given.get("alias") or ""),
+        total=_number(given.get("totalAmountInCents"), "totalAmountInCents"),
+        consumed=_number(given.get("consumedAmountInCents", 0), "consumedAmountInCents"),
+        begins=times["startDateUtc"],
+        expires=times["expirationDateUtc"],
+        policy=policy,
+        archived=bool(given.get("isArchived")),
+        spent=backend.spent(),
+    )
+
+
+def account(backend: Backend) -> dict[str, Any]:
+    """Limits, credit, and what every pool has cost so far. Seconds are node-seconds of virtual time."""
+    now, limits = backend.now, backend.account.limits
+    return {
+        **{name: getattr(limits, name) for name in LIMIT_NAMES},
+        "credits": round(backend.credits_left(), 8),
+        "budgets": [budget.to_json(backend.spent()) for budget in backend.account.budgets],
+        "eurosPerNodeSecond": EUROS_PER_NODE_SECOND,
+        **backend.meter.summary(now),
+        "pools": {
+            pool.uuid: {"shortname": pool.shortname, "state": pool.state, **pool.meter.summary(now)}
+            for pool in backend.pools.store
+        },
+    }
+
+
+def set_account(backend: Backend, body: Any) -> None:
+    changes = _object(body)
+    if unknown := set(changes) - {*LIMIT_NAMES, "credits", "budgets", "billsDeleted"}:
+        raise ApiError(400, f"Unknown limits: {', '.join(sorted(unknown))}")
+    for name, value in changes.items():
+        if name == "credits":
+            backend.account.set_credits(_number(value, name, -1e9), backend.spent())
+        elif name == "billsDeleted":
+            backend.account.bills_deleted = bool(value)
+        elif name == "budgets":
+            backend.account.budgets = tuple(_budget(backend, one) for one in _list(value))
+        else:
+            setattr(backend.account.limits, name, None if value is None else int(_number(value, name)))
+
+
+def clock(backend: Backend) -> dict[str, Any]:
+    return {"now": backend.now, "speed": backend.timeline.speed, "shown": backend.shown_now()}
+
+
+def set_clock(backend: Backend, body: Any) -> dict[str, Any]:
+    changes = _object(body)
+    if unknown := set(changes) - {"speed", "advance_seconds", "step_seconds", "skew"}:
+        raise ApiError(400, f"Unknown clock settings: {', '.join(sorted(unknown))}")
+    if "speed" in changes:
+        backend.timeline.set_speed(_number(changes["speed"], "speed"))
+    if "advance_seconds" in changes:
+        backend.timeline.advance(_number(changes["advance_seconds"], "advance_seconds"))
+    if "step_seconds" in changes:
+        backend.dial.step(backend.now, _number(changes["step_seconds"], "step_seconds", -1e9))
+    if "skew" in changes:
+        _skew(backend, _object(changes["skew"]))
+    return clock(backend)
+
+
+def _skew(backend: Backend, given: dict[str, Any]) -> None:
+    """Show wrong times of one object, or of every so-manieth new one: its part of the service has its own clock."""
+    if unknown := set(given) - {"seconds", "uuid", "every"}:
+        raise ApiError(400, f"Unknown skew settings: {', '.join(sorted(unknown))}")
+    seconds = _number(given.get("seconds"), "seconds", -1e9)
+    if (uuid := given.get("uuid")) is None:
+        every = int(_number(given.get("every", 1), "every", 1))
+        backend.pools.store.skew_new(seconds, every)
+        backend.tasks.store.skew_new(seconds, every)
+    elif (pool := backend.pools.store.get(str(uuid))) is not None:
+        backend.pools.store.skew(pool, seconds)
+    elif (task := backend.tasks.store.get(str(uuid))) is not None:
+        backend.tasks.store.skew(task, seconds)
+    else:
+        raise missing("object", str(uuid))
+
+
+def set_nodes(backend: Backend, body: Any) -> None:
+    changes = _object(body)
+    if set(changes) != {"withheld"} or not isinstance(changes["withheld"], bool):
+        raise ApiError(400, 'Nodes take {"withheld": true} or {"withheld": false}')
+    backend.fleet.withhold(changes["withheld"])
+
+
+def searches(backend: Backend) -> dict[str, Any]:
+    return {
+        "cap": backend.search_cap,
+        "refuses": backend.refuses_beyond_cap,
+        "lag_seconds": backend.search_lag,
+    }
+
+
+def set_searches(backend: Backend, body: Any) -> dict[str, Any]:
+    changes = _object(body)
+    if unknown := set(changes) - {"cap", "refuses", "lag_seconds"}:
+        raise ApiError(400, f"Unknown search settings: {', '.join(sorted(unknown))}")
+    if "cap" in changes:
+        cap = changes["cap"]
+        backend.search_cap = None if cap is None else int(_number(cap, "cap", 1))
+    if "refuses" in changes:
+        backend.refuses_beyond_cap = bool(changes["refuses"])
+    if "lag_seconds" in changes:
+        backend.lag_searches(_number(changes["lag_seconds"], "lag_seconds"))
+    return searches(backend)
+
+
+def node(found: Node) -> dict[str, Any]:
+    return {
+        "id": found.id,
+        "pool": found.pool.uuid if found.pool else None,
+        "task": found.instance.task.uuid if found.instance else None,
+        "number": found.number,
+        "slots": found.slots,
+        "state": "up" if found.up is not None else "booting" if found.placed else "asked",
+        "upSince": found.up,
+        "running": [{"task": i.task.uuid, "instance": i.id, "directory": i.directory} for i in found.running],
+    }
+
+
+def routes(backend: Backend, faults: Faults, log: RequestLog) -> list[BaseRoute]:
+    def kill(call: Call) -> None:
+        found = backend.fleet.nodes.get(call.id)
+        if found is None:
+            raise missing("node", call.id)
+        backend.fleet.lose(found)
+
+    def add(method: str, path: str, handler: Any) -> BaseRoute:
+        return route(backend, method, f"/_local{path}", handler)
+
+    return [
+        add("PUT", "/faults", lambda call: faults.replace(call.json)),
+        add("DELETE", "/faults", lambda call: faults.replace([])),
+        add("GET", "/requests", lambda call: log.body()),
+        add("DELETE", "/requests", lambda call: log.clear()),
+        add("GET", "/account", lambda call: account(backend)),
+        add("PUT", "/account", lambda call: set_account(backend, call.json)),
+        add("GET", "/nodes", lambda call: [node(found) for found in backend.fleet.nodes.values()]),
+        add("POST", "/nodes/{u}/kill", kill),
+        add("PUT", "/nodes", lambda call: set_nodes(backend, call.json)),
+        add("GET", "/tasks", lambda call: backend.tasks.history()),
+        add("GET", "/clock", lambda call: clock(backend)),
+        add("PUT", "/clock", lambda call: set_clock(backend, call.json)),
+        add("GET", "/searches", lambda call: searches(backend)),
+        add("PUT", "/searches", lambda call: set_searches(backend, call.json)),
+    ]

@@ -1,0 +1,153 @@
+"""The outermost layer of the HTTP server: paths made uniform, token checked, requests logged, faults applied."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import re
+import socket
+import struct
+import time
+from collections.abc import Callable
+from email.utils import formatdate
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from airflow_qarnot_pool.local.http.faults import (
+    FaultRule,
+    Faults,
+    LoggedRequest,
+    RequestLog,
+)
+
+CONTROL = "/_local"
+OPEN_PATHS = frozenset({"/settings", "/versions"})
+_VERSION = re.compile(r"^/v\d+(\.\d+)?(?=/|$)")
+_GARBAGE = b"<html><body>upstream went away</body>"
+_PAGE = b"<html><head><title>%d</title></head><body>The gateway answers for the service.</body></html>"
+
+
+def plain_path(path: str) -> str:
+    """`//v1/pools/` -> `/pools`: SDKs prefix a version or not, and may double or append a slash."""
+    path = re.sub(r"/{2,}", "/", path)
+    path = _VERSION.sub("", path)
+    return path.rstrip("/") or "/"
+
+
+class Middleware:
+    def __init__(
+        self,
+        app: ASGIApp,
+        token: str,
+        faults: Faults,
+        log: RequestLog,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._app, self._faults, self._log, self._clock = app, faults, log, clock
+        self._token = token.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        path = plain_path(scope["path"])
+        scope = {**scope, "path": path, "raw_path": path.encode(), "root_path": ""}
+        if path == CONTROL or path.startswith(CONTROL + "/"):
+            await self._admit(scope, receive, send)
+            return
+        entry = self._log.arrived(scope["method"], path, scope["query_string"].decode("latin-1"))
+        rule = self._faults.choose(scope["method"], path)
+        answer = _noting(entry, send, self._clock)
+        if rule is None:
+            await self._admit(scope, receive, answer)
+        else:
+            entry.fault = rule.kind
+            await self._fault(rule, scope, receive, send, answer)
+
+    async def _fault(self, rule: FaultRule, scope: Scope, receive: Receive, send: Send, answer: Send) -> None:
+        if rule.kind == "status":
+            headers = {} if rule.retry_after is None else {"retry-after": f"{rule.retry_after:g}"}
+            await _read_body(receive)
+            await _respond(answer, rule.status, json.dumps({"message": rule.message}).encode(), headers)
+        elif rule.kind == "proxy":
+            await _read_body(receive)
+            await _respond(answer, rule.status, _PAGE % rule.status, {"content-type": "text/html"})
+        elif rule.kind == "reset":
+            await _hang_up(receive, send, reset=True)
+        elif rule.kind == "lost":
+            await self._admit(scope, receive, _Swallowed())
+            await _hang_up(receive, send)
+        elif rule.kind == "garbage":
+            await self._admit(scope, receive, _Swallowed())
+            await _respond(answer, 200, _GARBAGE, {"content-type": "text/html"})
+        elif rule.when == "before":
+            await asyncio.sleep(rule.seconds)
+            await self._admit(scope, receive, answer)
+        else:
+            held = _Swallowed()
+            await self._admit(scope, receive, held)
+            await asyncio.sleep(rule.seconds)
+            for message in held.messages:
+                await answer(message)
+
+    async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
+        given = next((v for k, v in scope["headers"] if k == b"authorization"), b"")
+        if scope["path"] in OPEN_PATHS or hmac.compare_digest(given, self._token):
+            await self._app(scope, receive, send)
+            return
+        await _read_body(receive)
+        await _respond(send, 401, b'{"message":"Bad authentication token"}')
+
+
+class _Swallowed:
+    """Takes an answer that is not sent, or not yet."""
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+
+    async def __call__(self, message: Message) -> None:
+        self.messages.append(message)
+
+
+def _noting(entry: LoggedRequest, send: Send, clock: Callable[[], float]) -> Send:
+    """Note the status, and date the answer by the server's own clock."""
+
+    async def noting(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            entry.status = message["status"]
+            dated = (b"date", formatdate(clock(), usegmt=True).encode())
+            message = {**message, "headers": [*message["headers"], dated]}
+        await send(message)
+
+    return noting
+
+
+async def _read_body(receive: Receive) -> bytes:
+    body = b""
+    while True:
+        message = await receive()
+        body += message.get("body", b"")
+        if message["type"] != "http.request" or not message.get("more_body"):
+            return body
+
+
+async def _respond(send: Send, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+    all_headers = {"content-type": "application/json", "content-length": str(len(body)), **(headers or {})}
+    encoded = [(key.encode(), value.encode()) for key, value in all_headers.items()]
+    await send({"type": "http.response.start", "status": status, "headers": encoded})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _hang_up(receive: Receive, send: Send, *, reset: bool = False) -> None:
+    """Drop the connection without an answer. ASGI has no word for it, so uvicorn's transport is used."""
+    transport: Any = getattr(getattr(send, "__self__", None), "transport", None)
+    if transport is None:
+        raise RuntimeError("faults that drop the connection need uvicorn as the server")
+    connection = transport.get_extra_info("socket")
+    if reset and connection is not None:
+        # No lingering: closing sends RST instead of FIN.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,216 @@
+"""The account, what it costs, its secrets, and the catalogue (Qarnot API: qarnot-api.md 1.2 and 3.10)."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from starlette.routing import BaseRoute
+
+from airflow_qarnot_pool.local.backend.billing import CORES_PER_NODE, carbon_facts
+from airflow_qarnot_pool.local.backend.models import Pool, Task
+from airflow_qarnot_pool.local.http.routing import (
+    Call,
+    Raw,
+    as_json,
+    route,
+)
+from airflow_qarnot_pool.local.schemas import catalogue
+from airflow_qarnot_pool.local.schemas.errors import ApiError, missing
+from airflow_qarnot_pool.local.schemas.fields import PROFILES, fold
+
+if TYPE_CHECKING:
+    from airflow_qarnot_pool.local.backend.backend import Backend
+
+PROJECT = "00000000-0000-4000-8000-000000000001"
+LARGEST_OFFSET_PAGE = 50
+
+
+def quotas(backend: Backend) -> dict[str, Any]:
+    """`{flex, onDemand, reserved}` of the user."""
+    limits, nodes = backend.account.limits, backend.meter.up
+    flex = {
+        "maxInstances": limits.maxInstances,
+        "maxCores": limits.maxCores,
+        "runningInstancesCount": nodes,
+        "runningCoresCount": nodes * CORES_PER_NODE,
+    }
+    return {"flex": flex, "onDemand": dict.fromkeys(flex, 0), "reserved": []}
+
+
+async def info(backend: Backend) -> dict[str, Any]:
+    """GET /info."""
+    buckets = await asyncio.to_thread(backend.storage.buckets)
+    limits, nodes = backend.account.limits, backend.meter.up
+    cores = nodes * CORES_PER_NODE
+    return {
+        "email": backend.account.email,
+        "maxBucket": limits.maxBucket,
+        "bucketCount": buckets,
+        "quotaBytes": 0,
+        "usedQuotaBytes": 0,
+        "quotaBytesBucket": 1 << 40,
+        "usedQuotaBytesBucket": 0,
+        "maxTask": limits.maxTask,
+        "taskCount": len(backend.tasks.store),
+        "maxRunningTask": limits.maxRunningTask,
+        "runningTaskCount": backend.tasks.unfinished,
+        "maxJob": limits.maxJob,
+        "jobCount": len(backend.jobs.store),
+        "maxPool": limits.maxPool,
+        "poolCount": len(backend.pools.store),
+        "maxRunningPool": limits.maxRunningPool,
+        "runningPoolCount": backend.pools.running(),
+        "runningInstanceCount": nodes,
+        "runningCoreCount": cores,
+        "maxInstances": limits.maxInstances,
+        "maxCores": limits.maxCores,
+        "maxFlexInstances": limits.maxInstances,
+        "maxFlexCores": limits.maxCores,
+        "runningFlexInstanceCount": nodes,
+        "runningFlexCoreCount": cores,
+        "maxOnDemandInstances": 0,
+        "maxOnDemandCores": 0,
+        "runningOnDemandInstanceCount": 0,
+        "runningOnDemandCoreCount": 0,
+        "defaultScheduling": "Flex",
+        "defaultReservedSpecificationKey": None,
+        "computingQuotas": {"user": quotas(backend), "organization": None},
+        "projects": [
+            {
+                "uuid": PROJECT,
+                "slug": "default",
+                "name": "Default",
+                "organizationUuid": None,
+                "description": "",
+                "isDefault": True,
+            }
+        ],
+    }
+
+
+def routes(backend: Backend) -> list[BaseRoute]:
+    async def show_info(call: Call) -> Any:
+        return await info(backend)
+
+    def no_organization(call: Call) -> None:
+        raise ApiError(404, "The authenticated user does not inherit organization computing quotas")
+
+    def budgets(call: Call) -> Any:
+        if call.id != PROJECT:
+            raise missing("project", call.id)
+        active_only = (call.query("activeOnly") or "").lower() == "true"
+        found = [one for one in backend.account.budgets if not active_only or one.is_active(backend.now)]
+        return {"budgets": [one.to_json(backend.spent()) for one in found]}
+
+    def constraints(call: Call) -> Any:
+        try:
+            limit, offset = int(call.query("limit") or LARGEST_OFFSET_PAGE), int(call.query("offset") or 0)
+        except ValueError:
+            raise ApiError(400, "limit and offset must be whole numbers") from None
+        return catalogue.constraints(max(1, min(limit, LARGEST_OFFSET_PAGE)), max(0, offset))
+
+    def add(method: str, path: str, handler: Any) -> BaseRoute:
+        return route(backend, method, path, handler)
+
+    return [
+        add("GET", "/", lambda call: None),
+        add("GET", "/settings", lambda call: {"storage": backend.storage.url}),
+        add("GET", "/versions", lambda call: [{"version": "v1", "endOfLife": None}]),
+        add("GET", "/info", show_info),
+        add("GET", "/quotas/computing-quotas/user", lambda call: quotas(backend)),
+        add("GET", "/quotas/computing-quotas/organization", no_organization),
+        add("GET", "/profiles", lambda call: list(PROFILES)),
+        add("GET", "/profiles/{name}", lambda call: catalogue.profile(call.path("name"))),
+        add("GET", "/hardware-constraints", constraints),
+        add(
+            "GET",
+            "/hardware-constraints/cpu-model-constraints/search",
+            lambda call: catalogue.cpu_models(call.query("cpuModel") or ""),
+        ),
+        add("GET", "/credits/v1/accounts/credits", lambda call: {"credits": backend.credits_left()}),
+        add("GET", "/credits/v1/projects/{u}/budgets", budgets),
+        *_costs(backend),
+        *_secrets(backend),
+    ]
+
+
+def _costs(backend: Backend) -> list[BaseRoute]:
+    """Credits and carbon facts of pools and tasks. A task on a pool costs nothing: its nodes are the pool's."""
+
+    def both(kind: str, find: Any) -> list[BaseRoute]:
+        def node_seconds(call: Call) -> float:
+            item: Pool | Task = find(call.id)
+            return 0.0 if isinstance(item, Task) and item.pool else item.meter.node_seconds(backend.now)
+
+        def credits(call: Call) -> dict[str, float]:
+            account = backend.account
+            if kind == "pools" and account.bills_deleted and call.id in account.deleted:
+                return {"credits": account.deleted[call.id]}
+            item: Pool | Task = find(call.id)
+            return {
+                "credits": 0.0 if isinstance(item, Task) and item.pool else item.meter.credits(backend.now)
+            }
+
+        def carbon(call: Call) -> Any:
+            return carbon_facts(node_seconds(call), call.query("comparisonDatacenter"))
+
+        return [
+            route(backend, "GET", f"/credits/v1/{kind}/{{u}}/credits", credits),
+            *(
+                route(backend, "GET", f"/carbon/v1/{name}/{{u}}/carbon-facts", carbon)
+                for name in (kind, kind.capitalize())
+            ),
+        ]
+
+    return [*both("pools", backend.pools.find), *both("tasks", backend.tasks.find)]
+
+
+def _secrets(backend: Backend) -> list[BaseRoute]:
+    """Secrets are kept; no instance is given them."""
+
+    def found(call: Call) -> str:
+        key = call.path("key")
+        if key not in backend.secrets:
+            raise ApiError(404, f"Secret {key} doesn't exist")
+        return key
+
+    def value(call: Call) -> str:
+        text = fold(call.json).get("value")
+        if not isinstance(text, str):
+            raise ApiError(400, "A secret needs a value")
+        return text
+
+    def create(call: Call) -> Raw:
+        key = call.path("key")
+        if key in backend.secrets:
+            raise ApiError(409, f"Secret {key} already exists")
+        backend.secrets[key] = value(call)
+        return Raw(status_code=201)
+
+    def update(call: Call) -> Raw:
+        backend.secrets[found(call)] = value(call)
+        return Raw(status_code=204)
+
+    def delete(call: Call) -> Raw:
+        del backend.secrets[found(call)]
+        return Raw(status_code=204)
+
+    def search(call: Call) -> Raw:
+        prefix = call.path("key")
+        prefix += "/" if prefix and not prefix.endswith("/") else ""
+        inside = [key.removeprefix(prefix) for key in sorted(backend.secrets) if key.startswith(prefix)]
+        # One level: what lies deeper shows as a folder.
+        return as_json(
+            {"keys": list(dict.fromkeys(k.partition("/")[0] + k.partition("/")[1] for k in inside))}
+        )
+
+    path = "/secrets-manager/data/{key:path}"
+    return [
+        route(backend, "GET", path, lambda call: {"value": backend.secrets[found(call)]}),
+        route(backend, "PUT", path, create),
+        route(backend, "PATCH", path, update),
+        route(backend, "DELETE", path, delete),
+        route(backend, "GET", "/secrets-manager/search/{key:path}", search),
+        route(backend, "GET", "/secrets-manager/search", lambda call: {"keys": sorted(backend.secrets)}),
+    ]

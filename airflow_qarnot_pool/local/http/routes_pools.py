@@ -1,0 +1,116 @@
+"""/pools and what is below it (Qarnot API: qarnot-api.md 3.1)."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from starlette.routing import BaseRoute
+
+from airflow_qarnot_pool.local.http import pagination
+from airflow_qarnot_pool.local.http.filters import FilterEvaluator
+from airflow_qarnot_pool.local.http.routes_common import output_routes, tagged
+from airflow_qarnot_pool.local.http.routing import (
+    Call,
+    Raw,
+    created,
+    route,
+)
+from airflow_qarnot_pool.local.schemas import requests, responses, scaling
+from airflow_qarnot_pool.local.schemas.errors import ApiError
+
+if TYPE_CHECKING:
+    from airflow_qarnot_pool.local.backend.backend import Backend
+
+
+async def check_buckets(backend: Backend, buckets: list[str]) -> None:
+    """Raises ApiError 404 for the first bucket that does not exist."""
+    if buckets and (missing := await asyncio.to_thread(backend.storage.missing, buckets)):
+        raise ApiError(404, f"No such bucket: {missing}")
+
+
+def routes(backend: Backend) -> list[BaseRoute]:
+    finder = FilterEvaluator(backend, backend.pools.store, responses.POOL)
+
+    def show(call: Call) -> Any:
+        return responses.POOL.full(backend, backend.pools.find(call.id))
+
+    async def create(call: Call) -> Raw:
+        wanted = requests.read_pool(call.json)
+        await check_buckets(backend, wanted.buckets)
+        backend.touch()
+        return created("pools", backend.pools.create(wanted).uuid)
+
+    async def clone(call: Call) -> Raw:
+        pool = backend.pools.find(call.id)
+        source = {**responses.POOL.full(backend, pool), "shortname": None}
+        # The secrets are copied, not the text that hides them.
+        source["constants"] = [{"key": k, "value": v} for k, v in pool.constants.items()]
+        wanted = requests.read_pool(call.json or {}, source)
+        await check_buckets(backend, wanted.buckets)
+        backend.touch()
+        return created("pools", backend.pools.create(wanted).uuid)
+
+    def synchronize(call: Call) -> None:
+        pool = backend.pools.find(call.id)
+        if not pool.is_open:
+            raise ApiError(400, f"Invalid operation: the pool is {pool.state}")
+        backend.spawn(backend.fleet.synchronize(pool))
+
+    def check_scaling(call: Call) -> None:
+        _, problems = scaling.read_scaling(call.json)
+        if problems:
+            raise ApiError(400, "One or more validation errors occurred.", problems)
+
+    def add(method: str, path: str, handler: Any) -> BaseRoute:
+        return route(backend, method, path, handler)
+
+    find = backend.pools.find
+    return [
+        add(
+            "GET", "/pools", lambda call: tagged(backend, backend.pools.store, responses.POOL.full, call.tags)
+        ),
+        add("POST", "/pools", create),
+        add(
+            "GET",
+            "/pools/summaries",
+            lambda c: tagged(backend, backend.pools.store, responses.POOL.brief, c.tags),
+        ),
+        add(
+            "POST",
+            "/pools/search",
+            lambda call: pagination.search(backend, finder, responses.POOL, call.json),
+        ),
+        add(
+            "POST",
+            "/pools/paginate",
+            lambda c: pagination.page(backend, finder, responses.POOL, c.json, brief=False),
+        ),
+        add(
+            "POST",
+            "/pools/summaries/paginate",
+            lambda call: pagination.page(backend, finder, responses.POOL, call.json, brief=True),
+        ),
+        add("GET", "/pools/{u}", show),
+        add("PUT", "/pools/{u}", lambda call: backend.pools.update(find(call.id), call.json)),
+        add("PATCH", "/pools/{u}", synchronize),
+        add("DELETE", "/pools/{u}", lambda call: backend.pools.delete(find(call.id))),
+        add("POST", "/pools/{u}/close", lambda call: backend.pools.close(find(call.id))),
+        add("POST", "/pools/{u}/clone", clone),
+        add("GET", "/pools/{u}/scaling", lambda call: responses.scaling(find(call.id)) or {"policies": []}),
+        add("PUT", "/pools/{u}/scaling", lambda call: backend.pools.set_scaling(find(call.id), call.json)),
+        add("POST", "/sanity-checks/pools/scaling", check_scaling),
+        add(
+            "GET",
+            "/pools/{u}/tasks",
+            lambda call: [responses.TASK.full(backend, task) for task in find(call.id).tasks.values()],
+        ),
+        add(
+            "GET",
+            "/pools/{u}/jobs",
+            lambda call: [
+                responses.JOB.full(backend, j) for j in backend.jobs.store if j.pool is find(call.id)
+            ],
+        ),
+        *output_routes(backend, "pools", lambda key: (find(key).output, lambda i: i in find(key).nodes)),
+    ]

@@ -1,0 +1,118 @@
+"""/tasks and what is below it (Qarnot API: qarnot-api.md 3.3)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from starlette.routing import BaseRoute
+
+from airflow_qarnot_pool.local.backend import attempt, snapshots
+from airflow_qarnot_pool.local.http import pagination
+from airflow_qarnot_pool.local.http.filters import FilterEvaluator
+from airflow_qarnot_pool.local.http.routes_common import output_routes, tagged
+from airflow_qarnot_pool.local.http.routes_pools import check_buckets
+from airflow_qarnot_pool.local.http.routing import (
+    Call,
+    Raw,
+    as_json,
+    created,
+    route,
+)
+from airflow_qarnot_pool.local.schemas import requests, responses, resubmission
+from airflow_qarnot_pool.local.schemas.errors import ApiError
+from airflow_qarnot_pool.local.schemas.fields import MAX_TASK_CONSTANTS, RequestFields, keep_secrets
+
+if TYPE_CHECKING:
+    from airflow_qarnot_pool.local.backend.backend import Backend
+
+
+def routes(backend: Backend) -> list[BaseRoute]:
+    finder = FilterEvaluator(backend, backend.tasks.store, responses.TASK)
+    find = backend.tasks.find
+
+    async def create_one(body: Any) -> str:
+        wanted = requests.read_task(body)
+        await check_buckets(backend, wanted.buckets)
+        backend.touch()
+        return backend.tasks.create(wanted).uuid
+
+    async def create(call: Call) -> Raw:
+        body = call.json
+        if not isinstance(body, list):
+            return created("tasks", await create_one(body))
+        results: list[dict[str, Any]] = []
+        for item in body:
+            try:
+                results.append({"statusCode": 200, "uuid": await create_one(item), "message": None})
+            except ApiError as error:
+                results.append({"statusCode": error.status, "uuid": None, "message": error.message})
+        failed = any(result["statusCode"] != 200 for result in results)
+        return as_json(results, 207 if failed else 200)
+
+    def update(call: Call) -> None:
+        task = find(call.id)
+        fields = RequestFields(call.json, "task")
+        constants = fields.constants(MAX_TASK_CONSTANTS) if fields.has("constants") else None
+        tags = fields.tags() if fields.has("tags") else None
+        fields.check()
+        if constants is not None:
+            task.constants = keep_secrets(constants, task.constants)
+        if tags is not None:
+            backend.tasks.store.retag(task, tags)
+        task.modified = backend.now
+
+    def synchronize(call: Call) -> None:
+        task = find(call.id)
+        if not task.running:
+            raise ApiError(400, f"Invalid operation: the task is {task.state}")
+        backend.spawn(attempt.synchronize(backend, task))
+
+    def repeat(kind: str) -> BaseRoute:
+        async def again(call: Call) -> Raw:
+            wanted = resubmission.creation(backend, find(call.id), kind, call.json)
+            await check_buckets(backend, wanted.buckets)
+            backend.touch()
+            return created("tasks", backend.tasks.create(wanted).uuid)
+
+        return add("POST", f"/tasks/{{u}}/{kind}", again)
+
+    def add(method: str, path: str, handler: Any) -> BaseRoute:
+        return route(backend, method, path, handler)
+
+    return [
+        add(
+            "GET", "/tasks", lambda call: tagged(backend, backend.tasks.store, responses.TASK.full, call.tags)
+        ),
+        add("POST", "/tasks", create),
+        add(
+            "GET",
+            "/tasks/summaries",
+            lambda c: tagged(backend, backend.tasks.store, responses.TASK.brief, c.tags),
+        ),
+        add(
+            "POST",
+            "/tasks/search",
+            lambda call: pagination.search(backend, finder, responses.TASK, call.json),
+        ),
+        add(
+            "POST",
+            "/tasks/paginate",
+            lambda c: pagination.page(backend, finder, responses.TASK, c.json, brief=False),
+        ),
+        add(
+            "POST",
+            "/tasks/summaries/paginate",
+            lambda call: pagination.page(backend, finder, responses.TASK, call.json, brief=True),
+        ),
+        add("GET", "/tasks/{u}", lambda call: responses.TASK.full(backend, find(call.id))),
+        add("PUT", "/tasks/{u}", update),
+        add("PATCH", "/tasks/{u}", synchronize),
+        add("DELETE", "/tasks/{u}", lambda call: backend.tasks.delete(find(call.id))),
+        add("POST", "/tasks/{u}/abort", lambda call: backend.tasks.abort(find(call.id))),
+        *(repeat(kind) for kind in resubmission.KINDS),
+        add("POST", "/tasks/{u}/snapshot", lambda c: {"id": snapshots.take(backend, find(c.id), c.json)}),
+        add("POST", "/tasks/{u}/snapshot/periodic", lambda c: snapshots.repeat(backend, find(c.id), c.json)),
+        add("GET", "/tasks/{u}/snapshot/{id}", lambda c: snapshots.find(find(c.id), c.path("id"))),
+        add("GET", "/network/tasks/{u}/port-forward", lambda c: {str(i): {} for i in find(c.id).instances}),
+        *output_routes(backend, "tasks", lambda key: (find(key).output, lambda i: i in find(key).instances)),
+    ]

@@ -1,0 +1,174 @@
+"""Putting the local Qarnot together and serving it until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import uvicorn
+from starlette.applications import Starlette
+
+from airflow_qarnot_pool.local.backend.backend import Backend, Settings
+from airflow_qarnot_pool.local.http import (
+    control_api,
+    routes_account,
+    routes_jobs,
+    routes_pools,
+    routes_tasks,
+    routing,
+)
+from airflow_qarnot_pool.local.http.faults import Faults, RequestLog
+from airflow_qarnot_pool.local.http.middleware import Middleware
+from airflow_qarnot_pool.local.processes.runner import Runner
+from airflow_qarnot_pool.local.processes.storage import Storage
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Command-line options (see __main__.py). Port 0 = any free one; parent 0 = none to watch."""
+
+    host: str
+    port: int
+    storage_port: int
+    ready_file: str | None
+    parent: int
+    settings: Settings
+    speed: float = 1.0
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are handled by `serve`, which has more than the HTTP server to stop."""
+        yield
+
+
+def application(backend: Backend) -> Middleware:
+    """The whole HTTP side."""
+    faults, log = Faults(), RequestLog()
+    app = Starlette(
+        routes=[
+            *routes_account.routes(backend),
+            *routes_pools.routes(backend),
+            *routes_tasks.routes(backend),
+            *routes_jobs.routes(backend),
+            *control_api.routes(backend, faults, log),
+        ],
+        exception_handlers={404: routing.not_found, 405: routing.wrong_method},
+    )
+    return Middleware(app, backend.settings.token, faults, log, backend.shown_now)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # asyncio turns Nagle's algorithm off (40 ms per answer) only where the protocol is named.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        listening.close()
+        sys.exit(
+            f"The local Qarnot cannot listen on {host}:{port}: {error.strerror}. Is another one running?"
+        )
+    listening.listen(512)
+    listening.setblocking(False)
+    return listening
+
+
+async def _parent_gone(parent: int) -> None:
+    while os.getppid() == parent:
+        await asyncio.sleep(0.25)
+
+
+def _announce(backend: Backend, ready_file: str | None) -> None:
+    """Tell where we are: on standard output, and in a file that appears whole or not at all."""
+    settings = backend.settings
+    line = json.dumps(
+        {
+            "url": backend.url,
+            "storage_url": backend.storage.url,
+            "token": settings.token,
+            "email": settings.email,
+        }
+    )
+    if ready_file:
+        draft = f"{ready_file}.{secrets.token_hex(4)}"
+        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(line + "\n")
+        os.replace(draft, ready_file)
+    print(line, flush=True)
+
+
+async def serve(options: Options) -> int:
+    """Serve until SIGTERM or SIGINT, or until the parent is gone. Returns the exit code."""
+    stop = asyncio.Event()
+    failed = False
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+
+    def supervisor_lost() -> None:
+        nonlocal failed
+        failed = True
+        print("The supervisor process ended, so no command can run. Stopping.", file=sys.stderr)
+        stop.set()
+
+    listening = _listen(options.host, options.port)
+    storage = Storage(options.host, options.storage_port, options.settings.email, options.settings.token)
+    scratch = tempfile.mkdtemp(prefix="qarnot-local-")
+    runner = Runner(scratch, supervisor_lost)
+    await runner.start()
+    backend = Backend(options.settings, runner, storage, scratch)
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    backend.url = f"http://{host}:{listening.getsockname()[1]}"
+    if options.speed != 1.0:
+        backend.timeline.set_speed(options.speed)
+    storage.start()
+    config = uvicorn.Config(
+        application(backend),
+        lifespan="off",
+        log_level="warning",
+        access_log=False,
+        proxy_headers=False,
+        date_header=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=1,
+    )
+    server = _Server(config)
+    serving = asyncio.create_task(server.serve(sockets=[listening]))
+    watches = [asyncio.create_task(backend.live())]
+    if options.parent:
+        gone = asyncio.create_task(_parent_gone(options.parent))
+        gone.add_done_callback(lambda _: stop.set())
+        watches.append(gone)
+    while not server.started and not serving.done():
+        await asyncio.sleep(0.005)
+    _announce(backend, options.ready_file)
+    await stop.wait()
+    server.should_exit = server.force_exit = True
+    for watch in watches:
+        watch.cancel()
+    await backend.stop()
+    await runner.stop()
+    await asyncio.wait([serving], timeout=3)
+    await asyncio.to_thread(storage.stop)
+    # The supervisor has removed it; a copy from or to a bucket may have been under way in a thread.
+    await loop.shutdown_default_executor()
+    shutil.rmtree(scratch, ignore_errors=True)
+    if options.ready_file:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(options.ready_file)
+    return 1 if failed else 0

@@ -1,0 +1,1 @@
+"""Commands, output, storage and their processes on this machine."""

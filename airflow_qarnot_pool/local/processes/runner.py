@@ -1,0 +1,92 @@
+"""The server's side of the supervisor: start a command, wait for it, kill it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+_ORDER_LIMIT = 1 << 16
+
+
+class Runner:
+    """Runs commands as processes under one supervisor process (see supervisor.py).
+
+    :param scratch: directory that is removed, with everything in it, when the supervisor ends.
+    :param on_loss: called if the supervisor itself ends while the server runs; nothing can be executed then.
+    """
+
+    def __init__(self, scratch: str, on_loss: Callable[[], None]) -> None:
+        self._scratch = scratch
+        self._on_loss = on_loss
+        self._process: asyncio.subprocess.Process | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._ids = itertools.count(1)
+        self._runs: dict[str, asyncio.Future[int]] = {}
+        self._stopping = False
+
+    async def start(self) -> None:
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-ISB",
+            str(Path(__file__).with_name("supervisor.py")),
+            self._scratch,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            # Not the server's environment: an instance could read it in /proc.
+            env={"PATH": os.environ.get("PATH", os.defpath)},
+            start_new_session=True,
+        )
+        self._reader = asyncio.create_task(self._read())
+
+    def run(
+        self, argv: Sequence[str], *, cwd: str, env: dict[str, str], stdout: str, stderr: str
+    ) -> tuple[str, asyncio.Future[int]]:
+        """Start a command; output is appended to the two files. Returns its run id and a future exit code
+        (127 not found, 126 not executable, 128 + n ended by signal n)."""
+        run = f"r{next(self._ids)}"
+        done = asyncio.get_running_loop().create_future()
+        self._runs[run] = done
+        self._send(
+            {"run": run, "argv": list(argv), "cwd": cwd, "env": env, "stdout": stdout, "stderr": stderr}
+        )
+        return run, done
+
+    def kill(self, run: str) -> None:
+        """Kill a command and everything it started, at once. Its future then resolves."""
+        if run in self._runs:
+            self._send({"kill": run})
+
+    def _send(self, order: dict[str, object]) -> None:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(order).encode() + b"\n")
+
+    async def _read(self) -> None:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        async for line in self._process.stdout:
+            news = json.loads(line)
+            done = self._runs.pop(news["exit"], None)
+            if done is not None and not done.done():
+                done.set_result(news["code"])
+        for done in self._runs.values():
+            if not done.done():
+                done.set_result(137)
+        if not self._stopping:
+            self._on_loss()
+
+    async def stop(self) -> None:
+        """Everything that still runs is killed, the scratch directory is gone when this returns."""
+        self._stopping = True
+        if self._process is None:
+            return
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        await self._process.wait()
+        if self._reader is not None:
+            await self._reader

@@ -1,0 +1,197 @@
+"""Buckets: moto's S3 server in a thread, and the copies between buckets and instance directories.
+
+Qarnot API: storage is S3, access key = account e-mail, secret key = API token (qarnot-api.md 1.4).
+Every function here blocks; the server calls them in threads.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+if find_spec("moto") is None:
+    raise ModuleNotFoundError("No module named 'moto'")
+
+
+class StorageError(Exception):
+    """A bucket operation that failed, in words for the instance's error."""
+
+
+@dataclass(frozen=True, slots=True)
+class MountedBucket:
+    """One item of advancedResourceBuckets."""
+
+    bucket: str
+    prefix: str = ""
+    strip: str = ""
+
+    def local_name(self, key: str) -> str | None:
+        """Where an object goes, relative to the directory; None = it is not wanted."""
+        if not key.startswith(self.prefix) or key.endswith("/"):
+            return None
+        name = key.removeprefix(self.strip).lstrip("/")
+        parts = Path(name).parts
+        return None if not parts or ".." in parts else str(Path(*parts))
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where results go, and which of them. `whitelist` and `blacklist` are searched in the relative path."""
+
+    bucket: str
+    prefix: str = ""
+    whitelist: str | None = None
+    blacklist: str | None = None
+
+    def wants(self, name: str) -> bool:
+        if self.whitelist and not re.search(self.whitelist, name):
+            return False
+        return not (self.blacklist and re.search(self.blacklist, name))
+
+
+Seen = dict[str, tuple[int, int]]
+"""Relative path -> (size, mtime in ns): what a directory held, to tell results from resources."""
+
+
+def scan(directory: str) -> Seen:
+    """The regular files under a directory."""
+    found: Seen = {}
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            path = os.path.join(folder, name)
+            if os.path.isfile(path) and not os.path.islink(path):
+                status = os.stat(path)
+                found[os.path.relpath(path, directory)] = (status.st_size, status.st_mtime_ns)
+    return found
+
+
+class Storage:
+    """:param email: the access key that is accepted. :param token: its secret."""
+
+    def __init__(self, host: str, port: int, email: str, token: str) -> None:
+        self._host, self._email, self._token = host, email, token
+        self._lock = threading.Lock()
+        self._app: Any = None
+        self._client: Any = None
+        self._server = self._listen(port)
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+
+    def _listen(self, port: int) -> Any:
+        from werkzeug.serving import WSGIRequestHandler, make_server
+
+        class Quiet(WSGIRequestHandler):
+            def log_request(self, *args: Any, **kwargs: Any) -> None:
+                pass
+
+        return make_server(self._host, port, self._answer, threaded=True, request_handler=Quiet)
+
+    def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """Hand a request to moto, unless its access key is not the account's e-mail."""
+        signed = environ.get("HTTP_AUTHORIZATION", "") + "&" + unquote(environ.get("QUERY_STRING", ""))
+        key = re.search(r"(?:Credential=|AWSAccessKeyId=|AWS )([^/&:]+)", signed)
+        if key is None or key[1] != self._email:
+            code = "AccessDenied" if key is None else "InvalidAccessKeyId"
+            start_response("403 Forbidden", [("Content-Type", "application/xml")])
+            return [f"<?xml version='1.0'?><Error><Code>{code}</Code></Error>".encode()]
+        with self._lock:
+            if self._app is None:
+                # On first use: many a server is started, in tests, that never sees a bucket.
+                from moto.moto_server.werkzeug_app import create_backend_app
+
+                self._app = create_backend_app("s3").wsgi_app
+        answer: Iterable[bytes] = self._app(environ, start_response)
+        return answer
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        if self._thread.is_alive():
+            self._server.shutdown()
+        self._server.server_close()
+
+    @property
+    def _s3(self) -> Any:
+        with self._lock:
+            if self._client is None:
+                import boto3
+                from botocore.config import Config
+
+                self._client = boto3.session.Session().client(
+                    "s3",
+                    endpoint_url=self.url,
+                    aws_access_key_id=self._email,
+                    aws_secret_access_key=self._token,
+                    region_name="us-east-1",
+                    config=Config(s3={"addressing_style": "path"}, proxies={}, max_pool_connections=32),
+                )
+            return self._client
+
+    def missing(self, buckets: Iterable[str]) -> str | None:
+        """The first of these buckets that does not exist."""
+        from botocore.exceptions import ClientError
+
+        for bucket in buckets:
+            try:
+                self._s3.head_bucket(Bucket=bucket)
+            except ClientError:
+                return bucket
+        return None
+
+    def buckets(self) -> int:
+        """How many there are."""
+        return 0 if self._app is None else len(self._s3.list_buckets().get("Buckets", []))
+
+    def make(self, bucket: str) -> None:
+        if self.missing([bucket]):
+            self._s3.create_bucket(Bucket=bucket)
+
+    def download(self, resources: Iterable[MountedBucket], directory: str) -> int:
+        """Copy resources into a directory; later ones win. Returns the bytes copied. Raises StorageError."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        copied = 0
+        for resource in resources:
+            try:
+                pages = self._s3.get_paginator("list_objects_v2").paginate(
+                    Bucket=resource.bucket, Prefix=resource.prefix
+                )
+                for page in pages:
+                    for entry in page.get("Contents", []):
+                        name = resource.local_name(entry["Key"])
+                        if name is None:
+                            continue
+                        target = os.path.join(directory, name)
+                        os.makedirs(os.path.dirname(target), exist_ok=True)
+                        self._s3.download_file(resource.bucket, entry["Key"], target)
+                        copied += entry["Size"]
+            except (BotoCoreError, ClientError, OSError) as error:
+                raise StorageError(
+                    f"resources of bucket {resource.bucket} were not copied: {error}"
+                ) from error
+        return copied
+
+    def upload(self, directory: str, destination: Destination, before: Seen) -> int:
+        """Copy the files that are new or changed since `before` into the bucket, which is made if missing.
+        Returns the bytes copied. Raises StorageError."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        copied = 0
+        try:
+            self.make(destination.bucket)
+            for name, seen in sorted(scan(directory).items()):
+                if before.get(name) != seen and destination.wants(name):
+                    key = destination.prefix + name
+                    self._s3.upload_file(os.path.join(directory, name), destination.bucket, key)
+                    copied += seen[0]
+        except (BotoCoreError, ClientError, OSError, re.error) as error:
+            raise StorageError(f"results were not copied to bucket {destination.bucket}: {error}") from error
+        return copied

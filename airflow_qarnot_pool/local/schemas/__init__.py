@@ -1,0 +1,1 @@
+"""Requests, responses and field formats of the local Qarnot."""

@@ -1,0 +1,252 @@
+"""Reading JSON objects: keys in any case, unknown keys ignored, null as good as absent, every bad field named.
+
+Qarnot API: limits of qarnot-api.md 3.2 and 3.3, error wording of 2.3.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from airflow_qarnot_pool.local.schemas import formats
+from airflow_qarnot_pool.local.schemas.errors import ApiError, invalid
+
+PROFILES = (
+    "docker-batch",
+    "docker-network",
+    "docker-network-ssh",
+    "docker-cluster",
+    "docker-batch-smt",
+    "ubuntu",
+)
+SECRET_PREFIX = "QARNOT_SECRET__"
+SECRET_TEXT = "[SECRET]"
+MAX_TAGS, MAX_TAG = 10, 511
+MAX_TEXT = 2047
+MAX_CONSTANT = 2048
+MAX_POOL_CONSTANTS, MAX_TASK_CONSTANTS = 50, 150
+MAX_BUCKETS = 100
+MAX_INSTANCES = 2048
+SCHEDULING = ("flex", "onDemand", "reserved")
+_KEY = re.compile(r"^[A-Za-z0-9_.-]{1,2048}$")
+_SHORTNAME = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?$")
+_UUID = re.compile(r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$")
+
+
+def parse(body: bytes) -> Any:
+    """JSON of a request. Raises ApiError 400."""
+    try:
+        return json.loads(body or b"null")
+    except (ValueError, RecursionError):
+        raise ApiError(400, "The request body is not valid JSON") from None
+
+
+def fold(value: Any) -> dict[str, Any]:
+    """An object with its keys in lower case and without nulls."""
+    if not isinstance(value, Mapping):
+        return {}
+    return {str(k).lower(): v for k, v in value.items() if v is not None}
+
+
+def size(text: str) -> int:
+    """The length of a text as .NET counts it: UTF-16 units, so that a character may be two."""
+    return len(text.encode("utf-16-le", errors="surrogatepass")) // 2
+
+
+def is_uuid(text: object) -> bool:
+    return isinstance(text, str) and bool(_UUID.match(text))
+
+
+def keep_secrets(new: dict[str, str], old: Mapping[str, str]) -> dict[str, str]:
+    """A secret that comes back as the text clients are shown for it is left as it was."""
+    return {k: old.get(k, v) if v == SECRET_TEXT else v for k, v in new.items()}
+
+
+class RequestFields:
+    """The fields of one JSON object; names of invalid ones gather in `bad`."""
+
+    def __init__(self, value: Any, kind: str, defaults: Mapping[str, Any] | None = None) -> None:
+        if not isinstance(value, Mapping):
+            raise ApiError(400, f"Invalid {kind} file. A JSON object is expected")
+        self.kind = kind
+        self._values = {**fold(defaults), **fold(value)}
+        self.bad: list[str] = []
+
+    def check(self) -> None:
+        """Raises ApiError 400 that names every invalid field."""
+        if self.bad:
+            raise invalid(self.kind, dict.fromkeys(self.bad))
+
+    def wrong(self, name: str) -> None:
+        self.bad.append(name)
+
+    def has(self, name: str) -> bool:
+        return name.lower() in self._values
+
+    def raw(self, name: str) -> Any:
+        return self._values.get(name.lower())
+
+    def text(self, name: str, *, required: bool = False, longest: int = MAX_TEXT) -> str | None:
+        value = self.raw(name)
+        if value is None or value == "":
+            if required:
+                self.wrong(name)
+            return None
+        if not isinstance(value, str) or size(value) > longest or "\0" in value:
+            self.wrong(name)
+            return None
+        return value
+
+    def regex(self, name: str) -> str | None:
+        value = self.text(name)
+        if value is not None and "${" not in value:
+            try:
+                re.compile(value)
+            except re.error:
+                self.wrong(name)
+        return value
+
+    def integer(
+        self, name: str, default: int | None = None, *, least: int = 0, most: int = 2**31
+    ) -> int | None:
+        value = self.raw(name)
+        if value is None:
+            return default
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            self.wrong(name)
+            return default
+        return value
+
+    def number(self, name: str, default: float, *, least: float, most: float) -> float:
+        value = self.raw(name)
+        if value is None:
+            return default
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not least <= value <= most:
+            self.wrong(name)
+            return default
+        return value if math.isfinite(value) else default
+
+    def boolean(self, name: str, default: bool | None = False) -> bool | None:
+        value = self.raw(name)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            self.wrong(name)
+            return default
+        return value
+
+    def duration(self, name: str) -> float:
+        value = self.raw(name)
+        if value is None:
+            return 0.0
+        try:
+            seconds = formats.parse_span(value)
+        except ValueError:
+            seconds = -1.0
+        if seconds < 0:
+            self.wrong(name)
+            return 0.0
+        return seconds
+
+    def items(self, name: str, most: int = 10_000) -> list[Any]:
+        value = self.raw(name)
+        if value is None:
+            return []
+        if not isinstance(value, list) or len(value) > most:
+            self.wrong(name)
+            return []
+        return value
+
+    def strings(self, name: str, most: int, longest: int) -> list[str]:
+        values = self.items(name, most)
+        if any(not isinstance(v, str) or not v or size(v) > longest for v in values):
+            self.wrong(name)
+            return []
+        return list(dict.fromkeys(values))
+
+    def tags(self) -> list[str]:
+        return self.strings("tags", MAX_TAGS, MAX_TAG)
+
+    def labels(self) -> dict[str, str]:
+        value = self.raw("labels")
+        if value is None:
+            return {}
+        if not isinstance(value, Mapping) or any(not isinstance(v, str) for v in value.values()):
+            self.wrong("labels")
+            return {}
+        return dict(value)
+
+    def constants(self, most: int) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for item in self.items("constants", most):
+            pair = fold(item)
+            key, value = pair.get("key"), pair.get("value")
+            if (
+                not isinstance(key, str)
+                or not _KEY.match(key)
+                or not isinstance(value, str)
+                or size(value) > MAX_CONSTANT
+                or "\0" in value
+            ):
+                self.wrong("constants")
+                return {}
+            found[key] = value
+        return found
+
+    def shortname(self) -> str | None:
+        value = self.text("shortname", longest=512)
+        if value is not None and not _SHORTNAME.match(value):
+            self.wrong("shortname")
+        return value
+
+    def buckets(self) -> tuple[list[str], list[dict[str, Any]]]:
+        """(resourceBuckets, advancedResourceBuckets), of which only one may be filled."""
+        plain = self.strings("resourceBuckets", MAX_BUCKETS, 255)
+        advanced: list[dict[str, Any]] = []
+        for item in self.items("advancedResourceBuckets", MAX_BUCKETS):
+            one = fold(item)
+            name = one.get("bucketname")
+            prefix = fold(fold(one.get("filtering")).get("prefixfiltering")).get("prefix")
+            strip = fold(fold(one.get("resourcestransformation")).get("stripprefix")).get("prefix")
+            ttl = one.get("cachettlsec")
+            if (
+                not isinstance(name, str)
+                or not name
+                or any(v and not isinstance(v, str) for v in (prefix, strip))
+            ):
+                self.wrong("advancedResourceBuckets")
+                return [], []
+            advanced.append(
+                {
+                    "bucketName": name,
+                    "filtering": {"prefixFiltering": {"prefix": prefix}} if prefix else None,
+                    "resourcesTransformation": {"stripPrefix": {"prefix": strip}} if strip else None,
+                    "cacheTTLSec": ttl,
+                }
+            )
+        if plain and advanced:
+            self.wrong("resourceBuckets-advancedResourceBuckets-exclusive")
+        return plain, advanced
+
+    def retries(self, name: str) -> dict[str, int | None]:
+        """`{maxTotalRetries, maxPerInstanceRetries}`, each null when it is not set."""
+        value = self.raw(name)
+        inner = RequestFields(value if isinstance(value, Mapping) else {}, self.kind)
+        found = {key: inner.integer(key) for key in ("maxTotalRetries", "maxPerInstanceRetries")}
+        if inner.bad or not isinstance(value, (Mapping, type(None))):
+            self.wrong(name)
+        return found
+
+    def scheduling(self) -> str | None:
+        value = self.text("schedulingType")
+        if value is None:
+            return None
+        known = {s.lower(): s for s in SCHEDULING}.get(value.lower())
+        if known is None:
+            self.wrong("schedulingType")
+        return known

@@ -1,0 +1,228 @@
+"""What a request to create a pool or a task says (Qarnot API: qarnot-api.md 3.2, 3.3, 3.7)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from airflow_qarnot_pool.local.backend import scaling
+from airflow_qarnot_pool.local.backend.models import FINAL_STATES, Dependency
+from airflow_qarnot_pool.local.schemas import formats
+from airflow_qarnot_pool.local.schemas.fields import (
+    MAX_INSTANCES,
+    MAX_POOL_CONSTANTS,
+    MAX_TASK_CONSTANTS,
+    PROFILES,
+    RequestFields,
+    fold,
+    is_uuid,
+)
+from airflow_qarnot_pool.local.schemas.scaling import ELASTIC_OFF, read_elastic, read_scaling
+
+
+@dataclass(kw_only=True)
+class Creation:
+    """What pool and task creation share."""
+
+    name: str
+    shortname: str | None
+    profile: str | None
+    tags: list[str]
+    constants: dict[str, str] = field(repr=False)
+    time_to_live: float
+    auto_delete: bool
+    spec: dict[str, Any] = field(default_factory=dict)
+    buckets: list[str] = field(default_factory=list)
+    """Resource buckets that have to exist."""
+
+
+@dataclass(kw_only=True)
+class PoolCreation(Creation):
+    instance_count: int
+    slots_per_node: int
+    elastic: dict[str, Any]
+    scaling: list[scaling.Policy] | None
+
+
+@dataclass(kw_only=True)
+class TaskCreation(Creation):
+    pool_uuid: str | None
+    job_uuid: str | None
+    instance_count: int
+    ranges: str | None
+    ids: list[int]
+    per_instance_retries: int | None
+    total_retries: int | None
+    own_retries: bool
+    depends_on: list[Dependency]
+
+
+def _shared(fields: RequestFields, constants: int) -> dict[str, Any]:
+    plain, advanced = fields.buckets()
+    spec: dict[str, Any] = {
+        "resourceBuckets": plain,
+        "advancedResourceBuckets": advanced,
+        "labels": fields.labels(),
+        "hardwareConstraints": fields.items("hardwareConstraints"),
+        "schedulingType": fields.scheduling() or "flex",
+        "privileges": {
+            "exportApiAndStorageCredentialsInEnvironment": bool(
+                fold(fields.raw("privileges")).get("exportapiandstoragecredentialsinenvironment")
+            )
+        },
+        "defaultResourcesCacheTTLSec": fields.integer("defaultResourcesCacheTTLSec", 7776000),
+        "forcedConstants": fields.items("forcedConstants"),
+        "constraints": fields.items("constraints"),
+        "forcedNetworkRules": fields.items("forcedNetworkRules"),
+        "maxTimeQueueSeconds": fields.integer("maxTimeQueueSeconds"),
+        "projectUuid": fields.text("projectUuid"),
+        "targetedReservedMachineKey": fields.text("targetedReservedMachineKey"),
+        "targetedReservationName": fields.text("targetedReservationName"),
+    }
+    access = fold(fields.raw("secretsAccessRights"))
+    spec["secretsAccessRights"] = {
+        "bySecret": access.get("bysecret", []),
+        "byPrefix": access.get("byprefix", []),
+    }
+    return {
+        "name": fields.text("name", required=True) or "",
+        "shortname": fields.shortname(),
+        "profile": fields.text("profile"),
+        "tags": fields.tags(),
+        "constants": fields.constants(constants),
+        "time_to_live": fields.duration("completionTimeToLive"),
+        "auto_delete": bool(fields.boolean("autoDeleteOnCompletion")),
+        "buckets": [*plain, *(item["bucketName"] for item in advanced)],
+        "spec": spec,
+    }
+
+
+def read_pool(value: Any, defaults: Mapping[str, Any] | None = None) -> PoolCreation:
+    """A POST /pools body (3.2). :param defaults: the creation it overrides, for a clone. Raises ApiError 400."""
+    fields = RequestFields(value, "pool", defaults)
+    shared = _shared(fields, MAX_POOL_CONSTANTS)
+    if shared["profile"] not in PROFILES:
+        fields.wrong("profile")
+    if fields.has("resultBucket"):
+        fields.wrong("resultBucket")
+    elastic = read_elastic(fields.raw("elasticProperty") or {})
+    if elastic is None:
+        fields.wrong("elasticProperty")
+        elastic = ELASTIC_OFF
+    policies: list[scaling.Policy] | None = None
+    if fields.has("scaling"):
+        policies, problems = read_scaling(fields.raw("scaling"))
+        if problems:
+            fields.wrong("scaling")
+        policies = policies or None  # no policies: no scaling
+        if policies and elastic["isElastic"]:
+            fields.wrong("elasticProperty-scaling-exclusive")
+    preparation = fields.raw("preparationTask")
+    command = fold(preparation).get("commandline")
+    if preparation is not None and command is not None and not isinstance(command, str):
+        fields.wrong("preparationTask")
+    slots = fold(fields.raw("multiSlotsSettings")).get("slotspernode", 1)
+    if not isinstance(slots, int) or isinstance(slots, bool) or slots < 1:
+        fields.wrong("multiSlotsSettings")
+        slots = 1
+    shared["spec"] |= {
+        "preparationTask": {"commandLine": command} if command else None,
+        "defaultRetrySettings": fields.retries("defaultRetrySettings"),
+        "taskDefaultWaitForPoolResourcesSynchronization": fields.boolean(
+            "taskDefaultWaitForPoolResourcesSynchronization"
+        ),
+    }
+    if fields.has("multiSlotsSettings"):
+        shared["spec"]["multiSlotsSettings"] = {"slotsPerNode": slots}
+    count = fields.integer("instanceCount", 1)
+    if count == 0 and not elastic["isElastic"] and policies is None:
+        fields.wrong("instanceCount")
+    fields.check()
+    return PoolCreation(
+        **shared, instance_count=count or 0, slots_per_node=slots, elastic=elastic, scaling=policies
+    )
+
+
+def read_task(value: Any, defaults: Mapping[str, Any] | None = None) -> TaskCreation:
+    """One item of a POST /tasks body (3.3). Raises ApiError 400."""
+    fields = RequestFields(value, "task", defaults)
+    shared = _shared(fields, MAX_TASK_CONSTANTS)
+    pool, job = fields.text("poolUuid"), fields.text("jobUuid")
+    for name, reference in (("poolUuid", pool), ("jobUuid", job)):
+        if reference is not None and not is_uuid(reference):
+            fields.wrong(name)
+    if pool and job:
+        fields.wrong("poolUuid-jobUuid-exclusive")
+    if pool and fields.items("hardwareConstraints"):
+        fields.wrong("hardwareConstraints")
+    if pool and any(shared["spec"]["secretsAccessRights"].values()):
+        fields.wrong("secretsAccessRights")
+    ranges = fields.text("advancedRanges")
+    # C# always sends a count, 0 when it chooses ranges.
+    count = fields.integer("instanceCount", None, least=1 if ranges is None else 0)
+    ids: list[int] = []
+    if ranges is not None:
+        try:
+            ids = formats.parse_ranges(ranges)
+        except ValueError:
+            fields.wrong("advancedRanges")
+        if count:
+            fields.wrong("instanceCount-advancedRanges-exclusive")
+    else:
+        ids = list(range(min(count or 1, MAX_INSTANCES + 1)))
+    if len(ids) > MAX_INSTANCES:
+        fields.wrong("range-length")
+    retry = fields.retries("retrySettings")
+    legacy = fields.integer("maxRetriesPerInstance")
+    if legacy and retry["maxPerInstanceRetries"]:
+        fields.wrong("maxRetriesPerInstance-retrySettings-exclusive")
+    shared["spec"] |= {
+        "resultBucket": fields.text("resultBucket"),
+        "resultsBucketPrefix": fields.text("resultsBucketPrefix"),
+        "resultsWhitelist": fields.regex("resultsWhitelist"),
+        "resultsBlacklist": fields.regex("resultsBlacklist"),
+        "resultsCacheTTLSec": fields.integer("resultsCacheTTLSec"),
+        "snapshotBucket": fields.text("snapshotBucket"),
+        "snapshotBucketPrefix": fields.text("snapshotBucketPrefix"),
+        "snapshotWhitelist": fields.regex("snapshotWhitelist"),
+        "snapshotBlacklist": fields.regex("snapshotBlacklist"),
+        "retrySettings": retry,
+        "uploadResultsOnCancellation": fields.boolean("uploadResultsOnCancellation", None),
+        "waitForPoolResourcesSynchronization": fields.boolean("waitForPoolResourcesSynchronization", None),
+    }
+    depends = _dependencies(fields)
+    fields.check()
+    per_instance = retry["maxPerInstanceRetries"] if retry["maxPerInstanceRetries"] is not None else legacy
+    return TaskCreation(
+        **shared,
+        pool_uuid=pool,
+        job_uuid=job,
+        instance_count=0 if ranges is not None else len(ids),
+        ranges=ranges,
+        ids=ids,
+        per_instance_retries=per_instance,
+        total_retries=retry["maxTotalRetries"],
+        own_retries=per_instance is not None or retry["maxTotalRetries"] is not None,
+        depends_on=depends,
+    )
+
+
+def _dependencies(fields: RequestFields) -> list[Dependency]:
+    """From either form, of which only one may be used."""
+    block = fold(fields.raw("dependencies"))
+    simple = [Dependency(str(uuid)) for uuid in block.get("dependson", [])]
+    advanced = [_advanced(fields, item) for item in block.get("advanceddependson", [])]
+    if any(not is_uuid(dependency.uuid) for dependency in (*simple, *advanced)) or (simple and advanced):
+        fields.wrong("dependencies")
+    return simple or advanced
+
+
+def _advanced(fields: RequestFields, item: Any) -> Dependency:
+    one = fold(item)
+    asked = one.get("taskfinalstatecondition")
+    condition = [asked] if isinstance(asked, str) else asked or []
+    allowed = frozenset(str(state).lower() for state in condition) or FINAL_STATES
+    if not allowed <= FINAL_STATES:
+        fields.wrong("dependencies")
+    return Dependency(str(one.get("taskuuid")), allowed, advanced=True, condition=asked)

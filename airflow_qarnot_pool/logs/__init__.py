@@ -1,0 +1,1 @@
+"""Write the output of Qarnot tasks to the Airflow task log."""

@@ -1,0 +1,1 @@
+"""Clean up pools and Qarnot tasks that no DAG run needs any more."""

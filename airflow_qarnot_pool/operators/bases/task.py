@@ -1,0 +1,254 @@
+"""What the operators that run Qarnot tasks share: what to run, and where."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from airflow_qarnot_pool.api import states
+from airflow_qarnot_pool.api.errors import (
+    QarnotError,
+    QarnotInvalidSpecError,
+    QarnotNotFoundError,
+    QarnotRefusedError,
+)
+from airflow_qarnot_pool.api.resource import is_uuid
+from airflow_qarnot_pool.exceptions import QarnotPoolEndedError
+from airflow_qarnot_pool.operators.bases.cost_limits import CostLimitedOperator
+from airflow_qarnot_pool.operators.bases.registry_login import RegistryLogin
+from airflow_qarnot_pool.parameters.references import (
+    NOTSET,
+    as_reference,
+    reject_none,
+    resolve_ref,
+)
+from airflow_qarnot_pool.parameters.templating import hide_secrets, is_templated, revealed
+from airflow_qarnot_pool.parameters.validation import (
+    command_text,
+    has_values,
+    read,
+    reject_empty,
+    spec_values,
+    task_spec,
+)
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from airflow_qarnot_pool.api.specs import ResourceBucket, RetrySettings, TaskSpec
+
+COMMON_FIELDS = (
+    "name",
+    "image",
+    "profile",
+    "constants",
+    "resource_buckets",
+    "result_bucket",
+    "results_prefix",
+    "results_whitelist",
+    "tags",
+)
+#: Those whose loss nobody would see, or not before the work was done.
+FILLED = (
+    "image",
+    "profile",
+    "constants",
+    "resource_buckets",
+    "result_bucket",
+    "results_prefix",
+    "remote_retries",
+    "registry_conn_id",
+)
+
+
+class TaskOperator(CostLimitedOperator):
+    """Base of the operators that run Qarnot tasks.
+
+    :param qarnot_pool: uuid or shortname of the pool, or the output of the task that made it. Where it is left out a
+        Qarnot task gets nodes of its own, which have to boot; None, which a task may return that found no pool, is
+        refused.
+    :param name: shown in the console; default: the DAG's and the task's id.
+    :param image: ``[registry/]repository[:tag]``; default: the pool's, else Qarnot's.
+    :param profile: profile of a Qarnot task without a pool.
+    :param constants: constants, text to text; each instance sees them as environment variables. Write secret ones
+        (``QARNOT_SECRET__...``) as templates such as ``"{{ conn.vault.password }}"``: a literal is masked wherever
+        Airflow shows parameters, but stands in the DAG's source all the same.
+    :param resource_buckets: buckets (names or ``ResourceBucket``) whose files the instances get.
+    :param result_bucket: bucket that gets the files the instances write; made where it is missing.
+    :param results_prefix: prefix of the results in that bucket.
+    :param results_whitelist: regular expression of the files to keep.
+    :param remote_retries: how often Qarnot itself runs a failed instance again; a number per instance, or
+        :class:`~airflow_qarnot_pool.api.specs.RetrySettings`.
+    :param registry_conn_id: Airflow connection with login and password of a private registry. Host (or URL) and port
+        say which one; the login is sent to no other. Without a host it is sent to the registry of the image.
+    :param tags: up to seven tags; three are the provider's.
+    :param task_spec: any other field of :class:`~airflow_qarnot_pool.api.specs.TaskSpec`, by its name there or
+        in the API.
+    """
+
+    kind = "task"
+    #: Parameters that are fields of the spec as they are.
+    spec_fields: tuple[str, ...] = COMMON_FIELDS
+    template_fields = (
+        *CostLimitedOperator.template_fields,
+        *COMMON_FIELDS,
+        "qarnot_pool",
+        "remote_retries",
+        "registry_conn_id",
+        "task_spec",
+    )
+
+    def __init__(
+        self,
+        *,
+        qarnot_pool: Any = NOTSET,
+        name: str | None = None,
+        image: str | None = None,
+        profile: str | None = None,
+        constants: Mapping[str, str] | None = None,
+        resource_buckets: Iterable[str | ResourceBucket] | None = None,
+        result_bucket: str | None = None,
+        results_prefix: str | None = None,
+        results_whitelist: str | None = None,
+        remote_retries: int | str | RetrySettings | Mapping[str, Any] | None = None,
+        registry_conn_id: str | None = None,
+        tags: Iterable[str] | None = None,
+        task_spec: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        #: Kept, because what the pool comes from may render to nothing, which must not mean "without a pool". Nor must
+        #: a None that is given here: the values of a mapped task come when they are known.
+        self.on_pool = qarnot_pool is not NOTSET
+        self.qarnot_pool = as_reference(qarnot_pool, "qarnot_pool") if self.on_pool else None
+        if self.on_pool:
+            reject_none(self.qarnot_pool, "qarnot_pool", self)
+        self.take_limits(getattr(qarnot_pool, "operator", None))
+        self.name = name
+        self.image = image
+        self.profile = profile
+        self.constants = hide_secrets(constants)
+        self.resource_buckets = resource_buckets
+        self.result_bucket = result_bucket
+        self.results_prefix = results_prefix
+        self.results_whitelist = results_whitelist
+        self.remote_retries = remote_retries
+        self.registry_conn_id = registry_conn_id
+        self.tags = tags
+        self.task_spec = hide_secrets(task_spec)
+        self._registry: RegistryLogin | None = None
+        self._filled += has_values(self, FILLED)
+
+    def _given(self) -> dict[str, Any]:
+        values = spec_values(self, self.spec_fields, self.task_spec, "task_spec")
+        if "command" in values:
+            values["command"] = command_text(values["command"])
+        if self.remote_retries is not None:
+            values["retry"] = self._retries()
+        return values
+
+    def _retries(self) -> Any:
+        from airflow_qarnot_pool.api.fields import Refusal
+        from airflow_qarnot_pool.api.specs import RetrySettings
+
+        if is_templated(self.remote_retries):
+            return self.remote_retries
+        try:
+            return RetrySettings.of(self.remote_retries)
+        except Refusal as refusal:
+            raise QarnotInvalidSpecError(
+                f"remote_retries {refusal.problem}", field="remote_retries", remedy=refusal.remedy
+            ) from None
+
+    def _spec(self, values: Mapping[str, Any], pool: str | None) -> TaskSpec:
+        spec = task_spec({"name": f"{self.dag_id}.{self.task_id}", "pool": pool, **values})
+        return self._registry.added_to(spec) if self._registry else spec
+
+    @property
+    def _some_pool(self) -> str | None:
+        """Stands for the pool when the DAG is parsed: only whether there is one is known for sure then."""
+        return "known-at-run-time" if self.on_pool else None
+
+    def _pool_uuid(self) -> str | None:
+        if self.qarnot_pool is None and not self.on_pool:
+            return None
+        ref = resolve_ref(self.qarnot_pool, "qarnot_pool")
+        return ref if is_uuid(ref) else self.client.pools.get(ref).uuid
+
+    def _mask_secrets(self) -> None:
+        """Tell this process what to hide: each slice of a task is a new one."""
+        from airflow.sdk.log import mask_secret
+
+        for value in self._secrets():
+            mask_secret(value)
+        self._registry = self._registry_login() if self.registry_conn_id else None
+
+    def _secrets(self) -> Iterable[str]:
+        return self._secret_constants().values()
+
+    def _secret_constants(self) -> dict[str, str]:
+        from airflow_qarnot_pool.api.fields import is_secret_constant
+
+        spec = read(self.task_spec)
+        by_spec = spec.get("constants") if isinstance(spec, Mapping) else None
+        return {
+            str(name): str(value)
+            for constants in (read(self.constants), read(by_spec))
+            if isinstance(constants, Mapping)
+            for name, value in revealed(constants).items()
+            if value and is_secret_constant(str(name))
+        }
+
+    def _given_now(self) -> dict[str, Any]:
+        """Return the parameters with everything rendered; :meth:`_spec` adds the registry's login."""
+        reject_empty(self, self._filled)
+        self._mask_secrets()
+        return self._given()
+
+    def _registry_login(self) -> RegistryLogin:
+        from airflow.sdk import BaseHook
+        from airflow.sdk.log import mask_secret
+
+        login = RegistryLogin.of(BaseHook.get_connection(str(self.registry_conn_id)))
+        mask_secret(login.password)
+        return login
+
+    def _next_pool(self, context: Context, pool: str) -> str | None:
+        """The pool to go on with where *pool* is a shared one that takes no tasks any more; None: it is not."""
+        from airflow_qarnot_pool.ownership.shared_pool import successor
+
+        pause = self._work.killed.wait if self._work else time.sleep
+        identity = self._life_of(context)
+        if self.get_closest_mapped_task_group() is None:
+            # Its own copies use the pool of one group, whose teardown is done with all of them.
+            identity = replace(identity, map_index=-1)
+        return successor(self.client, pool, identity, pause)
+
+    @staticmethod
+    def _closed_too_often(pool: str | None) -> QarnotPoolEndedError:
+        return QarnotPoolEndedError(
+            f"Shared pool {pool} and those before it were closed as soon as they were opened",
+            remedy="Check in the console which user or program closes them.",
+            kind="pool",
+            ref=pool,
+        )
+
+    def _explain_refusal(self, uuid: str, error: QarnotRefusedError) -> None:
+        try:
+            pool = self.client.pools.get(uuid)
+        except QarnotNotFoundError as missing:
+            raise missing from error
+        except QarnotError:
+            return
+        if not states.accepts_tasks(pool.state):
+            self._raise_if_over(cause=error)
+            raise QarnotPoolEndedError(
+                f"Pool {uuid} is {pool.state} and takes no more tasks",
+                remedy="Run the task that creates it again: clearing this task clears its setup, too.",
+                status=error.status,
+                server_message=error.server_message,
+                kind="pool",
+                ref=uuid,
+            ) from error

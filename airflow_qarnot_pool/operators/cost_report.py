@@ -1,0 +1,128 @@
+"""Report what a period has cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
+from airflow_qarnot_pool.operators.bases.base import QarnotOperator
+from airflow_qarnot_pool.parameters.templating import is_templated
+from airflow_qarnot_pool.parameters.validation import Duration, as_duration
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from airflow_qarnot_pool.costs.report import By
+
+
+class QarnotCostReportOperator(QarnotOperator):
+    """Say what the pools and Qarnot tasks of this namespace have cost in a period, by DAG, task and tag.
+
+    Returns ``{since, until, pools, total, dag: [{name, runs, cost}], task: [...], tag: [...], markdown, html}``; the
+    last two are the same as a small table, for a mail or a chat. Costs are as of the moment of asking. Finished
+    objects live on Qarnot for a week unless ``completion_ttl`` says otherwise: what is gone is not counted, so report
+    at least that often.
+
+    :param since: begin of the period, as a datetime or ISO text; default: *period* before its end.
+    :param until: its end, not included; default: the DAG run's ``run_after``, else now.
+    :param period: how long it is, as a timedelta or seconds, where *since* is not given.
+    :param by: tables to make: ``"dag"``, ``"task"``, ``"tag"``. What has several tags counts under each.
+    :param most_rows: longest table.
+    """
+
+    template_fields = (*QarnotOperator.template_fields, "since", "until", "period")
+
+    def __init__(
+        self,
+        *,
+        since: datetime | str | None = None,
+        until: datetime | str | None = None,
+        period: Duration = timedelta(days=1),
+        by: Sequence[By] = ("dag", "task", "tag"),
+        most_rows: int = 20,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.since = since
+        self.until = until
+        self.period = period
+        self.by = by
+        self.most_rows = most_rows
+        if isinstance(by, str) or not by or not set(by) <= {"dag", "task", "tag"}:
+            raise QarnotInvalidSpecError(
+                f"by is not a list of tables, got {by!r}",
+                field="by",
+                remedy="Give some of 'dag', 'task' and 'tag'.",
+            )
+        if not is_templated(period):
+            self._period()
+        if type(most_rows) is not int or most_rows < 1:
+            raise QarnotInvalidSpecError(
+                f"most_rows must be a whole number of at least 1, got {most_rows!r}",
+                field="most_rows",
+                remedy="Give a number.",
+            )
+        for name, value in (("since", since), ("until", until)):
+            if not is_templated(value):
+                _moment(name, value)
+        if not is_templated([since, until, period]) and (until is not None or since is None):
+            self._check_period(_moment("since", since), _moment("until", until))
+
+    def _check_period(self, since: datetime | None, until: datetime | None) -> tuple[datetime, datetime]:
+        """Return the period, whose end is the present if nothing says when it is."""
+        until = until or datetime.now(UTC)
+        try:
+            since = since or until - self._period()
+        except OverflowError:
+            raise QarnotInvalidSpecError(
+                f"period begins before all calendars, got {self.period}",
+                field="period",
+                remedy="Give a shorter one.",
+            ) from None
+        if since >= until:
+            raise QarnotInvalidSpecError(
+                f"since is not before the end of the period ({until}), got {since}",
+                field="since",
+                remedy="Give an earlier moment.",
+            )
+        return since, until
+
+    def _period(self) -> timedelta:
+        found = as_duration("period", self.period)
+        if found is None:
+            raise QarnotInvalidSpecError(
+                "period must be a duration, got None", field="period", remedy="Give a timedelta or seconds."
+            )
+        return found
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        from airflow_qarnot_pool.costs.report import cost_report
+
+        settings = self.hook.settings
+        until = _moment("until", self.until) or getattr(context["dag_run"], "run_after", None)
+        since, until = self._check_period(_moment("since", self.since), until)
+        report = cost_report(self.client, settings.namespace, since, until, settings.reference_datacenter)
+        text = report.markdown(self.by, self.most_rows)
+        self.log.info("%s", text)
+        return {
+            **report.to_json(self.by, self.most_rows),
+            "markdown": text,
+            "html": report.html(self.by, self.most_rows),
+        }
+
+
+def _moment(name: str, value: Any) -> datetime | None:
+    """A moment, in UTC where it says no time zone; None for none."""
+    if value is None or (isinstance(value, str) and value.strip() in ("", "None")):
+        return None
+    try:
+        moment = value if isinstance(value, datetime) else datetime.fromisoformat(str(value).strip())
+    except ValueError:
+        raise QarnotInvalidSpecError(
+            f"{name} is not a moment, got {value!r}",
+            field=name,
+            remedy="Give a datetime, or text such as 2026-01-31T12:00:00.",
+        ) from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

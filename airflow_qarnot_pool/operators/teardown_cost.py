@@ -1,0 +1,115 @@
+"""What a teardown tells about the cost of its pool: a line in the log, and an XCom when asked for."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from airflow_qarnot_pool.api.errors import QarnotError
+from airflow_qarnot_pool.metrics import gauge, incr
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from airflow_qarnot_pool.api.client import QarnotClient
+    from airflow_qarnot_pool.costs.model import PoolCost
+    from airflow_qarnot_pool.operators.bases.base import QarnotOperator
+
+#: XCom key of the report.
+COST_KEY = "qarnot_cost"
+#: Seconds for one request of a report: it is worth a moment, and no more.
+REQUEST_TIMEOUT = 5.0
+
+
+def log_cost(operator: QarnotOperator, context: Context, pool: str, *, whole_run: bool) -> None:
+    """Say what *pool* has cost; with *whole_run* what its DAG run has cost, too, as XCom.
+
+    Called when the pool has been told to close, and never fails: what it is about is done.
+    """
+    from airflow_qarnot_pool.costs.idle import idle_of
+    from airflow_qarnot_pool.costs.queries import cost_of_pool
+    from airflow_qarnot_pool.ownership.quota import record_pool_cost
+
+    settings = operator.hook.settings
+    client = operator.client.limited(retries=0, timeout=REQUEST_TIMEOUT, deadline=REQUEST_TIMEOUT)
+    reference = settings.reference_datacenter
+    try:
+        closed = client.pools.get(pool)
+        found = cost_of_pool(client, pool, reference, pool=closed)
+        if found.cost.credits is not None:
+            record_pool_cost(client, settings.namespace, closed, found.cost.credits)
+        count_closed_pool(found, context["ti"].dag_id)
+        idle = idle_of(found, datetime.now(UTC))
+        operator.log.info("Pool %s has cost %s so far", pool, found.cost)
+        for run, share in found.by_run().items():
+            if len(found.by_run()) > 1:
+                operator.log.info("  of which %s %s: %s", run.dag_id or "others", run.run_id, share)
+        if idle is not None:
+            operator.log.info("%s", idle)
+            if said := idle.waited_for(tasks_beside(operator)):
+                operator.log.info("%s", said)
+        if whole_run:
+            report: dict[str, Any] = {
+                "pool": {**pool_json(found), "idle": idle.to_json() if idle else None},
+                "run": _run(operator, client, context, reference),
+                "reference": reference,
+            }
+            context["ti"].xcom_push(key=COST_KEY, value=report)
+    except QarnotError as error:
+        operator.log.warning("What pool %s has cost could not be found out: %s", pool, error)
+    except Exception:
+        operator.log.exception("What pool %s has cost could not be found out", pool)
+
+
+def tasks_beside(teardown: Any) -> list[str]:
+    """Return the ids of Airflow tasks that run while the pool is open, or its work waits, and that do not use it."""
+    setups = [one for one in teardown.upstream_list if one.is_setup] if teardown.has_dag() else []
+    before = {task_id for one in setups for task_id in one.get_flat_relative_ids(upstream=True)}
+    inside = teardown.get_flat_relatives(upstream=True) if setups else []
+    return sorted(one.task_id for one in inside if one.task_id not in before and _is_local(one))
+
+
+def _is_local(task: Any) -> bool:
+    """Whether an Airflow task runs on a worker and has nothing to do with Qarnot; an EmptyOperator runs nowhere."""
+    from airflow_qarnot_pool.operators.bases.parameters import ParametersMixin
+
+    operator = getattr(task, "operator_class", type(task))
+    ours = isinstance(operator, type) and issubclass(operator, ParametersMixin)
+    return not ours and not getattr(task, "inherits_from_empty_operator", False)
+
+
+def pool_json(pool: PoolCost) -> dict[str, Any]:
+    """``{uuid, name, cost, shares: [{dag_id, run_id, cost}]}``."""
+    return {
+        "uuid": pool.uuid,
+        "name": pool.name,
+        "cost": pool.cost.to_json(),
+        "shares": [{**run._asdict(), "cost": cost.to_json()} for run, cost in pool.by_run().items()],
+    }
+
+
+def _run(
+    operator: QarnotOperator, client: QarnotClient, context: Context, reference: str | None
+) -> dict[str, Any]:
+    from airflow_qarnot_pool.costs.queries import cost_of_run
+
+    ti = context["ti"]
+    # Not its start: that is set anew when a finished run is cleared, and what ran before has cost something, too.
+    since = getattr(context["dag_run"], "run_after", None)
+    namespace = operator.hook.settings.namespace
+    run = cost_of_run(client, namespace, ti.dag_id, ti.run_id, reference, since=since)
+    operator.log.info("DAG run %s has cost %s so far", ti.run_id, run.total)
+    return run.to_json()
+
+
+def count_closed_pool(pool: PoolCost, dag_id: str) -> None:
+    """What a pool had cost when its teardown told it to close."""
+    cost = pool.cost
+    if cost.credits is not None:
+        incr("cost.microeuros", cost.credits * 1e6, dag_id=dag_id)
+        gauge("cost.last_pool_euros", cost.credits, dag_id=dag_id)
+    if cost.carbon_g is not None:
+        incr("carbon.milligrams", cost.carbon_g * 1000, dag_id=dag_id)
+    if cost.node_seconds is not None:
+        incr("node_seconds.paid", cost.node_seconds, dag_id=dag_id)
+        incr("node_seconds.idle", cost.idle_node_seconds or 0.0, dag_id=dag_id)

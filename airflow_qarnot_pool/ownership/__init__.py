@@ -1,0 +1,1 @@
+"""Decide which remote object belongs to which Airflow task instance."""

@@ -1,0 +1,464 @@
+"""Records of deleted objects, kept on Qarnot as jobs without tasks.
+
+Finished objects count against the account's quota until they are deleted. A record lets one be deleted before its
+Airflow task has read how it ended: it is written first, and every later lookup reads it. There are four kinds:
+
+* the *outcome* of Qarnot tasks, one or a few jobs for each owner (:class:`Outcomes`);
+* the *name* of a closed shared pool, for tasks that know only its uuid;
+* the pools that a DAG run with ``max_run_cost`` has opened, and what they have cost;
+* when a pool was last used, for the reaper.
+
+Jobs have no labels, so the content is JSON in the job's name. A record ends by itself.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from airflow_qarnot_pool.api.durations import format_span
+from airflow_qarnot_pool.api.errors import QarnotNameTakenError, QarnotNotFoundError
+from airflow_qarnot_pool.api.limits import parse_json
+from airflow_qarnot_pool.api.models import Task
+from airflow_qarnot_pool.api.ranges import format_ranges, parse_ranges
+from airflow_qarnot_pool.ownership.decisions import RemoteSnapshot, Usability
+from airflow_qarnot_pool.ownership.identity import (
+    LINEAGE_TAG,
+    MAX_NAME_BYTES,
+    OWNER_TAG,
+    RECORDABLE_LABEL,
+    SPECS_LABEL,
+    TRY_TAG,
+    RunKey,
+    TaskInstanceIdentity,
+    digest,
+    is_valid_size,
+    label,
+    namespace_tag,
+)
+
+if TYPE_CHECKING:
+    from airflow_qarnot_pool.api.client import QarnotClient
+    from airflow_qarnot_pool.api.models import Job
+
+log = logging.getLogger(__name__)
+
+OUTCOME_TAG = "airflow-outcome:"
+SHARED_TAG = "airflow-shared:"
+SPENT_TAG = "airflow-spent:"
+USED_TAG = "airflow-used:"
+#: How long an outcome is kept: longer than the object itself would have been.
+KEEP_OUTCOMES = timedelta(days=8)
+#: How long the costs of a DAG run are kept.
+KEEP_COSTS = timedelta(days=60)
+#: Maximum length of the ranges in one piece of a record, so that every piece fits.
+_MAX_RANGES = 1500
+#: How far the recorded time of a pool's last use may be behind, so that a busy pool is not recorded at every turn.
+USE_PRECISION = timedelta(minutes=1)
+
+
+def _create(
+    client: QarnotClient,
+    namespace: str,
+    tag: str,
+    content: Any,
+    *,
+    lasts: timedelta = KEEP_OUTCOMES,
+    shortname: str | None = None,
+) -> str:
+    name = content if isinstance(content, str) else _text(content)
+    return client.jobs.create(
+        name,
+        shortname=shortname,
+        tags=(namespace_tag(namespace), tag),
+        max_wall_time=lasts,
+        completion_ttl=timedelta(days=1),
+    )
+
+
+def _text(content: Any) -> str:
+    return json.dumps(content, separators=(",", ":"), ensure_ascii=False)
+
+
+def _content(job: Job) -> Any:
+    with suppress(ValueError):
+        return parse_json(job.name or "")
+    return None
+
+
+def _delete(client: QarnotClient, jobs: Iterable[str]) -> None:
+    for uuid in jobs:
+        with suppress(QarnotNotFoundError):
+            client.jobs.delete(uuid)
+
+
+# --- outcomes
+
+
+class IdenticalTasks(NamedTuple):
+    """Recorded items of a fan-out that differ in nothing but their number."""
+
+    lineage: str
+    #: Digest of the specs of the whole fan-out.
+    specs: str
+    retries: int
+    generation: int
+    state: str
+    #: The try that submitted them; 0 for a success, which counts in every try.
+    try_number: int = 0
+    #: The pool, if they were cancelled: a shared one may have been closed under them.
+    pool: str | None = None
+
+
+@dataclass
+class Outcomes:
+    """How the deleted Qarnot tasks of one owner ended."""
+
+    items: dict[IdenticalTasks, set[int]] = field(default_factory=dict)
+    #: Qarnot tasks that are no items, by uuid, as the API's JSON with the fields that are still needed.
+    singles: dict[str, dict[str, Any]] = field(default_factory=dict)
+    #: The Airflow task instance: dag_id, run_id, task_id, map_index.
+    of: list[Any] | None = None
+
+    def add(self, task: Task) -> bool:
+        """Add the end of *task*; False if a record cannot hold it."""
+        if label(task.labels, "item") is None:
+            content = _reduced(task)
+            if not is_valid_size(_text([{"task": content}])):
+                return False
+            self.singles[task.uuid] = content
+        else:
+            alike, item = _alike(task)
+            self.items.setdefault(alike, set()).add(item)
+        self.of = self.of or _instance(task.labels)
+        return True
+
+    def update(self, other: Outcomes) -> None:
+        """Add everything in *other*."""
+        for alike, items in other.items.items():
+            self.items.setdefault(alike, set()).update(items)
+        self.singles.update(other.singles)
+        self.of = self.of or other.of
+
+    def tasks(self) -> dict[str, Task]:
+        """Return the recorded Qarnot tasks that are no items, by uuid."""
+        return {uuid: Task.from_json(content) for uuid, content in self.singles.items()}
+
+    def snapshots(self, lineage: str, fingerprints: Sequence[str]) -> list[RemoteSnapshot]:
+        """Return the recorded items of *lineage*, for a fan-out with these fingerprints."""
+        specs = specs_digest(fingerprints)
+        return [
+            RemoteSnapshot(
+                uuid="",
+                usability=Usability.SUCCEEDED if alike.state == "Success" else Usability.DEAD,
+                lineage=lineage,
+                generation=alike.generation,
+                # Another spec's: it counts for the generation and is of no use otherwise.
+                fingerprint=fingerprints[item] if alike.specs == specs else "?",
+                retries=alike.retries,
+                created="",
+                try_number=alike.try_number,
+                item=item,
+                pool=alike.pool,
+                cancelled=alike.state == "Cancelled",
+            )
+            for alike, items in self.items.items()
+            if alike.lineage == lineage
+            for item in sorted(items)
+            if item < len(fingerprints)
+        ]
+
+    def names(self) -> list[str]:
+        """Return the names of the jobs that hold this."""
+        pieces: list[Any] = [] if self.of is None else [{"of": self.of}]
+        pieces += [{"task": content} for content in self.singles.values()]
+        for alike, items in sorted(self.items.items(), key=str):
+            pieces += [{"alike": list(alike), "items": part} for part in _parts(format_ranges(items))]
+        names: list[str] = []
+        inside: list[str] = []
+        for text in map(_text, pieces):
+            if not is_valid_size(f"[{text}]"):
+                continue  # ids that are too long; they serve only to drop the record early
+            if inside and not is_valid_size(f"[{','.join([*inside, text])}]"):
+                names.append(f"[{','.join(inside)}]")
+                inside = []
+            inside.append(text)
+        return [*names, f"[{','.join(inside)}]"] if inside else names
+
+    @classmethod
+    def of_jobs(cls, jobs: Iterable[Job]) -> Outcomes:
+        """Read back what the names of *jobs* hold; what cannot be read says nothing."""
+        found = cls()
+        for job in jobs:
+            content = _content(job)
+            for piece in content if isinstance(content, list) else ():
+                with suppress(TypeError, ValueError, KeyError, AttributeError):
+                    found._read(piece)
+        return found
+
+    def _read(self, piece: Mapping[str, Any]) -> None:
+        if "task" in piece:
+            self.singles[piece["task"]["uuid"]] = piece["task"]
+        elif "alike" in piece:
+            self.items.setdefault(IdenticalTasks(*piece["alike"]), set()).update(parse_ranges(piece["items"]))
+        else:
+            self.of = self.of or list(piece["of"])
+
+
+def _parts(ranges: str) -> Iterator[str]:
+    """Cut a range text where it gets too long."""
+    part = ""
+    for one in ranges.split(","):
+        if part and len(part) + len(one) >= _MAX_RANGES:
+            yield part
+            part = ""
+        part = f"{part},{one}" if part else one
+    if part:
+        yield part
+
+
+def specs_digest(fingerprints: Sequence[str]) -> str:
+    """Return the digest of a whole fan-out: the value of the label ``SPECS_LABEL`` of its Qarnot tasks."""
+    return digest(list(fingerprints))
+
+
+def _alike(task: Task) -> tuple[IdenticalTasks, int]:
+    snapshot = RemoteSnapshot.of(task)
+    success = snapshot.usability is Usability.SUCCEEDED
+    alike = IdenticalTasks(
+        lineage=snapshot.lineage,
+        specs=task.labels.get(SPECS_LABEL, ""),
+        retries=snapshot.retries,
+        generation=snapshot.generation,
+        state="Success" if success else task.state,
+        try_number=0 if success else snapshot.try_number,
+        pool=snapshot.pool if snapshot.cancelled else None,
+    )
+    return alike, snapshot.item or 0
+
+
+_LABELS = ("format", "namespace", "part", "run_started", "try_number", "retries", "generation", "spec")
+
+
+def _reduced(task: Task) -> dict[str, Any]:
+    """The fields of *task* that claims, retries and the operator's result read, as the API writes them."""
+    seconds = task.executed_seconds
+    content = {
+        "uuid": task.uuid,
+        "name": task.name,
+        "state": task.state,
+        "poolUuid": task.pool,
+        "tags": [tag for tag in task.tags if tag.startswith((LINEAGE_TAG, OWNER_TAG, TRY_TAG))],
+        "labels": {
+            **{f"airflow.{name}": value for name in _LABELS if (value := label(task.labels, name))},
+            **({RECORDABLE_LABEL: task.labels[RECORDABLE_LABEL]} if RECORDABLE_LABEL in task.labels else {}),
+        },
+        "creationDate": _stamp(task.creation_date),
+        "endDate": _stamp(task.end_date),
+        "wallTime": format_span(task.wall_time) if task.wall_time else None,
+        "status": {
+            "executionTimeSec": seconds,
+            "succeededRange": format_ranges(task.succeeded_instances),
+            "failedRange": format_ranges(task.failed_instances),
+        },
+        "resultBucket": task.result_bucket,
+    }
+    return {key: value for key, value in content.items() if value is not None}
+
+
+def _stamp(when: datetime | None) -> str | None:
+    return when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ") if when else None
+
+
+#: Labels that name a task instance.
+_INSTANCE = ("dag_id", "run_id", "task_id", "map_index")
+
+
+def _instance(labels: Mapping[str, str]) -> list[Any] | None:
+    found = [label(labels, name) for name in _INSTANCE]
+    return None if None in found else found
+
+
+def outcomes(client: QarnotClient, owner: str) -> Outcomes:
+    """Return how the deleted Qarnot tasks of *owner* ended.
+
+    Look for the Qarnot tasks first. One that is deleted between the two requests is then found in its record.
+    """
+    return Outcomes.of_jobs(client.jobs.list(tags=[OUTCOME_TAG + owner]))
+
+
+def recorded_tasks(client: QarnotClient, identity: TaskInstanceIdentity) -> dict[str, Task]:
+    """Return the recorded Qarnot tasks of *identity*'s owner that are no items of a fan-out, by uuid."""
+    return outcomes(client, identity.owner).tasks()
+
+
+def write_outcomes(client: QarnotClient, namespace: str, owner: str, tasks: Iterable[Task]) -> list[Task]:
+    """Record how finished Qarnot tasks of *owner* ended; return those that may be deleted now.
+
+    The new record has everything that was recorded before. It is created before the earlier ones are deleted, and it
+    counts once a listing shows it: at no time does a reader miss anything.
+
+    :raises QarnotError: nothing more is recorded, and nothing is lost.
+    """
+    earlier = client.jobs.list(tags=[OUTCOME_TAG + owner])
+    known, union = Outcomes.of_jobs(earlier), Outcomes.of_jobs(earlier)
+    kept = [task for task in tasks if union.add(task)]
+    if not kept:
+        return []
+    if (union.items, union.singles) == (known.items, known.singles):
+        return kept
+    created = [_create(client, namespace, OUTCOME_TAG + owner, name) for name in union.names()]
+    listed = {job.uuid for job in client.jobs.list(tags=[OUTCOME_TAG + owner])}
+    if not listed.issuperset(created):
+        log.info("The record of %d finished Qarnot tasks is not listed yet, so they are kept", len(kept))
+        return []
+    _delete(client, [job.uuid for job in earlier])
+    return kept
+
+
+def pool_creators(client: QarnotClient, namespace: str) -> list[Task]:
+    """Return a Qarnot task with the owner and labels of each task instance that has a record."""
+    by_tag: dict[str, list[Job]] = {}
+    for job in client.jobs.list(tags=[namespace_tag(namespace)]):
+        for tag in job.tags:
+            if tag.startswith(OUTCOME_TAG):
+                by_tag.setdefault(tag, []).append(job)
+    found = []
+    for tag, jobs in by_tag.items():
+        if of := Outcomes.of_jobs(jobs).of:
+            labels = dict(zip((f"airflow.{name}" for name in _INSTANCE), of, strict=False))
+            owner = OWNER_TAG + tag[len(OUTCOME_TAG) :]
+            found.append(Task.from_json({"uuid": tag, "tags": [owner], "labels": labels}))
+    return found
+
+
+def delete_outcomes(client: QarnotClient, owner: str) -> None:
+    """Delete the record of an owner that has ended for good."""
+    _delete(client, [job.uuid for job in client.jobs.list(tags=[OUTCOME_TAG + owner])])
+
+
+# --- shared pools
+
+
+def record_shared_name(client: QarnotClient, namespace: str, pool: str, name: str) -> None:
+    """Record the name of a closed shared pool, for Qarnot tasks that know only its uuid."""
+    _create(client, namespace, SHARED_TAG + pool, {"shared": name})
+
+
+def shared_name(client: QarnotClient, pool: str) -> str | None:
+    """Return the name that a deleted pool was shared under, or None."""
+    for job in client.jobs.list(tags=[SHARED_TAG + pool]):
+        content = _content(job)
+        if isinstance(content, dict) and isinstance(content.get("shared"), str):
+            return str(content["shared"])
+    return None
+
+
+# --- costs of a DAG run
+
+
+def record_opened_pool(client: QarnotClient, namespace: str, run: RunKey, pool: str) -> None:
+    """Record that *run* has opened *pool*, so that its cost is not forgotten when the pool is deleted."""
+    with suppress(QarnotNameTakenError):
+        _create(
+            client,
+            namespace,
+            _spent_tag(namespace, run),
+            {"pool": pool},
+            lasts=KEEP_COSTS,
+            shortname=f"opened-{digest(pool)}",
+        )
+
+
+def record_cost(client: QarnotClient, namespace: str, run: RunKey, pool: str, credits: float) -> None:
+    """Record what a pool of *run* has cost in the end."""
+    content = {"pool": pool, "credits": credits}
+    _create(client, namespace, _spent_tag(namespace, run), content, lasts=KEEP_COSTS)
+
+
+def recorded_costs(client: QarnotClient, namespace: str, run: RunKey) -> dict[str, float | None]:
+    """Return the recorded pools of *run* and their cost; None if it was not recorded."""
+    found: dict[str, float | None] = {}
+    for job in client.jobs.list(tags=[_spent_tag(namespace, run)]):
+        content = _content(job)
+        if not isinstance(content, dict) or not isinstance(content.get("pool"), str):
+            continue
+        pool, cost = content["pool"], content.get("credits")
+        known = [one for one in (found.get(pool), cost) if isinstance(one, (int, float))]
+        found[pool] = float(max(known)) if known else None
+    return found
+
+
+def _spent_tag(namespace: str, run: RunKey) -> str:
+    return SPENT_TAG + digest(namespace, *run)
+
+
+# --- use of a pool
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastUse:
+    """When a pool was last used as far as was recorded, and since when a reaper has found it idle."""
+
+    used: datetime | None = None
+    idle_since: datetime | None = None
+
+
+def last_use_of(client: QarnotClient, pool: str) -> LastUse:
+    """Return what is recorded about the use of *pool*."""
+    return _use(client.jobs.list(tags=[USED_TAG + pool]))
+
+
+def record_use(client: QarnotClient, namespace: str, pool: str, when: datetime) -> None:
+    """Record that *pool* was used until *when*: the Qarnot tasks that show it are about to be deleted."""
+    jobs = client.jobs.list(tags=[USED_TAG + pool])
+    before = _use(jobs).used
+    if before is not None and when - before < USE_PRECISION:
+        return
+    _create(client, namespace, USED_TAG + pool, {"used": when.isoformat()})
+    _delete(client, [job.uuid for job in jobs])
+
+
+def record_idle(client: QarnotClient, namespace: str, pool: str, since: datetime) -> None:
+    """Record that a reaper has found *pool* idle, and nothing that shows when it was last used."""
+    _create(client, namespace, USED_TAG + pool, {"idle": since.isoformat()})
+
+
+def _use(jobs: Iterable[Job]) -> LastUse:
+    found: dict[str, list[datetime]] = {"used": [], "idle": []}
+    for job in jobs:
+        content = _content(job)
+        for name, times in found.items():
+            with suppress(TypeError, ValueError, KeyError):
+                times.append(datetime.fromisoformat(content[name]).astimezone(UTC))
+    used = max(found["used"], default=None)
+    idle = [one for one in found["idle"] if used is None or one > used]
+    return LastUse(used=used, idle_since=min(idle, default=None))
+
+
+__all__ = [
+    "KEEP_OUTCOMES",
+    "MAX_NAME_BYTES",
+    "IdenticalTasks",
+    "LastUse",
+    "Outcomes",
+    "delete_outcomes",
+    "last_use_of",
+    "outcomes",
+    "pool_creators",
+    "record_cost",
+    "record_idle",
+    "record_opened_pool",
+    "record_shared_name",
+    "record_use",
+    "recorded_costs",
+    "recorded_tasks",
+    "shared_name",
+    "specs_digest",
+    "write_outcomes",
+]

@@ -1,0 +1,71 @@
+"""XComs that the provider itself relies on, as opposed to results.
+
+They go straight into Airflow's metadata database, as Airflow's own links do, and around any XCom backend that the
+deployment has configured. A backend that writes to object storage would keep one object for each link and each
+checkpoint, store a path in place of a link, and make a kill wait for the storage.
+
+Every read names the task and the map index. Without a map index, Airflow returns the list of the values of all
+mapped task instances.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+
+class TaskInstanceCoordinates(Protocol):
+    """What addresses the XComs of one task instance: a task instance, or its identity."""
+
+    @property
+    def dag_id(self) -> str: ...
+    @property
+    def run_id(self) -> str: ...
+    @property
+    def task_id(self) -> str: ...
+    @property
+    def map_index(self) -> int | None: ...
+
+
+def push(ti: Any, key: str, value: Any) -> None:
+    """Store *value* for the task instance of this process."""
+    if _is_real(ti):
+        set_direct(ti, key, value)
+    else:
+        ti.xcom_push(key=key, value=value)
+
+
+def pull(ti: Any, key: str) -> Any:
+    """Return what the current try of the task instance of this process has stored, or None."""
+    if _is_real(ti):
+        return get_direct(ti, key)
+    return ti.xcom_pull(task_ids=ti.task_id, key=key, map_indexes=ti.map_index)
+
+
+def set_direct(owner: TaskInstanceCoordinates, key: str, value: Any) -> None:
+    """Store *value*, JSON, in Airflow's metadata database."""
+    from airflow.sdk.bases.xcom import BaseXCom
+
+    BaseXCom.set(key, value, **_coordinates(owner))
+
+
+def get_direct(owner: TaskInstanceCoordinates, key: str) -> Any:
+    """Return what :func:`set_direct` has stored, or None."""
+    from airflow.sdk.bases.xcom import BaseXCom
+
+    return BaseXCom.get_one(key=key, **_coordinates(owner))
+
+
+def _coordinates(owner: TaskInstanceCoordinates) -> dict[str, Any]:
+    return {
+        "dag_id": owner.dag_id,
+        "run_id": owner.run_id,
+        "task_id": owner.task_id,
+        "map_index": -1 if owner.map_index is None else owner.map_index,
+    }
+
+
+def _is_real(ti: Any) -> bool:
+    """Tell a task instance of Airflow's from a stand-in, as in a unit test of a DAG author."""
+    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+    return isinstance(ti, RuntimeTaskInstance)

@@ -1,0 +1,1 @@
+"""Check, reference and render the parameters of operators."""

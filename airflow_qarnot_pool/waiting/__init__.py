@@ -1,0 +1,1 @@
+"""Conditions to wait for, and polling on a worker."""

@@ -1,0 +1,266 @@
+"""Waiting on the worker, and what waits of both kinds have in common."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from airflow_qarnot_pool.api import states
+from airflow_qarnot_pool.api.errors import (
+    QarnotError,
+    QarnotInvalidSpecError,
+    QarnotNotFoundError,
+    QarnotProtocolError,
+    QarnotUnavailableError,
+    QarnotUnknownStateError,
+)
+from airflow_qarnot_pool.exceptions import QarnotCostLimitError
+from airflow_qarnot_pool.parameters.templating import is_templated
+from airflow_qarnot_pool.parameters.validation import Duration, as_duration, check_durations
+from airflow_qarnot_pool.waiting.conditions import (
+    POOL_POLL_INTERVALS,
+    STRANDED_INTERVALS,
+    Absence,
+    Condition,
+    EndReason,
+    WaitResult,
+    is_queued,
+    result_if_met,
+    stranded,
+    timeout_message,
+)
+
+log = logging.getLogger(__name__)
+
+NOUN = {"pool": "Pool", "task": "Qarnot task"}
+#: Bounds of ``poll_interval`` in seconds, because a shorter one floods the service and a longer one never ends a wait.
+MIN_POLL_INTERVAL, MAX_POLL_INTERVAL = 0.01, 86400
+#: A pool in its state for so long has ended for every clock, as a rescheduled sensor remembers no earlier poll.
+LONG_AGO = timedelta(minutes=5)
+#: Seconds between the requests that confirm a 404 outside a wait.
+ASK_AGAIN_AFTER = (0.5, 1.0)
+
+
+class KillFlag:
+    """A flag that a signal handler sets and the code it interrupts waits for.
+
+    ``threading.Event`` is not up to that: where the signal arrives while its own ``wait`` holds its lock,
+    ``set`` waits for that lock for ever. ``SimpleQueue.put`` may be called at any moment.
+    """
+
+    def __init__(self) -> None:
+        self._set = False
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def set(self) -> None:
+        self._set = True
+        self._wake.put(None)
+
+    def is_set(self) -> bool:
+        return self._set
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until it is set, at most *seconds*; whether it is."""
+        if not self._set:
+            with suppress(queue.Empty):
+                self._wake.get(timeout=seconds)
+        return self._set
+
+
+def check_wait(poll_interval: Duration, **durations: Duration) -> None:
+    """Refuse nonsense when the DAG is parsed, the option that stands in for *poll_interval* included."""
+    check_durations(**durations)
+    if not is_templated(poll_interval):
+        poll_interval_of(poll_interval)
+
+
+def poll_interval_of(poll_interval: Duration) -> float:
+    """Return *poll_interval* in seconds; None stands for the one in the configuration.
+
+    :raises QarnotInvalidSpecError: it, or the option, is no duration in bounds.
+    """
+    from airflow_qarnot_pool.api.fields import Refusal
+    from airflow_qarnot_pool.parameters.configuration import option
+
+    interval = as_duration("poll_interval", poll_interval)
+    if interval is None:
+        return float(option("poll_interval", _interval, 5.0))
+    try:
+        return _interval(interval)
+    except Refusal as refusal:
+        raise QarnotInvalidSpecError(
+            f"poll_interval {refusal.problem}",
+            field="poll_interval",
+            remedy=f"{refusal.remedy} It is in seconds, or a timedelta.",
+        ) from None
+
+
+def _interval(value: Any) -> float:
+    from airflow_qarnot_pool.api.fields import duration, real
+
+    return float(real(MIN_POLL_INTERVAL, MAX_POLL_INTERVAL)(duration(value).total_seconds()))
+
+
+class PoolsOfTasks:
+    """Poll the pools of awaited Qarnot tasks now and then, as a service may leave tasks queued on an ended pool.
+
+    :param pools: the resource of the client.
+    :param uuids: the pools.
+    :param interval: seconds between two polls of the wait.
+    """
+
+    def __init__(self, pools: Any, uuids: Iterable[str], interval: float) -> None:
+        self._pools, self._uuids = pools, tuple(uuids)
+        self._every = POOL_POLL_INTERVALS * interval
+        self._grace = STRANDED_INTERVALS * interval
+        self._polled: float | None = None
+        self._ended_at: dict[str, float] = {}
+
+    def why_stranded(self, task_states: Iterable[str]) -> str | None:
+        """Return why a Qarnot task of those in *task_states* never runs: it is queued, and a pool ended a while ago.
+
+        With several pools it is a guess on which of them that task is.
+        """
+        if not self._uuids or not any(map(is_queued, task_states)):
+            return None
+        now = time.monotonic()
+        every = self._grace if self._ended_at else self._every
+        if self._polled is not None and now - self._polled < every:
+            return None
+        self._polled = now
+        for uuid in self._uuids:
+            state, long_ago = self._ended_state(uuid)
+            if state is None:
+                self._ended_at.pop(uuid, None)
+            elif long_ago or now - self._ended_at.setdefault(uuid, now) >= self._grace:
+                return f"its pool {uuid} is {state}"
+        return None
+
+    def _ended_state(self, uuid: str) -> tuple[str | None, bool]:
+        """Return the state in which the pool takes no tasks any more, and whether it has been in it for long.
+
+        None, if the pool takes tasks or cannot be polled.
+        """
+        try:
+            pool = self._pools.get(uuid)
+            if states.accepts_tasks(pool.state):
+                return None, False
+        except QarnotNotFoundError as error:
+            return (None if error.foreign else "deleted"), False
+        except QarnotError as error:
+            log.info("Could not poll pool %s, whose Qarnot tasks are waited for: %s", uuid, error)
+            return None, False
+        since = pool.state_transition_time
+        return pool.state, since is not None and datetime.now(UTC) - since > LONG_AGO
+
+
+def wait_here(
+    resource: Any,
+    uuid: str,
+    condition: Condition,
+    interval: float,
+    deadline: datetime | None,
+    killed: KillFlag,
+    still_waiting: Callable[[str], None] = lambda uuid: None,
+    over_limit: Callable[[], str | None] = lambda: None,
+    why_stranded: Callable[[Iterable[str]], str | None] = lambda states: None,
+) -> WaitResult | None:
+    """Wait in this process; None when *killed* is set first. *over_limit* and *why_stranded* are asked with every look.
+
+    Looks come quickly at first and settle at *interval*. An API that cannot be reached never ends the wait.
+    """
+    pause = min(0.5, interval)
+    history: list[str] = []
+    absence = Absence(interval)
+    while not killed.is_set():
+        try:
+            look = resource.get(uuid)
+            absence.found()
+            history.append(look.state)
+            if outcome := result_if_met(condition, look, history[:-1]):
+                return outcome
+            still_waiting(uuid)
+            if why := why_stranded((look.state,)):
+                return stranded(uuid, look.state, why)
+        except QarnotNotFoundError as error:
+            if absence.is_certain(error, time.monotonic()):
+                ending = EndReason.MET if condition.met_by_absence else EndReason.GONE
+                return WaitResult(
+                    ending=ending,
+                    uuid=uuid,
+                    message=f"{NOUN[condition.kind]} {uuid} is gone before its end was seen ({error})",
+                )
+            log.warning("Asking again, as a single 404 proves nothing: %s", error)
+        except (QarnotUnavailableError, QarnotProtocolError) as error:
+            if not is_transient(error):
+                raise  # otherwise the transport has logged it, and waited
+        if message := over_limit():
+            resume_state = {"error": QarnotCostLimitError.__name__}
+            return WaitResult(ending=EndReason.ERROR, uuid=uuid, message=message, resume_state=resume_state)
+        if deadline is not None and datetime.now(UTC) >= deadline:
+            return WaitResult(
+                ending=EndReason.TIMEOUT,
+                uuid=uuid,
+                state=history[-1] if history else None,
+                message=timeout_message(condition.kind, uuid, history, condition),
+            )
+        left = (deadline - datetime.now(UTC)).total_seconds() if deadline else interval
+        killed.wait(max(0.0, min(pause, left)))
+        pause = min(interval, pause * 1.5)
+    return None
+
+
+def get_confirmed(resource: Any, uuid: str, pause: Callable[[float], Any] = time.sleep) -> Any:
+    """Return the object *uuid*. A 404 counts only if the next requests are answered so, too.
+
+    :raises QarnotNotFoundError: the object is not there; ``foreign``: no answer came from the service itself.
+    """
+    for seconds in ASK_AGAIN_AFTER:
+        try:
+            return resource.get(uuid)
+        except QarnotNotFoundError as error:
+            log.info("Asking again, as a single 404 proves nothing: %s", error)
+        pause(seconds)
+    return resource.get(uuid)
+
+
+def poll_once_more(
+    resource: Any,
+    uuid: str,
+    condition: Condition,
+    state: str | None,
+    pause: Callable[[float], Any] = time.sleep,
+) -> WaitResult | None:
+    """Return what one more poll shows after a wait has ended, whose last poll showed *state*; None if nothing yet.
+
+    The last poll of a wait may be an interval, an outage or a queue for a worker ago.
+
+    :raises QarnotError: it could not be polled.
+    """
+    try:
+        look = get_confirmed(resource, uuid, pause)
+    except QarnotNotFoundError as error:
+        if condition.met_by_absence and not error.foreign:
+            return WaitResult(ending=EndReason.MET, uuid=uuid)
+        raise
+    return result_if_met(condition, look, (state,) if state else ())
+
+
+def is_transient(error: QarnotError) -> bool:
+    """Whether *error* says nothing about what is waited for, and asking again later may do: it ends no wait.
+
+    An answer that cannot be understood is often that of a proxy in bad weather; a redirect or a state that this
+    release does not know stays what it is.
+    """
+    if isinstance(error, QarnotUnknownStateError):
+        return False
+    if isinstance(error, QarnotNotFoundError):
+        return error.foreign
+    return isinstance(error, QarnotUnavailableError) or (
+        isinstance(error, QarnotProtocolError) and (error.status or 200) < 300
+    )

@@ -1,0 +1,115 @@
+"""Where the items of a fan-out stand, and what to submit next: pure decisions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow_qarnot_pool.ownership.decisions import RemoteSnapshot, Usability
+from airflow_qarnot_pool.ownership.fan_out import FanOutProgress, FanOutState, fan_out_state
+from tests.ownership.test_identity import LIFE
+
+SPECS = ["a", "b", "c", "d"]
+
+
+def snapshot(item: int | None, usability: Usability = Usability.LIVE, **fields: Any) -> RemoteSnapshot:
+    values = {
+        "uuid": f"u{item}",
+        "usability": usability,
+        "lineage": LIFE.lineage,
+        "generation": 1,
+        "fingerprint": SPECS[item] if item is not None and item < len(SPECS) else "",
+        "retries": LIFE.retries,
+        "created": "",
+        "try_number": LIFE.try_number,
+        "item": item,
+    }
+    return RemoteSnapshot(**{**values, **fields})
+
+
+def waiting(now: FanOutState) -> list[tuple[int, int]]:
+    return [(one.item, one.generation) for one in now.waiting]
+
+
+def test_nothing_is_submitted_yet() -> None:
+    now = fan_out_state(LIFE, SPECS, [])
+    assert waiting(now) == [(0, 1), (1, 1), (2, 1), (3, 1)]
+    assert not now.over
+
+
+def test_every_item_stands_for_itself() -> None:
+    now = fan_out_state(
+        LIFE,
+        SPECS,
+        [
+            snapshot(0, Usability.SUCCEEDED),
+            snapshot(1),
+            snapshot(2, Usability.DEAD),
+            snapshot(None, uuid="stray"),
+        ],
+    )
+    assert (now.succeeded, now.running, now.failed) == ({0: "u0"}, {1: "u1"}, {2: "u2"})
+    assert waiting(now) == [(3, 1)]
+    assert now.end == ("stray",)
+
+
+def test_what_failed_in_an_earlier_try_runs_again() -> None:
+    now = fan_out_state(LIFE, SPECS, [snapshot(0, Usability.DEAD, try_number=LIFE.try_number - 1)])
+    assert waiting(now)[0] == (0, 2)
+    assert not now.failed
+
+
+def test_what_failed_again_in_this_try_is_failed() -> None:
+    earlier = snapshot(0, Usability.DEAD, try_number=LIFE.try_number - 1)
+    now = fan_out_state(LIFE, SPECS, [earlier, snapshot(0, Usability.DEAD, uuid="again", generation=2)])
+    assert now.failed == {0: "again"}
+
+
+def test_an_earlier_life_ends_and_counts_for_nothing() -> None:
+    now = fan_out_state(
+        LIFE, SPECS, [snapshot(0, lineage="old"), snapshot(1, Usability.SUCCEEDED, lineage="old")]
+    )
+    assert now.end == ("u0",)
+    assert waiting(now) == [(0, 1), (1, 1), (2, 1), (3, 1)]
+
+
+def test_items_that_are_no_more_asked_for_end() -> None:
+    assert fan_out_state(LIFE, SPECS, [snapshot(9)]).end == ("u9",)
+
+
+def test_over_when_all_have_ended() -> None:
+    usabilities = [Usability.SUCCEEDED, Usability.DEAD, Usability.SUCCEEDED, Usability.SUCCEEDED]
+    now = fan_out_state(
+        LIFE, SPECS, [snapshot(item, usability) for item, usability in enumerate(usabilities)]
+    )
+    assert now.over
+    assert list(now.failed) == [1]
+
+
+def test_an_empty_fan_out_is_over() -> None:
+    assert fan_out_state(LIFE, [], []).over
+
+
+def test_no_more_are_in_flight_than_the_limit() -> None:
+    now = fan_out_state(LIFE, SPECS, [snapshot(0)])
+    assert [one.item for one in now.next(3)] == [1, 2]
+    assert now.next(1) == ()
+
+
+def test_what_was_seen_and_is_gone_is_remembered() -> None:
+    memory = FanOutProgress(pending={(0, 1), (1, 2), (3, 1)})
+    memory.ended((0, 1), success=True)
+    memory.ended((1, 2), success=False)
+    memory.ended((2, 1), success=True)  # not pending: of another spec, say
+    memory = FanOutProgress.from_resume_state(memory.to_resume_state())
+    assert memory == FanOutProgress(pending={(3, 1)}, succeeded={0}, failed={1})
+    now = fan_out_state(LIFE, SPECS, [snapshot(3)], memory)
+    assert (now.succeeded, now.failed, now.running) == ({0: None}, {1: None}, {3: "u3"})
+    assert waiting(now) == [(2, 1)]
+    memory.note(fan_out_state(LIFE, SPECS, [snapshot(3, Usability.SUCCEEDED)], memory))
+    assert memory == FanOutProgress(succeeded={0, 3}, failed={1})
+
+
+def test_a_memory_of_an_earlier_release_is_read() -> None:
+    assert FanOutProgress.from_resume_state({"expected": 4, "remembered": "0-2"}) == FanOutProgress(
+        succeeded={0, 1, 2}
+    )

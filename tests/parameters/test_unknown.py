@@ -1,0 +1,219 @@
+"""Parameters that an operator, sensor, group or decorator does not take, and durations in every form."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from airflow.sdk import DAG
+
+from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
+from airflow_qarnot_pool.api.fields import SYNONYMS, normalise
+from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
+from airflow_qarnot_pool.decorators.qarnot import _QarnotDecoratedOperator, qarnot_task
+from airflow_qarnot_pool.operators.cost_report import QarnotCostReportOperator
+from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
+from airflow_qarnot_pool.operators.reap import QarnotReapOperator
+from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
+from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
+from airflow_qarnot_pool.parameters.validation import as_duration
+from airflow_qarnot_pool.sensors.pool import QarnotPoolSensor
+from airflow_qarnot_pool.sensors.task import QarnotTaskSensor
+from airflow_qarnot_pool.task_groups.pool import QarnotPoolGroup
+from airflow_qarnot_pool.waiting.polling import poll_interval_of
+from tests.parameters.test_validation import CASES, NEEDS, SAMPLES, _function, _operators, make
+
+OPERATORS = _operators()
+SENSORS = (QarnotPoolSensor, QarnotTaskSensor)
+
+
+def author_wrote(operator: Any) -> str:
+    return "@task.qarnot" if operator is _QarnotDecoratedOperator else operator.__name__
+
+
+def refused(build: Any) -> QarnotInvalidSpecError:
+    with DAG("d", schedule=None), pytest.raises(QarnotInvalidSpecError) as caught:
+        build()
+    return caught.value
+
+
+@pytest.mark.parametrize("operator", OPERATORS, ids=lambda one: one.__name__)
+def test_the_refusal_names_the_operator_that_the_author_wrote(operator: Any) -> None:
+    needs = NEEDS.get(operator.__name__, {})
+    error = refused(lambda: make(operator, **needs, no_such_thing="a value"))
+    assert error.field == "no_such_thing"
+    assert f"no_such_thing is no parameter of {author_wrote(operator)}" in str(error)
+    assert "qarnot_conn_id" in str(error), "it says what there is"
+    assert "a value" not in str(error), "it may be a secret"
+    if operator is not _QarnotDecoratedOperator:
+        error = refused(lambda: operator.partial(task_id="t", no_such_thing=1))
+        assert f"of {operator.__name__} (task t)" in str(error)
+
+
+MEANT = [
+    (QarnotRunTaskOperator, "instances", "instance_count"),
+    (QarnotRunTaskOperator, "env_vars", "constants"),
+    (QarnotRunTaskOperator, "env", "constants"),
+    (QarnotRunTaskOperator, "nodes", "instance_count"),
+    (QarnotRunTaskOperator, "timeout", "wait_timeout"),
+    (QarnotRunTaskOperator, "comand", "command"),
+    (QarnotRunTaskOperator, "results_bucket", "result_bucket"),
+    (QarnotRunTaskOperator, "qarnotPool", "qarnot_pool"),
+    (QarnotRunTasksOperator, "command", "commands"),
+    (QarnotRunTasksOperator, "timeout", "wait_timeout"),
+    (QarnotCreatePoolOperator, "instances", "instance_count"),
+    (QarnotCreatePoolOperator, "nodes", "instance_count"),
+    (QarnotCreatePoolOperator, "env_vars", "constants"),
+    (QarnotCreatePoolOperator, "timeout", "wait_timeout"),
+    (QarnotCreatePoolOperator, "keepwarm", "keep_warm"),
+    (QarnotClosePoolOperator, "pool_id", "qarnot_pool"),
+    (QarnotClosePoolOperator, "timeout", "wait_timeout"),
+    (QarnotPoolSensor, "states", "target_states"),
+    (QarnotPoolSensor, "target_state", "target_states"),
+    (QarnotTaskSensor, "task_uuid", "qarnot_task"),
+    (QarnotReapOperator, "idel", "idle"),
+    (QarnotCostReportOperator, "perod", "period"),
+    (_QarnotDecoratedOperator, "env_vars", "constants"),
+    (_QarnotDecoratedOperator, "requirement", "requirements"),
+    (_QarnotDecoratedOperator, "retry_dely", "retry_delay"),
+]
+
+
+@pytest.mark.parametrize(
+    ("operator", "name", "meant"), MEANT, ids=[f"{author_wrote(one)}-{name}" for one, name, _ in MEANT]
+)
+def test_the_refusal_says_which_parameter_is_meant(operator: Any, name: str, meant: str) -> None:
+    needs = NEEDS.get(operator.__name__, {})
+    error = refused(lambda: make(operator, **needs, **{name: 1}))
+    assert (error.field, error.remedy) == (name, f"Did you mean {meant!r}?")
+
+
+@pytest.mark.parametrize("name", ["instances", "env_vars", "nodes", "timeout", "slots_per_nodes"])
+def test_a_group_is_what_the_refusal_names(name: str) -> None:
+    error = refused(lambda: QarnotPoolGroup("g", **{name: 1}))
+    assert f"{name} is no parameter of QarnotPoolGroup." in str(error)
+    assert "Did you mean" in str(error)
+    assert "Operator" not in str(error)
+    assert "setup_retries" in str(refused(lambda: QarnotPoolGroup("g", no_such_thing=1)))
+
+
+def test_a_mapped_function_is_refused_when_the_dag_is_parsed() -> None:
+    error = refused(lambda: qarnot_task(env_vars={})(_function))
+    assert "env_vars is no parameter of @task.qarnot" in str(error)
+    with DAG("d", schedule=None):
+        qarnot_task(queue="q", retries=3, constants={"A": "b"}, task_id="t")(_function)()
+
+
+@pytest.mark.parametrize("name", ["labels", "scheduling_type", "projectUuid"])
+def test_fields_of_a_specification_are_told_where_they_go(name: str) -> None:
+    for operator, spec in ((QarnotCreatePoolOperator, "pool_spec"), (QarnotRunTaskOperator, "task_spec")):
+        needs = NEEDS.get(operator.__name__, {})
+        assert (
+            refused(lambda o=operator, n=needs: make(o, **n, **{name: {}})).remedy
+            == f"Give {spec}={{{name!r}: ...}}."
+        )
+    assert "pool_spec" in str(refused(lambda: QarnotPoolGroup("g", **{name: {}})))
+
+
+def test_specifications_know_the_same_words() -> None:
+    for spec in (PoolSpec, TaskSpec):
+        for name, meant in (
+            ("nodes", "instance_count"),
+            ("env_vars", "constants"),
+            ("instances", "instance_count"),
+        ):
+            with pytest.raises(QarnotInvalidSpecError, match=f"Did you mean '{meant}'"):
+                spec.from_mapping({"name": "n", name: 1})
+
+
+def test_every_synonym_is_written_as_it_is_looked_up() -> None:
+    assert [one for one in SYNONYMS if one != normalise(one)] == []
+    known = {str(case.values[1]) for case in CASES} | {"completion_ttl"}
+    assert {one for meant in SYNONYMS.values() for one in meant} <= known
+
+
+# --- Airflow's own ``pool``
+
+
+@pytest.mark.parametrize("operator", OPERATORS, ids=lambda one: one.__name__)
+def test_a_qarnot_pool_in_the_place_of_airflows_is_told_its_parameter(operator: Any) -> None:
+    def with_pool(pool: Any) -> Any:
+        return make(operator, **NEEDS.get(operator.__name__, {}), pool=pool)
+
+    with DAG("d", schedule=None):
+        create = QarnotCreatePoolOperator(task_id="create")
+        for pool in (create.output, create, "{{ params.pool }}", "0f0e0d0c-0000-4000-8000-00000000000f"):
+            with pytest.raises(QarnotInvalidSpecError, match="pool of task slots") as caught:
+                with_pool(pool)
+            assert caught.value.field == "pool"
+            takes = "qarnot_pool" in operator.template_fields
+            assert ("qarnot_pool" in str(caught.value.remedy)) is takes
+    with DAG("e", schedule=None):
+        assert with_pool("slots").pool == "slots"
+
+
+def test_so_is_the_group() -> None:
+    def build() -> None:
+        create = QarnotCreatePoolOperator(task_id="create")
+        QarnotPoolGroup("g", pool=create.output)
+
+    assert refused(build).field == "pool"
+
+
+# --- Durations
+
+
+DURATIONS = [
+    case
+    for case in CASES
+    if isinstance(SAMPLES.get(case.values[1]), timedelta) or case.values[1] == "poll_interval"
+]
+#: Those that decide what the DAG is, and so must be known when it is parsed.
+KNOWN_AT_PARSE = {"keep_warm"}
+
+
+@pytest.mark.parametrize(("operator", "name"), DURATIONS)
+def test_a_duration_is_a_timedelta_or_seconds_everywhere(operator: Any, name: str) -> None:
+    for value in (timedelta(minutes=2), 120, 120.0, "120", "00:02:00", "PT2M"):
+        with DAG("d", schedule=None):
+            one = make(operator, **NEEDS.get(operator.__name__, {}), **{name: value})
+        assert as_duration(name, getattr(one, name)) == timedelta(minutes=2)
+    for value in (-1, True, float("nan"), float("inf"), "soon", [], timedelta(seconds=-1), {}):
+        error = refused(lambda v=value: make(operator, **NEEDS.get(operator.__name__, {}), **{name: v}))
+        assert error.field == name
+        assert str(error).startswith(f"{name} must be a duration")
+        assert "timedelta" in str(error.remedy)
+
+
+@pytest.mark.parametrize(("operator", "name"), DURATIONS)
+def test_a_duration_may_come_of_a_template(operator: Any, name: str) -> None:
+    needs = NEEDS.get(operator.__name__, {})
+    if name in KNOWN_AT_PARSE:
+        assert refused(lambda: make(operator, **needs, **{name: "{{ params.it }}"})).field == name
+        return
+    for native, value in ((False, 120), (True, 120), (True, timedelta(minutes=2))):
+        with DAG("d", schedule=None, render_template_as_native_obj=native):
+            one = make(operator, **needs, **{name: "{{ it }}"})
+        one.render_template_fields({"it": value})
+        assert as_duration(name, getattr(one, name)) == timedelta(minutes=2)
+
+
+def test_a_group_takes_seconds() -> None:
+    with (
+        DAG("d", schedule=None),
+        QarnotPoolGroup("g", keep_warm=90, wait_timeout=600, poll_interval=2) as group,
+    ):
+        pass
+    assert group.open_pool is not None
+    assert group.open_pool.keep_warm == timedelta(seconds=90)
+
+
+def test_seconds_between_polls() -> None:
+    assert [poll_interval_of(one) for one in (2, 2.5, "3", timedelta(seconds=4))] == [2.0, 2.5, 3.0, 4.0]
+
+
+@pytest.mark.parametrize("sensor", SENSORS, ids=lambda one: one.__name__)
+def test_a_sensor_waits_as_long_as_wait_timeout_says(sensor: Any) -> None:
+    with DAG("d", schedule=None):
+        assert make(sensor, **NEEDS[sensor.__name__], wait_timeout=90).timeout == 90

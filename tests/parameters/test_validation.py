@@ -1,0 +1,322 @@
+"""What holds for every parameter of every operator and sensor: ``default_args``, templates, refusals, words."""
+
+from __future__ import annotations
+
+import importlib
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import pytest
+from airflow.sdk import DAG, BaseOperator
+
+from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
+from airflow_qarnot_pool.api.specs import Elastic, ResourceBucket
+from airflow_qarnot_pool.decorators.qarnot import _QarnotDecoratedOperator, qarnot_task
+from airflow_qarnot_pool.get_provider_info import get_provider_info
+from airflow_qarnot_pool.operators.cost_report import QarnotCostReportOperator
+from airflow_qarnot_pool.operators.pool import QarnotCreatePoolOperator
+from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
+from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
+from airflow_qarnot_pool.sensors.pool import QarnotPoolSensor
+from airflow_qarnot_pool.task_groups.pool import QarnotPoolGroup
+from airflow_qarnot_pool.waiting.polling import poll_interval_of
+from tools.docs_site import meanings, parameters, undocumented
+
+NO_NUMBERS = [0, -1, float("nan"), float("inf"), float("-inf"), True, "often", ""]
+#: A value for each parameter that is not its default.
+SAMPLES: dict[str, Any] = {
+    "cancel_on_kill": False,
+    "command": "true",
+    "commands": ["true"],
+    "constants": {"A": "b"},
+    "cost_warning": 0.5,
+    "deferrable": False,
+    "elastic": Elastic(max_total_slots=3),
+    "by": ["tag"],
+    "estimated_cost": 3.0,
+    "finished": timedelta(days=2),
+    "grace": timedelta(minutes=2),
+    "idle": timedelta(minutes=3),
+    "image": "alpine",
+    "instance_count": 7,
+    "keep_warm": timedelta(minutes=4),
+    "log_output": False,
+    "max_cost": 4.0,
+    "max_in_flight": 5,
+    "max_results": 6,
+    "max_run_cost": 5.0,
+    "most_rows": 8,
+    "name": "another name",
+    "op_args": (),
+    "op_kwargs": {},
+    "passed": False,
+    "payload_bucket": "payloads",
+    "period": timedelta(days=3),
+    "poll_interval": 8.0,
+    "pool_spec": {"image": "alpine"},
+    "profile": "docker-network",
+    "qarnot_conn_id": "another",
+    "qarnot_pool": "somebody-s",
+    "qarnot_task": "some-task",
+    "ranges": "0-2",
+    "ready_slots": 2,
+    "ready_when": "PartiallyExecuting",
+    "registry_conn_id": "registry",
+    "remote_retries": 2,
+    "report_cost": True,
+    "report_only": True,
+    "requirements": ["numpy"],
+    "resource_buckets": ["inputs"],
+    "result_bucket": "outputs",
+    "results_prefix": "day/",
+    "results_whitelist": "txt$",
+    "retry_scope": "all",
+    "scaling": {"policies": [{"name": "p", "type": "Fixed", "slotsCount": 1}]},
+    "serializer": "pickle",
+    "setup_retries": 1,
+    "shared": "nightly",
+    "since": "2026-01-01",
+    "slots_per_node": 2,
+    "sync_resources": True,
+    "tags": ["mine"],
+    "target_states": "Closed",
+    "task_spec": {"job": "6ba7b810-9dad-41d1-80b4-00c04fd430c8"},
+    "timeout": timedelta(minutes=5),
+    "until": "2026-01-02",
+    "wait_for_completion": None,  # the other of its default, see below
+    "wait_for_quota": timedelta(minutes=6),
+    "wait_timeout": timedelta(minutes=7),
+    "warm_up": False,
+}
+#: What makes an operator valid where the parameter under test does not.
+NEEDS = {
+    "QarnotRunTaskOperator": {"command": "true"},
+    "QarnotRunTasksOperator": {"commands": ["true"]},
+    "QarnotUpdatePoolOperator": {"qarnot_pool": "p", "tags": ["t"]},
+    "QarnotClosePoolOperator": {"qarnot_pool": "p"},
+    "QarnotDeletePoolOperator": {"qarnot_pool": "p"},
+    "QarnotPoolSensor": {"qarnot_pool": "p"},
+    "QarnotTaskSensor": {"qarnot_task": "t"},
+}
+#: Parameters that an operator takes and decides by itself.
+DECIDED = {
+    ("QarnotClosePoolOperator", "cancel_on_kill"): "a kill of the teardown ends nothing",
+    ("_QarnotDecoratedOperator", "command"): "the function is what runs",
+    ("_QarnotDecoratedOperator", "wait_for_completion"): "its result is awaited",
+    ("_QarnotDecoratedOperator", "instance_count"): "one call, one instance",
+    ("_QarnotDecoratedOperator", "ranges"): "one call, one instance",
+    ("_QarnotDecoratedOperator", "python_callable"): "is what is decorated",
+}
+
+
+def _operators() -> list[type[BaseOperator]]:
+    info, found = get_provider_info(), []
+    for entry in [*info["operators"], *info["sensors"]]:
+        for module in map(importlib.import_module, entry["python-modules"]):
+            found += [
+                one
+                for one in vars(module).values()
+                if isinstance(one, type) and issubclass(one, BaseOperator) and _is_of(one, module)
+            ]
+    return [*found, _QarnotDecoratedOperator]
+
+
+def _is_of(operator: type, module: Any) -> bool:
+    """Whether DAGs import *operator* from *module*, which may have it from one that is not for DAGs."""
+    return operator.__name__ in getattr(module, "__all__", ()) or operator.__module__ == module.__name__
+
+
+#: Parameters that mean nothing without another one.
+NEED_ANOTHER = {
+    "results_prefix": {"result_bucket": "outputs"},
+    "results_whitelist": {"result_bucket": "outputs"},
+}
+
+CASES = [
+    pytest.param(operator, name, id=f"{operator.__name__}-{name}")
+    for operator in _operators()
+    for name in parameters(operator)
+    if (operator.__name__, name) not in DECIDED
+]
+NOT_TEMPLATED = [
+    case for case in CASES if case.values[1] not in getattr(case.values[0], "template_fields", ())
+]
+
+
+def _function() -> int:
+    return 1
+
+
+def make(operator: type, **given: Any) -> Any:
+    """An operator with *given* and what it cannot do without."""
+    if operator is _QarnotDecoratedOperator:
+        return qarnot_task(task_id="t", **given)(_function)().operator
+    return operator(task_id="t", **given)
+
+
+def sample(operator: type, name: str) -> Any:
+    if name == "wait_for_completion":
+        return not parameters(operator)[name].default
+    if name == "target_states" and "Task" in operator.__name__:
+        return "FullyExecuting"
+    return SAMPLES[name]
+
+
+@pytest.mark.parametrize(("operator", "name"), CASES)
+def test_default_args_reach_it(operator: Any, name: str) -> None:
+    value = sample(operator, name)
+    given = {key: one for key, one in NEEDS.get(operator.__name__, {}).items() if key != name}
+    given |= NEED_ANOTHER.get(name, {})
+    if name == "shared":
+        given.pop("qarnot_pool", None)
+    if name in ("op_args", "op_kwargs"):
+        return  # a call gives them
+    with DAG("d", schedule=None, default_args={name: value}):
+        assert getattr(make(operator, **given), name) == value
+    with DAG("d", schedule=None):
+        assert getattr(make(operator, **given, **{name: value}), name) == value
+
+
+@pytest.mark.parametrize(("operator", "name"), NOT_TEMPLATED)
+def test_a_template_where_none_can_be_is_refused_by_name(operator: Any, name: str) -> None:
+    given = {key: one for key, one in NEEDS.get(operator.__name__, {}).items() if key != name}
+    with DAG("d", schedule=None), pytest.raises(QarnotInvalidSpecError, match=name) as caught:
+        make(operator, **given, **{name: "{{ params.it }}"})
+    assert caught.value.field == name
+
+
+@pytest.mark.parametrize("operator", _operators(), ids=lambda one: one.__name__)
+def test_every_parameter_is_explained(operator: Any) -> None:
+    missing = [name for name in undocumented(operator) if (operator.__name__, name) not in DECIDED]
+    known = meanings(qarnot_task) if operator is _QarnotDecoratedOperator else {}
+    assert [one for one in missing if one not in known and not one.startswith("op_")] == []
+
+
+# --- The group
+
+
+@pytest.mark.parametrize("where", ["dag", "group"])
+@pytest.mark.parametrize(
+    "name", [one for one in parameters(QarnotCreatePoolOperator) if one != "wait_for_completion"]
+)
+def test_default_args_reach_the_setup_of_a_group(where: str, name: str) -> None:
+    value = SAMPLES[name]
+    of_dag, of_group = ({name: value}, {}) if where == "dag" else ({}, {name: value})
+    with DAG("d", schedule=None, default_args=of_dag), QarnotPoolGroup("g", default_args=of_group) as group:
+        pass
+    assert getattr(group.open_pool, name) == value
+
+
+def test_default_args_reach_the_teardown_of_a_group() -> None:
+    defaults = {"qarnot_conn_id": "another", "poll_interval": 8.0, "deferrable": False, "retries": 9}
+    with DAG("d", schedule=None, default_args=defaults), QarnotPoolGroup("g") as group:
+        pass
+    assert {name: getattr(group.close_pool, name) for name in defaults} == defaults
+
+
+def test_what_a_group_is_given_comes_before_default_args() -> None:
+    defaults = {"keep_warm": timedelta(minutes=1), "name": "of all"}
+    with DAG("d", schedule=None, default_args=defaults):
+        with QarnotPoolGroup("g", keep_warm=timedelta(minutes=2), name="of this") as group:
+            pass
+        with QarnotPoolGroup("h", keep_warm=None) as fixed:
+            pass
+    assert group.open_pool is not None
+    assert (group.open_pool.keep_warm, group.open_pool.name) == (timedelta(minutes=2), "of this")
+    assert fixed.open_pool is not None
+    assert fixed.open_pool.keep_warm is None
+
+
+@pytest.mark.parametrize("name", ["keep_warm", "report_cost", "shared", "setup_retries"])
+def test_a_group_refuses_by_name(name: str) -> None:
+    with DAG("d", schedule=None), pytest.raises(QarnotInvalidSpecError) as caught:
+        QarnotPoolGroup("g", **{name: [] if name == "shared" else "{{ params.it }}"}).__enter__()
+    assert caught.value.field == name
+
+
+# --- Parts of specifications
+
+
+def test_templates_in_parts_of_a_spec_are_rendered() -> None:
+    bucket = ResourceBucket(bucket="inputs", prefix="{{ ds }}/", strip_prefix="{{ ds }}/")
+    plain = ResourceBucket(bucket="others")
+    with DAG("d", schedule=None):
+        operator = QarnotRunTaskOperator(task_id="t", command="true", resource_buckets=[bucket, plain])
+    operator.render_template_fields({"ds": "2026-01-02"})  # type: ignore[typeddict-item]
+    rendered, same = operator.resource_buckets  # type: ignore[misc]
+    assert isinstance(rendered, ResourceBucket)
+    assert (rendered.bucket, rendered.prefix, rendered.strip_prefix) == (
+        "inputs",
+        "2026-01-02/",
+        "2026-01-02/",
+    )
+    assert same is plain
+    assert bucket.prefix == "{{ ds }}/"
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "True", "often", "1e9"])
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda: QarnotRunTaskOperator(task_id="x", command="true"),
+        lambda: QarnotPoolSensor(task_id="x", qarnot_pool="x"),
+        lambda: poll_interval_of(None),
+    ],
+    ids=["operator", "sensor", "at run time"],
+)
+def test_a_bad_option_is_refused_by_name_as_the_parameter_is(
+    ask: Any, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """0 or -1 would ask the service hundreds of times a second, and nan or inf never again."""
+    monkeypatch.setenv("AIRFLOW__QARNOT__POLL_INTERVAL", value)
+    with pytest.raises(
+        QarnotInvalidSpecError, match=r"\[qarnot\] poll_interval .*AIRFLOW__QARNOT__POLL_INTERVAL"
+    ):
+        ask()
+
+
+def test_an_option_that_is_not_set_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__QARNOT__POLL_INTERVAL", "")
+    assert poll_interval_of(None) == 5.0
+    monkeypatch.setenv("AIRFLOW__QARNOT__POLL_INTERVAL", " 2.5 ")
+    assert poll_interval_of(None) == 2.5
+    # The parameter wins, so the option does not matter.
+    monkeypatch.setenv("AIRFLOW__QARNOT__POLL_INTERVAL", "often")
+    assert QarnotRunTaskOperator(task_id="x", command="true", poll_interval=3).poll_interval == 3
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS, ids=repr)
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (partial(QarnotRunTaskOperator, command="true"), "poll_interval"),
+        (partial(QarnotPoolSensor, qarnot_pool="x"), "poll_interval"),
+        (partial(QarnotPoolSensor, qarnot_pool="x"), "ready_slots"),
+        (partial(QarnotCreatePoolOperator, instance_count=1), "ready_when"),
+        (QarnotCostReportOperator, "most_rows"),
+        (partial(QarnotRunTasksOperator, commands=["true"]), "max_in_flight"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_no_number_of_things_or_seconds_takes_what_is_none(make: Any, name: str, value: Any) -> None:
+    if (name, value) == ("ready_when", ""):
+        return  # left out
+    expected = "is no state" if (name, value) == ("ready_when", "often") else name
+    with pytest.raises(QarnotInvalidSpecError, match=expected):
+        make(task_id="x", **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("pools_page_refresh", one) for one in ("0", "-1", "nan", "inf", "True", "often")]
+    + [("pools_page_connections", ", ,")],
+)
+def test_a_bad_option_of_the_pools_page_is_refused_by_name(
+    option: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airflow_qarnot_pool.plugins.routes import make_app
+
+    monkeypatch.setenv(f"AIRFLOW__QARNOT__{option.upper()}", value)
+    with pytest.raises(QarnotInvalidSpecError, match=rf"\[qarnot\] {option} "):
+        make_app()

@@ -1,0 +1,229 @@
+"""The desk of the Pools page: one question at a time, bounded, and nobody waits."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+from airflow_qarnot_pool.plugins.cache import (
+    LIST,
+    MOST_DETAILS,
+    MOST_WAITING,
+    Cache,
+    CacheEntry,
+)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def settled(desk: Cache, key: str = LIST) -> CacheEntry:
+    """The look once nothing is being asked."""
+    deadline = time.monotonic() + 30
+    while (look := desk.look(key)).asking:
+        assert time.monotonic() < deadline, "it asks on and on"
+        time.sleep(0.002)
+    return look
+
+
+def test_the_first_look_gives_nothing_and_does_not_wait() -> None:
+    go = threading.Event()
+    desk = Cache(lambda key, first: go.wait(10), every=5, pause=0, clock=Clock())
+    look = desk.look()
+    assert (look.value, look.age, look.asking) == (None, None, True)
+    go.set()
+    assert settled(desk).value is True
+
+
+def test_it_asks_once_however_many_look_and_again_only_when_due() -> None:
+    asked: list[str] = []
+    clock = Clock()
+    desk = Cache(lambda key, first: asked.append(key) or len(asked), every=5, pause=0, clock=clock)
+    for _ in range(100):
+        desk.look()
+    assert settled(desk).value == 1
+    clock.now = 4.9
+    assert settled(desk).age == 4.9
+    clock.now = 5.0
+    stale = desk.look()
+    assert (stale.value, stale.asking) == (1, True)
+    assert settled(desk).value == 2
+    assert asked == [LIST, LIST]
+
+
+def test_nothing_is_asked_while_nobody_looks() -> None:
+    asked: list[str] = []
+    clock = Clock()
+    desk = Cache(lambda key, first: asked.append(key), every=5, pause=0, clock=clock)
+    desk.look()
+    settled(desk)
+    clock.now = 1000.0
+    assert len(asked) == 1
+
+
+def test_what_fails_keeps_what_was_known_says_why_and_is_tried_less_and_less_often() -> None:
+    clock, answers = Clock(), iter([1, *[ValueError("away")] * 20])
+
+    def ask(key: str, first: Any = None) -> Any:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    desk = Cache(ask, every=5, pause=0, words=lambda error: f"because {error}", clock=clock)
+    desk.look()
+    settled(desk)
+    pauses = []
+    for _ in range(8):
+        start = clock.now
+        while not desk.look().asking:
+            clock.now += 1
+        pauses.append(clock.now - start)
+        look = settled(desk)
+        assert (look.value, look.error) == (1, "because away")
+        assert look.age == clock.now
+    assert pauses == [5, 5, 10, 20, 40, 60, 60, 60]
+
+
+def test_a_wish_during_a_question_is_asked_again() -> None:
+    """After a pool was closed by hand, an answer from before is not the newest."""
+    began, go = threading.Event(), threading.Event()
+    asked: list[int] = []
+
+    def ask(key: str, first: Any = None) -> int:
+        asked.append(1)
+        began.set()
+        go.wait(10)
+        return len(asked)
+
+    desk = Cache(ask, every=5, pause=0, clock=Clock())
+    desk.look()
+    began.wait(10)
+    desk.look(newer=True)
+    go.set()
+    assert settled(desk).value == 2
+
+
+def test_the_list_comes_before_details_and_one_question_at_a_time() -> None:
+    began, go = threading.Event(), threading.Event()
+    asked: list[str] = []
+    together, most = [0], [0]
+
+    def ask(key: str, first: Any = None) -> None:
+        began.set()
+        together[0] += 1
+        most[0] = max(most[0], together[0])
+        go.wait(10)
+        asked.append(key)
+        together[0] -= 1
+
+    desk = Cache(ask, every=5, pause=0, clock=Clock())
+    desk.look("a")
+    began.wait(10)
+    for key in ("b", "c", LIST):
+        desk.look(key)
+    go.set()
+    for key in ("a", "b", "c", LIST):
+        settled(desk, key)
+    assert asked == ["a", LIST, "b", "c"]
+    assert most == [1]
+
+
+def test_a_detail_older_than_the_list_is_asked_for_again() -> None:
+    asked: list[str] = []
+    clock = Clock()
+
+    def ask(key: str, first: Any) -> int:
+        asked.append(key)
+        if asked.count("fails") == 2:
+            raise ValueError("away")
+        return len(asked)
+
+    desk = Cache(ask, every=5, pause=0, clock=clock)
+    for key in ("fails", "a"):
+        desk.look(key)
+        settled(desk, key)
+    clock.now = 4.0
+    desk.look()
+    settled(desk)
+    asked.clear()
+    asked.append("fails")
+    assert (desk.look("a").asking, desk.look("fails").asking) == (True, True)
+    settled(desk, "a")
+    assert settled(desk, "fails").error == "away"
+    assert not desk.look("a").asking
+    assert not desk.look("fails").asking  # as rarely as everything that fails
+
+
+def test_details_that_nobody_looks_at_are_forgotten() -> None:
+    desk = Cache(lambda key, first: key, every=5, pause=0, clock=Clock())
+    settled(desk)
+    for n in range(MOST_DETAILS + 10):
+        settled(desk, str(n))
+    assert desk.look(str(MOST_DETAILS + 9)).value is not None
+    assert desk.look("0").value is None
+    assert desk.look().value == LIST
+
+
+def test_a_thousand_wishes_are_no_thousand_questions() -> None:
+    began, go = threading.Event(), threading.Event()
+    asked: list[str] = []
+
+    def ask(key: str, first: Any = None) -> None:
+        began.set()
+        go.wait(10)
+        asked.append(key)
+
+    desk = Cache(ask, every=5, pause=0, clock=Clock())
+    desk.look("first")
+    began.wait(10)
+    for n in range(1000):
+        desk.look(str(n))
+    desk.look()
+    go.set()
+    settled(desk)
+    settled(desk, "0")
+    assert len(asked) <= 2 + MOST_WAITING
+    assert LIST in asked
+
+
+def test_a_first_answer_is_shown_until_the_whole_one_is_there() -> None:
+    began, go, clock = threading.Event(), threading.Event(), Clock()
+
+    def ask(key: str, first: Any) -> str:
+        first("pools")
+        first("first")
+        began.set()
+        go.wait(10)
+        return "whole"
+
+    desk = Cache(ask, every=5, pause=0, clock=clock)
+    desk.look()
+    began.wait(10)
+    assert (desk.look().value, desk.look().asking) == ("first", True)
+    go.set()
+    assert settled(desk).value == "whole"
+    began.clear()
+    go.clear()
+    clock.now = 5
+    desk.look()
+    began.wait(10)
+    assert desk.look().value == "whole"  # never less than was known
+    go.set()
+
+
+def test_a_version_names_one_value_of_one_process() -> None:
+    clock = Clock()
+    one, other = (Cache(lambda key, first: "the same text", every=5, pause=0, clock=clock) for _ in range(2))
+    known = settled(one).version
+    assert one.look().version == known
+    assert settled(other).version != known
+    clock.now = 5
+    one.look()
+    assert settled(one).version != known

@@ -1,0 +1,157 @@
+"""What Airflow is told about the provider, and how its connection is read."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+from importlib.resources import files
+from typing import Any
+
+import pytest
+from airflow.sdk import BaseOperator, BaseSensorOperator, Connection
+
+from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
+from airflow_qarnot_pool.get_provider_info import get_provider_info
+from airflow_qarnot_pool.hooks import connection_form
+from airflow_qarnot_pool.hooks.connection_settings import ConnectionSettings
+from airflow_qarnot_pool.operators.cost_report import QarnotCostReportOperator
+from airflow_qarnot_pool.operators.pool import (
+    QarnotClosePoolOperator,
+    QarnotCreatePoolOperator,
+    QarnotDeletePoolOperator,
+    QarnotUpdatePoolOperator,
+)
+from airflow_qarnot_pool.operators.reap import QarnotReapOperator
+from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
+from airflow_qarnot_pool.sensors.pool import QarnotPoolSensor
+from airflow_qarnot_pool.sensors.task import QarnotTaskSensor
+
+OPERATORS = [
+    QarnotCreatePoolOperator,
+    QarnotUpdatePoolOperator,
+    QarnotClosePoolOperator,
+    QarnotDeletePoolOperator,
+    QarnotRunTaskOperator,
+    QarnotReapOperator,
+    QarnotCostReportOperator,
+]
+SENSORS = [QarnotPoolSensor, QarnotTaskSensor]
+
+
+def test_provider_info_is_what_airflow_expects() -> None:
+    import jsonschema
+
+    schema = json.loads(files("airflow").joinpath("provider_info.schema.json").read_text())
+    jsonschema.validate(get_provider_info(), schema)
+    assert get_provider_info()["package-name"] == "airflow-qarnot-pool"
+
+
+def test_everything_that_is_listed_exists() -> None:
+    info = get_provider_info()
+    for key in ("hooks", "operators", "sensors", "triggers"):
+        for entry in info[key]:
+            for module in entry["python-modules"]:
+                importlib.import_module(module)
+    for path in [*info["extra-links"], *info["cli"], info["connection-types"][0]["hook-class-name"]]:
+        module, _, name = path.rpartition(".")
+        assert hasattr(importlib.import_module(module), name), path
+
+
+@pytest.mark.parametrize("operator", [*OPERATORS, *SENSORS], ids=lambda one: one.__name__)
+def test_no_parameter_hides_one_of_airflows(operator: type) -> None:
+    """``pool``, ``queue`` or ``retries`` of ours would take the place of Airflow's own."""
+    base = BaseSensorOperator if operator in SENSORS else BaseOperator
+    airflows = set(inspect.signature(base.__init__).parameters) | {
+        name for name in dir(base) if not name.startswith("__")
+    }
+    ours: set[str] = set()
+    for cls in operator.__mro__[: operator.__mro__.index(base)]:
+        if "__init__" in vars(cls):
+            ours |= set(inspect.signature(vars(cls)["__init__"]).parameters)
+    assert not (ours - {"self", "kwargs"}) & airflows
+
+
+@pytest.mark.parametrize("operator", [*OPERATORS, *SENSORS], ids=lambda one: one.__name__)
+def test_template_fields_are_parameters(operator: Any) -> None:
+    parameters: set[str] = set()
+    for cls in operator.__mro__:
+        if "__init__" in vars(cls):
+            parameters |= set(inspect.signature(vars(cls)["__init__"]).parameters)
+    assert set(operator.template_fields) <= parameters
+    assert len(set(operator.template_fields)) == len(operator.template_fields)
+
+
+def test_one_table_makes_both_forms() -> None:
+    metadata = connection_form.metadata()
+    assert set(metadata["conn-fields"]) == {field.name for field in connection_form.FIELDS}
+    assert metadata["ui-field-behaviour"]["relabeling"] == connection_form.behaviour()["relabeling"]
+    assert metadata["ui-field-behaviour"]["placeholders"] == connection_form.behaviour()["placeholders"]
+    # Airflow 3.3.2 does not test a saved connection that has no port.
+    assert "port" not in metadata["ui-field-behaviour"]["hidden-fields"]
+
+
+def connection(**fields: Any) -> Connection:
+    extra = fields.pop("extra", {})
+    values = {"conn_id": "q", "conn_type": "qarnot", "password": "secret-token", **fields}
+    return Connection(**values, extra=json.dumps(extra))
+
+
+def test_settings_of_the_smallest_connection() -> None:
+    settings = ConnectionSettings.of(connection())
+    assert settings.url == "https://api.qarnot.com"
+    assert settings.verify is True
+    assert (settings.namespace, settings.namespace_is_explicit) == ("default", False)
+
+
+def test_settings_of_a_full_connection() -> None:
+    settings = ConnectionSettings.of(
+        connection(
+            host="http://127.0.0.1:8080/",
+            extra={
+                "namespace": "prod",
+                "verify": "false",
+                "timeout": "2.5",
+                "retries": 3,
+                "proxy": "http://proxy:1",
+                "storage_url": "http://127.0.0.1:9000",
+                "console_url": "http://console/",
+            },
+        )
+    )
+    assert settings.url == "http://127.0.0.1:8080"
+    assert settings.verify is False
+    assert (settings.namespace, settings.namespace_is_explicit) == ("prod", True)
+    assert (settings.timeout, settings.retries, settings.proxy) == (2.5, 3, "http://proxy:1")
+    assert settings.console_link("pool", "u") == "http://console/pools/u"
+
+
+def test_a_connection_written_as_a_uri() -> None:
+    settings = ConnectionSettings.of(connection(host="127.0.0.1", port=8080, schema="http"))
+    assert settings.url == "http://127.0.0.1:8080"
+
+
+def test_a_ca_bundle_is_what_tls_is_checked_with() -> None:
+    assert ConnectionSettings.of(connection(extra={"ca_bundle": "/ca.pem"})).verify == "/ca.pem"
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"password": None}, "password"),
+        ({"host": "ftp://x"}, "host"),
+        ({"extra": {"namespace": "a b"}}, "namespace"),
+        ({"extra": {"timeout": "soon"}}, "timeout"),
+        ({"extra": {"timeout": 0}}, "timeout"),
+        ({"extra": {"retries": -1}}, "retries"),
+    ],
+)
+def test_a_wrong_field_is_named(fields: dict[str, Any], field: str) -> None:
+    with pytest.raises(QarnotInvalidSpecError) as caught:
+        ConnectionSettings.of(connection(**fields))
+    assert caught.value.field == field
+    assert "'q'" in str(caught.value)
+
+
+def test_the_token_is_not_in_the_settings_text() -> None:
+    assert "secret-token" not in repr(ConnectionSettings.of(connection()))

@@ -1,0 +1,204 @@
+"""What the programs that judge a release decide without starting anything."""
+
+from __future__ import annotations
+
+import json
+import sys
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.distributed import cluster
+from tools import check_wheel, doc_block, matrix, new_user, second_run, worker_growth
+
+
+def test_a_result_replaces_the_one_before_and_nothing_else(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("Before.\n\n<!-- load -->\n<!-- end of load -->\n\nAfter.\n")
+    doc_block.write(page, "load", "| 1 |")
+    doc_block.write(page, "load", "| 2 |")
+    assert doc_block.read(page, "load") == "| 2 |"
+    assert page.read_text() == "Before.\n\n<!-- load -->\n\n| 2 |\n\n<!-- end of load -->\n\nAfter.\n"
+    with pytest.raises(ValueError, match="no place for soak"):
+        doc_block.write(page, "soak", "| 3 |")
+
+
+@pytest.mark.parametrize(
+    ("page", "name"),
+    [
+        ("distributed", "account"),
+        ("distributed", "load"),
+        ("distributed", "soak"),
+        ("distributed", "growth"),
+        ("versions", "matrix"),
+    ],
+)
+def test_the_documents_have_a_place_for_each_result(page: str, name: str) -> None:
+    doc_block.read(ROOT / "docs" / f"{page}.md", name)
+
+
+def _qarnot_task(dag_id: str, task_id: str, map_index: int, state: str, **labels: str) -> SimpleNamespace:
+    said = {"dag_id": dag_id, "run_id": "run", "task_id": task_id, "map_index": str(map_index), **labels}
+    return SimpleNamespace(state=state, labels={f"airflow.{name}": value for name, value in said.items()})
+
+
+def test_the_account_sees_what_was_done_twice_and_what_was_not_done() -> None:
+    wanted = {
+        piece for name in ("own_pool", "shared_pool") for piece in cluster.pieces(cluster.Run(name, "run"))
+    }
+    fan = [_qarnot_task("own_pool", "group.fan", n, "Success") for n in range(cluster.FAN)]
+    many = [
+        _qarnot_task("shared_pool", "group.many", -1, "Success", item=str(n)) for n in range(cluster.MANY)
+    ]
+    rest = [
+        _qarnot_task("shared_pool", "group.on_worker", -1, "Success"),
+        _qarnot_task("own_pool", "group.open_pool", -1, "Success", part="warm-up"),
+    ]
+    assert cluster.judged(wanted, [*fan, *many, *rest]) == (0, 0)
+    assert cluster.judged(wanted, [*fan, *many, *rest, fan[0], many[1]]) == (2, 0)
+    cancelled = _qarnot_task("own_pool", "group.fan", 0, "Cancelled")
+    assert cluster.judged(wanted, [cancelled, *fan[1:], *many[1:], *rest]) == (0, 2)
+
+
+def test_the_readme_has_what_a_new_user_needs() -> None:
+    readme = new_user.README.read_text()
+    qarnot = SimpleNamespace(url="http://127.0.0.1:1", token="of the local Qarnot")
+    said = json.loads(new_user.connection(readme, qarnot))
+    assert said["conn_type"] == "qarnot"
+    assert (said["host"], said["password"]) == (qarnot.url, qarnot.token)
+    dag_id, source = new_user.dag(readme)
+    assert f'DAG("{dag_id}"' in source
+    assert "QarnotPoolGroup" in source
+
+
+def test_the_matrix_tells_what_was_not_run() -> None:
+    good, bad = matrix.Outcome(True, "12 passed"), matrix.Outcome(False, "**1 failed**")
+    lines = matrix.table({"3.3.2 3.11": [good, bad, good]}, {"3.13": "no such Python here"}).splitlines()
+    assert "| 3.3.2 | 3.11 | 12 passed | **1 failed** | 12 passed |" in lines
+    assert "| 3.3.2 | 3.12 | not run | not run | not run |" in lines
+    assert "| 3.1.8 | 3.13 | no such Python here | no such Python here | no such Python here |" in lines
+    assert len(lines) == 2 + len(matrix.RELEASES) * len(matrix.PYTHONS)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "problem"),
+    [
+        ({"Requires-Dist": "apache-airflow>=3.1, requests, boto3"}, "it requires"),
+        ({"Requires-Python": ">=3.9"}, "Requires-Python is >=3.9"),
+        ({"Version": "0.0.9"}, "Version is 0.0.9"),
+        ({"Classifier": "Typing :: Typed"}, "Framework :: Apache Airflow :: Provider"),
+    ],
+)
+def test_metadata_that_is_wrong_is_named(metadata: dict[str, str], problem: str) -> None:
+    from email.message import Message
+
+    message = Message()
+    for name, value in metadata.items():
+        message[name] = value
+    assert any(problem in one for one in check_wheel.of_the_metadata(message, "0.1.0"))
+
+
+def test_what_does_not_belong_into_the_wheel_is_named(tmp_path: Path) -> None:
+    wheel = tmp_path / "airflow_qarnot_pool-0.1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("airflow_qarnot_pool-0.1.0.dist-info/METADATA", "Version: 0.1.0\n")
+        archive.writestr("airflow_qarnot_pool-0.1.0.dist-info/entry_points.txt", "")
+        archive.writestr("airflow_qarnot_pool/__init__.py", '__version__ = "0.1.0"\n')
+        archive.writestr("tests/test_something.py", "")
+    found = list(check_wheel.of_the_wheel(wheel))
+    assert "tests/test_something.py does not belong there" in found
+    assert "airflow_qarnot_pool/py.typed is missing" in found
+    assert "Airflow will not find the provider: no apache_airflow_provider entry point" in found
+
+
+FLAKY = """
+from pathlib import Path
+
+def test_always(): pass
+
+def test_second_time():
+    seen = Path(__file__).with_name("seen")
+    assert seen.exists() or seen.touch()
+
+def test_never(): assert not Path(__file__).with_name("broken").exists()
+"""
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_the_matrix_runs_what_failed_once_more_and_says_so(tmp_path: Path, broken: bool) -> None:
+    (tmp_path / "test_flaky.py").write_text(FLAKY)
+    if broken:
+        (tmp_path / "broken").touch()
+    found = matrix.tests(sys.executable, ("test_flaky.py",), tmp_path, tmp_path / "log")
+    assert found.good is not broken
+    assert ("2 passed" in found.text and "when run again" in found.text) is not broken
+
+
+def test_the_growth_is_told_per_thousand_tasks_after_the_warm_up() -> None:
+    # The first two are the warm-up: they grow a lot.
+    samples = [
+        {"tasks": 5.0 * n, "memory": 50.0 if n < 3 else 100 + n / 100, "files": 4} for n in range(1, 11)
+    ]
+    (line,) = worker_growth.table({"ours": samples}).splitlines()[2:]
+    assert "| 100.0 | 100.1 | +2.0 | 4 | 4 | 4 | +0.0 |" in line
+
+
+ONCE_LATE = """
+import pathlib
+import sys
+
+import pytest
+
+
+def tried(name):
+    path = pathlib.Path(__file__).with_name(name)
+    before = path.exists()
+    path.touch()
+    return before
+
+
+@pytest.mark.parametrize("case", ["x"])
+def test_late(case):
+    assert tried("late")
+
+
+def test_wrong():
+    assert tried("wrong") and {wrong}
+
+
+def test_right():
+    assert not tried("right"), "it passed, and should not run again"
+"""
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_a_second_run_that_hides_a_first_failure_is_counted_and_named(tmp_path: Path, wrong: bool) -> None:
+    (tmp_path / "test_flaky.py").write_text(ONCE_LATE.format(wrong=not wrong))
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:randomly",
+        f"--rootdir={tmp_path}",
+        "test_flaky.py",
+    ]
+    assert second_run.run([sys.executable, "-c", ""], tmp_path) == 0
+    assert second_run.run(command, tmp_path) == int(wrong)
+    fails_once = (
+        "import pathlib, sys; p = pathlib.Path('once'); sys.exit(0 if p.exists() else p.touch() or 3)"
+    )
+    assert second_run.run([sys.executable, "-c", fails_once], tmp_path) == 0
+    first, *lines = second_run.report(tmp_path).splitlines()
+    assert first == "=== 3 needed a second run:"
+    told = [line.partition("  in ")[0].split(maxsplit=1) for line in lines]
+    assert told == [
+        ["passed", "test_flaky.py::test_late[x]"],
+        ["failed", "again test_flaky.py::test_wrong"] if wrong else ["passed", "test_flaky.py::test_wrong"],
+        ["passed", "(no test)"],
+    ]
+    assert second_run.report(tmp_path) == "=== 0 needed a second run"
