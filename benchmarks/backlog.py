@@ -25,7 +25,7 @@ class Backlog:
 
     def __init__(self, qarnot: LocalQarnot, client: QarnotClient, count: int, groups: int = GROUPS) -> None:
         self.qarnot, self.client = qarnot, client
-        qarnot.account(maxPool=None, maxRunningPool=None, maxInstances=None)
+        qarnot.set_account(maxPool=None, maxRunningPool=None, maxInstances=None)
         pools = [
             client.pools.create(PoolSpec(name=f"group {n}", instance_count=1))
             for n in range(min(groups, count))

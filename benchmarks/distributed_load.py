@@ -108,7 +108,7 @@ class Deployment:
         self.idle = ends.enter_context(LocalQarnot(boot_seconds=NEVER, close_seconds=0.1))
         self.busy = ends.enter_context(LocalQarnot(boot_seconds=1, close_seconds=0.5))
         for qarnot in (self.idle, self.busy):
-            qarnot.account(maxTask=None)
+            qarnot.set_account(maxTask=None)
         self.busy_client = QarnotClient(self.busy.url, self.busy.token)
         self.backlog = Backlog(self.idle, QarnotClient(self.idle.url, self.idle.token), count)
         dags = folder / "dags"

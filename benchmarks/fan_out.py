@@ -159,7 +159,7 @@ def measure(report: Report) -> None:
         QarnotClient(qarnot.url, qarnot.token) as client,
     ):
         environment.connect_qarnot(qarnot)
-        qarnot.account(maxTask=100_000)
+        qarnot.set_account(maxTask=100_000)
         pool = client.pools.create(PoolSpec(name="warm", instance_count=SLOTS))
         for name, way in ((OURS, one_airflow_task), (EXPAND, expand), (SDK, sdk_mapped)):
             cost = found[name]

@@ -79,7 +79,7 @@ def timed(way: Any, boot: float, seconds: float) -> Run:
         way(seconds)
         wall = time.monotonic() - begun
         time.sleep(0.3)  # the pool gives its nodes back
-        return Run(wall=wall, nodes=qarnot.account()["nodeSeconds"], requests=len(qarnot.requests()))
+        return Run(wall=wall, nodes=qarnot.get_account()["nodeSeconds"], requests=len(qarnot.requests()))
 
 
 def measure(report: Report) -> None:

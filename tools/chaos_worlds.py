@@ -57,7 +57,7 @@ class World:
 
 
 def _quota(qarnot: LocalQarnot) -> None:
-    qarnot.account(maxTask=MAX_TASKS, maxPool=MAX_POOLS)
+    qarnot.set_account(maxTask=MAX_TASKS, maxPool=MAX_POOLS)
 
 
 def _step_clock(chaos: Chaos, name: str, qarnot: LocalQarnot) -> bool:

@@ -195,7 +195,7 @@ class Demo:
         # Tasks after nodes: one that a node runs is then never missing from the list.
         nodes, pools = qarnot.nodes(), client.pools.list()
         self.story.look(self.now, pools, client.tasks.list(), nodes)
-        meters = [meter for uuid, meter in qarnot.account()["pools"].items() if uuid in self.story.pools]
+        meters = [meter for uuid, meter in qarnot.get_account()["pools"].items() if uuid in self.story.pools]
         self.story.node_seconds = sum(meter["nodeSeconds"] for meter in meters)
         self.story.busy_seconds = sum(meter["busyNodeSeconds"] for meter in meters)
 

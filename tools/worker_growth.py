@@ -162,7 +162,7 @@ def main() -> int:
         tempfile.TemporaryDirectory(prefix="worker-growth-") as home,
         LocalQarnot(boot_seconds=0.1) as qarnot,
     ):
-        qarnot.account(maxTask=None)
+        qarnot.set_account(maxTask=None)
         with QarnotClient(qarnot.url, qarnot.token) as client:
             pool = str(client.pools.create(PoolSpec(name="growth", instance_count=2, slots_per_node=4)))
         environment = {

@@ -193,12 +193,15 @@ class LocalQarnot:
         """Begin a new request log."""
         self.call("DELETE", "/_local/requests")
 
-    def account(self, **limits: float | list[dict[str, Any]] | None) -> dict[str, Any]:
-        """Set limits (`maxPool=1`), `credits` and `budgets`; returns the account with what every pool has cost."""
-        if limits:
-            self.call("PUT", "/_local/account", limits)
-        found: dict[str, Any] = self.call("GET", "/_local/account")
-        return found
+    def get_account(self) -> dict[str, Any]:
+        """Return the account: its limits, its credits and the cost of every pool."""
+        account: dict[str, Any] = self.call("GET", "/_local/account")
+        return account
+
+    def set_account(self, **limits: float | list[dict[str, Any]] | None) -> dict[str, Any]:
+        """Set limits (`maxPool=1`), `credits` and `budgets`. Return the account."""
+        self.call("PUT", "/_local/account", limits)
+        return self.get_account()
 
     def nodes(self) -> list[dict[str, Any]]:
         """All nodes: id, pool, task, number, slots, state, running."""
@@ -218,17 +221,20 @@ class LocalQarnot:
         found: list[dict[str, Any]] = self.call("GET", "/_local/tasks")
         return found
 
-    def clock(self, *, speed: float | None = None) -> dict[str, Any]:
-        """The virtual clock: `now` (epoch seconds) and `speed`, which this can set."""
-        if speed is not None:
-            self.call("PUT", "/_local/clock", {"speed": speed})
-        found: dict[str, Any] = self.call("GET", "/_local/clock")
-        return found
+    def get_clock(self) -> dict[str, Any]:
+        """Return the virtual clock: `now` (epoch seconds) and `speed`."""
+        clock: dict[str, Any] = self.call("GET", "/_local/clock")
+        return clock
 
-    def advance(self, seconds: float) -> dict[str, Any]:
-        """Move the virtual clock ahead; all that falls due on the way has happened when this returns."""
-        found: dict[str, Any] = self.call("PUT", "/_local/clock", {"advance_seconds": seconds})
-        return found
+    def set_speed(self, speed: float) -> dict[str, Any]:
+        """Set the virtual seconds per real second. Return the virtual clock."""
+        self.call("PUT", "/_local/clock", {"speed": speed})
+        return self.get_clock()
+
+    def advance_clock(self, seconds: float) -> dict[str, Any]:
+        """Move the virtual clock ahead. All events that fall due on the way have happened when this returns."""
+        clock: dict[str, Any] = self.call("PUT", "/_local/clock", {"advance_seconds": seconds})
+        return clock
 
     def step_clock(self, seconds: float) -> None:
         """Put the clock that the server shows forward or back; nothing falls due by it."""

@@ -99,7 +99,7 @@ def test_qarnot_warm_pool(client: QarnotClient, qarnot: LocalQarnot) -> None:
     run.assert_good()
     assert run.only_pool().instance_count == 4
     assert len(run.tasks) == 12
-    account = qarnot.account()["pools"][run.only_pool().uuid]
+    account = qarnot.get_account()["pools"][run.only_pool().uuid]
     costs = run.dag_run.get_task_instance("close_pool").xcom_pull(task_ids="close_pool", key="qarnot_cost")
     assert costs["run"]["total"]["credits"] == pytest.approx(account["creditsSpent"], abs=2e-6)
     assert costs["run"]["total"]["node_seconds"] == pytest.approx(account["nodeSeconds"], abs=2e-3)
@@ -112,11 +112,11 @@ def test_qarnot_warm_pool(client: QarnotClient, qarnot: LocalQarnot) -> None:
 
 
 def test_qarnot_elastic_pool(client: QarnotClient, qarnot: LocalQarnot) -> None:
-    qarnot.clock(speed=100)  # it resizes every 90 seconds
+    qarnot.set_speed(100)  # it resizes every 90 seconds
     try:
         run = Run(client, "qarnot_elastic_pool")
     finally:
-        qarnot.clock(speed=1)
+        qarnot.set_speed(1)
     run.assert_good()
     elastic = run.only_pool().elastic
     assert elastic is not None

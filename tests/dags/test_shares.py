@@ -108,7 +108,7 @@ def test_runs_that_share_the_pool_of_the_example_pay_its_account_together(
             )
         # All have opened the pool and wait on it; only now its nodes come.
         (pool,) = client.pools.list()
-        slow.advance(BOOT)
+        slow.advance_clock(BOOT)
         runs = [ends_well(child) for child in children]
         assert [one["tries"].get("nodes.load") for one in runs] == [2, None]
         assert [one.uuid for one in client.pools.list()] == [pool.uuid]
@@ -124,7 +124,7 @@ def test_runs_that_share_the_pool_of_the_example_pay_its_account_together(
         eventually(lambda: len(client.pools.list()) == 2, PATIENCE, say="the next pool")
         (_, later) = sorted(client.pools.list(), key=lambda one: one.labels["airflow.generation"])
         eventually(lambda: client.pools.tasks(later.uuid), PATIENCE, say="its Qarnot task to be queued")
-        slow.advance(BOOT)
+        slow.advance_clock(BOOT)
         assert ends_well(again)["tries"]["nodes.load"] == 3
         assert_shares_add_up(slow, client, runs)
 
@@ -134,7 +134,7 @@ def assert_shares_add_up(qarnot: LocalQarnot, client: QarnotClient, runs: list[d
     pools = {one.uuid for one in client.pools.list()}
     for uuid in pools:
         eventually(lambda uuid=uuid: client.pools.get(uuid).state == "Closed")
-    account = qarnot.account()["pools"]
+    account = qarnot.get_account()["pools"]
     executed = {uuid: {one["id"]: 0.0 for one in runs} for uuid in pools}
     for task in client.tasks.list():
         assert task.pool

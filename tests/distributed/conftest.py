@@ -87,7 +87,7 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Any]:
     folder = Path(tempfile.mkdtemp(prefix="airflow-distributed-"))
     with ExitStack() as ends:
         qarnot = ends.enter_context(LocalQarnot(boot_seconds=1, close_seconds=0.5))
-        qarnot.account(maxPool=1000, maxTask=100_000)
+        qarnot.set_account(maxPool=1000, maxTask=100_000)
         postgres, redis = ends.enter_context(Postgres()), ends.enter_context(Redis())
         airflow = AirflowStack(
             folder / "airflow",

@@ -64,15 +64,15 @@ class World:
         return self.look("tasks", task)
 
     def bill(self, pool: str) -> dict[str, Any]:
-        found: dict[str, Any] = self.server.account()["pools"][pool]
+        found: dict[str, Any] = self.server.get_account()["pools"][pool]
         return found
 
     def advance_to(self, weekday: int, hour: float) -> None:
         """To a day (0 = Monday) of this or next week, at an hour UTC."""
-        now = self.server.clock()["now"]
+        now = self.server.get_clock()["now"]
         monday = now - datetime.fromtimestamp(now, UTC).weekday() * DAY - now % DAY
         moment = monday + weekday * DAY + hour * 3600
-        self.server.advance((moment - now) % WEEK)
+        self.server.advance_clock((moment - now) % WEEK)
 
 
 @pytest.fixture
@@ -99,35 +99,35 @@ def weekly(days: list[str], start: str, end: str) -> list[dict[str, Any]]:
 
 def test_a_managed_pool_costs_nothing_boots_on_demand_and_cools_down(world: World) -> None:
     pool = world.scaled(queue())
-    world.server.advance(BOOT)
+    world.server.advance_clock(BOOT)
     assert world.look("pools", pool)["state"] == "FullyExecuting"  # it has all it wants: nothing
-    world.server.advance(DAY)
+    world.server.advance_clock(DAY)
     assert world.bill(pool)["nodeSeconds"] == 0
 
     task = world.task(pool, count=3)
     assert world.slots(pool) == (0, 3)  # all at once, not in 90 s
     assert world.look("pools", pool)["state"] == "PartiallyExecuting"
-    world.server.advance(BOOT)
+    world.server.advance_clock(BOOT)
     world.task_is(task, "Success")
     assert world.look("pools", pool)["state"] == "FullyExecuting"
 
-    world.server.advance(200)
+    world.server.advance_clock(200)
     world.task_is(world.task(pool), "Success")  # at once, on a warm node, which is idle from here on
-    world.server.advance(99)
+    world.server.advance_clock(99)
     assert world.slots(pool) == (3, 3)
-    world.server.advance(1)
+    world.server.advance_clock(1)
     assert world.slots(pool) == (1, 1)
-    world.server.advance(200)
+    world.server.advance_clock(200)
     assert world.slots(pool) == (0, 0)
     assert world.look("pools", pool)["state"] == "FullyExecuting"
     cost = world.bill(pool)
     assert cost["idleNodeSeconds"] == 300 + 300 + 500
     assert cost["busyNodeSeconds"] == early(3)  # tasks started while the clock was being moved
 
-    world.server.advance(WEEK)
+    world.server.advance_clock(WEEK)
     assert world.bill(pool)["nodeSeconds"] == 1100 + early(3)
     late = world.task(pool)
-    world.server.advance(BOOT)
+    world.server.advance_clock(BOOT)
     world.task_is(late, "Success")
 
 
@@ -136,23 +136,23 @@ def test_growth_by_a_share_every_90_seconds(world: World) -> None:
     world.task(pool, "sleep 600", 20)
     sizes = [world.slots(pool)[1]]
     for _ in range(5):
-        world.server.advance(89)
+        world.server.advance_clock(89)
         sizes.append(world.slots(pool)[1])
-        world.server.advance(1)
+        world.server.advance_clock(1)
         sizes.append(world.slots(pool)[1])
     assert sizes == [2, 2, 4, 4, 6, 6, 8, 8, 8, 8, 8]
 
 
 def test_the_minimum_is_there_without_demand_and_stays(world: World) -> None:
     pool = world.scaled(queue(minTotalSlots=1, minIdleSlots=2))
-    world.server.advance(BOOT)
+    world.server.advance_clock(BOOT)
     assert world.slots(pool) == (2, 2)
     busy = world.task(pool, "sleep 600", 1)
     world.task_is(busy, "FullyExecuting")
     assert world.slots(pool) == (2, 3)  # two idle ones beside the busy one
     world.http("POST", f"/tasks/{busy}/abort")
     world.task_is(busy, "Cancelled")
-    world.server.advance(DAY)
+    world.server.advance_clock(DAY)
     assert world.slots(pool) == (2, 2)
 
 
@@ -171,18 +171,18 @@ def test_policies_of_the_week_start_and_end_on_the_second(world: World) -> None:
         return str(world.http("GET", f"/pools/{pool}/scaling").json()["activePolicyName"])
 
     assert (policy(), world.slots(pool)) == ("rest", (0, 0))
-    world.server.advance(20 * 3600 - 1)
+    world.server.advance_clock(20 * 3600 - 1)
     assert (policy(), world.slots(pool)) == ("rest", (0, 0))
-    world.server.advance(1)
+    world.server.advance_clock(1)
     assert (policy(), world.slots(pool)) == ("office", (0, 3))
-    world.server.advance(10 * 3600 - 1)
+    world.server.advance_clock(10 * 3600 - 1)
     assert (policy(), world.slots(pool)) == ("office", (3, 3))
-    world.server.advance(1)
+    world.server.advance_clock(1)
     assert policy() == "rest"
     assert world.slots(pool) == (0, 0)  # idle since the morning, longer than its minimum
     a_day = 3 * (10 * 3600 - BOOT) + early(3)
     assert world.bill(pool)["nodeSeconds"] == a_day
-    world.server.advance(WEEK)  # five working days, in one call
+    world.server.advance_clock(WEEK)  # five working days, in one call
     assert world.bill(pool)["nodeSeconds"] == 6 * a_day
 
 
@@ -192,13 +192,13 @@ def test_a_period_over_midnight_and_over_the_end_of_the_week(world: World) -> No
     pool = world.scaled({"type": "Fixed", "slotsCount": 1, "name": "night", "enabledPeriods": nights})
     assert world.http("GET", f"/pools/{pool}/scaling").json()["activePolicyName"] is None
     assert world.slots(pool) == (0, 0)  # no active policy: nothing is wanted
-    world.server.advance(10 * 3600)
+    world.server.advance_clock(10 * 3600)
     assert world.slots(pool) == (0, 1)
-    world.server.advance(4 * 3600 - 1)
+    world.server.advance_clock(4 * 3600 - 1)
     assert world.slots(pool) == (1, 1)
-    world.server.advance(1)
+    world.server.advance_clock(1)
     assert world.slots(pool) == (0, 0)
-    world.server.advance(WEEK)
+    world.server.advance_clock(WEEK)
     assert world.bill(pool)["nodeSeconds"] == 2 * (4 * 3600 - BOOT)
 
 
@@ -206,33 +206,33 @@ def test_an_elastic_pool_grows_at_once_and_shrinks_on_its_period(world: World) -
     pool = world.pool(elasticProperty={"isElastic": True, "maxTotalSlots": 5, "resizePeriod": 90})
     first = world.task(pool)
     assert world.slots(pool) == (0, 1)
-    world.server.advance(BOOT)
+    world.server.advance_clock(BOOT)
     world.task_is(first, "Success")
     second = world.task(pool, "sleep 600", 7)
     assert world.slots(pool) == (1, 5)
-    world.server.advance(BOOT)
+    world.server.advance_clock(BOOT)
     world.task_is(second, "PartiallyExecuting")
     assert world.slots(pool) == (5, 5)
     world.http("POST", f"/tasks/{second}/abort")
     world.task_is(second, "Cancelled")
     until(lambda: not any(node["running"] for node in world.server.nodes()))
     # The pool was made 120 s ago: the next multiple of 90 is 60 s away.
-    world.server.advance(59)
+    world.server.advance_clock(59)
     assert world.slots(pool) == (5, 5)
-    world.server.advance(1)
+    world.server.advance_clock(1)
     assert world.slots(pool) == (0, 0)
     cost = world.bill(pool)["nodeSeconds"]
     assert cost == 120 + 4 * 60 + early(4)
-    world.server.advance(WEEK)
+    world.server.advance_clock(WEEK)
     assert world.bill(pool)["nodeSeconds"] == cost
 
 
 def test_a_busy_node_is_not_let_go(world: World) -> None:
     pool = world.scaled(queue(minIdleTimeSeconds=0, maxTotalSlots=2))
     task = world.task(pool, "sleep 600", 2)
-    world.server.advance(BOOT)
+    world.server.advance_clock(BOOT)
     world.task_is(task, "FullyExecuting")
-    world.server.advance(DAY)
+    world.server.advance_clock(DAY)
     assert world.slots(pool) == (2, 2)
     smaller = {"policies": [{"type": "Fixed", "slotsCount": 0, "name": "none"}]}
     assert world.http("PUT", f"/pools/{pool}/scaling", smaller).status_code == 200
@@ -247,36 +247,36 @@ def test_a_busy_node_is_not_let_go(world: World) -> None:
 def test_slots_of_one_node_are_billed_once(world: World) -> None:
     pool = world.scaled(queue(maxTotalSlots=8), multiSlotsSettings={"slotsPerNode": 4})
     task = world.task(pool, "sleep 600", 3)
-    world.server.advance(BOOT)
+    world.server.advance_clock(BOOT)
     world.task_is(task, "FullyExecuting")
     assert world.slots(pool) == (4, 4)  # whole nodes
-    world.server.advance(100)
+    world.server.advance_clock(100)
     bill = world.bill(pool)
     assert (bill["nodeSeconds"], bill["busyNodeSeconds"], bill["busySlotSeconds"]) == (100, 100, 300)
 
 
 def test_a_fixed_pool_with_an_incomplete_last_node(world: World) -> None:
     pool = world.pool(instanceCount=6, multiSlotsSettings={"slotsPerNode": 4})
-    world.server.advance(BOOT)
+    world.server.advance_clock(BOOT)
     assert world.slots(pool) == (6, 6)
     assert sorted(node["slots"] for node in world.server.nodes()) == [2, 4]
 
 
 def test_boot_and_closing_cost_what_they_last(world: World) -> None:
     pool = world.pool(instanceCount=2)
-    world.server.advance(BOOT + 100)
+    world.server.advance_clock(BOOT + 100)
     world.http("POST", f"/pools/{pool}/close")
     assert world.look("pools", pool)["state"] == "Closing"
-    world.server.advance(5)
+    world.server.advance_clock(5)
     assert world.look("pools", pool)["state"] == "Closed"
     assert world.bill(pool)["nodeSeconds"] == 2 * 105 + early(2)
 
 
 def test_a_pool_closed_while_it_boots_never_costs(world: World) -> None:
     pool = world.pool(instanceCount=4)
-    world.server.advance(BOOT / 2)
+    world.server.advance_clock(BOOT / 2)
     world.http("POST", f"/pools/{pool}/close")
-    world.server.advance(WEEK)
+    world.server.advance_clock(WEEK)
     assert world.bill(pool)["nodeSeconds"] == 0
     assert world.server.nodes() == []
 
@@ -284,13 +284,13 @@ def test_a_pool_closed_while_it_boots_never_costs(world: World) -> None:
 def test_a_task_without_a_pool_pays_for_its_own_nodes(world: World, tmp_path: Path) -> None:
     go = tmp_path / "go"
     task = world.task(None, f"sh -c 'while ! test -e {go}; do sleep 0.02; done'", 2)
-    world.server.advance(BOOT)
+    world.server.advance_clock(BOOT)
     world.task_is(task, "FullyExecuting")
-    world.server.advance(50)
+    world.server.advance_clock(50)
     go.touch()
     world.task_is(task, "Success")
-    world.server.advance(WEEK)
-    account = world.server.account()
+    world.server.advance_clock(WEEK)
+    account = world.server.get_account()
     assert account["nodeSeconds"] == 100
     assert world.http("GET", f"/credits/v1/tasks/{task}/credits").json()["credits"] == pytest.approx(0.01)
     assert world.server.nodes() == []
@@ -298,13 +298,13 @@ def test_a_task_without_a_pool_pays_for_its_own_nodes(world: World, tmp_path: Pa
 
 def test_a_pool_that_is_deleted_is_pending_until_nothing_of_it_runs(world: World, tmp_path: Path) -> None:
     pool = world.pool(instanceCount=1)
-    world.server.advance(BOOT)
+    world.server.advance_clock(BOOT)
     task = world.task(pool, "sleep 600")
     world.task_is(task, "FullyExecuting")
     world.http("DELETE", f"/pools/{pool}")
     assert world.look("pools", pool)["state"] == "PendingDelete"
     world.task_is(task, "Cancelled")
-    world.server.advance(5)
+    world.server.advance_clock(5)
     assert world.http("GET", f"/pools/{pool}").status_code == 404
     assert world.server.nodes() == []
 
@@ -340,7 +340,7 @@ def test_a_clone_answers_as_the_pool_it_was_made_from(world: World) -> None:
 
 def test_a_lost_node_fails_its_instances_and_is_replaced(world: World) -> None:
     pool = world.pool(instanceCount=2)
-    world.server.advance(BOOT)
+    world.server.advance_clock(BOOT)
     task = world.task(pool, "sleep 600", 2)
     world.task_is(task, "FullyExecuting")
     victim = world.server.nodes()[0]
@@ -351,7 +351,7 @@ def test_a_lost_node_fails_its_instances_and_is_replaced(world: World) -> None:
     (lost,) = world.look("tasks", task)["completedInstances"]
     assert (lost["state"], lost["error"]["code"]) == ("Failure", "LOCAL_NODE_LOST")
     assert lost["instanceId"] == victim["running"][0]["instance"]
-    world.server.advance(BOOT)
+    world.server.advance_clock(BOOT)
     assert world.look("pools", pool)["state"] == "FullyExecuting"
     with pytest.raises(RuntimeError, match="No such node"):
         world.server.kill_node(victim["id"])
@@ -359,13 +359,13 @@ def test_a_lost_node_fails_its_instances_and_is_replaced(world: World) -> None:
 
 def test_an_instance_of_a_lost_node_runs_again_where_retries_allow_it(world: World, tmp_path: Path) -> None:
     pool = world.pool(instanceCount=1)
-    world.server.advance(BOOT)
+    world.server.advance_clock(BOOT)
     script = f"sh -c 'echo x >> {tmp_path}/tries; test $(wc -l < {tmp_path}/tries) -ge 2 || sleep 600'"
     task = world.task(pool, script, retrySettings={"maxPerInstanceRetries": 1})
     until(lambda: (tmp_path / "tries").exists())
     world.server.kill_node(world.server.nodes()[0]["id"])
     until(lambda: world.look("tasks", task)["runningInstanceCount"] == 0)
-    world.server.advance(BOOT)
+    world.server.advance_clock(BOOT)
     found = world.task_is(task, "Success")
     assert found["completedInstances"][0]["executionAttemptCount"] == 2
     assert (tmp_path / "tries").read_text() == "x\nx\n"
@@ -375,12 +375,12 @@ def test_losing_a_node_that_boots(world: World) -> None:
     pool = world.pool(instanceCount=1)
     alone = world.task(None)
     retried = world.task(None, retrySettings={"maxTotalRetries": 1})
-    world.server.advance(BOOT / 2)
+    world.server.advance_clock(BOOT / 2)
     for node in world.server.nodes():
         world.server.kill_node(node["id"])
     assert world.look("tasks", alone)["state"] == "Failure"
     assert world.look("tasks", alone)["completedInstances"][0]["error"]["code"] == "LOCAL_NODE_LOST"
-    world.server.advance(BOOT)
+    world.server.advance_clock(BOOT)
     assert world.look("pools", pool)["state"] == "FullyExecuting"
     world.task_is(retried, "Success")
 
@@ -391,7 +391,7 @@ def test_losing_a_node_that_boots(world: World) -> None:
 def test_speed(private: Callable[..., LocalQarnot]) -> None:
     world = World(private(boot_seconds=3600))
     pool = world.pool(instanceCount=1)
-    assert world.server.clock(speed=100_000)["speed"] == 100_000
+    assert world.server.set_speed(100_000)["speed"] == 100_000
     until(lambda: world.look("pools", pool)["state"] == "FullyExecuting")
 
 

@@ -227,14 +227,14 @@ def test_a_storm_of_faults_has_exactly_the_effects_it_should(
 
 
 def test_account(own: LocalQarnot) -> None:
-    found = own.account(maxPool=3, credits=2.5)
+    found = own.set_account(maxPool=3, credits=2.5)
     assert (found["maxPool"], found["credits"]) == (3, 2.5)
     assert own.call("GET", "/info")["maxPool"] == 3
-    assert own.account(maxPool=None)["maxPool"] is None
+    assert own.set_account(maxPool=None)["maxPool"] is None
     for bad in ({"maxPools": 1}, {"maxPool": "x"}, {"maxPool": -1}, {"credits": None}):
         with pytest.raises(RuntimeError, match=": 400"):
             own.call("PUT", "/_local/account", bad)
-    own.account(maxPool=1000, credits=1000)
+    own.set_account(maxPool=1000, credits=1000)
 
 
 def test_cost_limitss_consume_what_is_spent(own: LocalQarnot) -> None:
@@ -242,13 +242,13 @@ def test_cost_limitss_consume_what_is_spent(own: LocalQarnot) -> None:
     path = f"/credits/v1/projects/{project}/budgets"
     old = {"alias": "old", "totalAmountInCents": 5, "expirationDateUtc": "2020-01-01T00:00:00Z"}
     now = {"alias": "now", "totalAmountInCents": 500, "consumedAmountInCents": 20}
-    own.account(budgets=[old, {**now, "budgetOverrunPolicy": "BlockNew"}])
-    before = own.account()["creditsSpent"]
+    own.set_account(budgets=[old, {**now, "budgetOverrunPolicy": "BlockNew"}])
+    before = own.get_account()["creditsSpent"]
     pool = own.call("POST", "/pools", {"name": "p", "profile": "docker-batch", "instanceCount": 1})["uuid"]
-    own.advance(3600)
+    own.advance_clock(3600)
     assert [one["alias"] for one in own.call("GET", path)["budgets"]] == ["old", "now"]
     (budget,) = own.call("GET", path + "?activeOnly=True")["budgets"]
-    spent = own.account()["creditsSpent"] - before
+    spent = own.get_account()["creditsSpent"] - before
     assert spent > 0.3
     assert budget["consumedAmountInCents"] == pytest.approx(20 + spent * 100, abs=0.1)
     assert budget["remainingAmountInCents"] == pytest.approx(480 - spent * 100, abs=0.1)
@@ -260,9 +260,9 @@ def test_cost_limitss_consume_what_is_spent(own: LocalQarnot) -> None:
         {**now, "startDateUtc": "x"},
     ):
         with pytest.raises(RuntimeError, match=": 400"):
-            own.account(budgets=[bad])
+            own.set_account(budgets=[bad])
     own.call("DELETE", f"/pools/{pool}")
-    own.account(budgets=[])
+    own.set_account(budgets=[])
 
 
 def test_nodes_show_what_runs_on_them(own: LocalQarnot) -> None:
@@ -280,7 +280,7 @@ def test_nodes_show_what_runs_on_them(own: LocalQarnot) -> None:
 
 def test_the_handle_tells_what_was_refused(own: LocalQarnot) -> None:
     with pytest.raises(RuntimeError, match=r"PUT /_local/clock: 400 .*speed"):
-        own.clock(speed=-1)
+        own.set_speed(-1)
     assert own.token not in repr(own)
     with pytest.raises(RuntimeError, match="started already"):
         own.start()
@@ -300,14 +300,14 @@ def test_a_server_that_cannot_start_says_so(
 def test_credits_of_a_deleted_pool_are_told_unless_the_account_forgets_them(
     own: LocalQarnot, http: Http, bills: bool
 ) -> None:
-    own.account(billsDeleted=bills)
+    own.set_account(billsDeleted=bills)
     uuid = own.call("POST", "/pools", POOL)["uuid"]
     until(lambda: own.call("GET", f"/pools/{uuid}")["state"] == "FullyExecuting")
-    own.advance(100)
+    own.advance_clock(100)
     own.call("DELETE", f"/pools/{uuid}")
     until(lambda: pools(own) == 0)
     answer = http("GET", f"/credits/v1/pools/{uuid}/credits")
-    own.account(billsDeleted=True)
+    own.set_account(billsDeleted=True)
     assert answer.status_code == (200 if bills else 404)
     if bills:
         assert answer.json()["credits"] >= 0.01

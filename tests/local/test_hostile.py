@@ -44,7 +44,7 @@ class World:
         return datetime.fromisoformat(self.call("GET", f"/{kind}/{uuid}")["stateTransitionTime"])
 
     def now(self) -> datetime:
-        return datetime.fromtimestamp(int(self.server.clock()["now"]), UTC)
+        return datetime.fromtimestamp(int(self.server.get_clock()["now"]), UTC)
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_a_lagging_search_shows_an_older_state_and_names_the_true_one(still: Wor
     for filter in (ANY, tag, {"operator": "In", "field": "Uuid", "values": [first, second, deleted]}):
         assert still.searched(filter) == {first: "Submitted", deleted: "Submitted"}
     assert still.call("GET", f"/tasks/{first}")["state"] == "Cancelled"
-    still.server.advance(11)
+    still.server.advance_clock(11)
     assert still.searched() == {first: "Cancelled", second: "Submitted"}
     still.server.lag_searches(0)
     third = still.task()
@@ -88,7 +88,7 @@ def test_a_lagging_search_shows_an_older_state_and_names_the_true_one(still: Wor
 def test_a_clock_set_back_dates_what_happens_from_then_on_and_the_answers(still: World) -> None:
     before = still.task()
     shown = still.moved("tasks", before)
-    still.server.advance(5)
+    still.server.advance_clock(5)
     still.server.step_clock(-30)
     after = still.task()
     assert still.moved("tasks", before) == shown

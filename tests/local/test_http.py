@@ -489,7 +489,7 @@ def private_free() -> Iterator[Http]:
             if name == "c":
                 body["elasticProperty"] = {**ELASTIC, "minTotalSlots": 2}
             http("POST", "/pools", body)
-            server.advance(10)
+            server.advance_clock(10)
         yield http
 
 

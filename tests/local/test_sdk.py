@@ -81,7 +81,7 @@ def test_a_trailing_slash_in_the_url_does_no_harm(server: LocalQarnot) -> None:
 def test_limits_and_credit(private: Starter) -> None:
     server = private()
     sdk = sdk_of(server)
-    server.account(maxPool=1, maxTask=2)
+    server.set_account(maxPool=1, maxTask=2)
     first = sdk.create_pool("first", "docker-batch", 1)
     first.submit()
     with pytest.raises(MaxPoolException):
@@ -94,15 +94,15 @@ def test_limits_and_credit(private: Starter) -> None:
         tasks[2].submit()
     tasks[0].delete()
     tasks[2].submit()
-    server.account(maxTask=None, maxRunningPool=1, maxPool=10, credits=0)
+    server.set_account(maxTask=None, maxRunningPool=1, maxPool=10, credits=0)
     with pytest.raises(NotEnoughCreditsException):
         new_task(sdk, first, "true").submit()
     with pytest.raises(NotEnoughCreditsException):
         sdk.create_pool("third", "docker-batch", 1).submit()
-    server.account(credits=5)
+    server.set_account(credits=5)
     with pytest.raises(MaxPoolException):
         sdk.create_pool("third", "docker-batch", 1).submit()
-    server.account(maxRunningPool=None, maxInstances=3)
+    server.set_account(maxRunningPool=None, maxInstances=3)
     with pytest.raises(UnauthorizedException, match="Maximum number of instances reached: 3"):
         sdk.create_pool("large", "docker-batch", 3).submit()
     with pytest.raises(UnauthorizedException, match="Maximum number of instances reached: 3"):
@@ -115,7 +115,7 @@ def test_finished_objects_that_allow_it_make_room(private: Starter) -> None:
     sdk = sdk_of(server)
     pool = sdk.create_pool("p", "docker-batch", 1)
     pool.submit()
-    server.account(maxTask=2)
+    server.set_account(maxTask=2)
     kept, given_up = new_task(sdk, pool, "true", name="kept"), new_task(sdk, pool, "true", name="given up")
     given_up.auto_delete = True
     for task in (kept, given_up):
@@ -157,7 +157,7 @@ def test_a_pool_passes_through_the_states_one_by_one(private: Starter) -> None:
     pool.submit()
     seen = [pool.state]
     for _ in range(30):
-        server.advance(4)
+        server.advance_clock(4)
         pool.update(True)
         if pool.state != seen[-1]:
             seen.append(pool.state)
@@ -500,18 +500,18 @@ def test_a_task_without_a_pool_is_tried_again_and_aborted_while_it_boots(
     task.submit()
     booting = new_task(sdk, "docker-batch", "true", 3)
     booting.submit()
-    server.advance(30)
+    server.advance_clock(30)
     in_state(booting, "FullyDispatched")
     booting.abort()
     in_state(booting, "Cancelled")
     assert len(server.nodes()) == 1
-    server.advance(30)
+    server.advance_clock(30)
     until(
         lambda: (
             (tmp_path / "tries").exists() and len(server.nodes()) == 1 and not server.nodes()[0]["running"]
         )
     )
-    server.advance(60)
+    server.advance_clock(60)
     assert finish(task).state == "Failure"
     assert (tmp_path / "tries").read_text() == "x\nx\n"
     assert server.nodes() == []
@@ -734,22 +734,22 @@ def test_time_to_live(private: Starter) -> None:
     task.submit()
     finish(task)
     assert task.completion_ttl == "00:10:00"
-    server.advance(599)
+    server.advance_clock(599)
     task.update(True)
-    server.advance(2)
+    server.advance_clock(2)
     with pytest.raises(MissingTaskException):
         task.update(True)
     pool.close()
-    server.advance(10)
+    server.advance_clock(10)
     in_state(pool, "Closed")
-    server.advance(3601)
+    server.advance_clock(3601)
     with pytest.raises(MissingPoolException):
         pool.update(True)
 
 
 def test_dates_are_the_servers(private: Starter) -> None:
     server = private()
-    server.advance(86_400)
+    server.advance_clock(86_400)
     sdk = sdk_of(server)
     pool = sdk.create_pool("p", "docker-batch", 1)
     pool.submit()
@@ -765,7 +765,7 @@ def test_queue_time_limit(private: Starter) -> None:
     task = new_task(sdk, pool, "true", 2)
     task.max_time_queue_seconds = 60
     task.submit()
-    server.advance(61)
+    server.advance_clock(61)
     in_state(task, "Failure")
     assert "queued for more than 60 s" in task.errors[0].message
 
@@ -776,14 +776,14 @@ def test_credits_and_carbon_follow_node_seconds(private: Starter) -> None:
     pool = sdk.create_pool("p", "docker-batch", 2)
     pool.submit()
     in_state(pool, "FullyExecuting")
-    server.advance(3600)
+    server.advance_clock(3600)
     assert 0.71 < pool.credits().amount_in_euros < 0.74
     pool.close()
-    server.advance(60)
+    server.advance_clock(60)
     in_state(pool, "Closed")
-    spent = server.account()["creditsSpent"]
-    server.advance(86_400)
-    assert server.account()["creditsSpent"] == spent
+    spent = server.get_account()["creditsSpent"]
+    server.advance_clock(86_400)
+    assert server.get_account()["creditsSpent"] == spent
     assert pool.credits().amount_in_euros == pytest.approx(spent)
     assert sdk.credits().amount_in_euros == pytest.approx(1000 - spent)
     assert pool.carbon_facts("Elsewhere").energy_it_Wh == pytest.approx(spent / 0.36 * 100)

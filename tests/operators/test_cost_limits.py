@@ -89,7 +89,7 @@ def spending(qarnot: LocalQarnot, client: QarnotClient, run_id: str) -> Iterator
 
     def pass_time() -> None:
         eventually(lambda: made_for(client.tasks, run_id))
-        qarnot.advance(HOUR)
+        qarnot.advance_clock(HOUR)
 
     clock = threading.Thread(target=pass_time)
     clock.start()
@@ -111,7 +111,7 @@ def test_a_pool_over_its_limit_is_closed_at_the_next_look(
 
     def spend() -> None:
         qarnot.clear_requests()
-        qarnot.advance(HOUR)
+        qarnot.advance_clock(HOUR)
 
     events = events_after([deferred for deferred, _ in deferrals], spend)
     # The waiters are told first, so that they may be done before the request is.
@@ -127,7 +127,7 @@ def test_a_pool_over_its_limit_is_closed_at_the_next_look(
         ):
             resume(make, context, event)
     assert client.pools.get(pool).state in OVER
-    eventually(lambda: qarnot.account()["pools"][pool]["nodesUp"] == 0)
+    eventually(lambda: qarnot.get_account()["pools"][pool]["nodesUp"] == 0)
 
 
 def test_work_that_ends_in_time_knows_nothing_of_a_limit(
@@ -152,7 +152,7 @@ def test_a_warning_comes_once_and_ends_nothing(
     deferred, context = defer(make, ti(run_id))
 
     def spend() -> None:
-        qarnot.advance(HOUR)
+        qarnot.advance_clock(HOUR)
         cost = next(one for one in pollers() if one.kind == "cost")
         rounds = cost.rounds
         while cost.rounds < rounds + 3:
@@ -170,7 +170,7 @@ def test_a_wait_on_the_worker_warns_once(
     qarnot: LocalQarnot, client: QarnotClient, run_id: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pool = run(create, ti(run_id, "create"))
-    qarnot.advance(HOUR)
+    qarnot.advance_clock(HOUR)
     work = partial(task, qarnot_pool=pool, command="sh -c 'sleep 1.5'", max_cost=0.8, deferrable=False)
     assert run(work, ti(run_id))["state"] == "Success"
     assert capsys.readouterr().out.count("of its max_cost of 0.8000 EUR") == 1
@@ -182,9 +182,9 @@ def test_a_limit_counts_while_the_pool_boots(qarnot: LocalQarnot, client: Qarnot
     deferred, context = defer(make, ti(run_id, "create"))
 
     def spend() -> None:
-        while not qarnot.account()["pools"][deferred.trigger.uuid]["nodesUp"]:
+        while not qarnot.get_account()["pools"][deferred.trigger.uuid]["nodesUp"]:
             pass
-        qarnot.advance(2 * HOUR)
+        qarnot.advance_clock(2 * HOUR)
 
     (event,) = events_after([deferred], spend)
     with pytest.raises(QarnotCostLimitError, match="max_cost"):
@@ -234,7 +234,7 @@ def test_many_commands_are_not_submitted_to_a_pool_over_its_limit(
     qarnot: LocalQarnot, client: QarnotClient, run_id: str
 ) -> None:
     pool = run(create, ti(run_id, "create"))
-    qarnot.advance(HOUR)
+    qarnot.advance_clock(HOUR)
     make = partial(
         QarnotRunTasksOperator, task_id="many", commands=["true"] * 3, qarnot_pool=pool, max_cost=0.5
     )
@@ -263,7 +263,7 @@ def test_a_qarnot_task_with_nodes_of_its_own_has_a_limit_of_its_own(
     def spend() -> None:
         while not client.tasks.get(uuid).running_instance_count:
             pass
-        qarnot.advance(HOUR)
+        qarnot.advance_clock(HOUR)
 
     (event,) = events_after([deferred], spend)
     with pytest.raises(QarnotCostLimitError, match=f"Qarnot task {uuid} has cost 0.36"):
@@ -279,7 +279,7 @@ def test_a_run_over_its_limit_loses_all_its_pools_and_may_open_no_more(
     other = run(create, ti(run_id + "-other", "one"))
     make = partial(task, qarnot_pool=one, command=held, max_run_cost=1.0)
     deferred, context = defer(make, ti(run_id))
-    (event,) = events_after([deferred], lambda: qarnot.advance(HOUR))
+    (event,) = events_after([deferred], lambda: qarnot.advance_clock(HOUR))
     with pytest.raises(
         QarnotCostLimitError, match=rf"DAG run .* with pool {one}, has cost 1\.4.*max_run_cost of 1\.00"
     ):
@@ -333,7 +333,7 @@ def test_a_close_that_is_refused_keeps_no_other_pool_of_the_run_open(
     make = partial(task, qarnot_pool=one, command=held, max_run_cost=1.0)
     deferred, context = defer(make, ti(run_id))
     qarnot.faults([{"method": "POST", "path": f"^/pools/{one}/close$", "kind": "status", "status": 403}])
-    (event,) = events_after([deferred], lambda: qarnot.advance(HOUR))
+    (event,) = events_after([deferred], lambda: qarnot.advance_clock(HOUR))
     eventually(lambda: client.pools.get(two).state in OVER)
     assert client.pools.get(one).state not in OVER
     qarnot.faults([])
@@ -385,7 +385,7 @@ def test_who_comes_to_a_pool_over_its_limit_submits_nothing_and_closes_it(
     qarnot: LocalQarnot, client: QarnotClient, run_id: str
 ) -> None:
     pool = run(create, ti(run_id, "create"))
-    qarnot.advance(HOUR)
+    qarnot.advance_clock(HOUR)
     with pytest.raises(QarnotCostLimitError, match=rf"Pool {pool} has cost 0\.7\d+ EUR.*max_cost of 0\.5"):
         run(partial(task, qarnot_pool=pool, command="true", max_cost=0.5), ti(run_id))
     assert made_for(client.tasks, run_id) == []
@@ -399,7 +399,7 @@ def test_what_an_earlier_try_has_paid_for_is_taken_though_the_limit_is_reached(
     make = partial(task, qarnot_pool=pool, command="true", max_cost=0.5)
     deferred, _ = defer(make, ti(run_id))  # and its worker dies
     eventually(lambda: client.tasks.get(deferred.trigger.uuid).state == "Success")
-    qarnot.advance(HOUR)
+    qarnot.advance_clock(HOUR)
     assert run(make, ti(run_id, try_number=2))["uuid"] == deferred.trigger.uuid
 
 
@@ -411,14 +411,14 @@ def test_the_reaper_closes_what_has_reached_its_limit(
     cheap = run(partial(create, max_cost=50), ti(run_id + "-other", "cheap"))
 
     def reaped() -> dict[str, Any]:
-        clock = qarnot.clock()
+        clock = qarnot.get_clock()
         report = reap(
             client, "test", lambda *_: "running", now=lambda: datetime.fromtimestamp(clock["now"], UTC)
         )
         return {one.uuid: one for one in report.entries}
 
     assert {reaped()[uuid].action for uuid in pools} == {"keep"}
-    qarnot.advance(HOUR - 60)  # not idle for so long that this closes it
+    qarnot.advance_clock(HOUR - 60)  # not idle for so long that this closes it
     found = reaped()
     for uuid in pools:
         assert (found[uuid].action, found[uuid].done) == ("close", True)
@@ -452,7 +452,7 @@ def test_a_shared_pool_does_not_count_for_a_run_s_limit(
     make = partial(create, shared="of-many", warm_up=False, max_run_cost=0.5)
     pool = run(make, ti(run_id, "create"))
     assert run(partial(task, qarnot_pool=pool, command="true", max_run_cost=0.5), ti(run_id))
-    qarnot.advance(HOUR)
+    qarnot.advance_clock(HOUR)
     watched = make()._watched(context_of(make(), ti(run_id)), pool)
     assert watched is not None
     spent = spending_of(client, watched)
@@ -466,7 +466,7 @@ def test_who_comes_to_a_pool_that_was_closed_for_its_cost_is_told_so(
     qarnot: LocalQarnot, client: QarnotClient, run_id: str
 ) -> None:
     pool = run(create, ti(run_id, "create"))
-    qarnot.advance(HOUR)
+    qarnot.advance_clock(HOUR)
     client.pools.close(pool)
     with pytest.raises(QarnotCostLimitError, match="max_cost"):
         run(partial(task, qarnot_pool=pool, command="true", max_cost=0.5), ti(run_id))
@@ -496,8 +496,8 @@ def test_a_trigger_without_a_limit_is_written_as_by_the_release_before(
 
 
 def test_what_cannot_be_paid_is_not_created(qarnot: LocalQarnot, client: QarnotClient, run_id: str) -> None:
-    before = qarnot.account()
-    qarnot.account(credits=3.0)
+    before = qarnot.get_account()
+    qarnot.set_account(credits=3.0)
     try:
         with pytest.raises(
             QarnotCostLimitError, match=r"estimated to cost 5.00 EUR, and the account has \d.\d+ EUR"
@@ -505,11 +505,11 @@ def test_what_cannot_be_paid_is_not_created(qarnot: LocalQarnot, client: QarnotC
             run(partial(create, estimated_cost=5), ti(run_id, "create"))
         assert made_for(client.pools, run_id) == []
         assert run(partial(create, estimated_cost=0.5), ti(run_id, "create"))
-        qarnot.account(credits=100.0, maxInstances=2)
+        qarnot.set_account(credits=100.0, maxInstances=2)
         with pytest.raises(QarnotCostLimitError, match="running instances, and this takes 50 more"):
             run(partial(create, estimated_cost=5, instance_count=50), ti(run_id, "large"))
     finally:
-        qarnot.account(credits=before["credits"], maxInstances=before["maxInstances"])
+        qarnot.set_account(credits=before["credits"], maxInstances=before["maxInstances"])
 
 
 def test_a_budget_of_the_project_must_cover_it(
@@ -517,7 +517,7 @@ def test_a_budget_of_the_project_must_cover_it(
 ) -> None:
     (project,) = client.account.info().projects
     budget = {"alias": "summer", "totalAmountInCents": 1000, "budgetOverrunPolicy": "BlockNew"}
-    qarnot.account(budgets=[{**budget, "consumedAmountInCents": 800}])
+    qarnot.set_account(budgets=[{**budget, "consumedAmountInCents": 800}])
     try:
         for given in ({}, {"pool_spec": {"project": project.uuid}}):
             with pytest.raises(
@@ -527,16 +527,18 @@ def test_a_budget_of_the_project_must_cover_it(
                 run(partial(create, estimated_cost=5, **given), ti(run_id, "create"))
         assert made_for(client.pools, run_id) == []
         # What it is spent on comes off it.
-        qarnot.account(budgets=[budget])
+        qarnot.set_account(budgets=[budget])
         pool = run(partial(create, estimated_cost=9), ti(run_id, "create"))
-        qarnot.advance(12 * HOUR)
+        qarnot.advance_clock(12 * HOUR)
         with pytest.raises(QarnotCostLimitError, match=r"the budget summer has 1\.\d+ EUR of 10.00 EUR left"):
             run(partial(create, estimated_cost=9), ti(run_id, "again"))
         client.pools.close(pool)
-        qarnot.account(budgets=[{**budget, "consumedAmountInCents": 800, "budgetOverrunPolicy": "AlertOnly"}])
+        qarnot.set_account(
+            budgets=[{**budget, "consumedAmountInCents": 800, "budgetOverrunPolicy": "AlertOnly"}]
+        )
         assert run(partial(create, estimated_cost=5), ti(run_id, "alerted"))
     finally:
-        qarnot.account(budgets=[])
+        qarnot.set_account(budgets=[])
 
 
 def test_a_refused_pool_leaves_none_of_an_earlier_life(

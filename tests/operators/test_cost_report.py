@@ -181,9 +181,9 @@ def test_a_period_on_the_local_qarnot_matches_its_account(qarnot: LocalQarnot, c
     def ti(task_id: str, run_id: str) -> FakeTI:
         return FakeTI(task_id=task_id, run_id=run_id, dag_id="reported")
 
-    qarnot.advance(100)
+    qarnot.advance_clock(100)
     since = now_at(qarnot)
-    qarnot.advance(10)
+    qarnot.advance_clock(10)
     create = partial(QarnotCreatePoolOperator, task_id="create", instance_count=1, tags=["sales"])
     pools = [run(create, ti("create", run_id)) for run_id in ("one", "two")]
     work = partial(QarnotRunTaskOperator, command="sh -c 'sleep 0.2'", log_output=False)
@@ -193,12 +193,12 @@ def test_a_period_on_the_local_qarnot_matches_its_account(qarnot: LocalQarnot, c
     for pool in pools:
         close = partial(QarnotClosePoolOperator, task_id="close", qarnot_pool=pool, wait_for_completion=True)
         run(close, ti("close", "one"))
-    qarnot.advance(10)
+    qarnot.advance_clock(10)
     until = now_at(qarnot)
     run(create, ti("create", "later"))
 
     found = run(partial(report, since=since.isoformat(), until=until), ti("report", "report"))
-    account = qarnot.account()["pools"]
+    account = qarnot.get_account()["pools"]
     spent = sum(account[pool]["creditsSpent"] for pool in pools)
     tasks = {row["name"]: row["cost"]["credits"] for row in found["task"]}
     assert found["pools"] == 2
@@ -219,7 +219,7 @@ def test_a_period_on_the_local_qarnot_matches_its_account(qarnot: LocalQarnot, c
 
 
 def now_at(qarnot: LocalQarnot) -> datetime:
-    return datetime.fromtimestamp(int(qarnot.clock()["now"]), UTC)
+    return datetime.fromtimestamp(int(qarnot.get_clock()["now"]), UTC)
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def ti(run_id: str, task_id: str = "work", **fields: Any) -> FakeTI:
 
 def account_of(qarnot: LocalQarnot, *pools: str) -> Cost:
     """What the local Qarnot's own account says of some pools."""
-    account = qarnot.account()
+    account = qarnot.get_account()
     assert account["eurosPerNodeSecond"] == 0.0001
     mine = [account["pools"][uuid] for uuid in pools]
     seconds = sum(pool["nodeSeconds"] for pool in mine)
@@ -94,7 +94,7 @@ def test_what_is_used_and_idle_is_what_the_nodes_did(
     run(partial(task, qarnot_pool=pool, command=WORK, instance_count=3), ti(run_id))
     run(partial(close, qarnot_pool=pool), ti(run_id, "close"))
     cost = cost_of_pool(client, pool).cost
-    account = qarnot.account()["pools"][pool]
+    account = qarnot.get_account()["pools"][pool]
     assert cost.used_node_seconds is not None
     assert cost.idle_node_seconds is not None
     assert cost.used_node_seconds > 0.3
@@ -215,7 +215,7 @@ def test_a_run_before_this_one_is_not_listed(qarnot: LocalQarnot, client: Qarnot
     now = datetime.now(UTC)
     found = cost_of_run(client, "test", "dag", run_id, since=now)
     assert [one.uuid for one in found.pools] == [pool]
-    qarnot.advance(3600)
-    later = datetime.fromtimestamp(qarnot.clock()["now"], UTC)
+    qarnot.advance_clock(3600)
+    later = datetime.fromtimestamp(qarnot.get_clock()["now"], UTC)
     assert cost_of_run(client, "test", "dag", run_id, since=later).pools == ()
     client.pools.delete(pool)

@@ -459,9 +459,9 @@ def qarnot_that_boots_nothing(
 ) -> Iterator[LocalQarnot]:
     """A server on which no node boots until its clock runs."""
     connect(frozen_clock, monkeypatch)
-    frozen_clock.clock(speed=0)
+    frozen_clock.set_speed(0)
     yield frozen_clock
-    frozen_clock.clock(speed=1)
+    frozen_clock.set_speed(1)
 
 
 @pytest.fixture
@@ -527,7 +527,7 @@ def test_a_wait_whose_warm_up_another_run_has_ended_starts_it_again(
     while_deferred(make, FakeTI(run_id=f"{run_id} 2", task_id="open", max_tries=1))
     event = fire(mine)
     assert event["resume_state"]["cold"] is True
-    qarnot_that_boots_nothing.clock(speed=1)
+    qarnot_that_boots_nothing.set_speed(1)
     assert resume_with(make, mine, event, context) == pool
     assert warm_ups(client_there, pool) == [True, True]
 
@@ -552,7 +552,7 @@ def test_a_wait_on_the_worker_whose_warm_up_another_run_has_ended_starts_it_agai
                 client_there.tasks.abort(one.uuid)
                 assert client_there.tasks.get(one.uuid).state == "Cancelled"
                 ended.append(one.uuid)
-                qarnot_that_boots_nothing.clock(speed=1)
+                qarnot_that_boots_nothing.set_speed(1)
             super()._still_waiting(uuid)
 
     ti = FakeTI(run_id=run_id, task_id="open", max_tries=1)

@@ -1126,18 +1126,18 @@ def test_a_managed_pool_left_behind_costs_nothing_soon_and_a_week_later(
     run(partial(task, qarnot_pool=uuid, command="true", instance_count=4), FakeTI(run_id=run_id))
 
     def meter() -> dict[str, Any]:
-        found: dict[str, Any] = qarnot.account()["pools"][uuid]
+        found: dict[str, Any] = qarnot.get_account()["pools"][uuid]
         return found
 
     assert meter()["nodesUp"] == 2
     # The warm-up is over only when its processes are gone.
     eventually(lambda: warm_ups(client, run_id) == ["Cancelled"])
-    qarnot.advance(301)
+    qarnot.advance_clock(301)
     cooled = meter()
     assert cooled["nodesUp"] == 0
     assert cooled["nodeSeconds"] < 2 * 330
     for days in (1, 6, 1):
-        qarnot.advance(days * 86400)
+        qarnot.advance_clock(days * 86400)
         assert (meter()["nodesUp"], meter()["nodeSeconds"]) == (0, cooled["nodeSeconds"])
     # It is there for whoever comes back.
     run(partial(task, qarnot_pool=uuid, command="true"), FakeTI(run_id=f"{run_id}-back"))
@@ -1152,8 +1152,8 @@ def test_a_managed_pool_whose_maker_died_cools_down_too(
     defer(managed, FakeTI(run_id=run_id, task_id="create"))
     (pool,) = made_for(client.pools, run_id)
     eventually(lambda: warm_ups(client, run_id) == ["Success"], say="the forgotten sleep ends by itself")
-    qarnot.advance(301)
-    assert qarnot.account()["pools"][pool.uuid]["nodesUp"] == 0
+    qarnot.advance_clock(301)
+    assert qarnot.get_account()["pools"][pool.uuid]["nodesUp"] == 0
     client.pools.delete(pool.uuid)
 
 
@@ -1180,7 +1180,7 @@ def test_a_retry_that_finds_the_pool_cooled_down_warms_it_up_again(
     first = FakeTI(run_id=run_id, task_id="create", max_tries=1)
     defer(make, first)
     eventually(lambda: warm_ups(client, run_id) == ["Success"])
-    qarnot.advance(301)
+    qarnot.advance_clock(301)
     second = FakeTI(run_id=run_id, task_id="create", max_tries=1, try_number=2)
     uuid = run(make, second)
     assert uuid == first.xcoms["qarnot_pool"]
@@ -1203,14 +1203,14 @@ def test_who_does_not_wait_for_the_pool_does_not_warm_it_up(
 def test_a_managed_pool_that_is_not_ready_in_time_is_closed_with_its_warm_up(
     qarnot: LocalQarnot, client: QarnotClient, run_id: str, deferrable: bool
 ) -> None:
-    qarnot.clock(speed=0)  # no node ever boots
+    qarnot.set_speed(0)  # no node ever boots
     make = partial(managed, wait_timeout=timedelta(seconds=0.3), deferrable=deferrable)
     monitored = FakeTI(run_id=run_id, task_id="create")
     try:
         with pytest.raises(QarnotError):
             run(make, monitored)
     finally:
-        qarnot.clock(speed=1)
+        qarnot.set_speed(1)
     assert all(one.state in ("Closing", "Closed") for one in made_for(client.pools, run_id))
     assert all(one in ("PendingCancel", "Cancelled") for one in warm_ups(client, run_id))
 

@@ -93,12 +93,12 @@ def test_every_documented_metric_and_no_other_reaches_a_listener(
     )
     # A limit, first of which a share is reached.
     dear = run(create, ti("dear"))
-    qarnot.advance(3600)
+    qarnot.advance_clock(3600)
     held = partial(task, task_id="held", qarnot_pool=dear, command="sleep 60")
     with pytest.raises(QarnotCostLimitError):
         run(partial(held, max_cost=0.5), ti("held"))
     warned = run(create, ti("warned"))
-    qarnot.advance(3600)
+    qarnot.advance_clock(3600)
     result = run(partial(work, qarnot_pool=warned, max_cost=0.9), ti("work", map_index=1))
     assert result["state"] == "Success"
     # A pool that was left behind.
@@ -117,7 +117,7 @@ def test_every_documented_metric_and_no_other_reaches_a_listener(
     assert seen["qarnot.cost_limit.exceeded"][1] == 1
     assert seen["qarnot.cost_limit.warnings"][1] == 1
     assert seen["qarnot.pools.reaped"][1] >= 1
-    spent = qarnot.account()["pools"][pool]["creditsSpent"]
+    spent = qarnot.get_account()["pools"][pool]["creditsSpent"]
     assert seen["qarnot.cost.microeuros"][1] == pytest.approx(spent * 1e6, rel=0.01)
 
 
@@ -126,7 +126,7 @@ def missing(statsd: Statsd, expected: dict[str, str]) -> str:
 
 
 def far_ahead(qarnot: LocalQarnot) -> datetime:
-    return datetime.fromtimestamp(qarnot.clock()["now"], UTC) + timedelta(hours=5)
+    return datetime.fromtimestamp(qarnot.get_clock()["now"], UTC) + timedelta(hours=5)
 
 
 def doubles(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -166,7 +166,7 @@ def test_a_managed_pool_warms_up_all_its_slots_and_cools_down(
     (warm_up,) = client.pools.tasks(uuid)
     while (state := client.tasks.get(warm_up.uuid).state) != "Cancelled":
         assert state == "PendingCancel"  # its processes end in real time, which the clock does not hasten
-    qarnot.advance(3600)
+    qarnot.advance_clock(3600)
     assert client.pools.get(uuid).ready_slots == 0
     client.pools.delete(uuid)
 
@@ -201,7 +201,7 @@ def test_the_warm_up_waits_for_room_under_the_quota_of_tasks(
         wait_for_quota=timedelta(minutes=5),
     )
     ti = FakeTI(task_id="create", run_id=f"warm-up-room-{deferrable}")
-    qarnot.account(maxTask=1)
+    qarnot.set_account(maxTask=1)
     try:
         refused = FakeTI(task_id="create", run_id=f"no-wait-{deferrable}")
         with pytest.raises(QarnotQuotaError):
@@ -222,7 +222,7 @@ def test_the_warm_up_waits_for_room_under_the_quota_of_tasks(
         assert client.pools.get(uuid).ready_slots == 1
         client.pools.delete(uuid)
     finally:
-        qarnot.account(maxTask=100000)
+        qarnot.set_account(maxTask=100000)
 
 
 def test_a_kill_while_the_warm_up_waits_for_room_closes_the_pool(
@@ -235,11 +235,11 @@ def test_a_kill_while_the_warm_up_waits_for_room_closes_the_pool(
         create, instance_count=1, keep_warm=timedelta(minutes=5), wait_for_quota=timedelta(minutes=5)
     )
     ti = FakeTI(task_id="create", run_id="warm-up-killed")
-    qarnot.account(maxTask=1)
+    qarnot.set_account(maxTask=1)
     try:
         deferred, _ = defer(make, ti)
     finally:
-        qarnot.account(maxTask=100000)
+        qarnot.set_account(maxTask=100000)
     uuid = ti.xcoms["qarnot_pool"]
     with airflow_says("success"):
         asyncio.run(kill(again(deferred.trigger)))

@@ -47,7 +47,7 @@ def qarnot(own_server: LocalQarnot, monkeypatch: pytest.MonkeyPatch) -> Iterator
     monkeypatch.setenv("AIRFLOW__QARNOT__POLL_INTERVAL", "0.05")
     yield own_server
     own_server.faults([])
-    own_server.account(maxTask=100_000, maxPool=1000, maxJob=1000, billsDeleted=True)
+    own_server.set_account(maxTask=100_000, maxPool=1000, maxJob=1000, billsDeleted=True)
     with QarnotClient(own_server.url, own_server.token) as client:
         for one in client.tasks.list():
             client.tasks.delete(one.uuid)
@@ -111,7 +111,7 @@ def test_40_mapped_tasks_under_any_quota_run_each_command_exactly_once(
     qarnot: LocalQarnot, pool: str, tmp_path: Path, limit: int
 ) -> None:
     """Their output is logged, so only what Airflow says of a task instance lets its Qarnot task be deleted."""
-    qarnot.account(maxTask=limit)
+    qarnot.set_account(maxTask=limit)
     jobs = [
         (partial(single, pool, counting(tmp_path, n)), FakeTI(task_id="work", map_index=n, max_tries=2))
         for n in range(40)
@@ -127,7 +127,7 @@ def test_40_mapped_tasks_under_any_quota_run_each_command_exactly_once(
 def test_a_fan_out_under_any_quota_runs_each_command_exactly_once(
     qarnot: LocalQarnot, pool: str, tmp_path: Path, limit: int, items: int
 ) -> None:
-    qarnot.account(maxTask=limit)
+    qarnot.set_account(maxTask=limit)
     make = partial(many, pool, [counting(tmp_path, n) for n in range(items)])
     (result,) = (airflow := Airflow()).run([(make, FakeTI(task_id="many", max_tries=2))])
     assert airflow.errors == []
@@ -139,7 +139,7 @@ def test_a_fan_out_under_any_quota_runs_each_command_exactly_once(
 def test_two_fan_outs_at_once_under_any_quota_run_each_command_exactly_once(
     qarnot: LocalQarnot, pool: str, tmp_path: Path, limit: int
 ) -> None:
-    qarnot.account(maxTask=limit)
+    qarnot.set_account(maxTask=limit)
     jobs = [
         (
             partial(many, pool, [counting(tmp_path, f"{dag}{n}") for n in range(60)]),
@@ -177,7 +177,7 @@ def test_what_airflow_has_not_recorded_does_not_go(
 ) -> None:
     ti = FakeTI(run_id="first", task_id="work")
     uuid = finished(client, partial(single, pool, **{"command": "true", **parameters}), ti)
-    qarnot.account(maxTask=1)
+    qarnot.set_account(maxTask=1)
     airflow = Airflow()
     if state != "unknown":
         airflow.note(ti, state)
@@ -197,7 +197,7 @@ def test_the_result_of_a_python_function_goes_only_when_airflow_has_it(
     ti = FakeTI(run_id="function", task_id="call")
     uuid = finished(client, partial(function_task, pool), ti)
     assert "airflow.recordable" not in client.tasks.get(uuid).labels
-    qarnot.account(maxTask=1)
+    qarnot.set_account(maxTask=1)
     with pytest.raises(QarnotQuotaError):
         run(partial(QarnotRunTaskOperator, task_id="other", qarnot_pool=pool, command="true"))
     assert client.tasks.find(uuid) is not None
@@ -228,7 +228,7 @@ def test_what_no_task_waits_for_goes_only_with_its_dag_run(
     ti = FakeTI(run_id="detached", task_id="work")
     uuid = run(partial(single, pool, "true", wait_for_completion=False, log_output=False), ti)["uuid"]
     eventually(lambda: client.tasks.get(uuid).state == "Success")
-    qarnot.account(maxTask=1)
+    qarnot.set_account(maxTask=1)
     other = partial(QarnotRunTaskOperator, task_id="other", qarnot_pool=pool, command="true")
     airflow = Airflow()
     airflow.note(ti, "success")
@@ -247,7 +247,7 @@ def test_another_namespace_keeps_what_it_has(
     ti = FakeTI(run_id="theirs", task_id="work")
     uuid = finished(client, partial(single, pool, "true", log_output=False), ti)
     connect(qarnot, monkeypatch, namespace="other")
-    qarnot.account(maxTask=1)
+    qarnot.set_account(maxTask=1)
     airflow = Airflow()
     airflow.note(ti, "success")
     with airflow.answering(), pytest.raises(QarnotQuotaError):
@@ -263,7 +263,7 @@ def test_no_more_goes_than_room_is_needed_for_and_the_oldest_first(
         ti = FakeTI(run_id=f"run-{n}", task_id="work")
         uuids.append(finished(client, partial(single, pool, "true"), ti))
         airflow.note(ti, "success")
-    qarnot.account(maxTask=3)
+    qarnot.set_account(maxTask=3)
     with airflow.answering():
         run(partial(QarnotRunTaskOperator, task_id="other", qarnot_pool=pool, command="true"))
     assert [client.tasks.find(uuid) is None for uuid in uuids] == [True, False, False]
@@ -290,7 +290,7 @@ def test_a_task_whose_end_is_recorded_returns_what_it_would_have_returned(
     eventually(lambda: client.tasks.get(uuid).state == "Success")
     event = None if gone_before == "the trigger has seen its end" else fire(deferred)
     client.tasks.delete(plain["uuid"])
-    qarnot.account(maxTask=1)
+    qarnot.set_account(maxTask=1)
     other = FakeTI(run_id="other", task_id="work")
     defer(make, other)
     assert client.tasks.find(uuid) is None
@@ -312,7 +312,7 @@ def test_instances_that_succeeded_in_a_recorded_try_do_not_run_again(
     qarnot: LocalQarnot, client: QarnotClient, pool: str, tmp_path: Path
 ) -> None:
     """A quota of one: the failed Qarnot task of the first try has to go before the second can start."""
-    qarnot.account(maxTask=1)
+    qarnot.set_account(maxTask=1)
     command = f"sh -c 'echo $INSTANCE_ID >> {tmp_path}/ran; test $INSTANCE_ID != 1 -o -e {tmp_path}/mended'"
     make = partial(single, pool, command, instance_count=3)
     with pytest.raises(QarnotTaskFailedError):
@@ -331,7 +331,7 @@ def test_if_nothing_can_be_recorded_nothing_is_deleted(
     uuid = finished(
         client, partial(single, pool, "true", log_output=False), FakeTI(run_id="kept", task_id="work")
     )
-    qarnot.account(maxTask=1, maxJob=0)
+    qarnot.set_account(maxTask=1, maxJob=0)
     with pytest.raises(QarnotQuotaError, match="tasks"):
         run(partial(QarnotRunTaskOperator, task_id="other", qarnot_pool=pool, command="true"))
     assert client.tasks.find(uuid) is not None
@@ -343,7 +343,7 @@ def test_records_of_ended_task_instances_make_room_for_records(
     make = partial(single, pool, "true", log_output=False)
     first, second = (FakeTI(run_id=name, task_id="work") for name in ("first", "second"))
     finished(client, make, first)
-    qarnot.account(maxTask=1, maxJob=1)
+    qarnot.set_account(maxTask=1, maxJob=1)
     finished(client, make, second)
     airflow = Airflow()
     airflow.note(first, "success")
@@ -358,7 +358,7 @@ def test_records_of_ended_task_instances_make_room_for_records(
 def test_a_fan_out_keeps_one_record_however_many_items_go(
     qarnot: LocalQarnot, client: QarnotClient, pool: str, tmp_path: Path
 ) -> None:
-    qarnot.account(maxTask=2)
+    qarnot.set_account(maxTask=2)
     make = partial(many, pool, [counting(tmp_path, n) for n in range(12)])
     assert run(make, ti := FakeTI(run_id="records", task_id="many", max_tries=2))["succeeded"] == 12
     outcomes = [
@@ -377,7 +377,7 @@ def test_a_fan_out_keeps_one_record_however_many_items_go(
 def test_a_recorded_failure_of_an_item_runs_again_in_the_next_try(
     qarnot: LocalQarnot, client: QarnotClient, pool: str, tmp_path: Path
 ) -> None:
-    qarnot.account(maxTask=1)
+    qarnot.set_account(maxTask=1)
     commands = [
         counting(tmp_path, 0),
         f"sh -c 'echo 1 >> {tmp_path}/ran; test -e {tmp_path}/mended'",
@@ -444,7 +444,7 @@ def test_a_record_that_is_not_listed_yet_lets_nothing_go(
     uuid = finished(
         client, partial(single, pool, "true", log_output=False), FakeTI(run_id="lag", task_id="work")
     )
-    qarnot.account(maxTask=1)
+    qarnot.set_account(maxTask=1)
     monkeypatch.setattr(JobResource, "list", lambda self, tags=(): [])
     with pytest.raises(QarnotQuotaError):
         run(partial(QarnotRunTaskOperator, task_id="other", qarnot_pool=pool, command="true"))
@@ -477,7 +477,7 @@ def test_nothing_runs_twice_wherever_a_process_dies_while_it_makes_room(
     qarnot: LocalQarnot, client: QarnotClient, pool: str, tmp_path: Path, kind: str
 ) -> None:
     """Each round dies one request later, and the next try goes on from there, under a quota of one."""
-    qarnot.account(maxTask=1)
+    qarnot.set_account(maxTask=1)
     names = ["a", "b", "c"]
 
     def jobs(number: int) -> list[tuple[Any, str]]:
@@ -533,9 +533,9 @@ def one_more(qarnot: LocalQarnot, client: QarnotClient) -> Iterator[None]:
         if one.name != "wide":
             client.pools.delete(one.uuid)
     eventually(lambda: len(client.pools.list()) == 1)
-    qarnot.account(maxPool=2)
+    qarnot.set_account(maxPool=2)
     yield
-    qarnot.account(maxPool=1000)
+    qarnot.set_account(maxPool=1000)
 
 
 def open_pool(run_id: str, **kwargs: Any) -> str:
@@ -562,7 +562,7 @@ def test_a_run_limit_counts_pools_that_made_room(
     qarnot: LocalQarnot, client: QarnotClient, pool: str, bills_deleted: bool
 ) -> None:
     """Whether the service still tells the credits of a deleted pool or not."""
-    qarnot.account(billsDeleted=bills_deleted)
+    qarnot.set_account(billsDeleted=bills_deleted)
     dear = partial(QarnotCreatePoolOperator, instance_count=1, max_run_cost=0.5)
 
     def opened(n: int) -> str:
@@ -573,7 +573,7 @@ def test_a_run_limit_counts_pools_that_made_room(
 
     for n in range(2):
         uuid = opened(n)
-        qarnot.advance(3000)
+        qarnot.advance_clock(3000)
         client.pools.close(uuid)
         eventually(lambda uuid=uuid: client.pools.get(uuid).state == "Closed")
     open_pool("another run")
@@ -586,11 +586,11 @@ def test_a_run_limit_counts_pools_that_made_room(
 def test_a_pool_that_others_delete_is_not_taken_for_free(
     qarnot: LocalQarnot, client: QarnotClient, bills_deleted: bool
 ) -> None:
-    qarnot.account(billsDeleted=bills_deleted)
+    qarnot.set_account(billsDeleted=bills_deleted)
     run_id = f"deleted-{bills_deleted}"
     make = partial(QarnotCreatePoolOperator, instance_count=1, max_run_cost=0.5)
     uuid = run(partial(make, task_id="create"), FakeTI(run_id=run_id, task_id="create"))
-    qarnot.advance(6000)
+    qarnot.advance_clock(6000)
     client.pools.close(uuid)
     eventually(lambda: client.pools.get(uuid).state == "Closed")
     client.pools.delete(uuid)
@@ -618,7 +618,7 @@ def test_a_task_finds_the_successor_of_a_shared_pool_that_made_room(client: Qarn
 def idle_pool(client: QarnotClient, qarnot: LocalQarnot, run_id: str) -> str:
     """A pool that was opened two hours ago."""
     uuid = open_pool(run_id)
-    qarnot.advance(7200)
+    qarnot.advance_clock(7200)
     return uuid
 
 
@@ -649,7 +649,7 @@ def test_making_room_records_when_a_pool_was_last_used(
     ti = FakeTI(run_id="used", task_id="work")
     ended = client.tasks.get(finished(client, partial(single, uuid, "true", log_output=False), ti)).end_date
     assert ended is not None
-    qarnot.account(maxTask=1)
+    qarnot.set_account(maxTask=1)
     defer(partial(single, pool, "true", log_output=False), FakeTI(run_id="needs room", task_id="work"))
     assert client.pools.tasks(uuid) == []
     assert reaped(client, uuid, ended + timedelta(minutes=50)) == "keep"
@@ -676,7 +676,7 @@ def test_the_reaper_leaves_room_for_others_on_the_account(
         airflow.note(ti, "deferred" if n == 0 else "success")
     with airflow.answering():
         for limit, tidied in ((100, 0), (5, 2)):
-            qarnot.account(maxTask=limit)
+            qarnot.set_account(maxTask=limit)
             report = reap(client, "test", lambda dag_id, run_id: "running")
             assert (report.tidied, report.failures) == (tidied, [])
     # Airflow has not recorded the first; of the others the oldest go.
@@ -691,7 +691,7 @@ def test_all_that_wait_share_their_looks_and_one_place_wakes_a_few(
 ) -> None:
     waiters = 30
     client.tasks.create(TaskSpec(name="holder", pool=pool, command="sleep 600"))
-    qarnot.account(maxTask=1)
+    qarnot.set_account(maxTask=1)
     deadline = (datetime.now(UTC) + timedelta(minutes=5)).isoformat()
 
     def looks() -> int:
@@ -706,7 +706,7 @@ def test_all_that_wait_share_their_looks_and_one_place_wakes_a_few(
             await asyncio.sleep(0.1)
         early = sum(one.done() for one in waits)
         asked = looks()
-        await asyncio.to_thread(lambda: qarnot.account(maxTask=2))
+        await asyncio.to_thread(lambda: qarnot.set_account(maxTask=2))
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for one in waits:
             one.cancel()

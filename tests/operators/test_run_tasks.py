@@ -274,7 +274,7 @@ def test_a_quota_only_slows_it_down(
 ) -> None:
     account = client.account.info()
     # Room for four at a time; what finished goes when the next ones need the place.
-    qarnot.account(maxTask=(account.task_count or 0) + 4)
+    qarnot.set_account(maxTask=(account.task_count or 0) + 4)
     try:
         result = run(
             partial(tasks, qarnot_pool=pool, commands=["true"] * 11, deferrable=deferrable),
@@ -283,7 +283,7 @@ def test_a_quota_only_slows_it_down(
         assert (result["total"], result["succeeded"]) == (11, 11)
         assert [one["item"] for one in result["results"]] == list(range(11))
     finally:
-        qarnot.account(maxTask=100000)
+        qarnot.set_account(maxTask=100000)
 
 
 def test_what_the_server_deletes_after_its_end_was_seen_still_counts(
@@ -367,10 +367,10 @@ def test_room_under_a_quota_is_waited_for_and_nothing_is_forgotten(
             assert again.method_name == "execute_with_quota_room"
             assert again.trigger.resume_state["remembered"] == "0-1"
             assert again.trigger.resume_state["deadline"] == deferred.trigger.deadline
-            qarnot.account(maxTask=100000)
+            qarnot.set_account(maxTask=100000)
             result = resume(first, again, context)
         else:
-            freeing = mock.Mock(side_effect=lambda *_: qarnot.account(maxTask=100000))
+            freeing = mock.Mock(side_effect=lambda *_: qarnot.set_account(maxTask=100000))
             with mock.patch.object(QarnotRunTasksOperator, "_wait_for_room", freeing):
                 result = run(first, ti)
             assert freeing.called
@@ -392,7 +392,7 @@ def full_at_the_second_submission(
             for one in client.tasks.list():
                 if one.uuid != holder:
                     client.tasks.delete(one.uuid)
-            qarnot.account(maxTask=1)
+            qarnot.set_account(maxTask=1)
         submitted.extend(one.item for one in wanted)
         return real(self, specs, fingerprints, wanted, identity)
 
@@ -400,7 +400,7 @@ def full_at_the_second_submission(
         with mock.patch.object(QarnotRunTasksOperator, "_submit", submit):
             yield submitted
     finally:
-        qarnot.account(maxTask=100000)
+        qarnot.set_account(maxTask=100000)
 
 
 def test_a_wait_for_many_deferred_under_the_previous_release_resumes(

@@ -106,7 +106,7 @@ def sharers(
         lambda dag_id, run_id: sharers.states.get(run_id, "running"),
     )
     yield sharers
-    qarnot.clock(speed=1)
+    qarnot.set_speed(1)
     for pool in sharers.live():
         client.pools.close(pool)
 
@@ -268,13 +268,13 @@ def test_a_shared_pool_cools_down_by_itself_unless_it_scales_otherwise() -> None
 
 @ANY_SERVER
 def test_a_quota_of_pools_says_how_to_do_with_fewer(qarnot: LocalQarnot, client: QarnotClient) -> None:
-    qarnot.account(maxRunningPool=0)
+    qarnot.set_account(maxRunningPool=0)
     try:
         with pytest.raises(QarnotQuotaError, match=r"shared='name'.*max_active_runs") as refused:
             run(partial(QarnotCreatePoolOperator, task_id="create", instance_count=1))
         assert refused.value.quota == "pools"
     finally:
-        qarnot.account(maxRunningPool=None)
+        qarnot.set_account(maxRunningPool=None)
 
 
 # --- who needs it
@@ -421,11 +421,11 @@ def test_two_who_are_the_last_do_not_leave_it_to_each_other(sharers: Sharers) ->
 def test_a_hold_that_cannot_be_made_is_no_failure(
     qarnot: LocalQarnot, sharers: Sharers, caplog: pytest.LogCaptureFixture
 ) -> None:
-    qarnot.account(maxJob=0)
+    qarnot.set_account(maxJob=0)
     try:
         pool = sharers.open("r1")
     finally:
-        qarnot.account(maxJob=1000)
+        qarnot.set_account(maxJob=1000)
     assert "may not see that this one needs pool" in caplog.text
     assert sharers.holds(pool) == []
     assert sharers.work("r1", pool)["pool"] == pool
@@ -747,14 +747,14 @@ def test_a_setup_that_runs_out_of_time_closes_only_what_nobody_else_needs(
 
 
 def test_who_waits_for_it_at_the_same_time_shares_the_warm_up(qarnot: LocalQarnot, sharers: Sharers) -> None:
-    qarnot.clock(speed=0.001)  # no node is up before all of them wait
+    qarnot.set_speed(0.001)  # no node is up before all of them wait
     begun = [
         (make := sharers.opens(name, warm_up=True), *defer(make, sharers.ti(name, "open")))
         for name in ("r1", "r2", "r3")
     ]
     (pool,) = sharers.live()
     assert len(sharers.warm_ups(pool)) == 1
-    qarnot.clock(speed=1)
+    qarnot.set_speed(1)
     for make, deferred, context in begun:
         assert resume(make, deferred, context) == pool
     eventually(lambda: set(sharers.warm_ups(pool)) == {"Cancelled"})
@@ -793,7 +793,7 @@ def test_a_limit_that_one_run_reaches_closes_it_for_all_and_the_others_go_on_wit
         defer(make, sharers.ti(run_id, "work")) for make, run_id in ((limited, "limited"), (free, "free"))
     ]
 
-    events = events_after([deferred for deferred, _ in waits], lambda: qarnot.advance(HOUR))
+    events = events_after([deferred for deferred, _ in waits], lambda: qarnot.advance_clock(HOUR))
 
     (_, context), (_, other) = waits
     with pytest.raises(QarnotCostLimitError, match=rf"Pool {pool} has cost 0\.7\d+ EUR.*max_cost of 0\.5"):

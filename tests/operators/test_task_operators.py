@@ -463,7 +463,7 @@ def test_a_reached_quota_fails_or_waits(
         FakeTI(run_id=f"holder-{deferrable}"),
     )
     # Finished ones that may be deleted make room by themselves; the one that runs does not.
-    qarnot.account(maxTask=1)
+    qarnot.set_account(maxTask=1)
     try:
         make = partial(task, qarnot_pool=pool, command="true", deferrable=deferrable)
         with pytest.raises(QarnotQuotaError):
@@ -480,7 +480,7 @@ def test_a_reached_quota_fails_or_waits(
             client.tasks.delete(holder["uuid"])
             assert resume(waiting, deferred, context)["state"] == "Success"
     finally:
-        qarnot.account(maxTask=100000)
+        qarnot.set_account(maxTask=100000)
         if client.tasks.find(holder["uuid"]):
             client.tasks.delete(holder["uuid"])
 

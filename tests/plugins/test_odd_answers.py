@@ -75,7 +75,7 @@ def test_a_pool_whose_figures_fail_does_not_keep_others_from_theirs(
 ) -> None:
     monkeypatch.setattr(queries, "FIGURES_PER_ROUND", 1)
     monkeypatch.setitem(queries.LIMITS, "retries", 0)
-    server.account(maxPool=None, maxInstances=None, maxRunningPool=None)
+    server.set_account(maxPool=None, maxInstances=None, maxRunningPool=None)
     odd, fine = make.pool("odd"), make.pool("fine")
     server.faults([{"kind": "status", "status": 500, "path": f"/pools/{odd}/credits"}])
     for _ in range(len(rows_of(asker)) + 1):

@@ -299,7 +299,7 @@ def test_the_list_is_there_after_one_request_and_complete_after_two(
     from airflow_qarnot_pool.plugins.cache import LIST
     from airflow_qarnot_pool.plugins.queries import FIGURES_PER_ROUND, Fetcher
 
-    server.account(maxPool=None, maxInstances=None, maxRunningPool=None)
+    server.set_account(maxPool=None, maxInstances=None, maxRunningPool=None)
     pools = [make.pool(f"{n}", owner=identity(f"many_{n}")) for n in range(20)]
     for n, uuid in enumerate(pools):
         make.task(uuid, "sleep 600", owner=identity(f"many_{n}", task_id="work"))

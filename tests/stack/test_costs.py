@@ -23,13 +23,13 @@ def test_a_pool_over_its_limit_is_closed_and_its_tasks_are_not_tried_again(world
         run.wait_watched(map_index=n)
     (pool,) = run.pools()
     # Two nodes cost 0.72 EUR in an hour.
-    run.lane.qarnot.advance(3600)
+    run.lane.qarnot.advance_clock(3600)
     run.wait_all_pools("Closed")
     assert run.wait_end() == "failed"
     for n in range(2):
         not_tried_again(run, pool.uuid, map_index=n)
     assert run.instance("stop")["state"] == "success"
-    account = run.lane.qarnot.account()["pools"][pool.uuid]
+    account = run.lane.qarnot.get_account()["pools"][pool.uuid]
     assert account["nodesUp"] == 0
 
 
@@ -37,7 +37,7 @@ def test_a_pool_over_its_limit_is_closed_while_nothing_waits_on_it(world: World)
     run = world.run("pool_with_limit_between", "over_its_limit_between", lane="between")
     run.wait_state("running", task="between")
     (pool,) = run.pools()
-    run.lane.qarnot.advance(3600)
+    run.lane.qarnot.advance_clock(3600)
     # The triggerer in which the first task had waited goes on watching.
     run.wait_all_pools("Closed")
     assert run.instance("between")["state"] == "running"

@@ -20,11 +20,11 @@ def test_run_timeout_skips_the_teardown_and_the_pool_cools_down_by_itself(world:
     assert run.instance("close_pool")["state"] in ("skipped", "upstream_failed")
     assert pool.state not in ("Closing", "Closed")
     assert len(_nodes(world, pool.uuid)) == 2
-    qarnot.advance(timedelta(minutes=15).total_seconds())
+    qarnot.advance_clock(timedelta(minutes=15).total_seconds())
     run.wait(lambda: not _nodes(world, pool.uuid), "the nodes to be gone")
-    spent = qarnot.account()["pools"][pool.uuid]["nodeSeconds"]
-    qarnot.advance(timedelta(days=2).total_seconds())
-    assert qarnot.account()["pools"][pool.uuid]["nodeSeconds"] == spent
+    spent = qarnot.get_account()["pools"][pool.uuid]["nodeSeconds"]
+    qarnot.advance_clock(timedelta(days=2).total_seconds())
+    assert qarnot.get_account()["pools"][pool.uuid]["nodeSeconds"] == spent
     assert run.pools()[0].state not in ("Closing", "Closed")
 
 

@@ -95,7 +95,7 @@ def thawed(world: World) -> Iterator[Thawed]:
     runs.resumed.open_gate()
     runs.resumed.wait_tasks("Success")
     assert runs.resumed.wait_end() == "success"
-    runs.pool.lane.qarnot.advance(2e6)
+    runs.pool.lane.qarnot.advance_clock(2e6)
     runs.pool.wait_pools("FullyExecuting")
     runs.pool.wait_tasks("live", "live")
     # The thawed poll must not see by itself what has happened, or its triggers end before Airflow cancels them.

@@ -20,8 +20,8 @@ def test_a_pool_kept_warm_cools_down_when_all_of_airflow_is_gone(world: World) -
     run.open_gate()
     run.wait_tasks("Success", "Success")
     assert [one for one in qarnot.nodes() if one["pool"] == pool.uuid]
-    qarnot.advance(timedelta(minutes=15).total_seconds())
+    qarnot.advance_clock(timedelta(minutes=15).total_seconds())
     assert not [one for one in qarnot.nodes() if one["pool"] == pool.uuid]
-    spent = qarnot.account()["pools"][pool.uuid]["nodeSeconds"]
-    qarnot.advance(timedelta(days=6).total_seconds())
-    assert qarnot.account()["pools"][pool.uuid]["nodeSeconds"] == spent
+    spent = qarnot.get_account()["pools"][pool.uuid]["nodeSeconds"]
+    qarnot.advance_clock(timedelta(days=6).total_seconds())
+    assert qarnot.get_account()["pools"][pool.uuid]["nodeSeconds"] == spent

@@ -112,7 +112,7 @@ def test_a_shared_pool_that_reaches_its_limit_is_closed_and_its_task_fails_once(
 
         def pass_time() -> None:
             eventually(lambda: any(one.state == "FullyExecuting" for one in mine.tasks.list()))
-            server.advance(3600)
+            server.advance_clock(3600)
 
         clock = threading.Thread(target=pass_time)
         clock.start()

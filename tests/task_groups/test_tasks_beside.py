@@ -125,7 +125,7 @@ def test_the_log_of_the_teardown_says_it(
         opening: Any = group.open_pool
         closing: Any = group.close_pool
     pool = run(lambda: opening, FakeTI(run_id="beside", task_id="g.open_pool"))
-    qarnot.advance(100)
+    qarnot.advance_clock(100)
     closing.qarnot_pool = pool
     run(lambda: closing, FakeTI(run_id="beside", task_id="g.close_pool"))
     said = capsys.readouterr().out
