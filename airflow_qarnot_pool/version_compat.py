@@ -75,6 +75,24 @@ def _set_up(found: Any) -> None:
         found.initialize(factory=factory(found))
 
 
+def is_supervisor_channel_free() -> bool:
+    """Return whether this process has no request to Airflow under way, so that a signal handler can send one.
+
+    From 3.2 on a lock guards the channel to the supervisor. 3.1 has none, and there a second request would take the
+    response to the first: then this returns False. Without it a signal handler could wait for a lock of the code it
+    interrupts.
+    """
+    runner = sys.modules.get("airflow.sdk.execution_time.task_runner")
+    channel = getattr(runner, "SUPERVISOR_COMMS", None)
+    if channel is None or not hasattr(channel, "socket"):
+        return True  # dag.test(), where the supervisor is in this process
+    lock = getattr(channel, "_thread_lock", None)
+    if lock is None or not lock.acquire(blocking=False):
+        return False
+    lock.release()
+    return True
+
+
 __all__ = [
     "AIRFLOW_VERSION",
     "TRIGGERS_HAVE_ON_KILL",
@@ -86,5 +104,6 @@ __all__ = [
     "TaskDeferralError",
     "TaskDeferralTimeout",
     "TaskDeferred",
+    "is_supervisor_channel_free",
     "stats",
 ]

@@ -1,96 +1,65 @@
-"""A kill of the task process after it has given its wait to Airflow: only Airflow knows whether that goes on.
+"""Handle a kill of the task process after it has deferred, when only Airflow knows whether the wait goes on.
 
-An overloaded api-server can record a deferral and answer too late. The worker then hears that its task should not run
-any more and ends the process, just as if somebody had ended the task.
+An overloaded api-server can record a deferral and answer too late. The supervisor then ends the process, just as it
+does if a user ends the task.
 """
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
 from airflow_qarnot_pool.ownership.liveness import task_instance_state
+from airflow_qarnot_pool.version_compat import is_supervisor_channel_free
+
+_KEPT = (
+    "The process was killed after it deferred, and Airflow does not confirm whether the wait goes on (%s). Nothing is "
+    "ended on Qarnot. The trigger, the next try, the teardown or the reaper ends the object, if need be"
+)
 
 
 class KillAfterDeferral:
-    """The wait of an Airflow task that was handed over to a trigger.
+    """Decide what a kill of a process ends whose wait has been deferred.
 
-    :param goes_on: whether a state of the Airflow task means that the trigger waits, or has waited.
-    :param end: ends what it waits for.
+    :param is_wanted: whether a state of the Airflow task means that the trigger waits, or has waited.
+    :param end: ends the remote object.
     """
 
     def __init__(
         self,
         identity: TaskInstanceIdentity,
-        goes_on: Callable[[str | None], bool],
+        is_wanted: Callable[[str | None], bool],
         end: Callable[[], None],
         log: Any,
     ) -> None:
-        self._identity, self._goes_on, self._end, self._log = identity, goes_on, end, log
-        self._asker: threading.Thread | None = None
+        self._identity, self._is_wanted, self._end, self._log = identity, is_wanted, end, log
+        self._thread: threading.Thread | None = None
 
-    def settle(self, seconds: float) -> None:
-        """End what nobody waits for any more. For signal handlers; takes at most *seconds*.
+    def resolve(self, seconds: float) -> None:
+        """End the remote object if no wait needs it any more. For signal handlers; takes at most *seconds*.
 
-        The question goes to Airflow through the one channel of this process. Where the interrupted code is itself
-        in the middle of one, that must have its answer first: then this returns, and goes on right after it, before
-        the process can come to its end.
+        The interrupted code may itself wait for a response from Airflow, usually the one to the deferral. No second
+        request can be sent then, and nothing is ended.
         """
-        if self._asker is None:
-            self._asker = threading.Thread(target=self._ask, name="qarnot-handed-over", daemon=True)
-            self._asker.start()
-        asker = self._asker
-        question = _question(sys._getframe())
-        if question is None:
-            asker.join(seconds)
-        else:
-            _after(question, lambda: asker.join(seconds))
+        if self._thread is None:
+            if not is_supervisor_channel_free():
+                self._log.warning(_KEPT, "a request to it is under way")
+                return
+            self._thread = threading.Thread(target=self._ask, name="qarnot-kill-after-deferral", daemon=True)
+            self._thread.start()
+        self._thread.join(seconds)
 
     def _ask(self) -> None:
         try:
             state = task_instance_state(self._identity)
         except Exception as error:
-            self._log.warning(
-                "The process was ended after the wait was handed over, and Airflow does not say whether that goes "
-                "on, so nothing is ended on Qarnot; the trigger, a next try, or the reaper does if need be (%s: %s)",
-                type(error).__name__,
-                error,
-            )
+            self._log.warning(_KEPT, f"{type(error).__name__}: {error}")
             return
-        if self._goes_on(state):
+        if self._is_wanted(state):
             self._log.info(
-                "The process was ended, but its Airflow task is %s: nothing is ended on Qarnot", state
+                "The process was killed, but its Airflow task is %s. Nothing is ended on Qarnot", state
             )
         else:
             self._end()
-
-
-def _question(frame: FrameType | None) -> FrameType | None:
-    """The call by which the code under *frame* asks Airflow something; None where it does not."""
-    found = None
-    while frame is not None:
-        if frame.f_code.co_filename.replace("\\", "/").endswith("execution_time/comms.py"):
-            found = frame
-        frame = frame.f_back
-    return found
-
-
-def _after(call: FrameType, do: Callable[[], None]) -> None:
-    """Run *do*, in this thread, when *call*, which is under way in it, returns."""
-    traced = sys.gettrace()
-
-    def trace(frame: FrameType, event: str, arg: Any) -> Any:
-        if event == "return":
-            sys.settrace(traced)
-            do()
-            return None
-        return trace
-
-    call.f_trace = trace
-    call.f_trace_lines = False
-    if traced is None:
-        sys.settrace(lambda *_: None)

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import airflow.sdk
+
 #: What Qarnot replaces and what a template replaces, what is quoted, and what a backslash takes its meaning.
 _NO_SHELL_CHARACTERS = re.compile(
     r"""\{\{.*?\}\} | \{%.*?%\} | \{\#.*?\#\} | \$\{\w+\} | \\. | '[^']*' | "(?:\\.|[^"\\])*" """,
@@ -20,7 +22,12 @@ _SHELL_CHARACTERS = re.compile(
 )
 #: Longest command that a warning shows in full.
 _SHOWN = 200
-_OURS = str(Path(__file__).parent.parent)
+#: Makes a warning point at the line of the DAG. Python 3.11 counts: this module, an ``__init__``, Airflow's wrapper.
+_OF_THE_AUTHOR: dict[str, Any] = (
+    {"skip_file_prefixes": (str(Path(__file__).parent.parent), str(Path(airflow.sdk.__file__).parent))}
+    if sys.version_info >= (3, 12)
+    else {"stacklevel": 4}
+)
 
 
 class QarnotCommandWarning(UserWarning):
@@ -50,7 +57,7 @@ def warn_of_shell_characters(task_id: str, commands: Iterable[Any]) -> None:
             f"gets them as text. Write command={'sh -c ' + shlex.quote(shown)!r}{constant}, or quote "
             "what is meant as text.",
             QarnotCommandWarning,
-            stacklevel=_level_of_author(),
+            **_OF_THE_AUTHOR,
         )
         return
 
@@ -63,13 +70,3 @@ def commands_in(*parameters: Any) -> list[Any]:
             found += [one.get("command"), one.get("DOCKER_CMD")]
             found += commands_in(one["constants"]) if "constants" in one else []
     return found
-
-
-def _level_of_author() -> int:
-    """The level of the frame in which the author of the DAG makes the task, as seen from the caller."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and (
-        frame.f_code.co_filename.startswith(_OURS) or "/airflow/sdk/" in frame.f_code.co_filename
-    ):
-        level, frame = level + 1, frame.f_back
-    return level

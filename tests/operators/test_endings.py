@@ -262,7 +262,7 @@ def waiting(make: Any, ti: FakeTI) -> Any:
     operator.context = context_of(operator, ti)
     with pytest.raises(TaskDeferred):
         operator.execute(operator.context)
-    operator._handed_over = None
+    operator._kill_after_deferral = None
     return operator
 
 

@@ -177,7 +177,7 @@ class WaitingOperator(QarnotOperator):
         self._pools_of_tasks: tuple[str, ...] = ()
         self._kill_asked = False
         self._remote_work: RemoteWork | None = None
-        self._handed_over: KillAfterDeferral | None = None
+        self._kill_after_deferral: KillAfterDeferral | None = None
 
     @property
     def _work(self) -> RemoteWork | None:
@@ -186,7 +186,7 @@ class WaitingOperator(QarnotOperator):
 
     @_work.setter
     def _work(self, work: RemoteWork | None) -> None:
-        self._remote_work, self._handed_over = work, None
+        self._remote_work, self._kill_after_deferral = work, None
         if work is not None:
             work.warm_up_on = self._warm_up_on()
         if work is not None and self._kill_asked:
@@ -511,8 +511,8 @@ class WaitingOperator(QarnotOperator):
         self._kill_asked = True
         if self._work is not None:
             self._work.killed.set()
-            if self._handed_over is not None:
-                self._handed_over.settle(KILL_TIMEOUT)
+            if self._kill_after_deferral is not None:
+                self._kill_after_deferral.resolve(KILL_TIMEOUT)
             else:
                 self._end_killed()
 
@@ -522,8 +522,10 @@ class WaitingOperator(QarnotOperator):
     def defer(self, **kwargs: Any) -> NoReturn:
         """As Airflow's; from here on a kill of this process need not be one of the wait."""
         if self._work is not None and self.cancel_on_kill:
-            goes_on = partial(liveness.is_still_wanted, self.kind, many=self.many)
-            self._handed_over = KillAfterDeferral(self._work.identity, goes_on, self._end_killed, self.log)
+            is_wanted = partial(liveness.is_still_wanted, self.kind, many=self.many)
+            self._kill_after_deferral = KillAfterDeferral(
+                self._work.identity, is_wanted, self._end_killed, self.log
+            )
         super().defer(**kwargs)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:

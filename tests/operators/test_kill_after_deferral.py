@@ -1,24 +1,31 @@
-"""A task process that is ended after its wait was handed over: what it waits for lives where the wait goes on.
+"""A kill of the task process after it has deferred ends nothing that a recorded deferral waits for.
 
-With Airflow's own supervisor and task process; only the api-server is played, which records a deferral, does not answer
-in time, and then says of the task that it should not be running.
+The first test runs Airflow's own supervisor and task process. Only the api-server is simulated: it records a deferral,
+does not respond in time, and then reports that the task should not be running.
 """
 
 from __future__ import annotations
 
 import json
+import threading
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import httpx
 import pytest
+from airflow.sdk.execution_time import task_runner
 
 from airflow_qarnot_pool.api.client import QarnotClient
+from airflow_qarnot_pool.operators.pool import QarnotCreatePoolOperator
+from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
+from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
 from airflow_qarnot_pool.ownership.liveness import is_still_wanted
-from airflow_qarnot_pool.version_compat import AIRFLOW_VERSION
+from airflow_qarnot_pool.version_compat import AIRFLOW_VERSION, TaskDeferred
+from tests.harness import FakeTI, airflow_says, context_of
 
 DAG = """
 from airflow.sdk import DAG
@@ -134,7 +141,50 @@ def supervise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[ApiS
     reason="the api-server's part is written for Airflow 3.3; before it the process just ends",
 )
 @pytest.mark.parametrize(
-    ("task_id", "state", "lives"),
+    ("task_id", "state"),
+    [("task", "deferred"), ("task", "failed"), ("tasks", "running"), ("tasks", None), ("pool", "running")],
+)
+def test_a_response_that_comes_too_late_ends_nothing(
+    client: QarnotClient, supervise: Callable[[ApiServer], str], task_id: str, state: str | None
+) -> None:
+    """The channel waits for the response to the deferral, so that Airflow cannot be asked. A trigger may wait."""
+    resource = client.pools if task_id == "pool" else client.tasks
+    before = {one.uuid for one in resource.list()}
+    server = ApiServer(task_id, state, f"{task_id}-{state}")
+    log = supervise(server)
+    assert "Task killed!" in log
+    assert server.deferred >= 1
+    assert server.asked == 0, log
+    mine = [one for one in resource.list() if one.uuid not in before]
+    assert len(mine) == (3 if task_id == "tasks" else 1)
+    ended = {"Cancelled", "Closing", "Closed"}
+    assert not [one for one in mine if one.state in ended], log
+    assert "Nothing is ended on Qarnot. The trigger, the next try, the teardown or the reaper" in log
+    for one in mine:
+        resource.delete(one.uuid)
+
+
+def deferred(task_id: str, ti: FakeTI) -> Any:
+    """Return the operator of a process that has deferred."""
+    make: dict[str, Callable[[], Any]] = {
+        "task": lambda: QarnotRunTaskOperator(task_id="task", command="sleep 1000"),
+        "tasks": lambda: QarnotRunTasksOperator(task_id="tasks", commands=["sleep 1000"] * 3),
+        "pool": lambda: QarnotCreatePoolOperator(task_id="pool", instance_count=1),
+    }
+    operator = make[task_id]()
+    with pytest.raises(TaskDeferred):
+        operator.execute(context_of(operator, ti))
+    return operator
+
+
+def ended(client: QarnotClient, run_id: str) -> set[bool]:
+    made = [*client.pools.list(), *client.tasks.list()]
+    mine = [one for one in made if one.labels.get("airflow.run_id") == run_id]
+    return {one.state in {"Cancelled", "PendingCancel", "Closing", "Closed"} for one in mine}
+
+
+@pytest.mark.parametrize(
+    ("task_id", "state", "wanted"),
     [
         ("task", "deferred", True),
         ("task", "failed", False),
@@ -144,27 +194,37 @@ def supervise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[ApiS
         ("pool", "failed", False),
     ],
 )
-def test_an_answer_that_comes_too_late_ends_only_what_nobody_waits_for(
-    client: QarnotClient,
-    supervise: Callable[[ApiServer], str],
-    task_id: str,
-    state: str | None,
-    identities: bool,
+@pytest.mark.usefixtures("qarnot")
+def test_a_kill_ends_only_an_object_that_no_deferral_waits_for(
+    client: QarnotClient, task_id: str, state: str | None, wanted: bool
 ) -> None:
-    resource = client.pools if task_id == "pool" else client.tasks
-    before = {one.uuid for one in resource.list()}
-    server = ApiServer(task_id, state, f"{task_id}-{state}")
-    log = supervise(server)
-    assert "Task killed!" in log
-    assert server.deferred >= 1
-    assert server.asked == 1, log
-    mine = [one for one in resource.list() if one.uuid not in before]
-    assert len(mine) == (3 if task_id == "tasks" else 1)
-    ended = {"Cancelled", "Closing", "Closed"}
-    assert [one.state in ended for one in mine] == [not identities] * len(mine), log
-    assert ("nothing is ended on Qarnot" in log) is identities
-    for one in mine:
-        resource.delete(one.uuid)
+    ti = FakeTI(run_id=f"killed-{task_id}-{state}")
+    operator = deferred(task_id, ti)
+    with airflow_says(state):
+        operator.on_kill()
+    assert ended(client, ti.run_id) == {not wanted}
+
+
+@pytest.mark.parametrize("channel", ["busy", "without a lock"])
+@pytest.mark.usefixtures("qarnot")
+def test_a_kill_asks_nothing_while_a_request_to_airflow_is_under_way(
+    client: QarnotClient, monkeypatch: pytest.MonkeyPatch, channel: str
+) -> None:
+    ti = FakeTI(run_id=f"busy-{channel}")
+    operator = deferred("task", ti)
+    comms = mock.Mock(spec=["socket"] if channel == "without a lock" else ["socket", "_thread_lock"])
+    if channel == "busy":
+        comms._thread_lock = threading.Lock()
+        comms._thread_lock.acquire()
+    monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", comms, raising=False)
+    with airflow_says("failed"):
+        operator.on_kill()
+        assert ended(client, ti.run_id) == {False}
+        if channel == "busy":
+            comms._thread_lock.release()
+            operator.on_kill()
+            assert not comms._thread_lock.locked()
+            assert ended(client, ti.run_id) == {True}
 
 
 CASES = {
