@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from airflow_qarnot_pool import __version__
+from airflow_qarnot_pool import __version__, metrics
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
 from airflow_qarnot_pool.api.fields import Refusal, real, whole
 from airflow_qarnot_pool.api.limits import without_login
 from airflow_qarnot_pool.hooks.address import PROXIES, Refuse, base_url
 from airflow_qarnot_pool.hooks.connection_form import DEFAULT_API_URL, FIELDS
-from airflow_qarnot_pool.metrics import incr, timing
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection
@@ -246,7 +245,7 @@ def count_request(exchange: Exchange) -> None:
     """A request to Qarnot and its answer, or none."""
     kind = exchange.path.strip("/").split("/", 1)[0].split("?")[0] or "account"
     tags: dict[str, Any] = {"method": exchange.method, "resource": kind}
-    incr("requests", **tags, status=exchange.status or "none")
+    metrics.incr("requests", **tags, status=exchange.status or "none")
     if exchange.attempt > 1:
-        incr("retries", **tags)
-    timing("request.duration", exchange.seconds, **tags)
+        metrics.incr("retries", **tags)
+    metrics.timing("request.duration", exchange.seconds, **tags)

@@ -27,7 +27,6 @@ from airflow_qarnot_pool.api.errors import (
 from airflow_qarnot_pool.costs.limits import LimitLevel, limits_on
 from airflow_qarnot_pool.costs.limits import judge as judge_cost
 from airflow_qarnot_pool.costs.spending import spending_of
-from airflow_qarnot_pool.metrics import gauge, incr
 from airflow_qarnot_pool.ownership import records
 from airflow_qarnot_pool.ownership.decisions import Usability, usability_of
 from airflow_qarnot_pool.ownership.identity import RunKey, is_ours, label, namespace_tag, run_of
@@ -453,9 +452,9 @@ def count_reaped(report: ReapReport) -> None:
     """What the reaper found and did."""
     counts = report.to_json()
     if not report.dry_run:
-        incr("pools.reaped", counts["closed"], namespace=report.namespace)
-        incr("tasks.reaped", counts["aborted"], namespace=report.namespace)
+        metrics.incr("pools.reaped", counts["closed"], namespace=report.namespace)
+        metrics.incr("tasks.reaped", counts["aborted"], namespace=report.namespace)
     tags = {"namespace": report.namespace}
-    gauge("pools.open", report.open_pools, **tags)
-    gauge("slots.wanted", report.slots_wanted, **tags)
-    gauge("slots.ready", report.slots_ready, **tags)
+    metrics.gauge("pools.open", report.open_pools, **tags)
+    metrics.gauge("slots.wanted", report.slots_wanted, **tags)
+    metrics.gauge("slots.ready", report.slots_ready, **tags)

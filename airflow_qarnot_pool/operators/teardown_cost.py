@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from airflow_qarnot_pool import metrics
 from airflow_qarnot_pool.api.errors import QarnotError
-from airflow_qarnot_pool.metrics import gauge, incr
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -106,10 +106,10 @@ def count_closed_pool(pool: PoolCost, dag_id: str) -> None:
     """What a pool had cost when its teardown told it to close."""
     cost = pool.cost
     if cost.credits is not None:
-        incr("cost.microeuros", cost.credits * 1e6, dag_id=dag_id)
-        gauge("cost.last_pool_euros", cost.credits, dag_id=dag_id)
+        metrics.incr("cost.microeuros", cost.credits * 1e6, dag_id=dag_id)
+        metrics.gauge("cost.last_pool_euros", cost.credits, dag_id=dag_id)
     if cost.carbon_g is not None:
-        incr("carbon.milligrams", cost.carbon_g * 1000, dag_id=dag_id)
+        metrics.incr("carbon.milligrams", cost.carbon_g * 1000, dag_id=dag_id)
     if cost.node_seconds is not None:
-        incr("node_seconds.paid", cost.node_seconds, dag_id=dag_id)
-        incr("node_seconds.idle", cost.idle_node_seconds or 0.0, dag_id=dag_id)
+        metrics.incr("node_seconds.paid", cost.node_seconds, dag_id=dag_id)
+        metrics.incr("node_seconds.idle", cost.idle_node_seconds or 0.0, dag_id=dag_id)

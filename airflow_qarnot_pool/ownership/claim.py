@@ -23,7 +23,6 @@ from airflow_qarnot_pool.api.errors import (
 )
 from airflow_qarnot_pool.api.transport import DEFAULT_DEADLINE, MAX_WAIT, backoff
 from airflow_qarnot_pool.exceptions import QarnotKilledError
-from airflow_qarnot_pool.metrics import event, incr
 from airflow_qarnot_pool.ownership.decisions import (
     ClaimPlan,
     RemoteSnapshot,
@@ -367,20 +366,20 @@ def _oldest(
 def count_decision(logger: Any, kind: str, claim: Claim) -> None:
     """How a remote object was come by: a fresh submit, or an earlier try's that spared one."""
     decision = str(claim.decision)
-    incr(f"claims.{decision}", kind=kind)
+    metrics.incr(f"claims.{decision}", kind=kind)
     if decision != "fresh_submit":
-        incr("duplicates_avoided", kind=kind)
+        metrics.incr("duplicates_avoided", kind=kind)
     logger.info("qarnot.%s: %s %s, generation %d", decision, kind, claim.uuid, claim.generation)
     attributes = {"qarnot.kind": kind, "qarnot.uuid": claim.uuid, "qarnot.generation": claim.generation}
-    event(f"qarnot.{decision}", attributes)
+    metrics.event(f"qarnot.{decision}", attributes)
 
 
 def count_decisions(logger: Any, decision: Decision, count: int) -> None:
     """The same for so many Qarnot tasks of a fan-out at once."""
     if not count:
         return
-    incr(f"claims.{decision}", count, kind="task")
+    metrics.incr(f"claims.{decision}", count, kind="task")
     if decision != "fresh_submit":
-        incr("duplicates_avoided", count, kind="task")
+        metrics.incr("duplicates_avoided", count, kind="task")
     logger.info("qarnot.%s: %d task%s", decision, count, "" if count == 1 else "s")
-    event(f"qarnot.{decision}", {"qarnot.kind": "task", "qarnot.count": count})
+    metrics.event(f"qarnot.{decision}", {"qarnot.kind": "task", "qarnot.count": count})

@@ -28,6 +28,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
+from airflow_qarnot_pool import metrics
 from airflow_qarnot_pool.api import filters
 from airflow_qarnot_pool.api.errors import (
     QarnotCredentialsError,
@@ -39,7 +40,6 @@ from airflow_qarnot_pool.api.errors import (
     QarnotRefusedError,
     QarnotUnavailableError,
 )
-from airflow_qarnot_pool.metrics import gauge, timing
 from airflow_qarnot_pool.ownership.identity import namespace_tag
 from airflow_qarnot_pool.waiting.conditions import Absence
 
@@ -683,6 +683,6 @@ def pollers() -> Iterator[Poller]:
 def count_poll(kind: str, conn_id: str, waiters: int, size: int, seconds: float) -> None:
     """A round of a shared poll: how many wait, for how many objects, and how long the round took."""
     tags = {"kind": kind, "conn_id": conn_id}
-    gauge("poll.waiters", waiters, **tags)
-    gauge("poll.size", size, **tags)
-    timing("poll.duration", seconds, **tags)
+    metrics.gauge("poll.waiters", waiters, **tags)
+    metrics.gauge("poll.size", size, **tags)
+    metrics.timing("poll.duration", seconds, **tags)

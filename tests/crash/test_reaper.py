@@ -286,7 +286,7 @@ def test_one_that_cannot_be_closed_does_not_spare_the_others(
     report = reap(client, namespace, lambda dag_id, run_id: None, LIMITS, now=later())
     assert states(client, stubborn, willing) == [False, True]
     assert [failure.split(":")[0] for failure in report.failures] == [stubborn]
-    monkeypatch.setattr("airflow_qarnot_pool.ownership.liveness.dag_run_state", lambda *_: None)
+    monkeypatch.setattr("airflow_qarnot_pool.operators.reap.dag_run_state", lambda *_: None)
     operator = without_grace()
     with pytest.raises(
         QarnotError, match=rf"1 pools or tasks could not be checked or cleaned up:\n{stubborn}"
@@ -310,7 +310,7 @@ def test_the_report_is_what_the_docs_say(
 ) -> None:
     over, live = made("over"), made("live")
     monkeypatch.setattr(
-        "airflow_qarnot_pool.ownership.liveness.dag_run_state",
+        "airflow_qarnot_pool.operators.reap.dag_run_state",
         lambda dag_id, run_id: {"over": "failed", "live": "running"}[run_id],
     )
     operator = without_grace(report_only="True")

@@ -233,10 +233,10 @@ def test_what_no_task_waits_for_goes_only_with_its_dag_run(
     airflow = Airflow()
     airflow.note(ti, "success")
     with airflow.answering():
-        monkeypatch.setattr("airflow_qarnot_pool.ownership.liveness.dag_run_state", lambda *run: "running")
+        monkeypatch.setattr("airflow_qarnot_pool.ownership.quota.dag_run_state", lambda *run: "running")
         with pytest.raises(QarnotQuotaError):
             run(other)
-        monkeypatch.setattr("airflow_qarnot_pool.ownership.liveness.dag_run_state", lambda *run: "success")
+        monkeypatch.setattr("airflow_qarnot_pool.ownership.quota.dag_run_state", lambda *run: "success")
         assert run(other)["state"] == "Success"
     assert client.tasks.find(uuid) is None
 
