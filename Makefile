@@ -52,7 +52,8 @@ else
 endif
 
 # Several of everything, as in production: Celery workers, triggerers, schedulers, PostgreSQL and Redis, which are
-# killed and taken away. `make distributed DISTRIBUTED='--distributed-report docs/distributed.md'` keeps the account.
+# killed and taken away. The option `--distributed-report docs/contributing/evidence/distributed.md` in DISTRIBUTED
+# writes the results into that page.
 distributed: setup
 	@{ ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null; } && command -v redis-server >/dev/null \
 	  || { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends postgresql redis-server; } \
@@ -66,7 +67,7 @@ HOURS ?= 2
 soak: setup
 	$(BIN)/python -m tools.soak --hours $(HOURS) $(SOAK)
 
-# Every supported Airflow on every supported Python that is there: docs/versions.md.
+# Every supported Airflow on every supported Python that is there: docs/contributing/evidence/versions.md.
 matrix: build
 	$(BIN)/python -m tools.matrix $(MATRIX)
 
@@ -119,7 +120,8 @@ WORLD ?=
 chaos: $(STAMP)
 	$(BIN)/python -m tools.chaos --seed $(SEED) --kills $(KILLS) --world '$(WORLD)'
 
-# Against named peers, less than half an hour; renews docs/benchmarks.md. `make bench BENCH=fan_out` runs one program.
+# Against named peers, in less than half an hour; rewrites docs/contributing/evidence/benchmarks.md.
+# `make bench BENCH=fan_out` runs one program.
 BENCH ?=
 bench: setup
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[bench]' \

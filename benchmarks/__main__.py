@@ -1,4 +1,4 @@
-"""``python -m benchmarks [NAME ...]``: run the programs, all or those named, and renew ``docs/benchmarks.md``.
+"""Run all programs, or those that are named, and renew ``docs/contributing/evidence/benchmarks.md``.
 
 What is not run keeps its place in the page.
 """
@@ -25,7 +25,7 @@ NAMES = (
     "warm_vs_cold",
     "local_qarnot",
 )
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "contributing" / "evidence" / "benchmarks.md"
 HEAD = """# Benchmarks
 
 Made by `make bench`, which runs the programs in `benchmarks/` one after the other; `make bench BENCH=fan_out` runs one

@@ -37,7 +37,7 @@ def test_a_result_replaces_the_one_before_and_nothing_else(tmp_path: Path) -> No
     ],
 )
 def test_the_documents_have_a_place_for_each_result(page: str, name: str) -> None:
-    doc_block.read(ROOT / "docs" / f"{page}.md", name)
+    doc_block.read(ROOT / "docs" / "contributing" / "evidence" / f"{page}.md", name)
 
 
 def _qarnot_task(dag_id: str, task_id: str, map_index: int, state: str, **labels: str) -> SimpleNamespace:

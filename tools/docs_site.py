@@ -247,8 +247,9 @@ def expand(text: str) -> str:
 
 def on_config(config: Any) -> Any:
     """Pages that the navigation does not name come last, so that none is lost."""
-    named = set(re.findall(r"[\w-]+\.md", repr(config["nav"])))
-    rest = sorted(one.name for one in (ROOT / "docs").glob("*.md") if one.name not in named)
+    named = set(re.findall(r"[\w/-]+\.md", repr(config["nav"])))
+    pages = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")}
+    rest = sorted(pages - named)
     if rest:
         config["nav"] = [*config["nav"], {"More": rest}]
     return config

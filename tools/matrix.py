@@ -3,8 +3,8 @@
 A cell is an environment of its own, resolved as of the Airflow release's first days, with the built wheel in it.
 In each: the unit tests, the example DAGs through ``dag.test()``, and the README's DAG on a real scheduler. The tests
 run in a copy of the repository without the package, so that they meet the wheel. The last lines are a table;
-``--report docs/versions.md`` writes it there. ``--results PATH`` keeps the cells that are done, so that a matrix can be
-run in parts.
+``--report docs/contributing/evidence/versions.md`` writes it into that page. ``--results PATH`` keeps the finished
+cells, which allows to run a matrix in parts.
 """
 
 from __future__ import annotations

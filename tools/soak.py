@@ -191,7 +191,9 @@ def main() -> int:
         "--folder", type=Path, help="where logs and samples.jsonl are kept (default: nowhere)"
     )
     parser.add_argument(
-        "--report", type=Path, help="the document with a place for it, such as docs/distributed.md"
+        "--report",
+        type=Path,
+        help="the page with a place for it, such as docs/contributing/evidence/distributed.md",
     )
     given = parser.parse_args()
     asked_to_stop: list[int] = []

@@ -110,7 +110,7 @@ class QarnotTrigger(BaseTrigger):
                 "identity": None if self.identity is None else self.identity.to_kwargs(),
                 "cancel_on_kill": self.cancel_on_kill,
                 "resume_state": self.resume_state,
-                # Only where there is one: a triggerer of the release before does not know it.
+                # Defaults are omitted, because Airflow stores the arguments of each wait.
                 **({} if self.cost_limit is None else {"cost_limit": self.cost_limit}),
                 **({"pools": self.pools} if self.pools else {}),
                 "version": self.version,

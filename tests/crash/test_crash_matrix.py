@@ -3,7 +3,8 @@
 A small workload (create a pool, run a Qarnot task on it, close the pool) runs once for each row. One of its
 processes, a worker or a triggerer, is a child that kills itself with SIGKILL at the boundary; then Airflow's rules
 hold: a killed worker means the next try with the same ``max_tries``, a killed triggerer means that another one runs
-the trigger again. ``docs/crash-matrix.md`` is written by this module when CRASH_MATRIX=write, else compared.
+the trigger again. With CRASH_MATRIX=write this module writes ``docs/contributing/evidence/crash-matrix.md``; otherwise
+it compares the page with what happens.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from tests.crash.children import (
 from tests.harness import FakeTI, again, fire, run
 from tests.operators.conftest import connect
 
-TABLE = Path(__file__).resolve().parents[2] / "docs" / "crash-matrix.md"
+TABLE = Path(__file__).resolve().parents[2] / "docs" / "contributing" / "evidence" / "crash-matrix.md"
 SERVERS = ("enforce", "free")
 TRIES = 4
 
@@ -415,7 +416,7 @@ def test_the_table_in_the_docs_is_what_happens(matrix: Matrix) -> None:
     if os.environ.get("CRASH_MATRIX") == "write":
         TABLE.write_text(text)
     assert TABLE.read_text() == text, (
-        "docs/crash-matrix.md is not what happens; CRASH_MATRIX=write makes it anew"
+        "docs/contributing/evidence/crash-matrix.md is not what happens; CRASH_MATRIX=write makes it anew"
     )
 
 

@@ -1,6 +1,7 @@
 """One distributed Airflow for all tests of this folder, which disturb it one after another.
 
-``make distributed`` runs them; ``--distributed-report docs/distributed.md`` writes the table there, too.
+``make distributed`` runs them. With ``--distributed-report docs/contributing/evidence/distributed.md`` it also writes
+the table into that page.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_language_is_tested() -> None:
-    other = {one.language for page in sorted((ROOT / "docs").glob("*.md")) for one in blocks_of(page)}
+    other = {one.language for page in sorted((ROOT / "docs").rglob("*.md")) for one in blocks_of(page)}
     assert other <= {*TESTED, *TEXT}
 
 

@@ -56,7 +56,6 @@ from airflow_qarnot_pool.waiting.polling import KillFlag
 from tests.crash.children import (
     KILL_GRACE,
     Child,
-    Serialized,
     StoringTI,
     eventually,
     fork,
@@ -1213,104 +1212,6 @@ def test_a_managed_pool_that_is_not_ready_in_time_is_closed_with_its_warm_up(
         qarnot.set_speed(1)
     assert all(one.state in ("Closing", "Closed") for one in made_for(client.pools, run_id))
     assert all(one in ("PendingCancel", "Cancelled") for one in warm_ups(client, run_id))
-
-
-# --- deferred under an earlier release
-
-
-def format_1(kind: str, uuid: str, run_id: str) -> tuple[str, dict[str, Any]]:
-    """What format 1 put into the database for a deferred wait. Never to be changed."""
-    task_id = "create" if kind == "pool" else "work"
-    condition: dict[str, Any] = {"kind": "pool", "targets": [], "ready_slots": 2, "passed": True}
-    if kind == "task":
-        condition = {
-            "kind": "task",
-            "targets": ["Cancelled", "Failure", "Success"],
-            "ready_slots": None,
-            "passed": False,
-        }
-    path = {
-        "pool": "airflow_qarnot_pool.triggers.pool.QarnotPoolTrigger",
-        "task": "airflow_qarnot_pool.triggers.task.QarnotTaskTrigger",
-    }[kind]
-    return path, {
-        "qarnot_conn_id": "qarnot_default",
-        "uuid": uuid,
-        "condition": condition,
-        "poll_interval": 0.05,
-        "deadline": "2126-01-01T00:00:00+00:00",
-        "identity": {
-            "namespace": "test",
-            "dag_id": "dag",
-            "run_id": run_id,
-            "task_id": task_id,
-            "map_index": -1,
-            "run_started": "2026-01-01T00:00:00+00:00",
-            "max_tries": 1,
-            "try_number": 1,
-            "retries": 1,
-            "part": "",
-        },
-        "cancel_on_kill": True,
-        "resume_state": {
-            "decision": "fresh_submit",
-            "resubmitted": False,
-            "warm_up": None,
-            "deadline": "2126-01-01T00:00:00+00:00",
-        },
-        "format": 1,
-    }
-
-
-@ANY_SERVER
-def test_a_wait_deferred_under_format_1_resumes(
-    qarnot: LocalQarnot, client: QarnotClient, pool: str, run_id: str
-) -> None:
-    uuid = client.tasks.create(TaskSpec(name="x", pool=pool, command="true", instance_count=1))
-    waits = {"task": uuid, "pool": pool}
-    operators = {
-        "task": partial(task, qarnot_pool=pool, command="true"),
-        "pool": partial(managed, instance_count=2),
-    }
-    for kind, waited_for in waits.items():
-        event = asyncio.run(first_event(again(Serialized(*format_1(kind, waited_for, run_id)))))
-        # The event is stored, too: this is what format 1 wrote, with times and states as they come.
-        assert event.keys() == {"status", "uuid", "state", "message", "resume_state"}
-        assert event["status"] == "met"
-        operator = operators[kind]()
-        ti = FakeTI(run_id=run_id, task_id=operator.task_id, max_tries=1)
-        result = operator.resume_execution("execute_complete", {"event": event}, context_of(operator, ti))
-        assert (result["uuid"] if kind == "task" else result) == waited_for
-
-
-@ANY_SERVER
-@KINDS
-def test_an_event_of_format_1_resumes(
-    qarnot: LocalQarnot, client: QarnotClient, pool: str, run_id: str, kind: str
-) -> None:
-    uuid = client.tasks.create(TaskSpec(name="x", pool=pool, command="true", instance_count=1))
-    eventually(lambda: client.tasks.get(uuid).state == "Success")
-    event = {
-        "status": "met",
-        "uuid": pool if kind == "pool" else uuid,
-        "state": "FullyExecuting" if kind == "pool" else "Success",
-        "message": "",
-        "resume_state": {"decision": "fresh_submit", "resubmitted": False, "deadline": None},
-    }
-    make = managed if kind == "pool" else partial(task, qarnot_pool=pool, command="true")
-    operator = make()
-    context = context_of(operator, FakeTI(run_id=run_id, task_id=operator.task_id))
-    assert operator.resume_execution("execute_complete", {"event": event}, context)
-
-
-@ANY_SERVER
-@KINDS
-def test_a_kill_of_a_wait_deferred_under_format_1_ends_it(qarnot: LocalQarnot, story: Story) -> None:
-    uuid = story.start()
-    trigger = again(Serialized(*format_1(story.kind, uuid, story.run_id)))
-    with airflow_says("failed"):
-        asyncio.run(kill(trigger))
-    assert story.ended(uuid)
 
 
 # --- retry_scope over the lives
