@@ -38,6 +38,8 @@ from typing import Any, NamedTuple, Self, TypeVar
 import psutil  # type: ignore[import-untyped]
 import requests
 
+from tools.patience import Patience
+
 T = TypeVar("T")
 
 _MARK = "AIRFLOW_STACK"
@@ -97,6 +99,8 @@ class AirflowStack:
         the schedulers run the tasks themselves (LocalExecutor).
     :param workers: how many Celery workers, ``worker-1`` and so on.
     :param queues: the queue of each worker, where they are not all to take everything.
+    :param preload: modules that the schedulers import at their start. The workers of LocalExecutor and their tasks are
+        forked from the scheduler, so a task has them at once, which saves it most of a second of a core.
     :param qarnot: what the connection ``qarnot_default`` points to.
     :param namespace: the connection's namespace.
     :param users: role (viewer, user, op, admin) by name, for tests of what each may do; ``passwords`` has their
@@ -105,7 +109,7 @@ class AirflowStack:
         counts. Otherwise that is an error.
     :param env: more environment variables, such as ``AIRFLOW__SCHEDULER__...``; they win.
     :param python: the interpreter whose Airflow is started.
-    :param start_timeout: seconds until everything must be ready.
+    :param start_timeout: seconds until everything must be ready, as :meth:`wait_for` counts them.
     :param grace: seconds that components and running tasks get to end by themselves.
     """
 
@@ -120,6 +124,7 @@ class AirflowStack:
         broker: str | None = None,
         workers: int = 2,
         queues: Sequence[str] = (),
+        preload: Sequence[str] = (),
         qarnot: Endpoint | None = None,
         namespace: str | None = None,
         users: Mapping[str, str] | None = None,
@@ -142,6 +147,7 @@ class AirflowStack:
         self.passwords = {name: secrets.token_urlsafe(12) for name in self._users}
         self._broker = broker
         self._queues = dict(zip(_names("worker", workers), queues, strict=False))
+        self._preload = tuple(preload)
         self._supervised = supervised
         self.revived: Counter[str] = Counter()
         self._env = self._environment(dags.resolve(), qarnot, namespace, env or {})
@@ -195,7 +201,7 @@ class AirflowStack:
             "SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "15",
             "WORKERS__MIN_HEARTBEAT_INTERVAL": "2",
             # An Airflow task whose start is not answered in time fails; a machine that is busy is no reason for that.
-            "WORKERS__EXECUTION_API_TIMEOUT": "30",
+            "WORKERS__EXECUTION_API_TIMEOUT": "300",
             "DAG_PROCESSOR__REFRESH_INTERVAL": "5",
             "DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "600",
         }
@@ -259,7 +265,10 @@ class AirflowStack:
         self.logs.mkdir(parents=True, exist_ok=True)
         (self.home / "passwords.json").write_text(json.dumps(self.passwords))
         self._watchdog = subprocess.Popen(
-            [sys.executable, __file__, self._id], stdin=subprocess.PIPE, process_group=0
+            [sys.executable, "-m", "tools.airflow_stack", self._id],
+            cwd=Path(__file__).parent.parent,
+            stdin=subprocess.PIPE,
+            process_group=0,
         )
         try:
             self._migrate()
@@ -275,13 +284,17 @@ class AirflowStack:
             for leftover in self.home.glob("airflow.db*"):
                 leftover.unlink()
         process = self._spawn("migrate", ["db", "migrate"])
-        if process.wait(self._start_timeout) != 0:
+        patience = Patience(lambda: [process.pid])
+        while process.poll() is None and patience.count() < self._start_timeout:
+            time.sleep(0.1)
+        if process.poll() != 0:
+            process.kill()
             raise StackError(f"The database could not be made ready.\n{self.log_tail('migrate')}")
 
     def _spawn(self, name: str, arguments: list[str]) -> subprocess.Popen[bytes]:
         with (self.logs / f"{name}.log").open("ab") as log:
             return subprocess.Popen(
-                [self._python, "-m", "airflow", *arguments],
+                [self._python, *self._program(arguments)],
                 # LOGNAME is what Airflow notes as the user of a job, and so tells the triggerers apart.
                 env={**self._env, _COMPONENT: name, "LOGNAME": name},
                 cwd=self.home,
@@ -290,6 +303,14 @@ class AirflowStack:
                 stderr=subprocess.STDOUT,
                 process_group=0,
             )
+
+    def _program(self, arguments: list[str]) -> list[str]:
+        """What the interpreter runs."""
+        if not self._preload or arguments[0] != "scheduler":
+            return ["-m", "airflow", *arguments]
+        first = "".join(f"import {module}; " for module in self._preload)
+        airflow = "import runpy; runpy.run_module('airflow', run_name='__main__', alter_sys=True)"
+        return ["-c", first + airflow, *arguments]
 
     def _launch(self, name: str) -> None:
         self._meant_to_be_down.discard(name)
@@ -302,11 +323,19 @@ class AirflowStack:
 
     def _all_at_work(self) -> bool:
         running = {job["unixname"] for job in self._jobs()}
-        return all(
+        return self._tasks_can_start() and all(
             self._worker_ready(name) if _is_worker(name) else name in running
             for name in self._commands
             if name != "api-server"
         )
+
+    def _tasks_can_start(self) -> bool:
+        """Whether the api-server answers tasks.
+
+        Its first answer to a task takes it ten seconds of a core, in which it answers nothing else. If ten tasks
+        start at that moment, their requests time out, and each loses a try that Airflow misses only later.
+        """
+        return self._session.get(f"{self.url}/execution/health", timeout=30).ok
 
     def _worker_ready(self, name: str) -> bool:
         with (self.logs / f"{name}.log").open("rb") as log:
@@ -318,9 +347,9 @@ class AirflowStack:
         jobs = self._jobs()
         if _is_worker(component):
             return self._worker_ready(component)
-        return component == "api-server" or any(
-            job["unixname"] == component and job["id"] not in before for job in jobs
-        )
+        if component == "api-server":
+            return self._tasks_can_start()
+        return any(job["unixname"] == component and job["id"] not in before for job in jobs)
 
     def _jobs(self) -> list[dict[str, Any]]:
         return self._pages("jobs", "jobs", job_state="running")
@@ -406,20 +435,29 @@ class AirflowStack:
         timeout: float = 120.0,
         what: str = "the condition",
         interval: float = 0.2,
+        progress: Callable[[], object] = lambda: None,
     ) -> T:
         """Ask *predicate* until it says something true, and return that. An api-server that is away is waited for.
 
+        :param timeout: seconds in which the components have the machine (:class:`~tools.patience.Patience`).
+        :param progress: the time begins again if its value has changed when the time is over.
         :raises StackError: after *timeout* seconds, or when a component has ended that should not.
         """
-        deadline = time.monotonic() + timeout
+        patience, seen = Patience(self._main_pids), progress()
         while True:
             with contextlib.suppress(requests.ConnectionError, requests.Timeout):
                 if found := predicate():
                     return found
             self.check_alive(what)
-            if time.monotonic() >= deadline:
-                raise StackError(f"Waited {timeout:.0f} s for {what}, in vain. Logs: {self.logs}")
+            if patience.count() >= timeout:
+                if (now := progress()) == seen:
+                    raise StackError(f"Waited {timeout:.0f} s for {what}, in vain. Logs: {self.logs}")
+                seen = now
+                patience.begin_again()
             time.sleep(interval)
+
+    def _main_pids(self) -> list[int]:
+        return [process.pid for process in list(self._processes.values()) if process.poll() is None]
 
     def check_alive(self, what: str = "") -> None:
         """Raise StackError when a component has ended that nobody told to."""

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from tests.stack.database import Database
 from tests.stack.postgres import Postgres, binary
 from tests.stack.world import Lane, World
 from tests.statsd import Statsd
@@ -47,11 +48,26 @@ LANES: dict[str, dict[str, Any]] = {
 #: Health of components is judged sooner than by default, but not so soon that a busy machine looks like a dead one.
 SETTINGS = {
     "CORE__PARALLELISM": "40",
+    # A DAG runs when a test says so: an example that is switched on would have a run of its schedule, too.
+    "SCHEDULER__USE_JOB_SCHEDULE": "False",
     "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "40",
     "TRIGGERER__JOB_HEARTBEAT_SEC": "2",
     "TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "15",
     "QARNOT__POLL_INTERVAL": "1",
 }
+
+#: What the DAG files and the tasks import.
+PRELOAD = (
+    "airflow.sdk.execution_time.task_runner",
+    "airflow.providers.standard.operators.python",
+    "airflow_qarnot_pool.api.client",
+    "airflow_qarnot_pool.decorators.qarnot",
+    "airflow_qarnot_pool.operators.reap",
+    "airflow_qarnot_pool.operators.report",
+    "airflow_qarnot_pool.task_groups.pool",
+    "airflow_qarnot_pool.triggers.pool",
+    "airflow_qarnot_pool.triggers.tasks",
+)
 
 _durations: list[tuple[float, str]] = []
 _futures: dict[str, Future[None]] = {}
@@ -148,12 +164,14 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
         statsd = ends.enter_context(Statsd())
         env |= statsd.settings()
         postgres = ends.enter_context(Postgres())
-        airflow = AirflowStack(folder / "airflow", dags, database=postgres.url, triggerers=2, env=env)
+        airflow = AirflowStack(
+            folder / "airflow", dags, database=postgres.url, triggerers=2, preload=PRELOAD, env=env
+        )
         airflow.home.mkdir()
         ends.enter_context(airflow)
         airflow.wait_dag("reap")
         _durations.append((time.monotonic() - began, "(Airflow, PostgreSQL and the local Qarnots start)"))
-        yield World(airflow, lanes, folder, postgres.url, statsd)
+        yield World(airflow, lanes, folder, Database(postgres.url), statsd)
     if request.session.testsfailed:
         print(f"\nLogs are kept in {folder}")
     else:

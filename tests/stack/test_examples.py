@@ -25,8 +25,8 @@ def test_example_on_a_real_scheduler(world: World, example: str) -> None:
     qarnot = world.lanes["default"].qarnot
     world.airflow.wait_dag(example)
     run_id = world.airflow.trigger(example, CONF.get(example, {}), f"on_a_scheduler_{example}")
-    state = world.airflow.wait_run(example, run_id, timeout=600)
-    assert state == "success", world.airflow.task_states(example, run_id)
+    state = world.wait(lambda: world.database.end_state(example, run_id), f"the end of {example}")
+    assert state == "success", world.database.story(example, run_id)
     if example in WITHOUT_POOL:
         return
     with QarnotClient(qarnot.url, qarnot.token) as client:
@@ -38,6 +38,6 @@ def test_example_on_a_real_scheduler(world: World, example: str) -> None:
         assert work
         assert {one.state for one in work} == {"Success"}
         (pool,) = {one.pool for one in work}
-        world.airflow.wait_for(
-            lambda: client.pools.get(str(pool)).state == "Closed", what=f"the pool of {example} to be closed"
+        world.wait(
+            lambda: client.pools.get(str(pool)).state == "Closed", f"the pool of {example} to be closed"
         )

@@ -22,7 +22,7 @@ def test_marked_failed_while_deferred_with_the_triggerers_parent_stalled(world: 
     run = world.run("deferred", "marked_failed_parent_stalled")
     run.wait_watched()
     (task,) = run.wait_tasks("live")
-    triggerer = world.airflow.triggerer_of(run.dag_id, run.run_id, "work")
+    triggerer = run.triggerer()
     assert triggerer is not None
     question = f"/tasks/{task.uuid}"
     # The answer to the guard's first question is held back until the parent stands still.

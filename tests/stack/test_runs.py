@@ -12,7 +12,7 @@ def test_run_timeout_skips_the_teardown_and_the_pool_cools_down_by_itself(world:
     qarnot = run.lane.qarnot
     for n in range(2):
         run.wait_watched(map_index=n)
-    world.outlive(run, days=2)
+    world.database.outlive(run.run_id, days=2)
     assert run.wait_end() == "failed"
     # The deferred tasks end with their run; the teardown is skipped by Airflow, so the pool stays.
     run.wait_tasks("Cancelled", "Cancelled")

@@ -31,12 +31,12 @@ def test_triggerers_killed_and_restarted(world: World) -> None:
     airflow.restart(ONE)
 
     def at(state: str) -> bool:
-        found = airflow.task_instances(run.dag_id, run.run_id)
+        found = run.instances()
         return len(found) == WAITERS and all(
-            one["state"] == state and (one["triggerer_job"] or {}).get("unixname") == ONE for one in found
+            one["state"] == state and one["triggerer"] == ONE for one in found
         )
 
-    run.wait(lambda: at("deferred"), "one triggerer to have all waits", interval=1.0)
+    run.wait(lambda: at("deferred"), "one triggerer to have all waits")
     known = len(_searches(run))
     searches = run.wait(
         lambda: found if len(found := _searches(run)[known:]) > 20 else None, "twenty more rounds of polling"
@@ -117,7 +117,7 @@ def thawed(world: World) -> Iterator[Thawed]:
 
 
 def _triggerer(run: Run, task: str) -> str | None:
-    return run.airflow.triggerer_of(run.dag_id, run.run_id, task)
+    return run.triggerer(task)
 
 
 def test_task_lives_when_the_triggerer_is_thawed_while_it_is_deferred(world: World, thawed: Thawed) -> None:

@@ -20,14 +20,27 @@ import psutil
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.models import Pool, Task
 from airflow_qarnot_pool.local import LocalQarnot
+from tests.stack.database import Database
 from tests.statsd import Statsd
 from tools.airflow_stack import AirflowStack, StackError, TaskProcesses
 
 T = TypeVar("T")
 
-#: Nothing is expected to be quick: other programs may have the machine. Only a test that fails takes so long.
-PATIENCE = 240.0
+#: Seconds with the machine in which no task of any run gets on: only a test that fails waits so long.
+PATIENCE = 120.0
 LIVE = {"FullyExecuting", "PartiallyExecuting"}
+
+
+def wait(
+    airflow: AirflowStack, database: Database, look: Callable[[], T], what: str, interval: float = 0.3
+) -> T:
+    """Wait for *look* to say something true, for as long as any run gets on."""
+    try:
+        return airflow.wait_for(
+            look, timeout=PATIENCE, what=what, interval=interval, progress=database.progress
+        )
+    except StackError as error:
+        raise AssertionError(str(error)) from None
 
 
 class Lane:
@@ -66,6 +79,7 @@ class Run:
     """A DAG run and what it has on its local Qarnot."""
 
     airflow: AirflowStack
+    database: Database
     lane: Lane
     dag_id: str
     run_id: str
@@ -137,17 +151,20 @@ class Run:
 
     # --- Airflow's side
 
-    def wait(
-        self, look: Callable[[], T], what: str, *, interval: float = 0.3, timeout: float = PATIENCE
-    ) -> T:
-        """Wait for *look* to say something true."""
-        try:
-            return self.airflow.wait_for(look, timeout=timeout, what=f"{what} ({self})", interval=interval)
-        except StackError as error:
-            raise AssertionError(str(error)) from None
+    def wait(self, look: Callable[[], T], what: str, *, interval: float = 0.3) -> T:
+        """Wait for *look* to say something true, for as long as any run gets on."""
+        return wait(self.airflow, self.database, look, f"{what} ({self})", interval)
+
+    def triggerer(self, task: str = "work") -> str | None:
+        """The triggerer that has the trigger of a deferred task, or None."""
+        name: str | None = self.instance(task)["triggerer"]
+        return name
 
     def instance(self, task_id: str = "work", map_index: int = -1) -> dict[str, Any]:
-        return self.airflow.task_instance(self.dag_id, self.run_id, task_id, map_index)
+        return self.database.instance(self.dag_id, self.run_id, task_id, map_index)
+
+    def instances(self) -> list[dict[str, Any]]:
+        return self.database.instances(self.dag_id, self.run_id)
 
     def wait_asked(self, task: Task) -> None:
         """Wait until somebody has asked for *task* by its uuid: a worker that waits does."""
@@ -157,25 +174,31 @@ class Run:
         """Wait for a state of an Airflow task, in try *tries* or a later one."""
 
         def reached() -> bool:
-            one = self.instance(task, map_index)
-            return one["state"] in states and (one["try_number"] or 0) >= tries
+            # Mapped ones are there once Airflow has expanded the task.
+            return any(
+                one["state"] in states and (one["try_number"] or 0) >= tries
+                for one in self.instances()
+                if (one["task_id"], one["map_index"]) == (task, map_index)
+            )
 
-        self.wait(reached, f"{task} to be {' or '.join(states)}", interval=1.0)
+        self.wait(reached, f"{task} to be {' or '.join(states)}")
 
     def wait_end(self) -> str:
         """Wait for the end of the DAG run; its state."""
-        try:
-            return self.airflow.wait_run(self.dag_id, self.run_id, PATIENCE)
-        except StackError as error:
-            raise AssertionError(str(error)) from None
+        return str(self.wait(lambda: self.database.end_state(self.dag_id, self.run_id), "the end of the run"))
 
     def processes(self, task: str = "work", map_index: int = -1) -> TaskProcesses:
         """The processes of an Airflow task that runs now."""
-        return self.wait(
-            lambda: self.airflow.task_processes(self.dag_id, self.run_id, task, map_index),
-            f"{task} to run",
-            interval=0.5,
-        )
+
+        def running() -> TaskProcesses | None:
+            one = self.instance(task, map_index)
+            if one["state"] != "running" or not one["pid"]:
+                return None
+            with contextlib.suppress(psutil.NoSuchProcess):
+                return TaskProcesses(worker=psutil.Process(one["pid"]).ppid(), task=one["pid"])
+            return None
+
+        return self.wait(running, f"{task} to run")
 
     def kill(self, *pids: int) -> None:
         """SIGKILL, and wait until they are gone."""
@@ -235,8 +258,8 @@ class Run:
 
     def story(self) -> str:
         """What there is to know when a test failed."""
-        lines = [f"{self}: {self.airflow.run_state(self.dag_id, self.run_id)}"]
-        for one in self.airflow.task_instances(self.dag_id, self.run_id):
+        lines = [f"{self}: {self.database.run_state(self.dag_id, self.run_id)}"]
+        for one in self.instances():
             lines.append(f"  {one['task_id']}[{one['map_index']}] {one['state']}, try {one['try_number']}")
             log = self.airflow.task_log(self.dag_id, self.run_id, one["task_id"], one["map_index"], 12)
             lines += [f"    {line}" for line in log.splitlines()]
@@ -249,11 +272,11 @@ class World:
     """The one deployment of the session, and its local Qarnots."""
 
     def __init__(
-        self, airflow: AirflowStack, lanes: dict[str, Lane], folder: Path, database: str, statsd: Statsd
+        self, airflow: AirflowStack, lanes: dict[str, Lane], folder: Path, database: Database, statsd: Statsd
     ) -> None:
         self.airflow = airflow
         self.statsd = statsd
-        self._database = database.replace("+psycopg2", "")
+        self.database = database
         self.lanes = lanes
         self._folder = folder
         self._mine = threading.local()
@@ -263,22 +286,14 @@ class World:
         folder = self._folder / run_id
         folder.mkdir()
         halts = {halt: folder / "halt"} if halt else {}
-        run = Run(self.airflow, self.lanes[lane], dag_id, run_id, folder, halts)
+        run = Run(self.airflow, self.database, self.lanes[lane], dag_id, run_id, folder, halts)
         run.again()
         self._mine.runs = [*getattr(self._mine, "runs", []), run]
         return run
 
-    def outlive(self, run: Run, days: int) -> None:
-        """Have Airflow believe that a DAG run has lasted so many days longer than it has."""
-        import psycopg2
-
-        with psycopg2.connect(self._database) as connection, connection.cursor() as cursor:
-            cursor.execute(
-                "UPDATE dag_run SET start_date = start_date - make_interval(days => %s) WHERE run_id = %s",
-                (days, run.run_id),
-            )
-            assert cursor.rowcount == 1
-        connection.close()
+    def wait(self, look: Callable[[], T], what: str) -> T:
+        """Wait for *look* to say something true, for as long as any run gets on."""
+        return wait(self.airflow, self.database, look, what)
 
     def stories(self) -> str:
         """The stories of all runs that this thread has started since it was told to forget."""

@@ -1,0 +1,82 @@
+"""Airflow's own tables, read directly.
+
+Ten tests that ask the api-server several times a second take most of a core from the Airflow that they test.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+_INSTANCES = """
+    SELECT ti.task_id, ti.map_index, ti.state, ti.try_number, ti.max_tries, ti.pid, job.unixname AS triggerer
+    FROM task_instance ti
+    LEFT JOIN trigger ON trigger.id = ti.trigger_id
+    LEFT JOIN job ON job.id = trigger.triggerer_id
+    WHERE ti.dag_id = %s AND ti.run_id = %s
+"""
+#: Changes whenever a task of any DAG run gets on.
+_PROGRESS = "SELECT count(*), sum(try_number), max(updated_at) FROM task_instance"
+
+
+class Database:
+    """A reader; each thread has a connection of its own."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url.replace("+psycopg2", "")
+        self._mine = threading.local()
+
+    def run_state(self, dag_id: str, run_id: str) -> str | None:
+        """Return the state of a DAG run; None if there is none."""
+        found = self._rows("SELECT state FROM dag_run WHERE dag_id = %s AND run_id = %s", dag_id, run_id)
+        return str(found[0]["state"]) if found else None
+
+    def end_state(self, dag_id: str, run_id: str) -> str | None:
+        """Return the state of a DAG run that has ended; None as long as it has not."""
+        state = self.run_state(dag_id, run_id)
+        return state if state in ("success", "failed") else None
+
+    def instances(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
+        """Return the task instances of a run: state, tries, process, and the triggerer that has the trigger."""
+        return self._rows(_INSTANCES, dag_id, run_id)
+
+    def instance(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> dict[str, Any]:
+        """Return one task instance."""
+        (found,) = self._rows(
+            f"{_INSTANCES} AND ti.task_id = %s AND ti.map_index = %s", dag_id, run_id, task_id, map_index
+        )
+        return found
+
+    def story(self, dag_id: str, run_id: str) -> list[str]:
+        """Return state and try of each task instance, for the message of a test that fails."""
+        return [
+            f"{one['task_id']}[{one['map_index']}] {one['state']}, try {one['try_number']}"
+            for one in self.instances(dag_id, run_id)
+        ]
+
+    def progress(self) -> object:
+        """Return what changes whenever any task gets on, in whichever run."""
+        return tuple(self._rows(_PROGRESS)[0].values())
+
+    def outlive(self, run_id: str, days: int) -> None:
+        """Have Airflow believe that a DAG run has lasted so many days longer than it has."""
+        with self._cursor() as cursor:
+            cursor.execute(
+                "UPDATE dag_run SET start_date = start_date - make_interval(days => %s) WHERE run_id = %s",
+                (days, run_id),
+            )
+            assert cursor.rowcount == 1
+
+    def _rows(self, query: str, *parameters: Any) -> list[dict[str, Any]]:
+        with self._cursor() as cursor:
+            cursor.execute(query, parameters)
+            names = [column.name for column in cursor.description]
+            return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+    def _cursor(self) -> Any:
+        if not hasattr(self._mine, "connection"):
+            import psycopg2
+
+            self._mine.connection = psycopg2.connect(self._url)
+            self._mine.connection.autocommit = True
+        return self._mine.connection.cursor()
