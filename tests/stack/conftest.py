@@ -63,7 +63,7 @@ PRELOAD = (
     "airflow_qarnot_pool.api.client",
     "airflow_qarnot_pool.decorators.qarnot",
     "airflow_qarnot_pool.operators.reap",
-    "airflow_qarnot_pool.operators.report",
+    "airflow_qarnot_pool.operators.cost_report",
     "airflow_qarnot_pool.task_groups.pool",
     "airflow_qarnot_pool.triggers.pool",
     "airflow_qarnot_pool.triggers.tasks",
