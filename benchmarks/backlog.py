@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +11,7 @@ from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.ownership.claim import stamp
-from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
+from airflow_qarnot_pool.ownership.identity import FORMAT_VERSION, TaskInstanceIdentity
 from airflow_qarnot_pool.waiting.conditions import TASK_ENDED
 from benchmarks import environment
 
@@ -77,9 +78,12 @@ class Backlog:
                     "resubmitted": False,
                     "deadline": deadline,
                 },
-                "format": 1,
+                "pools": [pool],
+                "version": FORMAT_VERSION,
             }
-            for uuid, identity in zip(self.uuids, self.identities, strict=True)
+            for uuid, identity, pool in zip(
+                self.uuids, self.identities, itertools.cycle(self._groups), strict=False
+            )
         ]
 
     def end_some(self) -> list[str]:

@@ -18,7 +18,7 @@ import time
 import tracemalloc
 import uuid
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -77,9 +77,9 @@ class Triggerer:
         return int(self._ask(do="memory")["memory"])
 
     def settle(self, seconds: float = 300.0) -> None:
-        """Return when every trigger of ours that waits has had its first look."""
+        """Return when every waiting trigger of ours has been polled once and is old enough to fire."""
         if not self._ask(do="settle", seconds=seconds)["settled"]:
-            raise RuntimeError("not every trigger had its first look in time")
+            raise RuntimeError("Not every trigger was polled in time")
 
     def window(self, seconds: float) -> dict[str, Any]:
         """Let it run for so long, and tell what it took.
@@ -144,9 +144,12 @@ def _runner() -> Any:
         def __init__(self) -> None:
             self._reader_task = asyncio.create_task(asyncio.Event().wait())
             self.waiting: list[Any] = []
+            #: Tracebacks of triggers that have failed.
+            self.failures: list[str] = []
 
         async def asend(self, message: Any) -> Any:
             _RequestFrame(id=0, body=message.model_dump()).as_bytes()
+            self.failures += ["".join(lines or ()) for _, lines in getattr(message, "failures", None) or ()]
             # As many at a time as a triggerer's supervisor takes from the database.
             some, self.waiting = self.waiting[:50], self.waiting[50:]
             return messages.TriggerStateSync(to_create=some, to_cancel=set())
@@ -187,7 +190,7 @@ def _anonymous() -> int:
 async def _serve() -> None:
     import psutil
 
-    from airflow_qarnot_pool.triggers import poller
+    from airflow_qarnot_pool.triggers import age, poller
 
     lookups = 0
     search = poller.Poller._search
@@ -204,6 +207,8 @@ async def _serve() -> None:
     blocked: list[float] = []
     probe = asyncio.create_task(_probe(lags, blocked))
     made = 0
+    last_added = 0.0
+    loop = asyncio.get_running_loop()
 
     def memory() -> int:
         gc.collect()
@@ -213,11 +218,24 @@ async def _serve() -> None:
             return tracemalloc.get_traced_memory()[0]
         return _anonymous() or int(me.memory_full_info().uss)
 
+    def task_pollers() -> list[poller.Poller]:
+        # Triggers also poll the pools of their tasks, ten times less often.
+        return [shared for shared in poller.pollers() if shared.kind == "task"]
+
     def rounds() -> int:
-        return sum(one.rounds for one in poller.pollers())
+        return sum(shared.rounds for shared in task_pollers())
+
+    def count_polled() -> int:
+        return sum(bool(topic.last) for shared in task_pollers() for topic in shared.topics.values())
+
+    async def until(condition: Callable[[], bool]) -> None:
+        while not condition():
+            if runner.comms_decoder.failures:
+                raise RuntimeError(f"A trigger failed:\n{runner.comms_decoder.failures[0]}")
+            await asyncio.sleep(0.05)
 
     async def obey(order: dict[str, Any]) -> dict[str, Any]:
-        nonlocal made
+        nonlocal made, last_added
         if order["do"] == "ready":
             while not hasattr(runner, "comms_decoder"):
                 await asyncio.sleep(0.01)
@@ -232,17 +250,14 @@ async def _serve() -> None:
             # The first 50 the usual way; the rest would come at 50 per second.
             runner.comms_decoder.waiting += workloads[:50]
             runner.to_create.extend(workloads[50:])
-            while len(runner.triggers) + len(runner.events.times) < made:
-                await asyncio.sleep(0.05)
+            await until(lambda: len(runner.triggers) + len(runner.events.times) >= made)
+            last_added = loop.time()
             return {}
         if order["do"] == "settle":
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(order["seconds"]):
-                    while (
-                        sum(bool(topic.last) for one in poller.pollers() for topic in one.topics.values())
-                        < made
-                    ):
-                        await asyncio.sleep(0.1)
+                    await until(lambda: count_polled() >= made)
+                    await asyncio.sleep(last_added + age.MIN_AGE - loop.time())
                     return {"settled": True}
             return {"settled": False}
         lags.clear()
@@ -261,7 +276,6 @@ async def _serve() -> None:
             "lookups": lookups - lookups_before,
         }
 
-    loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(limit=1 << 28)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     while line := await reader.readline():

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import difflib
 import json
 import math
 import re
@@ -136,6 +135,8 @@ def meant(name: str, names: Iterable[str], *, only_synonyms: bool = False) -> st
     for one in (name, *SYNONYMS.get(normalise(name), ())):
         if normalise(one) in known:
             return known[normalise(one)]
+    import difflib  # only an error needs it, and every DAG file would pay for it
+
     close = [] if only_synonyms else difflib.get_close_matches(normalise(name), known, n=1)
     return known[close[0]] if close else None
 

@@ -34,8 +34,8 @@ from airflow_qarnot_pool.parameters.validation import (
     reject_empty,
     spec_values,
 )
-from airflow_qarnot_pool.triggers.pool import COLD
 from airflow_qarnot_pool.waiting.conditions import (
+    COLD,
     POOL_READY,
     Condition,
     EndReason,

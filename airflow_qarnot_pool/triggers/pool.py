@@ -15,10 +15,7 @@ from airflow_qarnot_pool.ownership.shared_pool import release
 from airflow_qarnot_pool.ownership.termination import end
 from airflow_qarnot_pool.triggers.base import QarnotTrigger, task_state
 from airflow_qarnot_pool.triggers.poller import subscribe
-from airflow_qarnot_pool.waiting.conditions import EndReason, WaitResult
-
-#: Key of an outcome whose warm-up ended before the pool was ready.
-COLD = "cold"
+from airflow_qarnot_pool.waiting.conditions import COLD, EndReason, WaitResult
 
 
 class QarnotPoolTrigger(QarnotTrigger):

@@ -29,6 +29,10 @@ Kind = Literal["pool", "task"]
 LONGEST_DOUBT = 10.0
 
 
+#: Key of ``WaitResult.resume_state``, set if the warm-up ended before the pool was ready.
+COLD = "cold"
+
+
 class ConditionResult(StrEnum):
     """What one look means to a waiter."""
 

@@ -23,8 +23,8 @@ from airflow_qarnot_pool.api.limits import stored_moment
 from airflow_qarnot_pool.operators.bases.pool import PoolOperator
 from airflow_qarnot_pool.ownership.identity import WARM_UP_ROLE, with_suffix
 from airflow_qarnot_pool.parameters.validation import as_duration, pool_spec
-from airflow_qarnot_pool.triggers.pool import COLD
 from airflow_qarnot_pool.waiting.conditions import (
+    COLD,
     Condition,
     EndReason,
     WaitResult,
