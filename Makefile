@@ -71,6 +71,13 @@ soak: setup
 matrix: build
 	$(BIN)/python -m tools.matrix $(MATRIX)
 
+# Branch coverage by the tests that take seconds. It is printed, and no gate.
+coverage: $(STAMP)
+	$(BIN)/python -m pytest -q -n 4 --dist loadfile --cov --cov-report=term:skip-covered \
+	  tests/api tests/costs tests/hooks tests/logs tests/maintenance tests/ownership tests/parameters tests/plugins \
+	  tests/task_groups/test_wiring.py tests/triggers tests/waiting tests/operators/test_pool_operators.py \
+	  tests/operators/test_sensors.py tests/operators/test_task_operators.py tests/test_provider.py
+
 check: lint types build
 
 lint: $(STAMP)
