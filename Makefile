@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 SELENIUM := selenium==4.51.0
 POSTGRES_DRIVERS := psycopg2-binary==2.9.13 asyncpg==0.32.0
 
-.PHONY: setup demo test test-airflow test-ui distributed soak matrix chaos bench check lint format types build docs check-install test-group-3.1 clean
+.PHONY: setup demo test coverage test-airflow test-ui distributed soak matrix chaos bench check lint format types build docs check-install test-group-3.1 clean
 
 setup: $(STAMP)
 
