@@ -18,9 +18,12 @@ def get_cli_commands() -> list[GroupCommand]:
             Arg(("--conn-id",), help="Connection of type qarnot", default="qarnot_default"),
             Arg(("--dry-run",), help="Only report", action="store_true"),
             Arg(
-                ("--grace-minutes",), help="Spare pools of finished runs this long", type=float, default=15.0
+                ("--grace-period-minutes",),
+                help="Spare pools of finished runs this long",
+                type=float,
+                default=15.0,
             ),
-            Arg(("--idle-minutes",), help="Spare idle pools this long", type=float, default=60.0),
+            Arg(("--idle-timeout-minutes",), help="Spare idle pools this long", type=float, default=60.0),
         ),
     )
     return [
@@ -39,7 +42,10 @@ def reap(args: Namespace) -> None:
         hook.client,
         hook.settings.namespace if hook.settings.namespace_is_explicit else None,
         _run_state,
-        ReapLimits(grace=timedelta(minutes=args.grace_minutes), idle=timedelta(minutes=args.idle_minutes)),
+        ReapLimits(
+            grace_period=timedelta(minutes=args.grace_period_minutes),
+            idle_timeout=timedelta(minutes=args.idle_timeout_minutes),
+        ),
         dry_run=args.dry_run,
     )
     for entry in [*report.entries, *report.tasks]:

@@ -10,7 +10,7 @@ from typing import Any
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
 from airflow_qarnot_pool.local import LocalQarnot
-from airflow_qarnot_pool.ownership.claim import stamp
+from airflow_qarnot_pool.ownership.claim import with_identity
 from airflow_qarnot_pool.ownership.identity import FORMAT_VERSION, TaskInstanceIdentity
 from airflow_qarnot_pool.waiting.conditions import TASK_ENDED
 from benchmarks import environment
@@ -33,7 +33,7 @@ class Backlog:
         ]
         self.identities = [self._identity(n) for n in range(count)]
         specs = [
-            stamp(
+            with_identity(
                 TaskSpec(name=f"work {n}", pool=pools[n % len(pools)], command="true"),
                 identity,
                 1,

@@ -27,7 +27,7 @@ with DAG(
 ) as dag:
     QarnotReapOperator(
         task_id="reap",
-        grace=timedelta(minutes=15),
-        idle=timedelta(hours=1),
+        grace_period=timedelta(minutes=15),
+        idle_timeout=timedelta(hours=1),
         report_only="{{ params.report_only }}",
     )

@@ -23,7 +23,7 @@ from airflow_qarnot_pool.costs.model import Cost, PoolCost
 from airflow_qarnot_pool.operators.teardown_cost import count_closed_pool
 from airflow_qarnot_pool.ownership.identity import RunKey
 nan = float("nan")
-figures = Cost(credits=nan, carbon_g=nan, node_seconds=float("inf"), used_node_seconds=0.0)
+figures = Cost(euros=nan, carbon_g=nan, node_seconds=float("inf"), used_node_seconds=0.0)
 count_closed_pool(PoolCost(uuid="u", name="p", opened_by=RunKey("d", "r"), cost=figures), "d")
 """
 

@@ -55,7 +55,7 @@ def test_the_account_sees_what_was_done_twice_and_what_was_not_done() -> None:
     ]
     rest = [
         _qarnot_task("shared_pool", "group.on_worker", -1, "Success"),
-        _qarnot_task("own_pool", "group.open_pool", -1, "Success", part="warm-up"),
+        _qarnot_task("own_pool", "group.open_pool", -1, "Success", role="warm-up"),
     ]
     assert cluster.judged(wanted, [*fan, *many, *rest]) == (0, 0)
     assert cluster.judged(wanted, [*fan, *many, *rest, fan[0], many[1]]) == (2, 0)

@@ -313,7 +313,7 @@ def left_on(runs: dict[DagRun, Workload], client: QarnotClient) -> dict[str, lis
         for pool in client.pools.iterate(OURS)
         if pool.state not in ("Closing", *POOL_OVER) and pool.labels["airflow.run_id"] in ample
     ]
-    limits = ReapLimits(grace=timedelta(seconds=-1), idle=timedelta(days=1))
+    limits = ReapLimits(grace_period=timedelta(seconds=-1), idle_timeout=timedelta(days=1))
     report = reap(client, NAMESPACE, lambda dag_id, run_id: "success", limits)
 
     def still_on() -> list[Any]:
@@ -333,7 +333,7 @@ def work_done(runs: dict[DagRun, Workload], history: list[dict[str, Any]]) -> di
 
     :param history: every Qarnot task there ever was, as near a quota finished ones are deleted.
     """
-    tasks = {task["uuid"]: task for task in history if task["labels"].get("airflow.part") == ""}
+    tasks = {task["uuid"]: task for task in history if task["labels"].get("airflow.role") == ""}
     done = Counter(
         (task["labels"]["airflow.lineage"], number, task["state"] == "Cancelled")
         for task in tasks.values()

@@ -71,7 +71,7 @@ def left_over(qarnot: LocalQarnot, work: int) -> list[str]:
         pools = [str(pool.state) for pool in client.pools.list()]
         # All but the warm-up.
         done = Counter(
-            task.state for task in client.tasks.list() if not (task.labels or {}).get("airflow.part")
+            task.state for task in client.tasks.list() if not (task.labels or {}).get("airflow.role")
         )
     found = [] if pools == ["Closed"] else [f"its pools are {pools}, not one that is closed"]
     return (

@@ -96,7 +96,7 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "environmentvariables": ("constants",),
     "envs": ("constants",),
     "envvars": ("constants",),
-    "idletimeout": ("keep_warm", "idle"),
+    "idletimeout": ("keep_warm", "idle_timeout"),
     "inputbucket": ("resource_buckets",),
     "inputbuckets": ("resource_buckets",),
     "inputs": ("resource_buckets",),

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from airflow_qarnot_pool.costs.model import PoolCost, TaskUsage
 
 #: A setting is named where it would have saved at least this share of what was paid, and this many node-seconds.
-WORTH_SHARE = 0.05
-WORTH_NODE_SECONDS = 60.0
+MIN_SHARE = 0.05
+MIN_NODE_SECONDS = 60.0
 #: Maximum number of Airflow tasks that a line of the log names.
 MAX_NAMES = 8
 
@@ -73,9 +73,9 @@ class IdleTime:
         beside_work = (IdleCause.WARM_UP, IdleCause.SIZE, IdleCause.UNEVEN)
         return self.idle - sum(self.causes.get(one, 0.0) for one in beside_work)
 
-    def waited_for(self, names: Sequence[str]) -> str | None:
+    def describe_wait_for(self, names: Sequence[str]) -> str | None:
         """Say that the pool stood idle while it waited for the Airflow tasks *names*, if that is worth a line."""
-        if not names or self.without_work < max(1.0, WORTH_SHARE * self.paid):
+        if not names or self.without_work < max(1.0, MIN_SHARE * self.paid):
             return None
         shown = ", ".join(names[:MAX_NAMES]) + (", ..." if len(names) > MAX_NAMES else "")
         return (
@@ -103,7 +103,7 @@ class IdleTime:
         return f"{text}. {self.setting} would have saved about {self.saves:.0f}" if self.setting else text
 
 
-def idle_of(pool: PoolCost, now: datetime | None = None) -> IdleTime | None:
+def idle_time_of(pool: PoolCost, now: datetime | None = None) -> IdleTime | None:
     """What was idle of *pool*; None where Qarnot does not say how long its nodes were up.
 
     :param now: the moment up to which the figures are, where the pool has not ended.
@@ -112,7 +112,7 @@ def idle_of(pool: PoolCost, now: datetime | None = None) -> IdleTime | None:
     if paid is None or used is None:
         return None
     warm_up = sum(one.seconds for one in pool.work if one.is_warm_up) / pool.slots_per_node
-    return judge(
+    return classify_idle_time(
         PoolPhase(
             paid=paid,
             used=used,
@@ -127,7 +127,7 @@ def idle_of(pool: PoolCost, now: datetime | None = None) -> IdleTime | None:
     )
 
 
-def judge(stage: PoolPhase) -> IdleTime:
+def classify_idle_time(stage: PoolPhase) -> IdleTime:
     """Put what was idle down to its causes, and name the setting that would have avoided the largest."""
     idle = max(0.0, stage.paid - stage.used)
     known = min(stage.warm_up, idle)
@@ -140,7 +140,7 @@ def judge(stage: PoolPhase) -> IdleTime:
     found = IdleTime(paid=stage.paid, idle=idle, causes=causes)
     for cause, seconds in sorted(causes.items(), key=lambda one: -one[1]):
         setting = _setting(cause, stage)
-        if setting and seconds >= max(WORTH_NODE_SECONDS, WORTH_SHARE * stage.paid):
+        if setting and seconds >= max(MIN_NODE_SECONDS, MIN_SHARE * stage.paid):
             return IdleTime(paid=stage.paid, idle=idle, causes=causes, setting=setting, saves=seconds)
     return found
 

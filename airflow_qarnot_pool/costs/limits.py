@@ -1,9 +1,10 @@
-"""Limits on what a pool and a DAG run may cost.
+"""Limits on the cost of a pool and of a DAG run.
 
-:func:`judge` and :func:`shortage` decide, without I/O; :func:`spending_of` and :func:`check_estimate` ask Qarnot.
-Who watches: every trigger that waits for the pool or for a Qarnot task on it (`triggers/cost.py`, one watch for all
-of them, which goes on between them until the pool closes), and an operator that waits on its worker. Whoever has
-something to submit looks first, and the reaper looks at what is written on the pool (:func:`limits_on`).
+:func:`check_limits` and :func:`find_shortage` decide without I/O. :mod:`airflow_qarnot_pool.costs.spending` reads the
+figures from Qarnot. Limits are checked by every trigger that waits for the pool or for a Qarnot task on it. One
+subscription serves all of them, and continues between waits until the pool closes. Operators that wait on the worker
+check limits, too, and every operator checks before it submits a task. The reaper checks the limits that are stored on
+the pool (:func:`limits_from_labels`).
 """
 
 from __future__ import annotations
@@ -20,18 +21,17 @@ from airflow_qarnot_pool.api.errors import (
     QarnotInvalidSpecError,
 )
 from airflow_qarnot_pool.api.limits import reading
-from airflow_qarnot_pool.costs.model import euros
-from airflow_qarnot_pool.ownership.identity import MAX_COST, MAX_RUN_COST, RunKey, label, run_of
-from airflow_qarnot_pool.waiting.conditions import Kind
+from airflow_qarnot_pool.costs.model import format_euros
+from airflow_qarnot_pool.ownership.identity import MAX_COST_LABEL, MAX_RUN_COST_LABEL, RunKey, label, run_of
+from airflow_qarnot_pool.waiting.conditions import CAPITALIZED_NOUNS, Kind
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.models import Account, Budget, Pool
 
 #: Share of a limit at which a warning is logged.
 WARN_AT = 0.8
-_NOUN = {"pool": "Pool", "task": "Qarnot task"}
 #: Labels of a pool, for those who know nothing of the DAG that has made it.
-LABELS = {"max_cost": MAX_COST, "max_run_cost": MAX_RUN_COST}
+LIMIT_LABELS = {"max_cost": MAX_COST_LABEL, "max_run_cost": MAX_RUN_COST_LABEL}
 
 
 class LimitLevel(IntEnum):
@@ -56,7 +56,7 @@ class LimitParameters:
 
         :raises QarnotInvalidSpecError: names the parameter.
         """
-        share = amount("cost_warning", warn_at)
+        share = parse_amount("cost_warning", warn_at)
         if share is None or not 0 < share <= 1:
             raise QarnotInvalidSpecError(
                 f"cost_warning is no share of the limit, got {warn_at!r}",
@@ -64,19 +64,19 @@ class LimitParameters:
                 remedy="Give a number of more than 0 and at most 1.",
             )
         limits = cls(
-            max_cost=amount("max_cost", max_cost),
-            max_run_cost=amount("max_run_cost", max_run_cost),
+            max_cost=parse_amount("max_cost", max_cost),
+            max_run_cost=parse_amount("max_run_cost", max_run_cost),
             warn_at=share,
         )
         return None if limits.max_cost is None and limits.max_run_cost is None else limits
 
     def labels(self) -> dict[str, str]:
-        """What is written on the pool; :func:`limits_on` reads it."""
-        given = {LABELS[name]: getattr(self, name) for name in LABELS}
+        """What is written on the pool; :func:`limits_from_labels` reads it."""
+        given = {LIMIT_LABELS[name]: getattr(self, name) for name in LIMIT_LABELS}
         return {name: repr(limit) for name, limit in given.items() if limit is not None}
 
 
-def amount(name: str, value: Any) -> float | None:
+def parse_amount(name: str, value: Any) -> float | None:
     """A number of more than 0, which may come as text out of a template; None for none."""
     if value is None or (isinstance(value, str) and value.strip() in ("", "None")):
         return None
@@ -125,15 +125,15 @@ class CostLimit:
         return RunKey(self.dag_id, self.run_id)
 
 
-def limits_on(pool: Pool, since: datetime | None = None) -> CostLimit | None:
+def limits_from_labels(pool: Pool, since: datetime | None = None) -> CostLimit | None:
     """The limits that are written on *pool*; None where there are none.
 
     :param since: when the first pool of its DAG run was made, where that is known.
     """
     found: dict[str, float | None] = {}
-    for name, key in LABELS.items():
+    for name, key in LIMIT_LABELS.items():
         with suppress(QarnotInvalidSpecError):  # somebody else's label says nothing
-            found[name] = amount(name, pool.labels.get(key))
+            found[name] = parse_amount(name, pool.labels.get(key))
     if label(pool.labels, "shared") is not None:
         found["max_run_cost"] = None  # it is no run's own
     if all(limit is None for limit in found.values()):
@@ -150,12 +150,12 @@ def limits_on(pool: Pool, since: datetime | None = None) -> CostLimit | None:
     )
 
 
-def goes_on(watched: CostLimit, pool: Pool, others: Iterable[CostLimit]) -> bool:
+def may_still_cost(watched: CostLimit, pool: Pool, others: Iterable[CostLimit]) -> bool:
     """Whether to watch on when nothing waits any more, because *pool* is still open and of our making.
 
     :param others: what else is watched; of several who share a pool one is enough.
     """
-    if watched.kind != "pool" or not _is_open(pool) or label(pool.labels, "namespace") != watched.namespace:
+    if watched.kind != "pool" or not is_open(pool) or label(pool.labels, "namespace") != watched.namespace:
         return False
     runs_own = run_of(pool) == watched.run and label(pool.labels, "shared") is None
     counts = (watched.max_cost, watched.max_run_cost if runs_own else None)
@@ -190,9 +190,9 @@ class LimitCheck:
     close: tuple[str, ...] = ()
 
 
-def judge(watched: CostLimit, spending: Spending) -> LimitCheck:
+def check_limits(watched: CostLimit, spending: Spending) -> LimitCheck:
     """Compare what was spent with the limits; the worse of both counts."""
-    it = f"{_NOUN[watched.kind]} {watched.uuid}"
+    it = f"{CAPITALIZED_NOUNS[watched.kind]} {watched.uuid}"
     run, own = f"DAG run {watched.run_id} of {watched.dag_id}", (watched.uuid,) * spending.of_the_run
     if spending.of_the_run:
         run += f", with {it.lower() if watched.kind == 'pool' else it},"
@@ -209,18 +209,18 @@ def judge(watched: CostLimit, spending: Spending) -> LimitCheck:
     ):
         if limit is None or spent is None or spent < limit * watched.warn_at:
             continue
-        cost = f"{who} has cost {euros(spent)}"
+        cost = f"{who} has cost {format_euros(spent)}"
         if spent >= limit:
             end = "was closed" if watched.kind == "pool" else "was ended"
-            text = f"{cost}, which reaches its {name} of {euros(limit)}; it {end}"
+            text = f"{cost}, which reaches its {name} of {format_euros(limit)}; it {end}"
             found.append(LimitCheck(level=LimitLevel.OVER, message=text, close=close))
         else:
-            text = f"{cost}, {spent / limit:.0%} of its {name} of {euros(limit)}"
+            text = f"{cost}, {spent / limit:.0%} of its {name} of {format_euros(limit)}"
             found.append(LimitCheck(level=LimitLevel.WARNING, message=text))
     return max(found, key=lambda one: one.level, default=LimitCheck(level=LimitLevel.FINE))
 
 
-def shortage(
+def find_shortage(
     estimate: float,
     credits: float | None,
     budgets: Iterable[Budget],
@@ -230,7 +230,7 @@ def shortage(
 ) -> str | None:
     """Why a pool of *slots* that is to cost *estimate* euros cannot be covered, with the figures; None if it can."""
     if credits is not None and credits < estimate:
-        return f"the account has {euros(credits)} of credits left"
+        return f"the account has {format_euros(credits)} of credits left"
     for budget in budgets:
         if budget.is_archived or budget.remaining_cents is None or budget.overrun_policy == "AlertOnly":
             continue
@@ -240,8 +240,8 @@ def shortage(
             continue
         left = budget.remaining_cents / 100
         if left < estimate:
-            whole = "" if budget.total_cents is None else f" of {euros(budget.total_cents / 100)}"
-            return f"the budget {budget.alias or budget.uuid} has {euros(left)}{whole} left"
+            whole = "" if budget.total_cents is None else f" of {format_euros(budget.total_cents / 100)}"
+            return f"the budget {budget.alias or budget.uuid} has {format_euros(left)}{whole} left"
     if account is not None:
         for used, most, added, what in (
             (account.running_pool_count, account.max_running_pool, 1, "running pools"),
@@ -255,7 +255,7 @@ def shortage(
 # --- asking Qarnot
 
 
-def _is_open(pool: Pool) -> bool:
+def is_open(pool: Pool) -> bool:
     from airflow_qarnot_pool.ownership.decisions import Usability, usability_of
 
     return usability_of(pool) is Usability.LIVE

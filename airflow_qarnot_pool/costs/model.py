@@ -23,20 +23,20 @@ if TYPE_CHECKING:
     from airflow_qarnot_pool.api.models import CarbonFacts, Pool, Task
 
 K = TypeVar("K")
-_OURS = "airflow-"
+_OWN_TAG_PREFIX = "airflow-"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
     """What something cost up to the moment it was asked for. ``Cost()`` is nothing; None is "not known".
 
-    ``credits``: euros. ``energy_wh``: Wh. ``carbon_g`` and ``saved_g``: grams of CO2 equivalent, emitted, and
+    ``euros``: euros. ``energy_wh``: Wh. ``carbon_g`` and ``saved_g``: grams of CO2 equivalent, emitted, and
     emitted less than in the reference data centre. ``node_seconds``: seconds that nodes were up and paid;
     ``used_node_seconds``: the part of them that ran work (a node of four slots with one of them at work for a
     second counts as a quarter of a second).
     """
 
-    credits: float | None = 0.0
+    euros: float | None = 0.0
     energy_wh: float | None = 0.0
     carbon_g: float | None = 0.0
     saved_g: float | None = 0.0
@@ -76,45 +76,45 @@ class Cost:
         return cls(**{one.name: data.get(one.name) for one in fields(cls)})
 
     def __str__(self) -> str:
-        parts = [euros(self.credits)]
+        parts = [format_euros(self.euros)]
         if self.energy_wh is not None:
-            parts.append(watt_hours(self.energy_wh))
+            parts.append(format_watt_hours(self.energy_wh))
         if self.carbon_g is not None:
-            parts.append(grams(self.carbon_g))
+            parts.append(format_grams(self.carbon_g))
         if self.saved_g is not None:
-            parts.append(f"{grams(self.saved_g)} saved")
+            parts.append(f"{format_grams(self.saved_g)} saved")
         return ", ".join(parts)
 
 
-def euros(amount: float | None) -> str:
+def format_euros(amount: float | None) -> str:
     """``1.23 EUR``; four decimals below 1 EUR."""
     if amount is None:
         return "an unknown number of EUR"
     return f"{amount:.2f} EUR" if abs(amount) >= 1 else f"{amount:.4f} EUR"
 
 
-def watt_hours(amount: float) -> str:
+def format_watt_hours(amount: float) -> str:
     """``12.3 Wh``, from a kilowatt hour on ``1.23 kWh``."""
-    return f"{amount / 1000:.2f} kWh" if abs(amount) >= 1000 else f"{_number(amount)} Wh"
+    return f"{amount / 1000:.2f} kWh" if abs(amount) >= 1000 else f"{_format_number(amount)} Wh"
 
 
-def grams(amount: float | None) -> str:
+def format_grams(amount: float | None) -> str:
     """``12.3 g CO2e``, from a kilogram on ``1.23 kg CO2e``."""
     if amount is None:
         return "an unknown amount of CO2e"
-    return f"{amount / 1000:.2f} kg CO2e" if abs(amount) >= 1000 else f"{_number(amount)} g CO2e"
+    return f"{amount / 1000:.2f} kg CO2e" if abs(amount) >= 1000 else f"{_format_number(amount)} g CO2e"
 
 
-def _number(amount: float) -> str:
+def _format_number(amount: float) -> str:
     return f"{amount:.0f}" if abs(amount) >= 100 else f"{amount:.3g}"
 
 
-def total(costs: Iterable[Cost]) -> Cost:
+def sum_costs(costs: Iterable[Cost]) -> Cost:
     """The sum; unknown wherever a part is."""
     return sum(costs, Cost())
 
 
-def fractions(weights: Mapping[K, float]) -> dict[K, float]:
+def to_fractions(weights: Mapping[K, float]) -> dict[K, float]:
     """Shares of 1 in proportion to *weights*; equal shares where all of them are 0."""
     whole = sum(weights.values())
     if whole <= 0:
@@ -130,7 +130,7 @@ class TaskUsage:
     run: RunKey
     task_id: str = ""
     map_index: int = -1
-    part: str = ""
+    role: str = ""
     seconds: float = 0.0
     instances: int = 1
     created: datetime | None = None
@@ -146,11 +146,11 @@ class TaskUsage:
             run=run_of(task),
             task_id=label(task.labels, "task_id") or "",
             map_index=-1 if index is None else index,
-            part=label(task.labels, "part") or "",
+            role=label(task.labels, "role") or "",
             seconds=task.executed_seconds or 0.0,
             instances=task.instances or 1,
             created=task.creation_date,
-            ended=_moment(task.end_date),
+            ended=_date_or_none(task.end_date),
             tags=user_tags(task),
         )
 
@@ -159,7 +159,7 @@ class TaskUsage:
         """Whether it only kept nodes busy until all were up: paid, but of no use to any run."""
         from airflow_qarnot_pool.ownership.identity import WARM_UP_ROLE
 
-        return self.part == WARM_UP_ROLE
+        return self.role == WARM_UP_ROLE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +192,7 @@ class PoolCost:
         for one in self.useful:
             weights[key(one)] = weights.get(key(one), 0.0) + one.seconds
         return {
-            who: self.cost.share(fraction) for who, fraction in fractions(weights or {nobody: 1.0}).items()
+            who: self.cost.share(fraction) for who, fraction in to_fractions(weights or {nobody: 1.0}).items()
         }
 
     def by_run(self) -> dict[RunKey, Cost]:
@@ -211,12 +211,14 @@ class RunCost:
     run: RunKey
     pools: tuple[PoolCost, ...] = ()
     #: Qarnot tasks without a pool, each with its own cost.
-    alone: tuple[tuple[TaskUsage, Cost], ...] = ()
+    standalone: tuple[tuple[TaskUsage, Cost], ...] = ()
 
     @property
     def total(self) -> Cost:
         """All of it."""
-        return total([*(pool.share_of(self.run) for pool in self.pools), *(cost for _, cost in self.alone)])
+        return sum_costs(
+            [*(pool.share_of(self.run) for pool in self.pools), *(cost for _, cost in self.standalone)]
+        )
 
     def by_task(self) -> dict[str, Cost]:
         """The cost of each Airflow task by its id, mapped ones together. Pools without work are under ``""``."""
@@ -226,7 +228,7 @@ class RunCost:
             for (run, task_id), cost in shares.items():
                 if run == self.run:
                     found[task_id] = found.get(task_id, Cost()) + cost
-        for work, cost in self.alone:
+        for work, cost in self.standalone:
             found[work.task_id] = found.get(work.task_id, Cost()) + cost
         return found
 
@@ -251,15 +253,13 @@ class RunCost:
 
 def user_tags(found: Pool | Task) -> tuple[str, ...]:
     """The tags that are not the provider's own."""
-    return tuple(tag for tag in found.tags if not tag.startswith(_OURS))
+    return tuple(tag for tag in found.tags if not tag.startswith(_OWN_TAG_PREFIX))
 
 
-def cost_from(
-    credits: float | None, facts: CarbonFacts | None, paid: float | None, used: float | None
-) -> Cost:
+def cost_from(euros: float | None, facts: CarbonFacts | None, paid: float | None, used: float | None) -> Cost:
     """Put the answers of several requests together."""
     return Cost(
-        credits=credits,
+        euros=euros,
         energy_wh=facts.total_consumed_energy_wh if facts else None,
         carbon_g=facts.carbon_footprint if facts else None,
         saved_g=facts.saved_carbon_footprint_compute_heat if facts else None,
@@ -268,9 +268,7 @@ def cost_from(
     )
 
 
-def pool_cost(
-    pool: Pool, tasks: Iterable[Task], credits: float | None, facts: CarbonFacts | None
-) -> PoolCost:
+def pool_cost(pool: Pool, tasks: Iterable[Task], euros: float | None, facts: CarbonFacts | None) -> PoolCost:
     """What *pool* cost, from what Qarnot says of it and of the Qarnot tasks on it."""
     work = tuple(TaskUsage.of(task) for task in tasks)
     slots = pool.slots_per_node or 1
@@ -279,12 +277,12 @@ def pool_cost(
         uuid=pool.uuid,
         name=pool.name or pool.uuid,
         opened_by=run_of(pool),
-        cost=cost_from(credits, facts, pool.executed_seconds, used),
+        cost=cost_from(euros, facts, pool.executed_seconds, used),
         slots_per_node=slots,
         size=_size(pool),
         keep_warm=_keep_warm(pool),
         created=pool.creation_date,
-        ended=_moment(pool.end_date),
+        ended=_date_or_none(pool.end_date),
         tags=user_tags(pool),
         work=work,
     )
@@ -309,6 +307,6 @@ def _keep_warm(pool: Pool) -> timedelta | None:
 # --- asking Qarnot
 
 
-def _moment(when: datetime | None) -> datetime | None:
+def _date_or_none(when: datetime | None) -> datetime | None:
     """Qarnot writes the year 1 for "not yet"."""
     return None if when is None or when.year < 1971 else when

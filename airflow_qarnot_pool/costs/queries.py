@@ -34,7 +34,7 @@ def cost_of_task(client: QarnotClient, uuid: str, reference: str | None = None) 
     if task.pool:
         pool = cost_of_pool(client, task.pool, reference)
         return pool.by(lambda one: one.uuid, "").get(uuid, Cost())
-    return cost_alone(client, task, reference)
+    return cost_of_standalone_task(client, task, reference)
 
 
 def cost_of_run(
@@ -54,24 +54,26 @@ def cost_of_run(
     :param since: when the run began, which keeps the listings short; None looks at everything of *namespace*.
     """
     run = RunKey(dag_id, run_id)
-    pools, tasks = listing(client, namespace, since)
+    pools, tasks = list_created(client, namespace, since)
     mine = [task for task in tasks if run_of(task) == run]
     used = dict.fromkeys(task.pool for task in mine if task.pool)
     opened = {pool.uuid: pool for pool in pools}
     costs = []
     for uuid in dict.fromkeys([*(pool.uuid for pool in pools if run_of(pool) == run), *used]):
-        with suppress_gone():
+        with suppress_deleted():
             costs.append(cost_of_pool(client, uuid, reference, pool=opened.get(uuid)))
     return RunCost(
         run=run,
         pools=tuple(costs),
-        alone=tuple(
-            (TaskUsage.of(task), cost_alone(client, task, reference)) for task in mine if not task.pool
+        standalone=tuple(
+            (TaskUsage.of(task), cost_of_standalone_task(client, task, reference))
+            for task in mine
+            if not task.pool
         ),
     )
 
 
-def listing(
+def list_created(
     client: QarnotClient,
     namespace: str,
     since: datetime | None = None,
@@ -94,7 +96,7 @@ def listing(
     return list(client.pools.iterate(mine)), list(client.tasks.iterate(mine))
 
 
-def cost_alone(client: QarnotClient, task: Task, reference: str | None) -> Cost:
+def cost_of_standalone_task(client: QarnotClient, task: Task, reference: str | None) -> Cost:
     """The cost of a Qarnot task on nodes of its own: nothing says how long those were up beside executing."""
     seconds = task.executed_seconds
     return cost_from(*_figures(client.tasks, task.uuid, reference), seconds, seconds)
@@ -113,7 +115,7 @@ def _figures(resource: Any, uuid: str, reference: str | None) -> tuple[float | N
     return credits, facts
 
 
-def suppress_gone() -> suppress:
+def suppress_deleted() -> suppress:
     """What is deleted between two requests has no cost that anybody could tell any more."""
     from airflow_qarnot_pool.api.errors import QarnotNotFoundError
 

@@ -14,27 +14,27 @@ from airflow_qarnot_pool.costs.model import (
     Cost,
     PoolCost,
     TaskUsage,
-    euros,
-    grams,
-    total,
-    watt_hours,
+    format_euros,
+    format_grams,
+    format_watt_hours,
+    sum_costs,
 )
 from airflow_qarnot_pool.costs.queries import (
-    cost_alone,
     cost_of_pool,
-    listing,
-    suppress_gone,
+    cost_of_standalone_task,
+    list_created,
+    suppress_deleted,
 )
 from airflow_qarnot_pool.ownership.identity import RunKey
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.client import QarnotClient
 
-By = Literal["dag", "task", "tag"]
-NAMES: dict[By, str] = {"dag": "DAG", "task": "Airflow task", "tag": "Tag"}
+GroupBy = Literal["dag", "task", "tag"]
+GROUP_NAMES: dict[GroupBy, str] = {"dag": "DAG", "task": "Airflow task", "tag": "Tag"}
 #: Maximum characters of a name in a table. Airflow's ids have up to 250 each.
 _MAX_NAME = 510
-NOBODY = "(no DAG)"
+NO_DAG = "(no DAG)"
 NO_WORK = "(opened, and nothing ran on it)"
 NO_TAG = "(no tag)"
 NOTHING = "Nothing was opened in this period."
@@ -84,27 +84,30 @@ class CostReport:
     @property
     def total(self) -> Cost:
         """All of it."""
-        return total(item.cost for item in self.items)
+        return sum_costs(item.cost for item in self.items)
 
-    def rows(self, by: By) -> list[Row]:
+    def rows(self, by: GroupBy) -> list[Row]:
         """What each DAG, Airflow task or tag cost, the dearest first. What has several tags counts under each."""
         costs: dict[str, Cost] = {}
         runs: dict[str, set[RunKey]] = {}
         for item in self.items:
-            for name in _KEYS[by](item):
+            for name in _GROUP_KEYS[by](item):
                 costs[name] = costs.get(name, Cost()) + item.cost
                 runs.setdefault(name, set()).add(item.run)
         rows = [Row(name=name, runs=len(runs[name]), cost=cost) for name, cost in costs.items()]
-        return sorted(rows, key=lambda row: (-(row.cost.credits or 0.0), row.name))
+        return sorted(rows, key=lambda row: (-(row.cost.euros or 0.0), row.name))
 
-    def to_json(self, by: Sequence[By], most: int) -> dict[str, Any]:
-        """``{since, until, pools, total, dag: [row], ...}``: a list for each of *by*, at most *most* rows long."""
+    def to_json(self, group_by: Sequence[GroupBy], max_rows: int) -> dict[str, Any]:
+        """Return the report as JSON, with at most *max_rows* rows for each of *group_by*.
+
+        ``{since, until, pools, total, dag: [row], ...}``.
+        """
         return {
             "since": self.since.isoformat(),
             "until": self.until.isoformat(),
             "pools": self.pools,
             "total": self.total.to_json(),
-            **{one: [row.to_json() for row in self.rows(one)[:most]] for one in by},
+            **{one: [row.to_json() for row in self.rows(one)[:max_rows]] for one in group_by},
         }
 
     # --- for people
@@ -113,24 +116,28 @@ class CostReport:
     def headline(self) -> str:
         """One sentence. Where Qarnot does not say what a part has cost, the rest is told as the least it was."""
         since, until = (f"{one.astimezone(UTC):%Y-%m-%d %H:%M}" for one in (self.since, self.until))
-        known = [item.cost for item in self.items if item.cost.credits is not None]
+        known = [item.cost for item in self.items if item.cost.euros is not None]
         unknown = len(self.items) - len(known)
-        cost = f"at least {total(known)} (the cost of {unknown} is not known)" if unknown else str(self.total)
+        cost = (
+            f"at least {sum_costs(known)} (the cost of {unknown} is not known)"
+            if unknown
+            else str(self.total)
+        )
         return f"{since} to {until} UTC: {cost}, {self.pools} pool{'' if self.pools == 1 else 's'}"
 
-    def markdown(self, by: Sequence[By], most: int) -> str:
-        """The headline, and a table for each of *by*."""
+    def markdown(self, group_by: Sequence[GroupBy], max_rows: int) -> str:
+        """The headline, and a table for each of *group_by*."""
         parts = [self.headline]
         if not self.items:
             return f"{self.headline}\n\n{NOTHING}\n"
-        for one, header, rows in self._tables(by, most):
-            lines = [_line(header), _line(["---", *["---:"] * (len(header) - 1)])]
-            lines += [_line(map(_plain, row)) for row in rows]
-            parts.append(f"**By {NAMES[one]}**\n\n" + "\n".join(lines))
+        for one, header, rows in self._tables(group_by, max_rows):
+            lines = [_markdown_row(header), _markdown_row(["---", *["---:"] * (len(header) - 1)])]
+            lines += [_markdown_row(map(_escape_markdown, row)) for row in rows]
+            parts.append(f"**By {GROUP_NAMES[one]}**\n\n" + "\n".join(lines))
         parts.append(f"*{LEGEND}*")
         return "\n\n".join(parts) + "\n"
 
-    def html(self, by: Sequence[By], most: int) -> str:
+    def html(self, group_by: Sequence[GroupBy], max_rows: int) -> str:
         """The same for a mail that takes HTML; styled in place, as mail programs want it."""
         cell = "padding:2px 10px;border-bottom:1px solid #ddd;"
         name, number = (
@@ -140,7 +147,7 @@ class CostReport:
         parts = [f"<p>{escape(self.headline)}</p>"]
         if not self.items:
             return f"{parts[0]}\n<p>{NOTHING}</p>"
-        for one, header, rows in self._tables(by, most):
+        for one, header, rows in self._tables(group_by, max_rows):
             lines = []
             for tag, row in [("th", header), *(("td", row) for row in rows)]:
                 cells = [
@@ -149,48 +156,50 @@ class CostReport:
                 ]
                 lines.append(f"<tr>{''.join(cells)}</tr>")
             table = '<table style="border-collapse:collapse">' + "".join(lines) + "</table>"
-            parts.append(f"<h4>By {escape(NAMES[one])}</h4>{table}")
+            parts.append(f"<h4>By {escape(GROUP_NAMES[one])}</h4>{table}")
         parts.append(f'<p style="color:#666;font-size:smaller">{LEGEND}</p>')
         return "\n".join(parts)
 
-    def _tables(self, by: Sequence[By], most: int) -> Iterable[tuple[By, list[str], list[list[str]]]]:
-        for one in by:
+    def _tables(
+        self, group_by: Sequence[GroupBy], max_rows: int
+    ) -> Iterable[tuple[GroupBy, list[str], list[list[str]]]]:
+        for one in group_by:
             rows = self.rows(one)
-            cents = any((row.cost.credits or 0.0) >= 1 for row in rows)
-            lines = [_cells(row.name, str(row.runs), row.cost, cents) for row in rows[:most]]
-            if len(rows) > most:
-                rest = total(row.cost for row in rows[most:])
-                lines.append(_cells(f"{len(rows) - most} more", "", rest, cents))
-            yield one, [NAMES[one], "Runs", "Cost", "Energy", "Carbon", "Saved", "Idle"], lines
+            cents = any((row.cost.euros or 0.0) >= 1 for row in rows)
+            lines = [_cells(row.name, str(row.runs), row.cost, cents) for row in rows[:max_rows]]
+            if len(rows) > max_rows:
+                rest = sum_costs(row.cost for row in rows[max_rows:])
+                lines.append(_cells(f"{len(rows) - max_rows} more", "", rest, cents))
+            yield one, [GROUP_NAMES[one], "Runs", "Cost", "Energy", "Carbon", "Saved", "Idle"], lines
 
 
 def _cells(name: str, runs: str, cost: Cost, cents: bool) -> list[str]:
     """:param cents: in a column with euros more than two decimals only make it hard to read."""
     idle = "" if not cost.node_seconds else f"{(cost.idle_node_seconds or 0.0) / cost.node_seconds:.0%}"
-    energy = "?" if cost.energy_wh is None else watt_hours(cost.energy_wh)
-    if cost.credits is None:
+    energy = "?" if cost.energy_wh is None else format_watt_hours(cost.energy_wh)
+    if cost.euros is None:
         paid = "?"
     elif cents:
-        paid = "< 0.01 EUR" if 0 < cost.credits < 0.005 else f"{cost.credits:.2f} EUR"
+        paid = "< 0.01 EUR" if 0 < cost.euros < 0.005 else f"{cost.euros:.2f} EUR"
     else:
-        paid = euros(cost.credits)
-    carbon, saved = ("?" if one is None else grams(one) for one in (cost.carbon_g, cost.saved_g))
+        paid = format_euros(cost.euros)
+    carbon, saved = ("?" if one is None else format_grams(one) for one in (cost.carbon_g, cost.saved_g))
     return [shortened(name, _MAX_NAME), runs, paid, energy, carbon, saved, idle]
 
 
-def _plain(text: str) -> str:
+def _escape_markdown(text: str) -> str:
     """Return *text* for a cell of a Markdown table: on one line, and nothing in it is markup for any renderer."""
     words = " ".join("".join(one if one.isprintable() else " " for one in text).split())
     return _MARKUP.sub(lambda found: _ESCAPED.get(found[0]) or f"\\{found[0]}", words)
 
 
-def _line(cells: Iterable[str]) -> str:
+def _markdown_row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-_KEYS: dict[By, Callable[[Item], Iterable[str]]] = {
-    "dag": lambda item: [item.run.dag_id or NOBODY],
-    "task": lambda item: [f"{item.run.dag_id}.{item.task_id or NO_WORK}" if item.run.dag_id else NOBODY],
+_GROUP_KEYS: dict[GroupBy, Callable[[Item], Iterable[str]]] = {
+    "dag": lambda item: [item.run.dag_id or NO_DAG],
+    "task": lambda item: [f"{item.run.dag_id}.{item.task_id or NO_WORK}" if item.run.dag_id else NO_DAG],
     "tag": lambda item: sorted(item.tags) or [NO_TAG],
 }
 
@@ -213,16 +222,16 @@ def cost_report(
     Two listings, three requests for each pool and two for each Qarnot task without a pool. What Qarnot has deleted
     by now is not in it.
     """
-    pools, tasks = listing(client, namespace, since, until, slack=False)
+    pools, tasks = list_created(client, namespace, since, until, slack=False)
     items: list[Item] = []
     counted = 0
     for pool in pools:
-        with suppress_gone():
+        with suppress_deleted():
             items += items_of(cost_of_pool(client, pool.uuid, reference, pool=pool))
             counted += 1
     for task in tasks:
         if not task.pool:
             work = TaskUsage.of(task)
-            cost = cost_alone(client, task, reference)
+            cost = cost_of_standalone_task(client, task, reference)
             items.append(Item(run=work.run, task_id=work.task_id, tags=frozenset(work.tags), cost=cost))
     return CostReport(since=since, until=until, items=tuple(items), pools=counted)

@@ -14,7 +14,7 @@ from airflow_qarnot_pool.api.errors import (
     QarnotUnavailableError,
 )
 from airflow_qarnot_pool.api.limits import stored_moment
-from airflow_qarnot_pool.costs.limits import CostLimit, LimitCheck, Spending, _is_open, shortage
+from airflow_qarnot_pool.costs.limits import CostLimit, LimitCheck, Spending, find_shortage, is_open
 from airflow_qarnot_pool.ownership.identity import label, run_of
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def spending_of(
     :param settled: what pools that ended long ago have cost; kept by the caller from one look to the next.
     """
     resource = client.pools if watched.kind == "pool" else client.tasks
-    own = _credits(resource, watched.uuid) if watched.uuid else None
+    own = _cost_of(resource, watched.uuid) if watched.uuid else None
     if watched.max_run_cost is None:
         return Spending(own=own)
     from airflow_qarnot_pool.ownership.records import recorded_costs
@@ -49,8 +49,8 @@ def spending_of(
     still_open = []
     for pool in pools:
         if pool.uuid not in known:
-            known[pool.uuid] = settled.get(pool.uuid) or _credits(client.pools, pool.uuid)
-        if _is_open(pool):
+            known[pool.uuid] = settled.get(pool.uuid) or _cost_of(client.pools, pool.uuid)
+        if is_open(pool):
             still_open.append(pool.uuid)
         elif (cost := known[pool.uuid]) is not None and _ended_long_ago(pool):
             settled[pool.uuid] = cost
@@ -59,7 +59,7 @@ def spending_of(
     for uuid in recorded.keys() - known.keys():
         cost = settled.get(uuid)
         if cost is None:
-            told = _credits(client.pools, uuid)
+            told = _cost_of(client.pools, uuid)
             cost = recorded[uuid] if told is None else told
         if cost is None:
             forgotten.append(uuid)
@@ -90,7 +90,7 @@ def pools_of_run(client: QarnotClient, watched: CostLimit) -> list[Pool]:
     return [one for one in found if run_of(one) == watched.run and label(one.labels, "shared") is None]
 
 
-def close_all(client: QarnotClient, watched: CostLimit, verdict: LimitCheck) -> None:
+def close_pools(client: QarnotClient, watched: CostLimit, verdict: LimitCheck) -> None:
     """End what *verdict* says; fine when it is over already.
 
     :raises QarnotError: the first one met; whatever else could be ended is.
@@ -108,7 +108,7 @@ def close_all(client: QarnotClient, watched: CostLimit, verdict: LimitCheck) -> 
         raise failed
 
 
-def any_open(client: QarnotClient, watched: CostLimit, verdict: LimitCheck) -> bool:
+def is_any_open(client: QarnotClient, watched: CostLimit, verdict: LimitCheck) -> bool:
     """Whether there is anything left to end; yes where Qarnot does not say."""
     from airflow_qarnot_pool.ownership.decisions import Usability, usability_of
 
@@ -137,10 +137,10 @@ def check_estimate(
     credits = None
     with suppress(QarnotRefusedError, QarnotNotFoundError, QarnotProtocolError):
         credits = client.account.credits()
-    return shortage(estimate, credits, budgets, account, slots, datetime.now(UTC))
+    return find_shortage(estimate, credits, budgets, account, slots, datetime.now(UTC))
 
 
-def _credits(resource: Any, uuid: str) -> float | None:
+def _cost_of(resource: Any, uuid: str) -> float | None:
     with suppress(QarnotNotFoundError):
         cost: float = resource.credits(uuid)
         return cost

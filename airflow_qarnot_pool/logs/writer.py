@@ -24,7 +24,7 @@ from airflow_qarnot_pool.logs.checkpoint import (
 )
 from airflow_qarnot_pool.logs.cursor import STREAMS, LogCursor
 from airflow_qarnot_pool.ownership import xcoms
-from airflow_qarnot_pool.ownership.xcom_keys import OUTPUT_KEY, position_key
+from airflow_qarnot_pool.ownership.xcoms import OUTPUT_KEY, position_key
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.client import QarnotClient

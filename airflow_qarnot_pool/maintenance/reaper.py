@@ -2,7 +2,7 @@
 
 The last line of defence: DAG runs that time out skip their teardown tasks, and Airflow may be gone for hours. Limits
 on cost that are written on a pool count here, too, whether anything waits for it or not.
-Deciding is pure (:func:`judge`); :func:`reap` asks Qarnot and whoever knows the DAG runs.
+Deciding is pure (:func:`decide_reap`); :func:`reap` asks Qarnot and whoever knows the DAG runs.
 """
 
 from __future__ import annotations
@@ -24,13 +24,12 @@ from airflow_qarnot_pool.api.errors import (
     QarnotProtocolError,
     QarnotRefusedError,
 )
-from airflow_qarnot_pool.costs.limits import LimitLevel, limits_on
-from airflow_qarnot_pool.costs.limits import judge as judge_cost
+from airflow_qarnot_pool.costs.limits import LimitLevel, check_limits, limits_from_labels
 from airflow_qarnot_pool.costs.spending import spending_of
 from airflow_qarnot_pool.ownership import records
 from airflow_qarnot_pool.ownership.decisions import Usability, usability_of
 from airflow_qarnot_pool.ownership.identity import RunKey, is_ours, label, namespace_tag, run_of
-from airflow_qarnot_pool.ownership.quota import QuotaRoom
+from airflow_qarnot_pool.ownership.quota import FINISHED_RUN_STATES, QuotaRoom
 from airflow_qarnot_pool.ownership.termination import end
 
 if TYPE_CHECKING:
@@ -42,8 +41,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: States of a DAG run in which nothing of it will use a pool any more.
-OVER = frozenset({"success", "failed"})
 #: Answers for a (dag_id, run_id): the run's state, or None where there is no such run.
 RunState = Callable[[str, str], str | None]
 
@@ -65,11 +62,11 @@ class ReapAction(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class ReapLimits:
-    """How long things may last. ``grace`` spares runs whose teardown is at work, and runs not known (yet)."""
+    """How long things may last. ``grace_period`` spares runs whose teardown is at work, and runs not known (yet)."""
 
-    grace: timedelta = timedelta(minutes=15)
-    idle: timedelta = timedelta(hours=1)
-    finished: timedelta = timedelta(days=8)
+    grace_period: timedelta = timedelta(minutes=15)
+    idle_timeout: timedelta = timedelta(hours=1)
+    delete_finished_after: timedelta = timedelta(days=8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,12 +96,12 @@ class PoolFacts:
     used_by: str = ""
 
 
-def judge(facts: PoolFacts, limits: ReapLimits, now: datetime) -> ReapDecision:
+def decide_reap(facts: PoolFacts, limits: ReapLimits, now: datetime) -> ReapDecision:
     """Decide about one pool, or Qarnot task with nodes of its own, that this provider made in our namespace."""
     if facts.usability is Usability.ENDING:
         return ReapDecision(action=ReapAction.KEEP, reason="it is ending already")
     if facts.usability is Usability.DEAD:
-        if facts.ended is not None and now - facts.ended > limits.finished:
+        if facts.ended is not None and now - facts.ended > limits.delete_finished_after:
             return ReapDecision(
                 action=ReapAction.DELETE, reason=f"it is over since {facts.ended:%Y-%m-%d %H:%M}"
             )
@@ -118,13 +115,13 @@ def judge(facts: PoolFacts, limits: ReapLimits, now: datetime) -> ReapDecision:
     if not facts.shared:
         # What still runs for a run that is over is nobody's, so it spares its pool no longer than the grace.
         quiet = now - facts.created if busy else idle
-        if facts.run_state in OVER and quiet > limits.grace:
+        if facts.run_state in FINISHED_RUN_STATES and quiet > limits.grace_period:
             return ReapDecision(
                 action=ReapAction.CLOSE, reason=f"its DAG run {facts.run} is over ({facts.run_state})"
             )
-        if facts.run_state is None and now - facts.created > limits.grace:
+        if facts.run_state is None and now - facts.created > limits.grace_period:
             return ReapDecision(action=ReapAction.CLOSE, reason=f"there is no DAG run {facts.run}")
-    if idle > limits.idle:
+    if idle > limits.idle_timeout:
         return ReapDecision(
             action=ReapAction.CLOSE, reason=f"it is idle since {facts.idle_since:%Y-%m-%d %H:%M}"
         )
@@ -164,14 +161,14 @@ class ReapReport:
     tidied: int = 0
     #: What was found, for metrics.
     open_pools: int = 0
-    slots_wanted: int = 0
+    slots_requested: int = 0
     slots_ready: int = 0
 
     def count(self, pool: Pool) -> None:
         """Note what *pool* has and wants."""
         if usability_of(pool) is Usability.LIVE:
             self.open_pools += 1
-            self.slots_wanted += pool.target_running_instance_count or pool.instance_count or 0
+            self.slots_requested += pool.target_running_instance_count or pool.instance_count or 0
             self.slots_ready += pool.ready_slots
 
     def to_json(self) -> dict[str, Any]:
@@ -233,34 +230,34 @@ def reap(
         if pool.creation_date:
             began[run_of(pool)] = min(pool.creation_date, began.get(run_of(pool), pool.creation_date))
     for pool in pools:
-        with _noting(report, "Pool", pool.uuid):
+        with _collect_failure(report, "Pool", pool.uuid):
             report.count(pool)
-            idle_since = _idleness(client, namespace, limits, now, note=not dry_run)
+            idle_since = _idle_since_reader(client, namespace, limits, now, note=not dry_run)
             facts = partial(
-                _facts, client, run_state=run_state, began=began.get(run_of(pool)), idle_since=idle_since
+                _pool_facts, client, run_state=run_state, began=began.get(run_of(pool)), idle_since=idle_since
             )
             entry = _reap_one(client.pools, pool, facts, limits, dry_run, now)
-            report.entries.append(_logged("Pool", entry, dry_run))
-    for task in _tasks_alone(client, namespace, report):
-        with _noting(report, "Qarnot task", task.uuid):
-            facts = partial(_facts_alone, run_state=run_state)
+            report.entries.append(_log_entry("Pool", entry, dry_run))
+    for task in _standalone_tasks(client, namespace, report):
+        with _collect_failure(report, "Qarnot task", task.uuid):
+            facts = partial(_standalone_task_facts, run_state=run_state)
             entry = _reap_one(client.tasks, task, facts, limits, dry_run, now)
-            report.tasks.append(_logged("Qarnot task", entry, dry_run))
+            report.tasks.append(_log_entry("Qarnot task", entry, dry_run))
     if not dry_run:
         for kind in KINDS:
-            with _noting(report, "Finished objects", f"of namespace {namespace}"):
+            with _collect_failure(report, "Finished objects", f"of namespace {namespace}"):
                 report.tidied += QuotaRoom(client, namespace).tidy(kind)
     count_reaped(report)
     return report
 
 
-def _tasks_alone(client: QarnotClient, namespace: str, report: ReapReport) -> list[Task]:
+def _standalone_tasks(client: QarnotClient, namespace: str, report: ReapReport) -> list[Task]:
     """The unfinished Qarnot tasks with nodes of their own that somebody was to wait for."""
     unfinished = filters.and_(
         filters.equal("Tags", namespace_tag(namespace)), filters.in_("State", _UNFINISHED)
     )
     found: list[Task] = []
-    with _noting(report, "Qarnot tasks", f"of namespace {namespace}"):
+    with _collect_failure(report, "Qarnot tasks", f"of namespace {namespace}"):
         found = list(client.tasks.iterate(unfinished))
     return [
         task
@@ -270,7 +267,7 @@ def _tasks_alone(client: QarnotClient, namespace: str, report: ReapReport) -> li
 
 
 @contextmanager
-def _noting(report: ReapReport, noun: str, which: str) -> Iterator[None]:
+def _collect_failure(report: ReapReport, noun: str, which: str) -> Iterator[None]:
     """Note what fails: it must not spare the others."""
     try:
         yield
@@ -279,7 +276,7 @@ def _noting(report: ReapReport, noun: str, which: str) -> Iterator[None]:
         report.failures.append(f"{which}: {error}")
 
 
-def _logged(noun: str, entry: ReapEntry, dry_run: bool) -> ReapEntry:
+def _log_entry(noun: str, entry: ReapEntry, dry_run: bool) -> ReapEntry:
     log.log(
         logging.DEBUG if entry.action == ReapAction.KEEP else logging.INFO,
         "%s %s (%s): %s%s, because %s",
@@ -303,10 +300,10 @@ def _reap_one(
 ) -> ReapEntry:
     done = False
     try:
-        judgement = judge(facts(found), limits, now())
+        judgement = decide_reap(facts(found), limits, now())
         if judgement.action is not ReapAction.KEEP and not dry_run:
             # Time has passed since the listing: a cleared run may use it again.
-            again = judge(facts(resource.get(found.uuid)), limits, now())
+            again = decide_reap(facts(resource.get(found.uuid)), limits, now())
             if again.action is judgement.action:
                 if again.action is ReapAction.CLOSE:
                     end(resource, found.uuid)
@@ -332,7 +329,7 @@ def _reap_one(
     )
 
 
-def _facts(
+def _pool_facts(
     client: QarnotClient,
     pool: Pool,
     run_state: RunState,
@@ -344,7 +341,7 @@ def _facts(
     usability = usability_of(pool)
     created = pool.creation_date or datetime.now(UTC)
     state = None if shared or usability is not Usability.LIVE else run_state(dag_id, run_id)
-    is_needed = shared or state not in (None, *OVER)
+    is_needed = shared or state not in (None, *FINISHED_RUN_STATES)
     used_by = "" if is_needed or usability is not Usability.LIVE else _used_by(client, pool, run_state)
     is_needed = is_needed or bool(used_by)
     return PoolFacts(
@@ -376,12 +373,12 @@ def _used_by(client: QarnotClient, pool: Pool, run_state: RunState) -> str:
         if task.phase is not states.Phase.TERMINAL and label(task.labels, "namespace") == namespace
     }
     for dag_id, run_id in sorted(runs - {run_of(pool)}):
-        if run_state(dag_id, run_id) not in (None, *OVER):
+        if run_state(dag_id, run_id) not in (None, *FINISHED_RUN_STATES):
             return f"{dag_id} {run_id}"
     return ""
 
 
-def _facts_alone(task: Task, run_state: RunState) -> PoolFacts:
+def _standalone_task_facts(task: Task, run_state: RunState) -> PoolFacts:
     """Of a Qarnot task with nodes of its own: never idle, and nobody else's."""
     dag_id, run_id = run_of(task)
     usability = {states.Phase.ENDING: Usability.ENDING, states.Phase.TERMINAL: Usability.DEAD}.get(
@@ -402,11 +399,11 @@ def _facts_alone(task: Task, run_state: RunState) -> PoolFacts:
 
 def _over_limit(client: QarnotClient, pool: Pool, began: datetime | None) -> str:
     """What to say where *pool* has reached a limit that is written on it; an unknown cost reaches none."""
-    watched = limits_on(pool, began)
+    watched = limits_from_labels(pool, began)
     if watched is None:
         return ""
     try:
-        verdict = judge_cost(watched, spending_of(client, watched))
+        verdict = check_limits(watched, spending_of(client, watched))
     except (QarnotRefusedError, QarnotProtocolError) as error:
         log.warning(
             "What pool %s costs cannot be found out, so its limit is not watched: %s", pool.uuid, error
@@ -415,7 +412,7 @@ def _over_limit(client: QarnotClient, pool: Pool, began: datetime | None) -> str
     return verdict.message.removesuffix("; it was closed") if verdict.level is LimitLevel.OVER else ""
 
 
-def _idleness(
+def _idle_since_reader(
     client: QarnotClient, namespace: str, limits: ReapLimits, now: Callable[[], datetime], *, note: bool
 ) -> Callable[[Pool, datetime, bool], datetime]:
     """Return a function that tells since when a pool is idle.
@@ -431,7 +428,7 @@ def _idleness(
         ends = [task.end_date or task.creation_date for task in client.pools.tasks(pool.uuid)]
         shown = [one for one in ends if one is not None]
         since = max([created, *shown])
-        if pool.queued_or_running_task_instances_count or now() - since <= limits.grace:
+        if pool.queued_or_running_task_instances_count or now() - since <= limits.grace_period:
             return since
         use = records.last_use_of(client, pool.uuid)
         if use.used is not None:
@@ -456,5 +453,5 @@ def count_reaped(report: ReapReport) -> None:
         metrics.incr("tasks.reaped", counts["aborted"], namespace=report.namespace)
     tags = {"namespace": report.namespace}
     metrics.gauge("pools.open", report.open_pools, **tags)
-    metrics.gauge("slots.wanted", report.slots_wanted, **tags)
+    metrics.gauge("slots.requested", report.slots_requested, **tags)
     metrics.gauge("slots.ready", report.slots_ready, **tags)

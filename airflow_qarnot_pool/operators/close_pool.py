@@ -193,7 +193,7 @@ class QarnotDeletePoolOperator(QarnotOperator):
 
 def _run_lives(dag_id: str, run_id: str) -> bool:
     """Whether a DAG run is unfinished; also where Airflow does not say."""
-    from airflow_qarnot_pool.maintenance.reaper import OVER
+    from airflow_qarnot_pool.maintenance.reaper import FINISHED_RUN_STATES
     from airflow_qarnot_pool.ownership.liveness import dag_run_state
 
     try:
@@ -201,4 +201,4 @@ def _run_lives(dag_id: str, run_id: str) -> bool:
     except Exception as error:
         log.warning("Airflow does not say whether run %s of %s still lives: %s", run_id, dag_id, error)
         return True
-    return state is not None and state not in OVER
+    return state is not None and state not in FINISHED_RUN_STATES

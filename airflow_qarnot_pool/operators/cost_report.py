@@ -14,7 +14,7 @@ from airflow_qarnot_pool.parameters.validation import Duration, as_duration
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from airflow_qarnot_pool.costs.report import By
+    from airflow_qarnot_pool.costs.report import GroupBy
 
 
 class QarnotCostReportOperator(QarnotOperator):
@@ -28,8 +28,8 @@ class QarnotCostReportOperator(QarnotOperator):
     :param since: begin of the period, as a datetime or ISO text; default: *period* before its end.
     :param until: its end, not included; default: the DAG run's ``run_after``, else now.
     :param period: how long it is, as a timedelta or seconds, where *since* is not given.
-    :param by: tables to make: ``"dag"``, ``"task"``, ``"tag"``. What has several tags counts under each.
-    :param most_rows: longest table.
+    :param group_by: tables to make: ``"dag"``, ``"task"``, ``"tag"``. What has several tags counts under each.
+    :param max_rows: longest table.
     """
 
     template_fields = (*QarnotOperator.template_fields, "since", "until", "period")
@@ -40,28 +40,28 @@ class QarnotCostReportOperator(QarnotOperator):
         since: datetime | str | None = None,
         until: datetime | str | None = None,
         period: Duration = timedelta(days=1),
-        by: Sequence[By] = ("dag", "task", "tag"),
-        most_rows: int = 20,
+        group_by: Sequence[GroupBy] = ("dag", "task", "tag"),
+        max_rows: int = 20,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.since = since
         self.until = until
         self.period = period
-        self.by = by
-        self.most_rows = most_rows
-        if isinstance(by, str) or not by or not set(by) <= {"dag", "task", "tag"}:
+        self.group_by = group_by
+        self.max_rows = max_rows
+        if isinstance(group_by, str) or not group_by or not set(group_by) <= {"dag", "task", "tag"}:
             raise QarnotInvalidSpecError(
-                f"by is not a list of tables, got {by!r}",
-                field="by",
+                f"group_by is not a list of tables, got {group_by!r}",
+                field="group_by",
                 remedy="Give some of 'dag', 'task' and 'tag'.",
             )
         if not is_templated(period):
             self._period()
-        if type(most_rows) is not int or most_rows < 1:
+        if type(max_rows) is not int or max_rows < 1:
             raise QarnotInvalidSpecError(
-                f"most_rows must be a whole number of at least 1, got {most_rows!r}",
-                field="most_rows",
+                f"max_rows must be a whole number of at least 1, got {max_rows!r}",
+                field="max_rows",
                 remedy="Give a number.",
             )
         for name, value in (("since", since), ("until", until)):
@@ -104,12 +104,12 @@ class QarnotCostReportOperator(QarnotOperator):
         until = _moment("until", self.until) or getattr(context["dag_run"], "run_after", None)
         since, until = self._check_period(_moment("since", self.since), until)
         report = cost_report(self.client, settings.namespace, since, until, settings.reference_datacenter)
-        text = report.markdown(self.by, self.most_rows)
+        text = report.markdown(self.group_by, self.max_rows)
         self.log.info("%s", text)
         return {
-            **report.to_json(self.by, self.most_rows),
+            **report.to_json(self.group_by, self.max_rows),
             "markdown": text,
-            "html": report.html(self.by, self.most_rows),
+            "html": report.html(self.group_by, self.max_rows),
         }
 
 

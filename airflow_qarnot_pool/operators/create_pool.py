@@ -14,7 +14,7 @@ from airflow_qarnot_pool.api.errors import (
     QarnotQuotaError,
 )
 from airflow_qarnot_pool.api.limits import stored_moment
-from airflow_qarnot_pool.costs.limits import amount
+from airflow_qarnot_pool.costs.limits import parse_amount
 from airflow_qarnot_pool.exceptions import QarnotPoolEndedError
 from airflow_qarnot_pool.operators.bases.cost_limits import (
     COST_LIMIT_FIELDS,
@@ -24,7 +24,7 @@ from airflow_qarnot_pool.operators.bases.cost_limits import (
 from airflow_qarnot_pool.operators.bases.waiting import WaitingOperator
 from airflow_qarnot_pool.operators.bases.warm_up import WarmingOperator
 from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
-from airflow_qarnot_pool.ownership.shared_pool import KEEP_WARM, MAX_GENERATIONS
+from airflow_qarnot_pool.ownership.shared_pool import DEFAULT_KEEP_WARM, MAX_GENERATIONS
 from airflow_qarnot_pool.parameters.templating import hide_secrets, is_templated, known_at_parse
 from airflow_qarnot_pool.parameters.validation import (
     Duration,
@@ -161,12 +161,12 @@ class QarnotCreatePoolOperator(CostLimitedOperator, WarmingOperator):
             self._warm_up_wanted()
         self.estimated_cost = estimated_cost
         if not is_templated(estimated_cost):
-            amount("estimated_cost", estimated_cost)
+            parse_amount("estimated_cost", estimated_cost)
         self._filled += has_values(self, _FILLED)
         reject_empty(self, self._filled)
         if self.shared is not None:
             if keep_warm is None and not {"elastic", "scaling"} & self._given().keys():
-                self.keep_warm = KEEP_WARM
+                self.keep_warm = DEFAULT_KEEP_WARM
             self.name = name or self.shared
         known = known_at_parse(self._given())
         self._spec(known)
@@ -238,7 +238,7 @@ class QarnotCreatePoolOperator(CostLimitedOperator, WarmingOperator):
         reject_empty(self, self._filled)
         values = self._given()
         spec, condition = self._spec(values), self._condition(values)
-        check_can_pay(self, context, spec, amount("estimated_cost", self.estimated_cost))
+        check_can_pay(self, context, spec, parse_amount("estimated_cost", self.estimated_cost))
         claimed = self._claim(context, spec)
         if not self.wait_for_completion or condition is None:
             return claimed.uuid

@@ -18,42 +18,48 @@ _YES, _NO = ("true", "1", "yes"), ("false", "0", "no")
 
 
 class QarnotReapOperator(QarnotOperator):
-    """Close pools of this namespace whose DAG run is over or gone, which have been idle too long or cost too much.
+    """Close pools of this namespace whose DAG run has finished or is unknown, or that are idle or over a cost limit.
 
-    Qarnot tasks with nodes of their own are aborted when their DAG run is over or gone, unless no Airflow task was to
-    wait for them (``wait_for_completion=False``) or they were to survive it (``cancel_on_kill=False``).
+    Qarnot tasks without a pool are aborted if their DAG run has finished or is unknown. Tasks that no Airflow task
+    waits for (``wait_for_completion=False``) and tasks that outlive it (``cancel_on_kill=False``) are spared.
 
-    Never touches another namespace, nor what this provider did not make. Refuses to run where the connection (or
-    ``[qarnot] namespace``) names no namespace. Returns a report: ``{namespace, dry_run, closed, deleted, kept, aborted,
-    pools: [...], tasks: [...], failures: [...]}``. Limits on cost are those that the tasks which made the pools were
-    given (``max_cost``, ``max_run_cost``).
+    The reaper never touches another namespace, or an object that this provider did not create. It fails if neither the
+    connection nor ``[qarnot] namespace`` sets a namespace. The cost limits are those of the tasks that created the
+    pools (``max_cost``, ``max_run_cost``). Returns a report: ``{namespace, dry_run, closed, deleted, kept, aborted,
+    pools: [...], tasks: [...], failures: [...]}``.
 
     Durations are timedeltas or seconds.
 
-    :param grace: how long after its last work a pool of a finished, or unknown, DAG run is left alone; a Qarnot task
-        that still runs for such a run, how long after it was made.
-    :param idle: how long a pool may have nothing to do, whatever its DAG run does.
-    :param finished: how long a closed pool is kept before it is deleted.
-    :param report_only: say what would be done, and do nothing (``dry_run`` is a method of Airflow's).
+    :param grace_period: how long a pool of a finished or unknown DAG run is spared after its last work. A Qarnot task
+        that still runs for such a run is spared this long after its creation.
+    :param idle_timeout: how long a pool may be idle, regardless of its DAG run.
+    :param delete_finished_after: how long a closed pool is kept before it is deleted.
+    :param report_only: report the actions without taking them (``dry_run`` is a method of Airflow's operators).
     """
 
-    template_fields = (*QarnotOperator.template_fields, "report_only", "grace", "idle", "finished")
+    template_fields = (
+        *QarnotOperator.template_fields,
+        "report_only",
+        "grace_period",
+        "idle_timeout",
+        "delete_finished_after",
+    )
 
     def __init__(
         self,
         *,
-        grace: Duration = timedelta(minutes=15),
-        idle: Duration = timedelta(hours=1),
-        finished: Duration = timedelta(days=8),
+        grace_period: Duration = timedelta(minutes=15),
+        idle_timeout: Duration = timedelta(hours=1),
+        delete_finished_after: Duration = timedelta(days=8),
         report_only: bool | str = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.grace = grace
-        self.idle = idle
-        self.finished = finished
+        self.grace_period = grace_period
+        self.idle_timeout = idle_timeout
+        self.delete_finished_after = delete_finished_after
         self.report_only = report_only
-        for name in ("grace", "idle", "finished"):
+        for name in ("grace_period", "idle_timeout", "delete_finished_after"):
             if not is_templated(getattr(self, name)):
                 self._duration(name)
         if not is_templated(report_only):
@@ -87,9 +93,9 @@ class QarnotReapOperator(QarnotOperator):
             settings.namespace if settings.namespace_is_explicit else None,
             dag_run_state,
             ReapLimits(
-                grace=self._duration("grace"),
-                idle=self._duration("idle"),
-                finished=self._duration("finished"),
+                grace_period=self._duration("grace_period"),
+                idle_timeout=self._duration("idle_timeout"),
+                delete_finished_after=self._duration("delete_finished_after"),
             ),
             dry_run=self._reports_only(),
         ).to_json()

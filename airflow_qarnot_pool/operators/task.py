@@ -31,7 +31,7 @@ from airflow_qarnot_pool.logs.writer import acquire_lease, fetch, read_output
 from airflow_qarnot_pool.operators.bases.task import COMMON_FIELDS, TaskOperator
 from airflow_qarnot_pool.ownership.identity import RECORDABLE_LABEL
 from airflow_qarnot_pool.ownership.shared_pool import MAX_GENERATIONS
-from airflow_qarnot_pool.ownership.xcom_keys import TASK_KEY
+from airflow_qarnot_pool.ownership.xcoms import TASK_KEY
 from airflow_qarnot_pool.parameters.shell import commands_in, warn_of_shell_characters
 from airflow_qarnot_pool.parameters.templating import known_at_parse
 from airflow_qarnot_pool.parameters.validation import has_values, reject_empty
@@ -166,7 +166,7 @@ class QarnotRunTaskOperator(TaskOperator):
             try:
                 claimed = self._claim(context, spec, refine=refine, look=look)
                 # One that was taken over may be on the pool of an earlier try.
-                self._stays_on(getattr(claimed.found, "pool", None) or spec.pool)
+                self._stays_on(getattr(claimed.existing, "pool", None) or spec.pool)
                 return claimed
             except QarnotRefusedError as error:
                 if not spec.pool:

@@ -40,7 +40,7 @@ from airflow_qarnot_pool.ownership.identity import (
     with_suffix,
 )
 from airflow_qarnot_pool.ownership.shared_pool import MAX_GENERATIONS
-from airflow_qarnot_pool.ownership.xcom_keys import TASKS_KEY
+from airflow_qarnot_pool.ownership.xcoms import TASKS_KEY
 from airflow_qarnot_pool.parameters.shell import commands_in, warn_of_shell_characters
 from airflow_qarnot_pool.parameters.templating import (
     STAND_IN,
@@ -310,14 +310,14 @@ class QarnotRunTasksOperator(TaskOperator):
 
         A cancelled item does not count, as whatever ended the wait may have cancelled it.
         """
-        from airflow_qarnot_pool.ownership.claim import NOT_THE_WORK
+        from airflow_qarnot_pool.ownership.claim import FINGERPRINT_EXCLUDES
         from airflow_qarnot_pool.ownership.fan_out import fan_out_state
 
         assert self._work is not None
         identity = self._work.identity
         try:
             specs = self._specs(self.commands, self._given_now(), self._some_pool)
-            fingerprints = [spec.fingerprint(exclude=NOT_THE_WORK) for spec in specs]
+            fingerprints = [spec.fingerprint(exclude=FINGERPRINT_EXCLUDES) for spec in specs]
             snapshots = self._relics(identity, fingerprints)
             pools = self._closed_pools(identity, snapshots, {})
         except QarnotError as error:
@@ -325,7 +325,7 @@ class QarnotRunTasksOperator(TaskOperator):
             return None
         now = fan_out_state(identity, fingerprints, snapshots, memory, pools)
         cancelled = {one.uuid for one in snapshots if one.cancelled}
-        return now if now.over and not cancelled.intersection(now.failed.values()) else None
+        return now if now.is_finished and not cancelled.intersection(now.failed.values()) else None
 
     def _awaited(self) -> Condition:
         return TASK_DONE
@@ -345,7 +345,7 @@ class QarnotRunTasksOperator(TaskOperator):
 
     def _go_on(self, context: Context, deadline: datetime | None, memory: FanOutProgress) -> dict[str, Any]:
         """Submit what there is room for and wait, until every item has ended."""
-        from airflow_qarnot_pool.ownership.claim import NOT_THE_WORK, Decision, take_over
+        from airflow_qarnot_pool.ownership.claim import FINGERPRINT_EXCLUDES, Decision, mark_adopted
         from airflow_qarnot_pool.ownership.fan_out import fan_out_state
         from airflow_qarnot_pool.ownership.termination import end_all
 
@@ -363,7 +363,7 @@ class QarnotRunTasksOperator(TaskOperator):
                 field="max_cost",
                 remedy="Leave the limits out, or give qarnot_pool.",
             )
-        fingerprints = [spec.fingerprint(exclude=NOT_THE_WORK) for spec in specs]
+        fingerprints = [spec.fingerprint(exclude=FINGERPRINT_EXCLUDES) for spec in specs]
         limit = self._limit(self._slots(pool) if self.max_in_flight is None and specs else None)
         look = bool(memory) or identity.has_history
         unclear_rounds, moved, told = 0, 0, False
@@ -379,7 +379,7 @@ class QarnotRunTasksOperator(TaskOperator):
                 count_decisions(self.log, Decision.ADOPTED, len(now.running))
                 count_decisions(self.log, Decision.ALREADY_SUCCEEDED, len(now.succeeded))
                 running = set(now.running.values())
-                take_over(
+                mark_adopted(
                     self.client.tasks,
                     identity,
                     [snapshot for snapshot in snapshots if snapshot.uuid in running],
@@ -387,7 +387,7 @@ class QarnotRunTasksOperator(TaskOperator):
             told = True
             memory.note(now)
             end_all(self.client.tasks, now.end)
-            if now.over:
+            if now.is_finished:
                 return self._finish(self._freed(now, identity))
             look = True
             wanted = now.next(limit)
@@ -458,7 +458,7 @@ class QarnotRunTasksOperator(TaskOperator):
         try:
             tagged = filters.equal("Tags", identity.tags()[2])
             found = [one for one in self.client.tasks.iterate(tagged) if one.uuid in set(uuids)]
-            gone = {one.uuid for one in self._room(identity).free(found)}
+            gone = {one.uuid for one in self._room(identity).record_and_delete(found)}
         except QarnotError as error:
             self.log.warning(
                 "%d finished Qarnot tasks keep their places under the quota: %s", len(uuids), error
@@ -540,8 +540,8 @@ class QarnotRunTasksOperator(TaskOperator):
         identity: TaskInstanceIdentity,
     ) -> _SubmitResult:
         """Submit these, and make room for them under a full quota as long as that succeeds."""
-        from airflow_qarnot_pool.ownership.claim import Decision, stamp
-        from airflow_qarnot_pool.ownership.quota import TRIES
+        from airflow_qarnot_pool.ownership.claim import Decision, with_identity
+        from airflow_qarnot_pool.ownership.quota import MAX_CREATE_ATTEMPTS
         from airflow_qarnot_pool.ownership.records import specs_digest
 
         assert self._work is not None
@@ -549,7 +549,9 @@ class QarnotRunTasksOperator(TaskOperator):
         labels = {**self._mark(), SPECS_LABEL: specs_digest(fingerprints)}
 
         def stamped(one: Submission) -> TaskSpec:
-            spec = stamp(specs[one.item], identity.for_item(one.item), one.generation, fingerprints[one.item])
+            spec = with_identity(
+                specs[one.item], identity.for_item(one.item), one.generation, fingerprints[one.item]
+            )
             made: TaskSpec = replace(spec, labels={**spec.labels, **labels})
             return made
 
@@ -568,8 +570,8 @@ class QarnotRunTasksOperator(TaskOperator):
             accepted = len(sent.done) - before
             in_vain = 0 if accepted else in_vain + 1
             room = self._room(identity)
-            helps = in_vain <= TRIES and room.may_help("task", sent.full)
-            places = room.make("task", len(todo)) if helps else 0
+            helps = in_vain <= MAX_CREATE_ATTEMPTS and room.is_about_count("task", sent.full)
+            places = room.make_room("task", len(todo)) if helps else 0
             # A server may refuse a whole list that is longer than the room there is.
             self._chunk = min(places or accepted or 1, CHUNK)
             if not places:

@@ -26,7 +26,7 @@ def log_cost(operator: QarnotOperator, context: Context, pool: str, *, whole_run
 
     Called when the pool has been told to close, and never fails: what it is about is done.
     """
-    from airflow_qarnot_pool.costs.idle import idle_of
+    from airflow_qarnot_pool.costs.idle import idle_time_of
     from airflow_qarnot_pool.costs.queries import cost_of_pool
     from airflow_qarnot_pool.ownership.quota import record_pool_cost
 
@@ -36,17 +36,17 @@ def log_cost(operator: QarnotOperator, context: Context, pool: str, *, whole_run
     try:
         closed = client.pools.get(pool)
         found = cost_of_pool(client, pool, reference, pool=closed)
-        if found.cost.credits is not None:
-            record_pool_cost(client, settings.namespace, closed, found.cost.credits)
+        if found.cost.euros is not None:
+            record_pool_cost(client, settings.namespace, closed, found.cost.euros)
         count_closed_pool(found, context["ti"].dag_id)
-        idle = idle_of(found, datetime.now(UTC))
+        idle = idle_time_of(found, datetime.now(UTC))
         operator.log.info("Pool %s has cost %s so far", pool, found.cost)
         for run, share in found.by_run().items():
             if len(found.by_run()) > 1:
                 operator.log.info("  of which %s %s: %s", run.dag_id or "others", run.run_id, share)
         if idle is not None:
             operator.log.info("%s", idle)
-            if said := idle.waited_for(tasks_beside(operator)):
+            if said := idle.describe_wait_for(tasks_beside(operator)):
                 operator.log.info("%s", said)
         if whole_run:
             report: dict[str, Any] = {
@@ -105,9 +105,9 @@ def _run(
 def count_closed_pool(pool: PoolCost, dag_id: str) -> None:
     """What a pool had cost when its teardown told it to close."""
     cost = pool.cost
-    if cost.credits is not None:
-        metrics.incr("cost.microeuros", cost.credits * 1e6, dag_id=dag_id)
-        metrics.gauge("cost.last_pool_euros", cost.credits, dag_id=dag_id)
+    if cost.euros is not None:
+        metrics.incr("cost.microeuros", cost.euros * 1e6, dag_id=dag_id)
+        metrics.gauge("cost.last_pool_euros", cost.euros, dag_id=dag_id)
     if cost.carbon_g is not None:
         metrics.incr("carbon.milligrams", cost.carbon_g * 1000, dag_id=dag_id)
     if cost.node_seconds is not None:

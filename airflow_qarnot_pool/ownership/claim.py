@@ -49,17 +49,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 #: Returns what is recorded of deleted objects, by uuid.
-Recorded = Callable[[], Mapping[str, Any]]
+ReadRecords = Callable[[], Mapping[str, Any]]
 
 #: How long finished objects are kept: longer than any retry delay, but not forever, because they count against the
 #: account's quota. Automatic deletion is left off: the server would delete objects whose end no one has read yet. The
 #: process that needs room deletes them instead (see :mod:`airflow_qarnot_pool.ownership.quota`).
 TIME_TO_LIVE = timedelta(days=7)
 #: Work that is done is done, and what runs may go on, though the setup task has made another pool since.
-NOT_THE_WORK = ("pool",)
-_ATTEMPTS = 6
+FINGERPRINT_EXCLUDES = ("pool",)
+MAX_ATTEMPTS = 6
 #: Tags that Qarnot takes on one object.
-_MOST_TAGS = 10
+MAX_TAGS = 10
 
 
 class Decision(StrEnum):
@@ -72,21 +72,21 @@ class Decision(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """The remote object that belongs to a life. ``found`` is what was seen of one that was already there."""
+    """The remote object that belongs to a life. ``existing`` is what was seen of one that was already there."""
 
     uuid: str
     decision: Decision
     generation: int
-    found: Pool | Task | None = None
+    existing: Pool | Task | None = None
 
     def outcome_if_done(self, condition: Condition) -> WaitResult | None:
         """Return the outcome if the object had ended when it was claimed; None if there is something to wait for."""
-        if self.found is None:
+        if self.existing is None:
             return None
         if condition.ready_slots is not None:
             # An earlier try may have left its warm-up asleep in these slots, which only the end of a wait ends.
             return None
-        return result_if_met(condition, self.found)
+        return result_if_met(condition, self.existing)
 
 
 def claim(
@@ -99,7 +99,7 @@ def claim(
     look: bool = False,
     create: Callable[[Any], str] | None = None,
     fingerprint: str | None = None,
-    recorded: Recorded | None = None,
+    recorded: ReadRecords | None = None,
 ) -> Claim:
     """Return the one object that *identity* has for *spec*, whatever crashed before.
 
@@ -126,7 +126,7 @@ def claim(
             f"labels may not start with 'airflow.', which this provider uses: {', '.join(clash)}",
             field="labels",
         )
-    fingerprint = fingerprint or spec.fingerprint(exclude=NOT_THE_WORK)
+    fingerprint = fingerprint or spec.fingerprint(exclude=FINGERPRINT_EXCLUDES)
     found = _lookup(resource, identity, recorded) if look or identity.has_history else {}
     # What this try has seen end already is no news.
     known = frozenset(found) if look else frozenset()
@@ -136,7 +136,7 @@ def claim(
     left = 0.0
     # Of what is shared another may have been made meanwhile, as after an answer that never came.
     unsure = bool(identity.shared)
-    for attempt in range(1, _ATTEMPTS + 1):
+    for attempt in range(1, MAX_ATTEMPTS + 1):
         raise_if_overtaken(identity, map(RemoteSnapshot.of, found.values()))
         plan = _plan(identity, found, fingerprint)
         for uuid in plan.end:
@@ -148,8 +148,8 @@ def claim(
             )
             end(resource, uuid)
         if plan.use is not None:
-            if _is_adopted(identity, plan.use) and attempt < _ATTEMPTS:
-                take_over(resource, identity, [plan.use])
+            if _is_adopted(identity, plan.use) and attempt < MAX_ATTEMPTS:
+                mark_adopted(resource, identity, [plan.use])
                 now = resource.find(plan.use.uuid)
                 if now is None or is_ending(now):
                     # It ended meanwhile, perhaps by a process of an earlier try that did not see the mark yet.
@@ -181,16 +181,16 @@ def claim(
                 continue
         wanted = refine(spec, _alike(found, identity, fingerprint)) if refine and found else spec
         try:
-            uuid = (create or resource.create_once)(stamp(wanted, identity, generation, fingerprint))
+            uuid = (create or resource.create_once)(with_identity(wanted, identity, generation, fingerprint))
         except QarnotNameTakenError:
-            if attempt == _ATTEMPTS:
+            if attempt == MAX_ATTEMPTS:
                 raise
             taken = True
             log.info("%s %s exists already; looking it up", resource.kind.capitalize(), name)
             found = _lookup(resource, identity, recorded)
         except (QarnotUnavailableError, QarnotProtocolError) as error:
             # An answer that cannot be understood says no more than none.
-            if not getattr(error, "ambiguous", True) or attempt == _ATTEMPTS:
+            if not getattr(error, "ambiguous", True) or attempt == MAX_ATTEMPTS:
                 raise
             unsure = True
             log.warning("No answer to the creation of %s %s; looking whether it exists", resource.kind, name)
@@ -207,7 +207,7 @@ def claim(
     raise AssertionError("the last attempt returns or raises")
 
 
-def stamp(spec: Any, identity: TaskInstanceIdentity, generation: int, fingerprint: str) -> Any:
+def with_identity(spec: Any, identity: TaskInstanceIdentity, generation: int, fingerprint: str) -> Any:
     """*spec* with the name, tags, labels and time to live that make the object ours."""
     return replace(
         spec,
@@ -219,7 +219,7 @@ def stamp(spec: Any, identity: TaskInstanceIdentity, generation: int, fingerprin
     )
 
 
-def take_over(
+def mark_adopted(
     resource: PoolResource | TaskResource, identity: TaskInstanceIdentity, snapshots: Iterable[RemoteSnapshot]
 ) -> None:
     """Leave a mark on what *identity* takes over from an earlier try.
@@ -231,7 +231,7 @@ def take_over(
 
     def mark_one(snapshot: RemoteSnapshot) -> None:
         tags = [*(tag for tag in snapshot.tags if not tag.startswith(TRY_TAG)), mark]
-        if len(tags) > _MOST_TAGS:
+        if len(tags) > MAX_TAGS:
             log.info("%s %s has no room for the tag %s", resource.kind.capitalize(), snapshot.uuid, mark)
             return
         try:
@@ -276,7 +276,7 @@ def is_taken_over(resource: PoolResource | TaskResource, identity: TaskInstanceI
 
 
 def _lookup(
-    resource: PoolResource | TaskResource, identity: TaskInstanceIdentity, recorded: Recorded | None
+    resource: PoolResource | TaskResource, identity: TaskInstanceIdentity, recorded: ReadRecords | None
 ) -> dict[str, Pool | Task]:
     """Everything that any life of this task instance made, deleted objects included if they are recorded.
 
@@ -338,7 +338,7 @@ def _use(
         )
         made_by = "shared with other DAG runs" if identity.shared else "made by an earlier try"
         log.info("Using %s %s, %s (%s, %s)", resource.kind, snapshot.uuid, made_by, found.state, decision)
-    return Claim(uuid=snapshot.uuid, decision=decision, generation=snapshot.generation, found=found)
+    return Claim(uuid=snapshot.uuid, decision=decision, generation=snapshot.generation, existing=found)
 
 
 def _oldest(
@@ -346,7 +346,7 @@ def _oldest(
     identity: TaskInstanceIdentity,
     fingerprint: str,
     created: str,
-    recorded: Recorded | None,
+    recorded: ReadRecords | None,
 ) -> Claim:
     """There may be a second one, made by the request that was not answered or by a sharer: keep the oldest."""
     found = _lookup(resource, identity, recorded)

@@ -123,7 +123,7 @@ def decide(
     * Live objects of earlier lineages end: a cleared task's new life stops its old one and never adopts it.
     * In the own lineage a success is used, else the oldest that runs; the others end. A success counts for a
       task with the same number of retries (editing ``retries`` and clearing can give the same ``max_tries``,
-      so the same lineage), and never for an auxiliary object (one with a ``part``): its effect may be gone.
+      so the same lineage), and never for an auxiliary object (one with a ``role``): its effect may be gone.
     * An object made from another spec is not usable, and ends.
     * What a later try has never ends: this process may have stood still while Airflow went on without it.
     * Nothing usable: the next generation.
@@ -138,7 +138,7 @@ def decide(
         or (
             snapshot.usability is Usability.SUCCEEDED
             and snapshot.retries == identity.retries
-            and not identity.part
+            and not identity.role
         )
     ]
     # min() takes the first of several. What runs beside a success is a double, whichever was made first.

@@ -16,7 +16,7 @@ from airflow_qarnot_pool.ownership.decisions import RemoteSnapshot, Usability, d
 from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
 
 #: An item and the generation that its Qarnot task is.
-Numbers = tuple[int, int]
+IndexAndGeneration = tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class FanOutProgress:
     """
 
     #: Submitted, and not seen ended: they must be there.
-    pending: set[Numbers] = field(default_factory=set)
+    pending: set[IndexAndGeneration] = field(default_factory=set)
     #: Items that were seen to succeed, and to fail.
     succeeded: set[int] = field(default_factory=set)
     failed: set[int] = field(default_factory=set)
@@ -43,7 +43,7 @@ class FanOutProgress:
     def __bool__(self) -> bool:
         return bool(self.pending or self.succeeded or self.failed)
 
-    def ended(self, numbers: Numbers, *, success: bool) -> None:
+    def ended(self, numbers: IndexAndGeneration, *, success: bool) -> None:
         """Note the end of one that was pending; what is not is of another spec, or known."""
         if numbers in self.pending:
             self.pending.discard(numbers)
@@ -100,7 +100,7 @@ class FanOutState:
         return len(self.succeeded) + len(self.failed)
 
     @property
-    def over(self) -> bool:
+    def is_finished(self) -> bool:
         return self.done == self.total
 
     def next(self, limit: int) -> Sequence[Submission]:

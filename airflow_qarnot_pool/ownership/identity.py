@@ -37,18 +37,18 @@ LINEAGE_TAG = "airflow-lineage:"
 #: Tag of an object that a later try has taken over, with the number of that try. Labels cannot be changed.
 TRY_TAG = "airflow-try:"
 
-_LABEL = "airflow."
+LABEL_PREFIX = "airflow."
 #: Label of a Qarnot task that is to outlive its Airflow task.
-DETACHED_LABEL = _LABEL + "detached"
+DETACHED_LABEL = LABEL_PREFIX + "detached"
 #: Label of a Qarnot task that its Airflow task does not wait for; a sensor may read its end.
-UNAWAITED_LABEL = _LABEL + "unawaited"
+UNAWAITED_LABEL = LABEL_PREFIX + "unawaited"
 #: Label of a Qarnot task whose Airflow task needs no more of its end than a record keeps, and not its output.
-RECORDABLE_LABEL = _LABEL + "recordable"
+RECORDABLE_LABEL = LABEL_PREFIX + "recordable"
 #: Label of a pool: the cost limit of the pool, and of all pools of its DAG run, in euros.
-MAX_COST = _LABEL + "max_cost"
-MAX_RUN_COST = _LABEL + "max_run_cost"
+MAX_COST_LABEL = LABEL_PREFIX + "max_cost"
+MAX_RUN_COST_LABEL = LABEL_PREFIX + "max_run_cost"
 #: Label of the items of a fan-out with a digest of all their specs.
-SPECS_LABEL = _LABEL + "specs"
+SPECS_LABEL = LABEL_PREFIX + "specs"
 
 
 #: Maximum size of a name that Qarnot takes, in UTF-8 bytes: it does not say what it counts, and no count is larger.
@@ -85,7 +85,7 @@ def digest(*parts: Any) -> str:
 class TaskInstanceIdentity:
     """One life of an Airflow task instance.
 
-    ``part`` tells different objects of one task instance apart (each has its own owner); ``item`` tells the
+    ``role`` tells different objects of one task instance apart (each has its own owner); ``item`` tells the
     many like ones of a fan-out apart (all have the same owner and lineage, so that one search finds them).
     ``iteration`` tells the iterations of a loop apart (:mod:`airflow_qarnot_pool.ownership.iterations`).
     ``shared`` names what belongs to no task instance but to everybody in the namespace who says that name: it has
@@ -102,13 +102,13 @@ class TaskInstanceIdentity:
     max_tries: int
     try_number: int
     retries: int
-    part: str = ""
+    role: str = ""
     item: int | None = None
     shared: str = ""
     iteration: str = ""
 
     @classmethod
-    def of(cls, context: Context, namespace: str, part: str = "") -> TaskInstanceIdentity:
+    def of(cls, context: Context, namespace: str, role: str = "") -> TaskInstanceIdentity:
         """The life that *context* belongs to."""
         ti = context["ti"]
         started = context["dag_run"].start_date
@@ -122,15 +122,15 @@ class TaskInstanceIdentity:
             max_tries=ti.max_tries or 0,
             try_number=ti.try_number,
             retries=int(getattr(context.get("task"), "retries", None) or 0),
-            part=part,
+            role=role,
             iteration=iteration_of(context),
         )
 
     @property
     def owner(self) -> str:
         if self.shared:
-            return digest(self.namespace, "shared", self.shared, self.part)
-        parts = (self.namespace, self.dag_id, self.run_id, self.task_id, self.map_index, self.part)
+            return digest(self.namespace, "shared", self.shared, self.role)
+        parts = (self.namespace, self.dag_id, self.run_id, self.task_id, self.map_index, self.role)
         return digest(*parts, self.iteration) if self.iteration else digest(*parts)
 
     @property
@@ -149,8 +149,8 @@ class TaskInstanceIdentity:
         """Whether an earlier try, or another sharer, may have left something behind."""
         return self.try_number > 1 or bool(self.shared)
 
-    def for_part(self, part: str) -> TaskInstanceIdentity:
-        return replace(self, part=part)
+    def for_role(self, role: str) -> TaskInstanceIdentity:
+        return replace(self, role=role)
 
     def for_item(self, item: int) -> TaskInstanceIdentity:
         return replace(self, item=item)
@@ -169,22 +169,22 @@ class TaskInstanceIdentity:
     def labels(self, generation: int, fingerprint: str) -> dict[str, str]:
         """What the reaper, the UI and later tries read back."""
         return {
-            _LABEL + "format": str(FORMAT_VERSION),
-            _LABEL + "namespace": self.namespace,
-            _LABEL + "dag_id": self.dag_id,
-            _LABEL + "run_id": self.run_id,
-            _LABEL + "task_id": self.task_id,
-            _LABEL + "map_index": str(self.map_index),
-            _LABEL + "part": self.part,
-            _LABEL + "run_started": self.run_started,
-            _LABEL + "try_number": str(self.try_number),
-            _LABEL + "retries": str(self.retries),
-            _LABEL + "lineage": self.lineage,
-            _LABEL + "generation": str(generation),
-            _LABEL + "spec": fingerprint,
-            **({} if self.item is None else {_LABEL + "item": str(self.item)}),
-            **({_LABEL + "shared": self.shared} if self.shared else {}),
-            **({_LABEL + "iteration": self.iteration} if self.iteration else {}),
+            LABEL_PREFIX + "format": str(FORMAT_VERSION),
+            LABEL_PREFIX + "namespace": self.namespace,
+            LABEL_PREFIX + "dag_id": self.dag_id,
+            LABEL_PREFIX + "run_id": self.run_id,
+            LABEL_PREFIX + "task_id": self.task_id,
+            LABEL_PREFIX + "map_index": str(self.map_index),
+            LABEL_PREFIX + "role": self.role,
+            LABEL_PREFIX + "run_started": self.run_started,
+            LABEL_PREFIX + "try_number": str(self.try_number),
+            LABEL_PREFIX + "retries": str(self.retries),
+            LABEL_PREFIX + "lineage": self.lineage,
+            LABEL_PREFIX + "generation": str(generation),
+            LABEL_PREFIX + "spec": fingerprint,
+            **({} if self.item is None else {LABEL_PREFIX + "item": str(self.item)}),
+            **({LABEL_PREFIX + "shared": self.shared} if self.shared else {}),
+            **({LABEL_PREFIX + "iteration": self.iteration} if self.iteration else {}),
         }
 
     def to_kwargs(self) -> dict[str, Any]:
@@ -200,7 +200,7 @@ class TaskInstanceIdentity:
 
 def label(labels: Mapping[str, str] | None, name: str) -> str | None:
     """One of our labels of a remote object, or None where it has none."""
-    return (labels or {}).get(_LABEL + name)
+    return (labels or {}).get(LABEL_PREFIX + name)
 
 
 def index_and_generation(shortname: str | None) -> tuple[int, int] | None:
@@ -234,7 +234,7 @@ def is_ours(found: Pool | Task, namespace: str) -> bool:
 
 def foreign_labels(user_labels: Mapping[str, str] | None) -> Sequence[str]:
     """Labels of the user that would collide with ours."""
-    return [name for name in user_labels or {} if name.startswith(_LABEL)]
+    return [name for name in user_labels or {} if name.startswith(LABEL_PREFIX)]
 
 
 class RunKey(NamedTuple):

@@ -9,20 +9,20 @@ if TYPE_CHECKING:
     from airflow_qarnot_pool.waiting.conditions import Kind
 
 #: States in which the task that makes a pool will never hand it on. In any other the pool may be in use.
-_OVER = {"failed", "upstream_failed", "skipped", "removed", None}
+_POOL_UNUSED_STATES = {"failed", "upstream_failed", "skipped", "removed", None}
 #: States of a task whose trigger waits for its Qarnot task, or has seen the end of it.
-_WAITS = {"deferred", "scheduled", "queued", "success"}
+_TASK_AWAITED_STATES = {"deferred", "scheduled", "queued", "success"}
 
 
-def is_still_wanted(kind: Kind, state: str | None, *, many: bool = False) -> bool:
+def is_still_wanted(kind: Kind, state: str | None, *, is_fan_out: bool = False) -> bool:
     """Whether the object of an Airflow task that was deferred is still wanted, by the task's state now.
 
     :param state: None for a task that is cleared or removed.
-    :param many: it is a fan-out, which runs on a worker now and then to submit more.
+    :param is_fan_out: it is a fan-out, which runs on a worker now and then to submit more.
     """
     if kind == "pool":
-        return state not in _OVER
-    return state in _WAITS or (many and state == "running")
+        return state not in _POOL_UNUSED_STATES
+    return state in _TASK_AWAITED_STATES or (is_fan_out and state == "running")
 
 
 def check_addressable(identity: TaskInstanceIdentity) -> None:

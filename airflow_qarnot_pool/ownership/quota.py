@@ -28,7 +28,7 @@ from airflow_qarnot_pool.api.errors import QarnotError, QarnotNotFoundError, Qar
 from airflow_qarnot_pool.ownership import records
 from airflow_qarnot_pool.ownership.decisions import RemoteSnapshot, Usability, usability_of
 from airflow_qarnot_pool.ownership.identity import (
-    MAX_RUN_COST,
+    MAX_RUN_COST_LABEL,
     OWNER_TAG,
     RECORDABLE_LABEL,
     SPECS_LABEL,
@@ -39,6 +39,7 @@ from airflow_qarnot_pool.ownership.identity import (
     run_of,
 )
 from airflow_qarnot_pool.ownership.liveness import dag_run_state
+from airflow_qarnot_pool.waiting.conditions import NOUNS
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.client import QarnotClient
@@ -57,15 +58,15 @@ UNKNOWN_STATE = "unknown"
 #: Share of a quota above which the reaper deletes finished objects, and the share that it leaves.
 TIDY_FROM, TIDY_TO = 0.8, 0.6
 #: How often a creation is tried again after room was made: another process may have taken the room.
-TRIES = 3
+MAX_CREATE_ATTEMPTS = 3
 #: Number of objects looked at in one page.
-_PAGE = 100
+_PAGE_SIZE = 100
 #: Maximum number of pages that are looked at.
-_PAGES = 50
+_MAX_PAGES = 50
 #: Number of deletions at a time.
-_AT_ONCE = 16
+_MAX_WORKERS = 16
 #: How long ago a Qarnot task may have ended for its end to matter to the reaper.
-_USE_MATTERS = timedelta(days=2)
+_USE_RELEVANT_FOR = timedelta(days=2)
 
 
 class Disposal(Enum):
@@ -80,15 +81,15 @@ class Disposal(Enum):
 
 
 def disposal_of_task(
-    task: Task, state: str | None, run_over: Callable[[], bool], me: TaskInstanceIdentity | None
+    task: Task, state: str | None, is_run_finished: Callable[[], bool], me: TaskInstanceIdentity | None
 ) -> Disposal:
     """Decide how a finished Qarnot task of our namespace may be deleted.
 
     :param state: state of its Airflow task instance. None: cleared. :data:`UNKNOWN_STATE`: Airflow did not tell it.
-    :param run_over: tells whether its DAG run has ended.
+    :param is_run_finished: tells whether its DAG run has ended.
     :param me: the life that needs the room.
     """
-    if label(task.labels, "part"):
+    if label(task.labels, "role"):
         return Disposal.FORGET  # a warm-up: the end of one is never read
     snapshot = RemoteSnapshot.of(task)
     # An item of a fan-out has no output to log, and a digest tells whether the specs are still the same.
@@ -100,7 +101,7 @@ def disposal_of_task(
         # A failure has been read by the try that it failed; the number of its generation is still needed.
         return Disposal.RECORD if keeps_no_more or snapshot.usability is Usability.DEAD else Disposal.KEEP
     if state in FINAL_TASK_STATES:
-        return Disposal.FORGET if UNAWAITED_LABEL not in task.labels or run_over() else Disposal.KEEP
+        return Disposal.FORGET if UNAWAITED_LABEL not in task.labels or is_run_finished() else Disposal.KEEP
     if snapshot.usability is Usability.SUCCEEDED and keeps_no_more and UNAWAITED_LABEL not in task.labels:
         return Disposal.RECORD
     return Disposal.KEEP
@@ -114,7 +115,7 @@ def disposal_of_pool(pool: Pool, state: str | None) -> Disposal:
         return Disposal.KEEP  # the wait for it may still have to see how it ended
     if state == UNKNOWN_STATE and pool.state == states.PoolState.FAILURE:
         return Disposal.KEEP
-    return Disposal.RECORD if MAX_RUN_COST in pool.labels else Disposal.FORGET
+    return Disposal.RECORD if MAX_RUN_COST_LABEL in pool.labels else Disposal.FORGET
 
 
 def free_places(account: Account, kind: Kind) -> int | None:
@@ -185,7 +186,7 @@ class AirflowStates:
         name = task_id if index in ("", "-1") else f"{task_id}_{index}"
         return told.get(name, UNKNOWN_STATE)
 
-    def run_over(self, found: Pool | Task) -> bool:
+    def is_run_finished(self, found: Pool | Task) -> bool:
         """Whether the DAG run that made *found* is known to have ended."""
         run = run_of(found)
         if run not in self._runs:
@@ -234,26 +235,26 @@ class QuotaRoom:
         self.identity = identity
         self._airflow = airflow
 
-    def creating(self, kind: Kind, create: Callable[[Any], str]) -> Callable[[Any], str]:
+    def wrap_create(self, kind: Kind, create: Callable[[Any], str]) -> Callable[[Any], str]:
         """Return *create* with room made, and another try, when the quota of *kind* is full."""
 
         def created(spec: Any) -> str:
-            for _ in range(TRIES):
+            for _ in range(MAX_CREATE_ATTEMPTS):
                 try:
                     return create(spec)
                 except QarnotQuotaError as error:
-                    if not self.may_help(kind, error) or not self.make(kind):
+                    if not self.is_about_count(kind, error) or not self.make_room(kind):
                         raise
             return create(spec)
 
         return created
 
     @staticmethod
-    def may_help(kind: Kind, error: QarnotQuotaError) -> bool:
+    def is_about_count(kind: Kind, error: QarnotQuotaError) -> bool:
         """Whether the refusal may be about the number of objects of *kind*."""
         return error.quota in (None, f"{kind}s")
 
-    def make(self, kind: Kind, need: int = 1) -> int:
+    def make_room(self, kind: Kind, need: int = 1) -> int:
         """Delete finished objects until there is room for *need*; return for how many there is, 0 if none.
 
         A failure of Qarnot's here only means that no room was made.
@@ -262,12 +263,12 @@ class QuotaRoom:
             account = self.client.account.info()
             if not is_full(account, kind) or is_busy(account, kind):
                 return free_places(account, kind) or 0
-            freed = self._make(kind, need)
+            freed = self._make_room(kind, need)
         except QarnotError as error:
             log.warning("No room could be made under the account's quota of %ss: %s", kind, error)
             return 0
         if freed:
-            log.info("Deleted %d finished %ss to make room under the quota", freed, _NOUN[kind])
+            log.info("Deleted %d finished %ss to make room under the quota", freed, NOUNS[kind])
         return freed
 
     def tidy(self, kind: Kind) -> int:
@@ -283,11 +284,11 @@ class QuotaRoom:
         found = (one for one, way in self._ways(kind) if way is Disposal.FORGET)
         return self._delete(kind, list(islice(found, need)))
 
-    def can_make(self, kind: Kind) -> bool:
+    def can_make_room(self, kind: Kind) -> bool:
         """Whether there is a finished object that may be deleted."""
         return any(way is not Disposal.KEEP for _, way in self._ways(kind))
 
-    def free(self, tasks: Sequence[Task]) -> list[Task]:
+    def record_and_delete(self, tasks: Sequence[Task]) -> list[Task]:
         """Record and delete these finished Qarnot tasks of one owner; return those that are gone."""
         gone = self._recorded(tasks)
         self._delete("task", gone)
@@ -303,9 +304,9 @@ class QuotaRoom:
             filters.equal("Tags", namespace_tag(self.namespace)), filters.in_("State", sorted(over))
         )
         airflow = self._airflow or AirflowStates()
-        found = iter(resource.iterate(wanted, limit=_PAGE, order_by="creationDate"))
-        for _ in range(_PAGES):
-            page = list(islice(found, _PAGE))
+        found = iter(resource.iterate(wanted, limit=_PAGE_SIZE, order_by="creationDate"))
+        for _ in range(_MAX_PAGES):
+            page = list(islice(found, _PAGE_SIZE))
             ours = [
                 one
                 for one in page
@@ -317,11 +318,14 @@ class QuotaRoom:
                 if kind == "pool":
                     yield one, disposal_of_pool(one, state)
                 else:
-                    yield one, disposal_of_task(one, state, partial(airflow.run_over, one), self.identity)
-            if len(page) < _PAGE:
+                    yield (
+                        one,
+                        disposal_of_task(one, state, partial(airflow.is_run_finished, one), self.identity),
+                    )
+            if len(page) < _PAGE_SIZE:
                 return
 
-    def _make(self, kind: Kind, need: int) -> int:
+    def _make_room(self, kind: Kind, need: int) -> int:
         forget: list[Any] = []
         record: list[Any] = []
         for one, way in self._ways(kind):
@@ -339,7 +343,7 @@ class QuotaRoom:
             try:
                 freed += self._delete(kind, self._noted(group) if kind == "pool" else self._recorded(group))
             except QarnotError as error:
-                log.warning("%d finished %ss are kept: %s", len(group), _NOUN[kind], error)
+                log.warning("%d finished %ss are kept: %s", len(group), NOUNS[kind], error)
         return freed
 
     def _recorded(self, tasks: Sequence[Task]) -> list[Task]:
@@ -391,12 +395,12 @@ class QuotaRoom:
         uuids = [one.uuid for one in found]
         if len(uuids) == 1:
             return int(delete(uuids[0]))
-        with ThreadPoolExecutor(max_workers=min(len(uuids), _AT_ONCE)) as threads:
+        with ThreadPoolExecutor(max_workers=min(len(uuids), _MAX_WORKERS)) as threads:
             return sum(threads.map(delete, uuids))
 
     def _note_use(self, tasks: Sequence[Any]) -> None:
         """Record when the open pools of these Qarnot tasks were last used."""
-        since = datetime.now(UTC) - _USE_MATTERS
+        since = datetime.now(UTC) - _USE_RELEVANT_FOR
         last: dict[str, datetime] = {}
         for task in tasks:
             ended = task.end_date or task.state_transition_time or task.creation_date
@@ -412,7 +416,6 @@ class QuotaRoom:
 
 #: Until when the use of a pool is recorded well enough, as far as this process knows.
 _noted_until: dict[str, datetime] = {}
-_NOUN = {"pool": "pool", "task": "Qarnot task"}
 
 
 def record_pool_cost(client: QarnotClient, namespace: str, pool: Pool, cost: float | None = None) -> None:
@@ -421,7 +424,7 @@ def record_pool_cost(client: QarnotClient, namespace: str, pool: Pool, cost: flo
     :param cost: in euros; None: Qarnot is asked.
     :raises QarnotError: the cost is not known, or cannot be recorded.
     """
-    if MAX_RUN_COST in pool.labels and not label(pool.labels, "shared"):
+    if MAX_RUN_COST_LABEL in pool.labels and not label(pool.labels, "shared"):
         cost = client.pools.credits(pool.uuid) if cost is None else cost
         records.record_cost(client, namespace, run_of(pool), pool.uuid, cost)
 

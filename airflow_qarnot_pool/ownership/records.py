@@ -242,7 +242,7 @@ def _alike(task: Task) -> tuple[IdenticalTasks, int]:
     return alike, snapshot.item or 0
 
 
-_LABELS = ("format", "namespace", "part", "run_started", "try_number", "retries", "generation", "spec")
+_LABELS = ("format", "namespace", "role", "run_started", "try_number", "retries", "generation", "spec")
 
 
 def _reduced(task: Task) -> dict[str, Any]:
@@ -375,9 +375,9 @@ def record_opened_pool(client: QarnotClient, namespace: str, run: RunKey, pool: 
         )
 
 
-def record_cost(client: QarnotClient, namespace: str, run: RunKey, pool: str, credits: float) -> None:
+def record_cost(client: QarnotClient, namespace: str, run: RunKey, pool: str, euros: float) -> None:
     """Record what a pool of *run* has cost in the end."""
-    content = {"pool": pool, "credits": credits}
+    content = {"pool": pool, "euros": euros}
     _create(client, namespace, _spent_tag(namespace, run), content, lasts=KEEP_COSTS)
 
 
@@ -388,7 +388,7 @@ def recorded_costs(client: QarnotClient, namespace: str, run: RunKey) -> dict[st
         content = _content(job)
         if not isinstance(content, dict) or not isinstance(content.get("pool"), str):
             continue
-        pool, cost = content["pool"], content.get("credits")
+        pool, cost = content["pool"], content.get("euros")
         known = [one for one in (found.get(pool), cost) if isinstance(one, (int, float))]
         found[pool] = float(max(known)) if known else None
     return found

@@ -46,7 +46,7 @@ from airflow_qarnot_pool.ownership.decisions import (
     usability_of,
 )
 from airflow_qarnot_pool.ownership.identity import (
-    MAX_COST,
+    MAX_COST_LABEL,
     OWNER_TAG,
     TRY_TAG,
     is_valid_size,
@@ -66,19 +66,19 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 #: How long a node of a shared pool may be idle before it goes, unless ``keep_warm`` says otherwise.
-KEEP_WARM = timedelta(minutes=10)
+DEFAULT_KEEP_WARM = timedelta(minutes=10)
 HOLD_TAG = "airflow-hold:"
 #: A hold that nobody gave up is over by itself after this long; the DAG run it names is over long before.
-HOLD_LASTS = timedelta(days=7)
+HOLD_LIFETIME = timedelta(days=7)
 #: The label with a hash for each field of the spec, so that a mismatch can be told by name.
-FIELDS = "airflow.spec_fields"
+FIELDS_LABEL = "airflow.spec_fields"
 #: How often in a row a pool may be found closing before that is an error.
 MAX_GENERATIONS = 6
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _UNFINISHED = [state for state in states.TaskState if state not in states.TASK_TERMINAL]
 
 #: Whether a DAG run (dag_id, run_id) is still unfinished.
-Alive = Callable[[str, str], bool]
+IsRunUnfinished = Callable[[str, str], bool]
 
 
 # --- decisions
@@ -129,7 +129,7 @@ class HoldOwner:
         task = self.by.partition("[")[0]
         return any(task in (one, _digest_of(one)) for one in task_ids)
 
-    def given_up_by(self, identity: TaskInstanceIdentity, tasks: Collection[str] | None) -> bool:
+    def is_given_up_by(self, identity: TaskInstanceIdentity, tasks: Collection[str] | None) -> bool:
         """Whether *identity*, which is done with what *tasks* opened (None: any task), gives this hold up.
 
         A mapped copy gives up its own: its siblings may be at work. What is not mapped is done with all copies.
@@ -152,14 +152,14 @@ def _digest_of(task_id: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """Who needs a pool. ``working``: DAG runs with unfinished Qarnot tasks; ``strangers``: such of nobody's."""
+    """Who needs a pool. ``working``: DAG runs with unfinished Qarnot tasks; ``unowned_tasks``: such of nobody's."""
 
     holders: frozenset[HoldOwner] = frozenset()
     working: frozenset[HoldOwner] = frozenset()
-    strangers: int = 0
+    unowned_tasks: int = 0
 
 
-def needed_by(needs: Usage, me: HoldOwner, alive: Callable[[HoldOwner], bool]) -> list[str]:
+def describe_users(needs: Usage, me: HoldOwner, alive: Callable[[HoldOwner], bool]) -> list[str]:
     """Who else needs the pool, in words; empty where *me* may close it.
 
     Unfinished Qarnot tasks of its own run do not keep it open: who gives the pool up is done with them.
@@ -168,8 +168,8 @@ def needed_by(needs: Usage, me: HoldOwner, alive: Callable[[HoldOwner], bool]) -
     others |= {one for one in needs.working if not one.same_run(me)}
     runs = {(one.dag_id, one.run_id): one for one in sorted(others)}
     words = [str(one) for one in runs.values() if alive(one)]
-    if needs.strangers:
-        words.append(f"{needs.strangers} Qarnot tasks that no Airflow task made")
+    if needs.unowned_tasks:
+        words.append(f"{needs.unowned_tasks} Qarnot tasks that no Airflow task made")
     return words
 
 
@@ -187,7 +187,7 @@ def is_shared_and_closed(pool: Pool | None, identity: TaskInstanceIdentity) -> b
 # --- opening
 
 
-def acquire(
+def acquire_shared_pool(
     client: QarnotClient,
     spec: PoolSpec,
     identity: TaskInstanceIdentity,
@@ -209,7 +209,7 @@ def acquire(
     )
 
 
-def successor(
+def open_replacement(
     client: QarnotClient, pool: str, identity: TaskInstanceIdentity, pause: Callable[[float], Any]
 ) -> str | None:
     """The pool that takes the place of *pool*, which no longer takes tasks; None where *pool* is not shared, or open.
@@ -227,7 +227,7 @@ def successor(
     from airflow_qarnot_pool.api.specs import PoolSpec
     from airflow_qarnot_pool.ownership.quota import QuotaRoom
 
-    packed = old.labels.get(FIELDS, "")
+    packed = old.labels.get(FIELDS_LABEL, "")
     spec = PoolSpec(
         name=old.name or name,
         tags=[tag for tag in old.tags if not tag.startswith("airflow-")],
@@ -236,14 +236,14 @@ def successor(
 
     def create(stamped: PoolSpec) -> str:
         labelled = _with_label(stamped, packed)
-        if limit := old.labels.get(MAX_COST):
-            labelled = replace(labelled, labels={**labelled.labels, MAX_COST: limit})
+        if limit := old.labels.get(MAX_COST_LABEL):
+            labelled = replace(labelled, labels={**labelled.labels, MAX_COST_LABEL: limit})
         kept = ("name", "shortname", "tags", "labels", "completion_ttl")
         return client.pools.clone_once(old.uuid, **{name: getattr(labelled, name) for name in kept})
 
-    mine = replace(identity, shared=name, part="", item=None)
+    mine = replace(identity, shared=name, role="", item=None)
     fingerprint = label(old.labels, "spec") or ""
-    with_room = QuotaRoom(client, identity.namespace, mine).creating("pool", create)
+    with_room = QuotaRoom(client, identity.namespace, mine).wrap_create("pool", create)
     claimed = _acquire(client, spec, mine, with_room, _unpacked(packed), fingerprint, pause, by="")
     # What holds a closed pool holds nothing.
     _drop(client, [one for one in _holds(client, mine) if one.pool == pool])
@@ -262,7 +262,7 @@ def _newest_of_the_name(client: QarnotClient, pool: str, identity: TaskInstanceI
     name = shared_name(client, pool)
     if name is None:
         return None
-    owner = replace(identity, shared=name, part="", item=None).owner
+    owner = replace(identity, shared=name, role="", item=None).owner
     found = client.pools.iterate(filters.equal("Tags", OWNER_TAG + owner))
     return max(found, key=lambda one: RemoteSnapshot.of(one).age, default=None)
 
@@ -281,9 +281,9 @@ def _acquire(
 
     for _ in range(MAX_GENERATIONS):
         claimed = claim(client.pools, spec, identity, None, pause, create=create, fingerprint=fingerprint)
-        if claimed.found is not None:
-            _refuse_mismatch(claimed.found, identity.shared, fields, fingerprint)
-        if hold(client, identity, claimed.uuid, by):
+        if claimed.existing is not None:
+            _refuse_mismatch(claimed.existing, identity.shared, fields, fingerprint)
+        if create_hold(client, identity, claimed.uuid, by):
             return claimed
     raise QarnotPoolEndedError(
         f"Shared pool {identity.shared!r} was closed {MAX_GENERATIONS} times while it was being opened; look in the "
@@ -296,7 +296,7 @@ def _refuse_mismatch(found: Any, name: str, fields: Mapping[str, str], fingerpri
     theirs = label(found.labels, "spec")
     if not theirs or theirs == fingerprint:
         return
-    differ = mismatched_fields(fields, _unpacked(found.labels.get(FIELDS, "")))
+    differ = mismatched_fields(fields, _unpacked(found.labels.get(FIELDS_LABEL, "")))
     said = ["scaling (keep_warm, instance_count)" if one == "scaling" else one for one in differ]
     maker = HoldOwner(
         dag_id=label(found.labels, "dag_id") or "?", run_id=label(found.labels, "run_id") or "?"
@@ -310,7 +310,7 @@ def _refuse_mismatch(found: Any, name: str, fields: Mapping[str, str], fingerpri
 
 
 def _with_label(spec: PoolSpec, packed: str) -> PoolSpec:
-    return replace(spec, labels={**spec.labels, FIELDS: packed})
+    return replace(spec, labels={**spec.labels, FIELDS_LABEL: packed})
 
 
 def _packed(fields: Mapping[str, str]) -> str:
@@ -324,7 +324,7 @@ def _unpacked(text: str) -> dict[str, str]:
 # --- holding
 
 
-def hold(client: QarnotClient, identity: TaskInstanceIdentity, pool: str, by: str) -> bool:
+def create_hold(client: QarnotClient, identity: TaskInstanceIdentity, pool: str, by: str) -> bool:
     """Let it be seen that this DAG run, or this mapped copy, needs *pool*. False: the pool takes no tasks any more.
 
     A hold that cannot be made for another reason is only a warning: without it the pool may be closed too early,
@@ -340,7 +340,7 @@ def hold(client: QarnotClient, identity: TaskInstanceIdentity, pool: str, by: st
             shortname=f"hold-{hashlib.sha256(f'{pool} {name} {mark}'.encode()).hexdigest()[:20]}",
             pool=pool,
             tags=(namespace_tag(identity.namespace), HOLD_TAG + identity.owner, *([mark] if mark else [])),
-            max_wall_time=HOLD_LASTS,
+            max_wall_time=HOLD_LIFETIME,
             completion_ttl=timedelta(days=1),
         )
     except QarnotNameTakenError:
@@ -363,10 +363,10 @@ class Hold:
     #: The try of its Airflow task that made it; 0 for one that belongs to the whole DAG run.
     try_number: int = 0
 
-    def given_up_by(self, identity: TaskInstanceIdentity, tasks: Collection[str] | None) -> bool:
-        """See :meth:`HoldOwner.given_up_by`. A task gives up nothing that a later try of it holds."""
+    def is_given_up_by(self, identity: TaskInstanceIdentity, tasks: Collection[str] | None) -> bool:
+        """See :meth:`HoldOwner.is_given_up_by`. A task gives up nothing that a later try of it holds."""
         later = self.holder.is_by(identity.task_id) and self.try_number > identity.try_number
-        return not later and self.holder.given_up_by(identity, tasks)
+        return not later and self.holder.is_given_up_by(identity, tasks)
 
 
 def _holds(client: QarnotClient, identity: TaskInstanceIdentity) -> list[Hold]:
@@ -410,7 +410,7 @@ class ReleaseResult:
 def release(
     client: QarnotClient,
     identity: TaskInstanceIdentity,
-    alive: Alive | None = None,
+    alive: IsRunUnfinished | None = None,
     by: Collection[str] | None = None,
 ) -> list[ReleaseResult]:
     """Give up what this DAG run, or this mapped copy, holds of the shared pool; close it where nobody else needs it.
@@ -422,7 +422,7 @@ def release(
     found = client.pools.iterate(filters.equal("Tags", OWNER_TAG + identity.owner))
     live = [pool for pool in found if usability_of(pool) is Usability.LIVE]
     holds = _holds(client, identity)
-    mine = [one for one in holds if one.given_up_by(identity, by)]
+    mine = [one for one in holds if one.is_given_up_by(identity, by)]
     _drop(client, mine)
     if mine and len(mine) < len(holds):
         # Two who look before either has given up would each leave it to the other.
@@ -442,7 +442,7 @@ def _close_unless_needed(
     pool: Pool,
     me: HoldOwner,
     others: Sequence[Hold],
-    alive: Alive | None,
+    alive: IsRunUnfinished | None,
 ) -> ReleaseResult:
     from airflow_qarnot_pool.ownership.termination import end
 
@@ -454,7 +454,7 @@ def _close_unless_needed(
             asked[run] = one.same_run(me) or alive is None or alive(*run)
         return asked[run]
 
-    still = needed_by(_needs(client, pool.uuid, (one.holder for one in others)), me, identities)
+    still = describe_users(_needs(client, pool.uuid, (one.holder for one in others)), me, identities)
     if not still:
         end(client.pools, pool.uuid)
         _drop(client, others)
@@ -470,7 +470,7 @@ def _close_unless_needed(
 
 def _needs(client: QarnotClient, pool: str, holders: Iterable[HoldOwner]) -> Usage:
     here = filters.and_(filters.equal("PoolUuid", pool), filters.in_("State", _UNFINISHED))
-    working, strangers = set(), 0
+    working, unowned_tasks = set(), 0
     unfinished: Iterable[Task] = client.tasks.search_all(here, fields=("State", "Labels"))
     for task in unfinished:
         if task.phase is states.Phase.TERMINAL or label(task.labels, "shared"):
@@ -479,8 +479,8 @@ def _needs(client: QarnotClient, pool: str, holders: Iterable[HoldOwner]) -> Usa
         if dag_id and run_id:
             working.add(HoldOwner(dag_id=dag_id, run_id=run_id))
         else:
-            strangers += 1
-    return Usage(holders=frozenset(holders), working=frozenset(working), strangers=strangers)
+            unowned_tasks += 1
+    return Usage(holders=frozenset(holders), working=frozenset(working), unowned_tasks=unowned_tasks)
 
 
 def _drop(client: QarnotClient, holds: Iterable[Hold]) -> None:

@@ -12,6 +12,18 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+#: Keys under which a running try stores the uuids of its remote objects, before it waits.
+POOL_KEY = "qarnot_pool"
+TASK_KEY = "qarnot_task"
+TASKS_KEY = "qarnot_tasks"
+#: Key of the lease on the log: which process writes the output of the Qarnot task.
+OUTPUT_KEY = "qarnot_output"
+
+
+def position_key(follower: str) -> str:
+    """Return the key under which *follower* stores how much of the output it has written."""
+    return f"{OUTPUT_KEY}_{follower}"
+
 
 class TaskInstanceCoordinates(Protocol):
     """What addresses the XComs of one task instance: a task instance, or its identity."""

@@ -194,7 +194,7 @@ class Fetcher:
         self._mark = next_mark(mark, (task.state_transition_time for task in found), client.transport.dated)
         for task in found:
             moved = task.state_transition_time
-            if task.pool and label(task.labels, "part") != WARM_UP_ROLE:
+            if task.pool and label(task.labels, "role") != WARM_UP_ROLE:
                 notes[task.uuid] = rows.TaskRow(
                     task.pool,
                     rows.group_of(task.state),

@@ -23,7 +23,7 @@ from airflow_qarnot_pool.api.states import (
     pool_phase,
 )
 from airflow_qarnot_pool.costs.model import pool_cost
-from airflow_qarnot_pool.maintenance.reaper import OVER
+from airflow_qarnot_pool.maintenance.reaper import FINISHED_RUN_STATES
 from airflow_qarnot_pool.ownership.identity import WARM_UP_ROLE, label
 
 #: A pool may be without work this long before the page says so (longer where ``keep_warm`` is).
@@ -300,7 +300,7 @@ def figures_of(figures: PoolFigures | None, share: float | None = 1.0) -> dict[s
 def shares_of(pool: Pool, tasks: Iterable[Task]) -> dict[tuple[str, str], float]:
     """Return the share of each DAG run in the cost of *pool*, 0 to 1."""
     return {
-        (run.dag_id, run.run_id): cost.credits or 0.0
+        (run.dag_id, run.run_id): cost.euros or 0.0
         for run, cost in pool_cost(pool, tasks, 1.0, None).by_run().items()
     }
 
@@ -359,7 +359,7 @@ def warnings_of(
 def _owner_warnings(pool: Pool, owner: Mapping[str, Any], now: datetime) -> Iterable[tuple[str, str]]:
     since = now - (pool.creation_date or now)
     if owner["kind"] == "run" and since > TEARDOWN:
-        if owner["run_state"] in OVER:
+        if owner["run_state"] in FINISHED_RUN_STATES:
             yield "owner", f"Its DAG run is over ({owner['run_state']})"
         elif owner["run_state"] is None:
             yield "owner", "Airflow has no such DAG run any more"
@@ -464,7 +464,7 @@ def _task(task: Task) -> dict[str, Any]:
         "created": _iso(task.creation_date),
         "ended": _iso(task.end_date),
         "seconds": task.execution_time.total_seconds() if task.execution_time else None,
-        "warm_up": label(task.labels, "part") == WARM_UP_ROLE,
+        "warm_up": label(task.labels, "role") == WARM_UP_ROLE,
         "dag_id": dag_id,
         "run_id": run_id,
         "task_id": task_id,

@@ -29,15 +29,15 @@ from airflow_qarnot_pool.parameters.validation import (
 )
 from airflow_qarnot_pool.version_compat import TRIGGER_FAIL_REPR, AirflowSensorTimeout, AirflowSkipException
 from airflow_qarnot_pool.waiting.conditions import (
+    CAPITALIZED_NOUNS,
     Condition,
     EndReason,
     Kind,
     WaitResult,
     result_if_met,
-    stranded,
+    stranded_result,
 )
 from airflow_qarnot_pool.waiting.polling import (
-    NOUN,
     PoolsOfTasks,
     check_wait,
     get_confirmed,
@@ -156,7 +156,8 @@ class QarnotSensor(ParametersMixin, BaseSensorOperator):
                     raise
                 self.log.warning("Could not look at %s, looking again: %s", self._ref, error)
                 if time.monotonic() - began >= self.timeout:
-                    late = f"{NOUN[self.kind]} {self._ref} could not be looked at in {self.timeout:.0f} s: {error}"
+                    noun = CAPITALIZED_NOUNS[self.kind]
+                    late = f"{noun} {self._ref} could not be looked at in {self.timeout:.0f} s: {error}"
                     self._conclude(WaitResult(ending=EndReason.TIMEOUT, uuid=self._ref, message=late))
             if is_uuid(self._ref):
                 self._defer(self._ref)
@@ -203,7 +204,7 @@ class QarnotSensor(ParametersMixin, BaseSensorOperator):
         try:
             now = poll_once_more(self._resource, ref, self._condition(), state)
         except QarnotError as error:
-            self.log.info("Could not poll %s %s once more: %s", NOUN[self.kind], ref, error)
+            self.log.info("Could not poll %s %s once more: %s", CAPITALIZED_NOUNS[self.kind], ref, error)
             return False
         return now is not None and now.ending is EndReason.MET
 
@@ -224,9 +225,9 @@ class QarnotSensor(ParametersMixin, BaseSensorOperator):
             self._show_link(context, look.uuid)
         outcome = result_if_met(self._condition(), look, self._history)
         self._history.append(look.state)
-        self.log.info("%s %s is %s", NOUN[self.kind], look.uuid, look.state)
+        self.log.info("%s %s is %s", CAPITALIZED_NOUNS[self.kind], look.uuid, look.state)
         if outcome is None and (why := self._why_stranded(look)):
-            outcome = stranded(look.uuid, look.state, why)
+            outcome = stranded_result(look.uuid, look.state, why)
         if outcome is None:
             return False
         try:
@@ -252,7 +253,9 @@ class QarnotSensor(ParametersMixin, BaseSensorOperator):
 
     def _conclude(self, outcome: WaitResult) -> None:
         if outcome.ending is EndReason.MET:
-            self.log.info("%s %s has reached %s", NOUN[self.kind], outcome.uuid, self._condition())
+            self.log.info(
+                "%s %s has reached %s", CAPITALIZED_NOUNS[self.kind], outcome.uuid, self._condition()
+            )
             return
         if outcome.ending is EndReason.TIMEOUT:
             if self.soft_fail or self.never_fail:

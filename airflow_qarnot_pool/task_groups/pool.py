@@ -10,7 +10,7 @@ from airflow.sdk import TaskGroup, TriggerRule, XComArg
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
 from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
-from airflow_qarnot_pool.ownership.shared_pool import KEEP_WARM
+from airflow_qarnot_pool.ownership.shared_pool import DEFAULT_KEEP_WARM
 from airflow_qarnot_pool.parameters.shell import commands_in, warn_of_shell_characters
 from airflow_qarnot_pool.parameters.unknown import refuse_unknown
 from airflow_qarnot_pool.parameters.validation import Duration
@@ -89,7 +89,7 @@ class QarnotPoolGroup(TaskGroup):
         group_id: str,
         *,
         shared: str | None = None,
-        keep_warm: Duration = KEEP_WARM,
+        keep_warm: Duration = DEFAULT_KEEP_WARM,
         setup_retries: int = 3,
         report_cost: bool = False,
         default_args: dict[str, Any] | None = None,
@@ -165,7 +165,10 @@ class QarnotPoolGroup(TaskGroup):
             **both,
             **self._pool_arguments,
         }
-        if opens.get("keep_warm") is KEEP_WARM and {"keep_warm", "elastic", "scaling"} & defaults.keys():
+        if (
+            opens.get("keep_warm") is DEFAULT_KEEP_WARM
+            and {"keep_warm", "elastic", "scaling"} & defaults.keys()
+        ):
             del opens["keep_warm"]
         self.open_pool = QarnotCreatePoolOperator(task_id=SETUP, **opens).as_setup()
         closes = {

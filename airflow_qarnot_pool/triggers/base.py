@@ -26,13 +26,14 @@ from airflow_qarnot_pool.triggers.poller import subscribe
 from airflow_qarnot_pool.triggers.pool_end import PoolEnds
 from airflow_qarnot_pool.version_compat import TRIGGERS_HAVE_ON_KILL
 from airflow_qarnot_pool.waiting.conditions import (
+    CAPITALIZED_NOUNS,
     Condition,
     EndReason,
     Kind,
     WaitResult,
     is_queued,
     result_if_met,
-    stranded,
+    stranded_result,
     timeout_message,
 )
 
@@ -185,12 +186,12 @@ class QarnotTrigger(BaseTrigger):
                             if not history or not is_queued(history[-1]):
                                 continue
                             return replace(
-                                stranded(self.uuid, history[-1], error.message),
+                                stranded_result(self.uuid, history[-1], error.message),
                                 resume_state=dict(resume_state),
                             )
                         self._looked(look.state)
                         if changed := history[-1:] != (look.state,):
-                            self.log.info("%s %s is %s", self.kind.capitalize(), self.uuid, look.state)
+                            self.log.info("%s %s is %s", CAPITALIZED_NOUNS[self.kind], self.uuid, look.state)
                         outcome = result_if_met(condition, look, history)
                         if outcome is not None:
                             return WaitResult(

@@ -20,10 +20,10 @@ from airflow_qarnot_pool.costs.limits import (
     CostLimit,
     LimitCheck,
     LimitLevel,
-    goes_on,
-    judge,
+    check_limits,
+    may_still_cost,
 )
-from airflow_qarnot_pool.costs.spending import close_all, spending_of
+from airflow_qarnot_pool.costs.spending import close_pools, spending_of
 from airflow_qarnot_pool.triggers.poller import (
     CREDENTIAL_ROUNDS,
     POLLERS,
@@ -81,7 +81,7 @@ class CostPoller(Poller):
             pool = await self._ask(partial(self._client.pools.get, watched.uuid))
         except QarnotNotFoundError:
             pool = None
-        if topic.waiters or (pool is not None and goes_on(watched, pool, others)):
+        if topic.waiters or (pool is not None and may_still_cost(watched, pool, others)):
             return True
         self._forget(topic.key)
         return False
@@ -119,7 +119,7 @@ class CostPoller(Poller):
                 )
             self._told_unknown = True
             return
-        verdict = judge(watched, spent)
+        verdict = check_limits(watched, spent)
         if verdict.level > LimitLevel.FINE:
             # The waiters first: a Qarnot task that ends with its pool must not look cancelled by a stranger.
             for waiter in topic.waiters:
@@ -134,7 +134,7 @@ class CostPoller(Poller):
             # Shielded, as those who were told leave now, and the event loop may end with the last of them.
             client = self._client.limited(retries=3, deadline=60.0)
             await asyncio.shield(
-                self.loop.run_in_executor(self._thread, partial(close_all, client, watched, verdict))
+                self.loop.run_in_executor(self._thread, partial(close_pools, client, watched, verdict))
             )
 
 

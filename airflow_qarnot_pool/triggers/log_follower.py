@@ -25,7 +25,7 @@ from airflow_qarnot_pool.logs.checkpoint import (
 from airflow_qarnot_pool.logs.cursor import STREAMS, LogCursor
 from airflow_qarnot_pool.logs.writer import write
 from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
-from airflow_qarnot_pool.ownership.xcom_keys import OUTPUT_KEY, position_key
+from airflow_qarnot_pool.ownership.xcoms import OUTPUT_KEY, position_key
 from airflow_qarnot_pool.triggers.base import own_xcom, store_xcom
 
 if TYPE_CHECKING:

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Kind = Literal["pool", "task", "cost"]
+PollKind = Literal["pool", "task", "cost"]
 T = TypeVar("T")
 
 #: Rounds between two sweeps of everybody.
@@ -96,7 +96,7 @@ class PollKey(NamedTuple):
 
     loop: int
     conn_id: str
-    kind: Kind
+    kind: PollKind
     name: str
 
 
@@ -254,7 +254,7 @@ class Subscription:
 class Poller:
     """The shared poll loop of one connection and kind on one event loop; see the module's text."""
 
-    def __init__(self, conn_id: str, kind: Kind) -> None:
+    def __init__(self, conn_id: str, kind: PollKind) -> None:
         self.conn_id = conn_id
         self.kind = kind
         self.scope: PollKey | None = None
@@ -651,12 +651,12 @@ class Poller:
 
 _pollers: dict[PollKey, Poller] = {}
 #: Pollers of a kind of their own.
-POLLERS: dict[Kind, type[Poller]] = {}
+POLLERS: dict[PollKind, type[Poller]] = {}
 
 
 def subscribe(
     conn_id: str,
-    kind: Kind,
+    kind: PollKind,
     key: str,
     *,
     interval: float,

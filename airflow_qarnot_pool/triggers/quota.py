@@ -214,7 +214,7 @@ async def _places(conn_id: str, kind: Kind) -> tuple[Account, int | None]:
         account = client.account.info()
         free = free_places(account, kind)
         if free == 0 and is_full(account, kind) and not is_busy(account, kind):
-            free = int(QuotaRoom(client, settings.namespace, airflow=AirflowStates(ask)).can_make(kind))
+            free = int(QuotaRoom(client, settings.namespace, airflow=AirflowStates(ask)).can_make_room(kind))
         return account, free
 
     return await asyncio.to_thread(look)

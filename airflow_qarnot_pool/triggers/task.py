@@ -11,7 +11,7 @@ from airflow_qarnot_pool.api.errors import QarnotError
 from airflow_qarnot_pool.ownership.decisions import RemoteSnapshot, Usability, usability_of
 from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
 from airflow_qarnot_pool.ownership.termination import end
-from airflow_qarnot_pool.ownership.xcom_keys import TASK_KEY
+from airflow_qarnot_pool.ownership.xcoms import TASK_KEY
 from airflow_qarnot_pool.triggers.base import QarnotTrigger, own_xcom, task_state
 from airflow_qarnot_pool.triggers.log_follower import LogFollower
 from airflow_qarnot_pool.waiting.conditions import WaitResult

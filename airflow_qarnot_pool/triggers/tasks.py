@@ -12,7 +12,7 @@ from airflow_qarnot_pool.exceptions import QarnotPoolEndedError
 from airflow_qarnot_pool.ownership.fan_out import FanOutProgress
 from airflow_qarnot_pool.ownership.identity import LINEAGE_TAG, TaskInstanceIdentity, index_and_generation
 from airflow_qarnot_pool.ownership.termination import end_lineage
-from airflow_qarnot_pool.ownership.xcom_keys import TASKS_KEY
+from airflow_qarnot_pool.ownership.xcoms import TASKS_KEY
 from airflow_qarnot_pool.triggers.base import QarnotTrigger, own_xcom, store_xcom, task_state
 from airflow_qarnot_pool.triggers.poller import subscribe
 from airflow_qarnot_pool.triggers.pool_end import PoolEnds

@@ -25,8 +25,12 @@ if TYPE_CHECKING:
 
 Kind = Literal["pool", "task"]
 
+#: Nouns for the kinds in messages: within a sentence, and at its start. "task" alone could also mean an Airflow task.
+NOUNS: dict[str, str] = {"pool": "pool", "task": "Qarnot task"}
+CAPITALIZED_NOUNS: dict[str, str] = {"pool": "Pool", "task": "Qarnot task"}
+
 #: Maximum seconds for which a 404 is doubted, because a wait with rare polls must also end.
-LONGEST_DOUBT = 10.0
+MAX_DOUBT = 10.0
 
 
 #: Key of ``WaitResult.resume_state``, set if the warm-up ended before the pool was ready.
@@ -47,9 +51,8 @@ POOL_POLL_INTERVALS = 10
 STRANDED_INTERVALS = 6
 
 _PARSE = {"pool": states.parse_pool_state, "task": states.parse_task_state}
-NOUNS = {"pool": "pool", "task": "Qarnot task"}
 #: What people say, and Qarnot's name for it.
-_MEANT = {
+_STATE_ALIASES = {
     "pool": {
         "ready": "FullyExecuting",
         "running": "FullyExecuting",
@@ -103,7 +106,7 @@ class Condition:
                 remedy="Give a number of 1 or more.",
             )
 
-    def judge(self, look: Pool | Task, history: Iterable[str] = ()) -> ConditionResult:
+    def evaluate(self, look: Pool | Task, history: Iterable[str] = ()) -> ConditionResult:
         """Judge *look*; *history* are states this waiter saw before."""
         state = _PARSE[self.kind](look.state)
         if self.ready_slots is not None:
@@ -154,7 +157,7 @@ def _target(kind: Kind, name: str) -> str:
         import difflib
 
         known = [str(one) for one in (states.PoolState if kind == "pool" else states.TaskState)]
-        meant = _MEANT[kind].get(str(name).strip().lower())
+        meant = _STATE_ALIASES[kind].get(str(name).strip().lower())
         meant = meant or next(iter(difflib.get_close_matches(str(name), known, n=1)), None)
         raise QarnotInvalidSpecError(
             f"target_states: {name!r} is no state of a {NOUNS[kind]}",
@@ -205,7 +208,7 @@ class Absence:
     __slots__ = ("_patience", "_since")
 
     def __init__(self, interval: float) -> None:
-        self._patience = min(LONGEST_DOUBT, 2 * interval)
+        self._patience = min(MAX_DOUBT, 2 * interval)
         self._since: float | None = None
 
     def found(self) -> None:
@@ -263,7 +266,7 @@ class WaitResult:
 
 def result_if_met(condition: Condition, look: Pool | Task, history: Iterable[str] = ()) -> WaitResult | None:
     """The outcome that *look* brings, or None where the wait goes on."""
-    verdict = condition.judge(look, history)
+    verdict = condition.evaluate(look, history)
     if verdict is ConditionResult.WAIT:
         return None
     return WaitResult(
@@ -279,7 +282,7 @@ def is_queued(task_state: str) -> bool:
     return states.task_phase(task_state) is states.Phase.TRANSIENT
 
 
-def stranded(uuid: str, state: str, why: str) -> WaitResult:
+def stranded_result(uuid: str, state: str, why: str) -> WaitResult:
     """Return the outcome of a wait for a Qarnot task that stays queued; *why* names its pool and the pool's state."""
     message = f"Qarnot task {uuid} is {state}, and {why}, so it never runs"
     return WaitResult(ending=EndReason.IMPOSSIBLE, uuid=uuid, state=state, message=message)

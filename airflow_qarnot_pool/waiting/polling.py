@@ -23,6 +23,7 @@ from airflow_qarnot_pool.exceptions import QarnotCostLimitError
 from airflow_qarnot_pool.parameters.templating import is_templated
 from airflow_qarnot_pool.parameters.validation import Duration, as_duration, check_durations
 from airflow_qarnot_pool.waiting.conditions import (
+    CAPITALIZED_NOUNS,
     POOL_POLL_INTERVALS,
     STRANDED_INTERVALS,
     Absence,
@@ -31,19 +32,18 @@ from airflow_qarnot_pool.waiting.conditions import (
     WaitResult,
     is_queued,
     result_if_met,
-    stranded,
+    stranded_result,
     timeout_message,
 )
 
 log = logging.getLogger(__name__)
 
-NOUN = {"pool": "Pool", "task": "Qarnot task"}
 #: Bounds of ``poll_interval`` in seconds, because a shorter one floods the service and a longer one never ends a wait.
 MIN_POLL_INTERVAL, MAX_POLL_INTERVAL = 0.01, 86400
 #: A pool in its state for so long has ended for every clock, as a rescheduled sensor remembers no earlier poll.
-LONG_AGO = timedelta(minutes=5)
+ENDED_LONG_AGO = timedelta(minutes=5)
 #: Seconds between the requests that confirm a 404 outside a wait.
-ASK_AGAIN_AFTER = (0.5, 1.0)
+CONFIRM_AFTER = (0.5, 1.0)
 
 
 class KillFlag:
@@ -156,10 +156,10 @@ class PoolsOfTasks:
             log.info("Could not poll pool %s, whose Qarnot tasks are waited for: %s", uuid, error)
             return None, False
         since = pool.state_transition_time
-        return pool.state, since is not None and datetime.now(UTC) - since > LONG_AGO
+        return pool.state, since is not None and datetime.now(UTC) - since > ENDED_LONG_AGO
 
 
-def wait_here(
+def wait_on_worker(
     resource: Any,
     uuid: str,
     condition: Condition,
@@ -186,14 +186,14 @@ def wait_here(
                 return outcome
             still_waiting(uuid)
             if why := why_stranded((look.state,)):
-                return stranded(uuid, look.state, why)
+                return stranded_result(uuid, look.state, why)
         except QarnotNotFoundError as error:
             if absence.is_certain(error, time.monotonic()):
                 ending = EndReason.MET if condition.met_by_absence else EndReason.GONE
                 return WaitResult(
                     ending=ending,
                     uuid=uuid,
-                    message=f"{NOUN[condition.kind]} {uuid} is gone before its end was seen ({error})",
+                    message=f"{CAPITALIZED_NOUNS[condition.kind]} {uuid} is gone before its end was seen ({error})",
                 )
             log.warning("Asking again, as a single 404 proves nothing: %s", error)
         except (QarnotUnavailableError, QarnotProtocolError) as error:
@@ -220,7 +220,7 @@ def get_confirmed(resource: Any, uuid: str, pause: Callable[[float], Any] = time
 
     :raises QarnotNotFoundError: the object is not there; ``foreign``: no answer came from the service itself.
     """
-    for seconds in ASK_AGAIN_AFTER:
+    for seconds in CONFIRM_AFTER:
         try:
             return resource.get(uuid)
         except QarnotNotFoundError as error:

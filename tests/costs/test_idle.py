@@ -10,8 +10,8 @@ import pytest
 from airflow_qarnot_pool.costs.idle import (
     IdleCause,
     PoolPhase,
-    idle_of,
-    judge,
+    classify_idle_time,
+    idle_time_of,
 )
 from airflow_qarnot_pool.costs.model import Cost, PoolCost, TaskUsage
 from airflow_qarnot_pool.ownership.identity import RunKey
@@ -119,7 +119,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_causes_and_the_setting(name: str) -> None:
     facts, causes, setting, saves = CASES[name]
-    found = judge(facts)
+    found = classify_idle_time(facts)
     assert found.idle == max(0, facts.paid - facts.used)
     assert {cause: round(seconds) for cause, seconds in found.causes.items()} == causes
     assert (found.setting is None) is (setting is None)
@@ -130,12 +130,12 @@ def test_causes_and_the_setting(name: str) -> None:
 
 def test_written_for_people() -> None:
     facts, *_ = CASES["twice the slots that were ever wanted"]
-    assert str(judge(facts)) == (
+    assert str(classify_idle_time(facts)) == (
         "2000 of 4000 node-seconds paid were idle (50%): about 2000 more slots than work. "
         "instance_count=2 would have saved about 2000"
     )
-    assert str(judge(CASES["nothing idle"][0])) == "0 of 4000 node-seconds paid were idle (0%)"
-    assert judge(facts).to_json() == {
+    assert str(classify_idle_time(CASES["nothing idle"][0])) == "0 of 4000 node-seconds paid were idle (0%)"
+    assert classify_idle_time(facts).to_json() == {
         "paid": 4000,
         "idle": 2000,
         "share": 0.5,
@@ -154,10 +154,10 @@ def test_the_warm_up_is_no_use() -> None:
         cost=cost,
         size=2,
         created=at(0),
-        work=(work(0, 20, 2, part="warm-up"), work(20, 40, 2)),
+        work=(work(0, 20, 2, role="warm-up"), work(20, 40, 2)),
     )
-    found = idle_of(pool, at(50))
+    found = idle_time_of(pool, at(50))
     assert found is not None
     assert (found.idle, found.causes) == (60, {IdleCause.WARM_UP: 40, IdleCause.TAIL: 20})
     unknown = PoolCost(uuid="p", name="p", opened_by=RUN, cost=Cost(node_seconds=None))
-    assert idle_of(unknown) is None
+    assert idle_time_of(unknown) is None

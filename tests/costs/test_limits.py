@@ -14,9 +14,9 @@ from airflow_qarnot_pool.costs.limits import (
     LimitLevel,
     LimitParameters,
     Spending,
-    amount,
-    judge,
-    shortage,
+    check_limits,
+    find_shortage,
+    parse_amount,
 )
 from airflow_qarnot_pool.exceptions import QarnotCostLimitError, QarnotError
 
@@ -65,24 +65,24 @@ CASES: dict[str, tuple[CostLimit, Spending, LimitLevel, tuple[str, ...]]] = {
 @pytest.mark.parametrize("name", CASES)
 def test_judging(name: str) -> None:
     watched, spending, level, close = CASES[name]
-    verdict = judge(watched, spending)
+    verdict = check_limits(watched, spending)
     assert (verdict.level, verdict.close) == (level, close)
     assert bool(verdict.message) is (level > LimitLevel.FINE)
 
 
 def test_what_is_said_names_limit_cost_and_pool() -> None:
-    assert judge(POOL, Spending(own=12.345)).message == (
+    assert check_limits(POOL, Spending(own=12.345)).message == (
         "Pool p-1 has cost 12.35 EUR, which reaches its max_cost of 10.00 EUR; it was closed"
     )
-    assert judge(POOL, Spending(own=8.5)).message == (
+    assert check_limits(POOL, Spending(own=8.5)).message == (
         "Pool p-1 has cost 8.50 EUR, 85% of its max_cost of 10.00 EUR"
     )
-    assert judge(RUN, Spending(own=1.0, run=20.5)).message == (
+    assert check_limits(RUN, Spending(own=1.0, run=20.5)).message == (
         "DAG run r-1 of etl, with pool p-1, has cost 20.50 EUR, which reaches its max_run_cost of 20.00 EUR; "
         "it was closed"
     )
     alone = CostLimit(uuid="t-1", kind="task", max_cost=0.5)
-    assert judge(alone, Spending(own=0.5)).message == (
+    assert check_limits(alone, Spending(own=0.5)).message == (
         "Qarnot task t-1 has cost 0.5000 EUR, which reaches its max_cost of 0.5000 EUR; it was ended"
     )
 
@@ -128,7 +128,7 @@ SHORT: dict[str, tuple[tuple[Any, ...], str | None]] = {
 def test_what_cannot_be_covered(name: str) -> None:
     (estimate, credits, budgets, account, slots), expected = SHORT[name]
     known = None if account is None else Account.from_json(account)
-    assert shortage(estimate, credits, budgets, known, slots, NOW) == expected
+    assert find_shortage(estimate, credits, budgets, known, slots, NOW) == expected
 
 
 @pytest.mark.parametrize("value", [0, -1, "much", float("nan"), float("inf"), True, [1]])
@@ -140,7 +140,7 @@ def test_nonsense_is_refused_by_name(value: Any) -> None:
 
 
 def test_amounts_may_come_from_templates() -> None:
-    assert [amount("x", one) for one in (None, "", "None", "2.5", 3)] == [None, None, None, 2.5, 3.0]
+    assert [parse_amount("x", one) for one in (None, "", "None", "2.5", 3)] == [None, None, None, 2.5, 3.0]
     assert LimitParameters.of(None, "") is None
     with pytest.raises(QarnotInvalidSpecError, match="cost_warning"):
         LimitParameters.of(1, None, 1.5)

@@ -11,13 +11,13 @@ from airflow_qarnot_pool.costs.model import (
     PoolCost,
     RunCost,
     TaskUsage,
-    fractions,
-    total,
+    sum_costs,
+    to_fractions,
 )
 from airflow_qarnot_pool.ownership.identity import RunKey
 
 A, B, NOBODY = RunKey("dag", "a"), RunKey("dag", "b"), RunKey("", "")
-COST = Cost(credits=1.2, energy_wh=60.0, carbon_g=3.0, saved_g=9.0, node_seconds=1200, used_node_seconds=900)
+COST = Cost(euros=1.2, energy_wh=60.0, carbon_g=3.0, saved_g=9.0, node_seconds=1200, used_node_seconds=900)
 
 
 def work(run: RunKey, seconds: float, **fields: Any) -> TaskUsage:
@@ -38,8 +38,8 @@ def pool(*works: TaskUsage, cost: Cost = COST, opened_by: RunKey = A) -> PoolCos
         ((work(B, 10),), {B: 1.0}),
         ((work(A, 0), work(B, 0)), {A: 0.5, B: 0.5}),
         ((work(A, 10), work(NOBODY, 30)), {A: 0.25, NOBODY: 0.75}),
-        ((work(A, 500, part="warm-up"), work(B, 10)), {B: 1.0}),
-        ((work(A, 500, part="warm-up"),), {A: 1.0}),
+        ((work(A, 500, role="warm-up"), work(B, 10)), {B: 1.0}),
+        ((work(A, 500, role="warm-up"),), {A: 1.0}),
     ],
     ids=lambda value: "",
 )
@@ -47,29 +47,29 @@ def test_a_pool_is_shared_by_execution_seconds_and_the_shares_add_up(
     works: tuple[TaskUsage, ...], shares: dict[RunKey, float]
 ) -> None:
     by_run = pool(*works).by_run()
-    assert {run: cost.credits for run, cost in by_run.items()} == pytest.approx(
+    assert {run: cost.euros for run, cost in by_run.items()} == pytest.approx(
         {run: 1.2 * share for run, share in shares.items()}
     )
-    whole = total(by_run.values())
-    for name in ("credits", "energy_wh", "carbon_g", "saved_g", "node_seconds", "used_node_seconds"):
+    whole = sum_costs(by_run.values())
+    for name in ("euros", "energy_wh", "carbon_g", "saved_g", "node_seconds", "used_node_seconds"):
         assert getattr(whole, name) == pytest.approx(getattr(COST, name))
 
 
 def test_a_run_has_its_share_of_each_pool_and_all_of_what_ran_alone() -> None:
     shared = pool(work(A, 30, task_id="x"), work(B, 10, task_id="x"))
     own = pool(work(A, 1, task_id="x"), work(A, 2, task_id="y", map_index=3))
-    run = RunCost(run=A, pools=(shared, own), alone=((work(A, 5, task_id="z"), Cost(credits=0.5)),))
-    assert run.total.credits == pytest.approx(0.9 + 1.2 + 0.5)
-    by_task = {task: cost.credits for task, cost in run.by_task().items()}
+    run = RunCost(run=A, pools=(shared, own), standalone=((work(A, 5, task_id="z"), Cost(euros=0.5)),))
+    assert run.total.euros == pytest.approx(0.9 + 1.2 + 0.5)
+    by_task = {task: cost.euros for task, cost in run.by_task().items()}
     assert by_task == pytest.approx({"x": 0.9 + 0.4, "y": 0.8, "z": 0.5})
-    assert RunCost(run=B, pools=(shared,)).total.credits == pytest.approx(0.3)
+    assert RunCost(run=B, pools=(shared,)).total.euros == pytest.approx(0.3)
     assert RunCost(run=A, pools=(pool(),)).by_task() == {"": COST}
 
 
 def test_the_unknown_stays_unknown_and_nothing_is_nothing() -> None:
-    assert total([]) == Cost(credits=0.0)
-    half_known = total([COST, Cost(credits=1.0, carbon_g=None)])
-    assert half_known.credits == pytest.approx(2.2)
+    assert sum_costs([]) == Cost(euros=0.0)
+    half_known = sum_costs([COST, Cost(euros=1.0, carbon_g=None)])
+    assert half_known.euros == pytest.approx(2.2)
     assert half_known.carbon_g is None
     assert half_known.share(0.5).carbon_g is None
     assert half_known.idle_node_seconds == 300
@@ -79,7 +79,7 @@ def test_the_unknown_stays_unknown_and_nothing_is_nothing() -> None:
 
 
 def test_there_and_back_through_json() -> None:
-    for cost in (COST, Cost(), Cost(credits=None, node_seconds=None)):
+    for cost in (COST, Cost(), Cost(euros=None, node_seconds=None)):
         assert Cost.from_json(cost.to_json()) == cost
     assert COST.to_json()["idle_node_seconds"] == 300
     assert RunCost(run=A, pools=(pool(work(A, 1, task_id="x")),)).to_json()["tasks"] == {"x": COST.to_json()}
@@ -89,12 +89,12 @@ def test_there_and_back_through_json() -> None:
     ("cost", "text"),
     [
         (COST, "1.20 EUR, 60 Wh, 3 g CO2e, 9 g CO2e saved"),
-        (Cost(credits=0.01234, energy_wh=0.5, carbon_g=None, saved_g=None), "0.0123 EUR, 0.5 Wh"),
+        (Cost(euros=0.01234, energy_wh=0.5, carbon_g=None, saved_g=None), "0.0123 EUR, 0.5 Wh"),
         (
-            Cost(credits=1234.5, energy_wh=12345.6, carbon_g=1234.5, saved_g=0.1234),
+            Cost(euros=1234.5, energy_wh=12345.6, carbon_g=1234.5, saved_g=0.1234),
             "1234.50 EUR, 12.35 kWh, 1.23 kg CO2e, 0.123 g CO2e saved",
         ),
-        (Cost(credits=None, energy_wh=None, carbon_g=None, saved_g=None), "an unknown number of EUR"),
+        (Cost(euros=None, energy_wh=None, carbon_g=None, saved_g=None), "an unknown number of EUR"),
     ],
 )
 def test_written_for_people(cost: Cost, text: str) -> None:
@@ -102,5 +102,5 @@ def test_written_for_people(cost: Cost, text: str) -> None:
 
 
 def test_fractions_of_nothing_are_equal() -> None:
-    assert fractions({"a": 0.0, "b": 0.0}) == {"a": 0.5, "b": 0.5}
-    assert fractions({}) == {}
+    assert to_fractions({"a": 0.0, "b": 0.0}) == {"a": 0.5, "b": 0.5}
+    assert to_fractions({}) == {}

@@ -367,7 +367,7 @@ class Matrix:
 
 def outcome(workload: Workload, point: Point) -> Row:
     pools = made_for(workload.client.pools, workload.run_id)
-    tasks = made_for(workload.client.tasks, workload.run_id, part="")
+    tasks = made_for(workload.client.tasks, workload.run_id, role="")
     if point.process == "triggerer":
         then = "another triggerer waits on"
     elif point.step.startswith("close"):

@@ -33,7 +33,11 @@ from tests.crash.children import eventually, made_for
 from tests.harness import FakeTI, context_of, life_of, run
 from tests.operators.conftest import connect
 
-LIMITS = ReapLimits(grace=timedelta(minutes=15), idle=timedelta(hours=1), finished=timedelta(days=8))
+LIMITS = ReapLimits(
+    grace_period=timedelta(minutes=15),
+    idle_timeout=timedelta(hours=1),
+    delete_finished_after=timedelta(days=8),
+)
 
 
 @pytest.fixture
@@ -270,9 +274,9 @@ def without_grace(**parameters: Any) -> QarnotReapOperator:
     operator = QarnotReapOperator(task_id="reap", **parameters)
     # Refused from a DAG author: a negative duration can only be made by a test.
     operator._duration = lambda name: {  # type: ignore[method-assign]
-        "grace": timedelta(seconds=-60),
-        "idle": timedelta(hours=1),
-        "finished": timedelta(days=8),
+        "grace_period": timedelta(seconds=-60),
+        "idle_timeout": timedelta(hours=1),
+        "delete_finished_after": timedelta(days=8),
     }[name]
     return operator
 
@@ -416,7 +420,7 @@ def test_qarnot_tasks_that_are_to_outlive_their_run_or_are_not_ours_are_not_touc
     left = [alone("let-go", wait_for_completion=False), alone("survives", cancel_on_kill=False)]
     many = QarnotRunTasksOperator(task_id="many", commands=["sleep 600"], wait_for_completion=False)
     many.execute(context_of(many, FakeTI(run_id="many", task_id="many")))
-    left += [one.uuid for one in made_for(client.tasks, "many", part="")]
+    left += [one.uuid for one in made_for(client.tasks, "many", role="")]
     tag = namespace_tag(namespace)
     left.append(
         client.tasks.create(TaskSpec(name="somebody's", command="sleep 600", instance_count=1, tags=[tag]))
@@ -481,7 +485,7 @@ def test_reap_from_the_command_line(
 
     python("-m", "airflow", "db", "migrate")
     python("-c", RUN)
-    command = ("-m", "airflow", "qarnot", "reap", "--grace-minutes", "0")
+    command = ("-m", "airflow", "qarnot", "reap", "--grace-period-minutes", "0")
     dry = python(*command, "--dry-run")
     assert re.search(rf"^close +{unknown} .*there is no DAG run dag unknown", dry, re.MULTILINE)
     assert re.search(rf"^keep +{live} .*its DAG run is running", dry, re.MULTILINE)

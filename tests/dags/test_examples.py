@@ -60,7 +60,7 @@ class Run:
     @property
     def tasks(self) -> list[Task]:
         """The Qarnot tasks of the run; a warm-up is not work."""
-        return [one for one in self._mine(self._client.tasks.list()) if not one.labels["airflow.part"]]
+        return [one for one in self._mine(self._client.tasks.list()) if not one.labels["airflow.role"]]
 
     def only_pool(self) -> Pool:
         """The run's pool: there is one, and it closes."""
@@ -101,9 +101,9 @@ def test_qarnot_warm_pool(client: QarnotClient, qarnot: LocalQarnot) -> None:
     assert len(run.tasks) == 12
     account = qarnot.get_account()["pools"][run.only_pool().uuid]
     costs = run.dag_run.get_task_instance("close_pool").xcom_pull(task_ids="close_pool", key="qarnot_cost")
-    assert costs["run"]["total"]["credits"] == pytest.approx(account["creditsSpent"], abs=2e-6)
+    assert costs["run"]["total"]["euros"] == pytest.approx(account["creditsSpent"], abs=2e-6)
     assert costs["run"]["total"]["node_seconds"] == pytest.approx(account["nodeSeconds"], abs=2e-3)
-    assert sum(task["credits"] for task in costs["run"]["tasks"].values()) == pytest.approx(
+    assert sum(task["euros"] for task in costs["run"]["tasks"].values()) == pytest.approx(
         account["creditsSpent"], abs=5e-6
     )
     assert set(costs["run"]["tasks"]) == {"fetch", "simulate", "report"}

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from airflow_qarnot_pool.api.client import QarnotClient
-from airflow_qarnot_pool.costs.model import Cost, total
+from airflow_qarnot_pool.costs.model import Cost, sum_costs
 from airflow_qarnot_pool.costs.queries import cost_of_run
 from airflow_qarnot_pool.local import LocalQarnot
 from tests.conftest import ROOT
@@ -117,7 +117,7 @@ def test_runs_that_share_the_pool_of_the_example_pay_its_account_together(
             # Told when this run gave the pool up; others may have worked on, so only its sum can be checked.
             shares = [Cost.from_json(share["cost"]) for share in one["cost"]["pool"]["shares"]]
             whole = Cost.from_json(one["cost"]["pool"]["cost"])
-            assert total(shares).credits == pytest.approx(whole.credits, abs=1e-5)
+            assert sum_costs(shares).euros == pytest.approx(whole.euros, abs=1e-5)
 
         # The first run is cleared: it opens the pool's next generation, and has its share of both.
         again = run(1, "dag", cleared=runs[0]["id"])
@@ -146,9 +146,9 @@ def assert_shares_add_up(qarnot: LocalQarnot, client: QarnotClient, runs: list[d
             account[uuid]["creditsSpent"] * of_run[one["id"]] / sum(of_run.values())
             for uuid, of_run in executed.items()
         )
-        assert cost.credits == pytest.approx(expected, rel=1e-3)
-    together = total(costs)
-    assert together.credits == pytest.approx(sum(account[one]["creditsSpent"] for one in pools), rel=1e-3)
+        assert cost.euros == pytest.approx(expected, rel=1e-3)
+    together = sum_costs(costs)
+    assert together.euros == pytest.approx(sum(account[one]["creditsSpent"] for one in pools), rel=1e-3)
     assert together.node_seconds == pytest.approx(sum(account[one]["nodeSeconds"] for one in pools), rel=1e-3)
 
 

@@ -311,4 +311,4 @@ def piece_of(task: Task) -> Piece:
 
 
 def is_warm_up(task: Task) -> bool:
-    return (label(task.labels, "part") or "").startswith(WARM_UP_ROLE)
+    return (label(task.labels, "role") or "").startswith(WARM_UP_ROLE)

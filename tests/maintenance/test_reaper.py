@@ -12,13 +12,17 @@ from airflow_qarnot_pool.maintenance.reaper import (
     PoolFacts,
     ReapAction,
     ReapLimits,
-    _facts_alone,
-    judge,
+    _standalone_task_facts,
+    decide_reap,
 )
 from airflow_qarnot_pool.ownership.decisions import Usability
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
-LIMITS = ReapLimits(grace=timedelta(minutes=15), idle=timedelta(hours=1), finished=timedelta(days=8))
+LIMITS = ReapLimits(
+    grace_period=timedelta(minutes=15),
+    idle_timeout=timedelta(hours=1),
+    delete_finished_after=timedelta(days=8),
+)
 
 
 def ago(**span: float) -> datetime:
@@ -97,19 +101,19 @@ ALONE = {
 
 
 @pytest.mark.parametrize(("known", "action"), ALONE.values(), ids=ALONE.keys())
-def test_judge_a_qarnot_task_without_a_pool(known: PoolFacts, action: ReapAction) -> None:
-    assert judge(known, LIMITS, NOW).action is action
+def test_decide_reap_a_qarnot_task_without_a_pool(known: PoolFacts, action: ReapAction) -> None:
+    assert decide_reap(known, LIMITS, NOW).action is action
 
 
 def test_no_qarnot_task_is_aborted_that_is_over_or_on_its_way_out() -> None:
     def action(state: states.TaskState) -> ReapAction:
         task = Task(uuid="one", state=state, creation_date=ago(hours=3))
-        return judge(_facts_alone(task, lambda dag_id, run_id: "failed"), LIMITS, NOW).action
+        return decide_reap(_standalone_task_facts(task, lambda dag_id, run_id: "failed"), LIMITS, NOW).action
 
     kept = {state for state in states.TaskState if action(state) is ReapAction.KEEP}
     assert kept == {"PendingCancel", "PendingDelete", "Success", "Failure", "Cancelled"}
 
 
 @pytest.mark.parametrize(("known", "action"), CASES.values(), ids=CASES.keys())
-def test_judge(known: PoolFacts, action: ReapAction) -> None:
-    assert judge(known, LIMITS, NOW).action is action
+def test_decide_reap(known: PoolFacts, action: ReapAction) -> None:
+    assert decide_reap(known, LIMITS, NOW).action is action

@@ -15,8 +15,8 @@ import pytest
 from airflow.sdk import DAG
 
 from airflow_qarnot_pool.api.client import QarnotClient
-from airflow_qarnot_pool.costs.limits import limits_on
-from airflow_qarnot_pool.costs.model import euros
+from airflow_qarnot_pool.costs.limits import limits_from_labels
+from airflow_qarnot_pool.costs.model import format_euros
 from airflow_qarnot_pool.costs.spending import spending_of
 from airflow_qarnot_pool.exceptions import (
     QarnotCostLimitError,
@@ -422,7 +422,10 @@ def test_the_reaper_closes_what_has_reached_its_limit(
     found = reaped()
     for uuid in pools:
         assert (found[uuid].action, found[uuid].done) == ("close", True)
-        assert f"reaches its {next(iter(limit))} of {euros(next(iter(limit.values())))}" in found[uuid].reason
+        assert (
+            f"reaches its {next(iter(limit))} of {format_euros(next(iter(limit.values())))}"
+            in found[uuid].reason
+        )
         assert uuid in found[uuid].reason.lower()
         assert client.pools.get(uuid).state in OVER
     assert found[cheap].action == "keep"
@@ -433,15 +436,15 @@ def test_a_shared_pool_has_its_limit_written_on_it_and_on_those_that_follow(
     qarnot: LocalQarnot, client: QarnotClient, run_id: str
 ) -> None:
     from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
-    from airflow_qarnot_pool.ownership.shared_pool import successor
+    from airflow_qarnot_pool.ownership.shared_pool import open_replacement
 
     pool = run(partial(create, shared="limited", warm_up=False, max_cost=5), ti(run_id, "create"))
     client.pools.close(pool)
     identity = TaskInstanceIdentity.of(context_of(create(), ti(run_id)), "test")
-    after = successor(client, pool, identity, lambda _: None)
+    after = open_replacement(client, pool, identity, lambda _: None)
     assert after not in (None, pool)
     for uuid in (pool, str(after)):
-        watched = limits_on(client.pools.get(uuid))
+        watched = limits_from_labels(client.pools.get(uuid))
         assert watched is not None
         assert (watched.max_cost, watched.max_run_cost, watched.uuid) == (5.0, None, uuid)
 
@@ -458,7 +461,7 @@ def test_a_shared_pool_does_not_count_for_a_run_s_limit(
     spent = spending_of(client, watched)
     assert (spent.run, spent.of_the_run) == (0.0, False)
     assert spent.own
-    assert limits_on(client.pools.get(pool)) is None
+    assert limits_from_labels(client.pools.get(pool)) is None
     client.pools.close(pool)
 
 

@@ -29,14 +29,14 @@ from tests.harness import FakeTI, run
 report = partial(QarnotCostReportOperator, task_id="report")
 
 
-def item(dag: str, run_id: str, task: str, credits: float, *tags: str) -> Item:
+def item(dag: str, run_id: str, task: str, euros: float, *tags: str) -> Item:
     cost = Cost(
-        credits=credits,
-        energy_wh=credits * 1000,
-        carbon_g=credits * 50,
+        euros=euros,
+        energy_wh=euros * 1000,
+        carbon_g=euros * 50,
         saved_g=None,
-        node_seconds=credits * 100,
-        used_node_seconds=credits * 75,
+        node_seconds=euros * 100,
+        used_node_seconds=euros * 75,
     )
     return Item(run=RunKey(dag, run_id), task_id=task, tags=frozenset(tags), cost=cost)
 
@@ -58,7 +58,7 @@ REPORT = CostReport(
 
 def test_rows_by_dag_task_and_tag() -> None:
     def rows(by: Any) -> list[tuple[str, int, float | None]]:
-        return [(row.name, row.runs, row.cost.credits) for row in REPORT.rows(by)]
+        return [(row.name, row.runs, row.cost.euros) for row in REPORT.rows(by)]
 
     assert rows("dag") == [("<ml>", 1, 4.0), ("etl", 3, 3.625), ("(no DAG)", 1, 0.25)]
     assert rows("task") == [
@@ -69,7 +69,7 @@ def test_rows_by_dag_task_and_tag() -> None:
         ("etl.(opened, and nothing ran on it)", 1, 0.125),
     ]
     assert rows("tag") == [("(no tag)", 3, 4.375), ("sales", 2, 3.5), ("nightly", 1, 1.0)]
-    assert REPORT.total.credits == 7.875
+    assert REPORT.total.euros == 7.875
 
 
 def test_markdown() -> None:
@@ -142,13 +142,13 @@ def test_a_name_that_marks_nothing_up_stays_readable() -> None:
 
 def test_what_is_not_known_does_not_hide_what_is() -> None:
     unknown = Item(
-        run=RunKey("etl", "r1"), task_id="x", tags=frozenset(), cost=Cost(credits=None, carbon_g=None)
+        run=RunKey("etl", "r1"), task_id="x", tags=frozenset(), cost=Cost(euros=None, carbon_g=None)
     )
     found = replace(REPORT, items=(*REPORT.items, unknown))
     assert (
         "UTC: at least 7.88 EUR, 7.88 kWh, 394 g CO2e (the cost of 1 is not known), 3 pools" in found.headline
     )
-    assert found.to_json(["dag"], 5)["total"]["credits"] is None
+    assert found.to_json(["dag"], 5)["total"]["euros"] is None
     assert "| etl | 3 | ? |" in found.markdown(["dag"], 5)
 
 
@@ -200,7 +200,7 @@ def test_a_period_on_the_local_qarnot_matches_its_account(qarnot: LocalQarnot, c
     found = run(partial(report, since=since.isoformat(), until=until), ti("report", "report"))
     account = qarnot.get_account()["pools"]
     spent = sum(account[pool]["creditsSpent"] for pool in pools)
-    tasks = {row["name"]: row["cost"]["credits"] for row in found["task"]}
+    tasks = {row["name"]: row["cost"]["euros"] for row in found["task"]}
     assert found["pools"] == 2
     assert tasks.keys() == {
         "reported.a",
@@ -208,8 +208,8 @@ def test_a_period_on_the_local_qarnot_matches_its_account(qarnot: LocalQarnot, c
         "reported.alone",
         "reported.(opened, and nothing ran on it)",
     }
-    assert found["total"]["credits"] - tasks["reported.alone"] == pytest.approx(spent, abs=1e-5)
-    tags = {row["name"]: row["cost"]["credits"] for row in found["tag"]}
+    assert found["total"]["euros"] - tasks["reported.alone"] == pytest.approx(spent, abs=1e-5)
+    tags = {row["name"]: row["cost"]["euros"] for row in found["tag"]}
     assert tags["sales"] == pytest.approx(spent, abs=1e-5)
     assert tags["urgent"] == tasks["reported.a"]
     assert tags["(no tag)"] == tasks["reported.alone"]
@@ -225,11 +225,11 @@ def now_at(qarnot: LocalQarnot) -> datetime:
 @pytest.mark.parametrize(
     ("given", "field"),
     [
-        ({"by": "dag"}, "by"),
-        ({"by": []}, "by"),
-        ({"by": ["dag", "colour"]}, "by"),
+        ({"group_by": "dag"}, "group_by"),
+        ({"group_by": []}, "group_by"),
+        ({"group_by": ["dag", "colour"]}, "group_by"),
         ({"period": timedelta()}, "period"),
-        ({"most_rows": 0}, "most_rows"),
+        ({"max_rows": 0}, "max_rows"),
         ({"since": "yesterday"}, "since"),
         ({"until": "tomorrow"}, "until"),
     ],

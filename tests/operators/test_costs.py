@@ -11,7 +11,7 @@ import pytest
 
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.specs import PoolSpec
-from airflow_qarnot_pool.costs.model import Cost, total
+from airflow_qarnot_pool.costs.model import Cost, sum_costs
 from airflow_qarnot_pool.costs.queries import cost_of_pool, cost_of_run, cost_of_task
 from airflow_qarnot_pool.exceptions import QarnotTaskFailedError
 from airflow_qarnot_pool.local import LocalQarnot
@@ -46,7 +46,7 @@ def account_of(qarnot: LocalQarnot, *pools: str) -> Cost:
     seconds = sum(pool["nodeSeconds"] for pool in mine)
     assert seconds > 0
     return Cost(
-        credits=sum(pool["creditsSpent"] for pool in mine),
+        euros=sum(pool["creditsSpent"] for pool in mine),
         # 100 W a node, and 3 % of overhead.
         energy_wh=seconds * 100 / 3600 * 1.03,
         carbon_g=seconds * 100 / 3600 * 1.03 * 0.05,
@@ -57,7 +57,7 @@ def account_of(qarnot: LocalQarnot, *pools: str) -> Cost:
 
 
 def assert_matches(found: Cost, account: Cost) -> None:
-    for name in ("credits", "energy_wh", "carbon_g", "node_seconds"):
+    for name in ("euros", "energy_wh", "carbon_g", "node_seconds"):
         assert getattr(found, name) == pytest.approx(getattr(account, name), rel=1e-3, abs=1e-6), name
 
 
@@ -121,16 +121,16 @@ def test_runs_that_share_a_pool_have_shares_that_add_up(
     second = cost_of_run(client, "test", "dag", two)
     assert_matches(first + second.pools[0].share_of(RunKey("dag", two)), account_of(qarnot, pool))
     seconds = [result["execution_seconds"] for result in results]
-    whole = account_of(qarnot, pool).credits or 0.0
-    assert first.credits == pytest.approx(whole * seconds[0] / sum(seconds), rel=0.01)
+    whole = account_of(qarnot, pool).euros or 0.0
+    assert first.euros == pytest.approx(whole * seconds[0] / sum(seconds), rel=0.01)
     of_tasks = [cost_of_task(client, result["uuid"]) for result in results]
-    assert_matches(total(of_tasks), account_of(qarnot, pool))
+    assert_matches(sum_costs(of_tasks), account_of(qarnot, pool))
     # A Qarnot task with nodes of its own is all its run's.
     own = cost_of_task(client, alone["uuid"])
-    assert own.credits
+    assert own.euros
     assert second.by_task()["alone"] == own
-    assert second.total.credits == pytest.approx(
-        sum(cost.credits or 0 for cost in of_tasks[1:]) + own.credits, rel=1e-3
+    assert second.total.euros == pytest.approx(
+        sum(cost.euros or 0 for cost in of_tasks[1:]) + own.euros, rel=1e-3
     )
 
 
@@ -199,7 +199,7 @@ def test_an_account_that_may_not_see_credits_still_has_the_rest(
 ) -> None:
     qarnot.faults([{"method": "GET", "path": "/credits/", "times": 1, "kind": "status", "status": 403}])
     cost = cost_of_pool(client, pool).cost
-    assert cost.credits is None
+    assert cost.euros is None
     assert cost.carbon_g is not None
 
 

@@ -32,7 +32,7 @@ from airflow_qarnot_pool.sensors.task import QarnotTaskSensor
 from airflow_qarnot_pool.triggers.poller import Poller
 from airflow_qarnot_pool.version_compat import TaskDeferralError, TaskDeferralTimeout
 from airflow_qarnot_pool.waiting.conditions import EndReason, WaitResult
-from airflow_qarnot_pool.waiting.polling import wait_here
+from airflow_qarnot_pool.waiting.polling import wait_on_worker
 from tests.crash.children import eventually
 from tests.harness import FakeTI, context_of, defer, resume, run
 
@@ -434,7 +434,7 @@ def test_a_pool_that_has_ended_is_not_returned_as_ready(
             uuid = ti.xcoms["qarnot_pool"]
             eventually(lambda: client.pools.get(uuid).state == "FullyExecuting")
             client.pools.close(uuid)
-            return wait_here(*args, **kwargs)
+            return wait_on_worker(*args, **kwargs)
 
         monkeypatch.setattr("airflow_qarnot_pool.operators.bases.waiting.wait_here", end)
         with pytest.raises(QarnotPoolEndedError):

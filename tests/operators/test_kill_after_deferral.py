@@ -254,4 +254,4 @@ CASES = {
 )
 def test_what_goes_on(what: str, state: str | None) -> None:
     kind = "pool" if what == "pool" else "task"
-    assert is_still_wanted(kind, state, many=what == "tasks") is (state in CASES[what])  # type: ignore[arg-type]
+    assert is_still_wanted(kind, state, is_fan_out=what == "tasks") is (state in CASES[what])  # type: ignore[arg-type]

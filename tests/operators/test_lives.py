@@ -128,7 +128,7 @@ def life_kwargs(run_id: str, task_id: str = "work", **changes: Any) -> dict[str,
         "max_tries": 1,
         "try_number": 1,
         "retries": 1,
-        "part": "",
+        "role": "",
         **changes,
     }
 
@@ -168,7 +168,7 @@ class Story:
             child.read()
 
     def made(self) -> list[str]:
-        return [one.uuid for one in made_for(self.resource, self.run_id, part="")]
+        return [one.uuid for one in made_for(self.resource, self.run_id, role="")]
 
     def state(self, uuid: str) -> str:
         return str(self.resource.get(uuid).state)
@@ -633,7 +633,7 @@ def test_tags_and_labels_are_as_promised_and_tell_no_secret(
         "airflow.run_id": story.run_id,
         "airflow.task_id": story.task_id,
         "airflow.map_index": "7",
-        "airflow.part": "",
+        "airflow.role": "",
         "airflow.run_started": RUN_STARTED.isoformat(),
         "airflow.try_number": "1",
         "airflow.retries": "1",
@@ -1114,7 +1114,7 @@ managed = partial(create, instance_count=2, keep_warm=timedelta(minutes=5))
 
 
 def warm_ups(client: QarnotClient, run_id: str) -> list[str]:
-    return [one.state for one in made_for(client.tasks, run_id, part="warm-up")]
+    return [one.state for one in made_for(client.tasks, run_id, role="warm-up")]
 
 
 @ANY_SERVER

@@ -81,9 +81,9 @@ def test_all_that_is_made_from_ids_fits() -> None:
         assert found is not None
         assert (found.dag_id, found.run_id) == (dag_id, run_id)
         assert found.is_by(task_id)
-        assert found.given_up_by(identity, [task_id])
-        assert found.given_up_by(identity, None)
-        assert not found.given_up_by(identity, ["another"])
+        assert found.is_given_up_by(identity, [task_id])
+        assert found.is_given_up_by(identity, None)
+        assert not found.is_given_up_by(identity, ["another"])
         assert not found.is_by("another")
     assert len(shortnames) == len(holds) == len(given)
 

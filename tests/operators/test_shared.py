@@ -259,7 +259,7 @@ def test_names_that_cannot_be_are_refused_when_the_dag_is_parsed(name: str) -> N
 
 
 def test_a_shared_pool_cools_down_by_itself_unless_it_scales_otherwise() -> None:
-    assert QarnotCreatePoolOperator(task_id="x", shared="n").keep_warm == shared_pool.KEEP_WARM
+    assert QarnotCreatePoolOperator(task_id="x", shared="n").keep_warm == shared_pool.DEFAULT_KEEP_WARM
     assert QarnotCreatePoolOperator(
         task_id="x", shared="n", keep_warm=timedelta(hours=1)
     ).keep_warm == timedelta(hours=1)
@@ -320,12 +320,12 @@ def test_a_hold_on_a_pool_that_is_closed_or_deleted_is_none(sharers: Sharers) ->
     """Whoever opens it finds out by this answer, and makes the next."""
     pool = sharers.open("r1")
     identity = life_of(dag_id=sharers.name, run_id="r2", task_id="open", shared=sharers.name)
-    assert shared_pool.hold(sharers.client, identity, pool, "open")
+    assert shared_pool.create_hold(sharers.client, identity, pool, "open")
     sharers.client.pools.close(pool)
-    assert not shared_pool.hold(sharers.client, identity, pool, "another")
+    assert not shared_pool.create_hold(sharers.client, identity, pool, "another")
     sharers.client.pools.delete(pool)
     eventually(lambda: sharers.client.pools.find(pool) is None)
-    assert not shared_pool.hold(sharers.client, identity, pool, "a third")
+    assert not shared_pool.create_hold(sharers.client, identity, pool, "a third")
 
 
 @ANY_SERVER

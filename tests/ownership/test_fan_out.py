@@ -33,7 +33,7 @@ def waiting(now: FanOutState) -> list[tuple[int, int]]:
 def test_nothing_is_submitted_yet() -> None:
     now = fan_out_state(LIFE, SPECS, [])
     assert waiting(now) == [(0, 1), (1, 1), (2, 1), (3, 1)]
-    assert not now.over
+    assert not now.is_finished
 
 
 def test_every_item_stands_for_itself() -> None:
@@ -81,12 +81,12 @@ def test_over_when_all_have_ended() -> None:
     now = fan_out_state(
         LIFE, SPECS, [snapshot(item, usability) for item, usability in enumerate(usabilities)]
     )
-    assert now.over
+    assert now.is_finished
     assert list(now.failed) == [1]
 
 
 def test_an_empty_fan_out_is_over() -> None:
-    assert fan_out_state(LIFE, [], []).over
+    assert fan_out_state(LIFE, [], []).is_finished
 
 
 def test_no_more_are_in_flight_than_the_limit() -> None:

@@ -56,7 +56,7 @@ def test_a_clear_keeps_the_owner_and_starts_a_lineage(change: dict[str, object])
         {"run_id": "manual"},
         {"task_id": "other"},
         {"map_index": 4},
-        {"part": "warm-up"},
+        {"role": "warm-up"},
     ],
 )
 def test_different_work_has_a_different_owner(change: dict[str, object]) -> None:

@@ -98,7 +98,7 @@ def test_the_own_dead_are_recorded_and_an_earlier_life_is_forgotten() -> None:
 
 def test_a_finished_warm_up_may_go() -> None:
     assert (
-        disposal_of_task(task(OTHER.for_part("warm-up"), "Cancelled"), "running", never, ME)
+        disposal_of_task(task(OTHER.for_role("warm-up"), "Cancelled"), "running", never, ME)
         is Disposal.FORGET
     )
 
@@ -143,7 +143,7 @@ def test_airflow_is_asked_once_for_each_task_and_not_again_after_a_failure() -> 
     airflow.learn([task(life_of(task_id=name, run_id=run)) for name in "ab" for run in ("r", "s")])
     assert len(asked) == 1
     assert airflow.of(task(life_of(task_id="a", run_id="r"))) == UNKNOWN_STATE
-    assert airflow.run_over(task(life_of())) is False
+    assert airflow.is_run_finished(task(life_of())) is False
 
 
 def test_states_are_read_by_run_task_and_map_index(monkeypatch: pytest.MonkeyPatch) -> None:

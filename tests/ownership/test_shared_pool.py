@@ -15,8 +15,8 @@ from airflow_qarnot_pool.ownership.shared_pool import (
     Usage,
     _packed,
     _unpacked,
+    describe_users,
     mismatched_fields,
-    needed_by,
 )
 from tests.harness import life_of
 
@@ -53,7 +53,7 @@ def test_what_is_shared_is_the_same_for_every_life_of_every_task(change: dict[st
 
 
 @pytest.mark.parametrize(
-    "change", [{"namespace": "staging"}, {"shared": "weekly"}, {"shared": ""}, {"part": "x"}]
+    "change", [{"namespace": "staging"}, {"shared": "weekly"}, {"shared": ""}, {"role": "x"}]
 )
 def test_other_names_namespaces_and_parts_are_others(change: dict[str, Any]) -> None:
     assert dataclasses.replace(LIFE, **change).owner != LIFE.owner
@@ -138,13 +138,13 @@ NEEDED = {
         ["DAG run r1 of etl"],
     ),
     "a run that is over": (Usage(holders=frozenset({OVER}), working=frozenset({OVER})), []),
-    "strangers": (Usage(strangers=2), ["2 Qarnot tasks that no Airflow task made"]),
+    "unowned_tasks": (Usage(unowned_tasks=2), ["2 Qarnot tasks that no Airflow task made"]),
 }
 
 
 @pytest.mark.parametrize(("needs", "words"), NEEDED.values(), ids=NEEDED)
 def test_who_needs_it(needs: Usage, words: list[str]) -> None:
-    assert needed_by(needs, ME, lambda one: one.run_id != "over") == words
+    assert describe_users(needs, ME, lambda one: one.run_id != "over") == words
 
 
 OPENED = ["day.open"]
@@ -170,7 +170,7 @@ GIVEN_UP = {
 @pytest.mark.parametrize(("one", "map_index", "tasks", "so"), GIVEN_UP.values(), ids=GIVEN_UP)
 def test_which_holds_are_given_up(one: HoldOwner, map_index: int, tasks: list[str] | None, so: bool) -> None:
     identity = dataclasses.replace(LIFE, map_index=map_index)
-    assert one.given_up_by(identity, tasks) is so
+    assert one.is_given_up_by(identity, tasks) is so
 
 
 def test_fields_that_differ_are_told_by_name() -> None:

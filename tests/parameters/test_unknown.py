@@ -72,7 +72,7 @@ MEANT = [
     (QarnotPoolSensor, "states", "target_states"),
     (QarnotPoolSensor, "target_state", "target_states"),
     (QarnotTaskSensor, "task_uuid", "qarnot_task"),
-    (QarnotReapOperator, "idel", "idle"),
+    (QarnotReapOperator, "idle_timout", "idle_timeout"),
     (QarnotCostReportOperator, "perod", "period"),
     (_QarnotDecoratedOperator, "env_vars", "constants"),
     (_QarnotDecoratedOperator, "requirement", "requirements"),

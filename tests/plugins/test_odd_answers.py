@@ -86,7 +86,7 @@ def test_a_pool_whose_figures_fail_does_not_keep_others_from_theirs(
 
 
 AT = "2026-01-01T00:00:00Z"
-LABELS = ("format", "namespace", "dag_id", "run_id", "task_id", "map_index", "part", "shared")
+LABELS = ("format", "namespace", "dag_id", "run_id", "task_id", "map_index", "role", "shared")
 NODE = {"instanceId": 1, "phase": "execution", "executionTimeSec": 3, "cpuUsage": 1.0, "currentMemoryMB": 2.0}
 PLAIN: dict[str, Any] = {
     "uuid": "u",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from airflow_qarnot_pool.local import LocalQarnot
 
 As = Callable[[str | None], "TestClient"]
-FIGURES = {"euros": "credits", "energy_wh": "energy_wh", "carbon_g": "carbon_g", "saved_g": "saved_g"}
+FIGURES = {"euros": "euros", "energy_wh": "energy_wh", "carbon_g": "carbon_g", "saved_g": "saved_g"}
 
 #: The first run leaves a Qarnot task of nobody's DAG on the pool, so that it is there for the second one, too.
 FILE = """
@@ -85,10 +85,10 @@ def test_the_shares_of_two_runs_on_a_shared_pool_add_up(
         assert row["mine"]["tasks"]["succeeded"] == 1
         assert row["tasks"]["succeeded"] == 2
         parts.append(row["mine"]["figures"]["euros"])
-    nobodys = whole.share_of(RunKey("", "")).credits
+    nobodys = whole.share_of(RunKey("", "")).euros
     assert nobodys
     assert 0 < parts[0] < parts[1] < parts[0] + parts[1] + nobodys
-    assert sum(parts) + nobodys == pytest.approx(whole.cost.credits, rel=1e-6)
+    assert sum(parts) + nobodys == pytest.approx(whole.cost.euros, rel=1e-6)
 
     base = f"{PAGE}/api/dags/shares/connections/qarnot_default/pools/{pool.uuid}"
 

@@ -33,7 +33,7 @@ def test_example_on_a_real_scheduler(world: World, example: str) -> None:
         work = [
             one
             for one in client.tasks.list()
-            if one.labels.get("airflow.run_id") == run_id and not one.labels["airflow.part"]
+            if one.labels.get("airflow.run_id") == run_id and not one.labels["airflow.role"]
         ]
         assert work
         assert {one.state for one in work} == {"Success"}

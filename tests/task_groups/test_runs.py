@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from airflow_qarnot_pool.api.client import QarnotClient
-from airflow_qarnot_pool.costs.limits import limits_on
+from airflow_qarnot_pool.costs.limits import limits_from_labels
 from airflow_qarnot_pool.local import LocalQarnot
 from tests.crash.children import eventually
 from tests.dags.test_examples import LOCAL_BUNDLE, Run, client
@@ -122,6 +122,6 @@ def test_a_shared_pool_that_reaches_its_limit_is_closed_and_its_task_fails_once(
         assert tries["nodes.work"] == ("failed", 1)
         assert tries["nodes.close_pool"][0] == "success"
         (pool,) = mine.pools.list()
-        assert limits_on(pool).max_cost == 0.1  # type: ignore[union-attr]
+        assert limits_from_labels(pool).max_cost == 0.1  # type: ignore[union-attr]
         assert pool.state in ("Closing", "Closed")
         assert len(mine.tasks.list()) == 1

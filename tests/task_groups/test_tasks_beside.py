@@ -98,7 +98,7 @@ def idle(paid: float = 100.0, **causes: float) -> IdleTime:
     ],
 )
 def test_it_is_said_if_the_pool_stood_without_work_for_long(found: IdleTime, seconds: int | None) -> None:
-    said = found.waited_for(["g.one", "g.two"])
+    said = found.describe_wait_for(["g.one", "g.two"])
     if seconds is None:
         assert said is None
         return
@@ -106,11 +106,11 @@ def test_it_is_said_if_the_pool_stood_without_work_for_long(found: IdleTime, sec
     assert said.startswith(f"About {seconds} of 100 node-seconds were idle")
     assert "g.one, g.two" in said
     assert "task >> group" in said
-    assert found.waited_for([]) is None
+    assert found.describe_wait_for([]) is None
 
 
 def test_a_hundred_tasks_are_not_all_named() -> None:
-    said = idle(gaps=90).waited_for([f"t{n}" for n in range(100)])
+    said = idle(gaps=90).describe_wait_for([f"t{n}" for n in range(100)])
     assert said is not None
     assert "t7, ...." in said
     assert "t8" not in said

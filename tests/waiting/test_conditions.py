@@ -157,12 +157,12 @@ CASES = {
 
 
 @pytest.mark.parametrize(("condition", "look", "verdict"), CASES.values(), ids=CASES.keys())
-def test_judge(condition: Condition, look: Pool | Task, verdict: ConditionResult) -> None:
-    assert condition.judge(look) is verdict
+def test_evaluate(condition: Condition, look: Pool | Task, verdict: ConditionResult) -> None:
+    assert condition.evaluate(look) is verdict
 
 
 def test_what_was_seen_before_counts_as_passed() -> None:
-    assert POOL_READY.judge(pool("PartiallyExecuting"), ["FullyExecuting"]) is ConditionResult.MET
+    assert POOL_READY.evaluate(pool("PartiallyExecuting"), ["FullyExecuting"]) is ConditionResult.MET
 
 
 @pytest.mark.parametrize("state", ["Closing", "Closed", "Failure", "PendingDelete"])
@@ -171,13 +171,13 @@ def test_what_was_seen_before_counts_as_passed() -> None:
 )
 def test_no_target_of_a_usable_pool_is_met_by_one_that_has_ended(wanted: str, state: str) -> None:
     look = pool(state, wanted)
-    assert target(wanted).judge(look, ["FullyExecuting"]) is ConditionResult.IMPOSSIBLE
-    assert Condition(kind="pool", ready_slots=1).judge(look) is ConditionResult.IMPOSSIBLE
+    assert target(wanted).evaluate(look, ["FullyExecuting"]) is ConditionResult.IMPOSSIBLE
+    assert Condition(kind="pool", ready_slots=1).evaluate(look) is ConditionResult.IMPOSSIBLE
 
 
 def test_an_unknown_state_is_an_error_that_names_it() -> None:
     with pytest.raises(QarnotUnknownStateError, match="Hibernating"):
-        POOL_READY.judge(pool("Hibernating"))
+        POOL_READY.evaluate(pool("Hibernating"))
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_an_unknown_target_is_refused() -> None:
 
 
 def test_states_are_known_whatever_their_case() -> None:
-    assert target("fullyexecuting").judge(pool("FullyExecuting")) is ConditionResult.MET
+    assert target("fullyexecuting").evaluate(pool("FullyExecuting")) is ConditionResult.MET
 
 
 def test_the_remote_error_is_in_the_message() -> None:

@@ -16,13 +16,13 @@ from airflow_qarnot_pool.costs.limits import (
     LimitCheck,
     LimitLevel,
     LimitParameters,
-    judge,
+    check_limits,
 )
-from airflow_qarnot_pool.costs.model import euros
+from airflow_qarnot_pool.costs.model import format_euros
 from airflow_qarnot_pool.costs.spending import (
-    any_open,
     check_estimate,
-    close_all,
+    close_pools,
+    is_any_open,
     spending_of,
 )
 from airflow_qarnot_pool.exceptions import QarnotCostLimitError
@@ -218,18 +218,18 @@ def check_can_pay(
         spent = spending.run
         if spending.forgotten:
             why = (
-                f"DAG run {watched.run_id} has a max_run_cost of {euros(watched.max_run_cost)}, and what its "
+                f"DAG run {watched.run_id} has a max_run_cost of {format_euros(watched.max_run_cost)}, and what its "
                 f"deleted pools {', '.join(spending.forgotten)} have cost cannot be found out"
             )
         elif spent is not None and spent + (estimate or 0.0) >= (watched.max_run_cost or 0.0):
-            adds = f" and this pool may cost {euros(estimate)} more" if estimate else ""
+            adds = f" and this pool may cost {format_euros(estimate)} more" if estimate else ""
             why = (
-                f"the pools of DAG run {watched.run_id} have cost {euros(spent)}{adds}, "
-                f"and its max_run_cost is {euros(watched.max_run_cost)}"
+                f"the pools of DAG run {watched.run_id} have cost {format_euros(spent)}{adds}, "
+                f"and its max_run_cost is {format_euros(watched.max_run_cost)}"
             )
     if why is None and estimate is not None:
         shortage = check_estimate(client, estimate, spec.project, _most_slots(spec))
-        why = shortage and f"it is estimated to cost {euros(estimate)}, and {shortage}"
+        why = shortage and f"it is estimated to cost {format_euros(estimate)}, and {shortage}"
     if why is None:
         return
     if not identity.shared:
@@ -252,13 +252,13 @@ def _most_slots(spec: PoolSpec) -> int | None:
 def look_now(client: QarnotClient, watched: CostLimit, log: Any) -> LimitCheck:
     """Look once, and end what has reached its limit. A cost that cannot be found out reaches none."""
     try:
-        verdict = judge(watched, spending_of(client, watched))
+        verdict = check_limits(watched, spending_of(client, watched))
     except QarnotError as error:
         log.warning("What %s %s costs could not be found out: %s", watched.kind, watched.uuid, error)
         return LimitCheck(level=LimitLevel.FINE)
     if verdict.level is LimitLevel.OVER:
         # Of all who look only the one that closes something counts.
-        if any_open(client, watched, verdict):
+        if is_any_open(client, watched, verdict):
             metrics.incr("cost_limit.exceeded", kind=watched.kind, dag_id=watched.dag_id)
         close_over(client, {**watched.to_kwargs(), "close": list(verdict.close)}, log)
     return verdict
@@ -270,7 +270,7 @@ def close_over(client: QarnotClient, over: Mapping[str, Any] | None, log: Any) -
         return
     verdict = LimitCheck(level=LimitLevel.OVER, close=tuple(over.get("close") or ()))
     try:
-        close_all(client, CostLimit.from_kwargs(over), verdict)
+        close_pools(client, CostLimit.from_kwargs(over), verdict)
     except QarnotNotFoundError:
         pass
     except QarnotError as error:

@@ -9,7 +9,7 @@ from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
 from airflow_qarnot_pool.links.qarnot import LINKS
 from airflow_qarnot_pool.operators.bases.waiting import WaitingOperator
 from airflow_qarnot_pool.ownership.shared_pool import check_name
-from airflow_qarnot_pool.ownership.xcom_keys import POOL_KEY
+from airflow_qarnot_pool.ownership.xcoms import POOL_KEY
 from airflow_qarnot_pool.parameters.templating import is_templated
 
 if TYPE_CHECKING:
@@ -42,11 +42,11 @@ class PoolOperator(WaitingOperator):
     def _take(self, spec: Any, identity: TaskInstanceIdentity, pause: Any, **options: Any) -> Claim:
         if not identity.shared:
             return super()._take(spec, identity, pause, **options)
-        from airflow_qarnot_pool.ownership.shared_pool import acquire
+        from airflow_qarnot_pool.ownership.shared_pool import acquire_shared_pool
 
         create = options.pop("create", None) or self.client.pools.create_once
-        options["create"] = self._room(identity).creating("pool", create)
-        return acquire(self.client, spec, identity, pause, **options)
+        options["create"] = self._room(identity).wrap_create("pool", create)
+        return acquire_shared_pool(self.client, spec, identity, pause, **options)
 
     def _trigger_class(self) -> type[QarnotTrigger]:
         from airflow_qarnot_pool.triggers.pool import QarnotPoolTrigger

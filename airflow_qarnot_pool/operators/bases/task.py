@@ -217,14 +217,14 @@ class TaskOperator(CostLimitedOperator):
 
     def _next_pool(self, context: Context, pool: str) -> str | None:
         """The pool to go on with where *pool* is a shared one that takes no tasks any more; None: it is not."""
-        from airflow_qarnot_pool.ownership.shared_pool import successor
+        from airflow_qarnot_pool.ownership.shared_pool import open_replacement
 
         pause = self._work.killed.wait if self._work else time.sleep
         identity = self._life_of(context)
         if self.get_closest_mapped_task_group() is None:
             # Its own copies use the pool of one group, whose teardown is done with all of them.
             identity = replace(identity, map_index=-1)
-        return successor(self.client, pool, identity, pause)
+        return open_replacement(self.client, pool, identity, pause)
 
     @staticmethod
     def _closed_too_often(pool: str | None) -> QarnotPoolEndedError:

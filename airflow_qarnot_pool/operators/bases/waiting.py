@@ -23,6 +23,7 @@ from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
 from airflow_qarnot_pool.parameters.validation import Duration, as_duration, check_flags, default_deferrable
 from airflow_qarnot_pool.version_compat import TaskDeferralError, TaskDeferralTimeout
 from airflow_qarnot_pool.waiting.conditions import (
+    CAPITALIZED_NOUNS,
     TASK_SUCCEEDED,
     Condition,
     EndReason,
@@ -31,13 +32,12 @@ from airflow_qarnot_pool.waiting.conditions import (
     result_if_met,
 )
 from airflow_qarnot_pool.waiting.polling import (
-    NOUN,
     KillFlag,
     PoolsOfTasks,
     check_wait,
     poll_interval_of,
     poll_once_more,
-    wait_here,
+    wait_on_worker,
 )
 
 if TYPE_CHECKING:
@@ -222,7 +222,7 @@ class WaitingOperator(QarnotOperator):
         from airflow_qarnot_pool.ownership.records import recorded_tasks
 
         create = options.pop("create", None) or self._resource.create_once
-        options["create"] = self._room(identity).creating(self.kind, create)
+        options["create"] = self._room(identity).wrap_create(self.kind, create)
         if self.kind == "task":
             options["recorded"] = partial(recorded_tasks, self.client, identity)
         return claim(self._resource, spec, identity, pause=pause, **options)
@@ -362,7 +362,7 @@ class WaitingOperator(QarnotOperator):
         killed = self._work.killed if self._work else KillFlag()
         interval = poll_interval_of(self.poll_interval)
         try:
-            outcome = wait_here(
+            outcome = wait_on_worker(
                 self._resource,
                 uuid,
                 condition,
@@ -405,7 +405,9 @@ class WaitingOperator(QarnotOperator):
         if now is None or EndReason.MET not in (now.ending, outcome.ending):
             return outcome
         if now.ending is not outcome.ending:
-            self.log.info("%s %s is %s by now", NOUN[self.kind], outcome.uuid, now.state or "gone")
+            self.log.info(
+                "%s %s is %s by now", CAPITALIZED_NOUNS[self.kind], outcome.uuid, now.state or "gone"
+            )
         return replace(now, resume_state=outcome.resume_state)
 
     def _success_before_kill(self, uuid: str) -> WaitResult | None:
@@ -466,7 +468,10 @@ class WaitingOperator(QarnotOperator):
             self._show_link(context, self.kind, outcome.uuid)
         except Exception as error:  # of Airflow's; it stores links once more when the slice ends
             self.log.warning(
-                "The console link of %s %s could not be stored: %s", NOUN[self.kind], outcome.uuid, error
+                "The console link of %s %s could not be stored: %s",
+                CAPITALIZED_NOUNS[self.kind],
+                outcome.uuid,
+                error,
             )
 
     # --- ending
@@ -495,7 +500,7 @@ class WaitingOperator(QarnotOperator):
         """
         if self._work is None or not self.owns or (killed and not self.cancel_on_kill):
             return
-        noun, uuid = NOUN[self.kind], self._work.uuid
+        noun, uuid = CAPITALIZED_NOUNS[self.kind], self._work.uuid
         try:
             self._work.end(hurried=hurried)
             if self._work.taken_over:
@@ -522,7 +527,7 @@ class WaitingOperator(QarnotOperator):
     def defer(self, **kwargs: Any) -> NoReturn:
         """As Airflow's; from here on a kill of this process need not be one of the wait."""
         if self._work is not None and self.cancel_on_kill:
-            is_wanted = partial(liveness.is_still_wanted, self.kind, many=self.many)
+            is_wanted = partial(liveness.is_still_wanted, self.kind, is_fan_out=self.many)
             self._kill_after_deferral = KillAfterDeferral(
                 self._work.identity, is_wanted, self._end_killed, self.log
             )
@@ -576,7 +581,7 @@ class WaitingOperator(QarnotOperator):
     def _killed(self) -> QarnotKilledError:
         uuid = self._work.uuid if self._work else None
         return QarnotKilledError(
-            f"Airflow stopped this task; {self._became(f'{NOUN[self.kind]} {uuid}')}"
+            f"Airflow stopped this task; {self._became(f'{CAPITALIZED_NOUNS[self.kind]} {uuid}')}"
             if uuid
             else "Airflow stopped this task before it had begun anything",
             kind=self.kind,

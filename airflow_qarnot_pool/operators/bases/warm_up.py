@@ -71,18 +71,18 @@ class WarmingOperator(PoolOperator):
 
     def _found_warm(self, claimed: Claim, condition: Condition) -> WaitResult | None:
         """A shared pool may be ready as it is found. What warmed it up may have died before it could end that."""
-        if not self.shared or claimed.found is None or not self._warms_up:
+        if not self.shared or claimed.existing is None or not self._warms_up:
             return None
         from airflow_qarnot_pool.ownership.termination import end_lineage
 
-        if outcome := result_if_met(condition, claimed.found):
+        if outcome := result_if_met(condition, claimed.existing):
             end_lineage(self.client.tasks, self._warm_up_life(claimed.uuid, condition))
         return outcome
 
     def _warm_up_life(self, pool: str, condition: Condition) -> TaskInstanceIdentity:
         """Those who share a pool and wait for the same of it share its warm-up: one for each would fill it."""
         assert self._work is not None
-        return self._work.identity.for_part(
+        return self._work.identity.for_role(
             f"{WARM_UP_ROLE} of {pool} to {condition}" if self.shared else WARM_UP_ROLE
         )
 
@@ -185,7 +185,7 @@ class WarmingOperator(PoolOperator):
         while True:
             try:
                 identity = self._warm_up_life(pool, condition)
-                create = self._room(identity).creating("task", self.client.tasks.create_once)
+                create = self._room(identity).wrap_create("task", self.client.tasks.create_once)
                 return claim(self.client.tasks, task, identity, pause=killed.wait, create=create).uuid
             except QarnotQuotaError as error:
                 self._wait_for_room(context, error, killed)

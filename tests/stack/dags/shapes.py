@@ -167,4 +167,4 @@ with dag("shared_many"), QarnotPoolGroup("group", **SHARED):
     QarnotRunTasksOperator(**many, commands=[WORK["command"]] * 3)
 
 with dag("reap"):
-    QarnotReapOperator(task_id="reap", qarnot_conn_id=CONN, grace=timedelta())
+    QarnotReapOperator(task_id="reap", qarnot_conn_id=CONN, grace_period=timedelta())
