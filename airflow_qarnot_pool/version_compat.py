@@ -1,10 +1,15 @@
-"""Names that moved between Airflow 3.1 and 3.3, taken from wherever the installed version has them."""
+"""Airflow's private surfaces, and names that moved between Airflow 3.1 and 3.3.
+
+No other module of this package uses a private part of Airflow. Each function here is one of them: its docstring says in
+which versions it is there, and what breaks without it.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
 
 from airflow import __version__ as airflow_version
 
@@ -19,7 +24,7 @@ try:
         TaskDeferralTimeout,
         TaskDeferred,
     )
-except ImportError:  # 3.1, where airflow.sdk.exceptions lacks most of them
+except ImportError:  # In 3.1 airflow.sdk.exceptions lacks most of them.
     from airflow.exceptions import (  # type: ignore[no-redef]
         AirflowException,
         AirflowFailException,
@@ -31,48 +36,122 @@ except ImportError:  # 3.1, where airflow.sdk.exceptions lacks most of them
         TaskDeferred,
     )
 
-#: The ``next_method`` of a deferred task whose trigger Airflow has given up.
+if TYPE_CHECKING:
+    from airflow.sdk.bases.xcom import BaseXCom
+    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+#: The ``next_method`` of a deferred task whose trigger Airflow has failed. A sensor then checks once more.
 TRIGGER_FAIL_REPR = "__fail__"
 AIRFLOW_VERSION = tuple(int(part) for part in airflow_version.split(".")[:2])
 #: From 3.3 the triggerer calls ``BaseTrigger.on_kill`` when a user marks or clears a deferred task.
 TRIGGERS_HAVE_ON_KILL = AIRFLOW_VERSION >= (3, 3)
 
-#: The process in which :func:`stats` has looked.
-_looked_in = 0
+#: The process for which :func:`stats` has checked that Airflow's stats are set up.
+_stats_checked_in = 0
+
+
+def runtime_task_instance() -> type[RuntimeTaskInstance]:
+    """Return the class of the task instance in a task process.
+
+    3.1 to 3.3. Its static methods also return the states of task instances and DAG runs, which no public interface of a
+    worker or triggerer does. Without it the reaper and the quota cleanup keep every object, and a kill after a
+    deferral ends nothing.
+    """
+    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+    return RuntimeTaskInstance
+
+
+def database_xcom() -> type[BaseXCom]:
+    """Return the XCom class that stores values in Airflow's database, around a configured XCom backend.
+
+    3.1 to 3.3. ``airflow.sdk.XCom`` is the configured backend instead. Without it every link and checkpoint would be
+    an object of that backend.
+    """
+    from airflow.sdk.bases.xcom import BaseXCom
+
+    return BaseXCom
+
+
+def context_keys() -> Collection[str]:
+    """Return the names in a task's context.
+
+    3.1 to 3.3. Without it ``@task.qarnot`` cannot refuse functions that expect context variables on a node.
+    """
+    from airflow.sdk.definitions.context import KNOWN_CONTEXT_KEYS
+
+    return KNOWN_CONTEXT_KEYS
+
+
+def log_channel(log: Any) -> int | None:
+    """Return the file descriptor to which *log* writes, or None if it writes to no file.
+
+    3.1 to 3.3, for the structlog logger of a trigger. Without it a trigger fires without waiting until its log lines
+    have been read, and lines that were still in the socket can be missing from the log.
+    """
+    try:
+        descriptor: int = log.bind()._logger._file.fileno()
+    except (AttributeError, OSError, ValueError):
+        return None
+    return descriptor
+
+
+def api_security() -> Any:
+    """Return the module by which Airflow's API authenticates and authorizes its users.
+
+    3.1 to 3.3: ``get_user``, ``requires_access_connection`` and ``requires_access_dag``. Without it the Pools page
+    cannot be served. Imports FastAPI, so only the api-server may call this.
+    """
+    from airflow.api_fastapi.core_api import security
+
+    return security
+
+
+def bucket_path_parser(protocol: str) -> Any:
+    """Return a parser of ``protocol://bucket/key`` that takes the bucket for the root, as for S3.
+
+    universal_pathlib 0.3, which has this for its built-in protocols only. Without it ``parent`` and ``parts`` of a
+    path are wrong at the root of a bucket.
+    """
+    from upath._flavour import AnyProtocolFileSystemFlavour, WrappedFileSystemFlavour
+
+    members: dict[str, Any] = {"protocol": (protocol,), "root_marker": ""}
+    flavour = type("BucketFlavour", (AnyProtocolFileSystemFlavour,), members)
+    return WrappedFileSystemFlavour(flavour, netloc_is_anchor=True, supports_empty_parts=True)
 
 
 def stats() -> Any:
-    """Airflow's metrics: an object with ``incr``, ``gauge`` and ``timing``.
+    """Return Airflow's metrics, an object with ``incr``, ``gauge`` and ``timing``.
 
-    From 3.2 on each of Airflow's distributions has stats of its own, and only the one that a process needs itself
-    is set up there: a triggerer's is not the one that tasks, and providers, use. So this sets it up where nobody has.
+    From 3.2 each distribution of Airflow has its stats, and a process sets up only those that it uses. A triggerer does
+    not set up those of ``airflow.sdk``, so this does it. Without it no metric is sent from a triggerer.
     """
-    global _looked_in
+    global _stats_checked_in
     try:
         from airflow.sdk.observability.stats import Stats
-    except ImportError:  # 3.1, where it sets itself up
+    except ImportError:  # 3.1, which sets it up on the first use.
         from airflow.stats import Stats
 
         return Stats
-    if _looked_in != os.getpid():
-        _looked_in = os.getpid()
+    if _stats_checked_in != os.getpid():
+        _stats_checked_in = os.getpid()
         _set_up(Stats)
     return Stats
 
 
-def _set_up(found: Any) -> None:
+def _set_up(stats: Any) -> None:
     from airflow.configuration import conf
     from airflow.sdk.observability.metrics.stats_utils import get_stats_factory
 
-    module = sys.modules[found.__module__]
+    module: Any = sys.modules[stats.__module__]
     if hasattr(module, "_factory"):
         if module._factory is None:
-            names = conf.getboolean("metrics", "legacy_names_on", fallback=True)
-            found.initialize(factory=get_stats_factory(), export_legacy_names=names)
-    elif getattr(type.__getattribute__(found, "factory"), "__name__", "NoStatsLogger") == "NoStatsLogger":
-        # 3.2, where a first metric before anybody has set it up makes it silent for good.
+            legacy_names = conf.getboolean("metrics", "legacy_names_on", fallback=True)
+            stats.initialize(factory=get_stats_factory(), export_legacy_names=legacy_names)
+    elif getattr(type.__getattribute__(stats, "factory"), "__name__", "NoStatsLogger") == "NoStatsLogger":
+        # In 3.2 a metric that is sent before the stats are set up silences them for the rest of the process.
         factory: Any = get_stats_factory
-        found.initialize(factory=factory(found))
+        stats.initialize(factory=factory(stats))
 
 
 def is_supervisor_channel_free() -> bool:
@@ -104,6 +183,12 @@ __all__ = [
     "TaskDeferralError",
     "TaskDeferralTimeout",
     "TaskDeferred",
+    "api_security",
+    "bucket_path_parser",
+    "context_keys",
+    "database_xcom",
     "is_supervisor_channel_free",
+    "log_channel",
+    "runtime_task_instance",
     "stats",
 ]

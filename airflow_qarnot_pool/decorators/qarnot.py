@@ -22,6 +22,7 @@ from airflow_qarnot_pool.parameters.references import NOTSET
 from airflow_qarnot_pool.parameters.templating import is_templated
 from airflow_qarnot_pool.parameters.unknown import refuse_unknown
 from airflow_qarnot_pool.parameters.validation import Duration, as_duration, check_durations
+from airflow_qarnot_pool.version_compat import context_keys
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -335,9 +336,8 @@ def _listed(buckets: Any) -> list[Any]:
 
 def _context_parameters(function: Callable[..., Any]) -> list[str]:
     """Parameters that Airflow fills in for a function that runs on a worker."""
-    from airflow.sdk.definitions.context import KNOWN_CONTEXT_KEYS
-
-    return [name for name in inspect.signature(function).parameters if name in KNOWN_CONTEXT_KEYS]
+    known = context_keys()
+    return [name for name in inspect.signature(function).parameters if name in known]
 
 
 def _by_position(function: Callable[..., Any], args: Sequence[Any]) -> set[str]:

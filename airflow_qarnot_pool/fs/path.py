@@ -5,19 +5,14 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from upath._flavour import AnyProtocolFileSystemFlavour, WrappedFileSystemFlavour
 from upath.implementations.cloud import CloudPath
 
-
-class _Buckets(AnyProtocolFileSystemFlavour):
-    protocol: Any = ("qarnot",)
-    root_marker: Any = ""
+from airflow_qarnot_pool.version_compat import bucket_path_parser
 
 
 @cache
-def _parser() -> WrappedFileSystemFlavour:
-    """Paths begin with a bucket, as those of S3 do; by itself the library knows that of its own protocols only."""
-    return WrappedFileSystemFlavour(_Buckets, netloc_is_anchor=True, supports_empty_parts=True)
+def _parser() -> Any:
+    return bucket_path_parser("qarnot")
 
 
 class QarnotPath(CloudPath):
@@ -27,7 +22,7 @@ class QarnotPath(CloudPath):
 
     @property
     def parser(self) -> Any:  # type: ignore[override]
-        """How such a path is taken apart."""
+        """The parser of such a path."""
         return _parser()
 
     def write_text(

@@ -12,6 +12,8 @@ import stat
 import sys
 from typing import Any
 
+from airflow_qarnot_pool.version_compat import log_channel
+
 
 def unread(log: Any) -> int:
     """Bytes of the channel behind *log* that its reader has not read; 0 where there is no such channel.
@@ -22,11 +24,11 @@ def unread(log: Any) -> int:
         import fcntl
         import termios
 
-        descriptor = log.bind()._logger._file.fileno()
-        if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+        descriptor = log_channel(log)
+        if descriptor is None or not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
             return 0
         answer = fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4))
-    except (ImportError, AttributeError, OSError, ValueError):
+    except (ImportError, OSError):
         return 0
     return int.from_bytes(answer, sys.byteorder)
 

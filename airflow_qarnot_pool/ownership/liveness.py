@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from airflow_qarnot_pool.version_compat import runtime_task_instance
+
 if TYPE_CHECKING:
     from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
     from airflow_qarnot_pool.waiting.conditions import Kind
@@ -43,9 +45,7 @@ def task_instance_state(identity: TaskInstanceIdentity) -> str | None:
     :raises LookupError: see :func:`check_addressable`.
     """
     check_addressable(identity)
-    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
-
-    by_run = RuntimeTaskInstance.get_task_states(
+    by_run = runtime_task_instance().get_task_states(
         dag_id=identity.dag_id,
         task_ids=[identity.task_id],
         run_ids=[identity.run_id],
@@ -59,10 +59,9 @@ def task_instance_state(identity: TaskInstanceIdentity) -> str | None:
 
 def dag_run_state(dag_id: str, run_id: str) -> str | None:
     """The state of a DAG run as a worker can see it; None where there is no such run."""
-    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
-
-    if not RuntimeTaskInstance.get_dr_count(dag_id=dag_id, run_ids=[run_id]):
+    task_instances = runtime_task_instance()
+    if not task_instances.get_dr_count(dag_id=dag_id, run_ids=[run_id]):
         return None
-    state = RuntimeTaskInstance.get_dagrun_state(dag_id, run_id)
+    state = task_instances.get_dagrun_state(dag_id, run_id)
     # An enum at run time, whatever the annotation says; its str() is "DagRunState.FAILED".
     return str(getattr(state, "value", state))

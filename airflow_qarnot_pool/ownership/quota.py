@@ -39,6 +39,7 @@ from airflow_qarnot_pool.ownership.identity import (
     run_of,
 )
 from airflow_qarnot_pool.ownership.liveness import dag_run_state
+from airflow_qarnot_pool.version_compat import runtime_task_instance
 from airflow_qarnot_pool.waiting.conditions import NOUNS
 
 if TYPE_CHECKING:
@@ -205,9 +206,7 @@ class AirflowStates:
 
 
 def _task_states(dag_id: str, task_id: str, run_ids: list[str]) -> dict[str, dict[str, str | None]]:
-    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
-
-    told = RuntimeTaskInstance.get_task_states(dag_id=dag_id, task_ids=[task_id], run_ids=run_ids)
+    told = runtime_task_instance().get_task_states(dag_id=dag_id, task_ids=[task_id], run_ids=run_ids)
     return {
         run_id: {
             name: None if state is None else str(getattr(state, "value", state))

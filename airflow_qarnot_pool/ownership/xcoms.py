@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from airflow_qarnot_pool.version_compat import database_xcom, runtime_task_instance
+
 #: Keys under which a running try stores the uuids of its remote objects, before it waits.
 POOL_KEY = "qarnot_pool"
 TASK_KEY = "qarnot_task"
@@ -55,16 +57,12 @@ def pull(ti: Any, key: str) -> Any:
 
 def set_direct(owner: TaskInstanceCoordinates, key: str, value: Any) -> None:
     """Store *value*, JSON, in Airflow's metadata database."""
-    from airflow.sdk.bases.xcom import BaseXCom
-
-    BaseXCom.set(key, value, **_coordinates(owner))
+    database_xcom().set(key, value, **_coordinates(owner))
 
 
 def get_direct(owner: TaskInstanceCoordinates, key: str) -> Any:
     """Return what :func:`set_direct` has stored, or None."""
-    from airflow.sdk.bases.xcom import BaseXCom
-
-    return BaseXCom.get_one(key=key, **_coordinates(owner))
+    return database_xcom().get_one(key=key, **_coordinates(owner))
 
 
 def _coordinates(owner: TaskInstanceCoordinates) -> dict[str, Any]:
@@ -78,6 +76,4 @@ def _coordinates(owner: TaskInstanceCoordinates) -> dict[str, Any]:
 
 def _is_real(ti: Any) -> bool:
     """Tell a task instance of Airflow's from a stand-in, as in a unit test of a DAG author."""
-    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
-
-    return isinstance(ti, RuntimeTaskInstance)
+    return isinstance(ti, runtime_task_instance())

@@ -12,17 +12,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from airflow.api_fastapi.app import get_auth_manager
 from airflow.api_fastapi.auth.managers.models.resource_details import ConnectionDetails, DagAccessEntity
-from airflow.api_fastapi.core_api.security import (
-    GetUserDep,
-    get_user,
-    requires_access_connection,
-    requires_access_dag,
-)
 from airflow.configuration import conf
 from airflow.models.connection import Connection
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
@@ -41,8 +35,12 @@ from airflow_qarnot_pool.plugins.rows import (
     of_run,
     without_runs,
 )
+from airflow_qarnot_pool.version_compat import api_security
 
 log = logging.getLogger(__name__)
+
+security = api_security()
+CurrentUser = Annotated[Any, Depends(security.get_user)]
 
 #: Requests that change something carry it. Another site's page cannot send it without being asked first (CORS).
 ACTION_HEADER = "X-Qarnot-Pools"
@@ -108,10 +106,10 @@ def _conn_ids(names: str) -> list[str]:
 def _app(office: ConnectionRegistry) -> FastAPI:
     app = FastAPI(title="Qarnot pools", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.office = office
-    read_connection = [Depends(requires_access_connection(method="GET"))]
-    edit_connection = [Depends(requires_access_connection(method="PUT")), Depends(_same_site)]
-    read_run = [Depends(requires_access_dag("GET", DagAccessEntity.RUN))]
-    logged_in = [Depends(get_user)]
+    read_connection = [Depends(security.requires_access_connection(method="GET"))]
+    edit_connection = [Depends(security.requires_access_connection(method="PUT")), Depends(_same_site)]
+    read_run = [Depends(security.requires_access_dag("GET", DagAccessEntity.RUN))]
+    logged_in = [Depends(security.get_user)]
 
     @app.middleware("http")
     async def headers(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
@@ -130,7 +128,7 @@ def _app(office: ConnectionRegistry) -> FastAPI:
         return Response(_file(name), media_type=STATIC[name])
 
     @app.get("/api/pools")
-    def pools(user: GetUserDep, shown: str = "", have: str = "") -> JSONResponse:
+    def pools(user: CurrentUser, shown: str = "", have: str = "") -> JSONResponse:
         """All pools of the connections that this user may read.
 
         :param shown: uuids of those on the user's screen.
@@ -151,7 +149,7 @@ def _app(office: ConnectionRegistry) -> FastAPI:
         return _answer(office, looks, {conn_id: _may(user, "PUT", conn_id) for conn_id in readable}, have)
 
     @app.get("/api/dags/{dag_id}/pools", dependencies=read_run)
-    def pools_of_run(user: GetUserDep, dag_id: str, run_id: str, have: str = "") -> JSONResponse:
+    def pools_of_run(user: CurrentUser, dag_id: str, run_id: str, have: str = "") -> JSONResponse:
         """The pools of one DAG run: those it made, and shared ones that it uses, with its part of them."""
         looks = {conn_id: desk.look() for conn_id, desk in office.desks.items()}
         for conn_id, look in looks.items():
@@ -161,13 +159,13 @@ def _app(office: ConnectionRegistry) -> FastAPI:
         return _answer(office, looks, {conn_id: _may(user, "PUT", conn_id) for conn_id in looks}, have)
 
     @app.get("/api/connections/{connection_id}/pools/{uuid}", dependencies=read_connection)
-    def pool(connection_id: str, uuid: str, user: GetUserDep) -> JSONResponse:
+    def pool(connection_id: str, uuid: str, user: CurrentUser) -> JSONResponse:
         """One pool in full."""
         return _pool(office, connection_id, uuid, may_close=_may(user, "PUT", connection_id))
 
     @app.get("/api/dags/{dag_id}/connections/{connection_id}/pools/{uuid}", dependencies=read_run)
     def pool_of_run(
-        dag_id: str, connection_id: str, uuid: str, run_id: str, user: GetUserDep
+        dag_id: str, connection_id: str, uuid: str, run_id: str, user: CurrentUser
     ) -> JSONResponse:
         """One pool of a DAG run in full; of a shared pool only the run's own tasks."""
         listed = office.desk(connection_id, uuid).look().value or ()
@@ -178,7 +176,7 @@ def _app(office: ConnectionRegistry) -> FastAPI:
         )
 
     @app.post("/api/connections/{connection_id}/pools/{uuid}/close", dependencies=edit_connection)
-    def close(connection_id: str, uuid: str, user: GetUserDep) -> JSONResponse:
+    def close(connection_id: str, uuid: str, user: CurrentUser) -> JSONResponse:
         """Close a pool. Written to Airflow's audit log before it is done."""
         desk, asker = office.desk(connection_id, uuid), office.askers[connection_id]
         try:

@@ -42,7 +42,7 @@ def statsd(monkeypatch: pytest.MonkeyPatch) -> Iterator[Statsd]:
 
 def forget_stats(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have Airflow's stats as a process has them that nobody has set up."""
-    monkeypatch.setattr(version_compat, "_looked_in", 0)
+    monkeypatch.setattr(version_compat, "_stats_checked_in", 0)
     if version_compat.AIRFLOW_VERSION < (3, 2):
         from airflow.stats import Stats
 
