@@ -35,7 +35,7 @@ def rates(waiting: Backlog, seconds: float) -> dict[str, float]:
     from airflow_qarnot_pool.api import filters
     from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
     from airflow_qarnot_pool.ownership.identity import namespace_tag
-    from airflow_qarnot_pool.triggers.poller import FIELDS
+    from airflow_qarnot_pool.triggers.poller import POLL_FIELDS
 
     tasks, pools = waiting.client.tasks, waiting.client.pools
     some, one = waiting.uuids[:100], waiting.uuids[len(waiting.uuids) // 2]
@@ -47,8 +47,8 @@ def rates(waiting: Backlog, seconds: float) -> dict[str, float]:
     spec = TaskSpec(name="one more", pool=pool, command="true")
     programs: dict[str, Callable[[], Any]] = {
         "get a task": lambda: tasks.get(one),
-        "search 100 by uuid": lambda: tasks.search(filters.in_("Uuid", some), fields=FIELDS, limit=100),
-        "search by tag and time": lambda: tasks.search(changed, fields=FIELDS, limit=1000),
+        "search 100 by uuid": lambda: tasks.search(filters.in_("Uuid", some), fields=POLL_FIELDS, limit=100),
+        "search by tag and time": lambda: tasks.search(changed, fields=POLL_FIELDS, limit=1000),
         "search by a tag of one": lambda: tasks.search(
             filters.equal("Tags", waiting.identities[0].tags()[1])
         ),

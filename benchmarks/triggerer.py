@@ -226,7 +226,7 @@ async def _serve() -> None:
         return sum(shared.rounds for shared in task_pollers())
 
     def count_polled() -> int:
-        return sum(bool(topic.last) for shared in task_pollers() for topic in shared.topics.values())
+        return sum(bool(entry.last) for shared in task_pollers() for entry in shared.subscriptions.values())
 
     async def until(condition: Callable[[], bool]) -> None:
         while not condition():

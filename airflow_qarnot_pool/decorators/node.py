@@ -51,12 +51,14 @@ def run(payload: dict[str, Any]) -> dict[str, Any]:
             environment.setdefault("PYTHONUNBUFFERED", "1")
             if payload["requirements"]:
                 libraries = os.path.join(scratch, "libraries")
-                error = install(payload["requirements"], libraries, _left(deadline))
+                error = install(payload["requirements"], libraries, _seconds_left(deadline))
                 if error:
                     return error
                 paths = [libraries, environment.get("PYTHONPATH")]
                 environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
-            report = _run_function(payload, os.path.join(scratch, "report"), environment, _left(deadline))
+            report = _run_function(
+                payload, os.path.join(scratch, "report"), environment, _seconds_left(deadline)
+            )
     except subprocess.TimeoutExpired:
         return _error(
             f"{name}() was killed on the node: it took longer than timeout={limit} s",
@@ -179,7 +181,7 @@ def encode(value: Any, serializer: str, what: str) -> str:
     """*value* as text. Raises TypeError, which begins with *what* and says where in the value the problem is."""
     if serializer == "pickle":
         return base64.b64encode(pickle.dumps(value, protocol=4)).decode()
-    problem = unfit(value)
+    problem = json_problem(value)
     if problem:
         raise TypeError(
             f"{what} {problem}, which is not JSON; give plain values (text, numbers, lists, dicts with text keys), "
@@ -192,26 +194,26 @@ def decode(text: str, serializer: str) -> Any:
     return pickle.loads(base64.b64decode(text)) if serializer == "pickle" else json.loads(text)
 
 
-def unfit(value: Any, where: str = "") -> str | None:
+def json_problem(value: Any, where: str = "") -> str | None:
     """What in *value* is not JSON, and where: never its value, which may be a secret."""
     if value is None or isinstance(value, (str, bool, int, float)):
         return None
     if isinstance(value, (list, tuple)):
-        found = (unfit(one, f"{where}[{index}]") for index, one in enumerate(value))
+        found = (json_problem(one, f"{where}[{index}]") for index, one in enumerate(value))
         return next((one for one in found if one), None)
     at = " at " + where if where else ""
     if isinstance(value, dict):
         for key, one in value.items():
             if not isinstance(key, str):
                 return f"a dict with a key of type {type(key).__name__}{at}"
-            problem = unfit(one, f"{where}[{key!r}]")
+            problem = json_problem(one, f"{where}[{key!r}]")
             if problem:
                 return problem
         return None
     return f"a value of type {type(value).__qualname__}{at}"
 
 
-def _left(deadline: float | None) -> float | None:
+def _seconds_left(deadline: float | None) -> float | None:
     return None if deadline is None else max(0.0, deadline - time.monotonic())
 
 

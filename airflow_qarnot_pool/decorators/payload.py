@@ -59,7 +59,7 @@ def arguments_text(args: Sequence[Any], kwargs: Mapping[str, Any], serializer: S
     positions = [_plain(one) for one in args]
     names = {key: _plain(one) for key, one in kwargs.items()}
     for label, value in [*((f"number {n}", v) for n, v in enumerate(positions, 1)), *names.items()]:
-        if problem := node.unfit(value):
+        if problem := node.json_problem(value):
             raise QarnotInvalidSpecError(
                 f"@task.qarnot: argument {label} of {name}() is {problem}, which is not JSON. Give plain values "
                 "(text, numbers, lists, dicts with text keys), or serializer='pickle'",

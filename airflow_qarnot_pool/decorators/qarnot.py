@@ -14,8 +14,8 @@ from airflow_qarnot_pool.decorators import node, payload
 from airflow_qarnot_pool.decorators.function import FunctionSource
 from airflow_qarnot_pool.exceptions import QarnotTaskFailedError
 from airflow_qarnot_pool.logs.cursor import LogCursor
-from airflow_qarnot_pool.logs.failure_report import lost_nodes
-from airflow_qarnot_pool.logs.writer import fetch, read_again
+from airflow_qarnot_pool.logs.failure_report import is_node_loss
+from airflow_qarnot_pool.logs.writer import fetch, retry_broken_read
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
 from airflow_qarnot_pool.parameters.references import NOTSET
@@ -36,7 +36,7 @@ R = TypeVar("R")
 
 DEFAULT_IMAGE = "python:3.12-slim"
 #: Parameters of QarnotRunTaskOperator that have no meaning here, and why.
-_NOT_HERE = {
+_REJECTED = {
     "command": "The function is what runs.",
     "wait_for_completion": "The function's result is the task's: let nothing depend on it, to go on at once.",
 }
@@ -227,7 +227,7 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
         """Return what is known of the report in standard output, all of which is read."""
         finder = self._reports.get(task.uuid)
         if finder is None or not finder.complete:
-            read_again(lambda: deque(self._kept(task.uuid, "stdout"), maxlen=0))
+            retry_broken_read(lambda: deque(self._kept(task.uuid, "stdout"), maxlen=0))
         return self._reports[task.uuid]
 
     def _nothing_written(self, uuid: str) -> LogCursor:
@@ -248,7 +248,7 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
         except QarnotError:
             report = {}
         error = report.get("error")
-        if not error or lost_nodes(task):
+        if not error or is_node_loss(task):
             return super()._report(task)
         link = self.hook.settings.console_link("task", task.uuid)
         lines = [error["summary"], error["detail"].rstrip(), f"This was Qarnot task {task.uuid}, see {link}"]
@@ -290,7 +290,7 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
 
 def _refuse_foreign(parameters: Mapping[str, Any]) -> None:
     """Refuse parameters of QarnotRunTaskOperator that contradict a function call."""
-    for name, why in _NOT_HERE.items():
+    for name, why in _REJECTED.items():
         if parameters.get(name) not in (None, True):
             raise QarnotInvalidSpecError(
                 f"{name} is no parameter of @task.qarnot, got {parameters[name]!r}", field=name, remedy=why

@@ -15,7 +15,7 @@ from typing import Any
 from airflow_qarnot_pool.version_compat import log_channel
 
 
-def unread(log: Any) -> int:
+def bytes_unread(log: Any) -> int:
     """Bytes of the channel behind *log* that its reader has not read; 0 where there is no such channel.
 
     Linux counts them, with its own overhead, for every socket (``SIOCOUTQ``, which is ``TIOCOUTQ``).
@@ -33,9 +33,9 @@ def unread(log: Any) -> int:
     return int.from_bytes(answer, sys.byteorder)
 
 
-async def drained(log: Any) -> None:
+async def wait_until_flushed(log: Any) -> None:
     """Return once the reader of the channel behind *log* has read all."""
     pause = 0.005
-    while unread(log):
+    while bytes_unread(log):
         await asyncio.sleep(pause)
         pause = min(0.25, pause * 2)

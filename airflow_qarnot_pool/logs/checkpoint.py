@@ -22,9 +22,9 @@ from airflow_qarnot_pool.logs.cursor import LogCursor
 #: Seconds between the times of two lines. Airflow sorts the lines of a log by milliseconds.
 STEP = 0.001
 #: Followers that a claim remembers.
-MOST_FOLLOWERS = 50
+MAX_FOLLOWERS = 50
 #: Maximum lines in doubt that a note can name. A look writes far fewer.
-MOST_DOUBTFUL = 2_000_000
+MAX_DOUBTFUL = 2_000_000
 
 
 class Batch(NamedTuple):
@@ -65,12 +65,12 @@ class Batch(NamedTuple):
 class Offset:
     """How far a follower is.
 
-    :param transcript: up to where the output is in the log for certain.
+    :param cursor: up to where the output is in the log for certain.
     :param batches: what comes after that and may be in the log or not.
     :param written: lines this follower has written in all.
     """
 
-    transcript: LogCursor
+    cursor: LogCursor
     batches: tuple[Batch, ...] = ()
     written: int = 0
 
@@ -81,7 +81,7 @@ class Offset:
 
     def to_json(self) -> dict[str, Any]:
         batches = [batch.to_json() for batch in self.batches]
-        return {**self.transcript.to_json(), "batches": batches, "written": self.written}
+        return {**self.cursor.to_json(), "batches": batches, "written": self.written}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Offset:
@@ -91,11 +91,11 @@ class Offset:
         """
         with reading("How far the output of a Qarnot task is written"):
             position = cls(
-                transcript=LogCursor.from_json(value),
+                cursor=LogCursor.from_json(value),
                 batches=tuple(Batch.from_json(one) for one in value.get("batches") or ()),
                 written=int(value.get("written") or 0),
             )
-            if position.doubtful > MOST_DOUBTFUL:
+            if position.doubtful > MAX_DOUBTFUL:
                 raise ValueError(f"{position.doubtful} lines are in doubt")
             return position
 
@@ -114,9 +114,9 @@ class WriterLease:
     def holder(self) -> str | None:
         return self.followers[-1] if self.followers else None
 
-    def taken_by(self, follower: str) -> Self:
+    def acquired_by(self, follower: str) -> Self:
         others = tuple(one for one in self.followers if one != follower)
-        return type(self)((*others, follower)[-MOST_FOLLOWERS:], self.earlier)
+        return type(self)((*others, follower)[-MAX_FOLLOWERS:], self.earlier)
 
     def to_json(self) -> dict[str, Any]:
         return {"followers": list(self.followers)}
@@ -130,7 +130,7 @@ class WriterLease:
         followers = value.get("followers") if isinstance(value, Mapping) else None
         if not isinstance(followers, list):
             return cls()
-        return cls(tuple(str(one) for one in followers[-MOST_FOLLOWERS:]))
+        return cls(tuple(str(one) for one in followers[-MAX_FOLLOWERS:]))
 
 
 class TimestampedLine(NamedTuple):
@@ -140,7 +140,7 @@ class TimestampedLine(NamedTuple):
     time: str
 
 
-def stamped(
+def with_timestamps(
     lines: Sequence[str], batches: tuple[Batch, ...], since: float | None, now: float
 ) -> tuple[list[TimestampedLine], tuple[Batch, ...]]:
     """*lines* with their times: the first ones of each label those they had in *batches*; and all batches."""
@@ -167,7 +167,7 @@ def stamped(
     return [TimestampedLine(line, _text(times[_label(line)].popleft())) for line in lines], batches
 
 
-def on_their_way(count: int) -> str:
+def rewrite_notice(count: int) -> str:
     """Announces that lines are written again."""
     lines = "One line" if count == 1 else f"{count:,} lines"
     return (

@@ -22,21 +22,21 @@ from airflow_qarnot_pool.api.limits import reading
 
 STREAMS = ("stdout", "stderr")
 #: Lines of which the hashes are kept, to find the place again.
-TAIL = 16
+TAIL_SIZE = 16
 #: Most characters of one stream that are written at a time; the end matters most.
-MOST_CHARACTERS = 1_000_000
+MAX_CHARACTERS = 1_000_000
 #: Minimum characters that are shown of a line that does not fit.
-LEAST_SHOWN = 1_000
+MIN_SHOWN = 1_000
 #: Maximum places that are read back from a note.
-_MOST_PLACES = 20_000
+_MAX_PLACES = 20_000
 #: Characters at the end of a line that its hash is made of: the beginning of the first one may have left the buffer.
 _HASHED = 1_024
 #: The same for a line that is known in part, which is searched for its known end.
 _HASHED_PART = 64
 #: Minimum characters to search for. Fewer are found by chance.
-_LEAST_FOUND = 16
+_MIN_MATCH = 16
 #: What stands in a text for bytes that are no character.
-_BROKEN = "\ufffd"
+_REPLACEMENT = "\ufffd"
 _PREFIX = re.compile(r"(\d{1,9})> ?")
 
 
@@ -60,7 +60,7 @@ class CursorPosition(NamedTuple):
     def from_json(cls, value: Sequence[Any]) -> CursorPosition:
         """Read back what :meth:`to_json` wrote."""
         lines, tail, part, begun = value
-        packed = base64.b64decode(tail, validate=True)[: 4 * TAIL]
+        packed = base64.b64decode(tail, validate=True)[: 4 * TAIL_SIZE]
         return cls(int(lines), struct.unpack(f">{len(packed) // 4}I", packed), int(part), int(begun))
 
 
@@ -127,7 +127,7 @@ class LineMatcher:
         #: Characters in memory, with those that stand before each line in the log.
         self.held = 0
         self._count = 0  # lines before the last one
-        self._hashes: deque[int] = deque(maxlen=TAIL)
+        self._hashes: deque[int] = deque(maxlen=TAIL_SIZE)
         self._last: _Line | None = None
         self._new: deque[str] = deque()
         self._omitted = OmittedLines()
@@ -166,14 +166,14 @@ class LineMatcher:
         else:
             self._new.extend(between)
             self.held += sum(map(len, between)) + len(between) * self._width
-        self._hashes.extend(map(_hash, between[-TAIL:]))
+        self._hashes.extend(map(_hash, between[-TAIL_SIZE:]))
         self._count += len(between)
         self._put(lines[end], 0, 0)
 
-    def shed(self, excess: int) -> None:
+    def drop_oldest(self, excess: int) -> None:
         """Let go of *excess* characters of what is held, those that come first, as far as there are so many."""
         new, width, size, lines = self._new, self._width, 0, 0
-        while new and size < excess and len(new[0]) - (excess - size) < LEAST_SHOWN:
+        while new and size < excess and len(new[0]) - (excess - size) < MIN_SHOWN:
             size += len(new.popleft()) + width
             lines += 1
         self._omitted = self._omitted.plus(size, lines)
@@ -194,25 +194,25 @@ class LineMatcher:
             self._last.omitted += size
             self.held -= size
 
-    def news(self, last: tuple[int, int] = (0, 0), *, over: bool = False) -> NewLines:
+    def new_lines(self, last: tuple[int, int] = (0, 0), *, finished: bool = False) -> NewLines:
         """Return what is new, after the last line.
 
         :param last: ``NewLines.last`` of the look before: a last line that has not grown since is written as it is.
-        :param over: nothing follows any more, so the last line is complete.
+        :param finished: nothing follows any more, so the last line is complete.
         """
         if self._last is None or not (self._count or self._last.size):
             return NewLines(self._place)
-        if over and self._last.size:
+        if finished and self._last.size:
             self.feed([""])
         end = self._last
         lost = self._start is None
         since = self._count - (self._start or 0)
         fresh = list(self._hashes)[-since:] if since else []
-        tail = (*(() if lost else self._place.tail), *fresh)[-TAIL:]
+        tail = (*(() if lost else self._place.tail), *fresh)[-TAIL_SIZE:]
         part, begun = end.known, self._place.begun if end.known else 0
         now = (end.size, end.hash)
         # A line that ends within a character is incomplete, however long it stays so.
-        if not over and end.size and now == last and end.length > part and not end.broken:
+        if not finished and end.size and now == last and end.length > part and not end.broken:
             part, begun = end.length, end.part_hash
             self._take_last(end)
         place = CursorPosition(self._count, tail, part, begun)
@@ -231,7 +231,7 @@ class LineMatcher:
             size=len(line) + cut,
             hash=_hash(line),
             part_hash=_crc(line[-_HASHED_PART:]),
-            broken=line.endswith(_BROKEN),
+            broken=line.endswith(_REPLACEMENT),
         )
         self.size += len(line) + cut + 1
         self.held += len(new)
@@ -332,7 +332,7 @@ def _end_of_part(line: str, place: CursorPosition, *, beheaded: bool) -> tuple[i
     size = min(place.part, _HASHED_PART)
     if len(line) >= place.part and _crc(line[place.part - size : place.part]) == place.begun:
         return place.part, False
-    if beheaded and size >= _LEAST_FOUND:
+    if beheaded and size >= _MIN_MATCH:
         for end in range(len(line), size - 1, -1):
             piece = line[end - size : end]
             if _crc(piece) == place.begun:
@@ -340,7 +340,7 @@ def _end_of_part(line: str, place: CursorPosition, *, beheaded: bool) -> tuple[i
     return None, False
 
 
-def by_instance(text: str) -> dict[int | None, list[str]]:
+def split_by_instance(text: str) -> dict[int | None, list[str]]:
     """Sort the lines of all instances by their ids, whatever their order; those without an id by None."""
     match = _PREFIX.match(text)
     if match and text.count(f"\n{match[0]}") == text.count(
@@ -372,42 +372,42 @@ class LogCursor:
     )
 
     def read(
-        self, stream: str, text: str | Iterable[str], *, over: bool = False
+        self, stream: str, text: str | Iterable[str], *, finished: bool = False
     ) -> tuple[LogCursor, list[str]]:
-        """Return the transcript after *text*, and the lines of it that are new, ready for the log.
+        """Return the cursor after *text*, and the lines of it that are new, ready for the log.
 
         :param text: all that is kept of a stream, as a whole or in pieces.
-        :param over: the Qarnot task has ended: its last line is complete.
+        :param finished: the Qarnot task has ended: its last line is complete.
         """
-        finders: dict[int | None, LineMatcher] = {}
+        matchers: dict[int | None, LineMatcher] = {}
         held = 0
         for instance, lines, cut in self._lines([text] if isinstance(text, str) else text):
-            finder = finders.get(instance)
-            if finder is None:
+            matcher = matchers.get(instance)
+            if matcher is None:
                 place = self.places.get((stream, instance), CursorPosition())
-                finder = LineMatcher(place, len(self._label(stream, instance)) + 1, self.hidden)
-                finders[instance] = finder
-            held -= finder.held
-            finder.feed(lines, cut)
-            held += finder.held
-            if held > 2 * MOST_CHARACTERS:
-                held = _shed(finders, held)
-        if len(finders) > 1:
-            finders.pop(None, None)  # the rest of a line whose beginning is not kept
+                matcher = LineMatcher(place, len(self._label(stream, instance)) + 1, self.hidden)
+                matchers[instance] = matcher
+            held -= matcher.held
+            matcher.feed(lines, cut)
+            held += matcher.held
+            if held > 2 * MAX_CHARACTERS:
+                held = _drop_oldest(matchers, held)
+        if len(matchers) > 1:
+            matchers.pop(None, None)  # the rest of a line whose beginning is not kept
         places, last = dict(self.places), dict(self._last)
         said: list[str] = []
         omitted, beheaded = OmittedLines(), set[int]()
-        for instance in sorted(finders, key=_order):
+        for instance in sorted(matchers, key=_order):
             key = stream, instance
-            found = finders[instance].news(last.get(key, (0, 0)), over=over)
+            found = matchers[instance].new_lines(last.get(key, (0, 0)), finished=finished)
             places[key], last[key] = found.place, found.last
             omitted = omitted.plus(*found.omitted)
             label = self._label(*key)
             if (found.lost or (found.doubtful and found.lines)) and not found.omitted.lines:
-                said.append(f"{label} {_gap(found, finders[instance].size)}")
+                said.append(f"{label} {_gap(found, matchers[instance].size)}")
             beheaded |= {len(said) + number for number in found.beheaded}
             said += [f"{label} {line}" for line in found.lines]
-        return replace(self, places=places, _last=last), _end_of(said, omitted, beheaded, f"[{stream}]")
+        return replace(self, places=places, _last=last), _truncated(said, omitted, beheaded, f"[{stream}]")
 
     def _lines(self, pieces: Iterable[str]) -> Iterator[tuple[int | None, list[str], int]]:
         """Yield the lines by instance, as they come. Of one that is too long to hold, the last has how much is cut."""
@@ -421,7 +421,7 @@ class LogCursor:
                 begun, size, cut = [], 0, 0
             begun.append(rest)
             size += len(rest)
-            if size > 2 * MOST_CHARACTERS:
+            if size > 2 * MAX_CHARACTERS:
                 text, more = self._shortened("".join(begun))
                 begun, size, cut = [text], len(text), cut + more
         if self.instance is not None or size:
@@ -431,7 +431,7 @@ class LogCursor:
         if self.instance is not None:
             yield self.instance, lines.split("\n"), cut
             return
-        for instance, mine in by_instance(lines).items():
+        for instance, mine in split_by_instance(lines).items():
             yield instance, mine, cut
             cut = 0  # it was of the first line
 
@@ -441,7 +441,7 @@ class LogCursor:
         start = match.end() if match else 0
         if self.hidden and line.startswith(self.hidden, start):
             return line[: start + len(self.hidden)], 0
-        cut = max(0, len(line) - start - MOST_CHARACTERS)
+        cut = max(0, len(line) - start - MAX_CHARACTERS)
         return line[:start] + line[start + cut :], cut
 
     def _label(self, stream: str, instance: int | None) -> str:
@@ -459,7 +459,7 @@ class LogCursor:
         :raises QarnotProtocolError: it is something else.
         """
         with reading("The place in the output of a Qarnot task"):
-            stored = list(value.get("places") or ())[:_MOST_PLACES]
+            stored = list(value.get("places") or ())[:_MAX_PLACES]
             places = {(str(one[0]), one[1]): CursorPosition.from_json(one[2:6]) for one in stored}
             instance = value.get("instance")
             hidden = str(value.get("hidden") or "")
@@ -478,14 +478,14 @@ def _crc(text: str) -> int:
     return zlib.crc32(text.encode(errors="replace"))
 
 
-def _shed(finders: Mapping[int | None, LineMatcher], held: int) -> int:
+def _drop_oldest(matchers: Mapping[int | None, LineMatcher], held: int) -> int:
     """Let go of what cannot be written any more, which is that of the first instances; returns what is still held."""
-    for instance in sorted(finders, key=_order):
-        finder = finders[instance]
-        before = finder.held
-        finder.shed(held - MOST_CHARACTERS)
-        held -= before - finder.held
-        if held <= MOST_CHARACTERS:
+    for instance in sorted(matchers, key=_order):
+        matcher = matchers[instance]
+        before = matcher.held
+        matcher.drop_oldest(held - MAX_CHARACTERS)
+        held -= before - matcher.held
+        if held <= MAX_CHARACTERS:
             break
     return held
 
@@ -502,9 +502,9 @@ def _gap(found: NewLines, size: int) -> str:
     )
 
 
-def _end_of(said: list[str], omitted: OmittedLines, beheaded: Collection[int], label: str) -> list[str]:
+def _truncated(said: list[str], omitted: OmittedLines, beheaded: Collection[int], label: str) -> list[str]:
     """The end of what there is to say, as far as it is worth keeping, with a line that tells the rest."""
-    left, first = MOST_CHARACTERS, len(said)
+    left, first = MAX_CHARACTERS, len(said)
     while first and len(said[first - 1]) <= left:
         first -= 1
         left -= len(said[first])
@@ -512,7 +512,7 @@ def _end_of(said: list[str], omitted: OmittedLines, beheaded: Collection[int], l
     if first:
         line = said[first - 1]
         omitted = omitted.plus(sum(map(len, said[:first])), first)
-        if left >= LEAST_SHOWN:
+        if left >= MIN_SHOWN:
             before, space, text = line.partition("] ")
             end = before + space + end_of(text, left - len(before) - len(space))
             shown.insert(0, end)

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from airflow_qarnot_pool.api.models import Task
 
 
-STDERR_LINES = 20
+MAX_STDERR_LINES = 20
 
 
 _NODE_LOST = re.compile(r"node.{0,80}?(lost|killed|unreachable|disconnected)|preempt", re.IGNORECASE)
 
 
-SHOWN_INSTANCES = 5
+MAX_INSTANCES = 5
 
 
 def failure_report(client: QarnotClient, task: Task, link: str) -> str:
@@ -34,7 +34,7 @@ def failure_report(client: QarnotClient, task: Task, link: str) -> str:
     lines += [f"  {shortened(one, _MAX_ERROR)}" for one in of_the_task]
     if len(task.errors) > _MAX_ERRORS:
         lines.append(f"  and {len(task.errors) - _MAX_ERRORS} more errors")
-    shown = sorted(failed)[:SHOWN_INSTANCES]
+    shown = sorted(failed)[:MAX_INSTANCES]
     for one in task.completed_instances:
         # Qarnot gives most reasons twice: with the task and with the instance.
         if (
@@ -57,7 +57,7 @@ def failure_report(client: QarnotClient, task: Task, link: str) -> str:
     return shortened("\n".join(lines), MAX_REPORT)
 
 
-def lost_nodes(task: Task) -> bool:
+def is_node_loss(task: Task) -> bool:
     """Whether every instance that failed did so because its node went away.
 
     Qarnot publishes no list of its error codes, so the words of the error are what there is to go by.
@@ -81,9 +81,9 @@ def _stderr(client: QarnotClient, task: Task, instances: list[int]) -> list[str]
     """Return the end of stderr: of the failed instances if they are known, else of all together."""
     try:
         if not instances:
-            lines = _last_lines(client, task.uuid, None, STDERR_LINES)
+            lines = _last_lines(client, task.uuid, None, MAX_STDERR_LINES)
         else:
-            share = max(3, STDERR_LINES // len(instances))
+            share = max(3, MAX_STDERR_LINES // len(instances))
             lines = [
                 f"{instance}> {line}"
                 for instance in instances

@@ -19,8 +19,8 @@ from airflow_qarnot_pool.logs.checkpoint import (
     Offset,
     TimestampedLine,
     WriterLease,
-    on_their_way,
-    stamped,
+    rewrite_notice,
+    with_timestamps,
 )
 from airflow_qarnot_pool.logs.cursor import STREAMS, LogCursor
 from airflow_qarnot_pool.ownership import xcoms
@@ -41,7 +41,7 @@ _MAX_ERRORS = 10
 _MAX_ERROR = 500
 MAX_REPORT = 6_000
 #: How often an output is read whose connection breaks off in the middle.
-_READINGS = 3
+_MAX_READS = 3
 
 
 def write(logger: Any, one: TimestampedLine) -> None:
@@ -51,8 +51,8 @@ def write(logger: Any, one: TimestampedLine) -> None:
     logger.info("%s", one.line, **as_first)
 
 
-def read_output(
-    read: Callable[[str], str | Iterable[str]], position: Offset, logger: Any, *, over: bool = True
+def write_new_output(
+    read: Callable[[str], str | Iterable[str]], position: Offset, logger: Any, *, finished: bool = True
 ) -> Offset:
     """Write what is new of a Qarnot task's output to *logger*, a line at a time, so that Airflow masks secrets.
 
@@ -60,38 +60,41 @@ def read_output(
 
     :param read: fetches all that is kept of a stream, by its name, as a whole or in pieces.
     """
-    transcript = position.transcript
+    cursor = position.cursor
     lines: list[str] = []
     for stream in STREAMS:
         try:
-            reading = partial(_read, transcript, stream, read, over)
-            transcript, new = read_again(reading)
+            reading = partial(_read, cursor, stream, read, finished)
+            cursor, new = retry_broken_read(reading)
             lines += new
         except Exception as error:
             logger.warning(
-                "The %s of Qarnot task %s could not be fetched: %s", stream, transcript.uuid, _words(error)
+                "The %s of Qarnot task %s could not be fetched: %s",
+                stream,
+                cursor.uuid,
+                _error_text(error),
             )
     try:
         if position.batches:
-            for one in stamped(lines, position.batches, None, time.time())[0]:
+            for one in with_timestamps(lines, position.batches, None, time.time())[0]:
                 write(logger, one)
         else:
             for line in lines:
                 logger.info("%s", line)
     except Exception as error:
-        log.warning("The output of Qarnot task %s could not be logged: %s", transcript.uuid, _words(error))
-    return Offset(transcript=transcript)
+        log.warning("The output of Qarnot task %s could not be logged: %s", cursor.uuid, _error_text(error))
+    return Offset(cursor=cursor)
 
 
 def _read(
-    transcript: LogCursor, stream: str, read: Callable[[str], str | Iterable[str]], over: bool
+    cursor: LogCursor, stream: str, read: Callable[[str], str | Iterable[str]], finished: bool
 ) -> tuple[LogCursor, list[str]]:
-    return transcript.read(stream, read(stream), over=over)
+    return cursor.read(stream, read(stream), finished=finished)
 
 
-def read_again(read: Callable[[], T]) -> T:
+def retry_broken_read(read: Callable[[], T]) -> T:
     """Return what *read* does, and call it again if a connection breaks off in the middle of an answer."""
-    for _ in range(_READINGS - 1):
+    for _ in range(_MAX_READS - 1):
         try:
             return read()
         except BrokenOffError as error:
@@ -99,7 +102,7 @@ def read_again(read: Callable[[], T]) -> T:
     return read()
 
 
-def _words(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     return (
         str(error) if isinstance(error, QarnotError) else shortened(f"{type(error).__name__}: {error}", 1000)
     )
@@ -121,7 +124,7 @@ def acquire_lease(ti: Any, told: Mapping[str, Any], logger: Any) -> Offset | Non
     follower = told.get("follower")
     try:
         claim = WriterLease.from_json(xcoms.pull(ti, OUTPUT_KEY))
-        xcoms.push(ti, OUTPUT_KEY, claim.taken_by("worker").to_json())
+        xcoms.push(ti, OUTPUT_KEY, claim.acquired_by("worker").to_json())
         notes = (xcoms.pull(ti, position_key(one)) for one in reversed(claim.followers))
         noted = next(filter(None, notes), None)
         found = Offset.from_json(noted) if noted else None
@@ -137,10 +140,10 @@ def acquire_lease(ti: Any, told: Mapping[str, Any], logger: Any) -> Offset | Non
             "Two triggerers may have written the output at the same time: up to %d lines may be in the log twice",
             position.written,
         )
-    elif found is not None and found.transcript.uuid == position.transcript.uuid:
+    elif found is not None and found.cursor.uuid == position.cursor.uuid:
         position = found
     if position.doubtful:
-        logger.warning("%s", on_their_way(position.doubtful))
+        logger.warning("%s", rewrite_notice(position.doubtful))
     return position
 
 

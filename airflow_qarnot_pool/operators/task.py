@@ -26,8 +26,8 @@ from airflow_qarnot_pool.exceptions import (
 from airflow_qarnot_pool.links.qarnot import LINKS
 from airflow_qarnot_pool.logs.checkpoint import Offset
 from airflow_qarnot_pool.logs.cursor import LogCursor
-from airflow_qarnot_pool.logs.failure_report import failure_report, lost_nodes
-from airflow_qarnot_pool.logs.writer import acquire_lease, fetch, read_output
+from airflow_qarnot_pool.logs.failure_report import failure_report, is_node_loss
+from airflow_qarnot_pool.logs.writer import acquire_lease, fetch, write_new_output
 from airflow_qarnot_pool.operators.bases.task import COMMON_FIELDS, TaskOperator
 from airflow_qarnot_pool.ownership.identity import RECORDABLE_LABEL
 from airflow_qarnot_pool.ownership.shared_pool import MAX_GENERATIONS
@@ -218,26 +218,28 @@ class QarnotRunTaskOperator(TaskOperator):
         if self.log_output and not is_deleted:
             if written := resume_state.get("output"):
                 self._position = acquire_lease(context["ti"], written, self.log)
-            self._write_output(task.uuid, over=True)
+            self._write_output(task.uuid, finished=True)
         state = states.parse_task_state(task.state)
         if state is states.TaskState.CANCELLED:
             return self._cancelled(context, task, resume_state)
         if state is not states.TaskState.SUCCESS:
-            failed = QarnotNodeLostError if lost_nodes(task) else QarnotTaskFailedError
+            failed = QarnotNodeLostError if is_node_loss(task) else QarnotTaskFailedError
             raise failed(self._report(task), kind="task", ref=task.uuid)
         return self._result(task)
 
     # --- its output
 
-    def _write_output(self, uuid: str, *, over: bool) -> None:
+    def _write_output(self, uuid: str, *, finished: bool) -> None:
         """Write to the log what is new of the output."""
-        if self._position is None or self._position.transcript.uuid != uuid:
-            self._position = Offset(transcript=self._nothing_written(uuid))
-        self._position = read_output(partial(self._kept, uuid), self._position, self.log, over=over)
+        if self._position is None or self._position.cursor.uuid != uuid:
+            self._position = Offset(cursor=self._nothing_written(uuid))
+        self._position = write_new_output(
+            partial(self._kept, uuid), self._position, self.log, finished=finished
+        )
 
     def _still_waiting(self, uuid: str) -> None:
         if self.log_output == "live":
-            self._write_output(uuid, over=False)
+            self._write_output(uuid, finished=False)
 
     def _trigger_options(self, uuid: str) -> dict[str, Any]:
         if self.log_output != "live":
@@ -250,7 +252,7 @@ class QarnotRunTaskOperator(TaskOperator):
                 ", ".join(sorted(secrets)),
             )
             return {}
-        return {"live": {"secrets_of": self.registry_conn_id, **self._nothing_written(uuid).to_json()}}
+        return {"follow_logs": {"secrets_of": self.registry_conn_id, **self._nothing_written(uuid).to_json()}}
 
     # What @task.qarnot does in its own way.
 

@@ -293,10 +293,10 @@ class QarnotRunTasksOperator(TaskOperator):
     def _end_stranded(self, why: str) -> None:
         """End the items that stay queued on a pool that has ended. Then they count as cancelled with their pool."""
         from airflow_qarnot_pool.ownership.termination import end_all
-        from airflow_qarnot_pool.triggers.tasks import look_at_all
+        from airflow_qarnot_pool.triggers.tasks import poll_all
 
         assert self._work is not None
-        found = look_at_all(self.client.tasks, filters.equal("Tags", self._work.identity.tags()[2]))
+        found = poll_all(self.client.tasks, filters.equal("Tags", self._work.identity.tags()[2]))
         queued = [one for one in found if one.pool and is_queued(one.state)]
         pools = {uuid: self.client.pools.find(uuid) for uuid in {one.pool for one in queued if one.pool}}
         ended = {uuid for uuid, pool in pools.items() if pool is None or not accepts_tasks(pool.state)}
@@ -632,7 +632,7 @@ class QarnotRunTasksOperator(TaskOperator):
         self, low_water: int, total: int, deadline: datetime | None, memory: FanOutProgress
     ) -> None:
         """Wait until no more than *low_water* are unfinished, or one is not there any more."""
-        from airflow_qarnot_pool.triggers.tasks import look_at_all, note_end
+        from airflow_qarnot_pool.triggers.tasks import poll_all, record_end
 
         assert self._work is not None
         identity = self._work.identity
@@ -647,14 +647,14 @@ class QarnotRunTasksOperator(TaskOperator):
                 self._stop_waiting(EndReason.ERROR, message, memory, error=QarnotCostLimitError.__name__)
                 return
             try:
-                found = look_at_all(self.client.tasks, tagged)
+                found = poll_all(self.client.tasks, tagged)
             except QarnotError as error:
                 if not is_transient(error):
                     self._end_unless_retried()
                     raise  # an outage ends no wait; the transport has logged it
             else:
                 for look in found:
-                    note_end(memory, look)
+                    record_end(memory, look)
                 vanished = memory.pending - {index_and_generation(look.shortname) for look in found}
                 if len(memory.pending) <= low_water or vanished:
                     return

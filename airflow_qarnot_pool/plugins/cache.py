@@ -22,11 +22,11 @@ log = logging.getLogger(__name__)
 
 #: The thing that every look is about; the others are details, of which only so many are kept.
 LIST = "list"
-MOST_DETAILS = 50
+MAX_DETAILS = 50
 #: Most things to wait for their turn: whoever asks for a thousand gets no thousand requests.
-MOST_WAITING = 20
+MAX_QUEUED = 20
 #: Longest time, in seconds, between two attempts while they fail.
-LONGEST_PAUSE = 60.0
+MAX_RETRY_DELAY = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class CacheEntry:
     value: Any = None
     age: float | None = None
     error: str | None = None
-    asking: bool = False
+    refreshing: bool = False
     version: str = ""
 
 
@@ -71,13 +71,13 @@ class Cache:
         *,
         every: float,
         pause: float = 0.25,
-        words: Callable[[Exception], str] = str,
+        describe: Callable[[Exception], str] = str,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ask = ask
         self._every = every
         self._pause = pause
-        self._words = words
+        self._describe = describe
         self._clock = clock
         self._name = secrets.token_hex(4)
         self._lock = threading.Lock()
@@ -85,7 +85,7 @@ class Cache:
         self._queue: OrderedDict[str, None] = OrderedDict()
         self._thread: threading.Thread | None = None
 
-    def look(self, key: str = LIST, *, newer: bool = False) -> CacheEntry:
+    def get(self, key: str = LIST, *, newer: bool = False) -> CacheEntry:
         """What is known of *key*. Asks for it, without waiting, when it is due or *newer* is wanted."""
         with self._lock:
             entry = self._entries.setdefault(key, _Entry())
@@ -100,7 +100,7 @@ class Cache:
                 value=entry.value,
                 age=age,
                 error=entry.error,
-                asking=entry.waiting,
+                refreshing=entry.waiting,
                 version=f"{self._name}.{entry.version}",
             )
 
@@ -112,11 +112,11 @@ class Cache:
     def _forget(self) -> None:
         """Drop the details that nobody has looked at for longest."""
         old = [key for key, entry in self._entries.items() if key != LIST and not entry.waiting]
-        for key in old[: max(0, len(self._entries) - 1 - MOST_DETAILS)]:
+        for key in old[: max(0, len(self._entries) - 1 - MAX_DETAILS)]:
             del self._entries[key]
 
     def _want(self, key: str, entry: _Entry) -> None:
-        if entry.waiting or (key != LIST and len(self._queue) >= MOST_WAITING):
+        if entry.waiting or (key != LIST and len(self._queue) >= MAX_QUEUED):
             return  # one that finds no room is due at its next look still
         entry.waiting = True
         self._queue[key] = None
@@ -147,7 +147,7 @@ class Cache:
                     key,
                     problem,
                 )
-                error = self._words(problem)
+                error = self._describe(problem)
             with self._lock:
                 self._note(key, value, error, wishes)
             time.sleep(self._pause)
@@ -169,6 +169,8 @@ class Cache:
             entry.due_at = now + self._every
         else:
             entry.failures += 1
-            entry.due_at = now + min(self._every * 2 ** (entry.failures - 1), max(self._every, LONGEST_PAUSE))
+            entry.due_at = now + min(
+                self._every * 2 ** (entry.failures - 1), max(self._every, MAX_RETRY_DELAY)
+            )
         if entry.wishes != wishes:
             self._want(key, entry)

@@ -1,6 +1,6 @@
 """What the Pools page asks of Qarnot and of Airflow's database, for one connection.
 
-Used by one thread at a time (the desk's), but for :meth:`Fetcher.close_pool`, which keeps nothing.
+Used by one thread at a time (the cache's), but for :meth:`Fetcher.close_pool`, which keeps nothing.
 """
 
 from __future__ import annotations
@@ -54,19 +54,19 @@ POOL_FIELDS = (
 )
 TASK_FIELDS = ("State", "StateTransitionTime", "PoolUuid", "Labels")
 #: Seconds between two readings of all tasks; in between only what changed is asked for.
-SWEEP = 300.0
+FULL_READ_INTERVAL = 300.0
 #: The server's clock has a resolution of 1 s.
 OVERLAP = timedelta(seconds=2)
 #: Pools whose cost is asked for in one round, and the seconds after which it is asked for again.
 FIGURES_PER_ROUND = 4
-FIGURES_AFTER = 30.0
+FIGURES_MAX_AGE = 30.0
 SHOWN_FOR = 60.0
 #: Bills lag behind: until then the cost of a pool that is over is asked for again.
-SETTLED_AFTER = timedelta(minutes=10)
+COST_FINAL_AFTER = timedelta(minutes=10)
 #: Tasks shown in the detail of a pool.
-MOST_TASKS = 200
+MAX_TASKS = 200
 #: Seconds for one request: nobody waits for it, but the next one does.
-LIMITS = {"retries": 1, "timeout": 10.0, "deadline": 20.0}
+REQUEST_LIMITS = {"retries": 1, "timeout": 10.0, "deadline": 20.0}
 
 
 def settings_of(conn_id: str) -> ConnectionSettings:
@@ -94,7 +94,7 @@ def run_states(runs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
     return found
 
 
-def words(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """What the page says of an error. Nothing of an unknown one, as it may hold what is not for everybody."""
     if isinstance(error, QarnotError):
         return str(error)
@@ -107,7 +107,7 @@ def words(error: Exception) -> str:
 
 
 class Fetcher:
-    """Answers the desk of one connection: the list of pools, or (by its uuid) one pool in full."""
+    """Answers the cache of one connection: the list of pools, or (by its uuid) one pool in full."""
 
     def __init__(self, conn_id: str) -> None:
         self.conn_id = conn_id
@@ -118,10 +118,10 @@ class Fetcher:
         self._notes: dict[str, rows.TaskRow] | None = None
         self._mark: datetime | None = None
         self._swept_at = float("-inf")
-        self._memories: dict[str, rows.ObservedHistory] = {}
+        self._histories: dict[str, rows.ObservedHistory] = {}
         self._figures: dict[str, rows.PoolFigures] = {}
         self._figures_at: dict[str, float] = {}
-        #: Pools somebody has in front of him, and when: written by any thread, read by the desk's.
+        #: Pools somebody has in front of him, and when: written by any thread, read by the cache's.
         self.shown: dict[str, float] = {}
 
     def __call__(self, key: str, first: Callable[[Any], None] = lambda value: None) -> Any:
@@ -134,9 +134,9 @@ class Fetcher:
         if self._client is None or settings != self._settings:
             if self._client is not None:
                 self._client.close()
-                self._pools, self._notes, self._memories, self._mark = {}, None, {}, None
+                self._pools, self._notes, self._histories, self._mark = {}, None, {}, None
                 self._figures, self._figures_at = {}, {}
-            self._settings, self._client = settings, settings.client(**LIMITS)
+            self._settings, self._client = settings, settings.client(**REQUEST_LIMITS)
         return settings, self._client
 
     # --- the list
@@ -148,21 +148,22 @@ class Fetcher:
         found = client.pools.search_all(tagged, fields=POOL_FIELDS)
         now = datetime.now(UTC)
         self._pools = {pool.uuid: pool for pool in found if is_ours(pool, settings.namespace)}
-        self._memories = {
-            uuid: rows.remember(self._memories.get(uuid), pool, now) for uuid, pool in self._pools.items()
+        self._histories = {
+            uuid: rows.updated_history(self._histories.get(uuid), pool, now)
+            for uuid, pool in self._pools.items()
         }
-        # Reading thousands of Qarnot tasks takes its time, and so does asking for costs: who looks for the first
+        # Reading thousands of Qarnot tasks takes its time, and so does refreshing for costs: who looks for the first
         # time sees what is there already.
         begins = self._notes is None
         if begins:
-            first(rows.rows(self._scene(settings, self._pools.values(), now)))
+            first(rows.build_rows(self._page_data(settings, self._pools.values(), now)))
         self._read_tasks(client, tagged)
         if begins:
-            first(rows.rows(self._scene(settings, self._pools.values(), now)))
+            first(rows.build_rows(self._page_data(settings, self._pools.values(), now)))
         self._read_figures(client, settings.reference_datacenter)
-        return rows.rows(self._scene(settings, self._pools.values(), now))
+        return rows.build_rows(self._page_data(settings, self._pools.values(), now))
 
-    def _scene(self, settings: ConnectionSettings, pools: Iterable[Pool], now: datetime) -> rows.PageData:
+    def _page_data(self, settings: ConnectionSettings, pools: Iterable[Pool], now: datetime) -> rows.PageData:
         pools = list(pools)
         by_pool: dict[str, list[rows.TaskRow]] = defaultdict(list)
         for note in (self._notes or {}).values():
@@ -175,14 +176,14 @@ class Fetcher:
             tasks=None if self._notes is None else by_pool,
             runs=run_states((dag_id, run_id) for dag_id, run_id in owners if dag_id and run_id),
             figures=self._figures,
-            memories=self._memories,
+            histories=self._histories,
             console_url=settings.console_url,
         )
 
     def _read_tasks(self, client: QarnotClient, tagged: filters.Filter) -> None:
         """Bring the notes up to date: what changed since the last look, and now and then all there is."""
         notes, mark = self._notes, self._mark
-        if notes is None or mark is None or time.monotonic() - self._swept_at > SWEEP:
+        if notes is None or mark is None or time.monotonic() - self._swept_at > FULL_READ_INTERVAL:
             found = self._tasks(client, tagged)
             notes, self._swept_at = {}, time.monotonic()
         else:
@@ -250,13 +251,13 @@ class Fetcher:
         pool = client.pools.get(uuid)
         self._refuse_foreign(pool, settings)
         now = datetime.now(UTC)
-        memory = self._memories[uuid] = rows.remember(self._memories.get(uuid), pool, now)
+        observed = self._histories[uuid] = rows.updated_history(self._histories.get(uuid), pool, now)
         tasks = client.pools.tasks(uuid)
         if figures_due({uuid: pool}, self._figures, self._figures_at, {}, time.monotonic()):
             with suppress(QarnotUnavailableError):
                 self._read_figure(client, pool, settings.reference_datacenter, tasks)
-        row = rows.rows(self._scene(settings, [pool], now))[0]
-        return rows.detail(row, pool, tasks, memory, MOST_TASKS)
+        row = rows.build_rows(self._page_data(settings, [pool], now))[0]
+        return rows.build_detail(row, pool, tasks, observed, MAX_TASKS)
 
     def _refuse_foreign(self, pool: Pool, settings: ConnectionSettings) -> None:
         if not is_ours(pool, settings.namespace):
@@ -273,7 +274,7 @@ class Fetcher:
         :raises QarnotNotFoundError: there is none, or it is not of this namespace.
         """
         settings = settings_of(self.conn_id)
-        with settings.client(**LIMITS) as client:
+        with settings.client(**REQUEST_LIMITS) as client:
             pool = client.pools.get(uuid)
         self._refuse_foreign(pool, settings)
         return pool
@@ -282,7 +283,7 @@ class Fetcher:
         """Close it; closed, closing and gone are fine."""
         from airflow_qarnot_pool.ownership.termination import end
 
-        with settings_of(self.conn_id).client(**LIMITS) as client:
+        with settings_of(self.conn_id).client(**REQUEST_LIMITS) as client:
             end(client.pools, uuid)
 
 
@@ -297,7 +298,7 @@ def figures_due(
     due = [
         uuid
         for uuid in pools
-        if not (uuid in figures and figures[uuid].final) and now - asked_at.get(uuid, -1e9) > FIGURES_AFTER
+        if not (uuid in figures and figures[uuid].final) and now - asked_at.get(uuid, -1e9) > FIGURES_MAX_AGE
     ]
     due.sort(
         key=lambda uuid: (
@@ -326,7 +327,7 @@ def _figure(ask: Callable[[], T]) -> tuple[T | None, bool]:
 def _is_settled(pool: Pool) -> bool:
     """Whether what it has cost will not change any more."""
     ended = pool.end_date or pool.state_transition_time
-    return not rows.is_open(pool) and ended is not None and datetime.now(UTC) - ended > SETTLED_AFTER
+    return not rows.is_open(pool) and ended is not None and datetime.now(UTC) - ended > COST_FINAL_AFTER
 
 
 def next_mark(

@@ -1,4 +1,4 @@
-"""The routes of the Pools page. Each asks who is there and what he may; the rest is the desk's.
+"""The routes of the Pools page. Each asks who is there and what he may; the rest is the cache's.
 
 ``page`` and ``static`` need a user who is logged in. What a connection's account has needs the right to read that
 connection, the pools of a DAG run the right to read that run; closing needs the right to edit the connection.
@@ -28,11 +28,11 @@ from airflow_qarnot_pool.api.resource import is_uuid
 from airflow_qarnot_pool.ownership.identity import label
 from airflow_qarnot_pool.parameters.configuration import option
 from airflow_qarnot_pool.plugins.cache import LIST, Cache, CacheEntry
-from airflow_qarnot_pool.plugins.queries import Fetcher, words
+from airflow_qarnot_pool.plugins.queries import Fetcher, describe_error
 from airflow_qarnot_pool.plugins.rows import (
     detail_of_run,
     is_open,
-    of_run,
+    row_of_run,
     without_runs,
 )
 from airflow_qarnot_pool.version_compat import api_security
@@ -61,39 +61,42 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 #: Most uuids of one look that count as seen by somebody.
-MOST_SHOWN = 50
+MAX_SHOWN = 50
 
 
 class ConnectionRegistry:
-    """The desks of the connections that the page shows."""
+    """The caches of the connections that the page shows."""
 
     def __init__(self, conn_ids: Sequence[str], every: float) -> None:
         self.every = every
-        self.askers = {conn_id: Fetcher(conn_id) for conn_id in conn_ids}
-        self.desks = {
-            conn_id: Cache(asker, every=every, words=words) for conn_id, asker in self.askers.items()
+        self.fetchers = {conn_id: Fetcher(conn_id) for conn_id in conn_ids}
+        self.caches = {
+            conn_id: Cache(fetcher, every=every, describe=describe_error)
+            for conn_id, fetcher in self.fetchers.items()
         }
 
-    def desk(self, conn_id: str, uuid: str) -> Cache:
-        """The desk of a connection that the page is about; 404 for any other, and for what is no uuid."""
-        if conn_id not in self.desks:
+    def cache(self, conn_id: str, uuid: str) -> Cache:
+        """The cache of a connection that the page is about; 404 for any other, and for what is no uuid."""
+        if conn_id not in self.caches:
             raise HTTPException(404, f"The Pools page does not show the connection {conn_id[:250]!r}")
         if not is_uuid(uuid):
             raise HTTPException(404, f"{uuid[:80]!r} is no uuid of a pool")
-        return self.desks[conn_id]
+        return self.caches[conn_id]
 
     def shown(self, conn_id: str, uuids: Sequence[str]) -> None:
         """Somebody has these pools in front of him: their figures come first."""
-        known = self.askers[conn_id].shown
-        known.update(dict.fromkeys(uuids[:MOST_SHOWN], time.monotonic()))
-        while len(known) > 10 * MOST_SHOWN:
+        known = self.fetchers[conn_id].shown
+        known.update(dict.fromkeys(uuids[:MAX_SHOWN], time.monotonic()))
+        while len(known) > 10 * MAX_SHOWN:
             known.pop(next(iter(known)))
 
 
 def make_app() -> FastAPI:
     """The page's web application, as the configuration wants it."""
     every = option("pools_page_refresh", real(1, 3600), 5.0)
-    return _app(ConnectionRegistry(option("pools_page_connections", _conn_ids, ["qarnot_default"]), every))
+    return _build_app(
+        ConnectionRegistry(option("pools_page_connections", _conn_ids, ["qarnot_default"]), every)
+    )
 
 
 def _conn_ids(names: str) -> list[str]:
@@ -103,11 +106,11 @@ def _conn_ids(names: str) -> list[str]:
     return conn_ids
 
 
-def _app(office: ConnectionRegistry) -> FastAPI:
+def _build_app(registry: ConnectionRegistry) -> FastAPI:
     app = FastAPI(title="Qarnot pools", docs_url=None, redoc_url=None, openapi_url=None)
-    app.state.office = office
+    app.state.registry = registry
     read_connection = [Depends(security.requires_access_connection(method="GET"))]
-    edit_connection = [Depends(security.requires_access_connection(method="PUT")), Depends(_same_site)]
+    edit_connection = [Depends(security.requires_access_connection(method="PUT")), Depends(_require_same_site)]
     read_run = [Depends(security.requires_access_dag("GET", DagAccessEntity.RUN))]
     logged_in = [Depends(security.get_user)]
 
@@ -134,64 +137,74 @@ def _app(office: ConnectionRegistry) -> FastAPI:
         :param shown: uuids of those on the user's screen.
         :param have: version of the answer that the page has; the pools are sent when there is another.
         """
-        readable = [conn_id for conn_id in office.desks if _may(user, "GET", conn_id)]
+        readable = [conn_id for conn_id in registry.caches if _is_allowed(user, "GET", conn_id)]
         if not readable:
             raise HTTPException(
                 403, "This page needs the permission to read connections. A DAG run's own tab needs less."
             )
-        uuids = [uuid for uuid in shown.split(",", MOST_SHOWN)[:MOST_SHOWN] if is_uuid(uuid)]
+        uuids = [uuid for uuid in shown.split(",", MAX_SHOWN)[:MAX_SHOWN] if is_uuid(uuid)]
         for conn_id in readable:
-            office.shown(conn_id, uuids)
+            registry.shown(conn_id, uuids)
         looks = {}
         for conn_id in readable:
-            look = office.desks[conn_id].look()
+            look = registry.caches[conn_id].get()
             looks[conn_id] = replace(look, value=[without_runs(row) for row in look.value or ()])
-        return _answer(office, looks, {conn_id: _may(user, "PUT", conn_id) for conn_id in readable}, have)
+        return _list_response(
+            registry, looks, {conn_id: _is_allowed(user, "PUT", conn_id) for conn_id in readable}, have
+        )
 
     @app.get("/api/dags/{dag_id}/pools", dependencies=read_run)
     def pools_of_run(user: CurrentUser, dag_id: str, run_id: str, have: str = "") -> JSONResponse:
         """The pools of one DAG run: those it made, and shared ones that it uses, with its part of them."""
-        looks = {conn_id: desk.look() for conn_id, desk in office.desks.items()}
+        looks = {conn_id: cache.get() for conn_id, cache in registry.caches.items()}
         for conn_id, look in looks.items():
-            mine = [row for one in look.value or () if (row := of_run(one, (dag_id, run_id)))]
-            office.shown(conn_id, [row["uuid"] for row in mine])
+            mine = [row for one in look.value or () if (row := row_of_run(one, (dag_id, run_id)))]
+            registry.shown(conn_id, [row["uuid"] for row in mine])
             looks[conn_id] = replace(look, value=mine)
-        return _answer(office, looks, {conn_id: _may(user, "PUT", conn_id) for conn_id in looks}, have)
+        return _list_response(
+            registry, looks, {conn_id: _is_allowed(user, "PUT", conn_id) for conn_id in looks}, have
+        )
 
     @app.get("/api/connections/{connection_id}/pools/{uuid}", dependencies=read_connection)
     def pool(connection_id: str, uuid: str, user: CurrentUser) -> JSONResponse:
         """One pool in full."""
-        return _pool(office, connection_id, uuid, may_close=_may(user, "PUT", connection_id))
+        return _pool_response(
+            registry, connection_id, uuid, may_close=_is_allowed(user, "PUT", connection_id)
+        )
 
     @app.get("/api/dags/{dag_id}/connections/{connection_id}/pools/{uuid}", dependencies=read_run)
     def pool_of_run(
         dag_id: str, connection_id: str, uuid: str, run_id: str, user: CurrentUser
     ) -> JSONResponse:
         """One pool of a DAG run in full; of a shared pool only the run's own tasks."""
-        listed = office.desk(connection_id, uuid).look().value or ()
+        listed = registry.cache(connection_id, uuid).get().value or ()
         if not any(row["uuid"] == uuid and (dag_id, run_id) in row["runs"] for row in listed):
             raise HTTPException(404, f"No pool {uuid} belongs to this DAG run")
-        return _pool(
-            office, connection_id, uuid, may_close=_may(user, "PUT", connection_id), only=(dag_id, run_id)
+        return _pool_response(
+            registry,
+            connection_id,
+            uuid,
+            may_close=_is_allowed(user, "PUT", connection_id),
+            only=(dag_id, run_id),
         )
 
     @app.post("/api/connections/{connection_id}/pools/{uuid}/close", dependencies=edit_connection)
     def close(connection_id: str, uuid: str, user: CurrentUser) -> JSONResponse:
         """Close a pool. Written to Airflow's audit log before it is done."""
-        desk, asker = office.desk(connection_id, uuid), office.askers[connection_id]
+        cache, fetcher = registry.cache(connection_id, uuid), registry.fetchers[connection_id]
         try:
-            found = asker.pool_to_close(uuid)
+            found = fetcher.pool_to_close(uuid)
             if not is_open(found):
                 return JSONResponse({"closed": True, "message": f"The pool is {found.state} already"})
             _audit(user, connection_id, found)
-            asker.close_pool(uuid)
+            fetcher.close_pool(uuid)
         except QarnotNotFoundError as error:
             raise HTTPException(404, str(error)) from None
         except QarnotError as error:
             raise HTTPException(502, str(error)) from None
         finally:
-            desk.look(LIST, newer=True)
-            desk.look(uuid, newer=True)
+            cache.get(LIST, newer=True)
+            cache.get(uuid, newer=True)
         return JSONResponse({"closed": True, "message": "Qarnot closes the pool"})
 
     return app
@@ -202,26 +215,26 @@ def _file(name: str) -> bytes:
     return files("airflow_qarnot_pool.plugins").joinpath("static", name).read_bytes()
 
 
-def _may(user: Any, method: Any, conn_id: str) -> bool:
+def _is_allowed(user: Any, method: Any, conn_id: str) -> bool:
     details = ConnectionDetails(conn_id=conn_id, team_name=Connection.get_team_name(conn_id))
     return get_auth_manager().is_authorized_connection(method=method, details=details, user=user)
 
 
-def _answer(
-    office: ConnectionRegistry, looks: dict[str, CacheEntry], may_close: dict[str, bool], have: str
+def _list_response(
+    registry: ConnectionRegistry, looks: dict[str, CacheEntry], may_close: dict[str, bool], have: str
 ) -> JSONResponse:
     version = ",".join(look.version for look in looks.values())
     rows = [row for look in looks.values() for row in look.value or ()]
     return JSONResponse(
         {
             "now": time.time(),
-            "every": office.every,
+            "every": registry.every,
             "connections": [
                 {
                     "id": conn_id,
                     "age": look.age,
                     "error": look.error,
-                    "asking": look.asking,
+                    "refreshing": look.refreshing,
                     "may_close": may_close[conn_id],
                 }
                 for conn_id, look in looks.items()
@@ -232,15 +245,15 @@ def _answer(
     )
 
 
-def _pool(
-    office: ConnectionRegistry,
+def _pool_response(
+    registry: ConnectionRegistry,
     conn_id: str,
     uuid: str,
     *,
     may_close: bool,
     only: tuple[str, str] | None = None,
 ) -> JSONResponse:
-    look = office.desk(conn_id, uuid).look(uuid)
+    look = registry.cache(conn_id, uuid).get(uuid)
     found = look.value
     if found and only:
         # None: it was read before the run came, and is older than the list, so a newer one is on its way.
@@ -252,14 +265,14 @@ def _pool(
             "now": time.time(),
             "age": look.age if found else None,
             "error": look.error,
-            "asking": look.asking,
+            "refreshing": look.refreshing,
             "may_close": may_close,
             "pool": found,
         }
     )
 
 
-def _same_site(request: Request) -> None:
+def _require_same_site(request: Request) -> None:
     """Refuse what a page of another site has a browser send: the cookie alone is no proof of intent."""
     headers = request.headers
     origin = headers.get("origin")

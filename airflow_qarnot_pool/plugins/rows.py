@@ -27,13 +27,13 @@ from airflow_qarnot_pool.maintenance.reaper import FINISHED_RUN_STATES
 from airflow_qarnot_pool.ownership.identity import WARM_UP_ROLE, label
 
 #: A pool may be without work this long before the page says so (longer where ``keep_warm`` is).
-IDLE = timedelta(minutes=5)
+IDLE_AFTER = timedelta(minutes=5)
 #: A pool of fixed size that is not up after this long is worth a look.
-SLOW_BOOT = timedelta(minutes=15)
+SLOW_BOOT_AFTER = timedelta(minutes=15)
 #: A finished DAG run's teardown gets this long.
-TEARDOWN = timedelta(minutes=2)
+TEARDOWN_TIME = timedelta(minutes=2)
 #: A lost node is told of this long, also when another took its place.
-LOSS_SHOWN = timedelta(minutes=10)
+LOSS_SHOWN_FOR = timedelta(minutes=10)
 
 GROUPS = {
     TaskState.SUBMITTED: "queued",
@@ -98,7 +98,7 @@ class PageData:
     #: State by (dag_id, run_id); runs that Airflow does not know are missing.
     runs: Mapping[tuple[str, str], str] = field(default_factory=dict)
     figures: Mapping[str, PoolFigures] = field(default_factory=dict)
-    memories: Mapping[str, ObservedHistory] = field(default_factory=dict)
+    histories: Mapping[str, ObservedHistory] = field(default_factory=dict)
     console_url: str = ""
 
 
@@ -131,7 +131,7 @@ def group_of(state: str) -> str:
         return "running"
 
 
-def wanted_slots(pool: Pool) -> int:
+def target_slots(pool: Pool) -> int:
     """How many slots the pool should have now, as far as the server says."""
     if pool.target_running_instance_count is not None:
         return pool.target_running_instance_count
@@ -148,11 +148,11 @@ def keep_warm_of(pool: Pool) -> timedelta | None:
     return None
 
 
-def remember(memory: ObservedHistory | None, pool: Pool, now: datetime) -> ObservedHistory:
+def updated_history(observed: ObservedHistory | None, pool: Pool, now: datetime) -> ObservedHistory:
     """What is known of *pool* with this look at it."""
-    known = memory or ObservedHistory()
-    ready, wanted = pool.ready_slots, wanted_slots(pool)
-    gone = max(0, _lost(memory, pool))
+    known = observed or ObservedHistory()
+    ready, wanted = pool.ready_slots, target_slots(pool)
+    gone = max(0, _lost(observed, pool))
     since = pool.state_transition_time or now
     history = known.history
     if not history or (pool.state, since) != history[-1]:
@@ -169,20 +169,20 @@ def remember(memory: ObservedHistory | None, pool: Pool, now: datetime) -> Obser
     )
 
 
-def _lost(memory: ObservedHistory | None, pool: Pool) -> int:
+def _lost(observed: ObservedHistory | None, pool: Pool) -> int:
     """How many slots went since the last look that nobody gave back; pools that follow their load give them back."""
     if phase_of(pool) != "open" or keep_warm_of(pool) is not None:
         return 0
-    ready, wanted = pool.ready_slots, wanted_slots(pool)
+    ready, wanted = pool.ready_slots, target_slots(pool)
     full, partly = PoolState.FULLY_EXECUTING, PoolState.PARTIALLY_EXECUTING
-    if memory is None:
+    if observed is None:
         return wanted - ready if (pool.previous_state, pool.state) == (full, partly) else 0
-    if wanted < memory.wanted:
+    if wanted < observed.wanted:
         return 0
-    if ready < memory.ready:
-        return memory.ready - ready
+    if ready < observed.ready:
+        return observed.ready - ready
     # As many as before, but not all the time: another node took the place of a lost one meanwhile.
-    state, since = memory.history[-1] if memory.history else (None, None)
+    state, since = observed.history[-1] if observed.history else (None, None)
     dipped = (
         (state, pool.state, pool.previous_state) == (full, full, partly)
         and since is not None
@@ -192,22 +192,22 @@ def _lost(memory: ObservedHistory | None, pool: Pool) -> int:
     return 1 if dipped else 0
 
 
-def rows(scene: PageData) -> list[dict[str, Any]]:
+def build_rows(page: PageData) -> list[dict[str, Any]]:
     """One row for each pool, the open ones first, then the youngest first."""
-    made = [_row(scene, pool) for pool in scene.pools]
+    made = [_row(page, pool) for pool in page.pools]
     made.sort(key=lambda row: row["created"] or "", reverse=True)
     made.sort(key=lambda row: row["phase"] in ("closed", "failed"))
     return made
 
 
-def _row(scene: PageData, pool: Pool) -> dict[str, Any]:
-    notes = (scene.tasks or {}).get(pool.uuid, ())
-    owner = owner_of(pool, scene.runs)
-    memory = scene.memories.get(pool.uuid) or ObservedHistory()
+def _row(page: PageData, pool: Pool) -> dict[str, Any]:
+    notes = (page.tasks or {}).get(pool.uuid, ())
+    owner = owner_of(pool, page.runs)
+    observed = page.histories.get(pool.uuid) or ObservedHistory()
     phase = phase_of(pool)
     return {
         "uuid": pool.uuid,
-        "connection": scene.connection,
+        "connection": page.connection,
         "name": pool.name or pool.shortname or pool.uuid,
         "shortname": pool.shortname,
         "state": pool.state or "unknown",
@@ -215,18 +215,18 @@ def _row(scene: PageData, pool: Pool) -> dict[str, Any]:
         "created": _iso(pool.creation_date),
         "ended": _iso(pool.end_date or (pool.state_transition_time if not is_open(pool) else None)),
         "ready": pool.ready_slots if is_open(pool) else 0,
-        "wanted": wanted_slots(pool) if phase in ("booting", "open") else 0,
-        "tasks": None if scene.tasks is None else counts(notes),
+        "wanted": target_slots(pool) if phase in ("booting", "open") else 0,
+        "tasks": None if page.tasks is None else count_tasks(notes),
         "owner": owner,
-        "runs": _parts(pool, scene, notes),
-        "figures": figures_of(scene.figures.get(pool.uuid)),
-        "warnings": warnings_of(pool, None if scene.tasks is None else notes, owner, memory, scene.now),
-        "console": f"{scene.console_url}/pools/{quote(pool.uuid)}" if scene.console_url else None,
+        "runs": _parts(pool, page, notes),
+        "figures": figures_of(page.figures.get(pool.uuid)),
+        "warnings": warnings_of(pool, None if page.tasks is None else notes, owner, observed, page.now),
+        "console": f"{page.console_url}/pools/{quote(pool.uuid)}" if page.console_url else None,
         "closable": phase in ("booting", "open", "unknown"),
     }
 
 
-def counts(notes: Iterable[TaskRow]) -> dict[str, int]:
+def count_tasks(notes: Iterable[TaskRow]) -> dict[str, int]:
     """How many Qarnot tasks are in each group."""
     tally = Counter(note.group for note in notes)
     return {name: tally.get(name, 0) for name in ("queued", "running", "succeeded", "failed", "cancelled")}
@@ -239,18 +239,18 @@ def runs_of(pool: Pool, notes: Iterable[TaskRow]) -> set[tuple[str, str]]:
     return {(dag_id, run_id) for dag_id, run_id in named if dag_id and run_id}
 
 
-def _parts(pool: Pool, scene: PageData, notes: Sequence[TaskRow]) -> dict[tuple[str, str], dict[str, Any]]:
+def _parts(pool: Pool, page: PageData, notes: Sequence[TaskRow]) -> dict[tuple[str, str], dict[str, Any]]:
     """Of each DAG run that has to do with a pool: its Qarnot tasks, and its part of the figures."""
     by_run: dict[tuple[str | None, str | None], list[TaskRow]] = {}
     for note in notes:
         by_run.setdefault((note.dag_id, note.run_id), []).append(note)
-    figures = scene.figures.get(pool.uuid)
+    figures = page.figures.get(pool.uuid)
     shares = (figures and figures.shares) or {}
     # Whoever runs nothing on it pays nothing of it, once somebody does.
     nothing = 0.0 if shares else None
     return {
         run: {
-            "tasks": None if scene.tasks is None else counts(by_run.get(run, ())),
+            "tasks": None if page.tasks is None else count_tasks(by_run.get(run, ())),
             "figures": figures_of(figures, shares.get(run, None if run in by_run else nothing)),
         }
         for run in runs_of(pool, notes)
@@ -305,7 +305,7 @@ def shares_of(pool: Pool, tasks: Iterable[Task]) -> dict[tuple[str, str], float]
     }
 
 
-def of_run(row: Mapping[str, Any], run: tuple[str, str]) -> dict[str, Any] | None:
+def row_of_run(row: Mapping[str, Any], run: tuple[str, str]) -> dict[str, Any] | None:
     """A row as the tab of a DAG run shows it; None where the run has nothing to do with the pool.
 
     ``mine`` is the run's part of a pool that other runs use, or may use, too: ``{tasks, figures}``, each None where
@@ -330,7 +330,7 @@ def warnings_of(
     pool: Pool,
     notes: Sequence[TaskRow] | None,
     owner: Mapping[str, Any],
-    memory: ObservedHistory,
+    observed: ObservedHistory,
     now: datetime,
 ) -> list[dict[str, str]]:
     """What somebody should look at: ``[{kind, text}]``, the most urgent first."""
@@ -342,23 +342,23 @@ def warnings_of(
         found.append(("errors", f"Qarnot says: {pool.error_text}"))
     if phase in ("booting", "open"):
         found += _owner_warnings(pool, owner, now)
-        if memory.lost and memory.lost_at and now - memory.lost_at < LOSS_SHOWN:
-            slots = "1 slot was" if memory.lost == 1 else f"{memory.lost} slots were"
-            found.append(("nodes", f"{slots} lost; {memory.ready} of {memory.wanted} run"))
+        if observed.lost and observed.lost_at and now - observed.lost_at < LOSS_SHOWN_FOR:
+            slots = "1 slot was" if observed.lost == 1 else f"{observed.lost} slots were"
+            found.append(("nodes", f"{slots} lost; {observed.ready} of {observed.wanted} run"))
     idle = timedelta() if notes is None else _idle(pool, notes, now)
-    if phase == "open" and idle > max(IDLE, keep_warm_of(pool) or IDLE):
+    if phase == "open" and idle > max(IDLE_AFTER, keep_warm_of(pool) or IDLE_AFTER):
         slots = "1 slot" if pool.ready_slots == 1 else f"{pool.ready_slots} slots"
-        found.append(("idle", f"No work for {spoken(idle)}, and {slots} billed"))
+        found.append(("idle", f"No work for {format_duration(idle)}, and {slots} billed"))
     if phase == "booting" and keep_warm_of(pool) is None and pool.creation_date:
         age = now - pool.creation_date
-        if age > SLOW_BOOT and pool.state in POOL_TRANSIENT:
-            found.append(("boot", f"Still no node after {spoken(age)}"))
+        if age > SLOW_BOOT_AFTER and pool.state in POOL_TRANSIENT:
+            found.append(("boot", f"Still no node after {format_duration(age)}"))
     return [{"kind": kind, "text": text} for kind, text in found]
 
 
 def _owner_warnings(pool: Pool, owner: Mapping[str, Any], now: datetime) -> Iterable[tuple[str, str]]:
     since = now - (pool.creation_date or now)
-    if owner["kind"] == "run" and since > TEARDOWN:
+    if owner["kind"] == "run" and since > TEARDOWN_TIME:
         if owner["run_state"] in FINISHED_RUN_STATES:
             yield "owner", f"Its DAG run is over ({owner['run_state']})"
         elif owner["run_state"] is None:
@@ -377,8 +377,8 @@ def _idle(pool: Pool, notes: Sequence[TaskRow], now: datetime) -> timedelta:
     return now - max((one for one in known if one is not None), default=now)
 
 
-def detail(
-    row: Mapping[str, Any], pool: Pool, tasks: Sequence[Task], memory: ObservedHistory, most: int
+def build_detail(
+    row: Mapping[str, Any], pool: Pool, tasks: Sequence[Task], observed: ObservedHistory, most: int
 ) -> dict[str, Any]:
     """One pool in full: its row, timeline, nodes, errors and tasks (the youngest *most* of them).
 
@@ -388,8 +388,8 @@ def detail(
     status = pool.status
     return {
         "row": dict(row),
-        "timeline": timeline(pool, memory),
-        "use": use_of(pool, tasks),
+        "timeline": timeline(pool, observed),
+        "use": node_use_of(pool, tasks),
         "nodes": [
             {
                 "id": node.instance_id,
@@ -415,11 +415,11 @@ def detail(
 
 
 def detail_of_run(found: Mapping[str, Any], run: tuple[str, str]) -> dict[str, Any] | None:
-    """A :func:`detail` as the tab of a DAG run shows it: nothing of the Qarnot tasks of other runs.
+    """A :func:`build_detail` as the tab of a DAG run shows it: nothing of the Qarnot tasks of other runs.
 
     None where the run has nothing to do with the pool, or had not when the detail was read.
     """
-    row = of_run(found["row"], run)
+    row = row_of_run(found["row"], run)
     if row is None:
         return None
     # On its own pool are Qarnot tasks of no DAG, too. One of another run may be there that the row does not know yet.
@@ -445,7 +445,7 @@ def _errors(task: Task) -> list[str]:
     return by_instance[:5] or [str(error) for error in task.errors[:5]]
 
 
-def use_of(pool: Pool, tasks: Sequence[Task]) -> dict[str, float | None]:
+def node_use_of(pool: Pool, tasks: Sequence[Task]) -> dict[str, float | None]:
     """Node-seconds paid, and those of them in which nothing ran; None where Qarnot does not say."""
     cost = pool_cost(pool, tasks, None, None).cost
     return {"node_seconds": cost.node_seconds, "idle_node_seconds": cost.idle_node_seconds}
@@ -473,11 +473,11 @@ def _task(task: Task) -> dict[str, Any]:
     }
 
 
-def timeline(pool: Pool, memory: ObservedHistory) -> list[dict[str, Any]]:
+def timeline(pool: Pool, observed: ObservedHistory) -> list[dict[str, Any]]:
     """The states of a pool with their times, oldest first: what the API tells, and what earlier looks saw."""
     told = [
         ("Submitted", pool.creation_date),
-        *memory.history,
+        *observed.history,
         (pool.previous_state, pool.previous_state_transition_time),
         (pool.state, pool.state_transition_time),
     ]
@@ -509,7 +509,7 @@ def task_link(
     return f"{run}/tasks/{quote(task_id, safe='')}{mapped}"
 
 
-def spoken(span: timedelta) -> str:
+def format_duration(span: timedelta) -> str:
     """A duration in the two largest units that it has: ``3 h 5 min``."""
     seconds = int(span.total_seconds())
     if seconds < 60:

@@ -57,7 +57,7 @@ class QarnotSensor(ParametersMixin, BaseSensorOperator):
 
     :param target_states: any of these ends the wait.
     :param qarnot_conn_id: connection of type ``qarnot``.
-    :param passed: a state that must have been passed between two looks counts as reached.
+    :param accept_passed: a state that must have been passed between two looks counts as reached.
     :param deferrable: wait in the triggerer, where all waits of a connection share one poll; default:
         ``[operators] default_deferrable`` of Airflow if it is set, else True. Otherwise ``mode`` and
         ``poke_interval`` apply.
@@ -78,7 +78,7 @@ class QarnotSensor(ParametersMixin, BaseSensorOperator):
         self,
         *,
         target_states: str | Iterable[str] | None,
-        passed: bool = True,
+        accept_passed: bool = True,
         qarnot_conn_id: str = QarnotHook.default_conn_name,
         deferrable: bool | None = None,
         poll_interval: Duration = None,
@@ -86,12 +86,12 @@ class QarnotSensor(ParametersMixin, BaseSensorOperator):
         **kwargs: Any,
     ) -> None:
         check_wait(poll_interval, wait_timeout=wait_timeout)
-        check_flags(passed=passed)
+        check_flags(accept_passed=accept_passed)
         if wait_timeout is not None and not is_templated(wait_timeout):
             kwargs["timeout"] = as_duration("wait_timeout", wait_timeout)
         super().__init__(**kwargs)
         self.target_states = target_states
-        self.passed = passed
+        self.accept_passed = accept_passed
         check_conn_id(qarnot_conn_id)
         self.qarnot_conn_id = qarnot_conn_id
         self.deferrable = default_deferrable() if deferrable is None else deferrable
@@ -104,7 +104,7 @@ class QarnotSensor(ParametersMixin, BaseSensorOperator):
     def _condition(self) -> Condition:
         targets = self.target_states
         names = (targets,) if isinstance(targets, str) else tuple(targets or ())
-        return Condition(kind=self.kind, targets=names, passed=self.passed)
+        return Condition(kind=self.kind, targets=names, passed=self.accept_passed)
 
     def _check_condition(self) -> None:
         """Refuse unknown states when the DAG is parsed, where they are not templated."""

@@ -54,7 +54,7 @@ class QarnotPoolSensor(QarnotSensor):
     def _condition(self) -> Condition:
         if self.ready_slots is None:
             if self.target_states is None:
-                return Condition(kind="pool", targets=("FullyExecuting",), passed=self.passed)
+                return Condition(kind="pool", targets=("FullyExecuting",), passed=self.accept_passed)
             return super()._condition()
         from airflow_qarnot_pool.api.fields import Refusal, whole
 

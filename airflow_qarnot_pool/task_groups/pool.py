@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 SETUP = "open_pool"
 TEARDOWN = "close_pool"
 #: Names under which Airflow's TaskGroup takes what is not about the pool.
-_OF_THE_GROUP = frozenset(
+_GROUP_PARAMETERS = frozenset(
     {
         "prefix_group_id",
         "parent_group",
@@ -95,7 +95,7 @@ class QarnotPoolGroup(TaskGroup):
         default_args: dict[str, Any] | None = None,
         **arguments: Any,
     ) -> None:
-        of_the_group = {name: arguments.pop(name) for name in _OF_THE_GROUP & arguments.keys()}
+        of_the_group = {name: arguments.pop(name) for name in _GROUP_PARAMETERS & arguments.keys()}
         for name in ("task_id", "task_group", "wait_for_completion"):
             if name in arguments:
                 raise QarnotInvalidSpecError(
@@ -107,7 +107,14 @@ class QarnotPoolGroup(TaskGroup):
             QarnotCreatePoolOperator,
             arguments,
             author="QarnotPoolGroup",
-            others={*_OF_THE_GROUP, "shared", "keep_warm", "setup_retries", "report_cost", "default_args"},
+            others={
+                *_GROUP_PARAMETERS,
+                "shared",
+                "keep_warm",
+                "setup_retries",
+                "report_cost",
+                "default_args",
+            },
         )
         if type(setup_retries) is not int or setup_retries < 0:
             raise QarnotInvalidSpecError(

@@ -48,7 +48,7 @@ _cleanups: set[asyncio.Task[None]] = set()
 _conditions: weakref.WeakValueDictionary[Condition, Condition] = weakref.WeakValueDictionary()
 
 #: Seconds that the first look may take, whatever the deadline says.
-FIRST_LOOK = 10.0
+MIN_FIRST_TIMEOUT = 10.0
 
 
 class QarnotTrigger(BaseTrigger):
@@ -88,14 +88,16 @@ class QarnotTrigger(BaseTrigger):
         super().__init__()
         self.qarnot_conn_id = qarnot_conn_id
         self.uuid = uuid
-        self.condition = _once(condition)
+        self.condition = _shared_json(condition)
         self.poll_interval = poll_interval
         self.deadline = deadline
-        self.identity = None if identity is None else TaskInstanceIdentity.from_kwargs(_shared(identity))
+        self.identity = (
+            None if identity is None else TaskInstanceIdentity.from_kwargs(_with_interned(identity))
+        )
         self.cancel_on_kill = cancel_on_kill
-        self.resume_state = _shared(resume_state or {})
-        self.cost_limit = _once(cost_limit)
-        self.pools: list[str] = _once(list(pools))
+        self.resume_state = _with_interned(resume_state or {})
+        self.cost_limit = _shared_json(cost_limit)
+        self.pools: list[str] = _shared_json(list(pools))
         self.version = version
         self._fired = False
 
@@ -134,12 +136,14 @@ class QarnotTrigger(BaseTrigger):
     async def _wait_within(self, cost_limit: dict[str, Any]) -> WaitResult:
         """Wait until it is done or has cost too much, whatever comes first."""
         from airflow_qarnot_pool.costs.limits import CostLimit
-        from airflow_qarnot_pool.triggers.cost_poller import over_limit
+        from airflow_qarnot_pool.triggers.cost_poller import wait_until_over_limit
 
         watched = CostLimit.from_kwargs(cost_limit)
         warn = partial(self.log.warning, "%s")
         wait = asyncio.ensure_future(self._wait())
-        over = asyncio.ensure_future(over_limit(self.qarnot_conn_id, watched, self.poll_interval, warn))
+        over = asyncio.ensure_future(
+            wait_until_over_limit(self.qarnot_conn_id, watched, self.poll_interval, warn)
+        )
         try:
             await asyncio.wait((wait, over), return_when=asyncio.FIRST_COMPLETED)
             if not over.done() or over.exception():
@@ -173,15 +177,15 @@ class QarnotTrigger(BaseTrigger):
                 self.uuid,
                 interval=self.poll_interval,
                 every_round=condition.ready_slots is not None,
-            ) as waiter:
-                with PoolEnds(self.qarnot_conn_id, self.pools, waiter, self.poll_interval):
+            ) as subscriber:
+                with PoolEnds(self.qarnot_conn_id, self.pools, subscriber, self.poll_interval):
                     while True:
                         left = self._seconds_left()
                         if left is not None and not history:
                             # A triggerer may come after the deadline: what is done by then is done.
-                            left = max(left, FIRST_LOOK)
+                            left = max(left, MIN_FIRST_TIMEOUT)
                         try:
-                            look = await waiter.next(left)
+                            look = await subscriber.next(left)
                         except QarnotPoolEndedError as error:
                             if not history or not is_queued(history[-1]):
                                 continue
@@ -189,7 +193,7 @@ class QarnotTrigger(BaseTrigger):
                                 stranded_result(self.uuid, history[-1], error.message),
                                 resume_state=dict(resume_state),
                             )
-                        self._looked(look.state)
+                        self._on_poll(look.state)
                         if changed := history[-1:] != (look.state,):
                             self.log.info("%s %s is %s", CAPITALIZED_NOUNS[self.kind], self.uuid, look.state)
                         outcome = result_if_met(condition, look, history)
@@ -202,7 +206,7 @@ class QarnotTrigger(BaseTrigger):
                                 resume_state=dict(resume_state),
                             )
                         if changed:
-                            history = _then(history, look.state)
+                            history = _appended(history, look.state)
                         del look  # thousands may wait here for hours: only the state is needed any more
         except TimeoutError:
             ending, message = EndReason.TIMEOUT, timeout_message(self.kind, self.uuid, history, condition)
@@ -218,7 +222,7 @@ class QarnotTrigger(BaseTrigger):
             resume_state=dict(resume_state),
         )
 
-    def _looked(self, state: str) -> None:
+    def _on_poll(self, state: str) -> None:
         """Called with what each look shows."""
 
     def _seconds_left(self) -> float | None:
@@ -257,7 +261,7 @@ class QarnotTrigger(BaseTrigger):
     async def _end_if_abandoned(self, identity: TaskInstanceIdentity) -> None:
         """Look whether anybody still wants the object, and end it where nobody does."""
 
-    async def _ask(self, request: Callable[[QarnotClient], Any]) -> Any:
+    async def _request(self, request: Callable[[QarnotClient], Any]) -> Any:
         """One request of our own: the poller may be gone already."""
         from airflow.sdk import BaseHook
 
@@ -267,33 +271,33 @@ class QarnotTrigger(BaseTrigger):
         return await asyncio.to_thread(lambda: request(settings.client(retries=3, deadline=30.0)))
 
 
-def _shared(value: Any) -> Any:
+def _with_interned(value: Any) -> Any:
     """*value*, JSON, with each word kept once in this process: the kwargs of thousands of triggers are much alike."""
     if type(value) is str:
-        return _word(value)
+        return _interned(value)
     if isinstance(value, dict):
-        return {_shared(key): _shared(one) for key, one in value.items()}
-    return [_shared(one) for one in value] if isinstance(value, list) else value
+        return {_with_interned(key): _with_interned(one) for key, one in value.items()}
+    return [_with_interned(one) for one in value] if isinstance(value, list) else value
 
 
 @lru_cache(maxsize=1024)
-def _word(text: str) -> str:
+def _interned(text: str) -> str:
     """Not ``sys.intern``: on some releases of Python 3.12 what that is given is never freed."""
     return text
 
 
-def _once(value: Any) -> Any:
+def _shared_json(value: Any) -> Any:
     """*value*, JSON, or one that is equal: thousands of triggers have the same. Not to be changed."""
-    return _read(json.dumps(value))
+    return _parsed(json.dumps(value))
 
 
 @lru_cache(maxsize=256)
-def _read(text: str) -> Any:
+def _parsed(text: str) -> Any:
     return json.loads(text)
 
 
 @lru_cache(maxsize=1024)
-def _then(history: tuple[str, ...], state: str) -> tuple[str, ...]:
+def _appended(history: tuple[str, ...], state: str) -> tuple[str, ...]:
     """What thousands have seen so far is much alike, too."""
     return (*history, state)
 

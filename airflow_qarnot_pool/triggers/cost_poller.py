@@ -1,9 +1,9 @@
-"""One watch for all waiters over what their pool, and their DAG run, may cost.
+"""One watch for all subscribers over what their pool, and their DAG run, may cost.
 
 A round asks once for each watched pool, however many triggers wait on it (and for a run's limit once for each of the
 run's pools). What reaches its limit is closed here and now: Airflow's workers may all be busy.
 
-A pool costs while nothing waits on it, too. So its watch goes on when its last waiter has left, until it closes.
+A pool costs while nothing waits on it, too. So its watch goes on when its last subscriber has left, until it closes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from airflow_qarnot_pool.costs.limits import (
 )
 from airflow_qarnot_pool.costs.spending import close_pools, spending_of
 from airflow_qarnot_pool.triggers.poller import (
-    CREDENTIAL_ROUNDS,
+    MAX_CREDENTIAL_ROUNDS,
     POLLERS,
     Poller,
     Subscriber,
@@ -40,95 +40,100 @@ log = logging.getLogger(__name__)
 
 
 class CostPoller(Poller):
-    """The shared watch of one connection. Its topics are :class:`CostLimit` objects as JSON."""
+    """The shared watch of one connection. Its subscriptions are :class:`CostLimit` objects as JSON."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._settled: dict[str, float] = {}
-        self._told_unknown = False
+        self._reported_unknown = False
         self._levels: dict[str, LimitLevel] = {}
         #: Watches that nobody waits for any more, and the interval that the last who did had asked for.
-        self._left: dict[str, float] = {}
+        self._orphans: dict[str, float] = {}
 
-    def add(self, waiter: Subscriber) -> None:
-        super().add(waiter)
-        self._left.pop(waiter.key, None)
+    def add(self, subscriber: Subscriber) -> None:
+        super().add(subscriber)
+        self._orphans.pop(subscriber.key, None)
 
-    def remove(self, waiter: Subscriber) -> None:
-        topic = self.topics[waiter.key]
-        super().remove(waiter)
-        if waiter.key not in self.topics and json.loads(waiter.key)["kind"] == "pool":
+    def remove(self, subscriber: Subscriber) -> None:
+        subscription = self.subscriptions[subscriber.key]
+        super().remove(subscriber)
+        if subscriber.key not in self.subscriptions and json.loads(subscriber.key)["kind"] == "pool":
             # Whether there is anything to watch the next round tells. One that was over its limit is closed again
             # there, should that have failed.
-            self.topics[waiter.key], self._left[waiter.key] = topic, waiter.interval
+            self.subscriptions[subscriber.key], self._orphans[subscriber.key] = (
+                subscription,
+                subscriber.interval,
+            )
 
     def _interval(self) -> float:
-        return min([*self._intervals, *self._left.values()], default=1.0)
+        return min([*self._intervals, *self._orphans.values()], default=1.0)
 
     def _pause_after(self, error: Exception) -> float:
         pause = super()._pause_after(error)
-        if self._refused >= CREDENTIAL_ROUNDS:
+        if self._refused >= MAX_CREDENTIAL_ROUNDS:
             # There is nobody whom that could fail.
-            for key in list(self._left):
+            for key in list(self._orphans):
                 self._forget(key)
         return pause
 
-    async def _still_open(self, topic: Subscription, watched: CostLimit) -> bool:
+    async def _still_open(self, subscription: Subscription, watched: CostLimit) -> bool:
         """Whether to watch on what nobody waits for; forgets it otherwise."""
         assert self._client is not None
-        others = [CostLimit.from_kwargs(json.loads(key)) for key in self.topics if key != topic.key]
+        others = [
+            CostLimit.from_kwargs(json.loads(key)) for key in self.subscriptions if key != subscription.key
+        ]
         try:
-            pool = await self._ask(partial(self._client.pools.get, watched.uuid))
+            pool = await self._request(partial(self._client.pools.get, watched.uuid))
         except QarnotNotFoundError:
             pool = None
-        if topic.waiters or (pool is not None and may_still_cost(watched, pool, others)):
+        if subscription.subscribers or (pool is not None and may_still_cost(watched, pool, others)):
             return True
-        self._forget(topic.key)
+        self._forget(subscription.key)
         return False
 
     def _forget(self, key: str) -> None:
-        self.topics.pop(key, None)
-        self._left.pop(key, None)
+        self.subscriptions.pop(key, None)
+        self._orphans.pop(key, None)
         self._levels.pop(key, None)
         self.stop_if_idle()
 
     async def _round(self) -> None:
         self.rounds += 1
-        await self._look(list(self.topics.values()))
+        await self._poll(list(self.subscriptions.values()))
 
-    async def _look(self, topics: list[Subscription]) -> None:
-        for topic in topics:
-            with self._sparing_others():
-                await self._judge(topic)
+    async def _poll(self, subscriptions: list[Subscription]) -> None:
+        for subscription in subscriptions:
+            with self._deferring_errors():
+                await self._check_limit(subscription)
 
-    async def _judge(self, topic: Subscription) -> None:
+    async def _check_limit(self, subscription: Subscription) -> None:
         """See what is spent, tell who waits, and end what is over its limit."""
-        watched = CostLimit.from_kwargs(json.loads(topic.key))
+        watched = CostLimit.from_kwargs(json.loads(subscription.key))
         assert self._client is not None
-        if topic.key in self._left and not await self._still_open(topic, watched):
+        if subscription.key in self._orphans and not await self._still_open(subscription, watched):
             return
         try:
-            spent = await self._ask(partial(spending_of, self._client, watched, self._settled))
+            spent = await self._request(partial(spending_of, self._client, watched, self._settled))
         except (QarnotRefusedError, QarnotProtocolError) as error:
-            if not self._told_unknown:
+            if not self._reported_unknown:
                 log.error(
                     "What %s %s costs cannot be found out, so its limit is not watched: %s",
                     watched.kind,
                     watched.uuid,
                     error,
                 )
-            self._told_unknown = True
+            self._reported_unknown = True
             return
         verdict = check_limits(watched, spent)
         if verdict.level > LimitLevel.FINE:
-            # The waiters first: a Qarnot task that ends with its pool must not look cancelled by a stranger.
-            for waiter in topic.waiters:
-                waiter.tell(verdict)  # type: ignore[arg-type]
-        if verdict.level > self._levels.get(topic.key, LimitLevel.FINE):
+            # The subscribers first: a Qarnot task that ends with its pool must not look cancelled by a stranger.
+            for subscriber in subscription.subscribers:
+                subscriber.deliver(verdict)  # type: ignore[arg-type]
+        if verdict.level > self._levels.get(subscription.key, LimitLevel.FINE):
             name = "exceeded" if verdict.level is LimitLevel.OVER else "warnings"
             metrics.incr(f"budget.{name}", kind=watched.kind, dag_id=watched.dag_id)
-        self._levels[topic.key] = verdict.level
-        topic.looked_up()
+        self._levels[subscription.key] = verdict.level
+        subscription.mark_polled()
         if verdict.level is LimitLevel.OVER:
             log.error("%s", verdict.message)
             # Shielded, as those who were told leave now, and the event loop may end with the last of them.
@@ -141,15 +146,15 @@ class CostPoller(Poller):
 POLLERS["cost"] = CostPoller
 
 
-async def over_limit(
+async def wait_until_over_limit(
     conn_id: str, watched: CostLimit, interval: float, warn: Callable[[str], None]
 ) -> LimitCheck:
     """Return when a limit is reached, and what reached it was told to end; *warn* is called once before."""
     key = json.dumps(watched.to_kwargs(), sort_keys=True)
     warned = False
-    async with subscribe(conn_id, "cost", key, interval=interval) as waiter:
+    async with subscribe(conn_id, "cost", key, interval=interval) as subscriber:
         while True:
-            verdict: LimitCheck = await waiter.next(None)  # type: ignore[assignment]
+            verdict: LimitCheck = await subscriber.next(None)  # type: ignore[assignment]
             if verdict.level is LimitLevel.OVER:
                 return verdict
             if not warned:

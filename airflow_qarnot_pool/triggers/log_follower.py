@@ -15,12 +15,12 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_qarnot_pool.api.errors import QarnotError, QarnotNotFoundError, shortened
-from airflow_qarnot_pool.logs.channel import drained
+from airflow_qarnot_pool.logs.channel import wait_until_flushed
 from airflow_qarnot_pool.logs.checkpoint import (
     Offset,
     WriterLease,
-    on_their_way,
-    stamped,
+    rewrite_notice,
+    with_timestamps,
 )
 from airflow_qarnot_pool.logs.cursor import STREAMS, LogCursor
 from airflow_qarnot_pool.logs.writer import write
@@ -32,16 +32,16 @@ if TYPE_CHECKING:
     from airflow_qarnot_pool.api.client import QarnotClient
 
 #: Outputs fetched at the same time by all triggers of a process; each is in memory while it is read.
-AT_A_TIME = 4
+MAX_READERS = 4
 #: Instances up to which an output is followed: what is known of each goes into an XCom.
-MOST_INSTANCES = 100
+MAX_INSTANCES = 100
 #: To read a large output takes long; then it is read less often.
-REST = 10
+READ_TIME_FACTOR = 10
 #: Lines written at once; then the other triggers have their turn.
-LINES_AT_ONCE = 200
+LINE_BATCH = 200
 #: Seconds that the end of a wait gives to lines on their way; whoever resumes writes what then is in doubt.
-LAST_WORDS = 5.0
-NOT_NOTED = (
+FLUSH_TIMEOUT = 5.0
+CHECKPOINT_FAILED = (
     "How far the output is written could not be noted with Airflow (%s), so no more of it is written until it can, "
     "or the Qarnot task is done"
 )
@@ -52,11 +52,11 @@ T = TypeVar("T")
 
 @cache
 def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(AT_A_TIME, thread_name_prefix="qarnot-output")
+    return ThreadPoolExecutor(MAX_READERS, thread_name_prefix="qarnot-output")
 
 
 @cache
-def _process(pid: int) -> str:
+def _process_name(pid: int) -> str:
     """A name of this process: its triggers that write to one log can be told by it."""
     return secrets.token_hex(4)
 
@@ -99,10 +99,10 @@ class LogFollower:
         identity: TaskInstanceIdentity | None,
         log: Any,
     ) -> None:
-        self.position = Offset(transcript=LogCursor.from_json(live))
+        self.position = Offset(cursor=LogCursor.from_json(live))
         self._secrets_of = live.get("secrets_of")
         self._conn_id, self._interval, self._identity, self._log = conn_id, interval, identity, log
-        self._triggerer = _process(os.getpid())
+        self._triggerer = _process_name(os.getpid())
         self._me = f"{self._triggerer}.{next(_numbers)}"
         self._client: QarnotClient | None = None
         self._runs = asyncio.Event()
@@ -125,7 +125,7 @@ class LogFollower:
         try:
             await self._begin()  # while there is nothing to write yet, as Airflow may take its time
         except _CheckpointNotStored as error:
-            self._tell(error, NOT_NOTED)
+            self._tell(error, CHECKPOINT_FAILED)
         await self._runs.wait()
         while True:
             begun, reading = clock(), 0.0
@@ -137,14 +137,14 @@ class LogFollower:
             except _LeaseLost:
                 return
             except _CheckpointNotStored as error:
-                self._tell(error, NOT_NOTED)
+                self._tell(error, CHECKPOINT_FAILED)
             except Exception as error:
                 self._client = None  # the token may be another one now
                 self._tell(error, "The output could not be fetched, and is tried again: %s")
-            if len({instance for _, instance in self.position.transcript.places}) > MOST_INSTANCES:
+            if len({instance for _, instance in self.position.cursor.places}) > MAX_INSTANCES:
                 self._log.info(
                     "More than %d instances write: the rest of the output comes when all are done",
-                    MOST_INSTANCES,
+                    MAX_INSTANCES,
                 )
                 return
             pause = pause_after(self._interval, clock() - begun, reading)
@@ -153,7 +153,7 @@ class LogFollower:
     async def stop(self, following: asyncio.Task[None]) -> None:
         """End :meth:`follow`; not while lines are on their way, as far as that does not take long."""
         try:
-            async with asyncio.timeout(LAST_WORDS), self._writing:
+            async with asyncio.timeout(FLUSH_TIMEOUT), self._writing:
                 pass
         except TimeoutError:
             pass  # noted as in doubt
@@ -174,7 +174,7 @@ class LogFollower:
             return
         claim = WriterLease.from_json(await self._read_note(OUTPUT_KEY))
         others = [one for one in claim.followers if one != self._me]
-        await self._store_note(OUTPUT_KEY, claim.taken_by(self._me).to_json())
+        await self._store_note(OUTPUT_KEY, claim.acquired_by(self._me).to_json())
         position = claim.earlier
         for one in reversed(others):
             note = await self._read_note(position_key(one))
@@ -192,11 +192,11 @@ class LogFollower:
                     "Airflow begins the log of a triggerer anew when a wait comes back to it",
                     before.written,
                 )
-        if position is not None and position.transcript.uuid == self.position.transcript.uuid:
-            self.position = Offset(transcript=position.transcript, batches=position.batches)
+        if position is not None and position.cursor.uuid == self.position.cursor.uuid:
+            self.position = Offset(cursor=position.cursor, batches=position.batches)
             self._log.info("The output goes on here after what another triggerer has written of it")
             if position.doubtful:
-                self._log.warning("%s", on_their_way(position.doubtful))
+                self._log.warning("%s", rewrite_notice(position.doubtful))
         self._begun = True
 
     async def _look(self) -> float:
@@ -206,24 +206,24 @@ class LogFollower:
             self._client = await self._connect()
         at, begun = self.position, clock()
         after, lines = await asyncio.get_running_loop().run_in_executor(
-            _threads(), _read, self._client, at.transcript
+            _threads(), _read, self._client, at.cursor
         )
         reading = clock() - begun
         self._told.clear()
         if not lines:
-            self.position = replace(at, transcript=after)
+            self.position = replace(at, cursor=after)
             return reading
         async with self._writing:
-            said, batches = stamped(lines, at.batches, self._last, time.time())
+            said, batches = with_timestamps(lines, at.batches, self._last, time.time())
             await self._note(replace(at, batches=batches))
             await self._holds()
             for number, one in enumerate(said):
-                if number and number % LINES_AT_ONCE == 0:
+                if number and number % LINE_BATCH == 0:
                     await asyncio.sleep(0)
                 write(self._log, one)
             self._last = time.time()
-            await drained(self._log)
-            self.position = Offset(transcript=after, written=at.written + len(lines))
+            await wait_until_flushed(self._log)
+            self.position = Offset(cursor=after, written=at.written + len(lines))
             # Airflow's parent process answers this after it has done with all that it had read before.
             await self._note(self.position)
         return reading
@@ -249,10 +249,10 @@ class LogFollower:
 
     async def _store_note(self, key: str, value: Any) -> None:
         if self._identity is not None:
-            await _noted(store_xcom(self._identity, key, value))
+            await _checked(store_xcom(self._identity, key, value))
 
     async def _read_note(self, key: str) -> Any:
-        return None if self._identity is None else await _noted(own_xcom(self._identity, key))
+        return None if self._identity is None else await _checked(own_xcom(self._identity, key))
 
     async def _connect(self) -> QarnotClient:
         from airflow.sdk import BaseHook
@@ -266,7 +266,7 @@ class LogFollower:
         return await asyncio.to_thread(lambda: settings.client(retries=0))
 
 
-async def _noted(request: Awaitable[T]) -> T:
+async def _checked(request: Awaitable[T]) -> T:
     try:
         return await request
     except Exception as error:
@@ -275,16 +275,16 @@ async def _noted(request: Awaitable[T]) -> T:
 
 def pause_after(interval: float, look: float, reading: float) -> float:
     """Seconds until the next look, after one that took so long, *reading* of it for the output itself."""
-    return max(interval, look, REST * reading)
+    return max(interval, look, READ_TIME_FACTOR * reading)
 
 
-def _read(client: QarnotClient, transcript: LogCursor) -> tuple[LogCursor, list[str]]:
+def _read(client: QarnotClient, cursor: LogCursor) -> tuple[LogCursor, list[str]]:
     """Look at both streams. Runs in a thread."""
     from airflow_qarnot_pool.logs.writer import fetch
 
     said: list[str] = []
     for stream in STREAMS:
-        text = fetch(client, transcript.uuid, stream, transcript.instance)
-        transcript, lines = transcript.read(stream, text)
+        text = fetch(client, cursor.uuid, stream, cursor.instance)
+        cursor, lines = cursor.read(stream, text)
         said += lines
-    return transcript, said
+    return cursor, said

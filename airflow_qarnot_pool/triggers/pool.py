@@ -54,8 +54,10 @@ class QarnotPoolTrigger(QarnotTrigger):
     async def _ended(self, warm_up: str) -> None:
         """Return when the Qarnot task *warm_up* has ended."""
         try:
-            async with subscribe(self.qarnot_conn_id, "task", warm_up, interval=self.poll_interval) as waiter:
-                while not states.is_terminal((await waiter.next(None)).state):
+            async with subscribe(
+                self.qarnot_conn_id, "task", warm_up, interval=self.poll_interval
+            ) as subscriber:
+                while not states.is_terminal((await subscriber.next(None)).state):
                     pass
         except QarnotDeletedError:
             return
@@ -66,13 +68,13 @@ class QarnotPoolTrigger(QarnotTrigger):
             self.log.info("Pool %s stays open: its Airflow task is %s", self.uuid, state)
             return
         if identity.shared:
-            await self._ask(lambda client: release(client, identity, by=(identity.task_id,)))
+            await self._request(lambda client: release(client, identity, by=(identity.task_id,)))
             if warm_up := self.resume_state.get("warm_up"):
                 # The pool may stay, and its slots are the others'.
-                await self._ask(lambda client: end(client.tasks, warm_up))
+                await self._request(lambda client: end(client.tasks, warm_up))
             return
-        if await self._ask(lambda client: is_taken_over(client.pools, identity, self.uuid)):
+        if await self._request(lambda client: is_taken_over(client.pools, identity, self.uuid)):
             self.log.info("Pool %s stays open: a later try of its Airflow task has taken it over", self.uuid)
             return
-        await self._ask(lambda client: end(client.pools, self.uuid))
+        await self._request(lambda client: end(client.pools, self.uuid))
         self.log.info("Closed pool %s: its Airflow task is %s", self.uuid, state or "cleared")

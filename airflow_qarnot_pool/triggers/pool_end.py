@@ -30,7 +30,7 @@ class PoolEnd:
     def __init__(self, key: tuple[int, str, str], interval: float) -> None:
         self._key = key
         self._interval = interval
-        self._waiters: set[Subscriber] = set()
+        self._subscribers: set[Subscriber] = set()
         # An empty context, so that its log lines belong to the triggerer and not to the first trigger.
         self._task = asyncio.get_running_loop().create_task(self._run(), context=contextvars.Context())
 
@@ -38,12 +38,12 @@ class PoolEnd:
     def closed(self) -> bool:
         return self._task.done()
 
-    def add(self, waiter: Subscriber) -> None:
-        self._waiters.add(waiter)
+    def add(self, subscriber: Subscriber) -> None:
+        self._subscribers.add(subscriber)
 
-    def remove(self, waiter: Subscriber) -> None:
-        self._waiters.discard(waiter)
-        if not self._waiters:
+    def remove(self, subscriber: Subscriber) -> None:
+        self._subscribers.discard(subscriber)
+        if not self._subscribers:
             self._task.cancel()
             if _ends.get(self._key) is self:
                 del _ends[self._key]
@@ -54,8 +54,8 @@ class PoolEnd:
         while True:
             # The service gets some time to cancel what is queued. A wait that joins later gets the same.
             await asyncio.sleep(STRANDED_INTERVALS * self._interval)
-            for waiter in list(self._waiters):
-                waiter.tell(QarnotPoolEndedError(f"its pool {pool} is {state}", kind="pool", ref=pool))
+            for subscriber in list(self._subscribers):
+                subscriber.deliver(QarnotPoolEndedError(f"its pool {pool} is {state}", kind="pool", ref=pool))
 
     async def _end(self) -> str:
         """Return the state in which the pool takes no tasks any more, once it is in one."""
@@ -63,9 +63,9 @@ class PoolEnd:
         every = POOL_POLL_INTERVALS * self._interval
         while True:
             try:
-                async with subscribe(conn_id, "pool", pool, interval=every) as waiter:
+                async with subscribe(conn_id, "pool", pool, interval=every) as subscriber:
                     while True:
-                        look = await waiter.next(None)
+                        look = await subscriber.next(None)
                         if not states.accepts_tasks(look.state):
                             return look.state
             except QarnotDeletedError:
@@ -81,17 +81,17 @@ _ends: dict[tuple[int, str, str], PoolEnd] = {}
 
 
 class PoolEnds:
-    """Have *waiter* raise ``QarnotPoolEndedError``, again and again, once one of *pools* has ended: a context manager.
+    """Context manager that has *subscriber* raise ``QarnotPoolEndedError`` once one of *pools* has ended.
 
     Thousands are open at a time, so it is no generator.
 
     :param interval: seconds between two polls of the wait; pools are polled less often.
     """
 
-    __slots__ = ("_conn_id", "_interval", "_joined", "_pools", "_waiter")
+    __slots__ = ("_conn_id", "_interval", "_joined", "_pools", "_subscriber")
 
-    def __init__(self, conn_id: str, pools: Sequence[str], waiter: Subscriber, interval: float) -> None:
-        self._conn_id, self._pools, self._waiter, self._interval = conn_id, pools, waiter, interval
+    def __init__(self, conn_id: str, pools: Sequence[str], subscriber: Subscriber, interval: float) -> None:
+        self._conn_id, self._pools, self._subscriber, self._interval = conn_id, pools, subscriber, interval
         self._joined: tuple[PoolEnd, ...] = ()
 
     def __enter__(self) -> None:
@@ -102,9 +102,9 @@ class PoolEnds:
         end = _ends.get(key)
         if end is None or end.closed:
             end = _ends[key] = PoolEnd(key, self._interval)
-        end.add(self._waiter)
+        end.add(self._subscriber)
         return end
 
     def __exit__(self, *_: object) -> None:
         for end in self._joined:
-            end.remove(self._waiter)
+            end.remove(self._subscriber)

@@ -28,14 +28,14 @@ log = logging.getLogger(__name__)
 #: Seconds, for each that waits, after which one tries in any case: the account may not show the quota that is full.
 TRY_AGAIN_AFTER = 60.0
 #: Seconds for which one look at the account serves all that wait for its room.
-_SHORTEST = 0.2
+_MIN_POLL_INTERVAL = 0.2
 #: Maximum number of poll intervals that a wait begins with after several refusals.
-_LONGEST = 7
+_MAX_EXTRA_INTERVALS = 7
 #: Seconds that Airflow's answer to one question may take.
-_AIRFLOW_TIME = 30.0
+_AIRFLOW_TIMEOUT = 30.0
 
 
-def freed(before: Account, now: Account, kind: Kind) -> bool:
+def has_more_room(before: Account, now: Account, kind: Kind) -> bool:
     """Whether there is more room than *before*. Of use where the account names no limit, or another one is full."""
     if kind == "pool":
         pairs = [(before.pool_count, now.pool_count), (before.running_pool_count, now.running_pool_count)]
@@ -44,7 +44,7 @@ def freed(before: Account, now: Account, kind: Kind) -> bool:
     return any(then is not None and later is not None and later < then for then, later in pairs)
 
 
-def chance(places: int | None, waiters: int, *, more: bool) -> float:
+def try_probability(places: int | None, waiters: int, *, more: bool) -> float:
     """Return the chance with which each of *waiters* should try now, so that about as many try as find room.
 
     :param places: how many objects there is room for; None if the account does not tell.
@@ -102,7 +102,7 @@ class QarnotQuotaTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         # Before it looks: by the time it may fire, room that it has seen would be taken.
         await TriggerAge(self).reached()
-        await room(self.qarnot_conn_id, self.kind, self.poll_interval, self.deadline, self.refusals)
+        await wait_for_room(self.qarnot_conn_id, self.kind, self.poll_interval, self.deadline, self.refusals)
         yield TriggerEvent(
             {
                 "status": "met",
@@ -118,7 +118,7 @@ class QarnotWarmUpRoomTrigger(QarnotPoolTrigger):
 
     async def _wait(self) -> WaitResult:
         assert self.deadline is not None
-        await room(self.qarnot_conn_id, "task", self.poll_interval, self.deadline)
+        await wait_for_room(self.qarnot_conn_id, "task", self.poll_interval, self.deadline)
         return WaitResult(
             ending=EndReason.MET,
             uuid=self.uuid,
@@ -140,23 +140,25 @@ class _QuotaWaiters:
 
         :raises QarnotError: if this one had to ask.
         """
-        if time.monotonic() - self._looked_at >= max(_SHORTEST, interval / 2):
+        if time.monotonic() - self._looked_at >= max(_MIN_POLL_INTERVAL, interval / 2):
             self._looked_at = time.monotonic()
-            self._account, self._places = await _places(conn_id, kind)
+            self._account, self._places = await _request_places(conn_id, kind)
         return self._account, self._places
 
 
-_lobbies: dict[tuple[str, Kind], _QuotaWaiters] = {}
+_quota_waiters: dict[tuple[str, Kind], _QuotaWaiters] = {}
 
 
-async def room(conn_id: str, kind: Kind, poll_interval: float, deadline: str, refusals: int = 0) -> None:
+async def wait_for_room(
+    conn_id: str, kind: Kind, poll_interval: float, deadline: str, refusals: int = 0
+) -> None:
     """Wait until a try is worth it, a while has passed, or *deadline* has come.
 
     Many may wait for one place. Each asked for it with a worker's slice would cost more than the place is worth, so
     about as many go as there are places, and a place counts that a finished object would give up.
     """
     begun, ends = datetime.now(UTC), stored_moment(deadline)
-    lobby = _lobbies.setdefault((conn_id, kind), _QuotaWaiters())
+    lobby = _quota_waiters.setdefault((conn_id, kind), _QuotaWaiters())
     before: Account | None = None
     lobby.waiters += 1
     try:
@@ -168,7 +170,7 @@ async def room(conn_id: str, kind: Kind, poll_interval: float, deadline: str, re
                 return
             # Jitter, as many may have begun to wait at the same moment. After a refusal in spite of places that the
             # account shows, another quota may be full.
-            pause = poll_interval * (random.uniform(0.5, 1.5) + min(2**refusals - 1, _LONGEST))
+            pause = poll_interval * (random.uniform(0.5, 1.5) + min(2**refusals - 1, _MAX_EXTRA_INTERVALS))
             refusals = 0
             await asyncio.sleep(min(left, pause))
             try:
@@ -180,15 +182,15 @@ async def room(conn_id: str, kind: Kind, poll_interval: float, deadline: str, re
                 continue
             if account is None:
                 continue
-            more = before is not None and freed(before, account, kind)
-            if random.random() < chance(places, lobby.waiters, more=more):
+            more = before is not None and has_more_room(before, account, kind)
+            if random.random() < try_probability(places, lobby.waiters, more=more):
                 return
             before = before or account
     finally:
         lobby.waiters -= 1
 
 
-async def _places(conn_id: str, kind: Kind) -> tuple[Account, int | None]:
+async def _request_places(conn_id: str, kind: Kind) -> tuple[Account, int | None]:
     """Return the account, and how many objects there is room for; one more if a finished object may be deleted."""
     from airflow.sdk import BaseHook
 
@@ -207,7 +209,7 @@ async def _places(conn_id: str, kind: Kind) -> tuple[Account, int | None]:
 
     def ask(question: Callable[[], Any]) -> Any:
         # Only this loop may talk to Airflow.
-        return asyncio.run_coroutine_threadsafe(in_thread(question), loop).result(_AIRFLOW_TIME)
+        return asyncio.run_coroutine_threadsafe(in_thread(question), loop).result(_AIRFLOW_TIMEOUT)
 
     def look() -> tuple[Account, int | None]:
         client = settings.client(retries=0)

@@ -20,28 +20,28 @@ from airflow_qarnot_pool.waiting.conditions import WaitResult
 class QarnotTaskTrigger(QarnotTrigger):
     """Wait for a Qarnot task; a kill of the Airflow task aborts it.
 
-    :param live: follow its output, as :class:`~airflow_qarnot_pool.triggers.log_follower.LogFollower` is told.
+    :param follow_logs: follow its output, as :class:`~airflow_qarnot_pool.triggers.log_follower.LogFollower` is told.
     """
 
     kind = "task"
 
-    def __init__(self, *, live: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def __init__(self, *, follow_logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.live = live
+        self.follow_logs = follow_logs
         self._follower: LogFollower | None = None
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         path, kwargs = super().serialize()
-        return path, {**kwargs, "live": self.live} if self.live else kwargs
+        return path, {**kwargs, "follow_logs": self.follow_logs} if self.follow_logs else kwargs
 
     def _wait(self) -> Coroutine[Any, Any, WaitResult]:
         # Not one coroutine within another where nothing is followed: thousands wait so.
-        return super()._wait() if self.live is None else self._wait_and_follow(self.live)
+        return super()._wait() if self.follow_logs is None else self._wait_and_follow(self.follow_logs)
 
-    async def _wait_and_follow(self, live: dict[str, Any]) -> WaitResult:
+    async def _wait_and_follow(self, follow_logs: dict[str, Any]) -> WaitResult:
         try:
             follower = self._follower = LogFollower(
-                self.qarnot_conn_id, live, self.poll_interval, self.identity, self.log
+                self.qarnot_conn_id, follow_logs, self.poll_interval, self.identity, self.log
             )
         except QarnotError as error:
             self.log.warning("%s It is written when the Qarnot task is done", error)
@@ -55,17 +55,17 @@ class QarnotTaskTrigger(QarnotTrigger):
         outcome.resume_state["output"] = follower.to_json()
         return outcome
 
-    def _looked(self, state: str) -> None:
+    def _on_poll(self, state: str) -> None:
         if self._follower is not None and states.task_phase(state) is not states.Phase.TRANSIENT:
             self._follower.runs()
 
     async def _end_if_abandoned(self, identity: TaskInstanceIdentity) -> None:
-        look = await self._ask(lambda client: client.tasks.get(self.uuid))
+        look = await self._request(lambda client: client.tasks.get(self.uuid))
         if usability_of(look) is not Usability.LIVE or RemoteSnapshot.of(look).is_later_than(identity):
             return
         state = await task_state(identity)
         if state == "deferred" and await own_xcom(identity, TASK_KEY) == self.uuid:
             self.log.info("Qarnot task %s goes on: its Airflow task still waits for it", self.uuid)
             return
-        await self._ask(lambda client: end(client.tasks, self.uuid))
+        await self._request(lambda client: end(client.tasks, self.uuid))
         self.log.info("Aborted Qarnot task %s: its Airflow task is %s", self.uuid, state or "cleared")

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 #: Maximum seconds between two looks for what vanished, which no change tells.
-CHECK_AFTER = 120.0
+MAX_CHECK_INTERVAL = 120.0
 #: The same as a number of poll intervals; fewer near a quota, as finished items are deleted there.
 CHECK_ROUNDS, CHECK_ROUNDS_NEAR_QUOTA = 24, 3
 #: Seconds between two lines of progress.
-REPORT_EVERY = 10.0
-LOOK_FIELDS = ("Uuid", "Shortname", "State", "PoolUuid")
+REPORT_INTERVAL = 10.0
+POLL_FIELDS = ("Uuid", "Shortname", "State", "PoolUuid")
 
 
 class QarnotTasksTrigger(QarnotTrigger):
@@ -56,9 +56,9 @@ class QarnotTasksTrigger(QarnotTrigger):
                 LINEAGE_TAG + self.uuid,
                 is_tag=True,
                 interval=self.poll_interval,
-            ) as waiter:
-                with PoolEnds(self.qarnot_conn_id, self.pools, waiter, self.poll_interval):
-                    await self._watch(waiter, memory, low_water)
+            ) as subscriber:
+                with PoolEnds(self.qarnot_conn_id, self.pools, subscriber, self.poll_interval):
+                    await self._watch(subscriber, memory, low_water)
                 ending = EndReason.MET
         except QarnotPoolEndedError as error:
             ending, message = (
@@ -78,7 +78,7 @@ class QarnotTasksTrigger(QarnotTrigger):
         await self._note_resuming()
         return WaitResult(ending=ending, uuid=self.uuid, message=message, resume_state=resume_state)
 
-    async def _watch(self, waiter: Subscriber, memory: FanOutProgress, low_water: int) -> None:
+    async def _watch(self, subscriber: Subscriber, memory: FanOutProgress, low_water: int) -> None:
         """Note who ends, until few enough are left, or one is not there any more: the operator judges that.
 
         :raises TimeoutError: the deadline is over.
@@ -86,14 +86,14 @@ class QarnotTasksTrigger(QarnotTrigger):
         """
         clock = asyncio.get_running_loop().time
         rounds = CHECK_ROUNDS_NEAR_QUOTA if self.resume_state.get("met_quota") else CHECK_ROUNDS
-        check_after = min(CHECK_AFTER, rounds * self.poll_interval)
+        check_after = min(MAX_CHECK_INTERVAL, rounds * self.poll_interval)
         told, check_at = clock(), clock() + check_after
         while len(memory.pending) > low_water:
             left = [max(0.0, check_at - clock())]
             if (until_deadline := self._seconds_left()) is not None:
                 left.append(until_deadline)
             try:
-                note_end(memory, await waiter.next(min(left)))  # type: ignore[arg-type]
+                record_end(memory, await subscriber.next(min(left)))  # type: ignore[arg-type]
             except QarnotPoolEndedError as error:
                 if await self._some_are_queued(error.ref):
                     raise
@@ -103,7 +103,7 @@ class QarnotTasksTrigger(QarnotTrigger):
                 if await self._some_vanished(memory):
                     return
                 check_at = clock() + check_after
-            if clock() - told >= REPORT_EVERY or len(memory.pending) <= low_water:
+            if clock() - told >= REPORT_INTERVAL or len(memory.pending) <= low_water:
                 told = clock()
                 done, failed = len(memory.succeeded) + len(memory.failed), len(memory.failed)
                 self.log.info("%d done (%d failed), %d unfinished", done, failed, len(memory.pending))
@@ -111,7 +111,7 @@ class QarnotTasksTrigger(QarnotTrigger):
     async def _look_at_all(self) -> list[Task] | None:
         tagged = filters.equal("Tags", LINEAGE_TAG + self.uuid)
         try:
-            found: list[Task] = await self._ask(lambda client: look_at_all(client.tasks, tagged))
+            found: list[Task] = await self._request(lambda client: poll_all(client.tasks, tagged))
         except QarnotError as error:
             self.log.info("Could not look whether all Qarnot tasks are still there: %s", error)
             return None
@@ -126,7 +126,7 @@ class QarnotTasksTrigger(QarnotTrigger):
         if found is None:
             return False
         for look in found:
-            note_end(memory, look)
+            record_end(memory, look)
         return bool(memory.pending - {index_and_generation(look.shortname) for look in found})
 
     async def _note_resuming(self) -> None:
@@ -137,28 +137,28 @@ class QarnotTasksTrigger(QarnotTrigger):
         if self.identity is None:
             return
         try:
-            await store_xcom(self.identity, TASKS_KEY, resuming(self.identity))
+            await store_xcom(self.identity, TASKS_KEY, resuming_marker(self.identity))
         except Exception as error:  # of Airflow's; only a triggerer that was frozen would miss it
             log.debug("Airflow did not store that the wait for the Qarnot tasks is over: %s", error)
 
     async def _end_if_abandoned(self, identity: TaskInstanceIdentity) -> None:
         state = await task_state(identity)
-        if still_waits(state, await own_xcom(identity, TASKS_KEY), identity):
+        if is_still_waiting(state, await own_xcom(identity, TASKS_KEY), identity):
             self.log.info("The Qarnot tasks keep running: their Airflow task is %s", state)
             return
-        ended = await self._ask(lambda client: end_lineage(client.tasks, identity))
+        ended = await self._request(lambda client: end_lineage(client.tasks, identity))
         if ended is None:
             self.log.info("The Qarnot tasks keep running: a later try of their Airflow task has them")
         else:
             self.log.info("Aborted %d Qarnot tasks: their Airflow task is %s", len(ended), state or "cleared")
 
 
-def resuming(identity: TaskInstanceIdentity) -> str:
+def resuming_marker(identity: TaskInstanceIdentity) -> str:
     """Return the XCom of an Airflow task whose wait is over, and which has not run since."""
     return f"{identity.lineage} resumes"
 
 
-def still_waits(state: str | None, stored: Any, identity: TaskInstanceIdentity) -> bool:
+def is_still_waiting(state: str | None, stored: Any, identity: TaskInstanceIdentity) -> bool:
     """Return whether the Airflow task of *identity* still wants its Qarnot tasks.
 
     Between two deferrals the same try is queued and runs on a worker, to submit more. A task that was cleared while
@@ -168,17 +168,17 @@ def still_waits(state: str | None, stored: Any, identity: TaskInstanceIdentity) 
     :param stored: its XCom :data:`TASKS_KEY`.
     """
     if state in ("queued", "scheduled"):
-        return bool(stored == resuming(identity))
-    return state in ("deferred", "running") and stored in (identity.lineage, resuming(identity))
+        return bool(stored == resuming_marker(identity))
+    return state in ("deferred", "running") and stored in (identity.lineage, resuming_marker(identity))
 
 
-def note_end(memory: FanOutProgress, look: Task) -> None:
+def record_end(memory: FanOutProgress, look: Task) -> None:
     """Note in *memory* what *look* shows, where it is the end of a pending one."""
     numbers = index_and_generation(look.shortname)
     if numbers is not None and states.task_phase(look.state) is states.Phase.TERMINAL:
         memory.ended(numbers, success=states.parse_task_state(look.state) is states.TaskState.SUCCESS)
 
 
-def look_at_all(tasks: TaskResource, tagged: filters.Filter) -> list[Task]:
-    """Every Qarnot task that *tagged* matches, with the fields that :func:`note_end` needs."""
-    return tasks.search_all(tagged, fields=LOOK_FIELDS)
+def poll_all(tasks: TaskResource, tagged: filters.Filter) -> list[Task]:
+    """Every Qarnot task that *tagged* matches, with the fields that :func:`record_end` needs."""
+    return tasks.search_all(tagged, fields=POLL_FIELDS)

@@ -179,4 +179,4 @@ def test_what_cannot_travel_is_refused_by_name(function: Any, named: str) -> Non
     ],
 )
 def test_what_is_not_json_is_told_by_its_place(value: Any, problem: str | None) -> None:
-    assert node.unfit(value) == problem
+    assert node.json_problem(value) == problem

@@ -10,8 +10,8 @@ from airflow_qarnot_pool.logs.checkpoint import (
     Batch,
     Offset,
     WriterLease,
-    on_their_way,
-    stamped,
+    rewrite_notice,
+    with_timestamps,
 )
 from airflow_qarnot_pool.logs.cursor import LogCursor
 
@@ -19,7 +19,7 @@ NOW = 1_800_000_000.0
 
 
 def times(lines: list[str], batches: tuple[Batch, ...] = (), since: float | None = None) -> list[str]:
-    return [one.time[17:] for one in stamped(lines, batches, since, NOW)[0]]
+    return [one.time[17:] for one in with_timestamps(lines, batches, since, NOW)[0]]
 
 
 def test_each_line_has_a_time_of_its_own_up_to_now() -> None:
@@ -37,33 +37,33 @@ def test_a_clock_that_is_behind_gives_times_all_the_same() -> None:
 
 def test_what_is_written_again_has_the_times_it_had_and_what_is_new_later_ones() -> None:
     lines = ["[out 0] 1", "[out 1] 1", "[out 1] 2", "[err] 1"]
-    first, batches = stamped(lines, (), None, NOW)
+    first, batches = with_timestamps(lines, (), None, NOW)
     assert [batch.size for batch in batches] == [4]
     batches = tuple(Batch.from_json(json.loads(json.dumps(batch.to_json()))) for batch in batches)
     more = ["[out 0] 1", "[out 0] 2", "[out 1] 1", "[out 1] 2", "[err] 1"]
-    again, both = stamped(more, batches, None, NOW + 5)
+    again, both = with_timestamps(more, batches, None, NOW + 5)
     assert set(again) > set(first)
     assert [batch.size for batch in both] == [4, 1]
     (new,) = set(again) - set(first)
     assert new.line == "[out 0] 2"
     assert new.time > max(one.time for one in first)
     # And once more, by a third one.
-    third, same = stamped(more, both, None, NOW + 9)
+    third, same = with_timestamps(more, both, None, NOW + 9)
     assert (third, same) == (again, both)
 
 
 def test_a_position_survives_in_json() -> None:
-    _, batches = stamped(["[a] x", "[b] y"], (), None, NOW)
-    position = Offset(transcript=LogCursor(uuid="u", instance=0), batches=batches, written=7)
+    _, batches = with_timestamps(["[a] x", "[b] y"], (), None, NOW)
+    position = Offset(cursor=LogCursor(uuid="u", instance=0), batches=batches, written=7)
     assert position.doubtful == 2
     assert Offset.from_json(json.loads(json.dumps(position.to_json()))) == position
 
 
 def test_what_the_release_before_stored_is_understood() -> None:
-    transcript, _ = LogCursor(uuid="u").read("stdout", "0> a\n0> b\n")
-    claim = WriterLease.from_json(transcript.to_json())
+    cursor, _ = LogCursor(uuid="u").read("stdout", "0> a\n0> b\n")
+    claim = WriterLease.from_json(cursor.to_json())
     assert claim.holder is None
-    assert claim.earlier == Offset(transcript=transcript)
+    assert claim.earlier == Offset(cursor=cursor)
 
 
 @pytest.mark.parametrize("value", [None, {}, {"followers": []}, "?"])
@@ -72,11 +72,11 @@ def test_nobody_holds_what_nobody_has_claimed(value: object) -> None:
 
 
 def test_a_claim_remembers_who_was_before() -> None:
-    claim = WriterLease().taken_by("a").taken_by("b").taken_by("a")
+    claim = WriterLease().acquired_by("a").acquired_by("b").acquired_by("a")
     assert claim.followers == ("b", "a")
     assert WriterLease.from_json(json.loads(json.dumps(claim.to_json()))).holder == "a"
 
 
 def test_one_line_is_announced_as_one() -> None:
-    assert on_their_way(1).startswith("One line of the output may not have reached the log")
-    assert on_their_way(1200).startswith("1,200 lines of the output may not")
+    assert rewrite_notice(1).startswith("One line of the output may not have reached the log")
+    assert rewrite_notice(1200).startswith("1,200 lines of the output may not")

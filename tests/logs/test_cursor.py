@@ -13,19 +13,19 @@ import pytest
 
 from airflow_qarnot_pool.exceptions import QarnotProtocolError
 from airflow_qarnot_pool.logs.cursor import (
-    MOST_CHARACTERS,
+    MAX_CHARACTERS,
     CursorPosition,
     LineMatcher,
     LogCursor,
 )
 
 
-def follow(*looks: str, over: bool = True, **options: object) -> list[list[str]]:
-    """What a transcript writes at each look at an output of all instances; the last one comes after the end."""
-    transcript = LogCursor(uuid="u", **options)  # type: ignore[arg-type]
+def follow(*looks: str, finished: bool = True, **options: object) -> list[list[str]]:
+    """What a cursor writes at each look at an output of all instances; the last one comes after the end."""
+    cursor = LogCursor(uuid="u", **options)  # type: ignore[arg-type]
     said = []
     for number, text in enumerate(looks, 1):
-        transcript, lines = transcript.read("stdout", text, over=over and number == len(looks))
+        cursor, lines = cursor.read("stdout", text, finished=finished and number == len(looks))
         said.append(lines)
     return said
 
@@ -109,11 +109,11 @@ def test_a_quiet_instance_is_not_written_again_when_the_others_push_it_out() -> 
 
 
 def test_the_place_survives_in_json_and_holds_nothing_of_the_output() -> None:
-    transcript, _ = LogCursor(uuid="u").read("stdout", "".join(f"0> secret {n}\n" for n in range(40)))
-    text = json.dumps(transcript.to_json())
+    cursor, _ = LogCursor(uuid="u").read("stdout", "".join(f"0> secret {n}\n" for n in range(40)))
+    text = json.dumps(cursor.to_json())
     assert "secret" not in text
     assert len(text) < 300
-    assert LogCursor.from_json(json.loads(text)) == transcript
+    assert LogCursor.from_json(json.loads(text)) == cursor
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -131,15 +131,15 @@ def test_any_output_is_written_once_or_a_line_tells_that_it_is_not(seed: int) ->
         line = f"n{number:03} " + "x" * dice.choice([0, 1, 8, 40])
         wrote[instance].append(line)
         pieces.append((instance, line))
-    transcript = LogCursor(uuid="u", instance=None if together else 0)
+    cursor = LogCursor(uuid="u", instance=None if together else 0)
     said: list[str] = []
 
-    def look(over: bool = False) -> None:
-        nonlocal transcript
-        transcript, lines = transcript.read("stdout", buffer, over=over)
+    def look(finished: bool = False) -> None:
+        nonlocal cursor
+        cursor, lines = cursor.read("stdout", buffer, finished=finished)
         said.extend(lines)
         if dice.random() < 0.2:
-            transcript = LogCursor.from_json(json.loads(json.dumps(transcript.to_json())))
+            cursor = LogCursor.from_json(json.loads(json.dumps(cursor.to_json())))
 
     for instance, line in pieces:
         whole = f"{instance}> {line}\n" if together else f"{line}\n"
@@ -149,7 +149,7 @@ def test_any_output_is_written_once_or_a_line_tells_that_it_is_not(seed: int) ->
             buffer = (buffer + part)[-size:]
             while dice.random() < 0.3:
                 look()
-    look(over=True)
+    look(finished=True)
     for instance in range(instances):
         label = f"[stdout {instance}] " if together else "[stdout] "
         mine = [line.removeprefix(label) for line in said if line.startswith(label)]
@@ -166,13 +166,13 @@ def test_any_output_is_written_once_or_a_line_tells_that_it_is_not(seed: int) ->
 
 
 def test_a_place_in_an_output_that_repeats_itself_is_doubtful() -> None:
-    transcript, _ = LogCursor(uuid="u", instance=0).read("stdout", "tick\n" * 20 + "1\n")
-    place = transcript.places["stdout", 0]
-    finder = LineMatcher(place)
-    finder.feed([*["tick"] * 18, "1", ""])
-    assert not finder.news().doubtful
+    cursor, _ = LogCursor(uuid="u", instance=0).read("stdout", "tick\n" * 20 + "1\n")
+    place = cursor.places["stdout", 0]
+    matcher = LineMatcher(place)
+    matcher.feed([*["tick"] * 18, "1", ""])
+    assert not matcher.new_lines().doubtful
     repeats, _ = LogCursor(uuid="u", instance=0).read("stdout", "1\n" + "tick\n" * 20)
-    _, lines = repeats.read("stdout", "tick\n" * 18 + "2\n", over=True)
+    _, lines = repeats.read("stdout", "tick\n" * 18 + "2\n", finished=True)
     assert lines[0].startswith("[stdout] ... output may be missing here")
     assert lines[1:] == ["[stdout] 2"]
 
@@ -190,7 +190,7 @@ def test_hidden_lines_and_the_empty_line_before_them_are_left_out() -> None:
 def test_of_a_great_deal_the_end_is_written() -> None:
     line = "x" * 99_980
     (lines,) = follow(f"{line}\n" * 15, instance=0)
-    assert sum(map(len, lines[1:])) <= MOST_CHARACTERS
+    assert sum(map(len, lines[1:])) <= MAX_CHARACTERS
     assert lines[0] == f"[stdout] ... {5 * (99_980 + 9):,} characters in 5 lines left out here"
     assert len(lines) == 11
 
@@ -230,20 +230,20 @@ def test_every_line_is_written_once_wherever_its_bytes_are_cut(seed: int, togeth
     """Blocks of any size, as programs and servers cut them, and a restart now and then."""
     dice = random.Random(seed)
     whole = b"".join(dice.choices(PIECES, k=80))
-    transcript = LogCursor(uuid="u", instance=None if together else 7)
+    cursor = LogCursor(uuid="u", instance=None if together else 7)
     said: list[str] = []
     at = 0
     while at < len(whole):
         at = min(len(whole), at + dice.choice([1, 2, 3, 40, 97, 400]))
         for _ in range(dice.choice([1, 1, 2, 3])):
-            over = at == len(whole)
-            transcript, lines = transcript.read(
-                "stdout", as_kept(whole[:at], 10**6, together=together), over=over
+            finished = at == len(whole)
+            cursor, lines = cursor.read(
+                "stdout", as_kept(whole[:at], 10**6, together=together), finished=finished
             )
             said += lines
             if dice.random() < 0.1:
-                transcript = LogCursor.from_json(json.loads(json.dumps(transcript.to_json())))
-            if over:
+                cursor = LogCursor.from_json(json.loads(json.dumps(cursor.to_json())))
+            if finished:
                 break
     label = "[stdout 7] " if together else "[stdout] "
     assert not [line for line in said if "missing" in line]
@@ -256,16 +256,16 @@ def test_a_buffer_that_begins_within_a_character_hides_nothing_that_is_kept(seed
     dice = random.Random(seed)
     lines = [f"строка {number:03} сделана – fertig\n".encode() for number in range(300)]
     size = dice.choice([400, 1000, 3000])
-    transcript = LogCursor(uuid="u", instance=0)
+    cursor = LogCursor(uuid="u", instance=0)
     said: list[str] = []
     at = 0
     while at < len(lines):
         # Never more between two looks than is kept, with some lines to find the place by.
         at = min(len(lines), at + dice.randrange(1, size // len(lines[0]) - 3))
-        transcript, new = transcript.read("stdout", as_kept(b"".join(lines[:at]), size, together=False))
+        cursor, new = cursor.read("stdout", as_kept(b"".join(lines[:at]), size, together=False))
         said += new
         if dice.random() < 0.2:
-            transcript = LogCursor.from_json(json.loads(json.dumps(transcript.to_json())))
+            cursor = LogCursor.from_json(json.loads(json.dumps(cursor.to_json())))
     assert said == [f"[stdout] {line.decode()[:-1]}" for line in lines]
 
 
@@ -289,18 +289,18 @@ def test_a_last_line_that_never_becomes_text_is_written_at_the_end() -> None:
 def test_a_line_that_grows_beyond_the_buffer_is_followed_without_a_false_gap(restart: bool) -> None:
     """As a progress bar does, which never ends its line."""
     states = [f"\r{number:6} of 100000 |{'#' * (number % 50)}" for number in range(3000)]
-    transcript = LogCursor(uuid="u", instance=0)
+    cursor = LogCursor(uuid="u", instance=0)
     said: list[str] = []
     for number in range(0, 3000, 30):
         kept = "".join(states[: number + 1])[-5_000:]
         for _ in range(2):
-            transcript, new = transcript.read("stdout", kept)
+            cursor, new = cursor.read("stdout", kept)
             said += new
             if restart:
-                transcript = LogCursor.from_json(transcript.to_json())
+                cursor = LogCursor.from_json(cursor.to_json())
         if restart:  # it does not know how the line was a look ago
-            transcript, new = transcript.read("stdout", kept)
-            transcript, more = transcript.read("stdout", kept)
+            cursor, new = cursor.read("stdout", kept)
+            cursor, more = cursor.read("stdout", kept)
             said += new + more
     assert not [line for line in said if "missing" in line]
     assert said == [f"[stdout] {states[number][1:]}" for number in range(0, 3000, 30)]
@@ -322,7 +322,7 @@ def test_of_a_line_of_more_than_a_million_characters_the_end_is_written(
     assert end.startswith(f"{label}word ")
     assert end.endswith(" END")
     assert rest == ([f"{label}done"] if "done" in last else [])
-    assert MOST_CHARACTERS - 1_000 < sum(map(len, lines[1:])) <= MOST_CHARACTERS
+    assert MAX_CHARACTERS - 1_000 < sum(map(len, lines[1:])) <= MAX_CHARACTERS
     omitted = int(re.sub(r"\D", "", note.split(" characters")[0]))
     total = sum(len(label) + len(line) for line in ("first", "word " * (size // 5) + "END"))
     assert omitted == total - len(end)
@@ -342,7 +342,7 @@ def test_an_output_says_the_same_in_whatever_pieces_it_comes(seed: int) -> None:
     words = ["a", "строка", "", "\r1%\r2%", "REPORT x", "y" * 300]
     lines = [f"{dice.randrange(instances)}> {dice.choice(words)} {n if n % 3 else ''}\n" for n in range(200)]
     looks = ["".join(lines[dice.randrange(20) : end]) for end in (50, 120, 121, 200)]
-    transcripts = [LogCursor(uuid="u", hidden=hidden) for _ in range(2)]
+    cursors = [LogCursor(uuid="u", hidden=hidden) for _ in range(2)]
     for number, text in enumerate(looks):
         pieces, at = [], 0
         while at < len(text):
@@ -351,10 +351,10 @@ def test_an_output_says_the_same_in_whatever_pieces_it_comes(seed: int) -> None:
             at += size
         said: list[list[str]] = []
         for one, whole in enumerate((text, pieces)):
-            transcripts[one], new = transcripts[one].read("stdout", whole, over=number == 3)
+            cursors[one], new = cursors[one].read("stdout", whole, finished=number == 3)
             said.append(new)
         assert said[0] == said[1]
-        assert transcripts[0] == transcripts[1]
+        assert cursors[0] == cursors[1]
 
 
 def endless(instances: int, lines: int, line: str, size: int = 65_536) -> Iterator[str]:
@@ -374,13 +374,13 @@ def test_an_output_of_any_size_takes_little_memory(instances: int, lines: int, l
     small = 64 if instances == 5_000 else 65_536
     tracemalloc.start()
     try:
-        _, said = LogCursor(uuid="u").read("stdout", endless(instances, lines, line, small), over=True)
+        _, said = LogCursor(uuid="u").read("stdout", endless(instances, lines, line, small), finished=True)
         assert tracemalloc.get_traced_memory()[1] < 40_000_000
     finally:
         tracemalloc.stop()
     assert "left out here" in said[0] or instances == 5_000
     assert said[-1] == f"[stdout {instances - 1}] {line}"
-    assert MOST_CHARACTERS * 0.9 < sum(map(len, said)) <= MOST_CHARACTERS + 200 or instances == 5_000
+    assert MAX_CHARACTERS * 0.9 < sum(map(len, said)) <= MAX_CHARACTERS + 200 or instances == 5_000
 
 
 def test_a_line_without_end_takes_little_memory_and_is_hidden_where_it_should_be() -> None:
@@ -390,7 +390,7 @@ def test_a_line_without_end_takes_little_memory_and_is_hidden_where_it_should_be
             pieces = itertools.chain(
                 ["0> a\n0> REPORT "], itertools.repeat("z" * 65_536, 2_000), ["\n0> end\n"]
             )
-            _, said = LogCursor(uuid="u", hidden=hidden).read("stdout", pieces, over=True)
+            _, said = LogCursor(uuid="u", hidden=hidden).read("stdout", pieces, finished=True)
             assert said[-1] == "[stdout 0] end"
             assert len(said) == (2 if hidden else 3)
         assert tracemalloc.get_traced_memory()[1] < 30_000_000

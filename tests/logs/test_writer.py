@@ -13,10 +13,10 @@ from airflow_qarnot_pool.api.errors import MAX_MESSAGE
 from airflow_qarnot_pool.api.models import Task
 from airflow_qarnot_pool.api.transport import BrokenOffError
 from airflow_qarnot_pool.exceptions import QarnotError, QarnotTaskFailedError
-from airflow_qarnot_pool.logs.checkpoint import MOST_DOUBTFUL, Offset, WriterLease
+from airflow_qarnot_pool.logs.checkpoint import MAX_DOUBTFUL, Offset, WriterLease
 from airflow_qarnot_pool.logs.cursor import LogCursor
 from airflow_qarnot_pool.logs.failure_report import failure_report
-from airflow_qarnot_pool.logs.writer import MAX_REPORT, acquire_lease, read_output
+from airflow_qarnot_pool.logs.writer import MAX_REPORT, acquire_lease, write_new_output
 from tests.harness import FakeTI
 
 # --- reports are bounded
@@ -80,7 +80,7 @@ class Log:
 
 
 def nothing_written(**options: Any) -> Offset:
-    return Offset(transcript=LogCursor(uuid="u", **options))
+    return Offset(cursor=LogCursor(uuid="u", **options))
 
 
 def test_an_output_of_any_size_is_written_in_little_memory() -> None:
@@ -92,7 +92,7 @@ def test_an_output_of_any_size_is_written_in_little_memory() -> None:
     log = Log()
     tracemalloc.start()
     try:
-        read_output(pieces, nothing_written(), log)
+        write_new_output(pieces, nothing_written(), log)
         assert tracemalloc.get_traced_memory()[1] < 30_000_000
     finally:
         tracemalloc.stop()
@@ -110,7 +110,7 @@ def test_an_output_that_cannot_be_read_is_logged_as_such(error: Exception) -> No
         yield "0> end\n"
 
     log = Log()
-    read_output(read, nothing_written(), log)
+    write_new_output(read, nothing_written(), log)
     assert "The stdout of Qarnot task u could not be fetched" in log.said[0]
     assert len(log.said[0]) < 2_000
     assert log.said[1:] == ["[stderr 0] end"]
@@ -127,7 +127,7 @@ def test_an_output_that_breaks_off_in_the_middle_is_read_again_and_written_once(
         yield "ond\n"
 
     log = Log()
-    read_output(read, nothing_written(), log)
+    write_new_output(read, nothing_written(), log)
     assert log.said == [f"[{stream} 0] {line}" for stream in tries for line in ("first", "second")]
 
 
@@ -136,7 +136,7 @@ def test_a_log_that_cannot_be_written_costs_no_result() -> None:
         raise OSError("no space left on device")
 
     log = SimpleNamespace(info=info, warning=info)
-    assert read_output(lambda _: "0> a\n", nothing_written(), log).transcript.uuid == "u"
+    assert write_new_output(lambda _: "0> a\n", nothing_written(), log).cursor.uuid == "u"
 
 
 NOTES = [
@@ -148,7 +148,7 @@ NOTES = [
     {"uuid": None, "places": [1]},
     {"uuid": "u", "places": [["stdout", 0, 1, "@", 0, 0]]},
     {"uuid": "u", "batches": [[1]]},
-    {"uuid": "u", "batches": [[[["[stdout", MOST_DOUBTFUL + 1]], 1.0, 1.0]]},
+    {"uuid": "u", "batches": [[[["[stdout", MAX_DOUBTFUL + 1]], 1.0, 1.0]]},
     {"uuid": "u", "written": "many"},
     {"followers": 5},
 ]
@@ -167,6 +167,6 @@ def test_a_note_that_cannot_be_read_back_costs_no_result(note: Any) -> None:
     ):
         ti.xcoms.update({"qarnot_output": claim, "qarnot_output_f": stored})
         position = acquire_lease(ti, told, log)
-        read_output(lambda _: "a\n", position or nothing_written(instance=0), log)
+        write_new_output(lambda _: "a\n", position or nothing_written(instance=0), log)
         assert log.said[-2:] == ["[stdout] a", "[stderr] a"]
     assert isinstance(WriterLease.from_json(note), WriterLease)

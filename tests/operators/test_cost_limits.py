@@ -356,7 +356,7 @@ def test_the_watch_goes_on_between_waits_until_the_pool_closes(
         event = await first_event(again(deferred.trigger))
         # Nothing waits any more, as while an Airflow task works that needs no pool.
         (poll,) = [one for one in pollers() if one.kind == "cost"]
-        assert not any(topic.waiters for topic in poll.topics.values())
+        assert not any(subscription.subscribers for subscription in poll.subscriptions.values())
         await asyncio.to_thread(qarnot.advance, HOUR)
         await asyncio.to_thread(eventually, lambda: client.pools.get(pool).state in OVER)
         while any(one.kind == "cost" for one in pollers()):

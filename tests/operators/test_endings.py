@@ -29,7 +29,7 @@ from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
 from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity, is_ending
 from airflow_qarnot_pool.ownership.termination import end
 from airflow_qarnot_pool.triggers import tasks as triggers_tasks
-from airflow_qarnot_pool.triggers.tasks import resuming, still_waits
+from airflow_qarnot_pool.triggers.tasks import is_still_waiting, resuming_marker
 from airflow_qarnot_pool.version_compat import TaskDeferralError, TaskDeferred
 from airflow_qarnot_pool.waiting.conditions import EndReason, WaitResult
 from tests.crash.children import StoringTI, eventually, fork, worker
@@ -177,8 +177,8 @@ def test_which_states_of_an_airflow_task_keep_its_fan_out(
     state: str | None, stored: str | None, waits: bool
 ) -> None:
     identity = life_of()
-    values = {"lineage": identity.lineage, "resumes": resuming(identity), "another": "another"}
-    assert still_waits(state, values.get(stored or ""), identity) is waits
+    values = {"lineage": identity.lineage, "resumes": resuming_marker(identity), "another": "another"}
+    assert is_still_waiting(state, values.get(stored or ""), identity) is waits
 
 
 # --- a process that stood still

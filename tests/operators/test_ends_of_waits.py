@@ -268,7 +268,7 @@ def test_a_success_before_a_kill_counts_and_what_runs_is_ended(
             raise QarnotUnavailableError
 
         monkeypatch.setattr("airflow_qarnot_pool.operators.bases.waiting.wait_here", killed_after_the_end)
-        monkeypatch.setattr("airflow_qarnot_pool.triggers.tasks.look_at_all", killed_during_an_outage)
+        monkeypatch.setattr("airflow_qarnot_pool.triggers.tasks.poll_all", killed_during_an_outage)
         context = context_of(operator, ti)
         if command == "true":
             result = operator.execute(context)

@@ -194,9 +194,11 @@ def test_nothing_is_logged_twice_when_another_triggerer_takes_over(
             await firing
 
     for step, last in ((0, 30), (1, 60)):
-        monkeypatch.setattr("airflow_qarnot_pool.triggers.log_follower._process", lambda pid, n=step: f"p{n}")
+        monkeypatch.setattr(
+            "airflow_qarnot_pool.triggers.log_follower._process_name", lambda pid, n=step: f"p{n}"
+        )
         asyncio.run(killed(step, f"[stdout 0] {last}"))
-    monkeypatch.setattr("airflow_qarnot_pool.triggers.log_follower._process", lambda pid: "p2")
+    monkeypatch.setattr("airflow_qarnot_pool.triggers.log_follower._process_name", lambda pid: "p2")
     work.let(2)
     event = asyncio.run(first_event(again(deferred.trigger)))
     make().execute_complete(context, event)
@@ -305,7 +307,7 @@ def test_secrets_that_a_triggerer_cannot_mask_are_not_logged_by_it(
         task_spec={"constants": {"QARNOT_SECRET__KEY": "hush-hush"}},
     )
     deferred, _ = defer(make, FakeTI(run_id="secret"))
-    assert "live" not in deferred.trigger.serialize()[1]
+    assert "follow_logs" not in deferred.trigger.serialize()[1]
     assert any("QARNOT_SECRET__KEY" in line and "deferrable=False" in line for line in log.warnings)
     assert not any("hush-hush" in line for line in log.lines)
 

@@ -42,7 +42,7 @@ BAD: dict[str, Any] = {
     "max_results": -1,
     "max_run_cost": -1,
     "max_rows": 0,
-    "passed": "no",
+    "accept_passed": "no",
     "period": "soon",
     "poll_interval": "soon",
     "pool_spec": ["image"],

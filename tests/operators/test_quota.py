@@ -700,7 +700,8 @@ def test_all_that_wait_share_their_looks_and_one_place_wakes_a_few(
     async def story() -> tuple[int, int]:
         qarnot.clear_requests()
         waits = [
-            asyncio.create_task(quota.room("qarnot_default", "task", 0.4, deadline)) for _ in range(waiters)
+            asyncio.create_task(quota.wait_for_room("qarnot_default", "task", 0.4, deadline))
+            for _ in range(waiters)
         ]
         while looks() < 3:
             await asyncio.sleep(0.1)

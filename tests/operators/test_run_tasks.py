@@ -263,7 +263,7 @@ def test_one_that_vanished_is_gone_and_no_success(
     make = partial(tasks, qarnot_pool=pool, commands=["true"] * 3, max_in_flight=10)
     deferred, context = defer(make, ti := FakeTI(run_id="vanished"))
     client.tasks.delete(made_by(client, ti.xcoms["qarnot_tasks"])[0].uuid)
-    monkeypatch.setattr("airflow_qarnot_pool.triggers.tasks.CHECK_AFTER", 2.0)
+    monkeypatch.setattr("airflow_qarnot_pool.triggers.tasks.MAX_CHECK_INTERVAL", 2.0)
     with pytest.raises(QarnotDeletedError, match="1 of 3"):
         resume(make, deferred, context)
 
@@ -313,7 +313,7 @@ def test_after_one_has_vanished_the_others_are_ended(
     deferrable: bool,
 ) -> None:
     monkeypatch.setattr("airflow_qarnot_pool.operators.tasks._LOOKS", 1)
-    monkeypatch.setattr("airflow_qarnot_pool.triggers.tasks.CHECK_AFTER", 0.5)
+    monkeypatch.setattr("airflow_qarnot_pool.triggers.tasks.MAX_CHECK_INTERVAL", 0.5)
     make = partial(tasks, qarnot_pool=pool, commands=["sleep 600"] * 4, deferrable=deferrable)
     ti = FakeTI(run_id=f"vanished-others-{deferrable}")
     with (
@@ -527,7 +527,7 @@ def test_the_log_tells_how_far_it_is(
         def info(self, text: str, *values: Any) -> None:
             lines.append(text % values)
 
-    monkeypatch.setattr("airflow_qarnot_pool.triggers.tasks.REPORT_EVERY", 0.0)
+    monkeypatch.setattr("airflow_qarnot_pool.triggers.tasks.REPORT_INTERVAL", 0.0)
     monkeypatch.setattr(QarnotTasksTrigger, "log", Recorder())
     make = partial(tasks, qarnot_pool=pool, commands=["true", "false", "true", "true"])
     with pytest.raises(QarnotTaskFailedError):

@@ -498,7 +498,7 @@ def test_a_reached_quota_fails_or_waits(
 def test_room_comes_when_something_ends_or_goes(
     before: dict[str, int], now: dict[str, int], free: bool
 ) -> None:
-    assert quota.freed(Account.from_json(before), Account.from_json(now), "task") is free
+    assert quota.has_more_room(Account.from_json(before), Account.from_json(now), "task") is free
 
 
 BAD_AT_PARSE: dict[str, tuple[dict[str, Any], str]] = {

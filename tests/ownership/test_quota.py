@@ -28,7 +28,7 @@ from airflow_qarnot_pool.ownership.quota import (
     is_full,
 )
 from airflow_qarnot_pool.ownership.records import MAX_NAME_BYTES, Outcomes
-from airflow_qarnot_pool.triggers.quota import chance
+from airflow_qarnot_pool.triggers.quota import try_probability
 from tests.harness import life_of
 
 ME = life_of(task_id="me")
@@ -254,4 +254,4 @@ def test_places_are_what_every_quota_leaves() -> None:
 def test_about_as_many_try_as_there_are_places(
     free: int | None, waiters: int, more: bool, expected: float
 ) -> None:
-    assert chance(free, waiters, more=more) == pytest.approx(expected)
+    assert try_probability(free, waiters, more=more) == pytest.approx(expected)

@@ -50,7 +50,7 @@ SAMPLES: dict[str, Any] = {
     "name": "another name",
     "op_args": (),
     "op_kwargs": {},
-    "passed": False,
+    "accept_passed": False,
     "payload_bucket": "payloads",
     "period": timedelta(days=3),
     "poll_interval": 8.0,

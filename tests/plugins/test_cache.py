@@ -1,4 +1,4 @@
-"""The desk of the Pools page: one question at a time, bounded, and nobody waits."""
+"""The cache of the Pools page: one question at a time, bounded, and nobody waits."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 from airflow_qarnot_pool.plugins.cache import (
     LIST,
-    MOST_DETAILS,
-    MOST_WAITING,
+    MAX_DETAILS,
+    MAX_QUEUED,
     Cache,
     CacheEntry,
 )
@@ -23,10 +23,10 @@ class Clock:
         return self.now
 
 
-def settled(desk: Cache, key: str = LIST) -> CacheEntry:
+def settled(cache: Cache, key: str = LIST) -> CacheEntry:
     """The look once nothing is being asked."""
     deadline = time.monotonic() + 30
-    while (look := desk.look(key)).asking:
+    while (look := cache.get(key)).refreshing:
         assert time.monotonic() < deadline, "it asks on and on"
         time.sleep(0.002)
     return look
@@ -34,35 +34,35 @@ def settled(desk: Cache, key: str = LIST) -> CacheEntry:
 
 def test_the_first_look_gives_nothing_and_does_not_wait() -> None:
     go = threading.Event()
-    desk = Cache(lambda key, first: go.wait(10), every=5, pause=0, clock=Clock())
-    look = desk.look()
-    assert (look.value, look.age, look.asking) == (None, None, True)
+    cache = Cache(lambda key, first: go.wait(10), every=5, pause=0, clock=Clock())
+    look = cache.get()
+    assert (look.value, look.age, look.refreshing) == (None, None, True)
     go.set()
-    assert settled(desk).value is True
+    assert settled(cache).value is True
 
 
 def test_it_asks_once_however_many_look_and_again_only_when_due() -> None:
     asked: list[str] = []
     clock = Clock()
-    desk = Cache(lambda key, first: asked.append(key) or len(asked), every=5, pause=0, clock=clock)
+    cache = Cache(lambda key, first: asked.append(key) or len(asked), every=5, pause=0, clock=clock)
     for _ in range(100):
-        desk.look()
-    assert settled(desk).value == 1
+        cache.get()
+    assert settled(cache).value == 1
     clock.now = 4.9
-    assert settled(desk).age == 4.9
+    assert settled(cache).age == 4.9
     clock.now = 5.0
-    stale = desk.look()
-    assert (stale.value, stale.asking) == (1, True)
-    assert settled(desk).value == 2
+    stale = cache.get()
+    assert (stale.value, stale.refreshing) == (1, True)
+    assert settled(cache).value == 2
     assert asked == [LIST, LIST]
 
 
 def test_nothing_is_asked_while_nobody_looks() -> None:
     asked: list[str] = []
     clock = Clock()
-    desk = Cache(lambda key, first: asked.append(key), every=5, pause=0, clock=clock)
-    desk.look()
-    settled(desk)
+    cache = Cache(lambda key, first: asked.append(key), every=5, pause=0, clock=clock)
+    cache.get()
+    settled(cache)
     clock.now = 1000.0
     assert len(asked) == 1
 
@@ -76,16 +76,16 @@ def test_what_fails_keeps_what_was_known_says_why_and_is_tried_less_and_less_oft
             raise answer
         return answer
 
-    desk = Cache(ask, every=5, pause=0, words=lambda error: f"because {error}", clock=clock)
-    desk.look()
-    settled(desk)
+    cache = Cache(ask, every=5, pause=0, describe=lambda error: f"because {error}", clock=clock)
+    cache.get()
+    settled(cache)
     pauses = []
     for _ in range(8):
         start = clock.now
-        while not desk.look().asking:
+        while not cache.get().refreshing:
             clock.now += 1
         pauses.append(clock.now - start)
-        look = settled(desk)
+        look = settled(cache)
         assert (look.value, look.error) == (1, "because away")
         assert look.age == clock.now
     assert pauses == [5, 5, 10, 20, 40, 60, 60, 60]
@@ -102,12 +102,12 @@ def test_a_wish_during_a_question_is_asked_again() -> None:
         go.wait(10)
         return len(asked)
 
-    desk = Cache(ask, every=5, pause=0, clock=Clock())
-    desk.look()
+    cache = Cache(ask, every=5, pause=0, clock=Clock())
+    cache.get()
     began.wait(10)
-    desk.look(newer=True)
+    cache.get(newer=True)
     go.set()
-    assert settled(desk).value == 2
+    assert settled(cache).value == 2
 
 
 def test_the_list_comes_before_details_and_one_question_at_a_time() -> None:
@@ -123,14 +123,14 @@ def test_the_list_comes_before_details_and_one_question_at_a_time() -> None:
         asked.append(key)
         together[0] -= 1
 
-    desk = Cache(ask, every=5, pause=0, clock=Clock())
-    desk.look("a")
+    cache = Cache(ask, every=5, pause=0, clock=Clock())
+    cache.get("a")
     began.wait(10)
     for key in ("b", "c", LIST):
-        desk.look(key)
+        cache.get(key)
     go.set()
     for key in ("a", "b", "c", LIST):
-        settled(desk, key)
+        settled(cache, key)
     assert asked == ["a", LIST, "b", "c"]
     assert most == [1]
 
@@ -145,30 +145,30 @@ def test_a_detail_older_than_the_list_is_asked_for_again() -> None:
             raise ValueError("away")
         return len(asked)
 
-    desk = Cache(ask, every=5, pause=0, clock=clock)
+    cache = Cache(ask, every=5, pause=0, clock=clock)
     for key in ("fails", "a"):
-        desk.look(key)
-        settled(desk, key)
+        cache.get(key)
+        settled(cache, key)
     clock.now = 4.0
-    desk.look()
-    settled(desk)
+    cache.get()
+    settled(cache)
     asked.clear()
     asked.append("fails")
-    assert (desk.look("a").asking, desk.look("fails").asking) == (True, True)
-    settled(desk, "a")
-    assert settled(desk, "fails").error == "away"
-    assert not desk.look("a").asking
-    assert not desk.look("fails").asking  # as rarely as everything that fails
+    assert (cache.get("a").refreshing, cache.get("fails").refreshing) == (True, True)
+    settled(cache, "a")
+    assert settled(cache, "fails").error == "away"
+    assert not cache.get("a").refreshing
+    assert not cache.get("fails").refreshing  # as rarely as everything that fails
 
 
 def test_details_that_nobody_looks_at_are_forgotten() -> None:
-    desk = Cache(lambda key, first: key, every=5, pause=0, clock=Clock())
-    settled(desk)
-    for n in range(MOST_DETAILS + 10):
-        settled(desk, str(n))
-    assert desk.look(str(MOST_DETAILS + 9)).value is not None
-    assert desk.look("0").value is None
-    assert desk.look().value == LIST
+    cache = Cache(lambda key, first: key, every=5, pause=0, clock=Clock())
+    settled(cache)
+    for n in range(MAX_DETAILS + 10):
+        settled(cache, str(n))
+    assert cache.get(str(MAX_DETAILS + 9)).value is not None
+    assert cache.get("0").value is None
+    assert cache.get().value == LIST
 
 
 def test_a_thousand_wishes_are_no_thousand_questions() -> None:
@@ -180,16 +180,16 @@ def test_a_thousand_wishes_are_no_thousand_questions() -> None:
         go.wait(10)
         asked.append(key)
 
-    desk = Cache(ask, every=5, pause=0, clock=Clock())
-    desk.look("first")
+    cache = Cache(ask, every=5, pause=0, clock=Clock())
+    cache.get("first")
     began.wait(10)
     for n in range(1000):
-        desk.look(str(n))
-    desk.look()
+        cache.get(str(n))
+    cache.get()
     go.set()
-    settled(desk)
-    settled(desk, "0")
-    assert len(asked) <= 2 + MOST_WAITING
+    settled(cache)
+    settled(cache, "0")
+    assert len(asked) <= 2 + MAX_QUEUED
     assert LIST in asked
 
 
@@ -203,18 +203,18 @@ def test_a_first_answer_is_shown_until_the_whole_one_is_there() -> None:
         go.wait(10)
         return "whole"
 
-    desk = Cache(ask, every=5, pause=0, clock=clock)
-    desk.look()
+    cache = Cache(ask, every=5, pause=0, clock=clock)
+    cache.get()
     began.wait(10)
-    assert (desk.look().value, desk.look().asking) == ("first", True)
+    assert (cache.get().value, cache.get().refreshing) == ("first", True)
     go.set()
-    assert settled(desk).value == "whole"
+    assert settled(cache).value == "whole"
     began.clear()
     go.clear()
     clock.now = 5
-    desk.look()
+    cache.get()
     began.wait(10)
-    assert desk.look().value == "whole"  # never less than was known
+    assert cache.get().value == "whole"  # never less than was known
     go.set()
 
 
@@ -222,8 +222,8 @@ def test_a_version_names_one_value_of_one_process() -> None:
     clock = Clock()
     one, other = (Cache(lambda key, first: "the same text", every=5, pause=0, clock=clock) for _ in range(2))
     known = settled(one).version
-    assert one.look().version == known
+    assert one.get().version == known
     assert settled(other).version != known
     clock.now = 5
-    one.look()
+    one.get()
     assert settled(one).version != known

@@ -22,17 +22,17 @@ GARBAGE = {"method": "GET", "kind": "garbage"}
 
 
 @pytest.fixture
-def asker(
+def fetcher(
     airflow_app: Any, server: LocalQarnot, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[queries.Fetcher]:
     """One that is told everything at once, and asks for figures in every round."""
-    monkeypatch.setattr(queries, "FIGURES_AFTER", 0.0)
+    monkeypatch.setattr(queries, "FIGURES_MAX_AGE", 0.0)
     yield queries.Fetcher("qarnot_default")
     server.faults([])
 
 
-def rows_of(asker: queries.Fetcher) -> dict[str, dict[str, Any]]:
-    return {row["uuid"]: row for row in asker(LIST)}
+def rows_of(fetcher: queries.Fetcher) -> dict[str, dict[str, Any]]:
+    return {row["uuid"]: row for row in fetcher(LIST)}
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def rows_of(asker: queries.Fetcher) -> dict[str, dict[str, Any]]:
 )
 def test_figures_that_cannot_be_read_are_not_known_and_asked_for_again(
     make: Maker,
-    asker: queries.Fetcher,
+    fetcher: queries.Fetcher,
     server: LocalQarnot,
     monkeypatch: pytest.MonkeyPatch,
     path: str,
@@ -56,33 +56,33 @@ def test_figures_that_cannot_be_read_are_not_known_and_asked_for_again(
     odd, fine = make.pool("odd", labels={"airflow.shared": "nightly"}), make.pool("fine")
     make.task(odd, owner=identity("frames", "two", "work"))
     server.faults([{**fault, "path": path.format(odd)}])
-    rows = rows_of(asker)
+    rows = rows_of(fetcher)
     assert {odd, fine} <= rows.keys()
     assert None not in (rows[fine]["figures"]["euros"], rows[fine]["figures"]["carbon_g"])
     not_known = {name for name in ("euros", "carbon_g") if rows[odd]["figures"][name] is None}
     assert not_known == {unknown} - {None}
     # What happens meanwhile is seen, and what is over is asked about until there is an answer.
-    monkeypatch.setattr(queries, "SETTLED_AFTER", timedelta(-1))
+    monkeypatch.setattr(queries, "COST_FINAL_AFTER", timedelta(-1))
     make.client.pools.close(odd)
-    until(lambda: rows_of(asker)[odd]["phase"] == "closed", "its end")
+    until(lambda: rows_of(fetcher)[odd]["phase"] == "closed", "its end")
     server.faults([])
-    figures = rows_of(asker)[odd]["figures"]
+    figures = rows_of(fetcher)[odd]["figures"]
     assert None not in (figures["euros"], figures["carbon_g"])
 
 
 def test_a_pool_whose_figures_fail_does_not_keep_others_from_theirs(
-    make: Maker, asker: queries.Fetcher, server: LocalQarnot, monkeypatch: pytest.MonkeyPatch
+    make: Maker, fetcher: queries.Fetcher, server: LocalQarnot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(queries, "FIGURES_PER_ROUND", 1)
-    monkeypatch.setitem(queries.LIMITS, "retries", 0)
+    monkeypatch.setitem(queries.REQUEST_LIMITS, "retries", 0)
     server.set_account(maxPool=None, maxInstances=None, maxRunningPool=None)
     odd, fine = make.pool("odd"), make.pool("fine")
     server.faults([{"kind": "status", "status": 500, "path": f"/pools/{odd}/credits"}])
-    for _ in range(len(rows_of(asker)) + 1):
-        rows = rows_of(asker)
+    for _ in range(len(rows_of(fetcher)) + 1):
+        rows = rows_of(fetcher)
     assert rows[fine]["figures"]["euros"] is not None
     assert rows[odd]["figures"] is None
-    assert asker(odd)["row"]["uuid"] == odd  # and in full it is shown, too
+    assert fetcher(odd)["row"]["uuid"] == odd  # and in full it is shown, too
 
 
 AT = "2026-01-01T00:00:00Z"
@@ -135,7 +135,7 @@ def shown(pool: Pool, task: Task, facts: CarbonFacts) -> None:
     from fastapi.responses import JSONResponse
 
     now, run = datetime.now(UTC), ("1", "1")
-    memory = rows_module.remember(rows_module.remember(None, pool, now), pool, now)
+    observed = rows_module.updated_history(rows_module.updated_history(None, pool, now), pool, now)
     figures = rows_module.PoolFigures(
         euros=1.0, carbon=facts, at=now, shares=rows_module.shares_of(pool, [task])
     )
@@ -145,19 +145,19 @@ def shown(pool: Pool, task: Task, facts: CarbonFacts) -> None:
             "u", group, moved, *(task.labels.get(f"airflow.{n}") for n in ("dag_id", "run_id"))
         )
     ]
-    [row] = rows_module.rows(
+    [row] = rows_module.build_rows(
         rows_module.PageData(
             now=now,
             connection="q",
             pools=[pool],
             tasks={"u": notes},
-            memories={"u": memory},
+            histories={"u": observed},
             figures={"u": figures},
             console_url="https://console",
         )
     )
-    whole = rows_module.detail(row, pool, [task, Task.from_json(PLAIN)], memory, 200)
-    JSONResponse([rows_module.without_runs(row), rows_module.of_run(row, run)])
+    whole = rows_module.build_detail(row, pool, [task, Task.from_json(PLAIN)], observed, 200)
+    JSONResponse([rows_module.without_runs(row), rows_module.row_of_run(row, run)])
     JSONResponse([{**whole, "row": rows_module.without_runs(row)}, rows_module.detail_of_run(whole, run)])
 
 

@@ -303,7 +303,7 @@ def test_the_list_is_there_after_one_request_and_complete_after_two(
     pools = [make.pool(f"{n}", owner=identity(f"many_{n}")) for n in range(20)]
     for n, uuid in enumerate(pools):
         make.task(uuid, "sleep 600", owner=identity(f"many_{n}", task_id="work"))
-    asker, seen = Fetcher("qarnot_default"), []
+    fetcher, seen = Fetcher("qarnot_default"), []
 
     def asked() -> list[str]:
         # A page that shows that a search was not cut belongs to the search.
@@ -311,7 +311,7 @@ def test_the_list_is_there_after_one_request_and_complete_after_two(
         return [path for path in paths if not path.endswith("/paginate")]
 
     server.clear_requests()
-    whole = asker(LIST, lambda rows: seen.append((asked(), rows)))
+    whole = fetcher(LIST, lambda rows: seen.append((asked(), rows)))
     (at_first, bare), (then, counted) = seen
     assert at_first == ["POST /pools/search"]
     assert set(pools) <= {row["uuid"] for row in bare}
@@ -323,7 +323,7 @@ def test_the_list_is_there_after_one_request_and_complete_after_two(
     assert len(asked()) <= 2 + 2 * FIGURES_PER_ROUND
     assert len(whole) == len(bare)
     server.clear_requests()
-    asker(LIST, lambda rows: pytest.fail("what was whole is not taken apart again"))
+    fetcher(LIST, lambda rows: pytest.fail("what was whole is not taken apart again"))
     assert len(asked()) <= 2 + 2 * FIGURES_PER_ROUND
 
 

@@ -51,15 +51,15 @@ def pool(state: str = "FullyExecuting", age: float = 60, **fields: Any) -> Pool:
     return Pool.from_json({**values, **fields})
 
 
-def row(found: Pool, *, run: str | None = "running", notes: Any = (), memory: Any = None) -> dict[str, Any]:
-    [made] = rows.rows(
+def row(found: Pool, *, run: str | None = "running", notes: Any = (), observed: Any = None) -> dict[str, Any]:
+    [made] = rows.build_rows(
         rows.PageData(
             now=NOW,
             connection="q",
             pools=[found],
             tasks={"u": notes},
             runs={("frames", "run+1"): run} if run else {},
-            memories={"u": memory} if memory else {},
+            histories={"u": observed} if observed else {},
             console_url="https://console",
         )
     )
@@ -112,34 +112,34 @@ def test_warnings(found: Pool, run: str | None, notes: Any, expected: list[str])
 
 
 def test_a_lost_node_is_told_of_also_after_another_took_its_place() -> None:
-    memory = None
+    observed = None
     for ready in (2, 1, 2):
-        memory = rows.remember(memory, pool(runningInstanceCount=ready), NOW)
-    [warning] = row(pool(), notes=[note("running")], memory=memory)["warnings"]
+        observed = rows.updated_history(observed, pool(runningInstanceCount=ready), NOW)
+    [warning] = row(pool(), notes=[note("running")], observed=observed)["warnings"]
     assert warning == {"kind": "nodes", "text": "1 slot was lost; 2 of 2 run"}
-    later = rows.remember(memory, pool(), NOW + timedelta(minutes=11))
-    assert later.lost_at == memory.lost_at  # type: ignore[union-attr]
+    later = rows.updated_history(observed, pool(), NOW + timedelta(minutes=11))
+    assert later.lost_at == observed.lost_at  # type: ignore[union-attr]
 
 
 def test_a_lost_node_is_seen_at_the_first_look() -> None:
     hurt = pool("PartiallyExecuting", previousState="FullyExecuting", runningInstanceCount=1)
-    assert rows.remember(None, hurt, NOW).lost == 1
+    assert rows.updated_history(None, hurt, NOW).lost == 1
     booting = pool("PartiallyExecuting", previousState="FullyDispatched", runningInstanceCount=1)
-    assert rows.remember(None, booting, NOW).lost == 0
+    assert rows.updated_history(None, booting, NOW).lost == 0
 
 
 def test_a_node_lost_and_replaced_between_two_looks_is_told_of() -> None:
-    memory = rows.remember(None, pool(), NOW)
+    observed = rows.updated_history(None, pool(), NOW)
     dipped = pool(
         previousState="PartiallyExecuting",
         previousStateTransitionTime=ago(seconds=3),
         stateTransitionTime=ago(seconds=2),
     )
-    memory = rows.remember(memory, dipped, NOW)
-    assert memory.lost == 1
-    assert rows.remember(memory, dipped, NOW).lost == 1
+    observed = rows.updated_history(observed, dipped, NOW)
+    assert observed.lost == 1
+    assert rows.updated_history(observed, dipped, NOW).lost == 1
     states = ["Submitted", "FullyExecuting", "PartiallyExecuting", "FullyExecuting"]
-    assert [step["state"] for step in rows.timeline(dipped, memory)] == states
+    assert [step["state"] for step in rows.timeline(dipped, observed)] == states
 
 
 @pytest.mark.parametrize(
@@ -151,20 +151,20 @@ def test_a_node_lost_and_replaced_between_two_looks_is_told_of() -> None:
     ],
 )
 def test_nodes_that_were_given_back_are_not_lost(then: Pool) -> None:
-    memory = rows.remember(None, pool(scaling=POLICY if then.scaling else None), NOW)
-    assert rows.remember(memory, then, NOW).lost == 0
+    observed = rows.updated_history(None, pool(scaling=POLICY if then.scaling else None), NOW)
+    assert rows.updated_history(observed, then, NOW).lost == 0
 
 
 def test_the_timeline_has_what_the_api_tells_and_what_was_seen() -> None:
-    memory = rows.ObservedHistory()
+    observed = rows.ObservedHistory()
     for state in ("FullyDispatched", "PartiallyExecuting"):
-        memory = rows.remember(memory, pool(state, stateTransitionTime=ago(minutes=58)), NOW)
+        observed = rows.updated_history(observed, pool(state, stateTransitionTime=ago(minutes=58)), NOW)
     now = pool(
         previousState="PartiallyExecuting",
         previousStateTransitionTime=ago(minutes=58),
         stateTransitionTime=ago(minutes=50),
     )
-    steps = rows.timeline(now, memory)
+    steps = rows.timeline(now, observed)
     states = ["Submitted", "FullyDispatched", "PartiallyExecuting", "FullyExecuting"]
     assert [step["state"] for step in steps] == states
     times = [step["at"] for step in steps]
@@ -183,7 +183,7 @@ def test_links_name_run_and_map_index() -> None:
 
 
 def test_tasks_that_have_not_been_read_are_not_none() -> None:
-    [made] = rows.rows(rows.PageData(now=NOW, connection="q", pools=[pool(**IDLE)], tasks=None))
+    [made] = rows.build_rows(rows.PageData(now=NOW, connection="q", pools=[pool(**IDLE)], tasks=None))
     assert made["tasks"] is None
     assert "idle" not in [one["kind"] for one in made["warnings"]]
 
@@ -194,14 +194,14 @@ def test_open_pools_come_first_then_the_youngest() -> None:
         pool(age=30, uuid="old"),
         pool("Submitted", age=2, uuid="young"),
     ]
-    made = rows.rows(rows.PageData(now=NOW, connection="q", pools=pools))
+    made = rows.build_rows(rows.PageData(now=NOW, connection="q", pools=pools))
     assert [one["uuid"] for one in made] == ["young", "old", "closed"]
 
 
 def test_unknown_states_and_missing_fields_make_a_row_all_the_same() -> None:
     made = row(Pool.from_json({"uuid": "u"}))
     assert (made["name"], made["phase"], made["owner"]["kind"]) == ("u", "unknown", "unknown")
-    full = rows.detail(
+    full = rows.build_detail(
         made, Pool.from_json({"uuid": "u"}), [Task.from_json({"uuid": "t"})], rows.ObservedHistory(), 5
     )
     assert full["tasks"][0]["link"] is None
@@ -237,18 +237,18 @@ def test_the_part_of_a_run(
     fields: Any, notes: Any, shares: Any, run: tuple[str, str], whole: bool, part: float | None
 ) -> None:
     figures = rows.PoolFigures(euros=8.0, at=NOW, shares=shares)
-    [made] = rows.rows(
+    [made] = rows.build_rows(
         rows.PageData(
             now=NOW, connection="q", pools=[pool(**fields)], tasks={"u": notes}, figures={"u": figures}
         )
     )
-    seen = rows.of_run(made, run)
+    seen = rows.row_of_run(made, run)
     assert seen is not None
     assert seen["figures"]["euros"] == 8.0
     assert (seen["mine"] is None) is whole
     if seen["mine"] is not None:
         assert (seen["mine"]["figures"] and seen["mine"]["figures"]["euros"]) == part
-    assert rows.of_run(made, ("frames", "another")) is None
+    assert rows.row_of_run(made, ("frames", "another")) is None
     assert "runs" not in seen
 
 
@@ -281,8 +281,8 @@ def test_a_run_sees_no_qarnot_tasks_of_other_runs(
 ) -> None:
     """Whatever they are called, and however old what is known of the pool."""
     found = pool(**fields, errors=[{"code": "E", "message": "of pool"}])
-    [made] = rows.rows(rows.PageData(now=NOW, connection="q", pools=[found], tasks={"u": notes}))
-    whole = rows.detail(made, found, JOBS, rows.ObservedHistory(), 200)
+    [made] = rows.build_rows(rows.PageData(now=NOW, connection="q", pools=[found], tasks={"u": notes}))
+    whole = rows.build_detail(made, found, JOBS, rows.ObservedHistory(), 200)
     assert {error["text"] for error in whole["errors"]} == {f"E: of {one}" for one in ALL}
     shown = rows.detail_of_run(whole, run)
     if seen is None:
@@ -298,7 +298,7 @@ def test_a_run_sees_no_qarnot_tasks_of_other_runs(
 
 def test_only_the_youngest_tasks_are_listed() -> None:
     tasks = [Task.from_json({"uuid": str(n), "creationDate": ago(minutes=n)}) for n in range(5)]
-    full = rows.detail(row(pool()), pool(), tasks, rows.ObservedHistory(), 2)
+    full = rows.build_detail(row(pool()), pool(), tasks, rows.ObservedHistory(), 2)
     assert [one["uuid"] for one in full["tasks"]] == ["0", "1"]
     assert full["task_count"] == 5
 
@@ -335,7 +335,7 @@ def test_costs_are_asked_for_a_few_pools_at_a_time_those_in_sight_first() -> Non
     [(5, "5 s"), (60, "1 min"), (3599, "59 min"), (3600, "1 h 0 min"), (200_000, "2 days 7 h")],
 )
 def test_durations_are_spoken(seconds: int, text: str) -> None:
-    assert rows.spoken(timedelta(seconds=seconds)) == text
+    assert rows.format_duration(timedelta(seconds=seconds)) == text
 
 
 def test_the_mark_of_the_page_survives_wrong_clocks() -> None:

@@ -149,18 +149,18 @@ def test_a_pool_in_full_from_before_the_run_came_is_not_shown_but_looked_at_agai
         pool = Pool.from_json({"uuid": uuid, "state": "FullyExecuting", "labels": labels("opener")})
         tasks = [Task.from_json({"uuid": one, "name": one, "labels": labels(one)}) for one in there]
         notes = [rows_module.TaskRow(uuid, "running", None, one, "one") for one in there]
-        scene = rows_module.PageData(now=datetime.now(UTC), connection="q", pools=[pool], tasks={uuid: notes})
-        rows = rows_module.rows(scene)
+        page = rows_module.PageData(now=datetime.now(UTC), connection="q", pools=[pool], tasks={uuid: notes})
+        rows = rows_module.build_rows(page)
         return (
             rows
             if key == LIST
-            else rows_module.detail(rows[0], pool, tasks, rows_module.ObservedHistory(), 200)
+            else rows_module.build_detail(rows[0], pool, tasks, rows_module.ObservedHistory(), 200)
         )
 
     viewer, admin = as_role("viewer"), as_role("admin")
     admin.get(f"{PAGE}/")
-    office = QarnotPoolsPlugin.fastapi_apps[0]["app"]._app.state.office
-    monkeypatch.setitem(office.desks, "qarnot_default", Cache(ask, every=1e9, pause=0))
+    registry = QarnotPoolsPlugin.fastapi_apps[0]["app"]._app.state.registry
+    monkeypatch.setitem(registry.caches, "qarnot_default", Cache(ask, every=1e9, pause=0))
     path = f"{PAGE}/api/connections/qarnot_default/pools/{uuid}"
     until(lambda: admin.get(path).json()["pool"], "the pool before the run comes")
     there.append("mine")
@@ -168,6 +168,6 @@ def test_a_pool_in_full_from_before_the_run_came_is_not_shown_but_looked_at_agai
 
     path = f"{PAGE}/api/dags/mine/connections/qarnot_default/pools/{uuid}"
     first = viewer.get(path, params={"run_id": "one"}).json()
-    assert (first["pool"], first["age"], first["asking"]) == (None, None, True)
+    assert (first["pool"], first["age"], first["refreshing"]) == (None, None, True)
     found = until(lambda: viewer.get(path, params={"run_id": "one"}).json()["pool"], "the newer one")
     assert [task["name"] for task in found["tasks"]] == ["mine"]

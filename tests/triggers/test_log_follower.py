@@ -21,11 +21,11 @@ from typing import Any
 import pytest
 import structlog
 
-from airflow_qarnot_pool.logs.channel import drained, unread
+from airflow_qarnot_pool.logs.channel import bytes_unread, wait_until_flushed
 from airflow_qarnot_pool.logs.cursor import CursorPosition, LogCursor
-from airflow_qarnot_pool.logs.writer import acquire_lease, read_output
+from airflow_qarnot_pool.logs.writer import acquire_lease, write_new_output
 from airflow_qarnot_pool.triggers import log_follower
-from airflow_qarnot_pool.triggers.log_follower import AT_A_TIME, MOST_INSTANCES, LogFollower
+from airflow_qarnot_pool.triggers.log_follower import MAX_INSTANCES, MAX_READERS, LogFollower
 from tests.harness import FakeTI, life_of
 
 
@@ -57,19 +57,19 @@ def test_few_outputs_are_fetched_at_a_time_and_not_on_the_event_loop(monkeypatch
     fetching: set[str] = set()
     go = threading.Event()
 
-    def read(client: Any, transcript: LogCursor) -> tuple[LogCursor, list[str]]:
+    def read(client: Any, cursor: LogCursor) -> tuple[LogCursor, list[str]]:
         fetching.add(threading.current_thread().name)
         assert go.wait(60)
-        return transcript, []
+        return cursor, []
 
     monkeypatch.setattr(log_follower, "_read", read)
 
     async def many() -> None:
-        following = [asyncio.create_task(follower().follow()) for _ in range(3 * AT_A_TIME)]
+        following = [asyncio.create_task(follower().follow()) for _ in range(3 * MAX_READERS)]
         try:
-            while log_follower._threads()._work_queue.qsize() + len(fetching) < 3 * AT_A_TIME:
+            while log_follower._threads()._work_queue.qsize() + len(fetching) < 3 * MAX_READERS:
                 await asyncio.sleep(0.01)
-            assert len(fetching) == AT_A_TIME
+            assert len(fetching) == MAX_READERS
             assert all(name.startswith("qarnot-output") for name in fetching)
         finally:
             go.set()
@@ -84,15 +84,15 @@ def test_more_instances_than_an_xcom_should_hold_are_followed_no_further(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     log = Log()
-    places = {("stdout", instance): CursorPosition(1, (1,)) for instance in range(MOST_INSTANCES + 1)}
+    places = {("stdout", instance): CursorPosition(1, (1,)) for instance in range(MAX_INSTANCES + 1)}
     monkeypatch.setattr(
-        log_follower, "_read", lambda _, transcript: (LogCursor(uuid="u", places=places), ["line"])
+        log_follower, "_read", lambda _, cursor: (LogCursor(uuid="u", places=places), ["line"])
     )
     one = follower(log)
     asyncio.run(asyncio.wait_for(one.follow(), 60))
     assert log.said[0] == "line"
     assert "the rest of the output comes when all are done" in log.said[1]
-    assert len(one.position.to_json()["places"]) == MOST_INSTANCES + 1
+    assert len(one.position.to_json()["places"]) == MAX_INSTANCES + 1
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ class Airflow:
     async def drained(self, log: FileLog) -> None:
         await self._boundary("drain")
         log.arrive()
-        await self._boundary("drained")
+        await self._boundary("wait_until_flushed")
 
 
 LOOKS = ["1\n2\n3\n", "4\n5", "", "6\n7\n8\n", "9\n10\n11\n"]
@@ -207,7 +207,7 @@ def source(monkeypatch: pytest.MonkeyPatch) -> Source:
     source = Source()
     monkeypatch.setattr("airflow_qarnot_pool.logs.writer.fetch", source.fetch)
     monkeypatch.setattr(log_follower, "_threads", AtOnce)
-    monkeypatch.setattr(log_follower, "REST", 0)
+    monkeypatch.setattr(log_follower, "READ_TIME_FACTOR", 0)
     return source
 
 
@@ -217,9 +217,9 @@ LIFE = life_of(task_id="task")
 def works_in(
     airflow: Airflow, monkeypatch: pytest.MonkeyPatch, triggerer: str, log: FileLog | None = None
 ) -> tuple[LogFollower, FileLog]:
-    for name in ("own_xcom", "store_xcom", "drained"):
+    for name in ("own_xcom", "store_xcom", "wait_until_flushed"):
         monkeypatch.setattr(log_follower, name, getattr(airflow, name))
-    monkeypatch.setattr(log_follower, "_process", lambda pid: triggerer)
+    monkeypatch.setattr(log_follower, "_process_name", lambda pid: triggerer)
     log = log or FileLog(airflow)
     made = LogFollower("qarnot_default", LogCursor(uuid="u", instance=0).to_json(), 0.0, LIFE, log)
     made.runs()
@@ -309,7 +309,7 @@ def test_killed_at_any_moment_no_line_is_missing_or_twice(
         else:
             source.looks = len(LOOKS)
             start = acquire_lease(airflow.ti, first.to_json(), log2)
-            read_output(lambda stream: source.fetch(None, "u", stream, 0), start, log2)
+            write_new_output(lambda stream: source.fetch(None, "u", stream, 0), start, log2)
         log2.arrive()
         check(log, log2)
         repeated += announced(log2)
@@ -373,7 +373,7 @@ def test_of_two_at_once_one_stops_at_any_moment(monkeypatch: pytest.MonkeyPatch,
             # What one of them left to do is the worker's.
             log3 = FileLog(airflow)
             start = acquire_lease(airflow.ti, first.to_json(), log3)
-            read_output(lambda stream: source.fetch(None, "u", stream, 0), start, log3)
+            write_new_output(lambda stream: source.fetch(None, "u", stream, 0), start, log3)
             log3.arrive()
             check(log, log2, log3)
 
@@ -390,7 +390,7 @@ def test_a_stalled_parent_does_not_hold_up_the_end_of_a_wait(
         stalled.set()
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(log_follower, "LAST_WORDS", 0.01)
+    monkeypatch.setattr(log_follower, "FLUSH_TIMEOUT", 0.01)
     names = boundaries(monkeypatch, source)
     airflow = Airflow(names.index("drain"), never)
     first, log = works_in(airflow, monkeypatch, "first")
@@ -406,7 +406,7 @@ def test_a_stalled_parent_does_not_hold_up_the_end_of_a_wait(
     log2 = FileLog(airflow)
     start = acquire_lease(airflow.ti, first.to_json(), log2)
     assert start.doubtful == 3
-    read_output(lambda stream: source.fetch(None, "u", stream, 0), start, log2)
+    write_new_output(lambda stream: source.fetch(None, "u", stream, 0), start, log2)
     log2.arrive()
     check(log, log2)
 
@@ -461,7 +461,7 @@ def test_two_that_do_not_know_of_each_other_say_so(monkeypatch: pytest.MonkeyPat
     assert "may be in the log twice" in log.file[-1]
     # Where that one has nothing more to write, the worker tells.
     log2 = FileLog(airflow)
-    assert acquire_lease(airflow.ti, first.to_json(), log2).transcript == first.position.transcript
+    assert acquire_lease(airflow.ti, first.to_json(), log2).cursor == first.position.cursor
     log2.arrive()
     assert "may be in the log twice" in log2.file[-1]
 
@@ -482,12 +482,12 @@ def test_a_channel_is_drained_once_all_of_it_is_read() -> None:
     here, there = socket.socketpair()
     with here, there, os.fdopen(os.dup(here.fileno()), "wb", buffering=0) as file:
         log = structlog.wrap_logger(structlog.BytesLogger(file), processors=[lambda *_: b"a line"])
-        assert unread(log) == 0
+        assert bytes_unread(log) == 0
         log.info("")
-        assert unread(log) > 0
+        assert bytes_unread(log) > 0
 
         async def reads() -> None:
-            waiting = asyncio.create_task(drained(log))
+            waiting = asyncio.create_task(wait_until_flushed(log))
             there.recv(3)
             await asyncio.sleep(0.02)
             assert not waiting.done()
@@ -499,8 +499,11 @@ def test_a_channel_is_drained_once_all_of_it_is_read() -> None:
 
 def test_what_is_no_channel_has_nothing_unread(tmp_path: Any) -> None:
     with (tmp_path / "log").open("wb") as file:
-        assert unread(structlog.wrap_logger(structlog.BytesLogger(file), processors=[lambda *_: b"x"])) == 0
-    assert unread(Log()) == 0
+        assert (
+            bytes_unread(structlog.wrap_logger(structlog.BytesLogger(file), processors=[lambda *_: b"x"]))
+            == 0
+        )
+    assert bytes_unread(Log()) == 0
 
 
 WRITER = """

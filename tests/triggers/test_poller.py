@@ -61,7 +61,7 @@ def rounds_cost(qarnot: LocalQarnot, uuids: list[str]) -> float:
         waiting = [asyncio.create_task(state_of(uuid, "Cancelled")) for uuid in uuids]
         await until(lambda: len(list(poller.pollers())) == 1)
         (shared,) = poller.pollers()
-        await until(lambda: sum(bool(topic.last) for topic in shared.topics.values()) == len(uuids))
+        await until(lambda: sum(bool(entry.last) for entry in shared.subscriptions.values()) == len(uuids))
         begun, asked = shared.rounds, searches(qarnot)
         await until(lambda: shared.rounds >= begun + 8)
         cost = (searches(qarnot) - asked) / (shared.rounds - begun)
@@ -157,7 +157,9 @@ def test_what_is_gone_is_an_error_of_its_own_waiter_only(
 
     async def wait() -> str:
         waiting = [asyncio.create_task(state_of(uuid, "Success", "Cancelled")) for uuid in (gone, stays)]
-        await until(lambda: any(topic.last for one in poller.pollers() for topic in one.topics.values()))
+        await until(
+            lambda: any(entry.last for one in poller.pollers() for entry in one.subscriptions.values())
+        )
         await asyncio.to_thread(client.tasks.delete, gone)
         with pytest.raises(QarnotDeletedError, match=gone):
             await waiting[0]
@@ -182,7 +184,9 @@ def test_an_object_that_cannot_be_had_keeps_no_other_from_being_looked_at(
         asked = {"method": "GET", "path": f"/tasks/{withheld}", "status": status}
         await until(lambda: any(asked.items() <= one.items() for one in qarnot.requests()))
         second = asyncio.ensure_future(state_of(stays, "Success", "Cancelled"))
-        await until(lambda: any(topic.last for one in poller.pollers() for topic in one.topics.values()))
+        await until(
+            lambda: any(entry.last for one in poller.pollers() for entry in one.subscriptions.values())
+        )
         await asyncio.to_thread(client.tasks.abort, stays)
         state = await second
         if status == 403:
@@ -220,7 +224,7 @@ def test_what_passes_never_fails_a_waiter(
 def test_a_server_that_asks_for_hours_is_asked_again_sooner(
     qarnot: LocalQarnot, client: QarnotClient, pool: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(poller, "MOST_PATIENCE", 0.5)
+    monkeypatch.setattr(poller, "MAX_RETRY_AFTER", 0.5)
     (uuid,) = submit(client, pool, 1, "true")
     fault = {"kind": "status", "status": 503, "retry_after": 7200, "times": 1}
     qarnot.faults([{"method": "POST", "path": "^/tasks/search$", **fault}])
@@ -354,14 +358,14 @@ def test_a_burst_is_asked_for_once(
     monkeypatch.setattr(poller, "OVERLAP", timedelta(seconds=0.2))
     uuids = submit(client, pool, 40)
     brought: list[int] = []
-    tell = poller.Poller._tell
+    tell = poller.Poller._notify
 
     async def counting(self: poller.Poller, found: Any) -> None:
         found = list(found)
         brought.append(len(found))
         await tell(self, found)
 
-    monkeypatch.setattr(poller.Poller, "_tell", counting)
+    monkeypatch.setattr(poller.Poller, "_notify", counting)
 
     async def wait() -> None:
         waiting = [asyncio.create_task(state_of(uuid, "Cancelled")) for uuid in uuids]
@@ -384,7 +388,9 @@ def test_a_change_between_the_first_look_and_the_first_round_is_seen(
 
     async def wait() -> str:
         waiting = asyncio.create_task(state_of(uuid, "Cancelled", interval=4.0))
-        await until(lambda: any(topic.last for one in poller.pollers() for topic in one.topics.values()))
+        await until(
+            lambda: any(entry.last for one in poller.pollers() for entry in one.subscriptions.values())
+        )
         await asyncio.to_thread(client.tasks.abort, uuid)
         return await waiting
 
@@ -422,16 +428,18 @@ def test_a_state_that_came_and_went_between_two_looks_is_not_lost(
 
     async def wait() -> dict[str, Any]:
         waiting = asyncio.create_task(first_event(trigger_of(uuid, "FullyExecuting", interval=3600)))
-        await until(lambda: any(topic.last for one in poller.pollers() for topic in one.topics.values()))
+        await until(
+            lambda: any(entry.last for one in poller.pollers() for entry in one.subscriptions.values())
+        )
         (shared,) = poller.pollers()
-        assert {topic.last.state for topic in shared.topics.values() if topic.last} <= {
+        assert {entry.last.state for entry in shared.subscriptions.values() if entry.last} <= {
             "Submitted",
             "FullyDispatched",
         }
         (tmp_path / "go").touch()
         await until(lambda: client.tasks.get(uuid).state == "Success")
         # The next look comes with the next waiter, who makes the poll ask at once.
-        shared.topics[uuid].fresh = True
+        shared.subscriptions[uuid].is_new = True
         shared._arrived.set()
         return await waiting
 
@@ -460,7 +468,7 @@ def test_a_target_that_was_not_passed_on_the_way_is_not_made_up(
     ],
 )
 def test_when_the_next_round_is_due(due: float, now: float, luck: float, expected: float) -> None:
-    assert poller.following(due, now, 10.0, luck) == pytest.approx(expected)
+    assert poller.next_due(due, now, 10.0, luck) == pytest.approx(expected)
 
 
 def test_rounds_keep_their_interval_however_long_a_request_takes(
@@ -485,14 +493,14 @@ def test_rounds_keep_their_interval_however_long_a_request_takes(
                     }
                 ]
             )
-            following = poller.following
+            following = poller.next_due
 
             def noting(due: float, *rest: float) -> float:
                 dues.append(due)
                 return following(due, *rest)
 
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(poller, "following", noting)
+                patch.setattr(poller, "next_due", noting)
                 await until(lambda: len(dues) >= 5)
             return dues
 
@@ -537,7 +545,7 @@ def test_one_who_wants_to_look_more_often_makes_all_look_so(
             await one.next(PATIENCE)
             waiting = asyncio.create_task(state_of(hasty, "Cancelled"))
             (shared,) = poller.pollers()
-            await until(lambda: hasty in shared.topics and bool(shared.topics[hasty].last))
+            await until(lambda: hasty in shared.subscriptions and bool(shared.subscriptions[hasty].last))
             await asyncio.to_thread(client.tasks.abort, hasty)
             state = await waiting
             # And no more when it has left.
@@ -579,7 +587,7 @@ def test_each_waiter_gives_up_when_its_own_time_is_over(
 def test_a_crowd_is_woken_a_few_at_a_time(qarnot: LocalQarnot, client: QarnotClient, pool: str) -> None:
     """Each that is woken has something to log; the event loop has its turn in between."""
     (uuid,) = submit(client, pool, 1)
-    crowd = 5 * poller.AT_ONCE
+    crowd = 5 * poller.WAKE_BATCH
     told: list[int] = []  # at which turn of the event loop
     turn = 0
 
@@ -597,7 +605,7 @@ def test_a_crowd_is_woken_a_few_at_a_time(qarnot: LocalQarnot, client: QarnotCli
         await asyncio.gather(*waiting)
 
     asyncio.run(asyncio.wait_for(wait(), PATIENCE))
-    assert max(told.count(one) for one in set(told)) <= poller.AT_ONCE
+    assert max(told.count(one) for one in set(told)) <= poller.WAKE_BATCH
 
 
 def test_all_back_off_together(qarnot: LocalQarnot, client: QarnotClient, pool: str) -> None:
@@ -684,7 +692,7 @@ def test_pools_and_tasks_sensors_and_operators_share(
         waiting += [asyncio.create_task(first_event(trigger_of(uuids[0], "Cancelled", passed=False)))]
         async with subscribe("qarnot_default", "pool", pool, interval=INTERVAL) as waiter:
             await waiter.next(PATIENCE)
-            kinds = {one.kind: len(one.topics) for one in poller.pollers()}
+            kinds = {one.kind: len(one.subscriptions) for one in poller.pollers()}
             for one in waiting:
                 one.cancel()
             await asyncio.gather(*waiting, return_exceptions=True)

@@ -42,7 +42,7 @@ async def all_seen(count: int) -> Poller:
     """Wait until each of so many objects has been looked at once."""
     await until(lambda: any(poller.pollers()))
     shared = the_poller()
-    await until(lambda: sum(topic.last is not None for topic in shared.topics.values()) == count)
+    await until(lambda: sum(entry.last is not None for entry in shared.subscriptions.values()) == count)
     return shared
 
 
@@ -88,9 +88,9 @@ def test_a_refusal_of_the_moment_fails_no_waiter_and_costs_nothing_afterwards(
     status: int,
     times: int,
 ) -> None:
-    monkeypatch.setattr(poller, "LONGEST_BACKOFF", 0.05)
+    monkeypatch.setattr(poller, "MAX_BACKOFF", 0.05)
     monkeypatch.setattr(poller, "SWEEP_EVERY", 4)
-    monkeypatch.setattr(poller, "CHUNK", 50)
+    monkeypatch.setattr(poller, "MAX_UUIDS", 50)
     uuids = submit(client, pool, 60)
 
     async def story(shared: Poller, waiting: dict[str, asyncio.Task[str]]) -> None:
@@ -100,7 +100,7 @@ def test_a_refusal_of_the_moment_fails_no_waiter_and_costs_nothing_afterwards(
         qarnot.faults([fault])
         await until(lambda: sum(one["status"] == status for one in qarnot.requests()) == times)
         # What was made smaller grows again with the looks that follow.
-        await until(lambda: (shared._chunk, shared._asks_for_changes) == (50, True))
+        await until(lambda: (shared._max_uuids, shared._can_ask_for_changes) == (50, True))
         begun = shared.rounds
         await until(lambda: shared.rounds >= begun + poller.SWEEP_EVERY)
         assert await cost_of_rounds(qarnot, shared) <= usual + 0.5
@@ -114,7 +114,7 @@ def test_a_refusal_of_the_moment_fails_no_waiter_and_costs_nothing_afterwards(
 def test_a_search_that_is_refused_for_good_backs_off_and_costs_two_requests_a_round(
     qarnot: LocalQarnot, client: QarnotClient, pool: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(poller, "LONGEST_BACKOFF", 0.2)
+    monkeypatch.setattr(poller, "MAX_BACKOFF", 0.2)
     uuids = submit(client, pool, 30)
 
     async def story(shared: Poller, waiting: dict[str, asyncio.Task[str]]) -> None:
@@ -178,7 +178,7 @@ def test_one_that_no_search_shows_yet_survives_a_stray_denial(
 def test_a_gateway_that_says_404_denies_nothing(
     qarnot: LocalQarnot, client: QarnotClient, pool: str, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
-    monkeypatch.setattr(poller, "LONGEST_BACKOFF", 0.05)
+    monkeypatch.setattr(poller, "MAX_BACKOFF", 0.05)
     qarnot.lag_searches(3600)
     (uuid,) = submit(client, pool, 1, "true")
     qarnot.clear_requests()
@@ -198,7 +198,7 @@ def test_one_that_qarnot_goes_on_to_deny_fails_its_waiters_alone(
 
     async def story(shared: Poller, waiting: dict[str, asyncio.Task[str]]) -> None:
         qarnot.faults([fault])
-        shared.topics[denied].tagged = False  # it is looked up in each round
+        shared.subscriptions[denied].tagged = False  # it is looked up in each round
         with pytest.raises(error):
             await waiting[denied]
         assert not waiting[stays].done()
@@ -338,8 +338,8 @@ def test_what_happens_between_two_rounds_after_the_clock_was_set_back_is_asked_f
     uuids = submit(client, pool, 1)
 
     async def story(shared: Poller, waiting: dict[str, asyncio.Task[str]]) -> None:
-        asked_at = shared._asked_at
-        await until(lambda: shared._asked_at > asked_at)
+        asked_at = shared._changes_requested_at
+        await until(lambda: shared._changes_requested_at > asked_at)
         qarnot.step_clock(-60)
         await seen_soon(client, uuids[0], waiting)
 
@@ -411,7 +411,7 @@ def test_one_who_joins_while_others_are_told_is_told_everything(
     qarnot: LocalQarnot, client: QarnotClient, pool: str
 ) -> None:
     tag = "airflow-lineage:joins"
-    uuids = set(submit(client, pool, 5 * poller.AT_ONCE, tags=(*OURS, tag)))
+    uuids = set(submit(client, pool, 5 * poller.WAKE_BATCH, tags=(*OURS, tag)))
 
     async def told(count: int, first: Callable[[], None] = lambda: None) -> set[str]:
         found: set[str] = set()

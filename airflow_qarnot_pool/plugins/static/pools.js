@@ -153,7 +153,7 @@
       if (!chosen && answer.pools === null) answer.pools = state.list.pools; // the same as before
       state[chosen ? "pool" : "list"] = answer;
       gotAt = Date.now();
-      const asking = chosen ? answer.asking : answer.connections.some((one) => one.asking);
+      const asking = chosen ? answer.refreshing : answer.connections.some((one) => one.refreshing);
       eager = asking ? eager + 1 : 0;
       if (asking) wait = EAGER_MS[Math.min(eager, EAGER_MS.length) - 1];
     } catch (error) {
@@ -203,7 +203,7 @@
     if (!ages.length) { shown.textContent = ""; return; }
     const age = Math.max(...ages) + (Date.now() - gotAt) / 1000;
     const every = (state.list || {}).every || 5;
-    const newer = age > 2 * every && looks.some((look) => look.asking) ? "; asking Qarnot for newer…" : "";
+    const newer = age > 2 * every && looks.some((look) => look.refreshing) ? "; asking Qarnot for newer…" : "";
     shown.textContent = `As of ${spoken(age)} ago${newer}`;
   }
 
