@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, NamedTuple, Self
 
-from airflow_qarnot_pool.api.errors import QarnotProtocolError
 from airflow_qarnot_pool.api.limits import reading
 from airflow_qarnot_pool.logs.cursor import LogCursor
 
@@ -108,7 +106,6 @@ class WriterLease:
     """
 
     followers: tuple[str, ...] = ()
-    earlier: Offset | None = field(default=None, compare=False)
 
     @property
     def holder(self) -> str | None:
@@ -116,7 +113,7 @@ class WriterLease:
 
     def acquired_by(self, follower: str) -> Self:
         others = tuple(one for one in self.followers if one != follower)
-        return type(self)((*others, follower)[-MAX_FOLLOWERS:], self.earlier)
+        return type(self)((*others, follower)[-MAX_FOLLOWERS:])
 
     def to_json(self) -> dict[str, Any]:
         return {"followers": list(self.followers)}
@@ -124,9 +121,6 @@ class WriterLease:
     @classmethod
     def from_json(cls, value: Any) -> WriterLease:
         """Read back what is stored; nothing, and what is no claim, is one that nobody holds."""
-        with suppress(QarnotProtocolError):
-            if isinstance(value, Mapping) and "places" in value:
-                return cls(earlier=Offset.from_json(value))
         followers = value.get("followers") if isinstance(value, Mapping) else None
         if not isinstance(followers, list):
             return cls()

@@ -1,4 +1,4 @@
-"""What the triggers of pools and Qarnot tasks share."""
+"""Base of the triggers of pools and Qarnot tasks."""
 
 from __future__ import annotations
 
@@ -39,33 +39,36 @@ from airflow_qarnot_pool.waiting.conditions import (
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.client import QarnotClient
+    from airflow_qarnot_pool.api.models import Pool, Task
 
-#: References to clean-ups under way: the triggerer cancels ``on_kill`` after about a second, and an asyncio
-#: task that nobody refers to may vanish half-way.
+#: References to running clean-ups. The triggerer cancels ``on_kill`` after about a second, and an asyncio task without
+#: a reference may be collected before it is done.
 _cleanups: set[asyncio.Task[None]] = set()
 
-#: One of each: thousands wait for the same.
+#: One object for equal conditions, because thousands of triggers have the same.
 _conditions: weakref.WeakValueDictionary[Condition, Condition] = weakref.WeakValueDictionary()
 
-#: Seconds that the first look may take, whatever the deadline says.
+#: Minimum seconds for the first poll, even if the deadline is sooner.
 MIN_FIRST_TIMEOUT = 10.0
 
 
 class QarnotTrigger(BaseTrigger):
-    """Wait for one remote object, together with all other waiters of its connection.
+    """Wait for one remote object, with one poll for all triggers of its connection.
 
     Yields one event, the :class:`~airflow_qarnot_pool.waiting.conditions.WaitResult` of the wait.
 
-    :param uuid: the object.
-    :param condition: ``Condition.to_kwargs()``: what to wait for.
-    :param poll_interval: seconds between two looks.
-    :param deadline: ISO time at which the wait ends with "timeout". Wall clock, as triggers move between processes.
-    :param identity: ``TaskInstanceIdentity.to_kwargs()`` of the owner of the object; None if the task only observes it.
+    :param uuid: uuid of the object.
+    :param condition: ``Condition.to_kwargs()`` of the condition that ends the wait.
+    :param poll_interval: seconds between polls.
+    :param deadline: ISO time at which the wait ends with "timeout". It is wall clock time, because triggers move
+        between processes.
+    :param identity: ``TaskInstanceIdentity.to_kwargs()`` of the owner of the object. None if the Airflow task only
+        observes it.
     :param cancel_on_kill: whether a kill of the Airflow task ends the object.
-    :param resume_state: handed back in the event, for the operator that resumes.
-    :param cost_limit: ``CostLimit.to_kwargs()``: what may cost no more than its limit while this waits.
-    :param pools: pools of the Qarnot tasks that this waits for. Tasks that stay queued on one that has ended end the
-        wait.
+    :param resume_state: returned in the event, for the operator that resumes.
+    :param cost_limit: ``CostLimit.to_kwargs()`` of the limit to enforce during the wait.
+    :param pools: pools of the Qarnot tasks that this waits for. The wait ends if tasks stay queued on a pool that has
+        ended.
     """
 
     kind: ClassVar[Kind]
@@ -102,6 +105,7 @@ class QarnotTrigger(BaseTrigger):
         self._fired = False
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return the class path and the keyword arguments, from which Airflow makes the trigger again."""
         return (
             f"{type(self).__module__}.{type(self).__qualname__}",
             {
@@ -121,6 +125,7 @@ class QarnotTrigger(BaseTrigger):
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Wait, and yield the one event."""
         age = TriggerAge(self)
         try:
             outcome = await (self._wait() if self.cost_limit is None else self._wait_within(self.cost_limit))
@@ -129,12 +134,12 @@ class QarnotTrigger(BaseTrigger):
             if not TRIGGERS_HAVE_ON_KILL:
                 await self.on_kill()
             raise
-        # From here on being cancelled means that Airflow has what it waited for.
+        # A cancellation from here on means that Airflow has received the event.
         self._fired = True
         yield TriggerEvent(outcome.to_event())
 
     async def _wait_within(self, cost_limit: dict[str, Any]) -> WaitResult:
-        """Wait until it is done or has cost too much, whatever comes first."""
+        """Wait until the wait ends or a cost limit is exceeded, whichever comes first."""
         from airflow_qarnot_pool.costs.limits import CostLimit
         from airflow_qarnot_pool.triggers.cost_poller import wait_until_over_limit
 
@@ -147,17 +152,17 @@ class QarnotTrigger(BaseTrigger):
         try:
             await asyncio.wait((wait, over), return_when=asyncio.FIRST_COMPLETED)
             if not over.done() or over.exception():
-                # Where the watch cannot go on the wait still does: it meets the same, and says it better.
+                # A failed check of the limit does not end the wait, which meets the same error and describes it better.
                 return await wait
-            verdict = over.result()
+            check = over.result()
             error = {
                 "error": "QarnotCostLimitError",
-                "cost_limit": {**cost_limit, "close": list(verdict.close)},
+                "cost_limit": {**cost_limit, "close": list(check.close)},
             }
             return WaitResult(
                 ending=EndReason.ERROR,
                 uuid=self.uuid,
-                message=verdict.message,
+                message=check.message,
                 resume_state={**self.resume_state, **error},
             )
         finally:
@@ -169,7 +174,6 @@ class QarnotTrigger(BaseTrigger):
         condition = Condition.from_kwargs(self.condition)
         condition = _conditions.setdefault(condition, condition)
         history: tuple[str, ...] = ()
-        ending, message, resume_state = EndReason.ERROR, "", self.resume_state
         try:
             async with subscribe(
                 self.qarnot_conn_id,
@@ -180,63 +184,70 @@ class QarnotTrigger(BaseTrigger):
             ) as subscriber:
                 with PoolEnds(self.qarnot_conn_id, self.pools, subscriber, self.poll_interval):
                     while True:
-                        left = self._seconds_left()
-                        if left is not None and not history:
-                            # A triggerer may come after the deadline: what is done by then is done.
-                            left = max(left, MIN_FIRST_TIMEOUT)
                         try:
-                            look = await subscriber.next(left)
+                            snapshot = await subscriber.next(self._timeout(history))
                         except QarnotPoolEndedError as error:
                             if not history or not is_queued(history[-1]):
                                 continue
-                            return replace(
-                                stranded_result(self.uuid, history[-1], error.message),
-                                resume_state=dict(resume_state),
-                            )
-                        self._on_poll(look.state)
-                        if changed := history[-1:] != (look.state,):
-                            self.log.info("%s %s is %s", CAPITALIZED_NOUNS[self.kind], self.uuid, look.state)
-                        outcome = result_if_met(condition, look, history)
+                            outcome: WaitResult | None = stranded_result(self.uuid, history[-1], error.message)
+                        else:
+                            outcome = self._outcome_of(snapshot, condition, history)
+                            history = _appended(history, snapshot.state)
+                            del snapshot  # thousands may wait here for hours, and need the states only
                         if outcome is not None:
-                            return WaitResult(
-                                ending=outcome.ending,
-                                uuid=self.uuid,
-                                state=outcome.state,
-                                message=outcome.message,
-                                resume_state=dict(resume_state),
-                            )
-                        if changed:
-                            history = _appended(history, look.state)
-                        del look  # thousands may wait here for hours: only the state is needed any more
-        except TimeoutError:
+                            return replace(outcome, uuid=self.uuid, resume_state=dict(self.resume_state))
+        except (TimeoutError, QarnotError) as error:
+            return self._outcome_after(error, condition, history)
+
+    def _timeout(self, history: tuple[str, ...]) -> float | None:
+        """Return the maximum seconds until the next change."""
+        seconds_left = self._seconds_left()
+        if seconds_left is None or history:
+            return seconds_left
+        # The trigger may start after the deadline. It polls at least once, because the object may have finished.
+        return max(seconds_left, MIN_FIRST_TIMEOUT)
+
+    def _outcome_of(
+        self, snapshot: Pool | Task, condition: Condition, history: tuple[str, ...]
+    ) -> WaitResult | None:
+        """Return the result of the wait if *snapshot* ends it."""
+        self._on_poll(snapshot.state)
+        if history[-1:] != (snapshot.state,):
+            self.log.info("%s %s is %s", CAPITALIZED_NOUNS[self.kind], self.uuid, snapshot.state)
+        return result_if_met(condition, snapshot, history)
+
+    def _outcome_after(self, error: Exception, condition: Condition, history: tuple[str, ...]) -> WaitResult:
+        """Return the result of a wait that *error* ends."""
+        ending, message, resume_state = EndReason.ERROR, str(error), dict(self.resume_state)
+        if isinstance(error, TimeoutError):
             ending, message = EndReason.TIMEOUT, timeout_message(self.kind, self.uuid, history, condition)
-        except QarnotDeletedError as error:
-            ending, message = (EndReason.MET if condition.met_by_absence else EndReason.GONE), str(error)
-        except QarnotError as error:
-            message, resume_state = str(error), {**resume_state, "error": type(error).__name__}
+        elif isinstance(error, QarnotDeletedError):
+            ending = EndReason.MET if condition.met_by_absence else EndReason.GONE
+        else:
+            resume_state["error"] = type(error).__name__
         return WaitResult(
             ending=ending,
             uuid=self.uuid,
             state=history[-1] if history else None,
             message=message,
-            resume_state=dict(resume_state),
+            resume_state=resume_state,
         )
 
     def _on_poll(self, state: str) -> None:
-        """Called with what each look shows."""
+        """Handle the *state* that a poll shows."""
 
     def _seconds_left(self) -> float | None:
         if self.deadline is None:
             return None
         return max(0.0, (stored_moment(self.deadline) - datetime.now(UTC)).total_seconds())
 
-    # --- the Airflow task is killed, cleared or marked while it is deferred
+    # --- clean-up when the Airflow task is killed, cleared or marked while it is deferred
 
     async def on_kill(self) -> None:
-        """End the remote object where the Airflow task is really over.
+        """End the remote object if the Airflow task has really finished.
 
-        Airflow 3.3 also calls this when triggers move to another triggerer, and it really gives about one
-        second. So the work is guarded by the task's state and runs shielded in an asyncio task of its own.
+        Airflow 3.3 also calls this when triggers move to another triggerer, and allows about one second. So the
+        clean-up checks the state of the Airflow task first, and runs shielded in a separate asyncio task.
         """
         if self._fired or not self.cancel_on_kill or self.identity is None:
             return
@@ -250,7 +261,7 @@ class QarnotTrigger(BaseTrigger):
             await self._end_if_abandoned(identity)
         except Exception as error:
             self.log.warning(
-                "Could not find out whether %s %s is still wanted, so it is left alone; a next try of the "
+                "Could not check whether %s %s is still wanted, so it keeps running until a next try of the "
                 "Airflow task, its deadline or the reaper ends it: %s",
                 self.kind,
                 self.uuid,
@@ -259,10 +270,10 @@ class QarnotTrigger(BaseTrigger):
 
     @abstractmethod
     async def _end_if_abandoned(self, identity: TaskInstanceIdentity) -> None:
-        """Look whether anybody still wants the object, and end it where nobody does."""
+        """End the object unless an Airflow task still wants it."""
 
     async def _request(self, request: Callable[[QarnotClient], Any]) -> Any:
-        """One request of our own: the poller may be gone already."""
+        """Send *request* outside the poller, which may have stopped already."""
         from airflow.sdk import BaseHook
 
         from airflow_qarnot_pool.hooks.connection_settings import ConnectionSettings
@@ -272,22 +283,22 @@ class QarnotTrigger(BaseTrigger):
 
 
 def _with_interned(value: Any) -> Any:
-    """*value*, JSON, with each word kept once in this process: the kwargs of thousands of triggers are much alike."""
+    """Return the JSON *value* with one object for equal texts, which the kwargs of thousands of triggers repeat."""
     if type(value) is str:
         return _interned(value)
     if isinstance(value, dict):
-        return {_with_interned(key): _with_interned(one) for key, one in value.items()}
-    return [_with_interned(one) for one in value] if isinstance(value, list) else value
+        return {_with_interned(key): _with_interned(item) for key, item in value.items()}
+    return [_with_interned(item) for item in value] if isinstance(value, list) else value
 
 
 @lru_cache(maxsize=1024)
 def _interned(text: str) -> str:
-    """Not ``sys.intern``: on some releases of Python 3.12 what that is given is never freed."""
+    """Return one object for equal texts. ``sys.intern`` never frees its texts on some releases of Python 3.12."""
     return text
 
 
 def _shared_json(value: Any) -> Any:
-    """*value*, JSON, or one that is equal: thousands of triggers have the same. Not to be changed."""
+    """Return one read-only object for equal JSON values, because thousands of triggers have the same."""
     return _parsed(json.dumps(value))
 
 
@@ -298,18 +309,18 @@ def _parsed(text: str) -> Any:
 
 @lru_cache(maxsize=1024)
 def _appended(history: tuple[str, ...], state: str) -> tuple[str, ...]:
-    """What thousands have seen so far is much alike, too."""
-    return (*history, state)
+    """Return *history* with a new *state*, as one object for the thousands of triggers with equal histories."""
+    return history if history[-1:] == (state,) else (*history, state)
 
 
 async def task_state(identity: TaskInstanceIdentity) -> str | None:
-    """The state of the Airflow task instance now; None when it is cleared or removed."""
+    """Return the current state of the Airflow task instance, or None if it was cleared or removed."""
     state: str | None = await in_thread(lambda: task_instance_state(identity))
     return state
 
 
 async def own_xcom(identity: TaskInstanceIdentity, key: str) -> Any:
-    """Return what the task instance's current try stored under *key*; None when there is nothing.
+    """Return the XCom *key* of the current try of the task instance, or None if there is none.
 
     :raises LookupError: see :func:`~airflow_qarnot_pool.ownership.liveness.check_addressable`.
     """
@@ -320,7 +331,7 @@ async def own_xcom(identity: TaskInstanceIdentity, key: str) -> Any:
 
 
 async def store_xcom(identity: TaskInstanceIdentity, key: str, value: Any) -> None:
-    """Store *value* under *key* with the task instance's current try.
+    """Store *value* as the XCom *key* of the current try of the task instance.
 
     :raises LookupError: see :func:`~airflow_qarnot_pool.ownership.liveness.check_addressable`.
     """
@@ -329,7 +340,7 @@ async def store_xcom(identity: TaskInstanceIdentity, key: str, value: Any) -> No
 
 
 async def in_thread(call: Callable[[], Any]) -> Any:
-    """Run *call*, which asks Airflow, outside the event loop."""
+    """Run *call*, which sends a request to Airflow, outside the event loop."""
     from asgiref.sync import sync_to_async
 
     run: Callable[[], Awaitable[Any]] = sync_to_async(call)

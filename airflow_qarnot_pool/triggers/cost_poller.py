@@ -1,9 +1,11 @@
-"""One watch for all subscribers over what their pool, and their DAG run, may cost.
+"""One shared check of cost limits for all subscribers of a connection.
 
-A round asks once for each watched pool, however many triggers wait on it (and for a run's limit once for each of the
-run's pools). What reaches its limit is closed here and now: Airflow's workers may all be busy.
+A round requests the cost once for each limited pool, however many triggers wait on it. The limit of a DAG run takes one
+request for each of the run's pools. Pools over their limit are closed here at once, because Airflow's workers may all
+be busy.
 
-A pool costs while nothing waits on it, too. So its watch goes on when its last subscriber has left, until it closes.
+A pool costs money even if nothing waits on it. So its limit is checked after its last subscriber has left, too, until
+the pool closes.
 """
 
 from __future__ import annotations
@@ -40,26 +42,28 @@ log = logging.getLogger(__name__)
 
 
 class CostPoller(Poller):
-    """The shared watch of one connection. Its subscriptions are :class:`CostLimit` objects as JSON."""
+    """Poller of cost limits. The keys of its subscriptions are :class:`CostLimit` objects as JSON."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._settled: dict[str, float] = {}
         self._reported_unknown = False
         self._levels: dict[str, LimitLevel] = {}
-        #: Watches that nobody waits for any more, and the interval that the last who did had asked for.
+        #: Subscriptions without subscribers, and the interval of the last subscriber.
         self._orphans: dict[str, float] = {}
 
     def add(self, subscriber: Subscriber) -> None:
+        """Check the limit of *subscriber*, too."""
         super().add(subscriber)
         self._orphans.pop(subscriber.key, None)
 
     def remove(self, subscriber: Subscriber) -> None:
+        """Remove *subscriber*, and keep checking the limit of its pool."""
         subscription = self.subscriptions[subscriber.key]
         super().remove(subscriber)
         if subscriber.key not in self.subscriptions and json.loads(subscriber.key)["kind"] == "pool":
-            # Whether there is anything to watch the next round tells. One that was over its limit is closed again
-            # there, should that have failed.
+            # The next round finds out whether the pool is open. If it exceeds its limit and closing it has failed,
+            # that round closes it again.
             self.subscriptions[subscriber.key], self._orphans[subscriber.key] = (
                 subscription,
                 subscriber.interval,
@@ -71,13 +75,13 @@ class CostPoller(Poller):
     def _pause_after(self, error: Exception) -> float:
         pause = super()._pause_after(error)
         if self._refused >= MAX_CREDENTIAL_ROUNDS:
-            # There is nobody whom that could fail.
+            # They have no subscribers that the error could fail.
             for key in list(self._orphans):
                 self._forget(key)
         return pause
 
     async def _still_open(self, subscription: Subscription, watched: CostLimit) -> bool:
-        """Whether to watch on what nobody waits for; forgets it otherwise."""
+        """Return whether a limit without subscribers still has to be checked, and forget it if not."""
         assert self._client is not None
         others = [
             CostLimit.from_kwargs(json.loads(key)) for key in self.subscriptions if key != subscription.key
@@ -107,40 +111,43 @@ class CostPoller(Poller):
                 await self._check_limit(subscription)
 
     async def _check_limit(self, subscription: Subscription) -> None:
-        """See what is spent, tell who waits, and end what is over its limit."""
-        watched = CostLimit.from_kwargs(json.loads(subscription.key))
+        """Request the cost, notify the subscribers, and close pools that exceed the limit."""
+        limit = CostLimit.from_kwargs(json.loads(subscription.key))
         assert self._client is not None
-        if subscription.key in self._orphans and not await self._still_open(subscription, watched):
+        if subscription.key in self._orphans and not await self._still_open(subscription, limit):
             return
         try:
-            spent = await self._request(partial(spending_of, self._client, watched, self._settled))
+            spent = await self._request(partial(spending_of, self._client, limit, self._settled))
         except (QarnotRefusedError, QarnotProtocolError) as error:
             if not self._reported_unknown:
                 log.error(
-                    "What %s %s costs cannot be found out, so its limit is not watched: %s",
-                    watched.kind,
-                    watched.uuid,
+                    "Could not read the cost of %s %s, so its limit is not enforced: %s",
+                    limit.kind,
+                    limit.uuid,
                     error,
                 )
             self._reported_unknown = True
             return
-        verdict = check_limits(watched, spent)
-        if verdict.level > LimitLevel.FINE:
-            # The subscribers first: a Qarnot task that ends with its pool must not look cancelled by a stranger.
+        check = check_limits(limit, spent)
+        if check.level > LimitLevel.FINE:
+            # Subscribers first, because a Qarnot task that ends with its pool must not seem cancelled by a user.
             for subscriber in subscription.subscribers:
-                subscriber.deliver(verdict)  # type: ignore[arg-type]
-        if verdict.level > self._levels.get(subscription.key, LimitLevel.FINE):
-            name = "exceeded" if verdict.level is LimitLevel.OVER else "warnings"
-            metrics.incr(f"budget.{name}", kind=watched.kind, dag_id=watched.dag_id)
-        self._levels[subscription.key] = verdict.level
+                subscriber.deliver(check)  # type: ignore[arg-type]
+        self._record_level(subscription.key, limit, check.level)
         subscription.mark_polled()
-        if verdict.level is LimitLevel.OVER:
-            log.error("%s", verdict.message)
-            # Shielded, as those who were told leave now, and the event loop may end with the last of them.
+        if check.level is LimitLevel.OVER:
+            log.error("%s", check.message)
+            # Shielded, because the notified subscribers leave now and the event loop may end with the last of them.
             client = self._client.limited(retries=3, deadline=60.0)
             await asyncio.shield(
-                self.loop.run_in_executor(self._thread, partial(close_pools, client, watched, verdict))
+                self.loop.run_in_executor(self._thread, partial(close_pools, client, limit, check))
             )
+
+    def _record_level(self, key: str, limit: CostLimit, level: LimitLevel) -> None:
+        if level > self._levels.get(key, LimitLevel.FINE):
+            name = "exceeded" if level is LimitLevel.OVER else "warnings"
+            metrics.incr(f"budget.{name}", kind=limit.kind, dag_id=limit.dag_id)
+        self._levels[key] = level
 
 
 POLLERS["cost"] = CostPoller
@@ -149,14 +156,14 @@ POLLERS["cost"] = CostPoller
 async def wait_until_over_limit(
     conn_id: str, watched: CostLimit, interval: float, warn: Callable[[str], None]
 ) -> LimitCheck:
-    """Return when a limit is reached, and what reached it was told to end; *warn* is called once before."""
+    """Return the check that exceeds the limit, once the close of its pools is requested. Call *warn* once before."""
     key = json.dumps(watched.to_kwargs(), sort_keys=True)
     warned = False
     async with subscribe(conn_id, "cost", key, interval=interval) as subscriber:
         while True:
-            verdict: LimitCheck = await subscriber.next(None)  # type: ignore[assignment]
-            if verdict.level is LimitLevel.OVER:
-                return verdict
+            check: LimitCheck = await subscriber.next(None)  # type: ignore[assignment]
+            if check.level is LimitLevel.OVER:
+                return check
             if not warned:
                 warned = True
-                warn(verdict.message)
+                warn(check.message)

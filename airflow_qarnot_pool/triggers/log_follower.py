@@ -1,4 +1,4 @@
-"""The output of a Qarnot task in the log of the Airflow task, while that is deferred and the instances still write."""
+"""Follow the output of a running Qarnot task and write it to the log of the Airflow task, which is deferred."""
 
 from __future__ import annotations
 
@@ -16,12 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_qarnot_pool.api.errors import QarnotError, QarnotNotFoundError, shortened
 from airflow_qarnot_pool.logs.channel import wait_until_flushed
-from airflow_qarnot_pool.logs.checkpoint import (
-    Offset,
-    WriterLease,
-    rewrite_notice,
-    with_timestamps,
-)
+from airflow_qarnot_pool.logs.checkpoint import Offset, WriterLease, rewrite_notice, with_timestamps
 from airflow_qarnot_pool.logs.cursor import STREAMS, LogCursor
 from airflow_qarnot_pool.logs.writer import write
 from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
@@ -31,18 +26,18 @@ from airflow_qarnot_pool.triggers.base import own_xcom, store_xcom
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.client import QarnotClient
 
-#: Outputs fetched at the same time by all triggers of a process; each is in memory while it is read.
+#: Maximum number of outputs that all triggers of a process fetch at the same time. Each of them is in memory.
 MAX_READERS = 4
-#: Instances up to which an output is followed: what is known of each goes into an XCom.
+#: Maximum number of instances whose output is followed, because an XCom stores the position of each.
 MAX_INSTANCES = 100
-#: To read a large output takes long; then it is read less often.
+#: Minimum pause as a multiple of the time that a read takes, so large outputs are read less often.
 READ_TIME_FACTOR = 10
-#: Lines written at once; then the other triggers have their turn.
+#: Number of lines that are written before the other triggers run.
 LINE_BATCH = 200
-#: Seconds that the end of a wait gives to lines on their way; whoever resumes writes what then is in doubt.
+#: Maximum seconds to wait for pending log lines when the wait ends. The worker rewrites any that are unconfirmed.
 FLUSH_TIMEOUT = 5.0
 CHECKPOINT_FAILED = (
-    "How far the output is written could not be noted with Airflow (%s), so no more of it is written until it can, "
+    "Airflow did not store how far the output is written (%s), so no more of it is written until Airflow stores it "
     "or the Qarnot task is done"
 )
 
@@ -57,12 +52,12 @@ def _threads() -> ThreadPoolExecutor:
 
 @cache
 def _process_name(pid: int) -> str:
-    """A name of this process: its triggers that write to one log can be told by it."""
+    """Return a name of this process, which shows that two followers of one log are triggers of one process."""
     return secrets.token_hex(4)
 
 
 class _CheckpointNotStored(Exception):
-    """Airflow's API did not take or give a note."""
+    """Airflow's API did not store or return a checkpoint."""
 
 
 class _LeaseLost(Exception):
@@ -70,188 +65,193 @@ class _LeaseLost(Exception):
 
 
 class LogFollower:
-    """Writes the new lines of a Qarnot task's output to a log, at an interval, for as long as it is let.
+    """Writes the new lines of a Qarnot task's output to a log, at an interval, until it is stopped.
 
-    It notes, as an XCom, what it is about to write; writes it; waits until the triggerer's parent, which writes the
-    files, has read it; and notes that it is written. In whichever moment it ends, whoever takes over knows which
-    lines are there for certain and which may be. Before it writes it looks whether somebody has taken over, and each
-    follower has a note of its own: so of two at once either the older one stops, or the younger one knows what the
-    older one was about to write. The steps of one look:
+    It stores, as an XCom, the lines that it is about to write. It writes them, waits until the triggerer's parent,
+    which writes the files, has read them, and stores that they are written. So whenever it stops, the next writer
+    knows which lines are in the log for certain and which may be. Before each write it checks that no other follower
+    has acquired the lease, and each follower has its own checkpoint. So of two followers at once either the older one
+    stops, or the younger one knows which lines the older one was about to write. The steps of one read:
 
-    ====================================== =====================================================
-    ended or taken over                    what becomes of the lines
-    ====================================== =====================================================
-    before the note is stored              nobody has written them; the next one does
-    then, until it is noted as written     announced, and written again with the time they had
-    after that                             they are in the log
-    ====================================== =====================================================
+    ============================================= =====================================================
+    stopped, or lease lost                        effect on the lines
+    ============================================= =====================================================
+    before the checkpoint is stored               not written yet; the next writer writes them
+    from then until they are stored as written    announced, and written again with their first time
+    after that                                    in the log
+    ============================================= =====================================================
 
-    :param conn_id: connection of the Qarnot task. :param interval: seconds between two looks.
-    :param live: ``LogCursor.to_json()`` of nothing, and ``secrets_of``, a connection whose password is to be masked.
-    :param identity: the task instance; None where there is nothing to store with.
+    :param conn_id: connection of the Qarnot task.
+    :param follow_logs: ``LogCursor.to_json()`` before the first line, and ``secrets_of``, a connection whose password
+        is masked in the log.
+    :param interval: seconds between reads.
+    :param identity: the task instance, or None if there is no place to store checkpoints.
     """
 
     def __init__(
         self,
         conn_id: str,
-        live: Mapping[str, Any],
+        follow_logs: Mapping[str, Any],
         interval: float,
         identity: TaskInstanceIdentity | None,
         log: Any,
     ) -> None:
-        self.position = Offset(cursor=LogCursor.from_json(live))
-        self._secrets_of = live.get("secrets_of")
+        self.position = Offset(cursor=LogCursor.from_json(follow_logs))
+        self._secrets_of = follow_logs.get("secrets_of")
         self._conn_id, self._interval, self._identity, self._log = conn_id, interval, identity, log
         self._triggerer = _process_name(os.getpid())
         self._me = f"{self._triggerer}.{next(_numbers)}"
         self._client: QarnotClient | None = None
         self._runs = asyncio.Event()
         self._writing = asyncio.Lock()
-        self._begun = identity is None
+        self._has_lease = identity is None
         self._last: float | None = None
-        self._told: set[type[Exception]] = set()
+        self._reported: set[type[Exception]] = set()
 
     def to_json(self) -> dict[str, Any]:
-        """How far it is, and who says so."""
+        """Return the position and the name of this follower."""
         return {**self.position.to_json(), "follower": self._me}
 
-    def runs(self) -> None:
-        """The Qarnot task has begun to run: before that it has nothing to say."""
+    def mark_running(self) -> None:
+        """Start reading. A Qarnot task has no output before it runs."""
         self._runs.set()
 
     async def follow(self) -> None:
         """Follow the output until cancelled."""
         clock = asyncio.get_running_loop().time
         try:
-            await self._begin()  # while there is nothing to write yet, as Airflow may take its time
+            await self._acquire_lease()  # before there is output, because Airflow may take some time
         except _CheckpointNotStored as error:
-            self._tell(error, CHECKPOINT_FAILED)
+            self._warn_once(error, CHECKPOINT_FAILED)
         await self._runs.wait()
         while True:
-            begun, reading = clock(), 0.0
+            started, reading = clock(), 0.0
             try:
-                await self._begin()
-                reading = await self._look()
+                await self._acquire_lease()
+                reading = await self._write_new_lines()
             except QarnotNotFoundError:
-                pass  # it is gone, or not there yet: that is for those who watch its state
+                pass  # deleted, or not visible yet; the trigger that polls its state handles that
             except _LeaseLost:
                 return
             except _CheckpointNotStored as error:
-                self._tell(error, CHECKPOINT_FAILED)
+                self._warn_once(error, CHECKPOINT_FAILED)
             except Exception as error:
-                self._client = None  # the token may be another one now
-                self._tell(error, "The output could not be fetched, and is tried again: %s")
+                self._client = None  # the token may have been replaced
+                self._warn_once(error, "The output could not be fetched, and is tried again: %s")
             if len({instance for _, instance in self.position.cursor.places}) > MAX_INSTANCES:
                 self._log.info(
-                    "More than %d instances write: the rest of the output comes when all are done",
+                    "More than %d instances write, so the rest of the output follows when all are done",
                     MAX_INSTANCES,
                 )
                 return
-            pause = pause_after(self._interval, clock() - begun, reading)
+            pause = pause_after(self._interval, clock() - started, reading)
             await asyncio.sleep(pause * random.uniform(0.95, 1.05))
 
     async def stop(self, following: asyncio.Task[None]) -> None:
-        """End :meth:`follow`; not while lines are on their way, as far as that does not take long."""
+        """Cancel :meth:`follow`, after pending lines are written if that does not take long."""
         try:
             async with asyncio.timeout(FLUSH_TIMEOUT), self._writing:
                 pass
         except TimeoutError:
-            pass  # noted as in doubt
+            pass  # the checkpoint lists these lines as unconfirmed
         finally:
             following.cancel()
         await asyncio.wait([following])
 
-    def _tell(self, error: Exception, words: str) -> None:
-        if type(error) not in self._told:
-            self._log.warning(words, shortened(str(error), 1000))
-        self._told.add(type(error))
+    def _warn_once(self, error: Exception, message: str) -> None:
+        if type(error) not in self._reported:
+            self._log.warning(message, shortened(str(error), 1000))
+        self._reported.add(type(error))
 
-    # --- the steps of a look
+    # --- the steps of a read
 
-    async def _begin(self) -> None:
-        """Go on where a follower before this one was, and let it know."""
-        if self._begun:
+    async def _acquire_lease(self) -> None:
+        """Become the writer of this output, and continue after the lines of the previous one."""
+        if self._has_lease:
             return
-        claim = WriterLease.from_json(await self._read_note(OUTPUT_KEY))
-        others = [one for one in claim.followers if one != self._me]
-        await self._store_note(OUTPUT_KEY, claim.acquired_by(self._me).to_json())
-        position = claim.earlier
-        for one in reversed(others):
-            note = await self._read_note(position_key(one))
-            if note is None:
+        lease = WriterLease.from_json(await self._read_checkpoint(OUTPUT_KEY))
+        others = [follower for follower in lease.followers if follower != self._me]
+        await self._store_checkpoint(OUTPUT_KEY, lease.acquired_by(self._me).to_json())
+        position = await self._last_position(others)
+        if position is not None and position.cursor.uuid == self.position.cursor.uuid:
+            self.position = Offset(cursor=position.cursor, batches=position.batches)
+            self._log.info("The output continues here after the lines that another triggerer has written")
+            if position.doubtful:
+                self._log.warning("%s", rewrite_notice(position.doubtful))
+        self._has_lease = True
+
+    async def _last_position(self, followers: list[str]) -> Offset | None:
+        """Return the position of the newest of *followers* that has stored one, and warn of lines that may be gone."""
+        newest: Offset | None = None
+        for follower in reversed(followers):
+            checkpoint = await self._read_checkpoint(position_key(follower))
+            if checkpoint is None:
                 continue
             try:
-                before = Offset.from_json(note)
+                position = Offset.from_json(checkpoint)
             except QarnotError as error:
                 self._log.warning("%s Lines may be here twice", error)
                 continue
-            position = position or before
-            if one.startswith(self._triggerer) and before.written:
+            newest = newest or position
+            if follower.startswith(self._triggerer) and position.written:
                 self._log.warning(
-                    "This triggerer has written up to %d lines of output to this log before. They may be gone: "
-                    "Airflow begins the log of a triggerer anew when a wait comes back to it",
-                    before.written,
+                    "This triggerer has written up to %d lines of output to this log before. They may be gone, "
+                    "because Airflow starts the log of a triggerer anew when a wait returns to it",
+                    position.written,
                 )
-        if position is not None and position.cursor.uuid == self.position.cursor.uuid:
-            self.position = Offset(cursor=position.cursor, batches=position.batches)
-            self._log.info("The output goes on here after what another triggerer has written of it")
-            if position.doubtful:
-                self._log.warning("%s", rewrite_notice(position.doubtful))
-        self._begun = True
+        return newest
 
-    async def _look(self) -> float:
-        """Write what is new; returns how many seconds it took to read the output."""
-        clock = asyncio.get_running_loop().time
+    async def _write_new_lines(self) -> float:
+        """Write the new lines. Return the seconds that reading the output took."""
+        loop = asyncio.get_running_loop()
         if self._client is None:
             self._client = await self._connect()
-        at, begun = self.position, clock()
-        after, lines = await asyncio.get_running_loop().run_in_executor(
-            _threads(), _read, self._client, at.cursor
-        )
-        reading = clock() - begun
-        self._told.clear()
+        before, started = self.position, loop.time()
+        after, lines = await loop.run_in_executor(_threads(), _read, self._client, before.cursor)
+        reading = loop.time() - started
+        self._reported.clear()
         if not lines:
-            self.position = replace(at, cursor=after)
+            self.position = replace(before, cursor=after)
             return reading
         async with self._writing:
-            said, batches = with_timestamps(lines, at.batches, self._last, time.time())
-            await self._note(replace(at, batches=batches))
-            await self._holds()
-            for number, one in enumerate(said):
+            stamped, batches = with_timestamps(lines, before.batches, self._last, time.time())
+            await self._store_position(replace(before, batches=batches))
+            await self._check_lease()
+            for number, line in enumerate(stamped):
                 if number and number % LINE_BATCH == 0:
                     await asyncio.sleep(0)
-                write(self._log, one)
+                write(self._log, line)
             self._last = time.time()
             await wait_until_flushed(self._log)
-            self.position = Offset(cursor=after, written=at.written + len(lines))
-            # Airflow's parent process answers this after it has done with all that it had read before.
-            await self._note(self.position)
+            self.position = Offset(cursor=after, written=before.written + len(lines))
+            # Airflow's parent process answers this request after it has handled all that it had read before.
+            await self._store_position(self.position)
         return reading
 
-    async def _holds(self) -> None:
-        """Look whether this is still the one that writes."""
+    async def _check_lease(self) -> None:
+        """Raise :class:`_LeaseLost` if this is no longer the follower that writes."""
         if self._identity is None:
             return
-        claim = WriterLease.from_json(await self._read_note(OUTPUT_KEY))
-        if claim.holder == self._me:
+        lease = WriterLease.from_json(await self._read_checkpoint(OUTPUT_KEY))
+        if lease.holder == self._me:
             return
-        # Without any the task was cleared: its new try has a log of its own.
-        if claim.followers and self._me not in claim.followers and self.position.written:
+        # Without any follower the task was cleared, and its new try has its own log.
+        if lease.followers and self._me not in lease.followers and self.position.written:
             self._log.warning(
-                "Another triggerer has taken over without knowing of this one: up to %d lines of the output may "
+                "Another triggerer writes the output and did not know of this one: up to %d lines of the output may "
                 "be in the log twice",
                 self.position.written,
             )
         raise _LeaseLost
 
-    async def _note(self, position: Offset) -> None:
-        await self._store_note(position_key(self._me), position.to_json())
+    async def _store_position(self, position: Offset) -> None:
+        await self._store_checkpoint(position_key(self._me), position.to_json())
 
-    async def _store_note(self, key: str, value: Any) -> None:
+    async def _store_checkpoint(self, key: str, value: Any) -> None:
         if self._identity is not None:
             await _checked(store_xcom(self._identity, key, value))
 
-    async def _read_note(self, key: str) -> Any:
+    async def _read_checkpoint(self, key: str) -> Any:
         return None if self._identity is None else await _checked(own_xcom(self._identity, key))
 
     async def _connect(self) -> QarnotClient:
@@ -262,7 +262,7 @@ class LogFollower:
         if self._secrets_of:
             await BaseHook.aget_connection(str(self._secrets_of))  # which masks its password
         settings = ConnectionSettings.of(await BaseHook.aget_connection(self._conn_id))
-        # The next look is soon enough.
+        # No retries, because the next read is soon enough.
         return await asyncio.to_thread(lambda: settings.client(retries=0))
 
 
@@ -273,18 +273,18 @@ async def _checked(request: Awaitable[T]) -> T:
         raise _CheckpointNotStored(f"{type(error).__name__}: {error}") from error
 
 
-def pause_after(interval: float, look: float, reading: float) -> float:
-    """Seconds until the next look, after one that took so long, *reading* of it for the output itself."""
-    return max(interval, look, READ_TIME_FACTOR * reading)
+def pause_after(interval: float, seconds: float, reading: float) -> float:
+    """Return the seconds until the next read, after one that took *seconds*, *reading* of them for the output."""
+    return max(interval, seconds, READ_TIME_FACTOR * reading)
 
 
 def _read(client: QarnotClient, cursor: LogCursor) -> tuple[LogCursor, list[str]]:
-    """Look at both streams. Runs in a thread."""
+    """Read both streams. Runs in a thread."""
     from airflow_qarnot_pool.logs.writer import fetch
 
-    said: list[str] = []
+    new_lines: list[str] = []
     for stream in STREAMS:
         text = fetch(client, cursor.uuid, stream, cursor.instance)
         cursor, lines = cursor.read(stream, text)
-        said += lines
-    return cursor, said
+        new_lines += lines
+    return cursor, new_lines

@@ -1,15 +1,16 @@
-"""One poll for all subscribers of a connection.
+"""One shared poll for all subscribers of a connection.
 
 Every trigger that waits in this process for an object of one connection and kind (pool or Qarnot task) shares a
-:class:`Poller`. A round asks only for what changed: objects with our namespace tag whose ``StateTransitionTime``
-is not older than the round before. Its cost grows with the number of changes, not with the number of subscribers.
+:class:`Poller`. A round requests only the changes: objects with our namespace tag whose ``StateTransitionTime`` is not
+older than the previous round. Its cost grows with the number of changes, not with the number of subscribers.
 
-What a change query cannot show is swept, by uuid in chunks: new subscribers at once, objects without our tag and
-subscribers on counts in every round, everybody once in :data:`SWEEP_EVERY` rounds, so that a missed change is late
-and never lost. Many objects of one owner are waited for by their common tag, as one subscription.
+A change query cannot show everything. The rest is polled by uuid, in chunks: new subscriptions at once, objects
+without our tag and subscriptions that count running instances in every round, and all of them once in
+:data:`SWEEP_EVERY` rounds. A missed change is therefore late and never lost. Many objects of one owner are waited for
+by their common tag, as one subscription.
 
-A search that fails or is refused fails no subscriber: the rounds back off, and what was made smaller for a server that
-refused grows again. Only an object that Qarnot itself goes on to deny ends the wait of its subscribers.
+A search that fails or is refused fails no subscriber. The rounds back off, and a request that was made smaller because
+the server refused it grows again. The wait of a subscriber fails only if Qarnot keeps denying the object itself.
 """
 
 from __future__ import annotations
@@ -53,28 +54,30 @@ log = logging.getLogger(__name__)
 PollKind = Literal["pool", "task", "cost"]
 T = TypeVar("T")
 
-#: Rounds between two sweeps of everybody.
+#: Rounds between full polls.
 SWEEP_EVERY = 12
-#: Uuids in one search; halved when the server refuses the request, doubled after a look without a refusal.
+#: Maximum uuids per search. Halved when the server rejects the request, doubled after a poll without a rejection.
 MAX_UUIDS = 500
-#: Statuses of a refusal that a smaller request may avoid. Any other, as 403, is about the moment or the account.
+#: Statuses of a rejection that a smaller request may avoid. Any other, such as 403, concerns the moment or the account.
 TOO_LARGE_STATUSES = frozenset({400, 413, 414, 422})
-#: Refusals in a row after which the query for changes is sent with each sweep only.
+#: Rejections in a row after which the change query is sent with full polls only.
 MAX_REFUSED_ROUNDS = 3
-#: The server's times have a resolution of 1 s, and its parts need not agree to the second.
+#: Overlap of two change queries, because the server's times have a resolution of 1 s and its parts may disagree by one.
 OVERLAP = timedelta(seconds=2)
+#: Maximum seconds between rounds that fail.
 MAX_BACKOFF = 60.0
-#: Most seconds that a Retry-After keeps everybody from asking. One request in so long is no burden on any service, and
-#: what asks for hours may be a proxy, or only one of many objects.
+#: Maximum seconds for which a Retry-After stops all polls. One request in that time burdens no service, and a response
+#: that asks for hours may come from a proxy or concern one of many objects.
 MAX_RETRY_AFTER = 600.0
-#: By how much of an interval a round may come early, so that the polls of several processes do not march in step.
+#: Maximum fraction of an interval by which a round comes early, so the polls of several processes stay out of step.
 JITTER = 0.1
-#: Waiters woken before the rest of the event loop has its turn: each of them has something to log.
+#: Number of subscribers that are woken before the event loop runs other tasks, because each of them writes to its log.
 WAKE_BATCH = 4
-#: Seconds between two looks for those whose time is over.
+#: Minimum seconds between two checks for subscribers that have timed out.
 MIN_ALARM_INTERVAL = 0.1
-#: Rounds with refused credentials, each after reading the connection afresh, before the subscribers fail.
+#: Maximum rounds with rejected credentials before the subscribers fail. Each of them reads the connection again.
 MAX_CREDENTIAL_ROUNDS = 3
+#: Seconds after which the connection is read again, because its token may have been replaced.
 CONNECTION_MAX_AGE = 300.0
 
 POLL_FIELDS = (
@@ -92,7 +95,7 @@ POLL_FIELDS = (
 
 
 class PollKey(NamedTuple):
-    """Whose subscribers share a poll."""
+    """Identity of a poll. Subscribers with equal keys share it."""
 
     loop: int
     conn_id: str
@@ -101,24 +104,24 @@ class PollKey(NamedTuple):
 
 
 def next_due(due: float, now: float, interval: float, luck: float) -> float:
-    """When the next round is due, where this one was due at *due* and is done *now*.
+    """Return when the next round is due, if the last one was due at *due* and is done *now*.
 
-    Reckoned from when it was due: neither the requests nor a busy event loop make rounds rarer than asked for.
-    After one that took long there is rest, for half an interval.
+    Counting from *due* keeps the rate of rounds: neither the requests nor a busy event loop lower it. A round that took
+    long is followed by a pause of half an interval.
 
-    :param luck: 0 to 1, a random number. Jitter only ever shortens an interval.
+    :param luck: random number from 0 to 1. Jitter only shortens an interval.
     """
     period = interval * (1 - JITTER * luck)
     return max(due + period, now + period / 2)
 
 
-# Thousands wait, each for hours: no generator, no coroutine, no timer of its own, no asyncio.Queue (3 kB), no
-# attribute dictionary.
+# Thousands of subscribers wait for hours. So they use no generator, no coroutine, no timer each, no asyncio.Queue
+# (3 kB) and no attribute dictionary.
 @dataclass(eq=False, slots=True)
 class Subscriber:
-    """One waiting trigger, from entering the context to leaving it; see :func:`subscribe`.
+    """One waiting trigger, from entering the context to leaving it. See :func:`subscribe`.
 
-    :meth:`next` answers each time an object of its subscription is seen changed.
+    :meth:`next` returns each time that an object of its subscription has changed.
     """
 
     scope: PollKey
@@ -126,12 +129,12 @@ class Subscriber:
     is_tag: bool
     interval: float
     every_round: bool
-    #: Not told yet what was seen before it came.
+    #: Whether it has yet to receive the objects that were observed before it subscribed.
     new: bool = True
-    #: When waiting is over, on the event loop's clock.
+    #: When its wait times out, on the event loop's clock.
     due: float | None = None
     _poller: Poller | None = None
-    #: Told, and not asked for yet.
+    #: Delivered before :meth:`next` was called.
     _pending: list[Pool | Task | Exception] | None = None
     _wake: asyncio.Future[Pool | Task] | None = None
 
@@ -141,7 +144,7 @@ class Subscriber:
             make = POLLERS.get(self.scope.kind, Poller)
             poller = _pollers[self.scope] = make(self.scope.conn_id, self.scope.kind)
             poller.scope = self.scope
-        self.scope = poller.scope or self.scope  # all keep the same one
+        self.scope = poller.scope or self.scope  # one object for all of them, which saves memory
         self._poller = poller
         poller.add(self)
         return self
@@ -151,20 +154,20 @@ class Subscriber:
         self._poller.remove(self)
         self._poller.stop_if_idle()
 
-    def deliver(self, look: Pool | Task | Exception) -> None:
-        """Have :meth:`next` answer, or raise, *look*."""
+    def deliver(self, update: Pool | Task | Exception) -> None:
+        """Have :meth:`next` return or raise *update*."""
         self.due = None
         if self._wake is None or self._wake.done():
             self._pending = self._pending or []
-            self._pending.append(look)
+            self._pending.append(update)
         else:
-            _resolve(self._wake, look)
+            _resolve(self._wake, update)
 
     def next(self, timeout: float | None) -> asyncio.Future[Pool | Task]:
-        """The next change, to be awaited at most *timeout* seconds (then ``TimeoutError``).
+        """Return a future of the next change, which raises ``TimeoutError`` after *timeout* seconds.
 
-        :raises QarnotDeletedError: the object is not there any more.
-        :raises QarnotCredentialsError: the token is refused for good.
+        :raises QarnotDeletedError: the object no longer exists.
+        :raises QarnotCredentialsError: the token is rejected for good.
         """
         poller = self._poller
         assert poller is not None
@@ -179,15 +182,15 @@ class Subscriber:
         return wake
 
 
-def _resolve(wake: asyncio.Future[Pool | Task], look: Pool | Task | Exception) -> None:
-    if isinstance(look, Exception):
-        wake.set_exception(look)
+def _resolve(wake: asyncio.Future[Pool | Task], update: Pool | Task | Exception) -> None:
+    if isinstance(update, Exception):
+        wake.set_exception(update)
     else:
-        wake.set_result(look)
+        wake.set_result(update)
 
 
 class Observation(NamedTuple):
-    """What must differ between two looks at an object to wake anybody; less to keep than the look."""
+    """Facts of a polled object whose change wakes subscribers. It is smaller than the object."""
 
     state: str
     moved: datetime | None
@@ -196,63 +199,67 @@ class Observation(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class Subscription:
-    """What is waited for, by one subscriber or several: an object, or all objects with a tag."""
+    """An object, or all objects with a tag, that one or more subscribers wait for."""
 
     key: str
     is_tag: bool
     subscribers: list[Subscriber] = field(default_factory=list)
-    #: The newest look at the object.
+    #: The newest observation of the object.
     last: Observation | None = None
-    #: The newest look at each object with the tag.
+    #: The newest observation of each object with the tag.
     members: dict[str, Observation] | None = None
-    #: Not looked up since a subscriber joined.
+    #: Whether it has yet to be polled for a subscriber that joined.
     is_new: bool = True
     tagged: bool = True
-    #: A query for changes cannot show what somebody here waits for.
+    #: Whether a subscriber waits for a change that no change query shows.
     needs_every_round: bool = False
-    #: Set while the object is answered with 404, or refused.
+    #: Set while requests for the object return 404 or are refused.
     absence: Absence | None = None
 
     @property
     def every_round(self) -> bool:
-        """Whether it must be looked up in each round."""
+        """Whether it must be polled in each round."""
         return not self.is_tag and (self.needs_every_round or not self.tagged or self.absence is not None)
 
     def add(self, subscriber: Subscriber) -> None:
+        """Add *subscriber*, which has to receive the current state."""
         self.subscribers.append(subscriber)
         self.is_new = True
         self.needs_every_round = self.needs_every_round or subscriber.every_round
 
     def remove(self, subscriber: Subscriber) -> None:
+        """Remove *subscriber*."""
         self.subscribers.remove(subscriber)
         self.needs_every_round = any(other.every_round for other in self.subscribers)
 
-    def observe(self, look: Pool | Task) -> list[Subscriber]:
-        """The subscribers to whom *look* shows something new."""
-        seen = Observation(look.state, look.state_transition_time, look.running_instance_count)
+    def observe(self, snapshot: Pool | Task) -> list[Subscriber]:
+        """Store *snapshot* and return the subscribers for which it is news."""
+        observation = Observation(
+            snapshot.state, snapshot.state_transition_time, snapshot.running_instance_count
+        )
         if self.is_tag:
             self.members = {} if self.members is None else self.members
-            changed = self.members.get(look.uuid) != seen
-            self.members[look.uuid] = seen
+            changed = self.members.get(snapshot.uuid) != observation
+            self.members[snapshot.uuid] = observation
         else:
-            changed, self.last, self.absence = self.last != seen, seen, None
+            changed, self.last, self.absence = self.last != observation, observation, None
         return [subscriber for subscriber in self.subscribers if changed or subscriber.new]
 
-    def mark_polled(self, told: Iterable[Subscriber] | None = None) -> None:
-        """These, or all who wait, have been told of all of its objects."""
-        for subscriber in self.subscribers if told is None else told:
+    def mark_polled(self, notified: Iterable[Subscriber] | None = None) -> None:
+        """Record that *notified*, by default all subscribers, have received all objects of the subscription."""
+        for subscriber in self.subscribers if notified is None else notified:
             subscriber.new = False
         self.is_new = any(subscriber.new for subscriber in self.subscribers)
 
     def fail(self, error: QarnotError) -> None:
-        """End the wait of everybody here."""
+        """End the wait of all subscribers with *error*."""
         self.is_new = False
         for subscriber in self.subscribers:
             subscriber.deliver(error)
 
 
 class Poller:
-    """The shared poll loop of one connection and kind on one event loop; see the module's text."""
+    """The shared poll loop of one connection and kind on one event loop. See the text of the module."""
 
     def __init__(self, conn_id: str, kind: PollKind) -> None:
         self.conn_id = conn_id
@@ -261,29 +268,29 @@ class Poller:
         self.loop = asyncio.get_running_loop()
         self.subscriptions: dict[str, Subscription] = {}
         self.rounds = 0
-        #: How many subscribers asked for which interval.
+        #: Number of subscribers by the interval that they asked for.
         self._intervals: Counter[float] = Counter()
         #: One timer for the timeouts of all subscribers, because a timer for each would take half a kilobyte.
         self._alarm: asyncio.TimerHandle | None = None
         self._arrived = asyncio.Event()
-        #: Every change up to here has been seen; the server's clock.
+        #: All changes up to this time on the server's clock have been observed.
         self._mark: datetime | None = None
-        #: A time of the server's clock that was over at this time of ours.
+        #: A time that the server's clock had passed, and when that was on the event loop's clock.
         self._clock: tuple[datetime, float] | None = None
         self._failures = 0
-        #: What a single object has met since the last pause.
+        #: The first error that concerned a single object since the last pause.
         self._deferred_error: QarnotError | None = None
         self._refused = 0
-        #: Refusals of the query for changes, in a row.
+        #: Rejections of the change query in a row.
         self._changes_refused = 0
-        #: When the last query for changes that was answered was sent, on the event loop's clock.
+        #: When the last successful change query was sent, on the event loop's clock.
         self._changes_requested_at = self.loop.time()
         self._max_uuids = MAX_UUIDS
         self._settings: ConnectionSettings | None = None
         self._settings_read = float("-inf")
         self._client: QarnotClient | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"qarnot-poll-{kind}")
-        # An empty context: its log lines belong to the triggerer, not to the trigger that happens to come first.
+        # An empty context, because the log lines of the poll belong to the triggerer and not to the first trigger.
         self._context = contextvars.Context()
         self._task = self.loop.create_task(
             self._run(), name=f"qarnot poll of {kind}s, {conn_id}", context=self._context
@@ -294,19 +301,21 @@ class Poller:
 
     @property
     def closed(self) -> bool:
+        """Whether it polls no more."""
         return self._task.done() or self.loop.is_closed()
 
     def add(self, subscriber: Subscriber) -> None:
+        """Poll for *subscriber*, too."""
         subscription = self.subscriptions.get(subscriber.key)
         if subscription is None:
-            subscription = self.subscriptions[subscriber.key] = Subscription(
-                subscriber.key, subscriber.is_tag
-            )
+            subscription = Subscription(subscriber.key, subscriber.is_tag)
+            self.subscriptions[subscriber.key] = subscription
         subscription.add(subscriber)
         self._intervals[subscriber.interval] += 1
         self._arrived.set()
 
     def remove(self, subscriber: Subscriber) -> None:
+        """Stop polling for *subscriber*."""
         subscription = self.subscriptions[subscriber.key]
         subscription.remove(subscriber)
         if not subscription.subscribers:
@@ -316,7 +325,7 @@ class Poller:
             del self._intervals[subscriber.interval]
 
     def stop_if_idle(self) -> None:
-        """End where there is nothing to watch any more; whoever comes next starts another."""
+        """Stop if there are no subscriptions. The next subscriber starts another poller."""
         if not self.subscriptions:
             self._task.cancel()
             self._ended()
@@ -329,14 +338,14 @@ class Poller:
             self._alarm.cancel()
 
     def schedule_timeout(self, due: float) -> None:
-        """The time of a subscriber will be over then."""
+        """Have subscribers time out at *due*, on the event loop's clock."""
         if self._alarm is None or due < self._alarm.when():
             if self._alarm is not None:
                 self._alarm.cancel()
             self._alarm = self.loop.call_at(due, self._expire, context=self._context)
 
     def _expire(self) -> None:
-        """End the waiting of those whose time is over, and see when the next one's will be."""
+        """Time out the subscribers that are due, and schedule the next timeout."""
         self._alarm = None
         now, soonest = self.loop.time(), float("inf")
         for subscription in self.subscriptions.values():
@@ -353,28 +362,25 @@ class Poller:
     # --- the loop
 
     async def _run(self) -> None:
-        # The first looks tell all there is to know by now.
+        # The polls of new subscriptions show the current state, so the first round can wait for an interval.
         due = self.loop.time() + self._interval()
         while True:
-            # Whoever comes from here on, while it asks, is seen to right after.
+            # A subscriber that arrives during the requests below is polled right after them.
             self._arrived.clear()
             try:
                 await self._refresh_credentials()
-                new = [
-                    subscription
-                    for subscription in self.subscriptions.values()
-                    if subscription.is_new and subscription.absence is None
-                ]
-                await self._poll(new)
-                # One who is new may want to look more often.
+                await self._poll(
+                    [each for each in self.subscriptions.values() if each.is_new and each.absence is None]
+                )
+                # A new subscriber may have a shorter interval.
                 due = min(due, self.loop.time() + self._interval())
                 if self.loop.time() >= due:
-                    begun = self.loop.time()
+                    started = self.loop.time()
                     await self._round()
-                    self._emit_metrics(self.loop.time() - begun)
+                    self._emit_metrics(self.loop.time() - started)
                     due = next_due(due, self.loop.time(), self._interval(), random.random())
-                if (spared := self._deferred_error) is not None:
-                    raise spared
+                if (error := self._deferred_error) is not None:
+                    raise error
                 self._failures = self._refused = 0
             except Exception as error:
                 self._deferred_error = None
@@ -385,7 +391,7 @@ class Poller:
             try:
                 async with asyncio.timeout_at(due):
                     await self._arrived.wait()
-                    # Triggers start in bursts: let a burst become one request.
+                    # Triggers start in bursts, which should become one request each.
                     await asyncio.sleep(min(0.5, self._interval() / 10))
             except TimeoutError:
                 pass
@@ -394,11 +400,11 @@ class Poller:
         count_poll(self.kind, self.conn_id, self._intervals.total(), len(self.subscriptions), seconds)
 
     def _interval(self) -> float:
-        """Seconds between two rounds: the shortest any subscriber asked for."""
+        """Return the seconds between rounds, which are the shortest interval of all subscribers."""
         return min(self._intervals, default=1.0)
 
     def _pause_after(self, error: Exception) -> float:
-        """Seconds to wait after a failed round; fails the subscribers where the error will not pass."""
+        """Return the seconds to wait after a failed round, and fail the subscribers if the error is permanent."""
         self._failures += 1
         pause = min(MAX_BACKOFF, self._interval() * 2 ** min(self._failures, 10))
         pause *= random.uniform(0.8, 1.2)
@@ -426,7 +432,7 @@ class Poller:
 
     @contextmanager
     def _deferring_errors(self) -> Iterator[None]:
-        """Keep an error about one object from stopping the look at the others; the round fails after that."""
+        """Defer an error about one object to the end of the round, which polls the other objects."""
         try:
             yield
         except (
@@ -438,7 +444,7 @@ class Poller:
             self._deferred_error = self._deferred_error or error
 
     async def _refresh_credentials(self) -> None:
-        """Read the connection now and then, and after a 401: tokens get changed while triggers wait."""
+        """Read the connection from time to time and after a 401, because tokens are replaced while triggers wait."""
         if time.monotonic() - self._settings_read < CONNECTION_MAX_AGE:
             return
         from airflow.sdk import BaseHook
@@ -457,11 +463,11 @@ class Poller:
         except Exception as error:
             if self._settings is None:
                 raise
-            # Airflow's own API may be away for a while; what was read before still serves.
+            # Airflow's own API may be down for a while. The settings from the last read still serve.
             log.warning("Could not read connection %s again: %s", self.conn_id, error)
             settings = self._settings
         if settings != self._settings:
-            # No retries in there: this loop backs off itself, and stays quick to cancel.
+            # No retries, because this loop backs off itself and stays quick to cancel.
             self._client = await self._request(lambda: settings.client(retries=0))
             self._settings = settings
         self._settings_read = time.monotonic()
@@ -482,31 +488,25 @@ class Poller:
         if not all(subscription.every_round for subscription in self.subscriptions.values()):
             asks = self._can_ask_for_changes or sweep
             sweep = not (asks and await self._poll_changes()) or sweep
-        await self._poll(
-            [
-                subscription
-                for subscription in self.subscriptions.values()
-                if sweep or subscription.every_round
-            ]
-        )
+        await self._poll([each for each in self.subscriptions.values() if sweep or each.every_round])
 
     @property
     def _can_ask_for_changes(self) -> bool:
         return self._changes_refused < MAX_REFUSED_ROUNDS
 
     async def _poll_changes(self) -> bool:
-        """Ask for what changed since the last time, and tell whom it concerns; False if the server refuses."""
+        """Request the changes since the last query and notify the subscribers. Return False if the server refuses."""
         assert self._settings is not None
-        mark, asked_at = self._mark, self.loop.time()
+        mark, requested_at = self._mark, self.loop.time()
         if mark is None:
-            return True  # nothing seen yet: the first looks tell the server's time
+            return True  # no response yet: the polls of new subscriptions show the server's time
         changed = filters.and_(
             filters.equal("Tags", namespace_tag(self._settings.namespace)),
             filters.ge("StateTransitionTime", (mark - OVERLAP).strftime("%Y-%m-%dT%H:%M:%SZ")),
         )
         resource = self._resource
         try:
-            found = await self._request(lambda: resource.search_all(changed, fields=POLL_FIELDS))
+            snapshots = await self._request(lambda: resource.search_all(changed, fields=POLL_FIELDS))
         except QarnotRefusedError as error:
             self._changes_refused += 1
             if self._changes_refused in (1, MAX_REFUSED_ROUNDS):
@@ -515,28 +515,28 @@ class Poller:
                 )
             return False
         self._changes_refused = 0
-        await self._notify(found)
-        self._advance(mark, asked_at)
+        await self._notify(snapshots)
+        self._advance(mark, requested_at)
         return True
 
-    def _advance(self, mark: datetime, asked_at: float) -> None:
-        """Move the mark to what the server's clock showed when it was asked: what changed since was not answered."""
-        reached = self._server_time(asked_at) or mark
+    def _advance(self, mark: datetime, requested_at: float) -> None:
+        """Move the mark to the server's time at *requested_at*, because the response lacks all later changes."""
+        reached = self._server_time(requested_at) or mark
         if reached < mark:
-            # The clock was set back, at any time since the last query: what has happened since is asked for again.
-            reached -= timedelta(seconds=asked_at - self._changes_requested_at)
-        self._mark, self._changes_requested_at = reached, asked_at
+            # The clock was set back at some time since the last query, so all changes since then are requested again.
+            reached -= timedelta(seconds=requested_at - self._changes_requested_at)
+        self._mark, self._changes_requested_at = reached, requested_at
 
     def _server_time(self, at: float) -> datetime | None:
         """Return a time that the server's clock had reached at *at* on the event loop's clock.
 
-        It is the newest transition seen and what has passed here since, or the date of the newest response and what
-        has passed since, whichever is less. No time of ours is compared with one of the server's. Transitions alone
-        would follow an object with a time in the future, and would not follow a clock that is set back; dates alone
-        may come from a proxy whose clock is ahead of the one that stamps transitions.
+        Two estimates exist: the newest transition plus the time since it was observed, and the date of the newest
+        response plus the time since it came. The earlier one counts. No local time is compared with a server time.
+        Transitions alone would follow an object whose time is in the future, and not a clock that is set back. Dates
+        alone may come from a proxy whose clock is ahead of the one that stamps transitions.
         """
-        known = [one for one in (self._clock, self._response_date()) if one is not None]
-        return min((then + timedelta(seconds=at - here) for then, here in known), default=None)
+        estimates = [known for known in (self._clock, self._response_date()) if known is not None]
+        return min((then + timedelta(seconds=at - here) for then, here in estimates), default=None)
 
     def _response_date(self) -> tuple[datetime, float] | None:
         """Return the server's date in its newest response, and when it came on the event loop's clock."""
@@ -550,14 +550,21 @@ class Poller:
         """Poll *subscriptions*: one search for each tag, and as few searches for uuids as the server allows."""
         for subscription in subscriptions:
             if subscription.is_tag:
-                resource, tagged = self._resource, filters.equal("Tags", subscription.key)
-                joined = [subscriber for subscriber in subscription.subscribers if subscriber.new]
-                await self._notify(
-                    await self._request(partial(resource.search_all, tagged, fields=POLL_FIELDS))
-                )
-                subscription.mark_polled(joined)
+                await self._poll_tag(subscription)
         uuids = [subscription.key for subscription in subscriptions if not subscription.is_tag]
-        grows = bool(uuids)
+        if uuids and await self._poll_in_chunks(uuids):
+            self._max_uuids = min(MAX_UUIDS, 2 * self._max_uuids)
+
+    async def _poll_tag(self, subscription: Subscription) -> None:
+        tagged = filters.equal("Tags", subscription.key)
+        joined = [subscriber for subscriber in subscription.subscribers if subscriber.new]
+        search = partial(self._resource.search_all, tagged, fields=POLL_FIELDS)
+        await self._notify(await self._request(search))
+        subscription.mark_polled(joined)
+
+    async def _poll_in_chunks(self, uuids: list[str]) -> bool:
+        """Poll the objects *uuids*, in smaller chunks if the server rejects one. Return whether it rejected none."""
+        rejected_none = True
         while uuids:
             chunk, uuids = uuids[: self._max_uuids], uuids[self._max_uuids :]
             chunk = [uuid for uuid in chunk if uuid in self.subscriptions]
@@ -566,7 +573,7 @@ class Poller:
             except QarnotRefusedError as error:
                 if error.status not in TOO_LARGE_STATUSES:
                     raise
-                grows = False
+                rejected_none = False
                 if len(chunk) > 1:
                     self._max_uuids = max(1, len(chunk) // 2)
                     uuids = chunk + uuids
@@ -574,34 +581,33 @@ class Poller:
                 missing = chunk
             for uuid in missing:
                 await self._confirm(uuid)
-        if grows:
-            self._max_uuids = min(MAX_UUIDS, 2 * self._max_uuids)
+        return rejected_none
 
     async def _poll_uuids(self, uuids: list[str]) -> list[str]:
-        """Search for these objects and tell whom they concern; return those that no search shows.
+        """Search for the objects *uuids* and notify their subscribers. Return the uuids that no search shows.
 
-        The server may answer fewer than it has, so those that are missing are asked for again.
+        The server may return fewer objects than it has, so missing objects are requested again.
         """
         while uuids:
-            found = await self._request(partial(self._search, uuids))
-            await self._notify(found)
-            shown = {one.uuid for one in found}
-            left = [uuid for uuid in uuids if uuid not in shown]
-            if len(left) == len(uuids):
+            snapshots = await self._request(partial(self._search, uuids))
+            await self._notify(snapshots)
+            shown = {snapshot.uuid for snapshot in snapshots}
+            missing = [uuid for uuid in uuids if uuid not in shown]
+            if len(missing) == len(uuids):
                 break
-            uuids = left
+            uuids = missing
         return uuids
 
     def _search(self, uuids: list[str]) -> list[Pool | Task]:
-        found: list[Pool | Task] = self._resource.search(
+        snapshots: list[Pool | Task] = self._resource.search(
             filters.in_("Uuid", uuids), fields=POLL_FIELDS, limit=len(uuids)
         )
-        return found
+        return snapshots
 
     async def _confirm(self, uuid: str) -> None:
-        """Ask for the object itself, as a search that misses it proves nothing.
+        """Request the object itself, because a search that misses it proves nothing.
 
-        A 404 or a refusal is confirmed in the next rounds: a proxy or a replica that lags may have sent it.
+        A 404 or a refusal is confirmed in the next rounds, because a proxy or a lagging replica may have sent it.
         """
         resource = self._resource
         with self._deferring_errors():
@@ -614,48 +620,51 @@ class Poller:
     def _record_absence(
         self, subscription: Subscription, error: QarnotNotFoundError | QarnotRefusedError
     ) -> None:
-        """Fail the subscribers of *subscription* if it is certain by now that Qarnot denies it."""
+        """Fail the subscribers of *subscription* if it is certain by now that Qarnot denies the object."""
         subscription.absence = subscription.absence or Absence(self._interval())
         if not subscription.absence.is_certain(error, self.loop.time()):
             log.info("Asking again, as a single refusal or 404 proves nothing: %s", error)
         elif isinstance(error, QarnotRefusedError):
             subscription.fail(error)
         else:
-            gone = QarnotDeletedError(
+            deleted = QarnotDeletedError(
                 f"Qarnot {self.kind} {subscription.key} is gone: it was deleted before its end was seen.",
                 status=error.status,
                 kind=self.kind,
                 ref=subscription.key,
             )
-            subscription.fail(gone)
+            subscription.fail(deleted)
 
-    # --- telling the subscribers
+    # --- notifying the subscribers
 
-    async def _notify(self, found: Iterable[Pool | Task]) -> None:
+    async def _notify(self, snapshots: Iterable[Pool | Task]) -> None:
         woken = 0
-        for one in found:
-            self._observe_time(one.state_transition_time)
-            for key in (one.uuid, *one.tags):
+        for snapshot in snapshots:
+            self._observe_time(snapshot.state_transition_time)
+            for key in (snapshot.uuid, *snapshot.tags):
                 if (subscription := self.subscriptions.get(key)) is None:
                     continue
-                news = subscription.observe(one)
+                subscribers = subscription.observe(snapshot)
                 if not subscription.is_tag:
                     if self._settings:
-                        subscription.tagged = namespace_tag(self._settings.namespace) in one.tags
-                    subscription.mark_polled(news)
-                for subscriber in news:
-                    subscriber.deliver(one)
+                        subscription.tagged = namespace_tag(self._settings.namespace) in snapshot.tags
+                    subscription.mark_polled(subscribers)
+                for subscriber in subscribers:
+                    subscriber.deliver(snapshot)
                     woken += 1
                     if woken % WAKE_BATCH == 0:
                         await asyncio.sleep(0)
         if self._mark is None:
-            # No time has passed on the server since it answered, and it need not have passed here.
-            known = [one for one in (self._clock, self._response_date()) if one is not None]
-            self._mark = min((then for then, _ in known), default=None)
-            self._changes_requested_at = self.loop.time()
+            self._set_first_mark()
+
+    def _set_first_mark(self) -> None:
+        # The times as received, because the server's clock may not have advanced since its response.
+        estimates = [known for known in (self._clock, self._response_date()) if known is not None]
+        self._mark = min((then for then, _ in estimates), default=None)
+        self._changes_requested_at = self.loop.time()
 
     def _observe_time(self, moved: datetime | None) -> None:
-        """Take *moved* for the server's clock if it is the newest transition, and not in the server's future."""
+        """Take *moved* for the server's clock if it is the newest transition and not in the server's future."""
         dated, now = self._response_date(), self.loop.time()
         if moved is None or (
             dated is not None and moved > dated[0] + timedelta(seconds=now - dated[1]) + OVERLAP
@@ -666,7 +675,7 @@ class Poller:
 
 
 _pollers: dict[PollKey, Poller] = {}
-#: Pollers of a kind of their own.
+#: Classes of pollers by kind, if not :class:`Poller`.
 POLLERS: dict[PollKind, type[Poller]] = {}
 
 
@@ -680,24 +689,24 @@ def subscribe(
     every_round: bool = False,
     scope: str = "",
 ) -> Subscriber:
-    """Wait for changes together with everybody else on this event loop: ``async with watch(...) as subscriber``.
+    """Wait for changes with one poll for all subscribers: ``async with subscribe(...) as subscriber``.
 
-    :param key: uuid of an object; with *is_tag*, a tag, for all objects that carry it.
-    :param interval: seconds between two looks; the shortest of all subscribers counts.
-    :param every_round: ask in every round, for what shows no state transition (running instances).
-    :param scope: subscribers of different scopes do not share a poll.
+    :param key: uuid of an object. With *is_tag*, a tag, which stands for all objects that carry it.
+    :param interval: seconds between polls. The shortest interval of all subscribers counts.
+    :param every_round: poll in every round, for changes that are no state transition (running instances).
+    :param scope: subscribers of different scopes share no poll.
     """
     shared = PollKey(id(asyncio.get_running_loop()), conn_id, kind, scope)
     return Subscriber(shared, key, is_tag, interval, every_round)
 
 
 def pollers() -> Iterator[Poller]:
-    """The pollers alive in this process."""
+    """Return the live pollers of this process."""
     return iter(_pollers.values())
 
 
 def count_poll(kind: str, conn_id: str, subscribers: int, size: int, seconds: float) -> None:
-    """A round of a shared poll: how many wait, for how many objects, and how long the round took."""
+    """Emit the metrics of a round: its subscribers, its objects and its duration."""
     tags = {"kind": kind, "conn_id": conn_id}
     metrics.gauge("poll.waiters", subscribers, **tags)
     metrics.gauge("poll.size", size, **tags)

@@ -19,7 +19,7 @@ from airflow_qarnot_pool.waiting.conditions import COLD, EndReason, WaitResult
 
 
 class QarnotPoolTrigger(QarnotTrigger):
-    """Wait for a pool; a kill of the Airflow task that makes it closes it, unless others share it."""
+    """Wait for a pool. A kill of the Airflow task that creates the pool closes it, unless others share it."""
 
     kind = "pool"
 
@@ -29,19 +29,20 @@ class QarnotPoolTrigger(QarnotTrigger):
         return self._wait_while_warmed(warm_up) if warm_up and shared else super()._wait()
 
     async def _wait_while_warmed(self, warm_up: str) -> WaitResult:
-        """Wait for a shared pool, and resume if its warm-up ends first: nothing boots its nodes then.
+        """Wait for a shared pool, and resume if its warm-up ends first, because nothing boots its nodes then.
 
-        The warm-up ends with any of the tasks that wait for it, be it killed or done.
+        The warm-up ends with any of the Airflow tasks that wait for it, if that task is killed or done.
         """
         wait = asyncio.ensure_future(super()._wait())
         cold = asyncio.ensure_future(self._ended(warm_up))
         try:
             await asyncio.wait((wait, cold), return_when=asyncio.FIRST_COMPLETED)
+            grace = 2 * self.poll_interval
             if not wait.done() and not cold.exception():
-                # Another task may have seen first that the pool is ready, or closed.
-                await asyncio.wait((wait,), timeout=2 * self.poll_interval)
-            left = self._seconds_left()
-            if wait.done() or cold.exception() or (left is not None and left <= 2 * self.poll_interval):
+                # Another task may have seen earlier that the pool is ready or closed.
+                await asyncio.wait((wait,), timeout=grace)
+            seconds_left = self._seconds_left()
+            if wait.done() or cold.exception() or (seconds_left is not None and seconds_left <= grace):
                 return await wait
             return WaitResult(
                 ending=EndReason.MET, uuid=self.uuid, resume_state={**self.resume_state, COLD: True}
@@ -70,11 +71,11 @@ class QarnotPoolTrigger(QarnotTrigger):
         if identity.shared:
             await self._request(lambda client: release(client, identity, by=(identity.task_id,)))
             if warm_up := self.resume_state.get("warm_up"):
-                # The pool may stay, and its slots are the others'.
+                # The pool may stay open for other runs, which need its slots.
                 await self._request(lambda client: end(client.tasks, warm_up))
             return
         if await self._request(lambda client: is_taken_over(client.pools, identity, self.uuid)):
-            self.log.info("Pool %s stays open: a later try of its Airflow task has taken it over", self.uuid)
+            self.log.info("Pool %s stays open: a later try of its Airflow task uses it", self.uuid)
             return
         await self._request(lambda client: end(client.pools, self.uuid))
         self.log.info("Closed pool %s: its Airflow task is %s", self.uuid, state or "cleared")

@@ -1,6 +1,6 @@
-"""Tell waits for Qarnot tasks that their pool has ended, as a service may leave queued tasks on it.
+"""Notify waits for Qarnot tasks that their pool has ended, because Qarnot may leave tasks queued on it.
 
-All waits on one pool share one subscription to it: it costs a poll of the connection's pools now and then, and no
+All waits on one pool share one subscription to it. It costs an occasional poll of the connection's pools, and no
 request for each wait.
 """
 
@@ -31,17 +31,20 @@ class PoolEnd:
         self._key = key
         self._interval = interval
         self._subscribers: set[Subscriber] = set()
-        # An empty context, so that its log lines belong to the triggerer and not to the first trigger.
+        # An empty context, because its log lines belong to the triggerer and not to the first trigger.
         self._task = asyncio.get_running_loop().create_task(self._run(), context=contextvars.Context())
 
     @property
     def closed(self) -> bool:
+        """Whether it has stopped."""
         return self._task.done()
 
     def add(self, subscriber: Subscriber) -> None:
+        """Notify *subscriber*, too."""
         self._subscribers.add(subscriber)
 
     def remove(self, subscriber: Subscriber) -> None:
+        """Stop notifying *subscriber*, and stop polling after the last one."""
         self._subscribers.discard(subscriber)
         if not self._subscribers:
             self._task.cancel()
@@ -52,28 +55,28 @@ class PoolEnd:
         _, _, pool = self._key
         state = await self._end()
         while True:
-            # The service gets some time to cancel what is queued. A wait that joins later gets the same.
+            # Qarnot gets some time to cancel the queued tasks. A wait that joins later allows the same time.
             await asyncio.sleep(STRANDED_INTERVALS * self._interval)
             for subscriber in list(self._subscribers):
                 subscriber.deliver(QarnotPoolEndedError(f"its pool {pool} is {state}", kind="pool", ref=pool))
 
     async def _end(self) -> str:
-        """Return the state in which the pool takes no tasks any more, once it is in one."""
+        """Wait until the pool accepts no more tasks, and return its state."""
         _, conn_id, pool = self._key
         every = POOL_POLL_INTERVALS * self._interval
         while True:
             try:
                 async with subscribe(conn_id, "pool", pool, interval=every) as subscriber:
                     while True:
-                        look = await subscriber.next(None)
-                        if not states.accepts_tasks(look.state):
-                            return look.state
+                        snapshot = await subscriber.next(None)
+                        if not states.accepts_tasks(snapshot.state):
+                            return snapshot.state
             except QarnotDeletedError:
                 return "deleted"
             except QarnotUnknownStateError as error:
                 log.info("%s", error)
             except QarnotError as error:
-                log.warning("Could not poll pool %s, whose Qarnot tasks are waited for: %s", pool, error)
+                log.warning("Could not poll pool %s, on which Qarnot tasks are queued: %s", pool, error)
             await asyncio.sleep(every)
 
 
@@ -83,9 +86,9 @@ _ends: dict[tuple[int, str, str], PoolEnd] = {}
 class PoolEnds:
     """Context manager that has *subscriber* raise ``QarnotPoolEndedError`` once one of *pools* has ended.
 
-    Thousands are open at a time, so it is no generator.
+    It raises the error repeatedly. Thousands are open at a time, so it is no generator.
 
-    :param interval: seconds between two polls of the wait; pools are polled less often.
+    :param interval: seconds between polls of the wait. Pools are polled less often.
     """
 
     __slots__ = ("_conn_id", "_interval", "_joined", "_pools", "_subscriber")

@@ -1,4 +1,4 @@
-"""Wait until the account has room for one more object."""
+"""Wait until the account's quota allows one more object."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Seconds, for each that waits, after which one tries in any case: the account may not show the quota that is full.
+#: Seconds, per waiting task, after which it tries in any case, because the account may not show the full quota.
 TRY_AGAIN_AFTER = 60.0
-#: Seconds for which one look at the account serves all that wait for its room.
+#: Minimum seconds between polls of the account, which all waiting tasks share.
 _MIN_POLL_INTERVAL = 0.2
-#: Maximum number of poll intervals that a wait begins with after several refusals.
+#: Maximum number of extra poll intervals at the start of a wait that follows several refusals.
 _MAX_EXTRA_INTERVALS = 7
-#: Seconds that Airflow's answer to one question may take.
+#: Maximum seconds for a response from Airflow.
 _AIRFLOW_TIMEOUT = 30.0
 
 
 def has_more_room(before: Account, now: Account, kind: Kind) -> bool:
-    """Whether there is more room than *before*. Of use where the account names no limit, or another one is full."""
+    """Return whether fewer objects exist than *before*. It helps if the account shows no limit or not the full one."""
     if kind == "pool":
         pairs = [(before.pool_count, now.pool_count), (before.running_pool_count, now.running_pool_count)]
     else:
@@ -45,10 +45,10 @@ def has_more_room(before: Account, now: Account, kind: Kind) -> bool:
 
 
 def try_probability(places: int | None, waiters: int, *, more: bool) -> float:
-    """Return the chance with which each of *waiters* should try now, so that about as many try as find room.
+    """Return the probability with which each of *waiters* tries now, which makes about as many try as there are places.
 
-    :param places: how many objects there is room for; None if the account does not tell.
-    :param more: there is more room than when this one began to wait.
+    :param places: number of objects that the quota still allows, or None if the account does not show it.
+    :param more: whether there is more room than at the start of the wait.
     """
     if places is None:
         return 1.0 if more else 0.0
@@ -56,13 +56,13 @@ def try_probability(places: int | None, waiters: int, *, more: bool) -> float:
 
 
 class QarnotQuotaTrigger(BaseTrigger):
-    """Fire when the account may have room again, or when the time to wait is over; the operator then tries.
+    """Fire when the account may have room again or the deadline has passed. The operator then tries.
 
     :param kind: "pool" or "task".
-    :param poll_interval: seconds between two looks at the account.
+    :param poll_interval: seconds between polls of the account.
     :param deadline: ISO time at which it fires in any case.
-    :param refusals: how often in a row the quota was full already; this waits longer each time.
-    :param resume_state: handed back in the event, for the operator that resumes.
+    :param refusals: number of refusals in a row. The wait grows with it.
+    :param resume_state: returned in the event, for the operator that resumes.
     """
 
     def __init__(
@@ -86,6 +86,7 @@ class QarnotQuotaTrigger(BaseTrigger):
         self.version = version
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return the class path and the keyword arguments, from which Airflow makes the trigger again."""
         return (
             f"{type(self).__module__}.{type(self).__qualname__}",
             {
@@ -100,7 +101,8 @@ class QarnotQuotaTrigger(BaseTrigger):
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        # Before it looks: by the time it may fire, room that it has seen would be taken.
+        """Wait, and yield the one event."""
+        # Before the first poll, because room that a poll shows would be taken by the time this may fire.
         await TriggerAge(self).reached()
         await wait_for_room(self.qarnot_conn_id, self.kind, self.poll_interval, self.deadline, self.refusals)
         yield TriggerEvent(
@@ -114,7 +116,7 @@ class QarnotQuotaTrigger(BaseTrigger):
 
 
 class QarnotWarmUpRoomTrigger(QarnotPoolTrigger):
-    """Wait until the account has room for the warm-up of the pool ``uuid``, which a kill closes meanwhile."""
+    """Wait until the quota allows the warm-up of the pool ``uuid``. A kill during the wait closes the pool."""
 
     async def _wait(self) -> WaitResult:
         assert self.deadline is not None
@@ -127,21 +129,21 @@ class QarnotWarmUpRoomTrigger(QarnotPoolTrigger):
 
 
 class _QuotaWaiters:
-    """All in this process that wait for room for one kind of object on one connection, and their shared look."""
+    """Number of tasks in this process that wait for one quota of a connection, and the poll that they share."""
 
     def __init__(self) -> None:
         self.waiters = 0
-        self._looked_at = -math.inf
+        self._polled_at = -math.inf
         self._account: Account | None = None
         self._places: int | None = None
 
-    async def look(self, conn_id: str, kind: Kind, interval: float) -> tuple[Account | None, int | None]:
-        """Return the account and how many places it has, as one of the waiters saw them a moment ago.
+    async def poll(self, conn_id: str, kind: Kind, interval: float) -> tuple[Account | None, int | None]:
+        """Return the account and its number of free places, as polled by one of the tasks a moment ago.
 
-        :raises QarnotError: if this one had to ask.
+        :raises QarnotError: the poll of this task failed.
         """
-        if time.monotonic() - self._looked_at >= max(_MIN_POLL_INTERVAL, interval / 2):
-            self._looked_at = time.monotonic()
+        if time.monotonic() - self._polled_at >= max(_MIN_POLL_INTERVAL, interval / 2):
+            self._polled_at = time.monotonic()
             self._account, self._places = await _request_places(conn_id, kind)
         return self._account, self._places
 
@@ -152,46 +154,46 @@ _quota_waiters: dict[tuple[str, Kind], _QuotaWaiters] = {}
 async def wait_for_room(
     conn_id: str, kind: Kind, poll_interval: float, deadline: str, refusals: int = 0
 ) -> None:
-    """Wait until a try is worth it, a while has passed, or *deadline* has come.
+    """Wait until a try is worthwhile, some time has passed, or *deadline* has come.
 
-    Many may wait for one place. Each asked for it with a worker's slice would cost more than the place is worth, so
-    about as many go as there are places, and a place counts that a finished object would give up.
+    Many tasks may wait for one place. A try of each of them, with a slot on a worker, would cost more than the place is
+    worth. So about as many tasks try as there are places, including the place of a finished object that can be deleted.
     """
-    begun, ends = datetime.now(UTC), stored_moment(deadline)
-    lobby = _quota_waiters.setdefault((conn_id, kind), _QuotaWaiters())
+    started, ends = datetime.now(UTC), stored_moment(deadline)
+    waiting = _quota_waiters.setdefault((conn_id, kind), _QuotaWaiters())
     before: Account | None = None
-    lobby.waiters += 1
+    waiting.waiters += 1
     try:
         while True:
-            # Of many waiters one tries in vain now and then, and not each.
-            patience = timedelta(seconds=TRY_AGAIN_AFTER * lobby.waiters)
-            left = (min(ends, begun + patience) - datetime.now(UTC)).total_seconds()
-            if left <= 0:
+            # One of many waiting tasks tries in vain from time to time, and not each of them.
+            patience = timedelta(seconds=TRY_AGAIN_AFTER * waiting.waiters)
+            seconds_left = (min(ends, started + patience) - datetime.now(UTC)).total_seconds()
+            if seconds_left <= 0:
                 return
-            # Jitter, as many may have begun to wait at the same moment. After a refusal in spite of places that the
-            # account shows, another quota may be full.
+            # Jitter, because many tasks may have started to wait at the same moment. If a try was refused although the
+            # account shows places, another quota may be full.
             pause = poll_interval * (random.uniform(0.5, 1.5) + min(2**refusals - 1, _MAX_EXTRA_INTERVALS))
             refusals = 0
-            await asyncio.sleep(min(left, pause))
+            await asyncio.sleep(min(seconds_left, pause))
             try:
-                account, places = await lobby.look(conn_id, kind, poll_interval)
+                account, places = await waiting.poll(conn_id, kind, poll_interval)
             except QarnotCredentialsError:
-                return  # the operator meets the same answer, and raises it
+                return  # the operator gets the same response, and raises it
             except QarnotError as error:
                 log.info("Could not ask for the account's quota, asking again: %s", error)
                 continue
             if account is None:
                 continue
             more = before is not None and has_more_room(before, account, kind)
-            if random.random() < try_probability(places, lobby.waiters, more=more):
+            if random.random() < try_probability(places, waiting.waiters, more=more):
                 return
             before = before or account
     finally:
-        lobby.waiters -= 1
+        waiting.waiters -= 1
 
 
 async def _request_places(conn_id: str, kind: Kind) -> tuple[Account, int | None]:
-    """Return the account, and how many objects there is room for; one more if a finished object may be deleted."""
+    """Return the account and its number of free places, which is 1 if a finished object can be deleted for one."""
     from airflow.sdk import BaseHook
 
     from airflow_qarnot_pool.hooks.connection_settings import ConnectionSettings
@@ -208,10 +210,10 @@ async def _request_places(conn_id: str, kind: Kind) -> tuple[Account, int | None
     loop = asyncio.get_running_loop()
 
     def ask(question: Callable[[], Any]) -> Any:
-        # Only this loop may talk to Airflow.
+        # Only this event loop may send requests to Airflow.
         return asyncio.run_coroutine_threadsafe(in_thread(question), loop).result(_AIRFLOW_TIMEOUT)
 
-    def look() -> tuple[Account, int | None]:
+    def poll() -> tuple[Account, int | None]:
         client = settings.client(retries=0)
         account = client.account.info()
         free = free_places(account, kind)
@@ -219,4 +221,4 @@ async def _request_places(conn_id: str, kind: Kind) -> tuple[Account, int | None
             free = int(QuotaRoom(client, settings.namespace, airflow=AirflowStates(ask)).can_make_room(kind))
         return account, free
 
-    return await asyncio.to_thread(look)
+    return await asyncio.to_thread(poll)

@@ -18,9 +18,10 @@ from airflow_qarnot_pool.waiting.conditions import WaitResult
 
 
 class QarnotTaskTrigger(QarnotTrigger):
-    """Wait for a Qarnot task; a kill of the Airflow task aborts it.
+    """Wait for a Qarnot task. A kill of the Airflow task aborts it.
 
-    :param follow_logs: follow its output, as :class:`~airflow_qarnot_pool.triggers.log_follower.LogFollower` is told.
+    :param follow_logs: argument of :class:`~airflow_qarnot_pool.triggers.log_follower.LogFollower`, which follows the
+        output. None to follow none.
     """
 
     kind = "task"
@@ -31,11 +32,12 @@ class QarnotTaskTrigger(QarnotTrigger):
         self._follower: LogFollower | None = None
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return the class path and the keyword arguments, from which Airflow makes the trigger again."""
         path, kwargs = super().serialize()
         return path, {**kwargs, "follow_logs": self.follow_logs} if self.follow_logs else kwargs
 
     def _wait(self) -> Coroutine[Any, Any, WaitResult]:
-        # Not one coroutine within another where nothing is followed: thousands wait so.
+        # A wait that follows no output needs no second coroutine. Thousands of them may be open.
         return super()._wait() if self.follow_logs is None else self._wait_and_follow(self.follow_logs)
 
     async def _wait_and_follow(self, follow_logs: dict[str, Any]) -> WaitResult:
@@ -44,28 +46,28 @@ class QarnotTaskTrigger(QarnotTrigger):
                 self.qarnot_conn_id, follow_logs, self.poll_interval, self.identity, self.log
             )
         except QarnotError as error:
-            self.log.warning("%s It is written when the Qarnot task is done", error)
+            self.log.warning("%s The output is written when the Qarnot task is done", error)
             return await super()._wait()
         following = asyncio.create_task(follower.follow())
         try:
             outcome = await super()._wait()
         finally:
             await follower.stop(following)
-        # The rest of the output comes from whoever resumes.
+        # The operator writes the rest of the output when it resumes.
         outcome.resume_state["output"] = follower.to_json()
         return outcome
 
     def _on_poll(self, state: str) -> None:
         if self._follower is not None and states.task_phase(state) is not states.Phase.TRANSIENT:
-            self._follower.runs()
+            self._follower.mark_running()
 
     async def _end_if_abandoned(self, identity: TaskInstanceIdentity) -> None:
-        look = await self._request(lambda client: client.tasks.get(self.uuid))
-        if usability_of(look) is not Usability.LIVE or RemoteSnapshot.of(look).is_later_than(identity):
+        task = await self._request(lambda client: client.tasks.get(self.uuid))
+        if usability_of(task) is not Usability.LIVE or RemoteSnapshot.of(task).is_later_than(identity):
             return
         state = await task_state(identity)
         if state == "deferred" and await own_xcom(identity, TASK_KEY) == self.uuid:
-            self.log.info("Qarnot task %s goes on: its Airflow task still waits for it", self.uuid)
+            self.log.info("Qarnot task %s keeps running: its Airflow task still waits for it", self.uuid)
             return
         await self._request(lambda client: end(client.tasks, self.uuid))
         self.log.info("Aborted Qarnot task %s: its Airflow task is %s", self.uuid, state or "cleared")

@@ -59,13 +59,6 @@ def test_a_position_survives_in_json() -> None:
     assert Offset.from_json(json.loads(json.dumps(position.to_json()))) == position
 
 
-def test_what_the_release_before_stored_is_understood() -> None:
-    cursor, _ = LogCursor(uuid="u").read("stdout", "0> a\n0> b\n")
-    claim = WriterLease.from_json(cursor.to_json())
-    assert claim.holder is None
-    assert claim.earlier == Offset(cursor=cursor)
-
-
 @pytest.mark.parametrize("value", [None, {}, {"followers": []}, "?"])
 def test_nobody_holds_what_nobody_has_claimed(value: object) -> None:
     assert WriterLease.from_json(value) == WriterLease()

@@ -206,7 +206,7 @@ def test_nothing_is_logged_twice_when_another_triggerer_takes_over(
     assert list(dict.fromkeys(log.output)) == [f"[stdout 0] {n}" for n in range(1, 91)]
     doubtful = [int(line.split()[0]) for line in log.warnings if "may not have reached the log" in line]
     assert len(log.output) - 90 <= sum(doubtful)
-    assert sum("after what another triggerer has written" in line for line in log.lines) == 2
+    assert sum("after the lines that another triggerer has written" in line for line in log.lines) == 2
 
 
 def test_a_gap_is_told_with_how_much_is_kept(
@@ -251,7 +251,7 @@ def test_output_that_cannot_be_stored_or_fetched_is_no_reason_to_fail(
     async def waiting() -> dict[str, Any]:
         firing = asyncio.create_task(first_event(again(deferred.trigger)))
         work.let(0)
-        await log.waited_for("could not be noted")
+        await log.waited_for("did not store how far")
         stores.broken = False
         await log.waited("[stdout 0] first")
         stores.broken = True

@@ -123,7 +123,7 @@ def _triggerer(run: Run, task: str) -> str | None:
 def test_task_lives_when_the_triggerer_is_thawed_while_it_is_deferred(world: World, thawed: Thawed) -> None:
     run = thawed.waiting
     (task,) = run.wait_tasks("live")
-    run.wait_trigger_log(f"Qarnot task {task.uuid} goes on")
+    run.wait_trigger_log(f"Qarnot task {task.uuid} keeps running")
     run.open_gate()
     run.wait_tasks("Success")
     assert run.wait_end() == "success"
@@ -134,7 +134,7 @@ def test_task_lives_when_the_triggerer_is_thawed_while_it_is_deferred(world: Wor
 def test_many_live_when_the_triggerer_is_thawed_while_they_are_deferred(world: World, thawed: Thawed) -> None:
     run = thawed.many
     tasks = run.wait_tasks("live", "live", "live")
-    run.wait_trigger_log("The Qarnot tasks go on")
+    run.wait_trigger_log("The Qarnot tasks keep running")
     run.open_gate()
     run.wait_tasks("Success", "Success", "Success")
     assert run.wait_end() == "success"
@@ -182,7 +182,7 @@ def test_live_output_when_the_triggerer_is_killed(world: World) -> None:
     airflow.signal(holder, signal.SIGKILL)
     airflow.restart(holder)
     run.wait(
-        lambda: any("what another triggerer has written" in text for text in run.trigger_logs().values()),
+        lambda: any("the lines that another triggerer has written" in text for text in run.trigger_logs().values()),
         "the wait to be taken over",
     )
     seen = max(map(int, re.findall(r"\[stdout 0\] line (\d+)", "".join(run.trigger_logs().values()))))

@@ -49,7 +49,7 @@ def connected(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def follower(log: Log | None = None) -> LogFollower:
     made = LogFollower("qarnot_default", LogCursor(uuid="u").to_json(), 0.01, None, log or Log())
-    made.runs()
+    made.mark_running()
     return made
 
 
@@ -91,7 +91,7 @@ def test_more_instances_than_an_xcom_should_hold_are_followed_no_further(
     one = follower(log)
     asyncio.run(asyncio.wait_for(one.follow(), 60))
     assert log.said[0] == "line"
-    assert "the rest of the output comes when all are done" in log.said[1]
+    assert "the rest of the output follows when all are done" in log.said[1]
     assert len(one.position.to_json()["places"]) == MAX_INSTANCES + 1
 
 
@@ -172,7 +172,7 @@ class Airflow:
         self.ti.xcom_push(key, copy.deepcopy(value))
         await self._boundary(f"stored {key}")
 
-    async def drained(self, log: FileLog) -> None:
+    async def wait_until_flushed(self, log: FileLog) -> None:
         await self._boundary("drain")
         log.arrive()
         await self._boundary("wait_until_flushed")
@@ -222,7 +222,7 @@ def works_in(
     monkeypatch.setattr(log_follower, "_process_name", lambda pid: triggerer)
     log = log or FileLog(airflow)
     made = LogFollower("qarnot_default", LogCursor(uuid="u", instance=0).to_json(), 0.0, LIFE, log)
-    made.runs()
+    made.mark_running()
     return made, log
 
 
@@ -424,7 +424,7 @@ def test_nothing_is_written_that_cannot_be_noted(monkeypatch: pytest.MonkeyPatch
             asyncio.run(until_all_is_written(first, log, source))
             log.arrive()
             assert not missing_or_twice(shown(log)), name
-            assert len([line for line in log.file if "could not be noted" in line]) == 1
+            assert len([line for line in log.file if "did not store how far" in line]) == 1
 
 
 def test_a_log_that_airflow_begins_anew_is_announced(monkeypatch: pytest.MonkeyPatch, source: Source) -> None:
