@@ -1,7 +1,8 @@
-"""Whether what a trigger has logged is with those who write it to files: Airflow's log channel has no answer.
+"""Find out whether the log lines of a trigger have reached the process that writes them to files.
 
-The process that runs triggers sends its logs to its parent through a socket. When the parent is killed, what it has not
-read is lost; and once a trigger is over, the parent writes what it reads of it later to another log.
+Airflow's log channel confirms nothing. The process that runs triggers sends its logs to its parent through a socket. If
+the parent is killed, the lines that it has not read are lost. Once a trigger has finished, the parent writes lines that
+it reads later to another log.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from airflow_qarnot_pool.version_compat import log_channel
 
 
 def bytes_unread(log: Any) -> int:
-    """Bytes of the channel behind *log* that its reader has not read; 0 where there is no such channel.
+    """Return the bytes that the reader of the channel behind *log* has not read, or 0 if there is no such channel.
 
     Linux counts them, with its own overhead, for every socket (``SIOCOUTQ``, which is ``TIOCOUTQ``).
     """
@@ -34,7 +35,7 @@ def bytes_unread(log: Any) -> int:
 
 
 async def wait_until_flushed(log: Any) -> None:
-    """Return once the reader of the channel behind *log* has read all."""
+    """Wait until the reader of the channel behind *log* has read everything."""
     pause = 0.005
     while bytes_unread(log):
         await asyncio.sleep(pause)

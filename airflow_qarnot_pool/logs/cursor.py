@@ -1,9 +1,9 @@
-"""What the instances of a Qarnot task write, seen through buffers that keep only the end of it: which lines are new.
+"""Find the new lines in the output of a Qarnot task, of which Qarnot keeps only the end.
 
-Qarnot does not tell how much was written in all. So the place up to which an output has been written to a log is
-remembered as a number of lines, which is where it is for as long as nothing has left the buffer, and as the hashes
-of the last of them, by which it is found again afterwards. An output is read in pieces and may have any size: of each
-instance no more is held than some hashes and the lines that can still be written. Nothing here does I/O.
+Qarnot does not report how much was written in all. So a cursor stores in two ways how much of an output is in the log.
+The number of lines finds the place again while nothing has left Qarnot's buffer, and the hashes of the last lines find
+it afterwards. An output is read in pieces and may have any size. Only some hashes and the lines that can still be
+written are held of each instance. Nothing here does I/O.
 """
 
 from __future__ import annotations
@@ -21,30 +21,31 @@ from airflow_qarnot_pool.api.errors import end_of
 from airflow_qarnot_pool.api.limits import reading
 
 STREAMS = ("stdout", "stderr")
-#: Lines of which the hashes are kept, to find the place again.
+#: Number of lines whose hashes are kept, to find the place again.
 TAIL_SIZE = 16
-#: Most characters of one stream that are written at a time; the end matters most.
+#: Maximum characters of one stream that are written at a time. The end matters most.
 MAX_CHARACTERS = 1_000_000
 #: Minimum characters that are shown of a line that does not fit.
 MIN_SHOWN = 1_000
-#: Maximum places that are read back from a note.
+#: Maximum number of places that are read from a checkpoint.
 _MAX_PLACES = 20_000
-#: Characters at the end of a line that its hash is made of: the beginning of the first one may have left the buffer.
+#: Number of characters at the end of a line that are hashed, because the start of a line may have left the buffer.
 _HASHED = 1_024
-#: The same for a line that is known in part, which is searched for its known end.
+#: The same for a line of which a part is written. Its text is searched for the end of that part.
 _HASHED_PART = 64
-#: Minimum characters to search for. Fewer are found by chance.
+#: Minimum characters to search for, because fewer are found by chance.
 _MIN_MATCH = 16
-#: What stands in a text for bytes that are no character.
+#: The character that replaces bytes that are no character.
 _REPLACEMENT = "\ufffd"
 _PREFIX = re.compile(r"(\d{1,9})> ?")
 
 
 class CursorPosition(NamedTuple):
-    """How far the output of one instance has been written.
+    """The place in the output of one instance up to which it has been written.
 
-    ``lines``: complete lines before it in the buffer, as it was then. ``tail``: hashes of the last of them.
-    ``part``: characters written of the line after them, and ``begun`` the hash of the last of those.
+    ``lines`` is the number of complete lines before it in the buffer of that time, and ``tail`` has the hashes of the
+    last of them. ``part`` is the number of characters written of the next line. ``begun`` is the hash of the last of
+    those characters.
     """
 
     lines: int = 0
@@ -53,19 +54,20 @@ class CursorPosition(NamedTuple):
     begun: int = 0
 
     def to_json(self) -> list[Any]:
+        """Return a JSON value."""
         packed = struct.pack(f">{len(self.tail)}I", *self.tail)
         return [self.lines, base64.b64encode(packed).decode(), self.part, self.begun]
 
     @classmethod
     def from_json(cls, value: Sequence[Any]) -> CursorPosition:
-        """Read back what :meth:`to_json` wrote."""
+        """Return the place of which :meth:`to_json` returned *value*."""
         lines, tail, part, begun = value
         packed = base64.b64decode(tail, validate=True)[: 4 * TAIL_SIZE]
         return cls(int(lines), struct.unpack(f">{len(packed) // 4}I", packed), int(part), int(begun))
 
 
 class OmittedLines(NamedTuple):
-    """How much of an output is left out of the log: characters, and whole lines."""
+    """Number of characters, and of whole lines, that the log omits."""
 
     characters: int = 0
     lines: int = 0
@@ -76,10 +78,10 @@ class OmittedLines(NamedTuple):
 
 
 class NewLines(NamedTuple):
-    """What is new of one instance, and the place after it.
+    """The new lines of one instance, and the place after them.
 
-    ``last``: size and hash of the last line, if it may be incomplete. ``lost``: the output before the new lines is
-    gone. ``doubtful``: the output repeats itself, so they may begin earlier.
+    ``last`` has the size and hash of the last line if it may be incomplete. ``lost`` is set if the output before the
+    new lines is gone. ``doubtful`` is set if the output repeats itself, because the new lines may start earlier then.
     """
 
     place: CursorPosition
@@ -88,7 +90,7 @@ class NewLines(NamedTuple):
     lost: bool = False
     doubtful: bool = False
     omitted: OmittedLines = OmittedLines()
-    #: Which of the lines lack their beginning.
+    #: Indices of the lines that lack their start.
     beheaded: frozenset[int] = frozenset()
 
 
@@ -96,8 +98,8 @@ class NewLines(NamedTuple):
 class _Line:
     """The last line read, which may be incomplete.
 
-    ``new``: the end of it that is new. ``known``: characters before that. ``omitted``: characters of the new part
-    that are not held. ``length``: characters as read; ``size``: with those that were cut off before.
+    ``new`` is its new end, ``known`` the number of characters before that, and ``omitted`` the number of new characters
+    that are not held. ``length`` is the number of characters read. ``size`` includes those that were cut off before.
     """
 
     new: str
@@ -109,29 +111,34 @@ class _Line:
     part_hash: int
     broken: bool
 
+    @property
+    def can_be_written(self) -> bool:
+        """Return whether it has new text. A line that ends within a character is incomplete, even if it never grows."""
+        return self.length > self.known and not self.broken
+
 
 class LineMatcher:
-    """Find what is new of one instance, line by line.
+    """Find the new lines of one instance.
 
-    If the place fits several times the last one counts, so that nothing is written twice.
+    If the place fits several times the last one counts, because no line may be written twice.
 
-    :param place: up to where the output is written.
-    :param width: characters that stand before each line in the log.
-    :param hidden: lines that begin so are not for the log, nor is an empty line before them.
+    :param place: the place up to which the output is written.
+    :param width: number of characters before each line in the log.
+    :param hidden: prefix of lines that are not logged. An empty line before such a line is not logged either.
     """
 
     def __init__(self, place: CursorPosition, width: int = 0, hidden: str = "") -> None:
         self._place, self._width, self._hidden = place, width, hidden
-        #: Characters of the output that is kept.
+        #: Number of characters of the output that Qarnot keeps.
         self.size = 0
-        #: Characters in memory, with those that stand before each line in the log.
+        #: Number of characters in memory, including those before each line in the log.
         self.held = 0
         self._count = 0  # lines before the last one
         self._hashes: deque[int] = deque(maxlen=TAIL_SIZE)
         self._last: _Line | None = None
         self._new: deque[str] = deque()
         self._omitted = OmittedLines()
-        self._beheaded: set[int] = set()  # numbers of new lines, those that are let go of included
+        self._beheaded: set[int] = set()  # numbers of new lines, counting the dropped ones
         nothing_written = not (place.tail or place.part)
         self._start: int | None = 0 if nothing_written else None
         self._settled = nothing_written
@@ -141,7 +148,7 @@ class LineMatcher:
     def feed(self, lines: Sequence[str], cut: int = 0) -> None:
         """Read the next *lines*.
 
-        :param cut: characters that are missing at the beginning of the first one, which was too long to hold.
+        :param cut: number of characters that are missing at the start of the first line, which was too long to hold.
         """
         done = 0
         hashes = [] if self._settled else [_hash(line) for line in lines]
@@ -155,7 +162,7 @@ class LineMatcher:
             done, cut = end + 1, 0
 
     def _pass(self, lines: Sequence[str], start: int, end: int) -> None:
-        """Read lines at which nothing begins."""
+        """Read lines before which the new lines cannot start."""
         self._complete()
         end -= 1
         between = lines[start:end]
@@ -171,7 +178,7 @@ class LineMatcher:
         self._put(lines[end], 0, 0)
 
     def drop_oldest(self, excess: int) -> None:
-        """Let go of *excess* characters of what is held, those that come first, as far as there are so many."""
+        """Drop the first *excess* characters that are held."""
         new, width, size, lines = self._new, self._width, 0, 0
         while new and size < excess and len(new[0]) - (excess - size) < MIN_SHOWN:
             size += len(new.popleft()) + width
@@ -195,31 +202,36 @@ class LineMatcher:
             self.held -= size
 
     def new_lines(self, last: tuple[int, int] = (0, 0), *, finished: bool = False) -> NewLines:
-        """Return what is new, after the last line.
+        """Return the new lines, after the last line was read.
 
-        :param last: ``NewLines.last`` of the look before: a last line that has not grown since is written as it is.
-        :param finished: nothing follows any more, so the last line is complete.
+        :param last: ``NewLines.last`` of the previous read. A last line that has not grown since is complete enough.
+        :param finished: whether nothing follows any more, which completes the last line.
         """
         if self._last is None or not (self._count or self._last.size):
             return NewLines(self._place)
         if finished and self._last.size:
             self.feed([""])
-        end = self._last
-        lost = self._start is None
-        since = self._count - (self._start or 0)
-        fresh = list(self._hashes)[-since:] if since else []
-        tail = (*(() if lost else self._place.tail), *fresh)[-TAIL_SIZE:]
-        part, begun = end.known, self._place.begun if end.known else 0
-        now = (end.size, end.hash)
-        # A line that ends within a character is incomplete, however long it stays so.
-        if not finished and end.size and now == last and end.length > part and not end.broken:
-            part, begun = end.length, end.part_hash
-            self._take_last(end)
-        place = CursorPosition(self._count, tail, part, begun)
+        line = self._last
+        size_and_hash = (line.size, line.hash) if line.size else (0, 0)
+        written = not finished and line.size > 0 and size_and_hash == last and line.can_be_written
+        place = self._place_after(line, written=written)
+        if written:
+            self._take_last(line)
         beheaded = frozenset(number - self._omitted.lines for number in self._beheaded)
-        return NewLines(
-            place, self._new, now if end.size else (0, 0), lost, self._doubtful, self._omitted, beheaded
-        )
+        lost = self._start is None
+        return NewLines(place, self._new, size_and_hash, lost, self._doubtful, self._omitted, beheaded)
+
+    def _place_after(self, line: _Line, *, written: bool) -> CursorPosition:
+        """Return the place before or, if it is *written*, after the last *line*."""
+        begun = self._place.begun if line.known else 0
+        part, begun = (line.length, line.part_hash) if written else (line.known, begun)
+        return CursorPosition(self._count, self._tail(), part, begun)
+
+    def _tail(self) -> tuple[int, ...]:
+        """Return the hashes of the last complete lines."""
+        since = self._count - (self._start or 0)
+        new = list(self._hashes)[-since:] if since else []
+        return (*(() if self._start is None else self._place.tail), *new)[-TAIL_SIZE:]
 
     def _put(self, line: str, cut: int, known: int) -> None:
         new = line[known:] if known else line
@@ -237,7 +249,7 @@ class LineMatcher:
         self.held += len(new)
 
     def _complete(self) -> None:
-        """The last line is complete, as another one follows."""
+        """Complete the last line, because another one follows."""
         if self._last is None:
             return
         line, self._last = self._last, None
@@ -255,7 +267,7 @@ class LineMatcher:
             self._beheaded.add(self._omitted.lines + len(self._new) - 1)
 
     def _append(self, line: str) -> bool:
-        """Note a new line; returns whether it is for the log."""
+        """Add a new line, and return whether it is logged."""
         if self._hidden and line.startswith(self._hidden):
             if self._new and not self._new[-1]:
                 self._new.pop()
@@ -267,29 +279,32 @@ class LineMatcher:
         self.held += len(line) + self._width
         return True
 
-    # --- where the new lines begin
+    # --- the start of the new lines
 
     def _next_likely(self, hashes: Sequence[int], start: int, end: int) -> int:
-        """The number of the next line before which the place may be, of those whose *hashes* these are; or *end*."""
+        """Return the number of the next line before which the place may be, or *end*.
+
+        :param hashes: hashes of the lines.
+        """
         if self._settled:
             return end
         place, index = self._place, self._count + (self._last is not None)
-        # Of the line that is known in part, or of the one before it, only the end may be kept.
+        # Only the end of a partly written line, or of the line before it, may be kept.
         if index == place.lines or (place.part and index <= 1):
             return start
         if place.lines > index:
             end = min(end, start + place.lines - index)
-        if place.part and index <= 1 < index + end - start:
-            end = start + 1 - index
-        if place.tail and self._last is not None and self._last.hash == place.tail[-1]:
+        if not place.tail:
+            return end
+        if self._last is not None and self._last.hash == place.tail[-1]:
             return start
         try:
-            return hashes.index(place.tail[-1], start, end) + 1 if place.tail else end
+            return hashes.index(place.tail[-1], start, end) + 1
         except ValueError:
             return end
 
     def _known(self, line: str, cut: int) -> int:
-        """How many characters at the beginning of the next *line* are known; what is new may begin here."""
+        """Return how many characters at the start of the next *line* are written. The new lines may start here."""
         if self._settled:
             return 0
         place, index = self._place, self._count
@@ -313,21 +328,23 @@ class LineMatcher:
         return known
 
     def _fits(self, index: int) -> bool:
-        """Whether the lines before that of *index* are the last that were written, as far as they are kept."""
+        """Return whether the lines before line *index* are the last that were written, as far as Qarnot keeps them."""
         tail = self._place.tail
         count = min(len(tail), index)
         known = tuple(self._hashes)[len(self._hashes) - count :]
         if known and known == tail[-count:]:
             return True
-        # The buffer may begin in the middle of a line, which then does not look the same.
+        # The buffer may start in the middle of a line, whose hash then differs.
         rest = known[1:] if index <= len(tail) else known
         return bool(rest or self._place.part) and rest == (tail[-len(rest) :] if rest else ())
 
 
 def _end_of_part(line: str, place: CursorPosition, *, beheaded: bool) -> tuple[int | None, bool]:
-    """Where in *line* its known part ends, and whether the end of that comes more than once; None: nowhere.
+    """Return the index in *line* at which its written part ends, and whether the end of that part occurs repeatedly.
 
-    :param beheaded: the beginning of the line may be missing.
+    The index is None if *line* does not contain the part.
+
+    :param beheaded: whether the start of the line may be missing.
     """
     size = min(place.part, _HASHED_PART)
     if len(line) >= place.part and _crc(line[place.part - size : place.part]) == place.begun:
@@ -341,26 +358,25 @@ def _end_of_part(line: str, place: CursorPosition, *, beheaded: bool) -> tuple[i
 
 
 def split_by_instance(text: str) -> dict[int | None, list[str]]:
-    """Sort the lines of all instances by their ids, whatever their order; those without an id by None."""
+    """Return the lines of all instances by their ids, in any order. Lines without an id have the key None."""
     match = _PREFIX.match(text)
-    if match and text.count(f"\n{match[0]}") == text.count(
-        "\n"
-    ):  # they mostly come one instance after the other
+    # The lines of an instance mostly come together, for which this is much faster.
+    if match and text.count(f"\n{match[0]}") == text.count("\n"):
         return {int(match[1]): text[match.end() :].split(f"\n{match[0]}")}
-    found: dict[int | None, list[str]] = {}
+    lines: dict[int | None, list[str]] = {}
     for line in text.split("\n"):
         match = _PREFIX.match(line)
-        found.setdefault(int(match[1]) if match else None, []).append(line[match.end() :] if match else line)
-    return found
+        lines.setdefault(int(match[1]) if match else None, []).append(line[match.end() :] if match else line)
+    return lines
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogCursor:
-    """How far the output of a Qarnot task has been written to a log.
+    """Position in the output of a Qarnot task up to which it has been written to a log.
 
-    :param uuid: of the Qarnot task.
-    :param instance: the only instance that is read, by itself; None: all of them, from their common output.
-    :param hidden: lines that begin so are not for the log, nor is an empty line before them.
+    :param uuid: uuid of the Qarnot task.
+    :param instance: the only instance that is read. None to read all of them, from their common output.
+    :param hidden: prefix of lines that are not logged. An empty line before such a line is not logged either.
     """
 
     uuid: str
@@ -374,14 +390,33 @@ class LogCursor:
     def read(
         self, stream: str, text: str | Iterable[str], *, finished: bool = False
     ) -> tuple[LogCursor, list[str]]:
-        """Return the cursor after *text*, and the lines of it that are new, ready for the log.
+        """Return the cursor after *text*, and the new lines, ready for the log.
 
-        :param text: all that is kept of a stream, as a whole or in pieces.
-        :param finished: the Qarnot task has ended: its last line is complete.
+        :param text: everything that is kept of a stream, as a text or in pieces.
+        :param finished: whether the Qarnot task has finished, which completes its last line.
         """
+        matchers = self._match(stream, [text] if isinstance(text, str) else text)
+        places, last = dict(self.places), dict(self._last)
+        log_lines: list[str] = []
+        omitted, beheaded = OmittedLines(), set[int]()
+        for instance in sorted(matchers, key=_order):
+            key = stream, instance
+            new = matchers[instance].new_lines(last.get(key, (0, 0)), finished=finished)
+            places[key], last[key] = new.place, new.last
+            omitted = omitted.plus(*new.omitted)
+            label = self._label(*key)
+            if (new.lost or (new.doubtful and new.lines)) and not new.omitted.lines:
+                log_lines.append(f"{label} {_gap(new, matchers[instance].size)}")
+            beheaded |= {len(log_lines) + number for number in new.beheaded}
+            log_lines += [f"{label} {line}" for line in new.lines]
+        lines = _truncated(log_lines, omitted, beheaded, f"[{stream}]")
+        return replace(self, places=places, _last=last), lines
+
+    def _match(self, stream: str, pieces: Iterable[str]) -> dict[int | None, LineMatcher]:
+        """Feed the lines of each instance to a matcher, and hold no more of them than can be written."""
         matchers: dict[int | None, LineMatcher] = {}
         held = 0
-        for instance, lines, cut in self._lines([text] if isinstance(text, str) else text):
+        for instance, lines, cut in self._lines(pieces):
             matcher = matchers.get(instance)
             if matcher is None:
                 place = self.places.get((stream, instance), CursorPosition())
@@ -393,24 +428,11 @@ class LogCursor:
             if held > 2 * MAX_CHARACTERS:
                 held = _drop_oldest(matchers, held)
         if len(matchers) > 1:
-            matchers.pop(None, None)  # the rest of a line whose beginning is not kept
-        places, last = dict(self.places), dict(self._last)
-        said: list[str] = []
-        omitted, beheaded = OmittedLines(), set[int]()
-        for instance in sorted(matchers, key=_order):
-            key = stream, instance
-            found = matchers[instance].new_lines(last.get(key, (0, 0)), finished=finished)
-            places[key], last[key] = found.place, found.last
-            omitted = omitted.plus(*found.omitted)
-            label = self._label(*key)
-            if (found.lost or (found.doubtful and found.lines)) and not found.omitted.lines:
-                said.append(f"{label} {_gap(found, matchers[instance].size)}")
-            beheaded |= {len(said) + number for number in found.beheaded}
-            said += [f"{label} {line}" for line in found.lines]
-        return replace(self, places=places, _last=last), _truncated(said, omitted, beheaded, f"[{stream}]")
+            matchers.pop(None, None)  # the rest of a line whose start is not kept
+        return matchers
 
     def _lines(self, pieces: Iterable[str]) -> Iterator[tuple[int | None, list[str], int]]:
-        """Yield the lines by instance, as they come. Of one that is too long to hold, the last has how much is cut."""
+        """Yield the lines by instance, as they come, with the number of characters cut from a line too long to hold."""
         cut, size = 0, 0
         begun: list[str] = []
         for piece in pieces:
@@ -431,12 +453,15 @@ class LogCursor:
         if self.instance is not None:
             yield self.instance, lines.split("\n"), cut
             return
-        for instance, mine in split_by_instance(lines).items():
-            yield instance, mine, cut
-            cut = 0  # it was of the first line
+        for instance, own_lines in split_by_instance(lines).items():
+            yield instance, own_lines, cut
+            cut = 0  # it concerned the first line
 
     def _shortened(self, line: str) -> tuple[str, int]:
-        """The end of a *line* that is too long to hold, after what tells its instance, and how much is cut off."""
+        """Return a *line* that is too long to hold without its middle, and the number of characters cut.
+
+        The start, which names the instance, and the end remain.
+        """
         match = _PREFIX.match(line) if self.instance is None else None
         start = match.end() if match else 0
         if self.hidden and line.startswith(self.hidden, start):
@@ -448,19 +473,19 @@ class LogCursor:
         return f"[{stream}]" if instance is None or instance == self.instance else f"[{stream} {instance}]"
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready; nothing of the output itself is in it."""
+        """Return a JSON value, which contains no text of the output."""
         places = [[stream, instance, *place.to_json()] for (stream, instance), place in self.places.items()]
         return {"uuid": self.uuid, "instance": self.instance, "hidden": self.hidden, "places": places}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> LogCursor:
-        """Read back what :meth:`to_json` wrote.
+        """Return the cursor of which :meth:`to_json` returned *value*.
 
-        :raises QarnotProtocolError: it is something else.
+        :raises QarnotProtocolError: *value* is something else.
         """
         with reading("The place in the output of a Qarnot task"):
             stored = list(value.get("places") or ())[:_MAX_PLACES]
-            places = {(str(one[0]), one[1]): CursorPosition.from_json(one[2:6]) for one in stored}
+            places = {(str(entry[0]), entry[1]): CursorPosition.from_json(entry[2:6]) for entry in stored}
             instance = value.get("instance")
             hidden = str(value.get("hidden") or "")
             return cls(uuid=str(value["uuid"]), instance=instance, hidden=hidden, places=places)
@@ -479,7 +504,7 @@ def _crc(text: str) -> int:
 
 
 def _drop_oldest(matchers: Mapping[int | None, LineMatcher], held: int) -> int:
-    """Let go of what cannot be written any more, which is that of the first instances; returns what is still held."""
+    """Drop the lines of the first instances that exceed the limit. Return the number of characters still held."""
     for instance in sorted(matchers, key=_order):
         matcher = matchers[instance]
         before = matcher.held
@@ -490,10 +515,10 @@ def _drop_oldest(matchers: Mapping[int | None, LineMatcher], held: int) -> int:
     return held
 
 
-def _gap(found: NewLines, size: int) -> str:
-    if found.lost:
+def _gap(new: NewLines, size: int) -> str:
+    if new.lost:
         return (
-            "... output is missing here: since the last look more was written than Qarnot keeps "
+            "... output is missing here: since the last poll more was written than Qarnot keeps "
             f"(the last {size:,} characters)"
         )
     return (
@@ -502,23 +527,23 @@ def _gap(found: NewLines, size: int) -> str:
     )
 
 
-def _truncated(said: list[str], omitted: OmittedLines, beheaded: Collection[int], label: str) -> list[str]:
-    """The end of what there is to say, as far as it is worth keeping, with a line that tells the rest."""
-    left, first = MAX_CHARACTERS, len(said)
-    while first and len(said[first - 1]) <= left:
+def _truncated(lines: list[str], omitted: OmittedLines, beheaded: Collection[int], label: str) -> list[str]:
+    """Return the end of *lines* that fits into the log, after a line about everything that is omitted."""
+    space_left, first = MAX_CHARACTERS, len(lines)
+    while first and len(lines[first - 1]) <= space_left:
         first -= 1
-        left -= len(said[first])
-    shown = said[first:]
+        space_left -= len(lines[first])
+    shown = lines[first:]
     if first:
-        line = said[first - 1]
-        omitted = omitted.plus(sum(map(len, said[:first])), first)
-        if left >= MIN_SHOWN:
+        line = lines[first - 1]
+        omitted = omitted.plus(sum(map(len, lines[:first])), first)
+        if space_left >= MIN_SHOWN:
             before, space, text = line.partition("] ")
-            end = before + space + end_of(text, left - len(before) - len(space))
+            end = before + space + end_of(text, space_left - len(before) - len(space))
             shown.insert(0, end)
             omitted = omitted.plus(-len(end), 0)
     if not omitted.characters:
         return shown
-    lines = omitted.lines + sum(number >= first for number in beheaded)
-    counted = f"{omitted.characters:,} characters in {lines:,} line{'s' if lines > 1 else ''}"
+    count = omitted.lines + sum(number >= first for number in beheaded)
+    counted = f"{omitted.characters:,} characters in {count:,} line{'s' if count > 1 else ''}"
     return [f"{label} ... {counted} left out here", *shown]

@@ -15,59 +15,63 @@ if TYPE_CHECKING:
     from airflow_qarnot_pool.api.models import Task
 
 
+#: Maximum number of lines of stderr in a report.
 MAX_STDERR_LINES = 20
-
-
+#: Maximum number of instances whose errors are in a report.
+MAX_INSTANCES = 5
 _NODE_LOST = re.compile(r"node.{0,80}?(lost|killed|unreachable|disconnected)|preempt", re.IGNORECASE)
 
 
-MAX_INSTANCES = 5
-
-
 def failure_report(client: QarnotClient, task: Task, link: str) -> str:
-    """Return why a Qarnot task did not succeed, for the person who reads the exception."""
+    """Return why a Qarnot task did not succeed, as the message of an exception."""
     lines = [f"Qarnot task {task.uuid} ({task.name}) ended in {task.state}"]
     failed = task.failed_instances
     if failed:
         lines[0] += f": instance{'s' if len(failed) > 1 else ''} {format_ranges(failed)} failed"
-    of_the_task = [str(error) for error in task.errors[:_MAX_ERRORS]]
-    lines += [f"  {shortened(one, _MAX_ERROR)}" for one in of_the_task]
-    if len(task.errors) > _MAX_ERRORS:
-        lines.append(f"  and {len(task.errors) - _MAX_ERRORS} more errors")
-    shown = sorted(failed)[:MAX_INSTANCES]
-    for one in task.completed_instances:
-        # Qarnot gives most reasons twice: with the task and with the instance.
-        if (
-            one.instance_id in shown
-            and one.error
-            and not any((one.error.message or one.error.code) in said for said in of_the_task)
-        ):
-            lines.append(f"  instance {one.instance_id}: {shortened(str(one.error), _MAX_ERROR)}")
+    lines += _errors(task, sorted(failed)[:MAX_INSTANCES])
     if task.pool:
         lines += _pool_note(client, task.pool)
-    tail = _stderr(client, task, shown)
-    if found := shell_characters(task.constants.get("DOCKER_CMD")):
+    stderr = _stderr(client, task, sorted(failed)[:MAX_INSTANCES])
+    if characters := shell_characters(task.constants.get("DOCKER_CMD")):
         lines.append(
-            f"The command has {found!r}, which only a shell knows, and none runs it: "
+            f"The command has {characters!r}, which only a shell knows, and none runs it: "
             "write sh -c '...' around the command"
         )
-    if tail:
-        lines += ["Last lines of stderr:", *(f"  {line}" for line in tail)]
+    if stderr:
+        lines += ["Last lines of stderr:", *(f"  {line}" for line in stderr)]
     lines.append(f"See {link} for more")
     return shortened("\n".join(lines), MAX_REPORT)
 
 
-def is_node_loss(task: Task) -> bool:
-    """Whether every instance that failed did so because its node went away.
+def _errors(task: Task, instances: list[int]) -> list[str]:
+    """Return the errors of *task*, and of its *instances* if the task does not have the same."""
+    of_the_task = [str(error) for error in task.errors[:_MAX_ERRORS]]
+    lines = [f"  {shortened(error, _MAX_ERROR)}" for error in of_the_task]
+    if len(task.errors) > _MAX_ERRORS:
+        lines.append(f"  and {len(task.errors) - _MAX_ERRORS} more errors")
+    for instance in task.completed_instances:
+        error = instance.error
+        if instance.instance_id not in instances or not error:
+            continue
+        # Qarnot returns most reasons twice, with the task and with the instance.
+        if not any((error.message or error.code) in known for known in of_the_task):
+            lines.append(f"  instance {instance.instance_id}: {shortened(str(error), _MAX_ERROR)}")
+    return lines
 
-    Qarnot publishes no list of its error codes, so the words of the error are what there is to go by.
+
+def is_node_loss(task: Task) -> bool:
+    """Return whether every failed instance failed because its node was lost.
+
+    Qarnot publishes no list of its error codes, so this searches the text of the error.
     """
-    failed = [one for one in task.completed_instances if not one.succeeded]
-    return bool(failed) and all(one.error and _NODE_LOST.search(str(one.error)) for one in failed)
+    failed = [instance for instance in task.completed_instances if not instance.succeeded]
+    return bool(failed) and all(
+        instance.error and _NODE_LOST.search(str(instance.error)) for instance in failed
+    )
 
 
 def _pool_note(client: QarnotClient, uuid: str) -> list[str]:
-    """A Qarnot task often ends because its pool did."""
+    """Return a line about the pool if it has ended, which often ends its Qarnot tasks."""
     try:
         pool = client.pools.get(uuid)
     except QarnotError:
@@ -78,7 +82,7 @@ def _pool_note(client: QarnotClient, uuid: str) -> list[str]:
 
 
 def _stderr(client: QarnotClient, task: Task, instances: list[int]) -> list[str]:
-    """Return the end of stderr: of the failed instances if they are known, else of all together."""
+    """Return the end of the stderr of *instances*, or of all instances together if there are none."""
     try:
         if not instances:
             lines = _last_lines(client, task.uuid, None, MAX_STDERR_LINES)

@@ -1,4 +1,4 @@
-"""What the instances of a Qarnot task wrote, and why they failed."""
+"""Write the output of a Qarnot task to a log."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-#: Maximum characters of standard error in a report, of one line of it, and of the stream that are searched for them.
+#: Maximum characters of stderr in a report, of one line of it, and of the stream that is searched for the lines.
 _MAX_STDERR = 4_000
 _MAX_LINE = 1_000
 _MAX_SEARCHED = 64_000
@@ -40,25 +40,26 @@ _MAX_SEARCHED = 64_000
 _MAX_ERRORS = 10
 _MAX_ERROR = 500
 MAX_REPORT = 6_000
-#: How often an output is read whose connection breaks off in the middle.
+#: Maximum number of reads of an output if the connection breaks in the middle of a response.
 _MAX_READS = 3
 
 
-def write(logger: Any, one: TimestampedLine) -> None:
-    """Write a line to the log with its time, from whichever process: the same line is the same to Airflow then."""
-    # What is not a logger of structlog's has times of its own.
-    as_first = {"timestamp": one.time, "logger": "qarnot.output"} if hasattr(logger, "bind") else {}
-    logger.info("%s", one.line, **as_first)
+def write(logger: Any, line: TimestampedLine) -> None:
+    """Write *line* to the log with its time, which makes it the same line to Airflow, whatever process writes it."""
+    # Only a logger of structlog accepts a time.
+    options = {"timestamp": line.time, "logger": "qarnot.output"} if hasattr(logger, "bind") else {}
+    logger.info("%s", line.line, **options)
 
 
 def write_new_output(
     read: Callable[[str], str | Iterable[str]], position: Offset, logger: Any, *, finished: bool = True
 ) -> Offset:
-    """Write what is new of a Qarnot task's output to *logger*, a line at a time, so that Airflow masks secrets.
+    """Write the new lines of a Qarnot task's output to *logger*, one by one, because Airflow masks secrets by line.
 
-    No output costs a result: one that cannot be fetched, read or written is logged as such.
+    An output that cannot be fetched, read or written is logged as such, and does not fail the task.
 
-    :param read: fetches all that is kept of a stream, by its name, as a whole or in pieces.
+    :param read: function that fetches everything that is kept of a stream, by its name, as a text or in pieces.
+    :param finished: whether the Qarnot task has finished, which completes its last line.
     """
     cursor = position.cursor
     lines: list[str] = []
@@ -76,8 +77,8 @@ def write_new_output(
             )
     try:
         if position.batches:
-            for one in with_timestamps(lines, position.batches, None, time.time())[0]:
-                write(logger, one)
+            for stamped in with_timestamps(lines, position.batches, None, time.time())[0]:
+                write(logger, stamped)
         else:
             for line in lines:
                 logger.info("%s", line)
@@ -93,7 +94,7 @@ def _read(
 
 
 def retry_broken_read(read: Callable[[], T]) -> T:
-    """Return what *read* does, and call it again if a connection breaks off in the middle of an answer."""
+    """Return the result of *read*, which is called again if a connection breaks in the middle of a response."""
     for _ in range(_MAX_READS - 1):
         try:
             return read()
@@ -108,26 +109,24 @@ def _error_text(error: Exception) -> str:
     )
 
 
-def acquire_lease(ti: Any, told: Mapping[str, Any], logger: Any) -> Offset | None:
-    """Where a worker goes on with an output that triggers have followed; no trigger writes any of it after this.
+def acquire_lease(ti: Any, reported: Mapping[str, Any], logger: Any) -> Offset | None:
+    """Return the position from which a worker continues an output. No trigger writes to the log after this.
 
-    None if that cannot be read, so that all of the output is written.
+    None if the position is malformed, which makes the worker write all of the output.
 
     :param ti: the task instance.
-    :param told: the account of the trigger that ended, which is nothing more than what another one has noted since.
+    :param reported: ``to_json()`` of the follower whose trigger ended. Another follower may have continued since.
     """
     try:
-        position = Offset.from_json(told)
+        position = Offset.from_json(reported)
     except QarnotError as error:
         logger.warning("%s Lines may be here twice", error)
         return None
-    follower = told.get("follower")
+    follower = reported.get("follower")
     try:
-        claim = WriterLease.from_json(xcoms.pull(ti, OUTPUT_KEY))
-        xcoms.push(ti, OUTPUT_KEY, claim.acquired_by("worker").to_json())
-        notes = (xcoms.pull(ti, position_key(one)) for one in reversed(claim.followers))
-        noted = next(filter(None, notes), None)
-        found = Offset.from_json(noted) if noted else None
+        lease = WriterLease.from_json(xcoms.pull(ti, OUTPUT_KEY))
+        xcoms.push(ti, OUTPUT_KEY, lease.acquired_by("worker").to_json())
+        newest = _newest_position(ti, lease)
     except Exception as error:
         logger.warning(
             "How far triggers have written the output could not be read (%s: %s): lines may be here twice",
@@ -135,20 +134,26 @@ def acquire_lease(ti: Any, told: Mapping[str, Any], logger: Any) -> Offset | Non
             shortened(str(error), 1000),
         )
         return position
-    if follower and follower not in claim.followers and position.written:
+    if follower and follower not in lease.followers and position.written:
         logger.warning(
             "Two triggerers may have written the output at the same time: up to %d lines may be in the log twice",
             position.written,
         )
-    elif found is not None and found.cursor.uuid == position.cursor.uuid:
-        position = found
+    elif newest is not None and newest.cursor.uuid == position.cursor.uuid:
+        position = newest
     if position.doubtful:
         logger.warning("%s", rewrite_notice(position.doubtful))
     return position
 
 
+def _newest_position(ti: Any, lease: WriterLease) -> Offset | None:
+    checkpoints = (xcoms.pull(ti, position_key(follower)) for follower in reversed(lease.followers))
+    newest = next(filter(None, checkpoints), None)
+    return Offset.from_json(newest) if newest else None
+
+
 def fetch(client: QarnotClient, uuid: str, stream: str, instance: int | None) -> Iterable[str]:
-    """Return all that is kept of a stream, in pieces; of one instance nothing if it has not run."""
+    """Return everything that is kept of a stream, in pieces, and nothing of an instance that has not run."""
     try:
         return client.tasks.stream_output(uuid, stream, instance)
     except QarnotNotFoundError:

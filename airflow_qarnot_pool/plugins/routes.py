@@ -110,7 +110,10 @@ def _build_app(registry: ConnectionRegistry) -> FastAPI:
     app = FastAPI(title="Qarnot pools", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.registry = registry
     read_connection = [Depends(security.requires_access_connection(method="GET"))]
-    edit_connection = [Depends(security.requires_access_connection(method="PUT")), Depends(_require_same_site)]
+    edit_connection = [
+        Depends(security.requires_access_connection(method="PUT")),
+        Depends(_require_same_site),
+    ]
     read_run = [Depends(security.requires_access_dag("GET", DagAccessEntity.RUN))]
     logged_in = [Depends(security.get_user)]
 

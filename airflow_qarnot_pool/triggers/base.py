@@ -189,7 +189,9 @@ class QarnotTrigger(BaseTrigger):
                         except QarnotPoolEndedError as error:
                             if not history or not is_queued(history[-1]):
                                 continue
-                            outcome: WaitResult | None = stranded_result(self.uuid, history[-1], error.message)
+                            outcome: WaitResult | None = stranded_result(
+                                self.uuid, history[-1], error.message
+                            )
                         else:
                             outcome = self._outcome_of(snapshot, condition, history)
                             history = _appended(history, snapshot.state)

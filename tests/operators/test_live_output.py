@@ -231,7 +231,7 @@ def test_a_gap_is_told_with_how_much_is_kept(
         make().execute_complete(context, event)
     before, gap, *after = [line.removeprefix("[stdout 0] ") for line in log.output][10:]
     assert before == "110"
-    assert "output is missing here: since the last look more was written than Qarnot keeps" in gap
+    assert "output is missing here: since the last poll more was written than Qarnot keeps" in gap
     # It is not known how quickly it was written, so how many gaps there are; but nothing comes twice.
     numbers = [int(line) for line in after if len(line) == 3 and line.isdigit()]
     assert numbers == sorted(set(numbers))

@@ -182,7 +182,9 @@ def test_live_output_when_the_triggerer_is_killed(world: World) -> None:
     airflow.signal(holder, signal.SIGKILL)
     airflow.restart(holder)
     run.wait(
-        lambda: any("the lines that another triggerer has written" in text for text in run.trigger_logs().values()),
+        lambda: any(
+            "the lines that another triggerer has written" in text for text in run.trigger_logs().values()
+        ),
         "the wait to be taken over",
     )
     seen = max(map(int, re.findall(r"\[stdout 0\] line (\d+)", "".join(run.trigger_logs().values()))))

@@ -509,21 +509,21 @@ def test_what_is_no_channel_has_nothing_unread(tmp_path: Any) -> None:
 WRITER = """
 import os, socket
 from airflow.sdk.execution_time.supervisor import _configure_logs_over_json_channel
-from airflow_qarnot_pool.logs.checkpoint import stamped
+from airflow_qarnot_pool.logs.checkpoint import with_timestamps
 from airflow_qarnot_pool.logs.writer import write
-from airflow_qarnot_pool.logs.channel import unread
+from airflow_qarnot_pool.logs.channel import bytes_unread
 from airflow_qarnot_pool.triggers.task import QarnotTaskTrigger
 
 here, there = socket.socketpair()
 _configure_logs_over_json_channel(os.dup(here.fileno()))
 log = QarnotTaskTrigger(qarnot_conn_id="q", uuid="u", condition={}, poll_interval=1).log
-empty = unread(log)
-lines, _ = stamped(["[stdout 0] a", "[stdout 0] a", "[stdout 1] a"], (), None, 1_800_000_000.0)
+empty = bytes_unread(log)
+lines, _ = with_timestamps(["[stdout 0] a", "[stdout 0] a", "[stdout 1] a"], (), None, 1_800_000_000.0)
 for one in lines:
     write(log, one)
-full = unread(log)
+full = bytes_unread(log)
 text = there.recv(10_000).decode()
-print(empty, full > 0, unread(log))
+print(empty, full > 0, bytes_unread(log))
 print(text, end="")
 """
 
