@@ -9,7 +9,7 @@ from typing import Any
 
 from airflow_qarnot_pool.api.models import Account, AccountQuotas, Budget, Profile
 from airflow_qarnot_pool.api.parts import HardwareConstraint
-from airflow_qarnot_pool.api.resource import amount, quoted
+from airflow_qarnot_pool.api.resource import parse_credits, quote_ref
 from airflow_qarnot_pool.api.transport import Transport
 
 _PAGE = 50
@@ -66,7 +66,7 @@ class AccountResource:
 
         Qarnot API: ``GET /profiles/{name}``.
         """
-        path = f"/profiles/{quoted(name, 'profile')}"
+        path = f"/profiles/{quote_ref(name, 'profile')}"
         return Profile.from_json(self._get(path, kind="profile", ref=name, shape=dict))
 
     def hardware_constraints(self) -> list[HardwareConstraint]:
@@ -92,11 +92,11 @@ class AccountResource:
 
     def credits(self) -> float:
         """What is left on the account, in euros. Qarnot API: ``GET /credits/v1/accounts/credits``."""
-        return amount(self._get("/credits/v1/accounts/credits", shape=dict))
+        return parse_credits(self._get("/credits/v1/accounts/credits", shape=dict))
 
     def budgets(self, project: str, *, active_only: bool = True) -> list[Budget]:
         """Budgets of a project (by uuid). Qarnot API: ``GET /credits/v1/projects/{u}/budgets``."""
-        path = f"/credits/v1/projects/{quoted(project, 'project')}/budgets"
+        path = f"/credits/v1/projects/{quote_ref(project, 'project')}/budgets"
         params = {"activeOnly": str(active_only)}
         data = self._get(path, params=params, kind="project", ref=project, shape=dict)
         return [Budget.from_json(item) for item in data.get("budgets") or ()]

@@ -60,7 +60,7 @@ def server_message(body: str, content_type: str = "", *, redact: Callable[[str],
     return text if len(text) <= _MAX_MESSAGE else start_of(text, _MAX_MESSAGE - 3) + "..."
 
 
-def looks_like_json(body: str) -> bool:
+def is_json_like(body: str) -> bool:
     """Whether a body is what the API answers with: an object, a list, a text in quotes, or nothing at all."""
     return body.lstrip()[:1] in ("", "{", "[", '"')
 
@@ -126,7 +126,7 @@ def retry_after(value: str | None, now: datetime | None = None) -> float | None:
     return min(max(0.0, seconds), _MAX_SECONDS) if math.isfinite(seconds) else None
 
 
-def error_for(
+def error_from_response(
     status: int,
     message: str,
     *,

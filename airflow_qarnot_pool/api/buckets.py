@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
-from airflow_qarnot_pool.api.fields import Refusal, normalise, shown, text
+from airflow_qarnot_pool.api.fields import Refusal, normalise, short_repr, text
 
 MAX_PATTERN_LENGTH = 2048
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -38,9 +38,9 @@ def bucket(path: Callable[[str, str], str]) -> Callable[[Any], str]:
         first, slash, rest = bare.partition("/")
         if (slash or bare != name) and _BUCKET.fullmatch(first):
             remedy = path(first, rest) if rest.strip("/") else f"Write {first!r}."
-            raise Refusal(f"is {'a URL' if bare != name else 'a path'}, got {shown(name)}", remedy)
+            raise Refusal(f"is {'a URL' if bare != name else 'a path'}, got {short_repr(name)}", remedy)
         raise Refusal(
-            f"is no name of a bucket, got {shown(name)}",
+            f"is no name of a bucket, got {short_repr(name)}",
             "Use letters, digits, '-', '.' and '_', 63 at most; begin with a letter or digit.",
         )
 
@@ -66,11 +66,11 @@ def key_prefix(value: Any) -> str:
     words = str(text()(value))
     parts = words.split("/")
     if len(parts) > 1 and not parts[0]:
-        raise Refusal(f"begins with '/', got {shown(words)}", f"Write {words.lstrip('/')!r}.")
+        raise Refusal(f"begins with '/', got {short_repr(words)}", f"Write {words.lstrip('/')!r}.")
     if "" in parts[:-1] or {".", ".."} & set(parts[:-1]) or parts[-1] in (".", ".."):
-        raise Refusal(f"has '//', '.' or '..', got {shown(words)}", "Write the path without it.")
+        raise Refusal(f"has '//', '.' or '..', got {short_repr(words)}", "Write the path without it.")
     if any(ord(one) < 32 or ord(one) == 127 for one in words):
-        raise Refusal(f"has a control character, got {shown(words)}", "Leave it out.")
+        raise Refusal(f"has a control character, got {short_repr(words)}", "Leave it out.")
     return words
 
 
@@ -81,7 +81,7 @@ def pattern(value: Any) -> str:
         return words
     if _GLOB.search(words):
         raise Refusal(
-            f"is a regular expression that is searched in the path and looks like a glob, got {shown(words)}",
+            f"is a regular expression that is searched in the path and looks like a glob, got {short_repr(words)}",
             f"Write {_of_glob(words)!r}.",
         )
     try:
@@ -90,11 +90,11 @@ def pattern(value: Any) -> str:
         if any(one in error.msg for one in _OTHER_DIALECTS):
             return words
         raise Refusal(
-            f"is no regular expression ({error.msg}), got {shown(words)}",
+            f"is no regular expression ({error.msg}), got {short_repr(words)}",
             "Write one such as '\\\\.png$'; it is searched in the path of each file.",
         ) from None
     except (OverflowError, RecursionError):
-        raise Refusal(f"is no regular expression, got {shown(words)}", "Write a simpler one.") from None
+        raise Refusal(f"is no regular expression, got {short_repr(words)}", "Write a simpler one.") from None
     return words
 
 

@@ -35,15 +35,15 @@ def is_secret_constant(key: str) -> bool:
     return key.upper().startswith(("QARNOT_SECRET__", "DOCKER_REGISTRY_PASSWORD"))
 
 
-def masked(constants: Mapping[str, str]) -> dict[str, str]:
+def mask_constants(constants: Mapping[str, str]) -> dict[str, str]:
     """Constants fit to be shown."""
     return {key: SECRET if is_secret_constant(key) else value for key, value in constants.items()}
 
 
-def secrets_in(body: Any) -> set[str]:
+def find_secrets(body: Any) -> set[str]:
     """The values of secret constants in a request body, or in a list of them."""
     if isinstance(body, list):
-        return {secret for one in body for secret in secrets_in(one)}
+        return {secret for one in body for secret in find_secrets(one)}
     constants = body.get("constants") if isinstance(body, dict) else None
     return {
         pair["value"]
@@ -129,7 +129,7 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def meant(name: str, names: Iterable[str], *, only_synonyms: bool = False) -> str | None:
+def closest_name(name: str, names: Iterable[str], *, only_synonyms: bool = False) -> str | None:
     """Return which of *names* somebody means who writes *name*, or None."""
     known = {normalise(one): one for one in names}
     for one in (name, *SYNONYMS.get(normalise(name), ())):
@@ -141,7 +141,7 @@ def meant(name: str, names: Iterable[str], *, only_synonyms: bool = False) -> st
     return known[close[0]] if close else None
 
 
-def shown(value: object) -> str:
+def short_repr(value: object) -> str:
     """A value as an error message shows it: short."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
@@ -154,10 +154,10 @@ class Record:
     misplaced: ClassVar[Mapping[str, str]] = {}
 
     def __post_init__(self) -> None:
-        for field, wire in wires(type(self)):
+        for field, wire in wire_fields(type(self)):
             value = getattr(self, field.name)
             if value is not None:
-                object.__setattr__(self, field.name, converted(type(self), field.name, wire, value))
+                object.__setattr__(self, field.name, convert_field(type(self), field.name, wire, value))
         self._check()
 
     def _check(self) -> None:
@@ -169,7 +169,7 @@ class Record:
     def to_json(self) -> dict[str, Any]:
         """The JSON body of the API; what is not set is left out."""
         body: dict[str, Any] = {}
-        for field, wire in wires(type(self)):
+        for field, wire in wire_fields(type(self)):
             value = getattr(self, field.name)
             if wire.name is None or value is None or (isinstance(value, (tuple, dict)) and not value):
                 continue
@@ -183,7 +183,7 @@ class Record:
         Raises QarnotInvalidSpecError, for an unknown name too.
         """
         found = cls._known(values)
-        for field, _ in wires(cls):
+        for field, _ in wire_fields(cls):
             required = field.default is field.default_factory is dataclasses.MISSING
             if required and field.name not in found:
                 raise invalid(cls, field.name, "is missing", "It is required.")
@@ -192,21 +192,21 @@ class Record:
     @classmethod
     def encode_fields(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         """The JSON of single fields, converted and checked one by one, as ``clone`` and ``retry`` take them."""
-        by_name = {field.name: wire for field, wire in wires(cls)}
+        by_name = {field.name: wire for field, wire in wire_fields(cls)}
         body = {}
         for name, value in cls._known(values).items():
             wire = by_name[name]
             if wire.name is None:
                 raise invalid(cls, name, "cannot be overridden by this name", "Use the constants.")
-            body[wire.name] = wire.encode(converted(cls, name, wire, value))
+            body[wire.name] = wire.encode(convert_field(cls, name, wire, value))
         return body
 
     @classmethod
     def _known(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(values, Mapping):
             raise QarnotInvalidSpecError(
-                f"{cls.__name__} is not a mapping, got {shown(values)}",
-                remedy=f"Give a mapping of its fields: {', '.join(one.name for one, _ in wires(cls))}.",
+                f"{cls.__name__} is not a mapping, got {short_repr(values)}",
+                remedy=f"Give a mapping of its fields: {', '.join(one.name for one, _ in wire_fields(cls))}.",
             )
         names = _names(cls)
         found: dict[str, Any] = {}
@@ -228,23 +228,23 @@ class Record:
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):
             return NotImplemented
-        return all(getattr(self, one.name) == getattr(other, one.name) for one, _ in wires(type(self)))
+        return all(getattr(self, one.name) == getattr(other, one.name) for one, _ in wire_fields(type(self)))
 
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         parts = []
-        for field, _ in wires(type(self)):
+        for field, _ in wire_fields(type(self)):
             value = getattr(self, field.name)
             if value is None or (isinstance(value, (tuple, dict)) and not value):
                 continue
             if field.name == "constants":
-                value = masked(value)
+                value = mask_constants(value)
             parts.append(f"{field.name}={value!r}")
         return f"{type(self).__name__}({', '.join(parts)})"
 
 
-def wires(cls: type[Record]) -> list[tuple[dataclasses.Field[Any], Wire]]:
+def wire_fields(cls: type[Record]) -> list[tuple[dataclasses.Field[Any], Wire]]:
     """The declared fields of a request class, in order."""
     return [(field, field.metadata["wire"]) for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
 
@@ -254,7 +254,7 @@ def invalid(cls: type, field: str, problem: str, remedy: str) -> QarnotInvalidSp
     return QarnotInvalidSpecError(f"{cls.__name__}.{field} {problem}", field=field, remedy=remedy)
 
 
-def converted(cls: type, name: str, wire: Wire, value: Any) -> Any:
+def convert_field(cls: type, name: str, wire: Wire, value: Any) -> Any:
     """The field's value, converted; a refusal names the field, nested ones by their path."""
     try:
         return wire.convert(value)
@@ -269,7 +269,7 @@ def converted(cls: type, name: str, wire: Wire, value: Any) -> Any:
 
 def _names(cls: type[Record]) -> dict[str, str]:
     names = {}
-    for field, wire in wires(cls):
+    for field, wire in wire_fields(cls):
         for name in (field.name, wire.name, *wire.aliases):
             if name is not None:
                 names[normalise(name)] = field.name
@@ -279,7 +279,7 @@ def _names(cls: type[Record]) -> dict[str, str]:
 def _unknown(cls: type[Record], key: str, names: Mapping[str, str]) -> QarnotInvalidSpecError:
     hint = cls.misplaced.get(normalise(key))
     if hint is None:
-        close = meant(key, names)
+        close = closest_name(key, names)
         hint = (
             f"Did you mean {names[close]!r}?"
             if close
@@ -312,12 +312,13 @@ def text(*, minimum: int = 0, below: int | None = None) -> Convert:
     def convert(value: Any) -> str:
         found = as_text(value)
         if found is None:
-            raise Refusal(f"is not text, got {shown(value)}", "Give a string.")
+            raise Refusal(f"is not text, got {short_repr(value)}", "Give a string.")
         if len(found.strip()) < minimum:
             raise Refusal("is empty", "Give a value, or leave it out.")
         if below is not None and len(found) >= below:
             raise Refusal(
-                f"has {len(found)} characters ({shown(found[:40])}...)", f"Stay under {below} characters."
+                f"has {len(found)} characters ({short_repr(found[:40])}...)",
+                f"Stay under {below} characters.",
             )
         return found
 
@@ -328,11 +329,11 @@ def uuid_text(value: Any) -> str:
     """Convert to a uuid as text. Qarnot refuses names in its place."""
     words = str(text(minimum=1)(value)).strip()
     if _UUID.fullmatch(words) is None:
-        raise Refusal(f"is no uuid, got {shown(words)}", "Give the uuid; a name does not stand for it.")
+        raise Refusal(f"is no uuid, got {short_repr(words)}", "Give the uuid; a name does not stand for it.")
     return words
 
 
-def whole(minimum: int, maximum: int | None = None) -> Convert:
+def integer(minimum: int, maximum: int | None = None) -> Convert:
     """A whole number, also as text."""
     span = f"{minimum} or more" if maximum is None else f"between {minimum} and {maximum}"
 
@@ -345,7 +346,7 @@ def whole(minimum: int, maximum: int | None = None) -> Convert:
         ):
             number = int(value)
         if number is None:
-            raise Refusal(f"is not a whole number, got {shown(value)}", f"Give a number, {span}.")
+            raise Refusal(f"is not a whole number, got {short_repr(value)}", f"Give a number, {span}.")
         if number < minimum or (maximum is not None and number > maximum):
             raise Refusal(f"is {number}", f"Give a number {span}.")
         return number
@@ -353,7 +354,7 @@ def whole(minimum: int, maximum: int | None = None) -> Convert:
     return convert
 
 
-def real(minimum: float, maximum: float, *, above: bool = False) -> Convert:
+def number(minimum: float, maximum: float, *, above: bool = False) -> Convert:
     """A number within bounds, also as text; ``above`` leaves the lower bound out."""
     span = f"{'above' if above else 'from'} {minimum} up to {maximum}"
 
@@ -363,7 +364,7 @@ def real(minimum: float, maximum: float, *, above: bool = False) -> Convert:
                 raise ValueError
             number = float(value)
         except (TypeError, ValueError):
-            raise Refusal(f"is not a number, got {shown(value)}", f"Give a number {span}.") from None
+            raise Refusal(f"is not a number, got {short_repr(value)}", f"Give a number {span}.") from None
         if not (minimum <= number <= maximum) or (above and number == minimum):
             raise Refusal(f"is {number}", f"Give a number {span}.")
         return number
@@ -371,13 +372,13 @@ def real(minimum: float, maximum: float, *, above: bool = False) -> Convert:
     return convert
 
 
-def flag(value: Any) -> bool:
+def boolean(value: Any) -> bool:
     """True or False, also as text."""
     if isinstance(value, bool):
         return value
     if isinstance(value, str) and value.strip().lower() in ("true", "false"):
         return value.strip().lower() == "true"
-    raise Refusal(f"is neither true nor false, got {shown(value)}", "Give True or False.")
+    raise Refusal(f"is neither true nor false, got {short_repr(value)}", "Give True or False.")
 
 
 def duration(value: Any) -> timedelta:
@@ -395,7 +396,7 @@ def duration(value: Any) -> timedelta:
             raise ValueError
     except (ValueError, OverflowError):
         raise Refusal(
-            f"is not a duration, got {shown(value)}",
+            f"is not a duration, got {short_repr(value)}",
             "Give a timedelta, seconds, '00:10:00' or 'PT10M'.",
         ) from None
     if result < timedelta(0):
@@ -418,13 +419,13 @@ def choice(*options: str) -> Convert:
     def convert(value: Any) -> str:
         word = known.get(str(value).strip().lower())
         if word is None:
-            raise Refusal(f"is not known, got {shown(value)}", f"Give one of {', '.join(options)}.")
+            raise Refusal(f"is not known, got {short_repr(value)}", f"Give one of {', '.join(options)}.")
         return word
 
     return convert
 
 
-def decoded(value: Any) -> Any:
+def parse_literal(value: Any) -> Any:
     """What a template that renders a list or mapping leaves behind: JSON or a Python literal. Else the value."""
     if isinstance(value, str) and value.strip()[:1] in ("[", "{"):
         for decode in (json.loads, ast.literal_eval):
@@ -444,11 +445,11 @@ def listing(item: Convert, *, most: int | None = None) -> Convert:
     """A list of converted items, as a tuple."""
 
     def convert(value: Any) -> tuple[Any, ...]:
-        value = decoded(value)
+        value = parse_literal(value)
         if isinstance(value, (set, frozenset)):
             value = sorted(value, key=str)
         if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
-            raise Refusal(f"is not a list, got {shown(value)}", "Give a list, even for a single item.")
+            raise Refusal(f"is not a list, got {short_repr(value)}", "Give a list, even for a single item.")
         items = []
         for index, one in enumerate(value):
             try:
@@ -471,7 +472,7 @@ def record(cls: type[Record]) -> Convert:
     """An object of this class, or a mapping it can be made from."""
 
     def convert(value: Any) -> Any:
-        value = decoded(value)
+        value = parse_literal(value)
         return value if isinstance(value, cls) else cls.from_mapping(value)
 
     return convert
@@ -479,16 +480,18 @@ def record(cls: type[Record]) -> Convert:
 
 def mapping(value: Any) -> dict[str, str]:
     """A mapping of text to text, also in the API's ``[{key, value}]`` form; see :func:`as_text`."""
-    value = decoded(value)
+    value = parse_literal(value)
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
         try:
             value = {pair["key"]: pair["value"] for pair in value}
         except (TypeError, KeyError):
             raise Refusal(
-                f"is a list of something else than {{key, value}}, got {shown(value)}", "Give a mapping."
+                f"is a list of something else than {{key, value}}, got {short_repr(value)}", "Give a mapping."
             ) from None
     if not isinstance(value, Mapping):
-        raise Refusal(f"is not a mapping, got {shown(value)}", "Give a mapping such as {'NAME': 'value'}.")
+        raise Refusal(
+            f"is not a mapping, got {short_repr(value)}", "Give a mapping such as {'NAME': 'value'}."
+        )
     result = {}
     for key, entry in value.items():
         words = as_text(entry)
@@ -501,7 +504,7 @@ def mapping(value: Any) -> dict[str, str]:
     return result
 
 
-def pairs(value: Mapping[str, str]) -> list[dict[str, str]]:
+def to_pairs(value: Mapping[str, str]) -> list[dict[str, str]]:
     """A mapping as the API writes it: ``[{key, value}]``."""
     return [{"key": key, "value": entry} for key, entry in value.items()]
 

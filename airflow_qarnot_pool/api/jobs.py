@@ -8,7 +8,7 @@ from datetime import timedelta
 from airflow_qarnot_pool.api.durations import format_span
 from airflow_qarnot_pool.api.errors import QarnotProtocolError
 from airflow_qarnot_pool.api.models import Job
-from airflow_qarnot_pool.api.resource import quoted
+from airflow_qarnot_pool.api.resource import quote_ref
 from airflow_qarnot_pool.api.transport import Transport
 
 
@@ -61,11 +61,13 @@ class JobResource:
 
     def delete(self, ref: str) -> None:
         """Delete a job that has no tasks. Raises QarnotNotFoundError. Qarnot API: ``DELETE /jobs/{u}``."""
-        self._transport.request("DELETE", f"/jobs/{quoted(ref, 'job')}", idempotent=True, kind="job", ref=ref)
+        self._transport.request(
+            "DELETE", f"/jobs/{quote_ref(ref, 'job')}", idempotent=True, kind="job", ref=ref
+        )
 
     def get(self, ref: str) -> Job:
         """A job, by uuid or shortname. Raises QarnotNotFoundError. Qarnot API: ``GET /jobs/{u}``."""
-        path = f"/jobs/{quoted(ref, 'job')}"
+        path = f"/jobs/{quote_ref(ref, 'job')}"
         return Job.from_json(
             self._transport.request("GET", path, idempotent=True, kind="job", ref=ref, shape=dict)
         )

@@ -67,7 +67,7 @@ def parse_number(text: str | None) -> int | None:
     return int(text) if text and len(text) < 10 and text.isdecimal() else None
 
 
-def decompressed(data: bytes, limit: int) -> bytes:
+def decompress(data: bytes, limit: int) -> bytes:
     """Decompress zlib data. Raises ValueError if it is damaged, cut off, or more than *limit* bytes."""
     stream = zlib.decompressobj()
     try:
@@ -82,7 +82,7 @@ def decompressed(data: bytes, limit: int) -> bytes:
 
 
 @contextmanager
-def reading(what: str) -> Iterator[None]:
+def parsing_stored_state(what: str) -> Iterator[None]:
     """Turn the error of a malformed value into a QarnotProtocolError that names it.
 
     For state that was stored, such as trigger kwargs, events and XComs: other processes and users can write it.
@@ -96,13 +96,13 @@ def reading(what: str) -> Iterator[None]:
         ) from error
 
 
-def stored_moment(text: Any) -> datetime:
+def parse_stored_time(text: Any) -> datetime:
     """Read a date that was stored as text. Raises QarnotProtocolError for anything else."""
-    with reading("A stored date"):
+    with parsing_stored_state("A stored date"):
         return datetime.fromisoformat(text)
 
 
-def without_login(url: str) -> str:
+def strip_login(url: str) -> str:
     """Return *url* without the user and password before its host."""
     authority = _AUTHORITY.match(url)
     return authority[1] + url[authority.end() :] if authority else url

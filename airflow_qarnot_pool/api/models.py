@@ -24,7 +24,7 @@ from airflow_qarnot_pool.api.errors import (
     QarnotUnknownStateError,
     shortened,
 )
-from airflow_qarnot_pool.api.fields import masked
+from airflow_qarnot_pool.api.fields import mask_constants
 from airflow_qarnot_pool.api.parts import (
     ForcedConstant,
     HardwareConstraint,
@@ -475,7 +475,7 @@ class RemoteObject(Model):
             if value not in (None, ""):
                 parts.append(f"{one}={str(value)!r}" if isinstance(value, str) else f"{one}={value}")
         if self.constants:
-            parts.append(f"constants={masked(self.constants)!r}")
+            parts.append(f"constants={mask_constants(self.constants)!r}")
         return f"{type(self).__name__}({', '.join(parts)})"
 
     @property

@@ -17,20 +17,20 @@ from airflow_qarnot_pool.api.fields import (
     Refusal,
     as_text,
     at,
+    boolean,
     choice,
-    decoded,
     duration,
-    flag,
+    integer,
     invalid,
     listing,
     nested,
     normalise,
-    real,
+    number,
+    parse_literal,
     seconds,
-    shown,
+    short_repr,
     text,
     uuid_text,
-    whole,
 )
 
 WEEKDAYS = ("sunday", "monday", "tuesday", "wednesday", "thursday", "friday", "saturday")
@@ -40,7 +40,7 @@ def _prefix(outer: str, inner: str) -> Any:
     """Read and write ``{outer: {inner: text}}``-shaped optional parts as plain text."""
 
     def convert(value: Any) -> str:
-        value = decoded(value)
+        value = parse_literal(value)
         for key in (outer, inner):
             if isinstance(value, Mapping):
                 value = {normalise(str(name)): entry for name, entry in value.items()}.get(
@@ -98,7 +98,7 @@ class ResourceBucket(Record):
     @classmethod
     def of(cls, value: Any) -> ResourceBucket:
         """From a bucket's name, a mapping, or a ResourceBucket."""
-        value = decoded(value)
+        value = parse_literal(value)
         if isinstance(value, ResourceBucket):
             return value
         name = as_text(value)
@@ -126,22 +126,24 @@ class ResourceBucket(Record):
 class RetrySettings(Record):
     """How often Qarnot itself starts failed instances again. Qarnot API: ``retrySettings``."""
 
-    max_total_retries: int | None = field(default=None, metadata=at("maxTotalRetries", whole(0)))
-    max_per_instance_retries: int | None = field(default=None, metadata=at("maxPerInstanceRetries", whole(0)))
+    max_total_retries: int | None = field(default=None, metadata=at("maxTotalRetries", integer(0)))
+    max_per_instance_retries: int | None = field(
+        default=None, metadata=at("maxPerInstanceRetries", integer(0))
+    )
 
     @classmethod
     def of(cls, value: Any) -> RetrySettings:
         """From the number of retries of each instance, a mapping, or RetrySettings."""
-        value = decoded(value)
+        value = parse_literal(value)
         if isinstance(value, RetrySettings):
             return value
         if isinstance(value, Mapping):
             return cls.from_mapping(value)
         try:
-            return cls(max_per_instance_retries=whole(0)(value))
+            return cls(max_per_instance_retries=integer(0)(value))
         except Refusal:
             raise Refusal(
-                f"is neither a number of retries nor a mapping, got {shown(value)}",
+                f"is neither a number of retries nor a mapping, got {short_repr(value)}",
                 "Give how often each instance may retry as a number of 0 or more, or a mapping such as "
                 "{'max_total_retries': 5}.",
             ) from None
@@ -162,14 +164,14 @@ class Elastic(Record):
     ``min_idle_time`` is given back.
     """
 
-    max_total_slots: int = field(metadata=at("maxTotalSlots", whole(1)))
-    min_total_slots: int = field(default=0, metadata=at("minTotalSlots", whole(0)))
-    min_idle_slots: int = field(default=0, metadata=at("minIdleSlots", whole(0)))
+    max_total_slots: int = field(metadata=at("maxTotalSlots", integer(1)))
+    min_total_slots: int = field(default=0, metadata=at("minTotalSlots", integer(0)))
+    min_idle_slots: int = field(default=0, metadata=at("minIdleSlots", integer(0)))
     resize_period: timedelta = field(
         default=timedelta(seconds=90), metadata=at("resizePeriod", duration, seconds)
     )
     # The specification wants less than 1, the Python client sends 1: this value suits both.
-    ramp_resize_factor: float = field(default=0.4, metadata=at("rampResizeFactor", real(0, 1)))
+    ramp_resize_factor: float = field(default=0.4, metadata=at("rampResizeFactor", number(0, 1)))
     min_idle_time: timedelta = field(
         default=timedelta(seconds=90), metadata=at("minIdleTimeSeconds", duration, seconds)
     )
@@ -196,12 +198,12 @@ class Elastic(Record):
     @classmethod
     def of(cls, value: Any) -> Elastic | None:
         """From a mapping or an Elastic; None for the inert block (``isElastic`` false)."""
-        value = decoded(value)
+        value = parse_literal(value)
         if isinstance(value, Elastic) or not isinstance(value, Mapping):
             return value if isinstance(value, Elastic) else cls.from_mapping(value)
         rest = dict(value)
         for key in value:
-            if normalise(str(key)) == "iselastic" and not flag(rest.pop(key)):
+            if normalise(str(key)) == "iselastic" and not boolean(rest.pop(key)):
                 return None
         return cls.from_mapping(rest)
 
@@ -221,7 +223,7 @@ def _weekday(value: Any) -> str:
         return WEEKDAYS[value]  # the C# client's numbers: 0 is Sunday
     day = str(value).strip().lower()
     if day not in WEEKDAYS:
-        raise Refusal(f"is not a day, got {shown(value)}", f"Give English names: {', '.join(WEEKDAYS)}.")
+        raise Refusal(f"is not a day, got {short_repr(value)}", f"Give English names: {', '.join(WEEKDAYS)}.")
     return day
 
 
@@ -229,9 +231,9 @@ def _clock(value: Any) -> time:
     try:
         moment = value if isinstance(value, time) else time.fromisoformat(str(value).strip()[:15])
     except ValueError:
-        raise Refusal(f"is not a time of day, got {shown(value)}", "Give HH:MM or HH:MM:SS.") from None
+        raise Refusal(f"is not a time of day, got {short_repr(value)}", "Give HH:MM or HH:MM:SS.") from None
     if moment.tzinfo is not None:
-        raise Refusal(f"has a time zone, got {shown(value)}", "Give the time in UTC, without a zone.")
+        raise Refusal(f"has a time zone, got {short_repr(value)}", "Give the time in UTC, without a zone.")
     return moment
 
 
@@ -280,11 +282,11 @@ def _typed(kinds: Mapping[str, type[Record]], what: str, *, tolerant: bool) -> A
     """A converter that picks the class by the mapping's ``type``."""
 
     def convert(value: Any) -> Any:
-        value = decoded(value)
+        value = parse_literal(value)
         if isinstance(value, (*kinds.values(), OtherPart)):
             return value
         if not isinstance(value, Mapping):
-            raise Refusal(f"is not a {what}, got {shown(value)}", f"Give a {' or '.join(kinds)}.")
+            raise Refusal(f"is not a {what}, got {short_repr(value)}", f"Give a {' or '.join(kinds)}.")
         rest = {normalise(str(key)): entry for key, entry in value.items()}
         kind = str(rest.pop("type", ""))
         cls = next((cls for name, cls in kinds.items() if name.lower() == kind.lower()), None)
@@ -317,13 +319,13 @@ class ManagedTasksQueuePolicy(Record):
     ``min_idle_time``: how long a slot is idle before it is given back.
     """
 
-    max_total_slots: int = field(metadata=at("maxTotalSlots", whole(1)))
-    min_total_slots: int = field(default=0, metadata=at("minTotalSlots", whole(0)))
-    min_idle_slots: int = field(default=0, metadata=at("minIdleSlots", whole(0)))
+    max_total_slots: int = field(metadata=at("maxTotalSlots", integer(1)))
+    min_total_slots: int = field(default=0, metadata=at("minTotalSlots", integer(0)))
+    min_idle_slots: int = field(default=0, metadata=at("minIdleSlots", integer(0)))
     min_idle_time: timedelta = field(
         default=timedelta(seconds=90), metadata=at("minIdleTimeSeconds", duration, seconds)
     )
-    scaling_factor: float = field(default=0.2, metadata=at("scalingFactor", real(0, 1, above=True)))
+    scaling_factor: float = field(default=0.2, metadata=at("scalingFactor", number(0, 1, above=True)))
     name: str = field(default="managed", metadata=at("name", text(minimum=1)))
     enabled_periods: Sequence[Period] = field(
         default=(AlwaysPeriod(),), metadata=at("enabledPeriods", listing(_period), nested)
@@ -362,7 +364,7 @@ class ManagedTasksQueuePolicy(Record):
 class FixedPolicy(Record):
     """Always this many slots. Qarnot API: policy ``Fixed``."""
 
-    slots_count: int = field(metadata=at("slotsCount", whole(0)))
+    slots_count: int = field(metadata=at("slotsCount", integer(0)))
     name: str = field(default="fixed", metadata=at("name", text(minimum=1)))
     enabled_periods: Sequence[Period] = field(
         default=(AlwaysPeriod(),), metadata=at("enabledPeriods", listing(_period), nested)
@@ -407,7 +409,7 @@ class Scaling(Record):
     @classmethod
     def of(cls, value: Any) -> Self:
         """From a Scaling, a policy, a list of policies, or a mapping with ``policies``."""
-        value = decoded(value)
+        value = parse_literal(value)
         if isinstance(value, cls):
             return value
         if isinstance(value, (ManagedTasksQueuePolicy, FixedPolicy)):
@@ -432,12 +434,12 @@ class Scaling(Record):
 
 
 _CONSTRAINTS: dict[str, tuple[str, Any] | None] = {
-    "MinimumCoreHardwareConstraint": ("coreCount", whole(1)),
-    "MaximumCoreHardwareConstraint": ("coreCount", whole(1)),
-    "MinimumRamCoreRatioHardwareConstraint": ("minimumMemoryGBCoreRatio", real(0, 1e6, above=True)),
-    "MaximumRamCoreRatioHardwareConstraint": ("maximumMemoryGBCoreRatio", real(0, 1e6, above=True)),
-    "MinimumRamHardwareConstraint": ("minimumMemoryMB", whole(1)),
-    "MaximumRamHardwareConstraint": ("maximumMemoryMB", whole(1)),
+    "MinimumCoreHardwareConstraint": ("coreCount", integer(1)),
+    "MaximumCoreHardwareConstraint": ("coreCount", integer(1)),
+    "MinimumRamCoreRatioHardwareConstraint": ("minimumMemoryGBCoreRatio", number(0, 1e6, above=True)),
+    "MaximumRamCoreRatioHardwareConstraint": ("maximumMemoryGBCoreRatio", number(0, 1e6, above=True)),
+    "MinimumRamHardwareConstraint": ("minimumMemoryMB", integer(1)),
+    "MaximumRamHardwareConstraint": ("maximumMemoryMB", integer(1)),
     "SpecificHardwareConstraint": ("specificationKey", text(minimum=1)),
     "CpuModelHardwareConstraint": ("cpuModel", text(minimum=1)),
     "GpuHardwareConstraint": None,
@@ -462,7 +464,7 @@ class HardwareConstraint(Record):
         takes = _CONSTRAINTS[self.discriminator]
         if takes is None:
             if self.value is not None:
-                self._refuse("value", f"is {shown(self.value)}", f"{self.discriminator} takes no value.")
+                self._refuse("value", f"is {short_repr(self.value)}", f"{self.discriminator} takes no value.")
             return
         key, convert = takes
         if self.value is None:
@@ -605,7 +607,7 @@ class Privileges(Record):
     """``export_api_and_storage_credentials_in_environment``: the instances see the account's credentials."""
 
     export_api_and_storage_credentials_in_environment: bool = field(
-        default=False, metadata=at("exportApiAndStorageCredentialsInEnvironment", flag)
+        default=False, metadata=at("exportApiAndStorageCredentialsInEnvironment", boolean)
     )
 
 
@@ -616,7 +618,7 @@ class ForcedConstant(Record):
     constant_name: str = field(metadata=at("constantName", text(minimum=1), aliases=["name"]))
     forced_value: str | None = field(default=None, metadata=at("forcedValue", text(), aliases=["value"]))
     force_export_in_environment: bool | None = field(
-        default=None, metadata=at("forceExportInEnvironment", flag)
+        default=None, metadata=at("forceExportInEnvironment", boolean)
     )
     access: str | None = field(default=None, metadata=at("access", choice("ReadOnly", "ReadWrite")))
 
@@ -629,7 +631,7 @@ class ForcedConstant(Record):
 class NetworkRule(Record):
     """A port opened between a node and the outside (developer permission). Qarnot API: ``forcedNetworkRules``."""
 
-    inbound: bool = field(metadata=at("inbound", flag))
+    inbound: bool = field(metadata=at("inbound", boolean))
     proto: str = field(metadata=at("proto", choice("tcp", "udp")))
     to: str | None = field(default=None, metadata=at("to", text()))
     port: str | None = field(default=None, metadata=at("port", lambda value: str(value)))
@@ -638,8 +640,8 @@ class NetworkRule(Record):
     forwarder: str | None = field(default=None, metadata=at("forwarder", text()))
     priority: str | None = field(default=None, metadata=at("priority", lambda value: str(value)))
     description: str | None = field(default=None, metadata=at("description", text()))
-    to_q_box: bool | None = field(default=None, metadata=at("toQBox", flag))
-    to_payload: bool | None = field(default=None, metadata=at("toPayload", flag))
+    to_q_box: bool | None = field(default=None, metadata=at("toQBox", boolean))
+    to_payload: bool | None = field(default=None, metadata=at("toPayload", boolean))
     name: str | None = field(default=None, metadata=at("name", text()))
     application_type: str | None = field(default=None, metadata=at("applicationType", text()))
 

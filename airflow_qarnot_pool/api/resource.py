@@ -20,7 +20,7 @@ from airflow_qarnot_pool.api.errors import (
     QarnotRefusedError,
     QarnotUnknownStateError,
 )
-from airflow_qarnot_pool.api.fields import normalise, shown, wires
+from airflow_qarnot_pool.api.fields import normalise, short_repr, wire_fields
 from airflow_qarnot_pool.api.filters import Filter, equal
 from airflow_qarnot_pool.api.models import CarbonFacts, Page, RemoteObject
 from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
@@ -43,7 +43,7 @@ MAX_FOUND = 10_000
 PAGE_SIZE = 1000
 
 
-def quoted(ref: str, kind: str) -> str:
+def quote_ref(ref: str, kind: str) -> str:
     """A uuid or shortname as part of a path. Raises QarnotInvalidSpecError for what would change the path."""
     text = ref.strip() if isinstance(ref, str) else ""
     if text in ("", ".", ".."):
@@ -56,19 +56,19 @@ def quoted(ref: str, kind: str) -> str:
     return quote(text, safe="")
 
 
-def with_values(
+def with_rejected_values(
     error: QarnotRefusedError, spec: type[PoolSpec | TaskSpec], body: Mapping[str, Any]
 ) -> QarnotRefusedError:
     """Return *error* with the values of the fields that Qarnot calls invalid: its own message has their names only."""
     named = _INVALID_FIELDS.search(error.server_message or "")
     if named is None or type(error) is not QarnotRefusedError:
         return error
-    ours = {normalise(wire.name): field.name for field, wire in wires(spec) if wire.name}
+    ours = {normalise(wire.name): field.name for field, wire in wire_fields(spec) if wire.name}
     sent = {normalise(key): value for key, value in body.items()}
     names = [normalise(one.strip()) for one in named[1].split(",")]
     # A constant may be a secret under any name.
     invalid = [
-        f"{ours.get(one, one)} is not valid, got {shown(sent[one])}"
+        f"{ours.get(one, one)} is not valid, got {short_repr(sent[one])}"
         for one in names
         if sent.get(one) is not None and one != "constants"
     ]
@@ -102,7 +102,7 @@ class Resource(Generic[SpecT, ModelT]):
         self._transport = transport
 
     def _path(self, ref: str, *rest: str) -> str:
-        return "/".join((self.base, quoted(ref, self.kind), *rest))
+        return "/".join((self.base, quote_ref(ref, self.kind), *rest))
 
     def _read(self, method: str, path: str, **options: Any) -> Any:
         return self._transport.request(method, path, idempotent=True, kind=self.kind, **options)
@@ -155,7 +155,7 @@ class Resource(Generic[SpecT, ModelT]):
             if path != self.base and "labels" not in body:
                 # Any labels take the place of all those of the source, and the stamp is one.
                 body = {**body, "labels": dict(self.get(ref or "").labels)}
-            body, stamp = stamped(body)
+            body, stamp = with_request_label(body)
 
             def recover(left: float) -> str | None:
                 return self._made_by(str(shortname), stamp, left)
@@ -173,7 +173,7 @@ class Resource(Generic[SpecT, ModelT]):
                 recover=recover,
             )
         except QarnotRefusedError as error:
-            raise with_values(error, self.spec, body) from None
+            raise with_rejected_values(error, self.spec, body) from None
         uuid = data if isinstance(data, str) else _field(data, "uuid")
         if not uuid and recover is not None:
             uuid = recover(self._transport.deadline)
@@ -418,7 +418,7 @@ class Resource(Generic[SpecT, ModelT]):
     def credits(self, ref: str) -> float:
         """What it has cost so far, in euros. Qarnot API: ``GET /credits/v1/pools/{u}/credits``."""
         path = f"/credits/v1{self._path(ref, 'credits')}"
-        return amount(self._read("GET", path, ref=ref, shape=dict))
+        return parse_credits(self._read("GET", path, ref=ref, shape=dict))
 
     def carbon_facts(self, ref: str, comparison: str | None = None) -> CarbonFacts:
         """Energy and carbon it has used, compared with a kind of data centre.
@@ -430,13 +430,13 @@ class Resource(Generic[SpecT, ModelT]):
         return CarbonFacts.from_json(self._read("GET", path, ref=ref, params=params, shape=dict))
 
 
-def stamped(body: dict[str, Any]) -> tuple[dict[str, Any], str]:
+def with_request_label(body: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """The body with a label that is this call's alone, and the label's value."""
     stamp = uuids.uuid4().hex
     return {**body, "labels": {**body.get("labels", {}), REQUEST_LABEL: stamp}}, stamp
 
 
-def amount(data: Mapping[str, Any]) -> float:
+def parse_credits(data: Mapping[str, Any]) -> float:
     """The ``credits`` of an answer. Not known is not 0, nor NaN: whoever watches a limit must notice."""
     value = _field(data, "credits")
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) <= sys.float_info.max:

@@ -23,24 +23,24 @@ from airflow_qarnot_pool.api.fields import (
     Refusal,
     as_text,
     at,
+    boolean,
     choice,
-    decoded,
     duration,
-    flag,
+    integer,
     is_secret_constant,
     listing,
     mapping,
-    masked,
+    mask_constants,
     nested,
     normalise,
-    pairs,
+    parse_literal,
     record,
     seconds,
-    shown,
+    short_repr,
     span,
     text,
+    to_pairs,
     uuid_text,
-    whole,
 )
 from airflow_qarnot_pool.api.parts import (
     AlwaysPeriod,
@@ -87,7 +87,7 @@ def _shortname(value: Any) -> str:
     value = as_text(value) or value
     if not isinstance(value, str) or _SHORTNAME.fullmatch(value) is None:
         raise Refusal(
-            f"is no shortname, got {shown(value)}",
+            f"is no shortname, got {short_repr(value)}",
             "Use letters, digits and hyphens; begin and end with a letter or digit.",
         )
     return value
@@ -97,11 +97,11 @@ def _constants(value: Any) -> dict[str, str]:
     result = mapping(value)
     for key, entry in result.items():
         if _CONSTANT_KEY.fullmatch(key) is None:
-            raise Refusal(f"has the key {shown(key)}", "Keys take letters, digits, '_', '.' and '-'.")
+            raise Refusal(f"has the key {short_repr(key)}", "Keys take letters, digits, '_', '.' and '-'.")
         for what, length in (("key", len(key)), ("value", len(entry))):
             if length > MAX_CONSTANT_LENGTH:
                 raise Refusal(
-                    f"has a {what} of {length} characters at {shown(key[:40])}",
+                    f"has a {what} of {length} characters at {short_repr(key[:40])}",
                     f"Qarnot takes {MAX_CONSTANT_LENGTH}; put anything longer in a file of a resource bucket.",
                 )
     return result
@@ -120,12 +120,12 @@ def _tags(value: Any) -> tuple[str, ...]:
 def _ranges(value: Any) -> str:
     words = as_text(value)
     if words is None:
-        raise Refusal(f"is not text, got {shown(value)}", "Write instance ids like '0-2,4,7-9'.")
+        raise Refusal(f"is not text, got {short_repr(value)}", "Write instance ids like '0-2,4,7-9'.")
     try:
         ids = parse_ranges(words)
     except ValueError as error:
         raise Refusal(
-            f"is no list of ranges ({error}), got {shown(value)}", "Write instance ids like '0-2,4,7-9'."
+            f"is no list of ranges ({error}), got {short_repr(value)}", "Write instance ids like '0-2,4,7-9'."
         ) from None
     if not ids:
         raise Refusal("names no instance", "Write instance ids like '0-2,4,7-9', or leave it out.")
@@ -143,7 +143,7 @@ def _wrapped(key: str, convert: Any) -> Any:
     """Accept both ``value`` and the API's ``{key: value}``."""
 
     def unwrap(value: Any) -> Any:
-        value = decoded(value)
+        value = parse_literal(value)
         if isinstance(value, Mapping):
             by_name = {normalise(str(name)): entry for name, entry in value.items()}
             value = by_name.get(normalise(key))
@@ -153,7 +153,7 @@ def _wrapped(key: str, convert: Any) -> Any:
 
 
 def _dependencies(value: Any) -> tuple[TaskDependency, ...]:
-    value = decoded(value)
+    value = parse_literal(value)
     if isinstance(value, Mapping):
         by_name = {normalise(str(name)): entry for name, entry in value.items()}
         value = by_name.get("advanceddependson") or by_name.get("dependson") or ()
@@ -206,7 +206,7 @@ def _image(value: Any) -> str:
     try:
         image_constants(image)
     except ValueError as error:
-        raise Refusal(f"{error}, got {shown(image)}", "Write [registry/]repository[:tag].") from None
+        raise Refusal(f"{error}, got {short_repr(image)}", "Write [registry/]repository[:tag].") from None
     return image
 
 
@@ -220,13 +220,15 @@ class _Spec(Record):
     name: str = field(metadata=at("name", text(minimum=1, below=2048)))
     shortname: str | None = field(default=None, metadata=at("shortname", _shortname))
     profile: str | None = field(default=None, metadata=at("profile", text(minimum=1)))
-    instance_count: int | None = field(default=None, metadata=at("instanceCount", whole(1)))
+    instance_count: int | None = field(default=None, metadata=at("instanceCount", integer(1)))
     image: str | None = field(default=None, metadata=at(None, _image))
-    constants: Mapping[str, str] = field(default_factory=dict, metadata=at("constants", _constants, pairs))
+    constants: Mapping[str, str] = field(default_factory=dict, metadata=at("constants", _constants, to_pairs))
     forced_constants: Sequence[ForcedConstant] = field(
         default=(), metadata=at("forcedConstants", listing(record(ForcedConstant)), nested)
     )
-    constraints: Mapping[str, str] = field(default_factory=dict, metadata=at("constraints", mapping, pairs))
+    constraints: Mapping[str, str] = field(
+        default_factory=dict, metadata=at("constraints", mapping, to_pairs)
+    )
     hardware_constraints: Sequence[HardwareConstraint] = field(
         default=(), metadata=at("hardwareConstraints", listing(record(HardwareConstraint)), nested)
     )
@@ -241,7 +243,9 @@ class _Spec(Record):
     )
     tags: Sequence[str] = field(default=(), metadata=at("tags", _tags, list))
     labels: Mapping[str, str] = field(default_factory=dict, metadata=at("labels", mapping, dict))
-    auto_delete_on_completion: bool | None = field(default=None, metadata=at("autoDeleteOnCompletion", flag))
+    auto_delete_on_completion: bool | None = field(
+        default=None, metadata=at("autoDeleteOnCompletion", boolean)
+    )
     completion_ttl: timedelta | None = field(
         default=None, metadata=at("completionTimeToLive", duration, span)
     )
@@ -285,7 +289,7 @@ class _Spec(Record):
         body = super().to_json()
         constants = self.all_constants()
         if constants:
-            body["constants"] = pairs(constants)
+            body["constants"] = to_pairs(constants)
         return body
 
     def secret_values(self) -> frozenset[str]:
@@ -309,7 +313,7 @@ class _Spec(Record):
         if server and not _SERVER.fullmatch(server):
             self._refuse(
                 "constants",
-                f"has DOCKER_SRV {shown(server)}, which is no URL of a registry",
+                f"has DOCKER_SRV {short_repr(server)}, which is no URL of a registry",
                 "Write one such as https://registry.example:5000.",
             )
         if pair := contradiction(self.hardware_constraints):
@@ -334,7 +338,7 @@ class _Spec(Record):
         """
         body = self.to_json()
         if "constants" in body:
-            body["constants"] = masked(self.all_constants())
+            body["constants"] = mask_constants(self.all_constants())
         by_wire = {one.metadata["wire"].name: one.name for one in fields(self)}
         return {
             by_wire[key]: _short_hash(value)
@@ -392,7 +396,7 @@ class PoolSpec(_Spec):
         default=None,
         metadata=at(
             "multiSlotsSettings",
-            _wrapped("slotsPerNode", whole(1)),
+            _wrapped("slotsPerNode", integer(1)),
             lambda slots: {"slotsPerNode": slots},
         ),
     )
@@ -408,7 +412,7 @@ class PoolSpec(_Spec):
         default=None, metadata=at("defaultRetrySettings", RetrySettings.of, nested)
     )
     task_default_wait_for_pool_resources_synchronization: bool | None = field(
-        default=None, metadata=at("taskDefaultWaitForPoolResourcesSynchronization", flag)
+        default=None, metadata=at("taskDefaultWaitForPoolResourcesSynchronization", boolean)
     )
 
     def _check(self) -> None:
@@ -467,7 +471,9 @@ class TaskSpec(_Spec):
     job: str | None = field(default=None, metadata=at("jobUuid", uuid_text))
     ranges: str | None = field(default=None, metadata=at("advancedRanges", _ranges))
     retry: RetrySettings | None = field(default=None, metadata=at("retrySettings", RetrySettings.of, nested))
-    max_retries_per_instance: int | None = field(default=None, metadata=at("maxRetriesPerInstance", whole(0)))
+    max_retries_per_instance: int | None = field(
+        default=None, metadata=at("maxRetriesPerInstance", integer(0))
+    )
     result_bucket: str | None = field(
         default=None, metadata=at("resultBucket", bucket(_with("results_prefix")))
     )
@@ -484,10 +490,10 @@ class TaskSpec(_Spec):
     snapshot_whitelist: str | None = field(default=None, metadata=at("snapshotWhitelist", pattern))
     snapshot_blacklist: str | None = field(default=None, metadata=at("snapshotBlacklist", pattern))
     upload_results_on_cancellation: bool | None = field(
-        default=None, metadata=at("uploadResultsOnCancellation", flag)
+        default=None, metadata=at("uploadResultsOnCancellation", boolean)
     )
     wait_for_pool_resources_synchronization: bool | None = field(
-        default=None, metadata=at("waitForPoolResourcesSynchronization", flag)
+        default=None, metadata=at("waitForPoolResourcesSynchronization", boolean)
     )
     dependencies: Sequence[TaskDependency | str] = field(
         default=(), metadata=at("dependencies", _dependencies, _dependencies_json)

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 from airflow_qarnot_pool.api import filters
-from airflow_qarnot_pool.api.answers import error_for
+from airflow_qarnot_pool.api.answers import error_from_response
 from airflow_qarnot_pool.api.errors import (
     QarnotError,
     QarnotNameTakenError,
@@ -17,7 +17,13 @@ from airflow_qarnot_pool.api.errors import (
 )
 from airflow_qarnot_pool.api.limits import parse_number
 from airflow_qarnot_pool.api.models import BulkItem, Snapshot, Task
-from airflow_qarnot_pool.api.resource import REQUEST_LABEL, Resource, quoted, stamped, with_values
+from airflow_qarnot_pool.api.resource import (
+    REQUEST_LABEL,
+    Resource,
+    quote_ref,
+    with_rejected_values,
+    with_request_label,
+)
 from airflow_qarnot_pool.api.specs import TaskSpec
 
 log = logging.getLogger(__name__)
@@ -60,7 +66,7 @@ class TaskResource(Resource[TaskSpec, Task]):
         """
         if not specs:
             return []
-        made = [stamped(spec.to_json()) for spec in specs]
+        made = [with_request_label(spec.to_json()) for spec in specs]
         done: dict[int, BulkItem] = {}
         wanted = [*range(len(specs))]
         bodies = [body for body, _ in made]
@@ -101,7 +107,7 @@ class TaskResource(Resource[TaskSpec, Task]):
         status = status if isinstance(status, int) else 200 if uuid else 400
         if uuid and status < 400:
             return BulkItem(index=index, status=status, uuid=str(uuid))
-        error: QarnotError = error_for(
+        error: QarnotError = error_from_response(
             max(status, 400),
             str(fields.get("message") or ""),
             creating=True,
@@ -111,7 +117,7 @@ class TaskResource(Resource[TaskSpec, Task]):
             path=self.base,
         )
         if isinstance(error, QarnotRefusedError):
-            error = with_values(error, self.spec, spec.to_json())
+            error = with_rejected_values(error, self.spec, spec.to_json())
         return BulkItem(index=index, status=status, error=error)
 
     def _made_by_stamps(
@@ -191,7 +197,7 @@ class TaskResource(Resource[TaskSpec, Task]):
 
     def snapshot_status(self, ref: str, snapshot_id: str) -> Snapshot:
         """How far a snapshot is. Qarnot API: ``GET /tasks/{u}/snapshot/{id}``."""
-        path = self._path(ref, "snapshot", quoted(snapshot_id, "snapshot"))
+        path = self._path(ref, "snapshot", quote_ref(snapshot_id, "snapshot"))
         return Snapshot.from_json(self._read("GET", path, ref=ref, shape=dict))
 
     def port_forward(self, ref: str) -> dict[int, dict[str, Any]]:

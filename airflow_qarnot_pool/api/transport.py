@@ -32,8 +32,8 @@ from airflow_qarnot_pool import __version__
 from airflow_qarnot_pool.api.answers import (
     TRANSIENT,
     UNTOUCHED,
-    error_for,
-    looks_like_json,
+    error_from_response,
+    is_json_like,
     retry_after,
     server_message,
 )
@@ -45,8 +45,8 @@ from airflow_qarnot_pool.api.errors import (
     QarnotProtocolError,
     QarnotUnavailableError,
 )
-from airflow_qarnot_pool.api.fields import SECRET, secrets_in
-from airflow_qarnot_pool.api.limits import parse_json, without_login
+from airflow_qarnot_pool.api.fields import SECRET, find_secrets
+from airflow_qarnot_pool.api.limits import parse_json, strip_login
 
 if TYPE_CHECKING:
     import requests
@@ -72,7 +72,7 @@ def backoff(attempt: int) -> float:
     return random.uniform(longest / 2, longest)
 
 
-class BrokenOffError(QarnotUnavailableError):
+class ResponseInterruptedError(QarnotUnavailableError):
     """An answer that is read in pieces has no end. Asking again may bring it."""
 
 
@@ -97,7 +97,7 @@ class _NoAnswer(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Response:
     """An HTTP answer, read to its end."""
 
     status: int
@@ -205,7 +205,7 @@ class Transport:
                     f"The {name} is {value}", field=name, remedy="Give seconds, more than zero."
                 )
         #: Without a login: it could not be sent, as the token takes its header, and would be shown.
-        self.url = without_login(url.strip()).rstrip("/")
+        self.url = strip_login(url.strip()).rstrip("/")
         self.timeout = float(timeout)
         self.deadline = float(deadline)
         self.retries = int(retries)
@@ -381,21 +381,21 @@ class Transport:
         wait = self._wait(call.attempts)
         return _Again(error, wait if asked is None else max(asked, min(wait, 0.5)))
 
-    def _refusal(self, call: _Call, answer: Answer) -> QarnotError:
+    def _refusal(self, call: _Call, answer: Response) -> QarnotError:
         body = answer.body.decode("utf-8", "replace")
         message = server_message(body, answer.content_type, redact=lambda text: self._redacted(text, call))
-        return error_for(
+        return error_from_response(
             answer.status,
             message,
             at=self.url,
-            foreign=not looks_like_json(body),
+            foreign=not is_json_like(body),
             creating=call.creating,
             ambiguous=call.ambiguous or (call.changes and answer.status not in UNTOUCHED),
             retry_after=retry_after(answer.retry_after),
             **call.where,
         )
 
-    def _decoded(self, call: _Call, answer: Answer) -> Any:
+    def _decoded(self, call: _Call, answer: Response) -> Any:
         if answer.pieces is not None:
             return answer.pieces
         if call.text:
@@ -418,11 +418,11 @@ class Transport:
 
     def _redacted(self, text: str, call: _Call) -> str:
         """The server's words without what only the server should have seen."""
-        for secret in (self._token, *secrets_in(call.json)):
+        for secret in (self._token, *find_secrets(call.json)):
             text = text.replace(secret, SECRET)
         return text
 
-    def _observed(self, call: _Call) -> Answer:
+    def _observed(self, call: _Call) -> Response:
         begun, status = self._clock(), None
         try:
             answer = self._exchange(call)
@@ -433,7 +433,7 @@ class Transport:
                 seconds = self._clock() - begun
                 self._observer(Exchange(call.method, call.path, status, seconds, call.attempts))
 
-    def _exchange(self, call: _Call) -> Answer:
+    def _exchange(self, call: _Call) -> Response:
         """One attempt: the answer read to its end, or _NoAnswer."""
         import requests
         import urllib3
@@ -462,7 +462,7 @@ class Transport:
             )
             if response.status_code < 300:
                 self._note_date(response.headers.get("Date"))
-            answer = Answer(
+            answer = Response(
                 status=response.status_code,
                 body=b"",
                 content_type=response.headers.get("Content-Type", ""),
@@ -509,7 +509,7 @@ class Transport:
                 yield decoder.decode(b"", final=True)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             reason, _, _ = _http.explain(error, limit)
-            raise BrokenOffError(
+            raise ResponseInterruptedError(
                 f"Qarnot's answer from {self.url} broke off: {reason}", **call.where
             ) from None
 

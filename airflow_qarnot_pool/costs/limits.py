@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_qarnot_pool.api.errors import (
     QarnotInvalidSpecError,
 )
-from airflow_qarnot_pool.api.limits import reading
+from airflow_qarnot_pool.api.limits import parsing_stored_state
 from airflow_qarnot_pool.costs.model import format_euros
 from airflow_qarnot_pool.ownership.identity import MAX_COST_LABEL, MAX_RUN_COST_LABEL, RunKey, label, run_of
 from airflow_qarnot_pool.waiting.conditions import CAPITALIZED_NOUNS, Kind
@@ -112,7 +112,7 @@ class CostLimit:
     @classmethod
     def from_kwargs(cls, kwargs: Mapping[str, Any]) -> CostLimit:
         """Read back what :meth:`to_kwargs` of this or an earlier release wrote."""
-        with reading("The cost limits of a trigger"):
+        with parsing_stored_state("The cost limits of a trigger"):
             return cls(**{name: kwargs[name] for name in cls.__dataclass_fields__ if name in kwargs})
 
     def labels(self) -> dict[str, str]:

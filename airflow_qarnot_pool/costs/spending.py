@@ -13,7 +13,7 @@ from airflow_qarnot_pool.api.errors import (
     QarnotRefusedError,
     QarnotUnavailableError,
 )
-from airflow_qarnot_pool.api.limits import stored_moment
+from airflow_qarnot_pool.api.limits import parse_stored_time
 from airflow_qarnot_pool.costs.limits import CostLimit, LimitCheck, Spending, find_shortage, is_open
 from airflow_qarnot_pool.ownership.identity import label, run_of
 
@@ -82,7 +82,7 @@ def pools_of_run(client: QarnotClient, watched: CostLimit) -> list[Pool]:
 
     wanted = [filters.equal("Tags", namespace_tag(watched.namespace))]
     if watched.since:
-        since = stored_moment(watched.since) - timedelta(seconds=5)
+        since = parse_stored_time(watched.since) - timedelta(seconds=5)
         wanted.append(filters.ge("CreationDate", since))
     found = client.pools.search_all(
         filters.and_(*wanted), fields=("Uuid", "State", "Labels", "Tags", "EndDate")

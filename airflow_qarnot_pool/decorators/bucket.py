@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api.errors import QarnotError
 from airflow_qarnot_pool.decorators.payload import digest
-from airflow_qarnot_pool.hooks.storage import explained, s3_client
+from airflow_qarnot_pool.hooks.storage import s3_client, with_storage_help
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.hooks.connection_settings import ConnectionSettings
@@ -38,7 +38,7 @@ class PayloadBucket:
     def upload(self, data: bytes) -> str:
         """Put *data* into the bucket, which is made where it is missing; returns its name after the prefix."""
         name = f"payload-{digest(data)[:16]}"
-        with explained(f"The arguments could not be uploaded to bucket {self.name}", self.name):
+        with with_storage_help(f"The arguments could not be uploaded to bucket {self.name}", self.name):
             # Fine where it exists: Qarnot's CreateBucket is idempotent for its owner.
             self._s3.create_bucket(Bucket=self.name)
             self._s3.put_object(Bucket=self.name, Key=self.prefix + name, Body=data)
@@ -52,7 +52,7 @@ class PayloadBucket:
         import hashlib
 
         key = self.prefix + name
-        with explained(f"The result {key} could not be read from bucket {self.name}", self.name):
+        with with_storage_help(f"The result {key} could not be read from bucket {self.name}", self.name):
             data: bytes = self._s3.get_object(Bucket=self.name, Key=key)["Body"].read(MAX_RESULT_FILE + 1)
         if len(data) > MAX_RESULT_FILE:
             raise QarnotError(

@@ -17,7 +17,7 @@ from datetime import timedelta
 from typing import Any, Literal
 
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError, QarnotProtocolError, shortened
-from airflow_qarnot_pool.api.limits import decompressed, parse_json
+from airflow_qarnot_pool.api.limits import decompress, parse_json
 from airflow_qarnot_pool.decorators import node
 from airflow_qarnot_pool.decorators.function import FunctionSource
 
@@ -169,7 +169,7 @@ def _report(encoded: str) -> dict[str, Any]:
     """Decode a report. Raises ValueError for what :mod:`~airflow_qarnot_pool.decorators.node` does not write."""
     if len(encoded) > MAX_ENCODED:
         raise ValueError(f"it has more than {MAX_ENCODED:,} characters")
-    report = parse_json(decompressed(base64.urlsafe_b64decode(encoded), MAX_REPORT))
+    report = parse_json(decompress(base64.urlsafe_b64decode(encoded), MAX_REPORT))
     for fields in (("value",), ("file", "sha256")):
         if isinstance(report, dict) and all(isinstance(report.get(one), str) for one in fields):
             return report

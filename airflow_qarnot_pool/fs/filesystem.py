@@ -16,7 +16,7 @@ from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 from airflow_qarnot_pool.api.buckets import check_bucket
 from airflow_qarnot_pool.api.errors import QarnotBucketNotFoundError
 from airflow_qarnot_pool.hooks.keys import check_key
-from airflow_qarnot_pool.hooks.storage import QarnotStorageHook, explained, find_clash
+from airflow_qarnot_pool.hooks.storage import QarnotStorageHook, find_clash, with_storage_help
 
 #: Bytes of a file that is written which are kept in memory; the rest is on disk until it is closed.
 IN_MEMORY = 8 * 1024 * 1024
@@ -282,7 +282,7 @@ class _TextWriter(io.TextIOWrapper):
 def _as_os_error(bucket: str, what: str) -> Iterator[None]:
     """Errors as those who use files expect them, with the reason of the storage."""
     try:
-        with explained(what, bucket):
+        with with_storage_help(what, bucket):
             yield
     except QarnotBucketNotFoundError as error:
         raise FileNotFoundError(str(error)) from error

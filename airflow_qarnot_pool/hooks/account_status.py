@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from airflow_qarnot_pool.api.models import Account
 
 
-def verdict(account: Account, credits: float | None, risks: Sequence[str] = ()) -> tuple[bool, str]:
+def account_status(account: Account, credits: float | None, risks: Sequence[str] = ()) -> tuple[bool, str]:
     """Return ``(usable, sentences)``: the account and its remaining quota, or why it cannot start anything.
 
     :param credits: remaining euros; None if the account may not see them.

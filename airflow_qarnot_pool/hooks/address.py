@@ -19,7 +19,7 @@ PROXIES = (*WEB, "socks4", "socks4a", "socks5", "socks5h")
 _HOST = re.compile(r"[^\s/?#@\\:\[\]()<>\"'`{}|^,;]+")
 
 
-def base_url(
+def parse_base_url(
     host: str,
     port: Any = None,
     schema: str | None = None,
@@ -50,13 +50,15 @@ def base_url(
         raise refuse(name, problem)
 
     def malformed(why: str) -> NoReturn:
-        wrong(f"{shown(text)!r} {why}. Write a URL such as {example}")
+        wrong(f"{shorten_url(text)!r} {why}. Write a URL such as {example}")
 
     scheme, separator, rest = text.partition("://")
     if not separator:
         scheme, rest = "", text
     if separator and scheme.lower() not in schemes:
-        malformed(f"begins with {shown(scheme)!r}, not with {' or '.join(f'{one}://' for one in schemes)}")
+        malformed(
+            f"begins with {shorten_url(scheme)!r}, not with {' or '.join(f'{one}://' for one in schemes)}"
+        )
     if any(one.isspace() or not one.isprintable() or one in '?\\<>"' for one in rest):
         malformed("has characters that no base URL has")
     if "#" in rest and not fragment:
@@ -78,16 +80,19 @@ def base_url(
         scheme = word
     elif word.strip("/"):
         if any(one.isspace() or not one.isprintable() or one in "?#@\\" for one in word):
-            wrong(f"{shown(word)!r} is neither 'http' nor 'https' nor a path", "schema")
+            wrong(f"{shorten_url(word)!r} is neither 'http' nor 'https' nor a path", "schema")
         if path.strip("/"):
-            wrong(f"is the path {shown(word)!r}, but {field!r} has a path, too. Keep one of them", "schema")
+            wrong(
+                f"is the path {shorten_url(word)!r}, but {field!r} has a path, too. Keep one of them",
+                "schema",
+            )
         path = word
     number = inner_port or outer_port
     base = f"{(scheme or default).lower()}://{user}{at}{name}{f':{number}' if number else ''}"
     return f"{base}/{path.lstrip('/')}".rstrip("/")
 
 
-def shown(text: str) -> str:
+def shorten_url(text: str) -> str:
     """Return *text* as an error may show it: short, and without a login."""
     if "@" in text:
         text = f"***@{text.rpartition('@')[2]}"

@@ -15,9 +15,9 @@ from urllib.parse import quote
 
 from airflow_qarnot_pool import __version__, metrics
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
-from airflow_qarnot_pool.api.fields import Refusal, real, whole
-from airflow_qarnot_pool.api.limits import without_login
-from airflow_qarnot_pool.hooks.address import PROXIES, Refuse, base_url
+from airflow_qarnot_pool.api.fields import Refusal, integer, number
+from airflow_qarnot_pool.api.limits import strip_login
+from airflow_qarnot_pool.hooks.address import PROXIES, Refuse, parse_base_url
 from airflow_qarnot_pool.hooks.connection_form import DEFAULT_API_URL, FIELDS
 
 if TYPE_CHECKING:
@@ -87,8 +87,8 @@ class ConnectionSettings:
         return cls(
             conn_id=conn_id,
             # A login is of no use, as the token takes its header.
-            url=without_login(
-                base_url(
+            url=strip_login(
+                parse_base_url(
                     connection.host or DEFAULT_API_URL,
                     connection.port,
                     connection.schema,
@@ -105,8 +105,8 @@ class ConnectionSettings:
             proxy=extra.url(
                 "proxy", "http://proxy.example:3128", schemes=PROXIES, default="http", login=True
             ),
-            timeout=extra.converted("timeout", real(0.1, MAX_TIMEOUT), 30.0),
-            retries=extra.converted("retries", whole(0), 6),
+            timeout=extra.converted("timeout", number(0.1, MAX_TIMEOUT), 30.0),
+            retries=extra.converted("retries", integer(0), 6),
             console_url=extra.url("console_url", DEFAULT_CONSOLE_URL, fragment=True) or DEFAULT_CONSOLE_URL,
             reference_datacenter=extra.text("reference_datacenter"),
         )
@@ -215,7 +215,7 @@ class Extra:
     def url(self, name: str, example: str, **rules: Any) -> str | None:
         """Return a checked URL, or None for none."""
         text = self.text(name)
-        return text and base_url(text, refuse=self.refused, field=name, example=example, **rules)
+        return text and parse_base_url(text, refuse=self.refused, field=name, example=example, **rules)
 
 
 def _misspelt(name: str) -> str | None:

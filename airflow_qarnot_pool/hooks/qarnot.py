@@ -10,7 +10,7 @@ from airflow.sdk import BaseHook
 
 from airflow_qarnot_pool.api.errors import QarnotError, QarnotInvalidSpecError
 from airflow_qarnot_pool.hooks import connection_form
-from airflow_qarnot_pool.hooks.account_status import verdict
+from airflow_qarnot_pool.hooks.account_status import account_status
 from airflow_qarnot_pool.hooks.connection_settings import ConnectionSettings
 from airflow_qarnot_pool.parameters.templating import is_templated
 
@@ -90,4 +90,4 @@ class QarnotHook(BaseHook):
         credits = None
         with suppress(QarnotError):  # not every account may see them
             credits = client.account.credits()
-        return verdict(account, credits, self.settings.risks)
+        return account_status(account, credits, self.settings.risks)

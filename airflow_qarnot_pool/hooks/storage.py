@@ -73,7 +73,7 @@ class QarnotStorageHook(QarnotHook):
         for name in sources:
             check_key(name)
         what = key if isinstance(source, bytes) else source
-        with explained(f"{what} could not be uploaded to bucket {bucket}", bucket):
+        with with_storage_help(f"{what} could not be uploaded to bucket {bucket}", bucket):
             # Fine where it exists: Qarnot's CreateBucket is idempotent for its owner.
             self.s3.create_bucket(Bucket=bucket)
             if clash := find_clash(self.s3, bucket, sources):
@@ -92,7 +92,7 @@ class QarnotStorageHook(QarnotHook):
         :raises QarnotBucketNotFoundError: there is no such bucket.
         """
         bucket = _bucket(bucket, "prefix")
-        with explained(f"Bucket {bucket} could not be listed", bucket):
+        with with_storage_help(f"Bucket {bucket} could not be listed", bucket):
             pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
             return [
                 StoredFile(key=one["Key"], size=one["Size"], modified=one.get("LastModified"))
@@ -121,7 +121,7 @@ class QarnotStorageHook(QarnotHook):
             target.parent.mkdir(parents=True, exist_ok=True)
             # boto3 adds to the name while it writes, which may make it too long.
             unfinished = target.with_name(f".{uuid4().hex}")
-            with explained(f"{key} could not be read from bucket {bucket}", bucket):
+            with with_storage_help(f"{key} could not be read from bucket {bucket}", bucket):
                 self.s3.download_file(bucket, key, str(unfinished))
             unfinished.replace(target)
         self.log.info("Downloaded %d files from bucket %s", len(targets), bucket)
@@ -130,7 +130,7 @@ class QarnotStorageHook(QarnotHook):
     def read(self, bucket: str, key: str) -> bytes:
         """The content of one file."""
         bucket = _bucket(bucket, "key")
-        with explained(f"{key} could not be read from bucket {bucket}", bucket):
+        with with_storage_help(f"{key} could not be read from bucket {bucket}", bucket):
             data: bytes = self.s3.get_object(Bucket=bucket, Key=key)["Body"].read()
         return data
 
@@ -175,7 +175,7 @@ def s3_client(settings: ConnectionSettings) -> Any:
 
 
 @contextmanager
-def explained(what: str, bucket: str) -> Iterator[None]:
+def with_storage_help(what: str, bucket: str) -> Iterator[None]:
     """Turn what boto3 raises into an error of ours that begins with *what*."""
     try:
         yield
@@ -274,4 +274,4 @@ def _regular(path: Path) -> Path:
     )
 
 
-__all__ = ["QarnotStorageHook", "StoredFile", "explained", "find_clash", "s3_client"]
+__all__ = ["QarnotStorageHook", "StoredFile", "find_clash", "s3_client", "with_storage_help"]

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, NamedTuple, Self
 
-from airflow_qarnot_pool.api.limits import reading
+from airflow_qarnot_pool.api.limits import parsing_stored_state
 from airflow_qarnot_pool.logs.cursor import LogCursor
 
 #: Seconds between the times of two lines, because Airflow sorts the lines of a log by milliseconds.
@@ -96,7 +96,7 @@ class Offset:
 
         :raises QarnotProtocolError: *value* is something else.
         """
-        with reading("How far the output of a Qarnot task is written"):
+        with parsing_stored_state("How far the output of a Qarnot task is written"):
             position = cls(
                 cursor=LogCursor.from_json(value),
                 batches=tuple(Batch.from_json(batch) for batch in value.get("batches") or ()),

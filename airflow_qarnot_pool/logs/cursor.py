@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from airflow_qarnot_pool.api.errors import end_of
-from airflow_qarnot_pool.api.limits import reading
+from airflow_qarnot_pool.api.limits import parsing_stored_state
 
 STREAMS = ("stdout", "stderr")
 #: Number of lines whose hashes are kept, to find the place again.
@@ -483,7 +483,7 @@ class LogCursor:
 
         :raises QarnotProtocolError: *value* is something else.
         """
-        with reading("The place in the output of a Qarnot task"):
+        with parsing_stored_state("The place in the output of a Qarnot task"):
             stored = list(value.get("places") or ())[:_MAX_PLACES]
             places = {(str(entry[0]), entry[1]): CursorPosition.from_json(entry[2:6]) for entry in stored}
             instance = value.get("instance")

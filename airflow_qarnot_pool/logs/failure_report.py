@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from airflow_qarnot_pool.api.errors import QarnotError, end_of, shortened
 from airflow_qarnot_pool.api.ranges import format_ranges
 from airflow_qarnot_pool.logs.writer import _MAX_ERROR, _MAX_ERRORS, _MAX_STDERR, MAX_REPORT, _last_lines, log
-from airflow_qarnot_pool.parameters.shell import shell_characters
+from airflow_qarnot_pool.parameters.shell import find_shell_character
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.client import QarnotClient
@@ -32,7 +32,7 @@ def failure_report(client: QarnotClient, task: Task, link: str) -> str:
     if task.pool:
         lines += _pool_note(client, task.pool)
     stderr = _stderr(client, task, sorted(failed)[:MAX_INSTANCES])
-    if characters := shell_characters(task.constants.get("DOCKER_CMD")):
+    if characters := find_shell_character(task.constants.get("DOCKER_CMD")):
         lines.append(
             f"The command has {characters!r}, which only a shell knows, and none runs it: "
             "write sh -c '...' around the command"

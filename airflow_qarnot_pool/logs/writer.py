@@ -14,7 +14,7 @@ from airflow_qarnot_pool.api.errors import (
     end_of,
     shortened,
 )
-from airflow_qarnot_pool.api.transport import BrokenOffError
+from airflow_qarnot_pool.api.transport import ResponseInterruptedError
 from airflow_qarnot_pool.logs.checkpoint import (
     Offset,
     TimestampedLine,
@@ -98,7 +98,7 @@ def retry_broken_read(read: Callable[[], T]) -> T:
     for _ in range(_MAX_READS - 1):
         try:
             return read()
-        except BrokenOffError as error:
+        except ResponseInterruptedError as error:
             log.debug("%s", error)
     return read()
 

@@ -13,7 +13,7 @@ from airflow_qarnot_pool.api.errors import (
     QarnotInvalidSpecError,
     QarnotQuotaError,
 )
-from airflow_qarnot_pool.api.limits import stored_moment
+from airflow_qarnot_pool.api.limits import parse_stored_time
 from airflow_qarnot_pool.costs.limits import parse_amount
 from airflow_qarnot_pool.exceptions import QarnotPoolEndedError
 from airflow_qarnot_pool.operators.bases.cost_limits import (
@@ -25,12 +25,12 @@ from airflow_qarnot_pool.operators.bases.waiting import WaitingOperator
 from airflow_qarnot_pool.operators.bases.warm_up import WarmingOperator
 from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
 from airflow_qarnot_pool.ownership.shared_pool import DEFAULT_KEEP_WARM, MAX_GENERATIONS
-from airflow_qarnot_pool.parameters.templating import hide_secrets, is_templated, known_at_parse
+from airflow_qarnot_pool.parameters.templating import hide_secrets, is_templated, known_at_parse_time
 from airflow_qarnot_pool.parameters.validation import (
     Duration,
     as_duration,
     has_values,
-    pool_spec,
+    make_pool_spec,
     reject_empty,
     spec_values,
 )
@@ -168,7 +168,7 @@ class QarnotCreatePoolOperator(CostLimitedOperator, WarmingOperator):
             if keep_warm is None and not {"elastic", "scaling"} & self._given().keys():
                 self.keep_warm = DEFAULT_KEEP_WARM
             self.name = name or self.shared
-        known = known_at_parse(self._given())
+        known = known_at_parse_time(self._given())
         self._spec(known)
         if not is_templated([ready_when, instance_count]):
             self._condition(known)
@@ -179,7 +179,7 @@ class QarnotCreatePoolOperator(CostLimitedOperator, WarmingOperator):
     def _spec(self, values: Mapping[str, Any]) -> PoolSpec:
         values = {"name": f"{self.dag_id}.{self.task_id}", **values}
         if self.keep_warm is None:
-            return pool_spec(values)
+            return make_pool_spec(values)
         if {"elastic", "scaling"} & values.keys():
             raise QarnotInvalidSpecError(
                 "keep_warm is given together with elastic or scaling, and makes the pool's scaling itself",
@@ -188,7 +188,7 @@ class QarnotCreatePoolOperator(CostLimitedOperator, WarmingOperator):
             )
         from airflow_qarnot_pool.operators.bases.warm_up import cooling_down
 
-        fixed = pool_spec(values)
+        fixed = make_pool_spec(values)
         return replace(
             fixed, instance_count=None, scaling=cooling_down(fixed.instance_count or 1, self.keep_warm)
         )
@@ -198,7 +198,7 @@ class QarnotCreatePoolOperator(CostLimitedOperator, WarmingOperator):
         ready = self.ready_when
         if ready in (None, ""):
             if self.keep_warm is not None:
-                slots = pool_spec({"name": "size", **values}).instance_count
+                slots = make_pool_spec({"name": "size", **values}).instance_count
                 return Condition(kind="pool", ready_slots=slots) if self._warms_up else None
             return None if {"elastic", "scaling"} & values.keys() else POOL_READY
         if isinstance(ready, (int, float)) or re.fullmatch(r"-?\d+", str(ready).strip()):
@@ -282,7 +282,7 @@ class QarnotCreatePoolOperator(CostLimitedOperator, WarmingOperator):
             self._raise_if_over()
             self.log.info("Shared pool %s was closed while it got ready; opening the next", outcome.uuid)
             deadline = resume_state.get("deadline")
-            return self._open(context, stored_moment(deadline) if deadline else None, closed + 1)
+            return self._open(context, parse_stored_time(deadline) if deadline else None, closed + 1)
         self._raise_for(outcome)
         if outcome.ending is EndReason.IMPOSSIBLE:
             raise QarnotPoolEndedError(outcome.message, kind="pool", ref=outcome.uuid)
@@ -293,10 +293,10 @@ class QarnotCreatePoolOperator(CostLimitedOperator, WarmingOperator):
 
 
 def _slots_of(ready_when: Any) -> int:
-    from airflow_qarnot_pool.api.fields import Refusal, whole
+    from airflow_qarnot_pool.api.fields import Refusal, integer
 
     try:
-        slots: int = whole(1)(ready_when)
+        slots: int = integer(1)(ready_when)
     except Refusal as refusal:
         raise QarnotInvalidSpecError(
             f"ready_when {refusal.problem}", field="ready_when", remedy=f"{refusal.remedy} Or give a state."

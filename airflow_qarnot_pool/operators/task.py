@@ -16,7 +16,7 @@ from airflow_qarnot_pool.api.errors import (
     QarnotNotFoundError,
     QarnotRefusedError,
 )
-from airflow_qarnot_pool.api.limits import stored_moment
+from airflow_qarnot_pool.api.limits import parse_stored_time
 from airflow_qarnot_pool.exceptions import (
     QarnotNodeLostError,
     QarnotPoolEndedError,
@@ -32,8 +32,8 @@ from airflow_qarnot_pool.operators.bases.task import COMMON_FIELDS, TaskOperator
 from airflow_qarnot_pool.ownership.identity import RECORDABLE_LABEL
 from airflow_qarnot_pool.ownership.shared_pool import MAX_GENERATIONS
 from airflow_qarnot_pool.ownership.xcoms import TASK_KEY
-from airflow_qarnot_pool.parameters.shell import commands_in, warn_of_shell_characters
-from airflow_qarnot_pool.parameters.templating import known_at_parse
+from airflow_qarnot_pool.parameters.shell import find_commands, warn_of_shell_characters
+from airflow_qarnot_pool.parameters.templating import known_at_parse_time
 from airflow_qarnot_pool.parameters.validation import has_values, reject_empty
 from airflow_qarnot_pool.waiting.conditions import (
     TASK_DONE,
@@ -125,8 +125,8 @@ class QarnotRunTaskOperator(TaskOperator):
                 remedy="Give what each instance runs, such as command='echo hello'.",
             )
         reject_empty(self, self._filled)
-        self._spec(known_at_parse(self._given()), self._some_pool)
-        warn_of_shell_characters(self.task_id, [command, *commands_in(self.constants, self.task_spec)])
+        self._spec(known_at_parse_time(self._given()), self._some_pool)
+        warn_of_shell_characters(self.task_id, [command, *find_commands(self.constants, self.task_spec)])
 
     # --- running it
 
@@ -278,7 +278,7 @@ class QarnotRunTaskOperator(TaskOperator):
         task = get_confirmed(self.client.tasks, outcome.uuid)
         if not is_queued(task.state):
             limit = resume_state.get("deadline")
-            deadline = stored_moment(limit) if limit else None
+            deadline = parse_stored_time(limit) if limit else None
             self._stays_on(task.pool)
             return self._finish(
                 context, self._wait(task.uuid, TASK_ENDED, deadline, dict(resume_state)), resume_state
@@ -304,7 +304,7 @@ class QarnotRunTaskOperator(TaskOperator):
         self._watch(context, task.pool or task.uuid, "pool" if task.pool else "task")
         self._raise_if_over()
         limit = resume_state.get("deadline")
-        deadline = stored_moment(limit) if limit else None
+        deadline = parse_stored_time(limit) if limit else None
         moved, resubmitted = int(resume_state.get("moved") or 0), bool(resume_state.get("resubmitted"))
         if moved < MAX_GENERATIONS and task.pool and (pool := self._next_pool(context, task.pool)):
             return self._submit_and_wait(

@@ -20,7 +20,7 @@ from airflow_qarnot_pool.api.errors import (
     QarnotRefusedError,
     QarnotUnavailableError,
 )
-from airflow_qarnot_pool.api.limits import stored_moment
+from airflow_qarnot_pool.api.limits import parse_stored_time
 from airflow_qarnot_pool.api.states import accepts_tasks
 from airflow_qarnot_pool.exceptions import QarnotCostLimitError, QarnotPoolEndedError, QarnotTaskFailedError
 from airflow_qarnot_pool.links.qarnot import LINKS
@@ -41,18 +41,18 @@ from airflow_qarnot_pool.ownership.identity import (
 )
 from airflow_qarnot_pool.ownership.shared_pool import MAX_GENERATIONS
 from airflow_qarnot_pool.ownership.xcoms import TASKS_KEY
-from airflow_qarnot_pool.parameters.shell import commands_in, warn_of_shell_characters
+from airflow_qarnot_pool.parameters.shell import find_commands, warn_of_shell_characters
 from airflow_qarnot_pool.parameters.templating import (
-    STAND_IN,
+    PLACEHOLDER,
     hide_secrets,
     is_templated,
-    known_at_parse,
-    revealed,
+    known_at_parse_time,
+    reveal_secrets,
 )
 from airflow_qarnot_pool.parameters.validation import (
-    command_text,
     has_values,
-    read,
+    join_command,
+    parse_rendered,
     reject_empty,
 )
 from airflow_qarnot_pool.waiting.conditions import (
@@ -108,10 +108,10 @@ def _known(command: Any) -> Any:
     if not is_templated(command):
         return command
     if not isinstance(command, Mapping):
-        return STAND_IN
-    known = known_at_parse(command)
+        return PLACEHOLDER
+    known = known_at_parse_time(command)
     if "command" not in known and "DOCKER_CMD" not in (known.get("constants") or {}):
-        known["command"] = STAND_IN
+        known["command"] = PLACEHOLDER
     return known
 
 
@@ -168,13 +168,15 @@ class QarnotRunTasksOperator(TaskOperator):
         if isinstance(commands, (str, Mapping, int)) and not is_templated(commands):
             self._specs(commands, {}, None)
         if isinstance(commands, (list, tuple)):
-            self._specs([_known(one) for one in commands], known_at_parse(self._given()), self._some_pool)
-            warn_of_shell_characters(self.task_id, commands_in(*commands))
+            self._specs(
+                [_known(one) for one in commands], known_at_parse_time(self._given()), self._some_pool
+            )
+            warn_of_shell_characters(self.task_id, find_commands(*commands))
 
     # --- what to run
 
     def _specs(self, commands: Any, values: Mapping[str, Any], pool: str | None) -> list[TaskSpec]:
-        commands = read(commands)
+        commands = parse_rendered(commands)
         if isinstance(commands, (str, Mapping)) or not isinstance(commands, Iterable):
             raise QarnotInvalidSpecError(
                 # Anything but text may have a secret in it.
@@ -186,7 +188,7 @@ class QarnotRunTasksOperator(TaskOperator):
             )
         specs = []
         for item, one in enumerate(commands):
-            own = dict(revealed(one)) if isinstance(one, Mapping) else {"command": one}
+            own = dict(reveal_secrets(one)) if isinstance(one, Mapping) else {"command": one}
             try:
                 specs.append(self._spec(self._merged(values, own, item), pool))
             except QarnotInvalidSpecError as error:
@@ -200,7 +202,7 @@ class QarnotRunTasksOperator(TaskOperator):
 
     def _merged(self, values: Mapping[str, Any], own: dict[str, Any], item: int) -> dict[str, Any]:
         if "command" in own:
-            own["command"] = command_text(own["command"])
+            own["command"] = join_command(own["command"])
         if not own.get("command") and "DOCKER_CMD" not in (own.get("constants") or {}):
             raise QarnotInvalidSpecError(
                 "command is missing", field="command", remedy="Give each item a command."
@@ -211,16 +213,18 @@ class QarnotRunTasksOperator(TaskOperator):
         return {**values, "name": with_suffix(str(name), f" [{item}]"), **own}
 
     def _given_now(self) -> dict[str, Any]:
-        self.commands = read(self.commands)
+        self.commands = parse_rendered(self.commands)
         return super()._given_now()
 
     def _secrets(self) -> Iterable[str]:
         from airflow_qarnot_pool.api.fields import is_secret_constant
 
         yield from super()._secrets()
-        commands = read(self.commands)
+        commands = parse_rendered(self.commands)
         for one in commands if isinstance(commands, (list, tuple)) else ():
-            constants = revealed(read(one.get("constants"))) if isinstance(one, Mapping) else None
+            constants = (
+                reveal_secrets(parse_rendered(one.get("constants"))) if isinstance(one, Mapping) else None
+            )
             for name, value in (constants or {}).items():
                 if value and is_secret_constant(str(name)):
                     yield str(value)
@@ -280,7 +284,7 @@ class QarnotRunTasksOperator(TaskOperator):
 
     def _go_on_from(self, context: Context, resume_state: Mapping[str, Any]) -> dict[str, Any]:
         self._met_quota = bool(resume_state.get("met_quota"))
-        deadline = stored_moment(resume_state["deadline"]) if resume_state.get("deadline") else None
+        deadline = parse_stored_time(resume_state["deadline"]) if resume_state.get("deadline") else None
         return self._go_on(context, deadline, FanOutProgress.from_resume_state(resume_state))
 
     def _after_all(self, outcome: WaitResult) -> WaitResult:

@@ -11,11 +11,11 @@ from airflow_qarnot_pool.exceptions import QarnotPoolEndedError
 from airflow_qarnot_pool.links.qarnot import LINKS
 from airflow_qarnot_pool.operators.bases.base import QarnotOperator
 from airflow_qarnot_pool.parameters.references import as_reference, resolve_ref
-from airflow_qarnot_pool.parameters.templating import hide_secrets, known_at_parse
+from airflow_qarnot_pool.parameters.templating import hide_secrets, known_at_parse_time
 from airflow_qarnot_pool.parameters.validation import (
     check_flags,
     has_values,
-    pool_spec,
+    make_pool_spec,
     reject_empty,
     spec_values,
 )
@@ -80,13 +80,13 @@ class QarnotUpdatePoolOperator(QarnotOperator):
             )
         self._filled = has_values(self, _CHANGES)
         reject_empty(self, self._filled)
-        self._changes(known_at_parse(self._given()))
+        self._changes(known_at_parse_time(self._given()))
 
     def _given(self) -> dict[str, Any]:
         return spec_values(self, _CHANGES)
 
     def _changes(self, values: Mapping[str, Any]) -> PoolSpec:
-        return pool_spec({"name": "update", **values})
+        return make_pool_spec({"name": "update", **values})
 
     def execute(self, context: Context) -> str:
         from airflow_qarnot_pool.api.fields import is_secret_constant

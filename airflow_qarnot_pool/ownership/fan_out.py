@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from airflow_qarnot_pool.api.limits import reading
+from airflow_qarnot_pool.api.limits import parsing_stored_state
 from airflow_qarnot_pool.api.ranges import format_ranges, parse_ranges
 from airflow_qarnot_pool.ownership.decisions import RemoteSnapshot, Usability, decide
 from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
@@ -69,7 +69,7 @@ class FanOutProgress:
     @classmethod
     def from_resume_state(cls, resume_state: Mapping[str, Any]) -> FanOutProgress:
         """Read back what :meth:`to_resume_state` of this or an earlier release wrote."""
-        with reading("What is known of a fan-out"):
+        with parsing_stored_state("What is known of a fan-out"):
             pending = resume_state.get("pending") or {}
             return cls(
                 pending={

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from airflow_qarnot_pool.api.limits import parse_number, reading
+from airflow_qarnot_pool.api.limits import parse_number, parsing_stored_state
 from airflow_qarnot_pool.ownership.iterations import iteration_of
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ class TaskInstanceIdentity:
     @classmethod
     def from_kwargs(cls, kwargs: Mapping[str, Any]) -> TaskInstanceIdentity:
         """Read back what :meth:`to_kwargs` of this or an earlier release wrote."""
-        with reading("The task instance of a trigger"):
+        with parsing_stored_state("The task instance of a trigger"):
             return cls(**{name: kwargs[name] for name in cls.__dataclass_fields__ if name in kwargs})
 
 

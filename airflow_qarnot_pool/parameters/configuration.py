@@ -8,7 +8,7 @@ from typing import Any
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
 
 
-def option(name: str, convert: Callable[[Any], Any], default: Any) -> Any:
+def get_option(name: str, convert: Callable[[Any], Any], default: Any) -> Any:
     """Return an option as *convert* makes it, or *default* if it is not set.
 
     :raises QarnotInvalidSpecError: names the option and its environment variable.

@@ -34,7 +34,7 @@ class QarnotCommandWarning(UserWarning):
     """A command has shell characters, and no shell runs it."""
 
 
-def shell_characters(command: Any) -> str | None:
+def find_shell_character(command: Any) -> str | None:
     """Return the first of the characters outside quotes that mean something to a shell only, if there is one.
 
     The words of a list are what the program gets, so they have none.
@@ -48,7 +48,7 @@ def shell_characters(command: Any) -> str | None:
 def warn_of_shell_characters(task_id: str, commands: Iterable[Any]) -> None:
     """Warn once of the first command that needs a shell and names none."""
     for command in commands:
-        if (found := shell_characters(command)) is None:
+        if (found := find_shell_character(command)) is None:
             continue
         shown = command if len(command) <= _SHOWN else f"{command[:_SHOWN]}..."
         constant = f", or ${{{found[1:]}}} for a constant" if found[1:].isidentifier() else ""
@@ -62,11 +62,11 @@ def warn_of_shell_characters(task_id: str, commands: Iterable[Any]) -> None:
         return
 
 
-def commands_in(*parameters: Any) -> list[Any]:
+def find_commands(*parameters: Any) -> list[Any]:
     """Return the commands in constants, in specifications, and in a list that has them as text."""
     found: list[Any] = [one for one in parameters if isinstance(one, str)]
     for one in parameters:
         if isinstance(one, Mapping):
             found += [one.get("command"), one.get("DOCKER_CMD")]
-            found += commands_in(one["constants"]) if "constants" in one else []
+            found += find_commands(one["constants"]) if "constants" in one else []
     return found

@@ -19,18 +19,18 @@ def is_templated(value: Any) -> bool:
 
 
 #: Stands for text that comes at run time.
-STAND_IN = "known-at-run-time"
+PLACEHOLDER = "known-at-run-time"
 #: Stand-ins for fields that others need: only whether they are given is known when the DAG is parsed.
 _STAND_INS = {
-    "resultbucket": STAND_IN,
-    "snapshotbucket": STAND_IN,
+    "resultbucket": PLACEHOLDER,
+    "snapshotbucket": PLACEHOLDER,
     "schedulingtype": "Reserved",
     "job": "00000000-0000-0000-0000-000000000000",
     "jobuuid": "00000000-0000-0000-0000-000000000000",
 }
 
 
-def known_at_parse(values: Mapping[str, Any]) -> dict[str, Any]:
+def known_at_parse_time(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of *values* that is known already, with stand-ins for what the rest of it needs."""
     from airflow_qarnot_pool.api.fields import normalise
 
@@ -84,12 +84,12 @@ def _hidden(name: Any, value: Any) -> Any:
     return hide_secrets(value)
 
 
-def revealed(value: Any) -> Any:
+def reveal_secrets(value: Any) -> Any:
     """*value* as it was before :func:`hide_secrets`, for a task that runs or a check."""
     if isinstance(value, Redacted):
         return value.resolve()
     if isinstance(value, dict):
-        return {name: revealed(one) for name, one in value.items()}
+        return {name: reveal_secrets(one) for name, one in value.items()}
     if isinstance(value, (list, tuple)) and any(isinstance(one, (dict, Redacted)) for one in value):
-        return type(value)(revealed(one) for one in value)
+        return type(value)(reveal_secrets(one) for one in value)
     return value

@@ -52,20 +52,20 @@ def _is_qarnot_pool(pool: Any) -> bool:
 
 
 def _remedy(name: str, names: Collection[str]) -> str:
-    from airflow_qarnot_pool.api.fields import meant, normalise, wires
+    from airflow_qarnot_pool.api.fields import closest_name, normalise, wire_fields
     from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
 
-    if (close := meant(name, names, only_synonyms=True)) is not None:
+    if (close := closest_name(name, names, only_synonyms=True)) is not None:
         return f"Did you mean {close!r}?"
     kind = next((one for one in ("pool", "task") if f"{one}_spec" in names), None)
     if kind is not None:
         spec: type[PoolSpec | TaskSpec] = PoolSpec if kind == "pool" else TaskSpec
-        fields = {normalise(str(one)) for field, wire in wires(spec) for one in (field.name, wire.name)}
+        fields = {normalise(str(one)) for field, wire in wire_fields(spec) for one in (field.name, wire.name)}
         if normalise(name) in fields:
             return f"Give {kind}_spec={{{name!r}: ...}}."
         if hint := spec.misplaced.get(normalise(name)):
             return hint
-    if (close := meant(name, names)) is not None:
+    if (close := closest_name(name, names)) is not None:
         return f"Did you mean {close!r}?"
     return (
         f"It takes {', '.join(sorted(set(names) - _airflows_own()))}, and what every Airflow operator takes."

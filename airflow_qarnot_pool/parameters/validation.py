@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
 from airflow_qarnot_pool.parameters.references import is_empty
-from airflow_qarnot_pool.parameters.templating import is_templated, revealed
+from airflow_qarnot_pool.parameters.templating import is_templated, reveal_secrets
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
@@ -29,15 +29,15 @@ def spec_values(
 ) -> dict[str, Any]:
     """The parameters of *operator* that are set, and those of its free-form spec; a name in both is refused."""
     values = {name: getattr(operator, name) for name in names if getattr(operator, name) not in (None, "")}
-    values = revealed(values)
-    others = read(others)
+    values = reveal_secrets(values)
+    others = parse_rendered(others)
     if others not in (None, "") and not isinstance(others, Mapping):
         raise QarnotInvalidSpecError(
             f"{others_name} is not a mapping, got {_shown(others)}",
             field=others_name,
             remedy=f"Give the fields by name, such as {others_name}={{'labels': {{'team': 'a'}}}}.",
         )
-    for name, value in revealed(others or {}).items():
+    for name, value in reveal_secrets(others or {}).items():
         if name in values:
             raise QarnotInvalidSpecError(
                 f"{name} is given as a parameter and in {others_name}", field=name, remedy="Keep one of them."
@@ -46,13 +46,13 @@ def spec_values(
     return values
 
 
-def read(value: Any) -> Any:
+def parse_rendered(value: Any) -> Any:
     """Return the list or mapping that a template has left as text, else *value* itself."""
     if not isinstance(value, str) or is_templated(value):
         return value
-    from airflow_qarnot_pool.api.fields import decoded
+    from airflow_qarnot_pool.api.fields import parse_literal
 
-    return decoded(value)
+    return parse_literal(value)
 
 
 def has_values(operator: Any, names: Iterable[str]) -> tuple[str, ...]:
@@ -140,16 +140,16 @@ def check_durations(**durations: Any) -> None:
 
 
 def _shown(value: Any) -> str:
-    from airflow_qarnot_pool.api.fields import shown
+    from airflow_qarnot_pool.api.fields import short_repr
 
-    return shown(value)
+    return short_repr(value)
 
 
 def _no_template(value: Any) -> str:
     return "; it takes no template, as it is needed when the DAG is parsed" if is_templated(value) else ""
 
 
-def pool_spec(values: Mapping[str, Any]) -> PoolSpec:
+def make_pool_spec(values: Mapping[str, Any]) -> PoolSpec:
     """A checked pool spec. Loaded here and not above: importing an operator module must cost nothing."""
     from airflow_qarnot_pool.api.specs import PoolSpec
 
@@ -157,7 +157,7 @@ def pool_spec(values: Mapping[str, Any]) -> PoolSpec:
     return _made(PoolSpec, values)
 
 
-def task_spec(values: Mapping[str, Any]) -> TaskSpec:
+def make_task_spec(values: Mapping[str, Any]) -> TaskSpec:
     """A checked spec of a Qarnot task."""
     from airflow_qarnot_pool.api.specs import TaskSpec
 
@@ -186,6 +186,6 @@ def _check_tags(tags: Any) -> None:
         )
 
 
-def command_text(command: Any) -> Any:
+def join_command(command: Any) -> Any:
     """A command as one text: words are quoted as a shell would need it."""
     return shlex.join(map(str, command)) if isinstance(command, (list, tuple)) else command

@@ -23,10 +23,10 @@ from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 
 from airflow_qarnot_pool.api.errors import QarnotError, QarnotNotFoundError
-from airflow_qarnot_pool.api.fields import Refusal, real
+from airflow_qarnot_pool.api.fields import Refusal, number
 from airflow_qarnot_pool.api.resource import is_uuid
 from airflow_qarnot_pool.ownership.identity import label
-from airflow_qarnot_pool.parameters.configuration import option
+from airflow_qarnot_pool.parameters.configuration import get_option
 from airflow_qarnot_pool.plugins.cache import LIST, Cache, CacheEntry
 from airflow_qarnot_pool.plugins.queries import Fetcher, describe_error
 from airflow_qarnot_pool.plugins.rows import (
@@ -93,9 +93,9 @@ class ConnectionRegistry:
 
 def make_app() -> FastAPI:
     """The page's web application, as the configuration wants it."""
-    every = option("pools_page_refresh", real(1, 3600), 5.0)
+    every = get_option("pools_page_refresh", number(1, 3600), 5.0)
     return _build_app(
-        ConnectionRegistry(option("pools_page_connections", _conn_ids, ["qarnot_default"]), every)
+        ConnectionRegistry(get_option("pools_page_connections", _conn_ids, ["qarnot_default"]), every)
     )
 
 

@@ -56,10 +56,10 @@ class QarnotPoolSensor(QarnotSensor):
             if self.target_states is None:
                 return Condition(kind="pool", targets=("FullyExecuting",), passed=self.accept_passed)
             return super()._condition()
-        from airflow_qarnot_pool.api.fields import Refusal, whole
+        from airflow_qarnot_pool.api.fields import Refusal, integer
 
         try:
-            return Condition(kind="pool", ready_slots=whole(1)(self.ready_slots))
+            return Condition(kind="pool", ready_slots=integer(1)(self.ready_slots))
         except Refusal as refusal:
             raise QarnotInvalidSpecError(
                 f"ready_slots {refusal.problem}", field="ready_slots", remedy=refusal.remedy

@@ -11,7 +11,7 @@ from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
 from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.ownership.shared_pool import DEFAULT_KEEP_WARM
-from airflow_qarnot_pool.parameters.shell import commands_in, warn_of_shell_characters
+from airflow_qarnot_pool.parameters.shell import find_commands, warn_of_shell_characters
 from airflow_qarnot_pool.parameters.unknown import refuse_unknown
 from airflow_qarnot_pool.parameters.validation import Duration
 from airflow_qarnot_pool.sensors.task import QarnotTaskSensor
@@ -395,7 +395,7 @@ def _warn_if_mapped(task: Any) -> None:
         mapped = getattr(task.expand_input, "value", None)
         rows = mapped.get("command") if isinstance(mapped, dict) else mapped
         listed = rows if isinstance(rows, (list, tuple)) else []
-        warn_of_shell_characters(task.task_id, commands_in(task.partial_kwargs, *listed))
+        warn_of_shell_characters(task.task_id, find_commands(task.partial_kwargs, *listed))
 
 
 def _edge(upstream: Any, downstream: Any) -> None:

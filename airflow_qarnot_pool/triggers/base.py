@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_qarnot_pool.api.errors import QarnotDeletedError, QarnotError
-from airflow_qarnot_pool.api.limits import stored_moment
+from airflow_qarnot_pool.api.limits import parse_stored_time
 from airflow_qarnot_pool.exceptions import QarnotPoolEndedError
 from airflow_qarnot_pool.ownership import xcoms
 from airflow_qarnot_pool.ownership.identity import FORMAT_VERSION, TaskInstanceIdentity
@@ -241,7 +241,7 @@ class QarnotTrigger(BaseTrigger):
     def _seconds_left(self) -> float | None:
         if self.deadline is None:
             return None
-        return max(0.0, (stored_moment(self.deadline) - datetime.now(UTC)).total_seconds())
+        return max(0.0, (parse_stored_time(self.deadline) - datetime.now(UTC)).total_seconds())
 
     # --- clean-up when the Airflow task is killed, cleared or marked while it is deferred
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_qarnot_pool.api.errors import QarnotCredentialsError, QarnotError
-from airflow_qarnot_pool.api.limits import stored_moment
+from airflow_qarnot_pool.api.limits import parse_stored_time
 from airflow_qarnot_pool.ownership.identity import FORMAT_VERSION
 from airflow_qarnot_pool.triggers.age import TriggerAge
 from airflow_qarnot_pool.triggers.pool import QarnotPoolTrigger
@@ -159,7 +159,7 @@ async def wait_for_room(
     Many tasks may wait for one place. A try of each of them, with a slot on a worker, would cost more than the place is
     worth. So about as many tasks try as there are places, including the place of a finished object that can be deleted.
     """
-    started, ends = datetime.now(UTC), stored_moment(deadline)
+    started, ends = datetime.now(UTC), parse_stored_time(deadline)
     waiting = _quota_waiters.setdefault((conn_id, kind), _QuotaWaiters())
     before: Account | None = None
     waiting.waiters += 1

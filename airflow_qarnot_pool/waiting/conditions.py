@@ -17,7 +17,7 @@ from airflow_qarnot_pool.api.errors import (
     QarnotUnknownStateError,
     shortened,
 )
-from airflow_qarnot_pool.api.limits import reading
+from airflow_qarnot_pool.api.limits import parsing_stored_state
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.errors import QarnotError
@@ -141,7 +141,7 @@ class Condition:
     @classmethod
     def from_kwargs(cls, kwargs: Mapping[str, Any]) -> Condition:
         """Read back what :meth:`to_kwargs` of this or an earlier release wrote."""
-        with reading("What a trigger waits for"):
+        with parsing_stored_state("What a trigger waits for"):
             known = {name: kwargs[name] for name in cls.__dataclass_fields__ if name in kwargs}
             return cls(**{**known, "targets": tuple(known.get("targets", ()))})
 
@@ -254,7 +254,7 @@ class WaitResult:
 
         :raises QarnotProtocolError: it is something else.
         """
-        with reading("The event of a wait"):
+        with parsing_stored_state("The event of a wait"):
             return cls(
                 ending=EndReason(event["status"]),
                 uuid=event["uuid"],

@@ -85,11 +85,11 @@ def poll_interval_of(poll_interval: Duration) -> float:
     :raises QarnotInvalidSpecError: it, or the option, is no duration in bounds.
     """
     from airflow_qarnot_pool.api.fields import Refusal
-    from airflow_qarnot_pool.parameters.configuration import option
+    from airflow_qarnot_pool.parameters.configuration import get_option
 
     interval = as_duration("poll_interval", poll_interval)
     if interval is None:
-        return float(option("poll_interval", _interval, 5.0))
+        return float(get_option("poll_interval", _interval, 5.0))
     try:
         return _interval(interval)
     except Refusal as refusal:
@@ -101,9 +101,9 @@ def poll_interval_of(poll_interval: Duration) -> float:
 
 
 def _interval(value: Any) -> float:
-    from airflow_qarnot_pool.api.fields import duration, real
+    from airflow_qarnot_pool.api.fields import duration, number
 
-    return float(real(MIN_POLL_INTERVAL, MAX_POLL_INTERVAL)(duration(value).total_seconds()))
+    return float(number(MIN_POLL_INTERVAL, MAX_POLL_INTERVAL)(duration(value).total_seconds()))
 
 
 class PoolsOfTasks:

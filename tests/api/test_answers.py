@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from airflow_qarnot_pool.api import errors
-from airflow_qarnot_pool.api.answers import error_for, retry_after, server_message
+from airflow_qarnot_pool.api.answers import error_from_response, retry_after, server_message
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_retry_after(header, seconds):
     ],
 )
 def test_each_refusal_has_its_error(status, message, creating, expected):
-    error = error_for(status, message, creating=creating, kind="pool", ref="p")
+    error = error_from_response(status, message, creating=creating, kind="pool", ref="p")
     assert type(error) is expected
     assert error.status == status
     assert error.server_message == (message or None)
@@ -112,6 +112,6 @@ def test_each_refusal_has_its_error(status, message, creating, expected):
     ],
 )
 def test_a_reached_quota_says_which(message, quota):
-    error = error_for(403, message, creating=True)
+    error = error_from_response(403, message, creating=True)
     assert isinstance(error, errors.QarnotQuotaError)
     assert error.quota == quota

@@ -23,7 +23,13 @@ from airflow_qarnot_pool.api.errors import (
     shortened,
     start_of,
 )
-from airflow_qarnot_pool.api.limits import decompressed, parse_json, parse_number, reading, without_login
+from airflow_qarnot_pool.api.limits import (
+    decompress,
+    parse_json,
+    parse_number,
+    parsing_stored_state,
+    strip_login,
+)
 from airflow_qarnot_pool.api.models import Pool, Task
 from airflow_qarnot_pool.api.ranges import parse_ranges
 from tests.api.conftest import TOKEN
@@ -255,14 +261,14 @@ def test_compressed_data_is_no_larger_than_its_limit():
     tracemalloc.start()
     try:
         with pytest.raises(ValueError, match="more than 100,000 bytes"):
-            decompressed(bomb, 100_000)
+            decompress(bomb, 100_000)
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
     finally:
         tracemalloc.stop()
-    assert decompressed(zlib.compress(b"a" * 1000), 1000) == b"a" * 1000
+    assert decompress(zlib.compress(b"a" * 1000), 1000) == b"a" * 1000
     for damaged in (b"", b"x", zlib.compress(b"abc")[:-1]):
         with pytest.raises(ValueError, match="it"):
-            decompressed(damaged, 1000)
+            decompress(damaged, 1000)
 
 
 @pytest.mark.parametrize(
@@ -271,7 +277,7 @@ def test_compressed_data_is_no_larger_than_its_limit():
 def test_state_that_cannot_be_read_back_is_a_qarnot_error_that_names_it(error):
     with (
         pytest.raises(QarnotProtocolError, match="The event of a trigger cannot be read") as caught,
-        reading("The event of a trigger"),
+        parsing_stored_state("The event of a trigger"),
     ):
         raise error
     assert len(str(caught.value)) < 500
@@ -287,4 +293,4 @@ def test_state_that_cannot_be_read_back_is_a_qarnot_error_that_names_it(error):
     ],
 )
 def test_a_login_is_taken_out_of_a_url(url, shown):
-    assert without_login(url) == shown
+    assert strip_login(url) == shown

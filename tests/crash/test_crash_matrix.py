@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 import pytest
 
 from airflow_qarnot_pool.api.client import QarnotClient
-from airflow_qarnot_pool.api.transport import Answer, Transport
+from airflow_qarnot_pool.api.transport import Response, Transport
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
@@ -147,7 +147,7 @@ def with_boundaries(
     def armed(say: Say) -> None:
         real = Transport._exchange
 
-        def exchange(self: Transport, call: Any) -> Answer:
+        def exchange(self: Transport, call: Any) -> Response:
             at = shape(call.method, call.path)
             say({"kind": "boundary", "at": at})
             if point is None or at != point.at:

@@ -18,7 +18,7 @@ import pytest
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.errors import QarnotError
 from airflow_qarnot_pool.api.models import Account
-from airflow_qarnot_pool.hooks.account_status import verdict
+from airflow_qarnot_pool.hooks.account_status import account_status
 from airflow_qarnot_pool.hooks.connection_settings import ConnectionSettings, _warn_once
 from airflow_qarnot_pool.hooks.qarnot import QarnotHook
 from airflow_qarnot_pool.local import LocalQarnot
@@ -198,7 +198,7 @@ ACCOUNT = {"email": "me@example.org", "maxPool": 50, "poolCount": 3, "maxTask": 
 def test_what_is_said_of_an_account(
     account: dict[str, Any], credits: float | None, usable: bool, parts: list[str]
 ) -> None:
-    said_usable, sentence = verdict(Account.from_json({**ACCOUNT, **account}), credits)
+    said_usable, sentence = account_status(Account.from_json({**ACCOUNT, **account}), credits)
     assert said_usable is usable
     for part in parts:
         assert part in sentence

@@ -11,7 +11,7 @@ import pytest
 
 from airflow_qarnot_pool.api.errors import MAX_MESSAGE
 from airflow_qarnot_pool.api.models import Task
-from airflow_qarnot_pool.api.transport import BrokenOffError
+from airflow_qarnot_pool.api.transport import ResponseInterruptedError
 from airflow_qarnot_pool.exceptions import QarnotError, QarnotTaskFailedError
 from airflow_qarnot_pool.logs.checkpoint import MAX_DOUBTFUL, Offset, WriterLease
 from airflow_qarnot_pool.logs.cursor import LogCursor
@@ -123,7 +123,7 @@ def test_an_output_that_breaks_off_in_the_middle_is_read_again_and_written_once(
         tries[stream] += 1
         yield "0> first\n0> sec"
         if tries[stream] < 3:
-            raise BrokenOffError("the connection broke off")
+            raise ResponseInterruptedError("the connection broke off")
         yield "ond\n"
 
     log = Log()

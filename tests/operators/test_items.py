@@ -14,7 +14,7 @@ import pytest
 
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.models import Task
-from airflow_qarnot_pool.api.transport import Answer, _NoAnswer
+from airflow_qarnot_pool.api.transport import Response, _NoAnswer
 from airflow_qarnot_pool.exceptions import (
     QarnotNotFoundError,
     QarnotTaskFailedError,
@@ -148,8 +148,8 @@ def test_a_cancel_of_an_item_is_not_undone_where_only_the_answer_was_lost(
     run_id: str,
     tmp_path: Path,
 ) -> None:
-    def network(send: Any, call: Any) -> Answer:
-        answer: Answer = send()
+    def network(send: Any, call: Any) -> Response:
+        answer: Response = send()
         if call.method == "POST" and re.search("^/tasks$", call.path):
             raise _NoAnswer("no complete answer", touched=True)
         return answer
@@ -225,8 +225,8 @@ def test_whatever_becomes_of_the_answer_there_is_one_of_each_item(
     qarnot.faults([{"method": "POST", "path": "^/tasks$", "times": 1, **rule} for rule in weather.rules])
     answers = [weather.answer] if weather.answer else []
 
-    def proxy(send: Any, call: Any) -> Answer:
-        answer: Answer = send()
+    def proxy(send: Any, call: Any) -> Response:
+        answer: Response = send()
         return answers.pop() if answers and re.search("^/tasks$", call.path) else answer
 
     with exchanging(proxy), suppress(QarnotUnavailableError):
@@ -252,12 +252,12 @@ def test_items_of_a_submission_that_fails_end_where_no_try_would_take_them_over(
     connect(qarnot, monkeypatch, retries=0)
     sent: list[str] = []
 
-    def network(send: Any, call: Any) -> Answer:
+    def network(send: Any, call: Any) -> Response:
         if call.method == "POST" and re.search("^/tasks$", call.path):
             sent.append(call.path)
             if len(sent) > 1:
                 raise _NoAnswer("connection refused", touched=False)
-        answer: Answer = send()
+        answer: Response = send()
         return answer
 
     operator = many(commands=[held] * 4)

@@ -25,7 +25,7 @@ import pytest
 
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
-from airflow_qarnot_pool.api.transport import Answer, Transport, _NoAnswer
+from airflow_qarnot_pool.api.transport import Response, Transport, _NoAnswer
 from airflow_qarnot_pool.exceptions import (
     QarnotCredentialsError,
     QarnotError,
@@ -326,7 +326,7 @@ def test_a_cancel_by_somebody_is_not_undone_where_only_the_answer_was_lost(
 ) -> None:
     """No earlier try has left it on its way out: whoever cancelled it meant this one."""
 
-    def network(send: Any, call: Any) -> Answer:
+    def network(send: Any, call: Any) -> Response:
         if call.method == "POST" and re.search(story.path, call.path):
             made = json.loads(send().body)["uuid"]
             if not looked:
@@ -466,12 +466,12 @@ class Weather:
     """What happens to the first creating requests: rules for the server, or an answer from a proxy."""
 
     rules: tuple[dict[str, Any], ...] = ()
-    answer: Answer | None = None
+    answer: Response | None = None
     timeout: float = 30.0
 
 
-def _answer(status: int, body: str) -> Answer:
-    return Answer(status=status, body=body.encode(), content_type="text/html", retry_after=None)
+def _answer(status: int, body: str) -> Response:
+    return Response(status=status, body=body.encode(), content_type="text/html", retry_after=None)
 
 
 WEATHER = {
@@ -502,8 +502,8 @@ def test_whatever_becomes_of_the_answer_there_is_one(
     qarnot.faults([{"method": "POST", "path": story.path, "times": 1, **rule} for rule in weather.rules])
     answers = [weather.answer] if weather.answer else []
 
-    def proxy(send: Any, call: Any) -> Answer:
-        answer: Answer = send()
+    def proxy(send: Any, call: Any) -> Response:
+        answer: Response = send()
         return answers.pop() if answers and re.search(story.path, call.path) else answer
 
     with exchanging(proxy):
@@ -527,11 +527,11 @@ def test_a_server_that_wants_to_be_left_alone_is_first_asked_what_it_has_made(
     answers = [replace(_answer(503, "<html>upstream"), retry_after=str(asked))]
     created: list[str] = []
 
-    def proxy(send: Any, call: Any) -> Answer:
+    def proxy(send: Any, call: Any) -> Response:
         if not re.search(story.path, call.path):
             return send()  # type: ignore[no-any-return]
         created.append(call.path)
-        answer: Answer = send() if done or not answers else answers[0]
+        answer: Response = send() if done or not answers else answers[0]
         return answers.pop() if answers else answer
 
     with exchanging(proxy):
@@ -554,7 +554,7 @@ def test_a_request_given_up_that_takes_effect_late_leaves_one(
     """Where names are not enforced this makes two, and one stays: the oldest, as far as dates can tell."""
     given_up: list[Any] = []
 
-    def network(send: Any, call: Any) -> Answer:
+    def network(send: Any, call: Any) -> Response:
         if call.method != "POST" or not re.search(story.path, call.path):
             return send()  # type: ignore[no-any-return]
         if not given_up:
@@ -563,7 +563,7 @@ def test_a_request_given_up_that_takes_effect_late_leaves_one(
         if not overtaken:
             given_up[0]()
             return send()  # type: ignore[no-any-return]
-        answer: Answer = send()
+        answer: Response = send()
         given_up[0]()
         return answer
 

@@ -10,7 +10,7 @@ from airflow.sdk import DAG
 
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.errors import QarnotError, QarnotInvalidSpecError, QarnotRefusedError
-from airflow_qarnot_pool.api.resource import with_values
+from airflow_qarnot_pool.api.resource import with_rejected_values
 from airflow_qarnot_pool.api.specs import PoolSpec, RetrySettings, TaskSpec
 from airflow_qarnot_pool.exceptions import QarnotTaskFailedError
 from airflow_qarnot_pool.operators.pool import QarnotCreatePoolOperator
@@ -159,7 +159,7 @@ def test_a_group_speaks_of_itself() -> None:
 
 def refused(message: str, **body: Any) -> str:
     error = QarnotRefusedError(status=400, server_message=message, kind="pool", method="POST", path="/pools")
-    return str(with_values(error, PoolSpec, body))
+    return str(with_rejected_values(error, PoolSpec, body))
 
 
 def test_the_values_of_fields_that_qarnot_calls_invalid_are_named() -> None:

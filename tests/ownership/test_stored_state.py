@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from airflow_qarnot_pool.api.fields import decoded
-from airflow_qarnot_pool.api.limits import stored_moment
+from airflow_qarnot_pool.api.fields import parse_literal
+from airflow_qarnot_pool.api.limits import parse_stored_time
 from airflow_qarnot_pool.api.models import Task
 from airflow_qarnot_pool.costs.limits import CostLimit
 from airflow_qarnot_pool.costs.model import TaskUsage
@@ -25,7 +25,7 @@ READERS: dict[str, Callable[[Any], Any]] = {
     "fan-out": FanOutProgress.from_resume_state,
     "task instance": TaskInstanceIdentity.from_kwargs,
     "limits": CostLimit.from_kwargs,
-    "date": stored_moment,
+    "date": parse_stored_time,
 }
 NASTY: list[Any] = [
     None,
@@ -79,4 +79,4 @@ def test_a_hold_with_a_name_that_is_not_ours_has_no_holder(name: str | None) -> 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "[" * 100_000 + "]" * 100_000, '{"a":' * 10_000, "{" * 500])
 def test_a_template_that_renders_to_nested_text_stays_text(text: str) -> None:
-    assert decoded(text) == text
+    assert parse_literal(text) == text

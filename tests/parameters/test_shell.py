@@ -11,7 +11,7 @@ from airflow.sdk import DAG, task
 
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
-from airflow_qarnot_pool.parameters.shell import QarnotCommandWarning, shell_characters
+from airflow_qarnot_pool.parameters.shell import QarnotCommandWarning, find_shell_character
 from airflow_qarnot_pool.task_groups.pool import QarnotPoolGroup
 
 NEEDS_A_SHELL = {
@@ -59,13 +59,13 @@ NEEDS_NONE = [
 
 @pytest.mark.parametrize(("command", "found"), NEEDS_A_SHELL.items())
 def test_shell_characters_outside_quotes_are_found(command: str, found: str) -> None:
-    assert shell_characters(command) == found
-    assert shell_characters(f"sh -c {shlex.quote(command)}") is None, "what the warning says to write"
+    assert find_shell_character(command) == found
+    assert find_shell_character(f"sh -c {shlex.quote(command)}") is None, "what the warning says to write"
 
 
 @pytest.mark.parametrize("command", NEEDS_NONE, ids=repr)
 def test_quotes_constants_templates_and_lists_are_none(command: Any) -> None:
-    assert shell_characters(command) is None
+    assert find_shell_character(command) is None
 
 
 def one(command: Any) -> None:

@@ -33,7 +33,7 @@ class RegistryLogin:
 
         :raises QarnotInvalidSpecError: login or password is missing, or host, port and schema make no URL.
         """
-        from airflow_qarnot_pool.hooks.address import base_url
+        from airflow_qarnot_pool.hooks.address import parse_base_url
 
         conn_id = str(connection.conn_id)
 
@@ -50,7 +50,7 @@ class RegistryLogin:
                 raise refuse(name, f"the connection has no {name}, which the registry needs")
         url = None
         if connection.host or connection.port or connection.schema:
-            url = base_url(
+            url = parse_base_url(
                 connection.host or "",
                 connection.port,
                 connection.schema,

@@ -24,14 +24,14 @@ from airflow_qarnot_pool.parameters.references import (
     reject_none,
     resolve_ref,
 )
-from airflow_qarnot_pool.parameters.templating import hide_secrets, is_templated, revealed
+from airflow_qarnot_pool.parameters.templating import hide_secrets, is_templated, reveal_secrets
 from airflow_qarnot_pool.parameters.validation import (
-    command_text,
     has_values,
-    read,
+    join_command,
+    make_task_spec,
+    parse_rendered,
     reject_empty,
     spec_values,
-    task_spec,
 )
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ class TaskOperator(CostLimitedOperator):
     def _given(self) -> dict[str, Any]:
         values = spec_values(self, self.spec_fields, self.task_spec, "task_spec")
         if "command" in values:
-            values["command"] = command_text(values["command"])
+            values["command"] = join_command(values["command"])
         if self.remote_retries is not None:
             values["retry"] = self._retries()
         return values
@@ -163,7 +163,7 @@ class TaskOperator(CostLimitedOperator):
             ) from None
 
     def _spec(self, values: Mapping[str, Any], pool: str | None) -> TaskSpec:
-        spec = task_spec({"name": f"{self.dag_id}.{self.task_id}", "pool": pool, **values})
+        spec = make_task_spec({"name": f"{self.dag_id}.{self.task_id}", "pool": pool, **values})
         return self._registry.added_to(spec) if self._registry else spec
 
     @property
@@ -191,13 +191,13 @@ class TaskOperator(CostLimitedOperator):
     def _secret_constants(self) -> dict[str, str]:
         from airflow_qarnot_pool.api.fields import is_secret_constant
 
-        spec = read(self.task_spec)
+        spec = parse_rendered(self.task_spec)
         by_spec = spec.get("constants") if isinstance(spec, Mapping) else None
         return {
             str(name): str(value)
-            for constants in (read(self.constants), read(by_spec))
+            for constants in (parse_rendered(self.constants), parse_rendered(by_spec))
             if isinstance(constants, Mapping)
-            for name, value in revealed(constants).items()
+            for name, value in reveal_secrets(constants).items()
             if value and is_secret_constant(str(name))
         }
 

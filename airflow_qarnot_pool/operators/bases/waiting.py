@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from airflow_qarnot_pool import exceptions
 from airflow_qarnot_pool.api.errors import QarnotDeletedError, QarnotError, QarnotQuotaError
-from airflow_qarnot_pool.api.limits import stored_moment
+from airflow_qarnot_pool.api.limits import parse_stored_time
 from airflow_qarnot_pool.exceptions import QarnotKilledError, QarnotWaitTimeoutError
 from airflow_qarnot_pool.operators.bases.base import _ASK, QarnotOperator
 from airflow_qarnot_pool.operators.kill_after_deferral import KillAfterDeferral
@@ -322,7 +322,7 @@ class WaitingOperator(QarnotOperator):
 
     def _resume_with_room(self, event: Mapping[str, Any]) -> None:
         """Read what the event of a wait for room says."""
-        self._quota_deadline = stored_moment(event["deadline"])
+        self._quota_deadline = parse_stored_time(event["deadline"])
         self._refusals = int(event.get("refusals") or 0) + 1
 
     # --- waiting

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api import states
 from airflow_qarnot_pool.api.errors import QarnotError, QarnotQuotaError, QarnotRefusedError
-from airflow_qarnot_pool.api.limits import stored_moment
+from airflow_qarnot_pool.api.limits import parse_stored_time
 from airflow_qarnot_pool.operators.bases.pool import PoolOperator
 from airflow_qarnot_pool.ownership.identity import WARM_UP_ROLE, with_suffix
-from airflow_qarnot_pool.parameters.validation import as_duration, pool_spec
+from airflow_qarnot_pool.parameters.validation import as_duration, make_pool_spec
 from airflow_qarnot_pool.waiting.conditions import (
     COLD,
     Condition,
@@ -113,7 +113,7 @@ class WarmingOperator(PoolOperator):
         resume_state: dict[str, Any] = {"closed": closed}
         deadline = deadline or self._deadline(context)
         if self._warms_up:
-            size = pool_spec({**values, "name": spec.name}).instance_count or 1
+            size = make_pool_spec({**values, "name": spec.name}).instance_count or 1
             try:
                 submit = partial(self._submit_warm_up, context, spec, uuid, size, condition)
                 resume_state["warm_up"] = submit()
@@ -148,7 +148,7 @@ class WarmingOperator(PoolOperator):
         self.log.info(
             "The warm-up of pool %s ended before the pool was ready; starting it again", outcome.uuid
         )
-        deadline = stored_moment(limit) if limit else None
+        deadline = parse_stored_time(limit) if limit else None
         closed = int(resume_state.get("closed") or 0)
         return self._warm(context, values, self._spec(values), condition, outcome.uuid, deadline, closed)
 
@@ -156,7 +156,7 @@ class WarmingOperator(PoolOperator):
         """Go on with a pool whose warm-up had to wait for room under the account's quota of tasks."""
         outcome = self._resumed(context, event)
         with self._closing_on_error():
-            self._quota_deadline = stored_moment(outcome.resume_state["room_until"])
+            self._quota_deadline = parse_stored_time(outcome.resume_state["room_until"])
             values = self._given()
             condition = self._condition(values)
             assert condition is not None
