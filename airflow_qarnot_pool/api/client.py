@@ -26,7 +26,6 @@ from airflow_qarnot_pool.api.transport import (
     Transport,
 )
 
-DEFAULT_URL = "https://api.qarnot.com"
 DEFAULT_STORAGE_URL = "https://storage.qarnot.com"
 
 

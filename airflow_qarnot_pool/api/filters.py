@@ -30,30 +30,16 @@ def _leaf(operator: str, field: str, value: object) -> Filter:
     return {"operator": operator, "field": field, "value": _text(value)}
 
 
-def _listed(operator: str, field: str, values: Iterable[object]) -> Filter:
-    # The specification says `values`, the official Python client sends `value`: send both.
-    texts = [_text(value) for value in values]
-    return {"operator": operator, "field": field, "value": texts, "values": texts}
-
-
 def equal(field: str, value: object) -> Filter:
     """The field has this value; a list field contains it."""
     return _leaf("Equal", field, value)
 
 
-def not_equal(field: str, value: object) -> Filter:
-    """The field has another value."""
-    return _leaf("NotEqual", field, value)
-
-
 def in_(field: str, values: Iterable[object]) -> Filter:
     """The field has one of these values."""
-    return _listed("In", field, values)
-
-
-def not_in(field: str, values: Iterable[object]) -> Filter:
-    """The field has none of these values."""
-    return _listed("NotIn", field, values)
+    # The specification says `values`, and the official Python client sends `value`, so this sends both.
+    texts = [_text(value) for value in values]
+    return {"operator": "In", "field": field, "value": texts, "values": texts}
 
 
 def lt(field: str, value: object) -> Filter:
@@ -61,37 +47,13 @@ def lt(field: str, value: object) -> Filter:
     return _leaf("LessThan", field, value)
 
 
-def le(field: str, value: object) -> Filter:
-    """The field is at most this."""
-    return _leaf("LessThanOrEqual", field, value)
-
-
-def gt(field: str, value: object) -> Filter:
-    """The field is greater than this."""
-    return _leaf("GreaterThan", field, value)
-
-
 def ge(field: str, value: object) -> Filter:
     """The field is at least this."""
     return _leaf("GreaterThanOrEqual", field, value)
 
 
-def like(field: str, pattern: str) -> Filter:
-    """The field matches this regular expression."""
-    return _leaf("Like", field, pattern)
-
-
-def _joined(operator: str, filters: tuple[Filter, ...]) -> Filter:
-    if not filters:
-        raise ValueError(f"{operator} needs at least one filter")
-    return filters[0] if len(filters) == 1 else {"operator": operator, "filters": list(filters)}
-
-
 def and_(*filters: Filter) -> Filter:
     """All of these hold."""
-    return _joined("And", filters)
-
-
-def or_(*filters: Filter) -> Filter:
-    """At least one of these holds."""
-    return _joined("Or", filters)
+    if not filters:
+        raise ValueError("And needs at least one filter")
+    return filters[0] if len(filters) == 1 else {"operator": "And", "filters": list(filters)}

@@ -558,11 +558,6 @@ class Pool(RemoteObject):
             return self.running_instance_count
         return (self.status.instance_count if self.status else None) or 0
 
-    @property
-    def active_policy(self) -> str | None:
-        """The name of the scaling policy that rules now, as far as the server says."""
-        return self.scaling.active_policy_name if self.scaling else None
-
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Task(RemoteObject):

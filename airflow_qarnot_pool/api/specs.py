@@ -27,7 +27,6 @@ from airflow_qarnot_pool.api.fields import (
     choice,
     duration,
     integer,
-    is_secret_constant,
     listing,
     mapping,
     mask_constants,
@@ -292,11 +291,6 @@ class _Spec(Record):
             body["constants"] = to_pairs(constants)
         return body
 
-    def secret_values(self) -> frozenset[str]:
-        """Values that must not appear in anything people read."""
-        values = {value for key, value in self.constants.items() if is_secret_constant(key)}
-        return frozenset(values - {""})
-
     def _check(self) -> None:
         for key in self._given_constants():
             if key in self.constants:
@@ -350,11 +344,6 @@ class _Spec(Record):
         """16 hex digits that stay the same as long as the same thing is asked for; see fingerprint_fields."""
         kept = {key: value for key, value in self.fingerprint_fields().items() if key not in exclude}
         return _short_hash(kept, length=16)
-
-    def diff(self, other: _Spec) -> list[str]:
-        """The names of the fields in which two specs ask for different things."""
-        mine, theirs = self.fingerprint_fields(), other.fingerprint_fields()
-        return sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))
 
 
 def _short_hash(value: Any, length: int = 8) -> str:

@@ -75,7 +75,6 @@ TASK_RUNNING = frozenset(
         TaskState.PENDING_CANCEL,
     }
 )
-TASK_LIVE = TASK_RUNNING
 TASK_TERMINAL = frozenset({TaskState.SUCCESS, TaskState.FAILURE, TaskState.CANCELLED})
 
 _POOL_PHASES = {
@@ -173,11 +172,6 @@ def is_terminal(state: str) -> bool:
     return _parse_any(state) in POOL_TERMINAL | TASK_TERMINAL
 
 
-def is_live(state: str) -> bool:
-    """Whether something of the pool or task runs, a task in PendingCancel included. Raises QarnotUnknownStateError."""
-    return _parse_any(state) in POOL_LIVE | TASK_RUNNING
-
-
 def is_ending(state: str) -> bool:
     """Whether a pool or task in this state is over or told to end. Raises QarnotUnknownStateError."""
     return is_terminal(state) or _parse_any(state) in POOL_ENDING | TASK_ENDING
@@ -212,17 +206,6 @@ def pool_has_passed(current: str, target: str) -> bool:
 def task_has_passed(current: str, target: str) -> bool:
     """Whether a task now in ``current`` is beyond ``target``; as :func:`pool_has_passed`."""
     return _is_beyond(parse_task_state(current), parse_task_state(target), _TASK_ORDER)
-
-
-def can_reach(current: str, target: str) -> bool:
-    """:func:`pool_can_reach` or :func:`task_can_reach`, by the machine that knows both states.
-
-    Where both machines know both names they agree. Raises QarnotUnknownStateError.
-    """
-    both = {_parse_any(current).lower(), _parse_any(target).lower()}
-    if both <= _POOL_BY_NAME.keys():
-        return pool_can_reach(current, target)
-    return task_can_reach(current, target)
 
 
 def _leads_to(now: int, then: int) -> bool:

@@ -8,7 +8,6 @@ from datetime import timedelta
 from typing import Any
 
 from airflow_qarnot_pool.api import filters
-from airflow_qarnot_pool.api.answers import error_from_response
 from airflow_qarnot_pool.api.errors import (
     QarnotError,
     QarnotNameTakenError,
@@ -24,6 +23,7 @@ from airflow_qarnot_pool.api.resource import (
     with_rejected_values,
     with_request_label,
 )
+from airflow_qarnot_pool.api.responses import error_from_response
 from airflow_qarnot_pool.api.specs import TaskSpec
 
 log = logging.getLogger(__name__)

@@ -29,14 +29,6 @@ from typing import TYPE_CHECKING, Any, Self, cast
 from urllib.parse import urlsplit
 
 from airflow_qarnot_pool import __version__
-from airflow_qarnot_pool.api.answers import (
-    TRANSIENT,
-    UNTOUCHED,
-    error_from_response,
-    is_json_like,
-    retry_after,
-    server_message,
-)
 from airflow_qarnot_pool.api.errors import (
     QarnotError,
     QarnotInvalidSpecError,
@@ -47,6 +39,14 @@ from airflow_qarnot_pool.api.errors import (
 )
 from airflow_qarnot_pool.api.fields import SECRET, find_secrets
 from airflow_qarnot_pool.api.limits import parse_json, strip_login
+from airflow_qarnot_pool.api.responses import (
+    TRANSIENT,
+    UNTOUCHED,
+    error_from_response,
+    is_json_like,
+    retry_after,
+    server_message,
+)
 
 if TYPE_CHECKING:
     import requests

@@ -11,7 +11,6 @@ import zlib
 import pytest
 
 from airflow_qarnot_pool.api import _http, errors
-from airflow_qarnot_pool.api.answers import retry_after, server_message
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.errors import (
     MAX_MESSAGE,
@@ -32,6 +31,7 @@ from airflow_qarnot_pool.api.limits import (
 )
 from airflow_qarnot_pool.api.models import Pool, Task
 from airflow_qarnot_pool.api.ranges import parse_ranges
+from airflow_qarnot_pool.api.responses import retry_after, server_message
 from tests.api.conftest import TOKEN
 from tests.api.stub import Reply
 

@@ -182,8 +182,8 @@ def test_scaling_is_read_without_being_judged():
         "activePolicyName": "f",
     }
     pool = Pool.from_json({"uuid": "u", "scaling": scaling})
-    assert pool.active_policy == "f"
     assert pool.scaling is not None
+    assert pool.scaling.active_policy_name == "f"
     fixed, quantum, bad = pool.scaling.policies
     assert isinstance(fixed, FixedPolicy)
     assert quantum == OtherPart("Quantum", "q", {"type": "Quantum", "name": "q", "spin": 1})

@@ -515,7 +515,6 @@ def test_secrets_are_sent_and_never_shown():
     assert "hunter2" not in repr(spec)
     assert "seen" in repr(spec)
     assert {pair["value"] for pair in spec.to_json()["constants"]} == set(SECRETS.values())
-    assert spec.secret_values() == {"hunter2-a", "hunter2-b"}
     with pytest.raises(QarnotInvalidSpecError) as caught:
         TaskSpec(name="t", constants={"QARNOT_SECRET__KEY": "hunter2" * 400})
     assert "hunter2" not in str(caught.value)
@@ -533,10 +532,8 @@ def test_fingerprints_tell_what_is_asked_for_and_not_how_it_is_called():
         constants={"B": "2", "A": "1"},
     )
     assert spec.fingerprint() == same.fingerprint()
-    assert spec.diff(same) == []
     other = PoolSpec(name="p", instance_count=3, constants={"A": "2", "B": "2"}, slots_per_node=2)
     assert spec.fingerprint() != other.fingerprint()
-    assert spec.diff(other) == ["constants", "instance_count", "slots_per_node"]
     assert spec.fingerprint(exclude=["constants", "instance_count", "slots_per_node"]) == other.fingerprint(
         exclude=["constants", "instance_count", "slots_per_node"]
     )

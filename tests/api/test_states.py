@@ -8,9 +8,7 @@ from airflow_qarnot_pool.api.states import (
     PoolState,
     TaskState,
     accepts_tasks,
-    can_reach,
     is_ending,
-    is_live,
     is_terminal,
     parse_pool_state,
     parse_task_state,
@@ -69,16 +67,13 @@ def test_task_phases(state, phase):
     assert is_terminal(state) is (phase is Phase.TERMINAL)
 
 
-def test_a_task_being_cancelled_counts_as_running():
-    assert is_live("PendingCancel")
+def test_a_task_being_cancelled_is_ending_and_not_over():
     assert not is_terminal("PendingCancel")
-    assert not is_live("Cancelled")
+    assert task_phase("PendingCancel") is Phase.ENDING
 
 
 @pytest.mark.parametrize("state", ["Exploded", "", "Success ", None])
-@pytest.mark.parametrize(
-    "ask", [pool_phase, task_phase, is_terminal, is_live, accepts_tasks, parse_task_state]
-)
+@pytest.mark.parametrize("ask", [pool_phase, task_phase, is_terminal, accepts_tasks, parse_task_state])
 def test_an_unknown_state_is_an_error_that_names_it(ask, state):
     with pytest.raises(QarnotUnknownStateError) as caught:
         ask(state)
@@ -127,7 +122,6 @@ def test_a_task_state_is_not_a_pool_state():
 )
 def test_where_a_pool_can_go(current, target, reachable):
     assert pool_can_reach(current, target) is reachable
-    assert can_reach(current, target) is reachable
     assert pool_can_reach(current.lower(), target.upper()) is reachable
 
 
@@ -151,7 +145,6 @@ def test_where_a_pool_can_go(current, target, reachable):
 )
 def test_where_a_task_can_go(current, target, reachable):
     assert task_can_reach(current, target) is reachable
-    assert can_reach(current, target) is reachable
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from airflow_qarnot_pool.api import errors
-from airflow_qarnot_pool.api.answers import error_from_response, retry_after, server_message
+from airflow_qarnot_pool.api.responses import error_from_response, retry_after, server_message
 
 
 @pytest.mark.parametrize(
