@@ -6,6 +6,10 @@ import pytest
 
 from airflow_qarnot_pool.local import LocalQarnot
 
+pytest.register_assert_rewrite("tests.crash.matrix")
+
+from tests.crash.matrix import Matrix  # noqa: E402
+
 
 @pytest.fixture(scope="session")
 def servers() -> Iterator[dict[str, LocalQarnot]]:
@@ -16,3 +20,9 @@ def servers() -> Iterator[dict[str, LocalQarnot]]:
         LocalQarnot(shortnames="free", **options) as free,  # type: ignore[arg-type]
     ):
         yield {"enforce": enforce, "free": free}
+
+
+@pytest.fixture(scope="module")
+def matrix(servers: dict[str, LocalQarnot], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Matrix]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        yield Matrix(servers, tmp_path_factory.mktemp("effects"), monkeypatch)

@@ -17,7 +17,7 @@ from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from tests.crash.children import StoringTI, fork, worker
-from tests.crash.test_crash_matrix import MOMENTS, SERVERS, Point, in_order, with_boundaries
+from tests.crash.matrix import MOMENTS, SERVERS, Point, in_order, with_boundaries
 from tests.harness import FakeTI, run
 from tests.operators.conftest import connect
 

@@ -3,16 +3,18 @@
 A small workload (create a pool, run a Qarnot task on it, close the pool) runs once for each row. One of its
 processes, a worker or a triggerer, is a child that kills itself with SIGKILL at the boundary; then Airflow's rules
 hold: a killed worker means the next try with the same ``max_tries``, a killed triggerer means that another one runs
-the trigger again. With CRASH_MATRIX=write this module writes ``docs/contributing/evidence/crash-matrix.md``; otherwise
-it compares the page with what happens.
+the trigger again. The tests are in ``test_crash_matrix_*.py``, one file for each operator, so that they run at the same
+time. With CRASH_MATRIX=write they write their rows of ``docs/contributing/evidence/crash-matrix.md``; otherwise they
+compare the page with what happens.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -344,7 +346,7 @@ class Matrix:
     servers: dict[str, LocalQarnot]
     folder: Path
     monkeypatch: pytest.MonkeyPatch
-    rows: dict[tuple[Point, str], Row] = field(default_factory=dict)
+    rows: dict[tuple[Point, str], Row | Exception] = field(default_factory=dict)
 
     def workload(self, name: str, server: str, point: Point | None = None) -> Workload:
         qarnot = self.servers[server]
@@ -357,12 +359,49 @@ class Matrix:
         return Workload(qarnot, client, f"{name} {server}", effects, point)
 
     def row(self, point: Point, server: str) -> Row:
-        if (point, server) not in self.rows:
-            workload = self.workload(str(point), server, point)
-            workload.whole(point.step)
-            workload.qarnot.faults([])
-            self.rows[point, server] = outcome(workload, point)
-        return self.rows[point, server]
+        key = point, server
+        if key not in self.rows:
+            try:
+                workload = self.workload(str(point), server, point)
+                workload.whole(point.step)
+                workload.qarnot.faults([])
+                self.rows[key] = outcome(workload, point)
+            except Exception as error:
+                # A second run would find the objects of the first one, and count both.
+                self.rows[key] = error
+        row = self.rows[key]
+        if isinstance(row, Exception):
+            raise row
+        return row
+
+    def check_boundaries(self, step: str) -> None:
+        """Check that without a kill the processes pass the boundaries of the table, in its order, and no others."""
+        workload = self.workload(f"{step} unharmed", "enforce")
+        workload.whole(step)
+        assert workload.passed == {process: list(all_of_it) for process, all_of_it in STEPS[step].items()}
+
+    def check_kill(self, point: Point, server: str) -> None:
+        row = self.row(point, server)
+        assert (row.pools, row.tasks, row.successes, row.effects, row.open) == (1, 1, 1, 1, 0)
+
+    def check_page(self, points: Iterable[Point]) -> None:
+        """Compare the rows of *points* in the docs with what happens, or write them."""
+        lines = {
+            head_of(point): line_of(point, [self.row(point, one) for one in SERVERS]) for point in points
+        }
+        if os.environ.get("CRASH_MATRIX") == "write":
+            with open(TABLE, "r+") as page:
+                fcntl.flock(page, fcntl.LOCK_EX)
+                written = rows_of(page.read()) | lines
+                page.seek(0)
+                page.truncate()
+                page.write(table(written))
+        text = TABLE.read_text()
+        written = rows_of(text)
+        assert {head: written.get(head) for head in lines} == lines, (
+            "docs/contributing/evidence/crash-matrix.md is not what happens; CRASH_MATRIX=write renews it"
+        )
+        assert text == table(written)
 
 
 def outcome(workload: Workload, point: Point) -> Row:
@@ -387,47 +426,14 @@ def outcome(workload: Workload, point: Point) -> Row:
     )
 
 
-@pytest.fixture(scope="module")
-def matrix(servers: dict[str, LocalQarnot], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Matrix]:
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        yield Matrix(servers, tmp_path_factory.mktemp("effects"), monkeypatch)
-
-
-# --- the tests
-
-
-@pytest.mark.parametrize("step", STEPS)
-def test_no_boundary_is_missing(matrix: Matrix, step: str) -> None:
-    """Without a kill, the processes pass the boundaries of the table, in its order, and no others."""
-    workload = matrix.workload(f"{step} unharmed", "enforce")
-    workload.whole(step)
-    assert workload.passed == {process: list(all_of_it) for process, all_of_it in STEPS[step].items()}
-
-
-@pytest.mark.parametrize("server", SERVERS)
-@pytest.mark.parametrize("point", POINTS, ids=str)
-def test_killed_at(matrix: Matrix, point: Point, server: str) -> None:
-    row = matrix.row(point, server)
-    assert (row.pools, row.tasks, row.successes, row.effects, row.open) == (1, 1, 1, 1, 0)
-
-
-def test_the_table_in_the_docs_is_what_happens(matrix: Matrix) -> None:
-    text = table({key: matrix.row(*key) for key in ((point, one) for point in POINTS for one in SERVERS)})
-    if os.environ.get("CRASH_MATRIX") == "write":
-        TABLE.write_text(text)
-    assert TABLE.read_text() == text, (
-        "docs/contributing/evidence/crash-matrix.md is not what happens; CRASH_MATRIX=write makes it anew"
-    )
-
-
 # --- the document
 
 INTRODUCTION = """\
 # Crash matrix
 
 What becomes of a workload (create a pool, run a Qarnot task on it, close the pool) when one of its processes is
-killed with SIGKILL. Every row is a run of `tests/crash/test_crash_matrix.py`, which writes this page
-(`CRASH_MATRIX=write`) and fails when it is not what happens. The child's exit status (-9) and the server's request log
+killed with SIGKILL. Every row is a run of `tests/crash/test_crash_matrix_*.py`, which write this page
+(`CRASH_MATRIX=write`) and fail when it is not what happens. The child's exit status (-9) and the server's request log
 prove where it died.
 
 - *before*: the request was not sent; *unanswered*: it took effect, and the answer never came; *answered*: the answer
@@ -442,22 +448,38 @@ prove where it died.
 """
 
 
-def table(rows: dict[tuple[Point, str], Row]) -> str:
+def moment_of(point: Point) -> str:
+    return "after" if point.at.startswith("XCom") and point.moment == "answered" else point.moment
+
+
+def head_of(point: Point) -> str:
+    """Return the cells that say where a process dies."""
+    return f"| {point.step} | {point.process} | `{point.at}` | {moment_of(point)} |"
+
+
+def line_of(point: Point, both: Sequence[Row]) -> str:
+    thens = dict.fromkeys(row.then for row in both)
+    counts = [
+        " / ".join(str(getattr(row, name)) for row in both)
+        for name in ("pools", "tasks", "successes", "effects", "open")
+    ]
+    return f"{head_of(point)} {' | '.join([' / '.join(thens), *counts])} |"
+
+
+def rows_of(page: str) -> dict[str, str]:
+    """Return the rows of a page by their first cells."""
+    heads = {head_of(point) for point in POINTS}
+    rows = {"|".join(line.split("|")[:5]) + "|": line for line in page.splitlines()}
+    return {head: line for head, line in rows.items() if head in heads}
+
+
+def table(rows: dict[str, str]) -> str:
+    """Return the page with these rows."""
     lines = [
         INTRODUCTION,
         "| step | process | boundary | killed | then | pools made | Qarnot tasks made | ran | effects | open |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for point in POINTS:
-        both = [rows[point, server] for server in SERVERS]
-        thens = list(dict.fromkeys(row.then for row in both))
-        counts = [
-            " / ".join(str(getattr(row, name)) for row in both)
-            for name in ("pools", "tasks", "successes", "effects", "open")
-        ]
-        moment = "after" if point.at.startswith("XCom") and point.moment == "answered" else point.moment
-        cells = [point.step, point.process, f"`{point.at}`", moment, " / ".join(thens), *counts]
-        lines.append(f"| {' | '.join(cells)} |")
-    points = len(POINTS)
-    lines += ["", f"{points} points, {points * len(SERVERS)} runs.", ""]
+    lines += [rows[head] for head in map(head_of, POINTS) if head in rows]
+    lines += ["", f"{len(POINTS)} points, {len(POINTS) * len(SERVERS)} runs.", ""]
     return "\n".join(lines)
