@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 import re
@@ -223,6 +222,8 @@ def _misspelt(name: str) -> str | None:
     names = [field.name for field in FIELDS]
     if name in names:
         return None
+    import difflib  # only a misspelt field needs it, and every DAG file would pay for it
+
     plain = name.removeprefix("extra__qarnot__").lower().replace("-", "_")
     close = difflib.get_close_matches(plain, names, n=1, cutoff=0.85)
     return close[0] if close else None

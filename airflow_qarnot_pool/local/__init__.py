@@ -1,4 +1,4 @@
-"""A Qarnot on this machine, for developing and testing without an account and without a bill (docs/local.md).
+"""Qarnot on this machine, to develop and test without an account and without a bill (docs/local.md).
 
 `python -m airflow_qarnot_pool.local` serves it; `LocalQarnot` does so from Python.
 """

@@ -26,17 +26,18 @@ def main() -> int:
         help=f"API token clients must send (default: {TOKEN_VARIABLE} in the environment, or a random one)",
     )
     parser.add_argument("--email", default="local@qarnot.invalid", help="the account, and S3 access key")
+    parser.add_argument("--boot-seconds", type=float, default=5.0, help="boot time of a node (virtual time)")
     parser.add_argument(
-        "--boot-seconds", type=float, default=5.0, help="how long a node boots (virtual time)"
-    )
-    parser.add_argument(
-        "--close-seconds", type=float, default=1.0, help="how long a pool is Closing at least (virtual time)"
+        "--close-seconds",
+        type=float,
+        default=1.0,
+        help="minimum time for which a pool is Closing (virtual time)",
     )
     parser.add_argument(
         "--cancel-seconds",
         type=float,
         default=0.0,
-        help="how long an aborted task is PendingCancel at least (virtual time)",
+        help="minimum time for which an aborted task is PendingCancel (virtual time)",
     )
     parser.add_argument(
         "--shortnames",
@@ -48,30 +49,30 @@ def main() -> int:
         "--queued",
         choices=("cancel", "leave"),
         default="cancel",
-        help="what becomes of tasks that are queued when their pool ends",
+        help="cancel or keep tasks that are queued when their pool ends",
     )
     parser.add_argument(
         "--output-bytes",
         type=int,
         metavar="N",
-        help="how much of each stream of an instance is kept: its end",
+        help="number of bytes kept of each stream of an instance, from its end",
     )
     parser.add_argument(
         "--search-cap",
         type=int,
         metavar="N",
-        help="most objects in one answer of a search, or on one page",
+        help="maximum number of objects in a search response or on a page",
     )
     parser.add_argument(
         "--search-lag",
         type=float,
         default=0.0,
         metavar="SECONDS",
-        help="how old the state may be that searches show (virtual time)",
+        help="maximum age of the state that searches show (virtual time)",
     )
     parser.add_argument("--speed", type=float, default=1.0, help="virtual seconds per real second")
     parser.add_argument(
-        "--ready-file", metavar="PATH", help="written when ready: url, storage_url, token, email"
+        "--ready-file", metavar="PATH", help="file to write when ready: url, storage_url, token, email"
     )
     parser.add_argument(
         "--exit-with-parent",
@@ -80,37 +81,37 @@ def main() -> int:
         const=os.getppid(),
         default=0,
         metavar="PID",
-        help="stop when the process that started this one is gone",
+        help="stop when the process that started this one has ended",
     )
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     try:
-        from airflow_qarnot_pool.local.backend.backend import Settings
+        from airflow_qarnot_pool.local.backend.context import Settings
         from airflow_qarnot_pool.local.http.server import LOOPBACK, Options, serve
         from airflow_qarnot_pool.local.processes.output import KEPT
     except ModuleNotFoundError as error:
         sys.exit(f"{error}. The local Qarnot needs: pip install 'airflow-qarnot-pool[local]'")
-    if given.host not in LOOPBACK:
+    if arguments.host not in LOOPBACK:
         parser.error(f"--host must be a loopback address ({', '.join(LOOPBACK)}): commands run unconfined")
     settings = Settings(
-        token=given.token or os.environ.get(TOKEN_VARIABLE) or secrets.token_urlsafe(24),
-        email=given.email,
-        boot_seconds=max(0.0, given.boot_seconds),
-        close_seconds=max(0.0, given.close_seconds),
-        cancel_seconds=max(0.0, given.cancel_seconds),
-        enforce_shortnames=given.shortnames == "enforce",
-        output_bytes=KEPT if given.output_bytes is None else max(0, given.output_bytes),
-        search_cap=None if given.search_cap is None else max(1, given.search_cap),
-        search_lag=max(0.0, given.search_lag),
-        leave_queued=given.queued == "leave",
+        token=arguments.token or os.environ.get(TOKEN_VARIABLE) or secrets.token_urlsafe(24),
+        email=arguments.email,
+        boot_seconds=max(0.0, arguments.boot_seconds),
+        close_seconds=max(0.0, arguments.close_seconds),
+        cancel_seconds=max(0.0, arguments.cancel_seconds),
+        enforce_shortnames=arguments.shortnames == "enforce",
+        output_bytes=KEPT if arguments.output_bytes is None else max(0, arguments.output_bytes),
+        search_cap=None if arguments.search_cap is None else max(1, arguments.search_cap),
+        search_lag=max(0.0, arguments.search_lag),
+        leave_queued=arguments.queued == "leave",
     )
     options = Options(
-        host=given.host,
-        port=given.port,
-        storage_port=given.storage_port,
-        ready_file=given.ready_file,
-        parent=given.exit_with_parent,
+        host=arguments.host,
+        port=arguments.port,
+        storage_port=arguments.storage_port,
+        ready_file=arguments.ready_file,
+        parent=arguments.exit_with_parent,
         settings=settings,
-        speed=given.speed,
+        speed=arguments.speed,
     )
     return asyncio.run(serve(options))
 

@@ -1,4 +1,4 @@
-"""A local Qarnot as a Python object: a server in a process of its own, on free ports."""
+"""Start and control a local Qarnot from Python: a server in its own process, on free ports."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 
 START_TIMEOUT = 60.0
 TOKEN_VARIABLE = "QARNOT_LOCAL_TOKEN"
-"""Carries the token to the server, where a command line would show it to everybody."""
+"""Passes the token to the server, because every user of the machine can read a command line."""
 
 
 class LocalQarnot:
@@ -27,21 +27,21 @@ class LocalQarnot:
         with LocalQarnot(boot_seconds=0.2) as qarnot:
             os.environ["AIRFLOW_CONN_QARNOT_DEFAULT"] = qarnot.airflow_connection(namespace="tests")
 
-    The server stops with this process, however that ends.
+    The server stops when this process ends, however it ends.
 
-    :param boot_seconds: how long a node boots, in virtual seconds.
-    :param close_seconds: how long a pool stays Closing at least, in virtual seconds.
-    :param cancel_seconds: how long an aborted task stays PendingCancel at least, in virtual seconds.
+    :param boot_seconds: boot time of a node, in virtual seconds.
+    :param close_seconds: minimum virtual seconds for which a pool is Closing.
+    :param cancel_seconds: minimum virtual seconds for which an aborted task is PendingCancel.
     :param shortnames: "enforce" refuses a shortname that is taken, "free" allows it.
-    :param queued: "cancel" cancels tasks that are queued when their pool ends, "leave" leaves them so.
-    :param output_bytes: how much of each stream of an instance is kept (its end); 4 MiB by default.
-    :param search_cap: most objects in one answer of a search, or on one page; None: no cap.
-    :param search_lag: how old the state may be that searches show, in virtual seconds.
+    :param queued: "cancel" cancels tasks that are queued when their pool ends, "leave" keeps them queued.
+    :param output_bytes: number of bytes kept of each stream of an instance, from its end; 4 MiB by default.
+    :param search_cap: maximum number of objects in a search response or on a page; None for no cap.
+    :param search_lag: maximum age of the state that searches show, in virtual seconds.
     :param token: API token; a random one by default.
     :param speed: virtual seconds per real second.
     :param port: port of the API; 0 takes any free one.
     :param storage_port: port of the S3 storage; 0 takes any free one.
-    :raises RuntimeError: the server did not start; its standard error is in the message.
+    :raises RuntimeError: the server did not start.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class LocalQarnot:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
         )
-        # Kills a server that hangs while it starts, which ends the read below.
+        # Killing a server that hangs while it starts ends the read below.
         watchdog = threading.Timer(START_TIMEOUT, self.process.kill)
         watchdog.start()
         try:
@@ -123,7 +123,7 @@ class LocalQarnot:
         return self
 
     def stop(self) -> None:
-        """Stop it; everything it runs is killed. Does nothing when it is not running."""
+        """Stop the server and kill everything it runs. Do nothing if it is not running."""
         if self.process is None:
             return
         self.process.terminate()
@@ -135,7 +135,7 @@ class LocalQarnot:
         self._forget()
 
     def kill(self) -> None:
-        """End it as a crash would (SIGKILL)."""
+        """Kill the server with SIGKILL, as a crash would."""
         if self.process is None:
             return
         self.process.kill()
@@ -148,7 +148,7 @@ class LocalQarnot:
         self.process = None
 
     def airflow_connection(self, **extra: Any) -> str:
-        """A connection to it, as JSON for ``AIRFLOW_CONN_QARNOT_DEFAULT``; *extra* are its extra fields."""
+        """Return an Airflow connection as JSON for ``AIRFLOW_CONN_QARNOT_DEFAULT``; *extra* are its extra fields."""
         fields = {"storage_url": self.storage_url, **extra}
         connection = {"conn_type": "qarnot", "host": self.url, "password": self.token, "extra": fields}
         return json.dumps(connection)
@@ -156,9 +156,9 @@ class LocalQarnot:
     # ---- control side ----
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
-        """A request to any path of the server, with the token. Returns the JSON answer, None when empty.
+        """Send a request with the token to any path. Return the JSON response, or None if it is empty.
 
-        :raises RuntimeError: the server refused it.
+        :raises RuntimeError: the server refused the request or has ended.
         """
         data = None if body is None else json.dumps(body).encode()
         headers = {"Authorization": self.token, "Content-Type": "application/json"}
@@ -166,8 +166,8 @@ class LocalQarnot:
         # No proxy from the environment: the server is on loopback.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
-            with opener.open(request, timeout=60) as answer:
-                content = answer.read()
+            with opener.open(request, timeout=60) as response:
+                content = response.read()
         except urllib.error.HTTPError as error:
             raise RuntimeError(f"{method} {path}: {error.code} {error.read().decode()}") from None
         except urllib.error.URLError as error:
@@ -175,22 +175,22 @@ class LocalQarnot:
             if ended is None:
                 raise
             raise RuntimeError(
-                f"The local Qarnot is not there any more (exit code {ended}): {error}"
+                f"The local Qarnot is not running any more (exit code {ended}): {error}"
             ) from None
         return json.loads(content) if content else None
 
     def faults(self, rules: Iterable[dict[str, Any]], seed: int | None = None) -> None:
-        """Replace the fault rules; an empty list ends all faults."""
+        """Replace the fault rules. An empty list removes all faults."""
         listed = list(rules)
         self.call("PUT", "/_local/faults", listed if seed is None else {"seed": seed, "rules": listed})
 
     def requests(self) -> list[dict[str, Any]]:
-        """The request log, oldest first."""
-        found: list[dict[str, Any]] = self.call("GET", "/_local/requests")
-        return found
+        """Return the request log, oldest first."""
+        requests: list[dict[str, Any]] = self.call("GET", "/_local/requests")
+        return requests
 
     def clear_requests(self) -> None:
-        """Begin a new request log."""
+        """Empty the request log."""
         self.call("DELETE", "/_local/requests")
 
     def get_account(self) -> dict[str, Any]:
@@ -204,22 +204,22 @@ class LocalQarnot:
         return self.get_account()
 
     def nodes(self) -> list[dict[str, Any]]:
-        """All nodes: id, pool, task, number, slots, state, running."""
-        found: list[dict[str, Any]] = self.call("GET", "/_local/nodes")
-        return found
+        """Return all nodes: id, pool, task, number, slots, state, running."""
+        nodes: list[dict[str, Any]] = self.call("GET", "/_local/nodes")
+        return nodes
 
     def kill_node(self, id: str) -> None:
-        """A node is lost, with everything on it."""
+        """Lose a node with everything on it."""
         self.call("POST", f"/_local/nodes/{id}/kill")
 
     def withhold_nodes(self, withheld: bool) -> None:
-        """Let no node come up, as if Qarnot had none free; False ends it."""
+        """Let no node come up, as if Qarnot had none free. False lets nodes come up again."""
         self.call("PUT", "/_local/nodes", {"withheld": withheld})
 
     def task_history(self) -> list[dict[str, Any]]:
-        """Every Qarnot task there ever was, deleted ones included: `uuid, state, labels, succeeded`."""
-        found: list[dict[str, Any]] = self.call("GET", "/_local/tasks")
-        return found
+        """Return `uuid, state, labels, succeeded` of every Qarnot task, also of deleted ones."""
+        tasks: list[dict[str, Any]] = self.call("GET", "/_local/tasks")
+        return tasks
 
     def get_clock(self) -> dict[str, Any]:
         """Return the virtual clock: `now` (epoch seconds) and `speed`."""
@@ -237,7 +237,7 @@ class LocalQarnot:
         return clock
 
     def step_clock(self, seconds: float) -> None:
-        """Put the clock that the server shows forward or back; nothing falls due by it."""
+        """Put the clock that the server shows forward or back. No event falls due by that."""
         self.call("PUT", "/_local/clock", {"step_seconds": seconds})
 
     def skew_clock(self, seconds: float, *, uuid: str | None = None, every: int = 1) -> None:
@@ -246,15 +246,15 @@ class LocalQarnot:
         self.call("PUT", "/_local/clock", {"skew": skew})
 
     def cap_searches(self, most: int | None, *, refuses: bool = False) -> None:
-        """Cut each answer of a search, and each page, after *most* objects; None ends it.
+        """Cut each search response and each page after *most* objects. None removes the cap.
 
-        :param refuses: answer 400 if more are asked for, in place of cutting.
+        :param refuses: respond with 400 if more objects are requested, in place of cutting.
         """
         self.call("PUT", "/_local/searches", {"cap": most, "refuses": refuses})
 
     def lag_searches(self, seconds: float) -> None:
-        """Have searches and pages show the state of now for so many virtual seconds, and so on; 0 ends it.
+        """Let searches and pages show a state that is up to *seconds* old (virtual time). 0 ends the lag.
 
-        Objects are shown as they are when they are asked for by name.
+        A request for a single object always shows its present state.
         """
         self.call("PUT", "/_local/searches", {"lag_seconds": seconds})

@@ -137,7 +137,7 @@ def idle(*since: float, slots: int = 1) -> list[IdleNode]:
 
 
 @pytest.mark.parametrize(
-    ("case", "rule", "view", "grow", "release", "look_again"),
+    ("case", "rule", "view", "grow", "release", "next_decision"),
     [
         ("a fixed pool boots at once", ScalingRule(fixed=4), DemandView(100, 0, 0), 4, (), None),
         ("and is left alone", ScalingRule(fixed=4), DemandView(100, 4, 9), 0, (), None),
@@ -205,10 +205,10 @@ def test_plan(
     view: DemandView,
     grow: int,
     release: tuple[int, ...],
-    look_again: float | None,
+    next_decision: float | None,
 ) -> None:
     found = plan(rule, view)
-    assert (found.grow, found.release, found.look_again) == (grow, release, look_again), case
+    assert (found.grow, found.release, found.next_decision) == (grow, release, next_decision), case
 
 
 def test_demand_after_a_ramp_is_over_starts_a_new_one() -> None:

@@ -136,9 +136,9 @@ def test_settings_that_mean_nothing_are_refused(still: World, path: str, bad: An
 
 
 def test_a_dial_keeps_what_it_has_shown() -> None:
-    dial = ShownTime()
-    assert (dial.show(5.0), dial.is_true) == (5.0, True)
-    dial.step(10.0, -3.0)
-    dial.step(20.0, 5.0)
-    assert [dial.show(when) for when in (9.0, 10.0, 19.0, 20.0)] == [9.0, 7.0, 16.0, 22.0]
-    assert not dial.is_true
+    shown_time = ShownTime()
+    assert (shown_time.show(5.0), shown_time.is_true) == (5.0, True)
+    shown_time.step(10.0, -3.0)
+    shown_time.step(20.0, 5.0)
+    assert [shown_time.show(when) for when in (9.0, 10.0, 19.0, 20.0)] == [9.0, 7.0, 16.0, 22.0]
+    assert not shown_time.is_true

@@ -1,7 +1,7 @@
-"""One attempt of one instance: its directory, its resources, its process, its results.
+"""Run one attempt of one instance: its directory, its resources, its process, its results.
 
-The only place where the state waits for real things. It changes nothing but the instance's own directory:
-what an outcome means for the task is decided in tasks.py.
+Only this module waits for real processes and files. It changes nothing but the directory of the instance; tasks.py
+decides how a result changes the task.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from airflow_qarnot_pool.local.backend.models import (
@@ -33,7 +33,7 @@ from airflow_qarnot_pool.local.processes.storage import (
 if TYPE_CHECKING:
     from airflow_qarnot_pool.local.backend.context import Context
 
-# The API has no catalogue of error codes; these are the local Qarnot's own (docs/local.md).
+# The API documents no error codes, so the local Qarnot defines these (docs/local.md).
 EXIT_CODE = "LOCAL_EXIT_CODE"
 NODE_LOST = "LOCAL_NODE_LOST"
 COMMAND = "LOCAL_COMMAND"
@@ -44,7 +44,11 @@ INTERNAL = "LOCAL_INTERNAL"
 
 @dataclass(frozen=True, slots=True)
 class AttemptResult:
-    """:param code: error code, None when the attempt succeeded. :param killed: it was ended from outside."""
+    """Result of an attempt.
+
+    :param code: error code, or None if the attempt succeeded.
+    :param killed: whether it was ended from outside.
+    """
 
     code: str | None = None
     message: str = ""
@@ -57,22 +61,22 @@ class AttemptResult:
 
 
 def node_directory(context: Context, node: Node) -> str:
-    """What `/job` is on this node."""
+    """Return the directory that `/job` stands for on this node."""
     return os.path.join(context.scratch, "nodes", node.id, "job")
 
 
 def resources(owner: Pool | Task) -> list[MountedBucket]:
-    """Where the resources of a pool or task come from."""
-    found = [MountedBucket(bucket) for bucket in owner.spec["resourceBuckets"]]
+    """Return the buckets with the resources of a pool or task."""
+    buckets = [MountedBucket(bucket) for bucket in owner.spec["resourceBuckets"]]
     for item in owner.spec["advancedResourceBuckets"]:
         prefix = (item["filtering"] or {}).get("prefixFiltering", {}).get("prefix", "")
         strip = (item["resourcesTransformation"] or {}).get("stripPrefix", {}).get("prefix", "")
-        found.append(MountedBucket(item["bucketName"], prefix, strip))
-    return found
+        buckets.append(MountedBucket(item["bucketName"], prefix, strip))
+    return buckets
 
 
 def destination(task: Task, kind: str = "results") -> Destination | None:
-    """Where the results (or snapshots) of a task go."""
+    """Return the destination of the results (or snapshots) of a task."""
     bucket = task.spec["resultBucket" if kind == "results" else "snapshotBucket"]
     if not bucket:
         return None
@@ -86,7 +90,7 @@ def destination(task: Task, kind: str = "results") -> Destination | None:
 
 
 def credentials(context: Context, owner: Pool | Task) -> dict[str, str]:
-    """Exported only with the privilege; named as the Python SDK reads them."""
+    """Return the credentials for the environment, if the privilege exports them, by the names of the Python SDK."""
     if not owner.spec["privileges"]["exportApiAndStorageCredentialsInEnvironment"]:
         return {}
     return {
@@ -96,57 +100,96 @@ def credentials(context: Context, owner: Pool | Task) -> dict[str, str]:
     }
 
 
+@dataclass(slots=True)
+class _Workspace:
+    """Directory of an attempt, and the files in it that are not results."""
+
+    job: str
+    directories: command.Directories
+    target: Destination | None
+    resources: Seen
+
+
+def _workspace(context: Context, task: Task, node: Node) -> _Workspace:
+    """Create the directories of an attempt."""
+    job = node_directory(context, node)
+    # In a pool `/job` belongs to the pool, and each attempt has a directory below it.
+    directory = os.path.join(job, str(uuid.uuid4())) if task.pool else job
+    place = command.Directories(job, directory, os.path.join(context.scratch, "nodes", node.id, "tmp"))
+    os.makedirs(directory, exist_ok=True)
+    os.makedirs(place.scratch, exist_ok=True)
+    return _Workspace(job, place, destination(task), {})
+
+
+async def _copy_resources(context: Context, task: Task, space: _Workspace) -> None:
+    directory = space.directories.task
+    buckets = resources(task)
+    if buckets:
+        await asyncio.to_thread(context.storage.download, buckets, directory)
+    if space.target and (buckets or not task.pool):
+        space.resources = await asyncio.to_thread(scan, directory)
+
+
+async def _execute(
+    context: Context, instance: Instance, space: _Workspace, words: list[str]
+) -> AttemptResult:
+    """Run the command to its end."""
+    task, place = instance.task, space.directories
+    own = command.variables(instance.id, len(task.instances), place)
+    output = context.output_of(task, instance.id)
+    env = command.environment(task.constants, own, place, context.search_path) | credentials(context, task)
+    cwd = command.working_directory(task.constants, own, place)
+    if cwd.startswith(space.job):
+        os.makedirs(cwd, exist_ok=True)
+    instance.run, done = context.runner.run(
+        words, cwd=cwd, env=env, stdout=output.stdout, stderr=output.stderr
+    )
+    code = await done
+    instance.run = None
+    return AttemptResult(EXIT_CODE, f"The command exited with code {code}") if code else AttemptResult()
+
+
+async def _upload(
+    context: Context,
+    instance: Instance,
+    space: _Workspace,
+    result: AttemptResult,
+    enter: Callable[[InstancePhase], bool],
+) -> AttemptResult:
+    """Copy the results to the bucket, unless the attempt was killed and the task does not want them then."""
+    if result.killed and (space.target is None or not instance.task.spec["uploadResultsOnCancellation"]):
+        return AttemptResult(killed=True)
+    if space.target is None:
+        return result
+    enter(InstancePhase.UPLOADING)
+    await asyncio.to_thread(context.storage.upload, space.directories.task, space.target, space.resources)
+    return replace(result, uploaded=True)
+
+
 async def carry_out(
     context: Context, instance: Instance, node: Node, enter: Callable[[InstancePhase], bool]
 ) -> AttemptResult:
     """Run one attempt on a node that is up.
 
-    :param enter: told each new phase; False = the attempt is not wanted any more.
+    :param enter: called with each new phase; returns False if the attempt is cancelled.
     """
     task = instance.task
-    job = node_directory(context, node)
-    # In a pool `/job` belongs to the pool and the task has a directory of its own below it.
-    directory = os.path.join(job, str(uuid.uuid4())) if task.pool else job
-    place = command.Directories(job, directory, os.path.join(context.scratch, "nodes", node.id, "tmp"))
-    instance.directory = directory
+    space: _Workspace | None = None
     try:
-        os.makedirs(directory, exist_ok=True)
-        os.makedirs(place.scratch, exist_ok=True)
-        seen: Seen = {}
-        wanted = resources(task)
-        target = destination(task)
-        if wanted:
-            await asyncio.to_thread(context.storage.download, wanted, directory)
-        if target and (wanted or not task.pool):
-            seen = await asyncio.to_thread(scan, directory)
-        own = command.variables(instance.id, len(task.instances), place)
-        output = context.output_of(task, instance.id)
-        words = command.words(task.constants.get("DOCKER_CMD", ""), task.constants, own, place)
+        space = _workspace(context, task, node)
+        instance.directory = space.directories.task
+        await _copy_resources(context, task, space)
+        own = command.variables(instance.id, len(task.instances), space.directories)
+        words = command.words(task.constants.get("DOCKER_CMD", ""), task.constants, own, space.directories)
         if not enter(InstancePhase.RUNNING):
             return AttemptResult(killed=True)
-        outcome = AttemptResult()
-        if words:
-            env = command.environment(task.constants, own, place, context.search_path)
-            env |= credentials(context, task)
-            cwd = command.working_directory(task.constants, own, place)
-            if cwd.startswith(job):
-                os.makedirs(cwd, exist_ok=True)
-            instance.run, done = context.runner.run(
-                words, cwd=cwd, env=env, stdout=output.stdout, stderr=output.stderr
-            )
-            code = await done
-            instance.run = None
-            if code:
-                outcome = AttemptResult(EXIT_CODE, f"The command exited with code {code}")
-        context.timeline.catch_up()
+        result = await _execute(context, instance, space, words) if words else AttemptResult()
+        context.clock.catch_up()
         if instance.lost:
             return AttemptResult(NODE_LOST, f"Node {node.id} was lost while the instance ran")
-        stopped = task.ending and not outcome.ok
-        if target is None or (stopped and not task.spec["uploadResultsOnCancellation"]):
-            return AttemptResult(killed=True) if stopped else outcome
-        enter(InstancePhase.UPLOADING)
-        await asyncio.to_thread(context.storage.upload, directory, target, seen)
-        return AttemptResult(killed=stopped, code=outcome.code, message=outcome.message, uploaded=True)
+        if task.ending and not result.ok:
+            result = replace(result, killed=True)
+        return await _upload(context, instance, space, result, enter)
     except command.CommandError as error:
         return AttemptResult(COMMAND, str(error))
     except StorageError as error:
@@ -154,11 +197,12 @@ async def carry_out(
     finally:
         instance.run = None
         instance.directory = None
-        await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+        if space is not None:
+            await asyncio.to_thread(shutil.rmtree, space.directories.task, ignore_errors=True)
 
 
 async def synchronize(context: Context, task: Task) -> None:
-    """Copy the task's resources to its running instances again; what was deleted from the bucket stays."""
+    """Copy the resources of the task to its running instances again. Files deleted from the bucket stay."""
     for directory in [i.directory for i in task.instances.values() if i.directory]:
         try:
             await asyncio.to_thread(context.storage.download, resources(task), directory)

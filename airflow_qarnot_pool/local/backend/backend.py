@@ -19,11 +19,11 @@ class Backend(Context):
         self.pools = Pools(self)
         self.tasks = Tasks(self)
         self.jobs = Jobs(self)
-        self.fleet = Nodes(self)
+        self.nodes = Nodes(self)
         self.lag_searches(settings.search_lag)
 
     def lag_searches(self, seconds: float) -> None:
-        """Have searches and pages show the objects as they were up to so many seconds ago; 0: as they are."""
+        """Let searches and pages show a state that is up to *seconds* old. 0 ends the lag."""
         self.search_lag = seconds
-        self.pools.store.lag(seconds, self.timeline.read)
-        self.tasks.store.lag(seconds, self.timeline.read)
+        self.pools.store.lag(seconds, self.clock.read)
+        self.tasks.store.lag(seconds, self.clock.read)

@@ -1,4 +1,4 @@
-"""What nodes cost. Every second a node is up is billed; a boot and the tasks on a pool's nodes are not."""
+"""Bill nodes: each second for which a node is up. A boot and the tasks on the nodes of a pool cost nothing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from airflow_qarnot_pool.local.schemas.formats import stamp
 
 EUROS_PER_NODE_SECOND = 0.0001
-"""0.36 EUR per node-hour: a round number, not Qarnot's price list."""
+"""0.36 EUR per node-hour, a round number and not Qarnot's price."""
 
 WATTS_PER_NODE = 100.0
 CORES_PER_NODE = 8
@@ -15,7 +15,7 @@ CORES_PER_NODE = 8
 
 @dataclass(slots=True)
 class BillingMeter:
-    """Integrates node counts over virtual time. All totals in node-seconds (slot-seconds for `busy_slots`)."""
+    """Integrates node counts over virtual time, in node-seconds (slot-seconds for `busy_slots`)."""
 
     since: float
     up: int = 0
@@ -51,7 +51,7 @@ class BillingMeter:
         return self._slot_total
 
     def credits(self, now: float) -> float:
-        """Euros spent."""
+        """Return the euros spent."""
         return self.node_seconds(now) * EUROS_PER_NODE_SECOND
 
     def summary(self, now: float) -> dict[str, float | int]:
@@ -69,7 +69,7 @@ class BillingMeter:
 
 @dataclass(slots=True)
 class AccountLimits:
-    """Account limits as in `/info`. None = no limit."""
+    """Account limits as in `/info`; None for no limit."""
 
     maxPool: int | None = 1000
     maxRunningPool: int | None = 1000
@@ -88,7 +88,7 @@ OVERRUN_POLICIES = ("AlertOnly", "BlockNew", "StopAndBlockAll")
 class ProjectBudget:
     """A budget of the one project. Amounts in cents, times in epoch seconds.
 
-    ``spent``: euros that had been spent when it was set; what is spent from then on is its consumption, too.
+    ``spent`` is the euros spent before it was set; later spending counts as its consumption.
     """
 
     uuid: str
@@ -106,7 +106,7 @@ class ProjectBudget:
         return begun and not self.archived and (self.expires is None or now < self.expires)
 
     def to_json(self, spent: float) -> dict[str, object]:
-        """As Qarnot answers it (qarnot-api.md 3.10)."""
+        """Return the budget as in the API (qarnot-api.md 3.10)."""
         consumed = round(self.consumed + (spent - self.spent) * 100, 4)
         return {
             "uuid": self.uuid,
@@ -123,7 +123,7 @@ class ProjectBudget:
 
 @dataclass(slots=True)
 class AccountState:
-    """The one account: its limits, and its credit as a balance at the moment it was set."""
+    """The only account: its limits, and its credit as the balance when it was set."""
 
     email: str
     limits: AccountLimits = field(default_factory=AccountLimits)
@@ -131,12 +131,15 @@ class AccountState:
     balance_spent: float = 0.0
     budgets: tuple[ProjectBudget, ...] = ()
     bills_deleted: bool = True
-    """Whether the credits of deleted pools can still be asked for."""
+    """Whether the credits of deleted pools are still reported."""
     deleted: dict[str, float] = field(default_factory=dict)
-    """Euros that each deleted pool has cost, by uuid."""
+    """Cost of each deleted pool in euros, by uuid."""
 
     def set_credits(self, credits: float, spent: float) -> None:
-        """:param spent: euros spent so far; what is spent from here on lowers the new balance."""
+        """Set the balance, which later spending lowers.
+
+        :param spent: euros spent so far.
+        """
         self.balance, self.balance_spent = credits, spent
 
     def credits_left(self, spent: float) -> float:
@@ -144,7 +147,7 @@ class AccountState:
 
 
 def carbon_facts(node_seconds: float, datacenter: str | None) -> dict[str, float | str]:
-    """Qarnot API: GET /carbon/v1/{pools,tasks}/{u}/carbon-facts. Both spellings of the keys (SDKs', OpenAPI's)."""
+    """Return GET /carbon/v1/{pools,tasks}/{u}/carbon-facts, with the keys of the SDKs and of the OpenAPI."""
     it = node_seconds * WATTS_PER_NODE / 3600
     pue, reused_share, grams_per_wh, other_pue = 1.03, 0.8, 0.05, 1.5
     total, reused = it * pue, it * reused_share

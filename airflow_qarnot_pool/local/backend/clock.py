@@ -1,7 +1,7 @@
-"""Virtual time: a clock that can run fast or jump, and the events that are due on it.
+"""Virtual time: a clock that can run fast or jump, and its events.
 
-Everything timed in the local Qarnot (boots, idle times, resize periods, policy edges, time to live) is an
-event here, so a week can pass in one call with every event at its right moment and in its right order.
+Everything timed in the local Qarnot (boots, idle times, resize periods, policy edges, time to live) is an event here. A
+week can therefore pass in one call, with all events at their time and in their order.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Action = Callable[[], None]
 
 
 class Timer:
-    """An event to come. `cancel()` makes it not happen."""
+    """A future event, which `cancel()` prevents."""
 
     __slots__ = ("action", "when")
 
@@ -29,9 +29,9 @@ class Timer:
 
 
 class Clock:
-    """Virtual now (epoch seconds) = start + real time passed * speed + seconds advanced.
+    """A clock whose epoch seconds are the start, plus the real time passed * speed, plus the seconds advanced.
 
-    `now` stands still while an action runs, at the moment that action was due.
+    `now` stands still while an action runs, at the time at which the action was due.
     """
 
     def __init__(self, start: float | None = None, real: Callable[[], float] = time.monotonic) -> None:
@@ -48,16 +48,16 @@ class Clock:
         return self._speed
 
     def read(self) -> float:
-        """What the virtual clock shows, whether or not the due events have been run."""
+        """Return the virtual time, whether or not the due events have run."""
         return self._anchor + (self._real() - self._anchor_real) * self._speed
 
     def set_speed(self, speed: float) -> None:
-        """From here on, `speed` virtual seconds pass per real second (0 stands still)."""
+        """Set the virtual seconds per real second from now on (0 stops the clock)."""
         self.catch_up()
         self._anchor, self._anchor_real, self._speed = self.read(), self._real(), speed
 
     def advance(self, seconds: float) -> None:
-        """Jump ahead and run everything that falls due on the way, in order."""
+        """Jump ahead and run the events that fall due on the way, in order."""
         self._anchor += seconds
         self.catch_up()
 
@@ -70,7 +70,7 @@ class Clock:
         return self.at(self.now + seconds, action)
 
     def catch_up(self) -> None:
-        """Run every event due by the clock; then `now` is what the clock shows."""
+        """Run all due events, and set `now` to the virtual time."""
         target = max(self.read(), self.now)
         while self._heap and self._heap[0][0] <= target:
             when, _, timer = heapq.heappop(self._heap)
@@ -81,7 +81,7 @@ class Clock:
         self.now = max(self.now, target)
 
     def real_delay(self) -> float | None:
-        """Real seconds until the next event; None when nothing is to come (or the clock stands still)."""
+        """Return the real seconds until the next event, or None without one or if the clock stands still."""
         while self._heap and self._heap[0][2].action is None:
             heapq.heappop(self._heap)
         if not self._heap or self._speed <= 0:
@@ -92,7 +92,7 @@ class Clock:
 class ShownTime:
     """Map virtual time to the time that the server shows.
 
-    A step changes what is shown of later moments. A time that was shown before keeps its value, as in a database.
+    A step changes how later times are shown. Times that were shown before keep their value, as in a database.
     """
 
     def __init__(self) -> None:
@@ -108,6 +108,6 @@ class ShownTime:
         self._steps.append((now, self.show(now) - now + seconds))
 
     def show(self, when: float) -> float:
-        """Return what is shown for the virtual moment *when*."""
-        found = bisect_right(self._steps, when, key=lambda step: step[0])
-        return when + (self._steps[found - 1][1] if found else 0.0)
+        """Return the shown time of the virtual time *when*."""
+        position = bisect_right(self._steps, when, key=lambda step: step[0])
+        return when + (self._steps[position - 1][1] if position else 0.0)

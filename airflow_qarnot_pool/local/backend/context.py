@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 from airflow_qarnot_pool.local.backend.billing import AccountState, BillingMeter
 from airflow_qarnot_pool.local.backend.clock import Clock, ShownTime
 from airflow_qarnot_pool.local.backend.models import Output, Pool, Remote, Task
+from airflow_qarnot_pool.local.backend.store import Store
 from airflow_qarnot_pool.local.processes.output import KEPT
 from airflow_qarnot_pool.local.processes.runner import Runner
 from airflow_qarnot_pool.local.processes.storage import Storage
+from airflow_qarnot_pool.local.schemas.errors import invalid
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.local.backend.jobs import Jobs
@@ -29,12 +31,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """:param boot_seconds: from asking for a node until it takes tasks. :param close_seconds: how long a pool
-    stays Closing at least, and a live object PendingDelete. :param cancel_seconds: how long an aborted task stays
-    PendingCancel at least. All in virtual time. :param output_bytes: how much of each stream of an instance is kept.
-    :param search_cap: most objects in one answer of a search, or on one page; None: no cap. :param search_lag:
-    seconds of virtual time for which searches may show an older state. :param leave_queued: tasks that are queued when
-    their pool ends stay so, instead of being cancelled."""
+    """Settings of the server. Seconds are in virtual time.
+
+    :param boot_seconds: time between the request for a node and the moment it takes tasks.
+    :param close_seconds: minimum time for which a pool is Closing, and a live object PendingDelete.
+    :param cancel_seconds: minimum time for which an aborted task is PendingCancel.
+    :param output_bytes: number of bytes kept of each stream of an instance, from its end.
+    :param search_cap: maximum number of objects in a search response or on a page; None for no cap.
+    :param search_lag: maximum age of the state that searches show.
+    :param leave_queued: keep tasks queued when their pool ends, in place of cancelling them.
+    """
 
     token: str = field(repr=False)
     email: str
@@ -52,26 +58,26 @@ class Context:
     """State that the engines share, and the engines themselves once the backend has composed them.
 
     Everything except ``attempt.carry_out`` happens between two awaits, which makes locks unnecessary. Entry points
-    call ``timeline.catch_up()`` first.
+    call ``clock.catch_up()`` first.
     """
 
     pools: Pools
     tasks: Tasks
     jobs: Jobs
-    fleet: Nodes
+    nodes: Nodes
 
     def __init__(self, settings: Settings, runner: Runner, storage: Storage, scratch: str) -> None:
         self.settings, self.runner, self.storage, self.scratch = settings, runner, storage, scratch
         self.url = ""
         self.search_path = os.environ.get("PATH", os.defpath)
-        self.timeline = Clock()
-        self.dial = ShownTime()
+        self.clock = Clock()
+        self.shown_time = ShownTime()
         self.search_cap = settings.search_cap
         self.refuses_beyond_cap = False
         self.search_lag = 0.0
         self.account = AccountState(settings.email)
-        self.meter = BillingMeter(self.timeline.now)
-        self.started = self.timeline.now
+        self.meter = BillingMeter(self.clock.now)
+        self.started = self.clock.now
         self.secrets: dict[str, str] = {}
         self._sequence = 0
         self._running: set[asyncio.Task[None]] = set()
@@ -80,49 +86,58 @@ class Context:
 
     @property
     def now(self) -> float:
-        return self.timeline.now
+        return self.clock.now
 
     def shown_now(self) -> float:
-        """What the server's clock shows."""
-        return self.dial.show(self.timeline.read())
+        """Return the time that the server shows."""
+        return self.shown_time.show(self.clock.read())
 
     def identity(self) -> tuple[str, int]:
-        """A new uuid and the number that orders objects by creation."""
+        """Return a new uuid and the number that orders objects by creation."""
         self._sequence += 1
         return str(uuid.uuid4()), self._sequence
 
     def spent(self) -> float:
-        """Euros spent since the server started."""
+        """Return the euros spent since the server started."""
         return self.meter.credits(self.now)
 
     def credits_left(self) -> float:
         return self.account.credits_left(self.spent())
 
-    def instances_asked(self) -> int:
-        """Instances that count against `maxInstances`: slots of open pools, and unfinished standalone ones."""
+    def requested_instances(self) -> int:
+        """Return the number of instances for `maxInstances`: slots of open pools, and unfinished standalone ones."""
         return self.tasks.standalone + sum(max(p.slots, p.target) for p in self.pools.store if p.is_open)
+
+    def check_shortname(self, kind: str, store: Store[Any], shortname: str | None) -> None:
+        """Check that a shortname is free, if shortnames are enforced. Raises ApiError 400."""
+        if (
+            shortname
+            and self.settings.enforce_shortnames
+            and (store.named(shortname) or store.get(shortname))
+        ):
+            raise invalid(kind, ["shortname-uniqueness"])
 
     # ---- time ----
 
     def touch(self) -> None:
-        """Bring the state up to date before it is looked at or changed, and the next alarm after it."""
-        self.timeline.catch_up()
+        """Run the due events before a read or a change, and set the next alarm after it."""
+        self.clock.catch_up()
         self._wake.set()
 
     async def live(self) -> None:
-        """Run events as they fall due, for ever."""
+        """Run events as they fall due, without end."""
         while True:
             try:
-                self.timeline.catch_up()
+                self.clock.catch_up()
             except Exception:
                 traceback.print_exc()  # one broken event must not stop the clock for all others
             self._wake.clear()
-            delay = self.timeline.real_delay()
+            delay = self.clock.real_delay()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), delay)
 
     async def stop(self) -> None:
-        """Nothing is started any more, and nothing that happens from here on changes anything."""
+        """Cancel the background work, and start no more of it."""
         self._stopped = True
         running = list(self._running)
         for task in running:
@@ -130,7 +145,7 @@ class Context:
         await asyncio.gather(*running, return_exceptions=True)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run something beside the requests; errors are printed, never lost."""
+        """Run work in the background. Its errors are printed."""
         if self._stopped:
             work.close()
             return
@@ -147,16 +162,16 @@ class Context:
     # ---- output ----
 
     def output_of(self, owner: Pool | Task, number: int) -> Output:
-        """The files the output of one instance (or pool node) goes to, made on first use."""
-        found = owner.output.get(number)
-        if found is None:
+        """Return the output files of one instance (or pool node), created on first use."""
+        output = owner.output.get(number)
+        if output is None:
             folder = os.path.join(self.scratch, "output", owner.uuid)
             os.makedirs(folder, exist_ok=True)
             base = os.path.join(folder, str(number))
-            found = owner.output[number] = Output(
+            output = owner.output[number] = Output(
                 f"{base}.stdout", f"{base}.stderr", self.settings.output_bytes
             )
-        return found
+        return output
 
     def forget_output(self, owner: Remote) -> None:
         shutil.rmtree(os.path.join(self.scratch, "output", owner.uuid), ignore_errors=True)

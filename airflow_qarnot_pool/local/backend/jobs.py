@@ -1,10 +1,10 @@
-"""Jobs, and tasks that depend on each other (Qarnot API: qarnot-api.md 3.9 and `dependencies` in 3.3)."""
+"""Jobs, and dependencies between tasks (Qarnot API: qarnot-api.md 3.9 and `dependencies` in 3.3)."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from airflow_qarnot_pool.local.backend.models import Dependency, Job, Task
+from airflow_qarnot_pool.local.backend.models import Dependency, Job, Pool, Task
 from airflow_qarnot_pool.local.backend.store import Store
 from airflow_qarnot_pool.local.schemas.errors import ApiError, invalid, missing
 from airflow_qarnot_pool.local.schemas.fields import RequestFields, is_uuid
@@ -18,25 +18,22 @@ ACTIVE, COMPLETED = "Active", "Completed"
 class Jobs:
     def __init__(self, context: Context) -> None:
         self._context = context
-        self.store: Store[Job] = Store(context.dial)
+        self.store: Store[Job] = Store(context.shown_time)
         self._waiting: dict[str, list[Task]] = {}
-        """uuid of a task -> the tasks that wait for it."""
+        """Tasks that wait for another task, by the uuid of that task."""
 
     def find(self, key: str) -> Job:
-        """By uuid or shortname. Raises ApiError 404."""
-        found = self.store.find(key)
-        if found is None:
+        """Return the job with this uuid or shortname. Raises ApiError 404."""
+        job = self.store.find(key)
+        if job is None:
             raise missing("job", key)
-        return found
+        return job
 
     def create(self, body: Any) -> Job:
-        """Raises ApiError 400, 403 (limit reached)."""
+        """Create a job. Raises ApiError 400, 403 (limit reached)."""
         context, fields = self._context, RequestFields(body, "job")
         name, shortname = fields.text("name", required=True), fields.shortname()
-        pool_uuid = fields.text("poolUuid")
-        pool = context.pools.store.get(pool_uuid) if pool_uuid and is_uuid(pool_uuid) else None
-        if pool_uuid and (pool is None or not pool.is_open):
-            fields.wrong("poolUuid")
+        pool = self._read_pool(fields)
         if shortname and context.settings.enforce_shortnames and self.store.named(shortname):
             fields.wrong("shortname-uniqueness")
         wall = fields.duration("maxWallTime")
@@ -61,11 +58,18 @@ class Jobs:
             raise ApiError(403, f"Maximum number of jobs reached: {limit}")
         self.store.add(job)
         if wall:
-            context.timeline.after(wall, lambda: self.terminate(job))
+            context.clock.after(wall, lambda: self.terminate(job))
         return job
 
+    def _read_pool(self, fields: RequestFields) -> Pool | None:
+        uuid = fields.text("poolUuid")
+        pool = self._context.pools.store.get(uuid) if uuid and is_uuid(uuid) else None
+        if uuid and (pool is None or not pool.is_open):
+            fields.wrong("poolUuid")
+        return pool
+
     def terminate(self, job: Job) -> None:
-        """The tasks of the job are cancelled, and it takes no more."""
+        """Cancel the tasks of the job and let it take no more."""
         if job.state != ACTIVE:
             return
         self.store.move(job, COMPLETED, self._context.now)
@@ -73,10 +77,10 @@ class Jobs:
         for task in list(job.tasks.values()):
             self._context.tasks.cancel(task)
         if job.time_to_live:
-            self._context.timeline.after(job.time_to_live, lambda: self.store.remove(job))
+            self._context.clock.after(job.time_to_live, lambda: self.store.remove(job))
 
     def delete(self, job: Job, *, force: bool) -> None:
-        """Raises ApiError 403 when it has tasks and `force` is not given."""
+        """Delete a job. Raises ApiError 403 if it has tasks, unless *force* is set."""
         if job.tasks and not force:
             raise ApiError(403, f"Action forbidden: the job has {len(job.tasks)} tasks")
         self.terminate(job)
@@ -87,7 +91,7 @@ class Jobs:
     # ---- dependencies ----
 
     def watch(self, task: Task, depends_on: list[Dependency]) -> None:
-        """Hold a new task back until the tasks it depends on are over."""
+        """Hold a new task back until the tasks it depends on have finished."""
         task.held, task.depends_on = True, depends_on
         for dependency in depends_on:
             other = self._context.tasks.store.get(dependency.uuid)
@@ -98,7 +102,7 @@ class Jobs:
         self._decide(task)
 
     def task_over(self, task: Task) -> None:
-        """Release, or cancel, what waited for this task. Deleted before it was over, it counts as cancelled."""
+        """Release or cancel the tasks that wait for this one. If it was deleted unfinished, it counts as cancelled."""
         for waiting in self._waiting.pop(task.uuid, []):
             for dependency in waiting.depends_on:
                 if dependency.uuid == task.uuid:
@@ -118,7 +122,7 @@ class Jobs:
                 self._context.tasks.cancel(task)
 
     def dependencies(self, task: Task) -> dict[str, Any] | None:
-        """The `dependencies` field of a task."""
+        """Return the `dependencies` field of a task."""
         if not task.depends_on:
             return None
         if not task.depends_on[0].advanced:
@@ -144,6 +148,6 @@ def _fulfilment(met: list[bool | None]) -> str:
 
 
 def check_reference(job: Job | None) -> None:
-    """Raises ApiError 400 unless tasks can join the job."""
+    """Check that tasks can join the job. Raises ApiError 400."""
     if job is None or job.state != ACTIVE:
         raise invalid("task", ["jobUuid" if job is None else "job-not-active"])

@@ -1,4 +1,4 @@
-"""The objects of the local Qarnot. Plain data: what happens to them is in pools.py, tasks.py and attempt.py."""
+"""Objects of the local Qarnot, as plain data. Their life is in pools.py, tasks.py and attempt.py."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from airflow_qarnot_pool.local.backend.scaling import Policy
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class Remote:
-    """What pools, tasks and jobs have in common. Times are virtual epoch seconds."""
+    """Base of pools, tasks and jobs. Times are virtual epoch seconds."""
 
     uuid: str
     seq: int
@@ -26,7 +26,7 @@ class Remote:
     tags: list[str] = field(default_factory=list)
     constants: dict[str, str] = field(default_factory=dict, repr=False)
     spec: dict[str, Any] = field(default_factory=dict)
-    """Creation fields that are stored and given back as they came."""
+    """Fields of the creation that are stored and returned unchanged."""
     previous_state: str = ""
     moved: float = 0.0
     previously_moved: float = 0.0
@@ -36,7 +36,7 @@ class Remote:
     time_to_live: float = 0.0
     auto_delete: bool = False
     skew: float = 0.0
-    """Seconds by which all times shown of it are off."""
+    """Error of all its shown times, in seconds."""
 
     def __post_init__(self) -> None:
         self.previous_state = self.previous_state or self.state
@@ -48,9 +48,10 @@ FINAL_STATES = frozenset({"success", "failure", "cancelled"})
 
 @dataclass(slots=True)
 class Dependency:
-    """A task that has to be over first, and in which final states of it the dependent may run.
+    """A task that must finish first, and the final states after which the dependent task may run.
 
-    :param condition: as it was asked for, to be given back. :param final: its final state once it is over.
+    :param condition: the requested condition, as responses return it.
+    :param final: the final state once the task has finished.
     """
 
     uuid: str
@@ -61,12 +62,12 @@ class Dependency:
 
     @property
     def met(self) -> bool | None:
-        """None = not known yet."""
+        """Whether the condition is met, or None if that is not known yet."""
         return None if self.final is None else self.final.lower() in self.allowed
 
 
 class InstancePhase(Enum):
-    """Where an instance of a task is. The values are Qarnot's phase names where it has one."""
+    """Phase of an instance. The values are Qarnot's phase names, if it has one."""
 
     WAITING = "waiting"
     PLACED = "dispatch"
@@ -84,14 +85,14 @@ class Instance:
     phase: InstancePhase = InstancePhase.WAITING
     attempts: int = 0
     node: Node | None = None
-    """The node it is on."""
+    """Its node."""
     booting: Node | None = None
-    """The node that boots for it, when its task has no pool."""
+    """The node that boots for it if its task has no pool."""
     started: float | None = None
     executed: float = 0.0
     """Seconds of execution in all attempts."""
     run: str | None = None
-    """Id of the process run with the supervisor."""
+    """Id of its run in the supervisor."""
     lost: bool = False
     directory: str | None = None
 
@@ -102,7 +103,7 @@ class Instance:
 
 @dataclass(slots=True, eq=False)
 class Node:
-    """One machine. In a pool it lives with the pool; for a task without one it lives for one attempt."""
+    """One machine. It lives as long as its pool, or for one attempt of a task without a pool."""
 
     id: str
     number: int
@@ -147,7 +148,7 @@ class Pool(Remote):
     resize_timer: Timer | None = None
     close_timer: Timer | None = None
     syncing: int = 0
-    """Nodes that are copying the pool's resources again."""
+    """Number of nodes that are copying the resources of the pool again."""
     output: dict[int, Output] = field(default_factory=dict)
 
     @property
@@ -179,9 +180,9 @@ class Task(Remote):
     results_count: int = 0
     depends_on: list[Dependency] = field(default_factory=list)
     held: bool = False
-    """Waits for the tasks it depends on."""
+    """Whether it waits for the tasks it depends on."""
     ending: bool = False
-    """Cancelled, or deleted, and waiting for its processes to be gone."""
+    """Whether it was cancelled or deleted and its processes still end."""
     cancelling_until: float | None = None
     """Earliest virtual time at which an aborted task leaves PendingCancel."""
     output: dict[int, Output] = field(default_factory=dict)
@@ -190,7 +191,7 @@ class Task(Remote):
 
     @property
     def left(self) -> int:
-        """Instances that are not over."""
+        """Number of unfinished instances."""
         return self.waiting + self.placed + self.running + self.uploading
 
     @property
@@ -207,12 +208,12 @@ class Job(Remote):
 
 @dataclass(slots=True)
 class Output:
-    """Where the output of one instance (or pool node) is, and how much of it was read as "fresh"."""
+    """Output files of one instance (or pool node), and how much of them was read as new output."""
 
     stdout: str
     stderr: str
     kept: int
-    """Bytes of each stream that can still be read: its end."""
+    """Number of bytes at the end of each stream that can still be read."""
     fresh: dict[tuple[str, bool], int] = field(default_factory=dict)
-    """(stream, aggregated) -> bytes already given out."""
+    """Bytes already returned, by stream and whether aggregated."""
     over: bool = False

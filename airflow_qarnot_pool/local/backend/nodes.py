@@ -1,4 +1,4 @@
-"""Nodes: they are asked for, placed, booted, filled with instances, let go, lost. And how many a pool has."""
+"""Life of nodes: request, placement, boot, instances, release, loss. Also decides how many nodes a pool has."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ if TYPE_CHECKING:
     from airflow_qarnot_pool.local.backend.context import Context
 
 PLACING = 0.25
-"""Share of the boot time that passes before a node is placed (dispatched)."""
+"""Share of the boot time before a node is placed (dispatched)."""
 MAX_NODES = 5000
-"""More nodes than this in one pool are never booted here."""
+"""Maximum number of nodes in one pool, because all of them run on this machine."""
 
 
 class Nodes:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._numbers = 0
-        self.nodes: dict[str, Node] = {}
+        self.by_id: dict[str, Node] = {}
         self._withheld: list[Node] | None = None
 
     # ---- one node ----
 
     def _ask(self, number: int, slots: int, delay: float, *, pool: Pool | None = None) -> Node:
-        """Order a node: placed, then up, `boot_seconds` from now at the latest.
+        """Request a node that is placed and then up, `boot_seconds` from now at the latest.
 
-        :param delay: 0..1, its place among nodes ordered together, so that they come up one after the other.
+        :param delay: 0 to 1, its rank among nodes requested together, because they come up one after the other.
         """
         self._numbers += 1
         node = Node(f"node-{self._numbers:06d}", number, slots, self._context.now, pool)
-        self.nodes[node.id] = node
+        self.by_id[node.id] = node
         boot = self._context.settings.boot_seconds
         first = boot * PLACING * delay
-        later = self._context.timeline.after
+        later = self._context.clock.after
         node.timers.append(later(first, lambda: self._placed(node)))
         node.timers.append(later(boot * (1 - PLACING) + first, lambda: self._booted(node)))
         return node
@@ -58,7 +58,7 @@ class Nodes:
             self._context.tasks.enter(node.instance, InstancePhase.PLACED)
 
     def withhold(self, withheld: bool) -> None:
-        """Let no node come up, as if none were free; False: let those come up that were due meanwhile."""
+        """Let no node come up, as if none were free. False lets those come up that have been due."""
         due, self._withheld = self._withheld or [], [] if withheld else None
         for node in due:
             if not node.gone:
@@ -75,7 +75,7 @@ class Nodes:
             self._up(node)
 
     async def _prepare(self, pool: Pool, node: Node) -> None:
-        """Copy the pool's resources to the node and run its preparation command there."""
+        """Copy the resources of the pool to the node and run its preparation command."""
         context = self._context
         error = await self._copy_resources(pool, node)
         preparation = pool.spec["preparationTask"]
@@ -117,7 +117,7 @@ class Nodes:
         return None
 
     async def synchronize(self, pool: Pool) -> None:
-        """Copy the pool's resources to its nodes again; what was deleted from the bucket stays."""
+        """Copy the resources of the pool to its nodes again. Files deleted from the bucket stay."""
         nodes = [node for node in pool.nodes.values() if node.up is not None]
         pool.syncing += len(nodes)
         for node in nodes:
@@ -142,7 +142,7 @@ class Nodes:
             self._context.tasks.start(node.instance, node)
 
     def drop(self, node: Node) -> None:
-        """Let a node go; what runs on it has ended or is being killed."""
+        """Release a node whose processes have ended or are being killed."""
         if node.gone:
             return
         node.gone = True
@@ -150,17 +150,20 @@ class Nodes:
             timer.cancel()
         if node.run is not None:
             self._context.runner.kill(node.run)
-        now, busy = self._context.now, len(node.running)
-        owner = node.pool or (node.instance.task if node.instance else None)
         if node.up is not None:
-            for meter in (self._context.meter, *([owner.meter] if owner else [])):
-                meter.change(now, up=-1, busy=-1 if busy else 0, busy_slots=-busy)
+            self._stop_billing(node)
         if node.pool is not None and node.pool.nodes.get(node.number) is node:
             del node.pool.nodes[node.number]
             node.pool.slots -= node.slots
-        self.nodes.pop(node.id, None)
+        self.by_id.pop(node.id, None)
         if not node.running and node.run is None and node.up is not None:
             self._remove_directory(node)
+
+    def _stop_billing(self, node: Node) -> None:
+        now, busy = self._context.now, len(node.running)
+        owner = node.pool or (node.instance.task if node.instance else None)
+        for meter in (self._context.meter, *([owner.meter] if owner else [])):
+            meter.change(now, up=-1, busy=-1 if busy else 0, busy_slots=-busy)
 
     def _remove_directory(self, node: Node) -> None:
         shutil.rmtree(os.path.join(self._context.scratch, "nodes", node.id), ignore_errors=True)
@@ -171,7 +174,7 @@ class Nodes:
         self._load(node, instance, 1)
 
     def vacate(self, node: Node, instance: Instance) -> None:
-        """An attempt is over on this node."""
+        """Take a finished attempt off its node."""
         node.running.discard(instance)
         instance.node = None
         if node.gone:
@@ -189,9 +192,9 @@ class Nodes:
             meter.change(now, busy=turned, busy_slots=change)
 
     def lose(self, node: Node) -> None:
-        """The node dies: its instances end as lost, its pool gets another one where it wants one."""
-        hurt, pool = list(node.running), node.pool
-        for instance in hurt:
+        """Kill a node: its instances are lost, and its pool gets another node if it needs one."""
+        lost, pool = list(node.running), node.pool
+        for instance in lost:
             instance.lost = True
             if instance.run is not None:
                 self._context.runner.kill(instance.run)
@@ -200,7 +203,7 @@ class Nodes:
         if pool is not None:
             self.refresh(pool)
             self.resize(pool)
-        elif waiting is not None and not hurt and waiting.node is None:
+        elif waiting is not None and not lost and waiting.node is None:
             self._context.tasks.lost_before_start(waiting)
 
     # ---- tasks without a pool: one node per attempt ----
@@ -221,32 +224,33 @@ class Nodes:
             pool.resize_timer.cancel()
             pool.resize_timer = None
         rule, edge = self._rule(pool)
-        fixed_and_right = rule.fixed is not None and rule.fixed == pool.slots
-        idle = [] if fixed_and_right else self._idle(pool)
-        view = scaling.DemandView(
-            now=now,
-            slots=pool.slots,
-            demand=pool.waiting + pool.running,
-            idle=idle,
-            grow_after=pool.grow_after,
-            origin=pool.created,
-            last_tick=pool.last_tick,
-        )
-        plan = scaling.plan(rule, view)
+        plan = scaling.plan(rule, self._view(pool, rule))
         pool.grow_after, pool.target = plan.grow_after, plan.target
         for number in plan.release:
             self.drop(pool.nodes[number])
         if plan.release and rule.ticks:
             pool.last_tick = now
         self._grow(pool, plan.grow, rule)
-        moments = [moment for moment in (plan.look_again, edge) if moment is not None]
-        if moments:
-            pool.resize_timer = context.timeline.at(min(moments), lambda: self.resize(pool))
+        next_decision = min((when for when in (plan.next_decision, edge) if when is not None), default=None)
+        if next_decision is not None:
+            pool.resize_timer = context.clock.at(next_decision, lambda: self.resize(pool))
         if plan.grow or plan.release:
             self.refresh(pool)
 
+    def _view(self, pool: Pool, rule: scaling.ScalingRule) -> scaling.DemandView:
+        has_fixed_size = rule.fixed is not None and rule.fixed == pool.slots
+        return scaling.DemandView(
+            now=self._context.now,
+            slots=pool.slots,
+            demand=pool.waiting + pool.running,
+            idle=[] if has_fixed_size else self._idle(pool),
+            grow_after=pool.grow_after,
+            origin=pool.created,
+            last_tick=pool.last_tick,
+        )
+
     def _rule(self, pool: Pool) -> tuple[scaling.ScalingRule, float | None]:
-        """The rule in force and the moment another one may take its place."""
+        """Return the rule in force and the time at which another one may replace it."""
         if pool.scaling is not None:
             policy = scaling.active(pool.scaling, self._context.now)
             pool.policy = policy.name if policy else None
@@ -265,8 +269,11 @@ class Nodes:
         ]
 
     def _grow(self, pool: Pool, slots: int, rule: scaling.ScalingRule) -> None:
-        """Ask for nodes. A queue-driven pool takes whole nodes as far as its maximum allows; otherwise the last
-        one has fewer slots, so that the pool has exactly what it wants."""
+        """Request nodes.
+
+        A queue-driven pool takes whole nodes up to its maximum. Otherwise the last node has fewer slots, because the
+        pool then has exactly its size.
+        """
         if slots and rule.fixed is None:
             whole = -(-slots // pool.slots_per_node) * pool.slots_per_node
             slots = max(slots, min(whole, rule.max_total - pool.slots))
@@ -282,13 +289,13 @@ class Nodes:
             pool.slots += size
 
     def settle(self, pool: Pool) -> None:
-        """The placement delay of a new pool is over: wanting no node, it has all it wants."""
+        """Settle a new pool without nodes after its placement delay: it has all nodes that it needs."""
         if pool.is_open and not pool.nodes:
             pool.settled = True
             self.refresh(pool)
 
     def refresh(self, pool: Pool) -> None:
-        """Bring the pool's state in line with its nodes."""
+        """Set the state of the pool from its nodes."""
         if not pool.is_open:
             return
         up = sum(1 for node in pool.nodes.values() if node.up is not None)

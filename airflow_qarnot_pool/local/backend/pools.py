@@ -1,4 +1,4 @@
-"""Pools from creation to deletion (Qarnot API: qarnot-api.md 3.1, 4.1, 5.1)."""
+"""Life of pools, from creation to deletion (Qarnot API: qarnot-api.md 3.1, 4.1, 5.1)."""
 
 from __future__ import annotations
 
@@ -27,26 +27,21 @@ CANCELLED_ERROR = {
 class Pools:
     def __init__(self, context: Context) -> None:
         self._context = context
-        self.store: Store[Pool] = Store(context.dial)
+        self.store: Store[Pool] = Store(context.shown_time)
 
     def find(self, key: str) -> Pool:
-        """By uuid or shortname. Raises ApiError 404."""
-        found = self.store.find(key)
-        if found is None:
+        """Return the pool with this uuid or shortname. Raises ApiError 404."""
+        pool = self.store.find(key)
+        if pool is None:
             raise missing("pool", key)
-        return found
+        return pool
 
     # ---- creation ----
 
     def create(self, wanted: requests.PoolCreation) -> Pool:
-        """Raises ApiError 400 (shortname taken), 402 (no credit), 403 (limit reached)."""
+        """Create a pool. Raises ApiError 400 (shortname taken), 402 (no credit), 403 (limit reached)."""
         context, now = self._context, self._context.now
-        if (
-            wanted.shortname
-            and context.settings.enforce_shortnames
-            and (self.store.named(wanted.shortname) or self.store.get(wanted.shortname))
-        ):
-            raise invalid("pool", ["shortname-uniqueness"])
+        context.check_shortname("pool", self.store, wanted.shortname)
         if context.credits_left() <= 0:
             raise ApiError(402, "Not enough credits")
         self._check_limits(wanted)
@@ -71,8 +66,8 @@ class Pools:
             meter=BillingMeter(now),
         )
         self.store.add(pool)
-        context.fleet.resize(pool)
-        context.timeline.after(context.settings.boot_seconds * 0.25, lambda: context.fleet.settle(pool))
+        context.nodes.resize(pool)
+        context.clock.after(context.settings.boot_seconds * 0.25, lambda: context.nodes.settle(pool))
         return pool
 
     def _check_limits(self, wanted: requests.PoolCreation) -> None:
@@ -85,12 +80,12 @@ class Pools:
         if limits.maxRunningPool is not None and running >= limits.maxRunningPool:
             raise ApiError(403, f"Maximum number of pools reached: {limits.maxRunningPool} running")
         fixed = 0 if wanted.elastic["isElastic"] or wanted.scaling is not None else wanted.instance_count
-        asked = self._context.instances_asked() + fixed
-        if limits.maxInstances is not None and asked > limits.maxInstances:
+        requested = self._context.requested_instances() + fixed
+        if limits.maxInstances is not None and requested > limits.maxInstances:
             raise ApiError(403, f"Maximum number of instances reached: {limits.maxInstances}")
 
     def _make_room(self) -> None:
-        """Finished pools that allow it are deleted once the quota is reached, the oldest first."""
+        """Delete the oldest finished pool that allows it."""
         for pool in self.store:
             if pool.auto_delete and pool.state in states.POOL_TERMINAL:
                 self._remove(pool)
@@ -102,18 +97,18 @@ class Pools:
     # ---- change ----
 
     def update(self, pool: Pool, body: Any) -> None:
-        """PUT: constants, tags, elasticProperty and scaling are honoured, absent ones unchanged."""
+        """Change the constants, tags, elasticProperty and scaling that the body of a PUT has."""
         self._require_open(pool, "update")
         fields = RequestFields(body, "pool")
         constants = fields.constants(MAX_POOL_CONSTANTS) if fields.has("constants") else None
         tags = fields.tags() if fields.has("tags") else None
         elastic, scaling = pool.elastic, pool.scaling
         if fields.has("elasticProperty"):
-            found = scaling_module.read_elastic(fields.raw("elasticProperty"), pool.elastic)
-            if found is None:
+            changed = scaling_module.read_elastic(fields.raw("elasticProperty"), pool.elastic)
+            if changed is None:
                 fields.wrong("elasticProperty")
             else:
-                elastic = found
+                elastic = changed
         if fields.has("scaling"):
             scaling, problems = scaling_module.read_scaling(fields.raw("scaling"))
             if problems:
@@ -128,7 +123,7 @@ class Pools:
         self._rescale(pool, elastic, scaling)
 
     def set_scaling(self, pool: Pool, body: Any) -> None:
-        """PUT /pools/{u}/scaling."""
+        """Change the scaling (PUT /pools/{u}/scaling)."""
         self._require_open(pool, "scaling update")
         policies, problems = scaling_module.read_scaling(body)
         if problems:
@@ -139,12 +134,12 @@ class Pools:
 
     def _rescale(self, pool: Pool, elastic: dict[str, Any], scaling: list[Policy] | None) -> None:
         pool.modified = self._context.now
-        scaling = scaling or None  # no policies: no scaling
+        scaling = scaling or None  # an empty list is no scaling
         if (elastic, scaling) != (pool.elastic, pool.scaling):
             pool.elastic, pool.scaling = elastic, scaling
             pool.grow_after = 0.0
-        self._context.fleet.resize(pool)
-        self._context.fleet.refresh(pool)
+        self._context.nodes.resize(pool)
+        self._context.nodes.refresh(pool)
 
     def _require_open(self, pool: Pool, action: str) -> None:
         if not pool.is_open:
@@ -153,18 +148,18 @@ class Pools:
     # ---- end ----
 
     def close(self, pool: Pool) -> None:
-        """Raises ApiError 403 for a pool that is not open."""
+        """Close a pool. Raises ApiError 403 if it is not open."""
         self._require_open(pool, "close")
         self._shut(pool, states.CLOSING)
 
     def fail(self, pool: Pool, code: str, message: str) -> None:
-        """The pool ends in error."""
+        """End a pool in error."""
         if pool.is_open:
             pool.errors.append({"code": code, "message": message, "debug": message})
             self._shut(pool, states.FAILURE)
 
     def delete(self, pool: Pool) -> None:
-        """Closes it if needed; gone at once if it is over, else when its processes are."""
+        """Delete a pool at once if it has finished, or close it and delete it when its processes have ended."""
         if pool.state in states.POOL_TERMINAL and not pool.running:
             self._remove(pool)
         elif pool.state != states.PENDING_DELETE:
@@ -183,7 +178,7 @@ class Pools:
         for task in cancelled:
             context.tasks.cancel(task, CANCELLED_ERROR)
         if pool.close_timer is None:
-            pool.close_timer = context.timeline.after(
+            pool.close_timer = context.clock.after(
                 context.settings.close_seconds, lambda: self._closing(pool)
             )
 
@@ -192,12 +187,12 @@ class Pools:
         self.try_finish(pool)
 
     def try_finish(self, pool: Pool) -> None:
-        """A pool that is shut is over when its time has passed and nothing of it runs."""
+        """Finish a pool that closes, once its minimum time has passed and none of its instances runs."""
         if pool.is_open or pool.close_timer is not None or pool.running:
             return
         now = self._context.now
         for node in list(pool.nodes.values()):
-            self._context.fleet.drop(node)
+            self._context.nodes.drop(node)
         if pool.state == states.PENDING_DELETE:
             self._remove(pool)
             return
@@ -206,7 +201,7 @@ class Pools:
         if pool.ended is None:
             pool.ended = now
             if pool.time_to_live:
-                self._context.timeline.after(pool.time_to_live, lambda: self._expire(pool))
+                self._context.clock.after(pool.time_to_live, lambda: self._expire(pool))
 
     def _expire(self, pool: Pool) -> None:
         if pool.state in states.POOL_TERMINAL:
@@ -214,7 +209,7 @@ class Pools:
 
     def _remove(self, pool: Pool) -> None:
         for node in list(pool.nodes.values()):
-            self._context.fleet.drop(node)
+            self._context.nodes.drop(node)
         self.store.remove(pool)
         self._context.account.deleted[pool.uuid] = pool.meter.credits(self._context.now)
         self._context.forget_output(pool)

@@ -1,7 +1,7 @@
-"""How many slots a pool should have, and when to look again. Pure functions of (settings, view, now).
+"""Decide how many slots a pool should have, and when to decide again. Pure functions.
 
-Three kinds of pool come down to two rules: a fixed size (`instanceCount`, a `Fixed` policy, or no active
-policy = 0) and a queue-driven size (the legacy `elasticProperty`, a `ManagedTasksQueue` policy).
+Pools follow one of two rules: a fixed size (`instanceCount`, a `Fixed` policy, or 0 without an active policy), or a
+queue-driven size (the legacy `elasticProperty`, a `ManagedTasksQueue` policy).
 Qarnot API: qarnot-api.md 3.4 and 3.5.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 DAY = 86_400
 DAY_NAMES = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 POLICY_STEP_SECONDS = 90.0
-"""A ManagedTasksQueue adds a share of its slots "about every 90 s" (qarnot-api.md 3.5)."""
+"""Seconds between two steps of a ManagedTasksQueue ("about every 90 s", qarnot-api.md 3.5)."""
 
 
 # ---- policies and their periods ------------------------------------------------------------------
@@ -23,9 +23,9 @@ POLICY_STEP_SECONDS = 90.0
 
 @dataclass(frozen=True, slots=True)
 class Period:
-    """Always, or on some days of the week from `start` to `end` (seconds after midnight UTC, end excluded).
+    """A period: always, or from `start` to `end` on some days (seconds after midnight UTC, end excluded).
 
-    An end at or before the start lies on the next day; equal ones make a whole day.
+    An end at or before the start is on the next day. An equal start and end make a whole day.
     """
 
     name: str | None
@@ -46,7 +46,7 @@ class Period:
         return any(begin <= now < begin + self._length() for begin in self._starts(now, range(-1, 1)))
 
     def next_edge(self, now: float) -> float | None:
-        """The next moment after now at which this period begins or ends."""
+        """Return the next time after now at which this period starts or ends."""
         if self.days is None:
             return None
         begins = self._starts(now, range(-1, 9))
@@ -54,8 +54,8 @@ class Period:
         return min(edges, default=None)
 
     def _starts(self, now: float, offsets: range) -> list[float]:
-        """The moments this period begins, on the days at these offsets from today."""
-        today = int(now // DAY)  # the epoch began on a Thursday
+        """Return the start times of this period on the days at these offsets from today."""
+        today = int(now // DAY)  # the epoch started on a Thursday
         return [
             (today + offset) * DAY + self.start
             for offset in offsets
@@ -65,12 +65,13 @@ class Period:
 
 @dataclass(frozen=True, slots=True)
 class ScalingRule:
-    """What decides the size now.
+    """Rule for the size of a pool.
 
-    `fixed` set: exactly that many slots. Otherwise: demand plus `min_idle`, within `min_total..max_total`;
-    `step` = slots added at once at most, then again after `period` seconds; a node idle for `idle_seconds`
-    is let go. `ticks`: letting go happens only on multiples of `period`, at most `step` slots each (legacy
-    elastic pools), otherwise as soon as the idle time is over.
+    :param fixed: the number of slots. If it is None, the size is the demand plus `min_idle`, within the limits.
+    :param idle_seconds: idle time after which a node is released.
+    :param step: maximum number of slots added at once.
+    :param period: seconds between two steps.
+    :param ticks: release at most `step` slots, and only at multiples of `period`, as legacy elastic pools do.
     """
 
     fixed: int | None = None
@@ -89,27 +90,27 @@ class Policy:
     rule: ScalingRule
     periods: tuple[Period, ...]
     source: dict[str, Any] = field(hash=False)
-    """The policy as JSON, keys in Qarnot's order."""
+    """The policy as JSON, with the keys in Qarnot's order."""
 
 
 def active(policies: Sequence[Policy], now: float) -> Policy | None:
-    """The first policy in the list that has a matching period."""
+    """Return the first policy with a matching period."""
     return next((p for p in policies if any(period.matches(now) for period in p.periods)), None)
 
 
 def next_edge(policies: Sequence[Policy], now: float) -> float | None:
-    """When the active policy may change next."""
+    """Return the next time at which the active policy may change."""
     edges = [period.next_edge(now) for policy in policies for period in policy.periods]
     return min((edge for edge in edges if edge is not None), default=None)
 
 
 def share(total: int, factor: float) -> int:
-    """Slots per step: a share of the maximum, at least one."""
+    """Return the slots per step: a share of the maximum, and at least one."""
     return max(1, math.ceil(round(total * factor, 9)))
 
 
 def elastic_rule(elastic: dict[str, Any]) -> ScalingRule:
-    """The legacy elasticProperty block as a rule."""
+    """Return the rule of a legacy elasticProperty block."""
     return ScalingRule(
         min_total=max(elastic["minTotalSlots"], elastic["minIdleSlots"]),
         max_total=elastic["maxTotalSlots"],
@@ -133,11 +134,14 @@ class IdleNode:
 
 @dataclass(frozen=True, slots=True)
 class DemandView:
-    """What the decision sees of a pool.
+    """The facts about a pool for one decision.
 
-    :param slots: of all its nodes, booting ones included. :param demand: instances running or queued.
-    :param idle: nodes that are up with nothing on them. :param grow_after: no growth before this moment.
-    :param origin: where its resize ticks count from. :param last_tick: the last tick that let go of nodes.
+    :param slots: slots of all its nodes, also of booting ones.
+    :param demand: number of running and queued instances.
+    :param idle: nodes that are up without an instance.
+    :param grow_after: earliest time of the next growth.
+    :param origin: start of its resize ticks.
+    :param last_tick: last tick that released nodes.
     """
 
     now: float
@@ -151,25 +155,31 @@ class DemandView:
 
 @dataclass(frozen=True, slots=True)
 class ScalingPlan:
-    """:param target: slots wanted now. :param grow: slots to boot now. :param release: node numbers to let go.
-    :param grow_after: to be kept for the next View. :param look_again: moment of the next decision, if any."""
+    """A decision about the size.
+
+    :param target: slots that the pool should have.
+    :param grow: slots to boot now.
+    :param release: numbers of the nodes to release.
+    :param grow_after: value for the next DemandView.
+    :param next_decision: time of the next decision, if one is needed.
+    """
 
     target: int
     grow: int = 0
     release: tuple[int, ...] = ()
     grow_after: float = 0.0
-    look_again: float | None = None
+    next_decision: float | None = None
 
 
 def target(rule: ScalingRule, demand: int) -> int:
-    """Slots the rule wants for so many running and queued instances."""
+    """Return the slots of the rule for a number of running and queued instances."""
     if rule.fixed is not None:
         return rule.fixed
     return max(rule.min_total, min(rule.max_total, demand + rule.min_idle))
 
 
 def plan(rule: ScalingRule, view: DemandView) -> ScalingPlan:
-    """What to do now. A ramp is over as soon as nothing is missing: demand after that starts a new one at once."""
+    """Decide now. A ramp ends when no slot is missing, so later demand starts a new ramp at once."""
     wanted = target(rule, view.demand)
     missing = wanted - view.slots
     if missing > 0:
@@ -181,37 +191,39 @@ def _grow(rule: ScalingRule, view: DemandView, wanted: int, missing: int) -> Sca
     if rule.fixed is not None:
         return ScalingPlan(wanted, grow=missing)
     if view.now < view.grow_after:
-        return ScalingPlan(wanted, grow_after=view.grow_after, look_again=view.grow_after)
-    # The floor is there from the start: only growth beyond it is ramped.
+        return ScalingPlan(wanted, grow_after=view.grow_after, next_decision=view.grow_after)
+    # Only growth beyond the minimum is ramped.
     step = min(missing, max(rule.step, rule.min_total - view.slots))
     if step == missing:
         return ScalingPlan(wanted, grow=step)
     again = view.now + rule.period
-    return ScalingPlan(wanted, grow=step, grow_after=again, look_again=again)
+    return ScalingPlan(wanted, grow=step, grow_after=again, next_decision=again)
 
 
 def _shrink(rule: ScalingRule, view: DemandView, wanted: int, surplus: int) -> ScalingPlan:
     release: list[int] = []
-    again: float | None = None
+    decisions: list[float] = []
     left = min(surplus, rule.step) if rule.ticks else surplus
     for node in sorted(view.idle, key=lambda n: (n.since, -n.number)):
-        due = node.since + (0.0 if rule.fixed is not None else rule.idle_seconds)
-        if rule.ticks:
-            due = _tick(rule, view, due)
+        due = _release_time(rule, view, node)
         if due > view.now:
-            again = due if again is None else min(again, due)
+            decisions.append(due)
         elif node.slots <= surplus and (node.slots <= left or not release):
             release.append(node.number)
             surplus -= node.slots
             left -= node.slots
         elif rule.ticks and node.slots <= surplus:
-            later = _tick(rule, view, view.now + 1e-6)
-            again = later if again is None else min(again, later)
-    return ScalingPlan(wanted, release=tuple(release), look_again=again)
+            decisions.append(_tick(rule, view, view.now + 1e-6))
+    return ScalingPlan(wanted, release=tuple(release), next_decision=min(decisions, default=None))
+
+
+def _release_time(rule: ScalingRule, view: DemandView, node: IdleNode) -> float:
+    due = node.since + (0.0 if rule.fixed is not None else rule.idle_seconds)
+    return _tick(rule, view, due) if rule.ticks else due
 
 
 def _tick(rule: ScalingRule, view: DemandView, due: float) -> float:
-    """The first resize tick at or after `due` that has not let go of nodes already."""
+    """Return the first resize tick at or after `due` that has not released nodes yet."""
     count = math.ceil(round((due - view.origin) / rule.period, 9))
     when = view.origin + count * rule.period
     while when <= view.last_tick:

@@ -1,4 +1,4 @@
-"""Snapshots: what running instances have written so far, copied to a bucket (Qarnot API: qarnot-api.md 3.3)."""
+"""Copy the files of running instances to a bucket, as snapshots (Qarnot API: qarnot-api.md 3.3)."""
 
 from __future__ import annotations
 
@@ -18,21 +18,16 @@ if TYPE_CHECKING:
 
 
 def _destination(task: Task, fields: RequestFields) -> Destination:
-    """The request's bucket and filters, or those of the task. Raises ApiError 400 when no bucket is known."""
-    own = attempt.destination(task, "snapshots") or attempt.destination(task)
-    bucket = fields.text("bucket") or (own.bucket if own else None)
-    if bucket is None:
+    """Return the bucket and filters of the request, or those of the task. Raises ApiError 400 without a bucket."""
+    own = attempt.destination(task, "snapshots") or attempt.destination(task) or Destination("")
+    bucket = fields.text("bucket") or own.bucket
+    if not bucket:
         fields.wrong("bucket")
     filters = [fields.regex(name) for name in ("whitelist", "blacklist")]
     fields.check()
     white, black = (command.substitute(text, task.constants) if text else None for text in filters)
-    prefix = fields.text("bucketPrefix") or (own.prefix if own else "")
-    return Destination(
-        bucket or "",
-        prefix,
-        white or (own.whitelist if own else None),
-        black or (own.blacklist if own else None),
-    )
+    prefix = fields.text("bucketPrefix") or own.prefix
+    return Destination(bucket, prefix, white or own.whitelist, black or own.blacklist)
 
 
 def _require_running(task: Task) -> None:
@@ -41,14 +36,14 @@ def _require_running(task: Task) -> None:
 
 
 def take(context: Context, task: Task, body: Any) -> str:
-    """One snapshot, now. Returns its id."""
+    """Take one snapshot now. Return its id."""
     _require_running(task)
     destination = _destination(task, RequestFields(body or {}, "snapshot"))
     return _trigger(context, task, destination)
 
 
 def repeat(context: Context, task: Task, body: Any) -> None:
-    """A snapshot every `interval` virtual seconds while the task runs; 0 ends them. Raises ApiError 400."""
+    """Take a snapshot every `interval` virtual seconds while the task runs. 0 stops them. Raises ApiError 400."""
     fields = RequestFields(body or {}, "snapshot")
     interval = fields.integer("interval", -1)
     if interval is None or interval < 0:
@@ -63,9 +58,9 @@ def repeat(context: Context, task: Task, body: Any) -> None:
         def again() -> None:
             if not (task.is_over or task.ending):
                 _trigger(context, task, destination)
-                task.snapshot_timer = context.timeline.after(interval, again)
+                task.snapshot_timer = context.clock.after(interval, again)
 
-        task.snapshot_timer = context.timeline.after(interval, again)
+        task.snapshot_timer = context.clock.after(interval, again)
 
 
 def find(task: Task, id: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""State names and the pure rules that decide them (Qarnot API: qarnot-api.md section 5)."""
+"""States, and the pure rules that decide them (Qarnot API: qarnot-api.md section 5)."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ TASK_TERMINAL = frozenset({SUCCESS, FAILURE, CANCELLED})
 
 
 def pool_state(*, wanted: int, placed: int, up: int, settled: bool) -> str:
-    """State of an open pool.
+    """Return the state of an open pool.
 
-    :param wanted: nodes the pool should have now.
-    :param placed: nodes given to it, booting or up.
-    :param up: nodes that take tasks.
-    :param settled: the pool has been executing before (it never goes back to a dispatch state), or it
-        wants no node and its placement delay is over: a pool that has all of its zero nodes is FullyExecuting.
+    :param wanted: number of nodes that it should have.
+    :param placed: number of its nodes, booting or up.
+    :param up: number of nodes that take tasks.
+    :param settled: whether it has executed before, as it never returns to a dispatch state. Also set after the
+        placement delay if it needs no node, because a pool with all of its zero nodes is FullyExecuting.
     """
     if up == 0 and not settled:
         if placed == 0:
@@ -41,9 +41,9 @@ def pool_state(*, wanted: int, placed: int, up: int, settled: bool) -> str:
 
 
 def task_state(*, waiting: int, placed: int, running: int, uploading: int, executed: bool) -> str | None:
-    """State of a task that nobody cancelled, from the number of its instances in each phase; None = all over.
+    """Return the state of an uncancelled task from its instances in each phase, or None if all have finished.
 
-    :param executed: an instance has run before (the task never goes back to a dispatch state).
+    :param executed: whether an instance has run before, as the task never returns to a dispatch state.
     """
     if waiting + placed + running == 0:
         return UPLOADING_RESULTS if uploading else None
@@ -55,9 +55,10 @@ def task_state(*, waiting: int, placed: int, running: int, uploading: int, execu
 
 
 def may_retry(*, per_instance: int | None, total: int | None, attempts: int, retried: int) -> bool:
-    """May an instance that failed run again? Null or 0 = no retry; both set = the stricter one.
+    """Return whether a failed instance may run again. Null or 0 is no retry; of two limits the stricter one counts.
 
-    :param attempts: how often this instance ran. :param retried: retries the whole task has used.
+    :param attempts: number of attempts of this instance.
+    :param retried: number of retries of the whole task.
     """
     if not per_instance and not total:
         return False
@@ -67,7 +68,7 @@ def may_retry(*, per_instance: int | None, total: int | None, attempts: int, ret
 
 
 def final_state(*, cancelled: bool, failed: int) -> str:
-    """How a task ends once no instance is left."""
+    """Return the final state of a task without unfinished instances."""
     if cancelled:
         return CANCELLED
     return FAILURE if failed else SUCCESS

@@ -1,4 +1,4 @@
-"""Objects of one kind, found by uuid, shortname, tag or time of their last transition without a full scan."""
+"""Store of objects with indexes by uuid, shortname, tag and time of the last transition."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ R = TypeVar("R", bound=Remote)
 class Store(Generic[R]):
     """Objects in order of creation."""
 
-    def __init__(self, dial: ShownTime | None = None) -> None:
-        self._dial = dial or ShownTime()
+    def __init__(self, shown_time: ShownTime | None = None) -> None:
+        self._shown_time = shown_time or ShownTime()
         self._skewed = False
         self._skew: tuple[float, int] = (0.0, 1)
         self._lag: _Lag[R] | None = None
         self._by_uuid: dict[str, R] = {}
         self._by_shortname: dict[str, list[R]] = {}
         self._by_tag: dict[str, dict[str, R]] = {}
-        # Transitions happen in the order of virtual time, so appending keeps this sorted; an entry is stale
-        # when its object has moved again. Stale ones are dropped when they are the greater part.
+        # Transitions happen in the order of virtual time, so appending keeps this sorted. An entry is stale
+        # if its object has moved again. Stale entries are dropped when they are the majority.
         self._transitions: list[tuple[float, R]] = []
 
     def __len__(self) -> int:
@@ -68,7 +68,7 @@ class Store(Generic[R]):
                     del self._by_tag[tag]
 
     def move(self, item: R, state: str, now: float) -> bool:
-        """Change the state and note the transition. False if it has that state already."""
+        """Change the state and record the transition. Return False if the object has that state already."""
         if item.state == state:
             return False
         item.previous_state, item.state = item.state, state
@@ -88,22 +88,22 @@ class Store(Generic[R]):
         return self._by_uuid.get(uuid.lower())
 
     def find(self, key: str) -> R | None:
-        """By uuid or shortname. Where several share a shortname (it is not enforced): the newest."""
-        found = self.get(key)
-        if found is None and (named := self._by_shortname.get(key)):
-            found = named[-1]
-        return found
+        """Return the object with this uuid or shortname, the newest if several share a shortname."""
+        item = self.get(key)
+        if item is None and (named := self._by_shortname.get(key)):
+            item = named[-1]
+        return item
 
     def named(self, shortname: str) -> list[R]:
         return self._by_shortname.get(shortname, [])
 
     def tagged(self, tag: str) -> list[R]:
-        """In order of creation or tagging."""
+        """Return the objects with a tag, in order of creation or tagging."""
         return list(self._by_tag.get(tag, {}).values())
 
     def moved_since(self, when: float) -> list[R]:
-        """Objects that may show a last transition at `when` or later."""
-        if self._skewed or not self._dial.is_true:
+        """Return the objects that may show a last transition at `when` or later."""
+        if self._skewed or not self._shown_time.is_true:
             return list(self)
         first = bisect_left(self._transitions, when, key=lambda entry: entry[0])
         return list({e[1].uuid: e[1] for e in self._transitions[first:] if self._current(e)}.values())
@@ -111,23 +111,23 @@ class Store(Generic[R]):
     # ---- a server whose clocks and replicas disagree ----
 
     def shown(self, item: R, when: float) -> float:
-        """What is shown for the moment *when* of an object."""
-        return self._dial.show(when) + item.skew
+        """Return the shown time of the virtual time *when* of an object."""
+        return self._shown_time.show(when) + item.skew
 
     def skew(self, item: R, seconds: float) -> None:
         """Show all times of one object wrong by *seconds*."""
         item.skew, self._skewed = seconds, True
 
     def skew_new(self, seconds: float, every: int) -> None:
-        """Show all times of every so-manieth new object wrong by *seconds*."""
+        """Show all times of each new object whose number *every* divides wrong by *seconds*."""
         self._skew = (seconds, every)
 
     def lag(self, seconds: float, clock: Callable[[], float]) -> None:
-        """Have searches see the objects as they are now, for so many seconds; then as they are then, and so on."""
+        """Let searches use a copy of the objects that is renewed after *seconds*. 0 ends that."""
         self._lag = _Lag(seconds, clock, clock(), self._copied()) if seconds > 0 else None
 
     def searched(self) -> Store[R]:
-        """What a search looks through: this store, or an older copy of it."""
+        """Return the store for searches: this one, or an older copy of it."""
         lag = self._lag
         if lag is None:
             return self
@@ -136,17 +136,17 @@ class Store(Generic[R]):
         return lag.store
 
     def _copied(self) -> Store[R]:
-        found: Store[R] = Store(self._dial)
+        older: Store[R] = Store(self._shown_time)
         for item in self:
-            found.add(copy.copy(item))
-        found._transitions.sort(key=lambda entry: entry[0])
-        found._skewed = self._skewed
-        return found
+            older.add(copy.copy(item))
+        older._transitions.sort(key=lambda entry: entry[0])
+        older._skewed = self._skewed
+        return older
 
 
 @dataclass
 class _Lag(Generic[R]):
-    """An older copy of a store, and how long it serves."""
+    """An older copy of a store, and how long searches use it."""
 
     seconds: float
     clock: Callable[[], float]

@@ -1,4 +1,4 @@
-"""Tasks and their instances from creation to deletion (Qarnot API: qarnot-api.md 3.3, 4.2, 5.2)."""
+"""Life of tasks and their instances, from creation to deletion (Qarnot API: qarnot-api.md 3.3, 4.2, 5.2)."""
 
 from __future__ import annotations
 
@@ -20,14 +20,19 @@ from airflow_qarnot_pool.local.backend.models import (
 from airflow_qarnot_pool.local.backend.store import Store
 from airflow_qarnot_pool.local.schemas import requests
 from airflow_qarnot_pool.local.schemas.errors import ApiError, invalid, missing
-from airflow_qarnot_pool.local.schemas.fields import PROFILES
+from airflow_qarnot_pool.local.schemas.fields import (
+    MAX_TASK_CONSTANTS,
+    PROFILES,
+    RequestFields,
+    keep_secrets,
+)
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.local.backend.context import Context
 
 MAX_ERRORS = 50
 MAX_HISTORY = 100_000
-"""Deleted tasks that the account for tests remembers."""
+"""Maximum number of deleted tasks in the history for tests, because it is kept in memory."""
 SPECIFICATION = "local-8c-32g"
 CPU_MODEL = "Local CPU"
 _COUNTERS = {
@@ -46,38 +51,30 @@ _LISTS = {
 class Tasks:
     def __init__(self, context: Context) -> None:
         self._context = context
-        self.store: Store[Task] = Store(context.dial)
+        self.store: Store[Task] = Store(context.shown_time)
         self.unfinished = 0
         self.standalone = 0
-        """Instances, not over, of tasks without a pool."""
+        """Number of unfinished instances of tasks without a pool."""
         self._deleted: deque[dict[str, Any]] = deque(maxlen=MAX_HISTORY)
 
     def find(self, key: str) -> Task:
-        """By uuid or shortname. Raises ApiError 404."""
-        found = self.store.find(key)
-        if found is None:
+        """Return the task with this uuid or shortname. Raises ApiError 404."""
+        task = self.store.find(key)
+        if task is None:
             raise missing("task", key)
-        return found
+        return task
 
     # ---- creation ----
 
     def create(self, wanted: requests.TaskCreation) -> Task:
-        """Raises ApiError 400 (bad reference, shortname taken), 402 (no credit), 403 (limit reached)."""
+        """Create a task. Raises ApiError 400 (bad reference, shortname taken), 402 (no credit), 403 (limit reached)."""
         context, now = self._context, self._context.now
         pool, job = self._references(wanted)
-        if (
-            wanted.shortname
-            and context.settings.enforce_shortnames
-            and (self.store.named(wanted.shortname) or self.store.get(wanted.shortname))
-        ):
-            raise invalid("task", ["shortname-uniqueness"])
+        context.check_shortname("task", self.store, wanted.shortname)
         if context.credits_left() <= 0:
             raise ApiError(402, "Not enough credits")
         self._check_limits(wanted, pool)
-        per_instance, total = wanted.per_instance_retries, wanted.total_retries
-        if pool is not None and not wanted.own_retries:
-            default = pool.spec["defaultRetrySettings"]
-            per_instance, total = default["maxPerInstanceRetries"], default["maxTotalRetries"]
+        per_instance, total = _retries_of(wanted, pool)
         uuid, seq = context.identity()
         task = Task(
             uuid=uuid,
@@ -111,28 +108,31 @@ class Tasks:
         if job is not None:
             job.tasks[uuid] = task
         if wanted.spec["maxTimeQueueSeconds"]:
-            context.timeline.after(wanted.spec["maxTimeQueueSeconds"], lambda: self._queued_too_long(task))
+            context.clock.after(wanted.spec["maxTimeQueueSeconds"], lambda: self._queued_too_long(task))
         if wanted.depends_on:
             context.jobs.watch(task, wanted.depends_on)
         else:
             self.release(task)
         return task
 
+    def update(self, task: Task, body: Any) -> None:
+        """Change the constants and tags that the body of a PUT has."""
+        fields = RequestFields(body, "task")
+        constants = fields.constants(MAX_TASK_CONSTANTS) if fields.has("constants") else None
+        tags = fields.tags() if fields.has("tags") else None
+        fields.check()
+        if constants is not None:
+            task.constants = keep_secrets(constants, task.constants)
+        if tags is not None:
+            self.store.retag(task, tags)
+        task.modified = self._context.now
+
     def _references(self, wanted: requests.TaskCreation) -> tuple[Pool | None, Job | None]:
-        """The pool and the job it names. Raises ApiError 400."""
-        context = self._context
-        job = context.jobs.store.get(wanted.job_uuid) if wanted.job_uuid else None
-        if wanted.job_uuid:
-            check_reference(job)
-        if wanted.depends_on and (
-            job is None
-            or not job.use_dependencies
-            or any(self.store.get(one.uuid) is None for one in wanted.depends_on)
-        ):
-            raise invalid("task", ["dependencies"])
+        """Return the pool and the job of a new task. Raises ApiError 400."""
+        job = self._job_of(wanted)
         pool = job.pool if job else None
         if wanted.pool_uuid:
-            pool = context.pools.store.get(wanted.pool_uuid)
+            pool = self._context.pools.store.get(wanted.pool_uuid)
             if pool is None:
                 raise invalid("task", ["poolUuid"])
         if pool is None:
@@ -144,6 +144,16 @@ class Tasks:
             raise invalid("task", ["profile"])
         return pool, job
 
+    def _job_of(self, wanted: requests.TaskCreation) -> Job | None:
+        job = self._context.jobs.store.get(wanted.job_uuid) if wanted.job_uuid else None
+        if wanted.job_uuid:
+            check_reference(job)
+        if wanted.depends_on:
+            has_unknown = any(self.store.get(other.uuid) is None for other in wanted.depends_on)
+            if job is None or not job.use_dependencies or has_unknown:
+                raise invalid("task", ["dependencies"])
+        return job
+
     def _check_limits(self, wanted: requests.TaskCreation, pool: Pool | None) -> None:
         limits = self._context.account.limits
         if limits.maxTask is not None and len(self.store) >= limits.maxTask:
@@ -153,30 +163,30 @@ class Tasks:
         if limits.maxRunningTask is not None and self.unfinished >= limits.maxRunningTask:
             raise ApiError(403, f"Maximum number of tasks reached: {limits.maxRunningTask} running")
         if pool is None and limits.maxInstances is not None:
-            asked = self._context.instances_asked() + len(wanted.ids)
-            if asked > limits.maxInstances:
+            requested = self._context.requested_instances() + len(wanted.ids)
+            if requested > limits.maxInstances:
                 raise ApiError(403, f"Maximum number of instances reached: {limits.maxInstances}")
 
     def _make_room(self) -> None:
-        """Finished tasks that allow it are deleted once the quota is reached, the oldest first."""
+        """Delete the oldest finished task that allows it."""
         for task in self.store:
             if task.auto_delete and task.is_over:
                 self._remove(task)
                 return
 
     def release(self, task: Task) -> None:
-        """Let the instances of a task go to their nodes: queue them in its pool, or boot a node for each."""
+        """Queue the instances of a task in its pool, or boot a node for each."""
         task.held = False
-        pool, fleet = task.pool, self._context.fleet
+        pool, nodes = task.pool, self._context.nodes
         for instance in task.instances.values():
             if pool is None:
-                fleet.boot_for(instance)
+                nodes.boot_for(instance)
             else:
                 pool.queue.append(instance)
                 pool.waiting += 1
         if pool is not None:
-            fleet.dispatch(pool)
-            fleet.resize(pool)
+            nodes.dispatch(pool)
+            nodes.resize(pool)
 
     def _queued_too_long(self, task: Task) -> None:
         if task.state == states.SUBMITTED and not task.ending:
@@ -187,7 +197,7 @@ class Tasks:
                     self._leave(instance)
                     self.enter(instance, InstancePhase.FAILURE)
             if task.pool is not None:
-                self._context.fleet.resize(task.pool)
+                self._context.nodes.resize(task.pool)
 
     def waits_for_sync(self, task: Task) -> bool:
         own = task.spec["waitForPoolResourcesSynchronization"]
@@ -198,7 +208,7 @@ class Tasks:
     # ---- instances ----
 
     def enter(self, instance: Instance, phase: InstancePhase) -> None:
-        """Move an instance to another phase and its task to the state that follows from it."""
+        """Move an instance to another phase, and its task to the state that follows."""
         task = instance.task
         if counter := _COUNTERS.get(instance.phase):
             setattr(task, counter, getattr(task, counter) - 1)
@@ -217,9 +227,9 @@ class Tasks:
 
     def _refresh(self, task: Task) -> None:
         if task.left == 0:
-            left = (task.cancelling_until or 0.0) - self._context.now
-            if left > 0:
-                self._context.timeline.after(left, lambda: self._finish(task))
+            remaining = (task.cancelling_until or 0.0) - self._context.now
+            if remaining > 0:
+                self._context.clock.after(remaining, lambda: self._finish(task))
             else:
                 self._finish(task)
         elif not task.ending:
@@ -234,13 +244,13 @@ class Tasks:
             self.store.move(task, state, self._context.now)
 
     def start(self, instance: Instance, node: Node) -> None:
-        """An instance meets a node that is up."""
+        """Start an instance on a node that is up."""
         if node.pool is not None:
             node.pool.waiting -= 1
             node.pool.running += 1
         instance.attempts += 1
         instance.lost = False
-        self._context.fleet.occupy(node, instance)
+        self._context.nodes.occupy(node, instance)
         if instance.phase is not InstancePhase.PLACED:
             self.enter(instance, InstancePhase.PLACED)
         self._context.spawn(self._attempt(instance, node))
@@ -258,40 +268,40 @@ class Tasks:
             return True
 
         try:
-            outcome = await attempt.carry_out(context, instance, node, enter)
+            result = await attempt.carry_out(context, instance, node, enter)
         except Exception as error:
             traceback.print_exc()
-            outcome = attempt.AttemptResult(attempt.INTERNAL, f"{type(error).__name__}: {error}")
+            result = attempt.AttemptResult(attempt.INTERNAL, f"{type(error).__name__}: {error}")
         context.touch()
         if instance.lost:
-            outcome = attempt.AttemptResult(
+            result = attempt.AttemptResult(
                 attempt.NODE_LOST, f"Node {node.id} was lost while the instance ran"
             )
-        self._attempt_over(instance, node, outcome)
+        self._finish_attempt(instance, node, result)
 
-    def _attempt_over(self, instance: Instance, node: Node, outcome: attempt.AttemptResult) -> None:
+    def _finish_attempt(self, instance: Instance, node: Node, result: attempt.AttemptResult) -> None:
         context, task, pool = self._context, instance.task, node.pool
         if instance.started is not None:
             instance.executed += context.now - instance.started
-        context.fleet.vacate(node, instance)
+        context.nodes.vacate(node, instance)
         if pool is not None:
             pool.running -= 1
         else:
-            context.fleet.drop(node)
-        if outcome.uploaded:
+            context.nodes.drop(node)
+        if result.uploaded:
             task.results_count += 1
-        self._judge(instance, outcome)
+        self._settle(instance, result)
         instance.started = None
         if pool is not None:
-            context.fleet.dispatch(pool)
-            context.fleet.resize(pool)
+            context.nodes.dispatch(pool)
+            context.nodes.resize(pool)
             context.pools.try_finish(pool)
 
-    def _judge(self, instance: Instance, outcome: attempt.AttemptResult) -> None:
-        """What an outcome means for the instance: over, or once more."""
+    def _settle(self, instance: Instance, result: attempt.AttemptResult) -> None:
+        """Finish the instance after an attempt, or let it run again."""
         task = instance.task
-        if outcome.ok and not outcome.killed:
-            self._complete(instance, outcome)
+        if result.ok and not result.killed:
+            self._complete(instance, result)
             self.enter(instance, InstancePhase.SUCCESS)
         elif task.ending:
             self.enter(instance, InstancePhase.CANCELLED)
@@ -307,24 +317,24 @@ class Tasks:
                 task.pool.queue.appendleft(instance)
                 task.pool.waiting += 1
             else:
-                self._context.fleet.boot_for(instance)
+                self._context.nodes.boot_for(instance)
         else:
-            self._complete(instance, outcome)
+            self._complete(instance, result)
             self.enter(instance, InstancePhase.FAILURE)
 
     def lost_before_start(self, instance: Instance) -> None:
-        """The node of a task without a pool died while booting."""
+        """Handle the loss of a booting node of a task without a pool."""
         instance.attempts += 1
-        self._judge(instance, attempt.AttemptResult(attempt.NODE_LOST, "The node was lost while it booted"))
+        self._settle(instance, attempt.AttemptResult(attempt.NODE_LOST, "The node was lost while it booted"))
 
-    def _complete(self, instance: Instance, outcome: attempt.AttemptResult) -> None:
+    def _complete(self, instance: Instance, result: attempt.AttemptResult) -> None:
         seconds = round(instance.executed, 3)
         error = None
-        if not outcome.ok:
-            error = {"code": outcome.code, "message": outcome.message, "debug": outcome.message}
+        if not result.ok:
+            error = {"code": result.code, "message": result.message, "debug": result.message}
             if len(instance.task.errors) < MAX_ERRORS:
-                text = f"Instance {instance.id}: {outcome.message}"
-                instance.task.errors.append({"code": outcome.code or "", "message": text, "debug": text})
+                text = f"Instance {instance.id}: {result.message}"
+                instance.task.errors.append({"code": result.code or "", "message": text, "debug": text})
         instance.task.completed.append(
             {
                 "results": [],
@@ -333,7 +343,7 @@ class Tasks:
                 "execTimeSec": seconds,
                 "execTimeSecGHz": seconds,
                 "peakMemoryMB": 0,
-                "state": "Success" if outcome.ok else "Failure",
+                "state": "Success" if result.ok else "Failure",
                 "error": error,
                 "specificationKey": SPECIFICATION,
                 "cpuModel": CPU_MODEL,
@@ -347,11 +357,11 @@ class Tasks:
     # ---- end ----
 
     def abort(self, task: Task) -> None:
-        """POST abort. On a task that is over, or being cancelled, nothing happens."""
+        """Abort a task. Do nothing if it has finished or is being cancelled."""
         self.cancel(task)
 
     def cancel(self, task: Task, error: dict[str, str] | None = None) -> None:
-        """End a task from outside: what waits is cancelled, what runs is killed."""
+        """Cancel the waiting instances of a task and kill the running ones."""
         if task.is_over or task.ending:
             return
         if error is not None:
@@ -370,23 +380,23 @@ class Tasks:
                 self._leave(instance)
                 self.enter(instance, InstancePhase.CANCELLED)
         if task.pool is not None:
-            self._context.fleet.resize(task.pool)
+            self._context.nodes.resize(task.pool)
 
     def _leave(self, instance: Instance) -> None:
-        """Take a waiting instance out of its queue, or give back the node that boots for it."""
+        """Take a waiting instance out of its queue, or release the node that boots for it."""
         task = instance.task
         if task.pool is not None:
             task.pool.waiting -= 0 if task.held else 1
         elif instance.booting is not None:
-            self._context.fleet.drop(instance.booting)
+            self._context.nodes.drop(instance.booting)
             instance.booting = None
 
     def history(self) -> list[dict[str, Any]]:
-        """The account of every Qarnot task, deleted ones included, for tests."""
-        return [*self._deleted, *map(_account_of, self.store)]
+        """Return the history of all Qarnot tasks, also of deleted ones, for tests."""
+        return [*self._deleted, *map(_history_of, self.store)]
 
     def delete(self, task: Task) -> None:
-        """Aborts it if needed; gone at once if it is over, else when its processes are."""
+        """Delete a task at once if it has finished, or abort it and delete it when its processes have ended."""
         if task.is_over:
             self._remove(task)
         elif task.state != states.PENDING_DELETE:
@@ -406,11 +416,11 @@ class Tasks:
         else:
             if not task.ending:
                 self.store.move(task, states.UPLOADING_RESULTS, now)
-            # Cancelled after every instance had succeeded: there was nothing left to cancel.
+            # A cancellation after all instances had succeeded has no effect.
             cancelled = task.ending and bool(task.cancelled)
             self.store.move(task, states.final_state(cancelled=cancelled, failed=len(task.failed)), now)
             if task.time_to_live:
-                self._context.timeline.after(task.time_to_live, lambda: self._expire(task))
+                self._context.clock.after(task.time_to_live, lambda: self._expire(task))
         self._context.jobs.task_over(task)
 
     def _expire(self, task: Task) -> None:
@@ -418,7 +428,7 @@ class Tasks:
             self._remove(task)
 
     def _remove(self, task: Task) -> None:
-        self._deleted.append(_account_of(task))
+        self._deleted.append(_history_of(task))
         self.store.remove(task)
         if task.pool is not None:
             task.pool.tasks.pop(task.uuid, None)
@@ -427,7 +437,15 @@ class Tasks:
         self._context.forget_output(task)
 
 
-def _account_of(task: Task) -> dict[str, Any]:
+def _retries_of(wanted: requests.TaskCreation, pool: Pool | None) -> tuple[int | None, int | None]:
+    """Return the retries per instance and in total, which default to those of the pool."""
+    if pool is None or wanted.own_retries:
+        return wanted.per_instance_retries, wanted.total_retries
+    default = pool.spec["defaultRetrySettings"]
+    return default["maxPerInstanceRetries"], default["maxTotalRetries"]
+
+
+def _history_of(task: Task) -> dict[str, Any]:
     return {
         "uuid": task.uuid,
         "state": task.state,

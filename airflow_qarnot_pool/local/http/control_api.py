@@ -1,4 +1,4 @@
-"""The control side, under /_local: faults, request log, account, nodes, clock, searches (docs/local.md)."""
+"""Routes under /_local: faults, request log, account, nodes, clock and searches (docs/local.md)."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _list(value: Any) -> list[Any]:
 
 
 def _budget(backend: Backend, body: Any) -> ProjectBudget:
-    """A budget in the form in which it is answered; what was consumed before counts besides what is spent now."""
+    """Read a budget in the form of the API. Its given consumption is added to the spending from now on."""
     given = _object(body)
     times: dict[str, float | None] = {}
     for name in ("startDateUtc", "expirationDateUtc"):
@@ -68,8 +68,8 @@ def _budget(backend: Backend, body: Any) -> ProjectBudget:
     )
 
 
-def account(backend: Backend) -> dict[str, Any]:
-    """Limits, credit, and what every pool has cost so far. Seconds are node-seconds of virtual time."""
+def get_account(backend: Backend) -> dict[str, Any]:
+    """Return limits, credit and the cost of every pool so far. Seconds are node-seconds of virtual time."""
     now, limits = backend.now, backend.account.limits
     return {
         **{name: getattr(limits, name) for name in LIMIT_NAMES},
@@ -94,13 +94,13 @@ def set_account(backend: Backend, body: Any) -> None:
         elif name == "billsDeleted":
             backend.account.bills_deleted = bool(value)
         elif name == "budgets":
-            backend.account.budgets = tuple(_budget(backend, one) for one in _list(value))
+            backend.account.budgets = tuple(_budget(backend, budget) for budget in _list(value))
         else:
             setattr(backend.account.limits, name, None if value is None else int(_number(value, name)))
 
 
-def clock(backend: Backend) -> dict[str, Any]:
-    return {"now": backend.now, "speed": backend.timeline.speed, "shown": backend.shown_now()}
+def get_clock(backend: Backend) -> dict[str, Any]:
+    return {"now": backend.now, "speed": backend.clock.speed, "shown": backend.shown_now()}
 
 
 def set_clock(backend: Backend, body: Any) -> dict[str, Any]:
@@ -108,18 +108,18 @@ def set_clock(backend: Backend, body: Any) -> dict[str, Any]:
     if unknown := set(changes) - {"speed", "advance_seconds", "step_seconds", "skew"}:
         raise ApiError(400, f"Unknown clock settings: {', '.join(sorted(unknown))}")
     if "speed" in changes:
-        backend.timeline.set_speed(_number(changes["speed"], "speed"))
+        backend.clock.set_speed(_number(changes["speed"], "speed"))
     if "advance_seconds" in changes:
-        backend.timeline.advance(_number(changes["advance_seconds"], "advance_seconds"))
+        backend.clock.advance(_number(changes["advance_seconds"], "advance_seconds"))
     if "step_seconds" in changes:
-        backend.dial.step(backend.now, _number(changes["step_seconds"], "step_seconds", -1e9))
+        backend.shown_time.step(backend.now, _number(changes["step_seconds"], "step_seconds", -1e9))
     if "skew" in changes:
         _skew(backend, _object(changes["skew"]))
-    return clock(backend)
+    return get_clock(backend)
 
 
 def _skew(backend: Backend, given: dict[str, Any]) -> None:
-    """Show wrong times of one object, or of every so-manieth new one: its part of the service has its own clock."""
+    """Show wrong times of one object, or of each new one whose number *every* divides, as with several clocks."""
     if unknown := set(given) - {"seconds", "uuid", "every"}:
         raise ApiError(400, f"Unknown skew settings: {', '.join(sorted(unknown))}")
     seconds = _number(given.get("seconds"), "seconds", -1e9)
@@ -139,10 +139,10 @@ def set_nodes(backend: Backend, body: Any) -> None:
     changes = _object(body)
     if set(changes) != {"withheld"} or not isinstance(changes["withheld"], bool):
         raise ApiError(400, 'Nodes take {"withheld": true} or {"withheld": false}')
-    backend.fleet.withhold(changes["withheld"])
+    backend.nodes.withhold(changes["withheld"])
 
 
-def searches(backend: Backend) -> dict[str, Any]:
+def get_searches(backend: Backend) -> dict[str, Any]:
     return {
         "cap": backend.search_cap,
         "refuses": backend.refuses_beyond_cap,
@@ -161,28 +161,28 @@ def set_searches(backend: Backend, body: Any) -> dict[str, Any]:
         backend.refuses_beyond_cap = bool(changes["refuses"])
     if "lag_seconds" in changes:
         backend.lag_searches(_number(changes["lag_seconds"], "lag_seconds"))
-    return searches(backend)
+    return get_searches(backend)
 
 
-def node(found: Node) -> dict[str, Any]:
+def describe_node(node: Node) -> dict[str, Any]:
     return {
-        "id": found.id,
-        "pool": found.pool.uuid if found.pool else None,
-        "task": found.instance.task.uuid if found.instance else None,
-        "number": found.number,
-        "slots": found.slots,
-        "state": "up" if found.up is not None else "booting" if found.placed else "asked",
-        "upSince": found.up,
-        "running": [{"task": i.task.uuid, "instance": i.id, "directory": i.directory} for i in found.running],
+        "id": node.id,
+        "pool": node.pool.uuid if node.pool else None,
+        "task": node.instance.task.uuid if node.instance else None,
+        "number": node.number,
+        "slots": node.slots,
+        "state": "up" if node.up is not None else "booting" if node.placed else "asked",
+        "upSince": node.up,
+        "running": [{"task": i.task.uuid, "instance": i.id, "directory": i.directory} for i in node.running],
     }
 
 
 def routes(backend: Backend, faults: Faults, log: RequestLog) -> list[BaseRoute]:
     def kill(call: Call) -> None:
-        found = backend.fleet.nodes.get(call.id)
-        if found is None:
+        node = backend.nodes.by_id.get(call.id)
+        if node is None:
             raise missing("node", call.id)
-        backend.fleet.lose(found)
+        backend.nodes.lose(node)
 
     def add(method: str, path: str, handler: Any) -> BaseRoute:
         return route(backend, method, f"/_local{path}", handler)
@@ -192,14 +192,14 @@ def routes(backend: Backend, faults: Faults, log: RequestLog) -> list[BaseRoute]
         add("DELETE", "/faults", lambda call: faults.replace([])),
         add("GET", "/requests", lambda call: log.body()),
         add("DELETE", "/requests", lambda call: log.clear()),
-        add("GET", "/account", lambda call: account(backend)),
+        add("GET", "/account", lambda call: get_account(backend)),
         add("PUT", "/account", lambda call: set_account(backend, call.json)),
-        add("GET", "/nodes", lambda call: [node(found) for found in backend.fleet.nodes.values()]),
+        add("GET", "/nodes", lambda call: [describe_node(node) for node in backend.nodes.by_id.values()]),
         add("POST", "/nodes/{u}/kill", kill),
         add("PUT", "/nodes", lambda call: set_nodes(backend, call.json)),
         add("GET", "/tasks", lambda call: backend.tasks.history()),
-        add("GET", "/clock", lambda call: clock(backend)),
+        add("GET", "/clock", lambda call: get_clock(backend)),
         add("PUT", "/clock", lambda call: set_clock(backend, call.json)),
-        add("GET", "/searches", lambda call: searches(backend)),
+        add("GET", "/searches", lambda call: get_searches(backend)),
         add("PUT", "/searches", lambda call: set_searches(backend, call.json)),
     ]

@@ -1,4 +1,4 @@
-"""Faults on purpose: which rule applies to a request, and the log of requests. No I/O."""
+"""Choose the fault rule that applies to a request, and log requests. No I/O."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ LOG_LENGTH = 200_000
 
 @dataclass(slots=True)
 class FaultRule:
-    """One fault. `times` None = for ever. Kinds:
+    """One fault, which applies `times` times (None: without end).
 
-    - status: answered with `status` (and `retry_after` seconds), nothing takes effect;
-    - proxy: something before the service answers with `status` and an HTML page, nothing takes effect;
-    - reset: the connection is reset, nothing takes effect;
-    - lost: the request takes effect, the connection is closed without an answer;
-    - garbage: it takes effect, the answer is a 200 that is not JSON;
-    - delay: it takes effect and is answered, `seconds` late (`when` "before": it also takes effect late).
+    Kinds:
+
+    - status: the response has `status` (and `retry_after` seconds); the request has no effect;
+    - proxy: a proxy responds with `status` and an HTML page; the request has no effect;
+    - reset: the connection is reset; the request has no effect;
+    - lost: the request takes effect; the connection closes without a response;
+    - garbage: the request takes effect; the response is a 200 that is not JSON;
+    - delay: the request takes effect; the response is `seconds` late (`when` "before": so is the effect).
     """
 
     kind: str
@@ -53,7 +55,7 @@ class Faults:
         self._random = random.Random(0)
 
     def replace(self, body: Any) -> None:
-        """A list of rules, or `{"seed", "rules"}`. Raises ApiError 400."""
+        """Replace the rules by a list, or by `{"seed", "rules"}`. Raises ApiError 400."""
         seed, items = (body.get("seed", 0), body.get("rules", [])) if isinstance(body, dict) else (0, body)
         if not isinstance(items, list):
             raise ApiError(400, 'Faults are a list of rules, or {"seed": n, "rules": [...]}')
@@ -61,7 +63,7 @@ class Faults:
         self._random = random.Random(seed)
 
     def choose(self, method: str, path: str) -> FaultRule | None:
-        """The first matching rule with times left (and luck), which loses one of them."""
+        """Return the first matching rule that is not used up and whose probability hits, and count its use."""
         for rule in self.rules:
             if rule.matches(method, path) and (
                 rule.probability >= 1 or self._random.random() < rule.probability
@@ -103,7 +105,7 @@ class LoggedRequest:
     query: str
     at: float
     status: int | None = None
-    """None: no answer was sent (lost, reset), or not yet."""
+    """None if no response was sent (lost, reset), or not yet."""
     fault: str | None = None
 
     def body(self) -> dict[str, Any]:
@@ -118,7 +120,7 @@ class LoggedRequest:
 
 
 class RequestLog:
-    """Requests in the order in which they arrived; `at` is real epoch seconds."""
+    """Requests in the order of their arrival; `at` is in real epoch seconds."""
 
     def __init__(self) -> None:
         self._entries: deque[LoggedRequest] = deque(maxlen=LOG_LENGTH)

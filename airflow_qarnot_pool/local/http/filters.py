@@ -1,7 +1,7 @@
-"""The filter language of `/search` and `/paginate` (Qarnot API: qarnot-api.md 3.6), answered from indexes.
+"""Evaluate the filters of `/search` and `/paginate` (Qarnot API: qarnot-api.md 3.6) with indexes.
 
-A filter is compiled once into a predicate; apart from that, the parts of it that an index can answer narrow
-down the candidates, so that asking for one uuid, one tag or "what changed since" never looks at everything.
+A filter is compiled once into a predicate. The indexes narrow down the candidates, because a search for one uuid, one
+tag or recent changes must not scan all objects.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from airflow_qarnot_pool.local.backend.models import Remote, Task
+from airflow_qarnot_pool.local.backend.models import Remote
 from airflow_qarnot_pool.local.backend.store import Store
 from airflow_qarnot_pool.local.schemas import formats
 from airflow_qarnot_pool.local.schemas.errors import ApiError
@@ -45,7 +45,7 @@ class FilterEvaluator(Generic[R]):
         self._backend, self._store, self._body = backend, store, body
 
     def find(self, node: Any) -> list[R]:
-        """What matches, in order of creation. :param node: a filter or None. Raises ApiError 400."""
+        """Return the objects that match *node*, a filter or None, in order of creation. Raises ApiError 400."""
         store = self._store.searched()
         if not fold(node):
             return list(store)
@@ -66,7 +66,7 @@ class FilterEvaluator(Generic[R]):
             inner = fields.get("filters")
             if not isinstance(inner, list):
                 raise refused(f"{fields['operator']} needs a list of filters.")
-            tests = [self._compile(one, depth + 1) for one in inner]
+            tests = [self._compile(part, depth + 1) for part in inner]
             gather = all if kind == "and" else any
             return lambda item: gather(test(item) for test in tests)
         return self._leaf(kind, fields)
@@ -78,27 +78,26 @@ class FilterEvaluator(Generic[R]):
         if kind in ("in", "notin"):
             test = self._any_of(path, _values(fields))
             return test if kind == "in" else lambda item: not test(item)
-        if "value" not in fields and "values" not in fields:
-            if kind in ("equal", "notequal"):
-                return lambda item: (self._get(path, item) is None) == (kind == "equal")
-            raise refused(f"{path} needs a value.")
-        value = fields.get("value", fields.get("values"))
-        if isinstance(value, list):
-            raise refused(f"{path} needs a single value.")
         if kind in ("equal", "notequal"):
-            test = self._any_of(path, [value])
+            test = self._equal(path, fields)
             return test if kind == "equal" else lambda item: not test(item)
+        value = _single_value(path, fields)
         if kind == "like":
             return self._like(path, str(value))
         if kind in _ORDER:
             return self._ordered(path, _ORDER[kind], value)
         raise refused(f"Unknown operator: {fields.get('operator')}.")
 
+    def _equal(self, path: str, fields: dict[str, Any]) -> Test:
+        if "value" not in fields and "values" not in fields:
+            return lambda item: self._get(path, item) is None
+        return self._any_of(path, [_single_value(path, fields)])
+
     def _get(self, path: str, item: R) -> Any:
         return self._body.value(self._backend, item, path)
 
     def _moment(self, path: str) -> Callable[[R], float] | None:
-        """The getter of a date field: whole seconds, as clients are shown them."""
+        """Return the getter of a date field, in whole seconds as in responses."""
         name = MOMENTS.get(path.lower())
         if name is None:
             return None
@@ -117,12 +116,12 @@ class FilterEvaluator(Generic[R]):
         numbers = {number for value in values if (number := _number(value)) is not None}
 
         def test(item: R) -> bool:
-            found = self._get(path, item)
-            if isinstance(found, list):
-                return any(_text(one) in texts for one in found)
-            if isinstance(found, (int, float)) and not isinstance(found, bool):
-                return found in numbers
-            return found is not None and _text(found) in texts
+            value = self._get(path, item)
+            if isinstance(value, list):
+                return any(_text(entry) in texts for entry in value)
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                return value in numbers
+            return value is not None and _text(value) in texts
 
         return test
 
@@ -135,10 +134,9 @@ class FilterEvaluator(Generic[R]):
             raise refused(f"Not a regular expression: {pattern}.") from None
 
         def test(item: R) -> bool:
-            found = self._get(path, item)
-            return any(
-                expression.search(_text(one)) for one in (found if isinstance(found, list) else [found])
-            )
+            value = self._get(path, item)
+            entries = value if isinstance(value, list) else [value]
+            return any(expression.search(_text(entry)) for entry in entries)
 
         return test
 
@@ -149,26 +147,21 @@ class FilterEvaluator(Generic[R]):
         number = _number(value)
 
         def test(item: R) -> bool:
-            found = self._get(path, item)
-            if isinstance(found, (int, float)) and not isinstance(found, bool):
-                return number is not None and compare(found, number)
-            return isinstance(found, str) and compare(found, _text(value))
+            actual = self._get(path, item)
+            if isinstance(actual, (int, float)) and not isinstance(actual, bool):
+                return number is not None and compare(actual, number)
+            return isinstance(actual, str) and compare(actual, _text(value))
 
         return test
 
     # ---- indexes ----
 
     def _candidates(self, store: Store[R], node: Any) -> Collection[R] | None:
-        """A superset of what matches, from an index; None = no index helps."""
+        """Return a superset of the matches from an index, or None if no index helps."""
         fields = fold(node)
         kind, inner = str(fields.get("operator", "")).lower(), fields.get("filters")
         if kind in ("and", "or") and isinstance(inner, list):
-            found = [self._candidates(store, one) for one in inner]
-            if kind == "and":
-                return min((one for one in found if one is not None), key=len, default=None)
-            if not found or any(one is None for one in found):
-                return None
-            return {item.uuid: item for one in found if one is not None for item in one}.values()
+            return self._combined(store, kind, inner)
         field = str(fields.get("field", "")).lower()
         if kind in ("equal", "in"):
             return self._keyed(store, field, [str(v) for v in _values(fields)])
@@ -176,28 +169,53 @@ class FilterEvaluator(Generic[R]):
             return store.moved_since(math.floor(_moment(field, fields.get("value"))))
         return None
 
+    def _combined(self, store: Store[R], kind: str, inner: list[Any]) -> Collection[R] | None:
+        parts = [self._candidates(store, part) for part in inner]
+        indexed = [part for part in parts if part is not None]
+        if kind == "and":
+            return min(indexed, key=len, default=None)
+        if not parts or len(indexed) < len(parts):
+            return None
+        return _distinct(item for part in indexed for item in part)
+
     def _keyed(self, store: Store[R], field: str, values: list[str]) -> Collection[R] | None:
         if field == "uuid":
-            return {item.uuid: item for v in values if (item := store.get(v))}.values()
+            return _distinct(filter(None, map(store.get, values)))
         if field == "shortname":
-            return [item for v in dict.fromkeys(values) for item in store.named(v)]
-        if field == "tags" and len(values) == 1:
-            return store.tagged(values[0])
+            return _distinct(item for name in values for item in store.named(name))
         if field == "tags":
-            return {item.uuid: item for v in values for item in store.tagged(v)}.values()
+            return _distinct(item for tag in values for item in store.tagged(tag))
         if field == "pooluuid" and store is self._store:
-            # The same object type as R: only tasks have the field.
-            pools = [pool for v in values if (pool := self._backend.pools.store.get(v))]
-            owned: list[Any] = [task for pool in pools for task in pool.tasks.values()]
-            known = len(pools) == len(set(values))
-            return owned if known and all(isinstance(item, Task) for item in owned) else None
+            return self._on_pools(values)
         return None
+
+    def _on_pools(self, uuids: list[str]) -> Collection[R] | None:
+        """Return the tasks on these pools, or None if one does not exist. Only tasks have the field."""
+        pools = [pool for uuid in uuids if (pool := self._backend.pools.store.get(uuid))]
+        if len(pools) < len(set(uuids)):
+            return None
+        tasks: list[Any] = [task for pool in pools for task in pool.tasks.values()]
+        return tasks
+
+
+def _distinct(items: Iterable[R]) -> Collection[R]:
+    return {item.uuid: item for item in items}.values()
+
+
+def _single_value(path: str, fields: dict[str, Any]) -> Any:
+    """Return the value of a comparison. Raises ApiError 400 without one or with several."""
+    value = fields.get("value", fields.get("values"))
+    if value is None:
+        raise refused(f"{path} needs a value.")
+    if isinstance(value, list):
+        raise refused(f"{path} needs a single value.")
+    return value
 
 
 def _values(fields: dict[str, Any]) -> list[Any]:
-    """`values` (OpenAPI, C#) or `value` (Python SDK) of In and NotIn, one or many."""
-    found = fields.get("values", fields.get("value"))
-    return found if isinstance(found, list) else [] if found is None else [found]
+    """Return `values` (OpenAPI, C#) or `value` (Python SDK) of In and NotIn as a list."""
+    values = fields.get("values", fields.get("value"))
+    return values if isinstance(values, list) else [] if values is None else [values]
 
 
 def _text(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""The outermost layer of the HTTP server: paths made uniform, token checked, requests logged, faults applied."""
+"""Middleware of the HTTP server: normalise paths, check the token, log requests and apply faults."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PAGE = b"<html><head><title>%d</title></head><body>The gateway answers for the 
 
 
 def plain_path(path: str) -> str:
-    """`//v1/pools/` -> `/pools`: SDKs prefix a version or not, and may double or append a slash."""
+    """Normalise a path, as `//v1/pools/` to `/pools`: SDKs may add a version and slashes."""
     path = re.sub(r"/{2,}", "/", path)
     path = _VERSION.sub("", path)
     return path.rstrip("/") or "/"
@@ -58,7 +58,7 @@ class Middleware:
             return
         entry = self._log.arrived(scope["method"], path, scope["query_string"].decode("latin-1"))
         rule = self._faults.choose(scope["method"], path)
-        answer = _noting(entry, send, self._clock)
+        answer = _logging(entry, send, self._clock)
         if rule is None:
             await self._admit(scope, receive, answer)
         else:
@@ -101,7 +101,7 @@ class Middleware:
 
 
 class _Swallowed:
-    """Takes an answer that is not sent, or not yet."""
+    """Keeps a response that is not sent, or not yet."""
 
     def __init__(self) -> None:
         self.messages: list[Message] = []
@@ -110,24 +110,24 @@ class _Swallowed:
         self.messages.append(message)
 
 
-def _noting(entry: LoggedRequest, send: Send, clock: Callable[[], float]) -> Send:
-    """Note the status, and date the answer by the server's own clock."""
+def _logging(entry: LoggedRequest, send: Send, clock: Callable[[], float]) -> Send:
+    """Log the status, and date the response by the shown clock."""
 
-    async def noting(message: Message) -> None:
+    async def logging(message: Message) -> None:
         if message["type"] == "http.response.start":
             entry.status = message["status"]
             dated = (b"date", formatdate(clock(), usegmt=True).encode())
             message = {**message, "headers": [*message["headers"], dated]}
         await send(message)
 
-    return noting
+    return logging
 
 
 async def _read_body(receive: Receive) -> bytes:
     body = b""
     while True:
         message = await receive()
-        body += message.get("body", b"")
+        body += bytes(message.get("body", b""))
         if message["type"] != "http.request" or not message.get("more_body"):
             return body
 
@@ -140,13 +140,13 @@ async def _respond(send: Send, status: int, body: bytes, headers: dict[str, str]
 
 
 async def _hang_up(receive: Receive, send: Send, *, reset: bool = False) -> None:
-    """Drop the connection without an answer. ASGI has no word for it, so uvicorn's transport is used."""
+    """Drop the connection without a response, through uvicorn's transport because ASGI cannot."""
     transport: Any = getattr(getattr(send, "__self__", None), "transport", None)
     if transport is None:
         raise RuntimeError("faults that drop the connection need uvicorn as the server")
     connection = transport.get_extra_info("socket")
     if reset and connection is not None:
-        # No lingering: closing sends RST instead of FIN.
+        # Without lingering, closing sends RST instead of FIN.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     transport.abort()
     while (await receive())["type"] != "http.disconnect":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import operator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_qarnot_pool.local.backend.models import Remote
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", bound=Remote)
 PAGE_SIZE = 50
-"""Of a page that names no size."""
-LARGEST_PAGE = 1000
+"""Objects on a page whose request has no size."""
+MAX_PAGE_SIZE = 1000
 ORDERS = {"creationdate": "created", "executiontime": "", "name": "name", "state": "state"}
 
 
@@ -37,57 +38,70 @@ def _limit(backend: Backend, fields: RequestFields, default: int | None) -> int 
 def search(
     backend: Backend, finder: FilterEvaluator[R], body: ResponseBody[R], request: Any
 ) -> list[dict[str, Any]]:
-    """At most `maximumResults` matches in order of creation, whole or the selected fields of them.
+    """Return at most `maximumResults` matches in order of creation, in full or with the selected fields.
 
-    A cap cuts the answer without a word.
+    A cap cuts the response silently.
     """
     fields = RequestFields(request or {}, "search")
-    found = finder.find(fields.raw("filter"))[: _limit(backend, fields, None)][: backend.search_cap]
-    wanted = fields.raw("select")
-    names = wanted if isinstance(wanted, list) else fold(wanted).get("fields")
+    matches = finder.find(fields.raw("filter"))[: _limit(backend, fields, None)][: backend.search_cap]
+    selection = fields.raw("select")
+    names = selection if isinstance(selection, list) else fold(selection).get("fields")
     if not names:
-        return [body.full(backend, item) for item in found]
-    chosen = [name for text in names if (name := body.resolve(str(text)))]
-    return [body.chosen(backend, item, chosen) for item in found]
+        return [body.full(backend, item) for item in matches]
+    selected = [name for text in names if (name := body.resolve(str(text)))]
+    return [body.chosen(backend, item, selected) for item in matches]
 
 
 def page(
     backend: Backend, finder: FilterEvaluator[R], body: ResponseBody[R], request: Any, *, brief: bool
 ) -> dict[str, Any]:
-    """One page. The token says where the page before it ended, so objects that come or go between two pages
-    neither hide nor repeat others."""
+    """Return one page.
+
+    The token holds the end of the page before, because objects that come or go between two pages must neither hide nor
+    repeat others.
+    """
     fields = RequestFields(request or {}, "page")
-    found = finder.find(fields.raw("filter"))
-    limit = _limit(backend, fields, PAGE_SIZE) or PAGE_SIZE
-    limit = min(limit, LARGEST_PAGE, backend.search_cap or LARGEST_PAGE)
-    order = (fields.text("orderBy") or "creationDate").lower()
-    backwards = (fields.text("orderType") or "ASC").upper() == "DESC"
-    if order not in ORDERS:
-        raise ApiError(
-            400, "One or more validation errors occurred.", {"orderBy": [f"Unknown order: {order}."]}
-        )
-    total = len(found)
+    matches = finder.find(fields.raw("filter"))
+    limit = _page_size(backend, fields)
+    order, backwards = _read_order(fields)
+    total = len(matches)
 
     def key(item: R) -> tuple[Any, int]:
-        if order == "executiontime":
-            return body.value(backend, item, "executionTime"), item.seq
-        return getattr(item, ORDERS[order]), item.seq
+        attribute = ORDERS[order]
+        value = getattr(item, attribute) if attribute else body.value(backend, item, "executionTime")
+        return value, item.seq
 
     if order != "creationdate" or backwards:
-        found.sort(key=key, reverse=backwards)
+        matches.sort(key=key, reverse=backwards)
     if (token := fields.text("token", longest=10_000)) is not None:
         last = _read_token(token)
-        found = [item for item in found if (key(item) < last if backwards else key(item) > last)]
-    data = found[:limit]
-    more = len(found) > len(data)
+        follows = operator.lt if backwards else operator.gt
+        matches = [item for item in matches if follows(key(item), last)]
+    data = matches[:limit]
+    is_truncated = len(matches) > len(data)
     render = body.brief if brief else body.full
     return {
         "data": [render(backend, item) for item in data],
         "count": len(data),
         "total": total,
-        "isTruncated": more,
-        "nextToken": _write_token(key(data[-1])) if more else None,
+        "isTruncated": is_truncated,
+        "nextToken": _write_token(key(data[-1])) if is_truncated else None,
     }
+
+
+def _page_size(backend: Backend, fields: RequestFields) -> int:
+    size = _limit(backend, fields, PAGE_SIZE) or PAGE_SIZE
+    return min(size, MAX_PAGE_SIZE, backend.search_cap or MAX_PAGE_SIZE)
+
+
+def _read_order(fields: RequestFields) -> tuple[str, bool]:
+    """Return the order of a page, and whether it is descending. Raises ApiError 400."""
+    order = (fields.text("orderBy") or "creationDate").lower()
+    if order not in ORDERS:
+        raise ApiError(
+            400, "One or more validation errors occurred.", {"orderBy": [f"Unknown order: {order}."]}
+        )
+    return order, (fields.text("orderType") or "ASC").upper() == "DESC"
 
 
 def _write_token(key: tuple[Any, int]) -> str:

@@ -1,4 +1,4 @@
-"""The account, what it costs, its secrets, and the catalogue (Qarnot API: qarnot-api.md 1.2 and 3.10)."""
+"""Routes of the account, its costs, its secrets and the catalogue (Qarnot API: qarnot-api.md 1.2 and 3.10)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LARGEST_OFFSET_PAGE = 50
 
 
 def quotas(backend: Backend) -> dict[str, Any]:
-    """`{flex, onDemand, reserved}` of the user."""
+    """Return `{flex, onDemand, reserved}` of the user."""
     limits, nodes = backend.account.limits, backend.meter.up
     flex = {
         "maxInstances": limits.maxInstances,
@@ -39,7 +39,7 @@ def quotas(backend: Backend) -> dict[str, Any]:
 
 
 async def info(backend: Backend) -> dict[str, Any]:
-    """GET /info."""
+    """Return GET /info."""
     buckets = await asyncio.to_thread(backend.storage.buckets)
     limits, nodes = backend.account.limits, backend.meter.up
     cores = nodes * CORES_PER_NODE
@@ -136,7 +136,7 @@ def routes(backend: Backend) -> list[BaseRoute]:
 
 
 def _costs(backend: Backend) -> list[BaseRoute]:
-    """Credits and carbon facts of pools and tasks. A task on a pool costs nothing: its nodes are the pool's."""
+    """Return routes of credits and carbon facts. A task on a pool costs nothing, because the pool costs."""
 
     def both(kind: str, find: Any) -> list[BaseRoute]:
         def node_seconds(call: Call) -> float:
@@ -167,7 +167,7 @@ def _costs(backend: Backend) -> list[BaseRoute]:
 
 
 def _secrets(backend: Backend) -> list[BaseRoute]:
-    """Secrets are kept; no instance is given them."""
+    """Return routes of secrets, which are stored and given to no instance."""
 
     def found(call: Call) -> str:
         key = call.path("key")

@@ -1,4 +1,4 @@
-"""Routes that pools, tasks and jobs have in common."""
+"""Routes common to pools, tasks and jobs."""
 
 from __future__ import annotations
 
@@ -28,8 +28,10 @@ Outputs = tuple[dict[int, Output], Callable[[int], bool]]
 def tagged(
     backend: Backend, store: Store[R], render: Callable[[Backend, R], Any], tags: list[str]
 ) -> list[Any]:
-    """A list, or the part of it that has any of the tags. A tag that matches nothing as it is may be several,
-    joined by commas."""
+    """Return all objects, or those with any of the tags.
+
+    A tag without a match may be several tags joined by commas.
+    """
     if not tags:
         return [render(backend, item) for item in store]
     wanted = [tag for given in tags for tag in ([given] if store.tagged(given) else given.split(","))]
@@ -38,9 +40,9 @@ def tagged(
 
 
 def output_routes(backend: Backend, kind: str, find: Callable[[str], Outputs]) -> list[BaseRoute]:
-    """stdout and stderr, of all instances or of one, whole (GET) or fresh (POST).
+    """Return routes of stdout and stderr, of all instances or of one, in full (GET) or new output (POST).
 
-    :param find: key -> (outputs by instance id, does this instance exist).
+    :param find: returns for a key the outputs by instance id, and a test whether an instance exists.
     """
 
     def one(call: Call, stream: str, read: Callable[[Output, str], str]) -> Raw:

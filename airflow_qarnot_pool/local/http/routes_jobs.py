@@ -1,4 +1,4 @@
-"""/jobs (Qarnot API: qarnot-api.md 3.9)."""
+"""Routes under /jobs (Qarnot API: qarnot-api.md 3.9)."""
 
 from __future__ import annotations
 

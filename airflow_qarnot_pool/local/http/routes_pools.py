@@ -1,4 +1,4 @@
-"""/pools and what is below it (Qarnot API: qarnot-api.md 3.1)."""
+"""Routes under /pools (Qarnot API: qarnot-api.md 3.1)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 async def check_buckets(backend: Backend, buckets: list[str]) -> None:
-    """Raises ApiError 404 for the first bucket that does not exist."""
+    """Check that the buckets exist. Raises ApiError 404 for the first that does not."""
     if buckets and (missing := await asyncio.to_thread(backend.storage.missing, buckets)):
         raise ApiError(404, f"No such bucket: {missing}")
 
@@ -55,7 +55,7 @@ def routes(backend: Backend) -> list[BaseRoute]:
         pool = backend.pools.find(call.id)
         if not pool.is_open:
             raise ApiError(400, f"Invalid operation: the pool is {pool.state}")
-        backend.spawn(backend.fleet.synchronize(pool))
+        backend.spawn(backend.nodes.synchronize(pool))
 
     def check_scaling(call: Call) -> None:
         _, problems = scaling.read_scaling(call.json)

@@ -1,4 +1,4 @@
-"""/tasks and what is below it (Qarnot API: qarnot-api.md 3.3)."""
+"""Routes under /tasks (Qarnot API: qarnot-api.md 3.3)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from airflow_qarnot_pool.local.http.routing import (
 )
 from airflow_qarnot_pool.local.schemas import requests, responses, resubmission
 from airflow_qarnot_pool.local.schemas.errors import ApiError
-from airflow_qarnot_pool.local.schemas.fields import MAX_TASK_CONSTANTS, RequestFields, keep_secrets
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.local.backend.backend import Backend
@@ -48,18 +47,6 @@ def routes(backend: Backend) -> list[BaseRoute]:
                 results.append({"statusCode": error.status, "uuid": None, "message": error.message})
         failed = any(result["statusCode"] != 200 for result in results)
         return as_json(results, 207 if failed else 200)
-
-    def update(call: Call) -> None:
-        task = find(call.id)
-        fields = RequestFields(call.json, "task")
-        constants = fields.constants(MAX_TASK_CONSTANTS) if fields.has("constants") else None
-        tags = fields.tags() if fields.has("tags") else None
-        fields.check()
-        if constants is not None:
-            task.constants = keep_secrets(constants, task.constants)
-        if tags is not None:
-            backend.tasks.store.retag(task, tags)
-        task.modified = backend.now
 
     def synchronize(call: Call) -> None:
         task = find(call.id)
@@ -105,7 +92,7 @@ def routes(backend: Backend) -> list[BaseRoute]:
             lambda call: pagination.page(backend, finder, responses.TASK, call.json, brief=True),
         ),
         add("GET", "/tasks/{u}", lambda call: responses.TASK.full(backend, find(call.id))),
-        add("PUT", "/tasks/{u}", update),
+        add("PUT", "/tasks/{u}", lambda call: backend.tasks.update(find(call.id), call.json)),
         add("PATCH", "/tasks/{u}", synchronize),
         add("DELETE", "/tasks/{u}", lambda call: backend.tasks.delete(find(call.id))),
         add("POST", "/tasks/{u}/abort", lambda call: backend.tasks.abort(find(call.id))),

@@ -1,4 +1,4 @@
-"""What the route modules share: handlers as plain functions, JSON out, errors as Qarnot words them."""
+"""Turn plain functions into routes, with JSON responses and errors in Qarnot's words."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Call:
-    """One request, with its body read."""
+    """One request with its body."""
 
     def __init__(self, backend: Backend, request: Request, body: bytes) -> None:
         self.backend, self._request, self._body = backend, request, body
@@ -50,11 +50,11 @@ Handler = Callable[[Call], Any]
 
 
 class Raw(Response):
-    """An answer that is not JSON, or not a 200."""
+    """A response that is not JSON, or not a 200."""
 
 
 def text(content: str) -> Raw:
-    """The charset matters: without one the Python SDK reads Latin-1."""
+    """Return text with a charset, because the Python SDK reads Latin-1 without one."""
     return Raw(content, media_type="text/plain; charset=utf-8")
 
 
@@ -69,7 +69,10 @@ def created(kind: str, uuid: str) -> Raw:
 
 
 def route(backend: Backend, method: str, path: str, handler: Handler) -> Route:
-    """A handler returns None (200 without a body), something for JSON, or a Response; it may be async."""
+    """Return the route of a handler, which may be async.
+
+    A handler returns None (200 without a body), a JSON value or a Response.
+    """
 
     async def endpoint(request: Request) -> Response:
         try:

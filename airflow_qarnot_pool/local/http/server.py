@@ -1,4 +1,4 @@
-"""Putting the local Qarnot together and serving it until it is told to stop."""
+"""Compose the local Qarnot and serve it until a signal stops it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import uvicorn
 from starlette.applications import Starlette
 
-from airflow_qarnot_pool.local.backend.backend import Backend, Settings
+from airflow_qarnot_pool.local.backend.backend import Backend
+from airflow_qarnot_pool.local.backend.context import Settings
 from airflow_qarnot_pool.local.http import (
     control_api,
     routes_account,
@@ -37,7 +38,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Command-line options (see __main__.py). Port 0 = any free one; parent 0 = none to watch."""
+    """Command-line options (see __main__.py). Port 0 is any free one; parent 0 means no parent to watch."""
 
     host: str
     port: int
@@ -51,12 +52,12 @@ class Options:
 class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Signals are handled by `serve`, which has more than the HTTP server to stop."""
+        """Handle no signal here, because `serve` stops more than the HTTP server."""
         yield
 
 
 def application(backend: Backend) -> Middleware:
-    """The whole HTTP side."""
+    """Return the HTTP application."""
     faults, log = Faults(), RequestLog()
     app = Starlette(
         routes=[
@@ -73,7 +74,7 @@ def application(backend: Backend) -> Middleware:
 
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio turns Nagle's algorithm off (40 ms per answer) only where the protocol is named.
+    # asyncio turns Nagle's algorithm (40 ms per response) off only if the protocol is given.
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -94,7 +95,7 @@ async def _parent_gone(parent: int) -> None:
 
 
 def _announce(backend: Backend, ready_file: str | None) -> None:
-    """Tell where we are: on standard output, and in a file that appears whole or not at all."""
+    """Announce the addresses on standard output, and in a file that is written atomically."""
     settings = backend.settings
     line = json.dumps(
         {
@@ -113,7 +114,7 @@ def _announce(backend: Backend, ready_file: str | None) -> None:
 
 
 async def serve(options: Options) -> int:
-    """Serve until SIGTERM or SIGINT, or until the parent is gone. Returns the exit code."""
+    """Serve until SIGTERM or SIGINT, or until the parent has ended. Return the exit code."""
     stop = asyncio.Event()
     failed = False
     loop = asyncio.get_running_loop()
@@ -135,7 +136,7 @@ async def serve(options: Options) -> int:
     host = f"[{options.host}]" if ":" in options.host else options.host
     backend.url = f"http://{host}:{listening.getsockname()[1]}"
     if options.speed != 1.0:
-        backend.timeline.set_speed(options.speed)
+        backend.clock.set_speed(options.speed)
     storage.start()
     config = uvicorn.Config(
         application(backend),
@@ -165,7 +166,7 @@ async def serve(options: Options) -> int:
     await runner.stop()
     await asyncio.wait([serving], timeout=3)
     await asyncio.to_thread(storage.stop)
-    # The supervisor has removed it; a copy from or to a bucket may have been under way in a thread.
+    # The supervisor has removed the directory, but a copy from or to a bucket may still have run in a thread.
     await loop.shutdown_default_executor()
     shutil.rmtree(scratch, ignore_errors=True)
     if options.ready_file:

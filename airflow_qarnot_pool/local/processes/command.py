@@ -1,4 +1,4 @@
-"""What one instance executes: its words, its environment, and where `/job` is. Pure functions.
+"""Words, environment and directories of the command of an instance. Pure functions.
 
 Qarnot API: the docker-batch profile (qarnot-api.md section 7).
 """
@@ -21,10 +21,10 @@ class CommandError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Directories:
-    """Where an instance runs. All real paths.
+    """Directories of an instance, as real paths.
 
-    :param job: stands for the mount point (`/job`): the pool's resources, or the task's own directory.
-    :param task: the directory the command starts in, `/job/<JOB_UUID>` in a pool.
+    :param job: replaces the mount point (`/job`); the resources of the pool, or the directory of the task.
+    :param task: directory in which the command starts, `/job/<JOB_UUID>` in a pool.
     :param scratch: for temporary files.
     """
 
@@ -34,13 +34,15 @@ class Directories:
 
 
 def substitute(text: str, values: Mapping[str, str]) -> str:
-    """`${NAME}` -> its value; an unknown name stays as it is, for a shell to expand."""
-    return _VARIABLE.sub(lambda found: values.get(found[1], found[0]), text)
+    """Replace `${NAME}` by its value. An unknown name stays as it is, because a shell may expand it."""
+    return _VARIABLE.sub(lambda match: values.get(match[1], match[0]), text)
 
 
 def map_path(text: str, mount: str, real: str) -> str:
-    """Rewrite `mount` (as a whole path or as the beginning of one) to the real directory, wherever it stands
-    in the text. `/jobs`, `a/job` and `http://host/job` are left alone."""
+    """Replace `mount` by the real directory, as a whole path or at the start of one.
+
+    `/jobs`, `a/job` and `http://host/job` do not change.
+    """
     mount = mount.rstrip("/")
     if not mount:
         return text
@@ -48,7 +50,7 @@ def map_path(text: str, mount: str, real: str) -> str:
 
 
 def variables(instance: int, count: int, place: Directories) -> dict[str, str]:
-    """The variables Qarnot documents for an instance, paths being real ones."""
+    """Return the variables that Qarnot documents for an instance, with real paths."""
     return {
         "INSTANCE_ID": str(instance),
         "INSTANCE_COUNT": str(count),
@@ -68,19 +70,19 @@ def mount_point(constants: Mapping[str, str]) -> str:
 
 
 def working_directory(constants: Mapping[str, str], own: Mapping[str, str], place: Directories) -> str:
-    """DOCKER_WORKDIR made real, relative to the task's directory; that directory itself when it is not set."""
-    asked = substitute(constants.get("DOCKER_WORKDIR", ""), {**constants, **own})
-    if not asked or "${" in asked:
+    """Return the real path of DOCKER_WORKDIR, or the directory of the task if it is not set."""
+    requested = substitute(constants.get("DOCKER_WORKDIR", ""), {**constants, **own})
+    if not requested or "${" in requested:
         return place.task
-    return os.path.join(place.task, map_path(asked, mount_point(constants), place.job))
+    return os.path.join(place.task, map_path(requested, mount_point(constants), place.job))
 
 
 def words(
     command: str, constants: Mapping[str, str], own: Mapping[str, str], place: Directories
 ) -> list[str]:
-    """Constants and variables substituted, split as a shell would (no shell runs), `/job` made real.
+    """Substitute constants and variables, split the text as a shell would, and make `/job` real.
 
-    Raises CommandError.
+    No shell runs. Raises CommandError.
     """
     text = substitute(command, {**constants, **own})
     try:
@@ -93,7 +95,7 @@ def words(
 def environment(
     constants: Mapping[str, str], own: Mapping[str, str], place: Directories, search_path: str
 ) -> dict[str, str]:
-    """The whole environment of an instance: nothing of the server's is in it but PATH."""
+    """Return the environment of an instance. Only PATH is taken from the server."""
     mount = mount_point(constants)
     basic = {"PATH": search_path, "HOME": place.task, "LANG": "C.UTF-8", "TMPDIR": place.scratch}
     exported = {key: map_path(value, mount, place.job) for key, value in constants.items()}

@@ -1,6 +1,6 @@
-"""Standard output and error of instances: all of it (GET) or what is new since the last look (POST).
+"""Read the standard output and error of instances, in full (GET) or since the last request (POST).
 
-Qarnot API: /{pools,tasks}/{u}/{stdout,stderr}[/{i}]. The files are written by the processes themselves.
+Qarnot API: /{pools,tasks}/{u}/{stdout,stderr}[/{i}]. The processes write the files.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 from airflow_qarnot_pool.local.backend.models import Output
 
 KEPT = 4 * 1024 * 1024
-"""Bytes kept per instance and stream: Qarnot's buffers are circular, of a size it does not document."""
+"""Bytes kept per instance and stream, because Qarnot's buffers are circular; their size is not documented."""
 
 
 def _read(path: str, start: int, kept: int) -> tuple[int, bytes]:
-    """(where it begins, what is there from `start` on, as far as it is kept)."""
+    """Return the bytes from `start` on that are still kept, and the offset of the first."""
     try:
         with open(path, "rb") as file:
             start = max(start, file.seek(0, 2) - kept)
@@ -27,7 +27,7 @@ def whole(output: Output, stream: str) -> str:
 
 
 def fresh(output: Output, stream: str) -> str:
-    """What came since the last call. Does not depend on what GET was asked in between."""
+    """Return the output since the last call, whatever GET has read in between."""
     mark = (stream, False)
     start, data = _read(getattr(output, stream), output.fresh.get(mark, 0), output.kept)
     output.fresh[mark] = start + len(data)
@@ -35,12 +35,12 @@ def fresh(output: Output, stream: str) -> str:
 
 
 def whole_aggregated(outputs: dict[int, Output], stream: str) -> str:
-    """All instances, each line after its instance id: `0> hello`."""
+    """Return the output of all instances, with the instance id before each line: `0> hello`."""
     return "".join(_prefixed(i, whole(outputs[i], stream)) for i in sorted(outputs))
 
 
 def fresh_aggregated(outputs: dict[int, Output], stream: str) -> str:
-    """What is new of every instance. A line that is not complete yet waits, unless its instance is over."""
+    """Return the new output of all instances, without incomplete lines of unfinished ones."""
     parts = []
     for number in sorted(outputs):
         output = outputs[number]

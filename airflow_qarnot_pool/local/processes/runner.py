@@ -1,4 +1,4 @@
-"""The server's side of the supervisor: start a command, wait for it, kill it."""
+"""Start commands, wait for them and kill them, through the supervisor process."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _ORDER_LIMIT = 1 << 16
 class Runner:
     """Runs commands as processes under one supervisor process (see supervisor.py).
 
-    :param scratch: directory that is removed, with everything in it, when the supervisor ends.
-    :param on_loss: called if the supervisor itself ends while the server runs; nothing can be executed then.
+    :param scratch: directory that is removed with its contents when the supervisor ends.
+    :param on_loss: called if the supervisor ends while the server runs, because then no command can run.
     """
 
     def __init__(self, scratch: str, on_loss: Callable[[], None]) -> None:
@@ -46,8 +46,10 @@ class Runner:
     def run(
         self, argv: Sequence[str], *, cwd: str, env: dict[str, str], stdout: str, stderr: str
     ) -> tuple[str, asyncio.Future[int]]:
-        """Start a command; output is appended to the two files. Returns its run id and a future exit code
-        (127 not found, 126 not executable, 128 + n ended by signal n)."""
+        """Start a command that appends its output to the two files.
+
+        Return its run id and a future of its exit code (127 not found, 126 not executable, 128 + n ended by signal n).
+        """
         run = f"r{next(self._ids)}"
         done = asyncio.get_running_loop().create_future()
         self._runs[run] = done
@@ -57,7 +59,7 @@ class Runner:
         return run, done
 
     def kill(self, run: str) -> None:
-        """Kill a command and everything it started, at once. Its future then resolves."""
+        """Kill a command and everything it started, at once. Its future then gets a result."""
         if run in self._runs:
             self._send({"kill": run})
 
@@ -70,10 +72,10 @@ class Runner:
         assert self._process is not None
         assert self._process.stdout is not None
         async for line in self._process.stdout:
-            news = json.loads(line)
-            done = self._runs.pop(news["exit"], None)
+            report = json.loads(line)
+            done = self._runs.pop(report["exit"], None)
             if done is not None and not done.done():
-                done.set_result(news["code"])
+                done.set_result(report["code"])
         for done in self._runs.values():
             if not done.done():
                 done.set_result(137)
@@ -81,7 +83,7 @@ class Runner:
             self._on_loss()
 
     async def stop(self) -> None:
-        """Everything that still runs is killed, the scratch directory is gone when this returns."""
+        """Kill everything that still runs, and return when the scratch directory has been removed."""
         self._stopping = True
         if self._process is None:
             return

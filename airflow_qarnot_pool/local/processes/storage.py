@@ -1,7 +1,7 @@
-"""Buckets: moto's S3 server in a thread, and the copies between buckets and instance directories.
+"""Serve buckets with moto's S3 server in a thread, and copy between buckets and directories of instances.
 
 Qarnot API: storage is S3, access key = account e-mail, secret key = API token (qarnot-api.md 1.4).
-Every function here blocks; the server calls them in threads.
+All functions block, so the server calls them in threads.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if find_spec("moto") is None:
 
 
 class StorageError(Exception):
-    """A bucket operation that failed, in words for the instance's error."""
+    """A bucket operation failed; the message becomes the error of the instance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class MountedBucket:
     strip: str = ""
 
     def local_name(self, key: str) -> str | None:
-        """Where an object goes, relative to the directory; None = it is not wanted."""
+        """Return the path of an object relative to the directory, or None if it is filtered out."""
         if not key.startswith(self.prefix) or key.endswith("/"):
             return None
         name = key.removeprefix(self.strip).lstrip("/")
@@ -43,7 +43,7 @@ class MountedBucket:
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """Where results go, and which of them. `whitelist` and `blacklist` are searched in the relative path."""
+    """A bucket for results, with filters that are regular expressions searched in the relative path."""
 
     bucket: str
     prefix: str = ""
@@ -57,23 +57,27 @@ class Destination:
 
 
 Seen = dict[str, tuple[int, int]]
-"""Relative path -> (size, mtime in ns): what a directory held, to tell results from resources."""
+"""Size and mtime in ns by relative path: the contents of a directory, to distinguish results from resources."""
 
 
 def scan(directory: str) -> Seen:
-    """The regular files under a directory."""
-    found: Seen = {}
+    """Return the regular files under a directory."""
+    files: Seen = {}
     for folder, _, names in os.walk(directory):
         for name in names:
             path = os.path.join(folder, name)
             if os.path.isfile(path) and not os.path.islink(path):
                 status = os.stat(path)
-                found[os.path.relpath(path, directory)] = (status.st_size, status.st_mtime_ns)
-    return found
+                files[os.path.relpath(path, directory)] = (status.st_size, status.st_mtime_ns)
+    return files
 
 
 class Storage:
-    """:param email: the access key that is accepted. :param token: its secret."""
+    """S3 server of one account.
+
+    :param email: the access key that is accepted.
+    :param token: its secret.
+    """
 
     def __init__(self, host: str, port: int, email: str, token: str) -> None:
         self._host, self._email, self._token = host, email, token
@@ -94,7 +98,7 @@ class Storage:
         return make_server(self._host, port, self._answer, threaded=True, request_handler=Quiet)
 
     def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        """Hand a request to moto, unless its access key is not the account's e-mail."""
+        """Pass a request to moto if its access key is the e-mail of the account."""
         signed = environ.get("HTTP_AUTHORIZATION", "") + "&" + unquote(environ.get("QUERY_STRING", ""))
         key = re.search(r"(?:Credential=|AWSAccessKeyId=|AWS )([^/&:]+)", signed)
         if key is None or key[1] != self._email:
@@ -103,12 +107,12 @@ class Storage:
             return [f"<?xml version='1.0'?><Error><Code>{code}</Code></Error>".encode()]
         with self._lock:
             if self._app is None:
-                # On first use: many a server is started, in tests, that never sees a bucket.
+                # On first use, because importing moto takes seconds and many tests use no bucket.
                 from moto.moto_server.werkzeug_app import create_backend_app
 
                 self._app = create_backend_app("s3").wsgi_app
-        answer: Iterable[bytes] = self._app(environ, start_response)
-        return answer
+        response: Iterable[bytes] = self._app(environ, start_response)
+        return response
 
     def start(self) -> None:
         self._thread.start()
@@ -136,7 +140,7 @@ class Storage:
             return self._client
 
     def missing(self, buckets: Iterable[str]) -> str | None:
-        """The first of these buckets that does not exist."""
+        """Return the first of these buckets that does not exist."""
         from botocore.exceptions import ClientError
 
         for bucket in buckets:
@@ -147,7 +151,7 @@ class Storage:
         return None
 
     def buckets(self) -> int:
-        """How many there are."""
+        """Count the buckets."""
         return 0 if self._app is None else len(self._s3.list_buckets().get("Buckets", []))
 
     def make(self, bucket: str) -> None:
@@ -155,7 +159,10 @@ class Storage:
             self._s3.create_bucket(Bucket=bucket)
 
     def download(self, resources: Iterable[MountedBucket], directory: str) -> int:
-        """Copy resources into a directory; later ones win. Returns the bytes copied. Raises StorageError."""
+        """Copy resources into a directory, later ones over earlier ones. Return the bytes copied.
+
+        Raises StorageError.
+        """
         from botocore.exceptions import BotoCoreError, ClientError
 
         copied = 0
@@ -180,8 +187,10 @@ class Storage:
         return copied
 
     def upload(self, directory: str, destination: Destination, before: Seen) -> int:
-        """Copy the files that are new or changed since `before` into the bucket, which is made if missing.
-        Returns the bytes copied. Raises StorageError."""
+        """Copy new and changed files since `before` into the bucket, which is created if it is missing.
+
+        Return the bytes copied. Raises StorageError.
+        """
         from botocore.exceptions import BotoCoreError, ClientError
 
         copied = 0

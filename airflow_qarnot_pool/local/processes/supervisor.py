@@ -1,12 +1,12 @@
-"""The keeper: a small process that runs instances, and lets none of them outlive the server.
+"""The supervisor: a small process that runs the commands of instances and kills them when the server ends.
 
-It is started by the server with a pipe on its standard input and runs as a script of its own (standard
-library only). When that pipe closes, because the server stopped or was killed, it kills everything it ever
-started and removes the scratch directory.
+The server starts it as a script, with the standard library only and a pipe on its standard input. When that pipe
+closes, because the server stopped or was killed, it kills everything it has started and removes the scratch directory.
 
-Each command gets a supervisor, forked from here, which is a "child subreaper": a process whose parent dies
-becomes the supervisor's child, whatever sessions and process groups it made. So killing children until none
-is left kills the whole tree. The keeper is a subreaper too, for what a killed supervisor leaves.
+It forks a command monitor for each command. A monitor is a "child subreaper": if a process of the command dies, the
+children of that process become children of the monitor, whatever sessions and process groups they created. Killing
+children until none remains therefore kills the whole tree. The supervisor is a subreaper as well, for the tree of a
+monitor that was killed.
 
 Lines in:  {"run": id, "argv": [...], "cwd": path, "env": {...}, "stdout": path, "stderr": path}
            {"kill": id}
@@ -30,9 +30,10 @@ _MINE = {signal.SIGTERM, signal.SIGCHLD}
 
 
 def _prctl(option: int, value: int) -> None:
-    # Not on Linux: orphans go to init, and only direct children and their process groups are killed.
+    # On other systems than Linux orphans go to init: only direct children and their process groups are killed.
     with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+        libc: Any = ctypes.CDLL(None)
+        libc.prctl(option, value, 0, 0, 0)
 
 
 def _children() -> list[int]:
@@ -42,7 +43,7 @@ def _children() -> list[int]:
             return [int(pid) for pid in listing.read().split()]
     except OSError:
         pass
-    found = []
+    children = []
     with contextlib.suppress(OSError):
         for entry in os.listdir("/proc"):
             if entry.isdigit():
@@ -51,14 +52,14 @@ def _children() -> list[int]:
                     open(f"/proc/{entry}/stat") as stat,
                 ):
                     if int(stat.read().rpartition(")")[2].split()[1]) == me:
-                        found.append(int(entry))
-    return found
+                        children.append(int(entry))
+    return children
 
 
 def _kill(pid: int) -> None:
-    for target in (lambda: os.killpg(pid, signal.SIGKILL), lambda: os.kill(pid, signal.SIGKILL)):
+    for kill in (os.killpg, os.kill):
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            target()
+            kill(pid, signal.SIGKILL)
 
 
 def _status(raw: int) -> int:
@@ -66,7 +67,7 @@ def _status(raw: int) -> int:
 
 
 def kill_descendants(known: int = 0) -> int | None:
-    """Kill children until there are none. Returns the exit code of the child `known`, if it was among them."""
+    """Kill children until none remains. Return the exit code of the child `known`, if it was among them."""
     code = None
     while True:
         for pid in {*_children(), *({known} if known and code is None else ())}:
@@ -80,9 +81,9 @@ def kill_descendants(known: int = 0) -> int | None:
 
 
 def _execute(job: dict[str, Any]) -> None:
-    """In the forked child: become the command. Never returns."""
+    """Become the command, in the forked child. Never returns."""
     os.setsid()
-    # All of them: whoever started the server may have ignored some (nohup, a shell's background job).
+    # Reset all signals, because the parent of the server may have ignored some (nohup, a background job).
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         with contextlib.suppress(OSError, ValueError):
             signal.signal(number, signal.SIG_DFL)
@@ -105,11 +106,11 @@ def _execute(job: dict[str, Any]) -> None:
     os._exit(code)
 
 
-def _supervise(job: dict[str, Any], keeper: int) -> None:
-    """In the forked supervisor: run one command to its end, then let nothing of it stay. Never returns."""
+def _monitor(job: dict[str, Any], supervisor: int) -> None:
+    """Run one command to its end in the forked monitor, then kill all its processes. Never returns."""
     _prctl(_SET_CHILD_SUBREAPER, 1)
     _prctl(_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != keeper:
+    if os.getppid() != supervisor:
         os._exit(137)
     silence = os.open(os.devnull, os.O_RDWR)
     os.dup2(silence, 0)
@@ -142,14 +143,14 @@ class Supervisor:
     def __init__(self, scratch: str) -> None:
         self._scratch = scratch
         self._runs: dict[str, int] = {}
-        self._supervisors: dict[int, str] = {}
+        self._monitors: dict[int, str] = {}
         self._me = os.getpid()
 
     def serve(self) -> None:
         _prctl(_SET_CHILD_SUBREAPER, 1)
         for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
             signal.signal(number, signal.SIG_IGN)
-        # Signals arrive as bytes in a pipe, so that one select waits for them and for orders.
+        # Signals arrive as bytes in a pipe, because one select then waits for them and for orders.
         signals, write_end = os.pipe()
         os.set_blocking(write_end, False)
         signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
@@ -176,21 +177,21 @@ class Supervisor:
 
     def _obey(self, order: dict[str, Any]) -> None:
         if (run := order.get("run")) is not None:
-            # Blocked around the fork, so that the supervisor misses no signal before it waits for them.
+            # Blocked around the fork, because the monitor must miss no signal before it waits for them.
             signal.pthread_sigmask(signal.SIG_BLOCK, _MINE)
             pid = os.fork()
             if pid == 0:
                 try:
                     signal.set_wakeup_fd(-1)
                     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-                    _supervise(order, self._me)
+                    _monitor(order, self._me)
                 finally:
                     os._exit(126)
             self._runs[run] = pid
-            self._supervisors[pid] = run
+            self._monitors[pid] = run
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _MINE)
-        elif (supervisor := self._runs.get(order.get("kill", ""))) is not None:
-            os.kill(supervisor, signal.SIGTERM)
+        elif (monitor := self._runs.get(order.get("kill", ""))) is not None:
+            os.kill(monitor, signal.SIGTERM)
 
     def _reap(self) -> None:
         orphans = False
@@ -201,34 +202,34 @@ class Supervisor:
                 break
             if pid == 0:
                 break
-            run = self._supervisors.pop(pid, None)
-            # A supervisor that was killed leaves its tree to us, and so does each process of that tree.
+            run = self._monitors.pop(pid, None)
+            # The tree of a killed monitor, and of each of its processes, becomes ours.
             orphans = orphans or run is None or os.WIFSIGNALED(raw)
             if run is not None:
                 del self._runs[run]
-                self._tell({"exit": run, "code": _status(raw)})
+                self._report({"exit": run, "code": _status(raw)})
         if orphans:
             self._kill_strays()
 
     def _kill_strays(self) -> None:
-        for stray in set(_children()) - set(self._supervisors):
+        for stray in set(_children()) - set(self._monitors):
             _kill(stray)
 
-    def _tell(self, news: dict[str, Any]) -> None:
-        data = json.dumps(news).encode() + b"\n"
+    def _report(self, report: dict[str, Any]) -> None:
+        data = json.dumps(report).encode() + b"\n"
         with contextlib.suppress(BrokenPipeError):
             while data:
                 data = data[os.write(1, data) :]
 
     def _end(self) -> None:
-        for supervisor in self._supervisors:
+        for monitor in self._monitors:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(supervisor, signal.SIGTERM)
-        # Supervisors end when their trees are dead; only what is not under one is killed from here.
-        while self._supervisors:
+                os.kill(monitor, signal.SIGTERM)
+        # Monitors end when their trees are dead. Only processes outside of these trees are killed here.
+        while self._monitors:
             self._kill_strays()
             pid, _ = os.waitpid(-1, 0)
-            self._supervisors.pop(pid, None)
+            self._monitors.pop(pid, None)
         kill_descendants()
         shutil.rmtree(self._scratch, ignore_errors=True)
 

@@ -1,4 +1,4 @@
-"""What the local Qarnot offers: profiles and machines (Qarnot API: qarnot-api.md 3.8, 3.10, 7.1)."""
+"""Profiles and machines of the local Qarnot (Qarnot API: qarnot-api.md 3.8, 3.10, 7.1)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CONSTRAINTS: list[dict[str, Any]] = [
 
 
 def profile(name: str) -> dict[str, Any]:
-    """Raises ApiError 404."""
+    """Return a profile. Raises ApiError 404."""
     if name not in PROFILES:
         raise missing("profile", name)
     constants = [{"name": n, "value": v, "description": text} for n, v, text in _CONSTANTS]
@@ -40,7 +40,7 @@ def profile(name: str) -> dict[str, Any]:
 
 
 def constraints(limit: int, offset: int) -> dict[str, Any]:
-    """GET /hardware-constraints: an offset page."""
+    """Return an offset page of GET /hardware-constraints."""
     return {
         "data": CONSTRAINTS[offset : offset + limit],
         "offset": offset,
@@ -50,7 +50,7 @@ def constraints(limit: int, offset: int) -> dict[str, Any]:
 
 
 def cpu_models(wanted: str) -> list[dict[str, Any]]:
-    """GET /hardware-constraints/cpu-model-constraints/search."""
+    """Return GET /hardware-constraints/cpu-model-constraints/search."""
     return [
         c for c in CONSTRAINTS if wanted.lower() in str(c.get("cpuModel", "")).lower() and "cpuModel" in c
     ]

@@ -1,4 +1,4 @@
-"""The one way a request is refused: an `ApiError` carries the status and the body the client reads."""
+"""Refuse requests with an `ApiError`, which has the status and the body of the response."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ class ApiError(Exception):
     """A refused request.
 
     :param status: HTTP status code.
-    :param message: what the SDKs read as `message` in the body.
-    :param problem: per-field messages; when given, the body is `application/problem+json`
-        (what Qarnot answers for page requests and scaling checks) instead of `{"message"}`.
+    :param message: the `message` in the body that the SDKs read.
+    :param problem: messages by field. With them the body is `application/problem+json` in place of `{"message"}`, as
+        Qarnot's responses to page requests and scaling checks.
     """
 
     def __init__(self, status: int, message: str, problem: dict[str, list[str]] | None = None) -> None:
@@ -34,7 +34,7 @@ class ApiError(Exception):
 
 
 def invalid(kind: str, fields: Iterable[str]) -> ApiError:
-    """400 in the wording of Qarnot's own examples: `Invalid task file. Invalid fields: name, range-length`."""
+    """Return a 400 in Qarnot's words: `Invalid task file. Invalid fields: name, range-length`."""
     return ApiError(400, f"Invalid {kind} file. Invalid fields: {', '.join(fields)}")
 
 

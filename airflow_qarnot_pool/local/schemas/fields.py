@@ -1,4 +1,4 @@
-"""Reading JSON objects: keys in any case, unknown keys ignored, null as good as absent, every bad field named.
+"""Read JSON objects: keys in any case, unknown keys ignored, null as absent, all bad fields named in the error.
 
 Qarnot API: limits of qarnot-api.md 3.2 and 3.3, error wording of 2.3.
 """
@@ -37,7 +37,7 @@ _UUID = re.compile(r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$")
 
 
 def parse(body: bytes) -> Any:
-    """JSON of a request. Raises ApiError 400."""
+    """Parse the JSON of a request. Raises ApiError 400."""
     try:
         return json.loads(body or b"null")
     except (ValueError, RecursionError):
@@ -45,14 +45,14 @@ def parse(body: bytes) -> Any:
 
 
 def fold(value: Any) -> dict[str, Any]:
-    """An object with its keys in lower case and without nulls."""
+    """Return an object with its keys in lower case and without nulls."""
     if not isinstance(value, Mapping):
         return {}
     return {str(k).lower(): v for k, v in value.items() if v is not None}
 
 
 def size(text: str) -> int:
-    """The length of a text as .NET counts it: UTF-16 units, so that a character may be two."""
+    """Return the length of a text in UTF-16 units, as .NET counts it."""
     return len(text.encode("utf-16-le", errors="surrogatepass")) // 2
 
 
@@ -61,12 +61,12 @@ def is_uuid(text: object) -> bool:
 
 
 def keep_secrets(new: dict[str, str], old: Mapping[str, str]) -> dict[str, str]:
-    """A secret that comes back as the text clients are shown for it is left as it was."""
+    """Keep the old value of a secret whose new value is the placeholder that responses show."""
     return {k: old.get(k, v) if v == SECRET_TEXT else v for k, v in new.items()}
 
 
 class RequestFields:
-    """The fields of one JSON object; names of invalid ones gather in `bad`."""
+    """The fields of one JSON object. `bad` collects the names of invalid ones."""
 
     def __init__(self, value: Any, kind: str, defaults: Mapping[str, Any] | None = None) -> None:
         if not isinstance(value, Mapping):
@@ -76,7 +76,7 @@ class RequestFields:
         self.bad: list[str] = []
 
     def check(self) -> None:
-        """Raises ApiError 400 that names every invalid field."""
+        """Check that no field was invalid. Raises ApiError 400 with the names of all invalid fields."""
         if self.bad:
             raise invalid(self.kind, dict.fromkeys(self.bad))
 
@@ -182,7 +182,7 @@ class RequestFields:
         return dict(value)
 
     def constants(self, most: int) -> dict[str, str]:
-        found: dict[str, str] = {}
+        constants: dict[str, str] = {}
         for item in self.items("constants", most):
             pair = fold(item)
             key, value = pair.get("key"), pair.get("value")
@@ -195,8 +195,8 @@ class RequestFields:
             ):
                 self.wrong("constants")
                 return {}
-            found[key] = value
-        return found
+            constants[key] = value
+        return constants
 
     def shortname(self) -> str | None:
         value = self.text("shortname", longest=512)
@@ -205,15 +205,15 @@ class RequestFields:
         return value
 
     def buckets(self) -> tuple[list[str], list[dict[str, Any]]]:
-        """(resourceBuckets, advancedResourceBuckets), of which only one may be filled."""
+        """Return resourceBuckets and advancedResourceBuckets, of which only one may have entries."""
         plain = self.strings("resourceBuckets", MAX_BUCKETS, 255)
         advanced: list[dict[str, Any]] = []
         for item in self.items("advancedResourceBuckets", MAX_BUCKETS):
-            one = fold(item)
-            name = one.get("bucketname")
-            prefix = fold(fold(one.get("filtering")).get("prefixfiltering")).get("prefix")
-            strip = fold(fold(one.get("resourcestransformation")).get("stripprefix")).get("prefix")
-            ttl = one.get("cachettlsec")
+            bucket = fold(item)
+            name = bucket.get("bucketname")
+            prefix = fold(fold(bucket.get("filtering")).get("prefixfiltering")).get("prefix")
+            strip = fold(fold(bucket.get("resourcestransformation")).get("stripprefix")).get("prefix")
+            ttl = bucket.get("cachettlsec")
             if (
                 not isinstance(name, str)
                 or not name
@@ -234,13 +234,13 @@ class RequestFields:
         return plain, advanced
 
     def retries(self, name: str) -> dict[str, int | None]:
-        """`{maxTotalRetries, maxPerInstanceRetries}`, each null when it is not set."""
+        """Return `{maxTotalRetries, maxPerInstanceRetries}`, with null for one that is not set."""
         value = self.raw(name)
         inner = RequestFields(value if isinstance(value, Mapping) else {}, self.kind)
-        found = {key: inner.integer(key) for key in ("maxTotalRetries", "maxPerInstanceRetries")}
+        retries = {key: inner.integer(key) for key in ("maxTotalRetries", "maxPerInstanceRetries")}
         if inner.bad or not isinstance(value, (Mapping, type(None))):
             self.wrong(name)
-        return found
+        return retries
 
     def scheduling(self) -> str | None:
         value = self.text("schedulingType")

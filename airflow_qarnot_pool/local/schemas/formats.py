@@ -1,4 +1,4 @@
-"""How Qarnot writes times, durations and instance ranges (qarnot-api.md conventions and 4.3)."""
+"""Qarnot's text formats of times, durations and instance ranges (qarnot-api.md conventions and 4.3)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _SPAN = re.compile(r"^(-)?(?:(\d+)\.)?(\d{1,2}):(\d{1,2}):(\d{1,2})(?:\.(\d{1,7}
 
 
 def stamp(when: float | None) -> str:
-    """Epoch seconds -> `YYYY-MM-DDTHH:MM:SSZ`; None -> year 1, which Qarnot sends for "not reached"."""
+    """Format epoch seconds as `YYYY-MM-DDTHH:MM:SSZ`, and None as the year 1, Qarnot's "not reached"."""
     return NEVER if when is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(when))
 
 
 def parse_stamp(text: str) -> float:
-    """ISO 8601 text (with or without zone, UTC assumed) -> epoch seconds. Raises ValueError."""
+    """Parse an ISO 8601 text, in UTC without a zone, to epoch seconds. Raises ValueError."""
     text = re.sub(r"(\.\d{6})\d+", r"\1", text.strip())
     when = datetime.fromisoformat(text.replace("Z", "+00:00"))
     if when.year <= 1:
@@ -26,7 +26,7 @@ def parse_stamp(text: str) -> float:
 
 
 def span(seconds: float) -> str:
-    """Seconds -> .NET TimeSpan text `[d.]hh:mm:ss`, whole seconds (PY misreads longer fractions)."""
+    """Format seconds as a .NET TimeSpan `[d.]hh:mm:ss`, in whole seconds as the Python SDK misreads fractions."""
     minutes, second = divmod(int(seconds), 60)
     hours, minute = divmod(minutes, 60)
     days, hour = divmod(hours, 24)
@@ -34,11 +34,11 @@ def span(seconds: float) -> str:
 
 
 def parse_span(text: object) -> float:
-    """.NET TimeSpan text -> seconds. Raises ValueError."""
-    found = _SPAN.match(text.strip()) if isinstance(text, str) else None
-    if not found:
+    """Parse a .NET TimeSpan to seconds. Raises ValueError."""
+    match = _SPAN.match(text.strip()) if isinstance(text, str) else None
+    if not match:
         raise ValueError(f"not a duration: {text!r}")
-    sign, days, hours, minutes, seconds, fraction = found.groups()
+    sign, days, hours, minutes, seconds, fraction = match.groups()
     if int(hours) > 23 or int(minutes) > 59 or int(seconds) > 59:
         raise ValueError(f"not a duration: {text!r}")
     total = ((int(days or 0) * 24 + int(hours)) * 60 + int(minutes)) * 60 + int(seconds)
@@ -47,14 +47,14 @@ def parse_span(text: object) -> float:
 
 
 def parse_ranges(text: str) -> list[int]:
-    """`"0-2,4,17"` -> `[0, 1, 2, 4, 17]`, bounds inclusive, sorted. Raises ValueError on anything else."""
+    """Parse `"0-2,4,17"` to `[0, 1, 2, 4, 17]`, with inclusive bounds. Raises ValueError."""
     ids: set[int] = set()
     for part in text.split(","):
-        found = re.fullmatch(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", part)
-        if not found:
+        match = re.fullmatch(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", part)
+        if not match:
             raise ValueError(f"not a range: {part!r}")
-        first = int(found[1])
-        last = int(found[2]) if found[2] else first
+        first = int(match[1])
+        last = int(match[2]) if match[2] else first
         if last < first or last - first >= 1_000_000:
             raise ValueError(f"not a range: {part!r}")
         span_ids = range(first, last + 1)
@@ -65,7 +65,7 @@ def parse_ranges(text: str) -> list[int]:
 
 
 def ranges(ids: Iterable[int]) -> str:
-    """`[0, 1, 2, 4]` -> `"0-2,4"`, the inclusive text form of `status.succeededRange` and the like."""
+    """Format `[0, 1, 2, 4]` as `"0-2,4"`, as in `status.succeededRange`."""
     parts: list[str] = []
     run: list[int] = []
     for i in [*sorted(ids), None]:

@@ -1,4 +1,4 @@
-"""What a request to create a pool or a task says (Qarnot API: qarnot-api.md 3.2, 3.3, 3.7)."""
+"""Read requests that create pools and tasks (Qarnot API: qarnot-api.md 3.2, 3.3, 3.7)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from airflow_qarnot_pool.local.schemas.scaling import ELASTIC_OFF, read_elastic,
 
 @dataclass(kw_only=True)
 class Creation:
-    """What pool and task creation share."""
+    """Fields common to the creation of pools and tasks."""
 
     name: str
     shortname: str | None
@@ -34,7 +34,7 @@ class Creation:
     auto_delete: bool
     spec: dict[str, Any] = field(default_factory=dict)
     buckets: list[str] = field(default_factory=list)
-    """Resource buckets that have to exist."""
+    """Resource buckets that must exist."""
 
 
 @dataclass(kw_only=True)
@@ -99,35 +99,21 @@ def _shared(fields: RequestFields, constants: int) -> dict[str, Any]:
 
 
 def read_pool(value: Any, defaults: Mapping[str, Any] | None = None) -> PoolCreation:
-    """A POST /pools body (3.2). :param defaults: the creation it overrides, for a clone. Raises ApiError 400."""
+    """Read a POST /pools body (3.2). Raises ApiError 400.
+
+    :param defaults: the creation that it overrides, for a clone.
+    """
     fields = RequestFields(value, "pool", defaults)
     shared = _shared(fields, MAX_POOL_CONSTANTS)
     if shared["profile"] not in PROFILES:
         fields.wrong("profile")
     if fields.has("resultBucket"):
         fields.wrong("resultBucket")
-    elastic = read_elastic(fields.raw("elasticProperty") or {})
-    if elastic is None:
-        fields.wrong("elasticProperty")
-        elastic = ELASTIC_OFF
-    policies: list[scaling.Policy] | None = None
-    if fields.has("scaling"):
-        policies, problems = read_scaling(fields.raw("scaling"))
-        if problems:
-            fields.wrong("scaling")
-        policies = policies or None  # no policies: no scaling
-        if policies and elastic["isElastic"]:
-            fields.wrong("elasticProperty-scaling-exclusive")
-    preparation = fields.raw("preparationTask")
-    command = fold(preparation).get("commandline")
-    if preparation is not None and command is not None and not isinstance(command, str):
-        fields.wrong("preparationTask")
-    slots = fold(fields.raw("multiSlotsSettings")).get("slotspernode", 1)
-    if not isinstance(slots, int) or isinstance(slots, bool) or slots < 1:
-        fields.wrong("multiSlotsSettings")
-        slots = 1
+    elastic, policies = _read_sizing(fields)
+    preparation = _read_preparation(fields)
+    slots = _read_slots_per_node(fields)
     shared["spec"] |= {
-        "preparationTask": {"commandLine": command} if command else None,
+        "preparationTask": preparation,
         "defaultRetrySettings": fields.retries("defaultRetrySettings"),
         "taskDefaultWaitForPoolResourcesSynchronization": fields.boolean(
             "taskDefaultWaitForPoolResourcesSynchronization"
@@ -144,35 +130,43 @@ def read_pool(value: Any, defaults: Mapping[str, Any] | None = None) -> PoolCrea
     )
 
 
+def _read_sizing(fields: RequestFields) -> tuple[dict[str, Any], list[scaling.Policy] | None]:
+    """Read elasticProperty and scaling, of which only one may be used."""
+    elastic = read_elastic(fields.raw("elasticProperty") or {})
+    if elastic is None:
+        fields.wrong("elasticProperty")
+        elastic = ELASTIC_OFF
+    if not fields.has("scaling"):
+        return elastic, None
+    policies, problems = read_scaling(fields.raw("scaling"))
+    if problems:
+        fields.wrong("scaling")
+    if policies and elastic["isElastic"]:
+        fields.wrong("elasticProperty-scaling-exclusive")
+    return elastic, policies or None  # an empty list is no scaling
+
+
+def _read_preparation(fields: RequestFields) -> dict[str, Any] | None:
+    command = fold(fields.raw("preparationTask")).get("commandline")
+    if command is not None and not isinstance(command, str):
+        fields.wrong("preparationTask")
+    return {"commandLine": command} if command else None
+
+
+def _read_slots_per_node(fields: RequestFields) -> int:
+    slots = fold(fields.raw("multiSlotsSettings")).get("slotspernode", 1)
+    if isinstance(slots, int) and not isinstance(slots, bool) and slots >= 1:
+        return slots
+    fields.wrong("multiSlotsSettings")
+    return 1
+
+
 def read_task(value: Any, defaults: Mapping[str, Any] | None = None) -> TaskCreation:
-    """One item of a POST /tasks body (3.3). Raises ApiError 400."""
+    """Read one item of a POST /tasks body (3.3). Raises ApiError 400."""
     fields = RequestFields(value, "task", defaults)
     shared = _shared(fields, MAX_TASK_CONSTANTS)
-    pool, job = fields.text("poolUuid"), fields.text("jobUuid")
-    for name, reference in (("poolUuid", pool), ("jobUuid", job)):
-        if reference is not None and not is_uuid(reference):
-            fields.wrong(name)
-    if pool and job:
-        fields.wrong("poolUuid-jobUuid-exclusive")
-    if pool and fields.items("hardwareConstraints"):
-        fields.wrong("hardwareConstraints")
-    if pool and any(shared["spec"]["secretsAccessRights"].values()):
-        fields.wrong("secretsAccessRights")
-    ranges = fields.text("advancedRanges")
-    # C# always sends a count, 0 when it chooses ranges.
-    count = fields.integer("instanceCount", None, least=1 if ranges is None else 0)
-    ids: list[int] = []
-    if ranges is not None:
-        try:
-            ids = formats.parse_ranges(ranges)
-        except ValueError:
-            fields.wrong("advancedRanges")
-        if count:
-            fields.wrong("instanceCount-advancedRanges-exclusive")
-    else:
-        ids = list(range(min(count or 1, MAX_INSTANCES + 1)))
-    if len(ids) > MAX_INSTANCES:
-        fields.wrong("range-length")
+    pool, job = _read_references(fields, shared["spec"])
+    ranges, ids = _read_instances(fields)
     retry = fields.retries("retrySettings")
     legacy = fields.integer("maxRetriesPerInstance")
     if legacy and retry["maxPerInstanceRetries"]:
@@ -208,8 +202,43 @@ def read_task(value: Any, defaults: Mapping[str, Any] | None = None) -> TaskCrea
     )
 
 
+def _read_references(fields: RequestFields, spec: dict[str, Any]) -> tuple[str | None, str | None]:
+    """Read the uuids of the pool and of the job."""
+    pool, job = fields.text("poolUuid"), fields.text("jobUuid")
+    for name, reference in (("poolUuid", pool), ("jobUuid", job)):
+        if reference is not None and not is_uuid(reference):
+            fields.wrong(name)
+    if pool and job:
+        fields.wrong("poolUuid-jobUuid-exclusive")
+    if pool and fields.items("hardwareConstraints"):
+        fields.wrong("hardwareConstraints")
+    if pool and any(spec["secretsAccessRights"].values()):
+        fields.wrong("secretsAccessRights")
+    return pool, job
+
+
+def _read_instances(fields: RequestFields) -> tuple[str | None, list[int]]:
+    """Read the ranges, if there are any, and the ids of the instances."""
+    ranges = fields.text("advancedRanges")
+    # The C# SDK always sends a count, which is 0 with ranges.
+    count = fields.integer("instanceCount", None, least=1 if ranges is None else 0)
+    ids: list[int] = []
+    if ranges is None:
+        ids = list(range(min(count or 1, MAX_INSTANCES + 1)))
+    else:
+        try:
+            ids = formats.parse_ranges(ranges)
+        except ValueError:
+            fields.wrong("advancedRanges")
+        if count:
+            fields.wrong("instanceCount-advancedRanges-exclusive")
+    if len(ids) > MAX_INSTANCES:
+        fields.wrong("range-length")
+    return ranges, ids
+
+
 def _dependencies(fields: RequestFields) -> list[Dependency]:
-    """From either form, of which only one may be used."""
+    """Read the dependencies from one of the two forms, of which only one may be used."""
     block = fold(fields.raw("dependencies"))
     simple = [Dependency(str(uuid)) for uuid in block.get("dependson", [])]
     advanced = [_advanced(fields, item) for item in block.get("advanceddependson", [])]
@@ -219,10 +248,10 @@ def _dependencies(fields: RequestFields) -> list[Dependency]:
 
 
 def _advanced(fields: RequestFields, item: Any) -> Dependency:
-    one = fold(item)
-    asked = one.get("taskfinalstatecondition")
-    condition = [asked] if isinstance(asked, str) else asked or []
+    dependency = fold(item)
+    requested = dependency.get("taskfinalstatecondition")
+    condition = [requested] if isinstance(requested, str) else requested or []
     allowed = frozenset(str(state).lower() for state in condition) or FINAL_STATES
     if not allowed <= FINAL_STATES:
         fields.wrong("dependencies")
-    return Dependency(str(one.get("taskuuid")), allowed, advanced=True, condition=asked)
+    return Dependency(str(dependency.get("taskuuid")), allowed, advanced=True, condition=requested)

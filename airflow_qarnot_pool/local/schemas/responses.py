@@ -1,9 +1,12 @@
-"""The JSON of pools, tasks and jobs: one function per field, so that a selection or a filter costs only what it
-names (Qarnot API: qarnot-api.md section 4; 8.4 says what must not be null)."""
+"""JSON of pools, tasks and jobs (Qarnot API: qarnot-api.md section 4; 8.4 lists the fields that must not be null).
+
+There is one function per field, because a selection or a filter then computes only its fields.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from airflow_qarnot_pool.local.backend.billing import CORES_PER_NODE
@@ -39,15 +42,15 @@ class ResponseBody(Generic[R]):
         return {name: self._fields[name](backend, item) for name in self._summary}
 
     def chosen(self, backend: Backend, item: R, names: list[str]) -> dict[str, Any]:
-        """Some fields (names as returned by `resolve`)."""
+        """Return some fields, by the names that `resolve` returns."""
         return {name: self._fields[name](backend, item) for name in names}
 
     def resolve(self, name: str) -> str | None:
-        """A field name in any case, with or without a dotted rest, -> the name here; None if unknown."""
+        """Return the field of a name in any case, perhaps with a dotted rest, or None."""
         return self._folded.get(name.split(".")[0].lower())
 
     def value(self, backend: Backend, item: R, path: str) -> Any:
-        """The value at a dotted path such as `ElasticProperty.MinTotalSlots`."""
+        """Return the value at a dotted path such as `ElasticProperty.MinTotalSlots`."""
         first, *rest = path.split(".")
         name = self._folded.get(first.lower())
         value = self._fields[name](backend, item) if name else None
@@ -60,7 +63,7 @@ class ResponseBody(Generic[R]):
 
 
 def constants(item: Pool | Task) -> list[dict[str, str]]:
-    """Secrets are write-only."""
+    """Return the constants with the values of secrets hidden, because secrets are write-only."""
     return [
         {"key": k, "value": SECRET_TEXT if k.startswith(SECRET_PREFIX) else v}
         for k, v in item.constants.items()
@@ -87,7 +90,7 @@ def _execution(backend: Backend, item: Pool | Task) -> float:
 
 
 def _running(item: Pool | Task) -> int:
-    """Instances: slots of nodes that are up, or processes."""
+    """Return the number of running instances: slots of nodes that are up, or processes."""
     if isinstance(item, Pool):
         return sum(node.slots for node in item.nodes.values() if node.up is not None)
     return item.running
@@ -108,7 +111,7 @@ def _attribute(name: str) -> Callable[[Any, Any], Any]:
 def _time(name: str) -> Callable[[Any, Any], str]:
     def get(backend: Backend, item: Remote) -> str:
         when = getattr(item, name)
-        return formats.stamp(None if when is None else backend.dial.show(when) + item.skew)
+        return formats.stamp(None if when is None else backend.shown_time.show(when) + item.skew)
 
     return get
 
@@ -155,44 +158,61 @@ def _live(backend: Backend, item: Pool | Task) -> list[dict[str, Any]]:
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class _Progress:
+    """Ids of instances by result. A pool has none but those that have started."""
+
+    started: list[int]
+    succeeded: list[int] = field(default_factory=list)
+    failed: list[int] = field(default_factory=list)
+    cancelled: list[int] = field(default_factory=list)
+    per_instance: list[dict[str, Any]] = field(default_factory=list)
+    percent: float = 0.0
+
+
+def _progress(task: Task) -> _Progress:
+    started = [instance for instance in task.instances.values() if instance.attempts]
+    per_instance = [
+        {
+            "instanceId": instance.id,
+            "specificationKey": SPECIFICATION,
+            "siteUuid": "",
+            "time": round(instance.executed, 3),
+            "timeGhz": round(instance.executed, 3),
+            "clockRatio": 1.0,
+        }
+        for instance in started
+    ]
+    return _Progress(
+        started=[instance.id for instance in started],
+        succeeded=task.succeeded,
+        failed=task.failed,
+        cancelled=task.cancelled,
+        per_instance=per_instance,
+        percent=100.0 * (len(task.succeeded) + len(task.failed)) / len(task.instances),
+    )
+
+
 def status(backend: Backend, item: Pool | Task) -> dict[str, Any] | None:
-    """None before anything was dispatched."""
+    """Return the status, or None before the first dispatch."""
     live = _live(backend, item)
     seconds = _execution(backend, item)
     if not live and not seconds and item.ended is None:
         return None
-    now, wall = formats.stamp(backend.dial.show(backend.now) + item.skew), _wall(backend, item)
+    now, wall = formats.stamp(backend.shown_time.show(backend.now) + item.skew), _wall(backend, item)
     boot = backend.settings.boot_seconds
     cores = CORES_PER_NODE
     if isinstance(item, Pool):
-        succeeded: list[int] = []
-        failed: list[int] = []
-        cancelled: list[int] = []
-        started = sorted({int(node["instanceId"]) for node in live})
-        per_instance: list[dict[str, Any]] = []
-        done, total = 0, 0
+        progress = _Progress(started=sorted({int(node["instanceId"]) for node in live}))
     else:
-        succeeded, failed, cancelled = item.succeeded, item.failed, item.cancelled
-        started = [i.id for i in item.instances.values() if i.attempts]
-        per_instance = [
-            {
-                "instanceId": i.id,
-                "specificationKey": SPECIFICATION,
-                "siteUuid": "",
-                "time": round(i.executed, 3),
-                "timeGhz": round(i.executed, 3),
-                "clockRatio": 1.0,
-            }
-            for i in item.instances.values()
-            if i.attempts
-        ]
-        done, total = len(succeeded) + len(failed), len(item.instances)
+        progress = _progress(item)
+    succeeded, failed, cancelled = progress.succeeded, progress.failed, progress.cancelled
     return {
         "timestamp": now,
         "lastUpdateTimestamp": now,
-        "downloadProgress": 100.0 if started else 0.0,
-        "executionProgress": 100.0 * done / total if total else 0.0,
-        "uploadProgress": 100.0 * done / total if total else 0.0,
+        "downloadProgress": 100.0 if progress.started else 0.0,
+        "executionProgress": progress.percent,
+        "uploadProgress": progress.percent,
         "instanceCount": _running(item),
         "downloadTime": "00:00:00",
         "downloadTimeSec": 0.0,
@@ -208,7 +228,7 @@ def status(backend: Backend, item: Pool | Task) -> dict[str, Any] | None:
             {"specificationKey": SPECIFICATION, "time": round(seconds, 3)}
         ],
         "executionTimeBySiteAndMachine": [],
-        "executionTimeByInstanceId": per_instance,
+        "executionTimeByInstanceId": progress.per_instance,
         "uploadTime": "00:00:00",
         "uploadTimeSec": 0.0,
         "wallTime": formats.span(wall),
@@ -218,7 +238,7 @@ def status(backend: Backend, item: Pool | Task) -> dict[str, Any] | None:
         "failedRange": formats.ranges([*failed, *cancelled]),
         "failedOnlyRange": formats.ranges(failed),
         "cancelledRange": formats.ranges(cancelled),
-        "startedOnceRange": formats.ranges(started),
+        "startedOnceRange": formats.ranges(progress.started),
         "runningInstancesInfo": {
             "perRunningInstanceInfo": live,
             "timestamp": now,
@@ -422,7 +442,7 @@ JOB: ResponseBody[Job] = ResponseBody(
     ],
 )
 
-# Values of these fields are moments; a filter compares them as such.
+# Filters compare the values of these fields as times.
 MOMENTS = {
     "statetransitiontime": "moved",
     "previousstatetransitiontime": "previously_moved",

@@ -1,4 +1,4 @@
-"""New tasks made from old ones: retry, resume, recover, clone (Qarnot API: qarnot-api.md 3.3)."""
+"""Create tasks from other tasks: retry, resume, recover, clone (Qarnot API: qarnot-api.md 3.3)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KINDS = ("retry", "resume", "recover", "clone")
 
 
 def instances(task: Task, kind: str) -> list[int]:
-    """Which instances of the old task the new one has: the failed, the cancelled, both, or all."""
+    """Return the ids of the instances to run again: failed ones, cancelled ones, both, or all."""
     if kind == "clone":
         return sorted(task.instances)
     failed = task.failed if kind in ("retry", "recover") else []
@@ -24,24 +24,26 @@ def instances(task: Task, kind: str) -> list[int]:
     return sorted([*failed, *cancelled])
 
 
+def _instances_again(task: Task, kind: str) -> tuple[int | None, str | None]:
+    """Return instanceCount or advancedRanges of the new task."""
+    ids = instances(task, kind)
+    if not ids:
+        raise ApiError(400, f"Invalid operation: the task has no instance to {kind}")
+    if kind == "clone" and task.ranges is None:
+        return len(ids), None
+    return None, formats.ranges(ids)
+
+
 def creation(backend: Backend, task: Task, kind: str, overrides: Any) -> requests.TaskCreation:
-    """The creation of the new task. Raises ApiError 400 when it would have no instances."""
+    """Return the creation of the new task. Raises ApiError 400 if it would have no instances."""
     source = responses.TASK.full(backend, task)
-    # Unlike in an answer, secrets are not hidden, and nothing is said twice.
+    # Unlike a response this has the values of secrets, and no field twice.
     source["constants"] = [{"key": key, "value": value} for key, value in task.constants.items()]
     source |= {"shortname": None, "maxRetriesPerInstance": None, "dependencies": None}
     changes = fold(overrides or {})
-    if not {"instancecount", "advancedranges"} & set(changes):
-        ids = instances(task, kind)
-        if not ids:
-            raise ApiError(400, f"Invalid operation: the task has no instance to {kind}")
-        plain = kind == "clone" and task.ranges is None
-        source |= {
-            "instanceCount": len(ids) if plain else None,
-            "advancedRanges": None if plain else formats.ranges(ids),
-        }
-    else:
-        source |= {"instanceCount": None, "advancedRanges": None}
+    has_own_instances = bool({"instancecount", "advancedranges"} & set(changes))
+    count, ranges = (None, None) if has_own_instances else _instances_again(task, kind)
+    source |= {"instanceCount": count, "advancedRanges": ranges}
     if task.pool is not None or "poolUuid".lower() in changes or "jobuuid" in changes:
         source["profile"] = None
     if task.job is not None:

@@ -1,4 +1,4 @@
-"""Reading what decides the size of a pool: elasticProperty and scaling (Qarnot API: qarnot-api.md 3.4, 3.5)."""
+"""Read the settings for the size of a pool: elasticProperty and scaling (Qarnot API: qarnot-api.md 3.4, 3.5)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ELASTIC_OFF: dict[str, Any] = {
 
 
 def read_elastic(value: Any, defaults: Mapping[str, Any] = ELASTIC_OFF) -> dict[str, Any] | None:
-    """An elasticProperty block in full; None if it is invalid."""
+    """Return a complete elasticProperty block, or None if it is invalid."""
     try:
         fields = RequestFields(value, "pool", defaults)
     except ApiError:
@@ -43,8 +43,10 @@ def read_elastic(value: Any, defaults: Mapping[str, Any] = ELASTIC_OFF) -> dict[
 
 
 def read_scaling(value: Any) -> tuple[list[scaling.Policy], dict[str, list[str]]]:
-    """A scaling object: (policies, problems). Problems are in the form of Qarnot's validation details:
-    `{"policies[0]": ["The input was not valid."]}`."""
+    """Read a scaling object into policies and problems.
+
+    Problems are in the form of Qarnot's validation details: `{"policies[0]": ["The input was not valid."]}`.
+    """
     problems: dict[str, list[str]] = {}
     policies: list[scaling.Policy] = []
     items = fold(value).get("policies")
@@ -67,16 +69,16 @@ def _policy(item: Any) -> scaling.Policy | None:
     fields = RequestFields(item, "pool")
     kind, name = fields.text("type"), fields.text("name")
     read = {"Fixed": _fixed, "ManagedTasksQueue": _queue}.get(kind or "")
-    periods = [_period(period) for period in fields.items("enabledPeriods")]
-    if read is None or None in periods:
+    items = fields.items("enabledPeriods")
+    periods = [period for period in map(_period, items) if period is not None]
+    if read is None or len(periods) < len(items):
         return None
     rule, source = read(fields)
     if fields.bad or rule is None:
         return None
-    good = [period for period in periods if period is not None]
-    source = {"type": kind, **source, "name": name, "enabledPeriods": [given for _, given in good]}
-    # A policy that names no period is always enabled.
-    return scaling.Policy(name, rule, tuple(p for p, _ in good) or (scaling.Period(None),), source)
+    source = {"type": kind, **source, "name": name, "enabledPeriods": [json for _, json in periods]}
+    # A policy without periods is always enabled.
+    return scaling.Policy(name, rule, tuple(p for p, _ in periods) or (scaling.Period(None),), source)
 
 
 def _fixed(fields: RequestFields) -> tuple[scaling.ScalingRule | None, dict[str, Any]]:
@@ -114,8 +116,10 @@ def _period(item: Any) -> tuple[scaling.Period, dict[str, Any]] | None:
     kind, name = fields.text("type"), fields.text("name")
     if kind == "Always":
         return scaling.Period(name), {"type": kind, "name": name}
-    if kind != "Weekly":
-        return None
+    return _weekly(fields, name) if kind == "Weekly" else None
+
+
+def _weekly(fields: RequestFields, name: str | None) -> tuple[scaling.Period, dict[str, Any]] | None:
     days = [_day(day) for day in fields.items("days", 7)]
     try:
         start, end = (_time_of_day(fields.raw(key)) for key in ("startTimeUtc", "endTimeUtc"))
@@ -125,7 +129,7 @@ def _period(item: Any) -> tuple[scaling.Period, dict[str, Any]] | None:
     if not known or None in days:
         return None
     source = {
-        "type": kind,
+        "type": "Weekly",
         "days": [scaling.DAY_NAMES[day] for day in days if day is not None],
         "startTimeUtc": fields.raw("startTimeUtc"),
         "endTimeUtc": fields.raw("endTimeUtc"),
@@ -135,7 +139,7 @@ def _period(item: Any) -> tuple[scaling.Period, dict[str, Any]] | None:
 
 
 def _day(value: Any) -> int | None:
-    """A day name in any case, or .NET's DayOfWeek (0 = Sunday) -> 0 = Monday."""
+    """Return the number of a day (0 = Monday) from its name in any case or .NET's DayOfWeek (0 = Sunday)."""
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 6:
         return (value - 1) % 7
     if isinstance(value, str) and value.lower() in scaling.DAY_NAMES:
