@@ -1,4 +1,4 @@
-"""Full quotas of tasks and pools: every command runs exactly once, and nothing is deleted unread."""
+"""Full quotas of tasks and pools: nothing is deleted unread."""
 
 from __future__ import annotations
 
@@ -14,15 +14,13 @@ import pytest
 
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.jobs import JobResource
-from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
+from airflow_qarnot_pool.api.specs import TaskSpec
 from airflow_qarnot_pool.api.tasks import TaskResource
-from airflow_qarnot_pool.api.transport import Transport
 from airflow_qarnot_pool.exceptions import QarnotCostLimitError, QarnotQuotaError, QarnotTaskFailedError
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.maintenance.reaper import ReapLimits, reap
 from airflow_qarnot_pool.operators.pool import QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
-from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
 from airflow_qarnot_pool.ownership.quota import QuotaRoom
 from airflow_qarnot_pool.triggers import quota
 from airflow_qarnot_pool.version_compat import TaskDeferred
@@ -30,128 +28,7 @@ from tests.crash.children import eventually
 from tests.harness import FakeTI, defer, fire, run
 from tests.operators.conftest import connect
 from tests.operators.deployment import Airflow
-
-QUOTAS = pytest.mark.parametrize("limit", [1, 10, 20])
-
-
-@pytest.fixture(scope="module", params=["enforce", "free"])
-def own_server(request: pytest.FixtureRequest) -> Iterator[LocalQarnot]:
-    """A server for this module alone, as its quotas are changed."""
-    with LocalQarnot(boot_seconds=0, close_seconds=0, shortnames=request.param) as server:
-        yield server
-
-
-@pytest.fixture
-def qarnot(own_server: LocalQarnot, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalQarnot]:
-    connect(own_server, monkeypatch)
-    monkeypatch.setenv("AIRFLOW__QARNOT__POLL_INTERVAL", "0.05")
-    yield own_server
-    own_server.faults([])
-    own_server.set_account(maxTask=100_000, maxPool=1000, maxJob=1000, billsDeleted=True)
-    with QarnotClient(own_server.url, own_server.token) as client:
-        for one in client.tasks.list():
-            client.tasks.delete(one.uuid)
-        for job in client.jobs.list():
-            client.jobs.delete(job.uuid)
-
-
-@pytest.fixture(scope="module")
-def pool(own_server: LocalQarnot) -> Iterator[str]:
-    """A pool of eight slots that another user made."""
-    with QarnotClient(own_server.url, own_server.token) as client:
-        uuid = client.pools.create(PoolSpec(name="wide", instance_count=8))
-        yield uuid
-        client.pools.delete(uuid)
-
-
-@pytest.fixture
-def client(qarnot: LocalQarnot) -> Iterator[QarnotClient]:
-    with QarnotClient(qarnot.url, qarnot.token) as client:
-        yield client
-
-
-def counting(tmp_path: Path, name: Any) -> str:
-    """A command that notes that it ran."""
-    return f"sh -c 'echo {name} >> {tmp_path}/ran'"
-
-
-def ran(tmp_path: Path) -> Counter[str]:
-    """How often each command ran."""
-    return Counter((tmp_path / "ran").read_text().split())
-
-
-def once(*names: Any) -> Counter[str]:
-    return Counter(map(str, names))
-
-
-def single(pool: str, command: str, **kwargs: Any) -> QarnotRunTaskOperator:
-    return QarnotRunTaskOperator(
-        task_id="work",
-        qarnot_pool=pool,
-        command=command,
-        retries=2,
-        wait_for_quota=timedelta(minutes=10),
-        **kwargs,
-    )
-
-
-def many(pool: str, commands: list[str], **kwargs: Any) -> QarnotRunTasksOperator:
-    return QarnotRunTasksOperator(
-        task_id="many",
-        qarnot_pool=pool,
-        commands=commands,
-        retries=2,
-        wait_for_quota=timedelta(minutes=10),
-        **kwargs,
-    )
-
-
-@QUOTAS
-def test_40_mapped_tasks_under_any_quota_run_each_command_exactly_once(
-    qarnot: LocalQarnot, pool: str, tmp_path: Path, limit: int
-) -> None:
-    """Their output is logged, so only what Airflow says of a task instance lets its Qarnot task be deleted."""
-    qarnot.set_account(maxTask=limit)
-    jobs = [
-        (partial(single, pool, counting(tmp_path, n)), FakeTI(task_id="work", map_index=n, max_tries=2))
-        for n in range(40)
-    ]
-    results = (airflow := Airflow()).run(jobs)
-    assert airflow.errors == []
-    assert [one["state"] for one in results] == ["Success"] * 40
-    assert ran(tmp_path) == once(*range(40))
-
-
-@QUOTAS
-@pytest.mark.parametrize("items", [40, 400])
-def test_a_fan_out_under_any_quota_runs_each_command_exactly_once(
-    qarnot: LocalQarnot, pool: str, tmp_path: Path, limit: int, items: int
-) -> None:
-    qarnot.set_account(maxTask=limit)
-    make = partial(many, pool, [counting(tmp_path, n) for n in range(items)])
-    (result,) = (airflow := Airflow()).run([(make, FakeTI(task_id="many", max_tries=2))])
-    assert airflow.errors == []
-    assert (result["total"], result["succeeded"]) == (items, items)
-    assert ran(tmp_path) == once(*range(items))
-
-
-@QUOTAS
-def test_two_fan_outs_at_once_under_any_quota_run_each_command_exactly_once(
-    qarnot: LocalQarnot, pool: str, tmp_path: Path, limit: int
-) -> None:
-    qarnot.set_account(maxTask=limit)
-    jobs = [
-        (
-            partial(many, pool, [counting(tmp_path, f"{dag}{n}") for n in range(60)]),
-            FakeTI(dag_id=dag, task_id="many", max_tries=2),
-        )
-        for dag in "AB"
-    ]
-    results = (airflow := Airflow()).run(jobs)
-    assert airflow.errors == []
-    assert [one["succeeded"] for one in results] == [60, 60]
-    assert ran(tmp_path) == once(*(f"{dag}{n}" for dag in "AB" for n in range(60)))
-
+from tests.operators.quota.work import counting, many, once, ran, single
 
 # --- what may go
 
@@ -449,69 +326,6 @@ def test_a_record_that_is_not_listed_yet_lets_nothing_go(
     with pytest.raises(QarnotQuotaError):
         run(partial(QarnotRunTaskOperator, task_id="other", qarnot_pool=pool, command="true"))
     assert client.tasks.find(uuid) is not None
-
-
-# --- kills
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: no handler of ours runs on it."""
-
-
-def kill_before(monkeypatch: pytest.MonkeyPatch, number: int) -> list[str]:
-    """Raise before request *number* of this process; returns the requests that were sent."""
-    real, sent = Transport.request, []
-
-    def request(self: Transport, method: str, path: str, **options: Any) -> Any:
-        if len(sent) == number:
-            raise Killed
-        sent.append(f"{method} {path}")
-        return real(self, method, path, **options)
-
-    monkeypatch.setattr(Transport, "request", request)
-    return sent
-
-
-@pytest.mark.parametrize("kind", ["single", "fan-out"])
-def test_nothing_runs_twice_wherever_a_process_dies_while_it_makes_room(
-    qarnot: LocalQarnot, client: QarnotClient, pool: str, tmp_path: Path, kind: str
-) -> None:
-    """Each round dies one request later, and the next try goes on from there, under a quota of one."""
-    qarnot.set_account(maxTask=1)
-    names = ["a", "b", "c"]
-
-    def jobs(number: int) -> list[tuple[Any, str]]:
-        commands = [counting(tmp_path, f"{name}{number}") for name in names]
-        if kind == "fan-out":
-            return [(partial(many, pool, commands, deferrable=False), "many")]
-        return [
-            (
-                partial(single, pool, command, deferrable=False, log_output=False, poll_interval=0.02),
-                f"work-{n}",
-            )
-            for n, command in enumerate(commands)
-        ]
-
-    number = 0
-    while True:
-        with pytest.MonkeyPatch.context() as patch:
-            sent = kill_before(patch, number)
-            died = False
-            for make, task_id in jobs(number):
-                try:
-                    run(make, FakeTI(run_id=f"{kind}-{number}", task_id=task_id, max_tries=2))
-                except Killed:
-                    died = True
-                    break
-        if not died:
-            break
-        for make, task_id in jobs(number):
-            ti = FakeTI(run_id=f"{kind}-{number}", task_id=task_id, max_tries=2, try_number=2)
-            run(make, ti)
-        number += 1
-    assert number > 20, sent
-    assert set(ran(tmp_path).values()) == {1}
-    assert len(ran(tmp_path)) == 3 * (number + 1)
 
 
 # --- pools
