@@ -40,6 +40,31 @@ os.environ |= {
     "no_proxy": "127.0.0.1,localhost",
 }
 
+#: Files that take more than half a minute, the longest first: one that starts late keeps the other processes waiting.
+SLOW_FILES = (
+    "crash/test_chaos.py",
+    "benchmarks/test_programs.py",
+    "crash/test_crash_matrix_run.py",
+    "crash/test_crash_matrix_create.py",
+    "operators/test_lives.py",
+    "operators/quota/test_kills.py",
+    "operators/quota/test_exactly_once.py",
+    "local/test_programs.py",
+    "triggers/test_poller_hostile.py",
+    "crash/test_crash_matrix_close.py",
+    "crash/test_shared_pool.py",
+    "operators/quota/test_room.py",
+    "crash/test_fault_storm.py",
+    "operators/test_shared.py",
+    "operators/test_run_tasks.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run slow files first; see the option --no-loadscope-reorder of pytest-xdist."""
+    ranks = {str(ROOT / "tests" / name): rank for rank, name in enumerate(SLOW_FILES)}
+    items.sort(key=lambda item: ranks.get(str(item.path), len(ranks)))
+
 
 @pytest.fixture(scope="session")
 def airflow_db() -> None:
