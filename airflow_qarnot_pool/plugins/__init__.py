@@ -1,6 +1,6 @@
 """The Pools page in the Airflow UI (docs/pools-page.md).
 
-``pools_page`` tells Airflow of it and is all that other processes than the api-server import; ``app`` has the
-routes, ``cache`` what is known and when it is asked for again, ``ask`` the questions to Qarnot and to Airflow,
-``view`` the pure functions from what was answered to what is shown.
+``pools_page`` registers it with Airflow, and is all that processes other than the api-server import. ``routes`` has the
+web routes, ``cache`` the cached values and their refresh policy, ``queries`` the requests to Qarnot and Airflow, and
+``rows`` the pure functions from responses to the page.
 """

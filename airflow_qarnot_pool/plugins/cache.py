@@ -1,9 +1,9 @@
-"""What the Pools page knows, shared by all who look, and when it is asked for again.
+"""Cache behind the Pools page, shared by all viewers, with its refresh policy.
 
-A :class:`Cache` belongs to one connection. One thread at a time asks, one thing after another with a pause between,
-so the rate of requests to Qarnot is bounded however many look and at how many pools; nobody who looks waits for
-Qarnot: a look gives what is there, with its age, and says whether something newer is on its way. When nobody
-looks, nothing is asked. Knows neither Qarnot nor Airflow.
+A :class:`Cache` belongs to one connection. One thread at a time fetches one value after another, with a pause between
+them. So the rate of requests to Qarnot is bounded, however many viewers and pools there are, and no viewer waits for
+Qarnot. A read returns the cached value with its age, and whether a newer one is on its way. Without viewers nothing is
+fetched. This module knows neither Qarnot nor Airflow.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-#: The thing that every look is about; the others are details, of which only so many are kept.
+#: Key of the list of pools. The other keys are those of details.
 LIST = "list"
+#: Maximum number of details that are kept.
 MAX_DETAILS = 50
-#: Most things to wait for their turn: whoever asks for a thousand gets no thousand requests.
+#: Maximum number of keys to fetch, because a viewer who asks for a thousand pools must not cause a thousand requests.
 MAX_QUEUED = 20
-#: Longest time, in seconds, between two attempts while they fail.
+#: Maximum seconds between attempts while they fail.
 MAX_RETRY_DELAY = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheEntry:
-    """What is known of one thing. ``age`` in seconds, None where nothing is known yet; ``error`` of the last try.
+    """A cached value. ``age`` is in seconds, and None before the first value. ``error`` is that of the last attempt.
 
-    ``version`` names the value: another one has another version, also in another process.
+    ``version`` names the value. Another value has another version, in another process, too.
     """
 
     value: Any = None
@@ -47,35 +48,38 @@ class CacheEntry:
 class _Entry:
     value: Any = None
     version: int = 0
-    #: Whether the value is a whole one, and not the first part of one.
-    whole: bool = False
-    seen_at: float | None = None
+    #: Whether the value is complete, and not the first part of one.
+    complete: bool = False
+    fetched_at: float | None = None
     error: str | None = None
     failures: int = 0
     due_at: float = float("-inf")
-    waiting: bool = False
-    #: Counts the wishes for something newer, so that one that comes while it is asked for is not lost.
-    wishes: int = field(default=0)
+    queued: bool = False
+    #: Number of requests for a newer value. A request that comes during a fetch must not be lost.
+    refresh_requests: int = field(default=0)
 
 
 class Cache:
-    """:param ask: gives the newest value of a key; what it raises is shown by ``words``. Its second argument takes
-        parts of the first answer, which are shown until the whole one is there.
-    :param every: seconds after which a value is asked for again, when somebody looks.
-    :param pause: seconds between two questions.
+    """Cached values by key, which one thread refreshes.
+
+    :param fetch: function that returns the newest value of a key. Its second argument is a function that takes parts of
+        the first value, which are shown until the value is complete.
+    :param max_age: seconds after which a value is fetched again when it is read.
+    :param pause: seconds between two fetches.
+    :param describe: function that returns the text shown for an error that *fetch* raised.
     """
 
     def __init__(
         self,
-        ask: Callable[[str, Callable[[Any], None]], Any],
+        fetch: Callable[[str, Callable[[Any], None]], Any],
         *,
-        every: float,
+        max_age: float,
         pause: float = 0.25,
         describe: Callable[[Exception], str] = str,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._ask = ask
-        self._every = every
+        self._fetch = fetch
+        self._max_age = max_age
         self._pause = pause
         self._describe = describe
         self._clock = clock
@@ -86,39 +90,39 @@ class Cache:
         self._thread: threading.Thread | None = None
 
     def get(self, key: str = LIST, *, newer: bool = False) -> CacheEntry:
-        """What is known of *key*. Asks for it, without waiting, when it is due or *newer* is wanted."""
+        """Return the cached value of *key*. Request a fetch, without waiting, if it is due or *newer* is set."""
         with self._lock:
             entry = self._entries.setdefault(key, _Entry())
             self._entries.move_to_end(key)
-            self._forget()
+            self._evict()
             if newer:
-                entry.wishes += 1
+                entry.refresh_requests += 1
             if newer or self._clock() >= entry.due_at or self._is_behind(entry):
-                self._want(key, entry)
-            age = None if entry.seen_at is None else max(0.0, self._clock() - entry.seen_at)
+                self._enqueue(key, entry)
+            age = None if entry.fetched_at is None else max(0.0, self._clock() - entry.fetched_at)
             return CacheEntry(
                 value=entry.value,
                 age=age,
                 error=entry.error,
-                refreshing=entry.waiting,
+                refreshing=entry.queued,
                 version=f"{self._name}.{entry.version}",
             )
 
     def _is_behind(self, entry: _Entry) -> bool:
-        """Whether the list knows of newer things than a detail, which then follows at once (unless it fails)."""
-        known, listed = entry.seen_at, self._entries.get(LIST, entry).seen_at
-        return known is not None and listed is not None and known < listed and not entry.failures
+        """Return whether the list is newer than a detail, which is then fetched at once, unless its fetch fails."""
+        fetched, listed = entry.fetched_at, self._entries.get(LIST, entry).fetched_at
+        return fetched is not None and listed is not None and fetched < listed and not entry.failures
 
-    def _forget(self) -> None:
-        """Drop the details that nobody has looked at for longest."""
-        old = [key for key, entry in self._entries.items() if key != LIST and not entry.waiting]
-        for key in old[: max(0, len(self._entries) - 1 - MAX_DETAILS)]:
+    def _evict(self) -> None:
+        """Drop the least recently read details."""
+        idle = [key for key, entry in self._entries.items() if key != LIST and not entry.queued]
+        for key in idle[: max(0, len(self._entries) - 1 - MAX_DETAILS)]:
             del self._entries[key]
 
-    def _want(self, key: str, entry: _Entry) -> None:
-        if entry.waiting or (key != LIST and len(self._queue) >= MAX_QUEUED):
-            return  # one that finds no room is due at its next look still
-        entry.waiting = True
+    def _enqueue(self, key: str, entry: _Entry) -> None:
+        if entry.queued or (key != LIST and len(self._queue) >= MAX_QUEUED):
+            return  # without a place in the queue it stays due at its next read
+        entry.queued = True
         self._queue[key] = None
         if key == LIST:
             self._queue.move_to_end(key, last=False)
@@ -127,50 +131,49 @@ class Cache:
             self._thread.start()
 
     def _work(self) -> None:
-        """Ask for what is wanted, one after another, until nothing is."""
+        """Fetch the queued keys one by one until the queue is empty."""
         while True:
             with self._lock:
                 if not self._queue:
                     self._thread = None
                     return
                 key, _ = self._queue.popitem(last=False)
-                wishes = self._entries[key].wishes
-            value, error = None, None
+                refresh_requests = self._entries[key].refresh_requests
+            value, message = None, None
             try:
-                value = self._ask(key, partial(self._first, key))
-            except Exception as problem:
-                # Once for each outage: somebody may keep the page open for days.
+                value = self._fetch(key, partial(self._store_part, key))
+            except Exception as error:
+                # Warn once per outage, because the page may stay open for days.
                 first = self._entries[key].failures == 0
                 log.log(
                     logging.WARNING if first else logging.DEBUG,
                     "The Pools page could not ask for %s: %s",
                     key,
-                    problem,
+                    error,
                 )
-                error = self._describe(problem)
+                message = self._describe(error)
             with self._lock:
-                self._note(key, value, error, wishes)
+                self._store(key, value, message, refresh_requests)
             time.sleep(self._pause)
 
-    def _first(self, key: str, value: Any) -> None:
+    def _store_part(self, key: str, value: Any) -> None:
         with self._lock:
             entry = self._entries[key]
-            if not entry.whole:
-                entry.value, entry.seen_at = value, self._clock()
+            if not entry.complete:
+                entry.value, entry.fetched_at = value, self._clock()
                 entry.version += 1
 
-    def _note(self, key: str, value: Any, error: str | None, wishes: int) -> None:
+    def _store(self, key: str, value: Any, error: str | None, refresh_requests: int) -> None:
         entry, now = self._entries[key], self._clock()
-        entry.waiting = False
+        entry.queued = False
         entry.error = error
         if error is None:
-            entry.value, entry.seen_at, entry.failures = value, now, 0
-            entry.version, entry.whole = entry.version + 1, True
-            entry.due_at = now + self._every
+            entry.value, entry.fetched_at, entry.failures = value, now, 0
+            entry.version, entry.complete = entry.version + 1, True
+            entry.due_at = now + self._max_age
         else:
             entry.failures += 1
-            entry.due_at = now + min(
-                self._every * 2 ** (entry.failures - 1), max(self._every, MAX_RETRY_DELAY)
-            )
-        if entry.wishes != wishes:
-            self._want(key, entry)
+            delay = self._max_age * 2 ** (entry.failures - 1)
+            entry.due_at = now + min(delay, max(self._max_age, MAX_RETRY_DELAY))
+        if entry.refresh_requests != refresh_requests:
+            self._enqueue(key, entry)

@@ -1,7 +1,7 @@
-"""What Airflow is told of the Pools page.
+"""Register the Pools page with Airflow.
 
-Every Airflow process imports its plugins, so this imports nothing beyond what such a process has; the web
-application is built by the first request to it, which only the api-server gets.
+Every Airflow process imports the plugins, so this imports no module that such a process lacks. The web application is
+built by the first request to it, which only the api-server receives.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ PREFIX = "/qarnot-pools"
 
 
 class LazyApp:
-    """The page's web application (ASGI), made when it is asked for the first time."""
+    """The web application of the page (ASGI), which is built by the first request."""
 
     def __init__(self) -> None:
         self._app: Any = None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Handle a request."""
         if self._app is None:
-            # No await between the test and the assignment: it is made once.
+            # No await between the test and the assignment, so it is built once.
             from airflow_qarnot_pool.plugins.routes import make_app
 
             self._app = make_app()
@@ -31,7 +32,7 @@ class LazyApp:
 
 
 def _views() -> list[dict[str, Any]]:
-    # Airflow takes the path as it is, also where [api] base_url puts the UI below one.
+    # Airflow uses the path as it is, even if [api] base_url has the path of the UI.
     page = urlsplit(conf.get("api", "base_url", fallback="") or "").path.rstrip("/") + PREFIX + "/"
     views = [
         {
@@ -48,7 +49,7 @@ def _views() -> list[dict[str, Any]]:
         views.append(
             {
                 **views[0],
-                # The run's id comes last: Airflow 3.1 puts it there as it is, with whatever is in it.
+                # The run's id is last, because Airflow 3.1 inserts it without encoding.
                 "href": f"{page}?dag_id={{DAG_ID}}&run_id={{RUN_ID}}",
                 "destination": "dag_run",
                 "url_route": "qarnot-pools-of-run",
@@ -58,7 +59,7 @@ def _views() -> list[dict[str, Any]]:
 
 
 class QarnotPoolsPlugin(AirflowPlugin):
-    """Adds the Pools page to the navigation, and a tab with its own pools to every DAG run."""
+    """Adds the Pools page to the navigation, and a tab with the pools of the run to every DAG run."""
 
     name = "qarnot_pools"
     fastapi_apps = [{"app": LazyApp(), "url_prefix": PREFIX, "name": "Qarnot pools"}]

@@ -1,7 +1,7 @@
-"""The routes of the Pools page. Each asks who is there and what he may; the rest is the cache's.
+"""The routes of the Pools page. Each route authenticates and authorizes the user, and reads from the cache.
 
-``page`` and ``static`` need a user who is logged in. What a connection's account has needs the right to read that
-connection, the pools of a DAG run the right to read that run; closing needs the right to edit the connection.
+``page`` and ``static`` need a user who is logged in. The pools of a connection need the right to read that connection,
+and the pools of a DAG run the right to read that run. Closing a pool needs the right to edit the connection.
 """
 # No `from __future__ import annotations`: FastAPI evaluates the annotations.
 
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 security = api_security()
 CurrentUser = Annotated[Any, Depends(security.get_user)]
 
-#: Requests that change something carry it. Another site's page cannot send it without being asked first (CORS).
+#: Header of requests that close a pool. A page of another site cannot send it without a CORS preflight.
 ACTION_HEADER = "X-Qarnot-Pools"
 STATIC = {
     "pools.css": "text/css; charset=utf-8",
@@ -50,7 +50,7 @@ STATIC = {
     "icon.svg": "image/svg+xml",
     "icon-dark.svg": "image/svg+xml",
 }
-#: Everything comes from here; only Airflow's own pages may frame it.
+#: The page loads from its own site only, and only Airflow's own pages may frame it.
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -60,42 +60,42 @@ HEADERS = {
     "Referrer-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-#: Most uuids of one look that count as seen by somebody.
+#: Maximum number of uuids in a request that count as displayed.
 MAX_SHOWN = 50
 
 
 class ConnectionRegistry:
     """The caches of the connections that the page shows."""
 
-    def __init__(self, conn_ids: Sequence[str], every: float) -> None:
-        self.every = every
+    def __init__(self, conn_ids: Sequence[str], max_age: float) -> None:
+        self.max_age = max_age
         self.fetchers = {conn_id: Fetcher(conn_id) for conn_id in conn_ids}
         self.caches = {
-            conn_id: Cache(fetcher, every=every, describe=describe_error)
+            conn_id: Cache(fetcher, max_age=max_age, describe=describe_error)
             for conn_id, fetcher in self.fetchers.items()
         }
 
     def cache(self, conn_id: str, uuid: str) -> Cache:
-        """The cache of a connection that the page is about; 404 for any other, and for what is no uuid."""
+        """Return the cache of a connection. 404 if the page does not show it, or if *uuid* is malformed."""
         if conn_id not in self.caches:
             raise HTTPException(404, f"The Pools page does not show the connection {conn_id[:250]!r}")
         if not is_uuid(uuid):
             raise HTTPException(404, f"{uuid[:80]!r} is no uuid of a pool")
         return self.caches[conn_id]
 
-    def shown(self, conn_id: str, uuids: Sequence[str]) -> None:
-        """Somebody has these pools in front of him: their figures come first."""
-        known = self.fetchers[conn_id].shown
-        known.update(dict.fromkeys(uuids[:MAX_SHOWN], time.monotonic()))
-        while len(known) > 10 * MAX_SHOWN:
-            known.pop(next(iter(known)))
+    def prioritize(self, conn_id: str, uuids: Sequence[str]) -> None:
+        """Prioritize the cost figures of the pools currently displayed."""
+        shown = self.fetchers[conn_id].shown
+        shown.update(dict.fromkeys(uuids[:MAX_SHOWN], time.monotonic()))
+        while len(shown) > 10 * MAX_SHOWN:
+            shown.pop(next(iter(shown)))
 
 
 def make_app() -> FastAPI:
-    """The page's web application, as the configuration wants it."""
-    every = get_option("pools_page_refresh", number(1, 3600), 5.0)
+    """Build the web application of the page from Airflow's configuration."""
+    max_age = get_option("pools_page_refresh", number(1, 3600), 5.0)
     return _build_app(
-        ConnectionRegistry(get_option("pools_page_connections", _conn_ids, ["qarnot_default"]), every)
+        ConnectionRegistry(get_option("pools_page_connections", _conn_ids, ["qarnot_default"]), max_age)
     )
 
 
@@ -109,19 +109,22 @@ def _conn_ids(names: str) -> list[str]:
 def _build_app(registry: ConnectionRegistry) -> FastAPI:
     app = FastAPI(title="Qarnot pools", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.registry = registry
-    read_connection = [Depends(security.requires_access_connection(method="GET"))]
-    edit_connection = [
-        Depends(security.requires_access_connection(method="PUT")),
-        Depends(_require_same_site),
-    ]
-    read_run = [Depends(security.requires_access_dag("GET", DagAccessEntity.RUN))]
-    logged_in = [Depends(security.get_user)]
 
     @app.middleware("http")
     async def headers(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
         response = await call_next(request)
         response.headers.update(HEADERS)
         return response
+
+    _add_files(app)
+    _add_lists(app, registry)
+    _add_details(app, registry)
+    _add_close(app, registry)
+    return app
+
+
+def _add_files(app: FastAPI) -> None:
+    logged_in = [Depends(security.get_user)]
 
     @app.get("/", dependencies=logged_in)
     def page() -> Response:
@@ -133,12 +136,22 @@ def _build_app(registry: ConnectionRegistry) -> FastAPI:
             raise HTTPException(404, "There is no such file")
         return Response(_file(name), media_type=STATIC[name])
 
+
+def _read_connection() -> Any:
+    return Depends(security.requires_access_connection(method="GET"))
+
+
+def _read_run() -> Any:
+    return Depends(security.requires_access_dag("GET", DagAccessEntity.RUN))
+
+
+def _add_lists(app: FastAPI, registry: ConnectionRegistry) -> None:
     @app.get("/api/pools")
     def pools(user: CurrentUser, shown: str = "", have: str = "") -> JSONResponse:
-        """All pools of the connections that this user may read.
+        """Return all pools of the connections that the user may read.
 
-        :param shown: uuids of those on the user's screen.
-        :param have: version of the answer that the page has; the pools are sent when there is another.
+        :param shown: uuids of the displayed pools.
+        :param have: version of the response that the page has. The pools are sent if the version differs.
         """
         readable = [conn_id for conn_id in registry.caches if _is_allowed(user, "GET", conn_id)]
         if not readable:
@@ -147,59 +160,56 @@ def _build_app(registry: ConnectionRegistry) -> FastAPI:
             )
         uuids = [uuid for uuid in shown.split(",", MAX_SHOWN)[:MAX_SHOWN] if is_uuid(uuid)]
         for conn_id in readable:
-            registry.shown(conn_id, uuids)
-        looks = {}
+            registry.prioritize(conn_id, uuids)
+        entries = {}
         for conn_id in readable:
-            look = registry.caches[conn_id].get()
-            looks[conn_id] = replace(look, value=[without_runs(row) for row in look.value or ()])
-        return _list_response(
-            registry, looks, {conn_id: _is_allowed(user, "PUT", conn_id) for conn_id in readable}, have
-        )
+            entry = registry.caches[conn_id].get()
+            entries[conn_id] = replace(entry, value=[without_runs(row) for row in entry.value or ()])
+        return _list_response(registry, user, entries, have)
 
-    @app.get("/api/dags/{dag_id}/pools", dependencies=read_run)
+    @app.get("/api/dags/{dag_id}/pools", dependencies=[_read_run()])
     def pools_of_run(user: CurrentUser, dag_id: str, run_id: str, have: str = "") -> JSONResponse:
-        """The pools of one DAG run: those it made, and shared ones that it uses, with its part of them."""
-        looks = {conn_id: cache.get() for conn_id, cache in registry.caches.items()}
-        for conn_id, look in looks.items():
-            mine = [row for one in look.value or () if (row := row_of_run(one, (dag_id, run_id)))]
-            registry.shown(conn_id, [row["uuid"] for row in mine])
-            looks[conn_id] = replace(look, value=mine)
-        return _list_response(
-            registry, looks, {conn_id: _is_allowed(user, "PUT", conn_id) for conn_id in looks}, have
-        )
+        """Return the pools that a DAG run created, and shared pools that it uses, with its share of them."""
+        entries = {conn_id: cache.get() for conn_id, cache in registry.caches.items()}
+        for conn_id, entry in entries.items():
+            rows = [row for pool in entry.value or () if (row := row_of_run(pool, (dag_id, run_id)))]
+            registry.prioritize(conn_id, [row["uuid"] for row in rows])
+            entries[conn_id] = replace(entry, value=rows)
+        return _list_response(registry, user, entries, have)
 
-    @app.get("/api/connections/{connection_id}/pools/{uuid}", dependencies=read_connection)
+
+def _add_details(app: FastAPI, registry: ConnectionRegistry) -> None:
+    @app.get("/api/connections/{connection_id}/pools/{uuid}", dependencies=[_read_connection()])
     def pool(connection_id: str, uuid: str, user: CurrentUser) -> JSONResponse:
-        """One pool in full."""
-        return _pool_response(
-            registry, connection_id, uuid, may_close=_is_allowed(user, "PUT", connection_id)
-        )
+        """Return one pool in full."""
+        return _pool_response(registry, user, connection_id, uuid)
 
-    @app.get("/api/dags/{dag_id}/connections/{connection_id}/pools/{uuid}", dependencies=read_run)
+    @app.get("/api/dags/{dag_id}/connections/{connection_id}/pools/{uuid}", dependencies=[_read_run()])
     def pool_of_run(
         dag_id: str, connection_id: str, uuid: str, run_id: str, user: CurrentUser
     ) -> JSONResponse:
-        """One pool of a DAG run in full; of a shared pool only the run's own tasks."""
-        listed = registry.cache(connection_id, uuid).get().value or ()
-        if not any(row["uuid"] == uuid and (dag_id, run_id) in row["runs"] for row in listed):
+        """Return one pool of a DAG run in full, and of a shared pool only the run's own tasks."""
+        rows = registry.cache(connection_id, uuid).get().value or ()
+        if not any(row["uuid"] == uuid and (dag_id, run_id) in row["runs"] for row in rows):
             raise HTTPException(404, f"No pool {uuid} belongs to this DAG run")
-        return _pool_response(
-            registry,
-            connection_id,
-            uuid,
-            may_close=_is_allowed(user, "PUT", connection_id),
-            only=(dag_id, run_id),
-        )
+        return _pool_response(registry, user, connection_id, uuid, only=(dag_id, run_id))
 
-    @app.post("/api/connections/{connection_id}/pools/{uuid}/close", dependencies=edit_connection)
+
+def _add_close(app: FastAPI, registry: ConnectionRegistry) -> None:
+    edit_connection = Depends(security.requires_access_connection(method="PUT"))
+
+    @app.post(
+        "/api/connections/{connection_id}/pools/{uuid}/close",
+        dependencies=[edit_connection, Depends(_require_same_site)],
+    )
     def close(connection_id: str, uuid: str, user: CurrentUser) -> JSONResponse:
-        """Close a pool. Written to Airflow's audit log before it is done."""
+        """Close a pool, after an entry in Airflow's audit log."""
         cache, fetcher = registry.cache(connection_id, uuid), registry.fetchers[connection_id]
         try:
-            found = fetcher.pool_to_close(uuid)
-            if not is_open(found):
-                return JSONResponse({"closed": True, "message": f"The pool is {found.state} already"})
-            _audit(user, connection_id, found)
+            pool = fetcher.pool_to_close(uuid)
+            if not is_open(pool):
+                return JSONResponse({"closed": True, "message": f"The pool is {pool.state} already"})
+            _audit(user, connection_id, pool)
             fetcher.close_pool(uuid)
         except QarnotNotFoundError as error:
             raise HTTPException(404, str(error)) from None
@@ -209,8 +219,6 @@ def _build_app(registry: ConnectionRegistry) -> FastAPI:
             cache.get(LIST, newer=True)
             cache.get(uuid, newer=True)
         return JSONResponse({"closed": True, "message": "Qarnot closes the pool"})
-
-    return app
 
 
 @cache
@@ -224,23 +232,23 @@ def _is_allowed(user: Any, method: Any, conn_id: str) -> bool:
 
 
 def _list_response(
-    registry: ConnectionRegistry, looks: dict[str, CacheEntry], may_close: dict[str, bool], have: str
+    registry: ConnectionRegistry, user: Any, entries: dict[str, CacheEntry], have: str
 ) -> JSONResponse:
-    version = ",".join(look.version for look in looks.values())
-    rows = [row for look in looks.values() for row in look.value or ()]
+    version = ",".join(entry.version for entry in entries.values())
+    rows = [row for entry in entries.values() for row in entry.value or ()]
     return JSONResponse(
         {
             "now": time.time(),
-            "every": registry.every,
+            "every": registry.max_age,
             "connections": [
                 {
                     "id": conn_id,
-                    "age": look.age,
-                    "error": look.error,
-                    "refreshing": look.refreshing,
-                    "may_close": may_close[conn_id],
+                    "age": entry.age,
+                    "error": entry.error,
+                    "refreshing": entry.refreshing,
+                    "may_close": _is_allowed(user, "PUT", conn_id),
                 }
-                for conn_id, look in looks.items()
+                for conn_id, entry in entries.items()
             ],
             "version": version,
             "pools": None if have == version else rows,
@@ -250,36 +258,36 @@ def _list_response(
 
 def _pool_response(
     registry: ConnectionRegistry,
+    user: Any,
     conn_id: str,
     uuid: str,
     *,
-    may_close: bool,
     only: tuple[str, str] | None = None,
 ) -> JSONResponse:
-    look = registry.cache(conn_id, uuid).get(uuid)
-    found = look.value
-    if found and only:
-        # None: it was read before the run came, and is older than the list, so a newer one is on its way.
-        found = detail_of_run(found, only)
-    elif found:
-        found = {**found, "row": without_runs(found["row"])}
+    entry = registry.cache(conn_id, uuid).get(uuid)
+    detail = entry.value
+    if detail and only:
+        # None if it was read before the run used the pool. It is older than the list then, so a newer one will come.
+        detail = detail_of_run(detail, only)
+    elif detail:
+        detail = {**detail, "row": without_runs(detail["row"])}
     return JSONResponse(
         {
             "now": time.time(),
-            "age": look.age if found else None,
-            "error": look.error,
-            "refreshing": look.refreshing,
-            "may_close": may_close,
-            "pool": found,
+            "age": entry.age if detail else None,
+            "error": entry.error,
+            "refreshing": entry.refreshing,
+            "may_close": _is_allowed(user, "PUT", conn_id),
+            "pool": detail,
         }
     )
 
 
 def _require_same_site(request: Request) -> None:
-    """Refuse what a page of another site has a browser send: the cookie alone is no proof of intent."""
+    """Refuse requests that a page of another site makes a browser send, because the cookie proves no intent."""
     headers = request.headers
     origin = headers.get("origin")
-    # Behind a proxy Host may be an inner name; then the address people use is in the configuration.
+    # Behind a proxy Host may be an inner name. The configuration then has the address that users open.
     own = {
         headers.get("host"),
         urlsplit(conf.get("api", "base_url", fallback="") or "").netloc or None,
@@ -293,13 +301,13 @@ def _require_same_site(request: Request) -> None:
 
 
 def _id(pool: Any, name: str) -> str | None:
-    """An id among our labels, no longer than Airflow's column: anybody with the token can write labels."""
+    """Return the id in one of our labels, cut to Airflow's column, because all who have the token can write labels."""
     value = label(pool.labels, name)
     return value[:250] if value else None
 
 
 def _audit(user: Any, conn_id: str, pool: Any) -> None:
-    """Write to Airflow's audit log who closes which pool."""
+    """Write the user and the pool that is closed to Airflow's audit log."""
     from airflow.models.log import Log
     from airflow.utils.session import create_session
 

@@ -1,6 +1,6 @@
-"""From what Qarnot and Airflow answered to what the Pools page shows. Pure functions; times are aware datetimes.
+"""Pure functions from the responses of Qarnot and Airflow to the content of the Pools page. Datetimes are aware.
 
-A row, and everything below it, is JSON: times are ISO texts, durations seconds, money euros, energy Wh, carbon g.
+A row, and everything in it, is JSON. Times are ISO texts, durations seconds, money euros, energy Wh and carbon g.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from airflow_qarnot_pool.costs.model import pool_cost
 from airflow_qarnot_pool.maintenance.reaper import FINISHED_RUN_STATES
 from airflow_qarnot_pool.ownership.identity import WARM_UP_ROLE, label
 
-#: A pool may be without work this long before the page says so (longer where ``keep_warm`` is).
+#: How long a pool may be idle without a warning, or its ``keep_warm`` if that is longer.
 IDLE_AFTER = timedelta(minutes=5)
-#: A pool of fixed size that is not up after this long is worth a look.
+#: How long a pool of fixed size may boot without a warning.
 SLOW_BOOT_AFTER = timedelta(minutes=15)
-#: A finished DAG run's teardown gets this long.
+#: How long the teardown of a finished DAG run may take without a warning.
 TEARDOWN_TIME = timedelta(minutes=2)
-#: A lost node is told of this long, also when another took its place.
+#: How long a lost node is reported, even if another has replaced it.
 LOSS_SHOWN_FOR = timedelta(minutes=10)
 
 GROUPS = {
@@ -54,7 +54,7 @@ UNFINISHED = ("queued", "running")
 
 @dataclass(frozen=True, slots=True)
 class TaskRow:
-    """The little that the list keeps of a Qarnot task."""
+    """The fields of a Qarnot task that the list needs."""
 
     pool: str
     group: str
@@ -65,9 +65,9 @@ class TaskRow:
 
 @dataclass(frozen=True, kw_only=True)
 class ObservedHistory:
-    """What earlier looks at a pool saw, and the API does not tell afterwards."""
+    """Facts about a pool from earlier polls, which the API does not return afterwards."""
 
-    history: tuple[tuple[str, datetime], ...] = ()
+    states: tuple[tuple[str, datetime], ...] = ()
     ready: int = 0
     wanted: int = 0
     lost: int = 0
@@ -76,26 +76,26 @@ class ObservedHistory:
 
 @dataclass(frozen=True, kw_only=True)
 class PoolFigures:
-    """What a pool has cost: euros, energy and carbon. None where the account may not see it."""
+    """Cost of a pool in euros, energy and carbon. None if the account may not see it."""
 
     euros: float | None = None
     carbon: CarbonFacts | None = None
     at: datetime | None = None
     final: bool = False
-    #: Each DAG run's part of it, 0 to 1; None where nobody has asked for them, as one run has all of it.
+    #: The share of each DAG run, 0 to 1. None if they were not requested, because one run has all of the pool.
     shares: Mapping[tuple[str, str], float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class PageData:
-    """Everything the rows of one connection are made of."""
+    """Input of the rows of one connection."""
 
     now: datetime
     connection: str
     pools: Sequence[Pool] = ()
-    #: By pool; None where they have not been read yet.
+    #: By pool. None before the first read.
     tasks: Mapping[str, Sequence[TaskRow]] | None = field(default_factory=dict)
-    #: State by (dag_id, run_id); runs that Airflow does not know are missing.
+    #: State by (dag_id, run_id). Runs that Airflow does not know are missing.
     runs: Mapping[tuple[str, str], str] = field(default_factory=dict)
     figures: Mapping[str, PoolFigures] = field(default_factory=dict)
     histories: Mapping[str, ObservedHistory] = field(default_factory=dict)
@@ -103,7 +103,7 @@ class PageData:
 
 
 def phase_of(pool: Pool) -> str:
-    """``booting``, ``open``, ``closing``, ``closed``, ``failed`` or ``unknown``."""
+    """Return ``booting``, ``open``, ``closing``, ``closed``, ``failed`` or ``unknown``."""
     try:
         phase = pool_phase(pool.state)
     except QarnotUnknownStateError:
@@ -119,12 +119,12 @@ def phase_of(pool: Pool) -> str:
 
 
 def is_open(pool: Pool) -> bool:
-    """Whether it may cost anything still."""
+    """Return whether the pool may still cost money."""
     return phase_of(pool) not in ("closed", "failed")
 
 
 def group_of(state: str) -> str:
-    """Where a Qarnot task in this state is counted."""
+    """Return the group in which a Qarnot task in *state* is counted."""
     try:
         return GROUPS[parse_task_state(state)]
     except QarnotUnknownStateError:
@@ -132,45 +132,47 @@ def group_of(state: str) -> str:
 
 
 def target_slots(pool: Pool) -> int:
-    """How many slots the pool should have now, as far as the server says."""
+    """Return the number of slots that the pool should have now, according to the server."""
     if pool.target_running_instance_count is not None:
         return pool.target_running_instance_count
     return pool.instance_count or pool.total_slot_capacity or 0
 
 
 def keep_warm_of(pool: Pool) -> timedelta | None:
-    """How long an idle node of a pool that follows its load stays; None for a pool of fixed size."""
+    """Return how long an idle node of a pool that follows its load stays, or None for a pool of fixed size."""
     if pool.scaling:
         times = [getattr(policy, "min_idle_time", None) for policy in pool.scaling.policies]
-        return max((one for one in times if isinstance(one, timedelta)), default=timedelta())
+        return max((time for time in times if isinstance(time, timedelta)), default=timedelta())
     if pool.elastic and pool.elastic.is_elastic:
         return pool.elastic.min_idle_time or timedelta()
     return None
 
 
 def updated_history(observed: ObservedHistory | None, pool: Pool, now: datetime) -> ObservedHistory:
-    """What is known of *pool* with this look at it."""
-    known = observed or ObservedHistory()
-    ready, wanted = pool.ready_slots, target_slots(pool)
-    gone = max(0, _lost(observed, pool))
+    """Return *observed* with the facts of one more poll, *pool*."""
+    previous = observed or ObservedHistory()
+    lost = max(0, _lost(observed, pool))
     since = pool.state_transition_time or now
-    history = known.history
-    if not history or (pool.state, since) != history[-1]:
+    states = previous.states
+    if not states or (pool.state, since) != states[-1]:
         before = pool.previous_state, pool.previous_state_transition_time
-        if history and before[0] and before[1] and before[1] > history[-1][1]:
-            history = (*history, (before[0], before[1]))  # one it was in between two looks
-        history = (*history, (pool.state, since))[-50:]
+        if states and before[0] and before[1] and before[1] > states[-1][1]:
+            states = (*states, (before[0], before[1]))  # a state between two polls
+        states = (*states, (pool.state, since))[-50:]
     return ObservedHistory(
-        history=history,
-        ready=ready,
-        wanted=wanted,
-        lost=known.lost + gone,
-        lost_at=now if gone else known.lost_at,
+        states=states,
+        ready=pool.ready_slots,
+        wanted=target_slots(pool),
+        lost=previous.lost + lost,
+        lost_at=now if lost else previous.lost_at,
     )
 
 
 def _lost(observed: ObservedHistory | None, pool: Pool) -> int:
-    """How many slots went since the last look that nobody gave back; pools that follow their load give them back."""
+    """Return how many slots of a pool of fixed size were lost since the last poll.
+
+    A pool that follows its load gives slots back, which is no loss.
+    """
     if phase_of(pool) != "open" or keep_warm_of(pool) is not None:
         return 0
     ready, wanted = pool.ready_slots, target_slots(pool)
@@ -181,8 +183,8 @@ def _lost(observed: ObservedHistory | None, pool: Pool) -> int:
         return 0
     if ready < observed.ready:
         return observed.ready - ready
-    # As many as before, but not all the time: another node took the place of a lost one meanwhile.
-    state, since = observed.history[-1] if observed.history else (None, None)
+    # The number is the same, but another node may have replaced a lost one since the last poll.
+    state, since = observed.states[-1] if observed.states else (None, None)
     dipped = (
         (state, pool.state, pool.previous_state) == (full, full, partly)
         and since is not None
@@ -193,15 +195,15 @@ def _lost(observed: ObservedHistory | None, pool: Pool) -> int:
 
 
 def build_rows(page: PageData) -> list[dict[str, Any]]:
-    """One row for each pool, the open ones first, then the youngest first."""
-    made = [_row(page, pool) for pool in page.pools]
-    made.sort(key=lambda row: row["created"] or "", reverse=True)
-    made.sort(key=lambda row: row["phase"] in ("closed", "failed"))
-    return made
+    """Return one row for each pool. Open pools come first, and younger pools before older ones."""
+    rows = [_row(page, pool) for pool in page.pools]
+    rows.sort(key=lambda row: row["created"] or "", reverse=True)
+    rows.sort(key=lambda row: row["phase"] in ("closed", "failed"))
+    return rows
 
 
 def _row(page: PageData, pool: Pool) -> dict[str, Any]:
-    notes = (page.tasks or {}).get(pool.uuid, ())
+    tasks = None if page.tasks is None else page.tasks.get(pool.uuid, ())
     owner = owner_of(pool, page.runs)
     observed = page.histories.get(pool.uuid) or ObservedHistory()
     phase = phase_of(pool)
@@ -213,61 +215,70 @@ def _row(page: PageData, pool: Pool) -> dict[str, Any]:
         "state": pool.state or "unknown",
         "phase": phase,
         "created": _iso(pool.creation_date),
-        "ended": _iso(pool.end_date or (pool.state_transition_time if not is_open(pool) else None)),
+        "ended": _iso(_ended_at(pool)),
         "ready": pool.ready_slots if is_open(pool) else 0,
         "wanted": target_slots(pool) if phase in ("booting", "open") else 0,
-        "tasks": None if page.tasks is None else count_tasks(notes),
+        "tasks": None if tasks is None else count_tasks(tasks),
         "owner": owner,
-        "runs": _parts(pool, page, notes),
+        "runs": _shares_by_run(pool, page, tasks),
         "figures": figures_of(page.figures.get(pool.uuid)),
-        "warnings": warnings_of(pool, None if page.tasks is None else notes, owner, observed, page.now),
+        "warnings": warnings_of(pool, tasks, owner, observed, page.now),
         "console": f"{page.console_url}/pools/{quote(pool.uuid)}" if page.console_url else None,
         "closable": phase in ("booting", "open", "unknown"),
     }
 
 
-def count_tasks(notes: Iterable[TaskRow]) -> dict[str, int]:
-    """How many Qarnot tasks are in each group."""
-    tally = Counter(note.group for note in notes)
+def _ended_at(pool: Pool) -> datetime | None:
+    return pool.end_date or (None if is_open(pool) else pool.state_transition_time)
+
+
+def count_tasks(tasks: Iterable[TaskRow]) -> dict[str, int]:
+    """Return the number of Qarnot tasks in each group."""
+    tally = Counter(task.group for task in tasks)
     return {name: tally.get(name, 0) for name in ("queued", "running", "succeeded", "failed", "cancelled")}
 
 
-def runs_of(pool: Pool, notes: Iterable[TaskRow]) -> set[tuple[str, str]]:
-    """The DAG runs that have to do with a pool: the one that opened it, and those that use it."""
+def runs_of(pool: Pool, tasks: Iterable[TaskRow]) -> set[tuple[str, str]]:
+    """Return the DAG runs of a pool: the one that opened it, and those that use it."""
     named = [(label(pool.labels, "dag_id"), label(pool.labels, "run_id"))]
-    named += [(note.dag_id, note.run_id) for note in notes]
+    named += [(task.dag_id, task.run_id) for task in tasks]
     return {(dag_id, run_id) for dag_id, run_id in named if dag_id and run_id}
 
 
-def _parts(pool: Pool, page: PageData, notes: Sequence[TaskRow]) -> dict[tuple[str, str], dict[str, Any]]:
-    """Of each DAG run that has to do with a pool: its Qarnot tasks, and its part of the figures."""
+def _shares_by_run(
+    pool: Pool, page: PageData, tasks: Sequence[TaskRow] | None
+) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return the Qarnot tasks and the share of the figures of each DAG run of a pool."""
     by_run: dict[tuple[str | None, str | None], list[TaskRow]] = {}
-    for note in notes:
-        by_run.setdefault((note.dag_id, note.run_id), []).append(note)
+    for task in tasks or ():
+        by_run.setdefault((task.dag_id, task.run_id), []).append(task)
     figures = page.figures.get(pool.uuid)
     shares = (figures and figures.shares) or {}
-    # Whoever runs nothing on it pays nothing of it, once somebody does.
-    nothing = 0.0 if shares else None
+    # A run without tasks on the pool pays nothing once another run pays a share.
+    idle_share = 0.0 if shares else None
     return {
         run: {
-            "tasks": None if page.tasks is None else count_tasks(by_run.get(run, ())),
-            "figures": figures_of(figures, shares.get(run, None if run in by_run else nothing)),
+            "tasks": None if tasks is None else count_tasks(by_run.get(run, ())),
+            "figures": figures_of(figures, shares.get(run, None if run in by_run else idle_share)),
         }
-        for run in runs_of(pool, notes)
+        for run in runs_of(pool, tasks or ())
     }
 
 
 def owner_of(pool: Pool, runs: Mapping[tuple[str, str], str]) -> dict[str, Any]:
-    """Whose pool it is. ``kind``: ``run``, ``shared`` or ``unknown``; ``run_state`` is None for no such run."""
+    """Return the owner of the pool.
+
+    Its ``kind`` is ``run``, ``shared`` or ``unknown``. ``run_state`` is None if the run does not exist.
+    """
     shared = label(pool.labels, "shared")
     dag_id, run_id = label(pool.labels, "dag_id"), label(pool.labels, "run_id")
-    found: dict[str, Any] = {"kind": "unknown", "dag_id": dag_id, "run_id": run_id, "shared": shared}
+    owner: dict[str, Any] = {"kind": "unknown", "dag_id": dag_id, "run_id": run_id, "shared": shared}
     if shared is not None:
-        return {**found, "kind": "shared"}
+        return {**owner, "kind": "shared"}
     if not dag_id or not run_id:
-        return found
+        return owner
     return {
-        **found,
+        **owner,
         "kind": "run",
         "task_id": label(pool.labels, "task_id"),
         "run_state": runs.get((dag_id, run_id)),
@@ -276,7 +287,7 @@ def owner_of(pool: Pool, runs: Mapping[tuple[str, str], str]) -> dict[str, Any]:
 
 
 def figures_of(figures: PoolFigures | None, share: float | None = 1.0) -> dict[str, Any] | None:
-    """Cost, energy and carbon so far, or this *share* of them; None where nobody has asked yet."""
+    """Return cost, energy and carbon so far, or this *share* of them. None if they were not read yet."""
     if figures is None or share is None:
         return None
     carbon = figures.carbon or CarbonFacts()
@@ -306,10 +317,10 @@ def shares_of(pool: Pool, tasks: Iterable[Task]) -> dict[tuple[str, str], float]
 
 
 def row_of_run(row: Mapping[str, Any], run: tuple[str, str]) -> dict[str, Any] | None:
-    """A row as the tab of a DAG run shows it; None where the run has nothing to do with the pool.
+    """Return a row for the tab of a DAG run, or None if the run does not use the pool.
 
-    ``mine`` is the run's part of a pool that other runs use, or may use, too: ``{tasks, figures}``, each None where
-    it is not known yet. It is None where the whole pool is the run's.
+    ``mine`` is the run's share of a pool that other runs use, or may use: ``{tasks, figures}``, each None if it is not
+    known yet. It is None if the run has the whole pool.
     """
     parts: Mapping[tuple[str, str], dict[str, Any]] = row["runs"]
     if run not in parts:
@@ -317,72 +328,85 @@ def row_of_run(row: Mapping[str, Any], run: tuple[str, str]) -> dict[str, Any] |
     owner = row["owner"]
     alone = owner["kind"] == "run" and len(parts) == 1
     if owner["kind"] == "shared":
-        owner = {**owner, "dag_id": None, "run_id": None}  # whoever was first: any DAG may have been
+        owner = {**owner, "dag_id": None, "run_id": None}  # the first run, which may be of any DAG
     return {**without_runs(row), "owner": owner, "mine": None if alone else parts[run]}
 
 
 def without_runs(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row without what is there only for the tabs of DAG runs: it names runs of other DAGs."""
+    """Return a row without the data for the tabs of DAG runs, which names runs of other DAGs."""
     return {name: value for name, value in row.items() if name != "runs"}
 
 
 def warnings_of(
     pool: Pool,
-    notes: Sequence[TaskRow] | None,
+    tasks: Sequence[TaskRow] | None,
     owner: Mapping[str, Any],
     observed: ObservedHistory,
     now: datetime,
 ) -> list[dict[str, str]]:
-    """What somebody should look at: ``[{kind, text}]``, the most urgent first."""
+    """Return the warnings about a pool, the most urgent first: ``[{kind, text}]``."""
     phase = phase_of(pool)
-    found: list[tuple[str, str]] = []
+    warnings: list[tuple[str, str]] = []
     if phase == "unknown":
-        found.append(("state", f"This release does not know the state {pool.state!r}"))
+        warnings.append(("state", f"This release does not know the state {pool.state!r}"))
     if pool.errors:
-        found.append(("errors", f"Qarnot says: {pool.error_text}"))
+        warnings.append(("errors", f"Qarnot says: {pool.error_text}"))
     if phase in ("booting", "open"):
-        found += _owner_warnings(pool, owner, now)
-        if observed.lost and observed.lost_at and now - observed.lost_at < LOSS_SHOWN_FOR:
-            slots = "1 slot was" if observed.lost == 1 else f"{observed.lost} slots were"
-            found.append(("nodes", f"{slots} lost; {observed.ready} of {observed.wanted} run"))
-    idle = timedelta() if notes is None else _idle(pool, notes, now)
-    if phase == "open" and idle > max(IDLE_AFTER, keep_warm_of(pool) or IDLE_AFTER):
-        slots = "1 slot" if pool.ready_slots == 1 else f"{pool.ready_slots} slots"
-        found.append(("idle", f"No work for {format_duration(idle)}, and {slots} billed"))
-    if phase == "booting" and keep_warm_of(pool) is None and pool.creation_date:
-        age = now - pool.creation_date
-        if age > SLOW_BOOT_AFTER and pool.state in POOL_TRANSIENT:
-            found.append(("boot", f"Still no node after {format_duration(age)}"))
-    return [{"kind": kind, "text": text} for kind, text in found]
+        warnings += _owner_warnings(pool, owner, now)
+        warnings += _loss_warnings(observed, now)
+    if phase == "open" and tasks is not None:
+        warnings += _idle_warnings(pool, tasks, now)
+    if phase == "booting":
+        warnings += _boot_warnings(pool, now)
+    return [{"kind": kind, "text": text} for kind, text in warnings]
 
 
 def _owner_warnings(pool: Pool, owner: Mapping[str, Any], now: datetime) -> Iterable[tuple[str, str]]:
-    since = now - (pool.creation_date or now)
-    if owner["kind"] == "run" and since > TEARDOWN_TIME:
+    age = now - (pool.creation_date or now)
+    if owner["kind"] == "run" and age > TEARDOWN_TIME:
         if owner["run_state"] in FINISHED_RUN_STATES:
-            yield "owner", f"Its DAG run is over ({owner['run_state']})"
+            yield "owner", f"Its DAG run has ended ({owner['run_state']})"
         elif owner["run_state"] is None:
             yield "owner", "Airflow has no such DAG run any more"
 
 
-def _idle(pool: Pool, notes: Sequence[TaskRow], now: datetime) -> timedelta:
-    """How long nothing has been queued or running on it; zero while nothing is billed."""
+def _loss_warnings(observed: ObservedHistory, now: datetime) -> Iterable[tuple[str, str]]:
+    if observed.lost and observed.lost_at and now - observed.lost_at < LOSS_SHOWN_FOR:
+        slots = "1 slot was" if observed.lost == 1 else f"{observed.lost} slots were"
+        yield "nodes", f"{slots} lost; {observed.ready} of {observed.wanted} run"
+
+
+def _idle_warnings(pool: Pool, tasks: Sequence[TaskRow], now: datetime) -> Iterable[tuple[str, str]]:
+    idle = _idle_time(pool, tasks, now)
+    if idle > max(IDLE_AFTER, keep_warm_of(pool) or IDLE_AFTER):
+        slots = "1 slot" if pool.ready_slots == 1 else f"{pool.ready_slots} slots"
+        yield "idle", f"No work for {format_duration(idle)}, and {slots} billed"
+
+
+def _boot_warnings(pool: Pool, now: datetime) -> Iterable[tuple[str, str]]:
+    age = now - (pool.creation_date or now)
+    if keep_warm_of(pool) is None and age > SLOW_BOOT_AFTER and pool.state in POOL_TRANSIENT:
+        yield "boot", f"Still no node after {format_duration(age)}"
+
+
+def _idle_time(pool: Pool, tasks: Sequence[TaskRow], now: datetime) -> timedelta:
+    """Return how long no Qarnot task has been queued or running on the pool. Zero if no slot is billed."""
     if not pool.ready_slots or pool.queued_or_running_task_instances_count:
         return timedelta()
-    if any(note.group in UNFINISHED for note in notes):
+    if any(task.group in UNFINISHED for task in tasks):
         return timedelta()
-    known = [pool.creation_date, *(note.moved for note in notes)]
+    times = [pool.creation_date, *(task.moved for task in tasks)]
     if pool.previous_state in POOL_TRANSIENT:
-        known.append(pool.state_transition_time)  # booting is not idling
-    return now - max((one for one in known if one is not None), default=now)
+        times.append(pool.state_transition_time)  # booting is not idling
+    return now - max((time for time in times if time is not None), default=now)
 
 
 def build_detail(
     row: Mapping[str, Any], pool: Pool, tasks: Sequence[Task], observed: ObservedHistory, most: int
 ) -> dict[str, Any]:
-    """One pool in full: its row, timeline, nodes, errors and tasks (the youngest *most* of them).
+    """Return one pool in full: its row, timeline, nodes, errors and its youngest *most* Qarnot tasks.
 
-    The ``run`` of an error is that of its Qarnot task, ``(dag_id, run_id)``; None where it is the pool's.
+    The ``run`` of an error is that of its Qarnot task, ``(dag_id, run_id)``. It is None for errors of the pool.
     """
     listed = sorted(tasks, key=lambda task: _iso(task.creation_date) or "", reverse=True)
     status = pool.status
@@ -414,24 +438,24 @@ def build_detail(
     }
 
 
-def detail_of_run(found: Mapping[str, Any], run: tuple[str, str]) -> dict[str, Any] | None:
-    """A :func:`build_detail` as the tab of a DAG run shows it: nothing of the Qarnot tasks of other runs.
+def detail_of_run(detail: Mapping[str, Any], run: tuple[str, str]) -> dict[str, Any] | None:
+    """Return a :func:`build_detail` for the tab of a DAG run, without the Qarnot tasks of other runs.
 
-    None where the run has nothing to do with the pool, or had not when the detail was read.
+    None if the run does not use the pool, or did not when the detail was read.
     """
-    row = row_of_run(found["row"], run)
+    row = row_of_run(detail["row"], run)
     if row is None:
         return None
-    # On its own pool are Qarnot tasks of no DAG, too. One of another run may be there that the row does not know yet.
-    mine = (run,) if row["mine"] else (run, (None, None))
-    tasks = [task for task in found["tasks"] if (task["dag_id"], task["run_id"]) in mine]
-    others = len(found["tasks"]) - len(tasks)
+    # The run's own pool has Qarnot tasks of no DAG, too. It may have tasks of another run that the row lacks yet.
+    runs = (run,) if row["mine"] else (run, (None, None))
+    tasks = [task for task in detail["tasks"] if (task["dag_id"], task["run_id"]) in runs]
+    others = len(detail["tasks"]) - len(tasks)
     return {
-        **found,
+        **detail,
         "row": row,
-        "errors": [error for error in found["errors"] if error["run"] in (None, *mine)],
+        "errors": [error for error in detail["errors"] if error["run"] in (None, *runs)],
         "tasks": tasks,
-        "task_count": len(tasks) if row["mine"] else found["task_count"] - others,
+        "task_count": len(tasks) if row["mine"] else detail["task_count"] - others,
     }
 
 
@@ -440,13 +464,13 @@ def _run_of(task: Task) -> tuple[str | None, str | None]:
 
 
 def _errors(task: Task) -> list[str]:
-    """What went wrong with a Qarnot task: by instance, where that is known."""
-    by_instance = sorted({str(one.error) for one in task.completed_instances if one.error})
+    """Return the errors of a Qarnot task, which are those of its instances if they are known."""
+    by_instance = sorted({str(instance.error) for instance in task.completed_instances if instance.error})
     return by_instance[:5] or [str(error) for error in task.errors[:5]]
 
 
 def node_use_of(pool: Pool, tasks: Sequence[Task]) -> dict[str, float | None]:
-    """Node-seconds paid, and those of them in which nothing ran; None where Qarnot does not say."""
+    """Return the node-seconds paid and the idle ones among them. None if Qarnot does not report them."""
     cost = pool_cost(pool, tasks, None, None).cost
     return {"node_seconds": cost.node_seconds, "idle_node_seconds": cost.idle_node_seconds}
 
@@ -474,25 +498,25 @@ def _task(task: Task) -> dict[str, Any]:
 
 
 def timeline(pool: Pool, observed: ObservedHistory) -> list[dict[str, Any]]:
-    """The states of a pool with their times, oldest first: what the API tells, and what earlier looks saw."""
-    told = [
+    """Return the states of a pool with their times, oldest first, from the API and from earlier polls."""
+    known = [
         ("Submitted", pool.creation_date),
-        *observed.history,
+        *observed.states,
         (pool.previous_state, pool.previous_state_transition_time),
         (pool.state, pool.state_transition_time),
     ]
     order = {state: place for place, state in enumerate(PoolState)}
-    # Times have whole seconds; within one the usual order of states decides.
-    seen = {(at, order.get(state, len(order)), state) for state, at in told if state and at is not None}  # type: ignore[call-overload]
+    # Times have whole seconds. Within a second the usual order of states decides.
+    ordered = {(at, order.get(state, len(order)), state) for state, at in known if state and at is not None}  # type: ignore[call-overload]
     steps: list[dict[str, Any]] = []
-    for at, _, state in sorted(seen):
+    for at, _, state in sorted(ordered):
         if not steps or steps[-1]["state"] != state:
             steps.append({"state": str(state), "at": _iso(at)})
     return steps
 
 
 def run_link(dag_id: str | None, run_id: str | None) -> str | None:
-    """Path of a DAG run in the Airflow UI, relative to where the UI is."""
+    """Return the path of a DAG run in the Airflow UI, relative to the UI."""
     if not dag_id or not run_id:
         return None
     return f"dags/{quote(dag_id, safe='')}/runs/{quote(run_id, safe='')}"
@@ -501,7 +525,7 @@ def run_link(dag_id: str | None, run_id: str | None) -> str | None:
 def task_link(
     dag_id: str | None, run_id: str | None, task_id: str | None, map_index: str | None
 ) -> str | None:
-    """Path of a task instance in the Airflow UI, relative to where the UI is."""
+    """Return the path of a task instance in the Airflow UI, relative to the UI."""
     run = run_link(dag_id, run_id)
     if run is None or not task_id:
         return run
@@ -510,7 +534,7 @@ def task_link(
 
 
 def format_duration(span: timedelta) -> str:
-    """A duration in the two largest units that it has: ``3 h 5 min``."""
+    """Return a duration in its two largest units: ``3 h 5 min``."""
     seconds = int(span.total_seconds())
     if seconds < 60:
         return f"{seconds} s"

@@ -1,4 +1,4 @@
-"""What the sensors of pools and Qarnot tasks share."""
+"""Base of the sensors of pools and Qarnot tasks."""
 
 from __future__ import annotations
 
@@ -53,20 +53,20 @@ if TYPE_CHECKING:
 
 
 class QarnotSensor(ParametersMixin, BaseSensorOperator):
-    """Base of the sensors: wait for a state of a remote object, and fail at once when it cannot come any more.
+    """Base of the sensors. They wait for a state of a remote object, and fail as soon as it can no longer be reached.
 
-    :param target_states: any of these ends the wait.
+    :param target_states: one state or several, any of which ends the wait.
     :param qarnot_conn_id: connection of type ``qarnot``.
-    :param accept_passed: a state that must have been passed between two looks counts as reached.
-    :param deferrable: wait in the triggerer, where all waits of a connection share one poll; default:
-        ``[operators] default_deferrable`` of Airflow if it is set, else True. Otherwise ``mode`` and
+    :param accept_passed: whether a state counts as reached if the object must have passed it between two polls.
+    :param deferrable: wait in the triggerer, with one poll for all waits of a connection. Default:
+        ``[operators] default_deferrable`` of Airflow if it is set, else True. If False, ``mode`` and
         ``poke_interval`` apply.
-    :param poll_interval: time between two looks while deferred, as a timedelta or seconds.
-    :param wait_timeout: longest wait, in both modes; default: the sensor's ``timeout``.
+    :param poll_interval: time between polls while deferred, as a timedelta or seconds.
+    :param wait_timeout: maximum wait, in both modes. Default: the sensor's ``timeout``.
 
-    ``soft_fail`` skips where the target can no longer be reached, where the object is gone, and where the time is
-    over; what is wrong with the connection or the DAG fails all the same, and so does an object that was never
-    there. ``never_fail`` skips for every error. An outage ends no wait.
+    ``soft_fail`` skips if the target can no longer be reached, the object was deleted, or the wait times out. An error
+    of the connection or the DAG still fails, as does an object that never existed. ``never_fail`` skips for every
+    error. An outage ends no wait.
     """
 
     kind: ClassVar[Kind]
@@ -107,17 +107,17 @@ class QarnotSensor(ParametersMixin, BaseSensorOperator):
         return Condition(kind=self.kind, targets=names, passed=self.accept_passed)
 
     def _check_condition(self) -> None:
-        """Refuse unknown states when the DAG is parsed, where they are not templated."""
+        """Refuse unknown states when the DAG is parsed, unless they are templated."""
         if not is_templated(self.target_states):
             self._condition()
 
     @abstractmethod
     def _trigger_class(self) -> type[QarnotTrigger]:
-        """The trigger that waits when this defers."""
+        """Return the trigger that waits while this is deferred."""
 
     @cached_property
     def hook(self) -> QarnotHook:
-        """The hook of this sensor's connection."""
+        """Return the hook of this sensor's connection."""
         return QarnotHook(self.qarnot_conn_id)
 
     @property
@@ -129,23 +129,24 @@ class QarnotSensor(ParametersMixin, BaseSensorOperator):
         return resolve_ref(getattr(self, self.ref_field), self.ref_field)
 
     def execute(self, context: Context) -> Any:
+        """Wait for the target, deferred unless ``deferrable`` is False."""
         if (limit := as_duration("wait_timeout", self.wait_timeout)) is not None:
             self.timeout = limit.total_seconds()
         if not self.deferrable:
             return super().execute(context)
         try:
-            look = self._first_look()
-            self._show_link(context, look.uuid)
-            outcome = result_if_met(self._condition(), look)
+            snapshot = self._first_poll()
+            self._show_link(context, snapshot.uuid)
+            outcome = result_if_met(self._condition(), snapshot)
             if outcome is None:
-                self._defer(look.uuid, getattr(look, "pool", None))
+                self._defer(snapshot.uuid, getattr(snapshot, "pool", None))
             return self._conclude(outcome)
         except QarnotError as error:
-            raise self._softened(error) from error
+            raise self._skip_or_fail(error) from error
 
-    def _first_look(self) -> Any:
-        """Look, through an outage: where the uuid is known the trigger waits it out."""
-        began = time.monotonic()
+    def _first_poll(self) -> Any:
+        """Poll, through an outage unless the uuid is known. The trigger then waits until the outage ends."""
+        started = time.monotonic()
         while True:
             try:
                 return get_confirmed(self._resource, self._ref)
@@ -154,11 +155,11 @@ class QarnotSensor(ParametersMixin, BaseSensorOperator):
             except QarnotError as error:
                 if not is_transient(error):
                     raise
-                self.log.warning("Could not look at %s, looking again: %s", self._ref, error)
-                if time.monotonic() - began >= self.timeout:
+                self.log.warning("Could not poll %s, polling again: %s", self._ref, error)
+                if time.monotonic() - started >= self.timeout:
                     noun = CAPITALIZED_NOUNS[self.kind]
-                    late = f"{noun} {self._ref} could not be looked at in {self.timeout:.0f} s: {error}"
-                    self._conclude(WaitResult(ending=EndReason.TIMEOUT, uuid=self._ref, message=late))
+                    message = f"{noun} {self._ref} could not be polled in {self.timeout:.0f} s: {error}"
+                    self._conclude(WaitResult(ending=EndReason.TIMEOUT, uuid=self._ref, message=message))
             if is_uuid(self._ref):
                 self._defer(self._ref)
             time.sleep(poll_interval_of(self.poll_interval))
@@ -183,7 +184,7 @@ class QarnotSensor(ParametersMixin, BaseSensorOperator):
         raise AssertionError("defer() raises")
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> Any:
-        """Take up the outcome that the trigger found."""
+        """Handle the event of the trigger."""
         outcome = WaitResult.from_event(event)
         self._show_link(context, outcome.uuid)
         try:
@@ -191,62 +192,66 @@ class QarnotSensor(ParametersMixin, BaseSensorOperator):
                 outcome = replace(outcome, ending=EndReason.MET)
             return self._conclude(outcome)
         except QarnotError as error:
-            raise self._softened(error) from error
+            raise self._skip_or_fail(error) from error
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Resume as Airflow does. A trigger that Airflow gave up does not matter if the target is reached by now."""
+        """Resume, even if Airflow gave up the trigger, as long as the target has been reached."""
         if next_method == TRIGGER_FAIL_REPR and self._is_met_now(self._ref):
             return None
         return super().resume_execution(next_method, next_kwargs, context)
 
     def _is_met_now(self, ref: str, state: str | None = None) -> bool:
-        """Return whether one more poll shows that the object has reached the target since the last one."""
+        """Return whether one more poll shows that the object has reached the target since the last poll."""
         try:
-            now = poll_once_more(self._resource, ref, self._condition(), state)
+            outcome = poll_once_more(self._resource, ref, self._condition(), state)
         except QarnotError as error:
             self.log.info("Could not poll %s %s once more: %s", CAPITALIZED_NOUNS[self.kind], ref, error)
             return False
-        return now is not None and now.ending is EndReason.MET
+        return outcome is not None and outcome.ending is EndReason.MET
 
     def poke(self, context: Context) -> Any:
-        """One look, on a worker."""
+        """Poll once, on a worker."""
         try:
-            look = get_confirmed(self._resource, self._ref)
+            snapshot = get_confirmed(self._resource, self._ref)
         except QarnotError as error:
-            looked = self._looked_before(context)
-            gone = isinstance(error, QarnotNotFoundError) and not (error.foreign and looked)
-            if gone and looked and self._condition().met_by_absence:
-                return True
-            if gone or not is_transient(error):
-                raise self._softened(error) from error
-            self.log.warning("Could not look at %s, looking again: %s", self._ref, error)
-            return False
+            return self._is_met_by(error, context)
         if not self._history:
-            self._show_link(context, look.uuid)
-        outcome = result_if_met(self._condition(), look, self._history)
-        self._history.append(look.state)
-        self.log.info("%s %s is %s", CAPITALIZED_NOUNS[self.kind], look.uuid, look.state)
-        if outcome is None and (why := self._why_stranded(look)):
-            outcome = stranded_result(look.uuid, look.state, why)
+            self._show_link(context, snapshot.uuid)
+        outcome = result_if_met(self._condition(), snapshot, self._history)
+        self._history.append(snapshot.state)
+        self.log.info("%s %s is %s", CAPITALIZED_NOUNS[self.kind], snapshot.uuid, snapshot.state)
+        if outcome is None and (why := self._why_stranded(snapshot)):
+            outcome = stranded_result(snapshot.uuid, snapshot.state, why)
         if outcome is None:
             return False
         try:
             self._conclude(outcome)
         except QarnotError as error:
-            raise self._softened(error) from error
+            raise self._skip_or_fail(error) from error
         return True
 
-    def _why_stranded(self, look: Any) -> str | None:
-        """Return why the Qarnot task *look* never runs, if it stays queued on a pool that has ended."""
-        pool = getattr(look, "pool", None)
+    def _is_met_by(self, error: QarnotError, context: Context) -> bool:
+        """Return whether a poll that failed shows that the target is reached. Raise permanent errors."""
+        polled_before = self._has_polled_before(context)
+        deleted = isinstance(error, QarnotNotFoundError) and not (error.foreign and polled_before)
+        if deleted and polled_before and self._condition().met_by_absence:
+            return True
+        if deleted or not is_transient(error):
+            raise self._skip_or_fail(error) from error
+        self.log.warning("Could not poll %s, polling again: %s", self._ref, error)
+        return False
+
+    def _why_stranded(self, snapshot: Any) -> str | None:
+        """Return why a Qarnot task never runs, if it stays queued on a pool that has ended."""
+        pool = getattr(snapshot, "pool", None)
         if pool is None:
             return None
         if self._pools is None:
             self._pools = PoolsOfTasks(self.hook.client.pools, (pool,), poll_interval_of(self.poll_interval))
-        return self._pools.why_stranded((look.state,))
+        return self._pools.why_stranded((snapshot.state,))
 
-    def _looked_before(self, context: Context) -> bool:
-        """Whether this try has looked before, and seen the object; a rescheduled sensor is a new one each time."""
+    def _has_polled_before(self, context: Context) -> bool:
+        """Return whether this try has polled the object before. A rescheduled sensor is a new object each time."""
         return bool(self._history) or (
             self.reschedule and context["ti"].get_first_reschedule_date(context) is not None
         )
@@ -270,10 +275,10 @@ class QarnotSensor(ParametersMixin, BaseSensorOperator):
         )
         raise error_class(outcome.message, kind=self.kind, ref=outcome.uuid)
 
-    def _softened(self, error: QarnotError) -> Exception:
-        """What ``soft_fail`` and ``never_fail`` make of an error that will not pass."""
-        about_the_object = isinstance(error, (QarnotStateUnreachableError, QarnotDeletedError))
-        if self.never_fail or (self.soft_fail and about_the_object):
+    def _skip_or_fail(self, error: QarnotError) -> Exception:
+        """Return the exception to raise for a permanent error, according to ``soft_fail`` and ``never_fail``."""
+        concerns_object = isinstance(error, (QarnotStateUnreachableError, QarnotDeletedError))
+        if self.never_fail or (self.soft_fail and concerns_object):
             return AirflowSkipException(str(error))
         return error
 

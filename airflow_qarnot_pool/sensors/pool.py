@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 class QarnotPoolSensor(QarnotSensor):
-    """Wait for a pool; fails at once, with the remote error, when the target can no longer be reached.
+    """Wait for a pool. Fails with the remote error as soon as the target can no longer be reached.
 
-    :param qarnot_pool: uuid or shortname of the pool, or the output of the task that made it.
-    :param target_states: any of these ends the wait; default ``FullyExecuting``. One or more of Submitted,
-        PartiallyDispatched, FullyDispatched, PartiallyExecuting, FullyExecuting, Closing, Closed, Failure,
-        PendingDelete.
-    :param ready_slots: wait for this many running instances instead of a state.
+    :param qarnot_pool: uuid or shortname of the pool, or the output of the task that created it.
+    :param target_states: one state or several, any of which ends the wait. Default: ``FullyExecuting``. The states are
+        Submitted, PartiallyDispatched, FullyDispatched, PartiallyExecuting, FullyExecuting, Closing, Closed, Failure
+        and PendingDelete.
+    :param ready_slots: number of running instances to wait for, instead of a state.
     """
 
     kind = "pool"

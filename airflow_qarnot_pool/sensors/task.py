@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 class QarnotTaskSensor(QarnotSensor):
-    """Wait for a Qarnot task; fails at once, with the remote error, when the target can no longer be reached.
+    """Wait for a Qarnot task. Fails with the remote error as soon as the target can no longer be reached.
 
-    :param qarnot_task: uuid or shortname of the Qarnot task, or the output of the task that submitted it.
-    :param target_states: any of these ends the wait; default ``Success``.
+    :param qarnot_task: uuid or shortname of the Qarnot task, or the output of the Airflow task that submitted it.
+    :param target_states: one state or several, any of which ends the wait. Default: ``Success``.
     """
 
     kind = "task"

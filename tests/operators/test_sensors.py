@@ -129,7 +129,7 @@ def test_an_outage_that_lasts_is_the_end_of_the_time(
     monkeypatch.setattr("airflow_qarnot_pool.api.transport.MAX_WAIT", 0.01)
     qarnot.faults([{"path": "^/tasks", "times": 999, "kind": "status", "status": 503}])
     late = partial(task_sensor, qarnot_task="x", wait_timeout=timedelta(seconds=0.1))
-    with pytest.raises(AirflowSensorTimeout, match="could not be looked at"):
+    with pytest.raises(AirflowSensorTimeout, match="could not be polled"):
         run(late)
     with pytest.raises(AirflowSkipException):
         run(partial(late, soft_fail=True))

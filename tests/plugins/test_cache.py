@@ -34,7 +34,7 @@ def settled(cache: Cache, key: str = LIST) -> CacheEntry:
 
 def test_the_first_look_gives_nothing_and_does_not_wait() -> None:
     go = threading.Event()
-    cache = Cache(lambda key, first: go.wait(10), every=5, pause=0, clock=Clock())
+    cache = Cache(lambda key, first: go.wait(10), max_age=5, pause=0, clock=Clock())
     look = cache.get()
     assert (look.value, look.age, look.refreshing) == (None, None, True)
     go.set()
@@ -44,7 +44,7 @@ def test_the_first_look_gives_nothing_and_does_not_wait() -> None:
 def test_it_asks_once_however_many_look_and_again_only_when_due() -> None:
     asked: list[str] = []
     clock = Clock()
-    cache = Cache(lambda key, first: asked.append(key) or len(asked), every=5, pause=0, clock=clock)
+    cache = Cache(lambda key, first: asked.append(key) or len(asked), max_age=5, pause=0, clock=clock)
     for _ in range(100):
         cache.get()
     assert settled(cache).value == 1
@@ -60,7 +60,7 @@ def test_it_asks_once_however_many_look_and_again_only_when_due() -> None:
 def test_nothing_is_asked_while_nobody_looks() -> None:
     asked: list[str] = []
     clock = Clock()
-    cache = Cache(lambda key, first: asked.append(key), every=5, pause=0, clock=clock)
+    cache = Cache(lambda key, first: asked.append(key), max_age=5, pause=0, clock=clock)
     cache.get()
     settled(cache)
     clock.now = 1000.0
@@ -76,7 +76,7 @@ def test_what_fails_keeps_what_was_known_says_why_and_is_tried_less_and_less_oft
             raise answer
         return answer
 
-    cache = Cache(ask, every=5, pause=0, describe=lambda error: f"because {error}", clock=clock)
+    cache = Cache(ask, max_age=5, pause=0, describe=lambda error: f"because {error}", clock=clock)
     cache.get()
     settled(cache)
     pauses = []
@@ -102,7 +102,7 @@ def test_a_wish_during_a_question_is_asked_again() -> None:
         go.wait(10)
         return len(asked)
 
-    cache = Cache(ask, every=5, pause=0, clock=Clock())
+    cache = Cache(ask, max_age=5, pause=0, clock=Clock())
     cache.get()
     began.wait(10)
     cache.get(newer=True)
@@ -123,7 +123,7 @@ def test_the_list_comes_before_details_and_one_question_at_a_time() -> None:
         asked.append(key)
         together[0] -= 1
 
-    cache = Cache(ask, every=5, pause=0, clock=Clock())
+    cache = Cache(ask, max_age=5, pause=0, clock=Clock())
     cache.get("a")
     began.wait(10)
     for key in ("b", "c", LIST):
@@ -145,7 +145,7 @@ def test_a_detail_older_than_the_list_is_asked_for_again() -> None:
             raise ValueError("away")
         return len(asked)
 
-    cache = Cache(ask, every=5, pause=0, clock=clock)
+    cache = Cache(ask, max_age=5, pause=0, clock=clock)
     for key in ("fails", "a"):
         cache.get(key)
         settled(cache, key)
@@ -162,7 +162,7 @@ def test_a_detail_older_than_the_list_is_asked_for_again() -> None:
 
 
 def test_details_that_nobody_looks_at_are_forgotten() -> None:
-    cache = Cache(lambda key, first: key, every=5, pause=0, clock=Clock())
+    cache = Cache(lambda key, first: key, max_age=5, pause=0, clock=Clock())
     settled(cache)
     for n in range(MAX_DETAILS + 10):
         settled(cache, str(n))
@@ -180,7 +180,7 @@ def test_a_thousand_wishes_are_no_thousand_questions() -> None:
         go.wait(10)
         asked.append(key)
 
-    cache = Cache(ask, every=5, pause=0, clock=Clock())
+    cache = Cache(ask, max_age=5, pause=0, clock=Clock())
     cache.get("first")
     began.wait(10)
     for n in range(1000):
@@ -203,7 +203,7 @@ def test_a_first_answer_is_shown_until_the_whole_one_is_there() -> None:
         go.wait(10)
         return "whole"
 
-    cache = Cache(ask, every=5, pause=0, clock=clock)
+    cache = Cache(ask, max_age=5, pause=0, clock=clock)
     cache.get()
     began.wait(10)
     assert (cache.get().value, cache.get().refreshing) == ("first", True)
@@ -220,7 +220,9 @@ def test_a_first_answer_is_shown_until_the_whole_one_is_there() -> None:
 
 def test_a_version_names_one_value_of_one_process() -> None:
     clock = Clock()
-    one, other = (Cache(lambda key, first: "the same text", every=5, pause=0, clock=clock) for _ in range(2))
+    one, other = (
+        Cache(lambda key, first: "the same text", max_age=5, pause=0, clock=clock) for _ in range(2)
+    )
     known = settled(one).version
     assert one.get().version == known
     assert settled(other).version != known

@@ -160,7 +160,7 @@ def test_a_pool_in_full_from_before_the_run_came_is_not_shown_but_looked_at_agai
     viewer, admin = as_role("viewer"), as_role("admin")
     admin.get(f"{PAGE}/")
     registry = QarnotPoolsPlugin.fastapi_apps[0]["app"]._app.state.registry
-    monkeypatch.setitem(registry.caches, "qarnot_default", Cache(ask, every=1e9, pause=0))
+    monkeypatch.setitem(registry.caches, "qarnot_default", Cache(ask, max_age=1e9, pause=0))
     path = f"{PAGE}/api/connections/qarnot_default/pools/{uuid}"
     until(lambda: admin.get(path).json()["pool"], "the pool before the run comes")
     there.append("mine")

@@ -232,7 +232,7 @@ def test_what_was_known_stays_while_qarnot_is_away(
     away = {"method": "POST", "path": ".*/search", "kind": "status", "status": 503, "times": 1000}
     qarnot_of_ui.faults([away])
     try:
-        browser.see(".banner", "What you see is")
+        browser.see(".banner", "The data shown is")
         browser.see(row_of(uuid), "known")
         browser.shot("away")
     finally:

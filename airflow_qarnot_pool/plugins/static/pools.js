@@ -1,11 +1,11 @@
-/* The Pools page: asks its own server what is known, and shows it. Whatever Qarnot or anybody's DAG called
-   something reaches the page as text only. */
+/* The Pools page: requests the cached data from its own server, and shows it. Names from Qarnot or a DAG reach the
+   page as text only. */
 "use strict";
 (() => {
   const PER_PAGE = 25;
   const ACTION = { "X-Qarnot-Pools": "close" };
   const RECENT_SECONDS = 3600;
-  const EAGER_MS = [100, 150, 250, 400, 600]; // while something newer is on its way
+  const EAGER_MS = [100, 150, 250, 400, 600]; // while newer data is on its way
   const query = runOfQuery(location.search);
   const airflow = new URL("../", location.href);
   const view = document.getElementById("view");
@@ -13,45 +13,45 @@
   const state = { list: null, pool: null, problem: null, search: "", filter: "current", page: 0, sort: "", down: true };
   let timer = 0;
   let generation = 0;
-  let gotAt = 0;
+  let receivedAt = 0;
   let eager = 0;
 
   // ---- small helpers
 
   function el(tag, attributes, ...children) {
-    const made = document.createElement(tag);
+    const element = document.createElement(tag);
     for (const [name, value] of Object.entries(attributes || {})) {
       if (value === null || value === undefined || value === false) continue;
-      if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
-      else made.setAttribute(name, value === true ? "" : value);
+      if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+      else element.setAttribute(name, value === true ? "" : value);
     }
-    made.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== ""));
-    return made;
+    element.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== ""));
+    return element;
   }
 
-  /* Airflow 3.1 puts a run's id into the address as it is: no "+" is a space, and all after "run_id=" is its. */
+  /* Airflow 3.1 inserts a run's id without encoding. So a "+" is no space, and the id is everything after "run_id=". */
   function runOfQuery(search) {
-    const found = /^\?dag_id=([^&]*)&run_id=(.*)$/s.exec(search);
-    if (!found) return null;
+    const match = /^\?dag_id=([^&]*)&run_id=(.*)$/s.exec(search);
+    if (!match) return null;
     const plain = (text) => { try { return decodeURIComponent(text); } catch { return text; } };
-    return { dag: plain(found[1]), run: plain(found[2]) };
+    return { dag: plain(match[1]), run: plain(match[2]) };
   }
 
   function opened() {
-    const found = /^#pool=([^/]+)\/(.+)$/.exec(location.hash);
-    return found ? { connection: decodeURIComponent(found[1]), uuid: decodeURIComponent(found[2]) } : null;
+    const match = /^#pool=([^/]+)\/(.+)$/.exec(location.hash);
+    return match ? { connection: decodeURIComponent(match[1]), uuid: decodeURIComponent(match[2]) } : null;
   }
 
   function hashOf(row) {
     return `#pool=${encodeURIComponent(row.connection)}/${encodeURIComponent(row.uuid)}`;
   }
 
-  /* A long name goes on in the next line after a dot or the like. */
+  /* Long names break after a dot or the like. */
   function breakable(name) {
     return name.split(/(?<=[._/-])/).flatMap((part, i) => (i ? [el("wbr"), part] : [part]));
   }
 
-  function spoken(seconds) {
+  function duration(seconds) {
     if (seconds === null || seconds === undefined || !isFinite(seconds)) return "–";
     const s = Math.max(0, Math.round(seconds));
     if (s < 60) return `${s} s`;
@@ -84,7 +84,7 @@
   const energy = (value) => scaled(value, "Wh", "kWh");
   const grams = (value) => scaled(value, "g", "kg");
 
-  // ---- links: the frame may not steer the page around it, but that page's own link may
+  // ---- links: the frame may not navigate the page around it, but a link in that page may
 
   function framed() {
     try { return window.parent !== window && Boolean(window.parent.document.body); } catch { return false; }
@@ -117,15 +117,15 @@
     return el("a", { href, onclick: go, onauxclick: go, "data-outside": "1", target: "_blank", rel: "noopener noreferrer", "data-key": `out:${href}` }, ...children);
   }
 
-  // ---- asking the server
+  // ---- requests to the server
 
-  async function ask(path, options) {
-    const answer = await fetch(path, { headers: { Accept: "application/json" }, credentials: "same-origin", ...options });
-    const body = await answer.json().catch(() => ({}));
-    if (answer.ok) return body;
-    const said = typeof body.detail === "string" ? body.detail : `${answer.status} ${answer.statusText}`;
-    const text = answer.status === 401 ? "You are not logged in any more. Reload Airflow to log in." : said;
-    throw Object.assign(new Error(text), { status: answer.status });
+  async function request(path, options) {
+    const response = await fetch(path, { headers: { Accept: "application/json" }, credentials: "same-origin", ...options });
+    const body = await response.json().catch(() => ({}));
+    if (response.ok) return body;
+    const detail = typeof body.detail === "string" ? body.detail : `${response.status} ${response.statusText}`;
+    const text = response.status === 401 ? "You are not logged in any more. Reload Airflow to log in." : detail;
+    throw Object.assign(new Error(text), { status: response.status });
   }
 
   function listPath() {
@@ -143,21 +143,21 @@
 
   async function refresh() {
     clearTimeout(timer);
-    const mine = ++generation;
+    const own = ++generation;
     const chosen = opened();
     let wait = 1000 * ((state.list || {}).every || 5);
     try {
-      const answer = await ask(chosen ? poolPath(chosen) : listPath());
-      if (mine !== generation) return;
+      const body = await request(chosen ? poolPath(chosen) : listPath());
+      if (own !== generation) return;
       state.problem = null;
-      if (!chosen && answer.pools === null) answer.pools = state.list.pools; // the same as before
-      state[chosen ? "pool" : "list"] = answer;
-      gotAt = Date.now();
-      const asking = chosen ? answer.refreshing : answer.connections.some((one) => one.refreshing);
-      eager = asking ? eager + 1 : 0;
-      if (asking) wait = EAGER_MS[Math.min(eager, EAGER_MS.length) - 1];
+      if (!chosen && body.pools === null) body.pools = state.list.pools; // unchanged
+      state[chosen ? "pool" : "list"] = body;
+      receivedAt = Date.now();
+      const refreshing = chosen ? body.refreshing : body.connections.some((connection) => connection.refreshing);
+      eager = refreshing ? eager + 1 : 0;
+      if (refreshing) wait = EAGER_MS[Math.min(eager, EAGER_MS.length) - 1];
     } catch (error) {
-      if (mine !== generation) return;
+      if (own !== generation) return;
       state.problem = error;
     }
     render();
@@ -176,40 +176,40 @@
     view.replaceChildren(...(chosen ? poolView(chosen) : listView()).filter(Boolean));
     status();
     if (key) {
-      const again = [...document.querySelectorAll("[data-key]")].find((one) => one.dataset.key === key);
-      if (again) {
-        again.focus({ preventScroll: true });
-        if (caret !== null && again.setSelectionRange) again.setSelectionRange(caret, caret);
+      const redrawn = [...document.querySelectorAll("[data-key]")].find((element) => element.dataset.key === key);
+      if (redrawn) {
+        redrawn.focus({ preventScroll: true });
+        if (caret !== null && redrawn.setSelectionRange) redrawn.setSelectionRange(caret, caret);
       }
     }
   }
 
   function banners(chosen) {
-    const said = [];
-    if (state.problem) said.push(el("div", { class: "banner" }, state.problem.message || "Airflow does not answer."));
-    const looks = chosen ? (state.pool ? [{ id: chosen.connection, ...state.pool }] : []) : (state.list || { connections: [] }).connections;
-    for (const look of looks) {
-      if (!look.error) continue;
-      const stale = look.age === null ? "" : ` What you see is ${spoken(look.age)} old.`;
-      said.push(el("div", { class: "banner" }, el("strong", {}, `Connection ${look.id}: `), `${look.error}${stale}`));
+    const shown = [];
+    if (state.problem) shown.push(el("div", { class: "banner" }, state.problem.message || "Airflow does not respond."));
+    const entries = chosen ? (state.pool ? [{ id: chosen.connection, ...state.pool }] : []) : (state.list || { connections: [] }).connections;
+    for (const entry of entries) {
+      if (!entry.error) continue;
+      const stale = entry.age === null ? "" : ` The data shown is ${duration(entry.age)} old.`;
+      shown.push(el("div", { class: "banner" }, el("strong", {}, `Connection ${entry.id}: `), `${entry.error}${stale}`));
     }
-    return said;
+    return shown;
   }
 
   function status() {
     const shown = document.getElementById("status");
-    const looks = opened() ? (state.pool ? [state.pool] : []) : (state.list || { connections: [] }).connections;
-    const ages = looks.map((look) => look.age).filter((age) => age !== null && age !== undefined);
+    const entries = opened() ? (state.pool ? [state.pool] : []) : (state.list || { connections: [] }).connections;
+    const ages = entries.map((entry) => entry.age).filter((age) => age !== null && age !== undefined);
     if (!ages.length) { shown.textContent = ""; return; }
-    const age = Math.max(...ages) + (Date.now() - gotAt) / 1000;
+    const age = Math.max(...ages) + (Date.now() - receivedAt) / 1000;
     const every = (state.list || {}).every || 5;
-    const newer = age > 2 * every && looks.some((look) => look.refreshing) ? "; asking Qarnot for newer…" : "";
-    shown.textContent = `As of ${spoken(age)} ago${newer}`;
+    const newer = age > 2 * every && entries.some((entry) => entry.refreshing) ? "; asking Qarnot for newer data…" : "";
+    shown.textContent = `As of ${duration(age)} ago${newer}`;
   }
 
   // ---- the list
 
-  // On the tab of a DAG run: its own part of a pool that others use, too.
+  // On the tab of a DAG run: its share of a pool that other runs use, too.
   const ownFigures = (row) => (row.mine ? row.mine.figures : row.figures);
   const ownTasks = (row) => (row.mine ? row.mine.tasks : row.tasks);
   const unfinished = (row) => (row.tasks ? row.tasks.running + row.tasks.queued : 0);
@@ -222,12 +222,12 @@
     cost: (row) => (ownFigures(row) || {}).euros || 0,
     carbon: (row) => (ownFigures(row) || {}).carbon_g || 0,
   };
-  const isOver = (row) => row.phase === "closed" || row.phase === "failed";
+  const isEnded = (row) => row.phase === "closed" || row.phase === "failed";
   const FILTERS = {
-    current: ["Open, and just ended", (row) => !isOver(row) || since(row.ended) < RECENT_SECONDS],
-    open: ["Open", (row) => !isOver(row)],
+    current: ["Open, and just ended", (row) => !isEnded(row) || since(row.ended) < RECENT_SECONDS],
+    open: ["Open", (row) => !isEnded(row)],
     warned: ["With warnings", (row) => row.warnings.length > 0],
-    over: ["Ended", isOver],
+    ended: ["Ended", isEnded],
     all: ["All", () => true],
   };
 
@@ -250,8 +250,8 @@
 
   function listView() {
     if (!state.list) return [state.problem ? null : el("p", { class: "quiet" }, "Asking Qarnot…")];
-    const known = state.list.connections.some((one) => one.age !== null);
-    const failed = state.list.connections.every((one) => one.error !== null);
+    const known = state.list.connections.some((each) => each.age !== null);
+    const failed = state.list.connections.every((each) => each.error !== null);
     const all = state.list.pools;
     const head = el("div", { class: "head" }, el("h1", {}, query ? "Qarnot pools of this DAG run" : "Qarnot pools"));
     if (!known) return [head, failed ? null : el("p", { class: "quiet" }, "Asking Qarnot…")];
@@ -285,7 +285,7 @@
   }
 
   function tiles(rows) {
-    const open = rows.filter((row) => !isOver(row));
+    const open = rows.filter((row) => !isEnded(row));
     const sum = (read, list) => list.reduce((total, row) => total + (read(row) || 0), 0);
     const known = (name, read) => rows.filter((row) => read(row) && read(row)[name] !== null);
     const tile = (name, value, more) => el("div", {}, el("dt", {}, name), el("dd", {}, value, " ", more ? el("small", {}, more) : null));
@@ -323,27 +323,27 @@
 
   const cell = (name, attributes, ...children) => el("td", { "data-label": name, ...attributes }, ...children);
   const under = (...children) => el("span", { class: "under" }, ...children);
-  // Where there is no room for a column of its own, its content stands below another.
+  // In a narrow table the content of a hidden column is below that of another one.
   const tight = (...children) => el("span", { class: "under tight" }, ...children);
 
   function tableRow(row, several) {
-    const age = spoken(since(row.created, isOver(row) ? row.ended : null));
-    const ended = isOver(row) && row.ended ? `ended ${spoken(since(row.ended))} ago` : "";
+    const age = duration(since(row.created, isEnded(row) ? row.ended : null));
+    const ended = isEnded(row) && row.ended ? `ended ${duration(since(row.ended))} ago` : "";
     return el("tr", { "data-uuid": row.uuid },
       cell("Pool", { class: "name" },
         el("a", { href: hashOf(row), "data-key": `pool:${row.uuid}` }, breakable(row.name)),
         several ? under(row.connection) : null, query ? whose(row) : null, warnings(row)),
       cell("State", { class: "phase" }, badge(row.phase, row.state), tight(ended || `for ${age}`)),
       cell("Age", { class: "number roomy" }, el("span", { title: row.created || "" }, age), ended ? under(ended) : null),
-      cell("Slots", { class: "number" }, el("span", {}, isOver(row) ? "–" : `${row.ready} of ${row.wanted}`)),
-      cell("Qarnot tasks", {}, el("span", {}, taskCounts(ownTasks(row)), row.mine && row.tasks ? under(`all runs: ${spokenCounts(row.tasks)}`) : null)),
+      cell("Slots", { class: "number" }, el("span", {}, isEnded(row) ? "–" : `${row.ready} of ${row.wanted}`)),
+      cell("Qarnot tasks", {}, el("span", {}, taskCounts(ownTasks(row)), row.mine && row.tasks ? under(`all runs: ${countsText(row.tasks)}`) : null)),
       query ? null : cell("For", {}, owner(row)),
       cell("Cost", { class: "number cost" }, ...cost(row)),
       cell("Energy", { class: "number roomy" }, ...figures(ownFigures(row))),
       cell("", { class: "act" }, closeButton(row)));
   }
 
-  /* On a run's tab the pool is the run's, unless others use it, too. */
+  /* On a run's tab the pool is that run's, unless others use it, too. */
   function whose(row) {
     if (row.owner.kind === "shared") return under("shared: ", el("strong", {}, row.owner.shared || "?"));
     return row.mine ? under("used by several DAG runs") : null;
@@ -363,7 +363,7 @@
 
   function warnings(row) {
     if (!row.warnings.length) return null;
-    return el("ul", { class: "warnings" }, row.warnings.map((one) => el("li", { class: /^[a-z]+$/.test(one.kind) ? one.kind : null }, one.text)));
+    return el("ul", { class: "warnings" }, row.warnings.map((warning) => el("li", { class: /^[a-z]+$/.test(warning.kind) ? warning.kind : null }, warning.text)));
   }
 
   const GROUPS = ["succeeded", "running", "queued", "failed", "cancelled"];
@@ -373,18 +373,18 @@
     const total = GROUPS.reduce((sum, name) => sum + tasks[name], 0);
     if (!total) return el("span", { class: "quiet" }, "none");
     const bar = el("span", { class: "bar", "aria-hidden": "true" }, GROUPS.filter((name) => tasks[name]).map((name) => part(name, tasks[name])));
-    return el("span", {}, spokenCounts(tasks), bar);
+    return el("span", {}, countsText(tasks), bar);
   }
 
-  function spokenCounts(tasks) {
+  function countsText(tasks) {
     const words = { queued: "queued", running: "running", succeeded: "done", failed: "failed", cancelled: "cancelled" };
     return Object.keys(words).filter((name) => tasks[name]).map((name) => `${tasks[name]} ${words[name]}`).join(", ") || "none";
   }
 
   function part(kind, size) {
-    const made = el("i", { class: kind });
-    made.style.flexGrow = String(size);
-    return made;
+    const segment = el("i", { class: kind });
+    segment.style.flexGrow = String(size);
+    return segment;
   }
 
   function owner(row) {
@@ -394,12 +394,12 @@
     return el("span", {}, airflowLink(whose.link, whose.dag_id), under(whose.run_id), under(whose.run_state ? `run is ${whose.run_state}` : "no such run"));
   }
 
-  function figures(found) {
-    if (!found) return [el("span", {}, "…")];
-    if (found.energy_wh === null && found.carbon_g === null) return [el("span", {}, "–")];
-    const title = found.datacenter ? `Saved against ${found.datacenter}` : "";
-    return [el("span", {}, `${energy(found.energy_wh)}, ${grams(found.carbon_g)}`),
-      found.saved_g === null ? null : el("span", { class: "under", title }, `${grams(found.saved_g)} saved`)];
+  function figures(values) {
+    if (!values) return [el("span", {}, "…")];
+    if (values.energy_wh === null && values.carbon_g === null) return [el("span", {}, "–")];
+    const title = values.datacenter ? `Saved against ${values.datacenter}` : "";
+    return [el("span", {}, `${energy(values.energy_wh)}, ${grams(values.carbon_g)}`),
+      values.saved_g === null ? null : el("span", { class: "under", title }, `${grams(values.saved_g)} saved`)];
   }
 
   function pager(count, pages) {
@@ -414,12 +414,12 @@
 
   function poolView(chosen) {
     const back = el("button", { type: "button", "data-key": "back", onclick: () => { location.hash = ""; } }, query ? "← Pools of this run" : "← All pools");
-    const found = state.pool && state.pool.pool && state.pool.pool.row.uuid === chosen.uuid ? state.pool.pool : null;
-    if (!found) {
+    const detail = state.pool && state.pool.pool && state.pool.pool.row.uuid === chosen.uuid ? state.pool.pool : null;
+    if (!detail) {
       const failed = state.problem || (state.pool && state.pool.error);
       return [el("div", { class: "head" }, back), failed ? null : el("p", { class: "quiet" }, "Asking Qarnot…")];
     }
-    const row = found.row;
+    const row = detail.row;
     const costs = ownFigures(row) || {};
     const all = row.figures || {};
     const ofPool = (text) => (row.mine ? under(`of ${text} for the pool`) : null);
@@ -432,12 +432,12 @@
       warnings(row),
       el("dl", { class: "facts" },
         fact("For", owner(row)),
-        fact("Slots", isOver(row) ? "–" : `${row.ready} ready of ${row.wanted} wanted`),
-        fact("Qarnot tasks", taskCounts(ownTasks(row)), row.mine && row.tasks ? under(`all runs: ${spokenCounts(row.tasks)}`) : null),
+        fact("Slots", isEnded(row) ? "–" : `${row.ready} ready of ${row.wanted} wanted`),
+        fact("Qarnot tasks", taskCounts(ownTasks(row)), row.mine && row.tasks ? under(`all runs: ${countsText(row.tasks)}`) : null),
         fact("Created", when(row.created)),
-        fact(isOver(row) ? "Lasted" : "Age", spoken(since(row.created, isOver(row) ? row.ended : null))),
+        fact(isEnded(row) ? "Lasted" : "Age", duration(since(row.created, isEnded(row) ? row.ended : null))),
         fact(row.mine ? "Cost of this run" : "Cost so far", euros(costs.euros), ofPool(euros(all.euros))),
-        fact("Nodes paid for", el("span", {}, spoken(found.use.node_seconds)), found.use.idle_node_seconds === null ? null : under(`of these idle: ${spoken(found.use.idle_node_seconds)}`), row.mine ? under("the whole pool") : null),
+        fact("Nodes paid for", el("span", {}, duration(detail.use.node_seconds)), detail.use.idle_node_seconds === null ? null : under(`of these idle: ${duration(detail.use.idle_node_seconds)}`), row.mine ? under("the whole pool") : null),
         fact("Energy", energy(costs.energy_wh), ofPool(energy(all.energy_wh))),
         fact("Carbon", `${grams(costs.carbon_g)} CO₂eq`, ofPool(grams(all.carbon_g))),
         fact("Saved", costs.saved_g === null || costs.saved_g === undefined ? "–" : `${grams(costs.saved_g)} CO₂eq`,
@@ -445,16 +445,16 @@
         fact("Connection", row.connection),
         fact("Shortname", row.shortname || "–"),
         fact("Uuid", row.uuid)),
-      ...errorsView(found.errors),
-      el("h2", {}, "Timeline"), timelineView(found.timeline, row),
-      ...nodesView(found.nodes, row),
-      ...tasksView(found),
+      ...errorsView(detail.errors),
+      el("h2", {}, "Timeline"), timelineView(detail.timeline, row),
+      ...nodesView(detail.nodes, row),
+      ...tasksView(detail),
     ];
   }
 
   function errorsView(errors) {
     if (!errors.length) return [];
-    return [el("h2", {}, "Last errors"), ...errors.map((one) => el("div", {}, el("strong", {}, one.of), el("pre", {}, one.text)))];
+    return [el("h2", {}, "Last errors"), ...errors.map((error) => el("div", {}, el("strong", {}, error.of), el("pre", {}, error.text)))];
   }
 
   const KINDS = { Submitted: "booting", PartiallyDispatched: "booting", FullyDispatched: "booting", PartiallyExecuting: "open", FullyExecuting: "open", Closing: "closing", PendingDelete: "closing", Closed: "closed", Failure: "failed" };
@@ -462,32 +462,32 @@
   function timelineView(steps, row) {
     const lasting = steps.map((step, i) => {
       const next = steps[i + 1];
-      return next ? since(step.at, next.at) : isOver(row) ? null : since(step.at);
+      return next ? since(step.at, next.at) : isEnded(row) ? null : since(step.at);
     });
     const bar = el("div", { class: "bar", "aria-hidden": "true" }, steps.map((step, i) => part(KINDS[step.state] || "unknown", Math.max(lasting[i] || 0, 0.01))));
     const list = el("ol", { class: "timeline" }, steps.map((step, i) =>
-      el("li", {}, badge(KINDS[step.state] || "unknown", step.state), when(step.at), el("span", { class: "quiet" }, lasting[i] === null ? "" : `for ${spoken(lasting[i])}`))));
+      el("li", {}, badge(KINDS[step.state] || "unknown", step.state), when(step.at), el("span", { class: "quiet" }, lasting[i] === null ? "" : `for ${duration(lasting[i])}`))));
     return el("div", {}, bar, list);
   }
 
   function nodesView(nodes, row) {
-    if (!nodes.length) return isOver(row) ? [] : [el("h2", {}, "Nodes"), el("p", { class: "quiet" }, "No node is up.")];
+    if (!nodes.length) return isEnded(row) ? [] : [el("h2", {}, "Nodes"), el("p", { class: "quiet" }, "No node is up.")];
     return [el("h2", {}, `Nodes (${nodes.length})`), el("div", { class: "scroll" }, el("table", {},
       el("thead", {}, el("tr", {}, ["Node", "Phase", "Up for", "CPU", "Memory", "Processor"].map((text) => el("th", { scope: "col" }, text)))),
       el("tbody", {}, nodes.map((node) => el("tr", {},
-        cell("Node", {}, el("span", {}, String(node.id ?? "–"))), cell("Phase", {}, el("span", {}, node.phase || "–")), cell("Up for", {}, el("span", {}, spoken(node.seconds))),
+        cell("Node", {}, el("span", {}, String(node.id ?? "–"))), cell("Phase", {}, el("span", {}, node.phase || "–")), cell("Up for", {}, el("span", {}, duration(node.seconds))),
         cell("CPU", {}, el("span", {}, node.cpu_percent === null ? "–" : `${Math.round(node.cpu_percent)} %`)),
         cell("Memory", {}, el("span", {}, node.memory_mb === null ? "–" : `${Math.round(node.memory_mb)} MB`)),
         cell("Processor", {}, el("span", {}, node.model || "–")))))))];
   }
 
-  function tasksView(found) {
-    const title = el("h2", {}, `Qarnot tasks (${found.task_count})`);
-    if (!found.tasks.length) return [title, el("p", { class: "quiet" }, "No Qarnot task has run on this pool.")];
-    const more = found.task_count > found.tasks.length ? el("p", { class: "quiet" }, `The youngest ${found.tasks.length} of ${found.task_count} are shown.`) : null;
+  function tasksView(detail) {
+    const title = el("h2", {}, `Qarnot tasks (${detail.task_count})`);
+    if (!detail.tasks.length) return [title, el("p", { class: "quiet" }, "No Qarnot task has run on this pool.")];
+    const more = detail.task_count > detail.tasks.length ? el("p", { class: "quiet" }, `The youngest ${detail.tasks.length} of ${detail.task_count} are shown.`) : null;
     return [title, more, el("div", { class: "scroll" }, el("table", {},
       el("thead", {}, el("tr", {}, ["Qarnot task", "State", "Airflow task", "Instances", "Created", "Ran for"].map((text) => el("th", { scope: "col" }, text)))),
-      el("tbody", {}, found.tasks.map(taskRow))))];
+      el("tbody", {}, detail.tasks.map(taskRow))))];
   }
 
   function taskRow(task) {
@@ -499,14 +499,14 @@
       cell("Airflow task", {}, task.link ? el("span", {}, airflowLink(task.link, name || "run"), under(task.dag_id)) : el("span", { class: "quiet" }, "none")),
       cell("Instances", {}, el("span", {}, instances)),
       cell("Created", {}, when(task.created)),
-      cell("Ran for", {}, el("span", {}, spoken(task.seconds))));
+      cell("Ran for", {}, el("span", {}, duration(task.seconds))));
   }
 
   // ---- closing
 
   function mayClose(row) {
     if (opened()) return Boolean(state.pool && state.pool.may_close);
-    return state.list.connections.some((one) => one.id === row.connection && one.may_close);
+    return state.list.connections.some((each) => each.id === row.connection && each.may_close);
   }
 
   function closeButton(row) {
@@ -525,7 +525,7 @@
       yes.disabled = true;
       try {
         const path = `api/connections/${encodeURIComponent(row.connection)}/pools/${encodeURIComponent(row.uuid)}/close`;
-        await ask(path, { method: "POST", headers: { Accept: "application/json", ...ACTION } });
+        await request(path, { method: "POST", headers: { Accept: "application/json", ...ACTION } });
         dialog.close();
         refresh();
       } catch (error) {
@@ -542,7 +542,7 @@
     let dark = null;
     try {
       if (framed()) dark = window.parent.document.documentElement.classList.contains("dark");
-    } catch { /* another origin frames it: the stored choice, or the system's */ }
+    } catch { /* framed by another origin: use the stored choice, or the system's */ }
     if (dark === null) {
       let stored = null;
       try { stored = localStorage.getItem("theme"); } catch { /* no storage here */ }
@@ -554,7 +554,7 @@
     try {
       const around = framed() ? window.parent.getComputedStyle(window.parent.document.body).backgroundColor : "";
       if (around && !/^(transparent|rgba\(.*, 0\))$/.test(around)) root.style.setProperty("--panel", around);
-    } catch { /* our own colour, then */ }
+    } catch { /* keep our own colour */ }
   }
 
   theme();
