@@ -1,7 +1,8 @@
-"""Arguments and results that are too large for constants and output, by way of a bucket (``[storage]`` extra)."""
+"""Transfer arguments and results that are too large for constants and output by bucket (``[storage]`` extra)."""
 
 from __future__ import annotations
 
+import hashlib
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -13,19 +14,19 @@ if TYPE_CHECKING:
     from airflow_qarnot_pool.hooks.connection_settings import ConnectionSettings
 
 
-#: Maximum bytes of a result. It becomes an XCom.
+#: Maximum bytes of a result, because it becomes an XCom.
 MAX_RESULT_FILE = 256 * 1024 * 1024
 
 
 class PayloadBucket:
-    """The objects of one life of an Airflow task, in a bucket of the account's storage.
+    """The objects of one lineage of an Airflow task, in a bucket of the account's storage.
 
-    Names are the same in every try, so whatever a try before left is written over with the same bytes, and a
-    retry finds the result of the Qarnot task it takes up. Nothing is deleted here.
+    The names are the same in every try. So a retry overwrites the objects of an earlier try with the same bytes, and
+    finds the result of the Qarnot task that it adopts. Nothing is deleted here.
 
-    Storage: S3, with the account's e-mail as access key and its API token as secret key (Qarnot API: ``/info``).
+    The storage is S3, with the account's e-mail as access key and its API token as secret key (Qarnot API: ``/info``).
 
-    :param prefix: what all names begin with.
+    :param prefix: prefix of all names.
     """
 
     def __init__(self, settings: ConnectionSettings, name: str, prefix: str) -> None:
@@ -36,21 +37,19 @@ class PayloadBucket:
         return s3_client(self._settings)
 
     def upload(self, data: bytes) -> str:
-        """Put *data* into the bucket, which is made where it is missing; returns its name after the prefix."""
+        """Put *data* into the bucket, which is created if missing, and return the object's name after the prefix."""
         name = f"payload-{digest(data)[:16]}"
         with with_storage_help(f"The arguments could not be uploaded to bucket {self.name}", self.name):
-            # Fine where it exists: Qarnot's CreateBucket is idempotent for its owner.
+            # The bucket may exist, because Qarnot's CreateBucket is idempotent for its owner.
             self._s3.create_bucket(Bucket=self.name)
             self._s3.put_object(Bucket=self.name, Key=self.prefix + name, Body=data)
         return name
 
     def download(self, name: str, sha256: str) -> bytes:
-        """The object of that name.
+        """Return the object *name*.
 
-        :raises QarnotError: it is not there, or is not what the node wrote.
+        :raises QarnotError: the object does not exist, or is not the one that the node wrote.
         """
-        import hashlib
-
         key = self.prefix + name
         with with_storage_help(f"The result {key} could not be read from bucket {self.name}", self.name):
             data: bytes = self._s3.get_object(Bucket=self.name, Key=key)["Body"].read(MAX_RESULT_FILE + 1)
@@ -61,7 +60,7 @@ class PayloadBucket:
             )
         if hashlib.sha256(data).hexdigest() != sha256:
             raise QarnotError(
-                f"The result {key} in bucket {self.name} is not the one that the node wrote; "
-                "clear the task to run it again"
+                f"The result {key} in bucket {self.name} is not the one that the node wrote. "
+                "Clear the task to run it again"
             )
         return data

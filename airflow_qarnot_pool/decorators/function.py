@@ -1,7 +1,7 @@
-"""The source of a function that is to run elsewhere, and whether it can.
+"""Get the source of a function that runs on a node, and check that it can run there.
 
-Only the function travels: not its module, not what stands around it. What would fail on the node for that reason
-is refused when the DAG is parsed. Where it is unclear, the function gets the benefit of the doubt.
+Only the function is sent to the node, without its module and the functions around it. A function that would fail on the
+node for that reason is refused when the DAG is parsed. An unclear case is accepted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _BUILTINS = frozenset(dir(builtins))
 
 @dataclass(frozen=True, kw_only=True)
 class FunctionSource:
-    """A function as text. ``source`` begins at its ``def`` and keeps its indentation, as text in it may span lines."""
+    """A function as text. ``source`` starts at ``def`` and keeps its indentation, because strings may span lines."""
 
     name: str
     source: str
@@ -30,9 +30,9 @@ class FunctionSource:
 
     @classmethod
     def of(cls, function: Callable[..., Any]) -> FunctionSource:
-        """The source of *function*, without decorators.
+        """Return the source of *function*, without decorators.
 
-        :raises QarnotInvalidSpecError: it cannot run anywhere but here; says why.
+        :raises QarnotInvalidSpecError: the function cannot run on a node.
         """
         name = getattr(function, "__name__", type(function).__name__)
         if not inspect.isfunction(function):
@@ -47,8 +47,8 @@ class FunctionSource:
                 "is wrapped by another decorator, which cannot travel to the node",
                 "Call inside it what that decorator does",
             )
-        # A function that calls itself finds itself on the node, too.
-        if enclosed := [one for one in function.__code__.co_freevars if one != name]:
+        # A function that calls itself is also found on the node.
+        if enclosed := [variable for variable in function.__code__.co_freevars if variable != name]:
             raise _refusal(
                 name,
                 f"uses {_list(enclosed)} of the function around it, and only its own "
@@ -63,24 +63,24 @@ class FunctionSource:
             ) from None
         source = _definition(name, lines)
         file = PurePath(function.__code__.co_filename).name
-        found = cls(name=name, source=source, file=file)
-        if missing := found.missing_names():
+        function_source = cls(name=name, source=source, file=file)
+        if missing := function_source.missing_names():
             raise _refusal(
                 name,
                 f"uses {_list(missing)} from outside of itself, and only its own source travels to the node",
                 "Import inside the function, and pass other values as arguments",
             )
-        return found
+        return function_source
 
     def missing_names(self) -> list[str]:
-        """Names that nothing in the function defines and that are no builtins; annotations do not count."""
+        """Return the names that are neither defined in the function nor builtins. Annotations do not count."""
         tree = _Unannotated().visit(_parsed(self.source))
         table = symtable.symtable(ast.unparse(ast.fix_missing_locations(tree)), self.file, "exec")
         assigned = {self.name}
         used: set[str] = set()
         for scope in _scopes(table):
             for symbol in scope.get_symbols():
-                # The outermost scope is the module: what the function's defaults name is looked up there.
+                # The outermost scope is the module, in which the function's defaults are evaluated.
                 outer = scope is table or symbol.is_global()
                 if outer and (symbol.is_assigned() or symbol.is_imported()):
                     assigned.add(symbol.get_name())
@@ -89,11 +89,12 @@ class FunctionSource:
         return sorted(name for name in used - assigned - _BUILTINS if not name.startswith("__"))
 
     def to_json(self) -> dict[str, str]:
+        """Return a JSON value."""
         return asdict(self)
 
 
 class _Unannotated(ast.NodeTransformer):
-    """Without annotations: they are not evaluated on the node."""
+    """Removes annotations, which are not evaluated on the node."""
 
     def visit_arg(self, node: ast.arg) -> ast.AST:
         node.annotation = None
@@ -113,16 +114,16 @@ class _Unannotated(ast.NodeTransformer):
 
 
 def _definition(name: str, lines: list[str]) -> str:
-    """The lines of the function from its ``def`` on."""
+    """Return the lines of the function from its ``def`` on."""
     node = _parsed("".join(lines)).body[0]
     if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-        raise _refusal(name, "has no source of its own", "Write it with def")
-    # Decorators stand before the line of the def.
+        raise _refusal(name, "has no separate source", "Write it with def")
+    # Decorators are before the line of the def.
     return "".join(lines[node.lineno - 1 : node.end_lineno]).rstrip() + "\n"
 
 
 def _parsed(source: str) -> ast.Module:
-    """The tree of *source*, which may be indented; its lines count from 1."""
+    """Return the tree of *source*, which may be indented. Its lines count from 1."""
     if not source[:1].isspace():
         return ast.parse(source)
     tree = ast.increment_lineno(ast.parse("if True:\n" + source), -1)

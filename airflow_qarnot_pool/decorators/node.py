@@ -1,7 +1,8 @@
-"""What runs on the node for ``@task.qarnot``. It is sent there as text: standard library, Python 3.8 or newer.
+"""Program that runs on the node for ``@task.qarnot``. It is sent there as text, for Python 3.8 or newer.
 
-Two processes: the first (:func:`main`) installs the requirements, watches the time and prints the report; the
-second (:func:`call`) is the function's own, so that a crash, ``os._exit`` or a hang of it can still be told.
+It uses the standard library only. The first process (:func:`main`) installs the requirements, enforces the timeout and
+prints the report. The second one (:func:`call`) runs the function, because the first has to report its crash,
+``os._exit`` or hang.
 """
 
 from __future__ import annotations
@@ -16,15 +17,16 @@ import sys
 import tempfile
 import time
 import zlib
+from collections.abc import Iterable
 from typing import Any
 
-#: Names of the constants that bring the function to the node.
+#: Prefix of the constants that contain the function.
 PREFIX = "AIRFLOW_QARNOT_PY_"
-#: Begins the line that brings the report back; the function's lines cannot, as they do not know the nonce.
+#: Prefix of the line that contains the report. The function cannot print such a line, because it lacks the nonce.
 MARK = "AIRFLOW_QARNOT_RESULT"
-#: Most characters of a result that travels in the output.
+#: Maximum characters of a result in the output.
 MAX_RESULT = 1_000_000
-#: Most characters of a traceback; its end matters most.
+#: Maximum characters of a traceback. Its end matters most.
 MAX_DETAIL = 20_000
 
 
@@ -34,7 +36,7 @@ def main(payload: dict[str, Any]) -> None:
     if "error" in report:
         print("{summary}\n{detail}".format(**report["error"]).rstrip(), file=sys.stderr, flush=True)
     data = base64.urlsafe_b64encode(zlib.compress(json.dumps(report).encode(), 9)).decode()
-    # The function's own last line may have no end.
+    # The last line of the function may lack its newline.
     print("\n{} {} {}".format(MARK, payload["nonce"], data), flush=True)
     sys.exit(1 if "error" in report else 0)
 
@@ -47,7 +49,7 @@ def run(payload: dict[str, Any]) -> dict[str, Any]:
     try:
         with tempfile.TemporaryDirectory(prefix="airflow-qarnot-") as scratch:
             environment = {key: value for key, value in os.environ.items() if not key.startswith(PREFIX)}
-            # What it prints is seen while it runs, and both streams stay in order.
+            # Its output is visible while it runs, and both streams stay in order.
             environment.setdefault("PYTHONUNBUFFERED", "1")
             if payload["requirements"]:
                 libraries = os.path.join(scratch, "libraries")
@@ -64,6 +66,11 @@ def run(payload: dict[str, Any]) -> dict[str, Any]:
             f"{name}() was killed on the node: it took longer than timeout={limit} s",
             "The timeout counts the installation of requirements, too. Raise it if the function needs longer.",
         )
+    return _fitting(report, payload)
+
+
+def _fitting(report: dict[str, Any], payload: dict[str, Any]) -> dict[str, Any]:
+    """Return *report*, or one about a file or an error if the result does not fit into the output."""
     text = report.get("value", "")
     if len(text) <= MAX_RESULT:
         return report
@@ -74,7 +81,7 @@ def run(payload: dict[str, Any]) -> dict[str, Any]:
         return {"file": payload["result_file"], "sha256": hashlib.sha256(data).hexdigest()}
     return _error(
         "{}() returned too much: {:,} characters as {}, and {:,} fit".format(
-            name, len(text), payload["serializer"], MAX_RESULT
+            payload["function"]["name"], len(text), payload["serializer"], MAX_RESULT
         ),
         "Give payload_bucket= (without result_bucket=) to bring it back by bucket, or write it to a file, "
         "give result_bucket= and return the file's name.",
@@ -82,7 +89,7 @@ def run(payload: dict[str, Any]) -> dict[str, Any]:
 
 
 def install(requirements: list[str], directory: str, left: float | None) -> dict[str, Any] | None:
-    """Install with pip into *directory*; an error report where that fails."""
+    """Install with pip into *directory*. Return an error report if that fails."""
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-cache-dir", "--no-input"]
     command += ["--disable-pip-version-check", "--target", directory, *requirements]
     done = subprocess.run(
@@ -105,7 +112,7 @@ def install(requirements: list[str], directory: str, left: float | None) -> dict
 def _run_function(
     payload: dict[str, Any], report: str, environment: dict[str, str], left: float | None
 ) -> dict[str, Any]:
-    # "-c" puts the directory it starts in on the path: modules that came with a resource bucket can be imported.
+    # "-c" puts the current directory on the path, from which modules of a resource bucket can be imported.
     process = subprocess.Popen(
         [sys.executable, "-c", payload["node"], report], stdin=subprocess.PIPE, env=environment
     )
@@ -127,7 +134,7 @@ def _run_function(
 
 
 def call(report: str) -> None:
-    """The function's own process: what to call comes on standard input, the outcome goes to the file *report*."""
+    """Run the function that standard input describes, in this process, and write the outcome to the file *report*."""
     import traceback
 
     task = json.load(sys.stdin)
@@ -142,7 +149,7 @@ def call(report: str) -> None:
             value = asyncio.run(value)
         outcome = {"value": encode(value, task["serializer"], name + "() returned")}
     except BaseException as error:
-        # SystemExit, too: a function that ends its process has no result.
+        # SystemExit, too, because a function that ends its process has no result.
         trace = error.__traceback__.tb_next if error.__traceback__ else None
         lines = traceback.format_exception(type(error), error, trace)
         outcome = _error(
@@ -155,7 +162,7 @@ def call(report: str) -> None:
 
 
 def load(function: dict[str, Any]) -> Any:
-    """The function from its source; tracebacks show its lines, counted from its ``def``."""
+    """Make the function from its source. Tracebacks show its lines, counted from its ``def``."""
     import __future__
 
     import ast
@@ -171,14 +178,14 @@ def load(function: dict[str, Any]) -> Any:
     module = types.ModuleType("qarnot_function")
     module.__file__ = label
     sys.modules[module.__name__] = module
-    # Annotations are not evaluated: they may name what only the DAG file imports.
+    # Annotations are not evaluated, because they may use names that only the DAG file imports.
     flags = __future__.annotations.compiler_flag
     exec(compile(tree, label, "exec", flags=flags, dont_inherit=True), module.__dict__)
     return getattr(module, function["name"])
 
 
 def encode(value: Any, serializer: str, what: str) -> str:
-    """*value* as text. Raises TypeError, which begins with *what* and says where in the value the problem is."""
+    """Return *value* as text. Raises TypeError, which starts with *what* and names the place of the problem."""
     if serializer == "pickle":
         return base64.b64encode(pickle.dumps(value, protocol=4)).decode()
     problem = json_problem(value)
@@ -191,26 +198,29 @@ def encode(value: Any, serializer: str, what: str) -> str:
 
 
 def decode(text: str, serializer: str) -> Any:
+    """Return the value of which :func:`encode` returned *text*."""
     return pickle.loads(base64.b64decode(text)) if serializer == "pickle" else json.loads(text)
 
 
-def json_problem(value: Any, where: str = "") -> str | None:
-    """What in *value* is not JSON, and where: never its value, which may be a secret."""
+def json_problem(value: Any, path: str = "") -> str | None:
+    """Return the type in *value* that is not JSON, and its place. Never the value, which may be a secret."""
     if value is None or isinstance(value, (str, bool, int, float)):
         return None
     if isinstance(value, (list, tuple)):
-        found = (json_problem(one, f"{where}[{index}]") for index, one in enumerate(value))
-        return next((one for one in found if one), None)
-    at = " at " + where if where else ""
+        return _first(json_problem(item, f"{path}[{index}]") for index, item in enumerate(value))
+    place = " at " + path if path else ""
     if isinstance(value, dict):
-        for key, one in value.items():
-            if not isinstance(key, str):
-                return f"a dict with a key of type {type(key).__name__}{at}"
-            problem = json_problem(one, f"{where}[{key!r}]")
-            if problem:
-                return problem
-        return None
-    return f"a value of type {type(value).__qualname__}{at}"
+        return _first(
+            json_problem(item, f"{path}[{key!r}]")
+            if isinstance(key, str)
+            else f"a dict with a key of type {type(key).__name__}{place}"
+            for key, item in value.items()
+        )
+    return f"a value of type {type(value).__qualname__}{place}"
+
+
+def _first(problems: Iterable[str | None]) -> str | None:
+    return next((problem for problem in problems if problem), None)
 
 
 def _seconds_left(deadline: float | None) -> float | None:

@@ -1,7 +1,7 @@
-"""A function call packed into constants of a Qarnot task, and its report found in what the task wrote.
+"""Pack a function call into constants of a Qarnot task, and find its report in the output of the task.
 
-Qarnot takes 150 constants per task, each of at most 2048 characters, the command among them. All of this is the
-same in every try, so that a retry recognises the Qarnot task of the try before.
+Qarnot accepts 150 constants per task, including the command, with at most 2048 characters each. The constants are the
+same in every try, because a retry recognizes the Qarnot task of the previous try by them.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from airflow_qarnot_pool.decorators.function import FunctionSource
 
 Serializer = Literal["json", "pickle"]
 
-#: What one constant holds, how many the payload may take of Qarnot's 150, and what that is in bytes.
+#: Maximum characters of a constant, and maximum number of Qarnot's 150 constants and of bytes for the payload.
 PART_LENGTH = 2048
 MAX_PARTS = 128
 MAX_BYTES = MAX_PARTS * PART_LENGTH * 3 // 4
-#: Maximum bytes of a report. Escaped for JSON, the longest result takes twice as many characters as it has.
+#: Maximum bytes of a report, because the longest result has twice as many characters when escaped for JSON.
 MAX_REPORT = 2 * node.MAX_RESULT + 1_000_000
-#: Maximum characters of a report as it is printed: base64 of what compression can make no smaller.
+#: Maximum characters of a printed report, which is base64 of data that may be incompressible.
 MAX_ENCODED = 2 * MAX_REPORT
 
-#: What the instance runs; all the rest is in the constants. No ${...} in it, which Qarnot would replace.
+#: The command of the instance. Everything else is in the constants. It contains no ${...}, which Qarnot would replace.
 COMMAND = (
     "python3 -c '"
     'import base64,json,os,zlib;e=os.environ;n="AIRFLOW_QARNOT_PY_";f=e.get(n+"FILE");'
@@ -44,9 +44,9 @@ COMMAND = (
 
 
 def arguments_text(args: Sequence[Any], kwargs: Mapping[str, Any], serializer: Serializer, name: str) -> str:
-    """The arguments as text.
+    """Return the arguments as text.
 
-    :raises QarnotInvalidSpecError: names the argument that cannot be sent, and never shows its value.
+    :raises QarnotInvalidSpecError: an argument cannot be sent. The message names it and never shows its value.
     """
     if serializer == "pickle":
         try:
@@ -56,24 +56,24 @@ def arguments_text(args: Sequence[Any], kwargs: Mapping[str, Any], serializer: S
                 f"@task.qarnot: the arguments of {name}() cannot be pickled ({type(error).__name__})",
                 field="op_kwargs",
             ) from None
-    positions = [_plain(one) for one in args]
-    names = {key: _plain(one) for key, one in kwargs.items()}
-    for label, value in [*((f"number {n}", v) for n, v in enumerate(positions, 1)), *names.items()]:
+    positional = [_plain(value) for value in args]
+    named = {key: _plain(value) for key, value in kwargs.items()}
+    for label, value in [*((f"number {n}", v) for n, v in enumerate(positional, 1)), *named.items()]:
         if problem := node.json_problem(value):
             raise QarnotInvalidSpecError(
                 f"@task.qarnot: argument {label} of {name}() is {problem}, which is not JSON. Give plain values "
                 "(text, numbers, lists, dicts with text keys), or serializer='pickle'",
                 field="op_kwargs",
             )
-    return json.dumps([positions, names])
+    return json.dumps([positional, named])
 
 
 def _plain(value: Any) -> Any:
-    """*value* with lists for what only behaves like one, such as the results of mapped tasks."""
+    """Return *value* with plain lists and dicts in place of other sequences, such as the results of mapped tasks."""
     if isinstance(value, Mapping):
-        return {key: _plain(one) for key, one in value.items()}
+        return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray, range)):
-        return [_plain(one) for one in value]
+        return [_plain(item) for item in value]
     return value
 
 
@@ -87,7 +87,7 @@ def pack(
     timeout: timedelta | None,
     result_file: str | None,
 ) -> bytes:
-    """Everything the node needs, compressed."""
+    """Return the compressed payload, which has everything that the node needs."""
     payload = {
         "node": inspect.getsource(node),
         "function": function.to_json(),
@@ -102,9 +102,9 @@ def pack(
 
 
 def constants(packed: bytes) -> dict[str, str]:
-    """*packed* as constants.
+    """Return *packed* as constants.
 
-    The alphabet has no '/' and no '$': both have a meaning in constants.
+    The alphabet has no '/' and no '$', because both have a meaning in constants.
     """
     text = base64.urlsafe_b64encode(packed).decode()
     parts = [text[start : start + PART_LENGTH] for start in range(0, len(text), PART_LENGTH)]
@@ -115,22 +115,22 @@ def constants(packed: bytes) -> dict[str, str]:
 
 
 def digest(*parts: str | bytes) -> str:
-    """32 hex digits of a hash."""
+    """Return 32 hex digits of a hash."""
     return hashlib.sha256(
         b"\0".join(part if isinstance(part, bytes) else part.encode() for part in parts)
     ).hexdigest()[:32]
 
 
 class ReportFinder:
-    """Find the report of the node in standard output while that passes by.
+    """Finds the report of the node in standard output while that is read.
 
-    The last report counts, as Qarnot keeps the attempts of an instance in one output.
+    The last report counts, because Qarnot keeps the attempts of an instance in one output.
     """
 
     def __init__(self, nonce: str) -> None:
         self._mark = f"{node.MARK} {nonce} "
         self._line = re.compile(rf"^{re.escape(self._mark)}([A-Za-z0-9_=-]+)", re.MULTILINE)
-        #: The report; None if there is none, or none that can be read.
+        #: The report. None if there is none, or if it cannot be read.
         self.report: dict[str, Any] | None = None
         #: Why the last report cannot be read.
         self.problem = ""
@@ -138,7 +138,7 @@ class ReportFinder:
         self.complete = False
 
     def watch(self, pieces: Iterable[str]) -> Iterator[str]:
-        """Yield *pieces*, and look at them."""
+        """Yield *pieces*, and search them for the report."""
         self.report, self.problem, self.complete = None, "", False
         rest = ""
         for piece in pieces:
@@ -146,8 +146,8 @@ class ReportFinder:
             lines, newline, last = (rest + piece).rpartition("\n")
             if newline:
                 self._search(lines)
-            known = min(len(last), len(self._mark))
-            if last[:known] != self._mark[:known]:
+            length = min(len(last), len(self._mark))
+            if last[:length] != self._mark[:length]:
                 rest = "."  # in the middle of another line
             elif len(last) > MAX_ENCODED:
                 self.report, self.problem, rest = None, f"it has more than {MAX_ENCODED:,} characters", "."
@@ -157,32 +157,32 @@ class ReportFinder:
         self.complete = True
 
     def _search(self, lines: str) -> None:
-        for found in self._line.finditer(lines):
+        for match in self._line.finditer(lines):
             self.report, self.problem = None, ""
             try:
-                self.report = _report(found[1])
+                self.report = _report(match[1])
             except ValueError as error:
                 self.problem = str(error)
 
 
 def _report(encoded: str) -> dict[str, Any]:
-    """Decode a report. Raises ValueError for what :mod:`~airflow_qarnot_pool.decorators.node` does not write."""
+    """Decode a report. Raises ValueError if :mod:`~airflow_qarnot_pool.decorators.node` does not write such a one."""
     if len(encoded) > MAX_ENCODED:
         raise ValueError(f"it has more than {MAX_ENCODED:,} characters")
     report = parse_json(decompress(base64.urlsafe_b64decode(encoded), MAX_REPORT))
     for fields in (("value",), ("file", "sha256")):
-        if isinstance(report, dict) and all(isinstance(report.get(one), str) for one in fields):
+        if isinstance(report, dict) and all(isinstance(report.get(field), str) for field in fields):
             return report
     error = report.get("error") if isinstance(report, dict) else None
-    if isinstance(error, dict) and all(isinstance(error.get(one), str) for one in ("summary", "detail")):
+    if isinstance(error, dict) and all(isinstance(error.get(field), str) for field in ("summary", "detail")):
         return {"error": error}
-    raise ValueError("it is not what the node writes")
+    raise ValueError("it does not have the format that the node writes")
 
 
 def value_of(text: str, serializer: Serializer, name: str) -> Any:
-    """Return the result of the function *name*; unpickled only if the author of the DAG asked for pickle.
+    """Return the result of the function *name*, which is unpickled only if the author of the DAG chose pickle.
 
-    :raises QarnotProtocolError: it cannot be decoded here.
+    :raises QarnotProtocolError: the result cannot be decoded here.
     """
     try:
         return node.decode(text, serializer)
@@ -191,7 +191,7 @@ def value_of(text: str, serializer: Serializer, name: str) -> Any:
         raise QarnotProtocolError(
             f"The result of {name}() cannot be decoded from {serializer} ({type(error).__name__}: "
             f"{shortened(str(error), 500)})",
-            remedy="Return plain values, or install here what the result is made of."
+            remedy="Return plain values, or install the packages of the result's types here."
             if missing
             else "Return plain values that are not deeply nested.",
         ) from None

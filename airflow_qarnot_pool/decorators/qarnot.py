@@ -35,10 +35,10 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 DEFAULT_IMAGE = "python:3.12-slim"
-#: Parameters of QarnotRunTaskOperator that have no meaning here, and why.
+#: Parameters of QarnotRunTaskOperator that the decorator does not accept, and the remedy.
 _REJECTED = {
-    "command": "The function is what runs.",
-    "wait_for_completion": "The function's result is the task's: let nothing depend on it, to go on at once.",
+    "command": "The function is the command.",
+    "wait_for_completion": "The function's result is that of the task. To continue at once, let no task depend on it.",
 }
 _ONE_INSTANCE = (
     "@task.qarnot runs one instance, as one call has one result. Use .expand() for many calls, or "
@@ -47,11 +47,11 @@ _ONE_INSTANCE = (
 
 
 class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
-    """Run a Python function on a node; what it returns is the XCom. See :func:`qarnot_task`."""
+    """Run a Python function on a node. Its result is the XCom. See :func:`qarnot_task`."""
 
     custom_operator_name = "@task.qarnot"
     template_fields: tuple[str, ...] = (
-        *(one for one in QarnotRunTaskOperator.template_fields if one != "command"),
+        *(field for field in QarnotRunTaskOperator.template_fields if field != "command"),
         "op_args",
         "op_kwargs",
         "requirements",
@@ -61,14 +61,14 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
     template_fields_renderers: ClassVar[dict[str, str]] = {
         **DecoratedOperator.template_fields_renderers,
         **{
-            name: how
-            for name, how in QarnotRunTaskOperator.template_fields_renderers.items()
+            name: renderer
+            for name, renderer in QarnotRunTaskOperator.template_fields_renderers.items()
             if name != "command"
         },
     }
     rendered_by_airflow: ClassVar[tuple[str, ...]] = ("op_args", "op_kwargs")
     shallow_copy_attrs: Sequence[str] = ("python_callable",)
-    # An async function is awaited on the node; the wait for it is the operator's.
+    # An async function is awaited on the node. The operator waits for its Qarnot task.
     is_async = False
 
     def __init__(
@@ -102,8 +102,7 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
         self._reports: dict[str, payload.ReportFinder] = {}
 
     def _check(self, function: Callable[..., Any]) -> None:
-        """What only this task's parameters can be wrong about, when the DAG is parsed."""
-        name = self._function.name
+        """Refuse wrong values of the decorator's own parameters when the DAG is parsed."""
         if self.serializer not in ("json", "pickle"):
             raise QarnotInvalidSpecError(
                 f"serializer is not known, got {self.serializer!r}",
@@ -115,34 +114,37 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
             _requirements(self.requirements)
         if self.payload_bucket is not None and not is_templated(self.payload_bucket):
             _payload_bucket(self.payload_bucket)
+        self._check_arguments(function)
+
+    def _check_arguments(self, function: Callable[..., Any]) -> None:
         args, kwargs = self._arguments()
-        unfilled = [one for one in _context_parameters(function) if one not in kwargs]
-        if unfilled := [one for one in unfilled if one not in _by_position(function, args)]:
-            one = unfilled[0]
+        filled = {*kwargs, *_by_position(function, args)}
+        if unfilled := [name for name in _context_parameters(function) if name not in filled]:
+            name = self._function.name
             raise QarnotInvalidSpecError(
-                f"@task.qarnot: Airflow's {one!r} does not reach the node, where there is no Airflow. Pass what "
-                f"{name}() needs of it as an argument, such as day='{{{{ dag_run.run_after | ds }}}}'",
+                f"@task.qarnot: Airflow's {unfilled[0]!r} does not reach the node, which has no Airflow. Pass the data "
+                f"that {name}() needs as an argument, such as day='{{{{ dag_run.run_after | ds }}}}'",
                 field="op_kwargs",
             )
         known = {key: value for key, value in kwargs.items() if not is_templated(value)}
         known |= {f"number {n}": value for n, value in enumerate(args, 1) if not is_templated(value)}
-        payload.arguments_text((), known, self.serializer, name)
+        payload.arguments_text((), known, self.serializer, self._function.name)
 
     def _arguments(self) -> tuple[Sequence[Any], Mapping[str, Any]]:
         return tuple(self.op_args), dict(self.op_kwargs)
 
-    # --- sending it
+    # --- submit the call
 
     def execute(self, context: Context) -> Any:
-        self._live(context)
+        self._set_identity(context)
         return super().execute(context)
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> Any:
-        """Return what the function returned, or raise what became of it."""
-        self._live(context)
+        """Return the result of the function, or raise the error of the function or its Qarnot task."""
+        self._set_identity(context)
         return super().execute_complete(context, event)
 
-    def _live(self, context: Context) -> None:
+    def _set_identity(self, context: Context) -> None:
         self._identity = TaskInstanceIdentity.of(context, self.hook.settings.namespace)
 
     @property
@@ -152,7 +154,7 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
 
     @property
     def _nonce(self) -> str:
-        """The same in every try of this life, which may take up the Qarnot task of the one before."""
+        """Return a value that is the same in every try of a lineage, which may adopt the previous Qarnot task."""
         return payload.digest("result", self._lineage)
 
     @property
@@ -200,8 +202,10 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
             from airflow_qarnot_pool.api.specs import ResourceBucket
 
             name = bucket.upload(packed)
-            mine = ResourceBucket(bucket=bucket.name, prefix=bucket.prefix + name, strip_prefix=bucket.prefix)
-            values["resource_buckets"] = [*_listed(values.get("resource_buckets")), mine]
+            source = ResourceBucket(
+                bucket=bucket.name, prefix=bucket.prefix + name, strip_prefix=bucket.prefix
+            )
+            values["resource_buckets"] = [*_listed(values.get("resource_buckets")), source]
             constants = {node.PREFIX + "FILE": name}
         values["constants"] = {**(values.get("constants") or {}), **constants}
         return values
@@ -217,21 +221,21 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
             )
         return spec
 
-    # --- bringing its result back
+    # --- read the result
 
     @property
     def _is_recordable(self) -> bool:
-        return False  # what the function returned is in its output, or in a bucket
+        return False  # the result is in the output of the Qarnot task, or in a bucket
 
     def _output(self, task: Task) -> payload.ReportFinder:
-        """Return what is known of the report in standard output, all of which is read."""
+        """Read all of standard output, and return the finder of its report."""
         finder = self._reports.get(task.uuid)
         if finder is None or not finder.complete:
             retry_broken_read(lambda: deque(self._kept(task.uuid, "stdout"), maxlen=0))
         return self._reports[task.uuid]
 
     def _nothing_written(self, uuid: str) -> LogCursor:
-        # What the function returned is not for the log.
+        # The result of the function is not logged.
         return LogCursor(uuid=uuid, instance=0, hidden=f"{node.MARK} {self._nonce} ")
 
     def _kept(self, uuid: str, stream: str) -> Iterable[str]:
@@ -242,7 +246,7 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
         return finder.watch(pieces)
 
     def _report(self, task: Task) -> str:
-        """Why there is no result: what the function raised on the node, or what became of the Qarnot task."""
+        """Return why there is no result: the error of the function, or that of the Qarnot task."""
         try:
             report = self._output(task).report or {}
         except QarnotError:
@@ -267,9 +271,9 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
         if report is None:
             raise QarnotTaskFailedError(
                 f"Qarnot task {task.uuid} ended in {task.state}, but the result of {self._function.name}() is "
-                "not in its output. Qarnot keeps the end of an output only: what the function left running may "
-                "have gone on writing. Or the image's entrypoint does not run the command. Clear the task to "
-                "run it again",
+                "not in its output. Qarnot keeps the end of an output only, and a process that the function left "
+                "running may have continued to write. Or the image's entrypoint does not run the command. Clear "
+                "the task to run it again",
                 kind="task",
                 ref=task.uuid,
             )
@@ -281,7 +285,7 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
             if bucket is None:
                 raise QarnotInvalidSpecError(
                     f"The result of {self._function.name}() is in the bucket that payload_bucket named when it "
-                    "was submitted; set it again",
+                    "was submitted. Set it again",
                     field="payload_bucket",
                 )
             text = bucket.download(report["file"], report["sha256"]).decode()
@@ -304,7 +308,7 @@ def _refuse_foreign(parameters: Mapping[str, Any]) -> None:
 
 
 def _image_elsewhere(parameters: Mapping[str, Any]) -> bool:
-    """Whether the image is named by a constant or in ``task_spec``: then the default stands back."""
+    """Return whether a constant or ``task_spec`` names the image, in place of the default."""
     names: set[str] = set()
     for parameter in ("constants", "task_spec"):
         value = parameters.get(parameter)
@@ -313,12 +317,12 @@ def _image_elsewhere(parameters: Mapping[str, Any]) -> bool:
 
 
 def _requirements(value: Any) -> list[str]:
-    if value is None or (isinstance(value, (list, tuple)) and all(isinstance(one, str) for one in value)):
-        return [one.strip() for one in value or () if one.strip()]
+    if value is None or (isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)):
+        return [item.strip() for item in value or () if item.strip()]
     if isinstance(value, str):
         return value.split()
     raise QarnotInvalidSpecError(
-        f"requirements is not a list of what pip installs, got {value!r}",
+        f"requirements is not a list of requirements for pip, got {value!r}",
         field="requirements",
         remedy="Give a list such as ['numpy==2.1'].",
     )
@@ -335,7 +339,7 @@ def _listed(buckets: Any) -> list[Any]:
 
 
 def _context_parameters(function: Callable[..., Any]) -> list[str]:
-    """Parameters that Airflow fills in for a function that runs on a worker."""
+    """Return the parameters that Airflow fills in for a function that runs on a worker."""
     known = context_keys()
     return [name for name in inspect.signature(function).parameters if name in known]
 
@@ -347,8 +351,8 @@ def _by_position(function: Callable[..., Any], args: Sequence[Any]) -> set[str]:
 class QarnotTask(Protocol[P, R]):
     """A decorated function, for type checkers.
 
-    Calls take and give ``Any``: at that point arguments and results may be XComs, which only Airflow's own mypy
-    plugin could tell from values (it knows ``@task.qarnot``'s type, not this one).
+    Calls accept and return ``Any``, because arguments and results may be XComs when the DAG is parsed. Only Airflow's
+    own mypy plugin could distinguish them from values, and it knows the type of ``@task.qarnot`` but not this one.
     """
 
     function: Callable[P, R]
@@ -398,32 +402,32 @@ def qarnot_task(
 
             return float(np.linalg.norm(values))
 
-    The function's source and its arguments go to the node, where there is no Airflow and nothing of the DAG file:
-    imports stand inside the function, and other values come as arguments. What it returns is the XCom; what it
-    raises comes back as :class:`~airflow_qarnot_pool.exceptions.QarnotTaskFailedError` with the traceback. What it
-    prints is in the task log. Its arguments and its result can be read in the Qarnot console: pass no secrets.
+    The source and the arguments of the function are sent to the node, which has neither Airflow nor the DAG file.
+    Import inside the function, and pass other values as arguments. The result becomes the XCom. An exception becomes a
+    :class:`~airflow_qarnot_pool.exceptions.QarnotTaskFailedError` with the traceback. The output is in the task log.
+    The arguments and the result can be read in the Qarnot console, so pass no secrets.
 
-    Retries, clears and kills are those of :class:`~airflow_qarnot_pool.operators.task.QarnotRunTaskOperator`, and
-    all its parameters but ``command``, ``wait_for_completion`` and more than one instance are taken, too.
+    Retries, clears and kills work as with :class:`~airflow_qarnot_pool.operators.task.QarnotRunTaskOperator`. Its other
+    parameters are accepted, except ``command``, ``wait_for_completion`` and more than one instance.
 
-    :param python_callable: the function, where the decorator is used without parentheses.
-    :param multiple_outputs: each key of the returned dict is an XCom of its own.
-    :param qarnot_pool: the pool; in a ``QarnotPoolGroup`` that of the group.
-    :param image: image with ``python3`` (3.8 or newer); None: the pool's, else Qarnot's own default.
-    :param requirements: what pip installs on the node before every call.
-    :param timeout: longest time on the node, as a timedelta or seconds, requirements included; then the function is
-        killed there.
-    :param serializer: ``"json"``, or ``"pickle"`` for arguments and results that are not JSON. With pickle, what
-        runs on the node can run any code on the Airflow worker.
+    :param python_callable: the function, if the decorator is used without parentheses.
+    :param multiple_outputs: store each key of the returned dict as a separate XCom.
+    :param qarnot_pool: the pool. Default in a ``QarnotPoolGroup``: the pool of the group.
+    :param image: image with ``python3`` (3.8 or newer). None: the image of the pool, or else Qarnot's default.
+    :param requirements: requirements that pip installs on the node before every call.
+    :param timeout: maximum time on the node, as a timedelta or seconds, including the installation of requirements. The
+        function is killed after that.
+    :param serializer: ``"json"``, or ``"pickle"`` for arguments and results that are not JSON. With pickle, code on the
+        node can run any code on the Airflow worker.
     :param payload_bucket: bucket for arguments of more than 192 KiB (compressed, with the source) and for results
-        of more than 1,000,000 characters. Needs the ``[storage]`` extra. What is in it stays there.
-    :raises QarnotInvalidSpecError: when the DAG is parsed: the function cannot run by itself.
+        of more than 1,000,000 characters. Needs the ``[storage]`` extra. Its objects are not deleted.
+    :raises QarnotInvalidSpecError: the function needs more than its own source, when the DAG is parsed.
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
         refuse_unknown(_QarnotDecoratedOperator, kwargs)
         _refuse_foreign(kwargs)
-        FunctionSource.of(function)  # mapped tasks make no operator when the DAG is parsed
+        FunctionSource.of(function)  # a mapped task creates no operator when the DAG is parsed
         return task_decorator_factory(
             python_callable=function,
             multiple_outputs=multiple_outputs,

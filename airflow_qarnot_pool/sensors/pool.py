@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
+from airflow_qarnot_pool.api.fields import Refusal, integer
 from airflow_qarnot_pool.links.qarnot import LINKS
 from airflow_qarnot_pool.parameters.references import as_reference
 from airflow_qarnot_pool.parameters.templating import is_templated
@@ -56,8 +57,6 @@ class QarnotPoolSensor(QarnotSensor):
             if self.target_states is None:
                 return Condition(kind="pool", targets=("FullyExecuting",), passed=self.accept_passed)
             return super()._condition()
-        from airflow_qarnot_pool.api.fields import Refusal, integer
-
         try:
             return Condition(kind="pool", ready_slots=integer(1)(self.ready_slots))
         except Refusal as refusal:
