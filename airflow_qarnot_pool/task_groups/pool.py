@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SETUP = "open_pool"
 TEARDOWN = "close_pool"
-#: Names under which Airflow's TaskGroup takes what is not about the pool.
+#: Parameters of Airflow's TaskGroup, which do not concern the pool.
 _GROUP_PARAMETERS = frozenset(
     {
         "prefix_group_id",
@@ -39,7 +39,7 @@ _GROUP_PARAMETERS = frozenset(
 
 
 class QarnotPoolGroup(TaskGroup):
-    """The tasks inside share one warm pool, which is opened before the first and closed after the last of them.
+    """Task group that shares one warm pool, which is opened before its first task and closed after its last one.
 
     .. code-block:: python
 
@@ -47,38 +47,38 @@ class QarnotPoolGroup(TaskGroup):
             frames = QarnotRunTaskOperator.partial(task_id="frame").expand(command=[...])
             frames >> QarnotRunTaskOperator(task_id="merge", command="...")
 
-    Tasks inside that run on a pool take this one unless they name another. The group makes a setup task
-    (``open_pool``), a teardown task (``close_pool``) and, when the ``with`` ends, all edges between them and the
-    work: also for mapped tasks, nested groups and tasks that have upstreams outside, which Airflow's own
-    ``with teardown`` leaves out. ``before >> group`` and ``group >> after`` mean what they say; what comes after
-    waits for the work and not for the pool to close.
+    Tasks inside that run on a pool use this one unless they name another. The group creates a setup task
+    (``open_pool``) and a teardown task (``close_pool``). When the ``with`` ends it adds all edges between them and the
+    work, including mapped tasks, nested groups and tasks with upstreams outside, which Airflow's own ``with teardown``
+    omits. ``before >> group`` and ``group >> after`` work as usual. Tasks after the group wait for the work, not for
+    the pool to close.
 
-    Unless ``elastic`` or ``scaling`` says otherwise the pool cools down by itself (see ``keep_warm``), should
-    Airflow never come to close it.
+    Idle nodes shut down after ``keep_warm`` if Airflow never gets to close the pool, unless ``elastic`` or ``scaling``
+    is set.
 
-    In a mapped ``@task_group`` each of its copies has a pool of its own (with ``shared`` all have one), but Airflow
-    cannot expand a task in there: expand inside this group, or map over the commands with
+    In a mapped ``@task_group`` each copy of this group has its own pool, and with ``shared`` all have one. Airflow
+    cannot expand a task in there. Expand inside this group, or map over the commands with
     :class:`QarnotRunTasksOperator`.
 
-    Airflow takes only tasks with the trigger rule ``all_success`` right after a setup. A task with another rule waits
-    for the pool by its upstreams in the group, as ``cleanup`` does in ``frames >> cleanup`` with ``all_done``. A task
-    without any upstream gets ``all_success``: it runs when the pool is open. To clean up on the pool and fail the DAG
-    run all the same when the work fails, make the clean-up a teardown: ``frames >> cleanup.as_teardown()``.
+    Airflow accepts only tasks with the trigger rule ``all_success`` right after a setup. A task with another rule waits
+    for the pool through its upstreams in the group, as ``cleanup`` does in ``frames >> cleanup`` with ``all_done``. A
+    task without any upstream gets ``all_success``, and runs when the pool is open. To clean up on the pool and still
+    fail the DAG run when the work fails, make the clean-up a teardown: ``frames >> cleanup.as_teardown()``.
 
     A task that does not wait for its Qarnot task (``wait_for_completion=False``) is refused unless a
-    :class:`~airflow_qarnot_pool.sensors.task.QarnotTaskSensor` follows it in the group: the teardown would cancel what
-    still runs.
+    :class:`~airflow_qarnot_pool.sensors.task.QarnotTaskSensor` follows it in the group, because the teardown would
+    cancel the Qarnot task.
 
-    With ``shared`` the pool is not this run's alone: every group, DAG and run of the namespace that says the same name
-    uses one pool, which is closed by the last one out. See ``docs/share-a-pool.md``.
+    With ``shared`` all groups, DAGs and runs of the namespace that give the same name use one pool. The last one closes
+    it. See ``docs/share-a-pool.md``.
 
-    :param group_id: id of the group; the ids of its tasks begin with it.
-    :param shared: name of a pool that is shared; it is made from the parameters below, which must be the same for all.
-    :param keep_warm: how long a node may be idle before it goes, as a timedelta or seconds; None: the pool keeps its
-        size until it is closed, which a shared pool may not.
-    :param setup_retries: retries of ``open_pool`` and ``close_pool``, where ``default_args`` names none.
-    :param report_cost: have ``close_pool`` store what the pool and the DAG run have cost as XCom ``qarnot_cost``.
-    :param default_args: for every task inside.
+    :param group_id: id of the group, and prefix of the ids of its tasks.
+    :param shared: name of a shared pool. It is created from the parameters below, which must be the same for all.
+    :param keep_warm: how long a node may be idle before it shuts down, as a timedelta or seconds. None: the pool keeps
+        its size until it is closed, which is refused for a shared pool.
+    :param setup_retries: retries of ``open_pool`` and ``close_pool``, unless ``default_args`` has ``retries``.
+    :param report_cost: have ``close_pool`` store the cost of the pool and the DAG run as XCom ``qarnot_cost``.
+    :param default_args: default arguments of every task inside.
     :param arguments: parameters of :class:`~airflow.sdk.TaskGroup` (``tooltip``, ``prefix_group_id``, ...), and of
         :class:`~airflow_qarnot_pool.operators.pool.QarnotCreatePoolOperator` (``instance_count``, ``profile``,
         ``slots_per_node``, ``elastic``, ``ready_when``, ``qarnot_conn_id``, ...).
@@ -95,11 +95,11 @@ class QarnotPoolGroup(TaskGroup):
         default_args: dict[str, Any] | None = None,
         **arguments: Any,
     ) -> None:
-        of_the_group = {name: arguments.pop(name) for name in _GROUP_PARAMETERS & arguments.keys()}
+        group_arguments = {name: arguments.pop(name) for name in _GROUP_PARAMETERS & arguments.keys()}
         for name in ("task_id", "task_group", "wait_for_completion"):
             if name in arguments:
                 raise QarnotInvalidSpecError(
-                    f"{name} is no parameter of QarnotPoolGroup, which makes its own setup task",
+                    f"{name} is no parameter of QarnotPoolGroup, which creates its own setup task",
                     field=name,
                     remedy="Leave it out.",
                 )
@@ -122,13 +122,13 @@ class QarnotPoolGroup(TaskGroup):
                 field="setup_retries",
                 remedy="Give a number of 0 or more.",
             )
-        super().__init__(group_id=group_id, default_args=default_args or {}, **of_the_group)  # type: ignore[arg-type]
+        super().__init__(group_id=group_id, default_args=default_args or {}, **group_arguments)  # type: ignore[arg-type]
         if not {"elastic", "scaling"} & arguments.keys():
             arguments["keep_warm"] = keep_warm
             if keep_warm is None and shared is not None:
                 raise QarnotInvalidSpecError(
-                    "keep_warm of a shared pool cannot be switched off, got None: it cools down by itself, as it may "
-                    "outlive the DAG run that opened it",
+                    "keep_warm of a shared pool cannot be switched off, because the pool may outlive the DAG run that "
+                    "opened it, got None",
                     field="keep_warm",
                     remedy="Give a duration, or scaling or elastic.",
                 )
@@ -142,7 +142,7 @@ class QarnotPoolGroup(TaskGroup):
 
     @property
     def pool(self) -> XComArg:
-        """The pool's uuid, for tasks outside the group or parameters that want it by name."""
+        """Return the pool's uuid, for tasks outside the group or for parameters that need it."""
         if self.open_pool is None:
             raise QarnotInvalidSpecError(
                 "The pool of a QarnotPoolGroup exists inside its `with` only",
@@ -155,14 +155,14 @@ class QarnotPoolGroup(TaskGroup):
         try:
             self._make_setup_and_teardown()
         except BaseException as error:
-            # Nobody calls __exit__ after an __enter__ that failed, and this group must not stay the current one.
+            # Python calls no __exit__ after an __enter__ that failed, and this group must not stay the current one.
             super().__exit__(type(error), error, error.__traceback__)
             raise
         return self
 
     def _make_setup_and_teardown(self) -> None:
         both: dict[str, Any] = {"task_group": self}
-        # What default_args say comes before what this group would say by itself.
+        # default_args take precedence over the defaults of this group.
         defaults = {**self._dag.default_args, **self.default_args}
         if "retries" not in defaults:
             both["retries"] = self._setup_retries
@@ -220,7 +220,7 @@ class QarnotPoolGroup(TaskGroup):
         return self.dag
 
     def _work(self) -> Iterator[Any]:
-        """Every task inside but the two of the group itself, those of nested groups included."""
+        """Yield the tasks inside, including those of nested groups, without the setup and the teardown."""
         for task in self.iter_tasks():
             if task is not self.open_pool and task is not self.close_pool:
                 yield task
@@ -230,9 +230,9 @@ class QarnotPoolGroup(TaskGroup):
         return next(self.iter_mapped_task_groups(), None) is not None
 
     def _follows_setup(self, task: Any, ids: set[str]) -> bool:
-        """Return whether *task* may have an edge from the setup, and take one that its parameters made if not.
+        """Return whether *task* may have an edge from the setup, and remove one that its parameters created if not.
 
-        :raises QarnotInvalidSpecError: its trigger rule and its upstreams do not let it wait for the pool.
+        :raises QarnotInvalidSpecError: with its trigger rule and its upstreams it cannot wait for the pool.
         """
         assert self.open_pool is not None
         rule = getattr(task.trigger_rule, "value", task.trigger_rule)
@@ -257,7 +257,7 @@ class QarnotPoolGroup(TaskGroup):
             raise QarnotInvalidSpecError(
                 f"trigger_rule {here} does not wait for the pool that the task runs on, got 'always'",
                 field="trigger_rule",
-                remedy="Use trigger_rule='all_done': the task runs whatever becomes of its upstreams.",
+                remedy="Use trigger_rule='all_done'. The task then runs whether or not its upstreams succeed.",
             )
         if linked:
             task.upstream_task_ids.discard(self.open_pool.task_id)
@@ -265,14 +265,14 @@ class QarnotPoolGroup(TaskGroup):
         return False
 
     def _give_pool(self, first: set[str]) -> None:
-        """Give this pool to tasks that run on one and name none; those of *first* get an edge from the setup."""
+        """Set this pool on tasks that run on a pool and name none. Those of *first* get an edge from the setup."""
         for task in self._work():
             if not _wants_pool(task):
                 continue
             if hasattr(task, "partial_kwargs"):
                 task.partial_kwargs["qarnot_pool"] = self.pool
             else:
-                # Not by setattr, which makes the edge.
+                # Not with setattr, which would add the edge.
                 object.__setattr__(task, "qarnot_pool", self.pool)
                 if hasattr(task, "on_pool"):
                     task.on_pool = True
@@ -281,33 +281,38 @@ class QarnotPoolGroup(TaskGroup):
                 XComArg.apply_upstream_relationship(task, self.pool)
 
     def _wire(self, first: set[str]) -> None:
-        """Setup before all work, teardown after all of it, and the edges the group was given before it had tasks."""
+        """Add the edges between the setup, the work, the teardown and the neighbours of the group."""
         assert self.open_pool is not None
         assert self.close_pool is not None
         work = list(self._work())
         ids = {task.task_id for task in work}
-        last = [task for task in work if not task.downstream_task_ids & ids]
-        ends = [
-            task
-            for task in work
-            if not task.is_teardown
-            and all(self._dag.get_task(one).is_teardown for one in task.downstream_task_ids & ids)
-        ]
         for task in work:
             if task.task_id in first and not task.upstream_task_ids & ids:
                 _edge(self.open_pool, task)
-        for task in last:
-            _edge(task, self.close_pool)
+            if not task.downstream_task_ids & ids:
+                _edge(task, self.close_pool)
+        self._wire_neighbours(ids, [task for task in work if self._is_end(task, ids)] or [self.open_pool])
+
+    def _wire_neighbours(self, ids: set[str], ends: list[Any]) -> None:
+        """Add the edges from upstream neighbours to the setup, and from *ends* to downstream ones."""
+        assert self.open_pool is not None
         for before in self._neighbours(self.upstream_task_ids - ids, self.upstream_group_ids, "get_leaves"):
             _edge(before, self.open_pool)
         for after in self._neighbours(self.downstream_task_ids - ids, self.downstream_group_ids, "get_roots"):
-            for task in ends or [self.open_pool]:
+            for task in ends:
                 _edge(task, after)
 
-    def _refuse_unawaited(self) -> None:
-        """Refuse tasks whose Qarnot tasks the teardown would cancel, as no task of the group waits for their end.
+    def _is_end(self, task: Any, ids: set[str]) -> bool:
+        """Return whether no work but teardowns follows *task* among the tasks *ids*."""
+        followers = task.downstream_task_ids & ids
+        return not task.is_teardown and all(
+            self._dag.get_task(follower).is_teardown for follower in followers
+        )
 
-        :raises QarnotInvalidSpecError: names the task, and what to write instead.
+    def _refuse_unawaited(self) -> None:
+        """Refuse tasks whose Qarnot tasks the teardown would cancel, because no task of the group waits for their end.
+
+        :raises QarnotInvalidSpecError: there is such a task. The message names it.
         """
         ids = {task.task_id for task in self._work()}
         sensors = {task.task_id for task in self._work() if issubclass(_class_of(task), QarnotTaskSensor)}
@@ -319,8 +324,8 @@ class QarnotPoolGroup(TaskGroup):
                     f"{task.task_id} in QarnotPoolGroup {self.group_id!r} does not wait for its Qarnot task, which "
                     "the teardown would cancel, got wait_for_completion=False",
                     field="wait_for_completion",
-                    remedy="Remove it: a deferred wait takes no worker slot. Or put a QarnotTaskSensor for the Qarnot "
-                    f"task after {task.task_id} in the group. A Qarnot task that outlives the group is submitted "
+                    remedy="Remove it, because a deferred wait takes no worker slot. Or put a QarnotTaskSensor for the "
+                    f"Qarnot task after {task.task_id} in the group. Submit a Qarnot task that outlives the group "
                     "outside of it.",
                 )
 
@@ -332,19 +337,19 @@ class QarnotPoolGroup(TaskGroup):
         return any(maker is self.open_pool for maker, _ in XComArg.iter_xcom_references(pool))
 
     def _neighbours(self, tasks: set[str], groups: set[str | None], ends: str) -> Iterator[Any]:
-        """The tasks that stand next to this group, whether it was linked with them or with a group of theirs."""
+        """Yield the tasks next to this group, which was linked with them or with their group."""
         for task in tasks:
             yield self._dag.get_task(task)
-        known = self._dag.task_group.get_task_group_dict()
+        task_groups = self._dag.task_group.get_task_group_dict()
         for group in groups:
-            # A group that has no tasks yet makes these edges itself, if it is one of ours.
-            yield from getattr(known[str(group)], ends)()
+            # A pool group that has no tasks yet adds these edges itself.
+            yield from getattr(task_groups[str(group)], ends)()
 
 
 def _class_of(task: Any) -> type:
     """Return the class of the operator that a task, mapped or not, runs."""
-    found: type = task.operator_class if task.is_mapped else type(task)
-    return found
+    operator_class: type = task.operator_class if task.is_mapped else type(task)
+    return operator_class
 
 
 def _waits(task: Any) -> bool:
@@ -361,7 +366,7 @@ def _waits(task: Any) -> bool:
 
 
 def _wants_pool(task: Any) -> bool:
-    """Whether *task* runs on a pool and names none."""
+    """Return whether *task* runs on a pool and names none."""
     if hasattr(task, "partial_kwargs"):
         takes = "qarnot_pool" in getattr(task.operator_class, "template_fields", ())
         return takes and task.partial_kwargs.get("qarnot_pool") is None and not _expands(task, "qarnot_pool")
@@ -369,7 +374,7 @@ def _wants_pool(task: Any) -> bool:
 
 
 def _expands(task: Any, name: str) -> bool:
-    """Whether a mapped task maps over *name*; what ``expand_kwargs`` brings from another task is not known yet.
+    """Return whether a mapped task maps over *name*. Rows of ``expand_kwargs`` from another task are not known yet.
 
     :raises QarnotInvalidSpecError: only some of its rows name it.
     """
@@ -384,13 +389,13 @@ def _expands(task: Any, name: str) -> bool:
         raise QarnotInvalidSpecError(
             f"{name} of {task.task_id} is in some rows of expand_kwargs only, got {naming} of {len(rows)} rows",
             field=name,
-            remedy="Name it in all of them, or in none to take the group's.",
+            remedy="Name it in all of them, or in none to use the group's.",
         )
     return naming > 0
 
 
 def _warn_if_mapped(task: Any) -> None:
-    """Warn of the commands of a mapped task, which are in no constructor when the DAG is parsed."""
+    """Warn of the commands of a mapped task, whose constructor does not see them when the DAG is parsed."""
     if hasattr(task, "partial_kwargs") and issubclass(task.operator_class, QarnotRunTaskOperator):
         mapped = getattr(task.expand_input, "value", None)
         rows = mapped.get("command") if isinstance(mapped, dict) else mapped

@@ -555,7 +555,7 @@ def test_a_shared_pool_is_opened_and_given_up_by_its_name() -> None:
     assert (group.open_pool.shared, group.close_pool.shared) == ("nightly", "nightly")
     assert group.open_pool.name == "nightly", "the same whoever opens it"
     assert group.open_pool.keep_warm is not None
-    with DAG("d"), pytest.raises(QarnotInvalidSpecError, match="cools down by itself"):
+    with DAG("d"), pytest.raises(QarnotInvalidSpecError, match="may outlive the DAG run that opened it"):
         QarnotPoolGroup("g", shared="nightly", keep_warm=None)
     with DAG("d"), pytest.raises(QarnotInvalidSpecError, match="shared="), QarnotPoolGroup("g", shared="a b"):
         pass
