@@ -167,7 +167,7 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
         return PayloadBucket(self.hook.settings, name, f"airflow-qarnot/{self._lineage}/")
 
     def _given_now(self) -> dict[str, Any]:
-        """The parameters, and the call. It is in no attribute: Airflow shows those in its UI."""
+        """Return the parameters and the call, which is in no attribute because Airflow shows those in its UI."""
         values = super()._given_now()
         bucket = self._bucket
         result_file = None
@@ -357,15 +357,20 @@ class QarnotTask(Protocol[P, R]):
 
     function: Callable[P, R]
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Create the task of one call."""
 
-    def partial(self, **kwargs: Any) -> QarnotTask[P, R]: ...
+    def partial(self, **kwargs: Any) -> QarnotTask[P, R]:
+        """Set arguments that all calls of a mapped task have."""
 
-    def expand(self, **kwargs: Any) -> Any: ...
+    def expand(self, **kwargs: Any) -> Any:
+        """Create a mapped task with a call for each combination of the arguments."""
 
-    def expand_kwargs(self, kwargs: Any, *, strict: bool = True) -> Any: ...
+    def expand_kwargs(self, kwargs: Any, *, strict: bool = True) -> Any:
+        """Create a mapped task with a call for each row of arguments."""
 
-    def override(self, **kwargs: Any) -> QarnotTask[P, R]: ...
+    def override(self, **kwargs: Any) -> QarnotTask[P, R]:
+        """Replace parameters of the decorator."""
 
 
 @overload

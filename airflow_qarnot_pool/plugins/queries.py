@@ -24,6 +24,7 @@ from airflow_qarnot_pool.api.errors import (
 )
 from airflow_qarnot_pool.hooks.connection_settings import ConnectionSettings
 from airflow_qarnot_pool.ownership.identity import WARM_UP_ROLE, is_ours, label, namespace_tag
+from airflow_qarnot_pool.ownership.termination import end
 from airflow_qarnot_pool.plugins import rows
 from airflow_qarnot_pool.plugins.cache import LIST
 
@@ -282,8 +283,6 @@ class Fetcher:
 
     def close_pool(self, uuid: str) -> None:
         """Close the pool. It may be closing, closed or deleted already."""
-        from airflow_qarnot_pool.ownership.termination import end
-
         with settings_of(self.conn_id).client(**REQUEST_LIMITS) as client:
             end(client.pools, uuid)
 

@@ -19,6 +19,8 @@ from airflow.api_fastapi.app import get_auth_manager
 from airflow.api_fastapi.auth.managers.models.resource_details import ConnectionDetails, DagAccessEntity
 from airflow.configuration import conf
 from airflow.models.connection import Connection
+from airflow.models.log import Log
+from airflow.utils.session import create_session
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 
@@ -308,9 +310,6 @@ def _id(pool: Any, name: str) -> str | None:
 
 def _audit(user: Any, conn_id: str, pool: Any) -> None:
     """Write the user and the pool that is closed to Airflow's audit log."""
-    from airflow.models.log import Log
-    from airflow.utils.session import create_session
-
     extra = {"connection_id": conn_id, "pool": pool.uuid, "name": pool.name, "state": pool.state}
     with create_session() as session:
         session.add(

@@ -23,8 +23,8 @@ from airflow_qarnot_pool.api.states import (
     pool_phase,
 )
 from airflow_qarnot_pool.costs.model import pool_cost
-from airflow_qarnot_pool.maintenance.reaper import FINISHED_RUN_STATES
 from airflow_qarnot_pool.ownership.identity import WARM_UP_ROLE, label
+from airflow_qarnot_pool.ownership.quota import FINISHED_RUN_STATES
 
 #: How long a pool may be idle without a warning, or its ``keep_warm`` if that is longer.
 IDLE_AFTER = timedelta(minutes=5)

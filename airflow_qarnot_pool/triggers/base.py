@@ -17,11 +17,14 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_qarnot_pool.api.errors import QarnotDeletedError, QarnotError
 from airflow_qarnot_pool.api.limits import parse_stored_time
+from airflow_qarnot_pool.costs.limits import CostLimit
 from airflow_qarnot_pool.exceptions import QarnotPoolEndedError
 from airflow_qarnot_pool.ownership import xcoms
 from airflow_qarnot_pool.ownership.identity import FORMAT_VERSION, TaskInstanceIdentity
 from airflow_qarnot_pool.ownership.liveness import check_addressable, task_instance_state
 from airflow_qarnot_pool.triggers.age import TriggerAge
+from airflow_qarnot_pool.triggers.connection import read_settings
+from airflow_qarnot_pool.triggers.cost_poller import wait_until_over_limit
 from airflow_qarnot_pool.triggers.poller import subscribe
 from airflow_qarnot_pool.triggers.pool_end import PoolEnds
 from airflow_qarnot_pool.version_compat import TRIGGERS_HAVE_ON_KILL
@@ -140,9 +143,6 @@ class QarnotTrigger(BaseTrigger):
 
     async def _wait_within(self, cost_limit: dict[str, Any]) -> WaitResult:
         """Wait until the wait ends or a cost limit is exceeded, whichever comes first."""
-        from airflow_qarnot_pool.costs.limits import CostLimit
-        from airflow_qarnot_pool.triggers.cost_poller import wait_until_over_limit
-
         watched = CostLimit.from_kwargs(cost_limit)
         warn = partial(self.log.warning, "%s")
         wait = asyncio.ensure_future(self._wait())
@@ -276,11 +276,7 @@ class QarnotTrigger(BaseTrigger):
 
     async def _request(self, request: Callable[[QarnotClient], Any]) -> Any:
         """Send *request* outside the poller, which may have stopped already."""
-        from airflow.sdk import BaseHook
-
-        from airflow_qarnot_pool.hooks.connection_settings import ConnectionSettings
-
-        settings = ConnectionSettings.of(await BaseHook.aget_connection(self.qarnot_conn_id))
+        settings = await read_settings(self.qarnot_conn_id)
         return await asyncio.to_thread(lambda: request(settings.client(retries=3, deadline=30.0)))
 
 

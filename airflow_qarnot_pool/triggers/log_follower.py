@@ -14,14 +14,17 @@ from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from airflow.sdk import BaseHook
+
 from airflow_qarnot_pool.api.errors import QarnotError, QarnotNotFoundError, shortened
 from airflow_qarnot_pool.logs.channel import wait_until_flushed
 from airflow_qarnot_pool.logs.checkpoint import Offset, WriterLease, rewrite_notice, with_timestamps
 from airflow_qarnot_pool.logs.cursor import STREAMS, LogCursor
-from airflow_qarnot_pool.logs.writer import write
+from airflow_qarnot_pool.logs.writer import fetch, write
 from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
 from airflow_qarnot_pool.ownership.xcoms import OUTPUT_KEY, position_key
 from airflow_qarnot_pool.triggers.base import own_xcom, store_xcom
+from airflow_qarnot_pool.triggers.connection import read_settings
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.client import QarnotClient
@@ -255,13 +258,9 @@ class LogFollower:
         return None if self._identity is None else await _checked(own_xcom(self._identity, key))
 
     async def _connect(self) -> QarnotClient:
-        from airflow.sdk import BaseHook
-
-        from airflow_qarnot_pool.hooks.connection_settings import ConnectionSettings
-
         if self._secrets_of:
             await BaseHook.aget_connection(str(self._secrets_of))  # which masks its password
-        settings = ConnectionSettings.of(await BaseHook.aget_connection(self._conn_id))
+        settings = await read_settings(self._conn_id)
         # No retries, because the next read is soon enough.
         return await asyncio.to_thread(lambda: settings.client(retries=0))
 
@@ -280,8 +279,6 @@ def pause_after(interval: float, seconds: float, reading: float) -> float:
 
 def _read(client: QarnotClient, cursor: LogCursor) -> tuple[LogCursor, list[str]]:
     """Read both streams. Runs in a thread."""
-    from airflow_qarnot_pool.logs.writer import fetch
-
     new_lines: list[str] = []
     for stream in STREAMS:
         text = fetch(client, cursor.uuid, stream, cursor.instance)

@@ -42,6 +42,8 @@ from airflow_qarnot_pool.api.errors import (
     QarnotUnavailableError,
 )
 from airflow_qarnot_pool.ownership.identity import namespace_tag
+from airflow_qarnot_pool.triggers.connection import read_settings
+from airflow_qarnot_pool.version_compat import AirflowNotFoundException
 from airflow_qarnot_pool.waiting.conditions import Absence
 
 if TYPE_CHECKING:
@@ -406,7 +408,7 @@ class Poller:
     def _pause_after(self, error: Exception) -> float:
         """Return the seconds to wait after a failed round, and fail the subscribers if the error is permanent."""
         self._failures += 1
-        pause = min(MAX_BACKOFF, self._interval() * 2 ** min(self._failures, 10))
+        pause: float = min(MAX_BACKOFF, self._interval() * 2 ** min(self._failures, 10))
         pause *= random.uniform(0.8, 1.2)
         if isinstance(error, (QarnotCredentialsError, QarnotInvalidSpecError)):
             self._refused += 1
@@ -447,13 +449,8 @@ class Poller:
         """Read the connection from time to time and after a 401, because tokens are replaced while triggers wait."""
         if time.monotonic() - self._settings_read < CONNECTION_MAX_AGE:
             return
-        from airflow.sdk import BaseHook
-
-        from airflow_qarnot_pool.hooks.connection_settings import ConnectionSettings
-        from airflow_qarnot_pool.version_compat import AirflowNotFoundException
-
         try:
-            settings = ConnectionSettings.of(await BaseHook.aget_connection(self.conn_id))
+            settings = await read_settings(self.conn_id)
         except AirflowNotFoundException as error:
             raise QarnotInvalidSpecError(
                 f"There is no connection {self.conn_id!r} any more: {error}", field="qarnot_conn_id"
@@ -689,7 +686,9 @@ def subscribe(
     every_round: bool = False,
     scope: str = "",
 ) -> Subscriber:
-    """Wait for changes with one poll for all subscribers: ``async with subscribe(...) as subscriber``.
+    """Wait for changes with one poll for all subscribers.
+
+    The result is an async context manager that yields the subscriber.
 
     :param key: uuid of an object. With *is_tag*, a tag, which stands for all objects that carry it.
     :param interval: seconds between polls. The shortest interval of all subscribers counts.

@@ -16,7 +16,10 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from airflow_qarnot_pool.api.errors import QarnotCredentialsError, QarnotError
 from airflow_qarnot_pool.api.limits import parse_stored_time
 from airflow_qarnot_pool.ownership.identity import FORMAT_VERSION
+from airflow_qarnot_pool.ownership.quota import AirflowStates, QuotaRoom, free_places, is_busy, is_full
 from airflow_qarnot_pool.triggers.age import TriggerAge
+from airflow_qarnot_pool.triggers.base import in_thread
+from airflow_qarnot_pool.triggers.connection import read_settings
 from airflow_qarnot_pool.triggers.pool import QarnotPoolTrigger
 from airflow_qarnot_pool.waiting.conditions import EndReason, Kind, WaitResult
 
@@ -194,19 +197,7 @@ async def wait_for_room(
 
 async def _request_places(conn_id: str, kind: Kind) -> tuple[Account, int | None]:
     """Return the account and its number of free places, which is 1 if a finished object can be deleted for one."""
-    from airflow.sdk import BaseHook
-
-    from airflow_qarnot_pool.hooks.connection_settings import ConnectionSettings
-    from airflow_qarnot_pool.ownership.quota import (
-        AirflowStates,
-        QuotaRoom,
-        free_places,
-        is_busy,
-        is_full,
-    )
-    from airflow_qarnot_pool.triggers.base import in_thread
-
-    settings = ConnectionSettings.of(await BaseHook.aget_connection(conn_id))
+    settings = await read_settings(conn_id)
     loop = asyncio.get_running_loop()
 
     def ask(question: Callable[[], Any]) -> Any:

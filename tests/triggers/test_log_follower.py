@@ -205,7 +205,7 @@ class AtOnce(Executor):
 @pytest.fixture
 def source(monkeypatch: pytest.MonkeyPatch) -> Source:
     source = Source()
-    monkeypatch.setattr("airflow_qarnot_pool.logs.writer.fetch", source.fetch)
+    monkeypatch.setattr("airflow_qarnot_pool.triggers.log_follower.fetch", source.fetch)
     monkeypatch.setattr(log_follower, "_threads", AtOnce)
     monkeypatch.setattr(log_follower, "READ_TIME_FACTOR", 0)
     return source
