@@ -1,7 +1,6 @@
-"""What yesterday's pools cost, by DAG, task and tag, every morning.
+"""Report the cost of yesterday's pools by DAG, task and tag, every morning.
 
-The report is the XCom of its task: as data for a dashboard, and as a table in Markdown and HTML. Send the latter with
-any mail or chat operator, for example Airflow's `EmailOperator(html_content="{{ ti.xcom_pull('report')['html'] }}")`.
+The XCom of the task has the data for a dashboard, and a table in Markdown and HTML. Send the table with any mail or chat operator, for example Airflow's `EmailOperator(html_content="{{ ti.xcom_pull('report')['html'] }}")`.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from airflow_qarnot_pool.operators.cost_report import QarnotCostReportOperator
 
 with DAG(
     "qarnot_cost_report",
-    description="What yesterday's pools cost",
+    description="Cost of yesterday's pools",
     doc_md=__doc__,
     schedule="0 6 * * *",
     start_date=datetime(2026, 1, 1),
@@ -27,7 +26,7 @@ with DAG(
 
     @task
     def tell(found: Any) -> None:
-        """Stands for a mail."""
+        """Log the report. Replace this with a mail."""
         print(found["markdown"])
 
     tell(report.output)

@@ -1,7 +1,7 @@
-"""A pool that follows its load: no node at rest, up to two for the first task, up to five for the second.
+"""A pool that follows its load: no node without work, up to two for the first task, up to five for the second.
 
-An elastic pool is not waited for: it boots nodes when there is work and gives them back when they have been idle
-for `min_idle_time`. `raise_limit` changes the limits of the pool while it runs.
+The group does not wait for an elastic pool. The pool boots nodes when there is work, and gives them back when they have
+been idle for `min_idle_time`. `raise_limit` changes the limits of the pool while it runs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ COMMAND = "sh -c 'echo instance $INSTANCE_ID of $INSTANCE_COUNT; sleep 1'"
 
 
 def up_to(slots: int) -> Elastic:
-    """Between no slot and *slots* of them, as the work asks for."""
+    """Return limits for a pool that has at most *slots* slots."""
     return Elastic(
         max_total_slots=slots,
         resize_period=timedelta(seconds=90),

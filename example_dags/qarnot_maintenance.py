@@ -1,8 +1,8 @@
 """Close pools that outlived their use, every ten minutes.
 
-The last line of defence: a DAG run that times out skips its teardown tasks, and a DAG may be deleted while its pool is
-up. Only pools that this provider made under the connection's namespace are looked at, so the connection must name one.
-Trigger it by hand with `report_only` to see what would be done.
+This is the last resort: a DAG run that times out skips its teardown tasks, and a DAG may be deleted while its pool is
+up. It handles only pools that this provider created in the connection's namespace, so the connection must have one.
+Trigger it by hand with `report_only` to see its decisions without their effects.
 """
 
 from __future__ import annotations

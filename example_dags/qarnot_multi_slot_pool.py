@@ -1,7 +1,7 @@
 """Several tasks on each node: eight slots on two nodes.
 
-With `slots_per_node` an instance of the pool is a slot, and four of them share a node. It suits many small tasks:
-sixteen instances run eight at a time on the price of two nodes. What an instance can use is its share of the node.
+With `slots_per_node` an instance of the pool is a slot, and four of them share a node. Use it for many small tasks:
+sixteen instances run eight at a time, at the price of two nodes. Each instance gets its share of the node.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ with DAG(
             instance_count=16,
             remote_retries=1,
         )
-        # Or ids of one's own choice.
+        # You can also choose the ids.
         some_again = QarnotRunTaskOperator(
             task_id="some_again", command="sh -c 'echo frame $INSTANCE_ID again'", ranges="0-2,7"
         )

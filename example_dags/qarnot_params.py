@@ -1,7 +1,7 @@
-"""Triggered from the UI: its form asks for the size of the pool, the image, the command and how many items.
+"""A DAG to trigger from the UI, with a form for the size of the pool, the image, the command and the number of items.
 
-The answers are Params, so Airflow checks them before anything is booted. `items` becomes one mapped task, and one
-Qarnot task, for each item; the command finds the item's number in `$ITEM`.
+The values are Params, so Airflow checks them before a pool boots. Each item is one mapped task and one Qarnot task. The
+command has the item's number in `$ITEM`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ PARAMS = {
 
 @task
 def items(params: dict[str, Any] | None = None) -> list[dict[str, str]]:
-    """The constants of each item's Qarnot task."""
+    """Return the constants of each item's Qarnot task."""
     assert params is not None
     return [{"ITEM": str(number + 1)} for number in range(params["items"])]
 

@@ -1,9 +1,9 @@
 """A pipeline that runs every morning: its stages hand files to each other in a bucket.
 
-The work starts as soon as one of two nodes is there (`ready_when`). Inputs go to the day's bucket by Airflow's own
-object storage (`ObjectStoragePath`, which needs the `[storage]` extra). Each stage reads the bucket and writes to it;
-the report reads its result there. `archive` is submitted without being waited for, and a sensor picks up its end while
-the report is written.
+The work starts as soon as one of two nodes is up (`ready_when`). Airflow's object storage (`ObjectStoragePath`, which
+needs the `[storage]` extra) writes the inputs to the day's bucket. Each stage reads the bucket and writes to it. The
+report reads its result there. `archive` is submitted without a wait, and a sensor waits for its end while the report is
+written.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def prices(bucket: str) -> None:
 
 @task
 def report(figures: Any) -> int:
-    """Tell what the day's computation took, and what it found."""
+    """Log the duration and the result of the day's computation."""
     best = ObjectStoragePath(f"{STORAGE}{figures['result_bucket']}/best.txt").read_text()
     logging.getLogger(__name__).info(
         "%s of %s instances succeeded; best: %s", figures["succeeded"], figures["instances"], best
@@ -79,6 +79,6 @@ with DAG(
         archived = QarnotTaskSensor(task_id="archived", qarnot_task=archive.output)
         chain(extract, compute, archive, archived)
 
-    # The pool opens after the task that runs on an Airflow worker: its nodes would wait for it, and be billed.
+    # The pool opens after the task on an Airflow worker, because idle nodes would be billed during it.
     prices(BUCKET) >> nodes
     report(compute.output)

@@ -1,8 +1,8 @@
 """A backfill of many days on one pool, which another DAG uses, too.
 
-Each day is a DAG run, and without `shared` each would boot a pool of its own. Here all runs of both DAGs that are
-under way at the same time use the pool `days`: the first opens it, and the last one out closes it. `max_active_runs`
-bounds how many of them compete for its slots. All who share a pool give the same parameters, so they are in one place.
+Each day is a DAG run, and without `shared` each would boot a separate pool. Here all overlapping runs of both DAGs use
+the pool `days`: the first opens it, and the last closes it. `max_active_runs` limits how many of them compete for its
+slots. All DAGs that share a pool must give the same parameters, so they are in one place.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from airflow_qarnot_pool.task_groups.pool import QarnotPoolGroup
 DAYS: dict[str, Any] = {
     "shared": "days",
     "instance_count": 4,
-    "warm_up": False,  # the first task boots what it needs
+    "warm_up": False,  # the first task boots the nodes that it needs
     "keep_warm": timedelta(minutes=15),
-    "report_cost": True,  # what this run's share of the pool is, as XCom of close_pool
+    "report_cost": True,  # this run's share of the pool, as XCom of close_pool
 }
 COMMON: dict[str, Any] = {
     "start_date": datetime(2026, 1, 1),

@@ -1,7 +1,7 @@
 """Python functions on the nodes of a warm pool.
 
-`throw` runs once for each seed, side by side on two nodes; `combine` gets all their results. Both are plain functions:
-what they need is imported inside, as only their own source travels to the node. Arguments and results are JSON.
+`throw` runs once for each seed, in parallel on two nodes. `combine` gets all their results. Both are plain functions that
+import their modules inside, because only the source of the function is sent to the node. Arguments and results are JSON.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from airflow_qarnot_pool.task_groups.pool import QarnotPoolGroup
 
 @task
 def seeds(params: Any = None) -> list[int]:
-    """One for each part of the work."""
+    """Return a seed for each part of the work."""
     return list(range(params["parts"]))
 
 
@@ -35,7 +35,7 @@ def throw(seed: int, darts: str) -> dict[str, int]:
 
 @qarnot_task(multiple_outputs=True)
 def combine(throws: list[dict[str, int]]) -> dict[str, float]:
-    """An estimate of pi, and how far off it may be."""
+    """Estimate pi and the error."""
     import math
 
     darts = sum(one["darts"] for one in throws)
@@ -45,7 +45,7 @@ def combine(throws: list[dict[str, int]]) -> dict[str, float]:
 
 @task
 def report(pi: float, error: float) -> None:
-    """Runs on an Airflow worker, like any task."""
+    """Log the estimate, on an Airflow worker like any task."""
     logging.getLogger(__name__).info("pi is about %.4f, give or take %.4f", pi, error)
 
 
@@ -66,6 +66,6 @@ with DAG(
     with QarnotPoolGroup("nodes", instance_count=2) as nodes:
         thrown = throw.partial(darts="{{ params.darts }}").expand(seed=given)
         estimate = combine(thrown)
-    # What runs on an Airflow worker runs before the pool opens and after its work, not while its nodes are billed.
+    # Tasks on an Airflow worker run before the pool opens and after its work, because its nodes are billed meanwhile.
     given >> nodes
     report(estimate["pi"], estimate["error"])

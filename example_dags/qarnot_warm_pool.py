@@ -1,8 +1,8 @@
 """One warm pool for twelve tasks in three stages.
 
-`open_pool` is a setup task and `close_pool` its teardown: the pool is closed whatever becomes of the work between
-them, and clearing a task brings up a new pool for it. Only the first task waits for nodes to boot; the others find
-them warm, four at a time, and the two that find all four busy wait for the first that is free.
+`open_pool` is a setup task and `close_pool` its teardown. The pool is closed even if the work between them fails, and
+clearing a task opens a new pool for it. Only the first task waits for nodes to boot. The others run on warm nodes, four
+at a time. A task that finds all four busy waits for a free one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ with DAG(
         task_id="close_pool", qarnot_pool=open_pool.output, wait_for_completion=True, report_cost=True
     ).as_teardown(setups=open_pool)
 
-    # One Qarnot task for each part. Mapped tasks need an edge to the teardown as much as others do.
+    # One Qarnot task for each part. Mapped tasks also need an edge to the teardown.
     stages = [
         QarnotRunTaskOperator.partial(
             task_id=stage, qarnot_pool=open_pool.output, command=SCRIPT.format(stage=stage)
