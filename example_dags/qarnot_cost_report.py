@@ -1,6 +1,7 @@
 """Report the cost of yesterday's pools by DAG, task and tag, every morning.
 
-The XCom of the task has the data for a dashboard, and a table in Markdown and HTML. Send the table with any mail or chat operator, for example Airflow's `EmailOperator(html_content="{{ ti.xcom_pull('report')['html'] }}")`.
+The XCom of the task has data for a dashboard, and a table in Markdown and HTML. Send the table with any mail or chat
+operator, for example Airflow's `EmailOperator(html_content="{{ ti.xcom_pull('report')['html'] }}")`.
 """
 
 from __future__ import annotations

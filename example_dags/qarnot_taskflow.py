@@ -1,7 +1,8 @@
 """Python functions on the nodes of a warm pool.
 
-`throw` runs once for each seed, in parallel on two nodes. `combine` gets all their results. Both are plain functions that
-import their modules inside, because only the source of the function is sent to the node. Arguments and results are JSON.
+`throw` runs once for each seed, in parallel on two nodes. `combine` gets all their results. Both are plain functions.
+They import their modules inside, because only the source of a function is sent to the node. Arguments and results are
+JSON.
 """
 
 from __future__ import annotations
