@@ -6,6 +6,9 @@ STAMP := $(VENV)/.installed
 SELENIUM := selenium==4.51.0
 POSTGRES_DRIVERS := psycopg2-binary==2.9.13 asyncpg==0.32.0
 
+# Hundreds of interpreters start here, each of which would compile the package again.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: setup demo test coverage test-airflow test-ui distributed soak matrix chaos bench check lint format types build docs check-install test-group-3.1 clean
 
 setup: $(STAMP)

@@ -398,5 +398,5 @@ def test_speed(private: Callable[..., LocalQarnot]) -> None:
 @pytest.mark.parametrize(
     "body", [{"speed": -1}, {"advance_seconds": "x"}, {"advance_seconds": -5}, {"hurry": 1}, []]
 )
-def test_bad_clock_settings(world: World, body: Any) -> None:
-    assert world.http("PUT", "/_local/clock", body).status_code == 400
+def test_bad_clock_settings(server: LocalQarnot, body: Any) -> None:
+    assert World(server).http("PUT", "/_local/clock", body).status_code == 400

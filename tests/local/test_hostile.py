@@ -131,11 +131,11 @@ def test_a_proxy_answers_with_a_page_and_nothing_takes_effect(still: World) -> N
         ("/_local/clock", {"step_seconds": None}),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(still: World, path: str, bad: Any) -> None:
-    assert still.http("PUT", path, bad).status_code == 400
+def test_settings_that_mean_nothing_are_refused(server: LocalQarnot, path: str, bad: Any) -> None:
+    assert Http(server)("PUT", path, bad).status_code == 400
 
 
-def test_a_dial_keeps_what_it_has_shown() -> None:
+def test_the_shown_time_keeps_the_times_that_it_has_shown() -> None:
     shown_time = ShownTime()
     assert (shown_time.show(5.0), shown_time.is_true) == (5.0, True)
     shown_time.step(10.0, -3.0)
