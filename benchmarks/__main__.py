@@ -1,6 +1,6 @@
 """Run all programs, or those that are named, and renew ``docs/contributing/evidence/benchmarks.md``.
 
-What is not run keeps its place in the page.
+Programs that do not run keep their part of the page.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from airflow_qarnot_pool.ownership.identity import FORMAT_VERSION, TaskInstanceI
 from airflow_qarnot_pool.waiting.conditions import TASK_ENDED
 from benchmarks import environment
 
-#: Seconds until a node is up: never, as far as a benchmark is concerned.
+#: Seconds until a node is up, which no benchmark lives to see.
 NEVER = 1e7
 GROUPS = 100
 CHUNK = 500
@@ -62,14 +62,14 @@ class Backlog:
         )
 
     def trigger_kwargs(self, interval: float) -> list[dict[str, Any]]:
-        """What a deferred ``QarnotRunTaskOperator`` hands to its trigger, for each of them."""
+        """Return the kwargs of a deferred ``QarnotRunTaskOperator``'s trigger, for each of the tasks."""
         return [
             {
                 "qarnot_conn_id": environment.CONNECTION,
                 "uuid": uuid,
                 "condition": TASK_ENDED.to_kwargs(),
                 "poll_interval": interval,
-                # Each Airflow task has one of its own.
+                # Deadlines differ between Airflow tasks.
                 "deadline": (deadline := f"2099-01-01T00:00:00.{identity.map_index:06}+00:00"),
                 "identity": identity.to_kwargs(),
                 "cancel_on_kill": True,
@@ -87,7 +87,7 @@ class Backlog:
         ]
 
     def end_some(self) -> list[str]:
-        """Cancel the tasks of one pool, by closing it; their uuids. Nothing, when none is left."""
+        """Cancel the tasks of one pool by closing it. Return their uuids, which are none if no pool remains."""
         if not self._left:
             return []
         pool = self._left.pop()
@@ -95,7 +95,7 @@ class Backlog:
         return self._groups[pool]
 
     def requests(self) -> list[dict[str, Any]]:
-        """What others asked for since the log was cleared."""
+        """Return the requests of others since the log was cleared."""
         return [
             one
             for one in self.qarnot.requests()
@@ -105,7 +105,7 @@ class Backlog:
 
 @contextmanager
 def backlog(count: int, *, groups: int = GROUPS, connect: bool = True) -> Iterator[Backlog]:
-    """A local Qarnot of its own with *count* waiting tasks, in up to *groups* pools.
+    """Start a local Qarnot with *count* waiting tasks, in up to *groups* pools.
 
     :param connect: make it the Airflow connection ``qarnot_default``.
     """

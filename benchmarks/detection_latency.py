@@ -24,7 +24,7 @@ MOST_ALONE, MOST_PEER = 100, 1000
 
 
 class Changes(AbstractContextManager["Changes"]):
-    """Ends some at random moments, once in *pause* seconds on average, in the time of a ``with`` block."""
+    """Ends some tasks at random times, once in *pause* seconds on average, during a ``with`` block."""
 
     def __init__(self, end_some: Callable[[], Sequence[Hashable]], pause: float) -> None:
         self._end_some, self._pause = end_some, pause
@@ -47,7 +47,7 @@ class Changes(AbstractContextManager["Changes"]):
         self._thread.join()
 
     def latencies(self, fired: dict[Hashable, float]) -> list[float]:
-        """Seconds from change to event; infinite where none came."""
+        """Return the seconds from change to event, infinite without an event."""
         return [fired.get(one, math.inf) - then for one, then in self.ended.items()]
 
 

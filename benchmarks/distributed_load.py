@@ -1,10 +1,10 @@
 """Thousands of deferred Qarnot tasks over two real triggerers, and 20 DAG runs that share a pool at the same time.
 
-A distributed Airflow of its own (PostgreSQL, Redis, two schedulers, two triggerers, two Celery workers: what ``make
+A distributed Airflow (PostgreSQL, Redis, two schedulers, two triggerers, two Celery workers, as ``make
 distributed`` installs) has 500 waiters first and ``--waiters`` afterwards, and is measured with each: requests per
 minute, how late an end is noticed, how often Airflow's watchdog finds a triggerer's event loop blocked, database
 connections, memory and CPU of the triggerers. The DAG runs come with each number of waiters, too. At last as many
-triggers as came at once before come again, but ones that only sleep: what taking up costs is Airflow's own.
+triggers as came at once before come again, but ones that only sleep, because starting triggers is Airflow's cost.
 
 The waiters are real triggers of real task instances, and both triggerers share them as they always do. Only their way
 there is shortened: ``deferred`` and the trigger are written to Airflow's database as a worker's deferral would leave
@@ -65,7 +65,7 @@ with DAG("waiting", schedule=None, max_active_runs=1000, max_active_tasks=100_00
 
 @dataclass
 class TakenUp:
-    """How it was to take up so many triggers that came at once."""
+    """Result of starting many triggers that came at once."""
 
     count: int
     seconds: float
@@ -204,7 +204,7 @@ class Deployment:
         return TakenUp(count, time.monotonic() - begun, self.blocked()[blocked:])
 
     def _started_triggers(self) -> int:
-        """Triggers that have said that they start: each has a log of its own, unless it ends at once."""
+        """Return the number of started triggers, each of which has a log unless it ends at once."""
         folder = self.airflow.home / "logs" / "dag_id=waiting"
         return sum(1 for _ in folder.rglob("*.trigger.*.log"))
 
@@ -245,7 +245,7 @@ class Deployment:
             over.set()
             thread.join()
 
-    # --- what is measured
+    # --- measurements
 
     def idle_window(self, found: Found, seconds: float) -> None:
         """Nothing ends."""

@@ -28,7 +28,7 @@ OURS, EXPAND, SDK = "one QarnotRunTasksOperator", ".expand()", "SDK, mapped"
 
 @dataclass
 class Cost:
-    """Of so many commands: wall-clock seconds, CPU seconds of workers, slices, requests."""
+    """Cost of a number of commands: wall-clock seconds, CPU seconds of workers, slices, requests."""
 
     commands: int
     wall: float = 0.0
@@ -38,7 +38,7 @@ class Cost:
 
 
 def forked(call: Callable[[], Any], cost: Cost) -> Any:
-    """What *call* returns in a process of its own, whose CPU time is added to *cost*."""
+    """Return the result of *call* in a new process, whose CPU time is added to *cost*."""
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -62,7 +62,7 @@ def forked(call: Callable[[], Any], cost: Cost) -> Any:
 
 
 def airflow_task(make: Callable[[], Any], ti: Any, cost: Cost) -> None:
-    """Run it to its end, a process for each slice; triggers run in this one."""
+    """Run a task to its end, with a process for each slice. Triggers run in this process."""
     from airflow_qarnot_pool.version_compat import TaskDeferred
     from tests.harness import context_of, fire
 
@@ -165,7 +165,7 @@ def measure(report: Report) -> None:
             cost = found[name]
             qarnot.clear_requests()
             begun = time.monotonic()
-            # A single Qarnot task is over after a moment; a long interval would only be waited for.
+            # A single Qarnot task finishes at once, so a long interval would only add waiting time.
             way(qarnot, pool, cost.commands, interval if name == OURS else 0.5, cost)
             cost.wall = time.monotonic() - begun
             cost.requests = len(qarnot.requests())

@@ -1,8 +1,7 @@
 """How long importing operator modules takes over ``airflow.sdk``, which every DAG file imports.
 
-Each import in a fresh interpreter, with bytecode compiled beforehand, the programs taking turns. CPU time is what is
-compared: unlike the wall clock it does not depend on what else the machine does. A provider that is not installed is
-left out.
+Each import in a fresh interpreter, with bytecode compiled beforehand, the programs taking turns. CPU time is
+compared, because unlike the wall clock it does not depend on other load. A provider that is not installed is left out.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import sys
 from benchmarks.report import Report, main
 
 BASE = "airflow.sdk"
-#: What any DAG file with an operator and a connection imports, whatever the provider.
+#: Imports of any DAG file with an operator and a connection, whatever the provider.
 BARE = "from airflow.sdk import DAG, BaseHook, BaseOperator, BaseSensorOperator, TaskGroup"
 OURS = "this provider"
 MODULES = {
@@ -44,7 +43,7 @@ print(before - begun, added, *sorted(set(sys.modules) - loaded))
 
 
 def installed(module: str) -> bool:
-    """Whether the distribution of *module* is there, found without importing it."""
+    """Return whether the distribution of *module* is installed, without importing it."""
     parts = module.split(".")
     for n in range(1, len(parts) + 1):
         try:
@@ -56,9 +55,9 @@ def installed(module: str) -> bool:
 
 
 def once(modules: list[str], compiled: bool = True) -> tuple[float, float, list[str]]:
-    """CPU seconds for ``airflow.sdk`` and for *modules* after it, and what they have loaded."""
+    """Return the CPU seconds for ``airflow.sdk`` and for *modules* after it, and the loaded modules."""
     program = MEASURE.format(bare=BARE, imports="\n".join(f"import {one}" for one in modules))
-    # Whoever installs without compiling, or forbids it, shall not be measured.
+    # An installation without bytecode, or an environment that forbids it, must not be measured.
     own = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": f"{os.environ['AIRFLOW_HOME']}/bytecode"}
     env = {**os.environ, **(own if compiled else {})}
     done = subprocess.run(

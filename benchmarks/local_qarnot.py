@@ -1,7 +1,7 @@
 """How many requests per second the local Qarnot answers, with 100 Qarnot tasks in it and with 10,000 (and 500 pools).
 
-One client, one request after the other, so that most of a figure is the client and HTTP; what counts is whether it
-falls with the number of objects.
+One client sends one request after the other, so most of a figure is the client and HTTP. It must not fall with the
+number of objects.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def timed(call: Callable[[], Any], seconds: float) -> float:
 
 
 def rates(waiting: Backlog, seconds: float) -> dict[str, float]:
-    """Requests per second, by what is asked for."""
+    """Return the requests per second, by kind of request."""
     from airflow_qarnot_pool.api import filters
     from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
     from airflow_qarnot_pool.ownership.identity import namespace_tag

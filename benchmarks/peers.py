@@ -1,6 +1,6 @@
-"""What the provider is measured against: the official SDK, and the real triggers of other providers.
+"""Peers of the provider: the official SDK, and the real triggers of other providers.
 
-Those triggers poll a stub of their own service. A provider that is not installed is left out of the tables.
+These triggers poll a stub of their service. A provider that is not installed is left out of the tables.
 """
 
 from __future__ import annotations
@@ -78,14 +78,14 @@ KUBERNETES = Peer(
     name="KubernetesPod",
     classpath="airflow.providers.cncf.kubernetes.triggers.pod.KubernetesPodTrigger",
     kwargs_of=_pod,
-    # Each poll makes a client and a connection of its own: more would keep the machine busy.
+    # Each poll creates a client and a connection, so more waiters would keep the machine busy.
     most=50,
 )
 PEERS = (DATABRICKS, KUBERNETES)
 
 
 class Stub:
-    """The services behind the peers' triggers, in a process of their own: jobs run until they are ended."""
+    """The services behind the peers' triggers, in a separate process. Jobs run until they are ended."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -138,7 +138,7 @@ class Stub:
 
 
 def _serve() -> None:
-    """A little HTTP by hand, so that the stub costs less than what is measured."""
+    """Serve HTTP without a library, because the stub must cost less than its clients."""
     import asyncio
 
     ended: set[int] = set()
@@ -255,7 +255,7 @@ class SdkWaiters:
         try:
             self._connection.retrieve_task(uuid).wait()
         except Exception:
-            # Nobody looks any more, and the server is gone.
+            # The waits have ended with the server.
             if not self._over:
                 raise
         else:

@@ -26,13 +26,13 @@ TASK_TRIGGER = "airflow_qarnot_pool.triggers.task.QarnotTaskTrigger"
 OURS, ALONE, SDK = "this provider", "not shared", "SDK task.wait()"
 #: Each without a share has a thread and a connection, and so has each of the SDK.
 MOST_ALONE, MOST_SDK = 100, 1000
-#: Rounds of a window: a sweep of everybody is among them.
+#: Rounds of a window, because one of them is then a full poll.
 ROUNDS = 13
 
 
 @dataclass
 class Cost:
-    """Of one program with so many waiters: requests per round of polls, idle and with 1 % ending per round."""
+    """Cost of one program: requests per round of polls, idle and with 1 % ending per round."""
 
     idle: float
     busy: float = math.nan

@@ -18,7 +18,7 @@ Cell = str | float | int | None
 def exponent(points: Mapping[int, float], start: int = 100) -> float | None:
     """How a figure grows with N, from *start* to the largest N measured: 0 not at all, 1 as N does, 2 as N².
 
-    None where there is nothing to compare, or where a figure is too close to 0 to have a ratio.
+    None without two figures to compare, or if a figure is too close to 0 to have a ratio.
     """
     counts = [n for n in points if n >= start]
     least, most = min(counts, default=0), max(counts, default=0)
@@ -105,7 +105,7 @@ class Report:
     def target(
         self, what: str, measured: float | None, limit: float, *, least: bool = False, unit: str = ""
     ) -> None:
-        """Compare a figure with what it should be: at most *limit*, or at least."""
+        """Compare a figure with its target: at most *limit*, or at least."""
         if measured is None or math.isnan(measured):
             return
         met = measured >= limit if least else measured <= limit
@@ -132,7 +132,7 @@ def main(
 ) -> None:
     """Run one program.
 
-    :param waiters: default of ``--waiters``; *meaning* says what it counts here.
+    :param waiters: default of ``--waiters``; *meaning* describes it in the help.
     """
     from benchmarks import environment
 

@@ -2,7 +2,7 @@
 
 Three Airflow tasks: one makes a pool of one node and waits until it is ready, one runs a Qarnot task on it to its end
 and reads its output, one closes the pool. Ours are the operators as Airflow runs them, slice by slice; the SDK's are
-Python tasks that do what its documentation shows. Each Airflow task is a process of its own and has to connect.
+Python tasks that do what its documentation shows. Each Airflow task is a process and has to connect.
 How many requests a wait costs depends on how long it takes, so nodes and work take the same time for both, and both
 look every 10 s: the SDK has no other interval.
 """
@@ -19,7 +19,7 @@ from benchmarks.report import Report, main
 STEPS = ("connect", "create the pool", "wait for the pool", "submit", "wait for the task", "output", "close")
 OURS, SDK = "this provider", "official SDK"
 SDK_INTERVAL = 10.0
-#: Ours says in the log what the pool has cost and what of it was idle; the SDK's user would have to ask.
+#: Ours logs the cost of the pool and its idle share; a user of the SDK would have to request them.
 COST = "what it has cost"
 
 

@@ -1,8 +1,8 @@
-"""Airflow's own ``TriggerRunner`` in a process of its own, with a supervisor that only hands out triggers.
+"""Run Airflow's own ``TriggerRunner`` in a separate process, with a supervisor that only hands out triggers.
 
-As a program it obeys JSON lines on standard input and answers each with one on standard output;
-:class:`Triggerer` is the other end. What it reports of a stretch of time: CPU seconds, how late its event loop
-woke up, memory, which triggers fired and when, rounds and requests of the shared polls.
+As a program it reads orders as JSON lines on standard input and responds to each with a line on standard output;
+:class:`Triggerer` is the client. It reports CPU seconds, the lag of its event loop, memory, the triggers that fired
+and when, and the rounds and requests of the shared polls.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-#: Seconds between two looks of the lag probe.
+#: Seconds between two probes of the lag.
 PROBE = 0.01
 ALONE, TRACED = "alone", "traced"
 
@@ -31,7 +31,7 @@ ALONE, TRACED = "alone", "traced"
 class Triggerer:
     """A triggerer process.
 
-    :param alone: triggers of ours share no poll: every one has a poll of its own.
+    :param alone: our triggers share no poll, so each polls for itself.
     :param traced: :meth:`memory` is that of Python's objects, as counted by tracemalloc since its first call.
     """
 
@@ -82,14 +82,13 @@ class Triggerer:
             raise RuntimeError("Not every trigger was polled in time")
 
     def window(self, seconds: float) -> dict[str, Any]:
-        """Let it run for so long, and tell what it took.
+        """Let the triggers run for *seconds*, and return measurements.
 
-        ``cpu`` seconds; ``lag`` [s] of every look of
-        the probe, ``blocked`` [s] the CPU time that the event loop's thread took between two looks; ``fired``
-        (trigger id to epoch seconds; since the start); ``rounds`` and ``lookups`` of the shared polls.
+        ``cpu`` seconds; ``lag`` [s] of every probe; ``blocked`` [s], the CPU time of the event loop's thread between
+        two probes; ``fired`` (trigger id to epoch seconds, since the start); ``rounds`` and ``lookups`` of the polls.
         """
-        found: dict[str, Any] = self._ask(do="window", seconds=seconds)
-        return found
+        window: dict[str, Any] = self._ask(do="window", seconds=seconds)
+        return window
 
 
 # --- the process
@@ -103,7 +102,7 @@ def _main() -> None:
 
 
 def _log_as_in_production() -> None:
-    """JSON lines into a file descriptor, here of nobody."""
+    """Log JSON lines to a file descriptor, as in production, here to the null device."""
     from airflow.sdk.log import configure_logging, reset_logging
 
     reset_logging()
@@ -112,7 +111,7 @@ def _log_as_in_production() -> None:
 
 
 def _share_nothing() -> None:
-    """A scope of its own for every waiter."""
+    """Give every waiter a separate poll."""
     from airflow_qarnot_pool.triggers import base
     from airflow_qarnot_pool.triggers.poller import subscribe
 
@@ -174,10 +173,10 @@ async def _probe(lags: list[float], blocked: list[float]) -> None:
 
 
 def _anonymous() -> int:
-    """Bytes that this process has allocated: its pages of no file, resident or swapped out; 0 where Linux does not say.
+    """Return the allocated bytes: anonymous pages, resident or swapped out; 0 on other systems than Linux.
 
-    The pages of files (libraries) are no matter of how many wait, and whether they are ours alone changes whenever
-    another process that has loaded the same ones begins or ends.
+    Pages of files (libraries) do not depend on the number of waiters. Whether other processes share them changes
+    whenever such a process starts or ends.
     """
     try:
         rollup = Path("/proc/self/smaps_rollup").read_text()
@@ -284,7 +283,7 @@ async def _serve() -> None:
     running.cancel()
     for details in list(runner.triggers.values()):
         details["task"].cancel()
-    # Thousands of triggers need not be told one by one that this is the end.
+    # Ending thousands of triggers one by one would take long.
     os._exit(0)
 
 

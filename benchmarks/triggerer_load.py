@@ -17,7 +17,7 @@ from benchmarks.poll_cost import ALONE, OURS, TASK_TRIGGER, Ending, sizes_of
 from benchmarks.report import Report, Table, exponent, main, percentile
 from benchmarks.triggerer import Triggerer
 
-#: Seconds between two polls; five times as often as by default, so that a window holds many.
+#: Seconds between two polls, a fifth of the default, because a window must hold many.
 INTERVAL = 1.0
 BUSY = f"{OURS}, 1 % end per round"
 SLEEPING = "a trigger that sleeps"
@@ -25,10 +25,10 @@ SLEEPER = "airflow.providers.standard.triggers.temporal.DateTimeTrigger"
 MOST_ALONE = 100
 #: Waiters whose objects are counted.
 OBJECTS_AT = 1000
-#: Waiters from which on pages say what a waiter takes.
+#: Number of waiters from which pages show the memory of a waiter.
 PAGES_FROM = 5000
 #: Bytes of the page that each greenlet of Airflow's (greenback, one for each trigger) has for its Python frames; the
-#: interpreter maps it by itself, so that tracemalloc does not see it.
+#: interpreter maps it, and tracemalloc does not see it.
 STACK = 4096
 COLUMNS = (
     "waiters",
@@ -67,7 +67,7 @@ def filled(
     """
     triggerer.add(classpath, kwargs[:1])
     settle(1)
-    triggerer.window(2 * INTERVAL)  # what a round needs is loaded then
+    triggerer.window(2 * INTERVAL)  # a round loads more modules
     first = triggerer.memory()
     triggerer.add(classpath, kwargs[1:])
     settle(len(kwargs))
@@ -82,7 +82,7 @@ def grown(triggerer: Triggerer, first: int, count: int) -> float:
 def objects(
     classpath: str, kwargs: list[dict[str, Any]], settle: Callable[[Triggerer], object]
 ) -> float | None:
-    """The same by Python's own account, in a process of its own: tracing takes time and memory."""
+    """Return the same from tracemalloc, in a separate process because tracing takes time and memory."""
     if len(kwargs) != OBJECTS_AT:
         return None
     with Triggerer(traced=True) as triggerer:

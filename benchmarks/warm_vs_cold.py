@@ -1,4 +1,4 @@
-"""Twelve short Qarnot tasks in three stages of four: on a warm pool of four nodes, and cold, each on a node of its own.
+"""Twelve short Qarnot tasks in three stages of four: on a warm pool of four nodes, and cold, each on a new node.
 
 The operators run in threads, four at a time, waiting on the spot: Airflow's own time, the same for both, is left out.
 The pool is made, waited for and closed within the time that is measured.
@@ -22,7 +22,7 @@ POLL = 0.2
 
 @dataclass(frozen=True)
 class Run:
-    """Of one way: wall-clock seconds, node-seconds up (which is what is billed), requests."""
+    """Result of one way: wall-clock seconds, billed node-seconds (up), requests."""
 
     wall: float
     nodes: float
@@ -30,7 +30,7 @@ class Run:
 
 
 def work(stage: int, where: dict[str, str], seconds: float, way: str) -> None:
-    """One stage, on the pool or the nodes of its own that *where* says."""
+    """Run one stage on a pool, or on separate nodes, as the parameters in *where* decide."""
     from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
     from tests.harness import FakeTI, context_of
 
@@ -65,7 +65,7 @@ def warm(seconds: float) -> None:
 
 
 def cold(seconds: float) -> None:
-    """Each task boots a node of its own."""
+    """Boot a node for each task."""
     for stage in range(STAGES):
         work(stage, {"profile": "docker-batch"}, seconds, "cold")
 
@@ -84,7 +84,7 @@ def timed(way: Any, boot: float, seconds: float) -> Run:
 
 def measure(report: Report) -> None:
     boots, seconds = ((0.3,), 0.1) if report.quick else (BOOTS, WORK)
-    timed(warm, 0.1, 0.0)  # imports and first requests are nobody's
+    timed(warm, 0.1, 0.0)  # neither way pays for imports and first requests
     table = report.table(
         f"{STAGES} stages of {WIDTH} Qarnot tasks of {seconds:g} s",
         (
