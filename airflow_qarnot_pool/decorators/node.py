@@ -88,7 +88,7 @@ def _fitting(report: dict[str, Any], payload: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-def install(requirements: list[str], directory: str, left: float | None) -> dict[str, Any] | None:
+def install(requirements: list[str], directory: str, timeout: float | None) -> dict[str, Any] | None:
     """Install with pip into *directory*. Return an error report if that fails."""
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-cache-dir", "--no-input"]
     command += ["--disable-pip-version-check", "--target", directory, *requirements]
@@ -97,7 +97,7 @@ def install(requirements: list[str], directory: str, left: float | None) -> dict
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        timeout=left,
+        timeout=timeout,
         check=False,
     )
     if done.returncode == 0:
@@ -110,7 +110,7 @@ def install(requirements: list[str], directory: str, left: float | None) -> dict
 
 
 def _run_function(
-    payload: dict[str, Any], report: str, environment: dict[str, str], left: float | None
+    payload: dict[str, Any], report: str, environment: dict[str, str], timeout: float | None
 ) -> dict[str, Any]:
     # "-c" puts the current directory on the path, from which modules of a resource bucket can be imported.
     process = subprocess.Popen(
@@ -118,7 +118,7 @@ def _run_function(
     )
     task = {key: payload[key] for key in ("function", "arguments", "serializer")}
     try:
-        process.communicate(json.dumps(task).encode(), timeout=left)
+        process.communicate(json.dumps(task).encode(), timeout=timeout)
     finally:
         if process.poll() is None:
             process.kill()

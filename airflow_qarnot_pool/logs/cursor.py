@@ -44,26 +44,26 @@ class CursorPosition(NamedTuple):
     """The place in the output of one instance up to which it has been written.
 
     ``lines`` is the number of complete lines before it in the buffer of that time, and ``tail`` has the hashes of the
-    last of them. ``part`` is the number of characters written of the next line. ``begun`` is the hash of the last of
-    those characters.
+    last of them. ``part`` is the number of characters written of the next line. ``part_hash`` is the hash of the
+    last of those characters.
     """
 
     lines: int = 0
     tail: tuple[int, ...] = ()
     part: int = 0
-    begun: int = 0
+    part_hash: int = 0
 
     def to_json(self) -> list[Any]:
         """Return a JSON value."""
         packed = struct.pack(f">{len(self.tail)}I", *self.tail)
-        return [self.lines, base64.b64encode(packed).decode(), self.part, self.begun]
+        return [self.lines, base64.b64encode(packed).decode(), self.part, self.part_hash]
 
     @classmethod
     def from_json(cls, value: Sequence[Any]) -> CursorPosition:
         """Return the place of which :meth:`to_json` returned *value*."""
-        lines, tail, part, begun = value
+        lines, tail, part, part_hash = value
         packed = base64.b64decode(tail, validate=True)[: 4 * TAIL_SIZE]
-        return cls(int(lines), struct.unpack(f">{len(packed) // 4}I", packed), int(part), int(begun))
+        return cls(int(lines), struct.unpack(f">{len(packed) // 4}I", packed), int(part), int(part_hash))
 
 
 class OmittedLines(NamedTuple):
@@ -98,12 +98,13 @@ class NewLines(NamedTuple):
 class _Line:
     """The last line read, which may be incomplete.
 
-    ``new`` is its new end, ``known`` the number of characters before that, and ``omitted`` the number of new characters
-    that are not held. ``length`` is the number of characters read. ``size`` includes those that were cut off before.
+    ``new`` is its new end, ``written`` the number of characters before that, and ``omitted`` the number of new
+    characters that are not held. ``length`` is the number of characters read. ``size`` includes those that were cut off
+    before.
     """
 
     new: str
-    known: int
+    written: int
     omitted: int
     length: int
     size: int
@@ -114,7 +115,7 @@ class _Line:
     @property
     def can_be_written(self) -> bool:
         """Return whether it has new text. A line that ends within a character is incomplete, even if it never grows."""
-        return self.length > self.known and not self.broken
+        return self.length > self.written and not self.broken
 
 
 class LineMatcher:
@@ -158,7 +159,7 @@ class LineMatcher:
                 self._pass(lines, done, end)
             if end < len(lines):
                 self._complete()
-                self._put(lines[end], cut, self._known(lines[end], cut))
+                self._put(lines[end], cut, self._written_in(lines[end], cut))
             done, cut = end + 1, 0
 
     def _pass(self, lines: Sequence[str], start: int, end: int) -> None:
@@ -223,9 +224,9 @@ class LineMatcher:
 
     def _place_after(self, line: _Line, *, written: bool) -> CursorPosition:
         """Return the place before or, if it is *written*, after the last *line*."""
-        begun = self._place.begun if line.known else 0
-        part, begun = (line.length, line.part_hash) if written else (line.known, begun)
-        return CursorPosition(self._count, self._tail(), part, begun)
+        part_hash = self._place.part_hash if line.written else 0
+        part, part_hash = (line.length, line.part_hash) if written else (line.written, part_hash)
+        return CursorPosition(self._count, self._tail(), part, part_hash)
 
     def _tail(self) -> tuple[int, ...]:
         """Return the hashes of the last complete lines."""
@@ -233,12 +234,12 @@ class LineMatcher:
         new = list(self._hashes)[-since:] if since else []
         return (*(() if self._start is None else self._place.tail), *new)[-TAIL_SIZE:]
 
-    def _put(self, line: str, cut: int, known: int) -> None:
-        new = line[known:] if known else line
+    def _put(self, line: str, cut: int, written: int) -> None:
+        new = line[written:] if written else line
         self._last = _Line(
             new=new,
-            known=known,
-            omitted=0 if known else cut,
+            written=written,
+            omitted=0 if written else cut,
             length=len(line),
             size=len(line) + cut,
             hash=_hash(line),
@@ -255,7 +256,7 @@ class LineMatcher:
         line, self._last = self._last, None
         self._count += 1
         self._hashes.append(line.hash)
-        if line.known and line.known == line.length:
+        if line.written and line.written == line.length:
             self.held -= len(line.new)
         else:
             self._take_last(line)
@@ -303,39 +304,39 @@ class LineMatcher:
         except ValueError:
             return end
 
-    def _known(self, line: str, cut: int) -> int:
+    def _written_in(self, line: str, cut: int) -> int:
         """Return how many characters at the start of the next *line* are written. The new lines may start here."""
         if self._settled:
             return 0
         place, index = self._place, self._count
         exact = index == place.lines
-        known: int | None = 0
+        written: int | None = 0
         repeats = False
         if place.part:
-            known, repeats = _end_of_part(line, place, beheaded=index == 0 or cut > 0)
-        if known is None or not self._fits(index):
+            written, repeats = _end_of_part(line, place, beheaded=index == 0 or cut > 0)
+        if written is None or not self._fits(index):
             return 0
         self.held -= sum(map(len, self._new)) + len(self._new) * self._width
         self._new.clear()
         self._omitted = OmittedLines()
         self._beheaded.clear()
         self._start = index
-        if exact and known == place.part:
+        if exact and written == place.part:
             self._settled, self._doubtful = True, False
         else:
             self._fitted += index >= len(place.tail)
             self._doubtful = self._fitted > 1 or repeats
-        return known
+        return written
 
     def _fits(self, index: int) -> bool:
         """Return whether the lines before line *index* are the last that were written, as far as Qarnot keeps them."""
         tail = self._place.tail
         count = min(len(tail), index)
-        known = tuple(self._hashes)[len(self._hashes) - count :]
-        if known and known == tail[-count:]:
+        hashes = tuple(self._hashes)[len(self._hashes) - count :]
+        if hashes and hashes == tail[-count:]:
             return True
         # The buffer may start in the middle of a line, whose hash then differs.
-        rest = known[1:] if index <= len(tail) else known
+        rest = hashes[1:] if index <= len(tail) else hashes
         return bool(rest or self._place.part) and rest == (tail[-len(rest) :] if rest else ())
 
 
@@ -347,12 +348,12 @@ def _end_of_part(line: str, place: CursorPosition, *, beheaded: bool) -> tuple[i
     :param beheaded: whether the start of the line may be missing.
     """
     size = min(place.part, _HASHED_PART)
-    if len(line) >= place.part and _crc(line[place.part - size : place.part]) == place.begun:
+    if len(line) >= place.part and _crc(line[place.part - size : place.part]) == place.part_hash:
         return place.part, False
     if beheaded and size >= _MIN_MATCH:
         for end in range(len(line), size - 1, -1):
             piece = line[end - size : end]
-            if _crc(piece) == place.begun:
+            if _crc(piece) == place.part_hash:
                 return end, line.find(piece) < end - size
     return None, False
 
@@ -434,20 +435,20 @@ class LogCursor:
     def _lines(self, pieces: Iterable[str]) -> Iterator[tuple[int | None, list[str], int]]:
         """Yield the lines by instance, as they come, with the number of characters cut from a line too long to hold."""
         cut, size = 0, 0
-        begun: list[str] = []
+        unfinished: list[str] = []
         for piece in pieces:
             lines, newline, rest = piece.rpartition("\n")
             if newline:
-                begun.append(lines)
-                yield from self._sorted("".join(begun), cut)
-                begun, size, cut = [], 0, 0
-            begun.append(rest)
+                unfinished.append(lines)
+                yield from self._sorted("".join(unfinished), cut)
+                unfinished, size, cut = [], 0, 0
+            unfinished.append(rest)
             size += len(rest)
             if size > 2 * MAX_CHARACTERS:
-                text, more = self._shortened("".join(begun))
-                begun, size, cut = [text], len(text), cut + more
+                text, more = self._shortened("".join(unfinished))
+                unfinished, size, cut = [text], len(text), cut + more
         if self.instance is not None or size:
-            yield from self._sorted("".join(begun), cut)
+            yield from self._sorted("".join(unfinished), cut)
 
     def _sorted(self, lines: str, cut: int) -> Iterator[tuple[int | None, list[str], int]]:
         if self.instance is not None:

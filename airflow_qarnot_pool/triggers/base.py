@@ -146,15 +146,15 @@ class QarnotTrigger(BaseTrigger):
         watched = CostLimit.from_kwargs(cost_limit)
         warn = partial(self.log.warning, "%s")
         wait = asyncio.ensure_future(self._wait())
-        over = asyncio.ensure_future(
+        limit_check = asyncio.ensure_future(
             wait_until_over_limit(self.qarnot_conn_id, watched, self.poll_interval, warn)
         )
         try:
-            await asyncio.wait((wait, over), return_when=asyncio.FIRST_COMPLETED)
-            if not over.done() or over.exception():
+            await asyncio.wait((wait, limit_check), return_when=asyncio.FIRST_COMPLETED)
+            if not limit_check.done() or limit_check.exception():
                 # A failed check of the limit does not end the wait, which meets the same error and describes it better.
                 return await wait
-            check = over.result()
+            check = limit_check.result()
             error = {
                 "error": "QarnotCostLimitError",
                 "cost_limit": {**cost_limit, "close": list(check.close)},
@@ -167,8 +167,8 @@ class QarnotTrigger(BaseTrigger):
             )
         finally:
             wait.cancel()
-            over.cancel()
-            await asyncio.gather(wait, over, return_exceptions=True)
+            limit_check.cancel()
+            await asyncio.gather(wait, limit_check, return_exceptions=True)
 
     async def _wait(self) -> WaitResult:
         condition = Condition.from_kwargs(self.condition)
