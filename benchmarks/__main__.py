@@ -28,9 +28,9 @@ NAMES = (
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "contributing" / "evidence" / "benchmarks.md"
 HEAD = """# Benchmarks
 
-Made by `make bench`, which runs the programs in `benchmarks/` one after the other; `make bench BENCH=fan_out` runs one
-and renews its part. Peers are measured in the same run, on the same local Qarnot. Only ratios mean something: times are
-those of one small machine that had other things to do, too. A peer that is not installed is left out; `pip install -e
+`make bench` writes this page. It runs the programs in `benchmarks/` one after the other; `make bench BENCH=fan_out`
+runs one and renews its part. Peers are measured in the same run, on the same local Qarnot. Only ratios are meaningful,
+because times are those of one small, shared machine. A peer that is not installed is left out; `pip install -e
 '.[bench]'` installs them. Each program also writes its figures as flat JSON (`--json PATH`).
 """
 

@@ -111,7 +111,7 @@ def measure(report: Report) -> None:
     table = report.table(
         "From the remote change to the event",
         ("waiters", "", "interval [s]", "changes", "p50 [s]", "p99 [s]", "p50 / interval", "p99 / interval"),
-        f"Not more than {MOST_PEER:,} of the others, and {MOST_ALONE:,} where nothing is shared. The SDK's interval "
+        f"Not more than {MOST_PEER:,} of the others, and {MOST_ALONE:,} without sharing. The SDK's interval "
         "is fixed.",
     )
     mine: dict[int, list[float]] = {}

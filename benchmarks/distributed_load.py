@@ -354,13 +354,13 @@ def tell(report: Report, results: Sequence[Found], asleep: TakenUp, runs: int) -
     busy = report.table(
         f"{runs} DAG runs that share a pool, at once, beside that many waiters",
         columns,
-        note="Requests are those of the DAG runs, on a connection of their own.",
+        note="Requests are those of the DAG runs, on a separate connection.",
     )
 
     coming = report.table(
-        "Taken up, when they come at once",
+        "Starting many triggers at once",
         ["triggers", "seconds", "event loop blocked, times", "longest [s]"],
-        note="Airflow builds what its triggerer is to run for all that are new before it reads its messages again.",
+        note="Airflow builds all new triggers before it reads its messages again.",
     )
 
     def line(table: Table, what: str, value: Callable[[Found], float]) -> None:

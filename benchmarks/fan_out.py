@@ -174,7 +174,7 @@ def measure(report: Report) -> None:
         f"{n:,} commands on a pool of {SLOTS} slots",
         ("", "measured with", "slices", "worker CPU [s]", "requests", "CPU / ours", "requests / ours"),
         "A figure with * is reckoned from fewer commands, in proportion. "
-        f"Ours took {found[OURS].wall:.0f} s by the clock, a look every {interval:g} s.",
+        f"Ours took {found[OURS].wall:.0f} s by the clock, a poll every {interval:g} s.",
     )
     mine = found[OURS]
     for name, cost in found.items():

@@ -260,7 +260,7 @@ def _rounds(report: Report, mine: dict[int, Cost]) -> None:
     table = report.table(
         "A round of the shared poll, in requests",
         ["waiters", "idle: changes", "idle: sweeps", "1 % ending: changes", "1 % ending: sweeps"],
-        "Changes: the one query, and pages where it comes back full. Sweeps: everybody by uuid, 500 in a request, "
+        "Changes: the one query, and pages if it comes back full. Sweeps: all objects by uuid, 500 in a request, "
         "once in 12 rounds.",
     )
     for count, cost in mine.items():

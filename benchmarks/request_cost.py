@@ -2,9 +2,9 @@
 
 Three Airflow tasks: one makes a pool of one node and waits until it is ready, one runs a Qarnot task on it to its end
 and reads its output, one closes the pool. Ours are the operators as Airflow runs them, slice by slice; the SDK's are
-Python tasks that do what its documentation shows. Each Airflow task is a process and has to connect.
-How many requests a wait costs depends on how long it takes, so nodes and work take the same time for both, and both
-look every 10 s: the SDK has no other interval.
+Python tasks that follow its documentation. Each Airflow task is a process and has to connect. The number of requests
+of a wait depends on its duration, so nodes and work take the same time for both. Both poll every 10 s, which is the
+only interval of the SDK.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ STEPS = ("connect", "create the pool", "wait for the pool", "submit", "wait for 
 OURS, SDK = "this provider", "official SDK"
 SDK_INTERVAL = 10.0
 #: Ours logs the cost of the pool and its idle share; a user of the SDK would have to request them.
-COST = "what it has cost"
+COST = "cost of the pool"
 
 
 class Counter:
@@ -132,10 +132,10 @@ def measure(report: Report) -> None:
         theirs = sdk(qarnot, f"sleep {work}", interval)
         report.say(SDK)
     table = report.table(
-        f"Requests: the node boots for {boot:g} s, the work takes {work:g} s, a look every {interval:g} s",
+        f"Requests: the node boots for {boot:g} s, the work takes {work:g} s, a poll every {interval:g} s",
         ("", OURS, SDK, "SDK / ours"),
-        "The output of a Qarnot task: what it became, and its two streams. What a pool has cost is told by our "
-        "teardown only, and left out of the comparison.",
+        "The output of a Qarnot task: its final state, and its two streams. Only our teardown reports the cost of a "
+        "pool, which is left out of the comparison.",
     )
     for step in STEPS:
         few, many = len(mine.steps[step]), len(theirs.steps[step])

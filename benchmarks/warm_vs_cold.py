@@ -96,8 +96,8 @@ def measure(report: Report) -> None:
             "cold [node-s]",
             "warm, start to start [s]",
         ),
-        "Node-seconds: from when a node is up until it is let go; booting is not billed here. The last column: what a "
-        "stage takes on the warm pool beyond its work.",
+        "Node-seconds: from the time when a node is up until it is released; booting is not billed here. "
+        "The last column: what a stage takes on the warm pool beyond its work.",
     )
     for boot in boots:
         runs = {"warm": timed(warm, boot, seconds), "cold": timed(cold, boot, seconds)}

@@ -132,8 +132,8 @@ def report(soak: Soak, every: float) -> str:
         for name, found in soak.samples.items()
     }
     lines = [
-        f"{soak.seconds / 3600:.2f} hours, {soak.started} DAG runs (one every {every:g} s where the machine keeps up): "
-        f"{soak.ended['success']} succeeded, {soak.ended['failed']} failed, {len(soak.under_way)} not over; "
+        f"{soak.seconds / 3600:.2f} hours, {soak.started} DAG runs (one every {every:g} s if the machine keeps up): "
+        f"{soak.ended['success']} succeeded, {soak.ended['failed']} failed, {len(soak.under_way)} unfinished; "
         f"pools left open: {soak.open_pools()}.",
         "",
         f"From {WARM_UP * soak.seconds / 60:.0f} minutes on (before that it warms up), "
