@@ -164,7 +164,7 @@ class QarnotRunTaskOperator(TaskOperator):
         refine = None if self.retry_scope == "all" else without_succeeded
         for _ in range(MAX_GENERATIONS):
             try:
-                claimed = self._claim(context, spec, refine=refine, look=look)
+                claimed = self._claim(context, spec, refine=refine, lookup_first=look)
                 # One that was taken over may be on the pool of an earlier try.
                 self._stays_on(getattr(claimed.existing, "pool", None) or spec.pool)
                 return claimed

@@ -1,4 +1,4 @@
-"""Get the one remote object of an Airflow task instance: create it, or find the one that is already there."""
+"""Get the one remote object of an Airflow task instance: create it, or adopt the existing one."""
 
 from __future__ import annotations
 
@@ -22,13 +22,17 @@ from airflow_qarnot_pool.api.errors import (
     QarnotUnavailableError,
 )
 from airflow_qarnot_pool.api.transport import DEFAULT_DEADLINE, MAX_WAIT, backoff
-from airflow_qarnot_pool.exceptions import QarnotKilledError
 from airflow_qarnot_pool.ownership.decisions import (
-    ClaimPlan,
+    ClaimState,
+    Create,
+    Fail,
     RemoteSnapshot,
     Usability,
-    choose_oldest,
-    decide,
+    Use,
+    is_adopted,
+    next_step,
+    overtaken_error,
+    plan_claim,
 )
 from airflow_qarnot_pool.ownership.identity import (
     OWNER_TAG,
@@ -38,7 +42,13 @@ from airflow_qarnot_pool.ownership.identity import (
     is_ending,
 )
 from airflow_qarnot_pool.ownership.termination import MAX_WORKERS, end
-from airflow_qarnot_pool.waiting.conditions import Condition, WaitResult, result_if_met
+from airflow_qarnot_pool.waiting.conditions import (
+    CAPITALIZED_NOUNS,
+    NOUNS,
+    Condition,
+    WaitResult,
+    result_if_met,
+)
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.models import Pool, Task
@@ -48,22 +58,24 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Returns what is recorded of deleted objects, by uuid.
+#: Returns the recorded objects that were deleted, by uuid.
 ReadRecords = Callable[[], Mapping[str, Any]]
 
 #: How long finished objects are kept: longer than any retry delay, but not forever, because they count against the
-#: account's quota. Automatic deletion is left off: the server would delete objects whose end no one has read yet. The
-#: process that needs room deletes them instead (see :mod:`airflow_qarnot_pool.ownership.quota`).
+#: account's quota. Automatic deletion is off, because the server would delete objects whose end no one has read yet.
+#: The process that needs room deletes them instead (see :mod:`airflow_qarnot_pool.ownership.quota`).
 TIME_TO_LIVE = timedelta(days=7)
-#: Work that is done is done, and what runs may go on, though the setup task has made another pool since.
+#: The pool is not part of the fingerprint: a task that runs or has finished stays valid if the setup task creates
+#: another pool.
 FINGERPRINT_EXCLUDES = ("pool",)
+#: Maximum number of create requests of one claim, because each of them may end in a lost response.
 MAX_ATTEMPTS = 6
-#: Tags that Qarnot takes on one object.
+#: Maximum number of tags that Qarnot accepts on one object.
 MAX_TAGS = 10
 
 
 class Decision(StrEnum):
-    """How a remote object was come by: this try made it, or an earlier one did."""
+    """How a remote object was obtained: created by this try, or adopted from an earlier one."""
 
     FRESH_SUBMIT = "fresh_submit"
     ADOPTED = "adopted"
@@ -72,7 +84,7 @@ class Decision(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """The remote object that belongs to a life. ``existing`` is what was seen of one that was already there."""
+    """The remote object that belongs to an identity. ``existing`` is the response that showed it, if it existed."""
 
     uuid: str
     decision: Decision
@@ -80,138 +92,231 @@ class Claim:
     existing: Pool | Task | None = None
 
     def outcome_if_done(self, condition: Condition) -> WaitResult | None:
-        """Return the outcome if the object had ended when it was claimed; None if there is something to wait for."""
+        """Return the outcome if the object had ended when it was claimed; None if the caller has to wait."""
         if self.existing is None:
             return None
         if condition.ready_slots is not None:
-            # An earlier try may have left its warm-up asleep in these slots, which only the end of a wait ends.
+            # An earlier try may have left its warm-up asleep in these slots. Only the end of a wait ends a warm-up.
             return None
         return result_if_met(condition, self.existing)
 
 
-def claim(
-    resource: PoolResource | TaskResource,
-    spec: PoolSpec | TaskSpec,
-    identity: TaskInstanceIdentity,
-    refine: Callable[[Any, Iterable[Any]], Any] | None = None,
-    pause: Callable[[float], Any] = time.sleep,
-    *,
-    look: bool = False,
-    create: Callable[[Any], str] | None = None,
-    fingerprint: str | None = None,
-    recorded: ReadRecords | None = None,
-) -> Claim:
-    """Return the one object that *identity* has for *spec*, whatever crashed before.
+@dataclass(kw_only=True)
+class ClaimRequest:
+    """The arguments of a claim.
 
-    The first try costs one request. Later tries, a taken name and an answer that never came are resolved by
-    looking up what is there (see :func:`airflow_qarnot_pool.ownership.decisions.decide`). Right with a server that
-    enforces unique shortnames and with one that does not: after an answer that never came, the oldest
-    object of the lineage is kept and the others end.
-
-    :param refine: makes the spec of a later generation, from the spec and what the earlier ones of this lineage
-        left behind.
-    :param pause: waits so many seconds between two attempts; a shorter wait ends nothing.
-    :param look: look first on a first try, too: this try has made something already.
-    :param create: makes what is stamped, and returns its uuid; default: a request of its own.
-    :param fingerprint: of the spec, where *spec* is only a part of it.
-    :param recorded: returns what is recorded of deleted objects of the owner (see
-        :mod:`airflow_qarnot_pool.ownership.records`).
-    :raises QarnotKilledError: Airflow has started a later try, so that nothing is to be made or ended here.
-    :raises QarnotUnavailableError: with ``ambiguous`` set, the object may exist; the next try finds it. Also where
-        the server wants to be left alone for minutes.
-    :raises QarnotError: as the server refused it.
+    :param refine: makes the spec of a later generation, from the spec and the earlier objects of this lineage.
+    :param pause: waits for a number of seconds between two attempts. It may return early.
+    :param lookup_first: look for existing objects on a first try, too, because this try has already created one.
+    :param create: creates an object from the labelled spec, and returns its uuid. Default: one request.
+    :param fingerprint: fingerprint to use if *spec* is only a part of what it covers.
+    :param recorded: returns the deleted objects of the owner (see :mod:`airflow_qarnot_pool.ownership.records`).
     """
-    if clash := foreign_labels(spec.labels):
+
+    resource: PoolResource | TaskResource
+    spec: PoolSpec | TaskSpec
+    identity: TaskInstanceIdentity
+    refine: Callable[[Any, Iterable[Any]], Any] | None = None
+    pause: Callable[[float], Any] = time.sleep
+    lookup_first: bool = False
+    create: Callable[[Any], str] | None = None
+    fingerprint: str = ""
+    recorded: ReadRecords | None = None
+
+    def __post_init__(self) -> None:
+        self.fingerprint = self.fingerprint or self.spec.fingerprint(exclude=FINGERPRINT_EXCLUDES)
+
+
+def claim(request: ClaimRequest) -> Claim:
+    """Return the one object of the request's identity and spec, regardless of earlier crashes.
+
+    The first try costs one request. Later tries, a taken name and a lost response are resolved by a search (see
+    :func:`airflow_qarnot_pool.ownership.decisions.next_step`). This is correct both on a server that enforces unique
+    shortnames and on one that does not: after a lost response, the oldest object of the lineage is kept and the
+    others end.
+
+    :raises QarnotKilledError: Airflow has started a later try. Nothing was created or ended.
+    :raises QarnotUnavailableError: with ``ambiguous`` set, the object may exist, and the next try finds it. Also
+        raised if the server accepts no requests for minutes.
+    :raises QarnotError: the server has refused the spec.
+    """
+    if clash := foreign_labels(request.spec.labels):
         raise QarnotInvalidSpecError(
             f"labels may not start with 'airflow.', which this provider uses: {', '.join(clash)}",
             field="labels",
         )
-    fingerprint = fingerprint or spec.fingerprint(exclude=FINGERPRINT_EXCLUDES)
-    found = _lookup(resource, identity, recorded) if look or identity.has_history else {}
-    # What this try has seen end already is no news.
-    known = frozenset(found) if look else frozenset()
-    taken = False
-    unanswered: QarnotUnavailableError | QarnotProtocolError | None = None
-    #: Seconds that the server still wants to be asked for nothing new.
-    left = 0.0
-    # Of what is shared another may have been made meanwhile, as after an answer that never came.
-    unsure = bool(identity.shared)
+    attempts = _Attempts(request)
     for attempt in range(1, MAX_ATTEMPTS + 1):
-        raise_if_overtaken(identity, map(RemoteSnapshot.of, found.values()))
-        plan = _plan(identity, found, fingerprint)
-        for uuid in plan.end:
-            log.info(
-                "Ending %s %s, %s",
-                resource.kind,
-                uuid,
-                "a double" if identity.shared else "of an earlier life of this Airflow task",
-            )
-            end(resource, uuid)
-        if plan.use is not None:
-            if _is_adopted(identity, plan.use) and attempt < MAX_ATTEMPTS:
-                mark_adopted(resource, identity, [plan.use])
-                now = resource.find(plan.use.uuid)
-                if now is None or is_ending(now):
-                    # It ended meanwhile, perhaps by a process of an earlier try that did not see the mark yet.
-                    found = _lookup(resource, identity, recorded)
-                    continue
-            return _use(resource, identity, plan.use, found[plan.use.uuid])
-        fresh = {uuid: one for uuid, one in found.items() if uuid not in known}
-        if (spent := _ended_in_this_try(identity, fresh, fingerprint)) is not None:
-            return _use(resource, identity, spent, found[spent.uuid])
-        if unanswered is not None and left > DEFAULT_DEADLINE:
-            raise unanswered  # a wait for Airflow, not for a worker
-        if left:
-            pause(left)
-            left = 0.0
-        generation = plan.generation
-        name = identity.shortname(generation)
-        if taken and name not in {one.shortname for one in found.values()}:
-            # The name is taken, and not by anything that carries our tags.
-            stranger = resource.find(name)
-            if stranger is not None and OWNER_TAG + identity.owner not in (stranger.tags or ()):
-                raise QarnotNameTakenError(
-                    f"The shortname {name} belongs to {resource.kind} {stranger.uuid}, which this Airflow task "
-                    "did not make; delete that object or clear the task",
-                    kind=resource.kind,
-                    ref=stranger.uuid,
-                )
-            if stranger is not None:
-                found[stranger.uuid] = stranger
-                continue
-        wanted = refine(spec, _alike(found, identity, fingerprint)) if refine and found else spec
-        try:
-            uuid = (create or resource.create_once)(with_identity(wanted, identity, generation, fingerprint))
-        except QarnotNameTakenError:
-            if attempt == MAX_ATTEMPTS:
-                raise
-            taken = True
-            log.info("%s %s exists already; looking it up", resource.kind.capitalize(), name)
-            found = _lookup(resource, identity, recorded)
-        except (QarnotUnavailableError, QarnotProtocolError) as error:
-            # An answer that cannot be understood says no more than none.
-            if not getattr(error, "ambiguous", True) or attempt == MAX_ATTEMPTS:
-                raise
-            unsure = True
-            log.warning("No answer to the creation of %s %s; looking whether it exists", resource.kind, name)
-            asked = getattr(error, "retry_after", None) or backoff(attempt)
-            # To ask again may have to wait for hours; to know what is there, and costs, may not.
-            pause(min(asked, MAX_WAIT))
-            unanswered, left = error, max(0.0, asked - MAX_WAIT)
-            found = _lookup(resource, identity, recorded)
-        else:
-            log.info("Created %s %s (%s)", resource.kind, uuid, name)
-            if unsure:
-                return _oldest(resource, identity, fingerprint, uuid, recorded)
-            return Claim(uuid=uuid, decision=Decision.FRESH_SUBMIT, generation=generation)
+        step = next_step(
+            request.identity,
+            map(RemoteSnapshot.of, attempts.existing.values()),
+            request.fingerprint,
+            attempts.state,
+            DEFAULT_DEADLINE,
+        )
+        attempts.end_unwanted(step.end)
+        match step:
+            case Fail(error=error):
+                raise error
+            case Create():
+                claimed = attempts.create(step, attempt)
+            case Use(snapshot=snapshot):
+                claimed = attempts.use(snapshot, attempt)
+        if claimed is not None:
+            return claimed
     raise AssertionError("the last attempt returns or raises")
 
 
+class _Attempts:
+    """The I/O of one claim, and the state that its attempts share."""
+
+    def __init__(self, request: ClaimRequest) -> None:
+        self._request = request
+        self._resource, self._identity = request.resource, request.identity
+        self.existing: dict[str, Pool | Task] = {}
+        self.state = ClaimState(may_have_double=bool(request.identity.shared))
+        if request.lookup_first or request.identity.has_history:
+            self._lookup()
+        if request.lookup_first:
+            self.state.known = frozenset(self.existing)
+
+    def _lookup(self) -> None:
+        self.existing = _lookup(self._resource, self._identity, self._request.recorded)
+
+    def end_unwanted(self, uuids: Iterable[str]) -> None:
+        """End the doubles, and the objects of earlier lives."""
+        reason = (
+            "a double" if self._identity.shared else "which belongs to an earlier life of this Airflow task"
+        )
+        for uuid in uuids:
+            log.info("Ending %s %s, %s", NOUNS[self._resource.kind], uuid, reason)
+            end(self._resource, uuid)
+
+    def use(self, snapshot: RemoteSnapshot, attempt: int) -> Claim | None:
+        """Use an existing object; None if it has ended meanwhile."""
+        if is_adopted(self._identity, snapshot) and attempt < MAX_ATTEMPTS:
+            mark_adopted(self._resource, self._identity, [snapshot])
+            current = self._resource.find(snapshot.uuid)
+            if current is None or is_ending(current):
+                # A process of an earlier try may have ended it before it could see the mark.
+                self._lookup()
+                return None
+        return self._claim_existing(snapshot)
+
+    def create(self, step: Create, attempt: int) -> Claim | None:
+        """Create an object; None if the result has to be looked up."""
+        if step.delay:
+            self._request.pause(step.delay)
+            self.state.retry_after = 0.0
+        name = self._identity.shortname(step.generation)
+        if step.check_name and self._find_by_name(name):
+            return None
+        create = self._request.create or self._resource.create_once
+        try:
+            uuid = create(
+                with_identity(
+                    self._refined_spec(), self._identity, step.generation, self._request.fingerprint
+                )
+            )
+        except QarnotNameTakenError:
+            if attempt == MAX_ATTEMPTS:
+                raise
+            self.state.is_name_taken = True
+            log.info("%s %s exists already; looking it up", CAPITALIZED_NOUNS[self._resource.kind], name)
+            self._lookup()
+            return None
+        except (QarnotUnavailableError, QarnotProtocolError) as error:
+            # A response that cannot be parsed says no more than a lost one.
+            if not getattr(error, "ambiguous", True) or attempt == MAX_ATTEMPTS:
+                raise
+            self._note_lost_response(error, name, attempt)
+            return None
+        log.info("Created %s %s (%s)", NOUNS[self._resource.kind], uuid, name)
+        if self.state.may_have_double:
+            return self._keep_oldest(uuid)
+        return Claim(uuid=uuid, decision=Decision.FRESH_SUBMIT, generation=step.generation)
+
+    def _refined_spec(self) -> Any:
+        request = self._request
+        if request.refine is None or not self.existing:
+            return request.spec
+        earlier = [
+            remote
+            for remote in self.existing.values()
+            if RemoteSnapshot.of(remote).is_of(self._identity, request.fingerprint)
+        ]
+        return request.refine(request.spec, earlier)
+
+    def _find_by_name(self, name: str) -> bool:
+        """Return whether an object of ours has *name*, though no search lists it yet.
+
+        :raises QarnotNameTakenError: the object is not ours.
+        """
+        holder = self._resource.find(name)
+        if holder is None:
+            return False
+        if OWNER_TAG + self._identity.owner not in (holder.tags or ()):
+            raise QarnotNameTakenError(
+                f"The shortname {name} belongs to {NOUNS[self._resource.kind]} {holder.uuid}, which this Airflow task "
+                "did not create. Delete that object or clear the task.",
+                kind=self._resource.kind,
+                ref=holder.uuid,
+            )
+        self.existing[holder.uuid] = holder
+        return True
+
+    def _note_lost_response(
+        self, error: QarnotUnavailableError | QarnotProtocolError, name: str, attempt: int
+    ) -> None:
+        kind = NOUNS[self._resource.kind]
+        log.warning("No response to the creation of %s %s; checking whether it exists", kind, name)
+        delay = getattr(error, "retry_after", None) or backoff(attempt)
+        # The next create request may have to wait for hours. The search may not, because an object may run and cost.
+        self._request.pause(min(delay, MAX_WAIT))
+        self.state.may_have_double = True
+        self.state.lost_response, self.state.retry_after = error, max(0.0, delay - MAX_WAIT)
+        self._lookup()
+
+    def _claim_existing(self, snapshot: RemoteSnapshot) -> Claim:
+        remote = self.existing[snapshot.uuid]
+        kind = self._resource.kind
+        if snapshot.try_number == self._identity.try_number and not self._identity.shared:
+            # This try created the object itself, and learns the uuid only now.
+            decision = Decision.FRESH_SUBMIT
+            log.info(
+                "%s %s was created, but the response was lost (%s)",
+                CAPITALIZED_NOUNS[kind],
+                snapshot.uuid,
+                remote.state,
+            )
+        else:
+            is_success = snapshot.usability is Usability.SUCCEEDED
+            decision = Decision.ALREADY_SUCCEEDED if is_success else Decision.ADOPTED
+            origin = "shared with other DAG runs" if self._identity.shared else "made by an earlier try"
+            log.info("Using %s %s, %s (%s, %s)", NOUNS[kind], snapshot.uuid, origin, remote.state, decision)
+        return Claim(uuid=snapshot.uuid, decision=decision, generation=snapshot.generation, existing=remote)
+
+    def _keep_oldest(self, created: str) -> Claim:
+        """Keep the oldest object, as an unanswered request or another run may have created a second one."""
+        self._lookup()
+        plan = plan_claim(
+            self._identity, map(RemoteSnapshot.of, self.existing.values()), self._request.fingerprint
+        )
+        kept = plan.use.uuid if plan.use else created
+        for uuid in plan.end:
+            log.warning("Ending %s %s, a double of %s", NOUNS[self._resource.kind], uuid, kept)
+            end(self._resource, uuid)
+            metrics.incr("duplicates_ended", kind=self._resource.kind)
+        if plan.use is None or plan.use.uuid == created:
+            generation = plan.use.generation if plan.use else plan.generation
+            return Claim(uuid=created, decision=Decision.FRESH_SUBMIT, generation=generation)
+        return self._claim_existing(plan.use)
+
+
 def with_identity(spec: Any, identity: TaskInstanceIdentity, generation: int, fingerprint: str) -> Any:
-    """*spec* with the name, tags, labels and time to live that make the object ours."""
+    """Return *spec* with the shortname, tags, labels and time to live that make the object ours."""
     return replace(
         spec,
-        name=spec.name,
         shortname=identity.shortname(generation),
         tags=(*identity.tags(), *(spec.tags or ())),
         labels={**(spec.labels or {}), **identity.labels(generation, fingerprint)},
@@ -222,17 +327,18 @@ def with_identity(spec: Any, identity: TaskInstanceIdentity, generation: int, fi
 def mark_adopted(
     resource: PoolResource | TaskResource, identity: TaskInstanceIdentity, snapshots: Iterable[RemoteSnapshot]
 ) -> None:
-    """Leave a mark on what *identity* takes over from an earlier try.
+    """Tag the objects that *identity* adopts from an earlier try with the number of its try.
 
-    The process of that try may only have stood still. When it resumes, it reads the mark and ends nothing. An object
-    that has no room for one more tag, or does not take it, is taken over all the same.
+    The process of the earlier try may only be suspended. When it resumes, it reads the tag and ends nothing. An object
+    is adopted even if it has no room for the tag, or the server refuses the tag.
     """
     mark = f"{TRY_TAG}{identity.try_number}"
+    kind = CAPITALIZED_NOUNS[resource.kind]
 
-    def mark_one(snapshot: RemoteSnapshot) -> None:
+    def mark_object(snapshot: RemoteSnapshot) -> None:
         tags = [*(tag for tag in snapshot.tags if not tag.startswith(TRY_TAG)), mark]
         if len(tags) > MAX_TAGS:
-            log.info("%s %s has no room for the tag %s", resource.kind.capitalize(), snapshot.uuid, mark)
+            log.info("%s %s has no room for the tag %s", kind, snapshot.uuid, mark)
             return
         try:
             resource.update(snapshot.uuid, tags=tags)
@@ -243,131 +349,54 @@ def mark_adopted(
             QarnotProtocolError,
         ) as error:
             log.warning(
-                "%s %s does not take the tag %s: %s", resource.kind.capitalize(), snapshot.uuid, mark, error
+                "Could not add the tag %s to %s %s: %s", mark, NOUNS[resource.kind], snapshot.uuid, error
             )
 
-    wanted = [snapshot for snapshot in snapshots if _is_adopted(identity, snapshot)]
-    if len(wanted) < 2:
-        for snapshot in wanted:
-            mark_one(snapshot)
+    adopted = [snapshot for snapshot in snapshots if is_adopted(identity, snapshot)]
+    if len(adopted) < 2:
+        for snapshot in adopted:
+            mark_object(snapshot)
         return
-    with ThreadPoolExecutor(max_workers=min(len(wanted), MAX_WORKERS)) as threads:
-        list(threads.map(mark_one, wanted))
-
-
-def _is_adopted(identity: TaskInstanceIdentity, snapshot: RemoteSnapshot) -> bool:
-    """Return whether *snapshot* runs and belongs to an earlier try."""
-    return not identity.shared and snapshot.usability is Usability.LIVE and snapshot.order < identity.order
+    with ThreadPoolExecutor(max_workers=min(len(adopted), MAX_WORKERS)) as threads:
+        list(threads.map(mark_object, adopted))
 
 
 def raise_if_overtaken(identity: TaskInstanceIdentity, snapshots: Iterable[RemoteSnapshot]) -> None:
-    """Raise QarnotKilledError if a later try has any of *snapshots*: this process has stood still."""
-    if any(snapshot.is_later_than(identity) for snapshot in snapshots):
-        raise QarnotKilledError(
-            "Airflow has started a later try of this task while this process stood still, and that try has what "
-            "exists on Qarnot; nothing was created or ended here"
-        )
+    """Raise QarnotKilledError if a later try has any of *snapshots*."""
+    if (error := overtaken_error(identity, snapshots)) is not None:
+        raise error
 
 
 def is_taken_over(resource: PoolResource | TaskResource, identity: TaskInstanceIdentity, uuid: str) -> bool:
     """Return whether a later try of the Airflow task of *identity* has the object *uuid*."""
-    found = resource.find(uuid)
-    return found is not None and RemoteSnapshot.of(found).is_later_than(identity)
+    remote = resource.find(uuid)
+    return remote is not None and RemoteSnapshot.of(remote).is_later_than(identity)
 
 
 def _lookup(
     resource: PoolResource | TaskResource, identity: TaskInstanceIdentity, recorded: ReadRecords | None
 ) -> dict[str, Pool | Task]:
-    """Everything that any life of this task instance made, deleted objects included if they are recorded.
+    """Return every object that any life of this task instance created, recorded ones included.
 
-    :raises QarnotUnavailableError: ``ambiguous``, as whoever looks has reason to think that something exists.
+    :raises QarnotUnavailableError: ``ambiguous``, because the caller has reason to think that an object exists.
     """
     try:
-        found = {one.uuid: one for one in resource.iterate(filters.equal("Tags", OWNER_TAG + identity.owner))}
-        # In this order: an object is recorded before it is deleted.
-        return found if recorded is None else {**recorded(), **found}
+        existing = {
+            remote.uuid: remote
+            for remote in resource.iterate(filters.equal("Tags", OWNER_TAG + identity.owner))
+        }
+        # The order matters: an object is recorded before it is deleted.
+        return existing if recorded is None else {**recorded(), **existing}
     except QarnotUnavailableError as error:
         error.ambiguous = True
         raise
 
 
-def _alike(found: dict[str, Any], identity: TaskInstanceIdentity, fingerprint: str) -> list[Any]:
-    """What earlier generations of this life made from the same spec; ``retries`` as in :func:`decide`."""
-    snapshots = {uuid: RemoteSnapshot.of(one) for uuid, one in found.items()}
-    mine = (identity.lineage, fingerprint, identity.retries)
-    return [
-        one
-        for uuid, one in found.items()
-        if (snapshots[uuid].lineage, snapshots[uuid].fingerprint, snapshots[uuid].retries) == mine
-    ]
-
-
-def _plan(identity: TaskInstanceIdentity, found: dict[str, Pool | Task], fingerprint: str) -> ClaimPlan:
-    snapshots = [RemoteSnapshot.of(one) for one in found.values()]
-    return choose_oldest(snapshots) if identity.shared else decide(identity, snapshots, fingerprint)
-
-
-def _ended_in_this_try(
-    identity: TaskInstanceIdentity, found: dict[str, Any], fingerprint: str
-) -> RemoteSnapshot | None:
-    """What this very try made, its answer lost, and what ended before it was looked up: that is its end."""
-    if identity.shared:
-        return None  # anybody's, and whoever wants it wants one that lives
-    mine = [RemoteSnapshot.of(one) for one in _alike(found, identity, fingerprint)]
-    ended = [
-        one for one in mine if one.try_number == identity.try_number and one.usability is not Usability.LIVE
-    ]
-    return max(ended, key=lambda snapshot: snapshot.generation, default=None)
-
-
-def _use(
-    resource: PoolResource | TaskResource,
-    identity: TaskInstanceIdentity,
-    snapshot: RemoteSnapshot,
-    found: Pool | Task,
-) -> Claim:
-    if snapshot.try_number == identity.try_number and not identity.shared:
-        # Nobody left it behind: this try made it, and only now learns its uuid.
-        decision = Decision.FRESH_SUBMIT
-        log.info(
-            "%s %s was created, its answer lost (%s)", resource.kind.capitalize(), snapshot.uuid, found.state
-        )
-    else:
-        decision = (
-            Decision.ALREADY_SUCCEEDED if snapshot.usability is Usability.SUCCEEDED else Decision.ADOPTED
-        )
-        made_by = "shared with other DAG runs" if identity.shared else "made by an earlier try"
-        log.info("Using %s %s, %s (%s, %s)", resource.kind, snapshot.uuid, made_by, found.state, decision)
-    return Claim(uuid=snapshot.uuid, decision=decision, generation=snapshot.generation, existing=found)
-
-
-def _oldest(
-    resource: PoolResource | TaskResource,
-    identity: TaskInstanceIdentity,
-    fingerprint: str,
-    created: str,
-    recorded: ReadRecords | None,
-) -> Claim:
-    """There may be a second one, made by the request that was not answered or by a sharer: keep the oldest."""
-    found = _lookup(resource, identity, recorded)
-    plan = _plan(identity, found, fingerprint)
-    for uuid in plan.end:
-        log.warning(
-            "Ending %s %s, a double of %s", resource.kind, uuid, plan.use.uuid if plan.use else created
-        )
-        end(resource, uuid)
-        metrics.incr("duplicates_ended", kind=resource.kind)
-    if plan.use is None or plan.use.uuid == created:
-        generation = plan.use.generation if plan.use else plan.generation
-        return Claim(uuid=created, decision=Decision.FRESH_SUBMIT, generation=generation)
-    return _use(resource, identity, plan.use, found[plan.use.uuid])
-
-
 def count_decision(logger: Any, kind: str, claim: Claim) -> None:
-    """How a remote object was come by: a fresh submit, or an earlier try's that spared one."""
+    """Emit the metrics, log line and trace event that say how a remote object was obtained."""
     decision = str(claim.decision)
     metrics.incr(f"claims.{decision}", kind=kind)
-    if decision != "fresh_submit":
+    if claim.decision is not Decision.FRESH_SUBMIT:
         metrics.incr("duplicates_avoided", kind=kind)
     logger.info("qarnot.%s: %s %s, generation %d", decision, kind, claim.uuid, claim.generation)
     attributes = {"qarnot.kind": kind, "qarnot.uuid": claim.uuid, "qarnot.generation": claim.generation}
@@ -375,11 +404,11 @@ def count_decision(logger: Any, kind: str, claim: Claim) -> None:
 
 
 def count_decisions(logger: Any, decision: Decision, count: int) -> None:
-    """The same for so many Qarnot tasks of a fan-out at once."""
+    """Do the same as :func:`count_decision` for *count* Qarnot tasks of a fan-out."""
     if not count:
         return
     metrics.incr(f"claims.{decision}", count, kind="task")
-    if decision != "fresh_submit":
+    if decision is not Decision.FRESH_SUBMIT:
         metrics.incr("duplicates_avoided", count, kind="task")
     logger.info("qarnot.%s: %d task%s", decision, count, "" if count == 1 else "s")
     metrics.event(f"qarnot.{decision}", {"qarnot.kind": "task", "qarnot.count": count})

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from airflow_qarnot_pool.api.limits import parse_number
+from airflow_qarnot_pool.exceptions import QarnotKilledError
 from airflow_qarnot_pool.ownership.identity import LINEAGE_TAG, TaskInstanceIdentity, label, last_try
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Usability(StrEnum):
-    """What a remote object can still be used for."""
+    """The remaining use of a remote object."""
 
     LIVE = "live"
     SUCCEEDED = "succeeded"
@@ -23,22 +24,22 @@ class Usability(StrEnum):
     DEAD = "dead"
 
 
-def usability_of(found: Pool | Task) -> Usability:
-    """What *found* can still be used for.
+def usability_of(remote: Pool | Task) -> Usability:
+    """Return the remaining use of *remote*.
 
-    A pool that is Closing or Closed never takes a task again. A Qarnot task in PendingCancel still counts as
-    running: it is adopted, and run again when it turns out Cancelled.
+    A pool that is Closing or Closed never accepts a task again. A Qarnot task in PendingCancel still counts as
+    running. It is adopted, and runs again if it ends as Cancelled.
     """
     from airflow_qarnot_pool.api import states
     from airflow_qarnot_pool.api.models import Pool
 
-    if isinstance(found, Pool):
-        if states.accepts_tasks(found.state):
+    if isinstance(remote, Pool):
+        if states.accepts_tasks(remote.state):
             return Usability.LIVE
-        phase = states.pool_phase(found.state)
+        phase = states.pool_phase(remote.state)
     else:
-        phase = states.task_phase(found.state)
-        state = states.parse_task_state(found.state)
+        phase = states.task_phase(remote.state)
+        state = states.parse_task_state(remote.state)
         if state is states.TaskState.SUCCESS:
             return Usability.SUCCEEDED
         if state is states.TaskState.PENDING_CANCEL or phase in (states.Phase.TRANSIENT, states.Phase.LIVE):
@@ -48,7 +49,7 @@ def usability_of(found: Pool | Task) -> Usability:
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteSnapshot:
-    """What one search result tells about an earlier life."""
+    """The fields of one search result that decisions read."""
 
     uuid: str
     usability: Usability
@@ -58,9 +59,10 @@ class RemoteSnapshot:
     retries: int
     created: str
     run_started: str = ""
-    #: The try that made it, and the last one that took it over (0: none).
+    #: The try that created the object, and the last try that adopted it (0: none).
     try_number: int = 0
     taken_by: int = 0
+    shortname: str = ""
     tags: tuple[str, ...] = ()
     item: int | None = None
     pool: str | None = None
@@ -68,80 +70,90 @@ class RemoteSnapshot:
 
     @property
     def age(self) -> tuple[int, str, str]:
-        """Sorts the oldest first, for every reader alike: the server's clock shows seconds, then the uuid decides."""
+        """Sort key with the oldest first, equal for every reader.
+
+        The server's clock has a resolution of one second. The uuid breaks ties.
+        """
         return self.generation, self.created, self.uuid
 
     @property
     def order(self) -> tuple[str, int]:
-        """See :attr:`TaskInstanceIdentity.order`. Empty for an object without our labels, which precedes every try."""
+        """See :attr:`TaskInstanceIdentity.order`. An object without our labels precedes every try."""
         return self.run_started, max(self.try_number, self.taken_by)
 
     def is_later_than(self, identity: TaskInstanceIdentity) -> bool:
-        """Return whether a later try of the task instance made it: the process of *identity* was suspended."""
+        """Return whether a later try of the task instance has the object: this process was suspended."""
         return not identity.shared and self.order > identity.order
 
-    @classmethod
-    def of(cls, found: Pool | Task) -> RemoteSnapshot:
-        tags = tuple(found.tags or ())
-        lineage = next((tag[len(LINEAGE_TAG) :] for tag in tags if tag.startswith(LINEAGE_TAG)), "")
-        # Labels may be missing on a server that drops them: the shortname carries the number, too.
-        names = label(found.labels, "generation"), (found.shortname or "").rsplit("-", 1)[-1]
-        generation = next((number for name in names if (number := parse_number(name)) is not None), 1)
-        return cls(
-            uuid=found.uuid,
-            usability=usability_of(found),
-            lineage=lineage,
-            generation=generation,
-            fingerprint=label(found.labels, "spec") or "",
-            retries=parse_number(label(found.labels, "retries")) or 0,
-            created=found.creation_date.isoformat() if found.creation_date else "",
-            run_started=label(found.labels, "run_started") or "",
-            try_number=parse_number(label(found.labels, "try_number")) or 0,
-            taken_by=last_try(tags),
-            tags=tags,
-            item=parse_number(label(found.labels, "item")),
-            pool=getattr(found, "pool", None),
-            cancelled=found.state == "Cancelled",
+    def is_of(self, identity: TaskInstanceIdentity, fingerprint: str) -> bool:
+        """Return whether the lineage of *identity* created the object from the same spec.
+
+        ``retries`` must match, because editing it and clearing the task can give the same lineage (see :func:`decide`).
+        """
+        return (self.lineage, self.fingerprint, self.retries) == (
+            identity.lineage,
+            fingerprint,
+            identity.retries,
         )
+
+    @classmethod
+    def of(cls, remote: Pool | Task) -> RemoteSnapshot:
+        """Read the tags and labels of *remote*."""
+        tags = tuple(remote.tags or ())
+        labels = remote.labels
+        shortname = remote.shortname or ""
+        return cls(
+            uuid=remote.uuid,
+            usability=usability_of(remote),
+            lineage=next((tag[len(LINEAGE_TAG) :] for tag in tags if tag.startswith(LINEAGE_TAG)), ""),
+            generation=_generation_of(label(labels, "generation"), shortname),
+            fingerprint=label(labels, "spec") or "",
+            retries=parse_number(label(labels, "retries")) or 0,
+            created=remote.creation_date.isoformat() if remote.creation_date else "",
+            run_started=label(labels, "run_started") or "",
+            try_number=parse_number(label(labels, "try_number")) or 0,
+            taken_by=last_try(tags),
+            shortname=shortname,
+            tags=tags,
+            item=parse_number(label(labels, "item")),
+            pool=getattr(remote, "pool", None),
+            cancelled=remote.state == "Cancelled",
+        )
+
+
+def _generation_of(generation: str | None, shortname: str) -> int:
+    """Return the generation from the label, or from the shortname if the server has dropped the labels."""
+    numbers = map(parse_number, (generation, shortname.rsplit("-", 1)[-1]))
+    return next((number for number in numbers if number is not None), 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClaimPlan:
-    """What to do about what was found: end these, then use ``use``, or create ``generation`` where it is None."""
+    """End the objects ``end``, then use ``use``, or create ``generation`` if ``use`` is None."""
 
     end: tuple[str, ...] = ()
     use: RemoteSnapshot | None = None
     generation: int = 1
-    changed_spec: bool = False
 
 
 def decide(
     identity: TaskInstanceIdentity, snapshots: Iterable[RemoteSnapshot], fingerprint: str
 ) -> ClaimPlan:
-    """Decide over the remote objects of an owner for its current life.
+    """Decide what the current life of an owner does with the owner's remote objects.
 
-    * Live objects of earlier lineages end: a cleared task's new life stops its old one and never adopts it.
-    * In the own lineage a success is used, else the oldest that runs; the others end. A success counts for a
-      task with the same number of retries (editing ``retries`` and clearing can give the same ``max_tries``,
-      so the same lineage), and never for an auxiliary object (one with a ``role``): its effect may be gone.
-    * An object made from another spec is not usable, and ends.
-    * What a later try has never ends: this process may have stood still while Airflow went on without it.
-    * Nothing usable: the next generation.
+    * Live objects of earlier lineages end. The new life of a cleared task stops the old one and never adopts it.
+    * In the own lineage a success is used, else the oldest live object. The others end. A success counts only for a
+      task with the same number of retries, because editing ``retries`` and clearing can give the same ``max_tries``
+      and so the same lineage. It never counts for an auxiliary object (one with a ``role``), as its effect may have
+      worn off.
+    * An object created from another spec is not usable, and ends.
+    * An object of a later try never ends here, because this process may have been suspended meanwhile.
+    * If nothing is usable, the next generation is created.
     """
     snapshots = sorted(snapshots, key=lambda snapshot: snapshot.age)
     own = [snapshot for snapshot in snapshots if snapshot.lineage == identity.lineage]
-    alike = [snapshot for snapshot in own if not snapshot.fingerprint or snapshot.fingerprint == fingerprint]
-    usable = [
-        snapshot
-        for snapshot in alike
-        if snapshot.usability is Usability.LIVE
-        or (
-            snapshot.usability is Usability.SUCCEEDED
-            and snapshot.retries == identity.retries
-            and not identity.role
-        )
-    ]
-    # min() takes the first of several. What runs beside a success is a double, whichever was made first.
+    usable = [snapshot for snapshot in own if _is_usable(snapshot, identity, fingerprint)]
+    # min() returns the first of several. A live object beside a success is a double, regardless of their age.
     use = min(usable, key=lambda snapshot: snapshot.usability is Usability.LIVE, default=None)
     return ClaimPlan(
         end=tuple(
@@ -152,17 +164,150 @@ def decide(
             and not snapshot.is_later_than(identity)
         ),
         use=use,
-        generation=1 + max((snapshot.generation for snapshot in own), default=0),
-        changed_spec=any(snapshot.usability is Usability.LIVE for snapshot in own if snapshot not in alike),
+        generation=_next_generation(own),
     )
 
 
+def _is_usable(snapshot: RemoteSnapshot, identity: TaskInstanceIdentity, fingerprint: str) -> bool:
+    if snapshot.fingerprint and snapshot.fingerprint != fingerprint:
+        return False
+    if snapshot.usability is Usability.SUCCEEDED:
+        return snapshot.retries == identity.retries and not identity.role
+    return snapshot.usability is Usability.LIVE
+
+
 def choose_oldest(snapshots: Iterable[RemoteSnapshot]) -> ClaimPlan:
-    """Which of the pools of one name to use: the oldest that lives. The others end, whatever they were made from."""
+    """Choose the oldest live pool of one shared name. The others end, regardless of their spec."""
     snapshots = sorted(snapshots, key=lambda snapshot: snapshot.age)
     live = [snapshot for snapshot in snapshots if snapshot.usability is Usability.LIVE]
     return ClaimPlan(
         end=tuple(snapshot.uuid for snapshot in live[1:]),
         use=live[0] if live else None,
-        generation=1 + max((snapshot.generation for snapshot in snapshots), default=0),
+        generation=_next_generation(snapshots),
     )
+
+
+def _next_generation(snapshots: Iterable[RemoteSnapshot]) -> int:
+    return 1 + max((snapshot.generation for snapshot in snapshots), default=0)
+
+
+def plan_claim(
+    identity: TaskInstanceIdentity, snapshots: Iterable[RemoteSnapshot], fingerprint: str
+) -> ClaimPlan:
+    """Return the plan for a shared pool, or for an object of one task instance."""
+    return choose_oldest(snapshots) if identity.shared else decide(identity, snapshots, fingerprint)
+
+
+# --- the steps of a claim
+
+
+@dataclass(kw_only=True)
+class ClaimState:
+    """Everything that the attempts of one claim have learned, apart from the objects that exist."""
+
+    #: Objects that this try already knew when the claim started. Their end is no result of this claim.
+    known: frozenset[str] = frozenset()
+    #: The server has rejected a shortname because an object has it.
+    is_name_taken: bool = False
+    #: The error of the last create request whose response was lost.
+    lost_response: Exception | None = None
+    #: Seconds for which the server still accepts no create request.
+    retry_after: float = 0.0
+    #: A second object may exist: a response was lost, or another run may have created the same shared pool.
+    may_have_double: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Use:
+    """Use an existing object."""
+
+    snapshot: RemoteSnapshot
+    end: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Create:
+    """Create the next generation after ``delay`` seconds.
+
+    ``check_name``: first look up the shortname, because it was taken and no listed object has it.
+    """
+
+    generation: int
+    end: tuple[str, ...] = ()
+    delay: float = 0.0
+    check_name: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fail:
+    """Raise ``error``."""
+
+    error: Exception
+    end: tuple[str, ...] = ()
+
+
+def next_step(
+    identity: TaskInstanceIdentity,
+    snapshots: Iterable[RemoteSnapshot],
+    fingerprint: str,
+    state: ClaimState,
+    max_delay: float,
+) -> Use | Create | Fail:
+    """Decide the next step of a claim. The objects in its ``end`` are ended first.
+
+    :param max_delay: maximum seconds that a worker may wait before a create request. Airflow waits longer, between
+        two tries.
+    """
+    snapshots = list(snapshots)
+    if (overtaken := overtaken_error(identity, snapshots)) is not None:
+        return Fail(error=overtaken)
+    plan = plan_claim(identity, snapshots, fingerprint)
+    unknown = [snapshot for snapshot in snapshots if snapshot.uuid not in state.known]
+    if (use := plan.use or _ended_in_this_try(identity, unknown, fingerprint)) is not None:
+        return Use(snapshot=use, end=plan.end)
+    if state.lost_response is not None and state.retry_after > max_delay:
+        return Fail(error=state.lost_response, end=plan.end)
+    name = identity.shortname(plan.generation)
+    is_listed = name in {snapshot.shortname for snapshot in snapshots}
+    return Create(
+        generation=plan.generation,
+        end=plan.end,
+        delay=state.retry_after,
+        check_name=state.is_name_taken and not is_listed,
+    )
+
+
+def _ended_in_this_try(
+    identity: TaskInstanceIdentity, snapshots: Iterable[RemoteSnapshot], fingerprint: str
+) -> RemoteSnapshot | None:
+    """Return the object that this try created without receiving a response, if it has ended since.
+
+    Its end is the result of this try. A shared pool belongs to no try, and a caller needs a live one.
+    """
+    if identity.shared:
+        return None
+    ended = [
+        snapshot
+        for snapshot in snapshots
+        if snapshot.is_of(identity, fingerprint)
+        and snapshot.try_number == identity.try_number
+        and snapshot.usability is not Usability.LIVE
+    ]
+    return max(ended, key=lambda snapshot: snapshot.generation, default=None)
+
+
+def overtaken_error(
+    identity: TaskInstanceIdentity, snapshots: Iterable[RemoteSnapshot]
+) -> QarnotKilledError | None:
+    """Return an error if a later try has any of *snapshots*, because this process was suspended."""
+    if not any(snapshot.is_later_than(identity) for snapshot in snapshots):
+        return None
+    return QarnotKilledError(
+        "Airflow has started a later try of this task while this process was suspended, and that try has the objects "
+        "on Qarnot. This process created and ended nothing."
+    )
+
+
+def is_adopted(identity: TaskInstanceIdentity, snapshot: RemoteSnapshot) -> bool:
+    """Return whether *snapshot* is live and belongs to an earlier try."""
+    return not identity.shared and snapshot.usability is Usability.LIVE and snapshot.order < identity.order

@@ -5,16 +5,16 @@ two: see ``shared`` of :class:`~airflow_qarnot_pool.ownership.identity.TaskInsta
 reuses the live one, and creates the next generation if the last one was closed. If two were created at the same time,
 the older one is kept.
 
-*Who needs it* is read from Qarnot, and whether those still live from Airflow:
+The users of a pool are read from Qarnot, and the states of their DAG runs from Airflow:
 
-* a DAG run that has opened it, and not given it up, has a *hold*: a Qarnot job on the pool, which has no tasks, costs
-  nothing and counts only as long as Airflow knows the DAG run as unfinished. So no process has to stay alive for it.
-  Each task of the run that opens it has its own, and so has each copy of a mapped one;
-* unfinished Qarnot tasks on the pool name their DAG runs in their labels.
+* A DAG run that has opened the pool and not released it has a *hold*. A hold is a Qarnot job on the pool. It has no
+  tasks, costs nothing, and counts only while Airflow knows the DAG run as unfinished, so no process has to stay alive
+  for it. Each task of the run that opens the pool has a separate hold, and so has each copy of a mapped task.
+* Unfinished Qarnot tasks on the pool name their DAG runs in their labels.
 
-The last one to give it up closes it. Looking and closing are two requests, so somebody may come in between; they find
-the pool closing, at the latest when a Qarnot task is refused or cancelled, and go on with the next generation. A lost
-race costs a boot and never a task.
+The last user to release the pool closes it. Reading the users and closing are two requests, and another run may open
+the pool in between. That run finds the pool closing, at the latest when a Qarnot task is refused or cancelled, and
+continues with the next generation. A lost race costs a boot and never a task.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api import filters, states
@@ -40,21 +41,22 @@ from airflow_qarnot_pool.api.errors import (
 )
 from airflow_qarnot_pool.api.limits import parse_json
 from airflow_qarnot_pool.exceptions import QarnotPoolEndedError, QarnotSpecMismatchError
-from airflow_qarnot_pool.ownership.decisions import (
-    RemoteSnapshot,
-    Usability,
-    usability_of,
-)
+from airflow_qarnot_pool.ownership.claim import ClaimRequest, claim
+from airflow_qarnot_pool.ownership.decisions import RemoteSnapshot, Usability, usability_of
 from airflow_qarnot_pool.ownership.identity import (
     MAX_COST_LABEL,
     OWNER_TAG,
     TRY_TAG,
+    RunKey,
     is_valid_size,
     label,
     last_try,
     namespace_tag,
+    run_of,
 )
+from airflow_qarnot_pool.ownership.quota import QuotaRoom
 from airflow_qarnot_pool.ownership.records import shared_name
+from airflow_qarnot_pool.ownership.termination import end
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.client import QarnotClient
@@ -65,19 +67,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: How long a node of a shared pool may be idle before it goes, unless ``keep_warm`` says otherwise.
+#: How long a node of a shared pool may be idle before it shuts down, unless ``keep_warm`` is set.
 DEFAULT_KEEP_WARM = timedelta(minutes=10)
 HOLD_TAG = "airflow-hold:"
-#: A hold that nobody gave up is over by itself after this long; the DAG run it names is over long before.
+#: How long a hold lasts that was never released: longer than any DAG run, because the hold ends without a notice.
 HOLD_LIFETIME = timedelta(days=7)
-#: The label with a hash for each field of the spec, so that a mismatch can be told by name.
+#: Label with a hash for each field of the spec, so that a mismatch can name the fields.
 FIELDS_LABEL = "airflow.spec_fields"
-#: How often in a row a pool may be found closing before that is an error.
+#: Maximum number of times in a row that a pool may be found closing before that is an error.
 MAX_GENERATIONS = 6
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _UNFINISHED = [state for state in states.TaskState if state not in states.TASK_TERMINAL]
 
-#: Whether a DAG run (dag_id, run_id) is still unfinished.
+#: Returns whether a DAG run (dag_id, run_id) is unfinished.
 IsRunUnfinished = Callable[[str, str], bool]
 
 
@@ -85,7 +87,7 @@ IsRunUnfinished = Callable[[str, str], bool]
 
 
 def check_name(name: Any) -> None:
-    """Refuse what cannot name a shared pool."""
+    """Refuse a value that cannot name a shared pool."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise QarnotInvalidSpecError(
             f"shared is no name, got {name!r}",
@@ -94,48 +96,52 @@ def check_name(name: Any) -> None:
         )
 
 
-def mismatched_fields(mine: Mapping[str, str], theirs: Mapping[str, str]) -> list[str]:
-    """The fields in which two specs differ, by what :meth:`PoolSpec.fingerprint_fields` says of them."""
-    return sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
+def mismatched_fields(own: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
+    """Return the fields in which two specs differ, given the result of :meth:`PoolSpec.fingerprint_fields` of each."""
+    return sorted(name for name in own.keys() | other.keys() if own.get(name) != other.get(name))
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class HoldOwner:
     """A DAG run that needs a shared pool.
 
-    ``by`` is the task that opened it, or "" for tasks that moved there. One of several mapped copies has its map index
-    after that, as in ``day.open_pool[3]``: a task id has no brackets, and releases that know nothing of copies take it
-    for another task. If the ids together are too long for a name on Qarnot, a digest stands for the task.
+    ``opened_by`` is the id of the task that opened the pool, or "" for tasks that moved to it. A copy of a mapped task
+    has its map index appended, as in ``day.open_pool[3]``. A task id contains no brackets. A digest replaces the task
+    id if the ids together are too long for a name on Qarnot.
     """
 
     dag_id: str
     run_id: str
-    by: str = ""
+    opened_by: str = ""
 
-    def same_run(self, other: HoldOwner) -> bool:
-        return (self.dag_id, self.run_id) == (other.dag_id, other.run_id)
+    @property
+    def run(self) -> RunKey:
+        """The DAG run."""
+        return RunKey(self.dag_id, self.run_id)
 
     def to_name(self) -> str:
-        """Return the name of its hold. It fits, as Airflow takes 250 characters for each id."""
-        task, mapped, index = self.by.partition("[")
+        """Return the name of the hold. It fits, because Airflow accepts at most 250 characters for each id."""
+        task, mapped, index = self.opened_by.partition("[")
         shortened = f"{_digest_of(task)}{mapped}{index}"
         names = [
-            json.dumps([self.dag_id, self.run_id, by], ensure_ascii=False) for by in (self.by, shortened)
+            json.dumps([self.dag_id, self.run_id, task], ensure_ascii=False)
+            for task in (self.opened_by, shortened)
         ]
         return next((name for name in names if is_valid_size(name)), names[-1])
 
     def is_by(self, *task_ids: str) -> bool:
         """Return whether one of these tasks, or a mapped copy of it, has opened the pool."""
-        task = self.by.partition("[")[0]
-        return any(task in (one, _digest_of(one)) for one in task_ids)
+        task = self.opened_by.partition("[")[0]
+        return any(task in (task_id, _digest_of(task_id)) for task_id in task_ids)
 
     def is_given_up_by(self, identity: TaskInstanceIdentity, tasks: Collection[str] | None) -> bool:
-        """Whether *identity*, which is done with what *tasks* opened (None: any task), gives this hold up.
+        """Return whether *identity* releases this hold, given that *tasks* are done with the pool (None: all tasks).
 
-        A mapped copy gives up its own: its siblings may be at work. What is not mapped is done with all copies.
+        A mapped copy releases only its own hold, because its siblings may still run. A task that is not mapped
+        releases the holds of all copies.
         """
-        _, mapped, index = self.by.partition("[")
-        if (self.dag_id, self.run_id) != (identity.dag_id, identity.run_id):
+        _, mapped, index = self.opened_by.partition("[")
+        if self.run != (identity.dag_id, identity.run_id):
             return False
         if mapped and identity.map_index >= 0 and index != f"{identity.map_index}]":
             return False
@@ -146,31 +152,35 @@ class HoldOwner:
 
 
 def _digest_of(task_id: str) -> str:
-    """Return what stands for a task whose id is too long; "" for none."""
+    """Return the replacement for a task id that is too long; "" for none."""
     return hashlib.sha256(task_id.encode()).hexdigest()[:16] if task_id else ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """Who needs a pool. ``working``: DAG runs with unfinished Qarnot tasks; ``unowned_tasks``: such of nobody's."""
+    """The users of a pool.
+
+    ``working``: DAG runs with unfinished Qarnot tasks. ``unowned_tasks``: number of unfinished Qarnot tasks without a
+    DAG run.
+    """
 
     holders: frozenset[HoldOwner] = frozenset()
     working: frozenset[HoldOwner] = frozenset()
     unowned_tasks: int = 0
 
 
-def describe_users(needs: Usage, me: HoldOwner, alive: Callable[[HoldOwner], bool]) -> list[str]:
-    """Who else needs the pool, in words; empty where *me* may close it.
+def describe_users(usage: Usage, releasing: HoldOwner, alive: Callable[[HoldOwner], bool]) -> list[str]:
+    """Return a text for each other user of the pool; empty if *releasing* may close it.
 
-    Unfinished Qarnot tasks of its own run do not keep it open: who gives the pool up is done with them.
+    Unfinished Qarnot tasks of the releasing run do not keep the pool open, because the run no longer needs them.
     """
-    others = {one for one in needs.holders if one != me}
-    others |= {one for one in needs.working if not one.same_run(me)}
-    runs = {(one.dag_id, one.run_id): one for one in sorted(others)}
-    words = [str(one) for one in runs.values() if alive(one)]
-    if needs.unowned_tasks:
-        words.append(f"{needs.unowned_tasks} Qarnot tasks that no Airflow task made")
-    return words
+    others = {owner for owner in usage.holders if owner != releasing}
+    others |= {owner for owner in usage.working if owner.run != releasing.run}
+    runs = {owner.run: owner for owner in sorted(others)}
+    users = [str(owner) for owner in runs.values() if alive(owner)]
+    if usage.unowned_tasks:
+        users.append(f"{usage.unowned_tasks} Qarnot tasks that no Airflow task made")
+    return users
 
 
 def is_shared_and_closed(pool: Pool | None, identity: TaskInstanceIdentity) -> bool:
@@ -187,74 +197,86 @@ def is_shared_and_closed(pool: Pool | None, identity: TaskInstanceIdentity) -> b
 # --- opening
 
 
-def acquire_shared_pool(
-    client: QarnotClient,
-    spec: PoolSpec,
-    identity: TaskInstanceIdentity,
-    pause: Callable[[float], Any],
-    create: Callable[[Any], str] | None = None,
-) -> Claim:
-    """The pool of that name: the one that lives, or a new one; and a hold on it for this DAG run.
+def acquire_shared_pool(client: QarnotClient, request: ClaimRequest) -> Claim:
+    """Return the live pool of that name or a new one, and create a hold on it for this DAG run.
 
-    :param create: makes what is stamped, and returns its uuid; default: a request of its own.
-    :raises QarnotSpecMismatchError: it lives, and was made from another spec.
+    :raises QarnotSpecMismatchError: the live pool was created from another spec.
     """
-
-    def create_labelled(stamped: PoolSpec) -> str:
-        return (create or client.pools.create_once)(_with_label(stamped, _packed(fields)))
-
-    fields = spec.fingerprint_fields()
-    return _acquire(
-        client, spec, identity, create_labelled, fields, spec.fingerprint(), pause, by=identity.task_id
+    fields = request.spec.fingerprint_fields()
+    create = request.create or client.pools.create_once
+    packed = _packed(fields)
+    request = replace(
+        request,
+        create=lambda stamped: create(_with_label(stamped, packed)),
+        fingerprint=request.spec.fingerprint(),
     )
+    return _acquire(client, request, fields, opened_by=request.identity.task_id)
 
 
 def open_replacement(
     client: QarnotClient, pool: str, identity: TaskInstanceIdentity, pause: Callable[[float], Any]
 ) -> str | None:
-    """The pool that takes the place of *pool*, which no longer takes tasks; None where *pool* is not shared, or open.
+    """Return the pool that replaces *pool*; None if *pool* is not shared, or still accepts tasks.
 
-    It is made like the one it replaces: who finds out need not know how that was.
+    The replacement has the same specification, so the caller need not know it.
     """
-    old = client.pools.find(pool)
-    if old is None:
-        old = _newest_of_the_name(client, pool, identity)
-    elif not is_shared_and_closed(old, identity):
+    closed = client.pools.find(pool)
+    if closed is None:
+        closed = _newest_of_the_name(client, pool, identity)
+    elif not is_shared_and_closed(closed, identity):
         return None
-    if old is None:
+    if closed is None:
         return None
-    name = label(old.labels, "shared") or ""
-    from airflow_qarnot_pool.api.specs import PoolSpec
-    from airflow_qarnot_pool.ownership.quota import QuotaRoom
-
-    packed = old.labels.get(FIELDS_LABEL, "")
-    spec = PoolSpec(
-        name=old.name or name,
-        tags=[tag for tag in old.tags if not tag.startswith("airflow-")],
-        labels={key: value for key, value in old.labels.items() if not key.startswith("airflow")},
+    name = label(closed.labels, "shared") or ""
+    shared_identity = _shared_identity(identity, name)
+    request = ClaimRequest(
+        resource=client.pools,
+        spec=_user_spec(closed, name),
+        identity=shared_identity,
+        pause=pause,
+        create=QuotaRoom(client, identity.namespace, shared_identity).wrap_create(
+            "pool", partial(_clone, client, closed)
+        ),
+        fingerprint=label(closed.labels, "spec") or "",
     )
-
-    def create(stamped: PoolSpec) -> str:
-        labelled = _with_label(stamped, packed)
-        if limit := old.labels.get(MAX_COST_LABEL):
-            labelled = replace(labelled, labels={**labelled.labels, MAX_COST_LABEL: limit})
-        kept = ("name", "shortname", "tags", "labels", "completion_ttl")
-        return client.pools.clone_once(old.uuid, **{name: getattr(labelled, name) for name in kept})
-
-    mine = replace(identity, shared=name, role="", item=None)
-    fingerprint = label(old.labels, "spec") or ""
-    with_room = QuotaRoom(client, identity.namespace, mine).wrap_create("pool", create)
-    claimed = _acquire(client, spec, mine, with_room, _unpacked(packed), fingerprint, pause, by="")
-    # What holds a closed pool holds nothing.
-    _drop(client, [one for one in _holds(client, mine) if one.pool == pool])
-    log.info("Shared pool %r: %s takes no more tasks, going on with %s", name, pool, claimed.uuid)
+    fields = _unpacked(closed.labels.get(FIELDS_LABEL, ""))
+    claimed = _acquire(client, request, fields, opened_by="")
+    # Drop the holds of the closed pool.
+    _drop(client, [hold for hold in _holds(client, shared_identity) if hold.pool == pool])
+    log.info("Shared pool %r: %s accepts no more tasks, continuing with %s", name, pool, claimed.uuid)
     return claimed.uuid
 
 
+def _shared_identity(identity: TaskInstanceIdentity, name: str) -> TaskInstanceIdentity:
+    return replace(identity, shared=name, role="", item=None)
+
+
+def _user_spec(pool: Pool, name: str) -> PoolSpec:
+    """Return the name, tags and labels that the user gave to *pool*."""
+    from airflow_qarnot_pool.api.specs import PoolSpec
+
+    return PoolSpec(
+        name=pool.name or name,
+        tags=[tag for tag in pool.tags if not tag.startswith("airflow-")],
+        labels={key: value for key, value in pool.labels.items() if not key.startswith("airflow")},
+    )
+
+
+def _clone(client: QarnotClient, pool: Pool, stamped: PoolSpec) -> str:
+    """Create a pool like *pool*, with the name, tags and labels of *stamped*."""
+    stamped = _with_label(stamped, pool.labels.get(FIELDS_LABEL, ""))
+    if limit := pool.labels.get(MAX_COST_LABEL):
+        stamped = replace(stamped, labels={**stamped.labels, MAX_COST_LABEL: limit})
+    own = ("name", "shortname", "tags", "labels", "completion_ttl")
+    return client.pools.clone_once(pool.uuid, **{field: getattr(stamped, field) for field in own})
+
+
 def was_closed(client: QarnotClient, pool: str, identity: TaskInstanceIdentity) -> bool:
-    """Whether *pool* is one that *identity*'s namespace shares, and was closed or, once closed, deleted."""
-    found = client.pools.find(pool)
-    return shared_name(client, pool) is not None if found is None else is_shared_and_closed(found, identity)
+    """Return whether *pool* is shared in the namespace of *identity*, and closed or deleted after it was closed."""
+    existing = client.pools.find(pool)
+    if existing is None:
+        return shared_name(client, pool) is not None
+    return is_shared_and_closed(existing, identity)
 
 
 def _newest_of_the_name(client: QarnotClient, pool: str, identity: TaskInstanceIdentity) -> Pool | None:
@@ -262,50 +284,42 @@ def _newest_of_the_name(client: QarnotClient, pool: str, identity: TaskInstanceI
     name = shared_name(client, pool)
     if name is None:
         return None
-    owner = replace(identity, shared=name, role="", item=None).owner
-    found = client.pools.iterate(filters.equal("Tags", OWNER_TAG + owner))
-    return max(found, key=lambda one: RemoteSnapshot.of(one).age, default=None)
+    generations = client.pools.iterate(
+        filters.equal("Tags", OWNER_TAG + _shared_identity(identity, name).owner)
+    )
+    return max(generations, key=lambda generation: RemoteSnapshot.of(generation).age, default=None)
 
 
-def _acquire(
-    client: QarnotClient,
-    spec: PoolSpec,
-    identity: TaskInstanceIdentity,
-    create: Callable[[Any], str],
-    fields: Mapping[str, str],
-    fingerprint: str,
-    pause: Callable[[float], Any],
-    by: str,
-) -> Claim:
-    from airflow_qarnot_pool.ownership.claim import claim
-
+def _acquire(client: QarnotClient, request: ClaimRequest, fields: Mapping[str, str], opened_by: str) -> Claim:
+    name = request.identity.shared
     for _ in range(MAX_GENERATIONS):
-        claimed = claim(client.pools, spec, identity, None, pause, create=create, fingerprint=fingerprint)
+        claimed = claim(request)
         if claimed.existing is not None:
-            _refuse_mismatch(claimed.existing, identity.shared, fields, fingerprint)
-        if create_hold(client, identity, claimed.uuid, by):
+            _refuse_mismatch(claimed.existing, name, fields, request.fingerprint)
+        if create_hold(client, request.identity, claimed.uuid, opened_by):
             return claimed
     raise QarnotPoolEndedError(
-        f"Shared pool {identity.shared!r} was closed {MAX_GENERATIONS} times while it was being opened; look in the "
-        "console who closes it",
+        f"Shared pool {name!r} was closed {MAX_GENERATIONS} times while it was being opened. Check in the console "
+        "which user or program closes it.",
         kind="pool",
     )
 
 
-def _refuse_mismatch(found: Any, name: str, fields: Mapping[str, str], fingerprint: str) -> None:
-    theirs = label(found.labels, "spec")
-    if not theirs or theirs == fingerprint:
+def _refuse_mismatch(existing: Any, name: str, fields: Mapping[str, str], fingerprint: str) -> None:
+    existing_fingerprint = label(existing.labels, "spec")
+    if not existing_fingerprint or existing_fingerprint == fingerprint:
         return
-    differ = mismatched_fields(fields, _unpacked(found.labels.get(FIELDS_LABEL, "")))
-    said = ["scaling (keep_warm, instance_count)" if one == "scaling" else one for one in differ]
-    maker = HoldOwner(
-        dag_id=label(found.labels, "dag_id") or "?", run_id=label(found.labels, "run_id") or "?"
+    mismatched = mismatched_fields(fields, _unpacked(existing.labels.get(FIELDS_LABEL, "")))
+    shown = ["scaling (keep_warm, instance_count)" if field == "scaling" else field for field in mismatched]
+    creator = HoldOwner(
+        dag_id=label(existing.labels, "dag_id") or "?", run_id=label(existing.labels, "run_id") or "?"
     )
     raise QarnotSpecMismatchError(
-        f"Shared pool {name!r} exists ({found.uuid}, made by {maker}) and differs in {', '.join(said)}. All who share "
-        "a pool ask for the same one: give the same parameters, share another name, or close that pool first",
+        f"Shared pool {name!r} exists ({existing.uuid}, made by {creator}) and differs in {', '.join(shown)}. All "
+        "users of a shared pool must request the same one. Use the same parameters, share another name, or close that "
+        "pool first.",
         kind="pool",
-        ref=found.uuid,
+        ref=existing.uuid,
     )
 
 
@@ -324,16 +338,16 @@ def _unpacked(text: str) -> dict[str, str]:
 # --- holding
 
 
-def create_hold(client: QarnotClient, identity: TaskInstanceIdentity, pool: str, by: str) -> bool:
-    """Let it be seen that this DAG run, or this mapped copy, needs *pool*. False: the pool takes no tasks any more.
+def create_hold(client: QarnotClient, identity: TaskInstanceIdentity, pool: str, opened_by: str) -> bool:
+    """Record that this DAG run, or this mapped copy, needs *pool*. Return False if the pool accepts no more tasks.
 
-    A hold that cannot be made for another reason is only a warning: without it the pool may be closed too early,
+    A hold that cannot be created for another reason is only a warning. Without it the pool may be closed too early,
     which costs a boot.
     """
-    by = by if identity.map_index < 0 else f"{by}[{identity.map_index}]"
-    name = HoldOwner(dag_id=identity.dag_id, run_id=identity.run_id, by=by).to_name()
-    # A try has a hold of its own: the process of an earlier one may stand still, and give up its hold when it resumes.
-    mark = f"{TRY_TAG}{identity.try_number}" if by else ""
+    opened_by = opened_by if identity.map_index < 0 else f"{opened_by}[{identity.map_index}]"
+    name = HoldOwner(dag_id=identity.dag_id, run_id=identity.run_id, opened_by=opened_by).to_name()
+    # Each try has a separate hold, because the suspended process of an earlier try releases its hold when it resumes.
+    mark = f"{TRY_TAG}{identity.try_number}" if opened_by else ""
     try:
         client.jobs.create(
             name,
@@ -344,45 +358,46 @@ def create_hold(client: QarnotClient, identity: TaskInstanceIdentity, pool: str,
             completion_ttl=timedelta(days=1),
         )
     except QarnotNameTakenError:
-        pass  # made by this try before
+        pass  # this try has created it before
     except (QarnotRefusedError, QarnotUnavailableError, QarnotProtocolError) as error:
-        now = client.pools.find(pool) if isinstance(error, QarnotRefusedError) else None
-        if isinstance(error, QarnotRefusedError) and (now is None or not states.accepts_tasks(now.state)):
-            return False
+        if isinstance(error, QarnotRefusedError):
+            current = client.pools.find(pool)
+            if current is None or not states.accepts_tasks(current.state):
+                return False
         log.warning("Other DAG runs may not see that this one needs pool %s: %s", pool, error)
     return True
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hold:
-    """A job that says who needs which pool."""
+    """A job that records which DAG run needs which pool."""
 
     uuid: str
     pool: str | None
     holder: HoldOwner
-    #: The try of its Airflow task that made it; 0 for one that belongs to the whole DAG run.
+    #: The try of the Airflow task that created it; 0 if it belongs to the whole DAG run.
     try_number: int = 0
 
     def is_given_up_by(self, identity: TaskInstanceIdentity, tasks: Collection[str] | None) -> bool:
-        """See :meth:`HoldOwner.is_given_up_by`. A task gives up nothing that a later try of it holds."""
-        later = self.holder.is_by(identity.task_id) and self.try_number > identity.try_number
-        return not later and self.holder.is_given_up_by(identity, tasks)
+        """See :meth:`HoldOwner.is_given_up_by`. A task never releases the hold of a later try."""
+        is_later = self.holder.is_by(identity.task_id) and self.try_number > identity.try_number
+        return not is_later and self.holder.is_given_up_by(identity, tasks)
 
 
 def _holds(client: QarnotClient, identity: TaskInstanceIdentity) -> list[Hold]:
-    """The holds on every generation of the pool."""
-    found: Iterable[Job] = client.jobs.list(tags=[HOLD_TAG + identity.owner])
+    """Return the holds on every generation of the pool."""
+    jobs: Iterable[Job] = client.jobs.list(tags=[HOLD_TAG + identity.owner])
     return [
         Hold(uuid=job.uuid, pool=job.pool, holder=holder, try_number=last_try(job.tags))
-        for job in found
+        for job in jobs
         if job.state == "Active" and (holder := _holder(job.name))
     ]
 
 
 def _holder(name: str | None) -> HoldOwner | None:
     with suppress(ValueError, TypeError):
-        dag_id, run_id, by = map(_id, parse_json(name or ""))
-        return HoldOwner(dag_id=dag_id, run_id=run_id, by=by)
+        dag_id, run_id, opened_by = map(_id, parse_json(name or ""))
+        return HoldOwner(dag_id=dag_id, run_id=run_id, opened_by=opened_by)
     return None
 
 
@@ -392,12 +407,12 @@ def _id(value: Any) -> str:
     return value
 
 
-# --- giving up, and closing
+# --- releasing, and closing
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReleaseResult:
-    """What became of a pool that was given up: closed, or still needed by these."""
+    """The pool that was released, and its remaining users. Without any, it was closed."""
 
     uuid: str
     needed_by: tuple[str, ...] = ()
@@ -411,71 +426,68 @@ def release(
     client: QarnotClient,
     identity: TaskInstanceIdentity,
     alive: IsRunUnfinished | None = None,
-    by: Collection[str] | None = None,
+    opened_by: Collection[str] | None = None,
 ) -> list[ReleaseResult]:
-    """Give up what this DAG run, or this mapped copy, holds of the shared pool; close it where nobody else needs it.
+    """Release the holds of this DAG run, or this mapped copy, on the shared pool, and close it if it has no other user.
 
-    :param alive: tells which DAG runs still live; None: nobody can be asked now, so all count as living.
-    :param by: the tasks that opened it, and are done with it; None: every task of this DAG run.
+    :param alive: returns whether a DAG run is unfinished. None: Airflow cannot be asked now, so every run counts.
+    :param opened_by: the tasks that opened the pool and are done with it. None: every task of this DAG run.
     """
-    me = HoldOwner(dag_id=identity.dag_id, run_id=identity.run_id)
-    found = client.pools.iterate(filters.equal("Tags", OWNER_TAG + identity.owner))
-    live = [pool for pool in found if usability_of(pool) is Usability.LIVE]
+    generations = client.pools.iterate(filters.equal("Tags", OWNER_TAG + identity.owner))
+    live = [pool for pool in generations if usability_of(pool) is Usability.LIVE]
     holds = _holds(client, identity)
-    mine = [one for one in holds if one.is_given_up_by(identity, by)]
-    _drop(client, mine)
-    if mine and len(mine) < len(holds):
-        # Two who look before either has given up would each leave it to the other.
+    released = [hold for hold in holds if hold.is_given_up_by(identity, opened_by)]
+    _drop(client, released)
+    if released and len(released) < len(holds):
+        # Read the holds again: two runs that both read before either has released would each leave the pool open.
         holds = _holds(client, identity)
-    others = [one for one in holds if one not in mine]
+    remaining = [hold for hold in holds if hold not in released]
     return [
-        _close_unless_needed(
-            client, identity, pool, me, [one for one in others if one.pool == pool.uuid], alive
-        )
-        for pool in live
+        _close_unless_needed(client, identity, pool, remaining, _RunLookup(identity, alive)) for pool in live
     ]
+
+
+class _RunLookup:
+    """Look up whether DAG runs are unfinished, once for each run. The releasing run counts as unfinished."""
+
+    def __init__(self, identity: TaskInstanceIdentity, alive: IsRunUnfinished | None) -> None:
+        self._alive = alive
+        self._known = {RunKey(identity.dag_id, identity.run_id): True}
+
+    def __call__(self, owner: HoldOwner) -> bool:
+        if owner.run not in self._known:
+            self._known[owner.run] = self._alive is None or self._alive(*owner.run)
+        return self._known[owner.run]
 
 
 def _close_unless_needed(
     client: QarnotClient,
     identity: TaskInstanceIdentity,
     pool: Pool,
-    me: HoldOwner,
-    others: Sequence[Hold],
-    alive: IsRunUnfinished | None,
+    holds: Sequence[Hold],
+    alive: Callable[[HoldOwner], bool],
 ) -> ReleaseResult:
-    from airflow_qarnot_pool.ownership.termination import end
-
-    asked: dict[tuple[str, str], bool] = {}
-
-    def identities(one: HoldOwner) -> bool:
-        run = (one.dag_id, one.run_id)
-        if run not in asked:
-            asked[run] = one.same_run(me) or alive is None or alive(*run)
-        return asked[run]
-
-    still = describe_users(_needs(client, pool.uuid, (one.holder for one in others)), me, identities)
-    if not still:
+    holds = [hold for hold in holds if hold.pool == pool.uuid]
+    releasing = HoldOwner(dag_id=identity.dag_id, run_id=identity.run_id)
+    usage = _usage_of(client, pool.uuid, (hold.holder for hold in holds))
+    users = describe_users(usage, releasing, alive)
+    if users:
+        log.info("Shared pool %r (%s) stays open for %s", identity.shared, pool.uuid, "; ".join(users))
+    else:
         end(client.pools, pool.uuid)
-        _drop(client, others)
-    said = "; ".join(still)
-    log.info(
-        "Shared pool %r (%s) %s",
-        identity.shared,
-        pool.uuid,
-        f"stays open for {said}" if said else "is closed",
-    )
-    return ReleaseResult(uuid=pool.uuid, needed_by=tuple(still))
+        _drop(client, holds)
+        log.info("Requested closing of shared pool %r (%s)", identity.shared, pool.uuid)
+    return ReleaseResult(uuid=pool.uuid, needed_by=tuple(users))
 
 
-def _needs(client: QarnotClient, pool: str, holders: Iterable[HoldOwner]) -> Usage:
-    here = filters.and_(filters.equal("PoolUuid", pool), filters.in_("State", _UNFINISHED))
+def _usage_of(client: QarnotClient, pool: str, holders: Iterable[HoldOwner]) -> Usage:
+    on_pool = filters.and_(filters.equal("PoolUuid", pool), filters.in_("State", _UNFINISHED))
     working, unowned_tasks = set(), 0
-    unfinished: Iterable[Task] = client.tasks.search_all(here, fields=("State", "Labels"))
+    unfinished: Iterable[Task] = client.tasks.search_all(on_pool, fields=("State", "Labels"))
     for task in unfinished:
         if task.phase is states.Phase.TERMINAL or label(task.labels, "shared"):
-            continue  # a warm-up is demand of the pool's own
-        dag_id, run_id = label(task.labels, "dag_id"), label(task.labels, "run_id")
+            continue  # a warm-up is demand of the pool, not of a run
+        dag_id, run_id = run_of(task)
         if dag_id and run_id:
             working.add(HoldOwner(dag_id=dag_id, run_id=run_id))
         else:
@@ -484,6 +496,6 @@ def _needs(client: QarnotClient, pool: str, holders: Iterable[HoldOwner]) -> Usa
 
 
 def _drop(client: QarnotClient, holds: Iterable[Hold]) -> None:
-    for one in holds:
+    for hold in holds:
         with suppress(QarnotNotFoundError):
-            client.jobs.delete(one.uuid)
+            client.jobs.delete(hold.uuid)

@@ -1,4 +1,4 @@
-"""End pools and Qarnot tasks: one, a lineage, or many at a time."""
+"""End pools and Qarnot tasks: single ones, a lineage, or many at once."""
 
 from __future__ import annotations
 
@@ -12,30 +12,28 @@ from airflow_qarnot_pool.api import filters
 from airflow_qarnot_pool.api.errors import QarnotNotFoundError, QarnotRefusedError, QarnotUnavailableError
 from airflow_qarnot_pool.ownership.decisions import RemoteSnapshot
 from airflow_qarnot_pool.ownership.identity import LINEAGE_TAG, OWNER_TAG, TaskInstanceIdentity, is_ending
+from airflow_qarnot_pool.waiting.conditions import NOUNS
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.models import Pool, Task
     from airflow_qarnot_pool.api.pools import PoolResource
     from airflow_qarnot_pool.api.tasks import TaskResource
 
-
-#: Requests at a time where many are to be ended: at 50 ms each, 500 take less than 2 s.
+#: Maximum number of concurrent requests: at 50 ms each, 500 objects are ended in less than 2 s.
 MAX_WORKERS = 32
-
-
-#: What tells of an object whether it has ended, and which try it belongs to.
+#: The fields that show whether an object has ended, and which try it belongs to.
 _HELD_FIELDS = ("Uuid", "Shortname", "State", "Tags", "Labels", "CreationDate")
 
 
 def end(resource: PoolResource | TaskResource, uuid: str) -> None:
-    """Close a pool or abort a Qarnot task. One that has ended, is ending or is gone is fine, too.
+    """Close a pool or abort a Qarnot task. Do nothing if the object has ended, is ending or is deleted.
 
-    :raises QarnotRefusedError: the server refuses, and the object keeps running.
+    :raises QarnotRefusedError: the server refuses, and the object still runs.
     """
     try:
         resource.end(uuid)
     except QarnotNotFoundError:
-        # A single 404 proves nothing: a proxy or a replica that lags may have sent it.
+        # A single 404 proves nothing, because a proxy or a lagging replica may have sent it.
         if _is_there_and_open(resource, uuid):
             resource.end(uuid)
     except QarnotRefusedError:
@@ -57,7 +55,7 @@ def _is_there_and_open(resource: PoolResource | TaskResource, uuid: str) -> bool
 def end_lineage(
     resource: PoolResource | TaskResource, identity: TaskInstanceIdentity, within: float | None = None
 ) -> list[str] | None:
-    """End whatever is live of this lineage and return the uuids; None if a later try has taken it over.
+    """End the live objects of this lineage and return their uuids; None if a later try has adopted them.
 
     :param within: see :func:`end_all`.
     """
@@ -65,7 +63,7 @@ def end_lineage(
 
 
 def end_owned(resource: PoolResource | TaskResource, identity: TaskInstanceIdentity) -> list[str]:
-    """End whatever is live of the Airflow task instance of *identity*, of all its lives; returns the uuids."""
+    """End the live objects of all lives of the task instance of *identity*, and return their uuids."""
     return _end_tagged(resource, OWNER_TAG + identity.owner) or []
 
 
@@ -75,41 +73,41 @@ def _end_tagged(
     identity: TaskInstanceIdentity | None = None,
     within: float | None = None,
 ) -> list[str] | None:
-    began, tagged = time.monotonic(), filters.equal("Tags", tag)
-    found: Sequence[Pool | Task] = resource.search_all(tagged, fields=_HELD_FIELDS)
-    if identity is not None and any(RemoteSnapshot.of(one).is_later_than(identity) for one in found):
+    started = time.monotonic()
+    tagged: Sequence[Pool | Task] = resource.search_all(filters.equal("Tags", tag), fields=_HELD_FIELDS)
+    if identity is not None and any(RemoteSnapshot.of(remote).is_later_than(identity) for remote in tagged):
         return None
-    live = [one.uuid for one in found if not is_ending(one)]
-    end_all(resource, live, None if within is None else within - (time.monotonic() - began))
+    live = [remote.uuid for remote in tagged if not is_ending(remote)]
+    end_all(resource, live, None if within is None else within - (time.monotonic() - started))
     return live
 
 
 def end_all(resource: PoolResource | TaskResource, uuids: Sequence[str], within: float | None = None) -> None:
-    """End these, several at a time: whoever ends much has little time.
+    """End these objects concurrently, because a killed process has little time.
 
-    A single one is ended by this thread: in a signal handler, another one might wait for a lock of the
+    A single object is ended in the calling thread. In a signal handler, another thread might wait for a lock of the
     code that the signal has interrupted.
 
-    :param within: seconds after which no more of them are begun; None: no limit.
-    :raises QarnotUnavailableError: the time was over; says how many are left.
+    :param within: seconds after which no more requests are started; None: no limit.
+    :raises QarnotUnavailableError: the time was too short. The message has the number of remaining objects.
     """
     if len(uuids) < 2:
         for uuid in uuids:
             end(resource, uuid)
         return
-    ends = None if within is None else time.monotonic() + within
+    deadline = None if within is None else time.monotonic() + within
 
-    def begin(uuid: str) -> bool:
-        if ends is not None and time.monotonic() >= ends:
+    def end_in_time(uuid: str) -> bool:
+        if deadline is not None and time.monotonic() >= deadline:
             return False
         end(resource, uuid)
         return True
 
     with ThreadPoolExecutor(max_workers=min(len(uuids), MAX_WORKERS)) as threads:
-        left = sum(not begun for begun in threads.map(begin, uuids))
-    if left:
+        remaining = sum(not was_ended for was_ended in threads.map(end_in_time, uuids))
+    if remaining:
         raise QarnotUnavailableError(
-            f"{left} of {len(uuids)} {resource.kind}s could not be ended in time",
-            remedy="They end with their pool, with the next life of the Airflow task, or by themselves.",
+            f"{remaining} of {len(uuids)} {NOUNS[resource.kind]}s could not be ended in time",
+            remedy="They end with their pool, with the next life of the Airflow task, or at their time limit.",
             kind=resource.kind,
         )

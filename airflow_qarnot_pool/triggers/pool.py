@@ -69,7 +69,7 @@ class QarnotPoolTrigger(QarnotTrigger):
             self.log.info("Pool %s stays open: its Airflow task is %s", self.uuid, state)
             return
         if identity.shared:
-            await self._request(lambda client: release(client, identity, by=(identity.task_id,)))
+            await self._request(lambda client: release(client, identity, opened_by=(identity.task_id,)))
             if warm_up := self.resume_state.get("warm_up"):
                 # The pool may stay open for other runs, which need its slots.
                 await self._request(lambda client: end(client.tasks, warm_up))

@@ -13,7 +13,7 @@ from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.models import Pool, Task
 from airflow_qarnot_pool.api.specs import PoolSpec
 from airflow_qarnot_pool.local import LocalQarnot
-from airflow_qarnot_pool.ownership.claim import claim
+from airflow_qarnot_pool.ownership.claim import ClaimRequest, claim
 from tests.conftest import ROOT
 from tests.harness import life_of
 
@@ -198,7 +198,9 @@ def test_qarnot_taskflow(client: QarnotClient) -> None:
 def test_qarnot_maintenance(client: QarnotClient, report_only: bool) -> None:
     """A pool whose DAG run is not known is reported; it is younger than the grace, so it stays."""
     identity = life_of(namespace="tests", dag_id="deleted", run_id=f"deleted-{report_only}")
-    forgotten = claim(client.pools, PoolSpec(name="forgotten"), identity).uuid
+    forgotten = claim(
+        ClaimRequest(resource=client.pools, spec=PoolSpec(name="forgotten"), identity=identity)
+    ).uuid
     run = Run(client, "qarnot_maintenance", {"report_only": report_only})
     assert run.states == {"reap": "success"}
     report = run.dag_run.get_task_instance("reap").xcom_pull(task_ids="reap")

@@ -70,7 +70,7 @@ def test_who_works_on_a_shared_pool_is_seen_behind_many_others_under_any_cap(
 ) -> None:
     submit(client, pool, 11)
     submit(client, pool, 1, run_id="last")
-    needs = shared_pool._needs(client, pool, ())
+    needs = shared_pool._usage_of(client, pool, ())
     assert needs.unowned_tasks == 11
     assert {holder.run_id for holder in needs.working} == {"last"}
 

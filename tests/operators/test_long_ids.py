@@ -73,7 +73,7 @@ def test_all_that_is_made_from_ids_fits() -> None:
         )
         shortnames.add(identity.shortname(1))
         by = task_id if map_index < 0 else f"{task_id}[{map_index}]"
-        holder = HoldOwner(dag_id=dag_id, run_id=run_id, by=by)
+        holder = HoldOwner(dag_id=dag_id, run_id=run_id, opened_by=by)
         given.add(holder)
         check(holder.to_name(), (), {}, None)
         holds.add(holder.to_name())

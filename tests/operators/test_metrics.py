@@ -141,7 +141,14 @@ def doubles(monkeypatch: pytest.MonkeyPatch) -> None:
         QarnotClient(free.url, free.token) as client,
     ):
         free.faults([{"method": "POST", "path": "^/pools$", "times": 1, "kind": "lost"}])
-        claims.claim(client.pools, PoolSpec(name="twice", instance_count=1), identity, pause=lambda _: None)
+        claims.claim(
+            claims.ClaimRequest(
+                resource=client.pools,
+                spec=PoolSpec(name="twice", instance_count=1),
+                identity=identity,
+                pause=lambda _: None,
+            )
+        )
         assert sorted(one.state in ("Closing", "Closed") for one in client.pools.list()) == [False, True]
 
 

@@ -251,7 +251,7 @@ def test_a_kill_says_what_it_could_not_end_in_time(
         operator.on_kill()  # logs it, and leaves the process free to end
         operator._kill_after_deferral._thread.join(60)  # type: ignore[union-attr]
     assert operator._work is not None
-    with pytest.raises(QarnotUnavailableError, match=r"3 of 3 tasks could not be ended in time"):
+    with pytest.raises(QarnotUnavailableError, match=r"3 of 3 Qarnot tasks could not be ended in time"):
         operator._work.end(hurried=True)
     assert not any(one["path"].endswith("/abort") for one in qarnot.requests())
 

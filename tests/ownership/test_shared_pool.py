@@ -115,7 +115,7 @@ def test_of_those_made_in_one_second_every_reader_keeps_the_same() -> None:
 
 
 def holder(run_id: str, by: str = "", dag_id: str = "etl") -> HoldOwner:
-    return HoldOwner(dag_id=dag_id, run_id=run_id, by=by)
+    return HoldOwner(dag_id=dag_id, run_id=run_id, opened_by=by)
 
 
 ME = holder("r1")

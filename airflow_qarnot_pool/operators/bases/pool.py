@@ -42,11 +42,15 @@ class PoolOperator(WaitingOperator):
     def _take(self, spec: Any, identity: TaskInstanceIdentity, pause: Any, **options: Any) -> Claim:
         if not identity.shared:
             return super()._take(spec, identity, pause, **options)
+        from airflow_qarnot_pool.ownership.claim import ClaimRequest
         from airflow_qarnot_pool.ownership.shared_pool import acquire_shared_pool
 
         create = options.pop("create", None) or self.client.pools.create_once
         options["create"] = self._room(identity).wrap_create("pool", create)
-        return acquire_shared_pool(self.client, spec, identity, pause, **options)
+        request = ClaimRequest(
+            resource=self.client.pools, spec=spec, identity=identity, pause=pause, **options
+        )
+        return acquire_shared_pool(self.client, request)
 
     def _trigger_class(self) -> type[QarnotTrigger]:
         from airflow_qarnot_pool.triggers.pool import QarnotPoolTrigger

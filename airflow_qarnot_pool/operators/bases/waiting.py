@@ -95,7 +95,7 @@ class RemoteWork:
         if self.identity.shared:
             from airflow_qarnot_pool.ownership.shared_pool import release
 
-            for pool in release(client, self.identity, by=(self.identity.task_id,)):
+            for pool in release(client, self.identity, opened_by=(self.identity.task_id,)):
                 if self.warm_up_on is not None and not pool.closed:
                     end_lineage(client.tasks, self.warm_up_on(pool.uuid))
             return
@@ -218,14 +218,15 @@ class WaitingOperator(QarnotOperator):
         self, spec: Any, identity: TaskInstanceIdentity, pause: Callable[[float], Any], **options: Any
     ) -> Claim:
         """Create the remote object, or find it."""
-        from airflow_qarnot_pool.ownership.claim import claim
+        from airflow_qarnot_pool.ownership.claim import ClaimRequest, claim
         from airflow_qarnot_pool.ownership.records import recorded_tasks
 
         create = options.pop("create", None) or self._resource.create_once
         options["create"] = self._room(identity).wrap_create(self.kind, create)
         if self.kind == "task":
             options["recorded"] = partial(recorded_tasks, self.client, identity)
-        return claim(self._resource, spec, identity, pause=pause, **options)
+        request = ClaimRequest(resource=self._resource, spec=spec, identity=identity, pause=pause, **options)
+        return claim(request)
 
     def _room(self, identity: TaskInstanceIdentity) -> QuotaRoom:
         """Return what makes room when a quota of the account is full."""
@@ -237,7 +238,7 @@ class WaitingOperator(QarnotOperator):
         """Get the one remote object of this Airflow task, and make it known before anything else can fail.
 
         What cannot be made known, or may exist unseen, is ended: this may have been the last try.
-        *options* are those of :func:`~airflow_qarnot_pool.ownership.claim.claim`.
+        *options* are those of :class:`~airflow_qarnot_pool.ownership.claim.ClaimRequest`.
         """
         identity = self._life_of(context)
         self._work = work = RemoteWork(self.kind, self.hook.settings, identity)

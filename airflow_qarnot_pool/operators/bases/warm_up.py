@@ -177,7 +177,7 @@ class WarmingOperator(PoolOperator):
     def _submit_warm_up(
         self, context: Context, spec: PoolSpec, pool: str, size: int, condition: Condition
     ) -> str:
-        from airflow_qarnot_pool.ownership.claim import claim
+        from airflow_qarnot_pool.ownership.claim import ClaimRequest, claim
 
         assert self._work is not None
         killed = self._work.killed
@@ -186,7 +186,14 @@ class WarmingOperator(PoolOperator):
             try:
                 identity = self._warm_up_life(pool, condition)
                 create = self._room(identity).wrap_create("task", self.client.tasks.create_once)
-                return claim(self.client.tasks, task, identity, pause=killed.wait, create=create).uuid
+                request = ClaimRequest(
+                    resource=self.client.tasks,
+                    spec=task,
+                    identity=identity,
+                    pause=killed.wait,
+                    create=create,
+                )
+                return claim(request).uuid
             except QarnotQuotaError as error:
                 self._wait_for_room(context, error, killed)
 

@@ -1,0 +1,127 @@
+"""The next step of a claim, given the objects that exist and the results of earlier attempts: a pure decision."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from airflow_qarnot_pool.api.errors import QarnotUnavailableError
+from airflow_qarnot_pool.exceptions import QarnotKilledError
+from airflow_qarnot_pool.ownership.decisions import (
+    ClaimState,
+    Create,
+    Fail,
+    RemoteSnapshot,
+    Usability,
+    Use,
+    is_adopted,
+    next_step,
+)
+from tests.harness import life_of
+
+SECOND_TRY = life_of(run_started="2026-01-01", max_tries=2, try_number=2, retries=2)
+SHARED = dataclasses.replace(SECOND_TRY, shared="nightly")
+LOST = QarnotUnavailableError("no response")
+
+
+def snapshot(uuid: str, **fields: Any) -> RemoteSnapshot:
+    values = {
+        "usability": Usability.LIVE,
+        "lineage": SECOND_TRY.lineage,
+        "generation": 1,
+        "fingerprint": "spec",
+        "retries": 2,
+        "created": "2026-01-01T00:00:00+00:00",
+        "run_started": "2026-01-01",
+        "try_number": 1,
+    }
+    return RemoteSnapshot(**{**values, "uuid": uuid, **fields})
+
+
+LIVE = snapshot("live")
+DEAD = snapshot("dead", usability=Usability.DEAD)
+ENDED_NOW = snapshot("now", usability=Usability.DEAD, try_number=2, generation=2)
+STALE = snapshot("stale", lineage="another life")
+NAMED = snapshot("named", usability=Usability.DEAD, shortname=SECOND_TRY.shortname(2))
+
+#: Objects that exist, what the claim knows, and the next step.
+CASES: dict[str, tuple[list[RemoteSnapshot], ClaimState, Use | Create]] = {
+    "nothing exists": ([], ClaimState(), Create(generation=1)),
+    "a live object": ([LIVE], ClaimState(), Use(snapshot=LIVE)),
+    "a live object beside one of another life": (
+        [LIVE, STALE],
+        ClaimState(),
+        Use(snapshot=LIVE, end=("stale",)),
+    ),
+    "only one of another life": ([STALE], ClaimState(), Create(generation=1, end=("stale",))),
+    "a failure of an earlier try": ([DEAD], ClaimState(), Create(generation=2)),
+    "a failure that this try created without a response": (
+        [DEAD, ENDED_NOW],
+        ClaimState(),
+        Use(snapshot=ENDED_NOW),
+    ),
+    "a failure that this try knew before": (
+        [DEAD, ENDED_NOW],
+        ClaimState(known=frozenset({"now"})),
+        Create(generation=3),
+    ),
+    "a failure of this try from another spec": (
+        [dataclasses.replace(ENDED_NOW, fingerprint="other")],
+        ClaimState(),
+        Create(generation=3),
+    ),
+    "the server accepts no request yet": (
+        [],
+        ClaimState(lost_response=LOST, retry_after=5.0),
+        Create(generation=1, delay=5.0),
+    ),
+    "the object of a lost response, whatever the server accepts": (
+        [LIVE],
+        ClaimState(lost_response=LOST, retry_after=500.0),
+        Use(snapshot=LIVE),
+    ),
+    "a taken name that no object has": (
+        [],
+        ClaimState(is_name_taken=True),
+        Create(generation=1, check_name=True),
+    ),
+    "a taken name that a listed object has": (
+        [NAMED],
+        ClaimState(is_name_taken=True),
+        Create(generation=2),
+    ),
+}
+
+
+@pytest.mark.parametrize(("snapshots", "state", "step"), CASES.values(), ids=CASES)
+def test_next_step(snapshots: list[RemoteSnapshot], state: ClaimState, step: Use | Create) -> None:
+    assert next_step(SECOND_TRY, snapshots, "spec", state, max_delay=60.0) == step
+
+
+def test_a_wait_that_is_too_long_for_a_worker_fails_and_still_ends_doubles() -> None:
+    state = ClaimState(lost_response=LOST, retry_after=61.0)
+    assert next_step(SECOND_TRY, [STALE], "spec", state, max_delay=60.0) == Fail(error=LOST, end=("stale",))
+
+
+@pytest.mark.parametrize("later", [{"try_number": 3}, {"taken_by": 3}, {"run_started": "2026-01-02"}])
+def test_an_object_of_a_later_try_ends_nothing(later: dict[str, Any]) -> None:
+    step = next_step(SECOND_TRY, [STALE, snapshot("x", **later)], "spec", ClaimState(), max_delay=60.0)
+    assert isinstance(step, Fail)
+    assert isinstance(step.error, QarnotKilledError)
+    assert step.end == ()
+
+
+def test_a_shared_pool_belongs_to_no_try() -> None:
+    live = [snapshot("second", created="2"), snapshot("first", created="1", try_number=3)]
+    step = next_step(SHARED, live, "spec", ClaimState(), max_delay=60.0)
+    assert step == Use(snapshot=live[1], end=("second",))
+    assert next_step(SHARED, [ENDED_NOW], "spec", ClaimState(), max_delay=60.0) == Create(generation=3)
+
+
+def test_only_live_objects_of_earlier_tries_are_adopted() -> None:
+    assert is_adopted(SECOND_TRY, LIVE)
+    for other in (DEAD, snapshot("own", try_number=2), snapshot("marked", taken_by=2)):
+        assert not is_adopted(SECOND_TRY, other)
+    assert not is_adopted(SHARED, LIVE)
