@@ -1,6 +1,6 @@
-"""Many Qarnot tasks of one Airflow task: where each of them stands, and what to do next. Pure decisions.
+"""Pure decisions about the many Qarnot tasks of one Airflow task: the state of each, and the next step.
 
-The items of a fan-out share owner and lineage, so that one search finds all of them; each has its own
+The items of a fan-out share owner and lineage, and one search finds all of them. Each has separate
 generations, decided as for a single Qarnot task (:func:`airflow_qarnot_pool.ownership.decisions.decide`).
 """
 
@@ -8,20 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from airflow_qarnot_pool.api.limits import parsing_stored_state
 from airflow_qarnot_pool.api.ranges import format_ranges, parse_ranges
 from airflow_qarnot_pool.ownership.decisions import RemoteSnapshot, Usability, decide
 from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
 
-#: An item and the generation that its Qarnot task is.
+#: An item, and the generation of its Qarnot task.
 IndexAndGeneration = tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Submission:
-    """An item to be submitted, and the generation it will be."""
+    """An item to submit, and the generation of its Qarnot task."""
 
     item: int
     generation: int
@@ -29,14 +29,15 @@ class Submission:
 
 @dataclass(kw_only=True)
 class FanOutProgress:
-    """What this try has seen: objects may be deleted at any time.
+    """The observations of this try, kept because objects may be deleted at any time.
 
-    Carried from slice to slice of the Airflow task. A next try knows only what it finds and what is recorded.
+    They are passed from slice to slice of the Airflow task. The next try knows only the existing and the recorded
+    objects.
     """
 
-    #: Submitted, and not seen ended: they must be there.
+    #: Submitted, and not yet seen to end. These objects must exist.
     pending: set[IndexAndGeneration] = field(default_factory=set)
-    #: Items that were seen to succeed, and to fail.
+    #: Items that this try has seen to succeed, and to fail.
     succeeded: set[int] = field(default_factory=set)
     failed: set[int] = field(default_factory=set)
 
@@ -44,19 +45,19 @@ class FanOutProgress:
         return bool(self.pending or self.succeeded or self.failed)
 
     def ended(self, numbers: IndexAndGeneration, *, success: bool) -> None:
-        """Note the end of one that was pending; what is not is of another spec, or known."""
+        """Record the end of a pending Qarnot task. Another one belongs to another spec, or is known already."""
         if numbers in self.pending:
             self.pending.discard(numbers)
             (self.succeeded if success else self.failed).add(numbers[0])
 
-    def note(self, now: FanOutState) -> None:
-        """Note everything that *now* shows."""
-        self.pending = set(now.generations.items())
-        self.succeeded |= now.succeeded.keys()
-        self.failed |= now.failed.keys()
+    def note(self, state: FanOutState) -> None:
+        """Record everything that *state* shows."""
+        self.pending = set(state.generations.items())
+        self.succeeded |= state.succeeded.keys()
+        self.failed |= state.failed.keys()
 
     def to_resume_state(self) -> dict[str, Any]:
-        """JSON-ready, for trigger kwargs and events."""
+        """Return a JSON form for trigger kwargs and events."""
         by_generation: dict[int, set[int]] = {}
         for item, generation in self.pending:
             by_generation.setdefault(generation, set()).add(item)
@@ -68,8 +69,8 @@ class FanOutProgress:
 
     @classmethod
     def from_resume_state(cls, resume_state: Mapping[str, Any]) -> FanOutProgress:
-        """Read back what :meth:`to_resume_state` of this or an earlier release wrote."""
-        with parsing_stored_state("What is known of a fan-out"):
+        """Read the result of :meth:`to_resume_state`."""
+        with parsing_stored_state("The progress of a fan-out"):
             pending = resume_state.get("pending") or {}
             return cls(
                 pending={
@@ -82,17 +83,17 @@ class FanOutProgress:
 
 @dataclass(frozen=True, kw_only=True)
 class FanOutState:
-    """Where every item of a fan-out stands. All lists are in the order of the items."""
+    """The state of every item of a fan-out. All lists are in the order of the items."""
 
     total: int
-    #: Item to uuid; None where the Qarnot task is not there any more.
+    #: Uuid by item; None if the Qarnot task is deleted.
     succeeded: Mapping[int, str | None] = field(default_factory=dict)
     failed: Mapping[int, str | None] = field(default_factory=dict)
     running: Mapping[int, str] = field(default_factory=dict)
-    #: Generations of what runs, by item.
+    #: Generation by item, of the running Qarnot tasks.
     generations: Mapping[int, int] = field(default_factory=dict)
     waiting: Sequence[Submission] = ()
-    #: Qarnot tasks nobody wants: of earlier lives, of other specs, doubles.
+    #: Unwanted Qarnot tasks: doubles, and those of earlier lives and other specs.
     end: Sequence[str] = ()
 
     @property
@@ -104,7 +105,7 @@ class FanOutState:
         return self.done == self.total
 
     def next(self, limit: int) -> Sequence[Submission]:
-        """What to submit now, so that no more than *limit* are in flight."""
+        """Return the items to submit now, with at most *limit* in flight."""
         return self.waiting[: max(0, limit - len(self.running))]
 
     def __str__(self) -> str:
@@ -118,46 +119,40 @@ def fan_out_state(
     identity: TaskInstanceIdentity,
     fingerprints: Sequence[str],
     snapshots: Iterable[RemoteSnapshot],
-    memory: FanOutProgress | None = None,
+    progress: FanOutProgress | None = None,
     closed_pools: Collection[str] = (),
 ) -> FanOutState:
-    """Sort what was found by the items it belongs to.
+    """Return the state of each item, given the snapshots of all items.
 
-    An item that failed in this try of the Airflow task is failed; one that failed in an earlier try runs again. So
-    does one that this try has adopted and another process cancels, but once.
+    An item that failed in this try of the Airflow task is failed. An item that failed in an earlier try runs again. So
+    does, but only once, an item that this try has adopted and another process cancels.
 
-    :param closed_pools: shared pools that others have closed: what was cancelled with them has not failed.
+    :param closed_pools: shared pools that others have closed. A task that was cancelled with its pool has not failed.
     """
-    memory = memory or FanOutProgress()
-    by_item: dict[int, list[RemoteSnapshot]] = {}
-    stray: list[str] = []
-    for snapshot in snapshots:
-        if snapshot.item is not None and snapshot.item < len(fingerprints):
-            by_item.setdefault(snapshot.item, []).append(snapshot)
-        elif snapshot.usability is Usability.LIVE:
-            stray.append(snapshot.uuid)
+    progress = progress or FanOutProgress()
+    by_item, end = _group_by_item(snapshots, len(fingerprints))
     succeeded: dict[int, str | None] = {}
     failed: dict[int, str | None] = {}
     running: dict[int, str] = {}
     generations: dict[int, int] = {}
     waiting: list[Submission] = []
-    end = stray
     for item, fingerprint in enumerate(fingerprints):
-        mine = by_item.get(item, [])
-        plan = decide(identity, mine, fingerprint)
+        of_item = by_item.get(item, [])
+        plan = decide(identity, of_item, fingerprint)
         end += plan.end
-        if plan.use is not None and plan.use.usability is Usability.SUCCEEDED:
-            succeeded[item] = plan.use.uuid or None  # a recorded one is deleted
-        elif plan.use is not None:
+        if plan.use is not None and plan.use.usability is Usability.LIVE:
             running[item], generations[item] = plan.use.uuid, plan.use.generation
-        elif lost := _failed_now(identity, mine, fingerprint, closed_pools):
-            failed[item] = lost.uuid or None
-        elif item in memory.succeeded:
-            succeeded[item] = None
-        elif item in memory.failed and not _adopted_and_cancelled(identity, mine, fingerprint):
-            failed[item] = None
-        else:
+            continue
+        own = [
+            snapshot
+            for snapshot in of_item
+            if snapshot.lineage == identity.lineage and snapshot.fingerprint == fingerprint
+        ]
+        outcome = _outcome_of(item, plan.use, identity, own, progress, closed_pools)
+        if outcome is None:
             waiting.append(Submission(item=item, generation=plan.generation))
+        else:
+            (succeeded if outcome.is_success else failed)[item] = outcome.uuid
     return FanOutState(
         total=len(fingerprints),
         succeeded=succeeded,
@@ -169,35 +164,68 @@ def fan_out_state(
     )
 
 
-def _adopted_and_cancelled(
-    identity: TaskInstanceIdentity, snapshots: Iterable[RemoteSnapshot], fingerprint: str
-) -> bool:
-    """Return whether the newest Qarnot task of an item was made by an earlier try, and cancelled since.
+def _group_by_item(
+    snapshots: Iterable[RemoteSnapshot], total: int
+) -> tuple[dict[int, list[RemoteSnapshot]], list[str]]:
+    """Return the snapshots by item, and the uuids of live objects that belong to none of *total* items."""
+    by_item: dict[int, list[RemoteSnapshot]] = {}
+    unwanted: list[str] = []
+    for snapshot in snapshots:
+        if snapshot.item is not None and snapshot.item < total:
+            by_item.setdefault(snapshot.item, []).append(snapshot)
+        elif snapshot.usability is Usability.LIVE:
+            unwanted.append(snapshot.uuid)
+    return by_item, unwanted
 
-    It may have been on its way out when this try took it over. One that this try made itself has failed.
+
+class _ItemOutcome(NamedTuple):
+    """The outcome of an item. ``uuid`` is None if its Qarnot task is deleted."""
+
+    is_success: bool
+    uuid: str | None = None
+
+
+def _outcome_of(
+    item: int,
+    success: RemoteSnapshot | None,
+    identity: TaskInstanceIdentity,
+    own: Sequence[RemoteSnapshot],
+    progress: FanOutProgress,
+    closed_pools: Collection[str],
+) -> _ItemOutcome | None:
+    """Return the outcome of an item that has no live Qarnot task; None if it has to be submitted.
+
+    :param success: a successful Qarnot task of the item. A recorded one has no uuid.
+    :param own: the Qarnot tasks of this lineage and spec.
     """
-    own = [
-        snapshot
-        for snapshot in snapshots
-        if snapshot.lineage == identity.lineage and snapshot.fingerprint == fingerprint
-    ]
+    if success is not None:
+        return _ItemOutcome(is_success=True, uuid=success.uuid or None)
+    if failure := _failed_in_this_try(identity, own, closed_pools):
+        return _ItemOutcome(is_success=False, uuid=failure.uuid or None)
+    if item in progress.succeeded:
+        return _ItemOutcome(is_success=True)
+    if item in progress.failed and not _is_adopted_and_cancelled(identity, own):
+        return _ItemOutcome(is_success=False)
+    return None
+
+
+def _is_adopted_and_cancelled(identity: TaskInstanceIdentity, own: Iterable[RemoteSnapshot]) -> bool:
+    """Return whether the newest Qarnot task of an item was created by an earlier try, and cancelled since.
+
+    It may have been about to end when this try adopted it. A task that this try created itself has failed.
+    """
     newest = max(own, key=lambda snapshot: snapshot.generation, default=None)
     return newest is not None and newest.cancelled and newest.try_number < identity.try_number
 
 
-def _failed_now(
-    identity: TaskInstanceIdentity,
-    snapshots: Iterable[RemoteSnapshot],
-    fingerprint: str,
-    closed_pools: Collection[str],
+def _failed_in_this_try(
+    identity: TaskInstanceIdentity, own: Iterable[RemoteSnapshot], closed_pools: Collection[str]
 ) -> RemoteSnapshot | None:
-    own = [
+    failures = [
         snapshot
-        for snapshot in snapshots
-        if snapshot.lineage == identity.lineage
-        and snapshot.fingerprint == fingerprint
-        and snapshot.try_number == identity.try_number
+        for snapshot in own
+        if snapshot.try_number == identity.try_number
         and snapshot.usability in (Usability.DEAD, Usability.ENDING)
         and not (snapshot.cancelled and snapshot.pool in closed_pools)
     ]
-    return max(own, key=lambda snapshot: snapshot.generation, default=None)
+    return max(failures, key=lambda snapshot: snapshot.generation, default=None)

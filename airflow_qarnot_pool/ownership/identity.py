@@ -1,13 +1,14 @@
-"""Which remote object belongs to which Airflow task instance.
+"""Map an Airflow task instance to the names of its remote objects.
 
-A remote object's name is decided before the request that creates it, so a lost answer loses nothing:
+The name of a remote object is fixed before the request that creates it, so a lost response loses nothing. It has three
+parts:
 
-* *owner*: the Airflow task instance, in one iteration of a loop, over all its lives (every retry, every clear);
-* *lineage*: one life of the owner. An automatic retry stays in it. Clearing the task raises ``max_tries`` and
-  clearing a finished DAG run resets ``dag_run.start_date``: either starts a new lineage;
-* *generation*: counts up within a lineage each time what was there can no longer be used.
+* *owner*: the Airflow task instance, in one iteration of a loop, over all its lives (every retry, every clear).
+* *lineage*: one life of the owner. An automatic retry stays in it. Clearing the task raises ``max_tries``, and
+  clearing a finished DAG run resets ``dag_run.start_date``. Either starts a new lineage.
+* *generation*: a number within the lineage, incremented each time the existing object is no longer usable.
 
-Everything here is a pure function; :mod:`airflow_qarnot_pool.ownership.claim` talks to the server.
+All functions here are pure. :mod:`airflow_qarnot_pool.ownership.claim` sends the requests.
 """
 
 from __future__ import annotations
@@ -28,30 +29,30 @@ if TYPE_CHECKING:
 
     from airflow_qarnot_pool.api.models import Pool, Task
 
-#: Version of labels and trigger kwargs. A release that changes either raises it and still reads the older ones.
+#: Version of labels and trigger kwargs. A release that changes either raises it.
 FORMAT_VERSION = 1
 
 NAMESPACE_TAG = "airflow-namespace:"
 OWNER_TAG = "airflow-owner:"
 LINEAGE_TAG = "airflow-lineage:"
-#: Tag of an object that a later try has taken over, with the number of that try. Labels cannot be changed.
+#: Tag of an adopted object, with the number of the adopting try. Labels cannot be changed after creation.
 TRY_TAG = "airflow-try:"
 
 LABEL_PREFIX = "airflow."
-#: Label of a Qarnot task that is to outlive its Airflow task.
+#: Label of a Qarnot task that outlives its Airflow task.
 DETACHED_LABEL = LABEL_PREFIX + "detached"
-#: Label of a Qarnot task that its Airflow task does not wait for; a sensor may read its end.
+#: Label of a Qarnot task that its Airflow task does not wait for. A sensor may read its end.
 UNAWAITED_LABEL = LABEL_PREFIX + "unawaited"
-#: Label of a Qarnot task whose Airflow task needs no more of its end than a record keeps, and not its output.
+#: Label of a Qarnot task whose record holds everything that its Airflow task needs. Its output is not needed.
 RECORDABLE_LABEL = LABEL_PREFIX + "recordable"
-#: Label of a pool: the cost limit of the pool, and of all pools of its DAG run, in euros.
+#: Labels of a pool: the cost limit of the pool, and of all pools of its DAG run, in euros.
 MAX_COST_LABEL = LABEL_PREFIX + "max_cost"
 MAX_RUN_COST_LABEL = LABEL_PREFIX + "max_run_cost"
-#: Label of the items of a fan-out with a digest of all their specs.
+#: Label of the items of a fan-out: a digest of all their specs.
 SPECS_LABEL = LABEL_PREFIX + "specs"
-
-
-#: Maximum size of a name that Qarnot takes, in UTF-8 bytes: it does not say what it counts, and no count is larger.
+#: Role of the warm-up task of a pool.
+WARM_UP_ROLE = "warm-up"
+#: Maximum size of a name in UTF-8 bytes. Qarnot does not document the unit, and no unit gives a larger count.
 MAX_NAME_BYTES = 2047
 
 
@@ -61,18 +62,18 @@ def byte_size(text: str) -> int:
 
 
 def is_valid_size(name: str) -> bool:
-    """Return whether Qarnot takes *name*, whatever it counts."""
+    """Return whether *name* is short enough for Qarnot in every unit."""
     return byte_size(name) <= MAX_NAME_BYTES
 
 
 def with_suffix(name: str, suffix: str) -> str:
-    """Return *name* and *suffix* as one name that Qarnot takes; *name* is cut if the two are too long."""
+    """Return *name* and *suffix* as one valid name. *name* is truncated if the two are too long."""
     kept = name.encode(errors="replace")[: MAX_NAME_BYTES - len(suffix.encode())]
     return name + suffix if is_valid_size(name + suffix) else kept.decode(errors="ignore") + suffix
 
 
 def namespace_tag(namespace: str) -> str:
-    """The tag carried by everything that was made under *namespace*."""
+    """Return the tag of every object that was created under *namespace*."""
     return f"{NAMESPACE_TAG}{namespace}"
 
 
@@ -85,12 +86,14 @@ def digest(*parts: Any) -> str:
 class TaskInstanceIdentity:
     """One life of an Airflow task instance.
 
-    ``role`` tells different objects of one task instance apart (each has its own owner); ``item`` tells the
-    many like ones of a fan-out apart (all have the same owner and lineage, so that one search finds them).
-    ``iteration`` tells the iterations of a loop apart (:mod:`airflow_qarnot_pool.ownership.iterations`).
-    ``shared`` names what belongs to no task instance but to everybody in the namespace who says that name: it has
-    one owner and one lineage for ever (see :mod:`airflow_qarnot_pool.ownership.shared_pool`).
-    Computed on the worker, because a trigger cannot see ``max_tries``, and handed to the trigger as kwargs.
+    ``role`` distinguishes different objects of one task instance. Each has a separate owner. ``item`` distinguishes
+    the items of a fan-out. All of them have the same owner and lineage, and one search finds them. ``iteration``
+    distinguishes the iterations of a loop (:mod:`airflow_qarnot_pool.ownership.iterations`). ``shared`` is the name of
+    a pool that belongs to no task instance, but to all tasks of the namespace that use the name. It has one owner and
+    one lineage forever (see :mod:`airflow_qarnot_pool.ownership.shared_pool`).
+
+    The identity is computed on the worker, because a trigger cannot read ``max_tries``, and passed to the trigger as
+    kwargs.
     """
 
     namespace: str
@@ -109,7 +112,7 @@ class TaskInstanceIdentity:
 
     @classmethod
     def of(cls, context: Context, namespace: str, role: str = "") -> TaskInstanceIdentity:
-        """The life that *context* belongs to."""
+        """Return the life that *context* belongs to."""
         ti = context["ti"]
         started = context["dag_run"].start_date
         return cls(
@@ -141,12 +144,12 @@ class TaskInstanceIdentity:
 
     @property
     def order(self) -> tuple[str, int]:
-        """Sorts the tries of a task instance by when Airflow started them, also across clears and deleted runs."""
+        """Sort key of the tries of a task instance by start time, across clears and deleted runs, too."""
         return self.run_started, self.try_number
 
     @property
     def has_history(self) -> bool:
-        """Whether an earlier try, or another sharer, may have left something behind."""
+        """Whether an earlier try, or another user of a shared pool, may have created an object."""
         return self.try_number > 1 or bool(self.shared)
 
     def for_role(self, role: str) -> TaskInstanceIdentity:
@@ -156,18 +159,18 @@ class TaskInstanceIdentity:
         return replace(self, item=item)
 
     def tags(self) -> tuple[str, str, str]:
-        """The three searchable tags; the other seven of Qarnot's ten stay the user's."""
+        """Return the three searchable tags. The other seven of Qarnot's ten remain for the user."""
         return (namespace_tag(self.namespace), OWNER_TAG + self.owner, LINEAGE_TAG + self.lineage)
 
     def shortname(self, generation: int) -> str:
-        """The remote name of one generation: readable start, then what makes it unique."""
-        said = self.shared or self.task_id.rsplit(".", 1)[-1]
-        readable = re.sub(r"[^a-z0-9]+", "-", said.lower()).strip("-")[:20].strip("-")
+        """Return the remote name of one generation: a readable start, then a unique part."""
+        title = self.shared or self.task_id.rsplit(".", 1)[-1]
+        readable = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:20].strip("-")
         item = "" if self.item is None else f"-{self.item}"
         return f"{readable or 'airflow'}-{self.lineage}{item}-{generation}"
 
     def labels(self, generation: int, fingerprint: str) -> dict[str, str]:
-        """What the reaper, the UI and later tries read back."""
+        """Return the labels that the reaper, the UI and later tries read."""
         return {
             LABEL_PREFIX + "format": str(FORMAT_VERSION),
             LABEL_PREFIX + "namespace": self.namespace,
@@ -188,66 +191,62 @@ class TaskInstanceIdentity:
         }
 
     def to_kwargs(self) -> dict[str, Any]:
-        """JSON-ready, for trigger kwargs and events."""
+        """Return a JSON form for trigger kwargs and events."""
         return asdict(self)
 
     @classmethod
     def from_kwargs(cls, kwargs: Mapping[str, Any]) -> TaskInstanceIdentity:
-        """Read back what :meth:`to_kwargs` of this or an earlier release wrote."""
+        """Read the result of :meth:`to_kwargs`."""
         with parsing_stored_state("The task instance of a trigger"):
             return cls(**{name: kwargs[name] for name in cls.__dataclass_fields__ if name in kwargs})
 
 
 def label(labels: Mapping[str, str] | None, name: str) -> str | None:
-    """One of our labels of a remote object, or None where it has none."""
+    """Return the value of one of our labels; None if the object does not have it."""
     return (labels or {}).get(LABEL_PREFIX + name)
 
 
 def index_and_generation(shortname: str | None) -> tuple[int, int] | None:
-    """Return index and generation from a shortname of a fan-out, as :meth:`TaskInstanceIdentity.shortname` makes it."""
-    found = re.search(r"-(\d{1,9})-(\d{1,9})$", shortname or "")
-    return (int(found[1]), int(found[2])) if found else None
+    """Return index and generation from a shortname of a fan-out (see :meth:`TaskInstanceIdentity.shortname`)."""
+    match = re.search(r"-(\d{1,9})-(\d{1,9})$", shortname or "")
+    return (int(match[1]), int(match[2])) if match else None
 
 
-def is_ending(found: Pool | Task) -> bool:
-    """Return whether *found* has ended, or was told to end and needs no second request."""
+def is_ending(remote: Pool | Task) -> bool:
+    """Return whether *remote* has ended, or is ending and needs no second request."""
     from airflow_qarnot_pool.api.states import Phase
 
-    return found.phase in (Phase.ENDING, Phase.TERMINAL)
+    return remote.phase in (Phase.ENDING, Phase.TERMINAL)
 
 
 def last_try(tags: Iterable[str]) -> int:
-    """Return the try that *tags* name; 0 if they name none."""
+    """Return the number of the last try that adopted an object with these tags; 0 if none did."""
     tries = (parse_number(tag.removeprefix(TRY_TAG)) for tag in tags if tag.startswith(TRY_TAG))
     return max((number or 0 for number in tries), default=0)
 
 
-def is_ours(found: Pool | Task, namespace: str) -> bool:
-    """Whether this provider made *found*, in *namespace*: a tag alone could be anybody's."""
-    tags = [tag for tag in found.tags if tag.startswith(NAMESPACE_TAG)]
+def is_ours(remote: Pool | Task, namespace: str) -> bool:
+    """Return whether this provider created *remote* in *namespace*. The tag alone could be set by any program."""
+    tags = [tag for tag in remote.tags if tag.startswith(NAMESPACE_TAG)]
     return (
         tags == [namespace_tag(namespace)]
-        and label(found.labels, "format") is not None
-        and label(found.labels, "namespace") == namespace
+        and label(remote.labels, "format") is not None
+        and label(remote.labels, "namespace") == namespace
     )
 
 
 def foreign_labels(user_labels: Mapping[str, str] | None) -> Sequence[str]:
-    """Labels of the user that would collide with ours."""
+    """Return the labels of the user that would collide with ours."""
     return [name for name in user_labels or {} if name.startswith(LABEL_PREFIX)]
 
 
 class RunKey(NamedTuple):
-    """A DAG run. Both are empty for work that carries no labels of ours."""
+    """A DAG run. Both fields are empty for an object without our labels."""
 
     dag_id: str
     run_id: str
 
 
-def run_of(found: Pool | Task) -> RunKey:
-    """The DAG run that made a remote object, from its labels."""
-    return RunKey(label(found.labels, "dag_id") or "", label(found.labels, "run_id") or "")
-
-
-#: The part of the Airflow task instance's identity that the warm-up task carries.
-WARM_UP_ROLE = "warm-up"
+def run_of(remote: Pool | Task) -> RunKey:
+    """Return the DAG run that created a remote object, from its labels."""
+    return RunKey(label(remote.labels, "dag_id") or "", label(remote.labels, "run_id") or "")

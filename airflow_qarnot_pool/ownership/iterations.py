@@ -1,9 +1,9 @@
-"""The iteration that a task instance runs in, where Airflow repeats a task within one DAG run.
+"""The iteration that a task instance runs in, if Airflow repeats a task within one DAG run.
 
 Airflow 3.4 repeats a task group with ``.loop()``; the context then has ``loop``, and the task instance the id of the
 execution it belongs to (``region_id``). An open proposal (AIP-104) runs the elements of an iterable within one task
-instance, each with its ``index``. Iterations share DAG, run, task, map index and try, so that without a coordinate of
-their own the second one would be taken for a retry of the first.
+instance, each with its ``index``. Iterations share DAG, run, task, map index and try. Without another coordinate, the
+second iteration would be treated as a retry of the first.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
 
 #: Attributes of a task instance, and keys of the context, that number an iteration.
 _NUMBERS = ("index", "iteration", "loop_index", "loop_iteration", "iteration_index", "element_index")
-#: Attributes that place a task instance of a loop in Airflow's database; outside of a loop they tell nothing new.
+#: Attributes that locate a task instance of a loop in Airflow's database. Outside of a loop they are redundant.
 _REGION = ("region_id", "region_index")
 _NO_REGION = UUID(int=0)
-#: Attributes that are named like a coordinate and are none, or are part of the identity anyway.
+#: Attributes that are named like a coordinate, but are not one or are part of the identity anyway.
 _NO_COORDINATES = frozenset({"map_index", "rendered_map_index", *_NUMBERS, *_REGION})
 _LIKE_A_COORDINATE = re.compile(
     r"(^|_)(index|iteration|loop|element|trajectory|shard|batch|chunk|slice|cycle|round|position|coordinate|ordinal)"
@@ -29,39 +29,39 @@ _LIKE_A_COORDINATE = re.compile(
 
 
 def iteration_of(context: Mapping[str, Any]) -> str:
-    """Return what tells this iteration from the others of its task instance; "" outside of loops.
+    """Return the coordinates of this iteration within its task instance; "" outside of loops.
 
     :raises QarnotInvalidSpecError: the task instance has a coordinate that this release does not know.
     """
     ti = context["ti"]
-    found = {
+    coordinates = {
         **_numbers(context, "context"),
         **_of_loop(context.get("loop")),
         **_numbers(_attributes(ti), "ti"),
     }
     region = {name: value for name in _REGION if (value := _text(f"ti.{name}", getattr(ti, name, None)))}
     mapped = region.get("region_index") in (None, str(getattr(ti, "map_index", None)))
-    if found or not mapped:
-        found |= region
+    if coordinates or not mapped:
+        coordinates |= region
     for name, value in _unknown(ti):
         raise QarnotInvalidSpecError(
-            f"This Airflow tells its task instances apart by ti.{name} ({value}), which this release does not know; "
-            "two of them would take each other's Qarnot tasks. Upgrade airflow-qarnot-pool, or use the operator "
-            "outside of the construct that repeats it",
+            f"This Airflow distinguishes task instances by ti.{name} ({value}), which this release does not support. "
+            "Two of them would use each other's Qarnot tasks. Upgrade airflow-qarnot-pool, or use the operator "
+            "outside of the construct that repeats it.",
             field=name,
         )
-    return " ".join(f"{name}={value}" for name, value in sorted(found.items()))
+    return " ".join(f"{name}={value}" for name, value in sorted(coordinates.items()))
 
 
 def _of_loop(loop: Any) -> dict[str, str]:
-    """Return the coordinates that ``context["loop"]`` gives; a rerun of a loop has another region."""
+    """Return the coordinates from ``context["loop"]``. A rerun of a loop has another region."""
     if loop is None:
         return {}
     index = _text("loop.index", getattr(loop, "index", None))
     if index is None:
         raise QarnotInvalidSpecError(
-            f"The context has a loop without a number (loop.index) in it: {loop!r}. Upgrade airflow-qarnot-pool, or "
-            "use the operator outside of the loop",
+            f"The context has a loop without a number (loop.index): {loop!r}. Upgrade airflow-qarnot-pool, or "
+            "use the operator outside of the loop.",
             field="loop",
         )
     region = _text("loop.region_id", getattr(loop, "region_id", None))
@@ -74,7 +74,7 @@ def _numbers(values: Mapping[str, Any], where: str) -> dict[str, str]:
 
 
 def _attributes(ti: Any) -> dict[str, Any]:
-    """Return the attributes of *ti* that may be coordinates, properties included. Methods are none."""
+    """Return the attributes of *ti* that may be coordinates, properties included. Methods are excluded."""
     names = {*getattr(ti, "__dict__", ()), *dir(type(ti))}
     named = {name for name in names if name in _NUMBERS or _LIKE_A_COORDINATE.search(name)}
     values = {name: getattr(ti, name, None) for name in named if not name.startswith("_")}
@@ -90,7 +90,7 @@ def _unknown(ti: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _text(name: str, value: Any) -> str | None:
-    """Return a coordinate as text; None for one that is not set."""
+    """Return a coordinate as text; None if it is not set."""
     if value is None or value in (-1, "", _NO_REGION):
         return None
     if isinstance(value, bool) or not isinstance(value, (int, str, UUID)):

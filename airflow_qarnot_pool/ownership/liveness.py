@@ -1,4 +1,4 @@
-"""Whether an Airflow task that is not at work here still wants what it has on Qarnot."""
+"""Decide whether a remote object is still needed by an Airflow task that runs elsewhere."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ if TYPE_CHECKING:
     from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
     from airflow_qarnot_pool.waiting.conditions import Kind
 
-#: States in which the task that makes a pool will never hand it on. In any other the pool may be in use.
+#: States in which a setup task will never pass its pool on. In any other state the pool may be in use.
 _POOL_UNUSED_STATES = {"failed", "upstream_failed", "skipped", "removed", None}
-#: States of a task whose trigger waits for its Qarnot task, or has seen the end of it.
+#: States of a task whose trigger waits for the Qarnot task, or has seen it end.
 _TASK_AWAITED_STATES = {"deferred", "scheduled", "queued", "success"}
 
 
 def is_still_wanted(kind: Kind, state: str | None, *, is_fan_out: bool = False) -> bool:
-    """Whether the object of an Airflow task that was deferred is still wanted, by the task's state now.
+    """Return whether a deferred Airflow task still needs its remote object, given the task's current state.
 
     :param state: None for a task that is cleared or removed.
-    :param is_fan_out: it is a fan-out, which runs on a worker now and then to submit more.
+    :param is_fan_out: the task is a fan-out, which resumes on a worker now and then to submit more.
     """
     if kind == "pool":
         return state not in _POOL_UNUSED_STATES
@@ -28,19 +28,19 @@ def is_still_wanted(kind: Kind, state: str | None, *, is_fan_out: bool = False) 
 
 
 def check_addressable(identity: TaskInstanceIdentity) -> None:
-    """Raise LookupError where Airflow's API cannot name the task instance of *identity*.
+    """Raise LookupError if Airflow's API cannot address the task instance of *identity*.
 
-    It knows task instances by DAG, run, task and map index, which the iterations of a loop share. The answer would be
-    that of another one.
+    The API addresses a task instance by DAG, run, task and map index, which the iterations of a loop share. It would
+    return the state of another iteration.
     """
     if identity.iteration:
         raise LookupError(
-            f"Airflow does not tell the iterations of {identity.task_id} apart ({identity.iteration})"
+            f"Airflow's API cannot distinguish the iterations of {identity.task_id} ({identity.iteration})"
         )
 
 
 def task_instance_state(identity: TaskInstanceIdentity) -> str | None:
-    """Return the state of the Airflow task instance now; None when it is cleared or removed.
+    """Return the current state of the Airflow task instance; None if it is cleared or removed.
 
     :raises LookupError: see :func:`check_addressable`.
     """
@@ -58,10 +58,10 @@ def task_instance_state(identity: TaskInstanceIdentity) -> str | None:
 
 
 def dag_run_state(dag_id: str, run_id: str) -> str | None:
-    """The state of a DAG run as a worker can see it; None where there is no such run."""
+    """Return the state of a DAG run, as seen from a worker; None if the run does not exist."""
     task_instances = runtime_task_instance()
     if not task_instances.get_dr_count(dag_id=dag_id, run_ids=[run_id]):
         return None
     state = task_instances.get_dagrun_state(dag_id, run_id)
-    # An enum at run time, whatever the annotation says; its str() is "DagRunState.FAILED".
+    # An enum at run time, contrary to the annotation. Its str() is "DagRunState.FAILED".
     return str(getattr(state, "value", state))

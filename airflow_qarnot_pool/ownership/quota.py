@@ -1,13 +1,13 @@
-"""Room under the account's quota of objects: which finished ones may be deleted, and deleting as many as are needed.
+"""Make room under the account's quota of objects by deleting finished ones.
 
-Finished objects count against the quota until they are deleted. Nothing that this provider creates is deleted by the
-server before its time to live is over: only its Airflow task knows whether the outcome has been read. The process
-that meets a full quota makes room itself. An object may go if its outcome is recorded:
+Finished objects count against the quota until they are deleted. The server deletes no object of this provider before
+its time to live ends, because only the Airflow task knows whether the outcome has been read. The process that meets a
+full quota makes room itself. An object may be deleted if its outcome is recorded:
 
-* by Airflow: the task instance has ended for good, so that no later try reads the object;
+* by Airflow: the task instance has reached a final state, and no later try reads the object;
 * by a record on Qarnot (:mod:`airflow_qarnot_pool.ownership.records`), which is written right before the deletion.
 
-:func:`disposal_of_task` and :func:`disposal_of_pool` decide, without I/O; :class:`QuotaRoom` asks and deletes.
+:func:`disposal_of_task` and :func:`disposal_of_pool` decide without I/O. :class:`QuotaRoom` sends the requests.
 """
 
 from __future__ import annotations
@@ -50,70 +50,78 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: States in which a task instance never runs again by itself.
+#: States in which a task instance never runs again unless a user clears it.
 FINAL_TASK_STATES = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
-#: States of a DAG run in which none of its tasks runs any more.
+#: States of a DAG run in which no task of it runs any more.
 FINISHED_RUN_STATES = frozenset({"success", "failed"})
-#: State of a task instance that Airflow does not know, or that could not be asked for.
+#: State of a task instance that is unknown to Airflow, or could not be read.
 UNKNOWN_STATE = "unknown"
-#: Share of a quota above which the reaper deletes finished objects, and the share that it leaves.
+#: Share of a quota above which the reaper deletes finished objects, and the share that it keeps.
 TIDY_FROM, TIDY_TO = 0.8, 0.6
-#: How often a creation is tried again after room was made: another process may have taken the room.
+#: Maximum number of attempts after room was made, because another process may use the room first.
 MAX_CREATE_ATTEMPTS = 3
-#: Number of objects looked at in one page.
+#: Number of objects in one page of a search.
 _PAGE_SIZE = 100
-#: Maximum number of pages that are looked at.
+#: Maximum number of pages of a search, because an account may have any number of finished objects.
 _MAX_PAGES = 50
-#: Number of deletions at a time.
+#: Maximum number of concurrent deletions.
 _MAX_WORKERS = 16
-#: How long ago a Qarnot task may have ended for its end to matter to the reaper.
+#: Maximum age of the end of a Qarnot task that the reaper still needs.
 _USE_RELEVANT_FOR = timedelta(days=2)
 
 
 class Disposal(Enum):
     """How an object may be deleted."""
 
-    #: At once.
+    #: Immediately.
     FORGET = "forget"
     #: After its outcome is recorded.
     RECORD = "record"
-    #: Not at all.
+    #: Never.
     KEEP = "keep"
 
 
 def disposal_of_task(
-    task: Task, state: str | None, is_run_finished: Callable[[], bool], me: TaskInstanceIdentity | None
+    task: Task, state: str | None, is_run_finished: Callable[[], bool], identity: TaskInstanceIdentity | None
 ) -> Disposal:
     """Decide how a finished Qarnot task of our namespace may be deleted.
 
-    :param state: state of its Airflow task instance. None: cleared. :data:`UNKNOWN_STATE`: Airflow did not tell it.
-    :param is_run_finished: tells whether its DAG run has ended.
-    :param me: the life that needs the room.
+    :param state: state of its Airflow task instance. None: cleared. :data:`UNKNOWN_STATE`: it could not be read.
+    :param is_run_finished: returns whether its DAG run has finished.
+    :param identity: the life that needs the room.
     """
     if label(task.labels, "role"):
-        return Disposal.FORGET  # a warm-up: the end of one is never read
+        return Disposal.FORGET  # the end of a warm-up is never read
     snapshot = RemoteSnapshot.of(task)
-    # An item of a fan-out has no output to log, and a digest tells whether the specs are still the same.
+    # An item of a fan-out has no output to log, and a digest shows whether the specs are unchanged.
     is_item = snapshot.item is not None and SPECS_LABEL in task.labels
-    keeps_no_more = is_item or RECORDABLE_LABEL in task.labels
-    if me is not None and OWNER_TAG + me.owner in task.tags:
-        if snapshot.lineage != me.lineage:
-            return Disposal.FORGET
-        # A failure has been read by the try that it failed; the number of its generation is still needed.
-        return Disposal.RECORD if keeps_no_more or snapshot.usability is Usability.DEAD else Disposal.KEEP
+    is_recordable = is_item or RECORDABLE_LABEL in task.labels
+    if identity is not None and OWNER_TAG + identity.owner in task.tags:
+        return _disposal_of_own_task(snapshot, identity, is_recordable)
+    is_awaited = UNAWAITED_LABEL not in task.labels
     if state in FINAL_TASK_STATES:
-        return Disposal.FORGET if UNAWAITED_LABEL not in task.labels or is_run_finished() else Disposal.KEEP
-    if snapshot.usability is Usability.SUCCEEDED and keeps_no_more and UNAWAITED_LABEL not in task.labels:
+        return Disposal.FORGET if is_awaited or is_run_finished() else Disposal.KEEP
+    if snapshot.usability is Usability.SUCCEEDED and is_recordable and is_awaited:
         return Disposal.RECORD
     return Disposal.KEEP
 
 
+def _disposal_of_own_task(
+    snapshot: RemoteSnapshot, identity: TaskInstanceIdentity, is_recordable: bool
+) -> Disposal:
+    """Decide about a Qarnot task that belongs to the task instance that needs the room."""
+    if snapshot.lineage != identity.lineage:
+        return Disposal.FORGET
+    # The try that failed has read the failure. Only the number of its generation is still needed.
+    return Disposal.RECORD if is_recordable or snapshot.usability is Usability.DEAD else Disposal.KEEP
+
+
 def disposal_of_pool(pool: Pool, state: str | None) -> Disposal:
-    """Decide how a closed pool of our namespace may be deleted. *state*: of the task instance that made it."""
+    """Decide how a closed pool of our namespace may be deleted, given the *state* of the task that created it."""
     if label(pool.labels, "shared"):
         return Disposal.RECORD
     if state not in FINAL_TASK_STATES and state not in (None, "up_for_retry", UNKNOWN_STATE):
-        return Disposal.KEEP  # the wait for it may still have to see how it ended
+        return Disposal.KEEP  # a wait may still have to read how it ended
     if state == UNKNOWN_STATE and pool.state == states.PoolState.FAILURE:
         return Disposal.KEEP
     return Disposal.RECORD if MAX_RUN_COST_LABEL in pool.labels else Disposal.FORGET
@@ -121,103 +129,101 @@ def disposal_of_pool(pool: Pool, state: str | None) -> Disposal:
 
 def free_places(account: Account, kind: Kind) -> int | None:
     """Return how many more objects of *kind* the account may have; None if it names no limit."""
-    pairs = [_objects(account, kind), _running(account, kind)]
-    known = [most - count for most, count in pairs if most is not None and count is not None]
-    return max(0, min(known)) if known else None
+    quotas = [_objects(account, kind), _running(account, kind)]
+    free = [limit - count for limit, count in quotas if limit is not None and count is not None]
+    return max(0, min(free)) if free else None
 
 
 def _objects(account: Account, kind: Kind) -> tuple[int | None, int | None]:
-    """The quota of objects of *kind*, finished ones included, and how many there are."""
+    """Return the quota of objects of *kind*, finished ones included, and their number."""
     if kind == "pool":
         return account.max_pool, account.pool_count
     return account.max_task, account.task_count
 
 
 def _running(account: Account, kind: Kind) -> tuple[int | None, int | None]:
-    """The quota of running objects of *kind*, and how many there are."""
+    """Return the quota of running objects of *kind*, and their number."""
     if kind == "pool":
         return account.max_running_pool, account.running_pool_count
     return account.max_running_task, account.running_task_count
 
 
 def is_full(account: Account, kind: Kind) -> bool:
-    """Whether the quota of objects, and not that of running ones, may be what is reached."""
-    most, count = _objects(account, kind)
-    return most is None or count is None or count >= most
+    """Return whether the quota of objects, as opposed to that of running objects, may be reached."""
+    limit, count = _objects(account, kind)
+    return limit is None or count is None or count >= limit
 
 
 def is_busy(account: Account, kind: Kind) -> bool:
-    """Whether the quota of running objects is reached, so that deleting finished ones is of no use."""
-    most, count = _running(account, kind)
-    return most is not None and count is not None and count >= most
+    """Return whether the quota of running objects is reached. Then deleting finished ones does not help."""
+    limit, count = _running(account, kind)
+    return limit is not None and count is not None and count >= limit
 
 
 class AirflowStates:
-    """The states of task instances and DAG runs, as Airflow tells them to a worker or triggerer.
+    """Cache of the states of task instances and DAG runs, read through Airflow's API for workers and triggerers.
 
-    :param ask: runs a question where Airflow can be asked.
+    :param call: calls a function in a context in which Airflow's API is available.
     """
 
-    def __init__(self, ask: Callable[[Callable[[], Any]], Any] = lambda question: question()) -> None:
-        self._ask = ask
+    def __init__(self, call: Callable[[Callable[[], Any]], Any] = lambda function: function()) -> None:
+        self._call = call
         self._known: dict[tuple[str, str], dict[str, dict[str, str | None]]] = {}
         self._runs: dict[tuple[str, str], bool] = {}
         self._reachable = True
 
-    def learn(self, found: Iterable[Pool | Task]) -> None:
-        """Ask for the states of all task instances that made *found*: one question for each Airflow task."""
+    def read(self, remotes: Iterable[Pool | Task]) -> None:
+        """Read the states of all task instances that created *remotes*, with one call for each Airflow task."""
         runs: dict[tuple[str, str], set[str]] = {}
-        for one in found:
-            dag_id, run_id, task_id = (label(one.labels, name) for name in ("dag_id", "run_id", "task_id"))
-            if dag_id and run_id and task_id:
-                known = self._known.get((dag_id, task_id), {})
-                if run_id not in known:
-                    runs.setdefault((dag_id, task_id), set()).add(run_id)
+        for remote in remotes:
+            dag_id, run_id, task_id = (label(remote.labels, name) for name in ("dag_id", "run_id", "task_id"))
+            if dag_id and run_id and task_id and run_id not in self._known.get((dag_id, task_id), {}):
+                runs.setdefault((dag_id, task_id), set()).add(run_id)
         for (dag_id, task_id), run_ids in runs.items():
-            told = self._told(partial(_task_states, dag_id, task_id, sorted(run_ids))) or {}
+            by_run = self._try(partial(_task_states, dag_id, task_id, sorted(run_ids))) or {}
             known = self._known.setdefault((dag_id, task_id), {})
-            known.update({run_id: told.get(run_id, {}) for run_id in run_ids})
+            known.update({run_id: by_run.get(run_id, {}) for run_id in run_ids})
 
-    def of(self, found: Pool | Task) -> str | None:
-        """Return the state of the task instance that made *found*."""
+    def of(self, remote: Pool | Task) -> str | None:
+        """Return the state of the task instance that created *remote*."""
         dag_id, run_id, task_id, index = (
-            label(found.labels, name) or "" for name in ("dag_id", "run_id", "task_id", "map_index")
+            label(remote.labels, name) or "" for name in ("dag_id", "run_id", "task_id", "map_index")
         )
-        told = self._known.get((dag_id, task_id), {}).get(run_id, {})
+        by_name = self._known.get((dag_id, task_id), {}).get(run_id, {})
         name = task_id if index in ("", "-1") else f"{task_id}_{index}"
-        return told.get(name, UNKNOWN_STATE)
+        return by_name.get(name, UNKNOWN_STATE)
 
-    def is_run_finished(self, found: Pool | Task) -> bool:
-        """Whether the DAG run that made *found* is known to have ended."""
-        run = run_of(found)
+    def is_run_finished(self, remote: Pool | Task) -> bool:
+        """Return whether the DAG run that created *remote* is known to have finished."""
+        run = run_of(remote)
         if run not in self._runs:
-            self._runs[run] = self._told(partial(dag_run_state, *run)) in FINISHED_RUN_STATES
+            self._runs[run] = self._try(partial(dag_run_state, *run)) in FINISHED_RUN_STATES
         return self._runs[run]
 
-    def _told(self, question: Callable[[], Any]) -> Any:
+    def _try(self, function: Callable[[], Any]) -> Any:
         if not self._reachable:
             return None
         try:
-            return self._ask(question)
-        except Exception as error:  # of Airflow's, or there is none in this process
+            return self._call(function)
+        except Exception as error:  # an error of Airflow, or Airflow does not run in this process
             self._reachable = False
-            log.debug("Airflow cannot be asked for the states of its tasks: %s", error)
+            log.debug("Could not read the states of Airflow tasks: %s", error)
             return None
 
 
 def _task_states(dag_id: str, task_id: str, run_ids: list[str]) -> dict[str, dict[str, str | None]]:
-    told = runtime_task_instance().get_task_states(dag_id=dag_id, task_ids=[task_id], run_ids=run_ids)
+    by_run = runtime_task_instance().get_task_states(dag_id=dag_id, task_ids=[task_id], run_ids=run_ids)
     return {
         run_id: {
             name: None if state is None else str(getattr(state, "value", state))
             for name, state in by_task.items()
         }
-        for run_id, by_task in told.items()
+        for run_id, by_task in by_run.items()
     }
 
 
 class QuotaRoom:
-    """Makes room for objects of one namespace.
+    """Make room under the quota for objects of one namespace.
 
     :param identity: the life that needs the room.
     """
@@ -235,9 +241,9 @@ class QuotaRoom:
         self._airflow = airflow
 
     def wrap_create(self, kind: Kind, create: Callable[[Any], str]) -> Callable[[Any], str]:
-        """Return *create* with room made, and another try, when the quota of *kind* is full."""
+        """Return a function like *create* that makes room and tries again if the quota of *kind* is full."""
 
-        def created(spec: Any) -> str:
+        def create_with_room(spec: Any) -> str:
             for _ in range(MAX_CREATE_ATTEMPTS):
                 try:
                     return create(spec)
@@ -246,17 +252,17 @@ class QuotaRoom:
                         raise
             return create(spec)
 
-        return created
+        return create_with_room
 
     @staticmethod
     def is_about_count(kind: Kind, error: QarnotQuotaError) -> bool:
-        """Whether the refusal may be about the number of objects of *kind*."""
+        """Return whether the refusal may be about the number of objects of *kind*."""
         return error.quota in (None, f"{kind}s")
 
     def make_room(self, kind: Kind, need: int = 1) -> int:
-        """Delete finished objects until there is room for *need*; return for how many there is, 0 if none.
+        """Delete finished objects until *need* more fit, and return how many more fit; 0 if none.
 
-        A failure of Qarnot's here only means that no room was made.
+        An error of Qarnot only means that no room was made.
         """
         try:
             account = self.client.account.info()
@@ -264,74 +270,73 @@ class QuotaRoom:
                 return free_places(account, kind) or 0
             freed = self._make_room(kind, need)
         except QarnotError as error:
-            log.warning("No room could be made under the account's quota of %ss: %s", kind, error)
+            log.warning("Could not make room under the account's quota of %ss: %s", NOUNS[kind], error)
             return 0
         if freed:
             log.info("Deleted %d finished %ss to make room under the quota", freed, NOUNS[kind])
         return freed
 
     def tidy(self, kind: Kind) -> int:
-        """Delete what Airflow has recorded, down to :data:`TIDY_TO`, if the quota is almost full; return how many.
+        """Delete objects that Airflow has recorded, if the quota is almost full, and return their number.
 
-        Other users of the account, who may delete none of our objects, find room then.
+        The quota is then :data:`TIDY_TO` full. This makes room for other users of the account, who cannot delete our
+        objects.
         """
         account = self.client.account.info()
-        most, count = _objects(account, kind)
-        if not most or count is None or count <= most * TIDY_FROM:
+        limit, count = _objects(account, kind)
+        if not limit or count is None or count <= limit * TIDY_FROM:
             return 0
-        need = math.ceil(count - most * TIDY_TO)
-        found = (one for one, way in self._ways(kind) if way is Disposal.FORGET)
-        return self._delete(kind, list(islice(found, need)))
+        need = math.ceil(count - limit * TIDY_TO)
+        forgettable = (remote for remote, disposal in self._disposals(kind) if disposal is Disposal.FORGET)
+        return self._delete(kind, list(islice(forgettable, need)))
 
     def can_make_room(self, kind: Kind) -> bool:
-        """Whether there is a finished object that may be deleted."""
-        return any(way is not Disposal.KEEP for _, way in self._ways(kind))
+        """Return whether a finished object may be deleted."""
+        return any(disposal is not Disposal.KEEP for _, disposal in self._disposals(kind))
 
     def record_and_delete(self, tasks: Sequence[Task]) -> list[Task]:
-        """Record and delete these finished Qarnot tasks of one owner; return those that are gone."""
-        gone = self._recorded(tasks)
-        self._delete("task", gone)
-        return gone
+        """Record and delete these finished Qarnot tasks of one owner, and return the deleted ones."""
+        recorded = self._record_outcomes(tasks)
+        self._delete("task", recorded)
+        return recorded
 
-    # --- what may go
+    # --- choosing and recording
 
-    def _ways(self, kind: Kind) -> Iterator[tuple[Pool | Task, Disposal]]:
-        """Every finished object of the namespace, the oldest first, and how it may be deleted."""
+    def _disposals(self, kind: Kind) -> Iterator[tuple[Pool | Task, Disposal]]:
+        """Yield every finished object of the namespace with its disposal, the oldest first."""
         resource: Any = self.client.pools if kind == "pool" else self.client.tasks
-        over = states.POOL_TERMINAL if kind == "pool" else states.TASK_TERMINAL
-        wanted = filters.and_(
-            filters.equal("Tags", namespace_tag(self.namespace)), filters.in_("State", sorted(over))
+        terminal = states.POOL_TERMINAL if kind == "pool" else states.TASK_TERMINAL
+        finished = filters.and_(
+            filters.equal("Tags", namespace_tag(self.namespace)), filters.in_("State", sorted(terminal))
         )
         airflow = self._airflow or AirflowStates()
-        found = iter(resource.iterate(wanted, limit=_PAGE_SIZE, order_by="creationDate"))
+        remotes = iter(resource.iterate(finished, limit=_PAGE_SIZE, order_by="creationDate"))
         for _ in range(_MAX_PAGES):
-            page = list(islice(found, _PAGE_SIZE))
+            page = list(islice(remotes, _PAGE_SIZE))
             ours = [
-                one
-                for one in page
-                if is_ours(one, self.namespace) and usability_of(one) is not Usability.LIVE
+                remote
+                for remote in page
+                if is_ours(remote, self.namespace) and usability_of(remote) is not Usability.LIVE
             ]
-            airflow.learn(ours)
-            for one in ours:
-                state = airflow.of(one)
+            airflow.read(ours)
+            for remote in ours:
+                state = airflow.of(remote)
                 if kind == "pool":
-                    yield one, disposal_of_pool(one, state)
+                    yield remote, disposal_of_pool(remote, state)
                 else:
-                    yield (
-                        one,
-                        disposal_of_task(one, state, partial(airflow.is_run_finished, one), self.identity),
-                    )
+                    is_run_finished = partial(airflow.is_run_finished, remote)
+                    yield remote, disposal_of_task(remote, state, is_run_finished, self.identity)
             if len(page) < _PAGE_SIZE:
                 return
 
     def _make_room(self, kind: Kind, need: int) -> int:
         forget: list[Any] = []
         record: list[Any] = []
-        for one, way in self._ways(kind):
-            if way is Disposal.FORGET:
-                forget.append(one)
-            elif way is Disposal.RECORD:
-                record.append(one)
+        for remote, disposal in self._disposals(kind):
+            if disposal is Disposal.FORGET:
+                forget.append(remote)
+            elif disposal is Disposal.RECORD:
+                record.append(remote)
             if len(forget) == need:
                 break
         freed = self._delete(kind, forget)
@@ -340,13 +345,14 @@ class QuotaRoom:
                 break
             group = group[: need - freed]
             try:
-                freed += self._delete(kind, self._noted(group) if kind == "pool" else self._recorded(group))
+                recorded = self._record_pools(group) if kind == "pool" else self._record_outcomes(group)
+                freed += self._delete(kind, recorded)
             except QarnotError as error:
                 log.warning("%d finished %ss are kept: %s", len(group), NOUNS[kind], error)
         return freed
 
-    def _recorded(self, tasks: Sequence[Task]) -> list[Task]:
-        """Record how these Qarnot tasks of one owner ended; return those that may go."""
+    def _record_outcomes(self, tasks: Sequence[Task]) -> list[Task]:
+        """Record how these Qarnot tasks of one owner ended, and return those that may be deleted."""
         owner = _owner(tasks[0]) if tasks else ""
         if not owner:
             return []
@@ -358,17 +364,17 @@ class QuotaRoom:
         return records.write_outcomes(self.client, self.namespace, owner, tasks)
 
     def _drop_records(self) -> int:
-        """Delete records that no task instance will read; return how many."""
+        """Delete records that no task instance will read, and return their number."""
         airflow = self._airflow or AirflowStates()
-        found = records.pool_creators(self.client, self.namespace)
-        airflow.learn(found)
-        useless = [maker for maker in found if airflow.of(maker) in FINAL_TASK_STATES]
-        for maker in useless:
-            records.delete_outcomes(self.client, _owner(maker))
-        return len(useless)
+        owners = records.recorded_owners(self.client, self.namespace)
+        airflow.read(owners)
+        final = [owner for owner in owners if airflow.of(owner) in FINAL_TASK_STATES]
+        for owner in final:
+            records.delete_outcomes(self.client, _owner(owner))
+        return len(final)
 
-    def _noted(self, pools: Sequence[Pool]) -> list[Pool]:
-        """Record what outlives these pools: the name they are shared under, or their cost."""
+    def _record_pools(self, pools: Sequence[Pool]) -> list[Pool]:
+        """Record the facts that are needed after these pools are deleted: their shared name, or their cost."""
         for pool in pools:
             if shared := label(pool.labels, "shared"):
                 records.record_shared_name(self.client, self.namespace, pool.uuid, shared)
@@ -378,11 +384,11 @@ class QuotaRoom:
 
     # --- deleting
 
-    def _delete(self, kind: Kind, found: Sequence[Pool | Task]) -> int:
-        if not found:
+    def _delete(self, kind: Kind, remotes: Sequence[Pool | Task]) -> int:
+        if not remotes:
             return 0
         if kind == "task":
-            self._note_use(found)
+            self._record_use(remotes)
         resource: Any = self.client.pools if kind == "pool" else self.client.tasks
 
         def delete(uuid: str) -> bool:
@@ -391,54 +397,60 @@ class QuotaRoom:
                 return True
             return False
 
-        uuids = [one.uuid for one in found]
+        uuids = [remote.uuid for remote in remotes]
         if len(uuids) == 1:
             return int(delete(uuids[0]))
         with ThreadPoolExecutor(max_workers=min(len(uuids), _MAX_WORKERS)) as threads:
             return sum(threads.map(delete, uuids))
 
-    def _note_use(self, tasks: Sequence[Any]) -> None:
+    def _record_use(self, tasks: Sequence[Any]) -> None:
         """Record when the open pools of these Qarnot tasks were last used."""
         since = datetime.now(UTC) - _USE_RELEVANT_FOR
-        last: dict[str, datetime] = {}
-        for task in tasks:
-            ended = task.end_date or task.state_transition_time or task.creation_date
-            if task.pool and ended and ended > max(since, _noted_until.get(task.pool, since)):
-                last[task.pool] = max(ended, last.get(task.pool, ended))
+        last = _last_use(tasks, since)
         if not last:
             return
         for pool in self.client.pools.search_all(filters.in_("Uuid", sorted(last)), fields=("State",)):
             if pool.uuid in last and usability_of(pool) is Usability.LIVE:
                 records.record_use(self.client, self.namespace, pool.uuid, last[pool.uuid])
-            _noted_until[pool.uuid] = last.get(pool.uuid, since) + records.USE_PRECISION
+            _recorded_until[pool.uuid] = last.get(pool.uuid, since) + records.USE_PRECISION
 
 
-#: Until when the use of a pool is recorded well enough, as far as this process knows.
-_noted_until: dict[str, datetime] = {}
+#: Time by pool up to which this process knows its use to be recorded.
+_recorded_until: dict[str, datetime] = {}
+
+
+def _last_use(tasks: Iterable[Any], since: datetime) -> dict[str, datetime]:
+    """Return the last end of a Qarnot task by pool, of ends after *since* that are not recorded yet."""
+    last: dict[str, datetime] = {}
+    for task in tasks:
+        ended = task.end_date or task.state_transition_time or task.creation_date
+        if task.pool and ended and ended > max(since, _recorded_until.get(task.pool, since)):
+            last[task.pool] = max(ended, last.get(task.pool, ended))
+    return last
 
 
 def record_pool_cost(client: QarnotClient, namespace: str, pool: Pool, cost: float | None = None) -> None:
-    """Record what a pool with ``max_run_cost`` has cost, so that it counts after the pool is deleted, too.
+    """Record the cost of a pool with ``max_run_cost``, because it still counts after the pool is deleted.
 
-    :param cost: in euros; None: Qarnot is asked.
-    :raises QarnotError: the cost is not known, or cannot be recorded.
+    :param cost: in euros; None: read it from Qarnot.
+    :raises QarnotError: the cost is unknown, or cannot be recorded.
     """
     if MAX_RUN_COST_LABEL in pool.labels and not label(pool.labels, "shared"):
         cost = client.pools.credits(pool.uuid) if cost is None else cost
         records.record_cost(client, namespace, run_of(pool), pool.uuid, cost)
 
 
-def _owner(found: Pool | Task) -> str:
-    return next((tag[len(OWNER_TAG) :] for tag in found.tags if tag.startswith(OWNER_TAG)), "")
+def _owner(remote: Pool | Task) -> str:
+    return next((tag[len(OWNER_TAG) :] for tag in remote.tags if tag.startswith(OWNER_TAG)), "")
 
 
-def _by_owner(found: Iterable[Any]) -> list[list[Any]]:
-    """Group by owner, the largest group first, as one record holds many; successes first in each."""
+def _by_owner(remotes: Iterable[Any]) -> list[list[Any]]:
+    """Group by owner. The largest group is first, because one record holds many objects. Successes are first in it."""
     groups: dict[str, list[Any]] = {}
-    for one in found:
-        groups.setdefault(_owner(one), []).append(one)
+    for remote in remotes:
+        groups.setdefault(_owner(remote), []).append(remote)
     for group in groups.values():
-        group.sort(key=lambda one: usability_of(one) is not Usability.SUCCEEDED)
+        group.sort(key=lambda remote: usability_of(remote) is not Usability.SUCCEEDED)
     return sorted(groups.values(), key=len, reverse=True)
 
 

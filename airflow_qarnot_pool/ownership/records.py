@@ -1,14 +1,15 @@
 """Records of deleted objects, kept on Qarnot as jobs without tasks.
 
-Finished objects count against the account's quota until they are deleted. A record lets one be deleted before its
-Airflow task has read how it ended: it is written first, and every later lookup reads it. There are four kinds:
+Finished objects count against the account's quota until they are deleted. A record allows an object to be deleted
+before its Airflow task has read how it ended. The record is written first, and every later lookup reads it. There are
+four kinds of records:
 
 * the *outcome* of Qarnot tasks, one or a few jobs for each owner (:class:`Outcomes`);
 * the *name* of a closed shared pool, for tasks that know only its uuid;
-* the pools that a DAG run with ``max_run_cost`` has opened, and what they have cost;
-* when a pool was last used, for the reaper.
+* the pools that a DAG run with ``max_run_cost`` has opened, and their costs;
+* the time of the last use of a pool, for the reaper.
 
-Jobs have no labels, so the content is JSON in the job's name. A record ends by itself.
+Jobs have no labels, so the content is JSON in the job's name. The server ends a record after its time limit.
 """
 
 from __future__ import annotations
@@ -52,13 +53,13 @@ OUTCOME_TAG = "airflow-outcome:"
 SHARED_TAG = "airflow-shared:"
 SPENT_TAG = "airflow-spent:"
 USED_TAG = "airflow-used:"
-#: How long an outcome is kept: longer than the object itself would have been.
+#: How long an outcome is kept: longer than the object itself would have been kept.
 KEEP_OUTCOMES = timedelta(days=8)
-#: How long the costs of a DAG run are kept.
+#: How long the costs of a DAG run are kept, because a run may be cleared long after it has finished.
 KEEP_COSTS = timedelta(days=60)
-#: Maximum length of the ranges in one piece of a record, so that every piece fits.
+#: Maximum length of the ranges in one piece of a record, because each piece must fit into a job's name.
 _MAX_RANGES = 1500
-#: How far the recorded time of a pool's last use may be behind, so that a busy pool is not recorded at every turn.
+#: Maximum lag of the recorded time of a pool's last use, because a busy pool would be recorded at every deletion.
 USE_PRECISION = timedelta(minutes=1)
 
 
@@ -101,7 +102,7 @@ def _delete(client: QarnotClient, jobs: Iterable[str]) -> None:
 
 
 class IdenticalTasks(NamedTuple):
-    """Recorded items of a fan-out that differ in nothing but their number."""
+    """Recorded items of a fan-out that differ only in their number."""
 
     lineage: str
     #: Digest of the specs of the whole fan-out.
@@ -111,22 +112,22 @@ class IdenticalTasks(NamedTuple):
     state: str
     #: The try that submitted them; 0 for a success, which counts in every try.
     try_number: int = 0
-    #: The pool, if they were cancelled: a shared one may have been closed under them.
+    #: The pool, if they were cancelled. A shared pool may have been closed while they ran.
     pool: str | None = None
 
 
 @dataclass
 class Outcomes:
-    """How the deleted Qarnot tasks of one owner ended."""
+    """The outcomes of the deleted Qarnot tasks of one owner."""
 
     items: dict[IdenticalTasks, set[int]] = field(default_factory=dict)
-    #: Qarnot tasks that are no items, by uuid, as the API's JSON with the fields that are still needed.
+    #: Qarnot tasks that are not items of a fan-out, by uuid, as the API's JSON with the fields that are still needed.
     singles: dict[str, dict[str, Any]] = field(default_factory=dict)
     #: The Airflow task instance: dag_id, run_id, task_id, map_index.
     of: list[Any] | None = None
 
     def add(self, task: Task) -> bool:
-        """Add the end of *task*; False if a record cannot hold it."""
+        """Add the outcome of *task*. Return False if a record cannot hold it."""
         if label(task.labels, "item") is None:
             content = _reduced(task)
             if not is_valid_size(_text([{"task": content}])):
@@ -146,7 +147,7 @@ class Outcomes:
         self.of = self.of or other.of
 
     def tasks(self) -> dict[str, Task]:
-        """Return the recorded Qarnot tasks that are no items, by uuid."""
+        """Return the recorded Qarnot tasks that are not items of a fan-out, by uuid."""
         return {uuid: Task.from_json(content) for uuid, content in self.singles.items()}
 
     def snapshots(self, lineage: str, fingerprints: Sequence[str]) -> list[RemoteSnapshot]:
@@ -158,7 +159,7 @@ class Outcomes:
                 usability=Usability.SUCCEEDED if alike.state == "Success" else Usability.DEAD,
                 lineage=lineage,
                 generation=alike.generation,
-                # Another spec's: it counts for the generation and is of no use otherwise.
+                # An item of another spec counts only for the generation.
                 fingerprint=fingerprints[item] if alike.specs == specs else "?",
                 retries=alike.retries,
                 created="",
@@ -174,7 +175,7 @@ class Outcomes:
         ]
 
     def names(self) -> list[str]:
-        """Return the names of the jobs that hold this."""
+        """Return the names of the jobs that store this."""
         pieces: list[Any] = [] if self.of is None else [{"of": self.of}]
         pieces += [{"task": content} for content in self.singles.values()]
         for alike, items in sorted(self.items.items(), key=str):
@@ -183,7 +184,7 @@ class Outcomes:
         inside: list[str] = []
         for text in map(_text, pieces):
             if not is_valid_size(f"[{text}]"):
-                continue  # ids that are too long; they serve only to drop the record early
+                continue  # the ids are too long; they only allow the record to be deleted early
             if inside and not is_valid_size(f"[{','.join([*inside, text])}]"):
                 names.append(f"[{','.join(inside)}]")
                 inside = []
@@ -192,14 +193,14 @@ class Outcomes:
 
     @classmethod
     def of_jobs(cls, jobs: Iterable[Job]) -> Outcomes:
-        """Read back what the names of *jobs* hold; what cannot be read says nothing."""
-        found = cls()
+        """Read the names of *jobs*. Ignore content that cannot be parsed."""
+        outcomes = cls()
         for job in jobs:
             content = _content(job)
             for piece in content if isinstance(content, list) else ():
                 with suppress(TypeError, ValueError, KeyError, AttributeError):
-                    found._read(piece)
-        return found
+                    outcomes._read(piece)
+        return outcomes
 
     def _read(self, piece: Mapping[str, Any]) -> None:
         if "task" in piece:
@@ -211,19 +212,19 @@ class Outcomes:
 
 
 def _parts(ranges: str) -> Iterator[str]:
-    """Cut a range text where it gets too long."""
+    """Split a text of ranges into parts of at most the maximum length."""
     part = ""
-    for one in ranges.split(","):
-        if part and len(part) + len(one) >= _MAX_RANGES:
+    for single in ranges.split(","):
+        if part and len(part) + len(single) >= _MAX_RANGES:
             yield part
             part = ""
-        part = f"{part},{one}" if part else one
+        part = f"{part},{single}" if part else single
     if part:
         yield part
 
 
 def specs_digest(fingerprints: Sequence[str]) -> str:
-    """Return the digest of a whole fan-out: the value of the label ``SPECS_LABEL`` of its Qarnot tasks."""
+    """Return the digest of a whole fan-out, which is the label ``SPECS_LABEL`` of its Qarnot tasks."""
     return digest(list(fingerprints))
 
 
@@ -246,8 +247,7 @@ _LABELS = ("format", "namespace", "role", "run_started", "try_number", "retries"
 
 
 def _reduced(task: Task) -> dict[str, Any]:
-    """The fields of *task* that claims, retries and the operator's result read, as the API writes them."""
-    seconds = task.executed_seconds
+    """Return the fields of *task* that claims, retries and the operator's result read, as the API's JSON."""
     content = {
         "uuid": task.uuid,
         "name": task.name,
@@ -262,7 +262,7 @@ def _reduced(task: Task) -> dict[str, Any]:
         "endDate": _stamp(task.end_date),
         "wallTime": format_span(task.wall_time) if task.wall_time else None,
         "status": {
-            "executionTimeSec": seconds,
+            "executionTimeSec": task.executed_seconds,
             "succeededRange": format_ranges(task.succeeded_instances),
             "failedRange": format_ranges(task.failed_instances),
         },
@@ -275,35 +275,35 @@ def _stamp(when: datetime | None) -> str | None:
     return when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ") if when else None
 
 
-#: Labels that name a task instance.
+#: Labels that identify a task instance.
 _INSTANCE = ("dag_id", "run_id", "task_id", "map_index")
 
 
 def _instance(labels: Mapping[str, str]) -> list[Any] | None:
-    found = [label(labels, name) for name in _INSTANCE]
-    return None if None in found else found
+    values = [label(labels, name) for name in _INSTANCE]
+    return None if None in values else values
 
 
 def outcomes(client: QarnotClient, owner: str) -> Outcomes:
-    """Return how the deleted Qarnot tasks of *owner* ended.
+    """Return the outcomes of the deleted Qarnot tasks of *owner*.
 
-    Look for the Qarnot tasks first. One that is deleted between the two requests is then found in its record.
+    Search for the Qarnot tasks first. A task that is deleted between the two requests is then found in its record.
     """
     return Outcomes.of_jobs(client.jobs.list(tags=[OUTCOME_TAG + owner]))
 
 
 def recorded_tasks(client: QarnotClient, identity: TaskInstanceIdentity) -> dict[str, Task]:
-    """Return the recorded Qarnot tasks of *identity*'s owner that are no items of a fan-out, by uuid."""
+    """Return the recorded Qarnot tasks of the owner of *identity* that are not items of a fan-out, by uuid."""
     return outcomes(client, identity.owner).tasks()
 
 
 def write_outcomes(client: QarnotClient, namespace: str, owner: str, tasks: Iterable[Task]) -> list[Task]:
-    """Record how finished Qarnot tasks of *owner* ended; return those that may be deleted now.
+    """Record the outcomes of finished Qarnot tasks of *owner*, and return the tasks that may be deleted now.
 
-    The new record has everything that was recorded before. It is created before the earlier ones are deleted, and it
-    counts once a listing shows it: at no time does a reader miss anything.
+    The new record includes all earlier ones. It is created before they are deleted, and it counts once a listing shows
+    it. A reader therefore never misses an outcome.
 
-    :raises QarnotError: nothing more is recorded, and nothing is lost.
+    :raises QarnotError: nothing more is recorded, and no record is lost.
     """
     earlier = client.jobs.list(tags=[OUTCOME_TAG + owner])
     known, union = Outcomes.of_jobs(earlier), Outcomes.of_jobs(earlier)
@@ -321,24 +321,24 @@ def write_outcomes(client: QarnotClient, namespace: str, owner: str, tasks: Iter
     return kept
 
 
-def pool_creators(client: QarnotClient, namespace: str) -> list[Task]:
-    """Return a Qarnot task with the owner and labels of each task instance that has a record."""
+def recorded_owners(client: QarnotClient, namespace: str) -> list[Task]:
+    """Return a Qarnot task for each task instance that has a record, with its owner and labels only."""
     by_tag: dict[str, list[Job]] = {}
     for job in client.jobs.list(tags=[namespace_tag(namespace)]):
         for tag in job.tags:
             if tag.startswith(OUTCOME_TAG):
                 by_tag.setdefault(tag, []).append(job)
-    found = []
+    owners = []
     for tag, jobs in by_tag.items():
         if of := Outcomes.of_jobs(jobs).of:
             labels = dict(zip((f"airflow.{name}" for name in _INSTANCE), of, strict=False))
             owner = OWNER_TAG + tag[len(OUTCOME_TAG) :]
-            found.append(Task.from_json({"uuid": tag, "tags": [owner], "labels": labels}))
-    return found
+            owners.append(Task.from_json({"uuid": tag, "tags": [owner], "labels": labels}))
+    return owners
 
 
 def delete_outcomes(client: QarnotClient, owner: str) -> None:
-    """Delete the record of an owner that has ended for good."""
+    """Delete the record of an owner that never runs again."""
     _delete(client, [job.uuid for job in client.jobs.list(tags=[OUTCOME_TAG + owner])])
 
 
@@ -363,7 +363,7 @@ def shared_name(client: QarnotClient, pool: str) -> str | None:
 
 
 def record_opened_pool(client: QarnotClient, namespace: str, run: RunKey, pool: str) -> None:
-    """Record that *run* has opened *pool*, so that its cost is not forgotten when the pool is deleted."""
+    """Record that *run* has opened *pool*, because its cost still counts after the pool is deleted."""
     with suppress(QarnotNameTakenError):
         _create(
             client,
@@ -376,22 +376,22 @@ def record_opened_pool(client: QarnotClient, namespace: str, run: RunKey, pool: 
 
 
 def record_cost(client: QarnotClient, namespace: str, run: RunKey, pool: str, euros: float) -> None:
-    """Record what a pool of *run* has cost in the end."""
+    """Record the final cost of a pool of *run*."""
     content = {"pool": pool, "euros": euros}
     _create(client, namespace, _spent_tag(namespace, run), content, lasts=KEEP_COSTS)
 
 
 def recorded_costs(client: QarnotClient, namespace: str, run: RunKey) -> dict[str, float | None]:
-    """Return the recorded pools of *run* and their cost; None if it was not recorded."""
-    found: dict[str, float | None] = {}
+    """Return the cost of each recorded pool of *run*; None if only the pool was recorded."""
+    costs: dict[str, float | None] = {}
     for job in client.jobs.list(tags=[_spent_tag(namespace, run)]):
         content = _content(job)
         if not isinstance(content, dict) or not isinstance(content.get("pool"), str):
             continue
         pool, cost = content["pool"], content.get("euros")
-        known = [one for one in (found.get(pool), cost) if isinstance(one, (int, float))]
-        found[pool] = float(max(known)) if known else None
-    return found
+        known = [value for value in (costs.get(pool), cost) if isinstance(value, (int, float))]
+        costs[pool] = float(max(known)) if known else None
+    return costs
 
 
 def _spent_tag(namespace: str, run: RunKey) -> str:
@@ -403,19 +403,19 @@ def _spent_tag(namespace: str, run: RunKey) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class LastUse:
-    """When a pool was last used as far as was recorded, and since when a reaper has found it idle."""
+    """The recorded time of the last use of a pool, and the time since which a reaper has found it idle."""
 
     used: datetime | None = None
     idle_since: datetime | None = None
 
 
 def last_use_of(client: QarnotClient, pool: str) -> LastUse:
-    """Return what is recorded about the use of *pool*."""
+    """Return the records about the use of *pool*."""
     return _use(client.jobs.list(tags=[USED_TAG + pool]))
 
 
 def record_use(client: QarnotClient, namespace: str, pool: str, when: datetime) -> None:
-    """Record that *pool* was used until *when*: the Qarnot tasks that show it are about to be deleted."""
+    """Record that *pool* was used until *when*, before the Qarnot tasks that show it are deleted."""
     jobs = client.jobs.list(tags=[USED_TAG + pool])
     before = _use(jobs).used
     if before is not None and when - before < USE_PRECISION:
@@ -425,19 +425,19 @@ def record_use(client: QarnotClient, namespace: str, pool: str, when: datetime) 
 
 
 def record_idle(client: QarnotClient, namespace: str, pool: str, since: datetime) -> None:
-    """Record that a reaper has found *pool* idle, and nothing that shows when it was last used."""
+    """Record that a reaper has found *pool* idle, and no Qarnot task that shows its last use."""
     _create(client, namespace, USED_TAG + pool, {"idle": since.isoformat()})
 
 
 def _use(jobs: Iterable[Job]) -> LastUse:
-    found: dict[str, list[datetime]] = {"used": [], "idle": []}
+    recorded: dict[str, list[datetime]] = {"used": [], "idle": []}
     for job in jobs:
         content = _content(job)
-        for name, times in found.items():
+        for name, times in recorded.items():
             with suppress(TypeError, ValueError, KeyError):
                 times.append(datetime.fromisoformat(content[name]).astimezone(UTC))
-    used = max(found["used"], default=None)
-    idle = [one for one in found["idle"] if used is None or one > used]
+    used = max(recorded["used"], default=None)
+    idle = [time for time in recorded["idle"] if used is None or time > used]
     return LastUse(used=used, idle_since=min(idle, default=None))
 
 
@@ -450,13 +450,13 @@ __all__ = [
     "delete_outcomes",
     "last_use_of",
     "outcomes",
-    "pool_creators",
     "record_cost",
     "record_idle",
     "record_opened_pool",
     "record_shared_name",
     "record_use",
     "recorded_costs",
+    "recorded_owners",
     "recorded_tasks",
     "shared_name",
     "specs_digest",

@@ -1,8 +1,8 @@
 """XComs that the provider itself relies on, as opposed to results.
 
-They go straight into Airflow's metadata database, as Airflow's own links do, and around any XCom backend that the
-deployment has configured. A backend that writes to object storage would keep one object for each link and each
-checkpoint, store a path in place of a link, and make a kill wait for the storage.
+They are written directly to Airflow's metadata database, as Airflow's links are, and bypass the XCom backend of the
+deployment. A backend on object storage would keep one object for each link and each checkpoint, store a path in place
+of a link, and delay a kill.
 
 Every read names the task and the map index. Without a map index, Airflow returns the list of the values of all
 mapped task instances.
@@ -28,7 +28,7 @@ def position_key(follower: str) -> str:
 
 
 class TaskInstanceCoordinates(Protocol):
-    """What addresses the XComs of one task instance: a task instance, or its identity."""
+    """Address of the XComs of one task instance. A task instance and its identity have these fields."""
 
     @property
     def dag_id(self) -> str: ...
@@ -49,19 +49,19 @@ def push(ti: Any, key: str, value: Any) -> None:
 
 
 def pull(ti: Any, key: str) -> Any:
-    """Return what the current try of the task instance of this process has stored, or None."""
+    """Return the value that the current try of this task instance has stored, or None."""
     if _is_real(ti):
         return get_direct(ti, key)
     return ti.xcom_pull(task_ids=ti.task_id, key=key, map_indexes=ti.map_index)
 
 
 def set_direct(owner: TaskInstanceCoordinates, key: str, value: Any) -> None:
-    """Store *value*, JSON, in Airflow's metadata database."""
+    """Store the JSON value *value* in Airflow's metadata database."""
     database_xcom().set(key, value, **_coordinates(owner))
 
 
 def get_direct(owner: TaskInstanceCoordinates, key: str) -> Any:
-    """Return what :func:`set_direct` has stored, or None."""
+    """Return the value that :func:`set_direct` has stored, or None."""
     return database_xcom().get_one(key=key, **_coordinates(owner))
 
 
@@ -75,5 +75,5 @@ def _coordinates(owner: TaskInstanceCoordinates) -> dict[str, Any]:
 
 
 def _is_real(ti: Any) -> bool:
-    """Tell a task instance of Airflow's from a stand-in, as in a unit test of a DAG author."""
+    """Return whether *ti* is a task instance of Airflow, as opposed to a fake in a unit test of a DAG author."""
     return isinstance(ti, runtime_task_instance())

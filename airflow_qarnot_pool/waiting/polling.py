@@ -1,4 +1,4 @@
-"""Waiting on the worker, and what waits of both kinds have in common."""
+"""Wait on the worker, and functions shared with waits in the triggerer."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ from airflow_qarnot_pool.waiting.conditions import (
 
 log = logging.getLogger(__name__)
 
-#: Bounds of ``poll_interval`` in seconds, because a shorter one floods the service and a longer one never ends a wait.
+#: Bounds of ``poll_interval`` in seconds, because a shorter one floods the service and a longer one ends no wait.
 MIN_POLL_INTERVAL, MAX_POLL_INTERVAL = 0.01, 86400
-#: A pool in its state for so long has ended for every clock, as a rescheduled sensor remembers no earlier poll.
+#: Minimum time in an ended state after which no second poll is needed, because a rescheduled sensor remembers none.
 ENDED_LONG_AGO = timedelta(minutes=5)
 #: Seconds between the requests that confirm a 404 outside a wait.
 CONFIRM_AFTER = (0.5, 1.0)
 
 
 class KillFlag:
-    """A flag that a signal handler sets and the code it interrupts waits for.
+    """A flag that a signal handler sets and the interrupted code waits for.
 
-    ``threading.Event`` is not up to that: where the signal arrives while its own ``wait`` holds its lock,
-    ``set`` waits for that lock for ever. ``SimpleQueue.put`` may be called at any moment.
+    ``threading.Event`` is not signal-safe. If the signal arrives while ``wait`` holds the lock of the event, ``set``
+    waits for that lock forever. ``SimpleQueue.put`` may be called at any moment.
     """
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class KillFlag:
         return self._set
 
     def wait(self, seconds: float) -> bool:
-        """Wait until it is set, at most *seconds*; whether it is."""
+        """Wait at most *seconds* until the flag is set, and return whether it is."""
         if not self._set:
             with suppress(queue.Empty):
                 self._wake.get(timeout=seconds)
@@ -73,16 +73,16 @@ class KillFlag:
 
 
 def check_wait(poll_interval: Duration, **durations: Duration) -> None:
-    """Refuse nonsense when the DAG is parsed, the option that stands in for *poll_interval* included."""
+    """Refuse invalid durations when the DAG is parsed, including the option that replaces *poll_interval*."""
     check_durations(**durations)
     if not is_templated(poll_interval):
         poll_interval_of(poll_interval)
 
 
 def poll_interval_of(poll_interval: Duration) -> float:
-    """Return *poll_interval* in seconds; None stands for the one in the configuration.
+    """Return *poll_interval* in seconds. None means the one in the configuration.
 
-    :raises QarnotInvalidSpecError: it, or the option, is no duration in bounds.
+    :raises QarnotInvalidSpecError: the parameter or the option is not a duration within the bounds.
     """
     from airflow_qarnot_pool.api.fields import Refusal
     from airflow_qarnot_pool.parameters.configuration import get_option
@@ -107,7 +107,7 @@ def _interval(value: Any) -> float:
 
 
 class PoolsOfTasks:
-    """Poll the pools of awaited Qarnot tasks now and then, as a service may leave tasks queued on an ended pool.
+    """Poll the pools of awaited Qarnot tasks at a low rate, because a service may leave tasks queued on an ended pool.
 
     :param pools: the resource of the client.
     :param uuids: the pools.
@@ -122,9 +122,9 @@ class PoolsOfTasks:
         self._ended_at: dict[str, float] = {}
 
     def why_stranded(self, task_states: Iterable[str]) -> str | None:
-        """Return why a Qarnot task of those in *task_states* never runs: it is queued, and a pool ended a while ago.
+        """Return why a Qarnot task in one of *task_states* never runs: it is queued, and its pool has ended.
 
-        With several pools it is a guess on which of them that task is.
+        With several pools, the pool of that task is a guess.
         """
         if not self._uuids or not any(map(is_queued, task_states)):
             return None
@@ -142,9 +142,9 @@ class PoolsOfTasks:
         return None
 
     def _ended_state(self, uuid: str) -> tuple[str | None, bool]:
-        """Return the state in which the pool takes no tasks any more, and whether it has been in it for long.
+        """Return the state of a pool that has ended, and whether it has been in that state for long.
 
-        None, if the pool takes tasks or cannot be polled.
+        The state is None if the pool accepts tasks or cannot be polled.
         """
         try:
             pool = self._pools.get(uuid)
@@ -153,7 +153,7 @@ class PoolsOfTasks:
         except QarnotNotFoundError as error:
             return (None if error.foreign else "deleted"), False
         except QarnotError as error:
-            log.info("Could not poll pool %s, whose Qarnot tasks are waited for: %s", uuid, error)
+            log.info("Could not poll pool %s of the awaited Qarnot tasks: %s", uuid, error)
             return None, False
         since = pool.state_transition_time
         return pool.state, since is not None and datetime.now(UTC) - since > ENDED_LONG_AGO
@@ -170,61 +170,65 @@ def wait_on_worker(
     over_limit: Callable[[], str | None] = lambda: None,
     why_stranded: Callable[[Iterable[str]], str | None] = lambda states: None,
 ) -> WaitResult | None:
-    """Wait in this process; None when *killed* is set first. *over_limit* and *why_stranded* are asked with every look.
+    """Wait in this process, and return None if *killed* is set first.
 
-    Looks come quickly at first and settle at *interval*. An API that cannot be reached never ends the wait.
+    *over_limit* and *why_stranded* are called with every poll. Polls are frequent at first and slow down to *interval*.
+    An unreachable API never ends the wait.
     """
     pause = min(0.5, interval)
     history: list[str] = []
     absence = Absence(interval)
     while not killed.is_set():
         try:
-            look = resource.get(uuid)
+            remote = resource.get(uuid)
             absence.found()
-            history.append(look.state)
-            if outcome := result_if_met(condition, look, history[:-1]):
-                return outcome
+            history.append(remote.state)
+            if result := result_if_met(condition, remote, history[:-1]):
+                return result
             still_waiting(uuid)
-            if why := why_stranded((look.state,)):
-                return stranded_result(uuid, look.state, why)
+            if why := why_stranded((remote.state,)):
+                return stranded_result(uuid, remote.state, why)
         except QarnotNotFoundError as error:
             if absence.is_certain(error, time.monotonic()):
-                ending = EndReason.MET if condition.met_by_absence else EndReason.GONE
-                return WaitResult(
-                    ending=ending,
-                    uuid=uuid,
-                    message=f"{CAPITALIZED_NOUNS[condition.kind]} {uuid} is gone before its end was seen ({error})",
-                )
-            log.warning("Asking again, as a single 404 proves nothing: %s", error)
+                return _absence_result(condition, uuid, error)
+            log.warning("Polling again, because a single 404 proves nothing: %s", error)
         except (QarnotUnavailableError, QarnotProtocolError) as error:
             if not is_transient(error):
-                raise  # otherwise the transport has logged it, and waited
+                raise  # the transport has logged a transient error, and waited
         if message := over_limit():
             resume_state = {"error": QarnotCostLimitError.__name__}
             return WaitResult(ending=EndReason.ERROR, uuid=uuid, message=message, resume_state=resume_state)
-        if deadline is not None and datetime.now(UTC) >= deadline:
+        remaining = interval if deadline is None else (deadline - datetime.now(UTC)).total_seconds()
+        if remaining <= 0:
             return WaitResult(
                 ending=EndReason.TIMEOUT,
                 uuid=uuid,
-                state=history[-1] if history else None,
+                state=next(reversed(history), None),
                 message=timeout_message(condition.kind, uuid, history, condition),
             )
-        left = (deadline - datetime.now(UTC)).total_seconds() if deadline else interval
-        killed.wait(max(0.0, min(pause, left)))
+        killed.wait(min(pause, remaining))
         pause = min(interval, pause * 1.5)
     return None
 
 
-def get_confirmed(resource: Any, uuid: str, pause: Callable[[float], Any] = time.sleep) -> Any:
-    """Return the object *uuid*. A 404 counts only if the next requests are answered so, too.
+def _absence_result(condition: Condition, uuid: str, error: QarnotNotFoundError) -> WaitResult:
+    return WaitResult(
+        ending=EndReason.MET if condition.met_by_absence else EndReason.GONE,
+        uuid=uuid,
+        message=f"{CAPITALIZED_NOUNS[condition.kind]} {uuid} is gone before its end was seen ({error})",
+    )
 
-    :raises QarnotNotFoundError: the object is not there; ``foreign``: no answer came from the service itself.
+
+def get_confirmed(resource: Any, uuid: str, pause: Callable[[float], Any] = time.sleep) -> Any:
+    """Return the object *uuid*. A 404 counts only if the next requests return it, too.
+
+    :raises QarnotNotFoundError: the object does not exist. ``foreign``: no response came from the service itself.
     """
     for seconds in CONFIRM_AFTER:
         try:
             return resource.get(uuid)
         except QarnotNotFoundError as error:
-            log.info("Asking again, as a single 404 proves nothing: %s", error)
+            log.info("Requesting again, because a single 404 proves nothing: %s", error)
         pause(seconds)
     return resource.get(uuid)
 
@@ -236,26 +240,26 @@ def poll_once_more(
     state: str | None,
     pause: Callable[[float], Any] = time.sleep,
 ) -> WaitResult | None:
-    """Return what one more poll shows after a wait has ended, whose last poll showed *state*; None if nothing yet.
+    """Poll once more after a wait has ended, and return the result; None if the condition is not met.
 
-    The last poll of a wait may be an interval, an outage or a queue for a worker ago.
+    The last poll of a wait may have been an interval, an outage or a queue for a worker ago.
 
-    :raises QarnotError: it could not be polled.
+    :param state: the state that the last poll of the wait has shown.
+    :raises QarnotError: the object could not be polled.
     """
     try:
-        look = get_confirmed(resource, uuid, pause)
+        remote = get_confirmed(resource, uuid, pause)
     except QarnotNotFoundError as error:
         if condition.met_by_absence and not error.foreign:
             return WaitResult(ending=EndReason.MET, uuid=uuid)
         raise
-    return result_if_met(condition, look, (state,) if state else ())
+    return result_if_met(condition, remote, (state,) if state else ())
 
 
 def is_transient(error: QarnotError) -> bool:
-    """Whether *error* says nothing about what is waited for, and asking again later may do: it ends no wait.
+    """Return whether *error* says nothing about the object, and a later poll may succeed. Such an error ends no wait.
 
-    An answer that cannot be understood is often that of a proxy in bad weather; a redirect or a state that this
-    release does not know stays what it is.
+    A response that cannot be parsed often comes from a failing proxy. A redirect or an unknown state is permanent.
     """
     if isinstance(error, QarnotUnknownStateError):
         return False

@@ -140,7 +140,7 @@ def test_airflow_is_asked_once_for_each_task_and_not_again_after_a_failure() -> 
         raise RuntimeError("no Airflow here")
 
     airflow = AirflowStates(ask)
-    airflow.learn([task(life_of(task_id=name, run_id=run)) for name in "ab" for run in ("r", "s")])
+    airflow.read([task(life_of(task_id=name, run_id=run)) for name in "ab" for run in ("r", "s")])
     assert len(asked) == 1
     assert airflow.of(task(life_of(task_id="a", run_id="r"))) == UNKNOWN_STATE
     assert airflow.is_run_finished(task(life_of())) is False
@@ -154,7 +154,7 @@ def test_states_are_read_by_run_task_and_map_index(monkeypatch: pytest.MonkeyPat
         task(life_of(task_id="a", run_id=run, map_index=index))
         for run, index in (("r", -1), ("r", 1), ("r", 2), ("s", -1), ("gone", -1))
     ]
-    airflow.learn(made)
+    airflow.read(made)
     assert [airflow.of(one) for one in made] == [None, "success", UNKNOWN_STATE, "failed", UNKNOWN_STATE]
 
 
