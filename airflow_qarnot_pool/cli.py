@@ -27,7 +27,7 @@ def get_cli_commands() -> list[GroupCommand]:
         ),
     )
     return [
-        GroupCommand(name="qarnot", help="Look after Qarnot pools", subcommands=(reap_command,)),
+        GroupCommand(name="qarnot", help="Manage Qarnot pools", subcommands=(reap_command,)),
     ]
 
 
@@ -56,7 +56,7 @@ def reap(args: Namespace) -> None:
     if report.tasks:
         print(f"{counts['aborted']} of {len(report.tasks)} Qarnot tasks with their own nodes {would}aborted")
     if report.failures:
-        raise SystemExit("\n".join(["Could not look after:", *report.failures]))
+        raise SystemExit("\n".join(["Could not check or clean up:", *report.failures]))
 
 
 def _run_state(dag_id: str, run_id: str) -> str | None:

@@ -1,16 +1,16 @@
-"""Find what outlived its use: pools, to close them, and Qarnot tasks with nodes of their own, to abort them.
+"""Close pools that are no longer needed, and abort Qarnot tasks without a pool that are no longer needed.
 
-The last line of defence: DAG runs that time out skip their teardown tasks, and Airflow may be gone for hours. Limits
-on cost that are written on a pool count here, too, whether anything waits for it or not.
-Deciding is pure (:func:`decide_reap`); :func:`reap` asks Qarnot and whoever knows the DAG runs.
+The reaper is the last line of defence: DAG runs that time out skip their teardown tasks, and Airflow may be down for
+hours. It also enforces the cost limits that are stored on a pool, even if no task waits for the pool.
+:func:`decide_reap` is pure. :func:`reap` reads from Qarnot and from a function that knows the DAG runs.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import partial
@@ -41,18 +41,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Answers for a (dag_id, run_id): the run's state, or None where there is no such run.
+#: Returns the state of a DAG run (dag_id, run_id); None if the run does not exist.
 RunState = Callable[[str, str], str | None]
-
-
-#: Kinds of objects, each with a quota of its own.
+#: Kinds of objects, each with a separate quota.
 KINDS: tuple[Kind, ...] = ("task", "pool")
 #: States in which a Qarnot task may cost.
 _UNFINISHED = [state for state in states.TaskState if state not in states.TASK_TERMINAL]
 
 
 class ReapAction(StrEnum):
-    """What is done about one pool or Qarnot task."""
+    """The action for one pool or Qarnot task."""
 
     KEEP = "keep"
     CLOSE = "close"
@@ -62,7 +60,11 @@ class ReapAction(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class ReapLimits:
-    """How long things may last. ``grace_period`` spares runs whose teardown is at work, and runs not known (yet)."""
+    """Maximum lifetimes.
+
+    ``grace_period`` spares the pools of runs whose teardown may still run, and of runs that are unknown or not known
+    yet.
+    """
 
     grace_period: timedelta = timedelta(minutes=15)
     idle_timeout: timedelta = timedelta(hours=1)
@@ -71,7 +73,7 @@ class ReapLimits:
 
 @dataclass(frozen=True, kw_only=True)
 class ReapDecision:
-    """What to do about a pool, and why, in words for the report."""
+    """The action for a pool, and the reason for the report."""
 
     action: ReapAction
     reason: str
@@ -80,7 +82,7 @@ class ReapDecision:
 
 @dataclass(frozen=True, kw_only=True)
 class PoolFacts:
-    """What is known of one pool at one moment; a Qarnot task with nodes of its own is as one that is busy."""
+    """The facts about one pool at one moment. A Qarnot task without a pool is described as a busy pool."""
 
     usability: Usability
     created: datetime
@@ -90,47 +92,48 @@ class PoolFacts:
     run_state: str | None
     unfinished_instances: int
     idle_since: datetime
-    #: What to say where it has reached a limit on its cost.
+    #: The message if the pool has reached a cost limit.
     over_limit: str = ""
-    #: Another DAG run that is unfinished and has unfinished Qarnot tasks on it.
+    #: Another unfinished DAG run that has unfinished Qarnot tasks on the pool.
     used_by: str = ""
 
 
 def decide_reap(facts: PoolFacts, limits: ReapLimits, now: datetime) -> ReapDecision:
-    """Decide about one pool, or Qarnot task with nodes of its own, that this provider made in our namespace."""
+    """Decide about one pool, or Qarnot task without a pool, that this provider created in our namespace."""
     if facts.usability is Usability.ENDING:
         return ReapDecision(action=ReapAction.KEEP, reason="it is ending already")
     if facts.usability is Usability.DEAD:
         if facts.ended is not None and now - facts.ended > limits.delete_finished_after:
-            return ReapDecision(
-                action=ReapAction.DELETE, reason=f"it is over since {facts.ended:%Y-%m-%d %H:%M}"
-            )
-        return ReapDecision(action=ReapAction.KEEP, reason="it is over")
+            reason = f"it ended at {facts.ended:%Y-%m-%d %H:%M}"
+            return ReapDecision(action=ReapAction.DELETE, reason=reason)
+        return ReapDecision(action=ReapAction.KEEP, reason="it has ended")
     if facts.over_limit:
         return ReapDecision(action=ReapAction.CLOSE, reason=facts.over_limit, over_limit=True)
-    busy = facts.unfinished_instances > 0
-    idle = timedelta() if busy else now - facts.idle_since
     if facts.used_by:
         return ReapDecision(action=ReapAction.KEEP, reason=f"DAG run {facts.used_by} works on it")
-    if not facts.shared:
-        # What still runs for a run that is over is nobody's, so it spares its pool no longer than the grace.
-        quiet = now - facts.created if busy else idle
-        if facts.run_state in FINISHED_RUN_STATES and quiet > limits.grace_period:
-            return ReapDecision(
-                action=ReapAction.CLOSE, reason=f"its DAG run {facts.run} is over ({facts.run_state})"
-            )
-        if facts.run_state is None and now - facts.created > limits.grace_period:
-            return ReapDecision(action=ReapAction.CLOSE, reason=f"there is no DAG run {facts.run}")
+    idle = timedelta() if facts.unfinished_instances > 0 else now - facts.idle_since
+    if (unneeded := _why_unneeded(facts, limits, now, idle)) is not None:
+        return ReapDecision(action=ReapAction.CLOSE, reason=unneeded)
     if idle > limits.idle_timeout:
-        return ReapDecision(
-            action=ReapAction.CLOSE, reason=f"it is idle since {facts.idle_since:%Y-%m-%d %H:%M}"
-        )
-    return ReapDecision(
-        action=ReapAction.KEEP,
-        reason="it is shared and in use"
-        if facts.shared
-        else f"its DAG run is {facts.run_state or 'not known yet'}",
-    )
+        reason = f"it has been idle since {facts.idle_since:%Y-%m-%d %H:%M}"
+        return ReapDecision(action=ReapAction.CLOSE, reason=reason)
+    run_state = f"its DAG run is {facts.run_state or 'not known yet'}"
+    reason = "it is shared and in use" if facts.shared else run_state
+    return ReapDecision(action=ReapAction.KEEP, reason=reason)
+
+
+def _why_unneeded(facts: PoolFacts, limits: ReapLimits, now: datetime, idle: timedelta) -> str | None:
+    """Return why the DAG run of a pool no longer needs it; None if it may need it, or the pool is shared."""
+    if facts.shared:
+        return None
+    age = now - facts.created
+    # Work that still runs for a finished run belongs to no task. It spares the pool no longer than the grace period.
+    unused = age if facts.unfinished_instances > 0 else idle
+    if facts.run_state in FINISHED_RUN_STATES and unused > limits.grace_period:
+        return f"its DAG run {facts.run} has finished ({facts.run_state})"
+    if facts.run_state is None and age > limits.grace_period:
+        return f"there is no DAG run {facts.run}"
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,24 +151,24 @@ class ReapEntry:
 
 @dataclass
 class ReapReport:
-    """What a reaping found and did; :meth:`to_json` is the XCom."""
+    """The findings and actions of the reaper. :meth:`to_json` is the XCom."""
 
     namespace: str
     dry_run: bool
-    #: Of pools.
+    #: Entries of pools.
     entries: list[ReapEntry] = field(default_factory=list)
-    #: Of Qarnot tasks with nodes of their own that are not over.
+    #: Entries of unfinished Qarnot tasks without a pool.
     tasks: list[ReapEntry] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
-    #: Finished objects that were deleted because a quota is almost full.
+    #: Number of finished objects that were deleted because a quota is almost full.
     tidied: int = 0
-    #: What was found, for metrics.
+    #: Totals for metrics.
     open_pools: int = 0
     slots_requested: int = 0
     slots_ready: int = 0
 
     def count(self, pool: Pool) -> None:
-        """Note what *pool* has and wants."""
+        """Add *pool* to the totals."""
         if usability_of(pool) is Usability.LIVE:
             self.open_pools += 1
             self.slots_requested += pool.target_running_instance_count or pool.instance_count or 0
@@ -175,25 +178,25 @@ class ReapReport:
         """Return the report as JSON.
 
         ``{namespace, dry_run, closed, deleted, kept, aborted, tidied, pools: [entry], tasks: [entry],
-        failures: [text]}``. Those kept are pools. ``tidied`` counts finished objects that were deleted because a quota
-        was almost full. The other counts are of what would be done in a dry run.
+        failures: [text]}``. ``kept`` counts pools. ``tidied`` counts finished objects that were deleted because a
+        quota was almost full. In a dry run, the other counts are of the actions that would be taken.
         """
-        everything = [*self.entries, *self.tasks]
+        entries = [*self.entries, *self.tasks]
         counts = {
-            name: sum(one.action == action and (one.done or self.dry_run) for one in everything)
+            name: sum(entry.action == action and (entry.done or self.dry_run) for entry in entries)
             for name, action in (
                 ("closed", ReapAction.CLOSE),
                 ("deleted", ReapAction.DELETE),
                 ("aborted", ReapAction.ABORT),
             )
         }
-        counts["kept"] = sum(one.action == ReapAction.KEEP for one in self.entries)
+        counts["kept"] = sum(entry.action == ReapAction.KEEP for entry in self.entries)
         return {
             "namespace": self.namespace,
             "dry_run": self.dry_run,
             **counts,
-            "pools": [asdict(one) for one in self.entries],
-            "tasks": [asdict(one) for one in self.tasks],
+            "pools": [asdict(entry) for entry in self.entries],
+            "tasks": [asdict(entry) for entry in self.tasks],
             "tidied": self.tidied,
             "failures": self.failures,
         }
@@ -208,12 +211,12 @@ def reap(
     dry_run: bool = False,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> ReapReport:
-    """Look at all of *namespace* that this provider made and that may cost, and end what outlived its use.
+    """Check all objects of *namespace* that this provider created and that may cost, and end unneeded ones.
 
-    That is every pool, and every unfinished Qarnot task with nodes of its own that an Airflow task waits for. Looks
-    again at it and its run right before ending it. A failure on one does not spare the others.
+    These are all pools, and all unfinished Qarnot tasks without a pool that an Airflow task waits for. An object and
+    its DAG run are checked again right before it is ended. An error with one object does not stop the others.
 
-    :raises QarnotInvalidSpecError: without an explicit namespace: another deployment's pools would look like ours.
+    :raises QarnotInvalidSpecError: the namespace is not explicit. Another deployment's pools would look like ours.
     """
     if not namespace:
         raise QarnotInvalidSpecError(
@@ -221,165 +224,227 @@ def reap(
             "it cannot take another deployment's pools for its own",
             field="namespace",
         )
-    limits = limits or ReapLimits()
-    report = ReapReport(namespace, dry_run)
-    found = list(client.pools.iterate(filters.equal("Tags", namespace_tag(namespace))))
-    pools = [pool for pool in found if is_ours(pool, namespace)]
-    began: dict[RunKey, datetime] = {}
+    reaper = _Reaper(
+        client, run_state, limits or ReapLimits(), now, ReapReport(namespace=namespace, dry_run=dry_run)
+    )
+    reaper.reap_pools()
+    reaper.reap_standalone_tasks()
+    if not dry_run:
+        reaper.tidy_quotas()
+    count_reaped(reaper.report)
+    return reaper.report
+
+
+@dataclass(frozen=True)
+class _Reaper:
+    """The I/O of one run of the reaper."""
+
+    client: QarnotClient
+    run_state: RunState
+    limits: ReapLimits
+    now: Callable[[], datetime]
+    report: ReapReport
+
+    def reap_pools(self) -> None:
+        """Check all pools."""
+        namespace = self.report.namespace
+        tagged = self.client.pools.iterate(filters.equal("Tags", namespace_tag(namespace)))
+        pools = [pool for pool in tagged if is_ours(pool, namespace)]
+        run_started = _first_creation_by_run(pools)
+        for pool in pools:
+            with self._collecting_failure("Pool", pool.uuid):
+                self.report.count(pool)
+                facts_of = partial(self._pool_facts, run_started=run_started.get(run_of(pool)))
+                entry = self._reap_one(self.client.pools, pool, facts_of)
+                self.report.entries.append(self._logged("Pool", entry))
+
+    def reap_standalone_tasks(self) -> None:
+        """Check all unfinished Qarnot tasks without a pool that an Airflow task waits for."""
+        for task in self._standalone_tasks():
+            with self._collecting_failure("Qarnot task", task.uuid):
+                facts_of = partial(_standalone_task_facts, run_state=self.run_state)
+                entry = self._reap_one(self.client.tasks, task, facts_of)
+                self.report.tasks.append(self._logged("Qarnot task", entry))
+
+    def tidy_quotas(self) -> None:
+        """Delete recorded objects if a quota is almost full."""
+        for kind in KINDS:
+            with self._collecting_failure("Finished objects", f"of namespace {self.report.namespace}"):
+                self.report.tidied += QuotaRoom(self.client, self.report.namespace).tidy(kind)
+
+    def _standalone_tasks(self) -> list[Task]:
+        namespace = self.report.namespace
+        unfinished = filters.and_(
+            filters.equal("Tags", namespace_tag(namespace)), filters.in_("State", _UNFINISHED)
+        )
+        tasks: list[Task] = []
+        with self._collecting_failure("Qarnot tasks", f"of namespace {namespace}"):
+            tasks = list(self.client.tasks.iterate(unfinished))
+        return [
+            task
+            for task in tasks
+            if not task.pool and is_ours(task, namespace) and label(task.labels, "detached") is None
+        ]
+
+    @contextmanager
+    def _collecting_failure(self, noun: str, which: str) -> Iterator[None]:
+        """Record an error, because it must not stop the checks of the others."""
+        try:
+            yield
+        except Exception as error:  # includes errors of Airflow
+            log.error("%s %s could not be checked or cleaned up: %s", noun, which, error)
+            self.report.failures.append(f"{which}: {error}")
+
+    def _logged(self, noun: str, entry: ReapEntry) -> ReapEntry:
+        log.log(
+            logging.DEBUG if entry.action == ReapAction.KEEP else logging.INFO,
+            "%s %s (%s): %s%s, because %s",
+            noun,
+            entry.uuid,
+            entry.name,
+            "would " if self.report.dry_run else "",
+            entry.action,
+            entry.reason,
+        )
+        return entry
+
+    def _reap_one(
+        self, resource: PoolResource | TaskResource, remote: Any, facts_of: Callable[[Any], PoolFacts]
+    ) -> ReapEntry:
+        done = False
+        try:
+            decision = decide_reap(facts_of(remote), self.limits, self.now())
+            if decision.action is not ReapAction.KEEP and not self.report.dry_run:
+                # Time has passed since the listing, and a cleared run may use the object again.
+                planned = decision.action
+                decision = decide_reap(facts_of(resource.get(remote.uuid)), self.limits, self.now())
+                if decision.action is planned:
+                    self._carry_out(resource, remote, decision)
+                    done = True
+        except QarnotNotFoundError:
+            decision = ReapDecision(action=ReapAction.KEEP, reason="it is deleted by now")
+        action = decision.action
+        if action is ReapAction.CLOSE and resource.kind == "task":
+            action = ReapAction.ABORT
+        return ReapEntry(
+            uuid=remote.uuid,
+            name=remote.name,
+            dag_id=label(remote.labels, "dag_id"),
+            run_id=label(remote.labels, "run_id"),
+            action=str(action),
+            reason=decision.reason,
+            done=done,
+        )
+
+    def _carry_out(self, resource: PoolResource | TaskResource, remote: Any, decision: ReapDecision) -> None:
+        if decision.action is ReapAction.DELETE:
+            resource.delete(remote.uuid)
+            return
+        end(resource, remote.uuid)
+        if decision.over_limit:
+            metrics.incr("cost_limit.exceeded", kind="pool", dag_id=label(remote.labels, "dag_id"))
+
+    def _pool_facts(self, pool: Pool, run_started: datetime | None) -> PoolFacts:
+        dag_id, run_id = run_of(pool)
+        shared = label(pool.labels, "shared") is not None
+        usability = usability_of(pool)
+        created = pool.creation_date or datetime.now(UTC)
+        facts = PoolFacts(
+            usability=usability,
+            created=created,
+            ended=pool.end_date or (pool.state_transition_time if usability is Usability.DEAD else None),
+            shared=shared,
+            run=f"{dag_id} {run_id}",
+            run_state=None,
+            unfinished_instances=pool.queued_or_running_task_instances_count or 0,
+            idle_since=created,
+        )
+        if usability is not Usability.LIVE:
+            return facts
+        run_state = None if shared else self.run_state(dag_id, run_id)
+        is_needed = shared or _is_unfinished(run_state)
+        used_by = "" if is_needed else self._used_by(pool)
+        return replace(
+            facts,
+            run_state=run_state,
+            used_by=used_by,
+            idle_since=self._idle_since(pool, created, is_needed=is_needed or bool(used_by)),
+            over_limit=self._over_limit(pool, run_started),
+        )
+
+    def _used_by(self, pool: Pool) -> str:
+        """Return another unfinished DAG run of our Airflow that works on the pool; "" if none does.
+
+        Any DAG may use a pool by its uuid or shortname. Qarnot tasks of other programs and deployments are unknown
+        here, and end with the pool.
+        """
+        on_pool = filters.and_(filters.equal("PoolUuid", pool.uuid), filters.in_("State", _UNFINISHED))
+        tasks = self.client.tasks.search_all(on_pool, fields=("State", "Labels"))
+        namespace = label(pool.labels, "namespace")
+        runs = {
+            run_of(task)
+            for task in tasks
+            if task.phase is not states.Phase.TERMINAL and label(task.labels, "namespace") == namespace
+        }
+        for dag_id, run_id in sorted(runs - {run_of(pool)}):
+            if _is_unfinished(self.run_state(dag_id, run_id)):
+                return f"{dag_id} {run_id}"
+        return ""
+
+    def _over_limit(self, pool: Pool, run_started: datetime | None) -> str:
+        """Return the message if *pool* has reached a limit that is stored on it. An unknown cost reaches no limit."""
+        limit = limits_from_labels(pool, run_started)
+        if limit is None:
+            return ""
+        try:
+            check = check_limits(limit, spending_of(self.client, limit))
+        except (QarnotRefusedError, QarnotProtocolError) as error:
+            log.warning(
+                "Could not read the cost of pool %s, so its limit is not checked: %s", pool.uuid, error
+            )
+            return ""
+        return check.message.removesuffix("; it was closed") if check.level is LimitLevel.OVER else ""
+
+    def _idle_since(self, pool: Pool, created: datetime, *, is_needed: bool) -> datetime:
+        """Return the time since which *pool* is idle.
+
+        The Qarnot tasks that show its use may be deleted. Our processes record the use before they delete. If nothing
+        shows any use, a pool that is needed counts as idle only from the first run of the reaper that finds it idle,
+        because other programs may delete, too.
+        """
+        ends = [task.end_date or task.creation_date for task in self.client.pools.tasks(pool.uuid)]
+        uses = [time for time in ends if time is not None]
+        since = max([created, *uses])
+        if pool.queued_or_running_task_instances_count or self.now() - since <= self.limits.grace_period:
+            return since
+        recorded = records.last_use_of(self.client, pool.uuid)
+        if recorded.used is not None:
+            uses.append(recorded.used)
+            since = max(since, recorded.used)
+        if uses or not is_needed:
+            return since
+        if recorded.idle_since is not None:
+            return max(since, recorded.idle_since)
+        if not self.report.dry_run:
+            records.record_idle(self.client, self.report.namespace, pool.uuid, self.now())
+        return self.now()
+
+
+def _is_unfinished(run_state: str | None) -> bool:
+    return run_state is not None and run_state not in FINISHED_RUN_STATES
+
+
+def _first_creation_by_run(pools: Iterable[Pool]) -> dict[RunKey, datetime]:
+    """Return the creation time of the first pool of each DAG run."""
+    first: dict[RunKey, datetime] = {}
     for pool in pools:
         if pool.creation_date:
-            began[run_of(pool)] = min(pool.creation_date, began.get(run_of(pool), pool.creation_date))
-    for pool in pools:
-        with _collect_failure(report, "Pool", pool.uuid):
-            report.count(pool)
-            idle_since = _idle_since_reader(client, namespace, limits, now, note=not dry_run)
-            facts = partial(
-                _pool_facts, client, run_state=run_state, began=began.get(run_of(pool)), idle_since=idle_since
-            )
-            entry = _reap_one(client.pools, pool, facts, limits, dry_run, now)
-            report.entries.append(_log_entry("Pool", entry, dry_run))
-    for task in _standalone_tasks(client, namespace, report):
-        with _collect_failure(report, "Qarnot task", task.uuid):
-            facts = partial(_standalone_task_facts, run_state=run_state)
-            entry = _reap_one(client.tasks, task, facts, limits, dry_run, now)
-            report.tasks.append(_log_entry("Qarnot task", entry, dry_run))
-    if not dry_run:
-        for kind in KINDS:
-            with _collect_failure(report, "Finished objects", f"of namespace {namespace}"):
-                report.tidied += QuotaRoom(client, namespace).tidy(kind)
-    count_reaped(report)
-    return report
-
-
-def _standalone_tasks(client: QarnotClient, namespace: str, report: ReapReport) -> list[Task]:
-    """The unfinished Qarnot tasks with nodes of their own that somebody was to wait for."""
-    unfinished = filters.and_(
-        filters.equal("Tags", namespace_tag(namespace)), filters.in_("State", _UNFINISHED)
-    )
-    found: list[Task] = []
-    with _collect_failure(report, "Qarnot tasks", f"of namespace {namespace}"):
-        found = list(client.tasks.iterate(unfinished))
-    return [
-        task
-        for task in found
-        if not task.pool and is_ours(task, namespace) and label(task.labels, "detached") is None
-    ]
-
-
-@contextmanager
-def _collect_failure(report: ReapReport, noun: str, which: str) -> Iterator[None]:
-    """Note what fails: it must not spare the others."""
-    try:
-        yield
-    except Exception as error:  # Airflow's own, too
-        log.error("%s %s could not be looked after: %s", noun, which, error)
-        report.failures.append(f"{which}: {error}")
-
-
-def _log_entry(noun: str, entry: ReapEntry, dry_run: bool) -> ReapEntry:
-    log.log(
-        logging.DEBUG if entry.action == ReapAction.KEEP else logging.INFO,
-        "%s %s (%s): %s%s, because %s",
-        noun,
-        entry.uuid,
-        entry.name,
-        "would " if dry_run else "",
-        entry.action,
-        entry.reason,
-    )
-    return entry
-
-
-def _reap_one(
-    resource: PoolResource | TaskResource,
-    found: Any,
-    facts: Callable[[Any], PoolFacts],
-    limits: ReapLimits,
-    dry_run: bool,
-    now: Callable[[], datetime],
-) -> ReapEntry:
-    done = False
-    try:
-        judgement = decide_reap(facts(found), limits, now())
-        if judgement.action is not ReapAction.KEEP and not dry_run:
-            # Time has passed since the listing: a cleared run may use it again.
-            again = decide_reap(facts(resource.get(found.uuid)), limits, now())
-            if again.action is judgement.action:
-                if again.action is ReapAction.CLOSE:
-                    end(resource, found.uuid)
-                    if again.over_limit:
-                        metrics.incr("cost_limit.exceeded", kind="pool", dag_id=label(found.labels, "dag_id"))
-                else:
-                    resource.delete(found.uuid)
-                done = True
-            judgement = again
-    except QarnotNotFoundError:
-        judgement = ReapDecision(action=ReapAction.KEEP, reason="it is gone by now")
-    action = judgement.action
-    if action is ReapAction.CLOSE and resource.kind == "task":
-        action = ReapAction.ABORT
-    return ReapEntry(
-        uuid=found.uuid,
-        name=found.name,
-        dag_id=label(found.labels, "dag_id"),
-        run_id=label(found.labels, "run_id"),
-        action=str(action),
-        reason=judgement.reason,
-        done=done,
-    )
-
-
-def _pool_facts(
-    client: QarnotClient,
-    pool: Pool,
-    run_state: RunState,
-    began: datetime | None,
-    idle_since: Callable[[Pool, datetime, bool], datetime],
-) -> PoolFacts:
-    dag_id, run_id = run_of(pool)
-    shared = label(pool.labels, "shared") is not None
-    usability = usability_of(pool)
-    created = pool.creation_date or datetime.now(UTC)
-    state = None if shared or usability is not Usability.LIVE else run_state(dag_id, run_id)
-    is_needed = shared or state not in (None, *FINISHED_RUN_STATES)
-    used_by = "" if is_needed or usability is not Usability.LIVE else _used_by(client, pool, run_state)
-    is_needed = is_needed or bool(used_by)
-    return PoolFacts(
-        usability=usability,
-        created=created,
-        ended=pool.end_date or (pool.state_transition_time if usability is Usability.DEAD else None),
-        shared=shared,
-        run=f"{dag_id} {run_id}",
-        run_state=state,
-        unfinished_instances=pool.queued_or_running_task_instances_count or 0,
-        idle_since=idle_since(pool, created, is_needed) if usability is Usability.LIVE else created,
-        over_limit=_over_limit(client, pool, began) if usability is Usability.LIVE else "",
-        used_by=used_by,
-    )
-
-
-def _used_by(client: QarnotClient, pool: Pool, run_state: RunState) -> str:
-    """Return a DAG run of our Airflow, other than the pool's own, that is unfinished and works on it; "" if none does.
-
-    Any DAG may use a pool by its uuid or shortname. What no Airflow task made, or another deployment's did, is not
-    known here, and ends with the pool.
-    """
-    here = filters.and_(filters.equal("PoolUuid", pool.uuid), filters.in_("State", _UNFINISHED))
-    found = client.tasks.search_all(here, fields=("State", "Labels"))
-    namespace = label(pool.labels, "namespace")
-    runs = {
-        run_of(task)
-        for task in found
-        if task.phase is not states.Phase.TERMINAL and label(task.labels, "namespace") == namespace
-    }
-    for dag_id, run_id in sorted(runs - {run_of(pool)}):
-        if run_state(dag_id, run_id) not in (None, *FINISHED_RUN_STATES):
-            return f"{dag_id} {run_id}"
-    return ""
+            first[run_of(pool)] = min(pool.creation_date, first.get(run_of(pool), pool.creation_date))
+    return first
 
 
 def _standalone_task_facts(task: Task, run_state: RunState) -> PoolFacts:
-    """Of a Qarnot task with nodes of its own: never idle, and nobody else's."""
+    """Return the facts about a Qarnot task without a pool, which is never idle or shared."""
     dag_id, run_id = run_of(task)
     usability = {states.Phase.ENDING: Usability.ENDING, states.Phase.TERMINAL: Usability.DEAD}.get(
         task.phase, Usability.LIVE
@@ -397,56 +462,8 @@ def _standalone_task_facts(task: Task, run_state: RunState) -> PoolFacts:
     )
 
 
-def _over_limit(client: QarnotClient, pool: Pool, began: datetime | None) -> str:
-    """What to say where *pool* has reached a limit that is written on it; an unknown cost reaches none."""
-    watched = limits_from_labels(pool, began)
-    if watched is None:
-        return ""
-    try:
-        verdict = check_limits(watched, spending_of(client, watched))
-    except (QarnotRefusedError, QarnotProtocolError) as error:
-        log.warning(
-            "What pool %s costs cannot be found out, so its limit is not watched: %s", pool.uuid, error
-        )
-        return ""
-    return verdict.message.removesuffix("; it was closed") if verdict.level is LimitLevel.OVER else ""
-
-
-def _idle_since_reader(
-    client: QarnotClient, namespace: str, limits: ReapLimits, now: Callable[[], datetime], *, note: bool
-) -> Callable[[Pool, datetime, bool], datetime]:
-    """Return a function that tells since when a pool is idle.
-
-    The Qarnot tasks that show its use may be deleted. Processes of ours record the use before they delete. If nothing
-    shows any use, a pool that is needed counts as idle only from the first reaping that finds it so: others may delete,
-    too.
-
-    :param note: whether to record that a pool was found idle.
-    """
-
-    def idle_since(pool: Pool, created: datetime, is_needed: bool) -> datetime:
-        ends = [task.end_date or task.creation_date for task in client.pools.tasks(pool.uuid)]
-        shown = [one for one in ends if one is not None]
-        since = max([created, *shown])
-        if pool.queued_or_running_task_instances_count or now() - since <= limits.grace_period:
-            return since
-        use = records.last_use_of(client, pool.uuid)
-        if use.used is not None:
-            shown.append(use.used)
-            since = max(since, use.used)
-        if shown or not is_needed:
-            return since
-        if use.idle_since is not None:
-            return max(since, use.idle_since)
-        if note:
-            records.record_idle(client, namespace, pool.uuid, now())
-        return now()
-
-    return idle_since
-
-
 def count_reaped(report: ReapReport) -> None:
-    """What the reaper found and did."""
+    """Emit the metrics of one run of the reaper."""
     counts = report.to_json()
     if not report.dry_run:
         metrics.incr("pools.reaped", counts["closed"], namespace=report.namespace)

@@ -74,7 +74,7 @@ class QarnotReapOperator(QarnotOperator):
         return found
 
     def _reports_only(self) -> bool:
-        """What came of a template may be neither, and pools are not closed on a guess."""
+        """Return whether to report only. Refuse an unclear value, because pools must not be closed on a guess."""
         said = str(self.report_only).strip().lower()
         if said not in (*_YES, *_NO):
             raise QarnotInvalidSpecError(
@@ -100,7 +100,7 @@ class QarnotReapOperator(QarnotOperator):
             dry_run=self._reports_only(),
         ).to_json()
         self.log.info(
-            "%s pools and %s Qarnot tasks looked at, %s closed, %s deleted, %s aborted%s",
+            "Checked %s pools and %s Qarnot tasks, %s closed, %s deleted, %s aborted%s",
             len(report["pools"]),
             len(report["tasks"]),
             report["closed"],

@@ -98,7 +98,7 @@ def test_pools_of_runs_that_are_over_or_gone_are_closed(client: QarnotClient, na
         "unknown": True,
     }
     found = by_uuid(report)
-    assert "DAG run dag failed is over" in found[pools["failed"]]["reason"]
+    assert "DAG run dag failed has finished" in found[pools["failed"]]["reason"]
     assert "there is no DAG run dag unknown" in found[pools["unknown"]]["reason"]
     # Another look finds nothing more to do.
     again = reap(client, namespace, lambda dag_id, run_id: runs[run_id], LIMITS, now=later())
@@ -343,7 +343,7 @@ def test_the_report_is_what_the_docs_say(
         "dag_id": "dag",
         "run_id": "over",
         "action": "close",
-        "reason": "its DAG run dag over is over (failed)",
+        "reason": "its DAG run dag over has finished (failed)",
         "done": True,
     }
 
@@ -408,7 +408,7 @@ def test_qarnot_tasks_without_a_pool_are_aborted_when_their_run_is_over_or_gone(
     }
     (failed,) = [one for one in report["tasks"] if one["uuid"] == tasks["failed"]]
     assert (failed["action"], failed["done"]) == ("abort", True)
-    assert failed["reason"] == "its DAG run dag failed is over (failed)"
+    assert failed["reason"] == "its DAG run dag failed has finished (failed)"
     # Another look finds nothing more to do, however long the abort takes.
     assert reap(client, namespace, run_state, LIMITS, now=later()).to_json()["aborted"] == 0
 
