@@ -17,25 +17,24 @@ from datetime import datetime
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
-from airflow_qarnot_pool.api.errors import (
-    QarnotInvalidSpecError,
-)
+from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
 from airflow_qarnot_pool.api.limits import parsing_stored_state
 from airflow_qarnot_pool.costs.model import format_euros
+from airflow_qarnot_pool.ownership.decisions import Usability, usability_of
 from airflow_qarnot_pool.ownership.identity import MAX_COST_LABEL, MAX_RUN_COST_LABEL, RunKey, label, run_of
-from airflow_qarnot_pool.waiting.conditions import CAPITALIZED_NOUNS, Kind
+from airflow_qarnot_pool.waiting.conditions import CAPITALIZED_NOUNS, NOUNS, Kind
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.models import Account, Budget, Pool
 
 #: Share of a limit at which a warning is logged.
 WARN_AT = 0.8
-#: Labels of a pool, for those who know nothing of the DAG that has made it.
+#: Labels that store the limits on the pool, because the reaper must read them without the DAG.
 LIMIT_LABELS = {"max_cost": MAX_COST_LABEL, "max_run_cost": MAX_RUN_COST_LABEL}
 
 
 class LimitLevel(IntEnum):
-    """How what was spent stands to its limits."""
+    """How close the spending is to its limits."""
 
     FINE = 0
     WARNING = 1
@@ -44,7 +43,7 @@ class LimitLevel(IntEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class LimitParameters:
-    """The most that an object (a pool, or a Qarnot task with nodes of its own) and its DAG run may cost, in euros."""
+    """Maximum cost of an object (a pool, or a Qarnot task without a pool) and of its DAG run, in euros."""
 
     max_cost: float | None = None
     max_run_cost: float | None = None
@@ -52,9 +51,9 @@ class LimitParameters:
 
     @classmethod
     def of(cls, max_cost: Any, max_run_cost: Any, warn_at: Any = WARN_AT) -> LimitParameters | None:
-        """Check what an operator was given; None where there is no limit.
+        """Check the parameters of an operator; None if there is no limit.
 
-        :raises QarnotInvalidSpecError: names the parameter.
+        :raises QarnotInvalidSpecError: a parameter is invalid. The error names it.
         """
         share = parse_amount("cost_warning", warn_at)
         if share is None or not 0 < share <= 1:
@@ -71,13 +70,13 @@ class LimitParameters:
         return None if limits.max_cost is None and limits.max_run_cost is None else limits
 
     def labels(self) -> dict[str, str]:
-        """What is written on the pool; :func:`limits_from_labels` reads it."""
-        given = {LIMIT_LABELS[name]: getattr(self, name) for name in LIMIT_LABELS}
-        return {name: repr(limit) for name, limit in given.items() if limit is not None}
+        """Return the labels that store the limits on the pool. :func:`limits_from_labels` reads them."""
+        limits = {key: getattr(self, name) for name, key in LIMIT_LABELS.items()}
+        return {key: repr(limit) for key, limit in limits.items() if limit is not None}
 
 
 def parse_amount(name: str, value: Any) -> float | None:
-    """A number of more than 0, which may come as text out of a template; None for none."""
+    """Return a number greater than 0, which may be text from a template; None for an empty value."""
     if value is None or (isinstance(value, str) and value.strip() in ("", "None")):
         return None
     with suppress(TypeError, ValueError):
@@ -91,9 +90,9 @@ def parse_amount(name: str, value: Any) -> float | None:
 
 @dataclass(frozen=True, kw_only=True)
 class CostLimit:
-    """An object with limits, as trigger kwargs carry it."""
+    """An object and its limits, in the form of trigger kwargs."""
 
-    #: Empty where it is not made yet: then only the run's limit counts.
+    #: Empty if the object is not created yet. Then only the limit of the run counts.
     uuid: str = ""
     kind: Kind = "pool"
     max_cost: float | None = None
@@ -102,41 +101,41 @@ class CostLimit:
     namespace: str = ""
     dag_id: str = ""
     run_id: str = ""
-    #: ISO time before which the run has made nothing.
+    #: ISO time before which the run has created no object.
     since: str | None = None
 
     def to_kwargs(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Return a JSON form for trigger kwargs."""
         return asdict(self)
 
     @classmethod
     def from_kwargs(cls, kwargs: Mapping[str, Any]) -> CostLimit:
-        """Read back what :meth:`to_kwargs` of this or an earlier release wrote."""
+        """Read the result of :meth:`to_kwargs`."""
         with parsing_stored_state("The cost limits of a trigger"):
             return cls(**{name: kwargs[name] for name in cls.__dataclass_fields__ if name in kwargs})
 
     def labels(self) -> dict[str, str]:
-        """The limits as :meth:`LimitParameters.labels` writes them."""
+        """Return the limits in the form of :meth:`LimitParameters.labels`."""
         return LimitParameters(max_cost=self.max_cost, max_run_cost=self.max_run_cost).labels()
 
     @property
     def run(self) -> RunKey:
-        """The DAG run whose limit it is."""
+        """The DAG run that the limit belongs to."""
         return RunKey(self.dag_id, self.run_id)
 
 
 def limits_from_labels(pool: Pool, since: datetime | None = None) -> CostLimit | None:
-    """The limits that are written on *pool*; None where there are none.
+    """Return the limits that are stored on *pool*; None if there are none.
 
-    :param since: when the first pool of its DAG run was made, where that is known.
+    :param since: creation time of the first pool of its DAG run, if it is known.
     """
-    found: dict[str, float | None] = {}
+    limits: dict[str, float | None] = {}
     for name, key in LIMIT_LABELS.items():
-        with suppress(QarnotInvalidSpecError):  # somebody else's label says nothing
-            found[name] = parse_amount(name, pool.labels.get(key))
+        with suppress(QarnotInvalidSpecError):  # an invalid label was set by another program
+            limits[name] = parse_amount(name, pool.labels.get(key))
     if label(pool.labels, "shared") is not None:
-        found["max_run_cost"] = None  # it is no run's own
-    if all(limit is None for limit in found.values()):
+        limits["max_run_cost"] = None  # a shared pool does not belong to one run
+    if all(limit is None for limit in limits.values()):
         return None
     run = run_of(pool)
     return CostLimit(
@@ -145,79 +144,84 @@ def limits_from_labels(pool: Pool, since: datetime | None = None) -> CostLimit |
         dag_id=run.dag_id,
         run_id=run.run_id,
         since=since.isoformat() if since else None,
-        max_cost=found.get("max_cost"),
-        max_run_cost=found.get("max_run_cost"),
+        max_cost=limits.get("max_cost"),
+        max_run_cost=limits.get("max_run_cost"),
     )
 
 
-def may_still_cost(watched: CostLimit, pool: Pool, others: Iterable[CostLimit]) -> bool:
-    """Whether to watch on when nothing waits any more, because *pool* is still open and of our making.
+def may_still_cost(limit: CostLimit, pool: Pool, others: Iterable[CostLimit]) -> bool:
+    """Return whether the limit must still be checked although no task waits, because *pool* is open and ours.
 
-    :param others: what else is watched; of several who share a pool one is enough.
+    :param others: the other limits that are checked. One of several limits on a shared pool is enough.
     """
-    if watched.kind != "pool" or not is_open(pool) or label(pool.labels, "namespace") != watched.namespace:
+    if limit.kind != "pool" or not is_open(pool) or label(pool.labels, "namespace") != limit.namespace:
         return False
-    runs_own = run_of(pool) == watched.run and label(pool.labels, "shared") is None
-    counts = (watched.max_cost, watched.max_run_cost if runs_own else None)
-    if counts == (None, None):
+    is_own = run_of(pool) == limit.run and label(pool.labels, "shared") is None
+    effective = (limit.max_cost, limit.max_run_cost if is_own else None)
+    if effective == (None, None):
         return False
     return not any(
-        other.uuid == watched.uuid and (other.max_cost, other.max_run_cost if runs_own else None) == counts
+        other.uuid == limit.uuid and (other.max_cost, other.max_run_cost if is_own else None) == effective
         for other in others
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spending:
-    """Euros spent by the object, and by all pools of its DAG run. None: not asked for, or not known."""
+    """Euros spent by the object, and by all pools of its DAG run. None: not requested, or unknown."""
 
     own: float | None = None
     run: float | None = None
     #: Pools of the run that are still open.
     open_pools: tuple[str, ...] = ()
-    #: Whether the object is one of the run's own: a shared pool, or somebody else's, is not.
+    #: Whether the object belongs to the run. A shared pool, or a pool of another run, does not.
     of_the_run: bool = True
-    #: Deleted pools of the run whose cost cannot be found out. Then ``run`` is what the others have cost.
+    #: Deleted pools of the run whose cost is unknown. Then ``run`` is the cost of the other pools.
     forgotten: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class LimitCheck:
-    """What *message* says about what was spent, and which pools have to close."""
+    """The result of a comparison of spending and limits, and the pools to close."""
 
     level: LimitLevel
     message: str = ""
     close: tuple[str, ...] = ()
 
 
-def check_limits(watched: CostLimit, spending: Spending) -> LimitCheck:
-    """Compare what was spent with the limits; the worse of both counts."""
-    it = f"{CAPITALIZED_NOUNS[watched.kind]} {watched.uuid}"
-    run, own = f"DAG run {watched.run_id} of {watched.dag_id}", (watched.uuid,) * spending.of_the_run
+def check_limits(limit: CostLimit, spending: Spending) -> LimitCheck:
+    """Compare the spending with the limits, and return the worse result of the two."""
+    title = f"{CAPITALIZED_NOUNS[limit.kind]} {limit.uuid}"
+    run = f"DAG run {limit.run_id} of {limit.dag_id}"
+    pools = spending.open_pools
     if spending.of_the_run:
-        run += f", with {it.lower() if watched.kind == 'pool' else it},"
-    found = []
-    for spent, limit, name, who, close in (
-        (spending.own, watched.max_cost, "max_cost", it, (watched.uuid,)),
-        (
-            spending.run,
-            watched.max_run_cost,
-            "max_run_cost",
-            run,
-            tuple(dict.fromkeys((*own, *spending.open_pools))),
-        ),
-    ):
-        if limit is None or spent is None or spent < limit * watched.warn_at:
-            continue
-        cost = f"{who} has cost {format_euros(spent)}"
-        if spent >= limit:
-            end = "was closed" if watched.kind == "pool" else "was ended"
-            text = f"{cost}, which reaches its {name} of {format_euros(limit)}; it {end}"
-            found.append(LimitCheck(level=LimitLevel.OVER, message=text, close=close))
-        else:
-            text = f"{cost}, {spent / limit:.0%} of its {name} of {format_euros(limit)}"
-            found.append(LimitCheck(level=LimitLevel.WARNING, message=text))
-    return max(found, key=lambda one: one.level, default=LimitCheck(level=LimitLevel.FINE))
+        run += f", with {NOUNS[limit.kind]} {limit.uuid},"
+        pools = tuple(dict.fromkeys((limit.uuid, *pools)))
+    checks = [
+        _check_limit("max_cost", limit.max_cost, spending.own, limit, title, (limit.uuid,)),
+        _check_limit("max_run_cost", limit.max_run_cost, spending.run, limit, run, pools),
+    ]
+    return max(checks, key=lambda check: check.level)
+
+
+def _check_limit(
+    name: str,
+    maximum: float | None,
+    spent: float | None,
+    limit: CostLimit,
+    title: str,
+    close: tuple[str, ...],
+) -> LimitCheck:
+    """Compare *spent* with one limit. *title* is the subject of the message, *close* the pools to close."""
+    if maximum is None or spent is None or spent < maximum * limit.warn_at:
+        return LimitCheck(level=LimitLevel.FINE)
+    cost = f"{title} has cost {format_euros(spent)}"
+    if spent < maximum:
+        message = f"{cost}, {spent / maximum:.0%} of its {name} of {format_euros(maximum)}"
+        return LimitCheck(level=LimitLevel.WARNING, message=message)
+    end = "was closed" if limit.kind == "pool" else "was ended"
+    message = f"{cost}, which reaches its {name} of {format_euros(maximum)}; it {end}"
+    return LimitCheck(level=LimitLevel.OVER, message=message, close=close)
 
 
 def find_shortage(
@@ -228,34 +232,39 @@ def find_shortage(
     slots: int | None,
     now: datetime,
 ) -> str | None:
-    """Why a pool of *slots* that is to cost *estimate* euros cannot be covered, with the figures; None if it can."""
+    """Return why the account cannot cover a pool of *slots* with an *estimate* in euros; None if it can."""
     if credits is not None and credits < estimate:
         return f"the account has {format_euros(credits)} of credits left"
-    for budget in budgets:
-        if budget.is_archived or budget.remaining_cents is None or budget.overrun_policy == "AlertOnly":
-            continue
-        if (budget.expiration_date and budget.expiration_date < now) or (
-            budget.start_date and budget.start_date > now
-        ):
-            continue
-        left = budget.remaining_cents / 100
-        if left < estimate:
-            whole = "" if budget.total_cents is None else f" of {format_euros(budget.total_cents / 100)}"
-            return f"the budget {budget.alias or budget.uuid} has {format_euros(left)}{whole} left"
+    shortages = [_budget_shortage(budget, estimate, now) for budget in budgets]
     if account is not None:
-        for used, most, added, what in (
-            (account.running_pool_count, account.max_running_pool, 1, "running pools"),
-            (account.running_instance_count, account.max_instances, slots or 1, "running instances"),
-        ):
-            if most is not None and (used or 0) + added > most:
-                return f"the account uses {used or 0} of its {most} {what}, and this takes {added} more"
-    return None
+        shortages += [
+            _quota_shortage(account.running_pool_count, account.max_running_pool, 1, "running pools"),
+            _quota_shortage(
+                account.running_instance_count, account.max_instances, slots or 1, "running instances"
+            ),
+        ]
+    return next(filter(None, shortages), None)
 
 
-# --- asking Qarnot
+def _budget_shortage(budget: Budget, estimate: float, now: datetime) -> str | None:
+    if budget.is_archived or budget.remaining_cents is None or budget.overrun_policy == "AlertOnly":
+        return None
+    has_expired = budget.expiration_date and budget.expiration_date < now
+    if has_expired or (budget.start_date and budget.start_date > now):
+        return None
+    remaining = budget.remaining_cents / 100
+    if remaining >= estimate:
+        return None
+    total = "" if budget.total_cents is None else f" of {format_euros(budget.total_cents / 100)}"
+    return f"the budget {budget.alias or budget.uuid} has {format_euros(remaining)}{total} left"
+
+
+def _quota_shortage(used: int | None, maximum: int | None, added: int, objects: str) -> str | None:
+    if maximum is None or (used or 0) + added <= maximum:
+        return None
+    return f"the account uses {used or 0} of its {maximum} {objects}, and this takes {added} more"
 
 
 def is_open(pool: Pool) -> bool:
-    from airflow_qarnot_pool.ownership.decisions import Usability, usability_of
-
+    """Return whether *pool* still accepts tasks, and so may still cost."""
     return usability_of(pool) is Usability.LIVE

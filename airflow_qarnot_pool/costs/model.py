@@ -1,12 +1,12 @@
-"""What pools, Qarnot tasks and DAG runs cost: euros, energy, carbon and node-seconds.
+"""Costs of pools, Qarnot tasks and DAG runs: euros, energy, carbon and node-seconds. Pure values and arithmetic.
 
-The upper half is values and arithmetic, the lower half asks Qarnot. Three rules hold everywhere:
+Three rules hold everywhere:
 
-* a pool is billed and the Qarnot tasks on it are not, so those get a *share* of their pool;
-* a share is in proportion to execution seconds, and what was paid and not used is split in the same proportion.
-  So the shares of a pool add up to the pool. Warm-up tasks are the pool's own and take no share; a pool on which
-  nothing ran is its opener's;
-* what is not known is None, never 0, and makes what is computed from it unknown, too.
+* A pool is billed and the Qarnot tasks on it are not, so a task gets a *share* of the cost of its pool.
+* A share is proportional to the execution seconds. The idle cost is split in the same proportion, so the shares of a
+  pool add up to its cost. Warm-up tasks belong to the pool and get no share. The cost of a pool on which no task ran
+  belongs to the run that opened it.
+* An unknown value is None, never 0. Every value that is computed from it is unknown, too.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_qarnot_pool.api.limits import parse_number
-from airflow_qarnot_pool.ownership.identity import RunKey, label, run_of
+from airflow_qarnot_pool.ownership.identity import WARM_UP_ROLE, RunKey, label, run_of
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.models import CarbonFacts, Pool, Task
@@ -28,12 +28,11 @@ _OWN_TAG_PREFIX = "airflow-"
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What something cost up to the moment it was asked for. ``Cost()`` is nothing; None is "not known".
+    """The cost of an object at the time of the request. ``Cost()`` is zero. None means unknown.
 
-    ``euros``: euros. ``energy_wh``: Wh. ``carbon_g`` and ``saved_g``: grams of CO2 equivalent, emitted, and
-    emitted less than in the reference data centre. ``node_seconds``: seconds that nodes were up and paid;
-    ``used_node_seconds``: the part of them that ran work (a node of four slots with one of them at work for a
-    second counts as a quarter of a second).
+    ``energy_wh``: Wh. ``carbon_g``: grams of CO2 equivalent. ``saved_g``: additional grams that the reference data
+    centre would have emitted. ``node_seconds``: paid seconds in which nodes were up. ``used_node_seconds``: the part of
+    them that ran work. A node of four slots of which one works for a second counts as a quarter of a second.
     """
 
     euros: float | None = 0.0
@@ -45,35 +44,35 @@ class Cost:
 
     @property
     def idle_node_seconds(self) -> float | None:
-        """Node-seconds paid and not used."""
+        """Paid node-seconds that were not used."""
         if self.node_seconds is None or self.used_node_seconds is None:
             return None
         return max(0.0, self.node_seconds - self.used_node_seconds)
 
     def __add__(self, other: Cost) -> Cost:
-        return self._each(lambda mine, theirs: mine + theirs, other)
+        return self._each(lambda left, right: left + right, other)
 
     def share(self, fraction: float) -> Cost:
-        """This part of it, 0 to 1."""
-        return self._each(lambda mine, _: mine * fraction, self)
+        """Return a *fraction* of the cost, 0 to 1."""
+        return self._each(lambda value, _: value * fraction, self)
 
     def _each(self, calculate: Callable[[float, float], float], other: Cost) -> Cost:
-        found: dict[str, float | None] = {}
-        for one in fields(self):
-            mine, theirs = getattr(self, one.name), getattr(other, one.name)
-            found[one.name] = None if mine is None or theirs is None else calculate(mine, theirs)
-        return Cost(**found)
+        values: dict[str, float | None] = {}
+        for field in fields(self):
+            left, right = getattr(self, field.name), getattr(other, field.name)
+            values[field.name] = None if left is None or right is None else calculate(left, right)
+        return Cost(**values)
 
     def to_json(self) -> dict[str, float | None]:
-        """JSON-ready, rounded to six decimals: the fields, and ``idle_node_seconds``."""
-        named = {one.name: getattr(self, one.name) for one in fields(self)}
-        named["idle_node_seconds"] = self.idle_node_seconds
-        return {name: None if value is None else round(value, 6) for name, value in named.items()}
+        """Return the fields and ``idle_node_seconds`` as JSON, rounded to six decimals."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values["idle_node_seconds"] = self.idle_node_seconds
+        return {name: None if value is None else round(value, 6) for name, value in values.items()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Cost:
-        """Read back what :meth:`to_json` wrote."""
-        return cls(**{one.name: data.get(one.name) for one in fields(cls)})
+        """Read the result of :meth:`to_json`."""
+        return cls(**{field.name: data.get(field.name) for field in fields(cls)})
 
     def __str__(self) -> str:
         parts = [format_euros(self.euros)]
@@ -87,19 +86,19 @@ class Cost:
 
 
 def format_euros(amount: float | None) -> str:
-    """``1.23 EUR``; four decimals below 1 EUR."""
+    """Return ``1.23 EUR``, with four decimals below 1 EUR."""
     if amount is None:
         return "an unknown number of EUR"
     return f"{amount:.2f} EUR" if abs(amount) >= 1 else f"{amount:.4f} EUR"
 
 
 def format_watt_hours(amount: float) -> str:
-    """``12.3 Wh``, from a kilowatt hour on ``1.23 kWh``."""
+    """Return ``12.3 Wh``, or ``1.23 kWh`` from one kilowatt hour."""
     return f"{amount / 1000:.2f} kWh" if abs(amount) >= 1000 else f"{_format_number(amount)} Wh"
 
 
 def format_grams(amount: float | None) -> str:
-    """``12.3 g CO2e``, from a kilogram on ``1.23 kg CO2e``."""
+    """Return ``12.3 g CO2e``, or ``1.23 kg CO2e`` from one kilogram."""
     if amount is None:
         return "an unknown amount of CO2e"
     return f"{amount / 1000:.2f} kg CO2e" if abs(amount) >= 1000 else f"{_format_number(amount)} g CO2e"
@@ -110,21 +109,21 @@ def _format_number(amount: float) -> str:
 
 
 def sum_costs(costs: Iterable[Cost]) -> Cost:
-    """The sum; unknown wherever a part is."""
+    """Return the sum. A figure is unknown if it is unknown in any of *costs*."""
     return sum(costs, Cost())
 
 
 def to_fractions(weights: Mapping[K, float]) -> dict[K, float]:
-    """Shares of 1 in proportion to *weights*; equal shares where all of them are 0."""
-    whole = sum(weights.values())
-    if whole <= 0:
+    """Return fractions of 1 in proportion to *weights*, or equal fractions if all weights are 0."""
+    total = sum(weights.values())
+    if total <= 0:
         return {key: 1 / len(weights) for key in weights}
-    return {key: weight / whole for key, weight in weights.items()}
+    return {key: weight / total for key, weight in weights.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskUsage:
-    """What one Qarnot task used. ``seconds``: execution seconds of all its instances, so slot-seconds."""
+    """Usage of one Qarnot task. ``seconds``: execution seconds of all its instances, which are slot-seconds."""
 
     uuid: str
     run: RunKey
@@ -156,84 +155,81 @@ class TaskUsage:
 
     @property
     def is_warm_up(self) -> bool:
-        """Whether it only kept nodes busy until all were up: paid, but of no use to any run."""
-        from airflow_qarnot_pool.ownership.identity import WARM_UP_ROLE
-
+        """Whether the task only kept nodes busy until all were up. Such a task is paid, but does no work for a run."""
         return self.role == WARM_UP_ROLE
 
 
 @dataclass(frozen=True, kw_only=True)
 class PoolCost:
-    """What a pool cost, and for whom."""
+    """The cost of a pool, and the tasks and runs that it is shared between."""
 
     uuid: str
     name: str
     opened_by: RunKey
     cost: Cost
     slots_per_node: int = 1
-    #: Slots it was asked to have at most; None where nothing says.
+    #: Maximum number of requested slots; None if it is unknown.
     size: int | None = None
-    #: How long a node without work stays on; None: until the pool closes.
+    #: How long a node without work stays up; None: until the pool closes.
     keep_warm: timedelta | None = None
     created: datetime | None = None
     ended: datetime | None = None
     tags: tuple[str, ...] = ()
-    #: Every Qarnot task on it, those of other runs and the warm-up included.
+    #: All Qarnot tasks on the pool, including the warm-up and tasks of other runs.
     work: tuple[TaskUsage, ...] = ()
 
     @property
     def useful(self) -> tuple[TaskUsage, ...]:
-        """The work that takes a share."""
-        return tuple(one for one in self.work if not one.is_warm_up)
+        """The tasks that get a share."""
+        return tuple(task for task in self.work if not task.is_warm_up)
 
-    def by(self, key: Callable[[TaskUsage], K], nobody: K) -> dict[K, Cost]:
-        """The pool's cost, shared out by *key* of its work; all of it *nobody*'s where nothing ran on it."""
+    def share_by(self, key: Callable[[TaskUsage], K], default: K) -> dict[K, Cost]:
+        """Return the cost of the pool by *key* of its tasks. All of it belongs to *default* if no task ran."""
         weights: dict[K, float] = {}
-        for one in self.useful:
-            weights[key(one)] = weights.get(key(one), 0.0) + one.seconds
-        return {
-            who: self.cost.share(fraction) for who, fraction in to_fractions(weights or {nobody: 1.0}).items()
-        }
+        for task in self.useful:
+            weights[key(task)] = weights.get(key(task), 0.0) + task.seconds
+        fractions = to_fractions(weights or {default: 1.0})
+        return {owner: self.cost.share(fraction) for owner, fraction in fractions.items()}
 
     def by_run(self) -> dict[RunKey, Cost]:
-        """The share of each DAG run."""
-        return self.by(lambda one: one.run, self.opened_by)
+        """Return the share of each DAG run."""
+        return self.share_by(lambda task: task.run, self.opened_by)
 
     def share_of(self, run: RunKey) -> Cost:
-        """The share of one DAG run."""
+        """Return the share of one DAG run."""
         return self.by_run().get(run, Cost())
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunCost:
-    """What a DAG run cost: its shares of pools, and the Qarnot tasks it ran on nodes of their own."""
+    """The cost of a DAG run: its shares of pools, and its Qarnot tasks without a pool."""
 
     run: RunKey
     pools: tuple[PoolCost, ...] = ()
-    #: Qarnot tasks without a pool, each with its own cost.
+    #: Qarnot tasks without a pool, each with its cost.
     standalone: tuple[tuple[TaskUsage, Cost], ...] = ()
 
     @property
     def total(self) -> Cost:
-        """All of it."""
+        """The sum of all costs."""
         return sum_costs(
             [*(pool.share_of(self.run) for pool in self.pools), *(cost for _, cost in self.standalone)]
         )
 
     def by_task(self) -> dict[str, Cost]:
-        """The cost of each Airflow task by its id, mapped ones together. Pools without work are under ``""``."""
-        found: dict[str, Cost] = {}
+        """Return the cost by Airflow task id, of all mapped copies together. Pools without work have the id ``""``."""
+        costs: dict[str, Cost] = {}
         for pool in self.pools:
-            shares = pool.by(lambda one: (one.run, one.task_id), (pool.opened_by, ""))
+            shares = pool.share_by(lambda task: (task.run, task.task_id), (pool.opened_by, ""))
             for (run, task_id), cost in shares.items():
                 if run == self.run:
-                    found[task_id] = found.get(task_id, Cost()) + cost
-        for work, cost in self.standalone:
-            found[work.task_id] = found.get(work.task_id, Cost()) + cost
-        return found
+                    costs[task_id] = costs.get(task_id, Cost()) + cost
+        for task, cost in self.standalone:
+            costs[task.task_id] = costs.get(task.task_id, Cost()) + cost
+        return costs
 
     def to_json(self) -> dict[str, Any]:
-        """``{dag_id, run_id, total, pools: [{uuid, name, cost, share}], tasks: {task_id: cost}}``."""
+        """Return ``{dag_id, run_id, total, pools: [{uuid, name, cost, share}], tasks: {task_id: cost}}``."""
         return {
             "dag_id": self.run.dag_id,
             "run_id": self.run.run_id,
@@ -251,13 +247,13 @@ class RunCost:
         }
 
 
-def user_tags(found: Pool | Task) -> tuple[str, ...]:
-    """The tags that are not the provider's own."""
-    return tuple(tag for tag in found.tags if not tag.startswith(_OWN_TAG_PREFIX))
+def user_tags(remote: Pool | Task) -> tuple[str, ...]:
+    """Return the tags that were not set by the provider."""
+    return tuple(tag for tag in remote.tags if not tag.startswith(_OWN_TAG_PREFIX))
 
 
 def cost_from(euros: float | None, facts: CarbonFacts | None, paid: float | None, used: float | None) -> Cost:
-    """Put the answers of several requests together."""
+    """Combine the figures of several responses."""
     return Cost(
         euros=euros,
         energy_wh=facts.total_consumed_energy_wh if facts else None,
@@ -269,10 +265,10 @@ def cost_from(euros: float | None, facts: CarbonFacts | None, paid: float | None
 
 
 def pool_cost(pool: Pool, tasks: Iterable[Task], euros: float | None, facts: CarbonFacts | None) -> PoolCost:
-    """What *pool* cost, from what Qarnot says of it and of the Qarnot tasks on it."""
+    """Return the cost of *pool*, given the responses about the pool and the Qarnot tasks on it."""
     work = tuple(TaskUsage.of(task) for task in tasks)
     slots = pool.slots_per_node or 1
-    used = sum(one.seconds for one in work if not one.is_warm_up) / slots
+    used = sum(task.seconds for task in work if not task.is_warm_up) / slots
     return PoolCost(
         uuid=pool.uuid,
         name=pool.name or pool.uuid,
@@ -290,7 +286,8 @@ def pool_cost(pool: Pool, tasks: Iterable[Task], euros: float | None, facts: Car
 
 def _size(pool: Pool) -> int | None:
     if pool.scaling is not None:
-        return max((getattr(one, "max_total_slots", 0) for one in pool.scaling.policies), default=0) or None
+        sizes = (getattr(policy, "max_total_slots", 0) for policy in pool.scaling.policies)
+        return max(sizes, default=0) or None
     if pool.elastic is not None and pool.elastic.is_elastic:
         return pool.elastic.max_total_slots
     return pool.instance_count
@@ -298,15 +295,11 @@ def _size(pool: Pool) -> int | None:
 
 def _keep_warm(pool: Pool) -> timedelta | None:
     if pool.scaling is not None:
-        return next(
-            (one.min_idle_time for one in pool.scaling.policies if hasattr(one, "min_idle_time")), None
-        )
+        policies = pool.scaling.policies
+        return next((policy.min_idle_time for policy in policies if hasattr(policy, "min_idle_time")), None)
     return pool.elastic.min_idle_time if pool.elastic is not None and pool.elastic.is_elastic else None
 
 
-# --- asking Qarnot
-
-
 def _date_or_none(when: datetime | None) -> datetime | None:
-    """Qarnot writes the year 1 for "not yet"."""
+    """Return *when*, or None for the year 1, which Qarnot uses for "not yet"."""
     return None if when is None or when.year < 1971 else when

@@ -1,4 +1,4 @@
-"""Ask Qarnot for the figures of pools, Qarnot tasks and DAG runs."""
+"""Read the figures of pools, Qarnot tasks and DAG runs from Qarnot."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from airflow_qarnot_pool.api import filters
+from airflow_qarnot_pool.api.errors import QarnotNotFoundError, QarnotProtocolError, QarnotRefusedError
 from airflow_qarnot_pool.costs.model import Cost, PoolCost, RunCost, TaskUsage, cost_from, pool_cost
 from airflow_qarnot_pool.ownership.identity import RunKey, namespace_tag, run_of
 
@@ -18,10 +20,10 @@ if TYPE_CHECKING:
 def cost_of_pool(
     client: QarnotClient, uuid: str, reference: str | None = None, *, pool: Pool | None = None
 ) -> PoolCost:
-    """What a pool has cost so far. Four requests, three where *pool* has been looked at already.
+    """Return the cost of a pool so far. This takes four requests, or three if *pool* is given.
 
-    :param reference: data centre to compare with, as Qarnot names it; None: Qarnot's own choice.
-    :raises QarnotNotFoundError: there is no such pool (any more).
+    :param reference: name of the data centre to compare with. None: the default of Qarnot.
+    :raises QarnotNotFoundError: the pool does not exist, or is deleted.
     """
     pool = pool or client.pools.get(uuid)
     credits, facts = _figures(client.pools, pool.uuid, reference)
@@ -29,11 +31,11 @@ def cost_of_pool(
 
 
 def cost_of_task(client: QarnotClient, uuid: str, reference: str | None = None) -> Cost:
-    """What a Qarnot task has cost so far: its own cost, or its share of the pool it runs on."""
+    """Return the cost of a Qarnot task so far, which is a share of the cost of its pool if it has one."""
     task = client.tasks.get(uuid)
     if task.pool:
         pool = cost_of_pool(client, task.pool, reference)
-        return pool.by(lambda one: one.uuid, "").get(uuid, Cost())
+        return pool.share_by(lambda task: task.uuid, "").get(uuid, Cost())
     return cost_of_standalone_task(client, task, reference)
 
 
@@ -46,17 +48,17 @@ def cost_of_run(
     *,
     since: datetime | None = None,
 ) -> RunCost:
-    """What a DAG run has cost so far, over all its pools: after a clear there are several.
+    """Return the cost of a DAG run so far, over all its pools. After a clear there are several.
 
-    Two listings, then three requests for each pool and two for each Qarnot task without a pool. What Qarnot has
-    deleted by now (finished objects live a week, see ``completion_ttl``) cannot be counted any more.
+    This takes two listings, three requests for each pool and two for each Qarnot task without a pool. Deleted objects
+    cannot be counted. Finished objects are kept for a week, see ``completion_ttl``.
 
-    :param since: when the run began, which keeps the listings short; None looks at everything of *namespace*.
+    :param since: start of the run, which keeps the listings short. None: list all objects of *namespace*.
     """
     run = RunKey(dag_id, run_id)
     pools, tasks = list_created(client, namespace, since)
-    mine = [task for task in tasks if run_of(task) == run]
-    used = dict.fromkeys(task.pool for task in mine if task.pool)
+    own = [task for task in tasks if run_of(task) == run]
+    used = dict.fromkeys(task.pool for task in own if task.pool)
     opened = {pool.uuid: pool for pool in pools}
     costs = []
     for uuid in dict.fromkeys([*(pool.uuid for pool in pools if run_of(pool) == run), *used]):
@@ -67,7 +69,7 @@ def cost_of_run(
         pools=tuple(costs),
         standalone=tuple(
             (TaskUsage.of(task), cost_of_standalone_task(client, task, reference))
-            for task in mine
+            for task in own
             if not task.pool
         ),
     )
@@ -81,31 +83,27 @@ def list_created(
     *,
     slack: bool = True,
 ) -> tuple[Sequence[Pool], Sequence[Task]]:
-    """Every pool and Qarnot task of *namespace* that was created in a period (its end not included).
+    """Return every pool and Qarnot task of *namespace* that was created in a period, excluding its end.
 
-    :param slack: begin a little earlier, as the server's clock need not agree with ours to the second.
+    :param slack: start the period a little earlier, because the server's clock may differ from ours by seconds.
     """
-    from airflow_qarnot_pool.api import filters
-
-    wanted = [filters.equal("Tags", namespace_tag(namespace))]
+    conditions = [filters.equal("Tags", namespace_tag(namespace))]
     if since is not None:
-        wanted.append(filters.ge("CreationDate", since - timedelta(seconds=5 if slack else 0)))
+        conditions.append(filters.ge("CreationDate", since - timedelta(seconds=5 if slack else 0)))
     if until is not None:
-        wanted.append(filters.lt("CreationDate", until))
-    mine = filters.and_(*wanted)
-    return list(client.pools.iterate(mine)), list(client.tasks.iterate(mine))
+        conditions.append(filters.lt("CreationDate", until))
+    in_period = filters.and_(*conditions)
+    return list(client.pools.iterate(in_period)), list(client.tasks.iterate(in_period))
 
 
 def cost_of_standalone_task(client: QarnotClient, task: Task, reference: str | None) -> Cost:
-    """The cost of a Qarnot task on nodes of its own: nothing says how long those were up beside executing."""
+    """Return the cost of a Qarnot task without a pool. Qarnot does not report how long its nodes were up."""
     seconds = task.executed_seconds
     return cost_from(*_figures(client.tasks, task.uuid, reference), seconds, seconds)
 
 
 def _figures(resource: Any, uuid: str, reference: str | None) -> tuple[float | None, CarbonFacts | None]:
-    """Credits and carbon. Not every account may see both: what is refused, or not there yet, is not known."""
-    from airflow_qarnot_pool.api.errors import QarnotNotFoundError, QarnotProtocolError, QarnotRefusedError
-
+    """Return credits and carbon facts. A figure is None if it is refused to the account, or does not exist yet."""
     credits = facts = None
     unknown = (QarnotRefusedError, QarnotNotFoundError, QarnotProtocolError)
     with suppress(*unknown):
@@ -116,7 +114,5 @@ def _figures(resource: Any, uuid: str, reference: str | None) -> tuple[float | N
 
 
 def suppress_deleted() -> suppress:
-    """What is deleted between two requests has no cost that anybody could tell any more."""
-    from airflow_qarnot_pool.api.errors import QarnotNotFoundError
-
+    """Ignore an object that is deleted between two requests, because its cost can no longer be read."""
     return suppress(QarnotNotFoundError)

@@ -1,4 +1,4 @@
-"""What a period has cost, by DAG, Airflow task and tag, as data and as a small table for people."""
+"""Report the costs of a period by DAG, Airflow task and tag, as data and as a small table."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ NO_DAG = "(no DAG)"
 NO_WORK = "(opened, and nothing ran on it)"
 NO_TAG = "(no tag)"
 NOTHING = "Nothing was opened in this period."
-#: Characters that Markdown gives a meaning; an underscore within a word has none.
+#: Characters that are markup in Markdown. An underscore within a word is not.
 _MARKUP = re.compile(r"[\\`*{}\[\]<>&|~$]|(?<![^\W_])_|_(?![^\W_])")
-#: Characters that some renderers take no backslash for.
+#: Characters that some renderers do not unescape after a backslash.
 _ESCAPED = {"\\": "&#92;", "<": "&lt;", ">": "&gt;", "&": "&amp;", "~": "&#126;", "$": "&#36;"}
-#: Who gets this in a mail has not read our pages.
+#: Explanation of the columns, because the readers of a mail may not know our documentation.
 LEGEND = (
     "Idle: the part of what was paid in which nothing ran. "
     "Saved: what the reference data centre would have emitted more, reused heat included."
@@ -51,20 +51,20 @@ LEGEND = (
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line: what it is about, in how many DAG runs, and what it cost."""
+    """One line: a name, the number of its DAG runs, and its cost."""
 
     name: str
     runs: int
     cost: Cost
 
     def to_json(self) -> dict[str, Any]:
-        """``{name, runs, cost}``."""
+        """Return ``{name, runs, cost}``."""
         return {"name": self.name, "runs": self.runs, "cost": self.cost.to_json()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """The cost of one Qarnot task (or of a pool on which nothing ran), and what it counts under."""
+    """The cost of one Qarnot task (or of a pool on which no task ran), and the groups that it belongs to."""
 
     run: RunKey
     task_id: str
@@ -74,7 +74,7 @@ class Item:
 
 @dataclass(frozen=True, kw_only=True)
 class CostReport:
-    """What pools and Qarnot tasks that were created from *since* on, and before *until*, have cost."""
+    """The costs of the pools and Qarnot tasks that were created from *since* on, and before *until*."""
 
     since: datetime
     until: datetime
@@ -83,15 +83,15 @@ class CostReport:
 
     @property
     def total(self) -> Cost:
-        """All of it."""
+        """The sum of all costs."""
         return sum_costs(item.cost for item in self.items)
 
-    def rows(self, by: GroupBy) -> list[Row]:
-        """What each DAG, Airflow task or tag cost, the dearest first. What has several tags counts under each."""
+    def rows(self, group_by: GroupBy) -> list[Row]:
+        """Return the cost of each DAG, Airflow task or tag, the highest first. An item counts under all its tags."""
         costs: dict[str, Cost] = {}
         runs: dict[str, set[RunKey]] = {}
         for item in self.items:
-            for name in _GROUP_KEYS[by](item):
+            for name in _GROUP_KEYS[group_by](item):
                 costs[name] = costs.get(name, Cost()) + item.cost
                 runs.setdefault(name, set()).add(item.run)
         rows = [Row(name=name, runs=len(runs[name]), cost=cost) for name, cost in costs.items()]
@@ -107,15 +107,13 @@ class CostReport:
             "until": self.until.isoformat(),
             "pools": self.pools,
             "total": self.total.to_json(),
-            **{one: [row.to_json() for row in self.rows(one)[:max_rows]] for one in group_by},
+            **{group: [row.to_json() for row in self.rows(group)[:max_rows]] for group in group_by},
         }
-
-    # --- for people
 
     @property
     def headline(self) -> str:
-        """One sentence. Where Qarnot does not say what a part has cost, the rest is told as the least it was."""
-        since, until = (f"{one.astimezone(UTC):%Y-%m-%d %H:%M}" for one in (self.since, self.until))
+        """A summary in one sentence. If the cost of a part is unknown, the rest is given as a minimum."""
+        since, until = (f"{time.astimezone(UTC):%Y-%m-%d %H:%M}" for time in (self.since, self.until))
         known = [item.cost for item in self.items if item.cost.euros is not None]
         unknown = len(self.items) - len(known)
         cost = (
@@ -126,19 +124,19 @@ class CostReport:
         return f"{since} to {until} UTC: {cost}, {self.pools} pool{'' if self.pools == 1 else 's'}"
 
     def markdown(self, group_by: Sequence[GroupBy], max_rows: int) -> str:
-        """The headline, and a table for each of *group_by*."""
+        """Return the headline, and a table for each of *group_by*."""
         parts = [self.headline]
         if not self.items:
             return f"{self.headline}\n\n{NOTHING}\n"
-        for one, header, rows in self._tables(group_by, max_rows):
+        for group, header, rows in self._tables(group_by, max_rows):
             lines = [_markdown_row(header), _markdown_row(["---", *["---:"] * (len(header) - 1)])]
             lines += [_markdown_row(map(_escape_markdown, row)) for row in rows]
-            parts.append(f"**By {GROUP_NAMES[one]}**\n\n" + "\n".join(lines))
+            parts.append(f"**By {GROUP_NAMES[group]}**\n\n" + "\n".join(lines))
         parts.append(f"*{LEGEND}*")
         return "\n\n".join(parts) + "\n"
 
     def html(self, group_by: Sequence[GroupBy], max_rows: int) -> str:
-        """The same for a mail that takes HTML; styled in place, as mail programs want it."""
+        """Return the same as HTML, with inline styles, because mail programs ignore others."""
         cell = "padding:2px 10px;border-bottom:1px solid #ddd;"
         name, number = (
             f"{cell}text-align:left;word-break:break-word",
@@ -147,7 +145,7 @@ class CostReport:
         parts = [f"<p>{escape(self.headline)}</p>"]
         if not self.items:
             return f"{parts[0]}\n<p>{NOTHING}</p>"
-        for one, header, rows in self._tables(group_by, max_rows):
+        for group, header, rows in self._tables(group_by, max_rows):
             lines = []
             for tag, row in [("th", header), *(("td", row) for row in rows)]:
                 cells = [
@@ -156,25 +154,28 @@ class CostReport:
                 ]
                 lines.append(f"<tr>{''.join(cells)}</tr>")
             table = '<table style="border-collapse:collapse">' + "".join(lines) + "</table>"
-            parts.append(f"<h4>By {escape(GROUP_NAMES[one])}</h4>{table}")
+            parts.append(f"<h4>By {escape(GROUP_NAMES[group])}</h4>{table}")
         parts.append(f'<p style="color:#666;font-size:smaller">{LEGEND}</p>')
         return "\n".join(parts)
 
     def _tables(
         self, group_by: Sequence[GroupBy], max_rows: int
     ) -> Iterable[tuple[GroupBy, list[str], list[list[str]]]]:
-        for one in group_by:
-            rows = self.rows(one)
+        for group in group_by:
+            rows = self.rows(group)
             cents = any((row.cost.euros or 0.0) >= 1 for row in rows)
             lines = [_cells(row.name, str(row.runs), row.cost, cents) for row in rows[:max_rows]]
             if len(rows) > max_rows:
                 rest = sum_costs(row.cost for row in rows[max_rows:])
                 lines.append(_cells(f"{len(rows) - max_rows} more", "", rest, cents))
-            yield one, [GROUP_NAMES[one], "Runs", "Cost", "Energy", "Carbon", "Saved", "Idle"], lines
+            yield group, [GROUP_NAMES[group], "Runs", "Cost", "Energy", "Carbon", "Saved", "Idle"], lines
 
 
 def _cells(name: str, runs: str, cost: Cost, cents: bool) -> list[str]:
-    """:param cents: in a column with euros more than two decimals only make it hard to read."""
+    """Return the cells of a row.
+
+    :param cents: round to cents, because more decimals are hard to read in a column of euros.
+    """
     idle = "" if not cost.node_seconds else f"{(cost.idle_node_seconds or 0.0) / cost.node_seconds:.0%}"
     energy = "?" if cost.energy_wh is None else format_watt_hours(cost.energy_wh)
     if cost.euros is None:
@@ -183,14 +184,16 @@ def _cells(name: str, runs: str, cost: Cost, cents: bool) -> list[str]:
         paid = "< 0.01 EUR" if 0 < cost.euros < 0.005 else f"{cost.euros:.2f} EUR"
     else:
         paid = format_euros(cost.euros)
-    carbon, saved = ("?" if one is None else format_grams(one) for one in (cost.carbon_g, cost.saved_g))
+    carbon, saved = (
+        "?" if amount is None else format_grams(amount) for amount in (cost.carbon_g, cost.saved_g)
+    )
     return [shortened(name, _MAX_NAME), runs, paid, energy, carbon, saved, idle]
 
 
 def _escape_markdown(text: str) -> str:
-    """Return *text* for a cell of a Markdown table: on one line, and nothing in it is markup for any renderer."""
-    words = " ".join("".join(one if one.isprintable() else " " for one in text).split())
-    return _MARKUP.sub(lambda found: _ESCAPED.get(found[0]) or f"\\{found[0]}", words)
+    """Return *text* for a cell of a Markdown table: on one line, and without markup for any renderer."""
+    words = " ".join("".join(character if character.isprintable() else " " for character in text).split())
+    return _MARKUP.sub(lambda match: _ESCAPED.get(match[0]) or f"\\{match[0]}", words)
 
 
 def _markdown_row(cells: Iterable[str]) -> str:
@@ -205,9 +208,9 @@ _GROUP_KEYS: dict[GroupBy, Callable[[Item], Iterable[str]]] = {
 
 
 def items_of(pool: PoolCost) -> list[Item]:
-    """The cost of *pool*, shared out to the Qarnot tasks on it."""
-    nothing = TaskUsage(uuid="", run=pool.opened_by)
-    shares = pool.by(lambda one: one, nothing)
+    """Return the shares of the Qarnot tasks on *pool*."""
+    no_task = TaskUsage(uuid="", run=pool.opened_by)
+    shares = pool.share_by(lambda task: task, no_task)
     return [
         Item(run=work.run, task_id=work.task_id, tags=frozenset({*work.tags, *pool.tags}), cost=cost)
         for work, cost in shares.items()
@@ -217,10 +220,10 @@ def items_of(pool: PoolCost) -> list[Item]:
 def cost_report(
     client: QarnotClient, namespace: str, since: datetime, until: datetime, reference: str | None = None
 ) -> CostReport:
-    """Ask what everything of *namespace* that was created in a period has cost.
+    """Return the costs of all objects of *namespace* that were created in a period.
 
-    Two listings, three requests for each pool and two for each Qarnot task without a pool. What Qarnot has deleted
-    by now is not in it.
+    This takes two listings, three requests for each pool and two for each Qarnot task without a pool. Deleted objects
+    are not included.
     """
     pools, tasks = list_created(client, namespace, since, until, slack=False)
     items: list[Item] = []

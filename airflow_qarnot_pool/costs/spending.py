@@ -1,4 +1,4 @@
-"""Read what a pool or a DAG run has spent, and close pools that reached a limit."""
+"""Read the spending of a pool or a DAG run, and close pools that have reached a limit."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from airflow_qarnot_pool.api import filters
 from airflow_qarnot_pool.api.errors import (
     QarnotError,
     QarnotNotFoundError,
@@ -15,124 +16,131 @@ from airflow_qarnot_pool.api.errors import (
 )
 from airflow_qarnot_pool.api.limits import parse_stored_time
 from airflow_qarnot_pool.costs.limits import CostLimit, LimitCheck, Spending, find_shortage, is_open
-from airflow_qarnot_pool.ownership.identity import label, run_of
+from airflow_qarnot_pool.ownership.decisions import Usability, usability_of
+from airflow_qarnot_pool.ownership.identity import label, namespace_tag, run_of
+from airflow_qarnot_pool.ownership.records import recorded_costs
+from airflow_qarnot_pool.ownership.termination import end
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.client import QarnotClient
     from airflow_qarnot_pool.api.models import Budget, Pool
 
-
-#: What a pool of the run has cost is final so long after its end: figures may come late.
+#: How long after a pool has ended its cost can still change, because Qarnot publishes figures late.
 COST_FINAL_AFTER = timedelta(minutes=10)
 
 
-def spending_of(
-    client: QarnotClient, watched: CostLimit, settled: dict[str, float] | None = None
-) -> Spending:
-    """What was spent: one request, and for a run's limit two searches and one more for each of its other pools.
+def spending_of(client: QarnotClient, limit: CostLimit, settled: dict[str, float] | None = None) -> Spending:
+    """Return the spending: one request, and for the limit of a run two searches and one for each of its other pools.
 
-    Deleted pools count if the run's record names them: at what billing still says, or else at what was recorded.
+    Deleted pools count if they are recorded. Their cost is the one that Qarnot still returns, else the recorded one.
 
-    :param settled: what pools that ended long ago have cost; kept by the caller from one look to the next.
+    :param settled: final costs of pools that ended long ago. The caller keeps them from one poll to the next.
     """
-    resource = client.pools if watched.kind == "pool" else client.tasks
-    own = _cost_of(resource, watched.uuid) if watched.uuid else None
-    if watched.max_run_cost is None:
+    resource = client.pools if limit.kind == "pool" else client.tasks
+    own = _cost_of(resource, limit.uuid) if limit.uuid else None
+    if limit.max_run_cost is None:
         return Spending(own=own)
-    from airflow_qarnot_pool.ownership.records import recorded_costs
-
     settled = {} if settled is None else settled
-    # A Qarnot task with nodes of its own is no pool of the run, and counts all the same while it is watched.
-    pools = pools_of_run(client, watched)
-    of_the_run = watched.kind == "task" or watched.uuid in {pool.uuid for pool in pools}
-    known = {watched.uuid: own} if watched.uuid and of_the_run else {}
-    still_open = []
-    for pool in pools:
-        if pool.uuid not in known:
-            known[pool.uuid] = settled.get(pool.uuid) or _cost_of(client.pools, pool.uuid)
-        if is_open(pool):
-            still_open.append(pool.uuid)
-        elif (cost := known[pool.uuid]) is not None and _ended_long_ago(pool):
-            settled[pool.uuid] = cost
-    forgotten = []
-    recorded = recorded_costs(client, watched.namespace, watched.run)
-    for uuid in recorded.keys() - known.keys():
-        cost = settled.get(uuid)
-        if cost is None:
-            told = _cost_of(client.pools, uuid)
-            cost = recorded[uuid] if told is None else told
-        if cost is None:
-            forgotten.append(uuid)
-        else:
-            known[uuid] = settled[uuid] = cost
+    pools = pools_of_run(client, limit)
+    # A Qarnot task without a pool is no pool of the run, but its cost counts while it runs.
+    of_the_run = limit.kind == "task" or limit.uuid in {pool.uuid for pool in pools}
+    costs = {limit.uuid: own} if limit.uuid and of_the_run else {}
+    _add_costs(client, pools, costs, settled)
+    forgotten = _add_costs_of_deleted(client, limit, costs, settled)
     return Spending(
         own=own,
-        # A cost that is not known is not 0. The others' may reach the limit all the same.
-        run=sum(cost for cost in known.values() if cost is not None),
-        open_pools=tuple(still_open),
+        # An unknown cost is not 0. The cost of the other pools may reach the limit all the same.
+        run=sum(filter(None, costs.values())),
+        open_pools=tuple(pool.uuid for pool in pools if is_open(pool)),
         of_the_run=of_the_run,
         forgotten=tuple(sorted(forgotten)),
     )
 
 
-def pools_of_run(client: QarnotClient, watched: CostLimit) -> list[Pool]:
-    """The pools that the run has opened in all its lives, shared ones not among them."""
-    from airflow_qarnot_pool.api import filters
-    from airflow_qarnot_pool.ownership.identity import namespace_tag
+def _add_costs(
+    client: QarnotClient, pools: list[Pool], costs: dict[str, float | None], settled: dict[str, float]
+) -> None:
+    """Add the costs of *pools* to *costs*, and the final ones to *settled*."""
+    for pool in pools:
+        if pool.uuid not in costs:
+            costs[pool.uuid] = settled.get(pool.uuid) or _cost_of(client.pools, pool.uuid)
+        cost = costs[pool.uuid]
+        if cost is not None and not is_open(pool) and _ended_long_ago(pool):
+            settled[pool.uuid] = cost
 
-    wanted = [filters.equal("Tags", namespace_tag(watched.namespace))]
-    if watched.since:
-        since = parse_stored_time(watched.since) - timedelta(seconds=5)
-        wanted.append(filters.ge("CreationDate", since))
-    found = client.pools.search_all(
-        filters.and_(*wanted), fields=("Uuid", "State", "Labels", "Tags", "EndDate")
+
+def _add_costs_of_deleted(
+    client: QarnotClient, limit: CostLimit, costs: dict[str, float | None], settled: dict[str, float]
+) -> list[str]:
+    """Add the costs of deleted pools of the run, and return the pools whose cost is unknown."""
+    unknown = []
+    recorded = recorded_costs(client, limit.namespace, limit.run)
+    for uuid in recorded.keys() - costs.keys():
+        cost = settled.get(uuid)
+        if cost is None:
+            billed = _cost_of(client.pools, uuid)
+            cost = recorded[uuid] if billed is None else billed
+        if cost is None:
+            unknown.append(uuid)
+        else:
+            costs[uuid] = settled[uuid] = cost
+    return unknown
+
+
+def pools_of_run(client: QarnotClient, limit: CostLimit) -> list[Pool]:
+    """Return the pools that the run has opened in all its lives, except shared ones."""
+    conditions = [filters.equal("Tags", namespace_tag(limit.namespace))]
+    if limit.since:
+        since = parse_stored_time(limit.since) - timedelta(seconds=5)
+        conditions.append(filters.ge("CreationDate", since))
+    pools = client.pools.search_all(
+        filters.and_(*conditions), fields=("Uuid", "State", "Labels", "Tags", "EndDate")
     )
-    return [one for one in found if run_of(one) == watched.run and label(one.labels, "shared") is None]
+    return [pool for pool in pools if run_of(pool) == limit.run and label(pool.labels, "shared") is None]
 
 
-def close_pools(client: QarnotClient, watched: CostLimit, verdict: LimitCheck) -> None:
-    """End what *verdict* says; fine when it is over already.
+def close_pools(client: QarnotClient, limit: CostLimit, check: LimitCheck) -> None:
+    """End the objects that *check* names. Do nothing for objects that have ended already.
 
-    :raises QarnotError: the first one met; whatever else could be ended is.
+    :raises QarnotError: the first error. All other objects are ended nevertheless.
     """
-    from airflow_qarnot_pool.ownership.termination import end
-
-    failed: QarnotError | None = None
-    for uuid in verdict.close:
-        own_task = watched.kind == "task" and uuid == watched.uuid
+    first_error: QarnotError | None = None
+    for uuid in check.close:
         try:
-            end(client.tasks if own_task else client.pools, uuid)
+            end(_resource_of(client, limit, uuid), uuid)
         except QarnotError as error:
-            failed = failed or error
-    if failed is not None:
-        raise failed
+            first_error = first_error or error
+    if first_error is not None:
+        raise first_error
 
 
-def is_any_open(client: QarnotClient, watched: CostLimit, verdict: LimitCheck) -> bool:
-    """Whether there is anything left to end; yes where Qarnot does not say."""
-    from airflow_qarnot_pool.ownership.decisions import Usability, usability_of
-
-    for uuid in verdict.close:
-        own_task = watched.kind == "task" and uuid == watched.uuid
+def is_any_open(client: QarnotClient, limit: CostLimit, check: LimitCheck) -> bool:
+    """Return whether any object that *check* names may still run. An unreadable state counts as running."""
+    for uuid in check.close:
         with suppress(QarnotNotFoundError):
             try:
-                found = client.tasks.get(uuid) if own_task else client.pools.get(uuid)
+                remote = _resource_of(client, limit, uuid).get(uuid)
             except (QarnotRefusedError, QarnotProtocolError, QarnotUnavailableError):
                 return True
-            if usability_of(found) is Usability.LIVE:
+            if usability_of(remote) is Usability.LIVE:
                 return True
     return False
+
+
+def _resource_of(client: QarnotClient, limit: CostLimit, uuid: str) -> Any:
+    """Return the resource of *uuid*, which is a pool unless the limit belongs to a Qarnot task."""
+    return client.tasks if limit.kind == "task" and uuid == limit.uuid else client.pools
 
 
 def check_estimate(
     client: QarnotClient, estimate: float, project: str | None, slots: int | None
 ) -> str | None:
-    """Ask whether the account can cover a pool: two requests, three where a project is known to have budgets."""
+    """Return why the account cannot cover a pool: two requests, three if a project is known to have budgets."""
     account = client.account.info()
-    project = project or next((one.uuid for one in account.projects if one.is_default), None)
+    project = project or next((project.uuid for project in account.projects if project.is_default), None)
     budgets: list[Budget] = []
     if project:
-        with suppress(QarnotRefusedError, QarnotNotFoundError):  # not every account may see budgets
+        with suppress(QarnotRefusedError, QarnotNotFoundError):  # not every account may read budgets
             budgets = client.account.budgets(project)
     credits = None
     with suppress(QarnotRefusedError, QarnotNotFoundError, QarnotProtocolError):

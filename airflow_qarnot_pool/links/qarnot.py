@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 
 class _ConsoleLink(BaseOperatorLink):
-    """Airflow calls :meth:`get_link` at the end of every slice of a task, a deferral too, and stores the result."""
+    """Base of the links. Airflow calls :meth:`get_link` at the end of every slice of a task, and stores the result."""
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
-        """Return the link that this slice has shown, else the one that an earlier slice of this try has stored."""
+        """Return the link that this slice has set, else the one that an earlier slice of this try has stored."""
         links: dict[str, str] = getattr(operator, "console_links", {})
         if link := links.get(self.xcom_key):
             return link
         # A slice that fails before it knows the object must not overwrite the link. In the task process ti_key is
-        # the task instance itself. Airflow has removed what the try before this one stored.
+        # the task instance. Airflow has removed the links of earlier tries.
         if not hasattr(ti_key, "xcom_pull") or not self._can_exist(operator):
             return ""
         stored = xcoms.pull(ti_key, self.xcom_key)
@@ -33,7 +33,7 @@ class _ConsoleLink(BaseOperatorLink):
 
 
 class QarnotPoolLink(_ConsoleLink):
-    """The pool in the Qarnot console."""
+    """Link to the pool in the Qarnot console."""
 
     name = "Qarnot pool"
 
@@ -47,7 +47,7 @@ class QarnotPoolLink(_ConsoleLink):
 
 
 class QarnotTaskLink(_ConsoleLink):
-    """The Qarnot task in the Qarnot console."""
+    """Link to the Qarnot task in the Qarnot console."""
 
     name = "Qarnot task"
 
@@ -60,7 +60,7 @@ LINKS: dict[str, Any] = {"pool": QarnotPoolLink(), "task": QarnotTaskLink()}
 
 
 def show_link(operator: Any, ti: Any, kind: str, url: str) -> None:
-    """Make a link visible now. Airflow by itself stores it only when the slice ends."""
+    """Make a link visible now, because Airflow would store it only when the slice ends."""
     key = LINKS[kind].xcom_key
     operator.console_links = {**getattr(operator, "console_links", {}), key: url}
     xcoms.push(ti, key, url)

@@ -109,7 +109,7 @@ class ClaimRequest:
     :param pause: waits for a number of seconds between two attempts. It may return early.
     :param lookup_first: look for existing objects on a first try, too, because this try has already created one.
     :param create: creates an object from the labelled spec, and returns its uuid. Default: one request.
-    :param fingerprint: fingerprint to use if *spec* is only a part of what it covers.
+    :param fingerprint: fingerprint to use if it covers more than *spec*.
     :param recorded: returns the deleted objects of the owner (see :mod:`airflow_qarnot_pool.ownership.records`).
     """
 

@@ -139,7 +139,7 @@ class ClaimPlan:
 def decide(
     identity: TaskInstanceIdentity, snapshots: Iterable[RemoteSnapshot], fingerprint: str
 ) -> ClaimPlan:
-    """Decide what the current life of an owner does with the owner's remote objects.
+    """Decide which remote objects of an owner its current life uses, ends or replaces.
 
     * Live objects of earlier lineages end. The new life of a cleared task stops the old one and never adopts it.
     * In the own lineage a success is used, else the oldest live object. The others end. A success counts only for a
@@ -229,7 +229,7 @@ class Use:
 class Create:
     """Create the next generation after ``delay`` seconds.
 
-    ``check_name``: first look up the shortname, because it was taken and no listed object has it.
+    ``check_name``: search for the shortname before, because it was taken and no listed object has it.
     """
 
     generation: int

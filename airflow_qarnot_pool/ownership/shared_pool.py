@@ -72,7 +72,7 @@ DEFAULT_KEEP_WARM = timedelta(minutes=10)
 HOLD_TAG = "airflow-hold:"
 #: How long a hold lasts that was never released: longer than any DAG run, because the hold ends without a notice.
 HOLD_LIFETIME = timedelta(days=7)
-#: Label with a hash for each field of the spec, so that a mismatch can name the fields.
+#: Label with a hash for each field of the spec, because a mismatch must name the fields.
 FIELDS_LABEL = "airflow.spec_fields"
 #: Maximum number of times in a row that a pool may be found closing before that is an error.
 MAX_GENERATIONS = 6

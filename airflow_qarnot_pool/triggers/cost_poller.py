@@ -146,7 +146,7 @@ class CostPoller(Poller):
     def _record_level(self, key: str, limit: CostLimit, level: LimitLevel) -> None:
         if level > self._levels.get(key, LimitLevel.FINE):
             name = "exceeded" if level is LimitLevel.OVER else "warnings"
-            metrics.incr(f"budget.{name}", kind=limit.kind, dag_id=limit.dag_id)
+            metrics.incr(f"cost_limit.{name}", kind=limit.kind, dag_id=limit.dag_id)
         self._levels[key] = level
 
 
