@@ -101,7 +101,7 @@ def test_metadata_that_is_wrong_is_named(metadata: dict[str, str], problem: str)
     assert any(problem in one for one in check_wheel.of_the_metadata(message, "0.1.0"))
 
 
-def test_what_does_not_belong_into_the_wheel_is_named(tmp_path: Path) -> None:
+def test_a_file_that_does_not_belong_into_the_wheel_is_named(tmp_path: Path) -> None:
     wheel = tmp_path / "airflow_qarnot_pool-0.1.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("airflow_qarnot_pool-0.1.0.dist-info/METADATA", "Version: 0.1.0\n")

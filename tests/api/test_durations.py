@@ -44,7 +44,7 @@ def test_durations_as_people_write_them(text, duration):
 
 
 @pytest.mark.parametrize("text", ["", "P", "PT", "soon", "1:2", "nan", "inf", "10 minutes"])
-def test_what_is_no_duration(text):
+def test_an_invalid_duration_is_refused(text):
     with pytest.raises(ValueError):
         parse_duration(text)
 
@@ -66,6 +66,6 @@ def test_timestamps(text, moment):
 
 
 @pytest.mark.parametrize("text", ["", "yesterday", "2025-13-01T00:00:00Z"])
-def test_what_is_no_timestamp(text):
+def test_an_invalid_timestamp_is_refused(text):
     with pytest.raises(ValueError):
         parse_timestamp(text)

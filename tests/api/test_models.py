@@ -101,7 +101,7 @@ def test_a_count_that_comes_as_a_float_is_a_count():
 
 
 @pytest.mark.parametrize("data", [None, [], "x", 3, {}, {"name": "n"}])
-def test_what_is_no_object_or_has_no_uuid_is_refused(data):
+def test_a_response_without_an_object_or_uuid_is_refused(data):
     with pytest.raises(QarnotProtocolError):
         Pool.from_json(data)
 
@@ -272,7 +272,7 @@ NO_FIGURES = ["NaN", "Infinity", "-Infinity", float("nan"), float("inf"), 10**40
 
 
 @pytest.mark.parametrize("value", NO_FIGURES, ids=lambda value: str(value)[:9])
-def test_what_is_no_finite_number_is_not_known(value):
+def test_a_number_that_is_not_finite_is_unknown(value):
     assert CarbonFacts.from_json({"PUE": value}).pue is None
     assert models.Budget.from_json({"remainingAmountInCents": value}).remaining_cents is None
     assert models.RunningInstance.from_json({"executionTimeSec": value}).execution_time is None

@@ -263,7 +263,7 @@ def test_each_call_is_one_request(client, stub, call, line, body, answer):
 
 
 @pytest.mark.parametrize("path", ["/settings", "/versions"])
-def test_what_needs_no_token_does_not_send_it(client, stub, path):
+def test_a_request_that_needs_no_token_does_not_send_it(client, stub, path):
     stub.default = Reply(200, {} if path == "/settings" else [])
     getattr(client.account, path[1:])()
     assert "Authorization" not in stub.requests[0].headers

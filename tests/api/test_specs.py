@@ -687,7 +687,7 @@ def test_a_glob_is_refused_with_the_expression_it_stands_for(glob: str, expressi
 
 
 @pytest.mark.parametrize("expression", ["(", "[a", ")", "a{2,1}", "x**", "+", "a{99999999999999}"])
-def test_what_is_no_regular_expression_is_refused(expression: str) -> None:
+def test_an_invalid_regular_expression_is_refused(expression: str) -> None:
     with pytest.raises(QarnotInvalidSpecError, match="regular expression"):
         TaskSpec(name="t", result_bucket="b", results_whitelist=expression)
 
@@ -745,7 +745,7 @@ def test_ranges_name_as_many_instances_as_a_task_may_have() -> None:
         TaskSpec(name="t", ranges="0-2048")
 
 
-def test_what_the_server_says_of_a_bucket_is_not_judged() -> None:
+def test_a_bucket_in_a_response_is_not_validated() -> None:
     for data in ({"bucketName": "b/out"}, "b/out"):
         assert ResourceBucket.from_json(data).bucket == "b/out"
     assert ResourceBucket.from_json({"bucketName": "b"}) == ResourceBucket(bucket="b")

@@ -81,7 +81,7 @@ def test_an_unknown_state_is_an_error_that_names_it(ask, state):
     assert repr(str(state)) in str(caught.value)
 
 
-def test_what_is_ending_or_over():
+def test_ending_and_finished_states():
     ending = {state for state in {*PoolState, *TaskState} if is_ending(state)}
     assert ending == {
         *("Closing", "Closed", "PendingCancel", "PendingDelete", "Cancelled", "Success", "Failure"),
@@ -161,7 +161,7 @@ def test_where_a_task_can_go(current, target, reachable):
         ("Closed", "Failure", False),
     ],
 )
-def test_what_a_pool_has_passed(current, target, passed):
+def test_states_that_a_pool_has_passed(current, target, passed):
     assert pool_has_passed(current, target) is passed
 
 
@@ -178,7 +178,7 @@ def test_what_a_pool_has_passed(current, target, passed):
         ("PendingCancel", "Cancelled", False),
     ],
 )
-def test_what_a_task_has_passed(current, target, passed):
+def test_states_that_a_task_has_passed(current, target, passed):
     assert task_has_passed(current, target) is passed
 
 

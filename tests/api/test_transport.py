@@ -281,14 +281,14 @@ def test_redirects_are_not_followed(stub, transport):
 
 
 @pytest.mark.parametrize("url", ["", "qarnot.com", "ftp://x", "https://", None])
-def test_what_is_no_url_is_refused_at_once(url):
+def test_an_invalid_url_is_refused_at_once(url):
     with pytest.raises(QarnotInvalidSpecError) as caught:
         Transport(url, TOKEN)
     assert caught.value.field == "url"
 
 
 @pytest.mark.parametrize("token", ["", None, "a\nb", "clé", " "])
-def test_what_is_no_token_is_refused_and_not_shown(token):
+def test_an_invalid_token_is_refused_and_not_shown(token):
     with pytest.raises(QarnotInvalidSpecError) as caught:
         Transport("https://api.qarnot.com", token)
     assert caught.value.field == "token"

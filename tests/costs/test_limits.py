@@ -70,7 +70,7 @@ def test_judging(name: str) -> None:
     assert bool(verdict.message) is (level > LimitLevel.FINE)
 
 
-def test_what_is_said_names_limit_cost_and_pool() -> None:
+def test_the_message_names_limit_cost_and_pool() -> None:
     assert check_limits(POOL, Spending(own=12.345)).message == (
         "Pool p-1 has cost 12.35 EUR, which reaches its max_cost of 10.00 EUR; it was closed"
     )
@@ -125,7 +125,7 @@ SHORT: dict[str, tuple[tuple[Any, ...], str | None]] = {
 
 
 @pytest.mark.parametrize("name", SHORT)
-def test_what_cannot_be_covered(name: str) -> None:
+def test_objects_that_a_limit_cannot_cover(name: str) -> None:
     (estimate, credits, budgets, account, slots), expected = SHORT[name]
     known = None if account is None else Account.from_json(account)
     assert find_shortage(estimate, credits, budgets, known, slots, NOW) == expected

@@ -163,7 +163,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize(("function", "named"), REFUSED.values(), ids=REFUSED.keys())
-def test_what_cannot_travel_is_refused_by_name(function: Any, named: str) -> None:
+def test_an_object_that_cannot_be_sent_is_refused_by_name(function: Any, named: str) -> None:
     with pytest.raises(QarnotInvalidSpecError, match=named) as caught:
         FunctionSource.of(function)
     assert caught.value.field == "python_callable"
@@ -178,5 +178,5 @@ def test_what_cannot_travel_is_refused_by_name(function: Any, named: str) -> Non
         (b"secret", "a value of type bytes"),
     ],
 )
-def test_what_is_not_json_is_told_by_its_place(value: Any, problem: str | None) -> None:
+def test_a_value_that_is_not_json_is_named_by_its_place(value: Any, problem: str | None) -> None:
     assert node.json_problem(value) == problem

@@ -98,7 +98,7 @@ def test_prints_of_the_function_are_never_taken_for_its_result(
 
 
 @MODES
-def test_what_it_raises_comes_back_with_the_traceback(pool: str, deferrable: bool) -> None:
+def test_an_exception_comes_back_with_the_traceback(pool: str, deferrable: bool) -> None:
     def divide(by: int) -> float:
         def inner() -> float:
             # A comment, so that lines can be told apart.
@@ -278,7 +278,7 @@ def test_a_result_that_is_too_large_is_refused_on_the_node(pool: str) -> None:
         call(pool, much, 1_000_000)
 
 
-def test_what_is_too_large_goes_by_bucket(
+def test_an_argument_that_is_too_large_goes_by_bucket(
     pool: str, client: QarnotClient, qarnot: LocalQarnot, capsys: pytest.CaptureFixture[str]
 ) -> None:
     boto3 = pytest.importorskip("boto3")
@@ -477,7 +477,7 @@ def test_the_command_brings_what_the_constants_hold() -> None:
     assert not set("".join(constants.values())) & set("/$+{}")
 
 
-def test_what_is_sent_is_the_same_in_every_try() -> None:
+def test_the_payload_is_the_same_in_every_try() -> None:
     def packed() -> bytes:
         operator = made(plain, kwargs={"value": [1]})
         return payload.pack(

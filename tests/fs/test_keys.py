@@ -167,7 +167,7 @@ def test_a_file_and_a_folder_of_one_name_do_not_meet(
         (["a/"], "", "ends with"),
     ],
 )
-def test_what_others_have_stored_is_downloaded_whole_or_not_at_all(
+def test_objects_of_others_are_downloaded_whole_or_not_at_all(
     storage: QarnotStorageHook, bucket: str, tmp_path: Path, keys: list[str], prefix: str, why: str
 ) -> None:
     for key in [*keys, "fine"]:

@@ -36,7 +36,7 @@ def bucket(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> O
     return path
 
 
-def test_what_is_written_can_be_read(bucket: ObjectStoragePath) -> None:
+def test_a_written_object_can_be_read(bucket: ObjectStoragePath) -> None:
     file = bucket / "a" / "b.txt"
     assert not file.exists()
     with file.open("w") as stream:
@@ -77,7 +77,7 @@ def test_folders_are_what_keys_have_in_common(bucket: ObjectStoragePath) -> None
         (bucket / "a").read_bytes()
 
 
-def test_what_is_missing_is_named(bucket: ObjectStoragePath) -> None:
+def test_a_missing_object_is_named(bucket: ObjectStoragePath) -> None:
     with pytest.raises(FileNotFoundError, match="no x in bucket"):
         (bucket / "x").read_text()
     with pytest.raises(FileNotFoundError, match=r"no-such-bucket.*no such bucket"):

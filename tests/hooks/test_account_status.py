@@ -195,7 +195,7 @@ ACCOUNT = {"email": "me@example.org", "maxPool": 50, "poolCount": 3, "maxTask": 
         ({"email": None}, 1.0, True, ["an account without e-mail"]),
     ],
 )
-def test_what_is_said_of_an_account(
+def test_the_report_on_an_account(
     account: dict[str, Any], credits: float | None, usable: bool, parts: list[str]
 ) -> None:
     said_usable, sentence = account_status(Account.from_json({**ACCOUNT, **account}), credits)

@@ -191,7 +191,7 @@ def test_every_form_comes_back_from_its_uri_or_is_refused_by_name() -> None:
         ({"extra": {"console_url": "https://me:pw@console"}}, "console_url"),
     ],
 )
-def test_what_is_wrong_is_refused_by_the_name_of_its_field(fields: dict[str, Any], field: str) -> None:
+def test_an_invalid_value_is_refused_by_the_name_of_its_field(fields: dict[str, Any], field: str) -> None:
     with pytest.raises(QarnotInvalidSpecError, match=f"'q', field '{field}'") as caught:
         settings(**fields)
     assert caught.value.field == field

@@ -45,7 +45,7 @@ def test_files_folders_and_bytes_go_up_and_come_down(storage: QarnotStorageHook,
     ]
 
 
-def test_what_is_wrong_is_named(storage: QarnotStorageHook, tmp_path: Path) -> None:
+def test_an_invalid_setting_is_named(storage: QarnotStorageHook, tmp_path: Path) -> None:
     with pytest.raises(QarnotNotFoundError, match=r"hook-none.*no such bucket"):
         storage.list("hook-none")
     with pytest.raises(FileNotFoundError, match="to upload to bucket hook-x on this worker"):

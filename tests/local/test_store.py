@@ -120,7 +120,7 @@ def test_transitions_are_found_by_their_latest_time(store: Store[Remote]) -> Non
     assert second.moved == 21_999.0
 
 
-def test_what_is_removed_or_retagged_is_not_found(store: Store[Remote]) -> None:
+def test_a_removed_or_retagged_object_is_not_found(store: Store[Remote]) -> None:
     first, second = store.find("s1"), store.find("s2")
     assert first is not None
     assert second is not None

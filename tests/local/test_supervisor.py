@@ -158,7 +158,9 @@ def test_kill_ends_a_tree_with_its_sessions_and_daemons(running: SupervisorProce
     assert running.news() == {"exit": "r2", "code": 137}
 
 
-def test_what_a_command_leaves_behind_ends_with_it(running: SupervisorProcess, tmp_path: Path) -> None:
+def test_processes_that_a_command_leaves_behind_end_with_it(
+    running: SupervisorProcess, tmp_path: Path
+) -> None:
     running.start("r1", [sys.executable, "-c", TREE, str(tmp_path), "3"])
     found = pids(tmp_path)
     assert running.news() == {"exit": "r1", "code": 3}

@@ -35,7 +35,7 @@ def test_a_clock_that_is_behind_gives_times_all_the_same() -> None:
     assert len(times(["[a] x"] * 4, since=NOW + 60)) == 4
 
 
-def test_what_is_written_again_has_the_times_it_had_and_what_is_new_later_ones() -> None:
+def test_rewritten_lines_keep_their_times_and_new_lines_have_later_ones() -> None:
     lines = ["[out 0] 1", "[out 1] 1", "[out 1] 2", "[err] 1"]
     first, batches = with_timestamps(lines, (), None, NOW)
     assert [batch.size for batch in batches] == [4]
@@ -60,7 +60,7 @@ def test_a_position_survives_in_json() -> None:
 
 
 @pytest.mark.parametrize("value", [None, {}, {"followers": []}, "?"])
-def test_nobody_holds_what_nobody_has_claimed(value: object) -> None:
+def test_an_unclaimed_log_has_no_holder(value: object) -> None:
     assert WriterLease.from_json(value) == WriterLease()
 
 

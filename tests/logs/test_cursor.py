@@ -75,7 +75,7 @@ CASES: dict[str, tuple[list[str], list[list[str]]]] = {
 
 
 @pytest.mark.parametrize(("looks", "written"), CASES.values(), ids=CASES.keys())
-def test_what_is_new_of_one_instance(looks: list[str], written: list[list[str]]) -> None:
+def test_new_lines_of_one_instance(looks: list[str], written: list[list[str]]) -> None:
     said = [[re.sub(r"^\[stdout\] ", "", line) for line in lines] for lines in follow(*looks, instance=0)]
     # A line about a gap goes on with how much is kept.
     said = [[re.sub(r"^(\.\.\. output is missing here).*", r"\1", line) for line in lines] for lines in said]
@@ -96,7 +96,7 @@ def test_an_output_without_instances_is_written_as_it_is() -> None:
     assert follow("a\nb\n") == [["[stdout] a", "[stdout] b"]]
 
 
-def test_what_is_left_of_a_line_is_not_taken_for_a_line_without_instance() -> None:
+def test_the_rest_of_a_line_is_not_taken_for_a_line_without_instance() -> None:
     assert follow("llo\n0> a\n") == [["[stdout 0] a"]]
 
 

@@ -37,9 +37,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("given", "remedy"), BAD)
-def test_what_is_wrong_with_buckets_is_refused_when_the_dag_is_parsed(
-    given: dict[str, Any], remedy: str
-) -> None:
+def test_invalid_buckets_are_refused_when_the_dag_is_parsed(given: dict[str, Any], remedy: str) -> None:
     makers = [
         partial(QarnotRunTaskOperator, task_id="t", command="true"),
         partial(QarnotRunTasksOperator, task_id="t", commands=["true"]),
@@ -92,7 +90,7 @@ def test_a_template_is_no_missing_value(given: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("given", "remedy"), BAD)
-def test_what_a_template_yields_is_refused_before_anything_is_submitted(
+def test_an_invalid_template_result_is_refused_before_anything_is_submitted(
     qarnot: LocalQarnot, pool: str, given: dict[str, Any], remedy: str
 ) -> None:
     make = partial(QarnotRunTaskOperator, task_id="t", qarnot_pool=pool, command="true")

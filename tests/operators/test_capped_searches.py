@@ -65,7 +65,7 @@ def test_all_that_a_task_instance_has_is_ended_under_any_cap(
     assert {client.tasks.get(uuid).state for uuid in uuids} == {"Cancelled"}
 
 
-def test_who_works_on_a_shared_pool_is_seen_behind_many_others_under_any_cap(
+def test_a_user_of_a_shared_pool_is_seen_behind_many_others_under_any_cap(
     client: QarnotClient, pool: str, cap: int
 ) -> None:
     submit(client, pool, 11)

@@ -381,7 +381,7 @@ def test_the_watch_of_what_others_made_ends_with_its_last_waiter(
     assert client.pools.get(pool).state not in OVER
 
 
-def test_who_comes_to_a_pool_over_its_limit_submits_nothing_and_closes_it(
+def test_a_task_on_a_pool_over_its_limit_submits_nothing_and_closes_it(
     qarnot: LocalQarnot, client: QarnotClient, run_id: str
 ) -> None:
     pool = run(create, ti(run_id, "create"))
@@ -392,7 +392,7 @@ def test_who_comes_to_a_pool_over_its_limit_submits_nothing_and_closes_it(
     assert client.pools.get(pool).state in OVER
 
 
-def test_what_an_earlier_try_has_paid_for_is_taken_though_the_limit_is_reached(
+def test_the_result_of_an_earlier_try_is_used_though_the_limit_is_reached(
     qarnot: LocalQarnot, client: QarnotClient, run_id: str
 ) -> None:
     pool = run(create, ti(run_id, "create"))
@@ -465,7 +465,7 @@ def test_a_shared_pool_does_not_count_for_a_run_s_limit(
     client.pools.close(pool)
 
 
-def test_who_comes_to_a_pool_that_was_closed_for_its_cost_is_told_so(
+def test_a_task_on_a_pool_that_was_closed_for_its_cost_says_so(
     qarnot: LocalQarnot, client: QarnotClient, run_id: str
 ) -> None:
     pool = run(create, ti(run_id, "create"))
@@ -498,7 +498,9 @@ def test_a_trigger_without_a_limit_is_written_as_by_the_release_before(
 # --- before anything is made
 
 
-def test_what_cannot_be_paid_is_not_created(qarnot: LocalQarnot, client: QarnotClient, run_id: str) -> None:
+def test_a_pool_that_cannot_be_paid_is_not_created(
+    qarnot: LocalQarnot, client: QarnotClient, run_id: str
+) -> None:
     before = qarnot.get_account()
     qarnot.set_account(credits=3.0)
     try:

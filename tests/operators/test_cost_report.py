@@ -140,7 +140,7 @@ def test_a_name_that_marks_nothing_up_stays_readable() -> None:
     assert "| my_dag-1.v2 (nightly): a+b | 1 |" in found.markdown(["dag"], 20)
 
 
-def test_what_is_not_known_does_not_hide_what_is() -> None:
+def test_unknown_costs_do_not_hide_known_ones() -> None:
     unknown = Item(
         run=RunKey("etl", "r1"), task_id="x", tags=frozenset(), cost=Cost(euros=None, carbon_g=None)
     )

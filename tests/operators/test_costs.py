@@ -87,7 +87,7 @@ def test_a_run_costs_what_its_nodes_cost_after_a_retry_and_a_clear_too(
     assert_matches(Cost.from_json(report["pool"]["cost"]), account_of(qarnot, second))
 
 
-def test_what_is_used_and_idle_is_what_the_nodes_did(
+def test_used_and_idle_time_are_those_of_the_nodes(
     qarnot: LocalQarnot, client: QarnotClient, run_id: str
 ) -> None:
     pool = run(partial(create, slots_per_node=2, instance_count=4), ti(run_id, "create"))

@@ -80,7 +80,7 @@ def test_airflows_default_in_the_file_that_airflow_generates_is_no_decision(tmp_
     assert _in_a_process(tmp_path) == "False"
 
 
-def test_what_airflow_sets_in_the_process_counts() -> None:
+def test_a_setting_of_the_process_counts() -> None:
     conf.add_section("operators")
     try:
         conf.set("operators", "default_deferrable", "False")

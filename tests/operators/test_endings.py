@@ -119,7 +119,7 @@ def test_a_clear_goes_on_though_the_abort_of_a_task_in_pending_cancel_is_refused
 
 @pytest.mark.parametrize("state", ["queued", "scheduled", None, "failed", "up_for_retry", "restarting"])
 @ONE_AND_MANY
-def test_what_a_cleared_task_had_ends_before_its_new_try_starts(
+def test_the_objects_of_a_cleared_task_end_before_its_new_try_starts(
     qarnot: LocalQarnot, client: QarnotClient, make: Any, state: str | None, request: pytest.FixtureRequest
 ) -> None:
     """The XComs of the old try are there until the new one starts, which a user may prevent by marking it failed."""
@@ -325,7 +325,7 @@ def test_a_new_run_of_the_same_id_ends_what_a_deleted_one_left_whatever_its_trie
 
 
 @KINDS
-def test_what_is_taken_over_names_the_try_that_has_it(
+def test_an_adopted_object_names_the_try_that_has_it(
     qarnot: LocalQarnot, client: QarnotClient, make: Any, tries: Callable[..., FakeTI]
 ) -> None:
     for try_number in (1, 2, 3):
@@ -340,7 +340,7 @@ def test_what_is_taken_over_names_the_try_that_has_it(
 
 
 @KINDS
-def test_what_has_no_room_for_one_more_tag_is_taken_over_all_the_same(
+def test_an_object_without_room_for_a_tag_is_adopted_all_the_same(
     qarnot: LocalQarnot, client: QarnotClient, make: Any, tries: Callable[..., FakeTI]
 ) -> None:
     make = partial(make, tags=[f"tag-{number}" for number in range(7)], task_id=make.keywords["task_id"])

@@ -118,7 +118,7 @@ def end_wait(operator: Any, how: str, deferred: Any, context: Any) -> Any:
 
 
 @pytest.mark.parametrize("how", [*ENDINGS, "Trigger timeout", "Trigger failure"])
-def test_what_is_reached_by_then_counts_however_a_deferred_wait_ends(
+def test_a_state_reached_by_then_counts_however_a_deferred_wait_ends(
     qarnot: LocalQarnot, client: QarnotClient, wait: Wait, how: str, run_id: str
 ) -> None:
     deferred, context = defer(wait.make, FakeTI(run_id=run_id, task_id=wait.make().task_id))
@@ -133,7 +133,7 @@ def test_what_is_reached_by_then_counts_however_a_deferred_wait_ends(
 
 
 @pytest.mark.parametrize("how", [*ENDINGS, "Trigger timeout", "Trigger failure"])
-def test_what_is_not_reached_by_then_is_ended(
+def test_an_object_that_has_not_reached_it_by_then_is_ended(
     qarnot: LocalQarnot, client: QarnotClient, pool: str, how: str, run_id: str
 ) -> None:
     makes = [
@@ -353,7 +353,7 @@ def test_a_proxy_alone_never_says_that_something_is_gone(
 
 
 @MODES
-def test_what_is_given_up_as_gone_is_ended(
+def test_an_object_given_up_as_deleted_is_ended(
     qarnot: LocalQarnot, client: QarnotClient, pool: str, deferrable: bool, run_id: str
 ) -> None:
     """The service denies it for as long as it is asked, and yet it runs."""

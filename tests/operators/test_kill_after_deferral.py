@@ -252,6 +252,6 @@ CASES = {
         "restarting",
     ],
 )
-def test_what_goes_on(what: str, state: str | None) -> None:
+def test_states_in_which_the_object_is_still_needed(what: str, state: str | None) -> None:
     kind = "pool" if what == "pool" else "task"
     assert is_still_wanted(kind, state, is_fan_out=what == "tasks") is (state in CASES[what])  # type: ignore[arg-type]

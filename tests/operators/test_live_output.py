@@ -346,7 +346,7 @@ def test_a_function_that_is_followed_does_not_show_its_result(
 
 
 @pytest.mark.parametrize("parameters", [{"log_output": "always"}, {"wait_for_completion": False}])
-def test_what_cannot_be_is_refused_at_parse(parameters: dict[str, Any]) -> None:
+def test_impossible_parameters_are_refused_at_parse(parameters: dict[str, Any]) -> None:
     with pytest.raises(QarnotInvalidSpecError, match="log_output"):
         task(command="true", **parameters)
 

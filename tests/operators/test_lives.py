@@ -259,7 +259,7 @@ def test_a_retry_after_a_failure_submits_the_next_generation(
 
 
 @KINDS
-def test_what_somebody_ended_between_two_tries_is_replaced(qarnot: LocalQarnot, story: Story) -> None:
+def test_an_object_ended_between_two_tries_is_replaced(qarnot: LocalQarnot, story: Story) -> None:
     first = story.start()
     story.resource.end(first)
     # Cancelled, and not just on its way there: that is the next test but one.
@@ -1188,7 +1188,7 @@ def test_a_retry_that_finds_the_pool_cooled_down_warms_it_up_again(
 
 
 @ANY_SERVER
-def test_who_does_not_wait_for_the_pool_does_not_warm_it_up(
+def test_a_task_that_does_not_wait_for_the_pool_does_not_warm_it_up(
     qarnot: LocalQarnot, client: QarnotClient, run_id: str
 ) -> None:
     """Nobody would end the warm-up, and it would keep the work out of the slots."""

@@ -118,7 +118,7 @@ def test_remote_retries_are_a_number_or_a_mapping(value: Any) -> None:
 
 
 @pytest.mark.parametrize("value", ["many", -1, True, [2], 1.5])
-def test_what_is_neither_says_that_a_number_works(value: Any) -> None:
+def test_an_invalid_interval_says_that_a_number_works(value: Any) -> None:
     with pytest.raises(QarnotInvalidSpecError) as caught:
         QarnotRunTaskOperator(task_id="t", command="c", remote_retries=value)
     assert str(caught.value).startswith(

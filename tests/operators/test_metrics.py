@@ -202,7 +202,7 @@ def test_metrics_that_cannot_be_sent_spoil_nothing(monkeypatch: pytest.MonkeyPat
     metrics.timing("poll.duration", 1)
 
 
-def test_what_airflow_has_set_up_is_used_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_stats_backend_of_airflow_is_used_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a task process Airflow has set up its stats before any operator runs."""
     stats = pytest.importorskip("airflow.sdk.observability.stats")
     forget_stats(monkeypatch)

@@ -423,7 +423,7 @@ FILLED = (
 
 @pytest.mark.parametrize("rendered", ["", " ", "None", None])
 @pytest.mark.parametrize("name", FILLED)
-def test_what_is_given_and_renders_to_nothing_is_refused(
+def test_a_parameter_that_renders_to_nothing_is_refused(
     qarnot: LocalQarnot, name: str, rendered: Any
 ) -> None:
     operator = create(**{"instance_count": 2, name: "{{ params.it }}"})
@@ -435,7 +435,7 @@ def test_what_is_given_and_renders_to_nothing_is_refused(
 
 
 @pytest.mark.parametrize("name", FILLED)
-def test_what_is_empty_in_the_source_is_refused_when_the_dag_is_parsed(name: str) -> None:
+def test_an_empty_parameter_is_refused_when_the_dag_is_parsed(name: str) -> None:
     with pytest.raises(QarnotInvalidSpecError, match=f"{name} is given, but empty"):
         create(**{"instance_count": 2, name: ""})
     assert getattr(create(**{name: None}), name) is None, "None says what leaving it out says"

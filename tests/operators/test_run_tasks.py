@@ -96,7 +96,7 @@ def test_an_outage_ends_no_wait_on_the_worker(
     assert run(make, FakeTI(run_id=f"outage-{kind}"))["succeeded"] == 2
 
 
-def test_what_a_retry_finds_is_told_and_counted(
+def test_objects_found_by_a_retry_are_logged_and_counted(
     qarnot: LocalQarnot, client: QarnotClient, pool: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     commands = ["true", "true", "sh -c 'sleep 2'"]
@@ -286,7 +286,7 @@ def test_a_quota_only_slows_it_down(
         qarnot.set_account(maxTask=100000)
 
 
-def test_what_the_server_deletes_after_its_end_was_seen_still_counts(
+def test_a_task_deleted_after_its_end_was_seen_still_counts(
     qarnot: LocalQarnot, client: QarnotClient, pool: str, tmp_path: Path
 ) -> None:
     """Somebody else fills the account, and the server makes room by deleting what is finished."""

@@ -190,7 +190,9 @@ class ReschedulingTI(FakeTI):
         return self.rescheduled
 
 
-def test_what_is_there_already_needs_no_trigger(qarnot: LocalQarnot, client: QarnotClient, pool: str) -> None:
+def test_a_state_that_is_reached_already_needs_no_trigger(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str
+) -> None:
     uuid = client.tasks.create(TaskSpec(name="x", pool=pool, command="true"))
     run(partial(task_sensor, qarnot_task=uuid))
     sensor = task_sensor(qarnot_task=uuid)

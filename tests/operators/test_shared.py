@@ -345,7 +345,7 @@ def test_airflow_that_does_not_answer_keeps_it_open(
 
 @ANY_SERVER
 @pytest.mark.parametrize(("state", "stays"), [("running", True), ("failed", False)])
-def test_what_runs_on_it_for_a_live_run_keeps_it_open_without_a_hold(
+def test_a_task_of_a_live_run_keeps_it_open_without_a_hold(
     sharers: Sharers, held: str, state: str, stays: bool
 ) -> None:
     pool = sharers.open("r1")
@@ -357,7 +357,7 @@ def test_what_runs_on_it_for_a_live_run_keeps_it_open_without_a_hold(
 
 
 @ANY_SERVER
-def test_what_nobody_of_ours_made_keeps_it_open(sharers: Sharers, held: str) -> None:
+def test_a_task_of_another_program_keeps_it_open(sharers: Sharers, held: str) -> None:
     from airflow_qarnot_pool.api.specs import TaskSpec
 
     pool = sharers.open("r1")
@@ -367,7 +367,7 @@ def test_what_nobody_of_ours_made_keeps_it_open(sharers: Sharers, held: str) -> 
 
 
 @ANY_SERVER
-def test_what_is_left_of_the_run_that_gives_it_up_ends_with_it(sharers: Sharers, held: str) -> None:
+def test_tasks_of_the_run_that_gives_it_up_end_with_it(sharers: Sharers, held: str) -> None:
     pool = sharers.open("r1")
     defer(
         partial(QarnotRunTaskOperator, task_id="work", command=held, qarnot_pool=pool),
@@ -556,7 +556,7 @@ def test_copies_of_a_mapped_task_that_went_on_with_the_next_are_done_with_their_
 
 
 @MODES
-def test_what_waits_on_it_runs_on_the_next_when_it_is_closed(
+def test_tasks_queued_on_it_run_on_the_next_when_it_is_closed(
     qarnot: LocalQarnot, sharers: Sharers, deferrable: bool, tmp_path: Any
 ) -> None:
     """Three instances: one has succeeded, one runs and one waits when the pool is closed under them."""
@@ -746,7 +746,9 @@ def test_a_setup_that_runs_out_of_time_closes_only_what_nobody_else_needs(
 # --- warmth
 
 
-def test_who_waits_for_it_at_the_same_time_shares_the_warm_up(qarnot: LocalQarnot, sharers: Sharers) -> None:
+def test_runs_that_wait_for_it_at_the_same_time_share_the_warm_up(
+    qarnot: LocalQarnot, sharers: Sharers
+) -> None:
     qarnot.set_speed(0.001)  # no node is up before all of them wait
     begun = [
         (make := sharers.opens(name, warm_up=True), *defer(make, sharers.ti(name, "open")))
@@ -763,7 +765,7 @@ def test_who_waits_for_it_at_the_same_time_shares_the_warm_up(qarnot: LocalQarno
 
 
 @ANY_SERVER
-def test_who_finds_it_warm_goes_on_at_once_and_ends_a_warm_up_that_is_left(
+def test_a_run_that_finds_it_warm_continues_at_once_and_ends_a_leftover_warm_up(
     qarnot: LocalQarnot, sharers: Sharers
 ) -> None:
     deferred, _ = defer(sharers.opens("r1", warm_up=True), sharers.ti("r1", "open"))

@@ -131,7 +131,7 @@ def test_a_rescheduled_sensor_goes_by_how_long_the_pool_has_ended(
 
 
 @MODES
-def test_what_waited_on_a_shared_pool_runs_on_the_next(
+def test_a_task_queued_on_a_shared_pool_runs_on_the_next(
     qarnot: LocalQarnot, client: QarnotClient, deferrable: bool, run_id: str
 ) -> None:
     shared = {"shared": "left", "instance_count": 1, "keep_warm": timedelta(minutes=5)}

@@ -200,7 +200,7 @@ FILLED = [
 
 @pytest.mark.parametrize("rendered", ["", " ", "None", None])
 @pytest.mark.parametrize(("make", "name"), FILLED)
-def test_what_is_given_and_renders_to_nothing_is_refused(
+def test_a_parameter_that_renders_to_nothing_is_refused(
     qarnot: LocalQarnot, make: Any, name: str, rendered: Any
 ) -> None:
     operator = make(**{"qarnot_pool": "p", name: "{{ params.it }}"})
@@ -220,7 +220,7 @@ def test_a_command_of_no_words_is_refused(qarnot: LocalQarnot) -> None:
 
 
 @pytest.mark.parametrize(("make", "name"), FILLED)
-def test_what_is_empty_in_the_source_is_refused_when_the_dag_is_parsed(make: Any, name: str) -> None:
+def test_an_empty_parameter_is_refused_when_the_dag_is_parsed(make: Any, name: str) -> None:
     with pytest.raises(QarnotInvalidSpecError, match=f"{name} is given, but empty"):
         make(**{name: ""})
 

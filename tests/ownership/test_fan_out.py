@@ -52,13 +52,13 @@ def test_every_item_stands_for_itself() -> None:
     assert now.end == ("stray",)
 
 
-def test_what_failed_in_an_earlier_try_runs_again() -> None:
+def test_an_item_that_failed_in_an_earlier_try_runs_again() -> None:
     now = fan_out_state(LIFE, SPECS, [snapshot(0, Usability.DEAD, try_number=LIFE.try_number - 1)])
     assert waiting(now)[0] == (0, 2)
     assert not now.failed
 
 
-def test_what_failed_again_in_this_try_is_failed() -> None:
+def test_an_item_that_failed_again_in_this_try_is_failed() -> None:
     earlier = snapshot(0, Usability.DEAD, try_number=LIFE.try_number - 1)
     now = fan_out_state(LIFE, SPECS, [earlier, snapshot(0, Usability.DEAD, uuid="again", generation=2)])
     assert now.failed == {0: "again"}
@@ -95,7 +95,7 @@ def test_no_more_are_in_flight_than_the_limit() -> None:
     assert now.next(1) == ()
 
 
-def test_what_was_seen_and_is_gone_is_remembered() -> None:
+def test_a_deleted_item_that_was_seen_is_remembered() -> None:
     memory = FanOutProgress(pending={(0, 1), (1, 2), (3, 1)})
     memory.ended((0, 1), success=True)
     memory.ended((1, 2), success=False)

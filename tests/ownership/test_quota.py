@@ -66,12 +66,12 @@ OTHER = life_of(task_id="other")
 
 @pytest.mark.parametrize("state", FINAL)
 @pytest.mark.parametrize("ended", ["Success", "Failure", "Cancelled"])
-def test_what_airflow_has_recorded_may_go(state: str, ended: str) -> None:
+def test_a_task_that_airflow_has_recorded_may_be_deleted(state: str, ended: str) -> None:
     assert disposal_of_task(task(OTHER, ended), state, never, ME) is Disposal.FORGET
 
 
 @pytest.mark.parametrize("state", NOT_FINAL)
-def test_what_airflow_has_not_recorded_may_go_only_if_a_record_can_hold_it(state: str | None) -> None:
+def test_an_unrecorded_task_may_be_deleted_only_if_a_record_can_hold_it(state: str | None) -> None:
     recordable = {RECORDABLE_LABEL: "true"}
     assert disposal_of_task(task(OTHER), state, never, ME) is Disposal.KEEP
     assert disposal_of_task(task(OTHER, labels=recordable), state, never, ME) is Disposal.RECORD
@@ -81,7 +81,7 @@ def test_what_airflow_has_not_recorded_may_go_only_if_a_record_can_hold_it(state
         assert disposal_of_task(item(OTHER, 3, ended), state, never, ME) is Disposal.KEEP
 
 
-def test_what_no_task_waits_for_may_go_only_when_its_run_is_over() -> None:
+def test_a_task_without_a_waiter_may_be_deleted_only_after_its_run() -> None:
     watched = task(OTHER, labels={UNAWAITED_LABEL: "true", RECORDABLE_LABEL: "true"})
     assert disposal_of_task(watched, "success", lambda: False, ME) is Disposal.KEEP
     assert disposal_of_task(watched, "success", lambda: True, ME) is Disposal.FORGET

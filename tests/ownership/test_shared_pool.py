@@ -46,7 +46,7 @@ def snapshot(uuid: str, **fields: Any) -> RemoteSnapshot:
         {"run_started": "2026-02-02T00:00:00+00:00"},
     ],
 )
-def test_what_is_shared_is_the_same_for_every_life_of_every_task(change: dict[str, Any]) -> None:
+def test_the_shared_name_is_the_same_for_every_try_of_every_task(change: dict[str, Any]) -> None:
     other = dataclasses.replace(LIFE, **change)
     assert (other.owner, other.lineage, other.shortname(2)) == (LIFE.owner, LIFE.lineage, LIFE.shortname(2))
     assert other.has_history
@@ -143,7 +143,7 @@ NEEDED = {
 
 
 @pytest.mark.parametrize(("needs", "words"), NEEDED.values(), ids=NEEDED)
-def test_who_needs_it(needs: Usage, words: list[str]) -> None:
+def test_runs_that_need_it(needs: Usage, words: list[str]) -> None:
     assert describe_users(needs, ME, lambda one: one.run_id != "over") == words
 
 

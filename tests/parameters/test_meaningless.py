@@ -57,7 +57,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("operator", "given", "field"), CASES)
-def test_what_cannot_be_meant_is_refused_when_the_dag_is_parsed(
+def test_meaningless_parameters_are_refused_when_the_dag_is_parsed(
     operator: Any, given: dict[str, Any], field: str
 ) -> None:
     with DAG("d", schedule=None), pytest.raises(QarnotInvalidSpecError, match=field) as caught:
@@ -65,7 +65,7 @@ def test_what_cannot_be_meant_is_refused_when_the_dag_is_parsed(
     assert caught.value.field == field
 
 
-def test_what_a_template_yields_names_a_connection_or_is_refused() -> None:
+def test_a_template_result_names_a_connection_or_is_refused() -> None:
     with DAG("d", schedule=None):
         operator = QarnotCreatePoolOperator(task_id="t", qarnot_conn_id="{{ x }}")
     operator.qarnot_conn_id = ""

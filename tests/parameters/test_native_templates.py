@@ -170,7 +170,7 @@ def test_they_are_text_in_lists_and_mappings_too(value: Any, text: str) -> None:
 
 
 @pytest.mark.parametrize("value", [["a"], {"a": 1}, object(), b"a"])
-def test_what_stands_for_no_text_is_refused_where_text_is_wanted(value: Any) -> None:
+def test_a_value_that_is_not_text_is_refused_if_text_is_needed(value: Any) -> None:
     with pytest.raises(QarnotInvalidSpecError, match="name"):
         TaskSpec.from_mapping({"name": value, "command": "c"})
 

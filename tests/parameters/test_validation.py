@@ -215,7 +215,7 @@ def test_default_args_reach_the_teardown_of_a_group() -> None:
     assert {name: getattr(group.close_pool, name) for name in defaults} == defaults
 
 
-def test_what_a_group_is_given_comes_before_default_args() -> None:
+def test_parameters_of_a_group_come_before_default_args() -> None:
     defaults = {"keep_warm": timedelta(minutes=1), "name": "of all"}
     with DAG("d", schedule=None, default_args=defaults):
         with QarnotPoolGroup("g", keep_warm=timedelta(minutes=2), name="of this") as group:

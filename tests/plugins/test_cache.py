@@ -67,7 +67,7 @@ def test_nothing_is_asked_while_nobody_looks() -> None:
     assert len(asked) == 1
 
 
-def test_what_fails_keeps_what_was_known_says_why_and_is_tried_less_and_less_often() -> None:
+def test_a_failing_request_keeps_known_data_says_why_and_is_tried_less_often() -> None:
     clock, answers = Clock(), iter([1, *[ValueError("away")] * 20])
 
     def ask(key: str, first: Any = None) -> Any:

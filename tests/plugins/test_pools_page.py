@@ -130,7 +130,7 @@ def test_a_pool_from_booting_to_closed(make: Maker, admin: TestClient) -> None:
     row_of(admin, uuid, phase="closed", closable=False)
 
 
-def test_what_it_costs_is_shown(make: Maker, admin: TestClient, server: LocalQarnot) -> None:
+def test_the_cost_is_shown(make: Maker, admin: TestClient, server: LocalQarnot) -> None:
     uuid = make.pool()
     row_of(admin, uuid, phase="open")
     row = until(lambda: (found := row_of(admin, uuid))["figures"] and found, "figures")
@@ -327,7 +327,7 @@ def test_the_list_is_there_after_one_request_and_complete_after_two(
     assert len(asked()) <= 2 + 2 * FIGURES_PER_ROUND
 
 
-def test_what_a_browser_has_is_not_sent_again(make: Maker, admin: TestClient, as_role: As) -> None:
+def test_cached_files_are_not_sent_again(make: Maker, admin: TestClient, as_role: As) -> None:
     uuid = make.pool(owner=identity("sent", "once"))
     row_of(admin, uuid, phase="open")
     run = {"run_id": "once"}

@@ -111,7 +111,7 @@ def test_a_pool_of_one_run_is_that_runs(make: Maker, as_role: As) -> None:
     assert row["mine"] is None
 
 
-def test_whoever_opened_a_pool_and_runs_nothing_on_it_has_no_part_once_another_does(
+def test_a_run_that_opened_a_pool_and_runs_nothing_has_no_share_once_another_does(
     make: Maker, as_role: As, server: LocalQarnot
 ) -> None:
     """Shares cost one request more, and only where there are several runs."""

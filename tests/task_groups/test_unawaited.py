@@ -95,7 +95,7 @@ AWAITED: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("build", AWAITED.values(), ids=AWAITED.keys())
-def test_what_something_in_the_group_waits_for_is_accepted(build: Callable[[], Any]) -> None:
+def test_a_task_that_another_in_the_group_waits_for_is_accepted(build: Callable[[], Any]) -> None:
     with DAG("dag", schedule=None), QarnotPoolGroup("render", instance_count=1):
         build()
 

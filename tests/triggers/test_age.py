@@ -81,7 +81,7 @@ def test_a_trigger_that_is_old_enough_fires_at_once(
     assert missing == [0.0]
 
 
-def test_what_is_reached_before_the_deferral_needs_none(
+def test_a_state_reached_before_the_deferral_needs_none(
     qarnot: LocalQarnot, client: QarnotClient, pool: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A deferral costs a second process, and the age of its trigger."""

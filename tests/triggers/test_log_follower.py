@@ -497,7 +497,7 @@ def test_a_channel_is_drained_once_all_of_it_is_read() -> None:
         asyncio.run(reads())
 
 
-def test_what_is_no_channel_has_nothing_unread(tmp_path: Any) -> None:
+def test_an_object_that_is_no_channel_has_nothing_unread(tmp_path: Any) -> None:
     with (tmp_path / "log").open("wb") as file:
         assert (
             bytes_unread(structlog.wrap_logger(structlog.BytesLogger(file), processors=[lambda *_: b"x"]))

@@ -149,7 +149,7 @@ def test_objects_of_others_are_swept(qarnot: LocalQarnot, client: QarnotClient, 
     assert asyncio.run(state_of(uuid, "Success")) == "Success"
 
 
-def test_what_is_gone_is_an_error_of_its_own_waiter_only(
+def test_a_deleted_object_is_an_error_of_its_waiter_only(
     qarnot: LocalQarnot, client: QarnotClient, pool: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(poller, "SWEEP_EVERY", 2)
@@ -213,7 +213,7 @@ def test_an_object_that_cannot_be_had_keeps_no_other_from_being_looked_at(
     ],
     ids=lambda fault: str(fault.get("status", fault["kind"])),
 )
-def test_what_passes_never_fails_a_waiter(
+def test_a_transient_error_never_fails_a_waiter(
     qarnot: LocalQarnot, client: QarnotClient, pool: str, fault: dict[str, Any]
 ) -> None:
     (uuid,) = submit(client, pool, 1, "true")
@@ -510,7 +510,7 @@ def test_rounds_keep_their_interval_however_long_a_request_takes(
     assert apart[0] <= interval + 1e-6
 
 
-def test_who_comes_while_a_request_is_under_way_is_seen_to_right_after(
+def test_a_waiter_that_joins_during_a_request_is_polled_right_after(
     qarnot: LocalQarnot, client: QarnotClient, pool: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = submit(client, pool, 2)

@@ -331,7 +331,7 @@ def test_a_server_clock_that_is_set_hides_no_change(
     while_waiting(uuids, story)
 
 
-def test_what_happens_between_two_rounds_after_the_clock_was_set_back_is_asked_for_again(
+def test_changes_between_two_rounds_after_the_clock_was_set_back_are_polled_again(
     private: Callable[[], tuple[LocalQarnot, QarnotClient, str]], no_sweeps: None
 ) -> None:
     qarnot, client, pool = private()
@@ -382,7 +382,7 @@ def test_a_part_whose_clock_is_two_seconds_behind_is_heard_in_time(
     while_waiting(uuids, story)
 
 
-def test_what_changes_while_an_answer_is_under_way_is_asked_for_again(
+def test_changes_while_a_response_is_under_way_are_polled_again(
     qarnot: LocalQarnot, client: QarnotClient, pool: str, no_sweeps: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The mark is the time before the request: the server may have made its answer right then."""

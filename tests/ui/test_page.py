@@ -223,7 +223,7 @@ def test_state_cost_and_close_are_in_sight_at_every_width(browser: Browser, make
     browser.driver.switch_to.default_content()
 
 
-def test_what_was_known_stays_while_qarnot_is_away(
+def test_known_data_stay_while_qarnot_is_away(
     browser: Browser, make: Maker, qarnot_of_ui: LocalQarnot
 ) -> None:
     uuid = make.pool("known")

@@ -44,7 +44,7 @@ def connected(browser: Browser, airflow: AirflowStack, qarnot_of_ui: LocalQarnot
     login(browser, airflow, "anna")
 
 
-def test_nobody_gets_in_without_a_login(airflow: AirflowStack) -> None:
+def test_the_page_needs_a_login(airflow: AirflowStack) -> None:
     for path in ("/", "/static/pools.js", "/api/pools"):
         assert requests.get(f"{airflow.url}/qarnot-pools{path}", timeout=30).status_code == 401
 
@@ -151,7 +151,7 @@ def test_a_run_from_the_form_to_the_closed_pool(
     ("user", "reads", "closes"), [("vera", 403, 403), ("otto", 200, 200), ("anna", 200, 200)]
 )
 @pytest.mark.usefixtures("connected")
-def test_what_each_role_may_do(
+def test_permissions_of_each_role(
     airflow: AirflowStack, make: Maker, user: str, reads: int, closes: int
 ) -> None:
     uuid = make.pool(owner=identity(f"of_{user}"))

@@ -161,7 +161,7 @@ def test_evaluate(condition: Condition, look: Pool | Task, verdict: ConditionRes
     assert condition.evaluate(look) is verdict
 
 
-def test_what_was_seen_before_counts_as_passed() -> None:
+def test_a_state_seen_before_counts_as_passed() -> None:
     assert POOL_READY.evaluate(pool("PartiallyExecuting"), ["FullyExecuting"]) is ConditionResult.MET
 
 

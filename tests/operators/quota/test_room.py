@@ -49,7 +49,7 @@ UNREAD = {
 
 @pytest.mark.parametrize("parameters", UNREAD.values(), ids=UNREAD)
 @pytest.mark.parametrize("state", ["running", "deferred", "queued", "up_for_retry", None, "unknown"])
-def test_what_airflow_has_not_recorded_does_not_go(
+def test_a_task_that_airflow_has_not_recorded_is_not_deleted(
     qarnot: LocalQarnot, client: QarnotClient, pool: str, parameters: dict[str, Any], state: str | None
 ) -> None:
     ti = FakeTI(run_id="first", task_id="work")
@@ -98,7 +98,7 @@ def one() -> int:
     return 1
 
 
-def test_what_no_task_waits_for_goes_only_with_its_dag_run(
+def test_a_task_without_a_waiter_is_deleted_only_after_its_dag_run(
     qarnot: LocalQarnot, client: QarnotClient, pool: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A sensor may wait for it."""
@@ -269,7 +269,7 @@ def test_a_recorded_failure_of_an_item_runs_again_in_the_next_try(
 
 
 @pytest.mark.parametrize("kind", ["single", "fan-out"])
-def test_what_is_recorded_and_deleted_during_a_lookup_is_found(
+def test_a_task_recorded_and_deleted_during_a_lookup_is_found(
     qarnot: LocalQarnot,
     client: QarnotClient,
     pool: str,
