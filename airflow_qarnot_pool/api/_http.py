@@ -1,4 +1,4 @@
-"""One HTTP exchange on requests, bounded in time and size. Imported only when the first request is made."""
+"""One HTTP exchange with requests, limited in time and size. Imported by the first request."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http.client import HTTPResponse
 from typing import Any, cast
 
@@ -19,18 +20,18 @@ from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
-#: Maximum bytes of JSON. Parsed it takes about eight times as much memory.
+#: Maximum bytes of JSON, because parsed JSON takes about eight times as much memory.
 MAX_JSON = 64 * 1024 * 1024
-#: Maximum bytes of text that is read as a whole. Outputs of any size are read in pieces.
+#: Maximum bytes of text that is read as a whole. Larger outputs are streamed.
 MAX_TEXT = 256 * 1024 * 1024
 MAX_ERROR_BODY = 64 * 1024
 _CHUNK = 64 * 1024
 
 
 class _BoundedReader(io.RawIOBase):
-    """Reads a socket, each time with what is left of one deadline.
+    """Reads a socket until a deadline.
 
-    A socket's own timeout starts anew with every byte, so that a server that drips could hold a request forever.
+    A socket's own timeout restarts with every byte, so a slow server could hold a request forever.
     """
 
     def __init__(self, sock: socket.socket, deadline: float) -> None:
@@ -42,10 +43,10 @@ class _BoundedReader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int | None:
-        left = self._deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("the answer took too long")
-        self._sock.settimeout(left)
+        remaining = self._deadline - time.monotonic()
+        if remaining <= 0:
+            raise TimeoutError("the response took too long")
+        self._sock.settimeout(remaining)
         return self._raw.readinto(buffer)
 
     def close(self) -> None:
@@ -62,7 +63,7 @@ class _BoundedResponse(HTTPResponse):
 
 
 class _BoundedExchange:
-    """Makes a connection's read timeout a bound on the whole answer, headers and body."""
+    """Applies the read timeout of a connection to the whole response, headers and body."""
 
     def getresponse(self) -> Any:
         with self._bounded():
@@ -73,12 +74,12 @@ class _BoundedExchange:
             with self._bounded():
                 cast(Any, super())._tunnel()
         except OSError as error:
-            # Nothing of the request is on its way yet.
+            # The request has not been sent yet.
             raise urllib3.exceptions.ProxyError("no tunnel through the proxy", error) from error
 
     @contextmanager
     def _bounded(self) -> Iterator[None]:
-        """For one answer: a connection that is used again has the next one at another time."""
+        """Set the deadline of one response, because the connection is reused for later ones."""
         this = cast(Any, self)
         deadline = time.monotonic() + this.timeout
         this.response_class = functools.partial(_BoundedResponse, deadline=deadline)
@@ -119,7 +120,7 @@ class _Adapter(HTTPAdapter):
 
 
 class Token(requests.auth.AuthBase):
-    """The raw token as Authorization. As `auth`, so that a .netrc entry for the host cannot replace it."""
+    """Sends the token as Authorization. An `auth` object, because a .netrc entry could replace a header."""
 
     def __init__(self, token: str | None) -> None:
         self._token = token
@@ -131,7 +132,7 @@ class Token(requests.auth.AuthBase):
 
 
 def new_session(*, user_agent: str) -> requests.Session:
-    """A session with kept-alive connections and nothing of its own in the way of retries."""
+    """Return a session that keeps connections alive and does not retry."""
     session = requests.Session()
     adapter = _Adapter(max_retries=0)
     session.mount("http://", adapter)
@@ -143,14 +144,14 @@ def new_session(*, user_agent: str) -> requests.Session:
 
 
 class TooLarge(Exception):
-    """An answer has more bytes than its kind can have."""
+    """A response is larger than its limit."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"more than {limit:,} bytes")
 
 
 def read(response: requests.Response, limit: int) -> bytes:
-    """Read a body of at most *limit* bytes to its end; of a refusal only as much as a message can be."""
+    """Read a body of at most *limit* bytes. The body of an error is cut to the size of a message."""
     if not response.ok:
         limit = MAX_ERROR_BODY
     body = bytearray()
@@ -164,13 +165,13 @@ def read(response: requests.Response, limit: int) -> bytes:
 
 
 def chunks(response: requests.Response) -> Iterator[bytes]:
-    """Yield a body in pieces of bounded size, however much it is compressed."""
+    """Yield a body in chunks of limited size, however much it is compressed."""
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
     pieces = response.raw.stream(_CHUNK, decode_content=False)
     if encoding in ("", "identity"):
         yield from pieces
     elif encoding in ("gzip", "x-gzip", "deflate"):
-        stream = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # finds out which of the two
+        stream = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # detects gzip and zlib
         try:
             for piece in pieces:
                 while piece and not stream.eof:
@@ -181,50 +182,75 @@ def chunks(response: requests.Response) -> Iterator[bytes]:
         if not stream.eof:
             raise requests.exceptions.ContentDecodingError("the compressed body is cut off")
     else:
-        raise requests.exceptions.ContentDecodingError(f"an encoding that was not asked for: {encoding[:40]}")
+        raise requests.exceptions.ContentDecodingError(f"unexpected encoding: {encoding[:40]}")
 
 
-def explain(error: Exception, limit: float) -> tuple[str, bool, bool]:
-    """Why an exchange broke off: the reason, whether the server may have acted, whether it is for good.
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an exchange failed."""
 
-    The text is ours: that of the libraries may name proxies with their passwords.
+    reason: str
+    #: Whether the server may have processed the request.
+    may_have_acted: bool = False
+    #: Whether every further attempt would fail too.
+    is_permanent: bool = False
+
+
+def explain(error: Exception, limit: float) -> Failure:
+    """Explain an exception of the HTTP libraries.
+
+    Does not use their messages, which may contain the password of a proxy.
+
+    :param limit: seconds that the exchange could take.
     """
     causes = _causes(error)
+    if reason := _misconfiguration(error, causes):
+        return Failure(reason, is_permanent=True)
+    if isinstance(error, requests.exceptions.ConnectTimeout):
+        return Failure(f"no connection within {limit:.0f} s")
+    never_sent = isinstance(error, requests.exceptions.ProxyError) or any(
+        isinstance(cause, urllib3.exceptions.NewConnectionError) for cause in causes
+    )
+    return Failure(_interruption(error, causes, limit), may_have_acted=not never_sent)
+
+
+def _misconfiguration(error: Exception, causes: list[BaseException]) -> str | None:
+    """Return the reason of a failure that only another configuration can remove."""
     for cause in causes:
         if "CERTIFICATE_VERIFY_FAILED" in str(cause) or isinstance(cause, ssl.CertificateError):
-            return "the server's TLS certificate cannot be verified", False, True
+            return "the server's TLS certificate cannot be verified"
         if isinstance(cause, ssl.SSLError) and cause.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST"):
-            return "the server does not speak TLS on this port (is its URL one with http://?)", False, True
+            return "the server does not speak TLS on this port (does its URL start with http://?)"
     if isinstance(error, (requests.exceptions.InvalidURL, requests.exceptions.InvalidProxyURL)):
-        return "the URL of the API or of the proxy is not valid", False, True
+        return "the URL of the API or of the proxy is not valid"
     if isinstance(error, requests.exceptions.InvalidSchema):
-        return "the URL of the proxy is of a kind that needs another package", False, True
-    untouched = isinstance(
-        error, (requests.exceptions.ConnectTimeout, requests.exceptions.ProxyError)
-    ) or any(isinstance(cause, urllib3.exceptions.NewConnectionError) for cause in causes)
-    if isinstance(error, requests.exceptions.ConnectTimeout):
-        return f"no connection within {limit:.0f} s", False, False
+        return "the scheme of the proxy URL needs another package"
+    return None
+
+
+def _interruption(error: Exception, causes: list[BaseException], limit: float) -> str:
+    """Return the reason of a failure that may pass."""
     if any(isinstance(cause, (TimeoutError, urllib3.exceptions.ReadTimeoutError)) for cause in causes):
-        return f"no complete answer within {limit:.0f} s", not untouched, False
+        return f"no complete response within {limit:.0f} s"
     if isinstance(error, requests.exceptions.ProxyError):
-        return "the HTTP proxy does not answer, or refuses", False, False
+        return "the HTTP proxy does not respond, or refuses"
     if any(isinstance(cause, urllib3.exceptions.NameResolutionError) for cause in causes):
-        return "the host name cannot be resolved", False, False
+        return "the host name cannot be resolved"
     system = next((cause for cause in causes if isinstance(cause, OSError) and cause.strerror), None)
     if system is not None:
-        return str(system.strerror).lower(), not untouched, False
+        return str(system.strerror).lower()
     if isinstance(error, requests.exceptions.ContentDecodingError):
-        return "the answer cannot be decoded", not untouched, False
-    return "the connection broke off", not untouched, False
+        return "the response cannot be decoded"
+    return "the connection was interrupted"
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    """An exception and all it wraps, in any of the ways the HTTP libraries do."""
-    found: list[BaseException] = []
-    todo: list[Any] = [error]
-    while todo:
-        one = todo.pop(0)
-        if isinstance(one, BaseException) and one not in found:
-            found.append(one)
-            todo += [getattr(one, "reason", None), one.__cause__, one.__context__, *one.args]
-    return found
+    """Return an exception and all exceptions inside it, in any of the forms that the HTTP libraries use."""
+    causes: list[BaseException] = []
+    queue: list[Any] = [error]
+    while queue:
+        cause = queue.pop(0)
+        if isinstance(cause, BaseException) and cause not in causes:
+            causes.append(cause)
+            queue += [getattr(cause, "reason", None), cause.__cause__, cause.__context__, *cause.args]
+    return causes

@@ -1,4 +1,4 @@
-"""The account: who it is, what it may use, what it costs, which profiles and hardware there are.
+"""The account: its identity, quotas, credits, profiles and hardware.
 
 Qarnot API: `/info`, `/quotas`, `/profiles`, `/hardware-constraints`, `/credits`.
 """
@@ -16,7 +16,7 @@ _PAGE = 50
 
 
 class AccountResource:
-    """Everything that is about the account and not about one object."""
+    """Calls about the account as a whole."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
@@ -25,7 +25,7 @@ class AccountResource:
         return self._transport.request("GET", path, idempotent=True, **options)
 
     def settings(self) -> dict[str, str | None]:
-        """What the API says about itself, the ``storage`` URL among it; needs no token.
+        """Return the settings of the API, with the ``storage`` URL. Needs no token.
 
         Qarnot API: ``GET /settings``.
         """
@@ -33,24 +33,24 @@ class AccountResource:
         return data
 
     def versions(self) -> list[dict[str, str]]:
-        """Versions of the API; needs no token. Qarnot API: ``GET /versions``."""
+        """List the versions of the API. Needs no token. Qarnot API: ``GET /versions``."""
         data: list[dict[str, str]] = self._get("/versions", shape=list, anonymous=True)
         return data
 
     def check(self) -> None:
-        """Return if the token is good, else raise QarnotCredentialsError. Qarnot API: ``GET /``."""
+        """Raise QarnotCredentialsError if the token is not valid. Qarnot API: ``GET /``."""
         self._get("/")
 
     def info(self) -> Account:
-        """The account, its limits and what it uses of them. Qarnot API: ``GET /info``."""
+        """Return the account, its limits and their use. Qarnot API: ``GET /info``."""
         return Account.from_json(self._get("/info", shape=dict))
 
     def user_quotas(self) -> AccountQuotas:
-        """Computing quotas of the user. Qarnot API: ``GET /quotas/computing-quotas/user``."""
+        """Return the computing quotas of the user. Qarnot API: ``GET /quotas/computing-quotas/user``."""
         return AccountQuotas.from_json(self._get("/quotas/computing-quotas/user", shape=dict))
 
     def organization_quotas(self) -> AccountQuotas:
-        """Computing quotas of the organization; QarnotNotFoundError where there is none.
+        """Return the computing quotas of the organization. Raises QarnotNotFoundError if there is none.
 
         Qarnot API: ``GET /quotas/computing-quotas/organization``.
         """
@@ -58,11 +58,11 @@ class AccountResource:
         return AccountQuotas.from_json(self._get(path, shape=dict, kind="organization quota"))
 
     def profiles(self) -> list[str]:
-        """Names of the profiles the account may use. Qarnot API: ``GET /profiles``."""
+        """List the profiles that the account may use. Qarnot API: ``GET /profiles``."""
         return [str(name) for name in self._get("/profiles", shape=list)]
 
     def profile(self, name: str) -> Profile:
-        """A profile and its constants; QarnotNotFoundError for an unknown one.
+        """Return a profile and its constants. Raises QarnotNotFoundError.
 
         Qarnot API: ``GET /profiles/{name}``.
         """
@@ -70,19 +70,19 @@ class AccountResource:
         return Profile.from_json(self._get(path, kind="profile", ref=name, shape=dict))
 
     def hardware_constraints(self) -> list[HardwareConstraint]:
-        """Every hardware constraint the account may use. Qarnot API: ``GET /hardware-constraints``."""
-        found: list[Any] = []
+        """List the hardware constraints that the account may use. Qarnot API: ``GET /hardware-constraints``."""
+        constraints: list[Any] = []
         while True:
-            params = {"limit": _PAGE, "offset": len(found)}
+            params = {"limit": _PAGE, "offset": len(constraints)}
             data = self._get("/hardware-constraints", params=params, shape=dict)
             items = data.get("data") or []
-            found += items
+            constraints += items
             total = data.get("total")
-            if not items or not isinstance(total, int) or len(found) >= total:
-                return [HardwareConstraint.from_json(item) for item in found]
+            if not items or not isinstance(total, int) or len(constraints) >= total:
+                return [HardwareConstraint.from_json(item) for item in constraints]
 
     def cpu_models(self, text: str) -> list[str]:
-        """Processor models that match a text, the best first.
+        """List the processor models that match a text, the best match first.
 
         Qarnot API: ``GET /hardware-constraints/cpu-model-constraints/search``.
         """
@@ -91,11 +91,11 @@ class AccountResource:
         return [str(item["cpuModel"]) for item in data if isinstance(item, dict) and item.get("cpuModel")]
 
     def credits(self) -> float:
-        """What is left on the account, in euros. Qarnot API: ``GET /credits/v1/accounts/credits``."""
+        """Return the remaining credits of the account, in euros. Qarnot API: ``GET /credits/v1/accounts/credits``."""
         return parse_credits(self._get("/credits/v1/accounts/credits", shape=dict))
 
     def budgets(self, project: str, *, active_only: bool = True) -> list[Budget]:
-        """Budgets of a project (by uuid). Qarnot API: ``GET /credits/v1/projects/{u}/budgets``."""
+        """List the budgets of a project, given by its uuid. Qarnot API: ``GET /credits/v1/projects/{u}/budgets``."""
         path = f"/credits/v1/projects/{quote_ref(project, 'project')}/budgets"
         params = {"activeOnly": str(active_only)}
         data = self._get(path, params=params, kind="project", ref=project, shape=dict)

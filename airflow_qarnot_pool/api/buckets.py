@@ -1,6 +1,6 @@
-"""Names of buckets, prefixes of keys and patterns of files: what can only be refused after the work is refused here.
+"""Validate names of buckets, prefixes of keys and patterns of files, which Qarnot rejects only after the work.
 
-Storage: Ceph's S3 (Qarnot API: ``/settings``). Patterns: ``resultsWhitelist`` and its kind are regular expressions.
+Storage: Ceph's S3 (Qarnot API: ``/settings``). Patterns such as ``resultsWhitelist`` are regular expressions.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from airflow_qarnot_pool.api.fields import Refusal, normalise, short_repr, text
 MAX_PATTERN_LENGTH = 2048
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _URL = re.compile(r"(?:[a-z0-9+.-]+://)?(?:[^@/]*@)?", re.IGNORECASE)
-#: A literal, a star and an extension, as in ``out/*.png``: as a regular expression it hardly ever matches.
+#: A literal, a star and an extension, as in ``out/*.png``, which hardly ever matches as a regular expression.
 _GLOB = re.compile(r"^[*?]|\*\*|(?<!\\)[\w/-]\*\.\w+$")
-#: Complaints of Python's about expressions that other dialects take.
+#: Error messages of Python for expressions that are valid in other dialects.
 _OTHER_DIALECTS = ("unknown extension", "bad escape", "look-behind", "flag", "group name")
 
 
 def bucket(path: Callable[[str, str], str]) -> Callable[[Any], str]:
     """Return a converter to the name of a bucket.
 
-    :param path: writes the remedy for a path: what to give in place of a bucket and the path in it.
+    :param path: returns the remedy for a bucket with a path.
     """
 
     def convert(value: Any) -> str:
@@ -40,17 +40,17 @@ def bucket(path: Callable[[str, str], str]) -> Callable[[Any], str]:
             remedy = path(first, rest) if rest.strip("/") else f"Write {first!r}."
             raise Refusal(f"is {'a URL' if bare != name else 'a path'}, got {short_repr(name)}", remedy)
         raise Refusal(
-            f"is no name of a bucket, got {short_repr(name)}",
-            "Use letters, digits, '-', '.' and '_', 63 at most; begin with a letter or digit.",
+            f"is not the name of a bucket, got {short_repr(name)}",
+            "Use at most 63 letters, digits, '-', '.' and '_', and start with a letter or digit.",
         )
 
     return convert
 
 
 def check_bucket(value: Any, field: str, remedy: str) -> str:
-    """Return the name of a bucket that a method or parameter got.
+    """Return the name of a bucket that was passed as *field*.
 
-    :param remedy: what to write for a path, with ``{bucket}`` and ``{path}`` in it.
+    :param remedy: the remedy for a path, with ``{bucket}`` and ``{path}`` in it.
     :raises QarnotInvalidSpecError: names *field*.
     """
     try:
@@ -62,20 +62,20 @@ def check_bucket(value: Any, field: str, remedy: str) -> str:
 
 
 def key_prefix(value: Any) -> str:
-    """Convert to what keys begin with: text that begins with no slash, as no key does."""
+    """Convert to a prefix of keys. It has no leading slash, because no key has one."""
     words = str(text()(value))
     parts = words.split("/")
     if len(parts) > 1 and not parts[0]:
-        raise Refusal(f"begins with '/', got {short_repr(words)}", f"Write {words.lstrip('/')!r}.")
+        raise Refusal(f"starts with '/', got {short_repr(words)}", f"Write {words.lstrip('/')!r}.")
     if "" in parts[:-1] or {".", ".."} & set(parts[:-1]) or parts[-1] in (".", ".."):
         raise Refusal(f"has '//', '.' or '..', got {short_repr(words)}", "Write the path without it.")
-    if any(ord(one) < 32 or ord(one) == 127 for one in words):
+    if any(ord(character) < 32 or ord(character) == 127 for character in words):
         raise Refusal(f"has a control character, got {short_repr(words)}", "Leave it out.")
     return words
 
 
 def pattern(value: Any) -> str:
-    """Convert to a regular expression. Those of other dialects than Python's, and with ``${CONSTANT}``, pass."""
+    """Convert to a regular expression. Expressions in other dialects, or with ``${CONSTANT}``, are accepted."""
     words = str(text(below=MAX_PATTERN_LENGTH)(value))
     if "${" in words:
         return words
@@ -87,20 +87,24 @@ def pattern(value: Any) -> str:
     try:
         re.compile(words)
     except re.error as error:
-        if any(one in error.msg for one in _OTHER_DIALECTS):
+        if any(message in error.msg for message in _OTHER_DIALECTS):
             return words
         raise Refusal(
-            f"is no regular expression ({error.msg}), got {short_repr(words)}",
+            f"is not a regular expression ({error.msg}), got {short_repr(words)}",
             "Write one such as '\\\\.png$'; it is searched in the path of each file.",
         ) from None
     except (OverflowError, RecursionError):
-        raise Refusal(f"is no regular expression, got {short_repr(words)}", "Write a simpler one.") from None
+        raise Refusal(
+            f"is not a regular expression, got {short_repr(words)}", "Write a simpler one."
+        ) from None
     return words
 
 
 def _of_glob(glob: str) -> str:
-    """Return the regular expression that a glob stands for."""
+    """Return the regular expression that is equivalent to a glob."""
     parts = {"**/": ".*", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    made = re.sub(r"\*\*/|\*\*|\*|\?|[^*?]+", lambda found: parts.get(found[0]) or re.escape(found[0]), glob)
-    short = re.sub(r"^(?:\.\*|\[\^/\]\*)+", "", f"{made}$")
+    expression = re.sub(
+        r"\*\*/|\*\*|\*|\?|[^*?]+", lambda match: parts.get(match[0]) or re.escape(match[0]), glob
+    )
+    short = re.sub(r"^(?:\.\*|\[\^/\]\*)+", "", f"{expression}$")
     return ".*" if short == "$" else short

@@ -4,7 +4,7 @@
         uuid = qarnot.pools.create(PoolSpec(name="warm", instance_count=4))
         qarnot.tasks.create(TaskSpec(name="hello", pool=uuid, command="echo hello", image="alpine"))
 
-Importing this module imports no HTTP library; the first request does. A client may be shared by threads.
+The first request imports the HTTP libraries. Threads may share a client.
 """
 
 from __future__ import annotations
@@ -32,10 +32,13 @@ DEFAULT_STORAGE_URL = "https://storage.qarnot.com"
 class QarnotClient:
     """Qarnot's REST API.
 
-    ``timeout``: seconds for one attempt of a request. ``deadline``: seconds for a request with all its retries.
-    ``retries``: how often at most a request is sent again. ``verify``: check TLS certificates, or the path of a
-    CA bundle to check them with. ``proxy``: URL of an HTTP proxy; default: the environment's.
-    ``observer``: told of every attempt of a request.
+    :param storage_url: URL of the storage; default: the one that the API announces.
+    :param timeout: maximum seconds of one attempt of a request.
+    :param deadline: maximum seconds of a request with all its retries.
+    :param retries: maximum number of retries of a request.
+    :param verify: whether to verify TLS certificates, or the path of a CA bundle.
+    :param proxy: URL of an HTTP proxy; default: the environment's.
+    :param observer: called after every attempt of a request.
     """
 
     def __init__(
@@ -80,7 +83,7 @@ class QarnotClient:
         return self.transport.url
 
     def storage_url(self) -> str | None:
-        """The URL of the storage: the one given, else what the API names; None where it says there is none."""
+        """Return the URL of the storage: the configured one, else the API's. None if there is no storage."""
         if self._storage_url is None:
             self._storage_url = self.account.settings().get("storage", DEFAULT_STORAGE_URL)
         return self._storage_url
@@ -88,13 +91,13 @@ class QarnotClient:
     def limited(
         self, *, deadline: float | None = None, timeout: float | None = None, retries: int | None = None
     ) -> QarnotClient:
-        """The same client, connections included, with other limits: ``client.limited(deadline=4)``."""
+        """Return a client with other limits and the same connections: ``client.limited(deadline=4)``."""
         other = copy.copy(self)
         other._use(self.transport.limited(deadline=deadline, timeout=timeout, retries=retries))
         return other
 
     def close(self) -> None:
-        """Close the connections; the next request would open new ones."""
+        """Close the connections. A later request opens new ones."""
         self.transport.close()
 
     def __enter__(self) -> Self:

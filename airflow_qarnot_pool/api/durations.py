@@ -19,7 +19,7 @@ _TIMESTAMP = re.compile(
 
 
 def format_span(duration: timedelta) -> str:
-    """A duration as a .NET time span, such as ``7.00:00:00``."""
+    """Format a duration as a .NET time span, such as ``7.00:00:00``."""
     sign = "-" if duration < timedelta(0) else ""
     duration = abs(duration)
     hours, rest = divmod(duration.seconds, 3600)
@@ -33,7 +33,7 @@ def format_span(duration: timedelta) -> str:
 
 
 def parse_span(text: str) -> timedelta:
-    """The duration a .NET time span means. Raises ValueError."""
+    """Parse a .NET time span. Raises ValueError."""
     match = _SPAN.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"{text!r} is not a time span such as 00:10:00")
@@ -49,7 +49,10 @@ def parse_span(text: str) -> timedelta:
 
 
 def parse_duration(text: str) -> timedelta:
-    """A duration written as seconds (``90``), time span (``00:01:30``) or ISO 8601 (``PT1M30S``). Raises ValueError."""
+    """Parse a duration in seconds (``90``), as time span (``00:01:30``) or ISO 8601 (``PT1M30S``).
+
+    :raises ValueError: it is none of them.
+    """
     text = text.strip()
     try:
         return timedelta(seconds=float(text))
@@ -68,7 +71,7 @@ def parse_duration(text: str) -> timedelta:
 
 
 def parse_timestamp(text: str) -> datetime | None:
-    """The moment a timestamp means, in UTC; None for year 1, which says "not yet". Raises ValueError."""
+    """Parse a timestamp, in UTC. None for year 1, which means "not yet". Raises ValueError."""
     match = _TIMESTAMP.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"{text!r} is not a timestamp such as 2025-01-01T00:00:00Z")

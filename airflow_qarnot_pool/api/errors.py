@@ -1,7 +1,7 @@
-"""Everything that can go wrong with the Qarnot API, as one exception tree.
+"""The exceptions of the Qarnot API.
 
-Every error says what happened, to which object, and what to do about it; it carries the HTTP status and the
-server's own words, and it survives pickling (Airflow moves exceptions between processes).
+Every message names the problem, the object and a remedy. An exception also has the HTTP status and the message of the
+server. It can be pickled, because Airflow passes exceptions between processes.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from typing import Any, TypeVar
 
 E = TypeVar("E", bound="QarnotError")
 
-#: Maximum characters of a message. It is logged, stored, passed to callbacks and sent by mail.
+#: Maximum characters of a message, because it is logged, stored, passed to callbacks and mailed.
 MAX_MESSAGE = 20_000
-#: Maximum characters of its single parts: the server's own words, a name.
+#: Maximum characters of each part of a message, such as the server's text or a name.
 MAX_PART = 2_000
-#: Characters at most between a cut and the next blank. A cut inside a word could show half of a secret, which no
-#: longer matches its mask.
+#: Maximum characters between a cut and the next space. A cut inside a word could leave half of a secret, which its
+#: mask would no longer match.
 _MAX_WORD = 400
 _BLANK = re.compile(r"\s")
 
 
 def end_of(text: str, limit: int) -> str:
-    """Return the last *limit* characters of *text*, from the beginning of a word if one begins soon."""
+    """Return the last *limit* characters of *text*, from the start of a word if one starts soon."""
     if len(text) <= limit:
         return text
     if limit <= 0:
@@ -39,7 +39,7 @@ def start_of(text: str, limit: int) -> str:
 
 
 def shortened(text: str, limit: int = MAX_MESSAGE) -> str:
-    """Return *text* with at most *limit* characters: its end, some of its beginning, and a note between them."""
+    """Return *text* with at most *limit* characters: some of its start, a note, and its end."""
     if len(text) <= limit:
         return text
     note = f" [... of {len(text):,} characters the middle is left out ...] "
@@ -59,14 +59,13 @@ def _part(text: Any) -> Any:
 
 
 class QarnotError(Exception):
-    """Something went wrong between us and Qarnot.
+    """Base of all errors of this provider.
 
-    ``message`` is the sentence of what happened; where it is left out, the class's own sentence is used. All text
-    is bounded: it keeps its end and some of its beginning.
-    ``str(error)`` adds the request, the answer and the remedy.
+    ``message`` defaults to a sentence of the class. All text is limited in length.
+    ``str(error)`` adds the request, the response and the remedy.
     """
 
-    summary = "Qarnot could not do what was asked"
+    summary = "The request to Qarnot failed"
     remedy: str | None = None
 
     def __init__(
@@ -93,7 +92,7 @@ class QarnotError(Exception):
         super().__init__(shortened(self._compose()))
 
     def _subject(self) -> str:
-        """``the pool 'x'``, ``the pools`` or ``the object``: whom the request was about."""
+        """Return the object of the request: ``the pool 'x'``, ``the pools`` or ``the object``."""
         kind = self.kind or "object"
         return f"the {kind} {self.ref!r}" if self.ref else f"the {kind}"
 
@@ -101,33 +100,32 @@ class QarnotError(Exception):
         return self.summary
 
     def _compose(self) -> str:
-        request = f"{self.method} {self.path}" if self.method and self.path else "Qarnot"
-        answer = ""
-        if self.status is not None:
-            answer = f"{request} answered {self.status}"
-            if self.server_message:
-                answer += f": {self.server_message}"
-        elif self.server_message:
-            answer = f"{request}: {self.server_message}"
-        elif self.method and self.path:
-            answer = request
         text = self.message.rstrip(".")
-        if answer:
-            text += f" ({answer.rstrip('.')})"
+        if response := self._response():
+            text += f" ({response.rstrip('.')})"
         if text[-1:] not in ("?", "!"):
             text += "."
         if self.remedy:
             text += f" {self.remedy}"
         return text
 
+    def _response(self) -> str:
+        """Return the request and the response in words. Empty if neither is known."""
+        known = bool(self.method and self.path)
+        request = f"{self.method} {self.path}" if known else "Qarnot"
+        message = f": {self.server_message}" if self.server_message else ""
+        if self.status is not None:
+            return f"{request} answered {self.status}{message}"
+        return f"{request}{message}" if known or message else ""
+
     def __reduce__(self) -> tuple[Callable[..., QarnotError], tuple[Any, ...]]:
         return _rebuild, (type(self), self.args, self.__dict__.copy())
 
 
 class QarnotInvalidSpecError(QarnotError, ValueError):
-    """What was asked for cannot be right; refused before any request. ``field`` names the culprit."""
+    """A parameter is not valid. Raised before any request. ``field`` is the parameter."""
 
-    summary = "the request is not valid"
+    summary = "The request is not valid"
 
     def __init__(self, message: str | None = None, *, field: str | None = None, **details: Any) -> None:
         self.field = field
@@ -135,27 +133,25 @@ class QarnotInvalidSpecError(QarnotError, ValueError):
 
 
 class QarnotRefusedError(QarnotError):
-    """Qarnot understood the request and said no (400, 403 and other 4xx)."""
+    """Qarnot rejected the request (400, 403 and other 4xx)."""
 
     def _sentence(self) -> str:
         return (
-            f"Qarnot refused what was asked of {self._subject()}"
-            if self.ref
-            else "Qarnot refused the request"
+            f"Qarnot refused the request for {self._subject()}" if self.ref else "Qarnot refused the request"
         )
 
 
 class QarnotNameTakenError(QarnotRefusedError):
     """The shortname belongs to another object."""
 
-    remedy = "Look the shortname up and use what is there, or choose another one."
+    remedy = "Use the existing object, or choose another shortname."
 
     def _sentence(self) -> str:
         return f"Another {self.kind or 'object'} already has the shortname {self.ref!r}"
 
 
 class QarnotQuotaError(QarnotRefusedError):
-    """A quota of the account is reached. ``quota``: "pools", "tasks", "jobs", ...; None where it is not named."""
+    """A quota of the account is reached. ``quota``: "pools", "tasks", "jobs", ..., or None if unknown."""
 
     remedy = (
         "Finished objects count too: delete some, or wait until others end, or ask Qarnot for a higher quota."
@@ -173,7 +169,7 @@ class QarnotCreditsError(QarnotError):
     """The account has no credits left (402)."""
 
     summary = "The Qarnot account does not have enough credits"
-    remedy = "Add credits to the account; nothing was started."
+    remedy = "Add credits to the account. Nothing was started."
 
 
 class QarnotCredentialsError(QarnotError):
@@ -186,7 +182,7 @@ class QarnotCredentialsError(QarnotError):
 class QarnotNotFoundError(QarnotError):
     """The object does not exist (404).
 
-    ``foreign``: the response is not in the API's own form, so a proxy may have sent it.
+    ``foreign``: the response is not in the form of the API, which means that a proxy may have sent it.
     """
 
     remedy = "Check the uuid or shortname; a finished object may have been deleted by its time to live."
@@ -201,28 +197,28 @@ class QarnotNotFoundError(QarnotError):
 
 
 class QarnotBucketNotFoundError(QarnotNotFoundError):
-    """A bucket named in a creation request does not exist (404 on create)."""
+    """A bucket of a new object does not exist (404 on create)."""
 
-    remedy = "Create the bucket, or correct its name; resource buckets must exist before they are used."
+    remedy = "Create the bucket, or correct its name. Resource buckets must exist before they are used."
 
     def _sentence(self) -> str:
-        return f"A bucket that the new {self.kind or 'object'} names does not exist"
+        return f"A bucket of the new {self.kind or 'object'} does not exist"
 
 
 class QarnotDeletedError(QarnotNotFoundError):
-    """An object that did exist is gone before anybody saw how it ended. Raised by callers, never success."""
+    """An object was deleted before its final state was seen. Raised by callers; never counts as success."""
 
-    remedy = "Somebody deleted it, or its time to live was too short; its outcome is not known."
+    remedy = "A user deleted it, or its time to live was too short. Its result is unknown."
 
     def _sentence(self) -> str:
-        return f"{self._subject().capitalize()} is gone before its end was seen"
+        return f"{self._subject().capitalize()} was deleted before its end was seen"
 
 
 class QarnotUnavailableError(QarnotError):
-    """Qarnot could not be reached, or kept answering 429 or 5xx, until retries or the deadline ran out.
+    """Qarnot could not be reached, or returned 429 or 5xx, until the retries or the deadline ran out.
 
-    ``ambiguous``: the request may have taken effect all the same. ``retry_after``: seconds the server asked
-    us to wait, where it said so.
+    ``ambiguous``: the request may have taken effect. ``retry_after``: the seconds that the server asked to wait, if it
+    did.
     """
 
     summary = "Qarnot is not available"
@@ -238,21 +234,21 @@ class QarnotUnavailableError(QarnotError):
         self.ambiguous = ambiguous
         self.retry_after = retry_after
         if ambiguous and details.get("remedy") is None:
-            details["remedy"] = "The request may have taken effect: look before sending it again."
+            details["remedy"] = "The request may have taken effect. Check before you send it again."
         super().__init__(message, **details)
 
 
 class QarnotProtocolError(QarnotError):
-    """The answer is not what the API is documented to say."""
+    """A response does not match the documentation of the API."""
 
-    summary = "Qarnot's answer cannot be understood"
-    remedy = "Check that the connection's host is the Qarnot API and that no proxy answers in its place."
+    summary = "Qarnot's response cannot be parsed"
+    remedy = "Check that the connection's host is the Qarnot API, and that no proxy responds in its place."
 
 
 class QarnotUnknownStateError(QarnotProtocolError):
-    """The object is in a state this release does not know, so nothing can be concluded from it."""
+    """The object is in a state that this release does not know, and which therefore means nothing to it."""
 
-    remedy = "Look at the object in the Qarnot console; a newer release of this provider may know the state."
+    remedy = "Check the object in the Qarnot console. A newer release of this provider may know the state."
 
     def __init__(self, message: str | None = None, *, state: str | None = None, **details: Any) -> None:
         self.state = _part(state)

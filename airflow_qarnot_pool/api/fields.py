@@ -1,9 +1,8 @@
-"""How fields of a request are declared: their name on the wire, what they accept, how they are written.
+"""Declare the fields of a request: their names in the JSON, their conversion and their encoding.
 
-A request is a frozen dataclass that derives from :class:`Record`; each field carries ``metadata=at(...)``. Values
-are converted when the object is made, so that text from a rendered template ("4", "true", "00:10:00", JSON) is
-as good as the real type, and whatever cannot be right is refused at once by a QarnotInvalidSpecError that names
-the field.
+A request is a frozen dataclass that derives from :class:`Record`. Each field has ``metadata=at(...)``. Values are
+converted on creation, because a template renders text ("4", "true", "00:10:00", JSON) in place of the real type. An
+invalid value raises a QarnotInvalidSpecError that names the field.
 """
 
 from __future__ import annotations
@@ -31,19 +30,19 @@ _NUMBER_WORDS = re.compile(r"[+-]?\d+")
 
 
 def is_secret_constant(key: str) -> bool:
-    """Whether the value of this constant must never be shown."""
+    """Return whether the value of this constant must never be shown."""
     return key.upper().startswith(("QARNOT_SECRET__", "DOCKER_REGISTRY_PASSWORD"))
 
 
 def mask_constants(constants: Mapping[str, str]) -> dict[str, str]:
-    """Constants fit to be shown."""
+    """Return the constants with their secret values masked."""
     return {key: SECRET if is_secret_constant(key) else value for key, value in constants.items()}
 
 
 def find_secrets(body: Any) -> set[str]:
-    """The values of secret constants in a request body, or in a list of them."""
+    """Return the values of secret constants in a request body, or in a list of bodies."""
     if isinstance(body, list):
-        return {secret for one in body for secret in find_secrets(one)}
+        return {secret for item in body for secret in find_secrets(item)}
     constants = body.get("constants") if isinstance(body, dict) else None
     return {
         pair["value"]
@@ -58,7 +57,7 @@ def _same(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Wire:
-    """A field's name in the API's JSON, its conversion from what users write, and its way onto the wire."""
+    """The name of a field in the API's JSON, its converter for user input, and its encoder for the JSON."""
 
     name: str | None
     convert: Convert
@@ -69,16 +68,16 @@ class Wire:
 def at(
     name: str | None, convert: Convert, encode: Callable[[Any], Any] = _same, *, aliases: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """Field metadata. ``name`` None: a convenience of ours that is not sent under its own name."""
+    """Return field metadata. ``name`` is None for a field that is not sent under its own name."""
     return {"wire": Wire(name, convert, encode, tuple(aliases))}
 
 
 def normalise(name: str) -> str:
-    """``instance_count``, ``instanceCount`` and ``InstanceCount`` are the same name."""
+    """Return the same text for ``instance_count``, ``instanceCount`` and ``InstanceCount``."""
     return name.replace("_", "").lower()
 
 
-#: What people write, normalised, and what they mean: the first that there is.
+#: Normalised names that users try, and the parameters they stand for. The first one that exists is suggested.
 SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "bashcommand": ("command", "commands"),
     "bucket": ("result_bucket", "resource_buckets"),
@@ -130,27 +129,27 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
 
 
 def closest_name(name: str, names: Iterable[str], *, only_synonyms: bool = False) -> str | None:
-    """Return which of *names* somebody means who writes *name*, or None."""
-    known = {normalise(one): one for one in names}
-    for one in (name, *SYNONYMS.get(normalise(name), ())):
-        if normalise(one) in known:
-            return known[normalise(one)]
-    import difflib  # only an error needs it, and every DAG file would pay for it
+    """Return the one of *names* that a misspelt *name* stands for, or None."""
+    by_normalised = {normalise(candidate): candidate for candidate in names}
+    for synonym in (name, *SYNONYMS.get(normalise(name), ())):
+        if normalise(synonym) in by_normalised:
+            return by_normalised[normalise(synonym)]
+    import difflib  # Imported here because only an error needs it.
 
-    close = [] if only_synonyms else difflib.get_close_matches(normalise(name), known, n=1)
-    return known[close[0]] if close else None
+    close = [] if only_synonyms else difflib.get_close_matches(normalise(name), by_normalised, n=1)
+    return by_normalised[close[0]] if close else None
 
 
 def short_repr(value: object) -> str:
-    """A value as an error message shows it: short."""
+    """Return the ``repr`` of a value, shortened for an error message."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 class Record:
-    """Base of the request dataclasses: conversion and checks when made, JSON in and out."""
+    """Base of the request dataclasses. Converts and validates on creation, and reads and writes JSON."""
 
-    #: Names that users try here but that belong elsewhere, normalised, with the sentence that says where.
+    #: Normalised names that users try here but that belong elsewhere, with the remedy.
     misplaced: ClassVar[Mapping[str, str]] = {}
 
     def __post_init__(self) -> None:
@@ -161,13 +160,13 @@ class Record:
         self._check()
 
     def _check(self) -> None:
-        """What involves several fields. Calls :meth:`_refuse`."""
+        """Validate fields that depend on each other. Calls :meth:`_refuse`."""
 
     def _refuse(self, field: str, problem: str, remedy: str) -> None:
         raise invalid(type(self), field, problem, remedy)
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON body of the API; what is not set is left out."""
+        """Return the JSON body for the API, without fields that are not set."""
         body: dict[str, Any] = {}
         for field, wire in wire_fields(type(self)):
             value = getattr(self, field.name)
@@ -178,23 +177,23 @@ class Record:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:
-        """Build from a mapping with our field names or the API's (any case); None counts as not set.
+        """Build from a mapping with our field names or the API's, in any case. None counts as not set.
 
-        Raises QarnotInvalidSpecError, for an unknown name too.
+        :raises QarnotInvalidSpecError: a name is unknown, or a value is not valid.
         """
-        found = cls._known(values)
+        arguments = cls._by_field(values)
         for field, _ in wire_fields(cls):
             required = field.default is field.default_factory is dataclasses.MISSING
-            if required and field.name not in found:
+            if required and field.name not in arguments:
                 raise invalid(cls, field.name, "is missing", "It is required.")
-        return cls(**found)
+        return cls(**arguments)
 
     @classmethod
     def encode_fields(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The JSON of single fields, converted and checked one by one, as ``clone`` and ``retry`` take them."""
+        """Return the JSON of single fields, converted and validated one by one, for ``clone`` and ``retry``."""
         by_name = {field.name: wire for field, wire in wire_fields(cls)}
         body = {}
-        for name, value in cls._known(values).items():
+        for name, value in cls._by_field(values).items():
             wire = by_name[name]
             if wire.name is None:
                 raise invalid(cls, name, "cannot be overridden by this name", "Use the constants.")
@@ -202,14 +201,15 @@ class Record:
         return body
 
     @classmethod
-    def _known(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+    def _by_field(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return *values* by the names of our fields, without None."""
         if not isinstance(values, Mapping):
             raise QarnotInvalidSpecError(
                 f"{cls.__name__} is not a mapping, got {short_repr(values)}",
-                remedy=f"Give a mapping of its fields: {', '.join(one.name for one, _ in wire_fields(cls))}.",
+                remedy=f"Give a mapping of its fields: {', '.join(field.name for field, _ in wire_fields(cls))}.",
             )
         names = _names(cls)
-        found: dict[str, Any] = {}
+        arguments: dict[str, Any] = {}
         spelled: dict[str, str] = {}
         for key, value in values.items():
             if value is None:
@@ -217,18 +217,20 @@ class Record:
             name = names.get(normalise(str(key)))
             if name is None:
                 raise _unknown(cls, str(key), names)
-            if name in found:
+            if name in arguments:
                 raise invalid(
                     cls, name, f"is given twice, as {spelled[name]!r} and as {key!r}", "Keep one of them."
                 )
-            found[name], spelled[name] = value, str(key)
-        return found
+            arguments[name], spelled[name] = value, str(key)
+        return arguments
 
-    # By hand, because generated ones make the import twice as slow.
+    # Not generated by dataclass, which would make the import twice as slow.
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):
             return NotImplemented
-        return all(getattr(self, one.name) == getattr(other, one.name) for one, _ in wire_fields(type(self)))
+        return all(
+            getattr(self, field.name) == getattr(other, field.name) for field, _ in wire_fields(type(self))
+        )
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -245,17 +247,17 @@ class Record:
 
 
 def wire_fields(cls: type[Record]) -> list[tuple[dataclasses.Field[Any], Wire]]:
-    """The declared fields of a request class, in order."""
+    """Return the declared fields of a request class, in order."""
     return [(field, field.metadata["wire"]) for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
 
 
 def invalid(cls: type, field: str, problem: str, remedy: str) -> QarnotInvalidSpecError:
-    """``PoolSpec.instance_count is -1, which is ...``: the refusal of one field."""
+    """Return the error for one field, such as ``PoolSpec.instance_count is -1``."""
     return QarnotInvalidSpecError(f"{cls.__name__}.{field} {problem}", field=field, remedy=remedy)
 
 
 def convert_field(cls: type, name: str, wire: Wire, value: Any) -> Any:
-    """The field's value, converted; a refusal names the field, nested ones by their path."""
+    """Return the converted value of a field. An error names the field, by its path if it is nested."""
     try:
         return wire.convert(value)
     except QarnotInvalidSpecError as error:
@@ -289,7 +291,7 @@ def _unknown(cls: type[Record], key: str, names: Mapping[str, str]) -> QarnotInv
 
 
 class Refusal(ValueError):
-    """What a converter says no with; the caller adds the name of the field."""
+    """A converter rejects a value. The caller adds the name of the field."""
 
     def __init__(self, problem: str, remedy: str) -> None:
         super().__init__(problem)
@@ -298,7 +300,7 @@ class Refusal(ValueError):
 
 
 def as_text(value: Any) -> str | None:
-    """Return the text that *value* stands for: its own, or that of a number, flag, date or uuid. None: it has none."""
+    """Return *value* as text if it is text, a number, a flag, a date or a uuid, else None."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (str, int, float, Decimal, date, time, UUID)):
@@ -307,34 +309,34 @@ def as_text(value: Any) -> str | None:
 
 
 def text(*, minimum: int = 0, below: int | None = None) -> Convert:
-    """A string of at least ``minimum`` and less than ``below`` characters."""
+    """Return a converter to a string of at least ``minimum`` and less than ``below`` characters."""
 
     def convert(value: Any) -> str:
-        found = as_text(value)
-        if found is None:
+        converted = as_text(value)
+        if converted is None:
             raise Refusal(f"is not text, got {short_repr(value)}", "Give a string.")
-        if len(found.strip()) < minimum:
+        if len(converted.strip()) < minimum:
             raise Refusal("is empty", "Give a value, or leave it out.")
-        if below is not None and len(found) >= below:
+        if below is not None and len(converted) >= below:
             raise Refusal(
-                f"has {len(found)} characters ({short_repr(found[:40])}...)",
+                f"has {len(converted)} characters ({short_repr(converted[:40])}...)",
                 f"Stay under {below} characters.",
             )
-        return found
+        return converted
 
     return convert
 
 
 def uuid_text(value: Any) -> str:
-    """Convert to a uuid as text. Qarnot refuses names in its place."""
+    """Convert to a uuid as text. Qarnot does not accept a name in its place."""
     words = str(text(minimum=1)(value)).strip()
     if _UUID.fullmatch(words) is None:
-        raise Refusal(f"is no uuid, got {short_repr(words)}", "Give the uuid; a name does not stand for it.")
+        raise Refusal(f"is not a uuid, got {short_repr(words)}", "Give the uuid, not the name.")
     return words
 
 
 def integer(minimum: int, maximum: int | None = None) -> Convert:
-    """A whole number, also as text."""
+    """Return a converter to a whole number, also from text."""
     span = f"{minimum} or more" if maximum is None else f"between {minimum} and {maximum}"
 
     def convert(value: Any) -> int:
@@ -355,7 +357,7 @@ def integer(minimum: int, maximum: int | None = None) -> Convert:
 
 
 def number(minimum: float, maximum: float, *, above: bool = False) -> Convert:
-    """A number within bounds, also as text; ``above`` leaves the lower bound out."""
+    """Return a converter to a number in a range, also from text. ``above`` excludes the minimum."""
     span = f"{'above' if above else 'from'} {minimum} up to {maximum}"
 
     def convert(value: Any) -> float:
@@ -373,7 +375,7 @@ def number(minimum: float, maximum: float, *, above: bool = False) -> Convert:
 
 
 def boolean(value: Any) -> bool:
-    """True or False, also as text."""
+    """Convert to True or False, also from text."""
     if isinstance(value, bool):
         return value
     if isinstance(value, str) and value.strip().lower() in ("true", "false"):
@@ -382,7 +384,7 @@ def boolean(value: Any) -> bool:
 
 
 def duration(value: Any) -> timedelta:
-    """A timedelta; seconds, a time span or an ISO 8601 duration as number or text."""
+    """Convert to a timedelta, from seconds, a time span or an ISO 8601 duration."""
     try:
         if isinstance(value, bool):
             raise ValueError
@@ -405,7 +407,7 @@ def duration(value: Any) -> timedelta:
 
 
 def seconds(value: timedelta) -> int:
-    """A duration on the wire as whole seconds, rounded up."""
+    """Encode a duration as whole seconds, rounded up."""
     return math.ceil(value.total_seconds())
 
 
@@ -413,11 +415,11 @@ span = format_span
 
 
 def choice(*options: str) -> Convert:
-    """One of these words, whatever the case."""
-    known = {option.lower(): option for option in options}
+    """Return a converter to one of these words, in any case."""
+    by_lower = {option.lower(): option for option in options}
 
     def convert(value: Any) -> str:
-        word = known.get(str(value).strip().lower())
+        word = by_lower.get(str(value).strip().lower())
         if word is None:
             raise Refusal(f"is not known, got {short_repr(value)}", f"Give one of {', '.join(options)}.")
         return word
@@ -426,23 +428,19 @@ def choice(*options: str) -> Convert:
 
 
 def parse_literal(value: Any) -> Any:
-    """What a template that renders a list or mapping leaves behind: JSON or a Python literal. Else the value."""
+    """Parse the text of a list or mapping, in JSON or Python, that a template has rendered. Else return *value*."""
     if isinstance(value, str) and value.strip()[:1] in ("[", "{"):
         for decode in (json.loads, ast.literal_eval):
             try:
                 return decode(value.strip())
-            except (
-                ValueError,
-                SyntaxError,
-                RecursionError,
-                MemoryError,
-            ):  # the last two if nested too deeply
+            # RecursionError and MemoryError mean that it is nested too deeply.
+            except (ValueError, SyntaxError, RecursionError, MemoryError):
                 continue
     return value
 
 
-def listing(item: Convert, *, most: int | None = None) -> Convert:
-    """A list of converted items, as a tuple."""
+def listing(item: Convert, *, max_items: int | None = None) -> Convert:
+    """Return a converter to a tuple of converted items."""
 
     def convert(value: Any) -> tuple[Any, ...]:
         value = parse_literal(value)
@@ -451,9 +449,9 @@ def listing(item: Convert, *, most: int | None = None) -> Convert:
         if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
             raise Refusal(f"is not a list, got {short_repr(value)}", "Give a list, even for a single item.")
         items = []
-        for index, one in enumerate(value):
+        for index, entry in enumerate(value):
             try:
-                items.append(item(one))
+                items.append(item(entry))
             except Refusal as refusal:
                 raise Refusal(f"[{index}] {refusal.problem}", refusal.remedy) from None
             except QarnotInvalidSpecError as error:
@@ -461,15 +459,15 @@ def listing(item: Convert, *, most: int | None = None) -> Convert:
                 raise QarnotInvalidSpecError(
                     f"[{index}]: {error.message}", field=error_path, remedy=error.remedy
                 ) from None
-        if most is not None and len(items) > most:
-            raise Refusal(f"has {len(items)} items", f"Give at most {most}.")
+        if max_items is not None and len(items) > max_items:
+            raise Refusal(f"has {len(items)} items", f"Give at most {max_items}.")
         return tuple(items)
 
     return convert
 
 
 def record(cls: type[Record]) -> Convert:
-    """An object of this class, or a mapping it can be made from."""
+    """Return a converter to an object of this class, also from a mapping."""
 
     def convert(value: Any) -> Any:
         value = parse_literal(value)
@@ -479,7 +477,7 @@ def record(cls: type[Record]) -> Convert:
 
 
 def mapping(value: Any) -> dict[str, str]:
-    """A mapping of text to text, also in the API's ``[{key, value}]`` form; see :func:`as_text`."""
+    """Convert to a mapping of text to text, also from the API's ``[{key, value}]``; see :func:`as_text`."""
     value = parse_literal(value)
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
         try:
@@ -505,10 +503,10 @@ def mapping(value: Any) -> dict[str, str]:
 
 
 def to_pairs(value: Mapping[str, str]) -> list[dict[str, str]]:
-    """A mapping as the API writes it: ``[{key, value}]``."""
+    """Encode a mapping in the form of the API: ``[{key, value}]``."""
     return [{"key": key, "value": entry} for key, entry in value.items()]
 
 
 def nested(value: Any) -> Any:
-    """A record, or several, on the wire."""
+    """Encode a record, or a list of records."""
     return [one.to_json() for one in value] if isinstance(value, tuple) else value.to_json()

@@ -1,4 +1,4 @@
-"""Filters for ``search`` and ``paginate``: small functions that build the JSON.
+"""Build filters for ``search`` and ``paginate``.
 
 Field names are PascalCase, dotted for nested ones: ``Name``, ``State``, ``Tags``, ``ElasticProperty.MinTotalSlots``.
 ``equal`` on a list field such as ``Tags`` means "contains".
@@ -16,7 +16,7 @@ Filter = dict[str, Any]
 
 
 def _text(value: object) -> str:
-    """Values travel as text; times as the API writes them itself."""
+    """Return a value as text, and a time in the format of the API."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, datetime):
@@ -31,29 +31,29 @@ def _leaf(operator: str, field: str, value: object) -> Filter:
 
 
 def equal(field: str, value: object) -> Filter:
-    """The field has this value; a list field contains it."""
+    """Match a field with this value, or a list field that contains it."""
     return _leaf("Equal", field, value)
 
 
 def in_(field: str, values: Iterable[object]) -> Filter:
-    """The field has one of these values."""
+    """Match a field with one of these values."""
     # The specification says `values`, and the official Python client sends `value`, so this sends both.
     texts = [_text(value) for value in values]
     return {"operator": "In", "field": field, "value": texts, "values": texts}
 
 
 def lt(field: str, value: object) -> Filter:
-    """The field is less than this."""
+    """Match a field that is less than this."""
     return _leaf("LessThan", field, value)
 
 
 def ge(field: str, value: object) -> Filter:
-    """The field is at least this."""
+    """Match a field that is at least this."""
     return _leaf("GreaterThanOrEqual", field, value)
 
 
 def and_(*filters: Filter) -> Filter:
-    """All of these hold."""
+    """Match if all of these filters do."""
     if not filters:
         raise ValueError("And needs at least one filter")
     return filters[0] if len(filters) == 1 else {"operator": "And", "filters": list(filters)}

@@ -1,4 +1,4 @@
-"""Jobs: the calls needed to make, find and delete one. Qarnot API: ``/jobs``."""
+"""Jobs. Qarnot API: ``/jobs``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from airflow_qarnot_pool.api.transport import Transport
 
 
 class JobResource:
-    """Make, look up and delete jobs."""
+    """Create, look up and delete jobs."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
@@ -28,10 +28,10 @@ class JobResource:
         max_wall_time: timedelta | None = None,
         completion_ttl: timedelta | None = None,
     ) -> str:
-        """Create a job; returns its uuid. It is active until ``max_wall_time`` has passed, or it is deleted.
+        """Create a job, and return its uuid. It is active until ``max_wall_time`` has passed, or it is deleted.
 
-        An answer that never came raises QarnotUnavailableError with ``ambiguous``. Raises QarnotNameTakenError,
-        QarnotQuotaError, QarnotRefusedError (also for a pool that is not open). Qarnot API: ``POST /jobs``.
+        A lost response raises QarnotUnavailableError with ``ambiguous``. Raises QarnotNameTakenError, QarnotQuotaError,
+        QarnotRefusedError (also for a pool that is not open). Qarnot API: ``POST /jobs``.
         """
         body = {
             "name": name,
@@ -55,7 +55,7 @@ class JobResource:
         uuid = data if isinstance(data, str) else Job.from_json(data).uuid
         if not uuid:
             raise QarnotProtocolError(
-                "Qarnot created a job but did not say its uuid", kind="job", ref=shortname
+                "Qarnot created a job but did not return its uuid", kind="job", ref=shortname
             )
         return uuid
 
@@ -66,14 +66,14 @@ class JobResource:
         )
 
     def get(self, ref: str) -> Job:
-        """A job, by uuid or shortname. Raises QarnotNotFoundError. Qarnot API: ``GET /jobs/{u}``."""
+        """Return a job, by uuid or shortname. Raises QarnotNotFoundError. Qarnot API: ``GET /jobs/{u}``."""
         path = f"/jobs/{quote_ref(ref, 'job')}"
         return Job.from_json(
             self._transport.request("GET", path, idempotent=True, kind="job", ref=ref, shape=dict)
         )
 
     def list(self, tags: Sequence[str] = ()) -> list[Job]:
-        """All jobs, or those with any of the tags. Qarnot API: ``GET /jobs``."""
+        """List all jobs, or those with any of the tags. Qarnot API: ``GET /jobs``."""
         params = [("tag", tag) for tag in tags] or None
         data = self._transport.request("GET", "/jobs", params=params, idempotent=True, kind="job", shape=list)
         return [Job.from_json(item) for item in data]

@@ -1,7 +1,7 @@
-"""Limits on what comes from outside: text in messages, JSON, compressed data, stored state, addresses.
+"""Parse data from outside with limits: JSON, numbers, compressed data, stored state, addresses.
 
-Pure functions. Whatever a server, a node or a database sends, parsing it takes bounded time and memory and ends in a
-value or in an error that the caller expects.
+Pure functions. Parsing takes limited time and memory for any input, and ends in a value or in an error that the caller
+expects.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any
 
 from airflow_qarnot_pool.api.errors import QarnotProtocolError, shortened
 
-#: Maximum nesting of JSON. The API's own answers have less than ten levels.
+#: Maximum nesting of JSON. Responses of the API have less than ten levels.
 MAX_DEPTH = 100
-#: Maximum length of a number in JSON. Longer ones take quadratic time to parse.
+#: Maximum digits of a number in JSON, because parsing takes quadratic time.
 MAX_DIGITS = 1000
 _AUTHORITY = re.compile(r"([^:/]+://)[^/]*@")
 _MALFORMED = (
@@ -44,12 +44,12 @@ def parse_json(text: str | bytes) -> Any:
     level = [data]
     for _ in range(MAX_DEPTH):
         level = [
-            one
+            child
             for parent in level
-            for one in (
+            for child in (
                 parent.values() if isinstance(parent, dict) else parent if isinstance(parent, list) else ()
             )
-            if isinstance(one, (dict, list))
+            if isinstance(child, (dict, list))
         ]
         if not level:
             return data
@@ -71,28 +71,28 @@ def decompress(data: bytes, limit: int) -> bytes:
     """Decompress zlib data. Raises ValueError if it is damaged, cut off, or more than *limit* bytes."""
     stream = zlib.decompressobj()
     try:
-        found = stream.decompress(data, limit)
+        result = stream.decompress(data, limit)
     except zlib.error as error:
         raise ValueError(f"it cannot be decompressed ({error})") from None
     if stream.eof:
-        return found
-    if len(found) >= limit:
+        return result
+    if len(result) >= limit:
         raise ValueError(f"it is more than {limit:,} bytes")
     raise ValueError("it is cut off")
 
 
 @contextmanager
 def parsing_stored_state(what: str) -> Iterator[None]:
-    """Turn the error of a malformed value into a QarnotProtocolError that names it.
+    """Turn the error of a malformed value into a QarnotProtocolError that names *what*.
 
-    For state that was stored, such as trigger kwargs, events and XComs: other processes and users can write it.
+    For stored state, such as trigger kwargs, events and XComs, which other processes and users can write.
     """
     try:
         yield
     except _MALFORMED as error:
         raise QarnotProtocolError(
             f"{what} cannot be read ({type(error).__name__}: {shortened(str(error), 200)})",
-            remedy="Clear the task to start it anew.",
+            remedy="Clear the task to start it again.",
         ) from error
 
 

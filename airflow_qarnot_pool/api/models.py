@@ -1,9 +1,9 @@
-"""What Qarnot answers, as frozen dataclasses.
+"""Qarnot's responses as frozen dataclasses.
 
-Reading is forgiving: fields that are unknown, missing, null or of an odd type never make it fail, so that
-answers to a narrow ``select`` and answers of a newer API can be read too. ``raw`` keeps what was sent. Times are
-aware datetimes, None where the API says year 1 ("not yet"); durations are ``timedelta``. A state stays text:
-compare it with ``PoolState``/``TaskState``, and ask ``phase`` what it means.
+Parsing is tolerant. Unknown and missing fields, nulls and unexpected types never make it fail, because a search may
+select few fields and a newer API may send others. ``raw`` keeps the JSON. Durations are ``timedelta``. Times are aware
+datetimes, or None for year 1, which the API sends for "not yet". A state stays text: compare it with ``PoolState`` or
+``TaskState``, or use ``phase``.
 """
 
 from __future__ import annotations
@@ -43,20 +43,27 @@ from airflow_qarnot_pool.api.states import (
 
 Read = Callable[[Any], Any]
 _META = "read"
-#: Maximum characters of a text such as a name or an error: these stand in logs and messages. Constants are
-#: kept whole.
+#: Maximum characters of a text such as a name or an error, because these are logged. Constants are kept whole.
 MAX_TEXT = 10_000
 
 
 def _from(name: str, read: Read, *others: str) -> dict[str, Any]:
-    """Field metadata: the field's name in the JSON (first spelling that is there) and how to read it."""
+    """Return field metadata: the field's name in the JSON, other spellings of it, and how to read it."""
     return {_META: ((name, *others), read)}
+
+
+def _field(name: str, read: Read, *others: str, default: Any = None, factory: Any = None) -> Any:
+    """Declare an optional field."""
+    metadata = _from(name, read, *others)
+    if factory is not None:
+        return field(default_factory=factory, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 def _text(value: Any) -> str | None:
     if isinstance(value, str):
         words: str = shortened(value, MAX_TEXT)
-        # JSON can hold half a character (cut in two by some UTF-16), which nobody could send on or store.
+        # JSON can hold half of a UTF-16 surrogate pair, which cannot be encoded later.
         return words if words.isascii() else words.encode(errors="replace").decode()
     return str(value) if isinstance(value, (int, float)) else None
 
@@ -77,7 +84,7 @@ def _float(value: Any) -> float | None:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
         return None
-    # NaN is less than no limit and spoils every sum.
+    # NaN compares false with every limit, and makes every sum NaN.
     return number if math.isfinite(number) else None
 
 
@@ -129,7 +136,7 @@ def _anything(value: Any) -> Any:
 
 
 def _list(read: Read) -> Read:
-    """A tuple of what can be read; the rest is left out."""
+    """Return a reader of a list that skips the items that *read* cannot parse."""
 
     def convert(value: Any) -> tuple[Any, ...]:
         if not isinstance(value, list):
@@ -148,7 +155,7 @@ def _quietly(read: Read, value: Any) -> Any:
 
 @cache
 def _readers(cls: Any) -> tuple[tuple[str, tuple[str, ...], Read], ...]:
-    """Name, JSON keys and reader of each field of a model class."""
+    """Return the name, JSON keys and reader of each field of a model class."""
     return tuple(
         (one.name, one.metadata[_META][0], one.metadata[_META][1])
         for one in dataclasses.fields(cls)
@@ -158,18 +165,20 @@ def _readers(cls: Any) -> tuple[tuple[str, tuple[str, ...], Read], ...]:
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Model:
-    """Base: reads itself from the API's JSON; equal to another that says the same, raw JSON aside."""
+    """Base of the models. Two are equal if their fields are, whatever their ``raw``."""
 
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def from_json(cls, data: Any) -> Self:
-        """Read one object. Raises QarnotProtocolError where it is no JSON object or lacks its uuid."""
+        """Parse one object.
+
+        :raises QarnotProtocolError: *data* is not a JSON object, or its uuid is missing.
+        """
         if not isinstance(data, Mapping):
             raise QarnotProtocolError(f"Qarnot sent {type(data).__name__} where {cls.__name__} was expected")
-        lowered: dict[str, Any] | None = (
-            None  # made only when a key is missing: some versions spell PascalCase
-        )
+        # Some versions of the API use PascalCase. Built only if a key is missing.
+        lowered: dict[str, Any] | None = None
         values: dict[str, Any] = {}
         for name, keys, read in _readers(cast(Any, cls)):
             value = None
@@ -190,7 +199,7 @@ class Model:
         except TypeError:
             raise QarnotProtocolError(f"Qarnot sent {cls.__name__.lower()} data without a uuid") from None
 
-    # By hand, because generated ones make the import three times as slow.
+    # Not generated by dataclass, which would make the import three times as slow.
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):
             return NotImplemented
@@ -211,11 +220,11 @@ ModelT = TypeVar("ModelT", bound=Model)
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class RemoteError(Model):
-    """What Qarnot says went wrong with a pool, a task or an instance."""
+    """An error of a pool, a Qarnot task or an instance, as Qarnot reports it."""
 
-    code: str = field(default="", metadata=_from("code", _text))
-    message: str = field(default="", metadata=_from("message", _text))
-    debug: str | None = field(default=None, metadata=_from("debug", _text))
+    code: str = _field("code", _text, default="")
+    message: str = _field("message", _text, default="")
+    debug: str | None = _field("debug", _text)
 
     def __str__(self) -> str:
         return f"{self.code}: {self.message}" if self.code and self.message else self.code or self.message
@@ -223,181 +232,174 @@ class RemoteError(Model):
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ActiveForward(Model):
-    """A port of a node that can be reached from outside."""
+    """A port of a node that is reachable from outside."""
 
-    application_port: int | None = field(default=None, metadata=_from("applicationPort", _int))
-    forwarder_port: int | None = field(default=None, metadata=_from("forwarderPort", _int))
-    forwarder_host: str | None = field(default=None, metadata=_from("forwarderHost", _text))
-    bind_address: str | None = field(default=None, metadata=_from("bindAddress", _text))
+    application_port: int | None = _field("applicationPort", _int)
+    forwarder_port: int | None = _field("forwarderPort", _int)
+    forwarder_host: str | None = _field("forwarderHost", _text)
+    bind_address: str | None = _field("bindAddress", _text)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class VpnConnection(Model):
-    """A node's place in a VPN."""
+    """The connection of a node to a VPN."""
 
-    vpn_name: str | None = field(default=None, metadata=_from("vpnName", _text))
-    node_ip_address_cidr: str | None = field(default=None, metadata=_from("nodeIPAddressCidr", _text))
+    vpn_name: str | None = _field("vpnName", _text)
+    node_ip_address_cidr: str | None = _field("nodeIPAddressCidr", _text)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class RunningInstance(Model):
-    """One node or instance at work now. ``phase``: download, dispatch, environment, execution, shutdown, upload."""
+    """A running node or instance.
 
-    instance_id: int | None = field(default=None, metadata=_from("instanceId", _int))
-    phase: str | None = field(default=None, metadata=_from("phase", _text))
-    progress: float | None = field(default=None, metadata=_from("progress", _float))
-    execution_time: timedelta | None = field(default=None, metadata=_from("executionTimeSec", _seconds))
-    execution_time_ghz: float | None = field(default=None, metadata=_from("executionTimeGHz", _float))
-    cpu_usage: float | None = field(default=None, metadata=_from("cpuUsage", _float))
-    memory_usage: float | None = field(default=None, metadata=_from("memoryUsage", _float))
-    current_memory_mb: float | None = field(default=None, metadata=_from("currentMemoryMB", _float))
-    max_memory_mb: float | None = field(default=None, metadata=_from("maxMemoryMB", _float))
-    current_frequency_ghz: float | None = field(default=None, metadata=_from("currentFrequencyGHz", _float))
-    max_frequency_ghz: float | None = field(default=None, metadata=_from("maxFrequencyGHz", _float))
-    network_in_kbps: float | None = field(default=None, metadata=_from("networkInKbps", _float))
-    network_out_kbps: float | None = field(default=None, metadata=_from("networkOutKbps", _float))
-    specification_key: str | None = field(default=None, metadata=_from("specificationKey", _text))
-    cpu_model: str | None = field(default=None, metadata=_from("cpuModel", _text))
-    core_count: int | None = field(default=None, metadata=_from("coreCount", _int))
-    execution_attempt_count: int | None = field(default=None, metadata=_from("executionAttemptCount", _int))
-    clock_ratio: float | None = field(default=None, metadata=_from("clockRatio", _float))
-    active_forwards: tuple[ActiveForward, ...] = field(
-        default=(), metadata=_from("activeForwards", _list(ActiveForward.from_json))
+    ``phase`` is download, dispatch, environment, execution, shutdown or upload.
+    """
+
+    instance_id: int | None = _field("instanceId", _int)
+    phase: str | None = _field("phase", _text)
+    progress: float | None = _field("progress", _float)
+    execution_time: timedelta | None = _field("executionTimeSec", _seconds)
+    execution_time_ghz: float | None = _field("executionTimeGHz", _float)
+    cpu_usage: float | None = _field("cpuUsage", _float)
+    memory_usage: float | None = _field("memoryUsage", _float)
+    current_memory_mb: float | None = _field("currentMemoryMB", _float)
+    max_memory_mb: float | None = _field("maxMemoryMB", _float)
+    current_frequency_ghz: float | None = _field("currentFrequencyGHz", _float)
+    max_frequency_ghz: float | None = _field("maxFrequencyGHz", _float)
+    network_in_kbps: float | None = _field("networkInKbps", _float)
+    network_out_kbps: float | None = _field("networkOutKbps", _float)
+    specification_key: str | None = _field("specificationKey", _text)
+    cpu_model: str | None = _field("cpuModel", _text)
+    core_count: int | None = _field("coreCount", _int)
+    execution_attempt_count: int | None = _field("executionAttemptCount", _int)
+    clock_ratio: float | None = _field("clockRatio", _float)
+    active_forwards: tuple[ActiveForward, ...] = _field(
+        "activeForwards", _list(ActiveForward.from_json), default=()
     )
-    vpn_connections: tuple[VpnConnection, ...] = field(
-        default=(), metadata=_from("vpnConnections", _list(VpnConnection.from_json))
+    vpn_connections: tuple[VpnConnection, ...] = _field(
+        "vpnConnections", _list(VpnConnection.from_json), default=()
     )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class CoreCount(Model):
-    """How many cores of a processor model run."""
+    """The number of running cores of a processor model."""
 
-    model: str | None = field(default=None, metadata=_from("model", _text))
-    core: int | None = field(default=None, metadata=_from("core", _int))
-    running_core_count: int | None = field(default=None, metadata=_from("runningCoreCount", _int))
+    model: str | None = _field("model", _text)
+    core: int | None = _field("core", _int)
+    running_core_count: int | None = _field("runningCoreCount", _int)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class RunningInstances(Model):
-    """All nodes or instances at work now."""
+    """All running nodes or instances."""
 
-    instances: tuple[RunningInstance, ...] = field(
-        default=(), metadata=_from("perRunningInstanceInfo", _list(RunningInstance.from_json))
+    instances: tuple[RunningInstance, ...] = _field(
+        "perRunningInstanceInfo", _list(RunningInstance.from_json), default=()
     )
-    timestamp: datetime | None = field(default=None, metadata=_from("timestamp", _time))
-    average_frequency_ghz: float | None = field(default=None, metadata=_from("averageFrequencyGHz", _float))
-    max_frequency_ghz: float | None = field(default=None, metadata=_from("maxFrequencyGHz", _float))
-    min_frequency_ghz: float | None = field(default=None, metadata=_from("minFrequencyGHz", _float))
-    average_max_frequency_ghz: float | None = field(
-        default=None, metadata=_from("averageMaxFrequencyGHz", _float)
+    timestamp: datetime | None = _field("timestamp", _time)
+    average_frequency_ghz: float | None = _field("averageFrequencyGHz", _float)
+    max_frequency_ghz: float | None = _field("maxFrequencyGHz", _float)
+    min_frequency_ghz: float | None = _field("minFrequencyGHz", _float)
+    average_max_frequency_ghz: float | None = _field("averageMaxFrequencyGHz", _float)
+    average_cpu_usage: float | None = _field("averageCpuUsage", _float)
+    cluster_power_indicator: float | None = _field("clusterPowerIndicator", _float)
+    average_memory_usage: float | None = _field("averageMemoryUsage", _float)
+    average_network_in_kbps: float | None = _field("averageNetworkInKbps", _float)
+    average_network_out_kbps: float | None = _field("averageNetworkOutKbps", _float)
+    total_network_in_kbps: float | None = _field("totalNetworkInKbps", _float)
+    total_network_out_kbps: float | None = _field("totalNetworkOutKbps", _float)
+    running_core_count_by_cpu_model: tuple[CoreCount, ...] = _field(
+        "runningCoreCountByCpuModel", _list(CoreCount.from_json), default=()
     )
-    average_cpu_usage: float | None = field(default=None, metadata=_from("averageCpuUsage", _float))
-    cluster_power_indicator: float | None = field(
-        default=None, metadata=_from("clusterPowerIndicator", _float)
-    )
-    average_memory_usage: float | None = field(default=None, metadata=_from("averageMemoryUsage", _float))
-    average_network_in_kbps: float | None = field(
-        default=None, metadata=_from("averageNetworkInKbps", _float)
-    )
-    average_network_out_kbps: float | None = field(
-        default=None, metadata=_from("averageNetworkOutKbps", _float)
-    )
-    total_network_in_kbps: float | None = field(default=None, metadata=_from("totalNetworkInKbps", _float))
-    total_network_out_kbps: float | None = field(default=None, metadata=_from("totalNetworkOutKbps", _float))
-    running_core_count_by_cpu_model: tuple[CoreCount, ...] = field(
-        default=(), metadata=_from("runningCoreCountByCpuModel", _list(CoreCount.from_json))
-    )
-    snapshot_results: tuple[Any, ...] = field(default=(), metadata=_from("snapshotResults", _list(_anything)))
+    snapshot_results: tuple[Any, ...] = _field("snapshotResults", _list(_anything), default=())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Status(Model):
-    """How far a pool or task has come. Progress runs from 0 to 100; range texts include both ends."""
+    """The progress of a pool or Qarnot task, from 0 to 100. Ranges include both ends."""
 
-    timestamp: datetime | None = field(default=None, metadata=_from("timestamp", _time))
-    last_update_timestamp: datetime | None = field(default=None, metadata=_from("lastUpdateTimestamp", _time))
-    download_progress: float | None = field(default=None, metadata=_from("downloadProgress", _float))
-    execution_progress: float | None = field(default=None, metadata=_from("executionProgress", _float))
-    upload_progress: float | None = field(default=None, metadata=_from("uploadProgress", _float))
-    instance_count: int | None = field(default=None, metadata=_from("instanceCount", _int))
-    download_time: timedelta | None = field(default=None, metadata=_from("downloadTime", _span))
-    download_time_sec: float | None = field(default=None, metadata=_from("downloadTimeSec", _float))
-    environment_time: timedelta | None = field(default=None, metadata=_from("environmentTime", _span))
-    environment_time_sec: float | None = field(default=None, metadata=_from("environmentTimeSec", _float))
-    execution_time: timedelta | None = field(default=None, metadata=_from("executionTime", _span))
-    execution_time_sec: float | None = field(default=None, metadata=_from("executionTimeSec", _float))
-    upload_time: timedelta | None = field(default=None, metadata=_from("uploadTime", _span))
-    upload_time_sec: float | None = field(default=None, metadata=_from("uploadTimeSec", _float))
-    wall_time: timedelta | None = field(default=None, metadata=_from("wallTime", _span))
-    wall_time_sec: float | None = field(default=None, metadata=_from("wallTimeSec", _float))
-    execution_time_by_cpu_model: tuple[Mapping[str, Any], ...] = field(
-        default=(), metadata=_from("executionTimeByCpuModel", _list(_map))
+    timestamp: datetime | None = _field("timestamp", _time)
+    last_update_timestamp: datetime | None = _field("lastUpdateTimestamp", _time)
+    download_progress: float | None = _field("downloadProgress", _float)
+    execution_progress: float | None = _field("executionProgress", _float)
+    upload_progress: float | None = _field("uploadProgress", _float)
+    instance_count: int | None = _field("instanceCount", _int)
+    download_time: timedelta | None = _field("downloadTime", _span)
+    download_time_sec: float | None = _field("downloadTimeSec", _float)
+    environment_time: timedelta | None = _field("environmentTime", _span)
+    environment_time_sec: float | None = _field("environmentTimeSec", _float)
+    execution_time: timedelta | None = _field("executionTime", _span)
+    execution_time_sec: float | None = _field("executionTimeSec", _float)
+    upload_time: timedelta | None = _field("uploadTime", _span)
+    upload_time_sec: float | None = _field("uploadTimeSec", _float)
+    wall_time: timedelta | None = _field("wallTime", _span)
+    wall_time_sec: float | None = _field("wallTimeSec", _float)
+    execution_time_by_cpu_model: tuple[Mapping[str, Any], ...] = _field(
+        "executionTimeByCpuModel", _list(_map), default=()
     )
-    execution_time_ghz_by_cpu_model: tuple[Mapping[str, Any], ...] = field(
-        default=(), metadata=_from("executionTimeGhzByCpuModel", _list(_map))
+    execution_time_ghz_by_cpu_model: tuple[Mapping[str, Any], ...] = _field(
+        "executionTimeGhzByCpuModel", _list(_map), default=()
     )
-    execution_time_by_machine_specification: tuple[Mapping[str, Any], ...] = field(
-        default=(), metadata=_from("executionTimeByMachineSpecification", _list(_map))
+    execution_time_by_machine_specification: tuple[Mapping[str, Any], ...] = _field(
+        "executionTimeByMachineSpecification", _list(_map), default=()
     )
-    execution_time_by_site_and_machine: tuple[Mapping[str, Any], ...] = field(
-        default=(), metadata=_from("executionTimeBySiteAndMachine", _list(_map))
+    execution_time_by_site_and_machine: tuple[Mapping[str, Any], ...] = _field(
+        "executionTimeBySiteAndMachine", _list(_map), default=()
     )
-    execution_time_by_instance_id: tuple[Mapping[str, Any], ...] = field(
-        default=(), metadata=_from("executionTimeByInstanceId", _list(_map))
+    execution_time_by_instance_id: tuple[Mapping[str, Any], ...] = _field(
+        "executionTimeByInstanceId", _list(_map), default=()
     )
-    succeeded_range: str = field(default="", metadata=_from("succeededRange", _text))
-    failed_range: str = field(default="", metadata=_from("failedRange", _text))
-    executed_range: str = field(default="", metadata=_from("executedRange", _text))
-    cancelled_range: str = field(default="", metadata=_from("cancelledRange", _text))
-    failed_only_range: str = field(default="", metadata=_from("failedOnlyRange", _text))
-    started_once_range: str = field(default="", metadata=_from("startedOnceRange", _text))
-    running: RunningInstances | None = field(
-        default=None, metadata=_from("runningInstancesInfo", RunningInstances.from_json)
-    )
+    succeeded_range: str = _field("succeededRange", _text, default="")
+    failed_range: str = _field("failedRange", _text, default="")
+    executed_range: str = _field("executedRange", _text, default="")
+    cancelled_range: str = _field("cancelledRange", _text, default="")
+    failed_only_range: str = _field("failedOnlyRange", _text, default="")
+    started_once_range: str = _field("startedOnceRange", _text, default="")
+    running: RunningInstances | None = _field("runningInstancesInfo", RunningInstances.from_json)
 
     @property
     def running_instances(self) -> tuple[RunningInstance, ...]:
-        """The nodes or instances at work now."""
+        """The running nodes or instances."""
         return self.running.instances if self.running else ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class CompletedInstance(Model):
-    """One instance of a task that has ended. ``state`` is Success or Failure."""
+    """A finished instance of a Qarnot task. ``state`` is Success or Failure."""
 
-    instance_id: int | None = field(default=None, metadata=_from("instanceId", _int))
-    state: str | None = field(default=None, metadata=_from("state", _text))
-    error: RemoteError | None = field(default=None, metadata=_from("error", RemoteError.from_json))
-    results: tuple[str, ...] = field(default=(), metadata=_from("results", _texts))
-    wall_time: timedelta | None = field(default=None, metadata=_from("wallTimeSec", _seconds))
-    execution_time: timedelta | None = field(default=None, metadata=_from("execTimeSec", _seconds))
-    execution_time_ghz: float | None = field(default=None, metadata=_from("execTimeSecGHz", _float))
-    peak_memory_mb: float | None = field(default=None, metadata=_from("peakMemoryMB", _float))
-    specification_key: str | None = field(default=None, metadata=_from("specificationKey", _text))
-    cpu_model: str | None = field(default=None, metadata=_from("cpuModel", _text))
-    core_count: int | None = field(default=None, metadata=_from("coreCount", _int))
-    clock_ratio: float | None = field(default=None, metadata=_from("clockRatio", _float))
-    average_ghz: float | None = field(default=None, metadata=_from("averageGHz", _float))
-    execution_attempt_count: int | None = field(default=None, metadata=_from("executionAttemptCount", _int))
+    instance_id: int | None = _field("instanceId", _int)
+    state: str | None = _field("state", _text)
+    error: RemoteError | None = _field("error", RemoteError.from_json)
+    results: tuple[str, ...] = _field("results", _texts, default=())
+    wall_time: timedelta | None = _field("wallTimeSec", _seconds)
+    execution_time: timedelta | None = _field("execTimeSec", _seconds)
+    execution_time_ghz: float | None = _field("execTimeSecGHz", _float)
+    peak_memory_mb: float | None = _field("peakMemoryMB", _float)
+    specification_key: str | None = _field("specificationKey", _text)
+    cpu_model: str | None = _field("cpuModel", _text)
+    core_count: int | None = _field("coreCount", _int)
+    clock_ratio: float | None = _field("clockRatio", _float)
+    average_ghz: float | None = _field("averageGHz", _float)
+    execution_attempt_count: int | None = _field("executionAttemptCount", _int)
 
     @property
     def succeeded(self) -> bool:
-        """Whether it ended well."""
+        """Whether it succeeded."""
         return (self.state or "").lower() == "success"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ElasticProperty(Model):
-    """The elastic block as the server keeps it, active or not (the request's counterpart is ``Elastic``)."""
+    """The elastic settings of a pool in a response, active or not. In a request they are ``Elastic``."""
 
-    is_elastic: bool = field(default=False, metadata=_from("isElastic", _bool))
-    min_total_slots: int | None = field(default=None, metadata=_from("minTotalSlots", _int))
-    max_total_slots: int | None = field(default=None, metadata=_from("maxTotalSlots", _int))
-    min_idle_slots: int | None = field(default=None, metadata=_from("minIdleSlots", _int))
-    resize_period: timedelta | None = field(default=None, metadata=_from("resizePeriod", _seconds))
-    ramp_resize_factor: float | None = field(default=None, metadata=_from("rampResizeFactor", _float))
-    min_idle_time: timedelta | None = field(default=None, metadata=_from("minIdleTimeSeconds", _seconds))
+    is_elastic: bool = _field("isElastic", _bool, default=False)
+    min_total_slots: int | None = _field("minTotalSlots", _int)
+    max_total_slots: int | None = _field("maxTotalSlots", _int)
+    min_idle_slots: int | None = _field("minIdleSlots", _int)
+    resize_period: timedelta | None = _field("resizePeriod", _seconds)
+    ramp_resize_factor: float | None = _field("rampResizeFactor", _float)
+    min_idle_time: timedelta | None = _field("minIdleTimeSeconds", _seconds)
 
 
 def _nested_text(key: str) -> Read:
@@ -406,67 +408,53 @@ def _nested_text(key: str) -> Read:
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class RemoteObject(Model):
-    """What pools and tasks have in common."""
+    """The fields that pools and Qarnot tasks share."""
 
     uuid: str = field(metadata=_from("uuid", _text))
-    name: str | None = field(default=None, metadata=_from("name", _text))
-    shortname: str | None = field(default=None, metadata=_from("shortname", _text))
-    profile: str | None = field(default=None, metadata=_from("profile", _text))
-    state: str = field(default="", metadata=_from("state", _text))
-    previous_state: str | None = field(default=None, metadata=_from("previousState", _text))
-    state_transition_time: datetime | None = field(default=None, metadata=_from("stateTransitionTime", _time))
-    previous_state_transition_time: datetime | None = field(
-        default=None, metadata=_from("previousStateTransitionTime", _time)
+    name: str | None = _field("name", _text)
+    shortname: str | None = _field("shortname", _text)
+    profile: str | None = _field("profile", _text)
+    state: str = _field("state", _text, default="")
+    previous_state: str | None = _field("previousState", _text)
+    state_transition_time: datetime | None = _field("stateTransitionTime", _time)
+    previous_state_transition_time: datetime | None = _field("previousStateTransitionTime", _time)
+    creation_date: datetime | None = _field("creationDate", _time)
+    last_modified: datetime | None = _field("lastModified", _time)
+    end_date: datetime | None = _field("endDate", _time)
+    errors: tuple[RemoteError, ...] = _field("errors", _list(RemoteError.from_json), default=())
+    constants: Mapping[str, str] = _field("constants", _pairs, factory=dict)
+    forced_constants: tuple[ForcedConstant, ...] = _field(
+        "forcedConstants", _list(ForcedConstant.from_mapping), default=()
     )
-    creation_date: datetime | None = field(default=None, metadata=_from("creationDate", _time))
-    last_modified: datetime | None = field(default=None, metadata=_from("lastModified", _time))
-    end_date: datetime | None = field(default=None, metadata=_from("endDate", _time))
-    errors: tuple[RemoteError, ...] = field(
-        default=(), metadata=_from("errors", _list(RemoteError.from_json))
+    constraints: Mapping[str, str] = _field("constraints", _pairs, factory=dict)
+    hardware_constraints: tuple[HardwareConstraint, ...] = _field(
+        "hardwareConstraints", _list(HardwareConstraint.from_json), default=()
     )
-    constants: Mapping[str, str] = field(default_factory=dict, metadata=_from("constants", _pairs))
-    forced_constants: tuple[ForcedConstant, ...] = field(
-        default=(), metadata=_from("forcedConstants", _list(ForcedConstant.from_mapping))
+    tags: tuple[str, ...] = _field("tags", _texts, default=())
+    labels: Mapping[str, str] = _field("labels", _labels, factory=dict)
+    bucket_names: tuple[str, ...] = _field("resourceBuckets", _texts, default=())
+    resource_buckets: tuple[ResourceBucket, ...] = _field(
+        "advancedResourceBuckets", _list(ResourceBucket.from_json), default=()
     )
-    constraints: Mapping[str, str] = field(default_factory=dict, metadata=_from("constraints", _pairs))
-    hardware_constraints: tuple[HardwareConstraint, ...] = field(
-        default=(), metadata=_from("hardwareConstraints", _list(HardwareConstraint.from_json))
+    status: Status | None = _field("status", Status.from_json)
+    instance_count: int | None = _field("instanceCount", _int)
+    running_instance_count: int | None = _field("runningInstanceCount", _int)
+    running_core_count: int | None = _field("runningCoreCount", _int)
+    execution_time: timedelta | None = _field("executionTime", _span)
+    wall_time: timedelta | None = _field("wallTime", _span)
+    scheduling_type: str | None = _field("schedulingType", _text)
+    targeted_reserved_machine_key: str | None = _field("targetedReservedMachineKey", _text)
+    targeted_reservation_name: str | None = _field("targetedReservationName", _text)
+    auto_delete_on_completion: bool | None = _field("autoDeleteOnCompletion", _bool)
+    completion_ttl: timedelta | None = _field("completionTimeToLive", _span)
+    privileges: Mapping[str, Any] = _field("privileges", _map, factory=dict)
+    secrets_access: Mapping[str, Any] = _field("secretsAccessRights", _map, factory=dict)
+    forced_network_rules: tuple[Mapping[str, Any], ...] = _field(
+        "forcedNetworkRules", _list(_map), default=()
     )
-    tags: tuple[str, ...] = field(default=(), metadata=_from("tags", _texts))
-    labels: Mapping[str, str] = field(default_factory=dict, metadata=_from("labels", _labels))
-    bucket_names: tuple[str, ...] = field(default=(), metadata=_from("resourceBuckets", _texts))
-    resource_buckets: tuple[ResourceBucket, ...] = field(
-        default=(), metadata=_from("advancedResourceBuckets", _list(ResourceBucket.from_json))
-    )
-    status: Status | None = field(default=None, metadata=_from("status", Status.from_json))
-    instance_count: int | None = field(default=None, metadata=_from("instanceCount", _int))
-    running_instance_count: int | None = field(default=None, metadata=_from("runningInstanceCount", _int))
-    running_core_count: int | None = field(default=None, metadata=_from("runningCoreCount", _int))
-    execution_time: timedelta | None = field(default=None, metadata=_from("executionTime", _span))
-    wall_time: timedelta | None = field(default=None, metadata=_from("wallTime", _span))
-    scheduling_type: str | None = field(default=None, metadata=_from("schedulingType", _text))
-    targeted_reserved_machine_key: str | None = field(
-        default=None, metadata=_from("targetedReservedMachineKey", _text)
-    )
-    targeted_reservation_name: str | None = field(
-        default=None, metadata=_from("targetedReservationName", _text)
-    )
-    auto_delete_on_completion: bool | None = field(
-        default=None, metadata=_from("autoDeleteOnCompletion", _bool)
-    )
-    completion_ttl: timedelta | None = field(default=None, metadata=_from("completionTimeToLive", _span))
-    privileges: Mapping[str, Any] = field(default_factory=dict, metadata=_from("privileges", _map))
-    secrets_access: Mapping[str, Any] = field(
-        default_factory=dict, metadata=_from("secretsAccessRights", _map)
-    )
-    forced_network_rules: tuple[Mapping[str, Any], ...] = field(
-        default=(), metadata=_from("forcedNetworkRules", _list(_map))
-    )
-    default_resources_cache_ttl: timedelta | None = field(
-        default=None, metadata=_from("defaultResourcesCacheTTLSec", _seconds)
-    )
-    max_time_queue: timedelta | None = field(default=None, metadata=_from("maxTimeQueueSeconds", _seconds))
-    project: str | None = field(default=None, metadata=_from("projectUuid", _text))
+    default_resources_cache_ttl: timedelta | None = _field("defaultResourcesCacheTTLSec", _seconds)
+    max_time_queue: timedelta | None = _field("maxTimeQueueSeconds", _seconds)
+    project: str | None = _field("projectUuid", _text)
 
     def __repr__(self) -> str:
         parts = [f"uuid={self.uuid!r}"]
@@ -482,7 +470,7 @@ class RemoteObject(Model):
     def executed_seconds(self) -> float | None:
         """Seconds that all nodes of a pool were up, or that all instances of a Qarnot task executed.
 
-        The status has fractions of a second, the object need not.
+        Taken from the status if possible, because only it always has fractions of a second.
         """
         if self.status is not None and self.status.execution_time_sec is not None:
             return self.status.execution_time_sec
@@ -490,7 +478,7 @@ class RemoteObject(Model):
 
     @property
     def error_text(self) -> str:
-        """All remote errors in one line, shortened; empty when there are none."""
+        """All remote errors in one line, shortened. Empty if there are none."""
         return shortened("; ".join(str(error) for error in self.errors), MAX_PART)
 
 
@@ -499,7 +487,7 @@ def _scaling(value: Any) -> Scaling | None:
 
 
 def _state(parse: Callable[[str], str]) -> Read:
-    """The state in its canonical spelling where it is known, else as it came."""
+    """Return a reader of a state: its canonical spelling if the state is known, else the text itself."""
 
     def read(value: Any) -> str | None:
         text = _text(value)
@@ -515,45 +503,30 @@ def _state(parse: Callable[[str], str]) -> Read:
 class Pool(RemoteObject):
     """A pool. Qarnot API: ``GET /pools/{u}``."""
 
-    state: str = field(default="", metadata=_from("state", _state(parse_pool_state)))
-    previous_state: str | None = field(
-        default=None, metadata=_from("previousState", _state(parse_pool_state))
+    state: str = _field("state", _state(parse_pool_state), default="")
+    previous_state: str | None = _field("previousState", _state(parse_pool_state))
+    elastic: ElasticProperty | None = _field("elasticProperty", ElasticProperty.from_json)
+    scaling: Scaling | None = _field("scaling", _scaling)
+    slots_per_node: int | None = _field("multiSlotsSettings", lambda value: _int(value.get("slotsPerNode")))
+    preparation_command: str | None = _field("preparationTask", _nested_text("commandLine"))
+    default_retry: RetrySettings | None = _field("defaultRetrySettings", RetrySettings.from_mapping)
+    target_running_instance_count: int | None = _field("targetRunningInstanceCount", _int)
+    total_slot_capacity: int | None = _field("totalSlotCapacity", _int)
+    pool_usage: float | None = _field("poolUsage", _float)
+    queued_or_running_task_instances_count: int | None = _field("queuedOrRunningTaskInstancesCount", _int)
+    task_default_wait_for_pool_resources_synchronization: bool | None = _field(
+        "taskDefaultWaitForPoolResourcesSynchronization", _bool
     )
-    elastic: ElasticProperty | None = field(
-        default=None, metadata=_from("elasticProperty", ElasticProperty.from_json)
-    )
-    scaling: Scaling | None = field(default=None, metadata=_from("scaling", _scaling))
-    slots_per_node: int | None = field(
-        default=None,
-        metadata=_from("multiSlotsSettings", lambda value: _int(value.get("slotsPerNode"))),
-    )
-    preparation_command: str | None = field(
-        default=None, metadata=_from("preparationTask", _nested_text("commandLine"))
-    )
-    default_retry: RetrySettings | None = field(
-        default=None, metadata=_from("defaultRetrySettings", RetrySettings.from_mapping)
-    )
-    target_running_instance_count: int | None = field(
-        default=None, metadata=_from("targetRunningInstanceCount", _int)
-    )
-    total_slot_capacity: int | None = field(default=None, metadata=_from("totalSlotCapacity", _int))
-    pool_usage: float | None = field(default=None, metadata=_from("poolUsage", _float))
-    queued_or_running_task_instances_count: int | None = field(
-        default=None, metadata=_from("queuedOrRunningTaskInstancesCount", _int)
-    )
-    task_default_wait_for_pool_resources_synchronization: bool | None = field(
-        default=None, metadata=_from("taskDefaultWaitForPoolResourcesSynchronization", _bool)
-    )
-    credits: float | None = field(default=None, metadata=_from("credits", _float))
+    credits: float | None = _field("credits", _float)
 
     @property
     def phase(self) -> Phase:
-        """Where in its life it is. Raises QarnotUnknownStateError."""
+        """The phase of its life. Raises QarnotUnknownStateError."""
         return _asked(pool_phase, self)
 
     @property
     def ready_slots(self) -> int:
-        """Slots that run now."""
+        """Number of running slots."""
         if self.running_instance_count is not None:
             return self.running_instance_count
         return (self.status.instance_count if self.status else None) or 0
@@ -561,52 +534,49 @@ class Pool(RemoteObject):
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Task(RemoteObject):
-    """A task. Qarnot API: ``GET /tasks/{u}``. ``progress`` is 0 to 1 or 0 to 100: the sources disagree."""
+    """A Qarnot task. Qarnot API: ``GET /tasks/{u}``.
 
-    state: str = field(default="", metadata=_from("state", _state(parse_task_state)))
-    previous_state: str | None = field(
-        default=None, metadata=_from("previousState", _state(parse_task_state))
+    ``progress`` runs to 1 or to 100. The documents of the API disagree.
+    """
+
+    state: str = _field("state", _state(parse_task_state), default="")
+    previous_state: str | None = _field("previousState", _state(parse_task_state))
+    pool: str | None = _field("poolUuid", _text)
+    job: str | None = _field("jobUuid", _text)
+    total_instance_count: int | None = _field("totalInstanceCount", _int)
+    ranges: str | None = _field("advancedRanges", _text)
+    max_retries_per_instance: int | None = _field("maxRetriesPerInstance", _int)
+    retry: RetrySettings | None = _field("retrySettings", RetrySettings.from_mapping)
+    progress: float | None = _field("progress", _float)
+    completed_instances: tuple[CompletedInstance, ...] = _field(
+        "completedInstances", _list(CompletedInstance.from_json), default=()
     )
-    pool: str | None = field(default=None, metadata=_from("poolUuid", _text))
-    job: str | None = field(default=None, metadata=_from("jobUuid", _text))
-    total_instance_count: int | None = field(default=None, metadata=_from("totalInstanceCount", _int))
-    ranges: str | None = field(default=None, metadata=_from("advancedRanges", _text))
-    max_retries_per_instance: int | None = field(default=None, metadata=_from("maxRetriesPerInstance", _int))
-    retry: RetrySettings | None = field(
-        default=None, metadata=_from("retrySettings", RetrySettings.from_mapping)
+    result_bucket: str | None = _field("resultBucket", _text)
+    results_prefix: str | None = _field("resultsBucketPrefix", _text)
+    results_whitelist: str | None = _field("resultsWhitelist", _text)
+    results_blacklist: str | None = _field("resultsBlacklist", _text)
+    results_cache_ttl: timedelta | None = _field("resultsCacheTTLSec", _seconds)
+    results_count: int | None = _field("resultsCount", _int)
+    snapshot_interval: timedelta | None = _field("snapshotInterval", _seconds)
+    snapshot_bucket: str | None = _field("snapshotBucket", _text)
+    snapshot_prefix: str | None = _field("snapshotBucketPrefix", _text)
+    snapshot_whitelist: str | None = _field("snapshotWhitelist", _text)
+    snapshot_blacklist: str | None = _field("snapshotBlacklist", _text)
+    upload_results_on_cancellation: bool | None = _field("uploadResultsOnCancellation", _bool)
+    wait_for_pool_resources_synchronization: bool | None = _field(
+        "waitForPoolResourcesSynchronization", _bool
     )
-    progress: float | None = field(default=None, metadata=_from("progress", _float))
-    completed_instances: tuple[CompletedInstance, ...] = field(
-        default=(), metadata=_from("completedInstances", _list(CompletedInstance.from_json))
-    )
-    result_bucket: str | None = field(default=None, metadata=_from("resultBucket", _text))
-    results_prefix: str | None = field(default=None, metadata=_from("resultsBucketPrefix", _text))
-    results_whitelist: str | None = field(default=None, metadata=_from("resultsWhitelist", _text))
-    results_blacklist: str | None = field(default=None, metadata=_from("resultsBlacklist", _text))
-    results_cache_ttl: timedelta | None = field(default=None, metadata=_from("resultsCacheTTLSec", _seconds))
-    results_count: int | None = field(default=None, metadata=_from("resultsCount", _int))
-    snapshot_interval: timedelta | None = field(default=None, metadata=_from("snapshotInterval", _seconds))
-    snapshot_bucket: str | None = field(default=None, metadata=_from("snapshotBucket", _text))
-    snapshot_prefix: str | None = field(default=None, metadata=_from("snapshotBucketPrefix", _text))
-    snapshot_whitelist: str | None = field(default=None, metadata=_from("snapshotWhitelist", _text))
-    snapshot_blacklist: str | None = field(default=None, metadata=_from("snapshotBlacklist", _text))
-    upload_results_on_cancellation: bool | None = field(
-        default=None, metadata=_from("uploadResultsOnCancellation", _bool)
-    )
-    wait_for_pool_resources_synchronization: bool | None = field(
-        default=None, metadata=_from("waitForPoolResourcesSynchronization", _bool)
-    )
-    dependencies: Mapping[str, Any] = field(default_factory=dict, metadata=_from("dependencies", _map))
-    cluster_info: Mapping[str, Any] = field(default_factory=dict, metadata=_from("clusterInfo", _map))
+    dependencies: Mapping[str, Any] = _field("dependencies", _map, factory=dict)
+    cluster_info: Mapping[str, Any] = _field("clusterInfo", _map, factory=dict)
 
     @property
     def phase(self) -> Phase:
-        """Where in its life it is. Raises QarnotUnknownStateError."""
+        """The phase of its life. Raises QarnotUnknownStateError."""
         return _asked(task_phase, self)
 
     @property
     def instances(self) -> int | None:
-        """How many instances it has; None where the answer does not say."""
+        """Number of instances. None if the response does not have it."""
         if self.total_instance_count is not None:
             return self.total_instance_count
         return len(_ids(self.ranges)) if self.ranges else self.instance_count
@@ -615,8 +585,8 @@ class Task(RemoteObject):
     def succeeded_instances(self) -> frozenset[int]:
         """The ids of the instances known to have succeeded.
 
-        From ``completedInstances``, which names ids one by one, and only without it from the range text:
-        ranges can be read in two ways, and an instance must not be called done that is not.
+        Taken from ``completedInstances``, which lists every id, and from the range text only without it. A range can
+        be read in two ways, and an instance that failed must not count as succeeded.
         """
         if self.completed_instances:
             return frozenset(
@@ -628,7 +598,7 @@ class Task(RemoteObject):
 
     @property
     def failed_instances(self) -> frozenset[int]:
-        """The ids of the instances known to have failed and not to have succeeded since."""
+        """The ids of the instances known to have failed, without those that succeeded later."""
         failed = {
             one.instance_id
             for one in self.completed_instances
@@ -647,7 +617,7 @@ def _ids(text: str | None) -> frozenset[int]:
 
 
 def _asked(phase: Callable[[str], Phase], thing: RemoteObject) -> Phase:
-    """The phase; an unknown state is an error that names the object too."""
+    """Return the phase of *thing*. The error for an unknown state names the object."""
     try:
         return phase(thing.state)
     except QarnotUnknownStateError as error:
@@ -661,51 +631,43 @@ class Job(Model):
     """A job. Qarnot API: ``GET /jobs/{u}``."""
 
     uuid: str = field(metadata=_from("uuid", _text))
-    name: str | None = field(default=None, metadata=_from("name", _text))
-    shortname: str | None = field(default=None, metadata=_from("shortname", _text))
-    pool: str | None = field(default=None, metadata=_from("poolUuid", _text))
-    state: str = field(default="", metadata=_from("state", _text))
-    previous_state: str | None = field(default=None, metadata=_from("previousState", _text))
-    use_dependencies: bool | None = field(default=None, metadata=_from("useDependencies", _bool))
-    tags: tuple[str, ...] = field(default=(), metadata=_from("tags", _texts))
-    max_wall_time: timedelta | None = field(default=None, metadata=_from("maxWallTime", _span))
-    auto_delete_on_completion: bool | None = field(
-        default=None, metadata=_from("autoDeleteOnCompletion", _bool)
-    )
-    completion_ttl: timedelta | None = field(default=None, metadata=_from("completionTimeToLive", _span))
-    creation_date: datetime | None = field(default=None, metadata=_from("creationDate", _time))
-    last_modified: datetime | None = field(default=None, metadata=_from("lastModified", _time))
-    state_transition_time: datetime | None = field(default=None, metadata=_from("stateTransitionTime", _time))
-    previous_state_transition_time: datetime | None = field(
-        default=None, metadata=_from("previousStateTransitionTime", _time)
-    )
+    name: str | None = _field("name", _text)
+    shortname: str | None = _field("shortname", _text)
+    pool: str | None = _field("poolUuid", _text)
+    state: str = _field("state", _text, default="")
+    previous_state: str | None = _field("previousState", _text)
+    use_dependencies: bool | None = _field("useDependencies", _bool)
+    tags: tuple[str, ...] = _field("tags", _texts, default=())
+    max_wall_time: timedelta | None = _field("maxWallTime", _span)
+    auto_delete_on_completion: bool | None = _field("autoDeleteOnCompletion", _bool)
+    completion_ttl: timedelta | None = _field("completionTimeToLive", _span)
+    creation_date: datetime | None = _field("creationDate", _time)
+    last_modified: datetime | None = _field("lastModified", _time)
+    state_transition_time: datetime | None = _field("stateTransitionTime", _time)
+    previous_state_transition_time: datetime | None = _field("previousStateTransitionTime", _time)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class QuotaUse(Model):
-    """Computing allowed and used under one scheduling type; a reservation also has its key and name."""
+    """Computing quota and its use for one scheduling type. A reservation also has its key and name."""
 
-    max_instances: int | None = field(default=None, metadata=_from("maxInstances", _int))
-    max_cores: int | None = field(default=None, metadata=_from("maxCores", _int))
-    running_instances: int | None = field(default=None, metadata=_from("runningInstancesCount", _int))
-    running_cores: int | None = field(
-        default=None, metadata=_from("runningCoresCount", _int, "runningCoreCount")
-    )
-    machine_key: str | None = field(default=None, metadata=_from("machineKey", _text))
-    reservation_name: str | None = field(default=None, metadata=_from("reservationName", _text))
-    running_counts_per_user: Mapping[str, Any] = field(
-        default_factory=dict, metadata=_from("runningCountsPerUser", _map)
-    )
+    max_instances: int | None = _field("maxInstances", _int)
+    max_cores: int | None = _field("maxCores", _int)
+    running_instances: int | None = _field("runningInstancesCount", _int)
+    running_cores: int | None = _field("runningCoresCount", _int, "runningCoreCount")
+    machine_key: str | None = _field("machineKey", _text)
+    reservation_name: str | None = _field("reservationName", _text)
+    running_counts_per_user: Mapping[str, Any] = _field("runningCountsPerUser", _map, factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class AccountQuotas(Model):
     """Computing quotas of a user or an organization."""
 
-    name: str | None = field(default=None, metadata=_from("name", _text))
-    flex: QuotaUse | None = field(default=None, metadata=_from("flex", QuotaUse.from_json))
-    on_demand: QuotaUse | None = field(default=None, metadata=_from("onDemand", QuotaUse.from_json))
-    reserved: tuple[QuotaUse, ...] = field(default=(), metadata=_from("reserved", _list(QuotaUse.from_json)))
+    name: str | None = _field("name", _text)
+    flex: QuotaUse | None = _field("flex", QuotaUse.from_json)
+    on_demand: QuotaUse | None = _field("onDemand", QuotaUse.from_json)
+    reserved: tuple[QuotaUse, ...] = _field("reserved", _list(QuotaUse.from_json), default=())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -713,48 +675,46 @@ class Project(Model):
     """A project of the account."""
 
     uuid: str = field(metadata=_from("uuid", _text))
-    slug: str | None = field(default=None, metadata=_from("slug", _text))
-    name: str | None = field(default=None, metadata=_from("name", _text))
-    organization: str | None = field(default=None, metadata=_from("organizationUuid", _text))
-    description: str | None = field(default=None, metadata=_from("description", _text))
-    is_default: bool | None = field(default=None, metadata=_from("isDefault", _bool))
+    slug: str | None = _field("slug", _text)
+    name: str | None = _field("name", _text)
+    organization: str | None = _field("organizationUuid", _text)
+    description: str | None = _field("description", _text)
+    is_default: bool | None = _field("isDefault", _bool)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Account(Model):
-    """The account behind the token. Qarnot API: ``GET /info``. Finished objects count in the counts."""
+    """The account of the token. Qarnot API: ``GET /info``. The counts include finished objects."""
 
-    email: str | None = field(default=None, metadata=_from("email", _text))
-    max_bucket: int | None = field(default=None, metadata=_from("maxBucket", _int))
-    bucket_count: int | None = field(default=None, metadata=_from("bucketCount", _int))
-    quota_bytes: int | None = field(default=None, metadata=_from("quotaBytes", _int))
-    used_quota_bytes: int | None = field(default=None, metadata=_from("usedQuotaBytes", _int))
-    quota_bytes_bucket: int | None = field(default=None, metadata=_from("quotaBytesBucket", _int))
-    used_quota_bytes_bucket: int | None = field(default=None, metadata=_from("usedQuotaBytesBucket", _int))
-    max_task: int | None = field(default=None, metadata=_from("maxTask", _int))
-    task_count: int | None = field(default=None, metadata=_from("taskCount", _int))
-    max_running_task: int | None = field(default=None, metadata=_from("maxRunningTask", _int))
-    running_task_count: int | None = field(default=None, metadata=_from("runningTaskCount", _int))
-    max_job: int | None = field(default=None, metadata=_from("maxJob", _int))
-    job_count: int | None = field(default=None, metadata=_from("jobCount", _int))
-    max_pool: int | None = field(default=None, metadata=_from("maxPool", _int))
-    pool_count: int | None = field(default=None, metadata=_from("poolCount", _int))
-    max_running_pool: int | None = field(default=None, metadata=_from("maxRunningPool", _int))
-    running_pool_count: int | None = field(default=None, metadata=_from("runningPoolCount", _int))
-    running_instance_count: int | None = field(default=None, metadata=_from("runningInstanceCount", _int))
-    running_core_count: int | None = field(default=None, metadata=_from("runningCoreCount", _int))
-    max_instances: int | None = field(default=None, metadata=_from("maxInstances", _int))
-    max_cores: int | None = field(default=None, metadata=_from("maxCores", _int))
-    max_flex_instances: int | None = field(default=None, metadata=_from("maxFlexInstances", _int))
-    max_flex_cores: int | None = field(default=None, metadata=_from("maxFlexCores", _int))
-    max_on_demand_instances: int | None = field(default=None, metadata=_from("maxOnDemandInstances", _int))
-    max_on_demand_cores: int | None = field(default=None, metadata=_from("maxOnDemandCores", _int))
-    default_scheduling: str | None = field(default=None, metadata=_from("defaultScheduling", _text))
-    default_reserved_specification_key: str | None = field(
-        default=None, metadata=_from("defaultReservedSpecificationKey", _text)
-    )
-    computing_quotas: Mapping[str, Any] = field(default_factory=dict, metadata=_from("computingQuotas", _map))
-    projects: tuple[Project, ...] = field(default=(), metadata=_from("projects", _list(Project.from_json)))
+    email: str | None = _field("email", _text)
+    max_bucket: int | None = _field("maxBucket", _int)
+    bucket_count: int | None = _field("bucketCount", _int)
+    quota_bytes: int | None = _field("quotaBytes", _int)
+    used_quota_bytes: int | None = _field("usedQuotaBytes", _int)
+    quota_bytes_bucket: int | None = _field("quotaBytesBucket", _int)
+    used_quota_bytes_bucket: int | None = _field("usedQuotaBytesBucket", _int)
+    max_task: int | None = _field("maxTask", _int)
+    task_count: int | None = _field("taskCount", _int)
+    max_running_task: int | None = _field("maxRunningTask", _int)
+    running_task_count: int | None = _field("runningTaskCount", _int)
+    max_job: int | None = _field("maxJob", _int)
+    job_count: int | None = _field("jobCount", _int)
+    max_pool: int | None = _field("maxPool", _int)
+    pool_count: int | None = _field("poolCount", _int)
+    max_running_pool: int | None = _field("maxRunningPool", _int)
+    running_pool_count: int | None = _field("runningPoolCount", _int)
+    running_instance_count: int | None = _field("runningInstanceCount", _int)
+    running_core_count: int | None = _field("runningCoreCount", _int)
+    max_instances: int | None = _field("maxInstances", _int)
+    max_cores: int | None = _field("maxCores", _int)
+    max_flex_instances: int | None = _field("maxFlexInstances", _int)
+    max_flex_cores: int | None = _field("maxFlexCores", _int)
+    max_on_demand_instances: int | None = _field("maxOnDemandInstances", _int)
+    max_on_demand_cores: int | None = _field("maxOnDemandCores", _int)
+    default_scheduling: str | None = _field("defaultScheduling", _text)
+    default_reserved_specification_key: str | None = _field("defaultReservedSpecificationKey", _text)
+    computing_quotas: Mapping[str, Any] = _field("computingQuotas", _map, factory=dict)
+    projects: tuple[Project, ...] = _field("projects", _list(Project.from_json), default=())
 
     @property
     def user_quotas(self) -> AccountQuotas:
@@ -769,95 +729,83 @@ class Account(Model):
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ProfileConstant(Model):
-    """A constant a profile knows."""
+    """A constant of a profile."""
 
-    name: str | None = field(default=None, metadata=_from("name", _text))
-    value: str | None = field(default=None, metadata=_from("value", _text))
-    description: str | None = field(default=None, metadata=_from("description", _text))
+    name: str | None = _field("name", _text)
+    value: str | None = _field("value", _text)
+    description: str | None = _field("description", _text)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Profile(Model):
     """A kind of environment that pools and tasks run in. Qarnot API: ``GET /profiles/{name}``."""
 
-    name: str | None = field(default=None, metadata=_from("name", _text))
-    constants: tuple[ProfileConstant, ...] = field(
-        default=(), metadata=_from("constants", _list(ProfileConstant.from_json))
-    )
-    licenses: tuple[Mapping[str, Any], ...] = field(default=(), metadata=_from("licenses", _list(_map)))
+    name: str | None = _field("name", _text)
+    constants: tuple[ProfileConstant, ...] = _field("constants", _list(ProfileConstant.from_json), default=())
+    licenses: tuple[Mapping[str, Any], ...] = _field("licenses", _list(_map), default=())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class CarbonFacts(Model):
-    """Energy (Wh) and carbon (g CO2 equivalent) of a pool or task; the API's two spellings are both read."""
+    """Energy (Wh) and carbon (g CO2 equivalent) of a pool or Qarnot task, in either spelling of the API."""
 
-    total_consumed_energy_wh: float | None = field(
-        default=None, metadata=_from("total_consumed_energy_Wh", _float, "totalConsumedEnergyWh")
+    total_consumed_energy_wh: float | None = _field(
+        "total_consumed_energy_Wh", _float, "totalConsumedEnergyWh"
     )
-    total_energy_it_wh: float | None = field(
-        default=None, metadata=_from("total_energy_it_Wh", _float, "totalEnergyITWh")
+    total_energy_it_wh: float | None = _field("total_energy_it_Wh", _float, "totalEnergyITWh")
+    total_reused_energy_wh: float | None = _field("total_reused_energy_Wh", _float, "totalReuseEnergyWh")
+    carbon_footprint: float | None = _field("qarnot_carbon_footprint", _float, "carbonFootprintC02Eq")
+    equivalent_datacenter_name: str | None = _field(
+        "equivalent_datacenter_name", _text, "comparisonDataCenterName"
     )
-    total_reused_energy_wh: float | None = field(
-        default=None, metadata=_from("total_reused_energy_Wh", _float, "totalReuseEnergyWh")
+    equivalent_datacenter_carbon_footprint: float | None = _field(
+        "equivalent_DC_carbon_footprint", _float, "equivalentDCCarbonFootprintC02Eq"
     )
-    carbon_footprint: float | None = field(
-        default=None, metadata=_from("qarnot_carbon_footprint", _float, "carbonFootprintC02Eq")
+    saved_carbon_footprint_compute: float | None = _field(
+        "saved_carbon_footprint_compute", _float, "savedCarbonFootprintComputeC02Eq"
     )
-    equivalent_datacenter_name: str | None = field(
-        default=None, metadata=_from("equivalent_datacenter_name", _text, "comparisonDataCenterName")
+    saved_carbon_footprint_heat: float | None = _field(
+        "saved_carbon_footprint_heat", _float, "savedCarbonFootprintHeatC02Eq"
     )
-    equivalent_datacenter_carbon_footprint: float | None = field(
-        default=None,
-        metadata=_from("equivalent_DC_carbon_footprint", _float, "equivalentDCCarbonFootprintC02Eq"),
+    saved_carbon_footprint_compute_heat: float | None = _field(
+        "saved_carbon_footprint_compute_heat", _float, "savedCarbonFootprintComputeHeatC02Eq"
     )
-    saved_carbon_footprint_compute: float | None = field(
-        default=None,
-        metadata=_from("saved_carbon_footprint_compute", _float, "savedCarbonFootprintComputeC02Eq"),
+    saved_carbon_footprint_percent: float | None = _field(
+        "saved_carbon_footprint_percent", _float, "savedCarbonFootprintPercentage"
     )
-    saved_carbon_footprint_heat: float | None = field(
-        default=None, metadata=_from("saved_carbon_footprint_heat", _float, "savedCarbonFootprintHeatC02Eq")
-    )
-    saved_carbon_footprint_compute_heat: float | None = field(
-        default=None,
-        metadata=_from("saved_carbon_footprint_compute_heat", _float, "savedCarbonFootprintComputeHeatC02Eq"),
-    )
-    saved_carbon_footprint_percent: float | None = field(
-        default=None,
-        metadata=_from("saved_carbon_footprint_percent", _float, "savedCarbonFootprintPercentage"),
-    )
-    pue: float | None = field(default=None, metadata=_from("PUE", _float))
-    ere: float | None = field(default=None, metadata=_from("ERE", _float))
-    erf: float | None = field(default=None, metadata=_from("ERF", _float))
-    wue: float | None = field(default=None, metadata=_from("WUE", _float))
+    pue: float | None = _field("PUE", _float)
+    ere: float | None = _field("ERE", _float)
+    erf: float | None = _field("ERF", _float)
+    wue: float | None = _field("WUE", _float)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Budget(Model):
     """A budget of a project; amounts in euro cents."""
 
-    uuid: str | None = field(default=None, metadata=_from("uuid", _text))
-    alias: str | None = field(default=None, metadata=_from("alias", _text))
-    consumed_cents: float | None = field(default=None, metadata=_from("consumedAmountInCents", _float))
-    total_cents: float | None = field(default=None, metadata=_from("totalAmountInCents", _float))
-    remaining_cents: float | None = field(default=None, metadata=_from("remainingAmountInCents", _float))
-    start_date: datetime | None = field(default=None, metadata=_from("startDateUtc", _time))
-    expiration_date: datetime | None = field(default=None, metadata=_from("expirationDateUtc", _time))
-    overrun_policy: str | None = field(default=None, metadata=_from("budgetOverrunPolicy", _text))
-    is_archived: bool | None = field(default=None, metadata=_from("isArchived", _bool))
+    uuid: str | None = _field("uuid", _text)
+    alias: str | None = _field("alias", _text)
+    consumed_cents: float | None = _field("consumedAmountInCents", _float)
+    total_cents: float | None = _field("totalAmountInCents", _float)
+    remaining_cents: float | None = _field("remainingAmountInCents", _float)
+    start_date: datetime | None = _field("startDateUtc", _time)
+    expiration_date: datetime | None = _field("expirationDateUtc", _time)
+    overrun_policy: str | None = _field("budgetOverrunPolicy", _text)
+    is_archived: bool | None = _field("isArchived", _bool)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Snapshot(Model):
     """A snapshot of a running task. ``status``: triggered, inProgress, success, failure."""
 
-    id: str | None = field(default=None, metadata=_from("id", _text))
-    task: str | None = field(default=None, metadata=_from("taskUuid", _text))
-    trigger_date: datetime | None = field(default=None, metadata=_from("triggerDate", _time))
-    last_update_date: datetime | None = field(default=None, metadata=_from("lastUpdateDate", _time))
-    config: Mapping[str, Any] = field(default_factory=dict, metadata=_from("snapshotConfig", _map))
-    status: str | None = field(default=None, metadata=_from("status", _text))
-    size_to_upload: int | None = field(default=None, metadata=_from("sizeToUpload", _int))
-    transferred_size: int | None = field(default=None, metadata=_from("transferredSize", _int))
+    id: str | None = _field("id", _text)
+    task: str | None = _field("taskUuid", _text)
+    trigger_date: datetime | None = _field("triggerDate", _time)
+    last_update_date: datetime | None = _field("lastUpdateDate", _time)
+    config: Mapping[str, Any] = _field("snapshotConfig", _map, factory=dict)
+    status: str | None = _field("status", _text)
+    size_to_upload: int | None = _field("sizeToUpload", _int)
+    transferred_size: int | None = _field("transferredSize", _int)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -879,7 +827,7 @@ class Page(Generic[ModelT]):
 
 @dataclass(frozen=True, kw_only=True)
 class BulkItem:
-    """What became of one specification of a bulk creation: a uuid, or an error."""
+    """The result of one specification of a bulk creation: a uuid, or an error."""
 
     index: int
     status: int

@@ -1,6 +1,6 @@
-"""What pools and tasks are made of: buckets, retries, elastic blocks, scaling policies, constraints, rights.
+"""Parts of pool and task specifications: buckets, retries, elastic settings, scaling policies, constraints, rights.
 
-Every class checks itself when made (QarnotInvalidSpecError) and writes itself as the API wants it (``to_json``).
+Every class validates itself when created (QarnotInvalidSpecError) and serializes itself for the API (``to_json``).
 Qarnot API: the nested objects of ``POST /pools`` and ``POST /tasks``.
 """
 
@@ -37,7 +37,7 @@ WEEKDAYS = ("sunday", "monday", "tuesday", "wednesday", "thursday", "friday", "s
 
 
 def _prefix(outer: str, inner: str) -> Any:
-    """Read and write ``{outer: {inner: text}}``-shaped optional parts as plain text."""
+    """Return a converter that accepts a text, or the API's ``{outer: {inner: {prefix: text}}}``."""
 
     def convert(value: Any) -> str:
         value = parse_literal(value)
@@ -59,9 +59,9 @@ def _with_prefix(name: str, path: str) -> str:
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ResourceBucket(Record):
-    """A bucket whose files the nodes get before they start.
+    """A bucket whose files the nodes download before they start.
 
-    ``prefix``: only files under it. ``strip_prefix``: taken off their paths. ``cache_ttl``: how long nodes may
+    ``prefix``: only files under it. ``strip_prefix``: removed from their paths. ``cache_ttl``: how long nodes may
     keep them. Qarnot API: ``advancedResourceBuckets``.
     """
 
@@ -91,13 +91,13 @@ class ResourceBucket(Record):
         if prefix and not (prefix.startswith(strip) or strip.startswith(prefix)):
             self._refuse(
                 "strip_prefix",
-                f"is {strip!r}, with which no file below prefix {prefix!r} begins",
-                "Give the prefix, or the beginning of it.",
+                f"is {strip!r}, but no file under prefix {prefix!r} starts with it",
+                "Give the prefix, or the start of it.",
             )
 
     @classmethod
     def of(cls, value: Any) -> ResourceBucket:
-        """From a bucket's name, a mapping, or a ResourceBucket."""
+        """Build one from the name of a bucket, a mapping, or a ResourceBucket."""
         value = parse_literal(value)
         if isinstance(value, ResourceBucket):
             return value
@@ -106,7 +106,7 @@ class ResourceBucket(Record):
 
     @classmethod
     def from_json(cls, data: Any) -> ResourceBucket:
-        """Return what the server says, without judging it."""
+        """Parse a response without validating it."""
         try:
             return cls.of(data)
         except ValueError:
@@ -124,7 +124,7 @@ class ResourceBucket(Record):
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class RetrySettings(Record):
-    """How often Qarnot itself starts failed instances again. Qarnot API: ``retrySettings``."""
+    """How often Qarnot restarts failed instances. Qarnot API: ``retrySettings``."""
 
     max_total_retries: int | None = field(default=None, metadata=at("maxTotalRetries", integer(0)))
     max_per_instance_retries: int | None = field(
@@ -133,7 +133,7 @@ class RetrySettings(Record):
 
     @classmethod
     def of(cls, value: Any) -> RetrySettings:
-        """From the number of retries of each instance, a mapping, or RetrySettings."""
+        """Build them from the number of retries of each instance, a mapping, or RetrySettings."""
         value = parse_literal(value)
         if isinstance(value, RetrySettings):
             return value
@@ -157,11 +157,11 @@ class RetrySettings(Record):
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Elastic(Record):
-    """The older way to let a pool grow and shrink; ``Scaling`` replaces it. Qarnot API: ``elasticProperty``.
+    """The older way to resize a pool on demand, replaced by ``Scaling``. Qarnot API: ``elasticProperty``.
 
-    Every ``resize_period`` the pool moves towards its demand by ``ramp_resize_factor`` of the way, between
-    ``min_total_slots`` and ``max_total_slots``, with ``min_idle_slots`` kept free; a slot idle for
-    ``min_idle_time`` is given back.
+    Every ``resize_period`` the pool moves towards its demand by ``ramp_resize_factor`` of the difference. It stays
+    between ``min_total_slots`` and ``max_total_slots``, and keeps ``min_idle_slots`` free. A slot that has been idle
+    for ``min_idle_time`` is released.
     """
 
     max_total_slots: int = field(metadata=at("maxTotalSlots", integer(1)))
@@ -170,7 +170,7 @@ class Elastic(Record):
     resize_period: timedelta = field(
         default=timedelta(seconds=90), metadata=at("resizePeriod", duration, seconds)
     )
-    # The specification wants less than 1, the Python client sends 1: this value suits both.
+    # The specification requires less than 1, and the Python client sends 1. This value is valid for both.
     ramp_resize_factor: float = field(default=0.4, metadata=at("rampResizeFactor", number(0, 1)))
     min_idle_time: timedelta = field(
         default=timedelta(seconds=90), metadata=at("minIdleTimeSeconds", duration, seconds)
@@ -197,7 +197,7 @@ class Elastic(Record):
 
     @classmethod
     def of(cls, value: Any) -> Elastic | None:
-        """From a mapping or an Elastic; None for the inert block (``isElastic`` false)."""
+        """Build it from a mapping or an Elastic. None for inactive settings (``isElastic`` false)."""
         value = parse_literal(value)
         if isinstance(value, Elastic) or not isinstance(value, Mapping):
             return value if isinstance(value, Elastic) else cls.from_mapping(value)
@@ -243,10 +243,10 @@ def _clock_text(value: time) -> str:
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class WeeklyPeriod(Record):
-    """On these days, from ``start_time_utc`` to ``end_time_utc`` (``datetime.time`` or HH:MM[:SS]), every week."""
+    """Days of every week, from ``start_time_utc`` to ``end_time_utc`` (``datetime.time`` or HH:MM[:SS])."""
 
     name: str = field(metadata=at("name", text(minimum=1)))
-    days: Sequence[str] = field(metadata=at("days", listing(_weekday, most=7), list))
+    days: Sequence[str] = field(metadata=at("days", listing(_weekday, max_items=7), list))
     start_time_utc: time | str = field(metadata=at("startTimeUtc", _clock, _clock_text))
     end_time_utc: time | str = field(metadata=at("endTimeUtc", _clock, _clock_text))
 
@@ -254,7 +254,7 @@ class WeeklyPeriod(Record):
         if not self.days:
             self._refuse("days", "is empty", "Give at least one day.")
         if self.start_time_utc == self.end_time_utc:
-            self._refuse("end_time_utc", "equals start_time_utc", "Give a period that lasts.")
+            self._refuse("end_time_utc", "equals start_time_utc", "Give two different times.")
 
     def to_json(self) -> dict[str, Any]:
         body = super().to_json()
@@ -264,14 +264,14 @@ class WeeklyPeriod(Record):
 
 @dataclass(frozen=True)
 class OtherPart:
-    """A policy or period of a type this release does not know, as the server sent it."""
+    """A policy or period of a type that this release does not know, as Qarnot sent it."""
 
     type: str
     name: str | None
     raw: Mapping[str, Any]
 
     def to_json(self) -> dict[str, Any]:
-        """What came, unchanged."""
+        """Return the JSON that Qarnot sent."""
         return dict(self.raw)
 
 
@@ -279,7 +279,7 @@ Period = AlwaysPeriod | WeeklyPeriod | OtherPart
 
 
 def _typed(kinds: Mapping[str, type[Record]], what: str, *, tolerant: bool) -> Any:
-    """A converter that picks the class by the mapping's ``type``."""
+    """Return a converter that chooses the class by the ``type`` of the mapping."""
 
     def convert(value: Any) -> Any:
         value = parse_literal(value)
@@ -313,10 +313,10 @@ def _unique(owner: Record, name: str, items: Sequence[Any]) -> None:
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ManagedTasksQueuePolicy(Record):
-    """Grow with the queue of tasks, shrink when slots are idle. Qarnot API: policy ``ManagedTasksQueue``.
+    """Grow with the queue of Qarnot tasks, and shrink when slots are idle. Qarnot API: policy ``ManagedTasksQueue``.
 
     ``scaling_factor``: the share of ``max_total_slots`` added per step (about every 90 s), above 0 up to 1.
-    ``min_idle_time``: how long a slot is idle before it is given back.
+    ``min_idle_time``: how long a slot is idle before it is released.
     """
 
     max_total_slots: int = field(metadata=at("maxTotalSlots", integer(1)))
@@ -347,7 +347,7 @@ class ManagedTasksQueuePolicy(Record):
         _unique(self, "enabled_periods", self.enabled_periods)
 
     def to_json(self) -> dict[str, Any]:
-        # In the order in which the API gives them back; one of its clients compares them so.
+        # In the order of the API's own responses, because one of its clients compares them in order.
         return {
             "type": "ManagedTasksQueue",
             "minTotalSlots": self.min_total_slots,
@@ -362,7 +362,7 @@ class ManagedTasksQueuePolicy(Record):
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class FixedPolicy(Record):
-    """Always this many slots. Qarnot API: policy ``Fixed``."""
+    """A constant number of slots. Qarnot API: policy ``Fixed``."""
 
     slots_count: int = field(metadata=at("slotsCount", integer(0)))
     name: str = field(default="fixed", metadata=at("name", text(minimum=1)))
@@ -388,9 +388,9 @@ _POLICIES: dict[str, type[Record]] = {"ManagedTasksQueue": ManagedTasksQueuePoli
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Scaling(Record):
-    """How the size of a pool follows demand and the clock: the first policy with a matching period rules.
+    """Policies for the size of a pool. The first one with a matching period applies.
 
-    ``active_policy_name`` is only ever read. Qarnot API: ``scaling``, ``PUT /pools/{u}/scaling``.
+    ``active_policy_name`` is set in responses only. Qarnot API: ``scaling``, ``PUT /pools/{u}/scaling``.
     """
 
     policies: Sequence[Policy] = field(
@@ -408,7 +408,7 @@ class Scaling(Record):
 
     @classmethod
     def of(cls, value: Any) -> Self:
-        """From a Scaling, a policy, a list of policies, or a mapping with ``policies``."""
+        """Build it from a Scaling, a policy, a list of policies, or a mapping with ``policies``."""
         value = parse_literal(value)
         if isinstance(value, cls):
             return value
@@ -420,7 +420,7 @@ class Scaling(Record):
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """What the server says, without judging it; policies of unknown types are kept as they are."""
+        """Parse a response without validating it. Policies of unknown types become OtherPart."""
         scaling = object.__new__(cls)
         policies = []
         for item in data.get("policies") or ():
@@ -451,7 +451,7 @@ _CONSTRAINTS: dict[str, tuple[str, Any] | None] = {
 
 @dataclass(frozen=True, eq=False, repr=False)
 class HardwareConstraint(Record):
-    """What a node must have; made by the class methods. Qarnot API: ``hardwareConstraints``."""
+    """A requirement for the nodes. Use the class methods to create one. Qarnot API: ``hardwareConstraints``."""
 
     discriminator: str = field(metadata=at("discriminator", text(minimum=1)))
     value: Any = field(default=None, metadata=at("value", lambda value: value))
@@ -497,7 +497,7 @@ class HardwareConstraint(Record):
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """What the server says; of one not known here ``value`` is all the rest there is."""
+        """Parse a response without validating it. ``value`` of an unknown constraint holds all its other fields."""
         try:
             return cls.from_mapping(data)
         except ValueError:
@@ -509,62 +509,62 @@ class HardwareConstraint(Record):
 
     @classmethod
     def minimum_cores(cls, count: int) -> Self:
-        """At least this many cores."""
+        """Require at least this many cores."""
         return cls("MinimumCoreHardwareConstraint", count)
 
     @classmethod
     def maximum_cores(cls, count: int) -> Self:
-        """At most this many cores."""
+        """Require at most this many cores."""
         return cls("MaximumCoreHardwareConstraint", count)
 
     @classmethod
     def minimum_ram(cls, megabytes: int) -> Self:
-        """At least this much memory, in MB."""
+        """Require at least this much memory, in MB."""
         return cls("MinimumRamHardwareConstraint", megabytes)
 
     @classmethod
     def maximum_ram(cls, megabytes: int) -> Self:
-        """At most this much memory, in MB."""
+        """Require at most this much memory, in MB."""
         return cls("MaximumRamHardwareConstraint", megabytes)
 
     @classmethod
     def minimum_ram_per_core(cls, gigabytes: float) -> Self:
-        """At least this much memory for each core, in GB."""
+        """Require at least this much memory for each core, in GB."""
         return cls("MinimumRamCoreRatioHardwareConstraint", gigabytes)
 
     @classmethod
     def maximum_ram_per_core(cls, gigabytes: float) -> Self:
-        """At most this much memory for each core, in GB."""
+        """Require at most this much memory for each core, in GB."""
         return cls("MaximumRamCoreRatioHardwareConstraint", gigabytes)
 
     @classmethod
     def specification(cls, key: str) -> Self:
-        """Exactly this kind of machine, such as ``8c-32g-amd-rz3700x``."""
+        """Require a kind of machine, such as ``8c-32g-amd-rz3700x``."""
         return cls("SpecificHardwareConstraint", key)
 
     @classmethod
     def cpu_model(cls, model: str) -> Self:
-        """This processor."""
+        """Require a processor model."""
         return cls("CpuModelHardwareConstraint", model)
 
     @classmethod
     def gpu(cls) -> Self:
-        """With a GPU."""
+        """Require a GPU."""
         return cls("GpuHardwareConstraint")
 
     @classmethod
     def no_gpu(cls) -> Self:
-        """Without a GPU."""
+        """Require a node without a GPU."""
         return cls("NoGpuHardwareConstraint")
 
     @classmethod
     def ssd(cls) -> Self:
-        """With an SSD."""
+        """Require an SSD."""
         return cls("SSDHardwareConstraint")
 
     @classmethod
     def no_ssd(cls) -> Self:
-        """Without an SSD."""
+        """Require a node without an SSD."""
         return cls("NoSSDHardwareConstraint")
 
 
@@ -582,7 +582,7 @@ def contradiction(constraints: Sequence[HardwareConstraint]) -> str | None:
 
 
 def _keyed(key: str) -> Any:
-    """``[{key: text}]`` on the wire, text here."""
+    """Return a converter of a list of texts, which the API writes as ``[{key: text}]``."""
 
     def item(value: Any) -> str:
         return str(text(minimum=1)(value.get(key) if isinstance(value, Mapping) else value))
@@ -592,7 +592,7 @@ def _keyed(key: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class SecretsAccess(Record):
-    """Which secrets of the account's vault the object may read. Qarnot API: ``secretsAccessRights``."""
+    """The secrets of the account's vault that the object may read. Qarnot API: ``secretsAccessRights``."""
 
     keys: Sequence[str] = field(
         default=(), metadata=at("bySecret", _keyed("key"), lambda keys: [{"key": key} for key in keys])
@@ -623,7 +623,7 @@ class ForcedConstant(Record):
     access: str | None = field(default=None, metadata=at("access", choice("ReadOnly", "ReadWrite")))
 
     def __repr__(self) -> str:
-        # What is forced on a profile may be a password under any name.
+        # A forced value may be a password, whatever its name.
         return f"ForcedConstant(constant_name={self.constant_name!r}, forced_value='***')"
 
 
@@ -651,7 +651,7 @@ CONDITIONS = ("success", "failure", "cancelled")
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class TaskDependency(Record):
-    """A task that must have ended first. ``conditions``: the ends that will do (any, when empty)."""
+    """A Qarnot task that must finish first. ``conditions``: the accepted final states (any if empty)."""
 
     task: str = field(metadata=at("taskUuid", uuid_text))
     conditions: Sequence[str] = field(

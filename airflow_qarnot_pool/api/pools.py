@@ -12,7 +12,7 @@ from airflow_qarnot_pool.api.specs import Elastic, PoolSpec, Scaling
 
 
 class PoolResource(Resource[PoolSpec, Pool]):
-    """Create, watch, resize and close pools."""
+    """Create, monitor, resize and close pools."""
 
     kind = "pool"
     base = "/pools"
@@ -28,9 +28,9 @@ class PoolResource(Resource[PoolSpec, Pool]):
         elastic: Elastic | Mapping[str, Any] | None = None,
         scaling: Scaling | Mapping[str, Any] | None = None,
     ) -> None:
-        """Change what may be changed of a running pool; what is None stays as it is.
+        """Change a running pool. Parameters that are None stay unchanged.
 
-        Constants and tags replace those there were. Qarnot API: ``PUT /pools/{u}``.
+        Constants and tags replace all earlier ones. Qarnot API: ``PUT /pools/{u}``.
         """
         if elastic is not None and scaling is not None:
             raise QarnotInvalidSpecError(
@@ -40,13 +40,13 @@ class PoolResource(Resource[PoolSpec, Pool]):
                 ref=ref,
                 remedy="Keep scaling; it replaces the elastic block.",
             )
-        given = {"constants": constants, "tags": tags, "elastic": elastic, "scaling": scaling}
-        self._put(ref, self.spec.encode_fields({k: v for k, v in given.items() if v is not None}))
+        changes = {"constants": constants, "tags": tags, "elastic": elastic, "scaling": scaling}
+        self._put(ref, self.spec.encode_fields({k: v for k, v in changes.items() if v is not None}))
 
     def close(self, ref: str) -> None:
-        """Close: the nodes are given back and nothing runs any more.
+        """Close a pool: stop everything on it and release its nodes.
 
-        Raises QarnotRefusedError where it cannot be closed (it may be closed already: look at its state).
+        Raises QarnotRefusedError if it cannot be closed. It may be closed already, so check its state.
         Qarnot API: ``POST /pools/{u}/close``.
         """
         self._end(ref, "close")
@@ -54,7 +54,7 @@ class PoolResource(Resource[PoolSpec, Pool]):
     end = close
 
     def scaling(self, ref: str) -> Scaling | None:
-        """The scaling policies; None where there are none. Qarnot API: ``GET /pools/{u}/scaling``."""
+        """Return the scaling policies, or None. Qarnot API: ``GET /pools/{u}/scaling``."""
         data = self._read("GET", self._path(ref, "scaling"), ref=ref, shape=(dict, type(None)))
         return Scaling.from_json(data) if data and data.get("policies") else None
 
@@ -64,7 +64,7 @@ class PoolResource(Resource[PoolSpec, Pool]):
         self._read("PUT", self._path(ref, "scaling"), ref=ref, json=body)
 
     def check_scaling(self, scaling: Scaling | Mapping[str, Any]) -> None:
-        """Have Qarnot check policies without using them; raises QarnotRefusedError.
+        """Let Qarnot validate policies without applying them. Raises QarnotRefusedError.
 
         Qarnot API: ``POST /sanity-checks/pools/scaling``.
         """
@@ -72,11 +72,11 @@ class PoolResource(Resource[PoolSpec, Pool]):
         self._read("POST", "/sanity-checks/pools/scaling", json=body)
 
     def tasks(self, ref: str) -> list[Task]:
-        """The tasks of a pool. Qarnot API: ``GET /pools/{u}/tasks``."""
+        """List the Qarnot tasks of a pool. Qarnot API: ``GET /pools/{u}/tasks``."""
         data = self._read("GET", self._path(ref, "tasks"), ref=ref, shape=list)
         return [Task.from_json(item) for item in data]
 
     def jobs(self, ref: str) -> list[Job]:
-        """The jobs of a pool. Qarnot API: ``GET /pools/{u}/jobs``."""
+        """List the jobs of a pool. Qarnot API: ``GET /pools/{u}/jobs``."""
         data = self._read("GET", self._path(ref, "jobs"), ref=ref, shape=list)
         return [Job.from_json(item) for item in data]

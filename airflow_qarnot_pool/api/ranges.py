@@ -1,8 +1,7 @@
-"""Ranges of instance ids as Qarnot writes them: ``"0-2,4-5,17"``.
+"""Ranges of instance ids in the format of Qarnot: ``"0-2,4-5,17"``.
 
-Read with both ends included, as the status ranges of the API are. Where being
-wrong about that would matter, write ids one by one: ``format_ranges(ids, explicit=True)`` means the same under
-either reading.
+Both ends are included, as in the status ranges of the API. ``format_ranges(ids, explicit=True)`` lists every id, which
+means the same if an end was excluded.
 """
 
 from __future__ import annotations
@@ -11,12 +10,12 @@ import re
 from collections.abc import Iterable
 
 _PART = re.compile(r"(\d+)(?:\s*-\s*(\d+))?")
-#: Far above any real task; keeps a typo such as "0-99999999999" from filling the memory.
+#: Maximum number of instances, because a typo such as "0-99999999999" could fill the memory.
 MAX_INSTANCES = 1_000_000
 
 
 def parse_ranges(text: str | None) -> frozenset[int]:
-    """The instance ids a range text names; empty for None and "". Raises ValueError saying what is wrong."""
+    """Parse a range text to instance ids. Empty for None and "". Raises ValueError with the problem."""
     ids: set[int] = set()
     if text is None or not text.strip():
         return frozenset()
@@ -35,7 +34,7 @@ def parse_ranges(text: str | None) -> frozenset[int]:
 
 
 def format_ranges(ids: Iterable[int], *, explicit: bool = False) -> str:
-    """The shortest range text for these ids, ascending; ``explicit`` writes every id on its own."""
+    """Return the shortest range text for these ids, ascending. ``explicit`` lists every id."""
     ordered = sorted(set(ids))
     if explicit:
         return ",".join(map(str, ordered))

@@ -1,4 +1,4 @@
-"""What pools and tasks have in common: create, look up, list, search, read the output of, delete."""
+"""Calls that pools and Qarnot tasks share: create, look up, list, search, read output, delete."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 import uuid as uuids
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import chain
 from typing import Any, ClassVar, Generic, TypeVar
 from urllib.parse import quote
@@ -25,26 +26,26 @@ from airflow_qarnot_pool.api.filters import Filter, equal
 from airflow_qarnot_pool.api.models import CarbonFacts, Page, RemoteObject
 from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
 from airflow_qarnot_pool.api.states import is_ending
-from airflow_qarnot_pool.api.transport import Transport
+from airflow_qarnot_pool.api.transport import Recover, Transport
 
 log = logging.getLogger(__name__)
 
 SpecT = TypeVar("SpecT", PoolSpec, TaskSpec)
 ModelT = TypeVar("ModelT", bound=RemoteObject)
 
-#: The label that tells which call made an object, so that a lost answer can be found again.
+#: Label of the call that created an object, by which a lost response can be recovered.
 REQUEST_LABEL = "airflow-qarnot-request"
-#: How Qarnot names the fields of a request that it refuses.
+#: Matches the fields that Qarnot rejects in an error message.
 _INVALID_FIELDS = re.compile(r"invalid fields?: *([\w., -]+)", re.IGNORECASE)
 
-#: Maximum number of objects asked for in one search. A service may answer fewer, so nothing is concluded from it.
+#: Maximum number of objects requested in one search. The server may return fewer.
 MAX_FOUND = 10_000
-#: Maximum number of objects asked for in one page, because pages hold every field of each.
+#: Maximum number of objects requested in one page, because pages contain all their fields.
 PAGE_SIZE = 1000
 
 
 def quote_ref(ref: str, kind: str) -> str:
-    """A uuid or shortname as part of a path. Raises QarnotInvalidSpecError for what would change the path."""
+    """Quote a uuid or shortname for a path. Raises QarnotInvalidSpecError for one that would change the path."""
     text = ref.strip() if isinstance(ref, str) else ""
     if text in ("", ".", ".."):
         raise QarnotInvalidSpecError(
@@ -59,23 +60,23 @@ def quote_ref(ref: str, kind: str) -> str:
 def with_rejected_values(
     error: QarnotRefusedError, spec: type[PoolSpec | TaskSpec], body: Mapping[str, Any]
 ) -> QarnotRefusedError:
-    """Return *error* with the values of the fields that Qarnot calls invalid: its own message has their names only."""
-    named = _INVALID_FIELDS.search(error.server_message or "")
-    if named is None or type(error) is not QarnotRefusedError:
+    """Return *error* with the values of the rejected fields. The message of Qarnot has only their names."""
+    listed = _INVALID_FIELDS.search(error.server_message or "")
+    if listed is None or type(error) is not QarnotRefusedError:
         return error
     ours = {normalise(wire.name): field.name for field, wire in wire_fields(spec) if wire.name}
     sent = {normalise(key): value for key, value in body.items()}
-    names = [normalise(one.strip()) for one in named[1].split(",")]
-    # A constant may be a secret under any name.
-    invalid = [
-        f"{ours.get(one, one)} is not valid, got {short_repr(sent[one])}"
-        for one in names
-        if sent.get(one) is not None and one != "constants"
+    names = [normalise(name.strip()) for name in listed[1].split(",")]
+    # The value of any constant may be a secret.
+    rejected = [
+        f"{ours.get(name, name)} is not valid, got {short_repr(sent[name])}"
+        for name in names
+        if sent.get(name) is not None and name != "constants"
     ]
-    if not invalid:
+    if not rejected:
         return error
     return QarnotRefusedError(
-        f"{error.message}: {'; '.join(invalid)}",
+        f"{error.message}: {'; '.join(rejected)}",
         status=error.status,
         server_message=error.server_message,
         kind=error.kind,
@@ -89,8 +90,8 @@ def with_rejected_values(
 class Resource(Generic[SpecT, ModelT]):
     """The calls that ``/pools`` and ``/tasks`` share. A ``ref`` is a uuid or a shortname.
 
-    All raise QarnotNotFoundError for an unknown ref, QarnotCredentialsError, and QarnotUnavailableError once
-    retries and deadline are used up.
+    All raise QarnotNotFoundError for an unknown ref, QarnotCredentialsError, and QarnotUnavailableError after the last
+    retry or the deadline.
     """
 
     kind: ClassVar[str]
@@ -108,35 +109,35 @@ class Resource(Generic[SpecT, ModelT]):
         return self._transport.request(method, path, idempotent=True, kind=self.kind, **options)
 
     def create(self, spec: SpecT) -> str:
-        """Create and submit; returns the uuid.
+        """Create and submit an object, and return its uuid.
 
-        With a shortname a lost answer loses nothing: before the request is sent again the name is looked up,
-        and what this very call made is taken. Without one an answer that never came raises
-        QarnotUnavailableError with ``ambiguous``. Raises QarnotNameTakenError, QarnotQuotaError,
-        QarnotCreditsError, QarnotBucketNotFoundError, QarnotRefusedError.
+        If it has a shortname, a lost response is recovered: before a retry the shortname is looked up, and the object
+        is used if this call has created it. Without a shortname, a lost response raises QarnotUnavailableError with
+        ``ambiguous``. Raises QarnotNameTakenError, QarnotQuotaError, QarnotCreditsError, QarnotBucketNotFoundError,
+        QarnotRefusedError.
 
         Qarnot API: ``POST /pools``, ``POST /tasks``.
         """
         return self._make(self.base, spec.to_json())
 
     def create_once(self, spec: SpecT) -> str:
-        """As ``create``, but an answer that never came always raises QarnotUnavailableError with ``ambiguous``.
+        """Create as ``create`` does, but raise QarnotUnavailableError with ``ambiguous`` for any lost response.
 
-        For callers that know better than this client how to find what they may have made.
+        For callers that can find the object that they may have created.
         """
         return self._make(self.base, spec.to_json(), once=True)
 
     def clone(self, ref: str, **overrides: Any) -> str:
-        """Create a copy with other values for some fields; returns its uuid. The shortname is not copied.
+        """Create a copy with other values for some fields, and return its uuid. The shortname is not copied.
 
-        With a shortname a lost answer loses nothing, as with ``create``; unless labels are given, that takes a
-        look at the source first.
+        With a shortname, a lost response is recovered, as with ``create``. That reads the labels of the source first,
+        unless labels are given.
         Qarnot API: ``POST /pools/{u}/clone``, ``POST /tasks/{u}/clone``.
         """
         return self._make(self._path(ref, "clone"), self.spec.encode_fields(overrides), ref=ref)
 
     def clone_once(self, ref: str, **overrides: Any) -> str:
-        """As ``clone``, with ``create_once``'s way with an answer that never came."""
+        """Clone, and handle a lost response as ``create_once`` does."""
         path = self._path(ref, "clone")
         return self._make(path, self.spec.encode_fields(overrides), ref=ref, once=True, creating=True)
 
@@ -148,17 +149,15 @@ class Resource(Generic[SpecT, ModelT]):
         once: bool = False,
         creating: bool | None = None,
     ) -> str:
-        """POST what makes an object; with a shortname the answer may get lost."""
+        """Send the POST request that creates an object. Recovers a lost response by its shortname, unless *once*."""
         shortname = body.get("shortname")
-        recover = None
+        recover: Recover | None = None
         if shortname and not once:
             if path != self.base and "labels" not in body:
-                # Any labels take the place of all those of the source, and the stamp is one.
+                # Labels in the request replace those of the source.
                 body = {**body, "labels": dict(self.get(ref or "").labels)}
-            body, stamp = with_request_label(body)
-
-            def recover(left: float) -> str | None:
-                return self._made_by(str(shortname), stamp, left)
+            body, request_id = with_request_label(body)
+            recover = partial(self._find_created, str(shortname), request_id)
 
         try:
             data = self._transport.request(
@@ -177,52 +176,52 @@ class Resource(Generic[SpecT, ModelT]):
         uuid = data if isinstance(data, str) else _field(data, "uuid")
         if not uuid and recover is not None:
             uuid = recover(self._transport.deadline)
-        if not isinstance(uuid, str) or not uuid:
-            raise QarnotProtocolError(
-                f"Qarnot created a {self.kind} but did not say its uuid", kind=self.kind, ref=shortname
-            )
-        return uuid
+        if isinstance(uuid, str) and uuid:
+            return uuid
+        raise QarnotProtocolError(
+            f"Qarnot created a {self.kind} but did not return its uuid", kind=self.kind, ref=shortname
+        )
 
-    def _made_by(self, shortname: str, stamp: str, left: float) -> str | None:
-        """The uuid of what the call with this stamp made; None if it made nothing."""
-        quick = type(self)(self._transport.limited(deadline=left))
+    def _find_created(self, shortname: str, request_id: str, seconds_left: float) -> str | None:
+        """Return the uuid of the object that the request with this label created, or None."""
+        quick = type(self)(self._transport.limited(deadline=seconds_left))
         try:
             first = quick.get(shortname)
         except QarnotNotFoundError:
             return None
-        # Where names can be taken twice, the one in hand need not be the only one.
-        for one in chain([first], quick._named(shortname)):
-            if one.labels.get(REQUEST_LABEL) == stamp:
-                log.info("%s %s was created although its answer was lost", self.kind, shortname)
-                return one.uuid
+        # A server that does not enforce unique shortnames may have several objects of this name.
+        for candidate in chain([first], quick._named(shortname)):
+            if candidate.labels.get(REQUEST_LABEL) == request_id:
+                log.info("%s %s was created although the response was lost", self.kind, shortname)
+                return candidate.uuid
         return None
 
     def get(self, ref: str) -> ModelT:
-        """The object, with every field. Qarnot API: ``GET /pools/{u}``, ``GET /tasks/{u}``."""
+        """Return the object with all fields. Qarnot API: ``GET /pools/{u}``, ``GET /tasks/{u}``."""
         return self.model.from_json(self._read("GET", self._path(ref), ref=ref, shape=dict))
 
     def find(self, shortname: str) -> ModelT | None:
-        """The object of that shortname (or uuid), or None."""
+        """Return the object of that shortname (or uuid), or None."""
         try:
             return self.get(shortname)
         except QarnotNotFoundError:
             return None
 
     def find_all(self, shortname: str) -> builtins.list[ModelT]:
-        """Every object of that shortname: more than one only where the server lets names be taken twice."""
+        """Return every object of that shortname. There may be several if the server does not enforce unique names."""
         return builtins.list(self._named(shortname))
 
     def _named(self, shortname: str) -> Iterator[ModelT]:
-        for one in self._search_each(equal("Shortname", shortname)):
-            if one.shortname == shortname:
-                yield one
+        for candidate in self._search_each(equal("Shortname", shortname)):
+            if candidate.shortname == shortname:
+                yield candidate
 
     def list(self, tags: Sequence[str] = ()) -> builtins.list[ModelT]:
-        """All objects, or those with any of the tags. Qarnot API: ``GET /pools``, ``GET /tasks``."""
+        """List all objects, or those with any of the tags. Qarnot API: ``GET /pools``, ``GET /tasks``."""
         return self._listed(self.base, tags)
 
     def list_summaries(self, tags: Sequence[str] = ()) -> builtins.list[ModelT]:
-        """As ``list`` with fewer fields each. Qarnot API: ``GET /pools/summaries``, ``GET /tasks/summaries``."""
+        """List objects with fewer fields. Qarnot API: ``GET /pools/summaries``, ``GET /tasks/summaries``."""
         return self._listed(f"{self.base}/summaries", tags)
 
     def _listed(self, path: str, tags: Sequence[str]) -> builtins.list[ModelT]:
@@ -236,9 +235,9 @@ class Resource(Generic[SpecT, ModelT]):
         fields: Sequence[str] | None = None,
         limit: int | None = None,
     ) -> builtins.list[ModelT]:
-        """Objects a filter matches; only some ``fields`` of each (PascalCase), at most ``limit`` of them.
+        """Return at most ``limit`` objects that match a filter, with some ``fields`` of each (PascalCase).
 
-        The server may answer fewer without saying so: see :meth:`search_all`. Uuid is always asked for.
+        The server may return fewer without notice: see :meth:`search_all`. Uuid is always requested.
         Qarnot API: ``POST /pools/search``, ``POST /tasks/search``.
         """
         body: dict[str, Any] = {}
@@ -254,10 +253,10 @@ class Resource(Generic[SpecT, ModelT]):
     def search_all(
         self, filter: Filter | None = None, *, fields: Sequence[str] | None = None
     ) -> builtins.list[ModelT]:
-        """Return every object a filter matches, whatever limit of its own the server puts on an answer.
+        """Return every object that matches a filter, whatever the limit of the server.
 
-        No length of an answer proves that it is whole, except 0. So a page of one object is asked for the number of
-        all matches; if that differs, or is unknown, the pages are read. Objects from pages have every field.
+        Only an empty response is surely complete. So a page of one object is requested for the total. If that differs
+        from the response, or is unknown, the pages are read. Objects from pages have all fields.
         Qarnot API: ``/search``, ``/summaries/paginate``, ``/paginate``.
         """
         return builtins.list(self._search_each(filter, fields))
@@ -265,21 +264,22 @@ class Resource(Generic[SpecT, ModelT]):
     def _search_each(
         self, filter: Filter | None = None, fields: Sequence[str] | None = None
     ) -> Iterator[ModelT]:
-        """Yield what :meth:`search_all` returns; the pages are read only if more is wanted than a search answers."""
+        """Yield the objects of :meth:`search_all`. The pages are read only if the caller needs more than one search."""
         try:
-            found = self.search(filter, fields=fields, limit=MAX_FOUND)
+            matches = self.search(filter, fields=fields, limit=MAX_FOUND)
         except QarnotRefusedError as error:
             if error.status != 400:
                 raise
-            yield from self._paged(filter)  # a server may refuse a limit beyond its own
+            # A server may reject a limit beyond its own.
+            yield from self._paged(filter)
             return
-        yield from found
-        if found and self.page(filter, limit=1, summaries=True).total != len(found):
-            known = {one.uuid for one in found}
-            yield from (one for one in self._paged(filter) if one.uuid not in known)
+        yield from matches
+        if matches and self.page(filter, limit=1, summaries=True).total != len(matches):
+            uuids_seen = {match.uuid for match in matches}
+            yield from (match for match in self._paged(filter) if match.uuid not in uuids_seen)
 
     def _paged(self, filter: Filter | None) -> builtins.list[ModelT]:
-        """Return every object a filter matches, in pages of our size or else of the server's."""
+        """Return every object that matches a filter, in pages of our size, or of the server's if it rejects ours."""
         try:
             return builtins.list(self.iterate(filter, limit=PAGE_SIZE))
         except QarnotRefusedError as error:
@@ -297,7 +297,7 @@ class Resource(Generic[SpecT, ModelT]):
         descending: bool = False,
         summaries: bool = False,
     ) -> Page[ModelT]:
-        """One page; its ``next_token`` gives the next. ``order_by``: creationDate, executionTime, name, state.
+        """Return one page. ``next_token`` is for the next one. ``order_by``: creationDate, executionTime, name, state.
 
         Qarnot API: ``POST /pools/paginate``, ``POST /pools/summaries/paginate``, same for tasks.
         """
@@ -310,10 +310,10 @@ class Resource(Generic[SpecT, ModelT]):
         items = _field(data, "data")
         if not isinstance(items, builtins.list):
             raise QarnotProtocolError(f"Qarnot sent a page of {self.kind}s without its list", path=path)
-        following = _field(data, "nextToken")
+        next_token = _field(data, "nextToken")
         return Page(
             items=self._models(items),
-            next_token=following if following and _field(data, "isTruncated") is not False else None,
+            next_token=next_token if next_token and _field(data, "isTruncated") is not False else None,
             total=_field(data, "total"),
             count=_field(data, "count"),
             is_truncated=bool(_field(data, "isTruncated")),
@@ -328,7 +328,7 @@ class Resource(Generic[SpecT, ModelT]):
         descending: bool = False,
         summaries: bool = False,
     ) -> Iterator[ModelT]:
-        """All objects a filter matches, page by page of ``limit``; each once, even if pages shift meanwhile."""
+        """Yield all objects that match a filter, from pages of ``limit``. Each once, even if pages shift meanwhile."""
         seen: set[str] = set()
         tokens: set[str] = set()
         token: str | None = None
@@ -349,7 +349,7 @@ class Resource(Generic[SpecT, ModelT]):
             if token is None:
                 return
             if token in tokens:
-                raise QarnotProtocolError(f"Qarnot's pages of {self.kind}s go round in circles")
+                raise QarnotProtocolError(f"Qarnot returned the same page of {self.kind}s again")
             tokens.add(token)
 
     def _models(self, items: Sequence[Any]) -> builtins.list[ModelT]:
@@ -359,48 +359,49 @@ class Resource(Generic[SpecT, ModelT]):
         self._read("PUT", self._path(ref), ref=ref, json=body)
 
     def end(self, ref: str) -> None:
-        """Close a pool, abort a task: nothing of it runs or costs any longer."""
+        """Close a pool, or abort a Qarnot task."""
         raise NotImplementedError
 
     def sync_resources(self, ref: str) -> None:
-        """Bring new files of the resource buckets to the nodes; files deleted there stay.
+        """Copy new files of the resource buckets to the nodes. Files that were deleted in a bucket stay there.
 
         Qarnot API: ``PATCH /pools/{u}``, ``PATCH /tasks/{u}``.
         """
         self._read("PATCH", self._path(ref), ref=ref)
 
     def _end(self, ref: str, verb: str) -> None:
-        """Close or abort. After a lost answer the state is looked at first: doing it twice is refused."""
+        """Close or abort. After a lost response the state is checked first, because a second request is rejected."""
 
-        def ended(left: float) -> bool | None:
-            now = type(self)(self._transport.limited(deadline=left)).get(ref)
-            with suppress(QarnotUnknownStateError):  # then better once too often than not at all
-                return True if is_ending(now.state) else None
+        def has_ended(seconds_left: float) -> bool | None:
+            current = type(self)(self._transport.limited(deadline=seconds_left)).get(ref)
+            # For an unknown state the request is repeated, because a rejection does no harm.
+            with suppress(QarnotUnknownStateError):
+                return True if is_ending(current.state) else None
             return None
 
-        self._read("POST", self._path(ref, verb), ref=ref, recover=ended)
+        self._read("POST", self._path(ref, verb), ref=ref, recover=has_ended)
 
     def delete(self, ref: str) -> None:
-        """Delete; what runs is ended first. Qarnot API: ``DELETE /pools/{u}``, ``DELETE /tasks/{u}``."""
+        """Delete an object. A running one is ended first. Qarnot API: ``DELETE /pools/{u}``, ``DELETE /tasks/{u}``."""
         self._read("DELETE", self._path(ref), ref=ref)
 
     def stdout(self, ref: str, instance: int | None = None, *, fresh: bool = False) -> str:
-        """Standard output of all instances, each line after ``<id>> ``, or of one instance, as it is.
+        """Return the standard output of one instance, or of all instances with ``<id>> `` before each line.
 
-        All that is kept (the buffer is circular), or with ``fresh`` only what is new since the last time
-        somebody asked so; a fresh answer that gets lost on the way is not sent again.
+        Qarnot keeps the end of an output. With ``fresh`` the response has only the output since the last request with
+        ``fresh``; Qarnot does not repeat it if the response is lost.
         Qarnot API: ``GET`` and ``POST /pools/{u}/stdout``, ``/stdout/{i}``, same for tasks.
         """
         return self._output("stdout", ref, instance, fresh)
 
     def stderr(self, ref: str, instance: int | None = None, *, fresh: bool = False) -> str:
-        """Standard error; as ``stdout``."""
+        """Return the standard error; see ``stdout``."""
         return self._output("stderr", ref, instance, fresh)
 
     def stream_output(self, ref: str, stream: str, instance: int | None = None) -> Iterator[str]:
-        """Yield all that is kept of ``"stdout"`` or ``"stderr"`` in pieces, which takes little memory.
+        """Yield the stored ``"stdout"`` or ``"stderr"`` in pieces, which takes little memory.
 
-        The request is sent at once. A connection that breaks off later raises QarnotUnavailableError.
+        The request is sent at once. A connection that is interrupted later raises QarnotUnavailableError.
         Qarnot API: ``GET /pools/{u}/stdout``, ``/stdout/{i}``, ``/stderr``, ``/stderr/{i}``, same for tasks.
         """
         path = self._output_path(ref, stream, instance)
@@ -416,12 +417,12 @@ class Resource(Generic[SpecT, ModelT]):
         return self._path(ref, stream, *(() if instance is None else (str(int(instance)),)))
 
     def credits(self, ref: str) -> float:
-        """What it has cost so far, in euros. Qarnot API: ``GET /credits/v1/pools/{u}/credits``."""
+        """Return the cost so far, in euros. Qarnot API: ``GET /credits/v1/pools/{u}/credits``."""
         path = f"/credits/v1{self._path(ref, 'credits')}"
         return parse_credits(self._read("GET", path, ref=ref, shape=dict))
 
     def carbon_facts(self, ref: str, comparison: str | None = None) -> CarbonFacts:
-        """Energy and carbon it has used, compared with a kind of data centre.
+        """Return the energy and carbon used so far, compared with a kind of data centre.
 
         Qarnot API: ``GET /carbon/v1/pools/{u}/carbon-facts``.
         """
@@ -431,28 +432,28 @@ class Resource(Generic[SpecT, ModelT]):
 
 
 def with_request_label(body: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """The body with a label that is this call's alone, and the label's value."""
-    stamp = uuids.uuid4().hex
-    return {**body, "labels": {**body.get("labels", {}), REQUEST_LABEL: stamp}}, stamp
+    """Return *body* with a label that is unique to this call, and the value of the label."""
+    request_id = uuids.uuid4().hex
+    return {**body, "labels": {**body.get("labels", {}), REQUEST_LABEL: request_id}}, request_id
 
 
 def parse_credits(data: Mapping[str, Any]) -> float:
-    """The ``credits`` of an answer. Not known is not 0, nor NaN: whoever watches a limit must notice."""
+    """Return the ``credits`` of a response. A missing or invalid value raises, because cost limits depend on it."""
     value = _field(data, "credits")
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) <= sys.float_info.max:
-        raise QarnotProtocolError(f"Qarnot's answer names no number of credits but {value!r}")
+        raise QarnotProtocolError(f"Qarnot returned an invalid `credits` value: {value!r}")
     return float(value)
 
 
 def _field(data: Mapping[str, Any], name: str) -> Any:
-    """A field of an answer, whatever its case."""
+    """Return a field of a response, in any case."""
     if name in data:
         return data[name]
     return next((value for key, value in data.items() if str(key).lower() == name.lower()), None)
 
 
 def is_uuid(ref: str) -> bool:
-    """Whether *ref* is a uuid rather than a shortname."""
+    """Return whether *ref* is a uuid and not a shortname."""
     parts = ref.split("-")
     return [len(part) for part in parts] == [8, 4, 4, 4, 12] and all(
         character in "0123456789abcdefABCDEF" for part in parts for character in part

@@ -1,4 +1,4 @@
-"""What an answer of the API means: the message in an error body, and the exception for a status.
+"""Interpret responses of the API: the message in an error body, and the exception for a status.
 
 Pure functions.
 """
@@ -28,9 +28,9 @@ from airflow_qarnot_pool.api.errors import (
 )
 from airflow_qarnot_pool.api.limits import parse_json
 
-#: Worth another try: the official clients retry these too (408: the C# one).
+#: Statuses that are retried, as the official clients do (408: only the C# one).
 TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
-#: Among them, what a server says before it has done anything.
+#: Those of them that a server sends before it has processed the request.
 UNTOUCHED = frozenset({429})
 
 _CHECK_HOST = "then check the host field of the Airflow connection."
@@ -61,19 +61,22 @@ def server_message(body: str, content_type: str = "", *, redact: Callable[[str],
 
 
 def is_json_like(body: str) -> bool:
-    """Whether a body is what the API answers with: an object, a list, a text in quotes, or nothing at all."""
+    """Return whether a body can be a response of the API: an object, a list, a quoted text, or empty."""
     return body.lstrip()[:1] in ("", "{", "[", '"')
 
 
 def _plain(body: str, content_type: str) -> str:
-    """Text that is not JSON; of a web page only its title, for it is a proxy speaking."""
+    """Return text that is not JSON. Only the title of a web page, because a proxy has sent it."""
     if "html" in content_type.lower() or body.lstrip()[:1] == "<":
         return _title(body[:_MAX_PAGE]) or "an HTML page"
     return body
 
 
 def _title(page: str) -> str:
-    """Return the title of a web page, or its first heading. One pass for each, as pages can be made to be slow."""
+    """Return the title of a web page, or its first heading.
+
+    Searches once for each tag, because a page may be made to slow down a regular expression.
+    """
     for name in ("title", "h1"):
         begin = re.search(rf"<{name}\b", page, re.IGNORECASE)
         start = page.find(">", begin.end()) + 1 if begin else 0
@@ -84,6 +87,7 @@ def _title(page: str) -> str:
 
 
 def _in_json(data: Any) -> str:
+    """Return the messages in a parsed error body."""
     if isinstance(data, str):
         return data
     if isinstance(data, list):
@@ -92,13 +96,9 @@ def _in_json(data: Any) -> str:
     if not isinstance(data, Mapping):
         return ""
     fields = {str(key).lower(): value for key, value in data.items()}
-    parts = []
-    for key in ("message", "error", "detail", "title"):
-        value = fields.get(key)
-        text = value if isinstance(value, str) else _in_json(value) if isinstance(value, Mapping) else ""
-        if text:
-            parts.append(text)
-            break
+    candidates = (fields.get(key) for key in ("message", "error", "detail", "title"))
+    texts = (_in_json(value) for value in candidates if isinstance(value, (str, Mapping)))
+    parts = [text for text in texts if text][:1]
     errors = fields.get("errors")
     if isinstance(errors, Mapping):
         parts += [f"{name}: {' '.join(_texts(texts))}" for name, texts in errors.items()]
@@ -106,7 +106,7 @@ def _in_json(data: Any) -> str:
 
 
 def _texts(value: Any) -> list[str]:
-    return [str(one) for one in value] if isinstance(value, list) else [str(value)]
+    return [str(item) for item in value] if isinstance(value, list) else [str(value)]
 
 
 def retry_after(value: str | None, now: datetime | None = None) -> float | None:
@@ -137,9 +137,11 @@ def error_from_response(
     foreign: bool = False,
     **where: Any,
 ) -> QarnotError:
-    """The exception for a refusing answer. ``where``: kind, ref, method, path.
+    """Return the exception for an error response. ``where``: kind, ref, method, path.
 
-    ``at``: the API's address; ``foreign``: the answer is not in the API's own form, so another may have given it.
+    :param creating: whether the request creates an object.
+    :param at: the URL of the API.
+    :param foreign: whether the body is not in the form of the API, which means that a proxy may have sent it.
     """
     details: dict[str, Any] = {"status": status, "server_message": message or None, **where}
     lowered = message.lower()
@@ -158,20 +160,25 @@ def error_from_response(
         )
     if status == 401:
         return QarnotCredentialsError(**details)
-    # A 402 about hardware constraints is a refusal of the request, not an empty account.
+    # A 402 about hardware constraints rejects the request. It does not mean that the account is empty.
     if status == 402 and "hardware constraint" not in lowered:
         return QarnotCreditsError(**details)
-    if status == 403:
-        quota = _QUOTA.search(lowered)
-        if quota or "quota" in lowered:
-            return QarnotQuotaError(quota=quota[1] if quota else None, **details)
     if status == 404:
-        if creating and "bucket" in lowered:
-            return QarnotBucketNotFoundError(**details)
-        if at and (foreign or urlsplit(at).path):
-            details["remedy"] = f"{QarnotNotFoundError.remedy} Or the API is not at {at}: {_CHECK_HOST}"
-        return QarnotNotFoundError(foreign=foreign, **details)
-    # Documented for tasks as 400 "shortname-uniqueness"; for pools nothing is, so be generous.
+        return _not_found(lowered, creating, at, foreign, details)
+    quota = _QUOTA.search(lowered)
+    if status == 403 and (quota or "quota" in lowered):
+        return QarnotQuotaError(quota=quota[1] if quota else None, **details)
+    # Documented for tasks as 400 "shortname-uniqueness", and not at all for pools.
     if creating and (_TAKEN.search(lowered) or status == 409):
         return QarnotNameTakenError(**details)
     return QarnotRefusedError(**details)
+
+
+def _not_found(
+    message: str, creating: bool, at: str | None, foreign: bool, details: dict[str, Any]
+) -> QarnotError:
+    if creating and "bucket" in message:
+        return QarnotBucketNotFoundError(**details)
+    if at and (foreign or urlsplit(at).path):
+        details["remedy"] = f"{QarnotNotFoundError.remedy} Or the API is not at {at}: {_CHECK_HOST}"
+    return QarnotNotFoundError(foreign=foreign, **details)

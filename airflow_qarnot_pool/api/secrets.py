@@ -1,4 +1,4 @@
-"""Names in the account's vault of secrets; never their values. Qarnot API: ``/secrets-manager``."""
+"""Names of the secrets in the account's vault, without their values. Qarnot API: ``/secrets-manager``."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from airflow_qarnot_pool.api.transport import Transport
 
 
 class SecretResource:
-    """Look up which secrets there are."""
+    """Look up names of secrets."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
     def keys(self, prefix: str = "") -> list[str]:
-        """Keys under a prefix, relative to it; a name that ends in ``/`` is a folder.
+        """List the keys under a prefix, relative to it. A name that ends in ``/`` is a folder.
 
         Qarnot API: ``GET /secrets-manager/search/{prefix}``.
         """

@@ -1,8 +1,8 @@
-"""``PoolSpec`` and ``TaskSpec``: what is asked of Qarnot, checked before it is asked.
+"""``PoolSpec`` and ``TaskSpec``: validated specifications of pools and Qarnot tasks.
 
-Field names are the API's in snake_case, with a few plainer ones (``pool`` for poolUuid, ``ranges`` for
-advancedRanges, ``slots_per_node`` for multiSlotsSettings, ``completion_ttl`` for completionTimeToLive, ...);
-``from_mapping`` takes either. Durations are ``timedelta``. What is wrong raises QarnotInvalidSpecError.
+Field names are the API's in snake_case, with a few simpler ones (``pool`` for poolUuid, ``ranges`` for
+advancedRanges, ``slots_per_node`` for multiSlotsSettings, ``completion_ttl`` for completionTimeToLive, ...).
+``from_mapping`` takes either. Durations are ``timedelta``. An invalid value raises QarnotInvalidSpecError.
 
 Qarnot API: ``POST /pools``, ``POST /tasks``.
 """
@@ -64,7 +64,7 @@ from airflow_qarnot_pool.api.parts import (
 from airflow_qarnot_pool.api.ranges import format_ranges, parse_ranges
 
 DEFAULT_PROFILE = "docker-batch"
-#: Qarnot's limit, how many of them the provider needs for itself, and what is left to users.
+#: Maximum number of tags of an object, how many of them the provider uses, and how many remain for users.
 MAX_TAGS = 10
 OUR_TAGS = 3
 MAX_USER_TAGS = MAX_TAGS - OUR_TAGS
@@ -80,14 +80,16 @@ _SERVER = re.compile(
     r"(?:https?://)?[^\s/:@]+(?::\d+)?(?:/\S*)?|https?://\[[0-9a-fA-F:]+\](?::\d+)?(?:/\S*)?", re.I
 )
 _DOCKER_HUB = "registry-1.docker.io"
+_REPOSITORY = re.compile(r"[a-z0-9]+(?:[._/-]+[a-z0-9]+)*")
+_DOCKER_TAG = re.compile(r"\w[\w.-]{0,127}")
 
 
 def _shortname(value: Any) -> str:
     value = as_text(value) or value
     if not isinstance(value, str) or _SHORTNAME.fullmatch(value) is None:
         raise Refusal(
-            f"is no shortname, got {short_repr(value)}",
-            "Use letters, digits and hyphens; begin and end with a letter or digit.",
+            f"is not a shortname, got {short_repr(value)}",
+            "Use letters, digits and hyphens; start and end with a letter or digit.",
         )
     return value
 
@@ -111,7 +113,7 @@ def _tags(value: Any) -> tuple[str, ...]:
     if len(tags) > MAX_TAGS:
         raise Refusal(
             f"has {len(tags)} tags",
-            f"Qarnot takes {MAX_TAGS}, of which operators need {OUR_TAGS}: give at most {MAX_USER_TAGS} of your own.",
+            f"Give at most {MAX_USER_TAGS}: Qarnot takes {MAX_TAGS}, of which this provider needs {OUR_TAGS}.",
         )
     return tags
 
@@ -124,7 +126,8 @@ def _ranges(value: Any) -> str:
         ids = parse_ranges(words)
     except ValueError as error:
         raise Refusal(
-            f"is no list of ranges ({error}), got {short_repr(value)}", "Write instance ids like '0-2,4,7-9'."
+            f"is not a list of ranges ({error}), got {short_repr(value)}",
+            "Write instance ids like '0-2,4,7-9'.",
         ) from None
     if not ids:
         raise Refusal("names no instance", "Write instance ids like '0-2,4,7-9', or leave it out.")
@@ -134,12 +137,12 @@ def _ranges(value: Any) -> str:
 
 
 def _with(prefix: str) -> Any:
-    """Return what to write in place of a bucket with a path, if *prefix* is the field for the path."""
+    """Return the remedy for a bucket with a path, if *prefix* is the field for the path."""
     return lambda name, path: f"Write {name!r} and {prefix}={path.rstrip('/') + '/'!r}."
 
 
 def _wrapped(key: str, convert: Any) -> Any:
-    """Accept both ``value`` and the API's ``{key: value}``."""
+    """Return a converter that accepts ``value`` and the API's ``{key: value}``."""
 
     def unwrap(value: Any) -> Any:
         value = parse_literal(value)
@@ -157,37 +160,34 @@ def _dependencies(value: Any) -> tuple[TaskDependency, ...]:
         by_name = {normalise(str(name)): entry for name, entry in value.items()}
         value = by_name.get("advanceddependson") or by_name.get("dependson") or ()
 
-    def item(one: Any) -> Any:
-        return TaskDependency(task=one) if isinstance(one, str) else record(TaskDependency)(one)
+    def item(entry: Any) -> Any:
+        return TaskDependency(task=entry) if isinstance(entry, str) else record(TaskDependency)(entry)
 
     result: tuple[TaskDependency, ...] = listing(item)(value)
     return result
 
 
 def _dependencies_json(value: Sequence[TaskDependency]) -> dict[str, Any]:
-    if not any(one.conditions for one in value):
-        return {"dependsOn": [one.task for one in value]}
+    if not any(dependency.conditions for dependency in value):
+        return {"dependsOn": [dependency.task for dependency in value]}
     return {
         "advancedDependsOn": [
-            {"taskUuid": one.task, "taskFinalStateCondition": list(one.conditions) or None} for one in value
+            {"taskUuid": dependency.task, "taskFinalStateCondition": list(dependency.conditions) or None}
+            for dependency in value
         ]
     }
 
 
 def image_constants(image: str) -> dict[str, str]:
-    """The constants that ``[registry/]repository[:tag]`` stands for: only those the text names.
+    """Return the constants for ``[registry/]repository[:tag]``, without those of missing parts.
 
-    ``ubuntu`` is ``library/ubuntu``, as everywhere with Docker. Raises ValueError.
+    ``ubuntu`` is ``library/ubuntu``, as in Docker. Raises ValueError.
     """
-    host, slash, rest = image.partition("/")
-    if not slash or not ("." in host or ":" in host or host == "localhost"):
-        host, rest = "", image
-    repository, colon, tag = rest.partition(":")
     if "@" in image:
         raise ValueError("names a digest; Qarnot takes a tag")
-    if not re.fullmatch(r"[a-z0-9]+(?:[._/-]+[a-z0-9]+)*", repository) or (
-        colon and not re.fullmatch(r"\w[\w.-]{0,127}", tag)
-    ):
+    host, rest = _split_registry(image)
+    repository, colon, tag = rest.partition(":")
+    if not _REPOSITORY.fullmatch(repository) or (colon and not _DOCKER_TAG.fullmatch(tag)):
         raise ValueError("is not an image name")
     hub = host in ("", "docker.io", "index.docker.io", _DOCKER_HUB)
     if hub and "/" not in repository:
@@ -198,6 +198,13 @@ def image_constants(image: str) -> dict[str, str]:
     if host:
         constants["DOCKER_SRV"] = f"https://{_DOCKER_HUB if hub else host}"
     return constants
+
+
+def _split_registry(image: str) -> tuple[str, str]:
+    """Split off the host of the registry. Without one the first part belongs to the repository."""
+    host, slash, rest = image.partition("/")
+    is_host = slash and ("." in host or ":" in host or host == "localhost")
+    return (host, rest) if is_host else ("", image)
 
 
 def _image(value: Any) -> str:
@@ -211,7 +218,7 @@ def _image(value: Any) -> str:
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class _Spec(Record):
-    """What pools and tasks have in common."""
+    """The fields that pools and Qarnot tasks share."""
 
     kind: ClassVar[str]
     max_constants: ClassVar[int]
@@ -235,7 +242,7 @@ class _Spec(Record):
         default=(),
         metadata=at(
             "advancedResourceBuckets",
-            listing(ResourceBucket.of, most=MAX_BUCKETS),
+            listing(ResourceBucket.of, max_items=MAX_BUCKETS),
             nested,
             aliases=["resource_buckets"],
         ),
@@ -273,18 +280,18 @@ class _Spec(Record):
     project: str | None = field(default=None, metadata=at("projectUuid", uuid_text))
 
     def _given_constants(self) -> dict[str, str]:
-        """Constants that fields of ours stand for."""
+        """Return the constants that replace some of our fields."""
         return image_constants(self.image) if self.image else {}
 
     def all_constants(self) -> dict[str, str]:
-        """The constants as they are sent: the user's and those of ``image`` and ``command``."""
+        """Return all constants that are sent: the user's and those of ``image`` and ``command``."""
         constants = {**self.constants, **self._given_constants()}
         if self.image:
             constants.setdefault("DOCKER_TAG", "latest")
         return constants
 
     def to_json(self) -> dict[str, Any]:
-        """The body of the creation request; what is not set is left out."""
+        """Return the body of the creation request, without fields that are not set."""
         body = super().to_json()
         constants = self.all_constants()
         if constants:
@@ -292,6 +299,14 @@ class _Spec(Record):
         return body
 
     def _check(self) -> None:
+        self._check_constants()
+        if pair := contradiction(self.hardware_constraints):
+            self._refuse(
+                "hardware_constraints", f"has {pair}, which no machine can meet", "Keep one of them."
+            )
+        self._check_reservation()
+
+    def _check_constants(self) -> None:
         for key in self._given_constants():
             if key in self.constants:
                 source = "command" if key == "DOCKER_CMD" else "image"
@@ -307,33 +322,31 @@ class _Spec(Record):
         if server and not _SERVER.fullmatch(server):
             self._refuse(
                 "constants",
-                f"has DOCKER_SRV {short_repr(server)}, which is no URL of a registry",
+                f"has DOCKER_SRV {short_repr(server)}, which is not the URL of a registry",
                 "Write one such as https://registry.example:5000.",
             )
-        if pair := contradiction(self.hardware_constraints):
-            self._refuse("hardware_constraints", f"has {pair}, which no machine meets", "Keep one of them.")
+
+    def _check_reservation(self) -> None:
         if self.targeted_reserved_machine_key and self.targeted_reservation_name:
             self._refuse(
                 "targeted_reserved_machine_key",
                 "is given together with targeted_reservation_name",
                 "Keep targeted_reservation_name; the other is deprecated.",
             )
-        reserved = "targeted_reservation_name" if self.targeted_reservation_name else None
-        reserved = "targeted_reserved_machine_key" if self.targeted_reserved_machine_key else reserved
-        if reserved and self.scheduling_type != "Reserved":
-            self._refuse(reserved, "needs reserved scheduling", "Set scheduling_type='Reserved'.")
+        for name in ("targeted_reserved_machine_key", "targeted_reservation_name"):
+            if getattr(self, name) and self.scheduling_type != "Reserved":
+                self._refuse(name, "needs reserved scheduling", "Set scheduling_type='Reserved'.")
 
     def fingerprint_fields(self) -> dict[str, str]:
-        """A short hash for each field that is set and matters; secret values are not part of them.
+        """Return a short hash of each field that is set.
 
-        Two specs with the same ones ask for the same thing under possibly different names: name, shortname,
-        tags and labels are left out, and of a secret constant only its name counts, so that a rotated
-        password changes nothing.
+        Two specs with the same hashes request the same, perhaps under different names: name, shortname, tags and labels
+        are not included. Only the name of a secret constant is included, because a password may be rotated.
         """
         body = self.to_json()
         if "constants" in body:
             body["constants"] = mask_constants(self.all_constants())
-        by_wire = {one.metadata["wire"].name: one.name for one in fields(self)}
+        by_wire = {field.metadata["wire"].name: field.name for field in fields(self)}
         return {
             by_wire[key]: _short_hash(value)
             for key, value in body.items()
@@ -341,7 +354,7 @@ class _Spec(Record):
         }
 
     def fingerprint(self, *, exclude: Sequence[str] = ()) -> str:
-        """16 hex digits that stay the same as long as the same thing is asked for; see fingerprint_fields."""
+        """Return 16 hex digits that are the same for specs that request the same; see fingerprint_fields."""
         kept = {key: value for key, value in self.fingerprint_fields().items() if key not in exclude}
         return _short_hash(kept, length=16)
 
@@ -356,11 +369,12 @@ _RESULTS_HINT = "A pool has no result bucket: results belong to tasks, so give r
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class PoolSpec(_Spec):
-    """A pool to be created. Qarnot API: ``POST /pools``.
+    """A pool to create. Qarnot API: ``POST /pools``.
 
-    ``instance_count`` is the size in slots of a fixed pool (1 when nothing says otherwise); a pool with
-    ``elastic`` or ``scaling`` gets its size from there. ``slots_per_node``: how many slots share a node.
-    ``preparation_command`` runs on every node before any task does.
+    :param instance_count: size of the pool in slots; default: 1. A pool with ``elastic`` or ``scaling`` gets its size
+        from there.
+    :param slots_per_node: number of slots that share a node.
+    :param preparation_command: runs on every node before its first task.
     """
 
     kind: ClassVar[str] = "pool"
@@ -373,8 +387,8 @@ class PoolSpec(_Spec):
         "command": "A pool runs no command: give it to a task, or use preparation_command for each node.",
         "ranges": "Instance ranges belong to tasks; a pool has instance_count.",
         "advancedranges": "Instance ranges belong to tasks; a pool has instance_count.",
-        "retry": "Use default_retry: what the pool's tasks do unless they say otherwise.",
-        "retrysettings": "Use default_retry: what the pool's tasks do unless they say otherwise.",
+        "retry": "Use default_retry, the default of the pool's tasks.",
+        "retrysettings": "Use default_retry, the default of the pool's tasks.",
     }
 
     elastic: Elastic | None = field(
@@ -423,7 +437,7 @@ class PoolSpec(_Spec):
             object.__setattr__(self, "instance_count", 1)
 
 
-#: Fields that mean nothing without a bucket, and the buckets that give them a meaning.
+#: Fields that have no effect without a bucket, and the buckets that they need.
 _FILES_OF = {
     (
         "results_prefix",
@@ -434,14 +448,29 @@ _FILES_OF = {
     ): ("result_bucket",),
     ("snapshot_prefix", "snapshot_whitelist", "snapshot_blacklist"): ("snapshot_bucket", "result_bucket"),
 }
+#: Fields of a task that exclude each other, with the remedy.
+_EXCLUSIVE = (
+    ("ranges", "instance_count", "Keep one: ranges already define how many."),
+    ("pool", "job", "Keep job; its pool is used."),
+    ("max_retries_per_instance", "retry", "Keep retry; it replaces it."),
+)
+#: Fields that a task of a pool cannot set, with the remedy.
+_SET_BY_POOL = {
+    "profile": "Leave it out; the pool's profile is used.",
+    "hardware_constraints": "Give them to the pool; its nodes are already chosen.",
+    "secrets_access": "Give it to the pool.",
+    "project": "Leave it out; the pool's project is used.",
+}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class TaskSpec(_Spec):
-    """A task to be created, on a pool or on its own. Qarnot API: ``POST /tasks``.
+    """A Qarnot task to create, on a pool or without one. Qarnot API: ``POST /tasks``.
 
-    ``command`` and ``image`` are the constants DOCKER_CMD, DOCKER_REPO, DOCKER_TAG and DOCKER_SRV. ``ranges``
-    chooses the instance ids ("0-2,5") in place of ``instance_count`` (0..n-1; 1 when neither is given).
+    :param command: sent as the constant DOCKER_CMD.
+    :param image: sent as the constants DOCKER_REPO, DOCKER_TAG and DOCKER_SRV.
+    :param instance_count: number of instances, with the ids 0 to n-1; default: 1.
+    :param ranges: the instance ids, such as "0-2,5", in place of ``instance_count``.
     """
 
     kind: ClassVar[str] = "task"
@@ -493,7 +522,7 @@ class TaskSpec(_Spec):
         return {**super()._given_constants(), **command}
 
     def instance_ids(self) -> frozenset[int]:
-        """The values INSTANCE_ID takes."""
+        """Return the values of INSTANCE_ID."""
         return parse_ranges(self.ranges) if self.ranges else frozenset(range(self.instance_count or 1))
 
     def _check(self) -> None:
@@ -504,38 +533,30 @@ class TaskSpec(_Spec):
                 f"has {len(self.command)} characters",
                 f"Qarnot takes {MAX_CONSTANT_LENGTH}; put a script in a resource bucket and run that.",
             )
-        if self.instance_count is not None and self.ranges:
-            self._refuse(
-                "ranges", "is given together with instance_count", "Keep one: ranges already say how many."
-            )
-        if self.pool and self.job:
-            self._refuse("pool", "is given together with job", "Keep job; its pool is used.")
+        for name, other, remedy in _EXCLUSIVE:
+            if getattr(self, name) is not None and getattr(self, other) is not None:
+                self._refuse(name, f"is given together with {other}", remedy)
         if self.pool:
-            for name, remedy in (
-                ("profile", "Leave it out; the pool's profile is used."),
-                ("hardware_constraints", "Give them to the pool; its nodes are already chosen."),
-                ("secrets_access", "Give it to the pool."),
-                ("project", "Leave it out; the pool's project is used."),
-            ):
+            for name, remedy in _SET_BY_POOL.items():
                 if getattr(self, name):
                     self._refuse(name, "is given for a task of a pool", remedy)
         if self.dependencies and not self.job:
             self._refuse(
                 "dependencies", "is given without a job", "Put the task in a job that uses dependencies."
             )
-        if self.max_retries_per_instance is not None and self.retry:
-            self._refuse(
-                "max_retries_per_instance", "is given together with retry", "Keep retry; it replaces it."
-            )
-        for names, buckets in _FILES_OF.items():
-            if not any(getattr(self, one) for one in buckets):
-                for name in names:
-                    if getattr(self, name):
-                        self._refuse(name, f"is given without {buckets[0]}", f"Give {' or '.join(buckets)}.")
+        self._check_buckets()
         if self.instance_count is None and not self.ranges:
             object.__setattr__(self, "instance_count", 1)
         if self.profile is None and not self.pool and not self.job:
             object.__setattr__(self, "profile", DEFAULT_PROFILE)
+
+    def _check_buckets(self) -> None:
+        for names, buckets in _FILES_OF.items():
+            if any(getattr(self, bucket) for bucket in buckets):
+                continue
+            for name in names:
+                if getattr(self, name):
+                    self._refuse(name, f"is given without {buckets[0]}", f"Give {' or '.join(buckets)}.")
 
 
 __all__ = [

@@ -1,7 +1,7 @@
-"""The life of a pool and of a task: which states there are, what they mean, where they lead.
+"""The states of pools and Qarnot tasks, their phases and their order.
 
-Pure tables and functions. States are matched whatever their case; one that is not
-known raises :class:`QarnotUnknownStateError` and is never taken for success.
+Pure tables and functions. States match in any case. An unknown state raises :class:`QarnotUnknownStateError` and never
+counts as success.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from airflow_qarnot_pool.api.errors import QarnotUnknownStateError
 
 
 class PoolState(StrEnum):
-    """States of a pool. (``UnSubmitted`` exists only inside some SDKs, never on the wire.)"""
+    """States of a pool. ``UnSubmitted`` exists only inside some SDKs, and is never in a response."""
 
     SUBMITTED = "Submitted"
     PARTIALLY_DISPATCHED = "PartiallyDispatched"
@@ -26,7 +26,7 @@ class PoolState(StrEnum):
 
 
 class TaskState(StrEnum):
-    """States of a task. ``DownloadingResults`` is the old name of ``UploadingResults``."""
+    """States of a Qarnot task. ``DownloadingResults`` is the old name of ``UploadingResults``."""
 
     SUBMITTED = "Submitted"
     PARTIALLY_DISPATCHED = "PartiallyDispatched"
@@ -43,12 +43,12 @@ class TaskState(StrEnum):
 
 
 class Phase(Enum):
-    """Where in its life an object is."""
+    """The phase in the life of an object."""
 
-    TRANSIENT = "transient"  #: accepted, nothing runs yet
+    TRANSIENT = "transient"  #: accepted; nothing runs yet
     LIVE = "live"  #: something runs
-    ENDING = "ending"  #: told to end (Closing, PendingCancel, PendingDelete); may still run and cost
-    TERMINAL = "terminal"  #: over; nothing runs any more
+    ENDING = "ending"  #: ends soon (Closing, PendingCancel, PendingDelete); may still run and cost
+    TERMINAL = "terminal"  #: finished; nothing runs any more
 
 
 POOL_TRANSIENT = frozenset(
@@ -58,14 +58,14 @@ POOL_LIVE = frozenset({PoolState.PARTIALLY_EXECUTING, PoolState.FULLY_EXECUTING}
 POOL_READY = frozenset({PoolState.FULLY_EXECUTING})
 POOL_ENDING = frozenset({PoolState.CLOSING, PoolState.PENDING_DELETE})
 POOL_TERMINAL = frozenset({PoolState.CLOSED, PoolState.FAILURE})
-#: A pool takes tasks as soon as it is accepted: they queue until a node is up.
+#: A pool accepts tasks as soon as it is submitted. They are queued until a node is up.
 POOL_ACCEPTS_TASKS = POOL_TRANSIENT | POOL_LIVE
 
 TASK_TRANSIENT = frozenset(
     {TaskState.SUBMITTED, TaskState.PARTIALLY_DISPATCHED, TaskState.FULLY_DISPATCHED},
 )
 TASK_ENDING = frozenset({TaskState.PENDING_CANCEL, TaskState.PENDING_DELETE})
-#: A task in PendingCancel is still running as far as anybody who waits is concerned.
+#: Includes PendingCancel, because a wait continues until such a task has ended.
 TASK_RUNNING = frozenset(
     {
         TaskState.PARTIALLY_EXECUTING,
@@ -92,9 +92,9 @@ _TASK_PHASES = {
 _POOL_BY_NAME = {state.lower(): state for state in PoolState}
 _TASK_BY_NAME = {state.lower(): state for state in TaskState}
 
-# How far along a state is. Executing states share a rank: elastic pools, preempted instances and instances
-# that finish move an object both ways between PartiallyExecuting and FullyExecuting. So do uploading and
-# cancelling: a cancelled task may still upload what it has, and a task may be cancelled while it uploads.
+# The order of the states. The executing states share a rank, because elastic pools, preempted instances and finishing
+# instances move an object both ways between PartiallyExecuting and FullyExecuting. Uploading and cancelling share one,
+# too: a cancelled task may still upload its results, and a task may be cancelled while it uploads.
 _EXECUTING, _FINISHING, _TERMINAL, _DELETED = 3, 4, 5, 6
 _RANK = {
     "Submitted": 0,
@@ -120,7 +120,7 @@ _TASK_RANK: dict[TaskState, int] = {
     TaskState.CANCELLED: _TERMINAL,
     TaskState.PENDING_DELETE: _DELETED,
 }
-# Sequences in which being at one state means that the ones before it are behind.
+# Sequences in which a state implies that the earlier ones have passed.
 _POOL_ORDER: tuple[tuple[str, ...], ...] = (tuple(_RANK), ("Closing", "Closed"))
 _TASK_ORDER: tuple[tuple[str, ...], ...] = (
     (*_RANK, "UploadingResults", "Success"),
@@ -130,89 +130,91 @@ _TASK_ORDER: tuple[tuple[str, ...], ...] = (
 
 
 def parse_pool_state(state: str) -> PoolState:
-    """The pool state of that name, whatever its case. Raises QarnotUnknownStateError."""
-    known = _POOL_BY_NAME.get(str(state).lower())
-    if known is None:
+    """Return the pool state of that name, in any case. Raises QarnotUnknownStateError."""
+    parsed = _POOL_BY_NAME.get(str(state).lower())
+    if parsed is None:
         raise QarnotUnknownStateError(state=str(state), kind="pool")
-    return known
+    return parsed
 
 
 def parse_task_state(state: str) -> TaskState:
-    """The task state of that name, whatever its case. Raises QarnotUnknownStateError."""
-    known = _TASK_BY_NAME.get(str(state).lower())
-    if known is None:
+    """Return the task state of that name, in any case. Raises QarnotUnknownStateError."""
+    parsed = _TASK_BY_NAME.get(str(state).lower())
+    if parsed is None:
         raise QarnotUnknownStateError(state=str(state), kind="task")
-    return known
+    return parsed
 
 
 def _parse_any(state: str) -> PoolState | TaskState:
-    """A state of either machine: where both have the name it means the same in both."""
+    """Return the state of a pool or task. A name that both have means the same in both."""
     name = str(state).lower()
-    known = _POOL_BY_NAME.get(name) or _TASK_BY_NAME.get(name)
-    if known is None:
+    parsed = _POOL_BY_NAME.get(name) or _TASK_BY_NAME.get(name)
+    if parsed is None:
         raise QarnotUnknownStateError(state=str(state))
-    return known
+    return parsed
 
 
 def pool_phase(state: str) -> Phase:
-    """Where in its life a pool in this state is. Raises QarnotUnknownStateError."""
+    """Return the phase of a pool in this state. Raises QarnotUnknownStateError."""
     return _POOL_PHASES[parse_pool_state(state)]
 
 
 def task_phase(state: str) -> Phase:
-    """Where in its life a task in this state is; PendingCancel is ENDING, which is not over.
-
-    Raises QarnotUnknownStateError.
-    """
+    """Return the phase of a task in this state. PendingCancel is ENDING. Raises QarnotUnknownStateError."""
     return _TASK_PHASES[parse_task_state(state)]
 
 
 def is_terminal(state: str) -> bool:
-    """Whether a pool or task in this state is over. Raises QarnotUnknownStateError."""
+    """Return whether a pool or task in this state has finished. Raises QarnotUnknownStateError."""
     return _parse_any(state) in POOL_TERMINAL | TASK_TERMINAL
 
 
 def is_ending(state: str) -> bool:
-    """Whether a pool or task in this state is over or told to end. Raises QarnotUnknownStateError."""
+    """Return whether a pool or task in this state has finished or is ending. Raises QarnotUnknownStateError."""
     return is_terminal(state) or _parse_any(state) in POOL_ENDING | TASK_ENDING
 
 
 def accepts_tasks(state: str) -> bool:
-    """Whether a pool in this state takes tasks (Submitted to FullyExecuting). Raises QarnotUnknownStateError."""
+    """Return whether a pool in this state accepts tasks, from Submitted to FullyExecuting.
+
+    :raises QarnotUnknownStateError: the state is unknown.
+    """
     return parse_pool_state(state) in POOL_ACCEPTS_TASKS
 
 
 def pool_can_reach(current: str, target: str) -> bool:
-    """Whether a pool now in ``current`` is, or may still come to be, in ``target``. States may be skipped."""
-    now, then = parse_pool_state(current), parse_pool_state(target)
-    return now == then or _leads_to(_POOL_RANK[now], _POOL_RANK[then])
+    """Return whether a pool in ``current`` is or can still get into ``target``. States may be skipped."""
+    source, goal = parse_pool_state(current), parse_pool_state(target)
+    return source == goal or _leads_to(_POOL_RANK[source], _POOL_RANK[goal])
 
 
 def task_can_reach(current: str, target: str) -> bool:
-    """Whether a task now in ``current`` is, or may still come to be, in ``target``. States may be skipped."""
-    now, then = parse_task_state(current), parse_task_state(target)
-    return now == then or _leads_to(_TASK_RANK[now], _TASK_RANK[then])
+    """Return whether a task in ``current`` is or can still get into ``target``. States may be skipped."""
+    source, goal = parse_task_state(current), parse_task_state(target)
+    return source == goal or _leads_to(_TASK_RANK[source], _TASK_RANK[goal])
 
 
 def pool_has_passed(current: str, target: str) -> bool:
-    """Whether a pool now in ``current`` is beyond ``target``, so that waiting for it is over.
+    """Return whether a pool in ``current`` must have passed ``target``, which ends a wait for it.
 
-    Between two looks a pool may run through several states. Only what must have been is claimed: a pool that
-    is Closing need never have executed, and of the two executing states the full one is the further.
+    A pool may pass several states between two polls. Only states that it must have had count: a closing pool need not
+    have executed. Of the two executing states, the full one is the later.
     """
     return _is_beyond(parse_pool_state(current), parse_pool_state(target), _POOL_ORDER)
 
 
 def task_has_passed(current: str, target: str) -> bool:
-    """Whether a task now in ``current`` is beyond ``target``; as :func:`pool_has_passed`."""
+    """Return whether a task in ``current`` must have passed ``target``; see :func:`pool_has_passed`."""
     return _is_beyond(parse_task_state(current), parse_task_state(target), _TASK_ORDER)
 
 
-def _leads_to(now: int, then: int) -> bool:
-    if now == _TERMINAL:
-        return then > _TERMINAL  # only deletion follows an end
-    return then > now or now == then in (_EXECUTING, _FINISHING)
+def _leads_to(rank: int, goal: int) -> bool:
+    if rank == _TERMINAL:
+        return goal > _TERMINAL  # Only deletion follows an end.
+    return goal > rank or rank == goal in (_EXECUTING, _FINISHING)
 
 
-def _is_beyond(now: str, then: str, orders: tuple[tuple[str, ...], ...]) -> bool:
-    return any(now in order and then in order and order.index(then) < order.index(now) for order in orders)
+def _is_beyond(state: str, goal: str, orders: tuple[tuple[str, ...], ...]) -> bool:
+    return any(
+        state in order and goal in order and order.index(goal) < order.index(state) for order in orders
+    )

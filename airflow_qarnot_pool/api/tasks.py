@@ -1,4 +1,4 @@
-"""Tasks. Qarnot API: ``/tasks``."""
+"""Qarnot tasks. Qarnot API: ``/tasks``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class TaskResource(Resource[TaskSpec, Task]):
-    """Create, watch and abort tasks."""
+    """Create, monitor and abort Qarnot tasks."""
 
     kind = "task"
     base = "/tasks"
@@ -44,12 +44,12 @@ class TaskResource(Resource[TaskSpec, Task]):
         constants: Mapping[str, str] | None = None,
         tags: Sequence[str] | None = None,
     ) -> None:
-        """Change constants or tags of a running task; what is None stays. Qarnot API: ``PUT /tasks/{u}``."""
-        given = {"constants": constants, "tags": tags}
-        self._put(ref, self.spec.encode_fields({k: v for k, v in given.items() if v is not None}))
+        """Change constants or tags of a running task. None keeps them. Qarnot API: ``PUT /tasks/{u}``."""
+        changes = {"constants": constants, "tags": tags}
+        self._put(ref, self.spec.encode_fields({k: v for k, v in changes.items() if v is not None}))
 
     def abort(self, ref: str) -> None:
-        """Stop a task. Raises QarnotRefusedError where it cannot be (it may be over: look at its state).
+        """Abort a task. Raises QarnotRefusedError if it cannot be aborted. It may have finished, so check its state.
 
         Qarnot API: ``POST /tasks/{u}/abort``.
         """
@@ -58,25 +58,25 @@ class TaskResource(Resource[TaskSpec, Task]):
     end = abort
 
     def create_many(self, specs: Sequence[TaskSpec]) -> list[BulkItem]:
-        """Create several tasks with one request; what became of each, in the same order.
+        """Create several tasks with one request, and return the result of each, in the same order.
 
-        One that is refused does not keep the others from being created. Where every one has a shortname, a
-        lost answer loses nothing (see ``create``); else it raises QarnotUnavailableError with ``ambiguous``.
+        A rejected task does not prevent the others. If all have a shortname, a lost response is recovered (see
+        ``create``). Else it raises QarnotUnavailableError with ``ambiguous``.
         Qarnot API: ``POST /tasks`` with a list.
         """
         if not specs:
             return []
-        made = [with_request_label(spec.to_json()) for spec in specs]
-        done: dict[int, BulkItem] = {}
-        wanted = [*range(len(specs))]
-        bodies = [body for body, _ in made]
+        labelled = [with_request_label(spec.to_json()) for spec in specs]
+        results: dict[int, BulkItem] = {}
+        pending = [*range(len(specs))]
+        bodies = [body for body, _ in labelled]
 
-        def look(left: float) -> Sequence[Any] | None:
-            """Take what a request whose answer was lost did create off the next one."""
-            done.update(self._made_by_stamps(specs, made, wanted, left))
-            wanted[:] = [index for index in wanted if index not in done]
-            bodies[:] = [made[index][0] for index in wanted]
-            return None if wanted else ()
+        def recover(seconds_left: float) -> Sequence[Any] | None:
+            """Remove the tasks that an earlier attempt has created from the next one."""
+            results.update(self._find_by_label(specs, labelled, pending, seconds_left))
+            pending[:] = [index for index in pending if index not in results]
+            bodies[:] = [labelled[index][0] for index in pending]
+            return None if pending else ()
 
         data = self._transport.request(
             "POST",
@@ -87,19 +87,19 @@ class TaskResource(Resource[TaskSpec, Task]):
             shape=list,
             creating=True,
             bulk=True,
-            recover=look if all(spec.shortname for spec in specs) else None,
+            recover=recover if all(spec.shortname for spec in specs) else None,
         )
-        if len(data) != len(wanted):
+        if len(data) != len(pending):
             raise QarnotProtocolError(
-                f"Qarnot answered {len(data)} items for {len(wanted)} tasks", kind=self.kind, path=self.base
+                f"Qarnot returned {len(data)} items for {len(pending)} tasks", kind=self.kind, path=self.base
             )
-        for index, item in zip(wanted, data, strict=True):
-            done[index] = self._item(index, specs[index], item)
-        taken = [index for index, item in done.items() if isinstance(item.error, QarnotNameTakenError)]
+        for index, item in zip(pending, data, strict=True):
+            results[index] = self._item(index, specs[index], item)
+        taken = [index for index, item in results.items() if isinstance(item.error, QarnotNameTakenError)]
         if taken:
-            # An earlier attempt may have been slower than our look at what it made.
-            done.update(self._made_by_stamps(specs, made, taken, self._transport.deadline))
-        return [done[index] for index in range(len(specs))]
+            # An earlier attempt may have created them after the search for its tasks.
+            results.update(self._find_by_label(specs, labelled, taken, self._transport.deadline))
+        return [results[index] for index in range(len(specs))]
 
     def _item(self, index: int, spec: TaskSpec, item: Any) -> BulkItem:
         fields = {str(key).lower(): value for key, value in item.items()} if isinstance(item, dict) else {}
@@ -120,35 +120,35 @@ class TaskResource(Resource[TaskSpec, Task]):
             error = with_rejected_values(error, self.spec, spec.to_json())
         return BulkItem(index=index, status=status, error=error)
 
-    def _made_by_stamps(
+    def _find_by_label(
         self,
         specs: Sequence[TaskSpec],
-        made: Sequence[tuple[dict[str, Any], str]],
-        wanted: Sequence[int],
-        left: float,
+        labelled: Sequence[tuple[dict[str, Any], str]],
+        indexes: Sequence[int],
+        seconds_left: float,
     ) -> dict[int, BulkItem]:
-        """The tasks among those wanted that this very call has created, by the stamps they carry."""
-        by_stamp = {made[index][1]: index for index in wanted}
-        names = [specs[index].shortname for index in wanted]
-        quick = TaskResource(self._transport.limited(deadline=left))
-        found = {}
+        """Return the tasks at *indexes* that this call has created, by their request label."""
+        by_label = {labelled[index][1]: index for index in indexes}
+        names = [specs[index].shortname for index in indexes]
+        quick = TaskResource(self._transport.limited(deadline=seconds_left))
+        created = {}
         for task in quick.search_all(filters.in_("Shortname", names)):
-            index = by_stamp.get(task.labels.get(REQUEST_LABEL, ""))
+            index = by_label.get(task.labels.get(REQUEST_LABEL, ""))
             if index is not None:
-                found[index] = BulkItem(index=index, status=200, uuid=task.uuid)
-        log.info("%d of %d tasks had been created although the answer was lost", len(found), len(wanted))
-        return found
+                created[index] = BulkItem(index=index, status=200, uuid=task.uuid)
+        log.info("%d of %d tasks were created although the response was lost", len(created), len(indexes))
+        return created
 
     def retry(self, ref: str, **overrides: Any) -> str:
-        """A new task over the failed instances; returns its uuid. Qarnot API: ``POST /tasks/{u}/retry``."""
+        """Create a task with the failed instances, and return its uuid. Qarnot API: ``POST /tasks/{u}/retry``."""
         return self._again("retry", ref, overrides)
 
     def resume(self, ref: str, **overrides: Any) -> str:
-        """A new task over the cancelled instances; returns its uuid. Qarnot API: ``POST /tasks/{u}/resume``."""
+        """Create a task with the cancelled instances, and return its uuid. Qarnot API: ``POST /tasks/{u}/resume``."""
         return self._again("resume", ref, overrides)
 
     def recover(self, ref: str, **overrides: Any) -> str:
-        """A new task over failed and cancelled instances; returns its uuid.
+        """Create a task with the failed and cancelled instances, and return its uuid.
 
         Qarnot API: ``POST /tasks/{u}/recover``.
         """
@@ -166,7 +166,7 @@ class TaskResource(Resource[TaskSpec, Task]):
         bucket: str | None = None,
         prefix: str | None = None,
     ) -> str:
-        """Take a snapshot now; returns its id. Qarnot API: ``POST /tasks/{u}/snapshot``."""
+        """Take a snapshot now, and return its id. Qarnot API: ``POST /tasks/{u}/snapshot``."""
         data = self._transport.request(
             "POST",
             self._path(ref, "snapshot"),
@@ -188,7 +188,7 @@ class TaskResource(Resource[TaskSpec, Task]):
         bucket: str | None = None,
         prefix: str | None = None,
     ) -> None:
-        """Take snapshots at an interval; zero stops them. Qarnot API: ``POST /tasks/{u}/snapshot/periodic``."""
+        """Take snapshots at an interval. Zero stops them. Qarnot API: ``POST /tasks/{u}/snapshot/periodic``."""
         body = {
             "interval": int(interval.total_seconds()),
             **_snapshot_json(whitelist, blacklist, bucket, prefix),
@@ -196,12 +196,12 @@ class TaskResource(Resource[TaskSpec, Task]):
         self._read("POST", self._path(ref, "snapshot", "periodic"), ref=ref, json=body)
 
     def snapshot_status(self, ref: str, snapshot_id: str) -> Snapshot:
-        """How far a snapshot is. Qarnot API: ``GET /tasks/{u}/snapshot/{id}``."""
+        """Return the progress of a snapshot. Qarnot API: ``GET /tasks/{u}/snapshot/{id}``."""
         path = self._path(ref, "snapshot", quote_ref(snapshot_id, "snapshot"))
         return Snapshot.from_json(self._read("GET", path, ref=ref, shape=dict))
 
     def port_forward(self, ref: str) -> dict[int, dict[str, Any]]:
-        """Ports that can be reached from outside: instance id, rule name, what the API says of it.
+        """Return the ports that are reachable from outside, by instance id and rule name.
 
         Qarnot API: ``GET /v1/network/tasks/{u}/port-forward``.
         """

@@ -1,13 +1,13 @@
-"""How a request gets to Qarnot and back: deadlines, retries, and what failures mean.
+"""Send requests to Qarnot, with deadlines, retries, and an exception for every failure.
 
-Built on requests and tenacity, which are imported with the first request and not before. The rules:
+Built on requests and tenacity, which the first request imports. The rules:
 
-- every attempt has a time limit, and every request a deadline that all its attempts, waits included, share;
-- reads and idempotent requests are sent again after connection errors, time-outs, 408, 429, 5xx and unreadable
-  answers; other requests only when they cannot have taken effect (no connection, 429), or when the caller can
-  look up what became of the first one (``recover``);
-- waits grow exponentially with jitter; a Retry-After is honoured, and ends the matter if it is past the deadline;
-- redirects are not followed; the token is in no log, repr or error.
+- Every attempt has a timeout. Every request has a deadline for all its attempts and the waits between them.
+- Reads and idempotent requests are retried after connection errors, timeouts, 408, 429, 5xx and unreadable responses.
+- Other requests are retried only if they cannot have taken effect (no connection, 429), or if the caller can look up
+  the result of the earlier attempt (``recover``).
+- Waits grow exponentially with jitter. A Retry-After is respected; one past the deadline ends the retries.
+- Redirects are not followed. The token is in no log, repr or error.
 """
 
 from __future__ import annotations
@@ -59,25 +59,26 @@ DEFAULT_DEADLINE = 120.0
 DEFAULT_RETRIES = 6
 MAX_WAIT = 20.0
 
-# POSTs that only look, so that a lost answer leaves nothing behind.
+#: Ends of the paths of POST requests that change nothing.
 _READING = ("/search", "/paginate")
 
-#: Called after a request may have taken effect unseen, with the seconds left: its answer, or None if it did not.
+#: Called with the remaining seconds after a request whose response was lost. Returns the response, or None if the
+#: request did not take effect.
 Recover = Callable[[float], Any]
 
 
 def backoff(attempt: int) -> float:
-    """Seconds to wait after the attempt of that number (from 1): 0.5, 1, 2, ... up to 20, halved at random."""
+    """Return the seconds to wait after an attempt (from 1): 0.5, 1, 2, ... up to 20, of which up to half is random."""
     longest = float(min(MAX_WAIT, 0.5 * 2 ** min(attempt - 1, 10)))
     return random.uniform(longest / 2, longest)
 
 
 class ResponseInterruptedError(QarnotUnavailableError):
-    """An answer that is read in pieces has no end. Asking again may bring it."""
+    """A streamed response was interrupted. A new request may succeed."""
 
 
 class _Again(Exception):
-    """A failure worth another attempt after ``wait`` seconds."""
+    """A failure to retry after ``wait`` seconds."""
 
     def __init__(self, error: QarnotError, wait: float) -> None:
         super().__init__(str(error))
@@ -85,8 +86,8 @@ class _Again(Exception):
         self.wait = wait
 
 
-class _NoAnswer(Exception):
-    """The exchange broke off. ``touched``: the server may have acted. ``permanent``: no use trying again."""
+class _NoResponse(Exception):
+    """The exchange was interrupted. ``touched``: the server may have processed it. ``permanent``: do not retry."""
 
     def __init__(self, reason: str, *, touched: bool, permanent: bool = False, remedy: str | None = None):
         super().__init__(reason)
@@ -98,24 +99,24 @@ class _NoAnswer(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """An HTTP answer, read to its end."""
+    """An HTTP response, read to its end."""
 
     status: int
     body: bytes
     content_type: str
     retry_after: str | None
-    #: The body in pieces, in place of ``body``, if it was asked for so.
+    #: The body in pieces, in place of ``body``, if the request asked for it.
     pieces: Iterator[str] | None = None
 
     @property
     def is_list(self) -> bool:
-        """Whether it is the list of a bulk request, and not about the request as a whole."""
+        """Whether it lists the results of a bulk request, as opposed to an error of the whole request."""
         return self.status not in TRANSIENT and self.body.lstrip()[:1] == b"["
 
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One attempt of a request, for an observer. ``status``: None where no answer came."""
+    """One attempt of a request, for an observer. ``status`` is None if no response arrived."""
 
     method: str
     path: str
@@ -124,13 +125,13 @@ class Exchange:
     attempt: int
 
 
-#: Told of every attempt; must not raise.
+#: Called after every attempt. Must not raise.
 Observer = Callable[[Exchange], None]
 
 
 @dataclass(slots=True)
 class _Call:
-    """One request through all its attempts."""
+    """One request and the state of its attempts."""
 
     method: str
     path: str
@@ -148,7 +149,7 @@ class _Call:
     recover: Recover | None
     ends: float
     attempts: int = 0
-    #: The answer to the last attempt had more bytes than can be read.
+    #: The response to the last attempt was too large.
     too_large: bool = False
     #: An earlier attempt may have taken effect.
     ambiguous: bool = False
@@ -159,15 +160,17 @@ class _Call:
 
     @property
     def changes(self) -> bool:
-        """Whether it changes something when it takes effect."""
+        """Whether the request changes something on Qarnot."""
         return self.method != "GET" and not self.path.endswith(_READING)
 
 
 class Transport:
-    """Sends requests to one API with one token. May be shared by threads; each has its own connections.
+    """Sends requests to one API with one token. Threads may share it; each has its own connections.
 
-    ``timeout``: seconds for one attempt. ``deadline``: seconds for a request and all its attempts. ``retries``:
-    attempts after the first. ``sleep``, ``clock`` and ``wait`` are there to be replaced in tests.
+    :param timeout: maximum seconds of one attempt.
+    :param deadline: maximum seconds of a request and all its attempts.
+    :param retries: maximum number of attempts after the first.
+    :param sleep: replaced in tests, as are *clock* and *wait*.
     """
 
     def __init__(
@@ -204,7 +207,7 @@ class Transport:
                 raise QarnotInvalidSpecError(
                     f"The {name} is {value}", field=name, remedy="Give seconds, more than zero."
                 )
-        #: Without a login: it could not be sent, as the token takes its header, and would be shown.
+        #: Without a login, which cannot be sent because the token uses its header, and which would be logged.
         self.url = strip_login(url.strip()).rstrip("/")
         self.timeout = float(timeout)
         self.deadline = float(deadline)
@@ -218,13 +221,13 @@ class Transport:
         self._clock = clock
         self._wait = wait
         self._sessions = _Sessions()
-        #: The ``Date`` of the newest response of the API, and when it came (``time.monotonic``).
+        #: The ``Date`` of the latest response of the API, and when it arrived (``time.monotonic``).
         self.dated: tuple[datetime, float] | None = None
 
     def limited(
         self, *, deadline: float | None = None, timeout: float | None = None, retries: int | None = None
     ) -> Self:
-        """The same transport, connections included, with other limits."""
+        """Return a transport with other limits and the same connections."""
         other = copy.copy(self)
         other.deadline = self.deadline if deadline is None else float(deadline)
         other.timeout = self.timeout if timeout is None else float(timeout)
@@ -250,13 +253,17 @@ class Transport:
         recover: Recover | None = None,
         deadline: float | None = None,
     ) -> Any:
-        """Send a request and return its answer: text, decoded JSON of the given ``shape``, or None without one.
+        """Send a request and return its response: text, parsed JSON of type *shape*, or None without a *shape*.
 
-        With ``pieces`` the answer is an iterator over text of any length, which takes little memory and ends in a
-        BrokenOffError if the connection breaks off; such a failure is not retried here.
-        ``path`` begins with a slash and is already quoted. ``kind`` and ``ref`` say whom it is about, for
-        errors. ``creating`` sorts out what 400 and 404 mean; ``bulk``: a refusal that lists
-        what became of each item is an answer too; ``anonymous``: without the token. Raises a QarnotError.
+        :param path: quoted path, with a leading slash.
+        :param kind: the kind of object that the request is about, for errors.
+        :param ref: the uuid or shortname of that object, for errors.
+        :param pieces: whether to return an iterator over text of any length. It raises ResponseInterruptedError if the
+            connection is interrupted. That is not retried here.
+        :param creating: whether the request creates an object, which decides the meaning of 400 and 404.
+        :param bulk: whether an error response can be a list with the result of each item.
+        :param anonymous: whether to send the request without the token.
+        :raises QarnotError: the request failed.
         """
         import tenacity
 
@@ -283,7 +290,7 @@ class Transport:
             again = _failure(state)
             return call.attempts > self.retries or self._clock() + again.wait >= call.ends
 
-        def tell(state: tenacity.RetryCallState) -> None:
+        def log_retry(state: tenacity.RetryCallState) -> None:
             again = _failure(state)
             log.warning(
                 "%s %s failed (%s); attempt %d, the next in %.1f s",
@@ -298,7 +305,7 @@ class Transport:
             retry=tenacity.retry_if_exception_type(_Again),
             wait=lambda state: _failure(state).wait,
             stop=stop,
-            before_sleep=tell,
+            before_sleep=log_retry,
             sleep=self._sleep,
             reraise=True,
         )
@@ -308,60 +315,60 @@ class Transport:
             raise again.error from None
 
     def _attempt(self, call: _Call) -> Any:
-        if call.ambiguous and call.recover is not None:
-            found = self._recovered(call)
-            if found is not None:
-                return found
+        """Make one attempt. Raises _Again for another one."""
+        if (recovered := self._recovered(call)) is not None:
+            return recovered
         call.attempts += 1
         try:
             answer = self._observed(call)
             if answer.status >= 300 and not (call.bulk and answer.is_list):
                 raise self._refusal(call, answer)
             return self._decoded(call, answer)
-        except _NoAnswer as failure:
-            touched = failure.touched and call.changes
-            error: QarnotError = QarnotUnavailableError(
-                f"Qarnot at {self.url} cannot be reached: {failure.reason}",
-                ambiguous=touched or call.ambiguous,
-                remedy=failure.remedy,
-                **call.where,
-            )
-            if failure.permanent:
-                raise error from None
-            raise self._again(call, error, touched=touched) from None
+        except _NoResponse as failure:
+            raise self._unreachable(call, failure) from None
         except QarnotUnavailableError as error:
-            touched = error.status not in UNTOUCHED and call.changes
-            if error.status in TRANSIENT:
-                raise self._again(call, error, touched=touched) from None
-            raise
+            if error.status not in TRANSIENT:
+                raise
+            raise self._again(call, error, touched=error.status not in UNTOUCHED and call.changes) from None
         except QarnotProtocolError as error:
-            # A redirect stays one; an unreadable answer may be readable the next time.
-            if error.status is not None and error.status >= 300:
-                raise
-            if call.changes and not call.idempotent and call.recover is None:
-                raise QarnotUnavailableError(
-                    error.message, ambiguous=True, status=error.status, **call.where
-                ) from None
-            if call.too_large and not call.changes:
-                raise
-            raise self._again(call, error, touched=call.changes) from None
+            raise self._unreadable(call, error) from None
         except QarnotNotFoundError:
-            # The first attempt deleted it; the second one finds nothing to delete.
+            # An earlier attempt may have deleted the object.
             if call.method == "DELETE" and call.ambiguous:
                 return None
             raise
         except QarnotNameTakenError:
-            found = self._recovered(call) if call.ambiguous and call.recover is not None else None
-            if found is not None:
-                return found
+            if (recovered := self._recovered(call)) is not None:
+                return recovered
             raise
 
+    def _unreachable(self, call: _Call, failure: _NoResponse) -> Exception:
+        """Return the exception for an attempt without a response."""
+        touched = failure.touched and call.changes
+        error = QarnotUnavailableError(
+            f"Qarnot at {self.url} cannot be reached: {failure.reason}",
+            ambiguous=touched or call.ambiguous,
+            remedy=failure.remedy,
+            **call.where,
+        )
+        return error if failure.permanent else self._again(call, error, touched=touched)
+
+    def _unreadable(self, call: _Call, error: QarnotProtocolError) -> Exception:
+        """Return the exception for a response that cannot be used. Another attempt may get a better one."""
+        is_redirect = error.status is not None and error.status >= 300
+        if is_redirect or (call.too_large and not call.changes):
+            return error
+        if call.changes and not call.idempotent and call.recover is None:
+            return QarnotUnavailableError(error.message, ambiguous=True, status=error.status, **call.where)
+        return self._again(call, error, touched=call.changes)
+
     def _recovered(self, call: _Call) -> Any:
-        """What an earlier attempt of a create made after all; None if nothing."""
-        assert call.recover is not None
-        left = call.ends - self._clock()
+        """Return the response that an earlier attempt lost. None if that attempt had no effect."""
+        if call.recover is None or not call.ambiguous:
+            return None
+        remaining = call.ends - self._clock()
         try:
-            return call.recover(max(left, 0.001))
+            return call.recover(max(remaining, 0.001))
         except QarnotUnavailableError as error:
             raise QarnotUnavailableError(
                 error.message,
@@ -373,13 +380,13 @@ class Transport:
             ) from None
 
     def _again(self, call: _Call, error: QarnotError, *, touched: bool) -> Exception:
-        """Another attempt where that is safe, else the error itself."""
+        """Return the exception for another attempt if that is safe, else *error*."""
         call.ambiguous = call.ambiguous or touched
         if touched and not call.idempotent and call.recover is None:
             return error
-        asked = getattr(error, "retry_after", None)
+        requested = getattr(error, "retry_after", None)
         wait = self._wait(call.attempts)
-        return _Again(error, wait if asked is None else max(asked, min(wait, 0.5)))
+        return _Again(error, wait if requested is None else max(requested, min(wait, 0.5)))
 
     def _refusal(self, call: _Call, answer: Response) -> QarnotError:
         body = answer.body.decode("utf-8", "replace")
@@ -410,42 +417,45 @@ class Transport:
         if data is _UNREADABLE or not isinstance(data, call.shape):
             start = self._redacted(answer.body[:2000].decode("utf-8", "replace"), call)[:80]
             raise QarnotProtocolError(
-                f"Qarnot's answer cannot be understood; it begins with {start!r}",
+                f"Qarnot's response cannot be parsed; it starts with {start!r}",
                 status=answer.status,
                 **call.where,
             )
         return data
 
     def _redacted(self, text: str, call: _Call) -> str:
-        """The server's words without what only the server should have seen."""
+        """Return *text* of the server without the secrets of the request."""
         for secret in (self._token, *find_secrets(call.json)):
             text = text.replace(secret, SECRET)
         return text
 
     def _observed(self, call: _Call) -> Response:
-        begun, status = self._clock(), None
+        started_at, status = self._clock(), None
         try:
             answer = self._exchange(call)
             status = answer.status
             return answer
         finally:
             if self._observer is not None:
-                seconds = self._clock() - begun
+                seconds = self._clock() - started_at
                 self._observer(Exchange(call.method, call.path, status, seconds, call.attempts))
 
     def _exchange(self, call: _Call) -> Response:
-        """One attempt: the answer read to its end, or _NoAnswer."""
+        """Make one attempt, and read the response to its end.
+
+        :raises _NoResponse: no complete response arrived.
+        """
         import requests
         import urllib3
 
         from airflow_qarnot_pool.api import _http
 
-        # A large output takes as long as it takes, within the deadline.
-        left = call.ends - self._clock()
-        limit = left if call.pieces else min(self.timeout, left)
+        # Only the deadline limits a streamed output, because it may be large.
+        remaining = call.ends - self._clock()
+        limit = remaining if call.pieces else min(self.timeout, remaining)
         if limit <= 0:
-            raise _NoAnswer("the deadline is over", touched=False, permanent=True)
-        # Not of the session: there those of the environment would win. A dict of its own, which requests writes to.
+            raise _NoResponse("the deadline has passed", touched=False, permanent=True)
+        # Not set on the session, because the environment would override it. A new dict, because requests modifies it.
         proxies = {"http": self._proxy, "https": self._proxy} if self._proxy else None
         try:
             response = self._session().request(
@@ -461,7 +471,7 @@ class Transport:
                 auth=_http.Token(None if call.anonymous else self._token),
             )
             if response.status_code < 300:
-                self._note_date(response.headers.get("Date"))
+                self._record_date(response.headers.get("Date"))
             answer = Response(
                 status=response.status_code,
                 body=b"",
@@ -471,29 +481,28 @@ class Transport:
             if call.pieces and response.status_code < 300:
                 return replace(answer, pieces=self._pieces(call, response, limit))
             with response:
-                most = _http.MAX_TEXT if call.text else _http.MAX_JSON
-                return replace(answer, body=_http.read(response, most))
+                max_bytes = _http.MAX_TEXT if call.text else _http.MAX_JSON
+                return replace(answer, body=_http.read(response, max_bytes))
         except _http.TooLarge as error:
             call.too_large = True
             raise QarnotProtocolError(
-                f"Qarnot's answer is too large: {error}",
+                f"Qarnot's response is too large: {error}",
                 status=answer.status,
-                remedy="Ask for fewer objects, or fewer fields of each, at a time.",
+                remedy="Request fewer objects, or fewer fields, at a time.",
                 **call.where,
             ) from None
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-            reason, touched, permanent = _http.explain(error, limit)
-            raise _NoAnswer(
-                reason,
-                touched=touched,
-                permanent=permanent,
-                remedy="Give the connection the right CA bundle, or check the host name."
-                if permanent
-                else None,
+            failure = _http.explain(error, limit)
+            remedy = "Give the connection the right CA bundle, or check the host name."
+            raise _NoResponse(
+                failure.reason,
+                touched=failure.may_have_acted,
+                permanent=failure.is_permanent,
+                remedy=remedy if failure.is_permanent else None,
             ) from None
 
     def _pieces(self, call: _Call, response: requests.Response, limit: float) -> Iterator[str]:
-        """Yield the text of an answer as it arrives."""
+        """Yield the text of a response as it arrives."""
         import requests
         import urllib3
 
@@ -503,18 +512,18 @@ class Transport:
         try:
             with response:
                 for chunk in _http.chunks(response):
-                    if self._clock() > call.ends:  # compressed, it may be endless although little is sent
+                    if self._clock() > call.ends:  # a small compressed body can expand without end
                         raise TimeoutError
                     yield decoder.decode(chunk)
                 yield decoder.decode(b"", final=True)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-            reason, _, _ = _http.explain(error, limit)
+            reason = _http.explain(error, limit).reason
             raise ResponseInterruptedError(
-                f"Qarnot's answer from {self.url} broke off: {reason}", **call.where
+                f"The response from {self.url} was interrupted: {reason}", **call.where
             ) from None
 
-    def _note_date(self, text: str | None) -> None:
-        """Remember what the server's clock showed."""
+    def _record_date(self, text: str | None) -> None:
+        """Remember the time of the server's clock."""
         with suppress(TypeError, ValueError):
             date = parsedate_to_datetime(text or "")
             self.dated = (date if date.tzinfo else date.replace(tzinfo=UTC), time.monotonic())
@@ -525,14 +534,14 @@ class Transport:
         return self._sessions.get(lambda: new_session(user_agent=self.user_agent))
 
     def close(self) -> None:
-        """Close all connections, those of other threads too."""
+        """Close all connections, also those of other threads."""
         self._sessions.close()
 
     def __repr__(self) -> str:
         return f"Transport({self.url!r})"
 
     def __getstate__(self) -> dict[str, Any]:
-        raise TypeError("a Transport holds connections and a token and is not to be pickled")
+        raise TypeError("A Transport holds connections and a token, and cannot be pickled")
 
     def __copy__(self) -> Self:
         other = object.__new__(type(self))
@@ -541,10 +550,10 @@ class Transport:
 
 
 def _is_web_address(url: Any) -> bool:
-    """Return whether *url* is an http(s) URL, perhaps with a login before its host."""
+    """Return whether *url* is an http(s) URL, with or without a login before its host."""
     try:
         parts = urlsplit(url.strip())
-        # An @ after the host is part of a password that has a slash in it.
+        # An @ after the host means that the login contains a slash.
         return bool(
             parts.scheme in ("http", "https")
             and parts.hostname
@@ -569,7 +578,7 @@ def _failure(state: tenacity.RetryCallState) -> _Again:
 
 
 class _Sessions:
-    """A session for each thread and process: requests' sessions belong to one thread, sockets to one process."""
+    """One session for each thread and process, because neither may share a session of requests."""
 
     def __init__(self) -> None:
         self._local = threading.local()

@@ -515,7 +515,7 @@ def test_close_abort_and_delete_survive_a_bad_answer(client, local, kind):
 def test_a_server_that_is_slower_than_the_deadline(local):
     local.faults([{"method": "GET", "path": "^/info$", "times": 9, "kind": "delay", "seconds": 30}])
     with QarnotClient(local.url, local.token, deadline=0.5) as hurried:
-        with pytest.raises(QarnotUnavailableError, match="no complete answer within"):
+        with pytest.raises(QarnotUnavailableError, match="no complete response within"):
             hurried.account.info()
         local.faults([])
         assert hurried.account.info().email == local.email

@@ -27,17 +27,17 @@ CASES = [
         errors.QarnotQuotaError(quota="pools", status=403, kind="pool", method="POST", path="/pools"),
         ["The account's quota of pools is reached", "Finished objects count too"],
     ),
-    (errors.QarnotCreditsError(status=402), ["does not have enough credits", "nothing was started"]),
+    (errors.QarnotCreditsError(status=402), ["does not have enough credits", "Nothing was started"]),
     (errors.QarnotCredentialsError(status=401), ["did not accept the API token", "Airflow connection"]),
     (
         errors.QarnotUnavailableError(ambiguous=True, retry_after=3.0, kind="pool", ref="p"),
-        ["look before sending it again"],
+        ["Check before you send it again"],
     ),
     (errors.QarnotUnavailableError(ambiguous=False), ["Qarnot is not available"]),
-    (errors.QarnotDeletedError(kind="task", ref="t"), ["The task 't' is gone before its end was seen"]),
+    (errors.QarnotDeletedError(kind="task", ref="t"), ["The task 't' was deleted before its end was seen"]),
     (
         errors.QarnotBucketNotFoundError(kind="pool", status=404),
-        ["A bucket that the new pool names does not exist"],
+        ["A bucket of the new pool does not exist"],
     ),
     (
         errors.QarnotUnknownStateError(state="Odd", kind="pool", ref="p"),
@@ -52,7 +52,7 @@ CASES = [
         ["Qarnot refused the request (Qarnot answered 400: no)."],
     ),
     (errors.QarnotProtocolError("It is odd"), ["It is odd. Check that"]),
-    (errors.QarnotError(), ["Qarnot could not do what was asked."]),
+    (errors.QarnotError(), ["The request to Qarnot failed."]),
 ]
 
 

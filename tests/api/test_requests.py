@@ -324,7 +324,7 @@ def test_a_page_without_its_list_is_an_error(client, stub):
 @pytest.mark.parametrize("answer", [{}, {"uuid": ""}, {"uuid": 3}, ""])
 def test_a_creation_without_a_uuid_is_an_error(client, stub, answer):
     stub.default = Reply(200, answer)
-    with pytest.raises(QarnotProtocolError, match="did not say its uuid"):
+    with pytest.raises(QarnotProtocolError, match="did not return its uuid"):
         client.pools.create(PoolSpec(name="p"))
 
 

@@ -159,7 +159,7 @@ def with_boundaries(
             if point.moment == "unanswered":
                 path = f"^{re.escape(call.path)}$"
                 qarnot.faults([{"method": call.method, "path": path, "kind": "lost", "times": 1}])
-                with pytest.raises(Exception, match=r"broke off|without response|reset"):
+                with pytest.raises(Exception, match=r"interrupted|without response|reset"):
                     real(self, call)
             else:
                 real(self, call)

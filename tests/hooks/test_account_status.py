@@ -138,7 +138,7 @@ def test_a_certificate_nobody_trusts(own_certificate: Path, monkeypatch: pytest.
             worked, sentence = pressed(monkeypatch, f"https://127.0.0.1:{port}", **extra)
             assert not worked
             assert "TLS" not in sentence
-            assert "cannot be understood" in sentence
+            assert "cannot be parsed" in sentence
 
 
 def test_https_where_the_server_speaks_http(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +153,7 @@ def test_a_web_server_that_is_no_qarnot(monkeypatch: pytest.MonkeyPatch) -> None
     with website() as port:
         worked, sentence = pressed(monkeypatch, f"http://127.0.0.1:{port}")
     assert not worked
-    assert "cannot be understood" in sentence
+    assert "cannot be parsed" in sentence
     assert "host is the Qarnot API" in sentence
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.models import Task
-from airflow_qarnot_pool.api.transport import Response, _NoAnswer
+from airflow_qarnot_pool.api.transport import Response, _NoResponse
 from airflow_qarnot_pool.exceptions import (
     QarnotNotFoundError,
     QarnotTaskFailedError,
@@ -151,7 +151,7 @@ def test_a_cancel_of_an_item_is_not_undone_where_only_the_answer_was_lost(
     def network(send: Any, call: Any) -> Response:
         answer: Response = send()
         if call.method == "POST" and re.search("^/tasks$", call.path):
-            raise _NoAnswer("no complete answer", touched=True)
+            raise _NoResponse("no complete answer", touched=True)
         return answer
 
     with exchanging(network):
@@ -256,7 +256,7 @@ def test_items_of_a_submission_that_fails_end_where_no_try_would_take_them_over(
         if call.method == "POST" and re.search("^/tasks$", call.path):
             sent.append(call.path)
             if len(sent) > 1:
-                raise _NoAnswer("connection refused", touched=False)
+                raise _NoResponse("connection refused", touched=False)
         answer: Response = send()
         return answer
 

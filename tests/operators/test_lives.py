@@ -25,7 +25,7 @@ import pytest
 
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
-from airflow_qarnot_pool.api.transport import Response, Transport, _NoAnswer
+from airflow_qarnot_pool.api.transport import Response, Transport, _NoResponse
 from airflow_qarnot_pool.exceptions import (
     QarnotCredentialsError,
     QarnotError,
@@ -332,7 +332,7 @@ def test_a_cancel_by_somebody_is_not_undone_where_only_the_answer_was_lost(
             if not looked:
                 client.tasks.abort(made)
                 eventually(lambda: story.state(made) == "Cancelled")
-            raise _NoAnswer("no complete answer", touched=True)
+            raise _NoResponse("no complete answer", touched=True)
         return send()  # type: ignore[no-any-return]
 
     with exchanging(network):
@@ -559,7 +559,7 @@ def test_a_request_given_up_that_takes_effect_late_leaves_one(
             return send()  # type: ignore[no-any-return]
         if not given_up:
             given_up.append(send)
-            raise _NoAnswer("no complete answer", touched=True)
+            raise _NoResponse("no complete answer", touched=True)
         if not overtaken:
             given_up[0]()
             return send()  # type: ignore[no-any-return]
