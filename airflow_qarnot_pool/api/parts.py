@@ -149,6 +149,7 @@ class RetrySettings(Record):
             ) from None
 
     def to_json(self) -> dict[str, Any]:
+        """Return the JSON body for the API."""
         return {
             "maxTotalRetries": self.max_total_retries,
             "maxPerInstanceRetries": self.max_per_instance_retries,
@@ -193,6 +194,7 @@ class Elastic(Record):
             self._refuse("resize_period", "is zero", "Give at least a second; Qarnot documents 90 seconds.")
 
     def to_json(self) -> dict[str, Any]:
+        """Return the JSON body for the API."""
         return {"isElastic": True, **super().to_json()}
 
     @classmethod
@@ -215,6 +217,7 @@ class AlwaysPeriod(Record):
     name: str = field(default="always", metadata=at("name", text(minimum=1)))
 
     def to_json(self) -> dict[str, Any]:
+        """Return the JSON body for the API."""
         return {"type": "Always", "name": self.name}
 
 
@@ -257,6 +260,7 @@ class WeeklyPeriod(Record):
             self._refuse("end_time_utc", "equals start_time_utc", "Give two different times.")
 
     def to_json(self) -> dict[str, Any]:
+        """Return the JSON body for the API."""
         body = super().to_json()
         keys = ("days", "startTimeUtc", "endTimeUtc", "name")
         return {"type": "Weekly", **{key: body[key] for key in keys}}
@@ -347,6 +351,7 @@ class ManagedTasksQueuePolicy(Record):
         _unique(self, "enabled_periods", self.enabled_periods)
 
     def to_json(self) -> dict[str, Any]:
+        """Return the JSON body for the API."""
         # In the order of the API's own responses, because one of its clients compares them in order.
         return {
             "type": "ManagedTasksQueue",
@@ -374,6 +379,7 @@ class FixedPolicy(Record):
         _unique(self, "enabled_periods", self.enabled_periods)
 
     def to_json(self) -> dict[str, Any]:
+        """Return the JSON body for the API."""
         return {
             "type": "Fixed",
             "slotsCount": self.slots_count,
@@ -404,6 +410,7 @@ class Scaling(Record):
         _unique(self, "policies", self.policies)
 
     def to_json(self) -> dict[str, Any]:
+        """Return the JSON body for the API."""
         return {"policies": [policy.to_json() for policy in self.policies]}
 
     @classmethod
@@ -475,12 +482,14 @@ class HardwareConstraint(Record):
             raise invalid(type(self), key, refusal.problem, refusal.remedy) from None
 
     def to_json(self) -> dict[str, Any]:
+        """Return the JSON body for the API."""
         takes = _CONSTRAINTS.get(self.discriminator)
         extra = {takes[0]: self.value} if takes else self.value or {}
         return {"discriminator": self.discriminator, **extra}
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:
+        """Build from a mapping with a ``discriminator``."""
         if not isinstance(values, Mapping):
             return super().from_mapping(values)
         rest = {normalise(str(key)): value for key, value in values.items()}

@@ -64,7 +64,7 @@ def with_rejected_values(
     listed = _INVALID_FIELDS.search(error.server_message or "")
     if listed is None or type(error) is not QarnotRefusedError:
         return error
-    ours = {normalise(wire.name): field.name for field, wire in wire_fields(spec) if wire.name}
+    ours = {normalise(wire.name or ""): field.name for field, wire in wire_fields(spec)}
     sent = {normalise(key): value for key, value in body.items()}
     names = [normalise(name.strip()) for name in listed[1].split(",")]
     # The value of any constant may be a secret.
@@ -118,14 +118,14 @@ class Resource(Generic[SpecT, ModelT]):
 
         Qarnot API: ``POST /pools``, ``POST /tasks``.
         """
-        return self._make(self.base, spec.to_json())
+        return self._make(self.base, spec.to_json(), creating=True)
 
     def create_once(self, spec: SpecT) -> str:
         """Create as ``create`` does, but raise QarnotUnavailableError with ``ambiguous`` for any lost response.
 
         For callers that can find the object that they may have created.
         """
-        return self._make(self.base, spec.to_json(), once=True)
+        return self._make(self.base, spec.to_json(), once=True, creating=True)
 
     def clone(self, ref: str, **overrides: Any) -> str:
         """Create a copy with other values for some fields, and return its uuid. The shortname is not copied.
@@ -147,7 +147,7 @@ class Resource(Generic[SpecT, ModelT]):
         body: dict[str, Any],
         ref: str | None = None,
         once: bool = False,
-        creating: bool | None = None,
+        creating: bool = False,
     ) -> str:
         """Send the POST request that creates an object. Recovers a lost response by its shortname, unless *once*."""
         shortname = body.get("shortname")
@@ -168,7 +168,7 @@ class Resource(Generic[SpecT, ModelT]):
                 kind=self.kind,
                 ref=ref or shortname,
                 shape=(dict, str),
-                creating=ref is None if creating is None else creating,
+                creating=creating,
                 recover=recover,
             )
         except QarnotRefusedError as error:
@@ -176,7 +176,7 @@ class Resource(Generic[SpecT, ModelT]):
         uuid = data if isinstance(data, str) else _field(data, "uuid")
         if not uuid and recover is not None:
             uuid = recover(self._transport.deadline)
-        if isinstance(uuid, str) and uuid:
+        if uuid and isinstance(uuid, str):
             return uuid
         raise QarnotProtocolError(
             f"Qarnot created a {self.kind} but did not return its uuid", kind=self.kind, ref=shortname

@@ -91,18 +91,21 @@ def _in_json(data: Any) -> str:
     if isinstance(data, str):
         return data
     if isinstance(data, list):
-        messages = [_in_json(item) for item in data]
-        return "; ".join(dict.fromkeys(message for message in messages if message))
-    if not isinstance(data, Mapping):
-        return ""
-    fields = {str(key).lower(): value for key, value in data.items()}
+        return "; ".join(dict.fromkeys(filter(None, map(_in_json, data))))
+    if isinstance(data, Mapping):
+        return "; ".join(_in_object({str(key).lower(): value for key, value in data.items()}))
+    return ""
+
+
+def _in_object(fields: Mapping[str, Any]) -> list[str]:
+    """Return the message of an error object, and the errors of single fields."""
     candidates = (fields.get(key) for key in ("message", "error", "detail", "title"))
     texts = (_in_json(value) for value in candidates if isinstance(value, (str, Mapping)))
-    parts = [text for text in texts if text][:1]
+    messages = [text for text in texts if text][:1]
     errors = fields.get("errors")
     if isinstance(errors, Mapping):
-        parts += [f"{name}: {' '.join(_texts(texts))}" for name, texts in errors.items()]
-    return "; ".join(parts)
+        messages += [f"{name}: {' '.join(_texts(texts))}" for name, texts in errors.items()]
+    return messages
 
 
 def _texts(value: Any) -> list[str]:
@@ -165,11 +168,15 @@ def error_from_response(
         return QarnotCreditsError(**details)
     if status == 404:
         return _not_found(lowered, creating, at, foreign, details)
-    quota = _QUOTA.search(lowered)
-    if status == 403 and (quota or "quota" in lowered):
+    return _rejection(status, lowered, creating, details)
+
+
+def _rejection(status: int, message: str, creating: bool, details: dict[str, Any]) -> QarnotError:
+    quota = _QUOTA.search(message)
+    if status == 403 and (quota or "quota" in message):
         return QarnotQuotaError(quota=quota[1] if quota else None, **details)
     # Documented for tasks as 400 "shortname-uniqueness", and not at all for pools.
-    if creating and (_TAKEN.search(lowered) or status == 409):
+    if creating and (_TAKEN.search(message) or status == 409):
         return QarnotNameTakenError(**details)
     return QarnotRefusedError(**details)
 

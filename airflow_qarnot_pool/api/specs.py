@@ -533,13 +533,7 @@ class TaskSpec(_Spec):
                 f"has {len(self.command)} characters",
                 f"Qarnot takes {MAX_CONSTANT_LENGTH}; put a script in a resource bucket and run that.",
             )
-        for name, other, remedy in _EXCLUSIVE:
-            if getattr(self, name) is not None and getattr(self, other) is not None:
-                self._refuse(name, f"is given together with {other}", remedy)
-        if self.pool:
-            for name, remedy in _SET_BY_POOL.items():
-                if getattr(self, name):
-                    self._refuse(name, "is given for a task of a pool", remedy)
+        self._check_exclusive()
         if self.dependencies and not self.job:
             self._refuse(
                 "dependencies", "is given without a job", "Put the task in a job that uses dependencies."
@@ -549,6 +543,14 @@ class TaskSpec(_Spec):
             object.__setattr__(self, "instance_count", 1)
         if self.profile is None and not self.pool and not self.job:
             object.__setattr__(self, "profile", DEFAULT_PROFILE)
+
+    def _check_exclusive(self) -> None:
+        for name, other, remedy in _EXCLUSIVE:
+            if getattr(self, name) is not None and getattr(self, other) is not None:
+                self._refuse(name, f"is given together with {other}", remedy)
+        for name, remedy in _SET_BY_POOL.items() if self.pool else ():
+            if getattr(self, name):
+                self._refuse(name, "is given for a task of a pool", remedy)
 
     def _check_buckets(self) -> None:
         for names, buckets in _FILES_OF.items():
