@@ -39,7 +39,7 @@ class FunctionSource:
             raise _refusal(name, f"is {_article(function)}", "Give a plain function")
         if name == "<lambda>":
             raise _refusal(
-                name, "is a lambda, whose source cannot be told from its line", "Write it with def"
+                name, "is a lambda, whose source cannot be determined from its line", "Write it with def"
             )
         if hasattr(function, "__wrapped__"):
             raise _refusal(

@@ -166,7 +166,7 @@ class ReportFinder:
 
 
 def _report(encoded: str) -> dict[str, Any]:
-    """Decode a report. Raises ValueError if :mod:`~airflow_qarnot_pool.decorators.node` does not write such a one."""
+    """Decode a report. Raises ValueError unless it has the format of :mod:`~airflow_qarnot_pool.decorators.node`."""
     if len(encoded) > MAX_ENCODED:
         raise ValueError(f"it has more than {MAX_ENCODED:,} characters")
     report = parse_json(decompress(base64.urlsafe_b64decode(encoded), MAX_REPORT))

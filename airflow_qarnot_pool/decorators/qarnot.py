@@ -443,7 +443,7 @@ def qarnot_task(
     if python_callable is None:
         return decorate
     if not callable(python_callable):
-        raise TypeError(f"@task.qarnot takes named parameters only, got {python_callable!r}")
+        raise TypeError(f"@task.qarnot accepts named parameters only, got {python_callable!r}")
     return decorate(python_callable)
 
 

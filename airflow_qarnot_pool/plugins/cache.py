@@ -147,7 +147,7 @@ class Cache:
                 first = self._entries[key].failures == 0
                 log.log(
                     logging.WARNING if first else logging.DEBUG,
-                    "The Pools page could not ask for %s: %s",
+                    "The Pools page could not fetch %s: %s",
                     key,
                     error,
                 )

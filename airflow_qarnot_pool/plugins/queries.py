@@ -106,7 +106,7 @@ def describe_error(error: Exception) -> str:
             "There is no such connection. Create one of type Qarnot, or name another in "
             "[qarnot] pools_page_connections."
         )
-    return f"{type(error).__name__}; the log of the api-server says more."
+    return f"{type(error).__name__}; see the log of the api-server."
 
 
 class Fetcher:
@@ -264,7 +264,7 @@ class Fetcher:
     def _refuse_foreign(self, pool: Pool, settings: ConnectionSettings) -> None:
         if not is_ours(pool, settings.namespace):
             raise QarnotNotFoundError(
-                f"Pool {pool.uuid} was not made by this provider in the namespace {settings.namespace!r}",
+                f"Pool {pool.uuid} was not created by this provider in the namespace {settings.namespace!r}",
                 kind="pool",
                 ref=pool.uuid,
                 remedy="Open it in the Qarnot console.",

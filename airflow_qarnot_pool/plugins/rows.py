@@ -350,7 +350,7 @@ def warnings_of(
     if phase == "unknown":
         warnings.append(("state", f"This release does not know the state {pool.state!r}"))
     if pool.errors:
-        warnings.append(("errors", f"Qarnot says: {pool.error_text}"))
+        warnings.append(("errors", f"Qarnot reports: {pool.error_text}"))
     if phase in ("booting", "open"):
         warnings += _owner_warnings(pool, owner, now)
         warnings += _loss_warnings(observed, now)

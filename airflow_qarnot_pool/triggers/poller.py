@@ -422,10 +422,10 @@ class Poller:
             log.error("Polling the %ss of %s failed", self.kind, self.conn_id, exc_info=error)
         if self._failures == 1 or self._failures % 10 == 0:
             log.warning(
-                "Could not ask Qarnot (connection %s) about %d %ss, attempt %d; asking again in %.0f s: %s",
-                self.conn_id,
+                "Could not poll %d %ss of connection %s in attempt %d. Polling again in %.0f s: %s",
                 len(self.subscriptions),
                 self.kind,
+                self.conn_id,
                 self._failures,
                 pause,
                 error,
@@ -507,9 +507,7 @@ class Poller:
         except QarnotRefusedError as error:
             self._changes_refused += 1
             if self._changes_refused in (1, MAX_REFUSED_ROUNDS):
-                log.warning(
-                    "Qarnot refuses to search by time, so all %ss are asked for: %s", self.kind, error
-                )
+                log.warning("Qarnot refuses to search by time, so all %ss are polled: %s", self.kind, error)
             return False
         self._changes_refused = 0
         await self._notify(snapshots)
@@ -620,12 +618,12 @@ class Poller:
         """Fail the subscribers of *subscription* if it is certain by now that Qarnot denies the object."""
         subscription.absence = subscription.absence or Absence(self._interval())
         if not subscription.absence.is_certain(error, self.loop.time()):
-            log.info("Asking again, as a single refusal or 404 proves nothing: %s", error)
+            log.info("Polling again, because a single refusal or 404 proves nothing: %s", error)
         elif isinstance(error, QarnotRefusedError):
             subscription.fail(error)
         else:
             deleted = QarnotDeletedError(
-                f"Qarnot {self.kind} {subscription.key} is gone: it was deleted before its end was seen.",
+                f"Qarnot {self.kind} {subscription.key} was deleted before its end was observed.",
                 status=error.status,
                 kind=self.kind,
                 ref=subscription.key,

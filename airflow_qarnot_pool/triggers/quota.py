@@ -183,7 +183,7 @@ async def wait_for_room(
             except QarnotCredentialsError:
                 return  # the operator gets the same response, and raises it
             except QarnotError as error:
-                log.info("Could not ask for the account's quota, asking again: %s", error)
+                log.info("Could not read the account's quota, reading it again: %s", error)
                 continue
             if account is None:
                 continue
