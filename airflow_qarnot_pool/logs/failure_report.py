@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import TYPE_CHECKING
 
 from airflow_qarnot_pool.api.errors import QarnotError, end_of, shortened
 from airflow_qarnot_pool.api.ranges import format_ranges
-from airflow_qarnot_pool.logs.writer import _MAX_ERROR, _MAX_ERRORS, _MAX_STDERR, MAX_REPORT, _last_lines, log
 from airflow_qarnot_pool.parameters.shell import find_shell_character
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.client import QarnotClient
     from airflow_qarnot_pool.api.models import Task
 
+log = logging.getLogger(__name__)
 
+#: Maximum characters of stderr in a report, of one line of it, and of the stream that is searched for the lines.
+_MAX_STDERR = 4_000
+_MAX_LINE = 1_000
+_MAX_SEARCHED = 64_000
+#: Maximum remote errors in a report, and characters of each of them and of the report.
+_MAX_ERRORS = 10
+_MAX_ERROR = 500
+MAX_REPORT = 6_000
 #: Maximum number of lines of stderr in a report.
 MAX_STDERR_LINES = 20
 #: Maximum number of instances whose errors are in a report.
@@ -97,3 +106,13 @@ def _stderr(client: QarnotClient, task: Task, instances: list[int]) -> list[str]
         log.debug("No stderr of Qarnot task %s: %s", task.uuid, error)
         return []
     return end_of("\n".join(lines), _MAX_STDERR).split("\n") if lines else []
+
+
+def _last_lines(client: QarnotClient, uuid: str, instance: int | None, count: int) -> list[str]:
+    """Return the end of each of the last *count* lines of stderr."""
+    text = ""
+    for piece in client.tasks.stream_output(uuid, "stderr", instance):
+        text += piece
+        if len(text) > 2 * _MAX_SEARCHED:
+            text = text[-_MAX_SEARCHED - 1 :]
+    return [end_of(line, _MAX_LINE) for line in end_of(text, _MAX_SEARCHED).splitlines()[-count:]]

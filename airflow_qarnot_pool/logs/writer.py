@@ -8,12 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from airflow_qarnot_pool.api.errors import (
-    QarnotError,
-    QarnotNotFoundError,
-    end_of,
-    shortened,
-)
+from airflow_qarnot_pool.api.errors import QarnotError, QarnotNotFoundError, shortened
 from airflow_qarnot_pool.api.transport import ResponseInterruptedError
 from airflow_qarnot_pool.logs.checkpoint import (
     Offset,
@@ -32,14 +27,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-#: Maximum characters of stderr in a report, of one line of it, and of the stream that is searched for the lines.
-_MAX_STDERR = 4_000
-_MAX_LINE = 1_000
-_MAX_SEARCHED = 64_000
-#: Maximum remote errors in a report, and characters of each of them and of the report.
-_MAX_ERRORS = 10
-_MAX_ERROR = 500
-MAX_REPORT = 6_000
 #: Maximum number of reads of an output if the connection breaks in the middle of a response.
 _MAX_READS = 3
 
@@ -160,13 +147,3 @@ def fetch(client: QarnotClient, uuid: str, stream: str, instance: int | None) ->
         if instance is None:
             raise
         return ()
-
-
-def _last_lines(client: QarnotClient, uuid: str, instance: int | None, count: int) -> list[str]:
-    """Return the end of each of the last *count* lines of stderr."""
-    text = ""
-    for piece in client.tasks.stream_output(uuid, "stderr", instance):
-        text += piece
-        if len(text) > 2 * _MAX_SEARCHED:
-            text = text[-_MAX_SEARCHED - 1 :]
-    return [end_of(line, _MAX_LINE) for line in end_of(text, _MAX_SEARCHED).splitlines()[-count:]]

@@ -15,8 +15,8 @@ from airflow_qarnot_pool.api.transport import ResponseInterruptedError
 from airflow_qarnot_pool.exceptions import QarnotError, QarnotTaskFailedError
 from airflow_qarnot_pool.logs.checkpoint import MAX_DOUBTFUL, Offset, WriterLease
 from airflow_qarnot_pool.logs.cursor import LogCursor
-from airflow_qarnot_pool.logs.failure_report import failure_report
-from airflow_qarnot_pool.logs.writer import MAX_REPORT, acquire_lease, write_new_output
+from airflow_qarnot_pool.logs.failure_report import MAX_REPORT, failure_report
+from airflow_qarnot_pool.logs.writer import acquire_lease, write_new_output
 from tests.harness import FakeTI
 
 # --- reports are bounded
