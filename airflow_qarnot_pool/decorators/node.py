@@ -6,16 +6,21 @@ prints the report. The second one (:func:`call`) runs the function, because the 
 """
 
 from __future__ import annotations
+import __future__
 
+import ast
 import base64
 import hashlib
 import json
+import linecache
 import os
 import pickle
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
+import types
 import zlib
 from collections.abc import Iterable
 from typing import Any
@@ -135,8 +140,6 @@ def _run_function(
 
 def call(report: str) -> None:
     """Run the function that standard input describes, in this process, and write the outcome to the file *report*."""
-    import traceback
-
     task = json.load(sys.stdin)
     name = task["function"]["name"]
     try:
@@ -163,12 +166,6 @@ def call(report: str) -> None:
 
 def load(function: dict[str, Any]) -> Any:
     """Make the function from its source. Tracebacks show its lines, counted from its ``def``."""
-    import __future__
-
-    import ast
-    import linecache
-    import types
-
     source, label = function["source"], function["file"]
     indented = source[:1].isspace()
     tree = ast.parse(("if True:\n" if indented else "") + source)

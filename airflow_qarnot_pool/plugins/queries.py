@@ -13,6 +13,11 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from airflow.models.connection import Connection
+from airflow.models.dagrun import DagRun
+from airflow.utils.session import create_session
+from sqlalchemy import select, tuple_
+
 from airflow_qarnot_pool.api import filters
 from airflow_qarnot_pool.api.errors import (
     QarnotCreditsError,
@@ -74,17 +79,11 @@ REQUEST_LIMITS = {"retries": 1, "timeout": 10.0, "deadline": 20.0}
 
 def settings_of(conn_id: str) -> ConnectionSettings:
     """Return the settings of a connection from the secrets backends, environment and database of the api-server."""
-    from airflow.models.connection import Connection
-
     return ConnectionSettings.of(Connection.get_connection_from_secrets(conn_id))
 
 
 def run_states(runs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
     """Return the states of the DAG runs that exist, from Airflow's database."""
-    from airflow.models.dagrun import DagRun
-    from airflow.utils.session import create_session
-    from sqlalchemy import select, tuple_
-
     keys, states = sorted(set(runs)), {}
     with create_session() as session:
         for start in range(0, len(keys), 200):
