@@ -1,6 +1,6 @@
-"""A real Airflow on this machine: api-server, schedulers, dag-processor and triggerers, each a process of its own.
+"""Run a real Airflow on this machine, with a process for each api-server, scheduler, dag-processor and triggerer.
 
-With a ``broker`` its Airflow tasks run on Celery workers, which are processes of their own, too.
+With a ``broker`` its Airflow tasks run on Celery workers, which are processes, too.
 
 For the demo and for tests that need more than ``dag.test()``::
 
@@ -8,9 +8,8 @@ For the demo and for tests that need more than ``dag.test()``::
         run_id = airflow.trigger("my_dag", conf={"n": 3})
         assert airflow.wait_run("my_dag", run_id) == "success"
 
-It has an AIRFLOW_HOME and a port of its own, listens on loopback only and, unless ``users`` are given, asks for no
-password there. All settings are environment variables, so no ``airflow.cfg`` of the user matters. Nothing here
-imports Airflow.
+It has a separate AIRFLOW_HOME and port, and listens on loopback only. Without ``users`` it needs no password. All
+settings are environment variables, so no ``airflow.cfg`` of the user matters. Nothing here imports Airflow.
 
 Nothing stays behind, whatever ends: every process carries a mark in its environment that its descendants inherit,
 and a watchdog kills everything with that mark as soon as this process is gone.
@@ -48,11 +47,11 @@ _RUN_ENDED = {"success", "failed"}
 
 
 class StackError(Exception):
-    """Airflow does not do what was waited for; the message says what, and where its logs are."""
+    """A wait for Airflow failed; the message names its condition and the folder of the logs."""
 
 
 class Endpoint(NamedTuple):
-    """Where the Qarnot is that ``qarnot_default`` points to."""
+    """Address of the Qarnot for ``qarnot_default``."""
 
     url: str
     token: str
@@ -80,7 +79,7 @@ class TaskProcesses:
 
 
 def clean_environment() -> dict[str, str]:
-    """This process's environment without anybody's Airflow settings, and without a proxy for loopback."""
+    """Return the environment of this process without Airflow settings, and without a proxy for loopback."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW_")}
     loopback = "127.0.0.1,localhost"
     return {**kept, "NO_PROXY": loopback, "no_proxy": loopback, "PYTHONUNBUFFERED": "1"}
@@ -98,19 +97,19 @@ class AirflowStack:
     :param broker: URL of the Redis that Celery workers get their tasks from; without it there are none, and
         the schedulers run the tasks themselves (LocalExecutor).
     :param workers: how many Celery workers, ``worker-1`` and so on.
-    :param queues: the queue of each worker, where they are not all to take everything.
+    :param queues: the queue of each worker; by default each takes all queues.
     :param preload: modules that the schedulers import at their start. The workers of LocalExecutor and their tasks are
         forked from the scheduler, so a task has them at once, which saves it most of a second of a core.
-    :param qarnot: what the connection ``qarnot_default`` points to.
+    :param qarnot: address for the connection ``qarnot_default``.
     :param namespace: the connection's namespace.
     :param users: role (viewer, user, op, admin) by name, for tests of what each may do; ``passwords`` has their
-        passwords. Without, everybody is an admin. One of them must be an admin: that is who :meth:`api` is.
-    :param supervised: start a component again that ends by itself, as systemd or Kubernetes would; ``revived``
-        counts. Otherwise that is an error.
+        passwords. Without users each request is an admin's. One user must be an admin, as whom :meth:`api` logs in.
+    :param supervised: restart a component that ends unexpectedly, as systemd or Kubernetes would; ``revived``
+        counts. Otherwise such an end is an error.
     :param env: more environment variables, such as ``AIRFLOW__SCHEDULER__...``; they win.
     :param python: the interpreter whose Airflow is started.
     :param start_timeout: seconds until everything must be ready, as :meth:`wait_for` counts them.
-    :param grace: seconds that components and running tasks get to end by themselves.
+    :param grace: seconds for components and running tasks to end before they are killed.
     """
 
     def __init__(
@@ -158,7 +157,7 @@ class AirflowStack:
             **{name: ["triggerer", "--skip-serve-logs"] for name in _names("triggerer", triggerers)},
             **{name: self._worker(name) for name in (_names("worker", workers) if broker else ())},
         }
-        #: Where the log of a Celery worker's newest life begins: it has no job that could be looked up.
+        #: Offset in the log of a Celery worker since its last start, because a worker has no job in the database.
         self._log_begins: dict[str, int] = {}
         self._launched: dict[str, float] = {}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -192,7 +191,7 @@ class AirflowStack:
             "API__SECRET_KEY": secrets.token_hex(32),
             "API_AUTH__JWT_SECRET": secrets.token_hex(32),
             "LOGGING__COLORED_CONSOLE_LOG": "False",
-            # Airflow's defaults suit deployments of months; here somebody waits.
+            # Airflow's defaults suit long deployments; tests must not wait for them.
             "SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.3",
             "SCHEDULER__TASK_INSTANCE_HEARTBEAT_SEC": "3",
             "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "15",
@@ -305,7 +304,7 @@ class AirflowStack:
             )
 
     def _program(self, arguments: list[str]) -> list[str]:
-        """What the interpreter runs."""
+        """Return the arguments of the interpreter."""
         if not self._preload or arguments[0] != "scheduler":
             return ["-m", "airflow", *arguments]
         first = "".join(f"import {module}; " for module in self._preload)
@@ -355,7 +354,7 @@ class AirflowStack:
         return self._pages("jobs", "jobs", job_state="running")
 
     def stop(self) -> None:
-        """End everything; what has not ended by itself after the grace time is killed."""
+        """Stop everything, and kill processes that have not ended after the grace time."""
         try:
             self._end_gently()
         finally:
@@ -398,7 +397,7 @@ class AirflowStack:
                 os.kill(pid, number)
 
     def restart(self, component: str) -> None:
-        """Kill what is left of *component*, start it again, and return when it is at work."""
+        """Kill the rest of *component*, start it again, and return when it works."""
         has_job = component != "api-server" and not _is_worker(component)
         before = {job["id"] for job in self._jobs()} if has_job else set()
         self.signal(component, signal.SIGKILL)
@@ -437,10 +436,10 @@ class AirflowStack:
         interval: float = 0.2,
         progress: Callable[[], object] = lambda: None,
     ) -> T:
-        """Ask *predicate* until it says something true, and return that. An api-server that is away is waited for.
+        """Call *predicate* until its result is true, and return that result. Wait for an api-server that is away.
 
         :param timeout: seconds in which the components have the machine (:class:`~tools.patience.Patience`).
-        :param progress: the time begins again if its value has changed when the time is over.
+        :param progress: the timeout starts again if its value has changed at the end.
         :raises StackError: after *timeout* seconds, or when a component has ended that should not.
         """
         patience, seen = Patience(self._main_pids), progress()
@@ -460,7 +459,7 @@ class AirflowStack:
         return [process.pid for process in list(self._processes.values()) if process.poll() is None]
 
     def check_alive(self, what: str = "") -> None:
-        """Raise StackError when a component has ended that nobody told to."""
+        """Raise StackError if a component has ended unexpectedly."""
         for name, process in list(self._processes.items()):
             if process.poll() is not None and name not in self._meant_to_be_down:
                 if self._supervised:
@@ -509,7 +508,7 @@ class AirflowStack:
         return {"Authorization": f"Bearer {self.token}"}
 
     def token_of(self, user: str | None) -> str:
-        """A token of the REST API for one of the users, or for everybody where there are none."""
+        """Return a token of the REST API for a user, or without users for any request."""
         if user is None:
             answer = self._session.get(f"{self.url}/auth/token", timeout=30)
         else:

@@ -6,17 +6,17 @@ raises ``max_tries`` and takes the setup along, a cleared finished run starts an
 Each run creates a pool, runs a fan of Qarnot tasks on it and closes it, on a local Qarnot that enforces unique
 shortnames or on one that does not, deferred or on the worker, with a managed pool or a fixed one.
 
-At the end the reaper runs once, as a maintenance DAG would, and the accounts of the local Qarnots are compared with
-what this Airflow believes. The last line is ``kills K, runs R, duplicates 0, left on 0, lost 0``:
+At the end the reaper runs once, as a maintenance DAG would, and the objects of the local Qarnots are compared with
+the states of this Airflow. The last line is ``kills K, runs R, duplicates 0, left on 0, lost 0``:
 
 - *duplicate*: an instance of a Qarnot task that succeeded twice in one life of its Airflow task;
-- *left on*: a pool that is open, or a Qarnot task that is not over, when all runs are over;
-- *lost*: an Airflow task that did not succeed although it had tries left, or did without its work being done.
+- *left on*: an open pool or an unfinished Qarnot task after the end of all runs;
+- *lost*: an Airflow task that failed with tries remaining, or succeeded without its work.
 
 ``WORLD=quota`` (``lag``, ``quota+lag``, ``all``, ...) adds the conditions of :mod:`tools.chaos_worlds`. With several
 combinations each gets its share of the kills and a line with the same counts; the last line counts them together.
 
-The exit status is 1 when any of the three is not 0, and 2 when it did not come to an end.
+The exit status is 1 if any of the three is not 0, and 2 if the runs did not end.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ OURS = filters.equal("Tags", namespace_tag(NAMESPACE))
 
 @dataclass
 class Workload:
-    """What a DAG run does, and where."""
+    """Work of a DAG run, and its server."""
 
     server: str
     deferrable: bool
@@ -268,7 +268,7 @@ class Chaos(LittleAirflow):
         return bool(moved) or not self.workloads[run].deferrable
 
     def task_cancelled(self, run: DagRun) -> bool:
-        """Somebody aborts a Qarnot task in the console."""
+        """Abort a Qarnot task, as a user may in the console."""
         one = self.some_work(run, "deferred", "running")
         if one is None or "qarnot_task" not in one.xcoms:
             return False
@@ -291,7 +291,7 @@ class Chaos(LittleAirflow):
 
 
 def verdict(chaos: Chaos) -> Counter[str]:
-    """Compare what this Airflow believes with what the servers have."""
+    """Compare the states of this Airflow with the objects on the servers."""
     found: Counter[str] = Counter()
     for name, qarnot in chaos.servers.items():
         runs = {run: workload for run, workload in chaos.workloads.items() if workload.server == name}
@@ -306,7 +306,7 @@ def verdict(chaos: Chaos) -> Counter[str]:
 
 
 def left_on(runs: dict[DagRun, Workload], client: QarnotClient) -> dict[str, list[Any]]:
-    """What is on: before the reaper for runs with tries enough, after it for the others."""
+    """Return the objects that are on: before the reaper for runs with enough tries, after it for the others."""
     ample = {run.run_id for run, workload in runs.items() if workload.ample}
     left = [
         pool
@@ -329,9 +329,9 @@ def left_on(runs: dict[DagRun, Workload], client: QarnotClient) -> dict[str, lis
 
 
 def work_done(runs: dict[DagRun, Workload], history: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    """What succeeded twice in one life, and what is not done although Airflow thinks so, or should have been.
+    """Return the work that succeeded twice in one life, and the work that is missing.
 
-    :param history: every Qarnot task there ever was, as near a quota finished ones are deleted.
+    :param history: all Qarnot tasks, also deleted ones, because finished ones are deleted near a quota.
     """
     tasks = {task["uuid"]: task for task in history if task["labels"].get("airflow.role") == ""}
     done = Counter(
@@ -358,7 +358,7 @@ def work_done(runs: dict[DagRun, Workload], history: list[dict[str, Any]]) -> di
                         f"{one.key} instance {number}: {times} successes in this life, {lines} effects of "
                         f"{one.successes} lives"
                     )
-    # What was cancelled half-way and is run again is no duplicate, though some of it may have succeeded.
+    # A cancelled task that runs again is no duplicate, though some of its instances may have succeeded.
     twice = [key for key, times in done.items() if not key[-1] for _ in range(times - 1)]
     return {"duplicates": twice, "lost": lost}
 
@@ -381,12 +381,12 @@ def connections(servers: dict[str, LocalQarnot]) -> dict[str, str]:
 def unleash(
     seed: int, kills: int, servers: dict[str, LocalQarnot], folder: Path, worlds: Sequence[World] = ()
 ) -> Counter[str]:
-    """All of it, on the two servers; the counts of the last line, and what else happened.
+    """Play on the two servers. Return the counts of the last line, and those of other events.
 
-    :raises TimeoutError: it did not come to an end.
+    :raises TimeoutError: the runs did not end.
     """
     gc.collect()
-    gc.freeze()  # so that the children share as much memory as they can
+    gc.freeze()  # the children then share more memory
     chaos = Chaos(seed, kills, servers, folder, worlds)
     try:
         chaos.play()
@@ -403,7 +403,7 @@ def unleash(
 
 
 def calm(qarnot: LocalQarnot) -> None:
-    """End the conditions of all worlds, so that the accounts can be read."""
+    """End the conditions of all worlds, because the objects must be readable."""
     qarnot.faults([])
     qarnot.cap_searches(None)
     qarnot.lag_searches(0.0)
@@ -420,7 +420,7 @@ def local_qarnots() -> Iterator[tuple[str, LocalQarnot]]:
 
 
 def play(seed: int, kills: int, worlds: Sequence[World]) -> Counter[str]:
-    """Unleash it on two fresh servers; prints what happened besides."""
+    """Play on two new servers, and print the other events."""
     with ExitStack() as stack, tempfile.TemporaryDirectory(prefix="qarnot-chaos-") as folder:
         servers = {name: stack.enter_context(qarnot) for name, qarnot in local_qarnots()}
         stack.enter_context(mock.patch.dict(os.environ, connections(servers)))

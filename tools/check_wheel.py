@@ -1,4 +1,4 @@
-"""Look into the built wheel and sdist: what must be in them is, nothing else, and they say what Airflow expects."""
+"""Check the built wheel and sdist: their files, and the metadata that Airflow expects."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CLASSIFIERS = (
 )
 #: What every Airflow has: the provider adds nothing to an environment.
 REQUIREMENTS = {"apache-airflow", "requests", "tenacity", "pendulum"}
-#: Somebody who unpacks the sdist can build, test and read the same as from the repository.
+#: Files of the sdist, because building, testing and reading must work from it as from the repository.
 OF_THE_SDIST = (
     "pyproject.toml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "LICENSE", "Makefile",
     "mkdocs.yml", "constraints.txt",
@@ -42,7 +42,7 @@ def sources(folder: str) -> set[str]:
 
 
 def of_the_wheel(wheel: Path) -> Iterator[str]:
-    """What is wrong with *wheel*."""
+    """Yield the problems of *wheel*."""
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
 
@@ -125,7 +125,7 @@ def is_module(name: str) -> bool:
 
 
 def of_the_sdist(sdist: Path, wheel: Path) -> Iterator[str]:
-    """What is wrong with *sdist*."""
+    """Yield the problems of *sdist*."""
     with tarfile.open(sdist) as archive:
         top = sdist.name.removesuffix(".tar.gz")
         names = {one.name.removeprefix(f"{top}/") for one in archive.getmembers() if one.isfile()}
@@ -145,7 +145,7 @@ def of_the_changelog(version: str) -> Iterator[str]:
 
 
 def version_in(source: str) -> str:
-    """The one place where the version is."""
+    """Return the version from the only place that defines it."""
     found = re.search(r'^__version__ = "([^"]+)"', source, re.MULTILINE)
     return found[1] if found else ""
 

@@ -1,7 +1,7 @@
 """``make demo``: a local Qarnot, a real Airflow, and one warm pool for twelve tasks.
 
-Shows what happens while it happens, then what the pool was worth. The exit status is 0 only if everything
-succeeded once, at least four tasks ran at the same time, and the pool is closed.
+Shows the progress, then the benefit of the pool. The exit status is 0 only if everything succeeded once, at least four
+tasks ran at the same time, and the pool is closed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ RUN_LIMIT = 300.0
 
 @dataclass
 class Sighting:
-    """One Qarnot task as it was seen; times are seconds since the demo began."""
+    """One Qarnot task as it was observed, in seconds since the start of the demo."""
 
     name: str
     state: str
@@ -55,7 +55,7 @@ class Sighting:
 
 @dataclass
 class Story:
-    """What was seen of a DAG run on Qarnot."""
+    """Observations of a DAG run on Qarnot."""
 
     tasks: dict[str, Sighting] = field(default_factory=dict)
     pools: dict[str, Pool] = field(default_factory=dict)
@@ -66,8 +66,8 @@ class Story:
     busy_seconds: float = 0.0
     overlap: int = 0
 
-    def look(self, now: float, pools: list[Pool], tasks: list[Task], nodes: list[dict[str, Any]]) -> None:
-        """Take in one look at everything."""
+    def observe(self, now: float, pools: list[Pool], tasks: list[Task], nodes: list[dict[str, Any]]) -> None:
+        """Record one poll of everything."""
         self.pools = {pool.uuid: pool for pool in pools}
         if pools and self.created is None:
             self.created = now
@@ -97,7 +97,7 @@ class Story:
         return (pool.state, slots, str(waiting), str(running), f"{done} of {TASKS}")
 
     def faults(self) -> list[str]:
-        """Everything that is not as it must be."""
+        """Return all deviations from a good run."""
         found = []
         if len(self.pools) != 1:
             found.append(f"there were {len(self.pools)} pools instead of one")
@@ -118,7 +118,7 @@ class Story:
 
 
 def airflow_name(task: Task) -> str:
-    """The Airflow task instance that a Qarnot task belongs to."""
+    """Return the name of the Airflow task instance of a Qarnot task."""
     return f"{task.labels.get('airflow.task_id')}[{task.labels.get('airflow.map_index')}]"
 
 
@@ -194,7 +194,7 @@ class Demo:
     def _look(self, qarnot: LocalQarnot, client: QarnotClient) -> None:
         # Tasks after nodes: one that a node runs is then never missing from the list.
         nodes, pools = qarnot.nodes(), client.pools.list()
-        self.story.look(self.now, pools, client.tasks.list(), nodes)
+        self.story.observe(self.now, pools, client.tasks.list(), nodes)
         meters = [meter for uuid, meter in qarnot.get_account()["pools"].items() if uuid in self.story.pools]
         self.story.node_seconds = sum(meter["nodeSeconds"] for meter in meters)
         self.story.busy_seconds = sum(meter["busyNodeSeconds"] for meter in meters)
@@ -203,7 +203,7 @@ class Demo:
         faults = [] if state == "success" else [f"the DAG run is {state}"]
         bad = [one for one in airflow.task_instances(DAG_ID, run_id) if one["state"] != "success"]
         faults += [f"Airflow task {one['task_id']}[{one['map_index']}] is {one['state']}" for one in bad]
-        # What failed first drags the others along.
+        # The first failure causes the others.
         failed = [one for one in bad if one["state"] == "failed"]
         for one in sorted(failed, key=lambda one: str(one["end_date"]))[:1]:
             faults.append(airflow.task_log(DAG_ID, run_id, one["task_id"], one["map_index"], lines=15))
@@ -245,7 +245,7 @@ class Demo:
         )
 
     def _chart(self, tasks: list[Sighting]) -> Iterator[str]:
-        """A line per node: when it booted, what it ran, when it was idle."""
+        """Yield a line per node with its boot, its tasks and its idle time."""
         start, ready = self.story.created or 0.0, self.story.ready or 0.0
         end = self.story.closed or max(one.ended or 0.0 for one in tasks)
         scale = CHART_WIDTH / max(end - start, 1.0)
@@ -269,7 +269,7 @@ class Demo:
 
 @contextlib.contextmanager
 def quiet_end() -> Iterator[None]:
-    """From the end of the block on, a second Ctrl-C does not disturb the clean-up."""
+    """Ignore a second Ctrl-C from the end of the block on, because the clean-up must finish."""
     try:
         yield
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Results in documents: what a program measured stands between two marks, which it replaces."""
+"""Write the results of programs into documents, between two marks."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""What MkDocs needs besides the pages: the reference, generated from the code, and the order of the pages.
+"""Hooks of MkDocs: the reference, generated from the code, and the order of the pages.
 
-A line ``::: some.module.Name`` of a page becomes what signature and docstring say of a class or function, and a table
-of its parameters with those it inherits; ``::: methods some.module.Name`` its public methods; ``::: record
+A line ``::: some.module.Name`` of a page becomes the signature and docstring of a class or function, and a table of its
+parameters with those it inherits; ``::: methods some.module.Name`` its public methods; ``::: record
 some.module.Name`` its fields with their names in Qarnot's API; ``::: configuration`` and ``::: connection`` the tables
-of the provider's metadata. What has no docstring is an error, and so is a parameter without a word on it.
+of the provider's metadata. A missing docstring is an error, and so is a parameter that is not documented.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def parameters(thing: Any) -> dict[str, inspect.Parameter]:
 
 
 def meanings(thing: Any) -> dict[str, str]:
-    """What the docstrings say of each parameter, the nearest first."""
+    """Return the description of each parameter, from the nearest docstring."""
     said: dict[str, str] = {}
     for one in _bases(thing):
         said = {**Doc.of(one).parameters, **said}
@@ -183,7 +183,7 @@ def methods(cls: type) -> str:
 
 
 def record(cls: Any) -> str:
-    """The fields of a part of a specification, and what the API calls them."""
+    """Return the fields of a part of a specification, with their names in the API."""
     from dataclasses import MISSING, fields
 
     rows = []
@@ -242,11 +242,11 @@ def expand(text: str) -> str:
     return _DIRECTIVE.sub(one, text)
 
 
-# --- What MkDocs calls
+# --- hooks of MkDocs
 
 
 def on_config(config: Any) -> Any:
-    """Pages that the navigation does not name come last, so that none is lost."""
+    """Append pages that the navigation does not name, because each page must be reachable."""
     named = set(re.findall(r"[\w/-]+\.md", repr(config["nav"])))
     pages = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")}
     rest = sorted(pages - named)

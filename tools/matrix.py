@@ -1,8 +1,8 @@
 """``make matrix``: every supported Airflow on every supported Python that is on this machine.
 
-A cell is an environment of its own, resolved as of the Airflow release's first days, with the built wheel in it.
+A cell is an environment, resolved as of the Airflow release's first days, with the built wheel in it.
 In each: the unit tests, the example DAGs through ``dag.test()``, and the README's DAG on a real scheduler. The tests
-run in a copy of the repository without the package, so that they meet the wheel. The last lines are a table;
+run in a copy of the repository without the package, because they must use the wheel. The last lines are a table;
 ``--report docs/contributing/evidence/versions.md`` writes it into that page. ``--results PATH`` keeps the finished
 cells, which allows to run a matrix in parts.
 """
@@ -91,7 +91,7 @@ def install(release: str, day: str, python: str, wheel: Path, place: Path) -> st
 
 
 def copy(source: Path, place: Path) -> Path:
-    """The repository without the package: where the tests run."""
+    """Copy the repository without the package, to run the tests there."""
     place.mkdir()
     for name in COPIED:
         if (source / name).is_dir():
@@ -127,7 +127,7 @@ def _run(command: list[str], where: Path, log: Path) -> tuple[bool, str]:
 
 
 def readme(python: str, log: Path) -> Outcome:
-    """The README's DAG on a real scheduler; once more where that fails, as SQLite may be locked."""
+    """Run the README's DAG on a real scheduler, and again if that fails, because SQLite may be locked."""
     wrong = new_user.problems(python)
     text = "works as printed"
     if wrong:
@@ -174,7 +174,7 @@ def run(
 ) -> dict[str, str]:
     """Run the cells of these releases and Pythons, into *results*; returns why others were skipped, by Python.
 
-    :param failed: only what is not in *results*, or went wrong.
+    :param failed: run only cells that failed or are not in *results*.
     """
     skipped: dict[str, str] = {}
     for version in pythons:

@@ -42,7 +42,7 @@ def dag(readme: str) -> tuple[str, str]:
 
 
 def problems(python: Path | str, *, timeout: float = 420.0) -> list[str]:
-    """What does not work as printed, with the Airflow of the interpreter *python*, where the wheel is installed."""
+    """Return the problems of the README's DAG as printed, with the Airflow and the wheel of *python*."""
     readme = README.read_text()
     dag_id, source = dag(readme)
     with tempfile.TemporaryDirectory(prefix="new-user-") as place, LocalQarnot(boot_seconds=1) as qarnot:

@@ -1,7 +1,7 @@
 """``make test-ui AIRFLOW=3.1.8``: the browser's tests with an older Airflow.
 
-In an environment as of that release's first days, with the built wheel in it, and in a copy of the repository
-without the package, so that the tests meet the wheel. Chromium and PostgreSQL are this machine's. ``--place`` keeps
+They run in an environment as of that release's first days with the built wheel, and in a copy of the repository without
+the package, because the tests must use the wheel. Chromium and PostgreSQL are this machine's. ``--place`` keeps
 the environment for the next time; only the wheel in it is made new.
 """
 
@@ -23,7 +23,7 @@ DRIVERS = ("selenium", "psycopg2-binary", "asyncpg")
 
 
 def environment(release: str, wheel: Path, place: Path) -> str:
-    """The interpreter of an environment with this Airflow, this wheel, and what the tests need."""
+    """Return the interpreter of an environment with this Airflow, this wheel and the requirements of the tests."""
     python = place / "venv" / "bin" / "python"
     if python.exists():
         run(*matrix.UV, "pip", "install", "--python", str(python), "--no-deps", "--reinstall", str(wheel))

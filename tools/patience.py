@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-#: Seconds between two looks at the processes.
+#: Seconds between two measurements of the processes.
 EVERY = 2.0
 
 

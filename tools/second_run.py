@@ -5,8 +5,8 @@
     python -m tools.second_run run make test
     python -m tools.second_run report
 
-Real processes on a shared machine may be late, so a test that fails gets a second run. Nobody would know of the first
-failure of a test that then passes. So each is recorded in a file, which the report prints and counts.
+Real processes on a shared machine may be late, so a test that fails gets a second run. That would hide the first
+failure of a test that then passes, so each failure is recorded in a file, which the report prints and counts.
 """
 
 from __future__ import annotations

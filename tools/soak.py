@@ -1,13 +1,13 @@
-"""``make soak HOURS=2``: short DAG runs over a distributed Airflow for hours, and what that does to its processes.
+"""``make soak HOURS=2``: short DAG runs over a distributed Airflow for hours, and the growth of its processes.
 
 PostgreSQL, Redis, a scheduler, an api-server, two triggerers and two Celery workers, all of this program's own, run
 a DAG with a warm pool again and again against a local Qarnot. Every half minute memory and open files of every
 component are noted. At the end (after ``--hours``, or earlier on SIGTERM or Ctrl-C) a table tells how they grew: a
-line is fitted through the samples after the warm-up, whose slope is what a leak would show. Runs that did not
-succeed and pools that are open are counted, too; the exit status is 1 when there are any.
+line is fitted through the samples after the warm-up, because a leak shows as its slope. Runs that did not succeed and
+open pools are counted, too; the exit status is 1 if there are any.
 
-Memory is USS, what is a process's alone: what it shares with others changes when those come and go. For workers the
-processes that come and go with every Airflow task are left out; what stays is the worker and its pool of processes.
+Memory is USS, the unshared memory of a process, because shared memory changes when other processes come and go. For
+workers it counts the worker and its pool of processes, and not the processes that each Airflow task starts.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How the processes of a Celery worker grow with the Airflow tasks they run: with Qarnot's operators, and without.
 
-What lasts of a Celery worker are the processes of its pool, and what they do is call Airflow's supervisor, once for
-each Airflow task, which forks the process of the task. Two such processes do that here, one for Airflow tasks that run
+The lasting processes of a Celery worker are those of its pool. They call Airflow's supervisor once for each Airflow
+task, which forks the process of the task. Two such processes do that here, one for Airflow tasks that run
 on Qarnot (a local one), one for tasks that only wait; half of each defer, half wait on the worker. Memory and open
 files are noted as they go. Scheduler and api-server are played by a transport that says yes, or, with ``--refuse N``,
 does not answer the start of every Nth task, as on a machine that is overloaded.
@@ -36,7 +36,7 @@ KINDS = ("ours", "plain")
 #: Airflow tasks between two samples, and share of the samples that belong to the warm-up.
 EVERY, WARM_UP = 5, 0.2
 MB = 1 << 20
-#: What every Airflow task would import by itself.
+#: Modules that every Airflow task imports.
 IMPORTED = (
     "airflow.dag_processing.dagbag",
     "airflow.sdk.execution_time.task_runner",
@@ -135,7 +135,7 @@ def table(found: dict[str, list[dict[str, float]]]) -> str:
 
 
 def samples(child: subprocess.Popen[bytes], path: Path) -> list[dict[str, float]]:
-    """What a child has said, when it is done."""
+    """Return the samples of a child after its end."""
     child.wait()
     lines = path.with_suffix(".jsonl").read_text().splitlines()
     found = [json.loads(line) for line in lines if line.startswith('{"tasks"')]
