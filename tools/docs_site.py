@@ -32,7 +32,7 @@ _FOREIGN = ("airflow.", "builtins", "abc", "typing")
 
 
 class Undocumented(Exception):
-    """Something public says nothing about itself."""
+    """A public class, function or parameter has no documentation."""
 
 
 # --- Docstrings
@@ -134,9 +134,7 @@ def entry(thing: Any) -> str:
     if not doc.text:
         raise Undocumented(f"{thing.__module__}.{thing.__qualname__} has no docstring")
     if missing := undocumented(thing):
-        raise Undocumented(
-            f"{thing.__module__}.{thing.__qualname__}: nothing is said of {', '.join(missing)}"
-        )
+        raise Undocumented(f"{thing.__module__}.{thing.__qualname__}: {', '.join(missing)} without :param:")
     said, templated = meanings(thing), getattr(thing, "template_fields", ())
     lines = [
         f"### {thing.__name__}",

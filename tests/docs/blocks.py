@@ -1,12 +1,12 @@
-"""The code blocks of the README and of docs/, and what a hidden comment above one says about it.
+"""The code blocks of the README and of docs/, with the instructions in the hidden comments above them.
 
-``<!-- test: ... -->`` on the line above a block holds words of this list:
+``<!-- test: ... -->`` on the line above a block contains words of this list:
 
-- ``parse``: the DAG is loaded and not run (it needs something that a test cannot give it cheaply);
-- ``continue``: the block goes on where the Python block before it on the page ended;
-- ``pytest``: the block is a test file, and its tests pass;
-- ``fails``: the DAG runs and is shown to fail;
-- ``conf={...}``: the conf of the run, as JSON, to the end of the comment; ``$PWD`` is a directory of its own.
+- ``parse``: load the DAG and do not run it, because its needs are too expensive for a test;
+- ``continue``: continue the Python block before it on the page;
+- ``pytest``: run the block as a test file;
+- ``fails``: expect the DAG run to fail;
+- ``conf={...}``: the conf of the run, as JSON, to the end of the comment; ``$PWD`` is a temporary directory.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ WORDS = {"parse", "continue", "fails", "pytest"}
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block. ``code`` has what it continues before it, at the same line numbers as on the page."""
+    """A fenced block. ``code`` starts with the block that it continues, and has the line numbers of the page."""
 
     page: str
     line: int
@@ -41,7 +41,7 @@ class Block:
 
 
 def blocks_of(path: Path) -> list[Block]:
-    """The blocks of one page, in order."""
+    """Return the blocks of one page, in order."""
     text, found, python = path.read_text(), [], ""
     for match in _FENCE.finditer(text):
         line = text.count("\n", 0, match.start()) + 1
@@ -51,7 +51,7 @@ def blocks_of(path: Path) -> list[Block]:
         assert not unknown, f"{path.name}:{line}: unknown words {sorted(unknown)}"
         code = match["code"]
         if match["language"] == "python":
-            # Padded, so that a traceback names the line of the page.
+            # Pad the code, because a traceback should name the line of the page.
             head = python if "continue" in words else ""
             code = head + "\n" * (line - head.count("\n")) + code
             python = code
@@ -65,5 +65,5 @@ def _read(words: str) -> tuple[frozenset[str], str | None]:
 
 
 def blocks(*languages: str) -> list[Block]:
-    """All blocks in one of *languages*."""
+    """Return all blocks in one of *languages*."""
     return [one for page in PAGES if page.exists() for one in blocks_of(page) if one.language in languages]

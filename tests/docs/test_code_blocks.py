@@ -1,4 +1,4 @@
-"""Every code block of the README and of docs/ works as it is printed."""
+"""Every code block of the README and of docs/ works as printed."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from tests.docs.blocks import Block, blocks, blocks_of
 __all__ = ["client"]
 
 SHELLS = ("console", "sh", "bash")
-#: Output and drawings: nothing to run.
+#: Languages of output and drawings, which do not run.
 TEXT = ("text", "")
 TESTED = ("python", *SHELLS, "json", "toml", "ini", "yaml")
 
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Blocks that write files write them here."""
+    """Run each block in an empty directory."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -60,7 +60,7 @@ def test_python(
     file = elsewhere / f"{block.page.partition('.')[0].replace('-', '_')}_{block.line}.py"
     file.write_text(block.code)
     if "pytest" in block.words:
-        # In this process, as another would have to import all of Airflow.
+        # In this process, because another would have to import all of Airflow.
         assert pytest.main(["-q", "-p", "no:cacheprovider", f"--rootdir={elsewhere}", str(file)]) == 0
         return
     if not re.search(r"\bDAG\(|^@dag\b", block.code, re.M):
@@ -68,7 +68,7 @@ def test_python(
         return
     bag = DagBag(dag_folder=str(file))
     assert not bag.import_errors, "\n".join(bag.import_errors.values())
-    assert bag.dags, "a block with a DAG that makes none"
+    assert bag.dags, "the block defines no DAG"
     for dag in bag.dags.values():
         assert [tasks_beside(one) for one in dag.tasks if one.is_teardown and tasks_beside(one)] == []
     conf = json.loads(block.conf.replace("$PWD", str(elsewhere))) if block.conf else None
@@ -84,16 +84,16 @@ def test_python(
 
 @pytest.mark.parametrize("block", blocks(*SHELLS), ids=str)
 def test_commands_exist(block: Block) -> None:
-    """The make targets, modules, options and extras of a block are there."""
+    """The make targets, modules, options and extras of a block exist."""
     text = block.code.replace("\\\n", " ")
     lines = [line.removeprefix("$ ").strip() for line in text.splitlines() if _is_command(line, block)]
-    assert lines, "no command in this block: call it text"
+    assert lines, "this block has no command; its language should be text"
     for line in lines:
         _check(shlex.split(line, comments=True))
 
 
 def _is_command(line: str, block: Block) -> bool:
-    # In a console block the lines without a prompt are output.
+    # In a console block, lines without a prompt are output.
     return line.startswith("$ ") if block.language == "console" else bool(line.strip()) and line[0] != "#"
 
 
@@ -140,7 +140,7 @@ def _check_module(module: str, options: list[str]) -> None:
 
 
 def _check_options(module: str, options: list[str]) -> None:
-    """Let the module's own parser judge, and stop there."""
+    """Parse the options with the module's parser, and stop there."""
 
     class Parsed(Exception):
         pass

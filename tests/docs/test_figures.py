@@ -1,4 +1,4 @@
-"""The figures that pages state are those of the code."""
+"""Figures and excerpts on pages are those of the code."""
 
 from __future__ import annotations
 
