@@ -1,4 +1,4 @@
-"""``airflow qarnot``: the reaper from the command line. Airflow imports this at every CLI start, so it is small."""
+"""The command ``airflow qarnot``. Every start of the CLI imports this module, so it imports little."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from airflow.cli.cli_config import ActionCommand, Arg, GroupCommand, lazy_load_c
 
 
 def get_cli_commands() -> list[GroupCommand]:
-    """The commands of this provider."""
+    """Return the commands of this provider."""
     reap_command = ActionCommand(
         name="reap",
-        help="Close pools, and abort Qarnot tasks with their own nodes, that outlived their DAG run or are idle",
+        help="Close idle pools, and pools and Qarnot tasks without a pool whose DAG run has finished",
         func=lazy_load_command("airflow_qarnot_pool.cli.reap"),
         args=(
             Arg(("--conn-id",), help="Connection of type qarnot", default="qarnot_default"),
-            Arg(("--dry-run",), help="Only report", action="store_true"),
+            Arg(("--dry-run",), help="Report without closing, aborting or deleting", action="store_true"),
             Arg(
                 ("--grace-period-minutes",),
-                help="Spare pools of finished runs this long",
+                help="Minutes to keep pools after their DAG run has finished",
                 type=float,
                 default=15.0,
             ),
-            Arg(("--idle-timeout-minutes",), help="Spare idle pools this long", type=float, default=60.0),
+            Arg(("--idle-timeout-minutes",), help="Minutes to keep idle pools", type=float, default=60.0),
         ),
     )
     return [
@@ -32,7 +32,7 @@ def get_cli_commands() -> list[GroupCommand]:
 
 
 def reap(args: Namespace) -> None:
-    """``airflow qarnot reap``: as ``QarnotReapOperator``, with the DAG runs read from the database."""
+    """Run ``airflow qarnot reap``: as ``QarnotReapOperator``, with the states of DAG runs from the database."""
     from airflow_qarnot_pool.hooks.qarnot import QarnotHook
     from airflow_qarnot_pool.maintenance.reaper import ReapLimits
     from airflow_qarnot_pool.maintenance.reaper import reap as reap_pools
@@ -60,7 +60,7 @@ def reap(args: Namespace) -> None:
 
 
 def _run_state(dag_id: str, run_id: str) -> str | None:
-    """The state of a DAG run; the command line reads the database, where no task runner answers."""
+    """Return the state of a DAG run from the database, because the command line has no task runner to ask."""
     from airflow.models.dagrun import DagRun
     from airflow.utils.session import create_session
     from sqlalchemy import select

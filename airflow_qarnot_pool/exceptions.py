@@ -1,6 +1,6 @@
-"""Everything this provider raises, for ``except`` clauses and Airflow's ``retry_policy``.
+"""All exceptions of this provider, for ``except`` clauses and Airflow's ``retry_policy``.
 
-Errors of the API itself come from :mod:`airflow_qarnot_pool.api.errors`; all derive from :class:`QarnotError`.
+Those of the API are defined in :mod:`airflow_qarnot_pool.api.errors`. All derive from :class:`QarnotError`.
 """
 
 from __future__ import annotations
@@ -24,61 +24,61 @@ from airflow_qarnot_pool.version_compat import AirflowFailException
 
 
 class QarnotTaskFailedError(QarnotError):
-    """The Qarnot task ended in Failure: at least one instance failed, after its remote retries."""
+    """The Qarnot task finished in Failure: at least one instance failed, after its remote retries."""
 
     summary = "The Qarnot task failed"
 
 
 class QarnotNodeLostError(QarnotTaskFailedError):
-    """The Qarnot task failed because nodes went away under its instances, not because of its command."""
+    """The Qarnot task failed because it lost nodes, and not because of its command."""
 
     summary = "The Qarnot task lost its nodes"
 
 
 class QarnotTaskCancelledError(QarnotError):
-    """The Qarnot task was cancelled, and not by this Airflow task."""
+    """The Qarnot task was cancelled, but not by this Airflow task."""
 
-    summary = "The Qarnot task was cancelled by somebody else"
+    summary = "The Qarnot task was cancelled by another client"
 
 
 class QarnotPoolEndedError(QarnotError):
-    """The pool has ended, or is ending, so what was waited for cannot come any more."""
+    """The pool has ended or is ending, so the wait cannot succeed."""
 
     summary = "The pool has ended"
 
 
 class QarnotStateUnreachableError(QarnotError):
-    """A sensor's target can no longer be reached."""
+    """The target state of a sensor can no longer be reached."""
 
-    summary = "The state that is waited for can no longer be reached"
+    summary = "The target state can no longer be reached"
 
 
 class QarnotWaitTimeoutError(QarnotError):
-    """``wait_timeout`` (or ``execution_timeout``) passed before the wait was over."""
+    """``wait_timeout`` (or ``execution_timeout``) passed before the wait ended."""
 
-    summary = "The wait ran out of time"
+    summary = "The wait timed out"
 
 
 class QarnotKilledError(QarnotError):
-    """Airflow ended the task while it ran; what it had started on Qarnot was ended, too."""
+    """Airflow stopped the running task. Its objects on Qarnot were ended, too."""
 
-    summary = "The Airflow task was told to stop"
+    summary = "The Airflow task was stopped"
 
 
 class QarnotCostLimitError(QarnotError, AirflowFailException):
-    """A limit on what a pool or DAG run may cost is reached, or what is to be created cannot be paid.
+    """A cost limit of a pool or DAG run is reached, or the credits of the account are insufficient.
 
-    Never retried, as a retry would spend the money again.
+    Airflow does not retry it, because a retry would spend the money again.
     """
 
     summary = "The cost limit is reached"
-    remedy = "Raise the limit, or look why it costs so much, and clear the task."
+    remedy = "Raise the limit or reduce the cost, and clear the task."
 
 
 class QarnotSpecMismatchError(QarnotError):
-    """A shared object exists with another spec; the message names the fields that differ."""
+    """A shared object exists with another specification. The message names the fields that differ."""
 
-    summary = "What exists was made from another spec"
+    summary = "The existing object has another specification"
 
 
 __all__ = [

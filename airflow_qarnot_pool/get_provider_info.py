@@ -1,4 +1,4 @@
-"""What Airflow is told about this provider."""
+"""Metadata of this provider for Airflow."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _option(description: str, type_: str, default: str | None, example: str | No
 
 
 def get_provider_info() -> dict[str, Any]:
-    """Provider metadata, in the shape of ``airflow/provider_info.schema.json``."""
+    """Return the provider metadata, as defined by ``airflow/provider_info.schema.json``."""
     return {
         "package-name": "airflow-qarnot-pool",
         "name": "Qarnot pool",
@@ -75,22 +75,22 @@ def get_provider_info() -> dict[str, Any]:
                 "description": "Defaults of the Qarnot provider.",
                 "options": {
                     "namespace": _option(
-                        "Namespace of connections that name none. Objects of another namespace are never touched.",
+                        "Default namespace for connections without one. Objects of other namespaces are never changed.",
                         "string",
                         None,
                         "production",
                     ),
                     "poll_interval": _option(
-                        "Seconds between two looks at what is waited for, from 0.01 up to 86400.",
+                        "Default polling interval, in seconds, from 0.01 up to 86400.",
                         "float",
                         "5",
                     ),
                     "console_url": _option(
-                        "Web console that links lead to.", "string", "https://tasq.qarnot.com"
+                        "Web console that links point to.", "string", "https://tasq.qarnot.com"
                     ),
                     "reference_datacenter": _option(
-                        "Data centre that carbon savings are compared with, where the connection names none. "
-                        "Empty: Qarnot's own choice.",
+                        "Data centre that carbon savings are compared with, for connections without one. "
+                        "Default: Qarnot's choice.",
                         "string",
                         None,
                     ),
@@ -101,7 +101,7 @@ def get_provider_info() -> dict[str, Any]:
                         "qarnot_default,qarnot_research",
                     ),
                     "pools_page_refresh": _option(
-                        "Seconds between two questions of the Pools page to Qarnot, while somebody looks at it.",
+                        "Polling interval of the Pools page, in seconds, while a user has it open.",
                         "float",
                         "5",
                     ),

@@ -164,7 +164,7 @@ def is_supervisor_channel_free() -> bool:
     runner = sys.modules.get("airflow.sdk.execution_time.task_runner")
     channel = getattr(runner, "SUPERVISOR_COMMS", None)
     if channel is None or not hasattr(channel, "socket"):
-        return True  # dag.test(), where the supervisor is in this process
+        return True  # In dag.test() the supervisor is in this process.
     lock = getattr(channel, "_thread_lock", None)
     if lock is None or not lock.acquire(blocking=False):
         return False

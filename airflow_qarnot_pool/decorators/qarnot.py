@@ -297,7 +297,7 @@ def _refuse_foreign(parameters: Mapping[str, Any]) -> None:
     for name, why in _REJECTED.items():
         if parameters.get(name) not in (None, True):
             raise QarnotInvalidSpecError(
-                f"{name} is no parameter of @task.qarnot, got {parameters[name]!r}", field=name, remedy=why
+                f"{name} is not a parameter of @task.qarnot, got {parameters[name]!r}", field=name, remedy=why
             )
     for name, fine in (("instance_count", (None, 1, "1")), ("ranges", (None, "0"))):
         value = parameters.get(name)

@@ -1,4 +1,4 @@
-"""Qarnot's buckets as a file system of fsspec, which comes with Airflow, on boto3 (``[storage]`` extra)."""
+"""An fsspec file system for Qarnot's buckets, with boto3 (``[storage]`` extra)."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from airflow_qarnot_pool.api.errors import QarnotBucketNotFoundError
 from airflow_qarnot_pool.hooks.keys import check_key
 from airflow_qarnot_pool.hooks.storage import QarnotStorageHook, find_clash, with_storage_help
 
-#: Bytes of a file that is written which are kept in memory; the rest is on disk until it is closed.
-IN_MEMORY = 8 * 1024 * 1024
+#: Maximum bytes of an unfinished file in memory, because files may be large. A larger one is on disk.
+MAX_IN_MEMORY = 8 * 1024 * 1024
 
 
 class QarnotFileSystem(AbstractFileSystem):
-    """Paths are ``bucket/key``. Folders are what keys have in common up to a ``/``: they need not be made.
+    """File system with paths ``bucket/key``. A folder is a common prefix of keys, so it need not be created.
 
     :param conn_id: connection of type ``qarnot``.
     """
 
     protocol = "qarnot"
-    #: A connection may change: nothing is kept longer than Airflow keeps it.
+    #: Instances are not cached, because a connection may change.
     cachable = False
 
     def __init__(self, conn_id: str | None = None, **kwargs: Any) -> None:
@@ -43,48 +43,49 @@ class QarnotFileSystem(AbstractFileSystem):
 
     @property
     def fsid(self) -> str:
-        """Tells the storages of two connections apart."""
+        """Identifier of the storage of the connection."""
         return f"qarnot-{self.conn_id}"
 
-    # --- looking
+    # --- listing
 
     def ls(self, path: str, detail: bool = True, **kwargs: Any) -> list[Any]:
-        """What is in a bucket or folder; with an empty path, the buckets."""
+        """List a bucket or folder. An empty path lists the buckets."""
         bucket, key = self._split(path)
         if not bucket:
             with _as_os_error("", "The buckets could not be listed"):
-                found = [_folder(one["Name"]) for one in self.s3.list_buckets().get("Buckets", ())]
+                entries = [_folder(entry["Name"]) for entry in self.s3.list_buckets().get("Buckets", ())]
         else:
-            found = self._entries(bucket, f"{key}/" if key else "")
-            if not found and key:
-                found = [self.info(path)]
-                if found[0]["type"] == "directory":
-                    found = []
-        return found if detail else [one["name"] for one in found]
+            entries = self._entries(bucket, f"{key}/" if key else "")
+            if not entries and key:
+                entries = [entry for entry in (self.info(path),) if entry["type"] != "directory"]
+        return entries if detail else [entry["name"] for entry in entries]
 
     def _entries(self, bucket: str, prefix: str) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
+        entries: list[dict[str, Any]] = []
         with _as_os_error(bucket, f"Bucket {bucket} could not be listed"):
             pages = self.s3.get_paginator("list_objects_v2").paginate(
                 Bucket=bucket, Prefix=prefix, Delimiter="/"
             )
             for page in pages:
-                found += [
-                    _folder(f"{bucket}/{one['Prefix']}".rstrip("/")) for one in page.get("CommonPrefixes", ())
+                entries += [
+                    _folder(f"{bucket}/{folder['Prefix']}".rstrip("/"))
+                    for folder in page.get("CommonPrefixes", ())
                 ]
-                found += [
-                    _file(bucket, one["Key"], one) for one in page.get("Contents", ()) if one["Key"] != prefix
+                entries += [
+                    _file(bucket, file["Key"], file)
+                    for file in page.get("Contents", ())
+                    if file["Key"] != prefix
                 ]
-        return sorted(found, key=lambda one: str(one["name"]))
+        return sorted(entries, key=lambda entry: str(entry["name"]))
 
     def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
-        """Name, type, size in bytes and time of a file, folder or bucket."""
+        """Return name, type, size in bytes and time of a file, folder or bucket."""
         bucket, key = self._split(path)
         if not bucket:
             return _folder("")
         with _as_os_error(bucket, f"{bucket}/{key} could not be looked up"):
             if not key:
-                # Not HeadBucket, whose answers have no body and so no reason.
+                # Not HeadBucket, whose responses have no body and so no error message.
                 self.s3.list_objects_v2(Bucket=bucket, MaxKeys=1)
                 return _folder(bucket)
             same = self.s3.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1).get("Contents", ())
@@ -96,16 +97,16 @@ class QarnotFileSystem(AbstractFileSystem):
         raise FileNotFoundError(f"There is no {key} in bucket {bucket}")
 
     def created(self, path: str) -> datetime | None:
-        """When it was written: files in buckets are not changed, but written anew."""
+        """Return when a file was written, because a file in a bucket is always replaced as a whole."""
         return self.modified(path)
 
     def modified(self, path: str) -> datetime | None:
-        """When it was written."""
-        found: datetime | None = self.info(path).get("LastModified")
-        return found
+        """Return when a file was written."""
+        moment: datetime | None = self.info(path).get("LastModified")
+        return moment
 
     def sign(self, path: str, expiration: int = 100, **kwargs: Any) -> str:
-        """A URL that gives the file to whoever has it, for *expiration* seconds."""
+        """Return a URL that grants access to the file for *expiration* seconds."""
         bucket, key = self._split(path)
         url: str = self.s3.generate_presigned_url(
             "get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=expiration
@@ -115,7 +116,7 @@ class QarnotFileSystem(AbstractFileSystem):
     # --- reading and writing
 
     def open(self, path: str, mode: str = "rb", *args: Any, **kwargs: Any) -> Any:
-        """A file object, as the built-in ``open`` gives one. Text modes take ``encoding``, ``errors``, ``newline``."""
+        """Open a file as the built-in ``open`` does. Text modes take ``encoding``, ``errors`` and ``newline``."""
         if "r" not in mode and str(path).endswith("/"):
             raise IsADirectoryError(f"{path} ends with '/', as the name of a folder does")
         if "b" in mode or "r" in mode:
@@ -136,10 +137,10 @@ class QarnotFileSystem(AbstractFileSystem):
         if mode in ("wb", "xb"):
             self._check_new(bucket, key)
             return _Writer(self.s3, bucket, key)
-        raise ValueError(f"Files in buckets can be read (r) or written anew (w, x), not opened with {mode!r}")
+        raise ValueError(f"mode must be r, w or x for a file in a bucket, got {mode!r}")
 
     def _check_new(self, bucket: str, key: str) -> None:
-        """Refuse a key that would not come back as a file of that name."""
+        """Reject a key that cannot be downloaded as a file of that name."""
         check_bucket(bucket, "bucket", "Write {bucket}/{path}.")
         check_key(key)
         with _as_os_error(bucket, f"{bucket}/{key} could not be written"):
@@ -155,7 +156,7 @@ class QarnotFileSystem(AbstractFileSystem):
         return data
 
     def touch(self, path: str, truncate: bool = True, **kwargs: Any) -> None:
-        """Write an empty file; with ``truncate=False``, only where there is none."""
+        """Write an empty file. With ``truncate=False``, only if it does not exist."""
         if truncate or not self.exists(path):
             with self.open(path, "wb"):
                 pass
@@ -163,30 +164,30 @@ class QarnotFileSystem(AbstractFileSystem):
     def cp_file(self, path1: str, path2: str, **kwargs: Any) -> None:
         """Copy a file within the storage."""
         if self.isdir(path1):
-            return  # what is in it is copied by itself
+            return  # Its files are copied one by one.
         (bucket, key), (to, new) = self._split(path1), self._split(path2)
         self._check_new(to, new)
         with _as_os_error(bucket, f"{path1} could not be copied to {path2}"):
             self.s3.copy({"Bucket": bucket, "Key": key}, to, new)
 
-    # --- making and deleting
+    # --- creating and deleting
 
     def mkdir(self, path: str, create_parents: bool = True, **kwargs: Any) -> None:
-        """Make a bucket; folders need not be made."""
+        """Create a bucket. Folders need not be created."""
         bucket, key = self._split(path)
         if key and not create_parents:
             return
-        with _as_os_error(bucket, f"Bucket {bucket} could not be made"):
+        with _as_os_error(bucket, f"Bucket {bucket} could not be created"):
             self.s3.create_bucket(Bucket=bucket)
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """Make the bucket of a path."""
+        """Create the bucket of a path."""
         if not exist_ok and self.exists(path):
             raise FileExistsError(f"{path} exists")
         self.mkdir(path)
 
     def rmdir(self, path: str) -> None:
-        """Delete an empty bucket; folders go with their last file."""
+        """Delete an empty bucket. A folder is deleted with its last file."""
         bucket, key = self._split(path)
         if not key:
             with _as_os_error(bucket, f"Bucket {bucket} could not be deleted"):
@@ -215,7 +216,7 @@ class QarnotFileSystem(AbstractFileSystem):
 
     @staticmethod
     def _get_kwargs_from_urls(path: str) -> dict[str, Any]:
-        """Return the connection that a URL names, as Airflow's paths do."""
+        """Return the connection in a URL."""
         connection, at, _ = urlsplit(path).netloc.rpartition("@")
         return {"conn_id": connection} if at and connection else {}
 
@@ -232,12 +233,12 @@ class _Reader(AbstractBufferedFile):
 
 
 class _Writer(io.BufferedIOBase):
-    """A file that is uploaded when it is closed, whole: until then nothing of it can be seen."""
+    """A file that is uploaded as a whole when it is closed."""
 
     def __init__(self, s3: Any, bucket: str, key: str) -> None:
         super().__init__()
         self._s3, self._bucket, self._key = s3, bucket, key
-        self._file = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115
+        self._file = tempfile.SpooledTemporaryFile(max_size=MAX_IN_MEMORY)  # noqa: SIM115
 
     def writable(self) -> bool:
         return True
@@ -261,7 +262,7 @@ class _Writer(io.BufferedIOBase):
 
     def __exit__(self, kind: Any, *rest: Any) -> None:
         if kind is not None:
-            # What was written so far is not the file.
+            # Discard the incomplete file.
             self._file.close()
             super().close()
             return
@@ -269,7 +270,7 @@ class _Writer(io.BufferedIOBase):
 
 
 class _TextWriter(io.TextIOWrapper):
-    """Text on its way to such a file: a plain wrapper would close it, and so upload it, after an error too."""
+    """A text layer that does not upload the file after an error, as a plain wrapper would."""
 
     def __exit__(self, *error: Any) -> None:
         if error[0] is not None:
@@ -280,7 +281,7 @@ class _TextWriter(io.TextIOWrapper):
 
 @contextmanager
 def _as_os_error(bucket: str, what: str) -> Iterator[None]:
-    """Errors as those who use files expect them, with the reason of the storage."""
+    """Turn an error of the storage into an OSError if the file system needs one."""
     try:
         with with_storage_help(what, bucket):
             yield

@@ -1,4 +1,4 @@
-"""The class of paths that begin with ``qarnot://`` (entry point ``universal_pathlib.implementations``)."""
+"""Paths with the scheme ``qarnot://`` (entry point ``universal_pathlib.implementations``)."""
 
 from __future__ import annotations
 
@@ -32,6 +32,6 @@ class QarnotPath(CloudPath):
         errors: str | None = None,
         newline: str | None = None,
     ) -> int:
-        """Write a file of *data*; where that cannot be encoded, what was there stays."""
+        """Write *data* to the file. An existing file is kept if *data* cannot be encoded."""
         with self.open("w", encoding=encoding, errors=errors, newline=newline) as file:
             return file.write(data)

@@ -1,6 +1,6 @@
-"""``ObjectStoragePath("qarnot://qarnot_default@bucket/key")``: Airflow's object storage on Qarnot's buckets.
+"""Airflow's object storage in Qarnot's buckets: ``ObjectStoragePath("qarnot://qarnot_default@bucket/key")``.
 
-Airflow looks for ``schemes`` and ``get_fs`` here (provider metadata, ``filesystems``).
+Airflow imports ``schemes`` and ``get_fs`` from here (provider metadata, ``filesystems``).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ schemes = ["qarnot"]
 
 
 def get_fs(conn_id: str | None = None, storage_options: Mapping[str, Any] | None = None) -> QarnotFileSystem:
-    """The file system of a connection of type ``qarnot``; default: ``qarnot_default``."""
+    """Return the file system of a connection of type ``qarnot``; default: ``qarnot_default``."""
     from airflow_qarnot_pool.fs.filesystem import QarnotFileSystem
 
     return QarnotFileSystem(**{"conn_id": conn_id, **(storage_options or {})})

@@ -1,4 +1,4 @@
-"""What the Test button of the connection form says of an account. A pure function."""
+"""Result of the Test button of the connection form. Pure functions."""
 
 from __future__ import annotations
 
@@ -10,17 +10,36 @@ if TYPE_CHECKING:
 
 
 def account_status(account: Account, credits: float | None, risks: Sequence[str] = ()) -> tuple[bool, str]:
-    """Return ``(usable, sentences)``: the account and its remaining quota, or why it cannot start anything.
+    """Return ``(usable, sentences)``: the account with its use of quotas, or why it cannot start anything.
 
     :param credits: remaining euros; None if the account may not see them.
-    :param risks: what makes the connection unsafe, in sentences.
+    :param risks: sentences about unsafe settings of the connection.
     """
     usable, sentence = _usable(account, credits)
     return usable, " ".join((sentence, *(f"Warning: {risk}." for risk in risks)))
 
 
 def _usable(account: Account, credits: float | None) -> tuple[bool, str]:
-    who = f"Connected as {account.email or 'an account without e-mail'}"
+    user = f"Connected as {account.email or 'an account without e-mail'}"
+    quotas = _quotas(account)
+    if credits is not None and credits <= 0:
+        return (
+            False,
+            f"{user}, but no credits are left ({credits:.2f} EUR): Qarnot starts nothing. Add credits.",
+        )
+    if full := [f"{used} of {maximum} {name}" for name, used, maximum in quotas if used >= maximum > 0]:
+        return False, (
+            f"{user}, but its quota is used up ({', '.join(full)}): nothing more can be created. Finished objects "
+            "count too: delete some, wait until others end, or ask Qarnot for more."
+        )
+    facts = [f"{used} of {maximum} {name} used" for name, used, maximum in quotas]
+    if credits is not None:
+        facts.append(f"{credits:.2f} EUR of credits left")
+    return True, f"{user}. {', '.join(facts) or 'The account reports no quotas'}."
+
+
+def _quotas(account: Account) -> list[tuple[str, int, int]]:
+    """Return name, use and maximum of each quota that the account reports."""
     counts = (
         ("pools", account.pool_count, account.max_pool),
         ("running pools", account.running_pool_count, account.max_running_pool),
@@ -28,19 +47,6 @@ def _usable(account: Account, credits: float | None) -> tuple[bool, str]:
         ("running Qarnot tasks", account.running_task_count, account.max_running_task),
         ("running instances", account.running_instance_count, account.max_instances),
     )
-    limits = [(what, used, most) for what, used, most in counts if used is not None and most is not None]
-    full = [f"{used} of {most} {what}" for what, used, most in limits if used >= most > 0]
-    if credits is not None and credits <= 0:
-        return (
-            False,
-            f"{who}, but no credits are left ({credits:.2f} EUR): Qarnot starts nothing. Add credits.",
-        )
-    if full:
-        return False, (
-            f"{who}, but its quota is used up ({', '.join(full)}): nothing more can be created. Finished objects "
-            "count too: delete some, wait until others end, or ask Qarnot for more."
-        )
-    left = [f"{used} of {most} {what} used" for what, used, most in limits]
-    if credits is not None:
-        left.append(f"{credits:.2f} EUR of credits left")
-    return True, f"{who}. {', '.join(left) or 'It tells no quotas'}."
+    return [
+        (name, used, maximum) for name, used, maximum in counts if used is not None and maximum is not None
+    ]

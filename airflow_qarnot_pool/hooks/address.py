@@ -1,7 +1,7 @@
-"""URLs in Airflow connections: a host that is a name or a URL, a port beside it, and a schema.
+"""Parse URLs in Airflow connections: a host that is a name or a URL, a port, and a schema.
 
-A URI keeps these apart in its own way: ``qarnot://:token@h:8600/http``, ``qarnot://http://:token@h:8600/api`` and
-``{"host": "http://h/api", "port": 8600}`` are all written.
+Users write ``qarnot://:token@h:8600/http``, ``qarnot://http://:token@h:8600/api`` and
+``{"host": "http://h/api", "port": 8600}``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from ipaddress import IPv6Address
 from typing import Any, NoReturn
 
-#: Builds the error for a field of a connection and the problem with it.
+#: Returns the error for a field of a connection and its problem.
 Refuse = Callable[[str, str], Exception]
 
 WEB = ("http", "https")
@@ -32,13 +32,13 @@ def parse_base_url(
     login: bool = False,
     fragment: bool = False,
 ) -> str:
-    """Return the URL that these fields of a connection stand for, without a slash at its end.
+    """Return the URL of these fields of a connection, without a trailing slash.
 
-    The path keeps its case; scheme and host become lower case.
+    The path keeps its case. Scheme and host become lower case.
 
     :param port: port beside the host; 0 and empty count as none.
     :param schema: ``http`` or ``https``, or a path.
-    :param refuse: builds the error that is raised.
+    :param refuse: returns the error to raise.
     :param field: name of the field that holds *host*.
     :param example: a URL for the error message.
     :param login: whether the URL may hold a login.
@@ -46,20 +46,38 @@ def parse_base_url(
     """
     text = host.strip()
 
-    def wrong(problem: str, name: str = field) -> NoReturn:
+    def reject(problem: str, name: str = field) -> NoReturn:
         raise refuse(name, problem)
 
-    def malformed(why: str) -> NoReturn:
-        wrong(f"{shorten_url(text)!r} {why}. Write a URL such as {example}")
+    def malformed(reason: str) -> NoReturn:
+        reject(f"{shorten_url(text)!r} {reason}. Write a URL such as {example}")
 
+    scheme, login_text, authority, path = _split(text, schemes, fragment, malformed)
+    if login_text and not login:
+        malformed("holds a login")
+    name, inner_port = _host_and_port(authority, malformed)
+    outer_port = _port(port, lambda problem: reject(problem, "port"))
+    if inner_port and outer_port and inner_port != outer_port:
+        reject(f"is {outer_port}, but {field!r} names {inner_port}. Keep one of them", "port")
+    scheme, path = _apply_schema(
+        (schema or "").strip(), scheme, path, field, lambda text: reject(text, "schema")
+    )
+    number = inner_port or outer_port
+    base = f"{(scheme or default).lower()}://{login_text}{name}{f':{number}' if number else ''}"
+    return f"{base}/{path.lstrip('/')}".rstrip("/")
+
+
+def _split(
+    text: str, schemes: Collection[str], fragment: bool, malformed: Callable[[str], NoReturn]
+) -> tuple[str, str, str, str]:
+    """Return scheme, login with its ``@``, authority and path of a URL, whose scheme may be missing."""
     scheme, separator, rest = text.partition("://")
     if not separator:
         scheme, rest = "", text
-    if separator and scheme.lower() not in schemes:
-        malformed(
-            f"begins with {shorten_url(scheme)!r}, not with {' or '.join(f'{one}://' for one in schemes)}"
-        )
-    if any(one.isspace() or not one.isprintable() or one in '?\\<>"' for one in rest):
+    elif scheme.lower() not in schemes:
+        allowed = " or ".join(f"{name}://" for name in schemes)
+        malformed(f"starts with {shorten_url(scheme)!r}, not with {allowed}")
+    if _has_invalid_characters(rest, '?\\<>"'):
         malformed("has characters that no base URL has")
     if "#" in rest and not fragment:
         malformed("has a '#'")
@@ -67,33 +85,34 @@ def parse_base_url(
     if "@" in path:
         malformed("has an '@' after its host. In a password write %40 for it, and %2F for a slash")
     user, at, authority = authority.rpartition("@")
-    if at and not login:
-        malformed("holds a login")
-    name, inner_port = _host_and_port(authority, malformed)
-    outer_port = _port(port, lambda problem: wrong(problem, "port"))
-    if inner_port and outer_port and inner_port != outer_port:
-        wrong(f"is {outer_port}, but {field!r} names {inner_port}. Keep one of them", "port")
-    word = (schema or "").strip()
-    if word.lower() in WEB:
-        if scheme and scheme.lower() != word.lower():
-            wrong(f"is {word!r}, but {field!r} begins with {scheme}://. Keep one of them", "schema")
-        scheme = word
-    elif word.strip("/"):
-        if any(one.isspace() or not one.isprintable() or one in "?#@\\" for one in word):
-            wrong(f"{shorten_url(word)!r} is neither 'http' nor 'https' nor a path", "schema")
-        if path.strip("/"):
-            wrong(
-                f"is the path {shorten_url(word)!r}, but {field!r} has a path, too. Keep one of them",
-                "schema",
-            )
-        path = word
-    number = inner_port or outer_port
-    base = f"{(scheme or default).lower()}://{user}{at}{name}{f':{number}' if number else ''}"
-    return f"{base}/{path.lstrip('/')}".rstrip("/")
+    return scheme, f"{user}{at}", authority, path
+
+
+def _apply_schema(
+    schema: str, scheme: str, path: str, field: str, reject: Callable[[str], NoReturn]
+) -> tuple[str, str]:
+    """Return scheme and path with the schema of the connection, which may be either of them."""
+    if schema.lower() in WEB:
+        if scheme and scheme.lower() != schema.lower():
+            reject(f"is {schema!r}, but {field!r} starts with {scheme}://. Keep one of them")
+        return schema, path
+    if not schema.strip("/"):
+        return scheme, path
+    if _has_invalid_characters(schema, "?#@\\"):
+        reject(f"{shorten_url(schema)!r} is neither 'http' nor 'https' nor a path")
+    if path.strip("/"):
+        reject(f"is the path {shorten_url(schema)!r}, but {field!r} has a path, too. Keep one of them")
+    return scheme, schema
+
+
+def _has_invalid_characters(text: str, invalid: str) -> bool:
+    return any(
+        character.isspace() or not character.isprintable() or character in invalid for character in text
+    )
 
 
 def shorten_url(text: str) -> str:
-    """Return *text* as an error may show it: short, and without a login."""
+    """Return *text* for an error message: shortened, and without a login."""
     if "@" in text:
         text = f"***@{text.rpartition('@')[2]}"
     return text if len(text) <= 80 else f"{text[:77]}..."
@@ -114,7 +133,7 @@ def _host_and_port(authority: str, malformed: Callable[[str], NoReturn]) -> tupl
     return name.lower(), _port(text, malformed)
 
 
-def _port(value: Any, wrong: Callable[[str], NoReturn]) -> int | None:
+def _port(value: Any, reject: Callable[[str], NoReturn]) -> int | None:
     if value in (None, "", 0):
         return None
     try:
@@ -122,5 +141,5 @@ def _port(value: Any, wrong: Callable[[str], NoReturn]) -> int | None:
     except ValueError:
         number = 0
     if not 0 < number < 65536:
-        wrong(f"has the port {value!r}, which is not a number from 1 to 65535")
+        reject(f"has the port {value!r}, which is not a number from 1 to 65535")
     return number

@@ -1,7 +1,6 @@
-"""The connection form as one table: Airflow 3.2 and later read it as metadata, 3.1 through two hook methods.
+"""Fields of the connection form. Airflow 3.2 and later read them as metadata, and 3.1 through two hook methods.
 
-Plain data and no imports beyond the standard library: Airflow loads it with the provider metadata,
-in every process.
+Plain data, with no imports beyond the standard library, because every Airflow process loads the provider metadata.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ DEFAULT_API_URL = "https://api.qarnot.com"
 
 @dataclass(frozen=True)
 class FormField:
-    """One extra field of the form. ``type`` is a JSON schema type; the value lands in the connection's extra."""
+    """One extra field of the form. ``type`` is a JSON schema type. The value is stored in the connection's extra."""
 
     name: str
     label: str
@@ -27,6 +26,7 @@ class FormField:
     minimum: float | None = None
 
     def schema(self) -> dict[str, Any]:
+        """Return the JSON schema of the field."""
         schema: dict[str, Any] = {"type": [self.type, "null"]}
         if self.default is not None:
             schema["default"] = self.default
@@ -40,36 +40,36 @@ FIELDS = (
         "storage_url",
         "Storage URL",
         "string",
-        "S3 endpoint of the buckets. Empty: the one the API announces.",
+        "S3 endpoint of the buckets. Default: the endpoint that the API announces.",
         "https://storage.qarnot.com",
     ),
     FormField(
         "namespace",
         "Namespace",
         "string",
-        "Tells two Airflow deployments on one Qarnot account apart. Letters, digits, '-', '_' and '.'.",
+        "Separates Airflow deployments that share a Qarnot account. Letters, digits, '-', '_' and '.'.",
         "production",
     ),
-    FormField("verify", "Verify TLS", "boolean", "Check the server's certificate.", default=True),
+    FormField("verify", "Verify TLS", "boolean", "Verify the server's certificate.", default=True),
     FormField(
         "ca_bundle",
         "CA bundle",
         "string",
-        "Path of a file of certificates to trust instead of the system's, on every worker and triggerer.",
+        "File of certificates to trust in place of the system's, on every worker and triggerer.",
         "/etc/ssl/certs/company.pem",
     ),
     FormField(
         "proxy",
         "HTTP proxy",
         "string",
-        "For requests to the API and the storage, in place of the environment's HTTP(S)_PROXY and NO_PROXY.",
+        "Proxy for the API and the storage, in place of HTTP(S)_PROXY and NO_PROXY of the environment.",
         "http://proxy.example:3128",
     ),
     FormField(
         "timeout",
         "Request timeout (s)",
         "number",
-        "Longest one attempt of a request may take.",
+        "Maximum duration of one attempt of a request.",
         "30",
         minimum=0.1,
     ),
@@ -77,7 +77,7 @@ FIELDS = (
         "retries",
         "Retries",
         "integer",
-        "How often a request that failed for a passing reason is sent again.",
+        "Maximum number of retries of a request after a transient failure.",
         "6",
         minimum=0,
     ),
@@ -85,19 +85,19 @@ FIELDS = (
         "console_url",
         "Console URL",
         "string",
-        "Web console that links lead to.",
+        "Web console that links point to.",
         "https://tasq.qarnot.com",
     ),
     FormField(
         "reference_datacenter",
         "Reference data centre",
         "string",
-        "What carbon savings are compared with, by Qarnot's name for it. Empty: Qarnot's own choice.",
+        "Data centre that carbon savings are compared with, by its Qarnot name. Default: Qarnot's choice.",
     ),
 )
 
-#: The port stays: Airflow 3.3.2 tests a saved connection only when it has one. Its Test button sends 0 for none, takes
-#: that for another server than the one saved, and refuses to use the saved token there.
+#: The port is not hidden, because Airflow 3.3.2 tests a saved connection only if it has one. Its Test button sends 0
+#: for an empty port, treats that as another server, and refuses to send the saved token to it.
 HIDDEN = ["login", "schema", "extra"]
 RELABELING = {"host": "API URL", "password": "API token"}
 PLACEHOLDERS = {
@@ -109,7 +109,7 @@ PLACEHOLDERS = {
 
 
 def metadata() -> dict[str, Any]:
-    """The ``connection-types`` entry of the provider metadata (Airflow 3.2 and later)."""
+    """Return the ``connection-types`` entry of the provider metadata (Airflow 3.2 and later)."""
     return {
         "connection-type": CONNECTION_TYPE,
         "hook-class-name": "airflow_qarnot_pool.hooks.qarnot.QarnotHook",
@@ -131,11 +131,11 @@ def metadata() -> dict[str, Any]:
 
 
 def widgets() -> dict[str, Any]:
-    """The same fields as WTForms widgets (Airflow 3.1, which mocks these imports where they are absent)."""
+    """Return the fields as WTForms widgets (Airflow 3.1, which mocks these imports if they are missing)."""
     from flask_appbuilder.fieldwidgets import BS3TextFieldWidget
     from wtforms import BooleanField, IntegerField, StringField
 
-    # Airflow 3.1 knows no other fields: one of another kind makes it leave out the whole connection type.
+    # Airflow 3.1 drops the whole connection type if it has a field of another class.
     kinds = {"string": StringField, "number": StringField, "integer": IntegerField}
     form: dict[str, Any] = {}
     for field in FIELDS:
@@ -151,5 +151,5 @@ def widgets() -> dict[str, Any]:
 
 
 def behaviour() -> dict[str, Any]:
-    """The same labels and placeholders in the shape of ``get_ui_field_behaviour`` (Airflow 3.1)."""
+    """Return labels and placeholders for ``get_ui_field_behaviour`` (Airflow 3.1)."""
     return {"hidden_fields": HIDDEN, "relabeling": RELABELING, "placeholders": PLACEHOLDERS}

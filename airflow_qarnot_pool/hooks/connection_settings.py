@@ -1,4 +1,4 @@
-"""What an Airflow connection of type ``qarnot`` says, read and checked once."""
+"""Settings of an Airflow connection of type ``qarnot``, validated."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ DEFAULT_CONSOLE_URL = "https://tasq.qarnot.com"
 _NAMESPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _TRUE = {"true", "yes", "on", "1"}
 _FALSE = {"false", "no", "off", "0"}
-#: Fields that an option of the ``[qarnot]`` section stands in for.
+#: Fields whose default is an option of the ``[qarnot]`` section.
 OPTIONS = ("namespace", "console_url", "reference_datacenter")
-#: Seconds; a socket takes no more than some.
+#: Maximum seconds of a timeout, because sockets have a limit.
 MAX_TIMEOUT = 86400
 
 
@@ -53,14 +53,14 @@ class ConnectionSettings:
     timeout: float = 30.0
     retries: int = 6
     console_url: str = DEFAULT_CONSOLE_URL
-    #: What carbon savings are compared with; None: Qarnot's own choice.
+    #: Data centre that carbon savings are compared with. None for Qarnot's choice.
     reference_datacenter: str | None = None
 
     @classmethod
     def of(cls, connection: Connection) -> ConnectionSettings:
-        """Read *connection*; fields without a value come from the ``[qarnot]`` section of the configuration.
+        """Parse *connection*. Missing fields come from the ``[qarnot]`` section of the configuration.
 
-        :raises QarnotInvalidSpecError: names the field of the connection, or the option, that is wrong.
+        :raises QarnotInvalidSpecError: names the invalid field of the connection, or the invalid option.
         """
         conn_id = connection.conn_id or "qarnot"
 
@@ -74,9 +74,9 @@ class ConnectionSettings:
 
         extra = Extra.of(connection, refuse)
         if not (connection.password or "").strip():
-            in_a_uri = " In a URI it follows a colon: qarnot://:TOKEN@host" if connection.login else ""
+            uri_hint = " In a URI it follows a colon: qarnot://:TOKEN@host" if connection.login else ""
             raise refuse(
-                "password", f"has no API token. Put the token of the Qarnot account there.{in_a_uri}"
+                "password", f"has no API token. Put the token of the Qarnot account there.{uri_hint}"
             )
         namespace = extra.text("namespace")
         if namespace and not _NAMESPACE.fullmatch(namespace):
@@ -85,7 +85,7 @@ class ConnectionSettings:
             )
         return cls(
             conn_id=conn_id,
-            # A login is of no use, as the token takes its header.
+            # A login cannot be sent, because the token uses its header.
             url=strip_login(
                 parse_base_url(
                     connection.host or DEFAULT_API_URL,
@@ -112,16 +112,16 @@ class ConnectionSettings:
 
     @property
     def risks(self) -> tuple[str, ...]:
-        """What makes the connection less safe than it can be, in sentences."""
-        found = []
+        """Sentences about unsafe settings of the connection."""
+        sentences = []
         if self.url.startswith("http://"):
-            found.append("The API's URL has plain http, so the API token is sent unencrypted")
+            sentences.append("The API's URL has plain http, so the API token is sent unencrypted")
         if self.verify is False:
-            found.append("The server's TLS certificate is not verified (verify is false)")
-        return tuple(found)
+            sentences.append("The server's TLS certificate is not verified (verify is false)")
+        return tuple(sentences)
 
     def client(self, **overrides: Any) -> QarnotClient:
-        """A client with these settings; *overrides* are keyword arguments of :class:`QarnotClient`."""
+        """Return a client with these settings. *overrides* are keyword arguments of :class:`QarnotClient`."""
         from airflow_qarnot_pool.api.client import QarnotClient
 
         if isinstance(self.verify, str) and not Path(self.verify).exists():
@@ -146,7 +146,7 @@ class ConnectionSettings:
         return QarnotClient(self.url, self.token, **{**arguments, **overrides})
 
     def console_link(self, kind: str, uuid: str) -> str:
-        """Where the web console shows a pool or a Qarnot task."""
+        """Return the URL of a pool or Qarnot task in the web console."""
         return f"{self.console_url}/{kind}s/{quote(uuid, safe='')}"
 
 
@@ -156,9 +156,9 @@ def _warn_once(conn_id: str, risk: str) -> None:
 
 
 class Extra:
-    """The ``extra`` of a connection, with the ``[qarnot]`` section behind it for what it leaves out.
+    """The ``extra`` of a connection, with defaults from the ``[qarnot]`` section.
 
-    :raises QarnotInvalidSpecError: from each method, for a value of the wrong kind; it names the field or the option.
+    :raises QarnotInvalidSpecError: from each method, for an invalid value; it names the field or the option.
     """
 
     def __init__(self, values: Mapping[str, Any], refuse: Refuse) -> None:
@@ -182,16 +182,16 @@ class Extra:
         for name in parsed:
             if hint := _misspelt(name):
                 raise refuse("extra", f"has no field {name!r}. Did you mean {hint!r}?")
-        return cls(connection.extra_dejson, refuse)  # parses it once more, and masks what is secret in it
+        return cls(connection.extra_dejson, refuse)  # parses it again, and masks its secrets
 
     def refused(self, name: str, problem: str) -> Exception:
-        """Return the error for a field that is wrong, or for the option that stands in for it."""
+        """Return the error for a field, or for the option that is its default."""
         if name not in self._values:
             return QarnotInvalidSpecError(f"[qarnot] {name} in the configuration: {problem}", field=name)
         return self._refuse(name, problem)
 
     def text(self, name: str) -> str | None:
-        """Return text, or None for none."""
+        """Return a text, or None if it is not set."""
         value = self._values.get(name)
         if value is None and name in OPTIONS:
             value = _option(name)
@@ -203,7 +203,7 @@ class Extra:
         return None if value is None else value.strip()
 
     def converted(self, name: str, convert: Callable[[Any], Any], default: Any) -> Any:
-        """Return the value as *convert* makes it."""
+        """Return the converted value, or *default* if it is not set."""
         if name not in self._values:
             return default
         try:
@@ -212,13 +212,13 @@ class Extra:
             raise self._refuse(name, f"{refusal.problem}. {refusal.remedy}") from None
 
     def url(self, name: str, example: str, **rules: Any) -> str | None:
-        """Return a checked URL, or None for none."""
+        """Return a validated URL, or None if it is not set."""
         text = self.text(name)
         return text and parse_base_url(text, refuse=self.refused, field=name, example=example, **rules)
 
 
 def _misspelt(name: str) -> str | None:
-    """Return the field that *name* is close to. Other names are no concern of ours."""
+    """Return the field that *name* may be a misspelling of, or None."""
     names = [field.name for field in FIELDS]
     if name in names:
         return None
@@ -243,7 +243,7 @@ def _flag(value: Any) -> bool:
 
 
 def count_request(exchange: Exchange) -> None:
-    """A request to Qarnot and its answer, or none."""
+    """Emit the metrics of one attempt of a request."""
     kind = exchange.path.strip("/").split("/", 1)[0].split("?")[0] or "account"
     tags: dict[str, Any] = {"method": exchange.method, "resource": kind}
     metrics.incr("requests", **tags, status=exchange.status or "none")

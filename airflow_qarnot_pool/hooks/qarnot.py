@@ -1,4 +1,4 @@
-"""An Airflow connection turned into a Qarnot client."""
+"""Hook for the Qarnot API."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 
 def check_conn_id(conn_id: Any) -> None:
-    """Refuse an id that names no connection. An empty one, as a template may yield, is not the default."""
+    """Reject an empty id, which a template may yield. It does not mean the default connection."""
     if is_templated(conn_id):
         return
     if not isinstance(conn_id, str) or not conn_id.strip():
         raise QarnotInvalidSpecError(
-            f"qarnot_conn_id is {conn_id!r}, which names no connection",
+            f"qarnot_conn_id is not the id of a connection, got {conn_id!r}",
             field="qarnot_conn_id",
-            remedy=f"Give its id, or leave it out for {QarnotHook.default_conn_name}.",
+            remedy=f"Give the id, or omit the parameter for {QarnotHook.default_conn_name}.",
         )
 
 
 class QarnotHook(BaseHook):
-    """Talk to Qarnot with the credentials of an Airflow connection.
+    """Connect to Qarnot with the credentials of an Airflow connection.
 
     .. code-block:: python
 
@@ -54,40 +54,40 @@ class QarnotHook(BaseHook):
 
     @classmethod
     def get_connection_form_widgets(cls) -> dict[str, Any]:
-        """Form fields for Airflow 3.1; later versions read the provider metadata."""
+        """Return the form fields for Airflow 3.1. Later versions read the provider metadata."""
         return connection_form.widgets()
 
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
-        """Labels and placeholders for Airflow 3.1; later versions read the provider metadata."""
+        """Return labels and placeholders for Airflow 3.1. Later versions read the provider metadata."""
         return connection_form.behaviour()
 
     @cached_property
     def settings(self) -> ConnectionSettings:
-        """What the connection says, checked.
+        """The validated settings of the connection.
 
-        :raises QarnotInvalidSpecError: names the field that is wrong.
+        :raises QarnotInvalidSpecError: names the invalid field.
         """
         return ConnectionSettings.of(self.get_connection(self.qarnot_conn_id))
 
     @cached_property
     def client(self) -> QarnotClient:
-        """The client of this connection, made once."""
+        """The client of this connection."""
         return self.settings.client()
 
     def get_conn(self) -> QarnotClient:
-        """The client of this connection."""
+        """Return the client of this connection."""
         return self.client
 
     def test_connection(self) -> tuple[bool, str]:
-        """Ask Qarnot who we are: ``(worked, sentence)``, for the Test button of the connection form."""
+        """Test the connection, for the Test button of its form. Return ``(usable, sentences)``."""
         try:
-            # Somebody waits for this answer: one attempt tells enough.
+            # One attempt, because the user is waiting.
             client = self.settings.client(retries=0, deadline=15.0)
             account = client.account.info()
         except QarnotError as error:
             return False, str(error)
         credits = None
-        with suppress(QarnotError):  # not every account may see them
+        with suppress(QarnotError):  # Some accounts may not see them.
             credits = client.account.credits()
         return account_status(account, credits, self.settings.risks)

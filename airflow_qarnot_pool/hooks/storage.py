@@ -40,7 +40,7 @@ class StoredFile:
 
 
 class QarnotStorageHook(QarnotHook):
-    """Upload inputs and fetch results, with the Airflow connection that everything else uses.
+    """Upload inputs and download results, with the same connection as the other hook.
 
     .. code-block:: python
 
@@ -50,7 +50,7 @@ class QarnotStorageHook(QarnotHook):
         ...
         storage.download("frames", "/data/frames", prefix="2026-01-01/")
 
-    Buckets that are missing are made. Storage: S3, with the account's e-mail as access key and its API token as
+    Missing buckets are created. Storage: S3, with the account's e-mail as access key and its API token as
     secret key (Qarnot API: ``/settings``, ``/info``).
 
     :param qarnot_conn_id: connection of type ``qarnot``.
@@ -58,15 +58,15 @@ class QarnotStorageHook(QarnotHook):
 
     @cached_property
     def s3(self) -> Any:
-        """A boto3 client for whatever is not here."""
+        """The boto3 client, for other calls."""
         return s3_client(self.settings)
 
     def upload(self, bucket: str, source: str | os.PathLike[str] | bytes, key: str = "") -> list[str]:
-        """Upload a file, a folder with all below it, or bytes; returns the keys.
+        """Upload a file, a folder with all its files, or bytes, and return the keys.
 
-        :param key: of the file (default: its name) or the bytes; of a folder, what all keys begin with.
+        :param key: key of the bytes or the file (default: its name), or prefix of all keys of a folder.
         :raises FileNotFoundError: there is no such file or folder.
-        :raises QarnotInvalidSpecError: a key would not come back as a file of that name; nothing is uploaded then.
+        :raises QarnotInvalidSpecError: a key cannot be downloaded as a file of that name. Nothing is uploaded.
         """
         bucket = _bucket(bucket, "key")
         sources = _sources(bucket, source, key)
@@ -74,7 +74,7 @@ class QarnotStorageHook(QarnotHook):
             check_key(name)
         what = key if isinstance(source, bytes) else source
         with with_storage_help(f"{what} could not be uploaded to bucket {bucket}", bucket):
-            # Fine where it exists: Qarnot's CreateBucket is idempotent for its owner.
+            # Qarnot's CreateBucket is idempotent for the owner of the bucket.
             self.s3.create_bucket(Bucket=bucket)
             if clash := find_clash(self.s3, bucket, sources):
                 raise QarnotInvalidSpecError(clash, field="key")
@@ -87,7 +87,7 @@ class QarnotStorageHook(QarnotHook):
         return list(sources)
 
     def list(self, bucket: str, prefix: str = "") -> list[StoredFile]:
-        """The files of a bucket whose keys begin with *prefix*, sorted by key.
+        """List the files of a bucket whose keys start with *prefix*, sorted by key.
 
         :raises QarnotBucketNotFoundError: there is no such bucket.
         """
@@ -95,11 +95,11 @@ class QarnotStorageHook(QarnotHook):
         with with_storage_help(f"Bucket {bucket} could not be listed", bucket):
             pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
             return [
-                StoredFile(key=one["Key"], size=one["Size"], modified=one.get("LastModified"))
+                StoredFile(key=entry["Key"], size=entry["Size"], modified=entry.get("LastModified"))
                 for page in pages
-                for one in page.get("Contents", ())
-                # Consoles mark folders that they make with empty objects.
-                if one["Size"] or not one["Key"].endswith("/")
+                for entry in page.get("Contents", ())
+                # Consoles create an empty object for a folder.
+                if entry["Size"] or not entry["Key"].endswith("/")
             ]
 
     def download(
@@ -109,17 +109,18 @@ class QarnotStorageHook(QarnotHook):
         prefix: str = "",
         whitelist: str | None = None,
     ) -> builtins.list[Path]:
-        """Download files into *directory*, under their keys without *prefix*; returns where they are.
+        """Download files into *directory*, under their keys without *prefix*, and return their paths.
 
-        :param whitelist: regular expression to be found in the keys, as ``results_whitelist`` of a task.
-        :raises QarnotInvalidSpecError: a key is no path in the directory, or two are the same; nothing is downloaded.
+        :param whitelist: regular expression to search in the keys, as ``results_whitelist`` of a task.
+        :raises QarnotInvalidSpecError: a key is not a path in the directory, or two paths are equal. Nothing is
+            downloaded.
         """
-        wanted_by = _pattern(whitelist)
-        wanted = [one.key for one in self.list(bucket, prefix) if wanted_by.search(one.key)]
-        targets = [(key, Path(directory, name)) for key, name in local_paths(wanted, prefix)]
+        expression = _pattern(whitelist)
+        keys = [file.key for file in self.list(bucket, prefix) if expression.search(file.key)]
+        targets = [(key, Path(directory, name)) for key, name in local_paths(keys, prefix)]
         for key, target in targets:
             target.parent.mkdir(parents=True, exist_ok=True)
-            # boto3 adds to the name while it writes, which may make it too long.
+            # A short name, because boto3 appends to it while it writes.
             unfinished = target.with_name(f".{uuid4().hex}")
             with with_storage_help(f"{key} could not be read from bucket {bucket}", bucket):
                 self.s3.download_file(bucket, key, str(unfinished))
@@ -128,7 +129,7 @@ class QarnotStorageHook(QarnotHook):
         return [target for _, target in targets]
 
     def read(self, bucket: str, key: str) -> bytes:
-        """The content of one file."""
+        """Return the content of one file."""
         bucket = _bucket(bucket, "key")
         with with_storage_help(f"{key} could not be read from bucket {bucket}", bucket):
             data: bytes = self.s3.get_object(Bucket=bucket, Key=key)["Body"].read()
@@ -136,7 +137,7 @@ class QarnotStorageHook(QarnotHook):
 
 
 def s3_client(settings: ConnectionSettings) -> Any:
-    """A boto3 client for the storage of a connection.
+    """Return a boto3 client for the storage of a connection.
 
     :raises QarnotInvalidSpecError: boto3 is not installed, or this Qarnot has no storage.
     """
@@ -154,13 +155,13 @@ def s3_client(settings: ConnectionSettings) -> Any:
             f"The Qarnot of connection {settings.conn_id!r} has no storage", field="storage_url"
         )
     proxies = {"http": settings.proxy, "https": settings.proxy}
-    # A session of its own: the default one is shared by all threads of the process.
+    # Not the default session, which all threads of the process share.
     return boto3.session.Session().client(
         "s3",
         endpoint_url=endpoint,
         aws_access_key_id=client.account.info().email,
         aws_secret_access_key=settings.token,
-        # Qarnot has no regions; any other than this one would have to be named again in CreateBucket.
+        # Qarnot has no regions. CreateBucket would have to name any other one again.
         region_name="us-east-1",
         verify=settings.verify,
         config=Config(
@@ -168,7 +169,7 @@ def s3_client(settings: ConnectionSettings) -> Any:
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
             retries={"mode": "standard", "max_attempts": 5},
-            # None: those of the environment, as the API has them; an empty dict would mean none at all.
+            # None means the proxies of the environment, as for the API. An empty dict would mean no proxy.
             proxies=proxies if settings.proxy else None,
         ),
     )
@@ -176,7 +177,7 @@ def s3_client(settings: ConnectionSettings) -> Any:
 
 @contextmanager
 def with_storage_help(what: str, bucket: str) -> Iterator[None]:
-    """Turn what boto3 raises into an error of ours that begins with *what*."""
+    """Turn an exception of boto3 into a QarnotError whose message starts with *what*."""
     try:
         yield
     except QarnotError:
@@ -196,8 +197,7 @@ def with_storage_help(what: str, bucket: str) -> Iterator[None]:
             ) from error
         if status in (401, 403):
             raise QarnotCredentialsError(
-                f"{what}: the storage refuses the account's token ({code}); is the connection's token the one "
-                "of the account?",
+                f"{what}: the storage rejected the token of the account ({code})",
                 status=status,
                 kind="bucket",
                 ref=bucket,
@@ -206,24 +206,24 @@ def with_storage_help(what: str, bucket: str) -> Iterator[None]:
 
 
 def find_clash(s3: Any, bucket: str, keys: Iterable[str]) -> str | None:
-    """Return why files of these keys cannot be in the bucket beside those that are: one is the folder of another."""
+    """Return why these keys conflict with files in the bucket: a file would be the folder of another. Else None."""
 
     def first(prefix: str) -> str | None:
-        found = s3.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1).get("Contents", ())
-        return found[0]["Key"] if found else None
+        entries = s3.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1).get("Contents", ())
+        return entries[0]["Key"] if entries else None
 
     groups: dict[str, builtins.list[str]] = {}
     for key in sorted(keys):
         groups.setdefault(key.rpartition("/")[0], []).append(key)
-    for folder in sorted({one for group in groups.values() for one in folders_of(group[0])}):
+    for folder in sorted({parent for group in groups.values() for parent in folders_of(group[0])}):
         if first(folder) == folder:
-            return f"Bucket {bucket} has a file {folder!r}, so that nothing can be below {folder + '/'!r}"
+            return f"Bucket {bucket} has a file {folder!r}, so it cannot have files below {folder + '/'!r}"
     for folder, group in groups.items():
         if len(group) > 1 and first(f"{folder}/" if folder else "") is None:
             continue
         for key in group:
             if first(f"{key}/") is not None:
-                return f"Bucket {bucket} has files below {key + '/'!r}, so that no file can be {key!r}"
+                return f"Bucket {bucket} has files below {key + '/'!r}, so it cannot have a file {key!r}"
     return None
 
 
@@ -232,45 +232,49 @@ def _bucket(name: str, parameter: str) -> str:
 
 
 def _pattern(whitelist: str | None) -> re.Pattern[str]:
-    """Return what *whitelist* finds; without one, everything."""
+    """Compile *whitelist*. Without one, the expression matches every key."""
     try:
         return re.compile(pattern(whitelist or ""))
     except (Refusal, re.error) as error:
-        remedy = error.remedy if isinstance(error, Refusal) else "Write a regular expression of Python's."
+        remedy = error.remedy if isinstance(error, Refusal) else "Write a Python regular expression."
         raise QarnotInvalidSpecError(f"whitelist {error}", field="whitelist", remedy=remedy) from None
 
 
 def _sources(bucket: str, source: str | os.PathLike[str] | bytes, key: str) -> dict[str, bytes | Path]:
-    """Return what each key gets: the bytes, or a file."""
+    """Return the content of each key: the bytes, or a file."""
     if isinstance(source, bytes):
         if not key:
-            raise QarnotInvalidSpecError("Bytes have no name: give key='...'", field="key")
+            raise QarnotInvalidSpecError(
+                "key is missing for bytes, which have no name", field="key", remedy="Give key='...'."
+            )
         return {key: source}
     if not str(source).strip():
-        raise QarnotInvalidSpecError("source is empty: give the path of a file or folder", field="source")
+        raise QarnotInvalidSpecError(
+            "source is empty", field="source", remedy="Give the path of a file or folder."
+        )
     path = Path(source)
     if not path.exists():
         raise FileNotFoundError(f"There is no {path} to upload to bucket {bucket} on this worker")
     if not path.is_dir():
         return {key or path.name: _regular(path)}
-    start = f"{key.rstrip('/')}/" if key else ""
-    return {start + one.relative_to(path).as_posix(): one for one in _files(path)}
+    prefix = f"{key.rstrip('/')}/" if key else ""
+    return {prefix + file.relative_to(path).as_posix(): file for file in _files(path)}
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    for one in sorted(folder.rglob("*")):
-        if not one.is_dir() or one.is_symlink():
-            yield _regular(one)
+    for path in sorted(folder.rglob("*")):
+        if not path.is_dir() or path.is_symlink():
+            yield _regular(path)
 
 
 def _regular(path: Path) -> Path:
     if path.is_file():
         return path
-    what = "a link to a folder or to nothing" if path.is_symlink() else "no regular file"
+    problem = "a link to a folder or to nothing" if path.is_symlink() else "not a regular file"
     raise QarnotInvalidSpecError(
-        f"{path} is {what}, which cannot be uploaded",
+        f"{path} is {problem} and cannot be uploaded",
         field="source",
-        remedy="Upload the files it stands for.",
+        remedy="Upload regular files.",
     )
 
 

@@ -1,4 +1,4 @@
-"""Options of the ``[qarnot]`` section of Airflow's configuration, checked like parameters."""
+"""Validated options of the ``[qarnot]`` section of Airflow's configuration."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
 
 
 def get_option(name: str, convert: Callable[[Any], Any], default: Any) -> Any:
-    """Return an option as *convert* makes it, or *default* if it is not set.
+    """Return the converted option, or *default* if it is not set.
 
     :raises QarnotInvalidSpecError: names the option and its environment variable.
     """

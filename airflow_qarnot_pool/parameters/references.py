@@ -1,4 +1,4 @@
-"""What people give where a pool or a Qarnot task is named: text, the output of a task, a group."""
+"""Parameters that refer to a pool or Qarnot task: text, the output of an Airflow task, or a group."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from airflow.sdk import XComArg
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
 from airflow_qarnot_pool.parameters.templating import is_templated
 
-#: XCom key of the result of a task.
+#: XCom key of the result of an Airflow task.
 XCOM_RETURN_KEY = "return_value"
 
 
 class NotSet(Enum):
-    """What stands for a parameter that is left out where None is not the same: None may come of a task at run time."""
+    """Sentinel for an omitted parameter. None is different: an upstream task can return it at run time."""
 
     NOTSET = "not given"
 
@@ -29,7 +29,7 @@ NOTSET = NotSet.NOTSET
 
 
 def as_reference(value: Any, parameter: str) -> Any:
-    """*value* as a parameter that names a remote object: for a task, its output; checked as far as it is known.
+    """Return *value* as a reference to a remote object, which is the output of a task. Validates it if it is known.
 
     :raises QarnotInvalidSpecError: names *parameter*.
     """
@@ -44,7 +44,7 @@ def as_reference(value: Any, parameter: str) -> Any:
 
 
 def _check_pushed(value: Any, parameter: str) -> None:
-    """Refuse the result of a task that does not store its result: it is always None at run time.
+    """Reject the result of a task that does not store it, because it is always None at run time.
 
     :raises QarnotInvalidSpecError: names *parameter* and the task.
     """
@@ -52,26 +52,30 @@ def _check_pushed(value: Any, parameter: str) -> None:
         if key == XCOM_RETURN_KEY and not _pushes(operator):
             raise QarnotInvalidSpecError(
                 f"{parameter} is the result of task {operator.task_id!r}, which has do_xcom_push=False and so stores "
-                "no result. Give that task do_xcom_push=True; the False may come from default_args",
+                "no result",
                 field=parameter,
+                remedy="Give that task do_xcom_push=True. The False may come from default_args.",
             )
 
 
 def _pushes(operator: Any) -> bool:
-    of_class = getattr(operator, "operator_class", type(operator))
-    if getattr(of_class, "returns_reference", False):
+    operator_class = getattr(operator, "operator_class", type(operator))
+    if getattr(operator_class, "returns_reference", False):
         return True
-    given = getattr(operator, "partial_kwargs", None)  # a mapped operator has no attribute of it
-    return bool(getattr(operator, "do_xcom_push", True) if given is None else given.get("do_xcom_push", True))
+    # A mapped operator has its parameters here, and not as attributes.
+    mapped = getattr(operator, "partial_kwargs", None)
+    return bool(
+        getattr(operator, "do_xcom_push", True) if mapped is None else mapped.get("do_xcom_push", True)
+    )
 
 
 def is_empty(value: Any) -> bool:
-    """Whether what came of a reference is nothing: its task returned nothing, or a template found nothing."""
+    """Return whether a resolved reference is empty, because its task or template yielded nothing."""
     return value is None or (isinstance(value, str) and value.strip() in ("", "None"))
 
 
 def reject_none(value: Any, parameter: str, operator: Any) -> None:
-    """Refuse None where nothing else will take its place, as the group does that *operator* stands in.
+    """Reject None, unless *operator* is in a group that sets the parameter later.
 
     :raises QarnotInvalidSpecError: names *parameter*.
     """
@@ -83,13 +87,13 @@ def reject_none(value: Any, parameter: str, operator: Any) -> None:
 
 
 def resolve_ref(value: Any, parameter: str) -> str:
-    """The uuid or shortname in *value*: text, or the dict that another operator returned.
+    """Return the uuid or shortname in *value*, which is text or the dict that another operator returned.
 
     :raises QarnotInvalidSpecError: names *parameter*.
     """
     ref = value.get("uuid") if isinstance(value, Mapping) else value
     if isinstance(ref, (int, UUID)) and not isinstance(ref, bool):
-        ref = str(ref)  # a shortname may be a number
+        ref = str(ref)  # A shortname may be a number.
     if not isinstance(ref, str) or is_empty(ref):
         raise _no_reference(value, parameter)
     return ref.strip()
@@ -97,8 +101,7 @@ def resolve_ref(value: Any, parameter: str) -> str:
 
 def _no_reference(value: Any, parameter: str) -> QarnotInvalidSpecError:
     return QarnotInvalidSpecError(
-        f"{parameter} is {value!r}: it must be a uuid, a shortname, or the output of the task that made it",
+        f"{parameter} must be a uuid, a shortname, or the output of the task that created the object, got {value!r}",
         field=parameter,
-        remedy="Check that task: an empty value often means that it did not run, or returned nothing (as when it was "
-        "marked success by hand).",
+        remedy="Check that task. An empty value often means that it did not run, or was marked success by hand.",
     )

@@ -1,4 +1,4 @@
-"""Warn of commands that are written for a shell, where none runs them."""
+"""Warn about commands that need a shell but do not run in one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import airflow.sdk
 
-#: What Qarnot replaces and what a template replaces, what is quoted, and what a backslash takes its meaning.
+#: Constants of Qarnot, templates, and quoted or escaped text, in which a shell character has no meaning.
 _NO_SHELL_CHARACTERS = re.compile(
     r"""\{\{.*?\}\} | \{%.*?%\} | \{\#.*?\#\} | \$\{\w+\} | \\. | '[^']*' | "(?:\\.|[^"\\])*" """,
     re.DOTALL | re.VERBOSE,
@@ -20,10 +20,11 @@ _NO_SHELL_CHARACTERS = re.compile(
 _SHELL_CHARACTERS = re.compile(
     r"\|\|? | && | &(?=\s|$) | ;;? | \d?>>?(?:&\d)? | <<? | \$\( | ` | \$\w+ | \* | \n", re.VERBOSE
 )
-#: Longest command that a warning shows in full.
-_SHOWN = 200
-#: Makes a warning point at the line of the DAG. Python 3.11 counts: this module, an ``__init__``, Airflow's wrapper.
-_OF_THE_AUTHOR: dict[str, Any] = (
+#: Maximum characters of a command in a warning.
+_MAX_SHOWN = 200
+#: Makes a warning point to the line of the DAG. Python 3.11 can only skip a number of frames: this module, an
+#: ``__init__`` and Airflow's wrapper.
+_AT_THE_DAG: dict[str, Any] = (
     {"skip_file_prefixes": (str(Path(__file__).parent.parent), str(Path(airflow.sdk.__file__).parent))}
     if sys.version_info >= (3, 12)
     else {"stacklevel": 4}
@@ -31,42 +32,42 @@ _OF_THE_AUTHOR: dict[str, Any] = (
 
 
 class QarnotCommandWarning(UserWarning):
-    """A command has shell characters, and no shell runs it."""
+    """A command has shell characters but does not run in a shell."""
 
 
 def find_shell_character(command: Any) -> str | None:
-    """Return the first of the characters outside quotes that mean something to a shell only, if there is one.
+    """Return the first unquoted shell character, or None.
 
-    The words of a list are what the program gets, so they have none.
+    None for a list, whose words the program gets unchanged.
     """
     if not isinstance(command, str):
         return None
-    found = _SHELL_CHARACTERS.search(_NO_SHELL_CHARACTERS.sub("_", command).strip())
-    return found[0] if found else None
+    match = _SHELL_CHARACTERS.search(_NO_SHELL_CHARACTERS.sub("_", command).strip())
+    return match[0] if match else None
 
 
 def warn_of_shell_characters(task_id: str, commands: Iterable[Any]) -> None:
-    """Warn once of the first command that needs a shell and names none."""
+    """Warn about the first command that needs a shell and does not call one."""
     for command in commands:
-        if (found := find_shell_character(command)) is None:
+        if (character := find_shell_character(command)) is None:
             continue
-        shown = command if len(command) <= _SHOWN else f"{command[:_SHOWN]}..."
-        constant = f", or ${{{found[1:]}}} for a constant" if found[1:].isidentifier() else ""
+        shown = command if len(command) <= _MAX_SHOWN else f"{command[:_MAX_SHOWN]}..."
+        constant = f", or ${{{character[1:]}}} for a constant" if character[1:].isidentifier() else ""
         warnings.warn(
-            f"command of task {task_id} has shell characters but no shell, got {found!r} in {shown!r}: the program "
-            f"gets them as text. Write command={'sh -c ' + shlex.quote(shown)!r}{constant}, or quote "
-            "what is meant as text.",
+            f"command of task {task_id} has shell characters but no shell, got {character!r} in {shown!r}. The "
+            f"program gets them as text. Write command={'sh -c ' + shlex.quote(shown)!r}{constant}, or quote "
+            "them to keep them as text.",
             QarnotCommandWarning,
-            **_OF_THE_AUTHOR,
+            **_AT_THE_DAG,
         )
         return
 
 
 def find_commands(*parameters: Any) -> list[Any]:
-    """Return the commands in constants, in specifications, and in a list that has them as text."""
-    found: list[Any] = [one for one in parameters if isinstance(one, str)]
-    for one in parameters:
-        if isinstance(one, Mapping):
-            found += [one.get("command"), one.get("DOCKER_CMD")]
-            found += find_commands(one["constants"]) if "constants" in one else []
-    return found
+    """Return the commands among *parameters*: texts, and those in constants and specifications."""
+    commands: list[Any] = [parameter for parameter in parameters if isinstance(parameter, str)]
+    for parameter in parameters:
+        if isinstance(parameter, Mapping):
+            commands += [parameter.get("command"), parameter.get("DOCKER_CMD")]
+            commands += find_commands(parameter["constants"]) if "constants" in parameter else []
+    return commands

@@ -1,4 +1,4 @@
-"""Which parameters are known when a DAG is parsed, which only when the task runs, and which nobody may see."""
+"""Tell parameters that are known when a DAG is parsed from templated ones, and redact secret ones."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from typing import Any
 
 
 def is_templated(value: Any) -> bool:
-    """Whether *value* holds a Jinja template, an XCom reference or another value that comes at run time."""
+    """Return whether *value* contains a Jinja template, an XCom reference or another value resolved at run time."""
     if isinstance(value, str):
         return "{{" in value or "{%" in value
     if isinstance(value, Mapping):
-        return any(is_templated(one) for pair in value.items() for one in pair)
+        return any(is_templated(part) for pair in value.items() for part in pair)
     if isinstance(value, (list, tuple, set, frozenset)):
-        return any(is_templated(one) for one in value)
-    # XComArg, mapped arguments and the like are resolved by Airflow before the task runs.
+        return any(is_templated(item) for item in value)
+    # Airflow resolves XComArg, mapped arguments and similar objects before the task runs.
     return hasattr(value, "resolve") or hasattr(value, "iter_references")
 
 
-#: Stands for text that comes at run time.
+#: Replaces text that is known at run time only.
 PLACEHOLDER = "known-at-run-time"
-#: Stand-ins for fields that others need: only whether they are given is known when the DAG is parsed.
-_STAND_INS = {
+#: Replacements for templated fields that other fields need. When the DAG is parsed, only their presence is known.
+_PLACEHOLDERS = {
     "resultbucket": PLACEHOLDER,
     "snapshotbucket": PLACEHOLDER,
     "schedulingtype": "Reserved",
@@ -31,24 +31,26 @@ _STAND_INS = {
 
 
 def known_at_parse_time(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of *values* that is known already, with stand-ins for what the rest of it needs."""
+    """Return the *values* that are not templated, with placeholders for fields that others need."""
     from airflow_qarnot_pool.api.fields import normalise
 
     known = {}
     for name, value in values.items():
         if not is_templated(value):
             known[name] = value
-        elif isinstance(value, (list, tuple)) and (items := [one for one in value if not is_templated(one)]):
+        elif isinstance(value, (list, tuple)) and (
+            items := [item for item in value if not is_templated(item)]
+        ):
             known[name] = items
-        elif stand_in := _STAND_INS.get(normalise(str(name))):
-            known[name] = stand_in
+        elif placeholder := _PLACEHOLDERS.get(normalise(str(name))):
+            known[name] = placeholder
     return known
 
 
 class Redacted:
-    """A secret that stands in a parameter as it is: the task gets it, the serialized DAG only shows that it is one.
+    """A secret parameter that is masked in the serialized DAG.
 
-    Airflow calls ``resolve`` where it renders templates, and ``serialize`` (or ``str``) where it stores the DAG.
+    Airflow calls ``resolve`` when it renders templates, and ``serialize`` (or ``str``) when it stores the DAG.
     """
 
     __slots__ = ("_value",)
@@ -57,22 +59,22 @@ class Redacted:
         self._value = value
 
     def resolve(self, context: Any = None) -> str:
-        """The secret."""
+        """Return the secret."""
         return self._value
 
     def serialize(self) -> str:
-        """What may be stored and shown."""
+        """Return the mask."""
         return "***"
 
     __str__ = __repr__ = serialize
 
 
 def hide_secrets(value: Any) -> Any:
-    """*value* with the secret constants in it hidden from the serialized DAG. Templates hide themselves."""
+    """Return *value* with its secret constants redacted. Templates are kept, because they show no secret."""
     if isinstance(value, dict):
-        return {name: _hidden(name, one) for name, one in value.items()}
-    if isinstance(value, (list, tuple)) and any(isinstance(one, dict) for one in value):
-        return type(value)(hide_secrets(one) for one in value)
+        return {name: _hidden(name, entry) for name, entry in value.items()}
+    if isinstance(value, (list, tuple)) and any(isinstance(item, dict) for item in value):
+        return type(value)(hide_secrets(item) for item in value)
     return value
 
 
@@ -85,11 +87,11 @@ def _hidden(name: Any, value: Any) -> Any:
 
 
 def reveal_secrets(value: Any) -> Any:
-    """*value* as it was before :func:`hide_secrets`, for a task that runs or a check."""
+    """Undo :func:`hide_secrets`, for validation and for the running task."""
     if isinstance(value, Redacted):
         return value.resolve()
     if isinstance(value, dict):
-        return {name: reveal_secrets(one) for name, one in value.items()}
-    if isinstance(value, (list, tuple)) and any(isinstance(one, (dict, Redacted)) for one in value):
-        return type(value)(reveal_secrets(one) for one in value)
+        return {name: reveal_secrets(entry) for name, entry in value.items()}
+    if isinstance(value, (list, tuple)) and any(isinstance(item, (dict, Redacted)) for item in value):
+        return type(value)(reveal_secrets(item) for item in value)
     return value

@@ -1,4 +1,4 @@
-"""Refuse parameters that an operator does not take, and name the one that is meant."""
+"""Reject unknown parameters of an operator, and suggest a known one."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 def refuse_unknown(
     operator: type, given: Mapping[str, Any], *, author: str | None = None, others: Collection[str] = ()
 ) -> None:
-    """Refuse what is given and *operator* does not take.
+    """Reject parameters that *operator* does not have.
 
-    :param author: what the author of the DAG wrote; default: the operator.
-    :param others: names that the author may give besides.
-    :raises QarnotInvalidSpecError: names the parameter and never its value, which may be a secret under any name.
+    :param author: name of the callable in the DAG; default: the operator.
+    :param others: other valid names.
+    :raises QarnotInvalidSpecError: names the parameter, but not its value, which may be a secret.
     """
     author = author or getattr(operator, "custom_operator_name", operator.__name__)
     names = _parameters(operator) | set(others)
@@ -40,12 +40,12 @@ def refuse_unknown(
     for name in given:
         if name not in names:
             raise QarnotInvalidSpecError(
-                f"{name} is no parameter of {author}{task}", field=name, remedy=_remedy(name, names)
+                f"{name} is not a parameter of {author}{task}", field=name, remedy=_remedy(name, names)
             )
 
 
 def _is_qarnot_pool(pool: Any) -> bool:
-    """Whether *pool* can only be a Qarnot pool: a reference, a template, a group, or a uuid."""
+    """Return whether *pool* must be a Qarnot pool: a reference, a template, a group, or a uuid."""
     from airflow_qarnot_pool.api.resource import is_uuid
 
     return pool is not None and (not isinstance(pool, str) or is_templated(pool) or is_uuid(pool))
@@ -57,35 +57,35 @@ def _remedy(name: str, names: Collection[str]) -> str:
 
     if (close := closest_name(name, names, only_synonyms=True)) is not None:
         return f"Did you mean {close!r}?"
-    kind = next((one for one in ("pool", "task") if f"{one}_spec" in names), None)
+    kind = next((kind for kind in ("pool", "task") if f"{kind}_spec" in names), None)
     if kind is not None:
         spec: type[PoolSpec | TaskSpec] = PoolSpec if kind == "pool" else TaskSpec
-        fields = {normalise(str(one)) for field, wire in wire_fields(spec) for one in (field.name, wire.name)}
+        fields = {
+            normalise(str(name)) for field, wire in wire_fields(spec) for name in (field.name, wire.name)
+        }
         if normalise(name) in fields:
             return f"Give {kind}_spec={{{name!r}: ...}}."
         if hint := spec.misplaced.get(normalise(name)):
             return hint
     if (close := closest_name(name, names)) is not None:
         return f"Did you mean {close!r}?"
-    return (
-        f"It takes {', '.join(sorted(set(names) - _airflows_own()))}, and what every Airflow operator takes."
-    )
+    return f"It takes {', '.join(sorted(set(names) - _airflow_parameters()))}, and the parameters of BaseOperator."
 
 
 @functools.lru_cache(maxsize=256)
 def _parameters(operator: type) -> frozenset[str]:
-    """The parameters that a class and its bases take by name."""
-    makers = (vars(one).get("__init__") for one in operator.__mro__[:-1])
+    """Return the named parameters of a class and its bases."""
+    constructors = (vars(base).get("__init__") for base in operator.__mro__[:-1])
     return frozenset(
         name
-        for make in makers
-        if make is not None
-        for name, one in inspect.signature(make).parameters.items()
-        if name != "self" and one.kind is not inspect.Parameter.VAR_KEYWORD
+        for constructor in constructors
+        if constructor is not None
+        for name, parameter in inspect.signature(constructor).parameters.items()
+        if name != "self" and parameter.kind is not inspect.Parameter.VAR_KEYWORD
     )
 
 
-def _airflows_own() -> frozenset[str]:
+def _airflow_parameters() -> frozenset[str]:
     from airflow.sdk import BaseOperator
 
     return _parameters(BaseOperator)

@@ -1,4 +1,4 @@
-"""Operator parameters on their way into a spec."""
+"""Validate operator parameters, and build specifications from them."""
 
 from __future__ import annotations
 
@@ -20,14 +20,17 @@ if TYPE_CHECKING:
 SpecT = TypeVar("SpecT", "PoolSpec", "TaskSpec")
 
 
-#: What a parameter takes that is a time: a timedelta, seconds, text that a template may have rendered, or nothing.
+#: A parameter that is a duration: a timedelta, seconds, text that a template may have rendered, or None.
 Duration = timedelta | float | str | None
 
 
 def spec_values(
     operator: Any, names: Iterable[str], others: Mapping[str, Any] | None = None, others_name: str = ""
 ) -> dict[str, Any]:
-    """The parameters of *operator* that are set, and those of its free-form spec; a name in both is refused."""
+    """Return the parameters of *operator* that are set, with those of its free-form spec.
+
+    :raises QarnotInvalidSpecError: a parameter is in both.
+    """
     values = {name: getattr(operator, name) for name in names if getattr(operator, name) not in (None, "")}
     values = reveal_secrets(values)
     others = parse_rendered(others)
@@ -47,7 +50,7 @@ def spec_values(
 
 
 def parse_rendered(value: Any) -> Any:
-    """Return the list or mapping that a template has left as text, else *value* itself."""
+    """Parse a list or mapping that a template has rendered as text. Return any other *value* unchanged."""
     if not isinstance(value, str) or is_templated(value):
         return value
     from airflow_qarnot_pool.api.fields import parse_literal
@@ -56,30 +59,30 @@ def parse_rendered(value: Any) -> Any:
 
 
 def has_values(operator: Any, names: Iterable[str]) -> tuple[str, ...]:
-    """Which of these parameters are given; kept when the operator is made, for :func:`reject_empty`.
+    """Return the parameters that are set. Stored when the operator is created, for :func:`reject_empty`.
 
-    None is as good as left out only there: in the DAG's source, or in a row of a mapped task.
+    None means omitted only then: in the source of the DAG, or in the arguments of a mapped task.
     """
     return tuple(name for name in names if getattr(operator, name) is not None)
 
 
 def reject_empty(operator: Any, names: Iterable[str]) -> None:
-    """Refuse what was given and is empty, text without words and what renders to None included.
+    """Reject parameters that were set and are empty now, such as blank text or a template that rendered to None.
 
-    Taken for left out, a limit would be none, a size one, an image another, and results would be stored nowhere.
+    Treating an empty value as omitted would drop the limit, use size 1 or the default image, or discard the results.
     """
     for name in names:
         value = getattr(operator, name)
         if is_empty(value) or (name == "command" and value == []):
             raise QarnotInvalidSpecError(
-                f"{name} is given, but empty, got {value!r}",
+                f"{name} is empty, got {value!r}",
                 field=name,
-                remedy="Check the template, or the task, that yields it, or leave the parameter out.",
+                remedy="Check the template or upstream task that sets it, or omit the parameter.",
             )
 
 
 def check_flags(**flags: Any) -> None:
-    """Refuse what is neither True nor False: text, a template too, would count as True."""
+    """Reject values other than True and False. Any text, also a template, would count as True."""
     for name, value in flags.items():
         if not isinstance(value, bool):
             raise QarnotInvalidSpecError(
@@ -90,10 +93,10 @@ def check_flags(**flags: Any) -> None:
 
 
 def default_deferrable() -> bool:
-    """Return ``[operators] default_deferrable`` if somebody has set it, else True: a wait should hold no worker.
+    """Return ``[operators] default_deferrable`` if the deployment sets it, else True, which keeps waits off workers.
 
-    Airflow has a default of its own for the option, false, and writes it with all its other defaults into the
-    ``airflow.cfg`` that it generates. There it is nobody's decision.
+    Airflow's default of the option is false. Airflow writes all its defaults to the ``airflow.cfg`` that it generates,
+    so the option in such a file does not mean that the deployment sets it.
     """
     from airflow.configuration import conf
 
@@ -102,38 +105,38 @@ def default_deferrable() -> bool:
         return True
     if f"AIRFLOW__{section}__{option}".upper() in os.environ:
         return False
-    # Airflow's own has_option finds its defaults, too.
+    # Airflow's has_option also finds its defaults.
     in_file = partial(ConfigParser.has_option, conf, section)
-    generated = all(in_file(one) for one in conf.get_options_including_defaults(section))
+    generated = all(in_file(name) for name in conf.get_options_including_defaults(section))
     return generated or not in_file(option)
 
 
 def as_duration(name: str, value: Any, *, zero: bool = False) -> timedelta | None:
-    """Return a timedelta for one, for seconds, or for text such as ``00:10:00``; None for None.
+    """Convert a timedelta, seconds, or text such as ``00:10:00`` to a timedelta. None stays None.
 
-    :param zero: whether no time at all is a duration, too.
-    :raises QarnotInvalidSpecError: *value* is none.
+    :param zero: whether zero is valid.
+    :raises QarnotInvalidSpecError: *value* is not a duration.
     """
     if value is None:
         return None
     from airflow_qarnot_pool.api.fields import Refusal, duration
 
     try:
-        found = duration(value)
+        converted = duration(value)
     except Refusal:
-        found = None
-    if found is None or (not found and not zero):
-        least = "0 or more" if zero else "more than 0"
+        converted = None
+    if converted is None or (not converted and not zero):
+        minimum = "0 or more" if zero else "more than 0"
         raise QarnotInvalidSpecError(
-            f"{name} must be a duration of {least}, got {_shown(value)}{_no_template(value)}",
+            f"{name} must be a duration of {minimum}, got {_shown(value)}{_no_template(value)}",
             field=name,
             remedy="Give a timedelta or seconds.",
         )
-    return found
+    return converted
 
 
 def check_durations(**durations: Any) -> None:
-    """Refuse what is no time to wait; None is fine, and a template is checked when it is rendered."""
+    """Reject invalid durations. None is valid, and a template is validated after it is rendered."""
     for name, value in durations.items():
         if not is_templated(value):
             as_duration(name, value)
@@ -146,11 +149,16 @@ def _shown(value: Any) -> str:
 
 
 def _no_template(value: Any) -> str:
-    return "; it takes no template, as it is needed when the DAG is parsed" if is_templated(value) else ""
+    return (
+        "; it takes no template, because it is needed when the DAG is parsed" if is_templated(value) else ""
+    )
 
 
 def make_pool_spec(values: Mapping[str, Any]) -> PoolSpec:
-    """A checked pool spec. Loaded here and not above: importing an operator module must cost nothing."""
+    """Return a validated pool specification.
+
+    Imports it here, because the import of an operator must stay cheap.
+    """
     from airflow_qarnot_pool.api.specs import PoolSpec
 
     _check_tags(values.get("tags"))
@@ -158,7 +166,7 @@ def make_pool_spec(values: Mapping[str, Any]) -> PoolSpec:
 
 
 def make_task_spec(values: Mapping[str, Any]) -> TaskSpec:
-    """A checked spec of a Qarnot task."""
+    """Return a validated task specification."""
     from airflow_qarnot_pool.api.specs import TaskSpec
 
     _check_tags(values.get("tags"))
@@ -166,7 +174,7 @@ def make_task_spec(values: Mapping[str, Any]) -> TaskSpec:
 
 
 def _made(spec: type[SpecT], values: Mapping[str, Any]) -> SpecT:
-    """Make a spec; a refusal begins with the parameter, as the author of the DAG wrote no spec."""
+    """Build a specification. An error starts with the parameter, because the author of the DAG wrote no class."""
     try:
         return spec.from_mapping(values)
     except QarnotInvalidSpecError as error:
@@ -175,7 +183,7 @@ def _made(spec: type[SpecT], values: Mapping[str, Any]) -> SpecT:
 
 
 def _check_tags(tags: Any) -> None:
-    """Qarnot takes ten tags, of which three are ours."""
+    """Reject more tags than Qarnot takes beside those of this provider."""
     from airflow_qarnot_pool.api.specs import MAX_TAGS, MAX_USER_TAGS, OUR_TAGS
 
     if isinstance(tags, (list, tuple)) and len(tags) > MAX_USER_TAGS:
@@ -187,5 +195,5 @@ def _check_tags(tags: Any) -> None:
 
 
 def join_command(command: Any) -> Any:
-    """A command as one text: words are quoted as a shell would need it."""
+    """Join the words of a command to one text, quoted for a shell."""
     return shlex.join(map(str, command)) if isinstance(command, (list, tuple)) else command

@@ -99,7 +99,7 @@ class QarnotPoolGroup(TaskGroup):
         for name in ("task_id", "task_group", "wait_for_completion"):
             if name in arguments:
                 raise QarnotInvalidSpecError(
-                    f"{name} is no parameter of QarnotPoolGroup, which creates its own setup task",
+                    f"{name} is not a parameter of QarnotPoolGroup, which creates its own setup task",
                     field=name,
                     remedy="Leave it out.",
                 )

@@ -160,7 +160,7 @@ def test_a_file_and_a_folder_of_one_name_do_not_meet(
         (["a", "a/b"], "", "cannot both be files"),
         (["a/b", "a"], "", "cannot both be files"),
         (["a", "a/a"], "a", "cannot both be files"),
-        (["/a", "b"], "", "begins with"),
+        (["/a", "b"], "", "starts with"),
         (["a//b"], "", "two slashes"),
         (["a/../../evil"], "", "leads out of its folder"),
         (["x../evil"], "x", "leads out of its folder"),
@@ -202,7 +202,7 @@ def test_nothing_in_a_folder_is_left_out_without_a_word(
         with pytest.raises(QarnotInvalidSpecError, match=rf"{name} is .* cannot be uploaded"):
             storage.upload(bucket, folder)
         (folder / name).unlink()
-    with pytest.raises(QarnotInvalidSpecError, match="no regular file"):
+    with pytest.raises(QarnotInvalidSpecError, match="not a regular file"):
         storage.upload(bucket, "/dev/zero")
     with pytest.raises(QarnotInvalidSpecError, match="source is empty"):
         storage.upload(bucket, "")

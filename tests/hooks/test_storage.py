@@ -73,7 +73,7 @@ def test_a_token_that_the_storage_refuses_is_told(
 ) -> None:
     storage = QarnotStorageHook()
     monkeypatch.setattr("airflow_qarnot_pool.api.account.AccountResource.info", lambda self: Somebody())
-    with pytest.raises(QarnotError, match="refuses the account's token"):
+    with pytest.raises(QarnotError, match="rejected the token of the account"):
         storage.list("hook-x")
 
 

@@ -428,7 +428,7 @@ def test_a_parameter_that_renders_to_nothing_is_refused(
 ) -> None:
     operator = create(**{"instance_count": 2, name: "{{ params.it }}"})
     setattr(operator, name, rendered)
-    with pytest.raises(QarnotInvalidSpecError, match=f"{name} is given, but empty") as refused:
+    with pytest.raises(QarnotInvalidSpecError, match=f"{name} is empty") as refused:
         run(lambda: operator)
     assert refused.value.field == name
     assert qarnot.requests() == []
@@ -436,7 +436,7 @@ def test_a_parameter_that_renders_to_nothing_is_refused(
 
 @pytest.mark.parametrize("name", FILLED)
 def test_an_empty_parameter_is_refused_when_the_dag_is_parsed(name: str) -> None:
-    with pytest.raises(QarnotInvalidSpecError, match=f"{name} is given, but empty"):
+    with pytest.raises(QarnotInvalidSpecError, match=f"{name} is empty"):
         create(**{"instance_count": 2, name: ""})
     assert getattr(create(**{name: None}), name) is None, "None says what leaving it out says"
 
@@ -445,7 +445,7 @@ def test_an_empty_parameter_is_refused_when_the_dag_is_parsed(name: str) -> None
 def test_an_update_that_renders_to_nothing_is_refused(qarnot: LocalQarnot, name: str) -> None:
     operator = QarnotUpdatePoolOperator(task_id="u", qarnot_pool="p", **{name: "{{ params.it }}"})
     setattr(operator, name, "")
-    with pytest.raises(QarnotInvalidSpecError, match=f"{name} is given, but empty"):
+    with pytest.raises(QarnotInvalidSpecError, match=f"{name} is empty"):
         run(lambda: operator)
     assert qarnot.requests() == []
 

@@ -205,7 +205,7 @@ def test_a_parameter_that_renders_to_nothing_is_refused(
 ) -> None:
     operator = make(**{"qarnot_pool": "p", name: "{{ params.it }}"})
     setattr(operator, name, rendered)
-    with pytest.raises(QarnotInvalidSpecError, match=f"{name} is given, but empty") as refused:
+    with pytest.raises(QarnotInvalidSpecError, match=f"{name} is empty") as refused:
         run(lambda: operator)
     assert refused.value.field == name
     assert qarnot.requests() == []
@@ -214,14 +214,14 @@ def test_a_parameter_that_renders_to_nothing_is_refused(
 def test_a_command_of_no_words_is_refused(qarnot: LocalQarnot) -> None:
     operator = ONE(command="{{ params.it }}")
     operator.command = []
-    with pytest.raises(QarnotInvalidSpecError, match="command is given, but empty"):
+    with pytest.raises(QarnotInvalidSpecError, match="command is empty"):
         run(lambda: operator)
     assert qarnot.requests() == []
 
 
 @pytest.mark.parametrize(("make", "name"), FILLED)
 def test_an_empty_parameter_is_refused_when_the_dag_is_parsed(make: Any, name: str) -> None:
-    with pytest.raises(QarnotInvalidSpecError, match=f"{name} is given, but empty"):
+    with pytest.raises(QarnotInvalidSpecError, match=f"{name} is empty"):
         make(**{name: ""})
 
 
@@ -230,7 +230,7 @@ def test_a_row_of_a_mapped_task_that_is_empty_is_refused(qarnot: LocalQarnot, na
     with DAG("d") as dag:
         fixed = {} if name == "command" else {"command": "true"}
         QarnotRunTaskOperator.partial(task_id="w", **fixed).expand(**{name: [""]})
-    with pytest.raises(QarnotInvalidSpecError, match=f"{name} is given, but empty"):
+    with pytest.raises(QarnotInvalidSpecError, match=f"{name} is empty"):
         run(lambda: dag.get_task("w").unmap({name: ""}), FakeTI(task_id="w", map_index=0))
     assert qarnot.requests() == []
 
@@ -246,7 +246,7 @@ def test_a_limit_that_is_the_groups_and_renders_to_nothing_is_none_for_no_task(
             QarnotRunTaskOperator(task_id="w", command="true")
     operator = dag.get_task("w").unmap({"command": "true"}) if mapped else dag.get_task("w")
     operator.qarnot_pool, operator.max_cost = "p", ""
-    with pytest.raises(QarnotInvalidSpecError, match="max_cost is given, but empty"):
+    with pytest.raises(QarnotInvalidSpecError, match="max_cost is empty"):
         run(lambda: operator)
     assert qarnot.requests() == []
 

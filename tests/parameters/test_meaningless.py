@@ -69,7 +69,7 @@ def test_a_template_result_names_a_connection_or_is_refused() -> None:
     with DAG("d", schedule=None):
         operator = QarnotCreatePoolOperator(task_id="t", qarnot_conn_id="{{ x }}")
     operator.qarnot_conn_id = ""
-    with pytest.raises(QarnotInvalidSpecError, match="qarnot_conn_id is '', which names no connection"):
+    with pytest.raises(QarnotInvalidSpecError, match="qarnot_conn_id is not the id of a connection, got ''"):
         _ = operator.hook
     with DAG("e", schedule=None):
         made = QarnotReapOperator(task_id="a")

@@ -43,7 +43,7 @@ def test_the_refusal_names_the_operator_that_the_author_wrote(operator: Any) -> 
     needs = NEEDS.get(operator.__name__, {})
     error = refused(lambda: make(operator, **needs, no_such_thing="a value"))
     assert error.field == "no_such_thing"
-    assert f"no_such_thing is no parameter of {author_wrote(operator)}" in str(error)
+    assert f"no_such_thing is not a parameter of {author_wrote(operator)}" in str(error)
     assert "qarnot_conn_id" in str(error), "it says what there is"
     assert "a value" not in str(error), "it may be a secret"
     if operator is not _QarnotDecoratedOperator:
@@ -92,7 +92,7 @@ def test_the_refusal_says_which_parameter_is_meant(operator: Any, name: str, mea
 @pytest.mark.parametrize("name", ["instances", "env_vars", "nodes", "timeout", "slots_per_nodes"])
 def test_a_group_is_what_the_refusal_names(name: str) -> None:
     error = refused(lambda: QarnotPoolGroup("g", **{name: 1}))
-    assert f"{name} is no parameter of QarnotPoolGroup." in str(error)
+    assert f"{name} is not a parameter of QarnotPoolGroup." in str(error)
     assert "Did you mean" in str(error)
     assert "Operator" not in str(error)
     assert "setup_retries" in str(refused(lambda: QarnotPoolGroup("g", no_such_thing=1)))
@@ -100,7 +100,7 @@ def test_a_group_is_what_the_refusal_names(name: str) -> None:
 
 def test_a_mapped_function_is_refused_when_the_dag_is_parsed() -> None:
     error = refused(lambda: qarnot_task(env_vars={})(_function))
-    assert "env_vars is no parameter of @task.qarnot" in str(error)
+    assert "env_vars is not a parameter of @task.qarnot" in str(error)
     with DAG("d", schedule=None):
         qarnot_task(queue="q", retries=3, constants={"A": "b"}, task_id="t")(_function)()
 
