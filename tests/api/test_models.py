@@ -288,5 +288,5 @@ def test_a_cost_that_is_no_number_slips_past_no_limit(stub, value):
     stub.default = Reply(200, {"credits": value})
     with QarnotClient(stub.url, TOKEN, retries=0) as client:
         for ask in (client.account.credits, lambda: spending_of(client, CostLimit(uuid="u", max_cost=1.0))):
-            with pytest.raises(QarnotProtocolError, match="no number of credits"):
+            with pytest.raises(QarnotProtocolError, match="invalid `credits` value"):
                 ask()

@@ -309,9 +309,9 @@ def test_pages_that_shift_give_each_object_once(client, stub):
     assert stub.requests[1].body == {"token": "2"}
 
 
-def test_pages_that_go_round_in_circles_are_an_error(client, stub):
+def test_a_page_that_comes_again_is_an_error(client, stub):
     stub.default = Reply(200, {"data": [{"uuid": "a"}], "isTruncated": True, "nextToken": "1"})
-    with pytest.raises(QarnotProtocolError, match="circles"):
+    with pytest.raises(QarnotProtocolError, match="returned the same page"):
         list(client.pools.iterate())
 
 

@@ -313,9 +313,9 @@ POOL_REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     ({"name": ["x"]}, "name", "not text"),
     ({"name": "x" * 2048}, "name", "under 2048"),
     ({"shortname": "a_b"}, "shortname", "letters, digits and hyphens"),
-    ({"shortname": "-a"}, "shortname", "begin and end"),
-    ({"shortname": "a-"}, "shortname", "begin and end"),
-    ({"shortname": ""}, "shortname", "begin and end"),
+    ({"shortname": "-a"}, "shortname", "start and end"),
+    ({"shortname": "a-"}, "shortname", "start and end"),
+    ({"shortname": ""}, "shortname", "start and end"),
     ({"instance_count": -1}, "instance_count", "is -1"),
     ({"instance_count": 0}, "instance_count", "1 or more"),
     ({"instance_count": "None"}, "instance_count", "not a whole number"),
@@ -325,7 +325,7 @@ POOL_REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     ({"instance_count": 1.5}, "instance_count", "not a whole number"),
     ({"slots_per_node": 0}, "slots_per_node", "1 or more"),
     ({"profile": " "}, "profile", "is empty"),
-    ({"tags": ["x"] * 11}, "tags", "give at most 7 of your own"),
+    ({"tags": ["x"] * 11}, "tags", "Give at most 7"),
     ({"tags": ["x" * 512]}, "tags", "under 512"),
     ({"tags": [""]}, "tags", "is empty"),
     ({"tags": "a,b"}, "tags", "not a list"),
@@ -489,7 +489,7 @@ def test_a_missing_name_is_refused():
         ({"days": []}, "at least one day"),
         ({"start_time_utc": "25:00"}, "not a time of day"),
         ({"start_time_utc": "08:00+02:00"}, "in UTC"),
-        ({"end_time_utc": "08:00"}, "that lasts"),
+        ({"end_time_utc": "08:00"}, "two different times"),
     ],
 )
 def test_weekly_periods_are_checked(values, says):
@@ -603,14 +603,14 @@ def test_hardware_constraints_by_name():
         ("qarnot://b/out", "Write 'b' and results_prefix='out/'"),
         ("S3://b/out", "Write 'b' and results_prefix='out/'"),
         ("https://storage.qarnot.com/b/out", "Write 'storage.qarnot.com' and"),
-        ("/b", "Use letters"),
-        ("a b", "Use letters"),
-        (" b", "Use letters"),
-        ("b\n", "Use letters"),
-        ("b" * 64, "Use letters"),
-        ("-b", "Use letters"),
-        ("été", "Use letters"),
-        ("b?", "Use letters"),
+        ("/b", "Use at most 63 letters"),
+        ("a b", "Use at most 63 letters"),
+        (" b", "Use at most 63 letters"),
+        ("b\n", "Use at most 63 letters"),
+        ("b" * 64, "Use at most 63 letters"),
+        ("-b", "Use at most 63 letters"),
+        ("été", "Use at most 63 letters"),
+        ("b?", "Use at most 63 letters"),
     ],
 )
 def test_a_bucket_is_no_path_and_no_url(name: str, remedy: str) -> None:
@@ -734,7 +734,7 @@ def test_prefixes_that_keys_have_pass() -> None:
     ],
 )
 def test_a_name_in_the_place_of_a_uuid_is_refused(given: dict[str, Any], field: str) -> None:
-    with pytest.raises(QarnotInvalidSpecError, match="no uuid") as caught:
+    with pytest.raises(QarnotInvalidSpecError, match="not a uuid") as caught:
         TaskSpec(name="t", **given)
     assert caught.value.field == field
 

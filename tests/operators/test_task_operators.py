@@ -266,7 +266,7 @@ def test_a_mapped_task_whose_row_has_no_pool_boots_no_nodes_of_its_own(
 ) -> None:
     with DAG("d") as dag, QarnotPoolGroup("g", prefix_group_id=False) if inside else nullcontext():
         build()
-    with pytest.raises(QarnotInvalidSpecError, match="qarnot_pool is None: it must be") as refused:
+    with pytest.raises(QarnotInvalidSpecError, match="qarnot_pool must be a uuid") as refused:
         run(lambda: dag.get_task("w").unmap(NO_POOL), FakeTI(task_id="w", map_index=0))
     assert refused.value.field == "qarnot_pool"
     assert qarnot.requests() == []
