@@ -16,6 +16,7 @@ from airflow_qarnot_pool.exceptions import QarnotTaskFailedError
 from airflow_qarnot_pool.logs.cursor import LogCursor
 from airflow_qarnot_pool.logs.failure_report import is_node_loss
 from airflow_qarnot_pool.logs.writer import fetch, retry_broken_read
+from airflow_qarnot_pool.operators.bases.base import QarnotOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
 from airflow_qarnot_pool.parameters.references import NOTSET
@@ -25,6 +26,7 @@ from airflow_qarnot_pool.parameters.validation import Duration, as_duration, che
 from airflow_qarnot_pool.version_compat import context_keys
 
 if TYPE_CHECKING:
+    import jinja2
     from airflow.sdk import Context
 
     from airflow_qarnot_pool.api.models import Task
@@ -66,6 +68,7 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
             if name != "command"
         },
     }
+    #: The arguments of the call, which are no parameters of ours.
     rendered_by_airflow: ClassVar[tuple[str, ...]] = ("op_args", "op_kwargs")
     shallow_copy_attrs: Sequence[str] = ("python_callable",)
     # An async function is awaited on the node. The operator waits for its Qarnot task.
@@ -98,8 +101,28 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
         self.serializer = serializer
         self.payload_bucket = payload_bucket
         self._check(python_callable)
+        self._renders_call = False
         self._identity: TaskInstanceIdentity | None = None
         self._reports: dict[str, payload.ReportFinder] = {}
+
+    def render_template(
+        self,
+        content: Any,
+        context: Context,
+        jinja_env: jinja2.Environment | None = None,
+        seen_oids: set[int] | None = None,
+    ) -> Any:
+        """Render the arguments of the call as Airflow does."""
+        by_airflow = super(QarnotOperator, self).render_template
+        if self._renders_call:
+            return by_airflow(content, context, jinja_env, seen_oids)
+        if not any(content is getattr(self, name) for name in self.rendered_by_airflow):
+            return super().render_template(content, context, jinja_env, seen_oids)
+        self._renders_call = True
+        try:
+            return by_airflow(content, context, jinja_env, seen_oids)
+        finally:
+            self._renders_call = False
 
     def _check(self, function: Callable[..., Any]) -> None:
         """Refuse wrong values of the decorator's own parameters when the DAG is parsed."""

@@ -14,7 +14,6 @@ from airflow_qarnot_pool.api.resource import is_uuid
 from airflow_qarnot_pool.links.qarnot import LINKS
 from airflow_qarnot_pool.operators.bases.base import QarnotOperator
 from airflow_qarnot_pool.operators.bases.pool import PoolOperator
-from airflow_qarnot_pool.operators.bases.waiting import WaitingOperator
 from airflow_qarnot_pool.operators.create_pool import QarnotCreatePoolOperator
 from airflow_qarnot_pool.ownership import xcoms
 from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
@@ -50,7 +49,7 @@ class QarnotClosePoolOperator(PoolOperator):
     """
 
     owns = False
-    template_fields = (*WaitingOperator.template_fields, "qarnot_pool", "shared")
+    template_fields = (*PoolOperator.template_fields, "qarnot_pool")
 
     def __init__(
         self,
@@ -91,12 +90,12 @@ class QarnotClosePoolOperator(PoolOperator):
             uuid = ref if is_uuid(ref) else self.client.pools.get(ref).uuid
         except QarnotNotFoundError:
             return ref
-        return self._told(context, uuid)
+        return self._after_request(context, uuid)
 
-    def _told(self, context: Context, uuid: str) -> str:
+    def _after_request(self, context: Context, uuid: str) -> str:
         self._show_link(context, "pool", uuid)
         if not self.wait_for_completion:
-            self._tell_cost(context, uuid)
+            self._log_cost(context, uuid)
             return uuid
         xcoms.push(context["ti"], self.uuid_key, uuid)
         return self._closed(context, self._wait(uuid, POOL_CLOSED, self._deadline(context)))
@@ -126,14 +125,14 @@ class QarnotClosePoolOperator(PoolOperator):
 
     def _give_up(self, context: Context) -> str:
         """Close the shared pool, or leave it to those who need it."""
-        released = release(self.client, self._life_of(context), _run_lives, self._setups())
+        released = release(self.client, self._identity_of(context), _run_lives, self._setups())
         for one in released:
             if one.closed:
-                return self._told(context, one.uuid)
+                return self._after_request(context, one.uuid)
         if not released:
             self.log.info("There is no open pool %r", self.shared)
         else:
-            self._tell_cost(context, released[0].uuid)
+            self._log_cost(context, released[0].uuid)
         given = self.qarnot_pool if isinstance(self.qarnot_pool, str) else ""
         return released[0].uuid if released else given
 
@@ -148,16 +147,16 @@ class QarnotClosePoolOperator(PoolOperator):
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> str:
         """Return the uuid of the pool that is closed."""
-        return self._closed(context, self._resumed(context, event))
+        return self._closed(context, self._resume(context, event))
 
     def _closed(self, context: Context, outcome: WaitResult) -> str:
         if outcome.ending is not EndReason.GONE:
             self._raise_for(outcome)
         self.log.info("Pool %s is %s", outcome.uuid, outcome.state or "gone")
-        self._tell_cost(context, outcome.uuid)
+        self._log_cost(context, outcome.uuid)
         return outcome.uuid
 
-    def _tell_cost(self, context: Context, uuid: str) -> None:
+    def _log_cost(self, context: Context, uuid: str) -> None:
         from airflow_qarnot_pool.operators.teardown_cost import log_cost
 
         log_cost(self, context, uuid, whole_run=self.report_cost)

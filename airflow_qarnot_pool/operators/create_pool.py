@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api import states
 from airflow_qarnot_pool.api.errors import (
     QarnotInvalidSpecError,
     QarnotQuotaError,
+    QarnotRefusedError,
 )
 from airflow_qarnot_pool.api.limits import parse_stored_time
-from airflow_qarnot_pool.costs.limits import parse_amount
+from airflow_qarnot_pool.costs.limits import WARN_AT, parse_amount
 from airflow_qarnot_pool.exceptions import QarnotPoolEndedError
+from airflow_qarnot_pool.operators.bases import warm_up as warming
 from airflow_qarnot_pool.operators.bases.cost_limits import (
     COST_LIMIT_FIELDS,
-    CostLimitedOperator,
-    check_can_pay,
+    CostWatch,
+    check_limit_parameters,
 )
-from airflow_qarnot_pool.operators.bases.waiting import WaitingOperator
-from airflow_qarnot_pool.operators.bases.warm_up import WarmingOperator
-from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
+from airflow_qarnot_pool.operators.bases.pool import PoolOperator
+from airflow_qarnot_pool.operators.bases.warm_up import WarmUp, WarmUpRequest, scaling_to_zero
 from airflow_qarnot_pool.ownership.shared_pool import DEFAULT_KEEP_WARM, MAX_GENERATIONS
 from airflow_qarnot_pool.parameters.templating import hide_secrets, is_templated, known_at_parse_time
 from airflow_qarnot_pool.parameters.validation import (
@@ -40,6 +43,7 @@ from airflow_qarnot_pool.waiting.conditions import (
     Condition,
     EndReason,
     WaitResult,
+    result_if_met,
 )
 
 if TYPE_CHECKING:
@@ -75,7 +79,7 @@ _FILLED = (
 )
 
 
-class QarnotCreatePoolOperator(CostLimitedOperator, WarmingOperator):
+class QarnotCreatePoolOperator(PoolOperator):
     """Create a pool and, unless told otherwise, wait until it is ready. Returns its uuid.
 
     Tasks find the pool by this result, so it is stored even with ``do_xcom_push=False``.
@@ -105,20 +109,20 @@ class QarnotCreatePoolOperator(CostLimitedOperator, WarmingOperator):
         go after this long (a timedelta or seconds) without work, whether Airflow is alive or not.
     :param warm_up: boot all nodes of such a pool at once, and wait for them; otherwise, and without
         ``wait_for_completion``, the first Qarnot task boots them.
-    :param max_cost: maximum cost of this pool, in euros. Qarnot tasks on it have the same limit.
-        ``max_run_cost`` and ``cost_warning`` are explained at
-        :class:`~airflow_qarnot_pool.operators.bases.cost_limits.CostLimitedOperator`.
+    :param max_cost: maximum cost of this pool, in euros. A pool that reaches it is closed, and all tasks that wait on
+        it fail with ``QarnotCostLimitError``, which is never retried. A template that renders to nothing is refused.
+    :param max_run_cost: the same for all pools that the DAG run opens, after clears, too.
+    :param cost_warning: share of a limit at which a warning is logged, 0 to 1.
     :param estimated_cost: what it is expected to cost, in euros: it is not created where credits, the budget of its
         project or quotas cannot cover that.
     """
 
     template_fields = (
-        *WaitingOperator.template_fields,
+        *PoolOperator.template_fields,
         *_POOL_FIELDS,
         "pool_spec",
         "ready_when",
         "warm_up",
-        "shared",
         *COST_LIMIT_FIELDS,
         "estimated_cost",
     )
@@ -140,10 +144,17 @@ class QarnotCreatePoolOperator(CostLimitedOperator, WarmingOperator):
         ready_when: str | int | None = None,
         keep_warm: Duration = None,
         warm_up: bool | str = True,
+        max_cost: float | str | None = None,
+        max_run_cost: float | str | None = None,
+        cost_warning: float = WARN_AT,
         estimated_cost: float | str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.max_cost = max_cost
+        self.max_run_cost = max_run_cost
+        self.cost_warning = cost_warning
+        check_limit_parameters(self)
         self.name = name
         self.profile = profile
         self.instance_count = instance_count
@@ -162,7 +173,7 @@ class QarnotCreatePoolOperator(CostLimitedOperator, WarmingOperator):
         self.estimated_cost = estimated_cost
         if not is_templated(estimated_cost):
             parse_amount("estimated_cost", estimated_cost)
-        self._filled += has_values(self, _FILLED)
+        self._filled = has_values(self, (*COST_LIMIT_FIELDS, *_FILLED))
         reject_empty(self, self._filled)
         if self.shared is not None:
             if keep_warm is None and not {"elastic", "scaling"} & self._given().keys():
@@ -186,12 +197,9 @@ class QarnotCreatePoolOperator(CostLimitedOperator, WarmingOperator):
                 field="keep_warm",
                 remedy="Keep one of them.",
             )
-        from airflow_qarnot_pool.operators.bases.warm_up import cooling_down
-
         fixed = make_pool_spec(values)
-        return replace(
-            fixed, instance_count=None, scaling=cooling_down(fixed.instance_count or 1, self.keep_warm)
-        )
+        scaling = scaling_to_zero(fixed.instance_count or 1, self.keep_warm)
+        return replace(fixed, instance_count=None, scaling=scaling)
 
     def _condition(self, values: Mapping[str, Any]) -> Condition | None:
         """What to wait for, or None to go on at once."""
@@ -230,37 +238,155 @@ class QarnotCreatePoolOperator(CostLimitedOperator, WarmingOperator):
             )
         return word in _YES
 
+    @cached_property
+    def _costs(self) -> CostWatch:
+        return CostWatch(self)
+
+    @cached_property
+    def _warm_up(self) -> WarmUp:
+        return WarmUp(self)
+
     def execute(self, context: Context) -> str:
         return self._open(context)
 
     def _open(self, context: Context, deadline: datetime | None = None, closed: int = 0) -> str:
-        """Get the pool, and wait until it is ready. *closed*: how many shared ones were closed while we waited."""
+        """Claim the pool, and wait until it is ready.
+
+        :param closed: how many shared pools were closed during the wait.
+        """
         reject_empty(self, self._filled)
         values = self._given()
         spec, condition = self._spec(values), self._condition(values)
-        check_can_pay(self, context, spec, parse_amount("estimated_cost", self.estimated_cost))
+        self._costs.check_can_pay(context, spec, parse_amount("estimated_cost", self.estimated_cost))
         claimed = self._claim(context, spec)
         if not self.wait_for_completion or condition is None:
             return claimed.uuid
         with self._closing_on_error():
-            outcome = claimed.outcome_if_done(condition) or self._found_warm(claimed, condition)
-            return self._ready(
-                context,
-                outcome or self._warm(context, values, spec, condition, claimed.uuid, deadline, closed),
-            )
+            outcome = claimed.outcome_if_done(condition) or self._found_ready(claimed, condition)
+            return self._ready(context, outcome or self._boot(context, claimed.uuid, deadline, closed))
 
-    def _take(self, spec: Any, identity: TaskInstanceIdentity, pause: Any, **options: Any) -> Claim:
+    def _closing_on_error(self) -> AbstractContextManager[None]:
+        """Close a pool that does not become ready: no task will use it, and a failed setup has no teardown."""
+        return self._ending_on_error("it did not become ready")
+
+    def _acquire(
+        self, spec: Any, identity: TaskInstanceIdentity, pause: Callable[[float], Any], **options: Any
+    ) -> Claim:
+        from airflow_qarnot_pool.ownership.claim import ClaimRequest
+        from airflow_qarnot_pool.ownership.shared_pool import acquire_shared_pool
+
         try:
-            return super()._take(spec, identity, pause, **options)
+            if not identity.shared:
+                return super()._acquire(spec, identity, pause, **options)
+            create = self._room(identity).wrap_create("pool", self._create)
+            request = ClaimRequest(
+                resource=self.client.pools,
+                spec=spec,
+                identity=identity,
+                pause=pause,
+                create=create,
+                **options,
+            )
+            return acquire_shared_pool(self.client, request)
         except QarnotQuotaError as error:
             raise _with_remedies(error) from error
 
+    def _labels(self) -> Mapping[str, str]:
+        limits = self._costs.parameters
+        return limits.labels() if limits else {}
+
+    # --- booting its nodes
+
+    def _found_ready(self, claimed: Claim, condition: Condition) -> WaitResult | None:
+        """Return the outcome of a shared pool that is ready as it is found, if this one is."""
+        if not self.shared or claimed.existing is None or not self._warms_up:
+            return None
+        if outcome := result_if_met(condition, claimed.existing):
+            self._warm_up.end_orphan(claimed.uuid, condition)
+        return outcome
+
+    def _boot(
+        self, context: Context, uuid: str, deadline: datetime | None = None, closed: int = 0
+    ) -> WaitResult:
+        """Boot the nodes if nothing else does, and wait for them."""
+        values = self._given()
+        condition = self._awaited()
+        resume_state: dict[str, Any] = {"closed": closed}
+        deadline = deadline or self._deadline(context)
+        if self._warms_up:
+            spec = make_pool_spec({"name": self._spec(values).name, **values})
+            request = WarmUpRequest(str(spec.name), uuid, spec.instance_count or 1, condition)
+            try:
+                self._warm_up.start(context, request, resume_state)
+            except QarnotRefusedError:
+                pool = self.client.pools.find(uuid) if self.shared else None
+                if pool is None or states.accepts_tasks(pool.state):
+                    raise
+                resume_state["deadline"] = deadline.isoformat() if deadline else None
+                return WaitResult(
+                    ending=EndReason.IMPOSSIBLE, uuid=uuid, state=pool.state, resume_state=resume_state
+                )
+        return self._wait(uuid, condition, deadline, resume_state)
+
+    def _boot_again(self, context: Context, outcome: WaitResult) -> WaitResult:
+        """Poll a pool whose warm-up ended early, and warm it up once more unless the poll decides the wait."""
+        resume_state = {name: value for name, value in outcome.resume_state.items() if name != COLD}
+        if result := result_if_met(self._awaited(), self.client.pools.get(outcome.uuid)):
+            return replace(result, uuid=outcome.uuid, resume_state=resume_state)
+        self.log.info(
+            "The warm-up of pool %s ended before the pool was ready; starting it again", outcome.uuid
+        )
+        closed = int(resume_state.get("closed") or 0)
+        return self._boot(context, outcome.uuid, _stored_deadline(resume_state), closed)
+
+    def warm_up_with_room(self, context: Context, event: Mapping[str, Any]) -> str:
+        """Resume with a pool whose warm-up had to wait for room under the account's quota of tasks."""
+        outcome = self._resume(context, event)
+        with self._closing_on_error():
+            self._quota_deadline = parse_stored_time(outcome.resume_state["room_until"])
+            return self._ready(context, self._boot(context, outcome.uuid))
+
+    def _room_trigger(
+        self, interval: float, deadline: str, resume_state: dict[str, Any] | None
+    ) -> tuple[Any, str]:
+        if self._work is None or self._work.uuid is None:
+            return super()._room_trigger(interval, deadline, resume_state)
+        from airflow_qarnot_pool.triggers.quota import QarnotWarmUpRoomTrigger
+
+        trigger = QarnotWarmUpRoomTrigger(
+            qarnot_conn_id=self.qarnot_conn_id,
+            uuid=self._work.uuid,
+            condition={},
+            poll_interval=interval,
+            deadline=deadline,
+            identity=self._work.identity.to_kwargs(),
+            cancel_on_kill=self.cancel_on_kill,
+        )
+        return trigger, "warm_up_with_room"
+
+    def _warm_up_on(self) -> Callable[[str], TaskInstanceIdentity] | None:
+        if not (self.shared and self._warms_up and self.wait_for_completion):
+            return None
+        return lambda pool: self._warm_up.identity(pool, self._awaited())
+
+    def _still_waiting(self, uuid: str) -> None:
+        self._warm_up.on_poll()
+
+    def _deadline(self, context: Context) -> datetime | None:
+        deadline = super()._deadline(context)
+        if deadline is None and self._warms_up:
+            # The warm-up has ended by then, and nothing boots nodes any more.
+            return datetime.now(UTC) + warming.BOOT_DEADLINE
+        return deadline
+
+    # --- returning it
+
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> str:
-        """Return the uuid of the pool that is ready, or close it and say why it is not."""
-        outcome = self._resumed(context, event)
+        """Return the uuid of the pool that is ready, or close the pool and report why it is not."""
+        outcome = self._resume(context, event)
         with self._closing_on_error():
             if outcome.resume_state.get(COLD):
-                outcome = self._warm_again(context, outcome)
+                outcome = self._boot_again(context, outcome)
             elif outcome.ending is EndReason.MET:
                 # The pool may have ended while this task waited for a worker.
                 outcome = self._after_all(outcome)
@@ -279,17 +405,21 @@ class QarnotCreatePoolOperator(CostLimitedOperator, WarmingOperator):
         closed = int(resume_state.get("closed") or 0)
         if self.shared and lost and closed < MAX_GENERATIONS:
             # The last one out had not seen us come in; or it has cost too much.
-            self._raise_if_over()
-            self.log.info("Shared pool %s was closed while it got ready; opening the next", outcome.uuid)
-            deadline = resume_state.get("deadline")
-            return self._open(context, parse_stored_time(deadline) if deadline else None, closed + 1)
+            self._costs.raise_if_over()
+            self.log.info("Shared pool %s was closed before it was ready; opening the next", outcome.uuid)
+            return self._open(context, _stored_deadline(resume_state), closed + 1)
         self._raise_for(outcome)
         if outcome.ending is EndReason.IMPOSSIBLE:
             raise QarnotPoolEndedError(outcome.message, kind="pool", ref=outcome.uuid)
         if (warm_up := resume_state.get("warm_up")) or (self._warms_up and not resume_state):
-            self._end_warm_up(outcome.uuid, warm_up)
+            self._warm_up.end(outcome.uuid, warm_up)
         self.log.info("Pool %s is %s", outcome.uuid, outcome.state)
         return outcome.uuid
+
+
+def _stored_deadline(resume_state: Mapping[str, Any]) -> datetime | None:
+    deadline = resume_state.get("deadline")
+    return parse_stored_time(deadline) if deadline else None
 
 
 def _slots_of(ready_when: Any) -> int:

@@ -171,7 +171,7 @@ class QarnotRunTaskOperator(TaskOperator):
             except QarnotRefusedError as error:
                 if not spec.pool:
                     raise
-                self._raise_if_over(cause=error)
+                self._costs.raise_if_over(cause=error)
                 # The server's sentence need not name the pool, and a closed one is the usual reason.
                 pool = self._next_pool(context, spec.pool)
                 if pool is None:
@@ -182,15 +182,15 @@ class QarnotRunTaskOperator(TaskOperator):
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
         """Return the result of the Qarnot task that ended, or raise what became of it."""
-        outcome = self._resumed(context, event)
+        outcome = self._resume(context, event)
         return self._finish(context, outcome, outcome.resume_state)
 
-    def _take_up(self, context: Context, outcome: WaitResult) -> None:
+    def _prepare_to_resume(self, context: Context, outcome: WaitResult) -> None:
         self._mask_secrets()
-        super()._take_up(context, outcome)
+        super()._prepare_to_resume(context, outcome)
 
-    def _mark(self) -> dict[str, str]:
-        return {**super()._mark(), **({RECORDABLE_LABEL: "true"} if self._is_recordable else {})}
+    def _labels(self) -> dict[str, str]:
+        return {**super()._labels(), **({RECORDABLE_LABEL: "true"} if self._is_recordable else {})}
 
     @property
     def _is_recordable(self) -> bool:
@@ -206,7 +206,7 @@ class QarnotRunTaskOperator(TaskOperator):
             with suppress(QarnotNotFoundError):
                 return self.client.tasks.get(outcome.uuid), False
         # Another process may have needed its place under the account's quota.
-        if found := recorded_tasks(self.client, self._life_of(context)).get(outcome.uuid):
+        if found := recorded_tasks(self.client, self._identity_of(context)).get(outcome.uuid):
             return found, True
         self._raise_for(outcome)
         return get_confirmed(self.client.tasks, outcome.uuid), False
@@ -301,8 +301,8 @@ class QarnotRunTaskOperator(TaskOperator):
 
         :param error: what to raise otherwise; default: that it was cancelled.
         """
-        self._watch(context, task.pool or task.uuid, "pool" if task.pool else "task")
-        self._raise_if_over()
+        self._costs.watch(context, task.pool or task.uuid, "pool" if task.pool else "task")
+        self._costs.raise_if_over()
         limit = resume_state.get("deadline")
         deadline = parse_stored_time(limit) if limit else None
         moved, resubmitted = int(resume_state.get("moved") or 0), bool(resume_state.get("resubmitted"))

@@ -25,9 +25,8 @@ from airflow_qarnot_pool.api.states import accepts_tasks
 from airflow_qarnot_pool.exceptions import QarnotCostLimitError, QarnotPoolEndedError, QarnotTaskFailedError
 from airflow_qarnot_pool.links.qarnot import LINKS
 from airflow_qarnot_pool.logs.failure_report import failure_report
-from airflow_qarnot_pool.operators.bases.cost_limits import close_over
+from airflow_qarnot_pool.operators.bases.remote_work import RemoteWork
 from airflow_qarnot_pool.operators.bases.task import TaskOperator
-from airflow_qarnot_pool.operators.bases.waiting import RemoteWork
 from airflow_qarnot_pool.ownership import xcoms
 from airflow_qarnot_pool.ownership.claim import count_decisions
 from airflow_qarnot_pool.ownership.decisions import RemoteSnapshot
@@ -134,7 +133,7 @@ class QarnotRunTasksOperator(TaskOperator):
     """
 
     uuid_key = TASKS_KEY
-    many = True
+    is_fan_out = True
     operator_extra_links = (LINKS["pool"],)
     template_fields = (*TaskOperator.template_fields, "commands", "max_in_flight")
     template_fields_renderers = {"commands": "json", "task_spec": "json", "constants": "json"}
@@ -275,7 +274,7 @@ class QarnotRunTasksOperator(TaskOperator):
 
     def execute_with_quota_room(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
         """Go on where a quota of the account stopped it."""
-        self._resume_with_room(event)
+        self._read_room_event(event)
         resume_state = event.get("resume_state") or {}
         if not resume_state:
             return self.execute(context)
@@ -289,8 +288,7 @@ class QarnotRunTasksOperator(TaskOperator):
 
     def _after_all(self, outcome: WaitResult) -> WaitResult:
         """Return MET if every item has ended by now, in whichever way the wait has ended."""
-        if outcome.resume_state.get("error") == QarnotCostLimitError.__name__:
-            close_over(self.client, outcome.resume_state.get("cost_limit"), self.log)
+        self._costs.close_if_over(outcome)
         now = self._all_done(FanOutProgress.from_resume_state(outcome.resume_state))
         return outcome if now is None else replace(outcome, ending=EndReason.MET)
 
@@ -360,8 +358,8 @@ class QarnotRunTasksOperator(TaskOperator):
         identity = work.identity
         self._make_known(context, identity, pool, resumed=bool(memory))
         if pool:
-            self._watch(context, pool)
-        elif self._watched(context, "") is not None:
+            self._costs.watch(context, pool)
+        elif self._costs.limit(context, "") is not None:
             raise QarnotInvalidSpecError(
                 "max_cost and max_run_cost are limits of a pool, and there is none",
                 field="max_cost",
@@ -396,7 +394,7 @@ class QarnotRunTasksOperator(TaskOperator):
             look = True
             wanted = now.next(limit)
             if wanted:
-                self._raise_if_over()
+                self._costs.raise_if_over()
             try:
                 sent = self._submit(specs, fingerprints, wanted, identity)
             except QarnotPoolEndedError:
@@ -550,7 +548,7 @@ class QarnotRunTasksOperator(TaskOperator):
 
         assert self._work is not None
         sent = _SubmitResult()
-        labels = {**self._mark(), SPECS_LABEL: specs_digest(fingerprints)}
+        labels = {**self._labels(), SPECS_LABEL: specs_digest(fingerprints)}
 
         def stamped(one: Submission) -> TaskSpec:
             spec = with_identity(
@@ -647,7 +645,7 @@ class QarnotRunTasksOperator(TaskOperator):
         tagged = filters.equal("Tags", identity.tags()[2])
         pools = PoolsOfTasks(self.client.pools, self._pools_of_tasks, interval)
         while True:
-            if message := self._over_now():
+            if message := self._costs.over_limit():
                 self._stop_waiting(EndReason.ERROR, message, memory, error=QarnotCostLimitError.__name__)
                 return
             try:

@@ -70,11 +70,9 @@ def tasks_beside(teardown: Any) -> list[str]:
 
 
 def _is_local(task: Any) -> bool:
-    """Whether an Airflow task runs on a worker and has nothing to do with Qarnot; an EmptyOperator runs nowhere."""
-    from airflow_qarnot_pool.operators.bases.parameters import ParametersMixin
-
+    """Return whether an Airflow task runs on a worker and does not use Qarnot; an EmptyOperator runs nowhere."""
     operator = getattr(task, "operator_class", type(task))
-    ours = isinstance(operator, type) and issubclass(operator, ParametersMixin)
+    ours = isinstance(operator, type) and operator.__module__.startswith("airflow_qarnot_pool.")
     return not ours and not getattr(task, "inherits_from_empty_operator", False)
 
 

@@ -18,9 +18,10 @@ from airflow_qarnot_pool.api.resource import is_uuid
 from airflow_qarnot_pool.exceptions import QarnotStateUnreachableError
 from airflow_qarnot_pool.hooks.qarnot import QarnotHook, check_conn_id
 from airflow_qarnot_pool.links.qarnot import show_link
-from airflow_qarnot_pool.operators.bases.parameters import ParametersMixin
+from airflow_qarnot_pool.operators.bases.parameters import checked_partial, render
 from airflow_qarnot_pool.parameters.references import resolve_ref
 from airflow_qarnot_pool.parameters.templating import is_templated
+from airflow_qarnot_pool.parameters.unknown import refuse_unknown
 from airflow_qarnot_pool.parameters.validation import (
     Duration,
     as_duration,
@@ -47,12 +48,13 @@ from airflow_qarnot_pool.waiting.polling import (
 )
 
 if TYPE_CHECKING:
+    import jinja2
     from airflow.sdk import Context
 
     from airflow_qarnot_pool.triggers.base import QarnotTrigger
 
 
-class QarnotSensor(ParametersMixin, BaseSensorOperator):
+class QarnotSensor(BaseSensorOperator):
     """Base of the sensors. They wait for a state of a remote object, and fail as soon as it can no longer be reached.
 
     :param target_states: one state or several, any of which ends the wait.
@@ -89,6 +91,7 @@ class QarnotSensor(ParametersMixin, BaseSensorOperator):
         check_flags(accept_passed=accept_passed)
         if wait_timeout is not None and not is_templated(wait_timeout):
             kwargs["timeout"] = as_duration("wait_timeout", wait_timeout)
+        refuse_unknown(type(self), kwargs)
         super().__init__(**kwargs)
         self.target_states = target_states
         self.accept_passed = accept_passed
@@ -100,6 +103,22 @@ class QarnotSensor(ParametersMixin, BaseSensorOperator):
         self.wait_timeout = wait_timeout
         self._history: list[str] = []
         self._pools: PoolsOfTasks | None = None
+
+    @classmethod
+    def partial(cls, **kwargs: Any) -> Any:
+        """Do as Airflow does, and check the parameters."""
+        make: Any = super().partial
+        return make(**checked_partial(cls, kwargs))
+
+    def render_template(
+        self,
+        content: Any,
+        context: Context,
+        jinja_env: jinja2.Environment | None = None,
+        seen_oids: set[int] | None = None,
+    ) -> Any:
+        """Render as :func:`~airflow_qarnot_pool.operators.bases.parameters.render` does."""
+        return render(content, context, jinja_env, seen_oids, super().render_template)
 
     def _condition(self) -> Condition:
         targets = self.target_states

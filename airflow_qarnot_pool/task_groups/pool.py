@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import TaskGroup, TriggerRule, XComArg
 
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
+from airflow_qarnot_pool.operators.bases.cost_limits import accept_limits
 from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.ownership.shared_pool import DEFAULT_KEEP_WARM
@@ -276,7 +277,7 @@ class QarnotPoolGroup(TaskGroup):
                 object.__setattr__(task, "qarnot_pool", self.pool)
                 if hasattr(task, "on_pool"):
                     task.on_pool = True
-                    task.take_limits(self.open_pool)
+                    accept_limits(task, self.open_pool)
             if task.task_id in first:
                 XComArg.apply_upstream_relationship(task, self.pool)
 

@@ -313,7 +313,7 @@ def test_a_pool_whose_cost_cannot_be_had_keeps_no_other_from_being_watched(
         await asyncio.to_thread(eventually, lambda: asked_of(dark))
         second = asyncio.ensure_future(first_event(again(waits[1].trigger)))
         await asyncio.to_thread(eventually, lambda: asked_of(seen))
-        await asyncio.to_thread(qarnot.advance, HOUR)
+        await asyncio.to_thread(qarnot.advance_clock, HOUR)
         try:
             await asyncio.wait_for(second, 30)
             assert not first.done()
@@ -357,7 +357,7 @@ def test_the_watch_goes_on_between_waits_until_the_pool_closes(
         # Nothing waits any more, as while an Airflow task works that needs no pool.
         (poll,) = [one for one in pollers() if one.kind == "cost"]
         assert not any(subscription.subscribers for subscription in poll.subscriptions.values())
-        await asyncio.to_thread(qarnot.advance, HOUR)
+        await asyncio.to_thread(qarnot.advance_clock, HOUR)
         await asyncio.to_thread(eventually, lambda: client.pools.get(pool).state in OVER)
         while any(one.kind == "cost" for one in pollers()):
             await asyncio.sleep(0.01)
@@ -456,7 +456,7 @@ def test_a_shared_pool_does_not_count_for_a_run_s_limit(
     pool = run(make, ti(run_id, "create"))
     assert run(partial(task, qarnot_pool=pool, command="true", max_run_cost=0.5), ti(run_id))
     qarnot.advance_clock(HOUR)
-    watched = make()._watched(context_of(make(), ti(run_id)), pool)
+    watched = make()._costs.limit(context_of(make(), ti(run_id)), pool)
     assert watched is not None
     spent = spending_of(client, watched)
     assert (spent.run, spent.of_the_run) == (0.0, False)

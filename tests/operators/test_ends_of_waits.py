@@ -267,7 +267,7 @@ def test_a_success_before_a_kill_counts_and_what_runs_is_ended(
             end()
             raise QarnotUnavailableError
 
-        monkeypatch.setattr("airflow_qarnot_pool.operators.bases.waiting.wait_here", killed_after_the_end)
+        monkeypatch.setattr("airflow_qarnot_pool.operators.bases.base.wait_on_worker", killed_after_the_end)
         monkeypatch.setattr("airflow_qarnot_pool.triggers.tasks.poll_all", killed_during_an_outage)
         context = context_of(operator, ti)
         if command == "true":
@@ -436,7 +436,7 @@ def test_a_pool_that_has_ended_is_not_returned_as_ready(
             client.pools.close(uuid)
             return wait_on_worker(*args, **kwargs)
 
-        monkeypatch.setattr("airflow_qarnot_pool.operators.bases.waiting.wait_here", end)
+        monkeypatch.setattr("airflow_qarnot_pool.operators.bases.base.wait_on_worker", end)
         with pytest.raises(QarnotPoolEndedError):
             operator.execute(context_of(operator, ti))
         return

@@ -243,7 +243,7 @@ def test_a_kill_aborts_many_at_a_time(
 def test_a_kill_says_what_it_could_not_end_in_time(
     qarnot: LocalQarnot, pool: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("airflow_qarnot_pool.operators.bases.waiting.KILL_TIMEOUT", 0.0)
+    monkeypatch.setattr("airflow_qarnot_pool.operators.bases.remote_work.KILL_TIMEOUT", 0.0)
     operator = tasks(qarnot_pool=pool, commands=["sleep 600"] * 3)
     with pytest.raises(TaskDeferred):
         operator.execute(context_of(operator, FakeTI(run_id="killed-late")))

@@ -1,4 +1,4 @@
-"""What the operators that make and close pools share."""
+"""Base of the operators that create or close pools."""
 
 from __future__ import annotations
 
@@ -7,50 +7,68 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
 from airflow_qarnot_pool.links.qarnot import LINKS
-from airflow_qarnot_pool.operators.bases.waiting import WaitingOperator
+from airflow_qarnot_pool.operators.bases.base import WAIT_FIELDS, QarnotOperator
 from airflow_qarnot_pool.ownership.shared_pool import check_name
 from airflow_qarnot_pool.ownership.xcoms import POOL_KEY
 from airflow_qarnot_pool.parameters.templating import is_templated
+from airflow_qarnot_pool.parameters.validation import Duration
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from airflow_qarnot_pool.hooks.connection_settings import ConnectionSettings
-    from airflow_qarnot_pool.ownership.claim import Claim
     from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
     from airflow_qarnot_pool.triggers.base import QarnotTrigger
 
 
-class PoolOperator(WaitingOperator):
-    """Base of the operators that make or close a pool, one of their own or a shared one."""
+class PoolOperator(QarnotOperator):
+    """Base of the operators that create or close a pool, one of their own or a shared one.
+
+    :param wait_for_completion: wait until the pool is ready, or closed.
+    :param deferrable: wait in the triggerer, where all waits of a connection share one poll; default:
+        ``[operators] default_deferrable`` of Airflow if it is set, else True.
+    :param poll_interval: time between two polls, as a timedelta or seconds; default: ``[qarnot] poll_interval``.
+    :param wait_timeout: maximum wait, as a timedelta or seconds; default: no limit but ``execution_timeout``, which
+        counts across deferral. The wait for room (``wait_for_quota``) is not part of it.
+    :param cancel_on_kill: close the pool when the Airflow task is killed, cleared or runs out of time. A pool whose
+        task fails in another way is closed in any case, as nothing else would close it.
+    :param wait_for_quota: maximum wait for room when a quota of the account is full; default: fail at once.
+    """
 
     kind = "pool"
     uuid_key = POOL_KEY
     returns_reference = True
     operator_extra_links = (LINKS["pool"],)
+    template_fields: tuple[str, ...] = (*QarnotOperator.template_fields, *WAIT_FIELDS, "shared")
 
-    def __init__(self, *, shared: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        shared: str | None = None,
+        wait_for_completion: bool = True,
+        deferrable: bool | None = None,
+        poll_interval: Duration = None,
+        wait_timeout: Duration = None,
+        cancel_on_kill: bool = True,
+        wait_for_quota: Duration = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
+        self._set_wait(
+            wait_for_completion=wait_for_completion,
+            deferrable=deferrable,
+            poll_interval=poll_interval,
+            wait_timeout=wait_timeout,
+            cancel_on_kill=cancel_on_kill,
+            wait_for_quota=wait_for_quota,
+        )
         self.shared = str(shared) if type(shared) is int else shared
         if shared is not None and not is_templated(shared):
             check_name(self.shared)
 
-    def _life_of(self, context: Context) -> TaskInstanceIdentity:
-        identity = super()._life_of(context)
+    def _identity_of(self, context: Context) -> TaskInstanceIdentity:
+        identity = super()._identity_of(context)
         return identity if self.shared is None else shared_identity(identity, self.shared, self.hook.settings)
-
-    def _take(self, spec: Any, identity: TaskInstanceIdentity, pause: Any, **options: Any) -> Claim:
-        if not identity.shared:
-            return super()._take(spec, identity, pause, **options)
-        from airflow_qarnot_pool.ownership.claim import ClaimRequest
-        from airflow_qarnot_pool.ownership.shared_pool import acquire_shared_pool
-
-        create = options.pop("create", None) or self.client.pools.create_once
-        options["create"] = self._room(identity).wrap_create("pool", create)
-        request = ClaimRequest(
-            resource=self.client.pools, spec=spec, identity=identity, pause=pause, **options
-        )
-        return acquire_shared_pool(self.client, request)
 
     def _trigger_class(self) -> type[QarnotTrigger]:
         from airflow_qarnot_pool.triggers.pool import QarnotPoolTrigger
@@ -61,10 +79,10 @@ class PoolOperator(WaitingOperator):
 def shared_identity(
     identity: TaskInstanceIdentity, name: str, settings: ConnectionSettings
 ) -> TaskInstanceIdentity:
-    """*identity* as a sharer of the pool *name*.
+    """Return *identity* as a sharer of the pool *name*.
 
-    :raises QarnotInvalidSpecError: the name is none, or no namespace is set: then another deployment on the same
-        account would share the pool, too.
+    :raises QarnotInvalidSpecError: the name is invalid, or no namespace is set. Without one, another deployment on the
+        same account would share the pool, too.
     """
     name = str(name) if type(name) is int else name
     check_name(name)

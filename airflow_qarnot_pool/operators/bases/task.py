@@ -1,10 +1,11 @@
-"""What the operators that run Qarnot tasks share: what to run, and where."""
+"""Base of the operators that run Qarnot tasks."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api import states
@@ -15,9 +16,17 @@ from airflow_qarnot_pool.api.errors import (
     QarnotRefusedError,
 )
 from airflow_qarnot_pool.api.resource import is_uuid
+from airflow_qarnot_pool.costs.limits import WARN_AT
 from airflow_qarnot_pool.exceptions import QarnotPoolEndedError
-from airflow_qarnot_pool.operators.bases.cost_limits import CostLimitedOperator
+from airflow_qarnot_pool.operators.bases.base import WAIT_FIELDS, QarnotOperator
+from airflow_qarnot_pool.operators.bases.cost_limits import (
+    COST_LIMIT_FIELDS,
+    CostWatch,
+    accept_limits,
+    check_limit_parameters,
+)
 from airflow_qarnot_pool.operators.bases.registry_login import RegistryLogin
+from airflow_qarnot_pool.ownership.identity import DETACHED_LABEL, UNAWAITED_LABEL
 from airflow_qarnot_pool.parameters.references import (
     NOTSET,
     as_reference,
@@ -26,6 +35,7 @@ from airflow_qarnot_pool.parameters.references import (
 )
 from airflow_qarnot_pool.parameters.templating import hide_secrets, is_templated, reveal_secrets
 from airflow_qarnot_pool.parameters.validation import (
+    Duration,
     has_values,
     join_command,
     make_task_spec,
@@ -63,7 +73,7 @@ FILLED = (
 )
 
 
-class TaskOperator(CostLimitedOperator):
+class TaskOperator(QarnotOperator):
     """Base of the operators that run Qarnot tasks.
 
     :param qarnot_pool: uuid or shortname of the pool, or the output of the task that made it. Where it is left out a
@@ -86,13 +96,29 @@ class TaskOperator(CostLimitedOperator):
     :param tags: up to seven tags; three are the provider's.
     :param task_spec: any other field of :class:`~airflow_qarnot_pool.api.specs.TaskSpec`, by its name there or
         in the API.
+    :param wait_for_completion: wait until the Qarnot task has ended; otherwise return as soon as it is accepted.
+    :param deferrable: wait in the triggerer, where all waits of a connection share one poll; default:
+        ``[operators] default_deferrable`` of Airflow if it is set, else True.
+    :param poll_interval: time between two polls, as a timedelta or seconds; default: ``[qarnot] poll_interval``.
+    :param wait_timeout: maximum wait, as a timedelta or seconds; default: no limit but ``execution_timeout``, which
+        counts across deferral. The wait for room (``wait_for_quota``) is not part of it.
+    :param cancel_on_kill: abort the Qarnot task when the Airflow task is killed, cleared or runs out of time. If the
+        Airflow task fails in another way, it is aborted in any case, as nothing else would end it.
+    :param wait_for_quota: maximum wait for room when a quota of the account is full; default: fail at once.
+    :param max_cost: maximum cost of the pool, or of a Qarnot task with nodes of its own, in euros. The object that
+        reaches it is ended, and all tasks that wait on it fail with ``QarnotCostLimitError``, which is never retried.
+        Default: the limits of the operator that creates the pool. A template that renders to nothing is refused.
+    :param max_run_cost: the same for all pools that the DAG run opens, after clears, too.
+    :param cost_warning: share of a limit at which a warning is logged, 0 to 1.
     """
 
     kind = "task"
     #: Parameters that are fields of the spec as they are.
     spec_fields: tuple[str, ...] = COMMON_FIELDS
     template_fields = (
-        *CostLimitedOperator.template_fields,
+        *QarnotOperator.template_fields,
+        *WAIT_FIELDS,
+        *COST_LIMIT_FIELDS,
         *COMMON_FIELDS,
         "qarnot_pool",
         "remote_retries",
@@ -116,16 +142,39 @@ class TaskOperator(CostLimitedOperator):
         registry_conn_id: str | None = None,
         tags: Iterable[str] | None = None,
         task_spec: Mapping[str, Any] | None = None,
+        wait_for_completion: bool = True,
+        deferrable: bool | None = None,
+        poll_interval: Duration = None,
+        wait_timeout: Duration = None,
+        cancel_on_kill: bool = True,
+        wait_for_quota: Duration = None,
+        max_cost: float | str | None = None,
+        max_run_cost: float | str | None = None,
+        cost_warning: float = WARN_AT,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self._set_wait(
+            wait_for_completion=wait_for_completion,
+            deferrable=deferrable,
+            poll_interval=poll_interval,
+            wait_timeout=wait_timeout,
+            cancel_on_kill=cancel_on_kill,
+            wait_for_quota=wait_for_quota,
+        )
+        self.max_cost = max_cost
+        self.max_run_cost = max_run_cost
+        self.cost_warning = cost_warning
+        check_limit_parameters(self)
+        #: Parameters that must not be empty when the task runs.
+        self._filled = has_values(self, COST_LIMIT_FIELDS)
         #: Kept, because what the pool comes from may render to nothing, which must not mean "without a pool". Nor must
         #: a None that is given here: the values of a mapped task come when they are known.
         self.on_pool = qarnot_pool is not NOTSET
         self.qarnot_pool = as_reference(qarnot_pool, "qarnot_pool") if self.on_pool else None
         if self.on_pool:
             reject_none(self.qarnot_pool, "qarnot_pool", self)
-        self.take_limits(getattr(qarnot_pool, "operator", None))
+        accept_limits(self, getattr(qarnot_pool, "operator", None))
         self.name = name
         self.image = image
         self.profile = profile
@@ -140,6 +189,18 @@ class TaskOperator(CostLimitedOperator):
         self.task_spec = hide_secrets(task_spec)
         self._registry: RegistryLogin | None = None
         self._filled += has_values(self, FILLED)
+
+    @cached_property
+    def _costs(self) -> CostWatch:
+        return CostWatch(self)
+
+    def _labels(self) -> dict[str, str]:
+        """Return labels for the reaper, and for processes that make room under a quota."""
+        waits = self.wait_for_completion
+        return {
+            **({} if waits and self.cancel_on_kill else {DETACHED_LABEL: "true"}),
+            **({} if waits else {UNAWAITED_LABEL: "true"}),
+        }
 
     def _given(self) -> dict[str, Any]:
         values = spec_values(self, self.spec_fields, self.task_spec, "task_spec")
@@ -220,7 +281,7 @@ class TaskOperator(CostLimitedOperator):
         from airflow_qarnot_pool.ownership.shared_pool import open_replacement
 
         pause = self._work.killed.wait if self._work else time.sleep
-        identity = self._life_of(context)
+        identity = self._identity_of(context)
         if self.get_closest_mapped_task_group() is None:
             # Its own copies use the pool of one group, whose teardown is done with all of them.
             identity = replace(identity, map_index=-1)
@@ -243,7 +304,7 @@ class TaskOperator(CostLimitedOperator):
         except QarnotError:
             return
         if not states.accepts_tasks(pool.state):
-            self._raise_if_over(cause=error)
+            self._costs.raise_if_over(cause=error)
             raise QarnotPoolEndedError(
                 f"Pool {uuid} is {pool.state} and takes no more tasks",
                 remedy="Run the task that creates it again: clearing this task clears its setup, too.",

@@ -408,7 +408,7 @@ def test_a_pool_that_others_delete_is_not_taken_for_free(
     client.pools.close(uuid)
     eventually(lambda: client.pools.get(uuid).state == "Closed")
     client.pools.delete(uuid)
-    reason = "have cost" if bills_deleted else f"{uuid} have cost cannot be found out"
+    reason = "have cost" if bills_deleted else f"{uuid} is unknown"
     with pytest.raises(QarnotCostLimitError, match=reason):
         run(partial(make, task_id="again"), FakeTI(run_id=run_id, task_id="again"))
 
