@@ -87,7 +87,7 @@ def main() -> int:
     try:
         from airflow_qarnot_pool.local.backend.context import Settings
         from airflow_qarnot_pool.local.http.server import LOOPBACK, Options, serve
-        from airflow_qarnot_pool.local.processes.output import KEPT
+        from airflow_qarnot_pool.local.processes.output import DEFAULT_OUTPUT_BYTES
     except ModuleNotFoundError as error:
         sys.exit(f"{error}. The local Qarnot needs: pip install 'airflow-qarnot-pool[local]'")
     if arguments.host not in LOOPBACK:
@@ -99,7 +99,9 @@ def main() -> int:
         close_seconds=max(0.0, arguments.close_seconds),
         cancel_seconds=max(0.0, arguments.cancel_seconds),
         enforce_shortnames=arguments.shortnames == "enforce",
-        output_bytes=KEPT if arguments.output_bytes is None else max(0, arguments.output_bytes),
+        output_bytes=DEFAULT_OUTPUT_BYTES
+        if arguments.output_bytes is None
+        else max(0, arguments.output_bytes),
         search_cap=None if arguments.search_cap is None else max(1, arguments.search_cap),
         search_lag=max(0.0, arguments.search_lag),
         leave_queued=arguments.queued == "leave",

@@ -245,12 +245,12 @@ class LocalQarnot:
         skew = {"seconds": seconds, "uuid": uuid, "every": every}
         self.call("PUT", "/_local/clock", {"skew": skew})
 
-    def cap_searches(self, most: int | None, *, refuses: bool = False) -> None:
-        """Cut each search response and each page after *most* objects. None removes the cap.
+    def cap_searches(self, maximum: int | None, *, refuses: bool = False) -> None:
+        """Cut each search response and each page after *maximum* objects. None removes the cap.
 
         :param refuses: respond with 400 if more objects are requested, in place of cutting.
         """
-        self.call("PUT", "/_local/searches", {"cap": most, "refuses": refuses})
+        self.call("PUT", "/_local/searches", {"cap": maximum, "refuses": refuses})
 
     def lag_searches(self, seconds: float) -> None:
         """Let searches and pages show a state that is up to *seconds* old (virtual time). 0 ends the lag.

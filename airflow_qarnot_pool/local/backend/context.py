@@ -17,7 +17,7 @@ from airflow_qarnot_pool.local.backend.billing import AccountState, BillingMeter
 from airflow_qarnot_pool.local.backend.clock import Clock, ShownTime
 from airflow_qarnot_pool.local.backend.models import Output, Pool, Remote, Task
 from airflow_qarnot_pool.local.backend.store import Store
-from airflow_qarnot_pool.local.processes.output import KEPT
+from airflow_qarnot_pool.local.processes.output import DEFAULT_OUTPUT_BYTES
 from airflow_qarnot_pool.local.processes.runner import Runner
 from airflow_qarnot_pool.local.processes.storage import Storage
 from airflow_qarnot_pool.local.schemas.errors import invalid
@@ -48,7 +48,7 @@ class Settings:
     close_seconds: float = 1.0
     cancel_seconds: float = 0.0
     enforce_shortnames: bool = True
-    output_bytes: int = KEPT
+    output_bytes: int = DEFAULT_OUTPUT_BYTES
     search_cap: int | None = None
     search_lag: float = 0.0
     leave_queued: bool = False

@@ -95,7 +95,7 @@ class Jobs:
         task.held, task.depends_on = True, depends_on
         for dependency in depends_on:
             other = self._context.tasks.store.get(dependency.uuid)
-            if other is not None and other.is_over:
+            if other is not None and other.is_finished:
                 dependency.final = other.state
             else:
                 self._waiting.setdefault(dependency.uuid, []).append(task)
@@ -106,11 +106,11 @@ class Jobs:
         for waiting in self._waiting.pop(task.uuid, []):
             for dependency in waiting.depends_on:
                 if dependency.uuid == task.uuid:
-                    dependency.final = task.state if task.is_over else "Cancelled"
+                    dependency.final = task.state if task.is_finished else "Cancelled"
             self._decide(waiting)
 
     def _decide(self, task: Task) -> None:
-        if not task.held or task.is_over or task.ending:
+        if not task.held or task.is_finished or task.ending:
             return
         met = [dependency.met for dependency in task.depends_on]
         if False in met:

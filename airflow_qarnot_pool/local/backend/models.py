@@ -113,7 +113,7 @@ class Node:
     instance: Instance | None = None
     placed: bool = False
     up: float | None = None
-    gone: bool = False
+    is_released: bool = False
     idle_since: float = 0.0
     running: set[Instance] = field(default_factory=set)
     timers: list[Timer] = field(default_factory=list)
@@ -122,7 +122,7 @@ class Node:
 
     @property
     def free(self) -> int:
-        return self.slots - len(self.running) if self.up is not None and not self.gone else 0
+        return self.slots - len(self.running) if self.up is not None and not self.is_released else 0
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -190,12 +190,12 @@ class Task(Remote):
     snapshot_timer: Timer | None = None
 
     @property
-    def left(self) -> int:
+    def unfinished(self) -> int:
         """Number of unfinished instances."""
         return self.waiting + self.placed + self.running + self.uploading
 
     @property
-    def is_over(self) -> bool:
+    def is_finished(self) -> bool:
         return self.state in states.TASK_TERMINAL
 
 
@@ -212,8 +212,8 @@ class Output:
 
     stdout: str
     stderr: str
-    kept: int
+    max_bytes: int
     """Number of bytes at the end of each stream that can still be read."""
-    fresh: dict[tuple[str, bool], int] = field(default_factory=dict)
+    bytes_read: dict[tuple[str, bool], int] = field(default_factory=dict)
     """Bytes already returned, by stream and whether aggregated."""
-    over: bool = False
+    is_finished: bool = False

@@ -61,7 +61,7 @@ class Nodes:
         """Let no node come up, as if none were free. False lets those come up that have been due."""
         due, self._withheld = self._withheld or [], [] if withheld else None
         for node in due:
-            if not node.gone:
+            if not node.is_released:
                 self._booted(node)
 
     def _booted(self, node: Node) -> None:
@@ -79,7 +79,7 @@ class Nodes:
         context = self._context
         error = await self._copy_resources(pool, node)
         preparation = pool.spec["preparationTask"]
-        if error is None and preparation and not node.gone:
+        if error is None and preparation and not node.is_released:
             job = attempt.node_directory(context, node)
             place = command.Directories(job, job, os.path.join(os.path.dirname(job), "tmp"))
             os.makedirs(place.scratch, exist_ok=True)
@@ -100,7 +100,7 @@ class Nodes:
                 if code:
                     error = f"The preparation task exited with code {code} on node {node.id}"
         context.touch()
-        if node.gone:
+        if node.is_released:
             await asyncio.to_thread(self._remove_directory, node)
         elif error is not None:
             context.pools.fail(pool, attempt.COMMAND, error)
@@ -143,9 +143,9 @@ class Nodes:
 
     def drop(self, node: Node) -> None:
         """Release a node whose processes have ended or are being killed."""
-        if node.gone:
+        if node.is_released:
             return
-        node.gone = True
+        node.is_released = True
         for timer in node.timers:
             timer.cancel()
         if node.run is not None:
@@ -177,7 +177,7 @@ class Nodes:
         """Take a finished attempt off its node."""
         node.running.discard(instance)
         instance.node = None
-        if node.gone:
+        if node.is_released:
             if not node.running:
                 self._remove_directory(node)
             return

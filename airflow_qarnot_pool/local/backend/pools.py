@@ -38,31 +38,31 @@ class Pools:
 
     # ---- creation ----
 
-    def create(self, wanted: requests.PoolCreation) -> Pool:
+    def create(self, creation: requests.PoolCreation) -> Pool:
         """Create a pool. Raises ApiError 400 (shortname taken), 402 (no credit), 403 (limit reached)."""
         context, now = self._context, self._context.now
-        context.check_shortname("pool", self.store, wanted.shortname)
+        context.check_shortname("pool", self.store, creation.shortname)
         if context.credits_left() <= 0:
             raise ApiError(402, "Not enough credits")
-        self._check_limits(wanted)
+        self._check_limits(creation)
         uuid, seq = context.identity()
         pool = Pool(
             uuid=uuid,
             seq=seq,
-            name=wanted.name,
-            shortname=wanted.shortname or uuid,
+            name=creation.name,
+            shortname=creation.shortname or uuid,
             created=now,
             state=states.SUBMITTED,
-            tags=wanted.tags,
-            constants=wanted.constants,
-            spec=wanted.spec,
-            time_to_live=wanted.time_to_live,
-            auto_delete=wanted.auto_delete,
-            profile=wanted.profile or "",
-            instance_count=wanted.instance_count,
-            slots_per_node=wanted.slots_per_node,
-            elastic=wanted.elastic,
-            scaling=wanted.scaling,
+            tags=creation.tags,
+            constants=creation.constants,
+            spec=creation.spec,
+            time_to_live=creation.time_to_live,
+            auto_delete=creation.auto_delete,
+            profile=creation.profile or "",
+            instance_count=creation.instance_count,
+            slots_per_node=creation.slots_per_node,
+            elastic=creation.elastic,
+            scaling=creation.scaling,
             meter=BillingMeter(now),
         )
         self.store.add(pool)
@@ -70,7 +70,7 @@ class Pools:
         context.clock.after(context.settings.boot_seconds * 0.25, lambda: context.nodes.settle(pool))
         return pool
 
-    def _check_limits(self, wanted: requests.PoolCreation) -> None:
+    def _check_limits(self, creation: requests.PoolCreation) -> None:
         limits = self._context.account.limits
         if limits.maxPool is not None and len(self.store) >= limits.maxPool:
             self._make_room()
@@ -79,7 +79,9 @@ class Pools:
         running = self.running()
         if limits.maxRunningPool is not None and running >= limits.maxRunningPool:
             raise ApiError(403, f"Maximum number of pools reached: {limits.maxRunningPool} running")
-        fixed = 0 if wanted.elastic["isElastic"] or wanted.scaling is not None else wanted.instance_count
+        fixed = (
+            0 if creation.elastic["isElastic"] or creation.scaling is not None else creation.instance_count
+        )
         requested = self._context.requested_instances() + fixed
         if limits.maxInstances is not None and requested > limits.maxInstances:
             raise ApiError(403, f"Maximum number of instances reached: {limits.maxInstances}")
@@ -170,7 +172,7 @@ class Pools:
         self.store.move(pool, state, context.now)
         if pool.resize_timer is not None:
             pool.resize_timer.cancel()
-        cancelled = [task for task in pool.tasks.values() if not task.is_over]
+        cancelled = [task for task in pool.tasks.values() if not task.is_finished]
         if context.settings.leave_queued:
             cancelled = [task for task in cancelled if task.state not in states.QUEUED]
         if cancelled:

@@ -31,7 +31,7 @@ def _destination(task: Task, fields: RequestFields) -> Destination:
 
 
 def _require_running(task: Task) -> None:
-    if task.is_over or task.ending:
+    if task.is_finished or task.ending:
         raise ApiError(400, f"Invalid operation: the task is {task.state}")
 
 
@@ -56,7 +56,7 @@ def repeat(context: Context, task: Task, body: Any) -> None:
         destination = _destination(task, fields)
 
         def again() -> None:
-            if not (task.is_over or task.ending):
+            if not (task.is_finished or task.ending):
                 _trigger(context, task, destination)
                 task.snapshot_timer = context.clock.after(interval, again)
 

@@ -66,38 +66,38 @@ class Tasks:
 
     # ---- creation ----
 
-    def create(self, wanted: requests.TaskCreation) -> Task:
+    def create(self, creation: requests.TaskCreation) -> Task:
         """Create a task. Raises ApiError 400 (bad reference, shortname taken), 402 (no credit), 403 (limit reached)."""
         context, now = self._context, self._context.now
-        pool, job = self._references(wanted)
-        context.check_shortname("task", self.store, wanted.shortname)
+        pool, job = self._references(creation)
+        context.check_shortname("task", self.store, creation.shortname)
         if context.credits_left() <= 0:
             raise ApiError(402, "Not enough credits")
-        self._check_limits(wanted, pool)
-        per_instance, total = _retries_of(wanted, pool)
+        self._check_limits(creation, pool)
+        per_instance, total = _retries_of(creation, pool)
         uuid, seq = context.identity()
         task = Task(
             uuid=uuid,
             seq=seq,
-            name=wanted.name,
-            shortname=wanted.shortname or uuid,
+            name=creation.name,
+            shortname=creation.shortname or uuid,
             created=now,
             state=states.SUBMITTED,
-            tags=wanted.tags,
-            constants=wanted.constants,
-            spec=wanted.spec,
-            time_to_live=wanted.time_to_live,
-            auto_delete=wanted.auto_delete,
-            profile=pool.profile if pool else wanted.profile or "",
+            tags=creation.tags,
+            constants=creation.constants,
+            spec=creation.spec,
+            time_to_live=creation.time_to_live,
+            auto_delete=creation.auto_delete,
+            profile=pool.profile if pool else creation.profile or "",
             pool=pool,
             job=job,
-            ranges=wanted.ranges,
-            instance_count=wanted.instance_count,
+            ranges=creation.ranges,
+            instance_count=creation.instance_count,
             per_instance_retries=per_instance,
             total_retries=total,
             meter=BillingMeter(now),
         )
-        task.instances = {i: Instance(task, i) for i in wanted.ids}
+        task.instances = {i: Instance(task, i) for i in creation.ids}
         task.waiting = len(task.instances)
         self.store.add(task)
         self.unfinished += 1
@@ -107,10 +107,10 @@ class Tasks:
             self.standalone += task.waiting
         if job is not None:
             job.tasks[uuid] = task
-        if wanted.spec["maxTimeQueueSeconds"]:
-            context.clock.after(wanted.spec["maxTimeQueueSeconds"], lambda: self._queued_too_long(task))
-        if wanted.depends_on:
-            context.jobs.watch(task, wanted.depends_on)
+        if creation.spec["maxTimeQueueSeconds"]:
+            context.clock.after(creation.spec["maxTimeQueueSeconds"], lambda: self._queued_too_long(task))
+        if creation.depends_on:
+            context.jobs.watch(task, creation.depends_on)
         else:
             self.release(task)
         return task
@@ -127,34 +127,34 @@ class Tasks:
             self.store.retag(task, tags)
         task.modified = self._context.now
 
-    def _references(self, wanted: requests.TaskCreation) -> tuple[Pool | None, Job | None]:
+    def _references(self, creation: requests.TaskCreation) -> tuple[Pool | None, Job | None]:
         """Return the pool and the job of a new task. Raises ApiError 400."""
-        job = self._job_of(wanted)
+        job = self._job_of(creation)
         pool = job.pool if job else None
-        if wanted.pool_uuid:
-            pool = self._context.pools.store.get(wanted.pool_uuid)
+        if creation.pool_uuid:
+            pool = self._context.pools.store.get(creation.pool_uuid)
             if pool is None:
                 raise invalid("task", ["poolUuid"])
         if pool is None:
-            if wanted.profile not in PROFILES:
+            if creation.profile not in PROFILES:
                 raise invalid("task", ["profile"])
         elif not pool.is_open:
             raise invalid("task", ["pool-not-open"])
-        elif wanted.profile and wanted.profile != pool.profile:
+        elif creation.profile and creation.profile != pool.profile:
             raise invalid("task", ["profile"])
         return pool, job
 
-    def _job_of(self, wanted: requests.TaskCreation) -> Job | None:
-        job = self._context.jobs.store.get(wanted.job_uuid) if wanted.job_uuid else None
-        if wanted.job_uuid:
+    def _job_of(self, creation: requests.TaskCreation) -> Job | None:
+        job = self._context.jobs.store.get(creation.job_uuid) if creation.job_uuid else None
+        if creation.job_uuid:
             check_reference(job)
-        if wanted.depends_on:
-            has_unknown = any(self.store.get(other.uuid) is None for other in wanted.depends_on)
+        if creation.depends_on:
+            has_unknown = any(self.store.get(other.uuid) is None for other in creation.depends_on)
             if job is None or not job.use_dependencies or has_unknown:
                 raise invalid("task", ["dependencies"])
         return job
 
-    def _check_limits(self, wanted: requests.TaskCreation, pool: Pool | None) -> None:
+    def _check_limits(self, creation: requests.TaskCreation, pool: Pool | None) -> None:
         limits = self._context.account.limits
         if limits.maxTask is not None and len(self.store) >= limits.maxTask:
             self._make_room()
@@ -163,14 +163,14 @@ class Tasks:
         if limits.maxRunningTask is not None and self.unfinished >= limits.maxRunningTask:
             raise ApiError(403, f"Maximum number of tasks reached: {limits.maxRunningTask} running")
         if pool is None and limits.maxInstances is not None:
-            requested = self._context.requested_instances() + len(wanted.ids)
+            requested = self._context.requested_instances() + len(creation.ids)
             if requested > limits.maxInstances:
                 raise ApiError(403, f"Maximum number of instances reached: {limits.maxInstances}")
 
     def _make_room(self) -> None:
         """Delete the oldest finished task that allows it."""
         for task in self.store:
-            if task.auto_delete and task.is_over:
+            if task.auto_delete and task.is_finished:
                 self._remove(task)
                 return
 
@@ -218,7 +218,7 @@ class Tasks:
         else:
             getattr(task, _LISTS[phase]).append(instance.id)
             if (output := task.output.get(instance.id)) is not None:
-                output.over = True
+                output.is_finished = True
             if task.pool is None:
                 self.standalone -= 1
         if phase is InstancePhase.RUNNING:
@@ -226,7 +226,7 @@ class Tasks:
         self._refresh(task)
 
     def _refresh(self, task: Task) -> None:
-        if task.left == 0:
+        if task.unfinished == 0:
             remaining = (task.cancelling_until or 0.0) - self._context.now
             if remaining > 0:
                 self._context.clock.after(remaining, lambda: self._finish(task))
@@ -362,7 +362,7 @@ class Tasks:
 
     def cancel(self, task: Task, error: dict[str, str] | None = None) -> None:
         """Cancel the waiting instances of a task and kill the running ones."""
-        if task.is_over or task.ending:
+        if task.is_finished or task.ending:
             return
         if error is not None:
             task.errors.append(error)
@@ -397,7 +397,7 @@ class Tasks:
 
     def delete(self, task: Task) -> None:
         """Delete a task at once if it has finished, or abort it and delete it when its processes have ended."""
-        if task.is_over:
+        if task.is_finished:
             self._remove(task)
         elif task.state != states.PENDING_DELETE:
             self.store.move(task, states.PENDING_DELETE, self._context.now)
@@ -424,7 +424,7 @@ class Tasks:
         self._context.jobs.task_over(task)
 
     def _expire(self, task: Task) -> None:
-        if task.is_over:
+        if task.is_finished:
             self._remove(task)
 
     def _remove(self, task: Task) -> None:
@@ -437,10 +437,10 @@ class Tasks:
         self._context.forget_output(task)
 
 
-def _retries_of(wanted: requests.TaskCreation, pool: Pool | None) -> tuple[int | None, int | None]:
+def _retries_of(creation: requests.TaskCreation, pool: Pool | None) -> tuple[int | None, int | None]:
     """Return the retries per instance and in total, which default to those of the pool."""
-    if pool is None or wanted.own_retries:
-        return wanted.per_instance_retries, wanted.total_retries
+    if pool is None or creation.own_retries:
+        return creation.per_instance_retries, creation.total_retries
     default = pool.spec["defaultRetrySettings"]
     return default["maxPerInstanceRetries"], default["maxTotalRetries"]
 

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 LIMIT_NAMES = tuple(field.name for field in fields(AccountLimits))
 
 
-def _number(value: Any, name: str, least: float = 0.0) -> float:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not least <= value < 1e12:
-        raise ApiError(400, f"{name} must be a number of at least {least:g}, not {value!r}")
+def _number(value: Any, name: str, minimum: float = 0.0) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not minimum <= value < 1e12:
+        raise ApiError(400, f"{name} must be a number of at least {minimum:g}, not {value!r}")
     return float(value)
 
 
@@ -45,25 +45,25 @@ def _list(value: Any) -> list[Any]:
 
 def _budget(backend: Backend, body: Any) -> ProjectBudget:
     """Read a budget in the form of the API. Its given consumption is added to the spending from now on."""
-    given = _object(body)
+    budget = _object(body)
     times: dict[str, float | None] = {}
     for name in ("startDateUtc", "expirationDateUtc"):
         try:
-            times[name] = parse_stamp(given[name]) if given.get(name) else None
+            times[name] = parse_stamp(budget[name]) if budget.get(name) else None
         except (ValueError, TypeError, AttributeError):
-            raise ApiError(400, f"{name} must be a time, not {given[name]!r}") from None
-    policy = given.get("budgetOverrunPolicy", OVERRUN_POLICIES[0])
+            raise ApiError(400, f"{name} must be a time, not {budget[name]!r}") from None
+    policy = budget.get("budgetOverrunPolicy", OVERRUN_POLICIES[0])
     if policy not in OVERRUN_POLICIES:
         raise ApiError(400, f"budgetOverrunPolicy is one of {', '.join(OVERRUN_POLICIES)}, not {policy!r}")
     return ProjectBudget(
-        uuid=str(given.get("uuid") or backend.identity()[0]),
-        alias=str(given.get("alias") or ""),
-        total=_number(given.get("totalAmountInCents"), "totalAmountInCents"),
-        consumed=_number(given.get("consumedAmountInCents", 0), "consumedAmountInCents"),
+        uuid=str(budget.get("uuid") or backend.identity()[0]),
+        alias=str(budget.get("alias") or ""),
+        total=_number(budget.get("totalAmountInCents"), "totalAmountInCents"),
+        consumed=_number(budget.get("consumedAmountInCents", 0), "consumedAmountInCents"),
         begins=times["startDateUtc"],
         expires=times["expirationDateUtc"],
         policy=policy,
-        archived=bool(given.get("isArchived")),
+        archived=bool(budget.get("isArchived")),
         spent=backend.spent(),
     )
 
@@ -118,13 +118,13 @@ def set_clock(backend: Backend, body: Any) -> dict[str, Any]:
     return get_clock(backend)
 
 
-def _skew(backend: Backend, given: dict[str, Any]) -> None:
+def _skew(backend: Backend, settings: dict[str, Any]) -> None:
     """Show wrong times of one object, or of each new one whose number *every* divides, as with several clocks."""
-    if unknown := set(given) - {"seconds", "uuid", "every"}:
+    if unknown := set(settings) - {"seconds", "uuid", "every"}:
         raise ApiError(400, f"Unknown skew settings: {', '.join(sorted(unknown))}")
-    seconds = _number(given.get("seconds"), "seconds", -1e9)
-    if (uuid := given.get("uuid")) is None:
-        every = int(_number(given.get("every", 1), "every", 1))
+    seconds = _number(settings.get("seconds"), "seconds", -1e9)
+    if (uuid := settings.get("uuid")) is None:
+        every = int(_number(settings.get("every", 1), "every", 1))
         backend.pools.store.skew_new(seconds, every)
         backend.tasks.store.skew_new(seconds, every)
     elif (pool := backend.pools.store.get(str(uuid))) is not None:

@@ -77,25 +77,25 @@ class Faults:
 def _read(item: Any) -> FaultRule:
     if not isinstance(item, dict) or item.get("kind") not in KINDS:
         raise ApiError(400, f"A fault needs a kind, one of {', '.join(KINDS)}: {item!r}")
-    known = {
+    keys = {
         "kind", "method", "path", "times", "status", "retry_after", "seconds", "message", "probability", "when"
     }  # fmt: skip
-    if unknown := set(item) - known:
+    if unknown := set(item) - keys:
         raise ApiError(400, f"Unknown keys in a fault: {', '.join(sorted(unknown))}")
-    given = {key: value for key, value in item.items() if value is not None}
+    fields = {key: value for key, value in item.items() if value is not None}
     try:
-        if "path" in given:
-            given["path"] = re.compile(given["path"])
-        if given.get("when", "after") not in ("after", "before"):
+        if "path" in fields:
+            fields["path"] = re.compile(fields["path"])
+        if fields.get("when", "after") not in ("after", "before"):
             raise ValueError('when is "after" or "before"')
-        if "method" in given:
-            given["method"] = given["method"].upper()
+        if "method" in fields:
+            fields["method"] = fields["method"].upper()
         for key, convert in (("times", int), ("status", int), ("seconds", float), ("probability", float)):
-            if key in given:
-                given[key] = convert(given[key])
+            if key in fields:
+                fields[key] = convert(fields[key])
     except (re.error, TypeError, ValueError, AttributeError) as error:
         raise ApiError(400, f"Bad fault {item!r}: {error}") from None
-    return FaultRule(**given)
+    return FaultRule(**fields)
 
 
 @dataclass(slots=True)

@@ -92,8 +92,8 @@ class Middleware:
                 await answer(message)
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
-        given = next((v for k, v in scope["headers"] if k == b"authorization"), b"")
-        if scope["path"] in OPEN_PATHS or hmac.compare_digest(given, self._token):
+        token = next((v for k, v in scope["headers"] if k == b"authorization"), b"")
+        if scope["path"] in OPEN_PATHS or hmac.compare_digest(token, self._token):
             await self._app(scope, receive, send)
             return
         await _read_body(receive)

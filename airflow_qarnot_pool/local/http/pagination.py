@@ -24,7 +24,7 @@ ORDERS = {"creationdate": "created", "executiontime": "", "name": "name", "state
 
 
 def _limit(backend: Backend, fields: RequestFields, default: int | None) -> int | None:
-    limit = fields.integer("maximumResults", default, least=1)
+    limit = fields.integer("maximumResults", default, minimum=1)
     cap = backend.search_cap if backend.refuses_beyond_cap else None
     if fields.bad or (cap is not None and fields.has("maximumResults") and (limit or 0) > cap):
         raise ApiError(
@@ -73,7 +73,7 @@ def page(
 
     if order != "creationdate" or backwards:
         matches.sort(key=key, reverse=backwards)
-    if (token := fields.text("token", longest=10_000)) is not None:
+    if (token := fields.text("token", max_length=10_000)) is not None:
         last = _read_token(token)
         follows = operator.lt if backwards else operator.gt
         matches = [item for item in matches if follows(key(item), last)]

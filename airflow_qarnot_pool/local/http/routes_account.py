@@ -100,8 +100,10 @@ def routes(backend: Backend) -> list[BaseRoute]:
         if call.id != PROJECT:
             raise missing("project", call.id)
         active_only = (call.query("activeOnly") or "").lower() == "true"
-        found = [one for one in backend.account.budgets if not active_only or one.is_active(backend.now)]
-        return {"budgets": [one.to_json(backend.spent()) for one in found]}
+        budgets = [
+            budget for budget in backend.account.budgets if not active_only or budget.is_active(backend.now)
+        ]
+        return {"budgets": [budget.to_json(backend.spent()) for budget in budgets]}
 
     def constraints(call: Call) -> Any:
         try:
@@ -169,7 +171,7 @@ def _costs(backend: Backend) -> list[BaseRoute]:
 def _secrets(backend: Backend) -> list[BaseRoute]:
     """Return routes of secrets, which are stored and given to no instance."""
 
-    def found(call: Call) -> str:
+    def existing_key(call: Call) -> str:
         key = call.path("key")
         if key not in backend.secrets:
             raise ApiError(404, f"Secret {key} doesn't exist")
@@ -189,11 +191,11 @@ def _secrets(backend: Backend) -> list[BaseRoute]:
         return Raw(status_code=201)
 
     def update(call: Call) -> Raw:
-        backend.secrets[found(call)] = value(call)
+        backend.secrets[existing_key(call)] = value(call)
         return Raw(status_code=204)
 
     def delete(call: Call) -> Raw:
-        del backend.secrets[found(call)]
+        del backend.secrets[existing_key(call)]
         return Raw(status_code=204)
 
     def search(call: Call) -> Raw:
@@ -207,7 +209,7 @@ def _secrets(backend: Backend) -> list[BaseRoute]:
 
     path = "/secrets-manager/data/{key:path}"
     return [
-        route(backend, "GET", path, lambda call: {"value": backend.secrets[found(call)]}),
+        route(backend, "GET", path, lambda call: {"value": backend.secrets[existing_key(call)]}),
         route(backend, "PUT", path, create),
         route(backend, "PATCH", path, update),
         route(backend, "DELETE", path, delete),

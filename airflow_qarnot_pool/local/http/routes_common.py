@@ -34,9 +34,9 @@ def tagged(
     """
     if not tags:
         return [render(backend, item) for item in store]
-    wanted = [tag for given in tags for tag in ([given] if store.tagged(given) else given.split(","))]
-    found = {item.seq: item for tag in wanted for item in store.tagged(tag)}
-    return [render(backend, found[seq]) for seq in sorted(found)]
+    names = [name for tag in tags for name in ([tag] if store.tagged(tag) else tag.split(","))]
+    items = {item.seq: item for name in names for item in store.tagged(name)}
+    return [render(backend, items[seq]) for seq in sorted(items)]
 
 
 def output_routes(backend: Backend, kind: str, find: Callable[[str], Outputs]) -> list[BaseRoute]:
@@ -45,23 +45,25 @@ def output_routes(backend: Backend, kind: str, find: Callable[[str], Outputs]) -
     :param find: returns for a key the outputs by instance id, and a test whether an instance exists.
     """
 
-    def one(call: Call, stream: str, read: Callable[[Output, str], str]) -> Raw:
+    def of_instance(call: Call, stream: str, read: Callable[[Output, str], str]) -> Raw:
         outputs, exists = find(call.id)
         number = call.path("i")
         if not number.isdigit() or not (int(number) in outputs or exists(int(number))):
             raise ApiError(404, f"No such instance: {number}")
-        found = outputs.get(int(number))
-        return text(read(found, stream) if found else "")
+        output_files = outputs.get(int(number))
+        return text(read(output_files, stream) if output_files else "")
 
     def both(stream: str) -> list[BaseRoute]:
         path = f"/{kind}/{{u}}/{stream}"
         return [
-            route(backend, "GET", path, lambda call: text(output.whole_aggregated(find(call.id)[0], stream))),
             route(
-                backend, "POST", path, lambda call: text(output.fresh_aggregated(find(call.id)[0], stream))
+                backend, "GET", path, lambda call: text(output.read_all_aggregated(find(call.id)[0], stream))
             ),
-            route(backend, "GET", f"{path}/{{i}}", lambda call: one(call, stream, output.whole)),
-            route(backend, "POST", f"{path}/{{i}}", lambda call: one(call, stream, output.fresh)),
+            route(
+                backend, "POST", path, lambda call: text(output.read_new_aggregated(find(call.id)[0], stream))
+            ),
+            route(backend, "GET", f"{path}/{{i}}", lambda call: of_instance(call, stream, output.read_all)),
+            route(backend, "POST", f"{path}/{{i}}", lambda call: of_instance(call, stream, output.read_new)),
         ]
 
     return [*both("stdout"), *both("stderr")]

@@ -36,20 +36,20 @@ def routes(backend: Backend) -> list[BaseRoute]:
         return responses.POOL.full(backend, backend.pools.find(call.id))
 
     async def create(call: Call) -> Raw:
-        wanted = requests.read_pool(call.json)
-        await check_buckets(backend, wanted.buckets)
+        creation = requests.read_pool(call.json)
+        await check_buckets(backend, creation.buckets)
         backend.touch()
-        return created("pools", backend.pools.create(wanted).uuid)
+        return created("pools", backend.pools.create(creation).uuid)
 
     async def clone(call: Call) -> Raw:
         pool = backend.pools.find(call.id)
         source = {**responses.POOL.full(backend, pool), "shortname": None}
         # The secrets are copied, not the text that hides them.
         source["constants"] = [{"key": k, "value": v} for k, v in pool.constants.items()]
-        wanted = requests.read_pool(call.json or {}, source)
-        await check_buckets(backend, wanted.buckets)
+        creation = requests.read_pool(call.json or {}, source)
+        await check_buckets(backend, creation.buckets)
         backend.touch()
-        return created("pools", backend.pools.create(wanted).uuid)
+        return created("pools", backend.pools.create(creation).uuid)
 
     def synchronize(call: Call) -> None:
         pool = backend.pools.find(call.id)

@@ -30,10 +30,10 @@ def routes(backend: Backend) -> list[BaseRoute]:
     find = backend.tasks.find
 
     async def create_one(body: Any) -> str:
-        wanted = requests.read_task(body)
-        await check_buckets(backend, wanted.buckets)
+        creation = requests.read_task(body)
+        await check_buckets(backend, creation.buckets)
         backend.touch()
-        return backend.tasks.create(wanted).uuid
+        return backend.tasks.create(creation).uuid
 
     async def create(call: Call) -> Raw:
         body = call.json
@@ -56,10 +56,10 @@ def routes(backend: Backend) -> list[BaseRoute]:
 
     def repeat(kind: str) -> BaseRoute:
         async def again(call: Call) -> Raw:
-            wanted = resubmission.creation(backend, find(call.id), kind, call.json)
-            await check_buckets(backend, wanted.buckets)
+            creation = resubmission.creation(backend, find(call.id), kind, call.json)
+            await check_buckets(backend, creation.buckets)
             backend.touch()
-            return created("tasks", backend.tasks.create(wanted).uuid)
+            return created("tasks", backend.tasks.create(creation).uuid)
 
         return add("POST", f"/tasks/{{u}}/{kind}", again)
 

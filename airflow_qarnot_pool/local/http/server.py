@@ -89,7 +89,7 @@ def _listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-async def _parent_gone(parent: int) -> None:
+async def _wait_for_end_of(parent: int) -> None:
     while os.getppid() == parent:
         await asyncio.sleep(0.25)
 
@@ -152,9 +152,9 @@ async def serve(options: Options) -> int:
     serving = asyncio.create_task(server.serve(sockets=[listening]))
     watches = [asyncio.create_task(backend.live())]
     if options.parent:
-        gone = asyncio.create_task(_parent_gone(options.parent))
-        gone.add_done_callback(lambda _: stop.set())
-        watches.append(gone)
+        parent_end = asyncio.create_task(_wait_for_end_of(options.parent))
+        parent_end.add_done_callback(lambda _: stop.set())
+        watches.append(parent_end)
     while not server.started and not serving.done():
         await asyncio.sleep(0.005)
     _announce(backend, options.ready_file)

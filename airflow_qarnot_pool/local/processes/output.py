@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from airflow_qarnot_pool.local.backend.models import Output
 
-KEPT = 4 * 1024 * 1024
+DEFAULT_OUTPUT_BYTES = 4 * 1024 * 1024
 """Bytes kept per instance and stream, because Qarnot's buffers are circular; their size is not documented."""
 
 
@@ -22,32 +22,34 @@ def _read(path: str, start: int, kept: int) -> tuple[int, bytes]:
         return start, b""
 
 
-def whole(output: Output, stream: str) -> str:
-    return _read(getattr(output, stream), 0, output.kept)[1].decode(errors="replace")
+def read_all(output: Output, stream: str) -> str:
+    return _read(getattr(output, stream), 0, output.max_bytes)[1].decode(errors="replace")
 
 
-def fresh(output: Output, stream: str) -> str:
+def read_new(output: Output, stream: str) -> str:
     """Return the output since the last call, whatever GET has read in between."""
     mark = (stream, False)
-    start, data = _read(getattr(output, stream), output.fresh.get(mark, 0), output.kept)
-    output.fresh[mark] = start + len(data)
+    start, data = _read(getattr(output, stream), output.bytes_read.get(mark, 0), output.max_bytes)
+    output.bytes_read[mark] = start + len(data)
     return data.decode(errors="replace")
 
 
-def whole_aggregated(outputs: dict[int, Output], stream: str) -> str:
+def read_all_aggregated(outputs: dict[int, Output], stream: str) -> str:
     """Return the output of all instances, with the instance id before each line: `0> hello`."""
-    return "".join(_prefixed(i, whole(outputs[i], stream)) for i in sorted(outputs))
+    return "".join(_prefixed(i, read_all(outputs[i], stream)) for i in sorted(outputs))
 
 
-def fresh_aggregated(outputs: dict[int, Output], stream: str) -> str:
+def read_new_aggregated(outputs: dict[int, Output], stream: str) -> str:
     """Return the new output of all instances, without incomplete lines of unfinished ones."""
     parts = []
     for number in sorted(outputs):
         output = outputs[number]
-        start, data = _read(getattr(output, stream), output.fresh.get((stream, True), 0), output.kept)
-        if not output.over:
+        start, data = _read(
+            getattr(output, stream), output.bytes_read.get((stream, True), 0), output.max_bytes
+        )
+        if not output.is_finished:
             data = data[: data.rfind(b"\n") + 1]
-        output.fresh[stream, True] = start + len(data)
+        output.bytes_read[stream, True] = start + len(data)
         parts.append(_prefixed(number, data.decode(errors="replace")))
     return "".join(parts)
 

@@ -89,13 +89,13 @@ class RequestFields:
     def raw(self, name: str) -> Any:
         return self._values.get(name.lower())
 
-    def text(self, name: str, *, required: bool = False, longest: int = MAX_TEXT) -> str | None:
+    def text(self, name: str, *, required: bool = False, max_length: int = MAX_TEXT) -> str | None:
         value = self.raw(name)
         if value is None or value == "":
             if required:
                 self.wrong(name)
             return None
-        if not isinstance(value, str) or size(value) > longest or "\0" in value:
+        if not isinstance(value, str) or size(value) > max_length or "\0" in value:
             self.wrong(name)
             return None
         return value
@@ -110,23 +110,23 @@ class RequestFields:
         return value
 
     def integer(
-        self, name: str, default: int | None = None, *, least: int = 0, most: int = 2**31
+        self, name: str, default: int | None = None, *, minimum: int = 0, maximum: int = 2**31
     ) -> int | None:
         value = self.raw(name)
         if value is None:
             return default
         if isinstance(value, float) and value.is_integer():
             value = int(value)
-        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value <= maximum:
             self.wrong(name)
             return default
         return value
 
-    def number(self, name: str, default: float, *, least: float, most: float) -> float:
+    def number(self, name: str, default: float, *, minimum: float, maximum: float) -> float:
         value = self.raw(name)
         if value is None:
             return default
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not least <= value <= most:
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not minimum <= value <= maximum:
             self.wrong(name)
             return default
         return value if math.isfinite(value) else default
@@ -153,18 +153,18 @@ class RequestFields:
             return 0.0
         return seconds
 
-    def items(self, name: str, most: int = 10_000) -> list[Any]:
+    def items(self, name: str, maximum: int = 10_000) -> list[Any]:
         value = self.raw(name)
         if value is None:
             return []
-        if not isinstance(value, list) or len(value) > most:
+        if not isinstance(value, list) or len(value) > maximum:
             self.wrong(name)
             return []
         return value
 
-    def strings(self, name: str, most: int, longest: int) -> list[str]:
-        values = self.items(name, most)
-        if any(not isinstance(v, str) or not v or size(v) > longest for v in values):
+    def strings(self, name: str, maximum: int, max_length: int) -> list[str]:
+        values = self.items(name, maximum)
+        if any(not isinstance(v, str) or not v or size(v) > max_length for v in values):
             self.wrong(name)
             return []
         return list(dict.fromkeys(values))
@@ -181,9 +181,9 @@ class RequestFields:
             return {}
         return dict(value)
 
-    def constants(self, most: int) -> dict[str, str]:
+    def constants(self, maximum: int) -> dict[str, str]:
         constants: dict[str, str] = {}
-        for item in self.items("constants", most):
+        for item in self.items("constants", maximum):
             pair = fold(item)
             key, value = pair.get("key"), pair.get("value")
             if (
@@ -199,7 +199,7 @@ class RequestFields:
         return constants
 
     def shortname(self) -> str | None:
-        value = self.text("shortname", longest=512)
+        value = self.text("shortname", max_length=512)
         if value is not None and not _SHORTNAME.match(value):
             self.wrong("shortname")
         return value
@@ -246,7 +246,7 @@ class RequestFields:
         value = self.text("schedulingType")
         if value is None:
             return None
-        known = {s.lower(): s for s in SCHEDULING}.get(value.lower())
-        if known is None:
+        scheduling = {s.lower(): s for s in SCHEDULING}.get(value.lower())
+        if scheduling is None:
             self.wrong("schedulingType")
-        return known
+        return scheduling

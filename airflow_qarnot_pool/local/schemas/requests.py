@@ -221,7 +221,7 @@ def _read_instances(fields: RequestFields) -> tuple[str | None, list[int]]:
     """Read the ranges, if there are any, and the ids of the instances."""
     ranges = fields.text("advancedRanges")
     # The C# SDK always sends a count, which is 0 with ranges.
-    count = fields.integer("instanceCount", None, least=1 if ranges is None else 0)
+    count = fields.integer("instanceCount", None, minimum=1 if ranges is None else 0)
     ids: list[int] = []
     if ranges is None:
         ids = list(range(min(count or 1, MAX_INSTANCES + 1)))

@@ -48,7 +48,7 @@ def creation(backend: Backend, task: Task, kind: str, overrides: Any) -> request
         source["profile"] = None
     if task.job is not None:
         source["poolUuid"] = None
-    wanted = requests.read_task(changes, source)
-    if not wanted.own_retries:
-        wanted.per_instance_retries, wanted.total_retries = task.per_instance_retries, task.total_retries
-    return wanted
+    creation = requests.read_task(changes, source)
+    if not creation.own_retries:
+        creation.per_instance_retries, creation.total_retries = task.per_instance_retries, task.total_retries
+    return creation

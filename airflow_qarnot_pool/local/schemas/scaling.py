@@ -27,19 +27,19 @@ def read_elastic(value: Any, defaults: Mapping[str, Any] = ELASTIC_OFF) -> dict[
         fields = RequestFields(value, "pool", defaults)
     except ApiError:
         return None
-    top, least, idle = (
+    maximum, minimum, idle = (
         fields.integer(name, 0) or 0 for name in ("maxTotalSlots", "minTotalSlots", "minIdleSlots")
     )
     elastic = {
         "isElastic": fields.boolean("isElastic"),
-        "minTotalSlots": least,
-        "maxTotalSlots": top,
+        "minTotalSlots": minimum,
+        "maxTotalSlots": maximum,
         "minIdleSlots": idle,
         "resizePeriod": fields.integer("resizePeriod"),
-        "rampResizeFactor": fields.number("rampResizeFactor", 1, least=0, most=1),
+        "rampResizeFactor": fields.number("rampResizeFactor", 1, minimum=0, maximum=1),
         "minIdleTimeSeconds": fields.integer("minIdleTimeSeconds"),
     }
-    return None if fields.bad or (elastic["isElastic"] and max(least, idle) > top) else elastic
+    return None if fields.bad or (elastic["isElastic"] and max(minimum, idle) > maximum) else elastic
 
 
 def read_scaling(value: Any) -> tuple[list[scaling.Policy], dict[str, list[str]]]:
@@ -87,24 +87,24 @@ def _fixed(fields: RequestFields) -> tuple[scaling.ScalingRule | None, dict[str,
 
 
 def _queue(fields: RequestFields) -> tuple[scaling.ScalingRule | None, dict[str, Any]]:
-    least, idle = fields.integer("minTotalSlots", 0) or 0, fields.integer("minIdleSlots", 0) or 0
-    most, seconds = fields.integer("maxTotalSlots"), fields.integer("minIdleTimeSeconds", 90) or 0
-    factor = fields.number("scalingFactor", 0.2, least=0, most=1)
+    minimum, idle = fields.integer("minTotalSlots", 0) or 0, fields.integer("minIdleSlots", 0) or 0
+    maximum, seconds = fields.integer("maxTotalSlots"), fields.integer("minIdleTimeSeconds", 90) or 0
+    factor = fields.number("scalingFactor", 0.2, minimum=0, maximum=1)
     source = {
-        "minTotalSlots": least,
-        "maxTotalSlots": most,
+        "minTotalSlots": minimum,
+        "maxTotalSlots": maximum,
         "minIdleSlots": idle,
         "minIdleTimeSeconds": seconds,
         "scalingFactor": factor,
     }
-    if most is None or most < max(least, idle) or factor <= 0:
+    if maximum is None or maximum < max(minimum, idle) or factor <= 0:
         return None, source
     rule = scaling.ScalingRule(
-        min_total=max(least, idle),
-        max_total=most,
+        min_total=max(minimum, idle),
+        max_total=maximum,
         min_idle=idle,
         idle_seconds=float(seconds),
-        step=scaling.share(most, factor),
+        step=scaling.share(maximum, factor),
     )
     return rule, source
 
@@ -125,8 +125,8 @@ def _weekly(fields: RequestFields, name: str | None) -> tuple[scaling.Period, di
         start, end = (_time_of_day(fields.raw(key)) for key in ("startTimeUtc", "endTimeUtc"))
     except ValueError:
         return None
-    known = sorted({day for day in days if day is not None})
-    if not known or None in days:
+    numbers = sorted({day for day in days if day is not None})
+    if not numbers or None in days:
         return None
     source = {
         "type": "Weekly",
@@ -135,7 +135,7 @@ def _weekly(fields: RequestFields, name: str | None) -> tuple[scaling.Period, di
         "endTimeUtc": fields.raw("endTimeUtc"),
         "name": name,
     }
-    return scaling.Period(name, tuple(known), start, end), source
+    return scaling.Period(name, tuple(numbers), start, end), source
 
 
 def _day(value: Any) -> int | None:
