@@ -9,14 +9,12 @@ from starlette.routing import BaseRoute
 
 from airflow_qarnot_pool.local.backend.models import Output, Remote
 from airflow_qarnot_pool.local.backend.store import Store
-from airflow_qarnot_pool.local.http.routing import (
-    Call,
-    Raw,
-    route,
-    text,
-)
+from airflow_qarnot_pool.local.http import pagination
+from airflow_qarnot_pool.local.http.filters import FilterEvaluator
+from airflow_qarnot_pool.local.http.routing import Call, Raw, route, text
 from airflow_qarnot_pool.local.processes import output
 from airflow_qarnot_pool.local.schemas.errors import ApiError
+from airflow_qarnot_pool.local.schemas.responses import ResponseBody
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.local.backend.backend import Backend
@@ -37,6 +35,30 @@ def tagged(
     names = [name for tag in tags for name in ([tag] if store.tagged(tag) else tag.split(","))]
     items = {item.seq: item for name in names for item in store.tagged(name)}
     return [render(backend, items[seq]) for seq in sorted(items)]
+
+
+def collection_routes(
+    backend: Backend, kind: str, store: Store[R], body: ResponseBody[R], *, has_summaries: bool = True
+) -> list[BaseRoute]:
+    """Return routes that list, search and page objects of one kind. They come before routes of single objects."""
+    evaluator = FilterEvaluator(backend, store, body)
+
+    def add(method: str, path: str, handler: Callable[[Call], Any]) -> BaseRoute:
+        return route(backend, method, f"/{kind}{path}", handler)
+
+    def page(call: Call, *, brief: bool) -> dict[str, Any]:
+        return pagination.page(backend, evaluator, body, call.json, brief=brief)
+
+    summaries = [
+        add("GET", "/summaries", lambda call: tagged(backend, store, body.brief, call.tags)),
+        add("POST", "/summaries/paginate", lambda call: page(call, brief=True)),
+    ]
+    return [
+        add("GET", "", lambda call: tagged(backend, store, body.full, call.tags)),
+        add("POST", "/search", lambda call: pagination.search(backend, evaluator, body, call.json)),
+        add("POST", "/paginate", lambda call: page(call, brief=False)),
+        *(summaries if has_summaries else []),
+    ]
 
 
 def output_routes(backend: Backend, kind: str, find: Callable[[str], Outputs]) -> list[BaseRoute]:

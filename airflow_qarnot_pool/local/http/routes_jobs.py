@@ -6,9 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.routing import BaseRoute
 
-from airflow_qarnot_pool.local.http import pagination
-from airflow_qarnot_pool.local.http.filters import FilterEvaluator
-from airflow_qarnot_pool.local.http.routes_common import tagged
+from airflow_qarnot_pool.local.http.routes_common import collection_routes
 from airflow_qarnot_pool.local.http.routing import Call, created, route
 from airflow_qarnot_pool.local.schemas import responses
 from airflow_qarnot_pool.local.schemas.fields import RequestFields
@@ -18,7 +16,6 @@ if TYPE_CHECKING:
 
 
 def routes(backend: Backend) -> list[BaseRoute]:
-    finder = FilterEvaluator(backend, backend.jobs.store, responses.JOB)
     find = backend.jobs.find
 
     def update(call: Call) -> None:
@@ -35,16 +32,8 @@ def routes(backend: Backend) -> list[BaseRoute]:
         return route(backend, method, path, handler)
 
     return [
-        add("GET", "/jobs", lambda call: tagged(backend, backend.jobs.store, responses.JOB.full, call.tags)),
+        *collection_routes(backend, "jobs", backend.jobs.store, responses.JOB, has_summaries=False),
         add("POST", "/jobs", lambda call: created("jobs", backend.jobs.create(call.json).uuid)),
-        add(
-            "POST", "/jobs/search", lambda call: pagination.search(backend, finder, responses.JOB, call.json)
-        ),
-        add(
-            "POST",
-            "/jobs/paginate",
-            lambda c: pagination.page(backend, finder, responses.JOB, c.json, brief=False),
-        ),
         add("GET", "/jobs/{u}", lambda call: responses.JOB.full(backend, find(call.id))),
         add("PUT", "/jobs/{u}", update),
         add("DELETE", "/jobs/{u}", delete),

@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.routing import BaseRoute
 
-from airflow_qarnot_pool.local.http import pagination
-from airflow_qarnot_pool.local.http.filters import FilterEvaluator
-from airflow_qarnot_pool.local.http.routes_common import output_routes, tagged
+from airflow_qarnot_pool.local.http.routes_common import collection_routes, output_routes
 from airflow_qarnot_pool.local.http.routing import (
     Call,
     Raw,
@@ -30,7 +28,6 @@ async def check_buckets(backend: Backend, buckets: list[str]) -> None:
 
 
 def routes(backend: Backend) -> list[BaseRoute]:
-    finder = FilterEvaluator(backend, backend.pools.store, responses.POOL)
 
     def show(call: Call) -> Any:
         return responses.POOL.full(backend, backend.pools.find(call.id))
@@ -67,30 +64,8 @@ def routes(backend: Backend) -> list[BaseRoute]:
 
     find = backend.pools.find
     return [
-        add(
-            "GET", "/pools", lambda call: tagged(backend, backend.pools.store, responses.POOL.full, call.tags)
-        ),
+        *collection_routes(backend, "pools", backend.pools.store, responses.POOL),
         add("POST", "/pools", create),
-        add(
-            "GET",
-            "/pools/summaries",
-            lambda c: tagged(backend, backend.pools.store, responses.POOL.brief, c.tags),
-        ),
-        add(
-            "POST",
-            "/pools/search",
-            lambda call: pagination.search(backend, finder, responses.POOL, call.json),
-        ),
-        add(
-            "POST",
-            "/pools/paginate",
-            lambda c: pagination.page(backend, finder, responses.POOL, c.json, brief=False),
-        ),
-        add(
-            "POST",
-            "/pools/summaries/paginate",
-            lambda call: pagination.page(backend, finder, responses.POOL, call.json, brief=True),
-        ),
         add("GET", "/pools/{u}", show),
         add("PUT", "/pools/{u}", lambda call: backend.pools.update(find(call.id), call.json)),
         add("PATCH", "/pools/{u}", synchronize),

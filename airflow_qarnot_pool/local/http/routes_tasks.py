@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.routing import BaseRoute
 
 from airflow_qarnot_pool.local.backend import attempt, snapshots
-from airflow_qarnot_pool.local.http import pagination
-from airflow_qarnot_pool.local.http.filters import FilterEvaluator
-from airflow_qarnot_pool.local.http.routes_common import output_routes, tagged
+from airflow_qarnot_pool.local.http.routes_common import collection_routes, output_routes
 from airflow_qarnot_pool.local.http.routes_pools import check_buckets
 from airflow_qarnot_pool.local.http.routing import (
     Call,
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
 
 
 def routes(backend: Backend) -> list[BaseRoute]:
-    finder = FilterEvaluator(backend, backend.tasks.store, responses.TASK)
     find = backend.tasks.find
 
     async def create_one(body: Any) -> str:
@@ -67,30 +64,8 @@ def routes(backend: Backend) -> list[BaseRoute]:
         return route(backend, method, path, handler)
 
     return [
-        add(
-            "GET", "/tasks", lambda call: tagged(backend, backend.tasks.store, responses.TASK.full, call.tags)
-        ),
+        *collection_routes(backend, "tasks", backend.tasks.store, responses.TASK),
         add("POST", "/tasks", create),
-        add(
-            "GET",
-            "/tasks/summaries",
-            lambda c: tagged(backend, backend.tasks.store, responses.TASK.brief, c.tags),
-        ),
-        add(
-            "POST",
-            "/tasks/search",
-            lambda call: pagination.search(backend, finder, responses.TASK, call.json),
-        ),
-        add(
-            "POST",
-            "/tasks/paginate",
-            lambda c: pagination.page(backend, finder, responses.TASK, c.json, brief=False),
-        ),
-        add(
-            "POST",
-            "/tasks/summaries/paginate",
-            lambda call: pagination.page(backend, finder, responses.TASK, call.json, brief=True),
-        ),
         add("GET", "/tasks/{u}", lambda call: responses.TASK.full(backend, find(call.id))),
         add("PUT", "/tasks/{u}", lambda call: backend.tasks.update(find(call.id), call.json)),
         add("PATCH", "/tasks/{u}", synchronize),
