@@ -7,6 +7,7 @@ import pytest
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.specs import PoolSpec
 from airflow_qarnot_pool.local import LocalQarnot
+from tests.crash.children import eventually
 from tests.operators.conftest import connect
 
 
@@ -29,6 +30,8 @@ def qarnot(own_server: LocalQarnot, monkeypatch: pytest.MonkeyPatch) -> Iterator
             client.tasks.delete(one.uuid)
         for job in client.jobs.list():
             client.jobs.delete(job.uuid)
+        # A deletion takes until the processes have ended, and the next test would see its quota grow meanwhile.
+        eventually(lambda: not client.tasks.list())
 
 
 @pytest.fixture(scope="module")

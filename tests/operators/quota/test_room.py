@@ -305,7 +305,7 @@ def make_room_after(patch: pytest.MonkeyPatch, client: QarnotClient, asked: type
             if not done:
                 done.append(True)
                 room = QuotaRoom(client, "test")
-                gone = room._make("task", 10)
+                gone = room._make_room("task", 10)
                 assert gone == 1
             return found
 
