@@ -43,6 +43,7 @@ class QarnotPoolLink(_ConsoleLink):
 
     @property
     def xcom_key(self) -> str:
+        """Key under which Airflow stores the link."""
         return "_link_QarnotPoolLink"
 
 
@@ -53,6 +54,7 @@ class QarnotTaskLink(_ConsoleLink):
 
     @property
     def xcom_key(self) -> str:
+        """Key under which Airflow stores the link."""
         return "_link_QarnotTaskLink"
 
 

@@ -98,10 +98,12 @@ class FanOutState:
 
     @property
     def done(self) -> int:
+        """Number of items that have ended."""
         return len(self.succeeded) + len(self.failed)
 
     @property
     def is_finished(self) -> bool:
+        """Whether all items have ended."""
         return self.done == self.total
 
     def next(self, limit: int) -> Sequence[Submission]:

@@ -22,6 +22,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow_qarnot_pool.api.limits import parse_number, parsing_stored_state
+from airflow_qarnot_pool.api.states import Phase
 from airflow_qarnot_pool.ownership.iterations import iteration_of
 
 if TYPE_CHECKING:
@@ -131,6 +132,7 @@ class TaskInstanceIdentity:
 
     @property
     def owner(self) -> str:
+        """Digest of the task instance, the same in all its lives."""
         if self.shared:
             return digest(self.namespace, "shared", self.shared, self.role)
         parts = (self.namespace, self.dag_id, self.run_id, self.task_id, self.map_index, self.role)
@@ -138,6 +140,7 @@ class TaskInstanceIdentity:
 
     @property
     def lineage(self) -> str:
+        """Digest of this life, the same in all its tries."""
         if self.shared:
             return digest(self.owner)
         return digest(self.owner, self.run_started, self.max_tries)
@@ -153,9 +156,11 @@ class TaskInstanceIdentity:
         return self.try_number > 1 or bool(self.shared)
 
     def for_role(self, role: str) -> TaskInstanceIdentity:
+        """Return the identity of an auxiliary object of the same task instance."""
         return replace(self, role=role)
 
     def for_item(self, item: int) -> TaskInstanceIdentity:
+        """Return the identity of an item of the fan-out."""
         return replace(self, item=item)
 
     def tags(self) -> tuple[str, str, str]:
@@ -214,8 +219,6 @@ def index_and_generation(shortname: str | None) -> tuple[int, int] | None:
 
 def is_ending(remote: Pool | Task) -> bool:
     """Return whether *remote* has ended, or is ending and needs no second request."""
-    from airflow_qarnot_pool.api.states import Phase
-
     return remote.phase in (Phase.ENDING, Phase.TERMINAL)
 
 

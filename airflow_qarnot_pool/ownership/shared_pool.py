@@ -419,6 +419,7 @@ class ReleaseResult:
 
     @property
     def closed(self) -> bool:
+        """Whether the pool was closed."""
         return not self.needed_by
 
 

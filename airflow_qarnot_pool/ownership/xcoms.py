@@ -31,13 +31,20 @@ class TaskInstanceCoordinates(Protocol):
     """Address of the XComs of one task instance. A task instance and its identity have these fields."""
 
     @property
-    def dag_id(self) -> str: ...
+    def dag_id(self) -> str:
+        """Id of the DAG."""
+
     @property
-    def run_id(self) -> str: ...
+    def run_id(self) -> str:
+        """Id of the DAG run."""
+
     @property
-    def task_id(self) -> str: ...
+    def task_id(self) -> str:
+        """Id of the task."""
+
     @property
-    def map_index(self) -> int | None: ...
+    def map_index(self) -> int | None:
+        """Map index; -1 or None if the task is not mapped."""
 
 
 def push(ti: Any, key: str, value: Any) -> None:

@@ -19,7 +19,9 @@ from airflow_qarnot_pool.api.errors import (
     QarnotUnavailableError,
     QarnotUnknownStateError,
 )
+from airflow_qarnot_pool.api.fields import Refusal, duration, number
 from airflow_qarnot_pool.exceptions import QarnotCostLimitError
+from airflow_qarnot_pool.parameters.configuration import get_option
 from airflow_qarnot_pool.parameters.templating import is_templated
 from airflow_qarnot_pool.parameters.validation import Duration, as_duration, check_durations
 from airflow_qarnot_pool.waiting.conditions import (
@@ -58,10 +60,12 @@ class KillFlag:
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def set(self) -> None:
+        """Set the flag, and wake the waiting code."""
         self._set = True
         self._wake.put(None)
 
     def is_set(self) -> bool:
+        """Return whether the flag is set."""
         return self._set
 
     def wait(self, seconds: float) -> bool:
@@ -84,9 +88,6 @@ def poll_interval_of(poll_interval: Duration) -> float:
 
     :raises QarnotInvalidSpecError: the parameter or the option is not a duration within the bounds.
     """
-    from airflow_qarnot_pool.api.fields import Refusal
-    from airflow_qarnot_pool.parameters.configuration import get_option
-
     interval = as_duration("poll_interval", poll_interval)
     if interval is None:
         return float(get_option("poll_interval", _interval, 5.0))
@@ -101,8 +102,6 @@ def poll_interval_of(poll_interval: Duration) -> float:
 
 
 def _interval(value: Any) -> float:
-    from airflow_qarnot_pool.api.fields import duration, number
-
     return float(number(MIN_POLL_INTERVAL, MAX_POLL_INTERVAL)(duration(value).total_seconds()))
 
 
