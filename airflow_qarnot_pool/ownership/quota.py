@@ -452,15 +452,3 @@ def _by_owner(remotes: Iterable[Any]) -> list[list[Any]]:
     for group in groups.values():
         group.sort(key=lambda remote: usability_of(remote) is not Usability.SUCCEEDED)
     return sorted(groups.values(), key=len, reverse=True)
-
-
-__all__ = [
-    "AirflowStates",
-    "Disposal",
-    "QuotaRoom",
-    "disposal_of_pool",
-    "disposal_of_task",
-    "free_places",
-    "is_full",
-    "record_pool_cost",
-]

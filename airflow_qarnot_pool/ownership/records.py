@@ -30,7 +30,6 @@ from airflow_qarnot_pool.api.ranges import format_ranges, parse_ranges
 from airflow_qarnot_pool.ownership.decisions import RemoteSnapshot, Usability
 from airflow_qarnot_pool.ownership.identity import (
     LINEAGE_TAG,
-    MAX_NAME_BYTES,
     OWNER_TAG,
     RECORDABLE_LABEL,
     SPECS_LABEL,
@@ -439,26 +438,3 @@ def _use(jobs: Iterable[Job]) -> LastUse:
     used = max(recorded["used"], default=None)
     idle = [time for time in recorded["idle"] if used is None or time > used]
     return LastUse(used=used, idle_since=min(idle, default=None))
-
-
-__all__ = [
-    "KEEP_OUTCOMES",
-    "MAX_NAME_BYTES",
-    "IdenticalTasks",
-    "LastUse",
-    "Outcomes",
-    "delete_outcomes",
-    "last_use_of",
-    "outcomes",
-    "record_cost",
-    "record_idle",
-    "record_opened_pool",
-    "record_shared_name",
-    "record_use",
-    "recorded_costs",
-    "recorded_owners",
-    "recorded_tasks",
-    "shared_name",
-    "specs_digest",
-    "write_outcomes",
-]

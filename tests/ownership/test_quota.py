@@ -13,6 +13,7 @@ from airflow_qarnot_pool.api.models import Account, Job, Pool, Task
 from airflow_qarnot_pool.ownership import records
 from airflow_qarnot_pool.ownership.decisions import Usability
 from airflow_qarnot_pool.ownership.identity import (
+    MAX_NAME_BYTES,
     RECORDABLE_LABEL,
     SPECS_LABEL,
     UNAWAITED_LABEL,
@@ -27,7 +28,7 @@ from airflow_qarnot_pool.ownership.quota import (
     free_places,
     is_full,
 )
-from airflow_qarnot_pool.ownership.records import MAX_NAME_BYTES, Outcomes
+from airflow_qarnot_pool.ownership.records import Outcomes
 from airflow_qarnot_pool.triggers.quota import try_probability
 from tests.harness import life_of
 
