@@ -125,7 +125,7 @@ def test_a_rescheduled_sensor_goes_by_how_long_the_pool_has_ended(
     client.pools.close(full)
     sensor = partial(QarnotTaskSensor, task_id="sense", qarnot_task=uuid, deferrable=False, mode="reschedule")
     assert not sensor().poke(context_of(sensor()))
-    monkeypatch.setattr(polling, "LONG_AGO", timedelta(seconds=-5))
+    monkeypatch.setattr(polling, "ENDED_LONG_AGO", timedelta(seconds=-5))
     with pytest.raises(QarnotStateUnreachableError, match="its pool"):
         sensor().poke(context_of(sensor()))
 
