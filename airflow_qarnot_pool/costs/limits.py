@@ -55,11 +55,11 @@ class LimitParameters:
 
         :raises QarnotInvalidSpecError: a parameter is invalid. The error names it.
         """
-        share = parse_amount("cost_warning", warn_at)
+        share = parse_amount("cost_warning_threshold", warn_at)
         if share is None or not 0 < share <= 1:
             raise QarnotInvalidSpecError(
-                f"cost_warning is no share of the limit, got {warn_at!r}",
-                field="cost_warning",
+                f"cost_warning_threshold is no share of the limit, got {warn_at!r}",
+                field="cost_warning_threshold",
                 remedy="Give a number of more than 0 and at most 1.",
             )
         limits = cls(

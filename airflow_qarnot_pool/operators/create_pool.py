@@ -112,7 +112,7 @@ class QarnotCreatePoolOperator(PoolOperator):
     :param max_cost: maximum cost of this pool, in euros. A pool that reaches it is closed, and all tasks that wait on
         it fail with ``QarnotCostLimitError``, which is never retried. A template that renders to nothing is refused.
     :param max_run_cost: the same for all pools that the DAG run opens, after clears, too.
-    :param cost_warning: share of a limit at which a warning is logged, 0 to 1.
+    :param cost_warning_threshold: share of a limit at which a warning is logged, 0 to 1.
     :param estimated_cost: what it is expected to cost, in euros: it is not created where credits, the budget of its
         project or quotas cannot cover that.
     """
@@ -146,14 +146,14 @@ class QarnotCreatePoolOperator(PoolOperator):
         warm_up: bool | str = True,
         max_cost: float | str | None = None,
         max_run_cost: float | str | None = None,
-        cost_warning: float = WARN_AT,
+        cost_warning_threshold: float = WARN_AT,
         estimated_cost: float | str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.max_cost = max_cost
         self.max_run_cost = max_run_cost
-        self.cost_warning = cost_warning
+        self.cost_warning_threshold = cost_warning_threshold
         check_limit_parameters(self)
         self.name = name
         self.profile = profile

@@ -142,7 +142,7 @@ def test_nonsense_is_refused_by_name(value: Any) -> None:
 def test_amounts_may_come_from_templates() -> None:
     assert [parse_amount("x", one) for one in (None, "", "None", "2.5", 3)] == [None, None, None, 2.5, 3.0]
     assert LimitParameters.of(None, "") is None
-    with pytest.raises(QarnotInvalidSpecError, match="cost_warning"):
+    with pytest.raises(QarnotInvalidSpecError, match="cost_warning_threshold"):
         LimitParameters.of(1, None, 1.5)
 
 

@@ -26,7 +26,7 @@ BAD: dict[str, Any] = {
     "group_by": "dag",
     "commands": "echo",
     "constants": "A=b",
-    "cost_warning": 5,
+    "cost_warning_threshold": 5,
     "deferrable": "maybe",
     "elastic": 5,
     "estimated_cost": -1,
@@ -78,7 +78,7 @@ CASES = [
     pytest.param(operator, name, id=f"{operator.__name__}-{name}")
     for operator in _operators()
     for name in BAD
-    if name in operator.template_fields or name in {"deferrable", "cost_warning"}  # type: ignore[attr-defined]
+    if name in operator.template_fields or name in {"deferrable", "cost_warning_threshold"}  # type: ignore[attr-defined]
     if hasattr(make(operator, **NEEDS.get(operator.__name__, {})), name)
 ]
 

@@ -30,7 +30,7 @@ SAMPLES: dict[str, Any] = {
     "command": "true",
     "commands": ["true"],
     "constants": {"A": "b"},
-    "cost_warning": 0.5,
+    "cost_warning_threshold": 0.5,
     "deferrable": False,
     "elastic": Elastic(max_total_slots=3),
     "group_by": ["tag"],

@@ -46,7 +46,7 @@ class LimitedOperator(Protocol):
 
     max_cost: float | str | None
     max_run_cost: float | str | None
-    cost_warning: float
+    cost_warning_threshold: float
     deferrable: bool
     _filled: tuple[str, ...]
 
@@ -69,7 +69,7 @@ def check_limit_parameters(operator: LimitedOperator) -> None:
     """Refuse limits that no cost can have, if they are known when the DAG is parsed."""
     values = operator.max_cost, operator.max_run_cost
     known = [None if is_templated(value) else value for value in values]
-    LimitParameters.of(known[0], known[1], operator.cost_warning)
+    LimitParameters.of(known[0], known[1], operator.cost_warning_threshold)
 
 
 def accept_limits(operator: LimitedOperator, creator: Any) -> None:
@@ -81,7 +81,7 @@ def accept_limits(operator: LimitedOperator, creator: Any) -> None:
     ):
         return
     operator.max_cost, operator.max_run_cost = creator.max_cost, creator.max_run_cost
-    operator.cost_warning = creator.cost_warning
+    operator.cost_warning_threshold = creator.cost_warning_threshold
     operator._filled += has_values(operator, COST_LIMIT_FIELDS)
 
 
@@ -102,7 +102,7 @@ class CostWatch:
     def parameters(self) -> LimitParameters | None:
         """The limits, rendered."""
         operator = self._operator
-        return LimitParameters.of(operator.max_cost, operator.max_run_cost, operator.cost_warning)
+        return LimitParameters.of(operator.max_cost, operator.max_run_cost, operator.cost_warning_threshold)
 
     def before_create(self, context: Context, spec: Any) -> None:
         """Watch the pool that the Qarnot task of *spec* is submitted to: the task itself costs nothing."""

@@ -109,7 +109,7 @@ class TaskOperator(QarnotOperator):
         reaches it is ended, and all tasks that wait on it fail with ``QarnotCostLimitError``, which is never retried.
         Default: the limits of the operator that creates the pool. A template that renders to nothing is refused.
     :param max_run_cost: the same for all pools that the DAG run opens, after clears, too.
-    :param cost_warning: share of a limit at which a warning is logged, 0 to 1.
+    :param cost_warning_threshold: share of a limit at which a warning is logged, 0 to 1.
     """
 
     kind = "task"
@@ -150,7 +150,7 @@ class TaskOperator(QarnotOperator):
         wait_for_quota: Duration = None,
         max_cost: float | str | None = None,
         max_run_cost: float | str | None = None,
-        cost_warning: float = WARN_AT,
+        cost_warning_threshold: float = WARN_AT,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -164,7 +164,7 @@ class TaskOperator(QarnotOperator):
         )
         self.max_cost = max_cost
         self.max_run_cost = max_run_cost
-        self.cost_warning = cost_warning
+        self.cost_warning_threshold = cost_warning_threshold
         check_limit_parameters(self)
         #: Parameters that must not be empty when the task runs.
         self._filled = has_values(self, COST_LIMIT_FIELDS)
