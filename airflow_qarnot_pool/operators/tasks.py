@@ -84,7 +84,6 @@ BACKLOG = 500
 SHOWN_FAILURES = 3
 #: What tells a later look which item an object belongs to and what became of it.
 RELIC_FIELDS = ("Uuid", "Shortname", "State", "Tags", "Labels", "CreationDate", "PoolUuid")
-_ROUNDS_WITHOUT_PROGRESS = 6
 _LOOKS = 5
 
 
@@ -100,6 +99,34 @@ class _SubmitResult:
     full: QarnotQuotaError | None = None
     #: Whether finished objects were deleted on the way, this operator's own perhaps.
     made_room: bool = False
+
+
+@dataclass(kw_only=True)
+class _Slice:
+    """A slice of the Airflow task, from its start or resumption to the next deferral."""
+
+    identity: TaskInstanceIdentity
+    progress: FanOutProgress
+    values: Mapping[str, Any]
+    pool: str | None
+    specs: Sequence[TaskSpec]
+    fingerprints: Sequence[str]
+    #: Maximum number of Qarnot tasks in flight.
+    limit: int
+    #: Whether Qarnot tasks may exist already.
+    must_look: bool
+    is_first_look: bool
+    snapshots: list[RemoteSnapshot] = field(default_factory=list)
+    #: Shared pools, and whether each was closed.
+    closed_pools: dict[str, bool] = field(default_factory=dict)
+    #: Number of shared pools that were closed under this slice.
+    moves: int = 0
+
+    def pools_of(self, state: FanOutState) -> tuple[str, ...]:
+        """Return the pools of the Qarnot tasks in flight, and the one that takes the next."""
+        in_flight = set(state.running.values())
+        pools = {one.pool for one in self.snapshots if one.uuid in in_flight} | {self.pool}
+        return tuple(sorted(pool for pool in pools if pool))
 
 
 def _known(command: Any) -> Any:
@@ -247,19 +274,19 @@ class QarnotRunTasksOperator(TaskOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         with self._ending_in_the_last_try():
-            return self._go_on(context, self._deadline(context), FanOutProgress())
+            return self._advance(context, self._deadline(context), FanOutProgress())
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
         """Submit more, wait on, or return what became of all."""
         outcome = WaitResult.from_event(event)
-        self._begin(context)
+        self._start(context)
         if outcome.ending not in (EndReason.MET, EndReason.IMPOSSIBLE):
             outcome = self._after_all(outcome)
             self._raise_for(outcome)
         with self._ending_in_the_last_try():
             if outcome.ending is EndReason.IMPOSSIBLE:
                 self._end_stranded(outcome.message)
-            return self._go_on_from(context, outcome.resume_state)
+            return self._resume_from(context, outcome.resume_state)
 
     @contextmanager
     def _ending_in_the_last_try(self) -> Iterator[None]:
@@ -279,12 +306,12 @@ class QarnotRunTasksOperator(TaskOperator):
         if not resume_state:
             return self.execute(context)
         with self._ending_in_the_last_try():
-            return self._go_on_from(context, resume_state)
+            return self._resume_from(context, resume_state)
 
-    def _go_on_from(self, context: Context, resume_state: Mapping[str, Any]) -> dict[str, Any]:
+    def _resume_from(self, context: Context, resume_state: Mapping[str, Any]) -> dict[str, Any]:
         self._met_quota = bool(resume_state.get("met_quota"))
         deadline = parse_stored_time(resume_state["deadline"]) if resume_state.get("deadline") else None
-        return self._go_on(context, deadline, FanOutProgress.from_resume_state(resume_state))
+        return self._advance(context, deadline, FanOutProgress.from_resume_state(resume_state))
 
     def _after_all(self, outcome: WaitResult) -> WaitResult:
         """Return MET if every item has ended by now, in whichever way the wait has ended."""
@@ -298,14 +325,18 @@ class QarnotRunTasksOperator(TaskOperator):
         from airflow_qarnot_pool.triggers.tasks import poll_all
 
         assert self._work is not None
-        found = poll_all(self.client.tasks, filters.equal("Tags", self._work.identity.tags()[2]))
-        queued = [one for one in found if one.pool and is_queued(one.state)]
-        pools = {uuid: self.client.pools.find(uuid) for uuid in {one.pool for one in queued if one.pool}}
-        ended = {uuid for uuid, pool in pools.items() if pool is None or not accepts_tasks(pool.state)}
-        stranded = [one.uuid for one in queued if one.pool in ended]
+        tasks = poll_all(self.client.tasks, filters.equal("Tags", self._work.identity.tags()[2]))
+        queued = [task for task in tasks if task.pool and is_queued(task.state)]
+        ended = {uuid for uuid in {str(task.pool) for task in queued} if self._has_ended(uuid)}
+        stranded = [task.uuid for task in queued if task.pool in ended]
         if stranded:
             self.log.warning("%s. Ending %d of them", why, len(stranded))
         end_all(self.client.tasks, stranded)
+
+    def _has_ended(self, uuid: str) -> bool:
+        """Return whether a pool takes no tasks any more."""
+        pool = self.client.pools.find(uuid)
+        return pool is None or not accepts_tasks(pool.state)
 
     def _all_done(self, memory: FanOutProgress) -> FanOutState | None:
         """Return where every item stands if each has succeeded or failed; None otherwise.
@@ -340,23 +371,74 @@ class QarnotRunTasksOperator(TaskOperator):
             "met_quota": self._met_quota,
         }
 
-    def _begin(self, context: Context) -> RemoteWork:
+    def _start(self, context: Context) -> RemoteWork:
         identity = TaskInstanceIdentity.of(context, self.hook.settings.namespace)
         self._work = work = RemoteWork(self.kind, self.hook.settings, identity)
         return work
 
-    def _go_on(self, context: Context, deadline: datetime | None, memory: FanOutProgress) -> dict[str, Any]:
-        """Submit what there is room for and wait, until every item has ended."""
-        from airflow_qarnot_pool.ownership.claim import FINGERPRINT_EXCLUDES, Decision, mark_adopted
-        from airflow_qarnot_pool.ownership.fan_out import fan_out_state
-        from airflow_qarnot_pool.ownership.termination import end_all
+    def _advance(
+        self, context: Context, deadline: datetime | None, progress: FanOutProgress
+    ) -> dict[str, Any]:
+        """Submit as much as there is room for and wait, until every item has ended."""
+        from airflow_qarnot_pool.ownership.fan_out import NextStep, Round, low_water_mark, next_step
 
-        # Before there is anything that would have to be ended.
-        given = self._given_now()
-        specs = self._specs(self.commands, given, pool := self._pool_uuid())
-        work = self._work or self._begin(context)
-        identity = work.identity
-        self._make_known(context, identity, pool, resumed=bool(memory))
+        slice_ = self._prepare(context, deadline, progress)
+        unclear = 0
+        while True:
+            state = self._look_up(slice_)
+            if state.is_finished:
+                return self._finish(self._freed(state, slice_.identity))
+            submissions = state.next(slice_.limit)
+            if submissions:
+                self._costs.raise_if_over()
+            try:
+                sent = self._submit(slice_.specs, slice_.fingerprints, submissions, slice_.identity)
+            except QarnotPoolEndedError:
+                if self._move(context, slice_):
+                    continue
+                self._end("its pool is closed")
+                raise
+            progress.pending |= sent.done
+            unclear = unclear + 1 if sent.unclear else 0
+            done = Round(
+                accepted=len(sent.done),
+                remaining=len(state.waiting) - len(sent.done),
+                pending=len(progress.pending),
+                unclear=unclear,
+                is_quota_full=sent.full is not None,
+                has_made_room=sent.made_room,
+            )
+            step = next_step(done, waits=self.wait_for_completion)
+            if step is NextStep.WAIT_FOR_ROOM:
+                assert sent.full is not None
+                assert self._work is not None
+                resume_state = self._carry(progress, deadline)
+                self._wait_for_room(context, sent.full, self._work.killed, resume_state)
+                continue
+            if not sent.made_room or not sent.done:
+                self._quota_deadline, self._refusals = None, 0
+            if step is NextStep.GIVE_UP:
+                raise QarnotUnavailableError(
+                    "Qarnot did not confirm the submitted tasks",
+                    ambiguous=True,
+                    remedy="Clear the task: it looks for what was created before it submits more.",
+                )
+            if step is NextStep.LOOK_UP:
+                continue
+            self.log.info("%s; submitted %d", state, len(sent.done))
+            if step is NextStep.RETURN:
+                return self._result(self._submitted(slice_))
+            self._pools_of_tasks = slice_.pools_of(state)
+            self._wait_for_some(low_water_mark(done, slice_.limit), state.total, deadline, progress)
+
+    def _prepare(self, context: Context, deadline: datetime | None, progress: FanOutProgress) -> _Slice:
+        """Check everything before there is a Qarnot task to end, and publish the identity of all of them."""
+        from airflow_qarnot_pool.ownership.claim import FINGERPRINT_EXCLUDES
+
+        values = self._given_now()
+        specs = self._specs(self.commands, values, pool := self._pool_uuid())
+        work = self._work or self._start(context)
+        self._make_known(context, work.identity, pool, resumed=bool(progress))
         if pool:
             self._costs.watch(context, pool)
         elif self._costs.limit(context, "") is not None:
@@ -365,74 +447,65 @@ class QarnotRunTasksOperator(TaskOperator):
                 field="max_cost",
                 remedy="Leave the limits out, or give qarnot_pool.",
             )
-        fingerprints = [spec.fingerprint(exclude=FINGERPRINT_EXCLUDES) for spec in specs]
-        limit = self._limit(self._slots(pool) if self.max_in_flight is None and specs else None)
-        look = bool(memory) or identity.has_history
-        unclear_rounds, moved, told = 0, 0, False
-        closed: dict[str, bool] = {}
-        while True:
-            snapshots = self._lookup(identity, memory, fingerprints) if look else []
-            pools = self._closed_pools(identity, snapshots, closed)
-            # A wait takes what was cancelled for failed, whatever cancelled it.
-            memory.failed -= {one.item for one in snapshots if one.cancelled and one.pool in pools}
-            now = fan_out_state(identity, fingerprints, snapshots, memory, pools)
-            if not told and look and not memory:
-                # The first look of a later try.
-                count_decisions(self.log, Decision.ADOPTED, len(now.running))
-                count_decisions(self.log, Decision.ALREADY_SUCCEEDED, len(now.succeeded))
-                running = set(now.running.values())
-                mark_adopted(
-                    self.client.tasks,
-                    identity,
-                    [snapshot for snapshot in snapshots if snapshot.uuid in running],
-                )
-            told = True
-            memory.note(now)
-            end_all(self.client.tasks, now.end)
-            if now.is_finished:
-                return self._finish(self._freed(now, identity))
-            look = True
-            wanted = now.next(limit)
-            if wanted:
-                self._costs.raise_if_over()
-            try:
-                sent = self._submit(specs, fingerprints, wanted, identity)
-            except QarnotPoolEndedError:
-                pool = self._next_pool(context, pool) if pool and moved < MAX_GENERATIONS else None
-                if pool is None:
-                    self._end("its pool is closed")
-                    raise
-                specs, moved = self._specs(self.commands, given, pool), moved + 1
-                continue
-            memory.pending |= sent.done
-            if sent.made_room and sent.done:
-                continue  # what is pending may have ended, and be deleted
-            if sent.full is not None and not memory.pending and not sent.unclear:
-                # Nothing of ours is in flight whose end would make room.
-                self._wait_for_room(context, sent.full, work.killed, self._carry(memory, deadline))
-                continue
-            self._quota_deadline, self._refusals = None, 0
-            unclear_rounds = unclear_rounds + 1 if sent.unclear else 0
-            if unclear_rounds > _ROUNDS_WITHOUT_PROGRESS:
-                raise QarnotUnavailableError(
-                    "Qarnot did not confirm the submitted tasks",
-                    ambiguous=True,
-                    remedy="Clear the task: it looks for what was created before it submits more.",
-                )
-            if sent.unclear:  # only another look tells what exists
-                continue
-            self.log.info("%s; submitted %d", now, len(sent.done))
-            left = len(now.waiting) - len(sent.done)
-            if not self.wait_for_completion and not left:
-                snapshots = self._lookup(identity, memory, fingerprints)
-                return self._result(fan_out_state(identity, fingerprints, snapshots, memory))
-            in_flight = set(now.running.values())
-            on = {one.pool for one in snapshots if one.uuid in in_flight} | {pool}
-            self._pools_of_tasks = tuple(sorted(one for one in on if one))
-            unfinished = len(memory.pending)
-            # Half of them keep the nodes busy meanwhile, and a slice is worth a worker's time.
-            low_water = min(limit, unfinished) // 2 if left else 0
-            self._wait_for_some(low_water, now.total, deadline, memory)
+        return _Slice(
+            identity=work.identity,
+            progress=progress,
+            values=values,
+            pool=pool,
+            specs=specs,
+            fingerprints=[spec.fingerprint(exclude=FINGERPRINT_EXCLUDES) for spec in specs],
+            limit=self._limit(self._slots(pool) if self.max_in_flight is None and specs else None),
+            must_look=bool(progress) or work.identity.has_history,
+            is_first_look=not progress,
+        )
+
+    def _look_up(self, slice_: _Slice) -> FanOutState:
+        """Return the state of every item, and end the Qarnot tasks that no item needs."""
+        from airflow_qarnot_pool.ownership.fan_out import fan_out_state
+        from airflow_qarnot_pool.ownership.termination import end_all
+
+        identity, progress = slice_.identity, slice_.progress
+        looks = slice_.must_look
+        snapshots = self._lookup(identity, progress, slice_.fingerprints) if looks else []
+        pools = self._closed_pools(identity, snapshots, slice_.closed_pools)
+        # A wait counts every cancelled item as failed, whoever cancelled it.
+        progress.failed -= {one.item for one in snapshots if one.cancelled and one.pool in pools}
+        state = fan_out_state(identity, slice_.fingerprints, snapshots, progress, pools)
+        if looks and slice_.is_first_look:
+            self._adopt(identity, snapshots, state)
+        slice_.snapshots, slice_.must_look, slice_.is_first_look = snapshots, True, False
+        progress.note(state)
+        end_all(self.client.tasks, state.end)
+        return state
+
+    def _adopt(
+        self, identity: TaskInstanceIdentity, snapshots: Iterable[RemoteSnapshot], state: FanOutState
+    ) -> None:
+        """Mark the Qarnot tasks that a later try adopts, with its first lookup."""
+        from airflow_qarnot_pool.ownership.claim import Decision, mark_adopted
+
+        count_decisions(self.log, Decision.ADOPTED, len(state.running))
+        count_decisions(self.log, Decision.ALREADY_SUCCEEDED, len(state.succeeded))
+        running = set(state.running.values())
+        mark_adopted(self.client.tasks, identity, [one for one in snapshots if one.uuid in running])
+
+    def _submitted(self, slice_: _Slice) -> FanOutState:
+        """Return the state of every item for an operator that does not wait."""
+        from airflow_qarnot_pool.ownership.fan_out import fan_out_state
+
+        snapshots = self._lookup(slice_.identity, slice_.progress, slice_.fingerprints)
+        return fan_out_state(slice_.identity, slice_.fingerprints, snapshots, slice_.progress)
+
+    def _move(self, context: Context, slice_: _Slice) -> bool:
+        """Continue on the pool that replaces a shared one that was closed, if there is such a pool."""
+        if not slice_.pool or slice_.moves >= MAX_GENERATIONS:
+            return False
+        pool = self._next_pool(context, slice_.pool)
+        if pool is None:
+            return False
+        slice_.pool, slice_.moves = pool, slice_.moves + 1
+        slice_.specs = self._specs(self.commands, slice_.values, pool)
+        return True
 
     def _make_known(
         self, context: Context, identity: TaskInstanceIdentity, pool: str | None, *, resumed: bool
@@ -633,36 +706,20 @@ class QarnotRunTasksOperator(TaskOperator):
     def _wait_for_some(
         self, low_water: int, total: int, deadline: datetime | None, memory: FanOutProgress
     ) -> None:
-        """Wait until no more than *low_water* are unfinished, or one is not there any more."""
-        from airflow_qarnot_pool.triggers.tasks import poll_all, record_end
-
+        """Wait until no more than *low_water* are unfinished, or one was deleted."""
         assert self._work is not None
         identity = self._work.identity
         if self.deferrable:
             condition = {"expected": total, "low_water": low_water}
             self._defer(identity.lineage, condition, deadline, self._carry(memory, deadline))
         interval = poll_interval_of(self.poll_interval)
-        tagged = filters.equal("Tags", identity.tags()[2])
         pools = PoolsOfTasks(self.client.pools, self._pools_of_tasks, interval)
         while True:
             if message := self._costs.over_limit():
                 self._stop_waiting(EndReason.ERROR, message, memory, error=QarnotCostLimitError.__name__)
                 return
-            try:
-                found = poll_all(self.client.tasks, tagged)
-            except QarnotError as error:
-                if not is_transient(error):
-                    self._end_unless_retried()
-                    raise  # an outage ends no wait; the transport has logged it
-            else:
-                for look in found:
-                    record_end(memory, look)
-                vanished = memory.pending - {index_and_generation(look.shortname) for look in found}
-                if len(memory.pending) <= low_water or vanished:
-                    return
-                if why := pools.why_stranded(look.state for look in found):
-                    self._end_stranded(f"Qarnot tasks stay queued, and {why}, so they never run")
-                    return
+            if self._is_wait_met(low_water, memory, pools):
+                return
             if deadline is not None and datetime.now(deadline.tzinfo) >= deadline:
                 late = f"{len(memory.pending)} of {total} Qarnot tasks did not end in time"
                 self._stop_waiting(EndReason.TIMEOUT, late, memory)
@@ -672,6 +729,28 @@ class QarnotRunTasksOperator(TaskOperator):
                 if now is None or now.failed:
                     raise self._killed()
                 return
+
+    def _is_wait_met(self, low_water: int, progress: FanOutProgress, pools: PoolsOfTasks) -> bool:
+        """Poll all Qarnot tasks once, and return whether there is something to do on this worker."""
+        from airflow_qarnot_pool.triggers.tasks import poll_all, record_end
+
+        assert self._work is not None
+        try:
+            tasks = poll_all(self.client.tasks, filters.equal("Tags", self._work.identity.tags()[2]))
+        except QarnotError as error:
+            if is_transient(error):
+                return False  # an outage ends no wait, and the transport has logged it
+            self._end_unless_retried()
+            raise
+        for task in tasks:
+            record_end(progress, task)
+        vanished = progress.pending - {index_and_generation(task.shortname) for task in tasks}
+        if len(progress.pending) <= low_water or vanished:
+            return True
+        if why := pools.why_stranded(task.state for task in tasks):
+            self._end_stranded(f"Qarnot tasks stay queued, and {why}, so they never run")
+            return True
+        return False
 
     def _stop_waiting(
         self, ending: EndReason, message: str, memory: FanOutProgress, **resume_state: Any

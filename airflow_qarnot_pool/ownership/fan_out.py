@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import Any, NamedTuple
 
 from airflow_qarnot_pool.api.limits import parsing_stored_state
@@ -115,6 +116,66 @@ class FanOutState:
             f"{self.done} of {self.total} done ({len(self.failed)} failed), {len(self.running)} in flight, "
             f"{len(self.waiting)} not submitted"
         )
+
+
+#: Maximum rounds in a row whose responses leave unclear which Qarnot tasks exist.
+MAX_UNCLEAR_ROUNDS = 6
+
+
+class NextStep(Enum):
+    """The next step of a fan-out after a round of submissions."""
+
+    #: Look up what exists before anything else.
+    LOOK_UP = auto()
+    #: Wait for room under the account's quota: no pending Qarnot task can make any by its end.
+    WAIT_FOR_ROOM = auto()
+    #: Fail, because Qarnot never confirms what it has accepted.
+    GIVE_UP = auto()
+    #: Return without a wait, because everything is submitted.
+    RETURN = auto()
+    #: Wait for Qarnot tasks to end.
+    WAIT = auto()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """The result of a round of submissions."""
+
+    accepted: int
+    #: Items that are still to be submitted.
+    remaining: int
+    #: Qarnot tasks that have been submitted and were not seen to end.
+    pending: int
+    #: Rounds in a row, this one included, after which only a lookup can tell which Qarnot tasks exist.
+    unclear: int = 0
+    #: Whether a quota of the account is full.
+    is_quota_full: bool = False
+    #: Whether finished objects were deleted on the way, among them perhaps pending ones of this fan-out.
+    has_made_room: bool = False
+
+
+def next_step(done: Round, *, waits: bool) -> NextStep:
+    """Decide what follows a round.
+
+    :param waits: whether the Airflow task waits for its Qarnot tasks.
+    """
+    if done.has_made_room and done.accepted:
+        return NextStep.LOOK_UP
+    if done.is_quota_full and not done.pending and not done.unclear:
+        return NextStep.WAIT_FOR_ROOM
+    if done.unclear:
+        return NextStep.LOOK_UP if done.unclear <= MAX_UNCLEAR_ROUNDS else NextStep.GIVE_UP
+    if not waits and not done.remaining:
+        return NextStep.RETURN
+    return NextStep.WAIT
+
+
+def low_water_mark(done: Round, limit: int) -> int:
+    """Return the number of pending Qarnot tasks at which the wait ends, so that the operator submits more.
+
+    Half of them keep the nodes busy meanwhile, and a slice is worth a worker's time.
+    """
+    return min(limit, done.pending) // 2 if done.remaining else 0
 
 
 def fan_out_state(

@@ -4,8 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from airflow_qarnot_pool.ownership.decisions import RemoteSnapshot, Usability
-from airflow_qarnot_pool.ownership.fan_out import FanOutProgress, FanOutState, fan_out_state
+from airflow_qarnot_pool.ownership.fan_out import (
+    MAX_UNCLEAR_ROUNDS,
+    FanOutProgress,
+    FanOutState,
+    NextStep,
+    Round,
+    fan_out_state,
+    low_water_mark,
+    next_step,
+)
 from tests.ownership.test_identity import LIFE
 
 SPECS = ["a", "b", "c", "d"]
@@ -113,3 +124,33 @@ def test_a_memory_of_an_earlier_release_is_read() -> None:
     assert FanOutProgress.from_resume_state({"expected": 4, "remembered": "0-2"}) == FanOutProgress(
         succeeded={0, 1, 2}
     )
+
+
+@pytest.mark.parametrize(
+    ("fields", "waits", "step"),
+    [
+        ({"accepted": 2, "pending": 2}, True, NextStep.WAIT),
+        ({"accepted": 2, "pending": 2}, False, NextStep.RETURN),
+        ({"accepted": 2, "pending": 2, "remaining": 1}, False, NextStep.WAIT),
+        ({"accepted": 2, "pending": 2, "has_made_room": True}, True, NextStep.LOOK_UP),
+        ({"pending": 2, "has_made_room": True}, True, NextStep.WAIT),
+        ({"remaining": 3, "is_quota_full": True}, True, NextStep.WAIT_FOR_ROOM),
+        ({"remaining": 3, "pending": 1, "is_quota_full": True}, True, NextStep.WAIT),
+        ({"remaining": 3, "unclear": 1, "is_quota_full": True}, True, NextStep.LOOK_UP),
+        ({"unclear": 1, "pending": 2}, False, NextStep.LOOK_UP),
+        ({"unclear": MAX_UNCLEAR_ROUNDS}, True, NextStep.LOOK_UP),
+        ({"unclear": MAX_UNCLEAR_ROUNDS + 1}, True, NextStep.GIVE_UP),
+    ],
+)
+def test_the_step_after_a_round(fields: dict[str, Any], waits: bool, step: NextStep) -> None:
+    values = {"accepted": 0, "remaining": 0, "pending": 0}
+    assert next_step(Round(**{**values, **fields}), waits=waits) is step
+
+
+@pytest.mark.parametrize(
+    ("remaining", "pending", "limit", "mark"), [(0, 100, 50, 0), (9, 100, 50, 25), (9, 7, 50, 3)]
+)
+def test_half_of_the_tasks_end_before_more_are_submitted(
+    remaining: int, pending: int, limit: int, mark: int
+) -> None:
+    assert low_water_mark(Round(accepted=1, remaining=remaining, pending=pending), limit) == mark
