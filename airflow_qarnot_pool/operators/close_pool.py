@@ -35,17 +35,17 @@ log = logging.getLogger(__name__)
 
 
 class QarnotClosePoolOperator(PoolOperator):
-    """Close a pool; one that is closed, closing or gone already is fine. Returns its uuid.
+    """Close a pool, and return its uuid. A pool that is closed, closing or deleted is no error.
 
-    Where the task that made it returned nothing (it was marked success by hand while it waited, say), whatever
-    pool that task has made in this DAG run is closed all the same; None is returned where it made none.
+    If the task that creates the pool returned nothing (a user marked it success while it waited, say), the pools that
+    it created in this DAG run are closed all the same. The result is None if there are none.
 
     :param qarnot_pool: uuid or shortname of the pool, or the output of the task that made it.
     :param shared: give up the shared pool of this name, and close it if no other DAG run needs it and nothing is
         queued or running on it; else the last one to give it up closes it. ``qarnot_pool`` need not be given then.
     :param wait_for_completion: wait until it is Closed; default: no, as billing ends with the request.
-    :param report_cost: store what the pool and the DAG run have cost as XCom ``qarnot_cost`` (see
-        docs/what-a-run-costs.md); the log tells what the pool has cost in any case.
+    :param report_cost: store the cost of the pool and of the DAG run as XCom ``qarnot_cost`` (see
+        docs/what-a-run-costs.md). The cost of the pool is logged in any case.
     """
 
     owns = False
@@ -62,7 +62,7 @@ class QarnotClosePoolOperator(PoolOperator):
         # A kill of this task must not undo anything: there is nothing that it would have to end.
         super().__init__(wait_for_completion=wait_for_completion, **{**kwargs, "cancel_on_kill": False})
         self.qarnot_pool = as_reference(qarnot_pool, "qarnot_pool")
-        #: Kept, because rendering puts what the maker returned in the place of the reference to it.
+        #: Kept, because rendering replaces the reference to the creating task by its result.
         self._makers = [one for one, _ in XComArg.iter_xcom_references(self.qarnot_pool) if _makes_pools(one)]
         self.report_cost = report_cost
         check_flags(report_cost=report_cost)
@@ -85,7 +85,7 @@ class QarnotClosePoolOperator(PoolOperator):
                 return None
         ref = resolve_ref(ref, "qarnot_pool")
         end(self.client.pools, ref)
-        self.log.info("Pool %s is told to close", ref)
+        self.log.info("Requested closing of pool %s", ref)
         try:
             uuid = ref if is_uuid(ref) else self.client.pools.get(ref).uuid
         except QarnotNotFoundError:
@@ -101,12 +101,12 @@ class QarnotClosePoolOperator(PoolOperator):
         return self._closed(context, self._wait(uuid, POOL_CLOSED, self._deadline(context)))
 
     def _makers_upstream(self) -> list[Any]:
-        """The one task upstream that makes a pool, for a *qarnot_pool* that is a Jinja template."""
+        """Return the one upstream task that creates a pool, for a *qarnot_pool* that is a Jinja template."""
         makers = [one for one in self.upstream_list if _makes_pools(one)] if self.has_dag() else []
         return makers if len(makers) == 1 else []
 
     def _close_unseen(self, context: Context, makers: Iterable[Any]) -> str | None:
-        """Close what *makers* made in this run though they returned nothing; the uuid of the last of it."""
+        """Close the pools that *makers* created in this run without returning them, and return the last uuid."""
         from airflow_qarnot_pool.ownership.termination import end_owned
 
         closed = []
@@ -124,7 +124,7 @@ class QarnotClosePoolOperator(PoolOperator):
         return closed[-1] if closed else None
 
     def _give_up(self, context: Context) -> str:
-        """Close the shared pool, or leave it to those who need it."""
+        """Close the shared pool unless another DAG run needs it."""
         released = release(self.client, self._identity_of(context), _run_lives, self._setups())
         for one in released:
             if one.closed:
@@ -137,7 +137,7 @@ class QarnotClosePoolOperator(PoolOperator):
         return released[0].uuid if released else given
 
     def _setups(self) -> list[str] | None:
-        """The tasks that opened it and of which this is the teardown; None: not known, so all of the run."""
+        """Return the setup tasks of this teardown; None for all tasks of the run, if they are not known."""
         if not self.is_teardown:
             return None
         return [one.task_id for one in self.upstream_list if one.is_setup] or None
@@ -167,7 +167,7 @@ def _makes_pools(task: Any) -> bool:
 
 
 class QarnotDeletePoolOperator(QarnotOperator):
-    """Delete a pool, closing it first where it is open; one that is gone already is fine.
+    """Delete a pool, and close it first if it is open. A deleted pool is no error.
 
     :param qarnot_pool: uuid or shortname of the pool, or the output of the task that made it.
     """
@@ -191,7 +191,7 @@ class QarnotDeletePoolOperator(QarnotOperator):
 
 
 def _run_lives(dag_id: str, run_id: str) -> bool:
-    """Whether a DAG run is unfinished; also where Airflow does not say."""
+    """Return whether a DAG run is unfinished. True if Airflow does not say."""
     from airflow_qarnot_pool.maintenance.reaper import FINISHED_RUN_STATES
     from airflow_qarnot_pool.ownership.liveness import dag_run_state
 

@@ -1,4 +1,4 @@
-"""Report what a period has cost."""
+"""Report the cost of a period."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 
 class QarnotCostReportOperator(QarnotOperator):
-    """Say what the pools and Qarnot tasks of this namespace have cost in a period, by DAG, task and tag.
+    """Report the cost of the pools and Qarnot tasks of this namespace in a period, by DAG, task and tag.
 
     Returns ``{since, until, pools, total, dag: [{name, runs, cost}], task: [...], tag: [...], markdown, html}``; the
     last two are the same as a small table, for a mail or a chat. Costs are as of the moment of asking. Finished
     objects live on Qarnot for a week unless ``completion_ttl`` says otherwise: what is gone is not counted, so report
     at least that often.
 
-    :param since: begin of the period, as a datetime or ISO text; default: *period* before its end.
+    :param since: start of the period, as a datetime or ISO text; default: *period* before its end.
     :param until: its end, not included; default: the DAG run's ``run_after``, else now.
     :param period: how long it is, as a timedelta or seconds, where *since* is not given.
-    :param group_by: tables to make: ``"dag"``, ``"task"``, ``"tag"``. What has several tags counts under each.
+    :param group_by: tables to make: ``"dag"``, ``"task"``, ``"tag"``. An object with several tags counts under each.
     :param max_rows: longest table.
     """
 
@@ -114,7 +114,7 @@ class QarnotCostReportOperator(QarnotOperator):
 
 
 def _moment(name: str, value: Any) -> datetime | None:
-    """A moment, in UTC where it says no time zone; None for none."""
+    """Return a point in time, in UTC if it has no time zone; None for None."""
     if value is None or (isinstance(value, str) and value.strip() in ("", "None")):
         return None
     try:

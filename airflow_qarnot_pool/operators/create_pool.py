@@ -66,7 +66,7 @@ _POOL_FIELDS = (
     "resource_buckets",
     "tags",
 )
-#: Those whose loss nobody would see, or not before it has cost something.
+#: Parameters whose loss would not be noticed, or only after it has cost something.
 _FILLED = (
     "profile",
     "instance_count",
@@ -80,12 +80,12 @@ _FILLED = (
 
 
 class QarnotCreatePoolOperator(PoolOperator):
-    """Create a pool and, unless told otherwise, wait until it is ready. Returns its uuid.
+    """Create a pool and return its uuid, by default when the pool is ready.
 
     Tasks find the pool by this result, so it is stored even with ``do_xcom_push=False``.
 
-    Each life of the Airflow task has one pool: a retry takes up the pool of the try before it, a clear closes
-    the old one and creates another. When the wait fails the pool is closed.
+    Each life of the Airflow task has one pool. A retry adopts the pool of the earlier try, and a clear closes the old
+    pool and creates another. If the wait fails, the pool is closed.
 
     :param shared: open the pool of this name, which all DAGs and runs of the namespace that say so share: the one
         that lives, else a new one. It cools down by itself (``keep_warm`` is 10 minutes unless ``scaling`` or
@@ -202,7 +202,7 @@ class QarnotCreatePoolOperator(PoolOperator):
         return replace(fixed, instance_count=None, scaling=scaling)
 
     def _condition(self, values: Mapping[str, Any]) -> Condition | None:
-        """What to wait for, or None to go on at once."""
+        """Return the condition to wait for; None to return at once."""
         ready = self.ready_when
         if ready in (None, ""):
             if self.keep_warm is not None:
@@ -435,7 +435,7 @@ def _slots_of(ready_when: Any) -> int:
 
 
 def _with_remedies(error: QarnotQuotaError) -> QarnotQuotaError:
-    """The same error with what a DAG author can do about it."""
+    """Return the same error with the remedies of a DAG author."""
     return QarnotQuotaError(
         error.message,
         quota=error.quota,

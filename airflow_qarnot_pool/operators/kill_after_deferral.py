@@ -21,7 +21,7 @@ _KEPT = (
 
 
 class KillAfterDeferral:
-    """Decide what a kill of a process ends whose wait has been deferred.
+    """Decide whether a kill of a process that has deferred ends the remote object.
 
     :param is_wanted: whether a state of the Airflow task means that the trigger waits, or has waited.
     :param end: ends the remote object.

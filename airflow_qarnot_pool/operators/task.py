@@ -57,8 +57,8 @@ if TYPE_CHECKING:
 class QarnotRunTaskOperator(TaskOperator):
     """Run a command on a pool, or on nodes booted for it alone, and wait for its end.
 
-    Each life of the Airflow task has one Qarnot task: a retry takes up the one of the try before it where that
-    runs or succeeded, and submits another where it failed; a clear aborts the old one and submits another.
+    Each life of the Airflow task has one Qarnot task. A retry adopts a Qarnot task that runs or succeeded, and submits
+    another if it failed. A clear aborts the old one and submits another.
     Returns a small dict: ``uuid, name, state, pool, instances, succeeded, failed, created, ended,
     wall_seconds, execution_seconds, result_bucket``. The output of the instances goes to the Airflow task log.
 
@@ -68,12 +68,11 @@ class QarnotRunTaskOperator(TaskOperator):
         constants and for ``${INSTANCE_ID}``; use ``sh -c '...'`` for a shell.
     :param instance_count: how many instances, with ``INSTANCE_ID`` 0 to n-1.
     :param ranges: or their ids, such as ``"0-2,5"``.
-    :param retry_scope: what an Airflow retry runs again: the instances that did not succeed (``"failed"``), or
+    :param retry_scope: the instances that an Airflow retry runs again: those that did not succeed (``"failed"``), or
         ``"all"``.
     :param log_output: write the instances' output to the Airflow task log: True: when they are done, with one
         fetch of each stream; "live": while they run, with a fetch at every ``poll_interval`` for each such task.
-        In the triggerer only what it knows itself is masked, so that with secret constants a deferred wait
-        is not live.
+        The triggerer cannot mask secret constants. With them, a deferred wait is not live.
     """
 
     uuid_key = TASK_KEY
@@ -157,7 +156,7 @@ class QarnotRunTaskOperator(TaskOperator):
         return self._finish(context, outcome, resume_state)
 
     def _stays_on(self, pool: str | None) -> None:
-        """Remember the pool of the Qarnot task that is waited for."""
+        """Remember the pool of the awaited Qarnot task."""
         self._pools_of_tasks = (pool,) if pool else ()
 
     def _claim_task(self, context: Context, spec: TaskSpec, look: bool) -> Claim:
@@ -230,7 +229,7 @@ class QarnotRunTaskOperator(TaskOperator):
     # --- its output
 
     def _write_output(self, uuid: str, *, finished: bool) -> None:
-        """Write to the log what is new of the output."""
+        """Write the new output to the log."""
         if self._position is None or self._position.cursor.uuid != uuid:
             self._position = Offset(cursor=self._nothing_written(uuid))
         self._position = write_new_output(
@@ -295,9 +294,9 @@ class QarnotRunTaskOperator(TaskOperator):
     def _cancelled(
         self, context: Context, task: Task, resume_state: Mapping[str, Any], error: QarnotError | None = None
     ) -> dict[str, Any]:
-        """Somebody else cancelled it. One that an earlier try left may have been on its way out: run it again.
+        """Run a Qarnot task again that another process cancelled, or raise.
 
-        So may one whose shared pool was closed under it by whoever did not see it: it runs on the next.
+        It runs again if an earlier try may have been about to end it, or if its shared pool was closed under it.
 
         :param error: what to raise otherwise; default: that it was cancelled.
         """
@@ -345,7 +344,7 @@ class QarnotRunTaskOperator(TaskOperator):
 
 
 def without_succeeded(spec: TaskSpec, earlier: Iterable[Task]) -> TaskSpec:
-    """*spec* for the instances that no earlier generation ran to success; all of them where none is left."""
+    """Return *spec* for the instances that have not succeeded; for all of them if none remains."""
     from airflow_qarnot_pool.api.ranges import format_ranges
 
     wanted = spec.instance_ids()

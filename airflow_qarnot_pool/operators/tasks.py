@@ -82,20 +82,20 @@ CHUNK = 200
 BACKLOG = 500
 #: Failed items whose reports go into the exception.
 SHOWN_FAILURES = 3
-#: What tells a later look which item an object belongs to and what became of it.
+#: Fields that identify the item of an object and its outcome.
 RELIC_FIELDS = ("Uuid", "Shortname", "State", "Tags", "Labels", "CreationDate", "PoolUuid")
 _LOOKS = 5
 
 
 @dataclass
 class _SubmitResult:
-    """What became of a submission."""
+    """The result of a submission."""
 
-    #: Item and generation of what was accepted.
+    #: Item and generation of the accepted Qarnot tasks.
     done: set[tuple[int, int]] = field(default_factory=set)
-    #: Only another look can tell what exists.
+    #: Whether only another lookup can tell which Qarnot tasks exist.
     unclear: bool = False
-    #: Why the rest was not accepted.
+    #: The error of the full quota that refused the rest.
     full: QarnotQuotaError | None = None
     #: Whether finished objects were deleted on the way, this operator's own perhaps.
     made_room: bool = False
@@ -142,7 +142,7 @@ def _known(command: Any) -> Any:
 
 
 class QarnotRunTasksOperator(TaskOperator):
-    """Run many commands, each as a Qarnot task of its own, and wait for all of them, in one Airflow task.
+    """Run many commands in one Airflow task, each as a separate Qarnot task, and wait for all of them.
 
     An Airflow task costs seconds of a worker's time to start; a Qarnot task on a warm pool costs none. A retry
     of the Airflow task runs only what has not succeeded. Fails when any of them failed, after all have ended.
@@ -277,7 +277,7 @@ class QarnotRunTasksOperator(TaskOperator):
             return self._advance(context, self._deadline(context), FanOutProgress())
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
-        """Submit more, wait on, or return what became of all."""
+        """Submit more, wait again, or return the results."""
         outcome = WaitResult.from_event(event)
         self._start(context)
         if outcome.ending not in (EndReason.MET, EndReason.IMPOSSIBLE):
@@ -290,7 +290,7 @@ class QarnotRunTasksOperator(TaskOperator):
 
     @contextmanager
     def _ending_in_the_last_try(self) -> Iterator[None]:
-        """End what runs if this fails and no try is left that would take it over."""
+        """End the Qarnot tasks if this fails and no try remains that would adopt them."""
         try:
             yield
         except QarnotTaskFailedError:
@@ -300,7 +300,7 @@ class QarnotRunTasksOperator(TaskOperator):
             raise
 
     def execute_with_quota_room(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
-        """Go on where a quota of the account stopped it."""
+        """Resume after a quota of the account was full."""
         self._read_room_event(event)
         resume_state = event.get("resume_state") or {}
         if not resume_state:
@@ -364,7 +364,7 @@ class QarnotRunTasksOperator(TaskOperator):
         return TASK_DONE
 
     def _carry(self, memory: FanOutProgress, deadline: datetime | None) -> dict[str, Any]:
-        """What the next slice must know."""
+        """Return the state for the next slice."""
         return {
             **memory.to_resume_state(),
             "deadline": deadline.isoformat() if deadline else None,
@@ -468,7 +468,7 @@ class QarnotRunTasksOperator(TaskOperator):
         looks = slice_.must_look
         snapshots = self._lookup(identity, progress, slice_.fingerprints) if looks else []
         pools = self._closed_pools(identity, snapshots, slice_.closed_pools)
-        # A wait counts every cancelled item as failed, whoever cancelled it.
+        # A wait counts every cancelled item as failed, for any cause.
         progress.failed -= {one.item for one in snapshots if one.cancelled and one.pool in pools}
         state = fan_out_state(identity, slice_.fingerprints, snapshots, progress, pools)
         if looks and slice_.is_first_look:
@@ -510,7 +510,7 @@ class QarnotRunTasksOperator(TaskOperator):
     def _make_known(
         self, context: Context, identity: TaskInstanceIdentity, pool: str | None, *, resumed: bool
     ) -> None:
-        """Store what the guard of the trigger reads, and the link, without which a slice that resumes goes on."""
+        """Store the XCom for the guard of the trigger, and the link. A resumed slice continues without the link."""
         xcoms.push(context["ti"], self.uuid_key, identity.lineage)
         if not pool:
             return
@@ -524,7 +524,7 @@ class QarnotRunTasksOperator(TaskOperator):
     def _freed(self, now: FanOutState, identity: TaskInstanceIdentity) -> FanOutState:
         """Give back the places under a quota that was full: delete the items that succeeded, once they are recorded.
 
-        Other processes cannot always do it: in another namespace they do not know what may be deleted.
+        Other processes cannot always do it: in another namespace they do not know which objects may be deleted.
         """
         uuids = [uuid for uuid in now.succeeded.values() if uuid is not None] if self._met_quota else []
         if not uuids:
@@ -561,9 +561,9 @@ class QarnotRunTasksOperator(TaskOperator):
     def _lookup(
         self, identity: TaskInstanceIdentity, memory: FanOutProgress, fingerprints: Sequence[str]
     ) -> list[RemoteSnapshot]:
-        """Everything that any life of this task instance made; what is pending must be there.
+        """Return everything that any life of this task instance created. Pending Qarnot tasks must exist.
 
-        :raises QarnotDeletedError: some that were there are not there any more; the others are ended.
+        :raises QarnotDeletedError: some of them were deleted. The others are ended.
         """
         from airflow_qarnot_pool.ownership.claim import raise_if_overtaken
 
@@ -577,7 +577,7 @@ class QarnotRunTasksOperator(TaskOperator):
             }
             if not missing:
                 return snapshots
-            # A search may be behind what was just created.
+            # A search may not show a new object yet.
             if self._work and self._work.killed.wait(1.0):
                 raise self._killed()
         for item, generation in sorted(missing):
@@ -678,9 +678,9 @@ class QarnotRunTasksOperator(TaskOperator):
         return refused
 
     def _refuse(self, error: QarnotError, pool: str | None) -> None:
-        """One refused item is a mistake in the DAG: what is running for it would be run in vain.
+        """Raise the error of a refused item, and end the others: the DAG has a mistake, and they would run in vain.
 
-        Unless the pool is closed, which may be shared: then it is for the caller to go on with the next.
+        If the pool is closed, only raise. The caller continues on the pool that replaces a shared one.
         """
         if pool and isinstance(error, QarnotRefusedError):
             self._explain_refusal(pool, error)
@@ -690,7 +690,7 @@ class QarnotRunTasksOperator(TaskOperator):
     def _closed_pools(
         self, identity: TaskInstanceIdentity, snapshots: Iterable[RemoteSnapshot], closed: dict[str, bool]
     ) -> set[str]:
-        """The shared pools that were closed under what this life has on them; *closed* remembers."""
+        """Return the shared pools that were closed under Qarnot tasks of this life. *closed* caches the results."""
         from airflow_qarnot_pool.ownership.shared_pool import was_closed
 
         for snapshot in snapshots:

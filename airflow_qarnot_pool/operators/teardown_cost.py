@@ -1,4 +1,4 @@
-"""What a teardown tells about the cost of its pool: a line in the log, and an XCom when asked for."""
+"""Report the cost of a pool that closes: in the log, and as XCom if requested."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 #: XCom key of the report.
 COST_KEY = "qarnot_cost"
-#: Seconds for one request of a report: it is worth a moment, and no more.
+#: Seconds for one request of a report, because the teardown must not wait for it.
 REQUEST_TIMEOUT = 5.0
 
 
 def log_cost(operator: QarnotOperator, context: Context, pool: str, *, whole_run: bool) -> None:
-    """Say what *pool* has cost; with *whole_run* what its DAG run has cost, too, as XCom.
+    """Log the cost of *pool*. With *whole_run*, push it and the cost of the DAG run as XCom, too.
 
-    Called when the pool has been told to close, and never fails: what it is about is done.
+    Never raises, because the pool is already closing.
     """
     from airflow_qarnot_pool.costs.idle import idle_time_of
     from airflow_qarnot_pool.costs.queries import cost_of_pool
@@ -92,7 +92,7 @@ def _run(
     from airflow_qarnot_pool.costs.queries import cost_of_run
 
     ti = context["ti"]
-    # Not its start: that is set anew when a finished run is cleared, and what ran before has cost something, too.
+    # Not its start, which a clear of a finished run sets anew: the work before the clear has a cost, too.
     since = getattr(context["dag_run"], "run_after", None)
     namespace = operator.hook.settings.namespace
     run = cost_of_run(client, namespace, ti.dag_id, ti.run_id, reference, since=since)
@@ -101,7 +101,7 @@ def _run(
 
 
 def count_closed_pool(pool: PoolCost, dag_id: str) -> None:
-    """What a pool had cost when its teardown told it to close."""
+    """Emit the metrics of a pool that its teardown closes."""
     cost = pool.cost
     if cost.euros is not None:
         metrics.incr("cost.microeuros", cost.euros * 1e6, dag_id=dag_id)

@@ -31,7 +31,7 @@ _CHANGES = ("elastic", "scaling", "constants", "tags")
 class QarnotUpdatePoolOperator(QarnotOperator):
     """Change a running pool: its elastic or scaling settings, constants, tags; or re-sync its resources.
 
-    What is not given stays as it is. Returns the pool's uuid.
+    Omitted parameters stay as they are. Returns the pool's uuid.
 
     :param qarnot_pool: uuid or shortname of the pool, or the output of the task that made it.
     :param elastic: new settings of an elastic pool.

@@ -49,7 +49,7 @@ TABLE = Path(__file__).resolve().parents[2] / "docs" / "contributing" / "evidenc
 SERVERS = ("enforce", "free")
 TRIES = 4
 
-#: What a teardown asks to tell the cost of the pool, when that is told to close (and waited for).
+#: Requests of a teardown for the cost of its pool, after it has requested closing (and waited).
 TELL_COST = (
     "GET /pools/{u}",
     "GET /credits/v1/pools/{u}/credits",

@@ -110,7 +110,7 @@ class CostWatch:
             self.watch(context, pool)
 
     def after_create(self, context: Context, spec: Any, uuid: str) -> None:
-        """Watch a pool, or a Qarnot task with nodes of its own."""
+        """Watch a pool, or a Qarnot task without a pool."""
         kind = self._operator.kind
         if not getattr(spec, "pool", None):
             self.watch(context, uuid, kind)
@@ -162,7 +162,7 @@ class CostWatch:
             )
 
     def over_limit(self) -> str | None:
-        """Return a message if a limit is reached, after ending what reached it."""
+        """Return a message if a limit is reached, after ending the objects over it."""
         if self.cost_limit is None:
             return None
         operator = self._operator
@@ -180,7 +180,7 @@ class CostWatch:
             raise QarnotCostLimitError(message, kind=self._operator.kind) from cause
 
     def close_if_over(self, outcome: WaitResult) -> None:
-        """End what a trigger found over its limit: the trigger has no retries, and only a moment."""
+        """End the objects that a trigger found over a limit: the trigger has no retries, and only a moment."""
         if (
             outcome.ending is EndReason.ERROR
             and outcome.resume_state.get("error") == QarnotCostLimitError.__name__
@@ -267,7 +267,7 @@ def _max_slots(spec: PoolSpec) -> int | None:
 
 
 def poll_cost(client: QarnotClient, limit: CostLimit, log: Any) -> LimitCheck:
-    """Check a limit once, and end what has reached it. An unknown cost reaches no limit."""
+    """Check a limit once, and end the objects over it. An unknown cost reaches no limit."""
     try:
         check = check_limits(limit, spending_of(client, limit))
     except QarnotError as error:
@@ -282,7 +282,7 @@ def poll_cost(client: QarnotClient, limit: CostLimit, log: Any) -> LimitCheck:
 
 
 def close_over(client: QarnotClient, over: Mapping[str, Any] | None, log: Any) -> None:
-    """End what reached its limit.
+    """End the objects over a limit.
 
     :param over: ``CostLimit.to_kwargs()``, and the uuids to end under ``close``.
     """

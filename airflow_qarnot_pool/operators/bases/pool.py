@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 class PoolOperator(QarnotOperator):
-    """Base of the operators that create or close a pool, one of their own or a shared one.
+    """Base of the operators that create or close a pool, which may be shared.
 
     :param wait_for_completion: wait until the pool is ready, or closed.
-    :param deferrable: wait in the triggerer, where all waits of a connection share one poll; default:
+    :param deferrable: wait in the triggerer, with one poll for all waits of a connection. Default:
         ``[operators] default_deferrable`` of Airflow if it is set, else True.
     :param poll_interval: time between two polls, as a timedelta or seconds; default: ``[qarnot] poll_interval``.
     :param wait_timeout: maximum wait, as a timedelta or seconds; default: no limit but ``execution_timeout``, which

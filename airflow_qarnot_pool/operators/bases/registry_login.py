@@ -62,7 +62,7 @@ class RegistryLogin:
     def added_to(self, spec: TaskSpec) -> TaskSpec:
         """Return *spec* with the login, and with the connection's server as the one its image comes from.
 
-        :raises QarnotInvalidSpecError: *spec* names another server, or a login of its own.
+        :raises QarnotInvalidSpecError: *spec* names another server, or another login.
         """
         from airflow_qarnot_pool.api.specs import image_constants
 

@@ -60,7 +60,7 @@ COMMON_FIELDS = (
     "results_whitelist",
     "tags",
 )
-#: Those whose loss nobody would see, or not before the work was done.
+#: Parameters whose loss would not be noticed, or only after the work.
 FILLED = (
     "image",
     "profile",
@@ -76,9 +76,8 @@ FILLED = (
 class TaskOperator(QarnotOperator):
     """Base of the operators that run Qarnot tasks.
 
-    :param qarnot_pool: uuid or shortname of the pool, or the output of the task that made it. Where it is left out a
-        Qarnot task gets nodes of its own, which have to boot; None, which a task may return that found no pool, is
-        refused.
+    :param qarnot_pool: uuid or shortname of the pool, or the output of the task that created it. Without it, a Qarnot
+        task gets separate nodes, which have to boot. None, which an upstream task can return, is refused.
     :param name: shown in the console; default: the DAG's and the task's id.
     :param image: ``[registry/]repository[:tag]``; default: the pool's, else Qarnot's.
     :param profile: profile of a Qarnot task without a pool.
@@ -86,7 +85,7 @@ class TaskOperator(QarnotOperator):
         (``QARNOT_SECRET__...``) as templates such as ``"{{ conn.vault.password }}"``: a literal is masked wherever
         Airflow shows parameters, but stands in the DAG's source all the same.
     :param resource_buckets: buckets (names or ``ResourceBucket``) whose files the instances get.
-    :param result_bucket: bucket that gets the files the instances write; made where it is missing.
+    :param result_bucket: bucket that gets the files the instances write. A missing bucket is created.
     :param results_prefix: prefix of the results in that bucket.
     :param results_whitelist: regular expression of the files to keep.
     :param remote_retries: how often Qarnot itself runs a failed instance again; a number per instance, or
@@ -97,7 +96,7 @@ class TaskOperator(QarnotOperator):
     :param task_spec: any other field of :class:`~airflow_qarnot_pool.api.specs.TaskSpec`, by its name there or
         in the API.
     :param wait_for_completion: wait until the Qarnot task has ended; otherwise return as soon as it is accepted.
-    :param deferrable: wait in the triggerer, where all waits of a connection share one poll; default:
+    :param deferrable: wait in the triggerer, with one poll for all waits of a connection. Default:
         ``[operators] default_deferrable`` of Airflow if it is set, else True.
     :param poll_interval: time between two polls, as a timedelta or seconds; default: ``[qarnot] poll_interval``.
     :param wait_timeout: maximum wait, as a timedelta or seconds; default: no limit but ``execution_timeout``, which
@@ -105,7 +104,7 @@ class TaskOperator(QarnotOperator):
     :param cancel_on_kill: abort the Qarnot task when the Airflow task is killed, cleared or runs out of time. If the
         Airflow task fails in another way, it is aborted in any case, as nothing else would end it.
     :param wait_for_quota: maximum wait for room when a quota of the account is full; default: fail at once.
-    :param max_cost: maximum cost of the pool, or of a Qarnot task with nodes of its own, in euros. The object that
+    :param max_cost: maximum cost of the pool, or of a Qarnot task without a pool, in euros. The object that
         reaches it is ended, and all tasks that wait on it fail with ``QarnotCostLimitError``, which is never retried.
         Default: the limits of the operator that creates the pool. A template that renders to nothing is refused.
     :param max_run_cost: the same for all pools that the DAG run opens, after clears, too.
@@ -168,8 +167,8 @@ class TaskOperator(QarnotOperator):
         check_limit_parameters(self)
         #: Parameters that must not be empty when the task runs.
         self._filled = has_values(self, COST_LIMIT_FIELDS)
-        #: Kept, because what the pool comes from may render to nothing, which must not mean "without a pool". Nor must
-        #: a None that is given here: the values of a mapped task come when they are known.
+        #: Kept, because a template of the pool may render to nothing, which must not mean "without a pool". The same
+        #: holds for a None that is given here: the values of a mapped task come when they are known.
         self.on_pool = qarnot_pool is not NOTSET
         self.qarnot_pool = as_reference(qarnot_pool, "qarnot_pool") if self.on_pool else None
         if self.on_pool:
