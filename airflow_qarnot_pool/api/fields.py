@@ -29,6 +29,11 @@ _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _NUMBER_WORDS = re.compile(r"[+-]?\d+")
 
 
+def is_uuid(ref: str) -> bool:
+    """Return whether *ref* is a uuid and not a shortname."""
+    return _UUID.fullmatch(ref) is not None
+
+
 def is_secret_constant(key: str) -> bool:
     """Return whether the value of this constant must never be shown."""
     return key.upper().startswith(("QARNOT_SECRET__", "DOCKER_REGISTRY_PASSWORD"))
@@ -330,7 +335,7 @@ def text(*, minimum: int = 0, below: int | None = None) -> Convert:
 def uuid_text(value: Any) -> str:
     """Convert to a uuid as text. Qarnot does not accept a name in its place."""
     words = str(text(minimum=1)(value)).strip()
-    if _UUID.fullmatch(words) is None:
+    if not is_uuid(words):
         raise Refusal(f"is not a uuid, got {short_repr(words)}", "Give the uuid, not the name.")
     return words
 

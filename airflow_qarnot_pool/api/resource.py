@@ -450,11 +450,3 @@ def _field(data: Mapping[str, Any], name: str) -> Any:
     if name in data:
         return data[name]
     return next((value for key, value in data.items() if str(key).lower() == name.lower()), None)
-
-
-def is_uuid(ref: str) -> bool:
-    """Return whether *ref* is a uuid and not a shortname."""
-    parts = ref.split("-")
-    return [len(part) for part in parts] == [8, 4, 4, 4, 12] and all(
-        character in "0123456789abcdefABCDEF" for part in parts for character in part
-    )

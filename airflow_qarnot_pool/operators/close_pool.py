@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import XComArg
 
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError, QarnotNotFoundError
-from airflow_qarnot_pool.api.resource import is_uuid
+from airflow_qarnot_pool.api.fields import is_uuid
 from airflow_qarnot_pool.links.qarnot import LINKS
 from airflow_qarnot_pool.operators.bases.base import QarnotOperator
 from airflow_qarnot_pool.operators.bases.pool import PoolOperator

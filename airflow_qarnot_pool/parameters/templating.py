@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from airflow_qarnot_pool.api.fields import is_secret_constant, normalise
+
 
 def is_templated(value: Any) -> bool:
     """Return whether *value* contains a Jinja template, an XCom reference or another value resolved at run time."""
@@ -32,8 +34,6 @@ _PLACEHOLDERS = {
 
 def known_at_parse_time(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the *values* that are not templated, with placeholders for fields that others need."""
-    from airflow_qarnot_pool.api.fields import normalise
-
     known = {}
     for name, value in values.items():
         if not is_templated(value):
@@ -79,8 +79,6 @@ def hide_secrets(value: Any) -> Any:
 
 
 def _hidden(name: Any, value: Any) -> Any:
-    from airflow_qarnot_pool.api.fields import is_secret_constant
-
     if isinstance(value, str) and value and is_secret_constant(str(name)) and not is_templated(value):
         return Redacted(value)
     return hide_secrets(value)

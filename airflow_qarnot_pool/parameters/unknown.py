@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
+from airflow_qarnot_pool.api.fields import closest_name, is_uuid, normalise, wire_fields
 from airflow_qarnot_pool.parameters.templating import is_templated
 
 if TYPE_CHECKING:
@@ -46,13 +47,10 @@ def refuse_unknown(
 
 def _is_qarnot_pool(pool: Any) -> bool:
     """Return whether *pool* must be a Qarnot pool: a reference, a template, a group, or a uuid."""
-    from airflow_qarnot_pool.api.resource import is_uuid
-
     return pool is not None and (not isinstance(pool, str) or is_templated(pool) or is_uuid(pool))
 
 
 def _remedy(name: str, names: Collection[str]) -> str:
-    from airflow_qarnot_pool.api.fields import closest_name, normalise, wire_fields
     from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
 
     if (close := closest_name(name, names, only_synonyms=True)) is not None:

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
+from airflow_qarnot_pool.api.fields import Refusal, duration, parse_literal, short_repr
 from airflow_qarnot_pool.parameters.references import is_empty
 from airflow_qarnot_pool.parameters.templating import is_templated, reveal_secrets
 
@@ -31,12 +32,13 @@ def spec_values(
 
     :raises QarnotInvalidSpecError: a parameter is in both.
     """
-    values = {name: getattr(operator, name) for name in names if getattr(operator, name) not in (None, "")}
-    values = reveal_secrets(values)
+    values: dict[str, Any] = reveal_secrets(
+        {name: getattr(operator, name) for name in names if getattr(operator, name) not in (None, "")}
+    )
     others = parse_rendered(others)
     if others not in (None, "") and not isinstance(others, Mapping):
         raise QarnotInvalidSpecError(
-            f"{others_name} is not a mapping, got {_shown(others)}",
+            f"{others_name} is not a mapping, got {short_repr(others)}",
             field=others_name,
             remedy=f"Give the fields by name, such as {others_name}={{'labels': {{'team': 'a'}}}}.",
         )
@@ -53,8 +55,6 @@ def parse_rendered(value: Any) -> Any:
     """Parse a list or mapping that a template has rendered as text. Return any other *value* unchanged."""
     if not isinstance(value, str) or is_templated(value):
         return value
-    from airflow_qarnot_pool.api.fields import parse_literal
-
     return parse_literal(value)
 
 
@@ -86,7 +86,7 @@ def check_flags(**flags: Any) -> None:
     for name, value in flags.items():
         if not isinstance(value, bool):
             raise QarnotInvalidSpecError(
-                f"{name} must be True or False, got {_shown(value)}{_no_template(value)}",
+                f"{name} must be True or False, got {short_repr(value)}{_no_template(value)}",
                 field=name,
                 remedy="Give the value itself.",
             )
@@ -119,8 +119,6 @@ def as_duration(name: str, value: Any, *, zero: bool = False) -> timedelta | Non
     """
     if value is None:
         return None
-    from airflow_qarnot_pool.api.fields import Refusal, duration
-
     try:
         converted = duration(value)
     except Refusal:
@@ -128,7 +126,7 @@ def as_duration(name: str, value: Any, *, zero: bool = False) -> timedelta | Non
     if converted is None or (not converted and not zero):
         minimum = "0 or more" if zero else "more than 0"
         raise QarnotInvalidSpecError(
-            f"{name} must be a duration of {minimum}, got {_shown(value)}{_no_template(value)}",
+            f"{name} must be a duration of {minimum}, got {short_repr(value)}{_no_template(value)}",
             field=name,
             remedy="Give a timedelta or seconds.",
         )
@@ -140,12 +138,6 @@ def check_durations(**durations: Any) -> None:
     for name, value in durations.items():
         if not is_templated(value):
             as_duration(name, value)
-
-
-def _shown(value: Any) -> str:
-    from airflow_qarnot_pool.api.fields import short_repr
-
-    return short_repr(value)
 
 
 def _no_template(value: Any) -> str:

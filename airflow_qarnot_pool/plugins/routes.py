@@ -25,8 +25,7 @@ from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 
 from airflow_qarnot_pool.api.errors import QarnotError, QarnotNotFoundError
-from airflow_qarnot_pool.api.fields import Refusal, number
-from airflow_qarnot_pool.api.resource import is_uuid
+from airflow_qarnot_pool.api.fields import Refusal, is_uuid, number
 from airflow_qarnot_pool.ownership.identity import label
 from airflow_qarnot_pool.parameters.configuration import get_option
 from airflow_qarnot_pool.plugins.cache import LIST, Cache, CacheEntry

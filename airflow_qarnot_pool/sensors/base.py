@@ -14,7 +14,7 @@ from airflow.sdk import BaseSensorOperator
 
 from airflow_qarnot_pool import exceptions
 from airflow_qarnot_pool.api.errors import QarnotDeletedError, QarnotError, QarnotNotFoundError
-from airflow_qarnot_pool.api.resource import is_uuid
+from airflow_qarnot_pool.api.fields import is_uuid
 from airflow_qarnot_pool.exceptions import QarnotStateUnreachableError
 from airflow_qarnot_pool.hooks.qarnot import QarnotHook, check_conn_id
 from airflow_qarnot_pool.links.qarnot import show_link

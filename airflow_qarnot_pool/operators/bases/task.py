@@ -15,7 +15,7 @@ from airflow_qarnot_pool.api.errors import (
     QarnotNotFoundError,
     QarnotRefusedError,
 )
-from airflow_qarnot_pool.api.resource import is_uuid
+from airflow_qarnot_pool.api.fields import is_uuid
 from airflow_qarnot_pool.costs.limits import WARN_AT
 from airflow_qarnot_pool.exceptions import QarnotPoolEndedError
 from airflow_qarnot_pool.operators.bases.base import WAIT_FIELDS, QarnotOperator
