@@ -22,7 +22,7 @@ class QarnotCostReportOperator(QarnotOperator):
 
     Returns ``{since, until, pools, total, dag: [{name, runs, cost}], task: [...], tag: [...], markdown, html}``; the
     last two are the same as a small table, for a mail or a chat. Costs are as of the moment of asking. Finished
-    objects live on Qarnot for a week unless ``completion_ttl`` says otherwise: what is gone is not counted, so report
+    objects live on Qarnot for a week unless ``completion_ttl`` differs: deleted objects are not counted, so report
     at least that often.
 
     :param since: start of the period, as a datetime or ISO text; default: *period* before its end.

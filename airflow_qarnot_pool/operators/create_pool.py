@@ -87,9 +87,9 @@ class QarnotCreatePoolOperator(PoolOperator):
     Each life of the Airflow task has one pool. A retry adopts the pool of the earlier try, and a clear closes the old
     pool and creates another. If the wait fails, the pool is closed.
 
-    :param shared: open the pool of this name, which all DAGs and runs of the namespace that say so share: the one
-        that lives, else a new one. It cools down by itself (``keep_warm`` is 10 minutes unless ``scaling`` or
-        ``elastic`` is given); a kill, clear or failure of this task closes it only where nobody else needs it.
+    :param shared: name of a pool that all DAGs and runs of the namespace share. The live pool of this name is opened,
+        or else a new one. It scales down when it is idle (``keep_warm`` is 10 minutes unless ``scaling`` or ``elastic``
+        is given). A kill, clear or failure of this task closes it only if no other DAG run needs it.
     :param name: shown in the console; default: the DAG's and the task's id.
     :param profile: profile of the account, ``docker-batch`` unless told otherwise.
     :param instance_count: size of a fixed pool, in slots (a node each, unless ``slots_per_node`` is given).
@@ -105,16 +105,16 @@ class QarnotCreatePoolOperator(PoolOperator):
     :param ready_when: what to wait for: a state, or a number of running instances. Default: ``FullyExecuting``
         for a pool of fixed size, all slots for one with ``keep_warm``; a pool with ``elastic`` or ``scaling``,
         which may rest at no nodes, is not waited for.
-    :param keep_warm: make a pool of ``instance_count`` slots that cools down by itself: nodes boot on demand and
-        go after this long (a timedelta or seconds) without work, whether Airflow is alive or not.
+    :param keep_warm: create a pool of ``instance_count`` slots that scales down when it is idle. Nodes boot on demand
+        and shut down after this long without work, as a timedelta or seconds, even if Airflow is down.
     :param warm_up: boot all nodes of such a pool at once, and wait for them; otherwise, and without
         ``wait_for_completion``, the first Qarnot task boots them.
     :param max_cost: maximum cost of this pool, in euros. A pool that reaches it is closed, and all tasks that wait on
         it fail with ``QarnotCostLimitError``, which is never retried. A template that renders to nothing is refused.
     :param max_run_cost: the same for all pools that the DAG run opens, after clears, too.
     :param cost_warning_threshold: share of a limit at which a warning is logged, 0 to 1.
-    :param estimated_cost: what it is expected to cost, in euros: it is not created where credits, the budget of its
-        project or quotas cannot cover that.
+    :param estimated_cost: expected cost, in euros. The pool is not created if credits, the budget of its project or
+        quotas cannot cover it.
     """
 
     template_fields = (

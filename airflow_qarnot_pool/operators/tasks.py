@@ -83,8 +83,8 @@ BACKLOG = 500
 #: Failed items whose reports go into the exception.
 SHOWN_FAILURES = 3
 #: Fields that identify the item of an object and its outcome.
-RELIC_FIELDS = ("Uuid", "Shortname", "State", "Tags", "Labels", "CreationDate", "PoolUuid")
-_LOOKS = 5
+SNAPSHOT_FIELDS = ("Uuid", "Shortname", "State", "Tags", "Labels", "CreationDate", "PoolUuid")
+_MAX_LOOKUPS = 5
 
 
 @dataclass
@@ -145,7 +145,7 @@ class QarnotRunTasksOperator(TaskOperator):
     """Run many commands in one Airflow task, each as a separate Qarnot task, and wait for all of them.
 
     An Airflow task costs seconds of a worker's time to start; a Qarnot task on a warm pool costs none. A retry
-    of the Airflow task runs only what has not succeeded. Fails when any of them failed, after all have ended.
+    of the Airflow task runs only the items that have not succeeded. Fails after all have ended, if any failed.
     Returns ``{total, succeeded, failed, results: [{item, uuid, state}, ...]}``, ``results`` in the order of
     *commands* and at most *max_results* long.
 
@@ -338,7 +338,7 @@ class QarnotRunTasksOperator(TaskOperator):
         pool = self.client.pools.find(uuid)
         return pool is None or not accepts_tasks(pool.state)
 
-    def _all_done(self, memory: FanOutProgress) -> FanOutState | None:
+    def _all_done(self, progress: FanOutProgress) -> FanOutState | None:
         """Return where every item stands if each has succeeded or failed; None otherwise.
 
         A cancelled item does not count, as whatever ended the wait may have cancelled it.
@@ -351,22 +351,22 @@ class QarnotRunTasksOperator(TaskOperator):
         try:
             specs = self._specs(self.commands, self._given_now(), self._some_pool)
             fingerprints = [spec.fingerprint(exclude=FINGERPRINT_EXCLUDES) for spec in specs]
-            snapshots = self._relics(identity, fingerprints)
+            snapshots = self._all_snapshots(identity, fingerprints)
             pools = self._closed_pools(identity, snapshots, {})
         except QarnotError as error:
             self.log.info("Could not poll the Qarnot tasks once more: %s", error)
             return None
-        now = fan_out_state(identity, fingerprints, snapshots, memory, pools)
+        now = fan_out_state(identity, fingerprints, snapshots, progress, pools)
         cancelled = {one.uuid for one in snapshots if one.cancelled}
         return now if now.is_finished and not cancelled.intersection(now.failed.values()) else None
 
     def _awaited(self) -> Condition:
         return TASK_DONE
 
-    def _carry(self, memory: FanOutProgress, deadline: datetime | None) -> dict[str, Any]:
+    def _carry(self, progress: FanOutProgress, deadline: datetime | None) -> dict[str, Any]:
         """Return the state for the next slice."""
         return {
-            **memory.to_resume_state(),
+            **progress.to_resume_state(),
             "deadline": deadline.isoformat() if deadline else None,
             "met_quota": self._met_quota,
         }
@@ -547,19 +547,21 @@ class QarnotRunTasksOperator(TaskOperator):
         found = self.client.pools.get(pool)
         return found.total_slot_capacity or found.instance_count or 0
 
-    def _relics(self, identity: TaskInstanceIdentity, fingerprints: Sequence[str]) -> list[RemoteSnapshot]:
+    def _all_snapshots(
+        self, identity: TaskInstanceIdentity, fingerprints: Sequence[str]
+    ) -> list[RemoteSnapshot]:
         """Return everything that any life of this task instance made, deleted items included if they are recorded."""
         from airflow_qarnot_pool.ownership.records import outcomes
 
         tagged = filters.equal("Tags", OWNER_TAG + identity.owner)
         snapshots = [
-            RemoteSnapshot.of(one) for one in self.client.tasks.search_all(tagged, fields=RELIC_FIELDS)
+            RemoteSnapshot.of(one) for one in self.client.tasks.search_all(tagged, fields=SNAPSHOT_FIELDS)
         ]
         # In this order: an item is recorded before it is deleted.
         return snapshots + outcomes(self.client, identity.owner).snapshots(identity.lineage, fingerprints)
 
     def _lookup(
-        self, identity: TaskInstanceIdentity, memory: FanOutProgress, fingerprints: Sequence[str]
+        self, identity: TaskInstanceIdentity, progress: FanOutProgress, fingerprints: Sequence[str]
     ) -> list[RemoteSnapshot]:
         """Return everything that any life of this task instance created. Pending Qarnot tasks must exist.
 
@@ -567,10 +569,10 @@ class QarnotRunTasksOperator(TaskOperator):
         """
         from airflow_qarnot_pool.ownership.claim import raise_if_overtaken
 
-        for _ in range(_LOOKS):
-            snapshots = self._relics(identity, fingerprints)
+        for _ in range(_MAX_LOOKUPS):
+            snapshots = self._all_snapshots(identity, fingerprints)
             raise_if_overtaken(identity, snapshots)
-            missing = memory.pending - {
+            missing = progress.pending - {
                 (snapshot.item, snapshot.generation)
                 for snapshot in snapshots
                 if snapshot.lineage == identity.lineage
@@ -704,28 +706,28 @@ class QarnotRunTasksOperator(TaskOperator):
         return {pool for pool, so in closed.items() if so}
 
     def _wait_for_some(
-        self, low_water: int, total: int, deadline: datetime | None, memory: FanOutProgress
+        self, low_water: int, total: int, deadline: datetime | None, progress: FanOutProgress
     ) -> None:
         """Wait until no more than *low_water* are unfinished, or one was deleted."""
         assert self._work is not None
         identity = self._work.identity
         if self.deferrable:
             condition = {"expected": total, "low_water": low_water}
-            self._defer(identity.lineage, condition, deadline, self._carry(memory, deadline))
+            self._defer(identity.lineage, condition, deadline, self._carry(progress, deadline))
         interval = poll_interval_of(self.poll_interval)
         pools = PoolsOfTasks(self.client.pools, self._pools_of_tasks, interval)
         while True:
             if message := self._costs.over_limit():
-                self._stop_waiting(EndReason.ERROR, message, memory, error=QarnotCostLimitError.__name__)
+                self._stop_waiting(EndReason.ERROR, message, progress, error=QarnotCostLimitError.__name__)
                 return
-            if self._is_wait_met(low_water, memory, pools):
+            if self._is_wait_met(low_water, progress, pools):
                 return
             if deadline is not None and datetime.now(deadline.tzinfo) >= deadline:
-                late = f"{len(memory.pending)} of {total} Qarnot tasks did not end in time"
-                self._stop_waiting(EndReason.TIMEOUT, late, memory)
+                late = f"{len(progress.pending)} of {total} Qarnot tasks did not end in time"
+                self._stop_waiting(EndReason.TIMEOUT, late, progress)
                 return
             if self._work.killed.wait(interval):
-                now = self._all_done(memory)
+                now = self._all_done(progress)
                 if now is None or now.failed:
                     raise self._killed()
                 return
@@ -753,7 +755,7 @@ class QarnotRunTasksOperator(TaskOperator):
         return False
 
     def _stop_waiting(
-        self, ending: EndReason, message: str, memory: FanOutProgress, **resume_state: Any
+        self, ending: EndReason, message: str, progress: FanOutProgress, **resume_state: Any
     ) -> None:
         """Raise what *ending* means, unless every item has ended by now."""
         assert self._work is not None
@@ -761,7 +763,7 @@ class QarnotRunTasksOperator(TaskOperator):
             ending=ending,
             uuid=self._work.identity.lineage,
             message=message,
-            resume_state={**memory.to_resume_state(), **resume_state},
+            resume_state={**progress.to_resume_state(), **resume_state},
         )
         self._raise_for(self._after_all(outcome))
 

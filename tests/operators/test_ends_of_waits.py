@@ -408,8 +408,8 @@ def test_items_that_searches_miss_are_asked_for_before_they_are_gone(
     make = partial(tasks, qarnot_pool=pool, commands=["sleep 0.1", "sleep 0.1"])
     deferred, context = defer(make, FakeTI(run_id=run_id))
     eventually(lambda: succeeded(client, run_id))
-    monkeypatch.setattr("airflow_qarnot_pool.operators.tasks._LOOKS", 1)
-    monkeypatch.setattr(QarnotRunTasksOperator, "_relics", lambda self, identity, fingerprints: [])
+    monkeypatch.setattr("airflow_qarnot_pool.operators.tasks._MAX_LOOKUPS", 1)
+    monkeypatch.setattr(QarnotRunTasksOperator, "_all_snapshots", lambda self, identity, fingerprints: [])
     assert resume(make, deferred, context)["succeeded"] == 2
 
 

@@ -259,7 +259,7 @@ def test_a_kill_says_what_it_could_not_end_in_time(
 def test_one_that_vanished_is_gone_and_no_success(
     qarnot: LocalQarnot, client: QarnotClient, pool: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("airflow_qarnot_pool.operators.tasks._LOOKS", 1)
+    monkeypatch.setattr("airflow_qarnot_pool.operators.tasks._MAX_LOOKUPS", 1)
     make = partial(tasks, qarnot_pool=pool, commands=["true"] * 3, max_in_flight=10)
     deferred, context = defer(make, ti := FakeTI(run_id="vanished"))
     client.tasks.delete(made_by(client, ti.xcoms["qarnot_tasks"])[0].uuid)
@@ -312,7 +312,7 @@ def test_after_one_has_vanished_the_others_are_ended(
     monkeypatch: pytest.MonkeyPatch,
     deferrable: bool,
 ) -> None:
-    monkeypatch.setattr("airflow_qarnot_pool.operators.tasks._LOOKS", 1)
+    monkeypatch.setattr("airflow_qarnot_pool.operators.tasks._MAX_LOOKUPS", 1)
     monkeypatch.setattr("airflow_qarnot_pool.triggers.tasks.MAX_CHECK_INTERVAL", 0.5)
     make = partial(tasks, qarnot_pool=pool, commands=["sleep 600"] * 4, deferrable=deferrable)
     ti = FakeTI(run_id=f"vanished-others-{deferrable}")

@@ -276,7 +276,7 @@ class TaskOperator(QarnotOperator):
         return login
 
     def _next_pool(self, context: Context, pool: str) -> str | None:
-        """The pool to go on with where *pool* is a shared one that takes no tasks any more; None: it is not."""
+        """Return the pool that replaces *pool*, if that is a shared one that was closed."""
         from airflow_qarnot_pool.ownership.shared_pool import open_replacement
 
         pause = self._work.killed.wait if self._work else time.sleep
