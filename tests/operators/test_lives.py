@@ -764,7 +764,7 @@ def test_a_kill_ends_nothing_on_request(qarnot: LocalQarnot, story: Story) -> No
     story.wait_known(child)
     child.kill(signal.SIGTERM)
     assert child.wait(patience=KILL_GRACE) == 0
-    assert "goes on" in child.said[-1]["message"]
+    assert "continues" in child.said[-1]["message"]
     (uuid,) = story.made()
     assert not story.ended(uuid)
 
