@@ -74,6 +74,7 @@ class QarnotClosePoolOperator(PoolOperator):
             )
 
     def execute(self, context: Context) -> str | None:
+        """Close the pool, and return its uuid, or None if there was none to close."""
         from airflow_qarnot_pool.ownership.termination import end
 
         if self.shared is not None:
@@ -180,6 +181,7 @@ class QarnotDeletePoolOperator(QarnotOperator):
         self.qarnot_pool = as_reference(qarnot_pool, "qarnot_pool")
 
     def execute(self, context: Context) -> None:
+        """Delete the pool."""
         ref = resolve_ref(self.qarnot_pool, "qarnot_pool")
         self._show_link(context, "pool", ref)
         try:

@@ -247,6 +247,7 @@ class QarnotCreatePoolOperator(PoolOperator):
         return WarmUp(self)
 
     def execute(self, context: Context) -> str:
+        """Create or adopt the pool, wait until it is ready, and return its uuid."""
         return self._open(context)
 
     def _open(self, context: Context, deadline: datetime | None = None, closed: int = 0) -> str:

@@ -85,6 +85,7 @@ class QarnotReapOperator(QarnotOperator):
         return said in _YES
 
     def execute(self, context: Context) -> dict[str, Any]:
+        """Close and delete what no DAG run needs, and return the report."""
         from airflow_qarnot_pool.maintenance.reaper import ReapLimits, reap
 
         settings = self.hook.settings

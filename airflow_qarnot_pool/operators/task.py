@@ -130,6 +130,7 @@ class QarnotRunTaskOperator(TaskOperator):
     # --- running it
 
     def execute(self, context: Context) -> dict[str, Any]:
+        """Run the Qarnot task, or adopt it, and return its summary."""
         return self._submit_and_wait(context, resubmitted=False)
 
     def _submit_and_wait(

@@ -273,6 +273,7 @@ class QarnotRunTasksOperator(TaskOperator):
     # --- running it
 
     def execute(self, context: Context) -> dict[str, Any]:
+        """Run all commands, each in a Qarnot task, and return a summary."""
         with self._ending_in_the_last_try():
             return self._advance(context, self._deadline(context), FanOutProgress())
 

@@ -89,6 +89,7 @@ class QarnotUpdatePoolOperator(QarnotOperator):
         return make_pool_spec({"name": "update", **values})
 
     def execute(self, context: Context) -> str:
+        """Change the pool, and return its uuid."""
         from airflow_qarnot_pool.api.fields import is_secret_constant
 
         reject_empty(self, self._filled)

@@ -51,16 +51,20 @@ class LimitedOperator(Protocol):
     _filled: tuple[str, ...]
 
     @property
-    def kind(self) -> Kind: ...
+    def kind(self) -> Kind:
+        """Kind of the remote object."""
 
     @property
-    def dag_id(self) -> str: ...
+    def dag_id(self) -> str:
+        """Id of the DAG."""
 
     @property
-    def hook(self) -> QarnotHook: ...
+    def hook(self) -> QarnotHook:
+        """Hook of the connection."""
 
     @property
-    def log(self) -> Any: ...
+    def log(self) -> Any:
+        """Logger of the Airflow task."""
 
     def _identity_of(self, context: Context) -> TaskInstanceIdentity: ...
 
