@@ -250,7 +250,7 @@ def test_a_dry_run_does_nothing(qarnot: LocalQarnot, client: QarnotClient, names
     assert (report.to_json()["closed"], report.to_json()["dry_run"]) == (1, True)
 
 
-def test_it_looks_again_right_before_closing(client: QarnotClient, namespace: str) -> None:
+def test_it_checks_again_right_before_closing(client: QarnotClient, namespace: str) -> None:
     """Between the listing and the close somebody clears the run, or deletes the pool."""
     cleared, deleted = made("cleared"), made("deleted")
     answers = {"cleared": ["failed", "running"], "deleted": ["failed", "failed"]}
@@ -265,7 +265,7 @@ def test_it_looks_again_right_before_closing(client: QarnotClient, namespace: st
     assert states(client, cleared) == [False]
     assert answers == {"cleared": [], "deleted": ["failed"]}
     assert {one["action"] for one in by_uuid(report).values()} == {"keep"}
-    assert "gone by now" in by_uuid(report)[deleted]["reason"]
+    assert "deleted by now" in by_uuid(report)[deleted]["reason"]
     assert report.failures == []
 
 
