@@ -1,7 +1,8 @@
 """Airflow's private surfaces, and names that moved between Airflow 3.1 and 3.3.
 
-No other module of this package uses a private part of Airflow. Each function here is one of them: its docstring says in
-which versions it is there, and what breaks without it.
+Apart from the models and the authentication that a plugin of the api-server and a command need, no other module of
+this package uses a private part of Airflow. Each function here is one of them. Its docstring says in which versions it
+is there, and what breaks without it.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ class QarnotCostReportOperator(QarnotOperator):
         return found
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Return the report of the period, and write it to the log and to storage."""
+        """Return the report of the period, and write it to the log."""
         from airflow_qarnot_pool.costs.report import cost_report
 
         settings = self.hook.settings

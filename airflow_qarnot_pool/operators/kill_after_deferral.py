@@ -45,7 +45,7 @@ class KillAfterDeferral:
         """
         if self._thread is None:
             if not is_supervisor_channel_free():
-                self._log.warning(_KEPT, "a request to it is under way")
+                self._log.warning(_KEPT, "this process cannot send it a request now")
                 return
             self._thread = threading.Thread(target=self._ask, name="qarnot-kill-after-deferral", daemon=True)
             self._thread.start()

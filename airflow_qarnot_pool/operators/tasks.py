@@ -400,7 +400,8 @@ class QarnotRunTasksOperator(TaskOperator):
                 self._end("its pool is closed")
                 raise
             progress.pending |= sent.done
-            unclear = unclear + 1 if sent.unclear else 0
+            if not (sent.made_room and sent.done):
+                unclear = unclear + 1 if sent.unclear else 0
             done = Round(
                 accepted=len(sent.done),
                 remaining=len(state.waiting) - len(sent.done),

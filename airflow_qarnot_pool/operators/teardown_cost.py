@@ -72,7 +72,8 @@ def tasks_beside(teardown: Any) -> list[str]:
 def _is_local(task: Any) -> bool:
     """Return whether an Airflow task runs on a worker and does not use Qarnot; an EmptyOperator runs nowhere."""
     operator = getattr(task, "operator_class", type(task))
-    ours = isinstance(operator, type) and operator.__module__.startswith("airflow_qarnot_pool.")
+    classes = operator.__mro__ if isinstance(operator, type) else ()
+    ours = any(cls.__module__.startswith("airflow_qarnot_pool.") for cls in classes)
     return not ours and not getattr(task, "inherits_from_empty_operator", False)
 
 

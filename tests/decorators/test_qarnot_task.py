@@ -572,7 +572,7 @@ def test_the_longest_results_and_errors_that_a_node_reports_are_read(character: 
     [
         ("[" * 100_000 + "]" * 100_000, "json", "RecursionError"),
         ("{", "json", "JSONDecodeError"),
-        (base64.b64encode(b"cno_such_module\nThing\n.").decode(), "pickle", "install here"),
+        (base64.b64encode(b"cno_such_module\nThing\n.").decode(), "pickle", "install the packages"),
         ("@", "pickle", "cannot be decoded from pickle"),
     ],
 )

@@ -30,6 +30,10 @@ def local(value: Any = None) -> list[str]:
 def remote() -> None: ...
 
 
+class DerivedByUser(QarnotRunTaskOperator):
+    """An operator of a DAG file."""
+
+
 def work(task_id: str, **parameters: Any) -> QarnotRunTaskOperator:
     return QarnotRunTaskOperator(task_id=task_id, **{"command": "true", **parameters})
 
@@ -42,6 +46,7 @@ def test_tasks_inside_and_tasks_that_the_work_waits_for_are_named() -> None:
             inside = local.override(task_id="inside")(work("a").output)
             with TaskGroup("n"):
                 inside >> local.override(task_id="mapped_local").expand(value=[1, 2])
+            DerivedByUser(task_id="derived", command="true")
             sent = work("sent", wait_for_completion=False)
             (
                 EmptyOperator(task_id="empty")

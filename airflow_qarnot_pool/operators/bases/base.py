@@ -499,6 +499,8 @@ class QarnotOperator(BaseOperator):
         try:
             return super().resume_execution(next_method, next_kwargs, context)
         except (TaskDeferralTimeout, TaskDeferralError) as error:
+            if not hasattr(self, "kind"):
+                raise  # a subclass defers, and its operator has no remote object
             identity = self._identity_of(context)
             self._work = self._work or RemoteWork(self.kind, self.hook.settings, identity)
             given_up = error
