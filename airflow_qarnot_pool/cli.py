@@ -12,14 +12,15 @@ def get_cli_commands() -> list[GroupCommand]:
     """Return the commands of this provider."""
     reap_command = ActionCommand(
         name="reap",
-        help="Close idle pools, and pools and Qarnot tasks without a pool whose DAG run has finished",
+        help="Close idle pools, pools over a cost limit, and pools whose DAG run has finished or is unknown; "
+        "abort Qarnot tasks without a pool of such runs; delete old objects",
         func=lazy_load_command("airflow_qarnot_pool.cli.reap"),
         args=(
             Arg(("--conn-id",), help="Connection of type qarnot", default="qarnot_default"),
             Arg(("--dry-run",), help="Report without closing, aborting or deleting", action="store_true"),
             Arg(
                 ("--grace-period-minutes",),
-                help="Minutes to keep pools after their DAG run has finished",
+                help="Minutes to keep a pool of a finished or unknown DAG run after its last work",
                 type=float,
                 default=15.0,
             ),

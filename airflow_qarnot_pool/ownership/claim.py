@@ -212,12 +212,10 @@ class _Attempts:
         if step.check_name and self._find_by_name(name):
             return None
         create = self._request.create or self._resource.create_once
+        fingerprint = self._request.fingerprint
+        spec = with_identity(self._refined_spec(), self._identity, step.generation, fingerprint)
         try:
-            uuid = create(
-                with_identity(
-                    self._refined_spec(), self._identity, step.generation, self._request.fingerprint
-                )
-            )
+            uuid = create(spec)
         except QarnotNameTakenError:
             if attempt == MAX_ATTEMPTS:
                 raise

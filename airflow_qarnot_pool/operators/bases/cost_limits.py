@@ -81,7 +81,7 @@ def accept_limits(operator: LimitedOperator, creator: Any) -> None:
     if (
         operator.max_cost is not None
         or operator.max_run_cost is not None
-        or not hasattr(creator, "max_run_cost")
+        or not all(hasattr(creator, name) for name in (*COST_LIMIT_FIELDS, "cost_warning_threshold"))
     ):
         return
     operator.max_cost, operator.max_run_cost = creator.max_cost, creator.max_run_cost
