@@ -265,5 +265,5 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """The reference."""
-    return expand(markdown)
+    """Fill the reference, and link to the site's copy of CONTRIBUTING.md."""
+    return expand(markdown).replace("](../CONTRIBUTING.md", "](contributing.md")

@@ -76,7 +76,7 @@ class PoolEnd:
             except QarnotUnknownStateError as error:
                 log.info("%s", error)
             except QarnotError as error:
-                log.warning("Could not poll pool %s, on which Qarnot tasks are queued: %s", pool, error)
+                log.warning("Could not poll pool %s of awaited Qarnot tasks: %s", pool, error)
             await asyncio.sleep(every)
 
 
