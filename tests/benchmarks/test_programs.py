@@ -98,8 +98,9 @@ def test_a_fan_out_costs_requests_by_the_chunk_and_not_by_the_command(
     figures: dict[str, Future[dict[str, float]]],
 ) -> None:
     found = figures["fan_out"].result()
-    # The pool, the quota, one submission, a first look, a change or two, the final look.
-    assert found["one_qarnotruntasksoperator.requests"] <= WAITERS / 2
+    # The pool, the quota, one submission, the polls and the final one. The number of polls of both grows with the time
+    # that the commands take, so the bound is a share.
+    assert found["one_qarnotruntasksoperator.requests"] <= found["sdk_mapped.requests"] / 8
     assert found["sdk_mapped.requests"] >= 5 * WAITERS
 
 
