@@ -282,7 +282,7 @@ def test_none_for_a_pool_is_refused_when_the_dag_is_parsed_unless_a_group_has_on
         partial(QarnotRunTasksOperator, commands=["true"]),
         lambda **given: qarnot_task(**given)(one)(),
     ):
-        with DAG("d"), pytest.raises(QarnotInvalidSpecError, match="qarnot_pool is None"):
+        with DAG("d"), pytest.raises(QarnotInvalidSpecError, match=r"qarnot_pool must be .* got None"):
             make(task_id="w", qarnot_pool=None)
     with DAG("d"), QarnotPoolGroup("g") as group, TaskGroup("nested"):
         made = QarnotRunTaskOperator(task_id="w", command="true", qarnot_pool=None)
