@@ -43,7 +43,7 @@ def site(airflow_db: None, qarnot_of_ui: LocalQarnot) -> Iterator[str]:
     from airflow_qarnot_pool.plugins.routes import ConnectionRegistry, _build_app
 
     create_auth_manager()
-    page = _build_app(ConnectionRegistry(["qarnot_default"], every=1.0))
+    page = _build_app(ConnectionRegistry(["qarnot_default"], max_age=1.0))
     page.dependency_overrides[get_user] = lambda: SimpleAuthManagerUser(username="anna", role="ADMIN")
 
     def outer(request: Request) -> HTMLResponse:
