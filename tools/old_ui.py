@@ -53,7 +53,7 @@ def main() -> int:
             return 0
         where = place / "repository"
         shutil.rmtree(where, ignore_errors=True)
-        matrix.copy(where)
+        matrix.copy(ROOT, where)
         command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "airflow_ui", *given.pytest]
         return subprocess.run(command, cwd=where, check=False).returncode
 
