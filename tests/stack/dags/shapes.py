@@ -127,8 +127,9 @@ def pass_the_gate(gate: str) -> None:
 
 with dag("pool_with_limit_between"):
     opened = QarnotCreatePoolOperator(**{**COMMON, "task_id": "start", "instance_count": 2, "max_cost": 0.5})
+    # Long enough to be deferred, because the limit is checked between waits only by a triggerer that has waited.
     before = QarnotRunTaskOperator(
-        **{**COMMON, "task_id": "before", "command": "true"}, qarnot_pool=opened.output
+        **{**COMMON, "task_id": "before", "command": "sleep 8"}, qarnot_pool=opened.output
     )
     between = PythonOperator(
         task_id="between", python_callable=pass_the_gate, op_args=["{{ dag_run.conf['gate'] }}"]
