@@ -70,6 +70,7 @@ def record(pool: str) -> Recorder:
 
     def send(self: Any, request: Any, **_: Any) -> Any:
         if request.method == "POST" and request.path_url.rstrip("/").endswith("/tasks"):
+            sys.setprofile(None)  # what observes the request comes after its bytes
             raise Sent
         return real(self, request, **_)
 

@@ -9,17 +9,13 @@ from typing import Any
 
 from airflow_qarnot_pool.api.models import Account, AccountQuotas, Budget, Profile
 from airflow_qarnot_pool.api.parts import HardwareConstraint
-from airflow_qarnot_pool.api.resource import parse_credits, quote_ref
-from airflow_qarnot_pool.api.transport import Transport
+from airflow_qarnot_pool.api.resource import Endpoint, parse_credits, quote_ref
 
 _PAGE = 50
 
 
-class AccountResource:
+class AccountResource(Endpoint):
     """Calls about the account as a whole."""
-
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
 
     def _get(self, path: str, **options: Any) -> Any:
         return self._transport.request("GET", path, idempotent=True, **options)

@@ -8,6 +8,7 @@ invalid value raises a QarnotInvalidSpecError that names the field.
 from __future__ import annotations
 
 import ast
+import copy
 import dataclasses
 import json
 import math
@@ -160,9 +161,18 @@ class Record:
     def __post_init__(self) -> None:
         for field, wire in wire_fields(type(self)):
             value = getattr(self, field.name)
-            if value is not None:
+            if value is not None and value is not field.default:
                 object.__setattr__(self, field.name, convert_field(type(self), field.name, wire, value))
         self._check()
+
+    def with_values(self, **values: Any) -> Self:
+        """Return a copy with other values for fields that no other field depends on. Only these are converted."""
+        copied = copy.copy(self)
+        for field, wire in wire_fields(type(self)):
+            if field.name in values:
+                value = convert_field(type(self), field.name, wire, values[field.name])
+                object.__setattr__(copied, field.name, value)
+        return copied
 
     def _check(self) -> None:
         """Validate fields that depend on each other. Calls :meth:`_refuse`."""
@@ -313,13 +323,23 @@ def as_text(value: Any) -> str | None:
     return None
 
 
-def text(*, minimum: int = 0, below: int | None = None) -> Convert:
-    """Return a converter to a string of at least ``minimum`` and less than ``below`` characters."""
+def text(
+    *,
+    minimum: int = 0,
+    below: int | None = None,
+    form: re.Pattern[str] | None = None,
+    what: str = "text",
+    remedy: str = "Give a string.",
+) -> Convert:
+    """Return a converter to a string of at least ``minimum`` and less than ``below`` characters.
+
+    :param form: pattern of the whole string; ``what`` and ``remedy`` name it in an error.
+    """
 
     def convert(value: Any) -> str:
         converted = as_text(value)
-        if converted is None:
-            raise Refusal(f"is not text, got {short_repr(value)}", "Give a string.")
+        if converted is None or (form is not None and form.fullmatch(converted) is None):
+            raise Refusal(f"is not {what}, got {short_repr(value)}", remedy)
         if len(converted.strip()) < minimum:
             raise Refusal("is empty", "Give a value, or leave it out.")
         if below is not None and len(converted) >= below:
@@ -444,8 +464,10 @@ def parse_literal(value: Any) -> Any:
     return value
 
 
-def listing(item: Convert, *, max_items: int | None = None) -> Convert:
-    """Return a converter to a tuple of converted items."""
+def listing(
+    item: Convert, *, max_items: int | None = None, noun: str = "items", remedy: str | None = None
+) -> Convert:
+    """Return a converter to a tuple of converted items, of at most ``max_items``."""
 
     def convert(value: Any) -> tuple[Any, ...]:
         value = parse_literal(value)
@@ -465,7 +487,7 @@ def listing(item: Convert, *, max_items: int | None = None) -> Convert:
                     f"[{index}]: {error.message}", field=error_path, remedy=error.remedy
                 ) from None
         if max_items is not None and len(items) > max_items:
-            raise Refusal(f"has {len(items)} items", f"Give at most {max_items}.")
+            raise Refusal(f"has {len(items)} {noun}", remedy or f"Give at most {max_items}.")
         return tuple(items)
 
     return convert

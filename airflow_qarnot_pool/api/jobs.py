@@ -8,15 +8,11 @@ from datetime import timedelta
 from airflow_qarnot_pool.api.durations import format_span
 from airflow_qarnot_pool.api.errors import QarnotProtocolError
 from airflow_qarnot_pool.api.models import Job
-from airflow_qarnot_pool.api.resource import quote_ref
-from airflow_qarnot_pool.api.transport import Transport
+from airflow_qarnot_pool.api.resource import Endpoint, quote_ref
 
 
-class JobResource:
+class JobResource(Endpoint):
     """Create, look up and delete jobs."""
-
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
 
     def create(
         self,

@@ -87,7 +87,14 @@ def with_rejected_values(
     )
 
 
-class Resource(Generic[SpecT, ModelT]):
+class Endpoint:
+    """A part of the API that is reached through one transport."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+
+class Resource(Endpoint, Generic[SpecT, ModelT]):
     """The calls that ``/pools`` and ``/tasks`` share. A ``ref`` is a uuid or a shortname.
 
     All raise QarnotNotFoundError for an unknown ref, QarnotCredentialsError, and QarnotUnavailableError after the last
@@ -98,9 +105,6 @@ class Resource(Generic[SpecT, ModelT]):
     base: ClassVar[str]
     spec: type[SpecT]
     model: type[ModelT]
-
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
 
     def _path(self, ref: str, *rest: str) -> str:
         return "/".join((self.base, quote_ref(ref, self.kind), *rest))

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from urllib.parse import quote
 
-from airflow_qarnot_pool.api.transport import Transport
+from airflow_qarnot_pool.api.resource import Endpoint
 
 
-class SecretResource:
+class SecretResource(Endpoint):
     """Look up names of secrets."""
-
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
 
     def keys(self, prefix: str = "") -> list[str]:
         """List the keys under a prefix, relative to it. A name that ends in ``/`` is a folder.

@@ -84,14 +84,11 @@ _REPOSITORY = re.compile(r"[a-z0-9]+(?:[._/-]+[a-z0-9]+)*")
 _DOCKER_TAG = re.compile(r"\w[\w.-]{0,127}")
 
 
-def _shortname(value: Any) -> str:
-    value = as_text(value) or value
-    if not isinstance(value, str) or _SHORTNAME.fullmatch(value) is None:
-        raise Refusal(
-            f"is not a shortname, got {short_repr(value)}",
-            "Use letters, digits and hyphens; start and end with a letter or digit.",
-        )
-    return value
+_shortname = text(
+    form=_SHORTNAME,
+    what="a shortname",
+    remedy="Use letters, digits and hyphens; start and end with a letter or digit.",
+)
 
 
 def _constants(value: Any) -> dict[str, str]:
@@ -108,14 +105,12 @@ def _constants(value: Any) -> dict[str, str]:
     return result
 
 
-def _tags(value: Any) -> tuple[str, ...]:
-    tags: tuple[str, ...] = listing(text(minimum=1, below=512))(value)
-    if len(tags) > MAX_TAGS:
-        raise Refusal(
-            f"has {len(tags)} tags",
-            f"Give at most {MAX_USER_TAGS}: Qarnot takes {MAX_TAGS}, of which this provider needs {OUR_TAGS}.",
-        )
-    return tags
+_tags = listing(
+    text(minimum=1, below=512),
+    max_items=MAX_TAGS,
+    noun="tags",
+    remedy=f"Give at most {MAX_USER_TAGS}: Qarnot takes {MAX_TAGS}, of which this provider needs {OUR_TAGS}.",
+)
 
 
 def _ranges(value: Any) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection
 from ipaddress import IPv6Address
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 #: Returns the error for a field of a connection and its problem.
 Refuse = Callable[[str, str], Exception]
@@ -29,7 +29,7 @@ def parse_base_url(
     example: str,
     schemes: Collection[str] = WEB,
     default: str = "https",
-    login: bool = False,
+    login: Literal["refused", "dropped", "kept"] = "refused",
     fragment: bool = False,
 ) -> str:
     """Return the URL of these fields of a connection, without a trailing slash.
@@ -41,7 +41,7 @@ def parse_base_url(
     :param refuse: returns the error to raise.
     :param field: name of the field that holds *host*.
     :param example: a URL for the error message.
-    :param login: whether the URL may hold a login.
+    :param login: what becomes of a login in the URL.
     :param fragment: whether the path may hold a ``#``, as that of a web page may.
     """
     text = host.strip()
@@ -53,8 +53,10 @@ def parse_base_url(
         reject(f"{shorten_url(text)!r} {reason}. Write a URL such as {example}")
 
     scheme, login_text, authority, path = _split(text, schemes, fragment, malformed)
-    if login_text and not login:
+    if login_text and login == "refused":
         malformed("holds a login")
+    if login == "dropped":
+        login_text = ""
     name, inner_port = _host_and_port(authority, malformed)
     outer_port = _port(port, lambda problem: reject(problem, "port"))
     if inner_port and outer_port and inner_port != outer_port:

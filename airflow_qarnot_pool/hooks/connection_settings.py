@@ -15,7 +15,6 @@ from urllib.parse import quote
 from airflow_qarnot_pool import __version__, metrics
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
 from airflow_qarnot_pool.api.fields import Refusal, integer, number
-from airflow_qarnot_pool.api.limits import strip_login
 from airflow_qarnot_pool.hooks.address import PROXIES, Refuse, parse_base_url
 from airflow_qarnot_pool.hooks.connection_form import DEFAULT_API_URL, FIELDS
 
@@ -36,6 +35,9 @@ _FALSE = {"false", "no", "off", "0"}
 OPTIONS = ("namespace", "console_url", "reference_datacenter")
 #: Maximum seconds of a timeout, because sockets have a limit.
 MAX_TIMEOUT = 86400
+
+_timeout = number(0.1, MAX_TIMEOUT)
+_retries = integer(0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,15 +88,13 @@ class ConnectionSettings:
         return cls(
             conn_id=conn_id,
             # A login cannot be sent, because the token uses its header.
-            url=strip_login(
-                parse_base_url(
-                    connection.host or DEFAULT_API_URL,
-                    connection.port,
-                    connection.schema,
-                    refuse=refuse,
-                    example=DEFAULT_API_URL,
-                    login=True,
-                )
+            url=parse_base_url(
+                connection.host or DEFAULT_API_URL,
+                connection.port,
+                connection.schema,
+                refuse=refuse,
+                example=DEFAULT_API_URL,
+                login="dropped",
             ),
             token=(connection.password or "").strip(),
             storage_url=extra.url("storage_url", "https://storage.qarnot.com"),
@@ -102,10 +102,10 @@ class ConnectionSettings:
             namespace_is_explicit=bool(namespace),
             verify=extra.text("ca_bundle") or extra.converted("verify", _flag, True),
             proxy=extra.url(
-                "proxy", "http://proxy.example:3128", schemes=PROXIES, default="http", login=True
+                "proxy", "http://proxy.example:3128", schemes=PROXIES, default="http", login="kept"
             ),
-            timeout=extra.converted("timeout", number(0.1, MAX_TIMEOUT), 30.0),
-            retries=extra.converted("retries", integer(0), 6),
+            timeout=extra.converted("timeout", _timeout, 30.0),
+            retries=extra.converted("retries", _retries, 6),
             console_url=extra.url("console_url", DEFAULT_CONSOLE_URL, fragment=True) or DEFAULT_CONSOLE_URL,
             reference_datacenter=extra.text("reference_datacenter"),
         )

@@ -631,7 +631,7 @@ class QarnotRunTasksOperator(TaskOperator):
             spec = with_identity(
                 specs[one.item], identity.for_item(one.item), one.generation, fingerprints[one.item]
             )
-            made: TaskSpec = replace(spec, labels={**spec.labels, **labels})
+            made: TaskSpec = spec.with_values(labels={**spec.labels, **labels})
             return made
 
         todo, in_vain = list(wanted), 0

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -208,12 +208,12 @@ class _Attempts:
         if step.delay:
             self._request.pause(step.delay)
             self.state.retry_after = 0.0
-        name = self._identity.shortname(step.generation)
-        if step.check_name and self._find_by_name(name):
-            return None
         create = self._request.create or self._resource.create_once
         fingerprint = self._request.fingerprint
         spec = with_identity(self._refined_spec(), self._identity, step.generation, fingerprint)
+        name: str = spec.shortname
+        if step.check_name and self._find_by_name(name):
+            return None
         try:
             uuid = create(spec)
         except QarnotNameTakenError:
@@ -313,8 +313,7 @@ class _Attempts:
 
 def with_identity(spec: Any, identity: TaskInstanceIdentity, generation: int, fingerprint: str) -> Any:
     """Return *spec* with the shortname, tags, labels and time to live that make the object ours."""
-    return replace(
-        spec,
+    return spec.with_values(
         shortname=identity.shortname(generation),
         tags=(*identity.tags(), *(spec.tags or ())),
         labels={**(spec.labels or {}), **identity.labels(generation, fingerprint)},

@@ -266,7 +266,7 @@ def _clone(client: QarnotClient, pool: Pool, stamped: PoolSpec) -> str:
     """Create a pool like *pool*, with the name, tags and labels of *stamped*."""
     stamped = _with_label(stamped, pool.labels.get(FIELDS_LABEL, ""))
     if limit := pool.labels.get(MAX_COST_LABEL):
-        stamped = replace(stamped, labels={**stamped.labels, MAX_COST_LABEL: limit})
+        stamped = stamped.with_values(labels={**stamped.labels, MAX_COST_LABEL: limit})
     own = ("name", "shortname", "tags", "labels", "completion_ttl")
     return client.pools.clone_once(pool.uuid, **{field: getattr(stamped, field) for field in own})
 
@@ -324,7 +324,7 @@ def _refuse_mismatch(existing: Any, name: str, fields: Mapping[str, str], finger
 
 
 def _with_label(spec: PoolSpec, packed: str) -> PoolSpec:
-    return replace(spec, labels={**spec.labels, FIELDS_LABEL: packed})
+    return spec.with_values(labels={**spec.labels, FIELDS_LABEL: packed})
 
 
 def _packed(fields: Mapping[str, str]) -> str:

@@ -282,7 +282,8 @@ class QarnotOperator(BaseOperator):
         if self._costs is not None and getattr(stamped, "pool", None):
             # Nothing may have watched since the last wait. An object of an earlier try is adopted all the same.
             self._costs.raise_if_over()
-        uuid: str = self._resource.create_once(replace(stamped, labels={**stamped.labels, **self._labels()}))
+        labels = {**stamped.labels, **self._labels()}
+        uuid: str = self._resource.create_once(stamped.with_values(labels=labels))
         return uuid
 
     def _room(self, identity: TaskInstanceIdentity) -> QuotaRoom:
