@@ -7,7 +7,7 @@ import contextlib
 import json
 import weakref
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache, partial
@@ -23,7 +23,7 @@ from airflow_qarnot_pool.ownership import xcoms
 from airflow_qarnot_pool.ownership.identity import FORMAT_VERSION, TaskInstanceIdentity
 from airflow_qarnot_pool.ownership.liveness import check_addressable, task_instance_state
 from airflow_qarnot_pool.triggers.age import TriggerAge
-from airflow_qarnot_pool.triggers.connection import read_settings
+from airflow_qarnot_pool.triggers.airflow_requests import in_thread, read_settings
 from airflow_qarnot_pool.triggers.cost_poller import wait_until_over_limit
 from airflow_qarnot_pool.triggers.poller import subscribe
 from airflow_qarnot_pool.triggers.pool_end import PoolEnds
@@ -335,11 +335,3 @@ async def store_xcom(identity: TaskInstanceIdentity, key: str, value: Any) -> No
     """
     check_addressable(identity)
     await in_thread(partial(xcoms.set_direct, identity, key, value))
-
-
-async def in_thread(call: Callable[[], Any]) -> Any:
-    """Run *call*, which sends a request to Airflow, outside the event loop."""
-    from asgiref.sync import sync_to_async
-
-    run: Callable[[], Awaitable[Any]] = sync_to_async(call)
-    return await run()

@@ -23,8 +23,8 @@ from airflow_qarnot_pool.logs.cursor import STREAMS, LogCursor
 from airflow_qarnot_pool.logs.writer import fetch, write
 from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
 from airflow_qarnot_pool.ownership.xcoms import OUTPUT_KEY, position_key
+from airflow_qarnot_pool.triggers.airflow_requests import finished, read_settings
 from airflow_qarnot_pool.triggers.base import own_xcom, store_xcom
-from airflow_qarnot_pool.triggers.connection import read_settings
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.client import QarnotClient
@@ -259,7 +259,7 @@ class LogFollower:
 
     async def _connect(self) -> QarnotClient:
         if self._secrets_of:
-            await BaseHook.aget_connection(str(self._secrets_of))  # which masks its password
+            await finished(BaseHook.aget_connection(str(self._secrets_of)))  # which masks its password
         settings = await read_settings(self._conn_id)
         # No retries, because the next read is soon enough.
         return await asyncio.to_thread(lambda: settings.client(retries=0))

@@ -42,7 +42,7 @@ from airflow_qarnot_pool.api.errors import (
     QarnotUnavailableError,
 )
 from airflow_qarnot_pool.ownership.identity import namespace_tag
-from airflow_qarnot_pool.triggers.connection import read_settings
+from airflow_qarnot_pool.triggers.airflow_requests import read_settings
 from airflow_qarnot_pool.version_compat import AirflowNotFoundException
 from airflow_qarnot_pool.waiting.conditions import Absence
 

@@ -18,8 +18,7 @@ from airflow_qarnot_pool.api.limits import parse_stored_time
 from airflow_qarnot_pool.ownership.identity import FORMAT_VERSION
 from airflow_qarnot_pool.ownership.quota import AirflowStates, QuotaRoom, free_places, is_busy, is_full
 from airflow_qarnot_pool.triggers.age import TriggerAge
-from airflow_qarnot_pool.triggers.base import in_thread
-from airflow_qarnot_pool.triggers.connection import read_settings
+from airflow_qarnot_pool.triggers.airflow_requests import AIRFLOW_TIMEOUT, in_thread, read_settings
 from airflow_qarnot_pool.triggers.pool import QarnotPoolTrigger
 from airflow_qarnot_pool.waiting.conditions import EndReason, Kind, WaitResult
 
@@ -34,8 +33,6 @@ TRY_AGAIN_AFTER = 60.0
 _MIN_POLL_INTERVAL = 0.2
 #: Maximum number of extra poll intervals at the start of a wait that follows several refusals.
 _MAX_EXTRA_INTERVALS = 7
-#: Maximum seconds for a response from Airflow.
-_AIRFLOW_TIMEOUT = 30.0
 
 
 def has_more_room(before: Account, now: Account, kind: Kind) -> bool:
@@ -202,7 +199,7 @@ async def _request_places(conn_id: str, kind: Kind) -> tuple[Account, int | None
 
     def ask(question: Callable[[], Any]) -> Any:
         # Only this event loop may send requests to Airflow.
-        return asyncio.run_coroutine_threadsafe(in_thread(question), loop).result(_AIRFLOW_TIMEOUT)
+        return asyncio.run_coroutine_threadsafe(in_thread(question), loop).result(AIRFLOW_TIMEOUT)
 
     def poll() -> tuple[Account, int | None]:
         client = settings.client(retries=0)
