@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -77,3 +78,13 @@ def test_a_wait_ends_when_nothing_gets_on_and_not_before(tmp_path: Path) -> None
     # The time has begun again for each of the four values, and each time there was a look.
     assert looks >= 5
     assert stack.wait_for(lambda: "here", progress=lambda: 1) == "here"
+
+
+def test_a_wait_ends_when_progress_goes_in_circles(tmp_path: Path) -> None:
+    """A task that defers, resumes and defers again changes its state for ever."""
+    stack, circle = AirflowStack(tmp_path / "home", tmp_path), itertools.cycle(("deferred", "running"))
+    laps = itertools.chain(itertools.islice(circle, 20), iter(lambda: pytest.fail("the wait goes on"), None))
+    with pytest.raises(StackError, match="for the moon, in vain"):
+        stack.wait_for(
+            lambda: False, timeout=0.001, what="the moon", interval=0.01, progress=lambda: next(laps)
+        )

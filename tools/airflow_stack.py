@@ -29,7 +29,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
@@ -434,24 +434,25 @@ class AirflowStack:
         timeout: float = 120.0,
         what: str = "the condition",
         interval: float = 0.2,
-        progress: Callable[[], object] = lambda: None,
+        progress: Callable[[], Hashable] = lambda: None,
     ) -> T:
         """Call *predicate* until its result is true, and return that result. Wait for an api-server that is away.
 
         :param timeout: seconds in which the components have the machine (:class:`~tools.patience.Patience`).
-        :param progress: the timeout starts again if its value has changed at the end.
+        :param progress: the timeout starts again if its value is a new one when it ends. A value that was there before
+            is a loop.
         :raises StackError: after *timeout* seconds, or when a component has ended that should not.
         """
-        patience, seen = Patience(self._main_pids), progress()
+        patience, seen = Patience(self._main_pids), {progress()}
         while True:
             with contextlib.suppress(requests.ConnectionError, requests.Timeout):
                 if found := predicate():
                     return found
             self.check_alive(what)
             if patience.count() >= timeout:
-                if (now := progress()) == seen:
+                if (now := progress()) in seen:
                     raise StackError(f"Waited {timeout:.0f} s for {what}, in vain. Logs: {self.logs}")
-                seen = now
+                seen.add(now)
                 patience.begin_again()
             time.sleep(interval)
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.specs import PoolSpec
-from tests.stack.world import PATIENCE, World
+from tests.stack.world import World
 
 ALONE = True
 COUNT = 200
@@ -19,14 +18,7 @@ def test_200_fast_tasks_succeed_without_a_retry(world: World) -> None:
     client = QarnotClient(lane.qarnot.url, lane.qarnot.token)
     pool = client.pools.create(PoolSpec(name="fast", instance_count=20))
     world.airflow.trigger("fast", {"conn": lane.conn_id, "pool": pool}, run_id)
-    states: Counter[str | None] = Counter()
-    progress = time.monotonic()
-    while world.airflow.run_state("fast", run_id) not in ("success", "failed"):
-        now = Counter(one["state"] for one in world.airflow.task_instances("fast", run_id))
-        if now != states:
-            states, progress = now, time.monotonic()
-        assert time.monotonic() - progress < PATIENCE, f"nothing moves any more: {states}"
-        time.sleep(2)
+    world.wait(lambda: world.database.end_state("fast", run_id), "the end of the fast tasks")
     instances = world.airflow.task_instances("fast", run_id)
     lost = world.airflow.api("GET", "eventLogs", dag_id="fast", event="state mismatch")["event_logs"]
     assert [one["extra"] for one in lost] == []
