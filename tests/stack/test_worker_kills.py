@@ -102,25 +102,23 @@ def test_worker_process_killed_alone(world: World) -> None:
 
 
 def test_worker_process_killed_before_the_answer_to_the_creation(world: World) -> None:
-    """Its orphan cannot make known what it made, and ends it, when the retry waits for that: it is run again."""
+    """The orphaned task process resumes after the retry has adopted the Qarnot task, and ends nothing."""
     run_in = world.lanes["no_answer_to_orphan"]
     with run_in.fault(kind="delay", method="POST", path="^/tasks$", seconds=15, times=1):
         run = world.run("on_worker", "killed_worker_before_answer", lane="no_answer_to_orphan")
         (task,) = run.wait_tasks("live")
         processes = run.processes()
-        # In this order: the kernel hangs up on a process that is stopped when it becomes an orphan.
+        orphan = psutil.Process(processes.task)
+        # In this order, because the kernel sends SIGHUP to a process that is stopped when it becomes an orphan.
         run.kill(processes.worker)
-        os.kill(processes.task, signal.SIGSTOP)
-    run.wait_asked(task)
-    assert run.instance()["try_number"] == 2
-    os.kill(processes.task, signal.SIGCONT)
-    run.wait_tasks("Cancelled", "live")
+        orphan.suspend()
+        assert run_in.requests("POST", "/tasks")[0]["status"] is None, "the response came before the kill"
+    run.wait_taken_up()
+    orphan.resume()
+    run.wait(lambda: not orphan.is_running(), "the orphaned task process to end")
+    assert [one.uuid for one in run.tasks()] == [task.uuid]
     run.open_gate()
-    old, new = run.wait_tasks("Cancelled", "Success")
-    assert (old.uuid, new.state) == (task.uuid, "Success")
-    assert run.wait_end() == "success"
-    assert len(run.tasks()) == 2
-    run.wait(lambda: not psutil.pid_exists(processes.task), "the orphaned task process to end")
+    _one_success(run)
 
 
 def test_task_process_killed_in_execute_complete(world: World) -> None:
