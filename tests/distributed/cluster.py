@@ -31,7 +31,7 @@ PATIENCE = 900.0
 DAG_IDS = ("own_pool", "shared_pool", "shared_pool_too")
 POOL_OVER = {"Closed", "Failure"}
 #: What the log of a trigger says at the end of its ``on_kill``.
-DECIDED = re.compile(r"keeps? running|Abort|Could not check")
+DECIDED = re.compile(r"keeps? running|Aborted ")
 TASK_OVER = {"Success", "Failure", "Cancelled"}
 
 
