@@ -35,7 +35,7 @@ test-airflow: setup
 	  || { echo 'PostgreSQL is missing; as root: apt-get install postgresql' >&2; exit 1; }
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt $(POSTGRES_DRIVERS) \
 	  || $(BIN)/python -m pip install --quiet -c constraints.txt $(POSTGRES_DRIVERS)
-	$(BIN)/python -m pytest -q -m airflow_stack tests/stack
+	$(BIN)/python -m pytest -q -m airflow_stack tests/stack -o faulthandler_timeout=600
 
 # The UI as a person meets it: connection form, Test button, Pools page, links, in headless Chromium.
 # QARNOT_UI_SHOTS=folder keeps screenshots. With PostgreSQL where `make test-airflow` has installed it.
