@@ -130,10 +130,10 @@ WORLD ?=
 chaos: $(STAMP)
 	$(BIN)/python -m tools.chaos --seed $(SEED) --kills $(KILLS) --world '$(WORLD)'
 
-# Against named peers, in less than half an hour; rewrites docs/contributing/evidence/benchmarks.md.
+# Against named peers, in about an hour; rewrites docs/contributing/evidence/benchmarks.md.
 # `make bench BENCH=fan_out` runs one program.
 BENCH ?=
 bench: setup
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[bench]' \
-	  || $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[bench]' $(POSTGRES_DRIVERS) \
+	  || $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]' $(POSTGRES_DRIVERS)
 	$(BIN)/python -m benchmarks $(BENCH)

@@ -24,6 +24,7 @@ NAMES = (
     "fan_out",
     "warm_vs_cold",
     "local_qarnot",
+    "dag_makespan",
 )
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "contributing" / "evidence" / "benchmarks.md"
 HEAD = """# Benchmarks
