@@ -88,7 +88,7 @@ def _add_costs_of_deleted(
 
 
 def pools_of_run(client: QarnotClient, limit: CostLimit) -> list[Pool]:
-    """Return the pools that the run has opened in all its lives, except shared ones."""
+    """Return the pools that the run has opened, before and after clears, except shared ones."""
     conditions = [filters.equal("Tags", namespace_tag(limit.namespace))]
     if limit.since:
         since = parse_stored_time(limit.since) - timedelta(seconds=5)

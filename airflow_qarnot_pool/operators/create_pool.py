@@ -84,8 +84,8 @@ class QarnotCreatePoolOperator(PoolOperator):
 
     Tasks find the pool by this result, so it is stored even with ``do_xcom_push=False``.
 
-    Each life of the Airflow task has one pool. A retry adopts the pool of the earlier try, and a clear closes the old
-    pool and creates another. If the wait fails, the pool is closed.
+    Between two clears the Airflow task has one pool. A retry adopts the pool of the earlier try. A clear closes the
+    old pool and creates another. If the wait fails, the pool is closed.
 
     :param shared: name of a pool that all DAGs and runs of the namespace share. The live pool of this name is opened,
         or else a new one. It scales down when it is idle (``keep_warm`` is 10 minutes unless ``scaling`` or ``elastic``

@@ -57,8 +57,8 @@ if TYPE_CHECKING:
 class QarnotRunTaskOperator(TaskOperator):
     """Run a command on a pool, or on nodes booted for it alone, and wait for its end.
 
-    Each life of the Airflow task has one Qarnot task. A retry adopts a Qarnot task that runs or succeeded, and submits
-    another if it failed. A clear aborts the old one and submits another.
+    Between two clears the Airflow task has one Qarnot task. A retry adopts a Qarnot task that runs or succeeded, and
+    submits another if it failed. A clear aborts the old one and submits another.
     Returns a small dict: ``uuid, name, state, pool, instances, succeeded, failed, created, ended,
     wall_seconds, execution_seconds, result_bucket``. The output of the instances goes to the Airflow task log.
 

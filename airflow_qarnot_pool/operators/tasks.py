@@ -552,7 +552,7 @@ class QarnotRunTasksOperator(TaskOperator):
     def _all_snapshots(
         self, identity: TaskInstanceIdentity, fingerprints: Sequence[str]
     ) -> list[RemoteSnapshot]:
-        """Return everything that any life of this task instance made, deleted items included if they are recorded."""
+        """Return everything that any lineage of this task instance made, with the records of deleted items."""
         from airflow_qarnot_pool.ownership.records import outcomes
 
         tagged = filters.equal("Tags", OWNER_TAG + identity.owner)
@@ -565,7 +565,7 @@ class QarnotRunTasksOperator(TaskOperator):
     def _lookup(
         self, identity: TaskInstanceIdentity, progress: FanOutProgress, fingerprints: Sequence[str]
     ) -> list[RemoteSnapshot]:
-        """Return everything that any life of this task instance created. Pending Qarnot tasks must exist.
+        """Return everything that any lineage of this task instance created. Pending Qarnot tasks must exist.
 
         :raises QarnotDeletedError: some of them were deleted. The others are ended.
         """
@@ -694,7 +694,7 @@ class QarnotRunTasksOperator(TaskOperator):
     def _closed_pools(
         self, identity: TaskInstanceIdentity, snapshots: Iterable[RemoteSnapshot], closed: dict[str, bool]
     ) -> set[str]:
-        """Return the shared pools that were closed under Qarnot tasks of this life. *closed* caches the results."""
+        """Return the shared pools that were closed under Qarnot tasks of this lineage. *closed* caches the results."""
         from airflow_qarnot_pool.ownership.shared_pool import was_closed
 
         for snapshot in snapshots:

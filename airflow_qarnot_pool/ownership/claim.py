@@ -184,10 +184,8 @@ class _Attempts:
         self.existing = _lookup(self._resource, self._identity, self._request.recorded)
 
     def end_unwanted(self, uuids: Iterable[str]) -> None:
-        """End the doubles, and the objects of earlier lives."""
-        reason = (
-            "a double" if self._identity.shared else "which belongs to an earlier life of this Airflow task"
-        )
+        """End the doubles, and the objects of earlier lineages."""
+        reason = "a double" if self._identity.shared else "which is from before the Airflow task was cleared"
         for uuid in uuids:
             log.info("Ending %s %s, %s", NOUNS[self._resource.kind], uuid, reason)
             end(self._resource, uuid)
@@ -373,7 +371,7 @@ def is_taken_over(resource: PoolResource | TaskResource, identity: TaskInstanceI
 def _lookup(
     resource: PoolResource | TaskResource, identity: TaskInstanceIdentity, recorded: ReadRecords | None
 ) -> dict[str, Pool | Task]:
-    """Return every object that any life of this task instance created, recorded ones included.
+    """Return every object that any lineage of this task instance created, recorded ones included.
 
     :raises QarnotUnavailableError: ``ambiguous``, because the caller has reason to think that an object exists.
     """

@@ -134,9 +134,9 @@ class ClaimPlan:
 def decide(
     identity: TaskInstanceIdentity, snapshots: Iterable[RemoteSnapshot], fingerprint: str
 ) -> ClaimPlan:
-    """Decide which remote objects of an owner its current life uses, ends or replaces.
+    """Decide which remote objects of an owner its current lineage uses, ends or replaces.
 
-    * Live objects of earlier lineages end. The new life of a cleared task stops the old one and never adopts it.
+    * Live objects of earlier lineages end. The lineage of a cleared task stops the old one and never adopts it.
     * In the own lineage a success is used, else the oldest live object. The others end. A success counts only for a
       task with the same number of retries, because editing ``retries`` and clearing can give the same ``max_tries``
       and so the same lineage. It never counts for an auxiliary object (one with a ``role``), as its effect may have

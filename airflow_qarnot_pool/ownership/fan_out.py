@@ -52,7 +52,7 @@ class FanOutProgress:
             (self.succeeded if success else self.failed).add(numbers[0])
 
     def note(self, state: FanOutState) -> None:
-        """Record everything that *state* shows."""
+        """Record everything that *state* shows. A lookup shows all live objects, so only these stay pending."""
         self.pending = set(state.generations.items())
         self.succeeded |= state.succeeded.keys()
         self.failed |= state.failed.keys()
@@ -64,7 +64,7 @@ class FanOutProgress:
             by_generation.setdefault(generation, set()).add(item)
         return {
             "pending": {str(number): format_ranges(items) for number, items in sorted(by_generation.items())},
-            "remembered": format_ranges(self.succeeded),
+            "succeeded": format_ranges(self.succeeded),
             "failed": format_ranges(self.failed),
         }
 
@@ -77,7 +77,7 @@ class FanOutProgress:
                 pending={
                     (item, int(number)) for number, items in pending.items() for item in parse_ranges(items)
                 },
-                succeeded=set(parse_ranges(resume_state.get("remembered"))),
+                succeeded=set(parse_ranges(resume_state.get("succeeded"))),
                 failed=set(parse_ranges(resume_state.get("failed"))),
             )
 
@@ -94,7 +94,7 @@ class FanOutState:
     #: Generation by item, of the running Qarnot tasks.
     generations: Mapping[int, int] = field(default_factory=dict)
     waiting: Sequence[Submission] = ()
-    #: Unwanted Qarnot tasks: doubles, and those of earlier lives and other specs.
+    #: Unwanted Qarnot tasks: doubles, and those of earlier lineages and other specs.
     end: Sequence[str] = ()
 
     @property

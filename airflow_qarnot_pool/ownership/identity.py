@@ -3,9 +3,9 @@
 The name of a remote object is fixed before the request that creates it, so a lost response loses nothing. It has three
 parts:
 
-* *owner*: the Airflow task instance, in one iteration of a loop, over all its lives (every retry, every clear).
-* *lineage*: one life of the owner. An automatic retry stays in it. Clearing the task raises ``max_tries``, and
-  clearing a finished DAG run resets ``dag_run.start_date``. Either starts a new lineage.
+* *owner*: the Airflow task instance, in one iteration of a loop, over all its retries and clears.
+* *lineage*: the tries of the owner between two clears. An automatic retry stays in it. Clearing the task
+  raises ``max_tries``, and clearing a finished DAG run resets ``dag_run.start_date``. Either starts a new lineage.
 * *generation*: a number within the lineage, incremented each time the existing object is no longer usable.
 
 All functions here are pure. :mod:`airflow_qarnot_pool.ownership.claim` sends the requests.
@@ -85,7 +85,7 @@ def digest(*parts: Any) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TaskInstanceIdentity:
-    """One life of an Airflow task instance.
+    """One lineage of an Airflow task instance.
 
     ``role`` distinguishes different objects of one task instance. Each has a separate owner. ``item`` distinguishes
     the items of a fan-out. All of them have the same owner and lineage, and one search finds them. ``iteration``
@@ -113,7 +113,7 @@ class TaskInstanceIdentity:
 
     @classmethod
     def of(cls, context: Context, namespace: str, role: str = "") -> TaskInstanceIdentity:
-        """Return the life that *context* belongs to."""
+        """Return the lineage that *context* belongs to."""
         ti = context["ti"]
         started = context["dag_run"].start_date
         return cls(
@@ -132,7 +132,7 @@ class TaskInstanceIdentity:
 
     @property
     def owner(self) -> str:
-        """Digest of the task instance, the same in all its lives."""
+        """Digest of the task instance, the same after each clear."""
         if self.shared:
             return digest(self.namespace, "shared", self.shared, self.role)
         parts = (self.namespace, self.dag_id, self.run_id, self.task_id, self.map_index, self.role)
@@ -140,7 +140,7 @@ class TaskInstanceIdentity:
 
     @property
     def lineage(self) -> str:
-        """Digest of this life, the same in all its tries."""
+        """Digest of this lineage, the same in all its tries."""
         if self.shared:
             return digest(self.owner)
         return digest(self.owner, self.run_started, self.max_tries)

@@ -88,7 +88,7 @@ def disposal_of_task(
 
     :param state: state of its Airflow task instance. None: cleared. :data:`UNKNOWN_STATE`: it could not be read.
     :param is_run_finished: returns whether its DAG run has finished.
-    :param identity: the life that needs the room.
+    :param identity: the lineage that needs the room.
     """
     if label(task.labels, "role"):
         return Disposal.FORGET  # the end of a warm-up is never read
@@ -225,7 +225,7 @@ def _task_states(dag_id: str, task_id: str, run_ids: list[str]) -> dict[str, dic
 class QuotaRoom:
     """Make room under the quota for objects of one namespace.
 
-    :param identity: the life that needs the room.
+    :param identity: the lineage that needs the room.
     """
 
     def __init__(

@@ -63,7 +63,7 @@ def end_lineage(
 
 
 def end_owned(resource: PoolResource | TaskResource, identity: TaskInstanceIdentity) -> list[str]:
-    """End the live objects of all lives of the task instance of *identity*, and return their uuids."""
+    """End the live objects of all lineages of the task instance of *identity*, and return their uuids."""
     return _end_tagged(resource, OWNER_TAG + identity.owner) or []
 
 
@@ -108,6 +108,6 @@ def end_all(resource: PoolResource | TaskResource, uuids: Sequence[str], within:
     if remaining:
         raise QarnotUnavailableError(
             f"{remaining} of {len(uuids)} {NOUNS[resource.kind]}s could not be ended in time",
-            remedy="They end with their pool, with the next life of the Airflow task, or at their time limit.",
+            remedy="They end with their pool, with the next start of the Airflow task, or at their time limit.",
             kind=resource.kind,
         )

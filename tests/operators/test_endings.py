@@ -148,7 +148,7 @@ def test_a_thawed_triggerer_leaves_the_tasks_of_a_fan_out_that_resumes(
     make = partial(many, commands=["true", "sleep 300", "sleep 300"], max_in_flight=2)
     deferred, _ = defer(make, ti)
     thawed = again(deferred.trigger)
-    assert fire(deferred)["resume_state"]["remembered"] == "0"
+    assert fire(deferred)["resume_state"]["succeeded"] == "0"
     with airflow_says(state, ti.xcoms):
         asyncio.run(kill(thawed))
     assert "FullyExecuting" in {task.state for task in of_run(client, ti.run_id)}

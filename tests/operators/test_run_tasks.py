@@ -365,7 +365,7 @@ def test_room_under_a_quota_is_waited_for_and_nothing_is_forgotten(
             deferred, context = defer(first, ti)
             again = deferred_again(first, deferred, context, fire(deferred))
             assert again.method_name == "execute_with_quota_room"
-            assert again.trigger.resume_state["remembered"] == "0-1"
+            assert again.trigger.resume_state["succeeded"] == "0-1"
             assert again.trigger.resume_state["deadline"] == deferred.trigger.deadline
             qarnot.set_account(maxTask=100000)
             result = resume(first, again, context)
@@ -412,7 +412,7 @@ def test_a_wait_for_many_deferred_under_the_previous_release_resumes(
     kwargs = {
         **deferred.trigger.serialize()[1],
         "condition": {"expected": 3, "low_water": 0},
-        "resume_state": {"expected": 3, "remembered": "", "deadline": None},
+        "resume_state": {"expected": 3, "succeeded": "", "deadline": None},
     }
     deferred.trigger = type(deferred.trigger)(**kwargs)
     result = resume(make, deferred, context)

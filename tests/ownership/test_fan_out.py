@@ -120,10 +120,41 @@ def test_a_deleted_item_that_was_seen_is_remembered() -> None:
     assert memory == FanOutProgress(succeeded={0, 3}, failed={1})
 
 
-def test_a_memory_of_an_earlier_release_is_read() -> None:
-    assert FanOutProgress.from_resume_state({"expected": 4, "remembered": "0-2"}) == FanOutProgress(
-        succeeded={0, 1, 2}
-    )
+AGAIN = {"generation": 2, "uuid": "again"}
+#: Qarnot tasks of an adopted item, those pending before a lookup, those pending after it, and what is submitted.
+LOOKUPS: dict[str, tuple[list[RemoteSnapshot], set[tuple[int, int]], set[tuple[int, int]], list[Any]]] = {
+    "an adopted one, at first": ([snapshot(0)], set(), {(0, 1)}, []),
+    "one that still runs": ([snapshot(0)], {(0, 1)}, {(0, 1)}, []),
+    "one that another process has cancelled": (
+        [snapshot(0, Usability.DEAD, cancelled=True, try_number=0)],
+        {(0, 1)},
+        set(),
+        [(0, 2)],
+    ),
+    "one that was submitted again": (
+        [snapshot(0, Usability.DEAD, cancelled=True, try_number=0), snapshot(0, **AGAIN)],
+        {(0, 1), (0, 2)},
+        {(0, 2)},
+        [],
+    ),
+    "one that has succeeded since the wait": ([snapshot(0, Usability.SUCCEEDED)], {(0, 1)}, set(), []),
+    "one that has failed since the wait": ([snapshot(0, Usability.DEAD)], {(0, 1)}, set(), []),
+    "one of another spec": ([snapshot(0, fingerprint="other")], {(0, 1)}, set(), [(0, 2)]),
+}
+
+
+@pytest.mark.parametrize(("snapshots", "before", "after", "submitted"), LOOKUPS.values(), ids=LOOKUPS)
+def test_only_live_qarnot_tasks_are_pending_after_a_lookup(
+    snapshots: list[RemoteSnapshot],
+    before: set[tuple[int, int]],
+    after: set[tuple[int, int]],
+    submitted: list[Any],
+) -> None:
+    progress = FanOutProgress(pending=before)
+    now = fan_out_state(LIFE, SPECS[:1], snapshots, progress)
+    progress.note(now)
+    assert progress.pending == after
+    assert waiting(now) == submitted
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ NASTY: list[Any] = [
     {"kind": "no such", "targets": ["Closed"]},
     {"pending": {"x": "0-1"}},
     {"pending": {"1": "0-999999999999"}},
-    {"remembered": ["a"]},
+    {"succeeded": ["a"]},
     {"failed": "9" * 10_000},
 ]
 

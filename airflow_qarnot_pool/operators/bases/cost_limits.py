@@ -192,7 +192,7 @@ class CostWatch:
             close_over(self._client, outcome.resume_state.get("cost_limit"), self._operator.log)
 
     def check_can_pay(self, context: Context, spec: PoolSpec, estimate: float | None) -> None:
-        """Refuse to create a pool that cannot be paid, and close what earlier lives of this Airflow task left.
+        """Refuse to create a pool that cannot be paid, and close what this Airflow task left before it was cleared.
 
         Asks nothing if there is neither an estimate nor a limit for the run. A retry adopts a live pool of an earlier
         try: its cost is spent already.
