@@ -520,24 +520,25 @@ def encoded(report: Any, *, level: int = 9) -> str:
     return base64.urlsafe_b64encode(zlib.compress(data, level)).decode()
 
 
-HOSTILE = {
-    "a bomb": encoded(b'{"value": "' + b"a" * 300_000_000 + b'"}'),
-    "a bomb of blanks": encoded(b" " * 300_000_000),
-    "deep": encoded(b"[" * 100_000 + b"]" * 100_000),
-    "no object": encoded([1]),
-    "no text": encoded({"value": 5}),
-    "no sentence": encoded({"error": {"summary": [], "detail": None}}),
-    "no error": encoded({"error": "x"}),
-    "half a file": encoded({"file": "x"}),
-    "a huge number": encoded(b'{"value": ' + b"9" * 1_000_000 + b"}"),
-    "no base64": "====",
-    "endless": "A" * 10_000_000,
+#: Each is made by its test: the bombs take seconds, and every process of pytest imports this file.
+HOSTILE: dict[str, Callable[[], str]] = {
+    "a bomb": lambda: encoded(b'{"value": "' + b"a" * 100_000_000 + b'"}'),
+    "a bomb of blanks": lambda: encoded(b" " * 100_000_000),
+    "deep": lambda: encoded(b"[" * 100_000 + b"]" * 100_000),
+    "no object": lambda: encoded([1]),
+    "no text": lambda: encoded({"value": 5}),
+    "no sentence": lambda: encoded({"error": {"summary": [], "detail": None}}),
+    "no error": lambda: encoded({"error": "x"}),
+    "half a file": lambda: encoded({"file": "x"}),
+    "a huge number": lambda: encoded(b'{"value": ' + b"9" * 1_000_000 + b"}"),
+    "no base64": lambda: "====",
+    "endless": lambda: "A" * 10_000_000,
 }
 
 
-@pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE.keys())
-def test_a_report_that_no_node_writes_is_no_report_and_takes_little_memory(data: str) -> None:
-    output = f"out\n{node.MARK} abc {data}\nlate\n"
+@pytest.mark.parametrize("make", HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_report_that_no_node_writes_is_no_report_and_takes_little_memory(make: Callable[[], str]) -> None:
+    output = f"out\n{node.MARK} abc {make()}\nlate\n"
     pieces = [output[at : at + 65_536] for at in range(0, len(output), 65_536)]
     finder = payload.ReportFinder("abc")
     tracemalloc.start()

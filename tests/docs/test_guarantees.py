@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ def cells(row: str) -> list[str]:
 ROWS = [*rows(EVIDENCE, "Event"), *rows(EVIDENCE, "Statement")]
 
 
+@cache
 def names_of_tests() -> frozenset[str]:
     """Return the names of all test functions."""
     return frozenset(
@@ -34,9 +36,6 @@ def names_of_tests() -> frozenset[str]:
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name.startswith("test_")
     )
-
-
-NAMES = names_of_tests()
 
 
 def test_each_event_has_its_row_of_evidence() -> None:
@@ -49,7 +48,7 @@ def test_each_event_has_its_row_of_evidence() -> None:
 def test_each_row_names_tests_that_exist(row: str) -> None:
     _, evidence = cells(row)
     named = re.findall(r"`(?:[\w/.]+::)?(test_\w+)`", evidence)
-    unknown = [name for name in named if name not in NAMES]
+    unknown = [name for name in named if name not in names_of_tests()]
     assert not unknown, f"no test has the name {', '.join(unknown)}"
     files = re.findall(r"`([\w/]+/|[\w/]*test_\w+\.py)`", evidence)
     missing = [name for name in files if not (list((ROOT / "tests").rglob(Path(name).name)))]
