@@ -7,16 +7,20 @@ Importing this sets an AIRFLOW_HOME of the test session; the database in it is m
 from __future__ import annotations
 
 import atexit
+import fcntl
+import gc
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from tests.execution_api import serve_the_newest_execution_api
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.local import LocalQarnot
@@ -42,22 +46,42 @@ os.environ |= {
 
 #: Files that take more than half a minute, the longest first: one that starts late keeps the other processes waiting.
 SLOW_FILES = (
-    "crash/test_chaos.py",
-    "benchmarks/test_programs.py",
-    "crash/test_crash_matrix_run.py",
-    "crash/test_crash_matrix_create.py",
-    "operators/test_lives.py",
-    "operators/quota/test_kills.py",
     "operators/quota/test_exactly_once.py",
-    "local/test_programs.py",
+    "crash/test_fault_storm.py",
+    "dags/test_xcoms.py",
+    "crash/test_crash_matrix_create.py",
+    "dags/test_examples.py",
+    "docs/test_code_blocks.py",
+    "operators/quota/test_kills.py",
+    "crash/test_crash_matrix_run.py",
+    "benchmarks/test_programs.py",
+    "operators/test_lives.py",
+    "dags/test_shares.py",
+    "crash/test_chaos.py",
     "triggers/test_poller_hostile.py",
+    "local/test_programs.py",
     "crash/test_crash_matrix_close.py",
+    "crash/test_reaper.py",
+    "decorators/test_dag.py",
+    "plugins/test_run_share.py",
     "crash/test_shared_pool.py",
     "operators/quota/test_room.py",
-    "crash/test_fault_storm.py",
     "operators/test_shared.py",
     "operators/test_run_tasks.py",
+    "fs/test_keys.py",
+    "dags/test_fakes.py",
 )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Spare the garbage collector what stays: thousands of tests, and all of Airflow."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -67,12 +91,36 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def airflow_db() -> None:
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty Airflow database to copy.
+
+    The processes of a run share it. A migration takes seven seconds of CPU.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    database = folder / "migrated.db"
+    with (folder / "migrated.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not database.exists():
+            made = folder / "being-migrated.db"
+            done = subprocess.run(
+                [sys.executable, "-m", "airflow", "db", "migrate"],
+                env=os.environ | {"AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{made}"},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+            made.rename(database)
+    return database
+
+
+@pytest.fixture(scope="session")
+def airflow_db(migrated: Path) -> None:
     """An Airflow database, for ``dag.test()`` and for whatever else needs one."""
-    done = subprocess.run(
-        [sys.executable, "-m", "airflow", "db", "migrate"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    shutil.copy(migrated, HOME / "airflow.db")
+    serve_the_newest_execution_api()
 
 
 @pytest.fixture(scope="session")

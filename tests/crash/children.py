@@ -7,6 +7,7 @@ and arrives even when the child is killed right after: as in Airflow, where the 
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import re
@@ -95,6 +96,8 @@ def fork(work: Callable[[Say], None], log: Path | None = None) -> Child:
         os.close(theirs)
         return Child(pid, ours)
     status = 70
+    # A full collection of garbage in a child would copy the pages of all imports, in a quarter of a second.
+    gc.freeze()
     try:
         os.close(ours)
         if log is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -455,21 +456,25 @@ def test_a_qarnot_task_that_cannot_be_looked_after_spares_nothing_else(
 
 # --- the command line
 
-RUN = """
+#: A DAG run that is not over, and ``airflow`` in the same process.
+WITH_A_RUN = """
 from datetime import datetime, timezone
+from airflow.__main__ import main
 from airflow.models.dagrun import DagRun
 from airflow.utils.session import create_session
 now = datetime.now(timezone.utc)
 with create_session() as session:
     session.add(DagRun(dag_id="dag", run_id="live", run_type="manual", state="running", run_after=now))
+main()
 """
 
 
 def test_reap_from_the_command_line(
-    qarnot: LocalQarnot, client: QarnotClient, namespace: str, tmp_path: Path
+    qarnot: LocalQarnot, client: QarnotClient, namespace: str, migrated: Path, tmp_path: Path
 ) -> None:
     """An Airflow home of its own, and no task runner: the states of the runs come from the database."""
     live, unknown, task = made("live"), made("unknown"), alone("unknown")
+    shutil.copy(migrated, tmp_path / "airflow.db")
     environment = {
         **os.environ,
         "AIRFLOW_HOME": str(tmp_path),
@@ -483,17 +488,15 @@ def test_reap_from_the_command_line(
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    python("-m", "airflow", "db", "migrate")
-    python("-c", RUN)
-    command = ("-m", "airflow", "qarnot", "reap", "--grace-period-minutes", "0")
-    dry = python(*command, "--dry-run")
+    command = ("qarnot", "reap", "--grace-period-minutes", "0")
+    dry = python("-c", WITH_A_RUN, *command, "--dry-run")
     assert re.search(rf"^close +{unknown} .*there is no DAG run dag unknown", dry, re.MULTILINE)
     assert re.search(rf"^keep +{live} .*its DAG run is running", dry, re.MULTILINE)
     assert "1 would be closed, 0 would be deleted, 1 kept" in dry
     assert re.search(rf"^abort +{task} .*there is no DAG run dag unknown", dry, re.MULTILINE)
     assert "1 of 1 Qarnot tasks with their own nodes would be aborted" in dry
     assert states(client, live, unknown) == [False, False]
-    assert "1 closed, 0 deleted, 1 kept" in python(*command)
+    assert "1 closed, 0 deleted, 1 kept" in python("-m", "airflow", *command)
     assert states(client, live, unknown) == [False, True]
     assert aborted(client, task) == [True]
     client.pools.delete(live)

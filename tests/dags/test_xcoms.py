@@ -52,6 +52,9 @@ with DAG("slices", schedule=None, default_args={{"retries": 1, "retry_delay": ti
         frames >> many >> live >> worker
 
 if __name__ == "__main__":
+    from tests.execution_api import serve_the_newest_execution_api
+
+    serve_the_newest_execution_api()
     dag.test()
 """
 
@@ -144,15 +147,16 @@ def test_with_xcoms_in_object_storage_links_are_urls_and_no_object_is_left_behin
     storage, released = tmp_path / "storage", tmp_path / "released"
     storage.mkdir()
     (bundle / "dag.py").write_text(SLICES.format(released=released, work=tmp_path))
-    env = {
+    env = os.environ | {
         "AIRFLOW__CORE__XCOM_BACKEND": "airflow.providers.common.io.xcom.backend.XComObjectStorageBackend",
         "AIRFLOW__COMMON_IO__XCOM_OBJECTSTORAGE_PATH": f"file://{storage}",
         "AIRFLOW__COMMON_IO__XCOM_OBJECTSTORAGE_THRESHOLD": "0",
+        "PYTHONPATH": str(ROOT),
     }
     log = tmp_path / "log"
     with log.open("w") as out:
         run = subprocess.Popen(
-            [sys.executable, str(bundle / "dag.py")], cwd=ROOT, env=os.environ | env, stdout=out, stderr=out
+            [sys.executable, str(bundle / "dag.py")], cwd=ROOT, env=env, stdout=out, stderr=out
         )
     try:
 

@@ -32,7 +32,7 @@ def test_40_mapped_tasks_under_any_quota_run_each_command_exactly_once(
 
 
 # With a quota of one, Qarnot tasks run one after the other, and 400 take minutes without showing more than 60.
-@pytest.mark.parametrize(("items", "limit"), [(40, 1), (60, 1), (40, 10), (400, 10), (40, 20), (400, 20)])
+@pytest.mark.parametrize(("items", "limit"), [(60, 1), (40, 10), (400, 10), (40, 20), (400, 20)])
 def test_a_fan_out_under_any_quota_runs_each_command_exactly_once(
     qarnot: LocalQarnot, pool: str, tmp_path: Path, limit: int, items: int
 ) -> None:
