@@ -81,7 +81,8 @@ def get_provider_info() -> dict[str, Any]:
                         "production",
                     ),
                     "poll_interval": _option(
-                        "Default polling interval, in seconds, from 0.01 up to 86400.",
+                        "Time between two polls of a wait, in seconds, from 0.01 up to 86400, for connections "
+                        "without one.",
                         "float",
                         "5",
                     ),

@@ -40,12 +40,12 @@ def connect(conn_id: str, **connection: Any) -> None:
     os.environ[f"AIRFLOW_CONN_{conn_id.upper()}"] = json.dumps(connection)
 
 
-def connect_qarnot(qarnot: LocalQarnot) -> None:
-    """Make a local Qarnot the connection ``qarnot_default``."""
+def connect_qarnot(qarnot: LocalQarnot, **extra: Any) -> None:
+    """Make a local Qarnot the connection ``qarnot_default``, with *extra* fields such as ``poll_interval``."""
     connect(
         CONNECTION,
         conn_type="qarnot",
         host=qarnot.url,
         password=qarnot.token,
-        extra={"namespace": NAMESPACE, "storage_url": qarnot.storage_url},
+        extra={"namespace": NAMESPACE, "storage_url": qarnot.storage_url, **extra},
     )

@@ -100,30 +100,28 @@ class _Deferred:
     trigger: _Trigger
 
 
-def one_airflow_task(qarnot: Any, pool: str, count: int, interval: float, cost: Cost) -> None:
+def one_airflow_task(qarnot: Any, pool: str, count: int, cost: Cost) -> None:
     from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
     from tests.harness import FakeTI
 
     def make() -> Any:
-        return QarnotRunTasksOperator(
-            task_id="work", qarnot_pool=pool, poll_interval=interval, commands=["true"] * count
-        )
+        return QarnotRunTasksOperator(task_id="work", qarnot_pool=pool, commands=["true"] * count)
 
     airflow_task(make, FakeTI(run_id="ours"), cost)
 
 
-def expand(qarnot: Any, pool: str, count: int, interval: float, cost: Cost) -> None:
+def expand(qarnot: Any, pool: str, count: int, cost: Cost) -> None:
     from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
     from tests.harness import FakeTI
 
     def make() -> Any:
-        return QarnotRunTaskOperator(task_id="work", qarnot_pool=pool, poll_interval=interval, command="true")
+        return QarnotRunTaskOperator(task_id="work", qarnot_pool=pool, command="true")
 
     for n in range(count):
         airflow_task(make, FakeTI(run_id="expand", map_index=n), cost)
 
 
-def sdk_mapped(qarnot: Any, pool: str, count: int, interval: float, cost: Cost) -> None:
+def sdk_mapped(qarnot: Any, pool: str, count: int, cost: Cost) -> None:
     def run() -> None:
         import qarnot as official
 
@@ -158,7 +156,6 @@ def measure(report: Report) -> None:
         LocalQarnot(boot_seconds=0.2, close_seconds=0.1) as qarnot,
         QarnotClient(qarnot.url, qarnot.token) as client,
     ):
-        environment.connect_qarnot(qarnot)
         qarnot.set_account(maxTask=100_000)
         pool = client.pools.create(PoolSpec(name="warm", instance_count=SLOTS))
         for name, way in ((OURS, one_airflow_task), (EXPAND, expand), (SDK, sdk_mapped)):
@@ -166,7 +163,8 @@ def measure(report: Report) -> None:
             qarnot.clear_requests()
             begun = time.monotonic()
             # A single Qarnot task finishes at once, so a long interval would only add waiting time.
-            way(qarnot, pool, cost.commands, interval if name == OURS else 0.5, cost)
+            environment.connect_qarnot(qarnot, poll_interval=interval if name == OURS else 0.5)
+            way(qarnot, pool, cost.commands, cost)
             cost.wall = time.monotonic() - begun
             cost.requests = len(qarnot.requests())
             report.say(f"{name}, {cost.commands:,} commands")

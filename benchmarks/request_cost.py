@@ -48,7 +48,7 @@ def ours(qarnot: Any, command: str, interval: float) -> Counter:
     from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
     from tests.harness import FakeTI, context_of, defer, fire
 
-    environment.connect_qarnot(qarnot)
+    environment.connect_qarnot(qarnot, poll_interval=interval)
     count = Counter(qarnot)
 
     def slices(make: Callable[[], Any], began: str, waited: str, resumed: str) -> Any:
@@ -64,14 +64,12 @@ def ours(qarnot: Any, command: str, interval: float) -> Counter:
         return result
 
     def create() -> Any:
-        return QarnotCreatePoolOperator(task_id="create", instance_count=1, poll_interval=interval)
+        return QarnotCreatePoolOperator(task_id="create", instance_count=1)
 
     pool = slices(create, "create the pool", "wait for the pool", "wait for the pool")
 
     def work() -> Any:
-        return QarnotRunTaskOperator(
-            task_id="work", qarnot_pool=pool, command=command, poll_interval=interval
-        )
+        return QarnotRunTaskOperator(task_id="work", qarnot_pool=pool, command=command)
 
     slices(work, "submit", "wait for the task", "output")
     close = QarnotClosePoolOperator(task_id="close", qarnot_pool=pool)

@@ -29,7 +29,7 @@ class Run:
     requests: int
 
 
-def work(stage: int, where: dict[str, str], seconds: float, way: str) -> None:
+def work(stage: int, where: dict[str, Any], seconds: float, way: str) -> None:
     """Run one stage on a pool, or on separate nodes, as the parameters in *where* decide."""
     from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
     from tests.harness import FakeTI, context_of
@@ -39,7 +39,6 @@ def work(stage: int, where: dict[str, str], seconds: float, way: str) -> None:
             task_id=f"work_{stage}_{n}",
             command=f"sleep {seconds}",
             deferrable=False,
-            poll_interval=POLL,
             log_output=False,
             **where,
         )
@@ -54,9 +53,7 @@ def warm(seconds: float) -> None:
     from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
     from tests.harness import context_of
 
-    create = QarnotCreatePoolOperator(
-        task_id="create", instance_count=WIDTH, deferrable=False, poll_interval=POLL
-    )
+    create = QarnotCreatePoolOperator(task_id="create", instance_count=WIDTH, deferrable=False)
     pool = create.execute(context_of(create))
     for stage in range(STAGES):
         work(stage, {"qarnot_pool": pool}, seconds, "warm")
@@ -67,14 +64,14 @@ def warm(seconds: float) -> None:
 def cold(seconds: float) -> None:
     """Boot a node for each task."""
     for stage in range(STAGES):
-        work(stage, {"profile": "docker-batch"}, seconds, "cold")
+        work(stage, {"task_spec": {"profile": "docker-batch"}}, seconds, "cold")
 
 
 def timed(way: Any, boot: float, seconds: float) -> Run:
     from airflow_qarnot_pool.local import LocalQarnot
 
     with LocalQarnot(boot_seconds=boot, close_seconds=0.1) as qarnot:
-        environment.connect_qarnot(qarnot)
+        environment.connect_qarnot(qarnot, poll_interval=POLL)
         begun = time.monotonic()
         way(seconds)
         wall = time.monotonic() - begun

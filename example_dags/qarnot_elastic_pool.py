@@ -37,7 +37,7 @@ with DAG(
     tags=["qarnot"],
     default_args={"retries": 2, "retry_delay": timedelta(seconds=10)},
 ) as dag:
-    with QarnotPoolGroup("nodes", elastic=up_to(2)) as nodes:
+    with QarnotPoolGroup("nodes", pool_spec={"elastic": up_to(2)}) as nodes:
         narrow = QarnotRunTaskOperator(task_id="narrow", command=COMMAND, instance_count=1)
         raise_limit = QarnotUpdatePoolOperator(
             task_id="raise_limit", qarnot_pool=nodes.pool, elastic=up_to(5)

@@ -28,10 +28,12 @@ with DAG(
             task_id="render",
             command="sh -c 'echo frame $INSTANCE_ID of $INSTANCE_COUNT; sleep 1'",
             instance_count=16,
-            remote_retries=1,
+            task_spec={"retry": 1},
         )
         # You can also choose the ids.
         some_again = QarnotRunTaskOperator(
-            task_id="some_again", command="sh -c 'echo frame $INSTANCE_ID again'", ranges="0-2,7"
+            task_id="some_again",
+            command="sh -c 'echo frame $INSTANCE_ID again'",
+            task_spec={"ranges": "0-2,7"},
         )
         chain(render, some_again)

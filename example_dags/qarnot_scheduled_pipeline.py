@@ -55,7 +55,7 @@ with DAG(
         "execution_timeout": timedelta(hours=2),
     },
 ) as dag:
-    with QarnotPoolGroup("nodes", instance_count=2, ready_when=1, tags=["sales"]) as nodes:
+    with QarnotPoolGroup("nodes", instance_count=2, ready_when=1, pool_spec={"tags": ["sales"]}) as nodes:
         extract = QarnotRunTaskOperator(
             task_id="extract",
             command="sh -c 'grep ${INSTANCE_ID}$ prices.txt > sales-${INSTANCE_ID}.txt'",

@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.distributed import cluster
-from tools import check_wheel, doc_block, matrix, new_user, second_run, worker_growth
+from tools import check_wheel, doc_block, figures, matrix, new_user, second_run, worker_growth
 
 
 def test_a_result_replaces_the_one_before_and_nothing_else(tmp_path: Path) -> None:
@@ -202,3 +202,8 @@ def test_a_second_run_that_hides_a_first_failure_is_counted_and_named(tmp_path: 
         ["passed", "(no test)"],
     ]
     assert second_run.report(tmp_path) == "=== 0 needed a second run"
+
+
+def test_no_operator_has_more_named_parameters_than_a_reader_remembers() -> None:
+    found = figures.named_parameters()
+    assert max(found.values()) <= 18, found

@@ -86,7 +86,6 @@ class Workload:
             "task_id": instance.task_id,
             "qarnot_conn_id": self.server,
             "retries": instance.retries,
-            "poll_interval": 0.1,
             "deferrable": self.deferrable,
         }
         if instance.task_id != "close":
@@ -371,7 +370,7 @@ def connections(servers: dict[str, LocalQarnot]) -> dict[str, str]:
                 "conn_type": "qarnot",
                 "host": qarnot.url,
                 "password": qarnot.token,
-                "extra": {"namespace": NAMESPACE},
+                "extra": {"namespace": NAMESPACE, "poll_interval": 0.1},
             }
         )
         for name, qarnot in servers.items()

@@ -16,7 +16,7 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_overloads
 
 ROOT = Path(__file__).resolve().parent.parent
 # Importing operators imports Airflow, which would make itself a home in that of the user.
@@ -27,6 +27,8 @@ _DIRECTIVE = re.compile(r"^::: (?:(?P<how>methods|record) )?(?P<what>[\w.]+)$", 
 _FIELD = re.compile(
     r"(?:^[ \t]*|(?<=\. )):(?:param (?P<name>\w+)|(?P<other>raises \w+|returns?)):[ \t]*", re.M
 )
+#: The heading of a group of parameters, at the end of the text before them.
+_GROUP = re.compile(r"(?:^|\n\n)([A-Z][\w ]*):\Z")
 #: Bases whose parameters are Airflow's business.
 _FOREIGN = ("airflow.", "builtins", "abc", "typing")
 
@@ -45,21 +47,33 @@ class Doc:
     text: str
     parameters: dict[str, str] = field(default_factory=dict)
     others: dict[str, str] = field(default_factory=dict)
+    #: The heading above each parameter that has one.
+    groups: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, thing: Any) -> Doc:
         raw = inspect.cleandoc(thing.__doc__ or "")
         found = list(_FIELD.finditer(raw))
-        doc = cls(raw[: found[0].start()].strip() if found else raw)
+        doc = cls("")
+        group = doc._add_text(raw[: found[0].start()] if found else raw)
         for one, after in zip(found, [*found[1:], None], strict=False):
             said, _, more = raw[one.end() : after.start() if after else len(raw)].partition("\n\n")
             said = " ".join(said.split())
-            doc.text = f"{doc.text}\n\n{more.strip()}".strip()
             if one["name"]:
                 doc.parameters[one["name"]] = said
+                if group:
+                    doc.groups[one["name"]] = group
             else:
                 doc.others[one["other"]] = said
+            group = doc._add_text(more) or group
         return doc
+
+    def _add_text(self, text: str) -> str | None:
+        """Add *text* without the heading of a group at its end, and return that."""
+        text = text.strip()
+        heading = _GROUP.search(text)
+        self.text = f"{self.text}\n\n{text[: heading.start()] if heading else text}".strip()
+        return heading[1] if heading else None
 
 
 def markdown(text: str) -> str:
@@ -94,13 +108,18 @@ def _bases(thing: Any) -> Iterator[Any]:
 
 
 def parameters(thing: Any) -> dict[str, inspect.Parameter]:
-    """The parameters of ours that *thing* takes, its own first."""
+    """Return the parameters of ours that *thing* takes, its own first. Those of all overloads count."""
     found: dict[str, inspect.Parameter] = {}
-    for one in _bases(thing):
+    rejected = getattr(thing, "rejected_parameters", {})
+    overloads = [] if inspect.isclass(thing) else get_overloads(thing)
+    for one in overloads or _bases(thing):
         if inspect.isclass(one) and "__init__" not in vars(one):
             continue
         for name, parameter in inspect.signature(one).parameters.items():
-            if name != "self" and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            if name not in ("self", *rejected) and parameter.kind not in (
+                parameter.VAR_KEYWORD,
+                parameter.VAR_POSITIONAL,
+            ):
                 found.setdefault(name, parameter)
     return found
 
@@ -111,6 +130,32 @@ def meanings(thing: Any) -> dict[str, str]:
     for one in _bases(thing):
         said = {**Doc.of(one).parameters, **said}
     return said
+
+
+def groups(thing: Any) -> dict[str, str]:
+    """Return the heading above each parameter, from the nearest docstring that has one."""
+    found: dict[str, str] = {}
+    for one in _bases(thing):
+        found = {**Doc.of(one).groups, **found}
+    return found
+
+
+def _rows(thing: Any) -> list[str]:
+    """Return the rows of the table of parameters, by group: those without one, the thing's own, the inherited."""
+    said, templated, grouped = meanings(thing), getattr(thing, "template_fields", ()), groups(thing)
+    given = parameters(thing)
+    rows = []
+    for group in dict.fromkeys(["", *(grouped[name] for name in given if name in grouped)]):
+        if group:
+            rows.append(f"| **{group}** | | |")
+        rows += [
+            f"| `{name}`{' †' if name in templated else ''} | {_cell(_type_and_default(one))} | {_cell(said[name])} |"
+            for name, one in given.items()
+            if grouped.get(name, "") == group
+        ]
+    rest = [name for name in said if name not in given]
+    rows += [f"| *{name}* | | {_cell(said[name])} |" for name in rest if inspect.isclass(thing)]
+    return rows
 
 
 def undocumented(thing: Any) -> list[str]:
@@ -135,19 +180,12 @@ def entry(thing: Any) -> str:
         raise Undocumented(f"{thing.__module__}.{thing.__qualname__} has no docstring")
     if missing := undocumented(thing):
         raise Undocumented(f"{thing.__module__}.{thing.__qualname__}: {', '.join(missing)} without :param:")
-    said, templated = meanings(thing), getattr(thing, "template_fields", ())
     lines = [
         f"### {thing.__name__}",
         f"`from {thing.__module__} import {thing.__name__}`",
         markdown(doc.text),
     ]
-    rows = [
-        f"| `{name}`{' †' if name in templated else ''} | {_cell(_type_and_default(one))} | {_cell(said[name])} |"
-        for name, one in parameters(thing).items()
-    ]
-    rest = [name for name in said if name not in parameters(thing)]
-    rows += [f"| *{name}* | | {_cell(said[name])} |" for name in rest if inspect.isclass(thing)]
-    if rows:
+    if rows := _rows(thing):
         lines.append("\n".join(["| Parameter | Type and default | Meaning |", "|---|---|---|", *rows]))
     for name, meaning in doc.others.items():
         lines.append(f"*{name[0].upper()}{name[1:]}*: {markdown(meaning)}")

@@ -1,7 +1,7 @@
 """Print the figures by which the shape of the code and its prose are judged.
 
 Lines, loose modules, class names in two modules, functions over the complexity limit, docstrings that do not start with
-a verb, and turns of phrase that make prose hard to read, per 1,000 words.
+a verb, named parameters, and turns of phrase that make prose hard to read, per 1,000 words.
 """
 
 from __future__ import annotations
@@ -66,8 +66,27 @@ def main() -> None:
     print(f"functions with a complexity over {MAX_COMPLEXITY} (ruff): {violations('C901')}")
     print(f"functions with a complexity over {MAX_COMPLEXITY} (radon): {complex_functions()}")
     print(f"docstrings that do not start with a verb (D401): {violations('D401')}")
+    for name, count in named_parameters().items():
+        print(f"named parameters of {name}: {count}")
     for root in (PACKAGE, ROOT / "docs", ROOT / "README.md"):
         print(prose(root))
+
+
+def named_parameters() -> dict[str, int]:
+    """Return how many parameters of this provider the author of a DAG can give to an operator, group or decorator."""
+    from airflow_qarnot_pool.decorators.qarnot import qarnot_task
+    from airflow_qarnot_pool.operators.pool import QarnotCreatePoolOperator
+    from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
+    from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
+    from tools.docs_site import parameters
+
+    things = {
+        "QarnotRunTaskOperator": QarnotRunTaskOperator,
+        "QarnotRunTasksOperator": QarnotRunTasksOperator,
+        "QarnotCreatePoolOperator": QarnotCreatePoolOperator,
+        "@task.qarnot": qarnot_task,
+    }
+    return {name: len(parameters(thing).keys() - {"python_callable"}) for name, thing in things.items()}
 
 
 def repeated_classes() -> dict[str, list[str]]:

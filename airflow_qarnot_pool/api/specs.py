@@ -133,7 +133,7 @@ def _ranges(value: Any) -> str:
 
 def _with(prefix: str) -> Any:
     """Return the remedy for a bucket with a path, if *prefix* is the field for the path."""
-    return lambda name, path: f"Write {name!r} and {prefix}={path.rstrip('/') + '/'!r}."
+    return lambda name, path: f"Write {name!r} and the field {prefix}={path.rstrip('/') + '/'!r}."
 
 
 def _wrapped(key: str, convert: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, Protocol, TypeVar, overload
 
 from airflow.sdk.bases.decorator import DecoratedOperator, task_decorator_factory
 
@@ -13,6 +13,7 @@ from airflow_qarnot_pool.api.errors import QarnotError, QarnotInvalidSpecError
 from airflow_qarnot_pool.decorators import node, payload
 from airflow_qarnot_pool.decorators.function import FunctionSource
 from airflow_qarnot_pool.exceptions import QarnotTaskFailedError
+from airflow_qarnot_pool.hooks.qarnot import QarnotHook
 from airflow_qarnot_pool.logs.cursor import LogCursor
 from airflow_qarnot_pool.logs.failure_report import is_node_loss
 from airflow_qarnot_pool.logs.writer import fetch, retry_broken_read
@@ -22,7 +23,12 @@ from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
 from airflow_qarnot_pool.parameters.references import NOTSET
 from airflow_qarnot_pool.parameters.templating import is_templated
 from airflow_qarnot_pool.parameters.unknown import refuse_unknown
-from airflow_qarnot_pool.parameters.validation import Duration, as_duration, check_durations
+from airflow_qarnot_pool.parameters.validation import (
+    Duration,
+    as_duration,
+    check_durations,
+    fields_by_our_names,
+)
 from airflow_qarnot_pool.version_compat import context_keys
 
 if TYPE_CHECKING:
@@ -30,28 +36,32 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from airflow_qarnot_pool.api.models import Task
-    from airflow_qarnot_pool.api.specs import TaskSpec
+    from airflow_qarnot_pool.api.specs import ResourceBucket, TaskSpec
     from airflow_qarnot_pool.decorators.bucket import PayloadBucket
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 DEFAULT_IMAGE = "python:3.12-slim"
-#: Parameters of QarnotRunTaskOperator that the decorator does not accept, and the remedy.
-_REJECTED = {
-    "command": "The function is the command.",
-    "wait_for_completion": "The function's result is that of the task. To continue at once, let no task depend on it.",
-}
 _ONE_INSTANCE = (
     "@task.qarnot runs one instance, as one call has one result. Use .expand() for many calls, or "
     "QarnotRunTaskOperator for one command in many instances."
 )
+#: Parameters of QarnotRunTaskOperator that the decorator does not accept, and the remedy.
+REJECTED = {
+    "command": "The function is the command.",
+    "wait_for_completion": "The function's result is that of the task. To continue at once, let no task depend on it.",
+    "instance_count": _ONE_INSTANCE,
+    "retry_scope": _ONE_INSTANCE,
+    "result_bucket": "Give task_spec={'result_bucket': ...}.",
+}
 
 
 class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
     """Run a Python function on a node. Its result is the XCom. See :func:`qarnot_task`."""
 
     custom_operator_name = "@task.qarnot"
+    rejected_parameters: ClassVar[Mapping[str, str]] = REJECTED
     template_fields: tuple[str, ...] = (
         *(field for field in QarnotRunTaskOperator.template_fields if field != "command"),
         "op_args",
@@ -87,7 +97,7 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
         payload_bucket: str | None = None,
         **kwargs: Any,
     ) -> None:
-        _refuse_foreign(kwargs)
+        refuse_unknown(type(self), {name: kwargs[name] for name in REJECTED if name in kwargs})
         self._function = FunctionSource.of(python_callable)
         if image == DEFAULT_IMAGE and _image_elsewhere(kwargs):
             image = None
@@ -315,16 +325,12 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
         return payload.value_of(text, self.serializer, self._function.name)
 
 
-def _refuse_foreign(parameters: Mapping[str, Any]) -> None:
-    """Refuse parameters of QarnotRunTaskOperator that contradict a function call."""
-    for name, why in _REJECTED.items():
-        if parameters.get(name) not in (None, True):
-            raise QarnotInvalidSpecError(
-                f"{name} is not a parameter of @task.qarnot, got {parameters[name]!r}", field=name, remedy=why
-            )
-    for name, fine in (("instance_count", (None, 1, "1")), ("ranges", (None, "0"))):
-        value = parameters.get(name)
-        if value not in fine and not is_templated(value):
+def _refuse_instances(task_spec: Any) -> None:
+    """Refuse several instances for a mapped function, of which Airflow creates no operator when the DAG is parsed."""
+    fields = fields_by_our_names(task_spec, "task_spec") if isinstance(task_spec, Mapping) else {}
+    for name, fine in (("instance_count", (1, "1")), ("ranges", ("0",))):
+        value = fields.get(name)
+        if value is not None and value not in fine and not is_templated(value):
             raise QarnotInvalidSpecError(
                 f"{name} is not that of one instance, got {value!r}", field=name, remedy=_ONE_INSTANCE
             )
@@ -332,10 +338,11 @@ def _refuse_foreign(parameters: Mapping[str, Any]) -> None:
 
 def _image_elsewhere(parameters: Mapping[str, Any]) -> bool:
     """Return whether a constant or ``task_spec`` names the image, in place of the default."""
-    names: set[str] = set()
-    for parameter in ("constants", "task_spec"):
-        value = parameters.get(parameter)
-        names |= set(value) if isinstance(value, Mapping) else set()
+    constants, task_spec = parameters.get("constants"), parameters.get("task_spec")
+    fields = fields_by_our_names(task_spec, "task_spec") if isinstance(task_spec, Mapping) else {}
+    names = {"image"} & fields.keys()
+    for mapping in (constants, fields.get("constants")):
+        names |= set(mapping) if isinstance(mapping, Mapping) else set()
     return bool(names & {"DOCKER_REPO", "DOCKER_TAG", "DOCKER_SRV", "image"})
 
 
@@ -403,13 +410,24 @@ def qarnot_task(python_callable: Callable[P, R]) -> QarnotTask[P, R]: ...
 @overload
 def qarnot_task(
     *,
-    multiple_outputs: bool | None = None,
-    qarnot_pool: Any = NOTSET,
-    image: str | None = DEFAULT_IMAGE,
     requirements: Sequence[str] | str | None = None,
     timeout: Duration = None,
     serializer: payload.Serializer = "json",
     payload_bucket: str | None = None,
+    multiple_outputs: bool | None = None,
+    image: str | None = DEFAULT_IMAGE,
+    registry_conn_id: str | None = None,
+    constants: Mapping[str, str] | None = None,
+    resource_buckets: Iterable[str | ResourceBucket] | None = None,
+    task_spec: Mapping[str, Any] | None = None,
+    qarnot_pool: Any = NOTSET,
+    max_cost: float | str | None = None,
+    log_output: bool | Literal["live"] = True,
+    deferrable: bool | None = None,
+    wait_timeout: Duration = None,
+    wait_for_quota: Duration = None,
+    cancel_on_kill: bool = True,
+    qarnot_conn_id: str = QarnotHook.default_conn_name,
     **kwargs: Any,
 ) -> Callable[[Callable[P, R]], QarnotTask[P, R]]: ...
 
@@ -435,13 +453,12 @@ def qarnot_task(
     :class:`~airflow_qarnot_pool.exceptions.QarnotTaskFailedError` with the traceback. The output is in the task log.
     The arguments and the result can be read in the Qarnot console, so pass no secrets.
 
-    Retries, clears and kills work as with :class:`~airflow_qarnot_pool.operators.task.QarnotRunTaskOperator`. Its other
-    parameters are accepted, except ``command``, ``wait_for_completion`` and more than one instance.
+    Retries, clears and kills work as with :class:`~airflow_qarnot_pool.operators.task.QarnotRunTaskOperator`. The
+    parameters of Airflow's ``BaseOperator`` are accepted, too.
+
+    The function:
 
     :param python_callable: the function, if the decorator is used without parentheses.
-    :param multiple_outputs: store each key of the returned dict as a separate XCom.
-    :param qarnot_pool: the pool. Default in a ``QarnotPoolGroup``: the pool of the group.
-    :param image: image with ``python3`` (3.8 or newer). None: the image of the pool, or else Qarnot's default.
     :param requirements: requirements that pip installs on the node before every call.
     :param timeout: maximum time on the node, as a timedelta or seconds, including the installation of requirements. The
         function is killed after that.
@@ -449,12 +466,38 @@ def qarnot_task(
         node can run any code on the Airflow worker.
     :param payload_bucket: bucket for arguments of more than 192 KiB (compressed, with the source) and for results
         of more than 1,000,000 characters. Needs the ``[storage]`` extra. Its objects are not deleted.
+    :param multiple_outputs: store each key of the returned dict as a separate XCom.
+
+    Container and files:
+
+    :param image: image with ``python3`` (3.8 or newer). None: the image of the pool, or else Qarnot's default.
+    :param registry_conn_id: Airflow connection with login and password of a private registry.
+    :param constants: constants, which the function sees as environment variables.
+    :param resource_buckets: buckets (names or ``ResourceBucket``) whose files are in the working directory.
+    :param task_spec: any other field of :class:`~airflow_qarnot_pool.api.specs.TaskSpec`, such as ``name``, ``tags``,
+        ``retry`` or ``result_bucket``.
+
+    Pool:
+
+    :param qarnot_pool: the pool. Default in a ``QarnotPoolGroup``: the pool of the group.
+    :param max_cost: maximum cost of the pool, or of a Qarnot task without a pool, in euros. Default: the limit of the
+        operator that creates the pool.
+
+    Wait:
+
+    :param log_output: write the output to the Airflow task log: when the function is done, or ``"live"``.
+    :param deferrable: wait in the triggerer. Default: ``[operators] default_deferrable`` of Airflow if it is set, else
+        True.
+    :param wait_timeout: maximum wait, as a timedelta or seconds; default: no limit but ``execution_timeout``.
+    :param wait_for_quota: maximum wait for room when a quota of the account is full; default: fail at once.
+    :param cancel_on_kill: abort the Qarnot task when the Airflow task is killed, cleared or runs out of time.
+    :param qarnot_conn_id: connection of type ``qarnot``.
     :raises QarnotInvalidSpecError: the function needs more than its own source, when the DAG is parsed.
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
         refuse_unknown(_QarnotDecoratedOperator, kwargs)
-        _refuse_foreign(kwargs)
+        _refuse_instances(kwargs.get("task_spec"))
         FunctionSource.of(function)  # a mapped task creates no operator when the DAG is parsed
         return task_decorator_factory(
             python_callable=function,

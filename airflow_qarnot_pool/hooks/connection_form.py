@@ -82,6 +82,14 @@ FIELDS = (
         minimum=0,
     ),
     FormField(
+        "poll_interval",
+        "Polling interval (s)",
+        "number",
+        "Time between two polls of the waits of this connection. Default: [qarnot] poll_interval.",
+        "5",
+        minimum=0.01,
+    ),
+    FormField(
         "console_url",
         "Console URL",
         "string",

@@ -17,6 +17,7 @@ from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
 from airflow_qarnot_pool.api.fields import Refusal, integer, number
 from airflow_qarnot_pool.hooks.address import PROXIES, Refuse, parse_base_url
 from airflow_qarnot_pool.hooks.connection_form import DEFAULT_API_URL, FIELDS
+from airflow_qarnot_pool.parameters.configuration import default_poll_interval, poll_seconds
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection
@@ -54,6 +55,8 @@ class ConnectionSettings:
     proxy: str | None = field(default=None, repr=False)
     timeout: float = 30.0
     retries: int = 6
+    #: Seconds between two polls of a wait.
+    poll_interval: float = 5.0
     console_url: str = DEFAULT_CONSOLE_URL
     #: Data centre that carbon savings are compared with. None for Qarnot's choice.
     reference_datacenter: str | None = None
@@ -106,6 +109,7 @@ class ConnectionSettings:
             ),
             timeout=extra.converted("timeout", _timeout, 30.0),
             retries=extra.converted("retries", _retries, 6),
+            poll_interval=extra.converted("poll_interval", poll_seconds, None) or default_poll_interval(),
             console_url=extra.url("console_url", DEFAULT_CONSOLE_URL, fragment=True) or DEFAULT_CONSOLE_URL,
             reference_datacenter=extra.text("reference_datacenter"),
         )

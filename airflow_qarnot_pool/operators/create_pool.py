@@ -28,13 +28,14 @@ from airflow_qarnot_pool.operators.bases.cost_limits import (
 from airflow_qarnot_pool.operators.bases.pool import PoolOperator
 from airflow_qarnot_pool.operators.bases.warm_up import WarmUp, WarmUpRequest, scaling_to_zero
 from airflow_qarnot_pool.ownership.shared_pool import DEFAULT_KEEP_WARM, MAX_GENERATIONS
-from airflow_qarnot_pool.parameters.templating import hide_secrets, is_templated, known_at_parse_time
+from airflow_qarnot_pool.parameters.templating import hide_secrets, is_templated
 from airflow_qarnot_pool.parameters.validation import (
     Duration,
     as_duration,
     has_values,
     make_pool_spec,
     reject_empty,
+    scales,
     spec_values,
 )
 from airflow_qarnot_pool.waiting.conditions import (
@@ -49,34 +50,15 @@ from airflow_qarnot_pool.waiting.conditions import (
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from airflow_qarnot_pool.api.specs import Elastic, PoolSpec, ResourceBucket, Scaling
+    from airflow_qarnot_pool.api.specs import PoolSpec, ResourceBucket
     from airflow_qarnot_pool.ownership.claim import Claim
     from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
 
 
 _YES, _NO = {"true", "yes", "1"}, {"false", "no", "0"}
-_POOL_FIELDS = (
-    "name",
-    "profile",
-    "instance_count",
-    "slots_per_node",
-    "elastic",
-    "scaling",
-    "constants",
-    "resource_buckets",
-    "tags",
-)
+_POOL_FIELDS = ("instance_count", "slots_per_node", "resource_buckets")
 #: Parameters whose loss would not be noticed, or only after it has cost something.
-_FILLED = (
-    "profile",
-    "instance_count",
-    "slots_per_node",
-    "elastic",
-    "scaling",
-    "constants",
-    "resource_buckets",
-    "estimated_cost",
-)
+_FILLED = (*COST_LIMIT_FIELDS, *_POOL_FIELDS, "estimated_cost", "pool_spec")
 
 
 class QarnotCreatePoolOperator(PoolOperator):
@@ -87,21 +69,20 @@ class QarnotCreatePoolOperator(PoolOperator):
     Between two clears the Airflow task has one pool. A retry adopts the pool of the earlier try. A clear closes the
     old pool and creates another. If the wait fails, the pool is closed.
 
-    :param shared: name of a pool that all DAGs and runs of the namespace share. The live pool of this name is opened,
-        or else a new one. It scales down when it is idle (``keep_warm`` is 10 minutes unless ``scaling`` or ``elastic``
-        is given). A kill, clear or failure of this task closes it only if no other DAG run needs it.
-    :param name: shown in the console; default: the DAG's and the task's id.
-    :param profile: profile of the account, ``docker-batch`` unless told otherwise.
+    Nodes:
+
     :param instance_count: size of a fixed pool, in slots (a node each, unless ``slots_per_node`` is given).
     :param slots_per_node: how many slots share one node.
-    :param elastic: settings of a pool that follows its load (:class:`~airflow_qarnot_pool.api.specs.Elastic`
-        or a mapping of its fields).
-    :param scaling: scaling policies, the newer form of the same (``Scaling`` or a mapping).
-    :param constants: constants of the pool, text to text.
     :param resource_buckets: buckets (names or ``ResourceBucket``) whose files every node gets.
-    :param tags: up to seven tags; three are the provider's.
     :param pool_spec: any other field of :class:`~airflow_qarnot_pool.api.specs.PoolSpec`, by its name there or
-        in the API.
+        in the API: ``name``, ``tags``, ``profile``, ``image``, ``constants``, ``elastic`` or ``scaling`` for a pool
+        that follows its load, and more. Its values may be templates.
+
+    Life of the pool:
+
+    :param shared: name of a pool that all DAGs and runs of the namespace share. The live pool of this name is opened,
+        or else a new one. It scales down when it is idle (``keep_warm`` is 10 minutes unless ``pool_spec`` has
+        ``scaling`` or ``elastic``). A kill, clear or failure of this task closes it only if no other DAG run needs it.
     :param ready_when: what to wait for: a state, or a number of running instances. Default: ``FullyExecuting``
         for a pool of fixed size, all slots for one with ``keep_warm``; a pool with ``elastic`` or ``scaling``,
         which may rest at no nodes, is not waited for.
@@ -109,6 +90,9 @@ class QarnotCreatePoolOperator(PoolOperator):
         and shut down after this long without work, as a timedelta or seconds, even if Airflow is down.
     :param warm_up: boot all nodes of such a pool at once, and wait for them; otherwise, and without
         ``wait_for_completion``, the first Qarnot task boots them.
+
+    Cost:
+
     :param max_cost: maximum cost of this pool, in euros. A pool that reaches it is closed, and all tasks that wait on
         it fail with ``QarnotCostLimitError``, which is never retried. A template that renders to nothing is refused.
     :param max_run_cost: the same for all pools that the DAG run opens, after clears, too.
@@ -126,20 +110,16 @@ class QarnotCreatePoolOperator(PoolOperator):
         *COST_LIMIT_FIELDS,
         "estimated_cost",
     )
-    template_fields_renderers = {"pool_spec": "json", "scaling": "json", "elastic": "json"}
+    template_fields_renderers = {"pool_spec": "json"}
+    #: Name of the pool if ``pool_spec`` has none; default: the shared name, or the DAG's and the task's id.
+    default_name: str | None = None
 
     def __init__(
         self,
         *,
-        name: str | None = None,
-        profile: str | None = None,
         instance_count: int | str | None = None,
         slots_per_node: int | str | None = None,
-        elastic: Elastic | Mapping[str, Any] | str | None = None,
-        scaling: Scaling | Mapping[str, Any] | str | None = None,
-        constants: Mapping[str, str] | None = None,
         resource_buckets: Iterable[str | ResourceBucket] | None = None,
-        tags: Iterable[str] | None = None,
         pool_spec: Mapping[str, Any] | None = None,
         ready_when: str | int | None = None,
         keep_warm: Duration = None,
@@ -155,15 +135,9 @@ class QarnotCreatePoolOperator(PoolOperator):
         self.max_run_cost = max_run_cost
         self.cost_warning_threshold = cost_warning_threshold
         check_limit_parameters(self)
-        self.name = name
-        self.profile = profile
         self.instance_count = instance_count
         self.slots_per_node = slots_per_node
-        self.elastic = elastic
-        self.scaling = scaling
-        self.constants = hide_secrets(constants)
         self.resource_buckets = resource_buckets
-        self.tags = tags
         self.pool_spec = hide_secrets(pool_spec)
         self.ready_when = ready_when
         self.keep_warm = as_duration("keep_warm", keep_warm)
@@ -173,22 +147,22 @@ class QarnotCreatePoolOperator(PoolOperator):
         self.estimated_cost = estimated_cost
         if not is_templated(estimated_cost):
             parse_amount("estimated_cost", estimated_cost)
-        self._filled = has_values(self, (*COST_LIMIT_FIELDS, *_FILLED))
+        self._filled = has_values(self, _FILLED, "pool_spec")
         reject_empty(self, self._filled)
-        if self.shared is not None:
-            if keep_warm is None and not {"elastic", "scaling"} & self._given().keys():
-                self.keep_warm = DEFAULT_KEEP_WARM
-            self.name = name or self.shared
-        known = known_at_parse_time(self._given())
+        if self.shared is not None and keep_warm is None and not scales(pool_spec):
+            self.keep_warm = DEFAULT_KEEP_WARM
+        known = self._given(parsing=True)
         self._spec(known)
         if not is_templated([ready_when, instance_count]):
             self._condition(known)
 
-    def _given(self) -> dict[str, Any]:
-        return spec_values(self, _POOL_FIELDS, self.pool_spec, "pool_spec")
+    def _given(self, *, parsing: bool = False) -> dict[str, Any]:
+        """Return the fields of the spec, or those that are known when the DAG is parsed."""
+        return spec_values(self, _POOL_FIELDS, "pool_spec", parsing=parsing)
 
     def _spec(self, values: Mapping[str, Any]) -> PoolSpec:
-        values = {"name": f"{self.dag_id}.{self.task_id}", **values}
+        default_name = self.default_name or self.shared or f"{self.dag_id}.{self.task_id}"
+        values = {"name": default_name, **values}
         if self.keep_warm is None:
             return make_pool_spec(values)
         if {"elastic", "scaling"} & values.keys():

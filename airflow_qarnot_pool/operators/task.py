@@ -33,7 +33,6 @@ from airflow_qarnot_pool.ownership.identity import RECORDABLE_LABEL
 from airflow_qarnot_pool.ownership.shared_pool import MAX_GENERATIONS
 from airflow_qarnot_pool.ownership.xcoms import TASK_KEY
 from airflow_qarnot_pool.parameters.shell import find_commands, warn_of_shell_characters
-from airflow_qarnot_pool.parameters.templating import known_at_parse_time
 from airflow_qarnot_pool.parameters.validation import has_values, reject_empty
 from airflow_qarnot_pool.waiting.conditions import (
     TASK_DONE,
@@ -64,21 +63,23 @@ class QarnotRunTaskOperator(TaskOperator):
 
     Parameters besides these: :class:`~airflow_qarnot_pool.operators.bases.task.TaskOperator`.
 
+    Work:
+
     :param command: what each instance runs (``DOCKER_CMD``), as text or a list of words. ``${NAME}`` stands for
         constants and for ``${INSTANCE_ID}``; use ``sh -c '...'`` for a shell.
-    :param instance_count: how many instances, with ``INSTANCE_ID`` 0 to n-1.
-    :param ranges: or their ids, such as ``"0-2,5"``.
+    :param instance_count: how many instances, with ``INSTANCE_ID`` 0 to n-1. To choose the ids, give
+        ``task_spec={"ranges": "0-2,5"}`` instead.
     :param retry_scope: the instances that an Airflow retry runs again: those that did not succeed (``"failed"``), or
         ``"all"``.
     :param log_output: write the instances' output to the Airflow task log: True: when they are done, with one
-        fetch of each stream; "live": while they run, with a fetch at every ``poll_interval`` for each such task.
+        fetch of each stream; "live": while they run, with a fetch at every poll for each such task.
         The triggerer cannot mask secret constants. With them, a deferred wait is not live.
     """
 
     uuid_key = TASK_KEY
     operator_extra_links = (LINKS["task"], LINKS["pool"])
-    spec_fields = (*COMMON_FIELDS, "command", "instance_count", "ranges")
-    template_fields = (*TaskOperator.template_fields, "command", "instance_count", "ranges")
+    spec_fields = (*COMMON_FIELDS, "command", "instance_count")
+    template_fields = (*TaskOperator.template_fields, "command", "instance_count")
     template_fields_renderers = {"command": "bash", "task_spec": "json", "constants": "json"}
 
     def __init__(
@@ -86,7 +87,6 @@ class QarnotRunTaskOperator(TaskOperator):
         *,
         command: str | Sequence[str] | None = None,
         instance_count: int | str | None = None,
-        ranges: str | None = None,
         retry_scope: Literal["failed", "all"] = "failed",
         log_output: bool | Literal["live"] = True,
         **kwargs: Any,
@@ -94,10 +94,9 @@ class QarnotRunTaskOperator(TaskOperator):
         super().__init__(**kwargs)
         self.command = command
         self.instance_count = instance_count
-        self.ranges = ranges
         self.retry_scope = retry_scope
         self.log_output = log_output
-        self._filled += has_values(self, ("command", "instance_count", "ranges"))
+        self._filled += has_values(self, ("command", "instance_count"))
         self._position: Offset | None = None
         if retry_scope not in ("failed", "all"):
             raise QarnotInvalidSpecError(
@@ -124,7 +123,7 @@ class QarnotRunTaskOperator(TaskOperator):
                 remedy="Give what each instance runs, such as command='echo hello'.",
             )
         reject_empty(self, self._filled)
-        self._spec(known_at_parse_time(self._given()), self._some_pool)
+        self._spec(self._given(parsing=True), self._some_pool)
         warn_of_shell_characters(self.task_id, [command, *find_commands(self.constants, self.task_spec)])
 
     # --- running it

@@ -65,7 +65,6 @@ from airflow_qarnot_pool.waiting.polling import (
     PoolsOfTasks,
     get_confirmed,
     is_transient,
-    poll_interval_of,
 )
 
 if TYPE_CHECKING:
@@ -152,6 +151,8 @@ class QarnotRunTasksOperator(TaskOperator):
     Parameters besides these: :class:`~airflow_qarnot_pool.operators.bases.task.TaskOperator`; they hold for
     every command.
 
+    Work:
+
     :param commands: the commands, each as text, as a list of words, or as a mapping of
         :class:`~airflow_qarnot_pool.api.specs.TaskSpec` fields (``command`` and whatever differs).
     :param max_in_flight: most Qarnot tasks that are submitted and not finished; default: the slots of the pool
@@ -194,9 +195,7 @@ class QarnotRunTasksOperator(TaskOperator):
         if isinstance(commands, (str, Mapping, int)) and not is_templated(commands):
             self._specs(commands, {}, None)
         if isinstance(commands, (list, tuple)):
-            self._specs(
-                [_known(one) for one in commands], known_at_parse_time(self._given()), self._some_pool
-            )
+            self._specs([_known(one) for one in commands], self._given(parsing=True), self._some_pool)
             warn_of_shell_characters(self.task_id, find_commands(*commands))
 
     # --- what to run
@@ -716,7 +715,7 @@ class QarnotRunTasksOperator(TaskOperator):
         if self.deferrable:
             condition = {"expected": total, "low_water": low_water}
             self._defer(identity.lineage, condition, deadline, self._carry(progress, deadline))
-        interval = poll_interval_of(self.poll_interval)
+        interval = self._poll_interval
         pools = PoolsOfTasks(self.client.pools, self._pools_of_tasks, interval)
         while True:
             if message := self._costs.over_limit():

@@ -11,7 +11,7 @@ from airflow_qarnot_pool.exceptions import QarnotPoolEndedError
 from airflow_qarnot_pool.links.qarnot import LINKS
 from airflow_qarnot_pool.operators.bases.base import QarnotOperator
 from airflow_qarnot_pool.parameters.references import as_reference, resolve_ref
-from airflow_qarnot_pool.parameters.templating import hide_secrets, known_at_parse_time
+from airflow_qarnot_pool.parameters.templating import hide_secrets
 from airflow_qarnot_pool.parameters.validation import (
     check_flags,
     has_values,
@@ -80,10 +80,10 @@ class QarnotUpdatePoolOperator(QarnotOperator):
             )
         self._filled = has_values(self, _CHANGES)
         reject_empty(self, self._filled)
-        self._changes(known_at_parse_time(self._given()))
+        self._changes(self._given(parsing=True))
 
-    def _given(self) -> dict[str, Any]:
-        return spec_values(self, _CHANGES)
+    def _given(self, *, parsing: bool = False) -> dict[str, Any]:
+        return spec_values(self, _CHANGES, parsing=parsing)
 
     def _changes(self, values: Mapping[str, Any]) -> PoolSpec:
         return make_pool_spec({"name": "update", **values})

@@ -6,6 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
+from airflow_qarnot_pool.api.fields import Refusal, duration, number
+
+#: Bounds of ``poll_interval`` in seconds, because a shorter one floods the service and a longer one ends no wait.
+MIN_POLL_INTERVAL, MAX_POLL_INTERVAL = 0.01, 86400
 
 
 def get_option(name: str, convert: Callable[[Any], Any], default: Any) -> Any:
@@ -14,8 +18,6 @@ def get_option(name: str, convert: Callable[[Any], Any], default: Any) -> Any:
     :raises QarnotInvalidSpecError: names the option and its environment variable.
     """
     from airflow.configuration import conf
-
-    from airflow_qarnot_pool.api.fields import Refusal
 
     value = conf.get("qarnot", name, fallback=None)
     if value is None or not value.strip():
@@ -28,3 +30,16 @@ def get_option(name: str, convert: Callable[[Any], Any], default: Any) -> Any:
             field=name,
             remedy=refusal.remedy,
         ) from None
+
+
+def poll_seconds(value: Any) -> float:
+    """Convert a polling interval to seconds."""
+    return float(number(MIN_POLL_INTERVAL, MAX_POLL_INTERVAL)(duration(value).total_seconds()))
+
+
+def default_poll_interval() -> float:
+    """Return ``[qarnot] poll_interval`` in seconds, which connections without one use.
+
+    :raises QarnotInvalidSpecError: it is not a duration within the bounds.
+    """
+    return float(get_option("poll_interval", poll_seconds, 5.0))

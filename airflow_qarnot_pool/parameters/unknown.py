@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
@@ -14,18 +14,64 @@ from airflow_qarnot_pool.parameters.templating import is_templated
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
 
+#: Normalised names of parameters that are set elsewhere, a parameter of the operators to which that applies, and the
+#: remedy.
+_ELSEWHERE: Sequence[tuple[Collection[str], str, str]] = (
+    (
+        {"pollinterval", "pokeinterval", "pollinginterval", "pollingperiod", "pollingperiodseconds"},
+        "wait_timeout",
+        "Set poll_interval in the connection, or [qarnot] poll_interval for all connections.",
+    ),
+    (
+        {"maxruncost", "costwarningthreshold"},
+        "max_cost",
+        "Give it to the QarnotPoolGroup or QarnotCreatePoolOperator that creates the pool.",
+    ),
+)
+#: Normalised names of fields that Airflow, another operator of ours or one of another provider has as a parameter.
+_OF_OTHERS = frozenset(
+    normalise(name)
+    for name in (
+        "command",
+        "constants",
+        "constraints",
+        "dependencies",
+        "elastic",
+        "image",
+        "instance_count",
+        "job",
+        "labels",
+        "name",
+        "pool",
+        "privileges",
+        "profile",
+        "project",
+        "ranges",
+        "resource_buckets",
+        "result_bucket",
+        "retry",
+        "scaling",
+        "shortname",
+        "slots_per_node",
+        "tags",
+    )
+)
+
 
 def refuse_unknown(
     operator: type, given: Mapping[str, Any], *, author: str | None = None, others: Collection[str] = ()
 ) -> None:
     """Reject parameters that *operator* does not have.
 
+    An operator may list inherited parameters that it does not accept, and the remedy, as ``rejected_parameters``.
+
     :param author: name of the callable in the DAG; default: the operator.
     :param others: other valid names.
     :raises QarnotInvalidSpecError: names the parameter, but not its value, which may be a secret.
     """
     author = author or getattr(operator, "custom_operator_name", operator.__name__)
-    names = _parameters(operator) | set(others)
+    rejected: Mapping[str, str] = getattr(operator, "rejected_parameters", {})
+    names = (_parameters(operator) | set(others)) - rejected.keys()
     task = f" (task {given['task_id']})" if isinstance(given.get("task_id"), str) else ""
     if _is_qarnot_pool(given.get("pool")):
         remedy = (
@@ -41,7 +87,9 @@ def refuse_unknown(
     for name in given:
         if name not in names:
             raise QarnotInvalidSpecError(
-                f"{name} is not a parameter of {author}{task}", field=name, remedy=_remedy(name, names)
+                f"{name} is not a parameter of {author}{task}",
+                field=name,
+                remedy=rejected.get(name) or _remedy(name, names),
             )
 
 
@@ -50,23 +98,61 @@ def _is_qarnot_pool(pool: Any) -> bool:
     return pool is not None and (not isinstance(pool, str) or is_templated(pool) or is_uuid(pool))
 
 
+def refuse_unknown_defaults(operator: type, default_args: Mapping[str, Any] | None) -> None:
+    """Reject fields of a specification in ``default_args``, where Airflow ignores names that no operator has.
+
+    Names that operators of other providers have, too, are accepted (:data:`_OF_OTHERS`).
+
+    :raises QarnotInvalidSpecError: names the field, but not its value.
+    """
+    for name in default_args or ():
+        if (specs := _only_fields().get(normalise(str(name)))) and name not in _parameters(operator):
+            raise QarnotInvalidSpecError(
+                f"{name} in default_args is not a parameter of {operator.__name__} or another operator",
+                field=str(name),
+                remedy=f"Give {' or '.join(f'{spec}={{{name!r}: ...}}' for spec in specs)} there.",
+            )
+
+
+@functools.cache
+def _only_fields() -> Mapping[str, list[str]]:
+    """Return normalised names of fields that nothing but a specification has, and the parameters for them."""
+    from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
+
+    found: dict[str, list[str]] = {}
+    for kind, spec in (("pool_spec", PoolSpec), ("task_spec", TaskSpec)):
+        for name in _field_names(spec) - _OF_OTHERS:
+            found.setdefault(name, []).append(kind)
+    return found
+
+
+def _field_names(spec: type[PoolSpec | TaskSpec]) -> frozenset[str]:
+    """Return the normalised names of all fields, ours and those of the API."""
+    return frozenset(
+        normalise(str(name)) for field, wire in wire_fields(spec) for name in (field.name, wire.name) if name
+    )
+
+
 def _remedy(name: str, names: Collection[str]) -> str:
     from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
 
     if (close := closest_name(name, names, only_synonyms=True)) is not None:
         return f"Did you mean {close!r}?"
-    kind = next((kind for kind in ("pool", "task") if f"{kind}_spec" in names), None)
-    if kind is not None:
-        spec: type[PoolSpec | TaskSpec] = PoolSpec if kind == "pool" else TaskSpec
-        fields = {
-            normalise(str(name)) for field, wire in wire_fields(spec) for name in (field.name, wire.name)
-        }
-        if normalise(name) in fields:
-            return f"Give {kind}_spec={{{name!r}: ...}}."
+    for spelled, needed, remedy in _ELSEWHERE:
+        if normalise(name) in spelled and needed in names:
+            return remedy
+    fields: set[str] = set()
+    if kind := next((kind for kind in ("pool_spec", "task_spec") if kind in names), None):
+        spec: type[PoolSpec | TaskSpec] = PoolSpec if kind == "pool_spec" else TaskSpec
+        if normalise(name) in _field_names(spec):
+            return f"Give {kind}={{{name!r}: ...}}."
         if hint := spec.misplaced.get(normalise(name)):
             return hint
-    if (close := closest_name(name, names)) is not None:
-        return f"Did you mean {close!r}?"
+        fields = {field.name for field, _ in wire_fields(spec)}
+        if (close := closest_name(name, fields, only_synonyms=True)) is not None:
+            return f"Give {kind}={{{close!r}: ...}}."
+    if (close := closest_name(name, [*names, *fields])) is not None:
+        return f"Did you mean {close!r}?" if close in names else f"Did you mean {kind}={{{close!r}: ...}}?"
     return f"It takes {', '.join(sorted(set(names) - _airflow_parameters()))}, and the parameters of BaseOperator."
 
 

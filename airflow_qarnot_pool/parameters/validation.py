@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from configparser import ConfigParser
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
 from airflow_qarnot_pool.api.fields import Refusal, duration, parse_literal, short_repr
 from airflow_qarnot_pool.parameters.references import is_empty
-from airflow_qarnot_pool.parameters.templating import is_templated, reveal_secrets
+from airflow_qarnot_pool.parameters.templating import is_templated, known_at_parse_time, reveal_secrets
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
@@ -26,29 +27,61 @@ Duration = timedelta | float | str | None
 
 
 def spec_values(
-    operator: Any, names: Iterable[str], others: Mapping[str, Any] | None = None, others_name: str = ""
+    operator: Any, names: Iterable[str], spec_name: str | None = None, *, parsing: bool = False
 ) -> dict[str, Any]:
-    """Return the parameters of *operator* that are set, with those of its free-form spec.
+    """Return the parameters of *operator* that are set, and the fields of its free-form spec by our names.
 
-    :raises QarnotInvalidSpecError: a parameter is in both.
+    :param spec_name: ``pool_spec`` or ``task_spec``.
+    :param parsing: return the values that are known when the DAG is parsed.
+    :raises QarnotInvalidSpecError: a field is in both.
     """
     values: dict[str, Any] = reveal_secrets(
         {name: getattr(operator, name) for name in names if getattr(operator, name) not in (None, "")}
     )
-    others = parse_rendered(others)
-    if others not in (None, "") and not isinstance(others, Mapping):
-        raise QarnotInvalidSpecError(
-            f"{others_name} is not a mapping, got {short_repr(others)}",
-            field=others_name,
-            remedy=f"Give the fields by name, such as {others_name}={{'labels': {{'team': 'a'}}}}.",
-        )
-    for name, value in reveal_secrets(others or {}).items():
+    fields = {} if spec_name is None else spec_fields(operator, spec_name)
+    for name, value in reveal_secrets(fields).items():
         if name in values:
             raise QarnotInvalidSpecError(
-                f"{name} is given as a parameter and in {others_name}", field=name, remedy="Keep one of them."
+                f"{name} is given as a parameter and in {spec_name}", field=name, remedy="Keep one of them."
             )
         values[name] = value
-    return values
+    return known_at_parse_time(values) if parsing else values
+
+
+def spec_fields(operator: Any, spec_name: str) -> dict[str, Any]:
+    """Return the fields in ``pool_spec`` or ``task_spec`` by our names; none if the whole spec is a template.
+
+    :raises QarnotInvalidSpecError: the spec is not a mapping, or has a field twice.
+    """
+    given = parse_rendered(getattr(operator, spec_name))
+    if given in (None, "") or (is_templated(given) and not isinstance(given, Mapping)):
+        return {}
+    return fields_by_our_names(given, spec_name)
+
+
+def fields_by_our_names(given: Any, spec_name: str) -> dict[str, Any]:
+    """Return the fields of a mapping by our names, which checks and defaults refer to.
+
+    :raises QarnotInvalidSpecError: *given* is not a mapping, or has a field twice.
+    """
+    if not isinstance(given, Mapping):
+        raise QarnotInvalidSpecError(
+            f"{spec_name} is not a mapping, got {short_repr(given)}",
+            field=spec_name,
+            remedy=f"Give the fields by name, such as {spec_name}={{'labels': {{'team': 'a'}}}}.",
+        )
+    from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
+
+    spec = PoolSpec if spec_name == "pool_spec" else TaskSpec
+    with _naming_parameters(spec):
+        return spec.by_our_names(given)
+
+
+def scales(pool_spec: Any) -> bool:
+    """Return whether a ``pool_spec`` defines the scaling of the pool."""
+    if not isinstance(pool_spec, Mapping):
+        return False
+    return bool({"elastic", "scaling"} & fields_by_our_names(pool_spec, "pool_spec").keys())
 
 
 def parse_rendered(value: Any) -> Any:
@@ -58,12 +91,17 @@ def parse_rendered(value: Any) -> Any:
     return parse_literal(value)
 
 
-def has_values(operator: Any, names: Iterable[str]) -> tuple[str, ...]:
-    """Return the parameters that are set. Stored when the operator is created, for :func:`reject_empty`.
+def has_values(operator: Any, names: Iterable[str], spec_name: str | None = None) -> tuple[str, ...]:
+    """Return the parameters that are set, and the set fields of a spec, such as ``task_spec.ranges``.
 
-    None means omitted only then: in the source of the DAG, or in the arguments of a mapped task.
+    Stored when the operator is created, for :func:`reject_empty`. None means omitted only then: in the source of the
+    DAG, or in the arguments of a mapped task.
     """
-    return tuple(name for name in names if getattr(operator, name) is not None)
+    fields = () if spec_name is None else spec_fields(operator, spec_name)
+    return (
+        *(name for name in names if getattr(operator, name) is not None),
+        *(f"{spec_name}.{field}" for field in fields),
+    )
 
 
 def reject_empty(operator: Any, names: Iterable[str]) -> None:
@@ -71,8 +109,10 @@ def reject_empty(operator: Any, names: Iterable[str]) -> None:
 
     Treating an empty value as omitted would drop the limit, use size 1 or the default image, or discard the results.
     """
-    for name in names:
-        value = getattr(operator, name)
+    for path in names:
+        parameter, _, field = path.partition(".")
+        value = spec_fields(operator, parameter).get(field) if field else getattr(operator, parameter)
+        name = field or parameter
         if is_empty(value) or (name == "command" and value == []):
             raise QarnotInvalidSpecError(
                 f"{name} is empty, got {value!r}",
@@ -153,7 +193,6 @@ def make_pool_spec(values: Mapping[str, Any]) -> PoolSpec:
     """
     from airflow_qarnot_pool.api.specs import PoolSpec
 
-    _check_tags(values.get("tags"))
     return _made(PoolSpec, values)
 
 
@@ -161,29 +200,31 @@ def make_task_spec(values: Mapping[str, Any]) -> TaskSpec:
     """Return a validated task specification."""
     from airflow_qarnot_pool.api.specs import TaskSpec
 
-    _check_tags(values.get("tags"))
     return _made(TaskSpec, values)
 
 
 def _made(spec: type[SpecT], values: Mapping[str, Any]) -> SpecT:
-    """Build a specification. An error starts with the parameter, because the author of the DAG wrote no class."""
-    try:
-        return spec.from_mapping(values)
-    except QarnotInvalidSpecError as error:
-        message = error.message.removeprefix(f"{spec.__name__}.")
-        raise QarnotInvalidSpecError(message, field=error.field, remedy=error.remedy) from None
-
-
-def _check_tags(tags: Any) -> None:
-    """Reject more tags than Qarnot takes beside those of this provider."""
     from airflow_qarnot_pool.api.specs import MAX_TAGS, MAX_USER_TAGS, OUR_TAGS
 
-    if isinstance(tags, (list, tuple)) and len(tags) > MAX_USER_TAGS:
+    with _naming_parameters(spec):
+        made = spec.from_mapping(values)
+    if len(made.tags) > MAX_USER_TAGS:
         raise QarnotInvalidSpecError(
-            f"tags has too many entries, got {len(tags)}",
+            f"tags has too many entries, got {len(made.tags)}",
             field="tags",
             remedy=f"Give at most {MAX_USER_TAGS}: Qarnot takes {MAX_TAGS}, of which this provider needs {OUR_TAGS}.",
         )
+    return made
+
+
+@contextmanager
+def _naming_parameters(spec: type[PoolSpec | TaskSpec]) -> Iterator[None]:
+    """Start the message of an error with the field, because the author of the DAG wrote no class."""
+    try:
+        yield
+    except QarnotInvalidSpecError as error:
+        message = error.message.removeprefix(f"{spec.__name__}.")
+        raise QarnotInvalidSpecError(message, field=error.field, remedy=error.remedy) from None
 
 
 def join_command(command: Any) -> Any:

@@ -19,12 +19,14 @@ from airflow_qarnot_pool.exceptions import QarnotStateUnreachableError
 from airflow_qarnot_pool.hooks.qarnot import QarnotHook, check_conn_id
 from airflow_qarnot_pool.links.qarnot import show_link
 from airflow_qarnot_pool.operators.bases.parameters import checked_partial, render
+from airflow_qarnot_pool.parameters.configuration import default_poll_interval
 from airflow_qarnot_pool.parameters.references import resolve_ref
 from airflow_qarnot_pool.parameters.templating import is_templated
-from airflow_qarnot_pool.parameters.unknown import refuse_unknown
+from airflow_qarnot_pool.parameters.unknown import refuse_unknown, refuse_unknown_defaults
 from airflow_qarnot_pool.parameters.validation import (
     Duration,
     as_duration,
+    check_durations,
     check_flags,
     default_deferrable,
 )
@@ -40,10 +42,8 @@ from airflow_qarnot_pool.waiting.conditions import (
 )
 from airflow_qarnot_pool.waiting.polling import (
     PoolsOfTasks,
-    check_wait,
     get_confirmed,
     is_transient,
-    poll_interval_of,
     poll_once_more,
 )
 
@@ -63,7 +63,6 @@ class QarnotSensor(BaseSensorOperator):
     :param deferrable: wait in the triggerer, with one poll for all waits of a connection. Default:
         ``[operators] default_deferrable`` of Airflow if it is set, else True. If False, ``mode`` and
         ``poke_interval`` apply.
-    :param poll_interval: time between polls while deferred, as a timedelta or seconds.
     :param wait_timeout: maximum wait, in both modes. Default: the sensor's ``timeout``.
 
     ``soft_fail`` skips if the target can no longer be reached, the object was deleted, or the wait times out. An error
@@ -73,7 +72,7 @@ class QarnotSensor(BaseSensorOperator):
 
     kind: ClassVar[Kind]
     ref_field: ClassVar[str]
-    template_fields: tuple[str, ...] = ("qarnot_conn_id", "target_states", "poll_interval", "wait_timeout")
+    template_fields: tuple[str, ...] = ("qarnot_conn_id", "target_states", "wait_timeout")
     ui_color = "#d7ecf4"
 
     def __init__(
@@ -83,15 +82,16 @@ class QarnotSensor(BaseSensorOperator):
         accept_passed: bool = True,
         qarnot_conn_id: str = QarnotHook.default_conn_name,
         deferrable: bool | None = None,
-        poll_interval: Duration = None,
         wait_timeout: Duration = None,
         **kwargs: Any,
     ) -> None:
-        check_wait(poll_interval, wait_timeout=wait_timeout)
+        check_durations(wait_timeout=wait_timeout)
+        default_poll_interval()  # refuses an invalid option when the DAG is parsed
         check_flags(accept_passed=accept_passed)
         if wait_timeout is not None and not is_templated(wait_timeout):
             kwargs["timeout"] = as_duration("wait_timeout", wait_timeout)
         refuse_unknown(type(self), kwargs)
+        refuse_unknown_defaults(type(self), kwargs.get("default_args"))
         super().__init__(**kwargs)
         self.target_states = target_states
         self.accept_passed = accept_passed
@@ -99,7 +99,6 @@ class QarnotSensor(BaseSensorOperator):
         self.qarnot_conn_id = qarnot_conn_id
         self.deferrable = default_deferrable() if deferrable is None else deferrable
         check_flags(deferrable=self.deferrable)
-        self.poll_interval = poll_interval
         self.wait_timeout = wait_timeout
         self._history: list[str] = []
         self._pools: PoolsOfTasks | None = None
@@ -107,8 +106,7 @@ class QarnotSensor(BaseSensorOperator):
     @classmethod
     def partial(cls, **kwargs: Any) -> Any:
         """Do as Airflow does, and check the parameters."""
-        make: Any = super().partial
-        return make(**checked_partial(cls, kwargs))
+        return checked_partial(cls, super().partial, kwargs)
 
     def render_template(
         self,
@@ -181,7 +179,7 @@ class QarnotSensor(BaseSensorOperator):
                     self._conclude(WaitResult(ending=EndReason.TIMEOUT, uuid=self._ref, message=message))
             if is_uuid(self._ref):
                 self._defer(self._ref)
-            time.sleep(poll_interval_of(self.poll_interval))
+            time.sleep(self.hook.settings.poll_interval)
 
     def _defer(self, uuid: str, pool: str | None = None) -> NoReturn:
         limit = timedelta(seconds=self.timeout)
@@ -192,7 +190,7 @@ class QarnotSensor(BaseSensorOperator):
                 qarnot_conn_id=self.qarnot_conn_id,
                 uuid=uuid,
                 condition=self._condition().to_kwargs(),
-                poll_interval=poll_interval_of(self.poll_interval),
+                poll_interval=self.hook.settings.poll_interval,
                 deadline=(datetime.now(UTC) + limit).isoformat(),
                 cancel_on_kill=False,
                 pools=(pool,) if pool else (),
@@ -266,7 +264,7 @@ class QarnotSensor(BaseSensorOperator):
         if pool is None:
             return None
         if self._pools is None:
-            self._pools = PoolsOfTasks(self.hook.client.pools, (pool,), poll_interval_of(self.poll_interval))
+            self._pools = PoolsOfTasks(self.hook.client.pools, (pool,), self.hook.settings.poll_interval)
         return self._pools.why_stranded((snapshot.state,))
 
     def _has_polled_before(self, context: Context) -> bool:

@@ -14,7 +14,7 @@ from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.ownership.shared_pool import DEFAULT_KEEP_WARM
 from airflow_qarnot_pool.parameters.shell import find_commands, warn_of_shell_characters
 from airflow_qarnot_pool.parameters.unknown import refuse_unknown
-from airflow_qarnot_pool.parameters.validation import Duration
+from airflow_qarnot_pool.parameters.validation import Duration, scales
 from airflow_qarnot_pool.sensors.task import QarnotTaskSensor
 
 if TYPE_CHECKING:
@@ -54,8 +54,8 @@ class QarnotPoolGroup(TaskGroup):
     omits. ``before >> group`` and ``group >> after`` work as usual. Tasks after the group wait for the work, not for
     the pool to close.
 
-    Idle nodes shut down after ``keep_warm`` if Airflow never gets to close the pool, unless ``elastic`` or ``scaling``
-    is set.
+    Idle nodes shut down after ``keep_warm`` if Airflow never gets to close the pool, unless ``pool_spec`` has
+    ``elastic`` or ``scaling``.
 
     In a mapped ``@task_group`` each copy of this group has its own pool, and with ``shared`` all have one. Airflow
     cannot expand a task in there. Expand inside this group, or map over the commands with
@@ -81,8 +81,8 @@ class QarnotPoolGroup(TaskGroup):
     :param report_cost: have ``close_pool`` store the cost of the pool and the DAG run as XCom ``qarnot_cost``.
     :param default_args: default arguments of every task inside.
     :param arguments: parameters of :class:`~airflow.sdk.TaskGroup` (``tooltip``, ``prefix_group_id``, ...), and of
-        :class:`~airflow_qarnot_pool.operators.pool.QarnotCreatePoolOperator` (``instance_count``, ``profile``,
-        ``slots_per_node``, ``elastic``, ``ready_when``, ``qarnot_conn_id``, ...).
+        :class:`~airflow_qarnot_pool.operators.pool.QarnotCreatePoolOperator` (``instance_count``,
+        ``slots_per_node``, ``pool_spec``, ``ready_when``, ``qarnot_conn_id``, ...).
     """
 
     def __init__(
@@ -124,14 +124,14 @@ class QarnotPoolGroup(TaskGroup):
                 remedy="Give a number of 0 or more.",
             )
         super().__init__(group_id=group_id, default_args=default_args or {}, **group_arguments)  # type: ignore[arg-type]
-        if not {"elastic", "scaling"} & arguments.keys():
+        if not scales(arguments.get("pool_spec")):
             arguments["keep_warm"] = keep_warm
             if keep_warm is None and shared is not None:
                 raise QarnotInvalidSpecError(
                     "keep_warm of a shared pool cannot be switched off, because the pool may outlive the DAG run that "
                     "opened it, got None",
                     field="keep_warm",
-                    remedy="Give a duration, or scaling or elastic.",
+                    remedy="Give a duration, or a pool_spec with scaling or elastic.",
                 )
         if shared is not None:
             arguments["shared"] = shared
@@ -167,23 +167,15 @@ class QarnotPoolGroup(TaskGroup):
         defaults = {**self._dag.default_args, **self.default_args}
         if "retries" not in defaults:
             both["retries"] = self._setup_retries
-        named = "shared" in self._pool_arguments or "name" in defaults
-        opens = {
-            **({} if named else {"name": f"{self._dag.dag_id}.{self.group_id}"}),
-            **both,
-            **self._pool_arguments,
-        }
-        if (
-            opens.get("keep_warm") is DEFAULT_KEEP_WARM
-            and {"keep_warm", "elastic", "scaling"} & defaults.keys()
+        opens = {**both, **self._pool_arguments}
+        if opens.get("keep_warm") is DEFAULT_KEEP_WARM and (
+            "keep_warm" in defaults or scales(defaults.get("pool_spec"))
         ):
             del opens["keep_warm"]
         self.open_pool = QarnotCreatePoolOperator(task_id=SETUP, **opens).as_setup()
-        closes = {
-            name: opens[name]
-            for name in ("qarnot_conn_id", "deferrable", "poll_interval", "shared")
-            if name in opens
-        }
+        if self.open_pool.shared is None:
+            self.open_pool.default_name = f"{self._dag.dag_id}.{self.group_id}"
+        closes = {name: opens[name] for name in ("qarnot_conn_id", "deferrable", "shared") if name in opens}
         self.close_pool = QarnotClosePoolOperator(
             task_id=TEARDOWN,
             qarnot_pool=self.open_pool.output,

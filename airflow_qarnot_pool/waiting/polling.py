@@ -13,17 +13,12 @@ from typing import Any
 from airflow_qarnot_pool.api import states
 from airflow_qarnot_pool.api.errors import (
     QarnotError,
-    QarnotInvalidSpecError,
     QarnotNotFoundError,
     QarnotProtocolError,
     QarnotUnavailableError,
     QarnotUnknownStateError,
 )
-from airflow_qarnot_pool.api.fields import Refusal, duration, number
 from airflow_qarnot_pool.exceptions import QarnotCostLimitError
-from airflow_qarnot_pool.parameters.configuration import get_option
-from airflow_qarnot_pool.parameters.templating import is_templated
-from airflow_qarnot_pool.parameters.validation import Duration, as_duration, check_durations
 from airflow_qarnot_pool.waiting.conditions import (
     CAPITALIZED_NOUNS,
     POOL_POLL_INTERVALS,
@@ -40,8 +35,6 @@ from airflow_qarnot_pool.waiting.conditions import (
 
 log = logging.getLogger(__name__)
 
-#: Bounds of ``poll_interval`` in seconds, because a shorter one floods the service and a longer one ends no wait.
-MIN_POLL_INTERVAL, MAX_POLL_INTERVAL = 0.01, 86400
 #: Minimum time in an ended state after which no second poll is needed, because a rescheduled sensor remembers none.
 ENDED_LONG_AGO = timedelta(minutes=5)
 #: Seconds between the requests that confirm a 404 outside a wait.
@@ -74,35 +67,6 @@ class KillFlag:
             with suppress(queue.Empty):
                 self._wake.get(timeout=seconds)
         return self._set
-
-
-def check_wait(poll_interval: Duration, **durations: Duration) -> None:
-    """Refuse invalid durations when the DAG is parsed, including the option that replaces *poll_interval*."""
-    check_durations(**durations)
-    if not is_templated(poll_interval):
-        poll_interval_of(poll_interval)
-
-
-def poll_interval_of(poll_interval: Duration) -> float:
-    """Return *poll_interval* in seconds. None means the one in the configuration.
-
-    :raises QarnotInvalidSpecError: the parameter or the option is not a duration within the bounds.
-    """
-    interval = as_duration("poll_interval", poll_interval)
-    if interval is None:
-        return float(get_option("poll_interval", _interval, 5.0))
-    try:
-        return _interval(interval)
-    except Refusal as refusal:
-        raise QarnotInvalidSpecError(
-            f"poll_interval {refusal.problem}",
-            field="poll_interval",
-            remedy=f"{refusal.remedy} It is in seconds, or a timedelta.",
-        ) from None
-
-
-def _interval(value: Any) -> float:
-    return float(number(MIN_POLL_INTERVAL, MAX_POLL_INTERVAL)(duration(value).total_seconds()))
 
 
 class PoolsOfTasks:

@@ -76,12 +76,17 @@ class Storm:
         return self.namespace
 
     def connect(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        extra = {"namespace": self.namespace, "timeout": TIMEOUT, "retries": self.retries}
+        extra = {
+            "namespace": self.namespace,
+            "timeout": TIMEOUT,
+            "retries": self.retries,
+            "poll_interval": 0.2,
+        }
         connection = {"conn_type": "qarnot", "host": self.qarnot.url, "password": self.qarnot.token}
         monkeypatch.setenv(f"AIRFLOW_CONN_{self.conn_id.upper()}", json.dumps({**connection, "extra": extra}))
 
     async def dag_run(self, number: int, tasks: int) -> None:
-        common = {"qarnot_conn_id": self.conn_id, "retries": TRIES - 1, "poll_interval": 0.2}
+        common = {"qarnot_conn_id": self.conn_id, "retries": TRIES - 1}
         run_id = f"run-{number}"
         create = partial(QarnotCreatePoolOperator, task_id="create", instance_count=8, **common)
         pool = await self.operation(create, run_id, "create")

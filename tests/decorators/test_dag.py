@@ -60,7 +60,7 @@ with DAG("functions", schedule=None) as dag:
             raise LookupError(f"nothing after {before['total']}")
 
         first = total(numbers(), "{{ dag_run.run_id }}")
-        second = total.override(task_id="doubled", poll_interval=0.1)(numbers(), "r", times=2)
+        second = total.override(task_id="doubled", log_output=False)(numbers(), "r", times=2)
         fails(second)
 """
 

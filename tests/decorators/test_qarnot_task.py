@@ -375,7 +375,7 @@ def test_the_function_on_the_node_may_run_in_several_attempts(pool: str) -> None
             raise RuntimeError("not yet")
         return count
 
-    assert call(pool, third_time, remote_retries=2) in (2, 3, 4)
+    assert call(pool, third_time, task_spec={"retry": 2}) in (2, 3, 4)
 
 
 # --- what is refused when the DAG is parsed
@@ -387,8 +387,11 @@ def plain(value: Any = None) -> Any:
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "many instances": ({"instance_count": 2}, "one call has one result"),
-    "ranges": ({"ranges": "0-3"}, "one call has one result"),
+    "ranges": ({"task_spec": {"ranges": "0-3"}}, "one call has one result"),
     "many instances by spec": ({"task_spec": {"instance_count": 2}}, "one call has one result"),
+    "which instances to retry": ({"retry_scope": "all"}, "retry_scope is not a parameter of @task.qarnot"),
+    "bucket of results": ({"result_bucket": "b"}, r"Give task_spec=\{'result_bucket': \.\.\.\}"),
+    "prefix without a bucket": ({"task_spec": {"results_prefix": "p/"}}, "without result_bucket"),
     "a command": ({"command": "true"}, "command is not a parameter of @task.qarnot"),
     "no waiting": ({"wait_for_completion": False}, "wait_for_completion is not a parameter of @task.qarnot"),
     "serializer": ({"serializer": "cloudpickle"}, "'json' or 'pickle'"),
@@ -426,6 +429,11 @@ def test_mapped_calls_are_checked_at_parse_too() -> None:
 
     with DAG("mapped-instances"), pytest.raises(QarnotInvalidSpecError, match="one call has one result"):
         qarnot_task(instance_count=2)(plain).expand(value=[1, 2])
+    for spec in ({"instanceCount": 2}, {"ranges": "1-2"}):
+        with DAG("mapped-spec"), pytest.raises(QarnotInvalidSpecError, match="one call has one result"):
+            qarnot_task(task_spec=spec)(plain).expand(value=[1, 2])
+    with DAG("overridden"), pytest.raises(QarnotInvalidSpecError, match="instance_count is not a parameter"):
+        qarnot_task(plain).override(instance_count=2)(1)
 
 
 def test_a_value_that_is_refused_is_not_shown() -> None:

@@ -45,3 +45,6 @@ with DAG("typed", schedule=None):
 
     @qarnot_task(serializer="cloudpickle")  # type: ignore[call-overload, untyped-decorator]
     def no_such_serializer() -> None: ...
+
+    @qarnot_task(task_spec=["retry"])  # type: ignore[call-overload, untyped-decorator]
+    def no_specification() -> None: ...

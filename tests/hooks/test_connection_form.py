@@ -179,6 +179,8 @@ def test_every_form_comes_back_from_its_uri_or_is_refused_by_name() -> None:
         ({"extra": {"namespace": True}}, "namespace"),
         ({"extra": {"reference_datacenter": {"x": 1}}}, "reference_datacenter"),
         ({"extra": {"reference_datacenter": " "}}, "reference_datacenter"),
+        ({"extra": {"poll_interval": 0}}, "poll_interval"),
+        ({"extra": {"poll_interval": "often"}}, "poll_interval"),
         ({"extra": {"storage_url": "ftp://s"}}, "storage_url"),
         ({"extra": {"storage_url": "https://me:pw@s"}}, "storage_url"),
         ({"extra": {"storage_url": 1.5}}, "storage_url"),

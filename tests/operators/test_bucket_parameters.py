@@ -28,9 +28,10 @@ BAD = [
     ({"result_bucket": "qarnot://conn@b/"}, "Write 'b'"),
     ({"resource_buckets": ["bucket/path"]}, "'prefix': 'path'"),
     ({"resource_buckets": ["qarnot://conn@b/"]}, "Write 'b'"),
-    ({"results_prefix": "out/"}, "result_bucket"),
-    ({"results_whitelist": "png$"}, "result_bucket"),
-    ({"result_bucket": "b", "results_whitelist": "*.png"}, "regular expression"),
+    ({"task_spec": {"results_prefix": "out/"}}, "result_bucket"),
+    ({"task_spec": {"results_whitelist": "png$"}}, "result_bucket"),
+    ({"task_spec": {"resultsWhitelist": "png$"}}, "result_bucket"),
+    ({"result_bucket": "b", "task_spec": {"results_whitelist": "*.png"}}, "regular expression"),
     ({"task_spec": {"resultBucket": "b/out"}}, "results_prefix='out/'"),
     ({"task_spec": {"results_blacklist": "tmp$"}}, "result_bucket"),
 ]
@@ -46,7 +47,8 @@ def test_invalid_buckets_are_refused_when_the_dag_is_parsed(given: dict[str, Any
         with DAG("d", schedule=None), pytest.raises(QarnotInvalidSpecError) as caught:
             make(**given)
         assert remedy in str(caught.value)
-    own = given.get("task_spec", given)
+    own = {**given, **given.get("task_spec", {})}
+    own.pop("task_spec", None)
     for command in ("true", "{{ x }}"):
         with DAG("d", schedule=None), pytest.raises(QarnotInvalidSpecError) as caught:
             QarnotRunTasksOperator(task_id="t", commands=["{{ x }}", {"command": command, **own}])
@@ -73,10 +75,10 @@ def test_a_payload_bucket_is_checked_like_any_other() -> None:
 @pytest.mark.parametrize(
     "given",
     [
-        {"result_bucket": "{{ x }}", "results_prefix": "out/", "results_whitelist": "png$"},
+        {"result_bucket": "{{ x }}", "task_spec": {"results_prefix": "out/", "results_whitelist": "png$"}},
         {"task_spec": {"resultBucket": "{{ x }}", "resultsBucketPrefix": "out/"}},
-        {"result_bucket": "b", "results_whitelist": "{{ x }}"},
-        {"results_prefix": "{{ x }}"},
+        {"result_bucket": "b", "task_spec": {"results_whitelist": "{{ x }}"}},
+        {"task_spec": {"results_prefix": "{{ x }}"}},
         {"task_spec": {"schedulingType": "{{ x }}", "targeted_reservation_name": "r"}},
         {"task_spec": {"job": "{{ x }}", "dependencies": ["6ba7b810-9dad-41d1-80b4-00c04fd430c8"]}},
     ],

@@ -36,8 +36,7 @@ def test_results_go_below_a_prefix_as_far_as_they_are_wanted(pool: str, storage:
             qarnot_pool=pool,
             command="sh -c 'mkdir deep; echo 1 > a.csv; echo 2 > deep/b.csv; echo 3 > c.log'",
             result_bucket="results-in",
-            results_prefix="day/",
-            results_whitelist=r"\.csv$",
+            task_spec={"results_prefix": "day/", "results_whitelist": r"\.csv$"},
         )
     )
     assert result["result_bucket"] == "results-in"

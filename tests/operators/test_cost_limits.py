@@ -26,6 +26,7 @@ from airflow_qarnot_pool.exceptions import (
 )
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.maintenance.reaper import reap
+from airflow_qarnot_pool.operators.bases.cost_limits import accept_limits
 from airflow_qarnot_pool.operators.pool import QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
@@ -64,6 +65,17 @@ def held(tmp_path: Path) -> str:
 
 def ti(run_id: str, task_id: str = "work", **fields: Any) -> FakeTI:
     return FakeTI(run_id=run_id, task_id=task_id, **{"max_tries": 1, **fields})
+
+
+def limited_run(make: Callable[[], Any], limit: float) -> Callable[[], Any]:
+    """Return a function that makes a task of which another operator has created the pool, with a limit of the run."""
+
+    def limited() -> Any:
+        operator = make()
+        accept_limits(operator, create(max_run_cost=limit))
+        return operator
+
+    return limited
 
 
 def events_after(deferrals: list[Any], change: Callable[[], Any]) -> list[Any]:
@@ -134,7 +146,7 @@ def test_work_that_ends_in_time_knows_nothing_of_a_limit(
     qarnot: LocalQarnot, client: QarnotClient, run_id: str
 ) -> None:
     pool = run(partial(create, max_cost=5), ti(run_id, "create"))
-    result = run(partial(task, qarnot_pool=pool, command="true", max_cost=5, max_run_cost=5), ti(run_id))
+    result = run(partial(task, qarnot_pool=pool, command="true", max_cost=5), ti(run_id))
     assert result["state"] == "Success"
     assert client.pools.get(pool).state not in OVER
 
@@ -178,7 +190,13 @@ def test_a_wait_on_the_worker_warns_once(
 
 def test_a_limit_counts_while_the_pool_boots(qarnot: LocalQarnot, client: QarnotClient, run_id: str) -> None:
     """One that never gets ready costs as well."""
-    make = partial(create, max_cost=0.5, ready_when=2, scaling={"policies": [fixed(1)]}, instance_count=None)
+    make = partial(
+        create,
+        max_cost=0.5,
+        ready_when=2,
+        pool_spec={"scaling": {"policies": [fixed(1)]}},
+        instance_count=None,
+    )
     deferred, context = defer(make, ti(run_id, "create"))
 
     def spend() -> None:
@@ -277,7 +295,7 @@ def test_a_run_over_its_limit_loses_all_its_pools_and_may_open_no_more(
     one = run(create, ti(run_id, "one"))
     two = run(create, ti(run_id, "two"))
     other = run(create, ti(run_id + "-other", "one"))
-    make = partial(task, qarnot_pool=one, command=held, max_run_cost=1.0)
+    make = limited_run(partial(task, qarnot_pool=one, command=held), 1.0)
     deferred, context = defer(make, ti(run_id))
     (event,) = events_after([deferred], lambda: qarnot.advance_clock(HOUR))
     with pytest.raises(
@@ -330,7 +348,7 @@ def test_a_close_that_is_refused_keeps_no_other_pool_of_the_run_open(
     qarnot: LocalQarnot, client: QarnotClient, run_id: str, held: str
 ) -> None:
     one, two = run(create, ti(run_id, "one")), run(create, ti(run_id, "two"))
-    make = partial(task, qarnot_pool=one, command=held, max_run_cost=1.0)
+    make = limited_run(partial(task, qarnot_pool=one, command=held), 1.0)
     deferred, context = defer(make, ti(run_id))
     qarnot.faults([{"method": "POST", "path": f"^/pools/{one}/close$", "kind": "status", "status": 403}])
     (event,) = events_after([deferred], lambda: qarnot.advance_clock(HOUR))
@@ -454,7 +472,7 @@ def test_a_shared_pool_does_not_count_for_a_run_s_limit(
 ) -> None:
     make = partial(create, shared="of-many", warm_up=False, max_run_cost=0.5)
     pool = run(make, ti(run_id, "create"))
-    assert run(partial(task, qarnot_pool=pool, command="true", max_run_cost=0.5), ti(run_id))
+    assert run(limited_run(partial(task, qarnot_pool=pool, command="true"), 0.5), ti(run_id))
     qarnot.advance_clock(HOUR)
     watched = make()._costs.limit(context_of(make(), ti(run_id)), pool)
     assert watched is not None
@@ -549,7 +567,7 @@ def test_a_budget_of_the_project_must_cover_it(
 def test_a_refused_pool_leaves_none_of_an_earlier_life(
     qarnot: LocalQarnot, client: QarnotClient, run_id: str
 ) -> None:
-    make = partial(create, scaling=NO_NODE, ready_when=1, instance_count=None)
+    make = partial(create, pool_spec={"scaling": NO_NODE}, ready_when=1, instance_count=None)
     first, _ = defer(make, ti(run_id, "create"))
     with pytest.raises(QarnotCostLimitError):
         run(partial(make, estimated_cost=1e6), ti(run_id, "create", try_number=2, max_tries=2))
@@ -559,7 +577,7 @@ def test_a_refused_pool_leaves_none_of_an_earlier_life(
 def test_a_retry_takes_up_its_pool_though_the_estimate_is_not_covered_any_more(
     qarnot: LocalQarnot, client: QarnotClient, run_id: str
 ) -> None:
-    make = partial(create, scaling=NO_NODE, ready_when=1, instance_count=None)
+    make = partial(create, pool_spec={"scaling": NO_NODE}, ready_when=1, instance_count=None)
     first, _ = defer(make, ti(run_id, "create"))
     second, _ = defer(partial(make, estimated_cost=1e6), ti(run_id, "create", try_number=2))
     assert second.trigger.uuid == first.trigger.uuid
@@ -578,7 +596,7 @@ def test_tasks_take_over_the_limits_of_their_pool() -> None:
             inside = task(task_id="inside", command="true")
             mapped = QarnotRunTaskOperator.partial(task_id="mapped").expand(command=["true"])
     assert (takes.max_cost, takes.max_run_cost, takes.cost_warning_threshold) == (3, 9, 0.5)
-    assert (own.max_cost, own.max_run_cost) == (1, None)
+    assert (own.max_cost, own.max_run_cost, own.cost_warning_threshold) == (1, 9, 0.5)
     assert none.max_cost is None
     assert inside.max_cost == 4
     unmapped = mapped.unmap({"command": "true"})

@@ -184,10 +184,12 @@ def test_a_period_on_the_local_qarnot_matches_its_account(qarnot: LocalQarnot, c
     qarnot.advance_clock(100)
     since = now_at(qarnot)
     qarnot.advance_clock(10)
-    create = partial(QarnotCreatePoolOperator, task_id="create", instance_count=1, tags=["sales"])
+    create = partial(
+        QarnotCreatePoolOperator, task_id="create", instance_count=1, pool_spec={"tags": ["sales"]}
+    )
     pools = [run(create, ti("create", run_id)) for run_id in ("one", "two")]
     work = partial(QarnotRunTaskOperator, command="sh -c 'sleep 0.2'", log_output=False)
-    run(partial(work, task_id="a", qarnot_pool=pools[0], tags=["urgent"]), ti("a", "one"))
+    run(partial(work, task_id="a", qarnot_pool=pools[0], task_spec={"tags": ["urgent"]}), ti("a", "one"))
     run(partial(work, task_id="b", qarnot_pool=pools[0]), ti("b", "two"))
     run(partial(work, task_id="alone"), ti("alone", "two"))
     for pool in pools:

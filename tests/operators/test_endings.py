@@ -188,7 +188,7 @@ pool_of_its_own = partial(
     task_id="create",
     retries=2,
     ready_when=1,
-    scaling={"policies": [{"type": "Fixed", "slotsCount": 0, "name": "none"}]},
+    pool_spec={"scaling": {"policies": [{"type": "Fixed", "slotsCount": 0, "name": "none"}]}},
 )
 KINDS = pytest.mark.parametrize("make", [pool_of_its_own, one, many], ids=["pool", "one", "many"])
 
@@ -223,7 +223,7 @@ def test_a_worker_that_stood_still_leaves_what_its_retry_has_taken_over(
     """A suspended machine: Airflow declares the worker lost, and its supervisor ends it as soon as it resumes."""
     ti = tries(make, 1)
     frozen = StoringTI(run_id=ti.run_id, task_id=ti.task_id, max_tries=2)
-    child = fork(worker(partial(make, deferrable=False, poll_interval=0.1), frozen))
+    child = fork(worker(partial(make, deferrable=False), frozen))
     eventually(lambda: made_in(client, ti.run_id) and child.read() is not None and child.last("xcom"))
     child.kill(signal.SIGSTOP)
     defer(make, tries(make, 2))
@@ -329,7 +329,7 @@ def test_an_adopted_object_names_the_try_that_has_it(
     qarnot: LocalQarnot, client: QarnotClient, make: Any, tries: Callable[..., FakeTI]
 ) -> None:
     for try_number in (1, 2, 3):
-        defer(partial(make, tags=["mine"]), ti := tries(make, try_number))
+        defer(partial(make, task_spec={"tags": ["mine"]}), ti := tries(make, try_number))
     (found,) = made_in(client, ti.run_id)
     assert [
         tag for tag in found.tags if not tag.startswith(("airflow-owner", "airflow-lin", "airflow-name"))
@@ -343,7 +343,9 @@ def test_an_adopted_object_names_the_try_that_has_it(
 def test_an_object_without_room_for_a_tag_is_adopted_all_the_same(
     qarnot: LocalQarnot, client: QarnotClient, make: Any, tries: Callable[..., FakeTI]
 ) -> None:
-    make = partial(make, tags=[f"tag-{number}" for number in range(7)], task_id=make.keywords["task_id"])
+    make = partial(
+        make, task_spec={"tags": [f"tag-{number}" for number in range(7)]}, task_id=make.keywords["task_id"]
+    )
     for try_number in (1, 2):
         defer(make, ti := tries(make, try_number))
     assert [len(found.tags) for found in made_in(client, ti.run_id)] == [10]
@@ -565,7 +567,11 @@ def test_a_pool_that_is_closed_with_its_warm_up_is_not_warmed_up_again(
     qarnot: LocalQarnot, client: QarnotClient, tries: Callable[..., FakeTI]
 ) -> None:
     make = partial(
-        pool_of_its_own, scaling=None, keep_warm=timedelta(minutes=1), instance_count=1, ready_when=None
+        pool_of_its_own,
+        pool_spec=None,
+        keep_warm=timedelta(minutes=1),
+        instance_count=1,
+        ready_when=None,
     )
     deferred, context = defer(make, tries(make, 1))
     client.pools.close(deferred.trigger.uuid)

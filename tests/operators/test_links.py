@@ -115,7 +115,7 @@ def test_links_are_there_when_the_first_slice_ends(case: str, client: Any, pool:
 
 def test_links_survive_the_deferral_and_a_slice_that_fails_at_once(client: Any, pool: str) -> None:
     def make() -> QarnotRunTaskOperator:
-        return QarnotRunTaskOperator(task_id="t", qarnot_pool=pool, command="true", poll_interval=0.1)
+        return QarnotRunTaskOperator(task_id="t", qarnot_pool=pool, command="true")
 
     operator, ti = make(), FakeTI(task_id="t", run_id="survives")
     context = context_of(operator, ti)
@@ -134,7 +134,7 @@ def test_a_mapped_task_keeps_its_own_link_and_not_the_list_of_all(client: Any, p
     """Airflow answers a pull that names no map index with the values of all mapped task instances."""
 
     def make() -> QarnotRunTaskOperator:
-        return QarnotRunTaskOperator(task_id="t", qarnot_pool=pool, command="true", poll_interval=0.1)
+        return QarnotRunTaskOperator(task_id="t", qarnot_pool=pool, command="true")
 
     tis = [FakeTI(task_id="t", run_id="mapped", map_index=index) for index in range(4)]
     for ti in tis:

@@ -23,8 +23,13 @@ from airflow_qarnot_pool.version_compat import TaskDeferred
 from tests.harness import FakeTI, again, context_of, defer, run
 from tests.operators.conftest import connect
 
-task = partial(QarnotRunTaskOperator, task_id="work", log_output="live", poll_interval=0.05)
+task = partial(QarnotRunTaskOperator, task_id="work", log_output="live")
 PATIENCE = 60.0
+
+
+@pytest.fixture(autouse=True)
+def _short_interval(qarnot: LocalQarnot, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect(qarnot, monkeypatch, poll_interval=0.05)
 
 
 class Log:
@@ -326,7 +331,7 @@ def test_a_function_that_is_followed_does_not_show_its_result(
         return "the result"
 
     def make() -> Any:
-        decorated = qarnot_task(qarnot_pool=pool, log_output="live", poll_interval=0.05)(shows)
+        decorated = qarnot_task(qarnot_pool=pool, log_output="live")(shows)
         return decorated(str(tmp_path)).operator
 
     operator = make()

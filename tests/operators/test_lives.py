@@ -185,7 +185,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def story(kind: str, client: QarnotClient, pool: str, held: str, run_id: str) -> Iterator[Story]:
     """What is begun here is never done by itself: tasks wait for a file, pools for a node that never comes."""
-    never = partial(create, scaling={"policies": [NO_NODE]}, ready_when=1)
+    never = partial(create, pool_spec={"scaling": {"policies": [NO_NODE]}}, ready_when=1)
     story = Story(
         kind, client, never if kind == "pool" else partial(task, qarnot_pool=pool, command=held), run_id
     )
@@ -273,7 +273,9 @@ def test_another_spec_ends_the_old_one_and_takes_the_next_generation(
     qarnot: LocalQarnot, story: Story
 ) -> None:
     first = story.start()
-    second = story.start(try_number=2, make=partial(story.make, constants={"TRY": "2"}))
+    second = story.start(
+        try_number=2, make=partial(story.make, **{f"{story.kind}_spec": {"constants": {"TRY": "2"}}})
+    )
     assert second != first
     assert story.ended(first)
     assert story.resource.get(second).shortname == story.resource.get(first).shortname[:-1] + "2"
@@ -609,11 +611,8 @@ def test_tags_and_labels_are_as_promised_and_tell_no_secret(
         "DOCKER_REGISTRY_PASSWORD": "hush-hush",
         "COLOUR": "red",
     }
-    make = partial(story.make, constants=constants, tags=["mine"])
-    if story.kind == "pool":
-        make = partial(make, pool_spec={"labels": {"team": "x"}})
-    else:
-        make = partial(make, task_spec={"labels": {"team": "x"}})
+    spec = {"constants": constants, "tags": ["mine"], "labels": {"team": "x"}}
+    make = partial(story.make, **{f"{story.kind}_spec": spec})
     ti = story.ti(map_index=7)
     deferred, _ = defer(make, ti)
     one = story.resource.get(ti.xcoms[story.key])

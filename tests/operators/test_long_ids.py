@@ -151,7 +151,7 @@ def test_all_that_operators_make_fits(qarnot: LocalQarnot, client: QarnotClient,
         return run(partial(make, task_id=task_id, retries=1, **given), ti)
 
     for shared in ({}, {"shared": f"all-{ord(letter):x}"}):
-        pool = go(QarnotCreatePoolOperator, instance_count=1, name=letter * 500, **shared)
+        pool = go(QarnotCreatePoolOperator, instance_count=1, pool_spec={"name": letter * 500}, **shared)
         go(QarnotRunTaskOperator, qarnot_pool=pool, command="true", log_output=False)
         go(QarnotRunTasksOperator, qarnot_pool=pool, commands=["true", "true"])
         made = {

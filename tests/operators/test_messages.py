@@ -44,14 +44,11 @@ BAD: dict[str, Any] = {
     "max_rows": 0,
     "accept_passed": "no",
     "period": "soon",
-    "poll_interval": "soon",
     "pool_spec": ["image"],
     "qarnot_pool": 5.5,
     "qarnot_task": 5.5,
-    "ranges": "a-b",
     "ready_slots": "many",
     "ready_when": "Warm",
-    "remote_retries": "many",
     "report_cost": "no",
     "report_only": "perhaps",
     "requirements": 5,
@@ -108,9 +105,9 @@ def test_no_message_ends_with_two_marks() -> None:
 @pytest.mark.parametrize(
     "value", [2, "2", 2.0, {"max_per_instance_retries": 2}, RetrySettings(max_per_instance_retries=2)]
 )
-def test_remote_retries_are_a_number_or_a_mapping(value: Any) -> None:
+def test_retries_of_qarnot_are_a_number_or_a_mapping(value: Any) -> None:
     with DAG("d", schedule=None):
-        one = QarnotRunTaskOperator(task_id="t", command="c", remote_retries=value)
+        one = QarnotRunTaskOperator(task_id="t", command="c", task_spec={"retry": value})
     assert one._spec(one._given(), None).retry == RetrySettings(max_per_instance_retries=2)
     spec = TaskSpec.from_mapping({"name": "n", "command": "c", "retry": value})
     assert spec.retry == RetrySettings(max_per_instance_retries=2)
@@ -118,12 +115,10 @@ def test_remote_retries_are_a_number_or_a_mapping(value: Any) -> None:
 
 
 @pytest.mark.parametrize("value", ["many", -1, True, [2], 1.5])
-def test_an_invalid_interval_says_that_a_number_works(value: Any) -> None:
+def test_invalid_retries_say_that_a_number_works(value: Any) -> None:
     with pytest.raises(QarnotInvalidSpecError) as caught:
-        QarnotRunTaskOperator(task_id="t", command="c", remote_retries=value)
-    assert str(caught.value).startswith(
-        f"remote_retries is neither a number of retries nor a mapping, got {value!r}."
-    )
+        QarnotRunTaskOperator(task_id="t", command="c", task_spec={"retry": value})
+    assert str(caught.value).startswith(f"retry is neither a number of retries nor a mapping, got {value!r}.")
     assert "number" in str(caught.value.remedy)
 
 
@@ -187,7 +182,7 @@ def test_a_server_that_refuses_a_profile_is_quoted_with_it(client: QarnotClient)
     assert "profile is not valid, got 'no-such-profile'" in str(item.error)
     with pytest.raises(QarnotRefusedError, match="got 'no-such-profile'"):
         run(
-            partial(QarnotCreatePoolOperator, task_id="p", profile="no-such-profile"),
+            partial(QarnotCreatePoolOperator, task_id="p", pool_spec={"profile": "no-such-profile"}),
             FakeTI(run_id="profile"),
         )
 

@@ -77,11 +77,14 @@ def test_every_field_reaches_the_server(qarnot: LocalQarnot, client: QarnotClien
     uuid = run(
         partial(
             create,
-            name="all of it",
-            constants={"A": "1"},
-            tags=["mine"],
-            elastic={"max_total_slots": "3", "resize_period": timedelta(seconds=90)},
-            pool_spec={"preparationTask": {"commandLine": "true"}, "labels": {"team": "x"}},
+            pool_spec={
+                "name": "all of it",
+                "constants": {"A": "1"},
+                "tags": ["mine"],
+                "elastic": {"max_total_slots": "3", "resize_period": timedelta(seconds=90)},
+                "preparationTask": {"commandLine": "true"},
+                "labels": {"team": "x"},
+            },
         ),
         FakeTI(run_id="fields"),
     )
@@ -113,7 +116,7 @@ def test_a_pool_that_is_not_ready_in_time_is_closed(
     ti = FakeTI(task_id="create", run_id=f"late-{deferrable}")
     make = partial(
         create,
-        scaling={"policies": [{"type": "Fixed", "slotsCount": 0, "name": "none"}]},
+        pool_spec={"scaling": {"policies": [{"type": "Fixed", "slotsCount": 0, "name": "none"}]}},
         ready_when=1,
         wait_timeout=timedelta(seconds=0.6),
         deferrable=deferrable,
@@ -251,7 +254,10 @@ def test_a_kill_while_the_warm_up_waits_for_room_closes_the_pool(
 
 def test_update_changes_what_is_given_and_keeps_our_tags(qarnot: LocalQarnot, client: QarnotClient) -> None:
     uuid = run(
-        partial(create, constants={"A": "1"}, tags=["old"], elastic={"max_total_slots": 2}),
+        partial(
+            create,
+            pool_spec={"constants": {"A": "1"}, "tags": ["old"], "elastic": {"max_total_slots": 2}},
+        ),
         FakeTI(run_id="update"),
     )
     before = client.pools.get(uuid)
@@ -300,7 +306,7 @@ def test_close_ends_the_pool_of_a_setup_that_returned_nothing(
 ) -> None:
     """As when the setup was marked success by hand while it waited. Another run's pool stays."""
     ti = FakeTI(task_id="create", run_id=f"marked-{named_by}-{made}")
-    never = partial(create, scaling={"policies": [NO_NODE]}, ready_when=1)
+    never = partial(create, pool_spec={"scaling": {"policies": [NO_NODE]}}, ready_when=1)
     other = FakeTI(task_id="create", run_id=f"another than {ti.run_id}")
     defer(never, other)
     if made:
@@ -370,24 +376,42 @@ BAD_AT_PARSE: dict[str, tuple[dict[str, Any], str]] = {
     "field of pool_spec": ({"labels": {}}, "pool_spec=.*labels"),
     "size that is empty": ({"instance_count": ""}, "instance_count"),
     "result bucket on a pool": ({"pool_spec": {"result_bucket": "out"}}, "result_bucket"),
-    "eleven tags": ({"tags": [str(n) for n in range(11)]}, "tags"),
-    "eight tags": ({"tags": [str(n) for n in range(8)]}, "tags"),
+    "eleven tags": ({"pool_spec": {"tags": [str(n) for n in range(11)]}}, "tags"),
+    "eight tags": ({"pool_spec": {"tags": [str(n) for n in range(8)]}}, "tags"),
+    "eight tags in the API's case": ({"pool_spec": {"Tags": [str(n) for n in range(8)]}}, "tags"),
     "bad shortname": ({"pool_spec": {"shortname": "not ok!"}}, "shortname"),
     "elastic and scaling": (
         {
-            "elastic": {"max_total_slots": 1},
-            "scaling": {"policies": [{"type": "Fixed", "slotsCount": 1, "name": "a"}]},
+            "pool_spec": {
+                "elastic": {"max_total_slots": 1},
+                "scaling": {"policies": [{"type": "Fixed", "slotsCount": 1, "name": "a"}]},
+            }
         },
         "elastic",
     ),
-    "keep_warm and elastic": ({"keep_warm": timedelta(1), "elastic": {"max_total_slots": 1}}, "keep_warm"),
+    "keep_warm and elastic": (
+        {"keep_warm": timedelta(1), "pool_spec": {"elastic": {"max_total_slots": 1}}},
+        "keep_warm",
+    ),
+    "keep_warm and elastic by the API's name": (
+        {"keep_warm": timedelta(1), "pool_spec": {"elasticProperty": {"max_total_slots": 1}}},
+        "keep_warm",
+    ),
     "misspelled field": ({"pool_spec": {"slots_pr_node": 2}}, "slots_pr_node"),
     "a field twice": ({"instance_count": 1, "pool_spec": {"instance_count": 2}}, "instance_count"),
+    "a field twice, by the API's name": (
+        {"instance_count": 1, "pool_spec": {"instanceCount": 2}},
+        "instance_count is given as a parameter and in pool_spec",
+    ),
+    "a name twice": ({"pool_spec": {"name": "a", "Name": "b"}}, "^name is given twice"),
     "unknown state": ({"ready_when": "Warm"}, "Warm"),
     "more slots than there are": ({"instance_count": 2, "ready_when": 3}, "ready_when"),
-    "poll interval": ({"poll_interval": 0}, "poll_interval"),
+    "poll interval": ({"poll_interval": 1}, "Set poll_interval in the connection"),
     "wait timeout": ({"wait_timeout": -60}, "wait_timeout"),
-    "a literal beside a template": ({"name": "{{ run_id }}", "instance_count": 0}, "instance_count"),
+    "a literal beside a template": (
+        {"pool_spec": {"name": "{{ run_id }}", "profile": ""}, "instance_count": 2},
+        "profile is empty",
+    ),
 }
 
 
@@ -398,9 +422,11 @@ def test_bad_input_is_refused_when_the_dag_is_parsed(parameters: dict[str, Any],
 
 
 def test_templates_wait_until_the_task_runs(qarnot: LocalQarnot) -> None:
-    operator = create(instance_count="{{ params.size }}", tags="{{ params.tags }}", ready_when="{{ 1 }}")
+    operator = create(
+        instance_count="{{ params.size }}", pool_spec={"tags": "{{ params.tags }}"}, ready_when="{{ 1 }}"
+    )
     operator.instance_count = "minus one"
-    operator.tags = ["a"]
+    operator.pool_spec = {"tags": ["a"]}
     operator.ready_when = "1"
     with pytest.raises(QarnotInvalidSpecError, match="instance_count"):
         run(lambda: operator)
@@ -410,15 +436,13 @@ def test_templates_wait_until_the_task_runs(qarnot: LocalQarnot) -> None:
 FILLED = (
     "instance_count",
     "slots_per_node",
-    "profile",
-    "elastic",
-    "scaling",
-    "constants",
     "resource_buckets",
     "max_cost",
     "max_run_cost",
     "estimated_cost",
+    "pool_spec",
 )
+SPEC_FILLED = ("name", "profile", "elastic", "scaling", "constants", "tags", "image", "preparationTask")
 
 
 @pytest.mark.parametrize("rendered", ["", " ", "None", None])
@@ -439,6 +463,25 @@ def test_an_empty_parameter_is_refused_when_the_dag_is_parsed(name: str) -> None
     with pytest.raises(QarnotInvalidSpecError, match=f"{name} is empty"):
         create(**{"instance_count": 2, name: ""})
     assert getattr(create(**{name: None}), name) is None, "None says what leaving it out says"
+
+
+@pytest.mark.parametrize("rendered", ["", " ", "None", None])
+@pytest.mark.parametrize("name", SPEC_FILLED)
+def test_a_field_of_a_spec_that_renders_to_nothing_is_refused(
+    qarnot: LocalQarnot, name: str, rendered: Any
+) -> None:
+    field = "preparation_command" if name == "preparationTask" else name
+    operator = create(instance_count=None, pool_spec={name: "{{ params.it }}"})
+    operator.pool_spec = {name: rendered}
+    with pytest.raises(QarnotInvalidSpecError, match=f"{field} is empty") as refused:
+        run(lambda: operator)
+    assert refused.value.field == field
+    assert qarnot.requests() == []
+    with pytest.raises(QarnotInvalidSpecError, match=f"{field} is empty"):
+        create(instance_count=None, pool_spec={name: ""})
+    assert create(instance_count=None, pool_spec={name: None})._given() == {}, (
+        "None says what leaving it out says"
+    )
 
 
 @pytest.mark.parametrize("name", ["elastic", "scaling", "constants", "tags"])
@@ -465,7 +508,7 @@ def test_a_reaper_that_is_told_neither_to_report_only_nor_to_close_does_neither(
 
 def test_an_unknown_profile_is_the_servers_refusal(qarnot: LocalQarnot) -> None:
     with pytest.raises(QarnotRefusedError, match="profile"):
-        run(partial(create, profile="docker-botch"), FakeTI(run_id="profile"))
+        run(partial(create, pool_spec={"profile": "docker-botch"}), FakeTI(run_id="profile"))
 
 
 def test_an_unknown_bucket_is_named(qarnot: LocalQarnot) -> None:

@@ -58,7 +58,7 @@ def test_results_come_in_order(
             commands=commands,
             constants={"A": "1"},
             deferrable=deferrable,
-            name="many",
+            task_spec={"name": "many"},
         ),
         ti,
     )
@@ -479,7 +479,7 @@ def test_a_closed_pool_is_named(qarnot: LocalQarnot, client: QarnotClient, pool:
         ({"commands": ["true", ""]}, r"commands\[1\].*command"),
         ({"commands": [{"instance_count": 0, "command": "true"}]}, r"commands\[0\].*instance_count"),
         ({"commands": ["true"], "max_in_flight": 0}, "max_in_flight"),
-        ({"commands": ["true"], "tags": [str(n) for n in range(8)]}, "tags"),
+        ({"commands": ["true"], "task_spec": {"tags": [str(n) for n in range(8)]}}, "tags"),
     ],
 )
 def test_bad_input_is_refused_when_the_dag_is_parsed(parameters: dict[str, Any], named: str) -> None:

@@ -19,7 +19,6 @@ SERIALIZER: Any = getattr(serialized_objects, "DagSerialization", serialized_obj
 SECRET = "literally-a-secret"
 CONSTANTS = {"QARNOT_SECRET__TOKEN": SECRET, "DOCKER_REGISTRY_PASSWORD": SECRET, "OPEN": "to all"}
 PLACES: dict[str, tuple[type[Any], dict[str, Any]]] = {
-    "pool": (QarnotCreatePoolOperator, {"constants": CONSTANTS}),
     "pool_spec": (QarnotCreatePoolOperator, {"pool_spec": {"constants": CONSTANTS}}),
     "update": (QarnotUpdatePoolOperator, {"qarnot_pool": "p", "constants": CONSTANTS}),
     "task": (QarnotRunTaskOperator, {"command": "true", "constants": CONSTANTS}),

@@ -53,7 +53,7 @@ class Sharers:
 
     def opens(self, run_id: str, **changes: Any) -> Callable[[], QarnotCreatePoolOperator]:
         given = {"task_id": "open", "shared": self.name, "warm_up": False, "retries": 1}
-        given |= {} if "scaling" in changes else {"instance_count": 2}
+        given |= {} if "scaling" in changes.get("pool_spec", {}) else {"instance_count": 2}
         return partial(QarnotCreatePoolOperator, **{**given, **changes})
 
     def ti(self, run_id: str, task_id: str, **fields: Any) -> FakeTI:
@@ -224,9 +224,9 @@ def test_twenty_overlapping_runs_lose_no_work_and_leave_nothing_open(
 
 @ANY_SERVER
 def test_another_spec_is_refused_by_the_names_of_its_fields(sharers: Sharers) -> None:
-    pool = sharers.open("r1", constants={"A": "1", "QARNOT_SECRET__B": "hush"})
+    pool = sharers.open("r1", pool_spec={"constants": {"A": "1", "QARNOT_SECRET__B": "hush"}})
     with pytest.raises(QarnotSpecMismatchError) as refused:
-        sharers.open("r2", constants={"A": "2"}, instance_count=5)
+        sharers.open("r2", pool_spec={"constants": {"A": "2"}}, instance_count=5)
     said = str(refused.value)
     assert "differs in constants, scaling (keep_warm, instance_count)." in said
     assert pool in said
@@ -235,7 +235,7 @@ def test_another_spec_is_refused_by_the_names_of_its_fields(sharers: Sharers) ->
     assert sharers.live() == [pool]
     assert sharers.holds(pool) == ["r1"]
     assert not any("hush" in value for one in sharers.pools() for value in one.labels.values())
-    assert sharers.open("r2", constants={"A": "1", "QARNOT_SECRET__B": "rotated"}) == pool
+    assert sharers.open("r2", pool_spec={"constants": {"A": "1", "QARNOT_SECRET__B": "rotated"}}) == pool
 
 
 @ANY_SERVER
@@ -263,7 +263,7 @@ def test_a_shared_pool_cools_down_by_itself_unless_it_scales_otherwise() -> None
     assert QarnotCreatePoolOperator(
         task_id="x", shared="n", keep_warm=timedelta(hours=1)
     ).keep_warm == timedelta(hours=1)
-    assert QarnotCreatePoolOperator(task_id="x", shared="n", scaling=NEVER).keep_warm is None
+    assert QarnotCreatePoolOperator(task_id="x", shared="n", pool_spec={"scaling": NEVER}).keep_warm is None
 
 
 @ANY_SERVER
@@ -564,9 +564,7 @@ def test_tasks_queued_on_it_run_on_the_next_when_it_is_closed(
     until = f"until test -e {tmp_path}/go; do sleep 0.02; done"
     command = f"sh -c 'echo $INSTANCE_ID >> {tmp_path}/began; test $INSTANCE_ID = 0 || {until}'"
     with ThreadPoolExecutor(1) as thread:
-        work = thread.submit(
-            sharers.work, "r1", pool, command, instance_count=3, deferrable=deferrable, poll_interval=0.05
-        )
+        work = thread.submit(sharers.work, "r1", pool, command, instance_count=3, deferrable=deferrable)
         eventually(lambda: (tmp_path / "began").exists() and (tmp_path / "began").read_text() == "0\n1\n")
         sharers.client.pools.close(pool)
         # Else the one that runs may succeed before it is ended.
@@ -595,7 +593,6 @@ def test_many_of_one_task_go_on_with_the_next_when_it_is_closed(
         commands=commands,
         qarnot_pool=pool,
         max_in_flight=4,
-        poll_interval=0.05,
     )
     with ThreadPoolExecutor(1) as thread:
         work = thread.submit(run, make, sharers.ti("r1", "many"))
@@ -615,9 +612,11 @@ def test_many_of_one_task_go_on_with_the_next_when_it_is_closed(
 
 def test_the_next_is_like_the_one_before_whoever_makes_it(qarnot: LocalQarnot, sharers: Sharers) -> None:
     given = {
-        "constants": {"PLAIN": "1", "QARNOT_SECRET__TOKEN": "hush"},
-        "tags": ["mine"],
-        "pool_spec": {"labels": {"team": "a"}},
+        "pool_spec": {
+            "constants": {"PLAIN": "1", "QARNOT_SECRET__TOKEN": "hush"},
+            "tags": ["mine"],
+            "labels": {"team": "a"},
+        }
     }
     first = sharers.open("r1", **given)
     sharers.client.pools.close(first)
@@ -641,7 +640,7 @@ def test_a_pool_that_is_not_shared_has_no_next(sharers: Sharers, pool: str) -> N
 
 
 def test_a_setup_that_waits_when_it_is_closed_opens_the_next(qarnot: LocalQarnot, sharers: Sharers) -> None:
-    make = sharers.opens("r1", scaling=NEVER, ready_when=1)
+    make = sharers.opens("r1", pool_spec={"scaling": NEVER}, ready_when=1)
     deferred, _ = defer(make, sharers.ti("r1", "open"))
     (first,) = sharers.live()
     sharers.client.pools.close(first)
@@ -694,7 +693,7 @@ def test_retries_and_clears_of_a_setup_use_what_lives(qarnot: LocalQarnot, share
 
 @pytest.mark.parametrize("alone", [True, False], ids=["alone", "with another"])
 def test_a_kill_of_a_deferred_setup_closes_only_what_nobody_else_needs(sharers: Sharers, alone: bool) -> None:
-    never = {"scaling": NEVER, "ready_when": 1}
+    never = {"pool_spec": {"scaling": NEVER}, "ready_when": 1}
     deferred, _ = defer(sharers.opens("r1", **never), sharers.ti("r1", "open"))
     if not alone:
         defer(sharers.opens("r2", **never), sharers.ti("r2", "open"))
@@ -716,7 +715,7 @@ def test_a_kill_of_a_setup_on_the_worker_closes_only_what_nobody_else_needs(
 ) -> None:
     import signal
 
-    never = {"scaling": NEVER, "ready_when": 1}
+    never = {"pool_spec": {"scaling": NEVER}, "ready_when": 1}
     if not alone:
         defer(sharers.opens("r2", **never), sharers.ti("r2", "open"))
     ti = StoringTI(dag_id=sharers.name, run_id="r1", task_id="open", max_tries=1)
@@ -735,7 +734,7 @@ def test_a_kill_of_a_setup_on_the_worker_closes_only_what_nobody_else_needs(
 def test_a_setup_that_runs_out_of_time_closes_only_what_nobody_else_needs(
     sharers: Sharers, alone: bool
 ) -> None:
-    never = {"scaling": NEVER, "ready_when": 1}
+    never = {"pool_spec": {"scaling": NEVER}, "ready_when": 1}
     if not alone:
         defer(sharers.opens("r2", **never), sharers.ti("r2", "open"))
     with pytest.raises(QarnotWaitTimeoutError):

@@ -157,7 +157,7 @@ def test_a_list_of_words_needs_no_quoting(qarnot: LocalQarnot, client: QarnotCli
 def test_remote_retries_are_the_servers(qarnot: LocalQarnot, client: QarnotClient, pool: str) -> None:
     with pytest.raises(QarnotTaskFailedError):
         run(
-            partial(task, qarnot_pool=pool, command="false", remote_retries="2"),
+            partial(task, qarnot_pool=pool, command="false", task_spec={"retry": "2"}),
             ti := FakeTI(run_id="retries"),
         )
     (instance,) = client.tasks.get(ti.xcoms["qarnot_task"]).completed_instances
@@ -166,7 +166,7 @@ def test_remote_retries_are_the_servers(qarnot: LocalQarnot, client: QarnotClien
 
 def test_ranges_choose_the_instances(qarnot: LocalQarnot, client: QarnotClient, pool: str) -> None:
     result = run(
-        partial(task, qarnot_pool=pool, command="sh -c 'echo $INSTANCE_ID'", ranges="2,5-6"),
+        partial(task, qarnot_pool=pool, command="sh -c 'echo $INSTANCE_ID'", task_spec={"ranges": "2,5-6"}),
         FakeTI(run_id="r"),
     )
     assert result["instances"] == 3
@@ -182,18 +182,16 @@ ONE = partial(QarnotRunTaskOperator, task_id="w", command="true")
 MANY = partial(QarnotRunTasksOperator, task_id="w", commands=["true"])
 ALL_HAVE = (
     "image",
-    "profile",
     "constants",
     "resource_buckets",
     "result_bucket",
-    "results_prefix",
-    "remote_retries",
     "registry_conn_id",
     "max_cost",
-    "max_run_cost",
+    "task_spec",
 )
+SPEC_FILLED = ("name", "profile", "results_prefix", "results_whitelist", "retry", "tags", "labels", "ranges")
 FILLED = [
-    *((ONE, name) for name in (*ALL_HAVE, "command", "instance_count", "ranges")),
+    *((ONE, name) for name in (*ALL_HAVE, "command", "instance_count")),
     *((MANY, name) for name in (*ALL_HAVE, "max_in_flight")),
 ]
 
@@ -209,6 +207,31 @@ def test_a_parameter_that_renders_to_nothing_is_refused(
         run(lambda: operator)
     assert refused.value.field == name
     assert qarnot.requests() == []
+
+
+@pytest.mark.parametrize("rendered", ["", " ", "None", None])
+@pytest.mark.parametrize("name", SPEC_FILLED)
+@pytest.mark.parametrize("make", [ONE, MANY])
+def test_a_field_of_a_spec_that_renders_to_nothing_is_refused(
+    qarnot: LocalQarnot, make: Any, name: str, rendered: Any
+) -> None:
+    operator = make(task_spec={name: "{{ params.it }}"})
+    operator.task_spec = {name: rendered}
+    with pytest.raises(QarnotInvalidSpecError, match=f"{name} is empty") as refused:
+        run(lambda: operator)
+    assert refused.value.field == name
+    assert qarnot.requests() == []
+    with pytest.raises(QarnotInvalidSpecError, match=f"{name} is empty"):
+        make(task_spec={name: ""})
+
+
+@pytest.mark.parametrize("spec", ["{{ params.spec }}", {"results_prefix": "{{ ds }}/"}])
+def test_a_spec_may_be_a_template(spec: Any) -> None:
+    with DAG("d", schedule=None):
+        operator = ONE(result_bucket="b", task_spec=spec)
+    rendered = {"params": {"spec": {"resultsBucketPrefix": "day/"}}, "ds": "day"}
+    operator.render_template_fields(rendered)
+    assert operator._spec(operator._given_now(), None).results_prefix == "day/"
 
 
 def test_a_command_of_no_words_is_refused(qarnot: LocalQarnot) -> None:
@@ -382,8 +405,7 @@ def test_results_land_in_their_bucket(qarnot: LocalQarnot, pool: str) -> None:
             qarnot_pool=pool,
             command="sh -c 'echo 42 > answer.txt; echo no > scratch.tmp'",
             result_bucket="answers",
-            results_prefix="run-1/",
-            results_whitelist=r".*\.txt",
+            task_spec={"results_prefix": "run-1/", "results_whitelist": r".*\.txt"},
         ),
         FakeTI(run_id="results"),
     )
@@ -504,21 +526,21 @@ def test_room_comes_when_something_ends_or_goes(
 BAD_AT_PARSE: dict[str, tuple[dict[str, Any], str]] = {
     "no command": ({"command": None}, "command"),
     "negative count": ({"instance_count": -1}, "instance_count"),
-    "count and ranges": ({"instance_count": 2, "ranges": "0-1"}, "ranges"),
-    "nonsense ranges": ({"ranges": "5-2"}, "ranges"),
-    "profile with a pool": ({"qarnot_pool": "x", "profile": "docker-batch"}, "profile"),
+    "count and ranges": ({"instance_count": 2, "task_spec": {"ranges": "0-1"}}, "ranges"),
+    "nonsense ranges": ({"task_spec": {"ranges": "5-2"}}, "ranges"),
+    "profile with a pool": ({"qarnot_pool": "x", "task_spec": {"profile": "docker-batch"}}, "profile"),
     "profile with a pool that is not known yet": (
-        {"qarnot_pool": "{{ ti.xcom_pull('create') }}", "profile": "docker-batch"},
+        {"qarnot_pool": "{{ ti.xcom_pull('create') }}", "task_spec": {"profile": "docker-batch"}},
         "profile",
     ),
     "the command twice": ({"constants": {"DOCKER_CMD": "true"}}, "DOCKER_CMD"),
-    "eight tags": ({"tags": [str(n) for n in range(8)]}, "tags"),
+    "eight tags": ({"task_spec": {"tags": [str(n) for n in range(8)]}}, "tags"),
     "slots of a pool": ({"slots_per_node": 2}, "slots_per_node"),
     "field of task_spec": ({"labels": {}}, "task_spec=.*labels"),
     "scaling": ({"task_spec": {"scaling": {}}}, "scaling"),
     "retry scope": ({"retry_scope": "some"}, "retry_scope"),
     "image": ({"image": "UPPER CASE"}, "image"),
-    "retries": ({"remote_retries": "-2"}, "retry"),
+    "retries": ({"task_spec": {"retry": "-2"}}, "retry"),
 }
 
 

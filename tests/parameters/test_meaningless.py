@@ -39,7 +39,11 @@ CASES = [
         },
         "hardware_constraints",
     ),
-    (QarnotCreatePoolOperator, {"constants": {"DOCKER_SRV": "javascript:alert(1)"}}, "constants"),
+    (
+        QarnotCreatePoolOperator,
+        {"pool_spec": {"constants": {"DOCKER_SRV": "javascript:alert(1)"}}},
+        "constants",
+    ),
     (QarnotRunTaskOperator, {"command": "x", "constants": {"DOCKER_SRV": "ftp://registry"}}, "constants"),
     (QarnotCostReportOperator, {"since": "2026-02-01", "until": "2026-01-01"}, "since"),
     (QarnotCostReportOperator, {"since": "2026-01-01", "until": "2026-01-01"}, "since"),

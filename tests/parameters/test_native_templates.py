@@ -74,21 +74,23 @@ def test_arguments_of_a_function_are_rendered_as_airflow_does() -> None:
         return a
 
     with DAG("d", schedule=None, render_template_as_native_obj=True):
-        operator: Any = qarnot_task(task_id="t", name="{{ n }}")(function)(
+        operator: Any = qarnot_task(task_id="t", task_spec={"name": "{{ n }}"})(function)(
             "{{ n }}", b={"x": ["{{ n }}"]}, c="-{{ n }}"
         ).operator
     operator.render_template_fields({"n": "4"})
     assert operator.op_args == (4,)
     assert operator.op_kwargs == {"b": {"x": [4]}, "c": -4}
-    assert operator.name == "4"
+    assert operator.task_spec == {"name": "4"}
 
 
 def test_mapped_tasks_of_a_native_dag_render_text_too() -> None:
     with DAG("d", schedule=None, render_template_as_native_obj=True):
-        mapped = QarnotRunTaskOperator.partial(task_id="t", name="{{ ds_nodash }}").expand(command=["x"])
+        mapped = QarnotRunTaskOperator.partial(task_id="t", task_spec={"name": "{{ ds_nodash }}"}).expand(
+            command=["x"]
+        )
     one: Any = mapped.unmap({"command": "x"})
     one.render_template_fields({"ds_nodash": "20260101"})
-    assert one.name == "20260101"
+    assert one.task_spec == {"name": "20260101"}
 
 
 def test_parts_of_a_spec_in_a_native_dag_are_text() -> None:

@@ -6,10 +6,10 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from airflow.sdk import DAG
+from airflow.sdk import DAG, BaseOperator, TaskGroup
 
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
-from airflow_qarnot_pool.api.fields import SYNONYMS, normalise
+from airflow_qarnot_pool.api.fields import SYNONYMS, normalise, wire_fields
 from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
 from airflow_qarnot_pool.decorators.qarnot import _QarnotDecoratedOperator, qarnot_task
 from airflow_qarnot_pool.operators.cost_report import QarnotCostReportOperator
@@ -17,11 +17,11 @@ from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCr
 from airflow_qarnot_pool.operators.reap import QarnotReapOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
+from airflow_qarnot_pool.parameters.unknown import _only_fields, _parameters
 from airflow_qarnot_pool.parameters.validation import as_duration
 from airflow_qarnot_pool.sensors.pool import QarnotPoolSensor
 from airflow_qarnot_pool.sensors.task import QarnotTaskSensor
 from airflow_qarnot_pool.task_groups.pool import QarnotPoolGroup
-from airflow_qarnot_pool.waiting.polling import poll_interval_of
 from tests.parameters.test_validation import CASES, NEEDS, SAMPLES, _function, _operators, make
 
 OPERATORS = _operators()
@@ -64,7 +64,6 @@ MEANT = [
     (QarnotRunTasksOperator, "timeout", "wait_timeout"),
     (QarnotCreatePoolOperator, "instances", "instance_count"),
     (QarnotCreatePoolOperator, "nodes", "instance_count"),
-    (QarnotCreatePoolOperator, "env_vars", "constants"),
     (QarnotCreatePoolOperator, "timeout", "wait_timeout"),
     (QarnotCreatePoolOperator, "keepwarm", "keep_warm"),
     (QarnotClosePoolOperator, "pool_id", "qarnot_pool"),
@@ -116,6 +115,92 @@ def test_fields_of_a_specification_are_told_where_they_go(name: str) -> None:
     assert "pool_spec" in str(refused(lambda: QarnotPoolGroup("g", **{name: {}})))
 
 
+ELSEWHERE = [
+    (QarnotRunTaskOperator, "name", "Give task_spec={'name': ...}."),
+    (QarnotRunTaskOperator, "tags", "Give task_spec={'tags': ...}."),
+    (QarnotRunTaskOperator, "ranges", "Give task_spec={'ranges': ...}."),
+    (QarnotRunTasksOperator, "profile", "Give task_spec={'profile': ...}."),
+    (QarnotRunTaskOperator, "results_prefix", "Give task_spec={'results_prefix': ...}."),
+    (QarnotRunTaskOperator, "result_prefix", "Did you mean task_spec={'results_prefix': ...}?"),
+    (QarnotRunTaskOperator, "remote_retries", "Give task_spec={'retry': ...}."),
+    (_QarnotDecoratedOperator, "remote_retries", "Give task_spec={'retry': ...}."),
+    (_QarnotDecoratedOperator, "result_bucket", "Give task_spec={'result_bucket': ...}."),
+    (QarnotCreatePoolOperator, "elastic", "Give pool_spec={'elastic': ...}."),
+    (QarnotCreatePoolOperator, "constants", "Give pool_spec={'constants': ...}."),
+    (QarnotCreatePoolOperator, "env_vars", "Give pool_spec={'constants': ...}."),
+    (QarnotCreatePoolOperator, "remote_retries", "Give pool_spec={'default_retry': ...}."),
+    (QarnotPoolGroup, "scaling", "Give pool_spec={'scaling': ...}."),
+    (QarnotRunTaskOperator, "poll_interval", "Set poll_interval in the connection"),
+    (QarnotCreatePoolOperator, "poke_interval", "Set poll_interval in the connection"),
+    (QarnotPoolSensor, "poll_interval", "Set poll_interval in the connection"),
+    (QarnotRunTaskOperator, "max_run_cost", "QarnotCreatePoolOperator that creates the pool"),
+    (_QarnotDecoratedOperator, "cost_warning_threshold", "QarnotCreatePoolOperator that creates the pool"),
+]
+
+
+@pytest.mark.parametrize(
+    ("operator", "name", "remedy"),
+    ELSEWHERE,
+    ids=[f"{author_wrote(one)}-{name}" for one, name, _ in ELSEWHERE],
+)
+def test_the_refusal_says_where_a_parameter_is(operator: Any, name: str, remedy: str) -> None:
+    if operator is QarnotPoolGroup:
+        error = refused(lambda: QarnotPoolGroup("g", **{name: 1}))
+    else:
+        error = refused(lambda: make(operator, **NEEDS.get(operator.__name__, {}), **{name: 1}))
+    assert error.field == name
+    assert remedy in str(error.remedy)
+
+
+# --- default_args, of which Airflow ignores what no operator has
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("results_prefix", "Give task_spec={'results_prefix': ...} there."),
+        ("resultsWhitelist", "Give task_spec={'resultsWhitelist': ...} there."),
+        ("preparation_command", "Give pool_spec={'preparation_command': ...} there."),
+        ("hardware_constraints", "Give pool_spec={'hardware_constraints': ...} or task_spec="),
+    ],
+)
+def test_a_field_of_a_spec_in_default_args_is_refused_by_name(name: str, remedy: str) -> None:
+    def in_a_group() -> None:
+        with QarnotPoolGroup("g", default_args={name: "x"}):
+            pass
+
+    def mapped_in_a_group() -> None:
+        with TaskGroup("g", default_args={name: "x"}):
+            QarnotRunTaskOperator.partial(task_id="t").expand(command=["true"])
+
+    builds: list[Any] = [in_a_group, mapped_in_a_group]
+    for operator in OPERATORS:
+        needs = NEEDS.get(operator.__name__, {})
+        builds.append(lambda o=operator, n=needs: make(o, **n, default_args={name: "x"}))
+    for build in builds:
+        error = refused(build)
+        assert error.field == name
+        assert remedy in str(error.remedy)
+    for operator in OPERATORS:
+        with DAG("d", schedule=None, default_args={name: "x"}), pytest.raises(QarnotInvalidSpecError):
+            make(operator, **NEEDS.get(operator.__name__, {}))
+
+
+@pytest.mark.filterwarnings("ignore:Task .* was never mapped")
+def test_names_that_other_operators_have_pass_in_default_args() -> None:
+    shared = {"name": "n", "labels": {}, "tags": [], "image": "alpine", "poll_interval": 3, "elastic": None}
+    with DAG("d", schedule=None, default_args={**shared, "owner": "me", "no_such_thing": 1}):
+        QarnotRunTaskOperator(task_id="t", command="true")
+        QarnotRunTaskOperator.partial(task_id="m").expand(command=["true"])
+        with QarnotPoolGroup("g", instance_count=1):
+            pass
+
+
+def test_no_parameter_of_ours_is_refused_in_default_args() -> None:
+    known = {str(case.values[1]) for case in CASES} | {*_parameters(BaseOperator)}
+    assert {one for one in known if normalise(one) in _only_fields()} == set()
+
+
 def test_specifications_know_the_same_words() -> None:
     for spec in (PoolSpec, TaskSpec):
         for name, meant in (
@@ -129,7 +214,8 @@ def test_specifications_know_the_same_words() -> None:
 
 def test_every_synonym_is_written_as_it_is_looked_up() -> None:
     assert [one for one in SYNONYMS if one != normalise(one)] == []
-    known = {str(case.values[1]) for case in CASES} | {"completion_ttl"}
+    known = {str(case.values[1]) for case in CASES}
+    known |= {field.name for spec in (PoolSpec, TaskSpec) for field, _ in wire_fields(spec)}
     assert {one for meant in SYNONYMS.values() for one in meant} <= known
 
 
@@ -164,11 +250,7 @@ def test_so_is_the_group() -> None:
 # --- Durations
 
 
-DURATIONS = [
-    case
-    for case in CASES
-    if isinstance(SAMPLES.get(case.values[1]), timedelta) or case.values[1] == "poll_interval"
-]
+DURATIONS = [case for case in CASES if isinstance(SAMPLES.get(case.values[1]), timedelta)]
 #: Those that decide what the DAG is, and so must be known when it is parsed.
 KNOWN_AT_PARSE = {"keep_warm"}
 
@@ -202,15 +284,11 @@ def test_a_duration_may_come_of_a_template(operator: Any, name: str) -> None:
 def test_a_group_takes_seconds() -> None:
     with (
         DAG("d", schedule=None),
-        QarnotPoolGroup("g", keep_warm=90, wait_timeout=600, poll_interval=2) as group,
+        QarnotPoolGroup("g", keep_warm=90, wait_timeout=600) as group,
     ):
         pass
     assert group.open_pool is not None
     assert group.open_pool.keep_warm == timedelta(seconds=90)
-
-
-def test_seconds_between_polls() -> None:
-    assert [poll_interval_of(one) for one in (2, 2.5, "3", timedelta(seconds=4))] == [2.0, 2.5, 3.0, 4.0]
 
 
 @pytest.mark.parametrize("sensor", SENSORS, ids=lambda one: one.__name__)

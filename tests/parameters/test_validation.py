@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -18,9 +19,9 @@ from airflow_qarnot_pool.operators.cost_report import QarnotCostReportOperator
 from airflow_qarnot_pool.operators.pool import QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
+from airflow_qarnot_pool.parameters.configuration import default_poll_interval
 from airflow_qarnot_pool.sensors.pool import QarnotPoolSensor
 from airflow_qarnot_pool.task_groups.pool import QarnotPoolGroup
-from airflow_qarnot_pool.waiting.polling import poll_interval_of
 from tools.docs_site import meanings, parameters, undocumented
 
 NO_NUMBERS = [0, -1, float("nan"), float("inf"), float("-inf"), True, "often", ""]
@@ -53,24 +54,18 @@ SAMPLES: dict[str, Any] = {
     "accept_passed": False,
     "payload_bucket": "payloads",
     "period": timedelta(days=3),
-    "poll_interval": 8.0,
     "pool_spec": {"image": "alpine"},
-    "profile": "docker-network",
     "qarnot_conn_id": "another",
     "qarnot_pool": "somebody-s",
     "qarnot_task": "some-task",
-    "ranges": "0-2",
     "ready_slots": 2,
     "ready_when": "PartiallyExecuting",
     "registry_conn_id": "registry",
-    "remote_retries": 2,
     "report_cost": True,
     "report_only": True,
     "requirements": ["numpy"],
     "resource_buckets": ["inputs"],
     "result_bucket": "outputs",
-    "results_prefix": "day/",
-    "results_whitelist": "txt$",
     "retry_scope": "all",
     "scaling": {"policies": [{"name": "p", "type": "Fixed", "slotsCount": 1}]},
     "serializer": "pickle",
@@ -102,10 +97,6 @@ NEEDS = {
 #: Parameters that an operator takes and decides by itself.
 DECIDED = {
     ("QarnotClosePoolOperator", "cancel_on_kill"): "a kill of the teardown ends nothing",
-    ("_QarnotDecoratedOperator", "command"): "the function is what runs",
-    ("_QarnotDecoratedOperator", "wait_for_completion"): "its result is awaited",
-    ("_QarnotDecoratedOperator", "instance_count"): "one call, one instance",
-    ("_QarnotDecoratedOperator", "ranges"): "one call, one instance",
     ("_QarnotDecoratedOperator", "python_callable"): "is what is decorated",
 }
 
@@ -126,12 +117,6 @@ def _is_of(operator: type, module: Any) -> bool:
     """Whether DAGs import *operator* from *module*, which may have it from one that is not for DAGs."""
     return operator.__name__ in getattr(module, "__all__", ()) or operator.__module__ == module.__name__
 
-
-#: Parameters that mean nothing without another one.
-NEED_ANOTHER = {
-    "results_prefix": {"result_bucket": "outputs"},
-    "results_whitelist": {"result_bucket": "outputs"},
-}
 
 CASES = [
     pytest.param(operator, name, id=f"{operator.__name__}-{name}")
@@ -167,7 +152,6 @@ def sample(operator: type, name: str) -> Any:
 def test_default_args_reach_it(operator: Any, name: str) -> None:
     value = sample(operator, name)
     given = {key: one for key, one in NEEDS.get(operator.__name__, {}).items() if key != name}
-    given |= NEED_ANOTHER.get(name, {})
     if name == "shared":
         given.pop("qarnot_pool", None)
     if name in ("op_args", "op_kwargs"):
@@ -209,21 +193,63 @@ def test_default_args_reach_the_setup_of_a_group(where: str, name: str) -> None:
 
 
 def test_default_args_reach_the_teardown_of_a_group() -> None:
-    defaults = {"qarnot_conn_id": "another", "poll_interval": 8.0, "deferrable": False, "retries": 9}
+    defaults = {"qarnot_conn_id": "another", "deferrable": False, "retries": 9}
     with DAG("d", schedule=None, default_args=defaults), QarnotPoolGroup("g") as group:
         pass
     assert {name: getattr(group.close_pool, name) for name in defaults} == defaults
 
 
+def _name(group: QarnotPoolGroup) -> str:
+    """Return the name of the pool that a group creates."""
+    assert group.open_pool is not None
+    return group.open_pool._spec(group.open_pool._given()).name
+
+
+def test_the_pool_of_a_group_is_named_after_it_or_its_shared_name_or_as_its_spec_says() -> None:
+    scaled = {"scaling": {"policies": [{"name": "p", "type": "Fixed", "slotsCount": 1}]}}
+    with DAG("d", schedule=None):
+        groups = [
+            QarnotPoolGroup("plain"),
+            QarnotPoolGroup("other", pool_spec={"tags": ["t"]}),
+            QarnotPoolGroup("scaled", pool_spec=scaled),
+            QarnotPoolGroup("sharer", shared="nightly"),
+            QarnotPoolGroup("named", pool_spec={"Name": "mine"}, shared="weekly"),
+        ]
+        for group in groups:
+            with group:
+                pass
+    assert [_name(group) for group in groups] == ["d.plain", "d.other", "d.scaled", "nightly", "mine"]
+    assert [group.open_pool.keep_warm is None for group in groups if group.open_pool] == [
+        False,
+        False,
+        True,
+        False,
+        False,
+    ]
+
+
+def test_a_keep_warm_beside_the_scaling_of_a_spec_is_refused() -> None:
+    for spec in ({"elastic": {"max_total_slots": 1}}, {"elasticProperty": {"maxTotalSlots": 1}}):
+        with (
+            DAG("d", schedule=None),
+            pytest.raises(
+                QarnotInvalidSpecError, match="keep_warm is given together with elastic or scaling"
+            ),
+            QarnotPoolGroup("g", keep_warm=timedelta(minutes=2), pool_spec=spec),
+        ):
+            pass
+
+
 def test_parameters_of_a_group_come_before_default_args() -> None:
-    defaults = {"keep_warm": timedelta(minutes=1), "name": "of all"}
+    defaults = {"keep_warm": timedelta(minutes=1), "pool_spec": {"name": "of all"}}
     with DAG("d", schedule=None, default_args=defaults):
-        with QarnotPoolGroup("g", keep_warm=timedelta(minutes=2), name="of this") as group:
+        with QarnotPoolGroup("g", keep_warm=timedelta(minutes=2), pool_spec={"name": "of this"}) as group:
             pass
         with QarnotPoolGroup("h", keep_warm=None) as fixed:
             pass
     assert group.open_pool is not None
-    assert (group.open_pool.keep_warm, group.open_pool.name) == (timedelta(minutes=2), "of this")
+    assert (group.open_pool.keep_warm, _name(group)) == (timedelta(minutes=2), "of this")
+    assert _name(fixed) == "of all"
     assert fixed.open_pool is not None
     assert fixed.open_pool.keep_warm is None
 
@@ -261,7 +287,7 @@ def test_templates_in_parts_of_a_spec_are_rendered() -> None:
     [
         lambda: QarnotRunTaskOperator(task_id="x", command="true"),
         lambda: QarnotPoolSensor(task_id="x", qarnot_pool="x"),
-        lambda: poll_interval_of(None),
+        default_poll_interval,
     ],
     ids=["operator", "sensor", "at run time"],
 )
@@ -278,20 +304,37 @@ def test_a_bad_option_is_refused_by_name_as_the_parameter_is(
 
 def test_an_option_that_is_not_set_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW__QARNOT__POLL_INTERVAL", "")
-    assert poll_interval_of(None) == 5.0
+    assert default_poll_interval() == 5.0
     monkeypatch.setenv("AIRFLOW__QARNOT__POLL_INTERVAL", " 2.5 ")
-    assert poll_interval_of(None) == 2.5
-    # The parameter wins, so the option does not matter.
-    monkeypatch.setenv("AIRFLOW__QARNOT__POLL_INTERVAL", "often")
-    assert QarnotRunTaskOperator(task_id="x", command="true", poll_interval=3).poll_interval == 3
+    assert default_poll_interval() == 2.5
+
+
+@pytest.mark.parametrize(
+    ("extra", "seconds"), [({}, 7.0), ({"poll_interval": 2}, 2.0), ({"poll_interval": "PT1M"}, 60)]
+)
+def test_a_connection_has_its_own_poll_interval_or_that_of_the_configuration(
+    extra: dict[str, Any], seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = {"conn_type": "qarnot", "password": "token", "extra": extra}
+    monkeypatch.setenv("AIRFLOW_CONN_QARNOT_DEFAULT", json.dumps(connection))
+    monkeypatch.setenv("AIRFLOW__QARNOT__POLL_INTERVAL", "7")
+    assert QarnotRunTaskOperator(task_id="x", command="true")._poll_interval == seconds
+
+
+@pytest.mark.parametrize("value", [0, -1, "nan", "inf", True, "often", 1e9])
+def test_a_poll_interval_of_a_connection_that_is_none_is_refused_by_name(
+    value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = {"conn_type": "qarnot", "password": "token", "extra": {"poll_interval": value}}
+    monkeypatch.setenv("AIRFLOW_CONN_QARNOT_DEFAULT", json.dumps(connection))
+    with pytest.raises(QarnotInvalidSpecError, match="'qarnot_default', field 'poll_interval'"):
+        _ = QarnotRunTaskOperator(task_id="x", command="true")._poll_interval
 
 
 @pytest.mark.parametrize("value", NO_NUMBERS, ids=repr)
 @pytest.mark.parametrize(
     ("make", "name"),
     [
-        (partial(QarnotRunTaskOperator, command="true"), "poll_interval"),
-        (partial(QarnotPoolSensor, qarnot_pool="x"), "poll_interval"),
         (partial(QarnotPoolSensor, qarnot_pool="x"), "ready_slots"),
         (partial(QarnotCreatePoolOperator, instance_count=1), "ready_when"),
         (QarnotCostReportOperator, "max_rows"),

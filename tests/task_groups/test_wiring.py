@@ -544,7 +544,7 @@ def test_the_pool_cools_down_by_itself_unless_told_otherwise() -> None:
             pass
         with QarnotPoolGroup("b", keep_warm=None, instance_count=2) as fixed:
             pass
-        with QarnotPoolGroup("c", elastic={"max_total_slots": 2}) as elastic:
+        with QarnotPoolGroup("c", pool_spec={"elastic": {"max_total_slots": 2}}) as elastic:
             pass
     assert [one.open_pool.keep_warm is not None for one in (managed, fixed, elastic)] == [True, False, False]
 
@@ -561,7 +561,9 @@ def test_a_shared_pool_is_opened_and_given_up_by_its_name() -> None:
         pass
     with (
         DAG("d"),
-        QarnotPoolGroup("g", shared="{{ params.name }}", elastic={"max_total_slots": 2}, keep_warm=None),
+        QarnotPoolGroup(
+            "g", shared="{{ params.name }}", pool_spec={"elastic": {"max_total_slots": 2}}, keep_warm=None
+        ),
     ):
         pass
 

@@ -25,8 +25,15 @@ from airflow_qarnot_pool.operators.kill_after_deferral import KillAfterDeferral
 from airflow_qarnot_pool.ownership import liveness, xcoms
 from airflow_qarnot_pool.ownership.claim import count_decision
 from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
-from airflow_qarnot_pool.parameters.unknown import refuse_unknown
-from airflow_qarnot_pool.parameters.validation import Duration, as_duration, check_flags, default_deferrable
+from airflow_qarnot_pool.parameters.configuration import default_poll_interval
+from airflow_qarnot_pool.parameters.unknown import refuse_unknown, refuse_unknown_defaults
+from airflow_qarnot_pool.parameters.validation import (
+    Duration,
+    as_duration,
+    check_durations,
+    check_flags,
+    default_deferrable,
+)
 from airflow_qarnot_pool.version_compat import TaskDeferralError, TaskDeferralTimeout
 from airflow_qarnot_pool.waiting.conditions import (
     CAPITALIZED_NOUNS,
@@ -40,8 +47,6 @@ from airflow_qarnot_pool.waiting.conditions import (
 from airflow_qarnot_pool.waiting.polling import (
     KillFlag,
     PoolsOfTasks,
-    check_wait,
-    poll_interval_of,
     poll_once_more,
     wait_on_worker,
 )
@@ -59,7 +64,7 @@ if TYPE_CHECKING:
 #: How much later than the trigger's deadline Airflow's own deferral timeout comes, because the trigger may start late.
 FALLBACK_DEADLINE = timedelta(minutes=5)
 #: Parameters of a wait that take templates.
-WAIT_FIELDS = ("poll_interval", "wait_timeout", "wait_for_quota")
+WAIT_FIELDS = ("wait_timeout", "wait_for_quota")
 
 
 class QarnotOperator(BaseOperator):
@@ -85,13 +90,13 @@ class QarnotOperator(BaseOperator):
 
     wait_for_completion: bool
     deferrable: bool
-    poll_interval: Duration
     wait_timeout: Duration
     cancel_on_kill: bool
     wait_for_quota: Duration
 
     def __init__(self, *, qarnot_conn_id: str = QarnotHook.default_conn_name, **kwargs: Any) -> None:
         refuse_unknown(type(self), kwargs)
+        refuse_unknown_defaults(type(self), kwargs.get("default_args"))
         super().__init__(**kwargs)
         check_conn_id(qarnot_conn_id)
         self.qarnot_conn_id = qarnot_conn_id
@@ -114,7 +119,6 @@ class QarnotOperator(BaseOperator):
         *,
         wait_for_completion: bool,
         deferrable: bool | None,
-        poll_interval: Duration,
         wait_timeout: Duration,
         cancel_on_kill: bool,
         wait_for_quota: Duration,
@@ -122,11 +126,11 @@ class QarnotOperator(BaseOperator):
         """Check and store the parameters of the wait."""
         self.wait_for_completion = wait_for_completion
         self.deferrable = default_deferrable() if deferrable is None else deferrable
-        self.poll_interval = poll_interval
         self.wait_timeout = wait_timeout
         self.cancel_on_kill = cancel_on_kill
         self.wait_for_quota = wait_for_quota
-        check_wait(poll_interval, wait_timeout=wait_timeout, wait_for_quota=wait_for_quota)
+        check_durations(wait_timeout=wait_timeout, wait_for_quota=wait_for_quota)
+        default_poll_interval()  # refuses an invalid option when the DAG is parsed
         check_flags(
             wait_for_completion=wait_for_completion, deferrable=self.deferrable, cancel_on_kill=cancel_on_kill
         )
@@ -134,8 +138,7 @@ class QarnotOperator(BaseOperator):
     @classmethod
     def partial(cls, **kwargs: Any) -> Any:
         """Do as Airflow does, and check the parameters."""
-        make: Any = super().partial
-        return make(**checked_partial(cls, kwargs))
+        return checked_partial(cls, super().partial, kwargs)
 
     def as_setup(self) -> Self:
         """Do as Airflow does, with a type: DAGs can be checked strictly."""
@@ -163,6 +166,11 @@ class QarnotOperator(BaseOperator):
     def client(self) -> QarnotClient:
         """The client of this operator's connection."""
         return self.hook.client
+
+    @property
+    def _poll_interval(self) -> float:
+        """Seconds between two polls."""
+        return self.hook.settings.poll_interval
 
     @property
     def _resource(self) -> Any:
@@ -311,7 +319,7 @@ class QarnotOperator(BaseOperator):
         self._quota_deadline = self._quota_deadline or min(ends)
         if now >= self._quota_deadline:
             raise error
-        interval = poll_interval_of(self.poll_interval)
+        interval = self._poll_interval
         deadline = self._quota_deadline.isoformat(timespec="seconds")
         self.log.info("%s Waiting for room until %s.", error, deadline)
         if self.deferrable:
@@ -382,7 +390,7 @@ class QarnotOperator(BaseOperator):
                 return replace(outcome, resume_state=resume_state)
             self._defer(uuid, condition.to_kwargs(), deadline, resume_state)
         killed = self._work.killed if self._work else KillFlag()
-        interval = poll_interval_of(self.poll_interval)
+        interval = self._poll_interval
         try:
             outcome = wait_on_worker(
                 self._resource,
@@ -448,7 +456,7 @@ class QarnotOperator(BaseOperator):
             qarnot_conn_id=self.qarnot_conn_id,
             uuid=uuid,
             condition=condition,
-            poll_interval=poll_interval_of(self.poll_interval),
+            poll_interval=self._poll_interval,
             deadline=deadline.isoformat() if deadline else None,
             identity=self._work.identity.to_kwargs() if self._work else None,
             cancel_on_kill=self.cancel_on_kill,

@@ -77,14 +77,12 @@ def check_limit_parameters(operator: LimitedOperator) -> None:
 
 
 def accept_limits(operator: LimitedOperator, creator: Any) -> None:
-    """Watch the limits of the operator that creates the pool, unless *operator* has limits itself."""
-    if (
-        operator.max_cost is not None
-        or operator.max_run_cost is not None
-        or not all(hasattr(creator, name) for name in (*COST_LIMIT_FIELDS, "cost_warning_threshold"))
-    ):
+    """Watch the limits of the operator that creates the pool. A ``max_cost`` of *operator* takes precedence."""
+    if not all(hasattr(creator, name) for name in (*COST_LIMIT_FIELDS, "cost_warning_threshold")):
         return
-    operator.max_cost, operator.max_run_cost = creator.max_cost, creator.max_run_cost
+    if operator.max_cost is None:
+        operator.max_cost = creator.max_cost
+    operator.max_run_cost = creator.max_run_cost
     operator.cost_warning_threshold = creator.cost_warning_threshold
     operator._filled += has_values(operator, COST_LIMIT_FIELDS)
 

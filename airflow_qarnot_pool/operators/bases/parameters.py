@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.parameters.references import as_reference
 from airflow_qarnot_pool.parameters.templating import hide_secrets, is_templated
-from airflow_qarnot_pool.parameters.unknown import refuse_unknown
+from airflow_qarnot_pool.parameters.unknown import refuse_unknown, refuse_unknown_defaults
 
 if TYPE_CHECKING:
     import jinja2
     from airflow.sdk import Context
 
 
-def checked_partial(operator: type, parameters: dict[str, Any]) -> dict[str, Any]:
-    """Return the parameters of ``partial()``, treated as ``__init__`` treats its own. A mapped task calls none."""
+def checked_partial(operator: type, make: Callable[..., Any], parameters: dict[str, Any]) -> Any:
+    """Call Airflow's ``partial()``, with the checks of ``__init__``, which a mapped task does not call at parse time.
+
+    :param make: Airflow's ``partial()``.
+    """
     refuse_unknown(operator, parameters)
     for name in ("qarnot_pool", "qarnot_task"):
         if name in parameters:
@@ -24,7 +27,10 @@ def checked_partial(operator: type, parameters: dict[str, Any]) -> dict[str, Any
     for name in ("constants", "pool_spec", "task_spec", "commands"):
         if name in parameters:
             parameters[name] = hide_secrets(parameters[name])
-    return parameters
+    made = make(**parameters)
+    for owner in (made.kwargs.get("dag"), made.kwargs.get("task_group")):
+        refuse_unknown_defaults(operator, getattr(owner, "default_args", None))
+    return made
 
 
 def render(

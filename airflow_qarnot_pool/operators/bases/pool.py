@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 class PoolOperator(QarnotOperator):
     """Base of the operators that create or close a pool, which may be shared.
 
+    Wait:
+
     :param wait_for_completion: wait until the pool is ready, or closed.
     :param deferrable: wait in the triggerer, with one poll for all waits of a connection. Default:
         ``[operators] default_deferrable`` of Airflow if it is set, else True.
-    :param poll_interval: time between two polls, as a timedelta or seconds; default: ``[qarnot] poll_interval``.
     :param wait_timeout: maximum wait, as a timedelta or seconds; default: no limit but ``execution_timeout``, which
         counts across deferral. The wait for room (``wait_for_quota``) is not part of it.
     :param cancel_on_kill: close the pool when the Airflow task is killed, cleared or runs out of time. A pool whose
@@ -47,7 +48,6 @@ class PoolOperator(QarnotOperator):
         shared: str | None = None,
         wait_for_completion: bool = True,
         deferrable: bool | None = None,
-        poll_interval: Duration = None,
         wait_timeout: Duration = None,
         cancel_on_kill: bool = True,
         wait_for_quota: Duration = None,
@@ -57,7 +57,6 @@ class PoolOperator(QarnotOperator):
         self._set_wait(
             wait_for_completion=wait_for_completion,
             deferrable=deferrable,
-            poll_interval=poll_interval,
             wait_timeout=wait_timeout,
             cancel_on_kill=cancel_on_kill,
             wait_for_quota=wait_for_quota,

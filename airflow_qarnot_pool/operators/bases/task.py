@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from airflow_qarnot_pool.api import states
 from airflow_qarnot_pool.api.errors import (
     QarnotError,
-    QarnotInvalidSpecError,
     QarnotNotFoundError,
     QarnotRefusedError,
 )
@@ -33,7 +32,7 @@ from airflow_qarnot_pool.parameters.references import (
     reject_none,
     resolve_ref,
 )
-from airflow_qarnot_pool.parameters.templating import hide_secrets, is_templated, reveal_secrets
+from airflow_qarnot_pool.parameters.templating import hide_secrets, reveal_secrets
 from airflow_qarnot_pool.parameters.validation import (
     Duration,
     has_values,
@@ -47,68 +46,49 @@ from airflow_qarnot_pool.parameters.validation import (
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from airflow_qarnot_pool.api.specs import ResourceBucket, RetrySettings, TaskSpec
+    from airflow_qarnot_pool.api.specs import ResourceBucket, TaskSpec
 
-COMMON_FIELDS = (
-    "name",
-    "image",
-    "profile",
-    "constants",
-    "resource_buckets",
-    "result_bucket",
-    "results_prefix",
-    "results_whitelist",
-    "tags",
-)
+COMMON_FIELDS = ("image", "constants", "resource_buckets", "result_bucket")
 #: Parameters whose loss would not be noticed, or only after the work.
-FILLED = (
-    "image",
-    "profile",
-    "constants",
-    "resource_buckets",
-    "result_bucket",
-    "results_prefix",
-    "remote_retries",
-    "registry_conn_id",
-)
+FILLED = (*COMMON_FIELDS, "registry_conn_id", "task_spec")
 
 
 class TaskOperator(QarnotOperator):
     """Base of the operators that run Qarnot tasks.
 
-    :param qarnot_pool: uuid or shortname of the pool, or the output of the task that created it. Without it, a Qarnot
-        task gets separate nodes, which have to boot. None, which an upstream task can return, is refused.
-    :param name: shown in the console; default: the DAG's and the task's id.
+    Container and files:
+
     :param image: ``[registry/]repository[:tag]``; default: the pool's, else Qarnot's.
-    :param profile: profile of a Qarnot task without a pool.
+    :param registry_conn_id: Airflow connection with login and password of a private registry. Host (or URL) and port
+        say which one; the login is sent to no other. Without a host it is sent to the registry of the image.
     :param constants: constants, text to text; each instance sees them as environment variables. Write secret ones
         (``QARNOT_SECRET__...``) as templates such as ``"{{ conn.vault.password }}"``: a literal is masked wherever
         Airflow shows parameters, but stands in the DAG's source all the same.
     :param resource_buckets: buckets (names or ``ResourceBucket``) whose files the instances get.
     :param result_bucket: bucket that gets the files the instances write. A missing bucket is created.
-    :param results_prefix: prefix of the results in that bucket.
-    :param results_whitelist: regular expression of the files to keep.
-    :param remote_retries: how often Qarnot itself runs a failed instance again; a number per instance, or
-        :class:`~airflow_qarnot_pool.api.specs.RetrySettings`.
-    :param registry_conn_id: Airflow connection with login and password of a private registry. Host (or URL) and port
-        say which one; the login is sent to no other. Without a host it is sent to the registry of the image.
-    :param tags: up to seven tags; three are the provider's.
     :param task_spec: any other field of :class:`~airflow_qarnot_pool.api.specs.TaskSpec`, by its name there or
-        in the API.
+        in the API: ``name``, ``tags``, ``profile``, ``ranges``, ``retry``, ``results_prefix``, ``results_whitelist``
+        and more. Its values may be templates.
+
+    Pool:
+
+    :param qarnot_pool: uuid or shortname of the pool, or the output of the task that created it. Without it, a Qarnot
+        task gets separate nodes, which have to boot. None, which an upstream task can return, is refused.
+    :param max_cost: maximum cost of the pool, or of a Qarnot task without a pool, in euros. The object that
+        reaches it is ended, and all tasks that wait on it fail with ``QarnotCostLimitError``, which is never retried.
+        Default: the limit of the operator that creates the pool, whose ``max_run_cost`` counts in any case. A template
+        that renders to nothing is refused.
+
+    Wait:
+
     :param wait_for_completion: wait until the Qarnot task has ended; otherwise return as soon as it is accepted.
     :param deferrable: wait in the triggerer, with one poll for all waits of a connection. Default:
         ``[operators] default_deferrable`` of Airflow if it is set, else True.
-    :param poll_interval: time between two polls, as a timedelta or seconds; default: ``[qarnot] poll_interval``.
     :param wait_timeout: maximum wait, as a timedelta or seconds; default: no limit but ``execution_timeout``, which
         counts across deferral. The wait for room (``wait_for_quota``) is not part of it.
+    :param wait_for_quota: maximum wait for room when a quota of the account is full; default: fail at once.
     :param cancel_on_kill: abort the Qarnot task when the Airflow task is killed, cleared or runs out of time. If the
         Airflow task fails in another way, it is aborted in any case, as nothing else would end it.
-    :param wait_for_quota: maximum wait for room when a quota of the account is full; default: fail at once.
-    :param max_cost: maximum cost of the pool, or of a Qarnot task without a pool, in euros. The object that
-        reaches it is ended, and all tasks that wait on it fail with ``QarnotCostLimitError``, which is never retried.
-        Default: the limits of the operator that creates the pool. A template that renders to nothing is refused.
-    :param max_run_cost: the same for all pools that the DAG run opens, after clears, too.
-    :param cost_warning_threshold: share of a limit at which a warning is logged, 0 to 1.
     """
 
     kind = "task"
@@ -120,7 +100,6 @@ class TaskOperator(QarnotOperator):
         *COST_LIMIT_FIELDS,
         *COMMON_FIELDS,
         "qarnot_pool",
-        "remote_retries",
         "registry_conn_id",
         "task_spec",
     )
@@ -129,41 +108,32 @@ class TaskOperator(QarnotOperator):
         self,
         *,
         qarnot_pool: Any = NOTSET,
-        name: str | None = None,
         image: str | None = None,
-        profile: str | None = None,
+        registry_conn_id: str | None = None,
         constants: Mapping[str, str] | None = None,
         resource_buckets: Iterable[str | ResourceBucket] | None = None,
         result_bucket: str | None = None,
-        results_prefix: str | None = None,
-        results_whitelist: str | None = None,
-        remote_retries: int | str | RetrySettings | Mapping[str, Any] | None = None,
-        registry_conn_id: str | None = None,
-        tags: Iterable[str] | None = None,
         task_spec: Mapping[str, Any] | None = None,
         wait_for_completion: bool = True,
         deferrable: bool | None = None,
-        poll_interval: Duration = None,
         wait_timeout: Duration = None,
-        cancel_on_kill: bool = True,
         wait_for_quota: Duration = None,
+        cancel_on_kill: bool = True,
         max_cost: float | str | None = None,
-        max_run_cost: float | str | None = None,
-        cost_warning_threshold: float = WARN_AT,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self._set_wait(
             wait_for_completion=wait_for_completion,
             deferrable=deferrable,
-            poll_interval=poll_interval,
             wait_timeout=wait_timeout,
             cancel_on_kill=cancel_on_kill,
             wait_for_quota=wait_for_quota,
         )
         self.max_cost = max_cost
-        self.max_run_cost = max_run_cost
-        self.cost_warning_threshold = cost_warning_threshold
+        #: Set by the operator that creates the pool.
+        self.max_run_cost: float | str | None = None
+        self.cost_warning_threshold = WARN_AT
         check_limit_parameters(self)
         #: Parameters that must not be empty when the task runs.
         self._filled = has_values(self, COST_LIMIT_FIELDS)
@@ -174,20 +144,14 @@ class TaskOperator(QarnotOperator):
         if self.on_pool:
             reject_none(self.qarnot_pool, "qarnot_pool", self)
         accept_limits(self, getattr(qarnot_pool, "operator", None))
-        self.name = name
         self.image = image
-        self.profile = profile
         self.constants = hide_secrets(constants)
         self.resource_buckets = resource_buckets
         self.result_bucket = result_bucket
-        self.results_prefix = results_prefix
-        self.results_whitelist = results_whitelist
-        self.remote_retries = remote_retries
         self.registry_conn_id = registry_conn_id
-        self.tags = tags
         self.task_spec = hide_secrets(task_spec)
         self._registry: RegistryLogin | None = None
-        self._filled += has_values(self, FILLED)
+        self._filled += has_values(self, FILLED, "task_spec")
 
     @cached_property
     def _costs(self) -> CostWatch:
@@ -201,26 +165,12 @@ class TaskOperator(QarnotOperator):
             **({} if waits else {UNAWAITED_LABEL: "true"}),
         }
 
-    def _given(self) -> dict[str, Any]:
-        values = spec_values(self, self.spec_fields, self.task_spec, "task_spec")
+    def _given(self, *, parsing: bool = False) -> dict[str, Any]:
+        """Return the fields of the spec, or those that are known when the DAG is parsed."""
+        values = spec_values(self, self.spec_fields, "task_spec", parsing=parsing)
         if "command" in values:
             values["command"] = join_command(values["command"])
-        if self.remote_retries is not None:
-            values["retry"] = self._retries()
         return values
-
-    def _retries(self) -> Any:
-        from airflow_qarnot_pool.api.fields import Refusal
-        from airflow_qarnot_pool.api.specs import RetrySettings
-
-        if is_templated(self.remote_retries):
-            return self.remote_retries
-        try:
-            return RetrySettings.of(self.remote_retries)
-        except Refusal as refusal:
-            raise QarnotInvalidSpecError(
-                f"remote_retries {refusal.problem}", field="remote_retries", remedy=refusal.remedy
-            ) from None
 
     def _spec(self, values: Mapping[str, Any], pool: str | None) -> TaskSpec:
         spec = make_task_spec({"name": f"{self.dag_id}.{self.task_id}", "pool": pool, **values})

@@ -47,7 +47,7 @@ def test_nothing_runs_twice_wherever_a_process_dies_while_it_makes_room(
             return [(partial(many, pool, commands, deferrable=False), "many")]
         return [
             (
-                partial(single, pool, command, deferrable=False, log_output=False, poll_interval=0.02),
+                partial(single, pool, command, deferrable=False, log_output=False),
                 f"work-{n}",
             )
             for n, command in enumerate(commands)

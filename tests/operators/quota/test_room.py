@@ -557,7 +557,8 @@ def test_a_try_that_finds_no_room_in_spite_of_what_the_account_shows_waits_longe
             }
         ]
     )
-    make = partial(single, pool, "true", poll_interval=1.0)
+    monkeypatch.setenv("AIRFLOW__QARNOT__POLL_INTERVAL", "1")
+    make = partial(single, pool, "true")
     deferred, context = defer(make, FakeTI(run_id="elsewhere", task_id="work"))
     with monkeypatch.context() as patch:
         patch.setattr(asyncio, "sleep", sleep)

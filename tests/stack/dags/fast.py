@@ -13,6 +13,5 @@ with DAG("fast", schedule=None, default_args={"retries": 0}):
         task_id="work",
         qarnot_conn_id="{{ dag_run.conf['conn'] }}",
         qarnot_pool="{{ dag_run.conf['pool'] }}",
-        tags=["{{ run_id }}"],
-        poll_interval=1.0,
+        task_spec={"tags": ["{{ run_id }}"]},
     ).expand(command=[f"sleep {0.5 * (number % 7)}" for number in range(COUNT)])

@@ -23,13 +23,11 @@ from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
 from airflow_qarnot_pool.task_groups.pool import QarnotPoolGroup
 
 CONN = "{{ dag_run.conf['conn'] }}"
-COMMON: dict[str, Any] = {
-    "qarnot_conn_id": CONN,
-    "tags": ["{{ run_id }}"],
-    "poll_interval": 1.0,
-}
+TAGGED = {"tags": ["{{ run_id }}"]}
+TASK: dict[str, Any] = {"qarnot_conn_id": CONN, "task_spec": TAGGED}
+POOL: dict[str, Any] = {"qarnot_conn_id": CONN, "pool_spec": TAGGED}
 WORK: dict[str, Any] = {
-    **COMMON,
+    **TASK,
     "task_id": "work",
     "command": "flock --shared {{ dag_run.conf['gate'] }} true",
 }
@@ -92,7 +90,7 @@ for count in (3, 12):
 
 with dag("two"):
     QarnotRunTaskOperator(**WORK)
-    QarnotRunTaskOperator(**{**COMMON, "task_id": "quick", "command": "true"})
+    QarnotRunTaskOperator(**{**TASK, "task_id": "quick", "command": "true"})
 
 with dag("many"):
     many = {name: value for name, value in WORK.items() if name != "command"}
@@ -104,11 +102,11 @@ with dag("many"):
 
 def pooled(name: str, **options: Any) -> None:
     with dag(name):
-        start = QarnotCreatePoolOperator(**{**COMMON, "task_id": "start", "instance_count": 2, **options})
+        start = QarnotCreatePoolOperator(**{**POOL, "task_id": "start", "instance_count": 2, **options})
         work = QarnotRunTaskOperator.partial(**WORK, qarnot_pool=start.output).expand(
             constants=[{"N": "0"}, {"N": "1"}]
         )
-        conn = {"qarnot_conn_id": CONN, "poll_interval": 1.0}
+        conn = {"qarnot_conn_id": CONN}
         stop = QarnotClosePoolOperator(task_id="stop", qarnot_pool=start.output, **conn)
         start.as_setup() >> work >> stop.as_teardown(setups=start)
 
@@ -126,16 +124,16 @@ def pass_the_gate(gate: str) -> None:
 
 
 with dag("pool_with_limit_between"):
-    opened = QarnotCreatePoolOperator(**{**COMMON, "task_id": "start", "instance_count": 2, "max_cost": 0.5})
+    opened = QarnotCreatePoolOperator(**{**POOL, "task_id": "start", "instance_count": 2, "max_cost": 0.5})
     # Long enough to be deferred, because the limit is checked between waits only by a triggerer that has waited.
     before = QarnotRunTaskOperator(
-        **{**COMMON, "task_id": "before", "command": "sleep 8"}, qarnot_pool=opened.output
+        **{**TASK, "task_id": "before", "command": "sleep 8"}, qarnot_pool=opened.output
     )
     between = PythonOperator(
         task_id="between", python_callable=pass_the_gate, op_args=["{{ dag_run.conf['gate'] }}"]
     )
     after = QarnotRunTaskOperator(
-        **{**COMMON, "task_id": "after", "command": "true"}, qarnot_pool=opened.output
+        **{**TASK, "task_id": "after", "command": "true"}, qarnot_pool=opened.output
     )
     closed = QarnotClosePoolOperator(task_id="stop", qarnot_pool=opened.output, qarnot_conn_id=CONN)
     opened.as_setup() >> before >> between >> after >> closed.as_teardown(setups=opened)
@@ -147,14 +145,13 @@ for name, options in {
     with (
         dag(name, **options),
         QarnotPoolGroup(
-            "group", instance_count=2, prefix_group_id=False, keep_warm=timedelta(minutes=10), **COMMON
+            "group", instance_count=2, prefix_group_id=False, keep_warm=timedelta(minutes=10), **POOL
         ),
     ):
         QarnotRunTaskOperator.partial(**WORK).expand(constants=[{"N": "0"}, {"N": "1"}])
 
 SHARED: dict[str, Any] = {
     "qarnot_conn_id": CONN,
-    "poll_interval": 1.0,
     "shared": "stress",
     "instance_count": 4,
     "warm_up": False,
