@@ -38,7 +38,7 @@ def spec_values(
     values: dict[str, Any] = reveal_secrets(
         {name: getattr(operator, name) for name in names if getattr(operator, name) not in (None, "")}
     )
-    fields = {} if spec_name is None else spec_fields(operator, spec_name)
+    fields = {} if spec_name is None else spec_fields(operator, spec_name, parsing=parsing)
     for name, value in reveal_secrets(fields).items():
         if name in values:
             raise QarnotInvalidSpecError(
@@ -48,13 +48,14 @@ def spec_values(
     return known_at_parse_time(values) if parsing else values
 
 
-def spec_fields(operator: Any, spec_name: str) -> dict[str, Any]:
-    """Return the fields in ``pool_spec`` or ``task_spec`` by our names; none if the whole spec is a template.
+def spec_fields(operator: Any, spec_name: str, *, parsing: bool) -> dict[str, Any]:
+    """Return the fields in ``pool_spec`` or ``task_spec`` by our names.
 
+    :param parsing: return none if the whole spec is a template, which is not rendered when the DAG is parsed.
     :raises QarnotInvalidSpecError: the spec is not a mapping, or has a field twice.
     """
     given = parse_rendered(getattr(operator, spec_name))
-    if given in (None, "") or (is_templated(given) and not isinstance(given, Mapping)):
+    if given in (None, "") or (parsing and is_templated(given) and not isinstance(given, Mapping)):
         return {}
     return fields_by_our_names(given, spec_name)
 
@@ -97,7 +98,7 @@ def has_values(operator: Any, names: Iterable[str], spec_name: str | None = None
     Stored when the operator is created, for :func:`reject_empty`. None means omitted only then: in the source of the
     DAG, or in the arguments of a mapped task.
     """
-    fields = () if spec_name is None else spec_fields(operator, spec_name)
+    fields = () if spec_name is None else spec_fields(operator, spec_name, parsing=True)
     return (
         *(name for name in names if getattr(operator, name) is not None),
         *(f"{spec_name}.{field}" for field in fields),
@@ -111,7 +112,11 @@ def reject_empty(operator: Any, names: Iterable[str]) -> None:
     """
     for path in names:
         parameter, _, field = path.partition(".")
-        value = spec_fields(operator, parameter).get(field) if field else getattr(operator, parameter)
+        value = (
+            spec_fields(operator, parameter, parsing=False).get(field)
+            if field
+            else getattr(operator, parameter)
+        )
         name = field or parameter
         if is_empty(value) or (name == "command" and value == []):
             raise QarnotInvalidSpecError(

@@ -133,6 +133,8 @@ class QarnotPoolGroup(TaskGroup):
                     field="keep_warm",
                     remedy="Give a duration, or a pool_spec with scaling or elastic.",
                 )
+        elif keep_warm is not None and keep_warm is not DEFAULT_KEEP_WARM:
+            arguments["keep_warm"] = keep_warm  # which the operator refuses beside scaling
         if shared is not None:
             arguments["shared"] = shared
         self._pool_arguments = arguments
@@ -169,7 +171,7 @@ class QarnotPoolGroup(TaskGroup):
             both["retries"] = self._setup_retries
         opens = {**both, **self._pool_arguments}
         if opens.get("keep_warm") is DEFAULT_KEEP_WARM and (
-            "keep_warm" in defaults or scales(defaults.get("pool_spec"))
+            "keep_warm" in defaults or scales(opens.get("pool_spec", defaults.get("pool_spec")))
         ):
             del opens["keep_warm"]
         self.open_pool = QarnotCreatePoolOperator(task_id=SETUP, **opens).as_setup()

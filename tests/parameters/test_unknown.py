@@ -88,7 +88,7 @@ def test_the_refusal_says_which_parameter_is_meant(operator: Any, name: str, mea
     assert (error.field, error.remedy) == (name, f"Did you mean {meant!r}?")
 
 
-@pytest.mark.parametrize("name", ["instances", "env_vars", "nodes", "timeout", "slots_per_nodes"])
+@pytest.mark.parametrize("name", ["instances", "nodes", "timeout", "slots_per_nodes"])
 def test_a_group_is_what_the_refusal_names(name: str) -> None:
     error = refused(lambda: QarnotPoolGroup("g", **{name: 1}))
     assert f"{name} is not a parameter of QarnotPoolGroup." in str(error)

@@ -19,6 +19,7 @@ from airflow_qarnot_pool.operators.cost_report import QarnotCostReportOperator
 from airflow_qarnot_pool.operators.pool import QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
+from airflow_qarnot_pool.ownership.shared_pool import DEFAULT_KEEP_WARM
 from airflow_qarnot_pool.parameters.configuration import default_poll_interval
 from airflow_qarnot_pool.sensors.pool import QarnotPoolSensor
 from airflow_qarnot_pool.task_groups.pool import QarnotPoolGroup
@@ -226,6 +227,19 @@ def test_the_pool_of_a_group_is_named_after_it_or_its_shared_name_or_as_its_spec
         False,
         False,
     ]
+
+
+def test_a_spec_of_a_group_replaces_that_of_default_args_with_its_scaling() -> None:
+    defaults = {"pool_spec": {"elastic": {"max_total_slots": 1}}}
+    with DAG("d", schedule=None, default_args=defaults):
+        groups = [QarnotPoolGroup("scaled"), QarnotPoolGroup("warm", pool_spec={"tags": ["t"]})]
+        for group in groups:
+            with group:
+                pass
+    scaled, warm = (group.open_pool for group in groups)
+    assert scaled is not None
+    assert warm is not None
+    assert (scaled.keep_warm, warm.keep_warm) == (None, DEFAULT_KEEP_WARM)
 
 
 def test_a_keep_warm_beside_the_scaling_of_a_spec_is_refused() -> None:
