@@ -553,7 +553,8 @@ def test_a_shared_pool_is_opened_and_given_up_by_its_name() -> None:
     with DAG("d"), QarnotPoolGroup("g", shared="nightly", instance_count=2) as group:
         run("a")
     assert (group.open_pool.shared, group.close_pool.shared) == ("nightly", "nightly")
-    assert group.open_pool.name == "nightly", "the same whoever opens it"
+    spec = group.open_pool._spec(group.open_pool._given())
+    assert spec.name == "nightly", "the same whoever opens it"
     assert group.open_pool.keep_warm is not None
     with DAG("d"), pytest.raises(QarnotInvalidSpecError, match="may outlive the DAG run that opened it"):
         QarnotPoolGroup("g", shared="nightly", keep_warm=None)
