@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from types import NoneType, SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -119,6 +120,12 @@ def context_of(operator: Any, ti: FakeTI | None = None, run_started: datetime = 
     """The part of Airflow's context that the operators use."""
     ti = ti or FakeTI(task_id=operator.task_id)
     return {"ti": ti, "task": operator, "dag_run": SimpleNamespace(start_date=run_started)}
+
+
+def with_spec(make: Any, **fields: Any) -> Any:
+    """Return a partial operator like *make* with these fields in its ``pool_spec`` or ``task_spec``, too."""
+    name = next(name for name in ("pool_spec", "task_spec") if name in make.func.template_fields)
+    return partial(make, **{name: {**make.keywords.get(name, {}), **fields}})
 
 
 def run(make: Any, ti: FakeTI | None = None, run_started: datetime = RUN_STARTED) -> Any:

@@ -45,6 +45,7 @@ from tests.harness import (
     life_of,
     resume,
     run,
+    with_spec,
 )
 from tests.operators.conftest import connect
 
@@ -329,7 +330,7 @@ def test_an_adopted_object_names_the_try_that_has_it(
     qarnot: LocalQarnot, client: QarnotClient, make: Any, tries: Callable[..., FakeTI]
 ) -> None:
     for try_number in (1, 2, 3):
-        defer(partial(make, task_spec={"tags": ["mine"]}), ti := tries(make, try_number))
+        defer(with_spec(make, tags=["mine"]), ti := tries(make, try_number))
     (found,) = made_in(client, ti.run_id)
     assert [
         tag for tag in found.tags if not tag.startswith(("airflow-owner", "airflow-lin", "airflow-name"))
@@ -343,9 +344,7 @@ def test_an_adopted_object_names_the_try_that_has_it(
 def test_an_object_without_room_for_a_tag_is_adopted_all_the_same(
     qarnot: LocalQarnot, client: QarnotClient, make: Any, tries: Callable[..., FakeTI]
 ) -> None:
-    make = partial(
-        make, task_spec={"tags": [f"tag-{number}" for number in range(7)]}, task_id=make.keywords["task_id"]
-    )
+    make = with_spec(make, tags=[f"tag-{number}" for number in range(7)])
     for try_number in (1, 2):
         defer(make, ti := tries(make, try_number))
     assert [len(found.tags) for found in made_in(client, ti.run_id)] == [10]

@@ -74,6 +74,7 @@ from tests.harness import (
     kill,
     resume,
     run,
+    with_spec,
 )
 from tests.operators.conftest import connect
 
@@ -273,9 +274,7 @@ def test_another_spec_ends_the_old_one_and_takes_the_next_generation(
     qarnot: LocalQarnot, story: Story
 ) -> None:
     first = story.start()
-    second = story.start(
-        try_number=2, make=partial(story.make, **{f"{story.kind}_spec": {"constants": {"TRY": "2"}}})
-    )
+    second = story.start(try_number=2, make=with_spec(story.make, constants={"TRY": "2"}))
     assert second != first
     assert story.ended(first)
     assert story.resource.get(second).shortname == story.resource.get(first).shortname[:-1] + "2"
@@ -611,8 +610,7 @@ def test_tags_and_labels_are_as_promised_and_tell_no_secret(
         "DOCKER_REGISTRY_PASSWORD": "hush-hush",
         "COLOUR": "red",
     }
-    spec = {"constants": constants, "tags": ["mine"], "labels": {"team": "x"}}
-    make = partial(story.make, **{f"{story.kind}_spec": spec})
+    make = with_spec(story.make, constants=constants, tags=["mine"], labels={"team": "x"})
     ti = story.ti(map_index=7)
     deferred, _ = defer(make, ti)
     one = story.resource.get(ti.xcoms[story.key])
