@@ -106,7 +106,7 @@ def refuse_unknown_defaults(operator: type, default_args: Mapping[str, Any] | No
     :raises QarnotInvalidSpecError: names the field, but not its value.
     """
     for name in default_args or ():
-        if (specs := _only_fields().get(normalise(str(name)))) and name not in _parameters(operator):
+        if name not in _parameters(operator) and (specs := _only_fields().get(normalise(str(name)))):
             raise QarnotInvalidSpecError(
                 f"{name} in default_args is not a parameter of {operator.__name__} or another operator",
                 field=str(name),
