@@ -99,7 +99,7 @@ def _is_qarnot_pool(pool: Any) -> bool:
 
 
 def refuse_unknown_defaults(operator: type, default_args: Mapping[str, Any] | None) -> None:
-    """Reject fields of a specification in ``default_args``, where Airflow ignores names that no operator has.
+    """Reject fields of a specification in ``default_args``. Airflow ignores names there that no operator has.
 
     Names that operators of other providers have, too, are accepted (:data:`_OF_OTHERS`).
 
