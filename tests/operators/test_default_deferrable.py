@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from airflow import configuration
 from airflow.configuration import conf
 from airflow.sdk import DAG
 
@@ -47,27 +48,35 @@ def test_setup_and_teardown_of_a_group_follow_it(monkeypatch: pytest.MonkeyPatch
     assert [one.deferrable for one in (other.open_pool, other.close_pool)] == [True, True]  # type: ignore[union-attr]
 
 
-def _in_a_process(home: Path) -> str:
-    """What a process says whose ``airflow.cfg`` is that of *home*."""
+def _decided(home: Path) -> bool:
+    """What is decided once Airflow has read the ``airflow.cfg`` of *home*, as it does when it is imported."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(configuration, "AIRFLOW_CONFIG", str(home / "airflow.cfg"))
+        patch.setattr(configuration, "conf", configuration.initialize_config())
+        return default_deferrable()
+
+
+@pytest.mark.parametrize(("said", "wanted"), [("false", False), ("true", True), (None, True)])
+def test_a_written_file_is_followed(said: str | None, wanted: bool, tmp_path: Path) -> None:
+    line = "" if said is None else f"default_deferrable = {said}\n"
+    (tmp_path / "airflow.cfg").write_text(f"[operators]\ndefault_owner = me\n{line}")
+    assert _decided(tmp_path) is wanted
+
+
+def test_a_process_follows_its_file(tmp_path: Path) -> None:
+    (tmp_path / "airflow.cfg").write_text("[operators]\ndefault_owner = me\ndefault_deferrable = false\n")
     env = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW_")}
     code = (
         "from airflow_qarnot_pool.parameters.validation import default_deferrable as d; print('it is', d())"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={**env, "AIRFLOW_HOME": str(home)},
+        env={**env, "AIRFLOW_HOME": str(tmp_path)},
         capture_output=True,
         text=True,
         check=True,
     )
-    return done.stdout.strip().rpartition("it is ")[2]
-
-
-@pytest.mark.parametrize(("said", "wanted"), [("false", "False"), ("true", "True"), (None, "True")])
-def test_a_written_file_is_followed(said: str | None, wanted: str, tmp_path: Path) -> None:
-    line = "" if said is None else f"default_deferrable = {said}\n"
-    (tmp_path / "airflow.cfg").write_text(f"[operators]\ndefault_owner = me\n{line}")
-    assert _in_a_process(tmp_path) == wanted
+    assert done.stdout.strip().endswith("it is False")
 
 
 def test_airflows_default_in_the_file_that_airflow_generates_is_no_decision(tmp_path: Path) -> None:
@@ -75,9 +84,9 @@ def test_airflows_default_in_the_file_that_airflow_generates_is_no_decision(tmp_
         conf.write(file, include_sources=False, only_defaults=True, show_values=True)
     written = (tmp_path / "airflow.cfg").read_text()
     assert "\ndefault_deferrable = false\n" in written, "else the rule for such a file can go"
-    assert _in_a_process(tmp_path) == "True"
+    assert _decided(tmp_path) is True
     (tmp_path / "airflow.cfg").write_text(written.replace("\ndefault_owner = airflow\n", "\n"))
-    assert _in_a_process(tmp_path) == "False"
+    assert _decided(tmp_path) is False
 
 
 def test_a_setting_of_the_process_counts() -> None:
