@@ -326,7 +326,7 @@ def test_files_of_the_function_go_to_the_result_bucket(pool: str, qarnot: LocalQ
 
         return Path(name).read_text()
 
-    name = call(pool, writes, result_bucket="tables")
+    name = call(pool, writes, task_spec={"result_bucket": "tables"})
     assert call(pool, reads, name, resource_buckets=["tables"]) == "1,2\n"
     assert boto3 is not None
 
