@@ -26,7 +26,7 @@ try:
         TaskDeferred,
     )
 except ImportError:  # In 3.1 airflow.sdk.exceptions lacks most of them.
-    from airflow.exceptions import (  # type: ignore[no-redef]
+    from airflow.exceptions import (  # type: ignore[attr-defined,no-redef]
         AirflowException,
         AirflowFailException,
         AirflowNotFoundException,

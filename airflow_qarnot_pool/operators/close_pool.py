@@ -103,7 +103,8 @@ class QarnotClosePoolOperator(PoolOperator):
 
     def _makers_upstream(self) -> list[Any]:
         """Return the one upstream task that creates a pool, for a *qarnot_pool* that is a Jinja template."""
-        makers = [one for one in self.upstream_list if _makes_pools(one)] if self.has_dag() else []
+        has_dag = self.has_dag()  # type: ignore[no-untyped-call]
+        makers = [one for one in self.upstream_list if _makes_pools(one)] if has_dag else []
         return makers if len(makers) == 1 else []
 
     def _close_unseen(self, context: Context, makers: Iterable[Any]) -> str | None:
@@ -194,8 +195,8 @@ class QarnotDeletePoolOperator(QarnotOperator):
 
 def _run_lives(dag_id: str, run_id: str) -> bool:
     """Return whether a DAG run is unfinished. True if Airflow does not say."""
-    from airflow_qarnot_pool.maintenance.reaper import FINISHED_RUN_STATES
     from airflow_qarnot_pool.ownership.liveness import dag_run_state
+    from airflow_qarnot_pool.ownership.quota import FINISHED_RUN_STATES
 
     try:
         state = dag_run_state(dag_id, run_id)

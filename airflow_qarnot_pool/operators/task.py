@@ -128,7 +128,7 @@ class QarnotRunTaskOperator(TaskOperator):
 
     # --- running it
 
-    def execute(self, context: Context) -> dict[str, Any]:
+    def execute(self, context: Context) -> Any:
         """Run the Qarnot task, or adopt it, and return its summary."""
         return self._submit_and_wait(context, resubmitted=False)
 
@@ -140,7 +140,7 @@ class QarnotRunTaskOperator(TaskOperator):
         resubmitted: bool,
         pool: str | None = None,
         moved: int = 0,
-    ) -> dict[str, Any]:
+    ) -> Any:
         """*pool* took the place of the one that was given, which was closed under *moved* submissions of this try."""
         spec = self._spec(self._given_now(), pool or self._pool_uuid())
         if spec.pool:
@@ -179,7 +179,7 @@ class QarnotRunTaskOperator(TaskOperator):
                 spec = replace(spec, pool=pool)
         raise self._closed_too_often(spec.pool)
 
-    def execute_complete(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
+    def execute_complete(self, context: Context, event: Mapping[str, Any]) -> Any:
         """Return the result of the Qarnot task that ended, or raise what became of it."""
         outcome = self._resume(context, event)
         return self._finish(context, outcome, outcome.resume_state)
@@ -268,9 +268,7 @@ class QarnotRunTaskOperator(TaskOperator):
     def _result(self, task: Task) -> Any:
         return self._summary(task)
 
-    def _stranded(
-        self, context: Context, outcome: WaitResult, resume_state: Mapping[str, Any]
-    ) -> dict[str, Any]:
+    def _stranded(self, context: Context, outcome: WaitResult, resume_state: Mapping[str, Any]) -> Any:
         """Handle a Qarnot task that stays queued on a pool that has ended. End it, and go on as if it was cancelled."""
         from airflow_qarnot_pool.ownership.termination import end
 
@@ -293,7 +291,7 @@ class QarnotRunTaskOperator(TaskOperator):
 
     def _cancelled(
         self, context: Context, task: Task, resume_state: Mapping[str, Any], error: QarnotError | None = None
-    ) -> dict[str, Any]:
+    ) -> Any:
         """Run a Qarnot task again that another process cancelled, or raise.
 
         It runs again if an earlier try may have been about to end it, or if its shared pool was closed under it.

@@ -159,7 +159,7 @@ class QarnotPoolGroup(TaskGroup):
             self._make_setup_and_teardown()
         except BaseException as error:
             # Python calls no __exit__ after an __enter__ that failed, and this group must not stay the current one.
-            super().__exit__(type(error), error, error.__traceback__)
+            super().__exit__(type(error), error, error.__traceback__)  # type: ignore[no-untyped-call]
             raise
         return self
 
@@ -208,7 +208,7 @@ class QarnotPoolGroup(TaskGroup):
                     "task.",
                 ) from error
         finally:
-            super().__exit__(kind, error, trace)
+            super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
 
     @property
     def _dag(self) -> DAG:

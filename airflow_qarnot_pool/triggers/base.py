@@ -91,7 +91,7 @@ class QarnotTrigger(BaseTrigger):
         pools: Sequence[str] = (),
         version: int = FORMAT_VERSION,
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.qarnot_conn_id = qarnot_conn_id
         self.uuid = uuid
         self.condition = _shared_json(condition)

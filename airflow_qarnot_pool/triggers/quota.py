@@ -76,7 +76,7 @@ class QarnotQuotaTrigger(BaseTrigger):
         resume_state: dict[str, Any] | None = None,
         version: int = FORMAT_VERSION,
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.qarnot_conn_id = qarnot_conn_id
         self.kind = kind
         self.poll_interval = poll_interval

@@ -142,7 +142,7 @@ class QarnotOperator(BaseOperator):
 
     def as_setup(self) -> Self:
         """Do as Airflow does, with a type: DAGs can be checked strictly."""
-        super().as_setup()
+        super().as_setup()  # type: ignore[no-untyped-call]
         return self
 
     def render_template(

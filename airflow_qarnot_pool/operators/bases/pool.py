@@ -61,8 +61,8 @@ class PoolOperator(QarnotOperator):
             cancel_on_kill=cancel_on_kill,
             wait_for_quota=wait_for_quota,
         )
-        self.shared = str(shared) if type(shared) is int else shared
-        if shared is not None and not is_templated(shared):
+        self.shared = _text(shared)
+        if self.shared is not None and not is_templated(self.shared):
             check_name(self.shared)
 
     def _identity_of(self, context: Context) -> TaskInstanceIdentity:
@@ -75,6 +75,11 @@ class PoolOperator(QarnotOperator):
         return QarnotPoolTrigger
 
 
+def _text(name: Any) -> Any:
+    """Return the name of a shared pool. A native template may have rendered a number."""
+    return str(name) if type(name) is int else name
+
+
 def shared_identity(
     identity: TaskInstanceIdentity, name: str, settings: ConnectionSettings
 ) -> TaskInstanceIdentity:
@@ -83,7 +88,7 @@ def shared_identity(
     :raises QarnotInvalidSpecError: the name is invalid, or no namespace is set. Without one, another deployment on the
         same account would share the pool, too.
     """
-    name = str(name) if type(name) is int else name
+    name = _text(name)
     check_name(name)
     if not settings.namespace_is_explicit:
         raise QarnotInvalidSpecError(
