@@ -134,18 +134,23 @@ class _QuotaWaiters:
     def __init__(self) -> None:
         self.waiters = 0
         self._polled_at = -math.inf
-        self._account: Account | None = None
-        self._places: int | None = None
+        self._poll: asyncio.Task[tuple[Account, int | None]] | None = None
 
-    async def poll(self, conn_id: str, kind: Kind, interval: float) -> tuple[Account | None, int | None]:
-        """Return the account and its number of free places, as polled by one of the tasks a moment ago.
+    async def poll(self, conn_id: str, kind: Kind, interval: float) -> tuple[Account, int | None]:
+        """Return the account and its number of free places, from a poll that began a moment ago.
 
-        :raises QarnotError: the poll of this task failed.
+        :raises QarnotError: the poll failed.
         """
-        if time.monotonic() - self._polled_at >= max(_MIN_POLL_INTERVAL, interval / 2):
+        age = time.monotonic() - self._polled_at
+        if self._poll is None or (self._poll.done() and age >= max(_MIN_POLL_INTERVAL, interval / 2)):
             self._polled_at = time.monotonic()
-            self._account, self._places = await _request_places(conn_id, kind)
-        return self._account, self._places
+            self._poll = asyncio.create_task(_request_places(conn_id, kind))
+        return await asyncio.shield(self._poll)
+
+    def stop(self) -> None:
+        """Cancel the poll, for which no task waits any more."""
+        if self._poll is not None:
+            self._poll.cancel()
 
 
 _quota_waiters: dict[tuple[str, Kind], _QuotaWaiters] = {}
@@ -177,12 +182,12 @@ async def wait_for_room(
             await asyncio.sleep(min(seconds_left, pause))
             try:
                 account, places = await waiting.poll(conn_id, kind, poll_interval)
-            except QarnotCredentialsError:
-                return  # the operator gets the same response, and raises it
             except QarnotError as error:
                 log.info("Could not read the account's quota, reading it again: %s", error)
-                continue
-            if account is None:
+                # An operator that tries gets the same response to an invalid token, and raises it.
+                is_final = isinstance(error, QarnotCredentialsError)
+                if is_final and random.random() < try_probability(1, waiting.waiters, more=False):
+                    return
                 continue
             more = before is not None and has_more_room(before, account, kind)
             if random.random() < try_probability(places, waiting.waiters, more=more):
@@ -190,6 +195,10 @@ async def wait_for_room(
             before = before or account
     finally:
         waiting.waiters -= 1
+        if not waiting.waiters:
+            # The next tasks poll anew, maybe in another event loop.
+            del _quota_waiters[conn_id, kind]
+            waiting.stop()
 
 
 async def _request_places(conn_id: str, kind: Kind) -> tuple[Account, int | None]:
