@@ -26,6 +26,7 @@ from airflow_qarnot_pool.ownership.decisions import (
     ClaimState,
     Create,
     Fail,
+    FindByName,
     RemoteSnapshot,
     Usability,
     Use,
@@ -68,7 +69,8 @@ TIME_TO_LIVE = timedelta(days=7)
 #: The pool is not part of the fingerprint: a task that runs or has finished stays valid if the setup task creates
 #: another pool.
 FINGERPRINT_EXCLUDES = ("pool",)
-#: Maximum number of create requests of one claim, because each of them may end in a lost response.
+#: Maximum number of create requests and adoptions of one claim. Each of them may end in a new lookup, but the last one
+#: returns or raises.
 MAX_ATTEMPTS = 6
 #: Maximum number of tags that Qarnot accepts on one object.
 MAX_TAGS = 10
@@ -146,7 +148,8 @@ def claim(request: ClaimRequest) -> Claim:
             field="labels",
         )
     attempts = _Attempts(request)
-    for attempt in range(1, MAX_ATTEMPTS + 1):
+    attempt = 1
+    while True:
         step = next_step(
             request.identity,
             map(RemoteSnapshot.of, attempts.existing.values()),
@@ -158,13 +161,16 @@ def claim(request: ClaimRequest) -> Claim:
         match step:
             case Fail(error=error):
                 raise error
+            case FindByName(name=name):
+                attempts.find_by_name(name)
+                continue
             case Create():
                 claimed = attempts.create(step, attempt)
             case Use(snapshot=snapshot):
                 claimed = attempts.use(snapshot, attempt)
         if claimed is not None:
             return claimed
-    raise AssertionError("the last attempt returns or raises")
+        attempt += 1
 
 
 class _Attempts:
@@ -210,14 +216,12 @@ class _Attempts:
         fingerprint = self._request.fingerprint
         spec = with_identity(self._refined_spec(), self._identity, step.generation, fingerprint)
         name: str = spec.shortname
-        if step.check_name and self._find_by_name(name):
-            return None
         try:
             uuid = create(spec)
         except QarnotNameTakenError:
             if attempt == MAX_ATTEMPTS:
                 raise
-            self.state.is_name_taken = True
+            self.state.is_name_taken, self.state.checked_name = True, None
             log.info("%s %s exists already; looking it up", CAPITALIZED_NOUNS[self._resource.kind], name)
             self._lookup()
             return None
@@ -243,14 +247,15 @@ class _Attempts:
         ]
         return request.refine(request.spec, earlier)
 
-    def _find_by_name(self, name: str) -> bool:
-        """Return whether an object of ours has *name*, though no search lists it yet.
+    def find_by_name(self, name: str) -> None:
+        """Find the object of ours that has *name*, if there is one that no search lists yet.
 
         :raises QarnotNameTakenError: the object is not ours.
         """
+        self.state.checked_name = name
         holder = self._resource.find(name)
         if holder is None:
-            return False
+            return
         if OWNER_TAG + self._identity.owner not in (holder.tags or ()):
             raise QarnotNameTakenError(
                 f"The shortname {name} belongs to {NOUNS[self._resource.kind]} {holder.uuid}, which this Airflow task "
@@ -259,7 +264,6 @@ class _Attempts:
                 ref=holder.uuid,
             )
         self.existing[holder.uuid] = holder
-        return True
 
     def _note_lost_response(
         self, error: QarnotUnavailableError | QarnotProtocolError, name: str, attempt: int

@@ -204,6 +204,8 @@ class ClaimState:
     known: frozenset[str] = frozenset()
     #: The server has rejected a shortname because an object has it.
     is_name_taken: bool = False
+    #: The shortname that was looked up since.
+    checked_name: str | None = None
     #: The error of the last create request whose response was lost.
     lost_response: Exception | None = None
     #: Seconds for which the server still accepts no create request.
@@ -222,15 +224,19 @@ class Use:
 
 @dataclass(frozen=True, kw_only=True)
 class Create:
-    """Create the next generation after ``delay`` seconds.
-
-    ``check_name``: search for the shortname before, because it was taken and no listed object has it.
-    """
+    """Create the next generation after ``delay`` seconds."""
 
     generation: int
     end: tuple[str, ...] = ()
     delay: float = 0.0
-    check_name: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class FindByName:
+    """Look for the object with this shortname, which was taken although no listed object has it."""
+
+    name: str
+    end: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,7 +253,7 @@ def next_step(
     fingerprint: str,
     state: ClaimState,
     max_delay: float,
-) -> Use | Create | Fail:
+) -> Use | Create | FindByName | Fail:
     """Decide the next step of a claim. The objects in its ``end`` are ended first.
 
     :param max_delay: maximum seconds that a worker may wait before a create request. Airflow waits longer, between
@@ -263,13 +269,10 @@ def next_step(
     if state.lost_response is not None and state.retry_after > max_delay:
         return Fail(error=state.lost_response, end=plan.end)
     name = identity.shortname(plan.generation)
-    is_listed = name in {snapshot.shortname for snapshot in snapshots}
-    return Create(
-        generation=plan.generation,
-        end=plan.end,
-        delay=state.retry_after,
-        check_name=state.is_name_taken and not is_listed,
-    )
+    is_known = name == state.checked_name or name in {snapshot.shortname for snapshot in snapshots}
+    if state.is_name_taken and not is_known:
+        return FindByName(name=name, end=plan.end)
+    return Create(generation=plan.generation, end=plan.end, delay=state.retry_after)
 
 
 def _ended_in_this_try(

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import pytest
 
-from airflow_qarnot_pool.api.errors import QarnotUnavailableError
+from airflow_qarnot_pool.api.client import QarnotClient
+from airflow_qarnot_pool.api.errors import QarnotNameTakenError, QarnotUnavailableError
+from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
+from airflow_qarnot_pool.api.tasks import TaskResource
 from airflow_qarnot_pool.exceptions import QarnotKilledError
+from airflow_qarnot_pool.local import LocalQarnot
+from airflow_qarnot_pool.ownership.claim import MAX_ATTEMPTS, ClaimRequest, claim
 from airflow_qarnot_pool.ownership.decisions import (
     ClaimState,
     Create,
     Fail,
+    FindByName,
     RemoteSnapshot,
     Usability,
     Use,
@@ -47,7 +54,7 @@ STALE = snapshot("stale", lineage="another life")
 NAMED = snapshot("named", usability=Usability.DEAD, shortname=SECOND_TRY.shortname(2))
 
 #: Objects that exist, what the claim knows, and the next step.
-CASES: dict[str, tuple[list[RemoteSnapshot], ClaimState, Use | Create]] = {
+CASES: dict[str, tuple[list[RemoteSnapshot], ClaimState, Use | Create | FindByName]] = {
     "nothing exists": ([], ClaimState(), Create(generation=1)),
     "a live object": ([LIVE], ClaimState(), Use(snapshot=LIVE)),
     "a live object beside one of another life": (
@@ -85,7 +92,22 @@ CASES: dict[str, tuple[list[RemoteSnapshot], ClaimState, Use | Create]] = {
     "a taken name that no object has": (
         [],
         ClaimState(is_name_taken=True),
-        Create(generation=1, check_name=True),
+        FindByName(name=SECOND_TRY.shortname(1)),
+    ),
+    "a taken name that was looked up in vain": (
+        [],
+        ClaimState(is_name_taken=True, checked_name=SECOND_TRY.shortname(1)),
+        Create(generation=1),
+    ),
+    "a taken name that was looked up before another generation": (
+        [DEAD],
+        ClaimState(is_name_taken=True, checked_name=SECOND_TRY.shortname(1)),
+        FindByName(name=SECOND_TRY.shortname(2)),
+    ),
+    "a taken name of a live object that was found by it": (
+        [LIVE],
+        ClaimState(is_name_taken=True, checked_name=SECOND_TRY.shortname(1)),
+        Use(snapshot=LIVE),
     ),
     "a taken name that a listed object has": (
         [NAMED],
@@ -96,7 +118,9 @@ CASES: dict[str, tuple[list[RemoteSnapshot], ClaimState, Use | Create]] = {
 
 
 @pytest.mark.parametrize(("snapshots", "state", "step"), CASES.values(), ids=CASES)
-def test_next_step(snapshots: list[RemoteSnapshot], state: ClaimState, step: Use | Create) -> None:
+def test_next_step(
+    snapshots: list[RemoteSnapshot], state: ClaimState, step: Use | Create | FindByName
+) -> None:
     assert next_step(SECOND_TRY, snapshots, "spec", state, max_delay=60.0) == step
 
 
@@ -125,3 +149,28 @@ def test_only_live_objects_of_earlier_tries_are_adopted() -> None:
     for other in (DEAD, snapshot("own", try_number=2), snapshot("marked", taken_by=2)):
         assert not is_adopted(SECOND_TRY, other)
     assert not is_adopted(SHARED, LIVE)
+
+
+@pytest.mark.parametrize("hidden", range(MAX_ATTEMPTS))
+def test_an_object_that_no_search_lists_is_found_by_its_name_before_any_attempt(
+    monkeypatch: pytest.MonkeyPatch, hidden: int
+) -> None:
+    """The name shows the object only after *hidden* lookups."""
+    lookups = itertools.count()
+    find = TaskResource.find
+    monkeypatch.setattr(
+        TaskResource, "find", lambda self, name: None if next(lookups) < hidden else find(self, name)
+    )
+    with (
+        LocalQarnot(boot_seconds=0, shortnames="enforce") as qarnot,
+        QarnotClient(qarnot.url, qarnot.token) as client,
+    ):
+        spec = TaskSpec(name="work", pool=client.pools.create(PoolSpec(name="pool")), command="true")
+        request = ClaimRequest(resource=client.tasks, spec=spec, identity=life_of(task_id="work"))
+        qarnot.lag_searches(3600)
+        created = claim(request)
+        if hidden < MAX_ATTEMPTS - 1:
+            assert claim(request).uuid == created.uuid
+        else:
+            with pytest.raises(QarnotNameTakenError):
+                claim(request)
