@@ -52,7 +52,7 @@ from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCr
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.ownership.identity import namespace_tag
 from tests.crash.children import Child, eventually
-from tests.crash.little_airflow import DagRun, Instance, LittleAirflow
+from tests.crash.little_airflow import DONE, DagRun, Instance, LittleAirflow
 from tools.chaos_worlds import STRIKE_EVERY, World, chosen, label, seed_of
 
 NAMESPACE = "chaos"
@@ -60,6 +60,7 @@ SERVERS = ("enforce", "free")
 RUNS_AT_ONCE = 4
 #: Retries of runs that must succeed whatever happens, and of those that may fail.
 AMPLE, SCARCE = 40, 1
+#: Seconds without a kill or an Airflow task that ends, after which the runs do not end.
 PATIENCE = 900.0
 POOL_OVER = ("Closed", "Failure")
 TASK_OVER = ("Success", "Failure", "Cancelled")
@@ -190,13 +191,20 @@ class Chaos(LittleAirflow):
 
         :raises TimeoutError: they do not end.
         """
-        ends = time.monotonic() + PATIENCE
+        progress, ends = (-1, -1), 0.0
         while not (self.kills >= self.kills_wanted and self.idle):
-            if time.monotonic() > ends:
+            if (now := (self.kills, self.ended)) != progress:
+                progress, ends = now, time.monotonic() + PATIENCE
+            elif time.monotonic() > ends:
                 raise TimeoutError(self.stuck())
             while self.kills < self.kills_wanted and sum(not run.over for run in self.runs) < RUNS_AT_ONCE:
                 self.new_run()
             self.step()
+
+    @property
+    def ended(self) -> int:
+        """Number of Airflow tasks that have ended."""
+        return sum(one.state in DONE for run in self.runs for one in run.all)
 
     def stuck(self) -> str:
         unfinished = [
@@ -206,7 +214,7 @@ class Chaos(LittleAirflow):
             for one in run.all
         ]
         log = self.log.read_text(errors="replace")[-5000:]
-        return "\n".join([f"Not over after {PATIENCE:.0f} s", *unfinished, log])
+        return "\n".join([f"No kill and no end of a task for {PATIENCE:.0f} s", *unfinished, log])
 
     def new_run(self) -> None:
         number, chance = len(self.runs), self.random

@@ -30,6 +30,8 @@ from tests.harness import FakeTI, again, first_event
 
 DONE = frozenset({"success", "failed", "upstream_failed"})
 WORKERS_AT_ONCE = 8
+#: Suffix of a row that is not committed yet.
+DRAFT = ".new"
 #: Its number, what Airflow's database has of it, and the method that resumes.
 Trigger = tuple[int, tuple[str, dict[str, Any]], str]
 
@@ -107,19 +109,72 @@ class Triggerer:
     def __init__(self, states: Path, log: Path) -> None:
         ours, theirs = os.pipe()[::-1]
         self.orders = ours
+        self.closed = False
         self.child = fork(partial(_run_triggers, theirs, ours, states), log)
         os.close(theirs)
 
     def order(self, **what: Any) -> None:
+        if self.closed:
+            return  # it was replaced while it was frozen, and its file descriptor may be another file's by now
         with suppress(BrokenPipeError):  # it is dead; whoever notices starts another one
             os.write(self.orders, json.dumps(what).encode() + b"\n")
 
     def close(self) -> None:
+        self.closed = True
         os.close(self.orders)
+
+
+class StoredStates:
+    """The static methods of Airflow's task instance that return states, from the rows that the scheduler stores.
+
+    :param folder: of the rows.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def get_task_states(
+        self, dag_id: str, task_ids: list[str], run_ids: list[str], map_index: int | None = None
+    ) -> dict[str, dict[str, str | None]]:
+        return {
+            run_id: {
+                task_id if index == "-1" else f"{task_id}_{index}": state
+                for (task_id, index), state in self._of_run(run_id).items()
+                if task_id in task_ids and map_index in (None, int(index))
+            }
+            for run_id in run_ids
+        }
+
+    def get_dr_count(self, dag_id: str, run_ids: list[str]) -> int:
+        return sum(bool(self._of_run(run_id)) for run_id in run_ids)
+
+    def get_dagrun_state(self, dag_id: str, run_id: str) -> str:
+        rows = self._of_run(run_id)
+        return "success" if ("close", "-1") in rows and DONE.issuperset(rows.values()) else "running"
+
+    def _of_run(self, run_id: str) -> dict[tuple[str, str], str | None]:
+        return {
+            tuple(path.name.split("~")[1:]): json.loads(path.read_text())["state"]  # type: ignore[misc]
+            for path in self.folder.glob(f"{run_id}~*~*")
+            if path.suffix != DRAFT
+        }
+
+    def answer(self) -> None:
+        """Answer in this process, which asks no real Airflow."""
+        from airflow_qarnot_pool.ownership import liveness, quota
+
+        for module in (liveness, quota):
+            vars(module)["runtime_task_instance"] = lambda: self
+
+
+def _run_task(work: Callable[[Say], None], states: Path, say: Say) -> None:
+    StoredStates(states).answer()
+    work(say)
 
 
 def _run_triggers(orders: int, others_end: int, states: Path, say: Say) -> None:
     os.close(others_end)
+    StoredStates(states).answer()
     from airflow_qarnot_pool.triggers import pool, task
 
     def row(identity: Any) -> dict[str, Any]:
@@ -263,14 +318,14 @@ class LittleAirflow:
             ],
         )
         work = worker(one.run.operator(one), ti, resume, one.run.started)
-        one.child = fork(work, self.log)
+        one.child = fork(partial(_run_task, work, self.states), self.log)
         self.workers[one.child] = one
         self.born(one.child)
 
     def store(self, one: Instance) -> None:
         """Commit the row, for the triggerers to read."""
         path = self.states / one.key
-        draft = path.with_suffix(".new")
+        draft = path.with_suffix(DRAFT)
         draft.write_text(json.dumps({"state": one.state, "xcoms": one.xcoms}))
         draft.replace(path)
 

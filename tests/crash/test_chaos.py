@@ -14,9 +14,6 @@ from tools.chaos_worlds import WORLDS, chosen, label
 KILLS = 30
 #: Kills for several worlds at once. These take many seconds each, because requests fail.
 KILLS_IN_WORLDS = 4
-#: Without the quota. Together with the others it can let a worker wait for room until its ten minutes have passed.
-#: tests/operators/quota tests quotas, and ``make chaos WORLD=quota`` kills processes under one.
-WORLDS_TOGETHER = tuple(world for name, world in WORLDS.items() if name != "quota")
 
 
 def test_chaos(
@@ -36,11 +33,11 @@ def test_chaos(
     assert (found["duplicates"], found["left on"], found["lost"]) == (0, 0, 0)
 
 
-def test_chaos_in_all_worlds_but_the_quota_at_once(
+def test_chaos_in_all_worlds_at_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(ExecutorSafeguard, "test_mode", True)
-    found = play(3, KILLS_IN_WORLDS, WORLDS_TOGETHER)
+    found = play(3, KILLS_IN_WORLDS, tuple(WORLDS.values()))
     with capsys.disabled():
         print(f"\nchaos in worlds: {last_line(found)}")
     assert found["kills"] == KILLS_IN_WORLDS
