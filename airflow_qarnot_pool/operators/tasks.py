@@ -212,20 +212,20 @@ class QarnotRunTasksOperator(TaskOperator):
                 remedy="Give a list, even for a single command.",
             )
         specs = []
-        for item, one in enumerate(commands):
+        for index, one in enumerate(commands):
             own = dict(reveal_secrets(one)) if isinstance(one, Mapping) else {"command": one}
             try:
-                specs.append(self._spec(self._merged(values, own, item), pool))
+                specs.append(self._spec(self._merged(values, own, index), pool))
             except QarnotInvalidSpecError as error:
                 parameter = re.split(r"[.\[]", error.field or "")[0]
                 if parameter in values and parameter not in own:
                     raise
                 raise QarnotInvalidSpecError(
-                    f"commands[{item}]: {error.message}", field="commands", remedy=error.remedy
+                    f"commands[{index}]: {error.message}", field="commands", remedy=error.remedy
                 ) from None
         return specs
 
-    def _merged(self, values: Mapping[str, Any], own: dict[str, Any], item: int) -> dict[str, Any]:
+    def _merged(self, values: Mapping[str, Any], own: dict[str, Any], index: int) -> dict[str, Any]:
         if "command" in own:
             own["command"] = join_command(own["command"])
         if not own.get("command") and "DOCKER_CMD" not in (own.get("constants") or {}):
@@ -235,7 +235,7 @@ class QarnotRunTasksOperator(TaskOperator):
         if own.get("constants") and values.get("constants"):
             own["constants"] = {**values["constants"], **own["constants"]}
         name = values.get("name") or f"{self.dag_id}.{self.task_id}"
-        return {**values, "name": with_suffix(str(name), f" [{item}]"), **own}
+        return {**values, "name": with_suffix(str(name), f" [{index}]"), **own}
 
     def _given_now(self) -> dict[str, Any]:
         self.commands = parse_rendered(self.commands)
@@ -470,7 +470,7 @@ class QarnotRunTasksOperator(TaskOperator):
         snapshots = self._lookup(identity, progress, slice_.fingerprints) if looks else []
         pools = self._closed_pools(identity, snapshots, slice_.closed_pools)
         # A wait counts every cancelled item as failed, for any cause.
-        progress.failed -= {one.item for one in snapshots if one.cancelled and one.pool in pools}
+        progress.failed -= {one.index for one in snapshots if one.cancelled and one.pool in pools}
         state = fan_out_state(identity, slice_.fingerprints, snapshots, progress, pools)
         if looks and slice_.is_first_look:
             self._adopt(identity, snapshots, state)
@@ -539,7 +539,7 @@ class QarnotRunTasksOperator(TaskOperator):
             self.log.warning(
                 "%d finished Qarnot tasks keep their places under the quota: %s", len(uuids), error
             )
-        left = {item: None if uuid in gone else uuid for item, uuid in now.succeeded.items()}
+        left = {index: None if uuid in gone else uuid for index, uuid in now.succeeded.items()}
         return replace(now, succeeded=left)
 
     def _slots(self, pool: str | None) -> int:
@@ -574,7 +574,7 @@ class QarnotRunTasksOperator(TaskOperator):
             snapshots = self._all_snapshots(identity, fingerprints)
             raise_if_overtaken(identity, snapshots)
             missing = progress.pending - {
-                (snapshot.item, snapshot.generation)
+                (snapshot.index, snapshot.generation)
                 for snapshot in snapshots
                 if snapshot.lineage == identity.lineage
             }
@@ -583,15 +583,15 @@ class QarnotRunTasksOperator(TaskOperator):
             # A search may not show a new object yet.
             if self._work and self._work.killed.wait(1.0):
                 raise self._killed()
-        for item, generation in sorted(missing):
-            found = self._find_surely(identity.for_item(item).shortname(generation))
+        for index, generation in sorted(missing):
+            found = self._find_surely(identity.for_item(index).shortname(generation))
             if found is None:
                 break
             snapshots.append(RemoteSnapshot.of(found))
         else:
             return snapshots
         self._end("some of them are gone")
-        items = sorted(item for item, _ in missing)
+        items = sorted(index for index, _ in missing)
         raise QarnotDeletedError(
             f"{len(missing)} of {len(self.commands)} Qarnot tasks are gone: they were deleted before their end was "
             f"seen (items {', '.join(map(str, items[:20]))}{' ...' if len(items) > 20 else ''}). A retry of this "
@@ -628,7 +628,7 @@ class QarnotRunTasksOperator(TaskOperator):
 
         def stamped(one: Submission) -> TaskSpec:
             spec = with_identity(
-                specs[one.item], identity.for_item(one.item), one.generation, fingerprints[one.item]
+                specs[one.index], identity.for_item(one.index), one.generation, fingerprints[one.index]
             )
             made: TaskSpec = spec.with_values(labels={**spec.labels, **labels})
             return made
@@ -670,7 +670,7 @@ class QarnotRunTasksOperator(TaskOperator):
         refused = []
         for one, result in zip(chunk, results, strict=True):
             if result.error is None:
-                sent.done.add((one.item, one.generation))
+                sent.done.add((one.index, one.generation))
             elif isinstance(result.error, QarnotNameTakenError):
                 sent.unclear = True
             elif isinstance(result.error, QarnotQuotaError):
@@ -783,7 +783,7 @@ class QarnotRunTasksOperator(TaskOperator):
             failure_report(self.client, task, self.hook.settings.console_link("task", task.uuid))
             for task in self._some_failed(now)
         ]
-        items = ", ".join(str(item) for item in list(now.failed)[:20])
+        items = ", ".join(str(index) for index in list(now.failed)[:20])
         raise QarnotTaskFailedError(
             f"{len(now.failed)} of {now.total} Qarnot tasks failed: items {items}"
             f"{' ...' if len(now.failed) > 20 else ''}. A retry runs only these again.\n"
@@ -798,15 +798,16 @@ class QarnotRunTasksOperator(TaskOperator):
 
     def _result(self, now: FanOutState) -> dict[str, Any]:
         states: dict[int, tuple[str, str | None]] = {
-            **{item: ("Success", uuid) for item, uuid in now.succeeded.items()},
-            **{item: ("Failure", uuid) for item, uuid in now.failed.items()},
-            **{item: ("Submitted", uuid) for item, uuid in now.running.items()},
+            **{index: ("Success", uuid) for index, uuid in now.succeeded.items()},
+            **{index: ("Failure", uuid) for index, uuid in now.failed.items()},
+            **{index: ("Submitted", uuid) for index, uuid in now.running.items()},
         }
         return {
             "total": now.total,
             "succeeded": len(now.succeeded),
             "failed": len(now.failed),
             "results": [
-                {"item": item, "uuid": states[item][1], "state": states[item][0]} for item in sorted(states)
+                {"item": index, "uuid": states[index][1], "state": states[index][0]}
+                for index in sorted(states)
             ][: self.max_results],
         }

@@ -59,7 +59,7 @@ class RemoteSnapshot:
     taken_by: int = 0
     shortname: str = ""
     tags: tuple[str, ...] = ()
-    item: int | None = None
+    index: int | None = None
     pool: str | None = None
     cancelled: bool = False
 
@@ -110,7 +110,7 @@ class RemoteSnapshot:
             taken_by=last_try(tags),
             shortname=shortname,
             tags=tags,
-            item=parse_number(label(labels, "item")),
+            index=parse_number(label(labels, "item")),
             pool=getattr(remote, "pool", None),
             cancelled=remote.state == "Cancelled",
         )

@@ -24,7 +24,7 @@ IndexAndGeneration = tuple[int, int]
 class Submission:
     """An item to submit, and the generation of its Qarnot task."""
 
-    item: int
+    index: int
     generation: int
 
 
@@ -60,8 +60,8 @@ class FanOutProgress:
     def to_resume_state(self) -> dict[str, Any]:
         """Return a JSON form for trigger kwargs and events."""
         by_generation: dict[int, set[int]] = {}
-        for item, generation in self.pending:
-            by_generation.setdefault(generation, set()).add(item)
+        for index, generation in self.pending:
+            by_generation.setdefault(generation, set()).add(index)
         return {
             "pending": {str(number): format_ranges(items) for number, items in sorted(by_generation.items())},
             "succeeded": format_ranges(self.succeeded),
@@ -75,7 +75,7 @@ class FanOutProgress:
             pending = resume_state.get("pending") or {}
             return cls(
                 pending={
-                    (item, int(number)) for number, items in pending.items() for item in parse_ranges(items)
+                    (index, int(number)) for number, items in pending.items() for index in parse_ranges(items)
                 },
                 succeeded=set(parse_ranges(resume_state.get("succeeded"))),
                 failed=set(parse_ranges(resume_state.get("failed"))),
@@ -199,23 +199,23 @@ def fan_out_state(
     running: dict[int, str] = {}
     generations: dict[int, int] = {}
     waiting: list[Submission] = []
-    for item, fingerprint in enumerate(fingerprints):
-        of_item = by_item.get(item, [])
+    for index, fingerprint in enumerate(fingerprints):
+        of_item = by_item.get(index, [])
         plan = decide(identity, of_item, fingerprint)
         end += plan.end
         if plan.use is not None and plan.use.usability is Usability.LIVE:
-            running[item], generations[item] = plan.use.uuid, plan.use.generation
+            running[index], generations[index] = plan.use.uuid, plan.use.generation
             continue
         own = [
             snapshot
             for snapshot in of_item
             if snapshot.lineage == identity.lineage and snapshot.fingerprint == fingerprint
         ]
-        outcome = _outcome_of(item, plan.use, identity, own, progress, closed_pools)
+        outcome = _outcome_of(index, plan.use, identity, own, progress, closed_pools)
         if outcome is None:
-            waiting.append(Submission(item=item, generation=plan.generation))
+            waiting.append(Submission(index=index, generation=plan.generation))
         else:
-            (succeeded if outcome.is_success else failed)[item] = outcome.uuid
+            (succeeded if outcome.is_success else failed)[index] = outcome.uuid
     return FanOutState(
         total=len(fingerprints),
         succeeded=succeeded,
@@ -234,8 +234,8 @@ def _group_by_item(
     by_item: dict[int, list[RemoteSnapshot]] = {}
     unwanted: list[str] = []
     for snapshot in snapshots:
-        if snapshot.item is not None and snapshot.item < total:
-            by_item.setdefault(snapshot.item, []).append(snapshot)
+        if snapshot.index is not None and snapshot.index < total:
+            by_item.setdefault(snapshot.index, []).append(snapshot)
         elif snapshot.usability is Usability.LIVE:
             unwanted.append(snapshot.uuid)
     return by_item, unwanted
@@ -249,7 +249,7 @@ class _ItemOutcome(NamedTuple):
 
 
 def _outcome_of(
-    item: int,
+    index: int,
     success: RemoteSnapshot | None,
     identity: TaskInstanceIdentity,
     own: Sequence[RemoteSnapshot],
@@ -265,9 +265,9 @@ def _outcome_of(
         return _ItemOutcome(is_success=True, uuid=success.uuid or None)
     if failure := _failed_in_this_try(identity, own, closed_pools):
         return _ItemOutcome(is_success=False, uuid=failure.uuid or None)
-    if item in progress.succeeded:
+    if index in progress.succeeded:
         return _ItemOutcome(is_success=True)
-    if item in progress.failed and not _is_adopted_and_cancelled(identity, own):
+    if index in progress.failed and not _is_adopted_and_cancelled(identity, own):
         return _ItemOutcome(is_success=False)
     return None
 

@@ -87,7 +87,7 @@ def digest(*parts: Any) -> str:
 class TaskInstanceIdentity:
     """One lineage of an Airflow task instance.
 
-    ``role`` distinguishes different objects of one task instance. Each has a separate owner. ``item`` distinguishes
+    ``role`` distinguishes different objects of one task instance. Each has a separate owner. ``index`` distinguishes
     the items of a fan-out. All of them have the same owner and lineage, and one search finds them. ``iteration``
     distinguishes the iterations of a loop (:mod:`airflow_qarnot_pool.ownership.iterations`). ``shared`` is the name of
     a pool that belongs to no task instance, but to all tasks of the namespace that use the name. It has one owner and
@@ -107,7 +107,7 @@ class TaskInstanceIdentity:
     try_number: int
     retries: int
     role: str = ""
-    item: int | None = None
+    index: int | None = None
     shared: str = ""
     iteration: str = ""
 
@@ -159,9 +159,9 @@ class TaskInstanceIdentity:
         """Return the identity of an auxiliary object of the same task instance."""
         return replace(self, role=role)
 
-    def for_item(self, item: int) -> TaskInstanceIdentity:
+    def for_item(self, index: int) -> TaskInstanceIdentity:
         """Return the identity of an item of the fan-out."""
-        return replace(self, item=item)
+        return replace(self, index=index)
 
     def tags(self) -> tuple[str, str, str]:
         """Return the three searchable tags. The other seven of Qarnot's ten remain for the user."""
@@ -171,8 +171,8 @@ class TaskInstanceIdentity:
         """Return the remote name of one generation: a readable start, then a unique part."""
         title = self.shared or self.task_id.rsplit(".", 1)[-1]
         readable = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:20].strip("-")
-        item = "" if self.item is None else f"-{self.item}"
-        return f"{readable or 'airflow'}-{self.lineage}{item}-{generation}"
+        suffix = "" if self.index is None else f"-{self.index}"
+        return f"{readable or 'airflow'}-{self.lineage}{suffix}-{generation}"
 
     def labels(self, generation: int, fingerprint: str) -> dict[str, str]:
         """Return the labels that the reaper, the UI and later tries read."""
@@ -190,7 +190,7 @@ class TaskInstanceIdentity:
             LABEL_PREFIX + "lineage": self.lineage,
             LABEL_PREFIX + "generation": str(generation),
             LABEL_PREFIX + "spec": fingerprint,
-            **({} if self.item is None else {LABEL_PREFIX + "item": str(self.item)}),
+            **({} if self.index is None else {LABEL_PREFIX + "item": str(self.index)}),
             **({LABEL_PREFIX + "shared": self.shared} if self.shared else {}),
             **({LABEL_PREFIX + "iteration": self.iteration} if self.iteration else {}),
         }

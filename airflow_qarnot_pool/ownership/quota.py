@@ -94,7 +94,7 @@ def disposal_of_task(
         return Disposal.FORGET  # the end of a warm-up is never read
     snapshot = RemoteSnapshot.of(task)
     # An item of a fan-out has no output to log, and a digest shows whether the specs are unchanged.
-    is_item = snapshot.item is not None and SPECS_LABEL in task.labels
+    is_item = snapshot.index is not None and SPECS_LABEL in task.labels
     is_recordable = is_item or RECORDABLE_LABEL in task.labels
     if identity is not None and OWNER_TAG + identity.owner in task.tags:
         return _disposal_of_own_task(snapshot, identity, is_recordable)

@@ -133,8 +133,8 @@ class Outcomes:
                 return False
             self.singles[task.uuid] = content
         else:
-            alike, item = _alike(task)
-            self.items.setdefault(alike, set()).add(item)
+            alike, index = _alike(task)
+            self.items.setdefault(alike, set()).add(index)
         self.of = self.of or _instance(task.labels)
         return True
 
@@ -159,18 +159,18 @@ class Outcomes:
                 lineage=lineage,
                 generation=alike.generation,
                 # An item of another spec counts only for the generation.
-                fingerprint=fingerprints[item] if alike.specs == specs else "?",
+                fingerprint=fingerprints[index] if alike.specs == specs else "?",
                 retries=alike.retries,
                 created="",
                 try_number=alike.try_number,
-                item=item,
+                index=index,
                 pool=alike.pool,
                 cancelled=alike.state == "Cancelled",
             )
             for alike, items in self.items.items()
             if alike.lineage == lineage
-            for item in sorted(items)
-            if item < len(fingerprints)
+            for index in sorted(items)
+            if index < len(fingerprints)
         ]
 
     def names(self) -> list[str]:
@@ -239,7 +239,7 @@ def _alike(task: Task) -> tuple[IdenticalTasks, int]:
         try_number=0 if success else snapshot.try_number,
         pool=snapshot.pool if snapshot.cancelled else None,
     )
-    return alike, snapshot.item or 0
+    return alike, snapshot.index or 0
 
 
 _LABELS = ("format", "namespace", "role", "run_started", "try_number", "retries", "generation", "spec")

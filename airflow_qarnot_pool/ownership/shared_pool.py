@@ -248,7 +248,7 @@ def open_replacement(
 
 
 def _shared_identity(identity: TaskInstanceIdentity, name: str) -> TaskInstanceIdentity:
-    return replace(identity, shared=name, role="", item=None)
+    return replace(identity, shared=name, role="", index=None)
 
 
 def _user_spec(pool: Pool, name: str) -> PoolSpec:

@@ -121,7 +121,7 @@ class QarnotSensor(BaseSensorOperator):
     def _condition(self) -> Condition:
         targets = self.target_states
         names = (targets,) if isinstance(targets, str) else tuple(targets or ())
-        return Condition(kind=self.kind, targets=names, passed=self.accept_passed)
+        return Condition(kind=self.kind, targets=names, accept_passed=self.accept_passed)
 
     def _check_condition(self) -> None:
         """Refuse unknown states when the DAG is parsed, unless they are templated."""

@@ -55,7 +55,7 @@ class QarnotPoolSensor(QarnotSensor):
     def _condition(self) -> Condition:
         if self.ready_slots is None:
             if self.target_states is None:
-                return Condition(kind="pool", targets=("FullyExecuting",), passed=self.accept_passed)
+                return Condition(kind="pool", targets=("FullyExecuting",), accept_passed=self.accept_passed)
             return super()._condition()
         try:
             return Condition(kind="pool", ready_slots=integer(1)(self.ready_slots))

@@ -84,14 +84,14 @@ _HAS_PASSED = {"pool": states.pool_has_passed, "task": states.task_has_passed}
 class Condition:
     """Wait until an object is in one of ``targets``, or until a pool has ``ready_slots`` running instances.
 
-    ``passed``: a target that the object must have passed between two polls counts as reached. It does not count if
-    the object has ended since and the target was not an end.
+    ``accept_passed``: a target that the object must have passed between two polls counts as reached. It does not count
+    if the object has ended since and the target was not an end.
     """
 
     kind: Kind
     targets: tuple[str, ...] = ()
     ready_slots: int | None = None
-    passed: bool = True
+    accept_passed: bool = True
 
     def __post_init__(self) -> None:
         if not self.targets and self.ready_slots is None:
@@ -113,7 +113,7 @@ class Condition:
             if not states.accepts_tasks(state):
                 return ConditionResult.IMPOSSIBLE
             return ConditionResult.MET if _slots(remote) >= self.ready_slots else ConditionResult.WAIT  # type: ignore[arg-type]
-        if state in self.targets or (self.passed and self._has_passed(remote, state, history)):
+        if state in self.targets or (self.accept_passed and self._has_passed(remote, state, history)):
             return ConditionResult.MET
         can_reach = any(_CAN_REACH[self.kind](state, target) for target in self.targets)
         return ConditionResult.WAIT if can_reach else ConditionResult.IMPOSSIBLE
@@ -128,7 +128,7 @@ class Condition:
     @property
     def met_by_absence(self) -> bool:
         """Whether a deleted object (404) has reached the target."""
-        return self.passed and states.PoolState.PENDING_DELETE in self.targets
+        return self.accept_passed and states.PoolState.PENDING_DELETE in self.targets
 
     def __str__(self) -> str:
         if self.ready_slots is not None:
@@ -196,10 +196,12 @@ POOL_CLOSED = Condition(
     kind="pool",
     targets=(states.PoolState.CLOSED, states.PoolState.FAILURE, states.PoolState.PENDING_DELETE),
 )
-TASK_ENDED = Condition(kind="task", targets=tuple(states.TASK_TERMINAL), passed=False)
+TASK_ENDED = Condition(kind="task", targets=tuple(states.TASK_TERMINAL), accept_passed=False)
 #: Ends that no abort causes. They count even if the wait has ended for another reason.
-TASK_DONE = Condition(kind="task", targets=(states.TaskState.SUCCESS, states.TaskState.FAILURE), passed=False)
-TASK_SUCCEEDED = Condition(kind="task", targets=(states.TaskState.SUCCESS,), passed=False)
+TASK_DONE = Condition(
+    kind="task", targets=(states.TaskState.SUCCESS, states.TaskState.FAILURE), accept_passed=False
+)
+TASK_SUCCEEDED = Condition(kind="task", targets=(states.TaskState.SUCCESS,), accept_passed=False)
 
 
 class Absence:
@@ -215,7 +217,7 @@ class Absence:
         self._threshold = min(MAX_DOUBT, 2 * interval)
         self._since: float | None = None
 
-    def found(self) -> None:
+    def record_found(self) -> None:
         """Record that a poll has found the object."""
         self._since = None
 

@@ -144,7 +144,7 @@ def wait_on_worker(
     while not killed.is_set():
         try:
             remote = resource.get(uuid)
-            absence.found()
+            absence.record_found()
             history.append(remote.state)
             if result := result_if_met(condition, remote, history[:-1]):
                 return result

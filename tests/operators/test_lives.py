@@ -1039,7 +1039,7 @@ def test_a_trigger_that_has_fired_ends_nothing(qarnot: LocalQarnot, story: Story
     """Airflow cancels a trigger that lingers after its event as if a user had ended the task."""
     deferred, _ = defer(story.make, ti := story.ti())
     trigger = again(deferred.trigger)
-    trigger.condition = {"kind": story.kind, "targets": ["Submitted"], "passed": True}
+    trigger.condition = {"kind": story.kind, "targets": ["Submitted"], "accept_passed": True}
 
     async def fire_and_kill() -> None:
         await first_event(trigger)

@@ -393,7 +393,7 @@ def full_at_the_second_submission(
                 if one.uuid != holder:
                     client.tasks.delete(one.uuid)
             qarnot.set_account(maxTask=1)
-        submitted.extend(one.item for one in wanted)
+        submitted.extend(one.index for one in wanted)
         return real(self, specs, fingerprints, wanted, identity)
 
     try:

@@ -32,13 +32,13 @@ def snapshot(item: int | None, usability: Usability = Usability.LIVE, **fields: 
         "retries": LIFE.retries,
         "created": "",
         "try_number": LIFE.try_number,
-        "item": item,
+        "index": item,
     }
     return RemoteSnapshot(**{**values, **fields})
 
 
 def waiting(now: FanOutState) -> list[tuple[int, int]]:
-    return [(one.item, one.generation) for one in now.waiting]
+    return [(one.index, one.generation) for one in now.waiting]
 
 
 def test_nothing_is_submitted_yet() -> None:
@@ -102,7 +102,7 @@ def test_an_empty_fan_out_is_over() -> None:
 
 def test_no_more_are_in_flight_than_the_limit() -> None:
     now = fan_out_state(LIFE, SPECS, [snapshot(0)])
-    assert [one.item for one in now.next(3)] == [1, 2]
+    assert [one.index for one in now.next(3)] == [1, 2]
     assert now.next(1) == ()
 
 

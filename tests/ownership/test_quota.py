@@ -43,7 +43,7 @@ def task(
     labels = {**identity.labels(generation, spec), **more.pop("labels", {})}
     return Task.from_json(
         {
-            "uuid": f"{identity.task_id}-{identity.item}-{generation}",
+            "uuid": f"{identity.task_id}-{identity.index}-{generation}",
             "name": "n",
             "state": state,
             "labels": labels,
@@ -173,7 +173,7 @@ def test_a_record_of_items_is_read_back_as_what_was_recorded() -> None:
     for number, state in enumerate(["Success", "Failure", "Success", "Cancelled"]):
         assert outcomes.add(item(ME, number, state, specs, poolUuid="p"))
     (job,) = jobs(outcomes)
-    found = {one.item: one for one in Outcomes.of_jobs([job]).snapshots(ME.lineage, fingerprints)}
+    found = {one.index: one for one in Outcomes.of_jobs([job]).snapshots(ME.lineage, fingerprints)}
     assert {number: one.usability for number, one in found.items()} == {
         0: Usability.SUCCEEDED,
         1: Usability.DEAD,

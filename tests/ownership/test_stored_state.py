@@ -67,7 +67,7 @@ def test_numbers_in_labels_that_are_none_do_no_harm(number: str) -> None:
         {"uuid": "u", "state": "Success", "labels": labels, "shortname": f"s-{number}-{number}"}
     )
     snapshot = RemoteSnapshot.of(task)
-    assert (snapshot.generation, snapshot.item, snapshot.retries) == (1, None, 0)
+    assert (snapshot.generation, snapshot.index, snapshot.retries) == (1, None, 0)
     assert TaskUsage.of(task).map_index == -1
     assert index_and_generation(task.shortname) is None
 

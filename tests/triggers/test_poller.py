@@ -401,7 +401,7 @@ def trigger_of(
     uuid: str, *targets: str, interval: float = INTERVAL, passed: bool = True
 ) -> QarnotTaskTrigger:
     """The trigger of a sensor."""
-    condition = Condition(kind="task", targets=targets, passed=passed)
+    condition = Condition(kind="task", targets=targets, accept_passed=passed)
     return QarnotTaskTrigger(
         qarnot_conn_id="qarnot_default",
         uuid=uuid,

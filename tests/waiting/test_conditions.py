@@ -34,7 +34,7 @@ def task(state: str, previous: str = "Submitted") -> Task:
 
 
 def target(*states: str, kind: str = "pool", passed: bool = True) -> Condition:
-    return Condition(kind=kind, targets=states, passed=passed)  # type: ignore[arg-type]
+    return Condition(kind=kind, targets=states, accept_passed=passed)  # type: ignore[arg-type]
 
 
 CASES = {
@@ -215,7 +215,7 @@ def test_only_the_service_itself_says_for_long_enough_that_something_is_gone() -
     own, proxys = QarnotNotFoundError(), QarnotNotFoundError(foreign=True)
     assert not absence.is_certain(own, now=0.0)
     assert not absence.is_certain(own, now=1.9)
-    absence.found()
+    absence.record_found()
     assert not absence.is_certain(own, now=5.0)
     assert not absence.is_certain(proxys, now=100.0)
     assert absence.is_certain(own, now=101.0)
