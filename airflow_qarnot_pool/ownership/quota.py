@@ -116,15 +116,25 @@ def _disposal_of_own_task(
     return Disposal.RECORD if is_recordable or snapshot.usability is Usability.DEAD else Disposal.KEEP
 
 
-def disposal_of_pool(pool: Pool, state: str | None) -> Disposal:
-    """Decide how a closed pool of our namespace may be deleted, given the *state* of the task that created it."""
+def disposal_of_pool(pool: Pool, state: str | None, identity: TaskInstanceIdentity | None = None) -> Disposal:
+    """Decide how a closed pool of our namespace may be deleted, given the *state* of the task that created it.
+
+    :param identity: the life that needs the room.
+    """
     if label(pool.labels, "shared"):
         return Disposal.RECORD
-    if state not in FINAL_TASK_STATES and state not in (None, "up_for_retry", UNKNOWN_STATE):
-        return Disposal.KEEP  # a wait may still have to read how it ended
-    if state == UNKNOWN_STATE and pool.state == states.PoolState.FAILURE:
+    # A task instance that needs room for a new pool waits for none of its earlier ones.
+    is_own = identity is not None and OWNER_TAG + identity.owner in pool.tags
+    if not is_own and _may_be_awaited(pool, state):
         return Disposal.KEEP
     return Disposal.RECORD if MAX_RUN_COST_LABEL in pool.labels else Disposal.FORGET
+
+
+def _may_be_awaited(pool: Pool, state: str | None) -> bool:
+    """Return whether a wait may still have to read how *pool* ended."""
+    if state == UNKNOWN_STATE:
+        return pool.state == states.PoolState.FAILURE
+    return state not in FINAL_TASK_STATES and state not in (None, "up_for_retry")
 
 
 def free_places(account: Account, kind: Kind) -> int | None:
@@ -322,7 +332,7 @@ class QuotaRoom:
             for remote in ours:
                 state = airflow.of(remote)
                 if kind == "pool":
-                    yield remote, disposal_of_pool(remote, state)
+                    yield remote, disposal_of_pool(remote, state, self.identity)
                 else:
                     is_run_finished = partial(airflow.is_run_finished, remote)
                     yield remote, disposal_of_task(remote, state, is_run_finished, self.identity)

@@ -89,6 +89,19 @@ def test_a_task_without_a_waiter_may_be_deleted_only_after_its_run() -> None:
     assert disposal_of_task(watched, UNKNOWN_STATE, lambda: True, ME) is Disposal.KEEP
 
 
+@pytest.mark.parametrize("state", ["running", "queued", UNKNOWN_STATE])
+@pytest.mark.parametrize("ended", ["Closed", "Failure"])
+def test_a_task_instance_that_needs_a_pool_may_delete_its_earlier_ones(state: str, ended: str) -> None:
+    def pool_of(identity: TaskInstanceIdentity) -> Pool:
+        own = {"labels": dict(identity.labels(1, "f")), "tags": list(identity.tags())}
+        return Pool.from_json({"uuid": "p", "name": "n", "state": ended, **own})
+
+    assert disposal_of_pool(pool_of(ME), state, ME) is Disposal.FORGET
+    assert disposal_of_pool(pool_of(replace(ME, max_tries=7)), state, ME) is Disposal.FORGET
+    if state != UNKNOWN_STATE:
+        assert disposal_of_pool(pool_of(OTHER), state, ME) is Disposal.KEEP
+
+
 def test_the_own_dead_are_recorded_and_an_earlier_life_is_forgotten() -> None:
     assert disposal_of_task(task(ME, "Failure"), "running", never, ME) is Disposal.RECORD
     assert disposal_of_task(item(ME, 1, "Failure"), "running", never, ME) is Disposal.RECORD

@@ -371,6 +371,20 @@ def test_a_closed_pool_makes_room_for_the_next_and_an_open_one_does_not(
 
 
 @pytest.mark.usefixtures("one_more")
+def test_a_closed_pool_makes_room_for_the_next_of_the_same_airflow_task(
+    client: QarnotClient, pool: str
+) -> None:
+    first = closed(client, "same")
+    ti = FakeTI(run_id="same", task_id="create", try_number=2, max_tries=2)
+    airflow = Airflow()
+    airflow.note(ti, "running")
+    with airflow.answering():
+        second = run(partial(QarnotCreatePoolOperator, task_id="create", instance_count=1), ti)
+    assert client.pools.find(first) is None
+    assert client.pools.find(second) is not None
+
+
+@pytest.mark.usefixtures("one_more")
 @pytest.mark.parametrize("bills_deleted", [True, False])
 def test_a_run_limit_counts_pools_that_made_room(
     qarnot: LocalQarnot, client: QarnotClient, pool: str, bills_deleted: bool
