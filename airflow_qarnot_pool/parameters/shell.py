@@ -12,14 +12,19 @@ from typing import Any
 
 import airflow.sdk
 
-#: Constants of Qarnot, templates, and quoted or escaped text, in which a shell character has no meaning.
-_NO_SHELL_CHARACTERS = re.compile(
-    r"""\{\{.*?\}\} | \{%.*?%\} | \{\#.*?\#\} | \$\{\w+\} | \\. | '[^']*' | "(?:\\.|[^"\\])*" """,
+#: Templates, and constants of Qarnot, which Airflow and Qarnot replace.
+_REPLACED = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}|\$\{\w+\}", re.DOTALL)
+#: Escaped and quoted text. The text after an option such as ``-c`` is a program, whatever is in it.
+_QUOTED = re.compile(
+    r"""\\. | '[^']*' | \s-\w*[ce]\s+"(?:\\.|[^"\\])*" | (?P<expanded>"(?:\\.|[^"\\])*")""",
     re.DOTALL | re.VERBOSE,
 )
+#: Characters that a shell expands, in double quotes, too.
+_EXPANSION = r"\$\( | ` | \$\w+ | \$[?@\#$!] | \$\{\w+[^\w}][^}]*\}"
 _SHELL_CHARACTERS = re.compile(
-    r"\|\|? | && | &(?=\s|$) | ;;? | \d?>>?(?:&\d)? | <<? | \$\( | ` | \$\w+ | \* | \n", re.VERBOSE
+    rf"\|\|? | && | &(?=\s|$) | ;;? | \d?>>?(?:&\d)? | <<? | {_EXPANSION} | \* | \n", re.VERBOSE
 )
+_EXPANDED_CHARACTERS = re.compile(rf"\\. | (?P<found>{_EXPANSION})", re.DOTALL | re.VERBOSE)
 #: Maximum characters of a command in a warning.
 _MAX_SHOWN = 200
 #: Makes a warning point to the line of the DAG. Python 3.11 can only skip a number of frames: this module, an
@@ -36,14 +41,21 @@ class QarnotCommandWarning(UserWarning):
 
 
 def find_shell_character(command: Any) -> str | None:
-    """Return the first unquoted shell character, or None.
+    """Return the first character that only a shell understands, or None.
 
     None for a list, whose words the program gets unchanged.
     """
     if not isinstance(command, str):
         return None
-    match = _SHELL_CHARACTERS.search(_NO_SHELL_CHARACTERS.sub("_", command).strip())
+    unquoted = _QUOTED.sub(_expansions_in, _REPLACED.sub(".", command))
+    match = _SHELL_CHARACTERS.search(unquoted.strip())
     return match[0] if match else None
+
+
+def _expansions_in(match: re.Match[str]) -> str:
+    """Return a placeholder for quoted text, with the expansions in double quotes."""
+    found = _EXPANDED_CHARACTERS.finditer(match["expanded"] or "")
+    return " ".join((".", *filter(None, (expansion["found"] for expansion in found)), ""))
 
 
 def warn_of_shell_characters(task_id: str, commands: Iterable[Any]) -> None:
