@@ -8,14 +8,19 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import TaskGroup, TriggerRule, XComArg
 
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
+from airflow_qarnot_pool.api.fields import short_repr
+from airflow_qarnot_pool.api.states import is_terminal
 from airflow_qarnot_pool.operators.bases.cost_limits import accept_limits
 from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
+from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
 from airflow_qarnot_pool.ownership.shared_pool import DEFAULT_KEEP_WARM
 from airflow_qarnot_pool.parameters.shell import find_commands, warn_of_shell_characters
+from airflow_qarnot_pool.parameters.templating import is_templated
 from airflow_qarnot_pool.parameters.unknown import refuse_unknown
 from airflow_qarnot_pool.parameters.validation import Duration, scales
 from airflow_qarnot_pool.sensors.task import QarnotTaskSensor
+from airflow_qarnot_pool.waiting.conditions import Condition
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -67,8 +72,8 @@ class QarnotPoolGroup(TaskGroup):
     fail the DAG run when the work fails, make the clean-up a teardown: ``frames >> cleanup.as_teardown()``.
 
     A task that does not wait for its Qarnot task (``wait_for_completion=False``) is refused unless a
-    :class:`~airflow_qarnot_pool.sensors.task.QarnotTaskSensor` follows it in the group, because the teardown would
-    cancel the Qarnot task.
+    :class:`~airflow_qarnot_pool.sensors.task.QarnotTaskSensor` in the group waits for the end of that Qarnot task,
+    because the teardown would cancel it. Several Qarnot tasks, such as those of a mapped task, need a mapped sensor.
 
     With ``shared`` all groups, DAGs and runs of the namespace that give the same name use one pool. The last one closes
     it. See ``docs/share-a-pool.md``.
@@ -309,19 +314,19 @@ class QarnotPoolGroup(TaskGroup):
 
         :raises QarnotInvalidSpecError: there is such a task. The message names it.
         """
-        ids = {task.task_id for task in self._work()}
-        sensors = {task.task_id for task in self._work() if issubclass(_class_of(task), QarnotTaskSensor)}
+        sensors = [task for task in self._work() if issubclass(_class_of(task), QarnotTaskSensor)]
         for task in self._work():
-            if not self._runs_here(task) or _waits(task):
-                continue
-            if not sensors & ids & task.get_flat_relative_ids(upstream=False):
+            unawaited = (
+                [flag for flag in _wait_flags(task) if flag is not True] if self._runs_here(task) else []
+            )
+            if unawaited and not any(_awaits_end(sensor, task) for sensor in sensors):
                 raise QarnotInvalidSpecError(
                     f"{task.task_id} in QarnotPoolGroup {self.group_id!r} does not wait for its Qarnot task, which "
-                    "the teardown would cancel, got wait_for_completion=False",
+                    f"the teardown would cancel, got wait_for_completion={short_repr(unawaited[0])}",
                     field="wait_for_completion",
                     remedy="Remove it, because a deferred wait takes no worker slot. Or put a QarnotTaskSensor for the "
-                    f"Qarnot task after {task.task_id} in the group. Submit a Qarnot task that outlives the group "
-                    "outside of it.",
+                    f"end of each Qarnot task after {task.task_id} in the group. Submit a Qarnot task that outlives "
+                    "the group outside of it.",
                 )
 
     def _runs_here(self, task: Any) -> bool:
@@ -329,6 +334,10 @@ class QarnotPoolGroup(TaskGroup):
         if getattr(_class_of(task), "kind", None) != "task" or issubclass(_class_of(task), QarnotTaskSensor):
             return False
         pool = task.partial_kwargs.get("qarnot_pool") if task.is_mapped else task.qarnot_pool
+        if isinstance(pool, str):
+            return (
+                self.open_pool is not None and self.open_pool.task_id in pool
+            )  # a template that pulls the XCom
         return any(maker is self.open_pool for maker, _ in XComArg.iter_xcom_references(pool))
 
     def _neighbours(self, tasks: set[str], groups: set[str | None], ends: str) -> Iterator[Any]:
@@ -347,17 +356,44 @@ def _class_of(task: Any) -> type:
     return operator_class
 
 
-def _waits(task: Any) -> bool:
-    """Return whether a task that submits Qarnot tasks waits for them, as do all copies of a mapped one."""
+def _wait_flags(task: Any) -> list[Any]:
+    """Return the values of ``wait_for_completion`` of *task*, of which a mapped task may have several."""
     if not task.is_mapped:
-        return bool(task.wait_for_completion)
+        return [task.wait_for_completion]
     expanded = getattr(task.expand_input, "value", {})
     rows = expanded if isinstance(expanded, (list, tuple)) else []
-    values = [task.partial_kwargs.get("wait_for_completion", True)]
-    values += [row.get("wait_for_completion", True) for row in rows if isinstance(row, dict)]
-    if isinstance(expanded, dict) and isinstance(flags := expanded.get("wait_for_completion"), (list, tuple)):
-        values += flags
-    return all(values)
+    flags = [task.partial_kwargs.get("wait_for_completion", True)]
+    flags += [row.get("wait_for_completion", True) for row in rows if isinstance(row, dict)]
+    if isinstance(expanded, dict) and "wait_for_completion" in expanded:
+        mapped = expanded["wait_for_completion"]
+        flags += mapped if isinstance(mapped, (list, tuple)) else [mapped]
+    return flags
+
+
+def _awaits_end(sensor: Any, task: Any) -> bool:
+    """Return whether *sensor* waits for the end of all Qarnot tasks of *task*, as far as a parsed DAG shows it."""
+    after = task.get_flat_relative_ids(upstream=False)
+    is_one = not task.is_mapped and not issubclass(_class_of(task), QarnotRunTasksOperator)
+    if sensor.task_id not in after or not (is_one or sensor.is_mapped):
+        return False
+    targets = (
+        sensor.partial_kwargs.get("target_states", "Success") if sensor.is_mapped else sensor.target_states
+    )
+    if not is_templated(targets):
+        names = (targets,) if isinstance(targets, str) else tuple(targets)
+        if not all(map(is_terminal, Condition(kind="task", targets=names).targets)):
+            return False
+    ref = (
+        [sensor.partial_kwargs.get("qarnot_task"), getattr(sensor.expand_input, "value", None)]
+        if sensor.is_mapped
+        else sensor.qarnot_task
+    )
+    makers = [maker for maker, _ in XComArg.iter_xcom_references(ref)]
+    # A task in between may pick the uuids from the result of *task*.
+    return any(
+        maker is task or (maker.task_id in after and getattr(_class_of(maker), "kind", None) != "task")
+        for maker in makers
+    ) or (not makers and is_templated(ref))
 
 
 def _wants_pool(task: Any) -> bool:
