@@ -15,8 +15,9 @@ from airflow_qarnot_pool.api.fields import Refusal, normalise, short_repr, text
 MAX_PATTERN_LENGTH = 2048
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _URL = re.compile(r"(?:[a-z0-9+.-]+://)?(?:[^@/]*@)?", re.IGNORECASE)
-#: A literal, a star and an extension, as in ``out/*.png``, which hardly ever matches as a regular expression.
-_GLOB = re.compile(r"^[*?]|\*\*|(?<!\\)[\w/-]\*\.\w+$")
+#: A literal, a star and an extension, as in ``out/*.png`` and ``frame_*_left.png``, which hardly ever match as regular
+#: expressions.
+_GLOB = re.compile(r"^[*?]|\*\*|(?<!\\)[\w/?-][*?]\.\w+$|^[\w./ -]*[\w/-]\*[\w./ *?-]*\.\w+$")
 #: Error messages of Python for expressions that are valid in other dialects.
 _OTHER_DIALECTS = ("unknown extension", "bad escape", "look-behind", "flag", "group name")
 

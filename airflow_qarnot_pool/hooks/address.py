@@ -58,6 +58,8 @@ def parse_base_url(
     if login == "dropped":
         login_text = ""
     name, inner_port = _host_and_port(authority, malformed)
+    if name in schemes and authority.endswith(":"):
+        malformed("has a single slash after its scheme")
     outer_port = _port(port, lambda problem: reject(problem, "port"))
     if inner_port and outer_port and inner_port != outer_port:
         reject(f"is {outer_port}, but {field!r} names {inner_port}. Keep one of them", "port")
@@ -94,13 +96,14 @@ def _apply_schema(
     schema: str, scheme: str, path: str, field: str, reject: Callable[[str], NoReturn]
 ) -> tuple[str, str]:
     """Return scheme and path with the schema of the connection, which may be either of them."""
-    if schema.lower() in WEB:
+    if (word := schema.lower().rstrip(":/")) in WEB:
+        schema = word
         if scheme and scheme.lower() != schema.lower():
             reject(f"is {schema!r}, but {field!r} starts with {scheme}://. Keep one of them")
         return schema, path
     if not schema.strip("/"):
         return scheme, path
-    if _has_invalid_characters(schema, "?#@\\"):
+    if _has_invalid_characters(schema, "?#@\\:"):
         reject(f"{shorten_url(schema)!r} is neither 'http' nor 'https' nor a path")
     if path.strip("/"):
         reject(f"is the path {shorten_url(schema)!r}, but {field!r} has a path, too. Keep one of them")
@@ -139,7 +142,8 @@ def _port(value: Any, reject: Callable[[str], NoReturn]) -> int | None:
     if value in (None, "", 0):
         return None
     try:
-        number = 0 if isinstance(value, (bool, float)) else int(value)
+        # int() takes the digits of every script, and underscores between them.
+        number = int(value) if re.fullmatch(r"[0-9]+", str(value)) else 0
     except ValueError:
         number = 0
     if not 0 < number < 65536:

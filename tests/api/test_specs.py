@@ -675,6 +675,10 @@ PATTERNS = ("results_whitelist", "results_blacklist", "snapshot_whitelist", "sna
         ("out/**", "out/.*$"),
         ("*", ".*"),
         ("?.png", r"[^/]\.png$"),
+        ("frame?.png", r"frame[^/]\.png$"),
+        ("frame??.png", r"frame[^/][^/]\.png$"),
+        ("frame_*_left.png", r"frame_[^/]*_left\.png$"),
+        ("out/*/last.csv", r"out/[^/]*/last\.csv$"),
     ],
 )
 def test_a_glob_is_refused_with_the_expression_it_stands_for(glob: str, expression: str) -> None:
@@ -695,7 +699,7 @@ def test_an_invalid_regular_expression_is_refused(expression: str) -> None:
 @pytest.mark.parametrize(
     "expression",
     [".*", r"\.png$", r"^out/.*\.exr$", r"\d*.png", "[0-9]*.png", r"frame_.*\.exr", "a|b", "x+", "jpe?g$", "(ab)*.txt",
-     r"\p{L}", "(?<name>x)", "(?i-s:x)", "${NAME}*.png", "${NAME}("],
+     "out/*", "a*b", r"\p{L}", "(?<name>x)", "(?i-s:x)", "${NAME}*.png", "${NAME}("],
 )  # fmt: skip
 def test_regular_expressions_of_any_dialect_pass(expression: str) -> None:
     for field in PATTERNS:
