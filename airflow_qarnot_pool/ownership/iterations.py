@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -21,7 +22,9 @@ _NUMBERS = ("index", "iteration", "loop_index", "loop_iteration", "iteration_ind
 _REGION = ("region_id", "region_index")
 _NO_REGION = UUID(int=0)
 #: Attributes that are named like a coordinate, but are not one or are part of the identity anyway.
-_NO_COORDINATES = frozenset({"map_index", "rendered_map_index", *_NUMBERS, *_REGION})
+_NO_COORDINATES = frozenset(
+    {"map_index", "rendered_map_index", "map_index_template", "loop", *_NUMBERS, *_REGION}
+)
 _LIKE_A_COORDINATE = re.compile(
     r"(^|_)(index|iteration|loop|element|trajectory|shard|batch|chunk|slice|cycle|round|position|coordinate|ordinal)"
     r"(_|$)"
@@ -31,7 +34,8 @@ _LIKE_A_COORDINATE = re.compile(
 def iteration_of(context: Mapping[str, Any]) -> str:
     """Return the coordinates of this iteration within its task instance; "" outside of loops.
 
-    :raises QarnotInvalidSpecError: the task instance has a coordinate that this release does not know.
+    :raises QarnotInvalidSpecError: the task instance, or the context, has a coordinate that this release does not
+        know.
     """
     ti = context["ti"]
     coordinates = {
@@ -43,12 +47,13 @@ def iteration_of(context: Mapping[str, Any]) -> str:
     mapped = region.get("region_index") in (None, str(getattr(ti, "map_index", None)))
     if coordinates or not mapped:
         coordinates |= region
-    for name, value in _unknown(ti):
+    named = {name: context.get(name) for name in context if _LIKE_A_COORDINATE.search(name)}
+    for name, value in (*_unknown("ti.", _attributes(ti)), *_unknown("context.", named)):
         raise QarnotInvalidSpecError(
-            f"This Airflow distinguishes task instances by ti.{name} ({value}), which this release does not support. "
+            f"This Airflow distinguishes task instances by {name} ({value}), which this release does not support. "
             "Two of them would use each other's Qarnot tasks. Upgrade airflow-qarnot-pool, or use the operator "
             "outside of the construct that repeats it.",
-            field=name,
+            field=name.partition(".")[2],
         )
     return " ".join(f"{name}={value}" for name, value in sorted(coordinates.items()))
 
@@ -57,14 +62,15 @@ def _of_loop(loop: Any) -> dict[str, str]:
     """Return the coordinates from ``context["loop"]``. A rerun of a loop has another region."""
     if loop is None:
         return {}
-    index = _text("loop.index", getattr(loop, "index", None))
+    of_loop = loop.get if isinstance(loop, Mapping) else partial(getattr, loop)
+    index = _text("loop.index", of_loop("index", None))
     if index is None:
         raise QarnotInvalidSpecError(
             f"The context has a loop without a number (loop.index): {loop!r}. Upgrade airflow-qarnot-pool, or "
             "use the operator outside of the loop.",
             field="loop",
         )
-    region = _text("loop.region_id", getattr(loop, "region_id", None))
+    region = _text("loop.region_id", of_loop("region_id", None))
     return {"loop.index": index, **({"loop.region_id": region} if region else {})}
 
 
@@ -81,12 +87,12 @@ def _attributes(ti: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if not callable(value)}
 
 
-def _unknown(ti: Any) -> Iterator[tuple[str, Any]]:
-    for name, value in sorted(_attributes(ti).items()):
+def _unknown(where: str, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in sorted(values.items()):
         if name in _NO_COORDINATES or isinstance(value, bool):
             continue
         if isinstance(value, (str, UUID)) or (isinstance(value, int) and value >= 0):
-            yield name, value
+            yield where + name, value
 
 
 def _text(name: str, value: Any) -> str | None:

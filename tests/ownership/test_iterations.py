@@ -56,6 +56,7 @@ ITERATIONS = {
     "a rerun of a loop, which counts its tries from 1 again": (in_loop(2), in_loop(2, SECOND)),
     "elements of AIP-104": (identity(index=0), identity(index=1)),
     "a task instance that names its iteration": (identity(iteration=1), identity(iteration=2)),
+    "a loop that is a mapping": tuple(identity({"loop": {"index": n}}) for n in (0, 1)),
     "a context that names its iteration": (identity({"iteration": 1}), identity({"iteration": 2})),
     "an iteration and none": (identity(loop_index=0), identity()),
 }
@@ -115,6 +116,17 @@ def test_the_task_instance_of_this_airflow_has_no_coordinate_that_is_unknown() -
 def test_a_coordinate_that_is_not_known_is_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(QarnotInvalidSpecError, match=rf"ti\.{name} \({value}\).*Upgrade airflow-qarnot-pool"):
         identity(**{name: value})
+    with pytest.raises(QarnotInvalidSpecError, match=rf"context\.{name} \({value}\)") as caught:
+        identity({name: value})
+    assert caught.value.field == name
+
+
+def test_the_context_of_this_airflow_has_no_coordinate_that_is_unknown() -> None:
+    from airflow.sdk import Context
+
+    names = Context.__annotations__.keys() - {"ti", "dag_run"}
+    assert "map_index_template" in names
+    assert identity({name: None if name == "loop" else "text" for name in names}) == identity()
 
 
 def test_a_property_is_a_coordinate_too() -> None:
