@@ -47,6 +47,13 @@ def test_every_language_is_tested() -> None:
 # --- Python
 
 
+def test_no_retry_waits_for_five_minutes_beside_a_billed_pool() -> None:
+    """Airflow's default retry_delay."""
+    written = [block for block in blocks("python") if '"retries"' in block.code]
+    assert {"README.md", "index.md", "fan-out.md"} <= {block.page for block in written}
+    assert [str(block) for block in written if not re.search(r'"retry_(delay|policy)"', block.code)] == []
+
+
 @pytest.mark.usefixtures("airflow_db", "qarnot_connection")
 @pytest.mark.parametrize("block", blocks("python"), ids=str)
 def test_python(
