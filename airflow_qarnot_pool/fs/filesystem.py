@@ -165,6 +165,8 @@ class QarnotFileSystem(AbstractFileSystem):
         """Copy a file within the storage."""
         if self.isdir(path1):
             return  # Its files are copied one by one.
+        if path2.endswith("/"):
+            raise IsADirectoryError(f"{path2} ends with '/', as the name of a folder does")
         (bucket, key), (to, new) = self._split(path1), self._split(path2)
         self._check_new(to, new)
         with _as_os_error(bucket, f"{path1} could not be copied to {path2}"):

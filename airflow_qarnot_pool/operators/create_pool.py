@@ -46,6 +46,7 @@ from airflow_qarnot_pool.waiting.conditions import (
     WaitResult,
     result_if_met,
 )
+from airflow_qarnot_pool.waiting.polling import get_confirmed
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -306,7 +307,7 @@ class QarnotCreatePoolOperator(PoolOperator):
     def _boot_again(self, context: Context, outcome: WaitResult) -> WaitResult:
         """Poll a pool whose warm-up ended early, and warm it up once more unless the poll decides the wait."""
         resume_state = {name: value for name, value in outcome.resume_state.items() if name != COLD}
-        if result := result_if_met(self._awaited(), self.client.pools.get(outcome.uuid)):
+        if result := result_if_met(self._awaited(), get_confirmed(self.client.pools, outcome.uuid)):
             return replace(result, uuid=outcome.uuid, resume_state=resume_state)
         self.log.info(
             "The warm-up of pool %s ended before the pool was ready; starting it again", outcome.uuid

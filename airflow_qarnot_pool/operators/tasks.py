@@ -335,8 +335,10 @@ class QarnotRunTasksOperator(TaskOperator):
 
     def _has_ended(self, uuid: str) -> bool:
         """Return whether a pool takes no tasks any more."""
-        pool = self.client.pools.find(uuid)
-        return pool is None or not accepts_tasks(pool.state)
+        try:
+            return not accepts_tasks(get_confirmed(self.client.pools, uuid).state)
+        except QarnotNotFoundError as error:
+            return not error.foreign
 
     def _all_done(self, progress: FanOutProgress) -> FanOutState | None:
         """Return where every item stands if each has succeeded or failed; None otherwise.
@@ -545,7 +547,7 @@ class QarnotRunTasksOperator(TaskOperator):
     def _slots(self, pool: str | None) -> int:
         if pool is None:
             return 0
-        found = self.client.pools.get(pool)
+        found = get_confirmed(self.client.pools, pool)
         return found.total_slot_capacity or found.instance_count or 0
 
     def _all_snapshots(

@@ -15,6 +15,7 @@ from airflow_qarnot_pool.ownership.xcoms import TASK_KEY
 from airflow_qarnot_pool.triggers.base import QarnotTrigger, own_xcom, task_state
 from airflow_qarnot_pool.triggers.log_follower import LogFollower
 from airflow_qarnot_pool.waiting.conditions import WaitResult
+from airflow_qarnot_pool.waiting.polling import get_confirmed
 
 
 class QarnotTaskTrigger(QarnotTrigger):
@@ -62,7 +63,7 @@ class QarnotTaskTrigger(QarnotTrigger):
             self._follower.mark_running()
 
     async def _end_if_abandoned(self, identity: TaskInstanceIdentity) -> None:
-        task = await self._request(lambda client: client.tasks.get(self.uuid))
+        task = await self._request(lambda client: get_confirmed(client.tasks, self.uuid))
         if usability_of(task) is not Usability.LIVE or RemoteSnapshot.of(task).is_later_than(identity):
             return
         state = await task_state(identity)

@@ -108,6 +108,11 @@ def test_a_key_that_is_no_name_of_a_file_is_refused_before_anything_is_stored(
         with pytest.raises((QarnotInvalidSpecError, IsADirectoryError)):
             QarnotFileSystem().open(f"{bucket}/{key}", "wb")
     assert storage.list(bucket) == []
+    storage.upload(bucket, b"x", key="file")
+    for key in BAD_KEYS:
+        with pytest.raises((QarnotInvalidSpecError, IsADirectoryError)):
+            QarnotFileSystem().cp_file(f"{bucket}/file", f"{bucket}/{key}")
+    assert [one.key for one in storage.list(bucket)] == ["file"]
 
 
 def test_a_folder_comes_back_whole(storage: QarnotStorageHook, bucket: str, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ from airflow_qarnot_pool.version_compat import TaskDeferralError, TaskDeferralTi
 from airflow_qarnot_pool.waiting.conditions import EndReason, WaitResult
 from airflow_qarnot_pool.waiting.polling import wait_on_worker
 from tests.crash.children import eventually
-from tests.harness import FakeTI, context_of, defer, resume, run
+from tests.harness import FakeTI, again, airflow_says, context_of, defer, kill, resume, run
 
 MODES = pytest.mark.parametrize("deferrable", [True, False], ids=["deferred", "on the worker"])
 task = partial(QarnotRunTaskOperator, task_id="work", log_output=False)
@@ -239,6 +240,42 @@ def test_an_outage_around_the_deadline_throws_no_success_away(
     assert result["state"] == "Success"
 
 
+@pytest.mark.parametrize("ending", [EndReason.TIMEOUT, EndReason.GONE, EndReason.IMPOSSIBLE])
+def test_a_success_by_then_counts_however_a_wait_on_the_worker_ends(
+    qarnot: LocalQarnot,
+    client: QarnotClient,
+    pool: str,
+    run_id: str,
+    ending: EndReason,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def ended(resource: Any, uuid: str, *args: Any) -> WaitResult:
+        eventually(lambda: succeeded(client, run_id))
+        return WaitResult(ending=ending, uuid=uuid, state="Submitted", message="said so")
+
+    monkeypatch.setattr("airflow_qarnot_pool.operators.bases.base.wait_on_worker", ended)
+    result = run(partial(task, qarnot_pool=pool, command="true", deferrable=False), FakeTI(run_id=run_id))
+    assert result["state"] == "Success"
+
+
+def test_successes_by_the_deadline_count_though_no_poll_of_a_fan_out_on_the_worker_shows_them(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def outage(*args: Any) -> None:
+        eventually(lambda: succeeded(client, run_id))
+        raise QarnotUnavailableError
+
+    monkeypatch.setattr("airflow_qarnot_pool.triggers.tasks.poll_all", outage)
+    make = partial(
+        tasks,
+        qarnot_pool=pool,
+        commands=["true", "true"],
+        deferrable=False,
+        wait_timeout=timedelta(seconds=0.1),
+    )
+    assert run(make, FakeTI(run_id=run_id))["succeeded"] == 2
+
+
 @pytest.mark.parametrize("command", ["true", "sleep 60"])
 def test_a_success_before_a_kill_counts_and_what_runs_is_ended(
     qarnot: LocalQarnot,
@@ -331,6 +368,34 @@ def test_a_stray_404_costs_no_result(
     eventually(lambda: succeeded(client, run_id))
     qarnot.faults([{**stray, "method": "GET", "path": "^/tasks/[^/]+$", "times": 1}])
     assert resume(make, deferred, context)["state"] == "Success"
+
+
+@STRAY
+def test_a_stray_404_about_its_pool_fails_no_task(
+    qarnot: LocalQarnot, client: QarnotClient, stray: dict[str, Any], run_id: str
+) -> None:
+    """A fan-out asks how many slots the pool has, and a shortname stands for a uuid."""
+    name = f"stray-{stray['kind']}"
+    uuid = client.pools.create(PoolSpec(name="x", shortname=name, instance_count=1))
+    for kind, make in {
+        "slots": partial(tasks, qarnot_pool=uuid, commands=["true"]),
+        "shortname": partial(task, qarnot_pool=name, command="true"),
+    }.items():
+        qarnot.faults([{**stray, "method": "GET", "path": "^/pools/[^/]+$", "times": 1}])
+        result = run(make, FakeTI(run_id=f"{run_id} {kind}"))
+        assert result.get("state") == "Success" or result["succeeded"] == 1
+
+
+@STRAY
+def test_a_stray_404_keeps_no_killed_task_running(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, stray: dict[str, Any], run_id: str
+) -> None:
+    deferred, context = defer(partial(task, qarnot_pool=pool, command="sleep 60"), FakeTI(run_id=run_id))
+    qarnot.faults([{**stray, "method": "GET", "path": "^/tasks/[^/]+$", "times": 1}])
+    with airflow_says("failed", context["ti"].xcoms):
+        asyncio.run(kill(again(deferred.trigger)))
+    (one,) = (one for one in client.tasks.list() if one.labels.get("airflow.run_id") == run_id)
+    assert one.state in ("PendingCancel", "Cancelled")
 
 
 @MODES

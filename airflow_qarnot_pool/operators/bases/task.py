@@ -42,6 +42,7 @@ from airflow_qarnot_pool.parameters.validation import (
     reject_empty,
     spec_values,
 )
+from airflow_qarnot_pool.waiting.polling import get_confirmed
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -185,7 +186,7 @@ class TaskOperator(QarnotOperator):
         if self.qarnot_pool is None and not self.on_pool:
             return None
         ref = resolve_ref(self.qarnot_pool, "qarnot_pool")
-        return ref if is_uuid(ref) else self.client.pools.get(ref).uuid
+        return ref if is_uuid(ref) else str(get_confirmed(self.client.pools, ref).uuid)
 
     def _mask_secrets(self) -> None:
         """Tell this process what to hide: each slice of a task is a new one."""
