@@ -13,6 +13,7 @@ import dataclasses
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, time, timedelta
@@ -27,7 +28,8 @@ Convert = Callable[[Any], Any]
 SECRET = "***"
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
-_NUMBER_WORDS = re.compile(r"[+-]?\d+")
+#: A whole number of at most 18 digits, because Python converts thousands of digits slowly, or not at all.
+_NUMBER_WORDS = re.compile(r"[+-]?[0-9]{1,18}")
 
 
 def is_uuid(ref: str) -> bool:
@@ -149,7 +151,10 @@ def closest_name(name: str, names: Iterable[str], *, only_synonyms: bool = False
 
 def short_repr(value: object) -> str:
     """Return the ``repr`` of a value, shortened for an error message."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:
+        text = f"a number of more than {sys.get_int_max_str_digits()} digits"
     return text if len(text) <= 80 else text[:77] + "..."
 
 
@@ -378,7 +383,7 @@ def integer(minimum: int, maximum: int | None = None) -> Convert:
     def convert(value: Any) -> int:
         number: int | None = None
         if (
-            (isinstance(value, int) and not isinstance(value, bool))
+            (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**18)
             or (isinstance(value, float) and value.is_integer())
             or (isinstance(value, str) and _NUMBER_WORDS.fullmatch(value.strip()))
         ):
@@ -401,7 +406,7 @@ def number(minimum: float, maximum: float, *, above: bool = False) -> Convert:
             if isinstance(value, bool):
                 raise ValueError
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise Refusal(f"is not a number, got {short_repr(value)}", f"Give a number {span}.") from None
         if not (minimum <= number <= maximum) or (above and number == minimum):
             raise Refusal(f"is {number}", f"Give a number {span}.")

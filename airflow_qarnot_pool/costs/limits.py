@@ -18,6 +18,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
+from airflow_qarnot_pool.api.fields import short_repr
 from airflow_qarnot_pool.api.limits import parsing_stored_state
 from airflow_qarnot_pool.costs.model import format_euros
 from airflow_qarnot_pool.ownership.decisions import Usability, usability_of
@@ -79,12 +80,14 @@ def parse_amount(name: str, value: Any) -> float | None:
     """Return a number greater than 0, which may be text from a template; None for an empty value."""
     if value is None or (isinstance(value, str) and value.strip() in ("", "None")):
         return None
-    with suppress(TypeError, ValueError):
+    with suppress(TypeError, ValueError, OverflowError):
         number = float(value)
         if number > 0 and math.isfinite(number) and not isinstance(value, bool):
             return number
     raise QarnotInvalidSpecError(
-        f"{name} must be a number of more than 0, got {value!r}", field=name, remedy="Give euros as a number."
+        f"{name} must be a number of more than 0, got {short_repr(value)}",
+        field=name,
+        remedy="Give euros as a number.",
     )
 
 

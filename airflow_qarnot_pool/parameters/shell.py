@@ -25,6 +25,8 @@ _SHELL_CHARACTERS = re.compile(
     rf"\|\|? | && | &(?=\s|$) | ;;? | \d?>>?(?:&\d)? | <<? | {_EXPANSION} | \* | \n", re.VERBOSE
 )
 _EXPANDED_CHARACTERS = re.compile(rf"\\. | (?P<found>{_EXPANSION})", re.DOTALL | re.VERBOSE)
+#: Maximum characters of a command that is searched. Qarnot takes 2,047, and a text may be made to be slow.
+_MAX_SEARCHED = 2_047
 #: Maximum characters of a command in a warning.
 _MAX_SHOWN = 200
 #: Makes a warning point to the line of the DAG. Python 3.11 can only skip a number of frames: this module, an
@@ -45,7 +47,7 @@ def find_shell_character(command: Any) -> str | None:
 
     None for a list, whose words the program gets unchanged.
     """
-    if not isinstance(command, str):
+    if not isinstance(command, str) or len(command) > _MAX_SEARCHED:
         return None
     unquoted = _QUOTED.sub(_expansions_in, _REPLACED.sub(".", command))
     match = _SHELL_CHARACTERS.search(unquoted.strip())

@@ -58,6 +58,10 @@ _OF_OTHERS = frozenset(
 )
 
 
+#: Parameter that Airflow adds to those of a mapped task.
+_FROM_MAPPED = "_airflow_from_mapped"
+
+
 def refuse_unknown(
     operator: type, given: Mapping[str, Any], *, author: str | None = None, others: Collection[str] = ()
 ) -> None:
@@ -85,7 +89,7 @@ def refuse_unknown(
             remedy=remedy,
         )
     for name in given:
-        if name not in names:
+        if name not in names and name != _FROM_MAPPED:
             raise QarnotInvalidSpecError(
                 f"{name} is not a parameter of {author}{task}",
                 field=name,

@@ -24,6 +24,8 @@ SpecT = TypeVar("SpecT", "PoolSpec", "TaskSpec")
 
 #: A parameter that is a duration: a timedelta, seconds, text that a template may have rendered, or None.
 Duration = timedelta | float | str | None
+#: Maximum duration, because the date that is so long from now must exist.
+MAX_DURATION = timedelta(days=36_500)
 
 
 def spec_values(
@@ -168,8 +170,10 @@ def as_duration(name: str, value: Any, *, zero: bool = False) -> timedelta | Non
         converted = duration(value)
     except Refusal:
         converted = None
-    if converted is None or (not converted and not zero):
+    if converted is None or (not converted and not zero) or converted > MAX_DURATION:
         minimum = "0 or more" if zero else "more than 0"
+        if converted is not None and converted > MAX_DURATION:
+            minimum = f"at most {MAX_DURATION.days} days"
         raise QarnotInvalidSpecError(
             f"{name} must be a duration of {minimum}, got {short_repr(value)}{_no_template(value)}",
             field=name,

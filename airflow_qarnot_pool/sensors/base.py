@@ -8,13 +8,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from types import NoneType
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self
 
 from airflow.sdk import BaseSensorOperator
 
 from airflow_qarnot_pool import exceptions
-from airflow_qarnot_pool.api.errors import QarnotDeletedError, QarnotError, QarnotNotFoundError
-from airflow_qarnot_pool.api.fields import is_uuid
+from airflow_qarnot_pool.api.errors import (
+    QarnotDeletedError,
+    QarnotError,
+    QarnotInvalidSpecError,
+    QarnotNotFoundError,
+)
+from airflow_qarnot_pool.api.fields import is_uuid, short_repr
 from airflow_qarnot_pool.exceptions import QarnotStateUnreachableError
 from airflow_qarnot_pool.hooks.qarnot import QarnotHook, check_conn_id
 from airflow_qarnot_pool.links.qarnot import show_link
@@ -33,6 +39,7 @@ from airflow_qarnot_pool.parameters.validation import (
 from airflow_qarnot_pool.version_compat import TRIGGER_FAIL_REPR, AirflowSensorTimeout, AirflowSkipException
 from airflow_qarnot_pool.waiting.conditions import (
     CAPITALIZED_NOUNS,
+    NOUNS,
     Condition,
     EndReason,
     Kind,
@@ -74,6 +81,11 @@ class QarnotSensor(BaseSensorOperator):
     ref_field: ClassVar[str]
     template_fields: tuple[str, ...] = ("qarnot_conn_id", "target_states", "wait_timeout")
     ui_color = "#d7ecf4"
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Refuse unknown parameters before Airflow asks for the missing one that may be meant."""
+        refuse_unknown(cls, kwargs)
+        return super().__new__(cls)
 
     def __init__(
         self,
@@ -120,6 +132,12 @@ class QarnotSensor(BaseSensorOperator):
 
     def _condition(self) -> Condition:
         targets = self.target_states
+        if not isinstance(targets, (str, Iterable, NoneType)):
+            raise QarnotInvalidSpecError(
+                f"target_states must be a state or a list of states, got {short_repr(targets)}",
+                field="target_states",
+                remedy=f"Give a state of a {NOUNS[self.kind]}, such as 'FullyExecuting'.",
+            )
         names = (targets,) if isinstance(targets, str) else tuple(targets or ())
         return Condition(kind=self.kind, targets=names, accept_passed=self.accept_passed)
 

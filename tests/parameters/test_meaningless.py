@@ -16,6 +16,7 @@ from airflow_qarnot_pool.operators.pool import QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.reap import QarnotReapOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.sensors.pool import QarnotPoolSensor
+from airflow_qarnot_pool.sensors.task import QarnotTaskSensor
 
 MINIMUM = HardwareConstraint.minimum_cores(8)
 GPU, NO_GPU = HardwareConstraint.gpu(), HardwareConstraint.no_gpu()
@@ -48,6 +49,11 @@ CASES = [
     (QarnotCostReportOperator, {"since": "2026-02-01", "until": "2026-01-01"}, "since"),
     (QarnotCostReportOperator, {"since": "2026-01-01", "until": "2026-01-01"}, "since"),
     (QarnotCostReportOperator, {"period": timedelta(days=10**6)}, "period"),
+    *(
+        (operator, {needed: "x", "target_states": value}, "target_states")
+        for operator, needed in ((QarnotPoolSensor, "qarnot_pool"), (QarnotTaskSensor, "qarnot_task"))
+        for value in (5, True, 1.5, object())
+    ),
     *(
         (operator, {"qarnot_conn_id": value, **needs}, "qarnot_conn_id")
         for operator, needs in (

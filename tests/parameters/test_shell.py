@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import time
 import warnings
 from typing import Any
 
@@ -77,6 +78,14 @@ def test_shell_characters_outside_quotes_are_found(command: str, found: str) -> 
 @pytest.mark.parametrize("command", NEEDS_NONE, ids=repr)
 def test_quotes_constants_templates_and_lists_are_none(command: Any) -> None:
     assert find_shell_character(command) is None
+
+
+@pytest.mark.parametrize("part", ["{{", "{%", '"', "'", "${", "\\\\", '-c "'])
+def test_no_command_is_slow_to_search(part: str) -> None:
+    started = time.process_time()
+    find_shell_character(part * 100_000)
+    find_shell_character((part * 2047)[:2047])
+    assert time.process_time() - started < 5
 
 
 def one(command: Any) -> None:

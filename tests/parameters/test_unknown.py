@@ -88,6 +88,20 @@ def test_the_refusal_says_which_parameter_is_meant(operator: Any, name: str, mea
     assert (error.field, error.remedy) == (name, f"Did you mean {meant!r}?")
 
 
+@pytest.mark.parametrize(
+    ("operator", "name", "meant"),
+    [
+        (QarnotRunTasksOperator, "command", "commands"),
+        (QarnotPoolSensor, "pool_id", "qarnot_pool"),
+        (QarnotTaskSensor, "task_uuid", "qarnot_task"),
+    ],
+)
+def test_a_required_parameter_of_another_name_is_told_its_name(operator: Any, name: str, meant: str) -> None:
+    """Airflow itself says only that one is missing."""
+    error = refused(lambda: operator(task_id="t", **{name: "x"}))
+    assert (error.field, error.remedy) == (name, f"Did you mean {meant!r}?")
+
+
 @pytest.mark.parametrize("name", ["instances", "nodes", "timeout", "slots_per_nodes"])
 def test_a_group_is_what_the_refusal_names(name: str) -> None:
     error = refused(lambda: QarnotPoolGroup("g", **{name: 1}))
@@ -261,7 +275,18 @@ def test_a_duration_is_a_timedelta_or_seconds_everywhere(operator: Any, name: st
         with DAG("d", schedule=None):
             one = make(operator, **NEEDS.get(operator.__name__, {}), **{name: value})
         assert as_duration(name, getattr(one, name)) == timedelta(minutes=2)
-    for value in (-1, True, float("nan"), float("inf"), "soon", [], timedelta(seconds=-1), {}):
+    for value in (
+        -1,
+        True,
+        float("nan"),
+        float("inf"),
+        "soon",
+        [],
+        timedelta(seconds=-1),
+        {},
+        1e12,
+        timedelta.max,
+    ):
         error = refused(lambda v=value: make(operator, **NEEDS.get(operator.__name__, {}), **{name: v}))
         assert error.field == name
         assert str(error).startswith(f"{name} must be a duration")

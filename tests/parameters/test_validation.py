@@ -316,6 +316,25 @@ def test_a_bad_option_is_refused_by_name_as_the_parameter_is(
         ask()
 
 
+@pytest.mark.parametrize("value", [10**5000, -(10**5000), "9" * 5000], ids=["int", "negative", "text"])
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (partial(QarnotRunTaskOperator, command="true"), "wait_timeout"),
+        (partial(QarnotRunTaskOperator, command="true"), "instance_count"),
+        (partial(QarnotRunTaskOperator, command="true"), "max_cost"),
+        (QarnotCreatePoolOperator, "slots_per_node"),
+        (QarnotCreatePoolOperator, "ready_when"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_number_of_thousands_of_digits_is_refused_by_name(make: Any, name: str, value: Any) -> None:
+    with pytest.raises(QarnotInvalidSpecError, match=name) as caught:
+        make(task_id="x", **{name: value})
+    assert caught.value.field == name
+    assert len(str(caught.value)) < 1000
+
+
 def test_an_option_that_is_not_set_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW__QARNOT__POLL_INTERVAL", "")
     assert default_poll_interval() == 5.0

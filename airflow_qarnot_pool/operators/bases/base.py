@@ -94,6 +94,11 @@ class QarnotOperator(BaseOperator):
     cancel_on_kill: bool
     wait_for_quota: Duration
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Refuse unknown parameters before Airflow asks for the missing one that may be meant."""
+        refuse_unknown(cls, kwargs)
+        return super().__new__(cls)
+
     def __init__(self, *, qarnot_conn_id: str = QarnotHook.default_conn_name, **kwargs: Any) -> None:
         refuse_unknown(type(self), kwargs)
         refuse_unknown_defaults(type(self), kwargs.get("default_args"))
