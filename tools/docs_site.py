@@ -113,9 +113,10 @@ def parameters(thing: Any) -> dict[str, inspect.Parameter]:
     rejected = getattr(thing, "rejected_parameters", {})
     overloads = [] if inspect.isclass(thing) else get_overloads(thing)
     for one in overloads or _bases(thing):
-        if inspect.isclass(one) and "__init__" not in vars(one):
+        function = vars(one).get("__init__") if inspect.isclass(one) else one
+        if function is None:
             continue
-        for name, parameter in inspect.signature(one).parameters.items():
+        for name, parameter in inspect.signature(function).parameters.items():
             if name not in ("self", *rejected) and parameter.kind not in (
                 parameter.VAR_KEYWORD,
                 parameter.VAR_POSITIONAL,
