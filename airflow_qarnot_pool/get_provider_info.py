@@ -81,10 +81,23 @@ def get_provider_info() -> dict[str, Any]:
                         "production",
                     ),
                     "poll_interval": _option(
-                        "Time between two polls of a wait, in seconds, from 0.01 up to 86400, for connections "
-                        "without one.",
+                        "Maximum seconds between polls, from 0.01 up to 86400, for connections without one. An object "
+                        "that was submitted or has changed lately is polled more often: at a fiftieth of the time "
+                        "since then.",
                         "float",
-                        "5",
+                        "15",
+                    ),
+                    "min_poll_interval": _option(
+                        "Minimum seconds between polls, from 0.01 up to 86400. The same value as poll_interval makes "
+                        "the interval fixed.",
+                        "float",
+                        "0.75",
+                    ),
+                    "defer_after": _option(
+                        "Maximum seconds that a deferrable operator waits on its worker for what it has just created "
+                        "before it defers. A short Qarnot task then needs no second process. 0 defers at once.",
+                        "float",
+                        "10",
                     ),
                     "console_url": _option(
                         "Web console that links point to.", "string", "https://tasq.qarnot.com"

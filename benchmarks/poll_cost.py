@@ -15,17 +15,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from airflow_qarnot_pool.parameters.configuration import LONGEST, SHORTEST
+from airflow_qarnot_pool.waiting.intervals import poll_delay
 from benchmarks.backlog import backlog
 from benchmarks.peers import PEERS, Peer, SdkWaiters, Stub
 from benchmarks.report import Report, exponent, main
 from benchmarks.triggerer import Triggerer
 
-#: Seconds between two polls at which all are compared: the default of ``[qarnot] poll_interval``.
+#: Seconds between two polls at which all are compared.
 INTERVAL = 5.0
 TASK_TRIGGER = "airflow_qarnot_pool.triggers.task.QarnotTaskTrigger"
 OURS, ALONE, SDK = "this provider", "not shared", "SDK task.wait()"
 #: Each without a share has a thread and a connection, and so has each of the SDK.
 MOST_ALONE, MOST_SDK = 100, 1000
+#: Times since the last change, in seconds.
+AGES = {"now": 0.0, "a minute ago": 60.0, "ten minutes ago": 600.0, "an hour ago": 3600.0}
 #: Rounds of a window, because one of them is then a full poll.
 ROUNDS = 13
 
@@ -196,6 +200,7 @@ def _tell(report: Report, sizes: list[int], costs: dict[str, dict[int, Cost]]) -
     _finished(report, sizes, names, costs)
     _rounds(report, costs[OURS])
     most = max(sizes)
+    _ages(report, most, costs[OURS][most])
     few, many = costs[OURS][min(n for n in costs[OURS] if n >= 10 or n == most)], costs[OURS][most]
     report.target(
         f"an idle round at {most:,} waiters costs as much as at 10 (ratio)",
@@ -273,6 +278,40 @@ def _rounds(report: Report, mine: dict[int, Cost]) -> None:
         table.row(f"{count:,}", *parts.values())
         for name, value in parts.items():
             report.figure(f"round.{name}.{count}", value)
+
+
+def _ages(report: Report, waiters: int, cost: Cost) -> None:
+    from airflow_qarnot_pool.triggers.poller import JITTER, SWEEP_EVERY  # imports Airflow
+
+    table = report.table(
+        f"Requests per minute with the default options, {waiters:,} waiters",
+        [
+            "last change",
+            "seconds between polls",
+            "idle",
+            "1 % ending in each round",
+            f"idle, every {INTERVAL:g} s",
+        ],
+        "Reckoned from the cost of a round and of a full poll. The interval follows the last change of any of them.",
+    )
+    for name, age in AGES.items():
+        delay = poll_delay(age, SHORTEST, LONGEST) * (1 - JITTER / 2)
+        # A full poll comes after some rounds, and not before these could be rare ones.
+        full = max(SWEEP_EVERY * delay, 0.8 * SWEEP_EVERY * LONGEST)
+        idle, busy = (
+            60 * (changes / delay + SWEEP_EVERY * sweeps / full)
+            for changes, sweeps in (
+                (cost.idle - cost.sweeps_idle, cost.sweeps_idle),
+                (cost.busy - cost.sweeps_busy, cost.sweeps_busy),
+            )
+        )
+        table.row(name, delay, idle, busy, 60 * cost.idle / INTERVAL)
+        report.figure(f"age.{age:g}.idle.requests_per_minute", idle)
+        report.figure(f"age.{age:g}.busy.requests_per_minute", busy)
+        if age >= 600:
+            report.target(f"requests per minute, {waiters:,} idle waiters, {name}", idle, 15)
+        if age == 0:
+            report.target(f"requests per minute, {waiters:,} waiters, 1 % ending in each round", busy, 100)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
 from airflow_qarnot_pool.api.fields import Refusal, integer, number
 from airflow_qarnot_pool.hooks.address import PROXIES, Refuse, parse_base_url
 from airflow_qarnot_pool.hooks.connection_form import DEFAULT_API_URL, FIELDS
-from airflow_qarnot_pool.parameters.configuration import default_poll_interval, poll_seconds
+from airflow_qarnot_pool.parameters.configuration import LONGEST, default_poll_interval, poll_seconds
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection
@@ -56,7 +56,7 @@ class ConnectionSettings:
     timeout: float = 30.0
     retries: int = 6
     #: Seconds between two polls of a wait.
-    poll_interval: float = 5.0
+    poll_interval: float = LONGEST
     console_url: str = DEFAULT_CONSOLE_URL
     #: Data centre that carbon savings are compared with. None for Qarnot's choice.
     reference_datacenter: str | None = None

@@ -10,6 +10,12 @@ from airflow_qarnot_pool.api.fields import Refusal, duration, number
 
 #: Bounds of ``poll_interval`` in seconds, because a shorter one floods the service and a longer one ends no wait.
 MIN_POLL_INTERVAL, MAX_POLL_INTERVAL = 0.01, 86400
+#: Default bounds of the interval between two polls, in seconds. With the lower one, the end of a task younger than a
+#: minute is seen after half a second on average. A longer upper one would save little: four requests a minute.
+SHORTEST, LONGEST = 0.75, 15.0
+#: Default seconds for which an operator waits on its worker before it defers. It is about the cost of a deferral: the
+#: minimum age of a trigger, a second process, and the time until the scheduler starts it.
+DEFER_AFTER = 10.0
 
 
 def get_option(name: str, convert: Callable[[Any], Any], default: Any) -> Any:
@@ -42,4 +48,27 @@ def default_poll_interval() -> float:
 
     :raises QarnotInvalidSpecError: it is not a duration within the bounds.
     """
-    return float(get_option("poll_interval", poll_seconds, 5.0))
+    return float(get_option("poll_interval", poll_seconds, LONGEST))
+
+
+def min_poll_interval() -> float:
+    """Return ``[qarnot] min_poll_interval``: seconds between polls of an object that has changed lately.
+
+    :raises QarnotInvalidSpecError: it is not a duration within the bounds.
+    """
+    return float(get_option("min_poll_interval", poll_seconds, SHORTEST))
+
+
+def default_defer_after() -> float:
+    """Return ``[qarnot] defer_after`` in seconds.
+
+    :raises QarnotInvalidSpecError: it is not a duration.
+    """
+    return float(get_option("defer_after", lambda value: duration(value).total_seconds(), DEFER_AFTER))
+
+
+def check_wait_options() -> None:
+    """Refuse invalid options of waits when the DAG is parsed."""
+    default_poll_interval()
+    min_poll_interval()
+    default_defer_after()

@@ -182,11 +182,14 @@ def as_duration(name: str, value: Any, *, zero: bool = False) -> timedelta | Non
     return converted
 
 
-def check_durations(**durations: Any) -> None:
-    """Reject invalid durations. None is valid, and a template is validated after it is rendered."""
+def check_durations(*, zero: bool = False, **durations: Any) -> None:
+    """Reject invalid durations. None is valid, and a template is validated after it is rendered.
+
+    :param zero: whether zero is valid.
+    """
     for name, value in durations.items():
         if not is_templated(value):
-            as_duration(name, value)
+            as_duration(name, value, zero=zero)
 
 
 def _no_template(value: Any) -> str:

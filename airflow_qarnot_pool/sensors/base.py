@@ -47,6 +47,7 @@ from airflow_qarnot_pool.waiting.conditions import (
     result_if_met,
     stranded_result,
 )
+from airflow_qarnot_pool.waiting.intervals import steady_interval
 from airflow_qarnot_pool.waiting.polling import (
     PoolsOfTasks,
     get_confirmed,
@@ -197,7 +198,7 @@ class QarnotSensor(BaseSensorOperator):
                     self._conclude(WaitResult(ending=EndReason.TIMEOUT, uuid=self._ref, message=message))
             if is_uuid(self._ref):
                 self._defer(self._ref)
-            time.sleep(self.hook.settings.poll_interval)
+            time.sleep(steady_interval(self.hook.settings.poll_interval))
 
     def _defer(self, uuid: str, pool: str | None = None) -> NoReturn:
         limit = timedelta(seconds=self.timeout)
@@ -282,7 +283,8 @@ class QarnotSensor(BaseSensorOperator):
         if pool is None:
             return None
         if self._pools is None:
-            self._pools = PoolsOfTasks(self.hook.client.pools, (pool,), self.hook.settings.poll_interval)
+            interval = steady_interval(self.hook.settings.poll_interval)
+            self._pools = PoolsOfTasks(self.hook.client.pools, (pool,), interval)
         return self._pools.why_stranded((snapshot.state,))
 
     def _has_polled_before(self, context: Context) -> bool:

@@ -39,6 +39,7 @@ from airflow_qarnot_pool.waiting.conditions import (
     stranded_result,
     timeout_message,
 )
+from airflow_qarnot_pool.waiting.intervals import steady_interval
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.client import QarnotClient
@@ -62,7 +63,7 @@ class QarnotTrigger(BaseTrigger):
 
     :param uuid: uuid of the object.
     :param condition: ``Condition.to_kwargs()`` of the condition that ends the wait.
-    :param poll_interval: seconds between polls.
+    :param poll_interval: maximum seconds between polls.
     :param deadline: ISO time at which the wait ends with "timeout". It is wall clock time, because triggers move
         between processes.
     :param identity: ``TaskInstanceIdentity.to_kwargs()`` of the owner of the object. None if the Airflow task only
@@ -147,7 +148,7 @@ class QarnotTrigger(BaseTrigger):
         warn = partial(self.log.warning, "%s")
         wait = asyncio.ensure_future(self._wait())
         limit_check = asyncio.ensure_future(
-            wait_until_over_limit(self.qarnot_conn_id, watched, self.poll_interval, warn)
+            wait_until_over_limit(self.qarnot_conn_id, watched, steady_interval(self.poll_interval), warn)
         )
         try:
             await asyncio.wait((wait, limit_check), return_when=asyncio.FIRST_COMPLETED)
@@ -182,7 +183,8 @@ class QarnotTrigger(BaseTrigger):
                 interval=self.poll_interval,
                 every_round=condition.ready_slots is not None,
             ) as subscriber:
-                with PoolEnds(self.qarnot_conn_id, self.pools, subscriber, self.poll_interval):
+                steady = steady_interval(self.poll_interval)
+                with PoolEnds(self.qarnot_conn_id, self.pools, subscriber, steady):
                     while True:
                         try:
                             snapshot = await subscriber.next(self._timeout(history))

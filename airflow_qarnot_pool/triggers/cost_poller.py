@@ -72,6 +72,9 @@ class CostPoller(Poller):
     def _interval(self) -> float:
         return min([*self._intervals, *self._orphans.values()], default=1.0)
 
+    def _delay(self) -> float:
+        return self._interval()
+
     def _pause_after(self, error: Exception) -> float:
         pause = super()._pause_after(error)
         if self._refused >= MAX_CREDENTIAL_ROUNDS:

@@ -4,6 +4,10 @@ Every trigger that waits in this process for an object of one connection and kin
 :class:`Poller`. A round requests only the changes: objects with our namespace tag whose ``StateTransitionTime`` is not
 older than the previous round. Its cost grows with the number of changes, not with the number of subscribers.
 
+Rounds follow the age of the youngest object, by its last transition on the server's clock. So a triggerer that restarts
+among old waits polls rarely, and one new wait makes the rounds of all frequent, which costs one request a round. Each
+triggerer polls for itself.
+
 A change query cannot show everything. The rest is polled by uuid, in chunks: new subscriptions at once, objects
 without our tag and subscriptions that count running instances in every round, and all of them once in
 :data:`SWEEP_EVERY` rounds. A missed change is therefore late and never lost. Many objects of one owner are waited for
@@ -30,7 +34,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from airflow_qarnot_pool import metrics
-from airflow_qarnot_pool.api import filters
+from airflow_qarnot_pool.api import filters, states
 from airflow_qarnot_pool.api.errors import (
     QarnotCredentialsError,
     QarnotDeletedError,
@@ -40,11 +44,14 @@ from airflow_qarnot_pool.api.errors import (
     QarnotProtocolError,
     QarnotRefusedError,
     QarnotUnavailableError,
+    QarnotUnknownStateError,
 )
 from airflow_qarnot_pool.ownership.identity import namespace_tag
+from airflow_qarnot_pool.parameters.configuration import SHORTEST, min_poll_interval
 from airflow_qarnot_pool.triggers.airflow_requests import read_settings
 from airflow_qarnot_pool.version_compat import AirflowNotFoundException
 from airflow_qarnot_pool.waiting.conditions import Absence
+from airflow_qarnot_pool.waiting.intervals import backoff_delay, poll_delay
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.client import QarnotClient
@@ -56,7 +63,7 @@ log = logging.getLogger(__name__)
 PollKind = Literal["pool", "task", "cost"]
 T = TypeVar("T")
 
-#: Rounds between full polls.
+#: Rounds between full polls. Frequent rounds count less, so that they do not make full polls frequent.
 SWEEP_EVERY = 12
 #: Maximum uuids per search. Halved when the server rejects the request, doubled after a poll without a rejection.
 MAX_UUIDS = 500
@@ -66,15 +73,12 @@ TOO_LARGE_STATUSES = frozenset({400, 413, 414, 422})
 MAX_REFUSED_ROUNDS = 3
 #: Overlap of two change queries, because the server's times have a resolution of 1 s and its parts may disagree by one.
 OVERLAP = timedelta(seconds=2)
-#: Maximum seconds between rounds that fail.
-MAX_BACKOFF = 60.0
-#: Maximum seconds for which a Retry-After stops all polls. One request in that time burdens no service, and a response
-#: that asks for hours may come from a proxy or concern one of many objects.
-MAX_RETRY_AFTER = 600.0
 #: Maximum fraction of an interval by which a round comes early, so the polls of several processes stay out of step.
 JITTER = 0.1
 #: Number of subscribers that are woken before the event loop runs other tasks, because each of them writes to its log.
 WAKE_BATCH = 4
+#: Maximum seconds for which a new subscriber waits for others, because triggers start in bursts.
+MAX_BURST = 0.5
 #: Minimum seconds between two checks for subscribers that have timed out.
 MIN_ALARM_INTERVAL = 0.1
 #: Maximum rounds with rejected credentials before the subscribers fail. Each of them reads the connection again.
@@ -131,6 +135,7 @@ class Subscriber:
     is_tag: bool
     interval: float
     every_round: bool
+    follows_age: bool = True
     #: Whether it has yet to receive the objects that were observed before it subscribed.
     new: bool = True
     #: When its wait times out, on the event loop's clock.
@@ -215,6 +220,10 @@ class Subscription:
     tagged: bool = True
     #: Whether a subscriber waits for a change that no change query shows.
     needs_every_round: bool = False
+    #: Whether a subscriber needs more frequent rounds after a change.
+    follows_age: bool = False
+    #: When it was submitted or has changed, on the event loop's clock.
+    changed_at: float = float("-inf")
     #: Set while requests for the object return 404 or are refused.
     absence: Absence | None = None
 
@@ -228,23 +237,33 @@ class Subscription:
         self.subscribers.append(subscriber)
         self.is_new = True
         self.needs_every_round = self.needs_every_round or subscriber.every_round
+        self.follows_age = self.follows_age or subscriber.follows_age
 
     def remove(self, subscriber: Subscriber) -> None:
         """Remove *subscriber*."""
         self.subscribers.remove(subscriber)
         self.needs_every_round = any(other.every_round for other in self.subscribers)
+        self.follows_age = any(other.follows_age for other in self.subscribers)
 
-    def observe(self, snapshot: Pool | Task) -> list[Subscriber]:
-        """Store *snapshot* and return the subscribers for which it is news."""
+    def observe(self, snapshot: Pool | Task, moved_at: float, now: float) -> list[Subscriber]:
+        """Store *snapshot* and return the subscribers for which it is news.
+
+        :param moved_at: when its state changed, on the event loop's clock.
+        :param now: the time on this clock.
+        """
         observation = Observation(
             snapshot.state, snapshot.state_transition_time, snapshot.running_instance_count
         )
         if self.is_tag:
             self.members = {} if self.members is None else self.members
-            changed = self.members.get(snapshot.uuid) != observation
+            earlier = self.members.get(snapshot.uuid)
             self.members[snapshot.uuid] = observation
         else:
-            changed, self.last, self.absence = self.last != observation, observation, None
+            earlier, self.last, self.absence = self.last, observation, None
+        changed = earlier != observation
+        # An object that has ended does not change any more.
+        if changed and not _has_ended(snapshot.state):
+            self.changed_at = max(self.changed_at, moved_at if earlier is None else now)
         return [subscriber for subscriber in self.subscribers if changed or subscriber.new]
 
     def mark_polled(self, notified: Iterable[Subscriber] | None = None) -> None:
@@ -260,6 +279,14 @@ class Subscription:
             subscriber.deliver(error)
 
 
+def _has_ended(state: str) -> bool:
+    """Return whether an object in *state* has finished. An unknown state concerns only its subscribers."""
+    try:
+        return states.is_terminal(state)
+    except QarnotUnknownStateError:
+        return False
+
+
 class Poller:
     """The shared poll loop of one connection and kind on one event loop. See the text of the module."""
 
@@ -272,6 +299,9 @@ class Poller:
         self.rounds = 0
         #: Number of subscribers by the interval that they asked for.
         self._intervals: Counter[float] = Counter()
+        self._shortest = _shortest_interval()
+        #: The round of the last full poll, and when it was.
+        self._swept: tuple[int, float] = (0, self.loop.time())
         #: One timer for the timeouts of all subscribers, because a timer for each would take half a kilobyte.
         self._alarm: asyncio.TimerHandle | None = None
         self._arrived = asyncio.Event()
@@ -374,13 +404,13 @@ class Poller:
                 await self._poll(
                     [each for each in self.subscriptions.values() if each.is_new and each.absence is None]
                 )
-                # A new subscriber may have a shorter interval.
-                due = min(due, self.loop.time() + self._interval())
+                # A new subscriber may have a shorter interval, or a younger object.
+                due = min(due, self.loop.time() + self._delay())
                 if self.loop.time() >= due:
                     started = self.loop.time()
                     await self._round()
                     self._emit_metrics(self.loop.time() - started)
-                    due = next_due(due, self.loop.time(), self._interval(), random.random())
+                    due = next_due(due, self.loop.time(), self._delay(), random.random())
                 if (error := self._deferred_error) is not None:
                     raise error
                 self._failures = self._refused = 0
@@ -393,8 +423,8 @@ class Poller:
             try:
                 async with asyncio.timeout_at(due):
                     await self._arrived.wait()
-                    # Triggers start in bursts, which should become one request each.
-                    await asyncio.sleep(min(0.5, self._interval() / 10))
+                    # A burst should become one request.
+                    await asyncio.sleep(min(MAX_BURST, self._interval() / 10))
             except TimeoutError:
                 pass
 
@@ -402,22 +432,33 @@ class Poller:
         count_poll(self.kind, self.conn_id, self._intervals.total(), len(self.subscriptions), seconds)
 
     def _interval(self) -> float:
-        """Return the seconds between rounds, which are the shortest interval of all subscribers."""
+        """Return the maximum seconds between rounds, which are the shortest interval of all subscribers."""
         return min(self._intervals, default=1.0)
+
+    def _delay(self) -> float:
+        """Return the seconds until the next round, which follow the age of the youngest object."""
+        now = self.loop.time()
+        # A missing object is young, because the next rounds have to confirm that it is deleted.
+        changes = (
+            each.changed_at if each.absence is None else now
+            for each in self.subscriptions.values()
+            if each.follows_age
+        )
+        age = now - max(changes, default=float("-inf"))
+        return poll_delay(age, self._shortest, self._interval())
 
     def _pause_after(self, error: Exception) -> float:
         """Return the seconds to wait after a failed round, and fail the subscribers if the error is permanent."""
         self._failures += 1
-        pause: float = min(MAX_BACKOFF, self._interval() * 2 ** min(self._failures, 10))
-        pause *= random.uniform(0.8, 1.2)
+        retry_after = error.retry_after if isinstance(error, QarnotUnavailableError) else None
+        # Jitter only lengthens the pause, because the service may have asked for it.
+        pause = backoff_delay(self._delay(), self._failures, retry_after) * random.uniform(1.0, 1.2)
         if isinstance(error, (QarnotCredentialsError, QarnotInvalidSpecError)):
             self._refused += 1
             self._settings_read = float("-inf")
             if self._refused >= MAX_CREDENTIAL_ROUNDS:
                 for subscription in self.subscriptions.values():
                     subscription.fail(error)
-        elif isinstance(error, QarnotUnavailableError):
-            pause = max(pause, min(error.retry_after or 0.0, MAX_RETRY_AFTER))
         elif not isinstance(error, QarnotError):
             log.error("Polling the %ss of %s failed", self.kind, self.conn_id, exc_info=error)
         if self._failures == 1 or self._failures % 10 == 0:
@@ -481,11 +522,21 @@ class Poller:
 
     async def _round(self) -> None:
         self.rounds += 1
-        sweep = self.rounds % SWEEP_EVERY == 0
+        now = self.loop.time()
+        sweep = self._is_sweep_due(now)
+        if sweep:
+            self._swept = (self.rounds, now)
         if not all(subscription.every_round for subscription in self.subscriptions.values()):
             asks = self._can_ask_for_changes or sweep
             sweep = not (asks and await self._poll_changes()) or sweep
         await self._poll([each for each in self.subscriptions.values() if sweep or each.every_round])
+
+    def _is_sweep_due(self, now: float) -> bool:
+        """Return whether it is time for a full poll: after some rounds, and not before they could be rare ones."""
+        rounds, swept_at = self._swept
+        # Rounds may come early, by their jitter and by the delay of the round before.
+        earliest = swept_at + 0.8 * SWEEP_EVERY * self._interval()
+        return self.rounds - rounds >= SWEEP_EVERY and now >= earliest
 
     @property
     def _can_ask_for_changes(self) -> bool:
@@ -636,10 +687,12 @@ class Poller:
         woken = 0
         for snapshot in snapshots:
             self._observe_time(snapshot.state_transition_time)
+            now = self.loop.time()
+            moved_at = self._moved_at(snapshot.state_transition_time, now)
             for key in (snapshot.uuid, *snapshot.tags):
                 if (subscription := self.subscriptions.get(key)) is None:
                     continue
-                subscribers = subscription.observe(snapshot)
+                subscribers = subscription.observe(snapshot, moved_at, now)
                 if not subscription.is_tag:
                     if self._settings:
                         subscription.tagged = namespace_tag(self._settings.namespace) in snapshot.tags
@@ -657,6 +710,14 @@ class Poller:
         estimates = [known for known in (self._clock, self._response_date()) if known is not None]
         self._mark = min((then for then, _ in estimates), default=None)
         self._changes_requested_at = self.loop.time()
+
+    def _moved_at(self, moved: datetime | None, now: float) -> float:
+        """Return when a transition was, on the event loop's clock. It is *now* if that is unknown or in the future."""
+        dated = self._response_date()
+        if moved is None or dated is None:
+            return now
+        date, came = dated
+        return min(now, came - (date - moved).total_seconds())
 
     def _observe_time(self, moved: datetime | None) -> None:
         """Take *moved* for the server's clock if it is the newest transition and not in the server's future."""
@@ -682,6 +743,7 @@ def subscribe(
     interval: float,
     is_tag: bool = False,
     every_round: bool = False,
+    follows_age: bool = True,
     scope: str = "",
 ) -> Subscriber:
     """Wait for changes with one poll for all subscribers.
@@ -689,12 +751,22 @@ def subscribe(
     The result is an async context manager that yields the subscriber.
 
     :param key: uuid of an object. With *is_tag*, a tag, which stands for all objects that carry it.
-    :param interval: seconds between polls. The shortest interval of all subscribers counts.
+    :param interval: maximum seconds between polls. The shortest interval of all subscribers counts.
     :param every_round: poll in every round, for changes that are no state transition (running instances).
+    :param follows_age: poll more frequently after the object was submitted or has changed.
     :param scope: subscribers of different scopes share no poll.
     """
     shared = PollKey(id(asyncio.get_running_loop()), conn_id, kind, scope)
-    return Subscriber(shared, key, is_tag, interval, every_round)
+    return Subscriber(shared, key, is_tag, interval, every_round, follows_age)
+
+
+def _shortest_interval() -> float:
+    """Return the lower bound of the interval. A mistake in the configuration of a triggerer fails no wait."""
+    try:
+        return min_poll_interval()
+    except QarnotInvalidSpecError as error:
+        log.error("%s Using %s s.", error, SHORTEST)
+        return SHORTEST
 
 
 def pollers() -> Iterator[Poller]:

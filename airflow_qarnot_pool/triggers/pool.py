@@ -16,6 +16,7 @@ from airflow_qarnot_pool.ownership.termination import end
 from airflow_qarnot_pool.triggers.base import QarnotTrigger, task_state
 from airflow_qarnot_pool.triggers.poller import subscribe
 from airflow_qarnot_pool.waiting.conditions import COLD, EndReason, WaitResult
+from airflow_qarnot_pool.waiting.intervals import steady_interval
 
 
 class QarnotPoolTrigger(QarnotTrigger):
@@ -37,7 +38,7 @@ class QarnotPoolTrigger(QarnotTrigger):
         cold = asyncio.ensure_future(self._ended(warm_up))
         try:
             await asyncio.wait((wait, cold), return_when=asyncio.FIRST_COMPLETED)
-            grace = 2 * self.poll_interval
+            grace = 2 * steady_interval(self.poll_interval)
             if not wait.done() and not cold.exception():
                 # Another task may have seen earlier that the pool is ready or closed.
                 await asyncio.wait((wait,), timeout=grace)
@@ -55,8 +56,9 @@ class QarnotPoolTrigger(QarnotTrigger):
     async def _ended(self, warm_up: str) -> None:
         """Return when the Qarnot task *warm_up* has ended."""
         try:
+            interval = steady_interval(self.poll_interval)
             async with subscribe(
-                self.qarnot_conn_id, "task", warm_up, interval=self.poll_interval
+                self.qarnot_conn_id, "task", warm_up, interval=interval, follows_age=False
             ) as subscriber:
                 while not states.is_terminal((await subscriber.next(None)).state):
                     pass

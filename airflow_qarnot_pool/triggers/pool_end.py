@@ -66,7 +66,7 @@ class PoolEnd:
         every = POOL_POLL_INTERVALS * self._interval
         while True:
             try:
-                async with subscribe(conn_id, "pool", pool, interval=every) as subscriber:
+                async with subscribe(conn_id, "pool", pool, interval=every, follows_age=False) as subscriber:
                     while True:
                         snapshot = await subscriber.next(None)
                         if not states.accepts_tasks(snapshot.state):

@@ -15,6 +15,7 @@ from airflow_qarnot_pool.ownership.xcoms import TASK_KEY
 from airflow_qarnot_pool.triggers.base import QarnotTrigger, own_xcom, task_state
 from airflow_qarnot_pool.triggers.log_follower import LogFollower
 from airflow_qarnot_pool.waiting.conditions import WaitResult
+from airflow_qarnot_pool.waiting.intervals import steady_interval
 from airflow_qarnot_pool.waiting.polling import get_confirmed
 
 
@@ -44,7 +45,11 @@ class QarnotTaskTrigger(QarnotTrigger):
     async def _wait_and_follow(self, follow_logs: dict[str, Any]) -> WaitResult:
         try:
             follower = self._follower = LogFollower(
-                self.qarnot_conn_id, follow_logs, self.poll_interval, self.identity, self.log
+                self.qarnot_conn_id,
+                follow_logs,
+                steady_interval(self.poll_interval),
+                self.identity,
+                self.log,
             )
         except QarnotError as error:
             self.log.warning("%s The output is written when the Qarnot task is done", error)

@@ -17,6 +17,7 @@ from airflow_qarnot_pool.triggers.base import QarnotTrigger, own_xcom, store_xco
 from airflow_qarnot_pool.triggers.poller import subscribe
 from airflow_qarnot_pool.triggers.pool_end import PoolEnds
 from airflow_qarnot_pool.waiting.conditions import EndReason, WaitResult, is_queued
+from airflow_qarnot_pool.waiting.intervals import steady_interval
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.models import Task
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 
 #: Maximum seconds between checks for deleted Qarnot tasks, which no change query shows.
 MAX_CHECK_INTERVAL = 120.0
-#: The same as a number of poll intervals. It is smaller near a quota, because finished items are deleted there.
+#: The same as a number of steady intervals. It is smaller near a quota, because finished items are deleted there.
 CHECK_ROUNDS, CHECK_ROUNDS_NEAR_QUOTA = 24, 3
 #: Seconds between log lines about the progress.
 REPORT_INTERVAL = 10.0
@@ -54,7 +55,8 @@ class QarnotTasksTrigger(QarnotTrigger):
                 is_tag=True,
                 interval=self.poll_interval,
             ) as subscriber:
-                with PoolEnds(self.qarnot_conn_id, self.pools, subscriber, self.poll_interval):
+                steady = steady_interval(self.poll_interval)
+                with PoolEnds(self.qarnot_conn_id, self.pools, subscriber, steady):
                     await self._watch(subscriber, progress, int(self.condition["low_water"]))
                 ending = EndReason.MET
         except QarnotPoolEndedError as error:
@@ -81,7 +83,7 @@ class QarnotTasksTrigger(QarnotTrigger):
         """
         clock = asyncio.get_running_loop().time
         rounds = CHECK_ROUNDS_NEAR_QUOTA if self.resume_state.get("met_quota") else CHECK_ROUNDS
-        check_after = min(MAX_CHECK_INTERVAL, rounds * self.poll_interval)
+        check_after = min(MAX_CHECK_INTERVAL, rounds * steady_interval(self.poll_interval))
         reported_at, check_at = clock(), clock() + check_after
         while len(progress.pending) > low_water:
             try:

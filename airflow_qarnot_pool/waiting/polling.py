@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from airflow_qarnot_pool.api import states
 from airflow_qarnot_pool.api.errors import (
@@ -19,6 +19,7 @@ from airflow_qarnot_pool.api.errors import (
     QarnotUnknownStateError,
 )
 from airflow_qarnot_pool.exceptions import QarnotCostLimitError
+from airflow_qarnot_pool.parameters.configuration import min_poll_interval
 from airflow_qarnot_pool.waiting.conditions import (
     CAPITALIZED_NOUNS,
     POOL_POLL_INTERVALS,
@@ -32,8 +33,10 @@ from airflow_qarnot_pool.waiting.conditions import (
     stranded_result,
     timeout_message,
 )
+from airflow_qarnot_pool.waiting.intervals import poll_delay, steady_interval
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 #: Minimum time in an ended state after which no second poll is needed, because a rescheduled sensor remembers none.
 ENDED_LONG_AGO = timedelta(minutes=5)
@@ -132,32 +135,37 @@ def wait_on_worker(
     still_waiting: Callable[[str], None] = lambda uuid: None,
     over_limit: Callable[[], str | None] = lambda: None,
     why_stranded: Callable[[Iterable[str]], str | None] = lambda states: None,
+    may_stay: Callable[[str | None, float], bool] = lambda state, waited: True,
 ) -> WaitResult | None:
     """Wait in this process, and return None if *killed* is set first.
 
-    *over_limit* and *why_stranded* are called with every poll. Polls are frequent at first and slow down to *interval*.
-    An unreachable API never ends the wait.
+    Polls are frequent after a change of the object, and slow down to *interval*. *still_waiting* and *over_limit* are
+    called at a steady interval, *why_stranded* with every poll. An unreachable API never ends the wait.
+
+    :param may_stay: function that is called after each poll with the state, None if the poll failed, and the seconds
+        since the start. If it returns False, this returns None, and the wait can continue in the triggerer.
     """
-    pause = min(0.5, interval)
+    steady = steady_interval(interval)
+    still_waiting, over_limit = _at_most_every(steady, still_waiting), _at_most_every(steady, over_limit)
+    shortest = min_poll_interval()
     history: list[str] = []
     absence = Absence(interval)
+    started = changed = time.monotonic()
     while not killed.is_set():
-        try:
-            remote = resource.get(uuid)
-            absence.record_found()
-            history.append(remote.state)
-            if result := result_if_met(condition, remote, history[:-1]):
-                return result
+        remote = _poll(resource, uuid, condition, absence)
+        if isinstance(remote, WaitResult):
+            return remote
+        if remote is not None and (result := result_if_met(condition, remote, history)):
+            return result
+        if not may_stay(remote and remote.state, time.monotonic() - started):
+            return None
+        if remote is not None:
+            if history[-1:] != [remote.state]:
+                changed = time.monotonic()
+                history.append(remote.state)
             still_waiting(uuid)
             if why := why_stranded((remote.state,)):
                 return stranded_result(uuid, remote.state, why)
-        except QarnotNotFoundError as error:
-            if absence.is_certain(error, time.monotonic()):
-                return _absence_result(condition, uuid, error)
-            log.warning("Polling again, because a single 404 proves nothing: %s", error)
-        except (QarnotUnavailableError, QarnotProtocolError) as error:
-            if not is_transient(error):
-                raise  # the transport has logged a transient error, and waited
         if message := over_limit():
             resume_state = {"error": QarnotCostLimitError.__name__}
             return WaitResult(ending=EndReason.ERROR, uuid=uuid, message=message, resume_state=resume_state)
@@ -169,9 +177,44 @@ def wait_on_worker(
                 state=next(reversed(history), None),
                 message=timeout_message(condition.kind, uuid, history, condition),
             )
-        killed.wait(min(pause, remaining))
-        pause = min(interval, pause * 1.5)
+        killed.wait(min(poll_delay(time.monotonic() - changed, shortest, interval), remaining))
     return None
+
+
+def _poll(resource: Any, uuid: str, condition: Condition, absence: Absence) -> Any:
+    """Return the object, the result if it is certainly deleted, or None if the poll says nothing about it."""
+    try:
+        remote = resource.get(uuid)
+    except QarnotNotFoundError as error:
+        if absence.is_certain(error, time.monotonic()):
+            return _absence_result(condition, uuid, error)
+        log.warning("Polling again, because a single 404 proves nothing: %s", error)
+    except (QarnotUnavailableError, QarnotProtocolError) as error:
+        if not is_transient(error):
+            raise  # the transport has logged a transient error, and waited
+    else:
+        absence.record_found()
+        return remote
+    return None
+
+
+def _at_most_every(seconds: float, call: Callable[..., T]) -> Callable[..., T | None]:
+    """Return a function that does as *call*, but nothing for some *seconds* after it has. An outage ends no wait."""
+    due = float("-inf")
+
+    def call_if_due(*args: Any) -> T | None:
+        nonlocal due
+        if time.monotonic() < due:
+            return None
+        due = time.monotonic() + seconds
+        try:
+            return call(*args)
+        except QarnotError as error:
+            if not is_transient(error) and not isinstance(error, QarnotNotFoundError):
+                raise
+            return None
+
+    return call_if_due
 
 
 def _absence_result(condition: Condition, uuid: str, error: QarnotNotFoundError) -> WaitResult:

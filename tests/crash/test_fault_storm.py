@@ -164,7 +164,7 @@ def blow(storms: list[Storm], runs: int, tasks: int) -> int:
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Short waits between attempts, and few words about each of them."""
     monkeypatch.setattr("airflow_qarnot_pool.api.transport.MAX_WAIT", 0.05)
-    monkeypatch.setattr("airflow_qarnot_pool.triggers.poller.MAX_BACKOFF", 1.0)
+    monkeypatch.setattr("airflow_qarnot_pool.waiting.intervals.MAX_BACKOFF", 1.0)
     monkeypatch.setattr(ExecutorSafeguard, "test_mode", True)
     logging.disable(logging.WARNING)
     yield

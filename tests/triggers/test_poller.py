@@ -21,7 +21,15 @@ from airflow_qarnot_pool.ownership.identity import namespace_tag
 from airflow_qarnot_pool.triggers import poller
 from airflow_qarnot_pool.triggers.poller import subscribe
 from airflow_qarnot_pool.triggers.task import QarnotTaskTrigger
+from airflow_qarnot_pool.waiting import intervals
 from airflow_qarnot_pool.waiting.conditions import Condition
+
+
+@pytest.fixture(autouse=True)
+def fixed_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Poll at the interval that the test gives; ``test_intervals.py`` has the tests of the other one."""
+    monkeypatch.setenv("AIRFLOW__QARNOT__MIN_POLL_INTERVAL", "3600")
+
 
 OURS = (namespace_tag("test"),)
 INTERVAL = 0.1
@@ -224,7 +232,7 @@ def test_a_transient_error_never_fails_a_waiter(
 def test_a_server_that_asks_for_hours_is_asked_again_sooner(
     qarnot: LocalQarnot, client: QarnotClient, pool: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(poller, "MAX_RETRY_AFTER", 0.5)
+    monkeypatch.setattr(intervals, "MAX_RETRY_AFTER", 0.5)
     (uuid,) = submit(client, pool, 1, "true")
     fault = {"kind": "status", "status": 503, "retry_after": 7200, "times": 1}
     qarnot.faults([{"method": "POST", "path": "^/tasks/search$", **fault}])

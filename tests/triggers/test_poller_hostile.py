@@ -15,6 +15,7 @@ from airflow_qarnot_pool.exceptions import QarnotDeletedError, QarnotRefusedErro
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.triggers import poller
 from airflow_qarnot_pool.triggers.poller import Poller, subscribe
+from airflow_qarnot_pool.waiting import intervals
 from tests.triggers.test_poller import INTERVAL, OURS, PATIENCE, searches, state_of, submit, until
 
 SEARCH = {"method": "POST", "path": "^/tasks/search$"}
@@ -88,7 +89,7 @@ def test_a_refusal_of_the_moment_fails_no_waiter_and_costs_nothing_afterwards(
     status: int,
     times: int,
 ) -> None:
-    monkeypatch.setattr(poller, "MAX_BACKOFF", 0.05)
+    monkeypatch.setattr(intervals, "MAX_BACKOFF", 0.05)
     monkeypatch.setattr(poller, "SWEEP_EVERY", 4)
     monkeypatch.setattr(poller, "MAX_UUIDS", 50)
     uuids = submit(client, pool, 60)
@@ -114,7 +115,7 @@ def test_a_refusal_of_the_moment_fails_no_waiter_and_costs_nothing_afterwards(
 def test_a_search_that_is_refused_for_good_backs_off_and_costs_two_requests_a_round(
     qarnot: LocalQarnot, client: QarnotClient, pool: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(poller, "MAX_BACKOFF", 0.2)
+    monkeypatch.setattr(intervals, "MAX_BACKOFF", 0.2)
     uuids = submit(client, pool, 30)
 
     async def story(shared: Poller, waiting: dict[str, asyncio.Task[str]]) -> None:
@@ -178,7 +179,7 @@ def test_one_that_no_search_shows_yet_survives_a_stray_denial(
 def test_a_gateway_that_says_404_denies_nothing(
     qarnot: LocalQarnot, client: QarnotClient, pool: str, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
-    monkeypatch.setattr(poller, "MAX_BACKOFF", 0.05)
+    monkeypatch.setattr(intervals, "MAX_BACKOFF", 0.05)
     qarnot.lag_searches(3600)
     (uuid,) = submit(client, pool, 1, "true")
     qarnot.clear_requests()

@@ -1,0 +1,71 @@
+"""Decide when to poll next, and how long to wait on a worker before deferring. Pure functions.
+
+An object that was submitted or has changed lately is likely to change soon, so it is polled often. A long wait can
+bear a later response. So the interval is a share of the age, between two bounds that the configuration sets:
+``[qarnot] min_poll_interval`` and ``[qarnot] poll_interval``. Equal bounds make a fixed interval.
+"""
+
+from __future__ import annotations
+
+from airflow_qarnot_pool.waiting.conditions import Kind, is_queued
+
+#: The interval as a share of the age, so an end is seen at most 2 % of the wait late.
+SHARE_OF_AGE = 1 / 50
+#: Maximum seconds between polls that do not follow an age: of costs, quotas and output, and of pools of queued tasks.
+MAX_STEADY_INTERVAL = 5.0
+#: Maximum seconds between polls that fail.
+MAX_BACKOFF = 60.0
+#: Maximum seconds for which a Retry-After stops all polls. One request in that time burdens no service, and a response
+#: that asks for hours may come from a proxy or concern one of many objects.
+MAX_RETRY_AFTER = 600.0
+#: Maximum seconds for which a queued Qarnot task keeps a worker. A warm pool starts it sooner.
+MAX_QUEUED_ON_WORKER = 2.0
+#: Maximum number of mapped siblings that wait on workers at the same time.
+MAX_SIBLINGS_ON_WORKERS = 8
+
+
+def poll_delay(age: float, shortest: float, longest: float) -> float:
+    """Return the seconds until the next poll.
+
+    :param age: seconds since the youngest of the awaited objects was submitted or has changed.
+    :param shortest: lower bound. It is ignored if it exceeds *longest*.
+    """
+    return min(longest, max(shortest, SHARE_OF_AGE * age))
+
+
+def steady_interval(longest: float) -> float:
+    """Return the seconds between polls that do not follow an age, if *longest* is the upper bound of the others."""
+    return min(longest, MAX_STEADY_INTERVAL)
+
+
+def backoff_delay(delay: float, failures: int, retry_after: float | None = None) -> float:
+    """Return the seconds until the next poll after *failures* in a row.
+
+    :param delay: seconds until the next poll without a failure.
+    :param retry_after: seconds that the service asks for.
+    """
+    pause: float = min(MAX_BACKOFF, steady_interval(delay) * 2 ** min(failures, 10))
+    return max(pause, min(retry_after or 0.0, MAX_RETRY_AFTER))
+
+
+def may_keep_worker(kind: Kind, state: str | None, waited: float, defer_after: float) -> bool:
+    """Return whether a wait may stay on its worker.
+
+    :param state: state of the object, or None if the poll failed. A deferred wait bears an outage better.
+    :param waited: seconds since the start of the wait.
+    :param defer_after: maximum seconds of the wait on the worker.
+    """
+    if state is None:
+        return False
+    if kind == "task" and is_queued(state):
+        return waited < min(defer_after, MAX_QUEUED_ON_WORKER)
+    return waited < defer_after
+
+
+def has_few_siblings(map_index: int | None, count: int | None) -> bool:
+    """Return whether few siblings of a mapped task instance can want a worker at the same time.
+
+    :param count: number of mapped instances. None if it is not known, because no context of Airflow 3.1 to 3.3 has it,
+        and a request for it would cost as much as it saves. Then those of the first indexes wait.
+    """
+    return max(map_index or 0, (count or 0) - 1) < MAX_SIBLINGS_ON_WORKERS
