@@ -40,6 +40,8 @@ os.environ |= {
     "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{HOME}/airflow.db",
     "AIRFLOW__LOGGING__COLORED_CONSOLE_LOG": "False",
     "AIRFLOW__QARNOT__POLL_INTERVAL": "0.3",
+    # Most tests are about deferred waits. The guarantees must hold with any value: TEST_DEFER_AFTER=2 make test.
+    "AIRFLOW__QARNOT__DEFER_AFTER": os.environ.get("TEST_DEFER_AFTER", "0"),
     "NO_PROXY": "127.0.0.1,localhost",
     "no_proxy": "127.0.0.1,localhost",
 }

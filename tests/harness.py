@@ -150,7 +150,7 @@ def defer(
     It also defers if the object has reached its target before.
     """
     operator = make()
-    operator._poll_before_deferring = lambda *_: None
+    operator._wait_before_deferring = lambda *_: None
     context = context_of(operator, ti, run_started)
     try:
         with _slice(operator, context):

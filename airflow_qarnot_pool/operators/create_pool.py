@@ -239,7 +239,10 @@ class QarnotCreatePoolOperator(PoolOperator):
             return claimed.uuid
         with self._closing_on_error():
             outcome = claimed.outcome_if_done(condition) or self._found_ready(claimed, condition)
-            return self._ready(context, outcome or self._boot(context, claimed.uuid, deadline, closed))
+            if outcome is None:
+                seconds = self._worker_seconds(context) if claimed.existing is None else 0.0
+                outcome = self._boot(context, claimed.uuid, deadline, closed, defer_after=seconds)
+            return self._ready(context, outcome)
 
     def _closing_on_error(self) -> AbstractContextManager[None]:
         """Close a pool that does not become ready: no task will use it, and a failed setup has no teardown."""
@@ -282,9 +285,18 @@ class QarnotCreatePoolOperator(PoolOperator):
         return outcome
 
     def _boot(
-        self, context: Context, uuid: str, deadline: datetime | None = None, closed: int = 0
+        self,
+        context: Context,
+        uuid: str,
+        deadline: datetime | None = None,
+        closed: int = 0,
+        *,
+        defer_after: float = 0.0,
     ) -> WaitResult:
-        """Boot the nodes if nothing else does, and wait for them."""
+        """Boot the nodes if nothing else does, and wait for them.
+
+        :param defer_after: as that of :meth:`_wait`.
+        """
         values = self._given()
         condition = self._awaited()
         resume_state: dict[str, Any] = {"closed": closed}
@@ -302,7 +314,7 @@ class QarnotCreatePoolOperator(PoolOperator):
                 return WaitResult(
                     ending=EndReason.IMPOSSIBLE, uuid=uuid, state=pool.state, resume_state=resume_state
                 )
-        return self._wait(uuid, condition, deadline, resume_state)
+        return self._wait(uuid, condition, deadline, resume_state, defer_after=defer_after)
 
     def _boot_again(self, context: Context, outcome: WaitResult) -> WaitResult:
         """Poll a pool whose warm-up ended early, and warm it up once more unless the poll decides the wait."""

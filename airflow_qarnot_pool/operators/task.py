@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from airflow_qarnot_pool.api import states
 from airflow_qarnot_pool.api.errors import (
@@ -72,7 +72,7 @@ class QarnotRunTaskOperator(TaskOperator):
     :param retry_scope: the instances that an Airflow retry runs again: those that did not succeed (``"failed"``), or
         ``"all"``.
     :param log_output: write the instances' output to the Airflow task log: True: when they are done, with one
-        fetch of each stream; "live": while they run, with a fetch at every poll for each such task.
+        fetch of each stream; "live": while they run, with a fetch every 5 s for each such task.
         The triggerer cannot mask secret constants. With them, a deferred wait is not live.
     """
 
@@ -152,7 +152,8 @@ class QarnotRunTaskOperator(TaskOperator):
         outcome = claimed.outcome_if_done(TASK_ENDED)
         if outcome is None:
             deadline = deadline or self._deadline(context)
-            outcome = self._wait(claimed.uuid, TASK_ENDED, deadline, resume_state)
+            seconds = self._worker_seconds(context) if claimed.existing is None else 0.0
+            outcome = self._wait(claimed.uuid, TASK_ENDED, deadline, resume_state, defer_after=seconds)
         return self._finish(context, outcome, resume_state)
 
     def _stays_on(self, pool: str | None) -> None:
@@ -230,11 +231,8 @@ class QarnotRunTaskOperator(TaskOperator):
 
     def _write_output(self, uuid: str, *, finished: bool) -> None:
         """Write the new output to the log."""
-        if self._position is None or self._position.cursor.uuid != uuid:
-            self._position = Offset(cursor=self._nothing_written(uuid))
-        self._position = write_new_output(
-            partial(self._kept, uuid), self._position, self.log, finished=finished
-        )
+        position = self._written(uuid) or Offset(cursor=self._nothing_written(uuid))
+        self._position = write_new_output(partial(self._kept, uuid), position, self.log, finished=finished)
 
     def _still_waiting(self, uuid: str) -> None:
         if self.log_output == "live":
@@ -251,7 +249,22 @@ class QarnotRunTaskOperator(TaskOperator):
                 ", ".join(sorted(secrets)),
             )
             return {}
-        return {"follow_logs": {"secrets_of": self.registry_conn_id, **self._nothing_written(uuid).to_json()}}
+        written = self._written(uuid)
+        cursor = written.cursor if written else self._nothing_written(uuid)
+        return {"follow_logs": {"secrets_of": self.registry_conn_id, **cursor.to_json()}}
+
+    def _written(self, uuid: str) -> Offset | None:
+        """Return how much of the output this process has written, if any."""
+        position = self._position
+        return position if position is not None and position.cursor.uuid == uuid else None
+
+    def _defer(
+        self, uuid: str, condition: dict[str, Any], deadline: datetime | None, resume_state: dict[str, Any]
+    ) -> NoReturn:
+        if written := self._written(uuid):
+            # The trigger replaces it. It may not follow the output, as with secret constants.
+            resume_state["output"] = written.to_json()
+        super()._defer(uuid, condition, deadline, resume_state)
 
     # What @task.qarnot does in its own way.
 

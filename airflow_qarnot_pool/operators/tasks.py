@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ from airflow_qarnot_pool.api.errors import (
     QarnotUnavailableError,
 )
 from airflow_qarnot_pool.api.limits import parse_stored_time
-from airflow_qarnot_pool.api.states import accepts_tasks
+from airflow_qarnot_pool.api.states import TaskState, accepts_tasks
 from airflow_qarnot_pool.exceptions import QarnotCostLimitError, QarnotPoolEndedError, QarnotTaskFailedError
 from airflow_qarnot_pool.links.qarnot import LINKS
 from airflow_qarnot_pool.logs.failure_report import failure_report
@@ -40,6 +41,7 @@ from airflow_qarnot_pool.ownership.identity import (
 )
 from airflow_qarnot_pool.ownership.shared_pool import MAX_GENERATIONS
 from airflow_qarnot_pool.ownership.xcoms import TASKS_KEY
+from airflow_qarnot_pool.parameters.configuration import min_poll_interval
 from airflow_qarnot_pool.parameters.shell import find_commands, warn_of_shell_characters
 from airflow_qarnot_pool.parameters.templating import (
     PLACEHOLDER,
@@ -61,6 +63,7 @@ from airflow_qarnot_pool.waiting.conditions import (
     WaitResult,
     is_queued,
 )
+from airflow_qarnot_pool.waiting.intervals import may_keep_worker, poll_delay, steady_interval
 from airflow_qarnot_pool.waiting.polling import (
     PoolsOfTasks,
     get_confirmed,
@@ -79,6 +82,8 @@ if TYPE_CHECKING:
 CHUNK = 200
 #: Qarnot tasks in flight beyond the slots of the pool: enough that nodes never wait for the next submission.
 BACKLOG = 500
+#: Maximum number of Qarnot tasks that a worker polls before it defers, because each poll requests all of them.
+MAX_POLLED_ON_WORKER = 200
 #: Failed items whose reports go into the exception.
 SHOWN_FAILURES = 3
 #: Fields that identify the item of an object and its outcome.
@@ -432,7 +437,9 @@ class QarnotRunTasksOperator(TaskOperator):
             if step is NextStep.RETURN:
                 return self._result(self._submitted(slice_))
             self._pools_of_tasks = slice_.pools_of(state)
-            self._wait_for_some(low_water_mark(done, slice_.limit), state.total, deadline, progress)
+            is_short = bool(sent.done) and len(progress.pending) <= MAX_POLLED_ON_WORKER
+            seconds = self._worker_seconds(context) if is_short else 0.0
+            self._wait_for_some(low_water_mark(done, slice_.limit), state.total, deadline, progress, seconds)
 
     def _prepare(self, context: Context, deadline: datetime | None, progress: FanOutProgress) -> _Slice:
         """Check everything before there is a Qarnot task to end, and publish the identity of all of them."""
@@ -709,31 +716,88 @@ class QarnotRunTasksOperator(TaskOperator):
         return {pool for pool, so in closed.items() if so}
 
     def _wait_for_some(
-        self, low_water: int, total: int, deadline: datetime | None, progress: FanOutProgress
+        self,
+        low_water: int,
+        total: int,
+        deadline: datetime | None,
+        progress: FanOutProgress,
+        defer_after: float,
     ) -> None:
-        """Wait until no more than *low_water* are unfinished, or one was deleted."""
+        """Wait until no more than *low_water* are unfinished, or one was deleted.
+
+        :param defer_after: maximum seconds of a deferrable wait on this worker.
+        """
         assert self._work is not None
-        identity = self._work.identity
         if self.deferrable:
-            condition = {"expected": total, "low_water": low_water}
-            self._defer(identity.lineage, condition, deadline, self._carry(progress, deadline))
-        interval = self._poll_interval
-        pools = PoolsOfTasks(self.client.pools, self._pools_of_tasks, interval)
-        while True:
-            if message := self._costs.over_limit():
-                self._stop_waiting(EndReason.ERROR, message, progress, error=QarnotCostLimitError.__name__)
+            if self._ends_soon(low_water, deadline, progress, defer_after):
                 return
+            condition = {"expected": total, "low_water": low_water}
+            self._defer(self._work.identity.lineage, condition, deadline, self._carry(progress, deadline))
+        interval, shortest = self._poll_interval, min_poll_interval()
+        steady = steady_interval(interval)
+        pools = PoolsOfTasks(self.client.pools, self._pools_of_tasks, steady)
+        changed = costs_due = time.monotonic()
+        pending = len(progress.pending)
+        while True:
+            polled = time.monotonic()
+            if polled >= costs_due:
+                costs_due = polled + steady
+                if message := self._costs.over_limit():
+                    self._stop_waiting(
+                        EndReason.ERROR, message, progress, error=QarnotCostLimitError.__name__
+                    )
+                    return
             if self._is_wait_met(low_water, progress, pools):
                 return
             if deadline is not None and datetime.now(deadline.tzinfo) >= deadline:
                 late = f"{len(progress.pending)} of {total} Qarnot tasks did not end in time"
                 self._stop_waiting(EndReason.TIMEOUT, late, progress)
                 return
-            if self._work.killed.wait(interval):
-                now = self._all_done(progress)
-                if now is None or now.failed:
-                    raise self._killed()
+            now = time.monotonic()
+            if len(progress.pending) != pending:
+                changed, pending = now, len(progress.pending)
+            # A large fan-out makes a poll expensive, so it is polled less often.
+            if self._work.killed.wait(max(poll_delay(now - changed, shortest, interval), now - polled)):
+                self._raise_unless_done(progress)
                 return
+
+    def _ends_soon(
+        self, low_water: int, deadline: datetime | None, progress: FanOutProgress, defer_after: float
+    ) -> bool:
+        """Wait on this worker for a moment, and return whether there is something to do on it.
+
+        Otherwise the wait continues in the triggerer, which also handles any error.
+        """
+        from airflow_qarnot_pool.triggers.tasks import poll_all, record_end
+
+        assert self._work is not None
+        tasks = self.client.limited(retries=0, timeout=5.0, deadline=5.0).tasks
+        tagged = filters.equal("Tags", self._work.identity.tags()[2])
+        interval, shortest = self._poll_interval, min_poll_interval()
+        if deadline is not None:
+            defer_after = min(defer_after, (deadline - datetime.now(deadline.tzinfo)).total_seconds())
+        started, state = time.monotonic(), str(TaskState.SUBMITTED)
+        while may_keep_worker(self.kind, state, time.monotonic() - started, defer_after):
+            if self._work.killed.wait(poll_delay(time.monotonic() - started, shortest, interval)):
+                self._raise_unless_done(progress)
+                return True
+            try:
+                polled = poll_all(tasks, tagged)
+                state = next((task.state for task in polled if not is_queued(task.state)), state)
+                for task in polled:
+                    record_end(progress, task)
+            except QarnotError as error:
+                self.log.info("Deferring, because the Qarnot tasks could not be polled: %s", error)
+                return False
+            if len(progress.pending) <= low_water:
+                return True
+        return False
+
+    def _raise_unless_done(self, progress: FanOutProgress) -> None:
+        """Raise the error of a kill, unless every item has succeeded by now."""
+        state = self._all_done(progress)
+        if state is None or state.failed:
+            raise self._killed()
 
     def _is_wait_met(self, low_water: int, progress: FanOutProgress, pools: PoolsOfTasks) -> bool:
         """Poll all Qarnot tasks once, and return whether there is something to do on this worker."""

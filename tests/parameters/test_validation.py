@@ -33,6 +33,7 @@ SAMPLES: dict[str, Any] = {
     "commands": ["true"],
     "constants": {"A": "b"},
     "cost_warning_threshold": 0.5,
+    "defer_after": timedelta(seconds=5),
     "deferrable": False,
     "elastic": Elastic(max_total_slots=3),
     "group_by": ["tag"],
@@ -337,7 +338,7 @@ def test_a_number_of_thousands_of_digits_is_refused_by_name(make: Any, name: str
 
 def test_an_option_that_is_not_set_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW__QARNOT__POLL_INTERVAL", "")
-    assert default_poll_interval() == 5.0
+    assert default_poll_interval() == 15.0
     monkeypatch.setenv("AIRFLOW__QARNOT__POLL_INTERVAL", " 2.5 ")
     assert default_poll_interval() == 2.5
 

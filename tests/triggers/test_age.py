@@ -87,13 +87,13 @@ def test_a_state_reached_before_the_deferral_needs_none(
     """A deferral costs a second process, and the age of its trigger."""
     make = partial(QarnotRunTaskOperator, task_id="work", qarnot_pool=pool, command="true", log_output=False)
     operator = make()
-    poll = operator._poll_before_deferring
+    wait = operator._wait_before_deferring
 
-    def when_it_is_done(uuid: str, condition: Any) -> Any:
+    def when_it_is_done(uuid: str, *args: Any) -> Any:
         eventually(lambda: client.tasks.get(uuid).state == "Success")
-        return poll(uuid, condition)
+        return wait(uuid, *args)
 
-    monkeypatch.setattr(operator, "_poll_before_deferring", when_it_is_done)
+    monkeypatch.setattr(operator, "_wait_before_deferring", when_it_is_done)
     assert operator.execute(context_of(operator, FakeTI(run_id="before")))["state"] == "Success"
 
 

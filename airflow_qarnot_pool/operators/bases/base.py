@@ -19,13 +19,13 @@ from airflow_qarnot_pool.exceptions import QarnotKilledError, QarnotWaitTimeoutE
 from airflow_qarnot_pool.hooks.qarnot import QarnotHook, check_conn_id
 from airflow_qarnot_pool.links.qarnot import show_link
 from airflow_qarnot_pool.operators.bases import remote_work
-from airflow_qarnot_pool.operators.bases.parameters import checked_partial, render
+from airflow_qarnot_pool.operators.bases.parameters import checked_partial, mapped_count, render
 from airflow_qarnot_pool.operators.bases.remote_work import RemoteWork
 from airflow_qarnot_pool.operators.kill_after_deferral import KillAfterDeferral
 from airflow_qarnot_pool.ownership import liveness, xcoms
 from airflow_qarnot_pool.ownership.claim import count_decision
 from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
-from airflow_qarnot_pool.parameters.configuration import default_poll_interval
+from airflow_qarnot_pool.parameters.configuration import check_wait_options, default_defer_after
 from airflow_qarnot_pool.parameters.unknown import refuse_unknown, refuse_unknown_defaults
 from airflow_qarnot_pool.parameters.validation import (
     Duration,
@@ -44,6 +44,7 @@ from airflow_qarnot_pool.waiting.conditions import (
     WaitResult,
     result_if_met,
 )
+from airflow_qarnot_pool.waiting.intervals import has_few_siblings, may_keep_worker, steady_interval
 from airflow_qarnot_pool.waiting.polling import (
     KillFlag,
     PoolsOfTasks,
@@ -90,6 +91,8 @@ class QarnotOperator(BaseOperator):
 
     wait_for_completion: bool
     deferrable: bool
+    #: None means the option ``[qarnot] defer_after``.
+    defer_after: Duration = None
     wait_timeout: Duration
     cancel_on_kill: bool
     wait_for_quota: Duration
@@ -135,7 +138,7 @@ class QarnotOperator(BaseOperator):
         self.cancel_on_kill = cancel_on_kill
         self.wait_for_quota = wait_for_quota
         check_durations(wait_timeout=wait_timeout, wait_for_quota=wait_for_quota)
-        default_poll_interval()  # refuses an invalid option when the DAG is parsed
+        check_wait_options()
         check_flags(
             wait_for_completion=wait_for_completion, deferrable=self.deferrable, cancel_on_kill=cancel_on_kill
         )
@@ -324,7 +327,7 @@ class QarnotOperator(BaseOperator):
         self._quota_deadline = self._quota_deadline or min(ends)
         if now >= self._quota_deadline:
             raise error
-        interval = self._poll_interval
+        interval = steady_interval(self._poll_interval)
         deadline = self._quota_deadline.isoformat(timespec="seconds")
         self.log.info("%s Waiting for room until %s.", error, deadline)
         if self.deferrable:
@@ -382,35 +385,23 @@ class QarnotOperator(BaseOperator):
         condition: Condition,
         deadline: datetime | None,
         resume_state: dict[str, Any] | None = None,
+        *,
+        defer_after: float = 0.0,
     ) -> WaitResult:
         """Wait on this worker, or defer. A deferral does not return: ``execute_complete`` gets the outcome.
 
         *resume_state* comes back in the outcome, with the deadline in it.
+
+        :param defer_after: maximum seconds of a deferrable wait on this worker. It polls at least once before it
+            defers, because a deferral costs another process and some seconds.
         """
         resume_state = {} if resume_state is None else resume_state
         resume_state["deadline"] = deadline.isoformat() if deadline else None
-        if self.deferrable:
-            outcome = self._poll_before_deferring(uuid, condition)
-            if outcome is not None:
-                return replace(outcome, resume_state=resume_state)
-            self._defer(uuid, condition.to_kwargs(), deadline, resume_state)
         killed = self._work.killed if self._work else KillFlag()
-        interval = self._poll_interval
-        try:
-            outcome = wait_on_worker(
-                self._resource,
-                uuid,
-                condition,
-                interval,
-                deadline,
-                killed,
-                self._still_waiting,
-                self._over_limit,
-                PoolsOfTasks(self.client.pools, self._pools_of_tasks, interval).why_stranded,
-            )
-        except QarnotError:
-            self._end_unless_retried()
-            raise
+        wait = self._wait_before_deferring if self.deferrable else self._wait_here
+        outcome = wait(uuid, condition, deadline, killed, defer_after)
+        if outcome is None and self.deferrable and not killed.is_set():
+            self._defer(uuid, condition.to_kwargs(), deadline, resume_state)
         if outcome is None or killed.is_set():
             # The last state may be the work of on_kill, but no abort makes a success.
             outcome = self._success_before_kill(uuid)
@@ -419,13 +410,62 @@ class QarnotOperator(BaseOperator):
         outcome = replace(outcome, resume_state={**resume_state, **outcome.resume_state})
         return outcome if outcome.ending is EndReason.MET else self._after_all(outcome)
 
+    def _wait_here(
+        self, uuid: str, condition: Condition, deadline: datetime | None, killed: KillFlag, _: float
+    ) -> WaitResult | None:
+        """Wait on this worker until the wait ends, or until a kill."""
+        interval = self._poll_interval
+        try:
+            return wait_on_worker(
+                self._resource,
+                uuid,
+                condition,
+                interval,
+                deadline,
+                killed,
+                self._still_waiting,
+                self._over_limit,
+                PoolsOfTasks(self.client.pools, self._pools_of_tasks, steady_interval(interval)).why_stranded,
+            )
+        except QarnotError:
+            self._end_unless_retried()
+            raise
+
+    def _wait_before_deferring(
+        self,
+        uuid: str,
+        condition: Condition,
+        deadline: datetime | None,
+        killed: KillFlag,
+        defer_after: float,
+    ) -> WaitResult | None:
+        """Wait on this worker for a moment. None means to wait in the triggerer, which also handles any error."""
+        limited = self.client.limited(retries=0, timeout=5.0, deadline=5.0)
+        try:
+            return wait_on_worker(
+                limited.pools if self.kind == "pool" else limited.tasks,
+                uuid,
+                condition,
+                self._poll_interval,
+                deadline,
+                killed,
+                self._still_waiting,
+                self._over_limit,
+                may_stay=partial(may_keep_worker, self.kind, defer_after=defer_after),
+            )
+        except QarnotError as error:
+            self.log.info("Deferring, because %s could not be polled: %s", uuid, error)
+            return None
+
+    def _worker_seconds(self, context: Context) -> float:
+        """Return how long a wait for a newly created object may stay on this worker before it defers."""
+        if not has_few_siblings(context["ti"].map_index, mapped_count(self)):
+            return 0.0
+        limit = as_duration("defer_after", self.defer_after, zero=True)
+        return default_defer_after() if limit is None else limit.total_seconds()
+
     def _over_limit(self) -> str | None:
         return None if self._costs is None else self._costs.over_limit()
-
-    def _poll_before_deferring(self, uuid: str, condition: Condition) -> WaitResult | None:
-        """Return the outcome if the target is reached already: a deferral costs another process and some seconds."""
-        limited = self.client.limited(retries=0, timeout=5.0, deadline=5.0)
-        return _result_if_reached(limited.pools if self.kind == "pool" else limited.tasks, uuid, condition)
 
     def _success_before_kill(self, uuid: str) -> WaitResult | None:
         """Return the outcome of a Qarnot task that succeeded before this process was told to stop."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,18 @@ def checked_partial(operator: type, make: Callable[..., Any], parameters: dict[s
     for owner in (made.kwargs.get("dag"), made.kwargs.get("task_group")):
         refuse_unknown_defaults(operator, getattr(owner, "default_args", None))
     return made
+
+
+def mapped_count(operator: Any) -> int | None:
+    """Return the number of mapped instances of *operator*, or None if it is not mapped or maps over results."""
+    mapped = operator.dag.task_dict.get(operator.task_id) if operator.has_dag() else None
+    # A function has its values under the second name.
+    inputs = (getattr(mapped, name, None) for name in ("expand_input", "op_kwargs_expand_input"))
+    values = [value for one in inputs if (value := getattr(one, "value", None))]
+    axes = [axis for value in values for axis in (value.values() if isinstance(value, dict) else [value])]
+    if not axes or not all(isinstance(axis, (list, tuple, dict)) for axis in axes):
+        return None
+    return math.prod(map(len, axes))
 
 
 def render(

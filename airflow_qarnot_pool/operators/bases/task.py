@@ -35,6 +35,7 @@ from airflow_qarnot_pool.parameters.references import (
 from airflow_qarnot_pool.parameters.templating import hide_secrets, reveal_secrets
 from airflow_qarnot_pool.parameters.validation import (
     Duration,
+    check_durations,
     has_values,
     join_command,
     make_task_spec,
@@ -85,6 +86,9 @@ class TaskOperator(QarnotOperator):
     :param wait_for_completion: wait until the Qarnot task has ended; otherwise return as soon as it is accepted.
     :param deferrable: wait in the triggerer, with one poll for all waits of a connection. Default:
         ``[operators] default_deferrable`` of Airflow if it is set, else True.
+    :param defer_after: maximum wait on the worker before the task defers, as a timedelta or seconds. A short Qarnot
+        task then needs no second process. The task defers at once if its Qarnot task stays queued or was adopted, or
+        if it is mapped many times. Default: ``[qarnot] defer_after``; 0 defers at once.
     :param wait_timeout: maximum wait, as a timedelta or seconds; default: no limit but ``execution_timeout``, which
         counts across deferral. The wait for room (``wait_for_quota``) is not part of it.
     :param wait_for_quota: maximum wait for room when a quota of the account is full; default: fail at once.
@@ -100,6 +104,7 @@ class TaskOperator(QarnotOperator):
         *WAIT_FIELDS,
         *COST_LIMIT_FIELDS,
         *COMMON_FIELDS,
+        "defer_after",
         "qarnot_pool",
         "registry_conn_id",
         "task_spec",
@@ -117,6 +122,7 @@ class TaskOperator(QarnotOperator):
         task_spec: Mapping[str, Any] | None = None,
         wait_for_completion: bool = True,
         deferrable: bool | None = None,
+        defer_after: Duration = None,
         wait_timeout: Duration = None,
         wait_for_quota: Duration = None,
         cancel_on_kill: bool = True,
@@ -131,6 +137,8 @@ class TaskOperator(QarnotOperator):
             cancel_on_kill=cancel_on_kill,
             wait_for_quota=wait_for_quota,
         )
+        self.defer_after = defer_after
+        check_durations(zero=True, defer_after=defer_after)
         self.max_cost = max_cost
         #: Set by the operator that creates the pool.
         self.max_run_cost: float | str | None = None
