@@ -81,7 +81,8 @@ class QarnotPoolGroup(TaskGroup):
     :param group_id: id of the group, and prefix of the ids of its tasks.
     :param shared: name of a shared pool. It is created from the parameters below, which must be the same for all.
     :param keep_warm: how long a node may be idle before it shuts down, as a timedelta or seconds. None: the pool keeps
-        its size until it is closed, which is refused for a shared pool.
+        its size until it is closed, which is refused for a shared pool. Its first task starts with its first slot,
+        unless ``ready_when`` is given.
     :param setup_retries: retries of ``open_pool`` and ``close_pool``, unless ``default_args`` has ``retries``.
     :param report_cost: have ``close_pool`` store the cost of the pool and the DAG run as XCom ``qarnot_cost``.
     :param default_args: default arguments of every task inside.
@@ -179,6 +180,8 @@ class QarnotPoolGroup(TaskGroup):
             "keep_warm" in defaults or scales(opens.get("pool_spec", defaults.get("pool_spec")))
         ):
             del opens["keep_warm"]
+        if "ready_when" not in defaults and _boots_all_nodes({**defaults, **opens}):
+            opens.setdefault("ready_when", 1)
         self.open_pool = QarnotCreatePoolOperator(task_id=SETUP, **opens).as_setup()
         if self.open_pool.shared is None:
             self.open_pool.default_name = f"{self._dag.dag_id}.{self.group_id}"
@@ -348,6 +351,17 @@ class QarnotPoolGroup(TaskGroup):
         for group in groups:
             # A pool group that has no tasks yet adds these edges itself.
             yield from getattr(task_groups[str(group)], ends)()
+
+
+def _boots_all_nodes(arguments: dict[str, Any]) -> bool:
+    """Return whether the nodes of a pool with these *arguments* boot though nothing is queued on it.
+
+    A managed pool boots them for its warm-up, which occupies the slots that are ready. Its end could stop the boot of
+    the other nodes.
+    """
+    pool_spec = arguments.get("pool_spec")
+    is_template = isinstance(pool_spec, str)
+    return arguments.get("keep_warm") is None and not is_template and not scales(pool_spec)
 
 
 def _class_of(task: Any) -> type:

@@ -549,6 +549,30 @@ def test_the_pool_cools_down_by_itself_unless_told_otherwise() -> None:
     assert [one.open_pool.keep_warm is not None for one in (managed, fixed, elastic)] == [True, False, False]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "default_args", "ready_when"),
+    [
+        pytest.param({"keep_warm": None}, {}, 1, id="fixed size"),
+        pytest.param({}, {"keep_warm": None}, 1, id="fixed size by default_args"),
+        pytest.param({"keep_warm": None, "ready_when": "FullyExecuting"}, {}, "FullyExecuting", id="asked"),
+        pytest.param({"keep_warm": None}, {"ready_when": 2}, 2, id="asked by default_args"),
+        pytest.param({}, {}, None, id="managed"),
+        pytest.param({"pool_spec": {"elastic": {"max_total_slots": 2}}}, {}, None, id="elastic"),
+        pytest.param(
+            {}, {"pool_spec": {"elastic": {"max_total_slots": 2}}}, None, id="elastic by default_args"
+        ),
+    ],
+)
+def test_a_pool_whose_nodes_all_boot_is_ready_with_its_first_slot(
+    arguments: dict[str, Any], default_args: dict[str, Any], ready_when: Any
+) -> None:
+    size = {} if "pool_spec" in {**arguments, **default_args} else {"instance_count": 2}
+    with DAG("d"), QarnotPoolGroup("g", default_args=default_args, **size, **arguments) as group:
+        pass
+    assert group.open_pool is not None
+    assert group.open_pool.ready_when == ready_when
+
+
 def test_a_shared_pool_is_opened_and_given_up_by_its_name() -> None:
     with DAG("d"), QarnotPoolGroup("g", shared="nightly", instance_count=2) as group:
         run("a")
