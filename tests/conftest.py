@@ -40,7 +40,7 @@ os.environ |= {
     "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{HOME}/airflow.db",
     "AIRFLOW__LOGGING__COLORED_CONSOLE_LOG": "False",
     "AIRFLOW__QARNOT__POLL_INTERVAL": "0.3",
-    # Most tests are about deferred waits. The guarantees must hold with any value: TEST_DEFER_AFTER=2 make test.
+    # Most tests are about deferred waits. TEST_DEFER_AFTER=2 shows whether they hold after a wait on the worker, too.
     "AIRFLOW__QARNOT__DEFER_AFTER": os.environ.get("TEST_DEFER_AFTER", "0"),
     "NO_PROXY": "127.0.0.1,localhost",
     "no_proxy": "127.0.0.1,localhost",

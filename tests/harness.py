@@ -151,6 +151,7 @@ def defer(
     """
     operator = make()
     operator._wait_before_deferring = lambda *_: None
+    operator._ends_soon = lambda *_: False
     context = context_of(operator, ti, run_started)
     try:
         with _slice(operator, context):
