@@ -52,7 +52,6 @@ REJECTED = {
     "command": "The function is the command.",
     "wait_for_completion": "The function's result is that of the task. To continue at once, let no task depend on it.",
     "instance_count": _ONE_INSTANCE,
-    "retry_scope": _ONE_INSTANCE,
     "result_bucket": "Give task_spec={'result_bucket': ...}.",
 }
 

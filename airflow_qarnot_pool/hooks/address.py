@@ -53,10 +53,6 @@ def parse_base_url(
         reject(f"{shorten_url(text)!r} {reason}. Write a URL such as {example}")
 
     scheme, login_text, authority, path = _split(text, schemes, fragment, malformed)
-    if login_text and login == "refused":
-        malformed("holds a login")
-    if login == "dropped":
-        login_text = ""
     name, inner_port = _host_and_port(authority, malformed)
     if name in schemes and authority.endswith(":"):
         malformed("has a single slash after its scheme")
@@ -67,7 +63,8 @@ def parse_base_url(
         (schema or "").strip(), scheme, path, field, lambda text: reject(text, "schema")
     )
     number = inner_port or outer_port
-    base = f"{(scheme or default).lower()}://{login_text}{name}{f':{number}' if number else ''}"
+    address = f"{name}:{number}" if number else name
+    base = f"{(scheme or default).lower()}://{_kept_login(login_text, login, malformed)}{address}"
     return f"{base}/{path.lstrip('/')}".rstrip("/")
 
 
@@ -90,6 +87,12 @@ def _split(
         malformed("has an '@' after its host. In a password write %40 for it, and %2F for a slash")
     user, at, authority = authority.rpartition("@")
     return scheme, f"{user}{at}", authority, path
+
+
+def _kept_login(text: str, login: str, malformed: Callable[[str], NoReturn]) -> str:
+    if text and login == "refused":
+        malformed("holds a login")
+    return text if login == "kept" else ""
 
 
 def _apply_schema(

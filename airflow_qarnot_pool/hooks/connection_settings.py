@@ -83,11 +83,7 @@ class ConnectionSettings:
             raise refuse(
                 "password", f"has no API token. Put the token of the Qarnot account there.{uri_hint}"
             )
-        namespace = extra.text("namespace")
-        if namespace and not _NAMESPACE.fullmatch(namespace):
-            raise extra.refused(
-                "namespace", f"{namespace!r} may only have letters, digits, '-', '_' and '.' (63 at most)"
-            )
+        namespace = _namespace(extra)
         return cls(
             conn_id=conn_id,
             # A login cannot be sent, because the token uses its header.
@@ -219,6 +215,15 @@ class Extra:
         """Return a validated URL, or None if it is not set."""
         text = self.text(name)
         return text and parse_base_url(text, refuse=self.refused, field=name, example=example, **rules)
+
+
+def _namespace(extra: Extra) -> str | None:
+    namespace = extra.text("namespace")
+    if namespace and not _NAMESPACE.fullmatch(namespace):
+        raise extra.refused(
+            "namespace", f"{namespace!r} may only have letters, digits, '-', '_' and '.' (63 at most)"
+        )
+    return namespace
 
 
 def _misspelt(name: str) -> str | None:

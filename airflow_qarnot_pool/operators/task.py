@@ -57,7 +57,8 @@ class QarnotRunTaskOperator(TaskOperator):
     """Run a command on a pool, or on nodes booted for it alone, and wait for its end.
 
     Between two clears the Airflow task has one Qarnot task. A retry adopts a Qarnot task that runs or succeeded, and
-    submits another if it failed. A clear aborts the old one and submits another.
+    submits another if it failed. Of several instances, a retry runs those that did not succeed, or all if the profile
+    is one of a cluster, as its instances work together. A clear aborts the old Qarnot task and submits another.
     Returns a small dict: ``uuid, name, state, pool, instances, succeeded, failed, created, ended,
     wall_seconds, execution_seconds, result_bucket``. The output of the instances goes to the Airflow task log.
 
@@ -69,8 +70,6 @@ class QarnotRunTaskOperator(TaskOperator):
         constants and for ``${INSTANCE_ID}``; use ``sh -c '...'`` for a shell.
     :param instance_count: how many instances, with ``INSTANCE_ID`` 0 to n-1. To choose the ids, give
         ``task_spec={"ranges": "0-2,5"}`` instead.
-    :param retry_scope: the instances that an Airflow retry runs again: those that did not succeed (``"failed"``), or
-        ``"all"``.
     :param log_output: write the instances' output to the Airflow task log: True: when they are done, with one
         fetch of each stream; "live": while they run, with a fetch every 5 s for each such task.
         The triggerer cannot mask secret constants. With them, a deferred wait is not live.
@@ -87,23 +86,15 @@ class QarnotRunTaskOperator(TaskOperator):
         *,
         command: str | Sequence[str] | None = None,
         instance_count: int | str | None = None,
-        retry_scope: Literal["failed", "all"] = "failed",
         log_output: bool | Literal["live"] = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.command = command
         self.instance_count = instance_count
-        self.retry_scope = retry_scope
         self.log_output = log_output
         self._filled += has_values(self, ("command", "instance_count"))
         self._position: Offset | None = None
-        if retry_scope not in ("failed", "all"):
-            raise QarnotInvalidSpecError(
-                f"retry_scope is not known, got {retry_scope!r}",
-                field="retry_scope",
-                remedy="Give 'failed' or 'all'.",
-            )
         if log_output not in (True, False, "live"):
             raise QarnotInvalidSpecError(
                 f"log_output is not known, got {log_output!r}",
@@ -161,10 +152,9 @@ class QarnotRunTaskOperator(TaskOperator):
         self._pools_of_tasks = (pool,) if pool else ()
 
     def _claim_task(self, context: Context, spec: TaskSpec, look: bool) -> Claim:
-        refine = None if self.retry_scope == "all" else without_succeeded
         for _ in range(MAX_GENERATIONS):
             try:
-                claimed = self._claim(context, spec, refine=refine, lookup_first=look)
+                claimed = self._claim(context, spec, refine=without_succeeded, lookup_first=look)
                 # One that was taken over may be on the pool of an earlier try.
                 self._stays_on(getattr(claimed.existing, "pool", None) or spec.pool)
                 return claimed
@@ -355,11 +345,15 @@ class QarnotRunTaskOperator(TaskOperator):
 
 
 def without_succeeded(spec: TaskSpec, earlier: Iterable[Task]) -> TaskSpec:
-    """Return *spec* for the instances that have not succeeded; for all of them if none remains."""
+    """Return *spec* for the instances that have not succeeded, or for all of them if none remains.
+
+    The instances of a cluster profile (``docker-cluster``) work together, so all of them run again.
+    """
     from airflow_qarnot_pool.api.ranges import format_ranges
 
     wanted = spec.instance_ids()
-    done = frozenset().union(*(task.succeeded_instances for task in earlier))
+    alone = [task for task in earlier if "cluster" not in (task.profile or "")]
+    done = frozenset().union(*(task.succeeded_instances for task in alone))
     left = wanted - done
     if not left or left == wanted:
         return spec

@@ -31,7 +31,14 @@ from airflow_qarnot_pool.operators.bases.task import TaskOperator
 from airflow_qarnot_pool.ownership import xcoms
 from airflow_qarnot_pool.ownership.claim import count_decisions
 from airflow_qarnot_pool.ownership.decisions import RemoteSnapshot
-from airflow_qarnot_pool.ownership.fan_out import FanOutProgress
+from airflow_qarnot_pool.ownership.fan_out import (
+    FanOutProgress,
+    NextStep,
+    Round,
+    fan_out_state,
+    low_water_mark,
+    next_step,
+)
 from airflow_qarnot_pool.ownership.identity import (
     OWNER_TAG,
     SPECS_LABEL,
@@ -125,6 +132,22 @@ class _Slice:
     closed_pools: dict[str, bool] = field(default_factory=dict)
     #: Number of shared pools that were closed under this slice.
     moves: int = 0
+    #: Rounds in a row after which only a lookup can tell which Qarnot tasks exist.
+    unclear: int = 0
+
+    def note_round(self, state: FanOutState, sent: _SubmitResult) -> Round:
+        """Record the result of a submission, and return what decides the next step."""
+        self.progress.pending |= sent.done
+        if not (sent.made_room and sent.done):
+            self.unclear = self.unclear + 1 if sent.unclear else 0
+        return Round(
+            accepted=len(sent.done),
+            remaining=len(state.waiting) - len(sent.done),
+            pending=len(self.progress.pending),
+            unclear=self.unclear,
+            is_quota_full=sent.full is not None,
+            has_made_room=sent.made_room,
+        )
 
     def pools_of(self, state: FanOutState) -> tuple[str, ...]:
         """Return the pools of the Qarnot tasks in flight, and the one that takes the next."""
@@ -351,7 +374,6 @@ class QarnotRunTasksOperator(TaskOperator):
         A cancelled item does not count, as whatever ended the wait may have cancelled it.
         """
         from airflow_qarnot_pool.ownership.claim import FINGERPRINT_EXCLUDES
-        from airflow_qarnot_pool.ownership.fan_out import fan_out_state
 
         assert self._work is not None
         identity = self._work.identity
@@ -387,10 +409,7 @@ class QarnotRunTasksOperator(TaskOperator):
         self, context: Context, deadline: datetime | None, progress: FanOutProgress
     ) -> dict[str, Any]:
         """Submit as much as there is room for and wait, until every item has ended."""
-        from airflow_qarnot_pool.ownership.fan_out import NextStep, Round, low_water_mark, next_step
-
         slice_ = self._prepare(context, deadline, progress)
-        unclear = 0
         while True:
             state = self._look_up(slice_)
             if state.is_finished:
@@ -405,17 +424,7 @@ class QarnotRunTasksOperator(TaskOperator):
                     continue
                 self._end("its pool is closed")
                 raise
-            progress.pending |= sent.done
-            if not (sent.made_room and sent.done):
-                unclear = unclear + 1 if sent.unclear else 0
-            done = Round(
-                accepted=len(sent.done),
-                remaining=len(state.waiting) - len(sent.done),
-                pending=len(progress.pending),
-                unclear=unclear,
-                is_quota_full=sent.full is not None,
-                has_made_room=sent.made_room,
-            )
+            done = slice_.note_round(state, sent)
             step = next_step(done, waits=self.wait_for_completion)
             if step is NextStep.WAIT_FOR_ROOM:
                 assert sent.full is not None
@@ -471,7 +480,6 @@ class QarnotRunTasksOperator(TaskOperator):
 
     def _look_up(self, slice_: _Slice) -> FanOutState:
         """Return the state of every item, and end the Qarnot tasks that no item needs."""
-        from airflow_qarnot_pool.ownership.fan_out import fan_out_state
         from airflow_qarnot_pool.ownership.termination import end_all
 
         identity, progress = slice_.identity, slice_.progress
@@ -501,8 +509,6 @@ class QarnotRunTasksOperator(TaskOperator):
 
     def _submitted(self, slice_: _Slice) -> FanOutState:
         """Return the state of every item for an operator that does not wait."""
-        from airflow_qarnot_pool.ownership.fan_out import fan_out_state
-
         snapshots = self._lookup(slice_.identity, slice_.progress, slice_.fingerprints)
         return fan_out_state(slice_.identity, slice_.fingerprints, snapshots, slice_.progress)
 

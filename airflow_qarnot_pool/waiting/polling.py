@@ -152,11 +152,9 @@ def wait_on_worker(
     absence = Absence(interval)
     started = changed = time.monotonic()
     while not killed.is_set():
-        remote = _poll(resource, uuid, condition, absence)
+        remote = _poll(resource, uuid, condition, absence, history)
         if isinstance(remote, WaitResult):
             return remote
-        if remote is not None and (result := result_if_met(condition, remote, history)):
-            return result
         if not may_stay(remote and remote.state, time.monotonic() - started):
             return None
         if remote is not None:
@@ -181,8 +179,8 @@ def wait_on_worker(
     return None
 
 
-def _poll(resource: Any, uuid: str, condition: Condition, absence: Absence) -> Any:
-    """Return the object, the result if it is certainly deleted, or None if the poll says nothing about it."""
+def _poll(resource: Any, uuid: str, condition: Condition, absence: Absence, history: list[str]) -> Any:
+    """Return the result of the wait if it ends, else the object, or None if the poll says nothing about it."""
     try:
         remote = resource.get(uuid)
     except QarnotNotFoundError as error:
@@ -194,7 +192,7 @@ def _poll(resource: Any, uuid: str, condition: Condition, absence: Absence) -> A
             raise  # the transport has logged a transient error, and waited
     else:
         absence.record_found()
-        return remote
+        return result_if_met(condition, remote, history) or remote
     return None
 
 

@@ -596,12 +596,12 @@ def test_hardware_constraints_by_name():
 @pytest.mark.parametrize(
     ("name", "remedy"),
     [
-        ("b/out", "Write 'b' and results_prefix='out/'"),
-        ("b/out/day/", "Write 'b' and results_prefix='out/day/'"),
+        ("b/out", "Write 'b' and the field results_prefix='out/'"),
+        ("b/out/day/", "Write 'b' and the field results_prefix='out/day/'"),
         ("b/", "Write 'b'."),
         ("qarnot://conn@b/", "Write 'b'."),
-        ("qarnot://b/out", "Write 'b' and results_prefix='out/'"),
-        ("S3://b/out", "Write 'b' and results_prefix='out/'"),
+        ("qarnot://b/out", "Write 'b' and the field results_prefix='out/'"),
+        ("S3://b/out", "Write 'b' and the field results_prefix='out/'"),
         ("https://storage.qarnot.com/b/out", "Write 'storage.qarnot.com' and"),
         ("/b", "Use at most 63 letters"),
         ("a b", "Use at most 63 letters"),

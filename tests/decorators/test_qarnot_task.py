@@ -389,7 +389,6 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "many instances": ({"instance_count": 2}, "one call has one result"),
     "ranges": ({"task_spec": {"ranges": "0-3"}}, "one call has one result"),
     "many instances by spec": ({"task_spec": {"instance_count": 2}}, "one call has one result"),
-    "which instances to retry": ({"retry_scope": "all"}, "retry_scope is not a parameter of @task.qarnot"),
     "bucket of results": ({"result_bucket": "b"}, r"Give task_spec=\{'result_bucket': \.\.\.\}"),
     "prefix without a bucket": ({"task_spec": {"results_prefix": "p/"}}, "without result_bucket"),
     "a command": ({"command": "true"}, "command is not a parameter of @task.qarnot"),

@@ -1211,7 +1211,7 @@ def test_a_managed_pool_that_is_not_ready_in_time_is_closed_with_its_warm_up(
     assert all(one in ("PendingCancel", "Cancelled") for one in warm_ups(client, run_id))
 
 
-# --- retry_scope over the lives
+# --- the instances that a retry runs
 
 
 def flaky(tmp_path: Path) -> str:
@@ -1219,18 +1219,18 @@ def flaky(tmp_path: Path) -> str:
     return f"sh -c 'test $INSTANCE_ID -ne 1 -o -e {tmp_path}/mended && echo $INSTANCE_ID >> {tmp_path}/done'"
 
 
-@pytest.mark.parametrize("scope", ["failed", "all"])
-def test_retry_scope(
-    qarnot: LocalQarnot, client: QarnotClient, pool: str, run_id: str, tmp_path: Path, scope: Any
+@pytest.mark.parametrize("profile", ["docker-batch", "docker-cluster"])
+def test_a_retry_runs_the_instances_that_did_not_succeed(
+    qarnot: LocalQarnot, client: QarnotClient, run_id: str, tmp_path: Path, profile: str
 ) -> None:
-    make = partial(task, qarnot_pool=pool, command=flaky(tmp_path), instance_count=3, retry_scope=scope)
+    make = partial(task, command=flaky(tmp_path), instance_count=3, task_spec={"profile": profile})
     with pytest.raises(QarnotTaskFailedError):
         run(make, FakeTI(run_id=run_id, max_tries=1))
     (tmp_path / "mended").touch()
     result = run(make, FakeTI(run_id=run_id, max_tries=1, try_number=2))
     assert (result["instances"], result["succeeded"], result["failed"]) == (3, 3, 0)
     done = sorted((tmp_path / "done").read_text().split())
-    assert done == (["0", "1", "2"] if scope == "failed" else ["0", "0", "1", "2", "2"])
+    assert done == (["0", "0", "1", "2", "2"] if profile == "docker-cluster" else ["0", "1", "2"])
     # A third try finds all of it done.
     assert run(make, FakeTI(run_id=run_id, max_tries=1, try_number=3))["uuid"] == result["uuid"]
     assert sorted((tmp_path / "done").read_text().split()) == done

@@ -55,7 +55,6 @@ BAD: dict[str, Any] = {
     "requirements": 5,
     "resource_buckets": 5,
     "result_bucket": ["b"],
-    "retry_scope": "none",
     "scaling": 5,
     "serializer": "xml",
     "shared": "a b",

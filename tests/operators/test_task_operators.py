@@ -454,21 +454,6 @@ def test_only_what_did_not_succeed_runs_again(qarnot: LocalQarnot, client: Qarno
     assert client.tasks.get(second["qarnot_task"]).ranges == "1,3"
 
 
-def test_all_runs_again_on_request(qarnot: LocalQarnot, client: QarnotClient, pool: str) -> None:
-    make = partial(
-        task,
-        qarnot_pool=pool,
-        command="sh -c 'test $INSTANCE_ID -ne 1'",
-        instance_count=3,
-        retry_scope="all",
-    )
-    with pytest.raises(QarnotTaskFailedError):
-        run(make, FakeTI(run_id="all", max_tries=1))
-    with pytest.raises(QarnotTaskFailedError):
-        run(make, FakeTI(run_id="all", max_tries=1, try_number=2, xcoms=(second := {})))
-    assert client.tasks.get(second["qarnot_task"]).instances == 3
-
-
 @MODES
 def test_a_reached_quota_fails_or_waits(
     qarnot: LocalQarnot,
@@ -538,7 +523,6 @@ BAD_AT_PARSE: dict[str, tuple[dict[str, Any], str]] = {
     "slots of a pool": ({"slots_per_node": 2}, "slots_per_node"),
     "field of task_spec": ({"labels": {}}, "task_spec=.*labels"),
     "scaling": ({"task_spec": {"scaling": {}}}, "scaling"),
-    "retry scope": ({"retry_scope": "some"}, "retry_scope"),
     "image": ({"image": "UPPER CASE"}, "image"),
     "retries": ({"task_spec": {"retry": "-2"}}, "retry"),
 }

@@ -68,7 +68,6 @@ SAMPLES: dict[str, Any] = {
     "requirements": ["numpy"],
     "resource_buckets": ["inputs"],
     "result_bucket": "outputs",
-    "retry_scope": "all",
     "scaling": {"policies": [{"name": "p", "type": "Fixed", "slotsCount": 1}]},
     "serializer": "pickle",
     "setup_retries": 1,

@@ -189,6 +189,16 @@ class CostWatch:
         ):
             close_over(self._client, outcome.resume_state.get("cost_limit"), self._operator.log)
 
+    def _why_not_payable(self, limit: CostLimit | None, spec: PoolSpec, estimate: float | None) -> str | None:
+        if limit is not None:
+            reason = run_limit_reached(limit, spending_of(self._client, limit), estimate)
+            if reason is not None:
+                return reason
+        if estimate is None:
+            return None
+        shortage = check_estimate(self._client, estimate, spec.project, _max_slots(spec))
+        return shortage and f"it is estimated to cost {format_euros(estimate)}, and {shortage}"
+
     def check_can_pay(self, context: Context, spec: PoolSpec, estimate: float | None) -> None:
         """Refuse to create a pool that cannot be paid, and close what this Airflow task left before it was cleared.
 
@@ -206,12 +216,7 @@ class CostWatch:
         live = _live_pools(self._client, identity)
         if _has_adoptable(live, identity):
             return
-        reason = None
-        if limit is not None:
-            reason = run_limit_reached(limit, spending_of(self._client, limit), estimate)
-        if reason is None and estimate is not None:
-            shortage = check_estimate(self._client, estimate, spec.project, _max_slots(spec))
-            reason = shortage and f"it is estimated to cost {format_euros(estimate)}, and {shortage}"
+        reason = self._why_not_payable(limit, spec, estimate)
         if reason is None:
             return
         if not identity.shared:
