@@ -99,11 +99,22 @@ def disposal_of_task(
     if identity is not None and OWNER_TAG + identity.owner in task.tags:
         return _disposal_of_own_task(snapshot, identity, is_recordable)
     is_awaited = UNAWAITED_LABEL not in task.labels
-    if state in FINAL_TASK_STATES:
+    if state in FINAL_TASK_STATES or _is_of_an_earlier_start(task, identity):
         return Disposal.FORGET if is_awaited or is_run_finished() else Disposal.KEEP
     if snapshot.usability is Usability.SUCCEEDED and is_recordable and is_awaited:
         return Disposal.RECORD
     return Disposal.KEEP
+
+
+def _is_of_an_earlier_start(remote: Pool | Task, identity: TaskInstanceIdentity | None) -> bool:
+    """Return whether *remote* is from before the DAG run of *identity* had finished and was cleared.
+
+    Each cleared Airflow task of the run has a new lineage since, so none of them reads how *remote* ended. A state does
+    not tell: it is None after a clear, and also after Airflow has reset a task that was to resume.
+    """
+    if identity is None or run_of(remote) != (identity.dag_id, identity.run_id):
+        return False
+    return "" < (label(remote.labels, "run_started") or "") < identity.run_started
 
 
 def _disposal_of_own_task(
@@ -119,13 +130,13 @@ def _disposal_of_own_task(
 def disposal_of_pool(pool: Pool, state: str | None, identity: TaskInstanceIdentity | None = None) -> Disposal:
     """Decide how a closed pool of our namespace may be deleted, given the *state* of the task that created it.
 
-    :param identity: the life that needs the room.
+    :param identity: the lineage that needs the room.
     """
     if label(pool.labels, "shared"):
         return Disposal.RECORD
     # A task instance that needs room for a new pool waits for none of its earlier ones.
     is_own = identity is not None and OWNER_TAG + identity.owner in pool.tags
-    if not is_own and _may_be_awaited(pool, state):
+    if not is_own and not _is_of_an_earlier_start(pool, identity) and _may_be_awaited(pool, state):
         return Disposal.KEEP
     return Disposal.RECORD if MAX_RUN_COST_LABEL in pool.labels else Disposal.FORGET
 

@@ -110,6 +110,24 @@ def test_the_own_dead_are_recorded_and_an_earlier_life_is_forgotten() -> None:
     assert disposal_of_task(task(replace(ME, max_tries=7)), "running", never, ME) is Disposal.FORGET
 
 
+@pytest.mark.parametrize("ended", ["Success", "Failure", "Cancelled"])
+def test_an_object_from_before_the_run_was_cleared_may_be_deleted(ended: str) -> None:
+    cleared = replace(ME, run_started="2026-01-02T00:00:00+00:00")
+    before = replace(OTHER, run_started="2026-01-01T00:00:00+00:00")
+    assert disposal_of_task(task(before, ended), None, never, cleared) is Disposal.FORGET
+    # What is of this start may still be read, and so may what a later start has: this process may be the late one.
+    assert disposal_of_task(task(cleared, ended), None, never, replace(cleared, task_id="x")) is Disposal.KEEP
+    assert disposal_of_task(task(cleared, ended), None, never, before) is Disposal.KEEP
+    other_run = replace(before, run_id="another")
+    assert disposal_of_task(task(other_run, ended), None, never, cleared) is Disposal.KEEP
+    unawaited = task(before, ended, labels={UNAWAITED_LABEL: "true"})
+    assert disposal_of_task(unawaited, None, lambda: False, cleared) is Disposal.KEEP
+    failed = {"labels": dict(before.labels(1, "f")), "tags": list(before.tags())}
+    pool = Pool.from_json({"uuid": "p", "name": "n", "state": "Failure", **failed})
+    assert disposal_of_pool(pool, UNKNOWN_STATE, cleared) is Disposal.FORGET
+    assert disposal_of_pool(pool, UNKNOWN_STATE, replace(before, task_id="x")) is Disposal.KEEP
+
+
 def test_a_finished_warm_up_may_go() -> None:
     assert (
         disposal_of_task(task(OTHER.for_role("warm-up"), "Cancelled"), "running", never, ME)
