@@ -208,7 +208,7 @@ with DAG("rules", schedule=None) as dag:
         with TaskGroup("n"):
             work >> run("nested", trigger_rule="all_done")
         work >> run("cleanup").as_teardown()
-    with QarnotPoolGroup("refused", profile="no-such-profile", setup_retries=0):
+    with QarnotPoolGroup("refused", pool_spec={"profile": "no-such-profile"}, setup_retries=0):
         run("work") >> run("cleanup", trigger_rule="all_done")
 """
 
