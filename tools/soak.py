@@ -169,6 +169,7 @@ def deployment(ends: ExitStack, folder: Path) -> Soak:
             "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "120",
             "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "60",
             "AIRFLOW__QARNOT__POLL_INTERVAL": "2",
+            "AIRFLOW__QARNOT__DEFER_AFTER": "0",
         },
         start_timeout=600,
     )

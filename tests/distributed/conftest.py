@@ -34,6 +34,7 @@ SETTINGS = {
     "SCHEDULER__TASK_QUEUED_TIMEOUT_CHECK_INTERVAL": "5",
     "SCHEDULER__NUM_STUCK_IN_QUEUED_RETRIES": "50",
     "QARNOT__POLL_INTERVAL": "1",
+    "QARNOT__DEFER_AFTER": "0",
     "CELERY__CELERY_CONFIG_OPTIONS": "tests.distributed.celery_config.CONFIG",
     # Two schedulers that look three times a second are busy with that alone.
     "SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "1",

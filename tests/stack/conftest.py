@@ -54,6 +54,8 @@ SETTINGS = {
     "TRIGGERER__JOB_HEARTBEAT_SEC": "2",
     "TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "15",
     "QARNOT__POLL_INTERVAL": "1",
+    # Tests of deferred waits need a deferral. Others set deferrable=False.
+    "QARNOT__DEFER_AFTER": "0",
 }
 
 #: What the DAG files and the tasks import.
