@@ -315,10 +315,13 @@ def verdict(chaos: Chaos) -> Counter[str]:
 def left_on(runs: dict[DagRun, Workload], client: QarnotClient) -> dict[str, list[Any]]:
     """Return the objects that are on: before the reaper for runs with enough tries, after it for the others."""
     ample = {run.run_id for run, workload in runs.items() if workload.ample}
+    # Each is read once more, because a search may be late.
     left = [
         pool
-        for pool in client.pools.iterate(OURS)
-        if pool.state not in ("Closing", *POOL_OVER) and pool.labels["airflow.run_id"] in ample
+        for pool in map(client.pools.find, [one.uuid for one in client.pools.iterate(OURS)])
+        if pool is not None
+        and pool.state not in ("Closing", *POOL_OVER)
+        and pool.labels["airflow.run_id"] in ample
     ]
     limits = ReapLimits(grace_period=timedelta(seconds=-1), idle_timeout=timedelta(days=1))
     report = reap(client, NAMESPACE, lambda dag_id, run_id: "success", limits)
