@@ -94,6 +94,7 @@ def wiring(python: str, dated: tuple[str, ...], place: Path) -> list[str]:
     for name in (
         "__init__.py",
         "conftest.py",
+        "execution_api.py",
         "statsd.py",
         *(f"{Path(one).parent}/__init__.py" for one in which),
         *which,
