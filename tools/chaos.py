@@ -324,7 +324,8 @@ def left_on(runs: dict[DagRun, Workload], client: QarnotClient) -> dict[str, lis
         and pool.state not in ("Closing", *POOL_OVER)
         and pool.labels["airflow.run_id"] in ample
     ]
-    limits = ReapLimits(grace_period=timedelta(seconds=-1), idle_timeout=timedelta(days=1))
+    # A clock that is wrong dates the use of a pool up to an hour ahead, and the reaper closes it as much later.
+    limits = ReapLimits(grace_period=timedelta(hours=-2), idle_timeout=timedelta(days=1))
     report = reap(client, NAMESPACE, lambda dag_id, run_id: "success", limits)
 
     def still_on() -> list[Any]:
