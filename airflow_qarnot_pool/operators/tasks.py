@@ -73,6 +73,7 @@ from airflow_qarnot_pool.waiting.conditions import (
 from airflow_qarnot_pool.waiting.intervals import may_keep_worker, poll_delay, steady_interval
 from airflow_qarnot_pool.waiting.polling import (
     PoolsOfTasks,
+    at_most_every,
     get_confirmed,
     is_transient,
 )
@@ -742,17 +743,14 @@ class QarnotRunTasksOperator(TaskOperator):
         interval, shortest = self._poll_interval, min_poll_interval()
         steady = steady_interval(interval)
         pools = PoolsOfTasks(self.client.pools, self._pools_of_tasks, steady)
-        changed = costs_due = time.monotonic()
+        over_limit = at_most_every(steady, self._costs.over_limit)
+        changed = time.monotonic()
         pending = len(progress.pending)
         while True:
             polled = time.monotonic()
-            if polled >= costs_due:
-                costs_due = polled + steady
-                if message := self._costs.over_limit():
-                    self._stop_waiting(
-                        EndReason.ERROR, message, progress, error=QarnotCostLimitError.__name__
-                    )
-                    return
+            if message := over_limit():
+                self._stop_waiting(EndReason.ERROR, message, progress, error=QarnotCostLimitError.__name__)
+                return
             if self._is_wait_met(low_water, progress, pools):
                 return
             if deadline is not None and datetime.now(deadline.tzinfo) >= deadline:

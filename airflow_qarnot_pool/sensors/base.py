@@ -25,7 +25,7 @@ from airflow_qarnot_pool.exceptions import QarnotStateUnreachableError
 from airflow_qarnot_pool.hooks.qarnot import QarnotHook, check_conn_id
 from airflow_qarnot_pool.links.qarnot import show_link
 from airflow_qarnot_pool.operators.bases.parameters import checked_partial, render
-from airflow_qarnot_pool.parameters.configuration import default_poll_interval
+from airflow_qarnot_pool.parameters.configuration import check_wait_options
 from airflow_qarnot_pool.parameters.references import resolve_ref
 from airflow_qarnot_pool.parameters.templating import is_templated
 from airflow_qarnot_pool.parameters.unknown import refuse_unknown, refuse_unknown_defaults
@@ -99,7 +99,7 @@ class QarnotSensor(BaseSensorOperator):
         **kwargs: Any,
     ) -> None:
         check_durations(wait_timeout=wait_timeout)
-        default_poll_interval()  # refuses an invalid option when the DAG is parsed
+        check_wait_options()
         check_flags(accept_passed=accept_passed)
         if wait_timeout is not None and not is_templated(wait_timeout):
             kwargs["timeout"] = as_duration("wait_timeout", wait_timeout)

@@ -146,7 +146,7 @@ def wait_on_worker(
         since the start. If it returns False, this returns None, and the wait can continue in the triggerer.
     """
     steady = steady_interval(interval)
-    still_waiting, over_limit = _at_most_every(steady, still_waiting), _at_most_every(steady, over_limit)
+    still_waiting, over_limit = at_most_every(steady, still_waiting), at_most_every(steady, over_limit)
     shortest = min_poll_interval()
     history: list[str] = []
     absence = Absence(interval)
@@ -196,7 +196,7 @@ def _poll(resource: Any, uuid: str, condition: Condition, absence: Absence, hist
     return None
 
 
-def _at_most_every(seconds: float, call: Callable[..., T]) -> Callable[..., T | None]:
+def at_most_every(seconds: float, call: Callable[..., T]) -> Callable[..., T | None]:
     """Return a function that does as *call*, but nothing for some *seconds* after it has. An outage ends no wait."""
     due = float("-inf")
 

@@ -316,6 +316,20 @@ def test_a_bad_option_is_refused_by_name_as_the_parameter_is(
         ask()
 
 
+@pytest.mark.parametrize("option", ["min_poll_interval", "defer_after"])
+@pytest.mark.parametrize(
+    "make",
+    [partial(QarnotRunTaskOperator, command="true"), partial(QarnotPoolSensor, qarnot_pool="x")],
+    ids=["operator", "sensor"],
+)
+def test_every_bad_option_of_a_wait_is_refused_at_parse(
+    make: Any, option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"AIRFLOW__QARNOT__{option.upper()}", "often")
+    with pytest.raises(QarnotInvalidSpecError, match=rf"\[qarnot\] {option} "):
+        make(task_id="x")
+
+
 @pytest.mark.parametrize("value", [10**5000, -(10**5000), "9" * 5000], ids=["int", "negative", "text"])
 @pytest.mark.parametrize(
     ("make", "name"),
