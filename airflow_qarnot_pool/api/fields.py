@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import copy
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -26,7 +27,9 @@ from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
 
 Convert = Callable[[Any], Any]
 SECRET = "***"
+MAX_CONSTANT_LENGTH = 2048
 
+_CONSTANT_KEY = re.compile(r"[A-Za-z0-9_.-]+")
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 #: A whole number of at most 18 digits, because Python converts thousands of digits slowly, or not at all.
 _NUMBER_WORDS = re.compile(r"[+-]?[0-9]{1,18}")
@@ -59,22 +62,22 @@ def find_secrets(body: Any) -> set[str]:
     }
 
 
-def _same(value: Any) -> Any:
-    return value
-
-
 @dataclass(frozen=True, slots=True)
 class Wire:
-    """The name of a field in the API's JSON, its converter for user input, and its encoder for the JSON."""
+    """The name of a field in the API's JSON, its converter for user input, and its encoder for the JSON, if any."""
 
     name: str | None
     convert: Convert
-    encode: Callable[[Any], Any]
+    encode: Callable[[Any], Any] | None
     aliases: tuple[str, ...]
 
 
 def at(
-    name: str | None, convert: Convert, encode: Callable[[Any], Any] = _same, *, aliases: Iterable[str] = ()
+    name: str | None,
+    convert: Convert,
+    encode: Callable[[Any], Any] | None = None,
+    *,
+    aliases: Iterable[str] = (),
 ) -> dict[str, Any]:
     """Return field metadata. ``name`` is None for a field that is not sent under its own name."""
     return {"wire": Wire(name, convert, encode, tuple(aliases))}
@@ -193,7 +196,7 @@ class Record:
             value = getattr(self, field.name)
             if wire.name is None or value is None or (isinstance(value, (tuple, dict)) and not value):
                 continue
-            body[wire.name] = wire.encode(value)
+            body[wire.name] = value if wire.encode is None else wire.encode(value)
         return body
 
     @classmethod
@@ -218,7 +221,8 @@ class Record:
             wire = by_name[name]
             if wire.name is None:
                 raise invalid(cls, name, "cannot be overridden by this name", "Use the constants.")
-            body[wire.name] = wire.encode(convert_field(cls, name, wire, value))
+            converted = convert_field(cls, name, wire, value)
+            body[wire.name] = converted if wire.encode is None else wire.encode(converted)
         return body
 
     @classmethod
@@ -277,9 +281,10 @@ class Record:
         return f"{type(self).__name__}({', '.join(parts)})"
 
 
-def wire_fields(cls: type[Record]) -> list[tuple[dataclasses.Field[Any], Wire]]:
+@functools.cache
+def wire_fields(cls: type[Record]) -> tuple[tuple[dataclasses.Field[Any], Wire], ...]:
     """Return the declared fields of a request class, in order."""
-    return [(field, field.metadata["wire"]) for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    return tuple((field, field.metadata["wire"]) for field in dataclasses.fields(cls))  # type: ignore[arg-type]
 
 
 def invalid(cls: type, field: str, problem: str, remedy: str) -> QarnotInvalidSpecError:
@@ -300,7 +305,9 @@ def convert_field(cls: type, name: str, wire: Wire, value: Any) -> Any:
         raise invalid(cls, name, error.problem, error.remedy) from None
 
 
-def _names(cls: type[Record]) -> dict[str, str]:
+@functools.cache
+def _names(cls: type[Record]) -> Mapping[str, str]:
+    """Return the names of our fields by each of their names, normalised."""
     names = {}
     for field, wire in wire_fields(cls):
         for name in (field.name, wire.name, *wire.aliases):
@@ -542,6 +549,21 @@ def mapping(value: Any) -> dict[str, str]:
                 "Give a string; json.dumps() makes one of a structure.",
             )
         result[str(key)] = words
+    return result
+
+
+def constants(value: Any) -> dict[str, str]:
+    """Convert to the constants of a pool or Qarnot task: a mapping as :func:`mapping` returns it."""
+    result = mapping(value)
+    for key, entry in result.items():
+        if _CONSTANT_KEY.fullmatch(key) is None:
+            raise Refusal(f"has the key {short_repr(key)}", "Keys take letters, digits, '_', '.' and '-'.")
+        for what, length in (("key", len(key)), ("value", len(entry))):
+            if length > MAX_CONSTANT_LENGTH:
+                raise Refusal(
+                    f"has a {what} of {length} characters at {short_repr(key[:40])}",
+                    f"Qarnot takes {MAX_CONSTANT_LENGTH}; put anything longer in a file of a resource bucket.",
+                )
     return result
 
 

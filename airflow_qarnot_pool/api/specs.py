@@ -19,12 +19,14 @@ from typing import Any, ClassVar
 
 from airflow_qarnot_pool.api.buckets import bucket, key_prefix, pattern
 from airflow_qarnot_pool.api.fields import (
+    MAX_CONSTANT_LENGTH,
     Record,
     Refusal,
     as_text,
     at,
     boolean,
     choice,
+    constants,
     duration,
     integer,
     listing,
@@ -72,10 +74,8 @@ MAX_POOL_CONSTANTS = 50
 MAX_TASK_CONSTANTS = 150
 MAX_BUCKETS = 100
 MAX_INSTANCES = 2048
-MAX_CONSTANT_LENGTH = 2048
 
 _SHORTNAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?")
-_CONSTANT_KEY = re.compile(r"[A-Za-z0-9_.-]+")
 _SERVER = re.compile(
     r"(?:https?://)?[^\s/:@]+(?::\d+)?(?:/\S*)?|https?://\[[0-9a-fA-F:]+\](?::\d+)?(?:/\S*)?", re.I
 )
@@ -89,20 +89,6 @@ _shortname = text(
     what="a shortname",
     remedy="Use letters, digits and hyphens; start and end with a letter or digit.",
 )
-
-
-def _constants(value: Any) -> dict[str, str]:
-    result = mapping(value)
-    for key, entry in result.items():
-        if _CONSTANT_KEY.fullmatch(key) is None:
-            raise Refusal(f"has the key {short_repr(key)}", "Keys take letters, digits, '_', '.' and '-'.")
-        for what, length in (("key", len(key)), ("value", len(entry))):
-            if length > MAX_CONSTANT_LENGTH:
-                raise Refusal(
-                    f"has a {what} of {length} characters at {short_repr(key[:40])}",
-                    f"Qarnot takes {MAX_CONSTANT_LENGTH}; put anything longer in a file of a resource bucket.",
-                )
-    return result
 
 
 _tags = listing(
@@ -223,7 +209,7 @@ class _Spec(Record):
     profile: str | None = field(default=None, metadata=at("profile", text(minimum=1)))
     instance_count: int | None = field(default=None, metadata=at("instanceCount", integer(1)))
     image: str | None = field(default=None, metadata=at(None, _image))
-    constants: Mapping[str, str] = field(default_factory=dict, metadata=at("constants", _constants, to_pairs))
+    constants: Mapping[str, str] = field(default_factory=dict, metadata=at("constants", constants, to_pairs))
     forced_constants: Sequence[ForcedConstant] = field(
         default=(), metadata=at("forcedConstants", listing(record(ForcedConstant)), nested)
     )
@@ -287,15 +273,15 @@ class _Spec(Record):
 
     def to_json(self) -> dict[str, Any]:
         """Return the body of the creation request, without fields that are not set."""
-        body = super().to_json()
         constants = self.all_constants()
+        body = super().to_json()
         if constants:
             body["constants"] = to_pairs(constants)
         return body
 
     def _check(self) -> None:
         self._check_constants()
-        if pair := contradiction(self.hardware_constraints):
+        if self.hardware_constraints and (pair := contradiction(self.hardware_constraints)):
             self._refuse(
                 "hardware_constraints", f"has {pair}, which no machine can meet", "Keep one of them."
             )
@@ -338,9 +324,10 @@ class _Spec(Record):
         Two specs with the same hashes request the same, perhaps under different names: name, shortname, tags and labels
         are not included. Only the name of a secret constant is included, because a password may be rotated.
         """
-        body = self.to_json()
-        if "constants" in body:
-            body["constants"] = mask_constants(self.all_constants())
+        constants = self.all_constants()
+        body = super().to_json()
+        if constants:
+            body["constants"] = mask_constants(constants)
         by_wire = {field.metadata["wire"].name: field.name for field in fields(self)}
         return {
             by_wire[key]: _short_hash(value)
