@@ -52,6 +52,14 @@ def main() -> int:
         help="cancel or keep tasks that are queued when their pool ends",
     )
     parser.add_argument(
+        "--profile",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a profile of the account, in addition to those of Qarnot (repeatable)",
+    )
+    parser.add_argument("--any-profile", action="store_true", help="accept every name of a profile")
+    parser.add_argument(
         "--output-bytes",
         type=int,
         metavar="N",
@@ -88,6 +96,7 @@ def main() -> int:
         from airflow_qarnot_pool.local.backend.context import Settings
         from airflow_qarnot_pool.local.http.server import LOOPBACK, Options, serve
         from airflow_qarnot_pool.local.processes.output import DEFAULT_OUTPUT_BYTES
+        from airflow_qarnot_pool.local.schemas.fields import Profiles
     except ModuleNotFoundError as error:
         sys.exit(f"{error}. The local Qarnot needs: pip install 'airflow-qarnot-pool[local]'")
     if arguments.host not in LOOPBACK:
@@ -105,6 +114,7 @@ def main() -> int:
         search_cap=None if arguments.search_cap is None else max(1, arguments.search_cap),
         search_lag=max(0.0, arguments.search_lag),
         leave_queued=arguments.queued == "leave",
+        profiles=Profiles(tuple(arguments.profile), arguments.any_profile),
     )
     options = Options(
         host=arguments.host,

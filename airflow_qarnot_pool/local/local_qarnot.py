@@ -34,6 +34,8 @@ class LocalQarnot:
     :param cancel_seconds: minimum virtual seconds for which an aborted task is PendingCancel.
     :param shortnames: "enforce" refuses a shortname that is taken, "free" allows it.
     :param queued: "cancel" cancels tasks that are queued when their pool ends, "leave" keeps them queued.
+    :param profiles: profiles of the account, in addition to those of Qarnot.
+    :param any_profile: accept every name of a profile.
     :param output_bytes: number of bytes kept of each stream of an instance, from its end; 4 MiB by default.
     :param search_cap: maximum number of objects in a search response or on a page; None for no cap.
     :param search_lag: maximum age of the state that searches show, in virtual seconds.
@@ -59,6 +61,8 @@ class LocalQarnot:
         search_cap: int | None = None,
         search_lag: float = 0.0,
         queued: str = "cancel",
+        profiles: Iterable[str] = (),
+        any_profile: bool = False,
     ) -> None:
         self.token = token or secrets.token_urlsafe(24)
         self.url = self.storage_url = self.email = ""
@@ -79,6 +83,9 @@ class LocalQarnot:
             self._arguments.append(f"--search-cap={search_cap}")
         if search_lag:
             self._arguments.append(f"--search-lag={search_lag}")
+        self._arguments += [f"--profile={name}" for name in profiles]
+        if any_profile:
+            self._arguments.append("--any-profile")
         self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> LocalQarnot:

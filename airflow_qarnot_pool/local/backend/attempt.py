@@ -29,6 +29,7 @@ from airflow_qarnot_pool.local.processes.storage import (
     StorageError,
     scan,
 )
+from airflow_qarnot_pool.local.schemas.fields import has_network
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.local.backend.context import Context
@@ -142,7 +143,12 @@ async def _execute(
     if cwd.startswith(space.job):
         os.makedirs(cwd, exist_ok=True)
     instance.run, done = context.runner.run(
-        words, cwd=cwd, env=env, stdout=output.stdout, stderr=output.stderr
+        words,
+        cwd=cwd,
+        env=env,
+        stdout=output.stdout,
+        stderr=output.stderr,
+        network=has_network(task.profile),
     )
     code = await done
     instance.run = None

@@ -21,6 +21,7 @@ from airflow_qarnot_pool.local.processes.output import DEFAULT_OUTPUT_BYTES
 from airflow_qarnot_pool.local.processes.runner import Runner
 from airflow_qarnot_pool.local.processes.storage import Storage
 from airflow_qarnot_pool.local.schemas.errors import invalid
+from airflow_qarnot_pool.local.schemas.fields import Profiles
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.local.backend.jobs import Jobs
@@ -40,6 +41,7 @@ class Settings:
     :param search_cap: maximum number of objects in a search response or on a page; None for no cap.
     :param search_lag: maximum age of the state that searches show.
     :param leave_queued: keep tasks queued when their pool ends, in place of cancelling them.
+    :param profiles: the profiles of the account.
     """
 
     token: str = field(repr=False)
@@ -52,6 +54,7 @@ class Settings:
     search_cap: int | None = None
     search_lag: float = 0.0
     leave_queued: bool = False
+    profiles: Profiles = field(default_factory=Profiles)
 
 
 class Context:

@@ -16,6 +16,7 @@ from airflow_qarnot_pool.local.backend.models import (
 )
 from airflow_qarnot_pool.local.processes import command
 from airflow_qarnot_pool.local.processes.storage import StorageError
+from airflow_qarnot_pool.local.schemas.fields import has_network
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.local.backend.context import Context
@@ -93,7 +94,12 @@ class Nodes:
                 env = command.environment(pool.constants, own, place, context.search_path)
                 env |= attempt.credentials(context, pool)
                 node.run, done = context.runner.run(
-                    words, cwd=job, env=env, stdout=output.stdout, stderr=output.stderr
+                    words,
+                    cwd=job,
+                    env=env,
+                    stdout=output.stdout,
+                    stderr=output.stderr,
+                    network=has_network(pool.profile),
                 )
                 code = await done
                 node.run = None

@@ -22,7 +22,6 @@ from airflow_qarnot_pool.local.schemas import requests
 from airflow_qarnot_pool.local.schemas.errors import ApiError, invalid, missing
 from airflow_qarnot_pool.local.schemas.fields import (
     MAX_TASK_CONSTANTS,
-    PROFILES,
     RequestFields,
     keep_secrets,
 )
@@ -136,7 +135,7 @@ class Tasks:
             if pool is None:
                 raise invalid("task", ["poolUuid"])
         if pool is None:
-            if creation.profile not in PROFILES:
+            if creation.profile not in self._context.settings.profiles:
                 raise invalid("task", ["profile"])
         elif not pool.is_open:
             raise invalid("task", ["pool-not-open"])

@@ -17,7 +17,7 @@ from airflow_qarnot_pool.local.http.routing import (
 )
 from airflow_qarnot_pool.local.schemas import catalogue
 from airflow_qarnot_pool.local.schemas.errors import ApiError, missing
-from airflow_qarnot_pool.local.schemas.fields import PROFILES, fold
+from airflow_qarnot_pool.local.schemas.fields import fold
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.local.backend.backend import Backend
@@ -122,8 +122,12 @@ def routes(backend: Backend) -> list[BaseRoute]:
         add("GET", "/info", show_info),
         add("GET", "/quotas/computing-quotas/user", lambda call: quotas(backend)),
         add("GET", "/quotas/computing-quotas/organization", no_organization),
-        add("GET", "/profiles", lambda call: list(PROFILES)),
-        add("GET", "/profiles/{name}", lambda call: catalogue.profile(call.path("name"))),
+        add("GET", "/profiles", lambda call: list(backend.settings.profiles)),
+        add(
+            "GET",
+            "/profiles/{name}",
+            lambda call: catalogue.profile(backend.settings.profiles, call.path("name")),
+        ),
         add("GET", "/hardware-constraints", constraints),
         add(
             "GET",

@@ -33,7 +33,7 @@ def routes(backend: Backend) -> list[BaseRoute]:
         return responses.POOL.full(backend, backend.pools.find(call.id))
 
     async def create(call: Call) -> Raw:
-        creation = requests.read_pool(call.json)
+        creation = requests.read_pool(call.json, backend.settings.profiles)
         await check_buckets(backend, creation.buckets)
         backend.touch()
         return created("pools", backend.pools.create(creation).uuid)
@@ -43,7 +43,7 @@ def routes(backend: Backend) -> list[BaseRoute]:
         source = {**responses.POOL.full(backend, pool), "shortname": None}
         # The secrets are copied, not the text that hides them.
         source["constants"] = [{"key": k, "value": v} for k, v in pool.constants.items()]
-        creation = requests.read_pool(call.json or {}, source)
+        creation = requests.read_pool(call.json or {}, backend.settings.profiles, source)
         await check_buckets(backend, creation.buckets)
         backend.touch()
         return created("pools", backend.pools.create(creation).uuid)

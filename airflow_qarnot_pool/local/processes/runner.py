@@ -44,17 +44,33 @@ class Runner:
         self._reader = asyncio.create_task(self._read())
 
     def run(
-        self, argv: Sequence[str], *, cwd: str, env: dict[str, str], stdout: str, stderr: str
+        self,
+        argv: Sequence[str],
+        *,
+        cwd: str,
+        env: dict[str, str],
+        stdout: str,
+        stderr: str,
+        network: bool = True,
     ) -> tuple[str, asyncio.Future[int]]:
         """Start a command that appends its output to the two files.
 
+        Without *network* it reaches only itself, as far as the kernel allows that (see supervisor.py).
         Return its run id and a future of its exit code (127 not found, 126 not executable, 128 + n ended by signal n).
         """
         run = f"r{next(self._ids)}"
         done = asyncio.get_running_loop().create_future()
         self._runs[run] = done
         self._send(
-            {"run": run, "argv": list(argv), "cwd": cwd, "env": env, "stdout": stdout, "stderr": stderr}
+            {
+                "run": run,
+                "argv": list(argv),
+                "cwd": cwd,
+                "env": env,
+                "stdout": stdout,
+                "stderr": stderr,
+                "network": network,
+            }
         )
         return run, done
 

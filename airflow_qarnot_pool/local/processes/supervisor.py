@@ -8,7 +8,10 @@ children of that process become children of the monitor, whatever sessions and p
 children until none remains therefore kills the whole tree. The supervisor is a subreaper as well, for the tree of a
 monitor that was killed.
 
-Lines in:  {"run": id, "argv": [...], "cwd": path, "env": {...}, "stdout": path, "stderr": path}
+A command without a network gets a network namespace of its own, in which only loopback is up. Where the kernel allows
+none, its proxy variables point to a closed port.
+
+Lines in:  {"run": id, "argv": [...], "cwd": path, "env": {...}, "stdout": path, "stderr": path, "network": bool}
            {"kill": id}
 Lines out: {"exit": id, "code": n}   128 + signal number for a command ended by a signal
 """
@@ -17,15 +20,26 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import json
 import os
 import selectors
 import shutil
 import signal
+import socket
+import struct
 import sys
 from typing import Any
 
 _SET_PDEATHSIG, _SET_CHILD_SUBREAPER = 1, 36
+_NEW_NETWORK, _NEW_USER = 0x40000000, 0x10000000
+_SET_INTERFACE_FLAGS, _INTERFACE_UP = 0x8914, 1
+#: The environment of a command without a network if the kernel allows no namespaces. Nothing listens on port 9.
+NOWHERE = {
+    name: "http://127.0.0.1:9"
+    for lower in ("http_proxy", "https_proxy", "all_proxy")
+    for name in (lower, lower.upper())
+}
 _MINE = {signal.SIGTERM, signal.SIGCHLD}
 
 
@@ -34,6 +48,43 @@ def _prctl(option: int, value: int) -> None:
     with contextlib.suppress(AttributeError, OSError):
         libc: Any = ctypes.CDLL(None)
         libc.prctl(option, value, 0, 0, 0)
+
+
+def leave_networks() -> None:
+    """Move this process to a new network namespace, in which only loopback is up. Raises OSError if it cannot.
+
+    A user namespace allows that to a process that is not root. The user stays the same in it.
+    """
+    try:
+        libc: Any = ctypes.CDLL(None, use_errno=True)
+        unshare = libc.unshare
+    except AttributeError:
+        raise OSError("this system has no network namespaces") from None
+    user, group = os.getuid(), os.getgid()
+    if unshare(_NEW_NETWORK) != 0:
+        if unshare(_NEW_NETWORK | _NEW_USER) != 0:
+            raise OSError(ctypes.get_errno(), "unshare")
+        for name, text in (
+            ("setgroups", "deny"),
+            ("uid_map", f"{user} {user} 1"),
+            ("gid_map", f"{group} {group} 1"),
+        ):
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(text)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        fcntl.ioctl(control, _SET_INTERFACE_FLAGS, struct.pack("16sh14x", b"lo", _INTERFACE_UP))
+
+
+def can_leave_networks() -> bool:
+    """Try :func:`leave_networks` in another process."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            leave_networks()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return os.waitpid(pid, 0)[1] == 0
 
 
 def _children() -> list[int]:
@@ -95,6 +146,11 @@ def _execute(job: dict[str, Any]) -> None:
     os.dup2(err, 2)
     os.closerange(3, 1024)
     argv = job["argv"]
+    if not job.get("network", True):
+        try:
+            leave_networks()
+        except OSError:
+            job["env"] |= NOWHERE
     try:
         os.chdir(job["cwd"])
         os.execvpe(argv[0], argv, job["env"])
@@ -145,9 +201,18 @@ class Supervisor:
         self._runs: dict[str, int] = {}
         self._monitors: dict[int, str] = {}
         self._me = os.getpid()
+        self._cuts_networks = False
 
     def serve(self) -> None:
         _prctl(_SET_CHILD_SUBREAPER, 1)
+        self._cuts_networks = can_leave_networks()
+        if not self._cuts_networks:
+            print(
+                "This system allows no network namespaces here. Commands of profiles without a network get proxies "
+                "that lead nowhere.",
+                file=sys.stderr,
+                flush=True,
+            )
         for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
             signal.signal(number, signal.SIG_IGN)
         # Signals arrive as bytes in a pipe, because one select then waits for them and for orders.
@@ -177,6 +242,8 @@ class Supervisor:
 
     def _obey(self, order: dict[str, Any]) -> None:
         if (run := order.get("run")) is not None:
+            if not order.get("network", True) and not self._cuts_networks:
+                order["network"], order["env"] = True, order["env"] | NOWHERE
             # Blocked around the fork, because the monitor must miss no signal before it waits for them.
             signal.pthread_sigmask(signal.SIG_BLOCK, _MINE)
             pid = os.fork()

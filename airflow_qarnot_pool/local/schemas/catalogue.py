@@ -6,7 +6,7 @@ from typing import Any
 
 from airflow_qarnot_pool.local.backend.tasks import CPU_MODEL, SPECIFICATION
 from airflow_qarnot_pool.local.schemas.errors import missing
-from airflow_qarnot_pool.local.schemas.fields import PROFILES
+from airflow_qarnot_pool.local.schemas.fields import Profiles
 
 _CONSTANTS = (
     ("DOCKER_SRV", "https://registry-1.docker.io", "Docker registry (not used locally)"),
@@ -31,9 +31,9 @@ CONSTRAINTS: list[dict[str, Any]] = [
 ]
 
 
-def profile(name: str) -> dict[str, Any]:
+def profile(profiles: Profiles, name: str) -> dict[str, Any]:
     """Return a profile. Raises ApiError 404."""
-    if name not in PROFILES:
+    if name not in profiles:
         raise missing("profile", name)
     constants = [{"name": n, "value": v, "description": text} for n, v, text in _CONSTANTS]
     return {"name": name, "constants": constants, "licenses": []}

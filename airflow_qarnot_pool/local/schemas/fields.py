@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from airflow_qarnot_pool.local.schemas import formats
@@ -19,6 +20,8 @@ PROFILES = (
     "docker-network",
     "docker-network-ssh",
     "docker-cluster",
+    "docker-cluster-network",
+    "docker-cluster-network-ssh",
     "docker-batch-smt",
     "ubuntu",
 )
@@ -34,6 +37,29 @@ SCHEDULING = ("flex", "onDemand", "reserved")
 _KEY = re.compile(r"^[A-Za-z0-9_.-]{1,2048}$")
 _SHORTNAME = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?$")
 _UUID = re.compile(r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$")
+
+
+@dataclass(frozen=True, slots=True)
+class Profiles:
+    """The profiles of the account.
+
+    :param more: names in addition to :data:`PROFILES`.
+    :param any_name: accept every name.
+    """
+
+    more: tuple[str, ...] = ()
+    any_name: bool = False
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys((*PROFILES, *self.more)))
+
+    def __contains__(self, name: object) -> bool:
+        return bool(name) and (self.any_name or name in PROFILES or name in self.more)
+
+
+def has_network(profile: str) -> bool:
+    """Return whether instances of a profile reach a network, which its name says."""
+    return "network" in profile.lower()
 
 
 def parse(body: bytes) -> Any:

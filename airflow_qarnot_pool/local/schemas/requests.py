@@ -13,7 +13,7 @@ from airflow_qarnot_pool.local.schemas.fields import (
     MAX_INSTANCES,
     MAX_POOL_CONSTANTS,
     MAX_TASK_CONSTANTS,
-    PROFILES,
+    Profiles,
     RequestFields,
     fold,
     is_uuid,
@@ -98,14 +98,14 @@ def _shared(fields: RequestFields, constants: int) -> dict[str, Any]:
     }
 
 
-def read_pool(value: Any, defaults: Mapping[str, Any] | None = None) -> PoolCreation:
+def read_pool(value: Any, profiles: Profiles, defaults: Mapping[str, Any] | None = None) -> PoolCreation:
     """Read a POST /pools body (3.2). Raises ApiError 400.
 
     :param defaults: the creation that it overrides, for a clone.
     """
     fields = RequestFields(value, "pool", defaults)
     shared = _shared(fields, MAX_POOL_CONSTANTS)
-    if shared["profile"] not in PROFILES:
+    if shared["profile"] not in profiles:
         fields.wrong("profile")
     if fields.has("resultBucket"):
         fields.wrong("resultBucket")
