@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from airflow_qarnot_pool.api import filters
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
 
 #: Maximum number of concurrent requests: at 50 ms each, 500 objects are ended in less than 2 s.
 MAX_WORKERS = 32
+#: Maximum number of requests to end one object, and the seconds between two of them. A kill has 4 s.
+MAX_ATTEMPTS, PAUSE = 3, 0.2
 #: The fields that show whether an object has ended, and which try it belongs to.
 _HELD_FIELDS = ("Uuid", "Shortname", "State", "Tags", "Labels", "CreationDate")
 
@@ -28,19 +29,21 @@ _HELD_FIELDS = ("Uuid", "Shortname", "State", "Tags", "Labels", "CreationDate")
 def end(resource: PoolResource | TaskResource, uuid: str) -> None:
     """Close a pool or abort a Qarnot task. Do nothing if the object has ended, is ending or is deleted.
 
-    :raises QarnotRefusedError: the server refuses, and the object still runs.
+    A 403 or 404 about an object that is open is asked again, because a proxy or a lagging replica may have sent it.
+
+    :raises QarnotError: the server still refuses, and the object runs.
     """
-    try:
-        resource.end(uuid)
-    except QarnotNotFoundError:
-        # A single 404 proves nothing, because a proxy or a lagging replica may have sent it.
-        if _is_there_and_open(resource, uuid):
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        try:
             resource.end(uuid)
-    except QarnotRefusedError:
-        # A server may refuse because an earlier request has ended the object, or is ending it.
-        with suppress(QarnotNotFoundError):
-            if not is_ending(resource.get(uuid)):
+            return
+        except (QarnotNotFoundError, QarnotRefusedError):
+            # A server may refuse because an earlier request has ended the object, or is ending it.
+            if not _is_there_and_open(resource, uuid):
+                return
+            if attempt == MAX_ATTEMPTS:
                 raise
+        time.sleep(PAUSE)
 
 
 def _is_there_and_open(resource: PoolResource | TaskResource, uuid: str) -> bool:

@@ -90,6 +90,45 @@ def test_a_refused_end_of_what_keeps_running_is_an_error(found: Pool | Task) -> 
         end(Refusing(found), "u")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"kind": "status", "status": 403, "message": "Forbidden"},
+        {"kind": "proxy", "status": 404},
+        {"kind": "status", "status": 503},
+    ],
+    ids=["403", "404 of a proxy", "503"],
+)
+@pytest.mark.parametrize("kind", ["pool", "task"])
+def test_a_kill_ends_the_object_though_two_answers_are_stray(
+    monkeypatch: pytest.MonkeyPatch, kind: str, answer: dict[str, Any]
+) -> None:
+    with LocalQarnot(boot_seconds=300) as qarnot, QarnotClient(qarnot.url, qarnot.token) as client:
+        connect(qarnot, monkeypatch)
+        resource = client.pools if kind == "pool" else client.tasks
+        make = (
+            partial(QarnotCreatePoolOperator, task_id="create", instance_count=1) if kind == "pool" else one
+        )
+        child = fork(worker(partial(make, deferrable=False), StoringTI(task_id=make.keywords["task_id"])))
+        eventually(lambda: resource.list())
+        qarnot.faults([{"method": "POST", "path": "/(close|abort)$", "times": 2, **answer}])
+        child.kill(signal.SIGTERM)
+        child.wait()
+        assert child.said[-1]["error"] == "QarnotKilledError"
+        assert [is_ending(remote) for remote in resource.list()] == [True]
+
+
+def test_a_killed_task_does_not_claim_an_end_that_was_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with LocalQarnot(boot_seconds=300) as qarnot:
+        connect(qarnot, monkeypatch)
+        child = fork(worker(partial(one, deferrable=False), StoringTI(task_id="one")))
+        eventually(lambda: child.read() is not None and child.last("xcom"))
+        qarnot.faults([{"kind": "status", "status": 403, "method": "POST", "path": "/abort$"}])
+        child.kill(signal.SIGTERM)
+        child.wait()
+        assert "may still run, because it could not be ended" in child.said[-1]["message"]
+
+
 @pytest.fixture
 def slow_to_cancel(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalQarnot]:
     """A server on which an aborted Qarnot task stays in PendingCancel."""

@@ -601,8 +601,10 @@ class QarnotOperator(BaseOperator):
         try:
             self._work.end(hurried=hurried)
         except QarnotError as error:
+            self._work.end_error = error
             self.log.error("%s %s could not be ended (%s): %s", noun, uuid, why, error)
             return
+        self._work.end_error = None
         if self._work.taken_over:
             self.log.info("%s %s is not ended, because a later try has adopted it: %s", noun, uuid, why)
         else:
@@ -653,6 +655,8 @@ class QarnotOperator(BaseOperator):
         """Return a clause on the remote object after a kill or a time limit."""
         if self._work is not None and self._work.taken_over:
             return f"{noun} continues for a later try, which has adopted it"
+        if self._work is not None and self._work.end_error is not None:
+            return f"{noun} may still run, because it could not be ended ({self._work.end_error})"
         return f"{noun} was ended" if self.cancel_on_kill else f"{noun} continues (cancel_on_kill=False)"
 
 

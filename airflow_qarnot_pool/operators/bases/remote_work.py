@@ -38,6 +38,8 @@ class RemoteWork:
     warm_up_on: Callable[[str], TaskInstanceIdentity] | None = None
     #: Whether a later try has the object. This process was suspended then, and has nothing to end any more.
     taken_over: bool = False
+    #: Why the object could not be ended.
+    end_error: QarnotError | None = None
 
     def end(self, *, hurried: bool) -> None:
         """End the object unless a later try has it. A shared pool ends only if no other DAG run needs it.
@@ -84,4 +86,4 @@ class RemoteWork:
 def _limits(remaining: float) -> dict[str, Any]:
     """Return limits of a client that is done in *remaining* seconds, or in the shortest time that a client takes."""
     seconds = max(0.1, remaining)
-    return {"retries": 1, "timeout": min(3.0, seconds), "deadline": seconds}
+    return {"retries": 3, "timeout": min(3.0, seconds), "deadline": seconds}
