@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import sys
 import zipfile
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from tests.conftest import ROOT
 from tests.distributed import cluster
-from tools import check_wheel, doc_block, figures, matrix, new_user, second_run, worker_growth
+from tools import check_wheel, demo, doc_block, figures, matrix, new_user, second_run, worker_growth
 
 
 def test_a_result_replaces_the_one_before_and_nothing_else(tmp_path: Path) -> None:
@@ -207,3 +209,47 @@ def test_a_second_run_that_hides_a_first_failure_is_counted_and_named(tmp_path: 
 def test_no_operator_has_more_named_parameters_than_a_reader_remembers() -> None:
     found = figures.named_parameters()
     assert max(found.values()) <= 18, found
+
+
+def _at(seconds: float) -> datetime:
+    return datetime.fromtimestamp(1000 + seconds, UTC)
+
+
+def _instance(task_id: str, map_index: int, start: float, end: float) -> dict[str, Any]:
+    dates = {"start_date": _at(start).isoformat(), "end_date": _at(end).isoformat()}
+    return {"task_id": task_id, "map_index": map_index, **dates}
+
+
+def test_the_demo_splits_the_time_between_two_stages() -> None:
+    """A worker waits for the first task, and the triggerer for the second one, which is the last of its stage."""
+    tasks = [
+        SimpleNamespace(
+            uuid=uuid,
+            labels={"airflow.task_id": uuid[:-1], "airflow.map_index": uuid[-1]},
+            creation_date=_at(created),
+            end_date=_at(ended),
+        )
+        for uuid, created, ended in (("fetch0", 0, 5), ("fetch1", 0, 12), ("report0", 20, 25))
+    ]
+    polls = [("GET", "/tasks/fetch0", at) for at in (4.0, 4.7, 5.4)]
+    polls += [("GET", "/tasks/fetch1", at) for at in (1.0, 16.0)]
+    polls += [("POST", "/tasks/search", at) for at in (5.1, 11.9, 12.8)]
+    polls += [("GET", "/tasks/report0", 24.9)]
+    instances = [
+        _instance("open_pool", -1, -9, -1),
+        _instance("fetch", 0, -1, 6),
+        _instance("fetch", 1, -1, 17),
+        _instance("report", 0, 18, 26),
+    ]
+    requests = [{"method": method, "path": path, "at": 1000 + at} for method, path, at in polls]
+    found = demo.endings(tasks, requests, instances)  # type: ignore[arg-type]
+    assert {name: _rounded(one) for name, one in found.items()} == {
+        "fetch[0]": (0.4, 0.6, None, None, None),
+        "fetch[1]": (0.8, 4.2, 1.0, 2.0, 8.0),
+        "report[0]": (0.0, 1.0, None, None, None),
+    }
+
+
+def _rounded(one: demo.Ending) -> tuple[float | None, ...]:
+    parts = (one.seen, one.reported, one.scheduled, one.started, one.next_task)
+    return tuple(None if part is None else round(part, 3) for part in parts)

@@ -1,7 +1,7 @@
 """``make demo``: a local Qarnot, a real Airflow, and one warm pool for twelve tasks.
 
-Shows the progress, then the benefit of the pool. The exit status is 0 only if everything succeeded once, at least four
-tasks ran at the same time, and the pool is closed.
+Shows the progress, then how long each task waited, how soon its end was seen, and the benefit of the pool. The exit
+status is 0 only if everything succeeded once, at least four tasks ran at the same time, and the pool is closed.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from airflow_qarnot_pool.api.client import QarnotClient
@@ -29,6 +32,8 @@ ROOT = Path(__file__).resolve().parent.parent
 DAG_ID = "qarnot_warm_pool"
 TASKS, OVERLAP = 12, 4
 CHART_WIDTH = 66
+#: Seconds before the end of a Qarnot task in which a worker that waits for it has polled it.
+POLLED_LATELY = 2.0
 #: Seconds after which a DAG run that has not ended is a failure.
 RUN_LIMIT = 300.0
 
@@ -122,6 +127,80 @@ def airflow_name(task: Task) -> str:
     return f"{task.labels.get('airflow.task_id')}[{task.labels.get('airflow.map_index')}]"
 
 
+@dataclass(frozen=True)
+class Ending:
+    """The seconds that follow the end of a Qarnot task, one part after the other.
+
+    :param seen: until the provider saw the end.
+    :param reported: until Airflow had the result. None if it is not known.
+    :param scheduled: until Airflow started the next task. Only the last task of a stage has one.
+    :param started: until that task was submitted to Qarnot.
+    """
+
+    seen: float
+    reported: float | None = None
+    scheduled: float | None = None
+    started: float | None = None
+
+    @property
+    def next_task(self) -> float | None:
+        """The sum, if the next stage has started."""
+        parts = (self.seen, self.reported, self.scheduled, self.started)
+        return None if None in parts else sum(part or 0.0 for part in parts)
+
+
+def endings(
+    tasks: list[Task], requests: list[dict[str, Any]], instances: list[dict[str, Any]]
+) -> dict[str, Ending]:
+    """Return what followed the end of each Qarnot task, by the name of its Airflow task.
+
+    :param requests: the request log of the local Qarnot.
+    :param instances: the task instances of the DAG run.
+    """
+    starts = {_instance_name(one): _seconds(one["start_date"]) for one in instances}
+    ends = {_instance_name(one): _seconds(one["end_date"]) for one in instances}
+    found: dict[str, Ending] = {}
+    stages: dict[str, list[Task]] = {}
+    for task in tasks:
+        if task.creation_date is None or task.end_date is None:
+            continue
+        stages.setdefault(str(task.labels.get("airflow.task_id")), []).append(task)
+        name, ended = airflow_name(task), task.end_date.timestamp()
+        seen = _seen(task.uuid, ended, requests)
+        over = ends.get(name)
+        found[name] = Ending(seen, None if over is None else over - ended - seen)
+    in_order = sorted(stages.values(), key=lambda stage: min(map(_created, stage)))
+    for stage, following in pairwise(in_order):
+        last = max(map(airflow_name, stage), key=lambda name: ends.get(name) or 0.0)
+        first = min(following, key=_created)
+        over, start = ends.get(last), starts.get(airflow_name(first))
+        if over is not None and start is not None:
+            found[last] = replace(found[last], scheduled=start - over, started=_created(first) - start)
+    return found
+
+
+def _instance_name(instance: dict[str, Any]) -> str:
+    return f"{instance['task_id']}[{instance['map_index']}]"
+
+
+def _created(task: Task) -> float:
+    return task.creation_date.timestamp() if task.creation_date else 0.0
+
+
+def _seconds(moment: str | None) -> float | None:
+    return datetime.fromisoformat(moment).timestamp() if moment else None
+
+
+def _seen(uuid: str, ended: float, requests: list[dict[str, Any]]) -> float:
+    """Return the seconds from the end of a Qarnot task until a poll showed it."""
+    polls = [one["at"] for one in requests if one["method"] == "GET" and one["path"] == f"/tasks/{uuid}"]
+    if not any(ended - POLLED_LATELY <= at <= ended for at in polls):
+        # The triggerer waits for it, with one search for all.
+        polls = [one["at"] for one in requests if one["method"] == "POST" and one["path"] == "/tasks/search"]
+    # A request that came just before the end is answered after it, if no other follows.
+    return min((at - ended for at in polls if at >= ended), default=0.0)
+
+
 class Demo:
     def __init__(self, home: Path, boot_seconds: float, work_seconds: float, stay: bool = False) -> None:
         self.home = home
@@ -129,6 +208,7 @@ class Demo:
         self.work_seconds = work_seconds
         self.stay = stay
         self.story = Story()
+        self.endings: dict[str, Ending] = {}
         self._began = time.monotonic()
 
     @property
@@ -148,7 +228,7 @@ class Demo:
                 self.home,
                 ROOT / "example_dags",
                 qarnot=Endpoint(qarnot.url, qarnot.token, qarnot.storage_url),
-                env={"AIRFLOW__QARNOT__POLL_INTERVAL": "1", "AIRFLOW__CORE__PARALLELISM": "8"},
+                env={"AIRFLOW__CORE__PARALLELISM": "8"},
                 grace=1.0,
             )
             with airflow, QarnotClient(qarnot.url, qarnot.token) as client, quiet_end():
@@ -186,6 +266,10 @@ class Demo:
         self._look(qarnot, client)
         print()
         self.say(f"The DAG run is over: {state}")
+        with contextlib.suppress(QarnotError):
+            self.endings = endings(
+                client.tasks.list(), qarnot.requests(), airflow.task_instances(DAG_ID, run_id)
+            )
         faults = self.story.faults()
         if nodes := qarnot.nodes():
             faults.append(f"{len(nodes)} nodes are still up")
@@ -217,25 +301,46 @@ class Demo:
         tasks.sort(key=lambda one: (one.started or 0.0, one.name))
         if not tasks or story.created is None or story.ready is None:
             return
-        row = "  {:<14}{:>6}{:>12}{:>10}{:>19}{:>14}"
+        row = "  {:<12}{:>5}{:>11}{:>8}{:>19}{:>10}{:>10}{:>11}{:>9}{:>11}"
         print()
-        print(row.format("task", "node", "submitted", "waited", "ran", "a cold start"))
-        for one in tasks:
-            times = (
-                f"{one.submitted:.1f} s",
-                f"{one.waited:.1f} s",
-                f"{one.started:.1f} - {one.ended:.1f} s",
-            )
-            print(row.format(one.name, one.node, *times, f"{boot:.1f} s"))
-        waited = sum(one.waited for one in tasks)
-        worked = sum(one.ran for one in tasks)
         print(
-            row.format("together", "", "", f"{waited:.1f} s", f"{worked:.1f} s", f"{boot * len(tasks):.1f} s")
+            row.format(
+                *("task", "node", "submitted", "waited", "ran"),
+                *("end seen", "reported", "scheduled", "started", "next task"),
+            )
+        )
+        endings = [self.endings.get(one.name, Ending(0.0)) for one in tasks]
+        for one, ending in zip(tasks, endings, strict=True):
+            after = (ending.seen, ending.reported, ending.scheduled, ending.started, ending.next_task)
+            print(
+                row.format(
+                    one.name,
+                    one.node,
+                    f"{one.submitted:.1f} s",
+                    f"{one.waited:.1f} s",
+                    f"{one.started:.1f} - {one.ended:.1f} s",
+                    *("" if seconds is None else f"{seconds:.1f} s" for seconds in after),
+                ).rstrip()
+            )
+        waited = sum(one.waited for one in tasks)
+        airflow = sum((one.scheduled or 0.0) + (one.started or 0.0) for one in endings)
+        print(
+            "\n"
+            "  waited     for a free node.\n"
+            "  end seen   how late the provider saw that the task had ended on Qarnot.\n"
+            "  reported   from then until Airflow had the result and the output.\n"
+            "  scheduled  from then until Airflow started the next task, after the last one of a stage.\n"
+            "  started    from then until that task was on Qarnot: Airflow starts a process and reads the DAG first.\n"
+            "  next task  all four together: from the end of a task on Qarnot to the submission of the next one."
         )
         print()
         print(*self._chart(tasks), sep="\n")
         print(
-            f"\n  {len(tasks)} tasks shared {len(story.pools)} pool; at most {story.overlap} ran at the same time.\n"
+            f"\n  The end of a task was seen {median(one.seen for one in endings):.1f} s later (median; at most "
+            f"{max(one.seen for one in endings):.1f} s). From stage to stage it took "
+            f"{sum(one.next_task or 0.0 for one in endings):.1f} s;\n"
+            f"  Airflow needed {airflow:.1f} s of them to schedule and start tasks, as with any provider.\n"
+            f"  {len(tasks)} tasks shared {len(story.pools)} pool; at most {story.overlap} ran at the same time.\n"
             f"  Waiting for nodes: once {story.ready - story.created:.1f} s for the pool, then {waited:.1f} s over "
             f"all tasks.\n"
             f"  With nodes of its own each task would have waited for a boot: {len(tasks)} x {boot:g} s = "
