@@ -269,4 +269,4 @@ def write(report: Report, name: str, shape: Shape, results: Mapping[str, list[Re
 
 
 if __name__ == "__main__":
-    main("dag_makespan", __doc__, measure, waiters=5, meaning="rounds of each DAG")
+    main("dag_makespan", __doc__, measure, waiters=5, meaning="rounds of each DAG", with_airflow=True)

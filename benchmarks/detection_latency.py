@@ -2,17 +2,26 @@
 
 One per cent of the waiters' Qarnot tasks end at random moments, whatever the phase of the polls. Counted from before
 the request that ends them is sent until the event is in the triggerer's queue.
+
+The last table has the default options, and Qarnot tasks that were submitted less than a minute ago. Those of a worker
+are polled by as many threads as mapped siblings may wait on workers, and counted until the wait returns.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import random
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 
+from airflow_qarnot_pool.parameters.configuration import DEFER_AFTER, LONGEST, SHORTEST
+from airflow_qarnot_pool.waiting.conditions import TASK_ENDED
+from airflow_qarnot_pool.waiting.intervals import MAX_SIBLINGS_ON_WORKERS
+from airflow_qarnot_pool.waiting.polling import KillFlag, wait_on_worker
 from benchmarks.backlog import backlog
 from benchmarks.peers import DATABRICKS, Peer, SdkWaiters, Stub
 from benchmarks.poll_cost import ALONE, OURS, SDK, TASK_TRIGGER, sizes_of
@@ -51,15 +60,62 @@ class Changes(AbstractContextManager["Changes"]):
         return [fired.get(one, math.inf) - then for one, then in self.ended.items()]
 
 
-def ours(count: int, seconds: float, interval: float = INTERVAL, *, alone: bool = False) -> list[float]:
-    """Our triggers; *alone*: each polls for itself."""
+def ours(
+    count: int,
+    seconds: float,
+    interval: float = INTERVAL,
+    *,
+    alone: bool = False,
+    grace: float | None = None,
+) -> list[float]:
+    """Our triggers.
+
+    :param alone: each polls for itself.
+    :param grace: seconds in which the last events may come. Default: three intervals.
+    """
     with backlog(count) as waiting, Triggerer(alone=alone) as triggerer:
         triggerer.add(TASK_TRIGGER, waiting.trigger_kwargs(interval))
         triggerer.settle()
         with Changes(waiting.end_some, seconds / 50) as changes:
             triggerer.window(seconds)
-        fired = triggerer.window(3 * interval)["fired"]
+        fired = triggerer.window(3 * interval if grace is None else grace)["fired"]
         return changes.latencies({waiting.uuids[int(n) - 1]: then for n, then in fired.items()})
+
+
+class DefaultRhythm(AbstractContextManager["DefaultRhythm"]):
+    """Polls follow the age, as with the default options, during a ``with`` block."""
+
+    OPTION = "AIRFLOW__QARNOT__MIN_POLL_INTERVAL"
+
+    def __enter__(self) -> DefaultRhythm:
+        self._before = os.environ[self.OPTION]
+        os.environ[self.OPTION] = str(SHORTEST)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.environ[self.OPTION] = self._before
+
+
+def young_in_triggerer(count: int, seconds: float) -> list[float]:
+    """Our triggers, of Qarnot tasks that end within *seconds* after the first polls."""
+    with DefaultRhythm():
+        return ours(count, seconds, LONGEST, grace=5.0)
+
+
+def young_on_workers(count: int, seconds: float) -> list[float]:
+    """Our waits on workers, of *count* Qarnot tasks that end within *seconds* after the start of the waits."""
+    with (
+        DefaultRhythm(),
+        backlog(count) as waiting,
+        ThreadPoolExecutor(count) as threads,
+        Changes(waiting.end_some, seconds / count) as changes,
+    ):
+
+        def wait(uuid: str) -> tuple[Hashable, float]:
+            wait_on_worker(waiting.client.tasks, uuid, TASK_ENDED, LONGEST, None, KillFlag())
+            return uuid, time.time()
+
+        return changes.latencies(dict(threads.map(wait, waiting.uuids)))
 
 
 def sdk(count: int, seconds: float, interval: float = SdkWaiters.INTERVAL) -> list[float]:
@@ -131,6 +187,32 @@ def measure(report: Report) -> None:
     goal = 1000 if 1000 in mine else max(mine)
     report.target(f"p50 / interval, {goal:,} waiters", median(mine[goal]) / each, 0.6)
     report.target(f"p99 / interval, {goal:,} waiters", percentile(mine[goal], 0.99) / each, 1.2)
+    measure_young(report)
+
+
+def measure_young(report: Report) -> None:
+    """Measure the waits for Qarnot tasks that are younger than a minute."""
+    some, rounds = min(MAX_SIBLINGS_ON_WORKERS, report.waiters), 1 if report.quick else 10
+    on_workers = [
+        late for _ in range(rounds) for late in young_on_workers(some, 2.0 if report.quick else DEFER_AFTER)
+    ]
+    in_triggerer = young_in_triggerer(report.waiters, 2.0 if report.quick else 40.0)
+    table = report.table(
+        "From the end on Qarnot until it is seen, tasks younger than a minute, default options",
+        ("", "waiters", "changes", "p50 [s]", "p99 [s]"),
+        "A trigger fires no earlier than 5 s after its start (docs/upgrade-airflow.md). That is not counted here.",
+    )
+    for name, count, took in (
+        ("on a worker", some, on_workers),
+        ("in the triggerer", report.waiters, in_triggerer),
+    ):
+        middle, late = median(took), percentile(took, 0.99)
+        table.row(name, f"{count:,}", len(took), middle, late)
+        report.say(" | ".join(table.rows[-1]))
+        report.figure(f"young.{name}.p50", middle)
+        report.figure(f"young.{name}.p99", late)
+        report.target(f"median, {name}", middle, 0.7, unit=" s")
+        report.target(f"p99, {name}", late, 2.0, unit=" s")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as programs
-from benchmarks.report import Table, exponent, percentile, shown
+from benchmarks.report import WITHOUT_AIRFLOW, Table, exponent, percentile, shown
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 WAITERS = 20
@@ -22,13 +22,20 @@ NAMES = [name for name in programs.NAMES if name != "dag_makespan"]
 #: A figure of ours, and what else must be there.
 KEYS = {
     "poll_cost": {
+        "target.requests_per_minute_20_idle_waiters_ten_minutes_ago",
+        "target.requests_per_minute_20_waiters_1_ending_in_each_round",
         "this_provider.idle.20.requests_per_minute",
         "sdk_task.wait.idle.20.requests_per_minute",
         "this_provider.busy.20.requests_per_finished",
         "ratio.idle.20",
     },
     "triggerer_load": {"this_provider.20.cpu_percent", "this_provider.20.lag_p99_ms"},
-    "detection_latency": {"this_provider.20.p50_of_interval", "this_provider.20.p99_of_interval"},
+    "detection_latency": {
+        "this_provider.20.p50_of_interval",
+        "this_provider.20.p99_of_interval",
+        "young.on_a_worker.p50",
+        "young.in_the_triggerer.p99",
+    },
     "request_cost": {"this_provider.all", "official_sdk.all"},
     "import_time": {"this_provider.percent_of_airflow_sdk", "this_provider.foreign_modules"},
     "fan_out": {"one_qarnotruntasksoperator.requests", "expand.requests", "sdk_mapped.requests"},
@@ -55,6 +62,7 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Futu
         )
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
         assert "###" in done.stdout
+        assert WITHOUT_AIRFLOW in done.stdout
         found: dict[str, float] = json.loads(path.read_text())
         return {key.removeprefix(f"{name}."): value for key, value in found.items()}
 
