@@ -46,6 +46,7 @@ from airflow_qarnot_pool.waiting.conditions import (
     WaitResult,
     result_if_met,
 )
+from airflow_qarnot_pool.waiting.intervals import Forecast
 from airflow_qarnot_pool.waiting.polling import get_confirmed
 
 if TYPE_CHECKING:
@@ -240,8 +241,8 @@ class QarnotCreatePoolOperator(PoolOperator):
         with self._closing_on_error():
             outcome = claimed.outcome_if_done(condition) or self._found_ready(claimed, condition)
             if outcome is None:
-                seconds = self._worker_seconds(context) if claimed.existing is None else 0.0
-                outcome = self._boot(context, claimed.uuid, deadline, closed, defer_after=seconds)
+                forecast = self._forecast(context, claimed)
+                outcome = self._boot(context, claimed.uuid, deadline, closed, forecast=forecast)
             return self._ready(context, outcome)
 
     def _closing_on_error(self) -> AbstractContextManager[None]:
@@ -291,11 +292,11 @@ class QarnotCreatePoolOperator(PoolOperator):
         deadline: datetime | None = None,
         closed: int = 0,
         *,
-        defer_after: float = 0.0,
+        forecast: Forecast | None = None,
     ) -> WaitResult:
         """Boot the nodes if nothing else does, and wait for them.
 
-        :param defer_after: as that of :meth:`_wait`.
+        :param forecast: as that of :meth:`_wait`.
         """
         values = self._given()
         condition = self._awaited()
@@ -314,7 +315,7 @@ class QarnotCreatePoolOperator(PoolOperator):
                 return WaitResult(
                     ending=EndReason.IMPOSSIBLE, uuid=uuid, state=pool.state, resume_state=resume_state
                 )
-        return self._wait(uuid, condition, deadline, resume_state, defer_after=defer_after)
+        return self._wait(uuid, condition, deadline, resume_state, forecast=forecast)
 
     def _boot_again(self, context: Context, outcome: WaitResult) -> WaitResult:
         """Poll a pool whose warm-up ended early, and warm it up once more unless the poll decides the wait."""

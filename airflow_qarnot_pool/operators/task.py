@@ -143,8 +143,8 @@ class QarnotRunTaskOperator(TaskOperator):
         outcome = claimed.outcome_if_done(TASK_ENDED)
         if outcome is None:
             deadline = deadline or self._deadline(context)
-            seconds = self._worker_seconds(context) if claimed.existing is None else 0.0
-            outcome = self._wait(claimed.uuid, TASK_ENDED, deadline, resume_state, defer_after=seconds)
+            forecast = self._forecast(context, claimed)
+            outcome = self._wait(claimed.uuid, TASK_ENDED, deadline, resume_state, forecast=forecast)
         return self._finish(context, outcome, resume_state)
 
     def _stays_on(self, pool: str | None) -> None:
@@ -193,6 +193,8 @@ class QarnotRunTaskOperator(TaskOperator):
 
         if outcome.ending is not EndReason.GONE:
             self._raise_for(outcome)
+            if outcome.remote is not None:
+                return outcome.remote, False
             with suppress(QarnotNotFoundError):
                 return self.client.tasks.get(outcome.uuid), False
         # Another process may have needed its place under the account's quota.

@@ -63,6 +63,10 @@ class QarnotTaskTrigger(QarnotTrigger):
         outcome.resume_state["output"] = follower.to_json()
         return outcome
 
+    @property
+    def _needs_early_polls(self) -> bool:
+        return self._follower is not None  # which reads the output once the Qarnot task runs
+
     def _on_poll(self, state: str) -> None:
         if self._follower is not None and states.task_phase(state) is not states.Phase.TRANSIENT:
             self._follower.mark_running()

@@ -249,10 +249,18 @@ class WaitResult:
     state: str | None = None
     message: str = ""
     resume_state: dict[str, Any] = field(default_factory=dict)
+    #: The object with all of its fields, if the poll that ended the wait has shown them. It is in no event.
+    remote: Any = field(default=None, compare=False, repr=False)
 
     def to_event(self) -> dict[str, Any]:
         """Return the payload of a trigger event."""
-        return {"status": str(self.ending), **{k: v for k, v in asdict(self).items() if k != "ending"}}
+        return {
+            "status": str(self.ending),
+            "uuid": self.uuid,
+            "state": self.state,
+            "message": self.message,
+            "resume_state": self.resume_state,
+        }
 
     @classmethod
     def from_event(cls, event: Mapping[str, Any]) -> WaitResult:

@@ -7,6 +7,9 @@ bear a later response. So the interval is a share of the age, between two bounds
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 from airflow_qarnot_pool.waiting.conditions import Kind, is_queued
 
 #: The interval as a share of the age, so an end is seen at most 2 % of the wait late.
@@ -20,17 +23,48 @@ MAX_BACKOFF = 60.0
 MAX_RETRY_AFTER = 600.0
 #: Maximum seconds for which a queued Qarnot task keeps a worker. A warm pool starts it sooner.
 MAX_QUEUED_ON_WORKER = 2.0
+#: Maximum seconds between polls before an expected end, because the object may end sooner, or be queued.
+MAX_BLIND = 3.0
+#: Seconds after an expected end at which it is polled, because two runs do not take exactly as long.
+END_MARGIN = 0.25
 #: Maximum number of mapped siblings that wait on workers at the same time.
 MAX_SIBLINGS_ON_WORKERS = 8
 
 
-def poll_delay(age: float, shortest: float, longest: float) -> float:
+@dataclass(frozen=True)
+class Forecast:
+    """What is known about the wait for an object that this process has just created.
+
+    :param defer_after: maximum seconds of the wait on the worker before it defers.
+    :param expected: seconds after which the object probably ends. None if that is not known.
+    """
+
+    defer_after: float = 0.0
+    expected: float | None = None
+
+    @property
+    def ends_on_worker(self) -> bool:
+        """Return whether the object may end before the wait defers."""
+        return (self.expected or 0.0) < self.defer_after
+
+    def remaining(self, waited: float) -> float | None:
+        """Return the seconds until a poll should show the end, for a wait that has lasted *waited* seconds."""
+        return None if self.expected is None else self.expected + END_MARGIN - waited
+
+
+def poll_delay(age: float, shortest: float, longest: float, remaining: float | None = None) -> float:
     """Return the seconds until the next poll.
 
     :param age: seconds since the youngest of the awaited objects was submitted or has changed.
     :param shortest: lower bound. It is ignored if it exceeds *longest*.
+    :param remaining: seconds until the end is expected, which is polled at that moment and rarely before it. None if
+        that is not known.
     """
-    return min(longest, max(shortest, SHARE_OF_AGE * age))
+    delay = min(longest, max(shortest, SHARE_OF_AGE * age))
+    if remaining is None or remaining <= 0:
+        return delay
+    pause = remaining / math.ceil(remaining / min(longest, max(delay, MAX_BLIND)))
+    return max(pause, min(shortest, longest))
 
 
 def steady_interval(longest: float) -> float:

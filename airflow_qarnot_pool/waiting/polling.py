@@ -7,6 +7,7 @@ import queue
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -33,7 +34,7 @@ from airflow_qarnot_pool.waiting.conditions import (
     stranded_result,
     timeout_message,
 )
-from airflow_qarnot_pool.waiting.intervals import poll_delay, steady_interval
+from airflow_qarnot_pool.waiting.intervals import Forecast, poll_delay, steady_interval
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -135,6 +136,7 @@ def wait_on_worker(
     still_waiting: Callable[[str], None] = lambda uuid: None,
     over_limit: Callable[[], str | None] = lambda: None,
     why_stranded: Callable[[Iterable[str]], str | None] = lambda states: None,
+    forecast: Forecast | None = None,
     may_stay: Callable[[str | None, float], bool] = lambda state, waited: True,
 ) -> WaitResult | None:
     """Wait in this process, and return None if *killed* is set first.
@@ -142,6 +144,8 @@ def wait_on_worker(
     Polls are frequent after a change of the object, and slow down to *interval*. *still_waiting* and *over_limit* are
     called at a steady interval, *why_stranded* with every poll. An unreachable API never ends the wait.
 
+    :param forecast: given for an object that was just created. It is not polled at once, and rarely before its
+        expected end.
     :param may_stay: function that is called after each poll with the state, None if the poll failed, and the seconds
         since the start. If it returns False, this returns None, and the wait can continue in the triggerer.
     """
@@ -151,6 +155,15 @@ def wait_on_worker(
     history: list[str] = []
     absence = Absence(interval)
     started = changed = time.monotonic()
+
+    def pause() -> None:
+        now = time.monotonic()
+        expected = forecast.remaining(now - started) if forecast else None
+        delay = poll_delay(now - changed, shortest, interval, expected)
+        killed.wait(delay if deadline is None else min(delay, max(0.0, _seconds_until(deadline))))
+
+    if forecast is not None:
+        pause()
     while not killed.is_set():
         remote = _poll(resource, uuid, condition, absence, history)
         if isinstance(remote, WaitResult):
@@ -167,16 +180,19 @@ def wait_on_worker(
         if message := over_limit():
             resume_state = {"error": QarnotCostLimitError.__name__}
             return WaitResult(ending=EndReason.ERROR, uuid=uuid, message=message, resume_state=resume_state)
-        remaining = interval if deadline is None else (deadline - datetime.now(UTC)).total_seconds()
-        if remaining <= 0:
+        if deadline is not None and _seconds_until(deadline) <= 0:
             return WaitResult(
                 ending=EndReason.TIMEOUT,
                 uuid=uuid,
                 state=next(reversed(history), None),
                 message=timeout_message(condition.kind, uuid, history, condition),
             )
-        killed.wait(min(poll_delay(time.monotonic() - changed, shortest, interval), remaining))
+        pause()
     return None
+
+
+def _seconds_until(deadline: datetime) -> float:
+    return (deadline - datetime.now(UTC)).total_seconds()
 
 
 def _poll(resource: Any, uuid: str, condition: Condition, absence: Absence, history: list[str]) -> Any:
@@ -192,7 +208,8 @@ def _poll(resource: Any, uuid: str, condition: Condition, absence: Absence, hist
             raise  # the transport has logged a transient error, and waited
     else:
         absence.record_found()
-        return result_if_met(condition, remote, history) or remote
+        result = result_if_met(condition, remote, history)
+        return remote if result is None else replace(result, remote=remote)
     return None
 
 

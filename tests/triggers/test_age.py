@@ -78,7 +78,40 @@ def test_a_trigger_that_is_old_enough_fires_at_once(
     monkeypatch.setattr(age.TriggerAge, "reached", reached)
     uuid = client.tasks.create(TaskSpec(name="x", pool=pool, command="sleep 1"))
     seconds_to_fire(TRIGGERS["task"](uuid=uuid, **COMMON), scheduled=True)
-    assert missing == [0.0]
+    assert missing[-1] == 0.0
+
+
+@pytest.mark.parametrize("kind", ["task", "pool"])
+def test_a_trigger_does_not_poll_before_it_may_fire(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its interval is a twentieth of that time, and a new trigger of a running object would poll in each."""
+    monkeypatch.setattr(age, "MIN_AGE", 1.0)
+    uuid = client.tasks.create(TaskSpec(name="x", pool=pool, command="true"))
+    eventually(lambda: client.tasks.get(uuid).state == "Success")
+    eventually(lambda: client.pools.get(pool).state == "FullyExecuting")
+    qarnot.clear_requests()
+    seconds_to_fire(TRIGGERS[kind](uuid=pool if kind == "pool" else uuid, **COMMON), scheduled=True)
+    assert sent(qarnot) == [f"POST /{kind}s/search"]
+
+
+def test_a_trigger_that_follows_an_output_polls_before_it_may_fire(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has to know that the Qarnot task runs."""
+    uuid = client.tasks.create(TaskSpec(name="x", pool=pool, command="true"))
+    eventually(lambda: client.tasks.get(uuid).state == "Success")
+    qarnot.clear_requests()
+    monkeypatch.setattr(age.TriggerAge, "reached", lambda self: polled_once(qarnot))
+    seconds_to_fire(TRIGGERS["task"](uuid=uuid, follow_logs={"uuid": uuid}, **COMMON), scheduled=True)
+
+
+async def polled_once(qarnot: LocalQarnot) -> None:
+    assert "POST /tasks/search" in sent(qarnot)
+
+
+def sent(qarnot: LocalQarnot) -> list[str]:
+    return [f"{one['method']} {one['path']}" for one in qarnot.requests()]
 
 
 def test_a_state_reached_before_the_deferral_needs_none(
@@ -86,7 +119,7 @@ def test_a_state_reached_before_the_deferral_needs_none(
 ) -> None:
     """A deferral costs a second process, and the age of its trigger."""
     make = partial(QarnotRunTaskOperator, task_id="work", qarnot_pool=pool, command="true", log_output=False)
-    operator = make()
+    operator = make(defer_after=5)
     wait = operator._wait_before_deferring
 
     def when_it_is_done(uuid: str, *args: Any) -> Any:
@@ -100,7 +133,9 @@ def test_a_state_reached_before_the_deferral_needs_none(
 def test_an_outage_at_the_poll_before_the_deferral_is_left_to_the_trigger(
     qarnot: LocalQarnot, client: QarnotClient, pool: str
 ) -> None:
-    operator = QarnotRunTaskOperator(task_id="work", qarnot_pool=pool, command="sleep 60", log_output=False)
+    operator = QarnotRunTaskOperator(
+        task_id="work", qarnot_pool=pool, command="sleep 60", log_output=False, defer_after=5
+    )
     ti = FakeTI(run_id="outage")
     qarnot.faults([{"method": "GET", "path": "^/tasks/", "kind": "status", "status": 503}])
     with pytest.raises(TaskDeferred):

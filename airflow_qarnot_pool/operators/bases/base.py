@@ -44,7 +44,12 @@ from airflow_qarnot_pool.waiting.conditions import (
     WaitResult,
     result_if_met,
 )
-from airflow_qarnot_pool.waiting.intervals import has_few_siblings, may_keep_worker, steady_interval
+from airflow_qarnot_pool.waiting.intervals import (
+    Forecast,
+    has_few_siblings,
+    may_keep_worker,
+    steady_interval,
+)
 from airflow_qarnot_pool.waiting.polling import (
     KillFlag,
     PoolsOfTasks,
@@ -386,20 +391,20 @@ class QarnotOperator(BaseOperator):
         deadline: datetime | None,
         resume_state: dict[str, Any] | None = None,
         *,
-        defer_after: float = 0.0,
+        forecast: Forecast | None = None,
     ) -> WaitResult:
         """Wait on this worker, or defer. A deferral does not return: ``execute_complete`` gets the outcome.
 
         *resume_state* comes back in the outcome, with the deadline in it.
 
-        :param defer_after: maximum seconds of a deferrable wait on this worker. It polls at least once before it
-            defers, because a deferral costs another process and some seconds.
+        :param forecast: given for an object that was just created. Any other is polled once before a deferral,
+            because that costs another process and some seconds.
         """
         resume_state = {} if resume_state is None else resume_state
         resume_state["deadline"] = deadline.isoformat() if deadline else None
         killed = self._work.killed if self._work else KillFlag()
         wait = self._wait_before_deferring if self.deferrable else self._wait_here
-        outcome = wait(uuid, condition, deadline, killed, defer_after)
+        outcome = wait(uuid, condition, deadline, killed, forecast)
         if outcome is None and self.deferrable and not killed.is_set():
             self._defer(uuid, condition.to_kwargs(), deadline, resume_state)
         if outcome is None or killed.is_set():
@@ -411,7 +416,12 @@ class QarnotOperator(BaseOperator):
         return outcome if outcome.ending is EndReason.MET else self._after_all(outcome)
 
     def _wait_here(
-        self, uuid: str, condition: Condition, deadline: datetime | None, killed: KillFlag, _: float
+        self,
+        uuid: str,
+        condition: Condition,
+        deadline: datetime | None,
+        killed: KillFlag,
+        forecast: Forecast | None,
     ) -> WaitResult | None:
         """Wait on this worker until the wait ends, or until a kill."""
         interval = self._poll_interval
@@ -426,6 +436,7 @@ class QarnotOperator(BaseOperator):
                 self._still_waiting,
                 self._over_limit,
                 PoolsOfTasks(self.client.pools, self._pools_of_tasks, steady_interval(interval)).why_stranded,
+                forecast,
             )
         except QarnotError:
             self._end_unless_retried()
@@ -437,9 +448,11 @@ class QarnotOperator(BaseOperator):
         condition: Condition,
         deadline: datetime | None,
         killed: KillFlag,
-        defer_after: float,
+        forecast: Forecast | None,
     ) -> WaitResult | None:
         """Wait on this worker for a moment. None means to wait in the triggerer, which also handles any error."""
+        if forecast is not None and not forecast.ends_on_worker:
+            return None  # a poll now would show nothing new
         limited = self.client.limited(retries=0, timeout=5.0, deadline=5.0)
         try:
             return wait_on_worker(
@@ -451,7 +464,10 @@ class QarnotOperator(BaseOperator):
                 killed,
                 self._still_waiting,
                 self._over_limit,
-                may_stay=partial(may_keep_worker, self.kind, defer_after=defer_after),
+                forecast=forecast,
+                may_stay=partial(
+                    may_keep_worker, self.kind, defer_after=forecast.defer_after if forecast else 0.0
+                ),
             )
         except QarnotError as error:
             self.log.info("Deferring, because %s could not be polled: %s", uuid, error)
@@ -463,6 +479,18 @@ class QarnotOperator(BaseOperator):
             return 0.0
         limit = as_duration("defer_after", self.defer_after, zero=True)
         return default_defer_after() if limit is None else limit.total_seconds()
+
+    def _forecast(self, context: Context, claimed: Claim) -> Forecast | None:
+        """Return what is known about the wait for an object that this try has just created; None for any other."""
+        if claimed.existing is not None:
+            return None
+        seconds = self._worker_seconds(context)
+        stays = seconds > 0 or not self.deferrable
+        return Forecast(seconds, self._expected_seconds(context) if stays else None)
+
+    def _expected_seconds(self, context: Context) -> float | None:
+        """Return after how many seconds a newly created object probably ends; None if that is not known."""
+        return None
 
     def _over_limit(self) -> str | None:
         return None if self._costs is None else self._costs.over_limit()
