@@ -183,6 +183,7 @@ class _Attempts:
         self.state = ClaimState(may_have_double=bool(request.identity.shared))
         if request.lookup_first or request.identity.has_history:
             self._lookup()
+            self.state.may_be_named = not request.identity.shared
         if request.lookup_first:
             self.state.known = frozenset(self.existing)
 
@@ -221,7 +222,7 @@ class _Attempts:
         except QarnotNameTakenError:
             if attempt == MAX_ATTEMPTS:
                 raise
-            self.state.is_name_taken, self.state.checked_name = True, None
+            self.state.may_be_named, self.state.checked_name = True, None
             log.info("%s %s exists already; looking it up", CAPITALIZED_NOUNS[self._resource.kind], name)
             self._lookup()
             return None

@@ -202,8 +202,9 @@ class ClaimState:
 
     #: Objects that this try already knew when the claim started. Their end is no result of this claim.
     known: frozenset[str] = frozenset()
-    #: The server has rejected a shortname because an object has it.
-    is_name_taken: bool = False
+    #: An object with the next shortname may exist: the server has rejected the name, or an earlier try may have created
+    #: an object that no search lists yet.
+    may_be_named: bool = False
     #: The shortname that was looked up since.
     checked_name: str | None = None
     #: The error of the last create request whose response was lost.
@@ -270,7 +271,7 @@ def next_step(
         return Fail(error=state.lost_response, end=plan.end)
     name = identity.shortname(plan.generation)
     is_known = name == state.checked_name or name in {snapshot.shortname for snapshot in snapshots}
-    if state.is_name_taken and not is_known:
+    if state.may_be_named and not is_known:
         return FindByName(name=name, end=plan.end)
     return Create(generation=plan.generation, end=plan.end, delay=state.retry_after)
 

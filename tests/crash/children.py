@@ -208,11 +208,12 @@ class Serialized:
 
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_SHORTNAME = re.compile(r"[\w.]+-[0-9a-f]{16}-\d+$")
 
 
 def shape(method: str, path: str) -> str:
     """A request without what differs from run to run: ``GET /pools/{u}``."""
-    return f"{method} {_UUID.sub('{u}', path)}"
+    return f"{method} {_SHORTNAME.sub('{name}', _UUID.sub('{u}', path))}"
 
 
 def eventually(

@@ -73,6 +73,7 @@ STEPS: dict[str, dict[str, tuple[str, ...]]] = {
             "GET /pools/{u}",
             "XCom qarnot_pool",
             "POST /tasks/paginate",
+            "GET /tasks/{name}",
             "POST /tasks",
             "GET /pools/{u}",
             "POST /tasks/{u}/abort",
@@ -295,7 +296,9 @@ class Workload:
         else:
             at, last = log[-1]
             assert at == point.at
-            expected = ("lost", None) if point.moment == "unanswered" else (None, 200)
+            # Nothing has the name yet.
+            status = 404 if "{name}" in point.at else 200
+            expected = ("lost", None) if point.moment == "unanswered" else (None, status)
             assert (last.get("fault"), last["status"]) == expected
 
     def retry(self, make: Any, task_id: str, try_number: int) -> Any:

@@ -91,27 +91,27 @@ CASES: dict[str, tuple[list[RemoteSnapshot], ClaimState, Use | Create | FindByNa
     ),
     "a taken name that no object has": (
         [],
-        ClaimState(is_name_taken=True),
+        ClaimState(may_be_named=True),
         FindByName(name=SECOND_TRY.shortname(1)),
     ),
     "a taken name that was looked up in vain": (
         [],
-        ClaimState(is_name_taken=True, checked_name=SECOND_TRY.shortname(1)),
+        ClaimState(may_be_named=True, checked_name=SECOND_TRY.shortname(1)),
         Create(generation=1),
     ),
     "a taken name that was looked up before another generation": (
         [DEAD],
-        ClaimState(is_name_taken=True, checked_name=SECOND_TRY.shortname(1)),
+        ClaimState(may_be_named=True, checked_name=SECOND_TRY.shortname(1)),
         FindByName(name=SECOND_TRY.shortname(2)),
     ),
     "a taken name of a live object that was found by it": (
         [LIVE],
-        ClaimState(is_name_taken=True, checked_name=SECOND_TRY.shortname(1)),
+        ClaimState(may_be_named=True, checked_name=SECOND_TRY.shortname(1)),
         Use(snapshot=LIVE),
     ),
     "a taken name that a listed object has": (
         [NAMED],
-        ClaimState(is_name_taken=True),
+        ClaimState(may_be_named=True),
         Create(generation=2),
     ),
 }
@@ -174,3 +174,19 @@ def test_an_object_that_no_search_lists_is_found_by_its_name_before_any_attempt(
         else:
             with pytest.raises(QarnotNameTakenError):
                 claim(request)
+
+
+@pytest.mark.parametrize("shortnames", ["enforce", "free"])
+def test_a_retry_finds_the_object_of_the_try_before_though_no_search_lists_it_yet(shortnames: str) -> None:
+    """The worker was killed right after its request, and the next try starts before the search has caught up."""
+    with (
+        LocalQarnot(boot_seconds=0, shortnames=shortnames) as qarnot,
+        QarnotClient(qarnot.url, qarnot.token) as client,
+    ):
+        first = life_of(task_id="open", try_number=1, max_tries=2, retries=2)
+        second = dataclasses.replace(first, try_number=2)
+        spec = PoolSpec(name="pool")
+        qarnot.lag_searches(3600)
+        created = claim(ClaimRequest(resource=client.pools, spec=spec, identity=first))
+        adopted = claim(ClaimRequest(resource=client.pools, spec=spec, identity=second))
+        assert adopted.uuid == created.uuid
