@@ -66,7 +66,7 @@ class FakeTI:
         """Pull as Airflow does: without *map_indexes* it is the list over all of them."""
         tasks = [self.task_id] if task_ids is None else [task_ids] if isinstance(task_ids, str) else task_ids
         one_task = isinstance(task_ids, (str, NoneType))
-        dag_id, run_id = dag_id or self.dag_id, run_id or self.run_id
+        dag_id, run_id = dag_id or self.dag_id, None if include_prior_dates else run_id or self.run_id
         if map_indexes is _ALL_MAP_INDEXES:
             pulled: list[Any] = []
             for task_id in tasks:
@@ -81,12 +81,14 @@ class FakeTI:
         ]
         return pulled[0] if one_task and one_index else pulled
 
-    def _stored(self, dag_id: str, run_id: str, task_id: str, key: str) -> dict[int, Any]:
-        """The values of all map indexes, in order."""
+    def _stored(self, dag_id: str, run_id: str | None, task_id: str, key: str) -> dict[int, Any]:
+        """The values of all map indexes, in order; without *run_id* the newest of all runs."""
         found = {
             ti.map_index: json.loads(json.dumps(ti.xcoms[key]))
             for ti in (*self.others, self)
-            if (ti.dag_id, ti.run_id, ti.task_id) == (dag_id, run_id, task_id) and key in ti.xcoms
+            if (ti.dag_id, ti.task_id) == (dag_id, task_id)
+            and key in ti.xcoms
+            and run_id in (None, ti.run_id)
         }
         return {index: found[index] for index in sorted(found)}
 

@@ -266,6 +266,9 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
             retry_broken_read(lambda: deque(self._kept(task.uuid, "stdout"), maxlen=0))
         return self._reports[task.uuid]
 
+    def _expected_seconds(self, context: Context) -> float | None:
+        return None  # the result is that of the function
+
     def _nothing_written(self, uuid: str) -> LogCursor:
         # The result of the function is not logged.
         return LogCursor(uuid=uuid, instance=0, hidden=f"{node.MARK} {self._nonce} ")

@@ -29,6 +29,7 @@ from airflow_qarnot_pool.logs.cursor import LogCursor
 from airflow_qarnot_pool.logs.failure_report import failure_report, is_node_loss
 from airflow_qarnot_pool.logs.writer import acquire_lease, fetch, write_new_output
 from airflow_qarnot_pool.operators.bases.task import COMMON_FIELDS, TaskOperator
+from airflow_qarnot_pool.ownership import xcoms
 from airflow_qarnot_pool.ownership.identity import RECORDABLE_LABEL
 from airflow_qarnot_pool.ownership.shared_pool import MAX_GENERATIONS
 from airflow_qarnot_pool.ownership.xcoms import TASK_KEY
@@ -146,6 +147,16 @@ class QarnotRunTaskOperator(TaskOperator):
             forecast = self._forecast(context, claimed)
             outcome = self._wait(claimed.uuid, TASK_ENDED, deadline, resume_state, forecast=forecast)
         return self._finish(context, outcome, resume_state)
+
+    def _expected_seconds(self, context: Context) -> float | None:
+        """Return how long the Qarnot task of the previous DAG run took, by the result of this Airflow task there."""
+        if not self.do_xcom_push:
+            return None
+        try:
+            return duration_of(xcoms.pull_newest(context["ti"], "return_value"))
+        except Exception as error:  # of Airflow's; without the result the polls follow the age
+            self.log.debug("The result of the previous DAG run could not be read: %s", error)
+            return None
 
     def _stays_on(self, pool: str | None) -> None:
         """Remember the pool of the awaited Qarnot task."""
@@ -346,6 +357,22 @@ class QarnotRunTaskOperator(TaskOperator):
         return QarnotTaskTrigger
 
 
+def duration_of(result: Any) -> float | None:
+    """Return the seconds from the submission to the end of a Qarnot task, by the result of its Airflow task.
+
+    None if *result* does not say. Qarnot may round the wall time down to a second, and the execution time is exact.
+    """
+    if not isinstance(result, Mapping):
+        return None
+    wall, executed, instances = (
+        result.get(name) for name in ("wall_seconds", "execution_seconds", "instances")
+    )
+    if not isinstance(wall, (int, float)):
+        return None
+    exact = executed / instances if isinstance(executed, (int, float)) and instances else 0.0
+    return max(wall, exact)
+
+
 def without_succeeded(spec: TaskSpec, earlier: Iterable[Task]) -> TaskSpec:
     """Return *spec* for the instances that have not succeeded, or for all of them if none remains.
 
@@ -362,4 +389,4 @@ def without_succeeded(spec: TaskSpec, earlier: Iterable[Task]) -> TaskSpec:
     return replace(spec, instance_count=None, ranges=format_ranges(left, explicit=True))
 
 
-__all__ = ["QarnotRunTaskOperator", "without_succeeded"]
+__all__ = ["QarnotRunTaskOperator", "duration_of", "without_succeeded"]

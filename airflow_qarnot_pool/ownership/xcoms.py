@@ -62,6 +62,13 @@ def pull(ti: Any, key: str) -> Any:
     return ti.xcom_pull(task_ids=ti.task_id, key=key, map_indexes=ti.map_index)
 
 
+def pull_newest(ti: Any, key: str) -> Any:
+    """Return the newest value that this task instance has stored, in this DAG run or an earlier one, or None."""
+    if _is_real(ti):
+        return database_xcom().get_one(key=key, include_prior_dates=True, **_coordinates(ti))
+    return ti.xcom_pull(task_ids=ti.task_id, key=key, map_indexes=ti.map_index, include_prior_dates=True)
+
+
 def set_direct(owner: TaskInstanceCoordinates, key: str, value: Any) -> None:
     """Store the JSON value *value* in Airflow's metadata database."""
     database_xcom().set(key, value, **_coordinates(owner))

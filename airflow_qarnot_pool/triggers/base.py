@@ -107,7 +107,6 @@ class QarnotTrigger(BaseTrigger):
         self.pools: list[str] = _shared_json(list(pools))
         self.version = version
         self._fired = False
-        self._age: TriggerAge | None = None
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class path and the keyword arguments, from which Airflow makes the trigger again."""
@@ -131,8 +130,10 @@ class QarnotTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, and yield the one event."""
-        age = self._age = TriggerAge(self)
+        age = TriggerAge(self)
         try:
+            if not self._polls_early:
+                await age.reached()
             outcome = await (self._wait() if self.cost_limit is None else self._wait_within(self.cost_limit))
             await age.reached()
         except asyncio.CancelledError:
@@ -176,8 +177,6 @@ class QarnotTrigger(BaseTrigger):
         condition = Condition.from_kwargs(self.condition)
         condition = _conditions.setdefault(condition, condition)
         history: tuple[str, ...] = ()
-        if self._age is not None and not self._needs_early_polls:
-            await self._age.reached()
         try:
             async with subscribe(
                 self.qarnot_conn_id,
@@ -241,8 +240,8 @@ class QarnotTrigger(BaseTrigger):
         )
 
     @property
-    def _needs_early_polls(self) -> bool:
-        """Whether polls are of use before the trigger may fire. Others would be requests for nothing."""
+    def _polls_early(self) -> bool:
+        """Whether it polls before it may fire. Most polls would be of no use then."""
         return False
 
     def _on_poll(self, state: str) -> None:

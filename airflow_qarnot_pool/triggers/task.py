@@ -64,8 +64,8 @@ class QarnotTaskTrigger(QarnotTrigger):
         return outcome
 
     @property
-    def _needs_early_polls(self) -> bool:
-        return self._follower is not None  # which reads the output once the Qarnot task runs
+    def _polls_early(self) -> bool:
+        return self.follow_logs is not None  # the output is read once the Qarnot task runs
 
     def _on_poll(self, state: str) -> None:
         if self._follower is not None and states.task_phase(state) is not states.Phase.TRANSIENT:

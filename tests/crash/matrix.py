@@ -59,7 +59,7 @@ TELL_COST = (
 #: What each process of each step does, in order: requests, and the XCom that tells the next process.
 STEPS: dict[str, dict[str, tuple[str, ...]]] = {
     "create, deferred": {
-        "worker": ("POST /pools", "XCom qarnot_pool", "POST /tasks", "GET /pools/{u}"),
+        "worker": ("POST /pools", "XCom qarnot_pool", "POST /tasks"),
         "triggerer": ("POST /pools/search",),
         "worker, resumed": ("GET /pools/{u}", "POST /tasks/{u}/abort"),
     },
@@ -80,7 +80,7 @@ STEPS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
     "run, deferred": {
-        "worker": ("POST /tasks", "XCom qarnot_task", "GET /tasks/{u}"),
+        "worker": ("POST /tasks", "XCom qarnot_task"),
         "triggerer": ("POST /tasks/search",),
         "worker, resumed": ("GET /tasks/{u}", "GET /tasks/{u}/stdout", "GET /tasks/{u}/stderr"),
     },

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from airflow_qarnot_pool.local import LocalQarnot
+from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator, duration_of
 from tests.conftest import ROOT
 from tests.crash.children import eventually
 from tests.dags.test_examples import LOCAL_BUNDLE
@@ -138,6 +139,32 @@ def test_tasks_find_their_pool_though_default_args_push_no_xcoms(readme: Callabl
 
 def test_a_pool_is_a_reference_though_default_args_want_several_outputs(readme: Callable[..., Any]) -> None:
     assert readme("several_outputs", 1, multiple_outputs=True).state == "success"
+
+
+def test_each_mapped_task_reads_how_long_it_took_in_the_previous_run(
+    readme: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW__QARNOT__DEFER_AFTER", "60")
+    read: dict[tuple[str, int], float | None] = {}
+    original = QarnotRunTaskOperator._expected_seconds
+
+    def expected(operator: Any, context: Any) -> float | None:
+        ti = context["ti"]
+        seconds = original(operator, context)
+        read[ti.task_id, -1 if ti.map_index is None else ti.map_index] = seconds
+        return seconds
+
+    monkeypatch.setattr(QarnotRunTaskOperator, "_expected_seconds", expected)
+    assert readme("again", 2).state == "success"
+    tasks = {("render.frame", 0), ("render.frame", 1), ("render.merge", -1)}
+    assert read == dict.fromkeys(tasks)
+    results = {
+        (row.task_id, row.map_index): row.value for row in stored("again") if row.key == "return_value"
+    }
+    took = {one: duration_of(results[one]) for one in tasks}
+    assert None not in took.values()
+    assert readme("again", 2).state == "success"
+    assert read == took
 
 
 def test_with_xcoms_in_object_storage_links_are_urls_and_no_object_is_left_behind(

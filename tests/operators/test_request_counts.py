@@ -11,9 +11,12 @@ from airflow_qarnot_pool.exceptions import QarnotTaskFailedError
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
+from airflow_qarnot_pool.parameters.configuration import SHORTEST
 from airflow_qarnot_pool.version_compat import TaskDeferred
+from airflow_qarnot_pool.waiting.intervals import END_MARGIN
 from tests.crash.children import eventually
 from tests.harness import FakeTI, context_of, fire
+from tests.operators.conftest import connect
 
 work = partial(QarnotRunTaskOperator, task_id="work", command="true", defer_after=60)
 SUBMIT, POLL = "POST /tasks", "GET /tasks/{}"
@@ -105,6 +108,74 @@ def test_a_task_that_defers_at_once_costs_its_submission_until_then_and_a_poll_w
     resumed = work(qarnot_pool=pool)
     assert resumed.execute_complete({**context, "task": resumed}, event)["state"] == "Success"
     assert sent(qarnot, ti) == [POLL, *OUTPUT]
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch, server: LocalQarnot, ti: FakeTI) -> list[float]:
+    """Record the pauses of a wait on a worker, with an interval that bounds none of them, and skip time in them."""
+    connect(server, monkeypatch, poll_interval=15)
+    lengths: list[float] = []
+
+    def until_the_end(_: Any, seconds: float) -> bool:
+        lengths.append(seconds)
+        eventually(lambda: state_of(server, "task", ti) in ("Success", "Failure"))
+        return False
+
+    monkeypatch.setattr("airflow_qarnot_pool.waiting.polling.KillFlag.wait", until_the_end)
+    return lengths
+
+
+def after_a_run_of(seconds: float, ti: FakeTI) -> None:
+    """Have an earlier DAG run whose Qarnot task took some *seconds*."""
+    result = {"wall_seconds": float(int(seconds)), "execution_seconds": 2 * seconds, "instances": 2}
+    ti.others = [FakeTI(run_id="earlier", task_id=ti.task_id, xcoms={"return_value": result})]
+
+
+def test_the_first_poll_of_a_task_is_when_it_ended_in_the_previous_run(
+    qarnot: LocalQarnot, pool: str, ti: FakeTI, pauses: list[float]
+) -> None:
+    after_a_run_of(2.5, ti)
+    work(qarnot_pool=pool).execute(context_of(work(qarnot_pool=pool), ti))
+    assert pauses == [pytest.approx(2.5 + END_MARGIN, abs=0.5)]
+
+
+def test_a_task_that_has_never_run_is_polled_by_its_age(
+    qarnot: LocalQarnot, pool: str, ti: FakeTI, pauses: list[float]
+) -> None:
+    work(qarnot_pool=pool).execute(context_of(work(qarnot_pool=pool), ti))
+    assert pauses == [SHORTEST]
+
+
+@pytest.mark.parametrize("stored", ["text", {"wall_seconds": "5"}, {"uuid": "x"}, {"wall_seconds": None}])
+def test_a_result_that_does_not_say_how_long_it_took_is_ignored(
+    qarnot: LocalQarnot, pool: str, ti: FakeTI, pauses: list[float], stored: Any
+) -> None:
+    ti.others = [FakeTI(run_id="earlier", task_id=ti.task_id, xcoms={"return_value": stored})]
+    work(qarnot_pool=pool).execute(context_of(work(qarnot_pool=pool), ti))
+    assert pauses == [SHORTEST]
+
+
+def test_an_error_of_airflow_about_the_previous_run_is_ignored(
+    qarnot: LocalQarnot, pool: str, ti: FakeTI, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("Airflow is down")
+
+    monkeypatch.setattr("airflow_qarnot_pool.ownership.xcoms.pull_newest", fail)
+    work(qarnot_pool=pool).execute(context_of(work(qarnot_pool=pool), ti))
+    assert pauses == [SHORTEST]
+
+
+def test_a_task_that_took_longer_in_the_previous_run_than_a_worker_waits_defers_at_once(
+    qarnot: LocalQarnot, pool: str, ti: FakeTI, pauses: list[float]
+) -> None:
+    after_a_run_of(90, ti)
+    operator = work(qarnot_pool=pool)
+    qarnot.clear_requests()
+    with pytest.raises(TaskDeferred):
+        operator.execute(context_of(operator, ti))
+    assert sent(qarnot, ti) == [SUBMIT]
+    assert pauses == []
 
 
 @MODES

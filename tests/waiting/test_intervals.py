@@ -12,6 +12,7 @@ from airflow_qarnot_pool.waiting.intervals import (
     MAX_QUEUED_ON_WORKER,
     MAX_RETRY_AFTER,
     MAX_SIBLINGS_ON_WORKERS,
+    Forecast,
     backoff_delay,
     has_few_siblings,
     may_keep_worker,
@@ -42,6 +43,42 @@ def test_the_interval_follows_the_age_between_its_bounds(
     age: float, shortest: float, longest: float, expected: float
 ) -> None:
     assert poll_delay(age, shortest, longest) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("age", "remaining", "longest", "expected"),
+    [
+        pytest.param(0, 1.2, 15, 1.2, id="soon: one poll, when it has ended"),
+        pytest.param(0, 5.2, 15, 2.6, id="later: one on the way"),
+        pytest.param(2.6, 2.6, 15, 2.6, id="after that one"),
+        pytest.param(0, 9.3, 15, 2.325, id="never blind for longer than three seconds"),
+        pytest.param(0, 0.1, 15, 0.75, id="the lower bound holds"),
+        pytest.param(0, 5.2, 1, 5.2 / 6, id="the upper bound holds"),
+        pytest.param(5 * MINUTE, 60, 15, 6, id="a long wait on a worker: no more polls than without it"),
+        pytest.param(5, 0, 15, 0.75, id="it is late: as if nothing was expected"),
+        pytest.param(5, -4, 15, 0.75, id="it is later"),
+        pytest.param(5, None, 15, 0.75, id="nothing is expected"),
+    ],
+)
+def test_an_expected_end_is_polled_when_it_is_due(
+    age: float, remaining: float | None, longest: float, expected: float
+) -> None:
+    assert poll_delay(age, 0.75, longest, remaining) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("defer_after", "expected", "stays"),
+    [
+        pytest.param(10, None, True, id="not known"),
+        pytest.param(10, 5, True, id="it ends before"),
+        pytest.param(10, 60, False, id="it runs for longer"),
+        pytest.param(0, None, False, id="switched off"),
+    ],
+)
+def test_a_wait_starts_on_its_worker_only_if_it_may_end_there(
+    defer_after: float, expected: float | None, stays: bool
+) -> None:
+    assert Forecast(defer_after, expected).ends_on_worker is stays
 
 
 def polls(age: float, until: float) -> list[float]:
