@@ -365,10 +365,7 @@ class Matrix:
         key = point, server
         if key not in self.rows:
             try:
-                workload = self.workload(str(point), server, point)
-                workload.whole(point.step)
-                workload.qarnot.faults([])
-                self.rows[key] = outcome(workload, point)
+                self.rows[key] = self._run(str(point), point, server)
             except Exception as error:
                 # A second run would find the objects of the first one, and count both.
                 self.rows[key] = error
@@ -377,6 +374,12 @@ class Matrix:
             raise row
         return row
 
+    def _run(self, name: str, point: Point, server: str) -> Row:
+        workload = self.workload(name, server, point)
+        workload.whole(point.step)
+        workload.qarnot.faults([])
+        return outcome(workload, point)
+
     def check_boundaries(self, step: str) -> None:
         """Check that without a kill the processes pass the boundaries of the table, in its order, and no others."""
         workload = self.workload(f"{step} unharmed", "enforce")
@@ -384,8 +387,13 @@ class Matrix:
         assert workload.passed == {process: list(all_of_it) for process, all_of_it in STEPS[step].items()}
 
     def check_kill(self, point: Point, server: str) -> None:
-        row = self.row(point, server)
-        assert (row.pools, row.tasks, row.successes, row.effects, row.open) == (1, 1, 1, 1, 0)
+        _assert_once(self.row(point, server))
+
+    def check_kill_after(self, seconds: float, point: Point, server: str) -> None:
+        """As :meth:`check_kill`. Deferrable waits stay on the worker for *seconds* before they defer."""
+        with self.monkeypatch.context() as changed:
+            changed.setenv("AIRFLOW__QARNOT__DEFER_AFTER", str(seconds))
+            _assert_once(self._run(f"{point}, after {seconds:g} s", point, server))
 
     def check_page(self, points: Iterable[Point]) -> None:
         """Compare the rows of *points* in the docs with what happens, or write them."""
@@ -405,6 +413,10 @@ class Matrix:
             "docs/contributing/evidence/crash-matrix.md is not what happens; CRASH_MATRIX=write renews it"
         )
         assert text == table(written)
+
+
+def _assert_once(row: Row) -> None:
+    assert (row.pools, row.tasks, row.successes, row.effects, row.open) == (1, 1, 1, 1, 0)
 
 
 def outcome(workload: Workload, point: Point) -> Row:

@@ -8,6 +8,43 @@ import pytest
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.local import LocalQarnot
 
+#: Options ``[qarnot] defer_after`` of waits that defer after some seconds, and that do not live to defer.
+SOME_SECONDS, NEVER = "0.5", "60"
+
+#: A wait in the triggerer, one on a worker, and one that begins on a worker and ends in the triggerer.
+WAITS = pytest.mark.parametrize(
+    "deferrable",
+    [
+        pytest.param((True, "0"), id="deferred"),
+        pytest.param((False, "0"), id="on the worker"),
+        pytest.param((True, SOME_SECONDS), id="first on the worker"),
+    ],
+    indirect=True,
+)
+#: A wait that stays on a worker, and one that is still there but defers later.
+WORKER_WAITS = pytest.mark.parametrize(
+    "deferrable",
+    [
+        pytest.param((False, "0"), id="on the worker"),
+        pytest.param((True, NEVER), id="before it defers"),
+    ],
+    indirect=True,
+)
+
+
+@pytest.fixture
+def deferrable(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """The parameter of the operator, in a deployment with the option ``defer_after``."""
+    chosen, defer_after = request.param
+    monkeypatch.setenv("AIRFLOW__QARNOT__DEFER_AFTER", defer_after)
+    return bool(chosen)
+
+
+@pytest.fixture
+def run_id(request: pytest.FixtureRequest) -> str:
+    """A DAG run of the test's own."""
+    return str(request.node.name)
+
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[LocalQarnot]:

@@ -43,11 +43,6 @@ HOUR = 3600.0
 OVER = ("Closing", "Closed")
 
 
-@pytest.fixture
-def run_id(request: pytest.FixtureRequest) -> str:
-    return str(request.node.name)
-
-
 @pytest.fixture(autouse=True)
 def nothing_left(client: QarnotClient, run_id: str) -> Iterator[None]:
     yield

@@ -29,11 +29,6 @@ close = partial(QarnotClosePoolOperator, task_id="close", wait_for_completion=Tr
 WORK = "sh -c 'sleep 0.2'"
 
 
-@pytest.fixture
-def run_id(request: pytest.FixtureRequest) -> str:
-    return str(request.node.name)
-
-
 def ti(run_id: str, task_id: str = "work", **fields: Any) -> FakeTI:
     return FakeTI(run_id=run_id, task_id=task_id, **{"max_tries": 1, **fields})
 

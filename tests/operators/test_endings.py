@@ -520,11 +520,6 @@ def cold(client_there: QarnotClient, run_id: str) -> Iterator[Any]:
     client_there.pools.close(pool)
 
 
-@pytest.fixture
-def run_id(request: pytest.FixtureRequest) -> str:
-    return str(request.node.name)
-
-
 def on_the_worker(make: Any, ti: FakeTI) -> None:
     waiting(make, ti).on_kill()
 

@@ -36,6 +36,7 @@ from airflow_qarnot_pool.waiting.conditions import EndReason, WaitResult
 from airflow_qarnot_pool.waiting.polling import wait_on_worker
 from tests.crash.children import eventually
 from tests.harness import FakeTI, again, airflow_says, context_of, defer, kill, resume, run
+from tests.operators.conftest import WAITS
 
 MODES = pytest.mark.parametrize("deferrable", [True, False], ids=["deferred", "on the worker"])
 task = partial(QarnotRunTaskOperator, task_id="work", log_output=False)
@@ -49,11 +50,6 @@ class Wait:
 
     make: Callable[..., Any]
     reached: Callable[[Any], bool]
-
-
-@pytest.fixture
-def run_id(request: pytest.FixtureRequest) -> str:
-    return str(request.node.name)
 
 
 def succeeded(client: QarnotClient, run_id: str) -> bool:
@@ -398,7 +394,7 @@ def test_a_stray_404_keeps_no_killed_task_running(
     assert one.state in ("PendingCancel", "Cancelled")
 
 
-@MODES
+@WAITS
 def test_a_proxy_alone_never_says_that_something_is_gone(
     qarnot: LocalQarnot, client: QarnotClient, pool: str, deferrable: bool, run_id: str
 ) -> None:

@@ -76,7 +76,7 @@ from tests.harness import (
     run,
     with_spec,
 )
-from tests.operators.conftest import connect
+from tests.operators.conftest import WAITS, WORKER_WAITS, connect
 
 task = partial(QarnotRunTaskOperator, task_id="work", retries=1, log_output=False)
 create = partial(QarnotCreatePoolOperator, task_id="create", retries=1)
@@ -105,11 +105,6 @@ def qarnot(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     found.clear_requests()
     yield found
     found.faults([])
-
-
-@pytest.fixture
-def run_id(request: pytest.FixtureRequest) -> str:
-    return str(request.node.name)
 
 
 @pytest.fixture
@@ -156,11 +151,13 @@ class Story:
         defer(make or self.make, ti, started)
         return str(ti.xcoms[self.key])
 
-    def child(self, try_number: int = 1, make: Any = None, **fields: Any) -> Child:
-        """The same on a worker of its own, waiting there."""
+    def child(
+        self, try_number: int = 1, make: Any = None, *, deferrable: bool = False, **fields: Any
+    ) -> Child:
+        """The same on a worker of its own, waiting there. *deferrable*: with a long ``defer_after``."""
         given = {"run_id": self.run_id, "task_id": self.task_id, "max_tries": 1, **fields}
         ti = StoringTI(try_number=try_number, **given)
-        return fork(worker(partial(make or self.make, deferrable=False), ti))
+        return fork(worker(partial(make or self.make, deferrable=deferrable), ti))
 
     def wait_known(self, child: Child) -> None:
         """Wait until *child* has stored the uuid: other XComs, such as a link to its pool, come earlier."""
@@ -659,9 +656,12 @@ def test_labels_of_ours_cannot_be_given(qarnot: LocalQarnot, pool: str) -> None:
 # --- killed while it runs on a worker
 
 
+@WORKER_WAITS
 @KINDS
-def test_a_kill_on_the_worker_ends_it_within_the_grace(qarnot: LocalQarnot, story: Story) -> None:
-    child = story.child()
+def test_a_kill_on_the_worker_ends_it_within_the_grace(
+    qarnot: LocalQarnot, story: Story, deferrable: bool
+) -> None:
+    child = story.child(deferrable=deferrable)
     story.wait_known(child)
     child.kill(signal.SIGTERM)
     assert child.wait(patience=KILL_GRACE) == 0
@@ -755,9 +755,10 @@ def test_a_kill_in_the_middle_of_the_create_request_leaves_nothing(
 
 
 @ANY_SERVER
+@WORKER_WAITS
 @KINDS
-def test_a_kill_ends_nothing_on_request(qarnot: LocalQarnot, story: Story) -> None:
-    child = story.child(make=partial(story.make, cancel_on_kill=False))
+def test_a_kill_ends_nothing_on_request(qarnot: LocalQarnot, story: Story, deferrable: bool) -> None:
+    child = story.child(make=partial(story.make, cancel_on_kill=False), deferrable=deferrable)
     story.wait_known(child)
     child.kill(signal.SIGTERM)
     assert child.wait(patience=KILL_GRACE) == 0
@@ -814,7 +815,7 @@ def test_a_pool_that_was_made_unseen_is_closed(
 
 
 @ANY_SERVER
-@MODES
+@WAITS
 @KINDS
 def test_the_end_of_a_wait_is_not_lost_in_bad_weather(
     qarnot: LocalQarnot, story: Story, deferrable: bool
@@ -1195,7 +1196,7 @@ def test_a_task_that_does_not_wait_for_the_pool_does_not_warm_it_up(
 
 
 @ANY_SERVER
-@MODES
+@WAITS
 def test_a_managed_pool_that_is_not_ready_in_time_is_closed_with_its_warm_up(
     qarnot: LocalQarnot, client: QarnotClient, run_id: str, deferrable: bool
 ) -> None:

@@ -35,6 +35,7 @@ from airflow_qarnot_pool.triggers.tasks import QarnotTasksTrigger
 from airflow_qarnot_pool.version_compat import TaskDeferred
 from tests.crash.children import eventually
 from tests.harness import FakeTI, airflow_says, context_of, defer, fire, resume, run
+from tests.operators.conftest import WAITS
 
 tasks = partial(QarnotRunTasksOperator, task_id="many")
 MODES = pytest.mark.parametrize("deferrable", [True, False], ids=["deferred", "on the worker"])
@@ -44,11 +45,11 @@ def made_by(client: QarnotClient, lineage: str) -> list[Any]:
     return list(client.tasks.iterate(equal("Tags", f"airflow-lineage:{lineage}")))
 
 
-@MODES
+@WAITS
 def test_results_come_in_order(
-    qarnot: LocalQarnot, client: QarnotClient, pool: str, deferrable: bool
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, deferrable: bool, run_id: str
 ) -> None:
-    ti = FakeTI(run_id=f"order-{deferrable}")
+    ti = FakeTI(run_id=run_id)
     commands = [f"echo {n}" for n in range(12)]
     commands[3] = {"command": ["echo", "three"], "constants": {"B": "2"}}  # type: ignore[call-overload]
     result = run(
@@ -72,14 +73,14 @@ def test_results_come_in_order(
     assert third.name == "many [3]"
 
 
-@MODES
+@WAITS
 def test_only_so_many_are_in_flight(
-    qarnot: LocalQarnot, client: QarnotClient, pool: str, deferrable: bool
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, deferrable: bool, run_id: str
 ) -> None:
     qarnot.clear_requests()
     result = run(
         partial(tasks, qarnot_pool=pool, commands=["true"] * 20, max_in_flight="6", deferrable=deferrable),
-        FakeTI(run_id=f"flight-{deferrable}"),
+        FakeTI(run_id=run_id),
     )
     assert result["succeeded"] == 20
     submissions = [one for one in qarnot.requests() if (one["method"], one["path"]) == ("POST", "/tasks")]

@@ -28,7 +28,7 @@ from airflow_qarnot_pool.triggers import pool_end
 from airflow_qarnot_pool.waiting import polling
 from tests.crash.children import eventually
 from tests.harness import FakeTI, context_of, defer, fire_many, resume, run
-from tests.operators.conftest import connect
+from tests.operators.conftest import WAITS, connect
 
 MODES = pytest.mark.parametrize("deferrable", [True, False], ids=["deferred", "on the worker"])
 task = partial(QarnotRunTaskOperator, task_id="work", log_output=False)
@@ -48,11 +48,6 @@ def qarnot(server: LocalQarnot, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loc
     server.clear_requests()
     yield server
     server.faults([])
-
-
-@pytest.fixture
-def run_id(request: pytest.FixtureRequest) -> str:
-    return str(request.node.name)
 
 
 @pytest.fixture
@@ -83,7 +78,7 @@ def close_once_queued(client: QarnotClient, pool: str, run_id: str, count: int =
     return thread
 
 
-@MODES
+@WAITS
 def test_a_wait_ends_when_the_pool_ends_and_leaves_the_qarnot_task_queued(
     qarnot: LocalQarnot, client: QarnotClient, full: str, deferrable: bool, run_id: str
 ) -> None:
@@ -94,7 +89,7 @@ def test_a_wait_ends_when_the_pool_ends_and_leaves_the_qarnot_task_queued(
     assert [one.state for one in mine(client, run_id)] == ["Cancelled"]
 
 
-@MODES
+@WAITS
 def test_so_does_the_wait_for_many(
     qarnot: LocalQarnot, client: QarnotClient, full: str, deferrable: bool, run_id: str
 ) -> None:
@@ -130,7 +125,7 @@ def test_a_rescheduled_sensor_goes_by_how_long_the_pool_has_ended(
         sensor().poke(context_of(sensor()))
 
 
-@MODES
+@WAITS
 def test_a_task_queued_on_a_shared_pool_runs_on_the_next(
     qarnot: LocalQarnot, client: QarnotClient, deferrable: bool, run_id: str
 ) -> None:

@@ -32,16 +32,22 @@ from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
 from airflow_qarnot_pool.task_groups.pool import QarnotPoolGroup
 from airflow_qarnot_pool.triggers import quota
 from tests.harness import FakeTI, defer, resume, run
+from tests.operators.conftest import WAITS
 
 task = partial(QarnotRunTaskOperator, task_id="work")
 MODES = pytest.mark.parametrize("deferrable", [True, False], ids=["deferred", "on the worker"])
 
 
-@MODES
+@WAITS
 def test_a_finished_task_returns_a_small_dict_and_its_output_is_logged(
-    qarnot: LocalQarnot, client: QarnotClient, pool: str, deferrable: bool, capsys: pytest.CaptureFixture[str]
+    qarnot: LocalQarnot,
+    client: QarnotClient,
+    pool: str,
+    deferrable: bool,
+    run_id: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    ti = FakeTI(run_id=f"done-{deferrable}")
+    ti = FakeTI(run_id=run_id)
     result = run(
         partial(
             task,
@@ -76,22 +82,22 @@ def test_a_finished_task_returns_a_small_dict_and_its_output_is_logged(
     assert "[stderr 0] err" in logged
 
 
-@MODES
+@WAITS
 @pytest.mark.parametrize("kind", ["status", "reset", "garbage"])
 def test_an_outage_ends_no_wait(
-    qarnot: LocalQarnot, pool: str, monkeypatch: pytest.MonkeyPatch, deferrable: bool, kind: str
+    qarnot: LocalQarnot, pool: str, monkeypatch: pytest.MonkeyPatch, deferrable: bool, run_id: str, kind: str
 ) -> None:
     """One that outlasts a request with all its retries; the poller, which waits longer each time, makes none."""
     monkeypatch.setattr("airflow_qarnot_pool.api.transport.MAX_WAIT", 0.01)
     path = "^/tasks/search$" if deferrable else "^/tasks/[^/]+$"
     qarnot.faults([{"path": path, "times": 2 if deferrable else 9, "kind": kind, "status": 503}])
     make = partial(task, qarnot_pool=pool, command="true", deferrable=deferrable)
-    assert run(make, FakeTI(run_id=f"outage-{deferrable}-{kind}"))["state"] == "Success"
+    assert run(make, FakeTI(run_id=run_id))["state"] == "Success"
 
 
-@MODES
+@WAITS
 def test_a_failed_task_raises_with_what_is_needed_to_mend_it(
-    qarnot: LocalQarnot, pool: str, deferrable: bool
+    qarnot: LocalQarnot, pool: str, deferrable: bool, run_id: str
 ) -> None:
     make = partial(
         task,
@@ -101,7 +107,7 @@ def test_a_failed_task_raises_with_what_is_needed_to_mend_it(
         deferrable=deferrable,
     )
     with pytest.raises(QarnotTaskFailedError) as caught:
-        run(make, FakeTI(run_id=f"failed-{deferrable}"))
+        run(make, FakeTI(run_id=run_id))
     text = str(caught.value)
     assert "instance 1 failed" in text
     assert "1> the disk is full" in text
@@ -322,11 +328,11 @@ def test_without_waiting_one_request_does(qarnot: LocalQarnot, client: QarnotCli
     client.tasks.abort(result["uuid"])
 
 
-@MODES
+@WAITS
 def test_a_task_that_takes_too_long_is_aborted(
-    qarnot: LocalQarnot, client: QarnotClient, pool: str, deferrable: bool
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, deferrable: bool, run_id: str
 ) -> None:
-    ti = FakeTI(run_id=f"late-{deferrable}")
+    ti = FakeTI(run_id=run_id)
     make = partial(
         task, qarnot_pool=pool, command="sleep 60", wait_timeout=timedelta(seconds=0.8), deferrable=deferrable
     )
