@@ -53,6 +53,9 @@ if TYPE_CHECKING:
     from airflow_qarnot_pool.triggers.base import QarnotTrigger
     from airflow_qarnot_pool.waiting.conditions import WaitResult
 
+#: Maximum seconds for the output of a stream, because the next Airflow task starts only when it has been written.
+OUTPUT_DEADLINE = 30.0
+
 
 class QarnotRunTaskOperator(TaskOperator):
     """Run a command on a pool, or on nodes booted for it alone, and wait for its end.
@@ -276,7 +279,7 @@ class QarnotRunTaskOperator(TaskOperator):
 
     def _kept(self, uuid: str, stream: str) -> Iterable[str]:
         """Return all that Qarnot keeps of a stream of the output."""
-        return fetch(self.client, uuid, stream, None)
+        return fetch(self.client.limited(deadline=OUTPUT_DEADLINE), uuid, stream, None)
 
     def _report(self, task: Task) -> str:
         return failure_report(self.client, task, self.hook.settings.console_link("task", task.uuid))

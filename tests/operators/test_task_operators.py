@@ -27,7 +27,7 @@ from airflow_qarnot_pool.exceptions import (
     QarnotWaitTimeoutError,
 )
 from airflow_qarnot_pool.local import LocalQarnot
-from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
+from airflow_qarnot_pool.operators.task import OUTPUT_DEADLINE, QarnotRunTaskOperator
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
 from airflow_qarnot_pool.task_groups.pool import QarnotPoolGroup
 from airflow_qarnot_pool.triggers import quota
@@ -93,6 +93,19 @@ def test_an_outage_ends_no_wait(
     qarnot.faults([{"path": path, "times": 2 if deferrable else 9, "kind": kind, "status": 503}])
     make = partial(task, qarnot_pool=pool, command="true", deferrable=deferrable)
     assert run(make, FakeTI(run_id=run_id))["state"] == "Success"
+
+
+def test_an_output_that_cannot_be_had_delays_no_end_for_long(
+    qarnot: LocalQarnot, pool: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The next stage starts only then."""
+    monkeypatch.setattr("airflow_qarnot_pool.operators.task.OUTPUT_DEADLINE", 0.2)
+    qarnot.faults([{"path": "^/tasks/[^/]+/std(out|err)$", "kind": "status", "status": 503}])
+    make = partial(task, qarnot_pool=pool, command="true", deferrable=False)
+    began = time.monotonic()
+    assert run(make, FakeTI(run_id="no-output"))["state"] == "Success"
+    assert time.monotonic() - began < OUTPUT_DEADLINE
+    assert capsys.readouterr().out.count("could not be fetched") == 2
 
 
 @WAITS
