@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from airflow.sdk import DAG
@@ -34,6 +35,7 @@ from airflow_qarnot_pool.task_groups.pool import QarnotPoolGroup
 from airflow_qarnot_pool.triggers.poller import pollers
 from tests.crash.children import eventually, made_for
 from tests.harness import FakeTI, again, context_of, defer, first_event, run
+from tests.operators.conftest import WORKER_WAITS
 
 create = partial(QarnotCreatePoolOperator, task_id="create", instance_count=2, retries=1)
 task = partial(QarnotRunTaskOperator, task_id="work", retries=1, log_output=False)
@@ -173,13 +175,20 @@ def test_a_warning_comes_once_and_ends_nothing(
     assert client.pools.get(pool).state not in OVER
 
 
+@WORKER_WAITS
 def test_a_wait_on_the_worker_warns_once(
-    qarnot: LocalQarnot, client: QarnotClient, run_id: str, capsys: pytest.CaptureFixture[str]
+    qarnot: LocalQarnot,
+    client: QarnotClient,
+    run_id: str,
+    capsys: pytest.CaptureFixture[str],
+    deferrable: bool,
 ) -> None:
     pool = run(create, ti(run_id, "create"))
     qarnot.advance_clock(HOUR)
-    work = partial(task, qarnot_pool=pool, command="sh -c 'sleep 1.5'", max_cost=0.8, deferrable=False)
-    assert run(work, ti(run_id))["state"] == "Success"
+    work = partial(task, qarnot_pool=pool, command="sh -c 'sleep 1.5'", max_cost=0.8, deferrable=deferrable)
+    with mock.patch("airflow_qarnot_pool.metrics.incr") as incr:
+        assert run(work, ti(run_id))["state"] == "Success"
+    assert [call.args for call in incr.mock_calls].count(("cost_limit.warnings",)) == 1
     assert capsys.readouterr().out.count("of its max_cost of 0.8000 EUR") == 1
 
 

@@ -407,6 +407,8 @@ class QarnotOperator(BaseOperator):
         outcome = wait(uuid, condition, deadline, killed, forecast)
         if outcome is None and self.deferrable and not killed.is_set():
             self._defer(uuid, condition.to_kwargs(), deadline, resume_state)
+        if self._costs is not None:
+            self._costs.count_warning()
         if outcome is None or killed.is_set():
             # The last state may be the work of on_kill, but no abort makes a success.
             outcome = self._success_before_kill(uuid)

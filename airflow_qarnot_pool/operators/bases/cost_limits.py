@@ -95,6 +95,7 @@ class CostWatch:
         #: The watched object and its limits, for the trigger (``CostLimit.to_kwargs()``).
         self.cost_limit: dict[str, Any] | None = None
         self._warned = False
+        self._is_counted = True
 
     @property
     def _client(self) -> QarnotClient:
@@ -172,9 +173,16 @@ class CostWatch:
         if check.level is LimitLevel.WARNING and not self._warned:
             self._warned = True
             operator.log.warning("%s", check.message)
-            if not operator.deferrable:  # else the trigger counts it
-                metrics.incr("cost_limit.warnings", kind=operator.kind, dag_id=operator.dag_id)
+            self._is_counted = False
+            if not operator.deferrable:
+                self.count_warning()
         return check.message if check.level is LimitLevel.OVER else None
+
+    def count_warning(self) -> None:
+        """Count a warning of this process, once. After a deferral the trigger counts it instead."""
+        if not self._is_counted:
+            self._is_counted = True
+            metrics.incr("cost_limit.warnings", kind=self._operator.kind, dag_id=self._operator.dag_id)
 
     def raise_if_over(self, *, cause: BaseException | None = None) -> None:
         """Raise QarnotCostLimitError if a limit is reached. Another process may have closed the pool for it first."""
