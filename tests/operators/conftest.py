@@ -41,6 +41,12 @@ def deferrable(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.fixture
+def defers_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every deferrable wait defer, whatever TEST_DEFER_AFTER says."""
+    monkeypatch.setenv("AIRFLOW__QARNOT__DEFER_AFTER", "0")
+
+
+@pytest.fixture
 def run_id(request: pytest.FixtureRequest) -> str:
     """A DAG run of the test's own."""
     return str(request.node.name)

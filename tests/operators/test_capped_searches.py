@@ -18,6 +18,7 @@ from airflow_qarnot_pool.ownership.identity import namespace_tag
 from airflow_qarnot_pool.ownership.termination import end_owned
 from airflow_qarnot_pool.plugins.cache import LIST
 from airflow_qarnot_pool.plugins.queries import Fetcher
+from tests.crash.children import eventually
 from tests.harness import FakeTI, life_of, run
 
 
@@ -62,7 +63,7 @@ def test_all_that_a_task_instance_has_is_ended_under_any_cap(
 ) -> None:
     uuids = submit(client, pool, 12, run_id=f"end-{cap}")
     assert sorted(end_owned(client.tasks, life_of(run_id=f"end-{cap}"))) == sorted(uuids)
-    assert {client.tasks.get(uuid).state for uuid in uuids} == {"Cancelled"}
+    eventually(lambda: {client.tasks.get(uuid).state for uuid in uuids} == {"Cancelled"})
 
 
 def test_a_user_of_a_shared_pool_is_seen_behind_many_others_under_any_cap(

@@ -38,6 +38,7 @@ with DAG("handed_over", schedule=None):
     QarnotRunTasksOperator(task_id="tasks", commands=["sleep 1000"] * 3)
     QarnotCreatePoolOperator(task_id="pool", instance_count=1)
 """
+pytestmark = pytest.mark.usefixtures("defers_at_once")
 NOW = datetime(2026, 1, 1, tzinfo=UTC).isoformat()
 
 

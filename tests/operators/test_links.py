@@ -113,6 +113,7 @@ def test_links_are_there_when_the_first_slice_ends(case: str, client: Any, pool:
         assert ti.xcoms[POOL.xcom_key].endswith(pool)
 
 
+@pytest.mark.usefixtures("defers_at_once")
 def test_links_survive_the_deferral_and_a_slice_that_fails_at_once(client: Any, pool: str) -> None:
     def make() -> QarnotRunTaskOperator:
         return QarnotRunTaskOperator(task_id="t", qarnot_pool=pool, command="true")

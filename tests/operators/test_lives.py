@@ -348,6 +348,7 @@ def test_a_cancel_by_somebody_is_not_undone_where_only_the_answer_was_lost(
 
 @MODES
 @TASKS
+@pytest.mark.usefixtures("defers_at_once")
 def test_submitting_again_does_not_lengthen_the_wait(
     qarnot: LocalQarnot, client: QarnotClient, story: Story, deferrable: bool
 ) -> None:

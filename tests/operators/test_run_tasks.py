@@ -421,6 +421,7 @@ def test_a_wait_for_many_deferred_under_the_previous_release_resumes(
     assert len(made_by(client, context["ti"].xcoms["qarnot_tasks"])) == 3
 
 
+@pytest.mark.usefixtures("defers_at_once")
 def test_a_wait_for_room_deferred_under_the_previous_release_resumes(
     qarnot: LocalQarnot, client: QarnotClient, pool: str
 ) -> None:
@@ -519,6 +520,7 @@ def test_never_more_than_the_limit_are_unfinished(
     assert deferred.trigger.condition == {"expected": 25, "low_water": 3}
 
 
+@pytest.mark.usefixtures("defers_at_once")
 def test_the_log_tells_how_far_it_is(
     qarnot: LocalQarnot, client: QarnotClient, pool: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
