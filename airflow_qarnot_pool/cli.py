@@ -35,7 +35,7 @@ def get_cli_commands() -> list[GroupCommand]:
 def reap(args: Namespace) -> None:
     """Run ``airflow qarnot reap``: as ``QarnotReapOperator``, with the states of DAG runs from the database."""
     from airflow_qarnot_pool.hooks.qarnot import QarnotHook
-    from airflow_qarnot_pool.maintenance.reaper import ReapLimits
+    from airflow_qarnot_pool.maintenance.reaper import HAS_ENDED, ReapLimits
     from airflow_qarnot_pool.maintenance.reaper import reap as reap_pools
 
     hook = QarnotHook(args.conn_id)
@@ -50,7 +50,8 @@ def reap(args: Namespace) -> None:
         dry_run=args.dry_run,
     )
     for entry in [*report.entries, *report.tasks]:
-        print(f"{entry.action:<7}{entry.uuid}  {entry.name or ''}: {entry.reason}")
+        if entry.reason != HAS_ENDED:
+            print(f"{entry.action:<7}{entry.uuid}  {entry.name or ''}: {entry.reason}")
     counts = report.to_json()
     would = "would be " if args.dry_run else ""
     print(f"{counts['closed']} {would}closed, {counts['deleted']} {would}deleted, {counts['kept']} kept")

@@ -100,6 +100,8 @@ class IdleTime:
         if self.causes and self.idle >= 1:
             worst = sorted(self.causes.items(), key=lambda cause: -cause[1])[:2]
             text += ": " + ", ".join(f"about {seconds:.0f} {cause}" for cause, seconds in worst)
+            if (rest := self.idle - sum(seconds for _, seconds in worst)) >= 1:
+                text += f", about {rest:.0f} for other reasons, such as boots"
         return f"{text}. {self.setting} would have saved about {self.saves:.0f}" if self.setting else text
 
 

@@ -35,7 +35,7 @@ def failure_report(client: QarnotClient, task: Task, link: str) -> str:
     """Return why a Qarnot task did not succeed, as the message of an exception."""
     lines = [f"Qarnot task {task.uuid} ({task.name}) ended in {task.state}"]
     failed = task.failed_instances
-    if failed:
+    if failed and task.state != "Cancelled":
         lines[0] += f": instance{'s' if len(failed) > 1 else ''} {format_ranges(failed)} failed"
     lines += _errors(task, sorted(failed)[:MAX_INSTANCES])
     if task.pool:
@@ -86,7 +86,10 @@ def _pool_note(client: QarnotClient, uuid: str) -> list[str]:
     except QarnotError:
         return []
     if pool.state in ("Closing", "Closed", "Failure", "PendingDelete"):
-        return [f"  its pool {uuid} is {pool.state}"]
+        return [
+            f"  its pool {uuid} is {pool.state} and takes no more tasks. Run the task that creates it again: clearing "
+            "this task clears its setup, too"
+        ]
     return []
 
 

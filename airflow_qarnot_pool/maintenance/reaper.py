@@ -98,6 +98,10 @@ class PoolFacts:
     used_by: str = ""
 
 
+#: The reason for which an ended object is kept, which a report for people may leave out.
+HAS_ENDED = "it has ended"
+
+
 def decide_reap(facts: PoolFacts, limits: ReapLimits, now: datetime) -> ReapDecision:
     """Decide about one pool, or Qarnot task without a pool, that this provider created in our namespace."""
     if facts.usability is Usability.ENDING:
@@ -106,7 +110,7 @@ def decide_reap(facts: PoolFacts, limits: ReapLimits, now: datetime) -> ReapDeci
         if facts.ended is not None and now - facts.ended > limits.delete_finished_after:
             reason = f"it ended at {facts.ended:%Y-%m-%d %H:%M}"
             return ReapDecision(action=ReapAction.DELETE, reason=reason)
-        return ReapDecision(action=ReapAction.KEEP, reason="it has ended")
+        return ReapDecision(action=ReapAction.KEEP, reason=HAS_ENDED)
     if facts.over_limit:
         return ReapDecision(action=ReapAction.CLOSE, reason=facts.over_limit, over_limit=True)
     if facts.used_by:

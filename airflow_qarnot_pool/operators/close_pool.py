@@ -40,6 +40,9 @@ class QarnotClosePoolOperator(PoolOperator):
     If the task that creates the pool returned nothing (a user marked it success while it waited, say), the pools that
     it created in this DAG run are closed all the same. The result is None if there are none.
 
+    The task is a teardown unless ``trigger_rule`` is given. So it closes the pool after a failure, too, and the DAG run
+    has the state of the work.
+
     :param qarnot_pool: uuid or shortname of the pool, or the output of the task that made it.
     :param shared: give up the shared pool of this name, and close it if no other DAG run needs it and nothing is
         queued or running on it; else the last one to give it up closes it. ``qarnot_pool`` need not be given then.
@@ -66,6 +69,8 @@ class QarnotClosePoolOperator(PoolOperator):
         self._makers = [one for one, _ in XComArg.iter_xcom_references(self.qarnot_pool) if _makes_pools(one)]
         self.report_cost = report_cost
         check_flags(report_cost=report_cost)
+        if "trigger_rule" not in kwargs and self.trigger_rule == "all_success":
+            self.as_teardown()
         if qarnot_pool is None and self.shared is None:
             raise QarnotInvalidSpecError(
                 "qarnot_pool is missing",
@@ -140,7 +145,7 @@ class QarnotClosePoolOperator(PoolOperator):
 
     def _setups(self) -> list[str] | None:
         """Return the setup tasks of this teardown; None for all tasks of the run, if they are not known."""
-        if not self.is_teardown:
+        if not (self.is_teardown and self.has_dag()):  # type: ignore[no-untyped-call]
             return None
         return [one.task_id for one in self.upstream_list if one.is_setup] or None
 

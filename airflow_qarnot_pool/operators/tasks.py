@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api import filters
@@ -258,8 +259,11 @@ class QarnotRunTasksOperator(TaskOperator):
         if "command" in own:
             own["command"] = join_command(own["command"])
         if not own.get("command") and "DOCKER_CMD" not in (own.get("constants") or {}):
+            near = get_close_matches("command", own, 1)
             raise QarnotInvalidSpecError(
-                "command is missing", field="command", remedy="Give each item a command."
+                "command is missing",
+                field="command",
+                remedy=f"Write command instead of {near[0]}." if near else "Give each item a command.",
             )
         if own.get("constants") and values.get("constants"):
             own["constants"] = {**values["constants"], **own["constants"]}
@@ -443,7 +447,7 @@ class QarnotRunTasksOperator(TaskOperator):
                 )
             if step is NextStep.LOOK_UP:
                 continue
-            self.log.info("%s; submitted %d", state, len(sent.done))
+            self.log.info("Submitted %d. Before that: %s", len(sent.done), state)
             if step is NextStep.RETURN:
                 return self._result(self._submitted(slice_))
             self._pools_of_tasks = slice_.pools_of(state)
@@ -856,7 +860,7 @@ class QarnotRunTasksOperator(TaskOperator):
         items = ", ".join(str(index) for index in list(now.failed)[:20])
         raise QarnotTaskFailedError(
             f"{len(now.failed)} of {now.total} Qarnot tasks failed: items {items}"
-            f"{' ...' if len(now.failed) > 20 else ''}. A retry runs only these again.\n"
+            f"{' ...' if len(now.failed) > 20 else ''}. A retry runs only these again, on an open pool.\n"
             + "\n".join(reports),
             kind="task",
         )

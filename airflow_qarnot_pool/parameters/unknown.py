@@ -23,6 +23,11 @@ _ELSEWHERE: Sequence[tuple[Collection[str], str, str]] = (
         "Set poll_interval in the connection, or [qarnot] poll_interval for all connections.",
     ),
     (
+        {"deferafter"},
+        "keep_warm",
+        "Give it to the tasks on the pool. A setup follows [qarnot] defer_after.",
+    ),
+    (
         {"maxruncost", "costwarningthreshold"},
         "max_cost",
         "Give it to the QarnotPoolGroup or QarnotCreatePoolOperator that creates the pool.",

@@ -9,6 +9,7 @@ import pytest
 
 from airflow_qarnot_pool.costs.idle import (
     IdleCause,
+    IdleTime,
     PoolPhase,
     classify_idle_time,
     idle_time_of,
@@ -133,6 +134,10 @@ def test_written_for_people() -> None:
     assert str(classify_idle_time(facts)) == (
         "2000 of 4000 node-seconds paid were idle (50%): about 2000 more slots than work. "
         "instance_count=2 would have saved about 2000"
+    )
+    unexplained = IdleTime(paid=31, idle=26, causes={IdleCause.GAPS: 12, IdleCause.HEAD: 7})
+    assert str(unexplained).endswith(
+        "about 7 before the first task, about 7 for other reasons, such as boots"
     )
     assert str(classify_idle_time(CASES["nothing idle"][0])) == "0 of 4000 node-seconds paid were idle (0%)"
     assert classify_idle_time(facts).to_json() == {

@@ -132,6 +132,11 @@ def test_a_missing_command_is_no_question() -> None:
         assert "?" not in str(caught.value)
 
 
+def test_a_misspelt_command_of_an_item_is_named() -> None:
+    with pytest.raises(QarnotInvalidSpecError, match=r"commands\[0\]: command is missing.*instead of comand"):
+        QarnotRunTasksOperator(task_id="t", commands=[{"comand": "true"}])
+
+
 def test_a_group_speaks_of_itself() -> None:
     for bad in (
         {"setup_retries": "x"},

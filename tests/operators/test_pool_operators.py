@@ -299,6 +299,15 @@ def test_close_waits_for_closed_and_may_be_repeated(
     assert run(close) == pool
 
 
+def test_a_closing_task_is_a_teardown_unless_it_has_a_trigger_rule() -> None:
+    close = partial(QarnotClosePoolOperator, task_id="close", qarnot_pool="p")
+    assert close().is_teardown
+    assert not close(trigger_rule="all_success").is_teardown
+    with DAG("d", schedule=None, default_args={"trigger_rule": "none_failed"}):
+        given = close()
+    assert (given.is_teardown, given.trigger_rule) == (False, "none_failed")
+
+
 @pytest.mark.parametrize("named_by", ["its output", "a template"])
 @pytest.mark.parametrize("made", [True, False], ids=["a pool was made", "none was made"])
 def test_close_ends_the_pool_of_a_setup_that_returned_nothing(

@@ -537,4 +537,4 @@ def test_the_log_tells_how_far_it_is(
         run(make, FakeTI(run_id="progress"))
     assert lines[-1] == "4 done (1 failed), 0 unfinished"
     said = capsys.readouterr().out
-    assert "0 of 4 done (0 failed), 0 in flight, 4 not submitted; submitted 4" in said
+    assert "Submitted 4. Before that: 0 of 4 done (0 failed), 0 in flight, 4 not submitted" in said

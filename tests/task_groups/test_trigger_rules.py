@@ -213,6 +213,42 @@ with DAG("rules", schedule=None) as dag:
 """
 
 
+ARROWS = """
+from airflow.sdk import DAG
+from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
+from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
+
+with DAG("arrows", schedule=None, default_args={"retries": 0}) as dag:
+    for name, command in {"fails": "false", "works": "true"}.items():
+        create = QarnotCreatePoolOperator(task_id=f"{name}_create", instance_count=1)
+        work = QarnotRunTaskOperator(task_id=name, qarnot_pool=create.output, command=command)
+        create >> work >> QarnotClosePoolOperator(task_id=f"{name}_close", qarnot_pool=create.output)
+    bad = {"profile": "no-such-profile"}
+    create = QarnotCreatePoolOperator(task_id="refused_create", instance_count=1, pool_spec=bad)
+    work = QarnotRunTaskOperator(task_id="refused", qarnot_pool=create.output, command="true")
+    create >> work >> QarnotClosePoolOperator(task_id="refused_close", qarnot_pool=create.output)
+"""
+
+
+@pytest.mark.usefixtures("airflow_db", "qarnot_connection")
+def test_a_pool_without_a_group_is_closed_after_a_failure_which_the_run_keeps(
+    client: QarnotClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundles = [{"name": "rules", "classpath": LOCAL_BUNDLE, "kwargs": {"path": str(tmp_path)}}]
+    monkeypatch.setenv("AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST", json.dumps(bundles))
+    (tmp_path / "arrows.py").write_text(ARROWS)
+    run = Run.__new__(Run)
+    run.dag_run, run._client = runpy.run_path(str(tmp_path / "arrows.py"))["dag"].test(), client
+    assert {name: run.states[name] for name in ("fails", "fails_close", "works_close")} == {
+        "fails": "failed",
+        "fails_close": "success",
+        "works_close": "success",
+    }
+    assert run.states["refused_close"] == "success"
+    assert str(run.dag_run.state) == "failed"
+    assert {pool.state in ("Closing", "Closed") for pool in run._mine(client.pools.list())} == {True}
+
+
 @pytest.mark.usefixtures("airflow_db", "qarnot_connection")
 def test_a_clean_up_runs_on_the_pool_after_a_failure_and_before_it_closes(
     client: QarnotClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
