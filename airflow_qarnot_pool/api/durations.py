@@ -18,20 +18,6 @@ _TIMESTAMP = re.compile(
 )
 
 
-def format_span(duration: timedelta) -> str:
-    """Format a duration as a .NET time span, such as ``7.00:00:00``."""
-    sign = "-" if duration < timedelta(0) else ""
-    duration = abs(duration)
-    hours, rest = divmod(duration.seconds, 3600)
-    minutes, seconds = divmod(rest, 60)
-    text = f"{hours:02}:{minutes:02}:{seconds:02}"
-    if duration.days:
-        text = f"{duration.days}.{text}"
-    if duration.microseconds:
-        text += f".{duration.microseconds:06}0"
-    return sign + text
-
-
 def parse_span(text: str) -> timedelta:
     """Parse a .NET time span. Raises ValueError."""
     match = _SPAN.fullmatch(text.strip())

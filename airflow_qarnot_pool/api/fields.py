@@ -11,9 +11,11 @@ import ast
 import copy
 import dataclasses
 import functools
+import hashlib
 import json
 import math
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ from decimal import Decimal
 from typing import Any, ClassVar, Self
 from uuid import UUID
 
-from airflow_qarnot_pool.api.durations import format_span, parse_duration
+from airflow_qarnot_pool.api.durations import parse_duration
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
 
 Convert = Callable[[Any], Any]
@@ -281,10 +283,13 @@ class Record:
         return f"{type(self).__name__}({', '.join(parts)})"
 
 
-@functools.cache
-def wire_fields(cls: type[Record]) -> tuple[tuple[dataclasses.Field[Any], Wire], ...]:
+def _wire_fields(cls: type) -> tuple[tuple[dataclasses.Field[Any], Wire], ...]:
     """Return the declared fields of a request class, in order."""
-    return tuple((field, field.metadata["wire"]) for field in dataclasses.fields(cls))  # type: ignore[arg-type]
+    return tuple((field, field.metadata["wire"]) for field in dataclasses.fields(cls))
+
+
+#: The type is that of a plain class, because mypy takes a class whose instances have no hash for unhashable.
+wire_fields: Callable[[type], tuple[tuple[dataclasses.Field[Any], Wire], ...]] = functools.cache(_wire_fields)
 
 
 def invalid(cls: type, field: str, problem: str, remedy: str) -> QarnotInvalidSpecError:
@@ -305,8 +310,7 @@ def convert_field(cls: type, name: str, wire: Wire, value: Any) -> Any:
         raise invalid(cls, name, error.problem, error.remedy) from None
 
 
-@functools.cache
-def _names(cls: type[Record]) -> Mapping[str, str]:
+def _field_names(cls: type) -> Mapping[str, str]:
     """Return the names of our fields by each of their names, normalised."""
     names = {}
     for field, wire in wire_fields(cls):
@@ -314,6 +318,9 @@ def _names(cls: type[Record]) -> Mapping[str, str]:
             if name is not None:
                 names[normalise(name)] = field.name
     return names
+
+
+_names: Callable[[type], Mapping[str, str]] = functools.cache(_field_names)
 
 
 def _unknown(cls: type[Record], key: str, names: Mapping[str, str]) -> QarnotInvalidSpecError:
@@ -459,7 +466,18 @@ def seconds(value: timedelta) -> int:
     return math.ceil(value.total_seconds())
 
 
-span = format_span
+def span(value: timedelta) -> str:
+    """Encode a duration as a .NET time span, such as ``7.00:00:00``."""
+    sign = "-" if value < timedelta(0) else ""
+    value = abs(value)
+    hours, rest = divmod(value.seconds, 3600)
+    minutes, rest = divmod(rest, 60)
+    words = f"{hours:02}:{minutes:02}:{rest:02}"
+    if value.days:
+        words = f"{value.days}.{words}"
+    if value.microseconds:
+        words += f".{value.microseconds:06}0"
+    return sign + words
 
 
 def choice(*options: str) -> Convert:
@@ -552,6 +570,12 @@ def mapping(value: Any) -> dict[str, str]:
     return result
 
 
+def command_line(value: Any) -> str:
+    """Convert to a command, from text or a list of words, which are quoted for a shell."""
+    words = shlex.join(map(str, value)) if isinstance(value, (list, tuple)) else value
+    return str(text(minimum=1)(words))
+
+
 def constants(value: Any) -> dict[str, str]:
     """Convert to the constants of a pool or Qarnot task: a mapping as :func:`mapping` returns it."""
     result = mapping(value)
@@ -565,6 +589,12 @@ def constants(value: Any) -> dict[str, str]:
                     f"Qarnot takes {MAX_CONSTANT_LENGTH}; put anything longer in a file of a resource bucket.",
                 )
     return result
+
+
+def short_hash(value: Any, length: int = 8) -> str:
+    """Return the first digits of a hash of the JSON of *value*."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:length]
 
 
 def to_pairs(value: Mapping[str, str]) -> list[dict[str, str]]:

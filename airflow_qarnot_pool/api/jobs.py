@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import timedelta
 
-from airflow_qarnot_pool.api.durations import format_span
 from airflow_qarnot_pool.api.errors import QarnotProtocolError
+from airflow_qarnot_pool.api.fields import span
 from airflow_qarnot_pool.api.models import Job
 from airflow_qarnot_pool.api.resource import Endpoint, quote_ref
 
@@ -34,8 +34,8 @@ class JobResource(Endpoint):
             "shortname": shortname,
             "poolUuid": pool,
             "tags": list(tags),
-            "maxWallTime": format_span(max_wall_time) if max_wall_time else None,
-            "completionTimeToLive": format_span(completion_ttl) if completion_ttl else None,
+            "maxWallTime": span(max_wall_time) if max_wall_time else None,
+            "completionTimeToLive": span(completion_ttl) if completion_ttl else None,
             "autoDeleteOnCompletion": completion_ttl is not None,
         }
         data = self._transport.request(

@@ -7,7 +7,6 @@ expects.
 from __future__ import annotations
 
 import json
-import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -21,7 +20,6 @@ from airflow_qarnot_pool.api.errors import QarnotProtocolError, shortened
 MAX_DEPTH = 100
 #: Maximum digits of a number in JSON, because parsing takes quadratic time.
 MAX_DIGITS = 1000
-_AUTHORITY = re.compile(r"([^:/]+://)[^/]*@")
 _MALFORMED = (
     ArithmeticError,
     AssertionError,
@@ -100,9 +98,3 @@ def parse_stored_time(text: Any) -> datetime:
     """Read a date that was stored as text. Raises QarnotProtocolError for anything else."""
     with parsing_stored_state("A stored date"):
         return datetime.fromisoformat(text)
-
-
-def strip_login(url: str) -> str:
-    """Return *url* without the user and password before its host."""
-    authority = _AUTHORITY.match(url)
-    return authority[1] + url[authority.end() :] if authority else url

@@ -9,6 +9,7 @@ import sys
 import uuid as uuids
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import Any, ClassVar, Generic, TypeVar
@@ -87,11 +88,11 @@ def with_rejected_values(
     )
 
 
+@dataclass(eq=False, repr=False)
 class Endpoint:
     """A part of the API that is reached through one transport."""
 
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
+    _transport: Transport
 
 
 class Resource(Endpoint, Generic[SpecT, ModelT]):
@@ -122,14 +123,14 @@ class Resource(Endpoint, Generic[SpecT, ModelT]):
 
         Qarnot API: ``POST /pools``, ``POST /tasks``.
         """
-        return self._make(self.base, spec.to_json(), creating=True)
+        return self._make(self.base, spec, creating=True)
 
     def create_once(self, spec: SpecT) -> str:
         """Create as ``create`` does, but raise QarnotUnavailableError with ``ambiguous`` for any lost response.
 
         For callers that can find the object that they may have created.
         """
-        return self._make(self.base, spec.to_json(), once=True, creating=True)
+        return self._make(self.base, spec, once=True, creating=True)
 
     def clone(self, ref: str, **overrides: Any) -> str:
         """Create a copy with other values for some fields, and return its uuid. The shortname is not copied.
@@ -138,22 +139,25 @@ class Resource(Endpoint, Generic[SpecT, ModelT]):
         unless labels are given.
         Qarnot API: ``POST /pools/{u}/clone``, ``POST /tasks/{u}/clone``.
         """
-        return self._make(self._path(ref, "clone"), self.spec.encode_fields(overrides), ref=ref)
+        return self._make(self._path(ref, "clone"), overrides, ref=ref)
 
     def clone_once(self, ref: str, **overrides: Any) -> str:
         """Clone, and handle a lost response as ``create_once`` does."""
-        path = self._path(ref, "clone")
-        return self._make(path, self.spec.encode_fields(overrides), ref=ref, once=True, creating=True)
+        return self._make(self._path(ref, "clone"), overrides, ref=ref, once=True, creating=True)
 
     def _make(
         self,
         path: str,
-        body: dict[str, Any],
+        given: SpecT | Mapping[str, Any],
         ref: str | None = None,
         once: bool = False,
         creating: bool = False,
     ) -> str:
-        """Send the POST request that creates an object. Recovers a lost response by its shortname, unless *once*."""
+        """Send the POST request that creates an object. Recovers a lost response by its shortname, unless *once*.
+
+        :param given: the specification, or the fields of the original that are overridden.
+        """
+        body = self.spec.encode_fields(given) if isinstance(given, Mapping) else given.to_json()
         shortname = body.get("shortname")
         recover: Recover | None = None
         if shortname and not once:

@@ -9,8 +9,6 @@ Qarnot API: ``POST /pools``, ``POST /tasks``.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -26,6 +24,7 @@ from airflow_qarnot_pool.api.fields import (
     at,
     boolean,
     choice,
+    command_line,
     constants,
     duration,
     integer,
@@ -37,6 +36,7 @@ from airflow_qarnot_pool.api.fields import (
     parse_literal,
     record,
     seconds,
+    short_hash,
     short_repr,
     span,
     text,
@@ -273,11 +273,9 @@ class _Spec(Record):
 
     def to_json(self) -> dict[str, Any]:
         """Return the body of the creation request, without fields that are not set."""
-        constants = self.all_constants()
+        constants = to_pairs(self.all_constants())
         body = super().to_json()
-        if constants:
-            body["constants"] = to_pairs(constants)
-        return body
+        return {**body, "constants": constants} if constants else body
 
     def _check(self) -> None:
         self._check_constants()
@@ -330,7 +328,7 @@ class _Spec(Record):
             body["constants"] = mask_constants(constants)
         by_wire = {field.metadata["wire"].name: field.name for field in fields(self)}
         return {
-            by_wire[key]: _short_hash(value)
+            by_wire[key]: short_hash(value)
             for key, value in body.items()
             if key not in ("name", "shortname", "tags", "labels")
         }
@@ -338,12 +336,7 @@ class _Spec(Record):
     def fingerprint(self, *, exclude: Sequence[str] = ()) -> str:
         """Return 16 hex digits that are the same for specs that request the same; see fingerprint_fields."""
         kept = {key: value for key, value in self.fingerprint_fields().items() if key not in exclude}
-        return _short_hash(kept, length=16)
-
-
-def _short_hash(value: Any, length: int = 8) -> str:
-    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:length]
+        return short_hash(kept, length=16)
 
 
 _RESULTS_HINT = "A pool has no result bucket: results belong to tasks, so give result_bucket to the task."
@@ -449,7 +442,7 @@ _SET_BY_POOL = {
 class TaskSpec(_Spec):
     """A Qarnot task to create, on a pool or without one. Qarnot API: ``POST /tasks``.
 
-    :param command: sent as the constant DOCKER_CMD.
+    :param command: text or a list of words, sent as the constant DOCKER_CMD.
     :param image: sent as the constants DOCKER_REPO, DOCKER_TAG and DOCKER_SRV.
     :param instance_count: number of instances, with the ids 0 to n-1; default: 1.
     :param ranges: the instance ids, such as "0-2,5", in place of ``instance_count``.
@@ -466,7 +459,7 @@ class TaskSpec(_Spec):
         "qarnotpool": "It is called 'pool' here.",
     }
 
-    command: str | None = field(default=None, metadata=at(None, text(minimum=1)))
+    command: str | None = field(default=None, metadata=at(None, command_line))
     pool: str | None = field(default=None, metadata=at("poolUuid", text(minimum=1)))
     job: str | None = field(default=None, metadata=at("jobUuid", uuid_text))
     ranges: str | None = field(default=None, metadata=at("advancedRanges", _ranges))

@@ -155,7 +155,7 @@ class TaskResource(Resource[TaskSpec, Task]):
         return self._again("recover", ref, overrides)
 
     def _again(self, verb: str, ref: str, overrides: Mapping[str, Any]) -> str:
-        return self._make(self._path(ref, verb), self.spec.encode_fields(overrides), ref=ref)
+        return self._make(self._path(ref, verb), overrides, ref=ref)
 
     def snapshot(
         self,

@@ -17,6 +17,7 @@ import copy
 import logging
 import os
 import random
+import re
 import threading
 import time
 import weakref
@@ -38,7 +39,7 @@ from airflow_qarnot_pool.api.errors import (
     QarnotUnavailableError,
 )
 from airflow_qarnot_pool.api.fields import SECRET, find_secrets
-from airflow_qarnot_pool.api.limits import parse_json, strip_login
+from airflow_qarnot_pool.api.limits import parse_json
 from airflow_qarnot_pool.api.responses import (
     TRANSIENT,
     UNTOUCHED,
@@ -59,6 +60,7 @@ DEFAULT_DEADLINE = 120.0
 DEFAULT_RETRIES = 6
 MAX_WAIT = 20.0
 
+_AUTHORITY = re.compile(r"([^:/]+://)[^/]*@")
 #: Ends of the paths of POST requests that change nothing.
 _READING = ("/search", "/paginate")
 
@@ -547,6 +549,12 @@ class Transport:
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
         return other
+
+
+def strip_login(url: str) -> str:
+    """Return *url* without the user and password before its host."""
+    authority = _AUTHORITY.match(url)
+    return authority[1] + url[authority.end() :] if authority else url
 
 
 def _is_web_address(url: Any) -> bool:

@@ -60,6 +60,7 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
     """Run a Python function on a node. Its result is the XCom. See :func:`qarnot_task`."""
 
     custom_operator_name = "@task.qarnot"
+    returns_output = True  # or a bucket has it
     rejected_parameters: ClassVar[Mapping[str, str]] = REJECTED
     template_fields: tuple[str, ...] = (
         *(field for field in QarnotRunTaskOperator.template_fields if field != "command"),
@@ -254,10 +255,6 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
         return spec
 
     # --- read the result
-
-    @property
-    def _is_recordable(self) -> bool:
-        return False  # the result is in the output of the Qarnot task, or in a bucket
 
     def _output(self, task: Task) -> payload.ReportFinder:
         """Read all of standard output, and return the finder of its report."""

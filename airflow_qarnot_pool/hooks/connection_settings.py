@@ -17,7 +17,7 @@ from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
 from airflow_qarnot_pool.api.fields import Refusal, integer, number
 from airflow_qarnot_pool.hooks.address import PROXIES, Refuse, parse_base_url
 from airflow_qarnot_pool.hooks.connection_form import DEFAULT_API_URL, FIELDS
-from airflow_qarnot_pool.parameters.configuration import LONGEST, default_poll_interval, poll_seconds
+from airflow_qarnot_pool.parameters.configuration import default_poll_interval, poll_seconds
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection
@@ -37,6 +37,18 @@ OPTIONS = ("namespace", "console_url", "reference_datacenter")
 #: Maximum seconds of a timeout, because sockets have a limit.
 MAX_TIMEOUT = 86400
 
+#: Fields that are addresses, with the rules of :func:`parse_base_url` for each.
+_ADDRESSES: Mapping[str, Mapping[str, Any]] = {
+    "storage_url": {"example": "https://storage.qarnot.com"},
+    "proxy": {
+        "example": "http://proxy.example:3128",
+        "schemes": PROXIES,
+        "default": "http",
+        "login": "kept",
+    },
+    "console_url": {"example": DEFAULT_CONSOLE_URL, "fragment": True},
+}
+
 _timeout = number(0.1, MAX_TIMEOUT)
 _retries = integer(0)
 
@@ -55,8 +67,8 @@ class ConnectionSettings:
     proxy: str | None = field(default=None, repr=False)
     timeout: float = 30.0
     retries: int = 6
-    #: Seconds between two polls of a wait.
-    poll_interval: float = LONGEST
+    #: ``poll_interval`` of the connection, in seconds. None for the option of the ``[qarnot]`` section.
+    own_poll_interval: float | None = None
     console_url: str = DEFAULT_CONSOLE_URL
     #: Data centre that carbon savings are compared with. None for Qarnot's choice.
     reference_datacenter: str | None = None
@@ -84,8 +96,17 @@ class ConnectionSettings:
                 "password", f"has no API token. Put the token of the Qarnot account there.{uri_hint}"
             )
         namespace = _namespace(extra)
+        addresses = {name: extra.text(name) for name in _ADDRESSES}
         return cls(
             conn_id=conn_id,
+            token=(connection.password or "").strip(),
+            namespace=namespace or DEFAULT_NAMESPACE,
+            namespace_is_explicit=bool(namespace),
+            verify=extra.text("ca_bundle") or extra.converted("verify", _flag, True),
+            timeout=extra.converted("timeout", _timeout, 30.0),
+            retries=extra.converted("retries", _retries, 6),
+            own_poll_interval=extra.converted("poll_interval", poll_seconds, None),
+            reference_datacenter=extra.text("reference_datacenter"),
             # A login cannot be sent, because the token uses its header.
             url=parse_base_url(
                 connection.host or DEFAULT_API_URL,
@@ -95,20 +116,20 @@ class ConnectionSettings:
                 example=DEFAULT_API_URL,
                 login="dropped",
             ),
-            token=(connection.password or "").strip(),
-            storage_url=extra.url("storage_url", "https://storage.qarnot.com"),
-            namespace=namespace or DEFAULT_NAMESPACE,
-            namespace_is_explicit=bool(namespace),
-            verify=extra.text("ca_bundle") or extra.converted("verify", _flag, True),
-            proxy=extra.url(
-                "proxy", "http://proxy.example:3128", schemes=PROXIES, default="http", login="kept"
-            ),
-            timeout=extra.converted("timeout", _timeout, 30.0),
-            retries=extra.converted("retries", _retries, 6),
-            poll_interval=extra.converted("poll_interval", poll_seconds, None) or default_poll_interval(),
-            console_url=extra.url("console_url", DEFAULT_CONSOLE_URL, fragment=True) or DEFAULT_CONSOLE_URL,
-            reference_datacenter=extra.text("reference_datacenter"),
+            **{
+                name: parse_base_url(text, refuse=extra.refused, field=name, **_ADDRESSES[name])
+                for name, text in addresses.items()
+                if text is not None
+            },
         )
+
+    @property
+    def poll_interval(self) -> float:
+        """Seconds between two polls of a wait.
+
+        :raises QarnotInvalidSpecError: the option of the ``[qarnot]`` section is invalid.
+        """
+        return self.own_poll_interval or default_poll_interval()
 
     @property
     def risks(self) -> tuple[str, ...]:
@@ -210,11 +231,6 @@ class Extra:
             return convert(self._values[name])
         except Refusal as refusal:
             raise self._refuse(name, f"{refusal.problem}. {refusal.remedy}") from None
-
-    def url(self, name: str, example: str, **rules: Any) -> str | None:
-        """Return a validated URL, or None if it is not set."""
-        text = self.text(name)
-        return text and parse_base_url(text, refuse=self.refused, field=name, example=example, **rules)
 
 
 def _namespace(extra: Extra) -> str | None:

@@ -20,9 +20,8 @@ if TYPE_CHECKING:
 
 def check_conn_id(conn_id: Any) -> None:
     """Reject an empty id, which a template may yield. It does not mean the default connection."""
-    if is_templated(conn_id):
-        return
-    if not isinstance(conn_id, str) or not conn_id.strip():
+    is_text = isinstance(conn_id, str) and conn_id.strip()
+    if not is_text and not is_templated(conn_id):
         raise QarnotInvalidSpecError(
             f"qarnot_conn_id is not the id of a connection, got {conn_id!r}",
             field="qarnot_conn_id",

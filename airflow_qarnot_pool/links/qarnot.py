@@ -63,6 +63,10 @@ LINKS: dict[str, Any] = {"pool": QarnotPoolLink(), "task": QarnotTaskLink()}
 
 def show_link(operator: Any, ti: Any, kind: str, url: str) -> None:
     """Make a link visible now, because Airflow would store it only when the slice ends."""
-    key = LINKS[kind].xcom_key
-    operator.console_links = {**getattr(operator, "console_links", {}), key: url}
-    xcoms.push(ti, key, url)
+    remember_link(operator, kind, url)
+    xcoms.push(ti, LINKS[kind].xcom_key, url)
+
+
+def remember_link(operator: Any, kind: str, url: str) -> None:
+    """Make a link visible when the slice ends."""
+    operator.console_links = {**getattr(operator, "console_links", {}), LINKS[kind].xcom_key: url}

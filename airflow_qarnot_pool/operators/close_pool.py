@@ -18,8 +18,8 @@ from airflow_qarnot_pool.operators.create_pool import QarnotCreatePoolOperator
 from airflow_qarnot_pool.ownership import xcoms
 from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
 from airflow_qarnot_pool.ownership.shared_pool import release
-from airflow_qarnot_pool.parameters.references import as_reference, is_empty, resolve_ref
-from airflow_qarnot_pool.parameters.validation import check_flags
+from airflow_qarnot_pool.parameters.references import as_reference, resolve_ref
+from airflow_qarnot_pool.parameters.validation import check_flags, is_empty
 from airflow_qarnot_pool.waiting.conditions import (
     POOL_CLOSED,
     Condition,

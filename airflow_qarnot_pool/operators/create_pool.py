@@ -22,7 +22,6 @@ from airflow_qarnot_pool.exceptions import QarnotPoolEndedError
 from airflow_qarnot_pool.operators.bases import warm_up as warming
 from airflow_qarnot_pool.operators.bases.cost_limits import (
     COST_LIMIT_FIELDS,
-    CostWatch,
     check_limit_parameters,
 )
 from airflow_qarnot_pool.operators.bases.pool import PoolOperator
@@ -53,7 +52,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from airflow_qarnot_pool.api.specs import PoolSpec, ResourceBucket
-    from airflow_qarnot_pool.ownership.claim import Claim
+    from airflow_qarnot_pool.ownership.claim import Claim, ClaimRequest
     from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
 
 
@@ -215,10 +214,6 @@ class QarnotCreatePoolOperator(PoolOperator):
         return word in _YES
 
     @cached_property
-    def _costs(self) -> CostWatch:
-        return CostWatch(self)
-
-    @cached_property
     def _warm_up(self) -> WarmUp:
         return WarmUp(self)
 
@@ -235,7 +230,8 @@ class QarnotCreatePoolOperator(PoolOperator):
         values = self._given()
         spec, condition = self._spec(values), self._condition(values)
         self._costs.check_can_pay(context, spec, parse_amount("estimated_cost", self.estimated_cost))
-        claimed = self._claim(context, spec)
+        limits = self._costs.parameters
+        claimed = self._claim(context, spec, labels=limits.labels() if limits else {})
         if not self.wait_for_completion or condition is None:
             return claimed.uuid
         with self._closing_on_error():
@@ -249,31 +245,15 @@ class QarnotCreatePoolOperator(PoolOperator):
         """Close a pool that does not become ready: no task will use it, and a failed setup has no teardown."""
         return self._ending_on_error("it did not become ready")
 
-    def _acquire(
-        self, spec: Any, identity: TaskInstanceIdentity, pause: Callable[[float], Any], **options: Any
-    ) -> Claim:
-        from airflow_qarnot_pool.ownership.claim import ClaimRequest
+    def _acquire(self, request: ClaimRequest) -> Claim:
         from airflow_qarnot_pool.ownership.shared_pool import acquire_shared_pool
 
         try:
-            if not identity.shared:
-                return super()._acquire(spec, identity, pause, **options)
-            create = self._room(identity).wrap_create("pool", self._create)
-            request = ClaimRequest(
-                resource=self.client.pools,
-                spec=spec,
-                identity=identity,
-                pause=pause,
-                create=create,
-                **options,
-            )
-            return acquire_shared_pool(self.client, request)
+            if request.identity.shared:
+                return acquire_shared_pool(self.client, request)
+            return super()._acquire(request)
         except QarnotQuotaError as error:
             raise _with_remedies(error) from error
-
-    def _labels(self) -> Mapping[str, str]:
-        limits = self._costs.parameters
-        return limits.labels() if limits else {}
 
     # --- booting its nodes
 

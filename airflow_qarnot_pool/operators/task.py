@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 
 from airflow_qarnot_pool.api import states
 from airflow_qarnot_pool.api.errors import (
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
 
     from airflow_qarnot_pool.api.models import Task
     from airflow_qarnot_pool.api.specs import TaskSpec
-    from airflow_qarnot_pool.ownership.claim import Claim
     from airflow_qarnot_pool.triggers.base import QarnotTrigger
     from airflow_qarnot_pool.waiting.conditions import WaitResult
 
@@ -80,6 +79,8 @@ class QarnotRunTaskOperator(TaskOperator):
     """
 
     uuid_key = TASK_KEY
+    #: Whether the result comes from the Qarnot task. Otherwise a record of its end is enough once it is deleted.
+    returns_output: ClassVar[bool] = False
     operator_extra_links = (LINKS["task"], LINKS["pool"])
     spec_fields = (*COMMON_FIELDS, "command", "instance_count")
     template_fields = (*TaskOperator.template_fields, "command", "instance_count")
@@ -97,6 +98,8 @@ class QarnotRunTaskOperator(TaskOperator):
         self.command = command
         self.instance_count = instance_count
         self.log_output = log_output
+        if not log_output and not self.returns_output:
+            self._labels[RECORDABLE_LABEL] = "true"
         self._filled += has_values(self, ("command", "instance_count"))
         self._position: Offset | None = None
         if log_output not in (True, False, "live"):
@@ -138,9 +141,19 @@ class QarnotRunTaskOperator(TaskOperator):
     ) -> Any:
         """*pool* took the place of the one that was given, which was closed under *moved* submissions of this try."""
         spec = self._spec(self._given_now(), pool or self._pool_uuid())
-        if spec.pool:
-            self._show_link(context, "pool", spec.pool)
-        claimed = self._claim_task(context, spec, look=resubmitted or moved > 0)
+        for _ in range(MAX_GENERATIONS):
+            try:
+                look = resubmitted or moved > 0
+                claimed = self._claim(
+                    context, spec, labels=self._labels, refine=without_succeeded, lookup_first=look
+                )
+                break
+            except QarnotRefusedError as error:
+                spec = self._on_next_pool(context, spec, error)
+        else:
+            raise self._closed_too_often(spec.pool)
+        # One that was taken over may be on the pool of an earlier try.
+        self._stays_on(getattr(claimed.existing, "pool", None) or spec.pool)
         if not self.wait_for_completion:
             return {"uuid": claimed.uuid, "name": spec.name, "pool": spec.pool}
         resume_state = {"decision": str(claimed.decision), "resubmitted": resubmitted, "moved": moved}
@@ -165,24 +178,17 @@ class QarnotRunTaskOperator(TaskOperator):
         """Remember the pool of the awaited Qarnot task."""
         self._pools_of_tasks = (pool,) if pool else ()
 
-    def _claim_task(self, context: Context, spec: TaskSpec, look: bool) -> Claim:
-        for _ in range(MAX_GENERATIONS):
-            try:
-                claimed = self._claim(context, spec, refine=without_succeeded, lookup_first=look)
-                # One that was taken over may be on the pool of an earlier try.
-                self._stays_on(getattr(claimed.existing, "pool", None) or spec.pool)
-                return claimed
-            except QarnotRefusedError as error:
-                if not spec.pool:
-                    raise
-                self._costs.raise_if_over(cause=error)
-                # The server's sentence need not name the pool, and a closed one is the usual reason.
-                pool = self._next_pool(context, spec.pool)
-                if pool is None:
-                    self._explain_refusal(spec.pool, error)
-                    raise
-                spec = replace(spec, pool=pool)
-        raise self._closed_too_often(spec.pool)
+    def _on_next_pool(self, context: Context, spec: TaskSpec, error: QarnotRefusedError) -> TaskSpec:
+        """Return *spec* for the pool that replaces a shared one that was closed. Raise *error* if there is none."""
+        if not spec.pool:
+            raise error
+        self._costs.raise_if_over(cause=error)
+        # The server's sentence need not name the pool, and a closed one is the usual reason.
+        pool = self._next_pool(context, spec.pool)
+        if pool is None:
+            self._explain_refusal(spec.pool, error)
+            raise error
+        return replace(spec, pool=pool)
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> Any:
         """Return the result of the Qarnot task that ended, or raise what became of it."""
@@ -192,14 +198,6 @@ class QarnotRunTaskOperator(TaskOperator):
     def _prepare_to_resume(self, context: Context, outcome: WaitResult) -> None:
         self._mask_secrets()
         super()._prepare_to_resume(context, outcome)
-
-    def _labels(self) -> dict[str, str]:
-        return {**super()._labels(), **({RECORDABLE_LABEL: "true"} if self._is_recordable else {})}
-
-    @property
-    def _is_recordable(self) -> bool:
-        """Whether a record of its end is enough, once its Qarnot task is deleted: there is no output to log."""
-        return not self.log_output
 
     def _ended(self, context: Context, outcome: WaitResult) -> tuple[Task, bool]:
         """Return the Qarnot task whose wait has ended, and whether it is deleted and comes from its record."""

@@ -60,7 +60,6 @@ from airflow_qarnot_pool.parameters.templating import (
 )
 from airflow_qarnot_pool.parameters.validation import (
     has_values,
-    join_command,
     parse_rendered,
     reject_empty,
 )
@@ -256,8 +255,6 @@ class QarnotRunTasksOperator(TaskOperator):
         return specs
 
     def _merged(self, values: Mapping[str, Any], own: dict[str, Any], index: int) -> dict[str, Any]:
-        if "command" in own:
-            own["command"] = join_command(own["command"])
         if not own.get("command") and "DOCKER_CMD" not in (own.get("constants") or {}):
             near = get_close_matches("command", own, 1)
             raise QarnotInvalidSpecError(
@@ -638,19 +635,16 @@ class QarnotRunTasksOperator(TaskOperator):
         identity: TaskInstanceIdentity,
     ) -> _SubmitResult:
         """Submit these, and make room for them under a full quota as long as that succeeds."""
-        from airflow_qarnot_pool.ownership.claim import Decision, with_identity
-        from airflow_qarnot_pool.ownership.quota import MAX_CREATE_ATTEMPTS
+        from airflow_qarnot_pool.ownership.claim import MAX_CREATE_ATTEMPTS, Decision, with_identity
         from airflow_qarnot_pool.ownership.records import specs_digest
 
         assert self._work is not None
         sent = _SubmitResult()
-        labels = {**self._labels(), SPECS_LABEL: specs_digest(fingerprints)}
+        labels = {**self._labels, SPECS_LABEL: specs_digest(fingerprints)}
 
         def stamped(one: Submission) -> TaskSpec:
-            spec = with_identity(
-                specs[one.index], identity.for_item(one.index), one.generation, fingerprints[one.index]
-            )
-            made: TaskSpec = spec.with_values(labels={**spec.labels, **labels})
+            spec, item = specs[one.index], identity.for_item(one.index)
+            made: TaskSpec = with_identity(spec, item, one.generation, fingerprints[one.index], labels)
             return made
 
         todo, in_vain = list(wanted), 0
@@ -667,9 +661,8 @@ class QarnotRunTasksOperator(TaskOperator):
             self._met_quota = True
             accepted = len(sent.done) - before
             in_vain = 0 if accepted else in_vain + 1
-            room = self._room(identity)
-            helps = in_vain <= MAX_CREATE_ATTEMPTS and room.is_about_count("task", sent.full)
-            places = room.make_room("task", len(todo)) if helps else 0
+            helps = in_vain <= MAX_CREATE_ATTEMPTS
+            places = self._room(identity).make_room("task", sent.full, len(todo)) if helps else 0
             # A server may refuse a whole list that is longer than the room there is.
             self._chunk = min(places or accepted or 1, CHUNK)
             if not places:

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from airflow_qarnot_pool.api.errors import (
     QarnotNameTakenError,
     QarnotNotFoundError,
     QarnotProtocolError,
+    QarnotQuotaError,
     QarnotRefusedError,
     QarnotUnavailableError,
 )
@@ -36,10 +37,10 @@ from airflow_qarnot_pool.ownership.decisions import (
     plan_claim,
 )
 from airflow_qarnot_pool.ownership.identity import (
+    LABEL_PREFIX,
     OWNER_TAG,
     TRY_TAG,
     TaskInstanceIdentity,
-    foreign_labels,
     is_ending,
 )
 from airflow_qarnot_pool.ownership.termination import MAX_WORKERS, end
@@ -72,6 +73,8 @@ FINGERPRINT_EXCLUDES = ("pool",)
 #: Maximum number of create requests and adoptions of one claim. Each of them may end in a new lookup, but the last one
 #: returns or raises.
 MAX_ATTEMPTS = 6
+#: Maximum number of attempts after room was made, because another process may use the room first.
+MAX_CREATE_ATTEMPTS = 3
 #: Maximum number of tags that Qarnot accepts on one object.
 MAX_TAGS = 10
 
@@ -110,7 +113,9 @@ class ClaimRequest:
     :param refine: makes the spec of a later generation, from the spec and the earlier objects of this lineage.
     :param pause: waits for a number of seconds between two attempts. It may return early.
     :param lookup_first: look for existing objects on a first try, too, because this try has already created one.
+    :param labels: labels of the object besides those of the spec and of the identity.
     :param create: creates an object from the labelled spec, and returns its uuid. Default: one request.
+    :param make_room: makes room under a full quota, and returns how many more objects fit.
     :param fingerprint: fingerprint to use if it covers more than *spec*.
     :param recorded: returns the deleted objects of the owner (see :mod:`airflow_qarnot_pool.ownership.records`).
     """
@@ -121,12 +126,11 @@ class ClaimRequest:
     refine: Callable[[Any, Iterable[Any]], Any] | None = None
     pause: Callable[[float], Any] = time.sleep
     lookup_first: bool = False
+    labels: Mapping[str, str] = field(default_factory=dict)
     create: Callable[[Any], str] | None = None
+    make_room: Callable[[QarnotQuotaError], int] | None = None
     fingerprint: str = ""
     recorded: ReadRecords | None = None
-
-    def __post_init__(self) -> None:
-        self.fingerprint = self.fingerprint or self.spec.fingerprint(exclude=FINGERPRINT_EXCLUDES)
 
 
 def claim(request: ClaimRequest) -> Claim:
@@ -142,7 +146,7 @@ def claim(request: ClaimRequest) -> Claim:
         raised if the server accepts no requests for minutes.
     :raises QarnotError: the server has refused the spec.
     """
-    if clash := foreign_labels(request.spec.labels):
+    if clash := [name for name in request.spec.labels or () if name.startswith(LABEL_PREFIX)]:
         raise QarnotInvalidSpecError(
             f"labels may not start with 'airflow.', which this provider uses: {', '.join(clash)}",
             field="labels",
@@ -153,7 +157,7 @@ def claim(request: ClaimRequest) -> Claim:
         step = next_step(
             request.identity,
             map(RemoteSnapshot.of, attempts.existing.values()),
-            request.fingerprint,
+            attempts.fingerprint,
             attempts.state,
             DEFAULT_DEADLINE,
         )
@@ -179,6 +183,9 @@ class _Attempts:
     def __init__(self, request: ClaimRequest) -> None:
         self._request = request
         self._resource, self._identity = request.resource, request.identity
+        self.fingerprint = request.fingerprint or request.spec.fingerprint(exclude=FINGERPRINT_EXCLUDES)
+        #: Number of times that a full quota has refused the object.
+        self._refusals = 0
         self.existing: dict[str, Pool | Task] = {}
         self.state = ClaimState(may_have_double=bool(request.identity.shared))
         if request.lookup_first or request.identity.has_history:
@@ -213,12 +220,18 @@ class _Attempts:
         if step.delay:
             self._request.pause(step.delay)
             self.state.retry_after = 0.0
-        create = self._request.create or self._resource.create_once
-        fingerprint = self._request.fingerprint
-        spec = with_identity(self._refined_spec(), self._identity, step.generation, fingerprint)
+        create, labels = self._request.create or self._resource.create_once, self._request.labels
+        self._refusals = 0
+        spec = with_identity(self._refined_spec(), self._identity, step.generation, self.fingerprint, labels)
         name: str = spec.shortname
         try:
-            uuid = create(spec)
+            uuid = None
+            while uuid is None:
+                try:
+                    uuid = create(spec)
+                except QarnotQuotaError as error:
+                    if not self._has_made_room(error):
+                        raise
         except QarnotNameTakenError:
             if attempt == MAX_ATTEMPTS:
                 raise
@@ -237,6 +250,12 @@ class _Attempts:
             return self._keep_oldest(uuid)
         return Claim(uuid=uuid, decision=Decision.FRESH_SUBMIT, generation=step.generation)
 
+    def _has_made_room(self, error: QarnotQuotaError) -> bool:
+        """Make room under the full quota, and return whether to try again."""
+        self._refusals += 1
+        make_room = self._request.make_room
+        return make_room is not None and self._refusals <= MAX_CREATE_ATTEMPTS and make_room(error) > 0
+
     def _refined_spec(self) -> Any:
         request = self._request
         if request.refine is None or not self.existing:
@@ -244,7 +263,7 @@ class _Attempts:
         earlier = [
             remote
             for remote in self.existing.values()
-            if RemoteSnapshot.of(remote).is_of(self._identity, request.fingerprint)
+            if RemoteSnapshot.of(remote).is_of(self._identity, self.fingerprint)
         ]
         return request.refine(request.spec, earlier)
 
@@ -300,9 +319,7 @@ class _Attempts:
     def _keep_oldest(self, created: str) -> Claim:
         """Keep the oldest object, as an unanswered request or another run may have created a second one."""
         self._lookup()
-        plan = plan_claim(
-            self._identity, map(RemoteSnapshot.of, self.existing.values()), self._request.fingerprint
-        )
+        plan = plan_claim(self._identity, map(RemoteSnapshot.of, self.existing.values()), self.fingerprint)
         kept = plan.use.uuid if plan.use else created
         for uuid in plan.end:
             log.warning("Ending %s %s, a double of %s", NOUNS[self._resource.kind], uuid, kept)
@@ -314,12 +331,21 @@ class _Attempts:
         return self._claim_existing(plan.use)
 
 
-def with_identity(spec: Any, identity: TaskInstanceIdentity, generation: int, fingerprint: str) -> Any:
-    """Return *spec* with the shortname, tags, labels and time to live that make the object ours."""
+def with_identity(
+    spec: Any,
+    identity: TaskInstanceIdentity,
+    generation: int,
+    fingerprint: str,
+    labels: Mapping[str, str],
+) -> Any:
+    """Return *spec* with the shortname, tags, labels and time to live that make the object ours.
+
+    :param labels: other labels of ours.
+    """
     return spec.with_values(
         shortname=identity.shortname(generation),
         tags=(*identity.tags(), *(spec.tags or ())),
-        labels={**(spec.labels or {}), **identity.labels(generation, fingerprint)},
+        labels={**(spec.labels or {}), **identity.labels(generation, fingerprint), **labels},
         completion_ttl=TIME_TO_LIVE if spec.completion_ttl is None else spec.completion_ttl,
     )
 

@@ -269,10 +269,10 @@ def next_step(
         return Use(snapshot=use, end=plan.end)
     if state.lost_response is not None and state.retry_after > max_delay:
         return Fail(error=state.lost_response, end=plan.end)
-    name = identity.shortname(plan.generation)
-    is_known = name == state.checked_name or name in {snapshot.shortname for snapshot in snapshots}
-    if state.may_be_named and not is_known:
-        return FindByName(name=name, end=plan.end)
+    if state.may_be_named:
+        name = identity.shortname(plan.generation)
+        if name not in {state.checked_name, *(snapshot.shortname for snapshot in snapshots)}:
+            return FindByName(name=name, end=plan.end)
     return Create(generation=plan.generation, end=plan.end, delay=state.retry_after)
 
 

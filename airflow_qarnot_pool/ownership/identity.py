@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -236,11 +236,6 @@ def is_ours(remote: Pool | Task, namespace: str) -> bool:
         and label(remote.labels, "format") is not None
         and label(remote.labels, "namespace") == namespace
     )
-
-
-def foreign_labels(user_labels: Mapping[str, str] | None) -> Sequence[str]:
-    """Return the labels of the user that would collide with ours."""
-    return [name for name in user_labels or {} if name.startswith(LABEL_PREFIX)]
 
 
 class RunKey(NamedTuple):

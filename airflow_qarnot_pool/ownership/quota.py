@@ -58,8 +58,6 @@ FINISHED_RUN_STATES = frozenset({"success", "failed"})
 UNKNOWN_STATE = "unknown"
 #: Share of a quota above which the reaper deletes finished objects, and the share that it keeps.
 TIDY_FROM, TIDY_TO = 0.8, 0.6
-#: Maximum number of attempts after room was made, because another process may use the room first.
-MAX_CREATE_ATTEMPTS = 3
 #: Number of objects in one page of a search.
 _PAGE_SIZE = 100
 #: Maximum number of pages of a search, because an account may have any number of finished objects.
@@ -261,30 +259,15 @@ class QuotaRoom:
         self.identity = identity
         self._airflow = airflow
 
-    def wrap_create(self, kind: Kind, create: Callable[[Any], str]) -> Callable[[Any], str]:
-        """Return a function like *create* that makes room and tries again if the quota of *kind* is full."""
-
-        def create_with_room(spec: Any) -> str:
-            for _ in range(MAX_CREATE_ATTEMPTS):
-                try:
-                    return create(spec)
-                except QarnotQuotaError as error:
-                    if not self.is_about_count(kind, error) or not self.make_room(kind):
-                        raise
-            return create(spec)
-
-        return create_with_room
-
-    @staticmethod
-    def is_about_count(kind: Kind, error: QarnotQuotaError) -> bool:
-        """Return whether the refusal may be about the number of objects of *kind*."""
-        return error.quota in (None, f"{kind}s")
-
-    def make_room(self, kind: Kind, need: int = 1) -> int:
+    def make_room(self, kind: Kind, refusal: QarnotQuotaError, need: int = 1) -> int:
         """Delete finished objects until *need* more fit, and return how many more fit; 0 if none.
 
         An error of Qarnot only means that no room was made.
+
+        :param refusal: may be about another quota than the number of objects of *kind*. Then no room is made.
         """
+        if refusal.quota not in (None, f"{kind}s"):
+            return 0
         try:
             account = self.client.account.info()
             if not is_full(account, kind) or is_busy(account, kind):

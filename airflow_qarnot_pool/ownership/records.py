@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from airflow_qarnot_pool.api.durations import format_span
 from airflow_qarnot_pool.api.errors import QarnotNameTakenError, QarnotNotFoundError
+from airflow_qarnot_pool.api.fields import span
 from airflow_qarnot_pool.api.limits import parse_json
 from airflow_qarnot_pool.api.models import Task
 from airflow_qarnot_pool.api.ranges import format_ranges, parse_ranges
@@ -259,7 +259,7 @@ def _reduced(task: Task) -> dict[str, Any]:
         },
         "creationDate": _stamp(task.creation_date),
         "endDate": _stamp(task.end_date),
-        "wallTime": format_span(task.wall_time) if task.wall_time else None,
+        "wallTime": span(task.wall_time) if task.wall_time else None,
         "status": {
             "executionTimeSec": task.executed_seconds,
             "succeededRange": format_ranges(task.succeeded_instances),

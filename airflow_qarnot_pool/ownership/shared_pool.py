@@ -203,11 +203,9 @@ def acquire_shared_pool(client: QarnotClient, request: ClaimRequest) -> Claim:
     :raises QarnotSpecMismatchError: the live pool was created from another spec.
     """
     fields = request.spec.fingerprint_fields()
-    create = request.create or client.pools.create_once
-    packed = _packed(fields)
     request = replace(
         request,
-        create=lambda stamped: create(_with_label(stamped, packed)),
+        labels={**request.labels, FIELDS_LABEL: _packed(fields)},
         fingerprint=request.spec.fingerprint(),
     )
     return _acquire(client, request, fields, opened_by=request.identity.task_id)
@@ -229,14 +227,17 @@ def open_replacement(
         return None
     name = label(closed.labels, "shared") or ""
     shared_identity = _shared_identity(identity, name)
+    labels = {FIELDS_LABEL: closed.labels.get(FIELDS_LABEL, "")}
+    if limit := closed.labels.get(MAX_COST_LABEL):
+        labels[MAX_COST_LABEL] = limit
     request = ClaimRequest(
         resource=client.pools,
         spec=_user_spec(closed, name),
         identity=shared_identity,
         pause=pause,
-        create=QuotaRoom(client, identity.namespace, shared_identity).wrap_create(
-            "pool", partial(_clone, client, closed)
-        ),
+        labels=labels,
+        create=partial(_clone, client, closed),
+        make_room=partial(QuotaRoom(client, identity.namespace, shared_identity).make_room, "pool"),
         fingerprint=label(closed.labels, "spec") or "",
     )
     fields = _unpacked(closed.labels.get(FIELDS_LABEL, ""))
@@ -264,9 +265,6 @@ def _user_spec(pool: Pool, name: str) -> PoolSpec:
 
 def _clone(client: QarnotClient, pool: Pool, stamped: PoolSpec) -> str:
     """Create a pool like *pool*, with the name, tags and labels of *stamped*."""
-    stamped = _with_label(stamped, pool.labels.get(FIELDS_LABEL, ""))
-    if limit := pool.labels.get(MAX_COST_LABEL):
-        stamped = stamped.with_values(labels={**stamped.labels, MAX_COST_LABEL: limit})
     own = ("name", "shortname", "tags", "labels", "completion_ttl")
     return client.pools.clone_once(pool.uuid, **{field: getattr(stamped, field) for field in own})
 
@@ -321,10 +319,6 @@ def _refuse_mismatch(existing: Any, name: str, fields: Mapping[str, str], finger
         kind="pool",
         ref=existing.uuid,
     )
-
-
-def _with_label(spec: PoolSpec, packed: str) -> PoolSpec:
-    return spec.with_values(labels={**spec.labels, FIELDS_LABEL: packed})
 
 
 def _packed(fields: Mapping[str, str]) -> str:

@@ -10,7 +10,7 @@ from uuid import UUID
 from airflow.sdk import XComArg
 
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
-from airflow_qarnot_pool.parameters.templating import is_templated
+from airflow_qarnot_pool.parameters.templating import EMPTY_WORDS, is_templated
 
 #: XCom key of the result of an Airflow task.
 XCOM_RETURN_KEY = "return_value"
@@ -69,11 +69,6 @@ def _pushes(operator: Any) -> bool:
     )
 
 
-def is_empty(value: Any) -> bool:
-    """Return whether a resolved reference is empty, because its task or template yielded nothing."""
-    return value is None or (isinstance(value, str) and value.strip() in ("", "None"))
-
-
 def reject_none(value: Any, parameter: str, operator: Any) -> None:
     """Reject None, unless *operator* is in a group that sets the parameter later.
 
@@ -94,7 +89,7 @@ def resolve_ref(value: Any, parameter: str) -> str:
     ref = value.get("uuid") if isinstance(value, Mapping) else value
     if isinstance(ref, (int, UUID)) and not isinstance(ref, bool):
         ref = str(ref)  # A shortname may be a number.
-    if not isinstance(ref, str) or is_empty(ref):
+    if not isinstance(ref, str) or ref.strip() in EMPTY_WORDS:
         raise _no_reference(value, parameter)
     return ref.strip()
 

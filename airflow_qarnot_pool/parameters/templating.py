@@ -20,6 +20,8 @@ def is_templated(value: Any) -> bool:
     return hasattr(value, "resolve") or hasattr(value, "iter_references")
 
 
+#: Text that a template renders when it yields nothing, without the spaces around it.
+EMPTY_WORDS = ("", "None")
 #: Replaces text that is known at run time only.
 PLACEHOLDER = "known-at-run-time"
 #: Replacements for templated fields that other fields need. When the DAG is parsed, only their presence is known.

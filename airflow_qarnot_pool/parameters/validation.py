@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from configparser import ConfigParser
-from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
 from airflow_qarnot_pool.api.fields import Refusal, duration, parse_literal, short_repr
-from airflow_qarnot_pool.parameters.references import is_empty
-from airflow_qarnot_pool.parameters.templating import is_templated, known_at_parse_time, reveal_secrets
+from airflow_qarnot_pool.parameters.templating import (
+    EMPTY_WORDS,
+    is_templated,
+    known_at_parse_time,
+    reveal_secrets,
+)
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
@@ -37,17 +39,16 @@ def spec_values(
     :param parsing: return the values that are known when the DAG is parsed.
     :raises QarnotInvalidSpecError: a field is in both.
     """
-    values: dict[str, Any] = reveal_secrets(
-        {name: getattr(operator, name) for name in names if getattr(operator, name) not in (None, "")}
-    )
+    values = {name: value for name in names if (value := getattr(operator, name)) not in (None, "")}
     fields = {} if spec_name is None else spec_fields(operator, spec_name, parsing=parsing)
-    for name, value in reveal_secrets(fields).items():
+    for name, value in fields.items():
         if name in values:
             raise QarnotInvalidSpecError(
                 f"{name} is given as a parameter and in {spec_name}", field=name, remedy="Keep one of them."
             )
         values[name] = value
-    return known_at_parse_time(values) if parsing else values
+    revealed: dict[str, Any] = reveal_secrets(values)
+    return known_at_parse_time(revealed) if parsing else revealed
 
 
 def spec_fields(operator: Any, spec_name: str, *, parsing: bool) -> dict[str, Any]:
@@ -76,8 +77,10 @@ def fields_by_our_names(given: Any, spec_name: str) -> dict[str, Any]:
     from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
 
     spec = PoolSpec if spec_name == "pool_spec" else TaskSpec
-    with _naming_parameters(spec):
+    try:
         return spec.by_our_names(given)
+    except QarnotInvalidSpecError as error:
+        raise _naming_parameter(error, spec) from None
 
 
 def scales(pool_spec: Any) -> bool:
@@ -105,6 +108,11 @@ def has_values(operator: Any, names: Iterable[str], spec_name: str | None = None
         *(name for name in names if getattr(operator, name) is not None),
         *(f"{spec_name}.{field}" for field in fields),
     )
+
+
+def is_empty(value: Any) -> bool:
+    """Return whether a rendered value is empty, because its task or template yielded nothing."""
+    return value is None or (isinstance(value, str) and value.strip() in EMPTY_WORDS)
 
 
 def reject_empty(operator: Any, names: Iterable[str]) -> None:
@@ -218,8 +226,10 @@ def make_task_spec(values: Mapping[str, Any]) -> TaskSpec:
 def _made(spec: type[SpecT], values: Mapping[str, Any]) -> SpecT:
     from airflow_qarnot_pool.api.specs import MAX_TAGS, MAX_USER_TAGS, OUR_TAGS
 
-    with _naming_parameters(spec):
+    try:
         made = spec.from_mapping(values)
+    except QarnotInvalidSpecError as error:
+        raise _naming_parameter(error, spec) from None
     if len(made.tags) > MAX_USER_TAGS:
         raise QarnotInvalidSpecError(
             f"tags has too many entries, got {len(made.tags)}",
@@ -229,16 +239,7 @@ def _made(spec: type[SpecT], values: Mapping[str, Any]) -> SpecT:
     return made
 
 
-@contextmanager
-def _naming_parameters(spec: type[PoolSpec | TaskSpec]) -> Iterator[None]:
-    """Start the message of an error with the field, because the author of the DAG wrote no class."""
-    try:
-        yield
-    except QarnotInvalidSpecError as error:
-        message = error.message.removeprefix(f"{spec.__name__}.")
-        raise QarnotInvalidSpecError(message, field=error.field, remedy=error.remedy) from None
-
-
-def join_command(command: Any) -> Any:
-    """Join the words of a command to one text, quoted for a shell."""
-    return shlex.join(map(str, command)) if isinstance(command, (list, tuple)) else command
+def _naming_parameter(error: QarnotInvalidSpecError, spec: type) -> QarnotInvalidSpecError:
+    """Return *error* with a message that starts with the field, because the author of the DAG wrote no class."""
+    message = error.message.removeprefix(f"{spec.__name__}.")
+    return QarnotInvalidSpecError(message, field=error.field, remedy=error.remedy)

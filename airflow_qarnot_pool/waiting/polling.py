@@ -7,7 +7,7 @@ import queue
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -45,6 +45,7 @@ ENDED_LONG_AGO = timedelta(minutes=5)
 CONFIRM_AFTER = (0.5, 1.0)
 
 
+@dataclass(eq=False)
 class KillFlag:
     """A flag that a signal handler sets and the interrupted code waits for.
 
@@ -52,9 +53,8 @@ class KillFlag:
     waits for that lock forever. ``SimpleQueue.put`` may be called at any moment.
     """
 
-    def __init__(self) -> None:
-        self._set = False
-        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
+    _set: bool = False
+    _wake: queue.SimpleQueue[None] = field(default_factory=queue.SimpleQueue)
 
     def set(self) -> None:
         """Set the flag, and wake the waiting code."""

@@ -4,7 +4,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from airflow_qarnot_pool.api.durations import format_span, parse_duration, parse_span, parse_timestamp
+from airflow_qarnot_pool.api.durations import parse_duration, parse_span, parse_timestamp
+from airflow_qarnot_pool.api.fields import span
 
 
 @pytest.mark.parametrize(
@@ -20,7 +21,7 @@ from airflow_qarnot_pool.api.durations import format_span, parse_duration, parse
 )
 def test_spans(text, duration):
     assert parse_span(text) == duration
-    assert parse_span(format_span(duration)) == duration
+    assert parse_span(span(duration)) == duration
 
 
 def test_a_fraction_of_one_digit_is_tenths():

@@ -27,11 +27,11 @@ from airflow_qarnot_pool.api.limits import (
     parse_json,
     parse_number,
     parsing_stored_state,
-    strip_login,
 )
 from airflow_qarnot_pool.api.models import Pool, Task
 from airflow_qarnot_pool.api.ranges import parse_ranges
 from airflow_qarnot_pool.api.responses import retry_after, server_message
+from airflow_qarnot_pool.api.transport import strip_login
 from tests.api.conftest import TOKEN
 from tests.api.stub import Reply
 

@@ -15,10 +15,12 @@ from airflow.sdk import BaseOperator
 from airflow_qarnot_pool import exceptions
 from airflow_qarnot_pool.api.errors import QarnotDeletedError, QarnotError, QarnotQuotaError
 from airflow_qarnot_pool.api.limits import parse_stored_time
+from airflow_qarnot_pool.costs.limits import WARN_AT
 from airflow_qarnot_pool.exceptions import QarnotKilledError, QarnotWaitTimeoutError
 from airflow_qarnot_pool.hooks.qarnot import QarnotHook, check_conn_id
-from airflow_qarnot_pool.links.qarnot import show_link
+from airflow_qarnot_pool.links.qarnot import remember_link, show_link
 from airflow_qarnot_pool.operators.bases import remote_work
+from airflow_qarnot_pool.operators.bases.cost_limits import CostWatch
 from airflow_qarnot_pool.operators.bases.parameters import checked_partial, mapped_count, render
 from airflow_qarnot_pool.operators.bases.remote_work import RemoteWork
 from airflow_qarnot_pool.operators.kill_after_deferral import KillAfterDeferral
@@ -62,8 +64,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from airflow_qarnot_pool.api.client import QarnotClient
-    from airflow_qarnot_pool.operators.bases.cost_limits import CostWatch
-    from airflow_qarnot_pool.ownership.claim import Claim
+    from airflow_qarnot_pool.ownership.claim import Claim, ClaimRequest
     from airflow_qarnot_pool.ownership.quota import QuotaRoom
     from airflow_qarnot_pool.triggers.base import QarnotTrigger
 
@@ -101,6 +102,11 @@ class QarnotOperator(BaseOperator):
     wait_timeout: Duration
     cancel_on_kill: bool
     wait_for_quota: Duration
+    max_cost: float | str | None = None
+    max_run_cost: float | str | None = None
+    cost_warning_threshold: float = WARN_AT
+    #: Parameters that must not be empty when the task runs.
+    _filled: tuple[str, ...] = ()
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Refuse unknown parameters before Airflow asks for the missing one that may be meant."""
@@ -193,12 +199,16 @@ class QarnotOperator(BaseOperator):
         """Store the console link now. Airflow itself stores links only when a slice of the task ends."""
         show_link(self, context["ti"], kind, self.hook.settings.console_link(kind, uuid))
 
-    # --- for the operators that wait to define
+    @cached_property
+    def _costs(self) -> CostWatch:
+        """The watch over the cost limits. It does nothing without one."""
+        return CostWatch(self)
 
     @property
-    def _costs(self) -> CostWatch | None:
-        """Return the watch over the cost limits, if the operator takes any."""
-        return None
+    def _has_cost_limit(self) -> bool:
+        return self.max_cost is not None or self.max_run_cost is not None
+
+    # --- for the operators that wait to define
 
     def _trigger_class(self) -> type[QarnotTrigger]:
         """Return the trigger that waits after a deferral."""
@@ -211,10 +221,6 @@ class QarnotOperator(BaseOperator):
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> Any:
         """Resume with the outcome that the trigger found."""
         raise NotImplementedError
-
-    def _labels(self) -> Mapping[str, str]:
-        """Return labels of the remote object besides those of its identity."""
-        return {}
 
     def _trigger_options(self, uuid: str) -> dict[str, Any]:
         """Return the arguments that only the trigger of this operator takes."""
@@ -253,14 +259,15 @@ class QarnotOperator(BaseOperator):
 
         :param options: of :class:`~airflow_qarnot_pool.ownership.claim.ClaimRequest`.
         """
-        if self._costs is not None:
+        if self._has_cost_limit:
             self._costs.before_create(context, spec)
-        identity = self._identity_of(context)
+        pool: str | None = getattr(spec, "pool", None)
+        resource, identity = self._resource, self._identity_of(context)
         self._work = work = RemoteWork(self.kind, self.hook.settings, identity)
-        if work.killed.is_set():
+        if self._kill_asked:
             raise self._killed()
         try:
-            claimed = self._acquire_with_room(context, spec, work, **options)
+            claimed = self._acquire_with_room(context, work, resource=resource, spec=spec, **options)
             work.uuid, self._quota_deadline, self._refusals = claimed.uuid, None, 0
             count_decision(self.log, self.kind, claimed)
             if work.killed.is_set() and self.cancel_on_kill:
@@ -269,43 +276,59 @@ class QarnotOperator(BaseOperator):
                 raise self._killed()
             xcoms.push(context["ti"], self.uuid_key, claimed.uuid)
             self._show_link(context, self.kind, claimed.uuid)
+            if pool:
+                self._show_link(context, "pool", pool)
         except Exception as error:
+            if pool:
+                remember_link(self, "pool", self.hook.settings.console_link("pool", pool))
             if getattr(error, "ambiguous", work.uuid is not None) and not work.killed.is_set():
                 self._end("it could not be published")
             raise
-        if self._costs is not None:
-            self._costs.after_create(context, spec, claimed.uuid)
+        self._costs.after_create(context, spec, claimed.uuid)
         return claimed
 
-    def _acquire_with_room(self, context: Context, spec: Any, work: RemoteWork, **options: Any) -> Claim:
-        while True:
-            try:
-                return self._acquire(spec, work.identity, work.killed.wait, **options)
-            except QarnotQuotaError as error:
-                self._wait_for_room(context, error, work.killed)
-
-    def _acquire(
-        self, spec: Any, identity: TaskInstanceIdentity, pause: Callable[[float], Any], **options: Any
-    ) -> Claim:
-        """Create the remote object, or find it."""
-        from airflow_qarnot_pool.ownership.claim import ClaimRequest, claim
+    def _acquire_with_room(self, context: Context, work: RemoteWork, spec: Any, **options: Any) -> Claim:
+        from airflow_qarnot_pool.ownership.claim import ClaimRequest
         from airflow_qarnot_pool.ownership.records import recorded_tasks
 
         if self.kind == "task":
-            options["recorded"] = partial(recorded_tasks, self.client, identity)
-        create = self._room(identity).wrap_create(self.kind, self._create)
+            options["recorded"] = partial(recorded_tasks, self.client, work.identity)
+        pool: str | None = getattr(spec, "pool", None)
+        if self._has_cost_limit and pool:
+            options["create"] = self._create_if_payable
         request = ClaimRequest(
-            resource=self._resource, spec=spec, identity=identity, pause=pause, create=create, **options
+            spec=spec,
+            identity=work.identity,
+            pause=work.killed.wait,
+            make_room=self._make_room(work.identity, self.kind),
+            **options,
         )
+        while True:
+            try:
+                return self._acquire(request)
+            except QarnotQuotaError as error:
+                if pool:
+                    self._show_link(context, "pool", pool)
+                self._wait_for_room(context, error, work.killed)
+
+    def _acquire(self, request: ClaimRequest) -> Claim:
+        """Create the remote object, or find it."""
+        from airflow_qarnot_pool.ownership.claim import claim
+
         return claim(request)
 
-    def _create(self, stamped: Any) -> str:
-        if self._costs is not None and getattr(stamped, "pool", None):
-            # Nothing may have watched since the last wait. An object of an earlier try is adopted all the same.
-            self._costs.raise_if_over()
-        labels = {**stamped.labels, **self._labels()}
-        uuid: str = self._resource.create_once(stamped.with_values(labels=labels))
+    def _create_if_payable(self, stamped: Any) -> str:
+        """Check the limits before a submission: nothing may have watched since the last wait.
+
+        An object of an earlier try is adopted all the same.
+        """
+        self._costs.raise_if_over()
+        uuid: str = self._resource.create_once(stamped)
         return uuid
+
+    def _make_room(self, identity: TaskInstanceIdentity, kind: Kind) -> Callable[[QarnotQuotaError], int]:
+        """Return the function that makes room for an object of *kind*."""
+        return lambda refusal: self._room(identity).make_room(kind, refusal)
 
     def _room(self, identity: TaskInstanceIdentity) -> QuotaRoom:
         """Return the means to make room under a full quota of the account."""
@@ -407,8 +430,7 @@ class QarnotOperator(BaseOperator):
         outcome = wait(uuid, condition, deadline, killed, forecast)
         if outcome is None and self.deferrable and not killed.is_set():
             self._defer(uuid, condition.to_kwargs(), deadline, resume_state)
-        if self._costs is not None:
-            self._costs.count_warning()
+        self._costs.count_warning()
         if outcome is None or killed.is_set():
             # The last state may be the work of on_kill, but no abort makes a success.
             outcome = self._success_before_kill(uuid)
@@ -436,7 +458,7 @@ class QarnotOperator(BaseOperator):
                 deadline,
                 killed,
                 self._still_waiting,
-                self._over_limit,
+                self._costs.over_limit,
                 PoolsOfTasks(self.client.pools, self._pools_of_tasks, steady_interval(interval)).why_stranded,
                 forecast,
             )
@@ -465,7 +487,7 @@ class QarnotOperator(BaseOperator):
                 deadline,
                 killed,
                 self._still_waiting,
-                self._over_limit,
+                self._costs.over_limit,
                 forecast=forecast,
                 may_stay=partial(
                     may_keep_worker, self.kind, defer_after=forecast.defer_after if forecast else 0.0
@@ -494,9 +516,6 @@ class QarnotOperator(BaseOperator):
         """Return after how many seconds a newly created object probably ends; None if that is not known."""
         return None
 
-    def _over_limit(self) -> str | None:
-        return None if self._costs is None else self._costs.over_limit()
-
     def _success_before_kill(self, uuid: str) -> WaitResult | None:
         """Return the outcome of a Qarnot task that succeeded before this process was told to stop."""
         if self._work is None or self.kind != "task":
@@ -506,8 +525,7 @@ class QarnotOperator(BaseOperator):
 
     def _after_all(self, outcome: WaitResult) -> WaitResult:
         """Return the outcome after one more poll: the object may have reached its target, or left it."""
-        if self._costs is not None:
-            self._costs.close_if_over(outcome)
+        self._costs.close_if_over(outcome)
         pause = self._work.killed.wait if self._work else time.sleep
         try:
             polled = poll_once_more(self._resource, outcome.uuid, self._awaited(), outcome.state, pause)
@@ -536,7 +554,7 @@ class QarnotOperator(BaseOperator):
             identity=self._work.identity.to_kwargs() if self._work else None,
             cancel_on_kill=self.cancel_on_kill,
             resume_state=resume_state,
-            cost_limit=None if self._costs is None else self._costs.cost_limit,
+            cost_limit=self._costs.cost_limit,
             pools=self._pools_of_tasks,
             **self._trigger_options(uuid),
         )
@@ -556,8 +574,8 @@ class QarnotOperator(BaseOperator):
         """Return the outcome that the trigger found. This may be a new operator in a new process."""
         outcome = WaitResult.from_event(event)
         identity = self._identity_of(context)
-        self._work = work = RemoteWork(self.kind, self.hook.settings, identity, outcome.uuid)
-        if work.killed.is_set():
+        self._work = RemoteWork(self.kind, self.hook.settings, identity, outcome.uuid)
+        if self._kill_asked:
             self._end_killed()
             raise self._killed()
         with self._ending_on_error("the task could not resume"):
@@ -571,8 +589,7 @@ class QarnotOperator(BaseOperator):
         except Exception as error:  # of Airflow's; it stores links once more when the slice ends
             noun = CAPITALIZED_NOUNS[self.kind]
             self.log.warning("The console link of %s %s could not be stored: %s", noun, outcome.uuid, error)
-        if self._costs is not None:
-            self._costs.on_resume(context, outcome.uuid)
+        self._costs.on_resume(context, outcome.uuid)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Resume as Airflow does.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api import states
@@ -20,7 +19,6 @@ from airflow_qarnot_pool.exceptions import QarnotPoolEndedError
 from airflow_qarnot_pool.operators.bases.base import WAIT_FIELDS, QarnotOperator
 from airflow_qarnot_pool.operators.bases.cost_limits import (
     COST_LIMIT_FIELDS,
-    CostWatch,
     accept_limits,
     check_limit_parameters,
 )
@@ -37,7 +35,6 @@ from airflow_qarnot_pool.parameters.validation import (
     Duration,
     check_durations,
     has_values,
-    join_command,
     make_task_spec,
     parse_rendered,
     reject_empty,
@@ -160,26 +157,17 @@ class TaskOperator(QarnotOperator):
         self.registry_conn_id = registry_conn_id
         self.task_spec = hide_secrets(task_spec)
         self._registry: RegistryLogin | None = None
+        #: Labels for the reaper, and for processes that make room under a quota.
+        self._labels: dict[str, str] = {}
+        if not (wait_for_completion and cancel_on_kill):
+            self._labels[DETACHED_LABEL] = "true"
+        if not wait_for_completion:
+            self._labels[UNAWAITED_LABEL] = "true"
         self._filled += has_values(self, FILLED, "task_spec")
-
-    @cached_property
-    def _costs(self) -> CostWatch:
-        return CostWatch(self)
-
-    def _labels(self) -> dict[str, str]:
-        """Return labels for the reaper, and for processes that make room under a quota."""
-        waits = self.wait_for_completion
-        return {
-            **({} if waits and self.cancel_on_kill else {DETACHED_LABEL: "true"}),
-            **({} if waits else {UNAWAITED_LABEL: "true"}),
-        }
 
     def _given(self, *, parsing: bool = False) -> dict[str, Any]:
         """Return the fields of the spec, or those that are known when the DAG is parsed."""
-        values = spec_values(self, self.spec_fields, "task_spec", parsing=parsing)
-        if "command" in values:
-            values["command"] = join_command(values["command"])
-        return values
+        return spec_values(self, self.spec_fields, "task_spec", parsing=parsing)
 
     def _spec(self, values: Mapping[str, Any], pool: str | None) -> TaskSpec:
         spec = make_task_spec({"name": f"{self.dag_id}.{self.task_id}", "pool": pool, **values})
@@ -210,11 +198,12 @@ class TaskOperator(QarnotOperator):
     def _secret_constants(self) -> dict[str, str]:
         from airflow_qarnot_pool.api.fields import is_secret_constant
 
-        spec = parse_rendered(self.task_spec)
-        by_spec = spec.get("constants") if isinstance(spec, Mapping) else None
+        given = [self.constants]
+        if self.task_spec and isinstance(spec := parse_rendered(self.task_spec), Mapping):
+            given.append(spec.get("constants"))
         return {
             str(name): str(value)
-            for constants in (parse_rendered(self.constants), parse_rendered(by_spec))
+            for constants in map(parse_rendered, filter(None, given))
             if isinstance(constants, Mapping)
             for name, value in reveal_secrets(constants).items()
             if value and is_secret_constant(str(name))
@@ -223,8 +212,9 @@ class TaskOperator(QarnotOperator):
     def _given_now(self) -> dict[str, Any]:
         """Return the parameters with everything rendered; :meth:`_spec` adds the registry's login."""
         reject_empty(self, self._filled)
+        values = spec_values(self, self.spec_fields, "task_spec")
         self._mask_secrets()
-        return self._given()
+        return values
 
     def _registry_login(self) -> RegistryLogin:
         from airflow.sdk import BaseHook

@@ -87,9 +87,9 @@ class WarmUp:
         spec = warm_up(request.name, request.pool, request.size, limit)
         identity = self.identity(request.pool, request.condition)
         tasks = operator.client.tasks
-        create = operator._room(identity).wrap_create("task", tasks.create_once)
+        make_room = operator._make_room(identity, "task")
         claim_request = ClaimRequest(
-            resource=tasks, spec=spec, identity=identity, pause=killed.wait, create=create
+            resource=tasks, spec=spec, identity=identity, pause=killed.wait, make_room=make_room
         )
         while True:
             try:
