@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import zipfile
 from datetime import UTC, datetime
@@ -14,7 +15,17 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.distributed import cluster
-from tools import check_wheel, demo, doc_block, figures, matrix, new_user, second_run, worker_growth
+from tools import (
+    check_wheel,
+    count_file_changes,
+    demo,
+    doc_block,
+    figures,
+    matrix,
+    new_user,
+    second_run,
+    worker_growth,
+)
 
 
 def test_a_result_replaces_the_one_before_and_nothing_else(tmp_path: Path) -> None:
@@ -253,3 +264,14 @@ def test_the_demo_splits_the_time_between_two_stages() -> None:
 def _rounded(one: demo.Ending) -> tuple[float | None, ...]:
     parts = (one.seen, one.reported, one.scheduled, one.started, one.next_task)
     return tuple(None if part is None else round(part, 3) for part in parts)
+
+
+def test_a_run_can_be_followed_with_few_changes_of_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From ``execute()`` to its first request. A step that bounces between two modules shows here."""
+    monkeypatch.setenv("AIRFLOW_CONN_QARNOT_DEFAULT", "")  # the program sets it, and pytest restores it
+    count_file_changes.main()
+    found = re.search(r"execute\(\) to POST /tasks: (\d+) changes of file", capsys.readouterr().out)
+    assert found is not None
+    assert 0 < int(found[1]) <= 35

@@ -166,6 +166,10 @@ def short_repr(value: object) -> str:
 class Record:
     """Base of the request dataclasses. Converts and validates on creation, and reads and writes JSON."""
 
+    #: Value of ``type`` in the JSON, by which the API tells classes apart.
+    type_name: ClassVar[str] = ""
+    #: Whether the JSON has the fields that are not set, too.
+    sends_empty: ClassVar[bool] = False
     #: Normalised names that users try here but that belong elsewhere, with the remedy.
     misplaced: ClassVar[Mapping[str, str]] = {}
 
@@ -192,13 +196,13 @@ class Record:
         raise invalid(type(self), field, problem, remedy)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON body for the API, without fields that are not set."""
-        body: dict[str, Any] = {}
+        """Return the JSON body for the API."""
+        body: dict[str, Any] = {"type": self.type_name} if self.type_name else {}
         for field, wire in wire_fields(type(self)):
             value = getattr(self, field.name)
-            if wire.name is None or value is None or (isinstance(value, (tuple, dict)) and not value):
-                continue
-            body[wire.name] = value if wire.encode is None else wire.encode(value)
+            is_set = value is not None and (value or not isinstance(value, (tuple, dict)))
+            if wire.name is not None and (is_set or self.sends_empty):
+                body[wire.name] = value if wire.encode is None else wire.encode(value)
         return body
 
     @classmethod

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cache
-from typing import Any, Generic, Self, TypeVar, cast
+from typing import Any, Generic, Self, TypeVar
 
 from airflow_qarnot_pool.api.durations import parse_span, parse_timestamp
 from airflow_qarnot_pool.api.errors import (
@@ -62,7 +62,7 @@ def _field(name: str, read: Read, *others: str, default: Any = None, factory: An
 
 def _text(value: Any) -> str | None:
     if isinstance(value, str):
-        words: str = shortened(value, MAX_TEXT)
+        words = value if len(value) <= MAX_TEXT else shortened(value, MAX_TEXT)
         # JSON can hold half of a UTF-16 surrogate pair, which cannot be encoded later.
         return words if words.isascii() else words.encode(errors="replace").decode()
     return str(value) if isinstance(value, (int, float)) else None
@@ -153,14 +153,17 @@ def _quietly(read: Read, value: Any) -> Any:
         return None
 
 
-@cache
-def _readers(cls: Any) -> tuple[tuple[str, tuple[str, ...], Read], ...]:
+def _readers_of(cls: type) -> tuple[tuple[str, tuple[str, ...], Read], ...]:
     """Return the name, JSON keys and reader of each field of a model class."""
     return tuple(
         (one.name, one.metadata[_META][0], one.metadata[_META][1])
         for one in dataclasses.fields(cls)
         if _META in one.metadata
     )
+
+
+#: The type is that of a plain class, because mypy takes a class whose instances have no hash for unhashable.
+_readers: Callable[[type], tuple[tuple[str, tuple[str, ...], Read], ...]] = cache(_readers_of)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -180,7 +183,7 @@ class Model:
         # Some versions of the API use PascalCase. Built only if a key is missing.
         lowered: dict[str, Any] | None = None
         values: dict[str, Any] = {}
-        for name, keys, read in _readers(cast(Any, cls)):
+        for name, keys, read in _readers(cls):
             value = None
             for key in keys:
                 value = data.get(key)
@@ -203,14 +206,12 @@ class Model:
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):
             return NotImplemented
-        return all(
-            getattr(self, name) == getattr(other, name) for name, _, _ in _readers(cast(Any, type(self)))
-        )
+        return all(getattr(self, name) == getattr(other, name) for name, _, _ in _readers(type(self)))
 
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        given = [(name, getattr(self, name)) for name, _, _ in _readers(cast(Any, type(self)))]
+        given = [(name, getattr(self, name)) for name, _, _ in _readers(type(self))]
         shown = ", ".join(f"{name}={value!r}" for name, value in given if value not in (None, "", (), {}))
         return f"{type(self).__name__}({shown})"
 

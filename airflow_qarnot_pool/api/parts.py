@@ -126,6 +126,8 @@ class ResourceBucket(Record):
 class RetrySettings(Record):
     """How often Qarnot restarts failed instances. Qarnot API: ``retrySettings``."""
 
+    sends_empty = True
+
     max_total_retries: int | None = field(default=None, metadata=at("maxTotalRetries", integer(0)))
     max_per_instance_retries: int | None = field(
         default=None, metadata=at("maxPerInstanceRetries", integer(0))
@@ -148,12 +150,15 @@ class RetrySettings(Record):
                 "{'max_total_retries': 5}.",
             ) from None
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON body for the API."""
-        return {
-            "maxTotalRetries": self.max_total_retries,
-            "maxPerInstanceRetries": self.max_per_instance_retries,
-        }
+
+def _check_slots(scales: Elastic | ManagedTasksQueuePolicy) -> None:
+    for name, remedy in (
+        ("min_total_slots", "Lower the minimum or raise the maximum."),
+        ("min_idle_slots", "Lower it or raise the maximum."),
+    ):
+        slots, most = getattr(scales, name), scales.max_total_slots
+        if slots > most:
+            raise invalid(type(scales), name, f"is {slots}, more than max_total_slots ({most})", remedy)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -178,18 +183,7 @@ class Elastic(Record):
     )
 
     def _check(self) -> None:
-        if self.min_total_slots > self.max_total_slots:
-            self._refuse(
-                "min_total_slots",
-                f"is {self.min_total_slots}, more than max_total_slots ({self.max_total_slots})",
-                "Lower the minimum or raise the maximum.",
-            )
-        if self.min_idle_slots > self.max_total_slots:
-            self._refuse(
-                "min_idle_slots",
-                f"is {self.min_idle_slots}, more than max_total_slots ({self.max_total_slots})",
-                "Lower it or raise the maximum.",
-            )
+        _check_slots(self)
         if self.resize_period <= timedelta(0):
             self._refuse("resize_period", "is zero", "Give at least a second; Qarnot documents 90 seconds.")
 
@@ -214,11 +208,9 @@ class Elastic(Record):
 class AlwaysPeriod(Record):
     """At any time."""
 
-    name: str = field(default="always", metadata=at("name", text(minimum=1)))
+    type_name = "Always"
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON body for the API."""
-        return {"type": "Always", "name": self.name}
+    name: str = field(default="always", metadata=at("name", text(minimum=1)))
 
 
 def _weekday(value: Any) -> str:
@@ -248,22 +240,19 @@ def _clock_text(value: time) -> str:
 class WeeklyPeriod(Record):
     """Days of every week, from ``start_time_utc`` to ``end_time_utc`` (``datetime.time`` or HH:MM[:SS])."""
 
-    name: str = field(metadata=at("name", text(minimum=1)))
+    type_name = "Weekly"
+
+    # In the order of the API's own responses, because one of its clients compares them in order.
     days: Sequence[str] = field(metadata=at("days", listing(_weekday, max_items=7), list))
     start_time_utc: time | str = field(metadata=at("startTimeUtc", _clock, _clock_text))
     end_time_utc: time | str = field(metadata=at("endTimeUtc", _clock, _clock_text))
+    name: str = field(metadata=at("name", text(minimum=1)))
 
     def _check(self) -> None:
         if not self.days:
             self._refuse("days", "is empty", "Give at least one day.")
         if self.start_time_utc == self.end_time_utc:
             self._refuse("end_time_utc", "equals start_time_utc", "Give two different times.")
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON body for the API."""
-        body = super().to_json()
-        keys = ("days", "startTimeUtc", "endTimeUtc", "name")
-        return {"type": "Weekly", **{key: body[key] for key in keys}}
 
 
 @dataclass(frozen=True)
@@ -323,8 +312,12 @@ class ManagedTasksQueuePolicy(Record):
     ``min_idle_time``: how long a slot is idle before it is released.
     """
 
-    max_total_slots: int = field(metadata=at("maxTotalSlots", integer(1)))
+    type_name = "ManagedTasksQueue"
+    sends_empty = True
+
+    # In the order of the API's own responses, because one of its clients compares them in order.
     min_total_slots: int = field(default=0, metadata=at("minTotalSlots", integer(0)))
+    max_total_slots: int = field(metadata=at("maxTotalSlots", integer(1)))
     min_idle_slots: int = field(default=0, metadata=at("minIdleSlots", integer(0)))
     min_idle_time: timedelta = field(
         default=timedelta(seconds=90), metadata=at("minIdleTimeSeconds", duration, seconds)
@@ -336,38 +329,16 @@ class ManagedTasksQueuePolicy(Record):
     )
 
     def _check(self) -> None:
-        if self.min_total_slots > self.max_total_slots:
-            self._refuse(
-                "min_total_slots",
-                f"is {self.min_total_slots}, more than max_total_slots ({self.max_total_slots})",
-                "Lower the minimum or raise the maximum.",
-            )
-        if self.min_idle_slots > self.max_total_slots:
-            self._refuse(
-                "min_idle_slots",
-                f"is {self.min_idle_slots}, more than max_total_slots ({self.max_total_slots})",
-                "Lower it or raise the maximum.",
-            )
+        _check_slots(self)
         _unique(self, "enabled_periods", self.enabled_periods)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON body for the API."""
-        # In the order of the API's own responses, because one of its clients compares them in order.
-        return {
-            "type": "ManagedTasksQueue",
-            "minTotalSlots": self.min_total_slots,
-            "maxTotalSlots": self.max_total_slots,
-            "minIdleSlots": self.min_idle_slots,
-            "minIdleTimeSeconds": seconds(self.min_idle_time),
-            "scalingFactor": self.scaling_factor,
-            "name": self.name,
-            "enabledPeriods": [period.to_json() for period in self.enabled_periods],
-        }
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class FixedPolicy(Record):
     """A constant number of slots. Qarnot API: policy ``Fixed``."""
+
+    type_name = "Fixed"
+    sends_empty = True
 
     slots_count: int = field(metadata=at("slotsCount", integer(0)))
     name: str = field(default="fixed", metadata=at("name", text(minimum=1)))
@@ -377,15 +348,6 @@ class FixedPolicy(Record):
 
     def _check(self) -> None:
         _unique(self, "enabled_periods", self.enabled_periods)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON body for the API."""
-        return {
-            "type": "Fixed",
-            "slotsCount": self.slots_count,
-            "name": self.name,
-            "enabledPeriods": [period.to_json() for period in self.enabled_periods],
-        }
 
 
 Policy = ManagedTasksQueuePolicy | FixedPolicy | OtherPart
@@ -399,19 +361,19 @@ class Scaling(Record):
     ``active_policy_name`` is set in responses only. Qarnot API: ``scaling``, ``PUT /pools/{u}/scaling``.
     """
 
+    sends_empty = True
+
     policies: Sequence[Policy] = field(
         metadata=at("policies", listing(_typed(_POLICIES, "policy", tolerant=False)), nested)
     )
-    active_policy_name: str | None = field(default=None, metadata=at("activePolicyName", text()))
+    active_policy_name: str | None = field(
+        default=None, metadata=at(None, text(), aliases=["activePolicyName"])
+    )
 
     def _check(self) -> None:
         if not self.policies:
             self._refuse("policies", "is empty", "Give at least one policy.")
         _unique(self, "policies", self.policies)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON body for the API."""
-        return {"policies": [policy.to_json() for policy in self.policies]}
 
     @classmethod
     def of(cls, value: Any) -> Self:

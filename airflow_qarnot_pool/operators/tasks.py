@@ -62,6 +62,7 @@ from airflow_qarnot_pool.parameters.validation import (
     has_values,
     parse_rendered,
     reject_empty,
+    secret_constants,
 )
 from airflow_qarnot_pool.waiting.conditions import (
     TASK_DONE,
@@ -272,17 +273,11 @@ class QarnotRunTasksOperator(TaskOperator):
         return super()._given_now()
 
     def _secrets(self) -> Iterable[str]:
-        from airflow_qarnot_pool.api.fields import is_secret_constant
-
         yield from super()._secrets()
         commands = parse_rendered(self.commands)
         for one in commands if isinstance(commands, (list, tuple)) else ():
-            constants = (
-                reveal_secrets(parse_rendered(one.get("constants"))) if isinstance(one, Mapping) else None
-            )
-            for name, value in (constants or {}).items():
-                if value and is_secret_constant(str(name)):
-                    yield str(value)
+            if isinstance(one, Mapping):
+                yield from secret_constants(one.get("constants")).values()
 
     def _limit(self, slots: int | None = None) -> int:
         if self.max_in_flight is None:
@@ -352,10 +347,9 @@ class QarnotRunTasksOperator(TaskOperator):
     def _end_stranded(self, why: str) -> None:
         """End the items that stay queued on a pool that has ended. Then they count as cancelled with their pool."""
         from airflow_qarnot_pool.ownership.termination import end_all
-        from airflow_qarnot_pool.triggers.tasks import poll_all
+        from airflow_qarnot_pool.triggers.tasks import poll_lineage
 
-        assert self._work is not None
-        tasks = poll_all(self.client.tasks, filters.equal("Tags", self._work.identity.tags()[2]))
+        tasks = poll_lineage(self.client.tasks, self._running.identity.lineage)
         queued = [task for task in tasks if task.pool and is_queued(task.state)]
         ended = {uuid for uuid in {str(task.pool) for task in queued} if self._has_ended(uuid)}
         stranded = [task.uuid for task in queued if task.pool in ended]
@@ -377,8 +371,7 @@ class QarnotRunTasksOperator(TaskOperator):
         """
         from airflow_qarnot_pool.ownership.claim import FINGERPRINT_EXCLUDES
 
-        assert self._work is not None
-        identity = self._work.identity
+        identity = self._running.identity
         try:
             specs = self._specs(self.commands, self._given_now(), self._some_pool)
             fingerprints = [spec.fingerprint(exclude=FINGERPRINT_EXCLUDES) for spec in specs]
@@ -430,9 +423,8 @@ class QarnotRunTasksOperator(TaskOperator):
             step = next_step(done, waits=self.wait_for_completion)
             if step is NextStep.WAIT_FOR_ROOM:
                 assert sent.full is not None
-                assert self._work is not None
                 resume_state = self._carry(progress, deadline)
-                self._wait_for_room(context, sent.full, self._work.killed, resume_state)
+                self._wait_for_room(context, sent.full, self._running.killed, resume_state)
                 continue
             if not sent.made_room or not sent.done:
                 self._quota_deadline, self._refusals = None, 0
@@ -598,7 +590,7 @@ class QarnotRunTasksOperator(TaskOperator):
             if not missing:
                 return snapshots
             # A search may not show a new object yet.
-            if self._work and self._work.killed.wait(1.0):
+            if self._running.killed.wait(1.0):
                 raise self._killed()
         for index, generation in sorted(missing):
             found = self._find_surely(identity.for_item(index).shortname(generation))
@@ -618,9 +610,8 @@ class QarnotRunTasksOperator(TaskOperator):
 
     def _find_surely(self, shortname: str) -> Task | None:
         """Return the Qarnot task that searches have missed; None if the service itself says that it is gone."""
-        assert self._work is not None
         try:
-            found: Task = get_confirmed(self.client.tasks, shortname, self._work.killed.wait)
+            found: Task = get_confirmed(self.client.tasks, shortname, self._running.killed.wait)
         except QarnotNotFoundError as error:
             if error.foreign:
                 raise QarnotUnavailableError(error.message) from error
@@ -638,7 +629,6 @@ class QarnotRunTasksOperator(TaskOperator):
         from airflow_qarnot_pool.ownership.claim import MAX_CREATE_ATTEMPTS, Decision, with_identity
         from airflow_qarnot_pool.ownership.records import specs_digest
 
-        assert self._work is not None
         sent = _SubmitResult()
         labels = {**self._labels, SPECS_LABEL: specs_digest(fingerprints)}
 
@@ -649,7 +639,7 @@ class QarnotRunTasksOperator(TaskOperator):
 
         todo, in_vain = list(wanted), 0
         while todo:
-            if self._work.killed.is_set():
+            if self._running.killed.is_set():
                 raise self._killed()
             chunk, before = todo[: self._chunk], len(sent.done)
             refused = self._send(chunk, [stamped(one) for one in chunk], sent)
@@ -731,12 +721,11 @@ class QarnotRunTasksOperator(TaskOperator):
 
         :param defer_after: maximum seconds of a deferrable wait on this worker.
         """
-        assert self._work is not None
         if self.deferrable:
             if self._ends_soon(low_water, deadline, progress, defer_after):
                 return
             condition = {"expected": total, "low_water": low_water}
-            self._defer(self._work.identity.lineage, condition, deadline, self._carry(progress, deadline))
+            self._defer(self._running.identity.lineage, condition, deadline, self._carry(progress, deadline))
         interval, shortest = self._poll_interval, min_poll_interval()
         steady = steady_interval(interval)
         pools = PoolsOfTasks(self.client.pools, self._pools_of_tasks, steady)
@@ -758,7 +747,7 @@ class QarnotRunTasksOperator(TaskOperator):
             if len(progress.pending) != pending:
                 changed, pending = now, len(progress.pending)
             # A large fan-out makes a poll expensive, so it is polled less often.
-            if self._work.killed.wait(max(poll_delay(now - changed, shortest, interval), now - polled)):
+            if self._running.killed.wait(max(poll_delay(now - changed, shortest, interval), now - polled)):
                 self._raise_unless_done(progress)
                 return
 
@@ -769,21 +758,19 @@ class QarnotRunTasksOperator(TaskOperator):
 
         Otherwise the wait continues in the triggerer, which also handles any error.
         """
-        from airflow_qarnot_pool.triggers.tasks import poll_all, record_end
+        from airflow_qarnot_pool.triggers.tasks import poll_lineage, record_end
 
-        assert self._work is not None
         tasks = self.client.limited(retries=0, timeout=5.0, deadline=5.0).tasks
-        tagged = filters.equal("Tags", self._work.identity.tags()[2])
         interval, shortest = self._poll_interval, min_poll_interval()
         if deadline is not None:
             defer_after = min(defer_after, (deadline - datetime.now(deadline.tzinfo)).total_seconds())
         started, state = time.monotonic(), str(TaskState.SUBMITTED)
         while may_keep_worker(self.kind, state, time.monotonic() - started, defer_after):
-            if self._work.killed.wait(poll_delay(time.monotonic() - started, shortest, interval)):
+            if self._running.killed.wait(poll_delay(time.monotonic() - started, shortest, interval)):
                 self._raise_unless_done(progress)
                 return True
             try:
-                polled = poll_all(tasks, tagged)
+                polled = poll_lineage(tasks, self._running.identity.lineage)
                 state = next((task.state for task in polled if not is_queued(task.state)), state)
                 for task in polled:
                     record_end(progress, task)
@@ -802,11 +789,10 @@ class QarnotRunTasksOperator(TaskOperator):
 
     def _is_wait_met(self, low_water: int, progress: FanOutProgress, pools: PoolsOfTasks) -> bool:
         """Poll all Qarnot tasks once, and return whether there is something to do on this worker."""
-        from airflow_qarnot_pool.triggers.tasks import poll_all, record_end
+        from airflow_qarnot_pool.triggers.tasks import poll_lineage, record_end
 
-        assert self._work is not None
         try:
-            tasks = poll_all(self.client.tasks, filters.equal("Tags", self._work.identity.tags()[2]))
+            tasks = poll_lineage(self.client.tasks, self._running.identity.lineage)
         except QarnotError as error:
             if is_transient(error):
                 return False  # an outage ends no wait, and the transport has logged it
@@ -826,10 +812,9 @@ class QarnotRunTasksOperator(TaskOperator):
         self, ending: EndReason, message: str, progress: FanOutProgress, **resume_state: Any
     ) -> None:
         """Raise what *ending* means, unless every item has ended by now."""
-        assert self._work is not None
         outcome = WaitResult(
             ending=ending,
-            uuid=self._work.identity.lineage,
+            uuid=self._running.identity.lineage,
             message=message,
             resume_state={**progress.to_resume_state(), **resume_state},
         )

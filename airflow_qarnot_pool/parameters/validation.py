@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
-from airflow_qarnot_pool.api.fields import Refusal, duration, parse_literal, short_repr
+from airflow_qarnot_pool.api.fields import Refusal, duration, is_secret_constant, parse_literal, short_repr
 from airflow_qarnot_pool.parameters.templating import (
     EMPTY_WORDS,
     is_templated,
@@ -95,6 +95,13 @@ def parse_rendered(value: Any) -> Any:
     if not isinstance(value, str) or is_templated(value):
         return value
     return parse_literal(value)
+
+
+def secret_constants(constants: Any) -> dict[str, str]:
+    """Return the secret ones of *constants*, a mapping or its text."""
+    constants = parse_rendered(constants)
+    given = reveal_secrets(constants).items() if isinstance(constants, Mapping) else ()
+    return {str(name): str(value) for name, value in given if value and is_secret_constant(str(name))}
 
 
 def has_values(operator: Any, names: Iterable[str], spec_name: str | None = None) -> tuple[str, ...]:

@@ -112,9 +112,8 @@ class QarnotTasksTrigger(QarnotTrigger):
         self.log.info("%d done (%d failed), %d unfinished", done, failed, len(progress.pending))
 
     async def _poll_all(self) -> list[Task] | None:
-        tagged = filters.equal("Tags", LINEAGE_TAG + self.uuid)
         try:
-            tasks: list[Task] = await self._request(lambda client: poll_all(client.tasks, tagged))
+            tasks: list[Task] = await self._request(lambda client: poll_lineage(client.tasks, self.uuid))
         except QarnotError as error:
             self.log.info("Could not check whether all Qarnot tasks still exist: %s", error)
             return None
@@ -182,6 +181,6 @@ def record_end(progress: FanOutProgress, task: Task) -> None:
         progress.ended(numbers, success=states.parse_task_state(task.state) is states.TaskState.SUCCESS)
 
 
-def poll_all(tasks: TaskResource, tagged: filters.Filter) -> list[Task]:
-    """Return all Qarnot tasks that *tagged* matches, with the fields that :func:`record_end` needs."""
-    return tasks.search_all(tagged, fields=POLL_FIELDS)
+def poll_lineage(tasks: TaskResource, lineage: str) -> list[Task]:
+    """Return all Qarnot tasks of *lineage*, with the fields that :func:`record_end` needs."""
+    return tasks.search_all(filters.equal("Tags", LINEAGE_TAG + lineage), fields=POLL_FIELDS)

@@ -261,7 +261,7 @@ def test_successes_by_the_deadline_count_though_no_poll_of_a_fan_out_on_the_work
         eventually(lambda: succeeded(client, run_id))
         raise QarnotUnavailableError
 
-    monkeypatch.setattr("airflow_qarnot_pool.triggers.tasks.poll_all", outage)
+    monkeypatch.setattr("airflow_qarnot_pool.triggers.tasks.poll_lineage", outage)
     make = partial(
         tasks,
         qarnot_pool=pool,
@@ -301,7 +301,7 @@ def test_a_success_before_a_kill_counts_and_what_runs_is_ended(
             raise QarnotUnavailableError
 
         monkeypatch.setattr("airflow_qarnot_pool.operators.bases.base.wait_on_worker", killed_after_the_end)
-        monkeypatch.setattr("airflow_qarnot_pool.triggers.tasks.poll_all", killed_during_an_outage)
+        monkeypatch.setattr("airflow_qarnot_pool.triggers.tasks.poll_lineage", killed_during_an_outage)
         context = context_of(operator, ti)
         if command == "true":
             result = operator.execute(context)

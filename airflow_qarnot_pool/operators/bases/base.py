@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
@@ -251,6 +251,11 @@ class QarnotOperator(BaseOperator):
             work.warm_up_on = self._warm_up_on()
         if work is not None and self._kill_asked:
             work.killed.set()
+
+    @property
+    def _running(self) -> RemoteWork:
+        assert self._remote_work is not None
+        return self._remote_work
 
     def _claim(self, context: Context, spec: Any, **options: Any) -> Claim:
         """Get the one remote object of this Airflow task, and publish it before anything else can fail.
@@ -521,7 +526,10 @@ class QarnotOperator(BaseOperator):
         if self._work is None or self.kind != "task":
             return None
         hurried = self._work.settings.client(retries=0, timeout=2.0, deadline=2.0)
-        return _result_if_reached(hurried.tasks, uuid, TASK_SUCCEEDED)
+        with suppress(QarnotError):
+            outcome = result_if_met(TASK_SUCCEEDED, hurried.tasks.get(uuid))
+            return outcome if outcome is not None and outcome.ending is EndReason.MET else None
+        return None
 
     def _after_all(self, outcome: WaitResult) -> WaitResult:
         """Return the outcome after one more poll: the object may have reached its target, or left it."""
@@ -705,12 +713,3 @@ class QarnotOperator(BaseOperator):
         if self._work is not None and self._work.end_error is not None:
             return f"{noun} may still run, because it could not be ended ({self._work.end_error})"
         return f"{noun} was ended" if self.cancel_on_kill else f"{noun} continues (cancel_on_kill=False)"
-
-
-def _result_if_reached(resource: Any, uuid: str, condition: Condition) -> WaitResult | None:
-    """Return the outcome if one request shows that the target is reached. An error is no outcome."""
-    try:
-        outcome = result_if_met(condition, resource.get(uuid))
-    except QarnotError:
-        return None
-    return outcome if outcome is not None and outcome.ending is EndReason.MET else None

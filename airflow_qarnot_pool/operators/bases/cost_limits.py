@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -87,15 +88,15 @@ def accept_limits(operator: LimitedOperator, creator: Any) -> None:
     operator._filled += has_values(operator, COST_LIMIT_FIELDS)
 
 
+@dataclass(eq=False)
 class CostWatch:
     """The cost limits of a running operator, which calls this before it creates, after that, and on resume."""
 
-    def __init__(self, operator: LimitedOperator) -> None:
-        self._operator = operator
-        #: The watched object and its limits, for the trigger (``CostLimit.to_kwargs()``).
-        self.cost_limit: dict[str, Any] | None = None
-        self._warned = False
-        self._is_counted = True
+    _operator: LimitedOperator
+    #: The watched object and its limits, for the trigger (``CostLimit.to_kwargs()``).
+    cost_limit: dict[str, Any] | None = None
+    _warned: bool = False
+    _is_counted: bool = True
 
     @property
     def _client(self) -> QarnotClient:

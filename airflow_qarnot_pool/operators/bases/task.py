@@ -30,7 +30,7 @@ from airflow_qarnot_pool.parameters.references import (
     reject_none,
     resolve_ref,
 )
-from airflow_qarnot_pool.parameters.templating import hide_secrets, reveal_secrets
+from airflow_qarnot_pool.parameters.templating import hide_secrets
 from airflow_qarnot_pool.parameters.validation import (
     Duration,
     check_durations,
@@ -38,6 +38,7 @@ from airflow_qarnot_pool.parameters.validation import (
     make_task_spec,
     parse_rendered,
     reject_empty,
+    secret_constants,
     spec_values,
 )
 from airflow_qarnot_pool.waiting.polling import get_confirmed
@@ -196,18 +197,10 @@ class TaskOperator(QarnotOperator):
         return self._secret_constants().values()
 
     def _secret_constants(self) -> dict[str, str]:
-        from airflow_qarnot_pool.api.fields import is_secret_constant
-
         given = [self.constants]
         if self.task_spec and isinstance(spec := parse_rendered(self.task_spec), Mapping):
             given.append(spec.get("constants"))
-        return {
-            str(name): str(value)
-            for constants in map(parse_rendered, filter(None, given))
-            if isinstance(constants, Mapping)
-            for name, value in reveal_secrets(constants).items()
-            if value and is_secret_constant(str(name))
-        }
+        return {name: value for one in given if one for name, value in secret_constants(one).items()}
 
     def _given_now(self) -> dict[str, Any]:
         """Return the parameters with everything rendered; :meth:`_spec` adds the registry's login."""

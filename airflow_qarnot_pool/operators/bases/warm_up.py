@@ -53,10 +53,8 @@ class WarmUp:
 
         Sharers of a pool that wait for the same condition share its warm-up. One for each of them would fill the pool.
         """
-        work = self._operator._work
-        assert work is not None
         role = f"{WARM_UP_ROLE} of {pool} to {condition}" if self._operator.shared else WARM_UP_ROLE
-        return work.identity.for_role(role)
+        return self._operator._running.identity.for_role(role)
 
     def start(self, context: Context, request: WarmUpRequest, resume_state: dict[str, Any]) -> None:
         """Submit the warm-up, and store its uuid in *resume_state*."""
@@ -81,8 +79,7 @@ class WarmUp:
         from airflow_qarnot_pool.ownership.claim import ClaimRequest, claim
 
         operator = self._operator
-        assert operator._work is not None
-        killed = operator._work.killed
+        killed = operator._running.killed
         limit = as_duration("wait_timeout", operator.wait_timeout)
         spec = warm_up(request.name, request.pool, request.size, limit)
         identity = self.identity(request.pool, request.condition)
