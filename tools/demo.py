@@ -339,7 +339,7 @@ class Demo:
             f"\n  The end of a task was seen {median(one.seen for one in endings):.1f} s later (median; at most "
             f"{max(one.seen for one in endings):.1f} s). From stage to stage it took "
             f"{sum(one.next_task or 0.0 for one in endings):.1f} s;\n"
-            f"  Airflow needed {airflow:.1f} s of them to schedule and start tasks, as with any provider.\n"
+            f"  in {airflow:.1f} s of them Airflow scheduled tasks and started their processes.\n"
             f"  {len(tasks)} tasks shared {len(story.pools)} pool; at most {story.overlap} ran at the same time.\n"
             f"  Waiting for nodes: once {story.ready - story.created:.1f} s for the pool, then {waited:.1f} s over "
             f"all tasks.\n"

@@ -143,8 +143,10 @@ def test_one_that_stays_queued_defers_soon(
     first = many(commands=["sleep 600", "sleep 600"], qarnot_pool=pool, wait_for_completion=False)
     first.execute(context_of(first, FakeTI(run_id=f"{ti.run_id} first")))
     operator = make("true", qarnot_pool=pool)
+    started = time.monotonic()
     with pytest.raises(TaskDeferred):
         operator.execute(context_of(operator, ti))
+    assert time.monotonic() - started < operator.defer_after
     assert "Success" not in states(client, ti)
 
 
