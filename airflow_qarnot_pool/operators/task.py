@@ -344,7 +344,7 @@ class QarnotRunTaskOperator(TaskOperator):
             "failed": failed,
             "created": task.creation_date.isoformat() if task.creation_date else None,
             "ended": task.end_date.isoformat() if task.end_date else None,
-            "wall_seconds": task.wall_time.total_seconds() if task.wall_time else None,
+            "wall_seconds": None if task.wall_time is None else task.wall_time.total_seconds(),
             "execution_seconds": task.executed_seconds,
             "result_bucket": task.result_bucket,
         }

@@ -15,6 +15,7 @@ import pytest
 
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator, duration_of
+from airflow_qarnot_pool.version_compat import database_xcom
 from tests.conftest import ROOT
 from tests.crash.children import eventually
 from tests.dags.test_examples import LOCAL_BUNDLE
@@ -158,10 +159,12 @@ def test_each_mapped_task_reads_how_long_it_took_in_the_previous_run(
     assert readme("again", 2).state == "success"
     tasks = {("render.frame", 0), ("render.frame", 1), ("render.merge", -1)}
     assert read == dict.fromkeys(tasks)
-    results = {
-        (row.task_id, row.map_index): row.value for row in stored("again") if row.key == "return_value"
+    took = {
+        (row.task_id, row.map_index): duration_of(database_xcom().deserialize_value(row))
+        for row in stored("again")
+        if row.key == "return_value" and (row.task_id, row.map_index) in tasks
     }
-    took = {one: duration_of(results[one]) for one in tasks}
+    assert took.keys() == tasks
     assert None not in took.values()
     assert readme("again", 2).state == "success"
     assert read == took
