@@ -84,6 +84,16 @@ def context_keys() -> Collection[str]:
     return KNOWN_CONTEXT_KEYS
 
 
+def task_decorator_class() -> Any:
+    """Return the class of a function that a task decorator has decorated.
+
+    3.1 to 3.3. Without it the arguments of mapped calls of ``@task.qarnot`` are checked only when they run.
+    """
+    from airflow.sdk.bases.decorator import _TaskDecorator
+
+    return _TaskDecorator
+
+
 def log_channel(log: Any) -> int | None:
     """Return the file descriptor to which *log* writes, or None if it writes to no file.
 

@@ -11,8 +11,10 @@ import __future__
 import ast
 import base64
 import hashlib
+import importlib.util
 import json
 import linecache
+import math
 import os
 import pickle
 import subprocess
@@ -33,6 +35,12 @@ MARK = "AIRFLOW_QARNOT_RESULT"
 MAX_RESULT = 1_000_000
 #: Maximum characters of a traceback. Its end matters most.
 MAX_DETAIL = 20_000
+#: Maximum nesting of a result. Airflow cannot store much more.
+MAX_DEPTH = 100
+#: The integers that fit into the messages between Airflow's processes.
+MIN_INTEGER, MAX_INTEGER = -(2**63), 2**64 - 1
+#: Name of the exception with which a function skips its Airflow task.
+SKIP = "AirflowSkipException"
 
 
 def main(payload: dict[str, Any]) -> None:
@@ -47,7 +55,7 @@ def main(payload: dict[str, Any]) -> None:
 
 
 def run(payload: dict[str, Any]) -> dict[str, Any]:
-    """Return ``{"value": text}``, ``{"file", "sha256"}`` or ``{"error": {"summary", "detail"}}``."""
+    """Return one of ``{"value"}``, ``{"file", "sha256"}``, ``{"skip"}`` and ``{"error": {"summary", "detail"}}``."""
     limit = payload["timeout"]
     deadline = None if limit is None else time.monotonic() + limit
     name = payload["function"]["name"]
@@ -143,6 +151,8 @@ def call(report: str) -> None:
     task = json.load(sys.stdin)
     name = task["function"]["name"]
     try:
+        if SKIP in task["function"]["source"]:
+            _stand_in_for_airflow()
         function = load(task["function"])
         args, kwargs = decode(task["arguments"], task["serializer"])
         value = function(*args, **kwargs)
@@ -153,15 +163,34 @@ def call(report: str) -> None:
         outcome = {"value": encode(value, task["serializer"], name + "() returned")}
     except BaseException as error:
         # SystemExit, too, because a function that ends its process has no result.
-        trace = error.__traceback__.tb_next if error.__traceback__ else None
-        lines = traceback.format_exception(type(error), error, trace)
-        outcome = _error(
-            f"{name}() raised {traceback.format_exception_only(type(error), error)[-1].strip()}",
-            "".join(lines),
-        )
+        outcome = _outcome_of(error, name)
     with open(report + ".part", "w", encoding="utf-8") as file:
         json.dump(outcome, file)
     os.replace(report + ".part", report)
+
+
+def _outcome_of(error: BaseException, name: str) -> dict[str, Any]:
+    if any(base.__name__ == SKIP for base in type(error).__mro__):
+        return {"skip": f"{name}() skipped: {error}"[:2000]}
+    trace = error.__traceback__.tb_next if error.__traceback__ else None
+    lines = traceback.format_exception(type(error), error, trace)
+    return _error(
+        f"{name}() raised {traceback.format_exception_only(type(error), error)[-1].strip()}",
+        "".join(lines),
+    )
+
+
+def _stand_in_for_airflow() -> None:
+    """Make the exception that skips importable on a node without Airflow, from the modules that have it."""
+    if importlib.util.find_spec("airflow") is not None:
+        return
+    skip = type(SKIP, (Exception,), {})
+    for name in ("airflow", "airflow.exceptions", "airflow.sdk", "airflow.sdk.exceptions"):
+        module = sys.modules[name] = types.ModuleType(name)
+        parent, _, child = name.rpartition(".")
+        if parent:
+            setattr(sys.modules[parent], child, module)
+        setattr(module, SKIP, skip)
 
 
 def load(function: dict[str, Any]) -> Any:
@@ -191,6 +220,9 @@ def encode(value: Any, serializer: str, what: str) -> str:
             f"{what} {problem}, which is not JSON; give plain values (text, numbers, lists, dicts with text keys), "
             "or serializer='pickle'"
         )
+    problem = json_problem(value, for_xcom=True)
+    if problem:
+        raise ValueError(f"{what} {problem}, which no XCom can have; return None or text in its place")
     return json.dumps(value)
 
 
@@ -199,21 +231,51 @@ def decode(text: str, serializer: str) -> Any:
     return pickle.loads(base64.b64decode(text)) if serializer == "pickle" else json.loads(text)
 
 
-def json_problem(value: Any, path: str = "") -> str | None:
-    """Return the type in *value* that is not JSON, and its place. Never the value, which may be a secret."""
-    if value is None or isinstance(value, (str, bool, int, float)):
-        return None
-    if isinstance(value, (list, tuple)):
-        return _first(json_problem(item, f"{path}[{index}]") for index, item in enumerate(value))
+def json_problem(value: Any, path: str = "", *, for_xcom: bool = False, depth: int = 0) -> str | None:
+    """Return the type in *value* that is not JSON, and its place. Never the value, which may be a secret.
+
+    :param for_xcom: refuse values of these types, too, that Airflow cannot store.
+    """
     place = " at " + path if path else ""
+    if value is None or isinstance(value, (str, bool, int, float)):
+        problem = _xcom_problem(value) if for_xcom else None
+        return problem and problem + place
+    if depth >= MAX_DEPTH:
+        return f"values nested more than {MAX_DEPTH} levels deep"
+
+    def inner(item: Any, step: Any) -> str | None:
+        return json_problem(item, f"{path}[{step!r}]", for_xcom=for_xcom, depth=depth + 1)
+
+    if isinstance(value, (list, tuple)):
+        return _first(inner(item, index) for index, item in enumerate(value))
     if isinstance(value, dict):
-        return _first(
-            json_problem(item, f"{path}[{key!r}]")
-            if isinstance(key, str)
-            else f"a dict with a key of type {type(key).__name__}{place}"
-            for key, item in value.items()
-        )
+        return _first(_key_problem(key, place, for_xcom) or inner(item, key) for key, item in value.items())
     return f"a value of type {type(value).__qualname__}{place}"
+
+
+def _key_problem(key: Any, place: str, for_xcom: bool) -> str | None:
+    if not isinstance(key, str):
+        return f"a dict with a key of type {type(key).__name__}{place}"
+    problem = _xcom_problem(key) if for_xcom else None
+    return problem and f"a dict with {problem} in a key{place}"
+
+
+def _xcom_problem(value: Any) -> str | None:
+    """Return the reason for which Airflow cannot store *value*, which is no list and no dict."""
+    if isinstance(value, str):
+        # PostgreSQL stores no NUL.
+        if "\0" in value:
+            return "a NUL character"
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return "half of a surrogate pair"
+        return None
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "infinity"
+    if isinstance(value, int) and not MIN_INTEGER <= value <= MAX_INTEGER:
+        return "an integer of more than 64 bits"
+    return None
 
 
 def _first(problems: Iterable[str | None]) -> str | None:

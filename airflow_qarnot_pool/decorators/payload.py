@@ -170,7 +170,7 @@ def _report(encoded: str) -> dict[str, Any]:
     if len(encoded) > MAX_ENCODED:
         raise ValueError(f"it has more than {MAX_ENCODED:,} characters")
     report = parse_json(decompress(base64.urlsafe_b64decode(encoded), MAX_REPORT))
-    for fields in (("value",), ("file", "sha256")):
+    for fields in (("value",), ("file", "sha256"), ("skip",)):
         if isinstance(report, dict) and all(isinstance(report.get(field), str) for field in fields):
             return report
     error = report.get("error") if isinstance(report, dict) else None

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, Protocol, TypeVar, overload
 
-from airflow.sdk.bases.decorator import DecoratedOperator, task_decorator_factory
+from airflow.sdk.bases.decorator import DecoratedOperator
 
 from airflow_qarnot_pool.api.errors import QarnotError, QarnotInvalidSpecError
 from airflow_qarnot_pool.decorators import node, payload
@@ -29,7 +29,7 @@ from airflow_qarnot_pool.parameters.validation import (
     check_durations,
     fields_by_our_names,
 )
-from airflow_qarnot_pool.version_compat import context_keys
+from airflow_qarnot_pool.version_compat import AirflowSkipException, context_keys, task_decorator_class
 
 if TYPE_CHECKING:
     import jinja2
@@ -151,19 +151,11 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
 
     def _check_arguments(self, function: Callable[..., Any]) -> None:
         args, kwargs = self._arguments()
-        filled = {*kwargs, *_by_position(function, args)}
-        if unfilled := [name for name in _context_parameters(function) if name not in filled]:
-            name = self._function.name
-            raise QarnotInvalidSpecError(
-                f"@task.qarnot: Airflow's {unfilled[0]!r} does not reach the node, which has no Airflow. Pass the data "
-                f"that {name}() needs as an argument, such as day='{{{{ dag_run.run_after | ds }}}}'",
-                field="op_kwargs",
-            )
-        known = {key: value for key, value in kwargs.items() if not is_templated(value)}
-        known |= {f"number {n}": value for n, value in enumerate(args, 1) if not is_templated(value)}
-        payload.arguments_text((), known, self.serializer, self._function.name)
+        _refuse_context(function, {*kwargs, *_by_position(function, args)})
+        known = kwargs | {f"number {n}": value for n, value in enumerate(args, 1)}
+        _check_known(known, self.serializer, self._function.name)
 
-    def _arguments(self) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    def _arguments(self) -> tuple[Sequence[Any], dict[str, Any]]:
         return tuple(self.op_args), dict(self.op_kwargs)
 
     # --- submit the call
@@ -311,6 +303,8 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
             )
         if "error" in report:
             raise QarnotTaskFailedError(self._report(task), kind="task", ref=task.uuid)
+        if "skip" in report:
+            raise AirflowSkipException(report["skip"])
         text = report.get("value")
         if text is None:
             bucket = self._bucket
@@ -322,6 +316,52 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
                 )
             text = bucket.download(report["file"], report["sha256"]).decode()
         return payload.value_of(text, self.serializer, self._function.name)
+
+
+class _QarnotTaskDecorator(task_decorator_class()):  # type: ignore[misc]
+    """A decorated function, which checks mapped calls. Airflow creates no operator of them when the DAG is parsed."""
+
+    def expand(self, **map_kwargs: Any) -> Any:
+        """Create a mapped task with a call for each combination of the arguments."""
+        items = {
+            f"{name}[{index}]": item
+            for name, values in map_kwargs.items()
+            if not is_templated(values) and isinstance(values, (list, tuple, dict))
+            for index, item in enumerate(values.items() if isinstance(values, dict) else values)
+        }
+        self._check_mapped(map_kwargs, items)
+        return super().expand(**map_kwargs)
+
+    def expand_kwargs(self, kwargs: Any, *, strict: bool = True) -> Any:
+        """Create a mapped task with a call for each row of arguments."""
+        rows = list(kwargs) if isinstance(kwargs, (list, tuple)) else [kwargs]
+        # A row that is known when the task runs can have any argument.
+        if all(isinstance(row, Mapping) for row in rows):
+            for index, row in enumerate(rows):
+                self._check_mapped(row, {f"{name} (row {index})": value for name, value in row.items()})
+        return super().expand_kwargs(kwargs, strict=strict)
+
+    def _check_mapped(self, names: Iterable[str], mapped: Mapping[str, Any]) -> None:
+        partial = self.kwargs.get("op_kwargs") or {}
+        _refuse_context(self.function, {*partial, *names})
+        _check_known({**partial, **mapped}, self.kwargs.get("serializer", "json"), self.function.__name__)
+
+
+def _refuse_context(function: Callable[..., Any], filled: Collection[str]) -> None:
+    """Refuse a function that expects Airflow to fill in a parameter."""
+    if unfilled := [name for name in _context_parameters(function) if name not in filled]:
+        name = function.__name__
+        raise QarnotInvalidSpecError(
+            f"@task.qarnot: Airflow's {unfilled[0]!r} does not reach the node, which has no Airflow. Pass the data "
+            f"that {name}() needs as an argument, such as day='{{{{ dag_run.run_after | ds }}}}'",
+            field="op_kwargs",
+        )
+
+
+def _check_known(arguments: Mapping[str, Any], serializer: payload.Serializer, name: str) -> None:
+    """Refuse arguments that cannot be sent, if they are known when the DAG is parsed."""
+    known = {key: value for key, value in arguments.items() if not is_templated(value)}
+    payload.arguments_text((), known, serializer, name)
 
 
 def _refuse_instances(task_spec: Any) -> None:
@@ -498,11 +538,9 @@ def qarnot_task(
         refuse_unknown(_QarnotDecoratedOperator, kwargs)
         _refuse_instances(kwargs.get("task_spec"))
         FunctionSource.of(function)  # a mapped task creates no operator when the DAG is parsed
-        return task_decorator_factory(
-            python_callable=function,
-            multiple_outputs=multiple_outputs,
-            decorated_operator_class=_QarnotDecoratedOperator,
-            **kwargs,
+        outputs = {} if multiple_outputs is None else {"multiple_outputs": multiple_outputs}
+        return _QarnotTaskDecorator(
+            function=function, operator_class=_QarnotDecoratedOperator, kwargs=kwargs, **outputs
         )
 
     if python_callable is None:

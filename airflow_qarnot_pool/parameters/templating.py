@@ -16,8 +16,8 @@ def is_templated(value: Any) -> bool:
         return any(is_templated(part) for pair in value.items() for part in pair)
     if isinstance(value, (list, tuple, set, frozenset)):
         return any(is_templated(item) for item in value)
-    # Airflow resolves XComArg, mapped arguments and similar objects before the task runs.
-    return hasattr(value, "resolve") or hasattr(value, "iter_references")
+    # Airflow resolves XComArg, mapped arguments and similar objects before the task runs. A path has "resolve", too.
+    return isinstance(value, Redacted) or hasattr(value, "iter_references")
 
 
 #: Text that a template renders when it yields nothing, without the spaces around it.

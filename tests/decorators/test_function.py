@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from airflow_qarnot_pool.decorators import node
@@ -176,7 +179,49 @@ def test_an_object_that_cannot_be_sent_is_refused_by_name(function: Any, named: 
         ({"a": [1, {"b": {1}}]}, "a value of type set at ['a'][1]['b']"),
         ({"a": {1: "secret"}}, "a dict with a key of type int at ['a']"),
         (b"secret", "a value of type bytes"),
+        ([math.nan, "\ud800", 2**64], None),
     ],
 )
 def test_a_value_that_is_not_json_is_named_by_its_place(value: Any, problem: str | None) -> None:
     assert node.json_problem(value) == problem
+
+
+def nested(levels: int) -> Any:
+    value: Any = None
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+UNFIT_FOR_XCOM: dict[str, tuple[Any, str]] = {
+    "not a number": ({"a": [0, 1, 2, math.nan]}, "NaN at ['a'][3]"),
+    "infinity": ([-math.inf], "infinity at [0]"),
+    "half a character": ({"a": "x\ud800"}, "half of a surrogate pair at ['a']"),
+    "half a character in a key": (
+        {"a": {"\udc00": 1}},
+        "a dict with half of a surrogate pair in a key at ['a']",
+    ),
+    "NUL": ("a\0b", "a NUL character"),
+    "a large integer": ([2**64], "an integer of more than 64 bits at [0]"),
+    "a large negative integer": (-(2**63) - 1, "an integer of more than 64 bits"),
+    "too deep": (nested(101), "values nested more than 100 levels deep"),
+}
+
+
+@pytest.mark.parametrize(("value", "problem"), UNFIT_FOR_XCOM.values(), ids=UNFIT_FOR_XCOM.keys())
+def test_a_result_that_airflow_cannot_store_is_named_by_its_place(value: Any, problem: str) -> None:
+    assert node.json_problem(value, for_xcom=True) == problem
+    with pytest.raises((TypeError, ValueError), match=f"^f[(][)] returned {re.escape(problem)}, which "):
+        node.encode(value, "json", "f() returned")
+
+
+FIT_FOR_XCOM = (2**64 - 1, -(2**63), -0.0, True, "\U0001f600 \ud7ff", {"": [None, 1e308]}, nested(100))
+
+
+@pytest.mark.parametrize("value", FIT_FOR_XCOM, ids=range(len(FIT_FOR_XCOM)))
+def test_a_result_that_the_node_accepts_passes_the_messages_of_airflow(value: Any) -> None:
+    text = node.encode(value, "json", "f() returned")
+    sent = msgspec.msgpack.decode(msgspec.msgpack.encode(json.loads(text)))
+    # The api-server refuses what json.dumps refuses.
+    assert sent == value
+    json.dumps(sent, allow_nan=False).encode()

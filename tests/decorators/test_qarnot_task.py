@@ -23,6 +23,7 @@ from airflow_qarnot_pool.exceptions import QarnotInvalidSpecError, QarnotProtoco
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.task_groups.pool import QarnotPoolGroup
+from airflow_qarnot_pool.version_compat import AirflowSkipException
 from tests.harness import FakeTI, defer, resume, run
 
 MODES = pytest.mark.parametrize("deferrable", [True, False], ids=["deferred", "on the worker"])
@@ -125,6 +126,48 @@ def test_a_result_that_is_not_json_is_refused_on_the_node(pool: str) -> None:
         QarnotTaskFailedError, match=r"returned a value of type date at \['at'\]\[0\].*pickle"
     ):
         call(pool, when)
+
+
+def test_a_result_that_airflow_cannot_store_is_refused_on_the_node(pool: str) -> None:
+    def means(*rows: list[float]) -> dict[str, list[float]]:
+        return {"means": [sum(row) / len(row) if row else float("nan") for row in rows]}
+
+    with pytest.raises(
+        QarnotTaskFailedError, match=r"returned NaN at \['means'\]\[1\], which no XCom can have"
+    ):
+        call(pool, means, [1.0], [])
+
+
+@MODES
+def test_a_function_skips_its_airflow_task(pool: str, client: QarnotClient, deferrable: bool) -> None:
+    def new_rows(day: str) -> int:
+        from airflow.exceptions import AirflowSkipException
+
+        raise AirflowSkipException(f"nothing new on {day}")
+
+    ti = FakeTI(run_id=f"skip-{deferrable}", max_tries=1)
+    used = set()
+    for try_number in (1, 2):
+        ti.try_number = try_number
+        with pytest.raises(AirflowSkipException, match=r"^new_rows\(\) skipped: nothing new on Monday$"):
+            call(pool, new_rows, "Monday", ti=ti, deferrable=deferrable, task_spec={"retry": 3})
+        used.add(ti.xcoms["qarnot_task"])
+    assert [client.tasks.get(uuid).state for uuid in used] == ["Success"]
+
+
+def test_any_exception_of_that_name_skips(pool: str) -> None:
+    def own() -> None:
+        class AirflowSkipException(Exception):
+            pass
+
+        class NothingToDoError(AirflowSkipException):
+            pass
+
+        raise NothingToDoError("\n".join(["reason"] * 1000))
+
+    with pytest.raises(AirflowSkipException) as caught:
+        call(pool, own)
+    assert len(str(caught.value)) == 2000
 
 
 def test_pickle_on_request(pool: str) -> None:
@@ -433,6 +476,62 @@ def test_mapped_calls_are_checked_at_parse_too() -> None:
             qarnot_task(task_spec=spec)(plain).expand(value=[1, 2])
     with DAG("overridden"), pytest.raises(QarnotInvalidSpecError, match="instance_count is not a parameter"):
         qarnot_task(plain).override(instance_count=2)(1)
+
+
+def read(path: Any, ti: Any = None) -> Any:
+    return path
+
+
+PATHS = [Path("a"), Path("b")]
+BAD_MAPPED: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "partial": (
+        lambda f: f.partial(value=Path("a")).expand(other=[1]),
+        r"argument value of both\(\) is .*PosixPath",
+    ),
+    "list": (lambda f: f.expand(value=PATHS, other=[1]), r"argument value\[0\] of both\(\) is .*PosixPath"),
+    "dict": (lambda f: f.expand(value={"k": Path("a")}, other=[1]), r"PosixPath at \[1\]"),
+    "rows": (
+        lambda f: f.expand_kwargs([{"value": 1, "other": 1}, {"value": PATHS, "other": 1}]),
+        r"argument value \(row 1\) of both\(\) is .*PosixPath at \[0\]",
+    ),
+    "overridden": (lambda f: f.override(task_id="x").expand(value=PATHS, other=[1]), "PosixPath"),
+}
+
+
+@pytest.mark.parametrize(("call", "named"), BAD_MAPPED.values(), ids=BAD_MAPPED.keys())
+def test_mapped_arguments_that_cannot_be_sent_are_refused_at_parse(
+    call: Callable[[Any], Any], named: str
+) -> None:
+    def both(value: Any, other: int) -> Any:
+        return value
+
+    with DAG("mapped"), pytest.raises(QarnotInvalidSpecError, match=named):
+        call(qarnot_task(both))
+    with DAG("pickled"):
+        call(qarnot_task(serializer="pickle")(both))
+
+
+def test_mapped_calls_refuse_names_of_airflow_at_parse() -> None:
+    named = r"Airflow's 'ti' does not reach the node"
+    with DAG("mapped"):
+        for expand in (
+            lambda: qarnot_task(read).expand(path=["a"]),
+            lambda: task.qarnot(read).partial(path="a").expand(path=["a"]),
+            lambda: qarnot_task(read).expand_kwargs([{"path": "a"}]),
+        ):
+            with pytest.raises(QarnotInvalidSpecError, match=named):
+                expand()
+
+
+def test_mapped_arguments_that_are_known_at_run_time_only_are_accepted_at_parse() -> None:
+    with DAG("mapped"):
+        listed = task(lambda: [1]).override(task_id="listed")()
+        one = qarnot_task(plain)
+        assert one.expand(value=listed).operator.operator_name == "@task.qarnot"
+        one.expand(value=[listed, "{{ ds }}"])
+        one.expand_kwargs(listed)
+        one.expand_kwargs([{"value": "{{ ds }}"}, listed])
+        one.expand_kwargs(listed.map(lambda row: row))
 
 
 def test_a_value_that_is_refused_is_not_shown() -> None:
