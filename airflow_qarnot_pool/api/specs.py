@@ -16,6 +16,7 @@ from datetime import timedelta
 from typing import Any, ClassVar
 
 from airflow_qarnot_pool.api.buckets import bucket, key_prefix, pattern
+from airflow_qarnot_pool.api.commands import SCRIPT, wrapped
 from airflow_qarnot_pool.api.fields import (
     MAX_CONSTANT_LENGTH,
     Record,
@@ -89,6 +90,12 @@ _shortname = text(
     what="a shortname",
     remedy="Use letters, digits and hyphens; start and end with a letter or digit.",
 )
+
+
+def _exit_codes(value: Any) -> tuple[int, ...]:
+    value = parse_literal(value)
+    codes = listing(integer(1, 255))([value] if isinstance(value, (int, str)) else value)
+    return tuple(sorted(set(codes)))
 
 
 _tags = listing(
@@ -288,7 +295,7 @@ class _Spec(Record):
     def _check_constants(self) -> None:
         for key in self._given_constants():
             if key in self.constants:
-                source = "command" if key == "DOCKER_CMD" else "image"
+                source = "command" if key in ("DOCKER_CMD", SCRIPT) else "image"
                 self._refuse("constants", f"has {key}, which {source}= sets too", "Give it one way only.")
         count = len(self.all_constants())
         if count > self.max_constants:
@@ -446,6 +453,10 @@ class TaskSpec(_Spec):
     :param image: sent as the constants DOCKER_REPO, DOCKER_TAG and DOCKER_SRV.
     :param instance_count: number of instances, with the ids 0 to n-1; default: 1.
     :param ranges: the instance ids, such as "0-2,5", in place of ``instance_count``.
+    :param return_file: whether the value of the task is the JSON that its command writes to the file
+        ``$QARNOT_RETURN_FILE``.
+    :param skip_on_exit_code: exit codes (a number or a list) with which the command skips the Airflow task. The Qarnot
+        task succeeds.
     """
 
     kind: ClassVar[str] = "task"
@@ -460,6 +471,8 @@ class TaskSpec(_Spec):
     }
 
     command: str | None = field(default=None, metadata=at(None, command_line))
+    return_file: bool | None = field(default=None, metadata=at(None, boolean))
+    skip_on_exit_code: Sequence[int] = field(default=(), metadata=at(None, _exit_codes))
     pool: str | None = field(default=None, metadata=at("poolUuid", text(minimum=1)))
     job: str | None = field(default=None, metadata=at("jobUuid", uuid_text))
     ranges: str | None = field(default=None, metadata=at("advancedRanges", _ranges))
@@ -493,8 +506,19 @@ class TaskSpec(_Spec):
     )
 
     def _given_constants(self) -> dict[str, str]:
-        command = {"DOCKER_CMD": self.command} if self.command else {}
+        command: dict[str, str] = {"DOCKER_CMD": self.command} if self.command else {}
+        if self.command and self.reports:
+            command = wrapped(
+                self.command,
+                skip_on_exit_code=self.skip_on_exit_code,
+                return_file=bool(self.return_file),
+            )
         return {**super()._given_constants(), **command}
+
+    @property
+    def reports(self) -> bool:
+        """Whether the command reports its exit code and value in its output."""
+        return bool(self.return_file or self.skip_on_exit_code)
 
     def instance_ids(self) -> frozenset[int]:
         """Return the values of INSTANCE_ID."""
@@ -502,10 +526,11 @@ class TaskSpec(_Spec):
 
     def _check(self) -> None:
         super()._check()
-        if self.command and len(self.command) > MAX_CONSTANT_LENGTH:
+        self._check_report()
+        if self.command and (length := len(self._given_constants()["DOCKER_CMD"])) > MAX_CONSTANT_LENGTH:
             self._refuse(
                 "command",
-                f"has {len(self.command)} characters",
+                f"has {length} characters",
                 f"Qarnot takes {MAX_CONSTANT_LENGTH}; put a script in a resource bucket and run that.",
             )
         self._check_exclusive()
@@ -518,6 +543,19 @@ class TaskSpec(_Spec):
             object.__setattr__(self, "instance_count", 1)
         if self.profile is None and not self.pool and not self.job:
             object.__setattr__(self, "profile", DEFAULT_PROFILE)
+
+    def _check_report(self) -> None:
+        if not self.reports:
+            return
+        name = "return_file" if self.return_file else "skip_on_exit_code"
+        if not self.command:
+            self._refuse(name, "is given without a command", "Give command, and not the constant DOCKER_CMD.")
+        if self.instance_ids() != {0}:
+            self._refuse(
+                name,
+                "is given for several instances, or for another one than 0",
+                "One value comes from one instance. Use QarnotRunTasksOperator for many commands.",
+            )
 
     def _check_exclusive(self) -> None:
         for name, other, remedy in _EXCLUSIVE:

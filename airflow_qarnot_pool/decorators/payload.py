@@ -10,9 +10,8 @@ import base64
 import hashlib
 import inspect
 import json
-import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -20,6 +19,8 @@ from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError, QarnotProtoco
 from airflow_qarnot_pool.api.limits import decompress, parse_json
 from airflow_qarnot_pool.decorators import node
 from airflow_qarnot_pool.decorators.function import FunctionSource
+from airflow_qarnot_pool.logs.report import LineFinder
+from airflow_qarnot_pool.parameters import json_values
 
 Serializer = Literal["json", "pickle"]
 
@@ -59,7 +60,7 @@ def arguments_text(args: Sequence[Any], kwargs: Mapping[str, Any], serializer: S
     positional = [_plain(value) for value in args]
     named = {key: _plain(value) for key, value in kwargs.items()}
     for label, value in [*((f"number {n}", v) for n, v in enumerate(positional, 1)), *named.items()]:
-        if problem := node.json_problem(value):
+        if problem := json_values.json_problem(value):
             raise QarnotInvalidSpecError(
                 f"@task.qarnot: argument {label} of {name}() is {problem}, which is not JSON. Give plain values "
                 "(text, numbers, lists, dicts with text keys), or serializer='pickle'",
@@ -89,7 +90,7 @@ def pack(
 ) -> bytes:
     """Return the compressed payload, which has everything that the node needs."""
     payload = {
-        "node": inspect.getsource(node),
+        "node": _program(),
         "function": function.to_json(),
         "arguments": arguments,
         "nonce": nonce,
@@ -99,6 +100,12 @@ def pack(
         "result_file": result_file,
     }
     return zlib.compress(json.dumps(payload).encode(), 9)
+
+
+def _program() -> str:
+    """Return the source of :mod:`~airflow_qarnot_pool.decorators.node` with that of the module that it imports."""
+    checks = inspect.getsource(json_values).replace("from __future__ import annotations\n", "")
+    return inspect.getsource(node).replace(f"from {json_values.__name__} import json_problem\n", checks)
 
 
 def constants(packed: bytes) -> dict[str, str]:
@@ -121,54 +128,15 @@ def digest(*parts: str | bytes) -> str:
     ).hexdigest()[:32]
 
 
-class ReportFinder:
-    """Finds the report of the node in standard output while that is read.
-
-    The last report counts, because Qarnot keeps the attempts of an instance in one output.
-    """
+class ReportFinder(LineFinder[dict[str, Any]]):
+    """Finds the report of the node in standard output."""
 
     def __init__(self, nonce: str) -> None:
-        self._mark = f"{node.MARK} {nonce} "
-        self._line = re.compile(rf"^{re.escape(self._mark)}([A-Za-z0-9_=-]+)", re.MULTILINE)
-        #: The report. None if there is none, or if it cannot be read.
-        self.report: dict[str, Any] | None = None
-        #: Why the last report cannot be read.
-        self.problem = ""
-        #: Whether the output has been read to its end.
-        self.complete = False
-
-    def watch(self, pieces: Iterable[str]) -> Iterator[str]:
-        """Yield *pieces*, and search them for the report."""
-        self.report, self.problem, self.complete = None, "", False
-        rest = ""
-        for piece in pieces:
-            yield piece
-            lines, newline, last = (rest + piece).rpartition("\n")
-            if newline:
-                self._search(lines)
-            length = min(len(last), len(self._mark))
-            if last[:length] != self._mark[:length]:
-                rest = "."  # in the middle of another line
-            elif len(last) > MAX_ENCODED:
-                self.report, self.problem, rest = None, f"it has more than {MAX_ENCODED:,} characters", "."
-            else:
-                rest = last
-        self._search(rest)
-        self.complete = True
-
-    def _search(self, lines: str) -> None:
-        for match in self._line.finditer(lines):
-            self.report, self.problem = None, ""
-            try:
-                self.report = _report(match[1])
-            except ValueError as error:
-                self.problem = str(error)
+        super().__init__(f"{node.MARK} {nonce} ", _report, MAX_ENCODED)
 
 
 def _report(encoded: str) -> dict[str, Any]:
     """Decode a report. Raises ValueError unless it has the format of :mod:`~airflow_qarnot_pool.decorators.node`."""
-    if len(encoded) > MAX_ENCODED:
-        raise ValueError(f"it has more than {MAX_ENCODED:,} characters")
     report = parse_json(decompress(base64.urlsafe_b64decode(encoded), MAX_REPORT))
     for fields in (("value",), ("file", "sha256"), ("skip",)):
         if isinstance(report, dict) and all(isinstance(report.get(field), str) for field in fields):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, Protocol, TypeVar, overload
 
@@ -14,9 +13,7 @@ from airflow_qarnot_pool.decorators import node, payload
 from airflow_qarnot_pool.decorators.function import FunctionSource
 from airflow_qarnot_pool.exceptions import QarnotTaskFailedError
 from airflow_qarnot_pool.hooks.qarnot import QarnotHook
-from airflow_qarnot_pool.logs.cursor import LogCursor
 from airflow_qarnot_pool.logs.failure_report import is_node_loss
-from airflow_qarnot_pool.logs.writer import fetch, retry_broken_read
 from airflow_qarnot_pool.operators.bases.base import QarnotOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
@@ -113,7 +110,6 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
         self._check(python_callable)
         self._renders_call = False
         self._identity: TaskInstanceIdentity | None = None
-        self._reports: dict[str, payload.ReportFinder] = {}
 
     def render_template(
         self,
@@ -237,6 +233,12 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
 
     def _spec(self, values: Mapping[str, Any], pool: str | None) -> TaskSpec:
         spec = super()._spec(values, pool)
+        if spec.reports:
+            raise QarnotInvalidSpecError(
+                "return_file and skip_on_exit_code are parameters of commands",
+                field="return_file" if spec.return_file else "skip_on_exit_code",
+                remedy="Return the value, and raise AirflowSkipException to skip.",
+            )
         if spec.instance_ids() != frozenset({0}):
             field = "ranges" if spec.ranges else "instance_count"
             raise QarnotInvalidSpecError(
@@ -248,31 +250,16 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
 
     # --- read the result
 
-    def _output(self, task: Task) -> payload.ReportFinder:
-        """Read all of standard output, and return the finder of its report."""
-        finder = self._reports.get(task.uuid)
-        if finder is None or not finder.complete:
-            retry_broken_read(lambda: deque(self._kept(task.uuid, "stdout"), maxlen=0))
-        return self._reports[task.uuid]
-
     def _expected_seconds(self, context: Context) -> float | None:
         return None  # the result is that of the function
 
-    def _nothing_written(self, uuid: str) -> LogCursor:
-        # The result of the function is not logged.
-        return LogCursor(uuid=uuid, instance=0, hidden=f"{node.MARK} {self._nonce} ")
-
-    def _kept(self, uuid: str, stream: str) -> Iterable[str]:
-        pieces = fetch(self.client, uuid, stream, 0)
-        if stream != "stdout":
-            return pieces
-        finder = self._reports[uuid] = payload.ReportFinder(self._nonce)
-        return finder.watch(pieces)
+    def _new_finder(self) -> payload.ReportFinder:
+        return payload.ReportFinder(self._nonce)
 
     def _report(self, task: Task) -> str:
         """Return why there is no result: the error of the function, or that of the Qarnot task."""
         try:
-            report = self._output(task).report or {}
+            report = self._output(task.uuid).report or {}
         except QarnotError:
             report = {}
         error = report.get("error")
@@ -283,7 +270,7 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
         return "\n".join(line for line in lines if line)
 
     def _result(self, task: Task) -> Any:
-        finder = self._output(task)
+        finder = self._output(task.uuid)
         report = finder.report
         if report is None and finder.problem:
             raise QarnotTaskFailedError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -27,7 +28,7 @@ from airflow_qarnot_pool.links.qarnot import LINKS
 from airflow_qarnot_pool.logs.checkpoint import Offset
 from airflow_qarnot_pool.logs.cursor import LogCursor
 from airflow_qarnot_pool.logs.failure_report import failure_report, is_node_loss
-from airflow_qarnot_pool.logs.writer import acquire_lease, fetch, write_new_output
+from airflow_qarnot_pool.logs.writer import acquire_lease, fetch, retry_broken_read, write_new_output
 from airflow_qarnot_pool.operators.bases.task import COMMON_FIELDS, TaskOperator
 from airflow_qarnot_pool.ownership import xcoms
 from airflow_qarnot_pool.ownership.identity import RECORDABLE_LABEL
@@ -35,6 +36,7 @@ from airflow_qarnot_pool.ownership.shared_pool import MAX_GENERATIONS
 from airflow_qarnot_pool.ownership.xcoms import TASK_KEY
 from airflow_qarnot_pool.parameters.shell import find_commands, warn_of_shell_characters
 from airflow_qarnot_pool.parameters.validation import has_values, reject_empty
+from airflow_qarnot_pool.version_compat import AirflowSkipException
 from airflow_qarnot_pool.waiting.conditions import (
     TASK_DONE,
     TASK_ENDED,
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
 
     from airflow_qarnot_pool.api.models import Task
     from airflow_qarnot_pool.api.specs import TaskSpec
+    from airflow_qarnot_pool.logs.report import LineFinder
     from airflow_qarnot_pool.triggers.base import QarnotTrigger
     from airflow_qarnot_pool.waiting.conditions import WaitResult
 
@@ -64,6 +67,9 @@ class QarnotRunTaskOperator(TaskOperator):
     is one of a cluster, as its instances work together. A clear aborts the old Qarnot task and submits another.
     Returns a small dict: ``uuid, name, state, pool, instances, succeeded, failed, created, ended,
     wall_seconds, execution_seconds, result_bucket``. The output of the instances goes to the Airflow task log.
+
+    With ``task_spec={"return_file": True}`` it returns the JSON that the command writes to ``$QARNOT_RETURN_FILE``.
+    With ``task_spec={"skip_on_exit_code": 99}`` it is skipped if the command exits with that code.
 
     Parameters besides these: :class:`~airflow_qarnot_pool.operators.bases.task.TaskOperator`.
 
@@ -102,6 +108,7 @@ class QarnotRunTaskOperator(TaskOperator):
             self._labels[RECORDABLE_LABEL] = "true"
         self._filled += has_values(self, ("command", "instance_count"))
         self._position: Offset | None = None
+        self._finders: dict[str, LineFinder[Any]] = {}
         if log_output not in (True, False, "live"):
             raise QarnotInvalidSpecError(
                 f"log_output is not known, got {log_output!r}",
@@ -141,6 +148,8 @@ class QarnotRunTaskOperator(TaskOperator):
     ) -> Any:
         """*pool* took the place of the one that was given, which was closed under *moved* submissions of this try."""
         spec = self._spec(self._given_now(), pool or self._pool_uuid())
+        if spec.reports:
+            self._labels.pop(RECORDABLE_LABEL, None)  # a record has no value
         for _ in range(MAX_GENERATIONS):
             try:
                 look = resubmitted or moved > 0
@@ -166,7 +175,7 @@ class QarnotRunTaskOperator(TaskOperator):
 
     def _expected_seconds(self, context: Context) -> float | None:
         """Return how long the Qarnot task of the previous DAG run took, by the result of this Airflow task there."""
-        if not self.do_xcom_push:
+        if not self.do_xcom_push or self._spec(self._given(), self._some_pool).return_file:
             return None
         try:
             return duration_of(xcoms.pull_newest(context["ti"], "return_value"))
@@ -270,20 +279,53 @@ class QarnotRunTaskOperator(TaskOperator):
             resume_state["output"] = written.to_json()
         super()._defer(uuid, condition, deadline, resume_state)
 
-    # What @task.qarnot does in its own way.
+    # --- the report in its output
+
+    def _new_finder(self) -> LineFinder[Any] | None:
+        """Return a finder of the report in the output of instance 0; None if there is none."""
+        from airflow_qarnot_pool.operators.bases.command_result import command_finder
+
+        return command_finder() if self._spec(self._given(), self._some_pool).reports else None
 
     def _nothing_written(self, uuid: str) -> LogCursor:
-        return LogCursor(uuid=uuid)
+        finder = self._new_finder()
+        # The report is not logged.
+        return (
+            LogCursor(uuid=uuid) if finder is None else LogCursor(uuid=uuid, instance=0, hidden=finder.mark)
+        )
 
     def _kept(self, uuid: str, stream: str) -> Iterable[str]:
-        """Return all that Qarnot keeps of a stream of the output."""
-        return fetch(self.client.limited(deadline=OUTPUT_DEADLINE), uuid, stream, None)
+        """Return all that Qarnot keeps of a stream of the output, and search it for the report."""
+        finder = self._new_finder()
+        if finder is None:
+            return fetch(self.client.limited(deadline=OUTPUT_DEADLINE), uuid, stream, None)
+        pieces = fetch(self.client, uuid, stream, 0)
+        if stream != "stdout":
+            return pieces
+        self._finders[uuid] = finder
+        return finder.watch(pieces)
+
+    def _output(self, uuid: str) -> LineFinder[Any]:
+        """Read all of standard output, and return the finder of its report."""
+        finder = self._finders.get(uuid)
+        if finder is None or not finder.complete:
+            retry_broken_read(lambda: deque(self._kept(uuid, "stdout"), maxlen=0))
+        return self._finders[uuid]
 
     def _report(self, task: Task) -> str:
         return failure_report(self.client, task, self.hook.settings.console_link("task", task.uuid))
 
     def _result(self, task: Task) -> Any:
-        return self._summary(task)
+        """Return the summary, or the value that the command returned."""
+        from airflow_qarnot_pool.operators.bases.command_result import result_of
+
+        spec = self._spec(self._given(), task.pool)
+        if not spec.reports:
+            return self._summary(task)
+        result = result_of(self._output(task.uuid), task.uuid)
+        if result.skipped_with is not None:
+            raise AirflowSkipException(f"The command exited with code {result.skipped_with}")
+        return result.value if spec.return_file else self._summary(task)
 
     def _stranded(self, context: Context, outcome: WaitResult, resume_state: Mapping[str, Any]) -> Any:
         """Handle a Qarnot task that stays queued on a pool that has ended. End it, and go on as if it was cancelled."""

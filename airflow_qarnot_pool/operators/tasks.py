@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,7 +29,7 @@ from airflow_qarnot_pool.exceptions import QarnotCostLimitError, QarnotPoolEnded
 from airflow_qarnot_pool.links.qarnot import LINKS
 from airflow_qarnot_pool.logs.failure_report import failure_report
 from airflow_qarnot_pool.operators.bases.remote_work import RemoteWork
-from airflow_qarnot_pool.operators.bases.task import TaskOperator
+from airflow_qarnot_pool.operators.bases.task import COMMON_FIELDS, TaskOperator
 from airflow_qarnot_pool.ownership import xcoms
 from airflow_qarnot_pool.ownership.claim import count_decisions
 from airflow_qarnot_pool.ownership.decisions import RemoteSnapshot
@@ -64,6 +65,7 @@ from airflow_qarnot_pool.parameters.validation import (
     reject_empty,
     secret_constants,
 )
+from airflow_qarnot_pool.version_compat import AirflowSkipException
 from airflow_qarnot_pool.waiting.conditions import (
     TASK_DONE,
     Condition,
@@ -84,6 +86,7 @@ if TYPE_CHECKING:
 
     from airflow_qarnot_pool.api.models import Task
     from airflow_qarnot_pool.api.specs import TaskSpec
+    from airflow_qarnot_pool.operators.bases.command_result import CommandResult
     from airflow_qarnot_pool.ownership.fan_out import FanOutState, Submission
     from airflow_qarnot_pool.triggers.base import QarnotTrigger
 
@@ -93,6 +96,10 @@ CHUNK = 200
 BACKLOG = 500
 #: Maximum number of Qarnot tasks that a worker polls before it defers, because each poll requests all of them.
 MAX_POLLED_ON_WORKER = 200
+#: Maximum number of items in the result, because it becomes an XCom.
+MAX_RESULTS = 10_000
+#: Maximum characters of the values of all items, for the same reason.
+MAX_VALUES = 10_000_000
 #: Failed items whose reports go into the exception.
 SHOWN_FAILURES = 3
 #: Fields that identify the item of an object and its outcome.
@@ -165,7 +172,10 @@ def _known(command: Any) -> Any:
     if not isinstance(command, Mapping):
         return PLACEHOLDER
     known = known_at_parse_time(command)
-    if "command" not in known and "DOCKER_CMD" not in (known.get("constants") or {}):
+    constants = command.get("constants")
+    by_constant = isinstance(constants, str) or "DOCKER_CMD" in (constants or {})
+    is_known = "command" in known or "DOCKER_CMD" in (known.get("constants") or {})
+    if not is_known and ("command" in command or by_constant):
         known["command"] = PLACEHOLDER
     return known
 
@@ -175,8 +185,10 @@ class QarnotRunTasksOperator(TaskOperator):
 
     An Airflow task costs seconds of a worker's time to start; a Qarnot task on a warm pool costs none. A retry
     of the Airflow task runs only the items that have not succeeded. Fails after all have ended, if any failed.
-    Returns ``{total, succeeded, failed, results: [{item, uuid, state}, ...]}``, ``results`` in the order of
-    *commands* and at most *max_results* long.
+    Returns ``{total, succeeded, failed, skipped, results: [{item, uuid, state}, ...]}``, ``results`` in the order of
+    *commands*, for at most 10,000 of them. An item with ``return_file`` also has a ``value``. An item that exits with
+    one of its ``skip_on_exit_code`` has the state ``Skipped``, and a retry does not run it again. If all items skip,
+    the Airflow task is skipped.
 
     Parameters besides these: :class:`~airflow_qarnot_pool.operators.bases.task.TaskOperator`; they hold for
     every command.
@@ -184,24 +196,30 @@ class QarnotRunTasksOperator(TaskOperator):
     Work:
 
     :param commands: the commands, each as text, as a list of words, or as a mapping of
-        :class:`~airflow_qarnot_pool.api.specs.TaskSpec` fields (``command`` and whatever differs).
+        :class:`~airflow_qarnot_pool.api.specs.TaskSpec` fields (``command``, ``constants`` and whatever differs).
+    :param command: the command of the items that have none.
     :param max_in_flight: most Qarnot tasks that are submitted and not finished; default: the slots of the pool
         and 500 more. A quota of the account that is reached sooner limits it, too.
-    :param max_results: most items in the returned value.
     """
 
     uuid_key = TASKS_KEY
     is_fan_out = True
     operator_extra_links = (LINKS["pool"],)
-    template_fields = (*TaskOperator.template_fields, "commands", "max_in_flight")
-    template_fields_renderers = {"commands": "json", "task_spec": "json", "constants": "json"}
+    spec_fields = (*COMMON_FIELDS, "command")
+    template_fields = (*TaskOperator.template_fields, "commands", "command", "max_in_flight")
+    template_fields_renderers = {
+        "commands": "json",
+        "command": "bash",
+        "task_spec": "json",
+        "constants": "json",
+    }
 
     def __init__(
         self,
         *,
         commands: Any,
+        command: str | Sequence[str] | None = None,
         max_in_flight: int | str | None = None,
-        max_results: int = 1000,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -211,22 +229,16 @@ class QarnotRunTasksOperator(TaskOperator):
         #: Number of items in the next request.
         self._chunk = CHUNK
         self.max_in_flight = max_in_flight
-        self.max_results = max_results
-        self._filled += has_values(self, ("max_in_flight",))
+        self.command = command
+        self._filled += has_values(self, ("max_in_flight", "command"))
         reject_empty(self, self._filled)
-        if type(max_results) is not int or max_results < 0:
-            raise QarnotInvalidSpecError(
-                f"max_results is not a whole number, got {max_results!r}",
-                field="max_results",
-                remedy="Give a number of 0 or more.",
-            )
         if not is_templated(max_in_flight):
             self._limit()
         if isinstance(commands, (str, Mapping, int)) and not is_templated(commands):
             self._specs(commands, {}, None)
         if isinstance(commands, (list, tuple)):
-            self._specs([_known(one) for one in commands], self._given(parsing=True), self._some_pool)
-            warn_of_shell_characters(self.task_id, find_commands(*commands))
+            self._specs([_known(one) for one in commands], self._known_values(), self._some_pool)
+            warn_of_shell_characters(self.task_id, [command, *find_commands(*commands)])
 
     # --- what to run
 
@@ -255,13 +267,23 @@ class QarnotRunTasksOperator(TaskOperator):
                 ) from None
         return specs
 
+    def _known_values(self) -> dict[str, Any]:
+        """Return the parameters that are known when the DAG is parsed, with a placeholder for a templated command."""
+        values = self._given(parsing=True)
+        return {**values, "command": PLACEHOLDER} if is_templated(self.command) else values
+
     def _merged(self, values: Mapping[str, Any], own: dict[str, Any], index: int) -> dict[str, Any]:
-        if not own.get("command") and "DOCKER_CMD" not in (own.get("constants") or {}):
+        by_constant = "DOCKER_CMD" in (own.get("constants") or {})
+        if by_constant and "command" not in own:
+            values = {key: value for key, value in values.items() if key != "command"}
+        if not own.get("command", values.get("command")) and not by_constant:
             near = get_close_matches("command", own, 1)
             raise QarnotInvalidSpecError(
                 "command is missing",
                 field="command",
-                remedy=f"Write command instead of {near[0]}." if near else "Give each item a command.",
+                remedy=f"Write command instead of {near[0]}."
+                if near
+                else "Give each item a command, or give command to the operator for all of them.",
             )
         if own.get("constants") and values.get("constants"):
             own["constants"] = {**values["constants"], **own["constants"]}
@@ -408,7 +430,7 @@ class QarnotRunTasksOperator(TaskOperator):
         while True:
             state = self._look_up(slice_)
             if state.is_finished:
-                return self._finish(self._freed(state, slice_.identity))
+                return self._finish(self._freed(state, slice_), slice_.specs)
             submissions = state.next(slice_.limit)
             if submissions:
                 self._costs.raise_if_over()
@@ -531,14 +553,15 @@ class QarnotRunTasksOperator(TaskOperator):
                 raise
             self.log.warning("The console link of pool %s could not be stored: %s", pool, error)
 
-    def _freed(self, now: FanOutState, identity: TaskInstanceIdentity) -> FanOutState:
+    def _freed(self, now: FanOutState, slice_: _Slice) -> FanOutState:
         """Give back the places under a quota that was full: delete the items that succeeded, once they are recorded.
 
         Other processes cannot always do it: in another namespace they do not know which objects may be deleted.
         """
         uuids = [uuid for uuid in now.succeeded.values() if uuid is not None] if self._met_quota else []
-        if not uuids:
+        if not uuids or any(spec.reports for spec in slice_.specs):
             return now
+        identity = slice_.identity
         gone: set[str] = set()
         try:
             tagged = filters.equal("Tags", identity.tags()[2])
@@ -630,7 +653,10 @@ class QarnotRunTasksOperator(TaskOperator):
         from airflow_qarnot_pool.ownership.records import specs_digest
 
         sent = _SubmitResult()
-        labels = {**self._labels, SPECS_LABEL: specs_digest(fingerprints)}
+        labels = dict(self._labels)
+        if not any(spec.reports for spec in specs):
+            # A record has no value, so no process may record and delete an item that has one.
+            labels[SPECS_LABEL] = specs_digest(fingerprints)
 
         def stamped(one: Submission) -> TaskSpec:
             spec, item = specs[one.index], identity.for_item(one.index)
@@ -827,10 +853,14 @@ class QarnotRunTasksOperator(TaskOperator):
 
     # --- what became of it
 
-    def _finish(self, now: FanOutState) -> dict[str, Any]:
+    def _finish(self, now: FanOutState, specs: Sequence[TaskSpec]) -> dict[str, Any]:
         self.log.info("%s", now)
         if not now.failed:
-            return self._result(now)
+            results = self._item_results(now, specs)
+            skipped = sum(result.skipped_with is not None for result in results.values())
+            if skipped and skipped == now.total:
+                raise AirflowSkipException(f"All {now.total} commands exited with a code that skips")
+            return self._result(now, results)
         reports = [
             failure_report(self.client, task, self.hook.settings.console_link("task", task.uuid))
             for task in self._some_failed(now)
@@ -848,18 +878,58 @@ class QarnotRunTasksOperator(TaskOperator):
         found = (self.client.tasks.find(uuid) for uuid in known[:SHOWN_FAILURES])
         return [task for task in found if task is not None]
 
-    def _result(self, now: FanOutState) -> dict[str, Any]:
-        states: dict[int, tuple[str, str | None]] = {
-            **{index: ("Success", uuid) for index, uuid in now.succeeded.items()},
-            **{index: ("Failure", uuid) for index, uuid in now.failed.items()},
-            **{index: ("Submitted", uuid) for index, uuid in now.running.items()},
+    def _item_results(self, now: FanOutState, specs: Sequence[TaskSpec]) -> dict[int, CommandResult]:
+        """Return the results of the items that report any, with one request for each.
+
+        :raises QarnotDeletedError: a Qarnot task was deleted before its result was read.
+        """
+        from airflow_qarnot_pool.operators.bases.command_result import read_result
+
+        results: dict[int, CommandResult] = {}
+        size = 0
+        for index, uuid in now.succeeded.items():
+            if not specs[index].reports:
+                continue
+            if self._work and self._work.killed.is_set():
+                raise self._killed()
+            try:
+                if uuid is None:
+                    raise QarnotNotFoundError("it was deleted")
+                results[index] = read_result(self.client, uuid)
+            except QarnotNotFoundError:
+                raise QarnotDeletedError(
+                    f"The Qarnot task of item {index} was deleted before its result was read. A retry runs it again",
+                    kind="task",
+                    ref=uuid,
+                ) from None
+            size += len(json.dumps(results[index].value))
+            if size > MAX_VALUES:
+                raise QarnotTaskFailedError(
+                    f"The values of the items have more than {MAX_VALUES:,} characters together",
+                    remedy="Write them to files, give result_bucket= and return their names.",
+                    kind="task",
+                )
+        return results
+
+    def _result(self, now: FanOutState, results: Mapping[int, CommandResult] | None = None) -> dict[str, Any]:
+        results = results or {}
+        items: dict[int, dict[str, Any]] = {
+            index: {"item": index, "uuid": uuid, "state": state}
+            for state, uuids in (
+                ("Success", now.succeeded),
+                ("Failure", now.failed),
+                ("Submitted", now.running),
+            )
+            for index, uuid in uuids.items()
         }
+        for index, result in results.items():
+            skips = result.skipped_with is not None
+            items[index] |= {"state": "Skipped"} if skips else {"value": result.value}
+        skipped = sum(item["state"] == "Skipped" for item in items.values())
         return {
             "total": now.total,
-            "succeeded": len(now.succeeded),
+            "succeeded": len(now.succeeded) - skipped,
             "failed": len(now.failed),
-            "results": [
-                {"item": index, "uuid": states[index][1], "state": states[index][0]}
-                for index in sorted(states)
-            ][: self.max_results],
+            "skipped": skipped,
+            "results": [items[index] for index in sorted(items)][:MAX_RESULTS],
         }

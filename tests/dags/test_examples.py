@@ -150,6 +150,14 @@ def test_qarnot_params(client: QarnotClient) -> None:
     assert outputs == [f"0> this is {number}\n" for number in (1, 2, 3)]
 
 
+def test_qarnot_parameter_sweep(client: QarnotClient) -> None:
+    run = Run(client, "qarnot_parameter_sweep", {"rates": [0, 0.1, 0.2, 0.5]})
+    run.assert_good()
+    assert len(run.tasks) == 4
+    best = run.dag_run.get_task_instance("best").xcom_pull(task_ids="best")
+    assert best == {"rate": 0.2, "loss": pytest.approx(0.01)}
+
+
 def test_qarnot_scheduled_pipeline(client: QarnotClient, qarnot: LocalQarnot) -> None:
     import boto3
 

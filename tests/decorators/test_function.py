@@ -15,6 +15,7 @@ import pytest
 from airflow_qarnot_pool.decorators import node
 from airflow_qarnot_pool.decorators.function import FunctionSource
 from airflow_qarnot_pool.exceptions import QarnotInvalidSpecError
+from airflow_qarnot_pool.parameters import json_values
 
 LIMIT = 3
 
@@ -183,7 +184,7 @@ def test_an_object_that_cannot_be_sent_is_refused_by_name(function: Any, named: 
     ],
 )
 def test_a_value_that_is_not_json_is_named_by_its_place(value: Any, problem: str | None) -> None:
-    assert node.json_problem(value) == problem
+    assert json_values.json_problem(value) == problem
 
 
 def nested(levels: int) -> Any:
@@ -210,7 +211,7 @@ UNFIT_FOR_XCOM: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize(("value", "problem"), UNFIT_FOR_XCOM.values(), ids=UNFIT_FOR_XCOM.keys())
 def test_a_result_that_airflow_cannot_store_is_named_by_its_place(value: Any, problem: str) -> None:
-    assert node.json_problem(value, for_xcom=True) == problem
+    assert json_values.json_problem(value, for_xcom=True) == problem
     with pytest.raises((TypeError, ValueError), match=f"^f[(][)] returned {re.escape(problem)}, which "):
         node.encode(value, "json", "f() returned")
 

@@ -40,7 +40,6 @@ BAD: dict[str, Any] = {
     "log_output": "sometimes",
     "max_cost": "much",
     "max_in_flight": 0,
-    "max_results": -1,
     "max_run_cost": -1,
     "max_rows": 0,
     "accept_passed": "no",

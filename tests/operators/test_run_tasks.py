@@ -28,6 +28,7 @@ from airflow_qarnot_pool.exceptions import (
     QarnotWaitTimeoutError,
 )
 from airflow_qarnot_pool.local import LocalQarnot
+from airflow_qarnot_pool.operators import tasks as tasks_module
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
 from airflow_qarnot_pool.ownership import claim
 from airflow_qarnot_pool.ownership.fan_out import FanOutState
@@ -447,20 +448,20 @@ def go_on(make: Any, deferred: TaskDeferred, context: Any, event: Any) -> Any:
     return operator.resume_execution(deferred.method_name, {"event": event}, {**context, "task": operator})
 
 
-def test_the_result_is_bounded(qarnot: LocalQarnot, pool: str) -> None:
-    result = run(
-        partial(tasks, qarnot_pool=pool, commands=["true"] * 8, max_results=3), FakeTI(run_id="bound")
-    )
+def test_the_result_is_bounded(qarnot: LocalQarnot, pool: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks_module, "MAX_RESULTS", 3)
+    result = run(partial(tasks, qarnot_pool=pool, commands=["true"] * 8), FakeTI(run_id="bound"))
     assert (result["succeeded"], len(result["results"])) == (8, 3)
 
 
 def test_results_are_in_the_order_of_the_items_whatever_became_of_each() -> None:
-    operator = tasks(commands=["true"] * 4, max_results=3)
+    operator = tasks(commands=["true"] * 4)
     now = FanOutState(total=4, succeeded={1: "b"}, failed={2: "c"}, running={0: "a", 3: "d"})
     assert operator._result(now)["results"] == [
         {"item": 0, "uuid": "a", "state": "Submitted"},
         {"item": 1, "uuid": "b", "state": "Success"},
         {"item": 2, "uuid": "c", "state": "Failure"},
+        {"item": 3, "uuid": "d", "state": "Submitted"},
     ]
 
 

@@ -60,7 +60,7 @@ MEANT = [
     (QarnotRunTaskOperator, "comand", "command"),
     (QarnotRunTaskOperator, "results_bucket", "result_bucket"),
     (QarnotRunTaskOperator, "qarnotPool", "qarnot_pool"),
-    (QarnotRunTasksOperator, "command", "commands"),
+    (QarnotRunTasksOperator, "bash_command", "command"),
     (QarnotRunTasksOperator, "timeout", "wait_timeout"),
     (QarnotCreatePoolOperator, "instances", "instance_count"),
     (QarnotCreatePoolOperator, "nodes", "instance_count"),
@@ -91,7 +91,7 @@ def test_the_refusal_says_which_parameter_is_meant(operator: Any, name: str, mea
 @pytest.mark.parametrize(
     ("operator", "name", "meant"),
     [
-        (QarnotRunTasksOperator, "command", "commands"),
+        (QarnotRunTasksOperator, "cmds", "commands"),
         (QarnotPoolSensor, "pool_id", "qarnot_pool"),
         (QarnotTaskSensor, "task_uuid", "qarnot_task"),
     ],

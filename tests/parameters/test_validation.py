@@ -47,7 +47,6 @@ SAMPLES: dict[str, Any] = {
     "log_output": False,
     "max_cost": 4.0,
     "max_in_flight": 5,
-    "max_results": 6,
     "max_run_cost": 5.0,
     "max_rows": 8,
     "name": "another name",

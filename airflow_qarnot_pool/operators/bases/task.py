@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_qarnot_pool.api import states
 from airflow_qarnot_pool.api.errors import (
     QarnotError,
+    QarnotInvalidSpecError,
     QarnotNotFoundError,
     QarnotRefusedError,
 )
@@ -172,6 +173,13 @@ class TaskOperator(QarnotOperator):
 
     def _spec(self, values: Mapping[str, Any], pool: str | None) -> TaskSpec:
         spec = make_task_spec({"name": f"{self.dag_id}.{self.task_id}", "pool": pool, **values})
+        if spec.reports and not self.wait_for_completion:
+            name = "return_file" if spec.return_file else "skip_on_exit_code"
+            raise QarnotInvalidSpecError(
+                f"{name} has no effect without a wait, got wait_for_completion=False",
+                field=name,
+                remedy="Leave one of them out.",
+            )
         return self._registry.added_to(spec) if self._registry else spec
 
     @property

@@ -1,0 +1,66 @@
+"""Read what a wrapped command reports in the output of its Qarnot task."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from airflow_qarnot_pool.api.commands import MARK, MAX_REPORT, RETURN_FILE, CommandReport, parse_report
+from airflow_qarnot_pool.api.limits import parse_json
+from airflow_qarnot_pool.exceptions import QarnotTaskFailedError
+from airflow_qarnot_pool.logs.report import LineFinder
+from airflow_qarnot_pool.logs.writer import fetch, retry_broken_read
+from airflow_qarnot_pool.parameters.json_values import json_problem
+
+if TYPE_CHECKING:
+    from airflow_qarnot_pool.api.client import QarnotClient
+
+
+class CommandResult(NamedTuple):
+    """The value that a command returned, or the exit code with which it skipped."""
+
+    value: Any = None
+    skipped_with: int | None = None
+
+
+def command_finder() -> LineFinder[CommandReport]:
+    """Return a finder of the report of a wrapped command."""
+    return LineFinder(MARK, parse_report, MAX_REPORT)
+
+
+def read_result(client: QarnotClient, uuid: str) -> CommandResult:
+    """Return the result of a Qarnot task that has succeeded."""
+    finder = command_finder()
+    retry_broken_read(lambda: deque(finder.watch(fetch(client, uuid, "stdout", 0)), maxlen=0))
+    return result_of(finder, uuid)
+
+
+def result_of(finder: LineFinder[CommandReport], uuid: str) -> CommandResult:
+    """Return the result of a Qarnot task that has succeeded, and whose output *finder* has read.
+
+    :raises QarnotTaskFailedError: the command did not write JSON that Airflow can store, or there is no report.
+    """
+    report = finder.report
+    if report is None:
+        problem = finder.problem or (
+            "it is not in the output. Qarnot keeps the end of an output only, and a process that the command left "
+            "running may have continued to write. Or the image's entrypoint does not run the command"
+        )
+        raise _error(f"The result of Qarnot task {uuid} cannot be read: {problem}", uuid)
+    if report.exit_code:
+        return CommandResult(skipped_with=report.exit_code)
+    if report.text is None:
+        return CommandResult()
+    try:
+        value = parse_json(report.text)
+    except ValueError as error:
+        raise _error(f"The file {RETURN_FILE} of Qarnot task {uuid} is not JSON ({error})", uuid) from None
+    if unfit := json_problem(value, for_xcom=True):
+        raise _error(
+            f"The file {RETURN_FILE} of Qarnot task {uuid} has {unfit}, which no XCom can have", uuid
+        )
+    return CommandResult(value)
+
+
+def _error(message: str, uuid: str) -> QarnotTaskFailedError:
+    return QarnotTaskFailedError(f"{message}. Clear the task to run it again", kind="task", ref=uuid)
