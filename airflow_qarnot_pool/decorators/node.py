@@ -125,7 +125,7 @@ def _run_function(
     process = subprocess.Popen(
         [sys.executable, "-c", payload["node"], report], stdin=subprocess.PIPE, env=environment
     )
-    task = {key: payload[key] for key in ("function", "arguments", "serializer")}
+    task = {key: payload[key] for key in ("function", "arguments", "serializer", "modules")}
     try:
         process.communicate(json.dumps(task).encode(), timeout=timeout)
     finally:
@@ -147,6 +147,8 @@ def call(report: str) -> None:
     task = json.load(sys.stdin)
     name = task["function"]["name"]
     try:
+        for module, source in task["modules"].items():
+            _add_module(module, source)
         if SKIP in task["function"]["source"]:
             _stand_in_for_airflow()
         function = load(task["function"])
@@ -174,6 +176,17 @@ def _outcome_of(error: BaseException, name: str) -> dict[str, Any]:
         f"{name}() raised {traceback.format_exception_only(type(error), error)[-1].strip()}",
         "".join(lines),
     )
+
+
+def _add_module(name: str, source: str) -> None:
+    """Make a module of this provider importable from its source, unless the node has the provider."""
+    parent, _, child = name.rpartition(".")
+    if importlib.util.find_spec(parent) is not None:
+        return
+    package, module = types.ModuleType(parent), types.ModuleType(name)
+    exec(compile(source, child + ".py", "exec", dont_inherit=True), module.__dict__)
+    setattr(package, child, module)
+    sys.modules.update({parent: package, name: module})
 
 
 def _stand_in_for_airflow() -> None:

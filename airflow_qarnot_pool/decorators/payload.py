@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Literal
 
+from airflow_qarnot_pool import progress
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError, QarnotProtocolError, shortened
 from airflow_qarnot_pool.api.limits import decompress, parse_json
 from airflow_qarnot_pool.decorators import node
@@ -92,6 +93,10 @@ def pack(
     payload = {
         "node": _program(),
         "function": function.to_json(),
+        # Sent only if it is used, because every call has its source.
+        "modules": {progress.__name__: inspect.getsource(progress)}
+        if progress.__name__ in function.source
+        else {},
         "arguments": arguments,
         "nonce": nonce,
         "serializer": serializer,

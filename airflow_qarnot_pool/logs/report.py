@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+from airflow_qarnot_pool.progress import MARK, MAX_REPORT, parse_progress
 
 T = TypeVar("T")
 
@@ -17,12 +19,15 @@ class LineFinder(Generic[T]):
     :param mark: prefix of the line.
     :param parse: decodes the rest of the line. Raises ValueError if it is malformed.
     :param max_length: maximum characters of the line.
+    :param form: pattern of the rest of the line.
     """
 
-    def __init__(self, mark: str, parse: Callable[[str], T], max_length: int) -> None:
+    def __init__(
+        self, mark: str, parse: Callable[[str], T], max_length: int, form: str = "[A-Za-z0-9_=.-]+"
+    ) -> None:
         self.mark = mark
         self._parse, self._max_length = parse, max_length
-        self._line = re.compile(rf"^{re.escape(mark)}([A-Za-z0-9_=.-]+)", re.MULTILINE)
+        self._line = re.compile(rf"^{re.escape(mark)}({form})", re.MULTILINE)
         #: The report. None if there is none, or if it cannot be read.
         self.report: T | None = None
         #: Why the last report cannot be read.
@@ -61,3 +66,15 @@ class LineFinder(Generic[T]):
 
     def _too_long(self) -> str:
         return f"it has more than {self._max_length:,} characters"
+
+
+class ProgressFinder(LineFinder[dict[str, Any]]):
+    """Finds the last report of progress. A malformed one is ignored."""
+
+    def __init__(self) -> None:
+        super().__init__(MARK, self._note, len(MARK) + MAX_REPORT + 1, form=r"\{.*\}(?=\s*$)")
+        self.last: dict[str, Any] | None = None
+
+    def _note(self, text: str) -> dict[str, Any]:
+        self.last = parse_progress(text)
+        return self.last

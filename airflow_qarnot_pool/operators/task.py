@@ -28,6 +28,7 @@ from airflow_qarnot_pool.links.qarnot import LINKS
 from airflow_qarnot_pool.logs.checkpoint import Offset
 from airflow_qarnot_pool.logs.cursor import LogCursor
 from airflow_qarnot_pool.logs.failure_report import failure_report, is_node_loss
+from airflow_qarnot_pool.logs.report import ProgressFinder
 from airflow_qarnot_pool.logs.writer import acquire_lease, fetch, retry_broken_read, write_new_output
 from airflow_qarnot_pool.operators.bases.task import COMMON_FIELDS, TaskOperator
 from airflow_qarnot_pool.ownership import xcoms
@@ -57,6 +58,10 @@ if TYPE_CHECKING:
 
 #: Maximum seconds for the output of a stream, because the next Airflow task starts only when it has been written.
 OUTPUT_DEADLINE = 30.0
+
+
+#: Key of the XCom with the last progress that a node has reported.
+PROGRESS_KEY = "qarnot_progress"
 
 
 class QarnotRunTaskOperator(TaskOperator):
@@ -109,6 +114,7 @@ class QarnotRunTaskOperator(TaskOperator):
         self._filled += has_values(self, ("command", "instance_count"))
         self._position: Offset | None = None
         self._finders: dict[str, LineFinder[Any]] = {}
+        self._progress: ProgressFinder | None = None
         if log_output not in (True, False, "live"):
             raise QarnotInvalidSpecError(
                 f"log_output is not known, got {log_output!r}",
@@ -235,10 +241,14 @@ class QarnotRunTaskOperator(TaskOperator):
         state = states.parse_task_state(task.state)
         if state is states.TaskState.CANCELLED:
             return self._cancelled(context, task, resume_state)
-        if state is not states.TaskState.SUCCESS:
-            failed = QarnotNodeLostError if is_node_loss(task) else QarnotTaskFailedError
-            raise failed(self._report(task), kind="task", ref=task.uuid)
-        return self._result(task)
+        try:
+            if state is not states.TaskState.SUCCESS:
+                failed = QarnotNodeLostError if is_node_loss(task) else QarnotTaskFailedError
+                raise failed(self._report(task), kind="task", ref=task.uuid)
+            return self._result(task)
+        finally:
+            if self._progress is not None and self._progress.last is not None:
+                context["ti"].xcom_push(key=PROGRESS_KEY, value=self._progress.last)
 
     # --- its output
 
@@ -303,7 +313,8 @@ class QarnotRunTaskOperator(TaskOperator):
         if stream != "stdout":
             return pieces
         self._finders[uuid] = finder
-        return finder.watch(pieces)
+        self._progress = ProgressFinder()
+        return finder.watch(self._progress.watch(pieces))
 
     def _output(self, uuid: str) -> LineFinder[Any]:
         """Read all of standard output, and return the finder of its report."""

@@ -170,6 +170,29 @@ def test_any_exception_of_that_name_skips(pool: str) -> None:
     assert len(str(caught.value)) == 2000
 
 
+@MODES
+def test_a_function_reports_its_progress(
+    pool: str, deferrable: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def render(frames: int) -> int:
+        from airflow_qarnot_pool.progress import report
+
+        for frame in range(frames):
+            report(progress=(frame + 1) / frames, frames=frame + 1)
+        if frames == 3:
+            raise ValueError("three")
+        return frames
+
+    ti = FakeTI(run_id=f"progress-{deferrable}")
+    assert call(pool, render, 4, ti=ti, deferrable=deferrable) == 4
+    assert ti.xcoms["qarnot_progress"] == {"progress": 1.0, "frames": 4}
+    assert '[stdout] QARNOT_PROGRESS {"progress": 0.25, "frames": 1}' in capsys.readouterr().out
+    ti = FakeTI(run_id=f"progress-of-a-failure-{deferrable}")
+    with pytest.raises(QarnotTaskFailedError, match="ValueError: three"):
+        call(pool, render, 3, ti=ti, deferrable=deferrable)
+    assert ti.xcoms["qarnot_progress"]["frames"] == 3
+
+
 def test_pickle_on_request(pool: str) -> None:
     def later(at: datetime, by: set[int]) -> Any:
         return at.replace(year=at.year + max(by)), by

@@ -112,6 +112,13 @@ def test_another_exit_code_fails_and_success_returns_the_summary(pool: str) -> N
     assert run(partial(make, command="true"), FakeTI(run_id="code-0"))["state"] == "Success"
 
 
+def test_a_command_with_a_value_reports_its_progress(pool: str) -> None:
+    ti = FakeTI(run_id="progress")
+    command = """sh -c 'for n in 1 2; do echo "QARNOT_PROGRESS {\\"frames\\": $n}"; done'"""
+    assert run(partial(task, qarnot_pool=pool, command=command, task_spec=RETURNS), ti) is None
+    assert ti.xcoms["qarnot_progress"] == {"frames": 2}
+
+
 # --- a fan-out
 
 ITEMS = [
