@@ -99,6 +99,11 @@ def get_provider_info() -> dict[str, Any]:
                         "float",
                         "10",
                     ),
+                    "cost_warning_threshold": _option(
+                        "Share of a cost limit (max_cost, max_run_cost) at which a warning is logged.",
+                        "float",
+                        "0.8",
+                    ),
                     "console_url": _option(
                         "Web console that links point to.", "string", "https://tasq.qarnot.com"
                     ),

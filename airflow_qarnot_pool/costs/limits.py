@@ -18,17 +18,18 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
-from airflow_qarnot_pool.api.fields import short_repr
+from airflow_qarnot_pool.api.fields import number, short_repr
 from airflow_qarnot_pool.api.limits import parsing_stored_state
 from airflow_qarnot_pool.costs.model import format_euros
 from airflow_qarnot_pool.ownership.decisions import Usability, usability_of
 from airflow_qarnot_pool.ownership.identity import MAX_COST_LABEL, MAX_RUN_COST_LABEL, RunKey, label, run_of
+from airflow_qarnot_pool.parameters.configuration import get_option
 from airflow_qarnot_pool.waiting.conditions import CAPITALIZED_NOUNS, NOUNS, Kind
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.models import Account, Budget, Pool
 
-#: Share of a limit at which a warning is logged.
+#: Share of a limit at which a warning is logged, unless the configuration has another.
 WARN_AT = 0.8
 #: Labels that store the limits on the pool, because the reaper must read them without the DAG.
 LIMIT_LABELS = {"max_cost": MAX_COST_LABEL, "max_run_cost": MAX_RUN_COST_LABEL}
@@ -51,22 +52,16 @@ class LimitParameters:
     warn_at: float = WARN_AT
 
     @classmethod
-    def of(cls, max_cost: Any, max_run_cost: Any, warn_at: Any = WARN_AT) -> LimitParameters | None:
+    def of(cls, max_cost: Any, max_run_cost: Any) -> LimitParameters | None:
         """Check the parameters of an operator; None if there is no limit.
 
-        :raises QarnotInvalidSpecError: a parameter is invalid. The error names it.
+        :raises QarnotInvalidSpecError: a parameter, or the configured threshold of warnings, is invalid. The error
+            names it.
         """
-        share = parse_amount("cost_warning_threshold", warn_at)
-        if share is None or not 0 < share <= 1:
-            raise QarnotInvalidSpecError(
-                f"cost_warning_threshold is no share of the limit, got {warn_at!r}",
-                field="cost_warning_threshold",
-                remedy="Give a number of more than 0 and at most 1.",
-            )
         limits = cls(
             max_cost=parse_amount("max_cost", max_cost),
             max_run_cost=parse_amount("max_run_cost", max_run_cost),
-            warn_at=share,
+            warn_at=float(get_option("cost_warning_threshold", number(0.01, 1), WARN_AT)),
         )
         return None if limits.max_cost is None and limits.max_run_cost is None else limits
 

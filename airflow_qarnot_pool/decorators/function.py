@@ -88,6 +88,20 @@ class FunctionSource:
                     used.add(symbol.get_name())
         return sorted(name for name in used - assigned - _BUILTINS if not name.startswith("__"))
 
+    def imported_modules(self) -> list[str]:
+        """Return the top-level modules that the function imports, without those that it can do without."""
+        found: set[str] = set()
+        pending: list[ast.AST] = [_parsed(self.source)]
+        while pending:
+            node = pending.pop()
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                found.add(node.module.partition(".")[0])
+            elif not isinstance(node, ast.Try):
+                pending += ast.iter_child_nodes(node)
+        return sorted(found)
+
     def to_json(self) -> dict[str, str]:
         """Return a JSON value."""
         return asdict(self)

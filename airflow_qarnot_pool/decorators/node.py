@@ -1,6 +1,6 @@
 """Program that runs on the node for ``@task.qarnot``. It is sent there as text, for Python 3.8 or newer.
 
-It uses the standard library only. The first process (:func:`main`) installs the requirements, enforces the timeout and
+It uses the standard library only. The first process (:func:`main`) unpacks the environments, enforces the timeout and
 prints the report. The second one (:func:`call`) runs the function, because the first has to report its crash,
 ``os._exit`` or hang.
 """
@@ -10,14 +10,18 @@ import __future__
 
 import ast
 import base64
+import fcntl
+import glob
 import hashlib
 import importlib.util
 import json
 import linecache
 import os
 import pickle
+import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 import traceback
@@ -31,6 +35,8 @@ from airflow_qarnot_pool.parameters.json_values import json_problem
 PREFIX = "AIRFLOW_QARNOT_PY_"
 #: Prefix of the line that contains the report. The function cannot print such a line, because it lacks the nonce.
 MARK = "AIRFLOW_QARNOT_RESULT"
+#: Prefix of the files with environments, which Qarnot brings to the node.
+ENVIRONMENT = "airflow-qarnot-environment-"
 #: Maximum characters of a result in the output.
 MAX_RESULT = 1_000_000
 #: Maximum characters of a traceback. Its end matters most.
@@ -60,21 +66,23 @@ def run(payload: dict[str, Any]) -> dict[str, Any]:
             environment = {key: value for key, value in os.environ.items() if not key.startswith(PREFIX)}
             # Its output is visible while it runs, and both streams stay in order.
             environment.setdefault("PYTHONUNBUFFERED", "1")
-            if payload["requirements"]:
-                libraries = os.path.join(scratch, "libraries")
-                error = install(payload["requirements"], libraries, _seconds_left(deadline))
-                if error:
-                    return error
-                paths = [libraries, environment.get("PYTHONPATH")]
-                environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+            archives = find_environments(payload["environment"])
+            interpreter = find_interpreter(archives)
+            paths = [path for archive in archives for path in unpack(archive, deadline)]
+            paths.append(environment.get("PYTHONPATH") or "")
+            environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+            if not environment["PYTHONPATH"]:
+                del environment["PYTHONPATH"]
             report = _run_function(
-                payload, os.path.join(scratch, "report"), environment, _seconds_left(deadline)
+                payload, interpreter, os.path.join(scratch, "report"), environment, _seconds_left(deadline)
             )
     except subprocess.TimeoutExpired:
         return _error(
             f"{name}() was killed on the node: it took longer than timeout={limit} s",
-            "The timeout counts the installation of requirements, too. Raise it if the function needs longer.",
+            "The timeout counts the unpacking of the environment, too. Raise it if the function needs longer.",
         )
+    except EnvironmentProblem as error:
+        return _error(f"{name}() has no environment on the node: {error}")
     return _fitting(report, payload)
 
 
@@ -97,33 +105,97 @@ def _fitting(report: dict[str, Any], payload: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-def install(requirements: list[str], directory: str, timeout: float | None) -> dict[str, Any] | None:
-    """Install with pip into *directory*. Return an error report if that fails."""
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-cache-dir", "--no-input"]
-    command += ["--disable-pip-version-check", "--target", directory, *requirements]
-    done = subprocess.run(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=timeout,
-        check=False,
+class EnvironmentProblem(Exception):
+    """An environment is not there, or cannot be used on this node."""
+
+
+def find_environments(own: str | None) -> list[str]:
+    """Return the archives of the call and of its pool.
+
+    :param own: name of the archive that the call brings.
+    """
+    task = os.path.abspath(os.environ.get("TASK_PATH") or ".")
+    archives = []
+    if own:
+        archives.append(os.path.join(task, own))
+        if not os.path.exists(archives[0]):
+            raise EnvironmentProblem(f"the file {own} was not brought to {task}")
+    # The resources of a pool are in the folder above those of its tasks.
+    of_pool = glob.glob(os.path.join(glob.escape(os.path.dirname(task)), ENVIRONMENT + "*.tar.gz"))
+    if len(of_pool) > 1:
+        names = ", ".join(sorted(map(os.path.basename, of_pool)))
+        raise EnvironmentProblem(f"the pool has several, and which one is meant is not known: {names}")
+    return archives + of_pool
+
+
+def find_interpreter(archives: list[str]) -> str:
+    """Return the Python that the environments are for: the running one, or another of the ``PATH``."""
+    versions = {os.path.basename(archive)[len(ENVIRONMENT) :].partition("-")[0] for archive in archives}
+    here = "{}.{}".format(*sys.version_info)
+    if versions <= {here}:
+        return sys.executable
+    if len(versions) > 1:
+        raise EnvironmentProblem("that of the call and that of the pool are for different versions of Python")
+    (version,) = versions
+    test = f"import sys; sys.exit('{{}}.{{}}'.format(*sys.version_info) != {version!r})"
+    for folder in os.environ.get("PATH", os.defpath).split(os.pathsep):
+        candidate = os.path.join(folder, "python" + version)
+        if (
+            os.access(candidate, os.X_OK)
+            and not subprocess.run(
+                [candidate, "-c", test], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False
+            ).returncode
+        ):
+            return candidate
+    raise EnvironmentProblem(
+        f"it is for Python {version}, and the node has Python {here}. Give python={here!r} in the environment, or an "
+        f"image with Python {version}"
     )
-    if done.returncode == 0:
-        return None
-    return _error(
-        f"The requirements could not be installed on the node: pip exited with code {done.returncode}",
-        done.stdout.decode(errors="replace")
-        + "\nAn image that has them needs no network and starts sooner: image=...",
-    )
+
+
+def unpack(archive: str, deadline: float | None) -> list[str]:
+    """Unpack *archive* unless another call on this node has done it, and return the folders for the path."""
+    folder = os.path.dirname(archive)
+    task = os.path.abspath(os.environ.get("TASK_PATH") or ".")
+    if folder == task or not os.access(folder, os.W_OK):
+        folder = tempfile.gettempdir()  # files in the folder of the task would be results
+    target = os.path.join(folder, os.path.basename(archive)[: -len(".tar.gz")])
+    if not os.path.exists(target):
+        with open(target + ".lock", "w") as lock:
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except OSError:
+                    if deadline is not None and time.monotonic() > deadline:
+                        raise subprocess.TimeoutExpired("unpack", 0) from None
+                    time.sleep(0.02)
+            if not os.path.exists(target):
+                part = target + ".part"
+                shutil.rmtree(part, ignore_errors=True)
+                try:
+                    with tarfile.open(archive) as file:
+                        safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+                        file.extractall(part, **safe)  # type: ignore[arg-type]
+                except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
+                    raise EnvironmentProblem(
+                        f"its archive cannot be unpacked ({type(error).__name__}: {error})"
+                    ) from None
+                os.makedirs(part, exist_ok=True)
+                os.rename(part, target)
+    return [os.path.join(target, name) for name in ("modules", "packages")]
 
 
 def _run_function(
-    payload: dict[str, Any], report: str, environment: dict[str, str], timeout: float | None
+    payload: dict[str, Any],
+    interpreter: str,
+    report: str,
+    environment: dict[str, str],
+    timeout: float | None,
 ) -> dict[str, Any]:
     # "-c" puts the current directory on the path, from which modules of a resource bucket can be imported.
     process = subprocess.Popen(
-        [sys.executable, "-c", payload["node"], report], stdin=subprocess.PIPE, env=environment
+        [interpreter, "-c", payload["node"], report], stdin=subprocess.PIPE, env=environment
     )
     task = {key: payload[key] for key in ("function", "arguments", "serializer", "modules")}
     try:

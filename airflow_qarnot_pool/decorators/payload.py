@@ -85,11 +85,14 @@ def pack(
     *,
     nonce: str,
     serializer: Serializer,
-    requirements: Sequence[str],
+    environment: str | None,
     timeout: timedelta | None,
     result_file: str | None,
 ) -> bytes:
-    """Return the compressed payload, which has everything that the node needs."""
+    """Return the compressed payload, which has everything that the node needs.
+
+    :param environment: name of the archive with the environment that the call brings.
+    """
     payload = {
         "node": _program(),
         "function": function.to_json(),
@@ -100,7 +103,7 @@ def pack(
         "arguments": arguments,
         "nonce": nonce,
         "serializer": serializer,
-        "requirements": list(requirements),
+        "environment": environment,
         "timeout": None if timeout is None else timeout.total_seconds(),
         "result_file": result_file,
     }

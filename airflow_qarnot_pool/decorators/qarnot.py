@@ -11,6 +11,8 @@ from airflow.sdk.bases.decorator import DecoratedOperator
 from airflow_qarnot_pool.api.errors import QarnotError, QarnotInvalidSpecError
 from airflow_qarnot_pool.decorators import node, payload
 from airflow_qarnot_pool.decorators.function import FunctionSource
+from airflow_qarnot_pool.environments.specification import QarnotEnvironment, folder_of, is_beside
+from airflow_qarnot_pool.environments.storage import EnvironmentStorage, archive_in
 from airflow_qarnot_pool.exceptions import QarnotTaskFailedError
 from airflow_qarnot_pool.hooks.qarnot import QarnotHook
 from airflow_qarnot_pool.logs.failure_report import is_node_loss
@@ -23,6 +25,7 @@ from airflow_qarnot_pool.parameters.unknown import refuse_unknown
 from airflow_qarnot_pool.parameters.validation import (
     Duration,
     as_duration,
+    as_list,
     check_durations,
     fields_by_our_names,
 )
@@ -63,7 +66,6 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
         *(field for field in QarnotRunTaskOperator.template_fields if field != "command"),
         "op_args",
         "op_kwargs",
-        "requirements",
         "payload_bucket",
         "timeout",
     )
@@ -88,7 +90,7 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
         op_args: Collection[Any] | None = None,
         op_kwargs: Mapping[str, Any] | None = None,
         image: str | None = DEFAULT_IMAGE,
-        requirements: Sequence[str] | str | None = None,
+        environment: QarnotEnvironment | Mapping[str, Any] | None = None,
         timeout: Duration = None,
         serializer: payload.Serializer = "json",
         payload_bucket: str | None = None,
@@ -103,7 +105,7 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
         super().__init__(
             python_callable=python_callable, op_args=op_args, op_kwargs=op_kwargs, image=image, **kwargs
         )
-        self.requirements = requirements
+        self.environment = environment
         self.timeout = timeout
         self.serializer = serializer
         self.payload_bucket = payload_bucket
@@ -139,11 +141,50 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
                 remedy="Give 'json' or 'pickle'.",
             )
         check_durations(timeout=self.timeout)
-        if not is_templated(self.requirements):
-            _requirements(self.requirements)
+        QarnotEnvironment.of(self.environment)
         if self.payload_bucket is not None and not is_templated(self.payload_bucket):
             _payload_bucket(self.payload_bucket)
         self._check_arguments(function)
+        self._check_imports(function)
+
+    def _check_imports(self, function: Callable[..., Any]) -> None:
+        """Refuse an import of a module beside the DAG file that does not reach the node, as far as that is known."""
+        environments = self._known_environments()
+        if environments is None:
+            return
+        missing = [
+            module
+            for module in self._function.imported_modules()
+            if is_beside(module, folder_of(function)) and not any(one.ships(module) for one in environments)
+        ]
+        if missing:
+            name = self._function.name
+            raise QarnotInvalidSpecError(
+                f"@task.qarnot: {name}() imports {missing[0]!r}, which is beside the DAG file and does not reach the "
+                f"node. Give environment=QarnotEnvironment(modules={missing!r}) to the pool, or to the function if it "
+                "has nodes of its own",
+                field="environment",
+            )
+
+    def _known_environments(self) -> list[QarnotEnvironment] | None:
+        """Return the environments of the function and its pool; None if other files may reach the node, too."""
+        sources: list[Any] = [self]
+        if self.on_pool:
+            sources.append(getattr(self.qarnot_pool, "operator", None))
+        else:
+            group: Any = self.task_group
+            while group is not None and getattr(group, "open_pool", None) is None:
+                group = group.parent_group
+            sources += [] if group is None else [group.open_pool]
+        found = []
+        for source in sources:
+            spec = getattr(source, "pool_spec", None) or getattr(source, "task_spec", None) or {}
+            if not hasattr(source, "environment") or source.resource_buckets or not isinstance(spec, Mapping):
+                return None
+            if {"resource_buckets", "resourceBuckets", "advancedResourceBuckets"} & spec.keys():
+                return None
+            found.append(QarnotEnvironment.of(source.environment))
+        return [environment for environment in found if environment]
 
     def _check_arguments(self, function: Callable[..., Any]) -> None:
         args, kwargs = self._arguments()
@@ -200,12 +241,18 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
                 "results_whitelist": result_file,
             }
         args, kwargs = self._arguments()
+        environment = QarnotEnvironment.of(self.environment)
+        if environment is not None:
+            archive = EnvironmentStorage(self.hook.settings, environment.bucket).prepare(
+                environment, folder_of(self.python_callable)
+            )
+            values["resource_buckets"] = [*as_list(values.get("resource_buckets")), archive]
         packed = payload.pack(
             self._function,
             payload.arguments_text(args, kwargs, self.serializer, self._function.name),
             nonce=self._nonce,
             serializer=self.serializer,
-            requirements=_requirements(self.requirements),
+            environment=archive_in(archive) if environment else None,
             timeout=as_duration("timeout", self.timeout),
             result_file=result_file,
         )
@@ -226,7 +273,7 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
             source = ResourceBucket(
                 bucket=bucket.name, prefix=bucket.prefix + name, strip_prefix=bucket.prefix
             )
-            values["resource_buckets"] = [*_listed(values.get("resource_buckets")), source]
+            values["resource_buckets"] = [*as_list(values.get("resource_buckets")), source]
             constants = {node.PREFIX + "FILE": name}
         values["constants"] = {**(values.get("constants") or {}), **constants}
         return values
@@ -372,26 +419,10 @@ def _image_elsewhere(parameters: Mapping[str, Any]) -> bool:
     return bool(names & {"DOCKER_REPO", "DOCKER_TAG", "DOCKER_SRV", "image"})
 
 
-def _requirements(value: Any) -> list[str]:
-    if value is None or (isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)):
-        return [item.strip() for item in value or () if item.strip()]
-    if isinstance(value, str):
-        return value.split()
-    raise QarnotInvalidSpecError(
-        f"requirements is not a list of requirements for pip, got {value!r}",
-        field="requirements",
-        remedy="Give a list such as ['numpy==2.1'].",
-    )
-
-
 def _payload_bucket(value: Any) -> str:
     from airflow_qarnot_pool.api.buckets import check_bucket
 
     return check_bucket(value, "payload_bucket", "Write {bucket!r}; the task chooses the path in it.")
-
-
-def _listed(buckets: Any) -> list[Any]:
-    return [buckets] if isinstance(buckets, (str, Mapping)) else list(buckets or ())
 
 
 def _context_parameters(function: Callable[..., Any]) -> list[str]:
@@ -436,7 +467,7 @@ def qarnot_task(python_callable: Callable[P, R]) -> QarnotTask[P, R]: ...
 @overload
 def qarnot_task(
     *,
-    requirements: Sequence[str] | str | None = None,
+    environment: QarnotEnvironment | Mapping[str, Any] | None = None,
     timeout: Duration = None,
     serializer: payload.Serializer = "json",
     payload_bucket: str | None = None,
@@ -468,7 +499,7 @@ def qarnot_task(
 
     .. code-block:: python
 
-        @task.qarnot(requirements=["numpy==2.1"], timeout=timedelta(minutes=10))
+        @task.qarnot(environment={"requirements": ["numpy==2.1.3"]}, timeout=timedelta(minutes=10))
         def norm(values: list[float]) -> float:
             import numpy as np
 
@@ -485,9 +516,10 @@ def qarnot_task(
     The function:
 
     :param python_callable: the function, if the decorator is used without parentheses.
-    :param requirements: requirements that pip installs on the node before every call.
-    :param timeout: maximum time on the node, as a timedelta or seconds, including the installation of requirements. The
-        function is killed after that.
+    :param environment: a :class:`~airflow_qarnot_pool.environments.QarnotEnvironment` (packages, and modules of the
+        DAG's bundle), or a mapping with its parameters. Its packages are brought to the nodes of this function. The
+        environment of a pool is given where the pool is created.
+    :param timeout: maximum time on the node, as a timedelta or seconds. The function is killed after that.
     :param serializer: ``"json"``, or ``"pickle"`` for arguments and results that are not JSON. With pickle, code on the
         node can run any code on the Airflow worker.
     :param payload_bucket: bucket for arguments of more than 192 KiB (compressed, with the source) and for results

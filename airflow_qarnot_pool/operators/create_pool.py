@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api import states
@@ -17,7 +18,9 @@ from airflow_qarnot_pool.api.errors import (
     QarnotRefusedError,
 )
 from airflow_qarnot_pool.api.limits import parse_stored_time
-from airflow_qarnot_pool.costs.limits import WARN_AT, parse_amount
+from airflow_qarnot_pool.costs.limits import parse_amount
+from airflow_qarnot_pool.environments.specification import QarnotEnvironment
+from airflow_qarnot_pool.environments.storage import EnvironmentStorage
 from airflow_qarnot_pool.exceptions import QarnotPoolEndedError
 from airflow_qarnot_pool.operators.bases import warm_up as warming
 from airflow_qarnot_pool.operators.bases.cost_limits import (
@@ -31,6 +34,7 @@ from airflow_qarnot_pool.parameters.templating import hide_secrets, is_templated
 from airflow_qarnot_pool.parameters.validation import (
     Duration,
     as_duration,
+    as_list,
     has_values,
     make_pool_spec,
     reject_empty,
@@ -75,6 +79,8 @@ class QarnotCreatePoolOperator(PoolOperator):
     :param instance_count: size of a fixed pool, in slots (a node each, unless ``slots_per_node`` is given).
     :param slots_per_node: how many slots share one node.
     :param resource_buckets: buckets (names or ``ResourceBucket``) whose files every node gets.
+    :param environment: a :class:`~airflow_qarnot_pool.environments.QarnotEnvironment` (packages, and modules of the
+        DAG's bundle), or a mapping with its parameters, which Python functions on the pool can import.
     :param pool_spec: any other field of :class:`~airflow_qarnot_pool.api.specs.PoolSpec`, by its name there or
         in the API: ``name``, ``tags``, ``profile``, ``image``, ``constants``, ``elastic`` or ``scaling`` for a pool
         that follows its load, and more. Its values may be templates.
@@ -97,7 +103,6 @@ class QarnotCreatePoolOperator(PoolOperator):
     :param max_cost: maximum cost of this pool, in euros. A pool that reaches it is closed, and all tasks that wait on
         it fail with ``QarnotCostLimitError``, which is never retried. A template that renders to nothing is refused.
     :param max_run_cost: the same for all pools that the DAG run opens, after clears, too.
-    :param cost_warning_threshold: share of a limit at which a warning is logged, 0 to 1.
     :param estimated_cost: expected cost, in euros. The pool is not created if credits, the budget of its project or
         quotas cannot cover it.
     """
@@ -121,24 +126,25 @@ class QarnotCreatePoolOperator(PoolOperator):
         instance_count: int | str | None = None,
         slots_per_node: int | str | None = None,
         resource_buckets: Iterable[str | ResourceBucket] | None = None,
+        environment: QarnotEnvironment | Mapping[str, Any] | None = None,
         pool_spec: Mapping[str, Any] | None = None,
         ready_when: str | int | None = None,
         keep_warm: Duration = None,
         warm_up: bool | str = True,
         max_cost: float | str | None = None,
         max_run_cost: float | str | None = None,
-        cost_warning_threshold: float = WARN_AT,
         estimated_cost: float | str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.max_cost = max_cost
         self.max_run_cost = max_run_cost
-        self.cost_warning_threshold = cost_warning_threshold
         check_limit_parameters(self)
         self.instance_count = instance_count
         self.slots_per_node = slots_per_node
         self.resource_buckets = resource_buckets
+        self.environment = environment
+        QarnotEnvironment.of(environment)
         self.pool_spec = hide_secrets(pool_spec)
         self.ready_when = ready_when
         self.keep_warm = as_duration("keep_warm", keep_warm)
@@ -228,6 +234,7 @@ class QarnotCreatePoolOperator(PoolOperator):
         """
         reject_empty(self, self._filled)
         values = self._given()
+        values |= self._environment_resource(values)
         spec, condition = self._spec(values), self._condition(values)
         self._costs.check_can_pay(context, spec, parse_amount("estimated_cost", self.estimated_cost))
         limits = self._costs.parameters
@@ -240,6 +247,15 @@ class QarnotCreatePoolOperator(PoolOperator):
                 forecast = self._forecast(context, claimed)
                 outcome = self._boot(context, claimed.uuid, deadline, closed, forecast=forecast)
             return self._ready(context, outcome)
+
+    def _environment_resource(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the resource buckets with that of the environment, whose archive is uploaded if it is missing."""
+        environment = QarnotEnvironment.of(self.environment)
+        if environment is None:
+            return {}
+        storage = EnvironmentStorage(self.hook.settings, environment.bucket)
+        resource = storage.prepare(environment, Path(self.dag.fileloc).resolve().parent)
+        return {"resource_buckets": [*as_list(values.get("resource_buckets")), resource]}
 
     def _closing_on_error(self) -> AbstractContextManager[None]:
         """Close a pool that does not become ready: no task will use it, and a failed setup has no teardown."""

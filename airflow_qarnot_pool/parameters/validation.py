@@ -30,6 +30,11 @@ Duration = timedelta | float | str | None
 MAX_DURATION = timedelta(days=36_500)
 
 
+def as_list(buckets: Any) -> list[Any]:
+    """Return buckets as a list, of which a single one may be given."""
+    return [buckets] if isinstance(buckets, (str, Mapping)) else list(buckets or ())
+
+
 def spec_values(
     operator: Any, names: Iterable[str], spec_name: str | None = None, *, parsing: bool = False
 ) -> dict[str, Any]:

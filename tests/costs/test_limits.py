@@ -139,11 +139,19 @@ def test_nonsense_is_refused_by_name(value: Any) -> None:
         LimitParameters.of(None, value)
 
 
+def test_the_threshold_of_warnings_is_configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__QARNOT__COST_WARNING_THRESHOLD", "0.5")
+    limits = LimitParameters.of(1, None)
+    assert limits is not None
+    assert limits.warn_at == 0.5
+    monkeypatch.setenv("AIRFLOW__QARNOT__COST_WARNING_THRESHOLD", "1.5")
+    with pytest.raises(QarnotInvalidSpecError, match="cost_warning_threshold"):
+        LimitParameters.of(1, None)
+
+
 def test_amounts_may_come_from_templates() -> None:
     assert [parse_amount("x", one) for one in (None, "", "None", "2.5", 3)] == [None, None, None, 2.5, 3.0]
     assert LimitParameters.of(None, "") is None
-    with pytest.raises(QarnotInvalidSpecError, match="cost_warning_threshold"):
-        LimitParameters.of(1, None, 1.5)
 
 
 def test_kwargs_there_and_back_and_of_another_release() -> None:

@@ -6,7 +6,6 @@ import base64
 import json
 import random
 import tracemalloc
-import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -275,44 +274,6 @@ def test_results_of_mapped_tasks_are_lists_on_the_node(pool: str) -> None:
     ]
 
 
-# --- requirements
-
-
-def wheel(directory: Path) -> str:
-    """A wheel of one module, so that no network is needed."""
-    path = directory / "qarnot_tiny-1.0-py3-none-any.whl"
-    info = "qarnot_tiny-1.0.dist-info"
-    with zipfile.ZipFile(path, "w") as file:
-        file.writestr("qarnot_tiny.py", "ANSWER = 42\n")
-        file.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: qarnot-tiny\nVersion: 1.0\n")
-        file.writestr(
-            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
-        file.writestr(f"{info}/RECORD", "")
-    return str(path)
-
-
-def test_requirements_are_installed_first(pool: str, tmp_path: Path) -> None:
-    def uses() -> int:
-        import qarnot_tiny  # type: ignore[import-not-found]
-
-        return int(qarnot_tiny.ANSWER)
-
-    assert call(pool, uses, requirements=[wheel(tmp_path)]) == 42
-    with pytest.raises(QarnotTaskFailedError, match="No module named 'qarnot_tiny'"):
-        call(pool, uses)
-
-
-def test_requirements_that_cannot_be_installed_are_explained(pool: str, tmp_path: Path) -> None:
-    def uses() -> None: ...
-
-    missing = str(tmp_path / "missing-1.0-py3-none-any.whl")
-    with pytest.raises(QarnotTaskFailedError, match="could not be installed") as caught:
-        call(pool, uses, requirements=[missing])
-    assert "missing-1.0" in str(caught.value)
-    assert "image=" in str(caught.value)
-
-
 # --- large arguments and results
 
 
@@ -462,7 +423,11 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "serializer": ({"serializer": "cloudpickle"}, "'json' or 'pickle'"),
     "timeout": ({"timeout": "soon"}, "timedelta"),
     "no time": ({"timeout": timedelta()}, "timedelta"),
-    "requirements": ({"requirements": {"numpy": "2"}}, "requirements"),
+    "requirements": ({"requirements": ["numpy"]}, "requirements is not a parameter"),
+    "environment": (
+        {"environment": {"requirements": "numpy", "pip": 1}},
+        "environment is no QarnotEnvironment",
+    ),
     "not json": ({"kwargs": {"value": {"a": {1}}}}, r"argument value of plain\(\) is .*set at \['a'\]"),
     "image": ({"image": "UPPER CASE"}, "image"),
 }
@@ -569,7 +534,7 @@ def test_a_value_that_is_refused_is_not_shown() -> None:
 def test_it_is_registered_and_takes_the_pool_of_its_group() -> None:
     with DAG("grouped"):
 
-        @task.qarnot(requirements=["numpy"])
+        @task.qarnot(environment={"requirements": ["numpy"]})
         def one(value: int) -> int:
             return value
 
@@ -614,7 +579,7 @@ def test_the_payload_is_the_same_in_every_try() -> None:
             payload.arguments_text((), {"value": [1]}, "json", "plain"),
             nonce=payload.digest("result", "lineage"),
             serializer="json",
-            requirements=[],
+            environment=None,
             timeout=None,
             result_file=None,
         )

@@ -19,7 +19,11 @@ with DAG("typed", schedule=None):
         return x * 0.5
 
     @qarnot_task(
-        requirements=["numpy"], timeout=timedelta(minutes=1), retries=3, task_id="other", log_output="live"
+        environment={"requirements": ["numpy"]},
+        timeout=timedelta(minutes=1),
+        retries=3,
+        task_id="other",
+        log_output="live",
     )
     def configured(x: int) -> list[int]:
         return [x]

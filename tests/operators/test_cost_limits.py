@@ -592,15 +592,15 @@ def test_a_retry_takes_up_its_pool_though_the_estimate_is_not_covered_any_more(
 
 def test_tasks_take_over_the_limits_of_their_pool() -> None:
     with DAG("limits", schedule=None):
-        opened = create(task_id="open", max_cost=3, max_run_cost=9, cost_warning_threshold=0.5)
+        opened = create(task_id="open", max_cost=3, max_run_cost=9)
         takes = task(task_id="takes", qarnot_pool=opened.output, command="true")
         own = task(task_id="own", qarnot_pool=opened.output, command="true", max_cost=1)
         none = task(task_id="none", qarnot_pool="some-pool", command="true")
         with QarnotPoolGroup("group", instance_count=1, max_cost=4):
             inside = task(task_id="inside", command="true")
             mapped = QarnotRunTaskOperator.partial(task_id="mapped").expand(command=["true"])
-    assert (takes.max_cost, takes.max_run_cost, takes.cost_warning_threshold) == (3, 9, 0.5)
-    assert (own.max_cost, own.max_run_cost, own.cost_warning_threshold) == (1, 9, 0.5)
+    assert (takes.max_cost, takes.max_run_cost) == (3, 9)
+    assert (own.max_cost, own.max_run_cost) == (1, 9)
     assert none.max_cost is None
     assert inside.max_cost == 4
     unmapped = mapped.unmap({"command": "true"})

@@ -27,7 +27,6 @@ BAD: dict[str, Any] = {
     "group_by": "dag",
     "commands": "echo",
     "constants": "A=b",
-    "cost_warning_threshold": 5,
     "deferrable": "maybe",
     "elastic": 5,
     "estimated_cost": -1,
@@ -51,7 +50,7 @@ BAD: dict[str, Any] = {
     "ready_when": "Warm",
     "report_cost": "no",
     "report_only": "perhaps",
-    "requirements": 5,
+    "environment": 5,
     "resource_buckets": 5,
     "result_bucket": ["b"],
     "scaling": 5,
@@ -74,7 +73,7 @@ CASES = [
     pytest.param(operator, name, id=f"{operator.__name__}-{name}")
     for operator in _operators()
     for name in BAD
-    if name in operator.template_fields or name in {"deferrable", "cost_warning_threshold"}  # type: ignore[attr-defined]
+    if name in operator.template_fields or name == "deferrable"  # type: ignore[attr-defined]
     if name in parameters(operator)
 ]
 

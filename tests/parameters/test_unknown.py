@@ -74,7 +74,7 @@ MEANT = [
     (QarnotReapOperator, "idle_timout", "idle_timeout"),
     (QarnotCostReportOperator, "perod", "period"),
     (_QarnotDecoratedOperator, "env_vars", "constants"),
-    (_QarnotDecoratedOperator, "requirement", "requirements"),
+    (_QarnotDecoratedOperator, "environmnt", "environment"),
     (_QarnotDecoratedOperator, "retry_dely", "retry_delay"),
 ]
 
@@ -148,7 +148,6 @@ ELSEWHERE = [
     (QarnotCreatePoolOperator, "poke_interval", "Set poll_interval in the connection"),
     (QarnotPoolSensor, "poll_interval", "Set poll_interval in the connection"),
     (QarnotRunTaskOperator, "max_run_cost", "QarnotCreatePoolOperator that creates the pool"),
-    (_QarnotDecoratedOperator, "cost_warning_threshold", "QarnotCreatePoolOperator that creates the pool"),
 ]
 
 

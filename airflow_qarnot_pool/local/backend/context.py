@@ -17,6 +17,7 @@ from airflow_qarnot_pool.local.backend.billing import AccountState, BillingMeter
 from airflow_qarnot_pool.local.backend.clock import Clock, ShownTime
 from airflow_qarnot_pool.local.backend.models import Output, Pool, Remote, Task
 from airflow_qarnot_pool.local.backend.store import Store
+from airflow_qarnot_pool.local.processes.command import with_uv_pythons
 from airflow_qarnot_pool.local.processes.output import DEFAULT_OUTPUT_BYTES
 from airflow_qarnot_pool.local.processes.runner import Runner
 from airflow_qarnot_pool.local.processes.storage import Storage
@@ -72,7 +73,7 @@ class Context:
     def __init__(self, settings: Settings, runner: Runner, storage: Storage, scratch: str) -> None:
         self.settings, self.runner, self.storage, self.scratch = settings, runner, storage, scratch
         self.url = ""
-        self.search_path = os.environ.get("PATH", os.defpath)
+        self.search_path = with_uv_pythons(os.environ.get("PATH", os.defpath))
         self.clock = Clock()
         self.shown_time = ShownTime()
         self.search_cap = settings.search_cap

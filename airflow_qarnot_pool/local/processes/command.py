@@ -1,4 +1,4 @@
-"""Words, environment and directories of the command of an instance. Pure functions.
+"""Words, environment and directories of the command of an instance. Pure functions, but for the search for Pythons.
 
 Qarnot API: the docker-batch profile (qarnot-api.md section 7).
 """
@@ -10,6 +10,7 @@ import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z0-9_.-]+)\}")
 MOUNT = "/job"
@@ -90,6 +91,13 @@ def words(
     except ValueError as error:
         raise CommandError(f"DOCKER_CMD cannot be split into words: {error}") from None
     return [map_path(word, mount_point(constants), place.job) for word in split]
+
+
+def with_uv_pythons(search_path: str) -> str:
+    """Return *search_path* with the folders of the Pythons that uv has installed at its end."""
+    default = Path.home() / ".local" / "share" / "uv" / "python"
+    folder = Path(os.environ.get("UV_PYTHON_INSTALL_DIR") or default)
+    return os.pathsep.join([search_path, *map(str, sorted(folder.glob("cpython-3.*/bin")))])
 
 
 def environment(

@@ -47,7 +47,6 @@ class LimitedOperator(Protocol):
 
     max_cost: float | str | None
     max_run_cost: float | str | None
-    cost_warning_threshold: float
     deferrable: bool
     _filled: tuple[str, ...]
 
@@ -74,17 +73,16 @@ def check_limit_parameters(operator: LimitedOperator) -> None:
     """Refuse limits that no cost can have, if they are known when the DAG is parsed."""
     values = operator.max_cost, operator.max_run_cost
     known = [None if is_templated(value) else value for value in values]
-    LimitParameters.of(known[0], known[1], operator.cost_warning_threshold)
+    LimitParameters.of(known[0], known[1])
 
 
 def accept_limits(operator: LimitedOperator, creator: Any) -> None:
     """Watch the limits of the operator that creates the pool. A ``max_cost`` of *operator* takes precedence."""
-    if not all(hasattr(creator, name) for name in (*COST_LIMIT_FIELDS, "cost_warning_threshold")):
+    if not all(hasattr(creator, name) for name in COST_LIMIT_FIELDS):
         return
     if operator.max_cost is None:
         operator.max_cost = creator.max_cost
     operator.max_run_cost = creator.max_run_cost
-    operator.cost_warning_threshold = creator.cost_warning_threshold
     operator._filled += has_values(operator, COST_LIMIT_FIELDS)
 
 
@@ -106,7 +104,7 @@ class CostWatch:
     def parameters(self) -> LimitParameters | None:
         """The limits, rendered."""
         operator = self._operator
-        return LimitParameters.of(operator.max_cost, operator.max_run_cost, operator.cost_warning_threshold)
+        return LimitParameters.of(operator.max_cost, operator.max_run_cost)
 
     def before_create(self, context: Context, spec: Any) -> None:
         """Watch the pool that the Qarnot task of *spec* is submitted to: the task itself costs nothing."""

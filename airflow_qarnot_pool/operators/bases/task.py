@@ -15,7 +15,6 @@ from airflow_qarnot_pool.api.errors import (
     QarnotRefusedError,
 )
 from airflow_qarnot_pool.api.fields import is_uuid
-from airflow_qarnot_pool.costs.limits import WARN_AT
 from airflow_qarnot_pool.exceptions import QarnotPoolEndedError
 from airflow_qarnot_pool.operators.bases.base import WAIT_FIELDS, QarnotOperator
 from airflow_qarnot_pool.operators.bases.cost_limits import (
@@ -141,7 +140,6 @@ class TaskOperator(QarnotOperator):
         self.max_cost = max_cost
         #: Set by the operator that creates the pool.
         self.max_run_cost: float | str | None = None
-        self.cost_warning_threshold = WARN_AT
         check_limit_parameters(self)
         #: Parameters that must not be empty when the task runs.
         self._filled = has_values(self, COST_LIMIT_FIELDS)

@@ -1,0 +1,235 @@
+"""Describe an environment, and name its archive by all that is in it. Pure, except for reading files."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from airflow_qarnot_pool.api.buckets import check_bucket
+from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
+from airflow_qarnot_pool.api.fields import short_repr
+
+#: Start of the name of every archive, by which the node finds it (``decorators/node.py`` has it, too).
+PREFIX = "airflow-qarnot-environment-"
+#: The platform of the nodes, as the newest wheel tag that they run.
+PLATFORM = "manylinux_2_28_x86_64"
+#: Changes when the layout of an archive changes.
+_LAYOUT = 1
+_PYTHON = re.compile(r"3\.([89]|[1-9][0-9])")
+_ARCHIVE = re.compile(re.escape(PREFIX) + r"3\.[0-9]+-[0-9a-f]{32}\.tar\.gz")
+_FOREIGN_OPTIONS = ("-r", "--requirement", "-c", "--constraint", "-e", "--editable")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QarnotEnvironment:
+    """Packages and modules that Python functions can import on the nodes.
+
+    .. code-block:: python
+
+        QarnotEnvironment(requirements=["pandas==2.2.3"], modules=["my_lib", "helpers.py"], python="3.12")
+
+    The worker installs the packages once, without running code of them, and uploads one archive. A later pool, run or
+    DAG with the same environment uploads nothing.
+
+    :param requirements: requirements, or the path of a requirements file. Only wheels are used.
+    :param modules: modules and packages of the DAG's bundle: names, or paths beginning at the folder of the DAG file.
+    :param python: the version of Python in the image.
+    :param bucket: the bucket for the archives. It is created if it is missing.
+    :raises QarnotInvalidSpecError: a value is wrong.
+    """
+
+    requirements: Sequence[str] | str = ()
+    modules: Sequence[str] = ()
+    python: str = "3.12"
+    bucket: str = "airflow-qarnot-environments"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.requirements, str):
+            _check_texts(
+                "requirements", self.requirements, "Give a list such as ['pandas==2.2.3'], or a file."
+            )
+        _check_texts("modules", self.modules, "Give a list such as ['my_lib', 'helpers.py'].")
+        for name in self.modules:
+            if not is_path(name) and not name.isidentifier():
+                raise _refusal(
+                    "modules",
+                    f"has no name of a module or package in it, got {name!r}",
+                    "Give the name of a top-level module, or a path such as 'lib/helpers.py'.",
+                )
+        if not isinstance(self.python, str) or not _PYTHON.fullmatch(self.python):
+            raise _refusal(
+                "python", f"is no version such as '3.12', got {self.python!r}", "Give that of the image."
+            )
+        check_bucket(self.bucket, "environment.bucket", "Write {bucket!r}.")
+
+    @classmethod
+    def of(cls, value: Any) -> QarnotEnvironment | None:
+        """Return the environment that *value* is, or describes as a mapping."""
+        if value is None or isinstance(value, cls):
+            return value
+        names = [field.name for field in fields(cls)]
+        if not isinstance(value, Mapping) or not set(value) <= set(names):
+            raise QarnotInvalidSpecError(
+                f"environment is no QarnotEnvironment, got {short_repr(value)}",
+                field="environment",
+                remedy=f"Give QarnotEnvironment(...), or a mapping with {', '.join(names)}.",
+            )
+        return cls(**value)
+
+    def ships(self, module: str) -> bool:
+        """Return whether *module* is one of the modules."""
+        return any(Path(name).stem == module for name in self.modules)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvironmentSource:
+    """What an environment is made from: the lines of its requirements, and the files of its modules."""
+
+    requirements: tuple[str, ...]
+    modules: Mapping[str, bytes]
+    python: str
+    platform: str = PLATFORM
+
+    @classmethod
+    def read(cls, environment: QarnotEnvironment, folder: Path) -> EnvironmentSource:
+        """Read the files of an environment.
+
+        :param folder: folder of the DAG file.
+        :raises QarnotInvalidSpecError: one does not exist, or cannot be used.
+        """
+        lines = environment.requirements
+        if isinstance(lines, str):
+            lines = _read_requirements(folder / lines)
+        modules: dict[str, bytes] = {}
+        for name in environment.modules:
+            modules |= dict(_files_of_module(name, folder))
+        return cls(requirements=_cleaned(lines), modules=modules, python=environment.python)
+
+    @property
+    def key(self) -> str:
+        """Return the name under which the result of the installation is noted."""
+        return _digest("source", self.python, self.platform, sorted(self.requirements), _hashes(self.modules))
+
+
+def archive_name(source: EnvironmentSource, packages: Mapping[str, bytes | Path]) -> str:
+    """Return the name of the archive with these *packages* and the modules of *source*.
+
+    It depends on every byte and every name in the archive, and on the version of Python and the platform. So a changed
+    environment never has the name of an old one.
+    """
+    digest = _digest("archive", source.python, source.platform, _hashes(packages), _hashes(source.modules))
+    return f"{PREFIX}{source.python}-{digest}.tar.gz"
+
+
+def is_archive_name(name: Any) -> bool:
+    """Return whether *name* is one that :func:`archive_name` returns."""
+    return isinstance(name, str) and _ARCHIVE.fullmatch(name) is not None
+
+
+def is_beside(module: str, folder: Path) -> bool:
+    """Return whether *folder* has a module of this name, which is none of the standard library."""
+    if module in sys.stdlib_module_names:
+        return False
+    return (folder / f"{module}.py").is_file() or (folder / module / "__init__.py").is_file()
+
+
+def find_module(name: str, folder: Path) -> Path | None:
+    """Return the file or folder of a module: beside the DAG file, or where Python finds it."""
+    if is_path(name):
+        path = folder / name
+        return path if path.exists() else None
+    for path in (folder / name, folder / f"{name}.py"):
+        if path.is_file() or (path.is_dir() and any(path.rglob("*.py"))):
+            return path
+    if name in sys.stdlib_module_names:
+        return None
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        return None
+    if spec is None:
+        return None
+    if spec.submodule_search_locations:
+        return Path(next(iter(spec.submodule_search_locations)))
+    return Path(spec.origin) if spec.origin and Path(spec.origin).is_file() else None
+
+
+def folder_of(function: Callable[..., Any]) -> Path:
+    """Return the folder of the file that defines *function*."""
+    return Path(function.__code__.co_filename).resolve().parent
+
+
+def is_path(name: str) -> bool:
+    """Return whether *name* is a path and no name of a module."""
+    return "/" in name or name.endswith(".py")
+
+
+def _files_of_module(name: str, folder: Path) -> Iterator[tuple[str, bytes]]:
+    path = find_module(name, folder)
+    if path is None:
+        raise _refusal(
+            "modules",
+            f"has a module that is neither beside the DAG file in {folder} nor installed here, got {name!r}",
+            "Correct the name, or give the path beginning at the folder of the DAG file.",
+        )
+    if path.is_file():
+        yield path.name, path.read_bytes()
+        return
+    for file in sorted(path.rglob("*")):
+        if file.is_file() and "__pycache__" not in file.parts:
+            yield f"{path.name}/{file.relative_to(path).as_posix()}", file.read_bytes()
+
+
+def _read_requirements(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise _refusal(
+            "requirements",
+            f"is a text, and the file {path} cannot be read ({type(error).__name__})",
+            "Give a list such as ['pandas==2.2.3'], or the path of a file beginning at the folder of the DAG file.",
+        ) from None
+
+
+def _cleaned(lines: Sequence[str]) -> tuple[str, ...]:
+    """Return the lines without comments, joined where they go on."""
+    text = "\n".join(lines).replace("\\\n", " ")
+    found = [re.sub(r"(^|\s)#.*$", "", line).strip() for line in text.splitlines()]
+    for line in found:
+        if line.startswith(_FOREIGN_OPTIONS) and not line.startswith("--config"):
+            raise _refusal(
+                "requirements",
+                f"refers to another file or folder, got {line.split()[0]!r}",
+                "Write the requirements themselves; modules= takes code of the bundle.",
+            )
+    return tuple(line for line in found if line)
+
+
+def _hashes(files: Mapping[str, bytes | Path]) -> list[list[str]]:
+    return [
+        [name, hashlib.sha256(data if isinstance(data, bytes) else data.read_bytes()).hexdigest()]
+        for name, data in sorted(files.items())
+    ]
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps([_LAYOUT, *parts]).encode()).hexdigest()[:32]
+
+
+def _check_texts(field: str, value: Any, remedy: str) -> None:
+    if isinstance(value, (list, tuple)) and all(isinstance(item, str) and item.strip() for item in value):
+        return
+    raise _refusal(field, f"is no list of texts, got {short_repr(value)}", remedy)
+
+
+def _refusal(field: str, problem: str, remedy: str) -> QarnotInvalidSpecError:
+    return QarnotInvalidSpecError(
+        f"environment.{field} {problem}", field=f"environment.{field}", remedy=remedy
+    )
