@@ -15,7 +15,7 @@ from airflow_qarnot_pool.operators import tasks as tasks_module
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
 from airflow_qarnot_pool.ownership.fan_out import FanOutState
-from airflow_qarnot_pool.ownership.identity import SPECS_LABEL
+from airflow_qarnot_pool.ownership.identity import RECORDABLE_LABEL, SPECS_LABEL
 from airflow_qarnot_pool.version_compat import AirflowSkipException
 from tests.harness import FakeTI, run
 
@@ -55,6 +55,8 @@ def test_the_value_of_a_command_is_the_xcom(
     ti.try_number = 2
     assert run(make, ti) == {"loss": [0.5, "é"]}
     assert ti.xcoms["qarnot_task"] == first
+    # No process records and deletes it before its value has been read.
+    assert RECORDABLE_LABEL not in client.tasks.get(first).labels
 
 
 def test_a_command_that_writes_no_file_returns_none(pool: str) -> None:
