@@ -106,6 +106,8 @@ class Resource(Endpoint, Generic[SpecT, ModelT]):
     base: ClassVar[str]
     spec: type[SpecT]
     model: type[ModelT]
+    #: Number of objects in the largest response to a search that was complete. The server's limit is not below it.
+    _largest_complete = 0
 
     def _path(self, ref: str, *rest: str) -> str:
         return "/".join((self.base, quote_ref(ref, self.kind), *rest))
@@ -259,18 +261,25 @@ class Resource(Endpoint, Generic[SpecT, ModelT]):
         return self._models(self._read("POST", f"{self.base}/search", json=body, shape=builtins.list))
 
     def search_all(
-        self, filter: Filter | None = None, *, fields: Sequence[str] | None = None
+        self, filter: Filter | None = None, *, fields: Sequence[str] | None = None, trust_limit: bool = False
     ) -> builtins.list[ModelT]:
         """Return every object that matches a filter, whatever the limit of the server.
 
         Only an empty response is surely complete. So a page of one object is requested for the total. If that differs
         from the response, or is unknown, the pages are read. Objects from pages have all fields.
+
+        :param trust_limit: take a response for complete if an earlier one with more objects was. This saves a request,
+            and is right unless the server has lowered its limit since.
+
         Qarnot API: ``/search``, ``/summaries/paginate``, ``/paginate``.
         """
-        return builtins.list(self._search_each(filter, fields))
+        return builtins.list(self._search_each(filter, fields, trust_limit))
 
     def _search_each(
-        self, filter: Filter | None = None, fields: Sequence[str] | None = None
+        self,
+        filter: Filter | None = None,
+        fields: Sequence[str] | None = None,
+        trust_limit: bool = False,
     ) -> Iterator[ModelT]:
         """Yield the objects of :meth:`search_all`. The pages are read only if the caller needs more than one search."""
         try:
@@ -282,7 +291,11 @@ class Resource(Endpoint, Generic[SpecT, ModelT]):
             yield from self._paged(filter)
             return
         yield from matches
-        if matches and self.page(filter, limit=1, summaries=True).total != len(matches):
+        if not matches or (trust_limit and len(matches) < self._largest_complete):
+            return
+        if self.page(filter, limit=1, summaries=True).total == len(matches):
+            self._largest_complete = max(self._largest_complete, len(matches))
+        else:
             uuids_seen = {match.uuid for match in matches}
             yield from (match for match in self._paged(filter) if match.uuid not in uuids_seen)
 

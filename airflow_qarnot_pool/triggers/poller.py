@@ -554,7 +554,9 @@ class Poller:
         )
         resource = self._resource
         try:
-            snapshots = await self._request(lambda: resource.search_all(changed, fields=POLL_FIELDS))
+            # If the server lowers its limit, a full poll shows what a query lacks.
+            search = partial(resource.search_all, changed, fields=POLL_FIELDS, trust_limit=True)
+            snapshots = await self._request(search)
         except QarnotRefusedError as error:
             self._changes_refused += 1
             if self._changes_refused in (1, MAX_REFUSED_ROUNDS):

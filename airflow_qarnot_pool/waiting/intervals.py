@@ -24,7 +24,7 @@ MAX_RETRY_AFTER = 600.0
 #: Maximum seconds for which a queued Qarnot task keeps a worker. A warm pool starts it sooner.
 MAX_QUEUED_ON_WORKER = 2.0
 #: Maximum seconds between polls before an expected end, because the object may end sooner, or be queued.
-MAX_BLIND = 3.0
+MAX_BLIND = 2.0
 #: Seconds after an expected end at which it is polled, because two runs do not take exactly as long.
 END_MARGIN = 0.25
 #: Maximum number of mapped siblings that wait on workers at the same time.

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -244,6 +245,30 @@ def test_search_all_costs_two_requests_and_only_one_if_nothing_is_found(client, 
     local.clear_requests()
     assert client.pools.search_all(filters.equal("Tags", "none")) == []
     assert [one["path"] for one in local.requests()] == ["/pools/search"]
+
+
+def test_a_response_that_is_smaller_than_a_complete_one_needs_no_second_request(local, five):
+    tagged, uuids = five
+    with QarnotClient(local.url, local.token) as client:
+        search = partial(client.pools.search_all, fields=["State"], trust_limit=True)
+        one = filters.equal("Uuid", uuids[0])
+        assert len(search(one)) == 1
+        assert len(search(tagged)) == 5
+        local.clear_requests()
+        assert len(search(one)) == 1
+        assert [request["path"] for request in local.requests()] == ["/pools/search"]
+        # As many as before may be a cut response.
+        assert len(search(tagged)) == 5
+        assert len(local.requests()) == 3
+
+
+def test_a_response_that_was_cut_says_nothing_about_the_limit(local, five):
+    tagged, uuids = five
+    local.cap_searches(3)
+    with QarnotClient(local.url, local.token) as client:
+        search = partial(client.pools.search_all, fields=["State"], trust_limit=True)
+        assert [one.uuid for one in search(tagged)] == uuids
+        assert [one.uuid for one in search(tagged)] == uuids
 
 
 def test_search_all_does_not_take_a_refused_filter_for_a_cap(client, five):

@@ -134,9 +134,9 @@ def after_a_run_of(seconds: float, ti: FakeTI) -> None:
 def test_the_first_poll_of_a_task_is_when_it_ended_in_the_previous_run(
     qarnot: LocalQarnot, pool: str, ti: FakeTI, pauses: list[float]
 ) -> None:
-    after_a_run_of(2.5, ti)
+    after_a_run_of(1.5, ti)
     work(qarnot_pool=pool).execute(context_of(work(qarnot_pool=pool), ti))
-    assert pauses == [pytest.approx(2.5 + END_MARGIN, abs=0.5)]
+    assert pauses == [pytest.approx(1.5 + END_MARGIN, abs=0.5)]
 
 
 def test_a_task_that_has_never_run_is_polled_by_its_age(

@@ -49,9 +49,9 @@ def test_the_interval_follows_the_age_between_its_bounds(
     ("age", "remaining", "longest", "expected"),
     [
         pytest.param(0, 1.2, 15, 1.2, id="soon: one poll, when it has ended"),
-        pytest.param(0, 5.2, 15, 2.6, id="later: one on the way"),
-        pytest.param(2.6, 2.6, 15, 2.6, id="after that one"),
-        pytest.param(0, 9.3, 15, 2.325, id="never blind for longer than three seconds"),
+        pytest.param(0, 3.8, 15, 1.9, id="later: one on the way"),
+        pytest.param(1.9, 1.9, 15, 1.9, id="after that one"),
+        pytest.param(0, 9.3, 15, 1.86, id="never blind for longer than two seconds"),
         pytest.param(0, 0.1, 15, 0.75, id="the lower bound holds"),
         pytest.param(0, 5.2, 1, 5.2 / 6, id="the upper bound holds"),
         pytest.param(5 * MINUTE, 60, 15, 6, id="a long wait on a worker: no more polls than without it"),
