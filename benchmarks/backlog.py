@@ -38,6 +38,7 @@ class Backlog:
                 identity,
                 1,
                 "benchmark",
+                {},
             )
             for n, identity in enumerate(self.identities)
         ]

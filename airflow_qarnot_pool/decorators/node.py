@@ -21,7 +21,6 @@ import pickle
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 import traceback
@@ -171,6 +170,8 @@ def unpack(archive: str, deadline: float | None) -> list[str]:
                         raise subprocess.TimeoutExpired("unpack", 0) from None
                     time.sleep(0.02)
             if not os.path.exists(target):
+                import tarfile
+
                 part = target + ".part"
                 shutil.rmtree(part, ignore_errors=True)
                 try:

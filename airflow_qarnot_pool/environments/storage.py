@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import logging
-import tarfile
 import tempfile
 from collections.abc import Mapping
 from functools import cached_property
@@ -128,6 +127,8 @@ def archive_in(resource: ResourceBucket) -> str:
 
 def pack(folders: Mapping[str, Mapping[str, bytes | Path]], file: IO[bytes]) -> None:
     """Write an archive with these folders. The same files give the same bytes."""
+    import tarfile
+
     with (
         gzip.GzipFile(filename="", mode="wb", fileobj=file, compresslevel=6, mtime=0) as packed,
         tarfile.open(fileobj=packed, mode="w|") as archive,
