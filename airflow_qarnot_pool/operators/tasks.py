@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api import filters
@@ -23,6 +22,7 @@ from airflow_qarnot_pool.api.errors import (
     QarnotRefusedError,
     QarnotUnavailableError,
 )
+from airflow_qarnot_pool.api.fields import closest_name
 from airflow_qarnot_pool.api.limits import parse_stored_time
 from airflow_qarnot_pool.api.states import TaskState, accepts_tasks
 from airflow_qarnot_pool.exceptions import QarnotCostLimitError, QarnotPoolEndedError, QarnotTaskFailedError
@@ -277,11 +277,11 @@ class QarnotRunTasksOperator(TaskOperator):
         if by_constant and "command" not in own:
             values = {key: value for key, value in values.items() if key != "command"}
         if not own.get("command", values.get("command")) and not by_constant:
-            near = get_close_matches("command", own, 1)
+            near = closest_name("command", own)
             raise QarnotInvalidSpecError(
                 "command is missing",
                 field="command",
-                remedy=f"Write command instead of {near[0]}."
+                remedy=f"Write command instead of {near}."
                 if near
                 else "Give each item a command, or give command to the operator for all of them.",
             )

@@ -178,7 +178,12 @@ def test_every_xcom_that_the_provider_reads_is_read_by_task_key_and_map_index() 
                 names = sorted(one.arg or "**" for one in node.keywords)
                 readers.setdefault(str(path.relative_to(package)), []).append([call.attr, *names])
     assert readers == {
-        "ownership/xcoms.py": [["xcom_pull", "key", "map_indexes", "task_ids"], ["get_one", "**", "key"]]
+        "ownership/xcoms.py": [
+            ["xcom_pull", "key", "map_indexes", "task_ids"],
+            ["xcom_pull", "include_prior_dates", "key", "map_indexes", "task_ids"],
+            ["get_one", "**", "key"],
+            ["get_one", "**", "include_prior_dates", "key"],
+        ]
     }
 
 
@@ -191,4 +196,4 @@ def test_only_results_go_through_the_xcom_backend() -> None:
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Attribute) and node.attr in ("xcom_push", "axcom_push")
     }
-    assert writers == {"ownership/xcoms.py", "operators/teardown_cost.py"}
+    assert writers == {"ownership/xcoms.py", "operators/task.py", "operators/teardown_cost.py"}
