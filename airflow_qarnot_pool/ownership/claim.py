@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_qarnot_pool import metrics
 from airflow_qarnot_pool.api import filters
 from airflow_qarnot_pool.api.errors import (
+    QarnotError,
     QarnotInvalidSpecError,
     QarnotNameTakenError,
     QarnotNotFoundError,
@@ -43,7 +44,7 @@ from airflow_qarnot_pool.ownership.identity import (
     TaskInstanceIdentity,
     is_ending,
 )
-from airflow_qarnot_pool.ownership.termination import MAX_WORKERS, end
+from airflow_qarnot_pool.ownership.termination import MAX_WORKERS, PAUSE, end
 from airflow_qarnot_pool.waiting.conditions import (
     CAPITALIZED_NOUNS,
     NOUNS,
@@ -393,10 +394,25 @@ def raise_if_overtaken(identity: TaskInstanceIdentity, snapshots: Iterable[Remot
         raise error
 
 
-def is_taken_over(resource: PoolResource | TaskResource, identity: TaskInstanceIdentity, uuid: str) -> bool:
-    """Return whether a later try of the Airflow task of *identity* has the object *uuid*."""
-    remote = resource.find(uuid)
-    return remote is not None and RemoteSnapshot.of(remote).is_later_than(identity)
+def is_taken_over(
+    resource: PoolResource | TaskResource, identity: TaskInstanceIdentity, uuid: str, within: float = 1.5
+) -> bool:
+    """Return whether a later try of the Airflow task of *identity* has the object *uuid*.
+
+    A stray response says nothing, so the object is polled again for some seconds *within*.
+
+    :raises QarnotError: all responses were errors.
+    """
+    ends = time.monotonic() + within
+    while True:
+        try:
+            return RemoteSnapshot.of(resource.get(uuid)).is_later_than(identity)
+        except QarnotError as error:
+            if isinstance(error, QarnotNotFoundError) and not error.foreign:
+                return False
+            if time.monotonic() + PAUSE >= ends:
+                raise
+        time.sleep(PAUSE)
 
 
 def _lookup(

@@ -17,8 +17,8 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
-from datetime import datetime
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow_qarnot_pool.api.limits import parse_number, parsing_stored_state
@@ -83,6 +83,11 @@ def digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, separators=(",", ":")).encode()).hexdigest()[:16]
 
 
+#: Time from the start of a try after which its first submission looks for objects of a later try. Airflow declares a
+#: worker lost after five minutes, and a submission usually comes within seconds.
+OVERTAKEN_AFTER = timedelta(seconds=30)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TaskInstanceIdentity:
     """One lineage of an Airflow task instance.
@@ -110,12 +115,15 @@ class TaskInstanceIdentity:
     index: int | None = None
     shared: str = ""
     iteration: str = ""
+    #: The try has started so long ago that its process may have been suspended, and a later try may have the object.
+    may_be_overtaken: bool = field(default=False, compare=False)
 
     @classmethod
     def of(cls, context: Context, namespace: str, role: str = "") -> TaskInstanceIdentity:
         """Return the lineage that *context* belongs to."""
         ti = context["ti"]
         started = context["dag_run"].start_date
+        begun = getattr(ti, "start_date", None)
         return cls(
             namespace=namespace,
             dag_id=ti.dag_id,
@@ -128,6 +136,7 @@ class TaskInstanceIdentity:
             retries=int(getattr(context.get("task"), "retries", None) or 0),
             role=role,
             iteration=iteration_of(context),
+            may_be_overtaken=isinstance(begun, datetime) and datetime.now(UTC) - begun > OVERTAKEN_AFTER,
         )
 
     @property
@@ -152,8 +161,8 @@ class TaskInstanceIdentity:
 
     @property
     def has_history(self) -> bool:
-        """Whether an earlier try, or another user of a shared pool, may have created an object."""
-        return self.try_number > 1 or bool(self.shared)
+        """Whether another try, or another user of a shared pool, may have created an object."""
+        return self.try_number > 1 or bool(self.shared) or self.may_be_overtaken
 
     def for_role(self, role: str) -> TaskInstanceIdentity:
         """Return the identity of an auxiliary object of the same task instance."""
@@ -197,7 +206,9 @@ class TaskInstanceIdentity:
 
     def to_kwargs(self) -> dict[str, Any]:
         """Return a JSON form for trigger kwargs and events."""
-        return asdict(self)
+        kwargs = asdict(self)
+        del kwargs["may_be_overtaken"]
+        return kwargs
 
     @classmethod
     def from_kwargs(cls, kwargs: Mapping[str, Any]) -> TaskInstanceIdentity:

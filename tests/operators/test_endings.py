@@ -274,6 +274,36 @@ def test_a_worker_that_stood_still_leaves_what_its_retry_has_taken_over(
     assert ended(client, ti.run_id) == [False]
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"kind": "status", "status": 403, "message": "Forbidden"},
+        {"kind": "proxy", "status": 404},
+        {"kind": "status", "status": 503},
+    ],
+    ids=["403", "404 of a proxy", "503"],
+)
+@KINDS
+def test_a_stray_response_lets_no_worker_that_stood_still_end_what_its_retry_has_taken_over(
+    qarnot: LocalQarnot,
+    client: QarnotClient,
+    make: Any,
+    tries: Callable[..., FakeTI],
+    answer: dict[str, Any],
+) -> None:
+    ti = tries(make, 1)
+    frozen = StoringTI(run_id=ti.run_id, task_id=ti.task_id, max_tries=2)
+    child = fork(worker(partial(make, deferrable=False), frozen))
+    eventually(lambda: made_in(client, ti.run_id) and child.read() is not None and child.last("xcom"))
+    child.kill(signal.SIGSTOP)
+    defer(make, tries(make, 2))
+    qarnot.faults([{"method": "GET", "path": "/(pools|tasks)/[0-9a-f-]{36}$", "times": 2, **answer}])
+    child.kill(signal.SIGTERM)
+    child.kill(signal.SIGCONT)
+    assert child.wait() == 0
+    assert ended(client, ti.run_id) == [False]
+
+
 def kill_it(operator: Any) -> None:
     operator.on_kill()
 

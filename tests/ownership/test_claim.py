@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,7 +28,8 @@ from airflow_qarnot_pool.ownership.decisions import (
     is_adopted,
     next_step,
 )
-from tests.harness import life_of
+from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
+from tests.harness import FakeTI, context_of, life_of
 
 SECOND_TRY = life_of(run_started="2026-01-01", max_tries=2, try_number=2, retries=2)
 SHARED = dataclasses.replace(SECOND_TRY, shared="nightly")
@@ -190,3 +193,24 @@ def test_a_retry_finds_the_object_of_the_try_before_though_no_search_lists_it_ye
         created = claim(ClaimRequest(resource=client.pools, spec=spec, identity=first))
         adopted = claim(ClaimRequest(resource=client.pools, spec=spec, identity=second))
         assert adopted.uuid == created.uuid
+
+
+@pytest.mark.parametrize("shortnames", ["enforce", "free"])
+def test_a_first_try_that_was_suspended_before_its_request_finds_the_object_of_a_later_try(
+    shortnames: str,
+) -> None:
+    with (
+        LocalQarnot(boot_seconds=0, shortnames=shortnames) as qarnot,
+        QarnotClient(qarnot.url, qarnot.token) as client,
+    ):
+        ti = FakeTI(max_tries=2, start_date=datetime.now(UTC) - timedelta(minutes=6))
+        context = context_of(SimpleNamespace(retries=2), ti)
+        suspended = TaskInstanceIdentity.of(context, "test")
+        ti.try_number, ti.start_date = 2, datetime.now(UTC)
+        later = TaskInstanceIdentity.of(context, "test")
+        spec = PoolSpec(name="pool")
+        claim(ClaimRequest(resource=client.pools, spec=spec, identity=later))
+        with pytest.raises(QarnotKilledError, match="later try"):
+            claim(ClaimRequest(resource=client.pools, spec=spec, identity=suspended))
+        assert len(client.pools.list()) == 1
+        assert "may_be_overtaken" not in suspended.to_kwargs()

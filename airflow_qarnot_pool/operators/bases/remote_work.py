@@ -78,7 +78,7 @@ class RemoteWork:
         client = self.settings.client(**{"retries": 0, **limits} if hurried else {})
         resource = client.pools if self.kind == "pool" else client.tasks
         try:
-            return is_taken_over(resource, self.identity, self.uuid)
+            return is_taken_over(resource, self.identity, self.uuid, within=TAKEN_OVER_TIMEOUT)
         except QarnotError:
             return False
 
