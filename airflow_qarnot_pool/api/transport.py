@@ -589,6 +589,9 @@ class _Sessions:
     """One session for each thread and process, because neither may share a session of requests."""
 
     def __init__(self) -> None:
+        # The import takes long. Nothing slow should come between the decision to send a request and the request.
+        from airflow_qarnot_pool.api import _http  # noqa: F401
+
         self._local = threading.local()
         self._all: weakref.WeakSet[requests.Session] = weakref.WeakSet()
         self._lock = threading.Lock()

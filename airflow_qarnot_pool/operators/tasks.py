@@ -468,7 +468,7 @@ class QarnotRunTasksOperator(TaskOperator):
 
     def _prepare(self, context: Context, deadline: datetime | None, progress: FanOutProgress) -> _Slice:
         """Check everything before there is a Qarnot task to end, and publish the identity of all of them."""
-        from airflow_qarnot_pool.ownership.claim import FINGERPRINT_EXCLUDES
+        from airflow_qarnot_pool.ownership.claim import FINGERPRINT_EXCLUDES, may_be_overtaken
 
         values = self._given_now()
         specs = self._specs(self.commands, values, pool := self._pool_uuid())
@@ -490,7 +490,7 @@ class QarnotRunTasksOperator(TaskOperator):
             specs=specs,
             fingerprints=[spec.fingerprint(exclude=FINGERPRINT_EXCLUDES) for spec in specs],
             limit=self._limit(self._slots(pool) if self.max_in_flight is None and specs else None),
-            must_look=bool(progress) or work.identity.has_history,
+            must_look=bool(progress) or work.identity.has_history or may_be_overtaken(work.identity),
             is_first_look=not progress,
         )
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +76,9 @@ FINGERPRINT_EXCLUDES = ("pool",)
 MAX_ATTEMPTS = 6
 #: Maximum number of attempts after room was made, because another process may use the room first.
 MAX_CREATE_ATTEMPTS = 3
+#: Time from the start of a try after which a submission looks for objects of a later try first. Airflow declares a
+#: worker lost after five minutes, and a submission usually comes within seconds.
+OVERTAKEN_AFTER = timedelta(seconds=30)
 #: Maximum number of tags that Qarnot accepts on one object.
 MAX_TAGS = 10
 
@@ -221,6 +224,10 @@ class _Attempts:
         if step.delay:
             self._request.pause(step.delay)
             self.state.retry_after = 0.0
+        if may_be_overtaken(self._identity) and not self.state.may_be_named:
+            self.state.may_be_named = True
+            self._lookup()
+            return None
         create, labels = self._request.create or self._resource.create_once, self._request.labels
         self._refusals = 0
         spec = with_identity(self._refined_spec(), self._identity, step.generation, self.fingerprint, labels)
@@ -330,6 +337,13 @@ class _Attempts:
             generation = plan.use.generation if plan.use else plan.generation
             return Claim(uuid=created, decision=Decision.FRESH_SUBMIT, generation=generation)
         return self._claim_existing(plan.use)
+
+
+def may_be_overtaken(identity: TaskInstanceIdentity) -> bool:
+    """Return whether this process may have been suspended since its try started, so that a later try may run."""
+    if identity.begun is None or identity.shared:
+        return False
+    return datetime.now(UTC) - identity.begun > OVERTAKEN_AFTER
 
 
 def with_identity(

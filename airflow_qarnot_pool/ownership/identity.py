@@ -18,7 +18,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow_qarnot_pool.api.limits import parse_number, parsing_stored_state
@@ -83,11 +83,6 @@ def digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, separators=(",", ":")).encode()).hexdigest()[:16]
 
 
-#: Time from the start of a try after which its first submission looks for objects of a later try. Airflow declares a
-#: worker lost after five minutes, and a submission usually comes within seconds.
-OVERTAKEN_AFTER = timedelta(seconds=30)
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TaskInstanceIdentity:
     """One lineage of an Airflow task instance.
@@ -115,8 +110,8 @@ class TaskInstanceIdentity:
     index: int | None = None
     shared: str = ""
     iteration: str = ""
-    #: The try has started so long ago that its process may have been suspended, and a later try may have the object.
-    may_be_overtaken: bool = field(default=False, compare=False)
+    #: When the try started, if Airflow says so.
+    begun: datetime | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, context: Context, namespace: str, role: str = "") -> TaskInstanceIdentity:
@@ -136,7 +131,7 @@ class TaskInstanceIdentity:
             retries=int(getattr(context.get("task"), "retries", None) or 0),
             role=role,
             iteration=iteration_of(context),
-            may_be_overtaken=isinstance(begun, datetime) and datetime.now(UTC) - begun > OVERTAKEN_AFTER,
+            begun=begun if isinstance(begun, datetime) else None,
         )
 
     @property
@@ -161,8 +156,8 @@ class TaskInstanceIdentity:
 
     @property
     def has_history(self) -> bool:
-        """Whether another try, or another user of a shared pool, may have created an object."""
-        return self.try_number > 1 or bool(self.shared) or self.may_be_overtaken
+        """Whether an earlier try, or another user of a shared pool, may have created an object."""
+        return self.try_number > 1 or bool(self.shared)
 
     def for_role(self, role: str) -> TaskInstanceIdentity:
         """Return the identity of an auxiliary object of the same task instance."""
@@ -207,7 +202,7 @@ class TaskInstanceIdentity:
     def to_kwargs(self) -> dict[str, Any]:
         """Return a JSON form for trigger kwargs and events."""
         kwargs = asdict(self)
-        del kwargs["may_be_overtaken"]
+        del kwargs["begun"]
         return kwargs
 
     @classmethod

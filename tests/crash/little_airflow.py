@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from airflow_qarnot_pool.ownership import identity
+from airflow_qarnot_pool.ownership import claim
 from tests.crash.children import KILL_GRACE, Child, Say, Serialized, StoringTI, fork, worker
 from tests.harness import FakeTI, again, first_event
 
@@ -171,7 +171,7 @@ class StoredStates:
 def _run_task(work: Callable[[Say], None], states: Path, say: Say) -> None:
     StoredStates(states).answer()
     # A worker is declared lost after 0.3 s here, and after five minutes in Airflow.
-    identity.OVERTAKEN_AFTER = timedelta(seconds=0.5)
+    claim.OVERTAKEN_AFTER = timedelta(seconds=0.5)
     work(say)
 
 

@@ -213,4 +213,4 @@ def test_a_first_try_that_was_suspended_before_its_request_finds_the_object_of_a
         with pytest.raises(QarnotKilledError, match="later try"):
             claim(ClaimRequest(resource=client.pools, spec=spec, identity=suspended))
         assert len(client.pools.list()) == 1
-        assert "may_be_overtaken" not in suspended.to_kwargs()
+        assert "begun" not in suspended.to_kwargs()
