@@ -384,7 +384,12 @@ class Matrix:
         """Check that without a kill the processes pass the boundaries of the table, in its order, and no others."""
         workload = self.workload(f"{step} unharmed", "enforce")
         workload.whole(step)
-        assert workload.passed == {process: list(all_of_it) for process, all_of_it in STEPS[step].items()}
+        # The end may be shown by a query for changes, which counts its matches once. No one dies there.
+        passed = {
+            process: [at for at in all_of_it if not at.endswith("/summaries/paginate")]
+            for process, all_of_it in workload.passed.items()
+        }
+        assert passed == {process: list(all_of_it) for process, all_of_it in STEPS[step].items()}
 
     def check_kill(self, point: Point, server: str) -> None:
         _assert_once(self.row(point, server))
