@@ -31,13 +31,15 @@ with DAG(
 ) as dag:
 
     @task
-    def items(params: dict[str, Any]) -> list[dict[str, Any]]:
+    def items(params: dict[str, Any] | None = None) -> list[dict[str, Any]]:
         """Return what differs from command to command."""
+        assert params is not None
         return [{"constants": {"RATE": str(rate)}} for rate in params["rates"]]
 
     @task
-    def best(params: dict[str, Any], trained: dict[str, Any]) -> dict[str, float]:
+    def best(trained: Any, params: dict[str, Any] | None = None) -> dict[str, float]:
         """Return the rate with the smallest loss."""
+        assert params is not None
         losses = [
             {"rate": params["rates"][one["item"]], "loss": one["value"]}
             for one in trained["results"]
@@ -55,4 +57,4 @@ with DAG(
             task_spec={"return_file": True, "skip_on_exit_code": 99},
         )
     listed >> nodes
-    best(trained=train.output)
+    best(train.output)
