@@ -76,8 +76,8 @@ FINGERPRINT_EXCLUDES = ("pool",)
 MAX_ATTEMPTS = 6
 #: Maximum number of attempts after room was made, because another process may use the room first.
 MAX_CREATE_ATTEMPTS = 3
-#: Time from the start of a try after which a submission looks for objects of a later try first. Airflow declares a
-#: worker lost after five minutes, and a submission usually comes within seconds.
+#: Time from the start of a try, or from its last lookup, after which a submission looks for a later try's objects
+#: first. Airflow declares a worker lost after five minutes, and a submission usually comes within seconds.
 OVERTAKEN_AFTER = timedelta(seconds=30)
 #: Maximum number of tags that Qarnot accepts on one object.
 MAX_TAGS = 10
@@ -192,6 +192,8 @@ class _Attempts:
         self._refusals = 0
         self.existing: dict[str, Pool | Task] = {}
         self.state = ClaimState(may_have_double=bool(request.identity.shared))
+        #: When the objects were looked up; before that, when the try started.
+        self._looked_at = request.identity.begun or datetime.now(UTC)
         if request.lookup_first or request.identity.has_history:
             self._lookup()
             self.state.may_be_named = not request.identity.shared
@@ -199,6 +201,7 @@ class _Attempts:
             self.state.known = frozenset(self.existing)
 
     def _lookup(self) -> None:
+        self._looked_at = datetime.now(UTC)
         self.existing = _lookup(self._resource, self._identity, self._request.recorded)
 
     def end_unwanted(self, uuids: Iterable[str]) -> None:
@@ -224,8 +227,9 @@ class _Attempts:
         if step.delay:
             self._request.pause(step.delay)
             self.state.retry_after = 0.0
-        if may_be_overtaken(self._identity) and not self.state.may_be_named:
-            self.state.may_be_named = True
+        if _is_long_ago(self._looked_at) and not self._identity.shared and attempt < MAX_ATTEMPTS:
+            # This process may have been suspended meanwhile.
+            self.state.may_be_named, self.state.checked_name = True, None
             self._lookup()
             return None
         create, labels = self._request.create or self._resource.create_once, self._request.labels
@@ -341,9 +345,11 @@ class _Attempts:
 
 def may_be_overtaken(identity: TaskInstanceIdentity) -> bool:
     """Return whether this process may have been suspended since its try started, so that a later try may run."""
-    if identity.begun is None or identity.shared:
-        return False
-    return datetime.now(UTC) - identity.begun > OVERTAKEN_AFTER
+    return identity.begun is not None and _is_long_ago(identity.begun)
+
+
+def _is_long_ago(moment: datetime) -> bool:
+    return datetime.now(UTC) - moment > OVERTAKEN_AFTER
 
 
 def with_identity(

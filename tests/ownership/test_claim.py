@@ -16,6 +16,7 @@ from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
 from airflow_qarnot_pool.api.tasks import TaskResource
 from airflow_qarnot_pool.exceptions import QarnotKilledError
 from airflow_qarnot_pool.local import LocalQarnot
+from airflow_qarnot_pool.ownership import claim as claims
 from airflow_qarnot_pool.ownership.claim import MAX_ATTEMPTS, ClaimRequest, claim
 from airflow_qarnot_pool.ownership.decisions import (
     ClaimState,
@@ -214,3 +215,34 @@ def test_a_first_try_that_was_suspended_before_its_request_finds_the_object_of_a
             claim(ClaimRequest(resource=client.pools, spec=spec, identity=suspended))
         assert len(client.pools.list()) == 1
         assert "begun" not in suspended.to_kwargs()
+
+
+def test_a_later_try_that_was_suspended_between_its_lookup_and_its_request_looks_once_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with (
+        LocalQarnot(boot_seconds=0, shortnames="free") as qarnot,
+        QarnotClient(qarnot.url, qarnot.token) as client,
+    ):
+        second = life_of(task_id="open", try_number=2, max_tries=2, retries=2)
+        third = dataclasses.replace(second, try_number=3)
+        spec = PoolSpec(name="pool")
+        find = type(client.pools).find
+        looked: list[str] = []
+
+        def suspended(resource: Any, name: str) -> Any:
+            found = find(resource, name)
+            looked.append(name)
+            if len(looked) == 1:
+                claim(
+                    ClaimRequest(
+                        resource=QarnotClient(qarnot.url, qarnot.token).pools, spec=spec, identity=third
+                    )
+                )
+                monkeypatch.setattr(claims, "OVERTAKEN_AFTER", timedelta(0))
+            return found
+
+        monkeypatch.setattr(type(client.pools), "find", suspended)
+        with pytest.raises(QarnotKilledError, match="later try"):
+            claim(ClaimRequest(resource=client.pools, spec=spec, identity=second))
+        assert len(client.pools.list()) == 1
