@@ -175,14 +175,13 @@ class QarnotRunTaskOperator(TaskOperator):
         outcome = claimed.outcome_if_done(TASK_ENDED)
         if outcome is None:
             deadline = deadline or self._deadline(context)
-            forecast = self._forecast(context, claimed)
+            has_hint = self.do_xcom_push and not spec.return_file
+            forecast = self._forecast(context, claimed, has_hint=has_hint)
             outcome = self._wait(claimed.uuid, TASK_ENDED, deadline, resume_state, forecast=forecast)
         return self._finish(context, outcome, resume_state)
 
     def _expected_seconds(self, context: Context) -> float | None:
         """Return how long the Qarnot task of the previous DAG run took, by the result of this Airflow task there."""
-        if not self.do_xcom_push or self._spec(self._given(), self._some_pool).return_file:
-            return None
         try:
             return duration_of(xcoms.pull_newest(context["ti"], "return_value"))
         except Exception as error:  # of Airflow's; without the result the polls follow the age

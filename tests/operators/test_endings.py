@@ -51,6 +51,16 @@ from tests.operators.conftest import connect
 
 one = partial(QarnotRunTaskOperator, task_id="one", retries=1, log_output=False, command="sleep 300")
 many = partial(QarnotRunTasksOperator, task_id="many", retries=1, commands=["sleep 300"])
+#: Responses that say nothing about the object.
+STRAY = pytest.mark.parametrize(
+    "answer",
+    [
+        {"kind": "status", "status": 403, "message": "Forbidden"},
+        {"kind": "proxy", "status": 404},
+        {"kind": "status", "status": 503},
+    ],
+    ids=["403", "404 of a proxy", "503"],
+)
 ONE_AND_MANY = pytest.mark.parametrize("make", [one, many], ids=["one", "many"])
 
 
@@ -90,15 +100,7 @@ def test_a_refused_end_of_what_keeps_running_is_an_error(found: Pool | Task) -> 
         end(Refusing(found), "u")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        {"kind": "status", "status": 403, "message": "Forbidden"},
-        {"kind": "proxy", "status": 404},
-        {"kind": "status", "status": 503},
-    ],
-    ids=["403", "404 of a proxy", "503"],
-)
+@STRAY
 @pytest.mark.parametrize("kind", ["pool", "task"])
 def test_a_kill_ends_the_object_though_two_answers_are_stray(
     monkeypatch: pytest.MonkeyPatch, kind: str, answer: dict[str, Any]
@@ -274,15 +276,7 @@ def test_a_worker_that_stood_still_leaves_what_its_retry_has_taken_over(
     assert ended(client, ti.run_id) == [False]
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        {"kind": "status", "status": 403, "message": "Forbidden"},
-        {"kind": "proxy", "status": 404},
-        {"kind": "status", "status": 503},
-    ],
-    ids=["403", "404 of a proxy", "503"],
-)
+@STRAY
 @KINDS
 def test_a_stray_response_lets_no_worker_that_stood_still_end_what_its_retry_has_taken_over(
     qarnot: LocalQarnot,

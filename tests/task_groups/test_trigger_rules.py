@@ -213,6 +213,17 @@ with DAG("rules", schedule=None) as dag:
 """
 
 
+def run_of(file: str, client: QarnotClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run the DAG of *file* once."""
+    bundles = [{"name": "rules", "classpath": LOCAL_BUNDLE, "kwargs": {"path": str(tmp_path)}}]
+    monkeypatch.setenv("AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST", json.dumps(bundles))
+    path = tmp_path / "rules.py"
+    path.write_text(file)
+    run = Run.__new__(Run)
+    run.dag_run, run._client = runpy.run_path(str(path))["dag"].test(), client
+    return run
+
+
 ARROWS = """
 from airflow.sdk import DAG
 from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
@@ -234,11 +245,7 @@ with DAG("arrows", schedule=None, default_args={"retries": 0}) as dag:
 def test_a_pool_without_a_group_is_closed_after_a_failure_which_the_run_keeps(
     client: QarnotClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bundles = [{"name": "rules", "classpath": LOCAL_BUNDLE, "kwargs": {"path": str(tmp_path)}}]
-    monkeypatch.setenv("AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST", json.dumps(bundles))
-    (tmp_path / "arrows.py").write_text(ARROWS)
-    run = Run.__new__(Run)
-    run.dag_run, run._client = runpy.run_path(str(tmp_path / "arrows.py"))["dag"].test(), client
+    run = run_of(ARROWS, client, tmp_path, monkeypatch)
     assert {name: run.states[name] for name in ("fails", "fails_close", "works_close")} == {
         "fails": "failed",
         "fails_close": "success",
@@ -253,11 +260,7 @@ def test_a_pool_without_a_group_is_closed_after_a_failure_which_the_run_keeps(
 def test_a_clean_up_runs_on_the_pool_after_a_failure_and_before_it_closes(
     client: QarnotClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bundles = [{"name": "rules", "classpath": LOCAL_BUNDLE, "kwargs": {"path": str(tmp_path)}}]
-    monkeypatch.setenv("AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST", json.dumps(bundles))
-    (tmp_path / "rules.py").write_text(FILE)
-    run = Run.__new__(Run)
-    run.dag_run, run._client = runpy.run_path(str(tmp_path / "rules.py"))["dag"].test(), client
+    run = run_of(FILE, client, tmp_path, monkeypatch)
     ran = ("all_done", "one_failed", "none_skipped", "all_done_setup_success", "on_a_node", "nothing_failed")
     wanted = {
         **{

@@ -509,13 +509,16 @@ class QarnotOperator(BaseOperator):
         limit = as_duration("defer_after", self.defer_after, zero=True)
         return default_defer_after() if limit is None else limit.total_seconds()
 
-    def _forecast(self, context: Context, claimed: Claim) -> Forecast | None:
-        """Return what is known about the wait for an object that this try has just created; None for any other."""
+    def _forecast(self, context: Context, claimed: Claim, *, has_hint: bool = True) -> Forecast | None:
+        """Return what is known about the wait for an object that this try has just created; None for any other.
+
+        :param has_hint: whether earlier results of the Airflow task say how long its object took.
+        """
         if claimed.existing is not None:
             return None
         seconds = self._worker_seconds(context)
         stays = seconds > 0 or not self.deferrable
-        return Forecast(seconds, self._expected_seconds(context) if stays else None)
+        return Forecast(seconds, self._expected_seconds(context) if stays and has_hint else None)
 
     def _expected_seconds(self, context: Context) -> float | None:
         """Return after how many seconds a newly created object probably ends; None if that is not known."""
