@@ -19,6 +19,7 @@ import linecache
 import os
 import pickle
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -152,12 +153,24 @@ def find_interpreter(archives: list[str]) -> str:
     )
 
 
+def private_folder() -> str:
+    """Return the folder for temporary files of this user, in which no other user can put code."""
+    folder = os.path.join(tempfile.gettempdir(), f"airflow-qarnot-{os.getuid()}")
+    try:
+        os.mkdir(folder, 0o700)
+    except FileExistsError:
+        found = os.lstat(folder)
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+            raise EnvironmentProblem(f"other users can write to {folder}. Delete it") from None
+    return folder
+
+
 def unpack(archive: str, deadline: float | None) -> list[str]:
     """Unpack *archive* unless another call on this node has done it, and return the folders for the path."""
     folder = os.path.dirname(archive)
     task = os.path.abspath(os.environ.get("TASK_PATH") or ".")
     if folder == task or not os.access(folder, os.W_OK):
-        folder = tempfile.gettempdir()  # files in the folder of the task would be results
+        folder = private_folder()  # files in the folder of the task would be results
     target = os.path.join(folder, os.path.basename(archive)[: -len(".tar.gz")])
     if not os.path.exists(target):
         with open(target + ".lock", "w") as lock:

@@ -23,6 +23,8 @@ _UNREACHABLE = re.compile(
     re.IGNORECASE,
 )
 _MAX_MESSAGE = 3000
+#: Maximum seconds of an installation, because an index may never answer.
+MAX_SECONDS = 1800.0
 
 
 def install(source: EnvironmentSource, folder: Path) -> None:
@@ -35,16 +37,23 @@ def install(source: EnvironmentSource, folder: Path) -> None:
         file.write("\n".join(source.requirements) + "\n")
         file.flush()
         command, environment = _command(source.python, file.name, folder)
-        done = subprocess.run(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            check=False,
-        )
+        try:
+            done = subprocess.run(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                check=False,
+                timeout=MAX_SECONDS,
+            )
+        except subprocess.TimeoutExpired:
+            raise QarnotError(
+                f"The packages of the environment could not be installed within {MAX_SECONDS:.0f} s. Check that the "
+                "worker reaches their index"
+            ) from None
     if done.returncode == 0:
         return
     message = without_logins(done.stdout, [*source.requirements, *environment.values()])[-_MAX_MESSAGE:]

@@ -28,9 +28,19 @@ _ELSEWHERE: Sequence[tuple[Collection[str], str, str]] = (
         "Give it to the tasks on the pool. A setup follows [qarnot] defer_after.",
     ),
     (
-        {"maxruncost", "costwarningthreshold"},
+        {"maxruncost"},
         "max_cost",
         "Give it to the QarnotPoolGroup or QarnotCreatePoolOperator that creates the pool.",
+    ),
+    (
+        {"requirements"},
+        "environment",
+        "Give environment={'requirements': [...]}. Nothing is installed on the nodes, which may have no network.",
+    ),
+    (
+        {"costwarningthreshold"},
+        "max_cost",
+        "Set [qarnot] cost_warning_threshold, which holds for all limits.",
     ),
 )
 #: Normalised names of fields that Airflow, another operator of ours or one of another provider has as a parameter.

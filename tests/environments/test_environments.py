@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import tarfile
@@ -204,6 +205,26 @@ def test_the_slots_of_a_node_share_one_copy(opened: Any, wheels: Wheels, tmp_pat
     assert len(places) == 1
 
 
+@pytest.mark.parametrize("made", ["a link", "open to others"])
+def test_a_folder_that_another_user_may_have_made_is_not_unpacked_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: str
+) -> None:
+    monkeypatch.setattr(node.tempfile, "tempdir", str(tmp_path))
+    mine = Path(node.private_folder())
+    assert mine.stat().st_mode & 0o777 == 0o700
+    assert node.private_folder() == str(mine)
+    mine.rmdir()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    if made == "a link":
+        mine.symlink_to(elsewhere)
+    else:
+        mine.mkdir()
+        mine.chmod(0o777)
+    with pytest.raises(node.EnvironmentProblem, match="other users"):
+        node.private_folder()
+
+
 def test_processes_that_unpack_at_once_unpack_once(tmp_path: Path) -> None:
     """Each process appends to a file of the archive once it is unpacked, which another unpacking would replace."""
     job = tmp_path / "job"
@@ -310,6 +331,16 @@ def test_an_index_that_cannot_be_reached_is_told_without_its_login(
     for text in (str(caught.value), caplog.text):
         for hidden in ("secret", "somebody", "127.0.0.1:9"):
             assert hidden not in text
+
+
+def test_an_index_that_never_answers_is_told(
+    installer: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(installers, "MAX_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        index = f"--index-url http://127.0.0.1:{silent.getsockname()[1]}/simple"
+        with pytest.raises(QarnotError, match="could not be installed within"):
+            prepare(QarnotEnvironment(requirements=[index, "qarnot-tiny==1.0"], python=HERE), tmp_path)
 
 
 def test_an_environment_that_is_too_large_is_refused(

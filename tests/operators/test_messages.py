@@ -135,6 +135,14 @@ def test_a_misspelt_command_of_an_item_is_named() -> None:
         QarnotRunTasksOperator(task_id="t", commands=[{"comand": "true"}])
 
 
+@pytest.mark.parametrize("make", [QarnotRunTaskOperator, QarnotCreatePoolOperator], ids=["task", "pool"])
+def test_the_threshold_of_cost_warnings_is_an_option_and_no_parameter(make: Any) -> None:
+    with pytest.raises(QarnotInvalidSpecError, match=r"Set \[qarnot\] cost_warning_threshold"):
+        make(task_id="t", cost_warning_threshold=0.5)
+    with pytest.raises(QarnotInvalidSpecError, match=r"Set \[qarnot\] cost_warning_threshold"):
+        QarnotPoolGroup("g", instance_count=1, cost_warning_threshold=0.5)
+
+
 def test_a_group_speaks_of_itself() -> None:
     for bad in (
         {"setup_retries": "x"},

@@ -15,7 +15,6 @@ from airflow.sdk import BaseOperator
 from airflow_qarnot_pool import exceptions
 from airflow_qarnot_pool.api.errors import QarnotDeletedError, QarnotError, QarnotQuotaError
 from airflow_qarnot_pool.api.limits import parse_stored_time
-from airflow_qarnot_pool.costs.limits import WARN_AT
 from airflow_qarnot_pool.exceptions import QarnotKilledError, QarnotWaitTimeoutError
 from airflow_qarnot_pool.hooks.qarnot import QarnotHook, check_conn_id
 from airflow_qarnot_pool.links.qarnot import remember_link, show_link
@@ -104,7 +103,6 @@ class QarnotOperator(BaseOperator):
     wait_for_quota: Duration
     max_cost: float | str | None = None
     max_run_cost: float | str | None = None
-    cost_warning_threshold: float = WARN_AT
     #: Parameters that must not be empty when the task runs.
     _filled: tuple[str, ...] = ()
 
