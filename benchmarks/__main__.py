@@ -22,6 +22,7 @@ NAMES = (
     "request_cost",
     "import_time",
     "fan_out",
+    "array",
     "warm_vs_cold",
     "local_qarnot",
     "dag_makespan",

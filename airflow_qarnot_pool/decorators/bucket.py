@@ -36,10 +36,10 @@ class PayloadBucket:
     def _s3(self) -> Any:
         return s3_client(self._settings)
 
-    def upload(self, data: bytes) -> str:
+    def upload(self, data: bytes, kind: str = "payload") -> str:
         """Put *data* into the bucket, which is created if missing, and return the object's name after the prefix."""
-        name = f"payload-{digest(data)[:16]}"
-        with with_storage_help(f"The arguments could not be uploaded to bucket {self.name}", self.name):
+        name = f"{kind}-{digest(data)[:16]}"
+        with with_storage_help(f"The {kind} could not be uploaded to bucket {self.name}", self.name):
             # The bucket may exist, because Qarnot's CreateBucket is idempotent for its owner.
             self._s3.create_bucket(Bucket=self.name)
             self._s3.put_object(Bucket=self.name, Key=self.prefix + name, Body=data)
@@ -64,3 +64,10 @@ class PayloadBucket:
                 "Clear the task to run it again"
             )
         return data
+
+    def has(self, name: str) -> bool:
+        """Return whether the object *name* exists."""
+        key = self.prefix + name
+        with with_storage_help(f"The result {key} could not be found in bucket {self.name}", self.name):
+            found = self._s3.list_objects_v2(Bucket=self.name, Prefix=key)
+        return any(one["Key"] == key for one in found.get("Contents", ()))

@@ -2,7 +2,7 @@
 
 It uses the standard library only. The first process (:func:`main`) unpacks the environments, enforces the timeout and
 prints the report. The second one (:func:`call`) runs the function, because the first has to report its crash,
-``os._exit`` or hang.
+``os._exit`` or hang. The second process of an array (:func:`serve`) runs the items of its instance one after another.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ import json
 import linecache
 import os
 import pickle
+import select
 import shutil
+import socket
 import stat
 import subprocess
 import sys
@@ -27,6 +29,7 @@ import time
 import traceback
 import types
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 from airflow_qarnot_pool.parameters.json_values import json_problem
@@ -41,49 +44,70 @@ ENVIRONMENT = "airflow-qarnot-environment-"
 MAX_RESULT = 1_000_000
 #: Maximum characters of a traceback. Its end matters most.
 MAX_DETAIL = 20_000
+#: The same for the results of an item, or of an instance, that need not be in the output because a bucket takes them.
+MAX_SMALL = 10_000
+#: The same for the traceback of an item of an array, because there may be thousands.
+MAX_ITEM_DETAIL = 4_000
+#: Maximum characters of the reason for which an item skips.
+MAX_ITEM_SKIP = 200
+#: Maximum number of errors in the last report of an instance, because each has a report of its own before.
+MAX_ERRORS = 20
 #: Name of the exception with which a function skips its Airflow task.
 SKIP = "AirflowSkipException"
 
 
 def main(payload: dict[str, Any]) -> None:
     """Run the function of *payload*, print the report as the last line, and exit with 0 or 1."""
+    if payload["array"]:
+        sys.exit(run_items(payload))
     report = run(payload)
+    print_error(report)
+    print_report(payload, report)
+    sys.exit(1 if "error" in report else 0)
+
+
+def print_error(report: dict[str, Any]) -> None:
+    """Print the error of *report*, if it has one."""
     if "error" in report:
         print("{summary}\n{detail}".format(**report["error"]).rstrip(), file=sys.stderr, flush=True)
+
+
+def print_report(payload: dict[str, Any], report: dict[str, Any]) -> None:
+    """Print *report* as a line of the output."""
     data = base64.urlsafe_b64encode(zlib.compress(json.dumps(report).encode(), 9)).decode()
     # The last line of the function may lack its newline.
     print("\n{} {} {}".format(MARK, payload["nonce"], data), flush=True)
-    sys.exit(1 if "error" in report else 0)
 
 
 def run(payload: dict[str, Any]) -> dict[str, Any]:
     """Return one of ``{"value"}``, ``{"file", "sha256"}``, ``{"skip"}`` and ``{"error": {"summary", "detail"}}``."""
-    limit = payload["timeout"]
-    deadline = None if limit is None else time.monotonic() + limit
-    name = payload["function"]["name"]
+    deadline, name = _deadline(payload), payload["function"]["name"]
     try:
         with tempfile.TemporaryDirectory(prefix="airflow-qarnot-") as scratch:
-            environment = {key: value for key, value in os.environ.items() if not key.startswith(PREFIX)}
-            # Its output is visible while it runs, and both streams stay in order.
-            environment.setdefault("PYTHONUNBUFFERED", "1")
-            archives = find_environments(payload["environment"])
-            interpreter = find_interpreter(archives)
-            paths = [path for archive in archives for path in unpack(archive, deadline)]
-            paths.append(environment.get("PYTHONPATH") or "")
-            environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
-            if not environment["PYTHONPATH"]:
-                del environment["PYTHONPATH"]
+            interpreter, environment = _prepare(payload, deadline)
             report = _run_function(
                 payload, interpreter, os.path.join(scratch, "report"), environment, _seconds_left(deadline)
             )
     except subprocess.TimeoutExpired:
-        return _error(
-            f"{name}() was killed on the node: it took longer than timeout={limit} s",
-            "The timeout counts the unpacking of the environment, too. Raise it if the function needs longer.",
-        )
+        return _took_too_long(payload)
     except EnvironmentProblem as error:
         return _error(f"{name}() has no environment on the node: {error}")
     return _fitting(report, payload)
+
+
+def _prepare(payload: dict[str, Any], deadline: float | None) -> tuple[str, dict[str, str]]:
+    """Return the Python and the environment variables of the process that runs the function."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(PREFIX)}
+    # Its output is visible while it runs, and both streams stay in order.
+    environment.setdefault("PYTHONUNBUFFERED", "1")
+    archives = find_environments(payload["environment"])
+    interpreter = find_interpreter(archives)
+    paths = [path for archive in archives for path in unpack(archive, deadline)]
+    paths.append(environment.get("PYTHONPATH") or "")
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+    if not environment["PYTHONPATH"]:
+        del environment["PYTHONPATH"]
+    return interpreter, environment
 
 
 def _fitting(report: dict[str, Any], payload: dict[str, Any]) -> dict[str, Any]:
@@ -92,10 +116,7 @@ def _fitting(report: dict[str, Any], payload: dict[str, Any]) -> dict[str, Any]:
     if len(text) <= MAX_RESULT:
         return report
     if payload["result_file"]:
-        data = text.encode()
-        with open(os.path.join(os.environ.get("TASK_PATH") or ".", payload["result_file"]), "wb") as file:
-            file.write(data)
-        return {"file": payload["result_file"], "sha256": hashlib.sha256(data).hexdigest()}
+        return _write_result(payload["result_file"], text)
     return _error(
         "{}() returned too much: {:,} characters as {}, and {:,} fit".format(
             payload["function"]["name"], len(text), payload["serializer"], MAX_RESULT
@@ -103,6 +124,14 @@ def _fitting(report: dict[str, Any], payload: dict[str, Any]) -> dict[str, Any]:
         "Give payload_bucket= (without result_bucket=) to bring it back by bucket, or write it to a file, "
         "give result_bucket= and return the file's name.",
     )
+
+
+def _write_result(name: str, text: str) -> dict[str, Any]:
+    """Write a result to a file that Qarnot brings to the bucket, and return the report of it."""
+    data = text.encode()
+    with open(os.path.join(os.environ.get("TASK_PATH") or ".", name), "wb") as file:
+        file.write(data)
+    return {"file": name, "sha256": hashlib.sha256(data).hexdigest()}
 
 
 class EnvironmentProblem(Exception):
@@ -211,9 +240,8 @@ def _run_function(
     process = subprocess.Popen(
         [interpreter, "-c", payload["node"], report], stdin=subprocess.PIPE, env=environment
     )
-    task = {key: payload[key] for key in ("function", "arguments", "serializer", "modules")}
     try:
-        process.communicate(json.dumps(task).encode(), timeout=timeout)
+        process.communicate(_task_of(payload), timeout=timeout)
     finally:
         if process.poll() is None:
             process.kill()
@@ -221,33 +249,231 @@ def _run_function(
     if os.path.exists(report):
         with open(report, encoding="utf-8") as file:
             return dict(json.load(file))
-    name, code = payload["function"]["name"], process.returncode
+    return _died(payload, process.returncode)
+
+
+def _died(payload: dict[str, Any], code: int) -> dict[str, Any]:
+    name = payload["function"]["name"]
     if code < 0:
         hint = " (often: no memory left)" if code == -9 else ""
         return _error(f"{name}() was killed on the node by signal {-code}{hint}")
     return _error(f"{name}() ended its process on the node with code {code}, without a result")
 
 
+def _task_of(payload: dict[str, Any]) -> bytes:
+    return json.dumps(
+        {key: payload[key] for key in ("function", "arguments", "serializer", "modules", "array")}
+    ).encode()
+
+
+# --- an array
+
+
+class Items:
+    """The arguments of the items of an array: each combination of the lists, the last of which varies fastest."""
+
+    def __init__(self, arguments: str, serializer: str, names: list[str]) -> None:
+        self._args, kwargs = decode(arguments, serializer)
+        self._lists = [(name, kwargs.pop(name)) for name in names]
+        self._kwargs = kwargs
+
+    def arguments(self, item: int) -> tuple[Any, dict[str, Any]]:
+        """Return the positional and named arguments of *item*."""
+        kwargs = dict(self._kwargs)
+        for name, values in reversed(self._lists):
+            item, index = divmod(item, len(values))
+            kwargs[name] = values[index]
+        return self._args, kwargs
+
+
+def items_of(array: str, total: int, instance: int) -> list[int]:
+    """Return the items that an instance runs.
+
+    :param array: ``<round> <chunk size> <items>``. The items are a bit mask in base64, or ``*`` for all *total* items.
+    """
+    _, size, mask = array.split(" ")
+    items = list(range(total))
+    if mask != "*":
+        bits = int.from_bytes(base64.urlsafe_b64decode(mask), "little")
+        items = [item for item in items if bits >> item & 1]
+    return items[instance * int(size) : (instance + 1) * int(size)]
+
+
+def run_items(payload: dict[str, Any]) -> int:
+    """Run the items of this instance one after another, and return 1 if one of them failed.
+
+    Each item is reported when it has ended, and all of them once more at the end, because Qarnot keeps only the end of
+    an output.
+    """
+    array, instance = os.environ[PREFIX + "ARRAY"], int(os.environ.get("INSTANCE_ID") or 0)
+    items = items_of(array, payload["array"]["total"], instance)
+    # With a bucket, the output has small results only.
+    fits = MAX_SMALL if payload["result_file"] else MAX_RESULT
+    outcomes: dict[int, dict[str, Any]] = {}
+    size = 0
+    for item, outcome in zip(items, outcomes_of(payload, items)):  # noqa: B905
+        length = len(outcome.get("value", ""))
+        if size + length > MAX_RESULT and not payload["result_file"]:
+            outcome = _error(
+                "{}() returned too much: the results of an instance are more than {:,} characters as {}".format(
+                    payload["function"]["name"], MAX_RESULT, payload["serializer"]
+                ),
+                "Give payload_bucket= (without result_bucket=) to bring them back by bucket, or a smaller chunk_size=.",
+            )
+            length = 0
+        size += length
+        print_error(outcome)
+        outcomes[item] = outcome
+        if item != items[-1] and size <= fits:
+            print_report(payload, {"items": {item: outcome}})
+    failed = [item for item, outcome in outcomes.items() if "error" in outcome]
+    ended = {item: outcome for item, outcome in outcomes.items() if item not in failed[MAX_ERRORS:]}
+    report: dict[str, Any] = {"instance": instance, "items": ended}
+    if size > fits:
+        values = {item: outcome["value"] for item, outcome in outcomes.items() if "value" in outcome}
+        name = "{}-{}-{}".format(payload["result_file"], array.partition(" ")[0], instance)
+        report.update(_write_result(name, json.dumps(values)))
+        report["sizes"] = {item: len(value) for item, value in values.items()}
+        report["items"] = {item: outcome for item, outcome in ended.items() if item not in values}
+    print_report(payload, report)
+    return int(bool(failed))
+
+
+def outcomes_of(payload: dict[str, Any], items: list[int]) -> Iterator[dict[str, Any]]:
+    """Yield the outcome of each of *items*. All of them run in one process, unless an item ends it."""
+    name = payload["function"]["name"]
+    process: ItemProcess | None = None
+    deadline = _deadline(payload)
+    try:
+        interpreter, environment = _prepare(payload, deadline)
+    except subprocess.TimeoutExpired:
+        yield from (_took_too_long(payload) for _ in items)
+        return
+    except EnvironmentProblem as error:
+        problem = _error(f"{name}() has no environment on the node: {error}")
+        yield from (problem for _ in items)
+        return
+    for item in items:
+        process = process or ItemProcess(payload, interpreter, environment)
+        try:
+            outcome = process.run(item, _deadline(payload))
+        except subprocess.TimeoutExpired:
+            outcome = _took_too_long(payload)
+            process.end()
+        if outcome is None:
+            outcome = _died(payload, process.end(1.0))
+        if process.ended:
+            process = None
+        if "error" in outcome:
+            outcome["error"]["detail"] = outcome["error"]["detail"][-MAX_ITEM_DETAIL:]
+        elif "skip" in outcome:
+            outcome["skip"] = outcome["skip"][:MAX_ITEM_SKIP]
+        yield outcome
+    if process is not None:
+        process.end(5.0)
+
+
+class ItemProcess:
+    """The process that runs the items of an instance, one at a time."""
+
+    def __init__(self, payload: dict[str, Any], interpreter: str, environment: dict[str, str]) -> None:
+        self._channel, other = socket.socketpair()
+        with other:
+            self._process = subprocess.Popen(
+                [interpreter, "-c", payload["node"], "--items", str(other.fileno())],
+                stdin=subprocess.PIPE,
+                env=environment,
+                pass_fds=[other.fileno()],
+            )
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(_task_of(payload))
+            self._process.stdin.close()
+        except OSError:
+            pass  # it has ended, which run() reports
+        self.ended = False
+
+    def run(self, item: int, deadline: float | None) -> dict[str, Any] | None:
+        """Return the outcome of *item*; None if the process has ended instead.
+
+        :raises subprocess.TimeoutExpired: the deadline has passed.
+        """
+        received = b""
+        try:
+            self._channel.sendall(b"%d\n" % item)
+            while not received.endswith(b"\n"):
+                left = _seconds_left(deadline)
+                if select.select([self._channel], [], [], 1.0 if left is None else min(left, 1.0))[0]:
+                    data = self._channel.recv(1 << 20)
+                    if not data:
+                        return None
+                    received += data
+                elif self._process.poll() is not None:
+                    return None  # a process that the function left behind keeps the channel open
+                elif left == 0.0:
+                    raise subprocess.TimeoutExpired("items", 0)
+        except OSError:
+            return None
+        return dict(json.loads(received))
+
+    def end(self, patience: float = 0.0) -> int:
+        """End the process, which has *patience* seconds to end by itself, and return its exit code."""
+        self.ended = True
+        self._channel.close()
+        try:
+            return self._process.wait(patience)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+        return self._process.wait()
+
+
+def serve(descriptor: int) -> None:
+    """Run the items whose numbers come over the socket *descriptor*, in this process, and send back their outcomes."""
+    channel = socket.socket(fileno=descriptor)
+    channel.set_inheritable(False)
+    task = json.load(sys.stdin)
+    arguments: Items | None = None
+    for line in channel.makefile("rb"):
+        try:
+            if arguments is None:
+                function = load_function(task)
+                arguments = Items(task["arguments"], task["serializer"], task["array"]["names"])
+            outcome = outcome_of(task, function, *arguments.arguments(int(line)))
+        except BaseException as error:
+            outcome = _outcome_of(error, task["function"]["name"])
+        channel.sendall(json.dumps(outcome).encode() + b"\n")
+
+
+# --- the process that runs the function
+
+
+def load_function(task: dict[str, Any]) -> Any:
+    """Make the function of *task* in this process."""
+    for module, source in task["modules"].items():
+        _add_module(module, source)
+    if SKIP in task["function"]["source"]:
+        _stand_in_for_airflow()
+    return load(task["function"])
+
+
+def outcome_of(task: dict[str, Any], function: Any, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the result of a call, as a report."""
+    value = function(*args, **kwargs)
+    if hasattr(value, "__await__"):
+        import asyncio
+
+        value = asyncio.run(value)
+    return {"value": encode(value, task["serializer"], task["function"]["name"] + "() returned")}
+
+
 def call(report: str) -> None:
     """Run the function that standard input describes, in this process, and write the outcome to the file *report*."""
     task = json.load(sys.stdin)
-    name = task["function"]["name"]
     try:
-        for module, source in task["modules"].items():
-            _add_module(module, source)
-        if SKIP in task["function"]["source"]:
-            _stand_in_for_airflow()
-        function = load(task["function"])
-        args, kwargs = decode(task["arguments"], task["serializer"])
-        value = function(*args, **kwargs)
-        if hasattr(value, "__await__"):
-            import asyncio
-
-            value = asyncio.run(value)
-        outcome = {"value": encode(value, task["serializer"], name + "() returned")}
+        outcome = outcome_of(task, load_function(task), *decode(task["arguments"], task["serializer"]))
     except BaseException as error:
         # SystemExit, too, because a function that ends its process has no result.
-        outcome = _outcome_of(error, name)
+        outcome = _outcome_of(error, task["function"]["name"])
     with open(report + ".part", "w", encoding="utf-8") as file:
         json.dump(outcome, file)
     os.replace(report + ".part", report)
@@ -256,7 +482,9 @@ def call(report: str) -> None:
 def _outcome_of(error: BaseException, name: str) -> dict[str, Any]:
     if any(base.__name__ == SKIP for base in type(error).__mro__):
         return {"skip": f"{name}() skipped: {error}"[:2000]}
-    trace = error.__traceback__.tb_next if error.__traceback__ else None
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_globals is globals():
+        trace = trace.tb_next
     lines = traceback.format_exception(type(error), error, trace)
     return _error(
         f"{name}() raised {traceback.format_exception_only(type(error), error)[-1].strip()}",
@@ -326,6 +554,20 @@ def decode(text: str, serializer: str) -> Any:
     return pickle.loads(base64.b64decode(text)) if serializer == "pickle" else json.loads(text)
 
 
+def _deadline(payload: dict[str, Any]) -> float | None:
+    limit = payload["timeout"]
+    return None if limit is None else time.monotonic() + float(limit)
+
+
+def _took_too_long(payload: dict[str, Any]) -> dict[str, Any]:
+    return _error(
+        "{}() was killed on the node: it took longer than timeout={} s".format(
+            payload["function"]["name"], payload["timeout"]
+        ),
+        "The timeout counts the unpacking of the environment, too. Raise it if the function needs longer.",
+    )
+
+
 def _seconds_left(deadline: float | None) -> float | None:
     return None if deadline is None else max(0.0, deadline - time.monotonic())
 
@@ -335,4 +577,7 @@ def _error(summary: str, detail: str = "") -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    call(sys.argv[1])
+    if sys.argv[1] == "--items":
+        serve(int(sys.argv[2]))
+    else:
+        call(sys.argv[1])

@@ -88,10 +88,12 @@ def pack(
     environment: str | None,
     timeout: timedelta | None,
     result_file: str | None,
+    array: Mapping[str, Any] | None = None,
 ) -> bytes:
     """Return the compressed payload, which has everything that the node needs.
 
     :param environment: name of the archive with the environment that the call brings.
+    :param array: number of the items of an array (``total``), and the arguments that are lists (``names``).
     """
     payload = {
         "node": _program(),
@@ -106,6 +108,7 @@ def pack(
         "environment": environment,
         "timeout": None if timeout is None else timeout.total_seconds(),
         "result_file": result_file,
+        "array": array,
     }
     return zlib.compress(json.dumps(payload).encode(), 9)
 
@@ -127,6 +130,11 @@ def constants(packed: bytes) -> dict[str, str]:
         node.PREFIX + "PARTS": str(len(parts)),
         **{f"{node.PREFIX}{index}": part for index, part in enumerate(parts)},
     }
+
+
+def sha256(data: bytes) -> str:
+    """Return the hash of *data* by which a file is checked."""
+    return hashlib.sha256(data).hexdigest()
 
 
 def digest(*parts: str | bytes) -> str:

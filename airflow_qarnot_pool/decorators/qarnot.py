@@ -38,13 +38,14 @@ if TYPE_CHECKING:
     from airflow_qarnot_pool.api.models import Task
     from airflow_qarnot_pool.api.specs import ResourceBucket, TaskSpec
     from airflow_qarnot_pool.decorators.bucket import PayloadBucket
+    from airflow_qarnot_pool.logs.report import LineFinder
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 DEFAULT_IMAGE = "python:3.12-slim"
 _ONE_INSTANCE = (
-    "@task.qarnot runs one instance, as one call has one result. Use .expand() for many calls, or "
+    "@task.qarnot runs one instance, as one call has one result. Use .array() or .expand() for many calls, or "
     "QarnotRunTaskOperator for one command in many instances."
 )
 #: Parameters of QarnotRunTaskOperator that the decorator does not accept, and the remedy.
@@ -53,6 +54,7 @@ REJECTED = {
     "wait_for_completion": "The function's result is that of the task. To continue at once, let no task depend on it.",
     "instance_count": _ONE_INSTANCE,
     "result_bucket": "Give task_spec={'result_bucket': ...}.",
+    "chunk_size": "It is for .array(). Call that.",
 }
 
 
@@ -188,9 +190,14 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
 
     def _check_arguments(self, function: Callable[..., Any]) -> None:
         args, kwargs = self._arguments()
-        _refuse_context(function, {*kwargs, *_by_position(function, args)})
+        self._check_filled(function, args, kwargs)
         known = kwargs | {f"number {n}": value for n, value in enumerate(args, 1)}
         _check_known(known, self.serializer, self._function.name)
+
+    def _check_filled(
+        self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> None:
+        _refuse_context(function, {*kwargs, *_by_position(function, args)})
 
     def _arguments(self) -> tuple[Sequence[Any], dict[str, Any]]:
         return tuple(self.op_args), dict(self.op_kwargs)
@@ -249,7 +256,8 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
             values["resource_buckets"] = [*as_list(values.get("resource_buckets")), archive]
         packed = payload.pack(
             self._function,
-            payload.arguments_text(args, kwargs, self.serializer, self._function.name),
+            self._arguments_text(args, kwargs),
+            array=self._array(),
             nonce=self._nonce,
             serializer=self.serializer,
             environment=archive_in(archive) if environment else None,
@@ -278,6 +286,13 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
         values["constants"] = {**(values.get("constants") or {}), **constants}
         return values
 
+    def _arguments_text(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+        return payload.arguments_text(args, kwargs, self.serializer, self._function.name)
+
+    def _array(self) -> dict[str, Any] | None:
+        """Return what the node has to know of an array; None for a single call."""
+        return None
+
     def _spec(self, values: Mapping[str, Any], pool: str | None) -> TaskSpec:
         spec = super()._spec(values, pool)
         if spec.reports:
@@ -300,7 +315,7 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
     def _expected_seconds(self, context: Context) -> float | None:
         return None  # the result is that of the function
 
-    def _new_finder(self) -> payload.ReportFinder:
+    def _new_finder(self) -> LineFinder[Any]:
         return payload.ReportFinder(self._nonce)
 
     def _report(self, task: Task) -> str:
@@ -354,6 +369,31 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
 
 class _QarnotTaskDecorator(task_decorator_class()):  # type: ignore[misc]
     """A decorated function, which checks mapped calls. Airflow creates no operator of them when the DAG is parsed."""
+
+    def array(self, **lists: Any) -> Any:
+        """Create one Airflow task with a call for each combination of the arguments, in one Qarnot task.
+
+        See ``docs/ten-thousand-calls.md``.
+        """
+        from airflow_qarnot_pool.decorators.array import _QarnotArrayOperator
+
+        if not lists:
+            raise QarnotInvalidSpecError(
+                f"@task.qarnot: the array of {self.function.__name__}() has no list",
+                field="op_kwargs",
+                remedy="Give an argument as a list, as in .array(number=[1, 2, 3]).",
+            )
+        self._validate_arg_names("array", lists)
+        made = self.override(array_names=tuple(lists))
+        made.operator_class, made.multiple_outputs = _QarnotArrayOperator, False
+        shared = made.kwargs.pop("op_kwargs", {})
+        if twice := shared.keys() & lists.keys():
+            raise QarnotInvalidSpecError(
+                f"@task.qarnot: argument {min(twice)} of {self.function.__name__}() is in .partial() and in .array()",
+                field="op_kwargs",
+                remedy="Keep one of them.",
+            )
+        return made(**shared, **lists)
 
     def expand(self, **map_kwargs: Any) -> Any:
         """Create a mapped task with a call for each combination of the arguments."""
@@ -456,6 +496,9 @@ class QarnotTask(Protocol[P, R]):
     def expand_kwargs(self, kwargs: Any, *, strict: bool = True) -> Any:
         """Create a mapped task with a call for each row of arguments."""
 
+    def array(self, **lists: Any) -> Any:
+        """Create one Airflow task with a call for each combination of the arguments, in one Qarnot task."""
+
     def override(self, **kwargs: Any) -> QarnotTask[P, R]:
         """Replace parameters of the decorator."""
 
@@ -471,6 +514,7 @@ def qarnot_task(
     timeout: Duration = None,
     serializer: payload.Serializer = "json",
     payload_bucket: str | None = None,
+    chunk_size: int | None = None,
     multiple_outputs: bool | None = None,
     image: str | None = DEFAULT_IMAGE,
     registry_conn_id: str | None = None,
@@ -524,6 +568,8 @@ def qarnot_task(
         node can run any code on the Airflow worker.
     :param payload_bucket: bucket for arguments of more than 192 KiB (compressed, with the source) and for results
         of more than 1,000,000 characters. Needs the ``[storage]`` extra. Its objects are not deleted.
+    :param chunk_size: number of items that an instance of ``.array()`` runs. Default: so many that there are at most
+        1,000 instances.
     :param multiple_outputs: store each key of the returned dict as a separate XCom.
 
     Container and files:
@@ -554,7 +600,8 @@ def qarnot_task(
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
-        refuse_unknown(_QarnotDecoratedOperator, kwargs)
+        own = {name: value for name, value in kwargs.items() if name != "chunk_size"}
+        refuse_unknown(_QarnotDecoratedOperator, own)
         _refuse_instances(kwargs.get("task_spec"))
         FunctionSource.of(function)  # a mapped task creates no operator when the DAG is parsed
         outputs = {} if multiple_outputs is None else {"multiple_outputs": multiple_outputs}

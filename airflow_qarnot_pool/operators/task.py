@@ -172,6 +172,7 @@ class QarnotRunTaskOperator(TaskOperator):
         if not self.wait_for_completion:
             return {"uuid": claimed.uuid, "name": spec.name, "pool": spec.pool}
         resume_state = {"decision": str(claimed.decision), "resubmitted": resubmitted, "moved": moved}
+        resume_state |= self._carried()
         outcome = claimed.outcome_if_done(TASK_ENDED)
         if outcome is None:
             deadline = deadline or self._deadline(context)
@@ -179,6 +180,10 @@ class QarnotRunTaskOperator(TaskOperator):
             forecast = self._forecast(context, claimed, has_hint=has_hint)
             outcome = self._wait(claimed.uuid, TASK_ENDED, deadline, resume_state, forecast=forecast)
         return self._finish(context, outcome, resume_state)
+
+    def _carried(self) -> dict[str, Any]:
+        """Return what a resumed process has to know besides."""
+        return {}
 
     def _expected_seconds(self, context: Context) -> float | None:
         """Return how long the Qarnot task of the previous DAG run took, by the result of this Airflow task there."""
@@ -241,13 +246,17 @@ class QarnotRunTaskOperator(TaskOperator):
         if state is states.TaskState.CANCELLED:
             return self._cancelled(context, task, resume_state)
         try:
-            if state is not states.TaskState.SUCCESS:
-                failed = QarnotNodeLostError if is_node_loss(task) else QarnotTaskFailedError
-                raise failed(self._report(task), kind="task", ref=task.uuid)
-            return self._result(task)
+            return self._result_or_error(task, succeeded=state is states.TaskState.SUCCESS)
         finally:
             if self._progress is not None and self._progress.last is not None:
                 context["ti"].xcom_push(key=PROGRESS_KEY, value=self._progress.last)
+
+    def _result_or_error(self, task: Task, *, succeeded: bool) -> Any:
+        """Return the result of a Qarnot task that has ended, or raise why it has none."""
+        if succeeded:
+            return self._result(task)
+        failed = QarnotNodeLostError if is_node_loss(task) else QarnotTaskFailedError
+        raise failed(self._report(task), kind="task", ref=task.uuid)
 
     # --- its output
 

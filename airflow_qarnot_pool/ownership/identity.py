@@ -46,6 +46,8 @@ DETACHED_LABEL = LABEL_PREFIX + "detached"
 UNAWAITED_LABEL = LABEL_PREFIX + "unawaited"
 #: Label of a Qarnot task whose record holds everything that its Airflow task needs. Its output is not needed.
 RECORDABLE_LABEL = LABEL_PREFIX + "recordable"
+#: Label of a Qarnot task whose output has results that later tries need, whatever its state.
+KEPT_LABEL = LABEL_PREFIX + "kept"
 #: Labels of a pool: the cost limit of the pool, and of all pools of its DAG run, in euros.
 MAX_COST_LABEL = LABEL_PREFIX + "max_cost"
 MAX_RUN_COST_LABEL = LABEL_PREFIX + "max_run_cost"

@@ -28,6 +28,7 @@ from airflow_qarnot_pool.api.errors import QarnotError, QarnotNotFoundError, Qar
 from airflow_qarnot_pool.ownership import records
 from airflow_qarnot_pool.ownership.decisions import RemoteSnapshot, Usability, usability_of
 from airflow_qarnot_pool.ownership.identity import (
+    KEPT_LABEL,
     MAX_RUN_COST_LABEL,
     OWNER_TAG,
     RECORDABLE_LABEL,
@@ -95,7 +96,7 @@ def disposal_of_task(
     is_item = snapshot.index is not None and SPECS_LABEL in task.labels
     is_recordable = is_item or RECORDABLE_LABEL in task.labels
     if identity is not None and OWNER_TAG + identity.owner in task.tags:
-        return _disposal_of_own_task(snapshot, identity, is_recordable)
+        return _disposal_of_own_task(snapshot, identity, is_recordable, is_kept=KEPT_LABEL in task.labels)
     is_awaited = UNAWAITED_LABEL not in task.labels
     if state in FINAL_TASK_STATES or _is_of_an_earlier_start(task, identity):
         return Disposal.FORGET if is_awaited or is_run_finished() else Disposal.KEEP
@@ -116,11 +117,13 @@ def _is_of_an_earlier_start(remote: Pool | Task, identity: TaskInstanceIdentity 
 
 
 def _disposal_of_own_task(
-    snapshot: RemoteSnapshot, identity: TaskInstanceIdentity, is_recordable: bool
+    snapshot: RemoteSnapshot, identity: TaskInstanceIdentity, is_recordable: bool, *, is_kept: bool
 ) -> Disposal:
     """Decide about a Qarnot task that belongs to the task instance that needs the room."""
     if snapshot.lineage != identity.lineage:
         return Disposal.FORGET
+    if is_kept:
+        return Disposal.KEEP
     # The try that failed has read the failure. Only the number of its generation is still needed.
     return Disposal.RECORD if is_recordable or snapshot.usability is Usability.DEAD else Disposal.KEEP
 

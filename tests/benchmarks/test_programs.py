@@ -39,6 +39,13 @@ KEYS = {
     "request_cost": {"this_provider.all", "official_sdk.all"},
     "import_time": {"this_provider.percent_of_airflow_sdk", "this_provider.foreign_modules"},
     "fan_out": {"one_qarnotruntasksoperator.requests", "expand.requests", "sdk_mapped.requests"},
+    "array": {
+        "array.posts",
+        "array.cpu_seconds",
+        "array.wall_over_best",
+        "expand.requests",
+        "sdk_mapped.requests",
+    },
     "warm_vs_cold": {"warm.0.3.wall_seconds", "cold.0.3.wall_seconds"},
     "local_qarnot": {"get_a_task.20.per_second", "search_by_tag_and_time.20.per_second"},
 }
@@ -112,6 +119,10 @@ def test_a_fan_out_costs_requests_by_the_chunk_and_not_by_the_command(
     # that the commands take, so the bound is a share.
     assert found["one_qarnotruntasksoperator.requests"] <= found["sdk_mapped.requests"] / 8
     assert found["sdk_mapped.requests"] >= 5 * WAITERS
+
+
+def test_an_array_is_created_with_one_request(figures: dict[str, Future[dict[str, float]]]) -> None:
+    assert figures["array"].result()["array.posts"] == 1
 
 
 def test_exponents_and_percentiles() -> None:

@@ -202,6 +202,14 @@ def test_qarnot_taskflow(client: QarnotClient) -> None:
     assert 0 < outputs["error"] < 0.1
 
 
+def test_qarnot_array(client: QarnotClient) -> None:
+    run = Run(client, "qarnot_array")
+    assert str(run.dag_run.state) == "success", run.states
+    assert run.only_pool().state == "Closed"
+    assert [task.instances for task in run.tasks] == [20]
+    assert run.dag_run.get_task_instance("total").xcom_pull(task_ids="total") == 9592
+
+
 @pytest.mark.parametrize("report_only", [True, False])
 def test_qarnot_maintenance(client: QarnotClient, report_only: bool) -> None:
     """A pool whose DAG run is not known is reported; it is younger than the grace, so it stays."""

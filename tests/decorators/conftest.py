@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from airflow_qarnot_pool.local import LocalQarnot
-from tests.operators.conftest import client, pool, qarnot
+from tests.operators.conftest import client, pool, qarnot, run_id
 
-__all__ = ["client", "pool", "qarnot", "server"]
+__all__ = ["client", "pool", "qarnot", "run_id", "server"]
 
 
 @pytest.fixture(scope="session")

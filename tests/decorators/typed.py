@@ -40,6 +40,8 @@ with DAG("typed", schedule=None):
     plain(configured(one))
     plain.partial(y="a").expand(x=[1, 2])
     plain.expand_kwargs([{"x": 1}])
+    plain.partial(y="a").array(x=range(10))
+    plain.override(chunk_size=5).array(x=configured(one), y=["a", "b"])
     plain.override(task_id="again", qarnot_pool="shared")(1)
     by_airflow(one)
     by_airflow.expand(x=[1, 2])
