@@ -97,7 +97,7 @@ def get_provider_info() -> dict[str, Any]:
                         "Maximum seconds that a deferrable operator waits on its worker for what it has just created "
                         "before it defers. A short Qarnot task then needs no second process. 0 defers at once.",
                         "float",
-                        "10",
+                        "15",
                     ),
                     "cost_warning_threshold": _option(
                         "Share of a cost limit (max_cost, max_run_cost) at which a warning is logged.",

@@ -15,7 +15,7 @@ MIN_POLL_INTERVAL, MAX_POLL_INTERVAL = 0.01, 86400
 SHORTEST, LONGEST = 0.75, 15.0
 #: Default seconds for which an operator waits on its worker before it defers. It is about the cost of a deferral: the
 #: minimum age of a trigger, a second process, and the time until the scheduler starts it.
-DEFER_AFTER = 10.0
+DEFER_AFTER = 15.0
 
 
 def get_option(name: str, convert: Callable[[Any], Any], default: Any) -> Any:

@@ -21,7 +21,8 @@ MAX_BACKOFF = 60.0
 #: Maximum seconds for which a Retry-After stops all polls. One request in that time burdens no service, and a response
 #: that asks for hours may come from a proxy or concern one of many objects.
 MAX_RETRY_AFTER = 600.0
-#: Maximum seconds for which a queued Qarnot task keeps a worker. A warm pool starts it sooner.
+#: Maximum seconds for which a queued Qarnot task keeps a worker, unless its end is expected later. A warm pool starts
+#: it sooner.
 MAX_QUEUED_ON_WORKER = 2.0
 #: Maximum seconds between polls before an expected end, because the object may end sooner, or be queued.
 MAX_BLIND = 2.0
@@ -82,17 +83,21 @@ def backoff_delay(delay: float, failures: int, retry_after: float | None = None)
     return max(pause, min(retry_after or 0.0, MAX_RETRY_AFTER))
 
 
-def may_keep_worker(kind: Kind, state: str | None, waited: float, defer_after: float) -> bool:
+def may_keep_worker(
+    kind: Kind, state: str | None, waited: float, defer_after: float, expected: float | None = None
+) -> bool:
     """Return whether a wait may stay on its worker.
 
     :param state: state of the object, or None if the poll failed. A deferred wait bears an outage better.
     :param waited: seconds since the start of the wait.
     :param defer_after: maximum seconds of the wait on the worker.
+    :param expected: seconds after which the object probably ends, its time in the queue included. None if that is not
+        known.
     """
     if state is None:
         return False
     if kind == "task" and is_queued(state):
-        return waited < min(defer_after, MAX_QUEUED_ON_WORKER)
+        return waited < min(defer_after, max(MAX_QUEUED_ON_WORKER, expected or 0.0))
     return waited < defer_after
 
 

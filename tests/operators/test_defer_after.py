@@ -25,6 +25,7 @@ from airflow_qarnot_pool.operators.pool import QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
 from airflow_qarnot_pool.version_compat import TaskDeferred
+from airflow_qarnot_pool.waiting.polling import KillFlag
 from tests.crash.children import eventually
 from tests.harness import FakeTI, context_of, resume
 from tests.operators.conftest import connect
@@ -148,6 +149,30 @@ def test_one_that_stays_queued_defers_soon(
         operator.execute(context_of(operator, ti))
     assert time.monotonic() - started < operator.defer_after
     assert "Success" not in states(client, ti)
+
+
+def test_one_that_is_queued_stays_for_as_long_as_the_previous_one_took(
+    pool: str, ti: FakeTI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_qarnot_pool.waiting.intervals.MAX_QUEUED_ON_WORKER", 0.0)
+    go = tmp_path / "go"
+    before = many(commands=[f"sh -c 'until test -e {go}; do sleep 0.05; done'"] * 2, qarnot_pool=pool)
+    before.wait_for_completion = False
+    before.execute(context_of(before, FakeTI(run_id=f"{ti.run_id} before")))
+    ti.others = [FakeTI(run_id="earlier", task_id="work", xcoms={"return_value": {"wall_seconds": 50.0}})]
+    pauses = 0
+
+    def wait(self: KillFlag, seconds: float) -> bool:
+        nonlocal pauses
+        pauses += 1
+        if pauses == 3:  # two polls have seen it in the queue
+            go.touch()
+        time.sleep(0.05)
+        return self.is_set()
+
+    monkeypatch.setattr(KillFlag, "wait", wait)
+    operator = one(command="true", qarnot_pool=pool)
+    assert operator.execute(context_of(operator, ti))["state"] == "Success"
 
 
 def test_an_adopted_one_defers_at_once(

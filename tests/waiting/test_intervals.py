@@ -156,6 +156,23 @@ def test_when_a_wait_may_stay_on_its_worker(
 
 
 @pytest.mark.parametrize(
+    ("waited", "defer_after", "expected", "stays"),
+    [
+        pytest.param(9.9, 15.0, 10.0, True, id="it will end soon"),
+        pytest.param(10.0, 15.0, 10.0, False, id="it is late"),
+        pytest.param(5.0, 5.0, 10.0, False, id="the limit is short"),
+        pytest.param(MAX_QUEUED_ON_WORKER - 0.1, 15.0, 1.0, True, id="it was short"),
+        pytest.param(MAX_QUEUED_ON_WORKER, 15.0, 1.0, False, id="it was short and is late"),
+        pytest.param(MAX_QUEUED_ON_WORKER, 15.0, None, False, id="nothing is known"),
+    ],
+)
+def test_a_queued_task_keeps_its_worker_for_as_long_as_the_previous_one_took(
+    waited: float, defer_after: float, expected: float | None, stays: bool
+) -> None:
+    assert may_keep_worker("task", "Submitted", waited, defer_after, expected) is stays
+
+
+@pytest.mark.parametrize(
     ("map_index", "count", "few"),
     [
         pytest.param(None, None, True, id="no index"),

@@ -493,7 +493,10 @@ class QarnotOperator(BaseOperator):
                 self._costs.over_limit,
                 forecast=forecast,
                 may_stay=partial(
-                    may_keep_worker, self.kind, defer_after=forecast.defer_after if forecast else 0.0
+                    may_keep_worker,
+                    self.kind,
+                    defer_after=forecast.defer_after if forecast else 0.0,
+                    expected=forecast.expected if forecast else None,
                 ),
             )
         except QarnotError as error:
