@@ -159,7 +159,7 @@ def test_one_that_is_queued_stays_for_as_long_as_the_previous_one_took(
     before = many(commands=[f"sh -c 'until test -e {go}; do sleep 0.05; done'"] * 2, qarnot_pool=pool)
     before.wait_for_completion = False
     before.execute(context_of(before, FakeTI(run_id=f"{ti.run_id} before")))
-    ti.others = [FakeTI(run_id="earlier", task_id="work", xcoms={"return_value": {"wall_seconds": 50.0}})]
+    ti.others = [FakeTI(run_id="earlier", task_id=ti.task_id, xcoms={"return_value": {"wall_seconds": 50.0}})]
     pauses = 0
 
     def wait(self: KillFlag, seconds: float) -> bool:
