@@ -22,6 +22,13 @@ def main() -> int:
         "--storage-port", type=int, default=0, help="port of the S3 storage (0: any free one)"
     )
     parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME[:PORT]",
+        help="a Host header to accept in addition to loopback names with the port (repeatable)",
+    )
+    parser.add_argument(
         "--token",
         help=f"API token clients must send (default: {TOKEN_VARIABLE} in the environment, or a random one)",
     )
@@ -124,6 +131,7 @@ def main() -> int:
         parent=arguments.exit_with_parent,
         settings=settings,
         speed=arguments.speed,
+        allowed_hosts=tuple(arguments.allow_host),
     )
     return asyncio.run(serve(options))
 

@@ -43,6 +43,7 @@ class LocalQarnot:
     :param speed: virtual seconds per real second.
     :param port: port of the API; 0 takes any free one.
     :param storage_port: port of the S3 storage; 0 takes any free one.
+    :param allowed_hosts: accepted ``Host`` headers in addition to loopback names, with or without a port.
     :raises RuntimeError: the server did not start.
     """
 
@@ -63,6 +64,7 @@ class LocalQarnot:
         queued: str = "cancel",
         profiles: Iterable[str] = (),
         any_profile: bool = False,
+        allowed_hosts: Iterable[str] = (),
     ) -> None:
         self.token = token or secrets.token_urlsafe(24)
         self.url = self.storage_url = self.email = ""
@@ -84,6 +86,7 @@ class LocalQarnot:
         if search_lag:
             self._arguments.append(f"--search-lag={search_lag}")
         self._arguments += [f"--profile={name}" for name in profiles]
+        self._arguments += [f"--allow-host={name}" for name in allowed_hosts]
         if any_profile:
             self._arguments.append("--any-profile")
         self.process: subprocess.Popen[bytes] | None = None

@@ -1,4 +1,4 @@
-"""Middleware of the HTTP server: normalise paths, check the token, log requests and apply faults."""
+"""Middleware of the HTTP server: check the sender, normalise paths, log requests and apply faults."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from airflow_qarnot_pool.local.http.faults import (
     LoggedRequest,
     RequestLog,
 )
+from airflow_qarnot_pool.local.schemas.addresses import DISCARDED_BYTES, Addresses
 
 CONTROL = "/_local"
 OPEN_PATHS = frozenset({"/settings", "/versions"})
@@ -41,15 +42,19 @@ class Middleware:
         self,
         app: ASGIApp,
         token: str,
+        addresses: Addresses,
         faults: Faults,
         log: RequestLog,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._app, self._faults, self._log, self._clock = app, faults, log, clock
-        self._token = token.encode()
+        self._token, self._addresses = token.encode(), addresses
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
+            return
+        if reason := self._addresses.refusal(_headers(scope, b"host"), _headers(scope, b"origin")):
+            await _refuse(scope, receive, send, 403, reason)
             return
         path = plain_path(scope["path"])
         scope = {**scope, "path": path, "raw_path": path.encode(), "root_path": ""}
@@ -68,10 +73,10 @@ class Middleware:
     async def _fault(self, rule: FaultRule, scope: Scope, receive: Receive, send: Send, answer: Send) -> None:
         if rule.kind == "status":
             headers = {} if rule.retry_after is None else {"retry-after": f"{rule.retry_after:g}"}
-            await _read_body(receive)
+            await self._discard_body(scope, receive)
             await _respond(answer, rule.status, json.dumps({"message": rule.message}).encode(), headers)
         elif rule.kind == "proxy":
-            await _read_body(receive)
+            await self._discard_body(scope, receive)
             await _respond(answer, rule.status, _PAGE % rule.status, {"content-type": "text/html"})
         elif rule.kind == "reset":
             await _hang_up(receive, send, reset=True)
@@ -92,12 +97,17 @@ class Middleware:
                 await answer(message)
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
-        token = next((v for k, v in scope["headers"] if k == b"authorization"), b"")
-        if scope["path"] in OPEN_PATHS or hmac.compare_digest(token, self._token):
+        if scope["path"] in OPEN_PATHS or self._has_token(scope):
             await self._app(scope, receive, send)
-            return
-        await _read_body(receive)
-        await _respond(send, 401, b'{"message":"Bad authentication token"}')
+        else:
+            await _refuse(scope, receive, send, 401, "Bad authentication token")
+
+    def _has_token(self, scope: Scope) -> bool:
+        token = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+        return hmac.compare_digest(token, self._token)
+
+    async def _discard_body(self, scope: Scope, receive: Receive) -> None:
+        await _discard_body(receive, None if self._has_token(scope) else DISCARDED_BYTES)
 
 
 class _Swallowed:
@@ -123,13 +133,25 @@ def _logging(entry: LoggedRequest, send: Send, clock: Callable[[], float]) -> Se
     return logging
 
 
-async def _read_body(receive: Receive) -> bytes:
-    body = b""
-    while True:
+def _headers(scope: Scope, wanted: bytes) -> list[str]:
+    return [value.decode("latin-1") for name, value in scope["headers"] if name == wanted]
+
+
+async def _discard_body(receive: Receive, maximum: int | None) -> None:
+    """Read the body of a request and keep none of it."""
+    read = 0
+    while maximum is None or read < maximum:
         message = await receive()
-        body += bytes(message.get("body", b""))
+        read += len(message.get("body", b""))
         if message["type"] != "http.request" or not message.get("more_body"):
-            return body
+            return
+
+
+async def _refuse(scope: Scope, receive: Receive, send: Send, status: int, message: str) -> None:
+    """Refuse a request of an unknown sender, and do not read the whole body of it."""
+    if not _headers(scope, b"expect"):
+        await _discard_body(receive, DISCARDED_BYTES)
+    await _respond(send, status, json.dumps({"message": message}).encode(), {"connection": "close"})
 
 
 async def _respond(send: Send, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:

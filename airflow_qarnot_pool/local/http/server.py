@@ -32,6 +32,7 @@ from airflow_qarnot_pool.local.http.faults import Faults, RequestLog
 from airflow_qarnot_pool.local.http.middleware import Middleware
 from airflow_qarnot_pool.local.processes.runner import Runner
 from airflow_qarnot_pool.local.processes.storage import Storage
+from airflow_qarnot_pool.local.schemas.addresses import Addresses
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -47,6 +48,7 @@ class Options:
     parent: int
     settings: Settings
     speed: float = 1.0
+    allowed_hosts: tuple[str, ...] = ()
 
 
 class _Server(uvicorn.Server):
@@ -56,7 +58,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-def application(backend: Backend) -> Middleware:
+def application(backend: Backend, addresses: Addresses) -> Middleware:
     """Return the HTTP application."""
     faults, log = Faults(), RequestLog()
     app = Starlette(
@@ -69,7 +71,7 @@ def application(backend: Backend) -> Middleware:
         ],
         exception_handlers={404: routing.not_found, 405: routing.wrong_method},
     )
-    return Middleware(app, backend.settings.token, faults, log, backend.shown_now)
+    return Middleware(app, backend.settings.token, addresses, faults, log, backend.shown_now)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -128,18 +130,25 @@ async def serve(options: Options) -> int:
         stop.set()
 
     listening = _listen(options.host, options.port)
-    storage = Storage(options.host, options.storage_port, options.settings.email, options.settings.token)
+    storage = Storage(
+        options.host,
+        options.storage_port,
+        options.settings.email,
+        options.settings.token,
+        options.allowed_hosts,
+    )
     scratch = tempfile.mkdtemp(prefix="qarnot-local-")
     runner = Runner(scratch, supervisor_lost)
     await runner.start()
     backend = Backend(options.settings, runner, storage, scratch)
     host = f"[{options.host}]" if ":" in options.host else options.host
-    backend.url = f"http://{host}:{listening.getsockname()[1]}"
+    addresses = Addresses(listening.getsockname()[1], options.allowed_hosts)
+    backend.url = f"http://{host}:{addresses.port}"
     if options.speed != 1.0:
         backend.clock.set_speed(options.speed)
     storage.start()
     config = uvicorn.Config(
-        application(backend),
+        application(backend, addresses),
         lifespan="off",
         log_level="warning",
         access_log=False,

@@ -14,10 +14,16 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from xml.sax.saxutils import escape
+
+from airflow_qarnot_pool.local.processes import signatures
+from airflow_qarnot_pool.local.processes.signatures import S3Request
+from airflow_qarnot_pool.local.schemas.addresses import DISCARDED_BYTES, Addresses
 
 if find_spec("moto") is None:
     raise ModuleNotFoundError("No module named 'moto'")
+
+_ERROR = "<?xml version='1.0'?><Error><Code>{}</Code><Message>{}</Message></Error>"
 
 
 class StorageError(Exception):
@@ -77,41 +83,78 @@ class Storage:
 
     :param email: the access key that is accepted.
     :param token: its secret.
+    :param allowed_hosts: accepted `Host` headers in addition to loopback names.
     """
 
-    def __init__(self, host: str, port: int, email: str, token: str) -> None:
+    def __init__(
+        self, host: str, port: int, email: str, token: str, allowed_hosts: tuple[str, ...] = ()
+    ) -> None:
         self._host, self._email, self._token = host, email, token
         self._lock = threading.Lock()
         self._app: Any = None
         self._client: Any = None
         self._server = self._listen(port)
+        self._addresses = Addresses(self._server.server_port, allowed_hosts)
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
 
     def _listen(self, port: int) -> Any:
         from werkzeug.serving import WSGIRequestHandler, make_server
 
-        class Quiet(WSGIRequestHandler):
+        storage = self
+
+        class Handler(WSGIRequestHandler):
             def log_request(self, *args: Any, **kwargs: Any) -> None:
                 pass
 
-        return make_server(self._host, port, self._answer, threaded=True, request_handler=Quiet)
+            def run_wsgi(self) -> None:
+                refusal = storage._refusal(S3Request(self.command, self.path, self.headers))
+                if refusal is None:
+                    super().run_wsgi()
+                else:
+                    self._refuse(*refusal)
+
+            def _refuse(self, code: str, message: str) -> None:
+                """Respond here, because werkzeug would read the whole body of the request first."""
+                length = self.headers.get("Content-Length", "")
+                if length.isdigit() and "Expect" not in self.headers:
+                    self.rfile.read(min(int(length), DISCARDED_BYTES))
+                body = _ERROR.format(code, escape(message)).encode()
+                self.send_response(403)
+                self.send_header("Content-Type", "application/xml")
+                self.send_header("Content-Length", str(len(body)))
+                self.send_header("Connection", "close")
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(body)
+                self.close_connection = True
+
+        return make_server(self._host, port, self._answer, threaded=True, request_handler=Handler)
+
+    def _refusal(self, request: S3Request) -> tuple[str, str] | None:
+        """Return the S3 error code and the message of a request that is refused."""
+        headers = request.headers
+        if reason := self._addresses.refusal(headers.get_all("Host", []), headers.get_all("Origin", [])):
+            return "AccessDenied", reason
+        code = signatures.refusal(request, self._email, self._token)
+        return None if code is None else (code, "The request needs a signature by the key of the account.")
 
     def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        """Pass a request to moto if its access key is the e-mail of the account."""
-        signed = environ.get("HTTP_AUTHORIZATION", "") + "&" + unquote(environ.get("QUERY_STRING", ""))
-        key = re.search(r"(?:Credential=|AWSAccessKeyId=|AWS )([^/&:]+)", signed)
-        if key is None or key[1] != self._email:
-            code = "AccessDenied" if key is None else "InvalidAccessKeyId"
-            start_response("403 Forbidden", [("Content-Type", "application/xml")])
-            return [f"<?xml version='1.0'?><Error><Code>{code}</Code></Error>".encode()]
+        """Pass a request to moto, and no permission for pages of other sites back."""
         with self._lock:
             if self._app is None:
                 # On first use, because importing moto takes seconds and many tests use no bucket.
                 from moto.moto_server.werkzeug_app import create_backend_app
 
                 self._app = create_backend_app("s3").wsgi_app
-        response: Iterable[bytes] = self._app(environ, start_response)
+
+        def start(status: str, headers: list[tuple[str, str]], *error: Any) -> Any:
+            kept = [
+                (name, value) for name, value in headers if not name.lower().startswith("access-control-")
+            ]
+            return start_response(status, kept, *error)
+
+        response: Iterable[bytes] = self._app(environ, start)
         return response
 
     def start(self) -> None:
