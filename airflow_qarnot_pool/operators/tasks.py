@@ -883,26 +883,31 @@ class QarnotRunTasksOperator(TaskOperator):
 
         :raises QarnotDeletedError: a Qarnot task was deleted before its result was read.
         """
-        from airflow_qarnot_pool.operators.bases.command_result import read_result
+        from airflow_qarnot_pool.operators.bases.command_result import read_all, read_result
 
-        results: dict[int, CommandResult] = {}
-        size = 0
-        for index, uuid in now.succeeded.items():
-            if not specs[index].reports:
-                continue
-            if self._work and self._work.killed.is_set():
+        client, work = self.client, self._work
+
+        def read(item: tuple[int, str | None]) -> CommandResult:
+            index, uuid = item
+            if work and work.killed.is_set():
                 raise self._killed()
             try:
                 if uuid is None:
                     raise QarnotNotFoundError("it was deleted")
-                results[index] = read_result(self.client, uuid)
+                return read_result(client, uuid)
             except QarnotNotFoundError:
                 raise QarnotDeletedError(
                     f"The Qarnot task of item {index} was deleted before its result was read. A retry runs it again",
                     kind="task",
                     ref=uuid,
                 ) from None
-            size += len(json.dumps(results[index].value))
+
+        items = [(index, uuid) for index, uuid in now.succeeded.items() if specs[index].reports]
+        results: dict[int, CommandResult] = {}
+        size = 0
+        for (index, _), result in zip(items, read_all(read, items), strict=True):
+            results[index] = result
+            size += len(json.dumps(result.value))
             if size > MAX_VALUES:
                 raise QarnotTaskFailedError(
                     f"The values of the items have more than {MAX_VALUES:,} characters together",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -10,14 +12,22 @@ import pytest
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.commands import MARK
 from airflow_qarnot_pool.decorators.qarnot import qarnot_task
-from airflow_qarnot_pool.exceptions import QarnotDeletedError, QarnotInvalidSpecError, QarnotTaskFailedError
+from airflow_qarnot_pool.exceptions import (
+    QarnotDeletedError,
+    QarnotInvalidSpecError,
+    QarnotKilledError,
+    QarnotTaskFailedError,
+)
+from airflow_qarnot_pool.logs.writer import fetch
 from airflow_qarnot_pool.operators import tasks as tasks_module
+from airflow_qarnot_pool.operators.bases import command_result
+from airflow_qarnot_pool.operators.bases.command_result import MAX_READERS
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
 from airflow_qarnot_pool.ownership.fan_out import FanOutState
 from airflow_qarnot_pool.ownership.identity import RECORDABLE_LABEL, SPECS_LABEL
 from airflow_qarnot_pool.version_compat import AirflowSkipException
-from tests.harness import FakeTI, run
+from tests.harness import FakeTI, context_of, run
 
 task = partial(QarnotRunTaskOperator, task_id="work")
 tasks = partial(QarnotRunTasksOperator, task_id="many")
@@ -177,6 +187,43 @@ def test_a_value_whose_qarnot_task_was_deleted_is_not_none(pool: str) -> None:
     specs = operator._specs(operator.commands, operator._given(), pool)
     with pytest.raises(QarnotDeletedError, match="item 0 was deleted before its result was read"):
         operator._item_results(FanOutState(total=1, succeeded={0: None}), specs)
+
+
+def test_the_values_of_a_fan_out_are_read_eight_at_a_time(pool: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each read waits for seven others. A reader without them breaks the barrier, and the item fails."""
+    barrier, lock = threading.Barrier(MAX_READERS, timeout=60), threading.Lock()
+    reads, most = 0, 0
+
+    def fetch_together(*args: Any) -> Iterator[str]:
+        nonlocal reads, most
+        with lock:
+            reads += 1
+            most = max(most, reads)
+        barrier.wait()
+        yield from fetch(*args)
+        with lock:
+            reads -= 1
+
+    monkeypatch.setattr(command_result, "fetch", fetch_together)
+    count = 3 * MAX_READERS
+    make = partial(
+        tasks,
+        qarnot_pool=pool,
+        command="sh -c 'echo $N > $QARNOT_RETURN_FILE'",
+        commands=[{"constants": {"N": str(number)}} for number in range(count)],
+        task_spec=RETURNS,
+    )
+    result = run(make, FakeTI(run_id="values-together"))
+    assert [one["value"] for one in result["results"]] == list(range(count))
+    assert most == MAX_READERS
+
+
+def test_a_killed_fan_out_reads_no_more_values(pool: str) -> None:
+    operator = tasks(qarnot_pool=pool, commands=["true"], task_spec=RETURNS)
+    specs = operator._specs(operator.commands, operator._given(), pool)
+    operator._start(context_of(operator)).killed.set()
+    with pytest.raises(QarnotKilledError):
+        operator._item_results(FanOutState(total=1, succeeded={0: "no-request-is-sent"}), specs)
 
 
 def test_the_values_of_a_fan_out_are_bounded(pool: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from airflow_qarnot_pool.api.commands import MARK, MAX_REPORT, RETURN_FILE, CommandReport, parse_report
 from airflow_qarnot_pool.api.limits import parse_json
@@ -14,6 +16,13 @@ from airflow_qarnot_pool.parameters.json_values import json_problem
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.client import QarnotClient
+
+T = TypeVar("T")
+
+#: Maximum number of results that are read at the same time: at 50 ms each, those of 10,000 items take a minute.
+MAX_READERS = 8
+#: Maximum number of results in memory that the caller has not got, because one may have megabytes.
+_BATCH = 2 * MAX_READERS
 
 
 class CommandResult(NamedTuple):
@@ -33,6 +42,16 @@ def read_result(client: QarnotClient, uuid: str) -> CommandResult:
     finder = command_finder()
     retry_broken_read(lambda: deque(finder.watch(fetch(client, uuid, "stdout", 0)), maxlen=0))
     return result_of(finder, uuid)
+
+
+def read_all(read: Callable[[T], CommandResult], items: Sequence[T]) -> Iterator[CommandResult]:
+    """Yield the result of each item in order. Some are read at the same time.
+
+    :param read: function that reads the result of an item, in another thread. Its first error, in order, is raised.
+    """
+    with ThreadPoolExecutor(min(len(items), MAX_READERS) or 1) as threads:
+        for start in range(0, len(items), _BATCH):
+            yield from threads.map(read, items[start : start + _BATCH])
 
 
 def result_of(finder: LineFinder[CommandReport], uuid: str) -> CommandResult:
