@@ -84,6 +84,27 @@ def context_keys() -> Collection[str]:
     return KNOWN_CONTEXT_KEYS
 
 
+def operator_metaclass() -> Any:
+    """Return the class of operator classes.
+
+    3.1 to 3.3. Without it no operator of this package can be defined, because ours checks what Airflow's calls.
+    """
+    from airflow.sdk.bases.operator import BaseOperatorMeta
+
+    return BaseOperatorMeta
+
+
+def current_dag_and_group(dag: Any = None) -> tuple[Any, Any]:
+    """Return the DAG and the task group of the ``with`` around the caller, or None for each that there is not.
+
+    3.1 to 3.3. Without it the errors of a DAG do not name the DAG, and no task by its whole id.
+    """
+    from airflow.sdk.definitions._internal.contextmanager import DagContext, TaskGroupContext
+
+    dag = dag or DagContext.get_current()
+    return dag, TaskGroupContext.get_current(dag) if dag is not None else None
+
+
 def task_decorator_class() -> Any:
     """Return the class of a function that a task decorator has decorated.
 
@@ -197,9 +218,11 @@ __all__ = [
     "api_security",
     "bucket_path_parser",
     "context_keys",
+    "current_dag_and_group",
     "database_xcom",
     "is_supervisor_channel_free",
     "log_channel",
+    "operator_metaclass",
     "runtime_task_instance",
     "stats",
 ]

@@ -67,6 +67,8 @@ class QarnotError(Exception):
 
     summary = "The request to Qarnot failed"
     remedy: str | None = None
+    #: The place in a DAG that caused the error, if that is known.
+    place: str | None = None
 
     def __init__(
         self,
@@ -90,6 +92,12 @@ class QarnotError(Exception):
             self.remedy = _part(remedy)
         self.message = shortened(message or self._sentence())
         super().__init__(shortened(self._compose()))
+
+    def locate(self, place: str) -> None:
+        """Start the message with *place*, unless an inner place does."""
+        if self.place is None:
+            self.place = _part(place)
+            self.args = (shortened(f"{self.place}: {self}"),)
 
     def _subject(self) -> str:
         """Return the object of the request: ``the pool 'x'``, ``the pools`` or ``the object``."""

@@ -19,6 +19,7 @@ from airflow_qarnot_pool.logs.failure_report import is_node_loss
 from airflow_qarnot_pool.operators.bases.base import QarnotOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
+from airflow_qarnot_pool.parameters.places import naming, place_in_dag
 from airflow_qarnot_pool.parameters.references import NOTSET
 from airflow_qarnot_pool.parameters.templating import is_templated
 from airflow_qarnot_pool.parameters.unknown import refuse_unknown
@@ -417,8 +418,9 @@ class _QarnotTaskDecorator(task_decorator_class()):  # type: ignore[misc]
 
     def _check_mapped(self, names: Iterable[str], mapped: Mapping[str, Any]) -> None:
         partial = self.kwargs.get("op_kwargs") or {}
-        _refuse_context(self.function, {*partial, *names})
-        _check_known({**partial, **mapped}, self.kwargs.get("serializer", "json"), self.function.__name__)
+        with naming(lambda: place_in_dag("Task", self.kwargs["task_id"], self.kwargs)):
+            _refuse_context(self.function, {*partial, *names})
+            _check_known({**partial, **mapped}, self.kwargs.get("serializer", "json"), self.function.__name__)
 
 
 def _refuse_context(function: Callable[..., Any], filled: Collection[str]) -> None:
@@ -600,10 +602,12 @@ def qarnot_task(
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
-        own = {name: value for name, value in kwargs.items() if name != "chunk_size"}
-        refuse_unknown(_QarnotDecoratedOperator, own)
-        _refuse_instances(kwargs.get("task_spec"))
-        FunctionSource.of(function)  # a mapped task creates no operator when the DAG is parsed
+        own = {parameter: value for parameter, value in kwargs.items() if parameter != "chunk_size"}
+        name = kwargs.get("task_id") or getattr(function, "__name__", None)
+        with naming(lambda: place_in_dag("Task", name, kwargs)):
+            refuse_unknown(_QarnotDecoratedOperator, own)
+            _refuse_instances(kwargs.get("task_spec"))
+            FunctionSource.of(function)  # a mapped task creates no operator when the DAG is parsed
         outputs = {} if multiple_outputs is None else {"multiple_outputs": multiple_outputs}
         return _QarnotTaskDecorator(
             function=function, operator_class=_QarnotDecoratedOperator, kwargs=kwargs, **outputs

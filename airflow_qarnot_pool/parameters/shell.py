@@ -30,11 +30,11 @@ _MAX_SEARCHED = 2_047
 #: Maximum characters of a command in a warning.
 _MAX_SHOWN = 200
 #: Makes a warning point to the line of the DAG. Python 3.11 can only skip a number of frames: this module, an
-#: ``__init__`` and Airflow's wrapper.
+#: ``__init__``, Airflow's wrapper and the class of operators.
 _AT_THE_DAG: dict[str, Any] = (
     {"skip_file_prefixes": (str(Path(__file__).parent.parent), str(Path(airflow.sdk.__file__).parent))}
     if sys.version_info >= (3, 12)
-    else {"stacklevel": 4}
+    else {"stacklevel": 5}
 )
 
 

@@ -91,7 +91,6 @@ def refuse_unknown(
     author = author or getattr(operator, "custom_operator_name", operator.__name__)
     rejected: Mapping[str, str] = getattr(operator, "rejected_parameters", {})
     names = (_parameters(operator) | set(others)) - rejected.keys()
-    task = f" (task {given['task_id']})" if isinstance(given.get("task_id"), str) else ""
     if _is_qarnot_pool(given.get("pool")):
         remedy = (
             "Give the Qarnot pool as qarnot_pool."
@@ -99,14 +98,14 @@ def refuse_unknown(
             else "Give the name of an Airflow pool, or leave it out."
         )
         raise QarnotInvalidSpecError(
-            f"pool of {author}{task} is Airflow's pool of task slots, got {given['pool']!r}",
+            f"pool of {author} is Airflow's pool of task slots, got {given['pool']!r}",
             field="pool",
             remedy=remedy,
         )
     for name in given:
         if name not in names and name != _FROM_MAPPED:
             raise QarnotInvalidSpecError(
-                f"{name} is not a parameter of {author}{task}",
+                f"{name} is not a parameter of {author}",
                 field=name,
                 remedy=rejected.get(name) or _remedy(name, names),
             )

@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from types import NoneType
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from airflow.sdk import BaseSensorOperator
 
@@ -26,6 +26,7 @@ from airflow_qarnot_pool.hooks.qarnot import QarnotHook, check_conn_id
 from airflow_qarnot_pool.links.qarnot import show_link
 from airflow_qarnot_pool.operators.bases.parameters import checked_partial, render
 from airflow_qarnot_pool.parameters.configuration import check_wait_options
+from airflow_qarnot_pool.parameters.places import CheckedOperatorMeta
 from airflow_qarnot_pool.parameters.references import resolve_ref
 from airflow_qarnot_pool.parameters.templating import is_templated
 from airflow_qarnot_pool.parameters.unknown import refuse_unknown, refuse_unknown_defaults
@@ -62,7 +63,7 @@ if TYPE_CHECKING:
     from airflow_qarnot_pool.triggers.base import QarnotTrigger
 
 
-class QarnotSensor(BaseSensorOperator):
+class QarnotSensor(BaseSensorOperator, metaclass=CheckedOperatorMeta):
     """Base of the sensors. They wait for a state of a remote object, and fail as soon as it can no longer be reached.
 
     :param target_states: one state or several, any of which ends the wait.
@@ -82,11 +83,6 @@ class QarnotSensor(BaseSensorOperator):
     ref_field: ClassVar[str]
     template_fields: tuple[str, ...] = ("qarnot_conn_id", "target_states", "wait_timeout")
     ui_color = "#d7ecf4"
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Refuse unknown parameters before Airflow asks for the missing one that may be meant."""
-        refuse_unknown(cls, kwargs)
-        return super().__new__(cls)
 
     def __init__(
         self,

@@ -15,6 +15,7 @@ from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCr
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
 from airflow_qarnot_pool.ownership.shared_pool import DEFAULT_KEEP_WARM
+from airflow_qarnot_pool.parameters.places import naming, place, place_in_dag
 from airflow_qarnot_pool.parameters.shell import find_commands, warn_of_shell_characters
 from airflow_qarnot_pool.parameters.templating import is_templated
 from airflow_qarnot_pool.parameters.unknown import refuse_unknown
@@ -42,6 +43,8 @@ _GROUP_PARAMETERS = frozenset(
         "group_display_name",
     }
 )
+#: Start of the errors of a group.
+_NOUN = "QarnotPoolGroup"
 
 
 class QarnotPoolGroup(TaskGroup):
@@ -103,42 +106,11 @@ class QarnotPoolGroup(TaskGroup):
         **arguments: Any,
     ) -> None:
         group_arguments = {name: arguments.pop(name) for name in _GROUP_PARAMETERS & arguments.keys()}
-        for name in ("task_id", "task_group", "wait_for_completion"):
-            if name in arguments:
-                raise QarnotInvalidSpecError(
-                    f"{name} is not a parameter of QarnotPoolGroup, which creates its own setup task",
-                    field=name,
-                    remedy="Leave it out.",
-                )
-        refuse_unknown(
-            QarnotCreatePoolOperator,
-            arguments,
-            author="QarnotPoolGroup",
-            others={
-                *_GROUP_PARAMETERS,
-                "shared",
-                "keep_warm",
-                "setup_retries",
-                "report_cost",
-                "default_args",
-            },
-        )
-        if type(setup_retries) is not int or setup_retries < 0:
-            raise QarnotInvalidSpecError(
-                f"setup_retries must be a whole number, got {setup_retries!r}",
-                field="setup_retries",
-                remedy="Give a number of 0 or more.",
-            )
+        with naming(lambda: place_in_dag(_NOUN, group_id, group_arguments)):
+            _check(arguments, shared, keep_warm, setup_retries)
         super().__init__(group_id=group_id, default_args=default_args or {}, **group_arguments)  # type: ignore[arg-type]
         if not scales(arguments.get("pool_spec")):
             arguments["keep_warm"] = keep_warm
-            if keep_warm is None and shared is not None:
-                raise QarnotInvalidSpecError(
-                    "keep_warm of a shared pool cannot be switched off, because the pool may outlive the DAG run that "
-                    "opened it, got None",
-                    field="keep_warm",
-                    remedy="Give a duration, or a pool_spec with scaling or elastic.",
-                )
         elif keep_warm is not None and keep_warm is not DEFAULT_KEEP_WARM:
             arguments["keep_warm"] = keep_warm  # which the operator refuses beside scaling
         if shared is not None:
@@ -154,7 +126,7 @@ class QarnotPoolGroup(TaskGroup):
         """Return the pool's uuid, for tasks outside the group or for parameters that need it."""
         if self.open_pool is None:
             raise QarnotInvalidSpecError(
-                "The pool of a QarnotPoolGroup exists inside its `with` only",
+                f"The pool of QarnotPoolGroup {self.group_id!r} exists inside its `with` only",
                 remedy="Use it after `with group:`.",
             )
         return XComArg(self.open_pool)
@@ -201,22 +173,27 @@ class QarnotPoolGroup(TaskGroup):
         trace: TracebackType | None,
     ) -> None:
         try:
-            if kind is None:
-                ids = {task.task_id for task in self._work()}
-                first = {task.task_id for task in self._work() if self._follows_setup(task, ids)}
-                self._give_pool(first)
-                for task in self._work():
-                    _warn_if_mapped(task)
-                self._wire(first)
-                self._refuse_unawaited()
-            elif isinstance(error, NotImplementedError) and self._is_mapped:
-                raise QarnotInvalidSpecError(
-                    f"{self.group_id} is inside a mapped @task_group, where Airflow can expand no task",
-                    remedy="Expand the group or the task, not both. QarnotRunTasksOperator runs many commands in one "
-                    "task.",
-                ) from error
+            with naming(lambda: place(_NOUN, str(self.group_id), self._dag)):
+                if kind is None:
+                    self._finish()
+                elif isinstance(error, NotImplementedError) and self._is_mapped:
+                    raise QarnotInvalidSpecError(
+                        "This group is inside a mapped @task_group, where Airflow can expand no task",
+                        remedy="Expand the group or the task, not both. QarnotRunTasksOperator runs many commands in "
+                        "one task.",
+                    ) from error
         finally:
             super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+
+    def _finish(self) -> None:
+        """Give the tasks inside their pool and their edges."""
+        ids = {task.task_id for task in self._work()}
+        first = {task.task_id for task in self._work() if self._follows_setup(task, ids)}
+        self._give_pool(first)
+        for task in self._work():
+            _warn_if_mapped(task)
+        self._wire(first)
+        self._refuse_unawaited()
 
     @property
     def _dag(self) -> DAG:
@@ -246,11 +223,10 @@ class QarnotPoolGroup(TaskGroup):
             # Airflow evaluates no rule for a task without upstreams.
             task.trigger_rule = TriggerRule.ALL_SUCCESS
             return True
-        here = f"of {task.task_id} in QarnotPoolGroup {self.group_id!r}"
         if not before & ids:
             raise QarnotInvalidSpecError(
-                f"trigger_rule {here} must be 'all_success' because all its upstreams ({', '.join(sorted(before))}) "
-                f"are outside the group, got {rule!r}",
+                f"trigger_rule of {task.task_id} must be 'all_success' because all its upstreams "
+                f"({', '.join(sorted(before))}) are outside the group, got {rule!r}",
                 field="trigger_rule",
                 remedy=f"Put a task with trigger_rule={rule!r}, such as an EmptyOperator, after these upstreams and "
                 f"outside the group, and {task.task_id} with trigger_rule='all_success' after that task.",
@@ -258,7 +234,7 @@ class QarnotPoolGroup(TaskGroup):
         linked = self.open_pool.task_id in task.upstream_task_ids
         if rule == "always" and (linked or _wants_pool(task)):
             raise QarnotInvalidSpecError(
-                f"trigger_rule {here} does not wait for the pool that the task runs on, got 'always'",
+                f"trigger_rule of {task.task_id} does not wait for the pool that the task runs on, got 'always'",
                 field="trigger_rule",
                 remedy="Use trigger_rule='all_done'. The task then runs whether or not its upstreams succeed.",
             )
@@ -324,8 +300,8 @@ class QarnotPoolGroup(TaskGroup):
             )
             if unawaited and not any(_awaits_end(sensor, task) for sensor in sensors):
                 raise QarnotInvalidSpecError(
-                    f"{task.task_id} in QarnotPoolGroup {self.group_id!r} does not wait for its Qarnot task, which "
-                    f"the teardown would cancel, got wait_for_completion={short_repr(unawaited[0])}",
+                    f"{task.task_id} does not wait for its Qarnot task, which the teardown would cancel, got "
+                    f"wait_for_completion={short_repr(unawaited[0])}",
                     field="wait_for_completion",
                     remedy="Remove it, because a deferred wait takes no worker slot. Or put a QarnotTaskSensor for the "
                     f"end of each Qarnot task after {task.task_id} in the group. Submit a Qarnot task that outlives "
@@ -351,6 +327,46 @@ class QarnotPoolGroup(TaskGroup):
         for group in groups:
             # A pool group that has no tasks yet adds these edges itself.
             yield from getattr(task_groups[str(group)], ends)()
+
+
+def _check(arguments: dict[str, Any], shared: str | None, keep_warm: Duration, setup_retries: int) -> None:
+    """Refuse wrong arguments of a group.
+
+    :raises QarnotInvalidSpecError: names the argument.
+    """
+    for name in ("task_id", "task_group", "wait_for_completion"):
+        if name in arguments:
+            raise QarnotInvalidSpecError(
+                f"{name} is not a parameter of QarnotPoolGroup, which creates its own setup task",
+                field=name,
+                remedy="Leave it out.",
+            )
+    refuse_unknown(
+        QarnotCreatePoolOperator,
+        arguments,
+        author="QarnotPoolGroup",
+        others={
+            *_GROUP_PARAMETERS,
+            "shared",
+            "keep_warm",
+            "setup_retries",
+            "report_cost",
+            "default_args",
+        },
+    )
+    if type(setup_retries) is not int or setup_retries < 0:
+        raise QarnotInvalidSpecError(
+            f"setup_retries must be a whole number, got {setup_retries!r}",
+            field="setup_retries",
+            remedy="Give a number of 0 or more.",
+        )
+    if keep_warm is None and shared is not None and not scales(arguments.get("pool_spec")):
+        raise QarnotInvalidSpecError(
+            "keep_warm of a shared pool cannot be switched off, because the pool may outlive the DAG run that "
+            "opened it, got None",
+            field="keep_warm",
+            remedy="Give a duration, or a pool_spec with scaling or elastic.",
+        )
 
 
 def _boots_all_nodes(arguments: dict[str, Any]) -> bool:

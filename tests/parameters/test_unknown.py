@@ -48,7 +48,7 @@ def test_the_refusal_names_the_operator_that_the_author_wrote(operator: Any) -> 
     assert "a value" not in str(error), "it may be a secret"
     if operator is not _QarnotDecoratedOperator:
         error = refused(lambda: operator.partial(task_id="t", no_such_thing=1))
-        assert f"of {operator.__name__} (task t)" in str(error)
+        assert f"Task 't' of DAG 'd': no_such_thing is not a parameter of {operator.__name__}" in str(error)
 
 
 MEANT = [

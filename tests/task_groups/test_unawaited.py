@@ -99,7 +99,7 @@ def test_a_task_that_nothing_in_the_group_waits_for_is_refused_by_name(
     with (
         DAG("dag", schedule=None),
         pytest.raises(
-            QarnotInvalidSpecError, match=r"render\.(inner\.)?work in QarnotPoolGroup 'render'"
+            QarnotInvalidSpecError, match=r"^QarnotPoolGroup 'render' of .*: render\.(inner\.)?work does not"
         ) as error,
         QarnotPoolGroup("render", instance_count=1, shared=shared),
     ):

@@ -27,6 +27,7 @@ from airflow_qarnot_pool.ownership import liveness, xcoms
 from airflow_qarnot_pool.ownership.claim import count_decision
 from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
 from airflow_qarnot_pool.parameters.configuration import check_wait_options, default_defer_after
+from airflow_qarnot_pool.parameters.places import CheckedOperatorMeta
 from airflow_qarnot_pool.parameters.unknown import refuse_unknown, refuse_unknown_defaults
 from airflow_qarnot_pool.parameters.validation import (
     Duration,
@@ -73,7 +74,7 @@ FALLBACK_DEADLINE = timedelta(minutes=5)
 WAIT_FIELDS = ("wait_timeout", "wait_for_quota")
 
 
-class QarnotOperator(BaseOperator):
+class QarnotOperator(BaseOperator, metaclass=CheckedOperatorMeta):
     """Base of the operators.
 
     An operator that waits for a remote object calls :meth:`_set_wait` in its constructor. It claims the object with
@@ -105,11 +106,6 @@ class QarnotOperator(BaseOperator):
     max_run_cost: float | str | None = None
     #: Parameters that must not be empty when the task runs.
     _filled: tuple[str, ...] = ()
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Refuse unknown parameters before Airflow asks for the missing one that may be meant."""
-        refuse_unknown(cls, kwargs)
-        return super().__new__(cls)
 
     def __init__(self, *, qarnot_conn_id: str = QarnotHook.default_conn_name, **kwargs: Any) -> None:
         refuse_unknown(type(self), kwargs)

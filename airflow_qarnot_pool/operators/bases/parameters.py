@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from airflow_qarnot_pool.parameters.places import naming, place_in_dag
 from airflow_qarnot_pool.parameters.references import as_reference
 from airflow_qarnot_pool.parameters.templating import hide_secrets, is_templated
 from airflow_qarnot_pool.parameters.unknown import refuse_unknown, refuse_unknown_defaults
@@ -21,16 +22,17 @@ def checked_partial(operator: type, make: Callable[..., Any], parameters: dict[s
 
     :param make: Airflow's ``partial()``.
     """
-    refuse_unknown(operator, parameters)
-    for name in ("qarnot_pool", "qarnot_task"):
-        if name in parameters:
-            parameters[name] = as_reference(parameters[name], name)
-    for name in ("constants", "pool_spec", "task_spec", "commands"):
-        if name in parameters:
-            parameters[name] = hide_secrets(parameters[name])
-    made = make(**parameters)
-    for owner in (made.kwargs.get("dag"), made.kwargs.get("task_group")):
-        refuse_unknown_defaults(operator, getattr(owner, "default_args", None))
+    with naming(lambda: place_in_dag("Task", parameters.get("task_id"), parameters)):
+        refuse_unknown(operator, parameters)
+        for name in ("qarnot_pool", "qarnot_task"):
+            if name in parameters:
+                parameters[name] = as_reference(parameters[name], name)
+        for name in ("constants", "pool_spec", "task_spec", "commands"):
+            if name in parameters:
+                parameters[name] = hide_secrets(parameters[name])
+        made = make(**parameters)
+        for owner in (made.kwargs.get("dag"), made.kwargs.get("task_group")):
+            refuse_unknown_defaults(operator, getattr(owner, "default_args", None))
     return made
 
 
