@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import re
 import shlex
-import sys
-import warnings
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
-import airflow.sdk
+from airflow_qarnot_pool.parameters.dag_warnings import QarnotCommandWarning, warn_at_the_dag
 
 #: Templates, and constants of Qarnot, which Airflow and Qarnot replace.
 _REPLACED = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}|\$\{\w+\}", re.DOTALL)
@@ -29,17 +26,6 @@ _EXPANDED_CHARACTERS = re.compile(rf"\\. | (?P<found>{_EXPANSION})", re.DOTALL |
 _MAX_SEARCHED = 2_047
 #: Maximum characters of a command in a warning.
 _MAX_SHOWN = 200
-#: Makes a warning point to the line of the DAG. Python 3.11 can only skip a number of frames: this module, an
-#: ``__init__``, Airflow's wrapper and the class of operators.
-_AT_THE_DAG: dict[str, Any] = (
-    {"skip_file_prefixes": (str(Path(__file__).parent.parent), str(Path(airflow.sdk.__file__).parent))}
-    if sys.version_info >= (3, 12)
-    else {"stacklevel": 5}
-)
-
-
-class QarnotCommandWarning(UserWarning):
-    """A command has shell characters but does not run in a shell."""
 
 
 def find_shell_character(command: Any) -> str | None:
@@ -67,12 +53,11 @@ def warn_of_shell_characters(task_id: str, commands: Iterable[Any]) -> None:
             continue
         shown = command if len(command) <= _MAX_SHOWN else f"{command[:_MAX_SHOWN]}..."
         constant = f", or ${{{character[1:]}}} for a constant" if character[1:].isidentifier() else ""
-        warnings.warn(
+        warn_at_the_dag(
             f"command of task {task_id} has shell characters but no shell, got {character!r} in {shown!r}. The "
             f"program gets them as text. Write command={'sh -c ' + shlex.quote(shown)!r}{constant}, or quote "
             "them to keep them as text.",
             QarnotCommandWarning,
-            **_AT_THE_DAG,
         )
         return
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
 from airflow_qarnot_pool.api.fields import closest_name, is_uuid, normalise, wire_fields
+from airflow_qarnot_pool.parameters.dag_warnings import QarnotDefaultArgsWarning, warn_at_the_dag
 from airflow_qarnot_pool.parameters.templating import is_templated
 
 if TYPE_CHECKING:
@@ -43,11 +44,12 @@ _ELSEWHERE: Sequence[tuple[Collection[str], str, str]] = (
         "Set [qarnot] cost_warning_threshold, which holds for all limits.",
     ),
 )
-#: Normalised names of fields that Airflow, another operator of ours or one of another provider has as a parameter.
+#: Normalised names that Airflow, another operator of ours or one of another provider has as a parameter.
 _OF_OTHERS = frozenset(
     normalise(name)
     for name in (
         "command",
+        "commands",
         "constants",
         "constraints",
         "dependencies",
@@ -73,6 +75,8 @@ _OF_OTHERS = frozenset(
 )
 
 
+#: Similarity (0 to 1) from which a name is a misspelling of another: one letter of seven, or two letters swapped.
+_MISSPELT = 0.9
 #: Parameter that Airflow adds to those of a mapped task.
 _FROM_MAPPED = "_airflow_from_mapped"
 
@@ -119,17 +123,57 @@ def _is_qarnot_pool(pool: Any) -> bool:
 def refuse_unknown_defaults(operator: type, default_args: Mapping[str, Any] | None) -> None:
     """Reject fields of a specification in ``default_args``. Airflow ignores names there that no operator has.
 
-    Names that operators of other providers have, too, are accepted (:data:`_OF_OTHERS`).
+    Names that operators of other providers have, too, are accepted (:data:`_OF_OTHERS`). A name that is almost a
+    parameter gets a warning.
 
     :raises QarnotInvalidSpecError: names the field, but not its value.
     """
     for name in default_args or ():
-        if name not in _parameters(operator) and (specs := _only_fields().get(normalise(str(name)))):
+        if name in _parameters(operator):
+            continue
+        if specs := _only_fields().get(normalise(str(name))):
             raise QarnotInvalidSpecError(
                 f"{name} in default_args is not a parameter of {operator.__name__} or another operator",
                 field=str(name),
                 remedy=f"Give {' or '.join(f'{spec}={{{name!r}: ...}}' for spec in specs)} there.",
             )
+        if meant := _misspelt(str(name), operator):
+            _warn_of_misspelt(str(name), meant)
+
+
+@functools.lru_cache(maxsize=256)
+def _misspelt(name: str, operator: type) -> str | None:
+    """Return the parameter of *operator* that *name* almost is, or None."""
+    import difflib  # Imported here because few DAGs need it.
+
+    names = {normalise(known): known for known in _parameters(operator)}
+    close = difflib.get_close_matches(normalise(name), names, n=1, cutoff=_MISSPELT)
+    return names[close[0]] if close and name not in _OF_OTHERS else None
+
+
+@functools.lru_cache(maxsize=256)
+def _warn_of_misspelt(name: str, meant: str) -> None:
+    """Warn once of a name in ``default_args`` that no operator has.
+
+    This is no error, because code of the DAG may read the name, or import an operator that has it later.
+    """
+    if not any(name in _parameters(operator) for operator in _loaded_operators()):
+        warn_at_the_dag(
+            f"{name} in default_args is not a parameter of any operator that is imported, so Airflow ignores it. "
+            f"Did you mean {meant!r}?",
+            QarnotDefaultArgsWarning,
+        )
+
+
+def _loaded_operators() -> Iterator[type]:
+    """Yield all classes of operators that this process has imported."""
+    from airflow.sdk import BaseOperator
+
+    pending: list[type] = [BaseOperator]
+    while pending:
+        found = pending.pop()
+        yield found
+        pending += found.__subclasses__()
 
 
 @functools.cache

@@ -12,7 +12,8 @@ from airflow.sdk import DAG, task
 
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
-from airflow_qarnot_pool.parameters.shell import QarnotCommandWarning, find_shell_character
+from airflow_qarnot_pool.parameters.dag_warnings import QarnotCommandWarning
+from airflow_qarnot_pool.parameters.shell import find_shell_character
 from airflow_qarnot_pool.task_groups.pool import QarnotPoolGroup
 
 NEEDS_A_SHELL = {

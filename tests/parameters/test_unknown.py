@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from datetime import timedelta
 from typing import Any
 
@@ -17,7 +18,13 @@ from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCr
 from airflow_qarnot_pool.operators.reap import QarnotReapOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
-from airflow_qarnot_pool.parameters.unknown import _only_fields, _parameters
+from airflow_qarnot_pool.parameters.dag_warnings import QarnotDefaultArgsWarning
+from airflow_qarnot_pool.parameters.unknown import (
+    _misspelt,
+    _only_fields,
+    _parameters,
+    _warn_of_misspelt,
+)
 from airflow_qarnot_pool.parameters.validation import as_duration
 from airflow_qarnot_pool.sensors.pool import QarnotPoolSensor
 from airflow_qarnot_pool.sensors.task import QarnotTaskSensor
@@ -214,6 +221,89 @@ def test_no_parameter_of_ours_is_refused_in_default_args() -> None:
     assert {one for one in known if normalise(one) in _only_fields()} == set()
 
 
+@pytest.mark.parametrize("name", ["instance_cuont", "instanceCount", "comand", "wait_timout", "retry_dealy"])
+def test_a_misspelt_name_in_default_args_is_warned_of_once(name: str) -> None:
+    _warn_of_misspelt.cache_clear()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with DAG("d", schedule=None, default_args={name: 1}):
+            QarnotRunTaskOperator(task_id="a", command="true")
+            QarnotRunTaskOperator(task_id="b", command="true")
+            QarnotRunTaskOperator.partial(task_id="m").expand(command=["true"])
+    (warning,) = [one for one in caught if one.category is QarnotDefaultArgsWarning]
+    assert warning.filename == __file__, "the line of the author"
+    assert f"{name} in default_args is not a parameter of any operator" in str(warning.message)
+    assert "Did you mean '" in str(warning.message)
+
+
+def test_a_name_that_another_operator_has_is_not_misspelt() -> None:
+    class Other(BaseOperator):
+        def __init__(self, *, instances_count: int = 1, **kwargs: Any) -> None:
+            super().__init__(**kwargs)
+
+    _warn_of_misspelt.cache_clear()
+    with warnings.catch_warnings(), DAG("d", schedule=None, default_args={"instances_count": 1}):
+        warnings.simplefilter("error", QarnotDefaultArgsWarning)
+        QarnotRunTaskOperator(task_id="t", command="true")
+        Other(task_id="other")
+
+
+#: Names in ``default_args`` of published DAGs, most of them of operators of other providers.
+IN_DAGS = (
+    *(
+        "aws_conn_id",
+        "catchup",
+        "conn_id",
+        "databricks_conn_id",
+        "deferrable",
+        "do_xcom_push",
+        "email",
+        "env_vars",
+    ),
+    *(
+        "env",
+        "gcp_conn_id",
+        "get_logs",
+        "google_cloud_conn_id",
+        "http_conn_id",
+        "image_pull_policy",
+        "in_cluster",
+    ),
+    *(
+        "image_pull_secrets",
+        "is_delete_operator_pod",
+        "job_name",
+        "labels",
+        "location",
+        "namespace",
+        "network_mode",
+    ),
+    *(
+        "on_finish_action",
+        "poll_interval",
+        "polling_interval",
+        "postgres_conn_id",
+        "project_id",
+        "provide_context",
+    ),
+    *(
+        "region",
+        "service_account_name",
+        "sla",
+        "snowflake_conn_id",
+        "startup_timeout_seconds",
+        "task_concurrency",
+    ),
+    *("timeout", "wait_until_finished", "warehouse", "write_disposition", "working_dir", "xcom_push"),
+)
+
+
+@pytest.mark.parametrize("operator", OPERATORS, ids=lambda one: one.__name__)
+def test_names_that_dags_have_are_not_misspelt(operator: Any) -> None:
+    names = {*IN_DAGS, *(str(case.values[1]) for case in CASES)} - _parameters(operator)
+    assert {name: meant for name in names if (meant := _misspelt(name, operator))} == {}
+
+
 def test_specifications_know_the_same_words() -> None:
     for spec in (PoolSpec, TaskSpec):
         for name, meant in (
@@ -288,7 +378,7 @@ def test_a_duration_is_a_timedelta_or_seconds_everywhere(operator: Any, name: st
     ):
         error = refused(lambda v=value: make(operator, **NEEDS.get(operator.__name__, {}), **{name: v}))
         assert error.field == name
-        assert str(error).startswith(f"{name} must be a duration")
+        assert str(error).startswith(f"Task 't' of DAG 'd': {name} must be a duration")
         assert "timedelta" in str(error.remedy)
 
 
