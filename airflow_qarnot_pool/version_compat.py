@@ -94,6 +94,16 @@ def operator_metaclass() -> Any:
     return BaseOperatorMeta
 
 
+def partial_operator_class() -> Any:
+    """Return the class of the result of ``partial()`` of an operator.
+
+    3.1 to 3.3. Without it a misspelt parameter of ``expand()`` gets Airflow's error, which suggests no name.
+    """
+    from airflow.sdk.definitions.mappedoperator import OperatorPartial
+
+    return OperatorPartial
+
+
 def current_dag_and_group(dag: Any = None) -> tuple[Any, Any]:
     """Return the DAG and the task group of the ``with`` around the caller, or None for each that there is not.
 
@@ -223,6 +233,7 @@ __all__ = [
     "is_supervisor_channel_free",
     "log_channel",
     "operator_metaclass",
+    "partial_operator_class",
     "runtime_task_instance",
     "stats",
 ]

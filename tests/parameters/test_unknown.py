@@ -95,6 +95,30 @@ def test_the_refusal_says_which_parameter_is_meant(operator: Any, name: str, mea
     assert (error.field, error.remedy) == (name, f"Did you mean {meant!r}?")
 
 
+@pytest.mark.filterwarnings("ignore:Task .* was never mapped")
+@pytest.mark.parametrize(
+    "expand",
+    [
+        lambda partial: partial.expand(comands=["a", "b"]),
+        lambda partial: partial.expand_kwargs([{"command": "a"}, {"comands": "b"}]),
+    ],
+    ids=["expand", "expand_kwargs"],
+)
+def test_a_misspelt_parameter_to_map_over_gets_a_suggestion(expand: Any) -> None:
+    error = refused(lambda: expand(QarnotRunTaskOperator.partial(task_id="t")))
+    assert str(error).startswith("Task 't' of DAG 'd': comands is not a parameter of QarnotRunTaskOperator")
+    assert error.remedy == "Did you mean 'command'?"
+
+
+def test_a_mapped_task_keeps_what_airflow_makes_of_it() -> None:
+    with DAG("d", schedule=None):
+        by_values = QarnotRunTaskOperator.partial(task_id="a").expand(command=["a"], pool=["default_pool"])
+        rows = [{"command": "a"}, {"command": "b", "instance_count": 2}]
+        by_rows = QarnotRunTaskOperator.partial(task_id="b").expand_kwargs(rows)
+        from_a_task = QarnotRunTaskOperator.partial(task_id="c").expand_kwargs(by_rows.output)
+    assert [task.is_mapped for task in (by_values, by_rows, from_a_task)] == [True] * 3
+
+
 @pytest.mark.parametrize(
     ("operator", "name", "meant"),
     [

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from airflow_qarnot_pool.parameters.places import naming, place_in_dag
+from airflow_qarnot_pool.parameters.places import naming, place, place_in_dag
 from airflow_qarnot_pool.parameters.references import as_reference
 from airflow_qarnot_pool.parameters.templating import hide_secrets, is_templated
 from airflow_qarnot_pool.parameters.unknown import refuse_unknown, refuse_unknown_defaults
+from airflow_qarnot_pool.version_compat import partial_operator_class
 
 if TYPE_CHECKING:
     import jinja2
@@ -33,7 +35,32 @@ def checked_partial(operator: type, make: Callable[..., Any], parameters: dict[s
         made = make(**parameters)
         for owner in (made.kwargs.get("dag"), made.kwargs.get("task_group")):
             refuse_unknown_defaults(operator, getattr(owner, "default_args", None))
+    made.__class__ = _checked_partial_class()
     return made
+
+
+@cache
+def _checked_partial_class() -> type:
+    """Return the class of a task that is to be mapped, which refuses unknown parameters as the constructors do."""
+    base: Any = partial_operator_class()
+
+    class CheckedPartial(base):  # type: ignore[misc]
+        __slots__ = ()
+
+        def expand(self, **mapped: Any) -> Any:
+            self._check(mapped)
+            return super().expand(**mapped)
+
+        def expand_kwargs(self, kwargs: Any, *, strict: bool = True) -> Any:
+            for row in kwargs if isinstance(kwargs, (list, tuple)) else ():
+                self._check(row if isinstance(row, Mapping) else ())
+            return super().expand_kwargs(kwargs, strict=strict)
+
+        def _check(self, names: Iterable[str]) -> None:
+            with naming(lambda: place("Task", self.kwargs["task_id"], self.kwargs["dag"])):
+                refuse_unknown(self.operator_class, dict.fromkeys(names))
+
+    return CheckedPartial
 
 
 def mapped_count(operator: Any) -> int | None:
