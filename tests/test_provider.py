@@ -128,6 +128,20 @@ def test_settings_of_a_full_connection() -> None:
     assert settings.console_link("pool", "u") == "http://console/pools/u"
 
 
+@pytest.mark.parametrize("host", ["http://127.0.0.1:8600", "http://localhost:8600", "http://[::1]:8600"])
+def test_a_local_qarnot_has_no_console(host: str) -> None:
+    settings = ConnectionSettings.of(connection(host=host))
+    assert settings.console_link("pool", "u") == ""
+    own = ConnectionSettings.of(connection(host=host, extra={"console_url": "https://console.example"}))
+    assert own.console_link("pool", "u") == "https://console.example/pools/u"
+
+
+@pytest.mark.parametrize("host", ["api.qarnot.com", "127.0.0.1.example", "localhost.example", "10.0.0.1"])
+def test_another_host_has_the_console_of_qarnot(host: str) -> None:
+    settings = ConnectionSettings.of(connection(host=host))
+    assert settings.console_link("task", "u") == "https://tasq.qarnot.com/tasks/u"
+
+
 def test_a_connection_written_as_a_uri() -> None:
     settings = ConnectionSettings.of(connection(host="127.0.0.1", port=8080, schema="http"))
     assert settings.url == "http://127.0.0.1:8080"

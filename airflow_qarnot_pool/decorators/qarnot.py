@@ -329,7 +329,8 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
         if not error or is_node_loss(task):
             return super()._report(task)
         link = self.hook.settings.console_link("task", task.uuid)
-        lines = [error["summary"], error["detail"].rstrip(), f"This was Qarnot task {task.uuid}, see {link}"]
+        this_was = f"This was Qarnot task {task.uuid}" + (f", see {link}" if link else "")
+        lines = [error["summary"], error["detail"].rstrip(), this_was]
         return "\n".join(line for line in lines if line)
 
     def _result(self, task: Task) -> Any:

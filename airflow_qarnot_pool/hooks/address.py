@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection
-from ipaddress import IPv6Address
+from ipaddress import IPv6Address, ip_address
 from typing import Any, Literal, NoReturn
+from urllib.parse import urlsplit
 
 #: Returns the error for a field of a connection and its problem.
 Refuse = Callable[[str, str], Exception]
@@ -117,6 +118,15 @@ def _has_invalid_characters(text: str, invalid: str) -> bool:
     return any(
         character.isspace() or not character.isprintable() or character in invalid for character in text
     )
+
+
+def is_loopback(url: str) -> bool:
+    """Return whether *url*, as :func:`parse_base_url` returns it, is an address of this machine."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
 
 
 def shorten_url(text: str) -> str:

@@ -15,7 +15,7 @@ from urllib.parse import quote
 from airflow_qarnot_pool import __version__, metrics
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
 from airflow_qarnot_pool.api.fields import Refusal, integer, number
-from airflow_qarnot_pool.hooks.address import PROXIES, Refuse, parse_base_url
+from airflow_qarnot_pool.hooks.address import PROXIES, Refuse, is_loopback, parse_base_url
 from airflow_qarnot_pool.hooks.connection_form import DEFAULT_API_URL, FIELDS
 from airflow_qarnot_pool.parameters.configuration import default_poll_interval, poll_seconds
 
@@ -69,6 +69,7 @@ class ConnectionSettings:
     retries: int = 6
     #: ``poll_interval`` of the connection, in seconds. None for the option of the ``[qarnot]`` section.
     own_poll_interval: float | None = None
+    #: Empty if there is no console, as beside a local Qarnot.
     console_url: str = DEFAULT_CONSOLE_URL
     #: Data centre that carbon savings are compared with. None for Qarnot's choice.
     reference_datacenter: str | None = None
@@ -96,7 +97,22 @@ class ConnectionSettings:
                 "password", f"has no API token. Put the token of the Qarnot account there.{uri_hint}"
             )
         namespace = _namespace(extra)
-        addresses = {name: extra.text(name) for name in _ADDRESSES}
+        # A login cannot be sent, because the token uses its header.
+        url = parse_base_url(
+            connection.host or DEFAULT_API_URL,
+            connection.port,
+            connection.schema,
+            refuse=refuse,
+            example=DEFAULT_API_URL,
+            login="dropped",
+        )
+        addresses = {
+            name: parse_base_url(text, refuse=extra.refused, field=name, **_ADDRESSES[name])
+            for name in _ADDRESSES
+            if (text := extra.text(name)) is not None
+        }
+        if is_loopback(url) and addresses.get("console_url", DEFAULT_CONSOLE_URL) == DEFAULT_CONSOLE_URL:
+            addresses["console_url"] = ""  # Qarnot's console does not show the objects of a local Qarnot
         return cls(
             conn_id=conn_id,
             token=(connection.password or "").strip(),
@@ -107,20 +123,8 @@ class ConnectionSettings:
             retries=extra.converted("retries", _retries, 6),
             own_poll_interval=extra.converted("poll_interval", poll_seconds, None),
             reference_datacenter=extra.text("reference_datacenter"),
-            # A login cannot be sent, because the token uses its header.
-            url=parse_base_url(
-                connection.host or DEFAULT_API_URL,
-                connection.port,
-                connection.schema,
-                refuse=refuse,
-                example=DEFAULT_API_URL,
-                login="dropped",
-            ),
-            **{
-                name: parse_base_url(text, refuse=extra.refused, field=name, **_ADDRESSES[name])
-                for name, text in addresses.items()
-                if text is not None
-            },
+            url=url,
+            **addresses,
         )
 
     @property
@@ -167,8 +171,8 @@ class ConnectionSettings:
         return QarnotClient(self.url, self.token, **{**arguments, **overrides})
 
     def console_link(self, kind: str, uuid: str) -> str:
-        """Return the URL of a pool or Qarnot task in the web console."""
-        return f"{self.console_url}/{kind}s/{quote(uuid, safe='')}"
+        """Return the URL of a pool or Qarnot task in the web console; empty if there is no console."""
+        return f"{self.console_url}/{kind}s/{quote(uuid, safe='')}" if self.console_url else ""
 
 
 @cache

@@ -19,8 +19,8 @@ class _ConsoleLink(BaseOperatorLink):
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
         """Return the link that this slice has set, else the one that an earlier slice of this try has stored."""
         links: dict[str, str] = getattr(operator, "console_links", {})
-        if link := links.get(self.xcom_key):
-            return link
+        if self.xcom_key in links:
+            return links[self.xcom_key]
         # A slice that fails before it knows the object must not overwrite the link. In the task process ti_key is
         # the task instance. Airflow has removed the links of earlier tries.
         if not hasattr(ti_key, "xcom_pull") or not self._can_exist(operator):
@@ -62,9 +62,13 @@ LINKS: dict[str, Any] = {"pool": QarnotPoolLink(), "task": QarnotTaskLink()}
 
 
 def show_link(operator: Any, ti: Any, kind: str, url: str) -> None:
-    """Make a link visible now, because Airflow would store it only when the slice ends."""
+    """Make a link visible now, because Airflow would store it only when the slice ends.
+
+    :param url: empty if there is no console.
+    """
     remember_link(operator, kind, url)
-    xcoms.push(ti, LINKS[kind].xcom_key, url)
+    if url:
+        xcoms.push(ti, LINKS[kind].xcom_key, url)
 
 
 def remember_link(operator: Any, kind: str, url: str) -> None:

@@ -32,7 +32,10 @@ _NODE_LOST = re.compile(r"node.{0,80}?(lost|killed|unreachable|disconnected)|pre
 
 
 def failure_report(client: QarnotClient, task: Task, link: str) -> str:
-    """Return why a Qarnot task did not succeed, as the message of an exception."""
+    """Return why a Qarnot task did not succeed, as the message of an exception.
+
+    :param link: URL of the task in the console; empty if there is none.
+    """
     lines = [f"Qarnot task {task.uuid} ({task.name}) ended in {task.state}"]
     failed = task.failed_instances
     if failed and task.state != "Cancelled":
@@ -48,7 +51,8 @@ def failure_report(client: QarnotClient, task: Task, link: str) -> str:
         )
     if stderr:
         lines += ["Last lines of stderr:", *(f"  {line}" for line in stderr)]
-    lines.append(f"See {link} for more")
+    if link:
+        lines.append(f"See {link} for more")
     return shortened("\n".join(lines), MAX_REPORT)
 
 

@@ -23,6 +23,7 @@ from tests.harness import LONGEST_LINK
 
 pytestmark = pytest.mark.usefixtures("airflow_db")
 
+CONSOLE = "https://console.example"
 #: The README's DAG: a pool, mapped work on it, and a task that comes after.
 README = """
 from airflow.sdk import DAG
@@ -86,7 +87,8 @@ def links(rows: list[Any]) -> dict[tuple[str, int, str], Any]:
 def bundle(qarnot: LocalQarnot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of a bundle of its own: dag.test() writes all of a bundle's DAGs to the database."""
     monkeypatch.setenv("AIRFLOW__QARNOT__POLL_INTERVAL", "0.05")
-    monkeypatch.setenv("AIRFLOW_CONN_QARNOT_DEFAULT", qarnot.airflow_connection(namespace="xcoms"))
+    connection = qarnot.airflow_connection(namespace="xcoms", console_url=CONSOLE)
+    monkeypatch.setenv("AIRFLOW_CONN_QARNOT_DEFAULT", connection)
     folder = tmp_path / "dags"
     folder.mkdir()
     bundles = [{"name": "xcoms", "classpath": LOCAL_BUNDLE, "kwargs": {"path": str(folder)}}]
@@ -125,7 +127,7 @@ def test_each_link_is_one_url_and_xcoms_grow_linearly_with_the_mapped_tasks(
             **{(*one, "Task"): f"tasks/{uuid}" for one, uuid in tasks.items()},
         }
         found = links(rows)
-        assert {one: link.removeprefix("https://tasq.qarnot.com/") for one, link in found.items()} == expected
+        assert {one: link.removeprefix(CONSOLE + "/") for one, link in found.items()} == expected
         assert max(map(len, found.values())) <= LONGEST_LINK
     per_task = (sizes[16] - sizes[4]) / 12
     assert (sizes[64] - sizes[16]) / 48 == pytest.approx(per_task, rel=0.02)
@@ -205,7 +207,7 @@ def test_with_xcoms_in_object_storage_links_are_urls_and_no_object_is_left_behin
         run.wait()
     rows = stored("slices")
     for one, link in (*found.items(), *links(rows).items()):
-        assert str(link).startswith(f"https://tasq.qarnot.com/{one[2].lower()}s/"), (one, link)
+        assert str(link).startswith(f"{CONSOLE}/{one[2].lower()}s/"), (one, link)
         assert len(link) <= LONGEST_LINK
     referred = {
         str(row.value).removeprefix("file://") for row in rows if str(row.value).startswith("file://")

@@ -16,7 +16,9 @@ import airflow_qarnot_pool
 import airflow_qarnot_pool.decorators
 import airflow_qarnot_pool.operators
 import airflow_qarnot_pool.sensors
+from airflow_qarnot_pool.exceptions import QarnotTaskFailedError
 from airflow_qarnot_pool.links.qarnot import LINKS
+from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.operators.pool import (
     QarnotClosePoolOperator,
     QarnotCreatePoolOperator,
@@ -29,6 +31,7 @@ from airflow_qarnot_pool.sensors.pool import QarnotPoolSensor
 from airflow_qarnot_pool.sensors.task import QarnotTaskSensor
 from airflow_qarnot_pool.version_compat import TaskDeferred
 from tests.harness import FakeTI, context_of, resume, run
+from tests.operators.conftest import connect
 
 POOL, TASK = LINKS["pool"], LINKS["task"]
 #: Airflow's ways to read an XCom.
@@ -153,18 +156,35 @@ def test_a_stored_link_that_is_no_text_is_no_link(client: Any, pool: str) -> Non
     assert ti.end_slice(operator) == {POOL.xcom_key: "", TASK.xcom_key: ""}
 
 
+class Asked(FakeTI):
+    """Records the keys of the XComs that are read."""
+
+    def xcom_pull(self, *args: Any, **kwargs: Any) -> Any:
+        self.pulled = [*getattr(self, "pulled", []), kwargs["key"]]
+        return super().xcom_pull(*args, **kwargs)
+
+
 def test_a_task_without_a_pool_asks_for_no_link_to_one(client: Any) -> None:
     """Airflow logs an error for each read of an XCom that is not there."""
-    pulled = []
+    operator, ti = QarnotRunTaskOperator(task_id="t", command="true"), Asked(task_id="t")
+    ti.end_slice(operator)
+    assert ti.pulled == [TASK.xcom_key]
 
-    class Asked(FakeTI):
-        def xcom_pull(self, *args: Any, **kwargs: Any) -> Any:
-            pulled.append(kwargs["key"])
-            return super().xcom_pull(*args, **kwargs)
 
-    operator = QarnotRunTaskOperator(task_id="t", command="true")
-    Asked(task_id="t").end_slice(operator)
-    assert pulled == [TASK.xcom_key]
+def test_a_local_qarnot_has_no_links(
+    server: LocalQarnot, client: Any, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect(server, monkeypatch, console_url="")
+    operator = QarnotRunTaskOperator(task_id="t", qarnot_pool=pool, command="false", deferrable=False)
+    ti = Asked(task_id="t", run_id="no-console")
+    with pytest.raises(QarnotTaskFailedError) as failed:
+        operator.execute(context_of(operator, ti))
+    assert not [key for key in ti.xcoms if key.startswith("_link")]
+    assert "See " not in str(failed.value)
+    assert "http" not in str(failed.value)
+    pulled = list(getattr(ti, "pulled", []))
+    assert ti.end_slice(operator) == {POOL.xcom_key: "", TASK.xcom_key: ""}
+    assert getattr(ti, "pulled", []) == pulled
 
 
 def test_every_xcom_that_the_provider_reads_is_read_by_task_key_and_map_index() -> None:
