@@ -6,6 +6,9 @@ of a link, and delay a kill.
 
 Every read names the task and the map index. Without a map index, Airflow returns the list of the values of all
 mapped task instances.
+
+Airflow logs an error for each read of an XCom that does not exist. A read of one that need not exist first asks
+whether it can.
 """
 
 from __future__ import annotations
@@ -58,15 +61,39 @@ def push(ti: Any, key: str, value: Any) -> None:
 def pull(ti: Any, key: str) -> Any:
     """Return the value that the current try of this task instance has stored, or None."""
     if _is_real(ti):
-        return get_direct(ti, key)
+        return None if _is_missing(ti, key) else get_direct(ti, key)
     return ti.xcom_pull(task_ids=ti.task_id, key=key, map_indexes=ti.map_index)
 
 
 def pull_newest(ti: Any, key: str) -> Any:
     """Return the newest value that this task instance has stored, in this DAG run or an earlier one, or None."""
     if _is_real(ti):
+        if not _has_succeeded_before(ti):
+            return None
         return database_xcom().get_one(key=key, include_prior_dates=True, **_coordinates(ti))
     return ti.xcom_pull(task_ids=ti.task_id, key=key, map_indexes=ti.map_index, include_prior_dates=True)
+
+
+def _is_missing(ti: Any, key: str) -> bool:
+    """Return whether an unmapped task has no such XCom, without the error that Airflow logs for one that is missing.
+
+    A mapped task would read the values of all its instances.
+    """
+    address = _coordinates(ti)
+    return address.pop("map_index") < 0 and database_xcom().get_all(key=key, **address) is None
+
+
+def _has_succeeded_before(ti: Any) -> bool:
+    """Return whether this task instance has succeeded in any DAG run. Otherwise Airflow would log a missing XCom."""
+    address = _coordinates(ti)
+    return bool(
+        runtime_task_instance().get_ti_count(
+            dag_id=address["dag_id"],
+            task_ids=[address["task_id"]],
+            map_index=address["map_index"],
+            states=["success"],
+        )
+    )
 
 
 def set_direct(owner: TaskInstanceCoordinates, key: str, value: Any) -> None:

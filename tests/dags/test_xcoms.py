@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from airflow.sdk.api import client
 
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator, duration_of
@@ -170,6 +171,40 @@ def test_each_mapped_task_reads_how_long_it_took_in_the_previous_run(
     assert None not in took.values()
     assert readme("again", 2).state == "success"
     assert read == took
+
+
+FAILS_EARLY = """
+from airflow.sdk import DAG
+from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
+
+with DAG("fails_early", schedule=None) as dag:
+    QarnotRunTaskOperator(task_id="work", command="true", task_spec="{{ [] }}")
+"""
+
+
+def test_no_log_has_an_error_of_an_xcom_that_need_not_exist(
+    readme: Callable[..., Any], bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first run has no earlier result, and a task that fails at once has no link."""
+    missing: list[tuple[str, str, int | None]] = []
+
+    original = client.log
+
+    class Log:
+        def error(self, event: str, **facts: Any) -> None:
+            missing.append((facts["task_id"], facts["key"], facts["map_index"]))
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(original, name)
+
+    monkeypatch.setenv("AIRFLOW__QARNOT__DEFER_AFTER", "60")
+    monkeypatch.setattr(client, "log", Log())
+    for _ in range(2):
+        assert readme("first", 3).state == "success"
+    path = bundle / "fails_early.py"
+    path.write_text(FAILS_EARLY)
+    assert runpy.run_path(str(path))["dag"].test().state == "failed"
+    assert missing == []
 
 
 def test_with_xcoms_in_object_storage_links_are_urls_and_no_object_is_left_behind(

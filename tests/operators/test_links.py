@@ -203,6 +203,7 @@ def test_every_xcom_that_the_provider_reads_is_read_by_task_key_and_map_index() 
             ["xcom_pull", "include_prior_dates", "key", "map_indexes", "task_ids"],
             ["get_one", "**", "key"],
             ["get_one", "**", "include_prior_dates", "key"],
+            ["get_all", "**", "key"],
         ]
     }
 
