@@ -9,9 +9,10 @@ from __future__ import annotations
 import ast
 import builtins
 import inspect
+import re
 import symtable
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
@@ -22,11 +23,16 @@ _BUILTINS = frozenset(dir(builtins))
 
 @dataclass(frozen=True, kw_only=True)
 class FunctionSource:
-    """A function as text. ``source`` starts at ``def`` and keeps its indentation, because strings may span lines."""
+    """A function as text. ``source`` starts at ``def`` and keeps its indentation, because strings may span lines.
+
+    ``line`` is that of the ``def`` in the file. It is not sent, because a retry would no longer recognize the call if
+    lines above the function are added.
+    """
 
     name: str
     source: str
     file: str
+    line: int = 1
 
     @classmethod
     def of(cls, function: Callable[..., Any]) -> FunctionSource:
@@ -56,14 +62,14 @@ class FunctionSource:
                 "Pass the values as arguments",
             )
         try:
-            lines, _ = inspect.getsourcelines(function)
+            lines, first = inspect.getsourcelines(function)
         except (OSError, TypeError) as error:
             raise _refusal(
                 name, f"has no source that could be sent ({error})", "Define it in the DAG file or a module"
             ) from None
-        source = _definition(name, lines)
+        source, offset = _definition(name, lines)
         file = PurePath(function.__code__.co_filename).name
-        function_source = cls(name=name, source=source, file=file)
+        function_source = cls(name=name, source=source, file=file, line=first + offset)
         if missing := function_source.missing_names():
             raise _refusal(
                 name,
@@ -102,9 +108,14 @@ class FunctionSource:
                 pending += ast.iter_child_nodes(node)
         return sorted(found)
 
+    def with_lines_of_file(self, trace: str) -> str:
+        """Return a traceback of the node, which counts lines from the ``def``, with the lines of the file."""
+        place = re.compile(rf'^([\s|+]*File "{re.escape(self.file)}", line )(\d+)', re.MULTILINE | re.ASCII)
+        return place.sub(lambda match: f"{match[1]}{int(match[2]) + self.line - 1}", trace)
+
     def to_json(self) -> dict[str, str]:
-        """Return a JSON value."""
-        return asdict(self)
+        """Return what the node gets."""
+        return {"name": self.name, "source": self.source, "file": self.file}
 
 
 class _Unannotated(ast.NodeTransformer):
@@ -127,13 +138,14 @@ class _Unannotated(ast.NodeTransformer):
         return self.generic_visit(node)
 
 
-def _definition(name: str, lines: list[str]) -> str:
-    """Return the lines of the function from its ``def`` on."""
+def _definition(name: str, lines: list[str]) -> tuple[str, int]:
+    """Return the lines of the function from its ``def`` on, and the number of lines before that."""
     node = _parsed("".join(lines)).body[0]
     if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
         raise _refusal(name, "has no separate source", "Write it with def")
     # Decorators are before the line of the def.
-    return "".join(lines[node.lineno - 1 : node.end_lineno]).rstrip() + "\n"
+    before = node.lineno - 1
+    return "".join(lines[before : node.end_lineno]).rstrip() + "\n", before
 
 
 def _parsed(source: str) -> ast.Module:

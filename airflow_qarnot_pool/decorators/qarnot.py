@@ -330,7 +330,7 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
             return super()._report(task)
         link = self.hook.settings.console_link("task", task.uuid)
         this_was = f"This was Qarnot task {task.uuid}" + (f", see {link}" if link else "")
-        lines = [error["summary"], error["detail"].rstrip(), this_was]
+        lines = [error["summary"], self._function.with_lines_of_file(error["detail"]).rstrip(), this_was]
         return "\n".join(line for line in lines if line)
 
     def _result(self, task: Task) -> Any:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
+import linecache
 import math
 import re
+import runpy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -52,6 +55,34 @@ def test_decorators_stay_here() -> None:
         return 1
 
     assert FunctionSource.of(one).source.lstrip().startswith("def one()")
+
+
+TRACE = """Traceback (most recent call last):
+  |   File "dag.py", line {first}, in f
+  File "dag.py", line {twelfth}, in inner
+  File "/modules/dag.py", line 12, in helper
+  File "another.py", line 2, in helper
+ValueError: see File "dag.py", line 3
+"""
+
+
+def test_a_traceback_has_the_lines_of_the_file() -> None:
+    source = FunctionSource(name="f", source="", file="dag.py", line=40)
+    of_the_node = TRACE.format(first=1, twelfth=12)
+    assert source.with_lines_of_file(of_the_node) == TRACE.format(first=40, twelfth=51)
+
+
+def test_lines_above_a_function_do_not_change_what_is_sent(tmp_path: Path) -> None:
+    sent = []
+    for above in ("", "\n\nimport os\n"):
+        file = tmp_path / "moved.py"
+        file.write_text(f"{above}def f():\n    return 1\n")
+        linecache.checkcache()
+        source = FunctionSource.of(runpy.run_path(str(file))["f"])
+        sent.append((source.to_json(), source.line))
+    (first, line), (second, moved) = sent
+    assert first == second
+    assert (line, moved) == (1, 4)
 
 
 def test_text_that_spans_lines_is_kept_as_it_is() -> None:
