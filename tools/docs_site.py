@@ -29,6 +29,8 @@ _FIELD = re.compile(
 )
 #: The heading of a group of parameters, at the end of the text before them.
 _GROUP = re.compile(r"(?:^|\n\n)([A-Z][\w ]*):\Z")
+#: A link from a name to its module, which the site replaces with one to its entry.
+_SOURCE = re.compile(r"\[(`(\w+)`[^\]]*)\]\(\.\./airflow_qarnot_pool/[\w/]+\.py\)")
 #: Bases whose parameters are Airflow's business.
 _FOREIGN = ("airflow.", "builtins", "abc", "typing")
 
@@ -304,5 +306,6 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Fill the reference, and link to the site's copy of CONTRIBUTING.md."""
+    """Fill the reference, and link to the site's copies of CONTRIBUTING.md and of the docstrings."""
+    markdown = _SOURCE.sub(lambda found: f"[{found[1]}](#{found[2].lower()})", markdown)
     return expand(markdown).replace("](../CONTRIBUTING.md", "](contributing.md")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 from pathlib import Path
 
@@ -37,6 +38,22 @@ def test_every_operator_is_in_the_reference(kind: str) -> None:
             for name, thing in vars(module).items():
                 public = isinstance(thing, type) and thing.__module__ == module.__name__ and name[0] != "_"
                 assert not public or f"::: {module.__name__}.{name}\n" in REFERENCE, name
+
+
+def test_the_reference_can_be_read_without_the_site() -> None:
+    """Each entry has a row at the top of the page, with a link to the file that has its docstring."""
+    rows = {
+        names: (file, module)
+        for names, file, module in re.findall(
+            r"^\| \[([`\w, ]+)\]\(\.\./([\w/]+\.py)\) \| `([\w.]+)` \|", REFERENCE, re.M
+        )
+    }
+    entries = re.findall(r"^::: ((?:\w+\.)+)(\w+)$", REFERENCE, re.M)
+    assert {f"`{name}`" for _, name in entries} <= rows.keys()
+    for names, (file, module) in rows.items():
+        for name in re.findall(r"\w+", names):
+            thing = getattr(importlib.import_module(module), name)
+            assert ROOT / file == Path(inspect.getfile(thing)), name
 
 
 def test_a_parameter_without_documentation_is_an_error() -> None:
