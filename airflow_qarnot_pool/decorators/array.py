@@ -531,8 +531,8 @@ class _QarnotArrayOperator(_QarnotDecoratedOperator):
             "only these again"
         ]
         for item in failed[:SHOWN_ERRORS]:
-            error = found.errors[item]
-            lines += [f"Item {item}: {error['summary']}", error["detail"].rstrip()]
+            summary, *detail = self._error_lines(found.errors[item])
+            lines += [f"Item {item}: {summary}", *detail]
         if len(failed) > SHOWN_ERRORS:
             lines.append(f"The errors of the other {len(failed) - SHOWN_ERRORS:,} are in the output")
         if lost:
@@ -541,8 +541,7 @@ class _QarnotArrayOperator(_QarnotDecoratedOperator):
             )
             lines.append(self._report(task))
         else:
-            link = self.hook.settings.console_link("task", task.uuid)
-            lines.append(f"This was Qarnot task {task.uuid}, see {link}")
+            lines.append(self._this_was(task))
         return "\n".join(line for line in lines if line)
 
     def _results(self) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, Protocol, TypeVar, overload
 
 from airflow.sdk.bases.decorator import DecoratedOperator
@@ -328,10 +329,16 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
         error = report.get("error")
         if not error or is_node_loss(task):
             return super()._report(task)
+        return "\n".join((*self._error_lines(error), self._this_was(task)))
+
+    def _error_lines(self, error: Mapping[str, str]) -> list[str]:
+        """Return the error of the function, with the lines of the DAG file in its traceback."""
+        detail = self._function.with_lines_of_file(error["detail"]).rstrip()
+        return [error["summary"], detail] if detail else [error["summary"]]
+
+    def _this_was(self, task: Task) -> str:
         link = self.hook.settings.console_link("task", task.uuid)
-        this_was = f"This was Qarnot task {task.uuid}" + (f", see {link}" if link else "")
-        lines = [error["summary"], self._function.with_lines_of_file(error["detail"]).rstrip(), this_was]
-        return "\n".join(line for line in lines if line)
+        return f"This was Qarnot task {task.uuid}" + (f", see {link}" if link else "")
 
     def _result(self, task: Task) -> Any:
         finder = self._output(task.uuid)
@@ -379,23 +386,28 @@ class _QarnotTaskDecorator(task_decorator_class()):  # type: ignore[misc]
         """
         from airflow_qarnot_pool.decorators.array import _QarnotArrayOperator
 
-        if not lists:
-            raise QarnotInvalidSpecError(
-                f"@task.qarnot: the array of {self.function.__name__}() has no list",
-                field="op_kwargs",
-                remedy="Give an argument as a list, as in .array(number=[1, 2, 3]).",
-            )
         self._validate_arg_names("array", lists)
         made = self.override(array_names=tuple(lists))
         made.operator_class, made.multiple_outputs = _QarnotArrayOperator, False
         shared = made.kwargs.pop("op_kwargs", {})
-        if twice := shared.keys() & lists.keys():
-            raise QarnotInvalidSpecError(
-                f"@task.qarnot: argument {min(twice)} of {self.function.__name__}() is in .partial() and in .array()",
-                field="op_kwargs",
-                remedy="Keep one of them.",
-            )
+        with self._naming():
+            if not lists:
+                raise QarnotInvalidSpecError(
+                    f"@task.qarnot: the array of {self.function.__name__}() has no list",
+                    field="op_kwargs",
+                    remedy="Give an argument as a list, as in .array(number=[1, 2, 3]).",
+                )
+            if twice := shared.keys() & lists.keys():
+                raise QarnotInvalidSpecError(
+                    f"@task.qarnot: argument {min(twice)} of {self.function.__name__}() is in .partial() and in "
+                    ".array()",
+                    field="op_kwargs",
+                    remedy="Keep one of them.",
+                )
         return made(**shared, **lists)
+
+    def _naming(self) -> AbstractContextManager[None]:
+        return naming(lambda: place_in_dag("Task", self.kwargs["task_id"], self.kwargs))
 
     def expand(self, **map_kwargs: Any) -> Any:
         """Create a mapped task with a call for each combination of the arguments."""
@@ -419,7 +431,7 @@ class _QarnotTaskDecorator(task_decorator_class()):  # type: ignore[misc]
 
     def _check_mapped(self, names: Iterable[str], mapped: Mapping[str, Any]) -> None:
         partial = self.kwargs.get("op_kwargs") or {}
-        with naming(lambda: place_in_dag("Task", self.kwargs["task_id"], self.kwargs)):
+        with self._naming():
             _refuse_context(self.function, {*partial, *names})
             _check_known({**partial, **mapped}, self.kwargs.get("serializer", "json"), self.function.__name__)
 
