@@ -87,7 +87,7 @@ def main() -> int:
     )
     parser.add_argument("--speed", type=float, default=1.0, help="virtual seconds per real second")
     parser.add_argument(
-        "--ready-file", metavar="PATH", help="file to write when ready: url, storage_url, token, email"
+        "--ready-file", metavar="PATH", help="file to write when ready: url, storage_url, token, email, pid"
     )
     parser.add_argument(
         "--exit-with-parent",

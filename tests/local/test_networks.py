@@ -146,7 +146,8 @@ def test_without_namespaces_proxies_lead_nowhere(tmp_path: Path) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     files = {name: str(scratch / name) for name in ("stdout", "stderr")}
-    order = {"cwd": str(scratch), "env": {"PATH": os.defpath, "A": "b"}, **files, "argv": ["env"]}
+    env = {"PATH": os.defpath, "A": "b"}
+    order = {"cwd": str(scratch), "env": env, **files, "kept": 1 << 20, "argv": ["env"]}
     with subprocess.Popen(
         [sys.executable, "-ISB", "-c", REFUSED, supervisor.__file__, str(scratch)],
         stdin=subprocess.PIPE,

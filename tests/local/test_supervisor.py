@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -82,7 +83,7 @@ class SupervisorProcess:
         self.process.stdin.flush()
 
     def start(self, run: str, argv: list[str], **changes: Any) -> None:
-        base = {"cwd": str(self.scratch), "env": {"PATH": os.defpath}}
+        base = {"cwd": str(self.scratch), "env": {"PATH": os.defpath}, "kept": 1 << 20}
         files = {name: str(self.scratch / f"{run}.{name}") for name in ("stdout", "stderr")}
         self.tell(run=run, argv=argv, **{**base, **files, **changes})
 
@@ -292,8 +293,8 @@ def test_the_ready_file_tells_everything_and_goes_with_the_server(tmp_path: Path
         assert process.stdout is not None
         printed = json.loads(process.stdout.readline())
         assert json.loads(ready.read_text()) == printed
-        assert set(printed) == {"url", "storage_url", "token", "email"}
-        assert printed["token"] == "T0"
+        assert set(printed) == {"url", "storage_url", "token", "email", "pid"}
+        assert (printed["token"], printed["pid"]) == ("T0", process.pid)
         assert ready.stat().st_mode & 0o077 == 0  # there is a token in it
         port = printed["url"].rpartition(":")[2]
         second = subprocess.run(
@@ -304,6 +305,24 @@ def test_the_ready_file_tells_everything_and_goes_with_the_server(tmp_path: Path
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) == 0
     assert not ready.exists()
+
+
+def test_the_ready_file_of_a_killed_server_misleads_nobody(tmp_path: Path) -> None:
+    ready = tmp_path / "ready.json"
+    command = [sys.executable, "-m", "airflow_qarnot_pool.local", "--ready-file", str(ready)]
+    with subprocess.Popen([*command, "--exit-with-parent"], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        url = json.loads(process.stdout.readline())["url"]
+        process.kill()
+    # It names a process that has ended, and the next server removes it before it can fail.
+    assert not alive(json.loads(ready.read_text())["pid"])
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        second = subprocess.run(
+            [*command, f"--port={port}"], capture_output=True, text=True, timeout=60, check=False
+        )
+    assert second.returncode == 1
+    assert not ready.exists(), url
 
 
 def test_it_serves_on_loopback_only() -> None:

@@ -7,6 +7,7 @@ decides how a result changes the task.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 import uuid
@@ -22,6 +23,7 @@ from airflow_qarnot_pool.local.backend.models import (
     Task,
 )
 from airflow_qarnot_pool.local.processes import command
+from airflow_qarnot_pool.local.processes.runner import RunResult
 from airflow_qarnot_pool.local.processes.storage import (
     Destination,
     MountedBucket,
@@ -38,9 +40,13 @@ if TYPE_CHECKING:
 EXIT_CODE = "LOCAL_EXIT_CODE"
 NODE_LOST = "LOCAL_NODE_LOST"
 COMMAND = "LOCAL_COMMAND"
+OUTPUT = "LOCAL_OUTPUT"
 RESOURCES = "LOCAL_RESOURCES"
 RESULTS = "LOCAL_RESULTS"
 INTERNAL = "LOCAL_INTERNAL"
+DISK_FULL = "LOCAL_DISK_FULL"
+FULL_BYTES = 1 << 16
+"""Free bytes below which the disk counts as full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +121,11 @@ def _workspace(context: Context, task: Task, node: Node) -> _Workspace:
     """Create the directories of an attempt."""
     job = node_directory(context, node)
     # In a pool `/job` belongs to the pool, and each attempt has a directory below it.
-    directory = os.path.join(job, str(uuid.uuid4())) if task.pool else job
-    place = command.Directories(job, directory, os.path.join(context.scratch, "nodes", node.id, "tmp"))
+    attempt = str(uuid.uuid4())
+    directory = os.path.join(job, attempt) if task.pool else job
+    place = command.Directories(
+        job, directory, os.path.join(context.scratch, "nodes", node.id, "tmp", attempt)
+    )
     os.makedirs(directory, exist_ok=True)
     os.makedirs(place.scratch, exist_ok=True)
     return _Workspace(job, place, destination(task), {})
@@ -148,11 +157,35 @@ async def _execute(
         env=env,
         stdout=output.stdout,
         stderr=output.stderr,
+        kept=output.max_bytes,
         network=has_network(task.profile),
     )
-    code = await done
+    result = await done
     instance.run = None
-    return AttemptResult(EXIT_CODE, f"The command exited with code {code}") if code else AttemptResult()
+    problem = problem_of("The command", result)
+    return AttemptResult(EXIT_CODE if result.code else OUTPUT, problem) if problem else AttemptResult()
+
+
+def problem_of(subject: str, result: RunResult) -> str | None:
+    """Describe the failure of a command, or return None if it succeeded and its output was stored."""
+    lost = f"Output was not stored ({result.output_error})" if result.output_error else None
+    return f"{subject} exited with code {result.code}{f'. {lost}' if lost else ''}" if result.code else lost
+
+
+def name_full_disk(
+    context: Context, result: AttemptResult, error: BaseException | None = None
+) -> AttemptResult:
+    """Return the result with the full disk as its code, if the disk is full or caused the error."""
+    causes = []
+    while error is not None:
+        causes.append(error)
+        error = error.__cause__
+    is_full = any(isinstance(cause, OSError) and cause.errno == errno.ENOSPC for cause in causes)
+    if result.ok or not (is_full or shutil.disk_usage(context.scratch).free < FULL_BYTES):
+        return result
+    return replace(
+        result, code=DISK_FULL, message=f"The disk with {context.scratch} is full. {result.message}"
+    )
 
 
 async def _upload(
@@ -172,6 +205,29 @@ async def _upload(
     return replace(result, uploaded=True)
 
 
+async def _steps(
+    context: Context,
+    instance: Instance,
+    node: Node,
+    space: _Workspace,
+    enter: Callable[[InstancePhase], bool],
+) -> AttemptResult:
+    """Copy the resources, run the command and copy the results. Raises CommandError and StorageError."""
+    task = instance.task
+    await _copy_resources(context, task, space)
+    own = command.variables(instance.id, len(task.instances), space.directories)
+    words = command.words(task.constants.get("DOCKER_CMD", ""), task.constants, own, space.directories)
+    if not enter(InstancePhase.RUNNING):
+        return AttemptResult(killed=True)
+    result = await _execute(context, instance, space, words) if words else AttemptResult()
+    context.clock.catch_up()
+    if instance.lost:
+        return AttemptResult(NODE_LOST, f"Node {node.id} was lost while the instance ran")
+    if task.ending and not result.ok:
+        result = replace(result, killed=True)
+    return await _upload(context, instance, space, result, enter)
+
+
 async def carry_out(
     context: Context, instance: Instance, node: Node, enter: Callable[[InstancePhase], bool]
 ) -> AttemptResult:
@@ -179,32 +235,24 @@ async def carry_out(
 
     :param enter: called with each new phase; returns False if the attempt is cancelled.
     """
-    task = instance.task
     space: _Workspace | None = None
     try:
-        space = _workspace(context, task, node)
+        space = _workspace(context, instance.task, node)
         instance.directory = space.directories.task
-        await _copy_resources(context, task, space)
-        own = command.variables(instance.id, len(task.instances), space.directories)
-        words = command.words(task.constants.get("DOCKER_CMD", ""), task.constants, own, space.directories)
-        if not enter(InstancePhase.RUNNING):
-            return AttemptResult(killed=True)
-        result = await _execute(context, instance, space, words) if words else AttemptResult()
-        context.clock.catch_up()
-        if instance.lost:
-            return AttemptResult(NODE_LOST, f"Node {node.id} was lost while the instance ran")
-        if task.ending and not result.ok:
-            result = replace(result, killed=True)
-        return await _upload(context, instance, space, result, enter)
+        return name_full_disk(context, await _steps(context, instance, node, space, enter))
     except command.CommandError as error:
         return AttemptResult(COMMAND, str(error))
     except StorageError as error:
-        return AttemptResult(RESULTS if instance.phase is InstancePhase.UPLOADING else RESOURCES, str(error))
+        code = RESULTS if instance.phase is InstancePhase.UPLOADING else RESOURCES
+        return name_full_disk(context, AttemptResult(code, str(error)), error)
+    except OSError as error:
+        return name_full_disk(context, AttemptResult(INTERNAL, f"{type(error).__name__}: {error}"), error)
     finally:
         instance.run = None
         instance.directory = None
         if space is not None:
-            await asyncio.to_thread(shutil.rmtree, space.directories.task, ignore_errors=True)
+            for directory in (space.directories.task, space.directories.scratch):
+                await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
 
 
 async def synchronize(context: Context, task: Task) -> None:

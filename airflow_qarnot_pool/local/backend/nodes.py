@@ -99,17 +99,19 @@ class Nodes:
                     env=env,
                     stdout=output.stdout,
                     stderr=output.stderr,
+                    kept=output.max_bytes,
                     network=has_network(pool.profile),
                 )
-                code = await done
+                result = await done
                 node.run = None
-                if code:
-                    error = f"The preparation task exited with code {code} on node {node.id}"
+                if problem := attempt.problem_of("The preparation task", result):
+                    error = f"{problem} on node {node.id}"
         context.touch()
         if node.is_released:
             await asyncio.to_thread(self._remove_directory, node)
         elif error is not None:
-            context.pools.fail(pool, attempt.COMMAND, error)
+            failed = attempt.name_full_disk(context, attempt.AttemptResult(attempt.COMMAND, error))
+            context.pools.fail(pool, failed.code or "", failed.message)
         else:
             self._up(node)
 

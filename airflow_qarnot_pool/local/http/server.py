@@ -105,6 +105,7 @@ def _announce(backend: Backend, ready_file: str | None) -> None:
             "storage_url": backend.storage.url,
             "token": settings.token,
             "email": settings.email,
+            "pid": os.getpid(),
         }
     )
     if ready_file:
@@ -129,6 +130,10 @@ async def serve(options: Options) -> int:
         print("The supervisor process ended, so no command can run. Stopping.", file=sys.stderr)
         stop.set()
 
+    if options.ready_file:
+        # One that a killed server left would announce this server before it is ready.
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(options.ready_file)
     listening = _listen(options.host, options.port)
     storage = Storage(
         options.host,

@@ -1,11 +1,15 @@
 """Read the standard output and error of instances, in full (GET) or since the last request (POST).
 
-Qarnot API: /{pools,tasks}/{u}/{stdout,stderr}[/{i}]. The processes write the files.
+Qarnot API: /{pools,tasks}/{u}/{stdout,stderr}[/{i}]. Monitors write the files (supervisor.py).
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+
 from airflow_qarnot_pool.local.backend.models import Output
+from airflow_qarnot_pool.local.processes.supervisor import segment_bytes, segments
 
 DEFAULT_OUTPUT_BYTES = 4 * 1024 * 1024
 """Bytes kept per instance and stream, because Qarnot's buffers are circular; their size is not documented."""
@@ -13,13 +17,25 @@ DEFAULT_OUTPUT_BYTES = 4 * 1024 * 1024
 
 def _read(path: str, start: int, kept: int) -> tuple[int, bytes]:
     """Return the bytes from `start` on that are still kept, and the offset of the first."""
-    try:
-        with open(path, "rb") as file:
-            start = max(start, file.seek(0, 2) - kept)
-            file.seek(start)
-            return start, file.read()
-    except FileNotFoundError:
-        return start, b""
+    size = segment_bytes(kept)
+    while True:
+        with contextlib.ExitStack() as files:
+            parts = []
+            for name in segments(path):
+                with contextlib.suppress(FileNotFoundError):
+                    file = files.enter_context(open(name, "rb", buffering=0))
+                    if end := os.fstat(file.fileno()).st_size:
+                        parts.append(((end - 1) // size * size, end, file.fileno()))
+            parts.sort()
+            if len(parts) == 2 and parts[0][1] != parts[1][0]:
+                continue  # both files were replaced after the first was opened
+            if not parts:
+                return start, b""
+            start = max(start, parts[-1][1] - kept)
+            data = [
+                os.pread(file, end - at, at) for first, end, file in parts if (at := max(first, start)) < end
+            ]
+            return start, b"".join(data)
 
 
 def read_all(output: Output, stream: str) -> str:

@@ -8,9 +8,22 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 _ORDER_LIMIT = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """Result of a command.
+
+    :param code: exit code (127 not found, 126 not executable, 128 + n ended by signal n).
+    :param output_error: reason for which output was not stored, or None.
+    """
+
+    code: int
+    output_error: str | None = None
 
 
 class Runner:
@@ -26,7 +39,8 @@ class Runner:
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
         self._ids = itertools.count(1)
-        self._runs: dict[str, asyncio.Future[int]] = {}
+        self._runs: dict[str, asyncio.Future[RunResult]] = {}
+        self._output_errors: dict[str, str] = {}
         self._stopping = False
 
     async def start(self) -> None:
@@ -51,12 +65,13 @@ class Runner:
         env: dict[str, str],
         stdout: str,
         stderr: str,
+        kept: int,
         network: bool = True,
-    ) -> tuple[str, asyncio.Future[int]]:
-        """Start a command that appends its output to the two files.
+    ) -> tuple[str, asyncio.Future[RunResult]]:
+        """Start a command whose output is appended to the two streams, of which the last *kept* bytes are stored.
 
         Without *network* it reaches only itself, as far as the kernel allows that (see supervisor.py).
-        Return its run id and a future of its exit code (127 not found, 126 not executable, 128 + n ended by signal n).
+        Return its run id and a future of its result.
         """
         run = f"r{next(self._ids)}"
         done = asyncio.get_running_loop().create_future()
@@ -69,6 +84,7 @@ class Runner:
                 "env": env,
                 "stdout": stdout,
                 "stderr": stderr,
+                "kept": kept,
                 "network": network,
             }
         )
@@ -89,12 +105,16 @@ class Runner:
         assert self._process.stdout is not None
         async for line in self._process.stdout:
             report = json.loads(line)
-            done = self._runs.pop(report["exit"], None)
+            if "output" in report:
+                self._output_errors.setdefault(report["output"], report["error"])
+                continue
+            run = report["exit"]
+            done = self._runs.pop(run, None)
             if done is not None and not done.done():
-                done.set_result(report["code"])
+                done.set_result(RunResult(report["code"], self._output_errors.pop(run, None)))
         for done in self._runs.values():
             if not done.done():
-                done.set_result(137)
+                done.set_result(RunResult(137))
         if not self._stopping:
             self._on_loss()
 

@@ -8,12 +8,16 @@ children of that process become children of the monitor, whatever sessions and p
 children until none remains therefore kills the whole tree. The supervisor is a subreaper as well, for the tree of a
 monitor that was killed.
 
+The monitor reads the output of its command and keeps the end of it (:class:`Tail`), so that no output fills the disk.
+
 A command without a network gets a network namespace of its own, in which only loopback is up. Where the kernel allows
 none, its proxy variables point to a closed port.
 
-Lines in:  {"run": id, "argv": [...], "cwd": path, "env": {...}, "stdout": path, "stderr": path, "network": bool}
+Lines in:  {"run": id, "argv": [...], "cwd": path, "env": {...}, "stdout": path, "stderr": path, "kept": bytes,
+            "network": bool}
            {"kill": id}
-Lines out: {"exit": id, "code": n}   128 + signal number for a command ended by a signal
+Lines out: {"output": id, "error": text}   output could not be stored
+           {"exit": id, "code": n}   128 + signal number for a command ended by a signal
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ import signal
 import socket
 import struct
 import sys
+import threading
 from typing import Any
 
 _SET_PDEATHSIG, _SET_CHILD_SUBREAPER = 1, 36
@@ -41,6 +46,72 @@ NOWHERE = {
     for name in (lower, lower.upper())
 }
 _MINE = {signal.SIGTERM, signal.SIGCHLD}
+_CHUNK = 1 << 16
+_DRAIN_SECONDS = 5.0
+"""Maximum wait for the end of the output of killed processes. A process that was not found may hold it open."""
+
+
+def segment_bytes(kept: int) -> int:
+    """Return the maximum number of bytes in one of the two files of a :class:`Tail`."""
+    return max(kept, 4096)
+
+
+def segments(path: str) -> tuple[str, str]:
+    """Return the paths of the two files of a :class:`Tail`."""
+    return path, f"{path}.1"
+
+
+class Tail:
+    """Writes a stream to two files in turn, so that they hold at least its last `kept` bytes.
+
+    A byte has the same offset in its file as in the stream. The part of a file that comes before its segment is a hole,
+    which takes no space. A file is replaced, not overwritten, so that a reader with an open file sees what it held.
+    """
+
+    def __init__(self, path: str, kept: int) -> None:
+        self._paths, self._size = segments(path), segment_bytes(kept)
+        # The output of an earlier attempt comes first.
+        self._end = max(os.path.getsize(name) if os.path.exists(name) else 0 for name in self._paths)
+        self._file: int | None = None
+
+    def write(self, data: bytes) -> None:
+        """Append to the stream. Raises OSError."""
+        while data:
+            used = self._end % self._size
+            if self._file is None or used == 0:
+                self._open(is_new=used == 0)
+            assert self._file is not None
+            written = os.pwrite(self._file, data[: self._size - used], self._end)
+            self._end += written
+            data = data[written:]
+
+    def _open(self, *, is_new: bool) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+        path = self._paths[self._end // self._size % 2]
+        if is_new:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+
+
+def _pump(source: int, job: dict[str, Any], stream: str, reports: int) -> None:
+    """Store one output stream of a command until its end. Report the first error, and drop the rest then."""
+    tail: Tail | None = None
+    has_failed = False
+    while data := os.read(source, _CHUNK):
+        if has_failed:
+            continue
+        try:
+            tail = tail or Tail(job[stream], job["kept"])
+            tail.write(data)
+        except OSError as error:
+            has_failed = True
+            report = {"output": job["run"], "error": f"{stream}: {error.strerror}"}
+            # One short write to a pipe is never mixed with those of other monitors.
+            with contextlib.suppress(BrokenPipeError):
+                os.write(reports, json.dumps(report).encode() + b"\n")
 
 
 def _prctl(option: int, value: int) -> None:
@@ -131,16 +202,14 @@ def kill_descendants(known: int = 0) -> int | None:
             code = _status(raw)
 
 
-def _execute(job: dict[str, Any]) -> None:
-    """Become the command, in the forked child. Never returns."""
+def _execute(job: dict[str, Any], out: int, err: int) -> None:
+    """Become the command with its output in these pipes, in the forked child. Never returns."""
     os.setsid()
     # Reset all signals, because the parent of the server may have ignored some (nohup, a background job).
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         with contextlib.suppress(OSError, ValueError):
             signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, set())
-    append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    out, err = os.open(job["stdout"], append, 0o644), os.open(job["stderr"], append, 0o644)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(out, 1)
     os.dup2(err, 2)
@@ -168,16 +237,24 @@ def _monitor(job: dict[str, Any], supervisor: int) -> None:
     _prctl(_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != supervisor:
         os._exit(137)
+    reports = 3
+    os.dup2(1, reports)
+    os.closerange(reports + 1, 1024)
     silence = os.open(os.devnull, os.O_RDWR)
     os.dup2(silence, 0)
     os.dup2(silence, 1)
-    os.closerange(3, 1024)
+    pipes = {"stdout": os.pipe(), "stderr": os.pipe()}
     main = os.fork()
     if main == 0:
         try:
-            _execute(job)
+            _execute(job, *(write_end for _, write_end in pipes.values()))
         finally:
             os._exit(126)
+    pumps = []
+    for stream, (read_end, write_end) in pipes.items():
+        os.close(write_end)
+        pumps.append(threading.Thread(target=_pump, args=(read_end, job, stream, reports), daemon=True))
+        pumps[-1].start()
     code: int | None = None
     while code is None:
         if signal.sigwait(_MINE) == signal.SIGTERM:
@@ -192,6 +269,8 @@ def _monitor(job: dict[str, Any], supervisor: int) -> None:
             if pid == main:
                 code = _status(raw)
     rest = kill_descendants(main if code is None else 0)
+    for pump in pumps:
+        pump.join(_DRAIN_SECONDS)
     os._exit(next(c for c in (code, rest, 137) if c is not None) & 0xFF)
 
 
