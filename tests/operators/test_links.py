@@ -191,7 +191,9 @@ def test_every_xcom_that_the_provider_reads_is_read_by_task_key_and_map_index() 
     """All reads are in one module, so that no other has to think of it."""
     package = Path(airflow_qarnot_pool.__file__).parent
     readers: dict[str, list[list[str | None]]] = {}
-    for path in package.rglob("*.py"):
+    # The local Qarnot has no XComs. It reads headers of requests with a `get_all`.
+    paths = (path for path in package.rglob("*.py") if package / "local" not in path.parents)
+    for path in paths:
         for node in ast.walk(ast.parse(path.read_text())):
             call = node.func if isinstance(node, ast.Call) else None
             if isinstance(call, ast.Attribute) and call.attr in READS:
