@@ -244,7 +244,8 @@ async def carry_out(
         return AttemptResult(COMMAND, str(error))
     except StorageError as error:
         code = RESULTS if instance.phase is InstancePhase.UPLOADING else RESOURCES
-        return name_full_disk(context, AttemptResult(code, str(error)), error)
+        failed = AttemptResult(code, str(error), uploaded=error.is_partial)
+        return name_full_disk(context, failed, error)
     except OSError as error:
         return name_full_disk(context, AttemptResult(INTERNAL, f"{type(error).__name__}: {error}"), error)
     finally:

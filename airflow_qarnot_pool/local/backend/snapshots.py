@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def _destination(task: Task, fields: RequestFields) -> Destination:
     """Return the bucket and filters of the request, or those of the task. Raises ApiError 400 without a bucket."""
     own = attempt.destination(task, "snapshots") or attempt.destination(task) or Destination("")
-    bucket = fields.text("bucket") or own.bucket
+    bucket = fields.bucket("bucket") or own.bucket
     if not bucket:
         fields.wrong("bucket")
     filters = [fields.regex(name) for name in ("whitelist", "blacklist")]

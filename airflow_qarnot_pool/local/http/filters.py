@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import math
 import operator
-import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from airflow_qarnot_pool.local.backend.models import Remote
 from airflow_qarnot_pool.local.backend.store import Store
 from airflow_qarnot_pool.local.schemas import formats
 from airflow_qarnot_pool.local.schemas.errors import ApiError
-from airflow_qarnot_pool.local.schemas.fields import fold
+from airflow_qarnot_pool.local.schemas.fields import compiled, fold
 from airflow_qarnot_pool.local.schemas.responses import MOMENTS, ResponseBody
 
 if TYPE_CHECKING:
@@ -47,6 +46,8 @@ class FilterEvaluator(Generic[R]):
     def find(self, node: Any) -> list[R]:
         """Return the objects that match *node*, a filter or None, in order of creation. Raises ApiError 400."""
         store = self._store.searched()
+        if not isinstance(node, (Mapping, type(None))):
+            raise refused("A filter is a JSON object.")
         if not fold(node):
             return list(store)
         test = self._compile(node, 0)
@@ -128,10 +129,9 @@ class FilterEvaluator(Generic[R]):
     def _like(self, path: str, pattern: str) -> Test:
         if len(pattern) > 1 and pattern.startswith("/") and pattern.endswith("/"):
             pattern = pattern[1:-1]
-        try:
-            expression = re.compile(pattern)
-        except re.error:
-            raise refused(f"Not a regular expression: {pattern}.") from None
+        expression = compiled(pattern)
+        if expression is None:
+            raise refused(f"Not a regular expression: {pattern}.")
 
         def test(item: R) -> bool:
             value = self._get(path, item)
@@ -166,7 +166,8 @@ class FilterEvaluator(Generic[R]):
         if kind in ("equal", "in"):
             return self._keyed(store, field, [str(v) for v in _values(fields)])
         if field == "statetransitiontime" and kind in ("greaterthan", "greaterthanorequal"):
-            return store.moved_since(math.floor(_moment(field, fields.get("value"))))
+            since = _moment(field, fields.get("value"))
+            return store.moved_since(math.floor(since)) if math.isfinite(since) else None
         return None
 
     def _combined(self, store: Store[R], kind: str, inner: list[Any]) -> Collection[R] | None:
@@ -225,7 +226,7 @@ def _text(value: Any) -> str:
 def _number(value: Any) -> float | None:
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 

@@ -76,7 +76,10 @@ def page(
     if (token := fields.text("token", max_length=10_000)) is not None:
         last = _read_token(token)
         follows = operator.lt if backwards else operator.gt
-        matches = [item for item in matches if follows(key(item), last)]
+        try:
+            matches = [item for item in matches if follows(key(item), last)]
+        except TypeError:  # the token of a page in another order
+            raise _invalid_token() from None
     data = matches[:limit]
     is_truncated = len(matches) > len(data)
     render = body.brief if brief else body.full
@@ -112,7 +115,9 @@ def _read_token(token: str) -> tuple[Any, int]:
     try:
         value, seq = json.loads(base64.urlsafe_b64decode(token))
         return value, int(seq)
-    except (ValueError, TypeError):
-        raise ApiError(
-            400, "One or more validation errors occurred.", {"token": ["The token is not valid."]}
-        ) from None
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        raise _invalid_token() from None
+
+
+def _invalid_token() -> ApiError:
+    return ApiError(400, "One or more validation errors occurred.", {"token": ["The token is not valid."]})

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from airflow_qarnot_pool.local.backend.backend import Backend
 
 PROJECT = "00000000-0000-4000-8000-000000000001"
+ORGANIZATION = "00000000-0000-4000-8000-000000000002"
+"""The organization of the project, which the C# SDK cannot read if it is null."""
 LARGEST_OFFSET_PAGE = 50
 
 
@@ -81,7 +83,7 @@ async def info(backend: Backend) -> dict[str, Any]:
                 "uuid": PROJECT,
                 "slug": "default",
                 "name": "Default",
-                "organizationUuid": None,
+                "organizationUuid": ORGANIZATION,
                 "description": "",
                 "isDefault": True,
             }

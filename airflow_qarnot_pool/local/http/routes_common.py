@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -70,7 +71,7 @@ def output_routes(backend: Backend, kind: str, find: Callable[[str], Outputs]) -
     def of_instance(call: Call, stream: str, read: Callable[[Output, str], str]) -> Raw:
         outputs, exists = find(call.id)
         number = call.path("i")
-        if not number.isdigit() or not (int(number) in outputs or exists(int(number))):
+        if not re.fullmatch(r"[0-9]{1,9}", number) or not (int(number) in outputs or exists(int(number))):
             raise ApiError(404, f"No such instance: {number}")
         output_files = outputs.get(int(number))
         return text(read(output_files, stream) if output_files else "")

@@ -23,11 +23,23 @@ from airflow_qarnot_pool.local.schemas.addresses import DISCARDED_BYTES, Address
 if find_spec("moto") is None:
     raise ModuleNotFoundError("No module named 'moto'")
 
+MAX_KEY = 1024
+"""Maximum length of the key of an S3 object, in bytes."""
+MAX_NAMED = 3
+"""Maximum number of files that an error names."""
+MAX_SHOWN = 200
 _ERROR = "<?xml version='1.0'?><Error><Code>{}</Code><Message>{}</Message></Error>"
 
 
 class StorageError(Exception):
-    """A bucket operation failed; the message becomes the error of the instance."""
+    """A bucket operation failed; the message becomes the error of the instance.
+
+    :param is_partial: whether some of the files were copied.
+    """
+
+    def __init__(self, message: str, *, is_partial: bool = False) -> None:
+        super().__init__(message)
+        self.is_partial = is_partial
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,12 +196,12 @@ class Storage:
 
     def missing(self, buckets: Iterable[str]) -> str | None:
         """Return the first of these buckets that does not exist."""
-        from botocore.exceptions import ClientError
+        from botocore.exceptions import ClientError, ParamValidationError
 
         for bucket in buckets:
             try:
                 self._s3.head_bucket(Bucket=bucket)
-            except ClientError:
+            except (ClientError, ParamValidationError):
                 return bucket
         return None
 
@@ -222,8 +234,10 @@ class Storage:
                         target = os.path.join(directory, name)
                         os.makedirs(os.path.dirname(target), exist_ok=True)
                         self._s3.download_file(resource.bucket, entry["Key"], target)
+                        # Commands run scripts without chmod, as on Qarnot's nodes.
+                        os.chmod(target, 0o755)
                         copied += entry["Size"]
-            except (BotoCoreError, ClientError, OSError) as error:
+            except (BotoCoreError, ClientError, OSError, ValueError) as error:
                 raise StorageError(
                     f"resources of bucket {resource.bucket} were not copied: {error}"
                 ) from error
@@ -232,18 +246,45 @@ class Storage:
     def upload(self, directory: str, destination: Destination, before: Seen) -> int:
         """Copy new and changed files since `before` into the bucket, which is created if it is missing.
 
-        Return the bytes copied. Raises StorageError.
+        Return the bytes copied. Raises StorageError, after all files that can be copied have been.
         """
+        from boto3.exceptions import Boto3Error
         from botocore.exceptions import BotoCoreError, ClientError
 
-        copied = 0
+        copied, count = 0, 0
+        failed: dict[str, Exception] = {}
         try:
             self.make(destination.bucket)
             for name, seen in sorted(scan(directory).items()):
-                if before.get(name) != seen and destination.wants(name):
-                    key = destination.prefix + name
-                    self._s3.upload_file(os.path.join(directory, name), destination.bucket, key)
-                    copied += seen[0]
+                if before.get(name) == seen or not destination.wants(name):
+                    continue
+                try:
+                    self._put(os.path.join(directory, name), destination.bucket, destination.prefix + name)
+                    copied, count = copied + seen[0], count + 1
+                except (Boto3Error, BotoCoreError, ClientError, OSError, ValueError) as error:
+                    failed[name] = error
         except (BotoCoreError, ClientError, OSError, re.error) as error:
             raise StorageError(f"results were not copied to bucket {destination.bucket}: {error}") from error
+        if failed:
+            reasons = [f"{_printable(name)}: {error}" for name, error in list(failed.items())[:MAX_NAMED]]
+            more = [f"and {len(failed) - MAX_NAMED} others"] if len(failed) > MAX_NAMED else []
+            raise StorageError(
+                f"results were not copied to bucket {destination.bucket}: {', '.join([*reasons, *more])}",
+                is_partial=count > 0,
+            ) from next(iter(failed.values()))
         return copied
+
+    def _put(self, path: str, bucket: str, key: str) -> None:
+        """Copy one file. Raises ValueError if S3 has no such key."""
+        try:
+            size = len(key.encode())
+        except UnicodeEncodeError:
+            raise ValueError("the name is not UTF-8") from None
+        if size > MAX_KEY:
+            raise ValueError(f"the name has {size} bytes, and S3 takes {MAX_KEY}")
+        self._s3.upload_file(path, bucket, key)
+
+
+def _printable(name: str) -> str:
+    """Return the end of a file name as text that can be encoded."""
+    return name.encode(errors="backslashreplace").decode()[-MAX_SHOWN:]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,13 +30,20 @@ SECRET_TEXT = "[SECRET]"
 MAX_TAGS, MAX_TAG = 10, 511
 MAX_TEXT = 2047
 MAX_CONSTANT = 2048
+MAX_COMMAND = 1 << 20
+"""Maximum length of a preparation command. Qarnot documents none."""
 MAX_POOL_CONSTANTS, MAX_TASK_CONSTANTS = 50, 150
 MAX_BUCKETS = 100
 MAX_INSTANCES = 2048
 SCHEDULING = ("flex", "onDemand", "reserved")
-_KEY = re.compile(r"^[A-Za-z0-9_.-]{1,2048}$")
-_SHORTNAME = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?$")
-_UUID = re.compile(r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$")
+MAX_DEPTH = 200
+"""Maximum number of levels in the JSON of a request."""
+MAX_INTEGER = 2**31 - 1
+"""Maximum of an int32, the type of all integers in requests."""
+_KEY = re.compile(r"[A-Za-z0-9_.-]{1,2048}")
+_SHORTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?")
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_BUCKET = re.compile(r"[A-Za-z0-9._-]{3,63}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +70,39 @@ def has_network(profile: str) -> bool:
 
 
 def parse(body: bytes) -> Any:
-    """Parse the JSON of a request. Raises ApiError 400."""
+    """Parse the JSON of a request. Raises ApiError 400, also for values that no response can return."""
     try:
-        return json.loads(body or b"null")
+        # Decoded here, because json.loads lets invalid UTF-8 pass.
+        value = json.loads(body.decode("utf-8-sig") or "null")
+        _check(value, 0)
     except (ValueError, RecursionError):
         raise ApiError(400, "The request body is not valid JSON") from None
+    return value
+
+
+def _check(value: Any, depth: int) -> None:
+    """Raise ValueError for half of a surrogate pair, a number that is not finite, or a deeply nested value."""
+    if depth > MAX_DEPTH:
+        raise ValueError("nested too deeply")
+    if isinstance(value, str):
+        value.encode()
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} is not JSON")
+    elif isinstance(value, list):
+        for item in value:
+            _check(item, depth + 1)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            key.encode()
+            _check(item, depth + 1)
+
+
+def compiled(pattern: str) -> re.Pattern[str] | None:
+    """Return a compiled regular expression, or None if the text is none."""
+    try:
+        return re.compile(pattern)
+    except (re.error, OverflowError, RecursionError):
+        return None
 
 
 def fold(value: Any) -> dict[str, Any]:
@@ -83,7 +118,7 @@ def size(text: str) -> int:
 
 
 def is_uuid(text: object) -> bool:
-    return isinstance(text, str) and bool(_UUID.match(text))
+    return isinstance(text, str) and bool(_UUID.fullmatch(text))
 
 
 def keep_secrets(new: dict[str, str], old: Mapping[str, str]) -> dict[str, str]:
@@ -92,12 +127,21 @@ def keep_secrets(new: dict[str, str], old: Mapping[str, str]) -> dict[str, str]:
 
 
 class RequestFields:
-    """The fields of one JSON object. `bad` collects the names of invalid ones."""
+    """The fields of one JSON object. `bad` collects the names of invalid ones.
 
-    def __init__(self, value: Any, kind: str, defaults: Mapping[str, Any] | None = None) -> None:
+    :param outer: marks the field of an outer object that has this one, if a field here is invalid.
+    """
+
+    def __init__(
+        self,
+        value: Any,
+        kind: str,
+        defaults: Mapping[str, Any] | None = None,
+        outer: Callable[[], None] | None = None,
+    ) -> None:
         if not isinstance(value, Mapping):
             raise ApiError(400, f"Invalid {kind} file. A JSON object is expected")
-        self.kind = kind
+        self.kind, self._outer = kind, outer
         self._values = {**fold(defaults), **fold(value)}
         self.bad: list[str] = []
 
@@ -108,6 +152,8 @@ class RequestFields:
 
     def wrong(self, name: str) -> None:
         self.bad.append(name)
+        if self._outer is not None:
+            self._outer()
 
     def has(self, name: str) -> bool:
         return name.lower() in self._values
@@ -128,15 +174,38 @@ class RequestFields:
 
     def regex(self, name: str) -> str | None:
         value = self.text(name)
-        if value is not None and "${" not in value:
-            try:
-                re.compile(value)
-            except re.error:
-                self.wrong(name)
+        if value is not None and "${" not in value and compiled(value) is None:
+            self.wrong(name)
         return value
 
+    def bucket(self, name: str) -> str | None:
+        """Return the name of a bucket that will be created if it does not exist."""
+        value = self.text(name)
+        if value is not None and not _BUCKET.fullmatch(value):
+            self.wrong(name)
+        return value
+
+    def inner(self, name: str) -> RequestFields:
+        """Return the fields of an inner object, which has none if it is not given."""
+        return self._inner(name, {} if self.raw(name) is None else self.raw(name))
+
+    def inner_list(self, name: str, maximum: int = 10_000) -> list[RequestFields]:
+        """Return the fields of each object in a list."""
+        return [self._inner(name, value) for value in self.items(name, maximum)]
+
+    def stored(self, name: str) -> list[Any]:
+        """Return a list of objects that is stored and returned unchanged."""
+        self.inner_list(name)
+        return self.items(name)
+
+    def _inner(self, name: str, value: Any) -> RequestFields:
+        if not isinstance(value, Mapping):
+            self.wrong(name)
+            value = {}
+        return RequestFields(value, self.kind, outer=lambda: self.wrong(name))
+
     def integer(
-        self, name: str, default: int | None = None, *, minimum: int = 0, maximum: int = 2**31
+        self, name: str, default: int | None = None, *, minimum: int = 0, maximum: int = MAX_INTEGER
     ) -> int | None:
         value = self.raw(name)
         if value is None:
@@ -209,12 +278,13 @@ class RequestFields:
 
     def constants(self, maximum: int) -> dict[str, str]:
         constants: dict[str, str] = {}
-        for item in self.items("constants", maximum):
-            pair = fold(item)
-            key, value = pair.get("key"), pair.get("value")
+        for pair in self.inner_list("constants", maximum):
+            key, value = pair.raw("key"), pair.raw("value")
+            if isinstance(value, int) and not isinstance(value, bool):
+                value = str(value)  # as Qarnot takes it; its own samples send integers
             if (
                 not isinstance(key, str)
-                or not _KEY.match(key)
+                or not _KEY.fullmatch(key)
                 or not isinstance(value, str)
                 or size(value) > MAX_CONSTANT
                 or "\0" in value
@@ -226,7 +296,7 @@ class RequestFields:
 
     def shortname(self) -> str | None:
         value = self.text("shortname", max_length=512)
-        if value is not None and not _SHORTNAME.match(value):
+        if value is not None and not _SHORTNAME.fullmatch(value):
             self.wrong("shortname")
         return value
 
@@ -234,19 +304,11 @@ class RequestFields:
         """Return resourceBuckets and advancedResourceBuckets, of which only one may have entries."""
         plain = self.strings("resourceBuckets", MAX_BUCKETS, 255)
         advanced: list[dict[str, Any]] = []
-        for item in self.items("advancedResourceBuckets", MAX_BUCKETS):
-            bucket = fold(item)
-            name = bucket.get("bucketname")
-            prefix = fold(fold(bucket.get("filtering")).get("prefixfiltering")).get("prefix")
-            strip = fold(fold(bucket.get("resourcestransformation")).get("stripprefix")).get("prefix")
-            ttl = bucket.get("cachettlsec")
-            if (
-                not isinstance(name, str)
-                or not name
-                or any(v and not isinstance(v, str) for v in (prefix, strip))
-            ):
-                self.wrong("advancedResourceBuckets")
-                return [], []
+        for bucket in self.inner_list("advancedResourceBuckets", MAX_BUCKETS):
+            name = bucket.text("bucketName", required=True, max_length=255)
+            prefix = bucket.inner("filtering").inner("prefixFiltering").text("prefix")
+            strip = bucket.inner("resourcesTransformation").inner("stripPrefix").text("prefix")
+            ttl = bucket.integer("cacheTTLSec")
             advanced.append(
                 {
                     "bucketName": name,
@@ -261,12 +323,8 @@ class RequestFields:
 
     def retries(self, name: str) -> dict[str, int | None]:
         """Return `{maxTotalRetries, maxPerInstanceRetries}`, with null for one that is not set."""
-        value = self.raw(name)
-        inner = RequestFields(value if isinstance(value, Mapping) else {}, self.kind)
-        retries = {key: inner.integer(key) for key in ("maxTotalRetries", "maxPerInstanceRetries")}
-        if inner.bad or not isinstance(value, (Mapping, type(None))):
-            self.wrong(name)
-        return retries
+        inner = self.inner(name)
+        return {key: inner.integer(key) for key in ("maxTotalRetries", "maxPerInstanceRetries")}
 
     def scheduling(self) -> str | None:
         value = self.text("schedulingType")

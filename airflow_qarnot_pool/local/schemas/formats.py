@@ -39,7 +39,7 @@ def parse_span(text: object) -> float:
     if not match:
         raise ValueError(f"not a duration: {text!r}")
     sign, days, hours, minutes, seconds, fraction = match.groups()
-    if int(hours) > 23 or int(minutes) > 59 or int(seconds) > 59:
+    if len(days or "") > 8 or int(hours) > 23 or int(minutes) > 59 or int(seconds) > 59:
         raise ValueError(f"not a duration: {text!r}")
     total = ((int(days or 0) * 24 + int(hours)) * 60 + int(minutes)) * 60 + int(seconds)
     value = total + float(f"0.{fraction or 0}")

@@ -10,6 +10,7 @@ from airflow_qarnot_pool.local.backend import scaling
 from airflow_qarnot_pool.local.backend.models import FINAL_STATES, Dependency
 from airflow_qarnot_pool.local.schemas import formats
 from airflow_qarnot_pool.local.schemas.fields import (
+    MAX_COMMAND,
     MAX_INSTANCES,
     MAX_POOL_CONSTANTS,
     MAX_TASK_CONSTANTS,
@@ -64,27 +65,24 @@ def _shared(fields: RequestFields, constants: int) -> dict[str, Any]:
         "resourceBuckets": plain,
         "advancedResourceBuckets": advanced,
         "labels": fields.labels(),
-        "hardwareConstraints": fields.items("hardwareConstraints"),
+        "hardwareConstraints": fields.stored("hardwareConstraints"),
         "schedulingType": fields.scheduling() or "flex",
         "privileges": {
             "exportApiAndStorageCredentialsInEnvironment": bool(
-                fold(fields.raw("privileges")).get("exportapiandstoragecredentialsinenvironment")
+                fields.inner("privileges").boolean("exportApiAndStorageCredentialsInEnvironment")
             )
         },
         "defaultResourcesCacheTTLSec": fields.integer("defaultResourcesCacheTTLSec", 7776000),
-        "forcedConstants": fields.items("forcedConstants"),
-        "constraints": fields.items("constraints"),
-        "forcedNetworkRules": fields.items("forcedNetworkRules"),
+        "forcedConstants": fields.stored("forcedConstants"),
+        "constraints": fields.stored("constraints"),
+        "forcedNetworkRules": fields.stored("forcedNetworkRules"),
         "maxTimeQueueSeconds": fields.integer("maxTimeQueueSeconds"),
         "projectUuid": fields.text("projectUuid"),
         "targetedReservedMachineKey": fields.text("targetedReservedMachineKey"),
         "targetedReservationName": fields.text("targetedReservationName"),
     }
-    access = fold(fields.raw("secretsAccessRights"))
-    spec["secretsAccessRights"] = {
-        "bySecret": access.get("bysecret", []),
-        "byPrefix": access.get("byprefix", []),
-    }
+    access = fields.inner("secretsAccessRights")
+    spec["secretsAccessRights"] = {name: access.stored(name) for name in ("bySecret", "byPrefix")}
     return {
         "name": fields.text("name", required=True) or "",
         "shortname": fields.shortname(),
@@ -132,7 +130,7 @@ def read_pool(value: Any, profiles: Profiles, defaults: Mapping[str, Any] | None
 
 def _read_sizing(fields: RequestFields) -> tuple[dict[str, Any], list[scaling.Policy] | None]:
     """Read elasticProperty and scaling, of which only one may be used."""
-    elastic = read_elastic(fields.raw("elasticProperty") or {})
+    elastic = read_elastic(fields.raw("elasticProperty") if fields.has("elasticProperty") else {})
     if elastic is None:
         fields.wrong("elasticProperty")
         elastic = ELASTIC_OFF
@@ -147,18 +145,12 @@ def _read_sizing(fields: RequestFields) -> tuple[dict[str, Any], list[scaling.Po
 
 
 def _read_preparation(fields: RequestFields) -> dict[str, Any] | None:
-    command = fold(fields.raw("preparationTask")).get("commandline")
-    if command is not None and not isinstance(command, str):
-        fields.wrong("preparationTask")
+    command = fields.inner("preparationTask").text("commandLine", max_length=MAX_COMMAND)
     return {"commandLine": command} if command else None
 
 
 def _read_slots_per_node(fields: RequestFields) -> int:
-    slots = fold(fields.raw("multiSlotsSettings")).get("slotspernode", 1)
-    if isinstance(slots, int) and not isinstance(slots, bool) and slots >= 1:
-        return slots
-    fields.wrong("multiSlotsSettings")
-    return 1
+    return fields.inner("multiSlotsSettings").integer("slotsPerNode", 1, minimum=1) or 1
 
 
 def read_task(value: Any, defaults: Mapping[str, Any] | None = None) -> TaskCreation:
@@ -171,13 +163,17 @@ def read_task(value: Any, defaults: Mapping[str, Any] | None = None) -> TaskCrea
     legacy = fields.integer("maxRetriesPerInstance")
     if legacy and retry["maxPerInstanceRetries"]:
         fields.wrong("maxRetriesPerInstance-retrySettings-exclusive")
+    # OpenAPI has both names. The longer one counts only if the request does not set the other.
+    own, bucket, other_name = fold(value), fields.bucket("resultBucket"), fields.bucket("resultsBucket")
+    if own.get("resultsbucket") and not own.get("resultbucket"):
+        bucket = other_name
     shared["spec"] |= {
-        "resultBucket": fields.text("resultBucket"),
+        "resultBucket": bucket,
         "resultsBucketPrefix": fields.text("resultsBucketPrefix"),
         "resultsWhitelist": fields.regex("resultsWhitelist"),
         "resultsBlacklist": fields.regex("resultsBlacklist"),
         "resultsCacheTTLSec": fields.integer("resultsCacheTTLSec"),
-        "snapshotBucket": fields.text("snapshotBucket"),
+        "snapshotBucket": fields.bucket("snapshotBucket"),
         "snapshotBucketPrefix": fields.text("snapshotBucketPrefix"),
         "snapshotWhitelist": fields.regex("snapshotWhitelist"),
         "snapshotBlacklist": fields.regex("snapshotBlacklist"),
@@ -239,19 +235,18 @@ def _read_instances(fields: RequestFields) -> tuple[str | None, list[int]]:
 
 def _dependencies(fields: RequestFields) -> list[Dependency]:
     """Read the dependencies from one of the two forms, of which only one may be used."""
-    block = fold(fields.raw("dependencies"))
-    simple = [Dependency(str(uuid)) for uuid in block.get("dependson", [])]
-    advanced = [_advanced(fields, item) for item in block.get("advanceddependson", [])]
+    block = fields.inner("dependencies")
+    simple = [Dependency(str(uuid)) for uuid in block.items("dependsOn")]
+    advanced = [_advanced(item) for item in block.inner_list("advancedDependsOn")]
     if any(not is_uuid(dependency.uuid) for dependency in (*simple, *advanced)) or (simple and advanced):
         fields.wrong("dependencies")
     return simple or advanced
 
 
-def _advanced(fields: RequestFields, item: Any) -> Dependency:
-    dependency = fold(item)
-    requested = dependency.get("taskfinalstatecondition")
-    condition = [requested] if isinstance(requested, str) else requested or []
+def _advanced(fields: RequestFields) -> Dependency:
+    requested = fields.raw("taskFinalStateCondition")
+    condition = [requested] if isinstance(requested, str) else fields.items("taskFinalStateCondition")
     allowed = frozenset(str(state).lower() for state in condition) or FINAL_STATES
     if not allowed <= FINAL_STATES:
-        fields.wrong("dependencies")
-    return Dependency(str(dependency.get("taskuuid")), allowed, advanced=True, condition=requested)
+        fields.wrong("taskFinalStateCondition")
+    return Dependency(fields.text("taskUuid") or "", allowed, advanced=True, condition=requested)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.local.backend.models import Task
 from airflow_qarnot_pool.local.schemas import formats, requests, responses
-from airflow_qarnot_pool.local.schemas.errors import ApiError
+from airflow_qarnot_pool.local.schemas.errors import ApiError, invalid
 from airflow_qarnot_pool.local.schemas.fields import fold
 
 if TYPE_CHECKING:
@@ -40,7 +41,9 @@ def creation(backend: Backend, task: Task, kind: str, overrides: Any) -> request
     # Unlike a response this has the values of secrets, and no field twice.
     source["constants"] = [{"key": key, "value": value} for key, value in task.constants.items()]
     source |= {"shortname": None, "maxRetriesPerInstance": None, "dependencies": None}
-    changes = fold(overrides or {})
+    if not isinstance(overrides, (Mapping, type(None))):
+        raise invalid("task", ["overrides"])
+    changes = fold(overrides)
     has_own_instances = bool({"instancecount", "advancedranges"} & set(changes))
     count, ranges = (None, None) if has_own_instances else _instances_again(task, kind)
     source |= {"instanceCount": count, "advancedRanges": ranges}
