@@ -116,7 +116,9 @@ def test_retries_of_qarnot_are_a_number_or_a_mapping(value: Any) -> None:
 def test_invalid_retries_say_that_a_number_works(value: Any) -> None:
     with pytest.raises(QarnotInvalidSpecError) as caught:
         QarnotRunTaskOperator(task_id="t", command="c", task_spec={"retry": value})
-    assert str(caught.value).startswith(f"retry is neither a number of retries nor a mapping, got {value!r}.")
+    assert str(caught.value).startswith(
+        f"Task 't': retry is neither a number of retries nor a mapping, got {value!r}."
+    )
     assert "number" in str(caught.value.remedy)
 
 

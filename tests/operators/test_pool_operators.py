@@ -412,7 +412,7 @@ BAD_AT_PARSE: dict[str, tuple[dict[str, Any], str]] = {
         {"instance_count": 1, "pool_spec": {"instanceCount": 2}},
         "instance_count is given as a parameter and in pool_spec",
     ),
-    "a name twice": ({"pool_spec": {"name": "a", "Name": "b"}}, "^name is given twice"),
+    "a name twice": ({"pool_spec": {"name": "a", "Name": "b"}}, "^Task 'create': name is given twice"),
     "unknown state": ({"ready_when": "Warm"}, "Warm"),
     "more slots than there are": ({"instance_count": 2, "ready_when": 3}, "ready_when"),
     "poll interval": ({"poll_interval": 1}, "Set poll_interval in the connection"),

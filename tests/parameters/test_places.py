@@ -9,7 +9,6 @@ from textwrap import dedent
 from typing import Any
 
 import pytest
-from airflow.dag_processing.dagbag import DagBag
 from airflow.sdk import DAG, TaskGroup, task_group
 
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
@@ -148,6 +147,10 @@ def test_an_error_keeps_its_place_and_its_parts_between_processes() -> None:
 
 def test_the_import_error_of_airflow_names_the_task(tmp_path: Path) -> None:
     """Airflow shows the last two frames of the traceback, which are not in the DAG file, and the message."""
+    try:
+        from airflow.dag_processing.dagbag import DagBag
+    except ImportError:  # 3.1
+        from airflow.models.dagbag import DagBag  # type: ignore[no-redef]
     file = tmp_path / "train.py"
     file.write_text(
         dedent(
