@@ -100,7 +100,7 @@ def _prepare(payload: dict[str, Any], deadline: float | None) -> tuple[str, dict
     environment = {key: value for key, value in os.environ.items() if not key.startswith(PREFIX)}
     # Its output is visible while it runs, and both streams stay in order.
     environment.setdefault("PYTHONUNBUFFERED", "1")
-    archives = find_environments(payload["environment"])
+    archives = find_environments(payload["environment"], payload["pool_environment"])
     interpreter = find_interpreter(archives)
     paths = [path for archive in archives for path in unpack(archive, deadline)]
     paths.append(environment.get("PYTHONPATH") or "")
@@ -138,10 +138,11 @@ class EnvironmentProblem(Exception):
     """An environment is not there, or cannot be used on this node."""
 
 
-def find_environments(own: str | None) -> list[str]:
+def find_environments(own: str | None, of_pool: str | None) -> list[str]:
     """Return the archives of the call and of its pool.
 
     :param own: name of the archive that the call brings.
+    :param of_pool: name of the archive that the DAG run has brought to the pool; None if the pool has at most one.
     """
     task = os.path.abspath(os.environ.get("TASK_PATH") or ".")
     archives = []
@@ -150,11 +151,20 @@ def find_environments(own: str | None) -> list[str]:
         if not os.path.exists(archives[0]):
             raise EnvironmentProblem(f"the file {own} was not brought to {task}")
     # The resources of a pool are in the folder above those of its tasks.
-    of_pool = glob.glob(os.path.join(glob.escape(os.path.dirname(task)), ENVIRONMENT + "*.tar.gz"))
-    if len(of_pool) > 1:
-        names = ", ".join(sorted(map(os.path.basename, of_pool)))
-        raise EnvironmentProblem(f"the pool has several, and which one is meant is not known: {names}")
-    return archives + of_pool
+    folder = os.path.dirname(task)
+    if of_pool:
+        archives.append(os.path.join(folder, of_pool))
+        if not os.path.exists(archives[-1]):
+            raise EnvironmentProblem(f"the file {of_pool} was not brought to {folder}")
+        return archives
+    found = glob.glob(os.path.join(glob.escape(folder), ENVIRONMENT + "*.tar.gz"))
+    if len(found) > 1:
+        names = ", ".join(sorted(map(os.path.basename, found)))
+        raise EnvironmentProblem(
+            f"the pool has several ({names}), and the call does not say which one. Give the output of the task that "
+            "opens the pool as qarnot_pool"
+        )
+    return archives + found
 
 
 def find_interpreter(archives: list[str]) -> str:

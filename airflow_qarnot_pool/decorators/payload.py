@@ -86,6 +86,7 @@ def pack(
     nonce: str,
     serializer: Serializer,
     environment: str | None,
+    pool_environment: str | None,
     timeout: timedelta | None,
     result_file: str | None,
     array: Mapping[str, Any] | None = None,
@@ -93,6 +94,7 @@ def pack(
     """Return the compressed payload, which has everything that the node needs.
 
     :param environment: name of the archive with the environment that the call brings.
+    :param pool_environment: name of the archive that the DAG run has brought to its shared pool.
     :param array: number of the items of an array (``total``), and the arguments that are lists (``names``).
     """
     payload = {
@@ -106,6 +108,7 @@ def pack(
         "nonce": nonce,
         "serializer": serializer,
         "environment": environment,
+        "pool_environment": pool_environment,
         "timeout": None if timeout is None else timeout.total_seconds(),
         "result_file": result_file,
         "array": array,

@@ -5,13 +5,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, Protocol, TypeVar, cast, overload
 
+from airflow.sdk import XComArg
 from airflow.sdk.bases.decorator import DecoratedOperator
 
 from airflow_qarnot_pool.api.errors import QarnotError, QarnotInvalidSpecError
 from airflow_qarnot_pool.decorators import node, payload
 from airflow_qarnot_pool.decorators.function import FunctionSource
+from airflow_qarnot_pool.environments.shared import bring
 from airflow_qarnot_pool.environments.specification import QarnotEnvironment, folder_of, is_beside
 from airflow_qarnot_pool.environments.storage import EnvironmentStorage, archive_in
 from airflow_qarnot_pool.exceptions import QarnotTaskFailedError
@@ -19,6 +21,7 @@ from airflow_qarnot_pool.hooks.qarnot import QarnotHook
 from airflow_qarnot_pool.logs.failure_report import is_node_loss
 from airflow_qarnot_pool.operators.bases.base import QarnotOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
+from airflow_qarnot_pool.ownership import xcoms
 from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
 from airflow_qarnot_pool.parameters.places import naming, place_in_dag
 from airflow_qarnot_pool.parameters.references import NOTSET
@@ -116,6 +119,9 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
         self._check(python_callable)
         self._renders_call = False
         self._identity: TaskInstanceIdentity | None = None
+        self._ti: Any = None
+        #: The task that opens the pool, as far as the parameter shows it.
+        self._opener: Any = None
 
     def render_template(
         self,
@@ -125,6 +131,8 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
         seen_oids: set[int] | None = None,
     ) -> Any:
         """Render the arguments of the call as Airflow does."""
+        if content is self.qarnot_pool and isinstance(content, XComArg):
+            self._opener = getattr(content, "operator", None)
         by_airflow = super(QarnotOperator, self).render_template
         if self._renders_call:
             return by_airflow(content, context, jinja_env, seen_oids)
@@ -217,6 +225,7 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
 
     def _set_identity(self, context: Context) -> None:
         self._identity = TaskInstanceIdentity.of(context, self.hook.settings.namespace)
+        self._ti = context["ti"]
 
     @property
     def _lineage(self) -> str:
@@ -263,6 +272,7 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
             nonce=self._nonce,
             serializer=self.serializer,
             environment=archive_in(archive) if environment else None,
+            pool_environment=self._pool_archive(),
             timeout=as_duration("timeout", self.timeout),
             result_file=result_file,
         )
@@ -294,6 +304,29 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
     def _array(self) -> dict[str, Any] | None:
         """Return what the node has to know of an array; None for a single call."""
         return None
+
+    def _pool_archive(self) -> str | None:
+        """Return the environment that this DAG run has brought to its shared pool, which may have others, too."""
+        opener = self._opener
+        if not getattr(opener, "environment", None) or not getattr(opener, "shared", None):
+            return None
+        # A copy of a mapped task group uses the pool of its own copy.
+        map_index = -1 if opener.get_closest_mapped_task_group() is None else self._ti.map_index
+        archive: str | None = xcoms.pull_of(self._ti, opener.task_id, map_index, xcoms.ENVIRONMENT_KEY)
+        return archive
+
+    def _next_pool(self, context: Context, pool: str) -> str | None:
+        uuid = super()._next_pool(context, pool)
+        if uuid is not None and (archive := self._pool_archive()):
+            # Another DAG run may have created it, with another environment.
+            bucket = cast("QarnotEnvironment", QarnotEnvironment.of(self._opener.environment)).bucket
+            bring(
+                self.client,
+                EnvironmentStorage(self.hook.settings, bucket),
+                self.client.pools.get(uuid),
+                archive,
+            )
+        return uuid
 
     def _spec(self, values: Mapping[str, Any], pool: str | None) -> TaskSpec:
         spec = super()._spec(values, pool)

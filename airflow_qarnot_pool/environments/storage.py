@@ -41,7 +41,7 @@ class EnvironmentStorage:
     """
 
     def __init__(self, settings: ConnectionSettings, bucket: str) -> None:
-        self._settings, self._bucket = settings, bucket
+        self._settings, self.bucket = settings, bucket
 
     @cached_property
     def _s3(self) -> Any:
@@ -55,13 +55,23 @@ class EnvironmentStorage:
         from airflow_qarnot_pool.api.specs import ResourceBucket
 
         source = EnvironmentSource.read(environment, folder)
-        with with_storage_help(f"The environment could not be stored in bucket {self._bucket}", self._bucket):
+        with with_storage_help(f"The environment could not be stored in bucket {self.bucket}", self.bucket):
             name = self._made_from(source)
             if name is None:
                 name = self._make(source)
             else:
-                log.info("Environment %s is in bucket %s", name, self._bucket)
-        return ResourceBucket(bucket=self._bucket, prefix=ARCHIVES + name, strip_prefix=ARCHIVES)
+                log.info("Environment %s is in bucket %s", name, self.bucket)
+        return ResourceBucket(bucket=self.bucket, prefix=ARCHIVES + name, strip_prefix=ARCHIVES)
+
+    def copy(self, archive: str, folder: str) -> None:
+        """Copy *archive* into *folder* of the bucket, unless it is there."""
+        with with_storage_help(f"The environment could not be copied in bucket {self.bucket}", self.bucket):
+            if not self._exists(folder + archive):
+                self._s3.copy_object(
+                    Bucket=self.bucket,
+                    Key=folder + archive,
+                    CopySource={"Bucket": self.bucket, "Key": ARCHIVES + archive},
+                )
 
     def _made_from(self, source: EnvironmentSource) -> str | None:
         """Return the archive that was made from *source*, if it exists."""
@@ -81,19 +91,19 @@ class EnvironmentStorage:
                 install(source, folder)
             packages = installed_files(folder)
             name = archive_name(source, packages)
-            self._s3.create_bucket(Bucket=self._bucket)
+            self._s3.create_bucket(Bucket=self.bucket)
             if self._exists(ARCHIVES + name):
-                log.info("Environment %s is in bucket %s", name, self._bucket)
+                log.info("Environment %s is in bucket %s", name, self.bucket)
             else:
                 with tempfile.TemporaryFile() as file:
                     pack({"packages": packages, "modules": source.modules}, file)
                     size = file.tell()
                     _check_size(size)
                     file.seek(0)
-                    self._s3.put_object(Bucket=self._bucket, Key=ARCHIVES + name, Body=file)
-                log.info("Uploaded environment %s (%s bytes) to bucket %s", name, f"{size:,}", self._bucket)
+                    self._s3.put_object(Bucket=self.bucket, Key=ARCHIVES + name, Body=file)
+                log.info("Uploaded environment %s (%s bytes) to bucket %s", name, f"{size:,}", self.bucket)
         self._s3.put_object(
-            Bucket=self._bucket, Key=SOURCES + source.key, Body=json.dumps({"archive": name}).encode()
+            Bucket=self.bucket, Key=SOURCES + source.key, Body=json.dumps({"archive": name}).encode()
         )
         return name
 
@@ -101,7 +111,7 @@ class EnvironmentStorage:
         from botocore.exceptions import ClientError
 
         try:
-            data: bytes = self._s3.get_object(Bucket=self._bucket, Key=key)["Body"].read(1 << 16)
+            data: bytes = self._s3.get_object(Bucket=self.bucket, Key=key)["Body"].read(1 << 16)
         except ClientError as error:
             if _is_missing(error):
                 return None
@@ -112,7 +122,7 @@ class EnvironmentStorage:
         from botocore.exceptions import ClientError
 
         try:
-            self._s3.head_object(Bucket=self._bucket, Key=key)
+            self._s3.head_object(Bucket=self.bucket, Key=key)
         except ClientError as error:
             if _is_missing(error):
                 return False

@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from airflow_qarnot_pool.api import states
 from airflow_qarnot_pool.api.errors import (
@@ -19,8 +19,9 @@ from airflow_qarnot_pool.api.errors import (
 )
 from airflow_qarnot_pool.api.limits import parse_stored_time
 from airflow_qarnot_pool.costs.limits import parse_amount
+from airflow_qarnot_pool.environments import shared
 from airflow_qarnot_pool.environments.specification import QarnotEnvironment
-from airflow_qarnot_pool.environments.storage import EnvironmentStorage
+from airflow_qarnot_pool.environments.storage import EnvironmentStorage, archive_in
 from airflow_qarnot_pool.exceptions import QarnotPoolEndedError
 from airflow_qarnot_pool.operators.bases import warm_up as warming
 from airflow_qarnot_pool.operators.bases.cost_limits import (
@@ -29,6 +30,7 @@ from airflow_qarnot_pool.operators.bases.cost_limits import (
 )
 from airflow_qarnot_pool.operators.bases.pool import PoolOperator
 from airflow_qarnot_pool.operators.bases.warm_up import WarmUp, WarmUpRequest, scaling_to_zero
+from airflow_qarnot_pool.ownership import xcoms
 from airflow_qarnot_pool.ownership.shared_pool import DEFAULT_KEEP_WARM, MAX_GENERATIONS
 from airflow_qarnot_pool.parameters.templating import hide_secrets, is_templated
 from airflow_qarnot_pool.parameters.validation import (
@@ -55,6 +57,7 @@ from airflow_qarnot_pool.waiting.polling import get_confirmed
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from airflow_qarnot_pool.api.models import Pool
     from airflow_qarnot_pool.api.specs import PoolSpec, ResourceBucket
     from airflow_qarnot_pool.ownership.claim import Claim, ClaimRequest
     from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
@@ -234,11 +237,13 @@ class QarnotCreatePoolOperator(PoolOperator):
         """
         reject_empty(self, self._filled)
         values = self._given()
-        values |= self._environment_resource(values)
+        archive = self._prepare_environment(values)
         spec, condition = self._spec(values), self._condition(values)
         self._costs.check_can_pay(context, spec, parse_amount("estimated_cost", self.estimated_cost))
         limits = self._costs.parameters
         claimed = self._claim(context, spec, labels=limits.labels() if limits else {})
+        if archive is not None and self.shared is not None:
+            self._share_environment(context, claimed, archive)
         if not self.wait_for_completion or condition is None:
             return claimed.uuid
         with self._closing_on_error():
@@ -248,14 +253,29 @@ class QarnotCreatePoolOperator(PoolOperator):
                 outcome = self._boot(context, claimed.uuid, deadline, closed, forecast=forecast)
             return self._ready(context, outcome)
 
-    def _environment_resource(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the resource buckets with that of the environment, whose archive is uploaded if it is missing."""
+    def _prepare_environment(self, values: dict[str, Any]) -> str | None:
+        """Add the resource of the environment to *values*, and return its archive, which is uploaded if missing."""
         environment = QarnotEnvironment.of(self.environment)
         if environment is None:
-            return {}
+            return None
         storage = EnvironmentStorage(self.hook.settings, environment.bucket)
         resource = storage.prepare(environment, Path(self.dag.fileloc).resolve().parent)
-        return {"resource_buckets": [*as_list(values.get("resource_buckets")), resource]}
+        archive = archive_in(resource)
+        if self.shared is not None:
+            folder = shared.folder_for(self.hook.settings.namespace, self.shared, archive)
+            storage.copy(archive, folder)
+            resource = shared.resource_for(environment.bucket, folder)
+            values.setdefault("task_default_wait_for_pool_resources_synchronization", True)
+        values["resource_buckets"] = [*as_list(values.get("resource_buckets")), resource]
+        return archive
+
+    def _share_environment(self, context: Context, claimed: Claim, archive: str) -> None:
+        """Bring *archive* to a shared pool that exists, and store its name for the calls of this DAG run."""
+        environment = QarnotEnvironment.of(self.environment)
+        if claimed.existing is not None and environment is not None:
+            storage = EnvironmentStorage(self.hook.settings, environment.bucket)
+            shared.bring(self.client, storage, cast("Pool", claimed.existing), archive)
+        xcoms.push(context["ti"], xcoms.ENVIRONMENT_KEY, archive)
 
     def _closing_on_error(self) -> AbstractContextManager[None]:
         """Close a pool that does not become ready: no task will use it, and a failed setup has no teardown."""

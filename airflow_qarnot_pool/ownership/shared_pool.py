@@ -40,6 +40,7 @@ from airflow_qarnot_pool.api.errors import (
     QarnotUnavailableError,
 )
 from airflow_qarnot_pool.api.limits import parse_json
+from airflow_qarnot_pool.environments.shared import comparable
 from airflow_qarnot_pool.exceptions import QarnotPoolEndedError, QarnotSpecMismatchError
 from airflow_qarnot_pool.ownership.claim import ClaimRequest, claim
 from airflow_qarnot_pool.ownership.decisions import RemoteSnapshot, Usability, usability_of
@@ -200,13 +201,14 @@ def is_shared_and_closed(pool: Pool | None, identity: TaskInstanceIdentity) -> b
 def acquire_shared_pool(client: QarnotClient, request: ClaimRequest) -> Claim:
     """Return the live pool of that name or a new one, and create a hold on it for this DAG run.
 
-    :raises QarnotSpecMismatchError: the live pool was created from another spec.
+    :raises QarnotSpecMismatchError: the live pool was created from another spec. Environments may differ.
     """
-    fields = request.spec.fingerprint_fields()
+    compared = comparable(request.spec)
+    fields = compared.fingerprint_fields()
     request = replace(
         request,
         labels={**request.labels, FIELDS_LABEL: _packed(fields)},
-        fingerprint=request.spec.fingerprint(),
+        fingerprint=compared.fingerprint(),
     )
     return _acquire(client, request, fields, opened_by=request.identity.task_id)
 

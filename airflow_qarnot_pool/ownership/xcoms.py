@@ -21,6 +21,8 @@ from airflow_qarnot_pool.version_compat import database_xcom, runtime_task_insta
 POOL_KEY = "qarnot_pool"
 TASK_KEY = "qarnot_task"
 TASKS_KEY = "qarnot_tasks"
+#: Key under which a try stores the name of the environment that it has brought to a shared pool.
+ENVIRONMENT_KEY = "qarnot_environment"
 #: Key of the lease on the log: which process writes the output of the Qarnot task.
 OUTPUT_KEY = "qarnot_output"
 
@@ -63,6 +65,15 @@ def pull(ti: Any, key: str) -> Any:
     if _is_real(ti):
         return None if _is_missing(ti, key) else get_direct(ti, key)
     return ti.xcom_pull(task_ids=ti.task_id, key=key, map_indexes=ti.map_index)
+
+
+def pull_of(ti: Any, task_id: str, map_index: int, key: str) -> Any:
+    """Return the value that another task of the DAG run has stored, or None."""
+    if _is_real(ti):
+        return database_xcom().get_one(
+            key=key, **{**_coordinates(ti), "task_id": task_id, "map_index": map_index}
+        )
+    return ti.xcom_pull(task_ids=task_id, key=key, map_indexes=map_index)
 
 
 def pull_newest(ti: Any, key: str) -> Any:

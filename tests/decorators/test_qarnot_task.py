@@ -581,6 +581,7 @@ def test_the_payload_is_the_same_in_every_try() -> None:
             nonce=payload.digest("result", "lineage"),
             serializer="json",
             environment=None,
+            pool_environment=None,
             timeout=None,
             result_file=None,
         )

@@ -23,7 +23,7 @@ from airflow_qarnot_pool.api.errors import QarnotError, QarnotInvalidSpecError
 from airflow_qarnot_pool.decorators import node
 from airflow_qarnot_pool.environments import QarnotEnvironment, installers, storage
 from airflow_qarnot_pool.environments.specification import EnvironmentSource
-from airflow_qarnot_pool.exceptions import QarnotSpecMismatchError, QarnotTaskFailedError
+from airflow_qarnot_pool.exceptions import QarnotTaskFailedError
 from airflow_qarnot_pool.hooks.qarnot import QarnotHook
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.operators.pool import QarnotCreatePoolOperator
@@ -155,16 +155,6 @@ def test_a_changed_environment_never_meets_an_old_one(
     else:
         helpers.write_text("def double(value):\n    return 3 * value\n")
         assert call(opened(environment), uses)[:2] == [42, 63]
-
-
-def test_a_shared_pool_is_not_opened_with_another_environment(
-    opened: Any, wheels: Wheels, tmp_path: Path
-) -> None:
-    (tmp_path / "helpers.py").write_text("A = 1\n")
-    opened({"modules": ["helpers"], "python": HERE}, shared="environments")
-    (tmp_path / "helpers.py").write_text("A = 2\n")
-    with pytest.raises(QarnotSpecMismatchError, match="differs in resource_buckets"):
-        opened({"modules": ["helpers"], "python": HERE}, shared="environments")
 
 
 def test_a_function_with_nodes_of_its_own_brings_its_environment(wheels: Wheels, qarnot: LocalQarnot) -> None:

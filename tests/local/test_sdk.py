@@ -691,6 +691,32 @@ def test_pool_resources_are_at_job_and_can_be_synchronized(sdk: qarnot.Connectio
     pool.delete()
 
 
+def test_a_node_that_boots_during_a_synchronization_has_the_new_files(
+    sdk: qarnot.Connection, tmp_path: Path
+) -> None:
+    bucket = sdk.retrieve_or_create_bucket(f"pool-{uuid4()}")
+    (tmp_path / "data").write_text("one")
+    bucket.add_file(str(tmp_path / "data"), "data")
+    pool = sdk.create_pool("boots", "docker-batch", 1)
+    pool.resources.append(bucket)
+    copied, proceed = tmp_path / "copied", tmp_path / "proceed"
+    pool.preparation_command_line = (
+        f"sh -c 'cat data; touch {copied}; while [ ! -e {proceed} ]; do sleep 0.01; done'"
+    )
+    pool.submit()
+    until(copied.exists)
+    (tmp_path / "data").write_text("two")
+    bucket.add_file(str(tmp_path / "data"), "data")
+    pool.update_resources()
+    proceed.touch()
+    task = new_task(sdk, pool, "cat /job/data")
+    task.wait_for_pool_resources_synchronization = True
+    task.submit()
+    finish(task)
+    assert task.stdout(0) == "two"
+    pool.delete()
+
+
 def test_unknown_bucket(sdk: qarnot.Connection, pool: qarnot.pool.Pool) -> None:
     bucket = sdk.create_bucket(f"gone-{uuid4()}")
     task = new_task(sdk, pool, "true")

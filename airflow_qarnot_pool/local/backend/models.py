@@ -149,6 +149,8 @@ class Pool(Remote):
     close_timer: Timer | None = None
     syncing: int = 0
     """Number of nodes that are copying the resources of the pool again."""
+    syncs: int = 0
+    """How many times that was requested."""
     output: dict[int, Output] = field(default_factory=dict)
 
     @property

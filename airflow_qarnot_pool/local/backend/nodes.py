@@ -78,6 +78,7 @@ class Nodes:
     async def _prepare(self, pool: Pool, node: Node) -> None:
         """Copy the resources of the pool to the node and run its preparation command."""
         context = self._context
+        copied = pool.syncs
         error = await self._copy_resources(pool, node)
         preparation = pool.spec["preparationTask"]
         if error is None and preparation and not node.is_released:
@@ -106,6 +107,10 @@ class Nodes:
                 node.run = None
                 if problem := attempt.problem_of("The preparation task", result):
                     error = f"{problem} on node {node.id}"
+        while error is None and copied != pool.syncs and not node.is_released:
+            # A synchronization that was requested meanwhile has left this node out.
+            copied = pool.syncs
+            error = await self._copy_resources(pool, node)
         context.touch()
         if node.is_released:
             await asyncio.to_thread(self._remove_directory, node)
@@ -127,6 +132,7 @@ class Nodes:
     async def synchronize(self, pool: Pool) -> None:
         """Copy the resources of the pool to its nodes again. Files deleted from the bucket stay."""
         nodes = [node for node in pool.nodes.values() if node.up is not None]
+        pool.syncs += 1
         pool.syncing += len(nodes)
         for node in nodes:
             await self._copy_resources(pool, node)
