@@ -25,6 +25,12 @@ def get_cli_commands() -> list[GroupCommand]:
                 default=15.0,
             ),
             Arg(("--idle-timeout-minutes",), help="Minutes to keep idle pools", type=float, default=60.0),
+            Arg(
+                ("--delete-environments-after-days",),
+                help="Days to keep environments of Python functions after their last use, at least 2",
+                type=float,
+                default=30.0,
+            ),
         ),
     )
     return [
@@ -34,11 +40,16 @@ def get_cli_commands() -> list[GroupCommand]:
 
 def reap(args: Namespace) -> None:
     """Run ``airflow qarnot reap``: as ``QarnotReapOperator``, with the states of DAG runs from the database."""
+    from airflow_qarnot_pool.environments.specification import DEFAULT_BUCKET
+    from airflow_qarnot_pool.exceptions import QarnotError
     from airflow_qarnot_pool.hooks.qarnot import QarnotHook
+    from airflow_qarnot_pool.maintenance.environments import check_max_age, reap_environments
     from airflow_qarnot_pool.maintenance.reaper import HAS_ENDED, ReapLimits
     from airflow_qarnot_pool.maintenance.reaper import reap as reap_pools
 
     hook = QarnotHook(args.conn_id)
+    max_age = timedelta(days=args.delete_environments_after_days)
+    check_max_age(max_age)
     report = reap_pools(
         hook.client,
         hook.settings.namespace if hook.settings.namespace_is_explicit else None,
@@ -57,6 +68,13 @@ def reap(args: Namespace) -> None:
     print(f"{counts['closed']} {would}closed, {counts['deleted']} {would}deleted, {counts['kept']} kept")
     if report.tasks:
         print(f"{counts['aborted']} of {len(report.tasks)} Qarnot tasks with their own nodes {would}aborted")
+    try:
+        for key in reap_environments(hook.settings, DEFAULT_BUCKET, max_age, dry_run=args.dry_run):
+            print(
+                f"delete {key} of bucket {DEFAULT_BUCKET}: it was last used more than {max_age.days} days ago"
+            )
+    except QarnotError as error:
+        report.failures.append(str(error))
     if report.failures:
         raise SystemExit("\n".join(["Could not check or clean up:", *report.failures]))
 

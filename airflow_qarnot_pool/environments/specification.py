@@ -20,6 +20,8 @@ from airflow_qarnot_pool.api.fields import short_repr
 PREFIX = "airflow-qarnot-environment-"
 #: The platform of the nodes, as the newest wheel tag that they run.
 PLATFORM = "manylinux_2_28_x86_64"
+#: The bucket for the archives, unless an environment names another.
+DEFAULT_BUCKET = "airflow-qarnot-environments"
 #: Changes when the layout of an archive changes.
 _LAYOUT = 1
 _PYTHON = re.compile(r"3\.([89]|[1-9][0-9])")
@@ -48,7 +50,7 @@ class QarnotEnvironment:
     requirements: Sequence[str] | str = ()
     modules: Sequence[str] = ()
     python: str = "3.12"
-    bucket: str = "airflow-qarnot-environments"
+    bucket: str = DEFAULT_BUCKET
 
     def __post_init__(self) -> None:
         if not isinstance(self.requirements, str):

@@ -6,13 +6,15 @@ import gzip
 import json
 import logging
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
+from airflow_qarnot_pool.api.errors import QarnotError, QarnotInvalidSpecError
 from airflow_qarnot_pool.environments.installers import install, installed_files
 from airflow_qarnot_pool.environments.specification import (
     EnvironmentSource,
@@ -31,13 +33,23 @@ log = logging.getLogger(__name__)
 #: Maximum bytes of an archive.
 MAX_ARCHIVE = 2 * 1024**3
 ARCHIVES, SOURCES = "archives/", "sources/"
+#: Prefix of the keys with which the reaper announces that it is about to delete the key after it.
+ANNOUNCEMENTS = "deleting/"
+#: Age of the date of an object after which a use renews it. The reaper deletes objects by their date.
+RENEW_AFTER = timedelta(days=1)
+#: Age of the date after which all deletions that were announced before are over, however clocks differ.
+SETTLED_AFTER = timedelta(minutes=10)
+#: Maximum seconds of a deletion. A reaper that takes longer was killed, or gives up.
+MAX_DELETION = 60.0
+_POLL_SECONDS = 0.2
 
 
 class EnvironmentStorage:
     """The archives of an account.
 
     ``archives/`` has them by the hash of what is in them. ``sources/`` has the name of the archive that a source was
-    made into, so a source is resolved once, and its unpinned requirements keep their versions.
+    made into, so a source is resolved once, and its unpinned requirements keep their versions. A use renews the date of
+    both (see :mod:`airflow_qarnot_pool.maintenance.environments`).
     """
 
     def __init__(self, settings: ConnectionSettings, bucket: str) -> None:
@@ -64,14 +76,21 @@ class EnvironmentStorage:
         return ResourceBucket(bucket=self.bucket, prefix=ARCHIVES + name, strip_prefix=ARCHIVES)
 
     def copy(self, archive: str, folder: str) -> None:
-        """Copy *archive* into *folder* of the bucket, unless it is there."""
-        with with_storage_help(f"The environment could not be copied in bucket {self.bucket}", self.bucket):
-            if not self._exists(folder + archive):
-                self._s3.copy_object(
-                    Bucket=self.bucket,
-                    Key=folder + archive,
-                    CopySource={"Bucket": self.bucket, "Key": ARCHIVES + archive},
+        """Copy *archive* into *folder* of the bucket, unless it is there.
+
+        :raises QarnotError: the archive does not exist.
+        """
+
+        def write() -> None:
+            if not self._copy(ARCHIVES + archive, folder + archive):
+                raise QarnotError(
+                    f"Environment {archive} is not in bucket {self.bucket}",
+                    remedy="Clear the task that opens the pool, which makes it again.",
                 )
+
+        with with_storage_help(f"The environment could not be copied in bucket {self.bucket}", self.bucket):
+            if not self._keep(folder + archive):
+                self._write(folder + archive, write)
 
     def _made_from(self, source: EnvironmentSource) -> str | None:
         """Return the archive that was made from *source*, if it exists."""
@@ -80,7 +99,10 @@ class EnvironmentStorage:
             name = json.loads(note or b"null")["archive"]
         except (ValueError, TypeError, KeyError):
             return None
-        return name if is_archive_name(name) and self._exists(ARCHIVES + name) else None
+        if not is_archive_name(name) or not self._keep(ARCHIVES + name):
+            return None
+        self._keep(SOURCES + source.key)
+        return str(name)
 
     def _make(self, source: EnvironmentSource) -> str:
         with tempfile.TemporaryDirectory(prefix="airflow-qarnot-") as scratch:
@@ -92,15 +114,19 @@ class EnvironmentStorage:
             packages = installed_files(folder)
             name = archive_name(source, packages)
             self._s3.create_bucket(Bucket=self.bucket)
-            if self._exists(ARCHIVES + name):
+            if self._keep(ARCHIVES + name):
                 log.info("Environment %s is in bucket %s", name, self.bucket)
             else:
                 with tempfile.TemporaryFile() as file:
                     pack({"packages": packages, "modules": source.modules}, file)
                     size = file.tell()
                     _check_size(size)
-                    file.seek(0)
-                    self._s3.put_object(Bucket=self.bucket, Key=ARCHIVES + name, Body=file)
+
+                    def upload() -> None:
+                        file.seek(0)
+                        self._s3.put_object(Bucket=self.bucket, Key=ARCHIVES + name, Body=file)
+
+                    self._write(ARCHIVES + name, upload)
                 log.info("Uploaded environment %s (%s bytes) to bucket %s", name, f"{size:,}", self.bucket)
         self._s3.put_object(
             Bucket=self.bucket, Key=SOURCES + source.key, Body=json.dumps({"archive": name}).encode()
@@ -118,16 +144,63 @@ class EnvironmentStorage:
             raise
         return data
 
-    def _exists(self, key: str) -> bool:
+    def _keep(self, key: str) -> bool:
+        """Return whether *key* exists, after the reaper was told of its use."""
+        modified = modified_of(self._s3, self.bucket, key)
+        if modified is None:
+            return False
+        age = datetime.now(UTC) - modified
+        if SETTLED_AFTER < age < RENEW_AFTER:
+            return True
+        # A new date may have come after a reaper had read the old one.
+        return (age < RENEW_AFTER or self._copy(key, key)) and self._survives(key)
+
+    def _write(self, key: str, write: Callable[[], Any]) -> None:
+        """Write *key* so that it survives the deletion of an older object of its name."""
+        write()
+        while not self._survives(key):
+            write()
+
+    def _copy(self, source: str, target: str) -> bool:
+        """Copy an object, or renew its date. Return whether it existed."""
         from botocore.exceptions import ClientError
 
         try:
-            self._s3.head_object(Bucket=self.bucket, Key=key)
+            self._s3.copy_object(
+                Bucket=self.bucket,
+                Key=target,
+                CopySource={"Bucket": self.bucket, "Key": source},
+                MetadataDirective="REPLACE",  # without it S3 refuses a copy of an object onto itself
+            )
         except ClientError as error:
             if _is_missing(error):
                 return False
             raise
         return True
+
+    def _survives(self, key: str) -> bool:
+        """Return whether *key*, which was just written, exists when the deletions that were announced are over."""
+        deadline = time.monotonic() + MAX_DELETION
+        prefix = f"{ANNOUNCEMENTS}{key}/"
+        while found := self._s3.list_objects_v2(Bucket=self.bucket, Prefix=prefix).get("Contents"):
+            if time.monotonic() > deadline:
+                for entry in found:
+                    self._s3.delete_object(Bucket=self.bucket, Key=entry["Key"])
+            time.sleep(_POLL_SECONDS)
+        return modified_of(self._s3, self.bucket, key) is not None
+
+
+def modified_of(s3: Any, bucket: str, key: str) -> datetime | None:
+    """Return when *key* was written; None if it does not exist."""
+    from botocore.exceptions import ClientError
+
+    try:
+        modified: datetime = s3.head_object(Bucket=bucket, Key=key)["LastModified"]
+    except ClientError as error:
+        if _is_missing(error):
+            return None
+        raise
+    return modified
 
 
 def archive_in(resource: ResourceBucket) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from airflow_qarnot_pool.environments.specification import DEFAULT_BUCKET
 from airflow_qarnot_pool.exceptions import QarnotError, QarnotInvalidSpecError
 from airflow_qarnot_pool.operators.bases.base import QarnotOperator
 from airflow_qarnot_pool.ownership.liveness import dag_run_state
@@ -26,7 +27,7 @@ class QarnotReapOperator(QarnotOperator):
     The reaper never touches another namespace, or an object that this provider did not create. It fails if neither the
     connection nor ``[qarnot] namespace`` sets a namespace. The cost limits are those of the tasks that created the
     pools (``max_cost``, ``max_run_cost``). Returns a report: ``{namespace, dry_run, closed, deleted, kept, aborted,
-    pools: [...], tasks: [...], failures: [...]}``.
+    pools: [...], tasks: [...], failures: [...], environments: [key, ...]}``.
 
     Durations are timedeltas or seconds.
 
@@ -34,6 +35,10 @@ class QarnotReapOperator(QarnotOperator):
         that still runs for such a run is spared this long after its creation.
     :param idle_timeout: how long a pool may be idle, regardless of its DAG run.
     :param delete_finished_after: how long a closed pool is kept before it is deleted.
+    :param delete_environments_after: how long an :class:`~airflow_qarnot_pool.environments.QarnotEnvironment` is kept
+        after its last use, at least two days. Archives that unfinished pools or Qarnot tasks of the account bring are
+        kept in any case, and a deleted one is made again when it is needed.
+    :param environment_bucket: the bucket of the environments.
     :param report_only: report the actions without taking them (``dry_run`` is a method of Airflow's operators).
     """
 
@@ -43,6 +48,8 @@ class QarnotReapOperator(QarnotOperator):
         "grace_period",
         "idle_timeout",
         "delete_finished_after",
+        "delete_environments_after",
+        "environment_bucket",
     )
 
     def __init__(
@@ -51,6 +58,8 @@ class QarnotReapOperator(QarnotOperator):
         grace_period: Duration = timedelta(minutes=15),
         idle_timeout: Duration = timedelta(hours=1),
         delete_finished_after: Duration = timedelta(days=8),
+        delete_environments_after: Duration = timedelta(days=30),
+        environment_bucket: str = DEFAULT_BUCKET,
         report_only: bool | str = False,
         **kwargs: Any,
     ) -> None:
@@ -58,10 +67,14 @@ class QarnotReapOperator(QarnotOperator):
         self.grace_period = grace_period
         self.idle_timeout = idle_timeout
         self.delete_finished_after = delete_finished_after
+        self.delete_environments_after = delete_environments_after
+        self.environment_bucket = environment_bucket
         self.report_only = report_only
         for name in ("grace_period", "idle_timeout", "delete_finished_after"):
             if not is_templated(getattr(self, name)):
                 self._duration(name)
+        if not is_templated(delete_environments_after):
+            self._environments_age()
         if not is_templated(report_only):
             self._reports_only()
 
@@ -72,6 +85,13 @@ class QarnotReapOperator(QarnotOperator):
                 f"{name} must be a duration, got {given!r}", field=name, remedy="Give a timedelta or seconds."
             )
         return found
+
+    def _environments_age(self) -> timedelta:
+        from airflow_qarnot_pool.maintenance.environments import check_max_age
+
+        age = self._duration("delete_environments_after")
+        check_max_age(age)
+        return age
 
     def _reports_only(self) -> bool:
         """Return whether to report only. Refuse an unclear value, because pools must not be closed on a guess."""
@@ -86,6 +106,7 @@ class QarnotReapOperator(QarnotOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Close and delete what no DAG run needs, and return the report."""
+        from airflow_qarnot_pool.maintenance.environments import reap_environments
         from airflow_qarnot_pool.maintenance.reaper import ReapLimits, reap
 
         settings = self.hook.settings
@@ -100,18 +121,26 @@ class QarnotReapOperator(QarnotOperator):
             ),
             dry_run=self._reports_only(),
         ).to_json()
+        report["environments"] = []
+        try:
+            report["environments"] = reap_environments(
+                settings, self.environment_bucket, self._environments_age(), dry_run=self._reports_only()
+            )
+        except QarnotError as error:
+            report["failures"].append(str(error))
         self.log.info(
-            "Checked %s pools and %s Qarnot tasks, %s closed, %s deleted, %s aborted%s",
+            "Checked %s pools and %s Qarnot tasks, %s closed, %s deleted, %s aborted, %s environments deleted%s",
             len(report["pools"]),
             len(report["tasks"]),
             report["closed"],
             report["deleted"],
             report["aborted"],
+            len(report["environments"]),
             " (dry run: nothing was done)" if report["dry_run"] else "",
         )
         if report["failures"]:
             raise QarnotError(
-                f"{len(report['failures'])} pools or tasks could not be checked or cleaned up:\n"
+                f"{len(report['failures'])} pools, tasks or buckets could not be checked or cleaned up:\n"
                 + "\n".join(report["failures"])
             )
         return report
