@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, Protocol, TypeVar, cast, overload
 
 from airflow.sdk import XComArg
@@ -14,7 +15,12 @@ from airflow_qarnot_pool.api.errors import QarnotError, QarnotInvalidSpecError
 from airflow_qarnot_pool.decorators import node, payload
 from airflow_qarnot_pool.decorators.function import FunctionSource
 from airflow_qarnot_pool.environments.shared import bring
-from airflow_qarnot_pool.environments.specification import QarnotEnvironment, folder_of, is_beside
+from airflow_qarnot_pool.environments.specification import (
+    QarnotEnvironment,
+    check_files,
+    folder_of,
+    is_beside,
+)
 from airflow_qarnot_pool.environments.storage import EnvironmentStorage, archive_in
 from airflow_qarnot_pool.exceptions import QarnotTaskFailedError
 from airflow_qarnot_pool.hooks.qarnot import QarnotHook
@@ -37,6 +43,8 @@ from airflow_qarnot_pool.parameters.validation import (
 from airflow_qarnot_pool.version_compat import AirflowSkipException, context_keys, task_decorator_class
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import jinja2
     from airflow.sdk import Context
 
@@ -153,50 +161,15 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
                 remedy="Give 'json' or 'pickle'.",
             )
         check_durations(timeout=self.timeout)
-        QarnotEnvironment.of(self.environment)
+        if (environment := QarnotEnvironment.of(self.environment)) is not None:
+            check_files(environment, folder_of(function))
         if self.payload_bucket is not None and not is_templated(self.payload_bucket):
             _payload_bucket(self.payload_bucket)
         self._check_arguments(function)
-        self._check_imports(function)
-
-    def _check_imports(self, function: Callable[..., Any]) -> None:
-        """Refuse an import of a module beside the DAG file that does not reach the node, as far as that is known."""
-        environments = self._known_environments()
-        if environments is None:
-            return
-        missing = [
-            module
-            for module in self._function.imported_modules()
-            if is_beside(module, folder_of(function)) and not any(one.ships(module) for one in environments)
-        ]
-        if missing:
-            name = self._function.name
-            raise QarnotInvalidSpecError(
-                f"@task.qarnot: {name}() imports {missing[0]!r}, which is beside the DAG file and does not reach the "
-                f"node. Give environment=QarnotEnvironment(modules={missing!r}) to the pool, or to the function if it "
-                "has nodes of its own",
-                field="environment",
-            )
-
-    def _known_environments(self) -> list[QarnotEnvironment] | None:
-        """Return the environments of the function and its pool; None if other files may reach the node, too."""
-        sources: list[Any] = [self]
-        if self.on_pool:
-            sources.append(getattr(self.qarnot_pool, "operator", None))
-        else:
-            group: Any = self.task_group
-            while group is not None and getattr(group, "open_pool", None) is None:
-                group = group.parent_group
-            sources += [] if group is None else [group.open_pool]
-        found = []
-        for source in sources:
-            spec = getattr(source, "pool_spec", None) or getattr(source, "task_spec", None) or {}
-            if not hasattr(source, "environment") or source.resource_buckets or not isinstance(spec, Mapping):
-                return None
-            if {"resource_buckets", "resourceBuckets", "advancedResourceBuckets"} & spec.keys():
-                return None
-            found.append(QarnotEnvironment.of(source.environment))
-        return [environment for environment in found if environment]
+        pool = (
+            getattr(self.qarnot_pool, "operator", None) if self.on_pool else _pool_of_group(self.task_group)
+        )
+        _refuse_unshipped(self._function, folder_of(function), [self, pool])
 
     def _check_arguments(self, function: Callable[..., Any]) -> None:
         args, kwargs = self._arguments()
@@ -451,22 +424,82 @@ class _QarnotTaskDecorator(task_decorator_class()):  # type: ignore[misc]
             for index, item in enumerate(values.items() if isinstance(values, dict) else values)
         }
         self._check_mapped(map_kwargs, items)
-        return super().expand(**map_kwargs)
+        return self._with_environment_checked(super().expand(**map_kwargs))
 
     def expand_kwargs(self, kwargs: Any, *, strict: bool = True) -> Any:
         """Create a mapped task with a call for each row of arguments."""
         rows = list(kwargs) if isinstance(kwargs, (list, tuple)) else [kwargs]
-        # A row that is known when the task runs can have any argument.
-        if all(isinstance(row, Mapping) for row in rows):
-            for index, row in enumerate(rows):
+        for index, row in enumerate(rows):
+            if isinstance(row, Mapping):
                 self._check_mapped(row, {f"{name} (row {index})": value for name, value in row.items()})
-        return super().expand_kwargs(kwargs, strict=strict)
+            else:
+                # A row that is known when the task runs can have any argument.
+                self._check_mapped(_context_parameters(self.function), {})
+        return self._with_environment_checked(super().expand_kwargs(kwargs, strict=strict))
 
     def _check_mapped(self, names: Iterable[str], mapped: Mapping[str, Any]) -> None:
         partial = self.kwargs.get("op_kwargs") or {}
         with self._naming():
             _refuse_context(self.function, {*partial, *names})
             _check_known({**partial, **mapped}, self.kwargs.get("serializer", "json"), self.function.__name__)
+
+    def _with_environment_checked(self, mapped: Any) -> Any:
+        """Return the mapped task. Its place in the DAG decides on which pool it runs, and so what it can import."""
+        with self._naming():
+            operator = mapped.operator
+            defaults: dict[str, Any] = {}
+            for place in (operator.dag, operator.task_group):
+                defaults |= getattr(place, "default_args", None) or {}
+            given = dict.fromkeys(("environment", "resource_buckets", "task_spec")) | defaults | self.kwargs
+            folder = folder_of(self.function)
+            if (environment := QarnotEnvironment.of(given["environment"])) is not None:
+                check_files(environment, folder)
+            if "qarnot_pool" in given:
+                pool = getattr(given["qarnot_pool"], "operator", None)
+            else:
+                pool = _pool_of_group(operator.task_group)
+            _refuse_unshipped(FunctionSource.of(self.function), folder, [SimpleNamespace(**given), pool])
+        return mapped
+
+
+class _NoPool:
+    """Stands for the pool of a function with nodes of its own."""
+
+    environment = resource_buckets = None
+
+
+def _pool_of_group(group: Any) -> Any:
+    """Return the task that opens the pool of the innermost QarnotPoolGroup around *group*, or :class:`_NoPool`."""
+    while group is not None and getattr(group, "open_pool", None) is None:
+        group = group.parent_group
+    return _NoPool if group is None else group.open_pool
+
+
+def _refuse_unshipped(function: FunctionSource, folder: Path, sources: Iterable[Any]) -> None:
+    """Refuse an import of a module beside the DAG file that does not reach the node, as far as that is known.
+
+    :param sources: the parameters of the function, and the task that opens its pool.
+    """
+    environments = []
+    for source in sources:
+        spec = getattr(source, "pool_spec", None) or getattr(source, "task_spec", None) or {}
+        if not hasattr(source, "environment") or source.resource_buckets or not isinstance(spec, Mapping):
+            return  # other files may reach the node, too
+        if {"resource_buckets", "resourceBuckets", "advancedResourceBuckets"} & spec.keys():
+            return
+        environments.append(QarnotEnvironment.of(source.environment))
+    missing = [
+        module
+        for module in function.imported_modules()
+        if is_beside(module, folder) and not any(one.ships(module) for one in environments if one)
+    ]
+    if missing:
+        raise QarnotInvalidSpecError(
+            f"@task.qarnot: {function.name}() imports {missing[0]!r}, which is beside the DAG file and does not reach "
+            f"the node. Give environment=QarnotEnvironment(modules={missing!r}) to the pool, or to the function if it "
+            "has nodes of its own",
+            field="environment",
+        )
 
 
 def _refuse_context(function: Callable[..., Any], filled: Collection[str]) -> None:

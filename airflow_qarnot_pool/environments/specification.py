@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import inspect
 import json
 import re
 import sys
@@ -163,6 +164,32 @@ def find_module(name: str, folder: Path) -> Path | None:
     return Path(spec.origin) if spec.origin and Path(spec.origin).is_file() else None
 
 
+def check_files(environment: QarnotEnvironment, *folders: Path) -> None:
+    """Refuse a requirements file or a module that does not exist, and requirements that name other files.
+
+    :param folders: folders that may be that of the DAG file. The message names the first one.
+    """
+    lines = environment.requirements
+    if isinstance(lines, str):
+        found = [folder / lines for folder in folders if (folder / lines).is_file()]
+        lines = _read_requirements((found or [folders[0] / lines])[0])
+    _cleaned(lines)
+    for name in environment.modules:
+        if all(find_module(name, folder) is None for folder in folders):
+            raise _missing_module(name, folders[0])
+
+
+def folders_being_loaded() -> list[Path]:
+    """Return the folders of the files that are being imported, one of which is the DAG file when that is parsed."""
+    files: list[str] = []
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code.co_name == "<module>":
+            files.append(frame.f_code.co_filename)
+        frame = frame.f_back
+    return list(dict.fromkeys(Path(file).resolve().parent for file in files))
+
+
 def folder_of(function: Callable[..., Any]) -> Path:
     """Return the folder of the file that defines *function*."""
     return Path(function.__code__.co_filename).resolve().parent
@@ -176,17 +203,21 @@ def is_path(name: str) -> bool:
 def _files_of_module(name: str, folder: Path) -> Iterator[tuple[str, bytes]]:
     path = find_module(name, folder)
     if path is None:
-        raise _refusal(
-            "modules",
-            f"has a module that is neither beside the DAG file in {folder} nor installed here, got {name!r}",
-            "Correct the name, or give the path beginning at the folder of the DAG file.",
-        )
+        raise _missing_module(name, folder)
     if path.is_file():
         yield path.name, path.read_bytes()
         return
     for file in sorted(path.rglob("*")):
         if file.is_file() and "__pycache__" not in file.parts:
             yield f"{path.name}/{file.relative_to(path).as_posix()}", file.read_bytes()
+
+
+def _missing_module(name: str, folder: Path) -> QarnotInvalidSpecError:
+    return _refusal(
+        "modules",
+        f"has a module that is neither beside the DAG file in {folder} nor installed here, got {name!r}",
+        "Correct the name, or give the path beginning at the folder of the DAG file.",
+    )
 
 
 def _read_requirements(path: Path) -> list[str]:

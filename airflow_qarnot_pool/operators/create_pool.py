@@ -20,7 +20,11 @@ from airflow_qarnot_pool.api.errors import (
 from airflow_qarnot_pool.api.limits import parse_stored_time
 from airflow_qarnot_pool.costs.limits import parse_amount
 from airflow_qarnot_pool.environments import shared
-from airflow_qarnot_pool.environments.specification import QarnotEnvironment
+from airflow_qarnot_pool.environments.specification import (
+    QarnotEnvironment,
+    check_files,
+    folders_being_loaded,
+)
 from airflow_qarnot_pool.environments.storage import EnvironmentStorage, archive_in
 from airflow_qarnot_pool.exceptions import QarnotPoolEndedError
 from airflow_qarnot_pool.operators.bases import warm_up as warming
@@ -147,7 +151,10 @@ class QarnotCreatePoolOperator(PoolOperator):
         self.slots_per_node = slots_per_node
         self.resource_buckets = resource_buckets
         self.environment = environment
-        QarnotEnvironment.of(environment)
+        known_environment = QarnotEnvironment.of(environment)
+        if known_environment is not None and self.has_dag():
+            # A DAG that is made in another file has its own one in ``fileloc`` only after it is parsed.
+            check_files(known_environment, self._dag_folder, *folders_being_loaded())
         self.pool_spec = hide_secrets(pool_spec)
         self.ready_when = ready_when
         self.keep_warm = as_duration("keep_warm", keep_warm)
@@ -259,7 +266,7 @@ class QarnotCreatePoolOperator(PoolOperator):
         if environment is None:
             return None
         storage = EnvironmentStorage(self.hook.settings, environment.bucket)
-        resource = storage.prepare(environment, Path(self.dag.fileloc).resolve().parent)
+        resource = storage.prepare(environment, self._dag_folder)
         archive = archive_in(resource)
         if self.shared is not None:
             folder = shared.folder_for(self.hook.settings.namespace, self.shared, archive)
@@ -268,6 +275,10 @@ class QarnotCreatePoolOperator(PoolOperator):
             values.setdefault("task_default_wait_for_pool_resources_synchronization", True)
         values["resource_buckets"] = [*as_list(values.get("resource_buckets")), resource]
         return archive
+
+    @property
+    def _dag_folder(self) -> Path:
+        return Path(self.dag.fileloc).resolve().parent
 
     def _share_environment(self, context: Context, claimed: Claim, archive: str) -> None:
         """Bring *archive* to a shared pool that exists, and store its name for the calls of this DAG run."""

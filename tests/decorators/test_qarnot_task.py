@@ -483,6 +483,14 @@ BAD_MAPPED: dict[str, tuple[Callable[[Any], Any], str]] = {
         lambda f: f.expand_kwargs([{"value": 1, "other": 1}, {"value": PATHS, "other": 1}]),
         r"argument value \(row 1\) of both\(\) is .*PosixPath at \[0\]",
     ),
+    "partial of rows that are not known": (
+        lambda f: f.partial(value=Path("a")).expand_kwargs(task(lambda: [{"other": 1}])()),
+        "PosixPath",
+    ),
+    "a known row beside one that is not": (
+        lambda f: f.expand_kwargs([{"value": PATHS, "other": 1}, task(dict)()]),
+        "PosixPath",
+    ),
     "overridden": (lambda f: f.override(task_id="x").expand(value=PATHS, other=[1]), "PosixPath"),
 }
 

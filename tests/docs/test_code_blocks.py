@@ -64,6 +64,10 @@ def test_python(
 ) -> None:
     bundles = [{"name": "docs", "classpath": LOCAL_BUNDLE, "kwargs": {"path": str(elsewhere)}}]
     monkeypatch.setenv("AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST", json.dumps(bundles))
+    # Modules that the blocks name stand beside them.
+    (elsewhere / "helpers.py").touch()
+    (elsewhere / "my_lib").mkdir()
+    (elsewhere / "my_lib" / "__init__.py").touch()
     file = elsewhere / f"{block.page.partition('.')[0].replace('-', '_')}_{block.line}.py"
     file.write_text(block.code)
     if "pytest" in block.words:

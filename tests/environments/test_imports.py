@@ -1,8 +1,9 @@
-"""An import of a module that does not reach the node is refused at parse."""
+"""Modules that do not exist, and imports of modules that do not reach the node, are refused at parse."""
 
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,11 @@ with DAG("imports", schedule=None):
         except ImportError:
             pass
         return double(1)
+
+    @task.qarnot
+    def maps(x, y=0):
+        from helpers.inner import double
+        return double(x)
 
 """
 REFUSED = {
@@ -63,7 +69,19 @@ ACCEPTED = {
 }
 
 
-def parse(folder: Path, text: str) -> Any:
+MAPPED = {
+    "one call": None,
+    "expand": ".expand(x=[1, 2])",
+    "partial and expand": ".partial(y=1).expand(x=[1, 2])",
+    "expand_kwargs": ".expand_kwargs([{'x': 1}, {'x': 2}])",
+}
+
+
+def parse(folder: Path, text: str, mapping: str | None = None) -> Any:
+    if mapping is not None:
+        text = re.sub(r"uses(\.override\(.*\))?\(\)", lambda match: f"maps{match[1] or ''}{mapping}", text)
+    (folder / "sub").mkdir()
+    (folder / "sub" / "other.py").write_text("")
     (folder / "helpers").mkdir()
     (folder / "helpers" / "__init__.py").write_text("")
     (folder / "optional_module.py").write_text("")
@@ -82,12 +100,66 @@ def parse(folder: Path, text: str) -> Any:
         del sys.modules["imports_dag"]
 
 
+@pytest.mark.parametrize("mapping", MAPPED.values(), ids=MAPPED)
 @pytest.mark.parametrize("text", REFUSED.values(), ids=REFUSED)
-def test_an_import_that_is_not_shipped_is_refused_by_name(tmp_path: Path, text: str) -> None:
-    with pytest.raises(QarnotInvalidSpecError, match=r"uses\(\) imports 'helpers'.*modules=\['helpers'\]"):
-        parse(tmp_path, text)
+def test_an_import_that_is_not_shipped_is_refused_by_name(
+    tmp_path: Path, text: str, mapping: str | None
+) -> None:
+    problem = r"(uses|maps)\(\) imports 'helpers'.*modules=\['helpers'\]"
+    with pytest.raises(QarnotInvalidSpecError, match=problem):
+        parse(tmp_path, text, mapping)
 
 
+@pytest.mark.parametrize("mapping", MAPPED.values(), ids=MAPPED)
 @pytest.mark.parametrize("text", ACCEPTED.values(), ids=ACCEPTED)
-def test_an_import_that_may_reach_the_node_is_accepted(tmp_path: Path, text: str) -> None:
+def test_an_import_that_may_reach_the_node_is_accepted(
+    tmp_path: Path, text: str, mapping: str | None
+) -> None:
+    parse(tmp_path, text, mapping)
+
+
+PLACES = {
+    "a group": """
+    with QarnotPoolGroup("g", instance_count=1, environment=WRONG):
+        pass
+""",
+    "an operator": """QarnotCreatePoolOperator(task_id="open", instance_count=1, environment=WRONG)""",
+    "a function": """task.qarnot(environment=WRONG)(lone)()""",
+    "a mapped function": """task.qarnot(environment=WRONG)(lone).expand(x=[1])""",
+    "an override": """task.qarnot(lone).override(environment=WRONG).expand_kwargs([{"x": 1}])""",
+}
+MISSING = {
+    "requirements": ("'requirements': 'missing.txt'", r"the file \S+/missing\.txt cannot be read"),
+    "a file": ("'modules': ['sub/none.py']", r"in \S+ nor installed here, got 'sub/none.py'"),
+    "a module": ("'modules': ['helpers', 'no_such']", r"in \S+ nor installed here, got 'no_such'"),
+    "another file": ("'requirements': ['-r more.txt']", "refers to another file or folder"),
+}
+
+
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+@pytest.mark.parametrize(("wrong", "problem"), MISSING.values(), ids=MISSING)
+def test_files_that_do_not_exist_are_refused_when_the_dag_is_parsed(
+    tmp_path: Path, place: str, wrong: str, problem: str
+) -> None:
+    head = f"    WRONG = {{{wrong}}}\n    def lone(x=0): return x\n"
+    with pytest.raises(QarnotInvalidSpecError, match=problem) as caught:
+        parse(tmp_path, head + ("" if place.startswith("\n") else "    ") + place.strip("\n"))
+    assert str(tmp_path) in str(caught.value) or "another file" in problem
+
+
+def test_modules_are_beside_the_dag_file_if_another_file_makes_the_dag(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Airflow sets the file of such a DAG after it is parsed."""
+    factory = tmp_path / "elsewhere"
+    factory.mkdir()
+    (factory / "qarnot_factory.py").write_text(
+        "from airflow.sdk import DAG\n\ndef make(): return DAG('made')\n"
+    )
+    monkeypatch.syspath_prepend(factory)
+    text = """
+    with __import__("qarnot_factory").make():
+        with QarnotPoolGroup("g", environment=SHIPS):
+            uses()
+"""
     parse(tmp_path, text)
