@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import runpy
 import time
+import zipfile
 from collections.abc import Iterator
+from importlib.metadata import distribution
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -208,6 +212,25 @@ def test_qarnot_array(client: QarnotClient) -> None:
     assert run.only_pool().state == "Closed"
     assert [task.instances for task in run.tasks] == [20]
     assert run.dag_run.get_task_instance("total").xcom_pull(task_ids="total") == 9592
+
+
+def test_qarnot_environment(client: QarnotClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wheel that is made from the installed package stands for the index."""
+    for name in [name for name in os.environ if name.startswith(("UV_", "PIP_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    installed = distribution("natsort")
+    with zipfile.ZipFile(tmp_path / f"natsort-{installed.version}-py3-none-any.whl", "w") as wheel:
+        for file in installed.files or ():
+            path = Path(str(installed.locate_file(file)))
+            if ".." not in file.parts and "__pycache__" not in file.parts and path.is_file():
+                wheel.write(path, str(file))
+    run = Run(client, "qarnot_environment")
+    run.assert_good()
+    assert {one.profile for one in run.assert_nothing_left_on()} == {"docker-batch"}
+    listed = run.dag_run.get_task_instance("nodes.listing").xcom_pull(task_ids="nodes.listing")
+    assert listed == ["1: 1", "9: 2", "10: 1", "and: 2", "page: 4"]
 
 
 @pytest.mark.parametrize("report_only", [True, False])
