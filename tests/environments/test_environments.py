@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -155,6 +156,50 @@ def test_a_changed_environment_never_meets_an_old_one(
     else:
         helpers.write_text("def double(value):\n    return 3 * value\n")
         assert call(opened(environment), uses)[:2] == [42, 63]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_no_history_of_changes_by_one_byte_meets_an_old_environment(
+    seed: int, qarnot: LocalQarnot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The installer is replaced: it writes a package whose content follows from the requirements."""
+
+    def install(source: EnvironmentSource, folder: Path) -> None:
+        (folder / "tiny.py").write_text(f"{source.requirements} for {source.python}")
+
+    monkeypatch.setattr(storage, "install", install)
+    chance = random.Random(seed)
+    helpers = tmp_path / "helpers.py"
+    state: dict[str, Any] = {"module": b"ANSWER = 42\n", "requirement": "tiny==1.0", "python": "3.12"}
+    names: dict[str, dict[str, Any]] = {}
+    history = [dict(state)]
+    for _ in range(15):
+        changes = chance.choice([*state, "back"])
+        if changes == "module":
+            data = bytearray(state["module"])
+            data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+            state["module"] = bytes(data)
+        elif changes == "requirement":
+            state["requirement"] = f"tiny=={chance.randrange(3)}.{chance.randrange(3)}"
+        elif changes == "python":
+            state["python"] = chance.choice(["3.11", "3.12", "3.13"])
+        else:
+            state = dict(chance.choice(history))
+        history.append(dict(state))
+        helpers.write_bytes(state["module"])
+        requirement, python = state["requirement"], state["python"]
+        name = prepare(
+            QarnotEnvironment(requirements=[requirement], modules=["helpers"], python=python), tmp_path
+        )
+        assert names.setdefault(name, dict(state)) == state, "two environments have one archive"
+        assert len(names) == len({tuple(sorted(one.items())) for one in history[1:]}), "one has two archives"
+        data = storage_of(qarnot).get_object(Bucket=BUCKET, Key=f"archives/{name}")["Body"].read()
+        with tarfile.open(fileobj=BytesIO(data)) as archive:
+            stored = {entry.name: archive.extractfile(entry).read() for entry in archive}  # type: ignore[union-attr]
+        assert stored == {
+            "modules/helpers.py": state["module"],
+            "packages/tiny.py": f"{(requirement,)} for {python}".encode(),
+        }
 
 
 def test_a_function_with_nodes_of_its_own_brings_its_environment(wheels: Wheels, qarnot: LocalQarnot) -> None:

@@ -51,6 +51,11 @@ def test_any_change_gives_another_archive(seed: int) -> None:
     assert is_archive_name(name)
     assert archive_name(replace(SOURCE), dict(reversed(PACKAGES.items()))) == name
     assert archive_name(SOURCE, changed_files(PACKAGES, chance)) != name
+    line = chance.randrange(2)
+    lines = list(SOURCE.requirements)
+    place = chance.randrange(len(lines[line]))
+    lines[line] = lines[line][:place] + chr(ord(lines[line][place]) ^ 1) + lines[line][place + 1 :]
+    assert replace(SOURCE, requirements=tuple(lines)).key != SOURCE.key
     source = replace(SOURCE, modules=changed_files(SOURCE.modules, chance))
     assert archive_name(source, PACKAGES) != name
     assert source.key != SOURCE.key
