@@ -23,6 +23,7 @@ NAMES = (
     "import_time",
     "fan_out",
     "array",
+    "environments",
     "warm_vs_cold",
     "local_qarnot",
     "dag_makespan",

@@ -91,8 +91,12 @@ class Table:
 class Report:
     """Tables, figures and targets of one program."""
 
-    def __init__(self, name: str, waiters: int, quick: bool) -> None:
+    def __init__(
+        self, name: str, waiters: int, quick: bool, options: Mapping[str, str] | None = None
+    ) -> None:
         self.name, self.waiters, self.quick = name, waiters, quick
+        #: Values of the program's own options, by their names.
+        self.options = options or {}
         self.tables: list[Table] = []
         self.figures: dict[str, float] = {}
         self.targets: list[tuple[str, str, bool]] = []
@@ -140,10 +144,12 @@ def main(
     waiters: int,
     meaning: str,
     with_airflow: bool = False,
+    options: Mapping[str, tuple[str, str]] | None = None,
 ) -> None:
     """Run one program.
 
     :param waiters: default of ``--waiters``; *meaning* describes it in the help.
+    :param options: further options by their names: the default and the help.
     :param with_airflow: the figures include Airflow's own time. The output of other programs says that they do not.
     """
     from benchmarks import environment
@@ -157,10 +163,13 @@ def main(
         "--quick", action="store_true", help="a few seconds, to see that it works; the figures mean nothing"
     )
     parser.add_argument("--page", type=Path, metavar="PATH", help="write the tables there, too, as Markdown")
+    for option, (default, description) in (options or {}).items():
+        parser.add_argument(f"--{option}", default=default, help=f"{description} (default {default})")
     given = parser.parse_args()
     if given.waiters < 1:
         parser.error("--waiters must be at least 1")
-    report = Report(name, given.waiters, given.quick)
+    own = {option: getattr(given, option) for option in options or {}}
+    report = Report(name, given.waiters, given.quick, own)
     with environment.prepared():
         measure(report)
     found = str(report) if with_airflow else f"{WITHOUT_AIRFLOW}\n\n{report}"

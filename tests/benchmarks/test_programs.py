@@ -46,6 +46,7 @@ KEYS = {
         "expand.requests",
         "sdk_mapped.requests",
     },
+    "environments": {"installs_on_nodes", "extra_seconds_a_call", "boot_with_the_environment_seconds"},
     "warm_vs_cold": {"warm.0.3.wall_seconds", "cold.0.3.wall_seconds"},
     "local_qarnot": {"get_a_task.20.per_second", "search_by_tag_and_time.20.per_second"},
 }
@@ -123,6 +124,15 @@ def test_a_fan_out_costs_requests_by_the_chunk_and_not_by_the_command(
 
 def test_an_array_is_created_with_one_request(figures: dict[str, Future[dict[str, float]]]) -> None:
     assert figures["array"].result()["array.posts"] == 1
+
+
+def test_no_call_installs_its_environment_and_a_second_dag_uploads_nothing(
+    figures: dict[str, Future[dict[str, float]]],
+) -> None:
+    found = figures["environments"].result()
+    assert found["installs_on_nodes"] == found["bytes_uploaded_by_the_second_dag"] == 0
+    assert 1 <= found["unpackings_on_nodes"] <= 2
+    assert found["bytes_uploaded_by_the_first_dag"] > 0
 
 
 def test_exponents_and_percentiles() -> None:
