@@ -52,10 +52,14 @@ def comparable(spec: PoolSpec) -> PoolSpec:
     return replace(spec, resource_buckets=resources) if resources else spec
 
 
-def bring(client: QarnotClient, storage: EnvironmentStorage, pool: Pool, archive: str) -> None:
+def bring(
+    client: QarnotClient, storage: EnvironmentStorage, pool: Pool, archive: str, own_folder: str = ""
+) -> None:
     """Bring *archive* to the nodes of a shared pool that may have been created with another one.
 
     Qarnot tasks that are submitted after this wait for the copies, because the pool says so.
+
+    :param own_folder: the folder of a pool that is created with *archive*, which has it from its start.
     """
     folders = [
         str(one.prefix) for one in pool.resource_buckets if one.bucket == storage.bucket and _is_folder(one)
@@ -66,6 +70,8 @@ def bring(client: QarnotClient, storage: EnvironmentStorage, pool: Pool, archive
             field="environment",
             remedy="Give all users of the pool an environment, or share another name.",
         )
+    if folders[0] == own_folder:
+        return
     storage.copy(archive, folders[0])
     try:
         client.pools.sync_resources(pool.uuid)

@@ -269,12 +269,15 @@ class QarnotCreatePoolOperator(PoolOperator):
         resource = storage.prepare(environment, self._dag_folder)
         archive = archive_in(resource)
         if self.shared is not None:
-            folder = shared.folder_for(self.hook.settings.namespace, self.shared, archive)
+            folder = self._shared_folder(archive)
             storage.copy(archive, folder)
             resource = shared.resource_for(environment.bucket, folder)
             values.setdefault("task_default_wait_for_pool_resources_synchronization", True)
         values["resource_buckets"] = [*as_list(values.get("resource_buckets")), resource]
         return archive
+
+    def _shared_folder(self, archive: str) -> str:
+        return shared.folder_for(self.hook.settings.namespace, str(self.shared), archive)
 
     @property
     def _dag_folder(self) -> Path:
@@ -285,7 +288,8 @@ class QarnotCreatePoolOperator(PoolOperator):
         environment = QarnotEnvironment.of(self.environment)
         if claimed.existing is not None and environment is not None:
             storage = EnvironmentStorage(self.hook.settings, environment.bucket)
-            shared.bring(self.client, storage, cast("Pool", claimed.existing), archive)
+            pool = cast("Pool", claimed.existing)
+            shared.bring(self.client, storage, pool, archive, self._shared_folder(archive))
         xcoms.push(context["ti"], xcoms.ENVIRONMENT_KEY, archive)
 
     def _closing_on_error(self) -> AbstractContextManager[None]:

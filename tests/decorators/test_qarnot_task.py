@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, XComArg, task
 
 from airflow_qarnot_pool.api.client import QarnotClient
@@ -484,11 +485,11 @@ BAD_MAPPED: dict[str, tuple[Callable[[Any], Any], str]] = {
         r"argument value \(row 1\) of both\(\) is .*PosixPath at \[0\]",
     ),
     "partial of rows that are not known": (
-        lambda f: f.partial(value=Path("a")).expand_kwargs(task(lambda: [{"other": 1}])()),
+        lambda f: f.partial(value=Path("a")).expand_kwargs(XComArg(EmptyOperator(task_id="rows"))),
         "PosixPath",
     ),
     "a known row beside one that is not": (
-        lambda f: f.expand_kwargs([{"value": PATHS, "other": 1}, task(dict)()]),
+        lambda f: f.expand_kwargs([{"value": PATHS, "other": 1}, XComArg(EmptyOperator(task_id="row"))]),
         "PosixPath",
     ),
     "overridden": (lambda f: f.override(task_id="x").expand(value=PATHS, other=[1]), "PosixPath"),

@@ -104,7 +104,9 @@ def test_each_run_meets_its_own_environment_on_a_live_shared_pool(
     assert [one["method"] for one in qarnot.requests() if one["path"].endswith(pool)].count("PATCH") == 1
     assert users.call("new") == 2
     assert users.call("old") == 1, "met the environment of another DAG run"
+    qarnot.clear_requests()
     assert users.open("same as the old", 1) == pool
+    assert "PATCH" not in {one["method"] for one in qarnot.requests()}, "the pool has it from its start"
     assert users.call("same as the old") == 1
     assert client.pools.get(pool).task_default_wait_for_pool_resources_synchronization
 
