@@ -11,12 +11,14 @@ import hashlib
 import json
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from airflow_qarnot_pool.api import states
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError, QarnotRefusedError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from airflow_qarnot_pool.api.client import QarnotClient
     from airflow_qarnot_pool.api.models import Pool
     from airflow_qarnot_pool.api.specs import PoolSpec, ResourceBucket
@@ -47,7 +49,8 @@ def resource_for(bucket: str, folder: str) -> ResourceBucket:
 def comparable(spec: PoolSpec) -> PoolSpec:
     """Return *spec* with the same folder whatever its environment is. Users of a shared pool may have several."""
     resources = [
-        resource_for(one.bucket, FOLDERS) if _is_folder(one) else one for one in spec.resource_buckets or ()
+        resource_for(one.bucket, FOLDERS) if _is_folder(one) else one
+        for one in cast("Sequence[ResourceBucket]", spec.resource_buckets or ())
     ]
     return replace(spec, resource_buckets=resources) if resources else spec
 

@@ -152,7 +152,7 @@ class QarnotCreatePoolOperator(PoolOperator):
         self.resource_buckets = resource_buckets
         self.environment = environment
         known_environment = QarnotEnvironment.of(environment)
-        if known_environment is not None and self.has_dag():
+        if known_environment is not None and self.get_dag() is not None:
             # A DAG that is made in another file has its own one in ``fileloc`` only after it is parsed.
             check_files(known_environment, self._dag_folder, *folders_being_loaded())
         self.pool_spec = hide_secrets(pool_spec)

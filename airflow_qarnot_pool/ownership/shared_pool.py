@@ -28,7 +28,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from airflow_qarnot_pool.api import filters, states
 from airflow_qarnot_pool.api.errors import (
@@ -203,7 +203,7 @@ def acquire_shared_pool(client: QarnotClient, request: ClaimRequest) -> Claim:
 
     :raises QarnotSpecMismatchError: the live pool was created from another spec. Environments may differ.
     """
-    compared = comparable(request.spec)
+    compared = comparable(cast("PoolSpec", request.spec))
     fields = compared.fingerprint_fields()
     request = replace(
         request,

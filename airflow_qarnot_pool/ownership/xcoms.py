@@ -13,6 +13,7 @@ whether it can.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 from airflow_qarnot_pool.version_compat import database_xcom, runtime_task_instance
@@ -62,17 +63,14 @@ def push(ti: Any, key: str, value: Any) -> None:
 
 def pull(ti: Any, key: str) -> Any:
     """Return the value that the current try of this task instance has stored, or None."""
-    if _is_real(ti):
-        return None if _is_missing(ti, key) else get_direct(ti, key)
-    return ti.xcom_pull(task_ids=ti.task_id, key=key, map_indexes=ti.map_index)
+    return pull_of(ti, ti.task_id, ti.map_index, key)
 
 
-def pull_of(ti: Any, task_id: str, map_index: int, key: str) -> Any:
+def pull_of(ti: Any, task_id: str, map_index: int | None, key: str) -> Any:
     """Return the value that another task of the DAG run has stored, or None."""
     if _is_real(ti):
-        return database_xcom().get_one(
-            key=key, **{**_coordinates(ti), "task_id": task_id, "map_index": map_index}
-        )
+        owner = SimpleNamespace(dag_id=ti.dag_id, run_id=ti.run_id, task_id=task_id, map_index=map_index)
+        return None if _is_missing(owner, key) else get_direct(owner, key)
     return ti.xcom_pull(task_ids=task_id, key=key, map_indexes=map_index)
 
 
@@ -85,12 +83,12 @@ def pull_newest(ti: Any, key: str) -> Any:
     return ti.xcom_pull(task_ids=ti.task_id, key=key, map_indexes=ti.map_index, include_prior_dates=True)
 
 
-def _is_missing(ti: Any, key: str) -> bool:
+def _is_missing(owner: TaskInstanceCoordinates, key: str) -> bool:
     """Return whether an unmapped task has no such XCom, without the error that Airflow logs for one that is missing.
 
     A mapped task would read the values of all its instances.
     """
-    address = _coordinates(ti)
+    address = _coordinates(owner)
     return address.pop("map_index") < 0 and database_xcom().get_all(key=key, **address) is None
 
 

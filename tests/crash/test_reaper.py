@@ -278,6 +278,7 @@ def without_grace(**parameters: Any) -> QarnotReapOperator:
         "grace_period": timedelta(seconds=-60),
         "idle_timeout": timedelta(hours=1),
         "delete_finished_after": timedelta(days=8),
+        "delete_environments_after": timedelta(days=30),
     }[name]
     return operator
 
@@ -294,7 +295,7 @@ def test_one_that_cannot_be_closed_does_not_spare_the_others(
     monkeypatch.setattr("airflow_qarnot_pool.operators.reap.dag_run_state", lambda *_: None)
     operator = without_grace()
     with pytest.raises(
-        QarnotError, match=rf"1 pools or tasks could not be checked or cleaned up:\n{stubborn}"
+        QarnotError, match=rf"1 pools, tasks or buckets could not be checked or cleaned up:\n{stubborn}"
     ):
         operator.execute(context_of(operator))
 
@@ -334,6 +335,7 @@ def test_the_report_is_what_the_docs_say(
         "aborted": 0,
         "tidied": 0,
         "tasks": [],
+        "environments": [],
         "failures": [],
     }
     assert {**report, "dry_run": True} == {key: value for key, value in dry.items() if key != "pools"}
