@@ -64,6 +64,8 @@ MAX_VALUES = 10_000_000
 _MAX_HELD = 4 * MAX_VALUES
 #: Maximum bytes of the report of an instance with any number of items.
 _MAX_REPORT = 8_000_000
+#: Maximum bytes of all reports of a Qarnot task, because compressed data may become much longer.
+_MAX_REPORTS = 200_000_000
 #: Number of failed items that an error shows, and of those whose tracebacks it shows.
 SHOWN_ITEMS, SHOWN_ERRORS = 20, 3
 #: Number of concurrent requests for the output of single instances, and for files.
@@ -134,6 +136,8 @@ class ArrayReports:
 class _Report:
     """A report of an instance: of one item, or at the end of all its items."""
 
+    #: Number of its bytes.
+    length: int
     outcomes: Mapping[int, Mapping[str, Any]]
     #: Set at the end.
     instance: int | None = None
@@ -145,9 +149,11 @@ class _Report:
 def _parse(encoded: str) -> _Report:
     """Decode a report. Raises ValueError unless it has the format of :mod:`~airflow_qarnot_pool.decorators.node`."""
     try:
-        report = parse_json(decompress(base64.urlsafe_b64decode(encoded), _MAX_REPORT))
+        data = decompress(base64.urlsafe_b64decode(encoded), _MAX_REPORT)
+        report = parse_json(data)
         instance = report.get("instance")
         return _Report(
+            length=len(data),
             outcomes={_index(item): _outcome(outcome) for item, outcome in report["items"].items()},
             instance=None if instance is None else _index(instance),
             file=str(report.get("file", "")),
@@ -184,6 +190,7 @@ class ArrayFinder(LineFinder[_Report]):
         super().__init__(f"{node.MARK} {nonce} ", _parse, 2 * _MAX_REPORT)
         self._line = re.compile(rf"^(?:\d{{1,9}}> )?{re.escape(self.mark)}([A-Za-z0-9_=-]+)$", re.MULTILINE)
         self.reports: list[_Report] = []
+        self._held = 0
 
     @property
     def ended(self) -> set[int]:
@@ -192,7 +199,7 @@ class ArrayFinder(LineFinder[_Report]):
 
     def watch(self, pieces: Iterable[str]) -> Iterator[str]:
         """Yield *pieces*, and search them for reports."""
-        self.reports, self.problem, self.complete = [], "", False
+        self.reports, self.problem, self.complete, self._held = [], "", False, 0
         unfinished: list[str] = []
         size = 0
         for piece in pieces:
@@ -210,7 +217,11 @@ class ArrayFinder(LineFinder[_Report]):
     def _search_all(self, lines: str) -> None:
         for match in self._line.finditer(lines):
             try:
-                self.reports.append(self._parse(match[1]))
+                report = self._parse(match[1])
+                self._held += report.length
+                if self._held > _MAX_REPORTS:
+                    raise ValueError(f"the reports are more than {_MAX_REPORTS:,} bytes")
+                self.reports.append(report)
             except ValueError as error:
                 self.problem = str(error)
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import re
+import zlib
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from itertools import product
@@ -13,6 +17,7 @@ import pytest
 from airflow.sdk import DAG, task
 
 from airflow_qarnot_pool.api.client import QarnotClient
+from airflow_qarnot_pool.api.specs import PoolSpec, RetrySettings
 from airflow_qarnot_pool.decorators import array, node
 from airflow_qarnot_pool.decorators.array import ArrayFinder, array_results
 from airflow_qarnot_pool.decorators.qarnot import qarnot_task
@@ -20,13 +25,14 @@ from airflow_qarnot_pool.exceptions import (
     QarnotDeletedError,
     QarnotError,
     QarnotInvalidSpecError,
+    QarnotTaskCancelledError,
     QarnotTaskFailedError,
 )
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.ownership.identity import KEPT_LABEL
 from airflow_qarnot_pool.ownership.quota import Disposal, disposal_of_task
 from airflow_qarnot_pool.version_compat import AirflowSkipException
-from tests.crash.children import made_for
+from tests.crash.children import eventually, made_for
 from tests.harness import FakeTI, defer, life_of, resume, run
 
 MODES = pytest.mark.parametrize("deferrable", [True, False], ids=["deferred", "on the worker"])
@@ -315,6 +321,29 @@ def test_a_try_adopts_the_round_of_a_dead_try(
     assert executions(tmp_path) == {0: 1, 1: 1, 2: 2, 3: 1}
 
 
+def test_a_round_that_ends_between_the_lookup_and_the_claim_is_read(
+    pool: str, client: QarnotClient, run_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = {"folder": str(tmp_path), "fails": [2], "gate": "go"}
+
+    def make() -> Any:
+        return made(gated, {"number": range(4)}, qarnot_pool=pool, shared=shared, retries=1)
+
+    first, second = tries(run_id, 2)
+    defer(make, first)
+    real = array._QarnotArrayOperator._look_up
+
+    def look_up(self: Any) -> None:
+        real(self)
+        (tmp_path / "go").touch()
+        eventually(lambda: client.tasks.get(first.xcoms["qarnot_task"]).state == "Failure")
+
+    monkeypatch.setattr(array._QarnotArrayOperator, "_look_up", look_up)
+    assert run(make, second) == [0, 10, 20, 30]
+    assert executions(tmp_path) == {0: 1, 1: 1, 2: 2, 3: 1}
+    assert [one.instances for one in made_for(client.tasks, run_id)] == [4, 1]
+
+
 def test_a_try_that_finds_all_items_done_submits_nothing(pool: str, run_id: str, tmp_path: Path) -> None:
     shared = {"folder": str(tmp_path), "fails": []}
 
@@ -409,7 +438,60 @@ def test_an_own_finished_task_with_results_is_never_deleted_to_make_room(
     assert disposal_of_task(ended, "running", lambda: False, own) is Disposal.KEEP
 
 
+def test_qarnot_does_not_repeat_an_instance_with_the_default_of_its_pool(
+    client: QarnotClient, run_id: str, tmp_path: Path
+) -> None:
+    pool = client.pools.create(PoolSpec(name="repeats", instance_count=1, default_retry=RetrySettings.of(2)))
+    shared = {"folder": str(tmp_path), "fails": [1]}
+    with pytest.raises(QarnotTaskFailedError, match="1 of 3 items"):
+        call(pool, runs, {"number": range(3)}, FakeTI(run_id=run_id), shared=shared, chunk_size=3)
+    assert executions(tmp_path) == dict.fromkeys(range(3), 1)
+    client.pools.delete(pool)
+
+
+def test_the_finished_items_of_an_aborted_qarnot_task_do_not_run_again(
+    pool: str, client: QarnotClient, run_id: str, tmp_path: Path
+) -> None:
+    def slow(folder: str, number: int) -> int:
+        import time
+        from pathlib import Path
+
+        with open(Path(folder) / str(number), "a") as file:
+            file.write("x")
+        while number == 2 and not (Path(folder) / "go").exists():
+            time.sleep(0.02)
+        return number
+
+    def make() -> Any:
+        shared = {"folder": str(tmp_path)}
+        return made(slow, {"number": range(4)}, qarnot_pool=pool, shared=shared, retries=1, chunk_size=4)
+
+    first, second = tries(run_id, 2)
+    deferred, context = defer(make, first)
+    eventually(lambda: (tmp_path / "2").exists())
+    client.tasks.abort(first.xcoms["qarnot_task"])
+    with pytest.raises(QarnotTaskCancelledError):
+        resume(make, deferred, context)
+    (tmp_path / "go").touch()
+    assert run(make, second) == [0, 1, 2, 3]
+    assert executions(tmp_path) == {0: 1, 1: 1, 2: 2, 3: 1}
+
+
 # --- the output
+
+
+def test_an_array_with_live_output(
+    pool: str, run_id: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def make() -> Any:
+        return made(power_of, {"number": range(6)}, qarnot_pool=pool, chunk_size=3, log_output="live")
+
+    deferred, context = defer(make, FakeTI(run_id=run_id))
+    assert resume(make, deferred, context) == [number**2 for number in range(6)]
+    logged = capsys.readouterr().out
+    for number in range(6):
+        assert logged.count(f"[stdout {number // 3}] number {number}") == 1
+    assert node.MARK not in logged
 
 
 def test_reports_that_the_common_output_lacks_are_read_by_instance(
@@ -433,10 +515,6 @@ def test_reports_that_the_common_output_lacks_are_read_by_instance(
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
 def test_reports_are_found_in_pieces_of_any_size(size: int) -> None:
-    import base64
-    import json
-    import zlib
-
     def line(report: dict[str, Any]) -> str:
         return (
             f"{node.MARK} abc {base64.urlsafe_b64encode(zlib.compress(json.dumps(report).encode())).decode()}"
@@ -468,6 +546,26 @@ def test_reports_are_found_in_pieces_of_any_size(size: int) -> None:
         found.add(report, has_file=True)
     assert found.missing == [0, 3, 4, 5, 7]
     assert found.files == {8: ("f", "0", 3)}
+
+
+def test_hostile_reports_take_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(array, "_MAX_REPORTS", 3_000_000)
+    bomb = zlib.compress(b'{"items": {"1": {"value": "' + b"a" * 2_000_000 + b'"}}}')
+    line = f"{node.MARK} abc {base64.urlsafe_b64encode(bomb).decode()}"
+    too_large = zlib.compress(b" " * 20_000_000)
+    finder = ArrayFinder("abc")
+    deque(finder.watch([f"0> {line}\n"] * 30), maxlen=0)
+    assert len(finder.reports) == 1
+    assert "more than 3,000,000 bytes" in finder.problem
+    line = f"{node.MARK} abc {base64.urlsafe_b64encode(too_large).decode()}"
+    deque(finder.watch([f"0> {line}\n"]), maxlen=0)
+    assert not finder.reports
+    assert "more than 8,000,000 bytes" in finder.problem
+    found = array.ArrayReports(3)
+    found.add(array._Report(length=0, outcomes={0: {"value": "x" * 100}}), has_file=False)
+    monkeypatch.setattr(array, "_MAX_HELD", 150)
+    found.add(array._Report(length=0, outcomes={1: {"value": "x" * 100}}), has_file=False)
+    assert (found.values[1], found.size, found.missing) == ("", 200, [2])
 
 
 # --- skipped items, and none at all

@@ -50,6 +50,19 @@ with DAG("functions", schedule=None) as dag:
         )
 
         @task.qarnot
+        def plus(number: int, more: int) -> int:
+            return number + more
+
+        sums = plus.partial(more=1).array(number=numbers())
+        again = plus.override(task_id="again").array(number=sums, more=[0, 10])
+
+        @task.qarnot
+        def shouted(word: str) -> str:
+            return word.upper()
+
+        shouted.array(word=words)
+
+        @task.qarnot
         def collected(words: list[str], rows: list[str]) -> list[list[str]]:
             return [words, rows]
 
@@ -80,6 +93,9 @@ def test_functions_in_a_dag(
     ti = run.dag_run.get_task_instance("g.total")
     assert ti.xcom_pull(task_ids="g.total") == {"total": 6, "run": run.dag_run.run_id}
     assert ti.xcom_pull(task_ids="g.doubled") == {"total": 12, "run": "r"}
+    assert ti.xcom_pull(task_ids="g.shouted") == ["AB", "CB"]
+    assert ti.xcom_pull(task_ids="g.plus") == [2, 3, 4]
+    assert ti.xcom_pull(task_ids="g.again") == [2, 12, 3, 13, 4, 14]
     assert ti.xcom_pull(task_ids="g.parted", key="left") == "a"
     assert ti.xcom_pull(task_ids="g.collected") == [["ab", "cb"], ["12", "34"]]
     logged = capsys.readouterr().out
