@@ -17,7 +17,7 @@ from airflow_qarnot_pool.decorators.qarnot import qarnot_task
 from airflow_qarnot_pool.task_groups.pool import QarnotPoolGroup
 
 
-@qarnot_task(chunk_size=50, timeout=timedelta(minutes=1))
+@qarnot_task(timeout=timedelta(minutes=1))
 def count(start: int, size: int) -> int:
     """Count the primes of a range."""
     numbers = range(max(start, 2), start + size)
@@ -42,5 +42,5 @@ with DAG(
     default_args={"retries": 2, "retry_delay": timedelta(seconds=10)},
 ) as dag:
     with QarnotPoolGroup("nodes", instance_count=4):
-        counts = count.partial(size=100).array(start=range(0, 100_000, 100))
+        counts = count.override(chunk_size=50).partial(size=100).array(start=range(0, 100_000, 100))
     total(counts)

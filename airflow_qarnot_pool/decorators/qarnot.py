@@ -67,7 +67,7 @@ REJECTED = {
     "wait_for_completion": "The function's result is that of the task. To continue at once, let no task depend on it.",
     "instance_count": _ONE_INSTANCE,
     "result_bucket": "Give task_spec={'result_bucket': ...}.",
-    "chunk_size": "It is for .array(). Call that.",
+    "chunk_size": "Give it to .array() by .override(chunk_size=...).",
 }
 
 
@@ -595,7 +595,6 @@ def qarnot_task(
     timeout: Duration = None,
     serializer: payload.Serializer = "json",
     payload_bucket: str | None = None,
-    chunk_size: int | None = None,
     multiple_outputs: bool | None = None,
     image: str | None = DEFAULT_IMAGE,
     registry_conn_id: str | None = None,
@@ -649,8 +648,6 @@ def qarnot_task(
         node can run any code on the Airflow worker.
     :param payload_bucket: bucket for arguments of more than 192 KiB (compressed, with the source) and for results
         of more than 1,000,000 characters. Needs the ``[storage]`` extra. Its objects are not deleted.
-    :param chunk_size: number of items that an instance of ``.array()`` runs. Default: so many that there are at most
-        1,000 instances.
     :param multiple_outputs: store each key of the returned dict as a separate XCom.
 
     Container and files:
@@ -681,10 +678,9 @@ def qarnot_task(
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
-        own = {parameter: value for parameter, value in kwargs.items() if parameter != "chunk_size"}
         name = kwargs.get("task_id") or getattr(function, "__name__", None)
         with naming(lambda: place_in_dag("Task", name, kwargs)):
-            refuse_unknown(_QarnotDecoratedOperator, own)
+            refuse_unknown(_QarnotDecoratedOperator, kwargs)
             _refuse_instances(kwargs.get("task_spec"))
             FunctionSource.of(function)  # a mapped task creates no operator when the DAG is parsed
         outputs = {} if multiple_outputs is None else {"multiple_outputs": multiple_outputs}

@@ -97,6 +97,7 @@ class ConnectionSettings:
                 "password", f"has no API token. Put the token of the Qarnot account there.{uri_hint}"
             )
         namespace = _namespace(extra)
+        given = {name: text for name in _ADDRESSES if (text := extra.text(name)) is not None}
         # A login cannot be sent, because the token uses its header.
         url = parse_base_url(
             connection.host or DEFAULT_API_URL,
@@ -108,8 +109,7 @@ class ConnectionSettings:
         )
         addresses = {
             name: parse_base_url(text, refuse=extra.refused, field=name, **_ADDRESSES[name])
-            for name in _ADDRESSES
-            if (text := extra.text(name)) is not None
+            for name, text in given.items()
         }
         if is_loopback(url) and addresses.get("console_url", DEFAULT_CONSOLE_URL) == DEFAULT_CONSOLE_URL:
             addresses["console_url"] = ""  # Qarnot's console does not show the objects of a local Qarnot

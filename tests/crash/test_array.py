@@ -189,9 +189,9 @@ def nodes(client: QarnotClient) -> Iterator[str]:
 
 
 def array(nodes: str, folder: Path, mode: str) -> Callable[[], Any]:
-    function = qarnot_task(
-        qarnot_pool=nodes, chunk_size=17, deferrable=mode == "deferred", retries=TRIES - 1
-    )(step)
+    function = qarnot_task(qarnot_pool=nodes, deferrable=mode == "deferred", retries=TRIES - 1)(
+        step
+    ).override(chunk_size=17)
     shared = {"folder": str(folder), "failing": FAILING}
     return lambda: function.partial(**shared).array(number=range(ITEMS)).operator
 

@@ -41,7 +41,8 @@ MODES = pytest.mark.parametrize("deferrable", [True, False], ids=["deferred", "o
 def made(function: Callable[..., Any], lists: dict[str, Any], **parameters: Any) -> Any:
     """The operator of an array, as a worker makes it. ``shared``: arguments that all items have."""
     shared = parameters.pop("shared", {})
-    return qarnot_task(**parameters)(function).partial(**shared).array(**lists).operator
+    own = {"chunk_size": parameters.pop("chunk_size")} if "chunk_size" in parameters else {}
+    return qarnot_task(**parameters)(function).override(**own).partial(**shared).array(**lists).operator
 
 
 def call(pool: str, function: Callable[..., Any], lists: dict[str, Any], ti: FakeTI, **more: Any) -> Any:
@@ -701,7 +702,7 @@ def test_unknown_and_missing_arguments_are_refused_when_the_dag_is_parsed() -> N
     with pytest.raises(TypeError, match="missing a required argument: 'number'"):
         made(power_of, {"power": [1]})
     with pytest.raises(QarnotInvalidSpecError, match=r"chunk_size is not a parameter.*\.array"):
-        qarnot_task(chunk_size=2)(plain)(1)
+        qarnot_task(chunk_size=2)(plain)
 
 
 def test_rendered_lists_are_checked_when_the_task_runs(pool: str, run_id: str) -> None:
