@@ -222,21 +222,25 @@ def unpack(archive: str, deadline: float | None) -> list[str]:
                         raise subprocess.TimeoutExpired("unpack", 0) from None
                     time.sleep(0.02)
             if not os.path.exists(target):
-                import tarfile
-
-                part = target + ".part"
-                shutil.rmtree(part, ignore_errors=True)
-                try:
-                    with tarfile.open(archive) as file:
-                        safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
-                        file.extractall(part, **safe)  # type: ignore[arg-type]
-                except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
-                    raise EnvironmentProblem(
-                        f"its archive cannot be unpacked ({type(error).__name__}: {error})"
-                    ) from None
-                os.makedirs(part, exist_ok=True)
-                os.rename(part, target)
+                _extract(archive, target)
     return [os.path.join(target, name) for name in ("modules", "packages")]
+
+
+def _extract(archive: str, target: str) -> None:
+    import tarfile
+
+    part = target + ".part"
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        with tarfile.open(archive) as file:
+            safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+            file.extractall(part, **safe)  # type: ignore[arg-type]
+    except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
+        raise EnvironmentProblem(
+            f"its archive cannot be unpacked ({type(error).__name__}: {error})"
+        ) from None
+    os.makedirs(part, exist_ok=True)
+    os.rename(part, target)
 
 
 def _run_function(
@@ -322,31 +326,41 @@ def run_items(payload: dict[str, Any]) -> int:
     outcomes: dict[int, dict[str, Any]] = {}
     size = 0
     for item, outcome in zip(items, outcomes_of(payload, items)):  # noqa: B905
-        length = len(outcome.get("value", ""))
-        if size + length > MAX_RESULT and not payload["result_file"]:
-            outcome = _error(
-                "{}() returned too much: the results of an instance are more than {:,} characters as {}".format(
-                    payload["function"]["name"], MAX_RESULT, payload["serializer"]
-                ),
-                "Give payload_bucket= (without result_bucket=) to bring them back by bucket, or a smaller chunk_size=.",
-            )
-            length = 0
-        size += length
+        if size + len(outcome.get("value", "")) > MAX_RESULT and not payload["result_file"]:
+            outcome = _returned_too_much(payload)
+        size += len(outcome.get("value", ""))
         print_error(outcome)
         outcomes[item] = outcome
         if item != items[-1] and size <= fits:
             print_report(payload, {"items": {item: outcome}})
+    file = (
+        "{}-{}-{}".format(payload["result_file"], array.partition(" ")[0], instance) if size > fits else None
+    )
+    print_report(payload, {"instance": instance, **_last_report(outcomes, file)})
+    return int(any("error" in outcome for outcome in outcomes.values()))
+
+
+def _returned_too_much(payload: dict[str, Any]) -> dict[str, Any]:
+    return _error(
+        "{}() returned too much: the results of an instance are more than {:,} characters as {}".format(
+            payload["function"]["name"], MAX_RESULT, payload["serializer"]
+        ),
+        "Give payload_bucket= (without result_bucket=) to bring them back by bucket, or a smaller chunk_size=.",
+    )
+
+
+def _last_report(outcomes: dict[int, dict[str, Any]], file: str | None) -> dict[str, Any]:
+    """Return the report of all items, whose results go to *file* if one is given."""
     failed = [item for item, outcome in outcomes.items() if "error" in outcome]
     ended = {item: outcome for item, outcome in outcomes.items() if item not in failed[MAX_ERRORS:]}
-    report: dict[str, Any] = {"instance": instance, "items": ended}
-    if size > fits:
-        values = {item: outcome["value"] for item, outcome in outcomes.items() if "value" in outcome}
-        name = "{}-{}-{}".format(payload["result_file"], array.partition(" ")[0], instance)
-        report.update(_write_result(name, json.dumps(values)))
-        report["sizes"] = {item: len(value) for item, value in values.items()}
-        report["items"] = {item: outcome for item, outcome in ended.items() if item not in values}
-    print_report(payload, report)
-    return int(bool(failed))
+    if file is None:
+        return {"items": ended}
+    values = {item: outcome["value"] for item, outcome in outcomes.items() if "value" in outcome}
+    return {
+        "items": {item: outcome for item, outcome in ended.items() if item not in values},
+        "sizes": {item: len(value) for item, value in values.items()},
+        **_write_result(file, json.dumps(values)),
+    }
 
 
 def outcomes_of(payload: dict[str, Any], items: list[int]) -> Iterator[dict[str, Any]]:
@@ -374,13 +388,18 @@ def outcomes_of(payload: dict[str, Any], items: list[int]) -> Iterator[dict[str,
             outcome = _died(payload, process.end(1.0))
         if process.ended:
             process = None
-        if "error" in outcome:
-            outcome["error"]["detail"] = outcome["error"]["detail"][-MAX_ITEM_DETAIL:]
-        elif "skip" in outcome:
-            outcome["skip"] = outcome["skip"][:MAX_ITEM_SKIP]
-        yield outcome
+        yield _shortened(outcome)
     if process is not None:
         process.end(5.0)
+
+
+def _shortened(outcome: dict[str, Any]) -> dict[str, Any]:
+    """Return *outcome* with texts that may be repeated thousands of times."""
+    if "error" in outcome:
+        outcome["error"]["detail"] = outcome["error"]["detail"][-MAX_ITEM_DETAIL:]
+    elif "skip" in outcome:
+        outcome["skip"] = outcome["skip"][:MAX_ITEM_SKIP]
+    return outcome
 
 
 class ItemProcess:

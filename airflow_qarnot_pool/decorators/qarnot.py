@@ -480,14 +480,10 @@ def _refuse_unshipped(function: FunctionSource, folder: Path, sources: Iterable[
 
     :param sources: the parameters of the function, and the task that opens its pool.
     """
-    environments = []
-    for source in sources:
-        spec = getattr(source, "pool_spec", None) or getattr(source, "task_spec", None) or {}
-        if not hasattr(source, "environment") or source.resource_buckets or not isinstance(spec, Mapping):
-            return  # other files may reach the node, too
-        if {"resource_buckets", "resourceBuckets", "advancedResourceBuckets"} & spec.keys():
-            return
-        environments.append(QarnotEnvironment.of(source.environment))
+    sources = list(sources)
+    if any(map(_brings_other_files, sources)):
+        return
+    environments = [QarnotEnvironment.of(source.environment) for source in sources]
     missing = [
         module
         for module in function.imported_modules()
@@ -500,6 +496,14 @@ def _refuse_unshipped(function: FunctionSource, folder: Path, sources: Iterable[
             "has nodes of its own",
             field="environment",
         )
+
+
+def _brings_other_files(source: Any) -> bool:
+    """Return whether other files than those of an environment may reach the node."""
+    spec = getattr(source, "pool_spec", None) or getattr(source, "task_spec", None) or {}
+    if not hasattr(source, "environment") or source.resource_buckets or not isinstance(spec, Mapping):
+        return True
+    return bool({"resource_buckets", "resourceBuckets", "advancedResourceBuckets"} & spec.keys())
 
 
 def _refuse_context(function: Callable[..., Any], filled: Collection[str]) -> None:

@@ -151,8 +151,10 @@ def find_module(name: str, folder: Path) -> Path | None:
     for path in (folder / name, folder / f"{name}.py"):
         if path.is_file() or (path.is_dir() and any(path.rglob("*.py"))):
             return path
-    if name in sys.stdlib_module_names:
-        return None
+    return None if name in sys.stdlib_module_names else _find_installed(name)
+
+
+def _find_installed(name: str) -> Path | None:
     try:
         spec = importlib.util.find_spec(name)
     except (ImportError, ValueError):

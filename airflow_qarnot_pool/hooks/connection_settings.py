@@ -91,11 +91,7 @@ class ConnectionSettings:
             )
 
         extra = Extra.of(connection, refuse)
-        if not (connection.password or "").strip():
-            uri_hint = " In a URI it follows a colon: qarnot://:TOKEN@host" if connection.login else ""
-            raise refuse(
-                "password", f"has no API token. Put the token of the Qarnot account there.{uri_hint}"
-            )
+        token = _token(connection, refuse)
         namespace = _namespace(extra)
         given = {name: text for name in _ADDRESSES if (text := extra.text(name)) is not None}
         # A login cannot be sent, because the token uses its header.
@@ -115,7 +111,7 @@ class ConnectionSettings:
             addresses["console_url"] = ""  # Qarnot's console does not show the objects of a local Qarnot
         return cls(
             conn_id=conn_id,
-            token=(connection.password or "").strip(),
+            token=token,
             namespace=namespace or DEFAULT_NAMESPACE,
             namespace_is_explicit=bool(namespace),
             verify=extra.text("ca_bundle") or extra.converted("verify", _flag, True),
@@ -173,6 +169,13 @@ class ConnectionSettings:
     def console_link(self, kind: str, uuid: str) -> str:
         """Return the URL of a pool or Qarnot task in the web console; empty if there is no console."""
         return f"{self.console_url}/{kind}s/{quote(uuid, safe='')}" if self.console_url else ""
+
+
+def _token(connection: Connection, refuse: Refuse) -> str:
+    if token := (connection.password or "").strip():
+        return token
+    uri_hint = " In a URI it follows a colon: qarnot://:TOKEN@host" if connection.login else ""
+    raise refuse("password", f"has no API token. Put the token of the Qarnot account there.{uri_hint}")
 
 
 @cache

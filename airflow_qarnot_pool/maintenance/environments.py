@@ -93,20 +93,25 @@ class ArchiveReaper:
 
     def reap(self, *, dry_run: bool = False) -> list[str]:
         """Delete old archives that are not in use, and return their keys."""
+        old = self._old()
+        if dry_run:
+            return old
+        deleted = [key for key in old if self._delete(key)]
+        self._tidy()
+        return deleted
+
+    def _old(self) -> list[str]:
+        """Return the keys of old archives that are not in use."""
         old = [
             key
             for prefix in (ARCHIVES, FOLDERS)
             for key, modified in self._objects(prefix)
             if modified < self.cutoff
         ]
-        if old:
-            used = tuple(str(one.prefix or "") for one in self.in_use() if one.bucket == self.bucket)
-            old = [key for key in old if not key.startswith(used)]
-        if dry_run:
-            return old
-        deleted = [key for key in old if self._delete(key)]
-        self._tidy()
-        return deleted
+        if not old:
+            return []
+        used = tuple(str(one.prefix or "") for one in self.in_use() if one.bucket == self.bucket)
+        return [key for key in old if not key.startswith(used)]
 
     def _delete(self, key: str) -> bool:
         """Delete an archive unless a use has renewed its date."""

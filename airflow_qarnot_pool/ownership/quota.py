@@ -92,9 +92,7 @@ def disposal_of_task(
     if label(task.labels, "role"):
         return Disposal.FORGET  # the end of a warm-up is never read
     snapshot = RemoteSnapshot.of(task)
-    # An item of a fan-out has no output to log, and a digest shows whether the specs are unchanged.
-    is_item = snapshot.index is not None and SPECS_LABEL in task.labels
-    is_recordable = is_item or RECORDABLE_LABEL in task.labels
+    is_recordable = _is_recordable(task, snapshot)
     if identity is not None and OWNER_TAG + identity.owner in task.tags:
         return _disposal_of_own_task(snapshot, identity, is_recordable, is_kept=KEPT_LABEL in task.labels)
     is_awaited = UNAWAITED_LABEL not in task.labels
@@ -103,6 +101,12 @@ def disposal_of_task(
     if snapshot.usability is Usability.SUCCEEDED and is_recordable and is_awaited:
         return Disposal.RECORD
     return Disposal.KEEP
+
+
+def _is_recordable(task: Task, snapshot: RemoteSnapshot) -> bool:
+    # An item of a fan-out has no output to log, and a digest shows whether the specs are unchanged.
+    is_item = snapshot.index is not None and SPECS_LABEL in task.labels
+    return is_item or RECORDABLE_LABEL in task.labels
 
 
 def _is_of_an_earlier_start(remote: Pool | Task, identity: TaskInstanceIdentity | None) -> bool:

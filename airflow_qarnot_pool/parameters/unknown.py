@@ -200,22 +200,35 @@ def _remedy(name: str, names: Collection[str]) -> str:
 
     if (close := closest_name(name, names, only_synonyms=True)) is not None:
         return f"Did you mean {close!r}?"
-    for spelled, needed, remedy in _ELSEWHERE:
-        if normalise(name) in spelled and needed in names:
-            return remedy
+    if remedy := _remedy_elsewhere(name, names):
+        return remedy
     fields: set[str] = set()
     if kind := next((kind for kind in ("pool_spec", "task_spec") if kind in names), None):
         spec: type[PoolSpec | TaskSpec] = PoolSpec if kind == "pool_spec" else TaskSpec
-        if normalise(name) in _field_names(spec):
-            return f"Give {kind}={{{name!r}: ...}}."
-        if hint := spec.misplaced.get(normalise(name)):
-            return hint
         fields = {field.name for field, _ in wire_fields(spec)}
-        if (close := closest_name(name, fields, only_synonyms=True)) is not None:
-            return f"Give {kind}={{{close!r}: ...}}."
+        if remedy := _remedy_in_spec(name, kind, spec, fields):
+            return remedy
     if (close := closest_name(name, [*names, *fields])) is not None:
         return f"Did you mean {close!r}?" if close in names else f"Did you mean {kind}={{{close!r}: ...}}?"
     return f"It takes {', '.join(sorted(set(names) - _airflow_parameters()))}, and the parameters of BaseOperator."
+
+
+def _remedy_elsewhere(name: str, names: Collection[str]) -> str | None:
+    for spelled, needed, remedy in _ELSEWHERE:
+        if normalise(name) in spelled and needed in names:
+            return remedy
+    return None
+
+
+def _remedy_in_spec(
+    name: str, kind: str, spec: type[PoolSpec | TaskSpec], fields: Collection[str]
+) -> str | None:
+    if normalise(name) in _field_names(spec):
+        return f"Give {kind}={{{name!r}: ...}}."
+    if hint := spec.misplaced.get(normalise(name)):
+        return hint
+    close = closest_name(name, fields, only_synonyms=True)
+    return None if close is None else f"Give {kind}={{{close!r}: ...}}."
 
 
 @functools.lru_cache(maxsize=256)

@@ -409,21 +409,29 @@ def _awaits_end(sensor: Any, task: Any) -> bool:
     targets = (
         sensor.partial_kwargs.get("target_states", "Success") if sensor.is_mapped else sensor.target_states
     )
-    if not is_templated(targets):
-        names = (targets,) if isinstance(targets, str) else tuple(targets)
-        if not all(map(is_terminal, Condition(kind="task", targets=names).targets)):
-            return False
-    ref = (
-        [sensor.partial_kwargs.get("qarnot_task"), getattr(sensor.expand_input, "value", None)]
-        if sensor.is_mapped
-        else sensor.qarnot_task
-    )
+    if not _are_terminal(targets):
+        return False
+    ref = _awaited_by(sensor)
     makers = [maker for maker, _ in XComArg.iter_xcom_references(ref)]
     # A task in between may pick the uuids from the result of *task*.
     return any(
         maker is task or (maker.task_id in after and getattr(_class_of(maker), "kind", None) != "task")
         for maker in makers
     ) or (not makers and is_templated(ref))
+
+
+def _awaited_by(sensor: Any) -> Any:
+    if sensor.is_mapped:
+        return [sensor.partial_kwargs.get("qarnot_task"), getattr(sensor.expand_input, "value", None)]
+    return sensor.qarnot_task
+
+
+def _are_terminal(targets: Any) -> bool:
+    """Return whether all target states of a sensor end a Qarnot task. Those that are not known yet count as such."""
+    if is_templated(targets):
+        return True
+    names = (targets,) if isinstance(targets, str) else tuple(targets)
+    return all(map(is_terminal, Condition(kind="task", targets=names).targets))
 
 
 def _wants_pool(task: Any) -> bool:

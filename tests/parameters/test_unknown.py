@@ -380,14 +380,25 @@ def test_so_is_the_group() -> None:
 DURATIONS = [case for case in CASES if isinstance(SAMPLES.get(case.values[1]), timedelta)]
 #: Those that decide what the DAG is, and so must be known when it is parsed.
 KNOWN_AT_PARSE = {"keep_warm"}
+#: Those of at least two days.
+LONG = {"delete_environments_after"}
 
 
 @pytest.mark.parametrize(("operator", "name"), DURATIONS)
 def test_a_duration_is_a_timedelta_or_seconds_everywhere(operator: Any, name: str) -> None:
-    for value in (timedelta(minutes=2), 120, 120.0, "120", "00:02:00", "PT2M"):
+    minutes = 3 * 24 * 60 if name in LONG else 2
+    hours = f"{minutes // 60:02}:{minutes % 60:02}:00"
+    for value in (
+        timedelta(minutes=minutes),
+        minutes * 60,
+        minutes * 60.0,
+        f"{minutes * 60}",
+        hours,
+        f"PT{minutes}M",
+    ):
         with DAG("d", schedule=None):
             one = make(operator, **NEEDS.get(operator.__name__, {}), **{name: value})
-        assert as_duration(name, getattr(one, name)) == timedelta(minutes=2)
+        assert as_duration(name, getattr(one, name)) == timedelta(minutes=minutes)
     for value in (
         -1,
         True,

@@ -80,33 +80,8 @@ class Nodes:
         context = self._context
         copied = pool.syncs
         error = await self._copy_resources(pool, node)
-        preparation = pool.spec["preparationTask"]
-        if error is None and preparation and not node.is_released:
-            job = attempt.node_directory(context, node)
-            place = command.Directories(job, job, os.path.join(os.path.dirname(job), "tmp"))
-            os.makedirs(place.scratch, exist_ok=True)
-            own = command.variables(node.number, len(pool.nodes), place)
-            output = context.output_of(pool, node.number)
-            try:
-                words = command.words(preparation["commandLine"], pool.constants, own, place)
-            except command.CommandError as bad:
-                words, error = [], str(bad)
-            if words:
-                env = command.environment(pool.constants, own, place, context.search_path)
-                env |= attempt.credentials(context, pool)
-                node.run, done = context.runner.run(
-                    words,
-                    cwd=job,
-                    env=env,
-                    stdout=output.stdout,
-                    stderr=output.stderr,
-                    kept=output.max_bytes,
-                    network=has_network(pool.profile),
-                )
-                result = await done
-                node.run = None
-                if problem := attempt.problem_of("The preparation task", result):
-                    error = f"{problem} on node {node.id}"
+        if error is None and pool.spec["preparationTask"] and not node.is_released:
+            error = await self._run_preparation(pool, node)
         while error is None and copied != pool.syncs and not node.is_released:
             # A synchronization that was requested meanwhile has left this node out.
             copied = pool.syncs
@@ -119,6 +94,36 @@ class Nodes:
             context.pools.fail(pool, failed.code or "", failed.message)
         else:
             self._up(node)
+
+    async def _run_preparation(self, pool: Pool, node: Node) -> str | None:
+        """Run the preparation command of the pool on the node, and return why it failed."""
+        context = self._context
+        job = attempt.node_directory(context, node)
+        place = command.Directories(job, job, os.path.join(os.path.dirname(job), "tmp"))
+        os.makedirs(place.scratch, exist_ok=True)
+        own = command.variables(node.number, len(pool.nodes), place)
+        output = context.output_of(pool, node.number)
+        try:
+            words = command.words(pool.spec["preparationTask"]["commandLine"], pool.constants, own, place)
+        except command.CommandError as bad:
+            return str(bad)
+        if not words:
+            return None
+        env = command.environment(pool.constants, own, place, context.search_path)
+        env |= attempt.credentials(context, pool)
+        node.run, done = context.runner.run(
+            words,
+            cwd=job,
+            env=env,
+            stdout=output.stdout,
+            stderr=output.stderr,
+            kept=output.max_bytes,
+            network=has_network(pool.profile),
+        )
+        result = await done
+        node.run = None
+        problem = attempt.problem_of("The preparation task", result)
+        return f"{problem} on node {node.id}" if problem else None
 
     async def _copy_resources(self, pool: Pool, node: Node) -> str | None:
         job = attempt.node_directory(self._context, node)

@@ -255,23 +255,26 @@ def _monitor(job: dict[str, Any], supervisor: int) -> None:
         os.close(write_end)
         pumps.append(threading.Thread(target=_pump, args=(read_end, job, stream, reports), daemon=True))
         pumps[-1].start()
-    code: int | None = None
-    while code is None:
-        if signal.sigwait(_MINE) == signal.SIGTERM:
-            break
-        while code is None:
-            try:
-                pid, raw = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                break
-            if pid == 0:
-                break
-            if pid == main:
-                code = _status(raw)
+    code = _wait_for(main)
     rest = kill_descendants(main if code is None else 0)
     for pump in pumps:
         pump.join(_DRAIN_SECONDS)
     os._exit(next(c for c in (code, rest, 137) if c is not None) & 0xFF)
+
+
+def _wait_for(main: int) -> int | None:
+    """Return the exit code of the process *main*, or None if a SIGTERM comes first. Reap its descendants."""
+    while signal.sigwait(_MINE) != signal.SIGTERM:
+        while True:
+            try:
+                pid, raw = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                break
+            if pid == main:
+                return _status(raw)
+            if pid == 0:
+                break
+    return None
 
 
 class Supervisor:
