@@ -342,6 +342,12 @@ class _QarnotArrayOperator(_QarnotDecoratedOperator):
                 field="retry" if retried else "max_retries_per_instance",
                 remedy="Give retries=..., which run the failed items again.",
             )
+        if spec.ranges:
+            raise QarnotInvalidSpecError(
+                "ranges is not a parameter of an array, which numbers its instances itself",
+                field="ranges",
+                remedy="Leave it out.",
+            )
         return spec
 
     # --- submit a round
@@ -475,6 +481,7 @@ class _QarnotArrayOperator(_QarnotDecoratedOperator):
         assert isinstance(finder, ArrayFinder)
         self._add(task, finder.reports)
         instances = sorted(set(range(task.instances or 0)) - finder.ended)
+        finder.reports = []
         if not instances:
             return
         array = task.constants.get(_CONSTANT) or self.client.tasks.get(task.uuid).constants.get(_CONSTANT, "")
@@ -483,17 +490,27 @@ class _QarnotArrayOperator(_QarnotDecoratedOperator):
         instances = [one for one in instances if not all(map(self._found.is_done, items[one]))]
         if instances:
             self.log.info("Reading %d outputs of Qarnot task %s one by one", len(instances), task.uuid)
-        for reports in _in_parallel(partial(self._read_instance, task.uuid), instances):
-            self._add(task, reports)
+        for start in range(0, len(instances), _MAX_WORKERS):
+            batch = instances[start : start + _MAX_WORKERS]
+            for reports in _in_parallel(partial(self._read_instance, task.uuid), batch):
+                self._add(task, reports)
 
     def _read_instance(self, uuid: str, instance: int) -> list[_Report]:
         finder = self._new_finder()
 
         def read() -> None:
-            deque(finder.watch(fetch(self.client, uuid, "stdout", instance)), maxlen=0)
+            deque(finder.watch(self._kept_of_instance(uuid, instance)), maxlen=0)
 
         retry_broken_read(read)
         return finder.reports
+
+    def _kept_of_instance(self, uuid: str, instance: int) -> Iterable[str]:
+        try:
+            return self.client.tasks.stream_output(uuid, "stdout", instance)
+        except QarnotNotFoundError as error:
+            if error.foreign:
+                raise  # a proxy does not know whether the instance has run
+            return ()
 
     def _add(self, task: Task, reports: Iterable[_Report]) -> None:
         succeeded = task.succeeded_instances

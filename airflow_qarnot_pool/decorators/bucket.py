@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api.errors import QarnotError
+from airflow_qarnot_pool.decorators.node import MAX_FILE
 from airflow_qarnot_pool.decorators.payload import digest
 from airflow_qarnot_pool.hooks.storage import s3_client, with_storage_help
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 #: Maximum bytes of a result, because it becomes an XCom.
-MAX_RESULT_FILE = 256 * 1024 * 1024
+MAX_RESULT_FILE = MAX_FILE
 
 
 class PayloadBucket:

@@ -10,6 +10,7 @@ import __future__
 
 import ast
 import base64
+import copy
 import fcntl
 import glob
 import hashlib
@@ -48,9 +49,11 @@ MAX_DETAIL = 20_000
 MAX_SMALL = 10_000
 #: The same for the traceback of an item of an array, because there may be thousands.
 MAX_ITEM_DETAIL = 4_000
+#: Maximum bytes of the file with the results of an instance.
+MAX_FILE = 256 * 1024 * 1024
 #: Maximum characters of the reason for which an item skips.
 MAX_ITEM_SKIP = 200
-#: Maximum number of errors in the last report of an instance, because each has a report of its own before.
+#: Maximum number of errors in the last report of an instance, because all but the last have a report before.
 MAX_ERRORS = 20
 #: Name of the exception with which a function skips its Airflow task.
 SKIP = "AirflowSkipException"
@@ -297,7 +300,8 @@ class Items:
         for name, values in reversed(self._lists):
             item, index = divmod(item, len(values))
             kwargs[name] = values[index]
-        return self._args, kwargs
+        # An item that changes its arguments does not change those of the next one.
+        return copy.deepcopy((self._args, kwargs))
 
 
 def items_of(array: str, total: int, instance: int) -> list[int]:
@@ -324,14 +328,17 @@ def run_items(payload: dict[str, Any]) -> int:
     # With a bucket, the output has small results only.
     fits = MAX_SMALL if payload["result_file"] else MAX_RESULT
     outcomes: dict[int, dict[str, Any]] = {}
-    size = 0
-    for item, outcome in zip(items, outcomes_of(payload, items)):  # noqa: B905
-        if size + len(outcome.get("value", "")) > MAX_RESULT and not payload["result_file"]:
-            outcome = _returned_too_much(payload)
-        size += len(outcome.get("value", ""))
+    size = written = 0
+    # The outcomes come first, because their last step ends the process.
+    for outcome, item in zip(outcomes_of(payload, items), items):  # noqa: B905
+        value = outcome.get("value", "")
+        length = len(json.dumps(value)) + 20 if payload["result_file"] else 0
+        if written + length > MAX_FILE or (not length and size + len(value) > MAX_RESULT):
+            outcome, value, length = _returned_too_much(payload), "", 0
+        size, written = size + len(value), written + length
         print_error(outcome)
         outcomes[item] = outcome
-        if item != items[-1] and size <= fits:
+        if item != items[-1] and (size <= fits or "value" not in outcome):
             print_report(payload, {"items": {item: outcome}})
     file = (
         "{}-{}-{}".format(payload["result_file"], array.partition(" ")[0], instance) if size > fits else None
@@ -341,10 +348,15 @@ def run_items(payload: dict[str, Any]) -> int:
 
 
 def _returned_too_much(payload: dict[str, Any]) -> dict[str, Any]:
+    name, serializer = payload["function"]["name"], payload["serializer"]
+    if payload["result_file"]:
+        return _error(
+            f"{name}() returned too much: the file with the results of an instance is more than {MAX_FILE:,} bytes",
+            "Set a smaller chunk_size, or let the function write files and return their names.",
+        )
     return _error(
-        "{}() returned too much: the results of an instance are more than {:,} characters as {}".format(
-            payload["function"]["name"], MAX_RESULT, payload["serializer"]
-        ),
+        f"{name}() returned too much: the results of an instance are more than {MAX_RESULT:,} characters as "
+        f"{serializer}",
         "Give payload_bucket= (without result_bucket=) to bring them back by bucket, or a smaller chunk_size=.",
     )
 
@@ -352,7 +364,7 @@ def _returned_too_much(payload: dict[str, Any]) -> dict[str, Any]:
 def _last_report(outcomes: dict[int, dict[str, Any]], file: str | None) -> dict[str, Any]:
     """Return the report of all items, whose results go to *file* if one is given."""
     failed = [item for item, outcome in outcomes.items() if "error" in outcome]
-    ended = {item: outcome for item, outcome in outcomes.items() if item not in failed[MAX_ERRORS:]}
+    ended = {item: outcome for item, outcome in outcomes.items() if item not in failed[MAX_ERRORS:-1]}
     if file is None:
         return {"items": ended}
     values = {item: outcome["value"] for item, outcome in outcomes.items() if "value" in outcome}
@@ -441,9 +453,11 @@ class ItemProcess:
                     return None  # a process that the function left behind keeps the channel open
                 elif left == 0.0:
                     raise subprocess.TimeoutExpired("items", 0)
-        except OSError:
+            answer = json.loads(received)
+        except (OSError, ValueError):
             return None
-        return dict(json.loads(received))
+        # The function can reach the socket, so a line may be none of serve().
+        return dict(answer["outcome"]) if answer["item"] == item else None
 
     def end(self, patience: float = 0.0) -> int:
         """End the process, which has *patience* seconds to end by itself, and return its exit code."""
@@ -460,6 +474,7 @@ def serve(descriptor: int) -> None:
     """Run the items whose numbers come over the socket *descriptor*, in this process, and send back their outcomes."""
     channel = socket.socket(fileno=descriptor)
     channel.set_inheritable(False)
+    process = os.getpid()
     task = json.load(sys.stdin)
     arguments: Items | None = None
     for line in channel.makefile("rb"):
@@ -470,7 +485,9 @@ def serve(descriptor: int) -> None:
             outcome = outcome_of(task, function, *arguments.arguments(int(line)))
         except BaseException as error:
             outcome = _outcome_of(error, task["function"]["name"])
-        channel.sendall(json.dumps(outcome).encode() + b"\n")
+        if os.getpid() != process:
+            os._exit(1)  # a fork of the function, whose end is no outcome
+        channel.sendall(json.dumps({"item": int(line), "outcome": outcome}).encode() + b"\n")
 
 
 # --- the process that runs the function

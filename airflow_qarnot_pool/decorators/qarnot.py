@@ -14,7 +14,7 @@ from airflow.sdk.bases.decorator import DecoratedOperator
 from airflow_qarnot_pool.api.errors import QarnotError, QarnotInvalidSpecError
 from airflow_qarnot_pool.decorators import node, payload
 from airflow_qarnot_pool.decorators.function import FunctionSource
-from airflow_qarnot_pool.environments.shared import bring
+from airflow_qarnot_pool.environments.shared import bring, folder_for
 from airflow_qarnot_pool.environments.specification import (
     QarnotEnvironment,
     check_files,
@@ -298,6 +298,7 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
                 EnvironmentStorage(self.hook.settings, bucket),
                 self.client.pools.get(uuid),
                 archive,
+                folder_for(self.hook.settings.namespace, str(self._opener.shared), archive),
             )
         return uuid
 
@@ -501,6 +502,8 @@ def _refuse_unshipped(function: FunctionSource, folder: Path, sources: Iterable[
 def _brings_other_files(source: Any) -> bool:
     """Return whether other files than those of an environment may reach the node."""
     spec = getattr(source, "pool_spec", None) or getattr(source, "task_spec", None) or {}
+    if getattr(source, "image", DEFAULT_IMAGE) != DEFAULT_IMAGE:
+        return True  # an image has modules, too
     if not hasattr(source, "environment") or source.resource_buckets or not isinstance(spec, Mapping):
         return True
     return bool({"resource_buckets", "resourceBuckets", "advancedResourceBuckets"} & spec.keys())

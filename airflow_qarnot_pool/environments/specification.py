@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from airflow_qarnot_pool.api.buckets import check_bucket
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
@@ -87,8 +88,11 @@ class QarnotEnvironment:
         return cls(**value)
 
     def ships(self, module: str) -> bool:
-        """Return whether *module* is one of the modules."""
-        return any(Path(name).stem == module for name in self.modules)
+        """Return whether *module* is one of the modules, or a requirement has its name."""
+        lines = () if isinstance(self.requirements, str) else self.requirements
+        distributions = {re.split(r"[^A-Za-z0-9._-]", line.strip())[0] for line in lines}
+        names = {re.sub(r"[-_.]+", "_", name).lower() for name in distributions}
+        return module.lower() in names or any(Path(name).stem == module for name in self.modules)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +122,14 @@ class EnvironmentSource:
     @property
     def key(self) -> str:
         """Return the name under which the result of the installation is noted."""
-        return _digest("source", self.python, self.platform, sorted(self.requirements), _hashes(self.modules))
+        return _digest(
+            "source",
+            self.python,
+            self.platform,
+            sorted(self.requirements),
+            _hashes(self.modules),
+            _hashes(_local_files(self.requirements)),
+        )
 
 
 def archive_name(source: EnvironmentSource, packages: Mapping[str, bytes | Path]) -> str:
@@ -245,6 +256,20 @@ def _cleaned(lines: Sequence[str]) -> tuple[str, ...]:
                 "Write the requirements themselves; modules= takes code of the bundle.",
             )
     return tuple(line for line in found if line)
+
+
+def _local_files(lines: Sequence[str]) -> dict[str, Path]:
+    """Return the files of this machine that requirements name, and those in the folders that they name."""
+    found: dict[str, Path] = {}
+    for word in (word for line in lines for word in line.split()):
+        if "/" not in word and not word.endswith((".whl", ".zip", ".tar.gz")):
+            continue
+        path = Path(unquote(re.sub(r"^(?:--?[a-z-]+=)?(?:file://(?:localhost)?)?", "", word)))
+        if path.is_file():
+            found[word] = path
+        elif path.is_dir():
+            found |= {f"{word}/{one.name}": one for one in path.iterdir() if one.is_file()}
+    return found
 
 
 def _hashes(files: Mapping[str, bytes | Path]) -> list[list[str]]:

@@ -102,16 +102,18 @@ class ArchiveReaper:
 
     def _old(self) -> list[str]:
         """Return the keys of old archives that are not in use."""
-        old = [
-            key
-            for prefix in (ARCHIVES, FOLDERS)
-            for key, modified in self._objects(prefix)
-            if modified < self.cutoff
-        ]
+        found = {key: date for prefix in (ARCHIVES, FOLDERS) for key, date in self._objects(prefix)}
+        old = [key for key, modified in found.items() if modified < self.cutoff]
         if not old:
             return []
         used = tuple(str(one.prefix or "") for one in self.in_use() if one.bucket == self.bucket)
-        return [key for key in old if not key.startswith(used)]
+        # A shared pool that ends is replaced, and the archives in its folder are copied again.
+        of_pools = {
+            ARCHIVES + key.rpartition("/")[2]
+            for key in found
+            if key.startswith(used) and key.startswith(FOLDERS)
+        }
+        return [key for key in old if not key.startswith(used) and key not in of_pools]
 
     def _delete(self, key: str) -> bool:
         """Delete an archive unless a use has renewed its date."""

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_qarnot_pool.api.errors import QarnotError
-from airflow_qarnot_pool.parameters.unknown import refuse_unknown
+from airflow_qarnot_pool.parameters.unknown import has_hidden_parameters, refuse_unknown
 from airflow_qarnot_pool.version_compat import current_dag_and_group, operator_metaclass
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ class CheckedOperatorMeta(BaseOperatorMeta):
         """Refuse unknown parameters before Airflow asks for the missing one that may be meant."""
         made = cls.__new__(cls, *args, **kwargs)
         with naming(lambda: _place_of(made, kwargs)):
-            refuse_unknown(cls, kwargs)
+            if not has_hidden_parameters(cls):
+                refuse_unknown(cls, kwargs)
             made.__init__(*args, **kwargs)  # type: ignore[misc]
         return made
 

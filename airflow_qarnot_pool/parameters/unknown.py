@@ -232,6 +232,21 @@ def _remedy_in_spec(
 
 
 @functools.lru_cache(maxsize=256)
+def has_hidden_parameters(operator: type) -> bool:
+    """Return whether a subclass in another package may take parameters that its constructor does not name."""
+    for base in operator.__mro__:
+        if base.__module__.startswith("airflow_qarnot_pool."):
+            return False
+        constructor = vars(base).get("__init__")
+        if constructor is not None and any(
+            parameter.kind is inspect.Parameter.VAR_KEYWORD
+            for parameter in inspect.signature(constructor).parameters.values()
+        ):
+            return True
+    return False
+
+
+@functools.lru_cache(maxsize=256)
 def _parameters(operator: type) -> frozenset[str]:
     """Return the named parameters of a class and its bases."""
     constructors = (vars(base).get("__init__") for base in operator.__mro__[:-1])

@@ -25,6 +25,7 @@ from airflow_qarnot_pool.exceptions import (
     QarnotDeletedError,
     QarnotError,
     QarnotInvalidSpecError,
+    QarnotNotFoundError,
     QarnotTaskCancelledError,
     QarnotTaskFailedError,
 )
@@ -634,6 +635,79 @@ def test_results_by_bucket(
         list(array_results(changed))
 
 
+def test_a_fork_of_an_item_reports_nothing(pool: str, run_id: str) -> None:
+    def forks(number: int) -> int:
+        import os
+
+        if number == 1 and os.fork() == 0:
+            raise SystemExit
+        return number
+
+    found = call(pool, forks, {"number": range(5)}, FakeTI(run_id=run_id), chunk_size=5)
+    assert found == [0, 1, 2, 3, 4]
+
+
+def test_an_item_that_changes_its_arguments_changes_no_other(pool: str, run_id: str) -> None:
+    def grows(number: int, seen: list[int], row: list[int]) -> list[int]:
+        seen.append(number)
+        row.append(number)
+        return seen + row
+
+    lists = {"number": [1, 2], "row": [[0]]}
+    found = call(pool, grows, lists, FakeTI(run_id=run_id), shared={"seen": []}, chunk_size=2)
+    assert found == [[1, 0, 1], [2, 0, 2]]
+
+
+def test_an_instance_ends_when_the_threads_of_its_function_have_ended(
+    pool: str, run_id: str, tmp_path: Path
+) -> None:
+    def starts(number: int, folder: str) -> int:
+        import threading
+        import time
+        from pathlib import Path
+
+        def write() -> None:
+            time.sleep(0.5)
+            (Path(folder) / str(number)).touch()
+
+        threading.Thread(target=write).start()
+        return number
+
+    shared = {"folder": str(tmp_path)}
+    call(pool, starts, {"number": [0, 1]}, FakeTI(run_id=run_id), shared=shared, chunk_size=2)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["0", "1"]
+
+
+def test_errors_after_a_large_result_are_reported_each(pool: str, run_id: str) -> None:
+    def fails(number: int) -> str:
+        if number:
+            raise ValueError(f"no {number}")
+        return "x" * 20_000
+
+    with pytest.raises(QarnotTaskFailedError, match="29 of 30 items") as failed:
+        call(
+            pool, fails, {"number": range(30)}, FakeTI(run_id=run_id), chunk_size=30, payload_bucket="arrays"
+        )
+    assert "neither a result nor an error" not in str(failed.value)
+
+
+def test_a_proxys_404_for_one_output_is_no_proof_that_the_instance_has_not_run(
+    pool: str, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operator = made(plain, {"value": [1]}, qarnot_pool=pool)
+    for foreign in (True, False):
+
+        def refuse(*_: Any, foreign: bool = foreign) -> Any:
+            raise QarnotNotFoundError("no such page", foreign=foreign)
+
+        monkeypatch.setattr(type(operator.client.tasks), "stream_output", refuse)
+        if foreign:
+            with pytest.raises(QarnotNotFoundError):
+                operator._kept_of_instance("u", 3)
+        else:
+            assert list(operator._kept_of_instance("u", 3)) == []
+
+
 def test_results_that_are_too_large_need_a_bucket(
     pool: str, run_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -679,6 +753,7 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "small chunks": ({"value": range(10_000)}, {"chunk_size": 4}, "at most 2,048 instances.*at least 5"),
     "instances": ({"value": [1]}, {"task_spec": {"instance_count": 2}}, "one call has one result"),
     "ranges": ({"value": [1]}, {"task_spec": {"ranges": "0-1"}}, "one call has one result"),
+    "range": ({"value": [1]}, {"task_spec": {"ranges": "0"}}, "ranges is not a parameter of an array"),
     "retry": ({"value": [1]}, {"task_spec": {"retry": 2}}, "retry is not a parameter of an array"),
     "old retry": (
         {"value": [1]},

@@ -202,6 +202,23 @@ def test_no_history_of_changes_by_one_byte_meets_an_old_environment(
         }
 
 
+@pytest.mark.parametrize(
+    "line", ["{wheel}", "tiny @ file://{wheel}", "--find-links={folder}", "--find-links {folder}"]
+)
+def test_a_local_file_of_a_requirement_counts_with_its_bytes(tmp_path: Path, line: str) -> None:
+    wheel = tmp_path / "tiny-1.0-py3-none-any.whl"
+    wheel.write_bytes(b"one")
+
+    def key() -> str:
+        lines = [line.format(wheel=wheel, folder=tmp_path)]
+        return EnvironmentSource.read(QarnotEnvironment(requirements=lines, python=HERE), tmp_path).key
+
+    before = key()
+    assert key() == before
+    wheel.write_bytes(b"two")
+    assert key() != before
+
+
 def test_a_function_with_nodes_of_its_own_brings_its_environment(wheels: Wheels, qarnot: LocalQarnot) -> None:
     def tiny() -> list[Any]:
         import qarnot_tiny

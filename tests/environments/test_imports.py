@@ -61,6 +61,11 @@ ACCEPTED = {
     uses.override(qarnot_pool=opened.output)()
 """,
     "on a pool that is not known": """uses.override(qarnot_pool="{{ params.pool }}")()""",
+    "in another image": """uses.override(image="registry.example/team:1")()""",
+    "as a package": """
+    with QarnotPoolGroup("g", instance_count=1, environment={"requirements": ["Helpers==1.2"]}):
+        uses()
+""",
     "with files of a bucket": """uses.override(resource_buckets=["code"])()""",
     "with files of a bucket of its group": """
     with QarnotPoolGroup("g", instance_count=1, pool_spec={"resourceBuckets": ["code"]}):

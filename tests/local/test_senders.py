@@ -142,6 +142,12 @@ def test_other_names_are_an_option(private: Private) -> None:
         assert ask(f"{server.url}/pools", "GET", {"Host": host, "Authorization": server.token})[0] == status
 
 
+def test_clients_leave_out_the_default_port() -> None:
+    assert Addresses(80).refusal(["localhost"], ["http://localhost"]) is None
+    assert Addresses(80).refusal(["localhost:80"], []) is None
+    assert Addresses(81).refusal(["localhost"], []) is not None
+
+
 def test_two_hosts_are_none() -> None:
     ours = Addresses(80)
     assert ours.refusal(["localhost:80"], []) is None

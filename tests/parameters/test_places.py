@@ -55,6 +55,21 @@ def calls_of_a_function() -> None:
     square(object())
 
 
+class Team(QarnotRunTaskOperator):
+    """An operator of a DAG author, with a parameter that its constructor does not name."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        self.team = kwargs.pop("team", None)
+        super().__init__(**kwargs)
+
+
+def test_a_subclass_may_take_parameters_that_it_does_not_name() -> None:
+    with DAG("train"):
+        assert Team(task_id="one", command="c", team="a").team == "a"
+        with pytest.raises(QarnotInvalidSpecError, match=r"^Task 'wrong' of DAG 'train': comand is not"):
+            Team(task_id="wrong", comand="c", team="a")
+
+
 BUILDS: dict[str, tuple[Callable[[], Any], str]] = {
     "a wrong value": (lambda: run_task(instance_count=0), "Task 'fit' of DAG 'train': instance_count"),
     "an unknown parameter": (lambda: run_task(comand="c"), "Task 'fit' of DAG 'train': comand is not"),

@@ -27,6 +27,8 @@ class Addresses:
 
     def _accepts(self, host: str) -> bool:
         names = (*LOOPBACK_NAMES, *(name.lower() for name in self.more))
+        if self.port == 80 and host.lower() in names:
+            return True  # clients leave out the default port
         return host.lower() in {f"{name}:{self.port}" for name in names} | set(names[len(LOOPBACK_NAMES) :])
 
     def refusal(self, hosts: Iterable[str], origins: Iterable[str]) -> str | None:
