@@ -231,7 +231,6 @@ def _remedy_in_spec(
     return None if close is None else f"Give {kind}={{{close!r}: ...}}."
 
 
-@functools.lru_cache(maxsize=256)
 def has_hidden_parameters(operator: type) -> bool:
     """Return whether a subclass in another package may take parameters that its constructor does not name."""
     for base in operator.__mro__:
