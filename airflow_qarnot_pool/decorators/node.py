@@ -332,7 +332,7 @@ def run_items(payload: dict[str, Any]) -> int:
     # The outcomes come first, because their last step ends the process.
     for outcome, item in zip(outcomes_of(payload, items), items):  # noqa: B905
         value = outcome.get("value", "")
-        length = len(json.dumps(value)) + 20 if payload["result_file"] else 0
+        length = _length_in_file(payload, value)
         if written + length > MAX_FILE or (not length and size + len(value) > MAX_RESULT):
             outcome, value, length = _returned_too_much(payload), "", 0
         size, written = size + len(value), written + length
@@ -345,6 +345,10 @@ def run_items(payload: dict[str, Any]) -> int:
     )
     print_report(payload, {"instance": instance, **_last_report(outcomes, file)})
     return int(any("error" in outcome for outcome in outcomes.values()))
+
+
+def _length_in_file(payload: dict[str, Any], value: str) -> int:
+    return len(json.dumps(value)) + 20 if payload["result_file"] else 0
 
 
 def _returned_too_much(payload: dict[str, Any]) -> dict[str, Any]:

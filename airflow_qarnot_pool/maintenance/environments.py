@@ -104,16 +104,17 @@ class ArchiveReaper:
         """Return the keys of old archives that are not in use."""
         found = {key: date for prefix in (ARCHIVES, FOLDERS) for key, date in self._objects(prefix)}
         old = [key for key, modified in found.items() if modified < self.cutoff]
-        if not old:
-            return []
-        used = tuple(str(one.prefix or "") for one in self.in_use() if one.bucket == self.bucket)
-        # A shared pool that ends is replaced, and the archives in its folder are copied again.
-        of_pools = {
-            ARCHIVES + key.rpartition("/")[2]
-            for key in found
-            if key.startswith(used) and key.startswith(FOLDERS)
-        }
-        return [key for key in old if not key.startswith(used) and key not in of_pools]
+        used = self._used(found) if old else set()
+        return [key for key in old if key not in used]
+
+    def _used(self, keys: Iterable[str]) -> set[str]:
+        """Return which of *keys* are in use, and the archives that shared pools bring.
+
+        A shared pool that ends is replaced, and the archives in its folder are copied again.
+        """
+        prefixes = tuple(str(one.prefix or "") for one in self.in_use() if one.bucket == self.bucket)
+        used = {key for key in keys if key.startswith(prefixes)}
+        return used | {ARCHIVES + key.rpartition("/")[2] for key in used if key.startswith(FOLDERS)}
 
     def _delete(self, key: str) -> bool:
         """Delete an archive unless a use has renewed its date."""
