@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import environment
-from benchmarks.fan_out import Cost, airflow_task, sdk_mapped
+from benchmarks.fan_out import Cost, airflow_task, sdk_mapped, write_costs
 from benchmarks.report import Report, main
 
 SLOTS, BOOT, SLEEP = 8, 2.0, 0.1
@@ -91,20 +91,7 @@ def measure(report: Report) -> None:
         "A figure with * is reckoned from fewer calls, in proportion. "
         f"The array took {mine.wall:.1f} s by the clock. Boot + work / slots are {best:.1f} s.",
     )
-    for name, cost in found.items():
-        times = n / cost.commands
-        star = "" if times == 1 else "*"
-        table.row(
-            name,
-            cost.commands,
-            f"{cost.slices * times:,.0f}{star}",
-            f"{cost.cpu * times:,.1f}{star}",
-            f"{cost.requests * times:,.0f}{star}",
-            cost.cpu * times / mine.cpu,
-            cost.requests * times / mine.requests,
-        )
-        report.figure(f"{name}.cpu_seconds", cost.cpu * times)
-        report.figure(f"{name}.requests", cost.requests * times)
+    write_costs(report, table, n, found, mine)
     report.figure(f"{ARRAY}.wall_seconds", mine.wall)
     report.figure(f"{ARRAY}.posts", posts)
     report.figure(f"{ARRAY}.wall_over_best", mine.wall / best)

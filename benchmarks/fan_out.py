@@ -13,13 +13,13 @@ from __future__ import annotations
 import os
 import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from benchmarks import environment
-from benchmarks.report import Report, main
+from benchmarks.report import Report, Table, main
 
 SLOTS = 8
 MAPPED = 12
@@ -144,6 +144,24 @@ class _Clock:
         time.sleep(seconds / 10)
 
 
+def write_costs(report: Report, table: Table, n: int, found: Mapping[str, Cost], mine: Cost) -> None:
+    """Write a row for each way, reckoned for *n* pieces of work and compared with *mine*."""
+    for name, cost in found.items():
+        times = n / cost.commands
+        star = "" if times == 1 else "*"
+        table.row(
+            name,
+            cost.commands,
+            f"{cost.slices * times:,.0f}{star}",
+            f"{cost.cpu * times:,.1f}{star}",
+            f"{cost.requests * times:,.0f}{star}",
+            cost.cpu * times / mine.cpu,
+            cost.requests * times / mine.requests,
+        )
+        report.figure(f"{name}.cpu_seconds", cost.cpu * times)
+        report.figure(f"{name}.requests", cost.requests * times)
+
+
 def measure(report: Report) -> None:
     from airflow_qarnot_pool.api.client import QarnotClient
     from airflow_qarnot_pool.api.specs import PoolSpec
@@ -175,20 +193,7 @@ def measure(report: Report) -> None:
         f"Ours took {found[OURS].wall:.0f} s by the clock, a poll every {interval:g} s.",
     )
     mine = found[OURS]
-    for name, cost in found.items():
-        times = n / cost.commands
-        star = "" if times == 1 else "*"
-        table.row(
-            name,
-            cost.commands,
-            f"{cost.slices * times:,.0f}{star}",
-            f"{cost.cpu * times:,.1f}{star}",
-            f"{cost.requests * times:,.0f}{star}",
-            cost.cpu * times / mine.cpu,
-            cost.requests * times / mine.requests,
-        )
-        report.figure(f"{name}.cpu_seconds", cost.cpu * times)
-        report.figure(f"{name}.requests", cost.requests * times)
+    write_costs(report, table, n, found, mine)
     report.figure(f"{OURS}.wall_seconds", mine.wall)
     sdk = found[SDK]
     times = n / sdk.commands

@@ -14,7 +14,7 @@ from airflow.sdk.bases.decorator import DecoratedOperator
 from airflow_qarnot_pool.api.errors import QarnotError, QarnotInvalidSpecError
 from airflow_qarnot_pool.decorators import node, payload
 from airflow_qarnot_pool.decorators.function import FunctionSource
-from airflow_qarnot_pool.environments.shared import bring, folder_for
+from airflow_qarnot_pool.environments.shared import bring, folder_for, has_environments
 from airflow_qarnot_pool.environments.specification import (
     QarnotEnvironment,
     check_files,
@@ -22,7 +22,7 @@ from airflow_qarnot_pool.environments.specification import (
     is_beside,
 )
 from airflow_qarnot_pool.environments.storage import EnvironmentStorage, archive_in
-from airflow_qarnot_pool.exceptions import QarnotTaskFailedError
+from airflow_qarnot_pool.exceptions import QarnotPoolEndedError, QarnotTaskFailedError
 from airflow_qarnot_pool.hooks.qarnot import QarnotHook
 from airflow_qarnot_pool.logs.failure_report import is_node_loss
 from airflow_qarnot_pool.operators.bases.base import QarnotOperator
@@ -290,8 +290,18 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
 
     def _next_pool(self, context: Context, pool: str) -> str | None:
         uuid = super()._next_pool(context, pool)
-        if uuid is not None and (archive := self._pool_archive()):
-            # Another DAG run may have created it, with another environment.
+        if uuid is None:
+            return None
+        # Another DAG run may have created it, with another environment.
+        if self._opener is None and has_environments(self.client.pools.get(uuid)):
+            raise QarnotPoolEndedError(
+                f"Pool {pool} was closed, and pool {uuid}, which replaces it, may have the environment of another DAG "
+                "run. Give qarnot_pool as the output of the task that opens the pool, which then brings its own "
+                "environment",
+                kind="pool",
+                ref=pool,
+            )
+        if archive := self._pool_archive():
             bucket = cast("QarnotEnvironment", QarnotEnvironment.of(self._opener.environment)).bucket
             bring(
                 self.client,

@@ -87,5 +87,10 @@ def bring(
         log.info("Pool %s brings environment %s to its nodes", pool.uuid, archive)
 
 
+def has_environments(pool: Pool) -> bool:
+    """Return whether *pool* is shared, and brings environments to its nodes."""
+    return any(map(_is_folder, pool.resource_buckets))
+
+
 def _is_folder(resource: ResourceBucket) -> bool:
     return str(resource.prefix or "").startswith(FOLDERS)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from airflow_qarnot_pool.api import states
 from airflow_qarnot_pool.api.limits import parse_number
-from airflow_qarnot_pool.api.models import Pool, Task
 from airflow_qarnot_pool.exceptions import QarnotKilledError
 from airflow_qarnot_pool.ownership.identity import LINEAGE_TAG, TaskInstanceIdentity, label, last_try
+
+if TYPE_CHECKING:
+    from airflow_qarnot_pool.api.models import Pool, Task
 
 
 class Usability(StrEnum):
@@ -28,6 +31,8 @@ def usability_of(remote: Pool | Task) -> Usability:
     A pool that is Closing or Closed never accepts a task again. A Qarnot task in PendingCancel still counts as
     running. It is adopted, and runs again if it ends as Cancelled.
     """
+    from airflow_qarnot_pool.api.models import Pool
+
     if isinstance(remote, Pool):
         if states.accepts_tasks(remote.state):
             return Usability.LIVE

@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from airflow_qarnot_pool.api.errors import QarnotNameTakenError, QarnotNotFoundError
 from airflow_qarnot_pool.api.fields import span
 from airflow_qarnot_pool.api.limits import parse_json
-from airflow_qarnot_pool.api.models import Task
 from airflow_qarnot_pool.api.ranges import format_ranges, parse_ranges
 from airflow_qarnot_pool.ownership.decisions import RemoteSnapshot, Usability
 from airflow_qarnot_pool.ownership.identity import (
@@ -44,7 +43,7 @@ from airflow_qarnot_pool.ownership.identity import (
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.client import QarnotClient
-    from airflow_qarnot_pool.api.models import Job
+    from airflow_qarnot_pool.api.models import Job, Task
 
 log = logging.getLogger(__name__)
 
@@ -147,6 +146,8 @@ class Outcomes:
 
     def tasks(self) -> dict[str, Task]:
         """Return the recorded Qarnot tasks that are not items of a fan-out, by uuid."""
+        from airflow_qarnot_pool.api.models import Task
+
         return {uuid: Task.from_json(content) for uuid, content in self.singles.items()}
 
     def snapshots(self, lineage: str, fingerprints: Sequence[str]) -> list[RemoteSnapshot]:
@@ -322,6 +323,8 @@ def write_outcomes(client: QarnotClient, namespace: str, owner: str, tasks: Iter
 
 def recorded_owners(client: QarnotClient, namespace: str) -> list[Task]:
     """Return a Qarnot task for each task instance that has a record, with its owner and labels only."""
+    from airflow_qarnot_pool.api.models import Task
+
     by_tag: dict[str, list[Job]] = {}
     for job in client.jobs.list(tags=[namespace_tag(namespace)]):
         for tag in job.tags:

@@ -70,7 +70,7 @@ def pull_of(ti: Any, task_id: str, map_index: int | None, key: str) -> Any:
     """Return the value that another task of the DAG run has stored, or None."""
     if _is_real(ti):
         owner = SimpleNamespace(dag_id=ti.dag_id, run_id=ti.run_id, task_id=task_id, map_index=map_index)
-        return None if _is_missing(owner, key) else get_direct(owner, key)
+        return _get_quietly(owner, key)
     return ti.xcom_pull(task_ids=task_id, key=key, map_indexes=map_index)
 
 
@@ -83,13 +83,17 @@ def pull_newest(ti: Any, key: str) -> Any:
     return ti.xcom_pull(task_ids=ti.task_id, key=key, map_indexes=ti.map_index, include_prior_dates=True)
 
 
-def _is_missing(owner: TaskInstanceCoordinates, key: str) -> bool:
-    """Return whether an unmapped task has no such XCom, without the error that Airflow logs for one that is missing.
+def _get_quietly(owner: TaskInstanceCoordinates, key: str) -> Any:
+    """Return the value, or None without the error that Airflow logs for one that is missing.
 
-    A mapped task would read the values of all its instances.
+    Only for an unmapped task, because one request reads the values of all instances.
     """
     address = _coordinates(owner)
-    return address.pop("map_index") < 0 and database_xcom().get_all(key=key, **address) is None
+    if address.pop("map_index") < 0:
+        values = database_xcom().get_all(key=key, **address)
+        if values is None or len(values) == 1:
+            return values[0] if values else None
+    return get_direct(owner, key)
 
 
 def _has_succeeded_before(ti: Any) -> bool:

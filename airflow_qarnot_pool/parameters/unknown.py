@@ -231,6 +231,12 @@ def _remedy_in_spec(
     return None if close is None else f"Give {kind}={{{close!r}: ...}}."
 
 
+def refuse_hidden(operator: type, given: Mapping[str, Any]) -> None:
+    """Refuse what a subclass that may take any parameter has passed on. Others are checked before their constructor."""
+    if has_hidden_parameters(operator):
+        refuse_unknown(operator, given)
+
+
 def has_hidden_parameters(operator: type) -> bool:
     """Return whether a subclass in another package may take parameters that its constructor does not name."""
     for base in operator.__mro__:

@@ -29,7 +29,7 @@ from airflow_qarnot_pool.parameters.configuration import check_wait_options
 from airflow_qarnot_pool.parameters.places import CheckedOperatorMeta
 from airflow_qarnot_pool.parameters.references import resolve_ref
 from airflow_qarnot_pool.parameters.templating import is_templated
-from airflow_qarnot_pool.parameters.unknown import refuse_unknown, refuse_unknown_defaults
+from airflow_qarnot_pool.parameters.unknown import refuse_hidden, refuse_unknown_defaults
 from airflow_qarnot_pool.parameters.validation import (
     Duration,
     as_duration,
@@ -99,7 +99,7 @@ class QarnotSensor(BaseSensorOperator, metaclass=CheckedOperatorMeta):
         check_flags(accept_passed=accept_passed)
         if wait_timeout is not None and not is_templated(wait_timeout):
             kwargs["timeout"] = as_duration("wait_timeout", wait_timeout)
-        refuse_unknown(type(self), kwargs)
+        refuse_hidden(type(self), kwargs)
         refuse_unknown_defaults(type(self), kwargs.get("default_args"))
         super().__init__(**kwargs)
         self.target_states = target_states

@@ -16,7 +16,11 @@ from airflow_qarnot_pool.decorators import node
 from airflow_qarnot_pool.decorators.qarnot import qarnot_task
 from airflow_qarnot_pool.environments import storage
 from airflow_qarnot_pool.environments.shared import FOLDERS, comparable, folder_for, resource_for
-from airflow_qarnot_pool.exceptions import QarnotSpecMismatchError, QarnotTaskFailedError
+from airflow_qarnot_pool.exceptions import (
+    QarnotPoolEndedError,
+    QarnotSpecMismatchError,
+    QarnotTaskFailedError,
+)
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.operators.pool import QarnotCreatePoolOperator
 from tests.decorators.test_qarnot_task import call
@@ -149,6 +153,16 @@ def test_a_call_brings_its_environment_to_the_pool_that_replaces_its_own(
     assert folder.prefix != client.pools.get(old).resource_buckets[0].prefix
     assert users.call("new") == 2
     assert users.call("another") == 3
+
+
+def test_a_call_that_does_not_know_its_environment_moves_to_no_pool_with_that_of_another_run(
+    users: Users, client: QarnotClient
+) -> None:
+    old = users.open("old", 1)
+    client.pools.close(old)
+    users.open("another", 3)
+    with pytest.raises(QarnotPoolEndedError, match="environment of another DAG run"):
+        call(old, answer)
 
 
 def test_a_pool_without_an_environment_is_not_shared_with_one_that_needs_it(users: Users) -> None:

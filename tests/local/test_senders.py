@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import shutil
 import socket
 import subprocess
 import tempfile
@@ -294,7 +293,7 @@ def visit(page: str) -> dict[str, Any]:
             site.server_close()
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
+@pytest.mark.airflow_ui
 def test_a_page_of_another_site_gets_nothing_in_a_real_browser(
     server: LocalQarnot, http: Http, sdk: qarnot.Connection, s3: Any
 ) -> None:

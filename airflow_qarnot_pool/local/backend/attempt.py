@@ -35,6 +35,7 @@ from airflow_qarnot_pool.local.schemas.fields import has_network
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.local.backend.context import Context
+    from airflow_qarnot_pool.local.backend.models import Output
 
 # The API documents no error codes, so the local Qarnot defines these (docs/local.md).
 EXIT_CODE = "LOCAL_EXIT_CODE"
@@ -151,19 +152,33 @@ async def _execute(
     cwd = command.working_directory(task.constants, own, place)
     if cwd.startswith(space.job):
         os.makedirs(cwd, exist_ok=True)
-    instance.run, done = context.runner.run(
+    result = await run_command(context, instance, words, cwd, env, output, task.profile)
+    problem = problem_of("The command", result)
+    return AttemptResult(EXIT_CODE if result.code else OUTPUT, problem) if problem else AttemptResult()
+
+
+async def run_command(
+    context: Context,
+    runs: Instance | Node,
+    words: list[str],
+    cwd: str,
+    env: dict[str, str],
+    output: Output,
+    profile: str,
+) -> RunResult:
+    """Run a command to its end. Meanwhile *runs* has its id, by which it can be killed."""
+    runs.run, done = context.runner.run(
         words,
         cwd=cwd,
         env=env,
         stdout=output.stdout,
         stderr=output.stderr,
         kept=output.max_bytes,
-        network=has_network(task.profile),
+        network=has_network(profile),
     )
     result = await done
-    instance.run = None
-    problem = problem_of("The command", result)
-    return AttemptResult(EXIT_CODE if result.code else OUTPUT, problem) if problem else AttemptResult()
+    runs.run = None
+    return result
 
 
 def problem_of(subject: str, result: RunResult) -> str | None:

@@ -16,7 +16,6 @@ from airflow_qarnot_pool.local.backend.models import (
 )
 from airflow_qarnot_pool.local.processes import command
 from airflow_qarnot_pool.local.processes.storage import StorageError
-from airflow_qarnot_pool.local.schemas.fields import has_network
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.local.backend.context import Context
@@ -111,17 +110,7 @@ class Nodes:
             return None
         env = command.environment(pool.constants, own, place, context.search_path)
         env |= attempt.credentials(context, pool)
-        node.run, done = context.runner.run(
-            words,
-            cwd=job,
-            env=env,
-            stdout=output.stdout,
-            stderr=output.stderr,
-            kept=output.max_bytes,
-            network=has_network(pool.profile),
-        )
-        result = await done
-        node.run = None
+        result = await attempt.run_command(context, node, words, job, env, output, pool.profile)
         problem = attempt.problem_of("The preparation task", result)
         return f"{problem} on node {node.id}" if problem else None
 

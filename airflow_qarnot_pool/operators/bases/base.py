@@ -28,7 +28,7 @@ from airflow_qarnot_pool.ownership.claim import count_decision
 from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
 from airflow_qarnot_pool.parameters.configuration import check_wait_options, default_defer_after
 from airflow_qarnot_pool.parameters.places import CheckedOperatorMeta
-from airflow_qarnot_pool.parameters.unknown import refuse_unknown, refuse_unknown_defaults
+from airflow_qarnot_pool.parameters.unknown import refuse_hidden, refuse_unknown_defaults
 from airflow_qarnot_pool.parameters.validation import (
     Duration,
     as_duration,
@@ -108,7 +108,7 @@ class QarnotOperator(BaseOperator, metaclass=CheckedOperatorMeta):
     _filled: tuple[str, ...] = ()
 
     def __init__(self, *, qarnot_conn_id: str = QarnotHook.default_conn_name, **kwargs: Any) -> None:
-        refuse_unknown(type(self), kwargs)
+        refuse_hidden(type(self), kwargs)
         refuse_unknown_defaults(type(self), kwargs.get("default_args"))
         super().__init__(**kwargs)
         check_conn_id(qarnot_conn_id)
