@@ -25,7 +25,6 @@ from airflow_qarnot_pool.environments.specification import (
     check_files,
     folders_being_loaded,
 )
-from airflow_qarnot_pool.environments.storage import EnvironmentStorage, archive_in
 from airflow_qarnot_pool.exceptions import QarnotPoolEndedError
 from airflow_qarnot_pool.operators.bases import warm_up as warming
 from airflow_qarnot_pool.operators.bases.cost_limits import (
@@ -265,6 +264,8 @@ class QarnotCreatePoolOperator(PoolOperator):
         environment = QarnotEnvironment.of(self.environment)
         if environment is None:
             return None
+        from airflow_qarnot_pool.environments.storage import EnvironmentStorage, archive_in
+
         storage = EnvironmentStorage(self.hook.settings, environment.bucket)
         resource = storage.prepare(environment, self._dag_folder)
         archive = archive_in(resource)
@@ -285,6 +286,8 @@ class QarnotCreatePoolOperator(PoolOperator):
 
     def _share_environment(self, context: Context, claimed: Claim, archive: str) -> None:
         """Bring *archive* to a shared pool that exists, and store its name for the calls of this DAG run."""
+        from airflow_qarnot_pool.environments.storage import EnvironmentStorage
+
         environment = QarnotEnvironment.of(self.environment)
         if claimed.existing is not None and environment is not None:
             storage = EnvironmentStorage(self.hook.settings, environment.bucket)

@@ -480,6 +480,17 @@ def test_importing_the_client_imports_no_http_library():
     assert done.stdout.strip() == "[]"
 
 
+def test_parsing_a_dag_imports_nothing_that_only_a_task_needs():
+    modules = ("operators.pool", "operators.task", "operators.tasks", "sensors.task", "task_groups.pool")
+    late = ("api.client", "api.models", "api.specs", "environments.storage", "costs.report")
+    code = (
+        f"import sys; {'; '.join(f'import airflow_qarnot_pool.{one}' for one in modules)};"
+        f"print([one for one in {late!r} if 'airflow_qarnot_pool.' + one in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def test_a_web_page_that_says_404_may_not_be_the_api(stub, transport):
     stub.default = Reply(404, b"<html><title>Nothing here</title></html>")
     with pytest.raises(QarnotNotFoundError, match="Or the API is not at http"):
