@@ -17,7 +17,6 @@ from airflow_qarnot_pool.operators.bases.pool import PoolOperator
 from airflow_qarnot_pool.operators.create_pool import QarnotCreatePoolOperator
 from airflow_qarnot_pool.ownership import xcoms
 from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
-from airflow_qarnot_pool.ownership.shared_pool import release
 from airflow_qarnot_pool.parameters.references import as_reference, resolve_ref
 from airflow_qarnot_pool.parameters.validation import check_flags, is_empty
 from airflow_qarnot_pool.waiting.conditions import (
@@ -132,6 +131,8 @@ class QarnotClosePoolOperator(PoolOperator):
 
     def _give_up(self, context: Context) -> str:
         """Close the shared pool unless another DAG run needs it."""
+        from airflow_qarnot_pool.ownership.shared_pool import release
+
         released = release(self.client, self._identity_of(context), _run_lives, self._setups())
         for one in released:
             if one.closed:

@@ -18,7 +18,7 @@ from airflow_qarnot_pool.api.errors import (
     QarnotRefusedError,
 )
 from airflow_qarnot_pool.api.limits import parse_stored_time
-from airflow_qarnot_pool.costs.limits import parse_amount
+from airflow_qarnot_pool.costs.parameters import parse_amount
 from airflow_qarnot_pool.environments import shared
 from airflow_qarnot_pool.environments.specification import (
     QarnotEnvironment,
@@ -34,7 +34,7 @@ from airflow_qarnot_pool.operators.bases.cost_limits import (
 from airflow_qarnot_pool.operators.bases.pool import PoolOperator
 from airflow_qarnot_pool.operators.bases.warm_up import WarmUp, WarmUpRequest, scaling_to_zero
 from airflow_qarnot_pool.ownership import xcoms
-from airflow_qarnot_pool.ownership.shared_pool import DEFAULT_KEEP_WARM, MAX_GENERATIONS
+from airflow_qarnot_pool.ownership.identity import DEFAULT_KEEP_WARM, MAX_GENERATIONS
 from airflow_qarnot_pool.parameters.templating import hide_secrets, is_templated
 from airflow_qarnot_pool.parameters.validation import (
     Duration,

@@ -25,15 +25,9 @@ from airflow_qarnot_pool.exceptions import (
     QarnotTaskFailedError,
 )
 from airflow_qarnot_pool.links.qarnot import LINKS
-from airflow_qarnot_pool.logs.checkpoint import Offset
-from airflow_qarnot_pool.logs.cursor import LogCursor
-from airflow_qarnot_pool.logs.failure_report import failure_report, is_node_loss
-from airflow_qarnot_pool.logs.report import ProgressFinder
-from airflow_qarnot_pool.logs.writer import acquire_lease, fetch, retry_broken_read, write_new_output
 from airflow_qarnot_pool.operators.bases.task import COMMON_FIELDS, TaskOperator
 from airflow_qarnot_pool.ownership import xcoms
-from airflow_qarnot_pool.ownership.identity import RECORDABLE_LABEL
-from airflow_qarnot_pool.ownership.shared_pool import MAX_GENERATIONS
+from airflow_qarnot_pool.ownership.identity import MAX_GENERATIONS, RECORDABLE_LABEL
 from airflow_qarnot_pool.ownership.xcoms import TASK_KEY
 from airflow_qarnot_pool.parameters.shell import find_commands, warn_of_shell_characters
 from airflow_qarnot_pool.parameters.validation import has_values, reject_empty
@@ -52,7 +46,9 @@ if TYPE_CHECKING:
 
     from airflow_qarnot_pool.api.models import Task
     from airflow_qarnot_pool.api.specs import TaskSpec
-    from airflow_qarnot_pool.logs.report import LineFinder
+    from airflow_qarnot_pool.logs.checkpoint import Offset
+    from airflow_qarnot_pool.logs.cursor import LogCursor
+    from airflow_qarnot_pool.logs.report import LineFinder, ProgressFinder
     from airflow_qarnot_pool.triggers.base import QarnotTrigger
     from airflow_qarnot_pool.waiting.conditions import WaitResult
 
@@ -235,6 +231,8 @@ class QarnotRunTaskOperator(TaskOperator):
         return get_confirmed(self.client.tasks, outcome.uuid), False
 
     def _finish(self, context: Context, outcome: WaitResult, resume_state: Mapping[str, Any]) -> Any:
+        from airflow_qarnot_pool.logs.writer import acquire_lease
+
         if outcome.ending is EndReason.IMPOSSIBLE:
             return self._stranded(context, outcome, resume_state)
         task, is_deleted = self._ended(context, outcome)
@@ -253,6 +251,8 @@ class QarnotRunTaskOperator(TaskOperator):
 
     def _result_or_error(self, task: Task, *, succeeded: bool) -> Any:
         """Return the result of a Qarnot task that has ended, or raise why it has none."""
+        from airflow_qarnot_pool.logs.failure_report import is_node_loss
+
         if succeeded:
             return self._result(task)
         failed = QarnotNodeLostError if is_node_loss(task) else QarnotTaskFailedError
@@ -262,6 +262,9 @@ class QarnotRunTaskOperator(TaskOperator):
 
     def _write_output(self, uuid: str, *, finished: bool) -> None:
         """Write the new output to the log."""
+        from airflow_qarnot_pool.logs.checkpoint import Offset
+        from airflow_qarnot_pool.logs.writer import write_new_output
+
         position = self._written(uuid) or Offset(cursor=self._nothing_written(uuid))
         self._position = write_new_output(partial(self._kept, uuid), position, self.log, finished=finished)
 
@@ -306,6 +309,8 @@ class QarnotRunTaskOperator(TaskOperator):
         return command_finder() if self._spec(self._given(), self._some_pool).reports else None
 
     def _nothing_written(self, uuid: str) -> LogCursor:
+        from airflow_qarnot_pool.logs.cursor import LogCursor
+
         finder = self._new_finder()
         # The report is not logged.
         return (
@@ -314,6 +319,9 @@ class QarnotRunTaskOperator(TaskOperator):
 
     def _kept(self, uuid: str, stream: str) -> Iterable[str]:
         """Return all that Qarnot keeps of a stream of the output, and search it for the report."""
+        from airflow_qarnot_pool.logs.report import ProgressFinder
+        from airflow_qarnot_pool.logs.writer import fetch
+
         finder = self._new_finder()
         if finder is None:
             return fetch(self.client.limited(deadline=OUTPUT_DEADLINE), uuid, stream, None)
@@ -326,12 +334,16 @@ class QarnotRunTaskOperator(TaskOperator):
 
     def _output(self, uuid: str) -> LineFinder[Any]:
         """Read all of standard output, and return the finder of its report."""
+        from airflow_qarnot_pool.logs.writer import retry_broken_read
+
         finder = self._finders.get(uuid)
         if finder is None or not finder.complete:
             retry_broken_read(lambda: deque(self._kept(uuid, "stdout"), maxlen=0))
         return self._finders[uuid]
 
     def _report(self, task: Task) -> str:
+        from airflow_qarnot_pool.logs.failure_report import failure_report
+
         return failure_report(self.client, task, self.hook.settings.console_link("task", task.uuid))
 
     def _result(self, task: Task) -> Any:

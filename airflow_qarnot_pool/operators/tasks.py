@@ -27,28 +27,17 @@ from airflow_qarnot_pool.api.limits import parse_stored_time
 from airflow_qarnot_pool.api.states import TaskState, accepts_tasks
 from airflow_qarnot_pool.exceptions import QarnotCostLimitError, QarnotPoolEndedError, QarnotTaskFailedError
 from airflow_qarnot_pool.links.qarnot import LINKS
-from airflow_qarnot_pool.logs.failure_report import failure_report
 from airflow_qarnot_pool.operators.bases.remote_work import RemoteWork
 from airflow_qarnot_pool.operators.bases.task import COMMON_FIELDS, TaskOperator
 from airflow_qarnot_pool.ownership import xcoms
-from airflow_qarnot_pool.ownership.claim import count_decisions
-from airflow_qarnot_pool.ownership.decisions import RemoteSnapshot
-from airflow_qarnot_pool.ownership.fan_out import (
-    FanOutProgress,
-    NextStep,
-    Round,
-    fan_out_state,
-    low_water_mark,
-    next_step,
-)
 from airflow_qarnot_pool.ownership.identity import (
+    MAX_GENERATIONS,
     OWNER_TAG,
     SPECS_LABEL,
     TaskInstanceIdentity,
     index_and_generation,
     with_suffix,
 )
-from airflow_qarnot_pool.ownership.shared_pool import MAX_GENERATIONS
 from airflow_qarnot_pool.ownership.xcoms import TASKS_KEY
 from airflow_qarnot_pool.parameters.configuration import min_poll_interval
 from airflow_qarnot_pool.parameters.shell import find_commands, warn_of_shell_characters
@@ -87,7 +76,8 @@ if TYPE_CHECKING:
     from airflow_qarnot_pool.api.models import Task
     from airflow_qarnot_pool.api.specs import TaskSpec
     from airflow_qarnot_pool.operators.bases.command_result import CommandResult
-    from airflow_qarnot_pool.ownership.fan_out import FanOutState, Submission
+    from airflow_qarnot_pool.ownership.decisions import RemoteSnapshot
+    from airflow_qarnot_pool.ownership.fan_out import FanOutProgress, FanOutState, Round, Submission
     from airflow_qarnot_pool.triggers.base import QarnotTrigger
 
 #: Qarnot tasks in one bulk request.
@@ -146,6 +136,8 @@ class _Slice:
 
     def note_round(self, state: FanOutState, sent: _SubmitResult) -> Round:
         """Record the result of a submission, and return what decides the next step."""
+        from airflow_qarnot_pool.ownership.fan_out import Round
+
         self.progress.pending |= sent.done
         if not (sent.made_room and sent.done):
             self.unclear = self.unclear + 1 if sent.unclear else 0
@@ -320,6 +312,8 @@ class QarnotRunTasksOperator(TaskOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Run all commands, each in a Qarnot task, and return a summary."""
+        from airflow_qarnot_pool.ownership.fan_out import FanOutProgress
+
         with self._ending_in_the_last_try():
             return self._advance(context, self._deadline(context), FanOutProgress())
 
@@ -356,12 +350,16 @@ class QarnotRunTasksOperator(TaskOperator):
             return self._resume_from(context, resume_state)
 
     def _resume_from(self, context: Context, resume_state: Mapping[str, Any]) -> dict[str, Any]:
+        from airflow_qarnot_pool.ownership.fan_out import FanOutProgress
+
         self._met_quota = bool(resume_state.get("met_quota"))
         deadline = parse_stored_time(resume_state["deadline"]) if resume_state.get("deadline") else None
         return self._advance(context, deadline, FanOutProgress.from_resume_state(resume_state))
 
     def _after_all(self, outcome: WaitResult) -> WaitResult:
         """Return MET if every item has ended by now, in whichever way the wait has ended."""
+        from airflow_qarnot_pool.ownership.fan_out import FanOutProgress
+
         self._costs.close_if_over(outcome)
         now = self._all_done(FanOutProgress.from_resume_state(outcome.resume_state))
         return outcome if now is None else replace(outcome, ending=EndReason.MET)
@@ -392,6 +390,7 @@ class QarnotRunTasksOperator(TaskOperator):
         A cancelled item does not count, as whatever ended the wait may have cancelled it.
         """
         from airflow_qarnot_pool.ownership.claim import FINGERPRINT_EXCLUDES
+        from airflow_qarnot_pool.ownership.fan_out import fan_out_state
 
         identity = self._running.identity
         try:
@@ -426,6 +425,8 @@ class QarnotRunTasksOperator(TaskOperator):
         self, context: Context, deadline: datetime | None, progress: FanOutProgress
     ) -> dict[str, Any]:
         """Submit as much as there is room for and wait, until every item has ended."""
+        from airflow_qarnot_pool.ownership.fan_out import NextStep, low_water_mark, next_step
+
         slice_ = self._prepare(context, deadline, progress)
         while True:
             state = self._look_up(slice_)
@@ -496,6 +497,7 @@ class QarnotRunTasksOperator(TaskOperator):
 
     def _look_up(self, slice_: _Slice) -> FanOutState:
         """Return the state of every item, and end the Qarnot tasks that no item needs."""
+        from airflow_qarnot_pool.ownership.fan_out import fan_out_state
         from airflow_qarnot_pool.ownership.termination import end_all
 
         identity, progress = slice_.identity, slice_.progress
@@ -516,7 +518,7 @@ class QarnotRunTasksOperator(TaskOperator):
         self, identity: TaskInstanceIdentity, snapshots: Iterable[RemoteSnapshot], state: FanOutState
     ) -> None:
         """Mark the Qarnot tasks that a later try adopts, with its first lookup."""
-        from airflow_qarnot_pool.ownership.claim import Decision, mark_adopted
+        from airflow_qarnot_pool.ownership.claim import Decision, count_decisions, mark_adopted
 
         count_decisions(self.log, Decision.ADOPTED, len(state.running))
         count_decisions(self.log, Decision.ALREADY_SUCCEEDED, len(state.succeeded))
@@ -525,6 +527,8 @@ class QarnotRunTasksOperator(TaskOperator):
 
     def _submitted(self, slice_: _Slice) -> FanOutState:
         """Return the state of every item for an operator that does not wait."""
+        from airflow_qarnot_pool.ownership.fan_out import fan_out_state
+
         snapshots = self._lookup(slice_.identity, slice_.progress, slice_.fingerprints)
         return fan_out_state(slice_.identity, slice_.fingerprints, snapshots, slice_.progress)
 
@@ -584,6 +588,7 @@ class QarnotRunTasksOperator(TaskOperator):
         self, identity: TaskInstanceIdentity, fingerprints: Sequence[str]
     ) -> list[RemoteSnapshot]:
         """Return everything that any lineage of this task instance made, with the records of deleted items."""
+        from airflow_qarnot_pool.ownership.decisions import RemoteSnapshot
         from airflow_qarnot_pool.ownership.records import outcomes
 
         tagged = filters.equal("Tags", OWNER_TAG + identity.owner)
@@ -601,6 +606,7 @@ class QarnotRunTasksOperator(TaskOperator):
         :raises QarnotDeletedError: some of them were deleted. The others are ended.
         """
         from airflow_qarnot_pool.ownership.claim import raise_if_overtaken
+        from airflow_qarnot_pool.ownership.decisions import RemoteSnapshot
 
         for _ in range(_MAX_LOOKUPS):
             snapshots = self._all_snapshots(identity, fingerprints)
@@ -649,7 +655,12 @@ class QarnotRunTasksOperator(TaskOperator):
         identity: TaskInstanceIdentity,
     ) -> _SubmitResult:
         """Submit these, and make room for them under a full quota as long as that succeeds."""
-        from airflow_qarnot_pool.ownership.claim import MAX_CREATE_ATTEMPTS, Decision, with_identity
+        from airflow_qarnot_pool.ownership.claim import (
+            MAX_CREATE_ATTEMPTS,
+            Decision,
+            count_decisions,
+            with_identity,
+        )
         from airflow_qarnot_pool.ownership.records import specs_digest
 
         sent = _SubmitResult()
@@ -723,7 +734,7 @@ class QarnotRunTasksOperator(TaskOperator):
         self, identity: TaskInstanceIdentity, snapshots: Iterable[RemoteSnapshot], closed: dict[str, bool]
     ) -> set[str]:
         """Return the shared pools that were closed under Qarnot tasks of this lineage. *closed* caches the results."""
-        from airflow_qarnot_pool.ownership.shared_pool import was_closed
+        from airflow_qarnot_pool.ownership.identity import was_closed
 
         for snapshot in snapshots:
             if (
@@ -854,6 +865,8 @@ class QarnotRunTasksOperator(TaskOperator):
     # --- what became of it
 
     def _finish(self, now: FanOutState, specs: Sequence[TaskSpec]) -> dict[str, Any]:
+        from airflow_qarnot_pool.logs.failure_report import failure_report
+
         self.log.info("%s", now)
         if not now.failed:
             results = self._item_results(now, specs)

@@ -18,9 +18,10 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
 from airflow_qarnot_pool.api.limits import parse_number, parsing_stored_state
 from airflow_qarnot_pool.api.states import Phase
 from airflow_qarnot_pool.ownership.iterations import iteration_of
@@ -55,6 +56,11 @@ MAX_RUN_COST_LABEL = LABEL_PREFIX + "max_run_cost"
 SPECS_LABEL = LABEL_PREFIX + "specs"
 #: Role of the warm-up task of a pool.
 WARM_UP_ROLE = "warm-up"
+#: How long a node of a shared pool may be idle before it shuts down, unless ``keep_warm`` is set.
+DEFAULT_KEEP_WARM = timedelta(minutes=10)
+#: Maximum number of times in a row that a pool may be found closing before that is an error.
+MAX_GENERATIONS = 6
+_SHARED_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 #: Maximum size of a name in UTF-8 bytes. Qarnot does not document the unit, and no unit gives a larger count.
 MAX_NAME_BYTES = 2047
 
@@ -67,6 +73,16 @@ def byte_size(text: str) -> int:
 def is_valid_size(name: str) -> bool:
     """Return whether *name* is short enough for Qarnot in every unit."""
     return byte_size(name) <= MAX_NAME_BYTES
+
+
+def check_shared_name(name: Any) -> None:
+    """Refuse a value that cannot name a shared pool."""
+    if not isinstance(name, str) or not _SHARED_NAME.fullmatch(name):
+        raise QarnotInvalidSpecError(
+            f"shared is no name, got {name!r}",
+            field="shared",
+            remedy="Write shared='name' with letters, digits, '-', '_' and '.', 63 at most.",
+        )
 
 
 def with_suffix(name: str, suffix: str) -> str:

@@ -22,7 +22,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -32,7 +31,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 from airflow_qarnot_pool.api import filters, states
 from airflow_qarnot_pool.api.errors import (
-    QarnotInvalidSpecError,
     QarnotNameTakenError,
     QarnotNotFoundError,
     QarnotProtocolError,
@@ -46,6 +44,7 @@ from airflow_qarnot_pool.ownership.claim import ClaimRequest, claim
 from airflow_qarnot_pool.ownership.decisions import RemoteSnapshot, Usability, usability_of
 from airflow_qarnot_pool.ownership.identity import (
     MAX_COST_LABEL,
+    MAX_GENERATIONS,
     OWNER_TAG,
     TRY_TAG,
     RunKey,
@@ -68,16 +67,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: How long a node of a shared pool may be idle before it shuts down, unless ``keep_warm`` is set.
-DEFAULT_KEEP_WARM = timedelta(minutes=10)
 HOLD_TAG = "airflow-hold:"
 #: How long a hold lasts that was never released: longer than any DAG run, because the hold ends without a notice.
 HOLD_LIFETIME = timedelta(days=7)
 #: Label with a hash for each field of the spec, because a mismatch must name the fields.
 FIELDS_LABEL = "airflow.spec_fields"
-#: Maximum number of times in a row that a pool may be found closing before that is an error.
-MAX_GENERATIONS = 6
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _UNFINISHED = [state for state in states.TaskState if state not in states.TASK_TERMINAL]
 
 #: Returns whether a DAG run (dag_id, run_id) is unfinished.
@@ -85,16 +79,6 @@ IsRunUnfinished = Callable[[str, str], bool]
 
 
 # --- decisions
-
-
-def check_name(name: Any) -> None:
-    """Refuse a value that cannot name a shared pool."""
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise QarnotInvalidSpecError(
-            f"shared is no name, got {name!r}",
-            field="shared",
-            remedy="Write shared='name' with letters, digits, '-', '_' and '.', 63 at most.",
-        )
 
 
 def mismatched_fields(own: Mapping[str, str], other: Mapping[str, str]) -> list[str]:

@@ -14,7 +14,7 @@ from airflow_qarnot_pool.operators.bases.cost_limits import accept_limits
 from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
-from airflow_qarnot_pool.ownership.shared_pool import DEFAULT_KEEP_WARM
+from airflow_qarnot_pool.ownership.identity import DEFAULT_KEEP_WARM
 from airflow_qarnot_pool.parameters.places import naming, place, place_in_dag
 from airflow_qarnot_pool.parameters.shell import find_commands, warn_of_shell_characters
 from airflow_qarnot_pool.parameters.templating import is_templated

@@ -482,7 +482,20 @@ def test_importing_the_client_imports_no_http_library():
 
 def test_parsing_a_dag_imports_nothing_that_only_a_task_needs():
     modules = ("operators.pool", "operators.task", "operators.tasks", "sensors.task", "task_groups.pool")
-    late = ("api.client", "api.models", "api.specs", "environments.storage", "costs.report")
+    late = (
+        *(
+            "api.client",
+            "api.models",
+            "api.specs",
+            "api.transport",
+            "costs.limits",
+            "costs.model",
+            "costs.report",
+        ),
+        *("costs.spending", "environments.storage", "logs.cursor", "logs.writer", "ownership.claim"),
+        *("ownership.decisions", "ownership.fan_out", "ownership.quota", "ownership.records"),
+        *("ownership.shared_pool", "ownership.termination", "triggers"),
+    )
     code = (
         f"import sys; {'; '.join(f'import airflow_qarnot_pool.{one}' for one in modules)};"
         f"print([one for one in {late!r} if 'airflow_qarnot_pool.' + one in sys.modules])"

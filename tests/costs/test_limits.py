@@ -12,12 +12,11 @@ from airflow_qarnot_pool.api.models import Account, Budget
 from airflow_qarnot_pool.costs.limits import (
     CostLimit,
     LimitLevel,
-    LimitParameters,
     Spending,
     check_limits,
     find_shortage,
-    parse_amount,
 )
+from airflow_qarnot_pool.costs.parameters import LimitParameters, parse_amount
 from airflow_qarnot_pool.exceptions import QarnotCostLimitError, QarnotError
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -31,6 +31,7 @@ from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCr
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
 from airflow_qarnot_pool.ownership import shared_pool
+from airflow_qarnot_pool.ownership.identity import DEFAULT_KEEP_WARM
 from airflow_qarnot_pool.version_compat import TaskDeferred
 from tests.crash.children import StoringTI, eventually, fork, worker
 from tests.harness import FakeTI, again, airflow_says, context_of, defer, fire, kill, life_of, resume, run
@@ -259,7 +260,7 @@ def test_names_that_cannot_be_are_refused_when_the_dag_is_parsed(name: str) -> N
 
 
 def test_a_shared_pool_cools_down_by_itself_unless_it_scales_otherwise() -> None:
-    assert QarnotCreatePoolOperator(task_id="x", shared="n").keep_warm == shared_pool.DEFAULT_KEEP_WARM
+    assert QarnotCreatePoolOperator(task_id="x", shared="n").keep_warm == DEFAULT_KEEP_WARM
     assert QarnotCreatePoolOperator(
         task_id="x", shared="n", keep_warm=timedelta(hours=1)
     ).keep_warm == timedelta(hours=1)

@@ -19,7 +19,7 @@ from airflow_qarnot_pool.operators.cost_report import QarnotCostReportOperator
 from airflow_qarnot_pool.operators.pool import QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
-from airflow_qarnot_pool.ownership.shared_pool import DEFAULT_KEEP_WARM
+from airflow_qarnot_pool.ownership.identity import DEFAULT_KEEP_WARM
 from airflow_qarnot_pool.parameters.configuration import default_poll_interval
 from airflow_qarnot_pool.sensors.pool import QarnotPoolSensor
 from airflow_qarnot_pool.task_groups.pool import QarnotPoolGroup

@@ -24,7 +24,6 @@ from airflow_qarnot_pool.operators.bases.parameters import checked_partial, mapp
 from airflow_qarnot_pool.operators.bases.remote_work import RemoteWork
 from airflow_qarnot_pool.operators.kill_after_deferral import KillAfterDeferral
 from airflow_qarnot_pool.ownership import liveness, xcoms
-from airflow_qarnot_pool.ownership.claim import count_decision
 from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
 from airflow_qarnot_pool.parameters.configuration import check_wait_options, default_defer_after
 from airflow_qarnot_pool.parameters.places import CheckedOperatorMeta
@@ -258,6 +257,8 @@ class QarnotOperator(BaseOperator, metaclass=CheckedOperatorMeta):
 
         :param options: of :class:`~airflow_qarnot_pool.ownership.claim.ClaimRequest`.
         """
+        from airflow_qarnot_pool.ownership.claim import count_decision
+
         if self._has_cost_limit:
             self._costs.before_create(context, spec)
         pool: str | None = getattr(spec, "pool", None)

@@ -9,21 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from airflow_qarnot_pool import metrics
 from airflow_qarnot_pool.api.errors import QarnotError, QarnotNotFoundError
-from airflow_qarnot_pool.costs.limits import (
-    CostLimit,
-    LimitCheck,
-    LimitLevel,
-    LimitParameters,
-    Spending,
-    check_limits,
-)
-from airflow_qarnot_pool.costs.model import format_euros
-from airflow_qarnot_pool.costs.spending import (
-    check_estimate,
-    close_pools,
-    is_any_open,
-    spending_of,
-)
+from airflow_qarnot_pool.costs.parameters import LimitParameters
 from airflow_qarnot_pool.exceptions import QarnotCostLimitError
 from airflow_qarnot_pool.parameters.templating import is_templated
 from airflow_qarnot_pool.parameters.validation import has_values
@@ -35,6 +21,7 @@ if TYPE_CHECKING:
     from airflow_qarnot_pool.api.client import QarnotClient
     from airflow_qarnot_pool.api.models import Pool
     from airflow_qarnot_pool.api.specs import PoolSpec
+    from airflow_qarnot_pool.costs.limits import CostLimit, LimitCheck, Spending
     from airflow_qarnot_pool.hooks.qarnot import QarnotHook
     from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
     from airflow_qarnot_pool.waiting.conditions import Kind
@@ -131,6 +118,8 @@ class CostWatch:
 
     def limit(self, context: Context, uuid: str, kind: Kind = "pool") -> CostLimit | None:
         """Return the limit to watch during a wait, if there is one."""
+        from airflow_qarnot_pool.costs.limits import CostLimit
+
         limits = self.parameters
         if limits is None:
             return None
@@ -151,6 +140,7 @@ class CostWatch:
 
     def _record_opened(self, context: Context, pool: str) -> None:
         """Record that the DAG run has opened *pool*, which counts under its limit after it is deleted, too."""
+        from airflow_qarnot_pool.costs.limits import CostLimit
         from airflow_qarnot_pool.ownership.records import record_opened_pool
 
         limit = None if self.cost_limit is None else CostLimit.from_kwargs(self.cost_limit)
@@ -165,6 +155,8 @@ class CostWatch:
 
     def over_limit(self) -> str | None:
         """Return a message if a limit is reached, after ending the objects over it."""
+        from airflow_qarnot_pool.costs.limits import CostLimit, LimitLevel
+
         if self.cost_limit is None:
             return None
         operator = self._operator
@@ -197,6 +189,9 @@ class CostWatch:
             close_over(self._client, outcome.resume_state.get("cost_limit"), self._operator.log)
 
     def _why_not_payable(self, limit: CostLimit | None, spec: PoolSpec, estimate: float | None) -> str | None:
+        from airflow_qarnot_pool.costs.model import format_euros
+        from airflow_qarnot_pool.costs.spending import check_estimate, spending_of
+
         if limit is not None:
             reason = run_limit_reached(limit, spending_of(self._client, limit), estimate)
             if reason is not None:
@@ -257,6 +252,8 @@ def _has_adoptable(pools: list[Pool], identity: TaskInstanceIdentity) -> bool:
 
 def run_limit_reached(limit: CostLimit, spending: Spending, estimate: float | None) -> str | None:
     """Return why a DAG run that has spent *spending* may open no pool of *estimate*, if that is so."""
+    from airflow_qarnot_pool.costs.model import format_euros
+
     if spending.forgotten:
         return (
             f"DAG run {limit.run_id} has a max_run_cost of {format_euros(limit.max_run_cost)}, and the cost of its "
@@ -282,6 +279,9 @@ def _max_slots(spec: PoolSpec) -> int | None:
 
 def poll_cost(client: QarnotClient, limit: CostLimit, log: Any) -> LimitCheck:
     """Check a limit once, and end the objects over it. An unknown cost reaches no limit."""
+    from airflow_qarnot_pool.costs.limits import LimitCheck, LimitLevel, check_limits
+    from airflow_qarnot_pool.costs.spending import is_any_open, spending_of
+
     try:
         check = check_limits(limit, spending_of(client, limit))
     except QarnotError as error:
@@ -300,6 +300,9 @@ def close_over(client: QarnotClient, over: Mapping[str, Any] | None, log: Any) -
 
     :param over: ``CostLimit.to_kwargs()``, and the uuids to end under ``close``.
     """
+    from airflow_qarnot_pool.costs.limits import CostLimit, LimitCheck, LimitLevel
+    from airflow_qarnot_pool.costs.spending import close_pools
+
     if not over:
         return
     check = LimitCheck(level=LimitLevel.OVER, close=tuple(over.get("close") or ()))

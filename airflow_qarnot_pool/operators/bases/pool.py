@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
 from airflow_qarnot_pool.links.qarnot import LINKS
 from airflow_qarnot_pool.operators.bases.base import WAIT_FIELDS, QarnotOperator
-from airflow_qarnot_pool.ownership.shared_pool import check_name
+from airflow_qarnot_pool.ownership.identity import check_shared_name
 from airflow_qarnot_pool.ownership.xcoms import POOL_KEY
 from airflow_qarnot_pool.parameters.templating import is_templated
 from airflow_qarnot_pool.parameters.validation import Duration
@@ -63,7 +63,7 @@ class PoolOperator(QarnotOperator):
         )
         self.shared = _text(shared)
         if self.shared is not None and not is_templated(self.shared):
-            check_name(self.shared)
+            check_shared_name(self.shared)
 
     def _identity_of(self, context: Context) -> TaskInstanceIdentity:
         identity = super()._identity_of(context)
@@ -89,7 +89,7 @@ def shared_identity(
         same account would share the pool, too.
     """
     name = _text(name)
-    check_name(name)
+    check_shared_name(name)
     if not settings.namespace_is_explicit:
         raise QarnotInvalidSpecError(
             f"The shared pool {name!r} needs an explicit namespace: without one another deployment may share it",
