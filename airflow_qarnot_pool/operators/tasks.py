@@ -734,7 +734,7 @@ class QarnotRunTasksOperator(TaskOperator):
         self, identity: TaskInstanceIdentity, snapshots: Iterable[RemoteSnapshot], closed: dict[str, bool]
     ) -> set[str]:
         """Return the shared pools that were closed under Qarnot tasks of this lineage. *closed* caches the results."""
-        from airflow_qarnot_pool.ownership.identity import was_closed
+        from airflow_qarnot_pool.ownership.shared_pool import was_closed
 
         for snapshot in snapshots:
             if (
