@@ -108,8 +108,17 @@ STEPS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 #: Steps whose pool is managed (``keep_warm``); that of the others is of fixed size.
 MANAGED = ("create, deferred", "create, second try")
-#: Before the request; it took effect, but no answer came; the answer came, but nothing was done with it yet.
-MOMENTS = ("before", "unanswered", "answered")
+
+
+def moments_of(at: str, *, is_last: bool) -> tuple[str, ...]:
+    """Return the moments of a death at a boundary that leave different things behind.
+
+    Before the request; it took effect, but no answer came; the answer came, but nothing was done with it yet. A dead
+    process remembers nothing, so a read that took effect is no other case, and an answer is the next one's "before".
+    """
+    reads = at.startswith("GET") or at.endswith(("/paginate", "/search"))
+    moments = ("before",) if reads or at.startswith("XCom") else ("before", "unanswered")
+    return (*moments, "answered") if is_last else moments
 
 
 @dataclass(frozen=True)
@@ -130,7 +139,7 @@ POINTS = [
     for step, processes in STEPS.items()
     for process, boundaries in processes.items()
     for at in dict.fromkeys(boundaries)
-    for moment in (("before", "answered") if at.startswith("XCom") else MOMENTS)
+    for moment in moments_of(at, is_last=at == boundaries[-1])
 ]
 
 
@@ -458,6 +467,9 @@ prove where it died.
 
 - *before*: the request was not sent; *unanswered*: it took effect, and the answer never came; *answered*: the answer
   came, and the process died before anything was done with it. An XCom: *before* or *after* it was stored.
+- A process that died after an answer, or after a read, left behind the same as one that died before the next boundary.
+  So *answered* and *after* are rows of the last boundary of a process only, and *unanswered* of requests that change
+  something.
 - A killed worker means the next try, with the same `max_tries`. A killed triggerer means that another one runs the
   trigger again. In a *second try* the first one had died with its request unanswered.
 - The pools of *create, deferred* and *create, second try* are managed (`keep_warm`, with a warm-up task), the others

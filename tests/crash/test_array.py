@@ -105,7 +105,8 @@ POINTS = [
     for mode, slices in SLICES.items()
     for number, boundaries in enumerate(slices)
     for index in range(len(boundaries))
-    for moment in ("before", "after")
+    # A process that dies after a boundary leaves what it leaves before the next one.
+    for moment in (("before", "after") if index == len(boundaries) - 1 else ("before",))
 ]
 
 

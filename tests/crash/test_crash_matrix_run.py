@@ -27,7 +27,7 @@ def test_killed_at(matrix: Matrix, point: Point, server: str) -> None:
     matrix.check_kill(point, server)
 
 
-@pytest.mark.parametrize("point", [one for one in POLLS if one.moment != "unanswered"], ids=str)
+@pytest.mark.parametrize("point", POLLS, ids=str)
 def test_killed_in_a_wait_that_begins_on_the_worker(matrix: Matrix, point: Point) -> None:
     matrix.check_kill_after(0.3, point, SERVERS[0])
 

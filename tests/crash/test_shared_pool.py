@@ -17,7 +17,7 @@ from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from tests.crash.children import StoringTI, fork, worker
-from tests.crash.matrix import MOMENTS, SERVERS, Point, in_order, with_boundaries
+from tests.crash.matrix import SERVERS, Point, in_order, moments_of, with_boundaries
 from tests.harness import FakeTI, run
 from tests.operators.conftest import connect
 
@@ -53,18 +53,11 @@ STEPS = {
 }
 
 
-def _moments(at: str) -> tuple[str, ...]:
-    if at.startswith("XCom"):
-        return ("before", "answered")
-    reads = at.startswith("GET") or at.endswith(("/paginate", "/search"))
-    return ("before",) if reads else MOMENTS
-
-
 POINTS = [
     Point(step, "worker", at, moment)
     for step, boundaries in STEPS.items()
     for at in dict.fromkeys(boundaries)
-    for moment in _moments(at)
+    for moment in moments_of(at, is_last=at == boundaries[-1])
 ]
 
 

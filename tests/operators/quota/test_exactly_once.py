@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from airflow_qarnot_pool.local import LocalQarnot
+from airflow_qarnot_pool.operators.tasks import CHUNK
 from tests.harness import FakeTI
 from tests.operators.deployment import Airflow
 from tests.operators.quota.work import counting, many, once, ran, single
@@ -31,8 +32,8 @@ def test_40_mapped_tasks_under_any_quota_run_each_command_exactly_once(
     assert ran(tmp_path) == once(*range(40))
 
 
-# With a quota of one, Qarnot tasks run one after the other, and 400 take minutes without showing more than 60.
-@pytest.mark.parametrize(("items", "limit"), [(60, 1), (40, 10), (400, 10), (40, 20), (400, 20)])
+# More than one request submits (CHUNK), but with a quota of one, where Qarnot tasks run one after the other.
+@pytest.mark.parametrize(("items", "limit"), [(60, 1), (CHUNK + 20, 10), (CHUNK + 20, 20)])
 def test_a_fan_out_under_any_quota_runs_each_command_exactly_once(
     qarnot: LocalQarnot, pool: str, tmp_path: Path, limit: int, items: int
 ) -> None:
@@ -51,12 +52,12 @@ def test_two_fan_outs_at_once_under_any_quota_run_each_command_exactly_once(
     qarnot.set_account(maxTask=limit)
     jobs = [
         (
-            partial(many, pool, [counting(tmp_path, f"{dag}{n}") for n in range(60)]),
+            partial(many, pool, [counting(tmp_path, f"{dag}{n}") for n in range(30)]),
             FakeTI(dag_id=dag, task_id="many", max_tries=2),
         )
         for dag in "AB"
     ]
     results = (airflow := Airflow()).run(jobs)
     assert airflow.errors == []
-    assert [one["succeeded"] for one in results] == [60, 60]
-    assert ran(tmp_path) == once(*(f"{dag}{n}" for dag in "AB" for n in range(60)))
+    assert [one["succeeded"] for one in results] == [30, 30]
+    assert ran(tmp_path) == once(*(f"{dag}{n}" for dag in "AB" for n in range(30)))
