@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import runpy
+import shutil
 import time
 import zipfile
 from collections.abc import Iterator
@@ -25,7 +27,8 @@ pytestmark = pytest.mark.usefixtures("airflow_db", "qarnot_connection")
 
 #: dag.test() wants the file of a DAG in a bundle.
 LOCAL_BUNDLE = "airflow.dag_processing.bundles.local.LocalDagBundle"
-EXAMPLES = sorted(path.stem for path in (ROOT / "example_dags").glob("qarnot_*.py"))
+EXAMPLE_DAGS = ROOT / "example_dags"
+EXAMPLES = sorted(path.stem for path in EXAMPLE_DAGS.glob("qarnot_*.py"))
 
 
 @pytest.fixture
@@ -34,11 +37,25 @@ def client(qarnot: LocalQarnot) -> Iterator[QarnotClient]:
         yield client
 
 
+@pytest.fixture
+def example(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The example that the test is named after, in a bundle of its own.
+
+    ``dag.test()`` parses all files of a bundle, and writes their DAGs to the database.
+    """
+    name = f"{request.function.__name__.removeprefix('test_')}.py"
+    folder = tmp_path / "dags"
+    shutil.copytree(EXAMPLE_DAGS / "word_counts", folder / "word_counts")
+    bundles = [{"name": "example", "classpath": LOCAL_BUNDLE, "kwargs": {"path": str(folder)}}]
+    monkeypatch.setenv("AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST", json.dumps(bundles))
+    return Path(shutil.copy(EXAMPLE_DAGS / name, folder))
+
+
 class Run:
     """One run of an example, and what it left on Qarnot."""
 
-    def __init__(self, client: QarnotClient, example: str, conf: dict[str, Any] | None = None) -> None:
-        dag = runpy.run_path(str(ROOT / "example_dags" / f"{example}.py"))["dag"]
+    def __init__(self, client: QarnotClient, example: Path, conf: dict[str, Any] | None = None) -> None:
+        dag = runpy.run_path(str(example))["dag"]
         self.dag_run = dag.test(run_conf=conf)
         self._client = client
 
@@ -98,8 +115,8 @@ def test_every_example_is_tested() -> None:
     assert tested == set(EXAMPLES)
 
 
-def test_qarnot_warm_pool(client: QarnotClient, qarnot: LocalQarnot) -> None:
-    run = Run(client, "qarnot_warm_pool", {"seconds": 0})
+def test_qarnot_warm_pool(client: QarnotClient, example: Path, qarnot: LocalQarnot) -> None:
+    run = Run(client, example, {"seconds": 0})
     run.assert_good()
     assert run.only_pool().instance_count == 4
     assert len(run.tasks) == 12
@@ -115,10 +132,10 @@ def test_qarnot_warm_pool(client: QarnotClient, qarnot: LocalQarnot) -> None:
     assert {stage: stages.count(stage) for stage in stages} == {"fetch": 4, "simulate": 6, "report": 2}
 
 
-def test_qarnot_elastic_pool(client: QarnotClient, qarnot: LocalQarnot) -> None:
+def test_qarnot_elastic_pool(client: QarnotClient, example: Path, qarnot: LocalQarnot) -> None:
     qarnot.set_speed(100)  # it resizes every 90 seconds
     try:
-        run = Run(client, "qarnot_elastic_pool")
+        run = Run(client, example)
     finally:
         qarnot.set_speed(1)
     run.assert_good()
@@ -129,15 +146,15 @@ def test_qarnot_elastic_pool(client: QarnotClient, qarnot: LocalQarnot) -> None:
     assert sorted(task.instances or 0 for task in run.tasks) == [1, 5]
 
 
-def test_qarnot_multi_slot_pool(client: QarnotClient) -> None:
-    run = Run(client, "qarnot_multi_slot_pool")
+def test_qarnot_multi_slot_pool(client: QarnotClient, example: Path) -> None:
+    run = Run(client, example)
     run.assert_good()
     assert run.only_pool().slots_per_node == 4
     done = {task.labels["airflow.task_id"]: task.succeeded_instances for task in run.tasks}
     assert done == {"nodes.render": frozenset(range(16)), "nodes.some_again": frozenset({0, 1, 2, 7})}
 
 
-def test_qarnot_params(client: QarnotClient) -> None:
+def test_qarnot_params(client: QarnotClient, example: Path) -> None:
     conf = {
         "nodes": 1,
         "slots_per_node": 2,
@@ -145,7 +162,7 @@ def test_qarnot_params(client: QarnotClient) -> None:
         "image": "library/alpine:3.22",
         "command": "echo this is ${ITEM}",
     }
-    run = Run(client, "qarnot_params", conf)
+    run = Run(client, example, conf)
     run.assert_good()
     pool = run.only_pool()
     assert (pool.instance_count, pool.slots_per_node) == (2, 2)
@@ -154,18 +171,18 @@ def test_qarnot_params(client: QarnotClient) -> None:
     assert outputs == [f"0> this is {number}\n" for number in (1, 2, 3)]
 
 
-def test_qarnot_parameter_sweep(client: QarnotClient) -> None:
-    run = Run(client, "qarnot_parameter_sweep", {"rates": [0, 0.1, 0.2, 0.5]})
+def test_qarnot_parameter_sweep(client: QarnotClient, example: Path) -> None:
+    run = Run(client, example, {"rates": [0, 0.1, 0.2, 0.5]})
     run.assert_good()
     assert len(run.tasks) == 4
     best = run.dag_run.get_task_instance("best").xcom_pull(task_ids="best")
     assert best == {"rate": 0.2, "loss": pytest.approx(0.01)}
 
 
-def test_qarnot_scheduled_pipeline(client: QarnotClient, qarnot: LocalQarnot) -> None:
+def test_qarnot_scheduled_pipeline(client: QarnotClient, example: Path, qarnot: LocalQarnot) -> None:
     import boto3
 
-    run = Run(client, "qarnot_scheduled_pipeline")
+    run = Run(client, example)
     run.assert_good()
     assert "sales" in run.only_pool().tags
     bucket = f"sales-{run.dag_run.run_after:%Y%m%d}"
@@ -182,8 +199,8 @@ def test_qarnot_scheduled_pipeline(client: QarnotClient, qarnot: LocalQarnot) ->
     assert run.dag_run.get_task_instance("report").xcom_pull(task_ids="report") == 100
 
 
-def test_qarnot_shared_pool(client: QarnotClient) -> None:
-    run = Run(client, "qarnot_shared_pool")
+def test_qarnot_shared_pool(client: QarnotClient, example: Path) -> None:
+    run = Run(client, example)
     run.assert_good()
     assert run.only_pool().labels["airflow.shared"] == "days"
     assert sorted(task.labels["airflow.task_id"] for task in run.tasks) == [
@@ -192,8 +209,8 @@ def test_qarnot_shared_pool(client: QarnotClient) -> None:
     ]
 
 
-def test_qarnot_taskflow(client: QarnotClient) -> None:
-    run = Run(client, "qarnot_taskflow", {"parts": 2, "darts": 1000})
+def test_qarnot_taskflow(client: QarnotClient, example: Path) -> None:
+    run = Run(client, example, {"parts": 2, "darts": 1000})
     assert str(run.dag_run.state) == "success", run.states
     assert run.only_pool().state == "Closed"
     assert sorted(task.labels["airflow.task_id"] for task in run.tasks) == [
@@ -206,15 +223,17 @@ def test_qarnot_taskflow(client: QarnotClient) -> None:
     assert 0 < outputs["error"] < 0.1
 
 
-def test_qarnot_array(client: QarnotClient) -> None:
-    run = Run(client, "qarnot_array")
+def test_qarnot_array(client: QarnotClient, example: Path) -> None:
+    run = Run(client, example)
     assert str(run.dag_run.state) == "success", run.states
     assert run.only_pool().state == "Closed"
     assert [task.instances for task in run.tasks] == [20]
     assert run.dag_run.get_task_instance("total").xcom_pull(task_ids="total") == 9592
 
 
-def test_qarnot_environment(client: QarnotClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_qarnot_environment(
+    client: QarnotClient, example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A wheel that is made from the installed package stands for the index."""
     for name in [name for name in os.environ if name.startswith(("UV_", "PIP_"))]:
         monkeypatch.delenv(name)
@@ -226,7 +245,7 @@ def test_qarnot_environment(client: QarnotClient, tmp_path: Path, monkeypatch: p
             path = Path(str(installed.locate_file(file)))
             if ".." not in file.parts and "__pycache__" not in file.parts and path.is_file():
                 wheel.write(path, str(file))
-    run = Run(client, "qarnot_environment")
+    run = Run(client, example)
     run.assert_good()
     assert {one.profile for one in run.assert_nothing_left_on()} == {"docker-batch"}
     listed = run.dag_run.get_task_instance("nodes.listing").xcom_pull(task_ids="nodes.listing")
@@ -234,13 +253,13 @@ def test_qarnot_environment(client: QarnotClient, tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("report_only", [True, False])
-def test_qarnot_maintenance(client: QarnotClient, report_only: bool) -> None:
+def test_qarnot_maintenance(client: QarnotClient, example: Path, report_only: bool) -> None:
     """A pool whose DAG run is not known is reported; it is younger than the grace, so it stays."""
     identity = life_of(namespace="tests", dag_id="deleted", run_id=f"deleted-{report_only}")
     forgotten = claim(
         ClaimRequest(resource=client.pools, spec=PoolSpec(name="forgotten"), identity=identity)
     ).uuid
-    run = Run(client, "qarnot_maintenance", {"report_only": report_only})
+    run = Run(client, example, {"report_only": report_only})
     assert run.states == {"reap": "success"}
     report = run.dag_run.get_task_instance("reap").xcom_pull(task_ids="reap")
     entry = next(one for one in report["pools"] if one["uuid"] == forgotten)
@@ -249,9 +268,9 @@ def test_qarnot_maintenance(client: QarnotClient, report_only: bool) -> None:
     client.pools.delete(forgotten)
 
 
-def test_qarnot_cost_report(client: QarnotClient) -> None:
+def test_qarnot_cost_report(client: QarnotClient, example: Path) -> None:
     """A run whose pool is made after the period counts in the next one; so the period here reaches ahead."""
-    run = Run(client, "qarnot_cost_report")
+    run = Run(client, example)
     assert run.states == {"report": "success", "tell": "success"}
     report = run.dag_run.get_task_instance("report").xcom_pull(task_ids="report")
     assert report["markdown"].count("**By ") == 3
