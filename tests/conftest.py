@@ -16,7 +16,7 @@ import sys
 import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -78,6 +78,9 @@ SLOW_FILES = (
     "dags/test_fakes.py",
 )
 
+#: Their tests share Airflow's api-server application, which takes seconds of CPU to build.
+FOLDERS_OF_ONE_PROCESS = ("plugins",)
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
@@ -94,6 +97,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run slow files first; see the option --no-loadscope-reorder of pytest-xdist."""
     ranks = {str(ROOT / "tests" / name): rank for rank, name in enumerate(SLOW_FILES)}
     items.sort(key=lambda item: ranks.get(str(item.path), len(ranks)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep the files of FOLDERS_OF_ONE_PROCESS together, and each other file to one process."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            folder = file.removeprefix("tests/").partition("/")[0]
+            return folder if folder in FOLDERS_OF_ONE_PROCESS else file
+
+    return Scheduling(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session")

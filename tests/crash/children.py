@@ -225,9 +225,11 @@ def eventually(
 ) -> Any:
     """Wait until *what* is true; its value. For what happens in another process and announces itself to nobody.
 
+    :param pause: seconds between two looks. They grow with the wait, because looks take CPU time from others.
     :param progress: the patience begins anew whenever its value changes.
     """
-    ends, seen = time.monotonic() + patience, progress()
+    began = time.monotonic()
+    ends, seen = began + patience, progress()
     while True:
         if value := what():
             return value
@@ -235,7 +237,7 @@ def eventually(
             ends, seen = time.monotonic() + patience, now
         if time.monotonic() > ends:
             raise AssertionError(f"{say or what} did not come true, and nothing moved for {patience:.0f} s")
-        time.sleep(pause)
+        time.sleep(max(pause, min(0.5, (time.monotonic() - began) / 10)))
 
 
 def made_for(resource: Any, run_id: str, **labels: str) -> list[Any]:
