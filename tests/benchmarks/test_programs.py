@@ -6,8 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from benchmarks.report import WITHOUT_AIRFLOW, Table, exponent, percentile, show
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 WAITERS = 20
+Figures = Callable[[str], dict[str, float]]
 #: All but the one that needs PostgreSQL and a whole Airflow.
 NAMES = [name for name in programs.NAMES if name != "dag_makespan"]
 #: A figure of ours, and what else must be there.
@@ -53,50 +53,42 @@ KEYS = {
 
 
 @pytest.fixture(scope="module")
-def figures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[dict[str, float]]]]:
-    """The figures of every program, two programs at a time."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What every program has left."""
     folder = tmp_path_factory.mktemp("figures")
+    command = [sys.executable, "-m", "tests.benchmarks.forks", str(folder), str(WAITERS), *NAMES]
+    subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=600, check=True)
+    return folder
 
-    def run(name: str) -> dict[str, float]:
-        path = folder / f"{name}.json"
-        done = subprocess.run(
-            [sys.executable, "-m", f"benchmarks.{name}", "--quick", f"--waiters={WAITERS}", f"--json={path}"],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-        assert "###" in done.stdout
-        assert WITHOUT_AIRFLOW in done.stdout
-        found: dict[str, float] = json.loads(path.read_text())
+
+@pytest.fixture
+def figures(folder: Path) -> Figures:
+    """The figures of a program that has run well."""
+
+    def read(name: str) -> dict[str, float]:
+        code, out, err = ((folder / f"{name}.{kind}").read_text() for kind in ("status", "out", "err"))
+        assert code == "0", out[-2000:] + err[-2000:]
+        assert "###" in out
+        assert WITHOUT_AIRFLOW in out
+        found: dict[str, float] = json.loads((folder / f"{name}.json").read_text())
         return {key.removeprefix(f"{name}."): value for key, value in found.items()}
 
-    with ThreadPoolExecutor(2) as threads:
-        yield {name: threads.submit(run, name) for name in NAMES}
+    return read
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_program_runs_and_writes_its_figures(
-    figures: dict[str, Future[dict[str, float]]], name: str
-) -> None:
-    assert KEYS[name] <= figures[name].result().keys()
+def test_a_program_runs_and_writes_its_figures(figures: Figures, name: str) -> None:
+    assert KEYS[name] <= figures(name).keys()
 
 
-def test_waiting_together_costs_no_more_than_one_waiter_does(
-    figures: dict[str, Future[dict[str, float]]],
-) -> None:
-    found = figures["poll_cost"].result()
+def test_waiting_together_costs_no_more_than_one_waiter_does(figures: Figures) -> None:
+    found = figures("poll_cost")
     assert found["round.idle.changes.20"] <= 2
     assert found["ratio.idle.20"] >= WAITERS / 3
 
 
-def test_create_run_close_costs_at_most_half_the_requests_of_the_sdk(
-    figures: dict[str, Future[dict[str, float]]],
-) -> None:
-    found = figures["request_cost"].result()
+def test_create_run_close_costs_at_most_half_the_requests_of_the_sdk(figures: Figures) -> None:
+    found = figures("request_cost")
     steps = ("connect", "create_the_pool", "submit", "close")
     mine, theirs = (
         sum(found[f"{who}.{step}"] for step in steps) for who in ("this_provider", "official_sdk")
@@ -106,30 +98,24 @@ def test_create_run_close_costs_at_most_half_the_requests_of_the_sdk(
     assert mine <= theirs / 2
 
 
-def test_importing_the_operators_loads_nothing_but_ourselves(
-    figures: dict[str, Future[dict[str, float]]],
-) -> None:
-    assert figures["import_time"].result()["this_provider.foreign_modules"] == 0
+def test_importing_the_operators_loads_nothing_but_ourselves(figures: Figures) -> None:
+    assert figures("import_time")["this_provider.foreign_modules"] == 0
 
 
-def test_a_fan_out_costs_requests_by_the_chunk_and_not_by_the_command(
-    figures: dict[str, Future[dict[str, float]]],
-) -> None:
-    found = figures["fan_out"].result()
+def test_a_fan_out_costs_requests_by_the_chunk_and_not_by_the_command(figures: Figures) -> None:
+    found = figures("fan_out")
     # The pool, the quota, one submission, the polls and the final one. The number of polls of both grows with the time
     # that the commands take, so the bound is a share.
     assert found["one_qarnotruntasksoperator.requests"] <= found["sdk_mapped.requests"] / 8
     assert found["sdk_mapped.requests"] >= 5 * WAITERS
 
 
-def test_an_array_is_created_with_one_request(figures: dict[str, Future[dict[str, float]]]) -> None:
-    assert figures["array"].result()["array.posts"] == 1
+def test_an_array_is_created_with_one_request(figures: Figures) -> None:
+    assert figures("array")["array.posts"] == 1
 
 
-def test_no_call_installs_its_environment_and_a_second_dag_uploads_nothing(
-    figures: dict[str, Future[dict[str, float]]],
-) -> None:
-    found = figures["environments"].result()
+def test_no_call_installs_its_environment_and_a_second_dag_uploads_nothing(figures: Figures) -> None:
+    found = figures("environments")
     assert found["installs_on_nodes"] == found["bytes_uploaded_by_the_second_dag"] == 0
     assert 1 <= found["unpackings_on_nodes"] <= 2
     assert found["bytes_uploaded_by_the_first_dag"] > 0
