@@ -39,6 +39,7 @@ from airflow_qarnot_pool.parameters.validation import (
     as_list,
     check_durations,
     fields_by_our_names,
+    has_values,
 )
 from airflow_qarnot_pool.version_compat import AirflowSkipException, context_keys, task_decorator_class
 
@@ -124,6 +125,7 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
         self.timeout = timeout
         self.serializer = serializer
         self.payload_bucket = payload_bucket
+        self._filled += has_values(self, ("payload_bucket",))
         self._check(python_callable)
         self._renders_call = False
         self._identity: TaskInstanceIdentity | None = None

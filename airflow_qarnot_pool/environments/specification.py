@@ -6,10 +6,11 @@ import hashlib
 import importlib.util
 import inspect
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -28,6 +29,8 @@ DEFAULT_BUCKET = "airflow-qarnot-environments"
 _LAYOUT = 1
 _PYTHON = re.compile(r"3\.([89]|[1-9][0-9])")
 _ARCHIVE = re.compile(re.escape(PREFIX) + r"3\.[0-9]+-[0-9a-f]{32}\.tar\.gz")
+#: Variables that choose the index, of uv and of pip.
+_INDEX_VARIABLE = re.compile(r"(UV|PIP)_(((DEFAULT|EXTRA)_)?INDEX(_URL|_STRATEGY)?|FIND_LINKS|NO_INDEX)")
 _FOREIGN_OPTIONS = ("-r", "--requirement", "-c", "--constraint", "-e", "--editable")
 
 
@@ -97,12 +100,14 @@ class QarnotEnvironment:
 
 @dataclass(frozen=True, kw_only=True)
 class EnvironmentSource:
-    """What an environment is made from: the lines of its requirements, and the files of its modules."""
+    """What an environment is made from: the lines of its requirements, the files of its modules, and the index."""
 
     requirements: tuple[str, ...]
     modules: Mapping[str, bytes]
     python: str
     platform: str = PLATFORM
+    #: Variables of the worker that choose the index, without logins.
+    index: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, environment: QarnotEnvironment, folder: Path) -> EnvironmentSource:
@@ -115,9 +120,15 @@ class EnvironmentSource:
         if isinstance(lines, str):
             lines = _read_requirements(folder / lines)
         modules: dict[str, bytes] = {}
-        for name in environment.modules:
-            modules |= dict(_files_of_module(name, folder))
-        return cls(requirements=_cleaned(lines), modules=modules, python=environment.python)
+        for path in _module_paths(environment.modules, folder):
+            modules |= dict(_files_of_module(path))
+        cleaned = _cleaned(lines)
+        return cls(
+            requirements=cleaned,
+            modules=modules,
+            python=environment.python,
+            index=_index_of_worker() if cleaned else {},
+        )
 
     @property
     def key(self) -> str:
@@ -127,6 +138,7 @@ class EnvironmentSource:
             self.python,
             self.platform,
             sorted(self.requirements),
+            sorted(self.index.items()),
             _hashes(self.modules),
             _hashes(_local_files(self.requirements)),
         )
@@ -187,9 +199,7 @@ def check_files(environment: QarnotEnvironment, *folders: Path) -> None:
         found = [folder / lines for folder in folders if (folder / lines).is_file()]
         lines = _read_requirements((found or [folders[0] / lines])[0])
     _cleaned(lines)
-    for name in environment.modules:
-        if all(find_module(name, folder) is None for folder in folders):
-            raise _missing_module(name, folders[0])
+    _module_paths(environment.modules, *folders)
 
 
 def folders_being_loaded() -> list[Path]:
@@ -213,10 +223,24 @@ def is_path(name: str) -> bool:
     return "/" in name or name.endswith(".py")
 
 
-def _files_of_module(name: str, folder: Path) -> Iterator[tuple[str, bytes]]:
-    path = find_module(name, folder)
-    if path is None:
-        raise _missing_module(name, folder)
+def _module_paths(names: Sequence[str], *folders: Path) -> list[Path]:
+    """Return the file or folder of each module. Refuse one that is missing, and two that are imported by one name."""
+    found: dict[str, tuple[str, Path]] = {}
+    for name in names:
+        path = next((path for folder in folders if (path := find_module(name, folder))), None)
+        if path is None:
+            raise _missing_module(name, folders[0])
+        other, place = found.setdefault(path.stem, (name, path))
+        if place.resolve() != path.resolve():
+            raise _refusal(
+                "modules",
+                f"has two modules named {path.stem!r}, got {other!r} and {name!r}",
+                "Rename one. A function imports both by that name.",
+            )
+    return [path for _, path in found.values()]
+
+
+def _files_of_module(path: Path) -> Iterator[tuple[str, bytes]]:
     if path.is_file():
         yield path.name, path.read_bytes()
         return
@@ -256,6 +280,15 @@ def _cleaned(lines: Sequence[str]) -> tuple[str, ...]:
                 "Write the requirements themselves; modules= takes code of the bundle.",
             )
     return tuple(line for line in found if line)
+
+
+def _index_of_worker() -> dict[str, str]:
+    """Return the variables that choose the index. A login is left out, because it may change any day."""
+    return {
+        name: re.sub(r"//[^/@\s]*@", "//", value)
+        for name, value in os.environ.items()
+        if _INDEX_VARIABLE.fullmatch(name)
+    }
 
 
 def _local_files(lines: Sequence[str]) -> dict[str, Path]:

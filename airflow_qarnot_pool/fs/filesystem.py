@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import cached_property
 from typing import Any
@@ -203,6 +203,23 @@ class QarnotFileSystem(AbstractFileSystem):
         with _as_os_error(bucket, f"{path} could not be deleted"):
             self.s3.delete_object(Bucket=bucket, Key=key)
 
+    def rm(self, path: str | list[str], recursive: bool = False, maxdepth: int | None = None) -> None:
+        """Delete files, and with ``recursive`` folders and buckets."""
+        for one in [path] if isinstance(path, str) else path:
+            if recursive and maxdepth is None:
+                self._delete_markers(*self._split(one))
+            super().rm(one, recursive=recursive, maxdepth=maxdepth)
+
+    def _delete_markers(self, bucket: str, key: str) -> None:
+        """Delete the empty keys that a console makes for folders. Listings leave them out."""
+        with _as_os_error(bucket, f"{bucket}/{key} could not be deleted"):
+            pages = self.s3.get_paginator("list_objects_v2").paginate(
+                Bucket=bucket, Prefix=f"{key}/" if key else ""
+            )
+            for one in (one["Key"] for page in pages for one in page.get("Contents", ())):
+                if one.endswith("/"):
+                    self.s3.delete_object(Bucket=bucket, Key=one)
+
     def rm_file(self, path: str) -> None:
         """Delete a file."""
         self._rm(path)
@@ -262,13 +279,20 @@ class _Writer(io.BufferedIOBase):
             self._file.close()
             super().close()
 
+    def discard(self) -> None:
+        """Close the file without an upload, because it is incomplete."""
+        self._file.close()
+        super().close()
+
     def __exit__(self, kind: Any, *rest: Any) -> None:
         if kind is not None:
-            # Discard the incomplete file.
-            self._file.close()
-            super().close()
+            self.discard()
             return
         self.close()
+
+    def __del__(self) -> None:
+        # Not closed by its user. The base class would close, which uploads.
+        self.discard()
 
 
 class _TextWriter(io.TextIOWrapper):
@@ -279,6 +303,11 @@ class _TextWriter(io.TextIOWrapper):
             file: Any = self.buffer
             file.__exit__(*error)
         super().__exit__(*error)
+
+    def __del__(self) -> None:
+        with suppress(ValueError):  # detached
+            file: Any = self.buffer
+            file.discard()
 
 
 @contextmanager

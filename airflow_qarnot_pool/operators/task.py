@@ -29,7 +29,11 @@ from airflow_qarnot_pool.operators.bases.task import COMMON_FIELDS, TaskOperator
 from airflow_qarnot_pool.ownership import xcoms
 from airflow_qarnot_pool.ownership.identity import MAX_GENERATIONS, RECORDABLE_LABEL
 from airflow_qarnot_pool.ownership.xcoms import TASK_KEY
-from airflow_qarnot_pool.parameters.shell import find_commands, warn_of_shell_characters
+from airflow_qarnot_pool.parameters.shell import (
+    find_commands,
+    warn_of_inserted_text,
+    warn_of_shell_characters,
+)
 from airflow_qarnot_pool.parameters.validation import has_values, reject_empty
 from airflow_qarnot_pool.version_compat import AirflowSkipException
 from airflow_qarnot_pool.waiting.conditions import (
@@ -132,6 +136,7 @@ class QarnotRunTaskOperator(TaskOperator):
         reject_empty(self, self._filled)
         self._spec(self._given(parsing=True), self._some_pool)
         warn_of_shell_characters(self.task_id, [command, *find_commands(self.constants, self.task_spec)])
+        warn_of_inserted_text(self.task_id, command, self.constants)
 
     # --- running it
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from airflow_qarnot_pool.parameters.dag_warnings import QarnotCommandWarning, warn_at_the_dag
+from airflow_qarnot_pool.parameters.templating import is_templated
 
 #: Templates, and constants of Qarnot, which Airflow and Qarnot replace.
 _REPLACED = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}|\$\{\w+\}", re.DOTALL)
@@ -22,6 +23,8 @@ _SHELL_CHARACTERS = re.compile(
     rf"\|\|? | && | &(?=\s|$) | ;;? | \d?>>?(?:&\d)? | <<? | {_EXPANSION} | \* | \n", re.VERBOSE
 )
 _EXPANDED_CHARACTERS = re.compile(rf"\\. | (?P<found>{_EXPANSION})", re.DOTALL | re.VERBOSE)
+#: A shell whose program follows.
+_CALLS_SHELL = re.compile(r"(?:^|[\s/])(?:ba|da|z|k|a)?sh\s(?:[^'\"]*\s)?-\w*c\s")
 #: Maximum characters of a command that is searched. Qarnot takes 2,047, and a text may be made to be slow.
 _MAX_SEARCHED = 2_047
 #: Maximum characters of a command in a warning.
@@ -38,6 +41,27 @@ def find_shell_character(command: Any) -> str | None:
     unquoted = _QUOTED.sub(_expansions_in, _REPLACED.sub(".", command))
     match = _SHELL_CHARACTERS.search(unquoted.strip())
     return match[0] if match else None
+
+
+def find_inserted_text(command: Any, constants: Any) -> str | None:
+    """Return the first constant that is a template and that Qarnot inserts into the program of a shell, or None."""
+    if not isinstance(command, str) or not isinstance(constants, Mapping) or len(command) > _MAX_SEARCHED:
+        return None
+    if not _CALLS_SHELL.search(command):
+        return None
+    names = (match[1] for match in re.finditer(r"\$\{(\w+)\}", command))
+    return next((name for name in names if is_templated(constants.get(name))), None)
+
+
+def warn_of_inserted_text(task_id: str, command: Any, constants: Any) -> None:
+    """Warn if the text of a template becomes a part of a shell's program."""
+    if (name := find_inserted_text(command, constants)) is not None:
+        warn_at_the_dag(
+            f"command of task {task_id} has ${{{name}}} in the program of a shell, and the constant is a template. "
+            f"Qarnot inserts its text before the shell reads the program, and the shell runs what is in it. Write "
+            f'"${name}" in the program.',
+            QarnotCommandWarning,
+        )
 
 
 def _expansions_in(match: re.Match[str]) -> str:

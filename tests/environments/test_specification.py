@@ -17,6 +17,7 @@ from airflow_qarnot_pool.environments.specification import (
     PREFIX,
     EnvironmentSource,
     archive_name,
+    check_files,
     is_archive_name,
 )
 
@@ -94,7 +95,8 @@ def test_a_requirements_file_and_modules_are_read_beside_the_dag_file(tmp_path: 
     (tmp_path / "sub" / "helpers.py").write_text("A = 1")
     (tmp_path / "reqs.txt").write_text("# all\npandas==2.2.3 \\\n  --hash=sha256:1\n\ntiny # why\n")
     environment = QarnotEnvironment(requirements="reqs.txt", modules=["lib", "sub/helpers.py"], python="3.13")
-    assert EnvironmentSource.read(environment, tmp_path) == EnvironmentSource(
+    found = EnvironmentSource.read(environment, tmp_path)
+    assert replace(found, index={}) == EnvironmentSource(
         requirements=("pandas==2.2.3    --hash=sha256:1", "tiny"),
         modules={"lib/__init__.py": b"", "lib/data.json": b"{}", "helpers.py": b"A = 1"},
         python="3.13",
@@ -131,6 +133,10 @@ UNREADABLE: dict[str, tuple[dict[str, Any], str]] = {
     "no module": ({"modules": ["no_such_module"]}, "got 'no_such_module'"),
     "no path": ({"modules": ["sub/none.py"]}, "got 'sub/none.py'"),
     "a nested file": ({"requirements": ["-r other.txt"]}, "got '-r'"),
+    "two modules of one name": (
+        {"modules": ["one/helpers.py", "two/helpers.py"]},
+        "two modules named 'helpers', got 'one/helpers.py' and 'two/helpers.py'",
+    ),
     "an editable": ({"requirements": ["-e ."]}, "got '-e'"),
 }
 
@@ -139,8 +145,27 @@ UNREADABLE: dict[str, tuple[dict[str, Any], str]] = {
 def test_files_that_do_not_exist_are_refused_by_name(
     tmp_path: Path, values: dict[str, Any], problem: str
 ) -> None:
-    with pytest.raises(QarnotInvalidSpecError, match=problem):
-        EnvironmentSource.read(QarnotEnvironment(**values), tmp_path)
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "helpers.py").write_text("")
+    environment = QarnotEnvironment(**values)
+    for check in (
+        lambda: EnvironmentSource.read(environment, tmp_path),
+        lambda: check_files(environment, tmp_path),
+    ):
+        with pytest.raises(QarnotInvalidSpecError, match=problem):
+            check()
+
+
+def test_another_index_is_asked_again_and_another_login_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def key(index: str) -> str:
+        monkeypatch.setenv("UV_INDEX_URL", index)
+        return EnvironmentSource.read(QarnotEnvironment(requirements=["tiny"]), tmp_path).key
+
+    assert key("https://me:one@index.test/simple") == key("https://you:two@index.test/simple")
+    assert key("https://index.test/simple") != key("https://other.test/simple")
 
 
 def test_addresses_with_a_login_are_left_out() -> None:

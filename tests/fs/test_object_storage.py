@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import pickle
 import urllib.request
@@ -116,6 +117,29 @@ def test_a_file_that_could_not_be_written_to_its_end_is_not_there(
     with pytest.raises(RuntimeError, match="no more"):
         half()
     assert (file.read_bytes() if file.exists() else None) == whole
+
+
+@pytest.mark.parametrize("mode", ["wb", "w"])
+def test_a_file_that_is_never_closed_leaves_what_is_there(bucket: ObjectStoragePath, mode: str) -> None:
+    file = bucket / mode
+    file.write_bytes(b"whole")
+    stream = file.open(mode)
+    stream.write(b"half" if "b" in mode else "half")
+    del stream
+    gc.collect()
+    assert file.read_bytes() == b"whole"
+
+
+def test_folders_that_a_console_has_made_are_deleted(bucket: ObjectStoragePath) -> None:
+    s3 = bucket.fs.s3
+    for key in ("a/", "a/b/", "c/"):
+        s3.put_object(Bucket=bucket.bucket, Key=key)
+    (bucket / "a" / "b" / "file").write_bytes(b"x")
+    (bucket / "a").rmdir(recursive=True)
+    assert not (bucket / "a").exists()
+    assert (bucket / "c").exists()
+    bucket.rmdir(recursive=True)
+    assert not bucket.exists()
 
 
 def test_text_that_cannot_be_encoded_leaves_what_is_there(bucket: ObjectStoragePath) -> None:

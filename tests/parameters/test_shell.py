@@ -13,7 +13,7 @@ from airflow.sdk import DAG, task
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
 from airflow_qarnot_pool.parameters.dag_warnings import QarnotCommandWarning
-from airflow_qarnot_pool.parameters.shell import find_shell_character
+from airflow_qarnot_pool.parameters.shell import find_inserted_text, find_shell_character
 from airflow_qarnot_pool.task_groups.pool import QarnotPoolGroup
 
 NEEDS_A_SHELL = {
@@ -145,6 +145,29 @@ def test_a_command_with_a_shell_is_no_matter(way: Any) -> None:
 def test_a_variable_of_the_shell_may_be_a_constant() -> None:
     with pytest.warns(QarnotCommandWarning, match=r"or \$\{INSTANCE_ID\} for a constant"), DAG("d"):
         one("echo frame $INSTANCE_ID")
+
+
+#: Commands with the constant SCENE, and whether a shell runs its text.
+INSERTED: dict[str, bool] = {
+    "sh -c 'echo \"${SCENE}\"'": True,
+    "/bin/bash -ec 'echo ${SCENE}'": True,
+    "sh -c 'echo \"$SCENE\"'": False,
+    "sh -c 'echo ${INSTANCE_ID}'": False,
+    "render ${SCENE}": False,
+    "push -c ${SCENE}": False,
+}
+
+
+@pytest.mark.parametrize(("command", "is_inserted"), INSERTED.items())
+def test_text_of_a_template_in_the_program_of_a_shell_is_warned_of(command: str, is_inserted: bool) -> None:
+    constants = {"SCENE": "{{ params.scene }}"}
+    assert find_inserted_text(command, constants) == ("SCENE" if is_inserted else None)
+    assert find_inserted_text(command, {"SCENE": "castle"}) is None
+    with DAG("d", schedule=None), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", QarnotCommandWarning)
+        QarnotRunTaskOperator(task_id="t", command=command, constants=constants)
+    said = [str(one.message) for one in caught if one.category is QarnotCommandWarning]
+    assert [one for one in said if 'Write "$SCENE" in the program' in one] == said[: 1 if is_inserted else 0]
 
 
 def test_a_function_on_a_node_is_no_matter() -> None:
