@@ -10,6 +10,7 @@ import __future__
 
 import ast
 import base64
+import contextlib
 import copy
 import fcntl
 import glob
@@ -21,6 +22,7 @@ import os
 import pickle
 import select
 import shutil
+import signal
 import socket
 import stat
 import subprocess
@@ -255,18 +257,26 @@ def _run_function(
 ) -> dict[str, Any]:
     # "-c" puts the current directory on the path, from which modules of a resource bucket can be imported.
     process = subprocess.Popen(
-        [interpreter, "-c", payload["node"], report], stdin=subprocess.PIPE, env=environment
+        [interpreter, "-c", payload["node"], report],
+        stdin=subprocess.PIPE,
+        env=environment,
+        start_new_session=True,
     )
     try:
         process.communicate(_task_of(payload), timeout=timeout)
     finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+        _end_session(process)
     if os.path.exists(report):
         with open(report, encoding="utf-8") as file:
             return dict(json.load(file))
     return _died(payload, process.returncode)
+
+
+def _end_session(process: subprocess.Popen[bytes]) -> None:
+    """End *process* and all that it has started, which would slow down what runs next."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # all have ended
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _died(payload: dict[str, Any], code: int) -> dict[str, Any]:
@@ -429,6 +439,7 @@ class ItemProcess:
                 stdin=subprocess.PIPE,
                 env=environment,
                 pass_fds=[other.fileno()],
+                start_new_session=True,
             )
         assert self._process.stdin is not None
         try:
@@ -467,10 +478,9 @@ class ItemProcess:
         """End the process, which has *patience* seconds to end by itself, and return its exit code."""
         self.ended = True
         self._channel.close()
-        try:
-            return self._process.wait(patience)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(patience)
+        _end_session(self._process)
         return self._process.wait()
 
 

@@ -264,15 +264,22 @@ def test_an_item_that_ends_its_process_or_hangs_does_not_end_the_others(
 ) -> None:
     def risky(what: str) -> str:
         import os
+        import subprocess
         import time
+        from pathlib import Path
 
         if what == "exits":
             os._exit(3)
         if what == "hangs":
+            Path("helper").write_text(str(subprocess.Popen(["sleep", "600"]).pid))
             time.sleep(600)
+        helper = Path(f"/proc/{Path('helper').read_text()}/stat") if what == "helper" else Path("none")
+        # An item that waits for longer than its timeout fails.
+        while helper.exists() and helper.read_text().rpartition(")")[2].split()[0] != "Z":
+            time.sleep(0.01)
         return what
 
-    lists = {"what": ["one", "exits", "two", "hangs", "three"]}
+    lists = {"what": ["one", "exits", "two", "hangs", "helper"]}
     ti = FakeTI(run_id=run_id)
     with pytest.raises(QarnotTaskFailedError) as caught:
         call(pool, risky, lists, ti, chunk_size=5, timeout=timedelta(seconds=1.5))
