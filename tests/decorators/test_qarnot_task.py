@@ -339,9 +339,11 @@ def test_an_argument_that_is_too_large_goes_by_bucket(
     ti = FakeTI(run_id="bucket-small")
     assert call(pool, doubled, "a", ti=ti, payload_bucket="payloads") == "aa"
     assert len(s3.list_objects_v2(Bucket="payloads")["Contents"]) == 2
-    for nothing in ("{{ '' }}", "{{ None }}"):
+    for nothing in ("", "None"):
+        operator = made(doubled, "a", qarnot_pool=pool, payload_bucket="{{ params.bucket }}")
+        operator.payload_bucket = nothing  # as rendered
         with pytest.raises(QarnotInvalidSpecError, match="payload_bucket is empty"):
-            call(pool, doubled, "a", payload_bucket=nothing)
+            run(lambda operator=operator: operator, FakeTI(run_id="bucket-none"))
 
 
 def test_files_of_the_function_go_to_the_result_bucket(pool: str, qarnot: LocalQarnot) -> None:
