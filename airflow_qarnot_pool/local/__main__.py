@@ -87,6 +87,11 @@ def main() -> int:
     )
     parser.add_argument("--speed", type=float, default=1.0, help="virtual seconds per real second")
     parser.add_argument(
+        "--state-dir",
+        metavar="DIR",
+        help="directory that keeps pools, tasks, output, buckets and the account over a restart",
+    )
+    parser.add_argument(
         "--ready-file", metavar="PATH", help="file to write when ready: url, storage_url, token, email, pid"
     )
     parser.add_argument(
@@ -101,15 +106,22 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         from airflow_qarnot_pool.local.backend.context import Settings
+        from airflow_qarnot_pool.local.backend.persistence import VERSION
         from airflow_qarnot_pool.local.http.server import LOOPBACK, Options, serve
         from airflow_qarnot_pool.local.processes.output import DEFAULT_OUTPUT_BYTES
+        from airflow_qarnot_pool.local.processes.state import State, StateError
         from airflow_qarnot_pool.local.schemas.fields import Profiles
     except ModuleNotFoundError as error:
         sys.exit(f"{error}. The local Qarnot needs: pip install 'airflow-qarnot-pool[local]'")
     if arguments.host not in LOOPBACK:
         parser.error(f"--host must be a loopback address ({', '.join(LOOPBACK)}): commands run unconfined")
+    try:
+        state = State(arguments.state_dir, VERSION) if arguments.state_dir else None
+    except StateError as error:
+        sys.exit(str(error))
+    token = arguments.token or os.environ.get(TOKEN_VARIABLE)
     settings = Settings(
-        token=arguments.token or os.environ.get(TOKEN_VARIABLE) or secrets.token_urlsafe(24),
+        token=token or (state.token() if state else secrets.token_urlsafe(24)),
         email=arguments.email,
         boot_seconds=max(0.0, arguments.boot_seconds),
         close_seconds=max(0.0, arguments.close_seconds),
@@ -132,6 +144,7 @@ def main() -> int:
         settings=settings,
         speed=arguments.speed,
         allowed_hosts=tuple(arguments.allow_host),
+        state=state,
     )
     return asyncio.run(serve(options))
 

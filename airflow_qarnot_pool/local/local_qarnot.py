@@ -44,6 +44,7 @@ class LocalQarnot:
     :param port: port of the API; 0 takes any free one.
     :param storage_port: port of the S3 storage; 0 takes any free one.
     :param allowed_hosts: accepted ``Host`` headers in addition to loopback names, with or without a port.
+    :param state_dir: directory that keeps the state over a restart, also after :meth:`kill`; None for no directory.
     :raises RuntimeError: the server did not start.
     """
 
@@ -65,6 +66,7 @@ class LocalQarnot:
         profiles: Iterable[str] = (),
         any_profile: bool = False,
         allowed_hosts: Iterable[str] = (),
+        state_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         self.token = token or secrets.token_urlsafe(24)
         self.url = self.storage_url = self.email = ""
@@ -87,6 +89,8 @@ class LocalQarnot:
             self._arguments.append(f"--search-lag={search_lag}")
         self._arguments += [f"--profile={name}" for name in profiles]
         self._arguments += [f"--allow-host={name}" for name in allowed_hosts]
+        if state_dir is not None:
+            self._arguments.append(f"--state-dir={os.fspath(state_dir)}")
         if any_profile:
             self._arguments.append("--any-profile")
         self.process: subprocess.Popen[bytes] | None = None

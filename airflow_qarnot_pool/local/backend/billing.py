@@ -9,6 +9,8 @@ from airflow_qarnot_pool.local.schemas.formats import stamp
 EUROS_PER_NODE_SECOND = 0.0001
 """0.36 EUR per node-hour, a round number and not Qarnot's price."""
 
+MAX_BILLS = 10_000
+"""Maximum number of deleted pools whose cost is known, because all of them are kept."""
 WATTS_PER_NODE = 100.0
 CORES_PER_NODE = 8
 
@@ -141,6 +143,12 @@ class AccountState:
         :param spent: euros spent so far.
         """
         self.balance, self.balance_spent = credits, spent
+
+    def bill_deleted(self, uuid: str, euros: float) -> None:
+        """Note the cost of a deleted pool, and forget the oldest of too many."""
+        self.deleted[uuid] = euros
+        while len(self.deleted) > MAX_BILLS:
+            del self.deleted[next(iter(self.deleted))]
 
     def credits_left(self, spent: float) -> float:
         return self.balance - (spent - self.balance_spent)

@@ -51,6 +51,10 @@ class Clock:
         """Return the virtual time, whether or not the due events have run."""
         return self._anchor + (self._real() - self._anchor_real) * self._speed
 
+    def start_at(self, when: float) -> None:
+        """Start at the virtual time *when*, without events."""
+        self._anchor, self._anchor_real, self.now = when, self._real(), when
+
     def set_speed(self, speed: float) -> None:
         """Set the virtual seconds per real second from now on (0 stops the clock)."""
         self.catch_up()

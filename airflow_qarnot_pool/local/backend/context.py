@@ -27,6 +27,7 @@ from airflow_qarnot_pool.local.schemas.fields import Profiles
 if TYPE_CHECKING:
     from airflow_qarnot_pool.local.backend.jobs import Jobs
     from airflow_qarnot_pool.local.backend.nodes import Nodes
+    from airflow_qarnot_pool.local.backend.persistence import Persistence
     from airflow_qarnot_pool.local.backend.pools import Pools
     from airflow_qarnot_pool.local.backend.tasks import Tasks
 
@@ -83,7 +84,9 @@ class Context:
         self.meter = BillingMeter(self.clock.now)
         self.started = self.clock.now
         self.secrets: dict[str, str] = {}
-        self._sequence = 0
+        self.sequence = 0
+        self.persistence: Persistence | None = None
+        self.outputs = os.path.join(scratch, "output")
         self._running: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._stopped = False
@@ -98,8 +101,8 @@ class Context:
 
     def identity(self) -> tuple[str, int]:
         """Return a new uuid and the number that orders objects by creation."""
-        self._sequence += 1
-        return str(uuid.uuid4()), self._sequence
+        self.sequence += 1
+        return str(uuid.uuid4()), self.sequence
 
     def spent(self) -> float:
         """Return the euros spent since the server started."""
@@ -136,7 +139,8 @@ class Context:
             except Exception:
                 traceback.print_exc()  # one broken event must not stop the clock for all others
             self._wake.clear()
-            delay = self.clock.real_delay()
+            delays = [self.clock.real_delay(), self.persistence.wait() if self.persistence else None]
+            delay = min((seconds for seconds in delays if seconds is not None), default=None)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), delay)
 
@@ -163,19 +167,40 @@ class Context:
             traceback.print_exception(error, file=sys.stderr)
         self._wake.set()
 
+    # ---- state ----
+
+    def note(self, item: Remote | None = None) -> None:
+        """Note a change of an object, or of the account, for the state directory."""
+        if self.persistence is not None:
+            self.persistence.note(item)
+
+    def save(self) -> None:
+        """Write all noted changes to the state directory."""
+        if self.persistence is not None:
+            self.persistence.save()
+
     # ---- output ----
 
     def output_of(self, owner: Pool | Task, number: int) -> Output:
         """Return the output files of one instance (or pool node), created on first use."""
         output = owner.output.get(number)
         if output is None:
-            folder = os.path.join(self.scratch, "output", owner.uuid)
-            os.makedirs(folder, exist_ok=True)
-            base = os.path.join(folder, str(number))
-            output = owner.output[number] = Output(
-                f"{base}.stdout", f"{base}.stderr", self.settings.output_bytes
-            )
+            output = self.new_output(owner, number, self.settings.output_bytes)
+            # The size is written before the output, because it decides the form of the files.
+            self.note(owner)
+            self.save()
+        return output
+
+    def new_output(self, owner: Pool | Task, number: int, max_bytes: int) -> Output:
+        folder = os.path.join(self.outputs, owner.uuid)
+        os.makedirs(folder, exist_ok=True)
+        base = os.path.join(folder, str(number))
+        output = owner.output[number] = Output(f"{base}.stdout", f"{base}.stderr", max_bytes)
         return output
 
     def forget_output(self, owner: Remote) -> None:
-        shutil.rmtree(os.path.join(self.scratch, "output", owner.uuid), ignore_errors=True)
+        folder = os.path.join(self.outputs, owner.uuid)
+        if self.persistence is None:
+            shutil.rmtree(folder, ignore_errors=True)
+        else:
+            self.persistence.forget(folder)

@@ -8,6 +8,7 @@ from airflow_qarnot_pool.local.backend.models import Dependency, Job, Pool, Task
 from airflow_qarnot_pool.local.backend.store import Store
 from airflow_qarnot_pool.local.schemas.errors import ApiError, invalid, missing
 from airflow_qarnot_pool.local.schemas.fields import RequestFields, is_uuid
+from airflow_qarnot_pool.local.schemas.formats import parse_span
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.local.backend.context import Context
@@ -18,7 +19,7 @@ ACTIVE, COMPLETED = "Active", "Completed"
 class Jobs:
     def __init__(self, context: Context) -> None:
         self._context = context
-        self.store: Store[Job] = Store(context.shown_time)
+        self.store: Store[Job] = Store(context.shown_time, context.note)
         self._waiting: dict[str, list[Task]] = {}
         """Tasks that wait for another task, by the uuid of that task."""
 
@@ -57,9 +58,12 @@ class Jobs:
         if limit is not None and len(self.store) >= limit:
             raise ApiError(403, f"Maximum number of jobs reached: {limit}")
         self.store.add(job)
-        if wall:
-            context.clock.after(wall, lambda: self.terminate(job))
+        self._terminate_later(job, wall)
         return job
+
+    def _terminate_later(self, job: Job, wall: float) -> None:
+        if wall:
+            self._context.clock.at(job.created + wall, lambda: self.terminate(job))
 
     def _read_pool(self, fields: RequestFields) -> Pool | None:
         uuid = fields.text("poolUuid")
@@ -76,8 +80,18 @@ class Jobs:
         job.ended = self._context.now
         for task in list(job.tasks.values()):
             self._context.tasks.cancel(task)
-        if job.time_to_live:
-            self._context.clock.after(job.time_to_live, lambda: self.store.remove(job))
+        self._expire_later(job)
+
+    def _expire_later(self, job: Job) -> None:
+        if job.time_to_live and job.ended is not None:
+            self._context.clock.at(job.ended + job.time_to_live, lambda: self.store.remove(job))
+
+    def resume(self, job: Job) -> None:
+        """Continue with a job after a restart."""
+        if job.state == ACTIVE:
+            self._terminate_later(job, parse_span(job.spec["maxWallTime"] or "00:00:00"))
+        else:
+            self._expire_later(job)
 
     def delete(self, job: Job, *, force: bool) -> None:
         """Delete a job. Raises ApiError 403 if it has tasks, unless *force* is set."""
@@ -97,9 +111,13 @@ class Jobs:
             other = self._context.tasks.store.get(dependency.uuid)
             if other is not None and other.is_finished:
                 dependency.final = other.state
-            else:
-                self._waiting.setdefault(dependency.uuid, []).append(task)
+        self.wait_for_dependencies(task)
         self._decide(task)
+
+    def wait_for_dependencies(self, task: Task) -> None:
+        for dependency in task.depends_on:
+            if dependency.final is None:
+                self._waiting.setdefault(dependency.uuid, []).append(task)
 
     def task_over(self, task: Task) -> None:
         """Release or cancel the tasks that wait for this one. If it was deleted unfinished, it counts as cancelled."""
@@ -107,6 +125,7 @@ class Jobs:
             for dependency in waiting.depends_on:
                 if dependency.uuid == task.uuid:
                     dependency.final = task.state if task.is_finished else "Cancelled"
+            self._context.note(waiting)
             self._decide(waiting)
 
     def _decide(self, task: Task) -> None:

@@ -97,6 +97,10 @@ class Instance:
     directory: str | None = None
 
     @property
+    def is_finished(self) -> bool:
+        return self.phase in (InstancePhase.SUCCESS, InstancePhase.FAILURE, InstancePhase.CANCELLED)
+
+    @property
     def on_node(self) -> bool:
         return self.phase in (InstancePhase.PLACED, InstancePhase.RUNNING, InstancePhase.UPLOADING)
 

@@ -29,7 +29,7 @@ MAX_NODES = 5000
 class Nodes:
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._numbers = 0
+        self.numbers = 0
         self.by_id: dict[str, Node] = {}
         self._withheld: list[Node] | None = None
 
@@ -40,8 +40,8 @@ class Nodes:
 
         :param delay: 0 to 1, its rank among nodes requested together, because they come up one after the other.
         """
-        self._numbers += 1
-        node = Node(f"node-{self._numbers:06d}", number, slots, self._context.now, pool)
+        self.numbers += 1
+        node = Node(f"node-{self.numbers:06d}", number, slots, self._context.now, pool)
         self.by_id[node.id] = node
         boot = self._context.settings.boot_seconds
         first = boot * PLACING * delay
@@ -141,11 +141,13 @@ class Nodes:
         self._context.meter.change(now, up=1)
         if node.pool is not None:
             node.pool.meter.change(now, up=1)
+            self._context.note(node.pool)
             self.refresh(node.pool)
             self.dispatch(node.pool)
             self.resize(node.pool)
         elif node.instance is not None:
             node.instance.task.meter.change(now, up=1)
+            self._context.note(node.instance.task)
             node.instance.booting = None
             self._context.tasks.start(node.instance, node)
 
@@ -172,6 +174,7 @@ class Nodes:
         owner = node.pool or (node.instance.task if node.instance else None)
         for meter in (self._context.meter, *([owner.meter] if owner else [])):
             meter.change(now, up=-1, busy=-1 if busy else 0, busy_slots=-busy)
+        self._context.note(owner)
 
     def _remove_directory(self, node: Node) -> None:
         shutil.rmtree(os.path.join(self._context.scratch, "nodes", node.id), ignore_errors=True)
@@ -198,6 +201,7 @@ class Nodes:
         owner = node.pool or instance.task
         for meter in (self._context.meter, owner.meter):
             meter.change(now, busy=turned, busy_slots=change)
+        self._context.note(owner)
 
     def lose(self, node: Node) -> None:
         """Kill a node: its instances are lost, and its pool gets another node if it needs one."""

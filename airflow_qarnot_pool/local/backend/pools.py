@@ -27,7 +27,7 @@ CANCELLED_ERROR = {
 class Pools:
     def __init__(self, context: Context) -> None:
         self._context = context
-        self.store: Store[Pool] = Store(context.shown_time)
+        self.store: Store[Pool] = Store(context.shown_time, context.note)
 
     def find(self, key: str) -> Pool:
         """Return the pool with this uuid or shortname. Raises ApiError 404."""
@@ -67,8 +67,12 @@ class Pools:
         )
         self.store.add(pool)
         context.nodes.resize(pool)
-        context.clock.after(context.settings.boot_seconds * 0.25, lambda: context.nodes.settle(pool))
+        self._settle_later(pool)
         return pool
+
+    def _settle_later(self, pool: Pool) -> None:
+        context = self._context
+        context.clock.after(context.settings.boot_seconds * 0.25, lambda: context.nodes.settle(pool))
 
     def _check_limits(self, creation: requests.PoolCreation) -> None:
         limits = self._context.account.limits
@@ -142,6 +146,7 @@ class Pools:
             pool.grow_after = 0.0
         self._context.nodes.resize(pool)
         self._context.nodes.refresh(pool)
+        self._context.note(pool)
 
     def _require_open(self, pool: Pool, action: str) -> None:
         if not pool.is_open:
@@ -202,8 +207,12 @@ class Pools:
             self.store.move(pool, states.CLOSED, now)
         if pool.ended is None:
             pool.ended = now
-            if pool.time_to_live:
-                self._context.clock.after(pool.time_to_live, lambda: self._expire(pool))
+            self._context.note(pool)
+            self._expire_later(pool)
+
+    def _expire_later(self, pool: Pool) -> None:
+        if pool.time_to_live and pool.ended is not None:
+            self._context.clock.at(pool.ended + pool.time_to_live, lambda: self._expire(pool))
 
     def _expire(self, pool: Pool) -> None:
         if pool.state in states.POOL_TERMINAL:
@@ -213,5 +222,24 @@ class Pools:
         for node in list(pool.nodes.values()):
             self._context.nodes.drop(node)
         self.store.remove(pool)
-        self._context.account.deleted[pool.uuid] = pool.meter.credits(self._context.now)
+        self._context.account.bill_deleted(pool.uuid, pool.meter.credits(self._context.now))
         self._context.forget_output(pool)
+
+    # ---- restart ----
+
+    def resume(self, pool: Pool, close_at: float | None) -> None:
+        """Continue with a pool whose nodes were all lost, after its tasks.
+
+        :param close_at: earliest end of a pool that closes, or None.
+        """
+        context = self._context
+        if pool.is_open:
+            if not pool.settled:
+                self._settle_later(pool)
+            context.nodes.resize(pool)
+            context.nodes.refresh(pool)
+        elif pool.ended is None:
+            due = max(context.now, close_at or 0.0)
+            pool.close_timer = context.clock.at(due, lambda: self._closing(pool))
+        else:
+            self._expire_later(pool)

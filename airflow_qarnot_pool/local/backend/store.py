@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -17,8 +17,10 @@ R = TypeVar("R", bound=Remote)
 class Store(Generic[R]):
     """Objects in order of creation."""
 
-    def __init__(self, shown_time: ShownTime | None = None) -> None:
-        self._shown_time = shown_time or ShownTime()
+    def __init__(
+        self, shown_time: ShownTime | None = None, note: Callable[[R], None] = lambda item: None
+    ) -> None:
+        self._shown_time, self._note = shown_time or ShownTime(), note
         self._skewed = False
         self._skew: tuple[float, int] = (0.0, 1)
         self._lag: _Lag[R] | None = None
@@ -39,6 +41,16 @@ class Store(Generic[R]):
         seconds, every = self._skew
         if seconds and item.seq % every == 0:
             self.skew(item, seconds)
+        self._index(item)
+        self._note(item)
+
+    def load(self, items: Iterable[R]) -> None:
+        """Add objects of an earlier server, in order of creation."""
+        for item in items:
+            self._index(item)
+        self._transitions.sort(key=lambda entry: entry[0])
+
+    def _index(self, item: R) -> None:
         self._by_uuid[item.uuid] = item
         self._by_shortname.setdefault(item.shortname, []).append(item)
         for tag in item.tags:
@@ -53,12 +65,14 @@ class Store(Generic[R]):
         if not named:
             del self._by_shortname[item.shortname]
         self._untag(item)
+        self._note(item)
 
     def retag(self, item: R, tags: list[str]) -> None:
         self._untag(item)
         item.tags = tags
         for tag in tags:
             self._by_tag.setdefault(tag, {})[item.uuid] = item
+        self._note(item)
 
     def _untag(self, item: R) -> None:
         for tag in item.tags:
@@ -78,6 +92,7 @@ class Store(Generic[R]):
             self._transitions.append((now, item))
             if len(self._transitions) > 1000 + 4 * len(self._by_uuid):
                 self._transitions = [e for e in self._transitions if self._current(e)]
+            self._note(item)
         return True
 
     def _current(self, entry: tuple[float, R]) -> bool:
@@ -137,9 +152,7 @@ class Store(Generic[R]):
 
     def _copied(self) -> Store[R]:
         older: Store[R] = Store(self._shown_time)
-        for item in self:
-            older.add(copy.copy(item))
-        older._transitions.sort(key=lambda entry: entry[0])
+        older.load(copy.copy(item) for item in self)
         older._skewed = self._skewed
         return older
 

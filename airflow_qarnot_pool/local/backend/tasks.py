@@ -50,7 +50,7 @@ _LISTS = {
 class Tasks:
     def __init__(self, context: Context) -> None:
         self._context = context
-        self.store: Store[Task] = Store(context.shown_time)
+        self.store: Store[Task] = Store(context.shown_time, context.note)
         self.unfinished = 0
         self.standalone = 0
         """Number of unfinished instances of tasks without a pool."""
@@ -106,13 +106,16 @@ class Tasks:
             self.standalone += task.waiting
         if job is not None:
             job.tasks[uuid] = task
-        if creation.spec["maxTimeQueueSeconds"]:
-            context.clock.after(creation.spec["maxTimeQueueSeconds"], lambda: self._queued_too_long(task))
+        self._limit_queue_time(task)
         if creation.depends_on:
             context.jobs.watch(task, creation.depends_on)
         else:
             self.release(task)
         return task
+
+    def _limit_queue_time(self, task: Task) -> None:
+        if limit := task.spec["maxTimeQueueSeconds"]:
+            self._context.clock.at(task.created + limit, lambda: self._queued_too_long(task))
 
     def update(self, task: Task, body: Any) -> None:
         """Change the constants and tags that the body of a PUT has."""
@@ -125,6 +128,7 @@ class Tasks:
         if tags is not None:
             self.store.retag(task, tags)
         task.modified = self._context.now
+        self._context.note(task)
 
     def _references(self, creation: requests.TaskCreation) -> tuple[Pool | None, Job | None]:
         """Return the pool and the job of a new task. Raises ApiError 400."""
@@ -176,6 +180,7 @@ class Tasks:
     def release(self, task: Task) -> None:
         """Queue the instances of a task in its pool, or boot a node for each."""
         task.held = False
+        self._context.note(task)
         pool, nodes = task.pool, self._context.nodes
         for instance in task.instances.values():
             if pool is None:
@@ -222,6 +227,7 @@ class Tasks:
                 self.standalone -= 1
         if phase is InstancePhase.RUNNING:
             task.executed = True
+        self._context.note(task)
         self._refresh(task)
 
     def _refresh(self, task: Task) -> None:
@@ -418,9 +424,12 @@ class Tasks:
             # A cancellation after all instances had succeeded has no effect.
             cancelled = task.ending and bool(task.cancelled)
             self.store.move(task, states.final_state(cancelled=cancelled, failed=len(task.failed)), now)
-            if task.time_to_live:
-                self._context.clock.after(task.time_to_live, lambda: self._expire(task))
+            self._expire_later(task)
         self._context.jobs.task_over(task)
+
+    def _expire_later(self, task: Task) -> None:
+        if task.time_to_live and task.ended is not None:
+            self._context.clock.at(task.ended + task.time_to_live, lambda: self._expire(task))
 
     def _expire(self, task: Task) -> None:
         if task.is_finished:
@@ -434,6 +443,48 @@ class Tasks:
         if task.job is not None:
             task.job.tasks.pop(task.uuid, None)
         self._context.forget_output(task)
+
+    # ---- restart ----
+
+    def adopt(self, task: Task) -> None:
+        """Count a task of an earlier server, and queue its waiting instances."""
+        if task.pool is not None:
+            task.pool.tasks[task.uuid] = task
+        if task.job is not None:
+            task.job.tasks[task.uuid] = task
+        for instance in task.instances.values():
+            if counter := _COUNTERS.get(instance.phase):
+                setattr(task, counter, getattr(task, counter) + 1)
+        if task.is_finished:
+            return
+        self.unfinished += 1
+        if task.pool is None:
+            self.standalone += task.unfinished
+        if task.held:
+            self._context.jobs.wait_for_dependencies(task)
+        elif task.pool is not None:
+            waiting = [i for i in task.instances.values() if i.phase is InstancePhase.WAITING]
+            task.pool.queue.extend(waiting)
+            task.pool.waiting += len(waiting)
+
+    def resume(self, task: Task) -> None:
+        """Continue with a task after all nodes were lost, once all tasks are adopted."""
+        if task.is_finished:
+            self._expire_later(task)
+            return
+        self._limit_queue_time(task)
+        if task.unfinished == 0:
+            due = max(self._context.now, task.cancelling_until or 0.0)
+            self._context.clock.at(due, lambda: self._finish(task))
+        for instance in reversed(task.instances.values()):
+            if instance.lost and instance.on_node:
+                self._settle(
+                    instance, attempt.AttemptResult(attempt.NODE_LOST, "Its node was lost in a restart")
+                )
+            elif task.pool is None and not task.held and not instance.is_finished:
+                # The node was booting.
+                self.enter(instance, InstancePhase.WAITING)
+                self._context.nodes.boot_for(instance)
 
 
 def _retries_of(creation: requests.TaskCreation, pool: Pool | None) -> tuple[int | None, int | None]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.routing import BaseRoute
 
-from airflow_qarnot_pool.local.backend.models import Output, Remote
+from airflow_qarnot_pool.local.backend.models import Output, Pool, Remote, Task
 from airflow_qarnot_pool.local.backend.store import Store
 from airflow_qarnot_pool.local.http import pagination
 from airflow_qarnot_pool.local.http.filters import FilterEvaluator
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from airflow_qarnot_pool.local.backend.backend import Backend
 
 R = TypeVar("R", bound=Remote)
-Outputs = tuple[dict[int, Output], Callable[[int], bool]]
 
 
 def tagged(
@@ -62,31 +61,38 @@ def collection_routes(
     ]
 
 
-def output_routes(backend: Backend, kind: str, find: Callable[[str], Outputs]) -> list[BaseRoute]:
-    """Return routes of stdout and stderr, of all instances or of one, in full (GET) or new output (POST).
+def find_output(owner: Pool | Task, number: str) -> Output | None:
+    """Return the output of an instance (or pool node), or None if it has none yet. Raises ApiError 404."""
+    instances: Collection[int] = owner.nodes if isinstance(owner, Pool) else owner.instances
+    if not re.fullmatch(r"[0-9]{1,9}", number) or not (
+        int(number) in owner.output or int(number) in instances
+    ):
+        raise ApiError(404, f"No such instance: {number}")
+    return owner.output.get(int(number))
 
-    :param find: returns for a key the outputs by instance id, and a test whether an instance exists.
-    """
 
-    def of_instance(call: Call, stream: str, read: Callable[[Output, str], str]) -> Raw:
-        outputs, exists = find(call.id)
-        number = call.path("i")
-        if not re.fullmatch(r"[0-9]{1,9}", number) or not (int(number) in outputs or exists(int(number))):
-            raise ApiError(404, f"No such instance: {number}")
-        output_files = outputs.get(int(number))
-        return text(read(output_files, stream) if output_files else "")
+def output_routes(backend: Backend, kind: str, find: Callable[[str], Pool | Task]) -> list[BaseRoute]:
+    """Return routes of stdout and stderr, of all instances or of one, in full (GET) or new output (POST)."""
 
-    def both(stream: str) -> list[BaseRoute]:
+    def both(stream: str, method: str) -> list[BaseRoute]:
+        is_new = method == "POST"
+        read = output.read_new if is_new else output.read_all
+        read_aggregated = output.read_new_aggregated if is_new else output.read_all_aggregated
+
+        def owner(call: Call) -> Pool | Task:
+            found = find(call.id)
+            if is_new:
+                backend.note(found)  # its cursor moves
+            return found
+
+        def of_instance(call: Call) -> Raw:
+            files = find_output(owner(call), call.path("i"))
+            return text(read(files, stream) if files else "")
+
         path = f"/{kind}/{{u}}/{stream}"
         return [
-            route(
-                backend, "GET", path, lambda call: text(output.read_all_aggregated(find(call.id)[0], stream))
-            ),
-            route(
-                backend, "POST", path, lambda call: text(output.read_new_aggregated(find(call.id)[0], stream))
-            ),
-            route(backend, "GET", f"{path}/{{i}}", lambda call: of_instance(call, stream, output.read_all)),
-            route(backend, "POST", f"{path}/{{i}}", lambda call: of_instance(call, stream, output.read_new)),
+            route(backend, method, path, lambda call: text(read_aggregated(owner(call).output, stream))),
+            route(backend, method, f"{path}/{{i}}", of_instance),
         ]
 
-    return [*both("stdout"), *both("stderr")]
+    return [one for stream in output.STREAMS for method in ("GET", "POST") for one in both(stream, method)]

@@ -87,5 +87,5 @@ def routes(backend: Backend) -> list[BaseRoute]:
                 responses.JOB.full(backend, j) for j in backend.jobs.store if j.pool is find(call.id)
             ],
         ),
-        *output_routes(backend, "pools", lambda key: (find(key).output, lambda i: i in find(key).nodes)),
+        *output_routes(backend, "pools", find),
     ]

@@ -76,5 +76,5 @@ def routes(backend: Backend) -> list[BaseRoute]:
         add("POST", "/tasks/{u}/snapshot/periodic", lambda c: snapshots.repeat(backend, find(c.id), c.json)),
         add("GET", "/tasks/{u}/snapshot/{id}", lambda c: snapshots.find(find(c.id), c.path("id"))),
         add("GET", "/network/tasks/{u}/port-forward", lambda c: {str(i): {} for i in find(c.id).instances}),
-        *output_routes(backend, "tasks", lambda key: (find(key).output, lambda i: i in find(key).instances)),
+        *output_routes(backend, "tasks", find),
     ]

@@ -91,6 +91,10 @@ def route(backend: Backend, method: str, path: str, handler: Handler) -> Route:
             return as_json({"message": f"The local Qarnot failed: {type(error).__name__}: {error}"}, 500)
         finally:
             backend.touch()
+            if method != "GET":
+                backend.note()
+            # The response shows only what a restart would show, too.
+            backend.save()
         if result is None:
             return Response(status_code=200)
         return result if isinstance(result, Response) else as_json(result)

@@ -31,6 +31,7 @@ from airflow_qarnot_pool.local.http import (
 from airflow_qarnot_pool.local.http.faults import Faults, RequestLog
 from airflow_qarnot_pool.local.http.middleware import Middleware
 from airflow_qarnot_pool.local.processes.runner import Runner
+from airflow_qarnot_pool.local.processes.state import State
 from airflow_qarnot_pool.local.processes.storage import Storage
 from airflow_qarnot_pool.local.schemas.addresses import Addresses
 
@@ -49,6 +50,7 @@ class Options:
     settings: Settings
     speed: float = 1.0
     allowed_hosts: tuple[str, ...] = ()
+    state: State | None = None
 
 
 class _Server(uvicorn.Server):
@@ -141,14 +143,17 @@ async def serve(options: Options) -> int:
         options.settings.email,
         options.settings.token,
         options.allowed_hosts,
+        options.state,
     )
     scratch = tempfile.mkdtemp(prefix="qarnot-local-")
-    runner = Runner(scratch, supervisor_lost)
+    runner = Runner(scratch, supervisor_lost, (options.state.lock,) if options.state else ())
     await runner.start()
     backend = Backend(options.settings, runner, storage, scratch)
     host = f"[{options.host}]" if ":" in options.host else options.host
     addresses = Addresses(listening.getsockname()[1], options.allowed_hosts)
     backend.url = f"http://{host}:{addresses.port}"
+    if options.state is not None:
+        backend.keep(options.state)
     if options.speed != 1.0:
         backend.clock.set_speed(options.speed)
     storage.start()
@@ -183,6 +188,10 @@ async def serve(options: Options) -> int:
     # The supervisor has removed the directory, but a copy from or to a bucket may still have run in a thread.
     await loop.shutdown_default_executor()
     shutil.rmtree(scratch, ignore_errors=True)
+    if options.state is not None:
+        backend.note()
+        backend.save()
+        options.state.close()
     if options.ready_file:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(options.ready_file)

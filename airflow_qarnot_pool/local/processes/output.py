@@ -11,6 +11,7 @@ import os
 from airflow_qarnot_pool.local.backend.models import Output
 from airflow_qarnot_pool.local.processes.supervisor import segment_bytes, segments
 
+STREAMS = ("stdout", "stderr")
 DEFAULT_OUTPUT_BYTES = 4 * 1024 * 1024
 """Bytes kept per instance and stream, because Qarnot's buffers are circular; their size is not documented."""
 

@@ -31,10 +31,11 @@ class Runner:
 
     :param scratch: directory that is removed with its contents when the supervisor ends.
     :param on_loss: called if the supervisor ends while the server runs, because then no command can run.
+    :param inherited: file descriptors that the supervisor holds open, such as a lock.
     """
 
-    def __init__(self, scratch: str, on_loss: Callable[[], None]) -> None:
-        self._scratch = scratch
+    def __init__(self, scratch: str, on_loss: Callable[[], None], inherited: tuple[int, ...] = ()) -> None:
+        self._scratch, self._inherited = scratch, inherited
         self._on_loss = on_loss
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
@@ -54,6 +55,7 @@ class Runner:
             # Not the server's environment: an instance could read it in /proc.
             env={"PATH": os.environ.get("PATH", os.defpath)},
             start_new_session=True,
+            pass_fds=self._inherited,
         )
         self._reader = asyncio.create_task(self._read())
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import sqlite3
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 from airflow_qarnot_pool.local.processes import signatures
+from airflow_qarnot_pool.local.processes.buckets import CHANGING, KeptBuckets
 from airflow_qarnot_pool.local.processes.signatures import S3Request
+from airflow_qarnot_pool.local.processes.state import State
 from airflow_qarnot_pool.local.schemas.addresses import DISCARDED_BYTES, Addresses
 
 if find_spec("moto") is None:
@@ -96,12 +99,20 @@ class Storage:
     :param email: the access key that is accepted.
     :param token: its secret.
     :param allowed_hosts: accepted `Host` headers in addition to loopback names.
+    :param state: keeps the buckets over a restart; None keeps them in memory.
     """
 
     def __init__(
-        self, host: str, port: int, email: str, token: str, allowed_hosts: tuple[str, ...] = ()
+        self,
+        host: str,
+        port: int,
+        email: str,
+        token: str,
+        allowed_hosts: tuple[str, ...] = (),
+        state: State | None = None,
     ) -> None:
         self._host, self._email, self._token = host, email, token
+        self._kept = KeptBuckets(state) if state else None
         self._lock = threading.Lock()
         self._app: Any = None
         self._client: Any = None
@@ -158,15 +169,29 @@ class Storage:
                 # On first use, because importing moto takes seconds and many tests use no bucket.
                 from moto.moto_server.werkzeug_app import create_backend_app
 
-                self._app = create_backend_app("s3").wsgi_app
+                app = create_backend_app("s3").wsgi_app
+                if self._kept is not None:
+                    self._kept.restore()
+                self._app = app
+
+        started: list[Any] = []
 
         def start(status: str, headers: list[tuple[str, str]], *error: Any) -> Any:
             kept = [
                 (name, value) for name, value in headers if not name.lower().startswith("access-control-")
             ]
-            return start_response(status, kept, *error)
+            started[:] = [status, kept, *error]
+            return started.append
 
         response: Iterable[bytes] = self._app(environ, start)
+        if self._kept is not None and environ["REQUEST_METHOD"] in CHANGING:
+            try:
+                self._kept.keep(environ["PATH_INFO"].lstrip("/").partition("/")[0])
+            except (OSError, sqlite3.Error) as error:
+                text = _ERROR.format("InternalError", escape(f"The change was not stored: {error}"))
+                started[:] = ["500 Internal Server Error", [("Content-Type", "application/xml")]]
+                response = [text.encode()]
+        start_response(*started)
         return response
 
     def start(self) -> None:
@@ -207,7 +232,8 @@ class Storage:
 
     def buckets(self) -> int:
         """Count the buckets."""
-        return 0 if self._app is None else len(self._s3.list_buckets().get("Buckets", []))
+        is_empty = self._app is None and (self._kept is None or self._kept.is_empty)
+        return 0 if is_empty else len(self._s3.list_buckets().get("Buckets", []))
 
     def make(self, bucket: str) -> None:
         if self.missing([bucket]):
