@@ -103,6 +103,17 @@ def main() -> int:
         metavar="PID",
         help="stop when the process that started this one has ended",
     )
+    parser.add_argument(
+        "--progress",
+        action=argparse.BooleanOptionalAction,
+        help="show on standard error what boots and runs (default: on a terminal, without a command)",
+    )
+    parser.add_argument(
+        "command",
+        nargs="*",
+        metavar="COMMAND",
+        help="command to run with the Airflow connection in its environment, after --; the server ends with it",
+    )
     arguments = parser.parse_args()
     try:
         from airflow_qarnot_pool.local.backend.context import Settings
@@ -145,6 +156,10 @@ def main() -> int:
         speed=arguments.speed,
         allowed_hosts=tuple(arguments.allow_host),
         state=state,
+        progress=sys.stderr.isatty() and not arguments.command
+        if arguments.progress is None
+        else arguments.progress,
+        command=tuple(arguments.command),
     )
     return asyncio.run(serve(options))
 

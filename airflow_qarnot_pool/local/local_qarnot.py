@@ -19,6 +19,11 @@ TOKEN_VARIABLE = "QARNOT_LOCAL_TOKEN"
 """Passes the token to the server, because every user of the machine can read a command line."""
 
 
+def airflow_connection(url: str, token: str, **extra: Any) -> str:
+    """Return an Airflow connection as JSON for ``AIRFLOW_CONN_QARNOT_DEFAULT``; *extra* are its extra fields."""
+    return json.dumps({"conn_type": "qarnot", "host": url, "password": token, "extra": extra})
+
+
 class LocalQarnot:
     """Start a local Qarnot, use it, stop it.
 
@@ -163,9 +168,7 @@ class LocalQarnot:
 
     def airflow_connection(self, **extra: Any) -> str:
         """Return an Airflow connection as JSON for ``AIRFLOW_CONN_QARNOT_DEFAULT``; *extra* are its extra fields."""
-        fields = {"storage_url": self.storage_url, **extra}
-        connection = {"conn_type": "qarnot", "host": self.url, "password": self.token, "extra": fields}
-        return json.dumps(connection)
+        return airflow_connection(self.url, self.token, **{"storage_url": self.storage_url, **extra})
 
     # ---- control side ----
 

@@ -1,7 +1,7 @@
 """Keep pools, Qarnot tasks, jobs and the account in the state directory, and continue them after a restart.
 
 A row has the plain fields of an object, and the few facts from which the others follow. A restart is the loss of all
-nodes at the moment of the last write. Everything else continues: instances wait, pools request nodes, times to live pass.
+nodes at the moment of the last write. Everything else continues: instances wait, pools request nodes, objects expire.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _ACCOUNT, _BILLS = "account", "bills"
 
 
 def _plain(kind: type[Remote], *others: str) -> tuple[str, ...]:
-    """Return the fields that a row has as they are: all but *others*, which follow from the rest or have a form here."""
+    """Return the fields that a row has as they are: all but *others*."""
     return tuple(field.name for field in fields(kind) if field.name not in (*others, "skew"))
 
 

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -21,7 +22,9 @@ from starlette.applications import Starlette
 from airflow_qarnot_pool.local.backend.backend import Backend
 from airflow_qarnot_pool.local.backend.context import Settings
 from airflow_qarnot_pool.local.http import (
+    companion,
     control_api,
+    progress,
     routes_account,
     routes_jobs,
     routes_pools,
@@ -40,7 +43,10 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Command-line options (see __main__.py). Port 0 is any free one; parent 0 means no parent to watch."""
+    """Command-line options (see __main__.py).
+
+    Port 0 is any free one, parent 0 no parent to watch. A command runs while the server does.
+    """
 
     host: str
     port: int
@@ -51,6 +57,8 @@ class Options:
     speed: float = 1.0
     allowed_hosts: tuple[str, ...] = ()
     state: State | None = None
+    progress: bool = False
+    command: tuple[str, ...] = ()
 
 
 class _Server(uvicorn.Server):
@@ -116,6 +124,12 @@ def _announce(backend: Backend, ready_file: str | None) -> None:
             file.write(line + "\n")
         os.replace(draft, ready_file)
     print(line, flush=True)
+    if sys.stderr.isatty():
+        print(
+            f"A browser shows {backend.url}/ and asks for the token. For Airflow:\n"
+            f"export {companion.CONNECTION_VARIABLE}={shlex.quote(companion.connection(backend))}",
+            file=sys.stderr,
+        )
 
 
 async def serve(options: Options) -> int:
@@ -177,7 +191,13 @@ async def serve(options: Options) -> int:
     while not server.started and not serving.done():
         await asyncio.sleep(0.005)
     _announce(backend, options.ready_file)
-    await stop.wait()
+    if options.progress:
+        watches.append(asyncio.create_task(progress.report(backend, sys.stderr)))
+    code = 0
+    if options.command:
+        code = await companion.run(options.command, backend, stop)
+    else:
+        await stop.wait()
     server.should_exit = server.force_exit = True
     for watch in watches:
         watch.cancel()
@@ -195,4 +215,4 @@ async def serve(options: Options) -> int:
     if options.ready_file:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(options.ready_file)
-    return 1 if failed else 0
+    return 1 if failed else code

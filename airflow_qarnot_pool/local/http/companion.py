@@ -1,0 +1,51 @@
+"""Run a command beside the server, with an Airflow connection to it in the environment."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from airflow_qarnot_pool.local.local_qarnot import airflow_connection
+
+if TYPE_CHECKING:
+    from airflow_qarnot_pool.local.backend.backend import Backend
+
+CONNECTION_VARIABLE = "AIRFLOW_CONN_QARNOT_DEFAULT"
+INTERRUPT_SECONDS = 20.0
+"""Time for the command to end after Ctrl-C, which a terminal sends to the command, too."""
+TERMINATE_SECONDS = 60.0
+"""Time for the command to end after SIGTERM."""
+
+
+def connection(backend: Backend) -> str:
+    return airflow_connection(backend.url, backend.settings.token, namespace="local")
+
+
+async def run(command: tuple[str, ...], backend: Backend, stop: asyncio.Event) -> int:
+    """Run the command until it ends, or end it after *stop*. Return its exit code."""
+    variables = {
+        CONNECTION_VARIABLE: connection(backend),
+        "QARNOT_CLUSTER_URL": backend.url,
+        "QARNOT_CLIENT_TOKEN": backend.settings.token,
+    }
+    try:
+        process = await asyncio.create_subprocess_exec(*command, env={**os.environ, **variables})
+    except OSError as error:
+        print(f"{command[0]} cannot be run: {error.strerror}.", file=sys.stderr)
+        return 127
+    ended, stopped = asyncio.create_task(process.wait()), asyncio.create_task(stop.wait())
+    await asyncio.wait((ended, stopped), return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    # The server responds until the command has ended, because it may close its pools.
+    if sys.stdin is not None and sys.stdin.isatty():
+        await asyncio.wait((ended,), timeout=INTERRUPT_SECONDS)
+    for end in (process.terminate, process.kill):
+        if not ended.done():
+            with contextlib.suppress(ProcessLookupError):
+                end()
+            await asyncio.wait((ended,), timeout=TERMINATE_SECONDS)
+    code = await ended
+    return code if code >= 0 else 128 - code
