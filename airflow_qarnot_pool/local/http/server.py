@@ -132,6 +132,12 @@ def _announce(backend: Backend, ready_file: str | None) -> None:
         )
 
 
+def _withdraw(ready_file: str | None) -> None:
+    if ready_file:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(ready_file)
+
+
 async def serve(options: Options) -> int:
     """Serve until SIGTERM or SIGINT, or until the parent has ended. Return the exit code."""
     stop = asyncio.Event()
@@ -146,10 +152,8 @@ async def serve(options: Options) -> int:
         print("The supervisor process ended, so no command can run. Stopping.", file=sys.stderr)
         stop.set()
 
-    if options.ready_file:
-        # One that a killed server left would announce this server before it is ready.
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(options.ready_file)
+    # One that a killed server left would announce this server before it is ready.
+    _withdraw(options.ready_file)
     listening = _listen(options.host, options.port)
     storage = Storage(
         options.host,
@@ -212,7 +216,5 @@ async def serve(options: Options) -> int:
         backend.note()
         backend.save()
         options.state.close()
-    if options.ready_file:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(options.ready_file)
+    _withdraw(options.ready_file)
     return 1 if failed else code
