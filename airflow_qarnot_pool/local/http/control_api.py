@@ -14,6 +14,7 @@ from airflow_qarnot_pool.local.backend.billing import (
     ProjectBudget,
 )
 from airflow_qarnot_pool.local.backend.models import Node
+from airflow_qarnot_pool.local.http import page
 from airflow_qarnot_pool.local.http.faults import Faults, RequestLog
 from airflow_qarnot_pool.local.http.routing import Call, route
 from airflow_qarnot_pool.local.schemas.errors import ApiError, missing
@@ -197,6 +198,7 @@ def routes(backend: Backend, faults: Faults, log: RequestLog) -> list[BaseRoute]
         add("GET", "/nodes", lambda call: [describe_node(node) for node in backend.nodes.by_id.values()]),
         add("POST", "/nodes/{u}/kill", kill),
         add("PUT", "/nodes", lambda call: set_nodes(backend, call.json)),
+        add("GET", "/page", lambda call: page.facts(backend, call)),
         add("GET", "/tasks", lambda call: backend.tasks.history()),
         add("GET", "/clock", lambda call: get_clock(backend)),
         add("PUT", "/clock", lambda call: set_clock(backend, call.json)),

@@ -15,6 +15,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from airflow_qarnot_pool.local.http import page
 from airflow_qarnot_pool.local.http.faults import (
     FaultRule,
     Faults,
@@ -58,6 +59,9 @@ class Middleware:
             return
         path = plain_path(scope["path"])
         scope = {**scope, "path": path, "raw_path": path.encode(), "root_path": ""}
+        if page.is_wanted(scope):
+            await page.response()(scope, receive, send)
+            return
         if path == CONTROL or path.startswith(CONTROL + "/"):
             await self._admit(scope, receive, send)
             return
