@@ -19,6 +19,8 @@ CHANGING = frozenset({"PUT", "POST", "DELETE"})
 """Methods of requests that may change a bucket."""
 _BUCKET, _OBJECT = "bucket", "object"
 _REGION = "us-east-1"
+_CHECKSUMS = ("checksum_algorithm", "checksum_value", "checksum_type")
+"""Attributes with the checksum that a client has sent with an object."""
 
 
 class _Content:
@@ -83,6 +85,8 @@ class KeptBuckets:
         made.last_modified = datetime.fromtimestamp(row["modified"], UTC).replace(tzinfo=None)
         made.metadata.update(row["metadata"])
         made.contentsize = row["size"]
+        for name, value in row["checksums"].items():
+            setattr(made, name, value)
         self._replace(made, row["file"])
         return made
 
@@ -133,6 +137,7 @@ class KeptBuckets:
                     "etag": made.etag.strip('"'),
                     "modified": made.last_modified.replace(tzinfo=UTC).timestamp(),
                     "metadata": dict(made.metadata),
+                    "checksums": {name: getattr(made, name, None) for name in _CHECKSUMS},
                 }
                 rows.append((_OBJECT, f"{name}/{key}", row))
                 self._replace(made, file)
