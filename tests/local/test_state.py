@@ -129,7 +129,7 @@ def test_an_object_is_after_a_restart_as_it_was(start: Restarts) -> None:
         constants=[{"key": "QARNOT_SECRET_X", "value": "hidden"}], completionTimeToLive="1.00:00:00"
     )
     job = account.backend.jobs.create({"name": "j", "poolUuid": scaled.uuid, "useDependencies": True})
-    first = account.task(jobUuid=job.uuid, labels={"a": "b"}, advancedRanges="3,5-6")
+    first = account.task(jobUuid=job.uuid, labels={"a": "b"}, advancedRanges="3,5-6", instanceCount=None)
     account.task(jobUuid=job.uuid, dependencies={"dependsOn": [first.uuid]})
     account.task(
         jobUuid=job.uuid,

@@ -50,8 +50,8 @@ def _plain(kind: type[Remote], *others: str) -> tuple[str, ...]:
 _FIELDS: dict[type[Remote], tuple[str, ...]] = {
     Pool: _plain(
         Pool,
-        *("scaling", "meter", "output", "nodes", "tasks", "queue", "waiting", "running", "slots", "target"),
-        *("policy", "grow_after", "resize_timer", "close_timer", "syncing", "syncs"),
+        *("scaling", "meter", "output", "nodes", "tasks", "queue", "waiting", "running", "slots"),
+        *("grow_after", "resize_timer", "close_timer", "syncing", "syncs"),
     ),
     Task: _plain(
         Task,

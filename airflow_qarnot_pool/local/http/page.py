@@ -49,6 +49,7 @@ def response() -> Response:
         "default-src 'none'",
         *hashes.values(),
         "connect-src 'self'",
+        "img-src data:",
         "base-uri 'none'",
         "form-action 'none'",
         "frame-ancestors 'none'",
