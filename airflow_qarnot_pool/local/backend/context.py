@@ -134,15 +134,16 @@ class Context:
     async def live(self) -> None:
         """Run events as they fall due, without end."""
         while True:
+            pause = None
             try:
                 self.clock.catch_up()
+                pause = self.persistence.wait() if self.persistence else None
             except Exception:
                 traceback.print_exc()  # one broken event must not stop the clock for all others
             self._wake.clear()
-            delays = [self.clock.real_delay(), self.persistence.wait() if self.persistence else None]
-            delay = min((seconds for seconds in delays if seconds is not None), default=None)
+            delays = [delay for delay in (self.clock.real_delay(), pause) if delay is not None]
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), delay)
+                await asyncio.wait_for(self._wake.wait(), min(delays, default=None))
 
     async def stop(self) -> None:
         """Cancel the background work, and start no more of it."""

@@ -52,7 +52,7 @@ class State:
     """
 
     def __init__(self, directory: str | os.PathLike[str], version: str, wait: float = WAIT_SECONDS) -> None:
-        self.directory = Path(directory).absolute()
+        self.directory = Path(directory).expanduser().absolute()
         self._mutex = threading.Lock()
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
