@@ -176,7 +176,6 @@ def test_the_page_in_a_browser(browser: Browser, busy: LocalQarnot) -> None:
 
     # Only the costs of open pools change, and a selection stays.
     busy.set_speed(0)
-    browser.wait(lambda: browser.script("return window.quiet = 1"), "a script")
     browser.script(WATCH)
     browser.wait(lambda: browser.script("return window.fetched") >= 3, "three requests")
     assert set(browser.script("return window.changes.slice(0, 500)")) <= {"number", ""}

@@ -133,7 +133,7 @@ def _output(found: Output | None) -> dict[str, str]:
 def facts(backend: Backend, call: Call) -> dict[str, Any]:
     """Return everything that the page shows: all pools, and the tasks, instances and output that are selected.
 
-    An object that has been deleted is left out.
+    An object that has been deleted is left out. The first instance is selected by default.
     """
     pool = backend.pools.store.get(call.query("pool") or "")
     task = backend.tasks.store.get(call.query("task") or "")
@@ -147,8 +147,11 @@ def facts(backend: Backend, call: Call) -> dict[str, Any]:
         "counts": {"pools": len(pools), "tasks": len(tasks)},
     }
     if task is not None:
-        found["instances"] = _instances(task)
         number = call.query("instance") or ""
-        if number.isdecimal() and int(number) in task.instances:
-            found["output"] = _output(task.output.get(int(number)))
+        chosen = int(number) if number.isdecimal() and int(number) in task.instances else min(task.instances)
+        found |= {
+            "instances": _instances(task),
+            "instance": chosen,
+            "output": _output(task.output.get(chosen)),
+        }
     return found
