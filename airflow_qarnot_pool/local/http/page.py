@@ -148,7 +148,8 @@ def facts(backend: Backend, call: Call) -> dict[str, Any]:
     }
     if task is not None:
         number = call.query("instance") or ""
-        chosen = int(number) if number.isdecimal() and int(number) in task.instances else min(task.instances)
+        is_known = number.isdecimal() and len(number) < 10 and int(number) in task.instances
+        chosen = int(number) if is_known else min(task.instances)
         found |= {
             "instances": _instances(task),
             "instance": chosen,
