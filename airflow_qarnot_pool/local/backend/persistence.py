@@ -28,6 +28,8 @@ from airflow_qarnot_pool.local.backend.models import (
     Task,
 )
 from airflow_qarnot_pool.local.processes.state import Row, State
+from airflow_qarnot_pool.local.schemas.fields import Profiles
+from airflow_qarnot_pool.local.schemas.requests import read_pool, read_task
 from airflow_qarnot_pool.local.schemas.scaling import ELASTIC_OFF, read_scaling
 
 if TYPE_CHECKING:
@@ -66,9 +68,11 @@ _FORMAT = [
         (kind.__name__, [field.name for field in fields(kind)])
         for kind in (BillingMeter, Dependency, AccountLimits, ProjectBudget)
     ),
+    sorted(read_pool({"name": "any", "profile": "docker-batch"}, Profiles()).spec),
+    sorted(read_task({"name": "any", "profile": "docker-batch"}).spec),
 ]
 VERSION = f"1-{hashlib.sha256(repr(_FORMAT).encode()).hexdigest()[:8]}"
-"""The form of the rows. It changes with each field of an object."""
+"""The form of the rows. It changes with each field of an object. The number is for the rest."""
 
 
 # ---- objects as rows -----------------------------------------------------------------------------
