@@ -24,7 +24,18 @@ def connection(backend: Backend) -> str:
     return airflow_connection(backend.url, backend.settings.token, namespace="local")
 
 
-async def run(command: tuple[str, ...], backend: Backend, stop: asyncio.Event) -> int:
+class Stop(asyncio.Event):
+    """The order to stop."""
+
+    is_interrupt = False
+    """Whether it was Ctrl-C."""
+
+    def interrupt(self) -> None:
+        self.is_interrupt = True
+        self.set()
+
+
+async def run(command: tuple[str, ...], backend: Backend, stop: Stop) -> int:
     """Run the command until it ends, or end it after *stop*. Return its exit code."""
     variables = {
         CONNECTION_VARIABLE: connection(backend),
@@ -40,7 +51,7 @@ async def run(command: tuple[str, ...], backend: Backend, stop: asyncio.Event) -
     await asyncio.wait((ended, stopped), return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()
     # The server responds until the command has ended, because it may close its pools.
-    if sys.stdin is not None and sys.stdin.isatty():
+    if stop.is_interrupt and sys.stdin.isatty():
         await asyncio.wait((ended,), timeout=INTERRUPT_SECONDS)
     for end in (process.terminate, process.kill):
         if not ended.done():

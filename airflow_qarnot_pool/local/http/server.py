@@ -140,11 +140,11 @@ def _withdraw(ready_file: str | None) -> None:
 
 async def serve(options: Options) -> int:
     """Serve until SIGTERM or SIGINT, or until the parent has ended. Return the exit code."""
-    stop = asyncio.Event()
+    stop = companion.Stop()
     failed = False
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    loop.add_signal_handler(signal.SIGINT, stop.interrupt)
 
     def supervisor_lost() -> None:
         nonlocal failed
