@@ -16,7 +16,7 @@ import boto3
 import pytest
 
 from airflow_qarnot_pool.local import LocalQarnot
-from airflow_qarnot_pool.local.backend import persistence
+from airflow_qarnot_pool.local.backend import persistence, snapshots
 from airflow_qarnot_pool.local.backend.backend import Backend
 from airflow_qarnot_pool.local.backend.context import Settings
 from airflow_qarnot_pool.local.backend.models import InstancePhase, Pool, Task
@@ -221,6 +221,21 @@ def test_ends_that_were_due_happen_after_a_restart(start: Restarts) -> None:
     account.backend.tasks.abort(account.backend.tasks.find(late.uuid))
     account.advance(3600)
     assert account.backend.jobs.find(job.uuid).state == "Completed"
+
+
+def test_periodic_snapshots_continue(start: Restarts) -> None:
+    account = start()
+    task = account.task(account.pool(instanceCount=1))
+    snapshots.repeat(account.backend, task, {"interval": 60, "bucket": "box", "whitelist": "x"})
+    account.advance(61)
+    (first,) = task.snapshots
+    account = start()
+    again = account.backend.tasks.find(task.uuid)
+    assert again.snapshots[first]["status"] == "failure"  # nothing was copied
+    account.advance(60)
+    second = again.snapshots[list(again.snapshots)[1]]
+    assert second["snapshotConfig"] == again.snapshots[first]["snapshotConfig"]
+    assert second["snapshotConfig"]["whitelist"] == "x"
 
 
 def test_no_node_is_billed_while_no_server_runs(start: Restarts, monkeypatch: pytest.MonkeyPatch) -> None:

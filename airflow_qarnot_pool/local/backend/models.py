@@ -193,6 +193,8 @@ class Task(Remote):
     """Earliest virtual time at which an aborted task leaves PendingCancel."""
     output: dict[int, Output] = field(default_factory=dict)
     snapshots: dict[str, dict[str, Any]] = field(default_factory=dict)
+    snapshot_destination: list[Any] = field(default_factory=list)
+    """Bucket, prefix and filters of the periodic snapshots."""
     snapshot_timer: Timer | None = None
 
     @property

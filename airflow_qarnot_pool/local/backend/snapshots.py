@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import astuple
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.local.backend import attempt
@@ -51,16 +52,23 @@ def repeat(context: Context, task: Task, body: Any) -> None:
     _require_running(task)
     if task.snapshot_timer is not None:
         task.snapshot_timer.cancel()
-    task.spec["snapshotInterval"] = interval
     if interval:
-        destination = _destination(task, fields)
+        task.snapshot_destination = list(astuple(_destination(task, fields)))
+    task.spec["snapshotInterval"] = interval
+    context.note(task)
+    await_next(context, task)
 
-        def again() -> None:
-            if not (task.is_finished or task.ending):
-                _trigger(context, task, destination)
-                task.snapshot_timer = context.clock.after(interval, again)
 
-        task.snapshot_timer = context.clock.after(interval, again)
+def await_next(context: Context, task: Task) -> None:
+    """Take the next periodic snapshot after the interval, if the task has one."""
+
+    def take_next() -> None:
+        if not (task.is_finished or task.ending):
+            _trigger(context, task, Destination(*task.snapshot_destination))
+            await_next(context, task)
+
+    if interval := task.spec.get("snapshotInterval"):
+        task.snapshot_timer = context.clock.after(interval, take_next)
 
 
 def find(task: Task, id: str) -> dict[str, Any]:
@@ -88,6 +96,7 @@ def _trigger(context: Context, task: Task, destination: Destination) -> str:
         "transferredSize": 0,
     }
     directories = [i.directory for i in task.instances.values() if i.directory]
+    context.note(task)
     context.spawn(_copy(context, task, entry, destination, directories))
     return str(entry["id"])
 
@@ -107,3 +116,4 @@ async def _copy(
         task.errors.append({"code": attempt.RESULTS, "message": str(error), "debug": str(error)})
     entry["sizeToUpload"] = entry["transferredSize"] = copied
     entry["lastUpdateDate"] = formats.stamp(context.now)
+    context.note(task)

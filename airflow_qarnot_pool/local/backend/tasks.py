@@ -6,7 +6,7 @@ import traceback
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from airflow_qarnot_pool.local.backend import attempt, states
+from airflow_qarnot_pool.local.backend import attempt, snapshots, states
 from airflow_qarnot_pool.local.backend.billing import CORES_PER_NODE, BillingMeter
 from airflow_qarnot_pool.local.backend.jobs import check_reference
 from airflow_qarnot_pool.local.backend.models import (
@@ -473,6 +473,7 @@ class Tasks:
             self._expire_later(task)
             return
         self._limit_queue_time(task)
+        snapshots.await_next(self._context, task)
         if task.unfinished == 0:
             due = max(self._context.now, task.cancelling_until or 0.0)
             self._context.clock.at(due, lambda: self._finish(task))
