@@ -225,7 +225,7 @@ def test_ends_that_were_due_happen_after_a_restart(start: Restarts) -> None:
 
 def test_periodic_snapshots_continue(start: Restarts) -> None:
     account = start()
-    task = account.task(account.pool(instanceCount=1))
+    task = account.task(account.pool(instanceCount=1), retrySettings={"maxPerInstanceRetries": 1})
     snapshots.repeat(account.backend, task, {"interval": 60, "bucket": "box", "whitelist": "x"})
     account.advance(61)
     (first,) = task.snapshots
