@@ -250,7 +250,8 @@ def test_no_node_is_billed_while_no_server_runs(start: Restarts, monkeypatch: py
     account.advance(60)
     cost, left = pool.meter.credits(account.backend.now), account.backend.credits_left()
     now = account.backend.now
-    monkeypatch.setattr(persistence.time, "time", lambda: 1e9 + 7200)
+    later = SimpleNamespace(time=lambda: 1e9 + 7200, monotonic=itertools.count().__next__)
+    monkeypatch.setattr(persistence, "time", later)
     account = start()
     assert account.backend.now == now + 7200
     assert account.backend.pools.find(pool.uuid).meter.credits(account.backend.now) == pytest.approx(cost)
@@ -321,18 +322,18 @@ def killed_at(step: int, run: Callable[[Callable[[Any], None]], None]) -> tuple[
     pid = os.fork()
     if pid == 0:
         try:
+            facts = os.fdopen(write_end, "w")
             Dying.left = step
             real = sqlite3.connect
-            state_module.sqlite3 = SimpleNamespace(  # type: ignore[assignment]
-                connect=lambda *a, **k: real(*a, **k, factory=Dying), Error=sqlite3.Error
-            )
-            run(lambda fact: [os.write(write_end, json.dumps(fact).encode() + b"\n")])  # type: ignore[func-returns-value]
+            dying = SimpleNamespace(connect=lambda *a, **k: real(*a, **k, factory=Dying), Error=sqlite3.Error)
+            setattr(state_module, "sqlite3", dying)  # noqa: B010
+            run(lambda fact: print(json.dumps(fact), file=facts, flush=True))
             os._exit(0)
         except BaseException:
             os._exit(1)
     os.close(write_end)
-    with os.fdopen(read_end) as facts:
-        confirmed = [json.loads(line) for line in facts]
+    with os.fdopen(read_end) as lines:
+        confirmed = [json.loads(line) for line in lines]
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     assert code in (0, -signal.SIGKILL), code
     return confirmed, code == 0
@@ -472,7 +473,7 @@ def that_is_a_file(place: Path) -> None:
     place.touch()
 
 
-REFUSED = {
+REFUSED: dict[Callable[[Path], None], str] = {
     of_another_version: "has the state of version 1-old, and this local Qarnot reads version 1-new. Remove",
     with_other_files: "has other files (thesis.txt). Choose an empty or a new directory.",
     with_a_broken_database: "has an unreadable state.db: file is not a database. Remove the directory.",

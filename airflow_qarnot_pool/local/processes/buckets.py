@@ -76,7 +76,7 @@ class KeptBuckets:
             os.unlink(self._folder / file)
 
     def _object(self, bucket: str, key: str, row: dict[str, Any]) -> Any:
-        from moto.core import DEFAULT_ACCOUNT_ID
+        from moto.core.models import DEFAULT_ACCOUNT_ID
         from moto.s3.models import FakeKey
 
         made = FakeKey(
@@ -166,7 +166,7 @@ class KeptBuckets:
 
 def _moto() -> Any:
     """Return the buckets of the only account."""
-    from moto.core import DEFAULT_ACCOUNT_ID
+    from moto.core.models import DEFAULT_ACCOUNT_ID
     from moto.s3.models import s3_backends
 
     return s3_backends[DEFAULT_ACCOUNT_ID]["aws"]
