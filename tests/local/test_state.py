@@ -159,15 +159,15 @@ def test_the_fields_of_every_object_are_written(start: Restarts) -> None:
 
 def test_a_restart_loses_all_nodes(start: Restarts) -> None:
     account = start()
-    pool = account.pool(instanceCount=1)
+    pool = account.pool(instanceCount=2, multiSlotsSettings={"slotsPerNode": 2})
     account.advance(BOOT)
-    retried = account.task(pool, retrySettings={"maxPerInstanceRetries": 1})
+    retried = [account.task(pool, retrySettings={"maxPerInstanceRetries": 1}) for _ in range(2)]
     queued = account.task(pool)
     failed = account.task()
     account.advance(BOOT + 1)
     booting = account.task()
     account.advance(1)
-    for task in (retried, failed):
+    for task in (*retried, failed):
         (instance,) = task.instances.values()
         account.backend.tasks.enter(instance, InstancePhase.RUNNING)
         instance.started = account.backend.now
@@ -179,25 +179,25 @@ def test_a_restart_loses_all_nodes(start: Restarts) -> None:
     assert (now["state"], now["runningInstanceCount"], now["totalSlotCapacity"]) == (
         "PartiallyExecuting",
         0,
-        1,
+        2,
     )
     shown = account.task_now(failed.uuid)
     assert (shown["state"], shown["errors"][0]["code"]) == ("Failure", "LOCAL_NODE_LOST")
     assert shown["completedInstances"][0]["execTimeSec"] == 5
-    assert [account.task_now(one.uuid)["state"] for one in (retried, queued, booting)] == [
-        "PartiallyExecuting",
-        "Submitted",
-        "Submitted",
-    ]
+    states = {task.uuid: account.task_now(task.uuid)["state"] for task in (*retried, queued, booting)}
+    assert list(states.values()) == ["PartiallyExecuting", "PartiallyExecuting", "Submitted", "Submitted"]
+    # Lost instances are first in the queue again.
+    waiting = account.backend.pools.find(pool.uuid).queue
+    assert [instance.task.uuid for instance in waiting] == [task.uuid for task in (*retried, queued)]
     account.advance(BOOT)
     assert account.pool_now(pool.uuid)["state"] == "FullyExecuting"
-    # The lost instance is first in the queue again.
-    again = account.backend.tasks.find(retried.uuid).instances[0]
-    assert (again.phase, again.attempts) == (InstancePhase.PLACED, 2)
-    (waiting,) = account.backend.tasks.find(queued.uuid).instances.values()
-    assert waiting.phase is InstancePhase.WAITING
-    (booted,) = account.backend.tasks.find(booting.uuid).instances.values()
-    assert (booted.phase, booted.attempts) == (InstancePhase.PLACED, 1)
+    found = [account.backend.tasks.find(task.uuid).instances[0] for task in (*retried, queued, booting)]
+    placed = InstancePhase.PLACED
+    assert [(one.phase, one.attempts) for one in found] == [
+        *[(placed, 2)] * 2,
+        (InstancePhase.WAITING, 0),
+        (placed, 1),
+    ]
 
 
 def test_ends_that_were_due_happen_after_a_restart(start: Restarts) -> None:
@@ -361,19 +361,41 @@ def test_a_kill_before_any_write_loses_nothing_that_was_confirmed(tmp_path: Path
             account.backend.pools.close(pool)
             account.advance(1)
             confirm(["pool", pool.uuid, "Closed"])
+            job = account.backend.jobs.create({"name": "j"})
+            account.backend.save()
+            confirm(["job", job.uuid, "Active"])
+            account.backend.jobs.terminate(job)
+            account.backend.save()
+            confirm(["job", job.uuid, "Completed"])
+            account.backend.pools.delete(pool)
+            account.backend.save()
+            confirm(["pool", pool.uuid, None])
 
         confirmed, is_done = killed_at(step, live)
         after = Account(place, scratch)
-        stores: dict[str, Any] = {"pool": after.backend.pools.store, "task": after.backend.tasks.store}
+        backend = after.backend
+        stores: dict[str, Any] = {
+            "pool": backend.pools.store,
+            "task": backend.tasks.store,
+            "job": backend.jobs.store,
+        }
         last = {(kind, uuid): state for kind, uuid, state in confirmed}
         for (kind, uuid), state in last.items():
             found = stores[kind].get(uuid)
             now = found.state if found else None
             # The next change may have been written, and not been confirmed.
-            following = {"Submitted": ("Cancelled", "Closing", "Closed"), "Cancelled": (None,)}
+            following = {
+                "Submitted": ("Cancelled", "Closing", "Closed"),
+                "Cancelled": (None,),
+                "Active": ("Completed",),
+                "Closed": (None,),
+            }
             assert now == state or now in following.get(str(state), ()), (step, kind, state, now)
-        folder = Path(after.backend.outputs)
-        assert not folder.is_dir() or set(os.listdir(folder)) <= set(after.backend.tasks.store._by_uuid)
+            # All of a change is written, or nothing.
+            if kind == "pool":
+                assert (uuid in backend.account.deleted) == (now is None)
+        folder = Path(backend.outputs)
+        assert not folder.is_dir() or set(os.listdir(folder)) <= set(backend.tasks.store._by_uuid)
         after.end()
         if is_done:
             assert step > 20
