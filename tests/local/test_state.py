@@ -556,9 +556,7 @@ def test_a_killed_server_continues(tmp_path: Path) -> None:
         done = submit(http, "sh -c 'echo one; echo two'", resultBucket="box")
         until(lambda: http("GET", f"/tasks/{done}").json()["state"] == "Success")
         assert http("POST", f"/tasks/{done}/stdout").text == "0> one\n0> two\n"
-        pool = http(
-            "POST", "/pools", {"name": "p", "profile": "docker-batch-network", "instanceCount": 1}
-        ).json()
+        pool = http("POST", "/pools", {"name": "p", "profile": "docker-batch", "instanceCount": 1}).json()
         retried = submit(
             http,
             f"sh -c 'echo $$ >> {pids}; echo try; sleep 600'",
