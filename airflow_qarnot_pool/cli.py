@@ -7,6 +7,8 @@ from datetime import timedelta
 
 from airflow.cli.cli_config import ActionCommand, Arg, GroupCommand, lazy_load_command
 
+from airflow_qarnot_pool.probe.options import OPTIONS
+
 
 def get_cli_commands() -> list[GroupCommand]:
     """Return the commands of this provider."""
@@ -33,9 +35,17 @@ def get_cli_commands() -> list[GroupCommand]:
             ),
         ),
     )
-    return [
-        GroupCommand(name="qarnot", help="Manage Qarnot pools", subcommands=(reap_command,)),
-    ]
+    probe_command = ActionCommand(
+        name="probe",
+        help="Ask Qarnot the open questions of docs/assumptions.md, by small experiments",
+        func=lazy_load_command("airflow_qarnot_pool.cli.probe"),
+        args=(
+            Arg(("--conn-id",), help="Connection of type qarnot", default="qarnot_default"),
+            *(Arg(flags, **about) for flags, about in OPTIONS.items()),
+        ),
+    )
+    commands = (reap_command, probe_command)
+    return [GroupCommand(name="qarnot", help="Manage Qarnot pools", subcommands=commands)]
 
 
 def reap(args: Namespace) -> None:
@@ -77,6 +87,16 @@ def reap(args: Namespace) -> None:
         report.failures.append(str(error))
     if report.failures:
         raise SystemExit("\n".join(["Could not check or clean up:", *report.failures]))
+
+
+def probe(args: Namespace) -> None:
+    """Run ``airflow qarnot probe``: as ``python -m airflow_qarnot_pool.probe``, with a connection."""
+    from airflow_qarnot_pool.hooks.qarnot import QarnotHook
+    from airflow_qarnot_pool.probe.command import probe as run_probe
+
+    hook = QarnotHook(args.conn_id)
+    if code := run_probe(hook.client, hook.settings.token, args):
+        raise SystemExit(code)
 
 
 def _run_state(dag_id: str, run_id: str) -> str | None:

@@ -17,7 +17,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "airflow_qarnot_pool"
-NEEDED = (f"{PACKAGE}/py.typed", f"{PACKAGE}/get_provider_info.py")
+NEEDED = (f"{PACKAGE}/py.typed", f"{PACKAGE}/get_provider_info.py", f"{PACKAGE}/probe/assumptions.md")
 CLASSIFIERS = (
     "Framework :: Apache Airflow",
     "Framework :: Apache Airflow :: Provider",

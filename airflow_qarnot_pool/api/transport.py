@@ -137,19 +137,19 @@ class _Call:
 
     method: str
     path: str
-    json: Any
-    params: Mapping[str, Any] | Sequence[tuple[str, Any]] | None
-    idempotent: bool
-    kind: str | None
-    ref: str | None
-    text: bool
-    pieces: bool
-    shape: type | tuple[type, ...] | None
-    creating: bool
-    bulk: bool
-    anonymous: bool
-    recover: Recover | None
     ends: float
+    json: Any = None
+    params: Mapping[str, Any] | Sequence[tuple[str, Any]] | None = None
+    idempotent: bool = False
+    kind: str | None = None
+    ref: str | None = None
+    text: bool = False
+    pieces: bool = False
+    shape: type | tuple[type, ...] | None = None
+    creating: bool = False
+    bulk: bool = False
+    anonymous: bool = False
+    recover: Recover | None = None
     attempts: int = 0
     #: The response to the last attempt was too large.
     too_large: bool = False
@@ -315,6 +315,24 @@ class Transport:
             return retrying(self._attempt, call)
         except _Again as again:
             raise again.error from None
+
+    def try_once(
+        self, method: str, path: str, *, json: Any = None, params: Sequence[tuple[str, Any]] | None = None
+    ) -> Response:
+        """Make one attempt, and return the response whatever its status is. Its body does not show the token.
+
+        :raises QarnotUnavailableError: no complete response arrived. The request may have taken effect.
+        """
+        call = _Call(method, path, self._clock() + self.timeout, json=json, params=params, attempts=1)
+        try:
+            answer = self._observed(call)
+            return replace(answer, body=answer.body.replace(self._token.encode(), SECRET.encode()))
+        except _NoResponse as failure:
+            raise QarnotUnavailableError(
+                f"Qarnot at {self.url} cannot be reached: {failure.reason}",
+                ambiguous=failure.touched and call.changes,
+                **call.where,
+            ) from None
 
     def _attempt(self, call: _Call) -> Any:
         """Make one attempt. Raises _Again for another one."""
