@@ -13,8 +13,9 @@ without our tag and subscriptions that count running instances in every round, a
 :data:`SWEEP_EVERY` rounds. A missed change is therefore late and never lost. Many objects of one owner are waited for
 by their common tag, as one subscription.
 
-A search that fails or is refused fails no subscriber. The rounds back off, and a request that was made smaller because
-the server refused it grows again. The wait of a subscriber fails only if Qarnot keeps denying the object itself.
+A search that fails or is refused fails no subscriber, and keeps no other search from being sent. The rounds back off,
+and a request that was made smaller because the server refused it grows again. The wait of a subscriber fails only if
+Qarnot keeps denying the object itself.
 """
 
 from __future__ import annotations
@@ -41,9 +42,7 @@ from airflow_qarnot_pool.api.errors import (
     QarnotError,
     QarnotInvalidSpecError,
     QarnotNotFoundError,
-    QarnotProtocolError,
     QarnotRefusedError,
-    QarnotUnavailableError,
     QarnotUnknownStateError,
 )
 from airflow_qarnot_pool.ownership.identity import namespace_tag
@@ -51,7 +50,7 @@ from airflow_qarnot_pool.parameters.configuration import SHORTEST, min_poll_inte
 from airflow_qarnot_pool.triggers.airflow_requests import read_settings
 from airflow_qarnot_pool.version_compat import AirflowNotFoundException
 from airflow_qarnot_pool.waiting.conditions import Absence
-from airflow_qarnot_pool.waiting.intervals import backoff_delay, poll_delay
+from airflow_qarnot_pool.waiting.intervals import backoff_delay, poll_delay, requested_pause
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.client import QarnotClient
@@ -310,7 +309,7 @@ class Poller:
         #: A time that the server's clock had passed, and when that was on the event loop's clock.
         self._clock: tuple[datetime, float] | None = None
         self._failures = 0
-        #: The first error that concerned a single object since the last pause.
+        #: The error of a single request since the last pause that asks for the longest pause, or the first of them.
         self._deferred_error: QarnotError | None = None
         self._refused = 0
         #: Rejections of the change query in a row.
@@ -450,9 +449,8 @@ class Poller:
     def _pause_after(self, error: Exception) -> float:
         """Return the seconds to wait after a failed round, and fail the subscribers if the error is permanent."""
         self._failures += 1
-        retry_after = error.retry_after if isinstance(error, QarnotUnavailableError) else None
-        # Jitter only lengthens the pause, because the service may have asked for it.
-        pause = backoff_delay(self._delay(), self._failures, retry_after) * random.uniform(1.0, 1.2)
+        pause = backoff_delay(self._delay(), self._failures, requested_pause(error))
+        pause *= random.uniform(1.0, 1.2)  # never shorter, because the service may have asked for it
         if isinstance(error, (QarnotCredentialsError, QarnotInvalidSpecError)):
             self._refused += 1
             self._settings_read = float("-inf")
@@ -475,16 +473,19 @@ class Poller:
 
     @contextmanager
     def _deferring_errors(self) -> Iterator[None]:
-        """Defer an error about one object to the end of the round, which polls the other objects."""
+        """Defer the error of one request to the end of the round, which sends the other requests.
+
+        A search may fail for its size alone, for as long as its subscribers wait. During an outage the round sends
+        each of its requests once.
+        """
         try:
             yield
-        except (
-            QarnotUnavailableError,
-            QarnotRefusedError,
-            QarnotProtocolError,
-            QarnotNotFoundError,
-        ) as error:
-            self._deferred_error = self._deferred_error or error
+        except (QarnotCredentialsError, QarnotInvalidSpecError):
+            raise
+        except QarnotError as error:
+            earlier = self._deferred_error
+            if earlier is None or requested_pause(error) > requested_pause(earlier):
+                self._deferred_error = error
 
     async def _refresh_credentials(self) -> None:
         """Read the connection from time to time and after a 401, because tokens are replaced while triggers wait."""
@@ -528,7 +529,8 @@ class Poller:
             self._swept = (self.rounds, now)
         if not all(subscription.every_round for subscription in self.subscriptions.values()):
             asks = self._can_ask_for_changes or sweep
-            sweep = not (asks and await self._poll_changes()) or sweep
+            with self._deferring_errors():
+                sweep = not (asks and await self._poll_changes()) or sweep
         await self._poll([each for each in self.subscriptions.values() if sweep or each.every_round])
 
     def _is_sweep_due(self, now: float) -> bool:
@@ -595,13 +597,15 @@ class Poller:
         return date, self.loop.time() - (time.monotonic() - came)
 
     async def _poll(self, subscriptions: list[Subscription]) -> None:
-        """Poll *subscriptions*: one search for each tag, and as few searches for uuids as the server allows."""
+        """Poll *subscriptions*: as few searches for uuids as the server allows, and one search for each tag."""
+        uuids = [subscription.key for subscription in subscriptions if not subscription.is_tag]
+        with self._deferring_errors():
+            if uuids and await self._poll_in_chunks(uuids):
+                self._max_uuids = min(MAX_UUIDS, 2 * self._max_uuids)
         for subscription in subscriptions:
             if subscription.is_tag:
-                await self._poll_tag(subscription)
-        uuids = [subscription.key for subscription in subscriptions if not subscription.is_tag]
-        if uuids and await self._poll_in_chunks(uuids):
-            self._max_uuids = min(MAX_UUIDS, 2 * self._max_uuids)
+                with self._deferring_errors():
+                    await self._poll_tag(subscription)
 
     async def _poll_tag(self, subscription: Subscription) -> None:
         tagged = filters.equal("Tags", subscription.key)

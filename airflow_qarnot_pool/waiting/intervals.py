@@ -73,14 +73,20 @@ def steady_interval(longest: float) -> float:
     return min(longest, MAX_STEADY_INTERVAL)
 
 
-def backoff_delay(delay: float, failures: int, retry_after: float | None = None) -> float:
+def requested_pause(error: Exception) -> float:
+    """Return the seconds for which the service asks to wait, by its ``Retry-After``; 0 if it does not."""
+    retry_after: float | None = getattr(error, "retry_after", None)
+    return min(retry_after or 0.0, MAX_RETRY_AFTER)
+
+
+def backoff_delay(delay: float, failures: int, requested: float = 0.0) -> float:
     """Return the seconds until the next poll after *failures* in a row.
 
     :param delay: seconds until the next poll without a failure.
-    :param retry_after: seconds that the service asks for.
+    :param requested: seconds for which the service asks to wait.
     """
     pause: float = min(MAX_BACKOFF, steady_interval(delay) * 2 ** min(failures, 10))
-    return max(pause, min(retry_after or 0.0, MAX_RETRY_AFTER))
+    return max(pause, requested)
 
 
 def may_keep_worker(

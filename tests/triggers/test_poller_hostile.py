@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from airflow_qarnot_pool.api.client import QarnotClient
-from airflow_qarnot_pool.exceptions import QarnotDeletedError, QarnotRefusedError
+from airflow_qarnot_pool.api.tasks import TaskResource
+from airflow_qarnot_pool.exceptions import QarnotDeletedError, QarnotRefusedError, QarnotUnavailableError
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.triggers import poller
 from airflow_qarnot_pool.triggers.poller import Poller, subscribe
@@ -159,6 +160,76 @@ def test_a_chunk_that_is_too_large_for_good_stays_small_enough(
         assert not any(one.done() for one in waiting.values())
 
     while_waiting(uuids, story)
+
+
+@pytest.mark.parametrize("status", [504, 403, None], ids=["504", "403", "a timeout"])
+def test_a_tag_whose_search_keeps_failing_keeps_no_other_wait_from_its_polls(
+    qarnot: LocalQarnot,
+    client: QarnotClient,
+    pool: str,
+    monkeypatch: pytest.MonkeyPatch,
+    no_sweeps: None,
+    status: int | None,
+) -> None:
+    """It is too large, say. Neither those that wait already nor those that join notice, uuids or tags."""
+    monkeypatch.setattr(intervals, "MAX_BACKOFF", 0.05)
+    large, other = f"airflow-lineage:large-{status}", f"airflow-lineage:other-{status}"
+    error = QarnotRefusedError(status=403) if status == 403 else QarnotUnavailableError(status=status)
+    failed: list[int] = []
+    search = TaskResource.search_all
+
+    def search_all(self: TaskResource, wanted: Any, **options: Any) -> Any:
+        if large in str(wanted):
+            failed.append(1)
+            raise error
+        return search(self, wanted, **options)
+
+    monkeypatch.setattr(TaskResource, "search_all", search_all)
+    waits, joins = submit(client, pool, 2)
+    (member,) = submit(client, pool, 1, tags=(*OURS, other))
+
+    async def story(shared: Poller, waiting: dict[str, asyncio.Task[str]]) -> None:
+        async with subscribe("qarnot_default", "task", large, is_tag=True, interval=INTERVAL):
+            await until(lambda: len(failed) >= 2)
+            await seen_soon(client, waits, waiting)
+            late = asyncio.create_task(state_of(joins, "Cancelled"))
+            await until(lambda: joins in shared.subscriptions)
+            await seen_soon(client, joins, {joins: late})
+            async with subscribe("qarnot_default", "task", other, is_tag=True, interval=INTERVAL) as waiter:
+                assert (await waiter.next(PATIENCE)).uuid == member
+
+    while_waiting([waits], story)
+
+
+def test_changes_whose_query_keeps_failing_are_seen_by_full_polls(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intervals, "MAX_BACKOFF", 0.05)
+    monkeypatch.setattr(poller, "SWEEP_EVERY", 2)
+    uuids = submit(client, pool, 2)
+
+    async def fails(self: Poller) -> bool:
+        raise QarnotUnavailableError(status=504)
+
+    async def story(shared: Poller, waiting: dict[str, asyncio.Task[str]]) -> None:
+        monkeypatch.setattr(Poller, "_poll_changes", fails)
+        await seen_soon(client, uuids[0], waiting)
+        await seen_soon(client, uuids[1], waiting)
+
+    while_waiting(uuids, story)
+
+
+def test_of_two_errors_in_a_round_the_one_that_asks_for_more_patience_counts(qarnot: LocalQarnot) -> None:
+    async def main() -> float:
+        async with subscribe("qarnot_default", "task", "u", interval=INTERVAL):
+            shared = the_poller()
+            for retry_after in (None, 30.0, 2.0):
+                with shared._deferring_errors():
+                    raise QarnotUnavailableError(status=429, retry_after=retry_after)
+            assert shared._deferred_error is not None
+            return shared._pause_after(shared._deferred_error)
+
+    assert asyncio.run(main()) >= 30.0
 
 
 # ---- an object that Qarnot denies

@@ -6,6 +6,7 @@ from statistics import quantiles
 
 import pytest
 
+from airflow_qarnot_pool.api.errors import QarnotUnavailableError
 from airflow_qarnot_pool.parameters.configuration import LONGEST, SHORTEST
 from airflow_qarnot_pool.waiting.intervals import (
     MAX_BACKOFF,
@@ -17,6 +18,7 @@ from airflow_qarnot_pool.waiting.intervals import (
     has_few_siblings,
     may_keep_worker,
     poll_delay,
+    requested_pause,
     steady_interval,
 )
 
@@ -129,7 +131,8 @@ def test_what_follows_no_age_is_polled_at_a_steady_interval(longest: float, expe
 def test_failures_slow_the_polls_down_and_retry_after_counts(
     delay: float, failures: int, retry_after: float | None, expected: float
 ) -> None:
-    assert backoff_delay(delay, failures, retry_after) == pytest.approx(expected)
+    requested = requested_pause(QarnotUnavailableError(retry_after=retry_after))
+    assert backoff_delay(delay, failures, requested) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
