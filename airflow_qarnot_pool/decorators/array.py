@@ -35,7 +35,7 @@ from airflow_qarnot_pool.exceptions import QarnotNodeLostError, QarnotTaskFailed
 from airflow_qarnot_pool.hooks.qarnot import QarnotHook
 from airflow_qarnot_pool.logs.failure_report import failure_report, is_node_loss
 from airflow_qarnot_pool.logs.report import LineFinder
-from airflow_qarnot_pool.logs.writer import fetch, retry_broken_read
+from airflow_qarnot_pool.logs.writer import RESULT_DEADLINE, fetch, retry_broken_read
 from airflow_qarnot_pool.ownership.claim import FINGERPRINT_EXCLUDES
 from airflow_qarnot_pool.ownership.decisions import RemoteSnapshot, Usability
 from airflow_qarnot_pool.ownership.identity import KEPT_LABEL, LINEAGE_TAG
@@ -451,8 +451,8 @@ class _QarnotArrayOperator(_QarnotDecoratedOperator):
     def _new_finder(self) -> ArrayFinder:
         return ArrayFinder(self._nonce)
 
-    def _kept(self, uuid: str, stream: str) -> Iterable[str]:
-        pieces = fetch(self.client, uuid, stream, None)
+    def _kept(self, uuid: str, stream: str, seconds: float) -> Iterable[str]:
+        pieces = fetch(self.client, uuid, stream, None, seconds)
         if stream != "stdout":
             return pieces
         self._finders[uuid] = finder = self._new_finder()
@@ -498,15 +498,15 @@ class _QarnotArrayOperator(_QarnotDecoratedOperator):
     def _read_instance(self, uuid: str, instance: int) -> list[_Report]:
         finder = self._new_finder()
 
-        def read() -> None:
-            deque(finder.watch(self._kept_of_instance(uuid, instance)), maxlen=0)
+        def read(seconds: float) -> None:
+            deque(finder.watch(self._kept_of_instance(uuid, instance, seconds)), maxlen=0)
 
-        retry_broken_read(read)
+        retry_broken_read(read, RESULT_DEADLINE)
         return finder.reports
 
-    def _kept_of_instance(self, uuid: str, instance: int) -> Iterable[str]:
+    def _kept_of_instance(self, uuid: str, instance: int, seconds: float) -> Iterable[str]:
         try:
-            return self.client.tasks.stream_output(uuid, "stdout", instance)
+            return self.client.limited(deadline=seconds).tasks.stream_output(uuid, "stdout", instance)
         except QarnotNotFoundError as error:
             if error.foreign:
                 raise  # a proxy does not know whether the instance has run

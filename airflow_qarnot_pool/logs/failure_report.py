@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
+import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from airflow_qarnot_pool.api.errors import QarnotError, end_of, shortened
@@ -24,8 +26,9 @@ _MAX_SEARCHED = 64_000
 _MAX_ERRORS = 10
 _MAX_ERROR = 500
 MAX_REPORT = 6_000
-#: Maximum number of lines of stderr in a report.
+#: Maximum number of lines of stderr in a report, and seconds to read them.
 MAX_STDERR_LINES = 20
+STDERR_DEADLINE = 30.0
 #: Maximum number of instances whose errors are in a report.
 MAX_INSTANCES = 5
 _NODE_LOST = re.compile(r"node.{0,80}?(lost|killed|unreachable|disconnected)|preempt", re.IGNORECASE)
@@ -99,19 +102,17 @@ def _pool_note(client: QarnotClient, uuid: str) -> list[str]:
 
 def _stderr(client: QarnotClient, task: Task, instances: list[int]) -> list[str]:
     """Return the end of the stderr of *instances*, or of all instances together if there are none."""
+    ends = time.monotonic() + STDERR_DEADLINE
+    share = max(3, MAX_STDERR_LINES // len(instances)) if instances else MAX_STDERR_LINES
+    wanted: Sequence[int | None] = instances or [None]
+    lines: list[str] = []
     try:
-        if not instances:
-            lines = _last_lines(client, task.uuid, None, MAX_STDERR_LINES)
-        else:
-            share = max(3, MAX_STDERR_LINES // len(instances))
-            lines = [
-                f"{instance}> {line}"
-                for instance in instances
-                for line in _last_lines(client, task.uuid, instance, share)
-            ]
+        for instance in wanted:
+            limited = client.limited(deadline=ends - time.monotonic())
+            mark = "" if instance is None else f"{instance}> "
+            lines += [mark + line for line in _last_lines(limited, task.uuid, instance, share)]
     except QarnotError as error:
-        log.debug("No stderr of Qarnot task %s: %s", task.uuid, error)
-        return []
+        log.debug("No more stderr of Qarnot task %s: %s", task.uuid, error)
     return end_of("\n".join(lines), _MAX_STDERR).split("\n") if lines else []
 
 

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_qarnot_pool.api.errors import QarnotError, QarnotNotFoundError, shortened
-from airflow_qarnot_pool.api.transport import ResponseInterruptedError
+from airflow_qarnot_pool.api.transport import DEFAULT_DEADLINE, ResponseInterruptedError
 from airflow_qarnot_pool.logs.checkpoint import (
     Offset,
     TimestampedLine,
@@ -29,6 +29,10 @@ T = TypeVar("T")
 
 #: Maximum number of reads of an output if the connection breaks in the middle of a response.
 _MAX_READS = 3
+#: Maximum seconds to read a stream for the log, because the next Airflow task starts only when it has been written.
+OUTPUT_DEADLINE = 30.0
+#: Maximum seconds to read a result in the output.
+RESULT_DEADLINE = DEFAULT_DEADLINE
 
 
 def write(logger: Any, line: TimestampedLine) -> None:
@@ -39,13 +43,14 @@ def write(logger: Any, line: TimestampedLine) -> None:
 
 
 def write_new_output(
-    read: Callable[[str], str | Iterable[str]], position: Offset, logger: Any, *, finished: bool = True
+    read: Callable[[str, float], str | Iterable[str]], position: Offset, logger: Any, *, finished: bool = True
 ) -> Offset:
     """Write the new lines of a Qarnot task's output to *logger*, one by one, because Airflow masks secrets by line.
 
     An output that cannot be fetched, read or written is logged as such, and does not fail the task.
 
-    :param read: function that fetches everything that is kept of a stream, by its name, as a text or in pieces.
+    :param read: function that fetches everything that is kept of a stream, as a text or in pieces. It gets the name of
+        the stream and the maximum number of seconds.
     :param finished: whether the Qarnot task has finished, which completes its last line.
     """
     cursor = position.cursor
@@ -53,7 +58,7 @@ def write_new_output(
     for stream in STREAMS:
         try:
             reading = partial(_read, cursor, stream, read, finished)
-            cursor, new = retry_broken_read(reading)
+            cursor, new = retry_broken_read(reading, OUTPUT_DEADLINE)
             lines += new
         except Exception as error:
             logger.warning(
@@ -75,19 +80,30 @@ def write_new_output(
 
 
 def _read(
-    cursor: LogCursor, stream: str, read: Callable[[str], str | Iterable[str]], finished: bool
+    cursor: LogCursor,
+    stream: str,
+    read: Callable[[str, float], str | Iterable[str]],
+    finished: bool,
+    seconds: float,
 ) -> tuple[LogCursor, list[str]]:
-    return cursor.read(stream, read(stream), finished=finished)
+    return cursor.read(stream, read(stream, seconds), finished=finished)
 
 
-def retry_broken_read(read: Callable[[], T]) -> T:
-    """Return the result of *read*, which is called again if a connection breaks in the middle of a response."""
+def retry_broken_read(read: Callable[[float], T], seconds: float) -> T:
+    """Return the result of *read*, which is called again if a connection breaks in the middle of a response.
+
+    :param read: function that gets the number of seconds in which it must have read the output.
+    :param seconds: maximum seconds of all its calls together.
+    """
+    ends = time.monotonic() + seconds
     for _ in range(_MAX_READS - 1):
         try:
-            return read()
+            return read(ends - time.monotonic())
         except ResponseInterruptedError as error:
+            if time.monotonic() >= ends:
+                raise
             log.debug("%s", error)
-    return read()
+    return read(ends - time.monotonic())
 
 
 def _error_text(error: Exception) -> str:
@@ -139,10 +155,15 @@ def _newest_position(ti: Any, lease: WriterLease) -> Offset | None:
     return Offset.from_json(newest) if newest else None
 
 
-def fetch(client: QarnotClient, uuid: str, stream: str, instance: int | None) -> Iterable[str]:
-    """Return everything that is kept of a stream, in pieces, and nothing of an instance that has not run."""
+def fetch(
+    client: QarnotClient, uuid: str, stream: str, instance: int | None, seconds: float
+) -> Iterable[str]:
+    """Return everything that is kept of a stream, in pieces, and nothing of an instance that has not run.
+
+    :param seconds: maximum seconds of the request, with its retries and all pieces.
+    """
     try:
-        return client.tasks.stream_output(uuid, stream, instance)
+        return client.limited(deadline=seconds).tasks.stream_output(uuid, stream, instance)
     except QarnotNotFoundError:
         if instance is None:
             raise

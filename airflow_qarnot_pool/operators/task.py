@@ -56,10 +56,6 @@ if TYPE_CHECKING:
     from airflow_qarnot_pool.triggers.base import QarnotTrigger
     from airflow_qarnot_pool.waiting.conditions import WaitResult
 
-#: Maximum seconds for the output of a stream, because the next Airflow task starts only when it has been written.
-OUTPUT_DEADLINE = 30.0
-
-
 #: Key of the XCom with the last progress that a node has reported.
 PROGRESS_KEY = "qarnot_progress"
 
@@ -322,15 +318,15 @@ class QarnotRunTaskOperator(TaskOperator):
             LogCursor(uuid=uuid) if finder is None else LogCursor(uuid=uuid, instance=0, hidden=finder.mark)
         )
 
-    def _kept(self, uuid: str, stream: str) -> Iterable[str]:
-        """Return all that Qarnot keeps of a stream of the output, and search it for the report."""
+    def _kept(self, uuid: str, stream: str, seconds: float) -> Iterable[str]:
+        """Return all that Qarnot keeps of a stream of the output, read in *seconds*, and search it for the report."""
         from airflow_qarnot_pool.logs.report import ProgressFinder
         from airflow_qarnot_pool.logs.writer import fetch
 
         finder = self._new_finder()
         if finder is None:
-            return fetch(self.client.limited(deadline=OUTPUT_DEADLINE), uuid, stream, None)
-        pieces = fetch(self.client, uuid, stream, 0)
+            return fetch(self.client, uuid, stream, None, seconds)
+        pieces = fetch(self.client, uuid, stream, 0, seconds)
         if stream != "stdout":
             return pieces
         self._finders[uuid] = finder
@@ -339,11 +335,12 @@ class QarnotRunTaskOperator(TaskOperator):
 
     def _output(self, uuid: str) -> LineFinder[Any]:
         """Read all of standard output, and return the finder of its report."""
-        from airflow_qarnot_pool.logs.writer import retry_broken_read
+        from airflow_qarnot_pool.logs.writer import RESULT_DEADLINE, retry_broken_read
 
         finder = self._finders.get(uuid)
         if finder is None or not finder.complete:
-            retry_broken_read(lambda: deque(self._kept(uuid, "stdout"), maxlen=0))
+            reading = partial(self._kept, uuid, "stdout")
+            retry_broken_read(lambda seconds: deque(reading(seconds), maxlen=0), RESULT_DEADLINE)
         return self._finders[uuid]
 
     def _report(self, task: Task) -> str:

@@ -20,7 +20,7 @@ from airflow_qarnot_pool.api.errors import QarnotError, QarnotNotFoundError, sho
 from airflow_qarnot_pool.logs.channel import wait_until_flushed
 from airflow_qarnot_pool.logs.checkpoint import Offset, WriterLease, rewrite_notice, with_timestamps
 from airflow_qarnot_pool.logs.cursor import STREAMS, LogCursor
-from airflow_qarnot_pool.logs.writer import fetch, write
+from airflow_qarnot_pool.logs.writer import OUTPUT_DEADLINE, fetch, write
 from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
 from airflow_qarnot_pool.ownership.xcoms import OUTPUT_KEY, position_key
 from airflow_qarnot_pool.triggers.airflow_requests import finished, read_settings
@@ -281,7 +281,7 @@ def _read(client: QarnotClient, cursor: LogCursor) -> tuple[LogCursor, list[str]
     """Read both streams. Runs in a thread."""
     new_lines: list[str] = []
     for stream in STREAMS:
-        text = fetch(client, cursor.uuid, stream, cursor.instance)
+        text = fetch(client, cursor.uuid, stream, cursor.instance, OUTPUT_DEADLINE)
         cursor, lines = cursor.read(stream, text)
         new_lines += lines
     return cursor, new_lines

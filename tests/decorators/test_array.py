@@ -508,8 +508,8 @@ def test_reports_that_the_common_output_lacks_are_read_by_instance(
 ) -> None:
     real = array.fetch
 
-    def end_only(client: Any, uuid: str, stream: str, instance: int | None) -> Iterable[str]:
-        pieces = real(client, uuid, stream, instance)
+    def end_only(client: Any, uuid: str, stream: str, instance: int | None, seconds: float) -> Iterable[str]:
+        pieces = real(client, uuid, stream, instance, seconds)
         if instance is not None or stream != "stdout":
             return pieces
         text = "".join(pieces)
@@ -710,9 +710,9 @@ def test_a_proxys_404_for_one_output_is_no_proof_that_the_instance_has_not_run(
         monkeypatch.setattr(type(operator.client.tasks), "stream_output", refuse)
         if foreign:
             with pytest.raises(QarnotNotFoundError):
-                operator._kept_of_instance("u", 3)
+                operator._kept_of_instance("u", 3, 1.0)
         else:
-            assert list(operator._kept_of_instance("u", 3)) == []
+            assert list(operator._kept_of_instance("u", 3, 1.0)) == []
 
 
 def test_results_that_are_too_large_need_a_bucket(

@@ -27,7 +27,8 @@ from airflow_qarnot_pool.exceptions import (
     QarnotWaitTimeoutError,
 )
 from airflow_qarnot_pool.local import LocalQarnot
-from airflow_qarnot_pool.operators.task import OUTPUT_DEADLINE, QarnotRunTaskOperator
+from airflow_qarnot_pool.logs.writer import OUTPUT_DEADLINE
+from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
 from airflow_qarnot_pool.task_groups.pool import QarnotPoolGroup
 from airflow_qarnot_pool.triggers import quota
@@ -99,7 +100,7 @@ def test_an_output_that_cannot_be_had_delays_no_end_for_long(
     qarnot: LocalQarnot, pool: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The next stage starts only then."""
-    monkeypatch.setattr("airflow_qarnot_pool.operators.task.OUTPUT_DEADLINE", 0.2)
+    monkeypatch.setattr("airflow_qarnot_pool.logs.writer.OUTPUT_DEADLINE", 0.2)
     qarnot.faults([{"path": "^/tasks/[^/]+/std(out|err)$", "kind": "status", "status": 503}])
     make = partial(task, qarnot_pool=pool, command="true", deferrable=False)
     began = time.monotonic()

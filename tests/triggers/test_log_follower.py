@@ -188,7 +188,7 @@ class Source:
     def __init__(self) -> None:
         self.looks = 0
 
-    def fetch(self, client: Any, uuid: str, stream: str, instance: int | None) -> str:
+    def fetch(self, client: Any, uuid: str, stream: str, instance: int | None, seconds: float = 1.0) -> str:
         if stream == "stderr":
             return ""
         self.looks += 1
@@ -309,7 +309,7 @@ def test_killed_at_any_moment_no_line_is_missing_or_twice(
         else:
             source.looks = len(LOOKS)
             start = acquire_lease(airflow.ti, first.to_json(), log2)
-            write_new_output(lambda stream: source.fetch(None, "u", stream, 0), start, log2)
+            write_new_output(lambda stream, _: source.fetch(None, "u", stream, 0), start, log2)
         log2.arrive()
         check(log, log2)
         repeated += announced(log2)
@@ -373,7 +373,7 @@ def test_of_two_at_once_one_stops_at_any_moment(monkeypatch: pytest.MonkeyPatch,
             # What one of them left to do is the worker's.
             log3 = FileLog(airflow)
             start = acquire_lease(airflow.ti, first.to_json(), log3)
-            write_new_output(lambda stream: source.fetch(None, "u", stream, 0), start, log3)
+            write_new_output(lambda stream, _: source.fetch(None, "u", stream, 0), start, log3)
             log3.arrive()
             check(log, log2, log3)
 
@@ -406,7 +406,7 @@ def test_a_stalled_parent_does_not_hold_up_the_end_of_a_wait(
     log2 = FileLog(airflow)
     start = acquire_lease(airflow.ti, first.to_json(), log2)
     assert start.doubtful == 3
-    write_new_output(lambda stream: source.fetch(None, "u", stream, 0), start, log2)
+    write_new_output(lambda stream, _: source.fetch(None, "u", stream, 0), start, log2)
     log2.arrive()
     check(log, log2)
 

@@ -11,7 +11,7 @@ from airflow_qarnot_pool.api.commands import MARK, MAX_REPORT, RETURN_FILE, Comm
 from airflow_qarnot_pool.api.limits import parse_json
 from airflow_qarnot_pool.exceptions import QarnotTaskFailedError
 from airflow_qarnot_pool.logs.report import LineFinder
-from airflow_qarnot_pool.logs.writer import fetch, retry_broken_read
+from airflow_qarnot_pool.logs.writer import RESULT_DEADLINE, fetch, retry_broken_read
 from airflow_qarnot_pool.parameters.json_values import json_problem
 
 if TYPE_CHECKING:
@@ -40,7 +40,11 @@ def command_finder() -> LineFinder[CommandReport]:
 def read_result(client: QarnotClient, uuid: str) -> CommandResult:
     """Return the result of a Qarnot task that has succeeded."""
     finder = command_finder()
-    retry_broken_read(lambda: deque(finder.watch(fetch(client, uuid, "stdout", 0)), maxlen=0))
+
+    def read(seconds: float) -> None:
+        deque(finder.watch(fetch(client, uuid, "stdout", 0, seconds)), maxlen=0)
+
+    retry_broken_read(read, RESULT_DEADLINE)
     return result_of(finder, uuid)
 
 
