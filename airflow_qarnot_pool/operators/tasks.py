@@ -354,7 +354,9 @@ class QarnotRunTasksOperator(TaskOperator):
 
         self._met_quota = bool(resume_state.get("met_quota"))
         deadline = parse_stored_time(resume_state["deadline"]) if resume_state.get("deadline") else None
-        return self._advance(context, deadline, FanOutProgress.from_resume_state(resume_state))
+        pool = resume_state.get("pool")
+        progress = FanOutProgress.from_resume_state(resume_state)
+        return self._advance(context, deadline, progress, pool if isinstance(pool, str) else None)
 
     def _after_all(self, outcome: WaitResult) -> WaitResult:
         """Return MET if every item has ended by now, in whichever way the wait has ended."""
@@ -408,12 +410,14 @@ class QarnotRunTasksOperator(TaskOperator):
     def _awaited(self) -> Condition:
         return TASK_DONE
 
-    def _carry(self, progress: FanOutProgress, deadline: datetime | None) -> dict[str, Any]:
+    def _carry(self, slice_: _Slice, deadline: datetime | None) -> dict[str, Any]:
         """Return the state for the next slice."""
         return {
-            **progress.to_resume_state(),
+            **slice_.progress.to_resume_state(),
             "deadline": deadline.isoformat() if deadline else None,
             "met_quota": self._met_quota,
+            # The given one may have been replaced, and deleted since.
+            "pool": slice_.pool,
         }
 
     def _start(self, context: Context) -> RemoteWork:
@@ -422,12 +426,15 @@ class QarnotRunTasksOperator(TaskOperator):
         return work
 
     def _advance(
-        self, context: Context, deadline: datetime | None, progress: FanOutProgress
+        self, context: Context, deadline: datetime | None, progress: FanOutProgress, pool: str | None = None
     ) -> dict[str, Any]:
-        """Submit as much as there is room for and wait, until every item has ended."""
+        """Submit as much as there is room for and wait, until every item has ended.
+
+        :param pool: the pool of an earlier slice of this try.
+        """
         from airflow_qarnot_pool.ownership.fan_out import NextStep, low_water_mark, next_step
 
-        slice_ = self._prepare(context, deadline, progress)
+        slice_ = self._prepare(context, progress, pool)
         while True:
             state = self._look_up(slice_)
             if state.is_finished:
@@ -437,16 +444,17 @@ class QarnotRunTasksOperator(TaskOperator):
                 self._costs.raise_if_over()
             try:
                 sent = self._submit(slice_.specs, slice_.fingerprints, submissions, slice_.identity)
-            except QarnotPoolEndedError:
-                if self._move(context, slice_):
+            except (QarnotPoolEndedError, QarnotNotFoundError) as error:
+                if self._move(context, slice_, error):
                     continue
-                self._end("its pool is closed")
+                if isinstance(error, QarnotPoolEndedError):
+                    self._end("its pool is closed")
                 raise
             done = slice_.note_round(state, sent)
             step = next_step(done, waits=self.wait_for_completion)
             if step is NextStep.WAIT_FOR_ROOM:
                 assert sent.full is not None
-                resume_state = self._carry(progress, deadline)
+                resume_state = self._carry(slice_, deadline)
                 self._wait_for_room(context, sent.full, self._running.killed, resume_state)
                 continue
             if not sent.made_room or not sent.done:
@@ -465,14 +473,14 @@ class QarnotRunTasksOperator(TaskOperator):
             self._pools_of_tasks = slice_.pools_of(state)
             is_short = bool(sent.done) and len(progress.pending) <= MAX_POLLED_ON_WORKER
             seconds = self._worker_seconds(context) if is_short else 0.0
-            self._wait_for_some(low_water_mark(done, slice_.limit), state.total, deadline, progress, seconds)
+            self._wait_for_some(low_water_mark(done, slice_.limit), state.total, deadline, slice_, seconds)
 
-    def _prepare(self, context: Context, deadline: datetime | None, progress: FanOutProgress) -> _Slice:
+    def _prepare(self, context: Context, progress: FanOutProgress, pool: str | None) -> _Slice:
         """Check everything before there is a Qarnot task to end, and publish the identity of all of them."""
         from airflow_qarnot_pool.ownership.claim import FINGERPRINT_EXCLUDES, may_be_overtaken
 
-        values = self._given_now()
-        specs = self._specs(self.commands, values, pool := self._pool_uuid())
+        values, pool = self._given_now(), pool or self._pool_uuid()
+        specs = self._specs(self.commands, values, pool)
         work = self._work or self._start(context)
         self._make_known(context, work.identity, pool, resumed=bool(progress))
         if pool:
@@ -532,15 +540,20 @@ class QarnotRunTasksOperator(TaskOperator):
         snapshots = self._lookup(slice_.identity, slice_.progress, slice_.fingerprints)
         return fan_out_state(slice_.identity, slice_.fingerprints, snapshots, slice_.progress)
 
-    def _move(self, context: Context, slice_: _Slice) -> bool:
-        """Continue on the pool that replaces a shared one that was closed, if there is such a pool."""
-        if not slice_.pool or slice_.moves >= MAX_GENERATIONS:
+    def _move(
+        self, context: Context, slice_: _Slice, error: QarnotPoolEndedError | QarnotNotFoundError
+    ) -> bool:
+        """Continue on the pool that replaces the one of *error*, if that was shared and closed or deleted."""
+        is_about_pool = error.kind == "pool" and not getattr(error, "foreign", False)
+        if not is_about_pool or not slice_.pool or slice_.moves >= MAX_GENERATIONS:
             return False
         pool = self._next_pool(context, slice_.pool)
         if pool is None:
             return False
         slice_.pool, slice_.moves = pool, slice_.moves + 1
         slice_.specs = self._specs(self.commands, slice_.values, pool)
+        self._show_pool(context, pool, required=False)
+        self._costs.watch(context, pool)
         return True
 
     def _make_known(
@@ -548,12 +561,14 @@ class QarnotRunTasksOperator(TaskOperator):
     ) -> None:
         """Store the XCom for the guard of the trigger, and the link. A resumed slice continues without the link."""
         xcoms.push(context["ti"], self.uuid_key, identity.lineage)
-        if not pool:
-            return
+        if pool:
+            self._show_pool(context, pool, required=not resumed)
+
+    def _show_pool(self, context: Context, pool: str, *, required: bool) -> None:
         try:
             self._show_link(context, "pool", pool)
         except Exception as error:  # of Airflow's; it stores links once more when the slice ends
-            if not resumed:
+            if required:
                 raise
             self.log.warning("The console link of pool %s could not be stored: %s", pool, error)
 
@@ -579,9 +594,15 @@ class QarnotRunTasksOperator(TaskOperator):
         return replace(now, succeeded=left)
 
     def _slots(self, pool: str | None) -> int:
+        """Return the number of slots of a pool; 0 if it is deleted, because a shared one may have been replaced."""
         if pool is None:
             return 0
-        found = get_confirmed(self.client.pools, pool)
+        try:
+            found = get_confirmed(self.client.pools, pool)
+        except QarnotNotFoundError as error:
+            if error.foreign:
+                raise
+            return 0
         return found.total_slot_capacity or found.instance_count or 0
 
     def _all_snapshots(
@@ -751,18 +772,19 @@ class QarnotRunTasksOperator(TaskOperator):
         low_water: int,
         total: int,
         deadline: datetime | None,
-        progress: FanOutProgress,
+        slice_: _Slice,
         defer_after: float,
     ) -> None:
         """Wait until no more than *low_water* are unfinished, or one was deleted.
 
         :param defer_after: maximum seconds of a deferrable wait on this worker.
         """
+        progress = slice_.progress
         if self.deferrable:
             if self._ends_soon(low_water, deadline, progress, defer_after):
                 return
             condition = {"expected": total, "low_water": low_water}
-            self._defer(self._running.identity.lineage, condition, deadline, self._carry(progress, deadline))
+            self._defer(self._running.identity.lineage, condition, deadline, self._carry(slice_, deadline))
         interval, shortest = self._poll_interval, min_poll_interval()
         steady = steady_interval(interval)
         pools = PoolsOfTasks(self.client.pools, self._pools_of_tasks, steady)

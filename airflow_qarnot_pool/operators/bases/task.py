@@ -245,7 +245,7 @@ class TaskOperator(QarnotOperator):
 
     def _explain_refusal(self, uuid: str, error: QarnotRefusedError) -> None:
         try:
-            pool = self.client.pools.get(uuid)
+            pool = get_confirmed(self.client.pools, uuid)
         except QarnotNotFoundError as missing:
             raise missing from error
         except QarnotError:

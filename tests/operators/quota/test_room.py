@@ -25,7 +25,7 @@ from airflow_qarnot_pool.ownership.quota import QuotaRoom
 from airflow_qarnot_pool.triggers import quota
 from airflow_qarnot_pool.version_compat import TaskDeferred
 from tests.crash.children import eventually
-from tests.harness import FakeTI, defer, fire, run
+from tests.harness import FakeTI, defer, fire, resume, run
 from tests.operators.conftest import connect
 from tests.operators.deployment import Airflow
 from tests.operators.quota.work import counting, many, once, ran, single
@@ -428,7 +428,9 @@ def test_a_pool_that_others_delete_is_not_taken_for_free(
 
 
 @pytest.mark.usefixtures("one_more")
-def test_a_task_finds_the_successor_of_a_shared_pool_that_made_room(client: QarnotClient, pool: str) -> None:
+def test_a_task_finds_the_successor_of_a_shared_pool_that_made_room(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str
+) -> None:
     old = open_pool("shared", shared="team")
     client.pools.close(old)
     eventually(lambda: client.pools.get(old).state == "Closed")
@@ -437,6 +439,13 @@ def test_a_task_finds_the_successor_of_a_shared_pool_that_made_room(client: Qarn
     ti = FakeTI(run_id="shared", task_id="work")
     result = run(partial(single, old, "true", log_output=False), ti)
     assert (result["state"], result["pool"]) == ("Success", new)
+    for limit in (None, 2):
+        make = partial(many, old, ["true"] * 3, max_in_flight=limit)
+        deferred, context = defer(make, FakeTI(run_id=f"shared {limit}", task_id="many"))
+        qarnot.clear_requests()
+        assert resume(make, deferred, context)["succeeded"] == 3
+        # Later slices know the successor.
+        assert not any(old in one["path"] for one in qarnot.requests())
     client.pools.close(new)
 
 
