@@ -150,10 +150,12 @@ class _Slice:
             has_made_room=sent.made_room,
         )
 
-    def pools_of(self, state: FanOutState) -> tuple[str, ...]:
-        """Return the pools of the Qarnot tasks in flight, and the one that takes the next."""
+    def pools_of(self, state: FanOutState, sent: _SubmitResult) -> tuple[str, ...]:
+        """Return the pools of the Qarnot tasks in flight: those of *state*, and those of *sent* since."""
         in_flight = set(state.running.values())
-        pools = {one.pool for one in self.snapshots if one.uuid in in_flight} | {self.pool}
+        pools = {one.pool for one in self.snapshots if one.uuid in in_flight}
+        if sent.done:
+            pools.add(self.pool)
         return tuple(sorted(pool for pool in pools if pool))
 
 
@@ -366,8 +368,11 @@ class QarnotRunTasksOperator(TaskOperator):
         now = self._all_done(FanOutProgress.from_resume_state(outcome.resume_state))
         return outcome if now is None else replace(outcome, ending=EndReason.MET)
 
-    def _end_stranded(self, why: str) -> None:
-        """End the items that stay queued on a pool that has ended. Then they count as cancelled with their pool."""
+    def _end_stranded(self, why: str) -> bool:
+        """End the items that stay queued on a pool that has ended, and return whether there are any.
+
+        They count as cancelled with their pool then.
+        """
         from airflow_qarnot_pool.ownership.termination import end_all
         from airflow_qarnot_pool.triggers.tasks import poll_lineage
 
@@ -378,6 +383,7 @@ class QarnotRunTasksOperator(TaskOperator):
         if stranded:
             self.log.warning("%s. Ending %d of them", why, len(stranded))
         end_all(self.client.tasks, stranded)
+        return bool(stranded)
 
     def _has_ended(self, uuid: str) -> bool:
         """Return whether a pool takes no tasks any more."""
@@ -470,7 +476,7 @@ class QarnotRunTasksOperator(TaskOperator):
             self.log.info("Submitted %d. Before that: %s", len(sent.done), state)
             if step is NextStep.RETURN:
                 return self._result(self._submitted(slice_))
-            self._pools_of_tasks = slice_.pools_of(state)
+            self._pools_of_tasks = slice_.pools_of(state, sent)
             is_short = bool(sent.done) and len(progress.pending) <= MAX_POLLED_ON_WORKER
             seconds = self._worker_seconds(context) if is_short else 0.0
             self._wait_for_some(low_water_mark(done, slice_.limit), state.total, deadline, slice_, seconds)
@@ -789,9 +795,16 @@ class QarnotRunTasksOperator(TaskOperator):
         steady = steady_interval(interval)
         pools = PoolsOfTasks(self.client.pools, self._pools_of_tasks, steady)
         over_limit = at_most_every(steady, self._costs.over_limit)
-        changed = time.monotonic()
-        pending = len(progress.pending)
+        changed = polled = time.monotonic()
+        pending, took = len(progress.pending), 0.0
         while True:
+            # The lookup has just shown all of them. A large fan-out makes a poll expensive, so it is polled less often.
+            pause = max(poll_delay(polled - changed, shortest, interval), took)
+            if deadline is not None:
+                pause = min(pause, max(0.0, (deadline - datetime.now(deadline.tzinfo)).total_seconds()))
+            if self._running.killed.wait(pause):
+                self._raise_unless_done(progress)
+                return
             polled = time.monotonic()
             if message := over_limit():
                 self._stop_waiting(EndReason.ERROR, message, progress, error=QarnotCostLimitError.__name__)
@@ -802,13 +815,9 @@ class QarnotRunTasksOperator(TaskOperator):
                 late = f"{len(progress.pending)} of {total} Qarnot tasks did not end in time"
                 self._stop_waiting(EndReason.TIMEOUT, late, progress)
                 return
-            now = time.monotonic()
+            took = time.monotonic() - polled
             if len(progress.pending) != pending:
-                changed, pending = now, len(progress.pending)
-            # A large fan-out makes a poll expensive, so it is polled less often.
-            if self._running.killed.wait(max(poll_delay(now - changed, shortest, interval), now - polled)):
-                self._raise_unless_done(progress)
-                return
+                changed, pending = polled, len(progress.pending)
 
     def _ends_soon(
         self, low_water: int, deadline: datetime | None, progress: FanOutProgress, defer_after: float
@@ -862,10 +871,11 @@ class QarnotRunTasksOperator(TaskOperator):
         vanished = progress.pending - {index_and_generation(task.shortname) for task in tasks}
         if len(progress.pending) <= low_water or vanished:
             return True
-        if why := pools.why_stranded(task.state for task in tasks):
-            self._end_stranded(f"Qarnot tasks stay queued, and {why}, so they never run")
-            return True
-        return False
+        why = pools.why_stranded(task.state for task in tasks)
+        # Those that are queued may be on another pool.
+        return why is not None and self._end_stranded(
+            f"Qarnot tasks stay queued, and {why}, so they never run"
+        )
 
     def _stop_waiting(
         self, ending: EndReason, message: str, progress: FanOutProgress, **resume_state: Any

@@ -26,6 +26,7 @@ from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
 from airflow_qarnot_pool.sensors.task import QarnotTaskSensor
 from airflow_qarnot_pool.triggers import pool_end
 from airflow_qarnot_pool.waiting import polling
+from airflow_qarnot_pool.waiting.polling import KillFlag
 from tests.crash.children import eventually
 from tests.harness import FakeTI, context_of, defer, fire_many, resume, run
 from tests.operators.conftest import WAITS, connect
@@ -147,6 +148,40 @@ def test_a_task_queued_on_a_shared_pool_runs_on_the_next(
         assert states == {("Cancelled", True), ("Success", False)}
         for one in client.pools.list():
             client.pools.delete(one.uuid)
+
+
+def test_tasks_queued_on_the_next_pool_are_awaited_without_haste(
+    qarnot: LocalQarnot, client: QarnotClient, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second try has the ended pool as XCom. It adopts all items where the first one has moved."""
+    monkeypatch.setattr(polling, "ENDED_LONG_AGO", timedelta(seconds=-5))
+    shared = {"shared": "moved", "instance_count": 1, "keep_warm": timedelta(minutes=5)}
+    create = partial(QarnotCreatePoolOperator, task_id="create", **shared)
+    old = run(create, FakeTI(run_id=run_id, task_id="create"))
+    client.pools.close(old)
+    pool = run(create, FakeTI(run_id=f"{run_id} next", task_id="create"))
+    busy = client.tasks.create(TaskSpec(name="busy", pool=pool, command="sleep 600"))
+    eventually(lambda: client.tasks.get(busy).state == "FullyExecuting")
+    make = partial(tasks, commands=["true", "true"], retries=1)
+    defer(partial(make, qarnot_pool=pool), FakeTI(run_id=run_id, max_tries=1))
+    assert {one.state for one in mine(client, run_id)} == {"Submitted"}
+    qarnot.clear_requests()
+    pauses: list[float] = []
+    wait = KillFlag.wait
+
+    def counted(self: KillFlag, seconds: float) -> bool:
+        pauses.append(seconds)
+        return wait(self, seconds)
+
+    monkeypatch.setattr(KillFlag, "wait", counted)
+    ends = threading.Timer(1.0, lambda: client.tasks.abort(busy))
+    ends.start()
+    second = partial(make, qarnot_pool=old, deferrable=False)
+    assert run(second, FakeTI(run_id=run_id, max_tries=1, try_number=2))["succeeded"] == 2
+    ends.join()
+    searches = sum(one["path"] == "/tasks/search" for one in qarnot.requests())
+    assert searches <= len(pauses) + 6  # those of the lookups before and after the wait
+    client.pools.delete(pool)
 
 
 def test_all_who_wait_on_a_pool_share_one_poll_of_it(
