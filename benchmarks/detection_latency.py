@@ -113,7 +113,7 @@ def young_on_workers(count: int, seconds: float) -> list[float]:
 
         def wait(uuid: str) -> tuple[Hashable, float]:
             wait_on_worker(
-                waiting.client.tasks,
+                waiting.client.tasks.get,
                 uuid,
                 TASK_ENDED,
                 LONGEST,

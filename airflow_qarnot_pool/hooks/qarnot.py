@@ -74,6 +74,15 @@ class QarnotHook(BaseHook):
         """The client of this connection."""
         return self.settings.client()
 
+    def reconnect(self) -> None:
+        """Read the connection again, because its token may have been replaced. If that fails, the old one serves."""
+        try:
+            settings = ConnectionSettings.of(self.get_connection(self.qarnot_conn_id))
+            if settings != self.settings:
+                self.settings, self.client = settings, settings.client()
+        except Exception as error:  # Airflow's own API may be down for a while
+            self.log.warning("Could not read connection %s again: %s", self.qarnot_conn_id, error)
+
     def get_conn(self) -> QarnotClient:
         """Return the client of this connection."""
         return self.client

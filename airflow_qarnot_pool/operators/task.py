@@ -223,7 +223,7 @@ class QarnotRunTaskOperator(TaskOperator):
             self._raise_for(outcome)
             if outcome.remote is not None:
                 return outcome.remote, False
-            with suppress(QarnotNotFoundError):
+            with suppress(QarnotNotFoundError, QarnotRefusedError):
                 return self.client.tasks.get(outcome.uuid), False
         # Another process may have needed its place under the account's quota.
         if found := recorded_tasks(self.client, self._identity_of(context)).get(outcome.uuid):

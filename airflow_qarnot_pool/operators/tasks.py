@@ -9,10 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api import filters
 from airflow_qarnot_pool.api.errors import (
+    QarnotCredentialsError,
     QarnotDeletedError,
     QarnotError,
     QarnotInvalidSpecError,
@@ -21,6 +23,7 @@ from airflow_qarnot_pool.api.errors import (
     QarnotQuotaError,
     QarnotRefusedError,
     QarnotUnavailableError,
+    QarnotUnknownStateError,
 )
 from airflow_qarnot_pool.api.fields import closest_name
 from airflow_qarnot_pool.api.limits import parse_stored_time
@@ -57,6 +60,7 @@ from airflow_qarnot_pool.parameters.validation import (
 from airflow_qarnot_pool.version_compat import AirflowSkipException
 from airflow_qarnot_pool.waiting.conditions import (
     TASK_DONE,
+    Absence,
     Condition,
     EndReason,
     WaitResult,
@@ -66,8 +70,9 @@ from airflow_qarnot_pool.waiting.intervals import may_keep_worker, poll_delay, s
 from airflow_qarnot_pool.waiting.polling import (
     PoolsOfTasks,
     at_most_every,
+    confirmed,
+    ends_wait,
     get_confirmed,
-    is_transient,
 )
 
 if TYPE_CHECKING:
@@ -619,11 +624,14 @@ class QarnotRunTasksOperator(TaskOperator):
         from airflow_qarnot_pool.ownership.records import outcomes
 
         tagged = filters.equal("Tags", OWNER_TAG + identity.owner)
-        snapshots = [
-            RemoteSnapshot.of(one) for one in self.client.tasks.search_all(tagged, fields=SNAPSHOT_FIELDS)
-        ]
-        # In this order: an item is recorded before it is deleted.
-        return snapshots + outcomes(self.client, identity.owner).snapshots(identity.lineage, fingerprints)
+
+        def request() -> list[RemoteSnapshot]:
+            found = self.client.tasks.search_all(tagged, fields=SNAPSHOT_FIELDS)
+            # In this order: an item is recorded before it is deleted.
+            recorded = outcomes(self.client, identity.owner).snapshots(identity.lineage, fingerprints)
+            return [RemoteSnapshot.of(one) for one in found] + recorded
+
+        return confirmed(request, self._running.killed.wait)
 
     def _lookup(
         self, identity: TaskInstanceIdentity, progress: FanOutProgress, fingerprints: Sequence[str]
@@ -770,7 +778,8 @@ class QarnotRunTasksOperator(TaskOperator):
                 and snapshot.pool
                 and snapshot.pool not in closed
             ):
-                closed[snapshot.pool] = was_closed(self.client, snapshot.pool, identity)
+                request = partial(was_closed, self.client, snapshot.pool, identity)
+                closed[snapshot.pool] = confirmed(request, self._running.killed.wait)
         return {pool for pool, so in closed.items() if so}
 
     def _wait_for_some(
@@ -793,7 +802,7 @@ class QarnotRunTasksOperator(TaskOperator):
             self._defer(self._running.identity.lineage, condition, deadline, self._carry(slice_, deadline))
         interval, shortest = self._poll_interval, min_poll_interval()
         steady = steady_interval(interval)
-        pools = PoolsOfTasks(self.client.pools, self._pools_of_tasks, steady)
+        pools, absence = self._polled_pools(), Absence(interval)
         over_limit = at_most_every(steady, self._costs.over_limit)
         changed = polled = time.monotonic()
         pending, took = len(progress.pending), 0.0
@@ -809,8 +818,16 @@ class QarnotRunTasksOperator(TaskOperator):
             if message := over_limit():
                 self._stop_waiting(EndReason.ERROR, message, progress, error=QarnotCostLimitError.__name__)
                 return
-            if self._is_wait_met(low_water, progress, pools):
-                return
+            try:
+                with self._reconnecting():
+                    if self._is_wait_met(low_water, progress, pools):
+                        return
+                absence.record_found()
+            except QarnotError as error:
+                # A search that is refused says nothing about the Qarnot tasks, as in the triggerer.
+                is_permanent = isinstance(error, (QarnotCredentialsError, QarnotUnknownStateError))
+                if ends_wait(error, absence) and is_permanent:
+                    raise
             if deadline is not None and datetime.now(deadline.tzinfo) >= deadline:
                 late = f"{len(progress.pending)} of {total} Qarnot tasks did not end in time"
                 self._stop_waiting(EndReason.TIMEOUT, late, progress)
@@ -859,13 +876,7 @@ class QarnotRunTasksOperator(TaskOperator):
         """Poll all Qarnot tasks once, and return whether there is something to do on this worker."""
         from airflow_qarnot_pool.triggers.tasks import poll_lineage, record_end
 
-        try:
-            tasks = poll_lineage(self.client.tasks, self._running.identity.lineage)
-        except QarnotError as error:
-            if is_transient(error):
-                return False  # an outage ends no wait, and the transport has logged it
-            self._end_unless_retried()
-            raise
+        tasks = poll_lineage(self.client.tasks, self._running.identity.lineage)
         for task in tasks:
             record_end(progress, task)
         vanished = progress.pending - {index_and_generation(task.shortname) for task in tasks}

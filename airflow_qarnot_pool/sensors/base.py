@@ -15,6 +15,7 @@ from airflow.sdk import BaseSensorOperator
 
 from airflow_qarnot_pool import exceptions
 from airflow_qarnot_pool.api.errors import (
+    QarnotCredentialsError,
     QarnotDeletedError,
     QarnotError,
     QarnotInvalidSpecError,
@@ -176,12 +177,20 @@ class QarnotSensor(BaseSensorOperator, metaclass=CheckedOperatorMeta):
         except QarnotError as error:
             raise self._skip_or_fail(error) from error
 
+    def _poll(self) -> Any:
+        """Return the object. A single 404, refusal or rejected token does not count."""
+        try:
+            return get_confirmed(self._resource, self._ref)
+        except QarnotCredentialsError:
+            self.hook.reconnect()  # the token may have been replaced
+            return get_confirmed(self._resource, self._ref)
+
     def _first_poll(self) -> Any:
         """Poll, through an outage unless the uuid is known. The trigger then waits until the outage ends."""
         started = time.monotonic()
         while True:
             try:
-                return get_confirmed(self._resource, self._ref)
+                return self._poll()
             except QarnotNotFoundError:
                 raise
             except QarnotError as error:
@@ -244,7 +253,7 @@ class QarnotSensor(BaseSensorOperator, metaclass=CheckedOperatorMeta):
     def poke(self, context: Context) -> Any:
         """Poll once, on a worker."""
         try:
-            snapshot = get_confirmed(self._resource, self._ref)
+            snapshot = self._poll()
         except QarnotError as error:
             return self._is_met_by(error, context)
         if not self._history:
@@ -280,7 +289,7 @@ class QarnotSensor(BaseSensorOperator, metaclass=CheckedOperatorMeta):
             return None
         if self._pools is None:
             interval = steady_interval(self.hook.settings.poll_interval)
-            self._pools = PoolsOfTasks(self.hook.client.pools, (pool,), interval)
+            self._pools = PoolsOfTasks(lambda uuid: self.hook.client.pools.get(uuid), (pool,), interval)
         return self._pools.why_stranded((snapshot.state,))
 
     def _has_polled_before(self, context: Context) -> bool:

@@ -29,7 +29,7 @@ Kind = Literal["pool", "task"]
 NOUNS: dict[str, str] = {"pool": "pool", "task": "Qarnot task"}
 CAPITALIZED_NOUNS: dict[str, str] = {"pool": "Pool", "task": "Qarnot task"}
 
-#: Maximum number of seconds until a 404 counts, because a wait with rare polls must also end.
+#: Maximum number of seconds until a 404 or a refusal counts, because a wait with rare polls must also end.
 MAX_DOUBT = 10.0
 
 
@@ -205,28 +205,30 @@ TASK_SUCCEEDED = Condition(kind="task", targets=(states.TaskState.SUCCESS,), acc
 
 
 class Absence:
-    """Decide whether an object is deleted, given the 404 responses about it.
+    """Decide whether an object is deleted, or requests for it are refused, given the error responses.
 
     A single 404 proves nothing, because a proxy or a lagging replica may have sent it. The object is deleted once the
     service itself has responded with 404 for two poll intervals (10 s at most) and no poll in between has found it.
+    A refusal (403) and a rejected token (401) count in the same way.
     """
 
-    __slots__ = ("_since", "_threshold")
+    __slots__ = ("_error", "_since", "_threshold")
 
     def __init__(self, interval: float) -> None:
         self._threshold = min(MAX_DOUBT, 2 * interval)
         self._since: float | None = None
+        self._error: type[QarnotError] | None = None
 
     def record_found(self) -> None:
         """Record that a poll has found the object."""
         self._since = None
 
     def is_certain(self, error: QarnotError, now: float) -> bool:
-        """Return whether *error*, raised at *now* (monotonic seconds), shows that the object is deleted or refused."""
+        """Return whether *error*, raised at *now* (monotonic seconds), has lasted long enough to count."""
         if getattr(error, "foreign", False):
             return False
-        if self._since is None:
-            self._since = now
+        if self._since is None or self._error is not type(error):
+            self._since, self._error = now, type(error)
         return now - self._since >= self._threshold
 
 

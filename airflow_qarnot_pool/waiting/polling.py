@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 from airflow_qarnot_pool.api import states
@@ -16,6 +17,7 @@ from airflow_qarnot_pool.api.errors import (
     QarnotError,
     QarnotNotFoundError,
     QarnotProtocolError,
+    QarnotRefusedError,
     QarnotUnavailableError,
     QarnotUnknownStateError,
 )
@@ -41,7 +43,7 @@ T = TypeVar("T")
 
 #: Minimum time in an ended state after which no second poll is needed, because a rescheduled sensor remembers none.
 ENDED_LONG_AGO = timedelta(minutes=5)
-#: Seconds between the requests that confirm a 404 outside a wait.
+#: Seconds between the requests that confirm a 404 or a refusal outside a wait.
 CONFIRM_AFTER = (0.5, 1.0)
 
 
@@ -76,13 +78,13 @@ class KillFlag:
 class PoolsOfTasks:
     """Poll the pools of awaited Qarnot tasks at a low rate, because a service may leave tasks queued on an ended pool.
 
-    :param pools: the resource of the client.
+    :param get: function that requests a pool.
     :param uuids: the pools.
     :param interval: seconds between two polls of the wait.
     """
 
-    def __init__(self, pools: Any, uuids: Iterable[str], interval: float) -> None:
-        self._pools, self._uuids = pools, tuple(uuids)
+    def __init__(self, get: Callable[[str], Any], uuids: Iterable[str], interval: float) -> None:
+        self._get, self._uuids = get, tuple(uuids)
         self._every = POOL_POLL_INTERVALS * interval
         self._grace = STRANDED_INTERVALS * interval
         self._polled: float | None = None
@@ -114,7 +116,7 @@ class PoolsOfTasks:
         The state is None if the pool accepts tasks or cannot be polled.
         """
         try:
-            pool = self._pools.get(uuid)
+            pool = self._get(uuid)
             if states.accepts_tasks(pool.state):
                 return None, False
         except QarnotNotFoundError as error:
@@ -127,7 +129,7 @@ class PoolsOfTasks:
 
 
 def wait_on_worker(
-    resource: Any,
+    get: Callable[[str], Any],
     uuid: str,
     condition: Condition,
     interval: float,
@@ -142,8 +144,10 @@ def wait_on_worker(
     """Wait in this process, and return None if *killed* is set first.
 
     Polls are frequent after a change of the object, and slow down to *interval*. *still_waiting* and *over_limit* are
-    called at a steady interval, *why_stranded* with every poll. An unreachable API never ends the wait.
+    called at a steady interval, *why_stranded* with every poll. An unreachable API never ends the wait, and a refusal
+    only if it lasts.
 
+    :param get: function that requests the object.
     :param forecast: given for an object that was just created. It is not polled at once, and rarely before its
         expected end.
     :param may_stay: function that is called after each poll with the state, None if the poll failed, and the seconds
@@ -165,7 +169,7 @@ def wait_on_worker(
     if forecast is not None:
         pause()
     while not killed.is_set():
-        remote = _poll(resource, uuid, condition, absence, history)
+        remote = _poll(get, uuid, condition, absence, history)
         if isinstance(remote, WaitResult):
             return remote
         if not may_stay(remote and remote.state, time.monotonic() - started):
@@ -195,27 +199,39 @@ def _seconds_until(deadline: datetime) -> float:
     return (deadline - datetime.now(UTC)).total_seconds()
 
 
-def _poll(resource: Any, uuid: str, condition: Condition, absence: Absence, history: list[str]) -> Any:
+def _poll(
+    get: Callable[[str], Any], uuid: str, condition: Condition, absence: Absence, history: list[str]
+) -> Any:
     """Return the result of the wait if it ends, else the object, or None if the poll says nothing about it."""
     try:
-        remote = resource.get(uuid)
-    except QarnotNotFoundError as error:
-        if absence.is_certain(error, time.monotonic()):
+        remote = get(uuid)
+    except QarnotError as error:
+        if ends_wait(error, absence):
+            if not isinstance(error, QarnotNotFoundError):
+                raise
             return _absence_result(condition, uuid, error)
-        log.warning("Polling again, because a single 404 proves nothing: %s", error)
-    except (QarnotUnavailableError, QarnotProtocolError) as error:
-        if not is_transient(error):
-            raise  # the transport has logged a transient error, and waited
-    else:
-        absence.record_found()
-        result = result_if_met(condition, remote, history)
-        return remote if result is None else replace(result, remote=remote)
-    return None
+        return None
+    absence.record_found()
+    result = result_if_met(condition, remote, history)
+    return remote if result is None else replace(result, remote=remote)
+
+
+def ends_wait(error: QarnotError, absence: Absence) -> bool:
+    """Return whether a poll that fails with *error* ends the wait: it is permanent, and has lasted for some time."""
+    if is_transient(error):
+        return False  # the transport has logged it
+    if absence.is_certain(error, time.monotonic()):
+        return True
+    log.warning("Polling again, because a single response proves nothing: %s", error)
+    return False
 
 
 def at_most_every(seconds: float, call: Callable[..., T]) -> Callable[..., T | None]:
-    """Return a function that does as *call*, but nothing for some *seconds* after it has. An outage ends no wait."""
-    due = float("-inf")
+    """Return a function that does as *call*, but nothing for some *seconds* after it has.
+
+    An error is raised only if it is permanent and has lasted. A 404 ends no wait.
+    """
+    due, absence = float("-inf"), Absence(seconds)
 
     def call_if_due(*args: Any) -> T | None:
         nonlocal due
@@ -223,11 +239,13 @@ def at_most_every(seconds: float, call: Callable[..., T]) -> Callable[..., T | N
             return None
         due = time.monotonic() + seconds
         try:
-            return call(*args)
+            result = call(*args)
         except QarnotError as error:
-            if not is_transient(error) and not isinstance(error, QarnotNotFoundError):
+            if ends_wait(error, absence) and not isinstance(error, QarnotNotFoundError):
                 raise
             return None
+        absence.record_found()
+        return result
 
     return call_if_due
 
@@ -240,18 +258,23 @@ def _absence_result(condition: Condition, uuid: str, error: QarnotNotFoundError)
     )
 
 
+def confirmed(request: Callable[[], T], pause: Callable[[float], Any] = time.sleep) -> T:
+    """Return the response to *request*. A 404 or a refusal counts only if the next requests return it, too."""
+    for seconds in CONFIRM_AFTER:
+        try:
+            return request()
+        except (QarnotNotFoundError, QarnotRefusedError) as error:
+            log.info("Requesting again, because a single response proves nothing: %s", error)
+        pause(seconds)
+    return request()
+
+
 def get_confirmed(resource: Any, uuid: str, pause: Callable[[float], Any] = time.sleep) -> Any:
-    """Return the object *uuid*. A 404 counts only if the next requests return it, too.
+    """Return the object *uuid*, as :func:`confirmed` does.
 
     :raises QarnotNotFoundError: the object does not exist. ``foreign``: no response came from the service itself.
     """
-    for seconds in CONFIRM_AFTER:
-        try:
-            return resource.get(uuid)
-        except QarnotNotFoundError as error:
-            log.info("Requesting again, because a single 404 proves nothing: %s", error)
-        pause(seconds)
-    return resource.get(uuid)
+    return confirmed(partial(resource.get, uuid), pause)
 
 
 def poll_once_more(
@@ -280,7 +303,7 @@ def poll_once_more(
 def is_transient(error: QarnotError) -> bool:
     """Return whether *error* says nothing about the object, and a later poll may succeed. Such an error ends no wait.
 
-    A response that cannot be parsed often comes from a failing proxy. A redirect or an unknown state is permanent.
+    A response that cannot be parsed often comes from a failing proxy. Other errors are permanent if they last.
     """
     if isinstance(error, QarnotUnknownStateError):
         return False

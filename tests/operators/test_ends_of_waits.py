@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -20,6 +20,7 @@ from airflow_qarnot_pool.exceptions import (
     QarnotDeletedError,
     QarnotKilledError,
     QarnotPoolEndedError,
+    QarnotRefusedError,
     QarnotTaskFailedError,
     QarnotUnavailableError,
     QarnotWaitTimeoutError,
@@ -35,7 +36,7 @@ from airflow_qarnot_pool.version_compat import TaskDeferralError, TaskDeferralTi
 from airflow_qarnot_pool.waiting.conditions import EndReason, WaitResult
 from airflow_qarnot_pool.waiting.polling import wait_on_worker
 from tests.crash.children import eventually
-from tests.harness import FakeTI, again, airflow_says, context_of, defer, kill, resume, run
+from tests.harness import FakeTI, again, airflow_says, context_of, defer, fire, kill, resume, run
 from tests.operators.conftest import WAITS
 
 MODES = pytest.mark.parametrize("deferrable", [True, False], ids=["deferred", "on the worker"])
@@ -472,6 +473,107 @@ def test_items_that_searches_miss_are_asked_for_before_they_are_gone(
     monkeypatch.setattr("airflow_qarnot_pool.operators.tasks._MAX_LOOKUPS", 1)
     monkeypatch.setattr(QarnotRunTasksOperator, "_all_snapshots", lambda self, identity, fingerprints: [])
     assert resume(make, deferred, context)["succeeded"] == 2
+
+
+# --- refusals
+
+
+def waits_on_worker(pool: str, command: str) -> dict[str, tuple[Any, dict[str, str]]]:
+    """The waits, and what each of their polls requests."""
+    there = {"qarnot_pool": pool, "deferrable": False}
+    return {
+        "one": (partial(task, command=command, **there), {"method": "GET", "path": "^/tasks/[^/]+$"}),
+        "many": (partial(tasks, commands=[command], **there), {"method": "POST", "path": "^/tasks/search$"}),
+        "pool": (partial(create, deferrable=False), {"method": "GET", "path": "^/pools/[^/]+$"}),
+    }
+
+
+@pytest.mark.parametrize("status", [403, 401, 302])
+@pytest.mark.parametrize("kind", ["one", "many", "pool"])
+def test_a_stray_refusal_ends_no_wait_on_the_worker(
+    qarnot: LocalQarnot, pool: str, kind: str, status: int, run_id: str
+) -> None:
+    make, poll = waits_on_worker(pool, "sleep 0.2")[kind]
+    operator = make(max_in_flight=1) if kind == "many" else make()
+    qarnot.faults([{"kind": "status", "status": status, "times": 1, **poll}])
+    result = operator.execute(context_of(operator, FakeTI(run_id=run_id, task_id=operator.task_id)))
+    assert [one["status"] for one in qarnot.requests() if "fault" in one] == [status]
+    assert kind == "pool" or result.get("state") == "Success" or result["succeeded"] == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "error"),
+    [
+        ("one", 403, QarnotRefusedError),
+        ("one", 401, QarnotCredentialsError),
+        ("many", 401, QarnotCredentialsError),
+        ("pool", 403, QarnotRefusedError),
+    ],
+)
+def test_a_refusal_that_lasts_ends_the_wait_on_the_worker_and_the_work(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, kind: str, status: int, error: type, run_id: str
+) -> None:
+    make, poll = waits_on_worker(pool, "sleep 60")[kind]
+    operator = make(max_in_flight=1) if kind == "many" else make()
+    qarnot.faults([{"kind": "status", "status": status, **poll}])
+    ti = FakeTI(run_id=run_id, task_id=operator.task_id)
+    with pytest.raises(error):
+        operator.execute(context_of(operator, ti))
+    assert sum("fault" in one for one in qarnot.requests()) > 1
+    qarnot.faults([])
+    if kind == "one":
+        assert client.tasks.get(ti.xcoms["qarnot_task"]).state in ("PendingCancel", "Cancelled")
+    if kind == "pool":
+        assert client.pools.get(ti.xcoms["qarnot_pool"]).state in ("Closing", "Closed")
+
+
+@pytest.mark.parametrize(("kind", "method"), [("one", "_wait_here"), ("many", "_wait_for_some")])
+def test_a_token_that_is_replaced_during_a_wait_on_the_worker_is_read_again(
+    qarnot: LocalQarnot, pool: str, kind: str, method: str, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, _ = waits_on_worker(pool, "true")[kind]
+    waiting: list[Any] = []
+    wait = getattr(make.func, method)
+
+    def with_old_token(self: Any, *args: Any) -> Any:
+        waiting.append(self)
+        old = replace(self.hook.settings, token="expired")
+        self.hook.settings, self.hook.client, self._work.settings = old, old.client(), old
+        return wait(self, *args)
+
+    monkeypatch.setattr(make.func, method, with_old_token)
+    result = run(make, FakeTI(run_id=run_id))
+    assert result.get("state") == "Success" or result["succeeded"] == 1
+    assert any(one["status"] == 401 for one in qarnot.requests())
+    assert waiting[0]._work.settings.token == qarnot.token  # for a kill
+
+
+@pytest.mark.parametrize("deferrable", [True, False])
+@pytest.mark.parametrize("status", [403, 401])
+def test_a_stray_refusal_ends_no_sensor(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, status: int, deferrable: bool
+) -> None:
+    uuid = client.tasks.create(TaskSpec(name="x", pool=pool, command="true"))
+    qarnot.faults(
+        [{"kind": "status", "status": status, "method": "GET", "path": "^/tasks/[^/]+$", "times": 1}]
+    )
+    make = partial(QarnotTaskSensor, task_id="sense", qarnot_task=uuid, poke_interval=0.1)
+    run(partial(make, deferrable=deferrable))
+
+
+@pytest.mark.parametrize("kind", ["one", "many"])
+def test_a_stray_refusal_costs_no_result(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, kind: str, run_id: str
+) -> None:
+    """The one that is met when a deferred wait has ended."""
+    make = partial(waits_on_worker(pool, "true")[kind][0], deferrable=True)
+    deferred, context = defer(make, FakeTI(run_id=run_id))
+    eventually(lambda: succeeded(client, run_id))
+    event = fire(deferred)
+    qarnot.faults([{"kind": "status", "status": 403, "path": "^/tasks/([^/]+|search)$", "times": 1}])
+    operator = make()
+    result = operator.execute_complete({**context, "task": operator}, event)
+    assert result.get("state") == "Success" or result["succeeded"] == 1
 
 
 # --- pools

@@ -217,12 +217,12 @@ def test_a_wait_for_what_runs_does_not_mind_that_the_pool_takes_no_more() -> Non
 
     pools = Pools()
     for state in ("FullyExecuting", "UploadingResults", "PendingCancel", "Success"):
-        assert polling.PoolsOfTasks(pools, ("p",), 1.0).why_stranded((state,)) is None
+        assert polling.PoolsOfTasks(pools.get, ("p",), 1.0).why_stranded((state,)) is None
     assert not polled
-    assert polling.PoolsOfTasks(pools, ("p",), 1.0).why_stranded(("Submitted",)) == "its pool p is Closed"
+    assert polling.PoolsOfTasks(pools.get, ("p",), 1.0).why_stranded(("Submitted",)) == "its pool p is Closed"
     pools.state = "FullyExecuting"
-    assert polling.PoolsOfTasks(pools, ("p",), 1.0).why_stranded(("Submitted",)) is None
-    assert polling.PoolsOfTasks(pools, (), 1.0).why_stranded(("Submitted",)) is None
+    assert polling.PoolsOfTasks(pools.get, ("p",), 1.0).why_stranded(("Submitted",)) is None
+    assert polling.PoolsOfTasks(pools.get, (), 1.0).why_stranded(("Submitted",)) is None
 
 
 def test_a_deferred_wait_whose_qarnot_task_ran_after_all_goes_on(

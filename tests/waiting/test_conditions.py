@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from airflow_qarnot_pool.api.errors import (
+    QarnotCredentialsError,
     QarnotInvalidSpecError,
     QarnotNotFoundError,
+    QarnotRefusedError,
     QarnotUnknownStateError,
 )
 from airflow_qarnot_pool.api.models import Pool, Task
@@ -219,6 +221,9 @@ def test_only_the_service_itself_says_for_long_enough_that_something_is_gone() -
     assert not absence.is_certain(own, now=5.0)
     assert not absence.is_certain(proxys, now=100.0)
     assert absence.is_certain(own, now=101.0)
+    # One refusal or rejected token after the other does not make a deletion.
+    for now, error in enumerate([QarnotRefusedError(), QarnotCredentialsError(), own], start=200):
+        assert not absence.is_certain(error, now=2.5 * now)
     rare = Absence(interval=3600.0)
     assert not rare.is_certain(own, now=0.0)
     assert rare.is_certain(own, now=3600.0)

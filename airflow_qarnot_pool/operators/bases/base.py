@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self
 from airflow.sdk import BaseOperator
 
 from airflow_qarnot_pool import exceptions
-from airflow_qarnot_pool.api.errors import QarnotDeletedError, QarnotError, QarnotQuotaError
+from airflow_qarnot_pool.api.errors import (
+    QarnotCredentialsError,
+    QarnotDeletedError,
+    QarnotError,
+    QarnotQuotaError,
+)
 from airflow_qarnot_pool.api.limits import parse_stored_time
 from airflow_qarnot_pool.exceptions import QarnotKilledError, QarnotWaitTimeoutError
 from airflow_qarnot_pool.hooks.qarnot import QarnotHook, check_conn_id
@@ -187,6 +192,22 @@ class QarnotOperator(BaseOperator, metaclass=CheckedOperatorMeta):
     @property
     def _resource(self) -> Any:
         return self.client.pools if self.kind == "pool" else self.client.tasks
+
+    def _get(self, kind: Kind, uuid: str) -> Any:
+        """Request a remote object."""
+        with self._reconnecting():
+            return (self.client.pools if kind == "pool" else self.client.tasks).get(uuid)
+
+    @contextmanager
+    def _reconnecting(self) -> Iterator[None]:
+        """Read the connection again after a 401. Its token may have been replaced, and the next poll uses it."""
+        try:
+            yield
+        except QarnotCredentialsError:
+            self.hook.reconnect()
+            if self._work is not None:
+                self._work.settings = self.hook.settings
+            raise
 
     def _show_link(self, context: Context, kind: Kind, uuid: str) -> None:
         """Store the console link now. Airflow itself stores links only when a slice of the task ends."""
@@ -448,18 +469,17 @@ class QarnotOperator(BaseOperator, metaclass=CheckedOperatorMeta):
         forecast: Forecast | None,
     ) -> WaitResult | None:
         """Wait on this worker until the wait ends, or until a kill."""
-        interval = self._poll_interval
         try:
             return wait_on_worker(
-                self._resource,
+                partial(self._get, self.kind),
                 uuid,
                 condition,
-                interval,
+                self._poll_interval,
                 deadline,
                 killed,
                 self._still_waiting,
                 self._costs.over_limit,
-                PoolsOfTasks(self.client.pools, self._pools_of_tasks, steady_interval(interval)).why_stranded,
+                self._polled_pools().why_stranded,
                 forecast,
             )
         except QarnotError:
@@ -480,7 +500,7 @@ class QarnotOperator(BaseOperator, metaclass=CheckedOperatorMeta):
         limited = self.client.limited(retries=0, timeout=5.0, deadline=5.0)
         try:
             return wait_on_worker(
-                limited.pools if self.kind == "pool" else limited.tasks,
+                (limited.pools if self.kind == "pool" else limited.tasks).get,
                 uuid,
                 condition,
                 self._poll_interval,
@@ -499,6 +519,11 @@ class QarnotOperator(BaseOperator, metaclass=CheckedOperatorMeta):
         except QarnotError as error:
             self.log.info("Deferring, because %s could not be polled: %s", uuid, error)
             return None
+
+    def _polled_pools(self) -> PoolsOfTasks:
+        """Return the poll of the pools of the awaited Qarnot tasks."""
+        interval = steady_interval(self._poll_interval)
+        return PoolsOfTasks(partial(self._get, "pool"), self._pools_of_tasks, interval)
 
     def _worker_seconds(self, context: Context) -> float:
         """Return how long a wait for a newly created object may stay on this worker before it defers."""
