@@ -66,13 +66,14 @@ from airflow_qarnot_pool.waiting.conditions import (
     WaitResult,
     is_queued,
 )
-from airflow_qarnot_pool.waiting.intervals import may_keep_worker, poll_delay, steady_interval
+from airflow_qarnot_pool.waiting.intervals import Pace, may_keep_worker, steady_interval
 from airflow_qarnot_pool.waiting.polling import (
     PoolsOfTasks,
     at_most_every,
     confirmed,
     ends_wait,
     get_confirmed,
+    wait_for_next_poll,
 )
 
 if TYPE_CHECKING:
@@ -800,18 +801,14 @@ class QarnotRunTasksOperator(TaskOperator):
                 return
             condition = {"expected": total, "low_water": low_water}
             self._defer(self._running.identity.lineage, condition, deadline, self._carry(slice_, deadline))
-        interval, shortest = self._poll_interval, min_poll_interval()
-        steady = steady_interval(interval)
+        killed, interval = self._running.killed, self._poll_interval
         pools, absence = self._polled_pools(), Absence(interval)
-        over_limit = at_most_every(steady, self._costs.over_limit)
-        changed = polled = time.monotonic()
-        pending, took = len(progress.pending), 0.0
+        over_limit = at_most_every(steady_interval(interval), self._costs.over_limit)
+        pace = Pace(time.monotonic(), interval, min_poll_interval())
+        pending = len(progress.pending)
         while True:
-            # The lookup has just shown all of them. A large fan-out makes a poll expensive, so it is polled less often.
-            pause = max(poll_delay(polled - changed, shortest, interval), took)
-            if deadline is not None:
-                pause = min(pause, max(0.0, (deadline - datetime.now(deadline.tzinfo)).total_seconds()))
-            if self._running.killed.wait(pause):
+            wait_for_next_poll(pace, killed, deadline)  # the lookup has just shown all of them
+            if killed.is_set():
                 self._raise_unless_done(progress)
                 return
             polled = time.monotonic()
@@ -823,7 +820,9 @@ class QarnotRunTasksOperator(TaskOperator):
                     if self._is_wait_met(low_water, progress, pools):
                         return
                 absence.record_found()
+                pace.backoff.record_response()
             except QarnotError as error:
+                pace.backoff.record_failure(error)
                 # A search that is refused says nothing about the Qarnot tasks, as in the triggerer.
                 is_permanent = isinstance(error, (QarnotCredentialsError, QarnotUnknownStateError))
                 if ends_wait(error, absence) and is_permanent:
@@ -832,9 +831,10 @@ class QarnotRunTasksOperator(TaskOperator):
                 late = f"{len(progress.pending)} of {total} Qarnot tasks did not end in time"
                 self._stop_waiting(EndReason.TIMEOUT, late, progress)
                 return
-            took = time.monotonic() - polled
             if len(progress.pending) != pending:
-                changed, pending = polled, len(progress.pending)
+                pace.record_change(polled)
+                pending = len(progress.pending)
+            pace.poll_seconds = time.monotonic() - polled
 
     def _ends_soon(
         self, low_water: int, deadline: datetime | None, progress: FanOutProgress, defer_after: float
@@ -846,12 +846,15 @@ class QarnotRunTasksOperator(TaskOperator):
         from airflow_qarnot_pool.triggers.tasks import poll_lineage, record_end
 
         tasks = self.client.limited(retries=0, timeout=5.0, deadline=5.0).tasks
-        interval, shortest = self._poll_interval, min_poll_interval()
+        killed = self._running.killed
         if deadline is not None:
             defer_after = min(defer_after, (deadline - datetime.now(deadline.tzinfo)).total_seconds())
         started, state = time.monotonic(), str(TaskState.SUBMITTED)
+        pace = Pace(started, self._poll_interval, min_poll_interval(), limit=defer_after)
         while may_keep_worker(self.kind, state, time.monotonic() - started, defer_after):
-            if self._running.killed.wait(poll_delay(time.monotonic() - started, shortest, interval)):
+            if not wait_for_next_poll(pace, killed, deadline):
+                return False
+            if killed.is_set():
                 self._raise_unless_done(progress)
                 return True
             try:

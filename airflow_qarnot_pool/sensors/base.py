@@ -49,7 +49,7 @@ from airflow_qarnot_pool.waiting.conditions import (
     result_if_met,
     stranded_result,
 )
-from airflow_qarnot_pool.waiting.intervals import steady_interval
+from airflow_qarnot_pool.waiting.intervals import Backoff, steady_interval
 from airflow_qarnot_pool.waiting.polling import (
     PoolsOfTasks,
     get_confirmed,
@@ -187,7 +187,7 @@ class QarnotSensor(BaseSensorOperator, metaclass=CheckedOperatorMeta):
 
     def _first_poll(self) -> Any:
         """Poll, through an outage unless the uuid is known. The trigger then waits until the outage ends."""
-        started = time.monotonic()
+        started, backoff = time.monotonic(), Backoff()
         while True:
             try:
                 return self._poll()
@@ -197,13 +197,15 @@ class QarnotSensor(BaseSensorOperator, metaclass=CheckedOperatorMeta):
                 if not is_transient(error):
                     raise
                 self.log.warning("Could not poll %s, polling again: %s", self._ref, error)
+                backoff.record_failure(error)
                 if time.monotonic() - started >= self.timeout:
                     noun = CAPITALIZED_NOUNS[self.kind]
                     message = f"{noun} {self._ref} could not be polled in {self.timeout:.0f} s: {error}"
                     self._conclude(WaitResult(ending=EndReason.TIMEOUT, uuid=self._ref, message=message))
             if is_uuid(self._ref):
                 self._defer(self._ref)
-            time.sleep(steady_interval(self.hook.settings.poll_interval))
+            pause = backoff.delay(steady_interval(self.hook.settings.poll_interval))
+            time.sleep(max(0.0, min(pause, started + self.timeout - time.monotonic())))
 
     def _defer(self, uuid: str, pool: str | None = None) -> NoReturn:
         limit = timedelta(seconds=self.timeout)

@@ -25,6 +25,7 @@ from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
 from airflow_qarnot_pool.ownership.xcoms import OUTPUT_KEY, position_key
 from airflow_qarnot_pool.triggers.airflow_requests import finished, read_settings
 from airflow_qarnot_pool.triggers.base import own_xcom, store_xcom
+from airflow_qarnot_pool.waiting.intervals import Backoff
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.client import QarnotClient
@@ -121,7 +122,7 @@ class LogFollower:
 
     async def follow(self) -> None:
         """Follow the output until cancelled."""
-        clock = asyncio.get_running_loop().time
+        clock, backoff = asyncio.get_running_loop().time, Backoff()
         try:
             await self._acquire_lease()  # before there is output, because Airflow may take some time
         except _CheckpointNotStored as error:
@@ -132,6 +133,7 @@ class LogFollower:
             try:
                 await self._acquire_lease()
                 reading = await self._write_new_lines()
+                backoff.record_response()
             except QarnotNotFoundError:
                 pass  # deleted, or not visible yet; the trigger that polls its state handles that
             except _LeaseLost:
@@ -139,6 +141,7 @@ class LogFollower:
             except _CheckpointNotStored as error:
                 self._warn_once(error, CHECKPOINT_FAILED)
             except Exception as error:
+                backoff.record_failure(error)
                 self._client = None  # the token may have been replaced
                 self._warn_once(error, "The output could not be fetched, and is tried again: %s")
             if len({instance for _, instance in self.position.cursor.places}) > MAX_INSTANCES:
@@ -148,6 +151,7 @@ class LogFollower:
                 )
                 return
             pause = pause_after(self._interval, clock() - started, reading)
+            pause = backoff.delay(pause, shortest=pause)
             await asyncio.sleep(pause * random.uniform(0.95, 1.05))
 
     async def stop(self, following: asyncio.Task[None]) -> None:

@@ -449,7 +449,8 @@ class Poller:
     def _pause_after(self, error: Exception) -> float:
         """Return the seconds to wait after a failed round, and fail the subscribers if the error is permanent."""
         self._failures += 1
-        pause = backoff_delay(self._delay(), self._failures, requested_pause(error))
+        shortest = min(self._shortest, self._interval())
+        pause = backoff_delay(self._delay(), self._failures, requested_pause(error), shortest)
         pause *= random.uniform(1.0, 1.2)  # never shorter, because the service may have asked for it
         if isinstance(error, (QarnotCredentialsError, QarnotInvalidSpecError)):
             self._refused += 1

@@ -21,6 +21,7 @@ from airflow_qarnot_pool.triggers.age import TriggerAge
 from airflow_qarnot_pool.triggers.airflow_requests import AIRFLOW_TIMEOUT, in_thread, read_settings
 from airflow_qarnot_pool.triggers.pool import QarnotPoolTrigger
 from airflow_qarnot_pool.waiting.conditions import EndReason, Kind, WaitResult
+from airflow_qarnot_pool.waiting.intervals import Backoff
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.models import Account
@@ -135,17 +136,33 @@ class _QuotaWaiters:
         self.waiters = 0
         self._polled_at = -math.inf
         self._poll: asyncio.Task[tuple[Account, int | None]] | None = None
+        self._backoff = Backoff()
 
     async def poll(self, conn_id: str, kind: Kind, interval: float) -> tuple[Account, int | None]:
         """Return the account and its number of free places, from a poll that began a moment ago.
 
+        The error of a failed poll serves for longer, so all tasks back off together.
+
         :raises QarnotError: the poll failed.
         """
         age = time.monotonic() - self._polled_at
-        if self._poll is None or (self._poll.done() and age >= max(_MIN_POLL_INTERVAL, interval / 2)):
+        serves_for = self._backoff.delay(max(_MIN_POLL_INTERVAL, interval / 2))
+        if self._poll is None or (self._poll.done() and age >= serves_for):
             self._polled_at = time.monotonic()
             self._poll = asyncio.create_task(_request_places(conn_id, kind))
+            self._poll.add_done_callback(self._record)
         return await asyncio.shield(self._poll)
+
+    def _record(self, poll: asyncio.Task[tuple[Account, int | None]]) -> None:
+        if poll.cancelled():
+            return
+        error = poll.exception()
+        if isinstance(error, Exception):
+            # Retry-After counts from the response.
+            self._polled_at = time.monotonic()
+            self._backoff.record_failure(error)
+        else:
+            self._backoff.record_response()
 
     def stop(self) -> None:
         """Cancel the poll, for which no task waits any more."""

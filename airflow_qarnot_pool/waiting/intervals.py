@@ -8,7 +8,7 @@ bear a later response. So the interval is a share of the age, between two bounds
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from airflow_qarnot_pool.waiting.conditions import Kind, is_queued
 
@@ -48,9 +48,72 @@ class Forecast:
         """Return whether the object may end before the wait defers."""
         return (self.expected or 0.0) < self.defer_after
 
-    def remaining(self, waited: float) -> float | None:
-        """Return the seconds until a poll should show the end, for a wait that has lasted *waited* seconds."""
-        return None if self.expected is None else self.expected + END_MARGIN - waited
+
+@dataclass
+class Backoff:
+    """The failures in a row of the polls of a wait, which make the pauses longer."""
+
+    failures: int = 0
+    #: Seconds for which the service asks to wait.
+    requested: float = 0.0
+
+    def record_failure(self, error: Exception) -> None:
+        """Record a poll that has failed."""
+        self.failures, self.requested = self.failures + 1, requested_pause(error)
+
+    def record_response(self) -> None:
+        """Record a poll that has succeeded."""
+        self.failures, self.requested = 0, 0.0
+
+    def delay(self, delay: float, shortest: float = 0.0) -> float:
+        """Return the seconds until the next poll, which are *delay* without a failure, and *shortest* at least."""
+        return backoff_delay(delay, self.failures, self.requested, shortest) if self.failures else delay
+
+
+@dataclass
+class Pace:
+    """Decides every pause of a wait on a worker. Times are those of one monotonic clock.
+
+    :param started: when the wait began. Its object was submitted or adopted then.
+    :param longest: upper bound of the interval.
+    :param shortest: lower bound. It is ignored if it exceeds *longest*.
+    :param expected: seconds from the start after which the object probably ends. None if that is not known.
+    :param limit: maximum seconds of the wait on the worker. None to wait there until the end.
+    """
+
+    started: float
+    longest: float
+    shortest: float
+    expected: float | None = None
+    limit: float | None = None
+    backoff: Backoff = field(default_factory=Backoff)
+    #: Seconds that the last poll took. An expensive one is followed by a pause of the same length.
+    poll_seconds: float = 0.0
+    _changed: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._changed = self.started
+        self.shortest = min(self.shortest, self.longest)
+
+    def record_change(self, now: float) -> None:
+        """Record that a poll has shown a change."""
+        self._changed = now
+
+    def pause(self, now: float, left: float = math.inf) -> float | None:
+        """Return the seconds until the next poll. None if the wait leaves its worker before that.
+
+        :param left: seconds until the deadline of the wait.
+        """
+        waited = now - self.started
+        remaining = None if self.expected is None else self.expected + END_MARGIN - waited
+        delay = poll_delay(now - self._changed, self.shortest, self.longest, remaining)
+        delay = max(self.backoff.delay(delay, self.shortest), self.poll_seconds)
+        delay = max(0.0, min(delay, left))
+        if self.limit is None:
+            return delay
+        # The last poll comes when the limit is reached, unless that is too soon for a poll.
+        stays = self.limit - waited
+        return None if stays < min(self.shortest, delay) else min(delay, stays)
 
 
 def poll_delay(age: float, shortest: float, longest: float, remaining: float | None = None) -> float:
@@ -79,14 +142,15 @@ def requested_pause(error: Exception) -> float:
     return min(retry_after or 0.0, MAX_RETRY_AFTER)
 
 
-def backoff_delay(delay: float, failures: int, requested: float = 0.0) -> float:
+def backoff_delay(delay: float, failures: int, requested: float = 0.0, shortest: float = 0.0) -> float:
     """Return the seconds until the next poll after *failures* in a row.
 
     :param delay: seconds until the next poll without a failure.
     :param requested: seconds for which the service asks to wait.
+    :param shortest: lower bound.
     """
     pause: float = min(MAX_BACKOFF, steady_interval(delay) * 2 ** min(failures, 10))
-    return max(pause, requested)
+    return max(pause, requested, shortest)
 
 
 def may_keep_worker(

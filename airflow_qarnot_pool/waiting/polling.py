@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import time
 from collections.abc import Callable, Iterable
@@ -36,7 +37,14 @@ from airflow_qarnot_pool.waiting.conditions import (
     stranded_result,
     timeout_message,
 )
-from airflow_qarnot_pool.waiting.intervals import Forecast, poll_delay, steady_interval
+from airflow_qarnot_pool.waiting.intervals import (
+    Backoff,
+    Forecast,
+    Pace,
+    may_keep_worker,
+    requested_pause,
+    steady_interval,
+)
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -139,7 +147,7 @@ def wait_on_worker(
     over_limit: Callable[[], str | None] = lambda: None,
     why_stranded: Callable[[Iterable[str]], str | None] = lambda states: None,
     forecast: Forecast | None = None,
-    may_stay: Callable[[str | None, float], bool] = lambda state, waited: True,
+    limit: float | None = None,
 ) -> WaitResult | None:
     """Wait in this process, and return None if *killed* is set first.
 
@@ -150,33 +158,28 @@ def wait_on_worker(
     :param get: function that requests the object.
     :param forecast: given for an object that was just created. It is not polled at once, and rarely before its
         expected end.
-    :param may_stay: function that is called after each poll with the state, None if the poll failed, and the seconds
-        since the start. If it returns False, this returns None, and the wait can continue in the triggerer.
+    :param limit: maximum seconds in this process, if the wait can continue in the triggerer. It leaves earlier if the
+        object stays queued or a poll fails. The result is None then.
     """
     steady = steady_interval(interval)
     still_waiting, over_limit = at_most_every(steady, still_waiting), at_most_every(steady, over_limit)
-    shortest = min_poll_interval()
     history: list[str] = []
     absence = Absence(interval)
-    started = changed = time.monotonic()
-
-    def pause() -> None:
-        now = time.monotonic()
-        expected = forecast.remaining(now - started) if forecast else None
-        delay = poll_delay(now - changed, shortest, interval, expected)
-        killed.wait(delay if deadline is None else min(delay, max(0.0, _seconds_until(deadline))))
-
-    if forecast is not None:
-        pause()
+    expected = forecast.expected if forecast else None
+    started = time.monotonic()
+    pace = Pace(started, interval, min_poll_interval(), expected, limit)
+    if forecast is not None and not wait_for_next_poll(pace, killed, deadline):
+        return None
     while not killed.is_set():
-        remote = _poll(get, uuid, condition, absence, history)
+        remote = _poll(get, uuid, condition, absence, history, pace.backoff)
         if isinstance(remote, WaitResult):
             return remote
-        if not may_stay(remote and remote.state, time.monotonic() - started):
+        state, waited = remote and remote.state, time.monotonic() - started
+        if limit is not None and not may_keep_worker(condition.kind, state, waited, limit, expected):
             return None
         if remote is not None:
             if history[-1:] != [remote.state]:
-                changed = time.monotonic()
+                pace.record_change(time.monotonic())
                 history.append(remote.state)
             still_waiting(uuid)
             if why := why_stranded((remote.state,)):
@@ -191,8 +194,21 @@ def wait_on_worker(
                 state=next(reversed(history), None),
                 message=timeout_message(condition.kind, uuid, history, condition),
             )
-        pause()
+        if not wait_for_next_poll(pace, killed, deadline):
+            return None
     return None
+
+
+def wait_for_next_poll(pace: Pace, killed: KillFlag, deadline: datetime | None) -> bool:
+    """Wait until the next poll is due, *deadline* has come or *killed* is set.
+
+    Return False, without a wait, if the wait leaves its worker before the next poll.
+    """
+    left = math.inf if deadline is None else _seconds_until(deadline)
+    pause = pace.pause(time.monotonic(), left)
+    if pause is not None:
+        killed.wait(pause)
+    return pause is not None
 
 
 def _seconds_until(deadline: datetime) -> float:
@@ -200,18 +216,25 @@ def _seconds_until(deadline: datetime) -> float:
 
 
 def _poll(
-    get: Callable[[str], Any], uuid: str, condition: Condition, absence: Absence, history: list[str]
+    get: Callable[[str], Any],
+    uuid: str,
+    condition: Condition,
+    absence: Absence,
+    history: list[str],
+    backoff: Backoff,
 ) -> Any:
     """Return the result of the wait if it ends, else the object, or None if the poll says nothing about it."""
     try:
         remote = get(uuid)
     except QarnotError as error:
+        backoff.record_failure(error)
         if ends_wait(error, absence):
             if not isinstance(error, QarnotNotFoundError):
                 raise
             return _absence_result(condition, uuid, error)
         return None
     absence.record_found()
+    backoff.record_response()
     result = result_if_met(condition, remote, history)
     return remote if result is None else replace(result, remote=remote)
 
@@ -241,6 +264,7 @@ def at_most_every(seconds: float, call: Callable[..., T]) -> Callable[..., T | N
         try:
             result = call(*args)
         except QarnotError as error:
+            due = time.monotonic() + max(seconds, requested_pause(error))
             if ends_wait(error, absence) and not isinstance(error, QarnotNotFoundError):
                 raise
             return None

@@ -34,7 +34,7 @@ from airflow_qarnot_pool.sensors.task import QarnotTaskSensor
 from airflow_qarnot_pool.triggers.poller import Poller
 from airflow_qarnot_pool.version_compat import TaskDeferralError, TaskDeferralTimeout
 from airflow_qarnot_pool.waiting.conditions import EndReason, WaitResult
-from airflow_qarnot_pool.waiting.polling import wait_on_worker
+from airflow_qarnot_pool.waiting.polling import KillFlag, wait_on_worker
 from tests.crash.children import eventually
 from tests.harness import FakeTI, again, airflow_says, context_of, defer, fire, kill, resume, run
 from tests.operators.conftest import WAITS
@@ -491,14 +491,17 @@ def waits_on_worker(pool: str, command: str) -> dict[str, tuple[Any, dict[str, s
 @pytest.mark.parametrize("status", [403, 401, 302])
 @pytest.mark.parametrize("kind", ["one", "many", "pool"])
 def test_a_stray_refusal_ends_no_wait_on_the_worker(
-    qarnot: LocalQarnot, pool: str, kind: str, status: int, run_id: str
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, kind: str, status: int, run_id: str
 ) -> None:
     make, poll = waits_on_worker(pool, "sleep 0.2")[kind]
-    operator = make(max_in_flight=1) if kind == "many" else make()
+    operator = make()
     qarnot.faults([{"kind": "status", "status": status, "times": 1, **poll}])
     result = operator.execute(context_of(operator, FakeTI(run_id=run_id, task_id=operator.task_id)))
     assert [one["status"] for one in qarnot.requests() if "fault" in one] == [status]
-    assert kind == "pool" or result.get("state") == "Success" or result["succeeded"] == 1
+    if kind == "pool":
+        client.pools.delete(result)
+    else:
+        assert result.get("state") == "Success" or result["succeeded"] == 1
 
 
 @pytest.mark.parametrize(
@@ -511,10 +514,16 @@ def test_a_stray_refusal_ends_no_wait_on_the_worker(
     ],
 )
 def test_a_refusal_that_lasts_ends_the_wait_on_the_worker_and_the_work(
-    qarnot: LocalQarnot, client: QarnotClient, pool: str, kind: str, status: int, error: type, run_id: str
+    qarnot: LocalQarnot,
+    client: QarnotClient,
+    pool: str,
+    kind: str,
+    status: int,
+    error: type[Exception],
+    run_id: str,
 ) -> None:
     make, poll = waits_on_worker(pool, "sleep 60")[kind]
-    operator = make(max_in_flight=1) if kind == "many" else make()
+    operator = make()
     qarnot.faults([{"kind": "status", "status": status, **poll}])
     ti = FakeTI(run_id=run_id, task_id=operator.task_id)
     with pytest.raises(error):
@@ -546,6 +555,26 @@ def test_a_token_that_is_replaced_during_a_wait_on_the_worker_is_read_again(
     assert result.get("state") == "Success" or result["succeeded"] == 1
     assert any(one["status"] == 401 for one in qarnot.requests())
     assert waiting[0]._work.settings.token == qarnot.token  # for a kill
+
+
+@pytest.mark.parametrize("kind", ["one", "many"])
+def test_a_wait_on_the_worker_heeds_retry_after(
+    qarnot: LocalQarnot, pool: str, kind: str, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, poll = waits_on_worker(pool, "true")[kind]
+    operator = make()
+    qarnot.faults([{"kind": "status", "status": 429, "retry_after": 300, "times": 1, **poll}])
+    pauses: list[float] = []
+    wait = KillFlag.wait
+
+    def short_wait(self: KillFlag, seconds: float) -> bool:
+        pauses.append(seconds)
+        return wait(self, min(seconds, 0.1))
+
+    monkeypatch.setattr(KillFlag, "wait", short_wait)
+    result = operator.execute(context_of(operator, FakeTI(run_id=run_id)))
+    assert result.get("state") == "Success" or result["succeeded"] == 1
+    assert max(pauses) == 300.0
 
 
 @pytest.mark.parametrize("deferrable", [True, False])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -120,6 +121,19 @@ def test_an_outage_ends_no_wait(
     )
     qarnot.faults([{"path": "^/tasks", "times": 9, "kind": kind, "status": 503}])
     run(sensor)
+    client.tasks.delete(uuid)
+
+
+def test_the_first_poll_heeds_retry_after(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uuid = client.tasks.create(TaskSpec(name="x", shortname="asked-to-wait", pool=pool, command="true"))
+    qarnot.faults([{"path": "^/tasks", "times": 1, "kind": "status", "status": 429, "retry_after": 300}])
+    pauses: list[float] = []
+    clock = SimpleNamespace(sleep=pauses.append, monotonic=lambda: 0.0)
+    monkeypatch.setattr("airflow_qarnot_pool.sensors.base.time", clock)
+    run(partial(task_sensor, qarnot_task="asked-to-wait"))
+    assert pauses == [300.0]
     client.tasks.delete(uuid)
 
 

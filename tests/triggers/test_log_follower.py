@@ -16,11 +16,13 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import structlog
 
+from airflow_qarnot_pool.api.errors import QarnotUnavailableError
 from airflow_qarnot_pool.logs.channel import bytes_unread, wait_until_flushed
 from airflow_qarnot_pool.logs.cursor import CursorPosition, LogCursor
 from airflow_qarnot_pool.logs.writer import acquire_lease, write_new_output
@@ -102,6 +104,38 @@ def test_more_instances_than_an_xcom_should_hold_are_followed_no_further(
 )
 def test_the_pause_after_a_look(look: float, reading: float, pause: float) -> None:
     assert log_follower.pause_after(5.0, look, reading) == pause
+
+
+def test_a_follower_heeds_retry_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+
+    class Jitter:
+        """Notes the pause, and makes it none."""
+
+        def __rmul__(self, pause: float) -> float:
+            pauses.append(pause)
+            return 0.0
+
+    responses = [QarnotUnavailableError(status=429, retry_after=300.0), QarnotUnavailableError(status=503)]
+
+    def read(client: Any, cursor: LogCursor) -> tuple[LogCursor, list[str]]:
+        if responses:
+            raise responses.pop(0)
+        return cursor, []
+
+    monkeypatch.setattr(log_follower, "_read", read)
+    monkeypatch.setattr(log_follower, "random", SimpleNamespace(uniform=lambda *_: Jitter()))
+
+    async def case() -> None:
+        following = asyncio.create_task(follower().follow())
+        while len(pauses) < 3:
+            await asyncio.sleep(0)
+        following.cancel()
+        await asyncio.wait([following])
+
+    asyncio.run(case())
+    assert pauses[0] == 300.0
+    assert max(pauses[1:3]) < 300.0
 
 
 # --- whenever it ends

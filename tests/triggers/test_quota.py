@@ -103,6 +103,28 @@ def test_a_response_serves_for_half_an_interval(account: Account) -> None:
     asyncio.run(case())
 
 
+def test_all_tasks_wait_for_as_long_as_the_service_asks(account: Account) -> None:
+    async def case() -> None:
+        waiting = quota._QuotaWaiters()
+        first = await polling(waiting, 2)
+        account.now = 20.0
+        await account.answer(QarnotUnavailableError(status=429, retry_after=300.0))
+        account.now = 319.0
+        later = await polling(waiting, 2)
+        assert {type(task.exception()) for task in first + later} == {QarnotUnavailableError}
+        assert len(account.polls) == 1
+        account.now = 320.0
+        last = await polling(waiting, 1)
+        assert len(account.polls) == 2
+        await account.answer(1)
+        assert places_of(last) == [1]
+        account.now += INTERVAL / 2
+        await polling(waiting, 1)
+        assert len(account.polls) == 3
+
+    asyncio.run(case())
+
+
 def test_a_cancelled_task_leaves_the_poll_to_the_others(account: Account) -> None:
     async def case() -> None:
         first, second = await polling(quota._QuotaWaiters(), 2)

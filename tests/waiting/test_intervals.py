@@ -14,6 +14,7 @@ from airflow_qarnot_pool.waiting.intervals import (
     MAX_RETRY_AFTER,
     MAX_SIBLINGS_ON_WORKERS,
     Forecast,
+    Pace,
     backoff_delay,
     has_few_siblings,
     may_keep_worker,
@@ -133,6 +134,26 @@ def test_failures_slow_the_polls_down_and_retry_after_counts(
 ) -> None:
     requested = requested_pause(QarnotUnavailableError(retry_after=retry_after))
     assert backoff_delay(delay, failures, requested) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("left", "poll_seconds", "limit", "pause"),
+    [
+        pytest.param(float("inf"), 0.0, None, 1.0, id="nothing else"),
+        pytest.param(0.4, 0.0, None, 0.4, id="the deadline comes first"),
+        pytest.param(-3.0, 0.0, None, 0.0, id="the deadline has passed"),
+        pytest.param(float("inf"), 8.0, None, 8.0, id="an expensive poll"),
+        pytest.param(float("inf"), 0.0, 50.9, 0.9, id="the limit comes first"),
+        pytest.param(float("inf"), 0.0, 50.5, None, id="too little time for a poll"),
+        pytest.param(0.4, 0.0, 50.5, 0.4, id="the deadline comes before the limit"),
+        pytest.param(float("inf"), 0.0, 40.0, None, id="the limit has passed"),
+    ],
+)
+def test_the_next_pause_of_a_wait_on_a_worker(
+    left: float, poll_seconds: float, limit: float | None, pause: float | None
+) -> None:
+    pace = Pace(started=100.0, longest=15.0, shortest=0.75, limit=limit, poll_seconds=poll_seconds)
+    assert pace.pause(150.0, left) == (None if pause is None else pytest.approx(pause))
 
 
 @pytest.mark.parametrize(

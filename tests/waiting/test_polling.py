@@ -18,6 +18,7 @@ from airflow_qarnot_pool.api.errors import (
 )
 from airflow_qarnot_pool.waiting import polling
 from airflow_qarnot_pool.waiting.conditions import TASK_ENDED, EndReason
+from airflow_qarnot_pool.waiting.intervals import Forecast
 from airflow_qarnot_pool.waiting.polling import at_most_every, confirmed, wait_on_worker
 
 INTERVAL = 15.0
@@ -54,13 +55,14 @@ def worker(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> W
     return worker
 
 
-def wait(worker: Worker, **options: Any) -> Any:
+def wait(worker: Worker, interval: float = INTERVAL, **options: Any) -> Any:
     killed: Any = worker
-    return wait_on_worker(worker.get, "u", TASK_ENDED, INTERVAL, None, killed, **options)
+    return wait_on_worker(worker.get, "u", TASK_ENDED, interval, None, killed, **options)
 
 
 GONE, REFUSED, REJECTED = QarnotNotFoundError(), QarnotRefusedError(status=403), QarnotCredentialsError()
 REDIRECT, DOWN = QarnotProtocolError(status=302), QarnotUnavailableError(status=503)
+BANNED = QarnotUnavailableError(status=429, retry_after=300.0)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +101,56 @@ def test_an_error_that_lasts_ends_the_wait(worker: Worker, error: type[Exception
 @pytest.mark.parametrize("worker", [[GONE] * 99], indirect=True)
 def test_a_deletion_that_lasts_is_the_end(worker: Worker) -> None:
     assert wait(worker).ending is EndReason.GONE
+
+
+@pytest.mark.parametrize(
+    ("worker", "pauses"),
+    [
+        pytest.param([RUNS, BANNED, RUNS, DONE], [0.75, 300.0, 6.015], id="Retry-After"),
+        pytest.param([DOWN] * 7 + [DONE], [1.5, 3.0, 6.0, 12.0, 24.0, 59.52, 60.0], id="an outage"),
+        pytest.param([DOWN, RUNS, DOWN, DONE], [1.5, 0.75, 1.5], id="two short ones"),
+    ],
+    indirect=["worker"],
+)
+def test_polls_that_fail_become_rare_and_heed_retry_after(worker: Worker, pauses: list[float]) -> None:
+    wait(worker)
+    assert worker.pauses == pytest.approx(pauses)
+
+
+@pytest.mark.parametrize("worker", [[DOWN, BANNED, DOWN, DONE]], indirect=True)
+def test_no_failure_makes_polls_more_frequent_than_the_configuration_allows(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(polling, "min_poll_interval", lambda: 60.0)
+    wait(worker, interval=60.0)
+    assert worker.pauses == [60.0, 300.0, 60.0]
+
+
+@pytest.mark.parametrize("worker", [[RUNS] * 99], indirect=True)
+@pytest.mark.parametrize(
+    ("shortest", "defer_after", "expected", "pauses", "polls"),
+    [
+        pytest.param(60.0, 15.0, None, [], 0, id="no poll is due before"),
+        pytest.param(10.0, 15.0, None, [10.0], 1, id="one poll is due before"),
+        pytest.param(0.75, 1.5, None, [0.75, 0.75], 2, id="the last one comes at the limit"),
+        pytest.param(0.75, 2.0, None, [0.75, 0.75], 2, id="another one would come too soon"),
+        pytest.param(0.75, 2.0, 1.9, [1.075, 0.925], 2, id="an end that is expected at the limit"),
+    ],
+)
+def test_a_wait_keeps_its_worker_no_longer_than_it_may(
+    worker: Worker,
+    monkeypatch: pytest.MonkeyPatch,
+    shortest: float,
+    defer_after: float,
+    expected: float | None,
+    pauses: list[float],
+    polls: int,
+) -> None:
+    monkeypatch.setattr(polling, "min_poll_interval", lambda: shortest)
+    forecast = Forecast(defer_after, expected)
+    assert wait(worker, interval=60.0, forecast=forecast, limit=defer_after) is None
+    assert worker.pauses == pytest.approx(pauses)
+    assert worker.polls == polls
 
 
 @pytest.mark.parametrize("worker", [[DONE]], indirect=True)

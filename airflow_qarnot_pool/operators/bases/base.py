@@ -53,7 +53,6 @@ from airflow_qarnot_pool.waiting.conditions import (
 from airflow_qarnot_pool.waiting.intervals import (
     Forecast,
     has_few_siblings,
-    may_keep_worker,
     steady_interval,
 )
 from airflow_qarnot_pool.waiting.polling import (
@@ -509,12 +508,7 @@ class QarnotOperator(BaseOperator, metaclass=CheckedOperatorMeta):
                 self._still_waiting,
                 self._costs.over_limit,
                 forecast=forecast,
-                may_stay=partial(
-                    may_keep_worker,
-                    self.kind,
-                    defer_after=forecast.defer_after if forecast else 0.0,
-                    expected=forecast.expected if forecast else None,
-                ),
+                limit=forecast.defer_after if forecast else 0.0,
             )
         except QarnotError as error:
             self.log.info("Deferring, because %s could not be polled: %s", uuid, error)
