@@ -22,10 +22,12 @@ class JobResource(Endpoint):
         pool: str | None = None,
         tags: Sequence[str] = (),
         max_wall_time: timedelta | None = None,
+        use_dependencies: bool = False,
         completion_ttl: timedelta | None = None,
     ) -> str:
         """Create a job, and return its uuid. It is active until ``max_wall_time`` has passed, or it is deleted.
 
+        Its tasks may have ``dependencies`` only with ``use_dependencies``.
         A lost response raises QarnotUnavailableError with ``ambiguous``. Raises QarnotNameTakenError, QarnotQuotaError,
         QarnotRefusedError (also for a pool that is not open). Qarnot API: ``POST /jobs``.
         """
@@ -35,6 +37,7 @@ class JobResource(Endpoint):
             "poolUuid": pool,
             "tags": list(tags),
             "maxWallTime": span(max_wall_time) if max_wall_time else None,
+            "useDependencies": use_dependencies or None,
             "completionTimeToLive": span(completion_ttl) if completion_ttl else None,
             "autoDeleteOnCompletion": completion_ttl is not None,
         }

@@ -85,6 +85,14 @@ def main() -> int:
         metavar="SECONDS",
         help="maximum age of the state that searches show (virtual time)",
     )
+    parser.add_argument(
+        "--preempt",
+        metavar="SEED[:RATE]",
+        help="lose Flex nodes at times that the seed decides, RATE times per hour of a node (1; virtual time)",
+    )
+    parser.add_argument(
+        "--rate-limit", type=float, metavar="N", help="respond with 429 to more than N requests per second"
+    )
     parser.add_argument("--speed", type=float, default=1.0, help="virtual seconds per real second")
     parser.add_argument(
         "--state-dir",
@@ -118,6 +126,7 @@ def main() -> int:
     try:
         from airflow_qarnot_pool.local.backend.context import Settings
         from airflow_qarnot_pool.local.backend.persistence import VERSION
+        from airflow_qarnot_pool.local.backend.preemption import Preemption
         from airflow_qarnot_pool.local.http.server import LOOPBACK, Options, serve
         from airflow_qarnot_pool.local.processes.output import DEFAULT_OUTPUT_BYTES
         from airflow_qarnot_pool.local.processes.state import State, StateError
@@ -131,6 +140,12 @@ def main() -> int:
     except StateError as error:
         sys.exit(str(error))
     token = arguments.token or os.environ.get(TOKEN_VARIABLE)
+    try:
+        preemption = Preemption.parse(arguments.preempt) if arguments.preempt else None
+    except ValueError as error:
+        parser.error(f"--preempt must be SEED[:RATE], such as 7:60, got {arguments.preempt!r} ({error})")
+    if arguments.rate_limit is not None and not 0 < arguments.rate_limit < float("inf"):
+        parser.error(f"--rate-limit must be a number above 0, got {arguments.rate_limit}")
     settings = Settings(
         token=token or (state.token() if state else secrets.token_urlsafe(24)),
         email=arguments.email,
@@ -144,6 +159,8 @@ def main() -> int:
         search_cap=None if arguments.search_cap is None else max(1, arguments.search_cap),
         search_lag=max(0.0, arguments.search_lag),
         leave_queued=arguments.queued == "leave",
+        preemption=preemption,
+        rate_limit=arguments.rate_limit,
         profiles=Profiles(tuple(arguments.profile), arguments.any_profile),
     )
     options = Options(

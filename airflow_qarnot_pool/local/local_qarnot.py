@@ -44,6 +44,9 @@ class LocalQarnot:
     :param output_bytes: number of bytes kept of each stream of an instance, from its end; 4 MiB by default.
     :param search_cap: maximum number of objects in a search response or on a page; None for no cap.
     :param search_lag: maximum age of the state that searches show, in virtual seconds.
+    :param preempt: ``"SEED[:RATE]"``: lose Flex nodes at times that the seed decides, RATE times per hour of a node
+        (virtual time, 1 by default); None for no loss.
+    :param rate_limit: number of requests per second, after which others get 429; None for no limit.
     :param token: API token; a random one by default.
     :param speed: virtual seconds per real second.
     :param port: port of the API; 0 takes any free one.
@@ -67,6 +70,8 @@ class LocalQarnot:
         output_bytes: int | None = None,
         search_cap: int | None = None,
         search_lag: float = 0.0,
+        preempt: str | None = None,
+        rate_limit: float | None = None,
         queued: str = "cancel",
         profiles: Iterable[str] = (),
         any_profile: bool = False,
@@ -90,6 +95,10 @@ class LocalQarnot:
             self._arguments.append(f"--output-bytes={output_bytes}")
         if search_cap is not None:
             self._arguments.append(f"--search-cap={search_cap}")
+        if preempt is not None:
+            self._arguments.append(f"--preempt={preempt}")
+        if rate_limit is not None:
+            self._arguments.append(f"--rate-limit={rate_limit}")
         if search_lag:
             self._arguments.append(f"--search-lag={search_lag}")
         self._arguments += [f"--profile={name}" for name in profiles]

@@ -414,6 +414,21 @@ def test_the_account(client, local):
             absent("nothing-here")
 
 
+def test_a_task_of_a_job_starts_after_those_it_depends_on(client, local, tmp_path):
+    pool = client.pools.create(PoolSpec(name="p"))
+    job = client.jobs.create("stages", pool=pool, use_dependencies=True)
+    assert client.jobs.get(job).use_dependencies
+    first = client.tasks.create(TaskSpec(name="first", job=job, command=f"touch {tmp_path}/made"))
+    second = client.tasks.create(
+        TaskSpec(name="second", job=job, command=f"test -e {tmp_path}/made", dependencies=[first])
+    )
+    wait_for(lambda: client.tasks.get(second).state == "Success")
+    alone = client.jobs.create("alone", pool=pool)
+    with pytest.raises(QarnotRefusedError, match="dependencies"):
+        client.tasks.create(TaskSpec(name="refused", job=alone, command="true", dependencies=[first]))
+    client.pools.close(pool)
+
+
 def test_every_refusal_has_its_own_error(client, local):
     with (
         QarnotClient(local.url, "wrong-token") as stranger,

@@ -29,6 +29,7 @@ OBJECT = {
     "id": "snap",
     "keys": ["a", "b/"],
 }
+JOB = {"name": "j", "tags": [], "autoDeleteOnCompletion": False}
 SCALING = Scaling.of(FixedPolicy(slots_count=1, name="f"))
 PAGE = {"filter": {"operator": "Equal", "field": "Tags", "value": "x"}, "maximumResults": 2}
 X = filters.equal("Tags", "x")
@@ -244,6 +245,14 @@ CALLS = [
         "GET /credits/v1/projects/p/budgets?activeOnly=True",
         None,
         {"budgets": [{"uuid": "b"}]},
+    ),
+    ("jobs.create", lambda c: c.jobs.create("j"), "POST /jobs", JOB, OBJECT),
+    (
+        "jobs.create with dependencies",
+        lambda c: c.jobs.create("j", use_dependencies=True),
+        "POST /jobs",
+        {**JOB, "useDependencies": True},
+        OBJECT,
     ),
     ("jobs.get", lambda c: c.jobs.get("j"), "GET /jobs/j", None, OBJECT),
     ("jobs.list", lambda c: c.jobs.list(["t"]), "GET /jobs?tag=t", None, [OBJECT]),

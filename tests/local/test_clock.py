@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 
+from airflow_qarnot_pool.api import models as api
 from airflow_qarnot_pool.local import LocalQarnot
+from airflow_qarnot_pool.local.backend.preemption import Preemption
+from airflow_qarnot_pool.logs.failure_report import is_node_loss
 
 from .conftest import Http, until
 
@@ -383,6 +386,46 @@ def test_losing_a_node_that_boots(world: World) -> None:
     world.server.advance_clock(BOOT)
     assert world.look("pools", pool)["state"] == "FullyExecuting"
     world.task_is(retried, "Success")
+
+
+def test_flex_nodes_are_preempted_at_times_that_the_seed_decides(private: Callable[..., LocalQarnot]) -> None:
+    world = World(private(boot_seconds=BOOT, speed=0, preempt="7:60"))
+    lifetime = Preemption(7, 60).lifetime("node-000001")
+    flex = world.pool(instanceCount=1)
+    world.server.advance_clock(BOOT)
+    task = world.task(flex, "sleep 600")
+    world.task_is(task, "FullyExecuting")
+    world.server.advance_clock(lifetime - 0.01)
+    assert [node["id"] for node in world.server.nodes()] == ["node-000001"]
+    world.server.advance_clock(0.02)
+    found = world.task_is(task, "Failure")
+    (instance,) = found["completedInstances"]
+    message = "Node node-000001 was preempted while the instance ran"
+    assert (instance["error"]["code"], instance["error"]["message"]) == ("LOCAL_NODE_LOST", message)
+    assert is_node_loss(api.Task.from_json(found))
+    assert [node["id"] for node in world.server.nodes()] == ["node-000002"]
+    alone = world.task(None, "sleep 600")
+    reserved = world.pool(instanceCount=1, schedulingType="OnDemand")
+    world.server.advance_clock(BOOT)
+    world.task_is(alone, "FullyExecuting")
+    world.server.advance_clock(DAY)
+    world.task_is(alone, "Failure")
+    kept = [node["id"] for node in world.server.nodes() if node["pool"] == reserved]
+    assert kept == ["node-000004"]
+
+
+@pytest.mark.parametrize("text", ["", "x", "7:", "7:0", "7:-1", "7:nan", "7:1e9", "1.5"])
+def test_bad_preemption(text: str) -> None:
+    with pytest.raises(ValueError):
+        Preemption.parse(text)
+
+
+def test_preemption_of_the_same_seed_is_the_same() -> None:
+    names = [f"node-{number:06d}" for number in range(2000)]
+    seven, eight = ([Preemption.parse(f"{seed}:2").lifetime(name) for name in names] for seed in (7, 8))
+    assert seven == [Preemption(7, 2.0).lifetime(name) for name in names] != eight
+    assert 1600 < sum(seven) / len(seven) < 2000  # two an hour
+    assert Preemption.parse("7") == Preemption(7, 1.0)
 
 
 # ---- the clock itself ----------------------------------------------------------------------------

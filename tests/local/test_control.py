@@ -11,6 +11,7 @@ import requests
 
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.local.http.faults import Faults
+from airflow_qarnot_pool.local.http.rate_limit import RateLimit
 from airflow_qarnot_pool.local.schemas.errors import ApiError
 
 from .conftest import Http, until
@@ -114,6 +115,29 @@ def test_status(own: LocalQarnot, http: Http) -> None:
     assert refused.json()["message"]
     assert pools(own) == 0
     assert http("POST", "/pools", POOL).status_code == 200
+
+
+def test_a_rate_limit_serves_so_many_a_second() -> None:
+    now = 0.0
+    limit = RateLimit(2, lambda: now)
+    assert [limit.wait() for _ in range(4)] == [0, 0, 0.5, 0.5]
+    now += 0.5
+    assert [limit.wait(), limit.wait()] == [0, 0.5]
+    now += 100  # no more than one second is saved
+    assert [limit.wait() for _ in range(3)] == [0, 0, 0.5]
+    slow = RateLimit(0.1, lambda: now)
+    assert [slow.wait(), slow.wait()] == [0, 10]
+
+
+def test_requests_beyond_the_rate_limit_get_429(private: Callable[..., LocalQarnot]) -> None:
+    server = private(rate_limit=0.001)
+    http = Http(server)
+    assert http("POST", "/pools", POOL).status_code == 200
+    refused = http("POST", "/pools", POOL)
+    assert refused.status_code == 429
+    assert 900 < int(refused.headers["Retry-After"]) <= 1000
+    assert [one["status"] for one in server.requests()] == [200, 429]
+    assert len(server.get_account()["pools"]) == 1
 
 
 def test_reset_happens_before_any_effect(own: LocalQarnot, http: Http) -> None:

@@ -10,6 +10,7 @@ import pytest
 import requests
 
 from airflow_qarnot_pool.local import LocalQarnot
+from airflow_qarnot_pool.local.schemas.requests import NO_FORWARD, NO_SSH
 
 from .conftest import Http, until
 
@@ -455,6 +456,46 @@ def test_secrets(http: Http) -> None:
     assert http("GET", f"/secrets-manager/search/{folder}").json() == {"keys": ["key"]}
     assert http("DELETE", path).status_code == 204
     assert http("DELETE", path).status_code == 404
+
+
+def test_instances_get_the_secrets_that_their_task_or_pool_may_read(http: Http) -> None:
+    mark = f"S{uuid.uuid4().hex}"
+    for key in (mark, f"{mark}/in/folder", f"{mark}_other", f"{mark}/in=vain"):
+        assert http("PUT", f"/secrets-manager/data/{key}", {"value": f"value of {key}"}).status_code == 201
+    rights = {"bySecret": [{"key": mark}, {"key": "unknown"}], "byPrefix": [{"prefix": f"{mark}/"}]}
+    granted = [f"{mark}/in/folder=value of {mark}/in/folder", f"{mark}=value of {mark}"]
+
+    def seen(**body: Any) -> list[str]:
+        task = run(http, {"constants": command("env"), **body})
+        return sorted(
+            line for line in http("GET", f"/tasks/{task['uuid']}/stdout/0").text.split("\n") if mark in line
+        )
+
+    assert seen(profile="docker-batch", secretsAccessRights=rights) == sorted(granted)
+    assert seen(profile="docker-batch") == []
+    pool = http("POST", "/pools", {**POOL, "secretsAccessRights": rights}).json()["uuid"]
+    assert seen(poolUuid=pool) == sorted(granted)
+    http("DELETE", f"/pools/{pool}")
+
+
+@pytest.mark.parametrize("kind", ["pools", "tasks"])
+def test_ssh_is_refused_with_a_sentence(http: Http, kind: str) -> None:
+    body = {
+        "name": "n",
+        "profile": "docker-network-ssh",
+        "constants": command("true", DOCKER_SSH="ssh-rsa AAAA"),
+    }
+    refused = http("POST", f"/{kind}", body)
+    assert (refused.status_code, refused.json()["message"]) == (400, NO_SSH)
+    accepted = http("POST", f"/{kind}", {**body, "constants": command("true", DOCKER_SSH="")})
+    assert accepted.status_code == 200
+
+
+def test_a_forwarded_port_is_refused_with_a_sentence(http: Http) -> None:
+    rules = [{"inbound": True, "proto": "tcp", "port": "22"}]
+    made = http("POST", "/tasks", {"name": "t", "profile": "docker-network", "forcedNetworkRules": rules})
+    refused = http("GET", f"/v1/network/tasks/{made.json()['uuid']}/port-forward")
+    assert (refused.status_code, refused.json()["message"]) == (400, NO_FORWARD)
 
 
 # ---- searching -----------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from airflow_qarnot_pool.local.processes.storage import (
     StorageError,
     scan,
 )
-from airflow_qarnot_pool.local.schemas.fields import has_network
+from airflow_qarnot_pool.local.schemas.fields import fold, has_network
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.local.backend.context import Context
@@ -66,6 +66,11 @@ class AttemptResult:
     @property
     def ok(self) -> bool:
         return self.code is None
+
+
+def node_lost(node: Node) -> AttemptResult:
+    """Return the result of an attempt whose node was lost."""
+    return AttemptResult(NODE_LOST, f"Node {node.id} was {node.loss} while the instance ran")
 
 
 def node_directory(context: Context, node: Node) -> str:
@@ -105,6 +110,28 @@ def credentials(context: Context, owner: Pool | Task) -> dict[str, str]:
         "QARNOT_CLUSTER_URL": context.url,
         "QARNOT_CLIENT_TOKEN": context.settings.token,
         "QARNOT_STORAGE_URL": context.storage.url,
+    }
+
+
+def readable_secrets(context: Context, owner: Pool | Task) -> dict[str, str]:
+    """Return the secrets that the instances of *owner* have access to, by their keys."""
+    rights = owner.spec["secretsAccessRights"]
+    keys = {fold(item).get("key") for item in rights["bySecret"]}
+    prefixes = tuple(str(prefix) for item in rights["byPrefix"] if (prefix := fold(item).get("prefix")))
+    readable = (key for key in context.secrets if key in keys or key.startswith(prefixes))
+    # No variable can have these names.
+    return {key: context.secrets[key] for key in readable if "=" not in key and "\0" not in key}
+
+
+def environment(
+    context: Context, owner: Pool | Task, own: dict[str, str], place: command.Directories
+) -> dict[str, str]:
+    """Return the environment of a command. A task on a pool has access to the secrets of the pool."""
+    rights = (isinstance(owner, Task) and owner.pool) or owner
+    return {
+        **readable_secrets(context, rights),
+        **command.environment(owner.constants, own, place, context.search_path),
+        **credentials(context, owner),
     }
 
 
@@ -148,7 +175,7 @@ async def _execute(
     task, place = instance.task, space.directories
     own = command.variables(instance.id, len(task.instances), place)
     output = context.output_of(task, instance.id)
-    env = command.environment(task.constants, own, place, context.search_path) | credentials(context, task)
+    env = environment(context, task, own, place)
     cwd = command.working_directory(task.constants, own, place)
     if cwd.startswith(space.job):
         os.makedirs(cwd, exist_ok=True)
@@ -237,7 +264,7 @@ async def _steps(
     result = await _execute(context, instance, space, words) if words else AttemptResult()
     context.clock.catch_up()
     if instance.lost:
-        return AttemptResult(NODE_LOST, f"Node {node.id} was lost while the instance ran")
+        return node_lost(node)
     if task.ending and not result.ok:
         result = replace(result, killed=True)
     return await _upload(context, instance, space, result, enter)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_qarnot_pool.local.backend.billing import AccountState, BillingMeter
 from airflow_qarnot_pool.local.backend.clock import Clock, ShownTime
 from airflow_qarnot_pool.local.backend.models import Output, Pool, Remote, Task
+from airflow_qarnot_pool.local.backend.preemption import Preemption
 from airflow_qarnot_pool.local.backend.store import Store
 from airflow_qarnot_pool.local.processes.command import with_uv_pythons
 from airflow_qarnot_pool.local.processes.output import DEFAULT_OUTPUT_BYTES
@@ -44,6 +45,8 @@ class Settings:
     :param search_lag: maximum age of the state that searches show.
     :param leave_queued: keep tasks queued when their pool ends, in place of cancelling them.
     :param profiles: the profiles of the account.
+    :param preemption: the loss of Flex nodes, or None if none is preempted.
+    :param rate_limit: number of requests per real second, or None for no limit.
     """
 
     token: str = field(repr=False)
@@ -57,6 +60,8 @@ class Settings:
     search_lag: float = 0.0
     leave_queued: bool = False
     profiles: Profiles = field(default_factory=Profiles)
+    preemption: Preemption | None = None
+    rate_limit: float | None = None
 
 
 class Context:

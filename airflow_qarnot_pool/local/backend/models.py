@@ -118,11 +118,18 @@ class Node:
     placed: bool = False
     up: float | None = None
     is_released: bool = False
+    loss: str = "lost"
+    """How it was lost, if it was: lost or preempted."""
     idle_since: float = 0.0
     running: set[Instance] = field(default_factory=set)
     timers: list[Timer] = field(default_factory=list)
     run: str | None = None
     """Id of its preparation command while that runs."""
+
+    @property
+    def owner(self) -> Pool | Task | None:
+        """The object that pays for it."""
+        return self.pool or (self.instance.task if self.instance else None)
 
     @property
     def free(self) -> int:

@@ -108,8 +108,7 @@ class Nodes:
             return str(bad)
         if not words:
             return None
-        env = command.environment(pool.constants, own, place, context.search_path)
-        env |= attempt.credentials(context, pool)
+        env = attempt.environment(context, pool, own, place)
         result = await attempt.run_command(context, node, words, job, env, output, pool.profile)
         problem = attempt.problem_of("The preparation task", result)
         return f"{problem} on node {node.id}" if problem else None
@@ -138,6 +137,7 @@ class Nodes:
         now = self._context.now
         node.placed = True
         node.up = node.idle_since = now
+        self._preempt_later(node)
         self._context.meter.change(now, up=1)
         if node.pool is not None:
             node.pool.meter.change(now, up=1)
@@ -150,6 +150,12 @@ class Nodes:
             self._context.note(node.instance.task)
             node.instance.booting = None
             self._context.tasks.start(node.instance, node)
+
+    def _preempt_later(self, node: Node) -> None:
+        preemption, owner = self._context.settings.preemption, node.owner
+        if preemption is not None and owner is not None and owner.spec["schedulingType"] == "flex":
+            lifetime = preemption.lifetime(node.id)
+            node.timers.append(self._context.clock.after(lifetime, lambda: self.lose(node, "preempted")))
 
     def drop(self, node: Node) -> None:
         """Release a node whose processes have ended or are being killed."""
@@ -171,8 +177,7 @@ class Nodes:
 
     def _stop_billing(self, node: Node) -> None:
         now, busy = self._context.now, len(node.running)
-        owner = node.pool or (node.instance.task if node.instance else None)
-        for meter in (self._context.meter, *([owner.meter] if owner else [])):
+        for meter in (self._context.meter, *([node.owner.meter] if node.owner else [])):
             meter.change(now, up=-1, busy=-1 if busy else 0, busy_slots=-busy)
         self._context.note(owner)
 
@@ -203,8 +208,12 @@ class Nodes:
             meter.change(now, busy=turned, busy_slots=change)
         self._context.note(owner)
 
-    def lose(self, node: Node) -> None:
-        """Kill a node: its instances are lost, and its pool gets another node if it needs one."""
+    def lose(self, node: Node, loss: str = "lost") -> None:
+        """Kill a node: its instances are lost, and its pool gets another node if it needs one.
+
+        :param loss: the verb for errors: lost or preempted.
+        """
+        node.loss = loss
         lost, pool = list(node.running), node.pool
         for instance in lost:
             instance.lost = True

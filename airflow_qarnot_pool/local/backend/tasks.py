@@ -279,9 +279,7 @@ class Tasks:
             result = attempt.AttemptResult(attempt.INTERNAL, f"{type(error).__name__}: {error}")
         context.touch()
         if instance.lost:
-            result = attempt.AttemptResult(
-                attempt.NODE_LOST, f"Node {node.id} was lost while the instance ran"
-            )
+            result = attempt.node_lost(node)
         self._finish_attempt(instance, node, result)
 
     def _finish_attempt(self, instance: Instance, node: Node, result: attempt.AttemptResult) -> None:

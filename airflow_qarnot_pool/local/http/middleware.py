@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import math
 import re
 import socket
 import struct
@@ -22,11 +23,13 @@ from airflow_qarnot_pool.local.http.faults import (
     LoggedRequest,
     RequestLog,
 )
+from airflow_qarnot_pool.local.http.rate_limit import RateLimit
 from airflow_qarnot_pool.local.schemas.addresses import DISCARDED_BYTES, Addresses
 
 CONTROL = "/_local"
 OPEN_PATHS = frozenset({"/settings", "/versions"})
 _VERSION = re.compile(r"^/v\d+(\.\d+)?(?=/|$)")
+_TOO_MANY = b'{"message":"Too many requests"}'
 _GARBAGE = b"<html><body>upstream went away</body>"
 _PAGE = b"<html><head><title>%d</title></head><body>The gateway answers for the service.</body></html>"
 
@@ -47,8 +50,10 @@ class Middleware:
         faults: Faults,
         log: RequestLog,
         clock: Callable[[], float] = time.time,
+        rate_limit: RateLimit | None = None,
     ) -> None:
         self._app, self._faults, self._log, self._clock = app, faults, log, clock
+        self._rate_limit = rate_limit
         self._token, self._addresses = token.encode(), addresses
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -66,8 +71,12 @@ class Middleware:
             await self._admit(scope, receive, send)
             return
         entry = self._log.arrived(scope["method"], path, scope["query_string"].decode("latin-1"))
-        rule = self._faults.choose(scope["method"], path)
         answer = _logging(entry, send, self._clock)
+        if self._rate_limit is not None and (wait := self._rate_limit.wait()):
+            await self._discard_body(scope, receive)
+            await _respond(answer, 429, _TOO_MANY, {"retry-after": str(math.ceil(wait))})
+            return
+        rule = self._faults.choose(scope["method"], path)
         if rule is None:
             await self._admit(scope, receive, answer)
         else:

@@ -175,7 +175,7 @@ def _costs(backend: Backend) -> list[BaseRoute]:
 
 
 def _secrets(backend: Backend) -> list[BaseRoute]:
-    """Return routes of secrets, which are stored and given to no instance."""
+    """Return routes of secrets."""
 
     def existing_key(call: Call) -> str:
         key = call.path("key")
@@ -185,8 +185,8 @@ def _secrets(backend: Backend) -> list[BaseRoute]:
 
     def value(call: Call) -> str:
         text = fold(call.json).get("value")
-        if not isinstance(text, str):
-            raise ApiError(400, "A secret needs a value")
+        if not isinstance(text, str) or "\0" in text:
+            raise ApiError(400, "A secret needs a value, which is text without a null character")
         return text
 
     def create(call: Call) -> Raw:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.routing import BaseRoute
 
 from airflow_qarnot_pool.local.backend import attempt, snapshots
+from airflow_qarnot_pool.local.backend.models import Task
 from airflow_qarnot_pool.local.http.routes_common import collection_routes, output_routes
 from airflow_qarnot_pool.local.http.routes_pools import check_buckets
 from airflow_qarnot_pool.local.http.routing import (
@@ -21,6 +22,13 @@ from airflow_qarnot_pool.local.schemas.errors import ApiError
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.local.backend.backend import Backend
+
+
+def _forwards(task: Task) -> dict[str, Any]:
+    """Return the forwarded ports by instance. There are none, and a task that asks for some is told so."""
+    if task.spec["forcedNetworkRules"]:
+        raise ApiError(400, requests.NO_FORWARD)
+    return {str(instance): {} for instance in task.instances}
 
 
 def routes(backend: Backend) -> list[BaseRoute]:
@@ -75,6 +83,6 @@ def routes(backend: Backend) -> list[BaseRoute]:
         add("POST", "/tasks/{u}/snapshot", lambda c: {"id": snapshots.take(backend, find(c.id), c.json)}),
         add("POST", "/tasks/{u}/snapshot/periodic", lambda c: snapshots.repeat(backend, find(c.id), c.json)),
         add("GET", "/tasks/{u}/snapshot/{id}", lambda c: snapshots.find(find(c.id), c.path("id"))),
-        add("GET", "/network/tasks/{u}/port-forward", lambda c: {str(i): {} for i in find(c.id).instances}),
+        add("GET", "/network/tasks/{u}/port-forward", lambda call: _forwards(find(call.id))),
         *output_routes(backend, "tasks", find),
     ]

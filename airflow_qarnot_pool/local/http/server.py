@@ -33,6 +33,7 @@ from airflow_qarnot_pool.local.http import (
 )
 from airflow_qarnot_pool.local.http.faults import Faults, RequestLog
 from airflow_qarnot_pool.local.http.middleware import Middleware
+from airflow_qarnot_pool.local.http.rate_limit import RateLimit
 from airflow_qarnot_pool.local.processes.runner import Runner
 from airflow_qarnot_pool.local.processes.state import State
 from airflow_qarnot_pool.local.processes.storage import Storage
@@ -81,7 +82,9 @@ def application(backend: Backend, addresses: Addresses) -> Middleware:
         ],
         exception_handlers={404: routing.not_found, 405: routing.wrong_method},
     )
-    return Middleware(app, backend.settings.token, addresses, faults, log, backend.shown_now)
+    settings = backend.settings
+    rate_limit = RateLimit(settings.rate_limit) if settings.rate_limit else None
+    return Middleware(app, settings.token, addresses, faults, log, backend.shown_now, rate_limit)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -9,6 +9,7 @@ from typing import Any
 from airflow_qarnot_pool.local.backend import scaling
 from airflow_qarnot_pool.local.backend.models import FINAL_STATES, Dependency
 from airflow_qarnot_pool.local.schemas import formats
+from airflow_qarnot_pool.local.schemas.errors import ApiError
 from airflow_qarnot_pool.local.schemas.fields import (
     MAX_COMMAND,
     MAX_INSTANCES,
@@ -20,6 +21,11 @@ from airflow_qarnot_pool.local.schemas.fields import (
     is_uuid,
 )
 from airflow_qarnot_pool.local.schemas.scaling import ELASTIC_OFF, read_elastic, read_scaling
+
+NO_SSH = "The local Qarnot has no ssh. Leave out the constant DOCKER_SSH, or use the real service"
+NO_FORWARD = (
+    "The local Qarnot forwards no ports to instances. Leave out forcedNetworkRules, or use the real service"
+)
 
 
 @dataclass(kw_only=True)
@@ -83,12 +89,15 @@ def _shared(fields: RequestFields, constants: int) -> dict[str, Any]:
     }
     access = fields.inner("secretsAccessRights")
     spec["secretsAccessRights"] = {name: access.stored(name) for name in ("bySecret", "byPrefix")}
+    given_constants = fields.constants(constants)
+    if given_constants.get("DOCKER_SSH"):
+        raise ApiError(400, NO_SSH)
     return {
         "name": fields.text("name", required=True) or "",
         "shortname": fields.shortname(),
         "profile": fields.text("profile"),
         "tags": fields.tags(),
-        "constants": fields.constants(constants),
+        "constants": given_constants,
         "time_to_live": fields.duration("completionTimeToLive"),
         "auto_delete": bool(fields.boolean("autoDeleteOnCompletion")),
         "buckets": [*plain, *(item["bucketName"] for item in advanced)],
