@@ -1,7 +1,8 @@
-"""Wrap a command so that it reports its exit code, and the JSON that it wrote to a file.
+"""Wrap a command so that it reports its exit code and the JSON that it wrote to a file, or resumes from a snapshot.
 
-The API has no field for either. So a shell script runs the command, and prints the report as the last line of its
+The API has no field for these. So a shell script runs the command, and prints the report as the last line of its
 output. The image needs ``sh``, ``mktemp``, ``head``, ``base64`` and ``tr``, which Debian, Alpine and their like have.
+To resume it needs ``sh``, ``cp`` and ``rm``.
 """
 
 from __future__ import annotations
@@ -20,6 +21,18 @@ MARK = "AIRFLOW_QARNOT_RETURN "
 MAX_VALUE = 1_000_000
 #: Maximum characters of a report: base64, and the exit code.
 MAX_REPORT = MAX_VALUE * 4 // 3 + 100
+#: Folder with the files of the last snapshot, in the directory in which a command starts.
+SNAPSHOT_FOLDER = "airflow-snapshot"
+#: Moves them to where they were when the snapshot was taken. Qarnot uploads only files that are new or changed.
+#: Resources that stay in their place are neither.
+#: The names of the variables are long, because a constant of the user with the same name would change.
+_RESTORE = f"""AIRFLOW_QARNOT_TO=$TASK_PATH
+[ -n "$AIRFLOW_QARNOT_TO" ] || AIRFLOW_QARNOT_TO=.
+AIRFLOW_QARNOT_FROM="$AIRFLOW_QARNOT_TO/{SNAPSHOT_FOLDER}"
+if [ -d "$AIRFLOW_QARNOT_FROM" ]; then
+cp -R "$AIRFLOW_QARNOT_FROM/." "$AIRFLOW_QARNOT_TO/" && rm -rf "$AIRFLOW_QARNOT_FROM" || exit 1
+fi
+"""
 _WRAPPER = f"sh -c 'eval \"${SCRIPT}\"' sh "
 
 
@@ -30,11 +43,17 @@ class CommandReport(NamedTuple):
     text: str | None
 
 
-def wrapped(command: str, *, skip_on_exit_code: Collection[int], return_file: bool) -> dict[str, str]:
+def wrapped(
+    command: str, *, skip_on_exit_code: Collection[int], return_file: bool, resumes: bool
+) -> dict[str, str]:
     """Return the constants that run *command*.
 
     :param skip_on_exit_code: exit codes with which the Qarnot task succeeds.
+    :param resumes: whether it starts with the files of the last snapshot.
     """
+    restore = _RESTORE if resumes else ""
+    if not (skip_on_exit_code or return_file):
+        return {"DOCKER_CMD": _WRAPPER + command, SCRIPT: restore + 'exec "$@"'}
     print_value = f"""if [ -s "$f" ]; then printf json.
 head -c {MAX_VALUE + 1} "$f" | base64 | tr -d '\\n' | tr '/+' '_-'
 else printf none.; fi"""
@@ -48,7 +67,7 @@ echo
 {'rm -rf "$d"' if return_file else ""}
 case " {" ".join(map(str, skip_on_exit_code))} " in *" $c "*) exit 0;; esac
 exit $c"""
-    return {"DOCKER_CMD": _WRAPPER + command, SCRIPT: script}
+    return {"DOCKER_CMD": _WRAPPER + command, SCRIPT: restore + script}
 
 
 def parse_report(encoded: str) -> CommandReport:

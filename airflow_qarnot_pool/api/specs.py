@@ -98,6 +98,13 @@ def _exit_codes(value: Any) -> tuple[int, ...]:
     return tuple(sorted(set(codes)))
 
 
+def _interval(value: Any) -> timedelta:
+    interval = duration(value)
+    if interval < timedelta(seconds=1):
+        raise Refusal(f"is shorter than a second, got {interval}", "Give seconds or a timedelta.")
+    return interval
+
+
 _tags = listing(
     text(minimum=1, below=512),
     max_items=MAX_TAGS,
@@ -428,7 +435,10 @@ _FILES_OF = {
         "results_cache_ttl",
         "upload_results_on_cancellation",
     ): ("result_bucket",),
-    ("snapshot_prefix", "snapshot_whitelist", "snapshot_blacklist"): ("snapshot_bucket", "result_bucket"),
+    ("snapshot_every", "snapshot_prefix", "snapshot_whitelist", "snapshot_blacklist"): (
+        "snapshot_bucket",
+        "result_bucket",
+    ),
 }
 #: Fields of a task that exclude each other, with the remedy.
 _EXCLUSIVE = (
@@ -457,6 +467,9 @@ class TaskSpec(_Spec):
         ``$QARNOT_RETURN_FILE``.
     :param skip_on_exit_code: exit codes (a number or a list) with which the command skips the Airflow task. The Qarnot
         task succeeds.
+    :param snapshot_every: interval at which Qarnot copies the files of the task to ``snapshot_bucket`` (default:
+        ``result_bucket``). A retry starts with the last copy. Only ``QarnotRunTaskOperator`` and ``@task.qarnot`` send
+        it. Elsewhere call ``TaskResource.snapshot_every``.
     """
 
     kind: ClassVar[str] = "task"
@@ -473,6 +486,7 @@ class TaskSpec(_Spec):
     command: str | None = field(default=None, metadata=at(None, command_line))
     return_file: bool | None = field(default=None, metadata=at(None, boolean))
     skip_on_exit_code: Sequence[int] = field(default=(), metadata=at(None, _exit_codes))
+    snapshot_every: timedelta | None = field(default=None, metadata=at(None, _interval))
     pool: str | None = field(default=None, metadata=at("poolUuid", text(minimum=1)))
     job: str | None = field(default=None, metadata=at("jobUuid", uuid_text))
     ranges: str | None = field(default=None, metadata=at("advancedRanges", _ranges))
@@ -507,11 +521,12 @@ class TaskSpec(_Spec):
 
     def _given_constants(self) -> dict[str, str]:
         command: dict[str, str] = {"DOCKER_CMD": self.command} if self.command else {}
-        if self.command and self.reports:
+        if self.command and (self.reports or self.snapshot_every):
             command = wrapped(
                 self.command,
                 skip_on_exit_code=self.skip_on_exit_code,
                 return_file=bool(self.return_file),
+                resumes=self.snapshot_every is not None,
             )
         return {**super()._given_constants(), **command}
 
@@ -545,16 +560,24 @@ class TaskSpec(_Spec):
             object.__setattr__(self, "profile", DEFAULT_PROFILE)
 
     def _check_report(self) -> None:
-        if not self.reports:
+        name = (
+            "return_file" if self.return_file else "skip_on_exit_code" if self.reports else "snapshot_every"
+        )
+        if not getattr(self, name):
             return
-        name = "return_file" if self.return_file else "skip_on_exit_code"
         if not self.command:
             self._refuse(name, "is given without a command", "Give command, and not the constant DOCKER_CMD.")
-        if self.instance_ids() != {0}:
+        if self.reports and self.instance_ids() != {0}:
             self._refuse(
                 name,
                 "is given for several instances, or for another one than 0",
                 "One value comes from one instance. Use QarnotRunTasksOperator for many commands.",
+            )
+        if len(self.instance_ids()) > 1:
+            self._refuse(
+                name,
+                "is given for several instances, whose snapshots overwrite each other",
+                "Give one instance to each of several tasks, such as a mapped one.",
             )
 
     def _check_exclusive(self) -> None:

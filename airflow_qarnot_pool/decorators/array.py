@@ -342,6 +342,12 @@ class _QarnotArrayOperator(_QarnotDecoratedOperator):
                 field="retry" if retried else "max_retries_per_instance",
                 remedy="Give retries=..., which run the failed items again.",
             )
+        if spec.snapshot_every:
+            raise QarnotInvalidSpecError(
+                "snapshot_every is not a parameter of an array, whose instances would overwrite each other's files",
+                field="snapshot_every",
+                remedy="Leave it out. A retry runs only the items that have not succeeded.",
+            )
         if spec.ranges:
             raise QarnotInvalidSpecError(
                 "ranges is not a parameter of an array, which numbers its instances itself",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 
 from airflow_qarnot_pool.api import states
 from airflow_qarnot_pool.api.errors import (
+    QarnotBucketNotFoundError,
     QarnotError,
     QarnotInvalidSpecError,
     QarnotNotFoundError,
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from airflow_qarnot_pool.logs.checkpoint import Offset
     from airflow_qarnot_pool.logs.cursor import LogCursor
     from airflow_qarnot_pool.logs.report import LineFinder, ProgressFinder
+    from airflow_qarnot_pool.ownership.claim import Claim
     from airflow_qarnot_pool.triggers.base import QarnotTrigger
     from airflow_qarnot_pool.waiting.conditions import WaitResult
 
@@ -71,6 +73,7 @@ class QarnotRunTaskOperator(TaskOperator):
 
     With ``task_spec={"return_file": True}`` it returns the JSON that the command writes to ``$QARNOT_RETURN_FILE``.
     With ``task_spec={"skip_on_exit_code": 99}`` it is skipped if the command exits with that code.
+    With ``task_spec={"snapshot_every": 600}`` a retry starts with the files of the last snapshot.
 
     Parameters besides these: :class:`~airflow_qarnot_pool.operators.bases.task.TaskOperator`.
 
@@ -136,6 +139,23 @@ class QarnotRunTaskOperator(TaskOperator):
 
     # --- running it
 
+    def _claim_with_snapshots(self, context: Context, spec: TaskSpec, **options: Any) -> Claim:
+        """Get a Qarnot task that starts with the last snapshot, and let Qarnot take the next ones."""
+        from airflow_qarnot_pool.operators.bases import snapshots
+        from airflow_qarnot_pool.ownership.claim import FINGERPRINT_EXCLUDES
+
+        # The bucket of the snapshots may not exist for one try and exist for the next, which adopts all the same.
+        options = {"fingerprint": spec.fingerprint(exclude=FINGERPRINT_EXCLUDES), **options}
+        spec = snapshots.with_place(spec, self._identity_of(context).lineage)
+        try:
+            claimed = self._claim(context, snapshots.resuming(spec), **options)
+        except QarnotBucketNotFoundError as error:
+            self.log.info("Trying to start without a snapshot: %s", error)
+            claimed = self._claim(context, spec, **options)
+        with self._ending_on_error("its snapshots were refused"):
+            snapshots.start(self.client.tasks, claimed.uuid, claimed.existing, spec, self.log)
+        return claimed
+
     def execute(self, context: Context) -> Any:
         """Run the Qarnot task, or adopt it, and return its summary."""
         return self._submit_and_wait(context, resubmitted=False)
@@ -156,7 +176,8 @@ class QarnotRunTaskOperator(TaskOperator):
         for _ in range(MAX_GENERATIONS):
             try:
                 look = resubmitted or moved > 0
-                claimed = self._claim(
+                claim = self._claim_with_snapshots if spec.snapshot_every else self._claim
+                claimed = claim(
                     context, spec, labels=self._labels, refine=without_succeeded, lookup_first=look
                 )
                 break

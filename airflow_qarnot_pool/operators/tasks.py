@@ -267,6 +267,16 @@ class QarnotRunTasksOperator(TaskOperator):
                 ) from None
         return specs
 
+    def _spec(self, values: Mapping[str, Any], pool: str | None) -> TaskSpec:
+        spec = super()._spec(values, pool)
+        if spec.snapshot_every:
+            raise QarnotInvalidSpecError(
+                "snapshot_every is a parameter of one command, and these are many",
+                field="snapshot_every",
+                remedy="Use QarnotRunTaskOperator, mapped over the commands.",
+            )
+        return spec
+
     def _known_values(self) -> dict[str, Any]:
         """Return the parameters that are known when the DAG is parsed, with a placeholder for a templated command."""
         values = self._given(parsing=True)

@@ -13,7 +13,14 @@ from typing import Any
 import pytest
 
 from airflow_qarnot_pool.api import commands
-from airflow_qarnot_pool.api.commands import MARK, MAX_VALUE, SCRIPT, CommandReport, parse_report
+from airflow_qarnot_pool.api.commands import (
+    MARK,
+    MAX_VALUE,
+    SCRIPT,
+    SNAPSHOT_FOLDER,
+    CommandReport,
+    parse_report,
+)
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
 from airflow_qarnot_pool.api.specs import TaskSpec
 
@@ -68,6 +75,29 @@ def test_words_reach_the_command_as_they_are(tmp_path: Path) -> None:
     words = ["printf", "%s|", "a b", "$HOME", "*", "'", '"', "", "\\"]
     constants = constants_of(shlex.join(words), skip_on_exit_code="7")
     assert ran(constants, "sh", tmp_path) == (0, "a b|$HOME|*|'|\"||\\|", "0.none.\n")
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("reports", [False, True], ids=["plain", "with a value"])
+def test_a_command_starts_with_the_files_of_a_snapshot(shell: str, reports: bool, tmp_path: Path) -> None:
+    here, folder = tmp_path / "a place", tmp_path / "a place" / SNAPSHOT_FOLDER
+    (folder / "deep").mkdir(parents=True)
+    (folder / "deep" / ".step").write_text("2")
+    (folder / "input").write_text("changed")
+    (here / "input").write_text("as it came")
+    constants = constants_of(
+        "sh -c 'find . -type f | sort; cat input'", return_file=reports, snapshot_every=60, result_bucket="b"
+    )
+    assert "${" not in constants[SCRIPT]
+    env = {"PATH": os.environ["PATH"], SCRIPT: constants[SCRIPT]}
+    for place in ({"TASK_PATH": str(here)}, {}):  # the second run has no snapshot
+        words = [shell, *shlex.split(constants["DOCKER_CMD"])[0 if shell.endswith("busybox") else 1 :]]
+        done = subprocess.run(
+            words, env={**env, **place}, cwd=here, stdout=subprocess.PIPE, text=True, check=True
+        )
+        assert done.stdout.partition("\n" + MARK)[0] == "./deep/.step\n./input\nchanged"
+    folder.write_text("a file of this name is left alone")
+    assert subprocess.run(words, env=env, cwd=here, stdout=subprocess.DEVNULL, check=False).returncode == 0
 
 
 def test_a_value_that_is_too_large_is_refused(tmp_path: Path) -> None:

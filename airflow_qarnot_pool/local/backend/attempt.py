@@ -89,7 +89,7 @@ def resources(owner: Pool | Task) -> list[MountedBucket]:
 
 
 def destination(task: Task, kind: str = "results") -> Destination | None:
-    """Return the destination of the results (or snapshots) of a task."""
+    """Return the destination of the results, or with kind "snapshot" of the snapshots of a task."""
     bucket = task.spec["resultBucket" if kind == "results" else "snapshotBucket"]
     if not bucket:
         return None
@@ -98,7 +98,7 @@ def destination(task: Task, kind: str = "results") -> Destination | None:
         text = task.spec[name]
         return command.substitute(text, task.constants) if text else None
 
-    prefix = task.spec["resultsBucketPrefix" if kind == "results" else "snapshotBucketPrefix"] or ""
+    prefix = task.spec[f"{kind}BucketPrefix"] or ""
     return Destination(bucket, prefix, pattern(f"{kind}Whitelist"), pattern(f"{kind}Blacklist"))
 
 

@@ -177,7 +177,8 @@ class Nodes:
 
     def _stop_billing(self, node: Node) -> None:
         now, busy = self._context.now, len(node.running)
-        for meter in (self._context.meter, *([node.owner.meter] if node.owner else [])):
+        owner = node.owner
+        for meter in (self._context.meter, *([owner.meter] if owner else [])):
             meter.change(now, up=-1, busy=-1 if busy else 0, busy_slots=-busy)
         self._context.note(owner)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from dataclasses import astuple
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 def _destination(task: Task, fields: RequestFields) -> Destination:
     """Return the bucket and filters of the request, or those of the task. Raises ApiError 400 without a bucket."""
-    own = attempt.destination(task, "snapshots") or attempt.destination(task) or Destination("")
+    own = attempt.destination(task, "snapshot") or attempt.destination(task) or Destination("")
     bucket = fields.bucket("bucket") or own.bucket
     if not bucket:
         fields.wrong("bucket")
@@ -113,7 +114,9 @@ async def _copy(
         task.results_count += 1
     except StorageError as error:
         entry["status"] = "failure"
-        task.errors.append({"code": attempt.RESULTS, "message": str(error), "debug": str(error)})
+        # An instance that ended meanwhile took its files away.
+        if all(map(os.path.isdir, directories)):
+            task.errors.append({"code": attempt.RESULTS, "message": str(error), "debug": str(error)})
     entry["sizeToUpload"] = entry["transferredSize"] = copied
     entry["lastUpdateDate"] = formats.stamp(context.now)
     context.note(task)
