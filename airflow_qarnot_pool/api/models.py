@@ -609,6 +609,16 @@ class Task(RemoteObject):
             failed |= _ids(self.status.failed_only_range or self.status.failed_range)
         return frozenset(failed) - self.succeeded_instances
 
+    @property
+    def has_run(self) -> bool:
+        """Whether an instance has executed, which can take less than the resolution of the seconds.
+
+        ``failedRange`` does not tell: it has instances that were cancelled in the queue, too.
+        """
+        status = self.status
+        ranges = (status.started_once_range or status.executed_range) if status else ""
+        return bool(self.executed_seconds or self.succeeded_instances or ranges)
+
 
 def _ids(text: str | None) -> frozenset[int]:
     try:

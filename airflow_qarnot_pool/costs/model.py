@@ -4,8 +4,8 @@ Three rules hold everywhere:
 
 * A pool is billed and the Qarnot tasks on it are not, so a task gets a *share* of the cost of its pool.
 * A share is proportional to the execution seconds. The idle cost is split in the same proportion, so the shares of a
-  pool add up to its cost. Warm-up tasks belong to the pool and get no share. The cost of a pool on which no task ran
-  belongs to the run that opened it.
+  pool add up to its cost. Warm-up tasks belong to the pool and get no share. The share of a task that never ran
+  is 0. The cost of a pool on which no task ran belongs to the run that opened it.
 * An unknown value is None, never 0. Every value that is computed from it is unknown, too.
 """
 
@@ -131,6 +131,8 @@ class TaskUsage:
     map_index: int = -1
     role: str = ""
     seconds: float = 0.0
+    #: Whether an instance has executed. Its seconds may be rounded to 0.
+    has_run: bool = True
     instances: int = 1
     created: datetime | None = None
     ended: datetime | None = None
@@ -147,6 +149,7 @@ class TaskUsage:
             map_index=-1 if index is None else index,
             role=label(task.labels, "role") or "",
             seconds=task.executed_seconds or 0.0,
+            has_run=task.has_run,
             instances=task.instances or 1,
             created=task.creation_date,
             ended=_date_or_none(task.end_date),
@@ -180,15 +183,16 @@ class PoolCost:
 
     @property
     def useful(self) -> tuple[TaskUsage, ...]:
-        """The tasks that get a share."""
+        """The tasks that work for a run."""
         return tuple(task for task in self.work if not task.is_warm_up)
 
     def share_by(self, key: Callable[[TaskUsage], K], default: K) -> dict[K, Cost]:
         """Return the cost of the pool by *key* of its tasks. All of it belongs to *default* if no task ran."""
         weights: dict[K, float] = {}
         for task in self.useful:
-            weights[key(task)] = weights.get(key(task), 0.0) + task.seconds
-        fractions = to_fractions(weights or {default: 1.0})
+            if task.has_run:
+                weights[key(task)] = weights.get(key(task), 0.0) + task.seconds
+        fractions = {key(task): 0.0 for task in self.useful} | to_fractions(weights or {default: 1.0})
         return {owner: self.cost.share(fraction) for owner, fraction in fractions.items()}
 
     def by_run(self) -> dict[RunKey, Cost]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from airflow_qarnot_pool.api.models import Task
 from airflow_qarnot_pool.costs.model import (
     Cost,
     PoolCost,
@@ -40,6 +41,10 @@ def pool(*works: TaskUsage, cost: Cost = COST, opened_by: RunKey = A) -> PoolCos
         ((work(A, 10), work(NOBODY, 30)), {A: 0.25, NOBODY: 0.75}),
         ((work(A, 500, role="warm-up"), work(B, 10)), {B: 1.0}),
         ((work(A, 500, role="warm-up"),), {A: 1.0}),
+        # One that was cancelled in the queue, and others that wait there.
+        ((work(B, 0, has_run=False),), {A: 1.0, B: 0.0}),
+        ((work(A, 0, has_run=False), work(B, 0, has_run=False)), {A: 1.0, B: 0.0}),
+        ((work(A, 0, has_run=False), work(B, 0)), {A: 0.0, B: 1.0}),
     ],
     ids=lambda value: "",
 )
@@ -53,6 +58,23 @@ def test_a_pool_is_shared_by_execution_seconds_and_the_shares_add_up(
     whole = sum_costs(by_run.values())
     for name in ("euros", "energy_wh", "carbon_g", "saved_g", "node_seconds", "used_node_seconds"):
         assert getattr(whole, name) == pytest.approx(getattr(COST, name))
+
+
+QUEUED = {"uuid": "t", "state": "Submitted", "status": None}
+CANCELLED = {"cancelledRange": "0-1", "failedRange": "0-1", "failedOnlyRange": "", "executionTimeSec": 0.0}
+RAN = {
+    "it waits in the queue": (QUEUED, False),
+    "it was cancelled in the queue": ({**QUEUED, "status": CANCELLED}, False),
+    "it has started": ({**QUEUED, "status": {"startedOnceRange": "0"}}, True),
+    "it was cancelled while it ran": ({**QUEUED, "status": {**CANCELLED, "executionTimeSec": 0.2}}, True),
+    "it succeeded in no time": ({**QUEUED, "status": {"succeededRange": "0", "executionTimeSec": 0.0}}, True),
+    "it failed in no time": ({**QUEUED, "status": {"executedRange": "0", "failedRange": "0"}}, True),
+}
+
+
+@pytest.mark.parametrize(("body", "ran"), RAN.values(), ids=RAN)
+def test_whether_a_qarnot_task_has_run(body: dict[str, Any], ran: bool) -> None:
+    assert TaskUsage.of(Task.from_json(body)).has_run is ran
 
 
 def test_a_run_has_its_share_of_each_pool_and_all_of_what_ran_alone() -> None:
