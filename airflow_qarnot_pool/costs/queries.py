@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from airflow_qarnot_pool.api.client import QarnotClient
     from airflow_qarnot_pool.api.models import CarbonFacts, Pool, Task
 
+#: How much later than on Qarnot's clock it may be on Airflow's. Qarnot's storage refuses requests from a clock that
+#: differs by more than 15 minutes.
+CLOCK_SLACK = timedelta(minutes=15)
+
 
 def cost_of_pool(
     client: QarnotClient, uuid: str, reference: str | None = None, *, pool: Pool | None = None
@@ -85,11 +89,11 @@ def list_created(
 ) -> tuple[Sequence[Pool], Sequence[Task]]:
     """Return every pool and Qarnot task of *namespace* that was created in a period, excluding its end.
 
-    :param slack: start the period a little earlier, because the server's clock may differ from ours by seconds.
+    :param slack: start the period :data:`CLOCK_SLACK` earlier, because it starts by the clock of Airflow.
     """
     conditions = [filters.equal("Tags", namespace_tag(namespace))]
     if since is not None:
-        conditions.append(filters.ge("CreationDate", since - timedelta(seconds=5 if slack else 0)))
+        conditions.append(filters.ge("CreationDate", since - (CLOCK_SLACK if slack else timedelta())))
     if until is not None:
         conditions.append(filters.lt("CreationDate", until))
     in_period = filters.and_(*conditions)

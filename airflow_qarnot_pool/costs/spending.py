@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from airflow_qarnot_pool.api.errors import (
 )
 from airflow_qarnot_pool.api.limits import parse_stored_time
 from airflow_qarnot_pool.costs.limits import CostLimit, LimitCheck, Spending, find_shortage, is_open
+from airflow_qarnot_pool.costs.queries import CLOCK_SLACK
 from airflow_qarnot_pool.ownership.decisions import Usability, usability_of
 from airflow_qarnot_pool.ownership.identity import label, namespace_tag, run_of
 from airflow_qarnot_pool.ownership.records import recorded_costs
@@ -32,7 +34,8 @@ COST_FINAL_AFTER = timedelta(minutes=10)
 def spending_of(client: QarnotClient, limit: CostLimit, settled: dict[str, float] | None = None) -> Spending:
     """Return the spending: one request, and for the limit of a run two searches and one for each of its other pools.
 
-    Deleted pools count if they are recorded. Their cost is the one that Qarnot still returns, else the recorded one.
+    A search may miss a pool. So a recorded pool that it does not return is requested, and counts as deleted only if
+    that is denied, too. A deleted pool counts with the cost that Qarnot still returns, else with the recorded one.
 
     :param settled: final costs of pools that ended long ago. The caller keeps them from one poll to the next.
     """
@@ -41,57 +44,63 @@ def spending_of(client: QarnotClient, limit: CostLimit, settled: dict[str, float
     if limit.max_run_cost is None:
         return Spending(own=own)
     settled = {} if settled is None else settled
-    pools = pools_of_run(client, limit)
-    # A Qarnot task without a pool is no pool of the run, but its cost counts while it runs.
-    of_the_run = limit.kind == "task" or limit.uuid in {pool.uuid for pool in pools}
-    costs = {limit.uuid: own} if limit.uuid and of_the_run else {}
-    _add_costs(client, pools, costs, settled)
-    forgotten = _add_costs_of_deleted(client, limit, costs, settled)
+    pools = {pool.uuid: pool for pool in pools_of_run(client, limit)}
+    recorded = recorded_costs(client, limit.namespace, limit.run)
+    missed = [_find(client, uuid) for uuid in recorded.keys() - pools.keys() - settled.keys()]
+    pools |= {pool.uuid: pool for pool in missed if pool is not None}
+    billed = _billed_costs(client, pools, recorded.keys() | pools.keys(), {limit.uuid: own}, settled)
+    costs = {uuid: recorded.get(uuid) if cost is None else cost for uuid, cost in billed.items()}
+    forgotten = sorted(uuid for uuid in recorded.keys() - pools.keys() if costs[uuid] is None)
+    is_task = limit.kind == "task"
+    if is_task:
+        costs[limit.uuid] = own  # it is no pool of the run, but its cost counts while it runs
     return Spending(
         own=own,
         # An unknown cost is not 0. The cost of the other pools may reach the limit all the same.
         run=sum(filter(None, costs.values())),
-        open_pools=tuple(pool.uuid for pool in pools if is_open(pool)),
-        of_the_run=of_the_run,
-        forgotten=tuple(sorted(forgotten)),
+        open_pools=tuple(uuid for uuid, pool in pools.items() if is_open(pool)),
+        of_the_run=is_task or limit.uuid in costs,
+        forgotten=tuple(forgotten),
     )
 
 
-def _add_costs(
-    client: QarnotClient, pools: list[Pool], costs: dict[str, float | None], settled: dict[str, float]
-) -> None:
-    """Add the costs of *pools* to *costs*, and the final ones to *settled*."""
-    for pool in pools:
-        if pool.uuid not in costs:
-            costs[pool.uuid] = settled.get(pool.uuid) or _cost_of(client.pools, pool.uuid)
-        cost = costs[pool.uuid]
-        if cost is not None and not is_open(pool) and _ended_long_ago(pool):
-            settled[pool.uuid] = cost
+def _find(client: QarnotClient, uuid: str) -> Pool | None:
+    """Return a pool, or None if Qarnot itself, and not a proxy, responds that it does not exist."""
+    try:
+        return client.pools.get(uuid)
+    except QarnotNotFoundError as error:
+        if error.foreign:
+            raise QarnotUnavailableError(error.message, kind="pool", ref=uuid) from error
+        return None
 
 
-def _add_costs_of_deleted(
-    client: QarnotClient, limit: CostLimit, costs: dict[str, float | None], settled: dict[str, float]
-) -> list[str]:
-    """Add the costs of deleted pools of the run, and return the pools whose cost is unknown."""
-    unknown = []
-    recorded = recorded_costs(client, limit.namespace, limit.run)
-    for uuid in recorded.keys() - costs.keys():
-        cost = settled.get(uuid)
-        if cost is None:
-            billed = _cost_of(client.pools, uuid)
-            cost = recorded[uuid] if billed is None else billed
-        if cost is None:
-            unknown.append(uuid)
-        else:
-            costs[uuid] = settled[uuid] = cost
-    return unknown
+def _billed_costs(
+    client: QarnotClient,
+    pools: Mapping[str, Pool],
+    uuids: Iterable[str],
+    known: Mapping[str, float | None],
+    settled: dict[str, float],
+) -> dict[str, float | None]:
+    """Return the cost of each pool that Qarnot returns, and add the final ones to *settled*.
+
+    The cost of a pool that was never seen to end is not final: it may only seem deleted.
+    """
+    costs: dict[str, float | None] = {}
+    for uuid in uuids:
+        if uuid in settled:
+            costs[uuid] = settled[uuid]
+            continue
+        cost = costs[uuid] = known[uuid] if uuid in known else _cost_of(client.pools, uuid)
+        if cost is not None and uuid in pools and _is_final(pools[uuid]):
+            settled[uuid] = cost
+    return costs
 
 
 def pools_of_run(client: QarnotClient, limit: CostLimit) -> list[Pool]:
     """Return the pools that the run has opened, before and after clears, except shared ones."""
     conditions = [filters.equal("Tags", namespace_tag(limit.namespace))]
     if limit.since:
-        since = parse_stored_time(limit.since) - timedelta(seconds=5)
+        since = parse_stored_time(limit.since) - CLOCK_SLACK
         conditions.append(filters.ge("CreationDate", since))
     pools = client.pools.search_all(
         filters.and_(*conditions), fields=("Uuid", "State", "Labels", "Tags", "EndDate")
@@ -155,5 +164,8 @@ def _cost_of(resource: Any, uuid: str) -> float | None:
     return None
 
 
-def _ended_long_ago(pool: Pool) -> bool:
-    return pool.end_date is not None and datetime.now(UTC) - pool.end_date > COST_FINAL_AFTER
+def _is_final(pool: Pool) -> bool:
+    """Return whether the cost of *pool* can no longer change."""
+    if is_open(pool) or pool.end_date is None:
+        return False
+    return datetime.now(UTC) - pool.end_date > COST_FINAL_AFTER

@@ -313,13 +313,13 @@ def _figure(request: Callable[[], T]) -> tuple[T | None, bool]:
     """Return a figure of one pool, or None if it is unknown, and whether it is final.
 
     Not every account may see it, the pool may be deleted, and a response has no number as long as Qarnot has none. The
-    other pools are still shown then. An outage is raised.
+    other pools are still shown then. A 404 is not final, because a replica may lag. An outage is raised.
     """
     try:
         return request(), True
-    except (QarnotRefusedError, QarnotNotFoundError):
+    except QarnotRefusedError:
         return None, True
-    except (QarnotProtocolError, QarnotCreditsError):
+    except (QarnotNotFoundError, QarnotProtocolError, QarnotCreditsError):
         return None, False
 
 

@@ -34,6 +34,7 @@ from airflow_qarnot_pool.triggers.poller import (
     Subscription,
     subscribe,
 )
+from airflow_qarnot_pool.waiting.polling import get_confirmed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,8 +91,10 @@ class CostPoller(Poller):
             CostLimit.from_kwargs(json.loads(key)) for key in self.subscriptions if key != subscription.key
         ]
         try:
-            pool = await self._request(partial(self._client.pools.get, watched.uuid))
-        except QarnotNotFoundError:
+            pool = await self._request(partial(get_confirmed, self._client.pools, watched.uuid))
+        except QarnotNotFoundError as error:
+            if error.foreign:
+                raise
             pool = None
         if subscription.subscribers or (pool is not None and may_still_cost(watched, pool, others)):
             return True

@@ -16,7 +16,7 @@ import pytest
 from airflow.sdk import DAG
 
 from airflow_qarnot_pool.api.client import QarnotClient
-from airflow_qarnot_pool.costs.limits import limits_from_labels
+from airflow_qarnot_pool.costs.limits import CostLimit, LimitLevel, check_limits, limits_from_labels
 from airflow_qarnot_pool.costs.model import format_euros
 from airflow_qarnot_pool.costs.spending import spending_of
 from airflow_qarnot_pool.exceptions import (
@@ -367,9 +367,11 @@ def test_a_close_that_is_refused_keeps_no_other_pool_of_the_run_open(
 # --- while nothing waits
 
 
+@pytest.mark.parametrize("missed", [False, True])
 def test_the_watch_goes_on_between_waits_until_the_pool_closes(
-    qarnot: LocalQarnot, client: QarnotClient, run_id: str
+    qarnot: LocalQarnot, client: QarnotClient, run_id: str, missed: bool
 ) -> None:
+    """Although a replica that lags does not know the pool for once."""
     pool = run(create, ti(run_id, "create"))
     make = partial(task, qarnot_pool=pool, command="true", max_cost=0.5)
     deferred, context = defer(make, ti(run_id))
@@ -379,6 +381,13 @@ def test_the_watch_goes_on_between_waits_until_the_pool_closes(
         # Nothing waits any more, as while an Airflow task works that needs no pool.
         (poll,) = [one for one in pollers() if one.kind == "cost"]
         assert not any(subscription.subscribers for subscription in poll.subscriptions.values())
+        if missed:
+            lag = {"method": "GET", "path": f"^/pools/{pool}$", "times": 1, "kind": "status", "status": 404}
+            await asyncio.to_thread(qarnot.faults, [lag])
+            answered = {"path": f"/pools/{pool}", "status": 404}
+            await asyncio.to_thread(
+                eventually, lambda: any(answered.items() <= one.items() for one in qarnot.requests())
+            )
         await asyncio.to_thread(qarnot.advance_clock, HOUR)
         await asyncio.to_thread(eventually, lambda: client.pools.get(pool).state in OVER)
         while any(one.kind == "cost" for one in pollers()):
@@ -469,6 +478,33 @@ def test_a_shared_pool_has_its_limit_written_on_it_and_on_those_that_follow(
         watched = limits_from_labels(client.pools.get(uuid))
         assert watched is not None
         assert (watched.max_cost, watched.max_run_cost, watched.uuid) == (5.0, None, uuid)
+
+
+@pytest.mark.parametrize("missed", ["once", "always"])
+def test_a_pool_that_searches_miss_counts_for_the_limit_of_its_run(
+    qarnot: LocalQarnot, client: QarnotClient, run_id: str, missed: str
+) -> None:
+    """A replica lags, or Airflow's clock is far ahead of the service's."""
+    make = partial(create, max_run_cost=1.0)
+    pools, settled = [run(make, ti(run_id, "one"))], dict[str, float]()
+    ahead = datetime.fromtimestamp(qarnot.get_clock()["now"] + HOUR, UTC).isoformat()
+    watched = CostLimit(
+        uuid=pools[0],
+        max_run_cost=1.0,
+        namespace="test",
+        dag_id="dag",
+        run_id=run_id,
+        since=ahead if missed == "always" else None,
+    )
+    qarnot.lag_searches(HOUR)
+    try:
+        pools.append(run(make, ti(run_id, "two")))
+        spending_of(client, watched, settled)
+    finally:
+        qarnot.lag_searches(0)
+    qarnot.advance_clock(HOUR)
+    check = check_limits(watched, spending_of(client, watched, settled))
+    assert (check.level, set(check.close)) == (LimitLevel.OVER, set(pools))
 
 
 def test_a_shared_pool_does_not_count_for_a_run_s_limit(

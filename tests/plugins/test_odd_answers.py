@@ -40,6 +40,7 @@ def rows_of(fetcher: queries.Fetcher) -> dict[str, dict[str, Any]]:
     [
         ("/credits/v1/pools/{}/credits", GARBAGE, "euros"),
         ("/credits/v1/pools/{}/credits", {"kind": "status", "status": 402}, "euros"),
+        ("/credits/v1/pools/{}/credits", {"kind": "status", "status": 404}, "euros"),
         ("/carbon/v1/pools/{}/carbon-facts", GARBAGE, "carbon_g"),
         ("/pools/{}/tasks", GARBAGE, None),
     ],
