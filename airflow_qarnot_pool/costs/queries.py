@@ -8,7 +8,12 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api import filters
-from airflow_qarnot_pool.api.errors import QarnotNotFoundError, QarnotProtocolError, QarnotRefusedError
+from airflow_qarnot_pool.api.errors import (
+    QarnotCreditsError,
+    QarnotNotFoundError,
+    QarnotProtocolError,
+    QarnotRefusedError,
+)
 from airflow_qarnot_pool.costs.model import Cost, PoolCost, RunCost, TaskUsage, cost_from, pool_cost
 from airflow_qarnot_pool.ownership.identity import RunKey, namespace_tag, run_of
 
@@ -19,6 +24,8 @@ if TYPE_CHECKING:
 #: How much later than on Qarnot's clock it may be on Airflow's. Qarnot's storage refuses requests from a clock that
 #: differs by more than 15 minutes.
 CLOCK_SLACK = timedelta(minutes=15)
+#: Errors that mean that a figure is refused to the account, or does not exist yet.
+UNKNOWN_FIGURE = (QarnotRefusedError, QarnotCreditsError, QarnotNotFoundError, QarnotProtocolError)
 
 
 def cost_of_pool(
@@ -109,10 +116,9 @@ def cost_of_standalone_task(client: QarnotClient, task: Task, reference: str | N
 def _figures(resource: Any, uuid: str, reference: str | None) -> tuple[float | None, CarbonFacts | None]:
     """Return credits and carbon facts. A figure is None if it is refused to the account, or does not exist yet."""
     credits = facts = None
-    unknown = (QarnotRefusedError, QarnotNotFoundError, QarnotProtocolError)
-    with suppress(*unknown):
+    with suppress(*UNKNOWN_FIGURE):
         credits = resource.credits(uuid)
-    with suppress(*unknown):
+    with suppress(*UNKNOWN_FIGURE):
         facts = resource.carbon_facts(uuid, reference)
     return credits, facts
 

@@ -17,7 +17,7 @@ from airflow_qarnot_pool.api.errors import (
 )
 from airflow_qarnot_pool.api.limits import parse_stored_time
 from airflow_qarnot_pool.costs.limits import CostLimit, LimitCheck, Spending, find_shortage, is_open
-from airflow_qarnot_pool.costs.queries import CLOCK_SLACK
+from airflow_qarnot_pool.costs.queries import CLOCK_SLACK, UNKNOWN_FIGURE
 from airflow_qarnot_pool.ownership.decisions import Usability, usability_of
 from airflow_qarnot_pool.ownership.identity import label, namespace_tag, run_of
 from airflow_qarnot_pool.ownership.records import recorded_costs
@@ -152,7 +152,7 @@ def check_estimate(
         with suppress(QarnotRefusedError, QarnotNotFoundError):  # not every account may read budgets
             budgets = client.account.budgets(project)
     credits = None
-    with suppress(QarnotRefusedError, QarnotNotFoundError, QarnotProtocolError):
+    with suppress(*UNKNOWN_FIGURE):
         credits = client.account.credits()
     return find_shortage(estimate, credits, budgets, account, slots, datetime.now(UTC))
 

@@ -18,13 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool import metrics
 from airflow_qarnot_pool.api import filters, states
-from airflow_qarnot_pool.api.errors import (
-    QarnotInvalidSpecError,
-    QarnotNotFoundError,
-    QarnotProtocolError,
-    QarnotRefusedError,
-)
+from airflow_qarnot_pool.api.errors import QarnotError, QarnotInvalidSpecError, QarnotNotFoundError
 from airflow_qarnot_pool.costs.limits import LimitLevel, check_limits, limits_from_labels
+from airflow_qarnot_pool.costs.queries import UNKNOWN_FIGURE
 from airflow_qarnot_pool.costs.spending import spending_of
 from airflow_qarnot_pool.ownership import records
 from airflow_qarnot_pool.ownership.decisions import Usability, usability_of
@@ -231,7 +227,11 @@ def reap(
     reaper = _Reaper(
         client, run_state, limits or ReapLimits(), now, ReapReport(namespace=namespace, dry_run=dry_run)
     )
-    reaper.reap_pools()
+    try:
+        reaper.reap_pools()
+    except QarnotError:
+        reaper.reap_standalone_tasks()
+        raise
     reaper.reap_standalone_tasks()
     if not dry_run:
         reaper.tidy_quotas()
@@ -248,6 +248,11 @@ class _Reaper:
     limits: ReapLimits
     now: Callable[[], datetime]
     report: ReapReport
+
+    @property
+    def _side_client(self) -> QarnotClient:
+        """The client for requests that are not always needed, because one service of Qarnot may be down for hours."""
+        return self.client.limited(retries=1, deadline=10.0)
 
     def reap_pools(self) -> None:
         """Check all pools."""
@@ -368,13 +373,15 @@ class _Reaper:
         run_state = None if shared else self.run_state(dag_id, run_id)
         is_needed = shared or _is_unfinished(run_state)
         used_by = "" if is_needed else self._used_by(pool)
-        return replace(
+        facts = replace(
             facts,
             run_state=run_state,
             used_by=used_by,
             idle_since=self._idle_since(pool, created, is_needed=is_needed or bool(used_by)),
-            over_limit=self._over_limit(pool, run_started),
         )
+        if decide_reap(facts, self.limits, self.now()).action is ReapAction.CLOSE:
+            return facts  # whatever it has cost, which cannot always be read
+        return replace(facts, over_limit=self._over_limit(pool, run_started))
 
     def _used_by(self, pool: Pool) -> str:
         """Return another unfinished DAG run of our Airflow that works on the pool; "" if none does.
@@ -401,11 +408,12 @@ class _Reaper:
         if limit is None:
             return ""
         try:
-            check = check_limits(limit, spending_of(self.client, limit))
-        except (QarnotRefusedError, QarnotProtocolError) as error:
-            log.warning(
-                "Could not read the cost of pool %s, so its limit is not checked: %s", pool.uuid, error
-            )
+            check = check_limits(limit, spending_of(self._side_client, limit))
+        except QarnotError as error:
+            unchecked = f"its limit on cost was not checked, because its cost could not be read: {error}"
+            log.warning("Pool %s: %s", pool.uuid, unchecked)
+            if not isinstance(error, UNKNOWN_FIGURE):
+                self.report.failures.append(f"{pool.uuid}: {unchecked}")
             return ""
         return check.message.removesuffix("; it was closed") if check.level is LimitLevel.OVER else ""
 
@@ -421,7 +429,13 @@ class _Reaper:
         since = max([created, *uses])
         if pool.queued_or_running_task_instances_count or self.now() - since <= self.limits.grace_period:
             return since
-        recorded = records.last_use_of(self.client, pool.uuid)
+        try:
+            recorded = records.last_use_of(self._side_client, pool.uuid)
+        except QarnotError as error:
+            if is_needed:
+                raise
+            log.warning("Could not read when pool %s, which no DAG run needs, was used: %s", pool.uuid, error)
+            return since
         if recorded.used is not None:
             uses.append(recorded.used)
             since = max(since, recorded.used)

@@ -17,7 +17,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool import metrics
-from airflow_qarnot_pool.api.errors import QarnotNotFoundError, QarnotProtocolError, QarnotRefusedError
+from airflow_qarnot_pool.api.errors import (
+    QarnotCreditsError,
+    QarnotNotFoundError,
+    QarnotProtocolError,
+    QarnotRefusedError,
+)
 from airflow_qarnot_pool.costs.limits import (
     CostLimit,
     LimitCheck,
@@ -124,7 +129,7 @@ class CostPoller(Poller):
             return
         try:
             spent = await self._request(partial(spending_of, self._client, limit, self._settled))
-        except (QarnotRefusedError, QarnotProtocolError) as error:
+        except (QarnotRefusedError, QarnotCreditsError, QarnotProtocolError) as error:
             if not self._reported_unknown:
                 log.error(
                     "Could not read the cost of %s %s, so its limit is not enforced: %s",

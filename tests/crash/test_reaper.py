@@ -443,6 +443,17 @@ def test_qarnot_tasks_that_are_to_outlive_their_run_or_are_not_ours_are_not_touc
 
 
 @pytest.mark.usefixtures("no_task_left")
+def test_pools_that_cannot_be_listed_spare_no_qarnot_task(
+    qarnot: LocalQarnot, client: QarnotClient, namespace: str
+) -> None:
+    task = alone("over")
+    qarnot.faults([{"method": "POST", "path": "^/pools/paginate$", "kind": "status", "status": 403}])
+    with pytest.raises(QarnotError):
+        reap(client, namespace, lambda dag_id, run_id: None, LIMITS, now=later())
+    assert aborted(client, task) == [True]
+
+
+@pytest.mark.usefixtures("no_task_left")
 @pytest.mark.parametrize("what", ["the listing", "one of them"])
 def test_a_qarnot_task_that_cannot_be_looked_after_spares_nothing_else(
     qarnot: LocalQarnot, client: QarnotClient, namespace: str, what: str

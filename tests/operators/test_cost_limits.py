@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -461,6 +461,25 @@ def test_the_reaper_closes_what_has_reached_its_limit(
         assert client.pools.get(uuid).state in OVER
     assert found[cheap].action == "keep"
     client.pools.delete(cheap)
+
+
+@pytest.mark.parametrize("state", ["failed", "running"])
+def test_the_reaper_needs_no_cost_to_close_what_no_run_needs(
+    qarnot: LocalQarnot, client: QarnotClient, run_id: str, state: str
+) -> None:
+    """Qarnot's credits and jobs are down. That a limit is not checked is reported if nothing else closes the pool."""
+    pool = run(partial(create, max_cost=50), ti(run_id, "create"))
+    down = {"kind": "status", "status": 503}
+    qarnot.faults(
+        [{**down, "path": "^/credits/"}, *([{**down, "path": "^/jobs"}] if state == "failed" else [])]
+    )
+    soon = datetime.fromtimestamp(qarnot.get_clock()["now"], UTC) + timedelta(minutes=30)
+    report = reap(client, "test", lambda *_: state, now=lambda: soon)
+    entry = next(one for one in report.entries if one.uuid == pool)
+    assert (entry.action, entry.done) == (("close", True) if state == "failed" else ("keep", False))
+    failures = [one for one in report.failures if one.startswith(pool)]
+    assert len(failures) == (state == "running")
+    assert all("limit on cost was not checked" in one for one in failures)
 
 
 def test_a_shared_pool_has_its_limit_written_on_it_and_on_those_that_follow(
