@@ -26,6 +26,7 @@ from airflow_qarnot_pool.ownership import records
 from airflow_qarnot_pool.ownership.decisions import Usability, usability_of
 from airflow_qarnot_pool.ownership.identity import RunKey, is_ours, label, namespace_tag, run_of
 from airflow_qarnot_pool.ownership.quota import FINISHED_RUN_STATES, QuotaRoom
+from airflow_qarnot_pool.ownership.shared_pool import user_of
 from airflow_qarnot_pool.ownership.termination import end
 
 if TYPE_CHECKING:
@@ -87,10 +88,12 @@ class PoolFacts:
     run: str
     run_state: str | None
     unfinished_instances: int
+    #: Time of the last use: the last end of a Qarnot task, or creation of an unfinished one.
     idle_since: datetime
     #: The message if the pool has reached a cost limit.
     over_limit: str = ""
-    #: Another unfinished DAG run that has unfinished Qarnot tasks on the pool.
+    #: Another user of the pool, such as an unfinished DAG run with Qarnot tasks on it. Not looked up if the DAG run of
+    #: the pool is unfinished, or if nothing is unfinished on a shared pool.
     used_by: str = ""
 
 
@@ -110,7 +113,7 @@ def decide_reap(facts: PoolFacts, limits: ReapLimits, now: datetime) -> ReapDeci
     if facts.over_limit:
         return ReapDecision(action=ReapAction.CLOSE, reason=facts.over_limit, over_limit=True)
     if facts.used_by:
-        return ReapDecision(action=ReapAction.KEEP, reason=f"DAG run {facts.used_by} works on it")
+        return ReapDecision(action=ReapAction.KEEP, reason=f"it is used by {facts.used_by}")
     idle = timedelta() if facts.unfinished_instances > 0 else now - facts.idle_since
     if (unneeded := _why_unneeded(facts, limits, now, idle)) is not None:
         return ReapDecision(action=ReapAction.CLOSE, reason=unneeded)
@@ -118,14 +121,17 @@ def decide_reap(facts: PoolFacts, limits: ReapLimits, now: datetime) -> ReapDeci
         reason = f"it has been idle since {facts.idle_since:%Y-%m-%d %H:%M}"
         return ReapDecision(action=ReapAction.CLOSE, reason=reason)
     run_state = f"its DAG run is {facts.run_state or 'not known yet'}"
-    reason = "it is shared and in use" if facts.shared else run_state
+    shared = f"it is shared, and its last use was at {facts.idle_since:%Y-%m-%d %H:%M}"
+    reason = shared if facts.shared else run_state
     return ReapDecision(action=ReapAction.KEEP, reason=reason)
 
 
 def _why_unneeded(facts: PoolFacts, limits: ReapLimits, now: datetime, idle: timedelta) -> str | None:
-    """Return why the DAG run of a pool no longer needs it; None if it may need it, or the pool is shared."""
+    """Return why no DAG run needs a pool that has no other user; None if one may need it."""
     if facts.shared:
-        return None
+        # An idle one may be held by a run between two tasks, so only the idle timeout closes it.
+        is_left = facts.unfinished_instances > 0 and now - facts.idle_since > limits.grace_period
+        return "only Qarnot tasks of finished or unknown DAG runs are left on it" if is_left else None
     age = now - facts.created
     # Work that still runs for a finished run belongs to no task. It spares the pool no longer than the grace period.
     unused = age if facts.unfinished_instances > 0 else idle
@@ -372,7 +378,9 @@ class _Reaper:
             return facts
         run_state = None if shared else self.run_state(dag_id, run_id)
         is_needed = shared or _is_unfinished(run_state)
-        used_by = "" if is_needed else self._used_by(pool)
+        used_by = ""
+        if not is_needed or (shared and facts.unfinished_instances > 0):
+            used_by = user_of(self.client, pool, self._is_run_unfinished)
         facts = replace(
             facts,
             run_state=run_state,
@@ -383,24 +391,8 @@ class _Reaper:
             return facts  # whatever it has cost, which cannot always be read
         return replace(facts, over_limit=self._over_limit(pool, run_started))
 
-    def _used_by(self, pool: Pool) -> str:
-        """Return another unfinished DAG run of our Airflow that works on the pool; "" if none does.
-
-        Any DAG may use a pool by its uuid or shortname. Qarnot tasks of other programs and deployments are unknown
-        here, and end with the pool.
-        """
-        on_pool = filters.and_(filters.equal("PoolUuid", pool.uuid), filters.in_("State", _UNFINISHED))
-        tasks = self.client.tasks.search_all(on_pool, fields=("State", "Labels"))
-        namespace = label(pool.labels, "namespace")
-        runs = {
-            run_of(task)
-            for task in tasks
-            if task.phase is not states.Phase.TERMINAL and label(task.labels, "namespace") == namespace
-        }
-        for dag_id, run_id in sorted(runs - {run_of(pool)}):
-            if _is_unfinished(self.run_state(dag_id, run_id)):
-                return f"{dag_id} {run_id}"
-        return ""
+    def _is_run_unfinished(self, dag_id: str, run_id: str) -> bool:
+        return _is_unfinished(self.run_state(dag_id, run_id))
 
     def _over_limit(self, pool: Pool, run_started: datetime | None) -> str:
         """Return the message if *pool* has reached a limit that is stored on it. An unknown cost reaches no limit."""

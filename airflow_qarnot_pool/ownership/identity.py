@@ -252,6 +252,11 @@ def last_try(tags: Iterable[str]) -> int:
     return max((number or 0 for number in tries), default=0)
 
 
+def owner_of(remote: Pool | Task) -> str:
+    """Return the owner of a remote object, from its tags; "" if it has none."""
+    return next((tag.removeprefix(OWNER_TAG) for tag in remote.tags if tag.startswith(OWNER_TAG)), "")
+
+
 def is_ours(remote: Pool | Task, namespace: str) -> bool:
     """Return whether this provider created *remote* in *namespace*. The tag alone could be set by any program."""
     tags = [tag for tag in remote.tags if tag.startswith(NAMESPACE_TAG)]

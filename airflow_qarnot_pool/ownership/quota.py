@@ -37,6 +37,7 @@ from airflow_qarnot_pool.ownership.identity import (
     is_ours,
     label,
     namespace_tag,
+    owner_of,
     run_of,
 )
 from airflow_qarnot_pool.ownership.liveness import dag_run_state
@@ -364,7 +365,7 @@ class QuotaRoom:
 
     def _record_outcomes(self, tasks: Sequence[Task]) -> list[Task]:
         """Record how these Qarnot tasks of one owner ended, and return those that may be deleted."""
-        owner = _owner(tasks[0]) if tasks else ""
+        owner = owner_of(tasks[0]) if tasks else ""
         if not owner:
             return []
         try:
@@ -381,7 +382,7 @@ class QuotaRoom:
         airflow.read(owners)
         final = [owner for owner in owners if airflow.of(owner) in FINAL_TASK_STATES]
         for owner in final:
-            records.delete_outcomes(self.client, _owner(owner))
+            records.delete_outcomes(self.client, owner_of(owner))
         return len(final)
 
     def _record_pools(self, pools: Sequence[Pool]) -> list[Pool]:
@@ -451,15 +452,11 @@ def record_pool_cost(client: QarnotClient, namespace: str, pool: Pool, cost: flo
         records.record_cost(client, namespace, run_of(pool), pool.uuid, cost)
 
 
-def _owner(remote: Pool | Task) -> str:
-    return next((tag[len(OWNER_TAG) :] for tag in remote.tags if tag.startswith(OWNER_TAG)), "")
-
-
 def _by_owner(remotes: Iterable[Any]) -> list[list[Any]]:
     """Group by owner. The largest group is first, because one record holds many objects. Successes are first in it."""
     groups: dict[str, list[Any]] = {}
     for remote in remotes:
-        groups.setdefault(_owner(remote), []).append(remote)
+        groups.setdefault(owner_of(remote), []).append(remote)
     for group in groups.values():
         group.sort(key=lambda remote: usability_of(remote) is not Usability.SUCCEEDED)
     return sorted(groups.values(), key=len, reverse=True)

@@ -22,7 +22,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -52,6 +52,7 @@ from airflow_qarnot_pool.ownership.identity import (
     label,
     last_try,
     namespace_tag,
+    owner_of,
     run_of,
 )
 from airflow_qarnot_pool.ownership.quota import QuotaRoom
@@ -145,8 +146,8 @@ def _digest_of(task_id: str) -> str:
 class Usage:
     """The users of a pool.
 
-    ``working``: DAG runs with unfinished Qarnot tasks. ``unowned_tasks``: number of unfinished Qarnot tasks without a
-    DAG run.
+    ``working``: DAG runs with unfinished Qarnot tasks. ``unowned_tasks``: number of unfinished Qarnot tasks of other
+    programs and namespaces, whose need Airflow does not know.
     """
 
     holders: frozenset[HoldOwner] = frozenset()
@@ -154,18 +155,17 @@ class Usage:
     unowned_tasks: int = 0
 
 
-def describe_users(usage: Usage, releasing: HoldOwner, alive: Callable[[HoldOwner], bool]) -> list[str]:
-    """Return a text for each other user of the pool; empty if *releasing* may close it.
+def describe_users(usage: Usage, releasing: HoldOwner, alive: Callable[[HoldOwner], bool]) -> Iterator[str]:
+    """Yield a text for each other user of the pool; none if *releasing* may close it.
 
     Unfinished Qarnot tasks of the releasing run do not keep the pool open, because the run no longer needs them.
     """
     others = {owner for owner in usage.holders if owner != releasing}
     others |= {owner for owner in usage.working if owner.run != releasing.run}
     runs = {owner.run: owner for owner in sorted(others)}
-    users = [str(owner) for owner in runs.values() if alive(owner)]
+    yield from (str(owner) for owner in runs.values() if alive(owner))
     if usage.unowned_tasks:
-        users.append(f"{usage.unowned_tasks} Qarnot tasks that no Airflow task made")
-    return users
+        yield f"{usage.unowned_tasks} Qarnot tasks that no DAG run of this namespace made"
 
 
 def is_shared_and_closed(pool: Pool | None, identity: TaskInstanceIdentity) -> bool:
@@ -229,7 +229,7 @@ def open_replacement(
     fields = _unpacked(closed.labels.get(FIELDS_LABEL, ""))
     claimed = _acquire(client, request, fields, opened_by="")
     # Drop the holds of the closed pool.
-    _drop(client, [hold for hold in _holds(client, shared_identity) if hold.pool == pool])
+    _drop(client, [hold for hold in _holds(client, shared_identity.owner) if hold.pool == pool])
     log.info("Shared pool %r: %s accepts no more tasks, continuing with %s", name, pool, claimed.uuid)
     return claimed.uuid
 
@@ -364,9 +364,9 @@ class Hold:
         return not is_later and self.holder.is_given_up_by(identity, tasks)
 
 
-def _holds(client: QarnotClient, identity: TaskInstanceIdentity) -> list[Hold]:
-    """Return the holds on every generation of the pool."""
-    jobs: Iterable[Job] = client.jobs.list(tags=[HOLD_TAG + identity.owner])
+def _holds(client: QarnotClient, owner: str) -> list[Hold]:
+    """Return the holds on every generation of the shared pool of *owner*."""
+    jobs: Iterable[Job] = client.jobs.list(tags=[HOLD_TAG + owner])
     return [
         Hold(uuid=job.uuid, pool=job.pool, holder=holder, try_number=last_try(job.tags))
         for job in jobs
@@ -416,12 +416,12 @@ def release(
     """
     generations = client.pools.iterate(filters.equal("Tags", OWNER_TAG + identity.owner))
     live = [pool for pool in generations if usability_of(pool) is Usability.LIVE]
-    holds = _holds(client, identity)
+    holds = _holds(client, identity.owner)
     released = [hold for hold in holds if hold.is_given_up_by(identity, opened_by)]
     _drop(client, released)
     if released and len(released) < len(holds):
         # Read the holds again: two runs that both read before either has released would each leave the pool open.
-        holds = _holds(client, identity)
+        holds = _holds(client, identity.owner)
     remaining = [hold for hold in holds if hold not in released]
     return [
         _close_unless_needed(client, identity, pool, remaining, _RunLookup(identity, alive)) for pool in live
@@ -448,32 +448,46 @@ def _close_unless_needed(
     holds: Sequence[Hold],
     alive: Callable[[HoldOwner], bool],
 ) -> ReleaseResult:
-    holds = [hold for hold in holds if hold.pool == pool.uuid]
     releasing = HoldOwner(dag_id=identity.dag_id, run_id=identity.run_id)
-    usage = _usage_of(client, pool.uuid, (hold.holder for hold in holds))
-    users = describe_users(usage, releasing, alive)
+    users = list(describe_users(_usage_of(client, pool, holds), releasing, alive))
     if users:
         log.info("Shared pool %r (%s) stays open for %s", identity.shared, pool.uuid, "; ".join(users))
     else:
         end(client.pools, pool.uuid)
-        _drop(client, holds)
+        _drop(client, [hold for hold in holds if hold.pool == pool.uuid])
         log.info("Requested closing of shared pool %r (%s)", identity.shared, pool.uuid)
     return ReleaseResult(uuid=pool.uuid, needed_by=tuple(users))
 
 
-def _usage_of(client: QarnotClient, pool: str, holders: Iterable[HoldOwner]) -> Usage:
-    on_pool = filters.and_(filters.equal("PoolUuid", pool), filters.in_("State", _UNFINISHED))
+def user_of(client: QarnotClient, pool: Pool, alive: IsRunUnfinished) -> str:
+    """Return a text for one user of *pool* besides the DAG run that it belongs to; "" if there is none.
+
+    Any DAG may use a pool by its uuid or shortname. Qarnot tasks of other programs and namespaces use a shared pool. A
+    pool of one DAG run ends under them.
+    """
+    if label(pool.labels, "shared") is not None:
+        own, usage = HoldOwner(dag_id="", run_id=""), _usage_of(client, pool, _holds(client, owner_of(pool)))
+    else:
+        own = HoldOwner(**run_of(pool)._asdict())
+        usage = replace(_usage_of(client, pool, ()), unowned_tasks=0)
+    return next(describe_users(usage, own, lambda user: alive(*user.run)), "")
+
+
+def _usage_of(client: QarnotClient, pool: Pool, holds: Iterable[Hold]) -> Usage:
+    """Return the users of *pool*, given the *holds* on all generations."""
+    on_pool = filters.and_(filters.equal("PoolUuid", pool.uuid), filters.in_("State", _UNFINISHED))
     working, unowned_tasks = set(), 0
     unfinished: Iterable[Task] = client.tasks.search_all(on_pool, fields=("State", "Labels"))
     for task in unfinished:
         if task.phase is states.Phase.TERMINAL or label(task.labels, "shared"):
             continue  # a warm-up is demand of the pool, not of a run
         dag_id, run_id = run_of(task)
-        if dag_id and run_id:
+        if dag_id and run_id and label(task.labels, "namespace") == label(pool.labels, "namespace"):
             working.add(HoldOwner(dag_id=dag_id, run_id=run_id))
         else:
             unowned_tasks += 1
-    return Usage(holders=frozenset(holders), working=frozenset(working), unowned_tasks=unowned_tasks)
+    holders = frozenset(hold.holder for hold in holds if hold.pool == pool.uuid)
+    return Usage(holders=holders, working=frozenset(working), unowned_tasks=unowned_tasks)
 
 
 def _drop(client: QarnotClient, holds: Iterable[Hold]) -> None:

@@ -127,7 +127,7 @@ def test_a_pool_is_kept_while_a_live_run_of_another_dag_works_on_it(
     def reaped() -> ReapReport:
         return reap(client, namespace, lambda dag_id, run_id: states_of[run_id], LIMITS, now=later())
 
-    assert by_uuid(reaped())[pool]["reason"] == "DAG run report live works on it"
+    assert by_uuid(reaped())[pool]["reason"] == "it is used by DAG run live of report"
     assert states(client, pool, unused) == [False, True]
     assert client.tasks.get(task).state != "Cancelled"
     states_of["live"] = "failed"

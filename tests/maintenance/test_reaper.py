@@ -48,11 +48,16 @@ CASES = {
     "its run works, and is busy": (facts(unfinished_instances=3, idle_since=ago(hours=3)), ReapAction.KEEP),
     "its run is over": (facts(run_state="failed"), ReapAction.CLOSE),
     "its run is over, but another one works on it": (
-        facts(run_state="success", unfinished_instances=1, used_by="report run-2"),
+        facts(run_state="success", unfinished_instances=1, used_by="DAG run run-2 of report"),
         ReapAction.KEEP,
     ),
     "another run works on it, but it has reached its limit": (
-        facts(run_state="success", unfinished_instances=1, used_by="report run-2", over_limit="too much"),
+        facts(
+            run_state="success",
+            unfinished_instances=1,
+            used_by="DAG run run-2 of report",
+            over_limit="too much",
+        ),
         ReapAction.CLOSE,
     ),
     "its run was a success and left it": (facts(run_state="success"), ReapAction.CLOSE),
@@ -72,8 +77,32 @@ CASES = {
     "idle too long, whatever its run does": (facts(idle_since=ago(hours=2)), ReapAction.CLOSE),
     "shared: no run of its own": (facts(shared=True, run_state=None), ReapAction.KEEP),
     "shared and idle": (facts(shared=True, run_state=None, idle_since=ago(hours=2)), ReapAction.CLOSE),
-    "shared and busy": (
-        facts(shared=True, run_state=None, idle_since=ago(hours=2), unfinished_instances=1),
+    "shared and busy, and its runs are over": (
+        facts(shared=True, run_state=None, idle_since=ago(minutes=30), unfinished_instances=1),
+        ReapAction.CLOSE,
+    ),
+    "shared and busy, and its runs are over just now": (
+        facts(shared=True, run_state=None, idle_since=ago(minutes=5), unfinished_instances=1),
+        ReapAction.KEEP,
+    ),
+    "shared and busy, and a run that lives holds it": (
+        facts(
+            shared=True,
+            run_state=None,
+            idle_since=ago(hours=2),
+            unfinished_instances=1,
+            used_by="DAG run run-2 of etl",
+        ),
+        ReapAction.KEEP,
+    ),
+    "shared and busy for another program": (
+        facts(
+            shared=True,
+            run_state=None,
+            idle_since=ago(hours=2),
+            unfinished_instances=1,
+            used_by="1 Qarnot tasks that no DAG run of this namespace made",
+        ),
         ReapAction.KEEP,
     ),
     "closing already": (facts(usability=Usability.ENDING, run_state="failed"), ReapAction.KEEP),

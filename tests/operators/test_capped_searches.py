@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 
 from airflow_qarnot_pool.api.client import QarnotClient
+from airflow_qarnot_pool.api.models import Pool
 from airflow_qarnot_pool.api.specs import Elastic, PoolSpec, TaskSpec
 from airflow_qarnot_pool.costs.limits import CostLimit
 from airflow_qarnot_pool.costs.spending import pools_of_run
@@ -71,7 +72,8 @@ def test_a_user_of_a_shared_pool_is_seen_behind_many_others_under_any_cap(
 ) -> None:
     submit(client, pool, 11)
     submit(client, pool, 1, run_id="last")
-    needs = shared_pool._usage_of(client, pool, ())
+    shared = Pool(uuid=pool, labels={"airflow.namespace": "test"})
+    needs = shared_pool._usage_of(client, shared, ())
     assert needs.unowned_tasks == 11
     assert {holder.run_id for holder in needs.working} == {"last"}
 

@@ -9,7 +9,7 @@ import asyncio
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import pytest
 
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.models import Pool
+from airflow_qarnot_pool.api.specs import TaskSpec
 from airflow_qarnot_pool.exceptions import (
     QarnotCostLimitError,
     QarnotInvalidSpecError,
@@ -27,6 +28,7 @@ from airflow_qarnot_pool.exceptions import (
     QarnotWaitTimeoutError,
 )
 from airflow_qarnot_pool.local import LocalQarnot
+from airflow_qarnot_pool.maintenance.reaper import reap
 from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
@@ -359,12 +361,51 @@ def test_a_task_of_a_live_run_keeps_it_open_without_a_hold(
 
 @ANY_SERVER
 def test_a_task_of_another_program_keeps_it_open(sharers: Sharers, held: str) -> None:
-    from airflow_qarnot_pool.api.specs import TaskSpec
-
     pool = sharers.open("r1")
     sharers.client.tasks.create(TaskSpec(name="by hand", pool=pool, command=held))
     sharers.close("r1")
     assert sharers.live() == [pool]
+
+
+#: What Airflow says of the run that holds the pool and of the one that works on it, the namespace of the work, and
+#: whether the reaper closes the pool.
+LEFT = {
+    "runs that are over": ("failed", None, "test", True),
+    "one that works on it": ("failed", "running", "test", False),
+    "one that holds it": ("running", "failed", "test", False),
+    "another deployment": ("failed", None, "another", False),
+    "another program": ("failed", None, "", False),
+}
+
+
+@ANY_SERVER
+@pytest.mark.parametrize(("holds", "works", "namespace", "closes"), LEFT.values(), ids=LEFT)
+def test_the_reaper_closes_it_once_only_runs_that_are_over_work_on_it(
+    qarnot: LocalQarnot,
+    sharers: Sharers,
+    held: str,
+    holds: str,
+    works: str | None,
+    namespace: str,
+    closes: bool,
+) -> None:
+    pool = sharers.open("r1")
+    identity = life_of(namespace=namespace, dag_id=sharers.name, run_id="r2")
+    labels = identity.labels(1, "") if namespace else {}
+    sharers.client.tasks.create(TaskSpec(name="left", pool=pool, command=held, labels=labels))
+    now = datetime.fromtimestamp(qarnot.get_clock()["now"], UTC)
+
+    def is_closed_after(minutes: int) -> bool:
+        said = {"r1": holds, "r2": works}
+        reap(
+            sharers.client,
+            "test",
+            lambda _, run_id: said.get(run_id, "running"),
+            now=lambda: now + timedelta(minutes=minutes),
+        )
+        return sharers.live() == []
+
+    assert [is_closed_after(minutes) for minutes in (10, 20)] == [False, closes]
 
 
 @ANY_SERVER
