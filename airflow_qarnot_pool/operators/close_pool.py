@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+#: Key of the resume state: whether the request of this task has closed the pool.
+_IS_CLOSER = "is_closer"
+
 
 class QarnotClosePoolOperator(PoolOperator):
     """Close a pool, and return its uuid. A pool that is closed, closing or deleted is no error.
@@ -83,27 +86,31 @@ class QarnotClosePoolOperator(PoolOperator):
 
         if self.shared is not None:
             return self._give_up(context)
-        ref = self.qarnot_pool
-        if is_empty(ref) and (makers := self._makers or self._makers_upstream()):
-            ref = self._close_unseen(context, makers)
-            if ref is None:
-                return None
-        ref = resolve_ref(ref, "qarnot_pool")
-        end(self.client.pools, ref)
+        if is_empty(self.qarnot_pool) and (makers := self._makers or self._makers_upstream()):
+            return self._after_requests(context, self._close_unseen(context, makers))
+        ref = resolve_ref(self.qarnot_pool, "qarnot_pool")
+        is_closer = end(self.client.pools, ref)
         self.log.info("Requested closing of pool %s", ref)
         try:
             uuid = ref if is_uuid(ref) else self.client.pools.get(ref).uuid
         except QarnotNotFoundError:
             return ref
-        return self._after_request(context, uuid)
+        return self._after_request(context, uuid, is_closer=is_closer)
 
-    def _after_request(self, context: Context, uuid: str) -> str:
+    def _after_requests(self, context: Context, uuids: list[str]) -> str | None:
+        """Report all of several pools that this task has closed, and return the last one."""
+        for uuid in uuids[:-1]:
+            self._log_cost(context, uuid, is_closer=True)
+        return self._after_request(context, uuids[-1], is_closer=True) if uuids else None
+
+    def _after_request(self, context: Context, uuid: str, *, is_closer: bool) -> str:
         self._show_link(context, "pool", uuid)
         if not self.wait_for_completion:
-            self._log_cost(context, uuid)
+            self._log_cost(context, uuid, is_closer=is_closer)
             return uuid
         xcoms.push(context["ti"], self.uuid_key, uuid)
-        return self._closed(context, self._wait(uuid, POOL_CLOSED, self._deadline(context)))
+        waited = self._wait(uuid, POOL_CLOSED, self._deadline(context), {_IS_CLOSER: is_closer})
+        return self._closed(context, waited)
 
     def _makers_upstream(self) -> list[Any]:
         """Return the one upstream task that creates a pool, for a *qarnot_pool* that is a Jinja template."""
@@ -111,8 +118,8 @@ class QarnotClosePoolOperator(PoolOperator):
         makers = [one for one in self.upstream_list if _makes_pools(one)] if has_dag else []
         return makers if len(makers) == 1 else []
 
-    def _close_unseen(self, context: Context, makers: Iterable[Any]) -> str | None:
-        """Close the pools that *makers* created in this run without returning them, and return the last uuid."""
+    def _close_unseen(self, context: Context, makers: Iterable[Any]) -> list[str]:
+        """Close the pools that *makers* created in this run without returning them, and return their uuids."""
         from airflow_qarnot_pool.ownership.termination import end_owned
 
         closed = []
@@ -127,7 +134,7 @@ class QarnotClosePoolOperator(PoolOperator):
                 f"closed {', '.join(found)}" if found else "nothing is open",
             )
             closed += found
-        return closed[-1] if closed else None
+        return closed
 
     def _give_up(self, context: Context) -> str:
         """Close the shared pool unless another DAG run needs it."""
@@ -136,11 +143,11 @@ class QarnotClosePoolOperator(PoolOperator):
         released = release(self.client, self._identity_of(context), _run_lives, self._setups())
         for one in released:
             if one.closed:
-                return self._after_request(context, one.uuid)
+                return self._after_request(context, one.uuid, is_closer=one.is_closer)
         if not released:
             self.log.info("There is no open pool %r", self.shared)
         else:
-            self._log_cost(context, released[0].uuid)
+            self._log_cost(context, released[0].uuid, is_closer=False)
         given = self.qarnot_pool if isinstance(self.qarnot_pool, str) else ""
         return released[0].uuid if released else given
 
@@ -161,13 +168,13 @@ class QarnotClosePoolOperator(PoolOperator):
         if outcome.ending is not EndReason.GONE:
             self._raise_for(outcome)
         self.log.info("Pool %s is %s", outcome.uuid, outcome.state or "gone")
-        self._log_cost(context, outcome.uuid)
+        self._log_cost(context, outcome.uuid, is_closer=bool(outcome.resume_state.get(_IS_CLOSER)))
         return outcome.uuid
 
-    def _log_cost(self, context: Context, uuid: str) -> None:
+    def _log_cost(self, context: Context, uuid: str, *, is_closer: bool) -> None:
         from airflow_qarnot_pool.operators.teardown_cost import log_cost
 
-        log_cost(self, context, uuid, whole_run=self.report_cost)
+        log_cost(self, context, uuid, whole_run=self.report_cost, counts=is_closer)
 
 
 def _makes_pools(task: Any) -> bool:

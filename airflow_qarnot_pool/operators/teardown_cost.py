@@ -21,10 +21,12 @@ COST_KEY = "qarnot_cost"
 REQUEST_TIMEOUT = 5.0
 
 
-def log_cost(operator: QarnotOperator, context: Context, pool: str, *, whole_run: bool) -> None:
+def log_cost(operator: QarnotOperator, context: Context, pool: str, *, whole_run: bool, counts: bool) -> None:
     """Log the cost of *pool*. With *whole_run*, push it and the cost of the DAG run as XCom, too.
 
     Never raises, because the pool is already closing.
+
+    :param counts: emit the metrics, which count each pool once.
     """
     from airflow_qarnot_pool.costs.idle import idle_time_of
     from airflow_qarnot_pool.costs.queries import cost_of_pool
@@ -38,7 +40,8 @@ def log_cost(operator: QarnotOperator, context: Context, pool: str, *, whole_run
         found = cost_of_pool(client, pool, reference, pool=closed)
         if found.cost.euros is not None:
             record_pool_cost(client, settings.namespace, closed, found.cost.euros)
-        count_closed_pool(found, context["ti"].dag_id)
+        if counts:
+            count_closed_pool(found, context["ti"].dag_id)
         idle = idle_time_of(found, datetime.now(UTC))
         operator.log.info("Pool %s has cost %s so far", pool, found.cost)
         for run, share in found.by_run().items():
@@ -102,13 +105,16 @@ def _run(
 
 
 def count_closed_pool(pool: PoolCost, dag_id: str) -> None:
-    """Emit the metrics of a pool that its teardown closes."""
-    cost = pool.cost
-    if cost.euros is not None:
-        metrics.incr("cost.microeuros", cost.euros * 1e6, dag_id=dag_id)
-        metrics.gauge("cost.last_pool_euros", cost.euros, dag_id=dag_id)
-    if cost.carbon_g is not None:
-        metrics.incr("carbon.milligrams", cost.carbon_g * 1000, dag_id=dag_id)
-    if cost.node_seconds is not None:
-        metrics.incr("node_seconds.paid", cost.node_seconds, dag_id=dag_id)
-        metrics.incr("node_seconds.idle", cost.idle_node_seconds or 0.0, dag_id=dag_id)
+    """Emit the metrics of a pool that a teardown of DAG *dag_id* closes. Each DAG that used it has its share."""
+    if pool.cost.euros is not None:
+        metrics.gauge("cost.last_pool_euros", pool.cost.euros, dag_id=dag_id)
+    for user, cost in pool.share_by(lambda task: task.run.dag_id, pool.opened_by.dag_id).items():
+        counts = {
+            "cost.microeuros": None if cost.euros is None else cost.euros * 1e6,
+            "carbon.milligrams": None if cost.carbon_g is None else cost.carbon_g * 1000,
+            "node_seconds.paid": cost.node_seconds,
+            "node_seconds.idle": cost.idle_node_seconds,
+        }
+        for name, count in counts.items():
+            if count is not None:
+                metrics.incr(name, count, dag_id=user)

@@ -396,6 +396,8 @@ class ReleaseResult:
 
     uuid: str
     needed_by: tuple[str, ...] = ()
+    #: Whether the request of this run has closed it, and not that of another run at the same moment.
+    is_closer: bool = False
 
     @property
     def closed(self) -> bool:
@@ -450,13 +452,14 @@ def _close_unless_needed(
 ) -> ReleaseResult:
     releasing = HoldOwner(dag_id=identity.dag_id, run_id=identity.run_id)
     users = list(describe_users(_usage_of(client, pool, holds), releasing, alive))
+    is_closer = False
     if users:
         log.info("Shared pool %r (%s) stays open for %s", identity.shared, pool.uuid, "; ".join(users))
     else:
-        end(client.pools, pool.uuid)
+        is_closer = end(client.pools, pool.uuid)
         _drop(client, [hold for hold in holds if hold.pool == pool.uuid])
         log.info("Requested closing of shared pool %r (%s)", identity.shared, pool.uuid)
-    return ReleaseResult(uuid=pool.uuid, needed_by=tuple(users))
+    return ReleaseResult(uuid=pool.uuid, needed_by=tuple(users), is_closer=is_closer)
 
 
 def user_of(client: QarnotClient, pool: Pool, alive: IsRunUnfinished) -> str:

@@ -26,23 +26,26 @@ MAX_ATTEMPTS, PAUSE = 3, 0.2
 _HELD_FIELDS = ("Uuid", "Shortname", "State", "Tags", "Labels", "CreationDate")
 
 
-def end(resource: PoolResource | TaskResource, uuid: str) -> None:
-    """Close a pool or abort a Qarnot task. Do nothing if the object has ended, is ending or is deleted.
+def end(resource: PoolResource | TaskResource, uuid: str) -> bool:
+    """Close a pool or abort a Qarnot task, and return whether the server has accepted the request.
 
-    A 403 or 404 about an object that is open is asked again, because a proxy or a lagging replica may have sent it.
+    Do nothing if the object has ended, is ending or is deleted. A 403 or 404 about an object that is open is asked
+    again, because a proxy or a lagging replica may have sent it.
 
     :raises QarnotError: the server still refuses, and the object runs.
     """
-    for attempt in range(1, MAX_ATTEMPTS + 1):
+    attempt = 1
+    while True:
         try:
             resource.end(uuid)
-            return
+            return True
         except (QarnotNotFoundError, QarnotRefusedError):
             # A server may refuse because an earlier request has ended the object, or is ending it.
             if not _is_there_and_open(resource, uuid):
-                return
+                return False
             if attempt == MAX_ATTEMPTS:
                 raise
+        attempt += 1
         time.sleep(PAUSE)
 
 

@@ -121,6 +121,39 @@ def test_every_documented_metric_and_no_other_reaches_a_listener(
     assert seen["qarnot.cost.microeuros"][1] == pytest.approx(spent * 1e6, rel=0.01)
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_each_pool_is_counted_once_by_the_teardown_that_closes_it(
+    qarnot: LocalQarnot, monkeypatch: pytest.MonkeyPatch, shared: bool
+) -> None:
+    """Not by runs that leave it to others, nor by the next try; and each DAG that works on it has its share."""
+    monkeypatch.setattr("airflow_qarnot_pool.ownership.liveness.dag_run_state", lambda *_: "running")
+    dags = [f"first-{shared}", f"last-{shared}"]
+    options: dict[str, Any] = {"shared": "counted"} if shared else {}
+
+    def ti_of(dag_id: str, task_id: str) -> FakeTI:
+        return FakeTI(dag_id=dag_id, run_id="counted", task_id=task_id, max_tries=1)
+
+    for dag_id in dags[: 1 + shared]:
+        pool = run(partial(create, warm_up=False, **options), ti_of(dag_id, "create"))
+    for dag_id in dags:
+        run(partial(task, qarnot_pool=pool, command="sh -c 'sleep 0.1'"), ti_of(dag_id, "work"))
+    close = partial(
+        QarnotClosePoolOperator, task_id="close", qarnot_pool=pool, wait_for_completion=True, **options
+    )
+    sent: list[tuple[str, float]] = []
+
+    def incr(name: str, count: float = 1, **tags: Any) -> None:
+        if name == "cost.microeuros":
+            sent.append((tags["dag_id"], count))
+
+    monkeypatch.setattr(metrics, "incr", incr)
+    for dag_id in (*dags, dags[-1]):
+        run(close, ti_of(dag_id, "close"))
+    spent = qarnot.get_account()["pools"][pool]["creditsSpent"] * 1e6
+    assert sum(count for _, count in sent) == pytest.approx(spent, rel=0.01)
+    assert sorted(dag_id for dag_id, _ in sent) == dags
+
+
 def missing(statsd: Statsd, expected: dict[str, str]) -> str:
     return f"{sorted(expected.keys() - statsd.seen().keys())} to be seen"
 
