@@ -27,6 +27,33 @@ def test_the_hook_is_a_client(qarnot: LocalQarnot) -> None:
     assert hook.settings.namespace == "test"
 
 
+def test_a_connection_that_has_changed_is_read_again(
+    qarnot: LocalQarnot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hook = QarnotHook()
+    client = hook.client
+    hook.reconnect()
+    assert hook.client is client  # nothing has changed
+    changed(monkeypatch, qarnot.token, "another-token")
+    hook.reconnect()
+    assert hook.client is not client
+    assert hook.settings.token == "another-token"
+
+
+def test_a_connection_that_cannot_be_read_again_serves_as_it_was(
+    qarnot: LocalQarnot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hook = QarnotHook()
+    client = hook.client
+    monkeypatch.delenv("AIRFLOW_CONN_QARNOT_DEFAULT")
+    hook.reconnect()
+    assert hook.client is client
+    changed_to_nothing = '{"conn_type": "qarnot"}'
+    monkeypatch.setenv("AIRFLOW_CONN_QARNOT_DEFAULT", changed_to_nothing)
+    hook.reconnect()
+    assert hook.client is client
+
+
 def test_the_test_button_says_who_one_is_and_what_is_left(qarnot: LocalQarnot) -> None:
     worked, sentence = QarnotHook().test_connection()
     assert worked

@@ -429,8 +429,9 @@ def test_a_pool_that_others_delete_is_not_taken_for_free(
 
 @pytest.mark.usefixtures("one_more")
 def test_a_task_finds_the_successor_of_a_shared_pool_that_made_room(
-    qarnot: LocalQarnot, client: QarnotClient, pool: str
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("airflow_qarnot_pool.waiting.polling.CONFIRM_AFTER", (0.0, 0.0))
     old = open_pool("shared", shared="team")
     client.pools.close(old)
     eventually(lambda: client.pools.get(old).state == "Closed")
