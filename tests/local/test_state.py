@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import os
@@ -21,11 +22,13 @@ from airflow_qarnot_pool.local.backend.backend import Backend
 from airflow_qarnot_pool.local.backend.context import Settings
 from airflow_qarnot_pool.local.backend.models import InstancePhase, Pool, Task
 from airflow_qarnot_pool.local.backend.persistence import VERSION
+from airflow_qarnot_pool.local.http.server import application
 from airflow_qarnot_pool.local.processes import buckets as buckets_module
 from airflow_qarnot_pool.local.processes import state as state_module
 from airflow_qarnot_pool.local.processes.buckets import KeptBuckets
 from airflow_qarnot_pool.local.processes.state import State, StateError
 from airflow_qarnot_pool.local.schemas import requests, responses
+from airflow_qarnot_pool.local.schemas.addresses import Addresses
 from airflow_qarnot_pool.local.schemas.fields import Profiles
 
 from .conftest import Http, until
@@ -272,6 +275,24 @@ def test_the_time_is_written_while_nodes_are_billed(start: Restarts) -> None:
     spent = account.backend.spent()
     assert spent > 0
     assert start().backend.spent() == pytest.approx(spent)
+
+
+def test_a_change_is_written_before_the_response(start: Restarts) -> None:
+    account = start()
+    written: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b'{"name": "p", "profile": "docker-batch"}'}
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            written.append((message["status"], list(account.state.read("pool"))))
+
+    headers = [(b"host", b"localhost"), (b"authorization", b"token")]
+    scope = {"type": "http", "method": "POST", "path": "/pools", "query_string": b"", "headers": headers}
+    asyncio.run(application(account.backend, Addresses(80))(scope, receive, send))
+    assert written == [(200, [pool.uuid for pool in account.backend.pools.store])]
+    assert len(account.backend.pools.store) == 1
 
 
 def test_a_full_disk_delays_a_write(start: Restarts, capfd: pytest.CaptureFixture[str]) -> None:
@@ -566,9 +587,15 @@ def test_a_killed_server_continues(tmp_path: Path) -> None:
         until(lambda: pids.exists() and http("GET", f"/tasks/{retried}/stdout/0").text == "try\n")
         before = shown(http, done)
         listed = s3.list_objects_v2(Bucket="box")["Contents"]
-        server.kill()
-        server.start()
         # The directory is free only when no process of the killed server runs any more.
+        assert server.process is not None
+        (supervisor,) = children(server.process.pid)
+        os.kill(supervisor, signal.SIGSTOP)
+        server.kill()
+        with pytest.raises(StateError, match="is in use"):
+            State(tmp_path / "state", VERSION, wait=0)
+        os.kill(supervisor, signal.SIGCONT)
+        server.start()
         assert not alive(int(pids.read_text().split()[0]))
         http, s3 = Http(server), s3_of(server)
         assert shown(http, done) == before
@@ -600,6 +627,10 @@ def shown(http: Http, task: str) -> dict[str, Any]:
     """The task without its status, which has the time of the request."""
     found: dict[str, Any] = http("GET", f"/tasks/{task}").json()
     return {**found, "status": None}
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def s3_of(server: LocalQarnot) -> Any:
