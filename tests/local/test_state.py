@@ -591,10 +591,12 @@ def test_a_killed_server_continues(tmp_path: Path) -> None:
         assert server.process is not None
         (supervisor,) = children(server.process.pid)
         os.kill(supervisor, signal.SIGSTOP)
-        server.kill()
-        with pytest.raises(StateError, match="is in use"):
-            State(tmp_path / "state", VERSION, wait=0)
-        os.kill(supervisor, signal.SIGCONT)
+        try:
+            server.kill()
+            with pytest.raises(StateError, match="is in use"):
+                State(tmp_path / "state", VERSION, wait=0)
+        finally:
+            os.kill(supervisor, signal.SIGCONT)
         server.start()
         assert not alive(int(pids.read_text().split()[0]))
         http, s3 = Http(server), s3_of(server)
