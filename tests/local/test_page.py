@@ -109,8 +109,12 @@ def busy() -> Iterator[LocalQarnot]:
         submit(http, "sleep 600", name="long", poolUuid=made[1])
         submit(http, "sh -c 'echo before; exit 3'", name=HOSTILE, poolUuid=made[2], instanceCount=3)
         until(lambda: all(one["state"] == "FullyExecuting" for one in http("GET", "/pools").json()))
-        states = ("Success", "Failure", "FullyExecuting")
-        until(lambda: all(one["state"] in states for one in http("GET", "/tasks").json()))
+        running = {"Success": False, "Failure": False}
+        until(
+            lambda: (
+                [t["name"] for t in http("GET", "/tasks").json() if running.get(t["state"], True)] == ["long"]
+            )
+        )
         for uuid in made[40:50]:
             http("POST", f"/pools/{uuid}/close")
         until(lambda: sum(one["state"] == "Closed" for one in http("GET", "/pools").json()) == 10)
