@@ -7,8 +7,13 @@ import asyncio
 import os
 import secrets
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from airflow_qarnot_pool.local.local_qarnot import TOKEN_VARIABLE
+
+if TYPE_CHECKING:
+    from airflow_qarnot_pool.local.backend.readings import Readings
 
 
 def main() -> int:
@@ -49,13 +54,11 @@ def main() -> int:
     parser.add_argument(
         "--shortnames",
         choices=("enforce", "free"),
-        default="enforce",
         help="refuse a shortname that is taken, or allow it",
     )
     parser.add_argument(
         "--queued",
         choices=("cancel", "leave"),
-        default="cancel",
         help="cancel or keep tasks that are queued when their pool ends",
     )
     parser.add_argument(
@@ -81,7 +84,6 @@ def main() -> int:
     parser.add_argument(
         "--search-lag",
         type=float,
-        default=0.0,
         metavar="SECONDS",
         help="maximum age of the state that searches show (virtual time)",
     )
@@ -92,6 +94,11 @@ def main() -> int:
     )
     parser.add_argument(
         "--rate-limit", type=float, metavar="N", help="respond with 429 to more than N requests per second"
+    )
+    parser.add_argument(
+        "--like",
+        metavar="PATH",
+        help="answers.json of `python -m airflow_qarnot_pool.probe`: behave as the service that gave them",
     )
     parser.add_argument("--speed", type=float, default=1.0, help="virtual seconds per real second")
     parser.add_argument(
@@ -135,6 +142,7 @@ def main() -> int:
         sys.exit(f"{error}. The local Qarnot needs: pip install 'airflow-qarnot-pool[local]'")
     if arguments.host not in LOOPBACK:
         parser.error(f"--host must be a loopback address ({', '.join(LOOPBACK)}): commands run unconfined")
+    readings, cap, lag = _readings(arguments, parser)
     try:
         state = State(arguments.state_dir, VERSION) if arguments.state_dir else None
     except StateError as error:
@@ -152,13 +160,12 @@ def main() -> int:
         boot_seconds=max(0.0, arguments.boot_seconds),
         close_seconds=max(0.0, arguments.close_seconds),
         cancel_seconds=max(0.0, arguments.cancel_seconds),
-        enforce_shortnames=arguments.shortnames == "enforce",
+        readings=readings,
         output_bytes=DEFAULT_OUTPUT_BYTES
         if arguments.output_bytes is None
         else max(0, arguments.output_bytes),
-        search_cap=None if arguments.search_cap is None else max(1, arguments.search_cap),
-        search_lag=max(0.0, arguments.search_lag),
-        leave_queued=arguments.queued == "leave",
+        search_cap=None if cap is None else max(1, cap),
+        search_lag=max(0.0, lag),
         preemption=preemption,
         rate_limit=arguments.rate_limit,
         profiles=Profiles(tuple(arguments.profile), arguments.any_profile),
@@ -179,6 +186,40 @@ def main() -> int:
         command=tuple(arguments.command),
     )
     return asyncio.run(serve(options))
+
+
+#: The readings that the other options mean.
+_OPTIONS = {
+    "enforce": {"name-of-closed-pool": "taken until deleted", "pool-name-taken": "400"},
+    "free": {"name-of-closed-pool": "not enforced"},
+    "cancel": {"queued-at-close": "cancelled"},
+    "leave": {"queued-at-close": "queued ones stay"},
+}
+
+
+def _readings(
+    arguments: argparse.Namespace, parser: argparse.ArgumentParser
+) -> tuple[Readings, int | None, float]:
+    """Return the readings, the search cap and the search lag. Options count before the answers of a probe."""
+    from airflow_qarnot_pool.local.backend.readings import Readings, read_answers, search_limits
+
+    answers: dict[str, str] = {}
+    if arguments.like is not None:
+        try:
+            answers = read_answers(Path(arguments.like).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            parser.error(f"--like is not a file of answers, got {arguments.like}: {error}")
+    cap, lag = search_limits(answers)
+    readings, unknown = Readings().with_answers(answers)
+    for sentence in unknown:
+        print(sentence, file=sys.stderr)
+    for option in (arguments.shortnames, arguments.queued):
+        readings, _ = readings.with_answers(_OPTIONS.get(option, {}))
+    return (
+        readings,
+        cap if arguments.search_cap is None else arguments.search_cap,
+        lag if arguments.search_lag is None else arguments.search_lag,
+    )
 
 
 if __name__ == "__main__":

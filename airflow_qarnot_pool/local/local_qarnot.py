@@ -37,7 +37,7 @@ class LocalQarnot:
     :param boot_seconds: boot time of a node, in virtual seconds.
     :param close_seconds: minimum virtual seconds for which a pool is Closing.
     :param cancel_seconds: minimum virtual seconds for which an aborted task is PendingCancel.
-    :param shortnames: "enforce" refuses a shortname that is taken, "free" allows it.
+    :param shortnames: "enforce" refuses a shortname that is taken, "free" allows it; by default as ``like``.
     :param queued: "cancel" cancels tasks that are queued when their pool ends, "leave" keeps them queued.
     :param profiles: profiles of the account, in addition to those of Qarnot.
     :param any_profile: accept every name of a profile.
@@ -51,6 +51,7 @@ class LocalQarnot:
     :param speed: virtual seconds per real second.
     :param port: port of the API; 0 takes any free one.
     :param storage_port: port of the S3 storage; 0 takes any free one.
+    :param like: path of an answers.json: behave as the service that gave these answers to the probe.
     :param allowed_hosts: accepted ``Host`` headers in addition to loopback names, with or without a port.
     :param state_dir: directory that keeps the state over a restart, also after :meth:`kill`; None for no directory.
     :raises RuntimeError: the server did not start.
@@ -62,21 +63,22 @@ class LocalQarnot:
         boot_seconds: float = 0.2,
         close_seconds: float = 0.3,
         cancel_seconds: float = 0.0,
-        shortnames: str = "enforce",
+        shortnames: str | None = None,
         token: str | None = None,
         speed: float = 1.0,
         port: int = 0,
         storage_port: int = 0,
         output_bytes: int | None = None,
         search_cap: int | None = None,
-        search_lag: float = 0.0,
+        search_lag: float | None = None,
         preempt: str | None = None,
         rate_limit: float | None = None,
-        queued: str = "cancel",
+        queued: str | None = None,
         profiles: Iterable[str] = (),
         any_profile: bool = False,
         allowed_hosts: Iterable[str] = (),
         state_dir: str | os.PathLike[str] | None = None,
+        like: str | os.PathLike[str] | None = None,
     ) -> None:
         self.token = token or secrets.token_urlsafe(24)
         self.url = self.storage_url = self.email = ""
@@ -84,27 +86,25 @@ class LocalQarnot:
             f"--boot-seconds={boot_seconds}",
             f"--close-seconds={close_seconds}",
             f"--cancel-seconds={cancel_seconds}",
-            f"--shortnames={shortnames}",
-            f"--queued={queued}",
             f"--speed={speed}",
             f"--port={port}",
             f"--storage-port={storage_port}",
             f"--exit-with-parent={os.getpid()}",
         ]
-        if output_bytes is not None:
-            self._arguments.append(f"--output-bytes={output_bytes}")
-        if search_cap is not None:
-            self._arguments.append(f"--search-cap={search_cap}")
-        if preempt is not None:
-            self._arguments.append(f"--preempt={preempt}")
-        if rate_limit is not None:
-            self._arguments.append(f"--rate-limit={rate_limit}")
-        if search_lag:
-            self._arguments.append(f"--search-lag={search_lag}")
+        options = {
+            "shortnames": shortnames,
+            "queued": queued,
+            "output-bytes": output_bytes,
+            "search-cap": search_cap,
+            "search-lag": search_lag,
+            "preempt": preempt,
+            "rate-limit": rate_limit,
+            "like": like,
+            "state-dir": state_dir,
+        }
+        self._arguments += [f"--{name}={value}" for name, value in options.items() if value is not None]
         self._arguments += [f"--profile={name}" for name in profiles]
         self._arguments += [f"--allow-host={name}" for name in allowed_hosts]
-        if state_dir is not None:
-            self._arguments.append(f"--state-dir={os.fspath(state_dir)}")
         if any_profile:
             self._arguments.append("--any-profile")
         self.process: subprocess.Popen[bytes] | None = None
@@ -237,6 +237,10 @@ class LocalQarnot:
     def kill_node(self, id: str) -> None:
         """Lose a node with everything on it."""
         self.call("POST", f"/_local/nodes/{id}/kill")
+
+    def set_readings(self, **answers: str) -> None:
+        """Give other answers to the questions of docs/assumptions.md, by id with underscores."""
+        self.call("PUT", "/_local/readings", answers)
 
     def withhold_nodes(self, withheld: bool) -> None:
         """Let no node come up, as if Qarnot had none free. False lets nodes come up again."""

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from airflow_qarnot_pool.local.backend.models import Remote
+from airflow_qarnot_pool.local.backend.readings import DEFAULT_READINGS
 from airflow_qarnot_pool.local.backend.store import Store
 from airflow_qarnot_pool.local.http.filters import FilterEvaluator
 from airflow_qarnot_pool.local.schemas import formats
@@ -63,7 +64,7 @@ def store() -> Store[Remote]:
 
 
 def find(store: Store[Remote], node: Any) -> list[int]:
-    world: Any = SimpleNamespace()
+    world: Any = SimpleNamespace(readings=DEFAULT_READINGS)
     return [item.seq for item in FilterEvaluator(world, store, BODY).find(node)]
 
 

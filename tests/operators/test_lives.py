@@ -592,7 +592,7 @@ def test_a_name_that_a_stranger_has_is_an_error_that_names_it(qarnot: LocalQarno
 
 
 def enforces(qarnot: LocalQarnot) -> bool:
-    return "--shortnames=enforce" in qarnot._arguments
+    return "--shortnames=free" not in qarnot._arguments
 
 
 # --- what is written on them

@@ -156,7 +156,12 @@ def _workspace(context: Context, task: Task, node: Node) -> _Workspace:
     )
     os.makedirs(directory, exist_ok=True)
     os.makedirs(place.scratch, exist_ok=True)
-    return _Workspace(job, place, destination(task), {})
+    target = destination(task)
+    if target is not None and context.readings.result_patterns == "ignored":
+        target = replace(target, whitelist=None)
+    elif target is not None and target.whitelist and context.readings.result_patterns.startswith("whole"):
+        target = replace(target, whitelist=f"^(?:{target.whitelist})$")
+    return _Workspace(job, place, target, {})
 
 
 async def _copy_resources(context: Context, task: Task, space: _Workspace) -> None:
@@ -240,7 +245,7 @@ async def _upload(
     """Copy the results to the bucket, unless the attempt was killed and the task does not want them then."""
     if result.killed and (space.target is None or not instance.task.spec["uploadResultsOnCancellation"]):
         return AttemptResult(killed=True)
-    if space.target is None:
+    if space.target is None or not (result.ok or context.readings.results_of_failed == "yes"):
         return result
     enter(InstancePhase.UPLOADING)
     await asyncio.to_thread(context.storage.upload, space.directories.task, space.target, space.resources)

@@ -154,8 +154,11 @@ class AccountState:
         return self.balance - (spent - self.balance_spent)
 
 
-def carbon_facts(node_seconds: float, datacenter: str | None) -> dict[str, float | str]:
-    """Return GET /carbon/v1/{pools,tasks}/{u}/carbon-facts, with the keys of the SDKs and of the OpenAPI."""
+def carbon_facts(node_seconds: float, datacenter: str | None, keys: str = "both") -> dict[str, float | str]:
+    """Return GET /carbon/v1/{pools,tasks}/{u}/carbon-facts.
+
+    :param keys: "as the SDKs", "as OpenAPI" or "both".
+    """
     it = node_seconds * WATTS_PER_NODE / 3600
     pue, reused_share, grams_per_wh, other_pue = 1.03, 0.8, 0.05, 1.5
     total, reused = it * pue, it * reused_share
@@ -181,5 +184,7 @@ def carbon_facts(node_seconds: float, datacenter: str | None) -> dict[str, float
         ),
         ("saved_carbon_footprint_percent", "savedCarbonFootprintPercentage", percent),
     ):
-        facts[sdk] = facts[openapi] = value
+        facts |= dict.fromkeys(
+            {"as the SDKs": (sdk,), "as OpenAPI": (openapi,)}.get(keys, (sdk, openapi)), value
+        )
     return facts

@@ -11,18 +11,20 @@ import traceback
 import uuid
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_qarnot_pool.local.backend.billing import AccountState, BillingMeter
 from airflow_qarnot_pool.local.backend.clock import Clock, ShownTime
 from airflow_qarnot_pool.local.backend.models import Output, Pool, Remote, Task
 from airflow_qarnot_pool.local.backend.preemption import Preemption
+from airflow_qarnot_pool.local.backend.readings import Readings
+from airflow_qarnot_pool.local.backend.states import POOL_TERMINAL
 from airflow_qarnot_pool.local.backend.store import Store
 from airflow_qarnot_pool.local.processes.command import with_uv_pythons
 from airflow_qarnot_pool.local.processes.output import DEFAULT_OUTPUT_BYTES
 from airflow_qarnot_pool.local.processes.runner import Runner
 from airflow_qarnot_pool.local.processes.storage import Storage
-from airflow_qarnot_pool.local.schemas.errors import invalid
+from airflow_qarnot_pool.local.schemas.errors import ApiError, invalid, missing
 from airflow_qarnot_pool.local.schemas.fields import Profiles
 
 if TYPE_CHECKING:
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
     from airflow_qarnot_pool.local.backend.persistence import Persistence
     from airflow_qarnot_pool.local.backend.pools import Pools
     from airflow_qarnot_pool.local.backend.tasks import Tasks
+
+
+R = TypeVar("R", bound=Remote)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +48,7 @@ class Settings:
     :param output_bytes: number of bytes kept of each stream of an instance, from its end.
     :param search_cap: maximum number of objects in a search response or on a page; None for no cap.
     :param search_lag: maximum age of the state that searches show.
-    :param leave_queued: keep tasks queued when their pool ends, in place of cancelling them.
+    :param readings: the answers to the open questions about the service, at the start.
     :param profiles: the profiles of the account.
     :param preemption: the loss of Flex nodes, or None if none is preempted.
     :param rate_limit: number of requests per real second, or None for no limit.
@@ -54,11 +59,10 @@ class Settings:
     boot_seconds: float = 5.0
     close_seconds: float = 1.0
     cancel_seconds: float = 0.0
-    enforce_shortnames: bool = True
     output_bytes: int = DEFAULT_OUTPUT_BYTES
     search_cap: int | None = None
     search_lag: float = 0.0
-    leave_queued: bool = False
+    readings: Readings = field(default_factory=Readings)
     profiles: Profiles = field(default_factory=Profiles)
     preemption: Preemption | None = None
     rate_limit: float | None = None
@@ -82,6 +86,7 @@ class Context:
         self.search_path = with_uv_pythons(os.environ.get("PATH", os.defpath))
         self.clock = Clock()
         self.shown_time = ShownTime()
+        self.readings = settings.readings
         self.search_cap = settings.search_cap
         self.refuses_beyond_cap = False
         self.search_lag = 0.0
@@ -104,6 +109,11 @@ class Context:
         """Return the time that the server shows."""
         return self.shown_time.show(self.clock.read())
 
+    def date(self) -> float | None:
+        """Return the date of responses, or None if they have none."""
+        seconds = {"a close clock": 0.0, "another clock": 3600.0}.get(self.readings.date_header)
+        return None if seconds is None else self.shown_now() + seconds
+
     def identity(self) -> tuple[str, int]:
         """Return a new uuid and the number that orders objects by creation."""
         self.sequence += 1
@@ -116,18 +126,37 @@ class Context:
     def credits_left(self) -> float:
         return self.account.credits_left(self.spent())
 
+    def find(self, kind: str, store: Store[R], key: str) -> R:
+        """Return the object with this uuid, or with this shortname if paths take those. Raises ApiError 404."""
+        item = store.find(key) if self.readings.shortname_in_path == "yes" else store.get(key)
+        if item is None:
+            raise missing(kind, key)
+        return item
+
+    def unknown(self, field: str, name: str) -> ApiError:
+        """Return the error of a task whose pool, job or profile is unknown."""
+        if self.readings.unknown_references == "404":
+            return missing(field, name)
+        return invalid("task", [field])
+
     def requested_instances(self) -> int:
         """Return the number of instances for `maxInstances`: slots of open pools, and unfinished standalone ones."""
         return self.tasks.standalone + sum(max(p.slots, p.target) for p in self.pools.store if p.is_open)
 
     def check_shortname(self, kind: str, store: Store[Any], shortname: str | None) -> None:
-        """Check that a shortname is free, if shortnames are enforced. Raises ApiError 400."""
-        if (
-            shortname
-            and self.settings.enforce_shortnames
-            and (store.named(shortname) or store.get(shortname))
-        ):
-            raise invalid(kind, ["shortname-uniqueness"])
+        """Check that a shortname is free, if shortnames are enforced. Raises ApiError 400, or the status of pools."""
+        if not shortname or self.readings.name_of_closed_pool == "not enforced":
+            return
+        owners = [*store.named(shortname), *filter(None, [store.get(shortname)])]
+        error = invalid(kind, ["shortname-uniqueness"])
+        if kind == "pool":
+            if self.readings.name_of_closed_pool == "free once closed":
+                owners = [pool for pool in owners if pool.state not in POOL_TERMINAL]
+            if self.readings.pool_name_taken == "accepted":
+                return
+            error.status = int(self.readings.pool_name_taken)
+        if owners:
+            raise error
 
     # ---- time ----
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.local.backend.models import Dependency, Job, Pool, Task
 from airflow_qarnot_pool.local.backend.store import Store
-from airflow_qarnot_pool.local.schemas.errors import ApiError, invalid, missing
+from airflow_qarnot_pool.local.schemas.errors import ApiError, invalid
 from airflow_qarnot_pool.local.schemas.fields import RequestFields, is_uuid
 from airflow_qarnot_pool.local.schemas.formats import parse_span
 
@@ -25,18 +25,18 @@ class Jobs:
 
     def find(self, key: str) -> Job:
         """Return the job with this uuid or shortname. Raises ApiError 404."""
-        job = self.store.find(key)
-        if job is None:
-            raise missing("job", key)
-        return job
+        return self._context.find("job", self.store, key)
 
     def create(self, body: Any) -> Job:
         """Create a job. Raises ApiError 400, 403 (limit reached)."""
         context, fields = self._context, RequestFields(body, "job")
         name, shortname = fields.text("name", required=True), fields.shortname()
         pool = self._read_pool(fields)
-        if shortname and context.settings.enforce_shortnames and self.store.named(shortname):
+        enforced = context.readings.name_of_closed_pool != "not enforced"
+        if shortname and enforced and self.store.named(shortname):
             fields.wrong("shortname-uniqueness")
+        if pool is None and context.readings.job_creation == "it needs a pool":
+            fields.wrong("poolUuid")
         wall = fields.duration("maxWallTime")
         uuid, seq = context.identity()
         job = Job(
@@ -166,7 +166,7 @@ def _fulfilment(met: list[bool | None]) -> str:
     return "waiting" if None in met else "dependencyConditionsFulfilled"
 
 
-def check_reference(job: Job | None) -> None:
+def check_reference(job: Job) -> None:
     """Check that tasks can join the job. Raises ApiError 400."""
-    if job is None or job.state != ACTIVE:
-        raise invalid("task", ["jobUuid" if job is None else "job-not-active"])
+    if job.state != ACTIVE:
+        raise invalid("task", ["job-not-active"])

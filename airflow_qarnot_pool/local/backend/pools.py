@@ -11,7 +11,7 @@ from airflow_qarnot_pool.local.backend.scaling import Policy
 from airflow_qarnot_pool.local.backend.store import Store
 from airflow_qarnot_pool.local.schemas import requests
 from airflow_qarnot_pool.local.schemas import scaling as scaling_module
-from airflow_qarnot_pool.local.schemas.errors import ApiError, invalid, missing
+from airflow_qarnot_pool.local.schemas.errors import ApiError, invalid
 from airflow_qarnot_pool.local.schemas.fields import MAX_POOL_CONSTANTS, RequestFields, keep_secrets
 
 if TYPE_CHECKING:
@@ -31,10 +31,7 @@ class Pools:
 
     def find(self, key: str) -> Pool:
         """Return the pool with this uuid or shortname. Raises ApiError 404."""
-        pool = self.store.find(key)
-        if pool is None:
-            raise missing("pool", key)
-        return pool
+        return self._context.find("pool", self.store, key)
 
     # ---- creation ----
 
@@ -104,10 +101,15 @@ class Pools:
 
     def update(self, pool: Pool, body: Any) -> None:
         """Change the constants, tags, elasticProperty and scaling that the body of a PUT has."""
-        self._require_open(pool, "update")
+        readings = self._context.readings
+        if not pool.is_open and readings.put_on_closed == "ignored":
+            return
+        if readings.put_on_closed != "changed":
+            self._require_open(pool, "update")
         fields = RequestFields(body, "pool")
+        self._update_count(pool, fields)
         constants = fields.constants(MAX_POOL_CONSTANTS) if fields.has("constants") else None
-        tags = fields.tags() if fields.has("tags") else None
+        tags = fields.tags(readings.unit_of_limits) if fields.has("tags") else None
         elastic, scaling = pool.elastic, pool.scaling
         if fields.has("elasticProperty"):
             changed = scaling_module.read_elastic(fields.raw("elasticProperty"), pool.elastic)
@@ -124,9 +126,20 @@ class Pools:
         fields.check()
         if constants is not None:
             pool.constants = keep_secrets(constants, pool.constants)
+        elif readings.put_absent_keys == "reset":
+            pool.constants = {}
         if tags is not None:
             self.store.retag(pool, tags)
-        self._rescale(pool, elastic, scaling)
+        if pool.is_open:
+            self._rescale(pool, elastic, scaling)
+
+    def _update_count(self, pool: Pool, fields: RequestFields) -> None:
+        """Ignore instanceCount, or handle it as the reading says."""
+        reading = self._context.readings.put_instance_count
+        if reading == "refused" and fields.has("instanceCount"):
+            fields.wrong("instanceCount")
+        elif reading == "applied":
+            pool.instance_count = fields.integer("instanceCount") or pool.instance_count
 
     def set_scaling(self, pool: Pool, body: Any) -> None:
         """Change the scaling (PUT /pools/{u}/scaling)."""
@@ -156,6 +169,8 @@ class Pools:
 
     def close(self, pool: Pool) -> None:
         """Close a pool. Raises ApiError 403 if it is not open."""
+        if not pool.is_open and self._context.readings.close_again == "200":
+            return
         self._require_open(pool, "close")
         self._shut(pool, states.CLOSING)
 
@@ -178,7 +193,10 @@ class Pools:
         if pool.resize_timer is not None:
             pool.resize_timer.cancel()
         cancelled = [task for task in pool.tasks.values() if not task.is_finished]
-        if context.settings.leave_queued:
+        if context.readings.job_without_tasks == "the pool closes, the job goes":
+            for job in [job for job in context.jobs.store if job.pool is pool and not job.tasks]:
+                context.jobs.store.remove(job)
+        if context.readings.queued_at_close == "queued ones stay":
             cancelled = [task for task in cancelled if task.state not in states.QUEUED]
         if cancelled:
             pool.errors.append(CANCELLED_ERROR)

@@ -19,7 +19,7 @@ from airflow_qarnot_pool.local.backend.models import (
 )
 from airflow_qarnot_pool.local.backend.store import Store
 from airflow_qarnot_pool.local.schemas import requests
-from airflow_qarnot_pool.local.schemas.errors import ApiError, invalid, missing
+from airflow_qarnot_pool.local.schemas.errors import ApiError, invalid
 from airflow_qarnot_pool.local.schemas.fields import (
     MAX_TASK_CONSTANTS,
     RequestFields,
@@ -58,10 +58,7 @@ class Tasks:
 
     def find(self, key: str) -> Task:
         """Return the task with this uuid or shortname. Raises ApiError 404."""
-        task = self.store.find(key)
-        if task is None:
-            raise missing("task", key)
-        return task
+        return self._context.find("task", self.store, key)
 
     # ---- creation ----
 
@@ -73,7 +70,8 @@ class Tasks:
         if context.credits_left() <= 0:
             raise ApiError(402, "Not enough credits")
         self._check_limits(creation, pool)
-        per_instance, total = _retries_of(creation, pool)
+        replaces = context.readings.retries_replaced == "replaced"
+        per_instance, total = _retries_of(creation, pool, replaces)
         uuid, seq = context.identity()
         task = Task(
             uuid=uuid,
@@ -137,19 +135,26 @@ class Tasks:
         if creation.pool_uuid:
             pool = self._context.pools.store.get(creation.pool_uuid)
             if pool is None:
-                raise invalid("task", ["poolUuid"])
+                raise self._context.unknown("poolUuid", creation.pool_uuid)
         if pool is None:
             if creation.profile not in self._context.settings.profiles:
                 raise invalid("task", ["profile"])
         elif not pool.is_open:
-            raise invalid("task", ["pool-not-open"])
+            raise self._not_open()
         elif creation.profile and creation.profile != pool.profile:
             raise invalid("task", ["profile"])
         return pool, job
 
+    def _not_open(self) -> ApiError:
+        error = invalid("task", ["pool-not-open"])
+        error.status = int(self._context.readings.task_on_closed_pool)
+        return error
+
     def _job_of(self, creation: requests.TaskCreation) -> Job | None:
         job = self._context.jobs.store.get(creation.job_uuid) if creation.job_uuid else None
         if creation.job_uuid:
+            if job is None:
+                raise self._context.unknown("jobUuid", creation.job_uuid)
             check_reference(job)
         if creation.depends_on:
             has_unknown = any(self.store.get(other.uuid) is None for other in creation.depends_on)
@@ -360,7 +365,9 @@ class Tasks:
     # ---- end ----
 
     def abort(self, task: Task) -> None:
-        """Abort a task. Do nothing if it has finished or is being cancelled."""
+        """Abort a task. If it has finished or is being cancelled, do nothing, or raise ApiError 403."""
+        if (task.is_finished or task.ending) and self._context.readings.abort_again == "403":
+            raise ApiError(403, f"Action forbidden: abort of a task that is {task.state}")
         self.cancel(task)
 
     def cancel(self, task: Task, error: dict[str, str] | None = None) -> None:
@@ -486,9 +493,14 @@ class Tasks:
                 self._context.nodes.boot_for(instance)
 
 
-def _retries_of(creation: requests.TaskCreation, pool: Pool | None) -> tuple[int | None, int | None]:
-    """Return the retries per instance and in total, which default to those of the pool."""
-    if pool is None or creation.own_retries:
+def _retries_of(
+    creation: requests.TaskCreation, pool: Pool | None, replaces: bool
+) -> tuple[int | None, int | None]:
+    """Return the retries per instance and in total, which default to those of the pool.
+
+    :param replaces: whether those of the task replace the default.
+    """
+    if pool is None or (creation.own_retries and replaces):
         return creation.per_instance_retries, creation.total_retries
     default = pool.spec["defaultRetrySettings"]
     return default["maxPerInstanceRetries"], default["maxTotalRetries"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 from starlette.routing import BaseRoute
@@ -165,6 +165,14 @@ def set_searches(backend: Backend, body: Any) -> dict[str, Any]:
     return get_searches(backend)
 
 
+def set_readings(backend: Backend, body: Any) -> dict[str, Any]:
+    readings, unknown = backend.readings.with_answers(_object(body))
+    if unknown:
+        raise ApiError(400, "; ".join(unknown))
+    backend.readings = readings
+    return asdict(readings)
+
+
 def describe_node(node: Node) -> dict[str, Any]:
     return {
         "id": node.id,
@@ -202,6 +210,8 @@ def routes(backend: Backend, faults: Faults, log: RequestLog) -> list[BaseRoute]
         add("GET", "/tasks", lambda call: backend.tasks.history()),
         add("GET", "/clock", lambda call: get_clock(backend)),
         add("PUT", "/clock", lambda call: set_clock(backend, call.json)),
+        add("GET", "/readings", lambda call: asdict(backend.readings)),
+        add("PUT", "/readings", lambda call: set_readings(backend, call.json)),
         add("GET", "/searches", lambda call: get_searches(backend)),
         add("PUT", "/searches", lambda call: set_searches(backend, call.json)),
     ]

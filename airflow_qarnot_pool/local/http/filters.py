@@ -77,7 +77,7 @@ class FilterEvaluator(Generic[R]):
         if not isinstance(path, str) or self._body.resolve(path) is None:
             raise refused(f"Unknown field: {path}.")
         if kind in ("in", "notin"):
-            test = self._any_of(path, _values(fields))
+            test = self._any_of(path, self._listed(fields))
             return test if kind == "in" else lambda item: not test(item)
         if kind in ("equal", "notequal"):
             test = self._equal(path, fields)
@@ -88,6 +88,11 @@ class FilterEvaluator(Generic[R]):
         if kind in _ORDER:
             return self._ordered(path, _ORDER[kind], value)
         raise refused(f"Unknown operator: {fields.get('operator')}.")
+
+    def _listed(self, fields: dict[str, Any]) -> list[Any]:
+        """Return the values of In and NotIn, which are in one of two fields, or in one only."""
+        name = self._backend.readings.in_filter
+        return _values(fields if name == "either" else {name: fields.get(name)})
 
     def _equal(self, path: str, fields: dict[str, Any]) -> Test:
         if "value" not in fields and "values" not in fields:
@@ -164,7 +169,8 @@ class FilterEvaluator(Generic[R]):
             return self._combined(store, kind, inner)
         field = str(fields.get("field", "")).lower()
         if kind in ("equal", "in"):
-            return self._keyed(store, field, [str(v) for v in _values(fields)])
+            values = self._listed(fields) if kind == "in" else _values(fields)
+            return self._keyed(store, field, [str(v) for v in values])
         if field == "statetransitiontime" and kind in ("greaterthan", "greaterthanorequal"):
             since = _moment(field, fields.get("value"))
             return store.moved_since(math.floor(since)) if math.isfinite(since) else None

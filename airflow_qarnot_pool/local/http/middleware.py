@@ -49,7 +49,7 @@ class Middleware:
         addresses: Addresses,
         faults: Faults,
         log: RequestLog,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float | None] = time.time,
         rate_limit: RateLimit | None = None,
     ) -> None:
         self._app, self._faults, self._log, self._clock = app, faults, log, clock
@@ -133,14 +133,15 @@ class _Swallowed:
         self.messages.append(message)
 
 
-def _logging(entry: LoggedRequest, send: Send, clock: Callable[[], float]) -> Send:
-    """Log the status, and date the response by the shown clock."""
+def _logging(entry: LoggedRequest, send: Send, clock: Callable[[], float | None]) -> Send:
+    """Log the status, and date the response by the shown clock, if there is one."""
 
     async def logging(message: Message) -> None:
         if message["type"] == "http.response.start":
             entry.status = message["status"]
-            dated = (b"date", formatdate(clock(), usegmt=True).encode())
-            message = {**message, "headers": [*message["headers"], dated]}
+            if (now := clock()) is not None:
+                dated = (b"date", formatdate(now, usegmt=True).encode())
+                message = {**message, "headers": [*message["headers"], dated]}
         await send(message)
 
     return logging

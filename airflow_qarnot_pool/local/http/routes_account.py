@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.routing import BaseRoute
 
-from airflow_qarnot_pool.local.backend.billing import CORES_PER_NODE, carbon_facts
+from airflow_qarnot_pool.local.backend.billing import CORES_PER_NODE, EUROS_PER_NODE_SECOND, carbon_facts
 from airflow_qarnot_pool.local.backend.models import Pool, Task
 from airflow_qarnot_pool.local.http.routing import (
     Call,
@@ -153,15 +153,23 @@ def _costs(backend: Backend) -> list[BaseRoute]:
 
         def credits(call: Call) -> dict[str, float]:
             account = backend.account
-            if kind == "pools" and account.bills_deleted and call.id in account.deleted:
+            bills_deleted = account.bills_deleted and backend.readings.credits_of_deleted == "reported"
+            if kind == "pools" and bills_deleted and call.id in account.deleted:
                 return {"credits": account.deleted[call.id]}
             item: Pool | Task = find(call.id)
-            return {
-                "credits": 0.0 if isinstance(item, Task) and item.pool else item.meter.credits(backend.now)
-            }
+            if isinstance(item, Task) and item.pool:
+                return {"credits": _share_of(item)}
+            return {"credits": item.meter.credits(backend.now)}
+
+        def _share_of(task: Task) -> float:
+            """Return the credits of a task on a pool."""
+            if backend.readings.credits_of_tasks == "not reported":
+                raise missing("credits", task.uuid)
+            return EUROS_PER_NODE_SECOND if backend.readings.credits_of_tasks == "its own" else 0.0
 
         def carbon(call: Call) -> Any:
-            return carbon_facts(node_seconds(call), call.query("comparisonDatacenter"))
+            keys = backend.readings.carbon_keys
+            return carbon_facts(node_seconds(call), call.query("comparisonDatacenter"), keys)
 
         return [
             route(backend, "GET", f"/credits/v1/{kind}/{{u}}/credits", credits),

@@ -87,7 +87,14 @@ def output_routes(backend: Backend, kind: str, find: Callable[[str], Pool | Task
 
         def of_instance(call: Call) -> Raw:
             files = find_output(owner(call), call.path("i"))
-            return text(read(files, stream) if files else "")
+            if files is None:
+                return text("")
+            if backend.readings.output_cursor == "POST repeats":
+                return text(output.read_all(files, stream))
+            content = read(files, stream)
+            if backend.readings.output_cursor == "GET moves it":
+                output.read_new(files, stream)
+            return text(content)
 
         path = f"/{kind}/{{u}}/{stream}"
         return [

@@ -33,17 +33,24 @@ def routes(backend: Backend) -> list[BaseRoute]:
         return responses.POOL.full(backend, backend.pools.find(call.id))
 
     async def create(call: Call) -> Raw:
-        creation = requests.read_pool(call.json, backend.settings.profiles)
+        creation = requests.read_pool(call.json, backend.settings.profiles, backend.readings)
         await check_buckets(backend, creation.buckets)
         backend.touch()
         return created("pools", backend.pools.create(creation).uuid)
 
     async def clone(call: Call) -> Raw:
         pool = backend.pools.find(call.id)
+        if not pool.is_open and backend.readings.clone_of_closed == "no":
+            raise ApiError(400, f"Invalid operation: the pool is {pool.state}")
         source = {**responses.POOL.full(backend, pool), "shortname": None}
         # The secrets are copied, not the text that hides them.
         source["constants"] = [{"key": k, "value": v} for k, v in pool.constants.items()]
-        creation = requests.read_pool(call.json or {}, backend.settings.profiles, source)
+        creation = requests.read_pool(call.json or {}, backend.settings.profiles, backend.readings, source)
+        creation.spec["labels"] = {
+            "replaced": creation.spec["labels"],
+            "merged": {**source["labels"], **creation.spec["labels"]},
+            "kept": source["labels"],
+        }[backend.readings.labels_of_copies]
         await check_buckets(backend, creation.buckets)
         backend.touch()
         return created("pools", backend.pools.create(creation).uuid)
@@ -52,7 +59,10 @@ def routes(backend: Backend) -> list[BaseRoute]:
         pool = backend.pools.find(call.id)
         if not pool.is_open:
             raise ApiError(400, f"Invalid operation: the pool is {pool.state}")
-        backend.spawn(backend.nodes.synchronize(pool))
+        if not pool.nodes and backend.readings.resync_without_nodes == "400":
+            raise ApiError(400, "Invalid operation: the pool has no nodes")
+        if backend.readings.resync_copies == "copied":
+            backend.spawn(backend.nodes.synchronize(pool))
 
     def check_scaling(call: Call) -> None:
         _, problems = scaling.read_scaling(call.json)

@@ -8,6 +8,7 @@ from starlette.routing import BaseRoute
 
 from airflow_qarnot_pool.local.backend import attempt, snapshots
 from airflow_qarnot_pool.local.backend.models import Task
+from airflow_qarnot_pool.local.backend.store import Store
 from airflow_qarnot_pool.local.http.routes_common import collection_routes, output_routes
 from airflow_qarnot_pool.local.http.routes_pools import check_buckets
 from airflow_qarnot_pool.local.http.routing import (
@@ -31,11 +32,35 @@ def _forwards(task: Task) -> dict[str, Any]:
     return {str(instance): {} for instance in task.instances}
 
 
+def _with_uuids(backend: Backend, body: Any) -> Any:
+    """Return the body with uuids in place of shortnames, where those may stand for a uuid."""
+    stores: tuple[tuple[str, str, Store[Any]], ...] = (
+        (backend.readings.shortname_in_pool_uuid, "poolUuid", backend.pools.store),
+        (backend.readings.names_as_uuids, "jobUuid", backend.jobs.store),
+    )
+    for reading, name, store in stores:
+        if reading == "yes" and isinstance(body, dict) and (named := store.find(str(body.get(name)))):
+            body = {**body, name: named.uuid}
+    return body
+
+
+def _bulk_status(backend: Backend, results: list[dict[str, Any]]) -> int:
+    """Return the status of a bulk creation. Raises ApiError 400 in place of a list, if that is the reading."""
+    failed = [result for result in results if result["statusCode"] != 200]
+    if not failed:
+        return 200
+    if len(failed) < len(results) or backend.readings.bulk_all_fail == "207 list":
+        return 207
+    if backend.readings.bulk_all_fail == "400 message":
+        raise ApiError(400, str(failed[0]["message"]))
+    return 400
+
+
 def routes(backend: Backend) -> list[BaseRoute]:
     find = backend.tasks.find
 
     async def create_one(body: Any) -> str:
-        creation = requests.read_task(body)
+        creation = requests.read_task(_with_uuids(backend, body), backend.readings)
         await check_buckets(backend, creation.buckets)
         backend.touch()
         return backend.tasks.create(creation).uuid
@@ -50,8 +75,7 @@ def routes(backend: Backend) -> list[BaseRoute]:
                 results.append({"statusCode": 200, "uuid": await create_one(item), "message": None})
             except ApiError as error:
                 results.append({"statusCode": error.status, "uuid": None, "message": error.message})
-        failed = any(result["statusCode"] != 200 for result in results)
-        return as_json(results, 207 if failed else 200)
+        return as_json(results, _bulk_status(backend, results))
 
     def synchronize(call: Call) -> None:
         task = find(call.id)

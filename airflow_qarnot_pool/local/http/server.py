@@ -84,7 +84,7 @@ def application(backend: Backend, addresses: Addresses) -> Middleware:
     )
     settings = backend.settings
     rate_limit = RateLimit(settings.rate_limit) if settings.rate_limit else None
-    return Middleware(app, settings.token, addresses, faults, log, backend.shown_now, rate_limit)
+    return Middleware(app, settings.token, addresses, faults, log, backend.date, rate_limit)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -117,6 +117,15 @@ def size(text: str) -> int:
     return len(text.encode("utf-16-le", errors="surrogatepass")) // 2
 
 
+UNITS: dict[str, Callable[[str], int]] = {
+    "UTF-16 units": size,
+    "characters": len,
+    "bytes": lambda text: len(text.encode(errors="surrogatepass")),
+    "no limit of 511": lambda text: 1,
+}
+"""How the length of a tag may be counted."""
+
+
 def is_uuid(text: object) -> bool:
     return isinstance(text, str) and bool(_UUID.fullmatch(text))
 
@@ -257,15 +266,17 @@ class RequestFields:
             return []
         return value
 
-    def strings(self, name: str, maximum: int, max_length: int) -> list[str]:
+    def strings(
+        self, name: str, maximum: int, max_length: int, measure: Callable[[str], int] = size
+    ) -> list[str]:
         values = self.items(name, maximum)
-        if any(not isinstance(v, str) or not v or size(v) > max_length for v in values):
+        if any(not isinstance(v, str) or not v or measure(v) > max_length for v in values):
             self.wrong(name)
             return []
         return list(dict.fromkeys(values))
 
-    def tags(self) -> list[str]:
-        return self.strings("tags", MAX_TAGS, MAX_TAG)
+    def tags(self, unit: str = "UTF-16 units") -> list[str]:
+        return self.strings("tags", MAX_TAGS, MAX_TAG, UNITS[unit])
 
     def labels(self) -> dict[str, str]:
         value = self.raw("labels")
@@ -294,8 +305,8 @@ class RequestFields:
             constants[key] = value
         return constants
 
-    def shortname(self) -> str | None:
-        value = self.text("shortname", max_length=512)
+    def shortname(self, max_length: int = 512) -> str | None:
+        value = self.text("shortname", max_length=max_length)
         if value is not None and not _SHORTNAME.fullmatch(value):
             self.wrong("shortname")
         return value

@@ -46,15 +46,18 @@ def parse_span(text: object) -> float:
     return -value if sign else value
 
 
-def parse_ranges(text: str) -> list[int]:
-    """Parse `"0-2,4,17"` to `[0, 1, 2, 4, 17]`, with inclusive bounds. Raises ValueError."""
+def parse_ranges(text: str, *, includes_end: bool = True) -> list[int]:
+    """Parse `"0-2,4,17"` to `[0, 1, 2, 4, 17]`. Raises ValueError.
+
+    :param includes_end: whether a range includes its upper bound.
+    """
     ids: set[int] = set()
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", part)
         if not match:
             raise ValueError(f"not a range: {part!r}")
         first = int(match[1])
-        last = int(match[2]) if match[2] else first
+        last = int(match[2]) - (not includes_end) if match[2] else first
         if last < first or last - first >= 1_000_000:
             raise ValueError(f"not a range: {part!r}")
         span_ids = range(first, last + 1)

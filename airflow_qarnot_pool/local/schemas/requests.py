@@ -8,8 +8,9 @@ from typing import Any
 
 from airflow_qarnot_pool.local.backend import scaling
 from airflow_qarnot_pool.local.backend.models import FINAL_STATES, Dependency
+from airflow_qarnot_pool.local.backend.readings import DEFAULT_READINGS, Readings
 from airflow_qarnot_pool.local.schemas import formats
-from airflow_qarnot_pool.local.schemas.errors import ApiError
+from airflow_qarnot_pool.local.schemas.errors import ApiError, missing
 from airflow_qarnot_pool.local.schemas.fields import (
     MAX_COMMAND,
     MAX_INSTANCES,
@@ -65,7 +66,11 @@ class TaskCreation(Creation):
     depends_on: list[Dependency]
 
 
-def _shared(fields: RequestFields, constants: int) -> dict[str, Any]:
+_SHORTNAME_LENGTHS = {"63": 63, "64 to 255": 255, "256 or more": 512}
+_INSTANCES = {"fewer than 2048": 1000, "2048": MAX_INSTANCES, "more than 2048": 10_000}
+
+
+def _shared(fields: RequestFields, constants: int, readings: Readings) -> dict[str, Any]:
     plain, advanced = fields.buckets()
     spec: dict[str, Any] = {
         "resourceBuckets": plain,
@@ -94,9 +99,9 @@ def _shared(fields: RequestFields, constants: int) -> dict[str, Any]:
         raise ApiError(400, NO_SSH)
     return {
         "name": fields.text("name", required=True) or "",
-        "shortname": fields.shortname(),
+        "shortname": fields.shortname(_SHORTNAME_LENGTHS[readings.shortname_length]),
         "profile": fields.text("profile"),
-        "tags": fields.tags(),
+        "tags": fields.tags(readings.unit_of_limits),
         "constants": given_constants,
         "time_to_live": fields.duration("completionTimeToLive"),
         "auto_delete": bool(fields.boolean("autoDeleteOnCompletion")),
@@ -105,18 +110,25 @@ def _shared(fields: RequestFields, constants: int) -> dict[str, Any]:
     }
 
 
-def read_pool(value: Any, profiles: Profiles, defaults: Mapping[str, Any] | None = None) -> PoolCreation:
-    """Read a POST /pools body (3.2). Raises ApiError 400.
+def read_pool(
+    value: Any,
+    profiles: Profiles,
+    readings: Readings = DEFAULT_READINGS,
+    defaults: Mapping[str, Any] | None = None,
+) -> PoolCreation:
+    """Read a POST /pools body (3.2). Raises ApiError 400, and perhaps 404 for an unknown profile.
 
     :param defaults: the creation that it overrides, for a clone.
     """
     fields = RequestFields(value, "pool", defaults)
-    shared = _shared(fields, MAX_POOL_CONSTANTS)
+    shared = _shared(fields, MAX_POOL_CONSTANTS, readings)
     if shared["profile"] not in profiles:
+        if readings.unknown_references == "404":
+            raise missing("profile", str(shared["profile"]))
         fields.wrong("profile")
     if fields.has("resultBucket"):
         fields.wrong("resultBucket")
-    elastic, policies = _read_sizing(fields)
+    elastic, policies = _read_sizing(fields, readings)
     preparation = _read_preparation(fields)
     slots = _read_slots_per_node(fields)
     shared["spec"] |= {
@@ -137,19 +149,29 @@ def read_pool(value: Any, profiles: Profiles, defaults: Mapping[str, Any] | None
     )
 
 
-def _read_sizing(fields: RequestFields) -> tuple[dict[str, Any], list[scaling.Policy] | None]:
+def _read_sizing(
+    fields: RequestFields, readings: Readings
+) -> tuple[dict[str, Any], list[scaling.Policy] | None]:
     """Read elasticProperty and scaling, of which only one may be used."""
     elastic = read_elastic(fields.raw("elasticProperty") if fields.has("elasticProperty") else {})
     if elastic is None:
         fields.wrong("elasticProperty")
         elastic = ELASTIC_OFF
+    if elastic["isElastic"]:
+        if readings.resize_bounds == "not resizePeriod 1" and elastic["resizePeriod"] == 1:
+            fields.wrong("elasticProperty")
+        if readings.count_with_elastic == "refused" and fields.has("instanceCount"):
+            fields.wrong("instanceCount")
     if not fields.has("scaling"):
         return elastic, None
     policies, problems = read_scaling(fields.raw("scaling"))
     if problems:
         fields.wrong("scaling")
     if policies and elastic["isElastic"]:
-        fields.wrong("elasticProperty-scaling-exclusive")
+        if readings.elastic_and_scaling == "no":
+            elastic = ELASTIC_OFF
+        else:
+            fields.wrong("elasticProperty-scaling-exclusive")
     return elastic, policies or None  # an empty list is no scaling
 
 
@@ -162,12 +184,14 @@ def _read_slots_per_node(fields: RequestFields) -> int:
     return fields.inner("multiSlotsSettings").integer("slotsPerNode", 1, minimum=1) or 1
 
 
-def read_task(value: Any, defaults: Mapping[str, Any] | None = None) -> TaskCreation:
+def read_task(
+    value: Any, readings: Readings = DEFAULT_READINGS, defaults: Mapping[str, Any] | None = None
+) -> TaskCreation:
     """Read one item of a POST /tasks body (3.3). Raises ApiError 400."""
     fields = RequestFields(value, "task", defaults)
-    shared = _shared(fields, MAX_TASK_CONSTANTS)
+    shared = _shared(fields, MAX_TASK_CONSTANTS, readings)
     pool, job = _read_references(fields, shared["spec"])
-    ranges, ids = _read_instances(fields)
+    ranges, ids = _read_instances(fields, readings)
     retry = fields.retries("retrySettings")
     legacy = fields.integer("maxRetriesPerInstance")
     if legacy and retry["maxPerInstanceRetries"]:
@@ -222,22 +246,23 @@ def _read_references(fields: RequestFields, spec: dict[str, Any]) -> tuple[str |
     return pool, job
 
 
-def _read_instances(fields: RequestFields) -> tuple[str | None, list[int]]:
+def _read_instances(fields: RequestFields, readings: Readings) -> tuple[str | None, list[int]]:
     """Read the ranges, if there are any, and the ids of the instances."""
     ranges = fields.text("advancedRanges")
     # The C# SDK always sends a count, which is 0 with ranges.
     count = fields.integer("instanceCount", None, minimum=1 if ranges is None else 0)
     ids: list[int] = []
+    maximum = _INSTANCES[readings.max_instances]
     if ranges is None:
-        ids = list(range(min(count or 1, MAX_INSTANCES + 1)))
+        ids = list(range(min(count or 1, maximum + 1)))
     else:
         try:
-            ids = formats.parse_ranges(ranges)
+            ids = formats.parse_ranges(ranges, includes_end=readings.range_end == "included")
         except ValueError:
             fields.wrong("advancedRanges")
         if count:
             fields.wrong("instanceCount-advancedRanges-exclusive")
-    if len(ids) > MAX_INSTANCES:
+    if len(ids) > maximum:
         fields.wrong("range-length")
     return ranges, ids
 

@@ -76,13 +76,20 @@ def scaling(pool: Pool) -> dict[str, Any] | None:
     return {"policies": [policy.source for policy in pool.scaling], "activePolicyName": pool.policy}
 
 
+def _spelled(backend: Backend, scheduling: str) -> str:
+    if backend.readings.scheduling_spelling == "Flex":
+        return scheduling[:1].upper() + scheduling[1:]
+    return scheduling
+
+
 def _wall(backend: Backend, item: Remote) -> float:
     return (item.ended if item.ended is not None else backend.now) - item.created
 
 
 def _execution(backend: Backend, item: Pool | Task) -> float:
     if isinstance(item, Pool):
-        return item.meter.node_seconds(backend.now)
+        slots = item.slots_per_node if backend.readings.execution_time == "of slots" else 1
+        return item.meter.node_seconds(backend.now) * slots
     return sum(
         i.executed + (backend.now - i.started if i.started is not None else 0.0)
         for i in item.instances.values()
@@ -273,7 +280,7 @@ _COMMON_HEAD: dict[str, Getter[Any]] = {
 }
 _COMMON_SETTINGS: dict[str, Getter[Any]] = {
     "hardwareConstraints": _spec("hardwareConstraints"),
-    "schedulingType": _spec("schedulingType"),
+    "schedulingType": lambda backend, item: _spelled(backend, item.spec["schedulingType"]),
     "targetedReservedMachineKey": _spec("targetedReservedMachineKey"),
     "targetedReservationName": _spec("targetedReservationName"),
     "autoDeleteOnCompletion": _attribute("auto_delete"),
@@ -315,7 +322,9 @@ POOL: ResponseBody[Pool] = ResponseBody(
         "scaling": lambda backend, pool: scaling(pool),
         "preparationTask": _spec("preparationTask"),
         **_COMMON_HEAD,
-        "totalSlotCapacity": _attribute("slots"),
+        "totalSlotCapacity": lambda backend, pool: (
+            pool.slots if backend.readings.capacity_unit == "slots" else len(pool.nodes)
+        ),
         "poolUsage": lambda backend, pool: (pool.waiting + pool.running) / pool.slots if pool.slots else 0.0,
         "queuedOrRunningTaskInstancesCount": lambda backend, pool: pool.waiting + pool.running,
         **_COMMON_SETTINGS,
@@ -380,7 +389,9 @@ TASK: ResponseBody[Task] = ResponseBody(
         "poolUuid": lambda backend, task: task.pool.uuid if task.pool else None,
         "jobUuid": lambda backend, task: task.job.uuid if task.job else None,
         "progress": lambda backend, task: (
-            100.0 * (len(task.succeeded) + len(task.failed) + len(task.cancelled)) / len(task.instances)
+            (100.0 if backend.readings.progress_scale == "0 to 100" else 1.0)
+            * (len(task.succeeded) + len(task.failed) + len(task.cancelled))
+            / len(task.instances)
         ),
         **_STATE,
         **_USE,

@@ -51,7 +51,7 @@ def creation(backend: Backend, task: Task, kind: str, overrides: Any) -> request
         source["profile"] = None
     if task.job is not None:
         source["poolUuid"] = None
-    creation = requests.read_task(changes, source)
+    creation = requests.read_task(changes, backend.readings, source)
     if not creation.own_retries:
         creation.per_instance_retries, creation.total_retries = task.per_instance_retries, task.total_retries
     return creation
