@@ -392,7 +392,7 @@ class QarnotCreatePoolOperator(PoolOperator):
             return None
         return lambda pool: self._warm_up.identity(pool, self._awaited())
 
-    def _still_waiting(self, uuid: str) -> None:
+    def _still_waiting(self, remote: Any) -> None:
         self._warm_up.on_poll()
 
     def _deadline(self, context: Context) -> datetime | None:

@@ -184,6 +184,7 @@ class QarnotTrigger(BaseTrigger):
                 self.uuid,
                 interval=self.poll_interval,
                 every_round=condition.ready_slots is not None,
+                counts_instances=self._counts_instances,
             ) as subscriber:
                 steady = steady_interval(self.poll_interval)
                 with PoolEnds(self.qarnot_conn_id, self.pools, subscriber, steady):
@@ -217,7 +218,7 @@ class QarnotTrigger(BaseTrigger):
         self, snapshot: Pool | Task, condition: Condition, history: tuple[str, ...]
     ) -> WaitResult | None:
         """Return the result of the wait if *snapshot* ends it."""
-        self._on_poll(snapshot.state)
+        self._on_poll(snapshot)
         if history[-1:] != (snapshot.state,):
             self.log.info("%s %s is %s", CAPITALIZED_NOUNS[self.kind], self.uuid, snapshot.state)
         return result_if_met(condition, snapshot, history)
@@ -244,8 +245,13 @@ class QarnotTrigger(BaseTrigger):
         """Whether it polls before it may fire. Most polls would be of no use then."""
         return False
 
-    def _on_poll(self, state: str) -> None:
-        """Handle the *state* that a poll shows."""
+    @property
+    def _counts_instances(self) -> bool:
+        """Whether it needs the finished instances of its Qarnot task."""
+        return False
+
+    def _on_poll(self, snapshot: Pool | Task) -> None:
+        """Handle the object that a poll shows."""
 
     def _seconds_left(self) -> float | None:
         if self.deadline is None:

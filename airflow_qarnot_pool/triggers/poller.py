@@ -135,6 +135,7 @@ class Subscriber:
     interval: float
     every_round: bool
     follows_age: bool = True
+    counts_instances: bool = False
     #: Whether it has yet to receive the objects that were observed before it subscribed.
     new: bool = True
     #: When its wait times out, on the event loop's clock.
@@ -201,6 +202,8 @@ class Observation(NamedTuple):
     state: str
     moved: datetime | None
     running: int | None
+    #: Number of finished instances, if they were requested.
+    finished: int
 
 
 @dataclass(eq=False, slots=True)
@@ -221,6 +224,8 @@ class Subscription:
     needs_every_round: bool = False
     #: Whether a subscriber needs more frequent rounds after a change.
     follows_age: bool = False
+    #: Whether a subscriber needs the finished instances.
+    counts_instances: bool = False
     #: When it was submitted or has changed, on the event loop's clock.
     changed_at: float = float("-inf")
     #: Set while requests for the object return 404 or are refused.
@@ -237,12 +242,14 @@ class Subscription:
         self.is_new = True
         self.needs_every_round = self.needs_every_round or subscriber.every_round
         self.follows_age = self.follows_age or subscriber.follows_age
+        self.counts_instances = self.counts_instances or subscriber.counts_instances
 
     def remove(self, subscriber: Subscriber) -> None:
         """Remove *subscriber*."""
         self.subscribers.remove(subscriber)
         self.needs_every_round = any(other.every_round for other in self.subscribers)
         self.follows_age = any(other.follows_age for other in self.subscribers)
+        self.counts_instances = any(other.counts_instances for other in self.subscribers)
 
     def observe(self, snapshot: Pool | Task, moved_at: float, now: float) -> list[Subscriber]:
         """Store *snapshot* and return the subscribers for which it is news.
@@ -251,7 +258,10 @@ class Subscription:
         :param now: the time on this clock.
         """
         observation = Observation(
-            snapshot.state, snapshot.state_transition_time, snapshot.running_instance_count
+            snapshot.state,
+            snapshot.state_transition_time,
+            snapshot.running_instance_count,
+            len(getattr(snapshot, "completed_instances", ())),
         )
         if self.is_tag:
             self.members = {} if self.members is None else self.members
@@ -260,8 +270,10 @@ class Subscription:
         else:
             earlier, self.last, self.absence = self.last, observation, None
         changed = earlier != observation
+        # The instances of an array finish one after another, which says nothing about its end.
+        is_progress = self.counts_instances and earlier is not None and earlier[:2] == observation[:2]
         # An object that has ended does not change any more.
-        if changed and not _has_ended(snapshot.state):
+        if changed and not is_progress and not _has_ended(snapshot.state):
             self.changed_at = max(self.changed_at, moved_at if earlier is None else now)
         return [subscriber for subscriber in self.subscribers if changed or subscriber.new]
 
@@ -298,6 +310,8 @@ class Poller:
         self.rounds = 0
         #: Number of subscribers by the interval that they asked for.
         self._intervals: Counter[float] = Counter()
+        #: Number of subscribers that need finished instances.
+        self._counting = 0
         self._shortest = _shortest_interval()
         #: The round of the last full poll, and when it was.
         self._swept: tuple[int, float] = (0, self.loop.time())
@@ -343,6 +357,7 @@ class Poller:
             self.subscriptions[subscriber.key] = subscription
         subscription.add(subscriber)
         self._intervals[subscriber.interval] += 1
+        self._counting += subscriber.counts_instances
         self._arrived.set()
 
     def remove(self, subscriber: Subscriber) -> None:
@@ -352,6 +367,7 @@ class Poller:
         if not subscription.subscribers:
             del self.subscriptions[subscriber.key]
         self._intervals[subscriber.interval] -= 1
+        self._counting -= subscriber.counts_instances
         if not self._intervals[subscriber.interval]:
             del self._intervals[subscriber.interval]
 
@@ -516,6 +532,11 @@ class Poller:
         return await self.loop.run_in_executor(self._thread, request)
 
     @property
+    def _fields(self) -> tuple[str, ...]:
+        """Return the fields of the objects that the subscribers need. Those of an array take 100s of kB."""
+        return (*POLL_FIELDS, "CompletedInstances") if self._counting else POLL_FIELDS
+
+    @property
     def _resource(self) -> Any:
         assert self._client is not None
         return self._client.pools if self.kind == "pool" else self._client.tasks
@@ -528,7 +549,10 @@ class Poller:
         sweep = self._is_sweep_due(now)
         if sweep:
             self._swept = (self.rounds, now)
-        if not all(subscription.every_round for subscription in self.subscriptions.values()):
+        if all(each.every_round or each.counts_instances for each in self.subscriptions.values()):
+            # A query for changes would cost the same request, and show no finished instances.
+            sweep = True
+        else:
             asks = self._can_ask_for_changes or sweep
             with self._deferring_errors():
                 sweep = not (asks and await self._poll_changes()) or sweep
@@ -558,7 +582,7 @@ class Poller:
         resource = self._resource
         try:
             # If the server lowers its limit, a full poll shows what a query lacks.
-            search = partial(resource.search_all, changed, fields=POLL_FIELDS, trust_limit=True)
+            search = partial(resource.search_all, changed, fields=self._fields, trust_limit=True)
             snapshots = await self._request(search)
         except QarnotRefusedError as error:
             self._changes_refused += 1
@@ -611,7 +635,7 @@ class Poller:
     async def _poll_tag(self, subscription: Subscription) -> None:
         tagged = filters.equal("Tags", subscription.key)
         joined = [subscriber for subscriber in subscription.subscribers if subscriber.new]
-        search = partial(self._resource.search_all, tagged, fields=POLL_FIELDS)
+        search = partial(self._resource.search_all, tagged, fields=self._fields)
         await self._notify(await self._request(search))
         subscription.mark_polled(joined)
 
@@ -653,7 +677,7 @@ class Poller:
 
     def _search(self, uuids: list[str]) -> list[Pool | Task]:
         snapshots: list[Pool | Task] = self._resource.search(
-            filters.in_("Uuid", uuids), fields=POLL_FIELDS, limit=len(uuids)
+            filters.in_("Uuid", uuids), fields=self._fields, limit=len(uuids)
         )
         return snapshots
 
@@ -751,6 +775,7 @@ def subscribe(
     is_tag: bool = False,
     every_round: bool = False,
     follows_age: bool = True,
+    counts_instances: bool = False,
     scope: str = "",
 ) -> Subscriber:
     """Wait for changes with one poll for all subscribers.
@@ -761,10 +786,12 @@ def subscribe(
     :param interval: maximum seconds between polls. The shortest interval of all subscribers counts.
     :param every_round: poll in every round, for changes that are no state transition (running instances).
     :param follows_age: poll more frequently after the object was submitted or has changed.
+    :param counts_instances: also return when an instance of the Qarnot task has finished. It is polled with the others
+        if their polls cost a request in any case.
     :param scope: subscribers of different scopes share no poll.
     """
     shared = PollKey(id(asyncio.get_running_loop()), conn_id, kind, scope)
-    return Subscriber(shared, key, is_tag, interval, every_round, follows_age)
+    return Subscriber(shared, key, is_tag, interval, every_round, follows_age, counts_instances)
 
 
 def _shortest_interval() -> float:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Coroutine
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from airflow_qarnot_pool.api import states
 from airflow_qarnot_pool.api.errors import QarnotError
@@ -14,9 +15,13 @@ from airflow_qarnot_pool.ownership.termination import end
 from airflow_qarnot_pool.ownership.xcoms import TASK_KEY
 from airflow_qarnot_pool.triggers.base import QarnotTrigger, own_xcom, task_state
 from airflow_qarnot_pool.triggers.log_follower import LogFollower
+from airflow_qarnot_pool.waiting.array_progress import ArrayProgress
 from airflow_qarnot_pool.waiting.conditions import WaitResult
 from airflow_qarnot_pool.waiting.intervals import steady_interval
 from airflow_qarnot_pool.waiting.polling import get_confirmed
+
+if TYPE_CHECKING:
+    from airflow_qarnot_pool.api.models import Pool, Task
 
 
 class QarnotTaskTrigger(QarnotTrigger):
@@ -24,19 +29,25 @@ class QarnotTaskTrigger(QarnotTrigger):
 
     :param follow_logs: argument of :class:`~airflow_qarnot_pool.triggers.log_follower.LogFollower`, which follows the
         output. None to follow none.
+    :param array: ``ArrayProgress.to_json()`` of an array, whose progress is logged.
     """
 
     kind = "task"
 
-    def __init__(self, *, follow_logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *, follow_logs: dict[str, Any] | None = None, array: dict[str, int] | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.follow_logs = follow_logs
+        self.array = array
+        self._progress = None if array is None else ArrayProgress.from_json(array)
         self._follower: LogFollower | None = None
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class path and the keyword arguments, from which Airflow makes the trigger again."""
         path, kwargs = super().serialize()
-        return path, {**kwargs, "follow_logs": self.follow_logs} if self.follow_logs else kwargs
+        own = {"follow_logs": self.follow_logs, "array": self.array}
+        return path, kwargs | {name: value for name, value in own.items() if value}
 
     def _wait(self) -> Coroutine[Any, Any, WaitResult]:
         # A wait that follows no output needs no second coroutine. Thousands of them may be open.
@@ -67,9 +78,17 @@ class QarnotTaskTrigger(QarnotTrigger):
     def _polls_early(self) -> bool:
         return self.follow_logs is not None  # the output is read once the Qarnot task runs
 
-    def _on_poll(self, state: str) -> None:
-        if self._follower is not None and states.task_phase(state) is not states.Phase.TRANSIENT:
+    @property
+    def _counts_instances(self) -> bool:
+        return self._progress is not None
+
+    def _on_poll(self, snapshot: Pool | Task) -> None:
+        if self._follower is not None and states.task_phase(snapshot.state) is not states.Phase.TRANSIENT:
             self._follower.mark_running()
+        if self._progress is not None and (
+            line := self._progress.line(cast("Task", snapshot), time.monotonic())
+        ):
+            self.log.info("%s", line)
 
     async def _end_if_abandoned(self, identity: TaskInstanceIdentity) -> None:
         task = await self._request(lambda client: get_confirmed(client.tasks, self.uuid))

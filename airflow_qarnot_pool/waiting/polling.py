@@ -143,7 +143,7 @@ def wait_on_worker(
     interval: float,
     deadline: datetime | None,
     killed: KillFlag,
-    still_waiting: Callable[[str], None] = lambda uuid: None,
+    still_waiting: Callable[[Any], None] = lambda remote: None,
     over_limit: Callable[[], str | None] = lambda: None,
     why_stranded: Callable[[Iterable[str]], str | None] = lambda states: None,
     forecast: Forecast | None = None,
@@ -151,9 +151,9 @@ def wait_on_worker(
 ) -> WaitResult | None:
     """Wait in this process, and return None if *killed* is set first.
 
-    Polls are frequent after a change of the object, and slow down to *interval*. *still_waiting* and *over_limit* are
-    called at a steady interval, *why_stranded* with every poll. An unreachable API never ends the wait, and a refusal
-    only if it lasts.
+    Polls are frequent after a change of the object, and slow down to *interval*. *still_waiting* (with the object) and
+    *over_limit* are called at a steady interval, *why_stranded* with every poll. An unreachable API never ends the
+    wait, and a refusal only if it lasts.
 
     :param get: function that requests the object.
     :param forecast: given for an object that was just created. It is not polled at once, and rarely before its
@@ -181,7 +181,7 @@ def wait_on_worker(
             if history[-1:] != [remote.state]:
                 pace.record_change(time.monotonic())
                 history.append(remote.state)
-            still_waiting(uuid)
+            still_waiting(remote)
             if why := why_stranded((remote.state,)):
                 return stranded_result(uuid, remote.state, why)
         if message := over_limit():

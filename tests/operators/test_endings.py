@@ -605,14 +605,14 @@ def test_a_wait_on_the_worker_whose_warm_up_another_run_has_ended_starts_it_agai
     ended: list[str] = []
 
     class Abort(QarnotCreatePoolOperator):
-        def _still_waiting(self, uuid: str) -> None:
+        def _still_waiting(self, remote: Any) -> None:
             if not ended:
                 (one,) = client_there.pools.tasks(pool)
                 client_there.tasks.abort(one.uuid)
                 assert client_there.tasks.get(one.uuid).state == "Cancelled"
                 ended.append(one.uuid)
                 qarnot_that_boots_nothing.set_speed(1)
-            super()._still_waiting(uuid)
+            super()._still_waiting(remote)
 
     ti = FakeTI(run_id=run_id, task_id="open", max_tries=1)
     operator = Abort(**make.keywords, deferrable=False)

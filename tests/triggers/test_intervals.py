@@ -135,6 +135,16 @@ def test_when_an_object_has_changed(is_tag: bool, seen: list[str], changed_at: f
     assert subscription.changed_at == changed_at
 
 
+def test_instances_that_finish_make_an_array_no_younger() -> None:
+    subscription = Subscription("u", False, counts_instances=True)
+    for number in range(3):
+        polled = Task(uuid="u", state="FullyExecuting", running_instance_count=number)
+        subscription.observe(polled, 100.0, 1000.0 + number)
+    assert subscription.changed_at == 100.0
+    subscription.observe(Task(uuid="u", state="UploadingResults", running_instance_count=2), 100.0, 1005.0)
+    assert subscription.changed_at == 1005.0
+
+
 def test_an_object_with_a_time_in_the_future_grows_old_all_the_same(
     qarnot: LocalQarnot, client: QarnotClient, pool: str
 ) -> None:

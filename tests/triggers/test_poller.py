@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -337,6 +338,32 @@ def test_cancelled_waiters_leave_nothing_behind(qarnot: LocalQarnot, client: Qar
 
     assert asyncio.run(wait()) == 0
     assert list(poller.pollers()) == []
+
+
+def test_a_finished_instance_is_a_change_for_a_wait_that_counts_them_and_costs_no_request(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(poller, "SWEEP_EVERY", 10_000)
+    gate = tmp_path / "go"
+    command = f"sh -c '[ $INSTANCE_ID = 0 ] || while [ ! -e {gate} ]; do sleep 0.05; done'"
+    uuid = client.tasks.create(TaskSpec(name="two", pool=pool, command=command, instance_count=2, tags=OURS))
+
+    async def wait() -> tuple[int, int]:
+        async with subscribe(
+            "qarnot_default", "task", uuid, interval=INTERVAL, counts_instances=True
+        ) as waiter:
+            while len((await waiter.next(PATIENCE)).completed_instances) < 1:
+                pass
+            (shared,) = poller.pollers()
+            found = shared.rounds, searches(qarnot)
+            gate.touch()
+            while (await waiter.next(PATIENCE)).state != "Success":
+                pass
+            return found
+
+    rounds, requests = asyncio.run(wait())
+    # The first poll is that of the new subscription.
+    assert requests <= rounds + 1
 
 
 def test_many_objects_of_one_owner_are_one_topic(

@@ -243,8 +243,11 @@ class QarnotOperator(BaseOperator, metaclass=CheckedOperatorMeta):
         """Return the function that identifies the warm-up on a shared pool, if there is one."""
         return None
 
-    def _still_waiting(self, uuid: str) -> None:
-        """Do what each poll of a wait on this worker calls for."""
+    def _still_waiting(self, remote: Any) -> None:
+        """Do what a poll of a wait on this worker calls for.
+
+        :param remote: the pool or Qarnot task that the poll has shown.
+        """
 
     def _identity_of(self, context: Context) -> TaskInstanceIdentity:
         """Return the owner of the remote object."""
