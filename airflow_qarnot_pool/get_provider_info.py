@@ -44,6 +44,7 @@ def get_provider_info() -> dict[str, Any]:
                     "airflow_qarnot_pool.operators.pool",
                     "airflow_qarnot_pool.operators.reap",
                     "airflow_qarnot_pool.operators.cost_report",
+                    "airflow_qarnot_pool.operators.array",
                     "airflow_qarnot_pool.operators.task",
                     "airflow_qarnot_pool.operators.tasks",
                 ],

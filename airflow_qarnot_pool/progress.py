@@ -17,9 +17,14 @@ MAX_NAME = 100
 MAX_TEXT = 500
 MAX_NAMES = 20
 
+#: The last report of this process. The node takes that of an item from here.
+last: dict[str, Any] | None = None
+
 
 def report(**values: Any) -> None:
     """Print *values* as a line that Airflow shows in the task log. The last one becomes the XCom ``qarnot_progress``.
+
+    In an array, that XCom has the last report of each item.
 
     .. code-block:: python
 
@@ -29,8 +34,9 @@ def report(**values: Any) -> None:
     :raises ValueError: a value is too long, or not finite.
     :raises TypeError: a value is something else.
     """
+    global last
     text = json.dumps(values)
-    parse_progress(text)
+    last = parse_progress(text)
     print(MARK + text, flush=True)
 
 

@@ -75,6 +75,7 @@ def main() -> None:
 def named_parameters() -> dict[str, int]:
     """Return how many parameters of this provider the author of a DAG can give to an operator, group or decorator."""
     from airflow_qarnot_pool.decorators.qarnot import qarnot_task
+    from airflow_qarnot_pool.operators.array import QarnotRunArrayOperator
     from airflow_qarnot_pool.operators.pool import QarnotCreatePoolOperator
     from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
     from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
@@ -83,6 +84,7 @@ def named_parameters() -> dict[str, int]:
     things = {
         "QarnotRunTaskOperator": QarnotRunTaskOperator,
         "QarnotRunTasksOperator": QarnotRunTasksOperator,
+        "QarnotRunArrayOperator": QarnotRunArrayOperator,
         "QarnotCreatePoolOperator": QarnotCreatePoolOperator,
         "@task.qarnot": qarnot_task,
     }

@@ -54,19 +54,19 @@ def wrapped(
     restore = _RESTORE if resumes else ""
     if not (skip_on_exit_code or return_file):
         return {"DOCKER_CMD": _WRAPPER + command, SCRIPT: restore + 'exec "$@"'}
-    print_value = f"""if [ -s "$f" ]; then printf json.
-head -c {MAX_VALUE + 1} "$f" | base64 | tr -d '\\n' | tr '/+' '_-'
+    print_value = f"""if [ -s "$_qf" ]; then printf json.
+head -c {MAX_VALUE + 1} "$_qf" | base64 | tr -d '\\n' | tr '/+' '_-'
 else printf none.; fi"""
-    script = f"""{f'd=$(mktemp -d) && export {RETURN_FILE}="$d/value.json"' if return_file else ""}
+    script = f"""{f'_qd=$(mktemp -d) && export {RETURN_FILE}="$_qd/value.json"' if return_file else ""}
 "$@"
-c=$?
-f=${RETURN_FILE}
-printf '\\n%s%s.' '{MARK}' $c
+_qc=$?
+_qf=${RETURN_FILE}
+printf '\\n%s%s.' '{MARK}' $_qc
 {print_value if return_file else "printf none."}
 echo
-{'rm -rf "$d"' if return_file else ""}
-case " {" ".join(map(str, skip_on_exit_code))} " in *" $c "*) exit 0;; esac
-exit $c"""
+{'rm -rf "$_qd"' if return_file else ""}
+case " {" ".join(map(str, skip_on_exit_code))} " in *" $_qc "*) exit 0;; esac
+exit $_qc"""
     return {"DOCKER_CMD": _WRAPPER + command, SCRIPT: restore + script}
 
 

@@ -571,7 +571,7 @@ class TaskSpec(_Spec):
             self._refuse(
                 name,
                 "is given for several instances, or for another one than 0",
-                "One value comes from one instance. Use QarnotRunTasksOperator for many commands.",
+                "One value comes from one instance. Use QarnotRunArrayOperator for many commands.",
             )
         if len(self.instance_ids()) > 1:
             self._refuse(

@@ -35,6 +35,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
+from airflow_qarnot_pool.parameters.array_rounds import items_of
 from airflow_qarnot_pool.parameters.json_values import json_problem
 
 #: Prefix of the constants that contain the function.
@@ -57,6 +58,10 @@ MAX_FILE = 256 * 1024 * 1024
 MAX_ITEM_SKIP = 200
 #: Maximum number of errors in the last report of an instance, because all but the last have a report before.
 MAX_ERRORS = 20
+#: Maximum characters of the progress that the items of an instance have reported.
+MAX_PROGRESS = 200_000
+#: Name of the module with which a function reports its progress.
+PROGRESS = "airflow_qarnot_pool.progress"
 #: Name of the exception with which a function skips its Airflow task.
 SKIP = "AirflowSkipException"
 
@@ -314,19 +319,6 @@ class Items:
         return copy.deepcopy((self._args, kwargs))
 
 
-def items_of(array: str, total: int, instance: int) -> list[int]:
-    """Return the items that an instance runs.
-
-    :param array: ``<round> <chunk size> <items>``. The items are a bit mask in base64, or ``*`` for all *total* items.
-    """
-    _, size, mask = array.split(" ")
-    items = list(range(total))
-    if mask != "*":
-        bits = int.from_bytes(base64.urlsafe_b64decode(mask), "little")
-        items = [item for item in items if bits >> item & 1]
-    return items[instance * int(size) : (instance + 1) * int(size)]
-
-
 def run_items(payload: dict[str, Any]) -> int:
     """Run the items of this instance one after another, and return 1 if one of them failed.
 
@@ -338,9 +330,14 @@ def run_items(payload: dict[str, Any]) -> int:
     # With a bucket, the output has small results only.
     fits = MAX_SMALL if payload["result_file"] else MAX_RESULT
     outcomes: dict[int, dict[str, Any]] = {}
-    size = written = 0
+    progress: dict[int, Any] = {}
+    size = written = told = 0
     # The outcomes come first, because their last step ends the process.
     for outcome, item in zip(outcomes_of(payload, items), items):  # noqa: B905
+        values = outcome.pop("progress", None)
+        told += len(json.dumps(values)) if values else 0
+        if values and told <= MAX_PROGRESS:
+            progress[item] = values
         value = outcome.get("value", "")
         length = _length_in_file(payload, value)
         if written + length > MAX_FILE or (not length and size + len(value) > MAX_RESULT):
@@ -349,12 +346,19 @@ def run_items(payload: dict[str, Any]) -> int:
         print_error(outcome)
         outcomes[item] = outcome
         if item != items[-1] and (size <= fits or "value" not in outcome):
-            print_report(payload, {"items": {item: outcome}})
+            print_report(payload, {"items": {item: outcome}, **_progress_of(progress, [item])})
     file = (
         "{}-{}-{}".format(payload["result_file"], array.partition(" ")[0], instance) if size > fits else None
     )
-    print_report(payload, {"instance": instance, **_last_report(outcomes, file)})
+    print_report(
+        payload, {"instance": instance, **_last_report(outcomes, file), **_progress_of(progress, items)}
+    )
     return int(any("error" in outcome for outcome in outcomes.values()))
+
+
+def _progress_of(progress: dict[int, Any], items: list[int]) -> dict[str, Any]:
+    found = {item: progress[item] for item in items if item in progress}
+    return {"progress": found} if found else {}
 
 
 def _length_in_file(payload: dict[str, Any], value: str) -> int:
@@ -501,7 +505,17 @@ def serve(descriptor: int) -> None:
             outcome = _outcome_of(error, task["function"]["name"])
         if os.getpid() != process:
             os._exit(1)  # a fork of the function, whose end is no outcome
+        outcome = {**outcome, "progress": take_progress()}
         channel.sendall(json.dumps({"item": int(line), "outcome": outcome}).encode() + b"\n")
+
+
+def take_progress() -> Any:
+    """Return the progress that the function has reported last, and forget it, because the next item has its own."""
+    module = sys.modules.get(PROGRESS)
+    values = getattr(module, "last", None)
+    if module is not None:
+        module.__dict__["last"] = None
+    return values
 
 
 # --- the process that runs the function

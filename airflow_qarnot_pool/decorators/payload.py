@@ -21,14 +21,10 @@ from airflow_qarnot_pool.api.limits import decompress, parse_json
 from airflow_qarnot_pool.decorators import node
 from airflow_qarnot_pool.decorators.function import FunctionSource
 from airflow_qarnot_pool.logs.report import LineFinder
-from airflow_qarnot_pool.parameters import json_values
+from airflow_qarnot_pool.parameters import array_rounds, json_values
 
 Serializer = Literal["json", "pickle"]
 
-#: Maximum characters of a constant, and maximum number of Qarnot's 150 constants and of bytes for the payload.
-PART_LENGTH = 2048
-MAX_PARTS = 128
-MAX_BYTES = MAX_PARTS * PART_LENGTH * 3 // 4
 #: Maximum bytes of a report, because the longest result has twice as many characters when escaped for JSON.
 MAX_REPORT = 2 * node.MAX_RESULT + 1_000_000
 #: Maximum characters of a printed report, which is base64 of data that may be incompressible.
@@ -117,22 +113,12 @@ def pack(
 
 
 def _program() -> str:
-    """Return the source of :mod:`~airflow_qarnot_pool.decorators.node` with that of the module that it imports."""
-    checks = inspect.getsource(json_values).replace("from __future__ import annotations\n", "")
-    return inspect.getsource(node).replace(f"from {json_values.__name__} import json_problem\n", checks)
-
-
-def constants(packed: bytes) -> dict[str, str]:
-    """Return *packed* as constants.
-
-    The alphabet has no '/' and no '$', because both have a meaning in constants.
-    """
-    text = base64.urlsafe_b64encode(packed).decode()
-    parts = [text[start : start + PART_LENGTH] for start in range(0, len(text), PART_LENGTH)]
-    return {
-        node.PREFIX + "PARTS": str(len(parts)),
-        **{f"{node.PREFIX}{index}": part for index, part in enumerate(parts)},
-    }
+    """Return the source of :mod:`~airflow_qarnot_pool.decorators.node` with those of the modules that it imports."""
+    program = inspect.getsource(node)
+    for module, name in ((array_rounds, "items_of"), (json_values, "json_problem")):
+        source = inspect.getsource(module).replace("from __future__ import annotations\n", "")
+        program = program.replace(f"from {module.__name__} import {name}\n", source)
+    return program
 
 
 def sha256(data: bytes) -> str:

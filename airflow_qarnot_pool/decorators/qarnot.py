@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, Protocol, T
 from airflow.sdk import XComArg
 from airflow.sdk.bases.decorator import DecoratedOperator
 
+from airflow_qarnot_pool.api.command_array import MAX_BYTES, as_constants
 from airflow_qarnot_pool.api.errors import QarnotError, QarnotInvalidSpecError
 from airflow_qarnot_pool.decorators import node, payload
 from airflow_qarnot_pool.decorators.function import FunctionSource
@@ -28,7 +29,6 @@ from airflow_qarnot_pool.logs.failure_report import is_node_loss
 from airflow_qarnot_pool.operators.bases.base import QarnotOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.ownership import xcoms
-from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
 from airflow_qarnot_pool.parameters.places import naming, place_in_dag
 from airflow_qarnot_pool.parameters.references import NOTSET
 from airflow_qarnot_pool.parameters.templating import is_templated
@@ -128,7 +128,6 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
         self._filled += has_values(self, ("payload_bucket",))
         self._check(python_callable)
         self._renders_call = False
-        self._identity: TaskInstanceIdentity | None = None
         self._ti: Any = None
         #: The task that opens the pool, as far as the parameter shows it.
         self._opener: Any = None
@@ -199,7 +198,7 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
         return super().execute_complete(context, event)
 
     def _set_identity(self, context: Context) -> None:
-        self._identity = TaskInstanceIdentity.of(context, self.hook.settings.namespace)
+        super()._set_identity(context)
         self._ti = context["ti"]
 
     @property
@@ -251,12 +250,12 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
             timeout=as_duration("timeout", self.timeout),
             result_file=result_file,
         )
-        if len(packed) <= payload.MAX_BYTES:
-            constants = payload.constants(packed)
+        if len(packed) <= MAX_BYTES:
+            constants = as_constants(node.PREFIX, packed)
         elif bucket is None:
             raise QarnotInvalidSpecError(
                 f"@task.qarnot: {self._function.name}() and its arguments are {len(packed):,} bytes when "
-                f"compressed, and {payload.MAX_BYTES:,} fit in the constants of a Qarnot task. Give "
+                f"compressed, and {MAX_BYTES:,} fit in the constants of a Qarnot task. Give "
                 "payload_bucket='...' to send them by bucket, or put the data in a resource bucket "
                 "(resource_buckets=['...']) and pass the name of the file",
                 field="op_kwargs",

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from airflow_qarnot_pool.logs.cursor import LogCursor
     from airflow_qarnot_pool.logs.report import LineFinder, ProgressFinder
     from airflow_qarnot_pool.ownership.claim import Claim
+    from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
     from airflow_qarnot_pool.triggers.base import QarnotTrigger
     from airflow_qarnot_pool.waiting.conditions import WaitResult
 
@@ -92,7 +93,7 @@ class QarnotRunTaskOperator(TaskOperator):
     #: Whether the result comes from the Qarnot task. Otherwise a record of its end is enough once it is deleted.
     returns_output: ClassVar[bool] = False
     operator_extra_links = (LINKS["task"], LINKS["pool"])
-    spec_fields = (*COMMON_FIELDS, "command", "instance_count")
+    spec_fields: tuple[str, ...] = (*COMMON_FIELDS, "command", "instance_count")
     template_fields = (*TaskOperator.template_fields, "command", "instance_count")
     template_fields_renderers = {"command": "bash", "task_spec": "json", "constants": "json"}
 
@@ -111,6 +112,8 @@ class QarnotRunTaskOperator(TaskOperator):
         if not log_output and not self.returns_output:
             self._labels[RECORDABLE_LABEL] = "true"
         self._filled += has_values(self, ("command", "instance_count"))
+        #: Set in each slice of an operator whose result comes from the output.
+        self._identity: TaskInstanceIdentity | None = None
         self._position: Offset | None = None
         self._finders: dict[str, LineFinder[Any]] = {}
         self._progress: ProgressFinder | None = None
@@ -126,7 +129,7 @@ class QarnotRunTaskOperator(TaskOperator):
                 field="log_output",
                 remedy="Leave one of them out.",
             )
-        if command is None and "DOCKER_CMD" not in (self.constants or {}) and not self.task_spec:
+        if command is None and self._needs_command():
             raise QarnotInvalidSpecError(
                 "command is missing",
                 field="command",
@@ -136,6 +139,10 @@ class QarnotRunTaskOperator(TaskOperator):
         self._spec(self._given(parsing=True), self._some_pool)
         warn_of_shell_characters(self.task_id, [command, *find_commands(self.constants, self.task_spec)])
         warn_of_inserted_text(self.task_id, command, self.constants)
+
+    def _needs_command(self) -> bool:
+        """Return whether nothing but ``command`` can name what the instances run."""
+        return "DOCKER_CMD" not in (self.constants or {}) and not self.task_spec
 
     # --- running it
 
@@ -159,6 +166,9 @@ class QarnotRunTaskOperator(TaskOperator):
     def execute(self, context: Context) -> Any:
         """Run the Qarnot task, or adopt it, and return its summary."""
         return self._submit_and_wait(context, resubmitted=False)
+
+    def _set_identity(self, context: Context) -> None:
+        self._identity = self._identity_of(context)
 
     def _submit_and_wait(
         self,
@@ -268,8 +278,15 @@ class QarnotRunTaskOperator(TaskOperator):
         try:
             return self._result_or_error(task, succeeded=state is states.TaskState.SUCCESS)
         finally:
-            if self._progress is not None and self._progress.last is not None:
-                context["ti"].xcom_push(key=PROGRESS_KEY, value=self._progress.last)
+            self._push_progress(context)
+
+    def _push_progress(self, context: Context) -> None:
+        if (progress := self._last_progress()) is not None:
+            context["ti"].xcom_push(key=PROGRESS_KEY, value=progress)
+
+    def _last_progress(self) -> dict[str, Any] | None:
+        """Return the last progress that the node has reported, if any."""
+        return None if self._progress is None else self._progress.last
 
     def _result_or_error(self, task: Task, *, succeeded: bool) -> Any:
         """Return the result of a Qarnot task that has ended, or raise why it has none."""
@@ -290,9 +307,9 @@ class QarnotRunTaskOperator(TaskOperator):
         position = self._written(uuid) or Offset(cursor=self._nothing_written(uuid))
         self._position = write_new_output(partial(self._kept, uuid), position, self.log, finished=finished)
 
-    def _still_waiting(self, uuid: str) -> None:
+    def _still_waiting(self, remote: Task) -> None:
         if self.log_output == "live":
-            self._write_output(uuid, finished=False)
+            self._write_output(remote.uuid, finished=False)
 
     def _trigger_options(self, uuid: str) -> dict[str, Any]:
         if self.log_output != "live":

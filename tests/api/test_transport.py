@@ -481,7 +481,10 @@ def test_importing_the_client_imports_no_http_library():
 
 
 def test_parsing_a_dag_imports_nothing_that_only_a_task_needs():
-    modules = ("operators.pool", "operators.task", "operators.tasks", "sensors.task", "task_groups.pool")
+    modules = (
+        *("operators.array", "operators.pool", "operators.task", "operators.tasks", "sensors.task"),
+        "task_groups.pool",
+    )
     late = (
         *(
             "api.client",

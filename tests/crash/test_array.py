@@ -16,6 +16,7 @@ from airflow_qarnot_pool.api.specs import PoolSpec
 from airflow_qarnot_pool.api.transport import Response, Transport
 from airflow_qarnot_pool.decorators.qarnot import qarnot_task
 from airflow_qarnot_pool.local import LocalQarnot
+from airflow_qarnot_pool.operators.array import QarnotRunArrayOperator
 from airflow_qarnot_pool.version_compat import TaskDeferred
 from tests.crash.children import Say, Serialized, StoringTI, fork, made_for, shape, worker
 from tests.decorators.conftest import server
@@ -25,6 +26,7 @@ from tests.operators.conftest import connect
 __all__ = ["server"]
 
 ITEMS, FAILING, TRIES = 34, [20], 5
+FUNCTION, COMMANDS = "a function", "commands"
 
 #: Requests and XComs of each slice of the first try, in which an item fails, and of the second one.
 SLICES: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -85,25 +87,42 @@ def step(number: int, folder: str, failing: list[int]) -> int:
     return number * number
 
 
+#: The same as a command.
+STEP = """sh -c 'i=$QARNOT_ITEM
+if [ $i = 20 ] && [ ! -e "$FOLDER/tried-$i" ]; then touch "$FOLDER/tried-$i"; exit 1; fi
+printf x >> "$FOLDER/done-$i"
+echo $((i * i)) > "$QARNOT_RETURN_FILE"'"""
+
+
+def slices_of(work: str, mode: str) -> tuple[tuple[str, ...], ...]:
+    first, failing, *rest = SLICES[mode]
+    if work == COMMANDS:
+        # The error has the end of what the instance printed.
+        failing = (*failing, "GET /pools/{u}", "GET /tasks/{u}/stderr/1")
+    return (first, failing, *rest)
+
+
 @dataclass(frozen=True)
 class Point:
     """Where a worker dies: before or after a boundary of a slice of the run."""
 
+    work: str
     mode: str
     slice: int
     index: int
     moment: str
 
     def __str__(self) -> str:
-        return (
-            f"{self.mode}, slice {self.slice + 1}, {self.moment} {SLICES[self.mode][self.slice][self.index]}"
-        )
+        at = slices_of(self.work, self.mode)[self.slice][self.index]
+        return f"{self.work}, {self.mode}, slice {self.slice + 1}, {self.moment} {at}"
 
 
+#: Commands share the code between the boundaries with functions, so one mode is enough.
+CASES = [*((FUNCTION, mode) for mode in SLICES), (COMMANDS, "deferred")]
 POINTS = [
-    Point(mode, number, index, moment)
-    for mode, slices in SLICES.items()
-    for number, boundaries in enumerate(slices)
+    Point(work, mode, number, index, moment)
+    for work, mode in CASES
+    for number, boundaries in enumerate(slices_of(work, mode))
     for index in range(len(boundaries))
     # A process that dies after a boundary leaves what it leaves before the next one.
     for moment in (("before", "after") if index == len(boundaries) - 1 else ("before",))
@@ -189,10 +208,18 @@ def nodes(client: QarnotClient) -> Iterator[str]:
     client.pools.delete(uuid)
 
 
-def array(nodes: str, folder: Path, mode: str) -> Callable[[], Any]:
-    function = qarnot_task(qarnot_pool=nodes, deferrable=mode == "deferred", retries=TRIES - 1)(
-        step
-    ).override(chunk_size=17)
+def array(nodes: str, folder: Path, work: str, mode: str) -> Callable[[], Any]:
+    common: dict[str, Any] = {
+        "qarnot_pool": nodes,
+        "deferrable": mode == "deferred",
+        "retries": TRIES - 1,
+        "chunk_size": 17,
+    }
+    if work == COMMANDS:
+        common |= {"constants": {"FOLDER": str(folder)}, "task_spec": {"return_file": True}}
+        return lambda: QarnotRunArrayOperator(task_id="step", command=STEP, commands=[{}] * ITEMS, **common)
+    size = common.pop("chunk_size")
+    function = qarnot_task(**common)(step).override(chunk_size=size)
     shared = {"folder": str(folder), "failing": FAILING}
     return lambda: function.partial(**shared).array(number=range(ITEMS)).operator
 
@@ -205,20 +232,20 @@ def check(run: Run, client: QarnotClient, folder: Path) -> None:
     assert [one.instances for one in made_for(client.tasks, run.run_id)] == [2, 1]
 
 
-@pytest.mark.parametrize("mode", SLICES)
+@pytest.mark.parametrize(("work", "mode"), CASES)
 def test_no_boundary_is_missing(
-    client: QarnotClient, nodes: str, tmp_path: Path, run_id: str, mode: str
+    client: QarnotClient, nodes: str, tmp_path: Path, run_id: str, work: str, mode: str
 ) -> None:
-    run = Run(array(nodes, tmp_path, mode), run_id, None)
+    run = Run(array(nodes, tmp_path, work, mode), run_id, None)
     check(run, client, tmp_path)
-    assert tuple(run.slices) == SLICES[mode]
+    assert tuple(run.slices) == slices_of(work, mode)
 
 
 @pytest.mark.parametrize("point", POINTS, ids=str)
 def test_each_item_succeeds_exactly_once_wherever_a_worker_dies(
     client: QarnotClient, nodes: str, tmp_path: Path, run_id: str, point: Point
 ) -> None:
-    check(Run(array(nodes, tmp_path, point.mode), run_id, point), client, tmp_path)
+    check(Run(array(nodes, tmp_path, point.work, point.mode), run_id, point), client, tmp_path)
 
 
 @pytest.fixture

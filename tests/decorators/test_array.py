@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import random
 import re
 import zlib
 from collections import deque
@@ -19,7 +20,8 @@ from airflow.sdk import DAG, task
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.specs import PoolSpec, RetrySettings
 from airflow_qarnot_pool.decorators import array, node
-from airflow_qarnot_pool.decorators.array import ArrayFinder, array_results
+from airflow_qarnot_pool.decorators.array import array_results
+from airflow_qarnot_pool.decorators.bucket import PayloadBucket
 from airflow_qarnot_pool.decorators.qarnot import qarnot_task
 from airflow_qarnot_pool.exceptions import (
     QarnotDeletedError,
@@ -30,9 +32,13 @@ from airflow_qarnot_pool.exceptions import (
     QarnotTaskFailedError,
 )
 from airflow_qarnot_pool.local import LocalQarnot
+from airflow_qarnot_pool.logs import array_reports, writer
+from airflow_qarnot_pool.logs.array_reports import ArrayFinder
+from airflow_qarnot_pool.operators.bases import array as rounds
 from airflow_qarnot_pool.ownership.identity import KEPT_LABEL
 from airflow_qarnot_pool.ownership.quota import Disposal, disposal_of_task
 from airflow_qarnot_pool.version_compat import AirflowSkipException
+from airflow_qarnot_pool.waiting.array_progress import ArrayProgress
 from tests.crash.children import eventually, made_for
 from tests.harness import FakeTI, defer, life_of, resume, run
 
@@ -84,6 +90,10 @@ def gated(folder: str, number: int, fails: list[int], gate: str) -> int:
     if number in fails and is_first:
         raise ValueError(f"no {number}")
     return number * 10
+
+
+def finder_of_reports() -> ArrayFinder:
+    return ArrayFinder(f"{node.MARK} abc ", array_reports.parse_report)
 
 
 def executions(folder: Path) -> dict[int, int]:
@@ -486,6 +496,103 @@ def test_the_finished_items_of_an_aborted_qarnot_task_do_not_run_again(
     assert executions(tmp_path) == {0: 1, 1: 1, 2: 2, 3: 1}
 
 
+# --- its progress
+
+
+@MODES
+def test_the_log_tells_the_progress_at_a_poll(
+    pool: str,
+    qarnot: LocalQarnot,
+    run_id: str,
+    tmp_path: Path,
+    deferrable: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def waits(folder: str, number: int) -> int:
+        import time
+        from pathlib import Path
+
+        if number == 1:
+            raise ValueError("one")
+        gate = Path(folder) / "go"
+        while number > 1 and not gate.exists():
+            time.sleep(0.02)
+        return number
+
+    at_the_gate = re.compile(r"Items: 2 of 4 finished \(1 failed\), [12] running$")
+    lines: list[str] = []
+    real = ArrayProgress.line
+
+    def line(self: ArrayProgress, remote: Any, now: float) -> str | None:
+        text = real(self, remote, now)
+        lines.extend([text] if text else [])
+        if text and at_the_gate.match(text):
+            (tmp_path / "go").touch()
+        return text
+
+    monkeypatch.setattr(ArrayProgress, "line", line)
+    monkeypatch.setattr("airflow_qarnot_pool.waiting.array_progress.REPORT_INTERVAL", 0.0)
+    with pytest.raises(QarnotTaskFailedError, match="1 of 4 items"):
+        call(
+            pool,
+            waits,
+            {"number": range(4)},
+            FakeTI(run_id=run_id),
+            shared={"folder": str(tmp_path)},
+            deferrable=deferrable,
+        )
+    assert next(filter(at_the_gate.match, lines)) in capsys.readouterr().out
+    paths = {(one["method"], re.sub(r"[0-9a-f-]{36}", "{u}", one["path"])) for one in qarnot.requests()}
+    assert ("GET", "/tasks/{u}/status") not in paths
+    assert ("POST", "/tasks/paginate") not in paths
+
+
+def test_the_progress_of_items_becomes_an_xcom(pool: str, run_id: str, tmp_path: Path) -> None:
+    def steps(number: int, ready: str) -> int:
+        from pathlib import Path
+
+        from airflow_qarnot_pool.progress import report
+
+        if number:
+            report(frames=number)
+            report(frames=10 * number, what="é")
+        if number == 2 and not Path(ready).exists():
+            raise ValueError("two")
+        return number
+
+    ready = tmp_path / "ready"
+    more: dict[str, Any] = {"shared": {"ready": str(ready)}, "chunk_size": 2, "retries": 2}
+    expected = {str(number): {"frames": 10 * number, "what": "é"} for number in (1, 2, 3)}
+    first, second, third = tries(run_id, 3)
+    with pytest.raises(QarnotTaskFailedError, match="1 of 4 items"):
+        call(pool, steps, {"number": range(4)}, first, **more)
+    assert first.xcoms["qarnot_progress"] == expected
+    ready.touch()
+    for ti in (second, third):
+        assert call(pool, steps, {"number": range(4)}, ti, **more) == [0, 1, 2, 3]
+        assert ti.xcoms["qarnot_progress"] == expected
+
+
+def test_the_progress_of_items_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"frames": 1}
+    report = {
+        "instance": 0,
+        "items": {},
+        "progress": {"0": values, "1": {"a": [1]}, "-1": values, "2": values},
+    }
+    line = f"{node.MARK} abc {base64.urlsafe_b64encode(zlib.compress(json.dumps(report).encode())).decode()}"
+    finder = finder_of_reports()
+    deque(finder.watch([f"0> {line}\n"]), maxlen=0)
+    operator = made(plain, {"value": range(3)})
+    operator._reports = array_reports.ArrayReports(3)
+    for one in finder.reports:
+        operator._reports.add(one, has_file=False)
+    assert operator._last_progress() == {"0": values, "2": values}
+    monkeypatch.setattr(rounds, "MAX_PROGRESS", 20)
+    assert operator._last_progress() == {"0": values}
+
+
 # --- the output
 
 
@@ -506,7 +613,7 @@ def test_an_array_with_live_output(
 def test_reports_that_the_common_output_lacks_are_read_by_instance(
     pool: str, qarnot: LocalQarnot, run_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = array.fetch
+    real = writer.fetch
 
     def end_only(client: Any, uuid: str, stream: str, instance: int | None, seconds: float) -> Iterable[str]:
         pieces = real(client, uuid, stream, instance, seconds)
@@ -515,7 +622,7 @@ def test_reports_that_the_common_output_lacks_are_read_by_instance(
         text = "".join(pieces)
         return [text[text.index("\n4> ") + 1 :]]
 
-    monkeypatch.setattr(array, "fetch", end_only)
+    monkeypatch.setattr(writer, "fetch", end_only)
     found = call(pool, power_of, {"number": range(12)}, FakeTI(run_id=run_id), chunk_size=2)
     assert found == [number**2 for number in range(12)]
     asked = [one["path"].rpartition("/")[2] for one in qarnot.requests() if "/stdout/" in one["path"]]
@@ -545,12 +652,12 @@ def test_reports_are_found_in_pieces_of_any_size(size: int) -> None:
             ),
         ]
     )
-    finder = ArrayFinder("abc")
+    finder = finder_of_reports()
     pieces = [output[at : at + size] for at in range(0, len(output), size)]
     assert list(finder.watch(pieces)) == pieces
     assert [sorted(report.outcomes) for report in finder.reports] == [[1], [2, 3], [6]]
     assert finder.ended == {12, 6}
-    found = array.ArrayReports(9)
+    found = array_reports.ArrayReports(9)
     for report in finder.reports:
         found.add(report, has_file=True)
     assert found.missing == [0, 3, 4, 5, 7]
@@ -558,11 +665,11 @@ def test_reports_are_found_in_pieces_of_any_size(size: int) -> None:
 
 
 def test_hostile_reports_take_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(array, "_MAX_REPORTS", 3_000_000)
+    monkeypatch.setattr(array_reports, "MAX_REPORTS", 3_000_000)
     bomb = zlib.compress(b'{"items": {"1": {"value": "' + b"a" * 2_000_000 + b'"}}}')
     line = f"{node.MARK} abc {base64.urlsafe_b64encode(bomb).decode()}"
     too_large = zlib.compress(b" " * 20_000_000)
-    finder = ArrayFinder("abc")
+    finder = finder_of_reports()
     deque(finder.watch([f"0> {line}\n"] * 30), maxlen=0)
     assert len(finder.reports) == 1
     assert "more than 3,000,000 bytes" in finder.problem
@@ -570,10 +677,10 @@ def test_hostile_reports_take_little_memory(monkeypatch: pytest.MonkeyPatch) -> 
     deque(finder.watch([f"0> {line}\n"]), maxlen=0)
     assert not finder.reports
     assert "more than 8,000,000 bytes" in finder.problem
-    found = array.ArrayReports(3)
-    found.add(array._Report(length=0, outcomes={0: {"value": "x" * 100}}), has_file=False)
-    monkeypatch.setattr(array, "_MAX_HELD", 150)
-    found.add(array._Report(length=0, outcomes={1: {"value": "x" * 100}}), has_file=False)
+    found = array_reports.ArrayReports(3)
+    found.add(array_reports.ItemReport(length=0, outcomes={0: {"value": "x" * 100}}), has_file=False)
+    monkeypatch.setattr(array_reports, "MAX_HELD", 150)
+    found.add(array_reports.ItemReport(length=0, outcomes={1: {"value": "x" * 100}}), has_file=False)
     assert (found.values[1], found.size, found.missing) == ("", 200, [2])
 
 
@@ -633,9 +740,19 @@ def test_results_by_bucket(
     reference = call(pool, much, {"number": range(6)}, third, **more)
     assert {name: reference[name] for name in ("bucket", "total")} == {"bucket": "arrays", "total": 6}
     assert len(str(reference)) < 500
+    downloads: list[str] = []
+    download = PayloadBucket.download
+
+    def downloaded(self: PayloadBucket, name: str, sha256: str) -> bytes:
+        downloads.append(name)
+        return download(self, name, sha256)
+
+    monkeypatch.setattr(PayloadBucket, "download", downloaded)
     results = array_results(reference)
-    assert next(results) == ""
-    assert list(results) == expected[1:]
+    # A small result is in the index. Each file is read when its items are needed.
+    assert (next(results), len(downloads)) == ("", 1)
+    assert (next(results), len(downloads)) == (expected[1], 2)
+    assert (list(results), len(downloads)) == (expected[2:], 5)
     assert list(array_results([1, 2])) == [1, 2]
     changed = {**reference, "sha256": "0" * 64}
     with pytest.raises(QarnotError, match="is not the one"):
@@ -787,14 +904,34 @@ def test_unknown_and_missing_arguments_are_refused_when_the_dag_is_parsed() -> N
         qarnot_task(chunk_size=2)(plain)
 
 
-def test_rendered_lists_are_checked_when_the_task_runs(pool: str, run_id: str) -> None:
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("no list", "is no list, got str"),
+        (range(10_001), "has 10,001 items, and 10,000 fit"),
+        (range(4_099), "chunk_size is too small for 4,099 items in at most 2,048 instances"),
+        (["x" * 2_000] * 5, "the arguments of the array of .* are 10,.* characters, and 10,000 fit"),
+        (
+            [random.Random(1).randbytes(2_000).hex()] * 2,
+            "its arguments are .* when compressed, and 12,000 fit",
+        ),
+    ],
+    ids=["text", "items", "instances", "arguments", "compressed"],
+)
+def test_rendered_lists_are_checked_before_anything_is_submitted(
+    pool: str, qarnot: LocalQarnot, run_id: str, monkeypatch: pytest.MonkeyPatch, value: Any, words: str
+) -> None:
+    monkeypatch.setattr(array, "MAX_ARGUMENTS", 10_000)
+    monkeypatch.setattr("airflow_qarnot_pool.decorators.qarnot.MAX_BYTES", 12_000)
+
     def make() -> Any:
-        operator = made(plain, {"value": [1]}, qarnot_pool=pool)
-        operator.op_kwargs = {"value": "no list"}
+        operator = made(plain, {"value": [1]}, qarnot_pool=pool, chunk_size=2)
+        operator.op_kwargs = {"value": value}
         return operator
 
-    with pytest.raises(QarnotInvalidSpecError, match="is no list, got str"):
+    with pytest.raises(QarnotInvalidSpecError, match=words):
         run(make, FakeTI(run_id=run_id))
+    assert not [one for one in qarnot.requests() if one["path"] == "/tasks"]
 
 
 def test_objects_of_one_array_are_one_qarnot_task(pool: str, client: QarnotClient, run_id: str) -> None:

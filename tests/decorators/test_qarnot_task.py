@@ -16,6 +16,7 @@ import pytest
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, XComArg, task
 
+from airflow_qarnot_pool.api import command_array
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.decorators import node, payload
 from airflow_qarnot_pool.decorators.qarnot import DEFAULT_IMAGE, qarnot_task
@@ -580,9 +581,9 @@ def test_the_command_brings_what_the_constants_hold() -> None:
     assert "$" not in payload.COMMAND
     assert payload.COMMAND.count("'") == 2
     assert f'"{node.PREFIX}"' in payload.COMMAND
-    packed = random.Random(3).randbytes(payload.MAX_BYTES)
-    constants = payload.constants(packed)
-    assert len(constants) == payload.MAX_PARTS + 1
+    packed = random.Random(3).randbytes(command_array.MAX_BYTES)
+    constants = command_array.as_constants(node.PREFIX, packed)
+    assert len(constants) == command_array.MAX_PARTS + 1
     assert not set("".join(constants.values())) & set("/$+{}")
 
 

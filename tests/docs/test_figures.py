@@ -6,13 +6,14 @@ import re
 
 import pytest
 
-from airflow_qarnot_pool.decorators import node, payload
+from airflow_qarnot_pool.api import command_array
+from airflow_qarnot_pool.decorators import node
 from tests.conftest import ROOT
 
 
 def test_limits_of_python_functions() -> None:
     text = (ROOT / "docs" / "python-on-nodes.md").read_text()
-    assert f"{payload.MAX_BYTES:,} bytes; {payload.MAX_PARTS} constants" in text
+    assert f"{command_array.MAX_BYTES:,} bytes; {command_array.MAX_PARTS} constants" in text
     assert f"| {node.MAX_RESULT:,} characters |" in text
     assert f"| {node.MAX_DETAIL:,} characters, its end |" in text
 

@@ -33,6 +33,7 @@ SAMPLES: dict[str, Any] = {
     "commands": ["true"],
     "constants": {"A": "b"},
     "defer_after": timedelta(seconds=5),
+    "chunk_size": 3,
     "deferrable": False,
     "elastic": Elastic(max_total_slots=3),
     "group_by": ["tag"],
@@ -89,6 +90,7 @@ SAMPLES: dict[str, Any] = {
 NEEDS = {
     "QarnotRunTaskOperator": {"command": "true"},
     "QarnotRunTasksOperator": {"commands": ["true"]},
+    "QarnotRunArrayOperator": {"commands": ["true"]},
     "QarnotUpdatePoolOperator": {"qarnot_pool": "p", "tags": ["t"]},
     "QarnotClosePoolOperator": {"qarnot_pool": "p"},
     "QarnotDeletePoolOperator": {"qarnot_pool": "p"},
