@@ -11,9 +11,12 @@ pytest.register_assert_rewrite("tests.crash.matrix")
 from tests.crash.matrix import Matrix  # noqa: E402
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def servers() -> Iterator[dict[str, LocalQarnot]]:
-    """A local Qarnot that enforces unique shortnames, and one that does not."""
+    """A local Qarnot that enforces unique shortnames, and one that does not.
+
+    Each file has its own, because many tests list all objects.
+    """
     options = {"boot_seconds": 0.05, "close_seconds": 0.02}
     with (
         LocalQarnot(shortnames="enforce", **options) as enforce,  # type: ignore[arg-type]

@@ -16,9 +16,10 @@ from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
+from airflow_qarnot_pool.ownership.identity import OWNER_TAG
 from tests.crash.children import StoringTI, fork, worker
 from tests.crash.matrix import SERVERS, Point, in_order, moments_of, with_boundaries
-from tests.harness import FakeTI, run
+from tests.harness import FakeTI, life_of, run
 from tests.operators.conftest import connect
 
 #: What each process does, in order; links are of no interest.
@@ -134,7 +135,7 @@ class Sharing:
         return [one.uuid for one in self.pools() if one.state not in ("Closing", "Closed")]
 
     def pools(self) -> list[Any]:
-        return [one for one in self.client.pools.list() if one.labels.get("airflow.shared") == self.name]
+        return self.client.pools.list([OWNER_TAG + life_of(shared=self.name).owner])
 
 
 @pytest.fixture(autouse=True)
@@ -170,6 +171,7 @@ def test_killed_at(
     assert story.live() == []
     assert len(story.pools()) == (2 if point.step == "move" else 1)
     assert [one for pool in story.pools() for one in story.client.pools.jobs(pool.uuid)] == []
-    mine = [one for one in story.client.tasks.list() if one.labels.get("airflow.dag_id") == story.name]
+    lives = [life_of(dag_id=story.name, run_id=run_id, task_id="work") for run_id in ("r1", "r2")]
+    mine = story.client.tasks.list([OWNER_TAG + life.owner for life in lives])
     assert {one.state for one in mine} == {"Success"}
     assert len(mine) == (1 if point.step in ("move", "give up, the last") else 2)

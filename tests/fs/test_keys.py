@@ -60,7 +60,7 @@ def test_any_key_comes_back_or_is_refused(
 ) -> None:
     rng, fs = random.Random(seed), QarnotFileSystem()
     stored: dict[str, bytes] = {}
-    for number in range(40):
+    for number in range(30):
         key, data = some_key(rng), str(number).encode()
 
         def put(key: str = key, data: bytes = data) -> None:

@@ -33,7 +33,7 @@ from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCr
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
 from airflow_qarnot_pool.ownership import shared_pool
-from airflow_qarnot_pool.ownership.identity import DEFAULT_KEEP_WARM
+from airflow_qarnot_pool.ownership.identity import DEFAULT_KEEP_WARM, OWNER_TAG
 from airflow_qarnot_pool.version_compat import TaskDeferred
 from tests.crash.children import StoringTI, eventually, fork, worker
 from tests.harness import FakeTI, again, airflow_says, context_of, defer, fire, kill, life_of, resume, run
@@ -76,7 +76,7 @@ class Sharers:
 
     def pools(self) -> list[Pool]:
         """Every generation, the oldest first."""
-        found = [one for one in self.client.pools.list() if one.labels.get("airflow.shared") == self.name]
+        found = self.client.pools.list([OWNER_TAG + life_of(shared=self.name).owner])
         return sorted(found, key=lambda one: (int(one.labels["airflow.generation"]), str(one.creation_date)))
 
     def live(self) -> list[str]:

@@ -32,8 +32,8 @@ def test_40_mapped_tasks_under_any_quota_run_each_command_exactly_once(
     assert ran(tmp_path) == once(*range(40))
 
 
-# More than one request submits (CHUNK), but with a quota of one, where Qarnot tasks run one after the other.
-@pytest.mark.parametrize(("items", "limit"), [(60, 1), (CHUNK + 20, 10), (CHUNK + 20, 20)])
+# The last one has more items than one request submits.
+@pytest.mark.parametrize(("items", "limit"), [(60, 1), (60, 10), (CHUNK + 20, 20)])
 def test_a_fan_out_under_any_quota_runs_each_command_exactly_once(
     qarnot: LocalQarnot, pool: str, tmp_path: Path, limit: int, items: int
 ) -> None:
