@@ -16,6 +16,7 @@ import sys
 import tempfile
 import venv
 from collections.abc import Generator, Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +96,12 @@ def pytest_collection() -> Generator[None, object, object]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+def pytest_collection_finish() -> None:
+    """Let the sessions of boto3 share what they read of a service. Each reads for 0.1 s, and tests make hundreds."""
+    if botocore := sys.modules.get("botocore.session"):
+        vars(botocore)["create_loader"] = cache(vars(botocore)["create_loader"])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -12,7 +12,7 @@ from tests.operators.conftest import client, pool, qarnot, run_id
 __all__ = ["client", "pool", "qarnot", "run_id", "server"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server() -> Iterator[LocalQarnot]:
     with LocalQarnot(boot_seconds=0.1, close_seconds=0.1) as qarnot:
         yield qarnot

@@ -52,8 +52,9 @@ def run_id(request: pytest.FixtureRequest) -> str:
     return str(request.node.name)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server() -> Iterator[LocalQarnot]:
+    """A server for one file, because tests list all objects, and those of all files would be thousands."""
     with LocalQarnot(boot_seconds=0.3, close_seconds=0.2) as qarnot:
         yield qarnot
 

@@ -33,7 +33,7 @@ from tests.operators.test_lives import WEATHER, Weather, exchanging
 LAST_TRY = pytest.mark.parametrize("try_number", [1, 2], ids=["a try is left", "the last try"])
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def free_server() -> Iterator[LocalQarnot]:
     with LocalQarnot(boot_seconds=0.05, close_seconds=0.05, shortnames="free") as qarnot:
         yield qarnot

@@ -89,7 +89,7 @@ ANOTHER_DAY = datetime(2026, 2, 2, tzinfo=UTC)
 NO_NODE = {"type": "Fixed", "slotsCount": 0, "name": "none"}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def free_server() -> Iterator[LocalQarnot]:
     with LocalQarnot(boot_seconds=0.05, close_seconds=0.05, shortnames="free") as qarnot:
         yield qarnot
