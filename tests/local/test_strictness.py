@@ -168,8 +168,10 @@ def test_a_value_that_is_taken_breaks_no_response(still: Http, kind: str, field:
         path = f"/{kind}/{made.json()['uuid']}"
         looks = [still("GET", path), still("GET", f"/{kind}"), still("POST", f"/{kind}/search", {})]
         if kind != "jobs":
-            looks.append(still("POST", f"{path}/clone", {}))
+            looks.append(clone := still("POST", f"{path}/clone", {}))
             looks.append(still("GET", f"/{kind}/summaries"))
+            if clone.status_code == 200:
+                still("DELETE", f"/{kind}/{clone.json()['uuid']}")
         assert [answer.status_code for answer in looks if answer.status_code >= 500] == [], value
         assert still("DELETE", path).status_code == 200
 
