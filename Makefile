@@ -26,11 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 # time they wait for processes, so there are more of them at work than cores; each file keeps to one. Each process
 # imports what it collects, so folders that have commands of their own are left out.
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -n 4 --dist loadfile --no-loadscope-reorder -m 'not airflow_stack and not airflow_ui and not airflow_distributed' --ignore=tests/stack --ignore=tests/ui --ignore=tests/distributed --durations=25 $(WITH_COVERAGE)
-
-# The same, with branch coverage. It is printed, and no gate.
-coverage: WITH_COVERAGE := --cov --cov-report=term:skip-covered
-coverage: test
+	$(BIN)/python -m pytest -q -n 4 --dist loadfile --no-loadscope-reorder -m 'not airflow_stack and not airflow_ui and not airflow_distributed' --ignore=tests/stack --ignore=tests/ui --ignore=tests/distributed --durations=25
 
 # What only a whole Airflow shows: kills, clears, timeouts, lost and frozen components. PostgreSQL, as on SQLite
 # Airflow itself loses deferred tasks; the server is started from its programs, no system service is needed.
@@ -79,6 +75,14 @@ soak: setup
 # Every supported Airflow on every supported Python that is there: docs/contributing/evidence/versions.md.
 matrix: build
 	$(BIN)/python -m tools.matrix $(MATRIX)
+
+# Branch coverage by the tests that take seconds. It is printed, and no gate. It nearly doubles the CPU time of a test.
+coverage: $(STAMP)
+	$(BIN)/python -m pytest -q -n 4 --dist loadfile --cov --cov-report=term:skip-covered \
+	  tests/api tests/costs tests/hooks tests/logs tests/maintenance tests/ownership tests/parameters tests/plugins \
+	  tests/task_groups/test_wiring.py tests/triggers tests/waiting tests/operators/test_pool_operators.py \
+	  tests/operators/test_sensors.py tests/operators/test_task_operators.py tests/test_provider.py \
+	  --ignore=tests/plugins/test_run_share.py --ignore=tests/triggers/test_poller_hostile.py
 
 check: lint types build
 

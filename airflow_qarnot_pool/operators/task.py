@@ -402,7 +402,16 @@ class QarnotRunTaskOperator(TaskOperator):
         """Handle a Qarnot task that stays queued on a pool that has ended. End it, and go on as if it was cancelled."""
         from airflow_qarnot_pool.ownership.termination import end
 
-        task = get_confirmed(self.client.tasks, outcome.uuid)
+        try:
+            task = get_confirmed(self.client.tasks, outcome.uuid)
+        except QarnotNotFoundError as absent:
+            if absent.foreign:
+                raise
+            # The last poll has seen that it was about to be deleted.
+            message = f"Qarnot task {outcome.uuid} was deleted before its end was seen"
+            return self._finish(
+                context, replace(outcome, ending=EndReason.GONE, message=message), resume_state
+            )
         if not is_queued(task.state):
             limit = resume_state.get("deadline")
             deadline = parse_stored_time(limit) if limit else None

@@ -32,6 +32,8 @@ from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
 from airflow_qarnot_pool.task_groups.pool import QarnotPoolGroup
 from airflow_qarnot_pool.triggers import quota
+from airflow_qarnot_pool.waiting.conditions import EndReason, WaitResult
+from tests.crash.children import eventually
 from tests.harness import FakeTI, defer, resume, run
 from tests.operators.conftest import WAITS
 
@@ -147,6 +149,25 @@ def test_a_lost_node_is_no_failure_of_the_command(
     qarnot.kill_node(nodes[0]["id"])
     with pytest.raises(QarnotNodeLostError, match="instance 0 failed"):
         resume(make, deferred, context)
+
+
+def test_a_task_is_deleted_that_is_gone_since_the_last_poll_saw_its_deletion(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_qarnot_pool.waiting.polling.CONFIRM_AFTER", ())
+    make = partial(task, qarnot_pool=pool, command="sleep 600")
+    deferred, context = defer(make, FakeTI(run_id="gone-meanwhile"))
+    uuid = deferred.trigger.uuid
+    client.tasks.delete(uuid)
+    eventually(lambda: client.tasks.find(uuid) is None)
+    seen = WaitResult(
+        ending=EndReason.IMPOSSIBLE,
+        uuid=uuid,
+        state="PendingDelete",
+        resume_state=deferred.trigger.resume_state,
+    )
+    with pytest.raises(QarnotDeletedError, match=f"{uuid} was deleted before its end was seen"):
+        make().resume_execution(deferred.method_name, {"event": seen.to_event()}, context)
 
 
 def test_a_retry_policy_can_tell_the_errors_apart() -> None:
