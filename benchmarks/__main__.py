@@ -26,7 +26,10 @@ NAMES = (
     "environments",
     "warm_vs_cold",
     "local_qarnot",
-    "dag_makespan",
+    "dag_makespan:stages",
+    "dag_makespan:chain",
+    "dag_makespan:minute",
+    "dag_makespan:wide",
 )
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "contributing" / "evidence" / "benchmarks.md"
 HEAD = """# Benchmarks
@@ -39,10 +42,12 @@ because times are those of one small, shared machine. A peer that is not install
 
 
 def section(name: str, folder: Path, options: list[str]) -> str:
-    """Run one program; its part of the page."""
-    page = folder / f"{name}.md"
-    subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *options, "--page", page], check=True)
-    command = " ".join([f"python -m benchmarks.{name}", *options])
+    """Run one program, or one shape of it (``program:shape``), and return its part of the page."""
+    program, _, shape = name.partition(":")
+    options = [*options, f"--shape={shape}"] if shape else options
+    page = folder / f"{program}.md"
+    subprocess.run([sys.executable, "-m", f"benchmarks.{program}", *options, "--page", page], check=True)
+    command = " ".join([f"python -m benchmarks.{program}", *options])
     made = (
         f"`{command}`, {datetime.now(UTC):%Y-%m-%d}, Airflow {version('apache-airflow-core')}, "
         f"Python {platform.python_version()}"
@@ -55,9 +60,9 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(NAMES)}")
     parser.add_argument("--waiters", type=int, metavar="N", help="another size than the programs' own")
     given = parser.parse_args()
-    names = given.names or NAMES
+    names = [one for name in given.names for one in NAMES if name in (one, one.partition(":")[0])] or NAMES
     options = [f"--waiters={given.waiters}"] if given.waiters else []
-    if unknown := set(names) - set(NAMES):
+    if unknown := set(given.names) - {*NAMES, *(one.partition(":")[0] for one in NAMES)}:
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
