@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
@@ -127,16 +128,17 @@ class _QarnotArrayOperator(ArrayOperator, _QarnotDecoratedOperator):
             return self._reference(size)
         texts = dict(found.values)
         names = {(file, sha256) for file, sha256, _ in found.files.values()}
-        contents = dict(zip(names, in_parallel(self._download, names), strict=True))
+        contents: dict[tuple[str, str], Mapping[str, Any]] = {}
+        if names:
+            bucket = self._results_bucket.connected()
+            read = in_parallel(lambda file: _content(bucket, *file), names)
+            contents = dict(zip(names, read, strict=True))
         for item, (file, sha256, _) in found.files.items():
             texts[item] = _text_of(contents[file, sha256], item, file)
         return [
             payload.value_of(texts[item], self.serializer, name) if item in texts else None
             for item in range(found.total)
         ]
-
-    def _download(self, file: tuple[str, str]) -> Mapping[str, Any]:
-        return _content(self._results_bucket, *file)
 
     @property
     def _results_bucket(self) -> PayloadBucket:
@@ -205,13 +207,12 @@ def _results_in_bucket(value: Mapping[str, Any], qarnot_conn_id: str) -> Iterato
         total, serializer = int(value["total"]), value["serializer"]
         index = _content(bucket, str(value["index"]), str(value["sha256"]))
         values, files = index["values"], index["files"]
-    known: tuple[Any, Mapping[str, Any]] = (None, {})
+    # After a retry, neighbours are often in the files of two rounds.
+    read = lru_cache(maxsize=2)(partial(_content, bucket))
     for item in map(str, range(total)):
         text = values.get(item)
         if file := files.get(item):
-            if known[0] != file:
-                known = (file, _content(bucket, *file))
-            text = _text_of(known[1], int(item), file[0])
+            text = _text_of(read(*file), int(item), file[0])
         yield None if text is None else payload.value_of(text, serializer, f"item {item}")
 
 

@@ -37,6 +37,11 @@ class PayloadBucket:
     def _s3(self) -> Any:
         return s3_client(self._settings)
 
+    def connected(self) -> PayloadBucket:
+        """Return this bucket with its client, which several threads can use at once."""
+        _ = self._s3
+        return self
+
     def upload(self, data: bytes, kind: str = "payload") -> str:
         """Put *data* into the bucket, which is created if missing, and return the object's name after the prefix."""
         name = f"{kind}-{digest(data)[:16]}"

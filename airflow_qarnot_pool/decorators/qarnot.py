@@ -125,6 +125,7 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
         self.timeout = timeout
         self.serializer = serializer
         self.payload_bucket = payload_bucket
+        self._used_bucket: PayloadBucket | None = None
         self._filled += has_values(self, ("payload_bucket",))
         self._check(python_callable)
         self._renders_call = False
@@ -213,12 +214,16 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
 
     @property
     def _bucket(self) -> PayloadBucket | None:
+        """The bucket of this run. Each object makes a client of its own, which costs requests and CPU."""
         from airflow_qarnot_pool.decorators.bucket import PayloadBucket
 
         if not self.payload_bucket:
             return None
-        name = _payload_bucket(self.payload_bucket)
-        return PayloadBucket(self.hook.settings, name, f"airflow-qarnot/{self._lineage}/")
+        name, prefix = _payload_bucket(self.payload_bucket), f"airflow-qarnot/{self._lineage}/"
+        used = self._used_bucket
+        if used is None or (used.name, used.prefix) != (name, prefix):
+            self._used_bucket = used = PayloadBucket(self.hook.settings, name, prefix)
+        return used
 
     def _given_now(self) -> dict[str, Any]:
         """Return the parameters and the call, which is in no attribute because Airflow shows those in its UI."""

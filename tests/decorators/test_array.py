@@ -827,9 +827,55 @@ def test_a_proxys_404_for_one_output_is_no_proof_that_the_instance_has_not_run(
         monkeypatch.setattr(type(operator.client.tasks), "stream_output", refuse)
         if foreign:
             with pytest.raises(QarnotNotFoundError):
-                operator._kept_of_instance("u", 3, 1.0)
+                operator._kept_of_instance(Task.from_json({"uuid": "u"}), 3, 1.0)
         else:
-            assert list(operator._kept_of_instance("u", 3, 1.0)) == []
+            assert list(operator._kept_of_instance(Task.from_json({"uuid": "u"}), 3, 1.0)) == []
+
+
+def test_a_single_404_for_the_output_of_a_round_runs_no_item_again(
+    pool: str, client: QarnotClient, qarnot: LocalQarnot, run_id: str, tmp_path: Path
+) -> None:
+    ready = tmp_path / "ready"
+    more: dict[str, Any] = {
+        "shared": {"folder": str(tmp_path), "fails": [1], "until": str(ready)},
+        "chunk_size": 2,
+        "retries": 2,
+    }
+    first, second, third = tries(run_id, 3)
+    with pytest.raises(QarnotTaskFailedError, match="1 of 6 items"):
+        call(pool, runs, {"number": range(6)}, first, **more)
+    ready.touch()
+    uuid = first.xcoms["qarnot_task"]
+    qarnot.faults(
+        [{"kind": "status", "status": 404, "method": "GET", "path": f"^/tasks/{uuid}/stdout$", "times": 1}]
+    )
+    with pytest.raises(QarnotNotFoundError):
+        call(pool, runs, {"number": range(6)}, second, **more)
+    qarnot.faults([])
+    assert call(pool, runs, {"number": range(6)}, third, **more) == [number * 10 for number in range(6)]
+    assert executions(tmp_path) == {number: 2 if number == 1 else 1 for number in range(6)}
+
+
+def test_files_of_two_rounds_are_read_once(pool: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {"one": {"0": "0", "2": "2", "4": "4"}, "two": {"1": "1", "3": "3"}}
+    index = {"values": {}, "files": {str(item): [("one", "two")[item % 2], "x"] for item in range(5)}}
+    downloads: list[str] = []
+
+    def download(_: PayloadBucket, name: str, sha256: str) -> bytes:
+        downloads.append(name)
+        return json.dumps({**files, "index": index}[name]).encode()
+
+    monkeypatch.setattr(PayloadBucket, "download", download)
+    reference = {
+        "bucket": "b",
+        "prefix": "p/",
+        "total": 5,
+        "serializer": "json",
+        "index": "index",
+        "sha256": "x",
+    }
+    assert list(array_results(reference)) == [0, 1, 2, 3, 4]
+    assert downloads == ["index", "one", "two"]
 
 
 def test_results_that_are_too_large_need_a_bucket(

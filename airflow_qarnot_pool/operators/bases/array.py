@@ -30,6 +30,7 @@ from airflow_qarnot_pool.ownership.identity import KEPT_LABEL, LINEAGE_TAG
 from airflow_qarnot_pool.parameters.array_rounds import items_of, round_text
 from airflow_qarnot_pool.version_compat import AirflowSkipException
 from airflow_qarnot_pool.waiting.array_progress import ArrayProgress
+from airflow_qarnot_pool.waiting.polling import get_confirmed
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -348,9 +349,18 @@ class ArrayOperator(QarnotRunTaskOperator):
         try:
             self._read_output(task)
         except QarnotNotFoundError as error:
+            if error.foreign or self._exists(task.uuid):
+                raise  # the next try reads it
+            self.log.warning("Qarnot task %s is deleted. Items that only it has done run again", task.uuid)
+
+    def _exists(self, uuid: str) -> bool:
+        try:
+            get_confirmed(self.client.tasks, uuid)
+        except QarnotNotFoundError as error:
             if error.foreign:
                 raise
-            self.log.warning("Qarnot task %s is deleted. Items that only it has done run again", task.uuid)
+            return False
+        return True
 
     def _read_output(self, task: Task) -> None:
         """Read the common output of all instances, and then that of instances whose last report it lacks.
@@ -373,26 +383,27 @@ class ArrayOperator(QarnotRunTaskOperator):
             self.log.info("Reading %d outputs of Qarnot task %s one by one", len(instances), task.uuid)
         for start in range(0, len(instances), _MAX_WORKERS):
             batch = instances[start : start + _MAX_WORKERS]
-            for reports in in_parallel(partial(self._read_instance, task.uuid), batch):
+            for reports in in_parallel(partial(self._read_instance, task), batch):
                 self._add(task, reports)
 
-    def _read_instance(self, uuid: str, instance: int) -> list[ItemReport]:
+    def _read_instance(self, task: Task, instance: int) -> list[ItemReport]:
         from airflow_qarnot_pool.logs.writer import RESULT_DEADLINE, retry_broken_read
 
         finder = self._new_finder()
 
         def read(seconds: float) -> None:
-            deque(finder.watch(self._kept_of_instance(uuid, instance, seconds)), maxlen=0)
+            deque(finder.watch(self._kept_of_instance(task, instance, seconds)), maxlen=0)
 
         retry_broken_read(read, RESULT_DEADLINE)
         return finder.reports
 
-    def _kept_of_instance(self, uuid: str, instance: int, seconds: float) -> Iterable[str]:
+    def _kept_of_instance(self, task: Task, instance: int, seconds: float) -> Iterable[str]:
         try:
-            return self.client.limited(deadline=seconds).tasks.stream_output(uuid, "stdout", instance)
+            return self.client.limited(deadline=seconds).tasks.stream_output(task.uuid, "stdout", instance)
         except QarnotNotFoundError as error:
-            if error.foreign:
-                raise  # a proxy does not know whether the instance has run
+            # A proxy does not know whether the instance has run, and one that has ended has an output.
+            if error.foreign or instance in task.succeeded_instances | task.failed_instances:
+                raise
             return ()
 
     def _add(self, task: Task, reports: Iterable[ItemReport]) -> None:
