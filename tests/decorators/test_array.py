@@ -18,6 +18,7 @@ import pytest
 from airflow.sdk import DAG, task
 
 from airflow_qarnot_pool.api.client import QarnotClient
+from airflow_qarnot_pool.api.models import Task
 from airflow_qarnot_pool.api.specs import PoolSpec, RetrySettings
 from airflow_qarnot_pool.decorators import array, node
 from airflow_qarnot_pool.decorators.array import array_results
