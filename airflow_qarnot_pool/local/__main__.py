@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from airflow_qarnot_pool.local.local_qarnot import TOKEN_VARIABLE
+from airflow_qarnot_pool.local.local_qarnot import LIKE_VARIABLE, TOKEN_VARIABLE
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.local.backend.readings import Readings
@@ -98,7 +98,9 @@ def main() -> int:
     parser.add_argument(
         "--like",
         metavar="PATH",
-        help="answers.json of `python -m airflow_qarnot_pool.probe`: behave as the service that gave them",
+        default=os.environ.get(LIKE_VARIABLE) or None,
+        help="answers.json of `python -m airflow_qarnot_pool.probe`: behave as the service that gave them "
+        f"(default: {LIKE_VARIABLE} in the environment)",
     )
     parser.add_argument("--speed", type=float, default=1.0, help="virtual seconds per real second")
     parser.add_argument(

@@ -17,6 +17,8 @@ from typing import Any
 START_TIMEOUT = 60.0
 TOKEN_VARIABLE = "QARNOT_LOCAL_TOKEN"
 """Passes the token to the server, because every user of the machine can read a command line."""
+LIKE_VARIABLE = "QARNOT_LOCAL_LIKE"
+"""Path of an answers.json for every local Qarnot, as with ``--like``. Tests can run under it."""
 
 
 def airflow_connection(url: str, token: str, **extra: Any) -> str:
@@ -51,7 +53,8 @@ class LocalQarnot:
     :param speed: virtual seconds per real second.
     :param port: port of the API; 0 takes any free one.
     :param storage_port: port of the S3 storage; 0 takes any free one.
-    :param like: path of an answers.json: behave as the service that gave these answers to the probe.
+    :param like: path of an answers.json: behave as the service that gave these answers to the probe; default:
+        ``QARNOT_LOCAL_LIKE`` of the environment.
     :param allowed_hosts: accepted ``Host`` headers in addition to loopback names, with or without a port.
     :param state_dir: directory that keeps the state over a restart, also after :meth:`kill`; None for no directory.
     :raises RuntimeError: the server did not start.

@@ -28,6 +28,7 @@ ANSWERS = {
     "range-end": "included",
     "max-instances": "2048",
     "output-kept": "kept",
+    "empty-prefix": "yes",
     "results-of-failed": "yes",
     "result-patterns": "expressions, searched in the path",
     "resync-copies": "copied",
@@ -60,7 +61,7 @@ ANSWERS = {
     "search-cap": "none up to ",
     "search-lag": "at once",
     "page-tokens": "at least ",
-    "costs-at-first": "credits 0.0, carbon facts 200",
+    "costs-at-first": "credits 0, carbon facts 200",
     "other-states": "none seen",
     "error-codes": "LOCAL_EXIT_CODE",
 }

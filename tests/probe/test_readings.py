@@ -11,6 +11,7 @@ import pytest
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.local.backend.readings import NOT_SIMULATED, Readings, read_answers, search_limits
+from airflow_qarnot_pool.local.local_qarnot import LIKE_VARIABLE
 from airflow_qarnot_pool.probe.experiments import EXPERIMENTS
 from airflow_qarnot_pool.probe.runner import Verdict, run
 from airflow_qarnot_pool.probe.session import Session
@@ -78,7 +79,9 @@ def test_a_file_without_answers_is_refused(text: str) -> None:
         read_answers(text)
 
 
-def test_a_file_of_answers_is_followed_and_options_count_before_it(tmp_path: Path) -> None:
+def test_a_file_of_answers_is_followed_and_options_count_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "answers.json"
     path.write_text(
         _document(
@@ -88,7 +91,9 @@ def test_a_file_of_answers_is_followed_and_options_count_before_it(tmp_path: Pat
             search_cap="3",
         )
     )
-    with LocalQarnot(**OPTIONS, queued="cancel", like=path) as like:
+    assert f"--like={path}" in LocalQarnot(like=path)._arguments
+    monkeypatch.setenv(LIKE_VARIABLE, str(path))
+    with LocalQarnot(**OPTIONS, queued="cancel") as like:
         shown = like.call("GET", "/_local/readings")
         assert like.call("GET", "/_local/searches")["cap"] == 3
         with QarnotClient(like.url, like.token) as client:

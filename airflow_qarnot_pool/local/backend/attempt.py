@@ -168,7 +168,10 @@ async def _copy_resources(context: Context, task: Task, space: _Workspace) -> No
     directory = space.directories.task
     buckets = resources(task)
     if buckets:
-        await asyncio.to_thread(context.storage.download, buckets, directory)
+        copied = await asyncio.to_thread(context.storage.download, buckets, directory)
+        has_prefix = any(bucket.prefix for bucket in buckets)
+        if has_prefix and not copied and context.readings.empty_prefix == "the task fails":
+            raise StorageError("No file has the prefix of the resources")
     if space.target and (buckets or not task.pool):
         space.resources = await asyncio.to_thread(scan, directory)
 

@@ -151,6 +151,12 @@ def _costs(backend: Backend) -> list[BaseRoute]:
             item: Pool | Task = find(call.id)
             return 0.0 if isinstance(item, Task) and item.pool else item.meter.node_seconds(backend.now)
 
+        def check_known(call: Call, item: Pool | Task) -> None:
+            """Check that the costs of an object are known. Raises ApiError 404."""
+            known = backend.readings.costs_at_first == "credits 0, carbon facts 200"
+            if not known and not node_seconds(call):
+                raise missing("costs", item.uuid)
+
         def credits(call: Call) -> dict[str, float]:
             account = backend.account
             bills_deleted = account.bills_deleted and backend.readings.credits_of_deleted == "reported"
@@ -159,6 +165,7 @@ def _costs(backend: Backend) -> list[BaseRoute]:
             item: Pool | Task = find(call.id)
             if isinstance(item, Task) and item.pool:
                 return {"credits": _share_of(item)}
+            check_known(call, item)
             return {"credits": item.meter.credits(backend.now)}
 
         def _share_of(task: Task) -> float:
@@ -168,6 +175,7 @@ def _costs(backend: Backend) -> list[BaseRoute]:
             return EUROS_PER_NODE_SECOND if backend.readings.credits_of_tasks == "its own" else 0.0
 
         def carbon(call: Call) -> Any:
+            check_known(call, find(call.id))
             keys = backend.readings.carbon_keys
             return carbon_facts(node_seconds(call), call.query("comparisonDatacenter"), keys)
 

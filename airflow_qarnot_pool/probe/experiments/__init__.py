@@ -24,7 +24,6 @@ _FULL = "the account would have to be full, which stops its other work"
 #: Why a row is not asked.
 NOT_ASKED: dict[str, str] = {
     "snapshot-place": "it would run a node for as long as Qarnot takes for a snapshot, which is not known",
-    "empty-prefix": "the first task with snapshot_every shows it",
     "resources-again": "nothing from outside loses a node",
     "wait-for-resync": "a copy that is fast cannot be told from one that a task waits for",
     "bucket-names": "a bucket with an odd name might not be deletable",

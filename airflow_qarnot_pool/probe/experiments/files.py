@@ -6,7 +6,7 @@ from typing import Any
 
 from airflow_qarnot_pool.probe.experiment import Experiment, Observations
 from airflow_qarnot_pool.probe.sender import Undecided
-from airflow_qarnot_pool.probe.session import NO_RETRY, Session, state_of
+from airflow_qarnot_pool.probe.session import NO_RETRY, TASK_ENDS, Session, state_of
 
 _ROUNDS = 5
 _WRITES = 5
@@ -57,6 +57,25 @@ def judge_patterns(seen: Observations) -> str | None:
         ("d/a1.txt", "d/b.txt"): "ignored",
     }
     return answers.get(tuple(seen["files"])) if len(seen["control"]) == 2 else None
+
+
+def observe_empty_prefix(session: Session) -> Observations:
+    """Run a task whose resources have a prefix that no file has."""
+    prefix = {"prefixFiltering": {"prefix": "nothing/"}}
+    resources = [{"bucketName": session.storage.new_bucket(), "filtering": prefix}]
+    fields = session.task_fields("true", session.pool_with_node())
+    answer = session.create("tasks", **fields, advancedResourceBuckets=resources, retrySettings=NO_RETRY)
+    if not answer.ok:
+        return {"creation": answer.status, "state": None, "message": answer.message}
+    state = state_of(session.until_state("tasks", str(answer.field("uuid")), TASK_ENDS))
+    return {"creation": answer.status, "state": state}
+
+
+def judge_empty_prefix(seen: Observations) -> str | None:
+    """Distinguish a refusal from a task that fails."""
+    if seen["creation"] >= 300:
+        return "refused"
+    return {"success": "yes", "failure": "the task fails"}.get(seen["state"])
 
 
 def observe_resync(session: Session) -> Observations:
@@ -122,6 +141,9 @@ EXPERIMENTS = (
         ("expressions, searched in the path",),
         needs_node=True,
         node_seconds=30,
+    ),
+    Experiment(
+        "empty-prefix", observe_empty_prefix, judge_empty_prefix, ("yes",), needs_node=True, node_seconds=20
     ),
     Experiment("resync-copies", observe_resync, judge_resync, ("copied",), needs_node=True, node_seconds=30),
     Experiment(

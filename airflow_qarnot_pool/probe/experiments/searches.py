@@ -187,7 +187,9 @@ def observe_costs_at_first(session: Session) -> Observations:
 
 def judge_costs_at_first(seen: Observations) -> str | None:
     """Name both responses."""
-    return f"credits {seen['credits']}, carbon facts {seen['carbon']}"
+    if not isinstance(seen["credits"], (int, float)):
+        return None
+    return f"credits {seen['credits']:g}, carbon facts {seen['carbon']}"
 
 
 def observe_credits_of_deleted(session: Session) -> Observations:
