@@ -36,7 +36,7 @@ def ran(constants: Mapping[str, str], shell: str, tmp_path: Path) -> tuple[int, 
     words = shlex.split(constants["DOCKER_CMD"])
     assert words[0] == "sh"
     words[:1] = [shell, "sh"] if shell.endswith("busybox") else [shell]
-    env = {"PATH": os.environ["PATH"], "TMPDIR": str(tmp_path), SCRIPT: constants[SCRIPT]}
+    env = {**constants, "PATH": os.environ["PATH"], "TMPDIR": str(tmp_path)}
     done = subprocess.run(words, env=env, stdout=subprocess.PIPE, text=True, check=False)
     output, _, report = done.stdout.rpartition("\n" + MARK)
     assert os.listdir(tmp_path) == []
@@ -69,6 +69,13 @@ def test_a_command_reports_its_code_and_value(
     assert "${" not in constants[SCRIPT]
     exit_code, _, encoded = ran(constants, shell, tmp_path)
     assert (exit_code, parse_report(encoded.strip())) == (code, report)
+
+
+def test_constants_with_names_of_the_script_are_kept(tmp_path: Path) -> None:
+    names = ("d", "c", "f")
+    command = shlex.join(["sh", "-c", "printf %s $d$c$f"])
+    constants = constants_of(command, return_file=True, constants=dict.fromkeys(names, "x"))
+    assert ran(constants, "sh", tmp_path)[1] == "xxx"
 
 
 def test_words_reach_the_command_as_they_are(tmp_path: Path) -> None:

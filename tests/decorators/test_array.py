@@ -516,8 +516,8 @@ def test_the_log_tells_the_progress_at_a_poll(
 
         if number == 1:
             raise ValueError("one")
-        gate = Path(folder) / "go"
-        while number > 1 and not gate.exists():
+        gate, ends = Path(folder) / "go", time.monotonic() + 30
+        while number > 1 and not gate.exists() and time.monotonic() < ends:
             time.sleep(0.02)
         return number
 
