@@ -344,26 +344,29 @@ def test_a_finished_instance_is_a_change_for_a_wait_that_counts_them_and_costs_n
     qarnot: LocalQarnot, client: QarnotClient, pool: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(poller, "SWEEP_EVERY", 10_000)
-    gate = tmp_path / "go"
-    command = f"sh -c '[ $INSTANCE_ID = 0 ] || while [ ! -e {gate} ]; do sleep 0.05; done'"
-    uuid = client.tasks.create(TaskSpec(name="two", pool=pool, command=command, instance_count=2, tags=OURS))
+    command = f"sh -c 'while [ ! -e {tmp_path}/$INSTANCE_ID ]; do sleep 0.05; done'"
+    # The pool has two slots, so the state is the same when the first of four has finished.
+    spec = TaskSpec(name="four", pool=pool, command=command, instance_count=4, tags=OURS)
+    uuid = client.tasks.create(spec)
 
     async def wait() -> tuple[int, int]:
+        await until(lambda: client.tasks.get(uuid).running_instance_count == 2)
+        qarnot.advance_clock(3600)
         async with subscribe(
             "qarnot_default", "task", uuid, interval=INTERVAL, counts_instances=True
         ) as waiter:
-            while len((await waiter.next(PATIENCE)).completed_instances) < 1:
+            assert (await waiter.next(PATIENCE)).state == "PartiallyExecuting"
+            (tmp_path / "0").touch()
+            while len((polled := await waiter.next(PATIENCE)).completed_instances) < 1:
                 pass
+            assert polled.state == "PartiallyExecuting"
             (shared,) = poller.pollers()
-            found = shared.rounds, searches(qarnot)
-            gate.touch()
-            while (await waiter.next(PATIENCE)).state != "Success":
-                pass
-            return found
+            return shared.rounds, searches(qarnot)
 
     rounds, requests = asyncio.run(wait())
     # The first poll is that of the new subscription.
     assert requests <= rounds + 1
+    client.tasks.abort(uuid)
 
 
 def test_many_objects_of_one_owner_are_one_topic(
