@@ -635,7 +635,7 @@ class Poller:
     async def _poll_tag(self, subscription: Subscription) -> None:
         tagged = filters.equal("Tags", subscription.key)
         joined = [subscriber for subscriber in subscription.subscribers if subscriber.new]
-        search = partial(self._resource.search_all, tagged, fields=self._fields)
+        search = partial(self._resource.search_all, tagged, fields=POLL_FIELDS)
         await self._notify(await self._request(search))
         subscription.mark_polled(joined)
 

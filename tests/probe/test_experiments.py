@@ -27,6 +27,7 @@ ANSWERS = {
     "unit-of-limits": "UTF-16 units",
     "range-end": "included",
     "max-instances": "2048",
+    "instances-in-search": "returned",
     "output-kept": "kept",
     "empty-prefix": "yes",
     "results-of-failed": "yes",

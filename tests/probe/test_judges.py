@@ -133,6 +133,21 @@ JUDGED: dict[str, Case] = {
     ),
     "a range of one": ("range-end", {"totalInstanceCount": 1, "instanceCount": 0}, None),
     "few instances": ("max-instances", {"2048": 400, "2049": 400}, "fewer than 2048"),
+    "a search that lags": (
+        "instances-in-search",
+        {"status": 200, "state": "fullyexecuting", "instances": 2},
+        None,
+    ),
+    "a search without instances": (
+        "instances-in-search",
+        {"status": 200, "state": "success", "instances": 0},
+        "not returned",
+    ),
+    "a field that is refused": (
+        "instances-in-search",
+        {"status": 400, "state": "none", "instances": 0},
+        "refused",
+    ),
     "no output yet": (
         "output-kept",
         {"stdout/0 soon": False, "stdout soon": True, "stdout/0 later": True, "stdout later": True},

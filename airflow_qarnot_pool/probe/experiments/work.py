@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from airflow_qarnot_pool.api.durations import parse_span
+from airflow_qarnot_pool.api.filters import equal
 from airflow_qarnot_pool.probe.experiment import Experiment, Observations
 from airflow_qarnot_pool.probe.sender import Answer, Undecided
 from airflow_qarnot_pool.probe.session import NO_RETRY, SLOTS, TASK_ENDS, Session, state_of
@@ -47,6 +48,32 @@ def judge_instances(seen: Observations) -> str | None:
     if seen[str(_LIMIT)] >= 300:
         return "fewer than 2048"
     return "more than 2048" if seen[str(_LIMIT + 1)] < 300 else "2048"
+
+
+def observe_searched_instances(session: Session) -> Observations:
+    """Search for a finished task with 2 instances, until the search shows its end."""
+    task = session.run("true", instanceCount=2).field("uuid")
+    fields = ["Uuid", "State", "CompletedInstances"]
+    body = {"select": {"fields": fields}, "maximumResults": 1, "filter": equal("Uuid", task)}
+    for _ in range(5):
+        answer = session.read("/tasks/search", body)
+        found = answer.data[0] if answer.ok and isinstance(answer.data, list) and answer.data else {}
+        found = {name.lower(): value for name, value in found.items()}
+        state, instances = str(found.get("state")).lower(), found.get("completedinstances")
+        if state in TASK_ENDS:
+            break
+        session.wait()
+    count = len(instances) if isinstance(instances, list) else 0
+    return {"status": answer.status, "state": state, "instances": count}
+
+
+def judge_searched_instances(seen: Observations) -> str | None:
+    """Decide only if the search shows that the task has ended, or refuses the field."""
+    if seen["status"] == 400:
+        return "refused"
+    if seen["state"] not in TASK_ENDS:
+        return None
+    return "returned" if seen["instances"] == 2 else "not returned"
 
 
 def observe_output(session: Session) -> Observations:
@@ -247,6 +274,7 @@ EXPERIMENTS = tuple(
     for row, observe, judge, assumed in (
         ("range-end", observe_ranges, judge_ranges, ("included",)),
         ("max-instances", observe_instances, judge_instances, ("2048", "more than 2048")),
+        ("instances-in-search", observe_searched_instances, judge_searched_instances, ("returned",)),
         ("output-kept", observe_output, judge_output, ("kept",)),
         ("output-cursor", observe_cursor, judge_cursor, None),
         ("retries-replaced", observe_retries, judge_retries, ("replaced",)),
