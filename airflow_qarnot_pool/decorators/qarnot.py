@@ -189,15 +189,6 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
 
     # --- submit the call
 
-    def execute(self, context: Context) -> Any:
-        self._set_identity(context)
-        return super().execute(context)
-
-    def execute_complete(self, context: Context, event: Mapping[str, Any]) -> Any:
-        """Return the result of the function, or raise the error of the function or its Qarnot task."""
-        self._set_identity(context)
-        return super().execute_complete(context, event)
-
     def _set_identity(self, context: Context) -> None:
         super()._set_identity(context)
         self._ti = context["ti"]

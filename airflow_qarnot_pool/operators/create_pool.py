@@ -27,6 +27,7 @@ from airflow_qarnot_pool.environments.specification import (
 )
 from airflow_qarnot_pool.exceptions import QarnotPoolEndedError
 from airflow_qarnot_pool.operators.bases import warm_up as warming
+from airflow_qarnot_pool.operators.bases.base import WAIT_FIELDS
 from airflow_qarnot_pool.operators.bases.cost_limits import (
     COST_LIMIT_FIELDS,
     check_limit_parameters,
@@ -40,6 +41,7 @@ from airflow_qarnot_pool.parameters.validation import (
     Duration,
     as_duration,
     as_list,
+    check_rendered,
     has_values,
     make_pool_spec,
     reject_empty,
@@ -234,14 +236,17 @@ class QarnotCreatePoolOperator(PoolOperator):
 
     def execute(self, context: Context) -> str:
         """Create or adopt the pool, wait until it is ready, and return its uuid."""
-        return self._open(context)
+        with self._closing_on_error():
+            if context["ti"].try_number > 1:
+                self._own(context)  # what earlier tries may have left
+            return self._open(context)
 
     def _open(self, context: Context, deadline: datetime | None = None, closed: int = 0) -> str:
-        """Claim the pool, and wait until it is ready.
+        """Claim the pool, and wait until it is ready. The caller closes it on an error.
 
         :param closed: how many shared pools were closed during the wait.
         """
-        reject_empty(self, self._filled)
+        check_rendered(self, self._filled, WAIT_FIELDS)
         values = self._given()
         archive = self._prepare_environment(values)
         spec, condition = self._spec(values), self._condition(values)
@@ -252,12 +257,11 @@ class QarnotCreatePoolOperator(PoolOperator):
             self._share_environment(context, claimed, archive)
         if not self.wait_for_completion or condition is None:
             return claimed.uuid
-        with self._closing_on_error():
-            outcome = claimed.outcome_if_done(condition) or self._found_ready(claimed, condition)
-            if outcome is None:
-                forecast = self._forecast(context, claimed)
-                outcome = self._boot(context, claimed.uuid, deadline, closed, forecast=forecast)
-            return self._ready(context, outcome)
+        outcome = claimed.outcome_if_done(condition) or self._found_ready(claimed, condition)
+        if outcome is None:
+            forecast = self._forecast(context, claimed)
+            outcome = self._boot(context, claimed.uuid, deadline, closed, forecast=forecast)
+        return self._ready(context, outcome)
 
     def _prepare_environment(self, values: dict[str, Any]) -> str | None:
         """Add the resource of the environment to *values*, and return its archive, which is uploaded if missing."""

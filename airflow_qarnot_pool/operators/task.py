@@ -168,6 +168,7 @@ class QarnotRunTaskOperator(TaskOperator):
         return self._submit_and_wait(context, resubmitted=False)
 
     def _set_identity(self, context: Context) -> None:
+        """Keep the identity, which the node reports with the result."""
         self._identity = self._identity_of(context)
 
     def _submit_and_wait(
@@ -180,32 +181,37 @@ class QarnotRunTaskOperator(TaskOperator):
         moved: int = 0,
     ) -> Any:
         """*pool* took the place of the one that was given, which was closed under *moved* submissions of this try."""
-        spec = self._spec(self._given_now(), pool or self._pool_uuid())
-        if spec.reports:
-            self._labels.pop(RECORDABLE_LABEL, None)  # a record has no value
-        for _ in range(MAX_GENERATIONS):
-            try:
-                look = resubmitted or moved > 0
-                claim = self._claim_with_snapshots if spec.snapshot_every else self._claim
-                claimed = claim(
-                    context, spec, labels=self._labels, refine=without_succeeded, lookup_first=look
-                )
-                break
-            except QarnotRefusedError as error:
-                spec = self._on_next_pool(context, spec, error)
-        else:
-            raise self._closed_too_often(spec.pool)
-        # One that was taken over may be on the pool of an earlier try.
-        self._stays_on(getattr(claimed.existing, "pool", None) or spec.pool)
-        if not self.wait_for_completion:
-            return {"uuid": claimed.uuid, "name": spec.name, "pool": spec.pool}
-        resume_state = {"decision": str(claimed.decision), "resubmitted": resubmitted, "moved": moved}
-        resume_state |= self._carried()
-        outcome = claimed.outcome_if_done(TASK_ENDED)
-        if outcome is None:
+        look = resubmitted or moved > 0
+        with self._ending_in_the_last_try():
+            if not look:
+                self._begin(context)
+                if self.returns_output:
+                    self._set_identity(context)
+            spec = self._spec(self._given_now(), pool or self._pool_uuid())
+            if spec.reports:
+                self._labels.pop(RECORDABLE_LABEL, None)  # a record has no value
+            for _ in range(MAX_GENERATIONS):
+                try:
+                    claim = self._claim_with_snapshots if spec.snapshot_every else self._claim
+                    claimed = claim(
+                        context, spec, labels=self._labels, refine=without_succeeded, lookup_first=look
+                    )
+                    break
+                except QarnotRefusedError as error:
+                    spec = self._on_next_pool(context, spec, error)
+            else:
+                raise self._closed_too_often(spec.pool)
+            # One that was taken over may be on the pool of an earlier try.
+            self._stays_on(getattr(claimed.existing, "pool", None) or spec.pool)
+            if not self.wait_for_completion:
+                return {"uuid": claimed.uuid, "name": spec.name, "pool": spec.pool}
+            resume_state = {"decision": str(claimed.decision), "resubmitted": resubmitted, "moved": moved}
+            resume_state |= self._carried()
             deadline = deadline or self._deadline(context)
             has_hint = self.do_xcom_push and not spec.return_file
             forecast = self._forecast(context, claimed, has_hint=has_hint)
+        outcome = claimed.outcome_if_done(TASK_ENDED)
+        if outcome is None:
             outcome = self._wait(claimed.uuid, TASK_ENDED, deadline, resume_state, forecast=forecast)
         return self._finish(context, outcome, resume_state)
 
@@ -243,6 +249,8 @@ class QarnotRunTaskOperator(TaskOperator):
         return self._finish(context, outcome, outcome.resume_state)
 
     def _prepare_to_resume(self, context: Context, outcome: WaitResult) -> None:
+        if self.returns_output:
+            self._set_identity(context)
         self._mask_secrets()
         super()._prepare_to_resume(context, outcome)
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
@@ -30,7 +29,6 @@ from airflow_qarnot_pool.api.limits import parse_stored_time
 from airflow_qarnot_pool.api.states import TaskState, accepts_tasks
 from airflow_qarnot_pool.exceptions import QarnotCostLimitError, QarnotPoolEndedError, QarnotTaskFailedError
 from airflow_qarnot_pool.links.qarnot import LINKS
-from airflow_qarnot_pool.operators.bases.remote_work import RemoteWork
 from airflow_qarnot_pool.operators.bases.task import COMMON_FIELDS, TaskOperator
 from airflow_qarnot_pool.ownership import xcoms
 from airflow_qarnot_pool.ownership.identity import (
@@ -333,12 +331,13 @@ class QarnotRunTasksOperator(TaskOperator):
         from airflow_qarnot_pool.ownership.fan_out import FanOutProgress
 
         with self._ending_in_the_last_try():
+            self._begin(context)
             return self._advance(context, self._deadline(context), FanOutProgress())
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
         """Submit more, wait again, or return the results."""
         outcome = WaitResult.from_event(event)
-        self._start(context)
+        self._own(context)
         if outcome.ending not in (EndReason.MET, EndReason.IMPOSSIBLE):
             outcome = self._after_all(outcome)
             self._raise_for(outcome)
@@ -347,23 +346,13 @@ class QarnotRunTasksOperator(TaskOperator):
                 self._end_stranded(outcome.message)
             return self._resume_from(context, outcome.resume_state)
 
-    @contextmanager
-    def _ending_in_the_last_try(self) -> Iterator[None]:
-        """End the Qarnot tasks if this fails and no try remains that would adopt them."""
-        try:
-            yield
-        except QarnotTaskFailedError:
-            raise  # all of them have ended
-        except Exception:
-            self._end_unless_retried()
-            raise
-
     def execute_with_quota_room(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
         """Resume after a quota of the account was full."""
         self._read_room_event(event)
         resume_state = event.get("resume_state") or {}
         if not resume_state:
             return self.execute(context)
+        self._own(context)
         with self._ending_in_the_last_try():
             return self._resume_from(context, resume_state)
 
@@ -442,11 +431,6 @@ class QarnotRunTasksOperator(TaskOperator):
             "pool": slice_.pool,
         }
 
-    def _start(self, context: Context) -> RemoteWork:
-        identity = TaskInstanceIdentity.of(context, self.hook.settings.namespace)
-        self._work = work = RemoteWork(self.kind, self.hook.settings, identity)
-        return work
-
     def _advance(
         self, context: Context, deadline: datetime | None, progress: FanOutProgress, pool: str | None = None
     ) -> dict[str, Any]:
@@ -503,7 +487,7 @@ class QarnotRunTasksOperator(TaskOperator):
 
         values, pool = self._given_now(), pool or self._pool_uuid()
         specs = self._specs(self.commands, values, pool)
-        work = self._work or self._start(context)
+        work = self._work or self._own(context)
         self._make_known(context, work.identity, pool, resumed=bool(progress))
         if pool:
             self._costs.watch(context, pool)

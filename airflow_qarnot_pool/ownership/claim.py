@@ -121,6 +121,7 @@ class ClaimRequest:
     :param create: creates an object from the labelled spec, and returns its uuid. Default: one request.
     :param make_room: makes room under a full quota, and returns how many more objects fit.
     :param fingerprint: fingerprint to use if it covers more than *spec*.
+    :param unseen: gets the shortnames of objects that the claim may have created, for a caller to whom it raises.
     :param recorded: returns the deleted objects of the owner (see :mod:`airflow_qarnot_pool.ownership.records`).
     """
 
@@ -135,6 +136,7 @@ class ClaimRequest:
     make_room: Callable[[QarnotQuotaError], int] | None = None
     fingerprint: str = ""
     recorded: ReadRecords | None = None
+    unseen: set[str] = field(default_factory=set)
 
 
 def claim(request: ClaimRequest) -> Claim:
@@ -253,10 +255,14 @@ class _Attempts:
             return None
         except (QarnotUnavailableError, QarnotProtocolError) as error:
             # A response that cannot be parsed says no more than a lost one.
-            if not getattr(error, "ambiguous", True) or attempt == MAX_ATTEMPTS:
+            if not getattr(error, "ambiguous", True):
+                raise
+            self._request.unseen.add(name)
+            if attempt == MAX_ATTEMPTS:
                 raise
             self._note_lost_response(error, name, attempt)
             return None
+        self._request.unseen.add(name)
         log.info("Created %s %s (%s)", NOUNS[self._resource.kind], uuid, name)
         if self.state.may_have_double:
             return self._keep_oldest(uuid)

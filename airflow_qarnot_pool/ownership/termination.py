@@ -68,8 +68,15 @@ def end_lineage(
     return _end_tagged(resource, LINEAGE_TAG + identity.lineage, identity, within)
 
 
+def end_lineages(
+    resource: PoolResource | TaskResource, identity: TaskInstanceIdentity, within: float | None = None
+) -> list[str] | None:
+    """Do the same for all lineages of the task instance: the claim has not yet ended those from before a clear."""
+    return _end_tagged(resource, OWNER_TAG + identity.owner, identity, within)
+
+
 def end_owned(resource: PoolResource | TaskResource, identity: TaskInstanceIdentity) -> list[str]:
-    """End the live objects of all lineages of the task instance of *identity*, and return their uuids."""
+    """End the live objects of the task instance of *identity* whichever try has them, and return their uuids."""
     return _end_tagged(resource, OWNER_TAG + identity.owner) or []
 
 

@@ -148,6 +148,19 @@ def reject_empty(operator: Any, names: Iterable[str]) -> None:
             )
 
 
+def check_rendered(operator: Any, filled: Iterable[str], durations: Iterable[str]) -> None:
+    """Check rendered values that are needed once a remote object exists. Nothing would end the object then.
+
+    :param filled: see :func:`reject_empty`.
+    :param durations: parameters that are durations of more than 0. ``defer_after`` may be 0.
+    :raises QarnotInvalidSpecError: a template has rendered to another value, or to nothing.
+    """
+    reject_empty(operator, filled)
+    for name in durations:
+        as_duration(name, getattr(operator, name))
+    as_duration("defer_after", operator.defer_after, zero=True)
+
+
 def check_flags(**flags: Any) -> None:
     """Reject values other than True and False. Any text, also a template, would count as True."""
     for name, value in flags.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from airflow_qarnot_pool.exceptions import (
     QarnotTaskFailedError,
 )
 from airflow_qarnot_pool.local import LocalQarnot
-from airflow_qarnot_pool.operators.pool import QarnotCreatePoolOperator
+from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
 from tests.decorators.test_qarnot_task import call
 from tests.harness import FakeTI, run
 
@@ -122,6 +123,18 @@ def test_a_retry_asks_for_the_copies_again(users: Users, qarnot: LocalQarnot) ->
         users.open("new", 2)
     assert users.open("new", 2) == pool
     assert users.call("new") == 2
+
+
+def test_a_run_that_cannot_bring_its_environment_gives_the_pool_up(
+    users: Users, client: QarnotClient, qarnot: LocalQarnot
+) -> None:
+    pool = users.open("old", 1)
+    with refused(qarnot), pytest.raises(QarnotRefusedError):
+        users.open("new", 2)
+    assert client.pools.get(pool).state == "FullyExecuting", "the other run needs it"
+    close = partial(QarnotClosePoolOperator, task_id="close", shared=users.folder.name)
+    run(close, FakeTI("shared", "old", "close"))
+    assert client.pools.get(pool).state in ("Closing", "Closed")
 
 
 def test_a_pool_without_nodes_need_not_copy(users: Users, client: QarnotClient, qarnot: LocalQarnot) -> None:

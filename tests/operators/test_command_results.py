@@ -221,7 +221,7 @@ def test_the_values_of_a_fan_out_are_read_eight_at_a_time(pool: str, monkeypatch
 def test_a_killed_fan_out_reads_no_more_values(pool: str) -> None:
     operator = tasks(qarnot_pool=pool, commands=["true"], task_spec=RETURNS)
     specs = operator._specs(operator.commands, operator._given(), pool)
-    operator._start(context_of(operator)).killed.set()
+    operator._own(context_of(operator)).killed.set()
     with pytest.raises(QarnotKilledError):
         operator._item_results(FanOutState(total=1, succeeded={0: "no-request-is-sent"}), specs)
 

@@ -38,8 +38,10 @@ from airflow_qarnot_pool.exceptions import (
     QarnotUnavailableError,
     QarnotWaitTimeoutError,
 )
-from airflow_qarnot_pool.hooks.qarnot import QarnotHook
 from airflow_qarnot_pool.local import LocalQarnot
+from airflow_qarnot_pool.operators import create_pool
+from airflow_qarnot_pool.operators.bases import task as bases_task
+from airflow_qarnot_pool.operators.bases.base import QarnotOperator
 from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
@@ -135,7 +137,7 @@ class Story:
     def __init__(self, kind: str, client: QarnotClient, make: Any, run_id: str) -> None:
         self.kind, self.make, self.run_id = kind, make, run_id
         self.resource: Any = client.pools if kind == "pool" else client.tasks
-        self.key = f"qarnot_{kind}"
+        self.key = {"pool": "qarnot_pool", "task": "qarnot_task", "many": "qarnot_tasks"}[kind]
         self.path = f"^/{kind}s$"
         self.end_path = "/close$" if kind == "pool" else "/abort$"
         self.task_id = "create" if kind == "pool" else "work"
@@ -183,10 +185,12 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def story(kind: str, client: QarnotClient, pool: str, held: str, run_id: str) -> Iterator[Story]:
     """What is begun here is never done by itself: tasks wait for a file, pools for a node that never comes."""
-    never = partial(create, pool_spec={"scaling": {"policies": [NO_NODE]}}, ready_when=1)
-    story = Story(
-        kind, client, never if kind == "pool" else partial(task, qarnot_pool=pool, command=held), run_id
-    )
+    makes = {
+        "pool": partial(create, pool_spec={"scaling": {"policies": [NO_NODE]}}, ready_when=1),
+        "task": partial(task, qarnot_pool=pool, command=held),
+        "many": partial(QarnotRunTasksOperator, task_id="work", retries=1, qarnot_pool=pool, commands=[held]),
+    }
+    story = Story(kind, client, makes[kind], run_id)
     yield story
     for one in made_for(story.resource, run_id):
         with suppress(QarnotNotFoundError):  # one that is told to go may be gone by now
@@ -671,46 +675,128 @@ def test_a_kill_on_the_worker_ends_it_within_the_grace(
     assert story.ended(uuid)
 
 
+def kill_in(owner: Any, name: str, work: Any, *, goes_on: bool = True) -> None:
+    """Kill a worker while it is in that method for the first time.
+
+    :param goes_on: it goes on after the handler of the signal. Otherwise the method takes longer than the grace.
+    """
+    method, handled = getattr(owner, name), []
+
+    def stopped(say: Any) -> None:
+        def slow(operator: Any, *args: Any) -> Any:
+            if not handled:
+                on_term: Any = signal.getsignal(signal.SIGTERM)
+                signal.signal(signal.SIGTERM, lambda *given: handled.append(on_term(*given)))
+                say({"kind": "there"})
+                eventually(lambda: handled)
+                say({"kind": "handled"})
+            while not goes_on:
+                signal.pause()
+            return method(operator, *args)
+
+        with mock.patch.object(owner, name, slow):
+            work(say)
+
+    child = fork(stopped)
+    while child.last("there") is None:
+        assert child.status is None, child.said
+        child.read()
+    child.kill(signal.SIGTERM)
+    if goes_on:
+        assert child.wait(patience=KILL_GRACE) == 0
+        assert child.said[-1]["error"] == "QarnotKilledError"
+    else:
+        while child.last("handled") is None:
+            child.read()
+        child.kill(signal.SIGKILL)
+        child.wait()
+
+
+#: Importing and asking for the connection take longer than most requests.
+kill_early = partial(kill_in, QarnotOperator, "_identity_of")
+
+
 @ANY_SERVER
 @KINDS
 def test_a_kill_before_anything_is_begun_begins_nothing(qarnot: LocalQarnot, story: Story) -> None:
-    """Importing and asking for the connection take longer than most requests."""
-
-    def connection_asked_for(work: Any, say: Any) -> None:
-        get = QarnotHook.get_connection
-
-        def slow(hook: QarnotHook, conn_id: str) -> Any:
-            on_term: Any = signal.getsignal(signal.SIGTERM)
-            handled: list[Any] = []
-            signal.signal(signal.SIGTERM, lambda *given: handled.append(on_term(*given)))
-            say({"kind": "asking"})
-            eventually(lambda: handled)
-            return get(conn_id)
-
-        with mock.patch.object(QarnotHook, "get_connection", slow):
-            work(say)
-
     make = partial(story.make, deferrable=False)
     ti = StoringTI(run_id=story.run_id, task_id=story.task_id)
-    child = fork(partial(connection_asked_for, worker(make, ti)))
-    while child.last("asking") is None:
-        child.read()
-    child.kill(signal.SIGTERM)
-    assert child.wait(patience=KILL_GRACE) == 0
-    assert child.said[-1]["error"] == "QarnotKilledError"
+    kill_early(worker(make, ti))
     assert story.made() == []
     # The same when it is resumed: what it had begun before is ended then.
     uuid = story.start()
     state = "FullyExecuting" if story.kind == "pool" else "Success"
     event = {"status": "met", "uuid": uuid, "state": state, "message": "", "resume_state": {}}
-    resumed = worker(make, ti, ("execute_complete", {"event": event}))
-    child = fork(partial(connection_asked_for, resumed))
-    while child.last("asking") is None:
-        child.read()
-    child.kill(signal.SIGTERM)
-    assert child.wait(patience=KILL_GRACE) == 0
-    assert child.said[-1]["error"] == "QarnotKilledError"
+    kill_early(worker(make, ti, ("execute_complete", {"event": event})))
     assert story.ended(uuid)
+
+
+@ANY_SERVER
+@pytest.mark.parametrize("kind", ["many"], indirect=True)
+@pytest.mark.parametrize("in_flight", [1, 2], ids=["one is to be submitted", "all are in flight"])
+@pytest.mark.parametrize("method", ["execute_complete", "execute_with_quota_room"])
+def test_a_killed_fan_out_that_resumes_ends_its_items(
+    qarnot: LocalQarnot, story: Story, held: str, in_flight: int, method: str
+) -> None:
+    make = partial(story.make, commands=[held] * 2)
+    deferred, _ = defer(partial(make, max_in_flight=in_flight), story.ti())
+    carried = {"resume_state": deferred.trigger.resume_state, "deadline": ANOTHER_DAY.isoformat()}
+    event = {"status": "met", "uuid": deferred.trigger.uuid, **carried}
+    kill_early(worker(make, StoringTI(**vars(story.ti())), (method, {"event": event})))
+    items = made_for(story.resource, story.run_id)
+    assert [story.ended(item.uuid) for item in items] == [True] * in_flight
+
+
+#: The try that does not get to its claim: whether another one would.
+TRIES = {
+    "the last try": ({"try_number": 2}, False),
+    "the last try after a clear": ({"try_number": 3, "max_tries": 2}, False),
+    "a try is left": ({"try_number": 2, "max_tries": 2}, True),
+}
+
+
+@ANY_SERVER
+@pytest.mark.parametrize("kind", ["pool", "task", "many"], indirect=True)
+@pytest.mark.parametrize(("fields", "is_retried"), TRIES.values(), ids=TRIES.keys())
+def test_a_try_that_fails_before_its_claim_ends_what_earlier_ones_left(
+    qarnot: LocalQarnot, story: Story, fields: dict[str, Any], is_retried: bool
+) -> None:
+    story.start()
+    (old,) = story.made()
+    operator = story.make(wait_timeout="{{ params.limit }}")
+    operator.wait_timeout = "soon"
+    with pytest.raises(QarnotInvalidSpecError):
+        run(lambda: operator, story.ti(**fields))
+    # A setup that fails closes its pool in any case.
+    assert story.ended(old) is (story.kind == "pool" or not is_retried)
+
+
+@ANY_SERVER
+@pytest.mark.parametrize("kind", ["pool", "task", "many"], indirect=True)
+@pytest.mark.parametrize("fields", [fields for fields, _ in TRIES.values()], ids=TRIES.keys())
+def test_a_kill_before_the_claim_ends_what_earlier_tries_left(
+    qarnot: LocalQarnot, story: Story, fields: dict[str, Any]
+) -> None:
+    """An environment may take minutes to resolve before that."""
+    story.start()
+    (old,) = story.made()
+    ti = StoringTI(**vars(story.ti(**fields)))
+    make = partial(story.make, deferrable=False)
+    work = worker(make, ti)
+    kill_in(create_pool if story.kind == "pool" else bases_task, "check_rendered", work, goes_on=False)
+    assert story.made() == [old]
+    assert story.ended(old)
+
+
+@ANY_SERVER
+@KINDS
+def test_a_first_try_that_fails_before_its_claim_requests_nothing(qarnot: LocalQarnot, story: Story) -> None:
+    operator = story.make(wait_timeout="{{ params.limit }}")
+    operator.wait_timeout = "soon"
+    qarnot.clear_requests()
+    with pytest.raises(QarnotInvalidSpecError):
+        run(lambda: operator, story.ti(max_tries=0))
+    assert qarnot.requests() == []
 
 
 def test_a_kill_may_come_at_any_moment_of_the_wait() -> None:
@@ -798,15 +884,21 @@ def test_a_pool_that_cannot_be_told_of_is_closed(
     assert pool.state in ("Closing", "Closed")
 
 
+@pytest.mark.parametrize(("status", "times"), [(503, 2), (403, 1)])
 def test_a_pool_that_was_made_unseen_is_closed(
-    qarnot: LocalQarnot, client: QarnotClient, run_id: str, monkeypatch: pytest.MonkeyPatch
+    qarnot: LocalQarnot,
+    client: QarnotClient,
+    run_id: str,
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+    times: int,
 ) -> None:
     """The answer is lost, and no look succeeds for as long as the client asks."""
     connect(qarnot, monkeypatch, retries=1)
     qarnot.faults(
         [
             {"method": "POST", "path": "^/pools$", "kind": "lost", "times": 1},
-            {"path": "^/pools/paginate$", "kind": "status", "status": 503, "times": 2},
+            {"path": "^/pools/paginate$", "kind": "status", "status": status, "times": times},
         ]
     )
     with pytest.raises(QarnotError):

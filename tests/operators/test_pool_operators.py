@@ -467,6 +467,17 @@ def test_a_parameter_that_renders_to_nothing_is_refused(
     assert qarnot.requests() == []
 
 
+@pytest.mark.parametrize("name", ["wait_timeout", "wait_for_quota", "max_cost", "max_run_cost"])
+def test_a_wait_or_limit_that_renders_to_nonsense_is_refused_before_the_pool_is_created(
+    qarnot: LocalQarnot, name: str
+) -> None:
+    operator = create(**{name: "{{ params.it }}"})
+    setattr(operator, name, "soon")
+    with pytest.raises(QarnotInvalidSpecError, match=name):
+        run(lambda: operator)
+    assert qarnot.requests() == []
+
+
 @pytest.mark.parametrize("name", FILLED)
 def test_an_empty_parameter_is_refused_when_the_dag_is_parsed(name: str) -> None:
     with pytest.raises(QarnotInvalidSpecError, match=f"{name} is empty"):

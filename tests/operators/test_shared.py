@@ -21,6 +21,7 @@ from airflow_qarnot_pool.api.models import Pool
 from airflow_qarnot_pool.api.specs import TaskSpec
 from airflow_qarnot_pool.exceptions import (
     QarnotCostLimitError,
+    QarnotCredentialsError,
     QarnotInvalidSpecError,
     QarnotPoolEndedError,
     QarnotQuotaError,
@@ -239,6 +240,16 @@ def test_another_spec_is_refused_by_the_names_of_its_fields(sharers: Sharers) ->
     assert sharers.holds(pool) == ["r1"]
     assert not any("hush" in value for one in sharers.pools() for value in one.labels.values())
     assert sharers.open("r2", pool_spec={"constants": {"A": "1", "QARNOT_SECRET__B": "rotated"}}) == pool
+
+
+@ANY_SERVER
+def test_a_pool_on_which_no_hold_can_be_created_is_closed(qarnot: LocalQarnot, sharers: Sharers) -> None:
+    """The error comes after the pool was created, and before its uuid is known."""
+    qarnot.faults([{"method": "POST", "path": "^/jobs$", "kind": "status", "status": 401, "times": 1}])
+    with pytest.raises(QarnotCredentialsError):
+        sharers.open("r1")
+    assert len(sharers.pools()) == 1
+    assert sharers.live() == []
 
 
 @ANY_SERVER

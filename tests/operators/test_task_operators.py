@@ -266,6 +266,21 @@ def test_a_field_of_a_spec_that_renders_to_nothing_is_refused(
         make(task_spec={name: ""})
 
 
+@pytest.mark.parametrize("rendered", ["", "soon"])
+@pytest.mark.parametrize("name", ["wait_timeout", "wait_for_quota", "defer_after", "max_cost"])
+@pytest.mark.parametrize("make", [ONE, MANY])
+def test_a_wait_or_limit_that_renders_to_nonsense_is_refused_before_anything_is_submitted(
+    qarnot: LocalQarnot, make: Any, name: str, rendered: str
+) -> None:
+    """The Qarnot task would run without its limit, and nothing would wait for it."""
+    operator = make(**{name: "{{ params.it }}"})
+    setattr(operator, name, rendered)
+    with pytest.raises(QarnotInvalidSpecError, match=name) as refused:
+        run(lambda: operator)
+    assert refused.value.field == name
+    assert qarnot.requests() == []
+
+
 @pytest.mark.parametrize("spec", ["{{ params.spec }}", {"results_prefix": "{{ ds }}/"}])
 def test_a_spec_may_be_a_template(spec: Any) -> None:
     with DAG("d", schedule=None):

@@ -57,8 +57,8 @@ ROUND_CONSTANT = "AIRFLOW_QARNOT_PY_ARRAY"
 _MAX_WORKERS = 8
 
 
-class _NothingLeftError(Exception):
-    """All items are done, so nothing is submitted."""
+class _NothingLeftError(BaseException):
+    """All items are done, so nothing is submitted. It is no failure, which would end the Qarnot tasks."""
 
 
 class _EndedMeanwhileError(Exception):
@@ -163,6 +163,9 @@ class ArrayOperator(QarnotRunTaskOperator):
         super()._set_identity(context)
         total = self._count_items()
         self._check_total(total)
+        if not total:
+            self._end("the array has no items")  # of an earlier try, or from before a clear
+            raise AirflowSkipException(f"{self._noun} has no items")
         self._reports = ArrayReports(total)
 
     @property
@@ -201,13 +204,6 @@ class ArrayOperator(QarnotRunTaskOperator):
         return spec
 
     # --- submit a round
-
-    def execute(self, context: Context) -> Any:
-        """Run the items that no earlier try has done, and return the results of all."""
-        self._set_identity(context)
-        if not self._found.total:
-            raise AirflowSkipException(f"{self._noun} has no items")
-        return super().execute(context)
 
     def _submit_and_wait(self, context: Context, *args: Any, **options: Any) -> Any:
         try:
@@ -414,11 +410,6 @@ class ArrayOperator(QarnotRunTaskOperator):
             self._found.add(report, has_file=has_file)
 
     # --- the result
-
-    def execute_complete(self, context: Context, event: Mapping[str, Any]) -> Any:
-        """Return the results of all items, or raise the errors of those that failed."""
-        self._set_identity(context)
-        return super().execute_complete(context, event)
 
     def _finish(self, context: Context, outcome: WaitResult, resume_state: Mapping[str, Any]) -> Any:
         for uuid in resume_state.get("earlier") or ():

@@ -80,7 +80,8 @@ WAIT_FIELDS = ("wait_timeout", "wait_for_quota")
 class QarnotOperator(BaseOperator, metaclass=CheckedOperatorMeta):
     """Base of the operators.
 
-    An operator that waits for a remote object calls :meth:`_set_wait` in its constructor. It claims the object with
+    An operator that waits for a remote object calls :meth:`_set_wait` in its constructor. A later try owns what earlier
+    ones have left (:meth:`_own`), because a kill or an error may come before the claim. It claims the object with
     :meth:`_claim`, waits for it with :meth:`_wait`, and resumes after a deferral with :meth:`_resume`.
 
     :param qarnot_conn_id: connection of type ``qarnot``.
@@ -273,10 +274,19 @@ class QarnotOperator(BaseOperator, metaclass=CheckedOperatorMeta):
         assert self._remote_work is not None
         return self._remote_work
 
+    def _own(self, context: Context, uuid: str | None = None) -> RemoteWork:
+        """Own an object from now on, or whatever this Airflow task has on Qarnot. A kill that came before ends it."""
+        identity = self._identity_of(context)
+        self._work = work = RemoteWork(self.kind, self.hook.settings, identity, uuid)
+        if self._kill_asked:
+            self._end_killed()
+            raise self._killed()
+        return work
+
     def _claim(self, context: Context, spec: Any, **options: Any) -> Claim:
         """Get the one remote object of this Airflow task, and publish it before anything else can fail.
 
-        An object that cannot be published, or may exist unseen, is ended: this may have been the last try.
+        The caller ends an object that cannot be published, or that may exist unseen.
 
         :param options: of :class:`~airflow_qarnot_pool.ownership.claim.ClaimRequest`.
         """
@@ -285,27 +295,24 @@ class QarnotOperator(BaseOperator, metaclass=CheckedOperatorMeta):
         if self._has_cost_limit:
             self._costs.before_create(context, spec)
         pool: str | None = getattr(spec, "pool", None)
-        resource, identity = self._resource, self._identity_of(context)
-        self._work = work = RemoteWork(self.kind, self.hook.settings, identity)
-        if self._kill_asked:
-            raise self._killed()
+        resource, earlier, work = self._resource, self._work, self._own(context)
         try:
             claimed = self._acquire_with_room(context, work, resource=resource, spec=spec, **options)
             work.uuid, self._quota_deadline, self._refusals = claimed.uuid, None, 0
             count_decision(self.log, self.kind, claimed)
             if work.killed.is_set() and self.cancel_on_kill:
                 # on_kill came while the request was under way and had nothing to end yet.
-                work.end(hurried=True)
+                self._end_killed()
                 raise self._killed()
             xcoms.push(context["ti"], self.uuid_key, claimed.uuid)
             self._show_link(context, self.kind, claimed.uuid)
             if pool:
                 self._show_link(context, "pool", pool)
-        except Exception as error:
+        except Exception:
             if pool:
                 remember_link(self, "pool", self.hook.settings.console_link("pool", pool))
-            if getattr(error, "ambiguous", work.uuid is not None) and not work.killed.is_set():
-                self._end("it could not be published")
+            if work.uuid is None and not work.unseen:
+                self._work = earlier  # nothing was created
             raise
         self._costs.after_create(context, spec, claimed.uuid)
         return claimed
@@ -323,6 +330,7 @@ class QarnotOperator(BaseOperator, metaclass=CheckedOperatorMeta):
             spec=spec,
             identity=work.identity,
             pause=work.killed.wait,
+            unseen=work.unseen,
             make_room=self._make_room(work.identity, self.kind),
             **options,
         )
@@ -604,14 +612,10 @@ class QarnotOperator(BaseOperator, metaclass=CheckedOperatorMeta):
     def _resume(self, context: Context, event: Mapping[str, Any]) -> WaitResult:
         """Return the outcome that the trigger found. This may be a new operator in a new process."""
         outcome = WaitResult.from_event(event)
-        identity = self._identity_of(context)
-        self._work = RemoteWork(self.kind, self.hook.settings, identity, outcome.uuid)
-        if self._kill_asked:
-            self._end_killed()
-            raise self._killed()
         with self._ending_on_error("the task could not resume"):
+            self._own(context, outcome.uuid)
             self._prepare_to_resume(context, outcome)
-        return outcome if outcome.ending is EndReason.MET else self._after_all(outcome)
+            return outcome if outcome.ending is EndReason.MET else self._after_all(outcome)
 
     def _prepare_to_resume(self, context: Context, outcome: WaitResult) -> None:
         """Set up a new process. If that fails, the remote object is ended."""
@@ -666,7 +670,7 @@ class QarnotOperator(BaseOperator, metaclass=CheckedOperatorMeta):
     def _end_unless_retried(self) -> None:
         """End the remote object if no try remains that would adopt it."""
         if self._work is not None and self._work.identity.try_number > self._work.identity.max_tries:
-            self._end("its wait failed, and no try remains to adopt it")
+            self._end("this try failed, and none remains to adopt it")
 
     def _end(self, why: str, *, killed: bool = False, hurried: bool = False) -> None:
         """End the remote object, and keep the error that is being handled.
@@ -721,12 +725,9 @@ class QarnotOperator(BaseOperator, metaclass=CheckedOperatorMeta):
 
     def _killed(self) -> QarnotKilledError:
         uuid = self._work.uuid if self._work else None
+        noun = f"{CAPITALIZED_NOUNS[self.kind]} {uuid}" if uuid else "all that it had started"
         return QarnotKilledError(
-            f"Airflow stopped this task; {self._fate_of(f'{CAPITALIZED_NOUNS[self.kind]} {uuid}')}"
-            if uuid
-            else "Airflow stopped this task before it had started anything",
-            kind=self.kind,
-            ref=uuid,
+            f"Airflow stopped this task; {self._fate_of(noun)}", kind=self.kind, ref=uuid
         )
 
     def _fate_of(self, noun: str) -> str:

@@ -94,8 +94,12 @@ class CostWatch:
         return LimitParameters.of(operator.max_cost, operator.max_run_cost)
 
     def before_create(self, context: Context, spec: Any) -> None:
-        """Watch the pool that the Qarnot task of *spec* is submitted to: the task itself costs nothing."""
-        if pool := getattr(spec, "pool", None):
+        """Check the limits, and watch the pool that a Qarnot task is submitted to: the task itself costs nothing.
+
+        :raises QarnotInvalidSpecError: a limit has rendered to another value. It could not end an object that exists.
+        """
+        pool = getattr(spec, "pool", None)
+        if self.parameters is not None and pool:
             self.watch(context, pool)
 
     def after_create(self, context: Context, spec: Any, uuid: str) -> None:
@@ -202,7 +206,7 @@ class CostWatch:
         return shortage and f"it is estimated to cost {format_euros(estimate)}, and {shortage}"
 
     def check_can_pay(self, context: Context, spec: PoolSpec, estimate: float | None) -> None:
-        """Refuse to create a pool that cannot be paid, and close what this Airflow task left before it was cleared.
+        """Refuse to create a pool that cannot be paid.
 
         Asks nothing if there is neither an estimate nor a limit for the run. A retry adopts a live pool of an earlier
         try: its cost is spent already.
@@ -215,16 +219,11 @@ class CostWatch:
         if estimate is None and limit is None:
             return
         identity = self._operator._identity_of(context)
-        live = _live_pools(self._client, identity)
-        if _has_adoptable(live, identity):
+        if _has_adoptable(_live_pools(self._client, identity), identity):
             return
         reason = self._why_not_payable(limit, spec, estimate)
         if reason is None:
             return
-        if not identity.shared:
-            from airflow_qarnot_pool.ownership.termination import end_all
-
-            end_all(self._client.pools, [pool.uuid for pool in live])
         raise QarnotCostLimitError(
             f"The pool {spec.name} is not created: {reason}",
             kind="pool",

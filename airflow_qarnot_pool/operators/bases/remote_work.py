@@ -34,6 +34,8 @@ class RemoteWork:
     identity: TaskInstanceIdentity
     uuid: str | None = None
     killed: KillFlag = field(default_factory=KillFlag)
+    #: Shortnames of objects that this try may have created, while their uuid is not known.
+    unseen: set[str] = field(default_factory=set)
     #: Returns the identity of the warm-up on a shared pool. The warm-up ends when this try releases the pool.
     warm_up_on: Callable[[str], TaskInstanceIdentity] | None = None
     #: Whether a later try has the object. This process was suspended then, and has nothing to end any more.
@@ -44,9 +46,11 @@ class RemoteWork:
     def end(self, *, hurried: bool) -> None:
         """End the object unless a later try has it. A shared pool ends only if no other DAG run needs it.
 
+        Without a uuid all objects of the Airflow task end, those from before it was cleared, too.
+
         :param hurried: finish within :data:`KILL_TIMEOUT`.
         """
-        from airflow_qarnot_pool.ownership.termination import end, end_lineage
+        from airflow_qarnot_pool.ownership.termination import end, end_lineage, end_lineages
 
         started = time.monotonic()
         if self.uuid is not None and self._is_taken_over(hurried):
@@ -66,7 +70,7 @@ class RemoteWork:
             end(resource, self.uuid)
         else:
             within = remaining if hurried else None
-            self.taken_over = end_lineage(resource, self.identity, within=within) is None
+            self.taken_over = end_lineages(resource, self.identity, within=within) is None
 
     def _is_taken_over(self, hurried: bool) -> bool:
         """Return whether a later try has the object; False if Qarnot does not say in time."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,12 @@ from airflow_qarnot_pool.api.errors import (
     QarnotRefusedError,
 )
 from airflow_qarnot_pool.api.fields import is_uuid
-from airflow_qarnot_pool.exceptions import QarnotPoolEndedError
+from airflow_qarnot_pool.exceptions import (
+    QarnotKilledError,
+    QarnotPoolEndedError,
+    QarnotTaskFailedError,
+    QarnotWaitTimeoutError,
+)
 from airflow_qarnot_pool.operators.bases.base import WAIT_FIELDS, QarnotOperator
 from airflow_qarnot_pool.operators.bases.cost_limits import (
     COST_LIMIT_FIELDS,
@@ -34,10 +40,10 @@ from airflow_qarnot_pool.parameters.templating import hide_secrets
 from airflow_qarnot_pool.parameters.validation import (
     Duration,
     check_durations,
+    check_rendered,
     has_values,
     make_task_spec,
     parse_rendered,
-    reject_empty,
     secret_constants,
     spec_values,
 )
@@ -210,10 +216,29 @@ class TaskOperator(QarnotOperator):
 
     def _given_now(self) -> dict[str, Any]:
         """Return the parameters with everything rendered; :meth:`_spec` adds the registry's login."""
-        reject_empty(self, self._filled)
+        check_rendered(self, self._filled, WAIT_FIELDS)
         values = spec_values(self, self.spec_fields, "task_spec")
         self._mask_secrets()
         return values
+
+    def _begin(self, context: Context) -> None:
+        """Own what earlier tries may have left."""
+        if context["ti"].try_number > 1:
+            self._own(context)
+
+    @contextmanager
+    def _ending_in_the_last_try(self) -> Iterator[None]:
+        """End the Qarnot tasks if the block fails and no try remains that would adopt them."""
+        try:
+            yield
+        except QarnotTaskFailedError:
+            raise  # all of them have ended
+        except (QarnotKilledError, QarnotWaitTimeoutError):
+            self._end("the Airflow task was stopped", killed=True)
+            raise
+        except Exception:
+            self._end_unless_retried()
+            raise
 
     def _registry_login(self) -> RegistryLogin:
         from airflow.sdk import BaseHook
