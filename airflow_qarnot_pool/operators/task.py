@@ -407,19 +407,18 @@ class QarnotRunTaskOperator(TaskOperator):
         return result.value if spec.return_file else self._summary(task)
 
     def _stranded(self, context: Context, outcome: WaitResult, resume_state: Mapping[str, Any]) -> Any:
-        """Handle a Qarnot task that stays queued on a pool that has ended. End it, and go on as if it was cancelled."""
+        """Handle a Qarnot task that reaches no end: it is being deleted, or stays queued on a pool that has ended.
+
+        The latter is ended, and then counts as cancelled.
+        """
         from airflow_qarnot_pool.ownership.termination import end
 
-        try:
-            task = get_confirmed(self.client.tasks, outcome.uuid)
-        except QarnotNotFoundError as absent:
-            if absent.foreign:
-                raise
-            # The last poll has seen that it was about to be deleted.
+        with self._ending_in_the_last_try():
+            task = self._find_undeleted(outcome.uuid)
+        if task is None:
             message = f"Qarnot task {outcome.uuid} was deleted before its end was seen"
-            return self._finish(
-                context, replace(outcome, ending=EndReason.GONE, message=message), resume_state
-            )
+            gone = replace(outcome, ending=EndReason.GONE, message=message)
+            return self._finish(context, gone, resume_state)
         if not is_queued(task.state):
             limit = resume_state.get("deadline")
             deadline = parse_stored_time(limit) if limit else None
@@ -435,6 +434,16 @@ class QarnotRunTaskOperator(TaskOperator):
             remedy="Run the task that creates the pool again (clearing this task clears its setup, too).",
         )
         return self._cancelled(context, task, resume_state, error)
+
+    def _find_undeleted(self, uuid: str) -> Task | None:
+        """Return a Qarnot task; None if it is deleted, which may last until its processes have ended."""
+        try:
+            task: Task = get_confirmed(self.client.tasks, uuid)
+        except QarnotNotFoundError as error:
+            if error.foreign:
+                raise
+            return None
+        return None if states.parse_task_state(task.state) is states.TaskState.PENDING_DELETE else task
 
     def _cancelled(
         self, context: Context, task: Task, resume_state: Mapping[str, Any], error: QarnotError | None = None

@@ -16,6 +16,7 @@ from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.models import Pool, Task
 from airflow_qarnot_pool.exceptions import (
     QarnotCreditsError,
+    QarnotDeletedError,
     QarnotInvalidSpecError,
     QarnotKilledError,
     QarnotPoolEndedError,
@@ -154,6 +155,37 @@ def test_a_clear_goes_on_though_the_abort_of_a_task_in_pending_cancel_is_refused
         )
         defer(make, FakeTI(max_tries=3, try_number=2, task_id=make.keywords["task_id"]))
         assert sorted(str(task.state) == "PendingCancel" for task in client.tasks.list()) == [False, True]
+
+
+@pytest.mark.parametrize("deferrable", [True, False], ids=["deferred", "on the worker"])
+def test_a_qarnot_task_that_is_being_deleted_ends_its_wait_at_once(
+    slow_to_cancel: LocalQarnot, deferrable: bool
+) -> None:
+    """Its state can last for minutes. No end follows that a wait could see."""
+    deleted: list[str] = []
+
+    def delete(uuid: str) -> None:
+        if not deleted and slow.tasks.get(uuid).state == "FullyExecuting":
+            slow.tasks.abort(uuid)
+            slow.tasks.delete(uuid)
+            deleted.append(uuid)
+            slow_to_cancel.clear_requests()
+
+    with QarnotClient(slow_to_cancel.url, slow_to_cancel.token) as slow:
+        make = partial(one, deferrable=deferrable)
+        if deferrable:
+            deferred, context = defer(make)
+            eventually(lambda: delete(context["ti"].xcoms["qarnot_task"]) or deleted)
+            with pytest.raises(QarnotDeletedError, match="before its end was seen"):
+                resume(make, deferred, context)
+        else:
+            with (
+                mock.patch.object(QarnotRunTaskOperator, "_still_waiting", lambda self, uuid: delete(uuid)),
+                pytest.raises(QarnotDeletedError, match="before its end was seen"),
+            ):
+                run(make)
+        assert slow.tasks.get(deleted[0]).state == "PendingDelete"
+    assert len(slow_to_cancel.requests()) < 20
 
 
 # --- cleared while deferred

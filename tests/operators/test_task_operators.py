@@ -423,9 +423,8 @@ def test_one_whose_pool_was_closed_says_so(qarnot: LocalQarnot, client: QarnotCl
         resume(make, deferred, context)
 
 
-@MODES
 def test_one_that_is_deleted_meanwhile_is_gone_and_no_success(
-    qarnot: LocalQarnot, client: QarnotClient, pool: str, deferrable: bool
+    qarnot: LocalQarnot, client: QarnotClient, pool: str
 ) -> None:
     make = partial(task, qarnot_pool=pool, command="sleep 60")
     deferred, context = defer(make, FakeTI(run_id="gone"))
