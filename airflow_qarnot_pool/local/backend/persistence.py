@@ -91,18 +91,30 @@ def _row(item: Remote) -> dict[str, Any]:
             for number, output in item.output.items()
         }
     if isinstance(item, Pool):
-        row["scaling"] = None if item.scaling is None else [policy.source for policy in item.scaling]
-        row["close_at"] = None if item.close_timer is None else item.close_timer.when
+        row |= _pool_row(item)
     if isinstance(item, (Task, Job)):
         row["pool"] = item.pool.uuid if item.pool else None
     if isinstance(item, Task):
-        row["job"] = item.job.uuid if item.job else None
-        row["instances"] = [
-            [i.id, i.phase.name, i.attempts, i.started, i.executed, i.node is not None]
-            for i in item.instances.values()
-        ]
-        row["depends_on"] = [{**asdict(one), "allowed": sorted(one.allowed)} for one in item.depends_on]
+        row |= _task_row(item)
     return row
+
+
+def _pool_row(pool: Pool) -> dict[str, Any]:
+    return {
+        "scaling": None if pool.scaling is None else [policy.source for policy in pool.scaling],
+        "close_at": None if pool.close_timer is None else pool.close_timer.when,
+    }
+
+
+def _task_row(task: Task) -> dict[str, Any]:
+    return {
+        "job": task.job.uuid if task.job else None,
+        "instances": [
+            [i.id, i.phase.name, i.attempts, i.started, i.executed, i.node is not None]
+            for i in task.instances.values()
+        ],
+        "depends_on": [{**asdict(one), "allowed": sorted(one.allowed)} for one in task.depends_on],
+    }
 
 
 def _fill(item: R, row: dict[str, Any]) -> R:

@@ -153,15 +153,7 @@ def _read_sizing(
     fields: RequestFields, readings: Readings
 ) -> tuple[dict[str, Any], list[scaling.Policy] | None]:
     """Read elasticProperty and scaling, of which only one may be used."""
-    elastic = read_elastic(fields.raw("elasticProperty") if fields.has("elasticProperty") else {})
-    if elastic is None:
-        fields.wrong("elasticProperty")
-        elastic = ELASTIC_OFF
-    if elastic["isElastic"]:
-        if readings.resize_bounds == "not resizePeriod 1" and elastic["resizePeriod"] == 1:
-            fields.wrong("elasticProperty")
-        if readings.count_with_elastic == "refused" and fields.has("instanceCount"):
-            fields.wrong("instanceCount")
+    elastic = _read_elastic(fields, readings)
     if not fields.has("scaling"):
         return elastic, None
     policies, problems = read_scaling(fields.raw("scaling"))
@@ -173,6 +165,19 @@ def _read_sizing(
         else:
             fields.wrong("elasticProperty-scaling-exclusive")
     return elastic, policies or None  # an empty list is no scaling
+
+
+def _read_elastic(fields: RequestFields, readings: Readings) -> dict[str, Any]:
+    elastic = read_elastic(fields.raw("elasticProperty") if fields.has("elasticProperty") else {})
+    if elastic is None:
+        fields.wrong("elasticProperty")
+        return ELASTIC_OFF
+    if elastic["isElastic"]:
+        if readings.resize_bounds == "not resizePeriod 1" and elastic["resizePeriod"] == 1:
+            fields.wrong("elasticProperty")
+        if readings.count_with_elastic == "refused" and fields.has("instanceCount"):
+            fields.wrong("instanceCount")
+    return elastic
 
 
 def _read_preparation(fields: RequestFields) -> dict[str, Any] | None:
