@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 from airflow_qarnot_pool.local.local_qarnot import LIKE_VARIABLE, TOKEN_VARIABLE
 
 if TYPE_CHECKING:
+    from airflow_qarnot_pool.local.backend.preemption import Preemption
     from airflow_qarnot_pool.local.backend.readings import Readings
+    from airflow_qarnot_pool.local.processes.state import State
 
 
-def main() -> int:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m airflow_qarnot_pool.local",
         description="A Qarnot on this machine: REST API, scheduler, nodes and storage, on loopback.",
@@ -131,11 +133,15 @@ def main() -> int:
         metavar="COMMAND",
         help="command to run with the Airflow connection in its environment, after --; the server ends with it",
     )
+    return parser
+
+
+def main() -> int:
+    parser = _parser()
     arguments = parser.parse_args()
     try:
         from airflow_qarnot_pool.local.backend.context import Settings
         from airflow_qarnot_pool.local.backend.persistence import VERSION
-        from airflow_qarnot_pool.local.backend.preemption import Preemption
         from airflow_qarnot_pool.local.http.server import LOOPBACK, Options, serve
         from airflow_qarnot_pool.local.processes.output import DEFAULT_OUTPUT_BYTES
         from airflow_qarnot_pool.local.processes.state import State, StateError
@@ -149,15 +155,11 @@ def main() -> int:
         state = State(arguments.state_dir, VERSION) if arguments.state_dir else None
     except StateError as error:
         sys.exit(str(error))
-    token = arguments.token or os.environ.get(TOKEN_VARIABLE)
-    try:
-        preemption = Preemption.parse(arguments.preempt) if arguments.preempt else None
-    except ValueError as error:
-        parser.error(f"--preempt must be SEED[:RATE], such as 7:60, got {arguments.preempt!r} ({error})")
+    preemption = _preemption(arguments, parser)
     if arguments.rate_limit is not None and not 0 < arguments.rate_limit < float("inf"):
         parser.error(f"--rate-limit must be a number above 0, got {arguments.rate_limit}")
     settings = Settings(
-        token=token or (state.token() if state else secrets.token_urlsafe(24)),
+        token=_token(arguments, state),
         email=arguments.email,
         boot_seconds=max(0.0, arguments.boot_seconds),
         close_seconds=max(0.0, arguments.close_seconds),
@@ -188,6 +190,21 @@ def main() -> int:
         command=tuple(arguments.command),
     )
     return asyncio.run(serve(options))
+
+
+def _token(arguments: argparse.Namespace, state: State | None) -> str:
+    """Return the token of the options or of the environment, else that of the state, else a random one."""
+    given = arguments.token or os.environ.get(TOKEN_VARIABLE)
+    return given or (state.token() if state else secrets.token_urlsafe(24))
+
+
+def _preemption(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> Preemption | None:
+    from airflow_qarnot_pool.local.backend.preemption import Preemption
+
+    try:
+        return Preemption.parse(arguments.preempt) if arguments.preempt else None
+    except ValueError as error:
+        parser.error(f"--preempt must be SEED[:RATE], such as 7:60, got {arguments.preempt!r} ({error})")
 
 
 #: The readings that the other options mean.

@@ -104,9 +104,29 @@ def _listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-async def _wait_for_end_of(parent: int) -> None:
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _http_server(backend: Backend, addresses: Addresses) -> _Server:
+    config = uvicorn.Config(
+        application(backend, addresses),
+        lifespan="off",
+        log_level="warning",
+        access_log=False,
+        proxy_headers=False,
+        date_header=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=1,
+    )
+    return _Server(config)
+
+
+async def _stop_after(parent: int, stop: companion.Stop) -> None:
+    """Stop the server once *parent* has ended."""
     while os.getppid() == parent:
         await asyncio.sleep(0.25)
+    stop.set()
 
 
 def _announce(backend: Backend, ready_file: str | None) -> None:
@@ -170,31 +190,18 @@ async def serve(options: Options) -> int:
     runner = Runner(scratch, supervisor_lost, (options.state.lock,) if options.state else ())
     await runner.start()
     backend = Backend(options.settings, runner, storage, scratch)
-    host = f"[{options.host}]" if ":" in options.host else options.host
     addresses = Addresses(listening.getsockname()[1], options.allowed_hosts)
-    backend.url = f"http://{host}:{addresses.port}"
+    backend.url = _url(options.host, addresses.port)
     if options.state is not None:
         backend.keep(options.state)
     if options.speed != 1.0:
         backend.clock.set_speed(options.speed)
     storage.start()
-    config = uvicorn.Config(
-        application(backend, addresses),
-        lifespan="off",
-        log_level="warning",
-        access_log=False,
-        proxy_headers=False,
-        date_header=False,
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=1,
-    )
-    server = _Server(config)
+    server = _http_server(backend, addresses)
     serving = asyncio.create_task(server.serve(sockets=[listening]))
     watches = [asyncio.create_task(backend.live())]
     if options.parent:
-        parent_end = asyncio.create_task(_wait_for_end_of(options.parent))
-        parent_end.add_done_callback(lambda _: stop.set())
-        watches.append(parent_end)
+        watches.append(asyncio.create_task(_stop_after(options.parent, stop)))
     while not server.started and not serving.done():
         await asyncio.sleep(0.005)
     _announce(backend, options.ready_file)
