@@ -119,7 +119,15 @@ def _check(options: Any) -> list[Experiment]:
         raise SystemExit(
             f"--answers is not in a folder that exists, got {options.answers}. Create the folder."
         )
-    only = [name for name in options.only.split(",") if name]
+    return _experiments(options.only)
+
+
+def _experiments(ids: str) -> list[Experiment]:
+    """Return the experiments with these ids, which commas separate; all for none.
+
+    :raises SystemExit: an id has no experiment.
+    """
+    only = [name for name in ids.split(",") if name]
     if unknown := [name for name in only if name not in EXPERIMENTS]:
         reasons = [f"{name} is not asked: {NOT_ASKED[name]}." for name in unknown if name in NOT_ASKED]
         remedy = " ".join(reasons) or f"Give some of {', '.join(EXPERIMENTS)}."

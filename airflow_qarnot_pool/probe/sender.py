@@ -64,6 +64,18 @@ class Answer:
         return f"{self.status} {self.message}"[:_MAX_SHOWN].strip()
 
 
+def _disturbance(status: int, content_type: str, *, is_valid: bool) -> str | None:
+    """Return why a response is not an answer of the service; None if it may be one.
+
+    :param is_valid: whether the body may be of the service.
+    """
+    if status in TRANSIENT or status >= 500:
+        return f"the service answered {status}"
+    if "html" in content_type.lower() or not is_valid or 300 <= status < 400:
+        return f"a gateway answered {status}"
+    return None
+
+
 def read_answer(status: int, content_type: str, body: str, *, is_text: bool = False) -> Answer:
     """Interpret a response.
 
@@ -72,11 +84,8 @@ def read_answer(status: int, content_type: str, body: str, *, is_text: bool = Fa
     :raises Undecided: a quota or the credits of the account are used up.
     :raises QarnotCredentialsError: the token is not valid.
     """
-    if status in TRANSIENT or status >= 500:
-        raise Disturbed(f"the service answered {status}")
-    is_foreign = "html" in content_type.lower() or not (is_text or is_json_like(body))
-    if is_foreign or 300 <= status < 400:
-        raise Disturbed(f"a gateway answered {status}")
+    if disturbance := _disturbance(status, content_type, is_valid=is_text or is_json_like(body)):
+        raise Disturbed(disturbance)
     if status < 300 and is_text:
         return Answer(status, body)
     try:
