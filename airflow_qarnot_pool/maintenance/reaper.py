@@ -360,32 +360,19 @@ class _Reaper:
             metrics.incr("cost_limit.exceeded", kind="pool", dag_id=label(remote.labels, "dag_id"))
 
     def _pool_facts(self, pool: Pool, run_started: datetime | None) -> PoolFacts:
-        dag_id, run_id = run_of(pool)
-        shared = label(pool.labels, "shared") is not None
-        usability = usability_of(pool)
-        created = pool.creation_date or datetime.now(UTC)
-        facts = PoolFacts(
-            usability=usability,
-            created=created,
-            ended=pool.end_date or (pool.state_transition_time if usability is Usability.DEAD else None),
-            shared=shared,
-            run=f"{dag_id} {run_id}",
-            run_state=None,
-            unfinished_instances=pool.queued_or_running_task_instances_count or 0,
-            idle_since=created,
-        )
-        if usability is not Usability.LIVE:
+        facts = _own_facts(pool)
+        if facts.usability is not Usability.LIVE:
             return facts
-        run_state = None if shared else self.run_state(dag_id, run_id)
-        is_needed = shared or _is_unfinished(run_state)
+        run_state = None if facts.shared else self.run_state(*run_of(pool))
+        is_needed = facts.shared or _is_unfinished(run_state)
         used_by = ""
-        if not is_needed or (shared and facts.unfinished_instances > 0):
+        if not is_needed or (facts.shared and facts.unfinished_instances > 0):
             used_by = user_of(self.client, pool, self._is_run_unfinished)
         facts = replace(
             facts,
             run_state=run_state,
             used_by=used_by,
-            idle_since=self._idle_since(pool, created, is_needed=is_needed or bool(used_by)),
+            idle_since=self._idle_since(pool, facts.created, is_needed=is_needed or bool(used_by)),
         )
         if decide_reap(facts, self.limits, self.now()).action is ReapAction.CLOSE:
             return facts  # whatever it has cost, which cannot always be read
@@ -421,13 +408,7 @@ class _Reaper:
         since = max([created, *uses])
         if pool.queued_or_running_task_instances_count or self.now() - since <= self.limits.grace_period:
             return since
-        try:
-            recorded = records.last_use_of(self._side_client, pool.uuid)
-        except QarnotError as error:
-            if is_needed:
-                raise
-            log.warning("Could not read when pool %s, which no DAG run needs, was used: %s", pool.uuid, error)
-            return since
+        recorded = self._recorded_use(pool, is_needed=is_needed)
         if recorded.used is not None:
             uses.append(recorded.used)
             since = max(since, recorded.used)
@@ -438,6 +419,33 @@ class _Reaper:
         if not self.report.dry_run:
             records.record_idle(self.client, self.report.namespace, pool.uuid, self.now())
         return self.now()
+
+    def _recorded_use(self, pool: Pool, *, is_needed: bool) -> records.LastUse:
+        """Return the records about the use of *pool*. If no DAG run needs it, unreadable ones count as none."""
+        try:
+            return records.last_use_of(self._side_client, pool.uuid)
+        except QarnotError as error:
+            if is_needed:
+                raise
+            log.warning("Could not read when pool %s, which no DAG run needs, was used: %s", pool.uuid, error)
+            return records.LastUse()
+
+
+def _own_facts(pool: Pool) -> PoolFacts:
+    """Return the facts that the pool itself shows."""
+    dag_id, run_id = run_of(pool)
+    usability = usability_of(pool)
+    created = pool.creation_date or datetime.now(UTC)
+    return PoolFacts(
+        usability=usability,
+        created=created,
+        ended=pool.end_date or (pool.state_transition_time if usability is Usability.DEAD else None),
+        shared=label(pool.labels, "shared") is not None,
+        run=f"{dag_id} {run_id}",
+        run_state=None,
+        unfinished_instances=pool.queued_or_running_task_instances_count or 0,
+        idle_since=created,
+    )
 
 
 def _is_unfinished(run_state: str | None) -> bool:
