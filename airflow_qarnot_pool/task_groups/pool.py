@@ -406,10 +406,7 @@ def _awaits_end(sensor: Any, task: Any) -> bool:
     is_one = not task.is_mapped and not issubclass(_class_of(task), QarnotRunTasksOperator)
     if sensor.task_id not in after or not (is_one or sensor.is_mapped):
         return False
-    targets = (
-        sensor.partial_kwargs.get("target_states", "Success") if sensor.is_mapped else sensor.target_states
-    )
-    if not _are_terminal(targets):
+    if not _are_terminal(_targets_of(sensor)):
         return False
     ref = _awaited_by(sensor)
     makers = [maker for maker, _ in XComArg.iter_xcom_references(ref)]
@@ -418,6 +415,12 @@ def _awaits_end(sensor: Any, task: Any) -> bool:
         maker is task or (maker.task_id in after and getattr(_class_of(maker), "kind", None) != "task")
         for maker in makers
     ) or (not makers and is_templated(ref))
+
+
+def _targets_of(sensor: Any) -> Any:
+    if sensor.is_mapped:
+        return sensor.partial_kwargs.get("target_states", "Success")
+    return sensor.target_states
 
 
 def _awaited_by(sensor: Any) -> Any:
