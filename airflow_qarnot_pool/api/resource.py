@@ -65,15 +65,7 @@ def with_rejected_values(
     listed = _INVALID_FIELDS.search(error.server_message or "")
     if listed is None or type(error) is not QarnotRefusedError:
         return error
-    ours = {normalise(wire.name or ""): field.name for field, wire in wire_fields(spec)}
-    sent = {normalise(key): value for key, value in body.items()}
-    names = [normalise(name.strip()) for name in listed[1].split(",")]
-    # The value of any constant may be a secret.
-    rejected = [
-        f"{ours.get(name, name)} is not valid, got {short_repr(sent[name])}"
-        for name in names
-        if sent.get(name) is not None and name != "constants"
-    ]
+    rejected = _rejected_values(listed[1].split(","), spec, body)
     if not rejected:
         return error
     return QarnotRefusedError(
@@ -86,6 +78,19 @@ def with_rejected_values(
         path=error.path,
         remedy=error.remedy or "Correct it, or leave it out.",
     )
+
+
+def _rejected_values(
+    names: Sequence[str], spec: type[PoolSpec | TaskSpec], body: Mapping[str, Any]
+) -> list[str]:
+    ours = {normalise(wire.name or ""): field.name for field, wire in wire_fields(spec)}
+    sent = {normalise(key): value for key, value in body.items()}
+    # The value of any constant may be a secret.
+    return [
+        f"{ours.get(name, name)} is not valid, got {short_repr(sent[name])}"
+        for name in (normalise(name.strip()) for name in names)
+        if sent.get(name) is not None and name != "constants"
+    ]
 
 
 @dataclass(eq=False, repr=False)
@@ -168,7 +173,6 @@ class Resource(Endpoint, Generic[SpecT, ModelT]):
                 body = {**body, "labels": dict(self.get(ref or "").labels)}
             body, request_id = with_request_label(body)
             recover = partial(self._find_created, str(shortname), request_id)
-
         try:
             data = self._transport.request(
                 "POST",
@@ -183,6 +187,10 @@ class Resource(Endpoint, Generic[SpecT, ModelT]):
             )
         except QarnotRefusedError as error:
             raise with_rejected_values(error, self.spec, body) from None
+        return self._created_uuid(data, shortname, recover)
+
+    def _created_uuid(self, data: Any, shortname: str | None, recover: Recover | None) -> str:
+        """Return the uuid in the response to the creation; if there is none, that of the object that is found."""
         uuid = data if isinstance(data, str) else _field(data, "uuid")
         if not uuid and recover is not None:
             uuid = recover(self._transport.deadline)
