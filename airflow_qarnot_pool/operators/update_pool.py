@@ -23,6 +23,7 @@ from airflow_qarnot_pool.parameters.validation import (
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from airflow_qarnot_pool.api.models import Pool
     from airflow_qarnot_pool.api.specs import Elastic, PoolSpec, Scaling
 
 _CHANGES = ("elastic", "scaling", "constants", "tags")
@@ -90,8 +91,6 @@ class QarnotUpdatePoolOperator(QarnotOperator):
 
     def execute(self, context: Context) -> str:
         """Change the pool, and return its uuid."""
-        from airflow_qarnot_pool.api.fields import is_secret_constant
-
         reject_empty(self, self._filled)
         changes = self._changes(self._given())
         pools = self.client.pools
@@ -101,23 +100,7 @@ class QarnotUpdatePoolOperator(QarnotOperator):
             raise QarnotPoolEndedError(
                 f"Pool {pool.uuid} is {pool.state} and cannot be changed any more", kind="pool", ref=pool.uuid
             )
-        wanted: dict[str, Any] = {"elastic": changes.elastic, "scaling": changes.scaling}
-        if self.constants is not None:
-            wanted["constants"] = {**pool.constants, **changes.constants}
-            hidden = [
-                name for name in pool.constants if is_secret_constant(name) and name not in changes.constants
-            ]
-            if hidden:
-                raise QarnotInvalidSpecError(
-                    f"Pool {pool.uuid} has the secret constants {', '.join(hidden)}, which cannot be read back and "
-                    "would be overwritten",
-                    field="constants",
-                    remedy="Give them, too.",
-                )
-        if self.tags is not None:
-            ours = [tag for tag in pool.tags or () if tag.startswith("airflow-")]
-            wanted["tags"] = [*ours, *changes.tags]
-        wanted = {name: value for name, value in wanted.items() if value is not None}
+        wanted = self._wanted(pool, changes)
         if wanted:
             pools.update(pool.uuid, **wanted)
             self.log.info("Changed %s of pool %s", ", ".join(wanted), pool.uuid)
@@ -125,3 +108,31 @@ class QarnotUpdatePoolOperator(QarnotOperator):
             pools.sync_resources(pool.uuid)
             self.log.info("Pool %s fetches its resource buckets again", pool.uuid)
         return pool.uuid
+
+    def _wanted(self, pool: Pool, changes: PoolSpec) -> dict[str, Any]:
+        """Return the new values of the fields of *pool* that change."""
+        wanted: dict[str, Any] = {"elastic": changes.elastic, "scaling": changes.scaling}
+        if self.constants is not None:
+            wanted["constants"] = _merged_constants(pool, changes)
+        if self.tags is not None:
+            ours = [tag for tag in pool.tags or () if tag.startswith("airflow-")]
+            wanted["tags"] = [*ours, *changes.tags]
+        return {name: value for name, value in wanted.items() if value is not None}
+
+
+def _merged_constants(pool: Pool, changes: PoolSpec) -> dict[str, str]:
+    """Return the constants of *pool* with those of *changes*.
+
+    :raises QarnotInvalidSpecError: a secret one, which cannot be read back, is not given.
+    """
+    from airflow_qarnot_pool.api.fields import is_secret_constant
+
+    hidden = [name for name in pool.constants if is_secret_constant(name) and name not in changes.constants]
+    if hidden:
+        raise QarnotInvalidSpecError(
+            f"Pool {pool.uuid} has the secret constants {', '.join(hidden)}, which cannot be read back and "
+            "would be overwritten",
+            field="constants",
+            remedy="Give them, too.",
+        )
+    return {**pool.constants, **changes.constants}
