@@ -84,11 +84,7 @@ class RegistryLogin:
         constants[SERVER] = self.url
         if spec.image:
             repository = spec.image.partition("/")[2] if SERVER in by_image else spec.image
-            if _server(self.url) != _server("docker.io"):
-                # Only Docker Hub has a library/ that names without a slash stand for.
-                repository = f"registry.invalid/{repository}"
-            image = image_constants(repository)
-            constants |= {name: value for name, value in image.items() if name != SERVER}
+            constants |= _constants_on(self.url, repository)
             constants.setdefault("DOCKER_TAG", "latest")
         return replace(spec, image=None, constants=constants)
 
@@ -96,6 +92,16 @@ class RegistryLogin:
         return QarnotInvalidSpecError(
             f"registry_conn_id is given, and {problem}", field="registry_conn_id", remedy=remedy
         )
+
+
+def _constants_on(server: str, repository: str) -> dict[str, str]:
+    """Return the constants of an image on *server*, without that of the server."""
+    from airflow_qarnot_pool.api.specs import image_constants
+
+    if _server(server) != _server("docker.io"):
+        # Only Docker Hub has a library/ that names without a slash stand for.
+        repository = f"registry.invalid/{repository}"
+    return {name: value for name, value in image_constants(repository).items() if name != SERVER}
 
 
 def _server(url: str) -> tuple[str, int | None]:
