@@ -49,6 +49,22 @@ def spending_of(client: QarnotClient, limit: CostLimit, settled: dict[str, float
     missed = [_find(client, uuid) for uuid in recorded.keys() - pools.keys() - settled.keys()]
     pools |= {pool.uuid: pool for pool in missed if pool is not None}
     billed = _billed_costs(client, pools, recorded.keys() | pools.keys(), {limit.uuid: own}, settled)
+    return _run_spending(limit, own, pools, recorded, billed)
+
+
+def _run_spending(
+    limit: CostLimit,
+    own: float | None,
+    pools: Mapping[str, Pool],
+    recorded: Mapping[str, float | None],
+    billed: Mapping[str, float | None],
+) -> Spending:
+    """Return the spending of a DAG run.
+
+    :param pools: those that are not deleted.
+    :param recorded: the recorded costs.
+    :param billed: the costs that Qarnot returns, for the pools of both.
+    """
     costs = {uuid: recorded.get(uuid) if cost is None else cost for uuid, cost in billed.items()}
     forgotten = sorted(uuid for uuid in recorded.keys() - pools.keys() if costs[uuid] is None)
     is_task = limit.kind == "task"
