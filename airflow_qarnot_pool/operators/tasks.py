@@ -583,21 +583,24 @@ class QarnotRunTasksOperator(TaskOperator):
 
         Other processes cannot always do it: in another namespace they do not know which objects may be deleted.
         """
-        uuids = [uuid for uuid in now.succeeded.values() if uuid is not None] if self._met_quota else []
+        uuids = {uuid for uuid in now.succeeded.values() if uuid is not None} if self._met_quota else set()
         if not uuids or any(spec.reports for spec in slice_.specs):
             return now
-        identity = slice_.identity
-        gone: set[str] = set()
+        gone = self._record_and_delete(slice_.identity, uuids)
+        left = {index: None if uuid in gone else uuid for index, uuid in now.succeeded.items()}
+        return replace(now, succeeded=left)
+
+    def _record_and_delete(self, identity: TaskInstanceIdentity, uuids: set[str]) -> set[str]:
+        """Record and delete these Qarnot tasks, and return the uuids of those that were deleted."""
         try:
             tagged = filters.equal("Tags", identity.tags()[2])
-            found = [one for one in self.client.tasks.iterate(tagged) if one.uuid in set(uuids)]
-            gone = {one.uuid for one in self._room(identity).record_and_delete(found)}
+            found = [one for one in self.client.tasks.iterate(tagged) if one.uuid in uuids]
+            return {one.uuid for one in self._room(identity).record_and_delete(found)}
         except QarnotError as error:
             self.log.warning(
                 "%d finished Qarnot tasks keep their places under the quota: %s", len(uuids), error
             )
-        left = {index: None if uuid in gone else uuid for index, uuid in now.succeeded.items()}
-        return replace(now, succeeded=left)
+            return set()
 
     def _slots(self, pool: str | None) -> int:
         """Return the number of slots of a pool; 0 if it is deleted, because a shared one may have been replaced."""
@@ -691,13 +694,8 @@ class QarnotRunTasksOperator(TaskOperator):
             count_decisions,
             with_identity,
         )
-        from airflow_qarnot_pool.ownership.records import specs_digest
 
-        sent = _SubmitResult()
-        labels = dict(self._labels)
-        if not any(spec.reports for spec in specs):
-            # A record has no value, so no process may record and delete an item that has one.
-            labels[SPECS_LABEL] = specs_digest(fingerprints)
+        sent, labels = _SubmitResult(), self._item_labels(specs, fingerprints)
 
         def stamped(one: Submission) -> TaskSpec:
             spec, item = specs[one.index], identity.for_item(one.index)
@@ -727,6 +725,15 @@ class QarnotRunTasksOperator(TaskOperator):
             sent.full, sent.made_room = None, True
         count_decisions(self.log, Decision.FRESH_SUBMIT, len(sent.done))
         return sent
+
+    def _item_labels(self, specs: Sequence[TaskSpec], fingerprints: Sequence[str]) -> dict[str, str]:
+        """Return the labels of every item, with the digest that its record needs if items have no values."""
+        from airflow_qarnot_pool.ownership.records import specs_digest
+
+        if any(spec.reports for spec in specs):
+            # A record has no value, so no process may record and delete an item that has one.
+            return dict(self._labels)
+        return {**self._labels, SPECS_LABEL: specs_digest(fingerprints)}
 
     def _send(
         self, chunk: Sequence[Submission], specs: Sequence[TaskSpec], sent: _SubmitResult
