@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.local.backend import states
 from airflow_qarnot_pool.local.backend.billing import BillingMeter
-from airflow_qarnot_pool.local.backend.models import Pool
+from airflow_qarnot_pool.local.backend.models import Pool, Task
 from airflow_qarnot_pool.local.backend.scaling import Policy
 from airflow_qarnot_pool.local.backend.store import Store
 from airflow_qarnot_pool.local.schemas import requests
@@ -110,19 +110,7 @@ class Pools:
         self._update_count(pool, fields)
         constants = fields.constants(MAX_POOL_CONSTANTS) if fields.has("constants") else None
         tags = fields.tags(readings.unit_of_limits) if fields.has("tags") else None
-        elastic, scaling = pool.elastic, pool.scaling
-        if fields.has("elasticProperty"):
-            changed = scaling_module.read_elastic(fields.raw("elasticProperty"), pool.elastic)
-            if changed is None:
-                fields.wrong("elasticProperty")
-            else:
-                elastic = changed
-        if fields.has("scaling"):
-            scaling, problems = scaling_module.read_scaling(fields.raw("scaling"))
-            if problems:
-                fields.wrong("scaling")
-        if scaling and elastic["isElastic"]:
-            fields.wrong("elasticProperty-scaling-exclusive")
+        elastic, scaling = _changed_sizing(pool, fields)
         fields.check()
         if constants is not None:
             pool.constants = keep_secrets(constants, pool.constants)
@@ -192,12 +180,10 @@ class Pools:
         self.store.move(pool, state, context.now)
         if pool.resize_timer is not None:
             pool.resize_timer.cancel()
-        cancelled = [task for task in pool.tasks.values() if not task.is_finished]
         if context.readings.job_without_tasks == "the pool closes, the job goes":
             for job in [job for job in context.jobs.store if job.pool is pool and not job.tasks]:
                 context.jobs.store.remove(job)
-        if context.readings.queued_at_close == "queued ones stay":
-            cancelled = [task for task in cancelled if task.state not in states.QUEUED]
+        cancelled = self._tasks_to_cancel(pool)
         if cancelled:
             pool.errors.append(CANCELLED_ERROR)
         for task in cancelled:
@@ -206,6 +192,13 @@ class Pools:
             pool.close_timer = context.clock.after(
                 context.settings.close_seconds, lambda: self._closing(pool)
             )
+
+    def _tasks_to_cancel(self, pool: Pool) -> list[Task]:
+        """Return the tasks that the end of the pool cancels."""
+        unfinished = [task for task in pool.tasks.values() if not task.is_finished]
+        if self._context.readings.queued_at_close == "queued ones stay":
+            return [task for task in unfinished if task.state not in states.QUEUED]
+        return unfinished
 
     def _closing(self, pool: Pool) -> None:
         pool.close_timer = None
@@ -261,3 +254,21 @@ class Pools:
             pool.close_timer = context.clock.at(due, lambda: self._closing(pool))
         else:
             self._expire_later(pool)
+
+
+def _changed_sizing(pool: Pool, fields: RequestFields) -> tuple[dict[str, Any], list[Policy] | None]:
+    """Return elasticProperty and scaling, of which only one may be used, after the change of *fields*."""
+    elastic, scaling = pool.elastic, pool.scaling
+    if fields.has("elasticProperty"):
+        changed = scaling_module.read_elastic(fields.raw("elasticProperty"), pool.elastic)
+        if changed is None:
+            fields.wrong("elasticProperty")
+        else:
+            elastic = changed
+    if fields.has("scaling"):
+        scaling, problems = scaling_module.read_scaling(fields.raw("scaling"))
+        if problems:
+            fields.wrong("scaling")
+    if scaling and elastic["isElastic"]:
+        fields.wrong("elasticProperty-scaling-exclusive")
+    return elastic, scaling
