@@ -61,7 +61,7 @@ def test_a_command_can_use_the_server_until_it_has_ended() -> None:
         def end(*_):
             print(ask(), flush=True)
             sys.exit(0)
-        signal.signal(signal.SIGTERM, end)
+        signal.signal(signal.SIGINT, end)
         print("waits", flush=True)
         while True: signal.pause()
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -14,10 +15,8 @@ if TYPE_CHECKING:
     from airflow_qarnot_pool.local.backend.backend import Backend
 
 CONNECTION_VARIABLE = "AIRFLOW_CONN_QARNOT_DEFAULT"
-INTERRUPT_SECONDS = 20.0
-"""Time for the command to end after Ctrl-C, which a terminal sends to the command, too."""
-TERMINATE_SECONDS = 60.0
-"""Time for the command to end after SIGTERM."""
+END_SECONDS = 30.0
+"""Time for the command to end after SIGINT, and again after SIGTERM."""
 
 
 def connection(backend: Backend) -> str:
@@ -50,13 +49,13 @@ async def run(command: tuple[str, ...], backend: Backend, stop: Stop) -> int:
     ended, stopped = asyncio.create_task(process.wait()), asyncio.create_task(stop.wait())
     await asyncio.wait((ended, stopped), return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()
-    # The server responds until the command has ended, because it may close its pools.
-    if stop.is_interrupt and sys.stdin.isatty():
-        await asyncio.wait((ended,), timeout=INTERRUPT_SECONDS)
-    for end in (process.terminate, process.kill):
+    # The server responds until the command has ended, because it may close its pools. SIGINT comes first, because
+    # `airflow standalone` stops its processes after that only. A terminal has sent it already.
+    for order in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         if not ended.done():
-            with contextlib.suppress(ProcessLookupError):
-                end()
-            await asyncio.wait((ended,), timeout=TERMINATE_SECONDS)
+            if order != signal.SIGINT or not (stop.is_interrupt and os.isatty(0)):
+                with contextlib.suppress(ProcessLookupError):
+                    process.send_signal(order)
+            await asyncio.wait((ended,), timeout=END_SECONDS)
     code = await ended
     return code if code >= 0 else 128 - code
