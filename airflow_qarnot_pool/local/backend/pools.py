@@ -118,6 +118,7 @@ class Pools:
             pool.constants = {}
         if tags is not None:
             self.store.retag(pool, tags)
+        self._context.note(pool)
         if pool.is_open:
             self._rescale(pool, elastic, scaling)
 

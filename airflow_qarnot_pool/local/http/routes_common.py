@@ -81,7 +81,7 @@ def output_routes(backend: Backend, kind: str, find: Callable[[str], Pool | Task
 
         def owner(call: Call) -> Pool | Task:
             found = find(call.id)
-            if is_new:
+            if is_new or backend.readings.output_cursor == "GET moves it":
                 backend.note(found)  # its cursor moves
             return found
 
