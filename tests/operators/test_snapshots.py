@@ -76,6 +76,7 @@ def test_a_retry_starts_with_the_last_snapshot_of_a_lost_task(
         qarnot_pool=pool,
         command=WORK,
         result_bucket="resumed",
+        wait_timeout=60,
         task_spec={"snapshot_every": 1, "snapshot_bucket": "kept", "snapshot_prefix": "here"},
     )
     deferred, context = defer(make, ti := FakeTI(run_id=run_id, max_tries=1))
@@ -104,6 +105,7 @@ def test_a_retry_by_qarnot_starts_with_it_as_well(
         qarnot_pool=pool,
         command=WORK,
         result_bucket="again",
+        wait_timeout=60,
         task_spec={"snapshot_every": timedelta(seconds=1), "retry": 1},
     )
     deferred, context = defer(make, ti := FakeTI(run_id=run_id))
