@@ -234,18 +234,11 @@ class _Attempts:
             self.state.may_be_named, self.state.checked_name = True, None
             self._lookup()
             return None
-        create, labels = self._request.create or self._resource.create_once, self._request.labels
-        self._refusals = 0
+        labels = self._request.labels
         spec = with_identity(self._refined_spec(), self._identity, step.generation, self.fingerprint, labels)
         name: str = spec.shortname
         try:
-            uuid = None
-            while uuid is None:
-                try:
-                    uuid = create(spec)
-                except QarnotQuotaError as error:
-                    if not self._has_made_room(error):
-                        raise
+            uuid = self._create_in_room(spec)
         except QarnotNameTakenError:
             if attempt == MAX_ATTEMPTS:
                 raise
@@ -267,6 +260,17 @@ class _Attempts:
         if self.state.may_have_double:
             return self._keep_oldest(uuid)
         return Claim(uuid=uuid, decision=Decision.FRESH_SUBMIT, generation=step.generation)
+
+    def _create_in_room(self, spec: Any) -> str:
+        """Create the object, and make room for it under a full quota as long as that succeeds."""
+        create = self._request.create or self._resource.create_once
+        self._refusals = 0
+        while True:
+            try:
+                return create(spec)
+            except QarnotQuotaError as error:
+                if not self._has_made_room(error):
+                    raise
 
     def _has_made_room(self, error: QarnotQuotaError) -> bool:
         """Make room under the full quota, and return whether to try again."""
