@@ -26,8 +26,23 @@ class QarnotPoolTrigger(QarnotTrigger):
 
     def _wait(self) -> Coroutine[Any, Any, WaitResult]:
         warm_up = self.resume_state.get("warm_up")
+        return self._wait_and_end(warm_up) if warm_up else super()._wait()
+
+    async def _wait_and_end(self, warm_up: str) -> WaitResult:
+        """Wait, and end the warm-up of a pool that is ready.
+
+        It holds the nodes, and Airflow may skip the setup and the teardown while the setup waits for a worker.
+        """
         shared = self.identity is not None and self.identity.shared
-        return self._wait_while_warmed(warm_up) if warm_up and shared else super()._wait()
+        outcome = await (self._wait_while_warmed(warm_up) if shared else super()._wait())
+        if outcome.ending is EndReason.MET and COLD not in outcome.resume_state:
+            try:
+                await self._request(lambda client: end(client.tasks, warm_up))
+            except Exception as error:  # of Airflow or Qarnot; the resumed task tries it, too
+                self.log.info("The warm-up %s of pool %s could not be ended: %s", warm_up, self.uuid, error)
+            else:
+                del outcome.resume_state["warm_up"]
+        return outcome
 
     async def _wait_while_warmed(self, warm_up: str) -> WaitResult:
         """Wait for a shared pool, and resume if its warm-up ends first, because nothing boots its nodes then.

@@ -60,8 +60,8 @@ TELL_COST = (
 STEPS: dict[str, dict[str, tuple[str, ...]]] = {
     "create, deferred": {
         "worker": ("POST /pools", "XCom qarnot_pool", "POST /tasks"),
-        "triggerer": ("POST /pools/search",),
-        "worker, resumed": ("GET /pools/{u}", "POST /tasks/{u}/abort"),
+        "triggerer": ("POST /pools/search", "POST /tasks/{u}/abort"),
+        "worker, resumed": ("GET /pools/{u}",),
     },
     "create, on the worker": {
         "worker": ("POST /pools", "XCom qarnot_pool", "GET /pools/{u}"),

@@ -1254,8 +1254,8 @@ def test_a_retry_that_finds_the_pool_ready_ends_the_warm_up(
 ) -> None:
     """Else it would sleep in all slots until the boot deadline."""
     ti = FakeTI(run_id=run_id, task_id="create", max_tries=1)
-    deferred, _ = defer(managed, ti)
-    fire(deferred)
+    defer(managed, ti)
+    eventually(lambda: warm_ups(client, run_id) == ["FullyExecuting"])
     again = FakeTI(run_id=run_id, task_id="create", max_tries=1, try_number=2)
     assert run(managed, again) == ti.xcoms["qarnot_pool"]
     assert [one in ("PendingCancel", "Cancelled") for one in warm_ups(client, run_id)] == [True]

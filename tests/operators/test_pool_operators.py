@@ -35,7 +35,7 @@ from airflow_qarnot_pool.operators.reap import QarnotReapOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.sensors.pool import QarnotPoolSensor
 from airflow_qarnot_pool.task_groups.pool import QarnotPoolGroup
-from tests.harness import FakeTI, again, airflow_says, defer, kill, resume, run
+from tests.harness import FakeTI, again, airflow_says, defer, fire, kill, resume, run
 from tests.operators.conftest import connect
 
 create = partial(QarnotCreatePoolOperator, task_id="create")
@@ -166,12 +166,31 @@ def test_a_managed_pool_warms_up_all_its_slots_and_cools_down(
         "name": "keep-warm",
         "enabledPeriods": None,
     }
-    (warm_up,) = client.pools.tasks(uuid)
+    assert_it_cools_down(qarnot, client, uuid)
+    client.pools.delete(uuid)
+
+
+def assert_it_cools_down(qarnot: LocalQarnot, client: QarnotClient, pool: str) -> None:
+    (warm_up,) = client.pools.tasks(pool)
     while (state := client.tasks.get(warm_up.uuid).state) != "Cancelled":
         assert state == "PendingCancel"  # its processes end in real time, which the clock does not hasten
     qarnot.advance_clock(3600)
-    assert client.pools.get(uuid).ready_slots == 0
-    client.pools.delete(uuid)
+    assert client.pools.get(pool).ready_slots == 0
+
+
+def test_a_managed_pool_that_is_ready_cools_down_though_its_setup_never_resumes(
+    qarnot: LocalQarnot, client: QarnotClient
+) -> None:
+    """Airflow skips a setup that waits for a worker, and its teardown, if the DAG run is marked failed."""
+    make = partial(create, instance_count=1, keep_warm=timedelta(minutes=5))
+    deferred, context = defer(make, FakeTI(task_id="create", run_id="never-resumed"))
+    event = fire(deferred)
+    assert event["status"] == "met"
+    assert_it_cools_down(qarnot, client, event["uuid"])
+    qarnot.clear_requests()
+    assert make().execute_complete(context, event) == event["uuid"]
+    assert not [one for one in qarnot.requests() if one["method"] != "GET"], "the warm-up has ended"
+    client.pools.delete(event["uuid"])
 
 
 @pytest.mark.parametrize("answer", ["status", "reset"])

@@ -820,10 +820,10 @@ def test_runs_that_wait_for_it_at_the_same_time_share_the_warm_up(
 def test_a_run_that_finds_it_warm_continues_at_once_and_ends_a_leftover_warm_up(
     qarnot: LocalQarnot, sharers: Sharers
 ) -> None:
-    deferred, _ = defer(sharers.opens("r1", warm_up=True), sharers.ti("r1", "open"))
+    defer(sharers.opens("r1", warm_up=True), sharers.ti("r1", "open"))
     (pool,) = sharers.live()
-    fire(deferred)  # warm; and who waited for it is gone before it could end the warm-up
-    assert sharers.warm_ups(pool) == ["FullyExecuting"]
+    # Warm; and who waited for it is gone before it could end the warm-up.
+    eventually(lambda: sharers.warm_ups(pool) == ["FullyExecuting"])
     make = sharers.opens("r2", warm_up=True)
     operator = make()
     assert operator.execute(context_of(operator, sharers.ti("r2", "open"))) == pool
