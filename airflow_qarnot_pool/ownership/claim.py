@@ -234,11 +234,18 @@ class _Attempts:
             self.state.may_be_named, self.state.checked_name = True, None
             self._lookup()
             return None
-        labels = self._request.labels
+        create, labels = self._request.create or self._resource.create_once, self._request.labels
+        self._refusals = 0
         spec = with_identity(self._refined_spec(), self._identity, step.generation, self.fingerprint, labels)
         name: str = spec.shortname
         try:
-            uuid = self._create_in_room(spec)
+            uuid = None
+            while uuid is None:
+                try:
+                    uuid = create(spec)
+                except QarnotQuotaError as error:
+                    if not self._has_made_room(error):
+                        raise
         except QarnotNameTakenError:
             if attempt == MAX_ATTEMPTS:
                 raise
@@ -248,11 +255,6 @@ class _Attempts:
             return None
         except (QarnotUnavailableError, QarnotProtocolError) as error:
             # A response that cannot be parsed says no more than a lost one.
-            if not getattr(error, "ambiguous", True):
-                raise
-            self._request.unseen.add(name)
-            if attempt == MAX_ATTEMPTS:
-                raise
             self._note_lost_response(error, name, attempt)
             return None
         self._request.unseen.add(name)
@@ -260,17 +262,6 @@ class _Attempts:
         if self.state.may_have_double:
             return self._keep_oldest(uuid)
         return Claim(uuid=uuid, decision=Decision.FRESH_SUBMIT, generation=step.generation)
-
-    def _create_in_room(self, spec: Any) -> str:
-        """Create the object, and make room for it under a full quota as long as that succeeds."""
-        create = self._request.create or self._resource.create_once
-        self._refusals = 0
-        while True:
-            try:
-                return create(spec)
-            except QarnotQuotaError as error:
-                if not self._has_made_room(error):
-                    raise
 
     def _has_made_room(self, error: QarnotQuotaError) -> bool:
         """Make room under the full quota, and return whether to try again."""
@@ -310,6 +301,12 @@ class _Attempts:
     def _note_lost_response(
         self, error: QarnotUnavailableError | QarnotProtocolError, name: str, attempt: int
     ) -> None:
+        """Look for an object that may exist. Raise *error* if it cannot exist, or after the last attempt."""
+        if not getattr(error, "ambiguous", True):
+            raise error
+        self._request.unseen.add(name)
+        if attempt == MAX_ATTEMPTS:
+            raise error
         kind = NOUNS[self._resource.kind]
         log.warning("No response to the creation of %s %s; checking whether it exists", kind, name)
         delay = getattr(error, "retry_after", None) or backoff(attempt)
