@@ -76,10 +76,11 @@ def main(payload: dict[str, Any]) -> None:
     sys.exit(1 if "error" in report else 0)
 
 
-def print_error(report: dict[str, Any]) -> None:
-    """Print the error of *report*, if it has one."""
+def print_error(report: dict[str, Any], where: str = "") -> None:
+    """Print the error of *report*, if it has one, and *where* it is."""
     if "error" in report:
-        print("{summary}\n{detail}".format(**report["error"]).rstrip(), file=sys.stderr, flush=True)
+        text = "{summary}\n{detail}".format(**report["error"]).rstrip()
+        print(where + text, file=sys.stderr, flush=True)
 
 
 def print_report(payload: dict[str, Any], report: dict[str, Any]) -> None:
@@ -343,7 +344,7 @@ def run_items(payload: dict[str, Any]) -> int:
         if written + length > MAX_FILE or (not length and size + len(value) > MAX_RESULT):
             outcome, value, length = _returned_too_much(payload), "", 0
         size, written = size + len(value), written + length
-        print_error(outcome)
+        print_error(outcome, f"Item {item}: ")
         outcomes[item] = outcome
         if item != items[-1] and (size <= fits or "value" not in outcome):
             print_report(payload, {"items": {item: outcome}, **_progress_of(progress, [item])})

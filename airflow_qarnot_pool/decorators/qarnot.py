@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import SimpleNamespace
@@ -58,6 +59,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 DEFAULT_IMAGE = "python:3.12-slim"
+#: Images of Python that contain no other modules.
+_PLAIN_IMAGE = re.compile(r"(docker\.io/)?(library/)?python:[\w.-]+")
 _ONE_INSTANCE = (
     "@task.qarnot runs one instance, as one call has one result. Use .array() or .expand() for many calls, or "
     "QarnotRunTaskOperator for one command in many instances."
@@ -509,8 +512,8 @@ def _refuse_unshipped(function: FunctionSource, folder: Path, sources: Iterable[
 def _brings_other_files(source: Any) -> bool:
     """Return whether other files than those of an environment may reach the node."""
     spec = getattr(source, "pool_spec", None) or getattr(source, "task_spec", None) or {}
-    if getattr(source, "image", DEFAULT_IMAGE) != DEFAULT_IMAGE:
-        return True  # an image has modules, too
+    if not _PLAIN_IMAGE.fullmatch(str(getattr(source, "image", DEFAULT_IMAGE))):
+        return True  # an image may have modules, too
     if not hasattr(source, "environment") or source.resource_buckets or not isinstance(spec, Mapping):
         return True
     return bool({"resource_buckets", "resourceBuckets", "advancedResourceBuckets"} & spec.keys())

@@ -49,6 +49,7 @@ REFUSED = {
     "on the pool of an operator": """
     uses.override(qarnot_pool=QarnotCreatePoolOperator(task_id="open", instance_count=1).output)()
 """,
+    "in another image of Python": """uses.override(image="python:3.13-slim")()""",
 }
 ACCEPTED = {
     "with an environment": "uses.override(environment=SHIPS)()",

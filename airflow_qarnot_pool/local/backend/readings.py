@@ -90,7 +90,9 @@ class Readings:
 #: The readings of a local Qarnot that is given no others.
 DEFAULT_READINGS = Readings()
 #: Rows that no reading simulates: measurements, words, and numbers with other settings.
-NOT_SIMULATED = frozenset({"search-cap", "search-lag", "page-tokens", "other-states", "error-codes"})
+NOT_SIMULATED = frozenset(
+    {"search-cap", "search-lag", "page-tokens", "other-states", "error-codes", "instances-in-search"}
+)
 
 
 def read_answers(text: str) -> dict[str, str]:
