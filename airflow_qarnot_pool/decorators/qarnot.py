@@ -22,6 +22,7 @@ from airflow_qarnot_pool.environments.specification import (
     check_files,
     folder_of,
     is_beside,
+    missing_imports,
 )
 from airflow_qarnot_pool.environments.storage import EnvironmentStorage, archive_in
 from airflow_qarnot_pool.exceptions import QarnotPoolEndedError, QarnotTaskFailedError
@@ -507,6 +508,14 @@ def _refuse_unshipped(function: FunctionSource, folder: Path, sources: Iterable[
             "has nodes of its own",
             field="environment",
         )
+    for environment in filter(None, environments):
+        for file, module in missing_imports(environment, folder):
+            if not any(one.ships(module) for one in environments if one):
+                raise QarnotInvalidSpecError(
+                    f"environment.modules brings {file}, which imports {module!r}. That is beside the DAG file and "
+                    f"does not reach the node. Add {module!r} to the modules",
+                    field="environment.modules",
+                )
 
 
 def _brings_other_files(source: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib.util
 import inspect
@@ -11,6 +12,8 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -31,6 +34,8 @@ _PYTHON = re.compile(r"3\.([89]|[1-9][0-9])")
 _ARCHIVE = re.compile(re.escape(PREFIX) + r"3\.[0-9]+-[0-9a-f]{32}\.tar\.gz")
 #: Variables that choose the index, of uv and of pip.
 _INDEX_VARIABLE = re.compile(r"(UV|PIP)_(((DEFAULT|EXTRA)_)?INDEX(_URL|_STRATEGY)?|FIND_LINKS|NO_INDEX)")
+#: Maximum number of files of a module that are searched for imports when a DAG is parsed.
+_MAX_SEARCHED_FILES = 200
 _FOREIGN_OPTIONS = ("-r", "--requirement", "-c", "--constraint", "-e", "--editable")
 
 
@@ -164,6 +169,39 @@ def is_beside(module: str, folder: Path) -> bool:
     if module in sys.stdlib_module_names:
         return False
     return (folder / f"{module}.py").is_file() or (folder / module / "__init__.py").is_file()
+
+
+def missing_imports(environment: QarnotEnvironment, folder: Path) -> Iterator[tuple[str, str]]:
+    """Yield the modules beside the DAG file that a module of *environment* imports, and that it does not bring.
+
+    Only imports at the level of the module count, because others may never run on a node.
+
+    :param folder: folder of the DAG file.
+    :return: the file, and the module that it imports.
+    """
+    for name in environment.modules:
+        path = find_module(name, folder)
+        if path is None or not path.is_relative_to(folder):
+            continue
+        for file in islice(sorted(path.rglob("*.py")) if path.is_dir() else [path], _MAX_SEARCHED_FILES):
+            for module in _imports_of(file, file.stat().st_mtime_ns):
+                if is_beside(module, folder) and not environment.ships(module):
+                    yield file.relative_to(folder).as_posix(), module
+
+
+@lru_cache(maxsize=1024)
+def _imports_of(file: Path, _changed: int) -> tuple[str, ...]:
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return ()  # the node tells it
+    names = [alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names]
+    names += [
+        node.module
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level
+    ]
+    return tuple(dict.fromkeys(name.partition(".")[0] for name in names))
 
 
 def find_module(name: str, folder: Path) -> Path | None:

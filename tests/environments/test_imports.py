@@ -83,13 +83,43 @@ MAPPED = {
 }
 
 
-def parse(folder: Path, text: str, mapping: str | None = None) -> Any:
+#: Source of a module that is shipped, the modules of the environment, and whether one is missing.
+IMPORTS_OF_SHIPPED: dict[str, tuple[str, list[str], bool]] = {
+    "import": ("import rates", ["helpers"], True),
+    "import from": ("from rates import x", ["helpers"], True),
+    "shipped, too": ("import rates", ["helpers", "rates"], False),
+    "in a function": ("def late():\n    import rates", ["helpers"], False),
+    "of an installed module": ("import json, no_such_module", ["helpers"], False),
+}
+
+
+@pytest.mark.parametrize(
+    ("source", "modules", "is_missing"), IMPORTS_OF_SHIPPED.values(), ids=IMPORTS_OF_SHIPPED
+)
+def test_what_a_shipped_module_imports_must_be_shipped_too(
+    tmp_path: Path, source: str, modules: list[str], is_missing: bool
+) -> None:
+    (tmp_path / "rates.py").write_text("")
+    text = f"""
+    with QarnotPoolGroup("g", instance_count=1, environment={{"modules": {modules!r}}}):
+        uses()
+"""
+    if is_missing:
+        with pytest.raises(
+            QarnotInvalidSpecError, match=r"brings helpers/__init__\.py, which imports 'rates'.* Add 'rates'"
+        ):
+            parse(tmp_path, text, helpers=source)
+    else:
+        parse(tmp_path, text, helpers=source)
+
+
+def parse(folder: Path, text: str, mapping: str | None = None, helpers: str = "") -> Any:
     if mapping is not None:
         text = re.sub(r"uses(\.override\(.*\))?\(\)", lambda match: f"maps{match[1] or ''}{mapping}", text)
     (folder / "sub").mkdir()
     (folder / "sub" / "other.py").write_text("")
     (folder / "helpers").mkdir()
-    (folder / "helpers" / "__init__.py").write_text("")
+    (folder / "helpers" / "__init__.py").write_text(helpers)
     (folder / "optional_module.py").write_text("")
     (folder / "json.py").write_text("")
     file = folder / "imports_dag.py"
