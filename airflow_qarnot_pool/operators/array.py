@@ -91,7 +91,10 @@ class QarnotRunArrayOperator(ArrayOperator):
         commands = reveal_secrets(parse_rendered(commands))
         if isinstance(commands, (str, bytes)) or not isinstance(commands, Sequence):
             raise QarnotInvalidSpecError(
-                f"commands must be a list of commands, got {type(commands).__name__}",
+                # Anything but text may have a secret in it.
+                f"commands must be a list of commands, got {commands!r}"[:200]
+                if isinstance(commands, str)
+                else f"commands must be a list of commands, got {type(commands).__name__}",
                 field="commands",
                 remedy="Give a list, even for a single command.",
             )

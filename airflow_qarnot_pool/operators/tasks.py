@@ -487,11 +487,12 @@ class QarnotRunTasksOperator(TaskOperator):
 
         values, pool = self._given_now(), pool or self._pool_uuid()
         specs = self._specs(self.commands, values, pool)
+        has_limit = self._costs.parameters is not None  # refuses what is no limit
         work = self._work or self._own(context)
         self._make_known(context, work.identity, pool, resumed=bool(progress))
         if pool:
             self._costs.watch(context, pool)
-        elif self._costs.limit(context, "") is not None:
+        elif has_limit:
             raise QarnotInvalidSpecError(
                 "max_cost and max_run_cost are limits of a pool, and there is none",
                 field="max_cost",

@@ -180,7 +180,9 @@ def test_a_qarnot_task_that_is_being_deleted_ends_its_wait_at_once(
                 resume(make, deferred, context)
         else:
             with (
-                mock.patch.object(QarnotRunTaskOperator, "_still_waiting", lambda self, uuid: delete(uuid)),
+                mock.patch.object(
+                    QarnotRunTaskOperator, "_still_waiting", lambda self, task: delete(task.uuid)
+                ),
                 pytest.raises(QarnotDeletedError, match="before its end was seen"),
             ):
                 run(make)

@@ -155,7 +155,7 @@ def test_an_image_without_gzip_fails_with_its_stderr(pool: str, run_id: str, tmp
 # --- what is refused
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "text": ({"commands": "abc"}, "commands must be a list of commands, got str"),
+    "text": ({"commands": "abc"}, "commands must be a list of commands, got 'abc'"),
     "a mapping": ({"commands": {"a": 1}}, "commands must be a list of commands, got dict"),
     "no command": ({"commands": [{}]}, r"commands\[0\]: command is missing"),
     "an empty command": ({"commands": ["true", []]}, r"commands\[1\]: command is missing"),
