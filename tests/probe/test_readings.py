@@ -73,6 +73,15 @@ def test_a_lag_becomes_a_setting() -> None:
     assert search_limits({"search-lag": "up to 4.25 s", "search-cap": "none up to 7"}) == (None, 4.25)
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [{"search-lag": "up to 1.2.3 s"}, {"search-lag": f"up to {'9' * 400} s"}, {"search-cap": "9" * 5000}],
+    ids=["no number", "a huge lag", "a huge cap"],
+)
+def test_an_odd_lag_or_cap_becomes_no_setting(answer: dict[str, str]) -> None:
+    assert search_limits(answer) == (None, 0.0)
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"rows": []}', '{"rows": {"close-again": 1}}'])
 def test_a_file_without_answers_is_refused(text: str) -> None:
     with pytest.raises(ValueError):

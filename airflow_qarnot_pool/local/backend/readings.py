@@ -107,5 +107,5 @@ def read_answers(text: str) -> dict[str, str]:
 def search_limits(answers: dict[str, str]) -> tuple[int | None, float]:
     """Take the answers about searches out of *answers*. Return the cap and the lag in seconds that they mean."""
     taken = {row: answers.pop(row, "") for row in NOT_SIMULATED}
-    cap, lag = taken["search-cap"], re.fullmatch(r"up to ([0-9.]+) s", taken["search-lag"])
-    return int(cap) if cap.isdecimal() else None, float(lag[1]) if lag else 0.0
+    cap, lag = taken["search-cap"], re.fullmatch(r"up to (\d{1,6}(?:\.\d{1,6})?) s", taken["search-lag"])
+    return int(cap) if re.fullmatch("[0-9]{1,9}", cap) else None, float(lag[1]) if lag else 0.0
