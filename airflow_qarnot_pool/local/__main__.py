@@ -151,13 +151,13 @@ def main() -> int:
     if arguments.host not in LOOPBACK:
         parser.error(f"--host must be a loopback address ({', '.join(LOOPBACK)}): commands run unconfined")
     readings, cap, lag = _readings(arguments, parser)
+    preemption = _preemption(arguments, parser)
+    if arguments.rate_limit is not None and not 0 < arguments.rate_limit < float("inf"):
+        parser.error(f"--rate-limit must be a number above 0, got {arguments.rate_limit}")
     try:
         state = State(arguments.state_dir, VERSION) if arguments.state_dir else None
     except StateError as error:
         sys.exit(str(error))
-    preemption = _preemption(arguments, parser)
-    if arguments.rate_limit is not None and not 0 < arguments.rate_limit < float("inf"):
-        parser.error(f"--rate-limit must be a number above 0, got {arguments.rate_limit}")
     settings = Settings(
         token=_token(arguments, state),
         email=arguments.email,

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sqlite3
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ import boto3
 import pytest
 
 from airflow_qarnot_pool.local import LocalQarnot
+from airflow_qarnot_pool.local.__main__ import main
 from airflow_qarnot_pool.local.backend import persistence, snapshots
 from airflow_qarnot_pool.local.backend.backend import Backend
 from airflow_qarnot_pool.local.backend.context import Settings
@@ -263,6 +265,19 @@ def test_no_node_is_billed_while_no_server_runs(start: Restarts, monkeypatch: py
     account.advance(BOOT)
     account.advance(50)
     assert account.backend.credits_left() == pytest.approx(left - 0.01, abs=0.0005)
+
+
+def test_a_second_restart_bills_nothing_of_the_first(start: Restarts) -> None:
+    account = start()
+    pool = account.pool(instanceCount=2)
+    account.advance(BOOT * 0.99)
+    assert account.pool_now(pool.uuid)["state"] == "PartiallyExecuting"
+    account = start()
+    cost = account.backend.pools.find(pool.uuid).meter.credits(account.backend.now)
+    account.pool()  # a later time is written, and not this pool
+    account.advance(BOOT / 100)
+    account = start()
+    assert account.backend.pools.find(pool.uuid).meter.credits(account.backend.now) == pytest.approx(cost)
 
 
 def test_the_time_is_written_while_nodes_are_billed(start: Restarts) -> None:
@@ -512,6 +527,10 @@ def with_a_broken_database(place: Path) -> None:
     (place / "state.db").write_bytes(b"no database" * 1000)
 
 
+def with_a_database_that_cannot_be_opened(place: Path) -> None:
+    (place / "state.db").mkdir(parents=True)
+
+
 def that_is_a_file(place: Path) -> None:
     place.touch()
 
@@ -520,6 +539,9 @@ REFUSED: dict[Callable[[Path], None], str] = {
     of_another_version: "has the state of version 1-old, and this local Qarnot reads version 1-new. Remove",
     with_other_files: "has other files (thesis.txt). Choose an empty or a new directory.",
     with_a_broken_database: "has an unreadable state.db: file is not a database. Remove the directory.",
+    with_a_database_that_cannot_be_opened: (
+        "cannot be used: unable to open database file. Make space, and allow access to its state.db."
+    ),
     that_is_a_file: "cannot be used: File exists. Choose another directory.",
 }
 
@@ -533,6 +555,16 @@ def test_a_directory_that_cannot_be_used_is_refused_by_name(
     with pytest.raises(StateError) as refused:
         use(place)
     assert str(refused.value).startswith(f"--state-dir {place} {REFUSED[make]}")
+
+
+def test_an_option_is_refused_before_a_directory_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["local", f"--state-dir={tmp_path}/new", "--rate-limit=0"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "--rate-limit must be a number above 0" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_directory_has_one_server(tmp_path: Path) -> None:

@@ -322,6 +322,8 @@ class Persistence:
         backend.jobs.store.load(job for job, _ in jobs.values())
         backend.tasks.store.load(task for task, _ in tasks.values())
         for owner, row in [*pools.values(), *tasks.values()]:
+            if owner.meter.up:
+                self.note(owner)  # or the next restart would bill its nodes up to then
             _end_billing(owner.meter, ended)
             self._restore_output(owner, row["output"])
         for task, _ in tasks.values():

@@ -66,6 +66,9 @@ class State:
         try:
             self._rows = sqlite3.connect(self.directory / _DATABASE, check_same_thread=False)
             self._open(version)
+        except sqlite3.OperationalError as error:
+            problem = f"cannot be used: {error}. Make space, and allow access to its {_DATABASE}."
+            raise self._error(problem) from error
         except sqlite3.Error as error:
             raise self._error(f"has an unreadable {_DATABASE}: {error}. Remove the directory.") from error
 
