@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from airflow_qarnot_pool.api.client import QarnotClient
+from airflow_qarnot_pool.probe.ledger import TAG
 from airflow_qarnot_pool.probe.sender import Undecided
+
+#: Names of the buckets of all runs. Others may start with the tag too.
+_NAME = re.compile(rf"{TAG}-[0-9a-f]{{8}}-\d+")
 
 
 class Buckets:
@@ -76,7 +81,8 @@ class Buckets:
             return []  # without boto3 there are none
         except Exception as error:
             return [f"The buckets with the prefix {self.prefix} could not be listed: {type(error).__name__}"]
-        return [left for name in names if name.startswith(self.prefix) and (left := self._delete(name))]
+        ours = [name for name in names if name.startswith(self.prefix) and _NAME.fullmatch(name)]
+        return [left for name in ours if (left := self._delete(name))]
 
     def _delete(self, bucket: str) -> str | None:
         try:

@@ -29,6 +29,8 @@ from airflow_qarnot_pool.probe.session import Session
 
 #: Seconds between two polls.
 PAUSE = 3.0
+#: Times to look for objects at the end, if the response to a creation may be lost.
+LOOKS = 5
 DEFAULT_URL = "https://api.qarnot.com"
 #: Exit code after a signal, as of a shell after SIGINT.
 STOPPED = 130
@@ -81,7 +83,6 @@ def probe(client: QarnotClient, token: str, options: Any) -> int:
     print(f"The tag of everything that this run creates is {session.ledger.tag}", flush=True)
     findings: list[Finding] = []
     started = datetime.now(UTC)
-    left: list[str] = []
     was_stopped = False
     with _Signals() as signals:
         try:
@@ -93,9 +94,12 @@ def probe(client: QarnotClient, token: str, options: Any) -> int:
             was_stopped = True
             print("Stopped. Deleting everything that was created ...", flush=True)
         finally:
-            session.report_costs()
-            left = clean_up(client.transport, session.ledger.tag, session.ledger.objects, pause=PAUSE)
+            with suppress(Exception):  # nothing may stop the clean-up
+                session.report_costs()
+            ledger, looks = session.ledger, LOOKS if was_stopped or session.lost else 1
+            left = clean_up(client.transport, ledger.tag, ledger.objects, looks=looks, pause=PAUSE)
             left += session.storage.clean_up()
+            code = _report_left(left)
     if not options.only:
         findings += [Finding(row, Verdict.NOT_ASKED, reason=reason) for row, reason in NOT_ASKED.items()]
     order = list(rows)
@@ -107,7 +111,7 @@ def probe(client: QarnotClient, token: str, options: Any) -> int:
     if session.wire.limited:
         print(f"Qarnot answered 429 to {session.wire.limited} requests.")
     print(f"The answers are in {options.answers}.")
-    return _report_left(left) or (STOPPED if was_stopped else 0)
+    return code or (STOPPED if was_stopped else 0)
 
 
 def _check(options: Any) -> list[Experiment]:
@@ -115,9 +119,14 @@ def _check(options: Any) -> list[Experiment]:
     for name in ("max_cost", "max_minutes", "euros_per_node_hour"):
         if not 0 < (value := getattr(options, name)) < float("inf"):
             raise SystemExit(f"--{name.replace('_', '-')} is not a positive number, got {value:g}. Give one.")
-    if not Path(options.answers).absolute().parent.is_dir():
+    answers = Path(options.answers).absolute()
+    if not answers.parent.is_dir():
         raise SystemExit(
             f"--answers is not in a folder that exists, got {options.answers}. Create the folder."
+        )
+    if answers.is_dir() or not os.access(answers.parent, os.W_OK):
+        raise SystemExit(
+            f"--answers is not a file that can be written, got {options.answers}. Choose another."
         )
     return _experiments(options.only)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import secrets
 import time
 from collections.abc import Callable, Iterable
@@ -49,6 +50,7 @@ def clean_up(
     tag: str,
     known: Iterable[tuple[str, str]] = (),
     *,
+    looks: int = 1,
     seconds: float = 300.0,
     pause: float = 2.0,
     sleep: Callable[[float], None] = time.sleep,
@@ -57,16 +59,18 @@ def clean_up(
 
     A creation whose response was lost is found by its tag.
 
+    :param looks: minimum number of times to look, because a list may be late to show such an object.
     :return: a sentence for each object that may be left.
     """
     ends, pending = time.monotonic() + seconds, set(known)
-    while True:
+    for look in itertools.count(1):
         left: list[str] = []
         for kind in KINDS:
             left += _delete_all(transport, kind, tag, pending)
-        if not left or time.monotonic() > ends:
-            return left
+        if (not left and look >= looks) or time.monotonic() > ends:
+            break
         sleep(pause)
+    return left
 
 
 def _delete_all(transport: Transport, kind: str, tag: str, pending: set[tuple[str, str]]) -> list[str]:

@@ -66,7 +66,7 @@ def write_answers(path: Path, document: Mapping[str, Any]) -> None:
     """Replace the file in one step. It is never half written."""
     with NamedTemporaryFile("w", dir=path.absolute().parent, prefix=f".{path.name}.", delete=False) as draft:
         try:
-            json.dump(document, draft, indent=2, ensure_ascii=False)
+            json.dump(document, draft, indent=2)
             draft.write("\n")
             draft.flush()
             os.fsync(draft.fileno())

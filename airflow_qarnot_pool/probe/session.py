@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from airflow_qarnot_pool.api.client import QarnotClient
-from airflow_qarnot_pool.api.errors import QarnotError
+from airflow_qarnot_pool.api.errors import QarnotError, QarnotProtocolError
+from airflow_qarnot_pool.api.resource import parse_credits
 from airflow_qarnot_pool.probe.buckets import Buckets
 from airflow_qarnot_pool.probe.budget import NodeMeter, RunBudget
 from airflow_qarnot_pool.probe.ledger import Ledger
@@ -65,6 +66,8 @@ class Session:
         #: Bucket with the resources of the shared pool, and the seconds that its node took to boot.
         self.resources: str | None = None
         self.booted_after: float | None = None
+        #: Number of creations whose response was lost.
+        self.lost = 0
         self.pause, self.clock, self.sleep = pause, clock, sleep
         self._profile, self._image, self._boot_seconds = profile, image, boot_seconds
         self._ends = float("inf")
@@ -111,9 +114,10 @@ class Session:
         for uuid, meter in self.budget.meters.items():
             if meter.counted:
                 answer = self._try("GET", f"/credits/v1/pools/{uuid}/credits")
-                euros = answer.field("credits") if answer is not None and answer.ok else None
-                if isinstance(euros, (int, float)):
-                    self.budget.reported[uuid] = max(float(euros), self.budget.reported.get(uuid, 0.0))
+                if answer is not None and answer.ok and isinstance(answer.data, dict):
+                    with suppress(QarnotProtocolError):  # the estimate counts
+                        euros = parse_credits(answer.data)
+                        self.budget.reported[uuid] = max(euros, self.budget.reported.get(uuid, 0.0))
 
     def _try(self, method: str, path: str) -> Answer | None:
         """Send a request once, whatever the limits are. None if it fails."""
@@ -156,6 +160,7 @@ class Session:
         try:
             answer = self.send("POST", f"/{kind}", body)
         except Disturbed:
+            self.lost += 1
             if nodes:
                 self._end_lost_pools(nodes)
             raise
@@ -166,14 +171,15 @@ class Session:
     def _end_lost_pools(self, nodes: int) -> None:
         """Delete the pool of a lost creation. If it is not found now, its nodes count as up until the end."""
         listed = self._try("GET", f"/pools?tag={self.ledger.tag}")
-        if listed is None or not isinstance(listed.data, list):
-            self.budget.meters[f"lost {len(self.budget.meters)}"] = NodeMeter(nodes, self.clock(), is_up=True)
-            return
-        for pool in listed.data:
-            uuid = str(pool.get("uuid"))
-            if ("pools", uuid) not in self.ledger.objects:
-                self.ledger.record("pools", uuid)
-                self.drop("pools", uuid)
+        pools = listed.data if listed is not None and isinstance(listed.data, list) else []
+        uuids = {str(pool.get("uuid")) for pool in pools if isinstance(pool, dict)}
+        known = self.budget.meters.keys() | {uuid for _, uuid in self.ledger.objects}
+        lost = uuids - known
+        for uuid in lost or [f"lost {len(self.budget.meters)}"]:
+            self.budget.meters[uuid] = NodeMeter(nodes, self.clock(), is_up=True)
+        for uuid in lost:
+            self.ledger.record("pools", uuid)
+            self.drop("pools", uuid)
 
     def body(self, kind: str, **fields: Any) -> dict[str, Any]:
         """Return the body of a creation."""

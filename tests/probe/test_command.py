@@ -10,13 +10,16 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.probe import command
+from airflow_qarnot_pool.probe.buckets import Buckets
 from airflow_qarnot_pool.probe.ledger import TAG, clean_up
+from airflow_qarnot_pool.probe.session import Session
 from tests.probe.conftest import PAUSE, MakeSession
 
 #: Rows that are asked in a moment.
@@ -79,6 +82,7 @@ def test_airflows_command_uses_a_connection(
         (["--max-cost", "nan"], "--max-cost is not a positive number, got nan"),
         (["--max-minutes", "0"], "--max-minutes is not a positive number, got 0"),
         (["--answers", "nowhere/answers.json"], "--answers is not in a folder that exists"),
+        (["--answers", "."], "--answers is not a file that can be written, got \\."),
         (["--only", "body-sizes"], "body-sizes is not asked: the limit"),
         (["--only", "no-such-row"], "without an experiment, got no-such-row. Give some of"),
     ],
@@ -107,6 +111,38 @@ def test_an_error_of_an_experiment_cleans_up(
     with pytest.raises(RuntimeError, match="terminal"):
         command.main(["--only", QUICK, "--answers", str(tmp_path / "answers.json")])
     assert _left(asked) == []
+
+
+def test_nothing_stops_the_clean_up_and_what_is_left_is_named(
+    asked: LocalQarnot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(session: object) -> None:
+        raise OverflowError("of the costs")
+
+    monkeypatch.setattr(Session, "report_costs", fail)
+    monkeypatch.setattr(Buckets, "clean_up", lambda buckets: ["The bucket b could not be deleted"])
+    with pytest.raises(OverflowError, match="of the costs"):
+        command.main(["--only", QUICK, "--answers", str(tmp_path / "answers.json")])
+    assert _left(asked) == []
+    assert "The bucket b could not be deleted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("is_lost", [True, False])
+def test_the_clean_up_looks_again_after_a_lost_creation(
+    asked: LocalQarnot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_lost: bool
+) -> None:
+    looks: list[int] = []
+
+    def record(*given: Any, **options: Any) -> list[str]:
+        looks.append(options["looks"])
+        return clean_up(*given, **options)
+
+    monkeypatch.setattr(command, "clean_up", record)
+    if is_lost:
+        asked.faults([{"kind": "lost", "method": "POST", "path": "^/pools$", "times": 1}])
+    words = ["--only", "scheduling-spelling", "--answers", str(tmp_path / "answers.json")]
+    assert command.main(words) == 0
+    assert looks == [command.LOOKS if is_lost else 1]
 
 
 @pytest.fixture

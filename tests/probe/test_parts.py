@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from airflow_qarnot_pool.api.errors import QarnotCredentialsError
+from airflow_qarnot_pool.probe.buckets import Buckets
 from airflow_qarnot_pool.probe.budget import LimitReached, NodeMeter, RunBudget
+from airflow_qarnot_pool.probe.ledger import TAG, clean_up
 from airflow_qarnot_pool.probe.report import summary, table, write_answers
 from airflow_qarnot_pool.probe.rows import Assumption
 from airflow_qarnot_pool.probe.runner import Finding, Verdict
 from airflow_qarnot_pool.probe.sender import Answer, Disturbed, Undecided, read_answer
+from airflow_qarnot_pool.probe.session import Session
 
 JSON, HTML, TEXT = "application/json", "text/html", "text/plain"
 
@@ -69,6 +73,72 @@ def test_late_costs_do_not_hide_the_limit() -> None:
         budget.check(1.0)
 
 
+def _session(answer: Any) -> Session:
+    """A session whose clock stands still, and whose requests get one response."""
+    client: Any = SimpleNamespace(transport=None)
+    session = Session(client, RunBudget(1.0, 3.6, ends_at=100.0), "token", clock=lambda: 0.0)
+    setattr(session.wire, "send", answer)  # noqa: B010
+    return session
+
+
+@pytest.mark.parametrize("euros", [float("nan"), 10**999, "1"], ids=["NaN", "huge", "text"])
+def test_a_cost_that_is_no_number_does_not_hide_the_limit(euros: Any) -> None:
+    session = _session(lambda *request: Answer(200, {"credits": euros}))
+    session.budget.meters["p"] = NodeMeter(1, seen_at=0.0, is_up=True, counted=2000.0)
+    session.report_costs()
+    with pytest.raises(LimitReached):
+        session.check()
+
+
+def test_a_pool_whose_creation_is_lost_counts_until_it_is_found() -> None:
+    shown = [{"uuid": "earlier"}]  # it is being deleted
+
+    def answer(method: str, *request: Any, **options: Any) -> Answer:
+        if method == "POST":
+            raise Disturbed("the response is lost")
+        return Answer(200, shown)
+
+    session = _session(answer)
+    session.budget.meters["earlier"] = NodeMeter(1, seen_at=0.0)
+    for expected in (60.0, 60.0):
+        with pytest.raises(Disturbed):
+            session.create("pools", instanceCount=1)
+        assert session.budget.node_seconds(60.0) == expected
+        shown.append({"uuid": "late"})
+    assert session.ledger.objects == set()  # it was found, and deleted
+    assert session.lost == 2
+
+
+@pytest.mark.parametrize(("looks", "is_deleted"), [(1, False), (3, True)])
+def test_a_clean_up_may_look_again_for_an_object_that_is_listed_late(looks: int, is_deleted: bool) -> None:
+    lists = iter([[], [], [{"uuid": "late"}]])
+    deleted: list[str] = []
+
+    def request(method: str, path: str, **options: Any) -> Any:
+        if method == "DELETE":
+            return deleted.append(path)
+        return next(lists, []) if path == "/pools" else []
+
+    transport: Any = SimpleNamespace(request=request)
+    assert clean_up(transport, TAG, looks=looks, sleep=lambda seconds: None) == []
+    assert deleted == (["/pools/late"] if is_deleted else [])
+
+
+def test_only_buckets_of_runs_are_deleted() -> None:
+    names = ["airflow-qarnot-probe-0123abcd-1", "airflow-qarnot-probe-results", "airflow-qarnot-probe"]
+    deleted: list[str] = []
+    s3 = SimpleNamespace(
+        list_buckets=lambda: {"Buckets": [{"Name": name} for name in names]},
+        list_objects_v2=lambda Bucket: {},
+        delete_bucket=lambda Bucket: deleted.append(Bucket),
+    )
+    for prefix in (TAG, f"{TAG}-0123abcd", f"{TAG}-4567abcd"):
+        buckets = Buckets(SimpleNamespace(), "token", prefix)  # type: ignore[arg-type]
+        buckets._s3 = s3
+        assert buckets.clean_up() == []
+    assert deleted == names[:1] * 2
+
+
 def test_the_time_of_a_run_is_limited() -> None:
     with pytest.raises(LimitReached, match="time"):
         RunBudget(1.0, 1.0, ends_at=10.0).check(11.0)
@@ -104,6 +174,9 @@ def test_the_file_is_replaced_in_one_step(tmp_path: Path) -> None:
     path = tmp_path / "answers.json"
     write_answers(path, {"rows": {"one": FINDINGS[0].to_json()}})
     before = path.read_text()
+    write_answers(path, {"text": "é\ud800"})  # what a service may send
+    assert json.loads(path.read_bytes()) == {"text": "é\ud800"}
+    write_answers(path, json.loads(before))
     assert json.loads(before)["rows"]["one"]["answer"] == "400"
     with pytest.raises(TypeError):
         write_answers(path, {"rows": object()})
