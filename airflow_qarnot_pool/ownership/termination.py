@@ -8,7 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from airflow_qarnot_pool.api import filters
-from airflow_qarnot_pool.api.errors import QarnotNotFoundError, QarnotRefusedError, QarnotUnavailableError
+from airflow_qarnot_pool.api.errors import (
+    QarnotError,
+    QarnotNotFoundError,
+    QarnotRefusedError,
+    QarnotUnavailableError,
+)
 from airflow_qarnot_pool.ownership.decisions import RemoteSnapshot
 from airflow_qarnot_pool.ownership.identity import LINEAGE_TAG, OWNER_TAG, TaskInstanceIdentity, is_ending
 from airflow_qarnot_pool.waiting.conditions import NOUNS
@@ -91,8 +96,22 @@ def _end_tagged(
     if identity is not None and any(RemoteSnapshot.of(remote).is_later_than(identity) for remote in tagged):
         return None
     live = [remote.uuid for remote in tagged if not is_ending(remote)]
+    if identity is not None and live and _is_of_a_later_try(resource, live[0], identity, within):
+        return None
     end_all(resource, live, None if within is None else within - (time.monotonic() - started))
     return live
+
+
+def _is_of_a_later_try(
+    resource: PoolResource | TaskResource, uuid: str, identity: TaskInstanceIdentity, within: float | None
+) -> bool:
+    """Read one object, because a search may be late. A later try adopts all of them."""
+    if within is not None and identity.try_number > identity.max_tries:
+        return False  # a kill has little time, and only a clear could have started a later try
+    try:
+        return RemoteSnapshot.of(resource.get(uuid)).is_later_than(identity)
+    except QarnotError:
+        return False
 
 
 def end_all(resource: PoolResource | TaskResource, uuids: Sequence[str], within: float | None = None) -> None:

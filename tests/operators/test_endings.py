@@ -413,6 +413,24 @@ def test_a_process_that_resumes_beside_a_later_try_makes_and_ends_nothing(
     assert ended(client, ti.run_id) == [False]
 
 
+def test_a_process_that_fails_beside_a_later_try_ends_nothing_though_searches_are_late(
+    qarnot: LocalQarnot, client: QarnotClient, tries: Callable[..., FakeTI]
+) -> None:
+    """It stood still before its claim, and a search does not show yet that a later try has the pool."""
+    make = partial(pool_of_its_own, task_id="create", deferrable=True)
+    defer(make, ti := tries(make, 1))
+    qarnot.lag_searches(1000)
+    try:
+        defer(make, tries(make, 3))
+        operator = make(wait_timeout="{{ params.it }}")
+        operator.wait_timeout = "soon"
+        with pytest.raises(QarnotInvalidSpecError, match="wait_timeout"):
+            operator.execute(context_of(operator, tries(make, 2)))
+    finally:
+        qarnot.lag_searches(0)
+    assert ended(client, ti.run_id) == [False]
+
+
 @KINDS
 def test_a_new_run_of_the_same_id_ends_what_a_deleted_one_left_whatever_its_tries(
     qarnot: LocalQarnot, client: QarnotClient, make: Any, tries: Callable[..., FakeTI]
