@@ -176,7 +176,7 @@ def _report_left(left: Sequence[str]) -> int:
 
 
 class _Signals:
-    """Raise Stopped on the first SIGINT or SIGTERM. Ignore later ones, because the clean-up must finish."""
+    """Raise Stopped on the first SIGINT, SIGTERM or SIGHUP. Ignore later ones, because the clean-up must finish."""
 
     def __init__(self) -> None:
         self.are_ignored = False
@@ -184,7 +184,10 @@ class _Signals:
 
     def __enter__(self) -> Self:
         with suppress(ValueError):  # not the main thread, which alone gets signals
-            for number in (signal.SIGINT, signal.SIGTERM):
+            numbers = [signal.SIGINT, signal.SIGTERM]
+            if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as after nohup
+                numbers.append(signal.SIGHUP)
+            for number in numbers:
                 self._before[number] = signal.signal(number, self._stop)
         return self
 

@@ -26,7 +26,8 @@ from tests.probe.conftest import PAUSE, MakeSession
 QUICK = "pool-name-taken,scheduling-spelling"
 #: `python -m airflow_qarnot_pool.probe`, with shorter waits.
 PROGRAM = f"""
-import sys
+import signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from airflow_qarnot_pool.probe import command
 command.PAUSE = {PAUSE}
 sys.exit(command.main())
@@ -173,7 +174,7 @@ def _await_pool(asked: LocalQarnot, process: subprocess.Popen[str]) -> None:
         assert process.poll() is None
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_cleans_up(
     asked: LocalQarnot, running: subprocess.Popen[str], tmp_path: Path, number: int
 ) -> None:
