@@ -37,7 +37,7 @@ from airflow_qarnot_pool.local.http.rate_limit import RateLimit
 from airflow_qarnot_pool.local.processes.runner import Runner
 from airflow_qarnot_pool.local.processes.state import State
 from airflow_qarnot_pool.local.processes.storage import Storage
-from airflow_qarnot_pool.local.schemas.addresses import Addresses
+from airflow_qarnot_pool.local.schemas.addresses import Addresses, url_of
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -102,10 +102,6 @@ def _listen(host: str, port: int) -> socket.socket:
     listening.listen(512)
     listening.setblocking(False)
     return listening
-
-
-def _url(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _http_server(backend: Backend, addresses: Addresses) -> _Server:
@@ -191,7 +187,7 @@ async def serve(options: Options) -> int:
     await runner.start()
     backend = Backend(options.settings, runner, storage, scratch)
     addresses = Addresses(listening.getsockname()[1], options.allowed_hosts)
-    backend.url = _url(options.host, addresses.port)
+    backend.url = url_of(options.host, addresses.port)
     if options.state is not None:
         backend.keep(options.state)
     if options.speed != 1.0:

@@ -21,7 +21,7 @@ from airflow_qarnot_pool.local.processes import signatures
 from airflow_qarnot_pool.local.processes.buckets import CHANGING, KeptBuckets
 from airflow_qarnot_pool.local.processes.signatures import S3Request
 from airflow_qarnot_pool.local.processes.state import State
-from airflow_qarnot_pool.local.schemas.addresses import DISCARDED_BYTES, Addresses
+from airflow_qarnot_pool.local.schemas.addresses import DISCARDED_BYTES, Addresses, url_of
 
 if find_spec("moto") is None:
     raise ModuleNotFoundError("No module named 'moto'")
@@ -118,7 +118,7 @@ class Storage:
         self._client: Any = None
         self._server = self._listen(port)
         self._addresses = Addresses(self._server.server_port, allowed_hosts)
-        self.url = f"http://{f'[{host}]' if ':' in host else host}:{self._server.server_port}"
+        self.url = url_of(host, self._server.server_port)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
 
     def _listen(self, port: int) -> Any:

@@ -14,6 +14,11 @@ DISCARDED_BYTES = 1 << 20
 """Maximum number of bytes read from the body of a refused request, so that its client still sees the response."""
 
 
+def url_of(host: str, port: int) -> str:
+    """Return the address of a server, with brackets around an IPv6 host."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 @dataclass(frozen=True, slots=True)
 class Addresses:
     """Addresses under which one port of the server is reached.
