@@ -20,7 +20,7 @@ from airflow_qarnot_pool.operators.bases.task import COMMON_FIELDS, TaskOperator
 from airflow_qarnot_pool.parameters.json_values import json_problem
 from airflow_qarnot_pool.parameters.shell import find_commands, warn_of_shell_characters
 from airflow_qarnot_pool.parameters.templating import PLACEHOLDER, hide_secrets, is_templated, reveal_secrets
-from airflow_qarnot_pool.parameters.validation import parse_rendered
+from airflow_qarnot_pool.parameters.validation import parse_commands
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.command_array import CommandItem
@@ -72,12 +72,14 @@ class QarnotRunArrayOperator(ArrayOperator):
         kwargs["wait_for_completion"], kwargs["instance_count"] = True, None
         super().__init__(**kwargs)
         self._items: list[CommandItem] = []
+        # A rendered command may have braces, too. So the placeholder is for this check only.
+        common = PLACEHOLDER if is_templated(self.command) else self.command
         if not is_templated(commands):
-            self._packed(dict(enumerate(self._items_of(commands))))
+            self._packed(dict(enumerate(self._items_of(commands, common))))
         elif isinstance(commands, (list, tuple)):
             for index, one in enumerate(commands):
-                if not is_templated(one) and not is_templated(self.command):
-                    self._item(index, one)
+                if not is_templated(one):
+                    self._item(index, one, common)
         if isinstance(commands, (list, tuple)):
             self._check_total(len(commands))
             warn_of_shell_characters(self.task_id, find_commands(*commands))
@@ -87,22 +89,14 @@ class QarnotRunArrayOperator(ArrayOperator):
 
     # --- the items
 
-    def _items_of(self, commands: Any) -> list[CommandItem]:
-        commands = reveal_secrets(parse_rendered(commands))
-        if isinstance(commands, (str, bytes)) or not isinstance(commands, Sequence):
-            raise QarnotInvalidSpecError(
-                # Anything but text may have a secret in it.
-                f"commands must be a list of commands, got {commands!r}"[:200]
-                if isinstance(commands, str)
-                else f"commands must be a list of commands, got {type(commands).__name__}",
-                field="commands",
-                remedy="Give a list, even for a single command.",
-            )
-        return [self._item(index, one) for index, one in enumerate(commands)]
+    def _items_of(self, commands: Any, common: Any) -> list[CommandItem]:
+        given = reveal_secrets(parse_commands(commands))
+        return [self._item(index, one, common) for index, one in enumerate(given)]
 
-    def _item(self, index: int, one: Any) -> CommandItem:
+    def _item(self, index: int, one: Any, common: Any) -> CommandItem:
+        """Return an item, whose command is *common* unless it has its own."""
         given = dict(one) if isinstance(one, Mapping) else {"command": one}
-        command = given.pop("command", None) or self.command
+        command = given.pop("command", None) or common
         constants = given.pop("constants", None) or {}
         if given:
             name = str(min(given, key=str))
@@ -126,7 +120,7 @@ class QarnotRunArrayOperator(ArrayOperator):
             )
         try:
             constants = as_constants(constants)
-            words = [PLACEHOLDER] if is_templated(command) else command_array.split_command(command)
+            words = command_array.split_command(command)
         except Refusal as refusal:
             raise self._refused(index, f"constants {refusal.problem}", refusal.remedy) from None
         except ValueError as error:
@@ -173,7 +167,7 @@ class QarnotRunArrayOperator(ArrayOperator):
         return command_array.as_constants(command_array.ITEMS, packed)
 
     def _count_items(self) -> int:
-        self._items = self._items_of(self.commands)
+        self._items = self._items_of(self.commands, self.command)
         return len(self._items)
 
     # --- submit a round

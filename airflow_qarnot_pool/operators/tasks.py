@@ -51,6 +51,7 @@ from airflow_qarnot_pool.parameters.templating import (
 )
 from airflow_qarnot_pool.parameters.validation import (
     has_values,
+    parse_commands,
     parse_rendered,
     reject_empty,
     secret_constants,
@@ -241,18 +242,8 @@ class QarnotRunTasksOperator(TaskOperator):
     # --- what to run
 
     def _specs(self, commands: Any, values: Mapping[str, Any], pool: str | None) -> list[TaskSpec]:
-        commands = parse_rendered(commands)
-        if isinstance(commands, (str, Mapping)) or not isinstance(commands, Iterable):
-            raise QarnotInvalidSpecError(
-                # Anything but text may have a secret in it.
-                f"commands must be a list of commands, got {commands!r}"[:200]
-                if isinstance(commands, str)
-                else f"commands must be a list of commands, got {type(commands).__name__}",
-                field="commands",
-                remedy="Give a list, even for a single command.",
-            )
         specs = []
-        for index, one in enumerate(commands):
+        for index, one in enumerate(parse_commands(commands)):
             own = dict(reveal_secrets(one)) if isinstance(one, Mapping) else {"command": one}
             try:
                 specs.append(self._spec(self._merged(values, own, index), pool))

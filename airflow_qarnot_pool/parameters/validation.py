@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from configparser import ConfigParser
 from datetime import timedelta
 from functools import partial
@@ -100,6 +100,20 @@ def parse_rendered(value: Any) -> Any:
     if not isinstance(value, str) or is_templated(value):
         return value
     return parse_literal(value)
+
+
+def parse_commands(commands: Any) -> Sequence[Any]:
+    """Return the list of ``commands``, which a template may have rendered as text. Refuse anything else."""
+    commands = parse_rendered(commands)
+    if isinstance(commands, Sequence) and not isinstance(commands, (str, bytes)):
+        return commands
+    # Anything but text may have a secret in it.
+    got = repr(commands) if isinstance(commands, str) else type(commands).__name__
+    raise QarnotInvalidSpecError(
+        f"commands must be a list of commands, got {got}"[:200],
+        field="commands",
+        remedy="Give a list, even for a single command.",
+    )
 
 
 def secret_constants(constants: Any) -> dict[str, str]:

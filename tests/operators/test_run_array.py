@@ -30,6 +30,9 @@ case $QARNOT_ITEM in
 esac
 echo $((N * N)) > "$QARNOT_RETURN_FILE"'"""
 
+#: Writes its last word.
+WRITES = ["sh", "-c", 'printf %s "$1" > "$QARNOT_RETURN_FILE"', "sh", '"{% common %}"']
+
 
 def executions(folder: Path) -> dict[int, int]:
     return {int(one.name): len(one.read_text()) for one in folder.iterdir() if one.name.isdigit()}
@@ -98,6 +101,20 @@ def test_the_same_commands_give_the_same_values_as_in_qarnot_tasks(pool: str, ru
     tasks = partial(QarnotRunTasksOperator, task_id="tasks", commands=commands, **more)
     found = run(tasks, FakeTI(run_id=f"{run_id}-tasks"))
     assert [one["value"] for one in found["results"]] == values
+
+
+def test_rendered_commands_with_braces_run_as_they_are(pool: str, run_id: str) -> None:
+    """Text that a template has rendered is no template, whatever is in it."""
+
+    def make() -> Any:
+        operator = array(
+            qarnot_pool=pool, command="{{ it }}", commands="{{ it }}", task_spec={"return_file": True}
+        )
+        operator.command = WRITES
+        operator.commands = [[*WRITES[:-1], '"{{ own }}"'], {}]
+        return operator
+
+    assert run(make, FakeTI(run_id=run_id)) == ["{{ own }}", "{% common %}"]
 
 
 def test_without_values_the_result_counts_the_commands(pool: str, run_id: str) -> None:
