@@ -99,7 +99,8 @@ def runner(nonce: str, size: int) -> dict[str, str]:
     """Return the constant with the script that runs the chunk of an instance.
 
     A report is ``<item>.<exit code>.<kind>.<value>``. All are printed once more at the end, with ``end.<instance>``
-    after them. The script contains no ${...}, which Qarnot would replace.
+    after them. The script contains no ${...}, which Qarnot would replace. Each item writes its value to a file of its
+    own, because an earlier item may have left a process that still writes.
 
     :param size: number of items in a chunk.
     """
@@ -116,10 +117,10 @@ _qk=$((_qk-1))
 unset {ITEMS}$_qk
 done
 unset {SCRIPT} {ITEMS}PARTS
-_qk=0 _qbad=0 _qused=0 _qf="$_qd/value.json"
+_qk=0 _qbad=0 _qused=0
 for _qi in $_qnumbers; do
 if [ $((_qk/{size})) -eq $((INSTANCE_ID)) ]; then
-rm -f "$_qf"
+_qf="$_qd/$_qi.json"
 (export {ITEM}=$_qi {RETURN_FILE}="$_qf"; _qitem $_qi) < /dev/null
 _qc=$?
 _qv=none.
@@ -130,6 +131,7 @@ _qused=$_qn
 _qv=json.$(base64 < "$_qf" | tr -d '\\n' | tr '/+' '_-')
 else _qv=long.; fi
 fi
+rm -f "$_qf"
 case "$_qfine" in *" $_qc "*) ;; *) _qbad=1; echo "Item $_qi exited with code $_qc" >&2;; esac
 printf '\\n{report}%s.%s.%s\\n' $_qi $_qc $_qv
 echo "{report}$_qi.$_qc.$_qv" >> "$_qd/reports"

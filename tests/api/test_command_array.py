@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -90,6 +91,17 @@ def test_values_beyond_the_limit_of_an_instance_are_reported_as_such(shell: str)
 
     output = ran(shell, {0: writes(600_000), 1: writes(600_000), 2: writes(400_000)})
     assert [line[:9] for line in reports(output)][:3] == ["0.0.json.", "1.0.long.", "2.0.json."]
+
+
+@SHELLS
+def test_a_process_that_an_item_left_behind_does_not_write_the_value_of_the_next(
+    shell: str, tmp_path: Path
+) -> None:
+    leaves = f"""sh -c 'until [ -e "{tmp_path}/next" ]; do sleep 0.01; done; echo 1 > $QARNOT_RETURN_FILE
+touch "{tmp_path}/written"' > /dev/null 2>&1 &"""
+    waits = f"""touch "{tmp_path}/next"; until [ -e "{tmp_path}/written" ]; do sleep 0.01; done"""
+    output = ran(shell, {0: item("sh", "-c", leaves), 1: item("sh", "-c", waits)})
+    assert reports(output)[:2] == ["0.0.none.", "1.0.none."]
 
 
 @SHELLS
