@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -179,13 +179,18 @@ def missing_imports(environment: QarnotEnvironment, folder: Path) -> Iterator[tu
     :param folder: folder of the DAG file.
     :return: the file, and the module that it imports.
     """
+
+    @cache  # many files import the same
+    def is_missing(module: str) -> bool:
+        return is_beside(module, folder) and not environment.ships(module)
+
     for name in environment.modules:
         path = find_module(name, folder)
         if path is None or not path.is_relative_to(folder):
             continue
         for file in islice(sorted(path.rglob("*.py")) if path.is_dir() else [path], _MAX_SEARCHED_FILES):
-            for module in _imports_of(file, file.stat().st_mtime_ns):
-                if is_beside(module, folder) and not environment.ships(module):
+            for module in _imports_of(file, file.stat().st_mtime_ns) if file.is_file() else ():
+                if is_missing(module):
                     yield file.relative_to(folder).as_posix(), module
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
+from airflow_qarnot_pool.environments.specification import QarnotEnvironment, missing_imports
 
 HEAD = """
 from airflow.sdk import DAG, task
@@ -111,6 +112,17 @@ def test_what_a_shipped_module_imports_must_be_shipped_too(
             parse(tmp_path, text, helpers=source)
     else:
         parse(tmp_path, text, helpers=source)
+
+
+def test_a_link_to_nothing_is_no_module(tmp_path: Path) -> None:
+    """Editors leave such locks beside a file that they edit."""
+    package = tmp_path / "lib"
+    package.mkdir()
+    (package / "__init__.py").write_text("import rates")
+    (package / ".#__init__.py").symlink_to("nothing")
+    (tmp_path / "rates.py").write_text("")
+    found = list(missing_imports(QarnotEnvironment(modules=["lib"]), tmp_path))
+    assert found == [("lib/__init__.py", "rates")]
 
 
 def parse(folder: Path, text: str, mapping: str | None = None, helpers: str = "") -> Any:
