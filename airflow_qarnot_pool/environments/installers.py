@@ -22,6 +22,8 @@ _UNREACHABLE = re.compile(
     r"name resolution|dns error|tunnel connection|sslerror|certificate|40[13] (unauthorized|forbidden|client)",
     re.IGNORECASE,
 )
+#: What uv says of a package that its index does not have. pip says the same of one without wheels.
+_NOT_FOUND = re.compile(r"Because ([\w.-]+) was\s+not\s+found")
 _MAX_MESSAGE = 3000
 #: Maximum seconds of an installation, because an index may never answer.
 MAX_SECONDS = 1800.0
@@ -60,6 +62,12 @@ def install(source: EnvironmentSource, folder: Path) -> None:
     if _UNREACHABLE.search(done.stdout):
         raise QarnotError(
             f"The packages of the environment could not be fetched from their index.\n{message}"
+        )
+    if found := _NOT_FOUND.search(message):
+        raise QarnotInvalidSpecError(
+            f"environment.requirements needs a package that was not found in the index, got {found[1]!r}",
+            field="environment.requirements",
+            remedy=f"Correct its name, or set the index on the worker (UV_INDEX_URL).\n{message}",
         )
     raise QarnotInvalidSpecError(
         f"environment.requirements cannot be installed from wheels for Python {source.python} on {source.platform}",

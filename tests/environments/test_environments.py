@@ -373,6 +373,15 @@ def test_a_package_without_a_wheel_for_the_nodes_is_told(
     assert "qarnot" in str(caught.value)
 
 
+def test_a_package_that_does_not_exist_is_named_first(installer: str, wheels: Wheels, tmp_path: Path) -> None:
+    lines = [*wheels("qarnot_tiny", "1.0", "")[:-1], "no-such-package==1"]
+    words = "environment.requirements needs a package that was not found in the index, got 'no-such-package'"
+    # pip says the same of a package without wheels.
+    words = words if installer == "uv" else "cannot be installed from wheels"
+    with pytest.raises(QarnotInvalidSpecError, match=words):
+        prepare(QarnotEnvironment(requirements=lines, python=HERE), tmp_path)
+
+
 def test_an_index_that_cannot_be_reached_is_told_without_its_login(
     installer: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
