@@ -7,7 +7,7 @@ server. It can be pickled, because Airflow passes exceptions between processes.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 E = TypeVar("E", bound="QarnotError")
@@ -20,6 +20,8 @@ MAX_PART = 2_000
 #: mask would no longer match.
 _MAX_WORD = 400
 _BLANK = re.compile(r"\s")
+#: Number of items that :func:`named_items` shows.
+SHOWN_ITEMS = 20
 
 
 def end_of(text: str, limit: int) -> str:
@@ -36,6 +38,12 @@ def end_of(text: str, limit: int) -> str:
 def start_of(text: str, limit: int) -> str:
     """Return the first *limit* characters of *text*, up to the end of a word if one ends late."""
     return end_of(text[: limit + 1][::-1], limit)[::-1]
+
+
+def named_items(items: Sequence[int]) -> str:
+    """Return the first of *items* as text, such as ``items 1, 2``."""
+    text = f"item{'s' * (len(items) != 1)} {', '.join(map(str, items[:SHOWN_ITEMS]))}"
+    return f"{text} ..." if len(items) > SHOWN_ITEMS else text
 
 
 def shortened(text: str, limit: int = MAX_MESSAGE) -> str:

@@ -14,6 +14,7 @@ from airflow.sdk.bases.decorator import DecoratedOperator
 
 from airflow_qarnot_pool.api.command_array import MAX_BYTES, as_constants
 from airflow_qarnot_pool.api.errors import QarnotError, QarnotInvalidSpecError
+from airflow_qarnot_pool.api.fields import closest_name
 from airflow_qarnot_pool.decorators import node, payload
 from airflow_qarnot_pool.decorators.function import FunctionSource
 from airflow_qarnot_pool.environments.shared import bring, folder_for, has_environments
@@ -426,6 +427,22 @@ class _QarnotTaskDecorator(task_decorator_class()):  # type: ignore[misc]
 
     def _naming(self) -> AbstractContextManager[None]:
         return naming(lambda: place_in_dag("Task", self.kwargs["task_id"], self.kwargs))
+
+    def _validate_arg_names(self, func: Any, kwargs: dict[str, Any]) -> None:
+        try:
+            super()._validate_arg_names(func, kwargs)
+        except TypeError:
+            names = list(inspect.signature(self.function).parameters)
+            unknown = next((name for name in kwargs if name not in names), None)
+            if unknown is None:
+                raise
+            near = closest_name(unknown, names)
+            with self._naming():
+                raise QarnotInvalidSpecError(
+                    f".{func}(): {unknown} is not an argument of {self.function.__name__}()",
+                    field="op_kwargs",
+                    remedy=f"Did you mean {near!r}?" if near else f"It takes {', '.join(names) or 'none'}.",
+                ) from None
 
     def expand(self, **map_kwargs: Any) -> Any:
         """Create a mapped task with a call for each combination of the arguments."""

@@ -23,6 +23,7 @@ from airflow_qarnot_pool.api.errors import (
     QarnotRefusedError,
     QarnotUnavailableError,
     QarnotUnknownStateError,
+    named_items,
 )
 from airflow_qarnot_pool.api.fields import closest_name
 from airflow_qarnot_pool.api.limits import parse_stored_time
@@ -917,11 +918,9 @@ class QarnotRunTasksOperator(TaskOperator):
             failure_report(self.client, task, self.hook.settings.console_link("task", task.uuid))
             for task in self._some_failed(now)
         ]
-        items = ", ".join(str(index) for index in list(now.failed)[:20])
         raise QarnotTaskFailedError(
-            f"{len(now.failed)} of {now.total} Qarnot tasks failed: items {items}"
-            f"{' ...' if len(now.failed) > 20 else ''}. A retry runs only these again, on an open pool.\n"
-            + "\n".join(reports),
+            f"{len(now.failed)} of {now.total} Qarnot tasks failed: {named_items(list(now.failed))}. A retry runs only "
+            f"{'these' if len(now.failed) > 1 else 'this'} again, on an open pool.\n" + "\n".join(reports),
             kind="task",
         )
 

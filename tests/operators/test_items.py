@@ -112,7 +112,9 @@ def test_an_adopted_item_that_another_cancels_is_submitted_again_once(
         many().resume_execution("execute_complete", {"event": event}, context)
     assert [len(items(client, run_id, item)) for item in (0, 1)] == [2, 1]
     abort(client, items(client, run_id, 0)[1].uuid)
-    with pytest.raises(QarnotTaskFailedError, match="1 of 2 Qarnot tasks failed: items 0"):
+    with pytest.raises(
+        QarnotTaskFailedError, match=r"1 of 2 Qarnot tasks failed: item 0\. A retry runs only this"
+    ):
         resume(many, again.value, context)
     assert [len(items(client, run_id, item)) for item in (0, 1)] == [2, 1]
 
@@ -158,7 +160,7 @@ def test_a_cancel_of_an_item_is_not_undone_where_only_the_answer_was_lost(
         deferred, context = defer(many, ti())
     abort(client, items(client, run_id, 0)[0].uuid)
     (tmp_path / "go").touch()
-    with pytest.raises(QarnotTaskFailedError, match="items 0"):
+    with pytest.raises(QarnotTaskFailedError, match="item 0"):
         resume(many, deferred, context)
     assert len(items(client, run_id)) == 2
 

@@ -21,7 +21,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_qarnot_pool.api import filters
-from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError, QarnotNotFoundError, shortened
+from airflow_qarnot_pool.api.errors import (
+    QarnotInvalidSpecError,
+    QarnotNotFoundError,
+    named_items,
+    shortened,
+)
 from airflow_qarnot_pool.api.limits import parse_number, parsing_stored_state
 from airflow_qarnot_pool.exceptions import QarnotNodeLostError, QarnotTaskFailedError
 from airflow_qarnot_pool.logs.array_reports import ArrayFinder, ArrayReports, ItemReport
@@ -49,8 +54,8 @@ MANY_INSTANCES = 1_000
 MAX_INSTANCES = 2_048
 #: Maximum characters of the progress of all items, because it becomes an XCom.
 MAX_PROGRESS = 1_000_000
-#: Number of failed items that an error shows, and of those whose errors it shows in full.
-SHOWN_ITEMS, SHOWN_ERRORS = 20, 3
+#: Number of failed items whose errors an error shows in full.
+SHOWN_ERRORS = 3
 #: Name of the constant that says which items a Qarnot task has (see :func:`round_text`).
 ROUND_CONSTANT = "AIRFLOW_QARNOT_PY_ARRAY"
 #: Number of concurrent requests for the output of single instances, and for files.
@@ -240,7 +245,9 @@ class ArrayOperator(QarnotRunTaskOperator):
     def _of_round(self, spec: TaskSpec, items: Sequence[int]) -> TaskSpec:
         size, total = self._size(len(items)), self._found.total
         count = math.ceil(len(items) / size)
-        self.log.info("Round %d: %d items in %d instances", self._round, len(items), count)
+        self.log.info(
+            "Round %d: %s in %s", self._round, _counted(len(items), "item"), _counted(count, "instance")
+        )
         self._array_progress = ArrayProgress(len(items), size, total - len(items))
         text = round_text(self._round, size, items, total)
         constants = {**(spec.constants or {}), ROUND_CONSTANT: text}
@@ -452,8 +459,8 @@ class ArrayOperator(QarnotRunTaskOperator):
         failed = [item for item in missing if item in found.errors]
         lost = [item for item in missing if item not in found.errors]
         lines = [
-            f"{len(missing):,} of {found.total:,} {self._noun_of_items} failed: items {_some(missing)}. A retry runs "
-            "only these again"
+            f"{len(missing):,} of {found.total:,} {self._noun_of_items} failed: {named_items(missing)}. A retry runs "
+            f"only {'these' if len(missing) > 1 else 'this'} again"
         ]
         for item in failed[:SHOWN_ERRORS]:
             summary, *detail = self._lines_of(found.errors[item])
@@ -462,7 +469,7 @@ class ArrayOperator(QarnotRunTaskOperator):
             lines.append(f"The errors of the other {len(failed) - SHOWN_ERRORS:,} are in the output")
         if lost:
             lines.append(
-                f"{len(lost):,} of them have reported neither a result nor an error: items {_some(lost)}"
+                f"{len(lost):,} of them have reported neither a result nor an error: {named_items(lost)}"
             )
         lines.append(self._about(task, has_errors=not lost))
         return "\n".join(line for line in lines if line)
@@ -484,9 +491,8 @@ def in_parallel(function: Callable[[Any], Any], values: Iterable[Any]) -> list[A
         return list(threads.map(function, values))
 
 
-def _some(items: Sequence[int]) -> str:
-    text = ", ".join(map(str, items[:SHOWN_ITEMS]))
-    return f"{text} ..." if len(items) > SHOWN_ITEMS else text
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def _chunk_size(value: Any) -> int | None:
