@@ -36,6 +36,8 @@ _ARCHIVE = re.compile(re.escape(PREFIX) + r"3\.[0-9]+-[0-9a-f]{32}\.tar\.gz")
 _INDEX_VARIABLE = re.compile(r"(UV|PIP)_(((DEFAULT|EXTRA)_)?INDEX(_URL|_STRATEGY)?|FIND_LINKS|NO_INDEX)")
 #: Maximum number of files of a module that are searched for imports when a DAG is parsed.
 _MAX_SEARCHED_FILES = 200
+#: The name of the distribution in the path or address of a wheel.
+_WHEEL = re.compile(r"([^/\s-]+)-[^/\s]*\.whl\b")
 _FOREIGN_OPTIONS = ("-r", "--requirement", "-c", "--constraint", "-e", "--editable")
 
 
@@ -99,6 +101,7 @@ class QarnotEnvironment:
         """Return whether *module* is one of the modules, or a requirement has its name."""
         lines = () if isinstance(self.requirements, str) else self.requirements
         distributions = {re.split(r"[^A-Za-z0-9._-]", line.strip())[0] for line in lines}
+        distributions |= {match[1] for line in lines if (match := _WHEEL.search(line))}
         names = {re.sub(r"[-_.]+", "_", name).lower() for name in distributions}
         return module.lower() in names or any(Path(name).stem == module for name in self.modules)
 

@@ -68,6 +68,10 @@ ACCEPTED = {
     with QarnotPoolGroup("g", instance_count=1, environment={"requirements": ["Helpers==1.2"]}):
         uses()
 """,
+    "as a wheel": """
+    with QarnotPoolGroup("g", environment={"requirements": ["/opt/of-us/helpers-1.2-py3-none-any.whl"]}):
+        uses()
+""",
     "with files of a bucket": """uses.override(resource_buckets=["code"])()""",
     "with files of a bucket of its group": """
     with QarnotPoolGroup("g", instance_count=1, pool_spec={"resourceBuckets": ["code"]}):

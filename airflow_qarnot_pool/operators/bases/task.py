@@ -36,7 +36,7 @@ from airflow_qarnot_pool.parameters.references import (
     reject_none,
     resolve_ref,
 )
-from airflow_qarnot_pool.parameters.templating import hide_secrets
+from airflow_qarnot_pool.parameters.templating import PLACEHOLDER, hide_secrets
 from airflow_qarnot_pool.parameters.validation import (
     Duration,
     check_durations,
@@ -189,7 +189,7 @@ class TaskOperator(QarnotOperator):
     @property
     def _some_pool(self) -> str | None:
         """Stands for the pool when the DAG is parsed: only whether there is one is known for sure then."""
-        return "known-at-run-time" if self.on_pool else None
+        return PLACEHOLDER if self.on_pool else None
 
     def _pool_uuid(self) -> str | None:
         if self.qarnot_pool is None and not self.on_pool:
