@@ -658,7 +658,7 @@ class QarnotRunTasksOperator(TaskOperator):
         items = sorted(index for index, _ in missing)
         raise QarnotDeletedError(
             f"{len(missing)} of {len(self.commands)} Qarnot tasks are gone: they were deleted before their end was "
-            f"seen (items {', '.join(map(str, items[:20]))}{' ...' if len(items) > 20 else ''}). A retry of this "
+            f"seen ({named_items(items)}). A retry of this "
             "Airflow task runs them again, and whatever else has not succeeded",
             kind="task",
         )

@@ -301,7 +301,7 @@ def test_a_task_deleted_after_its_end_was_seen_still_counts(
             client.tasks.delete(one.uuid)
     again = deferred_again(make, deferred, context, event)
     (tmp_path / "go").touch()
-    with pytest.raises(QarnotTaskFailedError, match=r"1 of 4 .*items 1\."):
+    with pytest.raises(QarnotTaskFailedError, match=r"1 of 4 .*item 1\."):
         resume(make, again, context)
     assert len(made_by(client, ti.xcoms["qarnot_tasks"])) == 2
 
@@ -320,7 +320,7 @@ def test_after_one_has_vanished_the_others_are_ended(
     ti = FakeTI(run_id=f"vanished-others-{deferrable}")
     with (
         delete_one_after_submission(client, ti),
-        pytest.raises(QarnotDeletedError, match=r"1 of 4 .*items 0\)"),
+        pytest.raises(QarnotDeletedError, match=r"1 of 4 .*item 0\)"),
     ):
         run(make, ti)
     states = [one.state for one in made_by(client, ti.xcoms["qarnot_tasks"]) if one.state != "PendingDelete"]

@@ -261,7 +261,7 @@ def test_a_recorded_failure_of_an_item_runs_again_in_the_next_try(
         counting(tmp_path, 2),
     ]
     make = partial(many, pool, commands)
-    with pytest.raises(QarnotTaskFailedError, match=r"1 of 3 .*items 1\."):
+    with pytest.raises(QarnotTaskFailedError, match=r"1 of 3 .*item 1\."):
         run(make, FakeTI(run_id="item", task_id="many", max_tries=2))
     (tmp_path / "mended").touch()
     assert run(make, FakeTI(run_id="item", task_id="many", max_tries=2, try_number=2))["succeeded"] == 3
