@@ -52,6 +52,7 @@ from airflow_qarnot_pool.waiting.conditions import (
     WaitResult,
     result_if_met,
 )
+from airflow_qarnot_pool.waiting.polling import get_confirmed
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.models import Pool, Task
@@ -71,8 +72,8 @@ TIME_TO_LIVE = timedelta(days=7)
 #: The pool is not part of the fingerprint: a task that runs or has finished stays valid if the setup task creates
 #: another pool.
 FINGERPRINT_EXCLUDES = ("pool",)
-#: Maximum number of create requests and adoptions of one claim. Each of them may end in a new lookup, but the last one
-#: returns or raises.
+#: Maximum number of create requests of one claim. Each of them may end in a new lookup, but the last one returns or
+#: raises. Adoptions count, too, but each object is adopted at most once.
 MAX_ATTEMPTS = 6
 #: Maximum number of attempts after room was made, because another process may use the room first.
 MAX_CREATE_ATTEMPTS = 3
@@ -123,6 +124,7 @@ class ClaimRequest:
     :param fingerprint: fingerprint to use if it covers more than *spec*.
     :param unseen: gets the shortnames of objects that the claim may have created, for a caller to whom it raises.
     :param recorded: returns the deleted objects of the owner (see :mod:`airflow_qarnot_pool.ownership.records`).
+    :param ended: objects that were seen to end or, with None, to be deleted. A search may still show them as live.
     """
 
     resource: PoolResource | TaskResource
@@ -137,6 +139,7 @@ class ClaimRequest:
     fingerprint: str = ""
     recorded: ReadRecords | None = None
     unseen: set[str] = field(default_factory=set)
+    ended: dict[str, Pool | Task | None] = field(default_factory=dict)
 
 
 def claim(request: ClaimRequest) -> Claim:
@@ -177,7 +180,7 @@ def claim(request: ClaimRequest) -> Claim:
             case Create():
                 claimed = attempts.create(step, attempt)
             case Use(snapshot=snapshot):
-                claimed = attempts.use(snapshot, attempt)
+                claimed = attempts.use(snapshot)
         if claimed is not None:
             return claimed
         attempt += 1
@@ -204,7 +207,9 @@ class _Attempts:
 
     def _lookup(self) -> None:
         self._looked_at = datetime.now(UTC)
-        self.existing = _lookup(self._resource, self._identity, self._request.recorded)
+        self.existing = _lookup(
+            self._resource, self._identity, self._request.recorded, self._request.ended
+        )
 
     def end_unwanted(self, uuids: Iterable[str]) -> None:
         """End the doubles, and the objects of earlier lineages."""
@@ -213,16 +218,29 @@ class _Attempts:
             log.info("Ending %s %s, %s", NOUNS[self._resource.kind], uuid, reason)
             end(self._resource, uuid)
 
-    def use(self, snapshot: RemoteSnapshot, attempt: int) -> Claim | None:
+    def use(self, snapshot: RemoteSnapshot) -> Claim | None:
         """Use an existing object; None if it has ended meanwhile."""
-        if is_adopted(self._identity, snapshot) and attempt < MAX_ATTEMPTS:
+        ended = self._request.ended
+        if is_adopted(self._identity, snapshot) and snapshot.uuid not in ended:
             mark_adopted(self._resource, self._identity, [snapshot])
-            current = self._resource.find(snapshot.uuid)
+            current = self._find_surely(snapshot.uuid)
             if current is None or is_ending(current):
                 # A process of an earlier try may have ended it before it could see the mark.
+                ended[snapshot.uuid] = current
                 self._lookup()
                 return None
+            self.existing[snapshot.uuid] = current
         return self._claim_existing(snapshot)
+
+    def _find_surely(self, uuid: str) -> Pool | Task | None:
+        """Return the object; None if the service itself says that it is deleted."""
+        try:
+            found: Pool | Task = get_confirmed(self._resource, uuid, self._request.pause)
+        except QarnotNotFoundError as error:
+            if error.foreign:
+                raise
+            return None
+        return found
 
     def create(self, step: Create, attempt: int) -> Claim | None:
         """Create an object; None if the result has to be looked up."""
@@ -247,7 +265,7 @@ class _Attempts:
                     if not self._has_made_room(error):
                         raise
         except QarnotNameTakenError:
-            if attempt == MAX_ATTEMPTS:
+            if attempt >= MAX_ATTEMPTS:
                 raise
             self.state.may_be_named, self.state.checked_name = True, None
             log.info("%s %s exists already; looking it up", CAPITALIZED_NOUNS[self._resource.kind], name)
@@ -305,7 +323,7 @@ class _Attempts:
         if not getattr(error, "ambiguous", True):
             raise error
         self._request.unseen.add(name)
-        if attempt == MAX_ATTEMPTS:
+        if attempt >= MAX_ATTEMPTS:
             raise error
         kind = NOUNS[self._resource.kind]
         log.warning("No response to the creation of %s %s; checking whether it exists", kind, name)
@@ -443,9 +461,14 @@ def is_taken_over(
 
 
 def _lookup(
-    resource: PoolResource | TaskResource, identity: TaskInstanceIdentity, recorded: ReadRecords | None
+    resource: PoolResource | TaskResource,
+    identity: TaskInstanceIdentity,
+    recorded: ReadRecords | None,
+    ended: Mapping[str, Pool | Task | None],
 ) -> dict[str, Pool | Task]:
     """Return every object that any lineage of this task instance created, recorded ones included.
+
+    A search may lag. So an object that has *ended* is returned as it was seen.
 
     :raises QarnotUnavailableError: ``ambiguous``, because the caller has reason to think that an object exists.
     """
@@ -453,7 +476,9 @@ def _lookup(
         existing = {
             remote.uuid: remote
             for remote in resource.iterate(filters.equal("Tags", OWNER_TAG + identity.owner))
+            if remote.uuid not in ended
         }
+        existing |= {uuid: remote for uuid, remote in ended.items() if remote is not None}
         # The order matters: an object is recorded before it is deleted.
         return existing if recorded is None else {**recorded(), **existing}
     except QarnotUnavailableError as error:

@@ -282,6 +282,8 @@ def _acquire(client: QarnotClient, request: ClaimRequest, fields: Mapping[str, s
             _refuse_mismatch(claimed.existing, name, fields, request.fingerprint)
         if create_hold(client, request.identity, claimed.uuid, opened_by):
             return claimed
+        # A search may still show it as live.
+        request.ended[claimed.uuid] = client.pools.find(claimed.uuid)
     raise QarnotPoolEndedError(
         f"Shared pool {name!r} was closed {MAX_GENERATIONS} times while it was being opened. Check in the console "
         "which user or program closes it.",
@@ -337,14 +339,13 @@ def create_hold(client: QarnotClient, identity: TaskInstanceIdentity, pool: str,
             max_wall_time=HOLD_LIFETIME,
             completion_ttl=timedelta(days=1),
         )
-    except QarnotNameTakenError:
-        pass  # this try has created it before
     except (QarnotRefusedError, QarnotUnavailableError, QarnotProtocolError) as error:
         if isinstance(error, QarnotRefusedError):
             current = client.pools.find(pool)
             if current is None or not states.accepts_tasks(current.state):
                 return False
-        log.warning("Other DAG runs may not see that this one needs pool %s: %s", pool, error)
+        if not isinstance(error, QarnotNameTakenError):  # this try has created it before
+            log.warning("Other DAG runs may not see that this one needs pool %s: %s", pool, error)
     return True
 
 

@@ -30,6 +30,7 @@ from airflow_qarnot_pool.ownership.decisions import (
     next_step,
 )
 from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
+from airflow_qarnot_pool.ownership.shared_pool import acquire_shared_pool
 from tests.harness import FakeTI, context_of, life_of
 
 SECOND_TRY = life_of(run_started="2026-01-01", max_tries=2, try_number=2, retries=2)
@@ -194,6 +195,41 @@ def test_a_retry_finds_the_object_of_the_try_before_though_no_search_lists_it_ye
         created = claim(ClaimRequest(resource=client.pools, spec=spec, identity=first))
         adopted = claim(ClaimRequest(resource=client.pools, spec=spec, identity=second))
         assert adopted.uuid == created.uuid
+
+
+@pytest.mark.parametrize("shortnames", ["enforce", "free"])
+@pytest.mark.parametrize("deed", ["end", "delete"])
+def test_an_object_that_has_ended_is_not_adopted_though_searches_still_show_it_as_live(
+    shortnames: str, deed: str
+) -> None:
+    """The try before has ended its pool, and the next one starts before the search has caught up."""
+    with (
+        LocalQarnot(boot_seconds=0, shortnames=shortnames) as qarnot,
+        QarnotClient(qarnot.url, qarnot.token) as client,
+    ):
+        first = life_of(task_id="open", try_number=1, max_tries=2, retries=2)
+        second = dataclasses.replace(first, try_number=2)
+        request = ClaimRequest(
+            resource=client.pools, spec=PoolSpec(name="pool"), identity=first, pause=lambda seconds: None
+        )
+        ended = claim(request)
+        qarnot.lag_searches(3600)
+        getattr(client.pools, deed)(ended.uuid)
+        created = claim(dataclasses.replace(request, identity=second))
+        assert created.uuid != ended.uuid
+        assert created.decision is claims.Decision.FRESH_SUBMIT
+
+
+def test_a_shared_pool_that_has_ended_is_replaced_though_searches_still_show_it_as_live() -> None:
+    with (
+        LocalQarnot(boot_seconds=0) as qarnot,
+        QarnotClient(qarnot.url, qarnot.token) as client,
+    ):
+        request = ClaimRequest(resource=client.pools, spec=PoolSpec(name="pool"), identity=SHARED)
+        closed = acquire_shared_pool(client, request)
+        qarnot.lag_searches(3600)
+        client.pools.end(closed.uuid)
+        assert acquire_shared_pool(client, request).uuid != closed.uuid
 
 
 @pytest.mark.parametrize("shortnames", ["enforce", "free"])
