@@ -165,7 +165,7 @@ class QarnotRunTaskOperator(TaskOperator):
 
     def execute(self, context: Context) -> Any:
         """Run the Qarnot task, or adopt it, and return its summary."""
-        return self._submit_and_wait(context, resubmitted=False)
+        return self._submit_and_wait(context)
 
     def _set_identity(self, context: Context) -> None:
         """Keep the identity, which the node reports with the result."""
@@ -176,12 +176,17 @@ class QarnotRunTaskOperator(TaskOperator):
         context: Context,
         deadline: datetime | None = None,
         *,
-        resubmitted: bool,
+        resubmitted: bool = False,
         pool: str | None = None,
         moved: int = 0,
+        cancelled: Task | None = None,
     ) -> Any:
-        """*pool* took the place of the one that was given, which was closed under *moved* submissions of this try."""
-        look = resubmitted or moved > 0
+        """Claim the Qarnot task, wait for it, and return its result.
+
+        :param pool: took the place of the one that was given, which was closed under *moved* submissions of this try.
+        :param cancelled: the Qarnot task that this one replaces.
+        """
+        look = cancelled is not None
         with self._ending_in_the_last_try():
             if not look:
                 self._begin(context)
@@ -194,7 +199,12 @@ class QarnotRunTaskOperator(TaskOperator):
                 try:
                     claim = self._claim_with_snapshots if spec.snapshot_every else self._claim
                     claimed = claim(
-                        context, spec, labels=self._labels, refine=without_succeeded, lookup_first=look
+                        context,
+                        spec,
+                        labels=self._labels,
+                        refine=without_succeeded,
+                        lookup_first=look,
+                        ended={cancelled.uuid: cancelled} if cancelled is not None else {},
                     )
                     break
                 except QarnotRefusedError as error:
@@ -433,7 +443,8 @@ class QarnotRunTaskOperator(TaskOperator):
             ref=task.uuid,
             remedy="Run the task that creates the pool again (clearing this task clears its setup, too).",
         )
-        return self._cancelled(context, task, resume_state, error)
+        ended = replace(task, state=str(states.TaskState.CANCELLED))
+        return self._cancelled(context, ended, resume_state, error)
 
     def _find_undeleted(self, uuid: str) -> Task | None:
         """Return a Qarnot task; None if it is deleted, which may last until its processes have ended."""
@@ -461,13 +472,13 @@ class QarnotRunTaskOperator(TaskOperator):
         moved, resubmitted = int(resume_state.get("moved") or 0), bool(resume_state.get("resubmitted"))
         if moved < MAX_GENERATIONS and task.pool and (pool := self._next_pool(context, task.pool)):
             return self._submit_and_wait(
-                context, deadline, resubmitted=resubmitted, pool=pool, moved=moved + 1
+                context, deadline, resubmitted=resubmitted, pool=pool, moved=moved + 1, cancelled=task
             )
         if resume_state.get("decision") == "adopted" and not resume_state.get("resubmitted"):
             self.log.info(
                 "Qarnot task %s, taken over from an earlier try, was cancelled; submitting again", task.uuid
             )
-            return self._submit_and_wait(context, deadline, resubmitted=True)
+            return self._submit_and_wait(context, deadline, resubmitted=True, cancelled=task)
         raise error or QarnotTaskCancelledError(self._report(task), kind="task", ref=task.uuid)
 
     def _summary(self, task: Task) -> dict[str, Any]:

@@ -321,6 +321,31 @@ def test_one_taken_over_and_cancelled_by_somebody_is_submitted_again_once(
     assert len(made_for(client.tasks, run_id)) == 2
 
 
+def test_one_taken_over_and_cancelled_is_submitted_again_though_searches_still_show_it_as_live(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, run_id: str, held: str
+) -> None:
+    make = partial(task, qarnot_pool=pool, command=held)
+    first, _ = defer(make, FakeTI(run_id=run_id, max_tries=1))
+    second, context = defer(make, FakeTI(run_id=run_id, max_tries=1, try_number=2))
+    qarnot.lag_searches(3600)
+    try:
+        client.tasks.abort(first.trigger.uuid)
+        eventually(lambda: client.tasks.get(first.trigger.uuid).state == "Cancelled")
+        outcome = WaitResult(
+            ending=EndReason.MET,
+            uuid=first.trigger.uuid,
+            state="Cancelled",
+            resume_state=second.trigger.resume_state,
+        )
+        with pytest.raises(TaskDeferred) as deferred:
+            make().resume_execution(second.method_name, {"event": outcome.to_event()}, context)
+    finally:
+        qarnot.lag_searches(0)
+    resubmitted = deferred.value.trigger.uuid
+    assert [one.uuid for one in made_for(client.tasks, run_id)] == [first.trigger.uuid, resubmitted]
+    client.tasks.abort(resubmitted)
+
+
 @TASKS
 @pytest.mark.parametrize("looked", [True, False], ids=["while it is waited for", "before it is looked up"])
 def test_a_cancel_by_somebody_is_not_undone_where_only_the_answer_was_lost(
