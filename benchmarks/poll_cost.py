@@ -81,21 +81,20 @@ def ours(count: int, interval: float, rounds: int, *, alone: bool = False) -> Co
         triggerer.settle()
         seconds = rounds * interval
 
-        def window() -> tuple[dict[str, Any], int, float]:
-            waiting.qarnot.clear_requests()
+        def window() -> tuple[dict[str, Any], float]:
             found = triggerer.window(seconds)
-            asked = len(waiting.requests())
-            return found, asked, found["rounds"] / (count if alone else 1)
+            found["sweeps"] = found["requests"] - found["changes"]
+            return found, found["rounds"] / (count if alone else 1)
 
-        found, asked, done = window()
-        cost = Cost(idle=asked / done, sweeps_idle=found["lookups"] / done)
+        found, done = window()
+        cost = Cost(idle=found["requests"] / done, sweeps_idle=found["sweeps"] / done)
         if count > 10:
             with Ending(lambda: len(waiting.end_some()), interval):
-                # The polls of those that end go with them, and so does their count of rounds.
-                found, asked, done = window()
+                found, done = window()
+                # Those that end poll no more, so their rounds do not measure the time.
                 done = seconds / interval if alone else done
-            cost.busy, cost.sweeps_busy = asked / done, found["lookups"] / done
-            cost.finished, cost.busy_requests = len(found["fired"]), asked
+            cost.busy, cost.sweeps_busy = found["requests"] / done, found["sweeps"] / done
+            cost.finished, cost.busy_requests = len(found["fired"]), found["requests"]
         return cost
 
 
@@ -266,7 +265,7 @@ def _rounds(report: Report, mine: dict[int, Cost]) -> None:
         "A round of the shared poll, in requests",
         ["waiters", "idle: changes", "idle: sweeps", "1 % ending: changes", "1 % ending: sweeps"],
         "Changes: the one query, and pages if it comes back full. Sweeps: all objects by uuid, 500 in a request, "
-        "once in 12 rounds.",
+        "once in 12 rounds, and the polls of their pools.",
     )
     for count, cost in mine.items():
         parts = {

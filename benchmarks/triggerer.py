@@ -17,7 +17,7 @@ import sys
 import time
 import tracemalloc
 import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -85,7 +85,9 @@ class Triggerer:
         """Let the triggers run for *seconds*, and return measurements.
 
         ``cpu`` seconds; ``lag`` [s] of every probe; ``blocked`` [s], the CPU time of the event loop's thread between
-        two probes; ``fired`` (trigger id to epoch seconds, since the start); ``rounds`` and ``lookups`` of the polls.
+        two probes; ``fired`` (trigger id to epoch seconds, since the start); ``rounds`` of the polls of Qarnot tasks,
+        with the ``requests`` of the process from the end of a round to that of another, and how many of them were
+        queries for ``changes``.
         """
         window: dict[str, Any] = self._ask(do="window", seconds=seconds)
         return window
@@ -186,20 +188,57 @@ def _anonymous() -> int:
     return 1024 * sum(int(found[name].split()[0]) for name in ("Anonymous", "Swap"))
 
 
+class _Counted:
+    """Counts of this process, and ``marked``, those as of the end of the last round of a poll of Qarnot tasks."""
+
+    def __init__(self) -> None:
+        self.rounds = 0
+        self.changes = 0
+        #: Requests by transport. Each is used by one thread at a time.
+        self.sent: Counter[int] = Counter()
+        self.marked: Counter[str] = Counter()
+
+    def mark_round(self) -> None:
+        """Mark the end of a round."""
+        self.rounds += 1
+        requests = sum(list(self.sent.values()))
+        self.marked = Counter(rounds=self.rounds, requests=requests, changes=self.changes)
+
+
 async def _serve() -> None:
     import psutil
 
+    from airflow_qarnot_pool.api.transport import Transport
     from airflow_qarnot_pool.triggers import age, poller
 
-    lookups = 0
-    search = poller.Poller._search
+    counted = _Counted()
+    exchange, poll_changes, one_round = Transport._exchange, poller.Poller._poll_changes, poller.Poller._round
 
-    def counting(self: poller.Poller, uuids: list[str]) -> Any:
-        nonlocal lookups
-        lookups += 1
-        return search(self, uuids)
+    def counting(self: Transport, call: Any) -> Any:
+        counted.sent[id(self)] += 1
+        return exchange(self, call)
 
-    poller.Poller._search = counting  # type: ignore[method-assign]
+    async def asking(self: poller.Poller) -> bool:
+        assert self._client is not None
+        own = id(self._client.transport)
+        before = counted.sent[own]
+        try:
+            return await poll_changes(self)
+        finally:
+            # Triggers also poll the pools of their tasks, ten times less often.
+            if self.kind == "task":
+                counted.changes += counted.sent[own] - before
+
+    async def marking(self: poller.Poller) -> None:
+        try:
+            await one_round(self)
+        finally:
+            if self.kind == "task":
+                counted.mark_round()
+
+    Transport._exchange = counting  # type: ignore[method-assign]
+    poller.Poller._poll_changes = asking  # type: ignore[method-assign]
+    poller.Poller._round = marking  # type: ignore[method-assign]
     runner, me = _runner(), psutil.Process()
     running = asyncio.create_task(runner.arun())
     lags: list[float] = []
@@ -218,11 +257,7 @@ async def _serve() -> None:
         return _anonymous() or int(me.memory_full_info().uss)
 
     def task_pollers() -> list[poller.Poller]:
-        # Triggers also poll the pools of their tasks, ten times less often.
         return [shared for shared in poller.pollers() if shared.kind == "task"]
-
-    def rounds() -> int:
-        return sum(shared.rounds for shared in task_pollers())
 
     def count_polled() -> int:
         return sum(bool(entry.last) for shared in task_pollers() for entry in shared.subscriptions.values())
@@ -261,9 +296,11 @@ async def _serve() -> None:
             return {"settled": False}
         lags.clear()
         blocked.clear()
-        before, rounds_before, lookups_before = me.cpu_times(), rounds(), lookups
+        before, marked = me.cpu_times(), counted.marked
         begun = time.monotonic()
         await asyncio.sleep(order["seconds"])
+        # A machine under load may have had no time for a round.
+        await until(lambda: not task_pollers() or counted.marked["rounds"] > marked["rounds"])
         after, seconds = me.cpu_times(), time.monotonic() - begun
         return {
             "seconds": seconds,
@@ -271,8 +308,7 @@ async def _serve() -> None:
             "lag": list(lags),
             "blocked": list(blocked),
             "fired": dict(runner.events.times),
-            "rounds": rounds() - rounds_before,
-            "lookups": lookups - lookups_before,
+            **{name: counted.marked[name] - marked[name] for name in ("rounds", "requests", "changes")},
         }
 
     reader = asyncio.StreamReader(limit=1 << 28)

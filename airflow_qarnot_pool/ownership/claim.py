@@ -207,9 +207,7 @@ class _Attempts:
 
     def _lookup(self) -> None:
         self._looked_at = datetime.now(UTC)
-        self.existing = _lookup(
-            self._resource, self._identity, self._request.recorded, self._request.ended
-        )
+        self.existing = _lookup(self._resource, self._identity, self._request.recorded, self._request.ended)
 
     def end_unwanted(self, uuids: Iterable[str]) -> None:
         """End the doubles, and the objects of earlier lineages."""

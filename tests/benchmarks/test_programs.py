@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks import __main__ as programs
 from benchmarks.report import WITHOUT_AIRFLOW, Table, exponent, percentile, shown
+from benchmarks.triggerer import _Counted
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 WAITERS = 20
@@ -85,6 +86,19 @@ def test_waiting_together_costs_no_more_than_one_waiter_does(figures: Figures) -
     found = figures("poll_cost")
     assert found["round.idle.changes.20"] <= 2
     assert found["ratio.idle.20"] >= WAITERS / 3
+
+
+def test_requests_of_a_window_are_those_of_its_whole_rounds() -> None:
+    counted = _Counted()
+    counted.sent[1] += 1
+    counted.mark_round()
+    before = counted.marked
+    for _ in range(2):
+        counted.sent[1] += 1
+        counted.changes += 1
+        counted.mark_round()
+    counted.sent[2] += 1  # of a round that lasts
+    assert counted.marked - before == {"rounds": 2, "requests": 2, "changes": 2}
 
 
 def test_create_run_close_costs_at_most_half_the_requests_of_the_sdk(figures: Figures) -> None:
