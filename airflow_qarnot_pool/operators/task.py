@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 
 from airflow_qarnot_pool.api import states
@@ -179,14 +180,14 @@ class QarnotRunTaskOperator(TaskOperator):
         resubmitted: bool = False,
         pool: str | None = None,
         moved: int = 0,
-        cancelled: Task | None = None,
+        cancelled: Mapping[str, Task] = MappingProxyType({}),
     ) -> Any:
         """Claim the Qarnot task, wait for it, and return its result.
 
         :param pool: took the place of the one that was given, which was closed under *moved* submissions of this try.
-        :param cancelled: the Qarnot task that this one replaces.
+        :param cancelled: the Qarnot task that this one replaces, by its uuid.
         """
-        look = cancelled is not None
+        look = bool(cancelled)
         with self._ending_in_the_last_try():
             if not look:
                 self._begin(context)
@@ -204,7 +205,7 @@ class QarnotRunTaskOperator(TaskOperator):
                         labels=self._labels,
                         refine=without_succeeded,
                         lookup_first=look,
-                        ended={cancelled.uuid: cancelled} if cancelled is not None else {},
+                        ended=dict(cancelled),
                     )
                     break
                 except QarnotRefusedError as error:
@@ -470,15 +471,16 @@ class QarnotRunTaskOperator(TaskOperator):
         limit = resume_state.get("deadline")
         deadline = parse_stored_time(limit) if limit else None
         moved, resubmitted = int(resume_state.get("moved") or 0), bool(resume_state.get("resubmitted"))
+        cancelled = {task.uuid: task}
         if moved < MAX_GENERATIONS and task.pool and (pool := self._next_pool(context, task.pool)):
             return self._submit_and_wait(
-                context, deadline, resubmitted=resubmitted, pool=pool, moved=moved + 1, cancelled=task
+                context, deadline, resubmitted=resubmitted, pool=pool, moved=moved + 1, cancelled=cancelled
             )
         if resume_state.get("decision") == "adopted" and not resume_state.get("resubmitted"):
             self.log.info(
                 "Qarnot task %s, taken over from an earlier try, was cancelled; submitting again", task.uuid
             )
-            return self._submit_and_wait(context, deadline, resubmitted=True, cancelled=task)
+            return self._submit_and_wait(context, deadline, resubmitted=True, cancelled=cancelled)
         raise error or QarnotTaskCancelledError(self._report(task), kind="task", ref=task.uuid)
 
     def _summary(self, task: Task) -> dict[str, Any]:
