@@ -45,7 +45,7 @@ from airflow_qarnot_pool.waiting.conditions import (
     EndReason,
     is_queued,
 )
-from airflow_qarnot_pool.waiting.polling import get_confirmed
+from airflow_qarnot_pool.waiting.polling import find_confirmed, get_confirmed
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -449,11 +449,8 @@ class QarnotRunTaskOperator(TaskOperator):
 
     def _find_undeleted(self, uuid: str) -> Task | None:
         """Return a Qarnot task; None if it is deleted, which may last until its processes have ended."""
-        try:
-            task: Task = get_confirmed(self.client.tasks, uuid)
-        except QarnotNotFoundError as error:
-            if error.foreign:
-                raise
+        task: Task | None = find_confirmed(self.client.tasks, uuid)
+        if task is None:
             return None
         return None if states.parse_task_state(task.state) is states.TaskState.PENDING_DELETE else task
 

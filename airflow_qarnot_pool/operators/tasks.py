@@ -72,6 +72,7 @@ from airflow_qarnot_pool.waiting.polling import (
     at_most_every,
     confirmed,
     ends_wait,
+    find_confirmed,
     get_confirmed,
     wait_for_next_poll,
 )
@@ -599,11 +600,8 @@ class QarnotRunTasksOperator(TaskOperator):
         """Return the number of slots of a pool; 0 if it is deleted, because a shared one may have been replaced."""
         if pool is None:
             return 0
-        try:
-            found = get_confirmed(self.client.pools, pool)
-        except QarnotNotFoundError as error:
-            if error.foreign:
-                raise
+        found = find_confirmed(self.client.pools, pool)
+        if found is None:
             return 0
         return found.total_slot_capacity or found.instance_count or 0
 

@@ -52,7 +52,7 @@ from airflow_qarnot_pool.waiting.conditions import (
     WaitResult,
     result_if_met,
 )
-from airflow_qarnot_pool.waiting.polling import get_confirmed
+from airflow_qarnot_pool.waiting.polling import find_confirmed
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.models import Pool, Task
@@ -221,7 +221,7 @@ class _Attempts:
         ended = self._request.ended
         if is_adopted(self._identity, snapshot) and snapshot.uuid not in ended:
             mark_adopted(self._resource, self._identity, [snapshot])
-            current = self._find_surely(snapshot.uuid)
+            current = find_confirmed(self._resource, snapshot.uuid, self._request.pause)
             if current is None or is_ending(current):
                 # A process of an earlier try may have ended it before it could see the mark.
                 ended[snapshot.uuid] = current
@@ -229,16 +229,6 @@ class _Attempts:
                 return None
             self.existing[snapshot.uuid] = current
         return self._claim_existing(snapshot)
-
-    def _find_surely(self, uuid: str) -> Pool | Task | None:
-        """Return the object; None if the service itself says that it is deleted."""
-        try:
-            found: Pool | Task = get_confirmed(self._resource, uuid, self._request.pause)
-        except QarnotNotFoundError as error:
-            if error.foreign:
-                raise
-            return None
-        return found
 
     def create(self, step: Create, attempt: int) -> Claim | None:
         """Create an object; None if the result has to be looked up."""

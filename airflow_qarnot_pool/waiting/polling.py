@@ -301,6 +301,19 @@ def get_confirmed(resource: Any, uuid: str, pause: Callable[[float], Any] = time
     return confirmed(partial(resource.get, uuid), pause)
 
 
+def find_confirmed(resource: Any, ref: str, pause: Callable[[float], Any] = time.sleep) -> Any | None:
+    """Return the object; None if the service itself says that it is deleted.
+
+    :raises QarnotNotFoundError: no response came from the service itself.
+    """
+    try:
+        return get_confirmed(resource, ref, pause)
+    except QarnotNotFoundError as error:
+        if error.foreign:
+            raise
+        return None
+
+
 def poll_once_more(
     resource: Any,
     uuid: str,
