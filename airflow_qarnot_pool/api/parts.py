@@ -59,10 +59,12 @@ def _with_prefix(name: str, path: str) -> str:
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ResourceBucket(Record):
-    """A bucket whose files the nodes download before they start.
+    """A bucket whose files the nodes download before they start. Qarnot API: ``advancedResourceBuckets``.
 
-    ``prefix``: only files under it. ``strip_prefix``: removed from their paths. ``cache_ttl``: how long nodes may
-    keep them. Qarnot API: ``advancedResourceBuckets``.
+    :param bucket: name of the bucket.
+    :param prefix: start of the keys of the files. Others are not downloaded.
+    :param strip_prefix: start of their paths that is removed on the node: ``prefix``, or the start of it.
+    :param cache_ttl: how long nodes may keep the files; default: ``default_resources_cache_ttl``.
     """
 
     bucket: str = field(metadata=at("bucketName", bucket(_with_prefix), aliases=["name"]))
@@ -124,7 +126,13 @@ class ResourceBucket(Record):
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class RetrySettings(Record):
-    """How often Qarnot restarts failed instances. Qarnot API: ``retrySettings``."""
+    """How often Qarnot restarts failed instances. Qarnot API: ``retrySettings``.
+
+    With both limits, both must allow a retry. Without any, Qarnot retries nothing.
+
+    :param max_total_retries: maximum number of retries of all instances together.
+    :param max_per_instance_retries: maximum number of retries of each instance.
+    """
 
     sends_empty = True
 
@@ -165,9 +173,12 @@ def _check_slots(scales: Elastic | ManagedTasksQueuePolicy) -> None:
 class Elastic(Record):
     """The older way to resize a pool on demand, replaced by ``Scaling``. Qarnot API: ``elasticProperty``.
 
-    Every ``resize_period`` the pool moves towards its demand by ``ramp_resize_factor`` of the difference. It stays
-    between ``min_total_slots`` and ``max_total_slots``, and keeps ``min_idle_slots`` free. A slot that has been idle
-    for ``min_idle_time`` is released.
+    :param max_total_slots: maximum number of slots.
+    :param min_total_slots: minimum number of slots.
+    :param min_idle_slots: number of slots that are kept free.
+    :param resize_period: interval at which the pool moves towards its demand. Qarnot documents 90 s.
+    :param ramp_resize_factor: share of the difference by which it moves, from 0 to 1.
+    :param min_idle_time: how long a slot is idle before it is released.
     """
 
     max_total_slots: int = field(metadata=at("maxTotalSlots", integer(1)))
@@ -206,7 +217,10 @@ class Elastic(Record):
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class AlwaysPeriod(Record):
-    """At any time."""
+    """A period that covers any time.
+
+    :param name: name of the period, unique in its policy.
+    """
 
     type_name = "Always"
 
@@ -238,7 +252,13 @@ def _clock_text(value: time) -> str:
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class WeeklyPeriod(Record):
-    """Days of every week, from ``start_time_utc`` to ``end_time_utc`` (``datetime.time`` or HH:MM[:SS])."""
+    """Hours of some days of every week.
+
+    :param days: English names of the days.
+    :param start_time_utc: start of the period on each day, as ``datetime.time`` or ``HH:MM[:SS]``, in UTC.
+    :param end_time_utc: end of the period on each day, in the same form.
+    :param name: name of the period, unique in its policy.
+    """
 
     type_name = "Weekly"
 
@@ -308,8 +328,13 @@ def _unique(owner: Record, name: str, items: Sequence[Any]) -> None:
 class ManagedTasksQueuePolicy(Record):
     """Grow with the queue of Qarnot tasks, and shrink when slots are idle. Qarnot API: policy ``ManagedTasksQueue``.
 
-    ``scaling_factor``: the share of ``max_total_slots`` added per step (about every 90 s), above 0 up to 1.
-    ``min_idle_time``: how long a slot is idle before it is released.
+    :param min_total_slots: minimum number of slots.
+    :param max_total_slots: maximum number of slots.
+    :param min_idle_slots: number of slots that are kept free.
+    :param min_idle_time: how long a slot is idle before it is released.
+    :param scaling_factor: share of ``max_total_slots`` that is added in a step of about 90 s, above 0 up to 1.
+    :param name: name of the policy, unique in its pool.
+    :param enabled_periods: when the policy applies.
     """
 
     type_name = "ManagedTasksQueue"
@@ -335,7 +360,12 @@ class ManagedTasksQueuePolicy(Record):
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class FixedPolicy(Record):
-    """A constant number of slots. Qarnot API: policy ``Fixed``."""
+    """A constant number of slots. Qarnot API: policy ``Fixed``.
+
+    :param slots_count: number of slots.
+    :param name: name of the policy, unique in its pool.
+    :param enabled_periods: when the policy applies.
+    """
 
     type_name = "Fixed"
     sends_empty = True
@@ -358,7 +388,10 @@ _POLICIES: dict[str, type[Record]] = {"ManagedTasksQueue": ManagedTasksQueuePoli
 class Scaling(Record):
     """Policies for the size of a pool. The first one with a matching period applies.
 
-    ``active_policy_name`` is set in responses only. Qarnot API: ``scaling``, ``PUT /pools/{u}/scaling``.
+    Qarnot API: ``scaling``, ``PUT /pools/{u}/scaling``.
+
+    :param policies: ``ManagedTasksQueuePolicy``, ``FixedPolicy``, or mappings of their fields and ``type``.
+    :param active_policy_name: the policy that applies. It is set in responses only.
     """
 
     sends_empty = True
@@ -420,7 +453,11 @@ _CONSTRAINTS: dict[str, tuple[str, Any] | None] = {
 
 @dataclass(frozen=True, eq=False, repr=False)
 class HardwareConstraint(Record):
-    """A requirement for the nodes. Use the class methods to create one. Qarnot API: ``hardwareConstraints``."""
+    """A requirement for the nodes. Use the class methods to create one. Qarnot API: ``hardwareConstraints``.
+
+    :param discriminator: Qarnot's name of the kind of constraint.
+    :param value: value of the kinds that have one: cores, MB, GB per core, or a name.
+    """
 
     discriminator: str = field(metadata=at("discriminator", text(minimum=1)))
     value: Any = field(default=None, metadata=at("value", lambda value: value))
@@ -563,7 +600,11 @@ def _keyed(key: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class SecretsAccess(Record):
-    """The secrets of the account's vault that the object may read. Qarnot API: ``secretsAccessRights``."""
+    """The secrets of the account's vault that the instances can read. Qarnot API: ``secretsAccessRights``.
+
+    :param keys: keys of single secrets.
+    :param prefixes: starts of keys. All secrets below them can be read.
+    """
 
     keys: Sequence[str] = field(
         default=(), metadata=at("bySecret", _keyed("key"), lambda keys: [{"key": key} for key in keys])
@@ -575,7 +616,11 @@ class SecretsAccess(Record):
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Privileges(Record):
-    """``export_api_and_storage_credentials_in_environment``: the instances see the account's credentials."""
+    """Rights of the instances. Qarnot API: ``privileges``.
+
+    :param export_api_and_storage_credentials_in_environment: whether the instances have the account's credentials in
+        their environment, to call the API and to use the storage.
+    """
 
     export_api_and_storage_credentials_in_environment: bool = field(
         default=False, metadata=at("exportApiAndStorageCredentialsInEnvironment", boolean)
@@ -584,7 +629,13 @@ class Privileges(Record):
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ForcedConstant(Record):
-    """A profile constant given a value (developer permission). Qarnot API: ``forcedConstants``."""
+    """A constant of the profile that gets another value (developer permission). Qarnot API: ``forcedConstants``.
+
+    :param constant_name: name of the constant.
+    :param forced_value: its value. It is never shown.
+    :param force_export_in_environment: whether instances see it as an environment variable.
+    :param access: ``ReadOnly`` or ``ReadWrite``: whether a task can set it.
+    """
 
     constant_name: str = field(metadata=at("constantName", text(minimum=1), aliases=["name"]))
     forced_value: str | None = field(default=None, metadata=at("forcedValue", text(), aliases=["value"]))
@@ -600,7 +651,22 @@ class ForcedConstant(Record):
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class NetworkRule(Record):
-    """A port opened between a node and the outside (developer permission). Qarnot API: ``forcedNetworkRules``."""
+    """A port opened between a node and the outside (developer permission). Qarnot API: ``forcedNetworkRules``.
+
+    :param inbound: whether the rule is for inbound or for outbound traffic.
+    :param proto: ``tcp`` or ``udp``.
+    :param to: inbound: source address that is allowed.
+    :param port: inbound: port of the instance.
+    :param public_host: outbound: destination address that is allowed.
+    :param public_port: outbound: port of the destination that is allowed.
+    :param forwarder: type of the forwarder.
+    :param priority: priority of the rule.
+    :param description: text for readers.
+    :param to_q_box: whether the endpoint is on Qarnot's box beside the node.
+    :param to_payload: whether the endpoint is in the payload.
+    :param name: name of the rule, by which ``client.tasks.port_forward`` lists it.
+    :param application_type: protocol of the application, such as ``ssh`` or ``https``.
+    """
 
     inbound: bool = field(metadata=at("inbound", boolean))
     proto: str = field(metadata=at("proto", choice("tcp", "udp")))
@@ -622,7 +688,12 @@ CONDITIONS = ("success", "failure", "cancelled")
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class TaskDependency(Record):
-    """A Qarnot task that must finish first. ``conditions``: the accepted final states (any if empty)."""
+    """A Qarnot task that must finish first. Qarnot API: ``dependencies``.
+
+    :param task: uuid of the task.
+    :param conditions: final states that are accepted: ``success``, ``failure``, ``cancelled``; default: any. Another
+        one cancels the task that depends on it.
+    """
 
     task: str = field(metadata=at("taskUuid", uuid_text))
     conditions: Sequence[str] = field(

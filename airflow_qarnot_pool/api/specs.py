@@ -213,7 +213,35 @@ def _image(value: Any) -> str:
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class _Spec(Record):
-    """The fields that pools and Qarnot tasks share."""
+    """The fields that pools and Qarnot tasks share.
+
+    :param name: display name. The operators give one by default.
+    :param shortname: unique name that can stand for the uuid: letters, digits and hyphens.
+    :param profile: kind of container and its network, such as ``docker-batch``. A task of a pool has the pool's.
+    :param image: ``[registry/]repository[:tag]``, sent as the constants DOCKER_REPO, DOCKER_TAG and DOCKER_SRV.
+    :param constants: constants, text to text, which instances see as environment variables: at most 50 of a pool, and
+        150 of a task. Values have at most 2,048 characters. Those of ``QARNOT_SECRET__...`` cannot be read back.
+    :param forced_constants: constants of the profile to override. Needs the developer permission.
+    :param constraints: older scheduling hints of an account, text to text. Prefer ``hardware_constraints``.
+    :param hardware_constraints: requirements for the nodes, all of which must be met.
+    :param resource_buckets: buckets whose files the nodes download before they start, at most 100.
+    :param tags: tags of the object, less than 512 characters each. Of Qarnot's 10 the provider uses 3.
+    :param labels: labels of the object, text to text. They have no effect on the work.
+    :param auto_delete_on_completion: let Qarnot delete the finished object if the account is at its quota.
+    :param completion_ttl: time after its end until Qarnot deletes the object; 0: never.
+    :param scheduling_type: ``Flex`` (cheapest, nodes can be preempted), ``OnDemand`` or ``Reserved``. Default: the
+        account's.
+    :param targeted_reserved_machine_key: kind of machine of the account's reservation. Qarnot replaced it by
+        ``targeted_reservation_name``.
+    :param targeted_reservation_name: name of the account's reservation, with ``scheduling_type="Reserved"``.
+    :param default_resources_cache_ttl: how long nodes may keep the files of buckets that have no ``cache_ttl``.
+        Qarnot's default is 90 days.
+    :param privileges: rights of the instances.
+    :param max_time_queue: maximum time in the queue. Qarnot fails the object after that.
+    :param secrets_access: secrets of the account's vault that the instances can read. A task of a pool has the pool's.
+    :param forced_network_rules: ports to open. Needs the developer permission, and a profile with a network.
+    :param project: uuid of the account's project that pays. Default: the account's default project.
+    """
 
     kind: ClassVar[str]
     max_constants: ClassVar[int]
@@ -362,8 +390,13 @@ class PoolSpec(_Spec):
 
     :param instance_count: size of the pool in slots; default: 1. A pool with ``elastic`` or ``scaling`` gets its size
         from there.
-    :param slots_per_node: number of slots that share a node.
+    :param slots_per_node: number of slots that share a node; default: 1.
+    :param elastic: limits of a pool that follows its load. Prefer ``scaling``, which replaces it.
+    :param scaling: policies for the size of the pool: one policy, several, or a ``Scaling``.
     :param preparation_command: runs on every node before its first task.
+    :param default_retry: retries by Qarnot of the instances of tasks that have no ``retry``.
+    :param task_default_wait_for_pool_resources_synchronization: whether tasks wait for the files of the pool that are
+        being fetched again, unless they say so themselves.
     """
 
     kind: ClassVar[str] = "pool"
@@ -460,9 +493,8 @@ class TaskSpec(_Spec):
     """A Qarnot task to create, on a pool or without one. Qarnot API: ``POST /tasks``.
 
     :param command: text or a list of words, sent as the constant DOCKER_CMD.
-    :param image: sent as the constants DOCKER_REPO, DOCKER_TAG and DOCKER_SRV.
     :param instance_count: number of instances, with the ids 0 to n-1; default: 1.
-    :param ranges: the instance ids, such as "0-2,5", in place of ``instance_count``.
+    :param ranges: the instance ids, such as "0-2,5", in place of ``instance_count``; at most 2,048.
     :param return_file: whether the value of the task is the JSON that its command writes to the file
         ``$QARNOT_RETURN_FILE``.
     :param skip_on_exit_code: exit codes (a number or a list) with which the command skips the Airflow task. The Qarnot
@@ -470,6 +502,23 @@ class TaskSpec(_Spec):
     :param snapshot_every: interval at which Qarnot copies the files of the task to ``snapshot_bucket`` (default:
         ``result_bucket``). A retry starts with the last copy. Only ``QarnotRunTaskOperator`` and ``@task.qarnot`` send
         it. Elsewhere call ``TaskResource.snapshot_every``.
+    :param pool: uuid of the pool. Operators have ``qarnot_pool`` for it.
+    :param job: uuid of an active job, whose pool is used.
+    :param retry: retries by Qarnot of failed instances: a number for each instance, or a ``RetrySettings``.
+    :param max_retries_per_instance: older form of ``retry``.
+    :param result_bucket: bucket that gets the files the instances write. A missing bucket is created.
+    :param results_prefix: start of the keys of the results.
+    :param results_whitelist: regular expression. Only files whose path it matches somewhere are results.
+    :param results_blacklist: regular expression. Files whose path it matches somewhere are no results.
+    :param results_cache_ttl: how long nodes may keep the results, for tasks that read them.
+    :param snapshot_bucket: bucket of the snapshots; default: ``result_bucket``.
+    :param snapshot_prefix: start of the keys of the snapshots; default of the operators: ``airflow-snapshots``.
+    :param snapshot_whitelist: regular expression of the files that are copied.
+    :param snapshot_blacklist: regular expression of the files that are not copied.
+    :param upload_results_on_cancellation: whether the results of an aborted task are stored.
+    :param wait_for_pool_resources_synchronization: whether the task waits for files of the pool that are being fetched
+        again. Default: the pool's ``task_default_wait_for_pool_resources_synchronization``.
+    :param dependencies: tasks of the same job that must finish first. The job needs ``use_dependencies``.
     """
 
     kind: ClassVar[str] = "task"
