@@ -79,7 +79,7 @@ def named_parameters() -> dict[str, int]:
     from airflow_qarnot_pool.operators.pool import QarnotCreatePoolOperator
     from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
     from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
-    from tools.docs_site import parameters
+    from tools.docstrings import parameters
 
     things = {
         "QarnotRunTaskOperator": QarnotRunTaskOperator,

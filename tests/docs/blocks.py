@@ -4,7 +4,9 @@
 
 - ``parse``: load the DAG and do not run it, because its needs are too expensive for a test;
 - ``continue``: continue the Python block before it on the page;
+- ``excerpt``: compile the block, which is part of a DAG;
 - ``pytest``: run the block as a test file;
+- ``peer``: code of another provider: load the DAG if that provider is installed, and compile it anyway;
 - ``fails``: expect the DAG run to fail;
 - ``conf={...}``: the conf of the run, as JSON, to the end of the comment; ``$PWD`` is a temporary directory.
 """
@@ -22,7 +24,7 @@ _FENCE = re.compile(
     r"^(?P<fence>```+|~~~+)(?P<language>\w*)[^\n]*\n(?P<code>.*?)^(?P=fence)[ \t]*$", re.M | re.S
 )
 _COMMENT = re.compile(r"<!--\s*test:\s*(?P<words>(?:(?!-->).)*?)\s*-->\s*\Z", re.S)
-WORDS = {"parse", "continue", "fails", "pytest"}
+WORDS = {"parse", "continue", "fails", "pytest", "excerpt", "peer"}
 
 
 @dataclass(frozen=True)

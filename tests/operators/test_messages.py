@@ -19,7 +19,7 @@ from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
 from airflow_qarnot_pool.task_groups.pool import QarnotPoolGroup
 from tests.harness import FakeTI, run
 from tests.parameters.test_validation import NEEDS, _operators, make
-from tools.docs_site import parameters
+from tools.docstrings import parameters
 
 #: A value for each parameter that no operator can take, if it has one.
 BAD: dict[str, Any] = {

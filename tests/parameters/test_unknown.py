@@ -29,7 +29,7 @@ from airflow_qarnot_pool.parameters.validation import as_duration
 from airflow_qarnot_pool.sensors.pool import QarnotPoolSensor
 from airflow_qarnot_pool.sensors.task import QarnotTaskSensor
 from airflow_qarnot_pool.task_groups.pool import QarnotPoolGroup
-from tests.parameters.test_validation import CASES, NEEDS, SAMPLES, _function, _operators, make
+from tests.parameters.test_validation import CASES, NEEDS, _function, _operators, make, sample
 
 OPERATORS = _operators()
 SENSORS = (QarnotPoolSensor, QarnotTaskSensor)
@@ -377,7 +377,7 @@ def test_so_is_the_group() -> None:
 # --- Durations
 
 
-DURATIONS = [case for case in CASES if isinstance(SAMPLES.get(case.values[1]), timedelta)]
+DURATIONS = [case for case in CASES if isinstance(sample(*case.values), timedelta)]
 #: Those that decide what the DAG is, and so must be known when it is parsed.
 KNOWN_AT_PARSE = {"keep_warm"}
 #: Those of at least two days.

@@ -12,7 +12,7 @@ import pytest
 from airflow.sdk import DAG, BaseOperator
 
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
-from airflow_qarnot_pool.api.specs import Elastic, ResourceBucket
+from airflow_qarnot_pool.api.specs import ResourceBucket
 from airflow_qarnot_pool.decorators.qarnot import _QarnotDecoratedOperator, qarnot_task
 from airflow_qarnot_pool.get_provider_info import get_provider_info
 from airflow_qarnot_pool.operators.cost_report import QarnotCostReportOperator
@@ -23,69 +23,10 @@ from airflow_qarnot_pool.ownership.identity import DEFAULT_KEEP_WARM
 from airflow_qarnot_pool.parameters.configuration import default_poll_interval
 from airflow_qarnot_pool.sensors.pool import QarnotPoolSensor
 from airflow_qarnot_pool.task_groups.pool import QarnotPoolGroup
-from tools.docs_site import meanings, parameters, undocumented
+from tools import examples
+from tools.docstrings import meanings, parameters, undocumented
 
 NO_NUMBERS = [0, -1, float("nan"), float("inf"), float("-inf"), True, "often", ""]
-#: A value for each parameter that is not its default.
-SAMPLES: dict[str, Any] = {
-    "cancel_on_kill": False,
-    "command": "true",
-    "commands": ["true"],
-    "constants": {"A": "b"},
-    "defer_after": timedelta(seconds=5),
-    "chunk_size": 3,
-    "deferrable": False,
-    "elastic": Elastic(max_total_slots=3),
-    "group_by": ["tag"],
-    "estimated_cost": 3.0,
-    "delete_finished_after": timedelta(days=2),
-    "grace_period": timedelta(minutes=2),
-    "idle_timeout": timedelta(minutes=3),
-    "image": "alpine",
-    "instance_count": 7,
-    "keep_warm": timedelta(minutes=4),
-    "log_output": False,
-    "max_cost": 4.0,
-    "max_in_flight": 5,
-    "max_run_cost": 5.0,
-    "max_rows": 8,
-    "name": "another name",
-    "op_args": (),
-    "op_kwargs": {},
-    "accept_passed": False,
-    "payload_bucket": "payloads",
-    "period": timedelta(days=3),
-    "pool_spec": {"image": "alpine"},
-    "qarnot_conn_id": "another",
-    "qarnot_pool": "somebody-s",
-    "qarnot_task": "some-task",
-    "ready_slots": 2,
-    "ready_when": "PartiallyExecuting",
-    "registry_conn_id": "registry",
-    "report_cost": True,
-    "report_only": True,
-    "delete_environments_after": timedelta(days=3),
-    "environment": {"requirements": ["numpy"]},
-    "environment_bucket": "environments",
-    "resource_buckets": ["inputs"],
-    "result_bucket": "outputs",
-    "scaling": {"policies": [{"name": "p", "type": "Fixed", "slotsCount": 1}]},
-    "serializer": "pickle",
-    "setup_retries": 1,
-    "shared": "nightly",
-    "since": "2026-01-01",
-    "slots_per_node": 2,
-    "sync_resources": True,
-    "tags": ["mine"],
-    "target_states": "Closed",
-    "task_spec": {"job": "6ba7b810-9dad-41d1-80b4-00c04fd430c8"},
-    "timeout": timedelta(minutes=5),
-    "until": "2026-01-02",
-    "wait_for_completion": None,  # the other of its default, see below
-    "wait_for_quota": timedelta(minutes=6),
-    "wait_timeout": timedelta(minutes=7),
-    "warm_up": False,
-}
 #: What makes an operator valid where the parameter under test does not.
 NEEDS = {
     "QarnotRunTaskOperator": {"command": "true"},
@@ -144,11 +85,12 @@ def make(operator: type, **given: Any) -> Any:
 
 
 def sample(operator: type, name: str) -> Any:
-    if name == "wait_for_completion":
-        return not parameters(operator)[name].default
-    if name == "target_states" and "Task" in operator.__name__:
-        return "FullyExecuting"
-    return SAMPLES[name]
+    """Return the value of a parameter that the reference shows, which is not the default."""
+    if name in ("op_args", "op_kwargs"):
+        return {"op_args": (), "op_kwargs": {}}[name]
+    text = examples.example(operator.__name__, name)
+    assert text, f"{name} has no example in tools/examples.py"
+    return examples.evaluate(text)
 
 
 @pytest.mark.parametrize(("operator", "name"), CASES)
@@ -188,7 +130,7 @@ def test_every_parameter_is_explained(operator: Any) -> None:
     "name", [one for one in parameters(QarnotCreatePoolOperator) if one != "wait_for_completion"]
 )
 def test_default_args_reach_the_setup_of_a_group(where: str, name: str) -> None:
-    value = SAMPLES[name]
+    value = sample(QarnotCreatePoolOperator, name)
     of_dag, of_group = ({name: value}, {}) if where == "dag" else ({}, {name: value})
     with DAG("d", schedule=None, default_args=of_dag), QarnotPoolGroup("g", default_args=of_group) as group:
         pass
