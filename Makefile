@@ -105,10 +105,12 @@ build: $(STAMP)
 	$(BIN)/twine check --strict dist/*.whl dist/*.tar.gz
 	$(BIN)/python tools/check_wheel.py
 
-# The pages of docs/ as a site, in build/site.
+# The pages of docs/ as a site: `make docs` builds build/site/dev, and `make docs VERSION=0.1.0` a release beside it.
+# Each page switches between the versions that are there.
+VERSION ?= dev
 docs: $(STAMP)
-	$(BIN)/mkdocs build --quiet
-	@echo 'The site is in build/site/index.html'
+	$(BIN)/mkdocs build --quiet --site-dir build/site/$(VERSION)
+	@echo 'The site is in build/site. To search it: $(BIN)/python -m http.server --bind 127.0.0.1 --directory build/site'
 
 # The wheel in Airflow 3.1, 3.2 and 3.3 environments as they were on release day, and the README followed there.
 check-install: build

@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 
-def _split(path: Path, name: str) -> tuple[str, str, str]:
+def split(path: Path, name: str) -> tuple[str, str, str]:
+    """Return the document before the text between the marks, that text, and the document after it.
+
+    :raises ValueError: the document has no such marks.
+    """
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     before, found, rest = path.read_text().partition(begin)
     text, closed, after = rest.partition(end)
@@ -19,7 +23,7 @@ def read(path: Path, name: str) -> str:
 
     :raises ValueError: the document has no such marks.
     """
-    return _split(path, name)[1]
+    return split(path, name)[1]
 
 
 def write(path: Path, name: str, text: str) -> None:
@@ -27,5 +31,10 @@ def write(path: Path, name: str, text: str) -> None:
 
     :raises ValueError: the document has no such marks.
     """
-    before, _, after = _split(path, name)
-    path.write_text(f"{before}\n\n{text.strip()}\n\n{after}")
+    before, _, after = split(path, name)
+    path.write_text(joined(before, text, after))
+
+
+def joined(before: str, text: str, after: str) -> str:
+    """Return a document with *text* between the marks."""
+    return f"{before}\n\n{text.strip()}\n\n{after}"

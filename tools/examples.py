@@ -12,6 +12,8 @@ from typing import Any
 
 from tools.docstrings import Undocumented
 
+_WEEKLY = 'WeeklyPeriod(name="days", days=["monday"], start_time_utc="08:00", end_time_utc="18:00")'
+
 #: Parameters of operators, sensors, the group, the decorator and environments.
 PARAMETERS: dict[str, str] = {
     "accept_passed": "False",
@@ -132,7 +134,7 @@ FIELDS: dict[str, str] = {
     "Elastic.min_total_slots": "1",
     "Elastic.ramp_resize_factor": "0.9",
     "Elastic.resize_period": "timedelta(minutes=2)",
-    "FixedPolicy.enabled_periods": '[WeeklyPeriod(name="days", days=["monday"], start_time_utc="08:00", end_time_utc="18:00")]',
+    "FixedPolicy.enabled_periods": f"[{_WEEKLY}]",
     "FixedPolicy.name": '"four nodes"',
     "FixedPolicy.slots_count": "4",
     "ForcedConstant.access": '"ReadOnly"',
@@ -141,7 +143,7 @@ FIELDS: dict[str, str] = {
     "ForcedConstant.forced_value": '"1000"',
     "HardwareConstraint.discriminator": '"MinimumCoreHardwareConstraint"',
     "HardwareConstraint.value": "16",
-    "ManagedTasksQueuePolicy.enabled_periods": '[WeeklyPeriod(name="days", days=["monday"], start_time_utc="08:00", end_time_utc="18:00")]',
+    "ManagedTasksQueuePolicy.enabled_periods": f"[{_WEEKLY}]",
     "ManagedTasksQueuePolicy.max_total_slots": "8",
     "ManagedTasksQueuePolicy.min_idle_slots": "1",
     "ManagedTasksQueuePolicy.min_idle_time": "timedelta(minutes=5)",
