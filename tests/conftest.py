@@ -34,6 +34,8 @@ atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 #: faster than one with packages, or than a script that chooses one.
 NODE_PYTHON = HOME / "node" / "bin"
 venv.create(NODE_PYTHON.parent, symlinks=True)
+#: Programs for the recipes of docs/, which are not on every machine: Blender, OpenFOAM and the like.
+STAND_INS = ROOT / "tests" / "docs" / "programs"
 
 if "airflow" in sys.modules:
     raise RuntimeError("Airflow was imported before tests/conftest.py could give it a home of its own")
@@ -48,7 +50,7 @@ os.environ |= {
     "AIRFLOW__QARNOT__POLL_INTERVAL": "0.3",
     # Most tests are about deferred waits. TEST_DEFER_AFTER=2 shows whether they hold after a wait on the worker, too.
     "AIRFLOW__QARNOT__DEFER_AFTER": os.environ.get("TEST_DEFER_AFTER", "0"),
-    "PATH": os.pathsep.join([str(NODE_PYTHON), os.environ.get("PATH", os.defpath)]),
+    "PATH": os.pathsep.join([str(NODE_PYTHON), str(STAND_INS), os.environ.get("PATH", os.defpath)]),
     "NO_PROXY": "127.0.0.1,localhost",
     "no_proxy": "127.0.0.1,localhost",
 }

@@ -19,6 +19,8 @@ from airflow.dag_processing.dagbag import DagBag
 
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.cli import get_cli_commands
+from airflow_qarnot_pool.hooks.storage import QarnotStorageHook
+from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.operators.teardown_cost import tasks_beside
 from tests.conftest import ROOT
 from tests.dags.test_examples import LOCAL_BUNDLE, Run, client
@@ -26,6 +28,8 @@ from tests.docs.blocks import Block, blocks, blocks_of
 
 __all__ = ["client"]
 
+#: Input files of the recipes, in the place of those of a user.
+INPUTS = ROOT / "tests" / "docs" / "bucket"
 SHELLS = ("console", "sh", "bash")
 #: Languages of output and drawings, which do not run.
 TEXT = ("text", "")
@@ -59,11 +63,14 @@ def test_no_retry_waits_for_five_minutes_beside_a_billed_pool() -> None:
 def test_python(
     block: Block,
     client: QarnotClient,
+    qarnot: LocalQarnot,
     elsewhere: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bundles = [{"name": "docs", "classpath": LOCAL_BUNDLE, "kwargs": {"path": str(elsewhere)}}]
     monkeypatch.setenv("AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST", json.dumps(bundles))
+    monkeypatch.setenv("QARNOT_CLUSTER_URL", qarnot.url)
+    monkeypatch.setenv("QARNOT_CLIENT_TOKEN", qarnot.token)
     # Modules that the blocks name stand beside them.
     (elsewhere / "helpers.py").touch()
     (elsewhere / "my_lib").mkdir()
@@ -86,6 +93,9 @@ def test_python(
     for dag in bag.dags.values():
         assert [tasks_beside(one) for one in dag.tasks if one.is_teardown and tasks_beside(one)] == []
     conf = json.loads(block.conf.replace("$PWD", str(elsewhere))) if block.conf else None
+    if block.page == "recipes.md":
+        for bucket in set(re.findall(r'resource_buckets=\["([\w-]+)"\]', block.code)):
+            QarnotStorageHook().upload(bucket, INPUTS)
     for dag in () if {"parse", "peer"} & block.words else bag.dags.values():
         run = Run.of(dag.test(run_conf=conf), client)
         expected = "failed" if "fails" in block.words else "success"

@@ -9,6 +9,7 @@ from airflow_qarnot_pool.local.processes.command import (
     Directories,
     environment,
     map_path,
+    of_instance,
     substitute,
     variables,
     words,
@@ -44,6 +45,20 @@ def split(command: str, **constants: str) -> list[str]:
 )
 def test_words(command: str, constants: dict[str, str], expected: list[str]) -> None:
     assert split(command, **constants) == expected
+
+
+@pytest.mark.parametrize(
+    ("profile", "commands"),
+    [
+        ("docker-batch", ["all", "all"]),
+        ("docker-cluster", ["master", "worker"]),
+        ("my-cluster", ["master", "worker"]),
+    ],
+)
+def test_a_cluster_has_a_master_and_workers(profile: str, commands: list[str]) -> None:
+    constants = {"DOCKER_CMD": "all", "DOCKER_CMD_MASTER": "master", "DOCKER_CMD_WORKER": "worker"}
+    assert [of_instance(profile, instance, constants) for instance in (0, 1)] == commands
+    assert of_instance(profile, 1, {"DOCKER_CMD": "all", "DOCKER_CMD_MASTER": "master"}) == "all"
 
 
 def test_a_command_that_cannot_be_split() -> None:

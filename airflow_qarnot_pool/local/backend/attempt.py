@@ -266,7 +266,8 @@ async def _steps(
     task = instance.task
     await _copy_resources(context, task, space)
     own = command.variables(instance.id, len(task.instances), space.directories)
-    words = command.words(task.constants.get("DOCKER_CMD", ""), task.constants, own, space.directories)
+    line = command.of_instance(task.profile, instance.id, task.constants)
+    words = command.words(line, task.constants, own, space.directories)
     if not enter(InstancePhase.RUNNING):
         return AttemptResult(killed=True)
     result = await _execute(context, instance, space, words) if words else AttemptResult()

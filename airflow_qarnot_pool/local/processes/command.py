@@ -78,6 +78,13 @@ def working_directory(constants: Mapping[str, str], own: Mapping[str, str], plac
     return os.path.join(place.task, map_path(requested, mount_point(constants), place.job))
 
 
+def of_instance(profile: str, instance: int, constants: Mapping[str, str]) -> str:
+    """Return the command of an instance. In a cluster the first one may have another than the workers."""
+    role = "DOCKER_CMD_WORKER" if instance else "DOCKER_CMD_MASTER"
+    general = constants.get("DOCKER_CMD", "")
+    return constants.get(role, general) if "cluster" in profile else general
+
+
 def words(
     command: str, constants: Mapping[str, str], own: Mapping[str, str], place: Directories
 ) -> list[str]:
