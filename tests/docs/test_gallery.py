@@ -29,7 +29,7 @@ def made() -> dict[Path, str]:
 def test_the_gallery_is_that_of_the_examples(made: dict[Path, str]) -> None:
     old = [path.name for path, text in made.items() if not path.exists() or path.read_text() != text]
     assert old == [], "Run `python -m tools.gallery`."
-    assert {path for path in gallery.PICTURES.glob("*.svg")} == made.keys() - {gallery.PAGE}
+    assert set(gallery.PICTURES.glob("*.svg")) == made.keys() - {gallery.PAGE}
 
 
 def test_every_example_has_its_picture_and_its_source(made: dict[Path, str]) -> None:

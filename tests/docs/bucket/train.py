@@ -1,1 +1,1 @@
-import torch
+print("stands for the training of a user")
