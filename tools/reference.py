@@ -63,6 +63,8 @@ _TYPES = {
     "Duration": "timedelta | float",
     "payload.Serializer": "'json' | 'pickle'",
     "Sequence[GroupBy]": "Sequence['dag' | 'task' | 'tag']",
+    "Sequence[Period]": "Sequence[AlwaysPeriod | WeeklyPeriod]",
+    "Sequence[Policy]": "Sequence[ManagedTasksQueuePolicy | FixedPolicy]",
     "qarnot_pool": "str | XComArg",
     "qarnot_task": "str | XComArg",
     "commands": "list[str] | list[dict] | XComArg",
@@ -158,6 +160,8 @@ def _shown(value: Any) -> str:
         return "omitted"
     if value in ((), {}):
         return "none"
+    if isinstance(value, tuple):
+        return _shown([*value])
     if isinstance(value, timedelta):
         return f"`{_shown_duration(value)}`"
     return f'`"{value}"`' if isinstance(value, str) else "`" + repr(value).replace("'", '"') + "`"
@@ -250,29 +254,32 @@ def import_place(thing: Any) -> str:
 
 
 def methods(cls: type) -> str:
-    """The public methods of a class, those of its bases of this project included."""
-    lines = [
-        f"### {cls.__name__}",
-        f"`from {cls.__module__} import {cls.__name__}`",
-        _prose(Doc.of(cls).text),
-    ]
-    seen: set[str] = set()
+    """Return the public methods of a class, those of its bases of this project included."""
+    rows: dict[str, str] = {}
     for one in bases(cls):
         for name, method in vars(one).items():
             function = method.__func__ if isinstance(method, (classmethod, staticmethod)) else method
-            if name.startswith("_") or name in seen or not inspect.isfunction(function):
+            if name.startswith("_") or name in rows or not inspect.isfunction(function):
                 continue
-            seen.add(name)
-            doc = Doc.of(function)
-            if not doc.text:
+            if not function.__doc__:
                 raise Undocumented(f"{cls.__module__}.{cls.__name__}.{name} has no docstring")
-            given = [
-                str(p)
-                for p in inspect.signature(function).parameters.values()
-                if p.name not in ("self", "cls")
-            ]
-            lines.append(f"`{name}({', '.join(given)})`\n:   {' '.join(_prose(doc.text).split())}")
-    return "\n\n".join(lines)
+            rows[name] = _row(f"`{name}{_signature(function)}`", _prose(Doc.of(function).text))
+    return "\n\n".join(
+        [
+            f"### {cls.__name__}",
+            f"`from {cls.__module__} import {cls.__name__}`",
+            _prose(Doc.of(cls).text),
+            _table(("Method", "Meaning"), rows.values()),
+        ]
+    )
+
+
+def _signature(function: Any) -> str:
+    """Return the parameters of a function, with their types as in the source."""
+    signature = inspect.signature(function)
+    given = [one for one in signature.parameters.values() if one.name not in ("self", "cls")]
+    shown = str(signature.replace(parameters=given, return_annotation=inspect.Signature.empty))
+    return re.sub(r""": (['"])(.*?)\1(?=[,)]| =)""", r": \2", shown).replace("'", '"')
 
 
 # --- Specifications
@@ -288,9 +295,7 @@ def record(cls: Any) -> str:
         _table(("Field", *_COLUMNS), rows),
     ]
     if makers := [
-        _row(
-            f"`{cls.__name__}.{name}{inspect.signature(getattr(cls, name))}`", _prose(maker.__func__.__doc__)
-        )
+        _row(f"`{cls.__name__}.{name}{_signature(maker.__func__)}`", _prose(maker.__func__.__doc__))
         for name, maker in vars(cls).items()
         if isinstance(maker, classmethod) and not name.startswith(("from_", "_")) and name != "of"
     ]:

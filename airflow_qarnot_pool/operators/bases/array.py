@@ -77,6 +77,8 @@ class _EndedMeanwhileError(Exception):
 class ArrayOperator(QarnotRunTaskOperator):
     """Base of the operators that run many items in one Qarnot task.
 
+    Items of an array:
+
     :param chunk_size: number of items in an instance. Default: 1 for up to 1,000 items, and as many as make 1,000
         instances for more.
     """
