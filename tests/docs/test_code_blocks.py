@@ -9,8 +9,10 @@ import json
 import re
 import runpy
 import shlex
+import time
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -84,6 +86,11 @@ def test_python(
         # In this process, because another would have to import all of Airflow.
         assert pytest.main(["-q", "-p", "no:cacheprovider", f"--rootdir={elsewhere}", str(file)]) == 0
         return
+    if "import qarnot\n" in block.code:
+        # The SDK polls every ten seconds.
+        monkeypatch.setattr(
+            "qarnot.task.time", SimpleNamespace(time=time.time, sleep=lambda _: time.sleep(0.1))
+        )
     if not re.search(r"\bDAG\(|^@dag\b", block.code, re.M):
         runpy.run_path(str(file))
         return
