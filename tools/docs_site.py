@@ -56,7 +56,8 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Link to the site's copies of pages and files that are outside of docs/."""
+    """Link to the site's copies of pages and files that are outside of docs/, and drop comments."""
+    markdown = re.sub(r"^<!--.*-->\n", "", markdown, flags=re.M)
     markdown = re.sub(r"\]\(\.\./example_dags/(\w+)\.py\)", r"](examples/\1.md)", markdown)
     return markdown.replace("](../CONTRIBUTING.md", "](contributing.md")
 
