@@ -21,7 +21,7 @@ COLOURS = {
     "airflow": ("#f4f4f1", "#77756c"),
 }
 #: The kind of a task, by the first of these words in the name of its operator.
-KINDS = {"Sensor": "sensor", "PoolOperator": "pool", "arnot": "qarnot"}
+KINDS = {"Sensor": "sensor", "PoolOperator": "pool", "QarnotRun": "qarnot", "@task.qarnot": "qarnot"}
 
 
 @dataclass(frozen=True)

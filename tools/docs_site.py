@@ -30,7 +30,7 @@ def on_config(config: Any) -> Any:
         raise ValueError(
             f"VERSION is not that of the package, got {version}. Give {here[0]}, or leave it out."
         )
-    config["extra"]["version"] = version
+    config["extra"]["built_version"] = version
     named = set(re.findall(r"[\w/-]+\.md", repr(config["nav"])))
     pages = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")}
     rest = sorted(pages - named)

@@ -16,7 +16,7 @@
   }
   document.querySelectorAll(".rst-content table").forEach(function (table) {
     var names = Array.from(table.querySelectorAll("th"), function (cell) { return cell.textContent; });
-    if (names.length < 4) return;
+    if (names.length < 3) return;
     table.classList.add("cards");
     table.querySelectorAll("tbody tr").forEach(function (row) {
       Array.from(row.cells, function (cell, n) { cell.dataset.label = names[n]; });
