@@ -1,6 +1,7 @@
-"""Pure functions from the responses of Qarnot and Airflow to the content of the Pools page. Datetimes are aware.
+"""Pure functions from the responses of Qarnot and Airflow to the rows of the Pools page. Datetimes are aware.
 
-A row, and everything in it, is JSON. Times are ISO texts, durations seconds, money euros, energy Wh and carbon g.
+A row, and everything in it, is JSON. Times are ISO texts, durations seconds, money euros, energy Wh and carbon g. A row
+has no ages, so that it changes only if a fact does.
 """
 
 from __future__ import annotations
@@ -8,48 +9,34 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
-from airflow_qarnot_pool.api.errors import QarnotUnknownStateError
 from airflow_qarnot_pool.api.models import CarbonFacts, Pool, Task
-from airflow_qarnot_pool.api.states import (
-    POOL_TRANSIENT,
-    Phase,
-    PoolState,
-    TaskState,
-    parse_task_state,
-    pool_phase,
-)
-from airflow_qarnot_pool.costs.model import pool_cost
-from airflow_qarnot_pool.ownership.identity import WARM_UP_ROLE, label
+from airflow_qarnot_pool.api.states import POOL_TRANSIENT
+from airflow_qarnot_pool.costs.limits import limits_from_labels
+from airflow_qarnot_pool.costs.model import pool_cost, user_tags
+from airflow_qarnot_pool.ownership.identity import RunKey, label, run_of
 from airflow_qarnot_pool.ownership.quota import FINISHED_RUN_STATES
+from airflow_qarnot_pool.plugins.history import ObservedHistory
+from airflow_qarnot_pool.plugins.listing import RowEntry
+from airflow_qarnot_pool.plugins.phases import (
+    UNFINISHED,
+    is_closable,
+    is_open,
+    load_of,
+    phase_of,
+    target_slots,
+    word_of,
+)
+from airflow_qarnot_pool.plugins.resizing import obstacle_of
+from airflow_qarnot_pool.plugins.severity import PoolFacts, rank_of, warnings_of
+from airflow_qarnot_pool.plugins.texts import clean_label, clean_line, run_link, to_iso
 
-#: How long a pool may be idle without a warning, or its ``keep_warm`` if that is longer.
-IDLE_AFTER = timedelta(minutes=5)
-#: How long a pool of fixed size may boot without a warning.
-SLOW_BOOT_AFTER = timedelta(minutes=15)
-#: How long the teardown of a finished DAG run may take without a warning.
-TEARDOWN_TIME = timedelta(minutes=2)
-#: How long a lost node is reported, even if another has replaced it.
-LOSS_SHOWN_FOR = timedelta(minutes=10)
-
-GROUPS = {
-    TaskState.SUBMITTED: "queued",
-    TaskState.PARTIALLY_DISPATCHED: "queued",
-    TaskState.FULLY_DISPATCHED: "queued",
-    TaskState.PARTIALLY_EXECUTING: "running",
-    TaskState.FULLY_EXECUTING: "running",
-    TaskState.UPLOADING_RESULTS: "running",
-    TaskState.DOWNLOADING_RESULTS: "running",
-    TaskState.PENDING_CANCEL: "running",
-    TaskState.SUCCESS: "succeeded",
-    TaskState.FAILURE: "failed",
-    TaskState.CANCELLED: "cancelled",
-    TaskState.PENDING_DELETE: "cancelled",
-}
-UNFINISHED = ("queued", "running")
+#: Maximum number of DAG runs, of Airflow task ids and of tags in a row.
+MAX_USERS, MAX_TASK_IDS, MAX_TAGS = 10, 30, 20
+TASK_GROUPS = ("queued", "running", "succeeded", "failed", "cancelled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +48,7 @@ class TaskRow:
     moved: datetime | None
     dag_id: str | None
     run_id: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ObservedHistory:
-    """Facts about a pool from earlier polls, which the API does not return afterwards."""
-
-    states: tuple[tuple[str, datetime], ...] = ()
-    ready: int = 0
-    wanted: int = 0
-    lost: int = 0
-    lost_at: datetime | None = None
+    task_id: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +57,19 @@ class PoolFigures:
 
     euros: float | None = None
     carbon: CarbonFacts | None = None
-    at: datetime | None = None
     final: bool = False
     #: The share of each DAG run, 0 to 1. None if they were not requested, because one run has all of the pool.
     shares: Mapping[tuple[str, str], float] | None = None
+    #: Euros per slot and hour, from the bill and the time for which nodes were up.
+    slot_hour: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """State of a DAG run in Airflow, and its end."""
+
+    state: str
+    ended: datetime | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,147 +81,142 @@ class PageData:
     pools: Sequence[Pool] = ()
     #: By pool. None before the first read.
     tasks: Mapping[str, Sequence[TaskRow]] | None = field(default_factory=dict)
-    #: State by (dag_id, run_id). Runs that Airflow does not know are missing.
-    runs: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    #: By (dag_id, run_id). Runs that Airflow does not know are missing.
+    runs: Mapping[tuple[str, str], RunFacts] = field(default_factory=dict)
     figures: Mapping[str, PoolFigures] = field(default_factory=dict)
     histories: Mapping[str, ObservedHistory] = field(default_factory=dict)
+    #: User and time of the close from this page, by pool.
+    closings: Mapping[str, tuple[str, datetime]] = field(default_factory=dict)
     console_url: str = ""
 
 
-def phase_of(pool: Pool) -> str:
-    """Return ``booting``, ``open``, ``closing``, ``closed``, ``failed`` or ``unknown``."""
-    try:
-        phase = pool_phase(pool.state)
-    except QarnotUnknownStateError:
-        return "unknown"
-    if pool.state == PoolState.FAILURE:
-        return "failed"
-    return {
-        Phase.TRANSIENT: "booting",
-        Phase.LIVE: "open",
-        Phase.ENDING: "closing",
-        Phase.TERMINAL: "closed",
-    }[phase]
+def build_rows(page: PageData) -> list[RowEntry]:
+    """Return one row for each pool: the most urgent first, then open before ended, then young before old."""
+    spending = _spending_of_runs(page)
+    entries = [_entry(page, pool, spending) for pool in page.pools]
+    entries.sort(key=lambda entry: entry.row["created"] or "", reverse=True)
+    entries.sort(key=lambda entry: (entry.row["rank"], entry.row["phase"] in ("closed", "failed")))
+    return entries
 
 
-def is_open(pool: Pool) -> bool:
-    """Return whether the pool may still cost money."""
-    return phase_of(pool) not in ("closed", "failed")
-
-
-def group_of(state: str) -> str:
-    """Return the group in which a Qarnot task in *state* is counted."""
-    try:
-        return GROUPS[parse_task_state(state)]
-    except QarnotUnknownStateError:
-        return "running"
-
-
-def target_slots(pool: Pool) -> int:
-    """Return the number of slots that the pool should have now, according to the server."""
-    if pool.target_running_instance_count is not None:
-        return pool.target_running_instance_count
-    return pool.instance_count or pool.total_slot_capacity or 0
-
-
-def keep_warm_of(pool: Pool) -> timedelta | None:
-    """Return how long an idle node of a pool that follows its load stays, or None for a pool of fixed size."""
-    if pool.scaling:
-        times = [getattr(policy, "min_idle_time", None) for policy in pool.scaling.policies]
-        return max((time for time in times if isinstance(time, timedelta)), default=timedelta())
-    if pool.elastic and pool.elastic.is_elastic:
-        return pool.elastic.min_idle_time or timedelta()
-    return None
-
-
-def updated_history(observed: ObservedHistory | None, pool: Pool, now: datetime) -> ObservedHistory:
-    """Return *observed* with the facts of one more poll, *pool*."""
-    previous = observed or ObservedHistory()
-    lost = max(0, _lost(observed, pool))
-    since = pool.state_transition_time or now
-    states = previous.states
-    if not states or (pool.state, since) != states[-1]:
-        before = pool.previous_state, pool.previous_state_transition_time
-        if states and before[0] and before[1] and before[1] > states[-1][1]:
-            states = (*states, (before[0], before[1]))  # a state between two polls
-        states = (*states, (pool.state, since))[-50:]
-    return ObservedHistory(
-        states=states,
-        ready=pool.ready_slots,
-        wanted=target_slots(pool),
-        lost=previous.lost + lost,
-        lost_at=now if lost else previous.lost_at,
-    )
-
-
-def _lost(observed: ObservedHistory | None, pool: Pool) -> int:
-    """Return how many slots of a pool of fixed size were lost since the last poll.
-
-    A pool that follows its load gives slots back, which is no loss.
-    """
-    if phase_of(pool) != "open" or keep_warm_of(pool) is not None:
-        return 0
-    ready, wanted = pool.ready_slots, target_slots(pool)
-    full, partly = PoolState.FULLY_EXECUTING, PoolState.PARTIALLY_EXECUTING
-    if observed is None:
-        return wanted - ready if (pool.previous_state, pool.state) == (full, partly) else 0
-    if wanted < observed.wanted:
-        return 0
-    if ready < observed.ready:
-        return observed.ready - ready
-    # The number is the same, but another node may have replaced a lost one since the last poll.
-    state, since = observed.states[-1] if observed.states else (None, None)
-    dipped = (
-        (state, pool.state, pool.previous_state) == (full, full, partly)
-        and since is not None
-        and pool.state_transition_time is not None
-        and pool.state_transition_time > since
-    )
-    return 1 if dipped else 0
-
-
-def build_rows(page: PageData) -> list[dict[str, Any]]:
-    """Return one row for each pool. Open pools come first, and younger pools before older ones."""
-    rows = [_row(page, pool) for pool in page.pools]
-    rows.sort(key=lambda row: row["created"] or "", reverse=True)
-    rows.sort(key=lambda row: row["phase"] in ("closed", "failed"))
-    return rows
-
-
-def _row(page: PageData, pool: Pool) -> dict[str, Any]:
+def _entry(page: PageData, pool: Pool, spending: Mapping[RunKey, float]) -> RowEntry:
     tasks = None if page.tasks is None else page.tasks.get(pool.uuid, ())
+    work = tasks or ()
+    by_run: dict[tuple[str | None, str | None], list[TaskRow]] = {}
+    for task in work:
+        by_run.setdefault((task.dag_id, task.run_id), []).append(task)
+    counts = count_tasks(work)
+    idle_since = None if tasks is None else _idle_since(pool, tasks)
     owner = owner_of(pool, page.runs)
-    observed = page.histories.get(pool.uuid) or ObservedHistory()
-    phase = phase_of(pool)
-    return {
+    figures, limit = page.figures.get(pool.uuid), limits_from_labels(pool)
+    run = page.runs.get(run_of(pool))
+    failures = [task.moved for task in work if task.group == "failed" and task.moved is not None]
+    facts = PoolFacts(
+        pool=pool,
+        owner=owner,
+        observed=page.histories.get(pool.uuid) or ObservedHistory(),
+        idle_since=idle_since,
+        run_ended=run.ended if run else None,
+        failed_tasks=counts["failed"],
+        failed_at=max(failures, default=None),
+        limit=limit,
+        euros=figures.euros if figures else None,
+        run_euros=spending.get(run_of(pool)),
+    )
+    warnings = warnings_of(facts, page.now)
+    busy, queued = load_of(pool) if is_open(pool) else (0, 0)
+    phase, closing = phase_of(pool), page.closings.get(pool.uuid)
+    row = {
         "uuid": pool.uuid,
         "connection": page.connection,
-        "name": pool.name or pool.shortname or pool.uuid,
-        "shortname": pool.shortname,
-        "state": pool.state or "unknown",
+        "name": clean_line(pool.name or pool.shortname or pool.uuid),
+        "shortname": clean_label(pool.shortname),
+        "state": clean_line(pool.state or "unknown"),
         "phase": phase,
-        "created": _iso(pool.creation_date),
-        "ended": _iso(_ended_at(pool)),
+        "word": word_of(pool, counts["succeeded"] + counts["failed"] + counts["cancelled"] > 0),
+        "rank": rank_of(warnings),
+        "severity": warnings[0]["kind"] if warnings else "",
+        "warnings": warnings,
+        "created": to_iso(pool.creation_date),
+        "ended": to_iso(_ended_at(pool)),
         "ready": pool.ready_slots if is_open(pool) else 0,
         "wanted": target_slots(pool) if phase in ("booting", "open") else 0,
-        "tasks": None if tasks is None else count_tasks(tasks),
+        "busy": busy,
+        "queued": queued,
+        "idle_since": to_iso(idle_since),
+        "tasks": None if tasks is None else counts,
         "owner": owner,
-        "runs": _shares_by_run(pool, page, tasks),
-        "figures": figures_of(page.figures.get(pool.uuid)),
-        "warnings": warnings_of(pool, tasks, owner, observed, page.now),
+        **_users(by_run),
+        "task_ids": _task_ids(work),
+        "tags": [clean_line(tag) for tag in user_tags(pool)[:MAX_TAGS]],
+        "figures": _with_rate(figures_of(figures), figures, pool),
+        "limit": {"max_cost": limit and limit.max_cost, "max_run_cost": limit and limit.max_run_cost},
+        "closed_by": closing and {"user": clean_line(closing[0]), "at": to_iso(closing[1])},
         "console": f"{page.console_url}/pools/{quote(pool.uuid)}" if page.console_url else None,
-        "closable": phase in ("booting", "open", "unknown"),
+        "closable": is_closable(pool),
+        "resizable": obstacle_of(pool) is None,
     }
+    return RowEntry(row, _shares_by_run(pool, figures, by_run, is_counted=tasks is not None))
+
+
+def _spending_of_runs(page: PageData) -> dict[RunKey, float]:
+    """Return the known cost of the pools that each DAG run has for itself."""
+    spending: dict[RunKey, float] = {}
+    for pool in page.pools:
+        figures = page.figures.get(pool.uuid)
+        if figures and figures.euros is not None and label(pool.labels, "shared") is None:
+            run = run_of(pool)
+            spending[run] = spending.get(run, 0.0) + figures.euros
+    return spending
 
 
 def _ended_at(pool: Pool) -> datetime | None:
     return pool.end_date or (None if is_open(pool) else pool.state_transition_time)
 
 
+def _idle_since(pool: Pool, tasks: Sequence[TaskRow]) -> datetime | None:
+    """Return since when no Qarnot task has been queued or running on the pool. None if no slot is billed."""
+    if phase_of(pool) != "open" or not pool.ready_slots or pool.queued_or_running_task_instances_count:
+        return None
+    if any(task.group in UNFINISHED for task in tasks):
+        return None
+    times = [pool.creation_date, *(task.moved for task in tasks)]
+    if pool.previous_state in POOL_TRANSIENT:
+        times.append(pool.state_transition_time)  # booting is not idling
+    return max((time for time in times if time is not None), default=None)
+
+
 def count_tasks(tasks: Iterable[TaskRow]) -> dict[str, int]:
     """Return the number of Qarnot tasks in each group."""
     tally = Counter(task.group for task in tasks)
-    return {name: tally.get(name, 0) for name in ("queued", "running", "succeeded", "failed", "cancelled")}
+    return {name: tally.get(name, 0) for name in TASK_GROUPS}
+
+
+def _users(by_run: Mapping[tuple[str | None, str | None], Sequence[TaskRow]]) -> dict[str, Any]:
+    """Return the DAG runs that have Qarnot tasks on the pool, those with unfinished ones first, and their number."""
+    users = sorted(
+        (-sum(task.group in UNFINISHED for task in tasks), dag_id, run_id)
+        for (dag_id, run_id), tasks in by_run.items()
+        if dag_id and run_id
+    )
+    return {
+        "users": [
+            {
+                "dag_id": clean_line(dag_id),
+                "run_id": clean_line(run_id),
+                "link": run_link(dag_id, run_id),
+                "unfinished": -unfinished,
+            }
+            for unfinished, dag_id, run_id in users[:MAX_USERS]
+        ],
+        "user_count": len(users),
+    }
+
+
+def _task_ids(tasks: Iterable[TaskRow]) -> list[str]:
+    return [clean_line(name) for name in sorted({task.task_id for task in tasks if task.task_id})][
+        :MAX_TASK_IDS
+    ]
 
 
 def runs_of(pool: Pool, tasks: Iterable[TaskRow]) -> set[tuple[str, str]]:
@@ -246,43 +227,46 @@ def runs_of(pool: Pool, tasks: Iterable[TaskRow]) -> set[tuple[str, str]]:
 
 
 def _shares_by_run(
-    pool: Pool, page: PageData, tasks: Sequence[TaskRow] | None
+    pool: Pool,
+    figures: PoolFigures | None,
+    by_run: Mapping[tuple[str | None, str | None], Sequence[TaskRow]],
+    *,
+    is_counted: bool,
 ) -> dict[tuple[str, str], dict[str, Any]]:
     """Return the Qarnot tasks and the share of the figures of each DAG run of a pool."""
-    by_run: dict[tuple[str | None, str | None], list[TaskRow]] = {}
-    for task in tasks or ():
-        by_run.setdefault((task.dag_id, task.run_id), []).append(task)
-    figures = page.figures.get(pool.uuid)
     shares = (figures and figures.shares) or {}
     # A run without tasks on the pool pays nothing once another run pays a share.
     idle_share = 0.0 if shares else None
     return {
         run: {
-            "tasks": None if tasks is None else count_tasks(by_run.get(run, ())),
+            "tasks": count_tasks(by_run.get(run, ())) if is_counted else None,
             "figures": figures_of(figures, shares.get(run, None if run in by_run else idle_share)),
+            "task_ids": _task_ids(by_run.get(run, ())),
         }
-        for run in runs_of(pool, tasks or ())
+        for run in runs_of(pool, (tasks[0] for tasks in by_run.values()))
     }
 
 
-def owner_of(pool: Pool, runs: Mapping[tuple[str, str], str]) -> dict[str, Any]:
+def owner_of(pool: Pool, runs: Mapping[tuple[str, str], RunFacts]) -> dict[str, Any]:
     """Return the owner of the pool.
 
-    Its ``kind`` is ``run``, ``shared`` or ``unknown``. ``run_state`` is None if the run does not exist.
+    Its ``kind`` is ``run``, ``shared`` or ``unknown``. ``run_state`` is None if the run does not exist. ``over`` says
+    that the run has ended, or does not exist.
     """
     shared = label(pool.labels, "shared")
     dag_id, run_id = label(pool.labels, "dag_id"), label(pool.labels, "run_id")
-    owner: dict[str, Any] = {"kind": "unknown", "dag_id": dag_id, "run_id": run_id, "shared": shared}
-    if shared is not None:
-        return {**owner, "kind": "shared"}
-    if not dag_id or not run_id:
-        return owner
+    kind = "shared" if shared is not None else "run" if dag_id and run_id else "unknown"
+    run = runs.get((dag_id or "", run_id or "")) if kind == "run" else None
+    state = run.state if run else None
     return {
-        **owner,
-        "kind": "run",
-        "task_id": label(pool.labels, "task_id"),
-        "run_state": runs.get((dag_id, run_id)),
-        "link": run_link(dag_id, run_id),
+        "kind": kind,
+        "dag_id": clean_label(dag_id),
+        "run_id": clean_label(run_id),
+        "task_id": clean_label(label(pool.labels, "task_id")) if kind == "run" else None,
+        "shared": clean_label(shared),
+        "run_state": state,
+        "link": run_link(dag_id, run_id) if kind == "run" else None,
+        "over": kind == "run" and (state is None or state in FINISHED_RUN_STATES),
     }
 
 
@@ -303,9 +287,37 @@ def figures_of(figures: PoolFigures | None, share: float | None = 1.0) -> dict[s
     return {
         **{name: None if value is None else value * share for name, value in parts.items()},
         "saved_percent": carbon.saved_carbon_footprint_percent,
-        "datacenter": carbon.equivalent_datacenter_name,
-        "at": _iso(figures.at),
+        "datacenter": clean_label(carbon.equivalent_datacenter_name),
+        "per_hour": None,
     }
+
+
+def _with_rate(
+    shown: dict[str, Any] | None, figures: PoolFigures | None, pool: Pool
+) -> dict[str, Any] | None:
+    """Return the figures of a pool with the euros an hour that its slots cost now."""
+    if shown is None or figures is None:
+        return None
+    return {**shown, "per_hour": rate_of(pool, figures.slot_hour)}
+
+
+def rate_of(pool: Pool, slot_hour: float | None) -> float | None:
+    """Return the euros an hour that the ready slots cost; None if the price is not known yet."""
+    if not is_open(pool) or not pool.ready_slots:
+        return 0.0
+    return None if slot_hour is None else round(slot_hour * pool.ready_slots, 4)
+
+
+#: Seconds for which nodes must have been up before the price is known. The bill is read a little after the pool.
+MIN_PRICED_SECONDS = 60.0
+
+
+def slot_hour_of(pool: Pool, euros: float | None) -> float | None:
+    """Return the euros that a slot costs an hour; None if nodes were not up for long enough."""
+    seconds = pool.executed_seconds
+    if euros is None or seconds is None or seconds < MIN_PRICED_SECONDS:
+        return None
+    return euros / seconds * 3600 / (pool.slots_per_node or 1)
 
 
 def shares_of(pool: Pool, tasks: Iterable[Task]) -> dict[tuple[str, str], float]:
@@ -316,235 +328,23 @@ def shares_of(pool: Pool, tasks: Iterable[Task]) -> dict[tuple[str, str], float]
     }
 
 
-def row_of_run(row: Mapping[str, Any], run: tuple[str, str]) -> dict[str, Any] | None:
+def row_of_run(entry: RowEntry, run: tuple[str, str]) -> dict[str, Any] | None:
     """Return a row for the tab of a DAG run, or None if the run does not use the pool.
 
     ``mine`` is the run's share of a pool that other runs use, or may use: ``{tasks, figures}``, each None if it is not
-    known yet. It is None if the run has the whole pool.
+    known yet. It is None if the run has the whole pool. Other runs are not named.
     """
-    parts: Mapping[tuple[str, str], dict[str, Any]] = row["runs"]
-    if run not in parts:
+    if run not in entry.runs:
         return None
-    owner = row["owner"]
-    alone = owner["kind"] == "run" and len(parts) == 1
+    part, owner = entry.runs[run], entry.row["owner"]
+    alone = owner["kind"] == "run" and len(entry.runs) == 1
     if owner["kind"] == "shared":
         owner = {**owner, "dag_id": None, "run_id": None}  # the first run, which may be of any DAG
-    return {**without_runs(row), "owner": owner, "mine": None if alone else parts[run]}
-
-
-def without_runs(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row without the data for the tabs of DAG runs, which names runs of other DAGs."""
-    return {name: value for name, value in row.items() if name != "runs"}
-
-
-def warnings_of(
-    pool: Pool,
-    tasks: Sequence[TaskRow] | None,
-    owner: Mapping[str, Any],
-    observed: ObservedHistory,
-    now: datetime,
-) -> list[dict[str, str]]:
-    """Return the warnings about a pool, the most urgent first: ``[{kind, text}]``."""
-    phase = phase_of(pool)
-    warnings: list[tuple[str, str]] = []
-    if phase == "unknown":
-        warnings.append(("state", f"This release does not know the state {pool.state!r}"))
-    if pool.errors:
-        warnings.append(("errors", f"Qarnot reports: {pool.error_text}"))
-    if phase in ("booting", "open"):
-        warnings += _owner_warnings(pool, owner, now)
-        warnings += _loss_warnings(observed, now)
-    if phase == "open" and tasks is not None:
-        warnings += _idle_warnings(pool, tasks, now)
-    if phase == "booting":
-        warnings += _boot_warnings(pool, now)
-    return [{"kind": kind, "text": text} for kind, text in warnings]
-
-
-def _owner_warnings(pool: Pool, owner: Mapping[str, Any], now: datetime) -> Iterable[tuple[str, str]]:
-    age = now - (pool.creation_date or now)
-    if owner["kind"] == "run" and age > TEARDOWN_TIME:
-        if owner["run_state"] in FINISHED_RUN_STATES:
-            yield "owner", f"Its DAG run has ended ({owner['run_state']})"
-        elif owner["run_state"] is None:
-            yield "owner", "Airflow has no such DAG run any more"
-
-
-def _loss_warnings(observed: ObservedHistory, now: datetime) -> Iterable[tuple[str, str]]:
-    if observed.lost and observed.lost_at and now - observed.lost_at < LOSS_SHOWN_FOR:
-        slots = "1 slot was" if observed.lost == 1 else f"{observed.lost} slots were"
-        yield "nodes", f"{slots} lost; {observed.ready} of {observed.wanted} run"
-
-
-def _idle_warnings(pool: Pool, tasks: Sequence[TaskRow], now: datetime) -> Iterable[tuple[str, str]]:
-    idle = _idle_time(pool, tasks, now)
-    if idle > max(IDLE_AFTER, keep_warm_of(pool) or IDLE_AFTER):
-        slots = "1 slot" if pool.ready_slots == 1 else f"{pool.ready_slots} slots"
-        yield "idle", f"No work for {format_duration(idle)}, and {slots} billed"
-
-
-def _boot_warnings(pool: Pool, now: datetime) -> Iterable[tuple[str, str]]:
-    age = now - (pool.creation_date or now)
-    if keep_warm_of(pool) is None and age > SLOW_BOOT_AFTER and pool.state in POOL_TRANSIENT:
-        yield "boot", f"Still no node after {format_duration(age)}"
-
-
-def _idle_time(pool: Pool, tasks: Sequence[TaskRow], now: datetime) -> timedelta:
-    """Return how long no Qarnot task has been queued or running on the pool. Zero if no slot is billed."""
-    if not pool.ready_slots or pool.queued_or_running_task_instances_count:
-        return timedelta()
-    if any(task.group in UNFINISHED for task in tasks):
-        return timedelta()
-    times = [pool.creation_date, *(task.moved for task in tasks)]
-    if pool.previous_state in POOL_TRANSIENT:
-        times.append(pool.state_transition_time)  # booting is not idling
-    return now - max((time for time in times if time is not None), default=now)
-
-
-def build_detail(
-    row: Mapping[str, Any], pool: Pool, tasks: Sequence[Task], observed: ObservedHistory, most: int
-) -> dict[str, Any]:
-    """Return one pool in full: its row, timeline, nodes, errors and its youngest *most* Qarnot tasks.
-
-    The ``run`` of an error is that of its Qarnot task, ``(dag_id, run_id)``. It is None for errors of the pool.
-    """
-    listed = sorted(tasks, key=lambda task: _iso(task.creation_date) or "", reverse=True)
-    status = pool.status
     return {
-        "row": dict(row),
-        "timeline": timeline(pool, observed),
-        "use": node_use_of(pool, tasks),
-        "nodes": [
-            {
-                "id": node.instance_id,
-                "phase": node.phase,
-                "seconds": node.execution_time.total_seconds() if node.execution_time else None,
-                "cpu_percent": node.cpu_usage,
-                "memory_mb": node.current_memory_mb,
-                "model": node.cpu_model,
-            }
-            for node in (status.running_instances if status else ())
-        ],
-        "errors": [
-            *({"of": "pool", "text": str(error), "run": None} for error in pool.errors),
-            *(
-                {"of": task.name or task.uuid, "text": text, "run": _run_of(task)}
-                for task in listed
-                for text in _errors(task)
-            ),
-        ][:50],
-        "tasks": [_task(task) for task in listed[:most]],
-        "task_count": len(listed),
+        **entry.row,
+        "owner": owner,
+        "users": [],
+        "task_ids": part["task_ids"],
+        "closed_by": None,
+        "mine": None if alone else {"tasks": part["tasks"], "figures": part["figures"]},
     }
-
-
-def detail_of_run(detail: Mapping[str, Any], run: tuple[str, str]) -> dict[str, Any] | None:
-    """Return a :func:`build_detail` for the tab of a DAG run, without the Qarnot tasks of other runs.
-
-    None if the run does not use the pool, or did not when the detail was read.
-    """
-    row = row_of_run(detail["row"], run)
-    if row is None:
-        return None
-    # The run's own pool has Qarnot tasks of no DAG, too. It may have tasks of another run that the row lacks yet.
-    runs = (run,) if row["mine"] else (run, (None, None))
-    tasks = [task for task in detail["tasks"] if (task["dag_id"], task["run_id"]) in runs]
-    others = len(detail["tasks"]) - len(tasks)
-    return {
-        **detail,
-        "row": row,
-        "errors": [error for error in detail["errors"] if error["run"] in (None, *runs)],
-        "tasks": tasks,
-        "task_count": len(tasks) if row["mine"] else detail["task_count"] - others,
-    }
-
-
-def _run_of(task: Task) -> tuple[str | None, str | None]:
-    return label(task.labels, "dag_id"), label(task.labels, "run_id")
-
-
-def _errors(task: Task) -> list[str]:
-    """Return the errors of a Qarnot task, which are those of its instances if they are known."""
-    by_instance = sorted({str(instance.error) for instance in task.completed_instances if instance.error})
-    return by_instance[:5] or [str(error) for error in task.errors[:5]]
-
-
-def node_use_of(pool: Pool, tasks: Sequence[Task]) -> dict[str, float | None]:
-    """Return the node-seconds paid and the idle ones among them. None if Qarnot does not report them."""
-    cost = pool_cost(pool, tasks, None, None).cost
-    return {"node_seconds": cost.node_seconds, "idle_node_seconds": cost.idle_node_seconds}
-
-
-def _task(task: Task) -> dict[str, Any]:
-    dag_id, run_id = _run_of(task)
-    task_id, map_index = label(task.labels, "task_id"), label(task.labels, "map_index")
-    return {
-        "uuid": task.uuid,
-        "name": task.name or task.shortname or task.uuid,
-        "state": task.state,
-        "group": group_of(task.state),
-        "instances": task.instances,
-        "failed_instances": len(task.failed_instances),
-        "created": _iso(task.creation_date),
-        "ended": _iso(task.end_date),
-        "seconds": task.execution_time.total_seconds() if task.execution_time else None,
-        "warm_up": label(task.labels, "role") == WARM_UP_ROLE,
-        "dag_id": dag_id,
-        "run_id": run_id,
-        "task_id": task_id,
-        "map_index": map_index if map_index not in (None, "-1") else None,
-        "link": task_link(dag_id, run_id, task_id, map_index),
-    }
-
-
-def timeline(pool: Pool, observed: ObservedHistory) -> list[dict[str, Any]]:
-    """Return the states of a pool with their times, oldest first, from the API and from earlier polls."""
-    known = [
-        ("Submitted", pool.creation_date),
-        *observed.states,
-        (pool.previous_state, pool.previous_state_transition_time),
-        (pool.state, pool.state_transition_time),
-    ]
-    order = {state: place for place, state in enumerate(PoolState)}
-    # Times have whole seconds. Within a second the usual order of states decides.
-    ordered = {(at, order.get(state, len(order)), state) for state, at in known if state and at is not None}  # type: ignore[call-overload]
-    steps: list[dict[str, Any]] = []
-    for at, _, state in sorted(ordered):
-        if not steps or steps[-1]["state"] != state:
-            steps.append({"state": str(state), "at": _iso(at)})
-    return steps
-
-
-def run_link(dag_id: str | None, run_id: str | None) -> str | None:
-    """Return the path of a DAG run in the Airflow UI, relative to the UI."""
-    if not dag_id or not run_id:
-        return None
-    return f"dags/{quote(dag_id, safe='')}/runs/{quote(run_id, safe='')}"
-
-
-def task_link(
-    dag_id: str | None, run_id: str | None, task_id: str | None, map_index: str | None
-) -> str | None:
-    """Return the path of a task instance in the Airflow UI, relative to the UI."""
-    run = run_link(dag_id, run_id)
-    if run is None or not task_id:
-        return run
-    mapped = f"/mapped/{quote(map_index, safe='')}" if map_index not in (None, "", "-1") else ""
-    return f"{run}/tasks/{quote(task_id, safe='')}{mapped}"
-
-
-def format_duration(span: timedelta) -> str:
-    """Return a duration in its two largest units: ``3 h 5 min``."""
-    seconds = int(span.total_seconds())
-    if seconds < 60:
-        return f"{seconds} s"
-    minutes, hours = seconds // 60, seconds // 3600
-    if hours == 0:
-        return f"{minutes} min"
-    if hours < 48:
-        return f"{hours} h {minutes % 60} min"
-    return f"{hours // 24} days {hours % 24} h"
-
-
-def _iso(moment: datetime | None) -> str | None:
-    return None if moment is None else moment.isoformat(timespec="seconds")

@@ -1,0 +1,365 @@
+"""Numbers of the pictures on the Pools page. Pure functions, bounded in size. Times are epoch seconds.
+
+Qarnot reports when a Qarnot task was created and has ended, when its last two states began, and how long each instance
+executed. That places the only instance of a task exactly, to the second. It reports no start of a finished instance of
+an array. So such an instance is placed only if it was observed while it ran. It never reports the node of an instance.
+A *lane* is not a node, but a row in which no two instances overlap.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from airflow_qarnot_pool.api.models import CompletedInstance, Pool, Task
+from airflow_qarnot_pool.api.states import PoolState, TaskState
+from airflow_qarnot_pool.plugins.history import MAX_PAUSE, MAX_POINTS, ObservedHistory, thinned
+from airflow_qarnot_pool.plugins.phases import (
+    UNFINISHED,
+    group_of,
+    is_open,
+    keep_warm_of,
+    load_of,
+    target_slots,
+)
+
+#: Maximum number of bars of a picture, and of observed starts of instances for each pool.
+MAX_BARS = 2_000
+MAX_STARTS = 20_000
+DAY = 86_400.0
+_EXECUTING = (TaskState.PARTIALLY_EXECUTING, TaskState.FULLY_EXECUTING)
+_UPLOADING = (TaskState.UPLOADING_RESULTS, TaskState.DOWNLOADING_RESULTS)
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One attempt of an instance, or, if ``is_exact`` is false, all instances of a task whose times are not known.
+
+    ``end`` is None while it runs. ``instance`` is None for a whole task.
+    """
+
+    start: float
+    end: float | None
+    group: str
+    task: str
+    instance: int | None = 0
+    is_exact: bool = True
+
+
+#: Attempt and start of the instances of arrays that were observed running, by (uuid of the task, id of the instance).
+Starts = dict[tuple[str, int], tuple[int, float]]
+
+
+def observe_starts(starts: Starts, tasks: Iterable[Task]) -> None:
+    """Add the starts of the instances that run now. The first observation of an attempt counts, because later ones vary."""
+    for task in tasks:
+        status = task.status
+        if status is None or status.timestamp is None or (task.instances or 1) == 1:
+            continue
+        for instance in status.running_instances:
+            if (
+                instance.phase != "execution"
+                or instance.execution_time is None
+                or instance.instance_id is None
+            ):
+                continue
+            key, attempt = (task.uuid, instance.instance_id), instance.execution_attempt_count or 1
+            if key not in starts or starts[key][0] != attempt:
+                starts[key] = (attempt, (status.timestamp - instance.execution_time).timestamp())
+    while len(starts) > MAX_STARTS:
+        del starts[next(iter(starts))]
+
+
+def bars_of(task: Task, starts: Mapping[tuple[str, int], tuple[int, float]]) -> list[Bar]:
+    """Return the bars of a Qarnot task."""
+    if (task.instances or 1) == 1:
+        bar = _single(task)
+        return [] if bar is None else [bar]
+    bars, missing = [], 0
+    for instance in task.completed_instances:
+        start = _observed_start(task, instance, starts)
+        if start is None or instance.execution_time is None:
+            missing += 1
+            continue
+        end = start + instance.execution_time.total_seconds()
+        group = "succeeded" if instance.succeeded else "failed"
+        bars.append(Bar(start, end, group, task.uuid, instance.instance_id))
+    if group_of(task.state) in UNFINISHED:
+        bars += [
+            Bar(starts[task.uuid, instance.instance_id][1], None, "running", task.uuid, instance.instance_id)
+            for instance in (task.status.running_instances if task.status else ())
+            if instance.instance_id is not None and (task.uuid, instance.instance_id) in starts
+        ]
+    if missing and task.creation_date is not None:
+        end_of_task = None if task.end_date is None else task.end_date.timestamp()
+        group = group_of(task.state)
+        group = "running" if group in UNFINISHED else group
+        bars.append(Bar(task.creation_date.timestamp(), end_of_task, group, task.uuid, None, is_exact=False))
+    return bars
+
+
+def _observed_start(
+    task: Task, instance: CompletedInstance, starts: Mapping[tuple[str, int], tuple[int, float]]
+) -> float | None:
+    attempt, start = starts.get(
+        (task.uuid, -1 if instance.instance_id is None else instance.instance_id), (0, 0.0)
+    )
+    # The seconds are those of all attempts.
+    return start if attempt == 1 and (instance.execution_attempt_count or 1) == 1 else None
+
+
+def _single(task: Task) -> Bar | None:
+    """Return the bar of a task with one instance; None if it has not run."""
+    group, moved, before = (
+        group_of(task.state),
+        task.state_transition_time,
+        task.previous_state_transition_time,
+    )
+    if group in UNFINISHED:
+        start = moved if task.state in _EXECUTING else before if task.previous_state in _EXECUTING else None
+        return None if start is None else Bar(start.timestamp(), None, "running", task.uuid)
+    ended = task.end_date or moved
+    if ended is None or not task.has_run:
+        return None
+    if task.previous_state in _EXECUTING and before is not None:
+        return Bar(before.timestamp(), ended.timestamp(), group, task.uuid)
+    end = before if task.previous_state in _UPLOADING and before is not None else ended
+    attempts = max(
+        (instance.execution_attempt_count or 1 for instance in task.completed_instances), default=1
+    )
+    seconds = task.executed_seconds
+    if seconds is None or attempts > 1:
+        created = task.creation_date or end
+        return Bar(created.timestamp(), end.timestamp(), group, task.uuid, None, is_exact=False)
+    return Bar(end.timestamp() - seconds, end.timestamp(), group, task.uuid)
+
+
+def gantt(bars: Sequence[Bar]) -> dict[str, Any]:
+    """Return the picture of the instances: ``lanes``, ``bars``, the uuids of the ``tasks``, ``total`` and ``cut``.
+
+    A bar is ``[lane, start, end, group, index of the task, instance, is exact]``. The youngest ones are kept.
+    """
+    exact = sorted(
+        (bar for bar in bars if bar.is_exact), key=lambda bar: (bar.start, bar.task, bar.instance or 0)
+    )
+    inexact = sorted((bar for bar in bars if not bar.is_exact), key=lambda bar: (bar.start, bar.task))
+    lanes, count = _lanes(exact, 0)
+    more_lanes, _ = _lanes(inexact, count)
+    placed = list(zip((*lanes, *more_lanes), (*exact, *inexact), strict=True))
+    if len(placed) > MAX_BARS:
+        placed.sort(key=lambda each: (each[1].end is None, each[1].end or 0.0), reverse=True)
+        placed = sorted(placed[:MAX_BARS], key=lambda each: (each[1].start, each[0]))
+    tasks: dict[str, int] = {}
+    return {
+        "lanes": count,
+        "bars": [
+            [
+                lane,
+                round(bar.start, 1),
+                None if bar.end is None else round(bar.end, 1),
+                bar.group,
+                tasks.setdefault(bar.task, len(tasks)),
+                bar.instance,
+                bar.is_exact,
+            ]
+            for lane, bar in placed
+        ],
+        "tasks": list(tasks),
+        "total": len(bars),
+        "cut": len(bars) > MAX_BARS,
+    }
+
+
+def _lanes(bars: Sequence[Bar], first: int) -> tuple[list[int], int]:
+    """Return the lane of each bar, which are sorted by start, and the number of lanes. The lowest free lane is taken."""
+    free: list[int] = []
+    taken: list[tuple[float, int]] = []
+    lanes, count = [], 0
+    for bar in bars:
+        # Times have whole seconds, so an instance may seem to start just before the one ends that it follows.
+        while taken and taken[0][0] <= bar.start + 1:
+            heapq.heappush(free, heapq.heappop(taken)[1])
+        if free:
+            lane = heapq.heappop(free)
+        else:
+            lane, count = first + count, count + 1
+        lanes.append(lane)
+        heapq.heappush(taken, (float("inf") if bar.end is None else bar.end, lane))
+    return lanes, count
+
+
+def work_over_time(tasks: Sequence[Task], bars: Sequence[Bar]) -> dict[str, Any]:
+    """Return how many instances ran and how many waited: ``points`` of ``[time, busy, queued]``.
+
+    From Qarnot's records, so it does not need an observer. ``missing`` is the number of instances without exact times.
+    """
+    by_task: dict[str, list[Bar]] = {}
+    for bar in bars:
+        if bar.is_exact:
+            by_task.setdefault(bar.task, []).append(bar)
+    changes: dict[float, list[int]] = {}
+    missing = 0
+    for task in tasks:
+        placed = by_task.get(task.uuid, [])
+        missing += max(0, _started(task) - len(placed))
+        for at, busy, queued in _changes(task, placed):
+            change = changes.setdefault(at, [0, 0])
+            change[0] += busy
+            change[1] += queued
+    points, busy, queued = [], 0, 0
+    for at in sorted(changes):
+        busy, queued = busy + changes[at][0], queued + changes[at][1]
+        points.append((at, busy, queued))
+    kept = thinned(points, MAX_POINTS)
+    return {"points": [list(point) for point in kept], "missing": missing, "cut": len(kept) < len(points)}
+
+
+def _started(task: Task) -> int:
+    """Return the number of instances that have run, or run."""
+    running = 0 if group_of(task.state) not in UNFINISHED else task.running_instance_count or 0
+    return len(task.completed_instances) + running
+
+
+def _changes(task: Task, bars: Sequence[Bar]) -> Iterator[tuple[float, int, int]]:
+    """Yield the changes of the numbers of running and of waiting instances."""
+    created = task.creation_date.timestamp() if task.creation_date else None
+    for bar in bars:
+        yield bar.start, 1, 0
+        if bar.end is not None:
+            yield bar.end, -1, 0
+        if created is not None:
+            yield created, 0, 1
+            yield bar.start, 0, -1
+    never_ran = (task.instances or 1) - max(len(bars), _started(task))
+    if created is not None and never_ran > 0:
+        yield created, 0, never_ran
+        if group_of(task.state) not in UNFINISHED and task.end_date is not None:
+            yield task.end_date.timestamp(), 0, -never_ran
+
+
+def slots_over_time(pool: Pool, observed: ObservedHistory) -> dict[str, Any]:
+    """Return the slots that were wanted and ready: ``points`` of ``[time, wanted, ready]``, and the ``gaps``.
+
+    Before the first poll only two facts are known: a pool has no slots when it is created, and one of fixed size has
+    all of them since it has become FullyExecuting.
+    """
+    points: list[tuple[float, int | None, int]] = list(observed.slots)
+    first = points[0][0] if points else None
+    has_fixed_size = keep_warm_of(pool) is None
+    known: list[tuple[float, int | None, int]] = []
+    if pool.creation_date is not None and (first is None or pool.creation_date.timestamp() < first):
+        known.append((pool.creation_date.timestamp(), pool.instance_count if has_fixed_size else None, 0))
+    moved = pool.state_transition_time
+    if (
+        has_fixed_size
+        and pool.state == PoolState.FULLY_EXECUTING
+        and moved is not None
+        and first is not None
+        and (known[-1][0] if known else 0.0) < moved.timestamp() < first
+    ):
+        known.append((moved.timestamp(), target_slots(pool), pool.ready_slots))
+        first = None  # nothing is unknown from here on
+    return _series((*known, *points), _gaps(known, first, observed), pool)
+
+
+def cost_over_time(pool: Pool, observed: ObservedHistory) -> dict[str, Any]:
+    """Return the readings of the bill: ``points`` of ``[time, euros]``, and the ``gaps``."""
+    known: list[tuple[float, float]] = []
+    if pool.creation_date is not None:
+        known.append((pool.creation_date.timestamp(), 0.0))
+    first = observed.costs[0][0] if observed.costs else None
+    return _series((*known, *observed.costs), _gaps(known, first, observed), None)
+
+
+def _gaps(
+    known: Sequence[tuple[float, *tuple[Any, ...]]], first: float | None, observed: ObservedHistory
+) -> list[list[float]]:
+    gaps = [list(gap) for gap in observed.gaps]
+    if known and first is not None and first - known[-1][0] > MAX_PAUSE.total_seconds():
+        gaps.insert(0, [known[-1][0], first])
+    return gaps
+
+
+def _series(
+    points: Sequence[tuple[float, *tuple[Any, ...]]], gaps: list[list[float]], pool: Pool | None
+) -> dict[str, Any]:
+    if pool is not None and not is_open(pool) and pool.end_date is not None:
+        ended = pool.end_date.timestamp()
+        points = (*(point for point in points if point[0] < ended), (ended, 0, 0))
+    kept = thinned(points, MAX_POINTS)
+    return {"points": [list(point) for point in kept], "gaps": gaps, "cut": len(points) >= MAX_POINTS}
+
+
+# --- the account
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccountHistory:
+    """The sums over all pools of the last day: ``(time, pools, wanted, ready, busy, queued, euros)``."""
+
+    points: tuple[tuple[float, int, int, int, int, int, float | None], ...] = ()
+    gaps: tuple[tuple[float, float], ...] = ()
+    polled: float | None = None
+
+    def updated(
+        self, pools: Iterable[Pool], euros: Mapping[str, float | None], now: datetime
+    ) -> AccountHistory:
+        """Return the history with one more poll.
+
+        :param euros: known costs of all pools of the list, ended ones, too.
+        """
+        at, since = now.timestamp(), now.timestamp() - DAY
+        opened = [pool for pool in pools if is_open(pool)]
+        loads = [load_of(pool) for pool in opened]
+        costs = [cost for cost in euros.values() if cost is not None]
+        sums = (
+            len(opened),
+            sum(target_slots(pool) for pool in opened),
+            sum(pool.ready_slots for pool in opened),
+            sum(busy for busy, _ in loads),
+            sum(queued for _, queued in loads),
+            round(sum(costs), 6) if costs else None,
+        )
+        points, gaps = self.points, self.gaps
+        if self.polled is not None and at - self.polled > MAX_PAUSE.total_seconds():
+            gaps = (*gaps, (self.polled, at))
+        if not points or points[-1][1:] != sums:
+            points = (*points, (at, *sums))
+        # The last point before the day holds up to the first one in it.
+        outside = sum(point[0] < since for point in points)
+        points = thinned(points[max(0, outside - 1) :], MAX_POINTS)
+        return AccountHistory(points=points, gaps=tuple(gap for gap in gaps if gap[1] > since), polled=at)
+
+
+def account_history(history: AccountHistory, pools: Iterable[Pool], now: datetime) -> dict[str, Any]:
+    """Return the picture of the account: ``from``, ``points``, ``gaps``, and ``open``.
+
+    ``open`` has the number of open pools over the day, from the dates of the pools, so it has no gaps.
+    """
+    since = now.timestamp() - DAY
+    gaps = [list(gap) for gap in history.gaps]
+    first = history.points[0][0] if history.points else now.timestamp()
+    if first > since:
+        gaps.insert(0, [since, first])
+    changes: dict[float, int] = {since: 0}
+    for pool in pools:
+        ended = None if is_open(pool) else pool.end_date or pool.state_transition_time
+        if pool.creation_date is None or (ended is not None and ended.timestamp() <= since):
+            continue
+        start = max(since, pool.creation_date.timestamp())
+        changes[start] = changes.get(start, 0) + 1
+        if ended is not None:
+            changes[ended.timestamp()] = changes.get(ended.timestamp(), 0) - 1
+    opened, count = [], 0
+    for at in sorted(changes):
+        count += changes[at]
+        opened.append((at, count))
+    return {
+        "from": since,
+        "points": [list(point) for point in history.points],
+        "gaps": gaps,
+        "open": [list(point) for point in thinned(opened, MAX_POINTS)],
+    }

@@ -1,0 +1,93 @@
+"""Decide how the size of a pool changes when somebody resizes it on the Pools page. Pure functions.
+
+Qarnot cannot change ``instanceCount``, nor close a pool once it is idle. It can replace the scaling policies. A
+``Fixed`` policy sets the number of slots. A ``ManagedTasksQueue`` policy with a minimum of 0 releases nodes without
+work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
+
+from airflow_qarnot_pool.api.models import ElasticProperty, Pool
+from airflow_qarnot_pool.api.parts import (
+    AlwaysPeriod,
+    Elastic,
+    FixedPolicy,
+    ManagedTasksQueuePolicy,
+    Period,
+    Policy,
+    Scaling,
+)
+from airflow_qarnot_pool.api.states import accepts_tasks
+from airflow_qarnot_pool.plugins.phases import phase_of
+
+MAX_SLOTS = 5_000
+#: Limits of the idle time after which a node is released.
+MIN_IDLE, MAX_IDLE = timedelta(minutes=1), timedelta(days=1)
+#: Name of the policy of a pool that was resized.
+POLICY_NAME = "pools-page"
+
+
+def obstacle_of(pool: Pool) -> str | None:
+    """Return why the pool cannot be resized; None if it can."""
+    if phase_of(pool) not in ("booting", "open") or not accepts_tasks(pool.state):
+        return f"The pool is {pool.state}"
+    policies = pool.scaling.policies if pool.scaling else ()
+    if len(policies) > 1:
+        return f"The pool has {len(policies)} scaling policies. Change them in its DAG"
+    if policies and not isinstance(policies[0], (FixedPolicy, ManagedTasksQueuePolicy)):
+        return "This release does not know the scaling policy of the pool. Change it in its DAG"
+    return None
+
+
+def resized(pool: Pool, slots: int, idle: timedelta | None) -> dict[str, Elastic | Scaling]:
+    """Return the settings of the pool with another size, as :meth:`PoolResource.update` takes them.
+
+    :param slots: number of slots, or the maximum of a pool that follows its load.
+    :param idle: release nodes that have had no work for so long, all of them. None: as before.
+    """
+    if pool.elastic and pool.elastic.is_elastic and not pool.scaling:
+        return {"elastic": _elastic(pool.elastic, slots, idle)}
+    policy = pool.scaling.policies[0] if pool.scaling else FixedPolicy(slots_count=slots, name=POLICY_NAME)
+    if isinstance(policy, ManagedTasksQueuePolicy):
+        bounds = _bounds(policy.min_total_slots, policy.min_idle_slots, slots, idle)
+        changed: Policy = replace(policy, **bounds, min_idle_time=idle or policy.min_idle_time)
+    elif idle is None:
+        changed = FixedPolicy(slots_count=slots, name=policy.name, enabled_periods=_periods(policy))
+    else:
+        changed = ManagedTasksQueuePolicy(
+            name=policy.name or POLICY_NAME,
+            max_total_slots=slots,
+            min_idle_time=idle,
+            scaling_factor=1,
+            enabled_periods=_periods(policy),
+        )
+    return {"scaling": Scaling(policies=[changed])}
+
+
+def _elastic(present: ElasticProperty, slots: int, idle: timedelta | None) -> Elastic:
+    kept = {
+        name: value
+        for name in ("resize_period", "ramp_resize_factor", "min_idle_time")
+        if (value := getattr(present, name)) is not None
+    }
+    bounds = _bounds(present.min_total_slots or 0, present.min_idle_slots or 0, slots, idle)
+    return Elastic(**{**kept, **bounds, **({"min_idle_time": idle} if idle else {})})
+
+
+def _bounds(minimum: int, spare: int, slots: int, idle: timedelta | None) -> dict[str, int]:
+    """Return the bounds of a pool that follows its load. Nodes that stay without work are none if *idle* is given."""
+    if idle is not None:
+        minimum = spare = 0
+    return {
+        "min_total_slots": min(minimum, slots),
+        "max_total_slots": slots,
+        "min_idle_slots": min(spare, slots),
+    }
+
+
+def _periods(policy: Policy) -> Sequence[Period]:
+    return policy.enabled_periods if isinstance(policy, FixedPolicy) else (AlwaysPeriod(),)
