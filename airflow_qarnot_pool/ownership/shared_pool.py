@@ -375,6 +375,11 @@ def _holds(client: QarnotClient, owner: str) -> list[Hold]:
     ]
 
 
+def holders_of(client: QarnotClient, pool: Pool) -> set[RunKey]:
+    """Return the DAG runs that have opened a shared pool and not released it. Some of them may have ended."""
+    return {hold.holder.run for hold in _holds(client, owner_of(pool)) if hold.pool == pool.uuid}
+
+
 def _holder(name: str | None) -> HoldOwner | None:
     with suppress(ValueError, TypeError):
         dag_id, run_id, opened_by = map(_id, parse_json(name or ""))

@@ -26,6 +26,8 @@ LIST = "list"
 MAX_DETAILS = 50
 #: Maximum number of keys to fetch, because a viewer who asks for a thousand pools must not cause a thousand requests.
 MAX_QUEUED = 20
+#: A value is fetched again after so many times the duration of its fetch, because a huge account must leave time.
+REST = 4
 #: Maximum seconds between attempts while they fail.
 MAX_RETRY_DELAY = 60.0
 
@@ -34,7 +36,8 @@ MAX_RETRY_DELAY = 60.0
 class CacheEntry:
     """A cached value. ``age`` is in seconds, and None before the first value. ``error`` is that of the last attempt.
 
-    ``version`` names the value. Another value has another version, in another process, too.
+    ``version`` names the value. A different value has a different version, in another process, too. ``source`` names
+    the cache.
     """
 
     value: Any = None
@@ -42,6 +45,7 @@ class CacheEntry:
     error: str | None = None
     refreshing: bool = False
     version: str = ""
+    source: str = ""
 
 
 @dataclass
@@ -57,6 +61,12 @@ class _Entry:
     queued: bool = False
     #: Number of requests for a newer value. A request that comes during a fetch must not be lost.
     refresh_requests: int = field(default=0)
+
+    def store(self, value: Any, now: float) -> None:
+        """Store a value. It has a new version only if it differs, so that an unchanged page is sent nothing."""
+        if self.version == 0 or value != self.value:
+            self.value, self.version = value, self.version + 1
+        self.fetched_at = now
 
 
 class Cache:
@@ -106,6 +116,7 @@ class Cache:
                 error=entry.error,
                 refreshing=entry.queued,
                 version=f"{self._name}.{entry.version}",
+                source=self._name,
             )
 
     def _is_behind(self, entry: _Entry) -> bool:
@@ -139,7 +150,7 @@ class Cache:
                     return
                 key, _ = self._queue.popitem(last=False)
                 refresh_requests = self._entries[key].refresh_requests
-            value, message = None, None
+            value, message, started = None, None, self._clock()
             try:
                 value = self._fetch(key, partial(self._store_part, key))
             except Exception as error:
@@ -153,24 +164,23 @@ class Cache:
                 )
                 message = self._describe(error)
             with self._lock:
-                self._store(key, value, message, refresh_requests)
+                self._store(key, value, message, started, refresh_requests)
             time.sleep(self._pause)
 
     def _store_part(self, key: str, value: Any) -> None:
         with self._lock:
             entry = self._entries[key]
             if not entry.complete:
-                entry.value, entry.fetched_at = value, self._clock()
-                entry.version += 1
+                entry.store(value, self._clock())
 
-    def _store(self, key: str, value: Any, error: str | None, refresh_requests: int) -> None:
+    def _store(self, key: str, value: Any, error: str | None, started: float, refresh_requests: int) -> None:
         entry, now = self._entries[key], self._clock()
         entry.queued = False
         entry.error = error
         if error is None:
-            entry.value, entry.fetched_at, entry.failures = value, now, 0
-            entry.version, entry.complete = entry.version + 1, True
-            entry.due_at = now + self._max_age
+            entry.store(value, now)
+            entry.failures, entry.complete = 0, True
+            entry.due_at = now + max(self._max_age, REST * (now - started))
         else:
             entry.failures += 1
             delay = self._max_age * 2 ** (entry.failures - 1)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 from airflow_qarnot_pool.api.models import Pool, Task
@@ -128,19 +129,20 @@ def build_detail(
     pool: Pool,
     tasks: Sequence[Task],
     observed: ObservedHistory,
-    starts: Mapping[tuple[str, int], tuple[int, float]] | None = None,
+    starts: pictures.Starts | None = None,
 ) -> PoolDetail:
     """Return one pool in full.
 
-    :param starts: observed starts of the instances of arrays.
+    :param starts: observed starts of nodes and of the instances of arrays.
     """
-    bars = tuple(bar for task in tasks for bar in pictures.bars_of(task, starts or {}))
+    starts = {} if starts is None else starts
+    bars = tuple(bar for task in tasks for bar in pictures.bars_of(task, starts))
     created, ended = pool.creation_date, None if is_open(pool) else pool.end_date
     whole = {
         "timeline": timeline(pool, observed),
         "boot": boot_phases(pool, observed),
         "use": node_use_of(pool, tasks),
-        "nodes": _nodes(pool),
+        "nodes": _nodes(pool, starts),
         "events": events_of(pool, observed),
         "pictures": {
             "from": created.timestamp() if created else None,
@@ -237,31 +239,26 @@ def _shape(text: str) -> str:
     return re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}|\d+", "#", text)
 
 
-def _nodes(pool: Pool) -> list[dict[str, Any]]:
-    status = pool.status
-    at = status.timestamp if status else None
+def _nodes(pool: Pool, starts: pictures.Starts) -> list[dict[str, Any]]:
     return [
         {
             "id": node.instance_id,
             "phase": clean_label(node.phase),
-            "since": to_iso(_started(at, node.execution_time)),
+            "since": _since(starts, pool.uuid, node.instance_id),
             "cpu_percent": node.cpu_usage,
             "memory_mb": node.current_memory_mb,
             "model": clean_label(node.cpu_model),
         }
-        for node in (status.running_instances if status else ())
+        for node in (pool.status.running_instances if pool.status else ())
     ]
 
 
-def _started(at: datetime | None, seconds: timedelta | None) -> datetime | None:
-    """Return when a node came up, in steps of ten seconds, because the two values are rounded differently each time."""
-    if at is None or seconds is None:
+def _since(starts: pictures.Starts, uuid: str, instance: int | None) -> str | None:
+    if instance is None or (uuid, instance) not in starts:
         return None
-    try:
-        start = (at - seconds).timestamp()
-        return datetime.fromtimestamp(round(start / 10) * 10, at.tzinfo)
-    except (OverflowError, ValueError, OSError):
-        return None
+    with suppress(OverflowError, ValueError, OSError):
+        return to_iso(datetime.fromtimestamp(starts[uuid, instance][1], UTC))
+    return None
 
 
 def node_use_of(pool: Pool, tasks: Sequence[Task]) -> dict[str, float | None]:

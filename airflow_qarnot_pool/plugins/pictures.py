@@ -30,6 +30,8 @@ from airflow_qarnot_pool.plugins.phases import (
 MAX_BARS = 2_000
 MAX_STARTS = 20_000
 DAY = 86_400.0
+#: Seconds by which two observations of one start may differ.
+ROUNDING = 5.0
 _EXECUTING = (TaskState.PARTIALLY_EXECUTING, TaskState.FULLY_EXECUTING)
 _UPLOADING = (TaskState.UPLOADING_RESULTS, TaskState.DOWNLOADING_RESULTS)
 
@@ -53,22 +55,23 @@ class Bar:
 Starts = dict[tuple[str, int], tuple[int, float]]
 
 
-def observe_starts(starts: Starts, tasks: Iterable[Task]) -> None:
-    """Add the starts of the instances that run now. The first observation of an attempt counts, because later ones vary."""
-    for task in tasks:
-        status = task.status
-        if status is None or status.timestamp is None or (task.instances or 1) == 1:
+def observe_starts(starts: Starts, remote: Pool | Task) -> None:
+    """Add the starts of the instances, or nodes, that run now.
+
+    The first observation counts, because each one is rounded differently. A start that differs by more is that of
+    another attempt, or of another node of the same number.
+    """
+    status = remote.status
+    if status is None or status.timestamp is None:
+        return
+    for instance in status.running_instances:
+        if instance.phase != "execution" or instance.execution_time is None or instance.instance_id is None:
             continue
-        for instance in status.running_instances:
-            if (
-                instance.phase != "execution"
-                or instance.execution_time is None
-                or instance.instance_id is None
-            ):
-                continue
-            key, attempt = (task.uuid, instance.instance_id), instance.execution_attempt_count or 1
-            if key not in starts or starts[key][0] != attempt:
-                starts[key] = (attempt, (status.timestamp - instance.execution_time).timestamp())
+        key, attempt = (remote.uuid, instance.instance_id), instance.execution_attempt_count or 1
+        start = status.timestamp.timestamp() - instance.execution_time.total_seconds()
+        known_attempt, known = starts.get(key, (0, 0.0))
+        if attempt != known_attempt or abs(start - known) > ROUNDING:
+            starts[key] = (attempt, start)
     while len(starts) > MAX_STARTS:
         del starts[next(iter(starts))]
 
@@ -159,7 +162,7 @@ def gantt(bars: Sequence[Bar]) -> dict[str, Any]:
             [
                 lane,
                 round(bar.start, 1),
-                None if bar.end is None else round(bar.end, 1),
+                None if bar.end is None else round(max(bar.start, bar.end), 1),
                 bar.group,
                 tasks.setdefault(bar.task, len(tasks)),
                 bar.instance,
@@ -174,7 +177,7 @@ def gantt(bars: Sequence[Bar]) -> dict[str, Any]:
 
 
 def _lanes(bars: Sequence[Bar], first: int) -> tuple[list[int], int]:
-    """Return the lane of each bar, which are sorted by start, and the number of lanes. The lowest free lane is taken."""
+    """Return the lane of each bar and the number of lanes. Bars are sorted by start, and take the lowest free lane."""
     free: list[int] = []
     taken: list[tuple[float, int]] = []
     lanes, count = [], 0

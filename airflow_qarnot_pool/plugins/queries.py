@@ -1,7 +1,6 @@
-"""Requests of the Pools page to Qarnot and to Airflow's database, for one connection.
+"""Requests of the Pools page to Qarnot, for one connection.
 
-One thread at a time uses a :class:`Fetcher`, that of the cache. Only :meth:`Fetcher.pool_to_close` and
-:meth:`Fetcher.close_pool` run in others, and keep no state.
+One thread at a time uses a :class:`Fetcher`, that of the cache. The actions of users (:mod:`.actions`) run in others.
 """
 
 from __future__ import annotations
@@ -11,12 +10,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from airflow.models.connection import Connection
-from airflow.models.dagrun import DagRun
-from airflow.utils.session import create_session
-from sqlalchemy import select, tuple_
 
 from airflow_qarnot_pool.api import filters
 from airflow_qarnot_pool.api.errors import (
@@ -28,10 +24,19 @@ from airflow_qarnot_pool.api.errors import (
     QarnotUnavailableError,
 )
 from airflow_qarnot_pool.hooks.connection_settings import ConnectionSettings
-from airflow_qarnot_pool.ownership.identity import WARM_UP_ROLE, is_ours, label, namespace_tag
-from airflow_qarnot_pool.ownership.termination import end
-from airflow_qarnot_pool.plugins import rows
-from airflow_qarnot_pool.plugins.cache import LIST
+from airflow_qarnot_pool.ownership.identity import (
+    WARM_UP_ROLE,
+    RunKey,
+    is_ours,
+    label,
+    namespace_tag,
+    run_of,
+)
+from airflow_qarnot_pool.plugins import airflow_db, details, history, pictures, rows
+from airflow_qarnot_pool.plugins.cache import LIST, MAX_DETAILS
+from airflow_qarnot_pool.plugins.listing import Listing
+from airflow_qarnot_pool.plugins.output import read_tail
+from airflow_qarnot_pool.plugins.phases import group_of, is_open
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.client import QarnotClient
@@ -58,6 +63,8 @@ POOL_FIELDS = (
     "QueuedOrRunningTaskInstancesCount",
     "ElasticProperty",
     "Scaling",
+    "MultiSlotsSettings",
+    "ExecutionTime",
 )
 TASK_FIELDS = ("State", "StateTransitionTime", "PoolUuid", "Labels")
 #: Seconds between two reads of all tasks. Only changes are read in between.
@@ -71,8 +78,6 @@ FIGURES_MAX_AGE = 30.0
 SHOWN_FOR = 60.0
 #: How long after its end the cost of a pool is read again, because bills lag behind.
 COST_FINAL_AFTER = timedelta(minutes=10)
-#: Maximum number of Qarnot tasks in the detail of a pool.
-MAX_TASKS = 200
 #: Limits of one request. No viewer waits for it, but the next request does.
 REQUEST_LIMITS = {"retries": 1, "timeout": 10.0, "deadline": 20.0}
 
@@ -80,20 +85,6 @@ REQUEST_LIMITS = {"retries": 1, "timeout": 10.0, "deadline": 20.0}
 def settings_of(conn_id: str) -> ConnectionSettings:
     """Return the settings of a connection from the secrets backends, environment and database of the api-server."""
     return ConnectionSettings.of(Connection.get_connection_from_secrets(conn_id))
-
-
-def run_states(runs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
-    """Return the states of the DAG runs that exist, from Airflow's database."""
-    keys, states = sorted(set(runs)), {}
-    with create_session() as session:
-        for start in range(0, len(keys), 200):
-            chunk = keys[start : start + 200]
-            query = select(DagRun.dag_id, DagRun.run_id, DagRun.state).where(
-                tuple_(DagRun.dag_id, DagRun.run_id).in_(chunk)
-            )
-            for dag_id, run_id, state in session.execute(query):
-                states[dag_id, run_id] = str(getattr(state, "value", state))
-    return states
 
 
 def describe_error(error: Exception) -> str:
@@ -109,27 +100,48 @@ def describe_error(error: Exception) -> str:
 
 
 class Fetcher:
-    """Fetches the list of pools, or (by its uuid) the detail of one pool, for the cache of a connection."""
+    """Fetches the list of pools, the detail of a pool or the output of a Qarnot task, for the cache of a connection.
+
+    Its keys are ``LIST``, the uuid of a pool, and :func:`output_key`.
+    """
 
     def __init__(self, conn_id: str) -> None:
         self.conn_id = conn_id
         self._settings: ConnectionSettings | None = None
         self._client: QarnotClient | None = None
+        #: When pools were last displayed, by uuid. Written by any thread, read by that of the cache.
+        self.shown: dict[str, float] = {}
+        self._forget()
+
+    def _forget(self) -> None:
+        """Forget the data of another account."""
         self._pools: dict[str, Pool] = {}
         #: None before the first read.
         self._task_rows: dict[str, rows.TaskRow] | None = None
         self._mark: datetime | None = None
         self._swept_at = float("-inf")
-        self._histories: dict[str, rows.ObservedHistory] = {}
+        self._histories: dict[str, history.ObservedHistory] = {}
+        #: Time of the last poll of all pools.
+        self._polled: datetime | None = None
         self._figures: dict[str, rows.PoolFigures] = {}
         self._figures_at: dict[str, float] = {}
-        #: When pools were last displayed, by uuid. Written by any thread, read by that of the cache.
-        self.shown: dict[str, float] = {}
+        #: Observed starts of nodes and instances, by pool.
+        self._starts: dict[str, pictures.Starts] = {}
+        self._listing = Listing()
+        #: Replaced as a whole, because other threads read it.
+        self._account = pictures.AccountHistory()
 
     def __call__(self, key: str, first: Callable[[Any], None] = lambda value: None) -> Any:
         """Return the value of *key*, and pass parts of the first list to *first*."""
         settings, client = self._connect()
-        return self._list(settings, client, first) if key == LIST else self._detail(settings, client, key)
+        if key == LIST:
+            return self._list(settings, client, first)
+        uuid, _, task = key.partition("/")
+        return self._output(settings, client, uuid, task) if task else self._detail(settings, client, uuid)
+
+    def account(self) -> dict[str, Any]:
+        """Return the picture of the account of the last day, from earlier polls. This sends no request."""
+        return pictures.account_history(self._account, list(self._pools.values()), datetime.now(UTC))
 
     def _connect(self) -> tuple[ConnectionSettings, QarnotClient]:
         """Return the current settings and their client, and forget the data of another account."""
@@ -137,8 +149,7 @@ class Fetcher:
         if self._client is None or settings != self._settings:
             if self._client is not None:
                 self._client.close()
-                self._pools, self._task_rows, self._histories, self._mark = {}, None, {}, None
-                self._figures, self._figures_at = {}, {}
+                self._forget()
             self._settings, self._client = settings, settings.client(**REQUEST_LIMITS)
         return settings, self._client
 
@@ -146,39 +157,48 @@ class Fetcher:
 
     def _list(
         self, settings: ConnectionSettings, client: QarnotClient, first: Callable[[Any], None]
-    ) -> list[dict[str, Any]]:
+    ) -> Listing:
         tagged = filters.equal("Tags", namespace_tag(settings.namespace))
         pools = client.pools.search_all(tagged, fields=POOL_FIELDS)
         now = datetime.now(UTC)
         self._pools = {pool.uuid: pool for pool in pools if is_ours(pool, settings.namespace)}
         self._histories = {
-            uuid: rows.updated_history(self._histories.get(uuid), pool, now)
+            uuid: history.updated_history(self._histories.get(uuid), pool, now, self._polled)
             for uuid, pool in self._pools.items()
         }
+        self._polled = now
         # Reading thousands of Qarnot tasks and the costs takes time. The first viewer sees the parts that are ready.
         is_first = self._task_rows is None
         if is_first:
-            first(rows.build_rows(self._page_data(settings, self._pools.values(), now)))
+            first(self._updated_listing(settings, now))
         self._read_tasks(client, tagged)
         if is_first:
-            first(rows.build_rows(self._page_data(settings, self._pools.values(), now)))
+            first(self._updated_listing(settings, now))
         self._read_figures(client, settings.reference_datacenter)
-        return rows.build_rows(self._page_data(settings, self._pools.values(), now))
+        euros = {uuid: figures.euros for uuid, figures in self._figures.items()}
+        self._account = self._account.updated(self._pools.values(), euros, now)
+        return self._updated_listing(settings, now)
+
+    def _updated_listing(self, settings: ConnectionSettings, now: datetime) -> Listing:
+        page = self._page_data(settings, self._pools.values(), now)
+        self._listing = self._listing.updated(rows.build_rows(page))
+        return self._listing
 
     def _page_data(self, settings: ConnectionSettings, pools: Iterable[Pool], now: datetime) -> rows.PageData:
         pools = list(pools)
         by_pool: dict[str, list[rows.TaskRow]] = defaultdict(list)
         for task in (self._task_rows or {}).values():
             by_pool[task.pool].append(task)
-        owners = [(label(pool.labels, "dag_id"), label(pool.labels, "run_id")) for pool in pools]
+        owners = [run_of(pool) for pool in pools]
         return rows.PageData(
             now=now,
             connection=self.conn_id,
             pools=pools,
             tasks=None if self._task_rows is None else by_pool,
-            runs=run_states((dag_id, run_id) for dag_id, run_id in owners if dag_id and run_id),
+            runs=airflow_db.run_facts((dag_id, run_id) for dag_id, run_id in owners if dag_id and run_id),
             figures=self._figures,
             histories=self._histories,
+            closings=airflow_db.closings(),
             console_url=settings.console_url,
         )
 
@@ -199,10 +219,11 @@ class Fetcher:
             if task.pool and label(task.labels, "role") != WARM_UP_ROLE:
                 task_rows[task.uuid] = rows.TaskRow(
                     task.pool,
-                    rows.group_of(task.state),
+                    group_of(task.state),
                     task.state_transition_time,
                     label(task.labels, "dag_id"),
                     label(task.labels, "run_id"),
+                    label(task.labels, "task_id"),
                 )
         self._task_rows = task_rows
 
@@ -231,13 +252,16 @@ class Fetcher:
         carbon, carbon_final = _figure(lambda: client.pools.carbon_facts(pool.uuid, reference))
         if tasks is None and self._has_several_runs(pool):
             tasks, _ = _figure(lambda: client.pools.tasks(pool.uuid))
+        now = datetime.now(UTC)
         self._figures[pool.uuid] = rows.PoolFigures(
             euros=euros,
             carbon=carbon,
-            at=datetime.now(UTC),
             final=_is_settled(pool) and euros_final and carbon_final,
             shares=None if tasks is None else rows.shares_of(pool, tasks),
+            slot_hour=rows.slot_hour_of(pool, euros),
         )
+        observed = self._histories.get(pool.uuid) or history.updated_history(None, pool, now)
+        self._histories[pool.uuid] = history.with_cost(observed, euros, now)
 
     def _has_several_runs(self, pool: Pool) -> bool:
         """Return whether several DAG runs share the cost of the pool, or may share it."""
@@ -248,42 +272,61 @@ class Fetcher:
 
     # --- one pool
 
-    def _detail(self, settings: ConnectionSettings, client: QarnotClient, uuid: str) -> dict[str, Any]:
-        pool = client.pools.get(uuid)
-        self._refuse_foreign(pool, settings)
+    def _detail(self, settings: ConnectionSettings, client: QarnotClient, uuid: str) -> details.PoolDetail:
+        pool = get_own_pool(client, uuid, settings.namespace)
         now = datetime.now(UTC)
-        observed = self._histories[uuid] = rows.updated_history(self._histories.get(uuid), pool, now)
+        self._histories[uuid] = history.updated_history(self._histories.get(uuid), pool, now)
         tasks = client.pools.tasks(uuid)
         if figures_due({uuid: pool}, self._figures, self._figures_at, {}, time.monotonic()):
             with suppress(QarnotUnavailableError):
                 self._read_figure(client, pool, settings.reference_datacenter, tasks)
-        row = rows.build_rows(self._page_data(settings, [pool], now))[0]
-        return rows.build_detail(row, pool, tasks, observed, MAX_TASKS)
+        starts = self._starts.setdefault(uuid, {})
+        for remote in (pool, *tasks):
+            pictures.observe_starts(starts, remote)
+        while len(self._starts) > MAX_DETAILS:
+            del self._starts[next(iter(self._starts))]
+        [entry] = rows.build_rows(self._page_data(settings, [pool], now))
+        return details.build_detail(entry, pool, tasks, self._histories[uuid], starts)
 
-    def _refuse_foreign(self, pool: Pool, settings: ConnectionSettings) -> None:
-        if not is_ours(pool, settings.namespace):
+    def _output(
+        self, settings: ConnectionSettings, client: QarnotClient, uuid: str, task_uuid: str
+    ) -> TaskOutput:
+        task = client.tasks.get(task_uuid)
+        if task.pool != uuid or not is_ours(task, settings.namespace):
             raise QarnotNotFoundError(
-                f"Pool {pool.uuid} was not created by this provider in the namespace {settings.namespace!r}",
-                kind="pool",
-                ref=pool.uuid,
-                remedy="Open it in the Qarnot console.",
+                f"Pool {uuid} has no Qarnot task {task_uuid} of this Airflow", kind="task", ref=task_uuid
             )
+        return TaskOutput(
+            run_of(task), {name: read_tail(client, task_uuid, name) for name in ("stdout", "stderr")}
+        )
 
-    def pool_to_close(self, uuid: str) -> Pool:
-        """Return the current state of the pool.
 
-        :raises QarnotNotFoundError: the pool does not exist, or has another namespace.
-        """
-        settings = settings_of(self.conn_id)
-        with settings.client(**REQUEST_LIMITS) as client:
-            pool = client.pools.get(uuid)
-        self._refuse_foreign(pool, settings)
-        return pool
+def output_key(uuid: str, task: str) -> str:
+    """Return the key of the output of a Qarnot task on a pool."""
+    return f"{uuid}/{task}"
 
-    def close_pool(self, uuid: str) -> None:
-        """Close the pool. It may be closing, closed or deleted already."""
-        with settings_of(self.conn_id).client(**REQUEST_LIMITS) as client:
-            end(client.pools, uuid)
+
+class TaskOutput(NamedTuple):
+    """The output of a Qarnot task, and the DAG run that it belongs to."""
+
+    run: RunKey
+    streams: Mapping[str, Mapping[str, Any]]
+
+
+def get_own_pool(client: QarnotClient, uuid: str, namespace: str) -> Pool:
+    """Return a pool that this provider created.
+
+    :raises QarnotNotFoundError: the pool does not exist, or has another namespace.
+    """
+    pool = client.pools.get(uuid)
+    if not is_ours(pool, namespace):
+        raise QarnotNotFoundError(
+            f"Pool {pool.uuid} was not created by this provider in the namespace {namespace!r}",
+            kind="pool",
+            ref=pool.uuid,
+            remedy="Open it in the Qarnot console.",
+        )
+    return pool
 
 
 def figures_due(
@@ -302,7 +345,7 @@ def figures_due(
     due.sort(
         key=lambda uuid: (
             now - shown.get(uuid, -1e9) > SHOWN_FOR,
-            not rows.is_open(pools[uuid]),
+            not is_open(pools[uuid]),
             asked_at.get(uuid, -1e9),
         )
     )
@@ -326,7 +369,7 @@ def _figure(request: Callable[[], T]) -> tuple[T | None, bool]:
 def _is_settled(pool: Pool) -> bool:
     """Return whether the cost of the pool can no longer change."""
     ended = pool.end_date or pool.state_transition_time
-    return not rows.is_open(pool) and ended is not None and datetime.now(UTC) - ended > COST_FINAL_AFTER
+    return not is_open(pool) and ended is not None and datetime.now(UTC) - ended > COST_FINAL_AFTER
 
 
 def next_mark(

@@ -1,49 +1,50 @@
 """The routes of the Pools page. Each route authenticates and authorizes the user, and reads from the cache.
 
 ``page`` and ``static`` need a user who is logged in. The pools of a connection need the right to read that connection,
-and the pools of a DAG run the right to read that run. Closing a pool needs the right to edit the connection.
+and the pools of a DAG run the right to read that run. The output of a Qarnot task needs the right to read the logs of
+its DAG, too. Closing and resizing a pool need the right to edit the connection.
 """
 # No `from __future__ import annotations`: FastAPI evaluates the annotations.
 
+import hashlib
 import json
-import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from datetime import timedelta
 from functools import cache
 from importlib.resources import files
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from airflow.api_fastapi.app import get_auth_manager
-from airflow.api_fastapi.auth.managers.models.resource_details import ConnectionDetails, DagAccessEntity
+from airflow.api_fastapi.auth.managers.models.resource_details import (
+    ConnectionDetails,
+    DagAccessEntity,
+    DagDetails,
+)
 from airflow.configuration import conf
 from airflow.models.connection import Connection
-from airflow.models.log import Log
-from airflow.utils.session import create_session
-from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi import Body, Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 
-from airflow_qarnot_pool.api.errors import QarnotError, QarnotNotFoundError
-from airflow_qarnot_pool.api.fields import Refusal, is_uuid, number
-from airflow_qarnot_pool.ownership.identity import label
-from airflow_qarnot_pool.parameters.configuration import get_option
-from airflow_qarnot_pool.plugins.cache import LIST, Cache, CacheEntry
-from airflow_qarnot_pool.plugins.queries import Fetcher, describe_error
-from airflow_qarnot_pool.plugins.rows import (
-    detail_of_run,
-    is_open,
-    row_of_run,
-    without_runs,
-)
+from airflow_qarnot_pool.api.errors import QarnotError, QarnotNotFoundError, QarnotRefusedError
+from airflow_qarnot_pool.api.fields import is_uuid
+from airflow_qarnot_pool.plugins.actions import NotResizableError
+from airflow_qarnot_pool.plugins.airflow_db import CLOSE_EVENT, RESIZE_EVENT, write_audit
+from airflow_qarnot_pool.plugins.cache import LIST, CacheEntry
+from airflow_qarnot_pool.plugins.details import detail_of_run, full_detail
+from airflow_qarnot_pool.plugins.listing import Listing
+from airflow_qarnot_pool.plugins.queries import TaskOutput, output_key
+from airflow_qarnot_pool.plugins.registry import MAX_SHOWN, ConnectionRegistry, listing_of
+from airflow_qarnot_pool.plugins.resizing import MAX_IDLE, MAX_SLOTS, MIN_IDLE
+from airflow_qarnot_pool.plugins.rows import row_of_run
 from airflow_qarnot_pool.version_compat import api_security
-
-log = logging.getLogger(__name__)
 
 security = api_security()
 CurrentUser = Annotated[Any, Depends(security.get_user)]
 
-#: Header of requests that close a pool. A page of another site cannot send it without a CORS preflight.
+#: Header of requests that close or resize a pool. A page of another site cannot send it without a CORS preflight.
 ACTION_HEADER = "X-Qarnot-Pools"
 STATIC = {
     "pools.css": "text/css; charset=utf-8",
@@ -61,50 +62,13 @@ HEADERS = {
     "Referrer-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-#: Maximum number of uuids in a request that count as displayed.
-MAX_SHOWN = 50
-
-
-class ConnectionRegistry:
-    """The caches of the connections that the page shows."""
-
-    def __init__(self, conn_ids: Sequence[str], max_age: float) -> None:
-        self.max_age = max_age
-        self.fetchers = {conn_id: Fetcher(conn_id) for conn_id in conn_ids}
-        self.caches = {
-            conn_id: Cache(fetcher, max_age=max_age, describe=describe_error)
-            for conn_id, fetcher in self.fetchers.items()
-        }
-
-    def cache(self, conn_id: str, uuid: str) -> Cache:
-        """Return the cache of a connection. 404 if the page does not show it, or if *uuid* is malformed."""
-        if conn_id not in self.caches:
-            raise HTTPException(404, f"The Pools page does not show the connection {conn_id[:250]!r}")
-        if not is_uuid(uuid):
-            raise HTTPException(404, f"{uuid[:80]!r} is no uuid of a pool")
-        return self.caches[conn_id]
-
-    def prioritize(self, conn_id: str, uuids: Sequence[str]) -> None:
-        """Prioritize the cost figures of the pools currently displayed."""
-        shown = self.fetchers[conn_id].shown
-        shown.update(dict.fromkeys(uuids[:MAX_SHOWN], time.monotonic()))
-        while len(shown) > 10 * MAX_SHOWN:
-            shown.pop(next(iter(shown)))
+#: Text for users who may not read the connection that has the error.
+HIDDEN_ERROR = "Qarnot could not be read. Ask somebody who may read the connection."
 
 
 def make_app() -> FastAPI:
     """Build the web application of the page from Airflow's configuration."""
-    max_age = get_option("pools_page_refresh", number(1, 3600), 5.0)
-    return _build_app(
-        ConnectionRegistry(get_option("pools_page_connections", _conn_ids, ["qarnot_default"]), max_age)
-    )
-
-
-def _conn_ids(names: str) -> list[str]:
-    conn_ids = [name.strip() for name in names.split(",") if name.strip()]
-    if not conn_ids:
-        raise Refusal(f"is {names!r}, which names no connection", "Give connection ids, separated by commas.")
-    return conn_ids
+    return _build_app(ConnectionRegistry.from_configuration())
 
 
 def _build_app(registry: ConnectionRegistry) -> FastAPI:
@@ -120,7 +84,8 @@ def _build_app(registry: ConnectionRegistry) -> FastAPI:
     _add_files(app)
     _add_lists(app, registry)
     _add_details(app, registry)
-    _add_close(app, registry)
+    _add_outputs(app, registry)
+    _add_actions(app, registry)
     return app
 
 
@@ -142,84 +107,184 @@ def _read_connection() -> Any:
     return Depends(security.requires_access_connection(method="GET"))
 
 
-def _read_run() -> Any:
-    return Depends(security.requires_access_dag("GET", DagAccessEntity.RUN))
+def _edit_connection() -> Any:
+    return Depends(security.requires_access_connection(method="PUT"))
+
+
+def _read_run(entity: DagAccessEntity = DagAccessEntity.RUN) -> Any:
+    return Depends(security.requires_access_dag("GET", entity))
 
 
 def _add_lists(app: FastAPI, registry: ConnectionRegistry) -> None:
     @app.get("/api/pools")
     def pools(user: CurrentUser, shown: str = "", have: str = "") -> JSONResponse:
-        """Return all pools of the connections that the user may read.
+        """Return all pools of the connections that the user may read, or the changes.
 
         :param shown: uuids of the displayed pools.
-        :param have: version of the response that the page has. The pools are sent if the version differs.
+        :param have: version of the list that the page has.
         """
-        readable = [conn_id for conn_id in registry.caches if _is_allowed(user, "GET", conn_id)]
-        if not readable:
-            raise HTTPException(
-                403, "This page needs the permission to read connections. A DAG run's own tab needs less."
-            )
+        readable = _readable(registry, user)
         uuids = [uuid for uuid in shown.split(",", MAX_SHOWN)[:MAX_SHOWN] if is_uuid(uuid)]
         for conn_id in readable:
             registry.prioritize(conn_id, uuids)
-        entries = {}
-        for conn_id in readable:
-            entry = registry.caches[conn_id].get()
-            entries[conn_id] = replace(entry, value=[without_runs(row) for row in entry.value or ()])
-        return _list_response(registry, user, entries, have)
+        entries = {conn_id: registry.caches[conn_id].get() for conn_id in readable}
+        version, content = _changes(entries, have)
+        connections = [_connection(user, conn_id, entry) for conn_id, entry in entries.items()]
+        return JSONResponse({**_head(registry, entries, version), "connections": connections, **content})
 
     @app.get("/api/dags/{dag_id}/pools", dependencies=[_read_run()])
     def pools_of_run(user: CurrentUser, dag_id: str, run_id: str, have: str = "") -> JSONResponse:
         """Return the pools that a DAG run created, and shared pools that it uses, with its share of them."""
         entries = {conn_id: cache.get() for conn_id, cache in registry.caches.items()}
+        rows, connections = [], []
         for conn_id, entry in entries.items():
-            rows = [row for pool in entry.value or () if (row := row_of_run(pool, (dag_id, run_id)))]
-            registry.prioritize(conn_id, [row["uuid"] for row in rows])
-            entries[conn_id] = replace(entry, value=rows)
-        return _list_response(registry, user, entries, have)
+            used = [
+                row
+                for pool in (entry.value or Listing()).entries.values()
+                if (row := row_of_run(pool, (dag_id, run_id)))
+            ]
+            if used:
+                registry.prioritize(conn_id, [row["uuid"] for row in used])
+                may_read = _is_allowed(user, "GET", conn_id)
+                connections.append(_connection(user, conn_id, entry, may_read=may_read))
+                rows += used if may_read else [{**row, "connection": None} for row in used]
+        # Few rows, and no changes of rows of other runs.
+        version = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+        content = {"full": have != version, "pools": rows if have != version else [], "gone": []}
+        return JSONResponse({**_head(registry, entries, version), "connections": connections, **content})
+
+    @app.get("/api/history")
+    def history(user: CurrentUser) -> JSONResponse:
+        """Return the slots and the cost of the last day of the connections that the user may read."""
+        accounts = [
+            {"id": conn_id, **registry.fetchers[conn_id].account()} for conn_id in _readable(registry, user)
+        ]
+        return JSONResponse({"now": time.time(), "connections": accounts})
 
 
 def _add_details(app: FastAPI, registry: ConnectionRegistry) -> None:
     @app.get("/api/connections/{connection_id}/pools/{uuid}", dependencies=[_read_connection()])
-    def pool(connection_id: str, uuid: str, user: CurrentUser) -> JSONResponse:
-        """Return one pool in full."""
-        return _pool_response(registry, user, connection_id, uuid)
+    def pool(connection_id: str, uuid: str, user: CurrentUser, have: str = "") -> JSONResponse:
+        """Return one pool in full.
 
-    @app.get("/api/dags/{dag_id}/connections/{connection_id}/pools/{uuid}", dependencies=[_read_run()])
-    def pool_of_run(
-        dag_id: str, connection_id: str, uuid: str, run_id: str, user: CurrentUser
-    ) -> JSONResponse:
+        :param have: version of the pool that the page has.
+        """
+        entry = registry.cache(connection_id, uuid).get(uuid)
+        return _pool_response(user, connection_id, entry, have, full_detail)
+
+    @app.get("/api/dags/{dag_id}/pools/{uuid}", dependencies=[_read_run()])
+    def pool_of_run(dag_id: str, uuid: str, run_id: str, user: CurrentUser, have: str = "") -> JSONResponse:
         """Return one pool of a DAG run in full, and of a shared pool only the run's own tasks."""
-        rows = registry.cache(connection_id, uuid).get().value or ()
-        if not any(row["uuid"] == uuid and (dag_id, run_id) in row["runs"] for row in rows):
-            raise HTTPException(404, f"No pool {uuid} belongs to this DAG run")
-        return _pool_response(registry, user, connection_id, uuid, only=(dag_id, run_id))
+        run = (dag_id, run_id)
+        conn_id = registry.connection_of(uuid, run)
+        entry = registry.cache(conn_id, uuid).get(uuid)
+        may_read = _is_allowed(user, "GET", conn_id)
+
+        def build(detail: Any) -> dict[str, Any] | None:
+            # None if it was read before the run used the pool. It is older than the list then, so a newer one comes.
+            found = detail_of_run(detail, run)
+            if found and not may_read:
+                found["row"]["connection"] = None
+            return found
+
+        return _pool_response(user, conn_id, _hidden(entry, may_read), have, build)
 
 
-def _add_close(app: FastAPI, registry: ConnectionRegistry) -> None:
-    edit_connection = Depends(security.requires_access_connection(method="PUT"))
-
-    @app.post(
-        "/api/connections/{connection_id}/pools/{uuid}/close",
-        dependencies=[edit_connection, Depends(_require_same_site)],
+def _add_outputs(app: FastAPI, registry: ConnectionRegistry) -> None:
+    @app.get(
+        "/api/connections/{connection_id}/pools/{uuid}/tasks/{task}/output", dependencies=[_read_connection()]
     )
+    def output(connection_id: str, uuid: str, task: str, user: CurrentUser) -> JSONResponse:
+        """Return the end of the output of a Qarnot task. If it names a DAG, the user must be able to read its logs."""
+        entry = registry.cache(connection_id, uuid, task).get(output_key(uuid, task))
+        found: TaskOutput | None = entry.value
+        if found and found.run.dag_id and not _may_read_logs(user, found.run.dag_id):
+            raise HTTPException(403, "The output needs the permission to read the logs of its DAG")
+        return _output_response(entry, found)
+
+    @app.get(
+        "/api/dags/{dag_id}/pools/{uuid}/tasks/{task}/output",
+        dependencies=[_read_run(DagAccessEntity.TASK_LOGS)],
+    )
+    def output_of_run(dag_id: str, uuid: str, task: str, run_id: str, user: CurrentUser) -> JSONResponse:
+        """Return the end of the output of a Qarnot task of a DAG run."""
+        conn_id = registry.connection_of(uuid, (dag_id, run_id))
+        entry = registry.cache(conn_id, uuid, task).get(output_key(uuid, task))
+        found: TaskOutput | None = entry.value
+        if found and found.run != (dag_id, run_id):
+            raise HTTPException(404, f"No Qarnot task {task} belongs to this DAG run")
+        return _output_response(_hidden(entry, _is_allowed(user, "GET", conn_id)), found)
+
+
+def _add_actions(app: FastAPI, registry: ConnectionRegistry) -> None:
+    base = "/api/connections/{connection_id}/pools/{uuid}"
+
+    @app.get(f"{base}/close", dependencies=[_edit_connection()])
+    def preview_close(connection_id: str, uuid: str) -> JSONResponse:
+        """Return what a close of the pool would do."""
+        listed = listing_of(registry.cache(connection_id, uuid)).entries.get(uuid)
+        figures = listed.row["figures"] if listed else None
+        with_answer = _Answering(registry, connection_id, uuid, refreshes=False)
+        preview = with_answer(lambda: registry.actions[connection_id].preview_close(uuid))
+        return JSONResponse({**preview, "per_hour": figures and figures["per_hour"]})
+
+    @app.post(f"{base}/close", dependencies=[_edit_connection(), Depends(_require_same_site)])
     def close(connection_id: str, uuid: str, user: CurrentUser) -> JSONResponse:
         """Close a pool, after an entry in Airflow's audit log."""
-        cache, fetcher = registry.cache(connection_id, uuid), registry.fetchers[connection_id]
+
+        def audit(pool: Any) -> None:
+            write_audit(CLOSE_EVENT, user, connection_id, pool, {})
+
+        answering = _Answering(registry, connection_id, uuid)
+        closes = answering(lambda: registry.actions[connection_id].close(uuid, audit))
+        message = "Qarnot closes the pool" if closes else "The pool was closing, or has ended, already"
+        return JSONResponse({"closed": True, "already": not closes, "message": message})
+
+    @app.post(f"{base}/resize", dependencies=[_edit_connection(), Depends(_require_same_site)])
+    def resize(
+        connection_id: str,
+        uuid: str,
+        user: CurrentUser,
+        slots: Annotated[int, Body(ge=1, le=MAX_SLOTS)],
+        idle_seconds: Annotated[
+            float | None, Body(ge=MIN_IDLE.total_seconds(), le=MAX_IDLE.total_seconds())
+        ] = None,
+    ) -> JSONResponse:
+        """Change the number of slots of a pool, and let idle nodes go, after an entry in Airflow's audit log."""
+        idle = None if idle_seconds is None else timedelta(seconds=idle_seconds)
+
+        def audit(pool: Any) -> None:
+            more = {"slots": slots, "idle_seconds": idle_seconds}
+            write_audit(RESIZE_EVENT, user, connection_id, pool, more)
+
+        answering = _Answering(registry, connection_id, uuid)
+        answering(lambda: registry.actions[connection_id].resize(uuid, slots, idle, audit))
+        return JSONResponse({"message": f"Qarnot was asked for {slots} slots"})
+
+
+class _Answering:
+    """Calls an action on a pool, turns its errors into responses, and lets the cache read the pool again."""
+
+    def __init__(
+        self, registry: ConnectionRegistry, conn_id: str, uuid: str, *, refreshes: bool = True
+    ) -> None:
+        self._cache = registry.cache(conn_id, uuid)
+        self._uuid, self._refreshes = uuid, refreshes
+
+    def __call__(self, act: Callable[[], Any]) -> Any:
         try:
-            pool = fetcher.pool_to_close(uuid)
-            if not is_open(pool):
-                return JSONResponse({"closed": True, "message": f"The pool is {pool.state} already"})
-            _audit(user, connection_id, pool)
-            fetcher.close_pool(uuid)
+            return act()
+        except NotResizableError as error:
+            raise HTTPException(409, str(error)) from None
         except QarnotNotFoundError as error:
             raise HTTPException(404, str(error)) from None
         except QarnotError as error:
-            raise HTTPException(502, str(error)) from None
+            status = 409 if isinstance(error, QarnotRefusedError) else 502
+            raise HTTPException(status, str(error)) from None
         finally:
-            cache.get(LIST, newer=True)
-            cache.get(uuid, newer=True)
-        return JSONResponse({"closed": True, "message": "Qarnot closes the pool"})
+            if self._refreshes:
+                self._cache.get(LIST, newer=True)
+                self._cache.get(self._uuid, newer=True)
 
 
 @cache
@@ -232,54 +297,97 @@ def _is_allowed(user: Any, method: Any, conn_id: str) -> bool:
     return get_auth_manager().is_authorized_connection(method=method, details=details, user=user)
 
 
-def _list_response(
-    registry: ConnectionRegistry, user: Any, entries: dict[str, CacheEntry], have: str
+def _may_read_logs(user: Any, dag_id: str) -> bool:
+    return get_auth_manager().is_authorized_dag(
+        method="GET", access_entity=DagAccessEntity.TASK_LOGS, details=DagDetails(id=dag_id), user=user
+    )
+
+
+def _readable(registry: ConnectionRegistry, user: Any) -> list[str]:
+    """Return the connections that the user may read. 403 if there are none."""
+    readable = [conn_id for conn_id in registry.caches if _is_allowed(user, "GET", conn_id)]
+    if not readable:
+        raise HTTPException(
+            403, "This page needs the permission to read connections. A DAG run's own tab needs less."
+        )
+    return readable
+
+
+def _head(registry: ConnectionRegistry, entries: dict[str, CacheEntry], version: str) -> dict[str, Any]:
+    return {
+        "now": time.time(),
+        "every": registry.max_age,
+        "version": version,
+        "known": all(entry.value is not None for entry in entries.values()),
+        "refreshing": any(entry.refreshing for entry in entries.values()),
+    }
+
+
+def _connection(user: Any, conn_id: str, entry: CacheEntry, *, may_read: bool = True) -> dict[str, Any]:
+    return {
+        "id": conn_id if may_read else None,
+        "age": entry.age,
+        "error": _hidden(entry, may_read).error,
+        "refreshing": entry.refreshing,
+        "may_edit": may_read and _is_allowed(user, "PUT", conn_id),
+    }
+
+
+def _hidden(entry: CacheEntry, may_read: bool) -> CacheEntry:
+    """Return the entry without the text of its error if the user may not read the connection."""
+    return entry if may_read or entry.error is None else replace(entry, error=HIDDEN_ERROR)
+
+
+def _changes(entries: dict[str, CacheEntry], have: str) -> tuple[str, dict[str, Any]]:
+    """Return the version of the lists, and what has changed since the version *have*."""
+    known = dict(each.rpartition(".")[::2] for each in have.split(",")[:100])
+    listings = {entry.source: entry.value or Listing() for entry in entries.values()}
+    version = ",".join(f"{source}.{listing.revision}" for source, listing in listings.items())
+    rows: list[dict[str, Any]] = []
+    gone: list[str] = []
+    for source, listing in listings.items():
+        revision = known.get(source, "")
+        since = listing.since(int(revision) if revision.isdecimal() and len(revision) < 10 else None)
+        if since is None or len(known) != len(listings):
+            full = [entry.row for listing in listings.values() for entry in listing.entries.values()]
+            return version, {"full": True, "pools": full, "gone": []}
+        rows += since[0]
+        gone += since[1]
+    return version, {"full": False, "pools": rows, "gone": gone}
+
+
+def _pool_response(
+    user: Any,
+    conn_id: str,
+    entry: CacheEntry,
+    have: str,
+    build: Callable[[Any], dict[str, Any] | None],
 ) -> JSONResponse:
-    version = ",".join(entry.version for entry in entries.values())
-    rows = [row for entry in entries.values() for row in entry.value or ()]
+    unchanged = entry.value is not None and have == entry.version
+    detail = None if entry.value is None or unchanged else build(entry.value)
+    is_known = unchanged or detail is not None
     return JSONResponse(
         {
             "now": time.time(),
-            "every": registry.max_age,
-            "connections": [
-                {
-                    "id": conn_id,
-                    "age": entry.age,
-                    "error": entry.error,
-                    "refreshing": entry.refreshing,
-                    "may_close": _is_allowed(user, "PUT", conn_id),
-                }
-                for conn_id, entry in entries.items()
-            ],
-            "version": version,
-            "pools": None if have == version else rows,
+            "age": entry.age if is_known else None,
+            "error": entry.error,
+            "refreshing": entry.refreshing,
+            "may_edit": _is_allowed(user, "PUT", conn_id),
+            "version": entry.version if is_known else "",
+            "unchanged": unchanged,
+            "pool": detail,
         }
     )
 
 
-def _pool_response(
-    registry: ConnectionRegistry,
-    user: Any,
-    conn_id: str,
-    uuid: str,
-    *,
-    only: tuple[str, str] | None = None,
-) -> JSONResponse:
-    entry = registry.cache(conn_id, uuid).get(uuid)
-    detail = entry.value
-    if detail and only:
-        # None if it was read before the run used the pool. It is older than the list then, so a newer one will come.
-        detail = detail_of_run(detail, only)
-    elif detail:
-        detail = {**detail, "row": without_runs(detail["row"])}
+def _output_response(entry: CacheEntry, output: TaskOutput | None) -> JSONResponse:
     return JSONResponse(
         {
             "now": time.time(),
-            "age": entry.age if detail else None,
+            "age": entry.age,
             "error": entry.error,
             "refreshing": entry.refreshing,
-            "may_close": _is_allowed(user, "PUT", conn_id),
-            "pool": detail,
+            "output": output and output.streams,
         }
     )
 
@@ -299,27 +407,3 @@ def _require_same_site(request: Request) -> None:
         or (origin is not None and urlsplit(origin).netloc not in own)
     ):
         raise HTTPException(403, "Pools are closed from the Pools page of this Airflow only")
-
-
-def _id(pool: Any, name: str) -> str | None:
-    """Return the id in one of our labels, cut to Airflow's column, because all who have the token can write labels."""
-    value = label(pool.labels, name)
-    return value[:250] if value else None
-
-
-def _audit(user: Any, conn_id: str, pool: Any) -> None:
-    """Write the user and the pool that is closed to Airflow's audit log."""
-    extra = {"connection_id": conn_id, "pool": pool.uuid, "name": pool.name, "state": pool.state}
-    with create_session() as session:
-        session.add(
-            Log(
-                event="qarnot.close_pool",
-                owner=user.get_name(),
-                owner_display_name=user.get_name(),
-                extra=json.dumps(extra),
-                dag_id=_id(pool, "dag_id"),
-                run_id=_id(pool, "run_id"),
-                task_id=_id(pool, "task_id"),
-            )
-        )
-    log.info("%s closes pool %s (%r) of connection %s", user.get_name(), pool.uuid, pool.name, conn_id)
