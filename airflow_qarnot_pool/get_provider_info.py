@@ -69,6 +69,7 @@ def get_provider_info() -> dict[str, Any]:
         "connection-types": [connection_form.metadata()],
         "extra-links": [
             "airflow_qarnot_pool.links.qarnot.QarnotPoolLink",
+            "airflow_qarnot_pool.links.qarnot.QarnotPoolPageLink",
             "airflow_qarnot_pool.links.qarnot.QarnotTaskLink",
         ],
         "config": {

@@ -11,7 +11,7 @@ from airflow.sdk import XComArg
 
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError, QarnotNotFoundError
 from airflow_qarnot_pool.api.fields import is_uuid
-from airflow_qarnot_pool.links.qarnot import LINKS
+from airflow_qarnot_pool.links.qarnot import POOL_LINKS
 from airflow_qarnot_pool.operators.bases.base import QarnotOperator
 from airflow_qarnot_pool.operators.bases.pool import PoolOperator
 from airflow_qarnot_pool.operators.create_pool import QarnotCreatePoolOperator
@@ -188,7 +188,7 @@ class QarnotDeletePoolOperator(QarnotOperator):
     """
 
     template_fields = (*QarnotOperator.template_fields, "qarnot_pool")
-    operator_extra_links = (LINKS["pool"],)
+    operator_extra_links = POOL_LINKS
 
     def __init__(self, *, qarnot_pool: Any, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -26,7 +26,7 @@ from airflow_qarnot_pool.exceptions import (
     QarnotTaskCancelledError,
     QarnotTaskFailedError,
 )
-from airflow_qarnot_pool.links.qarnot import LINKS
+from airflow_qarnot_pool.links.qarnot import LINKS, POOL_LINKS
 from airflow_qarnot_pool.operators.bases.task import COMMON_FIELDS, TaskOperator
 from airflow_qarnot_pool.ownership import xcoms
 from airflow_qarnot_pool.ownership.identity import MAX_GENERATIONS, RECORDABLE_LABEL
@@ -93,7 +93,7 @@ class QarnotRunTaskOperator(TaskOperator):
     uuid_key = TASK_KEY
     #: Whether the result comes from the Qarnot task. Otherwise a record of its end is enough once it is deleted.
     returns_output: ClassVar[bool] = False
-    operator_extra_links = (LINKS["task"], LINKS["pool"])
+    operator_extra_links = (LINKS["task"], *POOL_LINKS)
     spec_fields: tuple[str, ...] = (*COMMON_FIELDS, "command", "instance_count")
     template_fields = (*TaskOperator.template_fields, "command", "instance_count")
     template_fields_renderers = {"command": "bash", "task_spec": "json", "constants": "json"}

@@ -29,7 +29,7 @@ from airflow_qarnot_pool.api.fields import closest_name
 from airflow_qarnot_pool.api.limits import parse_stored_time
 from airflow_qarnot_pool.api.states import TaskState, accepts_tasks
 from airflow_qarnot_pool.exceptions import QarnotCostLimitError, QarnotPoolEndedError, QarnotTaskFailedError
-from airflow_qarnot_pool.links.qarnot import LINKS
+from airflow_qarnot_pool.links.qarnot import POOL_LINKS
 from airflow_qarnot_pool.operators.bases.task import COMMON_FIELDS, TaskOperator
 from airflow_qarnot_pool.ownership import xcoms
 from airflow_qarnot_pool.ownership.identity import (
@@ -205,7 +205,7 @@ class QarnotRunTasksOperator(TaskOperator):
 
     uuid_key = TASKS_KEY
     is_fan_out = True
-    operator_extra_links = (LINKS["pool"],)
+    operator_extra_links = POOL_LINKS
     spec_fields = (*COMMON_FIELDS, "command")
     template_fields = (*TaskOperator.template_fields, "commands", "command", "max_in_flight")
     template_fields_renderers = {

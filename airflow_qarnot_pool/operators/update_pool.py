@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_qarnot_pool.api import states
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
 from airflow_qarnot_pool.exceptions import QarnotPoolEndedError
-from airflow_qarnot_pool.links.qarnot import LINKS
+from airflow_qarnot_pool.links.qarnot import POOL_LINKS
 from airflow_qarnot_pool.operators.bases.base import QarnotOperator
 from airflow_qarnot_pool.parameters.references import as_reference, resolve_ref
 from airflow_qarnot_pool.parameters.templating import hide_secrets
@@ -52,7 +52,7 @@ class QarnotUpdatePoolOperator(QarnotOperator):
         "constants",
         "tags",
     )
-    operator_extra_links = (LINKS["pool"],)
+    operator_extra_links = POOL_LINKS
     returns_reference = True
 
     def __init__(

@@ -327,4 +327,4 @@ class QarnotSensor(BaseSensorOperator, metaclass=CheckedOperatorMeta):
         return error
 
     def _show_link(self, context: Context, uuid: str) -> None:
-        show_link(self, context["ti"], self.kind, self.hook.settings.console_link(self.kind, uuid))
+        show_link(self, context["ti"], self.hook.settings, self.kind, uuid)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
 from airflow_qarnot_pool.api.fields import Refusal, integer
-from airflow_qarnot_pool.links.qarnot import LINKS
+from airflow_qarnot_pool.links.qarnot import POOL_LINKS
 from airflow_qarnot_pool.parameters.references import as_reference
 from airflow_qarnot_pool.parameters.templating import is_templated
 from airflow_qarnot_pool.sensors.base import QarnotSensor
@@ -30,7 +30,7 @@ class QarnotPoolSensor(QarnotSensor):
     kind = "pool"
     ref_field = "qarnot_pool"
     template_fields = (*QarnotSensor.template_fields, "qarnot_pool", "ready_slots")
-    operator_extra_links = (LINKS["pool"],)
+    operator_extra_links = POOL_LINKS
 
     def __init__(
         self,

@@ -211,7 +211,7 @@ class QarnotOperator(BaseOperator, metaclass=CheckedOperatorMeta):
 
     def _show_link(self, context: Context, kind: Kind, uuid: str) -> None:
         """Store the console link now. Airflow itself stores links only when a slice of the task ends."""
-        show_link(self, context["ti"], kind, self.hook.settings.console_link(kind, uuid))
+        show_link(self, context["ti"], self.hook.settings, kind, uuid)
 
     @cached_property
     def _costs(self) -> CostWatch:
@@ -310,7 +310,7 @@ class QarnotOperator(BaseOperator, metaclass=CheckedOperatorMeta):
                 self._show_link(context, "pool", pool)
         except Exception:
             if pool:
-                remember_link(self, "pool", self.hook.settings.console_link("pool", pool))
+                remember_link(self, self.hook.settings, "pool", pool)
             if work.uuid is None and not work.unseen:
                 self._work = earlier  # nothing was created
             raise

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
-from airflow_qarnot_pool.links.qarnot import LINKS
+from airflow_qarnot_pool.links.qarnot import POOL_LINKS
 from airflow_qarnot_pool.operators.bases.base import WAIT_FIELDS, QarnotOperator
 from airflow_qarnot_pool.ownership.identity import check_shared_name
 from airflow_qarnot_pool.ownership.xcoms import POOL_KEY
@@ -39,7 +39,7 @@ class PoolOperator(QarnotOperator):
     kind = "pool"
     uuid_key = POOL_KEY
     returns_reference = True
-    operator_extra_links = (LINKS["pool"],)
+    operator_extra_links = POOL_LINKS
     template_fields: tuple[str, ...] = (*QarnotOperator.template_fields, *WAIT_FIELDS, "shared")
 
     def __init__(
