@@ -137,8 +137,9 @@
 
   function poolPath(chosen) {
     const pool = `connections/${encodeURIComponent(chosen.connection)}/pools/${encodeURIComponent(chosen.uuid)}`;
-    if (query) return `api/dags/${encodeURIComponent(query.dag)}/${pool}?run_id=${encodeURIComponent(query.run)}`;
-    return `api/${pool}`;
+    const have = encodeURIComponent((state.pool || {}).version || "");
+    if (query) return `api/dags/${encodeURIComponent(query.dag)}/pools/${encodeURIComponent(chosen.uuid)}?run_id=${encodeURIComponent(query.run)}&have=${have}`;
+    return `api/${pool}?have=${have}`;
   }
 
   async function refresh() {
@@ -150,10 +151,15 @@
       const body = await request(chosen ? poolPath(chosen) : listPath());
       if (own !== generation) return;
       state.problem = null;
-      if (!chosen && body.pools === null) body.pools = state.list.pools; // unchanged
+      if (chosen && body.unchanged) body.pool = state.pool.pool;
+      if (!chosen && !body.full) {
+        const newer = new Map(body.pools.map((row) => [row.uuid, row]));
+        const kept = state.list.pools.filter((row) => !newer.has(row.uuid) && !body.gone.includes(row.uuid));
+        body.pools = [...newer.values(), ...kept].sort((a, b) => a.rank - b.rank);
+      }
       state[chosen ? "pool" : "list"] = body;
       receivedAt = Date.now();
-      const refreshing = chosen ? body.refreshing : body.connections.some((connection) => connection.refreshing);
+      const refreshing = chosen ? body.refreshing : body.refreshing;
       eager = refreshing ? eager + 1 : 0;
       if (refreshing) wait = EAGER_MS[Math.min(eager, EAGER_MS.length) - 1];
     } catch (error) {
@@ -250,8 +256,8 @@
 
   function listView() {
     if (!state.list) return [state.problem ? null : el("p", { class: "quiet" }, "Asking Qarnot…")];
-    const known = state.list.connections.some((each) => each.age !== null);
-    const failed = state.list.connections.every((each) => each.error !== null);
+    const known = state.list.known;
+    const failed = state.list.connections.length && state.list.connections.every((each) => each.error !== null);
     const all = state.list.pools;
     const head = el("div", { class: "head" }, el("h1", {}, query ? "Qarnot pools of this DAG run" : "Qarnot pools"));
     if (!known) return [head, failed ? null : el("p", { class: "quiet" }, "Asking Qarnot…")];
@@ -363,7 +369,7 @@
 
   function warnings(row) {
     if (!row.warnings.length) return null;
-    return el("ul", { class: "warnings" }, row.warnings.map((warning) => el("li", { class: /^[a-z]+$/.test(warning.kind) ? warning.kind : null }, warning.text)));
+    return el("ul", { class: "warnings" }, row.warnings.map((warning) => el("li", { class: /^[a-z]+$/.test(warning.kind) ? warning.kind : null }, warning.since ? `${warning.text}, for ${duration(since(warning.since))}` : warning.text)));
   }
 
   const GROUPS = ["succeeded", "running", "queued", "failed", "cancelled"];
@@ -454,7 +460,7 @@
 
   function errorsView(errors) {
     if (!errors.length) return [];
-    return [el("h2", {}, "Last errors"), ...errors.map((error) => el("div", {}, el("strong", {}, error.of), el("pre", {}, error.text)))];
+    return [el("h2", {}, "Last errors"), ...errors.map((error) => el("div", {}, el("strong", {}, `${error.tasks.length ? error.tasks[0].name : error.of}${error.count > 1 ? ` (${error.count} times)` : ""}`), el("pre", {}, error.text)))];
   }
 
   const KINDS = { Submitted: "booting", PartiallyDispatched: "booting", FullyDispatched: "booting", PartiallyExecuting: "open", FullyExecuting: "open", Closing: "closing", PendingDelete: "closing", Closed: "closed", Failure: "failed" };
@@ -475,7 +481,7 @@
     return [el("h2", {}, `Nodes (${nodes.length})`), el("div", { class: "scroll" }, el("table", {},
       el("thead", {}, el("tr", {}, ["Node", "Phase", "Up for", "CPU", "Memory", "Processor"].map((text) => el("th", { scope: "col" }, text)))),
       el("tbody", {}, nodes.map((node) => el("tr", {},
-        cell("Node", {}, el("span", {}, String(node.id ?? "–"))), cell("Phase", {}, el("span", {}, node.phase || "–")), cell("Up for", {}, el("span", {}, duration(node.seconds))),
+        cell("Node", {}, el("span", {}, String(node.id ?? "–"))), cell("Phase", {}, el("span", {}, node.phase || "–")), cell("Up for", {}, el("span", {}, duration(since(node.since)))),
         cell("CPU", {}, el("span", {}, node.cpu_percent === null ? "–" : `${Math.round(node.cpu_percent)} %`)),
         cell("Memory", {}, el("span", {}, node.memory_mb === null ? "–" : `${Math.round(node.memory_mb)} MB`)),
         cell("Processor", {}, el("span", {}, node.model || "–")))))))];
@@ -505,8 +511,8 @@
   // ---- closing
 
   function mayClose(row) {
-    if (opened()) return Boolean(state.pool && state.pool.may_close);
-    return state.list.connections.some((each) => each.id === row.connection && each.may_close);
+    if (opened()) return Boolean(state.pool && state.pool.may_edit);
+    return state.list.connections.some((each) => each.id === row.connection && each.may_edit);
   }
 
   function closeButton(row) {
