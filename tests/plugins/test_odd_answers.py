@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from airflow_qarnot_pool.api.models import CarbonFacts, Pool, Task
-from airflow_qarnot_pool.plugins import queries
+from airflow_qarnot_pool.plugins import details, history, pictures, queries
 from airflow_qarnot_pool.plugins import rows as rows_module
+from airflow_qarnot_pool.plugins.actions import describe_close
 from airflow_qarnot_pool.plugins.cache import LIST
+from airflow_qarnot_pool.plugins.phases import group_of
+from airflow_qarnot_pool.plugins.resizing import obstacle_of, resized
 from tests.plugins.conftest import Maker, identity, until
 
 if TYPE_CHECKING:
@@ -32,7 +35,7 @@ def fetcher(
 
 
 def rows_of(fetcher: queries.Fetcher) -> dict[str, dict[str, Any]]:
-    return {row["uuid"]: row for row in fetcher(LIST)}
+    return {uuid: entry.row for uuid, entry in fetcher(LIST).entries.items()}
 
 
 @pytest.mark.parametrize(
@@ -83,7 +86,7 @@ def test_a_pool_whose_figures_fail_does_not_keep_others_from_theirs(
         rows = rows_of(fetcher)
     assert rows[fine]["figures"]["euros"] is not None
     assert rows[odd]["figures"] is None
-    assert fetcher(odd)["row"]["uuid"] == odd  # and in full it is shown, too
+    assert fetcher(odd).entry.row["uuid"] == odd  # and in full it is shown, too
 
 
 AT = "2026-01-01T00:00:00Z"
@@ -136,17 +139,16 @@ def shown(pool: Pool, task: Task, facts: CarbonFacts) -> None:
     from fastapi.responses import JSONResponse
 
     now, run = datetime.now(UTC), ("1", "1")
-    observed = rows_module.updated_history(rows_module.updated_history(None, pool, now), pool, now)
+    observed = history.updated_history(history.updated_history(None, pool, now), pool, now)
     figures = rows_module.PoolFigures(
-        euros=1.0, carbon=facts, at=now, shares=rows_module.shares_of(pool, [task])
+        euros=1.0,
+        carbon=facts,
+        shares=rows_module.shares_of(pool, [task]),
+        slot_hour=rows_module.slot_hour_of(pool, 1.0),
     )
-    group, moved = rows_module.group_of(task.state), task.state_transition_time
-    notes = [
-        rows_module.TaskRow(
-            "u", group, moved, *(task.labels.get(f"airflow.{n}") for n in ("dag_id", "run_id"))
-        )
-    ]
-    [row] = rows_module.build_rows(
+    names = (task.labels.get(f"airflow.{name}") for name in ("dag_id", "run_id", "task_id"))
+    notes = [rows_module.TaskRow("u", group_of(task.state), task.state_transition_time, *names)]
+    [entry] = rows_module.build_rows(
         rows_module.PageData(
             now=now,
             connection="q",
@@ -157,9 +159,18 @@ def shown(pool: Pool, task: Task, facts: CarbonFacts) -> None:
             console_url="https://console",
         )
     )
-    whole = rows_module.build_detail(row, pool, [task, Task.from_json(PLAIN)], observed, 200)
-    JSONResponse([rows_module.without_runs(row), rows_module.row_of_run(row, run)])
-    JSONResponse([{**whole, "row": rows_module.without_runs(row)}, rows_module.detail_of_run(whole, run)])
+    starts: pictures.Starts = {}
+    tasks = [task, Task.from_json(PLAIN)]
+    for remote in (pool, *tasks):
+        pictures.observe_starts(starts, remote)
+    whole = details.build_detail(entry, pool, tasks, observed, starts)
+    JSONResponse([entry.row, rows_module.row_of_run(entry, run)])
+    JSONResponse([details.full_detail(whole), details.detail_of_run(whole, run)])
+    account = pictures.AccountHistory().updated([pool], {"u": 1.0}, now)
+    JSONResponse(pictures.account_history(account, [pool], now))
+    JSONResponse(describe_close(pool, [task], [], {}))
+    if obstacle_of(pool) is None:
+        resized(pool, 2, timedelta(minutes=5))
 
 
 def test_whatever_one_field_of_an_answer_holds_the_page_can_be_shown() -> None:

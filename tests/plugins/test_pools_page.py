@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -57,12 +58,21 @@ ROUTES = [
     ("GET", "/api/pools", (401, 403, 403, 200, 200)),
     ("GET", f"/api/connections/qarnot_default/pools/{NOBODY}", (401, 403, 403, 200, 200)),
     ("GET", "/api/dags/frames/pools?run_id=manual__1", (401, 200, 200, 200, 200)),
+    ("GET", f"/api/dags/frames/pools/{NOBODY}?run_id=manual__1", (401, 404, 404, 404, 404)),
+    ("GET", "/api/history", (401, 403, 403, 200, 200)),
     (
         "GET",
-        f"/api/dags/frames/connections/qarnot_default/pools/{NOBODY}?run_id=manual__1",
+        f"/api/connections/qarnot_default/pools/{NOBODY}/tasks/{NOBODY}/output",
+        (401, 403, 403, 200, 200),
+    ),
+    (
+        "GET",
+        f"/api/dags/frames/pools/{NOBODY}/tasks/{NOBODY}/output?run_id=manual__1",
         (401, 404, 404, 404, 404),
     ),
+    ("GET", f"/api/connections/qarnot_default/pools/{NOBODY}/close", (401, 403, 403, 404, 404)),
     ("POST", f"/api/connections/qarnot_default/pools/{NOBODY}/close", (401, 403, 403, 404, 404)),
+    ("POST", f"/api/connections/qarnot_default/pools/{NOBODY}/resize", (401, 403, 403, 404, 404)),
 ]
 
 
@@ -72,7 +82,7 @@ def test_every_route_asks_who_is_there(
 ) -> None:
     found = []
     for role in (None, "viewer", "user", "op", "admin"):
-        answer = as_role(role).request(method, PAGE + path, headers=CLOSE)
+        answer = as_role(role).request(method, PAGE + path, headers=CLOSE, json={"slots": 1})
         found.append(answer.status_code)
         assert "frame-ancestors 'self'" in answer.headers["content-security-policy"]
     assert tuple(found) == expected
@@ -94,12 +104,13 @@ def test_the_tab_of_a_run_needs_the_right_to_read_runs_of_that_dag(
     monkeypatch.setattr(get_auth_manager(), "is_authorized_dag", may)
     for path, allowed in (
         ("pools", 200),
-        (f"connections/qarnot_default/pools/{NOBODY}", 404),
+        (f"pools/{NOBODY}", 404),
+        (f"pools/{NOBODY}/tasks/{NOBODY}/output", 404),
     ):
         for dag_id, expected in (("secret", 403), ("frames", allowed)):
             answer = viewer.get(f"{PAGE}/api/dags/{dag_id}/{path}", params={"run_id": "manual__1"})
             assert (answer.status_code, dag_id) == (expected, dag_id)
-    assert set(asked) == {("GET", DagAccessEntity.RUN)}
+    assert set(asked) == {("GET", DagAccessEntity.RUN), ("GET", DagAccessEntity.TASK_LOGS)}
 
 
 def test_the_table_of_routes_is_whole(airflow_app: Any, admin: TestClient) -> None:
@@ -108,7 +119,7 @@ def test_the_table_of_routes_is_whole(airflow_app: Any, admin: TestClient) -> No
     from airflow_qarnot_pool.plugins.pools_page import QarnotPoolsPlugin
 
     app = QarnotPoolsPlugin.fastapi_apps[0]["app"]._app
-    tried = len({path.split("?")[0] for _, path, _ in ROUTES if "/static/" not in path}) + 1
+    tried = len({(method, path.split("?")[0]) for method, path, _ in ROUTES if "/static/" not in path}) + 1
     assert len([route for route in app.routes if hasattr(route, "methods")]) == tried
 
 
@@ -139,18 +150,134 @@ def test_the_cost_is_shown(make: Maker, admin: TestClient, server: LocalQarnot) 
     assert row["figures"]["saved_g"] >= 0
 
 
-def test_closing_is_written_to_the_audit_log(make: Maker, as_role: As) -> None:
+def audit_entries(dag_id: str) -> list[tuple[str, str, str, dict[str, Any]]]:
     from airflow.models.log import Log
     from airflow.utils.session import create_session
     from sqlalchemy import select
 
-    uuid = make.pool(owner=identity("audited"))
-    answer = as_role("op").post(f"{PAGE}/api/connections/qarnot_default/pools/{uuid}/close", headers=CLOSE)
-    assert answer.status_code == 200, answer.text
     with create_session() as session:
-        [entry] = session.scalars(select(Log).where(Log.dag_id == "audited")).all()
-        assert (entry.event, entry.owner, entry.run_id) == ("qarnot.close_pool", "op", "manual__1")
-        assert uuid in entry.extra
+        entries = session.scalars(select(Log).where(Log.dag_id == dag_id).order_by(Log.id)).all()
+        return [(one.event, one.owner, one.run_id, json.loads(one.extra)) for one in entries]
+
+
+def test_closing_is_written_to_the_audit_log_once_and_shown(make: Maker, as_role: As) -> None:
+    """Also if others close the pool while it closes."""
+    uuid = make.pool(owner=identity("audited"))
+    path = f"{PAGE}/api/connections/qarnot_default/pools/{uuid}/close"
+    answers = [as_role(role).post(path, headers=CLOSE).json() for role in ("op", "admin")]
+    assert [answer["already"] for answer in answers] == [False, True]
+    [(event, owner, run_id, extra)] = audit_entries("audited")
+    assert (event, owner, run_id, extra["pool"]) == ("qarnot.close_pool", "op", "manual__1", uuid)
+    row = row_of(as_role("admin"), uuid, phase="closed")
+    assert row["closed_by"]["user"] == "op"
+    assert as_role("admin").post(path, headers=CLOSE).json()["already"]
+    assert len(audit_entries("audited")) == 1
+
+
+def test_two_clicks_at_once_are_one_entry(make: Maker, airflow_app: Any) -> None:
+    from airflow_qarnot_pool.plugins.actions import PoolActions
+
+    uuid, actions, audited = make.pool(), PoolActions("qarnot_default"), []
+
+    def audit(pool: Any) -> None:
+        audited.append(pool.uuid)
+        assert actions.close(uuid, audit) is False  # the second click, while the first one is under way
+
+    assert actions.close(uuid, audit) is True
+    assert audited == [uuid]
+    assert actions.close(uuid, audit) is False
+
+
+def test_labels_that_no_database_takes_break_neither_the_list_nor_a_close(
+    make: Maker, admin: TestClient
+) -> None:
+    """Anybody who has the token can write labels, and PostgreSQL refuses a NUL."""
+    labels = {"airflow.dag_id": "a\x00b", "airflow.run_id": "x" * 5000, "airflow.task_id": "\u202e"}
+    uuid = make.pool("odd\x00name", labels=labels)
+    row = row_of(admin, uuid, phase="open")
+    assert row["owner"]["dag_id"] == "a\ufffdb"
+    answer = admin.post(f"{PAGE}/api/connections/qarnot_default/pools/{uuid}/close", headers=CLOSE)
+    assert answer.status_code == 200, answer.text
+
+
+def test_what_a_close_would_do(make: Maker, admin: TestClient) -> None:
+    uuid = make.pool(owner=identity("preview"), size=1)
+    row_of(admin, uuid, phase="open")
+    path = f"{PAGE}/api/connections/qarnot_default/pools/{uuid}/close"
+    assert admin.get(path).json()["text"] == "Nothing runs on it."
+    for run_id in ("one", "two", "two"):
+        make.task(uuid, "sleep 600", owner=identity("preview", run_id, "work"))
+    preview = admin.get(path).json()
+    assert preview["text"].startswith("3 unfinished Qarnot tasks of 2 DAG runs are cancelled.")
+    assert [(one["run_id"], one["unfinished"]) for one in preview["users"]] == [("two", 2), ("one", 1)]
+    assert (preview["running"], preview["queued"], preview["ready"], preview["closable"]) == (1, 2, 1, True)
+    assert make.client.pools.get(uuid).state not in ("Closing", "Closed")
+
+
+def test_a_pool_is_resized_and_its_idle_nodes_go(make: Maker, admin: TestClient) -> None:
+    uuid = make.pool(owner=identity("resized"), size=1)
+    path = f"{PAGE}/api/connections/qarnot_default/pools/{uuid}/resize"
+    assert admin.post(path, json={"slots": 3}).status_code == 403, "without the header"
+    for body in ({"slots": 0}, {"slots": 5001}, {"slots": 1, "idle_seconds": 1}, {}):
+        assert admin.post(path, headers=CLOSE, json=body).status_code == 422
+    assert admin.post(path, headers=CLOSE, json={"slots": 3}).status_code == 200
+    row_of(admin, uuid, ready=3, wanted=3, resizable=True)
+    assert admin.post(path, headers=CLOSE, json={"slots": 2, "idle_seconds": 600}).status_code == 200
+    [policy] = make.client.pools.get(uuid).scaling.policies  # type: ignore[union-attr]
+    assert (policy.min_total_slots, policy.max_total_slots, policy.min_idle_slots) == (0, 2, 0)  # type: ignore[union-attr]
+    entries = audit_entries("resized")
+    assert [(event, extra["slots"], extra["idle_seconds"]) for event, _, _, extra in entries] == [
+        ("qarnot.resize_pool", 3, None),
+        ("qarnot.resize_pool", 2, 600.0),
+    ]
+    make.client.pools.close(uuid)
+    answer = admin.post(path, headers=CLOSE, json={"slots": 1})
+    assert answer.status_code == 409
+    assert "Clos" in answer.json()["detail"]
+    assert len(audit_entries("resized")) == 2
+
+
+def test_the_output_of_a_qarnot_task(make: Maker, as_role: As, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an own pool only, bounded, and for those who may read the logs of its DAG."""
+    from airflow.api_fastapi.app import get_auth_manager
+
+    from airflow_qarnot_pool.plugins import output
+
+    monkeypatch.setattr(output, "MAX_SHOWN", 12)
+    uuid, other = make.pool(owner=identity("talks")), make.pool(owner=identity("talks", "two"))
+    task = make.task(uuid, "sh -c 'echo a long line; echo problem >&2'", owner=identity("talks"))
+    until(lambda: make.client.tasks.get(task).state == "Success", "its end")
+    admin, viewer = as_role("admin"), as_role("viewer")
+    path = f"{PAGE}/api/connections/qarnot_default/pools/{{}}/tasks/{task}/output"
+    found = until(lambda: admin.get(path.format(uuid)).json()["output"], "the output")
+    assert found["stdout"] == {"text": "a long line\n"[-12:], "cut": True}
+    assert found["stderr"]["text"] == "0> problem\n"
+    error = until(lambda: admin.get(path.format(other)).json()["error"], "the refusal")
+    assert "no Qarnot task" in error
+
+    row_of(admin, uuid)
+    path_of_run = f"{PAGE}/api/dags/talks/pools/{uuid}/tasks/{task}/output"
+    assert viewer.get(path_of_run, params={"run_id": "manual__1"}).json()["output"] == found
+    assert viewer.get(path_of_run, params={"run_id": "two"}).status_code == 404
+
+    monkeypatch.setattr(get_auth_manager(), "is_authorized_dag", lambda **_: False)
+    assert admin.get(path.format(uuid)).status_code == 403
+    assert viewer.get(path_of_run, params={"run_id": "manual__1"}).status_code == 403
+
+
+def test_the_account_of_the_last_day(make: Maker, admin: TestClient) -> None:
+    uuid = make.pool(size=2)
+    row_of(admin, uuid, phase="open", ready=2)
+
+    def look() -> dict[str, Any] | None:
+        [account] = admin.get(f"{PAGE}/api/history").json()["connections"]
+        return account if account["points"] and account["points"][-1][3] >= 2 else None
+
+    account = until(look, "the slots")
+    _, pools, wanted, ready, busy, queued, _ = account["points"][-1]
+    assert (pools, wanted) == (account["open"][-1][1], ready)
+    assert (busy, queued) == (0, 0)
+    assert account["gaps"][0][0] == account["from"]
 
 
 @pytest.mark.parametrize(
@@ -217,7 +344,7 @@ def test_a_run_sees_its_own_pools_and_of_a_shared_one_its_own_tasks(make: Maker,
         return rows if len(rows) == 2 else None
 
     assert {row["uuid"] for row in until(look, "both pools of the run")} == {mine, shared}
-    base = f"{PAGE}/api/dags/frames/connections/qarnot_default/pools"
+    base = f"{PAGE}/api/dags/frames/pools"
     assert viewer.get(f"{base}/{others}", params={"run_id": "one"}).status_code == 404
 
     def full() -> dict[str, Any] | None:
@@ -314,34 +441,92 @@ def test_the_list_is_there_after_one_request_and_complete_after_two(
     whole = fetcher(LIST, lambda rows: seen.append((asked(), rows)))
     (at_first, bare), (then, counted) = seen
     assert at_first == ["POST /pools/search"]
-    assert set(pools) <= {row["uuid"] for row in bare}
-    assert {row["tasks"] for row in bare} == {None}
+    assert set(pools) <= bare.entries.keys()
+    assert {entry.row["tasks"] for entry in bare.entries.values()} == {None}
     assert then == ["POST /pools/search", "POST /tasks/search"]
     assert all(
-        row["tasks"]["queued"] + row["tasks"]["running"] == 1 for row in counted if row["uuid"] in pools
+        sum(counted.entries[uuid].row["tasks"][group] for group in ("queued", "running")) == 1
+        for uuid in pools
     )
     assert len(asked()) <= 2 + 2 * FIGURES_PER_ROUND
-    assert len(whole) == len(bare)
+    assert whole.entries.keys() == bare.entries.keys()
     server.clear_requests()
     fetcher(LIST, lambda rows: pytest.fail("what was whole is not taken apart again"))
     assert len(asked()) <= 2 + 2 * FIGURES_PER_ROUND
 
 
-def test_cached_files_are_not_sent_again(make: Maker, admin: TestClient, as_role: As) -> None:
-    uuid = make.pool(owner=identity("sent", "once"))
+def test_only_changes_are_sent(make: Maker, admin: TestClient, as_role: As) -> None:
+    uuid, still = make.pool(owner=identity("sent", "once")), make.pool(owner=identity("sent", "other"))
     row_of(admin, uuid, phase="open")
-    run = {"run_id": "once"}
-    for client, path, given in (
-        (admin, "pools", {}),
-        (as_role("viewer"), "dags/sent/pools", run),
-    ):
+    row_of(admin, still, phase="open")
 
-        def again(client: TestClient = client, path: str = path, given: dict[str, str] = given) -> bool:
-            """The same version means nothing is sent; while another is made, all is."""
-            first = client.get(f"{PAGE}/api/{path}", params=given).json()
-            then = client.get(f"{PAGE}/api/{path}", params={**given, "have": first["version"]}).json()
-            assert uuid in {row["uuid"] for row in first["pools"]}
-            assert (then["pools"] is None) is (then["version"] == first["version"])
-            return then["pools"] is None
+    def changes(path: str, have: str, **params: str) -> dict[str, Any]:
+        client = admin if path == "pools" else as_role("viewer")
+        return dict(client.get(f"{PAGE}/api/{path}", params={**params, "have": have}).json())
 
-        until(again, "two looks at the same answer")
+    whole = listed(admin)
+    assert whole["full"]
+    make.client.pools.close(uuid)
+
+    def look() -> dict[str, Any] | None:
+        found = changes("pools", whole["version"])
+        return found if any(row["phase"] == "closed" for row in found["pools"]) else None
+
+    delta = until(look, "the change")
+    assert not delta["full"]
+    assert uuid in {row["uuid"] for row in delta["pools"]}
+    make.client.pools.delete(uuid)
+    gone = until(lambda: uuid in (found := changes("pools", whole["version"]))["gone"] and found, "its end")
+    assert uuid not in {row["uuid"] for row in gone["pools"]}
+    # A version of another process, or none, is sent everything.
+    for have in ("", "other.7", "x", f"{whole['version']},more.1"):
+        assert changes("pools", have)["full"]
+
+    def again() -> bool:
+        """The same rows have the same version."""
+        first = changes("dags/sent/pools", "", run_id="other")
+        then = changes("dags/sent/pools", first["version"], run_id="other")
+        assert [row["uuid"] for row in first["pools"]] == [still]
+        return not then["full"] and then["pools"] == []
+
+    until(again, "two looks at the same answer")
+
+
+def test_a_pool_in_full_is_sent_once(make: Maker, admin: TestClient) -> None:
+    uuid = make.pool()
+    row_of(admin, uuid, phase="open")
+    make.client.pools.close(uuid)
+    row_of(admin, uuid, phase="closed")
+    path = f"{PAGE}/api/connections/qarnot_default/pools/{uuid}"
+
+    def again() -> bool:
+        first = admin.get(path).json()
+        then = admin.get(path, params={"have": first["version"]}).json()
+        return bool(first["pool"]) and then["unchanged"] and then["pool"] is None and then["age"] is not None
+
+    until(again, "two looks at the same answer")
+
+
+def test_a_run_sees_only_connections_that_it_uses_and_without_rights_none(
+    make: Maker, as_role: As, airflow_app: Any, server: LocalQarnot
+) -> None:
+    uuid = make.pool(owner=identity("quiet", "one"))
+    viewer, admin = as_role("viewer"), as_role("admin")
+    row_of(admin, uuid)
+
+    def of(client: TestClient, dag_id: str) -> dict[str, Any]:
+        return dict(client.get(f"{PAGE}/api/dags/{dag_id}/pools", params={"run_id": "one"}).json())
+
+    assert (of(viewer, "loud")["connections"], of(viewer, "loud")["known"]) == ([], True)
+    [known] = of(admin, "quiet")["connections"]
+    assert (known["id"], known["may_edit"]) == ("qarnot_default", True)
+    server.faults([{"method": "POST", "path": ".*/search", "kind": "status", "status": 503, "times": 100}])
+    try:
+        found = until(lambda: (got := of(viewer, "quiet"))["connections"][0]["error"] and got, "the error")
+    finally:
+        server.faults([])
+    assert found["pools"][0]["connection"] is None
+    assert (found["connections"][0]["id"], found["connections"][0]["may_edit"]) == (None, False)
+    assert found["connections"][0]["error"].startswith("Qarnot could not be read")
+    assert "qarnot_default" not in str(found)
+    until(lambda: listed(admin)["connections"][0]["error"] is None, "the recovery")

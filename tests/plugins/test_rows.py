@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from airflow_qarnot_pool.api.models import CarbonFacts, Pool, Task
-from airflow_qarnot_pool.plugins import rows
+from airflow_qarnot_pool.plugins import details, history, rows, texts
+from airflow_qarnot_pool.plugins.listing import RowEntry
 from airflow_qarnot_pool.plugins.queries import FIGURES_PER_ROUND, figures_due
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
@@ -51,19 +53,24 @@ def pool(state: str = "FullyExecuting", age: float = 60, **fields: Any) -> Pool:
     return Pool.from_json({**values, **fields})
 
 
-def row(found: Pool, *, run: str | None = "running", notes: Any = (), observed: Any = None) -> dict[str, Any]:
-    [made] = rows.build_rows(
-        rows.PageData(
-            now=NOW,
-            connection="q",
-            pools=[found],
-            tasks={"u": notes},
-            runs={("frames", "run+1"): run} if run else {},
-            histories={"u": observed} if observed else {},
-            console_url="https://console",
-        )
-    )
+def entry(
+    found: Pool, *, run: str | None = "running", notes: Any = (), observed: Any = None, **more: Any
+) -> RowEntry:
+    page: dict[str, Any] = {
+        "now": NOW,
+        "connection": "q",
+        "pools": [found],
+        "tasks": {"u": notes},
+        "runs": {("frames", "run+1"): rows.RunFacts(run, NOW - timedelta(minutes=3))} if run else {},
+        "histories": {"u": observed} if observed else {},
+        "console_url": "https://console",
+    }
+    [made] = rows.build_rows(rows.PageData(**{**page, **more}))
     return made
+
+
+def row(*args: Any, **kwargs: Any) -> dict[str, Any]:
+    return entry(*args, **kwargs).row
 
 
 def kinds(*args: Any, **kwargs: Any) -> list[str]:
@@ -105,6 +112,24 @@ IDLE = {"queuedOrRunningTaskInstancesCount": 0}
         # what Qarnot says
         (pool(errors=[{"code": "X", "message": "no nodes"}]), "running", [note("running")], ["errors"]),
         (pool("Molten"), "running", [note("running")], ["state"]),
+        # failures, as long as they are news
+        (pool("Failure", stateTransitionTime=ago(hours=1)), "running", [], ["failed"]),
+        (pool("Failure", stateTransitionTime=ago(hours=25)), "running", [], []),
+        (pool(), "running", [note("failed"), note("running")], ["tasks"]),
+        (pool(), "running", [note("failed", 25 * 60), note("running")], []),
+        (
+            pool("Closed", stateTransitionTime=ago(hours=25), errors=[{"code": "X", "message": "no nodes"}]),
+            "running",
+            [],
+            [],
+        ),
+        # several: the most urgent first
+        (
+            pool(**IDLE, errors=[{"code": "X"}]),
+            "failed",
+            [note("failed")],
+            ["idle", "owner", "errors", "tasks"],
+        ),
     ],
 )
 def test_warnings(found: Pool, run: str | None, notes: Any, expected: list[str]) -> None:
@@ -114,32 +139,36 @@ def test_warnings(found: Pool, run: str | None, notes: Any, expected: list[str])
 def test_a_lost_node_is_told_of_also_after_another_took_its_place() -> None:
     observed = None
     for ready in (2, 1, 2):
-        observed = rows.updated_history(observed, pool(runningInstanceCount=ready), NOW)
+        observed = history.updated_history(observed, pool(runningInstanceCount=ready), NOW)
     [warning] = row(pool(), notes=[note("running")], observed=observed)["warnings"]
-    assert warning == {"kind": "nodes", "text": "1 slot was lost; 2 of 2 run"}
-    later = rows.updated_history(observed, pool(), NOW + timedelta(minutes=11))
+    assert (warning["kind"], warning["text"]) == ("nodes", "1 slot was lost; 2 of 2 run")
+    assert [event["text"] for event in history.events_of(pool(), observed)][:2] == [
+        "1 slot up; 2 of 2 run",
+        "1 slot lost; 1 of 2 run",
+    ]
+    later = history.updated_history(observed, pool(), NOW + timedelta(minutes=11))
     assert later.lost_at == observed.lost_at  # type: ignore[union-attr]
 
 
 def test_a_lost_node_is_seen_at_the_first_look() -> None:
     hurt = pool("PartiallyExecuting", previousState="FullyExecuting", runningInstanceCount=1)
-    assert rows.updated_history(None, hurt, NOW).lost == 1
+    assert history.updated_history(None, hurt, NOW).lost == 1
     booting = pool("PartiallyExecuting", previousState="FullyDispatched", runningInstanceCount=1)
-    assert rows.updated_history(None, booting, NOW).lost == 0
+    assert history.updated_history(None, booting, NOW).lost == 0
 
 
 def test_a_node_lost_and_replaced_between_two_looks_is_told_of() -> None:
-    observed = rows.updated_history(None, pool(), NOW)
+    observed = history.updated_history(None, pool(), NOW)
     dipped = pool(
         previousState="PartiallyExecuting",
         previousStateTransitionTime=ago(seconds=3),
         stateTransitionTime=ago(seconds=2),
     )
-    observed = rows.updated_history(observed, dipped, NOW)
+    observed = history.updated_history(observed, dipped, NOW)
     assert observed.lost == 1
-    assert rows.updated_history(observed, dipped, NOW).lost == 1
+    assert history.updated_history(observed, dipped, NOW).lost == 1
     states = ["Submitted", "FullyExecuting", "PartiallyExecuting", "FullyExecuting"]
-    assert [step["state"] for step in rows.timeline(dipped, observed)] == states
+    assert [step["state"] for step in history.timeline(dipped, observed)] == states
 
 
 @pytest.mark.parametrize(
@@ -151,20 +180,20 @@ def test_a_node_lost_and_replaced_between_two_looks_is_told_of() -> None:
     ],
 )
 def test_nodes_that_were_given_back_are_not_lost(then: Pool) -> None:
-    observed = rows.updated_history(None, pool(scaling=POLICY if then.scaling else None), NOW)
-    assert rows.updated_history(observed, then, NOW).lost == 0
+    observed = history.updated_history(None, pool(scaling=POLICY if then.scaling else None), NOW)
+    assert history.updated_history(observed, then, NOW).lost == 0
 
 
 def test_the_timeline_has_what_the_api_tells_and_what_was_seen() -> None:
-    observed = rows.ObservedHistory()
+    observed = history.ObservedHistory()
     for state in ("FullyDispatched", "PartiallyExecuting"):
-        observed = rows.updated_history(observed, pool(state, stateTransitionTime=ago(minutes=58)), NOW)
+        observed = history.updated_history(observed, pool(state, stateTransitionTime=ago(minutes=58)), NOW)
     now = pool(
         previousState="PartiallyExecuting",
         previousStateTransitionTime=ago(minutes=58),
         stateTransitionTime=ago(minutes=50),
     )
-    steps = rows.timeline(now, observed)
+    steps = history.timeline(now, observed)
     states = ["Submitted", "FullyDispatched", "PartiallyExecuting", "FullyExecuting"]
     assert [step["state"] for step in steps] == states
     times = [step["at"] for step in steps]
@@ -172,39 +201,145 @@ def test_the_timeline_has_what_the_api_tells_and_what_was_seen() -> None:
 
 
 def test_links_name_run_and_map_index() -> None:
-    assert rows.run_link("a/b", "manual__2026-01-01T00:00:00+00:00") == (
+    assert texts.run_link("a/b", "manual__2026-01-01T00:00:00+00:00") == (
         "dags/a%2Fb/runs/manual__2026-01-01T00%3A00%3A00%2B00%3A00"
     )
-    assert rows.task_link("d", "r", "t.x", "3") == "dags/d/runs/r/tasks/t.x/mapped/3"
-    assert rows.task_link("d", "r", "t", "-1") == "dags/d/runs/r/tasks/t"
-    assert rows.task_link(None, None, None, None) is None
+    assert texts.task_link("d", "r", "t.x", "3") == "dags/d/runs/r/tasks/t.x/mapped/3"
+    assert texts.task_link("d", "r", "t", "-1") == "dags/d/runs/r/tasks/t"
+    assert texts.task_link(None, None, None, None) is None
     # Nothing that a label says can make a link lead elsewhere.
-    assert rows.run_link("javascript:alert(1)", "//evil") == "dags/javascript%3Aalert%281%29/runs/%2F%2Fevil"
+    assert texts.run_link("javascript:alert(1)", "//evil") == "dags/javascript%3Aalert%281%29/runs/%2F%2Fevil"
 
 
 def test_tasks_that_have_not_been_read_are_not_none() -> None:
-    [made] = rows.build_rows(rows.PageData(now=NOW, connection="q", pools=[pool(**IDLE)], tasks=None))
+    made = row(pool(**IDLE), tasks=None)
     assert made["tasks"] is None
     assert "idle" not in [one["kind"] for one in made["warnings"]]
 
 
-def test_open_pools_come_first_then_the_youngest() -> None:
+def test_the_most_urgent_come_first_then_the_open_then_the_young() -> None:
     pools = [
         pool("Closed", age=1, uuid="closed"),
         pool(age=30, uuid="old"),
         pool("Submitted", age=2, uuid="young"),
+        pool(age=90, uuid="idle", **IDLE),
+        pool("Failure", age=100, uuid="failed"),
     ]
-    made = rows.build_rows(rows.PageData(now=NOW, connection="q", pools=pools))
-    assert [one["uuid"] for one in made] == ["young", "old", "closed"]
+    runs = {("frames", "run+1"): rows.RunFacts("running")}
+    made = rows.build_rows(rows.PageData(now=NOW, connection="q", pools=pools, runs=runs))
+    assert [one.row["uuid"] for one in made] == ["failed", "idle", "young", "old", "closed"]
+
+
+@pytest.mark.parametrize(
+    ("found", "notes", "word", "load"),
+    [
+        (pool("Submitted", runningInstanceCount=0), [], "booting", (0, 1)),
+        (pool(**IDLE), [], "ready", (0, 0)),
+        (pool(**IDLE), [note("succeeded")], "idle", (0, 0)),
+        (pool(queuedOrRunningTaskInstancesCount=5), [note("running")], "busy", (2, 3)),
+        (pool(**IDLE, runningInstanceCount=0), [note("succeeded")], "empty", (0, 0)),
+        (pool("Closing"), [], "closing", (1, 0)),
+        (pool("Closed"), [], "closed", (0, 0)),
+        (pool("Failure"), [], "failed", (0, 0)),
+        (pool("Molten"), [], "unknown", (1, 0)),
+    ],
+)
+def test_plain_words_for_states(found: Pool, notes: Any, word: str, load: tuple[int, int]) -> None:
+    made = row(found, notes=notes)
+    assert (made["word"], (made["busy"], made["queued"])) == (word, load)
+    assert made["closable"] is (word in ("booting", "ready", "idle", "busy", "empty", "unknown"))
+
+
+def test_a_row_is_the_same_while_nothing_changes_but_the_time() -> None:
+    notes = [note("succeeded", 20), note("failed", 25)]
+    found = pool(**IDLE, errors=[{"code": "X"}])
+    figures = {"u": rows.PoolFigures(euros=1.0, slot_hour=0.36)}
+    first, later = (
+        entry(found, run="failed", notes=notes, figures=figures, now=NOW + timedelta(minutes=minutes))
+        for minutes in (0, 30)
+    )
+    assert first == later
+    assert {one["kind"] for one in first.row["warnings"]} == {"idle", "owner", "errors", "tasks"}
+    assert first.row["idle_since"] == "2026-11-24T11:40:00+00:00"
+    assert first.row["figures"]["per_hour"] == 0.72
+
+
+LIMITED = {**LABELS, "airflow.max_cost": "10.0", "airflow.max_run_cost": "15"}
+
+
+@pytest.mark.parametrize(
+    ("euros", "other_pool", "texts"),
+    [
+        (None, 0.0, []),
+        (7.0, 0.0, []),
+        (8.0, 0.0, ["It is near its max_cost of 10.00 EUR"]),
+        (10.0, 0.0, ["It has reached its max_cost of 10.00 EUR"]),
+        (5.0, 8.0, ["Its DAG run is near its max_run_cost of 15.00 EUR"]),
+        (
+            11.0,
+            8.0,
+            [
+                "It has reached its max_cost of 10.00 EUR",
+                "Its DAG run has reached its max_run_cost of 15.00 EUR",
+            ],
+        ),
+    ],
+)
+def test_limits_of_the_cost(euros: float | None, other_pool: float, texts: list[str]) -> None:
+    """The limit of a run counts all pools that it has for itself."""
+    pools = [pool(labels=LIMITED), pool(uuid="v"), pool(uuid="s", labels={**LABELS, "airflow.shared": "n"})]
+    figures = {"u": euros, "v": other_pool, "s": 99.0}
+    page = rows.PageData(
+        now=NOW,
+        connection="q",
+        pools=pools,
+        runs={("frames", "run+1"): rows.RunFacts("running")},
+        figures={uuid: rows.PoolFigures(euros=cost) for uuid, cost in figures.items()},
+    )
+    found = next(one.row for one in rows.build_rows(page) if one.row["uuid"] == "u")
+    assert [one["text"] for one in found["warnings"] if one["kind"] == "budget"] == texts
+
+
+def test_a_row_names_its_runs_those_with_work_first_and_bounded() -> None:
+    notes = [rows.TaskRow("u", "succeeded", NOW, "d", f"{n:02}", "work") for n in range(12)]
+    notes += [
+        rows.TaskRow("u", "queued", NOW, "d", "11", "more"),
+        rows.TaskRow("u", "queued", NOW, None, None),
+    ]
+    made = row(pool(), notes=notes)
+    assert (made["user_count"], len(made["users"])) == (12, rows.MAX_USERS)
+    assert made["users"][0] == {"dag_id": "d", "run_id": "11", "link": "dags/d/runs/11", "unfinished": 1}
+    assert made["task_ids"] == ["more", "work"]
+
+
+def test_harmful_characters_in_names_break_nothing() -> None:
+    odd = "a\x00b\u202ec\ud800\r\nd" + "e" * 400
+    labels = {f"airflow.{name}": odd for name in ("dag_id", "run_id", "task_id")}
+    found = pool(name=odd, shortname=odd, labels=labels, tags=[odd, "airflow-namespace:x"])
+    made = row(found, notes=[rows.TaskRow("u", "running", NOW, odd, odd, odd)])
+    shown = "a\ufffdb\ufffdc"
+    for text in (made["name"], made["owner"]["dag_id"], made["tags"][0], made["task_ids"][0]):
+        assert text.startswith(shown)
+        assert len(text) == texts.MAX_NAME
+        assert not set(text) & set("\x00\u202e\ud800\r\n")
+    json.dumps(made).encode()
+    assert texts.clean_block("a\tb\r\nc\x1b[1m") == "a\tb\nc\ufffd[1m"
 
 
 def test_unknown_states_and_missing_fields_make_a_row_all_the_same() -> None:
     made = row(Pool.from_json({"uuid": "u"}))
     assert (made["name"], made["phase"], made["owner"]["kind"]) == ("u", "unknown", "unknown")
-    full = rows.build_detail(
-        made, Pool.from_json({"uuid": "u"}), [Task.from_json({"uuid": "t"})], rows.ObservedHistory(), 5
-    )
+    full = whole_detail(entry(Pool.from_json({"uuid": "u"})), Pool.from_json({"uuid": "u"}), [{"uuid": "t"}])
     assert full["tasks"][0]["link"] is None
+
+
+def detail(made: RowEntry, found: Pool, tasks: Any) -> details.PoolDetail:
+    models = [each if isinstance(each, Task) else Task.from_json(each) for each in tasks]
+    return details.build_detail(made, found, models, history.ObservedHistory())
+
+
+def whole_detail(made: RowEntry, found: Pool, tasks: Any) -> dict[str, Any]:
+    return details.full_detail(detail(made, found, tasks))
 
 
 SHARED = {"labels": {**LABELS, "airflow.shared": "nightly"}}
@@ -236,12 +371,8 @@ def other(group: str = "succeeded") -> rows.TaskRow:
 def test_the_part_of_a_run(
     fields: Any, notes: Any, shares: Any, run: tuple[str, str], whole: bool, part: float | None
 ) -> None:
-    figures = rows.PoolFigures(euros=8.0, at=NOW, shares=shares)
-    [made] = rows.build_rows(
-        rows.PageData(
-            now=NOW, connection="q", pools=[pool(**fields)], tasks={"u": notes}, figures={"u": figures}
-        )
-    )
+    figures = rows.PoolFigures(euros=8.0, shares=shares)
+    made = entry(pool(**fields), notes=notes, figures={"u": figures})
     seen = rows.row_of_run(made, run)
     assert seen is not None
     assert seen["figures"]["euros"] == 8.0
@@ -249,7 +380,7 @@ def test_the_part_of_a_run(
     if seen["mine"] is not None:
         assert (seen["mine"]["figures"] and seen["mine"]["figures"]["euros"]) == part
     assert rows.row_of_run(made, ("frames", "another")) is None
-    assert "runs" not in seen
+    assert (seen["users"], seen["closed_by"]) == ([], None)
 
 
 def job(name: str, run: tuple[str, str] | None) -> Task:
@@ -281,10 +412,11 @@ def test_a_run_sees_no_qarnot_tasks_of_other_runs(
 ) -> None:
     """Whatever they are called, and however old what is known of the pool."""
     found = pool(**fields, errors=[{"code": "E", "message": "of pool"}])
-    [made] = rows.build_rows(rows.PageData(now=NOW, connection="q", pools=[found], tasks={"u": notes}))
-    whole = rows.build_detail(made, found, JOBS, rows.ObservedHistory(), 200)
-    assert {error["text"] for error in whole["errors"]} == {f"E: of {one}" for one in ALL}
-    shown = rows.detail_of_run(whole, run)
+    whole = detail(entry(found, notes=notes), found, JOBS)
+    assert {error["text"] for error in details.full_detail(whole)["errors"]} == {
+        f"E: of {one}" for one in ALL
+    }
+    shown = details.detail_of_run(whole, run)
     if seen is None:
         assert shown is None
         return
@@ -296,22 +428,89 @@ def test_a_run_sees_no_qarnot_tasks_of_other_runs(
         assert "frames" not in str(shown)
 
 
-def test_only_the_youngest_tasks_are_listed() -> None:
-    tasks = [Task.from_json({"uuid": str(n), "creationDate": ago(minutes=n)}) for n in range(5)]
-    full = rows.build_detail(row(pool()), pool(), tasks, rows.ObservedHistory(), 2)
-    assert [one["uuid"] for one in full["tasks"]] == ["0", "1"]
-    assert full["task_count"] == 5
+def test_failed_tasks_are_listed_first_then_the_unfinished_then_the_young(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(details, "MAX_TASKS", 5)
+    states = ["Success", "Failure", "Submitted", "FullyExecuting", "Success", "Cancelled", "Success"]
+    tasks = [
+        {"uuid": str(n), "state": state, "creationDate": ago(minutes=n)} for n, state in enumerate(states)
+    ]
+    full = whole_detail(entry(pool()), pool(), tasks)
+    assert [one["uuid"] for one in full["tasks"]] == ["1", "3", "2", "0", "4"]
+    assert full["task_count"] == 7
+
+
+def test_younger_tasks_of_another_run_do_not_hide_those_of_a_run() -> None:
+    """The limits of a run's tab apply to its own tasks, errors and bars."""
+
+    def failed(number: int, run: tuple[str, str], age: int) -> dict[str, Any]:
+        labels = {"airflow.dag_id": run[0], "airflow.run_id": run[1], "airflow.task_id": "work"}
+        times = {
+            "creationDate": ago(minutes=age),
+            "endDate": ago(minutes=age - 1),
+            "executionTime": "00:00:30",
+        }
+        message = f"{run[0]} broke in {'abcdefghijklmnopqrstuvwxyz'[number % 26]}"
+        error = {"code": "E", "message": message}
+        return {"uuid": f"{run[0]}{number}", "state": "Failure", "labels": labels, "errors": [error], **times}
+
+    tasks = [failed(n, OTHER, 5) for n in range(250)] + [failed(n, OPENER, 50) for n in range(3)]
+    found = pool(**SHARED)
+    whole = detail(entry(found, notes=[note("failed"), other()]), found, tasks)
+    assert details.full_detail(whole)["task_count"] == 253
+    shown = details.detail_of_run(whole, OPENER)
+    assert shown is not None
+    assert (len(shown["tasks"]), shown["task_count"]) == (3, 3)
+    assert {error["text"] for error in shown["errors"]} == {
+        f"E: frames broke in {letter}" for letter in "abc"
+    }
+    assert len(shown["pictures"]["gantt"]["bars"]) == 3
+    assert "report" not in str(shown)
+
+
+def test_errors_that_differ_in_numbers_are_one_with_the_newest_first() -> None:
+    def failed(number: int, text: str) -> dict[str, Any]:
+        labels = {**LABELS, "airflow.map_index": str(number), "airflow.try_number": "2"}
+        times = {"creationDate": ago(minutes=30), "endDate": ago(minutes=number)}
+        return {
+            "uuid": f"t{number}",
+            "name": "work",
+            "state": "Failure",
+            "labels": labels,
+            "errors": [{"code": "E1", "message": text}],
+            **times,
+        }
+
+    tasks = [
+        failed(n, f"Exit {n} on node-00000{n} of 11111111-1111-4111-8111-11111111111{n}") for n in range(1, 9)
+    ]
+    tasks.append(failed(9, "No space left\x00"))
+    found = pool(errors=[{"code": "X", "message": "no nodes"}])
+    errors = whole_detail(entry(found), found, tasks)["errors"]
+    assert [(one["of"], one["count"], len(one["tasks"])) for one in errors] == [
+        ("pool", 1, 0),
+        ("task", 8, details.MAX_ERROR_TASKS),
+        ("task", 1, 1),
+    ]
+    assert errors[1]["text"].startswith("E1: Exit 1 on")
+    assert (errors[1]["first"], errors[1]["last"]) == (
+        "2026-11-24T11:52:00+00:00",
+        "2026-11-24T11:59:00+00:00",
+    )
+    assert errors[1]["tasks"][0]["log"] == "dags/frames/runs/run%2B1/tasks/open/mapped/1?try_number=2"
+    assert errors[2]["text"] == "E1: No space left\ufffd"
 
 
 def test_figures_of_what_may_not_be_seen_are_unknown_not_zero() -> None:
     assert rows.figures_of(None) is None
-    shown = rows.figures_of(rows.PoolFigures(euros=None, carbon=None, at=NOW))
+    shown = rows.figures_of(rows.PoolFigures(euros=None, carbon=None))
     assert shown is not None
     assert (shown["euros"], shown["carbon_g"]) == (None, None)
     facts = CarbonFacts.from_json(
         {"qarnot_carbon_footprint": 2.0, "saved_carbon_footprint_compute_heat": 3.0}
     )
-    shown = rows.figures_of(rows.PoolFigures(euros=1.0, carbon=facts, at=NOW))
+    shown = rows.figures_of(rows.PoolFigures(euros=1.0, carbon=facts))
     assert shown is not None
     assert (shown["euros"], shown["carbon_g"], shown["saved_g"]) == (1.0, 2.0, 3.0)
 
@@ -328,14 +527,6 @@ def test_costs_are_asked_for_a_few_pools_at_a_time_those_in_sight_first() -> Non
     assert figures_due({"0": pools["0"]}, {}, {"0": 1000.0}, {}, 1031.0) == ["0"]
     settled = {"closed": rows.PoolFigures(euros=1.0, final=True)}
     assert figures_due({"closed": pools["closed"]}, settled, {}, {}, 9e9) == []
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(5, "5 s"), (60, "1 min"), (3599, "59 min"), (3600, "1 h 0 min"), (200_000, "2 days 7 h")],
-)
-def test_durations_are_spoken(seconds: int, text: str) -> None:
-    assert rows.format_duration(timedelta(seconds=seconds)) == text
 
 
 def test_the_mark_of_the_page_survives_wrong_clocks() -> None:

@@ -90,7 +90,7 @@ def test_the_shares_of_two_runs_on_a_shared_pool_add_up(
     assert 0 < parts[0] < parts[1] < parts[0] + parts[1] + nobodys
     assert sum(parts) + nobodys == pytest.approx(whole.cost.euros, rel=1e-6)
 
-    base = f"{PAGE}/api/dags/shares/connections/qarnot_default/pools/{pool.uuid}"
+    base = f"{PAGE}/api/dags/shares/pools/{pool.uuid}"
 
     def full() -> dict[str, Any] | None:
         found: dict[str, Any] | None = viewer.get(base, params={"run_id": runs[1].run_id}).json()["pool"]
@@ -135,8 +135,9 @@ def test_a_pool_in_full_from_before_the_run_came_is_not_shown_but_looked_at_agai
     as_role: As, airflow_app: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from airflow_qarnot_pool.api.models import Pool, Task
-    from airflow_qarnot_pool.plugins import rows as rows_module
+    from airflow_qarnot_pool.plugins import details, history, rows
     from airflow_qarnot_pool.plugins.cache import LIST, Cache
+    from airflow_qarnot_pool.plugins.listing import Listing
     from airflow_qarnot_pool.plugins.pools_page import QarnotPoolsPlugin
 
     uuid = "11111111-1111-4111-8111-111111111111"
@@ -145,17 +146,18 @@ def test_a_pool_in_full_from_before_the_run_came_is_not_shown_but_looked_at_agai
     def labels(dag_id: str) -> dict[str, str]:
         return {"airflow.dag_id": dag_id, "airflow.run_id": "one", "airflow.shared": "nightly"}
 
+    listings = [Listing()]
+
     def ask(key: str, first: Any) -> Any:
         pool = Pool.from_json({"uuid": uuid, "state": "FullyExecuting", "labels": labels("opener")})
         tasks = [Task.from_json({"uuid": one, "name": one, "labels": labels(one)}) for one in there]
-        notes = [rows_module.TaskRow(uuid, "running", None, one, "one") for one in there]
-        page = rows_module.PageData(now=datetime.now(UTC), connection="q", pools=[pool], tasks={uuid: notes})
-        rows = rows_module.build_rows(page)
-        return (
-            rows
-            if key == LIST
-            else rows_module.build_detail(rows[0], pool, tasks, rows_module.ObservedHistory(), 200)
-        )
+        notes = [rows.TaskRow(uuid, "running", None, one, "one") for one in there]
+        page = rows.PageData(now=datetime.now(UTC), connection="q", pools=[pool], tasks={uuid: notes})
+        entries = rows.build_rows(page)
+        if key != LIST:
+            return details.build_detail(entries[0], pool, tasks, history.ObservedHistory())
+        listings.append(listings[-1].updated(entries))
+        return listings[-1]
 
     viewer, admin = as_role("viewer"), as_role("admin")
     admin.get(f"{PAGE}/")
@@ -166,7 +168,7 @@ def test_a_pool_in_full_from_before_the_run_came_is_not_shown_but_looked_at_agai
     there.append("mine")
     until(lambda: rows_of(viewer, "mine", "one"), "the run in the list")
 
-    path = f"{PAGE}/api/dags/mine/connections/qarnot_default/pools/{uuid}"
+    path = f"{PAGE}/api/dags/mine/pools/{uuid}"
     first = viewer.get(path, params={"run_id": "one"}).json()
     assert (first["pool"], first["age"], first["refreshing"]) == (None, None, True)
     found = until(lambda: viewer.get(path, params={"run_id": "one"}).json()["pool"], "the newer one")

@@ -1,0 +1,83 @@
+"""The size that a pool is given on the Pools page: tables, no server."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from airflow_qarnot_pool.api.models import Pool
+from airflow_qarnot_pool.plugins.resizing import obstacle_of, resized
+
+FIXED = {"type": "Fixed", "name": "f", "slotsCount": 4}
+MANAGED = {
+    "type": "ManagedTasksQueue",
+    "name": "keep-warm",
+    "minTotalSlots": 2,
+    "maxTotalSlots": 4,
+    "minIdleSlots": 1,
+    "minIdleTimeSeconds": 600,
+    "scalingFactor": 1,
+}
+ELASTIC = {
+    "isElastic": True,
+    "minTotalSlots": 2,
+    "maxTotalSlots": 4,
+    "minIdleSlots": 0,
+    "resizePeriod": 90,
+    "rampResizeFactor": 0.4,
+    "minIdleTimeSeconds": 60,
+}
+
+
+def pool(*policies: Any, state: str = "FullyExecuting", **fields: Any) -> Pool:
+    scaling = {"scaling": {"policies": list(policies)}} if policies else {}
+    return Pool.from_json({"uuid": "u", "state": state, "instanceCount": 4, **scaling, **fields})
+
+
+NO_IDLE = {"minTotalSlots": 0, "minIdleSlots": 0, "minIdleTimeSeconds": 300}
+
+
+@pytest.mark.parametrize(
+    ("found", "slots", "idle", "expected"),
+    [
+        (pool(), 2, None, {"type": "Fixed", "slotsCount": 2, "name": "pools-page"}),
+        (pool(), 2, 300, {"type": "ManagedTasksQueue", "maxTotalSlots": 2, **NO_IDLE, "scalingFactor": 1.0}),
+        (pool(FIXED), 9, None, {"type": "Fixed", "slotsCount": 9, "name": "f"}),
+        (pool(FIXED), 9, 300, {"type": "ManagedTasksQueue", "maxTotalSlots": 9, "name": "f", **NO_IDLE}),
+        (pool(MANAGED), 8, None, {**MANAGED, "maxTotalSlots": 8}),
+        (pool(MANAGED), 1, None, {**MANAGED, "maxTotalSlots": 1, "minTotalSlots": 1}),
+        (pool(MANAGED), 8, 300, {**MANAGED, "maxTotalSlots": 8, **NO_IDLE}),
+    ],
+)
+def test_policies(found: Pool, slots: int, idle: int | None, expected: dict[str, Any]) -> None:
+    made = resized(found, slots, None if idle is None else timedelta(seconds=idle))
+    [policy] = made["scaling"].to_json()["policies"]
+    assert {name: policy.get(name) for name in expected} == expected
+
+
+def test_an_elastic_pool_stays_elastic() -> None:
+    """Qarnot takes only one of the two."""
+    grown = resized(pool(elasticProperty=ELASTIC), 8, None)
+    assert (grown.keys(), grown["elastic"].to_json()) == ({"elastic"}, {**ELASTIC, "maxTotalSlots": 8})
+    idle = resized(pool(elasticProperty=ELASTIC), 8, timedelta(minutes=5))["elastic"].to_json()
+    assert {name: idle[name] for name in NO_IDLE} == NO_IDLE
+
+
+@pytest.mark.parametrize(
+    ("found", "obstacle"),
+    [
+        (pool(), None),
+        (pool(state="Submitted"), None),
+        (pool(MANAGED), None),
+        (pool(state="Closing"), "The pool is Closing"),
+        (pool(state="Closed"), "The pool is Closed"),
+        (pool(state="Molten"), "The pool is Molten"),
+        (pool(MANAGED, {**FIXED, "name": "other"}), "2 scaling policies"),
+        (pool({"type": "Martian", "name": "m"}), "does not know the scaling policy"),
+    ],
+)
+def test_pools_that_cannot_be_resized(found: Pool, obstacle: str | None) -> None:
+    said = obstacle_of(found)
+    assert said is None if obstacle is None else obstacle in (said or "")
