@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from airflow_qarnot_pool.api.models import CompletedInstance, Pool, Task
+from airflow_qarnot_pool.api.models import Pool, Task
 from airflow_qarnot_pool.api.states import PoolState, TaskState
 from airflow_qarnot_pool.plugins.history import MAX_PAUSE, MAX_POINTS, ObservedHistory, thinned
 from airflow_qarnot_pool.plugins.phases import (
@@ -82,14 +82,12 @@ def bars_of(task: Task, starts: Mapping[tuple[str, int], tuple[int, float]]) -> 
         bar = _single(task)
         return [] if bar is None else [bar]
     bars, missing = [], 0
-    for instance in task.completed_instances:
-        start = _observed_start(task, instance, starts)
-        if start is None or instance.execution_time is None:
-            missing += 1
-            continue
-        end = start + instance.execution_time.total_seconds()
-        group = "succeeded" if instance.succeeded else "failed"
-        bars.append(Bar(start, end, group, task.uuid, instance.instance_id))
+    for instance, seconds, group in _finished_instances(task):
+        attempt, start = starts.get((task.uuid, instance), (0, 0.0))
+        if attempt != 1 or seconds is None:
+            missing += 1  # the seconds are those of all attempts
+        else:
+            bars.append(Bar(start, start + seconds, group, task.uuid, instance))
     if group_of(task.state) in UNFINISHED:
         bars += [
             Bar(starts[task.uuid, instance.instance_id][1], None, "running", task.uuid, instance.instance_id)
@@ -97,21 +95,37 @@ def bars_of(task: Task, starts: Mapping[tuple[str, int], tuple[int, float]]) -> 
             if instance.instance_id is not None and (task.uuid, instance.instance_id) in starts
         ]
     if missing and task.creation_date is not None:
-        end_of_task = None if task.end_date is None else task.end_date.timestamp()
-        group = group_of(task.state)
-        group = "running" if group in UNFINISHED else group
-        bars.append(Bar(task.creation_date.timestamp(), end_of_task, group, task.uuid, None, is_exact=False))
+        ended = None if task.end_date is None else task.end_date.timestamp()
+        group = "running" if group_of(task.state) in UNFINISHED else group_of(task.state)
+        bars.append(Bar(task.creation_date.timestamp(), ended, group, task.uuid, None, is_exact=False))
     return bars
 
 
-def _observed_start(
-    task: Task, instance: CompletedInstance, starts: Mapping[tuple[str, int], tuple[int, float]]
-) -> float | None:
-    attempt, start = starts.get(
-        (task.uuid, -1 if instance.instance_id is None else instance.instance_id), (0, 0.0)
-    )
-    # The seconds are those of all attempts.
-    return start if attempt == 1 and (instance.execution_attempt_count or 1) == 1 else None
+def _finished_instances(task: Task) -> Iterator[tuple[int, float | None, str]]:
+    """Yield the id, the seconds and the group of the instances that have run. None: Qarnot does not say how long.
+
+    Qarnot lists cancelled instances only with their seconds.
+    """
+    completed = {instance.instance_id: instance for instance in task.completed_instances}
+    for number, instance in completed.items():
+        seconds = instance.execution_time
+        retried = (instance.execution_attempt_count or 1) > 1
+        yield (
+            -1 if number is None else number,
+            None if seconds is None or retried else seconds.total_seconds(),
+            "succeeded" if instance.succeeded else "failed",
+        )
+    if task.status is None or group_of(task.state) in UNFINISHED:
+        return
+    for executed in task.status.execution_time_by_instance_id:
+        cancelled, spent = executed.get("instanceId"), executed.get("time")
+        if (
+            isinstance(cancelled, int)
+            and cancelled not in completed
+            and isinstance(spent, (int, float))
+            and spent > 0
+        ):
+            yield cancelled, float(spent), "cancelled"
 
 
 def _single(task: Task) -> Bar | None:
@@ -223,7 +237,7 @@ def work_over_time(tasks: Sequence[Task], bars: Sequence[Bar]) -> dict[str, Any]
 def _started(task: Task) -> int:
     """Return the number of instances that have run, or run."""
     running = 0 if group_of(task.state) not in UNFINISHED else task.running_instance_count or 0
-    return len(task.completed_instances) + running
+    return sum(1 for _ in _finished_instances(task)) + running
 
 
 def _changes(task: Task, bars: Sequence[Bar]) -> Iterator[tuple[float, int, int]]:
