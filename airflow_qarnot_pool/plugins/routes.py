@@ -14,6 +14,7 @@ from dataclasses import replace
 from datetime import timedelta
 from functools import cache
 from importlib.resources import files
+from os.path import splitext
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -46,11 +47,11 @@ CurrentUser = Annotated[Any, Depends(security.get_user)]
 
 #: Header of requests that close or resize a pool. A page of another site cannot send it without a CORS preflight.
 ACTION_HEADER = "X-Qarnot-Pools"
-STATIC = {
-    "pools.css": "text/css; charset=utf-8",
-    "pools.js": "text/javascript; charset=utf-8",
-    "icon.svg": "image/svg+xml",
-    "icon-dark.svg": "image/svg+xml",
+#: Types of the static files. Files of other types are not served.
+MEDIA_TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
 }
 #: The page loads from its own site only, and only Airflow's own pages may frame it.
 HEADERS = {
@@ -98,9 +99,9 @@ def _add_files(app: FastAPI) -> None:
 
     @app.get("/static/{name}", dependencies=logged_in)
     def static(name: str) -> Response:
-        if name not in STATIC:
+        if name not in _static_files():
             raise HTTPException(404, "There is no such file")
-        return Response(_file(name), media_type=STATIC[name])
+        return Response(_file(name), media_type=_static_files()[name])
 
 
 def _read_connection() -> Any:
@@ -285,6 +286,14 @@ class _Answering:
             if self._refreshes:
                 self._cache.get(LIST, newer=True)
                 self._cache.get(self._uuid, newer=True)
+
+
+@cache
+def _static_files() -> dict[str, str]:
+    """Return the media types of the static files by name."""
+    folder = files("airflow_qarnot_pool.plugins").joinpath("static")
+    types = {file.name: MEDIA_TYPES.get(splitext(file.name)[1]) for file in folder.iterdir()}
+    return {name: media_type for name, media_type in types.items() if media_type}
 
 
 @cache
