@@ -128,7 +128,11 @@ def test_each_link_is_one_url_and_xcoms_grow_linearly_with_the_mapped_tasks(
             **{(*one, "Task"): f"tasks/{uuid}" for one, uuid in tasks.items()},
         }
         found = links(rows)
+        pages = {one: found.pop(one) for one in list(found) if one[2] == "PoolPage"}
         assert {one: link.removeprefix(CONSOLE + "/") for one, link in found.items()} == expected
+        # Of every task that uses the pool, the address on the Pools page, relative to Airflow's.
+        assert set(pages) == {(*one[:2], "PoolPage") for one in expected if one[2] == "Pool"}
+        assert set(pages.values()) == {f"plugin/qarnot-pools#pool=qarnot_default/{pool}"}
         assert max(map(len, found.values())) <= LONGEST_LINK
     # Were one list of all tasks stored with each of them, the next four would take more than the first four.
     assert sizes[10] - sizes[6] == pytest.approx(sizes[6] - sizes[2], rel=0.02)

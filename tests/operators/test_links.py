@@ -33,7 +33,7 @@ from airflow_qarnot_pool.version_compat import TaskDeferred
 from tests.harness import FakeTI, context_of, resume, run
 from tests.operators.conftest import connect
 
-POOL, TASK = LINKS["pool"], LINKS["task"]
+POOL, TASK, PAGE = LINKS["pool"], LINKS["task"], LINKS["page"]
 #: Airflow's ways to read an XCom.
 READS = {"xcom_pull", "axcom_pull", "get_one", "aget_one", "get_all", "aget_all", "get_value", "aget_value"}
 #: Those that are about no single pool or task.
@@ -112,6 +112,9 @@ def test_links_are_there_when_the_first_slice_ends(case: str, client: Any, pool:
         assert link.startswith(f"https://console.example/{kind}s/")
         # Pushed while it ran, not only at its end: a long wait on the worker shows it, too.
         assert early[LINKS[kind].xcom_key] == link
+        if kind == "pool":
+            uuid = link.rpartition("/")[2]
+            assert ti.xcoms[PAGE.xcom_key] == f"plugin/qarnot-pools#pool=qarnot_default/{uuid}"
     if case != "create" and "pool" in kinds:
         assert ti.xcoms[POOL.xcom_key].endswith(pool)
 
@@ -126,7 +129,7 @@ def test_links_survive_the_deferral_and_a_slice_that_fails_at_once(client: Any, 
     with pytest.raises(TaskDeferred) as deferred:
         operator.execute(context)
     ti.end_slice(operator)
-    links = {link.xcom_key: ti.xcoms[link.xcom_key] for link in (POOL, TASK)}
+    links = {link.xcom_key: ti.xcoms[link.xcom_key] for link in (POOL, PAGE, TASK)}
     resume(make, deferred.value, context)
     ti.end_slice(make())  # the resumed operator is a new object: the pool is none of what it was told
     assert {key: ti.xcoms[key] for key in links} == links
@@ -152,8 +155,8 @@ def test_a_mapped_task_keeps_its_own_link_and_not_the_list_of_all(client: Any, p
 
 def test_a_stored_link_that_is_no_text_is_no_link(client: Any, pool: str) -> None:
     operator = QarnotRunTaskOperator(task_id="t", qarnot_pool=pool, command="true")
-    ti = FakeTI(task_id="t", xcoms={POOL.xcom_key: ["https://console.example/pools/x"]})
-    assert ti.end_slice(operator) == {POOL.xcom_key: "", TASK.xcom_key: ""}
+    ti = FakeTI(task_id="t", xcoms={POOL.xcom_key: ["https://console.example/pools/x"], PAGE.xcom_key: 1})
+    assert ti.end_slice(operator) == {POOL.xcom_key: "", PAGE.xcom_key: "", TASK.xcom_key: ""}
 
 
 class Asked(FakeTI):
@@ -171,7 +174,7 @@ def test_a_task_without_a_pool_asks_for_no_link_to_one(client: Any) -> None:
     assert ti.pulled == [TASK.xcom_key]
 
 
-def test_a_local_qarnot_has_no_links(
+def test_a_local_qarnot_has_links_only_to_the_pools_page(
     server: LocalQarnot, client: Any, pool: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connect(server, monkeypatch, console_url="")
@@ -183,7 +186,8 @@ def test_a_local_qarnot_has_no_links(
     assert "See " not in str(failed.value)
     assert "http" not in str(failed.value)
     pulled = list(getattr(ti, "pulled", []))
-    assert ti.end_slice(operator) == {POOL.xcom_key: "", TASK.xcom_key: ""}
+    page = f"plugin/qarnot-pools#pool=qarnot_default/{pool}"
+    assert ti.end_slice(operator) == {POOL.xcom_key: "", PAGE.xcom_key: page, TASK.xcom_key: ""}
     assert getattr(ti, "pulled", []) == pulled
 
 
