@@ -110,7 +110,8 @@ def test_the_page_lists_all_pools_under_any_cap(
         elastic=Elastic(max_total_slots=1),
     )
     uuids = {client.pools.create(spec) for _ in range(9)}
-    monkeypatch.setattr("airflow_qarnot_pool.plugins.queries.run_states", lambda runs: {})
-    assert uuids <= {row["uuid"] for row in Fetcher("qarnot_default")(LIST)}
+    monkeypatch.setattr("airflow_qarnot_pool.plugins.airflow_db.run_facts", lambda runs: {})
+    monkeypatch.setattr("airflow_qarnot_pool.plugins.airflow_db.closings", dict)
+    assert uuids <= Fetcher("qarnot_default")(LIST).entries.keys()
     for uuid in uuids:
         client.pools.delete(uuid)
