@@ -28,9 +28,14 @@ CLOSINGS_SINCE = timedelta(days=8)
 MAX_CLOSINGS = 500
 
 
+def is_id(text: str) -> bool:
+    """Return whether *text* may be an id of Airflow. PostgreSQL refuses a query with a NUL or half a surrogate pair."""
+    return len(text) <= MAX_ID and "\x00" not in text and text.encode(errors="replace").decode() == text
+
+
 def run_facts(runs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], RunFacts]:
     """Return the states of the DAG runs that exist."""
-    keys = sorted({run for run in runs if all(_is_id(part) for part in run)})
+    keys = sorted({run for run in runs if all(is_id(part) for part in run)})
     facts = {}
     with create_session() as session:
         for start in range(0, len(keys), 200):
@@ -41,11 +46,6 @@ def run_facts(runs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], RunFacts
             for dag_id, run_id, state, ended in session.execute(query):
                 facts[dag_id, run_id] = RunFacts(str(getattr(state, "value", state)), ended)
     return facts
-
-
-def _is_id(text: str) -> bool:
-    """Return whether *text* may be an id of Airflow. PostgreSQL refuses a query with a NUL or half a surrogate pair."""
-    return len(text) <= MAX_ID and "\x00" not in text and text.encode(errors="replace").decode() == text
 
 
 def closings() -> dict[str, tuple[str, datetime]]:
@@ -102,4 +102,4 @@ def write_audit(event: str, user: Any, conn_id: str, pool: Pool, more: Mapping[s
 def _id(pool: Pool, name: str) -> str | None:
     """Return the id in one of our labels, cut to Airflow's column, because all who have the token can write labels."""
     value = (label(pool.labels, name) or "")[:MAX_ID]
-    return value if value and _is_id(value) else None
+    return value if value and is_id(value) else None

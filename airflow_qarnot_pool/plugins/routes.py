@@ -19,11 +19,7 @@ from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from airflow.api_fastapi.app import get_auth_manager
-from airflow.api_fastapi.auth.managers.models.resource_details import (
-    ConnectionDetails,
-    DagAccessEntity,
-    DagDetails,
-)
+from airflow.api_fastapi.auth.managers.models.resource_details import ConnectionDetails, DagAccessEntity
 from airflow.configuration import conf
 from airflow.models.connection import Connection
 from fastapi import Body, Depends, FastAPI, HTTPException, Request, Response
@@ -32,7 +28,7 @@ from fastapi.responses import JSONResponse
 from airflow_qarnot_pool.api.errors import QarnotError, QarnotNotFoundError, QarnotRefusedError
 from airflow_qarnot_pool.api.fields import is_uuid
 from airflow_qarnot_pool.plugins.actions import NotResizableError
-from airflow_qarnot_pool.plugins.airflow_db import CLOSE_EVENT, RESIZE_EVENT, write_audit
+from airflow_qarnot_pool.plugins.airflow_db import CLOSE_EVENT, RESIZE_EVENT, is_id, write_audit
 from airflow_qarnot_pool.plugins.cache import LIST, CacheEntry
 from airflow_qarnot_pool.plugins.details import detail_of_run, full_detail
 from airflow_qarnot_pool.plugins.listing import Listing
@@ -195,12 +191,14 @@ def _add_outputs(app: FastAPI, registry: ConnectionRegistry) -> None:
     @app.get(
         "/api/connections/{connection_id}/pools/{uuid}/tasks/{task}/output", dependencies=[_read_connection()]
     )
-    def output(connection_id: str, uuid: str, task: str, user: CurrentUser) -> JSONResponse:
+    def output(connection_id: str, uuid: str, task: str, user: CurrentUser, request: Request) -> JSONResponse:
         """Return the end of the output of a Qarnot task. If it names a DAG, the user must be able to read its logs."""
         entry = registry.cache(connection_id, uuid, task).get(output_key(uuid, task))
         found: TaskOutput | None = entry.value
-        if found and found.run.dag_id and not _may_read_logs(user, found.run.dag_id):
-            raise HTTPException(403, "The output needs the permission to read the logs of its DAG")
+        if found and found.run.dag_id:
+            if not is_id(found.run.dag_id):
+                raise HTTPException(403, "The task names a DAG that Airflow cannot have")
+            security.requires_access_dag("GET", DagAccessEntity.TASK_LOGS, found.run.dag_id)(request, user)
         return _output_response(entry, found)
 
     @app.get(
@@ -304,12 +302,6 @@ def _file(name: str) -> bytes:
 def _is_allowed(user: Any, method: Any, conn_id: str) -> bool:
     details = ConnectionDetails(conn_id=conn_id, team_name=Connection.get_team_name(conn_id))
     return get_auth_manager().is_authorized_connection(method=method, details=details, user=user)
-
-
-def _may_read_logs(user: Any, dag_id: str) -> bool:
-    return get_auth_manager().is_authorized_dag(
-        method="GET", access_entity=DagAccessEntity.TASK_LOGS, details=DagDetails(id=dag_id), user=user
-    )
 
 
 def _readable(registry: ConnectionRegistry, user: Any) -> list[str]:
