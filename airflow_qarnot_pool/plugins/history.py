@@ -40,24 +40,22 @@ class ObservedHistory:
     slots: tuple[tuple[float, int, int], ...] = ()
     #: ``(time, euros)`` whenever the bill was read.
     costs: tuple[tuple[float, float], ...] = ()
+    #: Time of the last reading of the bill that had the same result as the one before.
+    same_cost_at: float | None = None
     gaps: tuple[Gap, ...] = ()
+    polled: datetime | None = None
     #: ``(time, kind, text)``. The kind is ``up``, ``down`` or ``lost``.
     events: tuple[tuple[datetime, str, str], ...] = ()
 
 
-def updated_history(
-    observed: ObservedHistory | None, pool: Pool, now: datetime, polled: datetime | None = None
-) -> ObservedHistory:
-    """Return *observed* with the facts of one more poll, *pool*.
-
-    :param polled: time of the previous poll of all pools.
-    """
+def updated_history(observed: ObservedHistory | None, pool: Pool, now: datetime) -> ObservedHistory:
+    """Return *observed* with the facts of one more poll, *pool*."""
     previous = observed or ObservedHistory()
     lost = max(0, _lost(observed, pool))
     ready, wanted = pool.ready_slots if is_open(pool) else 0, target_slots(pool)
     gaps = previous.gaps
-    if observed and polled and now - polled > MAX_PAUSE:
-        gaps = (*gaps, (polled.timestamp(), now.timestamp()))[-MAX_GAPS:]
+    if previous.polled and now - previous.polled > MAX_PAUSE:
+        gaps = (*gaps, (previous.polled.timestamp(), now.timestamp()))[-MAX_GAPS:]
     slots = previous.slots
     if not slots or (wanted, ready) != slots[-1][1:]:
         slots = thinned((*slots, (now.timestamp(), wanted, ready)), limit=MAX_POINTS)
@@ -70,15 +68,24 @@ def updated_history(
         lost_at=now if lost else previous.lost_at,
         slots=slots,
         gaps=gaps,
+        polled=now,
         events=(*previous.events, *_events(observed, ready, wanted, lost, now))[-MAX_EVENTS:],
     )
 
 
 def with_cost(observed: ObservedHistory, euros: float | None, now: datetime) -> ObservedHistory:
-    """Return *observed* with one more reading of the bill."""
-    if euros is None or (observed.costs and observed.costs[-1][1] == euros):
+    """Return *observed* with one more reading of the bill.
+
+    The end of a time without costs becomes a point when the next one begins, so that nothing changes in it.
+    """
+    if euros is None:
         return observed
-    return replace(observed, costs=thinned((*observed.costs, (now.timestamp(), euros)), limit=MAX_POINTS))
+    at, costs = now.timestamp(), observed.costs
+    if costs and costs[-1][1] == euros:
+        return replace(observed, same_cost_at=at)
+    if costs and observed.same_cost_at is not None:
+        costs = (*costs, (observed.same_cost_at, costs[-1][1]))
+    return replace(observed, costs=thinned((*costs, (at, euros)), limit=MAX_POINTS), same_cost_at=None)
 
 
 def thinned(points: Sequence[P], limit: int) -> tuple[P, ...]:

@@ -111,6 +111,8 @@ class Fetcher:
         self._client: QarnotClient | None = None
         #: When pools were last displayed, by uuid. Written by any thread, read by that of the cache.
         self.shown: dict[str, float] = {}
+        self._listing = Listing()
+        self._closings: Mapping[str, tuple[str, datetime]] = {}
         self._forget()
 
     def _forget(self) -> None:
@@ -121,13 +123,10 @@ class Fetcher:
         self._mark: datetime | None = None
         self._swept_at = float("-inf")
         self._histories: dict[str, history.ObservedHistory] = {}
-        #: Time of the last poll of all pools.
-        self._polled: datetime | None = None
         self._figures: dict[str, rows.PoolFigures] = {}
         self._figures_at: dict[str, float] = {}
         #: Observed starts of nodes and instances, by pool.
         self._starts: dict[str, pictures.Starts] = {}
-        self._listing = Listing()
         #: Replaced as a whole, because other threads read it.
         self._account = pictures.AccountHistory()
 
@@ -163,10 +162,10 @@ class Fetcher:
         now = datetime.now(UTC)
         self._pools = {pool.uuid: pool for pool in pools if is_ours(pool, settings.namespace)}
         self._histories = {
-            uuid: history.updated_history(self._histories.get(uuid), pool, now, self._polled)
+            uuid: history.updated_history(self._histories.get(uuid), pool, now)
             for uuid, pool in self._pools.items()
         }
-        self._polled = now
+        self._closings = airflow_db.closings()
         # Reading thousands of Qarnot tasks and the costs takes time. The first viewer sees the parts that are ready.
         is_first = self._task_rows is None
         if is_first:
@@ -198,7 +197,7 @@ class Fetcher:
             runs=airflow_db.run_facts((dag_id, run_id) for dag_id, run_id in owners if dag_id and run_id),
             figures=self._figures,
             histories=self._histories,
-            closings=airflow_db.closings(),
+            closings=self._closings,
             console_url=settings.console_url,
         )
 

@@ -181,10 +181,9 @@ def pool(state: str = "FullyExecuting", ready: int = 2, **fields: Any) -> Pool:
 
 
 def observed_at(*polls: tuple[float, Pool]) -> ObservedHistory:
-    observed, polled = None, None
+    observed = None
     for seconds, found in polls:
-        now = T0 + timedelta(seconds=seconds)
-        observed, polled = history.updated_history(observed, found, now, polled), now
+        observed = history.updated_history(observed, found, T0 + timedelta(seconds=seconds))
     assert observed is not None
     return observed
 
@@ -212,7 +211,7 @@ def test_what_was_not_observed_is_a_gap() -> None:
 
 def test_the_cost_has_the_readings_of_the_bill() -> None:
     observed = observed_at((400, pool()))
-    for moment, euros in ((400, 1.0), (430, 1.0), (460, 1.5), (490, None)):
+    for moment, euros in ((400, 1.0), (430, 1.0), (450, 1.0), (460, 1.5), (490, None), (520, 1.5)):
         observed = history.with_cost(observed, euros, T0 + timedelta(seconds=moment))
     assert seconds(pictures.cost_over_time(pool(), observed)) == (
         [(0, 0.0), (400, 1.0), (460, 1.5)],
@@ -265,13 +264,13 @@ def test_the_pictures_add_up_to_the_account(
     server, client = account
     uuid = client.pools.create(PoolSpec(name="p", instance_count=2))
     starts: pictures.Starts = {}
-    memory: list[Any] = [None, None]
+    memory: list[Any] = [None]
 
     def poll() -> tuple[Pool, list[Task]]:
         found, tasks = client.pools.get(uuid), client.pools.tasks(uuid)
         now = datetime.fromtimestamp(server.get_clock()["now"], UTC)
-        memory[:] = history.updated_history(memory[0], found, now, memory[1]), now
-        memory[0] = history.with_cost(memory[0], client.pools.credits(uuid), now)
+        observed = history.updated_history(memory[0], found, now)
+        memory[0] = history.with_cost(observed, client.pools.credits(uuid), now)
         for remote in (found, *tasks):
             pictures.observe_starts(starts, remote)
         return found, tasks
