@@ -214,7 +214,7 @@ def test_the_cost_has_the_readings_of_the_bill() -> None:
     for moment, euros in ((400, 1.0), (430, 1.0), (450, 1.0), (460, 1.5), (490, None), (520, 1.5)):
         observed = history.with_cost(observed, euros, T0 + timedelta(seconds=moment))
     assert seconds(pictures.cost_over_time(pool(), observed)) == (
-        [(0, 0.0), (400, 1.0), (460, 1.5)],
+        [(0, 0.0), (400, 1.0), (450, 1.0), (460, 1.5)],
         [(0, 400)],
     )
 

@@ -138,8 +138,9 @@ def test_warnings(found: Pool, run: str | None, notes: Any, expected: list[str])
 
 def test_a_lost_node_is_told_of_also_after_another_took_its_place() -> None:
     observed = None
-    for ready in (2, 1, 2):
-        observed = history.updated_history(observed, pool(runningInstanceCount=ready), NOW)
+    for second, ready in enumerate((2, 1, 2)):
+        now = NOW + timedelta(seconds=second)
+        observed = history.updated_history(observed, pool(runningInstanceCount=ready), now)
     [warning] = row(pool(), notes=[note("running")], observed=observed)["warnings"]
     assert (warning["kind"], warning["text"]) == ("nodes", "1 slot was lost; 2 of 2 run")
     assert [event["text"] for event in history.events_of(pool(), observed)][:2] == [
