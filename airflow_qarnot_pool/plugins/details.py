@@ -75,6 +75,11 @@ class TaskFacts:
         """The DAG run of the task."""
         return self.dag_id, self.run_id
 
+    @property
+    def failed_at(self) -> str | None:
+        """The time of its errors, as ISO text."""
+        return to_iso(self.ended or self.created)
+
     def names(self) -> dict[str, Any]:
         """Return the task's names and links, as JSON."""
         link = task_link(self.dag_id, self.run_id, self.task_id, self.map_index)
@@ -211,27 +216,25 @@ def _grouped_errors(pool_errors: Iterable[str], tasks: Iterable[TaskFacts]) -> l
     for task in tasks:
         for text in task.errors:
             groups.setdefault(("task", _shape(text)), []).append((text, task))
-    errors = []
-    for (kind, _), found in groups.items():
-        named = {task.uuid: task for _, task in found if task is not None}
-        failed = sorted(
-            named.values(), key=lambda task: to_iso(task.ended or task.created) or "", reverse=True
-        )
-        times = [to_iso(task.ended or task.created) for task in failed if task.ended or task.created]
-        text = next((text for text, task in found if failed and task is failed[0]), found[0][0])
-        errors.append(
-            {
-                "of": kind,
-                "text": text,
-                "count": len(found),
-                "first": min(filter(None, times), default=None),
-                "last": max(filter(None, times), default=None),
-                "tasks": [task.names() for task in failed[:MAX_ERROR_TASKS]],
-            }
-        )
+    errors = [_error(kind, found) for (kind, _), found in groups.items()]
     errors.sort(key=lambda error: str(error["last"] or ""), reverse=True)
     errors.sort(key=lambda error: error["of"] != "pool")
     return errors[:MAX_ERRORS]
+
+
+def _error(kind: str, found: Sequence[tuple[str, TaskFacts | None]]) -> dict[str, Any]:
+    """Return a group of errors as JSON. Its text is that of the newest one."""
+    named = {task.uuid: (task, text) for text, task in reversed(found) if task is not None}
+    newest = sorted(named.values(), key=lambda each: each[0].failed_at or "", reverse=True)
+    times = [task.failed_at for task, _ in newest if task.failed_at]
+    return {
+        "of": kind,
+        "text": newest[0][1] if newest else found[0][0],
+        "count": len(found),
+        "first": min(times, default=None),
+        "last": max(times, default=None),
+        "tasks": [task.names() for task, _ in newest[:MAX_ERROR_TASKS]],
+    }
 
 
 def _shape(text: str) -> str:

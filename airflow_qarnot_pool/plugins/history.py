@@ -179,7 +179,7 @@ def _known_states(pool: Pool, observed: ObservedHistory) -> list[tuple[str, date
 
 
 #: The part of a boot that ends with a state.
-_BOOT_PHASES = {
+_BOOT_PHASES: dict[str, str] = {
     PoolState.PARTIALLY_DISPATCHED: "placed",
     PoolState.FULLY_DISPATCHED: "all placed",
     PoolState.PARTIALLY_EXECUTING: "first node",
@@ -197,7 +197,7 @@ def boot_phases(pool: Pool, observed: ObservedHistory) -> list[dict[str, Any]]:
         return []
     steps, reached, last = [], set(), pool.creation_date
     for state, at in _known_states(pool, observed):
-        phase = _BOOT_PHASES.get(state)  # type: ignore[call-overload]
+        phase = _BOOT_PHASES.get(state)
         if phase is None or phase in reached or at < last:
             continue
         reached.add(phase)

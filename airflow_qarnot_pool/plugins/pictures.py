@@ -9,9 +9,10 @@ A *lane* is not a node, but a row in which no two instances overlap.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import accumulate
 from typing import Any
 
 from airflow_qarnot_pool.api.models import Pool, Task
@@ -81,24 +82,33 @@ def bars_of(task: Task, starts: Mapping[tuple[str, int], tuple[int, float]]) -> 
     if (task.instances or 1) == 1:
         bar = _single(task)
         return [] if bar is None else [bar]
+    return _array_bars(task, starts)
+
+
+def _array_bars(task: Task, starts: Mapping[tuple[str, int], tuple[int, float]]) -> list[Bar]:
     bars, missing = [], 0
-    for instance, seconds, group in _finished_instances(task):
-        attempt, start = starts.get((task.uuid, instance), (0, 0.0))
+    for number, seconds, group in _finished_instances(task):
+        attempt, start = starts.get((task.uuid, number), (0, 0.0))
         if attempt != 1 or seconds is None:
             missing += 1  # the seconds are those of all attempts
         else:
-            bars.append(Bar(start, start + seconds, group, task.uuid, instance))
-    if group_of(task.state) in UNFINISHED:
-        bars += [
-            Bar(starts[task.uuid, instance.instance_id][1], None, "running", task.uuid, instance.instance_id)
-            for instance in (task.status.running_instances if task.status else ())
-            if instance.instance_id is not None and (task.uuid, instance.instance_id) in starts
-        ]
+            bars.append(Bar(start, start + seconds, group, task.uuid, number))
+    if group_of(task.state) in UNFINISHED and task.status is not None:
+        for instance in task.status.running_instances:
+            key = (task.uuid, -1 if instance.instance_id is None else instance.instance_id)
+            if key in starts:
+                bars.append(Bar(starts[key][1], None, "running", *key))
     if missing and task.creation_date is not None:
-        ended = None if task.end_date is None else task.end_date.timestamp()
-        group = "running" if group_of(task.state) in UNFINISHED else group_of(task.state)
-        bars.append(Bar(task.creation_date.timestamp(), ended, group, task.uuid, None, is_exact=False))
+        bars.append(_whole(task, task.creation_date))
     return bars
+
+
+def _whole(task: Task, created: datetime) -> Bar:
+    """Return the bar of all instances of a task together."""
+    ended = None if task.end_date is None else task.end_date.timestamp()
+    group = group_of(task.state)
+    group = "running" if group in UNFINISHED else group
+    return Bar(created.timestamp(), ended, group, task.uuid, None, is_exact=False)
 
 
 def _finished_instances(task: Task) -> Iterator[tuple[int, float | None, str]]:
@@ -115,9 +125,14 @@ def _finished_instances(task: Task) -> Iterator[tuple[int, float | None, str]]:
             None if seconds is None or retried else seconds.total_seconds(),
             "succeeded" if instance.succeeded else "failed",
         )
-    if task.status is None or group_of(task.state) in UNFINISHED:
-        return
-    for executed in task.status.execution_time_by_instance_id:
+    if group_of(task.state) not in UNFINISHED:
+        yield from _cancelled_instances(task, completed)
+
+
+def _cancelled_instances(
+    task: Task, completed: Container[int | None]
+) -> Iterator[tuple[int, float | None, str]]:
+    for executed in task.status.execution_time_by_instance_id if task.status else ():
         cancelled, spent = executed.get("instanceId"), executed.get("time")
         if (
             isinstance(cancelled, int)
@@ -130,25 +145,23 @@ def _finished_instances(task: Task) -> Iterator[tuple[int, float | None, str]]:
 
 def _single(task: Task) -> Bar | None:
     """Return the bar of a task with one instance; None if it has not run."""
-    group, moved, before = (
-        group_of(task.state),
-        task.state_transition_time,
-        task.previous_state_transition_time,
-    )
-    if group in UNFINISHED:
+    if group_of(task.state) in UNFINISHED:
+        moved, before = task.state_transition_time, task.previous_state_transition_time
         start = moved if task.state in _EXECUTING else before if task.previous_state in _EXECUTING else None
         return None if start is None else Bar(start.timestamp(), None, "running", task.uuid)
-    ended = task.end_date or moved
-    if ended is None or not task.has_run:
-        return None
-    if task.previous_state in _EXECUTING and before is not None:
+    ended = task.end_date or task.state_transition_time
+    return _ended(task, ended) if ended is not None and task.has_run else None
+
+
+def _ended(task: Task, ended: datetime) -> Bar:
+    """Return the bar of a task with one instance. *ended* is the end of its upload, too."""
+    group, before = group_of(task.state), task.previous_state_transition_time
+    if before is not None and task.previous_state in _EXECUTING:
         return Bar(before.timestamp(), ended.timestamp(), group, task.uuid)
-    end = before if task.previous_state in _UPLOADING and before is not None else ended
-    attempts = max(
-        (instance.execution_attempt_count or 1 for instance in task.completed_instances), default=1
-    )
+    end = before if before is not None and task.previous_state in _UPLOADING else ended
+    is_retried = any((each.execution_attempt_count or 1) > 1 for each in task.completed_instances)
     seconds = task.executed_seconds
-    if seconds is None or attempts > 1:
+    if seconds is None or is_retried:
         created = task.creation_date or end
         return Bar(created.timestamp(), end.timestamp(), group, task.uuid, None, is_exact=False)
     return Bar(end.timestamp() - seconds, end.timestamp(), group, task.uuid)
@@ -329,17 +342,7 @@ class AccountHistory:
         :param euros: known costs of all pools of the list, ended ones, too.
         """
         at, since = now.timestamp(), now.timestamp() - DAY
-        opened = [pool for pool in pools if is_open(pool)]
-        loads = [load_of(pool) for pool in opened]
-        costs = [cost for cost in euros.values() if cost is not None]
-        sums = (
-            len(opened),
-            sum(target_slots(pool) for pool in opened),
-            sum(pool.ready_slots for pool in opened),
-            sum(busy for busy, _ in loads),
-            sum(queued for _, queued in loads),
-            round(sum(costs), 6) if costs else None,
-        )
+        sums = _sums([pool for pool in pools if is_open(pool)], euros)
         points, gaps = self.points, self.gaps
         if self.polled is not None and at - self.polled > MAX_PAUSE.total_seconds():
             gaps = (*gaps, (self.polled, at))
@@ -349,6 +352,21 @@ class AccountHistory:
         outside = sum(point[0] < since for point in points)
         points = thinned(points[max(0, outside - 1) :], MAX_POINTS)
         return AccountHistory(points=points, gaps=tuple(gap for gap in gaps if gap[1] > since), polled=at)
+
+
+def _sums(
+    pools: Sequence[Pool], euros: Mapping[str, float | None]
+) -> tuple[int, int, int, int, int, float | None]:
+    loads = [load_of(pool) for pool in pools]
+    costs = [cost for cost in euros.values() if cost is not None]
+    return (
+        len(pools),
+        sum(target_slots(pool) for pool in pools),
+        sum(pool.ready_slots for pool in pools),
+        sum(busy for busy, _ in loads),
+        sum(queued for _, queued in loads),
+        round(sum(costs), 6) if costs else None,
+    )
 
 
 def account_history(history: AccountHistory, pools: Iterable[Pool], now: datetime) -> dict[str, Any]:
@@ -361,22 +379,24 @@ def account_history(history: AccountHistory, pools: Iterable[Pool], now: datetim
     first = history.points[0][0] if history.points else now.timestamp()
     if first > since:
         gaps.insert(0, [since, first])
-    changes: dict[float, int] = {since: 0}
-    for pool in pools:
-        ended = None if is_open(pool) else pool.end_date or pool.state_transition_time
-        if pool.creation_date is None or (ended is not None and ended.timestamp() <= since):
-            continue
-        start = max(since, pool.creation_date.timestamp())
-        changes[start] = changes.get(start, 0) + 1
-        if ended is not None:
-            changes[ended.timestamp()] = changes.get(ended.timestamp(), 0) - 1
-    opened, count = [], 0
-    for at in sorted(changes):
-        count += changes[at]
-        opened.append((at, count))
     return {
         "from": since,
         "points": [list(point) for point in history.points],
         "gaps": gaps,
-        "open": [list(point) for point in thinned(opened, MAX_POINTS)],
+        "open": [list(point) for point in thinned(_open_pools(pools, since), MAX_POINTS)],
     }
+
+
+def _open_pools(pools: Iterable[Pool], since: float) -> list[tuple[float, int]]:
+    """Return the number of open pools since a time, in steps."""
+    changes: dict[float, int] = {since: 0}
+    for pool in pools:
+        ended = None if is_open(pool) else pool.end_date or pool.state_transition_time
+        end = float("inf") if ended is None else ended.timestamp()
+        if pool.creation_date is None or end <= since:
+            continue
+        start = max(since, pool.creation_date.timestamp())
+        changes[start] = changes.get(start, 0) + 1
+        changes[end] = changes.get(end, 0) - 1
+    changes.pop(float("inf"), None)
+    return list(zip(sorted(changes), accumulate(changes[at] for at in sorted(changes)), strict=True))

@@ -31,7 +31,7 @@ from airflow_qarnot_pool.plugins.phases import (
     word_of,
 )
 from airflow_qarnot_pool.plugins.resizing import obstacle_of
-from airflow_qarnot_pool.plugins.severity import PoolFacts, rank_of, warnings_of
+from airflow_qarnot_pool.plugins.severity import Situation, rank_of, warnings_of
 from airflow_qarnot_pool.plugins.texts import clean_label, clean_line, run_link, to_iso
 
 #: Maximum number of DAG runs, of Airflow task ids and of tags in a row.
@@ -105,58 +105,79 @@ def _entry(page: PageData, pool: Pool, spending: Mapping[RunKey, float]) -> RowE
     by_run: dict[tuple[str | None, str | None], list[TaskRow]] = {}
     for task in work:
         by_run.setdefault((task.dag_id, task.run_id), []).append(task)
-    counts = count_tasks(work)
-    idle_since = None if tasks is None else _idle_since(pool, tasks)
-    owner = owner_of(pool, page.runs)
-    figures, limit = page.figures.get(pool.uuid), limits_from_labels(pool)
-    run = page.runs.get(run_of(pool))
-    failures = [task.moved for task in work if task.group == "failed" and task.moved is not None]
-    facts = PoolFacts(
-        pool=pool,
-        owner=owner,
-        observed=page.histories.get(pool.uuid) or ObservedHistory(),
-        idle_since=idle_since,
-        run_ended=run.ended if run else None,
-        failed_tasks=counts["failed"],
-        failed_at=max(failures, default=None),
-        limit=limit,
-        euros=figures.euros if figures else None,
-        run_euros=spending.get(run_of(pool)),
-    )
-    warnings = warnings_of(facts, page.now)
-    busy, queued = load_of(pool) if is_open(pool) else (0, 0)
-    phase, closing = phase_of(pool), page.closings.get(pool.uuid)
+    figures = page.figures.get(pool.uuid)
     row = {
+        **_identity(page, pool),
+        **_state(pool, work),
+        **_urgency(page, pool, tasks, spending),
+        "tasks": None if tasks is None else count_tasks(work),
+        **_users(by_run),
+        "task_ids": _task_ids(work),
+        "figures": _with_rate(figures_of(figures), figures, pool),
+    }
+    return RowEntry(row, _shares_by_run(pool, figures, by_run, is_counted=tasks is not None))
+
+
+def _identity(page: PageData, pool: Pool) -> dict[str, Any]:
+    closing = page.closings.get(pool.uuid)
+    return {
         "uuid": pool.uuid,
         "connection": page.connection,
         "name": clean_line(pool.name or pool.shortname or pool.uuid),
         "shortname": clean_label(pool.shortname),
-        "state": clean_line(pool.state or "unknown"),
-        "phase": phase,
-        "word": word_of(pool, counts["succeeded"] + counts["failed"] + counts["cancelled"] > 0),
-        "rank": rank_of(warnings),
-        "severity": warnings[0]["kind"] if warnings else "",
-        "warnings": warnings,
+        "tags": [clean_line(tag) for tag in user_tags(pool)[:MAX_TAGS]],
         "created": to_iso(pool.creation_date),
         "ended": to_iso(_ended_at(pool)),
-        "ready": pool.ready_slots if is_open(pool) else 0,
+        "closed_by": closing and {"user": clean_line(closing[0]), "at": to_iso(closing[1])},
+        "console": f"{page.console_url}/pools/{quote(pool.uuid)}" if page.console_url else None,
+    }
+
+
+def _state(pool: Pool, tasks: Sequence[TaskRow]) -> dict[str, Any]:
+    """Return the state of the pool and of its slots."""
+    phase, may_cost = phase_of(pool), is_open(pool)
+    busy, queued = load_of(pool) if may_cost else (0, 0)
+    return {
+        "state": clean_line(pool.state or "unknown"),
+        "phase": phase,
+        "word": word_of(pool, has_worked=any(task.group not in UNFINISHED for task in tasks)),
+        "ready": pool.ready_slots if may_cost else 0,
         "wanted": target_slots(pool) if phase in ("booting", "open") else 0,
         "busy": busy,
         "queued": queued,
-        "idle_since": to_iso(idle_since),
-        "tasks": None if tasks is None else counts,
-        "owner": owner,
-        **_users(by_run),
-        "task_ids": _task_ids(work),
-        "tags": [clean_line(tag) for tag in user_tags(pool)[:MAX_TAGS]],
-        "figures": _with_rate(figures_of(figures), figures, pool),
-        "limit": {"max_cost": limit and limit.max_cost, "max_run_cost": limit and limit.max_run_cost},
-        "closed_by": closing and {"user": clean_line(closing[0]), "at": to_iso(closing[1])},
-        "console": f"{page.console_url}/pools/{quote(pool.uuid)}" if page.console_url else None,
         "closable": is_closable(pool),
         "resizable": obstacle_of(pool) is None,
     }
-    return RowEntry(row, _shares_by_run(pool, figures, by_run, is_counted=tasks is not None))
+
+
+def _urgency(
+    page: PageData, pool: Pool, tasks: Sequence[TaskRow] | None, spending: Mapping[RunKey, float]
+) -> dict[str, Any]:
+    """Return the warnings about the pool, with its owner and limits, which some of them are about."""
+    owner, run = owner_of(pool, page.runs), page.runs.get(run_of(pool))
+    failures = [task.moved for task in tasks or () if task.group == "failed"]
+    figures, limit = page.figures.get(pool.uuid), limits_from_labels(pool)
+    situation = Situation(
+        pool=pool,
+        owner=owner,
+        observed=page.histories.get(pool.uuid) or ObservedHistory(),
+        idle_since=None if tasks is None else _idle_since(pool, tasks),
+        run_ended=run.ended if run else None,
+        failed_tasks=len(failures),
+        failed_at=max(filter(None, failures), default=None),
+        limit=limit,
+        euros=figures.euros if figures else None,
+        run_euros=spending.get(run_of(pool)),
+    )
+    warnings = warnings_of(situation, page.now)
+    return {
+        "rank": rank_of(warnings),
+        "severity": warnings[0]["kind"] if warnings else "",
+        "warnings": warnings,
+        "idle_since": to_iso(situation.idle_since),
+        "owner": owner,
+        "limit": {"max_cost": limit and limit.max_cost, "max_run_cost": limit and limit.max_run_cost},
+    }
 
 
 def _spending_of_runs(page: PageData) -> dict[RunKey, float]:

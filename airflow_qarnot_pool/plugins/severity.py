@@ -36,7 +36,7 @@ FAILURE_SHOWN_FOR = timedelta(days=1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PoolFacts:
+class Situation:
     """The facts about one pool that its warnings depend on. Euros and instants, None if unknown."""
 
     pool: Pool
@@ -51,7 +51,7 @@ class PoolFacts:
     run_euros: float | None = None
 
 
-def warnings_of(facts: PoolFacts, now: datetime) -> list[dict[str, Any]]:
+def warnings_of(facts: Situation, now: datetime) -> list[dict[str, Any]]:
     """Return the warnings about a pool, the most urgent first: ``[{kind, text, since}]``."""
     found = sorted(_warnings(facts, now), key=lambda warning: KINDS.index(warning[0]))
     return [
@@ -68,16 +68,11 @@ def rank_of(warnings: list[dict[str, Any]]) -> int:
 _Warning = tuple[str, str, datetime | None]
 
 
-def _warnings(facts: PoolFacts, now: datetime) -> Iterator[_Warning]:
+def _warnings(facts: Situation, now: datetime) -> Iterator[_Warning]:
     pool, phase = facts.pool, phase_of(facts.pool)
-    ended = pool.end_date or pool.state_transition_time
-    is_recent = is_open(pool) or ended is None or now - ended < FAILURE_SHOWN_FOR
     if phase == "unknown":
         yield "state", f"This release does not know the state {pool.state!r}", pool.state_transition_time
-    if phase == "failed" and is_recent:
-        yield "failed", f"The pool failed: {pool.error_text or 'Qarnot gives no reason'}", ended
-    elif pool.errors and is_recent:
-        yield "errors", f"Qarnot reports: {pool.error_text}", None
+    yield from _failure_warnings(pool, phase, now)
     if facts.failed_tasks and facts.failed_at and now - facts.failed_at < FAILURE_SHOWN_FOR:
         yield "tasks", f"{plural(facts.failed_tasks, 'Qarnot task')} failed", facts.failed_at
     if phase in ("booting", "open"):
@@ -90,7 +85,17 @@ def _warnings(facts: PoolFacts, now: datetime) -> Iterator[_Warning]:
         yield from _boot_warnings(pool, now)
 
 
-def _owner_warnings(facts: PoolFacts, now: datetime) -> Iterable[_Warning]:
+def _failure_warnings(pool: Pool, phase: str, now: datetime) -> Iterable[_Warning]:
+    ended = pool.end_date or pool.state_transition_time
+    if not is_open(pool) and ended is not None and now - ended >= FAILURE_SHOWN_FOR:
+        return
+    if phase == "failed":
+        yield "failed", f"The pool failed: {pool.error_text or 'Qarnot gives no reason'}", ended
+    elif pool.errors:
+        yield "errors", f"Qarnot reports: {pool.error_text}", None
+
+
+def _owner_warnings(facts: Situation, now: datetime) -> Iterable[_Warning]:
     age = now - (facts.pool.creation_date or now)
     if facts.owner["kind"] == "run" and age > TEARDOWN_TIME:
         state = facts.owner["run_state"]
@@ -107,7 +112,7 @@ def _loss_warnings(observed: ObservedHistory, now: datetime) -> Iterable[_Warnin
         yield "nodes", text, observed.lost_at
 
 
-def _budget_warnings(facts: PoolFacts) -> Iterable[_Warning]:
+def _budget_warnings(facts: Situation) -> Iterable[_Warning]:
     if facts.limit is None:
         return
     for name, maximum, spent, subject in (
@@ -119,7 +124,7 @@ def _budget_warnings(facts: PoolFacts) -> Iterable[_Warning]:
             yield "budget", f"{subject} {verb} its {name} of {format_euros(maximum)}", None
 
 
-def _idle_warnings(facts: PoolFacts, now: datetime) -> Iterable[_Warning]:
+def _idle_warnings(facts: Situation, now: datetime) -> Iterable[_Warning]:
     patience = max(IDLE_AFTER, keep_warm_of(facts.pool) or IDLE_AFTER)
     if facts.idle_since and now - facts.idle_since > patience:
         yield "idle", f"No work, and {plural(facts.pool.ready_slots, 'slot')} billed", facts.idle_since
