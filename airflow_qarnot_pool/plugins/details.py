@@ -5,7 +5,6 @@ All Qarnot tasks are kept until a run is chosen, so that limits apply to the tas
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,7 +19,14 @@ from airflow_qarnot_pool.plugins.history import ObservedHistory, boot_phases, ev
 from airflow_qarnot_pool.plugins.listing import RowEntry
 from airflow_qarnot_pool.plugins.phases import group_of, is_open
 from airflow_qarnot_pool.plugins.rows import row_of_run
-from airflow_qarnot_pool.plugins.texts import clean_block, clean_label, clean_line, task_link, to_iso
+from airflow_qarnot_pool.plugins.texts import (
+    clean_block,
+    clean_label,
+    clean_line,
+    shape_of,
+    task_link,
+    to_iso,
+)
 
 #: Maximum number of Qarnot tasks, of groups of errors and of the tasks that each names.
 MAX_TASKS, MAX_ERRORS, MAX_ERROR_TASKS = 200, 20, 5
@@ -212,10 +218,10 @@ def _grouped_errors(pool_errors: Iterable[str], tasks: Iterable[TaskFacts]) -> l
     """Return the errors, those that differ only in numbers as one: first those of the pool, then the newest."""
     groups: dict[tuple[str, str], list[tuple[str, TaskFacts | None]]] = {}
     for text in pool_errors:
-        groups.setdefault(("pool", _shape(text)), []).append((text, None))
+        groups.setdefault(("pool", shape_of(text)), []).append((text, None))
     for task in tasks:
         for text in task.errors:
-            groups.setdefault(("task", _shape(text)), []).append((text, task))
+            groups.setdefault(("task", shape_of(text)), []).append((text, task))
     errors = [_error(kind, found) for (kind, _), found in groups.items()]
     errors.sort(key=lambda error: str(error["last"] or ""), reverse=True)
     errors.sort(key=lambda error: error["of"] != "pool")
@@ -235,11 +241,6 @@ def _error(kind: str, found: Sequence[tuple[str, TaskFacts | None]]) -> dict[str
         "last": max(times, default=None),
         "tasks": [task.names() for task, _ in newest[:MAX_ERROR_TASKS]],
     }
-
-
-def _shape(text: str) -> str:
-    """Return *text* without the numbers and uuids that differ between errors of the same kind."""
-    return re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}|\d+", "#", text)
 
 
 def _nodes(pool: Pool, starts: pictures.Starts) -> list[dict[str, Any]]:

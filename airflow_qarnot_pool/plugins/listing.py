@@ -11,7 +11,7 @@ MAX_GONE = 1_000
 
 
 class RowEntry(NamedTuple):
-    """A row of the page, and ``{tasks, figures, task_ids}`` for the tab of each DAG run that uses the pool."""
+    """A row of the page, and the parts of it that the tab of each DAG run shows of its own."""
 
     row: dict[str, Any]
     runs: Mapping[tuple[str, str], dict[str, Any]]

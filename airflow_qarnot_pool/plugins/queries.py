@@ -66,7 +66,7 @@ POOL_FIELDS = (
     "MultiSlotsSettings",
     "ExecutionTime",
 )
-TASK_FIELDS = ("State", "StateTransitionTime", "PoolUuid", "Labels")
+TASK_FIELDS = ("State", "StateTransitionTime", "PoolUuid", "Labels", "Errors")
 #: Seconds between two reads of all tasks. Only changes are read in between.
 FULL_READ_INTERVAL = 300.0
 #: Overlap of two reads of changes, because the server's clock has a resolution of 1 s.
@@ -223,6 +223,7 @@ class Fetcher:
                     label(task.labels, "dag_id"),
                     label(task.labels, "run_id"),
                     label(task.labels, "task_id"),
+                    error_of(task),
                 )
         self._task_rows = task_rows
 
@@ -298,6 +299,13 @@ class Fetcher:
         return TaskOutput(
             run_of(task), {name: read_tail(client, task_uuid, name) for name in ("stdout", "stderr")}
         )
+
+
+def error_of(task: Task) -> str | None:
+    """Return the start of the first error of a Qarnot task that has failed."""
+    if not task.errors or group_of(task.state) != "failed":
+        return None
+    return str(task.errors[0])[: rows.MAX_ERROR]
 
 
 def output_key(uuid: str, task: str) -> str:

@@ -31,11 +31,13 @@ from airflow_qarnot_pool.plugins.phases import (
     word_of,
 )
 from airflow_qarnot_pool.plugins.resizing import obstacle_of
-from airflow_qarnot_pool.plugins.severity import Situation, rank_of, warnings_of
-from airflow_qarnot_pool.plugins.texts import clean_label, clean_line, run_link, to_iso
+from airflow_qarnot_pool.plugins.severity import Situation, rank_of, task_warnings_of, warnings_of
+from airflow_qarnot_pool.plugins.texts import clean_label, clean_line, run_link, shape_of, to_iso
 
 #: Maximum number of DAG runs, of Airflow task ids and of tags in a row.
 MAX_USERS, MAX_TASK_IDS, MAX_TAGS = 10, 30, 20
+#: Maximum number of kinds of errors in a row, and characters of each.
+MAX_ERRORS, MAX_ERROR = 3, 200
 TASK_GROUPS = ("queued", "running", "succeeded", "failed", "cancelled")
 
 
@@ -49,6 +51,8 @@ class TaskRow:
     dag_id: str | None
     run_id: str | None
     task_id: str | None = None
+    #: The first of its errors, if it has failed.
+    error: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,9 +117,35 @@ def _entry(page: PageData, pool: Pool, spending: Mapping[RunKey, float]) -> RowE
         "tasks": None if tasks is None else count_tasks(work),
         **_users(by_run),
         "task_ids": _task_ids(work),
+        "errors": _errors((*(str(error) for error in pool.errors), *_errors_of(work))),
         "figures": _with_rate(figures_of(figures), figures, pool),
     }
-    return RowEntry(row, _shares_by_run(pool, figures, by_run, is_counted=tasks is not None))
+    shares = _shares_by_run(pool, figures, by_run)
+    return RowEntry(row, {run: {**shares[run], **_part(by_run.get(run, ()), page)} for run in shares})
+
+
+def _part(tasks: Sequence[TaskRow], page: PageData) -> dict[str, Any]:
+    """Return what the tab of a DAG run shows of its Qarnot tasks on a pool."""
+    failures = [task.moved for task in tasks if task.group == "failed"]
+    return {
+        "tasks": None if page.tasks is None else count_tasks(tasks),
+        "task_ids": _task_ids(tasks),
+        "errors": _errors(_errors_of(tasks)),
+        "warnings": task_warnings_of(len(failures), max(filter(None, failures), default=None), page.now),
+    }
+
+
+def _errors_of(tasks: Iterable[TaskRow]) -> list[str]:
+    return [task.error for task in tasks if task.error is not None]
+
+
+def _errors(texts: Iterable[str]) -> list[dict[str, Any]]:
+    """Return the most frequent kinds of errors: ``[{text, count}]``."""
+    kinds: dict[str, list[str]] = {}
+    for text in texts:
+        kinds.setdefault(shape_of(text), []).append(text)
+    most = sorted(kinds.values(), key=lambda each: (-len(each), min(each)))[:MAX_ERRORS]
+    return [{"text": clean_line(min(each), MAX_ERROR), "count": len(each)} for each in most]
 
 
 def _identity(page: PageData, pool: Pool) -> dict[str, Any]:
@@ -251,19 +281,13 @@ def _shares_by_run(
     pool: Pool,
     figures: PoolFigures | None,
     by_run: Mapping[tuple[str | None, str | None], Sequence[TaskRow]],
-    *,
-    is_counted: bool,
 ) -> dict[tuple[str, str], dict[str, Any]]:
-    """Return the Qarnot tasks and the share of the figures of each DAG run of a pool."""
+    """Return the share of the figures of each DAG run of a pool."""
     shares = (figures and figures.shares) or {}
     # A run without tasks on the pool pays nothing once another run pays a share.
     idle_share = 0.0 if shares else None
     return {
-        run: {
-            "tasks": count_tasks(by_run.get(run, ())) if is_counted else None,
-            "figures": figures_of(figures, shares.get(run, None if run in by_run else idle_share)),
-            "task_ids": _task_ids(by_run.get(run, ())),
-        }
+        run: {"figures": figures_of(figures, shares.get(run, None if run in by_run else idle_share))}
         for run in runs_of(pool, (tasks[0] for tasks in by_run.values()))
     }
 
@@ -361,9 +385,17 @@ def row_of_run(entry: RowEntry, run: tuple[str, str]) -> dict[str, Any] | None:
     alone = owner["kind"] == "run" and len(entry.runs) == 1
     if owner["kind"] == "shared":
         owner = {**owner, "dag_id": None, "run_id": None}  # the first run, which may be of any DAG
+    warnings, errors = entry.row["warnings"], entry.row["errors"]
+    if not alone:
+        warnings = [warning for warning in warnings if warning["kind"] != "tasks"] + part["warnings"]
+        errors = part["errors"]
     return {
         **entry.row,
         "owner": owner,
+        "rank": rank_of(warnings),
+        "severity": warnings[0]["kind"] if warnings else "",
+        "warnings": warnings,
+        "errors": errors,
         "users": [],
         "task_ids": part["task_ids"],
         "closed_by": None,

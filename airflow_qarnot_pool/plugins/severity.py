@@ -53,11 +53,12 @@ class Situation:
 
 def warnings_of(facts: Situation, now: datetime) -> list[dict[str, Any]]:
     """Return the warnings about a pool, the most urgent first: ``[{kind, text, since}]``."""
-    found = sorted(_warnings(facts, now), key=lambda warning: KINDS.index(warning[0]))
-    return [
-        {"kind": kind, "text": clean_line(text, MAX_WARNING), "since": to_iso(since)}
-        for kind, text, since in found
-    ]
+    return _to_json(_warnings(facts, now))
+
+
+def task_warnings_of(failed: int, failed_at: datetime | None, now: datetime) -> list[dict[str, Any]]:
+    """Return the warning about failed Qarnot tasks, if there is one."""
+    return _to_json(_task_warnings(failed, failed_at, now))
 
 
 def rank_of(warnings: list[dict[str, Any]]) -> int:
@@ -68,13 +69,20 @@ def rank_of(warnings: list[dict[str, Any]]) -> int:
 _Warning = tuple[str, str, datetime | None]
 
 
+def _to_json(warnings: Iterable[_Warning]) -> list[dict[str, Any]]:
+    found = sorted(warnings, key=lambda warning: KINDS.index(warning[0]))
+    return [
+        {"kind": kind, "text": clean_line(text, MAX_WARNING), "since": to_iso(since)}
+        for kind, text, since in found
+    ]
+
+
 def _warnings(facts: Situation, now: datetime) -> Iterator[_Warning]:
     pool, phase = facts.pool, phase_of(facts.pool)
     if phase == "unknown":
         yield "state", f"This release does not know the state {pool.state!r}", pool.state_transition_time
     yield from _failure_warnings(pool, phase, now)
-    if facts.failed_tasks and facts.failed_at and now - facts.failed_at < FAILURE_SHOWN_FOR:
-        yield "tasks", f"{plural(facts.failed_tasks, 'Qarnot task')} failed", facts.failed_at
+    yield from _task_warnings(facts.failed_tasks, facts.failed_at, now)
     if phase in ("booting", "open"):
         yield from _owner_warnings(facts, now)
         yield from _loss_warnings(facts.observed, now)
@@ -83,6 +91,11 @@ def _warnings(facts: Situation, now: datetime) -> Iterator[_Warning]:
         yield from _idle_warnings(facts, now)
     if phase == "booting":
         yield from _boot_warnings(pool, now)
+
+
+def _task_warnings(failed: int, failed_at: datetime | None, now: datetime) -> Iterable[_Warning]:
+    if failed and failed_at and now - failed_at < FAILURE_SHOWN_FOR:
+        yield "tasks", f"{plural(failed, 'Qarnot task')} failed", failed_at
 
 
 def _failure_warnings(pool: Pool, phase: str, now: datetime) -> Iterable[_Warning]:

@@ -15,6 +15,7 @@ MAX_ERROR = 2_000
 _BLOCK_HARMFUL = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff"
 _HARMFUL_IN_BLOCK = re.compile(f"[{_BLOCK_HARMFUL}]")
 _HARMFUL_IN_LINE = re.compile(f"[\t\n{_BLOCK_HARMFUL}]")
+_VARYING = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}|\d+")
 
 
 def clean_line(text: str, limit: int = MAX_NAME) -> str:
@@ -34,6 +35,11 @@ def clean_label(text: str | None) -> str | None:
 
 def _clamp(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def shape_of(text: str) -> str:
+    """Return *text* without the numbers and uuids that differ between errors of the same kind."""
+    return _VARYING.sub("#", text)
 
 
 def plural(count: int, noun: str) -> str:

@@ -313,6 +313,34 @@ def test_a_row_names_its_runs_those_with_work_first_and_bounded() -> None:
     assert made["task_ids"] == ["more", "work"]
 
 
+def failed(error: str, run: str = "run+1") -> rows.TaskRow:
+    return rows.TaskRow("u", "failed", NOW, "frames", run, "work", error)
+
+
+def test_a_row_has_its_most_frequent_errors_and_a_run_those_of_its_own_tasks() -> None:
+    notes = [failed(f"E1: exit {n} on node {n}") for n in range(3)] + [
+        failed("E2: no space"),
+        note("succeeded"),
+    ]
+    notes += [failed(f"E{letter}", "other") for letter in "ABCD"]
+    found = entry(pool(errors=[{"code": "X"}], **SHARED), notes=notes)
+    assert found.row["errors"] == [
+        {"text": "E1: exit 0 on node 0", "count": 3},
+        {"text": "E2: no space", "count": 1},
+        {"text": "EA", "count": 1},
+    ]
+    own = rows.row_of_run(found, OPENER)
+    assert own is not None
+    assert own["errors"] == [
+        {"text": "E1: exit 0 on node 0", "count": 3},
+        {"text": "E2: no space", "count": 1},
+    ]
+    assert [one["text"] for one in own["warnings"]] == ["Qarnot reports: X", "4 Qarnot tasks failed"]
+    others = rows.row_of_run(entry(pool(**SHARED), notes=[failed("E", "other"), note("running")]), OPENER)
+    assert others is not None
+    assert (others["warnings"], others["rank"], others["errors"]) == ([], 99, [])
+
+
 def test_harmful_characters_in_names_break_nothing() -> None:
     odd = "a\x00b\u202ec\ud800\r\nd" + "e" * 400
     labels = {f"airflow.{name}": odd for name in ("dag_id", "run_id", "task_id")}
