@@ -229,3 +229,32 @@ def test_a_version_names_one_value_of_one_process() -> None:
     clock.now = 5
     one.get()
     assert settled(one).version != known
+
+
+def test_an_equal_value_keeps_its_version() -> None:
+    answers = iter([[1], [1], [2]])
+    cache = Cache(lambda key, first: next(answers), max_age=5, pause=0, clock=Clock())
+    cache.get()
+    versions = [settled(cache).version]
+    for _ in range(2):
+        cache.get(newer=True)
+        versions.append(settled(cache).version)
+    assert versions[0] == versions[1] != versions[2]
+    assert {version.partition(".")[0] for version in versions} == {cache.get().source}
+
+
+def test_a_fetch_that_takes_long_is_followed_by_a_longer_pause() -> None:
+    """An account of tens of thousands of pools must not keep the api-server busy."""
+    clock = Clock()
+    asked: list[float] = []
+
+    def fetch(key: str, first: Any) -> None:
+        asked.append(clock.now)
+        clock.now += 10
+
+    cache = Cache(fetch, max_age=5, pause=0, clock=clock)
+    cache.get()
+    assert settled(cache).age == 0
+    for clock.now in (49.9, 50.0):
+        settled(cache)
+    assert asked == [0, 50]
