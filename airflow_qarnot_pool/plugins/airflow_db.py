@@ -60,7 +60,7 @@ def closings() -> dict[str, tuple[str, datetime]]:
         )
         for owner, at, extra in session.execute(query):
             uuid = _pool_of(extra)
-            if uuid is not None:
+            if uuid is not None and at is not None:
                 found.setdefault(uuid, (str(owner), at))
     return found
 

@@ -281,8 +281,9 @@ class Fetcher:
             with suppress(QarnotUnavailableError):
                 self._read_figure(client, pool, settings.reference_datacenter, tasks)
         starts = self._starts.setdefault(uuid, {})
-        for remote in (pool, *tasks):
-            pictures.observe_starts(starts, remote)
+        pictures.observe_starts(starts, pool)
+        for task in tasks:
+            pictures.observe_starts(starts, task)
         while len(self._starts) > MAX_DETAILS:
             del self._starts[next(iter(self._starts))]
         [entry] = rows.build_rows(self._page_data(settings, [pool], now))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 from airflow_qarnot_pool.api.models import ElasticProperty, Pool
 from airflow_qarnot_pool.api.parts import (
@@ -43,7 +44,7 @@ def obstacle_of(pool: Pool) -> str | None:
     return None
 
 
-def resized(pool: Pool, slots: int, idle: timedelta | None) -> dict[str, Elastic | Scaling]:
+def resized(pool: Pool, slots: int, idle: timedelta | None) -> dict[str, Any]:
     """Return the settings of the pool with another size, as :meth:`PoolResource.update` takes them.
 
     :param slots: number of slots, or the maximum of a pool that follows its load.
@@ -52,14 +53,15 @@ def resized(pool: Pool, slots: int, idle: timedelta | None) -> dict[str, Elastic
     if pool.elastic and pool.elastic.is_elastic and not pool.scaling:
         return {"elastic": _elastic(pool.elastic, slots, idle)}
     policy = pool.scaling.policies[0] if pool.scaling else FixedPolicy(slots_count=slots, name=POLICY_NAME)
+    name = policy.name or POLICY_NAME
     if isinstance(policy, ManagedTasksQueuePolicy):
         bounds = _bounds(policy.min_total_slots, policy.min_idle_slots, slots, idle)
         changed: Policy = replace(policy, **bounds, min_idle_time=idle or policy.min_idle_time)
     elif idle is None:
-        changed = FixedPolicy(slots_count=slots, name=policy.name, enabled_periods=_periods(policy))
+        changed = FixedPolicy(slots_count=slots, name=name, enabled_periods=_periods(policy))
     else:
         changed = ManagedTasksQueuePolicy(
-            name=policy.name or POLICY_NAME,
+            name=name,
             max_total_slots=slots,
             min_idle_time=idle,
             scaling_factor=1,
@@ -78,7 +80,7 @@ def _elastic(present: ElasticProperty, slots: int, idle: timedelta | None) -> El
     return Elastic(**{**kept, **bounds, **({"min_idle_time": idle} if idle else {})})
 
 
-def _bounds(minimum: int, spare: int, slots: int, idle: timedelta | None) -> dict[str, int]:
+def _bounds(minimum: int, spare: int, slots: int, idle: timedelta | None) -> dict[str, Any]:
     """Return the bounds of a pool that follows its load. Nodes that stay without work are none if *idle* is given."""
     if idle is not None:
         minimum = spare = 0
