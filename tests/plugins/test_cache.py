@@ -221,7 +221,7 @@ def test_a_first_answer_is_shown_until_the_whole_one_is_there() -> None:
 def test_a_version_names_one_value_of_one_process() -> None:
     clock = Clock()
     one, other = (
-        Cache(lambda key, first: "the same text", max_age=5, pause=0, clock=clock) for _ in range(2)
+        Cache(lambda key, first: f"text at {clock.now}", max_age=5, pause=0, clock=clock) for _ in range(2)
     )
     known = settled(one).version
     assert one.get().version == known

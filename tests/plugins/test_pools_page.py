@@ -193,7 +193,7 @@ def test_labels_that_no_database_takes_break_neither_the_list_nor_a_close(
 ) -> None:
     """Anybody who has the token can write labels, and PostgreSQL refuses a NUL."""
     labels = {"airflow.dag_id": "a\x00b", "airflow.run_id": "x" * 5000, "airflow.task_id": "\u202e"}
-    uuid = make.pool("odd\x00name", labels=labels)
+    uuid = make.pool("odd\u202ename", labels=labels)
     row = row_of(admin, uuid, phase="open")
     assert row["owner"]["dag_id"] == "a\ufffdb"
     answer = admin.post(f"{PAGE}/api/connections/qarnot_default/pools/{uuid}/close", headers=CLOSE)
