@@ -33,10 +33,14 @@ def is_id(text: str) -> bool:
     return len(text) <= MAX_ID and "\x00" not in text and text.encode(errors="replace").decode() == text
 
 
+def askable_runs(runs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return the runs that Airflow can have, each once. Labels can name others."""
+    return sorted({run for run in runs if all(is_id(part) for part in run)})
+
+
 def run_facts(runs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], RunFacts]:
     """Return the states of the DAG runs that exist."""
-    keys = sorted({run for run in runs if all(is_id(part) for part in run)})
-    facts = {}
+    keys, facts = askable_runs(runs), {}
     with create_session() as session:
         for start in range(0, len(keys), 200):
             chunk = keys[start : start + 200]
