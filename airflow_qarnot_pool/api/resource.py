@@ -230,7 +230,7 @@ class Resource(Endpoint, Generic[SpecT, ModelT]):
         return builtins.list(self._named(shortname))
 
     def _named(self, shortname: str) -> Iterator[ModelT]:
-        for candidate in self._search_each(equal("Shortname", shortname)):
+        for candidate in self.search_each(equal("Shortname", shortname)):
             if candidate.shortname == shortname:
                 yield candidate
 
@@ -281,15 +281,16 @@ class Resource(Endpoint, Generic[SpecT, ModelT]):
 
         Qarnot API: ``/search``, ``/summaries/paginate``, ``/paginate``.
         """
-        return builtins.list(self._search_each(filter, fields, trust_limit))
+        return builtins.list(self.search_each(filter, fields=fields, trust_limit=trust_limit))
 
-    def _search_each(
+    def search_each(
         self,
         filter: Filter | None = None,
+        *,
         fields: Sequence[str] | None = None,
         trust_limit: bool = False,
     ) -> Iterator[ModelT]:
-        """Yield the objects of :meth:`search_all`. The pages are read only if the caller needs more than one search."""
+        """Yield the objects of :meth:`search_all`. A caller that has found enough in one search saves the others."""
         try:
             matches = self.search(filter, fields=fields, limit=MAX_FOUND)
         except QarnotRefusedError as error:

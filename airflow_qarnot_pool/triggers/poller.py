@@ -579,10 +579,8 @@ class Poller:
             filters.equal("Tags", namespace_tag(self._settings.namespace)),
             filters.ge("StateTransitionTime", (mark - OVERLAP).strftime("%Y-%m-%dT%H:%M:%SZ")),
         )
-        resource = self._resource
+        search = partial(self._search_changes, changed, set(self.subscriptions))
         try:
-            # If the server lowers its limit, a full poll shows what a query lacks.
-            search = partial(resource.search_all, changed, fields=self._fields, trust_limit=True)
             snapshots = await self._request(search)
         except QarnotRefusedError as error:
             self._changes_refused += 1
@@ -593,6 +591,17 @@ class Poller:
         await self._notify(snapshots)
         self._advance(mark, requested_at)
         return True
+
+    def _search_changes(self, changed: filters.Filter, unseen: set[str]) -> list[Pool | Task]:
+        """Return the objects that have changed, or those of the first search if no other is *unseen* then."""
+        found: list[Pool | Task] = []
+        # If the server lowers its limit, a full poll shows what a query lacks.
+        for snapshot in self._resource.search_each(changed, fields=self._fields, trust_limit=True):
+            found.append(snapshot)
+            unseen.discard(snapshot.uuid)
+            if not unseen:
+                break
+        return found
 
     def _advance(self, mark: datetime, requested_at: float) -> None:
         """Move the mark to the server's time at *requested_at*, because the response lacks all later changes."""

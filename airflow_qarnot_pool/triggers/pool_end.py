@@ -65,6 +65,9 @@ class PoolEnd:
         _, conn_id, pool = self._key
         every = POOL_POLL_INTERVALS * self._interval
         while True:
+            await asyncio.sleep(
+                every
+            )  # most waits are shorter, and the pool has just accepted their Qarnot task
             try:
                 async with subscribe(conn_id, "pool", pool, interval=every, follows_age=False) as subscriber:
                     while True:
@@ -77,7 +80,6 @@ class PoolEnd:
                 log.info("%s", error)
             except QarnotError as error:
                 log.warning("Could not poll pool %s of awaited Qarnot tasks: %s", pool, error)
-            await asyncio.sleep(every)
 
 
 _ends: dict[tuple[int, str, str], PoolEnd] = {}

@@ -92,6 +92,22 @@ def test_idle_rounds_cost_the_same_however_many_wait(
     assert many <= 1.5
 
 
+def test_a_search_that_shows_all_that_is_awaited_is_not_checked_for_completeness(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(poller, "SWEEP_EVERY", 10_000)
+    (uuid,) = submit(client, pool, 1)
+
+    async def wait() -> str:
+        waiting = asyncio.create_task(state_of(uuid, "Cancelled"))
+        await until(lambda: searches(qarnot) >= 2)
+        client.tasks.abort(uuid)
+        return await waiting
+
+    assert asyncio.run(wait()) == "Cancelled"
+    assert "/tasks/summaries/paginate" not in [one["path"] for one in qarnot.requests()]
+
+
 def test_everybody_gets_their_own_answer(qarnot: LocalQarnot, client: QarnotClient, pool: str) -> None:
     good, bad = submit(client, pool, 8, "true"), submit(client, pool, 3, "false")
 
