@@ -296,7 +296,7 @@ def _ages(report: Report, waiters: int, cost: Cost) -> None:
     for name, age in AGES.items():
         delay = poll_delay(age, SHORTEST, LONGEST) * (1 - JITTER / 2)
         # A full poll comes after some rounds, and not before these could be rare ones.
-        full = max(SWEEP_EVERY * delay, 0.8 * SWEEP_EVERY * LONGEST)
+        full = max(SWEEP_EVERY * delay, (1 - JITTER) * SWEEP_EVERY * LONGEST)
         idle, busy = (
             60 * (changes / delay + SWEEP_EVERY * sweeps / full)
             for changes, sweeps in (

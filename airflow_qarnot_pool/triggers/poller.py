@@ -561,8 +561,8 @@ class Poller:
     def _is_sweep_due(self, now: float) -> bool:
         """Return whether it is time for a full poll: after some rounds, and not before they could be rare ones."""
         rounds, swept_at = self._swept
-        # Rounds may come early, by their jitter and by the delay of the round before.
-        earliest = swept_at + 0.8 * SWEEP_EVERY * self._interval()
+        # Rounds may come early, by their jitter.
+        earliest = swept_at + (1 - JITTER) * SWEEP_EVERY * self._interval()
         return self.rounds - rounds >= SWEEP_EVERY and now >= earliest
 
     @property

@@ -225,7 +225,8 @@ def test_a_mistake_in_the_configuration_of_a_triggerer_fails_no_wait(
     [
         pytest.param(12, 180.0, True, id="rare rounds"),
         pytest.param(12, 12.0, False, id="frequent rounds"),
-        pytest.param(200, 150.0, True, id="frequent rounds for as long as rare ones take"),
+        pytest.param(200, 165.0, True, id="frequent rounds for as long as rare ones take"),
+        pytest.param(200, 155.0, False, id="frequent rounds for a shorter time"),
         pytest.param(11, 500.0, False, id="slow rounds"),
     ],
 )
