@@ -46,6 +46,8 @@ TRIGGER_FAIL_REPR = "__fail__"
 AIRFLOW_VERSION = tuple(int(part) for part in airflow_version.split(".")[:2])
 #: From 3.3 the triggerer calls ``BaseTrigger.on_kill`` when a user marks or clears a deferred task.
 TRIGGERS_HAVE_ON_KILL = AIRFLOW_VERSION >= (3, 3)
+#: From 3.3 assets have a state store, which event triggers can read and write.
+HAS_ASSET_STATE_STORE = AIRFLOW_VERSION >= (3, 3)
 
 #: The process for which :func:`stats` has checked that Airflow's stats are set up.
 _stats_checked_in = 0
@@ -196,6 +198,28 @@ def _set_up(stats: Any) -> None:
         stats.initialize(factory=factory(stats))
 
 
+def asset_state_accessors(trigger: Any) -> list[Any]:
+    """Return the accessor of the state store of each asset that an event trigger reports to.
+
+    From 3.3. The public interface needs the assets, which a trigger does not know. Without it a watcher with several
+    assets reports again after a restart what it has reported.
+    """
+    accessors = trigger.asset_state_store
+    return [] if accessors is None else [*accessors._by_name.values(), *accessors._by_uri.values()]
+
+
+def session_of_thread() -> Any:
+    """Return the database session of this thread, in which Airflow stores the event of a trigger, or None.
+
+    3.1 to 3.3: ``provide_session`` takes it from a registry by thread. Without it a watcher stores its watermark a
+    minute after the event, and events before a kill come twice. Only processes with access to the database may call it.
+    """
+    from airflow import settings
+
+    registry = getattr(settings.Session, "registry", None)
+    return settings.Session() if registry is not None and registry.has() else None
+
+
 def is_supervisor_channel_free() -> bool:
     """Return whether this process has no request to Airflow under way, so that a signal handler can send one.
 
@@ -216,6 +240,7 @@ def is_supervisor_channel_free() -> bool:
 
 __all__ = [
     "AIRFLOW_VERSION",
+    "HAS_ASSET_STATE_STORE",
     "TRIGGERS_HAVE_ON_KILL",
     "AirflowException",
     "AirflowFailException",
@@ -226,6 +251,7 @@ __all__ = [
     "TaskDeferralTimeout",
     "TaskDeferred",
     "api_security",
+    "asset_state_accessors",
     "bucket_path_parser",
     "context_keys",
     "current_dag_and_group",
@@ -235,5 +261,6 @@ __all__ = [
     "operator_metaclass",
     "partial_operator_class",
     "runtime_task_instance",
+    "session_of_thread",
     "stats",
 ]

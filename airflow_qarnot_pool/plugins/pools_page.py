@@ -1,4 +1,4 @@
-"""Register the Pools page with Airflow.
+"""Register the Pools page and the listener of watchers with Airflow.
 
 Every Airflow process imports the plugins, so this imports no module that such a process lacks. The web application is
 built by the first request to it, which only the api-server receives.
@@ -11,6 +11,9 @@ from urllib.parse import urlsplit
 
 from airflow.configuration import conf
 from airflow.plugins_manager import AirflowPlugin
+
+from airflow_qarnot_pool.plugins import watermarks
+from airflow_qarnot_pool.version_compat import HAS_ASSET_STATE_STORE
 
 PREFIX = "/qarnot-pools"
 
@@ -59,8 +62,9 @@ def _views() -> list[dict[str, Any]]:
 
 
 class QarnotPoolsPlugin(AirflowPlugin):
-    """Adds the Pools page to the navigation, and a tab with the pools of the run to every DAG run."""
+    """Adds the Pools page to the navigation, a tab to every DAG run, and the listener for events of watchers."""
 
     name = "qarnot_pools"
     fastapi_apps = [{"app": LazyApp(), "url_prefix": PREFIX, "name": "Qarnot pools"}]
     external_views = _views()
+    listeners = [watermarks] if HAS_ASSET_STATE_STORE else []

@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PollKind = Literal["pool", "task", "cost"]
+PollKind = Literal["pool", "task", "cost", "bucket"]
 T = TypeVar("T")
 
 #: Rounds between full polls. Frequent rounds count less, so that they do not make full polls frequent.
@@ -160,6 +160,11 @@ class Subscriber:
         assert self._poller is not None
         self._poller.remove(self)
         self._poller.stop_if_idle()
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether it has updates that :meth:`next` has not returned yet."""
+        return bool(self._pending)
 
     def deliver(self, update: Pool | Task | Exception) -> None:
         """Have :meth:`next` return or raise *update*."""
