@@ -19,7 +19,7 @@ def pages(s3: Any, bucket: str, prefixes: Iterable[str]) -> Iterator[dict[str, A
     if not remaining:
         return
     common = _common_start(remaining[0], remaining[-1])
-    position: dict[str, str] = _start(remaining[0]) if remaining[0] != common else {}
+    position = {"StartAfter": _start(remaining[0])} if remaining[0] != common else {}
     while remaining:
         page: dict[str, Any] = s3.list_objects_v2(Bucket=bucket, Prefix=common, **position)
         yield page
@@ -30,8 +30,8 @@ def pages(s3: Any, bucket: str, prefixes: Iterable[str]) -> Iterator[dict[str, A
             continue
         last = page["Contents"][-1]["Key"]
         remaining = [prefix for prefix in remaining if last < prefix or last.startswith(prefix)]
-        if remaining and last < remaining[0]:
-            position = _start(remaining[0])
+        if remaining and last < _start(remaining[0]):
+            position = {"StartAfter": _start(remaining[0])}
 
 
 def _outermost(prefixes: Iterable[str]) -> list[str]:
@@ -51,9 +51,10 @@ def _common_start(first: str, last: str) -> str:
     return first[:length]
 
 
-def _start(prefix: str) -> dict[str, str]:
-    """Return the arguments to list from *prefix* on. ``StartAfter`` excludes the key itself, so it is a bit lower."""
-    lower = ord(prefix[-1]) - 1
+def _start(prefix: str) -> str:
+    """Return a text that is sorted closely before *prefix*, because ``StartAfter`` excludes the key itself."""
+    if not prefix:
+        return ""
+    before = ord(prefix[-1]) - 1
     # Control characters and surrogates are no text of a key.
-    start = f"{prefix[:-1]}{chr(lower)}{_LAST}" if 32 <= lower < 0xD800 else prefix[:-1]
-    return {"StartAfter": start} if start else {}
+    return f"{prefix[:-1]}{chr(before)}{_LAST}" if 32 <= before < 0xD800 else prefix[:-1]
