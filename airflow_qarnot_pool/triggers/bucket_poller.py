@@ -90,8 +90,7 @@ def _offer(entry: dict[str, Any], by_prefix: dict[str, list[Search]], lengths: I
         if length > len(key):
             break
         for search in by_prefix.get(key[:length], ()):
-            if search.accepts is None or search.accepts(item):
-                search.watch.offer(item, modified)
+            search.offer(item, modified)
 
 
 def watch_bucket(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from airflow_qarnot_pool.triggers.watermark import Item, Watermark, digest_of, minute_of
@@ -44,6 +44,12 @@ class Watch:
     _items: list[tuple[datetime, Item]] = field(default_factory=list)
     _existing: dict[int, set[bytes]] = field(default_factory=dict)
     _complete: bool = True
+
+    def oldest(self, now: datetime) -> datetime | None:
+        """Return the oldest time of an item that may be new, *now* on the service's clock. None for any time."""
+        if self.mark is None:
+            return now - timedelta(minutes=self.lateness)
+        return datetime.fromtimestamp(60 * self.mark.floor, UTC) if self.mark.floor else None
 
     def begin(self, date: datetime | None) -> None:
         """Start a poll whose response is of *date*, on the service's clock."""

@@ -1,4 +1,7 @@
-"""One poll for all watchers of a bucket, or of the Qarnot tasks or pools of a connection."""
+"""One poll for all watchers of a bucket, or of the Qarnot tasks or pools of a connection.
+
+The keys of subscriptions are what watchers have in common, such as a prefix or a tag.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import asyncio
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from typing import NamedTuple
 
@@ -28,11 +32,18 @@ class Search(NamedTuple):
     """What one watcher searches in a poll.
 
     :param key: key of its subscription, such as a prefix.
+    :param is_new: whether it has not been polled before.
     """
 
     key: str
     watch: Watch
     accepts: Callable[[Item], bool] | None
+    is_new: bool
+
+    def offer(self, item: Item, time: datetime) -> None:
+        """Keep *item* of *time* if it is new to the watcher, and the watcher reports it."""
+        if self.accepts is None or self.accepts(item):
+            self.watch.offer(item, time)
 
 
 class WatchPoller(Poller):
@@ -48,7 +59,7 @@ class WatchPoller(Poller):
     async def _poll(self, subscriptions: list[Subscription]) -> None:
         """Poll once, and notify the watchers for which there is something new."""
         watching = [
-            (subscriber, Search(subscriber.key, subscriber.watch, subscriber.accepts))
+            (subscriber, Search(subscriber.key, subscriber.watch, subscriber.accepts, subscriber.new))
             for subscription in subscriptions
             for subscriber in subscription.subscribers
             # A watcher that has not taken the result of an earlier poll gets no more.
@@ -58,8 +69,11 @@ class WatchPoller(Poller):
             return
         with self._deferring_errors():
             await self._request(partial(self._search_for, [search for _, search in watching]))
+            for subscriber, _ in watching:
+                subscriber.new = False
             for subscription in subscriptions:
-                subscription.mark_polled()
+                # Not those that have joined meanwhile.
+                subscription.mark_polled(())
             for number, (subscriber, search) in enumerate(watching, 1):
                 if (found := search.watch.result()) is not None:
                     subscriber.deliver(found)  # type: ignore[arg-type]

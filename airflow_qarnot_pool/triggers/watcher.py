@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
 from airflow_qarnot_pool.api.errors import QarnotError, QarnotInvalidSpecError
+from airflow_qarnot_pool.api.fields import short_repr
 from airflow_qarnot_pool.hooks.qarnot import QarnotHook, check_conn_id
 from airflow_qarnot_pool.parameters.validation import Duration, as_duration, check_flags
 from airflow_qarnot_pool.triggers.watermark import Item, Watermark, item_minute, split
@@ -39,6 +40,7 @@ ALLOWED_LATENESS = timedelta(hours=1)
 MAX_LATENESS = timedelta(days=7)
 #: Default and maximum number of items in an event.
 MAX_ITEMS, LARGEST_MAX_ITEMS = 100, 1000
+MAX_TAG_LENGTH = 1000
 #: Seconds after an event at which the stored watermark must include it, because Airflow stores an event within seconds.
 CONFIRM_AFTER = 60.0
 #: Number of checks in a row that miss the event before the watcher stores the watermark itself. A supervisor that was
@@ -82,9 +84,9 @@ class QarnotWatcher(BaseEventTrigger):
             )
         self.qarnot_conn_id = qarnot_conn_id
         self.existing = existing
-        self.poll_interval = _seconds("poll_interval", poll_interval)
-        self.allowed_lateness = _seconds("allowed_lateness", allowed_lateness)
-        if self.allowed_lateness > MAX_LATENESS.total_seconds():
+        self.poll_interval = seconds("poll_interval", poll_interval)
+        self.allowed_lateness = seconds("allowed_lateness", allowed_lateness)
+        if self.allowed_lateness > MAX_LATENESS.totalseconds():
             raise QarnotInvalidSpecError(
                 f"allowed_lateness must be at most {MAX_LATENESS.days} days, got {allowed_lateness!r}",
                 field="allowed_lateness",
@@ -227,7 +229,25 @@ class QarnotWatcher(BaseEventTrigger):
             self._expect()
 
 
-def _seconds(name: str, value: Duration) -> float:
+def checked_tag(tag: Any) -> str:
+    """Return *tag*.
+
+    :raises QarnotInvalidSpecError: *tag* is not the text of one tag.
+    """
+    if not isinstance(tag, str) or not tag.strip() or len(tag) > MAX_TAG_LENGTH:
+        raise QarnotInvalidSpecError(
+            f"tag must be a text of up to {MAX_TAG_LENGTH} characters, got {short_repr(tag)}",
+            field="tag",
+            remedy="Give one tag, as the objects have it.",
+        )
+    return tag
+
+
+def seconds(name: str, value: Duration) -> float:
+    """Return the seconds of a duration.
+
+    :raises QarnotInvalidSpecError: *value* is not a duration of more than 0.
+    """
     duration = as_duration(name, value)
     if duration is None:
         raise QarnotInvalidSpecError(
@@ -235,7 +255,7 @@ def _seconds(name: str, value: Duration) -> float:
             field=name,
             remedy="Omit it for the default.",
         )
-    return duration.total_seconds()
+    return duration.totalseconds()
 
 
 def _with_last(parts: Iterator[list[Item]]) -> Iterator[tuple[list[Item], bool]]:

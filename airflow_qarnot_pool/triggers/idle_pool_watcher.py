@@ -1,0 +1,53 @@
+"""Start DAGs for pools that cost money and have nothing to do."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow_qarnot_pool.parameters.validation import Duration
+from airflow_qarnot_pool.triggers.watcher import QarnotWatcher, checked_tag, seconds
+
+if TYPE_CHECKING:
+    from airflow_qarnot_pool.triggers.watch_poller import WatchSubscriber
+    from airflow_qarnot_pool.triggers.watermark import Item
+
+
+class QarnotPoolIdleWatcher(QarnotWatcher):
+    """Report pools with a tag that have run for some time without a Qarnot task.
+
+    Each event has ``tag``, ``idle_for`` in seconds, and ``pools``, a list of ``{uuid, name, shortname, idle_since}``.
+    A pool is reported once for each time that it is idle.
+
+    All watchers of a connection share one search for pools, and one for the Qarnot tasks of those that are idle.
+
+    :param tag: tag of the pools.
+    :param idle_for: time without a Qarnot task that is queued or runs. Default: 10 minutes.
+    """
+
+    items = "pools"
+    time = "idle_since"
+
+    def __init__(self, *, tag: str, idle_for: Duration = timedelta(minutes=10), **kwargs: Any) -> None:
+        # A pool that is idle when the watcher first runs costs money, too.
+        super().__init__(**{"existing": True, **kwargs})
+        self.tag = checked_tag(tag)
+        self.idle_for = seconds("idle_for", idle_for)
+
+    def _scope(self) -> dict[str, Any]:
+        return {"tag": self.tag, "idle_for": self.idle_for}
+
+    @property
+    def _lateness(self) -> int:
+        return super()._lateness + math.ceil(self.idle_for / 60)
+
+    def _subscribe(self) -> WatchSubscriber:
+        from airflow_qarnot_pool.triggers.event_pollers import watch_tag
+
+        return watch_tag(self.qarnot_conn_id, "idle pool", self.tag, self.poll_interval, self._accepts)
+
+    def _accepts(self, item: Item) -> bool:
+        # The clocks of the service and of this machine differ by seconds, and idle_for is minutes.
+        idle = datetime.now(UTC) - datetime.fromisoformat(item["idle_since"])
+        return idle.total_seconds() >= self.idle_for

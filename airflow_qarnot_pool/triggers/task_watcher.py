@@ -1,0 +1,62 @@
+"""Start DAGs for Qarnot tasks that have ended, whoever has submitted them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
+from airflow_qarnot_pool.api.fields import short_repr
+from airflow_qarnot_pool.api.states import TASK_TERMINAL, TaskState
+from airflow_qarnot_pool.triggers.watcher import QarnotWatcher, checked_tag
+
+if TYPE_CHECKING:
+    from airflow_qarnot_pool.triggers.watch_poller import WatchSubscriber
+    from airflow_qarnot_pool.triggers.watermark import Item
+
+
+class QarnotTaskWatcher(QarnotWatcher):
+    """Report Qarnot tasks with a tag when they have ended, from any program of the account.
+
+    Each event has ``tag``, ``states`` and ``tasks``, a list of ``{uuid, name, shortname, state, pool, ended}``.
+
+    All watchers of a connection share one search.
+
+    :param tag: tag of the Qarnot tasks.
+    :param states: one state or several of ``Success``, ``Failure`` and ``Cancelled``. Default: all of them.
+    """
+
+    items = "tasks"
+    time = "ended"
+
+    def __init__(self, *, tag: str, states: str | Iterable[str] | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.tag = checked_tag(tag)
+        self.states = sorted(TASK_TERMINAL) if states is None else _checked_states(states)
+
+    def _scope(self) -> dict[str, Any]:
+        return {"tag": self.tag, "states": self.states}
+
+    def _subscribe(self) -> WatchSubscriber:
+        from airflow_qarnot_pool.triggers.event_pollers import watch_tag
+
+        return watch_tag(self.qarnot_conn_id, "task event", self.tag, self.poll_interval, self._accepts)
+
+    def _accepts(self, item: Item) -> bool:
+        return item["state"] in self.states
+
+
+def _checked_states(states: str | Iterable[str]) -> list[str]:
+    by_name = {state.lower(): str(state) for state in TASK_TERMINAL}
+    names = [states] if isinstance(states, str) else states
+    try:
+        found = sorted({by_name[str(name).lower()] for name in names})
+    except (KeyError, TypeError):
+        found = []
+    if not found:
+        raise QarnotInvalidSpecError(
+            f"states must be states in which a Qarnot task has ended, got {short_repr(states)}",
+            field="states",
+            remedy=f"Give some of {', '.join(sorted(TaskState(state) for state in TASK_TERMINAL))}.",
+        )
+    return found
