@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
@@ -17,11 +17,13 @@ from airflow_qarnot_pool.api.errors import QarnotBucketNotFoundError
 from airflow_qarnot_pool.hooks.listing import pages
 from airflow_qarnot_pool.hooks.storage import s3_client, with_storage_help
 from airflow_qarnot_pool.triggers.poller import POLLERS, PollKey
-from airflow_qarnot_pool.triggers.watch_poller import Search, WatchPoller, WatchSubscriber
+from airflow_qarnot_pool.triggers.watch_poller import Accepts, Search, WatchPoller, WatchSubscriber
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.hooks.connection_settings import ConnectionSettings
-    from airflow_qarnot_pool.triggers.watermark import Item
+
+#: Maximum characters of the texts of an item that only describe it.
+MAX_TEXT = 256
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +85,7 @@ def _offer(entry: dict[str, Any], by_prefix: dict[str, list[Search]], lengths: I
     item = {
         "key": key,
         "size": entry["Size"],
-        "etag": entry.get("ETag", "").strip('"'),
+        "etag": entry.get("ETag", "").strip('"')[:MAX_TEXT],
         "modified": modified.isoformat(),
     }
     for length in lengths:
@@ -94,7 +96,7 @@ def _offer(entry: dict[str, Any], by_prefix: dict[str, list[Search]], lengths: I
 
 
 def watch_bucket(
-    conn_id: str, bucket: str, prefix: str, interval: float, accepts: Callable[[Item], bool] | None
+    conn_id: str, bucket: str, prefix: str, interval: float, accepts: Accepts | None
 ) -> WatchSubscriber:
     """Return an async context manager that yields a subscriber.
 

@@ -11,6 +11,8 @@ from airflow_qarnot_pool.api.fields import Refusal
 from airflow_qarnot_pool.triggers.watcher import QarnotWatcher
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from airflow_qarnot_pool.triggers.watch_poller import WatchSubscriber
     from airflow_qarnot_pool.triggers.watermark import Item
 
@@ -59,6 +61,6 @@ class QarnotBucketWatcher(QarnotWatcher):
         accepts = None if self._expression is None else self._accepts
         return watch_bucket(self.qarnot_conn_id, self.bucket, self.prefix, self.poll_interval, accepts)
 
-    def _accepts(self, item: Item) -> bool:
+    def _accepts(self, item: Item, _: datetime) -> bool:
         assert self._expression is not None
         return self._expression.search(item["key"]) is not None

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api import filters, states
 from airflow_qarnot_pool.triggers.poller import POLLERS, SWEEP_EVERY, PollKey, PollKind
-from airflow_qarnot_pool.triggers.watch_poller import Search, WatchPoller, WatchSubscriber
+from airflow_qarnot_pool.triggers.watch_poller import Accepts, Search, WatchPoller, WatchSubscriber
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.models import Pool, Task
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 #: Maximum number of searches of a round. With more tags, one search returns the objects of all tags.
 MAX_SEARCHES = 8
+#: Maximum characters of a name in an event.
+MAX_TEXT = 256
 #: Overlap of two rounds, because a search may lag behind.
 OVERLAP = timedelta(minutes=1)
 TASK_FIELDS = ("Uuid", "Name", "Shortname", "State", "StateTransitionTime", "PoolUuid", "Tags")
@@ -91,8 +93,7 @@ class TaskEventPoller(TagPoller):
                 continue
             item = {
                 "uuid": task.uuid,
-                "name": task.name,
-                "shortname": task.shortname,
+                **_names(task),
                 "state": task.state,
                 "pool": task.pool,
                 "ended": ended.isoformat(),
@@ -141,8 +142,7 @@ class IdlePoolPoller(TagPoller):
             since = self._idle[pool.uuid]
             item = {
                 "uuid": pool.uuid,
-                "name": pool.name,
-                "shortname": pool.shortname,
+                **_names(pool),
                 "idle_since": since.isoformat(),
             }
             for tag in pool.tags:
@@ -175,8 +175,12 @@ POLLERS["task event"] = TaskEventPoller
 POLLERS["idle pool"] = IdlePoolPoller
 
 
+def _names(remote: Pool | Task) -> Item:
+    return {"name": (remote.name or "")[:MAX_TEXT], "shortname": (remote.shortname or "")[:MAX_TEXT]}
+
+
 def watch_tag(
-    conn_id: str, kind: PollKind, tag: str, interval: float, accepts: Callable[[Item], bool] | None
+    conn_id: str, kind: PollKind, tag: str, interval: float, accepts: Accepts | None
 ) -> WatchSubscriber:
     """Return an async context manager that yields a subscriber.
 

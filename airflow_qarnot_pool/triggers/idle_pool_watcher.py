@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.parameters.validation import Duration
@@ -47,7 +47,5 @@ class QarnotPoolIdleWatcher(QarnotWatcher):
 
         return watch_tag(self.qarnot_conn_id, "idle pool", self.tag, self.poll_interval, self._accepts)
 
-    def _accepts(self, item: Item) -> bool:
-        # The clocks of the service and of this machine differ by seconds, and idle_for is minutes.
-        idle = datetime.now(UTC) - datetime.fromisoformat(item["idle_since"])
-        return idle.total_seconds() >= self.idle_for
+    def _accepts(self, item: Item, now: datetime) -> bool:
+        return (now - datetime.fromisoformat(item["idle_since"])).total_seconds() >= self.idle_for

@@ -11,6 +11,8 @@ from airflow_qarnot_pool.api.states import TASK_TERMINAL, TaskState
 from airflow_qarnot_pool.triggers.watcher import QarnotWatcher, checked_tag
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from airflow_qarnot_pool.triggers.watch_poller import WatchSubscriber
     from airflow_qarnot_pool.triggers.watermark import Item
 
@@ -42,7 +44,7 @@ class QarnotTaskWatcher(QarnotWatcher):
 
         return watch_tag(self.qarnot_conn_id, "task event", self.tag, self.poll_interval, self._accepts)
 
-    def _accepts(self, item: Item) -> bool:
+    def _accepts(self, item: Item, _: datetime) -> bool:
         return item["state"] in self.states
 
 

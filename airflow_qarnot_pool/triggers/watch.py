@@ -35,11 +35,12 @@ class Watch:
 
     :param mark: the watermark. None to take all items for reported.
     :param lateness: minutes after its time in which an item may become visible.
+    :param now: time of the poll on the service's clock.
     """
 
     mark: Watermark | None
     lateness: int
-    _now: datetime = field(default_factory=lambda: datetime.now(UTC))
+    now: datetime = field(default_factory=lambda: datetime.now(UTC))
     _newest: datetime | None = None
     _items: list[tuple[datetime, Item]] = field(default_factory=list)
     _existing: dict[int, set[bytes]] = field(default_factory=dict)
@@ -53,7 +54,7 @@ class Watch:
 
     def begin(self, date: datetime | None) -> None:
         """Start a poll whose response is of *date*, on the service's clock."""
-        self._now = date or datetime.now(UTC)
+        self.now = date or datetime.now(UTC)
         self._newest, self._complete = None, True
         self._items, self._existing = [], {}
 
@@ -84,7 +85,7 @@ class Watch:
 
         A time in the future, or a clock that is ahead, must not make later items look old.
         """
-        return None if self._newest is None else minute_of(min(self._newest, self._now))
+        return None if self._newest is None else minute_of(min(self._newest, self.now))
 
     def _drop_youngest(self) -> None:
         self._items.sort(key=lambda entry: entry[0])

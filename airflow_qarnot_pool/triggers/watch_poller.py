@@ -18,14 +18,17 @@ from airflow_qarnot_pool.triggers.watch import Watch
 from airflow_qarnot_pool.triggers.watermark import Item
 
 
+#: Returns whether a watcher reports an item, at a time on the service's clock.
+Accepts = Callable[[Item, datetime], bool]
+
+
 @dataclass(eq=False, slots=True)
 class WatchSubscriber(Subscriber):
     """One watcher. Its updates are ``Found``."""
 
     #: The search of the next poll, which the watcher replaces before each wait.
     watch: Watch | None = None
-    #: Returns whether the watcher reports an item.
-    accepts: Callable[[Item], bool] | None = None
+    accepts: Accepts | None = None
 
 
 class Search(NamedTuple):
@@ -37,12 +40,12 @@ class Search(NamedTuple):
 
     key: str
     watch: Watch
-    accepts: Callable[[Item], bool] | None
+    accepts: Accepts | None
     is_new: bool
 
     def offer(self, item: Item, time: datetime) -> None:
         """Keep *item* of *time* if it is new to the watcher, and the watcher reports it."""
-        if self.accepts is None or self.accepts(item):
+        if self.accepts is None or self.accepts(item, self.watch.now):
             self.watch.offer(item, time)
 
 
