@@ -59,7 +59,13 @@ def get_provider_info() -> dict[str, Any]:
         "triggers": [
             {
                 "integration-name": "Qarnot",
-                "python-modules": ["airflow_qarnot_pool.triggers.pool", "airflow_qarnot_pool.triggers.task"],
+                "python-modules": [
+                    "airflow_qarnot_pool.triggers.pool",
+                    "airflow_qarnot_pool.triggers.task",
+                    "airflow_qarnot_pool.triggers.bucket_watcher",
+                    "airflow_qarnot_pool.triggers.task_watcher",
+                    "airflow_qarnot_pool.triggers.idle_pool_watcher",
+                ],
             }
         ],
         "task-decorators": [

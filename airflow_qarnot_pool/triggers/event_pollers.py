@@ -171,8 +171,8 @@ class IdlePoolPoller(TagPoller):
         return since
 
 
-POLLERS["task event"] = TaskEventPoller
-POLLERS["idle pool"] = IdlePoolPoller
+POLLERS["task_event"] = TaskEventPoller
+POLLERS["idle_pool"] = IdlePoolPoller
 
 
 def _names(remote: Pool | Task) -> Item:

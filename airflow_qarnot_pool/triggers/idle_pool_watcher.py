@@ -45,7 +45,7 @@ class QarnotPoolIdleWatcher(QarnotWatcher):
     def _subscribe(self) -> WatchSubscriber:
         from airflow_qarnot_pool.triggers.event_pollers import watch_tag
 
-        return watch_tag(self.qarnot_conn_id, "idle pool", self.tag, self.poll_interval, self._accepts)
+        return watch_tag(self.qarnot_conn_id, "idle_pool", self.tag, self.poll_interval, self._accepts)
 
     def _accepts(self, item: Item, now: datetime) -> bool:
         return (now - datetime.fromisoformat(item["idle_since"])).total_seconds() >= self.idle_for

@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PollKind = Literal["pool", "task", "cost", "bucket", "task event", "idle pool"]
+PollKind = Literal["pool", "task", "cost", "bucket", "task_event", "idle_pool"]
 T = TypeVar("T")
 
 #: Rounds between full polls. Frequent rounds count less, so that they do not make full polls frequent.

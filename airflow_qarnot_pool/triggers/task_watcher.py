@@ -42,7 +42,7 @@ class QarnotTaskWatcher(QarnotWatcher):
     def _subscribe(self) -> WatchSubscriber:
         from airflow_qarnot_pool.triggers.event_pollers import watch_tag
 
-        return watch_tag(self.qarnot_conn_id, "task event", self.tag, self.poll_interval, self._accepts)
+        return watch_tag(self.qarnot_conn_id, "task_event", self.tag, self.poll_interval, self._accepts)
 
     def _accepts(self, item: Item, _: datetime) -> bool:
         return item["state"] in self.states

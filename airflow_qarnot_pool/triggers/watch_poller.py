@@ -17,7 +17,6 @@ from airflow_qarnot_pool.triggers.poller import WAKE_BATCH, Poller, Subscriber, 
 from airflow_qarnot_pool.triggers.watch import Watch
 from airflow_qarnot_pool.triggers.watermark import Item
 
-
 #: Returns whether a watcher reports an item, at a time on the service's clock.
 Accepts = Callable[[Item, datetime], bool]
 

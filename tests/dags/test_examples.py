@@ -252,6 +252,14 @@ def test_qarnot_environment(
     assert listed == ["1: 1", "9: 2", "10: 1", "and: 2", "page: 4"]
 
 
+def test_qarnot_events(client: QarnotClient, example: Path) -> None:
+    """By hand; tests/dags/test_airflow_stack.py has the events."""
+    run = Run(client, example, {"keys": ["words/x y.txt", "words/$(id)"]})
+    run.assert_good()
+    outputs = sorted(client.tasks.stdout(task.uuid) for task in run.tasks)
+    assert outputs == ["0> processing words/$(id)\n", "0> processing words/x y.txt\n"]
+
+
 @pytest.mark.parametrize("report_only", [True, False])
 def test_qarnot_maintenance(client: QarnotClient, example: Path, report_only: bool) -> None:
     """A pool whose DAG run is not known is reported; it is younger than the grace, so it stays."""

@@ -95,7 +95,7 @@ def test_a_pool_is_reported_once_for_each_time_that_it_is_idle(
 ) -> None:
     async def case() -> None:
         pool, busy = (
-            client.pools.create(PoolSpec(name=name, size=1, profile="docker-batch", tags=("team",)))
+            client.pools.create(PoolSpec(name=name, tags=("team",)))
             for name in ("idle", "busy")
         )
         blocking = submit(client, busy, "blocking", command="sleep 600")
