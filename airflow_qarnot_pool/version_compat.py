@@ -216,8 +216,8 @@ def session_of_thread() -> Any:
     """
     from airflow import settings
 
-    registry = getattr(settings.Session, "registry", None)
-    return settings.Session() if registry is not None and registry.has() else None
+    session: Any = settings.Session
+    return session() if hasattr(session, "registry") and session.registry.has() else None
 
 
 def is_supervisor_channel_free() -> bool:

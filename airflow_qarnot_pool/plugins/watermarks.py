@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 @hookimpl
 def on_asset_event_emitted(asset_event: AssetEvent) -> None:
     """Advance the watermark if a watcher of this provider has emitted the event."""
-    extra = asset_event.extra
+    extra: Any = asset_event.extra
     if not isinstance(extra, dict) or not extra.get("from_trigger") or asset_event.source_dag_id:
         return
     payload = extra.get("payload")
@@ -49,10 +49,9 @@ def _advance(extra: dict[str, Any], payload: dict[str, Any], change: dict[str, A
     session = session_of_thread()
     if session is None or not isinstance(get_state_backend(), MetastoreBackend):
         return
-    # The very event, so this is the session and the transaction that store it.
-    event = next(
-        (o for o in session.identity_map.values() if isinstance(o, AssetEvent) and o.extra is extra), None
-    )
+    # The very object, so this is the session and the transaction that store the event.
+    events = (each for each in session.identity_map.values() if isinstance(each, AssetEvent))
+    event = next((each for each in events if each.extra is extra), None)
     if event is None:
         return
     with session.begin_nested():

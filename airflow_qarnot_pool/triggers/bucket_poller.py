@@ -21,6 +21,7 @@ from airflow_qarnot_pool.triggers.watch_poller import Accepts, Search, WatchPoll
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.hooks.connection_settings import ConnectionSettings
+    from airflow_qarnot_pool.triggers.watermark import Item
 
 #: Maximum characters of the texts of an item that only describe it.
 MAX_TEXT = 256
@@ -55,7 +56,7 @@ class BucketPoller(WatchPoller):
         except QarnotBucketNotFoundError as error:
             # It has no files, and its first ones are new.
             if not self._is_missing:
-                log.warning("%s. It is watched until it is created", error)
+                log.warning("%s It is watched until it is created", error)
             self._is_missing = True
         else:
             self._is_missing = False
@@ -82,17 +83,20 @@ def _offer(entry: dict[str, Any], by_prefix: dict[str, list[Search]], lengths: I
     key, modified = entry["Key"], entry["LastModified"]
     if key.endswith("/") and not entry["Size"]:
         return  # consoles create an empty object for a folder
-    item = {
-        "key": key,
-        "size": entry["Size"],
-        "etag": entry.get("ETag", "").strip('"')[:MAX_TEXT],
-        "modified": modified.isoformat(),
-    }
+    item: Item | None = None
     for length in lengths:
         if length > len(key):
             break
         for search in by_prefix.get(key[:length], ()):
-            search.offer(item, modified)
+            # Most files are too old to be new, and a bucket may have millions.
+            if search.watch.may_be_new(modified):
+                item = item or {
+                    "key": key,
+                    "size": entry["Size"],
+                    "etag": entry.get("ETag", "").strip('"')[:MAX_TEXT],
+                    "modified": modified.isoformat(),
+                }
+                search.offer(item, modified)
 
 
 def watch_bucket(

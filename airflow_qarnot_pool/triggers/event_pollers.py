@@ -60,7 +60,7 @@ class TagPoller(WatchPoller):
 
     @staticmethod
     def _begin(searches: Sequence[Search], now: datetime) -> dict[str, list[Search]]:
-        """Begin each search, and return them by tag."""
+        """Start each search, and return them by tag."""
         by_tag = defaultdict(list)
         for search in searches:
             search.watch.begin(now)

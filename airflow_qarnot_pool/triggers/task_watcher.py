@@ -1,4 +1,4 @@
-"""Start DAGs for Qarnot tasks that have ended, whoever has submitted them."""
+"""Start DAGs for Qarnot tasks that have ended, from any program."""
 
 from __future__ import annotations
 

@@ -63,22 +63,27 @@ class Watch:
 
         :param time: the time of the item.
         """
-        if self._newest is None or time > self._newest:
-            self._newest = time
+        if not self.may_be_new(time):
+            return
         minute = minute_of(time)
         if self.mark is None:
-            self._remember(item, minute)
+            self._existing.setdefault(minute, set()).add(digest_of(item))
+            if len(self._existing) > 2 * self.lateness + SPARE_MINUTES:
+                floor = self._floor()
+                self._existing = {known: seen for known, seen in self._existing.items() if known >= floor}
         elif self.mark.is_new(item, minute):
             self._items.append((time, item))
             if len(self._items) >= 2 * MAX_NEW:
                 self._drop_youngest()
 
-    def _remember(self, item: Item, minute: int) -> None:
-        oldest = (self._newest_minute() or 0) - self.lateness
-        if minute >= oldest:
-            self._existing.setdefault(minute, set()).add(digest_of(item))
-        if len(self._existing) > 2 * self.lateness + SPARE_MINUTES:
-            self._existing = {known: seen for known, seen in self._existing.items() if known >= oldest}
+    def may_be_new(self, time: datetime) -> bool:
+        """Return whether an item of *time* is not surely an old one."""
+        if self._newest is None or time > self._newest:
+            self._newest = time
+        return minute_of(time) >= self._floor()
+
+    def _floor(self) -> int:
+        return (self._newest_minute() or 0) - self.lateness if self.mark is None else self.mark.floor
 
     def _newest_minute(self) -> int | None:
         """Return the minute of the service's clock, as far as the items and the response show it.

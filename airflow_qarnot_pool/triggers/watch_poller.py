@@ -84,4 +84,4 @@ class WatchPoller(Poller):
 
     @abstractmethod
     def _search_for(self, searches: Sequence[Search]) -> None:
-        """Begin each search, and offer it what Qarnot has. Runs in the thread of the poll."""
+        """Start each search, and offer it what Qarnot has. Runs in the thread of the poll."""

@@ -1,7 +1,7 @@
-"""Base of the triggers that start DAGs for what is new on Qarnot.
+"""Base of the triggers that start DAGs for new items on Qarnot.
 
-A watcher reports items in events, and keeps a :class:`~airflow_qarnot_pool.triggers.watermark.Watermark` of what it has
-reported in the state store of its asset. From Airflow 3.3, ``plugins.watermarks`` advances the stored watermark in the
+A watcher reports items in events. It keeps a :class:`~airflow_qarnot_pool.triggers.watermark.Watermark` of the reported
+ones in the state store of its asset. From Airflow 3.3, ``plugins.watermarks`` advances the stored watermark in the
 database transaction that stores the event, and leaves out items that were reported already. So a triggerer may be
 killed or frozen at any moment.
 
@@ -86,7 +86,7 @@ class QarnotWatcher(BaseEventTrigger):
         self.existing = existing
         self.poll_interval = seconds("poll_interval", poll_interval)
         self.allowed_lateness = seconds("allowed_lateness", allowed_lateness)
-        if self.allowed_lateness > MAX_LATENESS.totalseconds():
+        if self.allowed_lateness > MAX_LATENESS.total_seconds():
             raise QarnotInvalidSpecError(
                 f"allowed_lateness must be at most {MAX_LATENESS.days} days, got {allowed_lateness!r}",
                 field="allowed_lateness",
@@ -148,7 +148,7 @@ class QarnotWatcher(BaseEventTrigger):
                             async for event in self._events(found):
                                 yield event
             except QarnotError as error:
-                self.log.error("%s. Polling again in %.0f s", error, self.poll_interval)
+                self.log.error("%s Polling again in %.0f s", error, self.poll_interval)
                 await asyncio.sleep(self.poll_interval)
 
     async def _next(self, subscriber: WatchSubscriber) -> Found | None:
@@ -174,7 +174,7 @@ class QarnotWatcher(BaseEventTrigger):
             self._mark = found.baseline
             await self._save(self._mark)
             return
-        # The poll may have begun before the last event.
+        # The poll may have started before the last event.
         new = [item for item in found.items if self._mark.is_new(item, item_minute(item, self.time))]
         for items, is_last in _with_last(split(new, self.max_items)):
             mark = self._mark.after(items, self.time, self._mark.floor)
@@ -255,7 +255,7 @@ def seconds(name: str, value: Duration) -> float:
             field=name,
             remedy="Omit it for the default.",
         )
-    return duration.totalseconds()
+    return duration.total_seconds()
 
 
 def _with_last(parts: Iterator[list[Item]]) -> Iterator[tuple[list[Item], bool]]:

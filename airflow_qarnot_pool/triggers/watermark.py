@@ -1,4 +1,4 @@
-"""What a watcher has reported: nothing twice, nothing lost, in a bounded size. Pure functions.
+"""Remember the items that a watcher has reported: none twice, none lost, in a bounded size. Pure functions.
 
 An item is a JSON object of an event, such as a file of a bucket. All its fields together identify it, so a file that is
 overwritten is another item. One of them is the time of the item, on the clock of the service.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import builtins
 import json
 from pathlib import Path
@@ -12,6 +13,10 @@ import pytest
 from airflow_qarnot_pool.exceptions import QarnotError, QarnotInvalidSpecError, QarnotNotFoundError
 from airflow_qarnot_pool.hooks.storage import QarnotStorageHook
 from airflow_qarnot_pool.local import LocalQarnot
+from airflow_qarnot_pool.triggers.bucket_watcher import QarnotBucketWatcher
+from tests.triggers.watching import MemoryStore, running, store, until
+
+__all__ = ["store"]
 
 pytest.importorskip("boto3")
 
@@ -99,3 +104,21 @@ class without_boto3:
 def test_a_hook_is_no_place_for_the_token(storage: QarnotStorageHook, qarnot: LocalQarnot) -> None:
     storage.upload("hook-x", b"data", key="there")
     assert qarnot.token not in json.dumps(str(vars(storage)))
+
+
+def test_a_bucket_that_does_not_exist_yet_is_watched(storage: QarnotStorageHook, store: MemoryStore) -> None:
+    """Here, because this file has the storage; tests/triggers/test_bucket_watcher.py has the rest."""
+
+    async def case() -> None:
+        async with running(QarnotBucketWatcher(bucket="watched", prefix="in/", poll_interval=0.1)) as run:
+            await until(lambda: store.values)
+            await asyncio.to_thread(storage.upload, "watched", b"data", key="in/a")
+            first = await run.next()
+            store.store_event(first)
+            await asyncio.to_thread(storage.upload, "watched", b"other", key="in/a")
+            second = await run.next()
+        (before,), (after,) = first["files"], second["files"]
+        assert before["key"] == after["key"] == "in/a"
+        assert (before["size"], after["size"]) == (4, 5)
+
+    asyncio.run(case())

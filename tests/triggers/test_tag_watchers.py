@@ -94,10 +94,7 @@ def test_a_pool_is_reported_once_for_each_time_that_it_is_idle(
     qarnot: LocalQarnot, client: QarnotClient, store: MemoryStore
 ) -> None:
     async def case() -> None:
-        pool, busy = (
-            client.pools.create(PoolSpec(name=name, tags=("team",)))
-            for name in ("idle", "busy")
-        )
+        pool, busy = (client.pools.create(PoolSpec(name=name, tags=("team",))) for name in ("idle", "busy"))
         blocking = submit(client, busy, "blocking", command="sleep 600")
         watcher = QarnotPoolIdleWatcher(tag="team", idle_for=1, poll_interval=INTERVAL)
         async with running(watcher) as run:

@@ -125,7 +125,7 @@ def test_the_size_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watermark, "MAX_SEEN", 100)
     mark: Watermark | None = None
     seen: list[Item] = []
-    for now in range(0, 600, 3):
+    for now in range(0, 150, 3):
         new = [file(f"{now}/{number}", now) for number in range(20)]
         seen += new
         keys, mark = report(mark, *seen, now=now)
