@@ -27,7 +27,7 @@ def on_asset_event_emitted(asset_event: AssetEvent) -> None:
     extra: Any = asset_event.extra
     if not isinstance(extra, dict) or not extra.get("from_trigger") or asset_event.source_dag_id:
         return
-    payload = extra.get("payload")
+    payload: Any = extra.get("payload")
     change = payload.get("watermark") if isinstance(payload, dict) else None
     if isinstance(change, dict) and str(change.get("key")).startswith("qarnot-"):
         try:

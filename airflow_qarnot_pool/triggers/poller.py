@@ -32,7 +32,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeVar
 
 from airflow_qarnot_pool import metrics
 from airflow_qarnot_pool.api import filters, states
@@ -145,7 +145,7 @@ class Subscriber:
     _pending: list[Pool | Task | Exception] | None = None
     _wake: asyncio.Future[Pool | Task] | None = None
 
-    async def __aenter__(self) -> Subscriber:
+    async def __aenter__(self) -> Self:
         poller = _pollers.get(self.scope)
         if poller is None or poller.closed:
             make = POLLERS.get(self.scope.kind, Poller)
