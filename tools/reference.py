@@ -3,8 +3,8 @@
 ``python -m tools.reference`` writes them, and ``--check`` says which are old. The text between
 ``<!-- ::: some.module.Name -->`` and ``<!-- end of ::: some.module.Name -->`` is docstring and parameters of a class or
 function, with those it inherits. ``::: methods some.module.Name`` are its public methods. ``::: operators``,
-``::: sensors``, ``::: specifications``, ``::: connection``, ``::: configuration``, ``::: commands`` and ``contents``
-are lists. A missing docstring is an error, and so is a parameter without a description or an example.
+``::: sensors``, ``::: watchers``, ``::: specifications``, ``::: connection``, ``::: configuration``, ``::: commands``
+and ``contents`` are lists. A missing docstring is an error, and so is a parameter without a description or an example.
 """
 
 from __future__ import annotations
@@ -334,11 +334,11 @@ def specifications() -> list[Any]:
 
 
 def _listed() -> list[tuple[str, Any]]:
-    """Return the operators and sensors of the provider, with the modules that DAGs import them from."""
+    """Return the operators, sensors and triggers of the provider, with the modules that DAGs import them from."""
     from airflow_qarnot_pool.get_provider_info import get_provider_info
 
     info, found = get_provider_info(), []
-    for entry in [*info["operators"], *info["sensors"]]:
+    for entry in [*info["operators"], *info["sensors"], *info["triggers"]]:
         for module in map(importlib.import_module, entry["python-modules"]):
             found += [
                 (module.__name__, thing)
@@ -359,6 +359,11 @@ def operators() -> list[Any]:
 def sensors() -> list[Any]:
     """Return the sensors."""
     return [thing for module, thing in _listed() if ".sensors." in module]
+
+
+def watchers() -> list[Any]:
+    """Return the triggers for an ``AssetWatcher``."""
+    return [thing for module, thing in _listed() if module.endswith("_watcher")]
 
 
 def configuration() -> str:
@@ -454,6 +459,7 @@ def _things(words: str) -> list[Any]:
     lists: dict[str, Callable[[], list[Any]]] = {
         "operators": operators,
         "sensors": sensors,
+        "watchers": watchers,
         "specifications": specifications,
     }
     if words in lists:

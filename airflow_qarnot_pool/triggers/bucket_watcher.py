@@ -33,7 +33,7 @@ class QarnotBucketWatcher(QarnotWatcher):
     All watchers of a bucket share its listing, which takes one request for each 1,000 files.
 
     :param bucket: bucket of the account. It may be created later.
-    :param prefix: start of the keys. Default: the whole bucket.
+    :param prefix: start of the keys. An empty one is the whole bucket.
     :param whitelist: regular expression to search in the keys, as ``results_whitelist`` of a task.
     """
 

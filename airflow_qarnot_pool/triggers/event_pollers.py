@@ -153,22 +153,29 @@ class IdlePoolPoller(TagPoller):
         """Return the last end of a Qarnot task on each of *pools*, or when the pool started to run."""
         assert self._client is not None
         now = self._service_time()
-        since = {
-            pool.uuid: self._idle.get(pool.uuid, pool.state_transition_time or pool.creation_date or now)
+        known = {pool.uuid: self._idle[pool.uuid] for pool in pools if pool.uuid in self._idle}
+        new = {
+            pool.uuid: pool.state_transition_time or pool.creation_date or now
             for pool in pools
+            if pool.uuid not in known
         }
-        for known in (True, False):
-            uuids = [uuid for uuid in since if (uuid in self._idle) == known]
-            if not uuids:
-                continue
-            where = [filters.in_("PoolUuid", uuids)]
-            if known:
-                where.append(filters.ge("StateTransitionTime", min(since[uuid] for uuid in uuids)))
-            fields = ("Uuid", "PoolUuid", "StateTransitionTime")
-            for task in self._client.tasks.search_all(filters.and_(*where), fields=fields):
-                if task.pool in since and task.state_transition_time is not None:
-                    since[task.pool] = max(since[task.pool], task.state_transition_time)
-        return since
+        # Of a pool that was idle in the last round, only the tasks that have ended since.
+        return self._with_ends(known, min(known.values(), default=None)) | self._with_ends(new, None)
+
+    def _with_ends(self, idle: dict[str, datetime], since: datetime | None) -> dict[str, datetime]:
+        """Return the times of *idle*, or of the last end of a Qarnot task on the pool if that is later."""
+        assert self._client is not None
+        if not idle:
+            return idle
+        where = [filters.in_("PoolUuid", idle)]
+        if since is not None:
+            where.append(filters.ge("StateTransitionTime", since))
+        fields = ("Uuid", "PoolUuid", "StateTransitionTime")
+        latest = dict(idle)
+        for task in self._client.tasks.search_all(filters.and_(*where), fields=fields):
+            if task.pool in latest and task.state_transition_time is not None:
+                latest[task.pool] = max(latest[task.pool], task.state_transition_time)
+        return latest
 
 
 POLLERS["task_event"] = TaskEventPoller

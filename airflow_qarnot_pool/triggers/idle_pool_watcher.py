@@ -23,15 +23,17 @@ class QarnotPoolIdleWatcher(QarnotWatcher):
     All watchers of a connection share one search for pools, and one for the Qarnot tasks of those that are idle.
 
     :param tag: tag of the pools.
-    :param idle_for: time without a Qarnot task that is queued or runs. Default: 10 minutes.
+    :param idle_for: time without a Qarnot task that is queued or runs.
+    :param existing: also report pools that are idle when the watcher first runs.
     """
 
     items = "pools"
     time = "idle_since"
 
-    def __init__(self, *, tag: str, idle_for: Duration = timedelta(minutes=10), **kwargs: Any) -> None:
-        # A pool that is idle when the watcher first runs costs money, too.
-        super().__init__(**{"existing": True, **kwargs})
+    def __init__(
+        self, *, tag: str, idle_for: Duration = timedelta(minutes=10), existing: bool = True, **kwargs: Any
+    ) -> None:
+        super().__init__(existing=existing, **kwargs)
         self.tag = checked_tag(tag)
         self.idle_for = seconds("idle_for", idle_for)
 

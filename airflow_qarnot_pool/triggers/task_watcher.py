@@ -25,7 +25,7 @@ class QarnotTaskWatcher(QarnotWatcher):
     All watchers of a connection share one search.
 
     :param tag: tag of the Qarnot tasks.
-    :param states: one state or several of ``Success``, ``Failure`` and ``Cancelled``. Default: all of them.
+    :param states: one state or several of ``Success``, ``Failure`` and ``Cancelled``. None means all of them.
     """
 
     items = "tasks"

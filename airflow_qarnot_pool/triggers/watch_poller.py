@@ -60,13 +60,7 @@ class WatchPoller(Poller):
 
     async def _poll(self, subscriptions: list[Subscription]) -> None:
         """Poll once, and notify the watchers for which there is something new."""
-        watching = [
-            (subscriber, Search(subscriber.key, subscriber.watch, subscriber.accepts, subscriber.new))
-            for subscription in subscriptions
-            for subscriber in subscription.subscribers
-            # A watcher that has not taken the result of an earlier poll gets no more.
-            if isinstance(subscriber, WatchSubscriber) and subscriber.watch and not subscriber.is_behind
-        ]
+        watching = [pair for subscription in subscriptions for pair in _searches_of(subscription)]
         if not watching:
             return
         with self._deferring_errors():
@@ -85,3 +79,12 @@ class WatchPoller(Poller):
     @abstractmethod
     def _search_for(self, searches: Sequence[Search]) -> None:
         """Start each search, and offer it what Qarnot has. Runs in the thread of the poll."""
+
+
+def _searches_of(subscription: Subscription) -> list[tuple[WatchSubscriber, Search]]:
+    return [
+        (subscriber, Search(subscriber.key, subscriber.watch, subscriber.accepts, subscriber.new))
+        for subscriber in subscription.subscribers
+        # A watcher that has not taken the result of an earlier poll gets no more.
+        if isinstance(subscriber, WatchSubscriber) and subscriber.watch and not subscriber.is_behind
+    ]

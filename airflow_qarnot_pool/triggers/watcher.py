@@ -54,10 +54,10 @@ class QarnotWatcher(BaseEventTrigger):
     :param qarnot_conn_id: connection of type ``qarnot``.
     :param existing: also report the items that exist when the watcher first runs.
     :param poll_interval: seconds between polls, which all watchers of a connection (or of a bucket) share. The shortest
-        one counts. Default: 30 s.
+        one counts.
     :param allowed_lateness: how long after its own time an item may become visible, at most 7 days. Later ones are not
-        reported. Default: an hour.
-    :param max_items: maximum number of items in an event, up to 1000. Default: 100.
+        reported.
+    :param max_items: maximum number of items in an event, up to 1000.
     """
 
     #: Name of the list of items in an event, and of the field of an item that has its time.
