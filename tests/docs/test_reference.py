@@ -86,6 +86,7 @@ def test_every_example_is_that_of_something() -> None:
         for thing in [
             *reference.operators(),
             *reference.sensors(),
+            *reference.watchers(),
             *(reference.load(name) for name in re.findall(r"^<!-- ::: ([\w.]+\.\w+) -->$", REFERENCE, re.M)),
         ]
         for name in reference.all_parameters(thing)
