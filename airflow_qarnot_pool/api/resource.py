@@ -341,6 +341,8 @@ class Resource(Endpoint, Generic[SpecT, ModelT]):
         if not isinstance(items, builtins.list):
             raise QarnotProtocolError(f"Qarnot sent a page of {self.kind}s without its list", path=path)
         next_token = _field(data, "nextToken")
+        if not isinstance(next_token, str | None):
+            raise QarnotProtocolError(f"Qarnot sent a page of {self.kind}s whose token is no text", path=path)
         return Page(
             items=self._models(items),
             next_token=next_token if next_token and _field(data, "isTruncated") is not False else None,
@@ -377,6 +379,10 @@ class Resource(Endpoint, Generic[SpecT, ModelT]):
                     yield item
             token = page.next_token
             if token is None:
+                if page.is_truncated and page.total != len(seen):
+                    raise QarnotProtocolError(
+                        f"Qarnot sent a page of {self.kind}s without the token of the next"
+                    )
                 return
             if token in tokens:
                 raise QarnotProtocolError(f"Qarnot returned the same page of {self.kind}s again")

@@ -324,6 +324,30 @@ def test_a_page_that_comes_again_is_an_error(client, stub):
         list(client.pools.iterate())
 
 
+@pytest.mark.parametrize("token", ["a b/ü+=&%41", "0", " ", "x" * 5000])
+def test_a_page_token_is_sent_back_as_it_came(client, stub, token):
+    first = {"data": [{"uuid": "a"}], "isTruncated": True, "nextToken": token}
+    stub.will(Reply(200, first), Reply(200, {"data": [{"uuid": "b"}], "isTruncated": False}))
+    assert [pool.uuid for pool in client.pools.iterate()] == ["a", "b"]
+    assert stub.requests[1].body == {"token": token}
+
+
+@pytest.mark.parametrize("token", [0, 7, {"after": "a"}, ["a"], True])
+def test_a_page_token_of_another_type_is_an_error(client, stub, token):
+    stub.default = Reply(200, {"data": [{"uuid": "a"}], "isTruncated": True, "nextToken": token})
+    with pytest.raises(QarnotProtocolError, match="whose token is no text"):
+        list(client.pools.iterate())
+
+
+@pytest.mark.parametrize("token", [None, ""])
+def test_a_listing_that_says_it_is_cut_is_not_taken_for_whole(client, stub, token):
+    page = {"data": [{"uuid": "a"}], "isTruncated": True, "nextToken": token}
+    stub.will(Reply(200, page), Reply(200, {**page, "total": 1}))
+    with pytest.raises(QarnotProtocolError, match="without the token of the next"):
+        list(client.pools.iterate())
+    assert [pool.uuid for pool in client.pools.iterate()] == ["a"]
+
+
 def test_a_page_without_its_list_is_an_error(client, stub):
     stub.default = Reply(200, {"data": None})
     with pytest.raises(QarnotProtocolError, match="without its list"):

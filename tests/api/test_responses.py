@@ -75,6 +75,7 @@ def test_retry_after(header, seconds):
         (400, "A pool with this shortname already exists", True, errors.QarnotNameTakenError),
         (403, "shortname already taken", True, errors.QarnotNameTakenError),
         (409, "conflict", True, errors.QarnotNameTakenError),
+        (422, "Another pool already has the shortname p", True, errors.QarnotNameTakenError),
         (400, "shortname is not valid", True, errors.QarnotRefusedError),
         (409, "conflict", False, errors.QarnotRefusedError),
         (401, "", False, errors.QarnotCredentialsError),
