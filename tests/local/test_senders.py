@@ -212,6 +212,62 @@ def test_a_fault_does_not_read_the_body_of_a_stranger(private: Private) -> None:
         assert b"503" in connection.recv(1 << 16).partition(b"\r\n")[0]
 
 
+UPLOADS = {
+    "a stranger at the API": ("api", "POST /tasks", "", b"401"),
+    "another host at the API": ("api", "POST /tasks", "Host: evil.example\r\n", b"403"),
+    "a page at the API": ("api", "POST /tasks", "Origin: http://evil.example\r\n", b"403"),
+    "a stranger at the storage": ("storage", f"PUT /{BUCKET}/file", "", b"403"),
+    "a page at the storage": ("storage", f"PUT /{BUCKET}/file", "Origin: http://evil.example\r\n", b"403"),
+}
+
+
+def upload(url: str, request: str, headers: str) -> tuple[bytes, bytes]:
+    """Announce a body, and return the status of the first response and all that follows until the connection ends."""
+    parts = urlsplit(url)
+    host = "" if "Host:" in headers else f"Host: {parts.netloc}\r\n"
+    head = f"{request} HTTP/1.1\r\n{host}{headers}Content-Length: {1 << 34}\r\nExpect: 100-continue\r\n\r\n"
+    with socket.create_connection((parts.hostname, parts.port), timeout=20) as connection:
+        connection.sendall(head.encode())
+        received = b""
+        while data := connection.recv(1 << 16):
+            received += data
+    return received.split(b" ", 2)[1], received
+
+
+@pytest.mark.parametrize("case", UPLOADS)
+def test_an_upload_that_is_refused_is_not_asked_for(server: LocalQarnot, case: str) -> None:
+    port, request, headers, status = UPLOADS[case]
+    url = server.url if port == "api" else server.storage_url
+    seen, received = upload(url, request, headers)
+    assert seen == status
+    assert received.count(b"HTTP/1.1") == 1
+
+
+@pytest.mark.parametrize("rule", [{"kind": "status", "status": 503}, {"kind": "proxy", "status": 502}])
+def test_an_upload_that_meets_a_fault_is_not_asked_for(private: Private, rule: dict[str, Any]) -> None:
+    server = private()
+    server.faults([rule])
+    seen, _ = upload(server.url, "POST /tasks", f"Authorization: {server.token}\r\n")
+    assert seen == str(rule["status"]).encode()
+
+
+def test_an_upload_that_is_accepted_is_asked_for_once(server: LocalQarnot, http: Http) -> None:
+    for url in (f"{server.url}/tasks/search", presigned(server, "put_object")):
+        parts = urlsplit(url)
+        method = "PUT" if parts.query else "POST"
+        token = "" if parts.query else f"Authorization: {server.token}\r\n"
+        head = (
+            f"{method} {parts.path}?{parts.query} HTTP/1.1\r\nHost: {parts.netloc}\r\n{token}"
+            "Content-Length: 9\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n"
+        )
+        with socket.create_connection((parts.hostname, parts.port), timeout=20) as connection:
+            connection.sendall(head.encode())
+            first = connection.recv(1 << 16)
+            assert first == b"HTTP/1.1 100 Continue\r\n\r\n"
+            connection.sendall(b"echo mine" if parts.query else b'{"a": {}}')
+            assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200")
+
+
 def test_a_refusal_is_seen_by_a_client_that_sends_a_body(server: LocalQarnot) -> None:
     url = f"{server.storage_url}/{BUCKET}/file"
     assert requests.put(url, b"x" * 100_000, timeout=20).status_code == 403

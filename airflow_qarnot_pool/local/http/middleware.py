@@ -73,8 +73,9 @@ class Middleware:
         entry = self._log.arrived(scope["method"], path, scope["query_string"].decode("latin-1"))
         answer = _logging(entry, send, self._clock)
         if self._rate_limit is not None and (wait := self._rate_limit.wait()):
-            await self._discard_body(scope, receive)
-            await _respond(answer, 429, _TOO_MANY, {"retry-after": str(math.ceil(wait))})
+            await self._turn_away(
+                scope, receive, answer, 429, _TOO_MANY, {"retry-after": str(math.ceil(wait))}
+            )
             return
         rule = self._faults.choose(scope["method"], path)
         if rule is None:
@@ -86,11 +87,11 @@ class Middleware:
     async def _fault(self, rule: FaultRule, scope: Scope, receive: Receive, send: Send, answer: Send) -> None:
         if rule.kind == "status":
             headers = {} if rule.retry_after is None else {"retry-after": f"{rule.retry_after:g}"}
-            await self._discard_body(scope, receive)
-            await _respond(answer, rule.status, json.dumps({"message": rule.message}).encode(), headers)
+            body = json.dumps({"message": rule.message}).encode()
+            await self._turn_away(scope, receive, answer, rule.status, body, headers)
         elif rule.kind == "proxy":
-            await self._discard_body(scope, receive)
-            await _respond(answer, rule.status, _PAGE % rule.status, {"content-type": "text/html"})
+            html = {"content-type": "text/html"}
+            await self._turn_away(scope, receive, answer, rule.status, _PAGE % rule.status, html)
         elif rule.kind == "reset":
             await _hang_up(receive, send, reset=True)
         elif rule.kind == "lost":
@@ -119,8 +120,12 @@ class Middleware:
         token = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
         return hmac.compare_digest(token, self._token)
 
-    async def _discard_body(self, scope: Scope, receive: Receive) -> None:
-        await _discard_body(receive, None if self._has_token(scope) else DISCARDED_BYTES)
+    async def _turn_away(
+        self, scope: Scope, receive: Receive, send: Send, status: int, body: bytes, headers: dict[str, str]
+    ) -> None:
+        """Respond in place of the application, and read the body of the request if its sender has the token."""
+        maximum = None if self._has_token(scope) else DISCARDED_BYTES
+        await _turn_away(scope, receive, send, status, body, headers, maximum)
 
 
 class _Swallowed:
@@ -161,11 +166,27 @@ async def _discard_body(receive: Receive, maximum: int | None) -> None:
             return
 
 
+async def _turn_away(
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    status: int,
+    body: bytes,
+    headers: dict[str, str],
+    maximum: int | None,
+) -> None:
+    """Respond without the body of the request. A client that waits for a 100 before it sends one gets none."""
+    if _headers(scope, b"expect"):
+        headers = {**headers, "connection": "close"}
+    else:
+        await _discard_body(receive, maximum)
+    await _respond(send, status, body, headers)
+
+
 async def _refuse(scope: Scope, receive: Receive, send: Send, status: int, message: str) -> None:
     """Refuse a request of an unknown sender, and do not read the whole body of it."""
-    if not _headers(scope, b"expect"):
-        await _discard_body(receive, DISCARDED_BYTES)
-    await _respond(send, status, json.dumps({"message": message}).encode(), {"connection": "close"})
+    body = json.dumps({"message": message}).encode()
+    await _turn_away(scope, receive, send, status, body, {"connection": "close"}, DISCARDED_BYTES)
 
 
 async def _respond(send: Send, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
