@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
 from airflow_qarnot_pool.local import LocalQarnot
+from airflow_qarnot_pool.local.http import routes_account, routes_jobs, routes_pools, routes_tasks
+from airflow_qarnot_pool.local.processes.output import STREAMS
 
 from .conftest import Http, until
 
@@ -134,6 +137,8 @@ POOL = {
     "multiSlotsSettings": {"slotsPerNode": "integer"},
     "taskDefaultWaitForPoolResourcesSynchronization": "flag",
 }
+FINAL_STATE = {"success", "failure", "cancelled"}
+DEPENDENCY_STATE = {"waiting", "dependencyConditionsFulfilled", "dependencyConditionsNotFulfilled"}
 TASK = {
     **COMMON,
     "state": TASK_STATES,
@@ -153,7 +158,20 @@ TASK = {
     "uploadResultsOnCancellation": "flag?",
     "waitForPoolResourcesSynchronization": "flag?",
     "clusterInfo": {"clusterCoresCount": "integer"},
-    "dependencies": ({}, None),
+    "dependencies": (
+        {
+            "advancedDependsOn": [
+                {
+                    "taskUuid": "uuid",
+                    "taskFinalStateCondition": ([FINAL_STATE], None),
+                    "actualFinalState": (FINAL_STATE, None),
+                    "state": DEPENDENCY_STATE,
+                }
+            ],
+            "state": DEPENDENCY_STATE,
+        },
+        None,
+    ),
     "completedInstances": [
         {
             "results": ["text"],
@@ -220,6 +238,33 @@ INFO = {
         }
     ],
 }
+BUDGET = {
+    "uuid": "uuid",
+    "alias": "text",
+    **dict.fromkeys(("consumedAmountInCents", "totalAmountInCents", "remainingAmountInCents"), "integer"),
+    "startDateUtc": "time",
+    "expirationDateUtc": "time?",
+    "budgetOverrunPolicy": {"AlertOnly", "BlockNew", "StopAndBlockAll"},
+    "isArchived": "flag",
+}
+SNAPSHOT = {
+    "id": "text",
+    "taskUuid": "uuid",
+    "triggerDate": "time",
+    "lastUpdateDate": "time?",
+    "snapshotConfig": dict.fromkeys(("whitelist", "blacklist", "bucket", "bucketPrefix"), "text?"),
+    "status": {"triggered", "inProgress", "success", "failure"},
+    "sizeToUpload": "integer?",
+    "transferredSize": "integer?",
+}
+CARBON = {
+    **dict.fromkeys(("total_consumed_energy_Wh", "total_energy_it_Wh", "total_reused_energy_Wh"), "number"),
+    **dict.fromkeys(("qarnot_carbon_footprint", "equivalent_DC_carbon_footprint"), "number"),
+    **dict.fromkeys(("saved_carbon_footprint_compute", "saved_carbon_footprint_heat"), "number"),
+    **dict.fromkeys(("saved_carbon_footprint_compute_heat", "saved_carbon_footprint_percent"), "number"),
+    **dict.fromkeys(("PUE", "ERE", "ERF", "WUE"), "number"),
+    "equivalent_datacenter_name": "text",
+}
 POOL_SUMMARY = {
     name: shape
     for name, shape in POOL.items()
@@ -273,8 +318,11 @@ def differences(value: Any, shape: Shape, path: str) -> list[str]:
     return [] if TYPES[shape.rstrip("?")](value) else [f"{path}: {value!r} is no {shape}"]
 
 
-def shapes(http: Http) -> dict[str, Shape]:
-    """Every GET with JSON, and its shape."""
+def shapes(http: Http, snapshot: str) -> dict[str, Shape]:
+    """Every GET with JSON, and its shape.
+
+    :param snapshot: path of a snapshot, if there is one.
+    """
     pools, tasks, jobs = (
         [one["uuid"] for one in http("GET", path).json()] for path in ("/pools", "/tasks", "/jobs")
     )
@@ -297,34 +345,63 @@ def shapes(http: Http) -> dict[str, Shape]:
         "/hardware-constraints/cpu-model-constraints/search?cpuModel=a": [{"cpuModel": "text"}],
         "/credits/v1/accounts/credits": {"credits": "number"},
         "/secrets-manager/search": {"keys": ["text"]},
+        "/secrets-manager/search/folder": {"keys": ["text"]},
+        "/secrets-manager/data/folder/key": {"value": "text"},
         "/pools": [POOL],
         "/pools/summaries": [POOL_SUMMARY],
         "/tasks": [TASK],
         "/tasks/summaries": [TASK_SUMMARY],
         "/jobs": [JOB],
     }
+    project = http("GET", "/info").json()["projects"][0]["uuid"]
+    found[f"/credits/v1/projects/{project}/budgets"] = {"budgets": [BUDGET]}
+    found |= {snapshot: SNAPSHOT} if snapshot else {}
     for uuid in pools:
         found |= {f"/pools/{uuid}": POOL, f"/pools/{uuid}/tasks": [TASK], f"/pools/{uuid}/jobs": [JOB]}
         found |= {
             f"/pools/{uuid}/scaling": SCALING,
             f"/credits/v1/pools/{uuid}/credits": {"credits": "number"},
         }
-        found |= {f"/carbon/v1/pools/{uuid}/carbon-facts": {}}
+        found |= {f"/carbon/v1/pools/{uuid}/carbon-facts": CARBON}
     for uuid in tasks:
         found |= {f"/tasks/{uuid}": TASK, f"/credits/v1/tasks/{uuid}/credits": {"credits": "number"}}
-        found |= {f"/carbon/v1/tasks/{uuid}/carbon-facts": {}, f"/network/tasks/{uuid}/port-forward": {}}
+        found |= {f"/carbon/v1/tasks/{uuid}/carbon-facts": CARBON, f"/network/tasks/{uuid}/port-forward": {}}
     for uuid in jobs:
         found |= {f"/jobs/{uuid}": JOB, f"/jobs/{uuid}/tasks": [TASK]}
     return found
 
 
-def all_differences(http: Http) -> list[str]:
+def all_differences(http: Http, snapshot: str = "") -> list[str]:
     found = []
-    for path, shape in shapes(http).items():
+    for path, shape in shapes(http, snapshot).items():
         answer = http("GET", path)
         assert answer.status_code == 200, (path, answer.text)
         found += differences(answer.json(), shape, path)
     return found
+
+
+#: Texts, a 404, the place of the page, and a second spelling.
+WITHOUT_SHAPE = {
+    *(
+        f"/{kind}/{{u}}/{stream}{of}"
+        for kind in ("pools", "tasks")
+        for stream in STREAMS
+        for of in ("", "/{i}")
+    ),
+    "/",
+    "/quotas/computing-quotas/organization",
+    "/carbon/v1/Pools/{u}/carbon-facts",
+    "/carbon/v1/Tasks/{u}/carbon-facts",
+}
+
+
+def gets(path: str | None = None) -> set[str]:
+    """The paths of all routes of the API for GET, or of the first that serves *path*."""
+    backend = MagicMock()
+    modules = (routes_account, routes_pools, routes_tasks, routes_jobs)
+    routes = [route for module in modules for route in module.routes(backend) if "GET" in route.methods]
+    found = [route.path for route in routes if path is None or route.path_regex.match(path.partition("?")[0])]
+    return set(found if path is None else found[:1])
 
 
 @pytest.fixture
@@ -351,7 +428,10 @@ def test_every_response_has_its_types_in_four_moments_of_a_run(
         "constants": [{"key": "DOCKER_CMD", "value": gate}],
     }
     first = http("POST", "/tasks", {**task, "jobUuid": job, "instanceCount": 1}).json()["uuid"]
-    http("POST", "/tasks", {**task, "jobUuid": job, "dependencies": {"dependsOn": [first]}})
+    condition = {"taskUuid": first, "taskFinalStateCondition": "success"}
+    http("POST", "/tasks", {**task, "jobUuid": job, "dependencies": {"advancedDependsOn": [condition]}})
+    http("PUT", "/secrets-manager/data/folder/key", {"value": "x"})
+    server.set_account(budgets=[{"alias": "of 5 EUR", "totalAmountInCents": 500.4}])
     alone = http("POST", "/tasks", {**task, "profile": "docker-batch", "resultBucket": "results"}).json()[
         "uuid"
     ]
@@ -363,12 +443,16 @@ def test_every_response_has_its_types_in_four_moments_of_a_run(
     assert all_differences(http) == []  # nodes boot
     server.advance_clock(60)
     until(lambda: http("GET", f"/tasks/{alone}").json()["state"] == "FullyExecuting")
-    assert all_differences(http) == []  # commands run
+    taken = http("POST", f"/tasks/{alone}/snapshot", {}).json()["id"]
+    snapshot = f"/tasks/{alone}/snapshot/{taken}"
+    assert all_differences(http, snapshot) == []  # commands run
+    without_shape = gets() - {route for path in shapes(http, snapshot) for route in gets(path)}
+    assert without_shape == WITHOUT_SHAPE
     (tmp_path / "go").touch()
     until(lambda: http("GET", f"/tasks/{alone}").json()["state"] in ends)
     until(lambda: http("GET", f"/tasks/{first}").json()["state"] in ends)
     assert http("GET", f"/tasks/{alone}").json()["completedInstances"]
-    assert all_differences(http) == []  # one has failed
+    assert all_differences(http, snapshot) == []  # one has failed
     http("POST", f"/pools/{pool}/close")
     assert all_differences(http) == []  # the pool closes
     server.advance_clock(200)

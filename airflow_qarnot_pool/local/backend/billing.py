@@ -108,15 +108,15 @@ class ProjectBudget:
         return begun and not self.archived and (self.expires is None or now < self.expires)
 
     def to_json(self, spent: float) -> dict[str, object]:
-        """Return the budget as in the API (qarnot-api.md 3.10)."""
-        consumed = round(self.consumed + (spent - self.spent) * 100, 4)
+        """Return the budget as in the API (qarnot-api.md 3.10), in whole cents."""
+        consumed, total = round(self.consumed + (spent - self.spent) * 100), round(self.total)
         return {
             "uuid": self.uuid,
             "alias": self.alias,
             "consumedAmountInCents": consumed,
-            "totalAmountInCents": self.total,
-            "remainingAmountInCents": round(self.total - consumed, 4),
-            "startDateUtc": None if self.begins is None else stamp(self.begins),
+            "totalAmountInCents": total,
+            "remainingAmountInCents": total - consumed,
+            "startDateUtc": stamp(self.begins),
             "expirationDateUtc": None if self.expires is None else stamp(self.expires),
             "budgetOverrunPolicy": self.policy,
             "isArchived": self.archived,
