@@ -74,8 +74,29 @@ def test_the_facts_have_the_pools_tasks_and_output_that_are_chosen(server: Local
         (number, "Failure", "The command exited with code 3") for number in (0, 1)
     ]
     assert facts["output"] == {"stdout": "out\n", "stderr": "err\n"}
+    assert facts["command"] == "sh -c 'echo out; echo err >&2; exit 3'"
     # The page moves no cursor of fresh output.
     assert http("POST", f"/tasks/{task}/stdout/1").text == "out\n"
+    http("DELETE", f"/pools/{pool}")
+
+
+def test_pools_and_tasks_are_found_by_name_uuid_and_tag(server: LocalQarnot, http: Http) -> None:
+    pool = http(
+        "POST", "/pools", {"name": "Rendering", "profile": "docker-batch", "tags": ["dag=frames"]}
+    ).json()["uuid"]
+    task = submit(http, "true", name="Frame 7", poolUuid=pool, tags=["dag=frames", "try=1"])
+
+    def found(text: str) -> tuple[list[str], list[str]]:
+        facts = http("GET", "/_local/page", params={"find": text}).json()
+        assert facts["counts"] == {kind: len(facts[kind]) for kind in ("pools", "tasks")}
+        return tuple([one["uuid"] for one in facts[kind]] for kind in ("pools", "tasks"))  # type: ignore[return-value]
+
+    assert found(" rendering ") == ([pool], [])
+    assert found("frame 7") == ([], [task])
+    assert found("DAG=FRAMES") == ([pool], [task])
+    assert found("try=1") == ([], [task])
+    assert found(pool[:20]) == ([pool], [])
+    assert found("Frame 8") == ([], [])
     http("DELETE", f"/pools/{pool}")
 
 
@@ -167,12 +188,21 @@ def test_the_page_in_a_browser(browser: Browser, busy: LocalQarnot) -> None:
     browser.click("#stderr")
     browser.see("#detail pre", "No output.")
     assert browser.script("return [document.title, document.images.length]") == ["Local Qarnot", 0]
+    browser.see("#command", "echo before; exit 3")
     browser.shot("local-detail")
 
     browser.click("#pools button", "render-04")
     browser.see("#tasks h2", "1 task on render-04")
     browser.click("#all")
     browser.see("#tasks h2", "17 tasks")
+
+    browser.write("#find", "RENDER-2")
+    browser.see("#pools h2", "10 pools")
+    browser.see("#tasks h2", "0 tasks")
+    browser.script(
+        "const find = document.querySelector('#find'); find.value = ''; find.dispatchEvent(new Event('input'))"
+    )
+    browser.see("#pools h2", f"{POOLS} pools")
 
     # The token stays for this tab.
     browser.driver.refresh()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Scope
@@ -19,6 +20,7 @@ from airflow_qarnot_pool.local.processes import output
 if TYPE_CHECKING:
     from airflow_qarnot_pool.local.backend.backend import Backend
 
+T = TypeVar("T", bound=Remote)
 MAX_ROWS = 500
 """Maximum number of pools, of tasks and of instances that the page shows."""
 MAX_TEXT = 500
@@ -126,19 +128,26 @@ def _instances(task: Task) -> list[dict[str, Any]]:
     return [_instance(one, errors) for one in list(task.instances.values())[:MAX_ROWS]]
 
 
+def _matching(items: Iterable[T], text: str) -> list[T]:
+    """Return the items that have a text in their name, uuid, shortname or a tag, in any case."""
+    text = text.strip().lower()
+    return [one for one in items if text in "\n".join((one.name, one.uuid, one.shortname, *one.tags)).lower()]
+
+
 def _output(found: Output | None) -> dict[str, str]:
     return {name: output.read_all(found, name)[-MAX_OUTPUT:] if found else "" for name in output.STREAMS}
 
 
 def facts(backend: Backend, call: Call) -> dict[str, Any]:
-    """Return everything that the page shows: all pools, and the tasks, instances and output that are selected.
+    """Return everything that the page shows: the pools, and the tasks, instances and output that are selected.
 
     An object that has been deleted is left out. The first instance is selected by default.
     """
+    text = call.query("find") or ""
     pool = backend.pools.store.get(call.query("pool") or "")
     task = backend.tasks.store.get(call.query("task") or "")
-    tasks = list(backend.tasks.store) if pool is None else list(pool.tasks.values())
-    pools = sorted(backend.pools.store, key=lambda one: (one.is_open, one.seq))
+    tasks = _matching(backend.tasks.store if pool is None else pool.tasks.values(), text)
+    pools = sorted(_matching(backend.pools.store, text), key=lambda one: (one.is_open, one.seq))
     found: dict[str, Any] = {
         "summary": summary(backend),
         "credits": backend.credits_left(),
@@ -153,6 +162,7 @@ def facts(backend: Backend, call: Call) -> dict[str, Any]:
         found |= {
             "instances": _instances(task),
             "instance": chosen,
+            "command": task.constants.get("DOCKER_CMD", "")[:MAX_OUTPUT],
             "output": _output(task.output.get(chosen)),
         }
     return found
