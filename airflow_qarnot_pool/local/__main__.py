@@ -23,7 +23,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m airflow_qarnot_pool.local",
         description="A Qarnot on this machine: REST API, scheduler, nodes and storage, on loopback.",
     )
-    parser.add_argument("--host", default="127.0.0.1", help="loopback address to listen on")
+    parser.add_argument("--host", default="127.0.0.1", help="loopback address to listen on (%(default)s)")
     parser.add_argument("--port", type=int, default=0, help="port of the API (0: any free one)")
     parser.add_argument(
         "--storage-port", type=int, default=0, help="port of the S3 storage (0: any free one)"
@@ -39,19 +39,23 @@ def _parser() -> argparse.ArgumentParser:
         "--token",
         help=f"API token clients must send (default: {TOKEN_VARIABLE} in the environment, or a random one)",
     )
-    parser.add_argument("--email", default="local@qarnot.invalid", help="the account, and S3 access key")
-    parser.add_argument("--boot-seconds", type=float, default=5.0, help="boot time of a node (virtual time)")
+    parser.add_argument(
+        "--email", default="local@qarnot.invalid", help="the account, and S3 access key (%(default)s)"
+    )
+    parser.add_argument(
+        "--boot-seconds", type=float, default=5.0, help="boot time of a node (%(default)s; virtual time)"
+    )
     parser.add_argument(
         "--close-seconds",
         type=float,
         default=1.0,
-        help="minimum time for which a pool is Closing (virtual time)",
+        help="minimum time for which a pool is Closing (%(default)s; virtual time)",
     )
     parser.add_argument(
         "--cancel-seconds",
         type=float,
         default=0.0,
-        help="minimum time for which an aborted task is PendingCancel (virtual time)",
+        help="minimum time for which an aborted task is PendingCancel (%(default)s; virtual time)",
     )
     parser.add_argument(
         "--shortnames",
@@ -104,7 +108,9 @@ def _parser() -> argparse.ArgumentParser:
         help="answers.json of `python -m airflow_qarnot_pool.probe`: behave as the service that gave them "
         f"(default: {LIKE_VARIABLE} in the environment)",
     )
-    parser.add_argument("--speed", type=float, default=1.0, help="virtual seconds per real second")
+    parser.add_argument(
+        "--speed", type=float, default=1.0, help="virtual seconds per real second (%(default)s)"
+    )
     parser.add_argument(
         "--state-dir",
         metavar="DIR",
@@ -150,7 +156,7 @@ def main() -> int:
         sys.exit(f"{error}. The local Qarnot needs: pip install 'airflow-qarnot-pool[local]'")
     if arguments.host not in LOOPBACK:
         parser.error(f"--host must be a loopback address ({', '.join(LOOPBACK)}): commands run unconfined")
-    readings, cap, lag = _readings(arguments, parser)
+    readings, cap, lag, tokens = _readings(arguments, parser)
     preemption = _preemption(arguments, parser)
     if arguments.rate_limit is not None and not 0 < arguments.rate_limit < float("inf"):
         parser.error(f"--rate-limit must be a number above 0, got {arguments.rate_limit}")
@@ -170,6 +176,7 @@ def main() -> int:
         else max(0, arguments.output_bytes),
         search_cap=None if cap is None else max(1, cap),
         search_lag=max(0.0, lag),
+        token_seconds=tokens,
         preemption=preemption,
         rate_limit=arguments.rate_limit,
         profiles=Profiles(tuple(arguments.profile), arguments.any_profile),
@@ -218,9 +225,9 @@ _OPTIONS = {
 
 def _readings(
     arguments: argparse.Namespace, parser: argparse.ArgumentParser
-) -> tuple[Readings, int | None, float]:
-    """Return the readings, the search cap and the search lag. Options count before the answers of a probe."""
-    from airflow_qarnot_pool.local.backend.readings import Readings, read_answers, search_limits
+) -> tuple[Readings, int | None, float, float | None]:
+    """Return the readings, the search cap and lag, and the life of tokens. Options count before a probe's answers."""
+    from airflow_qarnot_pool.local.backend.readings import Readings, read_answers, search_limits, token_limit
 
     answers: dict[str, str] = {}
     if arguments.like is not None:
@@ -228,7 +235,7 @@ def _readings(
             answers = read_answers(Path(arguments.like).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             parser.error(f"--like is not a file of answers, got {arguments.like}: {error}")
-    cap, lag = search_limits(answers)
+    (cap, lag), tokens = search_limits(answers), token_limit(answers)
     readings, unknown = Readings().with_answers(answers)
     for sentence in unknown:
         print(sentence, file=sys.stderr)
@@ -238,6 +245,7 @@ def _readings(
         readings,
         cap if arguments.search_cap is None else arguments.search_cap,
         lag if arguments.search_lag is None else arguments.search_lag,
+        tokens,
     )
 
 

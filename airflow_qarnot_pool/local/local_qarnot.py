@@ -291,3 +291,7 @@ class LocalQarnot:
         A request for a single object always shows its present state.
         """
         self.call("PUT", "/_local/searches", {"lag_seconds": seconds})
+
+    def expire_page_tokens(self, seconds: float | None) -> None:
+        """Refuse the token of a page after *seconds* (virtual time). None lets tokens live."""
+        self.call("PUT", "/_local/searches", {"token_seconds": seconds})

@@ -94,6 +94,7 @@ def searches(asked: LocalQarnot) -> Iterator[LocalQarnot]:
     yield asked
     asked.cap_searches(None)
     asked.lag_searches(0)
+    asked.expire_page_tokens(None)
 
 
 def test_a_cap_of_searches_is_found(searches: LocalQarnot, session: Session) -> None:
@@ -109,6 +110,12 @@ def test_a_lag_of_searches_is_found(searches: LocalQarnot, session: Session) -> 
     searches.lag_searches(20)  # half a second
     (finding,) = run(session, [EXPERIMENTS["search-lag"]])
     assert (finding.answer or "").startswith("up to "), finding
+
+
+def test_a_life_of_page_tokens_is_found(searches: LocalQarnot, session: Session) -> None:
+    searches.expire_page_tokens(0)
+    (finding,) = run(session, [EXPERIMENTS["page-tokens"]])
+    assert (finding.answer or "").startswith("less than "), finding
 
 
 def test_faults_make_no_answer_wrong(asked: LocalQarnot, new_session: MakeSession) -> None:

@@ -10,7 +10,13 @@ import pytest
 
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.local import LocalQarnot
-from airflow_qarnot_pool.local.backend.readings import NOT_SIMULATED, Readings, read_answers, search_limits
+from airflow_qarnot_pool.local.backend.readings import (
+    NOT_SIMULATED,
+    Readings,
+    read_answers,
+    search_limits,
+    token_limit,
+)
 from airflow_qarnot_pool.local.local_qarnot import LIKE_VARIABLE
 from airflow_qarnot_pool.probe.experiments import EXPERIMENTS
 from airflow_qarnot_pool.probe.runner import Verdict, run
@@ -47,6 +53,7 @@ def test_another_reading_is_found(readings: LocalQarnot, session: Session, name:
 def test_the_local_qarnot_answers_the_same_questions() -> None:
     simulated = {name.replace("_", "-") for name in Readings.choices()}
     assert simulated | NOT_SIMULATED == EXPERIMENTS.keys()
+    assert simulated == {name.replace("_", "-") for name, _ in OTHERS}, "each row has another answer"
     assert not simulated & NOT_SIMULATED
     assert {row: answer for row, answer in ANSWERS.items() if row not in NOT_SIMULATED} == {
         name.replace("_", "-"): getattr(READINGS, name) for name in Readings.choices()
@@ -71,6 +78,16 @@ def test_answers_become_readings_as_far_as_they_are_simulated() -> None:
 
 def test_a_lag_becomes_a_setting() -> None:
     assert search_limits({"search-lag": "up to 4.25 s", "search-cap": "none up to 7"}) == (None, 4.25)
+
+
+@pytest.mark.parametrize(
+    ("answer", "seconds"),
+    [("less than 9 s", 9.0), ("at least 9 s", None), ("less than x s", None), ("", None)],
+)
+def test_an_end_of_page_tokens_becomes_a_setting(answer: str, seconds: float | None) -> None:
+    answers = {"page-tokens": answer}
+    assert token_limit(answers) == seconds
+    assert answers == {}
 
 
 @pytest.mark.parametrize(

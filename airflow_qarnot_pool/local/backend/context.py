@@ -36,6 +36,12 @@ if TYPE_CHECKING:
 
 
 R = TypeVar("R", bound=Remote)
+#: Words of a refusal by its status. Only those of 400 are known, from tasks.
+_NAME_TAKEN = {
+    403: "Action forbidden: the shortname {} is already in use",
+    409: "Conflict",
+    422: "Another pool already has the shortname {}",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,7 @@ class Settings:
     :param output_bytes: number of bytes kept of each stream of an instance, from its end.
     :param search_cap: maximum number of objects in a search response or on a page; None for no cap.
     :param search_lag: maximum age of the state that searches show.
+    :param token_seconds: life of the token of a page; None for no limit.
     :param readings: the answers to the open questions about the service, at the start.
     :param profiles: the profiles of the account.
     :param preemption: the loss of Flex nodes, or None if none is preempted.
@@ -62,6 +69,7 @@ class Settings:
     output_bytes: int = DEFAULT_OUTPUT_BYTES
     search_cap: int | None = None
     search_lag: float = 0.0
+    token_seconds: float | None = None
     readings: Readings = field(default_factory=Readings)
     profiles: Profiles = field(default_factory=Profiles)
     preemption: Preemption | None = None
@@ -90,6 +98,8 @@ class Context:
         self.search_cap = settings.search_cap
         self.refuses_beyond_cap = False
         self.search_lag = 0.0
+        self.token_seconds = settings.token_seconds
+        storage.keeps_dates = lambda: self.readings.storage_consistency.endswith("keeps the date")
         self.account = AccountState(settings.email)
         self.meter = BillingMeter(self.clock.now)
         self.started = self.clock.now
@@ -154,7 +164,9 @@ class Context:
                 owners = [pool for pool in owners if pool.state not in POOL_TERMINAL]
             if self.readings.pool_name_taken == "accepted":
                 return
-            error.status = int(self.readings.pool_name_taken)
+            if self.readings.pool_name_taken != "400":
+                status = int(self.readings.pool_name_taken)
+                error = ApiError(status, _NAME_TAKEN[status].format(shortname))
         if owners:
             raise error
 

@@ -21,7 +21,7 @@ class Readings:
 
     queued_at_close: str = _reading("cancelled", "queued ones stay")
     task_on_closed_pool: str = _reading("400", "403")
-    pool_name_taken: str = _reading("400", "403", "409", "accepted")
+    pool_name_taken: str = _reading("400", "403", "409", "422", "accepted")
     name_of_closed_pool: str = _reading("taken until deleted", "free once closed", "not enforced")
     shortname_in_path: str = _reading("yes", "no")
     shortname_in_pool_uuid: str = _reading("no", "yes")
@@ -31,14 +31,17 @@ class Readings:
     unit_of_limits: str = _reading("UTF-16 units", "characters", "bytes", "no limit of 511")
     range_end: str = _reading("included", "not included")
     max_instances: str = _reading("2048", "more than 2048", "fewer than 2048")
-    output_kept: str = _reading("kept")
+    instances_in_search: str = _reading("returned", "not returned", "refused")
+    output_kept: str = _reading("kept", "lost")
     results_of_failed: str = _reading("yes", "no")
     result_patterns: str = _reading(
         "expressions, searched in the path", "whole paths, or another dialect", "ignored"
     )
     empty_prefix: str = _reading("yes", "the task fails")
     resync_copies: str = _reading("copied", "not copied")
-    storage_consistency: str = _reading("writes are shown at once, a copy renews the date")
+    storage_consistency: str = _reading(
+        "writes are shown at once, a copy renews the date", "writes are shown at once, a copy keeps the date"
+    )
     retries_replaced: str = _reading("replaced", "not replaced")
     progress_scale: str = _reading("0 to 100", "0 to 1")
     scheduling_spelling: str = _reading("flex", "Flex")
@@ -65,6 +68,8 @@ class Readings:
     costs_at_first: str = _reading("credits 0, carbon facts 200", "credits 404, carbon facts 404")
     credits_of_deleted: str = _reading("reported", "not reported")
     credits_of_tasks: str = _reading("0", "its own", "not reported")
+    error_codes: str = _reading("LOCAL_EXIT_CODE", "GHX0001E")
+    other_states: str = _reading("none seen", "Idle")
 
     @classmethod
     def choices(cls) -> dict[str, tuple[str, ...]]:
@@ -89,10 +94,8 @@ class Readings:
 
 #: The readings of a local Qarnot that is given no others.
 DEFAULT_READINGS = Readings()
-#: Rows that no reading simulates: measurements, words, and numbers with other settings.
-NOT_SIMULATED = frozenset(
-    {"search-cap", "search-lag", "page-tokens", "other-states", "error-codes", "instances-in-search"}
-)
+#: Rows whose answers are numbers. They become settings of searches.
+NOT_SIMULATED = frozenset({"search-cap", "search-lag", "page-tokens"})
 
 
 def read_answers(text: str) -> dict[str, str]:
@@ -106,6 +109,12 @@ def read_answers(text: str) -> dict[str, str]:
 
 def search_limits(answers: dict[str, str]) -> tuple[int | None, float]:
     """Take the answers about searches out of *answers*. Return the cap and the lag in seconds that they mean."""
-    taken = {row: answers.pop(row, "") for row in NOT_SIMULATED}
+    taken = {row: answers.pop(row, "") for row in ("search-cap", "search-lag")}
     cap, lag = taken["search-cap"], re.fullmatch(r"up to (\d{1,6}(?:\.\d{1,6})?) s", taken["search-lag"])
     return int(cap) if re.fullmatch("[0-9]{1,9}", cap) else None, float(lag[1]) if lag else 0.0
+
+
+def token_limit(answers: dict[str, str]) -> float | None:
+    """Take the answer about page tokens out of *answers*. Return their life in seconds, or None for no limit."""
+    life = re.fullmatch(r"less than (\d{1,6}) s", answers.pop("page-tokens", ""))
+    return float(life[1]) if life else None

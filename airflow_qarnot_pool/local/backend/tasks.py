@@ -137,8 +137,9 @@ class Tasks:
             if pool is None:
                 raise self._context.unknown("poolUuid", creation.pool_uuid)
         if pool is None:
-            if creation.profile not in self._context.settings.profiles:
-                raise invalid("task", ["profile"])
+            profiles = self._context.settings.profiles
+            if creation.profile not in profiles:
+                raise invalid("task", ["profile"], profiles.missing(creation.profile))
         elif not pool.is_open:
             raise self._not_open()
         elif creation.profile and creation.profile != pool.profile:
@@ -339,10 +340,12 @@ class Tasks:
         seconds = round(instance.executed, 3)
         error = None
         if not result.ok:
-            error = {"code": result.code, "message": result.message, "debug": result.message}
+            reading = self._context.readings.error_codes
+            code = (result.code or "") if reading == attempt.EXIT_CODE else reading
+            error = {"code": code, "message": result.message, "debug": result.message}
             if len(instance.task.errors) < MAX_ERRORS:
                 text = f"Instance {instance.id}: {result.message}"
-                instance.task.errors.append({"code": result.code or "", "message": text, "debug": text})
+                instance.task.errors.append({"code": code, "message": text, "debug": text})
         instance.task.completed.append(
             {
                 "results": [],

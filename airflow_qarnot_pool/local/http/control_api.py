@@ -148,12 +148,13 @@ def get_searches(backend: Backend) -> dict[str, Any]:
         "cap": backend.search_cap,
         "refuses": backend.refuses_beyond_cap,
         "lag_seconds": backend.search_lag,
+        "token_seconds": backend.token_seconds,
     }
 
 
 def set_searches(backend: Backend, body: Any) -> dict[str, Any]:
     changes = _object(body)
-    if unknown := set(changes) - {"cap", "refuses", "lag_seconds"}:
+    if unknown := changes.keys() - get_searches(backend).keys():
         raise ApiError(400, f"Unknown search settings: {', '.join(sorted(unknown))}")
     if "cap" in changes:
         cap = changes["cap"]
@@ -162,6 +163,9 @@ def set_searches(backend: Backend, body: Any) -> dict[str, Any]:
         backend.refuses_beyond_cap = bool(changes["refuses"])
     if "lag_seconds" in changes:
         backend.lag_searches(_number(changes["lag_seconds"], "lag_seconds"))
+    if "token_seconds" in changes:
+        seconds = changes["token_seconds"]
+        backend.token_seconds = None if seconds is None else _number(seconds, "token_seconds")
     return get_searches(backend)
 
 

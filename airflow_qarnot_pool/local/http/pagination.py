@@ -20,6 +20,7 @@ R = TypeVar("R", bound=Remote)
 PAGE_SIZE = 50
 """Objects on a page whose request has no size."""
 MAX_PAGE_SIZE = 1000
+INSTANCES = "completedInstances"
 ORDERS = {"creationdate": "created", "executiontime": "", "name": "name", "state": "state"}
 
 
@@ -27,11 +28,7 @@ def _limit(backend: Backend, fields: RequestFields, default: int | None) -> int 
     limit = fields.integer("maximumResults", default, minimum=1)
     cap = backend.search_cap if backend.refuses_beyond_cap else None
     if fields.bad or (cap is not None and fields.has("maximumResults") and (limit or 0) > cap):
-        raise ApiError(
-            400,
-            "One or more validation errors occurred.",
-            {"maximumResults": ["The field maximumResults must be a positive integer."]},
-        )
+        raise _invalid("maximumResults", "The field maximumResults must be a positive integer.")
     return limit
 
 
@@ -47,9 +44,18 @@ def search(
     selection = fields.raw("select")
     names = selection if isinstance(selection, list) else fold(selection).get("fields")
     if not names:
-        return [body.full(backend, item) for item in matches]
+        return [_listed(backend, body.full(backend, item)) for item in matches]
     selected = [name for text in names if (name := body.resolve(str(text)))]
-    return [body.chosen(backend, item, selected) for item in matches]
+    if INSTANCES in selected and backend.readings.instances_in_search == "refused":
+        raise _invalid("select", f"{INSTANCES} cannot be selected.")
+    return [_listed(backend, body.chosen(backend, item, selected)) for item in matches]
+
+
+def _listed(backend: Backend, item: dict[str, Any]) -> dict[str, Any]:
+    """Return an object as searches and pages show it: perhaps without its finished instances."""
+    if backend.readings.instances_in_search != "returned":
+        item.pop(INSTANCES, None)
+    return item
 
 
 def page(
@@ -74,21 +80,21 @@ def page(
     if order != "creationdate" or backwards:
         matches.sort(key=key, reverse=backwards)
     if (token := fields.text("token", max_length=10_000)) is not None:
-        last = _read_token(token)
+        last = _read_token(backend, token)
         follows = operator.lt if backwards else operator.gt
         try:
             matches = [item for item in matches if follows(key(item), last)]
         except TypeError:  # the token of a page in another order
-            raise _invalid_token() from None
+            raise _invalid("token", "The token is not valid.") from None
     data = matches[:limit]
     is_truncated = len(matches) > len(data)
     render = body.brief if brief else body.full
     return {
-        "data": [render(backend, item) for item in data],
+        "data": [_listed(backend, render(backend, item)) for item in data],
         "count": len(data),
         "total": total,
         "isTruncated": is_truncated,
-        "nextToken": _write_token(key(data[-1])) if is_truncated else None,
+        "nextToken": _write_token(backend, key(data[-1])) if is_truncated else None,
     }
 
 
@@ -101,23 +107,25 @@ def _read_order(fields: RequestFields) -> tuple[str, bool]:
     """Return the order of a page, and whether it is descending. Raises ApiError 400."""
     order = (fields.text("orderBy") or "creationDate").lower()
     if order not in ORDERS:
-        raise ApiError(
-            400, "One or more validation errors occurred.", {"orderBy": [f"Unknown order: {order}."]}
-        )
+        raise _invalid("orderBy", f"Unknown order: {order}.")
     return order, (fields.text("orderType") or "ASC").upper() == "DESC"
 
 
-def _write_token(key: tuple[Any, int]) -> str:
-    return base64.urlsafe_b64encode(json.dumps(key).encode()).decode()
+def _write_token(backend: Backend, key: tuple[Any, int]) -> str:
+    return base64.urlsafe_b64encode(json.dumps([*key, backend.now]).encode()).decode()
 
 
-def _read_token(token: str) -> tuple[Any, int]:
+def _read_token(backend: Backend, token: str) -> tuple[Any, int]:
+    """Return the key that the page begins after. Raises ApiError 400."""
     try:
-        value, seq = json.loads(base64.urlsafe_b64decode(token))
-        return value, int(seq)
+        value, seq, written = json.loads(base64.urlsafe_b64decode(token))
+        key, age = (value, int(seq)), backend.now - float(written)
     except (ValueError, TypeError, OverflowError, RecursionError):
-        raise _invalid_token() from None
+        raise _invalid("token", "The token is not valid.") from None
+    if backend.token_seconds is not None and age >= backend.token_seconds:
+        raise _invalid("token", "The token has expired.")
+    return key
 
 
-def _invalid_token() -> ApiError:
-    return ApiError(400, "One or more validation errors occurred.", {"token": ["The token is not valid."]})
+def _invalid(field: str, problem: str) -> ApiError:
+    return ApiError(400, "One or more validation errors occurred.", {field: [problem]})

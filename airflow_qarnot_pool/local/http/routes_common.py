@@ -94,12 +94,27 @@ def output_routes(backend: Backend, kind: str, find: Callable[[str], Pool | Task
             content = read(files, stream)
             if backend.readings.output_cursor == "GET moves it":
                 output.read_new(files, stream)
+            return kept(call.id, call.path("i"), content)
+
+        def of_all(call: Call) -> Raw:
+            return kept(call.id, "", read_aggregated(owner(call).output, stream))
+
+        def kept(id: str, instance: str, content: str) -> Raw:
+            """Return the output, or none if the service loses that of a finished task once it was read."""
+            is_over = getattr(find(id), "is_finished", False)
+            if is_new or not is_over or backend.readings.output_kept == "kept":
+                return text(content)
+            place = (id, stream, instance)
+            content = "" if place in lost else content
+            lost.add(place)
             return text(content)
 
         path = f"/{kind}/{{u}}/{stream}"
         return [
-            route(backend, method, path, lambda call: text(read_aggregated(owner(call).output, stream))),
+            route(backend, method, path, of_all),
             route(backend, method, f"{path}/{{i}}", of_instance),
         ]
+
+    lost: set[tuple[str, str, str]] = set()
 
     return [one for stream in output.STREAMS for method in ("GET", "POST") for one in both(stream, method)]

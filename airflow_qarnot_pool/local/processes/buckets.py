@@ -164,6 +164,17 @@ class KeptBuckets:
             return made, self._files
 
 
+def date_of(bucket: str, key: str) -> datetime | None:
+    """Return the date of an object that moto holds, or None if there is none."""
+    held = _moto().buckets.get(bucket)
+    return getattr(held and held.keys.get(key), "last_modified", None)
+
+
+def set_date(bucket: str, key: str, date: datetime) -> None:
+    """Give an object that moto holds another date."""
+    _moto().buckets[bucket].keys[key].last_modified = date
+
+
 def _moto() -> Any:
     """Return the buckets of the only account."""
     from moto.core.models import DEFAULT_ACCOUNT_ID

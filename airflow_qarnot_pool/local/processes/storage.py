@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 from xml.sax.saxutils import escape
 
 from airflow_qarnot_pool.local.processes import signatures
-from airflow_qarnot_pool.local.processes.buckets import CHANGING, KeptBuckets
+from airflow_qarnot_pool.local.processes.buckets import CHANGING, KeptBuckets, date_of, set_date
 from airflow_qarnot_pool.local.processes.signatures import S3Request
 from airflow_qarnot_pool.local.processes.state import State
 from airflow_qarnot_pool.local.schemas.addresses import DISCARDED_BYTES, Addresses, url_of
@@ -112,6 +113,8 @@ class Storage:
         state: State | None = None,
     ) -> None:
         self._host, self._email, self._token = host, email, token
+        self.keeps_dates: Callable[[], bool] = lambda: False
+        """Whether a copy of an object onto itself keeps its date."""
         self._kept = KeptBuckets(state) if state else None
         self._lock = threading.Lock()
         self._app: Any = None
@@ -130,12 +133,19 @@ class Storage:
             def log_request(self, *args: Any, **kwargs: Any) -> None:
                 pass
 
+            def handle_expect_100(self) -> bool:
+                """Refuse before the client sends a body. werkzeug sends the 100 of a request that it runs."""
+                return not self._is_refused()
+
             def run_wsgi(self) -> None:
-                refusal = storage._refusal(S3Request(self.command, self.path, self.headers))
-                if refusal is None:
+                if not self._is_refused():
                     super().run_wsgi()
-                else:
+
+            def _is_refused(self) -> bool:
+                refusal = storage._refusal(S3Request(self.command, self.path, self.headers))
+                if refusal is not None:
                     self._refuse(*refusal)
+                return refusal is not None
 
             def _refuse(self, code: str, message: str) -> None:
                 """Respond here, because werkzeug would read the whole body of the request first."""
@@ -183,7 +193,11 @@ class Storage:
             started[:] = [status, kept, *error]
             return started.append
 
+        copied = _copied_onto_itself(environ) if self.keeps_dates() else None
+        date = None if copied is None else date_of(*copied)
         response: Iterable[bytes] = self._app(environ, start)
+        if copied is not None and date is not None:
+            set_date(*copied, date)
         if self._kept is not None and environ["REQUEST_METHOD"] in CHANGING:
             try:
                 self._kept.keep(environ["PATH_INFO"].lstrip("/").partition("/")[0])
@@ -309,6 +323,14 @@ class Storage:
         if size > MAX_KEY:
             raise ValueError(f"the name has {size} bytes, and S3 takes {MAX_KEY}")
         self._s3.upload_file(path, bucket, key)
+
+
+def _copied_onto_itself(environ: dict[str, Any]) -> tuple[str, str] | None:
+    """Return the bucket and the key of an object that a request copies onto itself."""
+    target = environ["PATH_INFO"].encode("latin-1").decode(errors="replace").lstrip("/")
+    source = unquote(environ.get("HTTP_X_AMZ_COPY_SOURCE", "")).lstrip("/")
+    bucket, _, key = target.partition("/")
+    return (bucket, key) if key and source == target else None
 
 
 def _printable(name: str) -> str:

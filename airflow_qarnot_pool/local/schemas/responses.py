@@ -82,6 +82,13 @@ def _spelled(backend: Backend, scheduling: str) -> str:
     return scheduling
 
 
+def _shown_state(backend: Backend, item: Remote) -> str:
+    """Return the state. Another service may have one of its own for an open pool that needs no node."""
+    needs_no_node = isinstance(item, Pool) and item.is_open and not (item.nodes or item.target)
+    other = backend.readings.other_states
+    return other if needs_no_node and other != "none seen" else item.state
+
+
 def _wall(backend: Backend, item: Remote) -> float:
     return (item.ended if item.ended is not None else backend.now) - item.created
 
@@ -300,7 +307,7 @@ _IDENTITY: dict[str, Getter[Any]] = {
     "shortname": _attribute("shortname"),
 }
 _STATE: dict[str, Getter[Any]] = {
-    "state": _attribute("state"),
+    "state": _shown_state,
     "previousState": _attribute("previous_state"),
     "stateTransitionTime": _time("moved"),
     "previousStateTransitionTime": _time("previously_moved"),

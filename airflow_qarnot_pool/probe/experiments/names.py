@@ -155,7 +155,7 @@ EXPERIMENTS = (
         "pool-name-taken",
         observe_taken_name,
         accepted_or_status("second pool"),
-        assumed=("400", "403", "409"),
+        assumed=("400", "403", "409", "422"),
     ),
     Experiment(
         "name-of-closed-pool", observe_name_of_closed, judge_name_of_closed, assumed=("taken until deleted",)
