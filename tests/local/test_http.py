@@ -10,7 +10,7 @@ import pytest
 import requests
 
 from airflow_qarnot_pool.local import LocalQarnot
-from airflow_qarnot_pool.local.schemas.requests import NO_FORWARD, NO_SSH
+from airflow_qarnot_pool.local.schemas.requests import NO_DESKTOP, NO_FORWARD, NO_SSH
 
 from .conftest import Http, until
 
@@ -164,7 +164,7 @@ def test_everything_that_must_not_be_null(http: Http, pool: str) -> None:
         ({"name": ""}, "name"),
         ({"name": None}, "name"),
         ({"name": "x" * 2048}, "name"),
-        ({"profile": "no-such"}, "profile"),
+        ({"profile": "no-such"}, "profile (start the local Qarnot with --profile no-such or --any-profile)"),
         ({"profile": None}, "profile"),
         ({"instanceCount": -1}, "instanceCount"),
         ({"instanceCount": 0}, "instanceCount"),
@@ -195,7 +195,7 @@ def test_everything_that_must_not_be_null(http: Http, pool: str) -> None:
         ),
         ({"advancedResourceBuckets": [{"filtering": None}]}, "advancedResourceBuckets"),
         ({"defaultRetrySettings": {"maxTotalRetries": -1}}, "defaultRetrySettings"),
-        ({"name": None, "profile": "x", "tags": "y"}, "name, profile, tags"),
+        ({"name": None, "profile": None, "tags": "y"}, "name, profile, tags"),
     ],
 )
 def test_bad_pools(http: Http, change: dict[str, Any], fields: str) -> None:
@@ -212,7 +212,10 @@ def test_bad_pools(http: Http, change: dict[str, Any], fields: str) -> None:
         ({"poolUuid": str(uuid.uuid4())}, "poolUuid"),
         ({"poolUuid": "by-shortname"}, "poolUuid"),
         ({"poolUuid": None}, "profile"),
-        ({"poolUuid": None, "profile": "no-such"}, "profile"),
+        (
+            {"poolUuid": None, "profile": "no-such"},
+            "profile (start the local Qarnot with --profile no-such or --any-profile)",
+        ),
         ({"profile": "docker-network"}, "profile"),  # not the pool's
         ({"instanceCount": 0}, "instanceCount"),
         ({"instanceCount": -1}, "instanceCount"),
@@ -479,16 +482,19 @@ def test_instances_get_the_secrets_that_their_task_or_pool_may_read(http: Http) 
 
 
 @pytest.mark.parametrize("kind", ["pools", "tasks"])
-def test_ssh_is_refused_with_a_sentence(http: Http, kind: str) -> None:
-    body = {
-        "name": "n",
-        "profile": "docker-network-ssh",
-        "constants": command("true", DOCKER_SSH="ssh-rsa AAAA"),
-    }
-    refused = http("POST", f"/{kind}", body)
-    assert (refused.status_code, refused.json()["message"]) == (400, NO_SSH)
-    accepted = http("POST", f"/{kind}", {**body, "constants": command("true", DOCKER_SSH="")})
-    assert accepted.status_code == 200
+def test_ssh_and_a_desktop_are_refused_with_a_sentence(http: Http, kind: str) -> None:
+    def post(**constants: str) -> Any:
+        body = {"name": "n", "profile": "docker-network-ssh", "constants": command("true", **constants)}
+        return http("POST", f"/{kind}", body)
+
+    for sentence, constants in (
+        (NO_SSH, {"DOCKER_SSH": "ssh-rsa AAAA"}),
+        (NO_DESKTOP, {"VNC": "True"}),
+        (NO_DESKTOP, {"VNC_PASSWORD": ""}),
+    ):
+        refused = post(**constants)
+        assert (refused.status_code, refused.json()["message"]) == (400, sentence)
+    assert post(DOCKER_SSH="", VNC="false").status_code == 200
 
 
 def test_a_forwarded_port_is_refused_with_a_sentence(http: Http) -> None:

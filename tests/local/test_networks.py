@@ -121,14 +121,34 @@ def test_the_account_has_the_profiles_that_it_is_given(
 ) -> None:
     assert own.call("GET", "/profiles")[-2:] == ["acme-network-gpu", "acme"]
     assert own.call("GET", "/profiles/acme")["name"] == "acme"
-    with pytest.raises(RuntimeError, match="profile"):
-        own.call("POST", "/pools", {"name": "p", "profile": "other", "instanceCount": 1})
+    for path in ("/pools", "/tasks"):
+        with pytest.raises(
+            RuntimeError, match=r"fields: profile \(start .* with --profile other or --any-profile"
+        ):
+            own.call("POST", path, {"name": "p", "profile": "other", "instanceCount": 1})
     generous = private(any_profile=True)
     assert generous.call("GET", "/profiles/other")["name"] == "other"
     pool = generous.call("POST", "/pools", {"name": "p", "profile": "other", "instanceCount": 1})["uuid"]
     assert generous.call("GET", f"/pools/{pool}")["profile"] == "other"
     with pytest.raises(RuntimeError, match="profile"):
         generous.call("POST", "/pools", {"name": "p", "instanceCount": 1})
+
+
+@pytest.mark.parametrize(
+    ("profile", "said"),
+    [
+        (
+            "acme",
+            "Nothing ran: DOCKER_CMD is empty, and the local Qarnot has no program of the profile acme.",
+        ),
+        ("docker-batch", ""),
+    ],
+)
+def test_a_task_without_a_command_says_why_nothing_ran(own: LocalQarnot, profile: str, said: str) -> None:
+    body = {"name": "t", "profile": profile, "constants": [{"key": "ACME_CMD", "value": "acme -np 4"}]}
+    uuid = own.call("POST", "/tasks", body)["uuid"]
+    until(lambda: own.call("GET", f"/tasks/{uuid}")["state"] == "Success")
+    assert sdk_of(own).retrieve_task(uuid).stderr(0).strip() == said
 
 
 #: A supervisor under a kernel that refuses every new namespace.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -282,7 +283,7 @@ def test_a_preparation_that_fails_ends_the_pool(sdk: qarnot.Connection) -> None:
     pool.preparation_command_line = "false"
     pool.submit()
     in_state(pool, "Failure")
-    assert "preparation task exited with code 1" in pool.errors[0].message
+    assert re.fullmatch(r"The preparation task on node \S+ exited with code 1", pool.errors[0].message)
     pool.delete()
 
 
@@ -365,7 +366,13 @@ def test_the_pools_retry_settings_are_the_default(sdk: qarnot.Connection, tmp_pa
 
 @pytest.mark.parametrize(
     ("command", "message"),
-    [("no-such-program", "code 127"), ("/etc/passwd", "code 126"), ("echo 'open", "cannot be split")],
+    [
+        ("no-such-program", r"code 127 \(no-such-program: not found\)\. Install the program on this machine"),
+        ("sh -c 'echo x >&2; no-such-program -y'", r"code 127 \(.*no-such-program: .*not found\)\. Install"),
+        ("sh -c 'exit 127'", r"code 127\. Install the program on this machine"),
+        ("/etc/passwd", r"code 126 \(/etc/passwd: cannot be run: "),
+        ("echo 'open", "cannot be split"),
+    ],
 )
 def test_commands_that_cannot_run(
     sdk: qarnot.Connection, pool: qarnot.pool.Pool, command: str, message: str
@@ -373,7 +380,7 @@ def test_commands_that_cannot_run(
     task = new_task(sdk, pool, command)
     task.submit()
     assert finish(task).state == "Failure"
-    assert message in task.errors[0].message
+    assert re.search(message, task.errors[0].message)
 
 
 def test_abort_ends_the_whole_tree(sdk: qarnot.Connection, pool: qarnot.pool.Pool, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from airflow_qarnot_pool.local.backend.models import (
     Task,
 )
 from airflow_qarnot_pool.local.processes import command
+from airflow_qarnot_pool.local.processes.output import read_all
 from airflow_qarnot_pool.local.processes.runner import RunResult
 from airflow_qarnot_pool.local.processes.storage import (
     Destination,
@@ -46,6 +47,12 @@ RESOURCES = "LOCAL_RESOURCES"
 RESULTS = "LOCAL_RESULTS"
 INTERNAL = "LOCAL_INTERNAL"
 DISK_FULL = "LOCAL_DISK_FULL"
+CANNOT_RUN, NOT_FOUND = 126, 127
+"""Exit codes of the supervisor and of shells."""
+MAX_CAUSE = 200
+NOTHING_RAN = (
+    "Nothing ran: DOCKER_CMD is empty, and the local Qarnot has no program of the profile {profile}.\n"
+)
 FULL_BYTES = 1 << 16
 """Free bytes below which the disk counts as full."""
 
@@ -188,8 +195,16 @@ async def _execute(
     if cwd.startswith(space.job):
         os.makedirs(cwd, exist_ok=True)
     result = await run_command(context, instance, words, cwd, env, output, task.profile)
-    problem = problem_of("The command", result)
+    problem = problem_of("The command", result, output)
     return AttemptResult(EXIT_CODE if result.code else OUTPUT, problem) if problem else AttemptResult()
+
+
+def _explain_nothing(context: Context, instance: Instance) -> AttemptResult:
+    """Say in the output why an instance of an application's profile runs nothing."""
+    if not instance.task.profile.startswith("docker-"):
+        with open(context.output_of(instance.task, instance.id).stderr, "a") as stderr:
+            stderr.write(NOTHING_RAN.format(profile=instance.task.profile))
+    return AttemptResult()
 
 
 async def run_command(
@@ -216,10 +231,22 @@ async def run_command(
     return result
 
 
-def problem_of(subject: str, result: RunResult) -> str | None:
+def problem_of(subject: str, result: RunResult, output: Output) -> str | None:
     """Describe the failure of a command, or return None if it succeeded and its output was stored."""
     lost = f"Output was not stored ({result.output_error})" if result.output_error else None
-    return f"{subject} exited with code {result.code}{f'. {lost}' if lost else ''}" if result.code else lost
+    if not result.code:
+        return lost
+    parts = [f"{subject} exited with code {result.code}{_cause(result.code, output)}", lost]
+    return ". ".join(part for part in parts if part)
+
+
+def _cause(code: int, output: Output) -> str:
+    """Return the last line of the errors of a program that is not here. The system or a shell wrote it."""
+    if code not in (CANNOT_RUN, NOT_FOUND):
+        return ""
+    last = read_all(output, "stderr").rstrip().rpartition("\n")[2][-MAX_CAUSE:]
+    remedy = ". Install the program on this machine, because images are not used" if code == NOT_FOUND else ""
+    return f" ({last}){remedy}" if last else remedy
 
 
 def name_full_disk(
@@ -270,7 +297,10 @@ async def _steps(
     words = command.words(line, task.constants, own, space.directories)
     if not enter(InstancePhase.RUNNING):
         return AttemptResult(killed=True)
-    result = await _execute(context, instance, space, words) if words else AttemptResult()
+    if words:
+        result = await _execute(context, instance, space, words)
+    else:
+        result = _explain_nothing(context, instance)
     context.clock.catch_up()
     if instance.lost:
         return node_lost(node)

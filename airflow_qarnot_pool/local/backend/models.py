@@ -50,7 +50,7 @@ FINAL_STATES = frozenset({"success", "failure", "cancelled"})
 class Dependency:
     """A task that must finish first, and the final states after which the dependent task may run.
 
-    :param condition: the requested condition, as responses return it.
+    :param condition: the requested final states, as responses return them, or None for any.
     :param final: the final state once the task has finished.
     """
 

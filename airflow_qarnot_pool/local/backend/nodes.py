@@ -110,8 +110,7 @@ class Nodes:
             return None
         env = attempt.environment(context, pool, own, place)
         result = await attempt.run_command(context, node, words, job, env, output, pool.profile)
-        problem = attempt.problem_of("The preparation task", result)
-        return f"{problem} on node {node.id}" if problem else None
+        return attempt.problem_of(f"The preparation task on node {node.id}", result, output)
 
     async def _copy_resources(self, pool: Pool, node: Node) -> str | None:
         job = attempt.node_directory(self._context, node)

@@ -33,9 +33,9 @@ class ApiError(Exception):
         }
 
 
-def invalid(kind: str, fields: Iterable[str]) -> ApiError:
-    """Return a 400 in Qarnot's words: `Invalid task file. Invalid fields: name, range-length`."""
-    return ApiError(400, f"Invalid {kind} file. Invalid fields: {', '.join(fields)}")
+def invalid(kind: str, fields: Iterable[str], note: str = "") -> ApiError:
+    """Return a 400 in Qarnot's words: `Invalid task file. Invalid fields: name, range-length`. A note follows."""
+    return ApiError(400, f"Invalid {kind} file. Invalid fields: {', '.join(fields)}{note and f' ({note})'}")
 
 
 def missing(kind: str, name: str) -> ApiError:

@@ -63,6 +63,10 @@ class Profiles:
     def __contains__(self, name: object) -> bool:
         return bool(name) and (self.any_name or name in PROFILES or name in self.more)
 
+    def missing(self, name: object) -> str:
+        """Return what to do about an unknown profile. Empty if there is no name."""
+        return f"start the local Qarnot with --profile {name} or --any-profile" if name else ""
+
 
 def has_network(profile: str) -> bool:
     """Return whether instances of a profile reach a network, which its name says."""
@@ -153,14 +157,16 @@ class RequestFields:
         self.kind, self._outer = kind, outer
         self._values = {**fold(defaults), **fold(value)}
         self.bad: list[str] = []
+        self._note = ""
 
     def check(self) -> None:
         """Check that no field was invalid. Raises ApiError 400 with the names of all invalid fields."""
         if self.bad:
-            raise invalid(self.kind, dict.fromkeys(self.bad))
+            raise invalid(self.kind, dict.fromkeys(self.bad), self._note)
 
-    def wrong(self, name: str) -> None:
+    def wrong(self, name: str, note: str = "") -> None:
         self.bad.append(name)
+        self._note = note or self._note
         if self._outer is not None:
             self._outer()
 

@@ -24,6 +24,7 @@ from airflow_qarnot_pool.local.schemas.fields import (
 from airflow_qarnot_pool.local.schemas.scaling import ELASTIC_OFF, read_elastic, read_scaling
 
 NO_SSH = "The local Qarnot has no ssh. Leave out the constant DOCKER_SSH, or use the real service"
+NO_DESKTOP = "The local Qarnot has no remote desktop. Leave out VNC and VNC_PASSWORD, or use the real service"
 NO_FORWARD = (
     "The local Qarnot forwards no ports to instances. Leave out forcedNetworkRules, or use the real service"
 )
@@ -95,8 +96,7 @@ def _shared(fields: RequestFields, constants: int, readings: Readings) -> dict[s
     access = fields.inner("secretsAccessRights")
     spec["secretsAccessRights"] = {name: access.stored(name) for name in ("bySecret", "byPrefix")}
     given_constants = fields.constants(constants)
-    if given_constants.get("DOCKER_SSH"):
-        raise ApiError(400, NO_SSH)
+    _refuse_connections(given_constants)
     return {
         "name": fields.text("name", required=True) or "",
         "shortname": fields.shortname(_SHORTNAME_LENGTHS[readings.shortname_length]),
@@ -108,6 +108,14 @@ def _shared(fields: RequestFields, constants: int, readings: Readings) -> dict[s
         "buckets": [*plain, *(item["bucketName"] for item in advanced)],
         "spec": spec,
     }
+
+
+def _refuse_connections(constants: Mapping[str, str]) -> None:
+    """Refuse constants that ask for a connection to an instance. Raises ApiError 400."""
+    if constants.get("DOCKER_SSH"):
+        raise ApiError(400, NO_SSH)
+    if "VNC_PASSWORD" in constants or constants.get("VNC", "").lower() == "true":
+        raise ApiError(400, NO_DESKTOP)
 
 
 def read_pool(
@@ -125,7 +133,7 @@ def read_pool(
     if shared["profile"] not in profiles:
         if readings.unknown_references == "404":
             raise missing("profile", str(shared["profile"]))
-        fields.wrong("profile")
+        fields.wrong("profile", profiles.missing(shared["profile"]))
     if fields.has("resultBucket"):
         fields.wrong("resultBucket")
     elastic, policies = _read_sizing(fields, readings)
@@ -288,4 +296,4 @@ def _advanced(fields: RequestFields) -> Dependency:
     allowed = frozenset(str(state).lower() for state in condition) or FINAL_STATES
     if not allowed <= FINAL_STATES:
         fields.wrong("taskFinalStateCondition")
-    return Dependency(fields.text("taskUuid") or "", allowed, advanced=True, condition=requested)
+    return Dependency(fields.text("taskUuid") or "", allowed, advanced=True, condition=condition or None)
