@@ -1,0 +1,49 @@
+/* Requests to the page's own server. On the tab of a DAG run everything is asked for in the name of that run, so it
+   needs no right to read the connection. */
+
+import { runOf } from "./state.js";
+
+/* The DAG run whose tab this is, or null. */
+export const run = runOf(location.search);
+
+/* Browsers let no page of another site send this header. */
+const ACTION = { "X-Qarnot-Pools": "close" };
+const enc = encodeURIComponent;
+
+async function request(path, options) {
+  let response;
+  try {
+    response = await fetch(path, { headers: { Accept: "application/json" }, credentials: "same-origin", ...options });
+  } catch {
+    throw new Error("Airflow does not respond.");
+  }
+  const body = await response.json().catch(() => ({}));
+  if (response.ok) return body;
+  const parts = Array.isArray(body.detail) ? body.detail.map((one) => `${one.loc}: ${one.msg}`).join("; ") : body.detail; // of a refused body
+  const detail = typeof parts === "string" ? parts : `${response.status} ${response.statusText}`;
+  const text = response.status === 401 ? "You are not logged in any more. Reload Airflow to log in." : detail;
+  throw Object.assign(new Error(text), { status: response.status });
+}
+
+const query = (parts) => `?${Object.entries(parts).map(([name, value]) => `${name}=${enc(value)}`).join("&")}`;
+const ofRun = run ? { run_id: run.run } : {};
+const poolPath = (pool) => (run ? `api/dags/${enc(run.dag)}` : `api/connections/${enc(pool.connection)}`) + `/pools/${enc(pool.uuid)}`;
+const actionPath = (row, action) => `api/connections/${enc(row.connection)}/pools/${enc(row.uuid)}/${action}`;
+
+function post(path, body) {
+  const headers = { Accept: "application/json", ...ACTION };
+  if (body) headers["Content-Type"] = "application/json";
+  return request(path, { method: "POST", headers, body: body ? JSON.stringify(body) : undefined });
+}
+
+/* The pools that have changed since the version *have*, with news about the *shown* ones first. */
+export function list(have, shown) {
+  if (run) return request(`api/dags/${enc(run.dag)}/pools` + query({ ...ofRun, have }));
+  return request("api/pools" + query({ shown: shown.slice(0, 50).join(","), have }));
+}
+export const pool = (chosen, have) => request(poolPath(chosen) + query({ ...ofRun, have }));
+export const output = (chosen, task) => request(`${poolPath(chosen)}/tasks/${enc(task)}/output` + query(ofRun));
+export const history = () => request("api/history");
+export const previewClose = (row) => request(actionPath(row, "close"));
+export const close = (row) => post(actionPath(row, "close"));
+export const resize = (row, body) => post(actionPath(row, "resize"), body);

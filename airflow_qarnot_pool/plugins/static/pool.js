@@ -1,0 +1,309 @@
+/* One pool: what is wrong, facts, pictures, Qarnot tasks, nodes. */
+
+import { run } from "./api.js";
+import * as charts from "./charts.js";
+import { h } from "./dom.js";
+import { duration, energy, epoch, euros, grams, plural, some, stamp } from "./format.js";
+import { GROUPS, GROUP_KIND, airflowLink, badge, button, clock, countsText, lasting, line, outsideLink, quiet, stateBadge, taskCounts, under, warningList, when } from "./parts.js";
+import { figuresOf, isEnded, tasksOf } from "./rows.js";
+import { to } from "./state.js";
+
+const TABS = { overview: "Overview", tasks: "Qarnot tasks", nodes: "Nodes and events" };
+const CLAMPED = 600;
+
+/* The page of a pool. *state* is {detail, view, now, width, tables, mayEdit, output, back, reader}. */
+export function poolView(state) {
+  const { detail, view } = state;
+  const tab = TABS[view.tab] ? view.tab : "overview";
+  const counts = { tasks: detail.task_count, nodes: detail.nodes.length };
+  const content = { overview, tasks: tasksTab, nodes: nodesTab }[tab];
+  return [
+    head(state),
+    closedBy(detail.row),
+    warningList(detail.row),
+    h("nav", { class: "tabs", "aria-label": "Parts of the pool" }, Object.entries(TABS).map(([name, text]) =>
+      h("a", { key: name, href: to(view, { tab: name === "overview" ? "" : name, task: "" }), "aria-current": name === tab ? "page" : null },
+        text, counts[name] === undefined ? null : quiet(` ${counts[name]}`)))),
+    h("section", { key: `tab ${tab}`, "aria-label": TABS[tab] }, content(state)),
+  ];
+}
+
+function head({ detail: { row }, mayEdit, back }) {
+  return h("div", { class: "head" },
+    h("a", { class: "back", href: back }, run ? "← Pools of this run" : "← All pools"),
+    h("div", { class: "title" }, h("h1", { tabindex: "-1" }, row.name), stateBadge(row), quiet(row.state)),
+    h("div", { class: "buttons" },
+      outsideLink(row.console, "Qarnot console ↗"),
+      h("details", { class: "menu" }, h("summary", {}, "Copy"), h("div", { class: "panel" },
+        button("copy-text", { "data-text": row.uuid }, "Copy the uuid"),
+        button("copy-address", {}, "Copy the address"))),
+      mayEdit && row.resizable ? button("resize", { "data-uuid": row.uuid }, "Resize…") : null,
+      mayEdit && row.closable ? button("close", { class: "danger", "data-uuid": row.uuid, "aria-label": `Close pool ${row.name}` }, "Close…") : null));
+}
+
+const closedBy = (row) => (row.closed_by ? h("p", { class: "quiet" }, "Closed from this page by ", h("strong", {}, row.closed_by.user), ", ", when(row.closed_by.at)) : null);
+
+// ---- overview
+
+function overview(state) {
+  const { detail } = state;
+  return [errors(detail), facts(detail), ...pictures(state), users(detail.row)];
+}
+
+function errors({ errors: groups }) {
+  if (!groups.length) return null;
+  return h("div", { class: "errors" }, h("h2", {}, "Errors"), groups.map((group) => h("article", { class: "error", key: group.of + group.text },
+    h("p", { class: "of" }, h("strong", {}, group.count > 1 ? `${group.count} × ` : "", group.of === "pool" ? "The pool" : plural(group.count, "Qarnot task")),
+      group.last ? quiet(" last ", when(group.last), group.first && group.first !== group.last ? [", first ", when(group.first)] : null) : null),
+    clamped(group.text),
+    group.tasks.length ? h("p", { class: "where" }, group.tasks.map((task) => h("span", { key: task.uuid, class: "one" }, airflowLink(task.link, nameOf(task)), task.log ? [" (", airflowLink(task.log, "log"), ")"] : null)),
+      group.count > group.tasks.length ? quiet(`and ${group.count - group.tasks.length} more`) : null) : null)));
+}
+
+/* A long text shows its start, and all of it on request. */
+function clamped(text) {
+  if (text.length <= CLAMPED && text.split("\n").length <= 8) return h("pre", {}, text);
+  const start = text.split("\n").slice(0, 8).join("\n").slice(0, CLAMPED);
+  return h("details", { class: "long" }, h("summary", {}, h("pre", {}, `${start} …`)), h("pre", {}, text));
+}
+
+function facts(detail) {
+  const { row } = detail;
+  const own = figuresOf(row) || {};
+  const all = row.figures || {};
+  const ofPool = (text) => (row.mine ? under(`of ${text} for the pool`) : null);
+  const fact = (name, ...value) => h("div", { key: name }, h("dt", {}, name), h("dd", {}, ...value));
+  const rate = all.per_hour && !isEnded(row) ? under(`${euros(all.per_hour)} an hour now`) : null;
+  const limit = row.limit && row.limit.max_cost ? under(`limit ${euros(row.limit.max_cost)}`) : null;
+  const ended = isEnded(row) && row.ended;
+  return h("dl", { class: "facts" },
+    fact("For", ...owner(row)),
+    fact("Slots", isEnded(row) ? "–" : `${row.ready} ready of ${row.wanted} wanted`, isEnded(row) ? null : under(`${row.busy} busy, ${row.queued} queued`)),
+    fact("Qarnot tasks", taskCounts(tasksOf(row)), row.mine && row.tasks ? under(`all runs: ${countsText(row.tasks)}`) : null),
+    fact(row.mine ? "Cost of this run" : "Cost so far", euros(own.euros), ofPool(euros(all.euros)), rate, limit),
+    fact("Created", when(row.created), ended ? under("lasted ", lasting(epoch(row.created), epoch(row.ended))) : under(clock(epoch(row.created)), " ago")),
+    fact("Nodes paid for", duration(detail.use.node_seconds), detail.use.idle_node_seconds === null ? null : under(`idle: ${duration(detail.use.idle_node_seconds)}`), row.mine ? under("the whole pool") : null),
+    fact("Energy", energy(own.energy_wh), ofPool(energy(all.energy_wh))),
+    fact("Carbon", `${grams(own.carbon_g)} CO₂eq`, ofPool(grams(all.carbon_g)), own.saved_g === null || own.saved_g === undefined ? null : under(`${grams(own.saved_g)} saved${own.datacenter ? ` against ${own.datacenter}` : ""}`)),
+    row.tags.length ? fact("Tags", row.tags.join(", ")) : null,
+    row.connection ? fact("Connection", row.connection) : null,
+    fact("Shortname", row.shortname || "–"),
+    fact("Uuid", h("code", {}, row.uuid)));
+}
+
+function owner(row) {
+  const whose = row.owner;
+  if (whose.kind === "shared") return ["shared: ", h("strong", {}, whose.shared || "?")];
+  if (whose.kind !== "run") return [quiet("not known")];
+  return [airflowLink(whose.link, whose.dag_id), under(whose.run_id), under(whose.run_state ? `run is ${whose.run_state}` : "no such run")];
+}
+
+function users(row) {
+  if (row.users.length < 2) return null;
+  return [h("h2", {}, `DAG runs that use it (${row.user_count})`), h("ul", { class: "plain" }, row.users.map((user) => h("li", { key: `${user.dag_id} ${user.run_id}` },
+    airflowLink(user.link, `${user.dag_id} · ${user.run_id}`), quiet(` ${plural(user.unfinished, "unfinished Qarnot task")}`))))];
+}
+
+// ---- pictures
+
+/* How far the pictures of an open pool go: the marks before and after now. So time alone draws them anew only now and
+   then. */
+export function horizon(from, now) {
+  const step = Math.max(60, 2 ** Math.ceil(Math.log2(Math.max(1, (now - from) / 60))));
+  const before = from + Math.floor((now - from) / step) * step;
+  return [before, before + step];
+}
+
+function range({ pictures: { from, until } }, view, [, next]) {
+  const whole = [from, Math.max(until === null ? next : until, from + 1)];
+  const zoom = (view.zoom || "").split("-").map(Number);
+  const isZoom = zoom.length === 2 && zoom.every(isFinite) && zoom[1] > zoom[0] && zoom[0] < whole[1] && zoom[1] > whole[0];
+  return { whole, shown: isZoom ? [Math.max(whole[0], zoom[0]), Math.min(whole[1], zoom[1])] : whole, isZoom };
+}
+
+function pictures(state) {
+  const { detail, view, now, width, tables, reader } = state;
+  const shown = detail.pictures;
+  const marks = horizon(shown.from, now);
+  const { whole, shown: [from, until], isZoom } = range(detail, view, marks);
+  const half = width >= 900 ? Math.floor((width - 16) / 2) : width;
+  const end = shown.until === null ? Math.max(marks[0], ...[shown.slots, shown.work].flatMap(({ points }) => points.slice(-1)).map(([t]) => t)) : shown.until;
+  const common = { from, until, tables, width: half, height: 170 };
+  const upTo = (points) => held(points, end);
+  const specs = [];
+  const { slots, work } = shown;
+  if (slots.points.length || work.points.length) {
+    const series = (name, kind, { points, gaps }, column) => ({ name, kind, step: true, area: name === "busy", gaps: gaps || [], points: upTo(points.map((point) => [point[0], point[column]])) });
+    specs.push({ ...common, key: "slots", title: "Slots and queue", isWhole: true, gaps: slots.gaps, note: slots.cut || work.cut ? "the older half is thinned" : "",
+      series: [series("wanted", "off dashed", slots, 1), series("ready", "good", slots, 2), series("busy", "busy", work, 1), series("queued", "wait", work, 2)].filter((one) => one.points.length),
+      summary: `Slots over time, now ${detail.row.ready} ready of ${detail.row.wanted} wanted, ${detail.row.busy} busy, ${detail.row.queued} queued` });
+  }
+  if (shown.cost.points.length) {
+    specs.push({ ...common, key: "cost", title: "Cost so far", gaps: [], note: detail.row.figures && detail.row.figures.per_hour ? `${euros(detail.row.figures.per_hour)} an hour` : "", format: euros,
+      series: [{ name: "euros", kind: "busy", area: true, points: shown.cost.points }], summary: `Cost over time, now ${euros((detail.row.figures || {}).euros)}` });
+    const rate = rates(shown.cost.points);
+    if (rate.length) specs.push({ ...common, key: "rate", title: "Euros an hour", gaps: shown.cost.gaps, format: euros, series: [{ name: "euros an hour", kind: "wait", step: true, points: rate }], summary: "Euros an hour over time" });
+  }
+  const found = [controls(view, whole, [from, until], isZoom)];
+  found.push(h("div", { class: "pictures" }, specs.map((spec) => { reader.set(spec.key, { spec, read: charts.readLines }); return charts.lines(spec); }), bootPicture(detail, { ...common, tables })));
+  if (shown.gantt.bars.length) {
+    const spec = { ...common, key: "gantt", title: "Qarnot tasks", gantt: shown.gantt, width, now: Math.max(end, ...shown.gantt.bars.map((bar) => bar[2] ?? bar[1])), colour: view.colour || "state",
+      note: `${shown.gantt.cut ? `the youngest ${some(shown.gantt.bars.length)} of ${some(shown.gantt.total)}` : plural(shown.gantt.bars.length, "instance")}; a lane is a slot, not a node`,
+      controls: h("a", { href: to(view, { colour: view.colour === "task" ? "" : "task" }) }, view.colour === "task" ? "Colour by state" : "Colour by Airflow task"),
+      summary: `${plural(shown.gantt.bars.length, "instance")} of Qarnot tasks in ${plural(shown.gantt.lanes, "lane")} over time` };
+    reader.set("gantt", { spec, read: charts.readGantt });
+    found.push(charts.gantt(spec));
+  }
+  return specs.length || shown.gantt.bars.length ? [h("h2", {}, "Over time"), ...found] : [];
+}
+
+/* Steps hold up to the last moment that is known. */
+function held(points, end) {
+  const last = points[points.length - 1];
+  return last && last[0] < end ? [...points, [end, last[1]]] : points;
+}
+
+/* Euros an hour between readings of the bill. */
+export function rates(points) {
+  const found = [];
+  for (let i = 1; i < points.length; i += 1) {
+    const [[t, euro], [next, more]] = [points[i - 1], points[i]];
+    if (next > t) found.push([t, Math.max(0, ((more - euro) / (next - t)) * 3600)]);
+  }
+  return found;
+}
+
+function controls(view, whole, [from, until], isZoom) {
+  const span = until - from;
+  const clip = (a, b) => {
+    const start = Math.max(whole[0], Math.round(a));
+    const end = Math.min(whole[1], Math.round(b));
+    return to(view, { zoom: start <= whole[0] && end >= whole[1] ? "" : `${start}-${end}` });
+  };
+  const middle = (from + until) / 2;
+  const link = (text, label, href) => h("a", { class: "turn", key: label, href, "aria-label": label, title: label }, text);
+  return h("p", { class: "zoom" },
+    link("+", "Zoom in", span > 10 ? clip(middle - span / 4, middle + span / 4) : to(view, {})),
+    isZoom ? link("−", "Zoom out", clip(middle - span, middle + span)) : null,
+    isZoom ? link("←", "Earlier", clip(Math.max(whole[0], from - span / 2), Math.max(whole[0], from - span / 2) + span)) : null,
+    isZoom ? link("→", "Later", clip(Math.min(whole[1], until + span / 2) - span, Math.min(whole[1], until + span / 2))) : null,
+    isZoom ? link("All", "All of the time", to(view, { zoom: "" })) : null,
+    quiet(isZoom ? `${stamp(from)} – ${stamp(until)}` : "Drag over a picture to zoom"));
+}
+
+function bootPicture({ boot }, common) {
+  const phases = boot.filter((phase) => phase.seconds !== null);
+  return phases.some((phase) => phase.seconds > 0) ? charts.boot({ ...common, key: "boot", title: "Boot", phases, format: duration }) : null;
+}
+
+// ---- Qarnot tasks
+
+function tasksTab(state) {
+  const { detail } = state;
+  if (!detail.tasks.length) return [h("p", { class: "quiet" }, "No Qarnot task has run on this pool.")];
+  const more = detail.task_count > detail.tasks.length ? h("p", { class: "quiet" }, `${detail.tasks.length} of ${detail.task_count} are shown: failed, running and queued ones first, then the youngest.`) : null;
+  return [outputPanel(state), more, h("div", { class: "scroll" }, h("table", { class: "tasks" },
+    h("caption", { class: "hidden" }, "Qarnot tasks, failed ones first"),
+    h("thead", {}, h("tr", {}, ["Qarnot task", "State", "Airflow task", "Instances", "Created", "Ran for", "Output"].map((text) => h("th", { scope: "col" }, text)))),
+    h("tbody", {}, ordered(detail.tasks).map((task) => taskRow(task, state)))))];
+}
+
+const ordered = (tasks) => [...tasks].sort((a, b) => Math.min(GROUPS.indexOf(a.group), 3) - Math.min(GROUPS.indexOf(b.group), 3));
+const nameOf = (task) => (task.task_id ? (task.map_index === null ? task.task_id : `${task.task_id} [${task.map_index}]`) : task.name);
+const cell = (name, props, ...children) => h("td", { "data-label": name, ...props }, ...children);
+
+function taskRow(task, { view }) {
+  const instances = task.failed_instances ? `${task.instances}, ${task.failed_instances} failed` : String(task.instances ?? "–");
+  const isOpen = view.task === task.uuid;
+  return h("tr", { key: task.uuid, "data-task": task.uuid, class: task.group === "failed" ? "bad" : null },
+    cell("Qarnot task", { class: "name" }, line(task.name), task.error ? h("span", { class: "under problem bad", title: task.error }, task.error) : task.warm_up ? under("boots the nodes; not the DAG's work") : null),
+    cell("State", { class: "phase" }, badge(GROUP_KIND[task.group] || "off", h("span", { class: "word", title: task.state }, task.group)), under(task.state)),
+    cell("Airflow task", { class: "for" }, task.link ? [airflowLink(task.link, nameOf(task)), h("span", { class: "under" }, task.log ? [airflowLink(task.log, "log"), " · "] : null, task.dag_id)] : quiet("none")),
+    cell("Instances", {}, instances),
+    cell("Created", {}, when(task.created)),
+    cell("Ran for", {}, duration(task.seconds)),
+    cell("Output", {}, h("a", { href: to(view, { tab: "tasks", task: isOpen ? "" : task.uuid }), "aria-label": `Output of ${task.name}`, "aria-expanded": String(isOpen) }, isOpen ? "Hide" : "Show")));
+}
+
+function outputPanel({ detail, view, output }) {
+  if (!view.task) return null;
+  const task = detail.tasks.find((one) => one.uuid === view.task);
+  const parts = output && output.task === view.task ? output : {};
+  return h("section", { class: "output", key: "output", "aria-label": "Output of the Qarnot task" },
+    h("div", { class: "head" }, h("h2", { tabindex: "-1" }, `Output of ${task ? task.name : view.task}`),
+      h("div", { class: "buttons" }, button("copy-text", { "data-text": view.task }, "Copy the uuid"), h("a", { class: "turn", href: to(view, { task: "" }) }, "Hide"))),
+    parts.error ? h("p", { class: "bad" }, parts.error) : null,
+    parts.output ? ["stderr", "stdout"].map((name) => stream(name, parts.output[name])) : parts.error ? null : h("p", { class: "quiet" }, "Asking Qarnot…"));
+}
+
+function stream(name, { text, cut }) {
+  return h("div", { key: name }, h("h3", {}, name, cut ? quiet(" its end; the start is left out") : null),
+    text ? h("pre", { class: "log", tabindex: "0", role: "region", "aria-label": name }, text) : h("p", { class: "quiet" }, "empty"));
+}
+
+// ---- nodes and events
+
+const KINDS = { Submitted: "wait", PartiallyDispatched: "wait", FullyDispatched: "wait", PartiallyExecuting: "good", FullyExecuting: "good", Closing: "wait", PendingDelete: "wait", Closed: "off", Failure: "bad" };
+const EVENT_KIND = { lost: "bad", up: "good", down: "off", state: "busy" };
+
+function nodesTab({ detail }) {
+  return [nodes(detail), h("h2", {}, "Events"), events(detail), h("h2", {}, "States"), timeline(detail)];
+}
+
+function nodes({ nodes: all, row }) {
+  if (!all.length) return h("p", { class: "quiet" }, isEnded(row) ? "The pool has ended." : "No node is up.");
+  return h("div", { class: "scroll" }, h("table", {},
+    h("caption", { class: "hidden" }, "Nodes that are up"),
+    h("thead", {}, h("tr", {}, ["Node", "Phase", "Up for", "CPU", "Memory", "Processor"].map((text) => h("th", { scope: "col" }, text)))),
+    h("tbody", {}, all.map((node, i) => h("tr", { key: `${node.id ?? i}` },
+      cell("Node", {}, String(node.id ?? "–")), cell("Phase", {}, node.phase || "–"), cell("Up for", {}, node.since ? clock(epoch(node.since)) : "–"),
+      cell("CPU", {}, node.cpu_percent === null ? "–" : `${Math.round(node.cpu_percent)} %`),
+      cell("Memory", {}, node.memory_mb === null ? "–" : `${Math.round(node.memory_mb)} MB`),
+      cell("Processor", {}, node.model || "–"))))));
+}
+
+function events({ events: all }) {
+  if (!all.length) return h("p", { class: "quiet" }, "None was observed. Only what happens while somebody has this page open is known.");
+  return h("ol", { class: "timeline", tabindex: "0", "aria-label": "Events" }, all.map((event) => h("li", { key: `${event.at} ${event.text}` }, when(event.at), badge(EVENT_KIND[event.kind] || "off", event.text))));
+}
+
+function timeline({ timeline: steps, row }) {
+  return h("ol", { class: "timeline", tabindex: "0", "aria-label": "States" }, steps.map((step, i) => {
+    const next = steps[i + 1];
+    const until = next ? epoch(next.at) : null;
+    return h("li", { key: `${step.at} ${step.state}` }, when(step.at), badge(KINDS[step.state] || "off", step.state),
+      next || !isEnded(row) ? quiet("for ", until === null ? clock(epoch(step.at)) : duration(until - epoch(step.at))) : null);
+  }));
+}
+
+// ---- the last day of the account
+
+/* Pictures of the account. *state* is {history, now, width, tables, reader}. */
+export function dayView({ history, width, tables, reader }) {
+  if (!history) return [h("p", { class: "quiet" }, "Asking Qarnot…")];
+  const half = width >= 900 ? Math.floor((width - 16) / 2) : width;
+  const until = Math.ceil(history.now / 600) * 600;
+  return history.connections.map((one) => h("section", { key: one.id },
+    history.connections.length > 1 ? h("h2", {}, one.id) : null,
+    h("div", { class: "pictures" }, daySpecs(one, until, { width: half, height: 190, tables }).map((spec) => {
+      reader.set(spec.key, { spec, read: charts.readLines });
+      return charts.lines(spec);
+    }))));
+}
+
+function daySpecs(one, until, common) {
+  const column = (i) => one.points.map((point) => [point[0], point[i]]).filter((point) => point[1] !== null);
+  const base = { ...common, from: one.from, until, gaps: one.gaps };
+  const cost = column(6);
+  const spent = cost.length ? cost[cost.length - 1][1] - cost[0][1] : null;
+  const specs = [
+    { ...base, key: `${one.id} slots`, title: "Slots of the open pools", isWhole: true, summary: "Slots of the open pools over the last 24 hours",
+      series: [["wanted", "off dashed", 2], ["ready", "good", 3], ["busy", "busy", 4], ["queued", "wait", 5]].map(([name, kind, i]) => ({ name, kind, step: true, area: name === "busy", points: column(i) })) },
+    { ...base, key: `${one.id} open`, title: "Open pools", gaps: [], isWhole: true, summary: "Number of open pools over the last 24 hours", series: [{ name: "open pools", kind: "good", step: true, area: true, points: one.open }] },
+  ];
+  if (cost.length) {
+    specs.push({ ...base, key: `${one.id} cost`, title: "Cost of the last day", note: `${euros(spent)} in what was observed`, gaps: [], format: euros, summary: `Cost of the last 24 hours: ${euros(spent)}`,
+      series: [{ name: "euros", kind: "busy", area: true, points: cost.map(([t, value]) => [t, value - cost[0][1]]) }] });
+  }
+  return specs.filter((spec) => spec.series.some((series) => series.points.length));
+}
