@@ -324,12 +324,10 @@ class Replay:
             "name": pool["name"],
             "word": pool["word"],
             "ready": pool["ready"],
-            "per_hour": 2.88,
             "queued": 5,
             "running": 3,
-            "users": [{**user, "unfinished": 8}],
+            "users": [{**user, "unfinished": 8, "holds": True}],
             "user_count": 1,
-            "holds": 2,
             "closable": pool["closable"],
             "text": "8 unfinished Qarnot tasks of 1 DAG run are cancelled. Their Airflow tasks fail or are retried.",
         }

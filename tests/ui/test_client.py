@@ -563,7 +563,7 @@ def test_close_says_what_it_does(browser: Browser, server: Replay) -> None:
     for text in (
         "8 unfinished Qarnot tasks of 1 DAG run are cancelled",
         "€2.88 an hour",
-        "2 DAG runs have it open",
+        "8 unfinished, has it open",
         "frames_1 · scheduled",
     ):
         browser.see("dialog", text)

@@ -50,7 +50,7 @@ export async function close(row, then) {
   let isBusy = false;
   const draw = () => show("Close this pool?", [
     h("p", {}, h("strong", {}, row.name)),
-    preview ? consequences(preview) : problem ? null : h("p", { class: "quiet" }, "Asking Qarnot what is on it…"),
+    preview ? consequences(preview, (row.figures || {}).per_hour) : problem ? null : h("p", { class: "quiet" }, "Asking Qarnot what is on it…"),
     failure(problem),
   ], { yes: "Close the pool", isReady: Boolean(preview && preview.closable) && !isBusy, no: "Keep it" });
   confirmed = async () => {
@@ -78,17 +78,16 @@ export async function close(row, then) {
   if (isMine()) draw();
 }
 
-function consequences(preview) {
+function consequences(preview, rate) {
   const facts = [
     preview.text,
-    `${plural(preview.ready, "slot")} up${preview.per_hour ? `, ${euros(preview.per_hour)} an hour` : ""}; ${preview.running} running and ${preview.queued} queued instances.`,
-    preview.holds > 1 ? `${plural(preview.holds, "DAG run")} have it open.` : null,
+    `${plural(preview.ready, "slot")} up${rate ? `, ${euros(rate)} an hour` : ""}; ${plural(preview.running, "instance")} running, ${preview.queued} queued.`,
     preview.closable ? null : `The pool is ${preview.word}.`,
   ];
   return h("div", { key: "consequences" },
     facts.filter(Boolean).map((text, i) => h("p", { key: i }, text)),
     preview.users.length ? [h("p", {}, "Used by:"), h("ul", { class: "plain" }, preview.users.map((user) => h("li", { key: `${user.dag_id} ${user.run_id}` },
-      airflowLink(user.link, `${user.dag_id} · ${user.run_id}`), quiet(` ${user.run_state || "no such run"}, ${user.unfinished} unfinished`))),
+      airflowLink(user.link, `${user.dag_id} · ${user.run_id}`), quiet(` ${user.run_state || "no such run"}, ${user.unfinished} unfinished${user.holds ? ", has it open" : ""}`))),
       preview.user_count > preview.users.length ? h("li", {}, quiet(`and ${preview.user_count - preview.users.length} more`)) : null)] : null);
 }
 
