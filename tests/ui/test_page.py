@@ -218,7 +218,7 @@ def test_state_cost_and_close_are_in_sight_at_every_width(browser: Browser, make
     browser.go(where + (f"?dag_id=nightly_rendering_of_all_frames&run_id={run}" if where != PAGE else ""))
     if where != PAGE:
         browser.driver.switch_to.frame(browser.see("iframe"))
-    browser.see(row_of(uuid), "1 running, 1 failed" if where != PAGE else "2 running, 1 failed")
+    browser.see(row_of(uuid), "1 failed, 1 running" if where != PAGE else "1 failed, 2 running")
     browser.see(f"{row_of(uuid)} .cost", "for the pool" if where != PAGE else "€")
     for width in (360, 560, 700, 761, 800, 900, 1000, 1100, 1181, 1400):
         browser.resize(width, 700)

@@ -116,6 +116,15 @@ def test_a_run_from_the_form_to_the_closed_pool(
 
     # To the task, in Airflow's own page around the frame, and back.
     browser.in_frame(lambda: browser.find("tr[data-uuid] a")[0].click() or True, "the pool's name")
+    browser.in_frame(lambda: browser.find(".tabs a", "Qarnot tasks")[0].click() or True, "the tab")
+    # The address of Airflow's own page is that of the pool and its tab. It survives a reload, and can be sent.
+    browser.wait(lambda: browser.driver.current_url.endswith("&tab=tasks"), "the address of the tab")
+    address = browser.driver.current_url
+    browser.driver.refresh()
+    page_shows(browser, "tr[data-task]", "running")
+    browser.go("/dags")
+    browser.driver.get(f"{airflow.url}{PAGE}#{address.split('#')[1]}")
+    page_shows(browser, "tr[data-task]", "running")
     link = f"/dags/qarnot_params/runs/{run_id}/tasks/work/mapped/"
 
     def follow() -> bool:
