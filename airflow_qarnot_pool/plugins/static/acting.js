@@ -6,6 +6,7 @@ import { euros, plural } from "./format.js";
 import { airflowLink, button, quiet } from "./parts.js";
 
 const AT_ONCE = 4;
+const MAX_LISTED = 100;
 
 const dialog = document.getElementById("dialog");
 let asked = 0; // counts dialogs, so that a late answer for an earlier one is dropped
@@ -35,7 +36,12 @@ export function answer(isYes) {
   else dialog.close();
 }
 
-dialog.addEventListener("close", () => { asked += 1; confirmed = () => {}; patch(dialog, []); });
+dialog.addEventListener("close", () => {
+  if (dialog.open) return; // another one has been opened meanwhile
+  asked += 1;
+  confirmed = () => {};
+  patch(dialog, []);
+});
 dialog.addEventListener("submit", (event) => { event.preventDefault(); });
 
 const failure = (text) => (text ? h("p", { class: "bad", role: "alert", key: "failure" }, text) : null);
@@ -93,6 +99,8 @@ function consequences(preview, rate) {
 
 // ---- close many
 
+const isRefused = (result) => Boolean(result) && result.startsWith("not closed");
+
 /* Close *rows* one by one, a few at a time, and show how each went. */
 export function closeAll(rows, then) {
   const isMine = open(then);
@@ -103,10 +111,12 @@ export function closeAll(rows, then) {
   const rate = rows.reduce((sum, row) => sum + ((row.figures || {}).per_hour || 0), 0);
   const slots = rows.reduce((sum, row) => sum + row.ready, 0);
   const isOver = () => results.size === rows.length && [...results.values()].every((result) => result !== "…");
+  const listed = () => [...rows.filter((row) => isRefused(results.get(row.uuid))), ...rows.filter((row) => !isRefused(results.get(row.uuid)))].slice(0, MAX_LISTED);
   const draw = () => show(`Close ${plural(rows.length, "pool")}?`, [
     h("p", {}, `${plural(slots, "slot")} up${rate ? `, ${euros(rate)} an hour` : ""}. `, left ? `${plural(left, "unfinished Qarnot task")} ${left === 1 ? "is" : "are"} cancelled; their Airflow tasks fail or are retried.` : unknown ? "" : "Nothing runs on them.",
       unknown ? ` The Qarnot tasks of ${plural(unknown, "pool")} are not counted yet.` : ""),
-    h("ul", { class: "plain results" }, rows.map((row) => h("li", { key: row.uuid }, h("strong", {}, row.name), quiet(` ${row.connection || ""}`), results.has(row.uuid) ? h("span", { class: "result" }, ` ${results.get(row.uuid)}`) : null))),
+    results.size ? h("p", {}, `${[...results.values()].filter((result) => result !== "…").length} of ${rows.length} done`) : null,
+    h("ul", { class: "plain results" }, listed().map((row) => h("li", { key: row.uuid }, h("strong", {}, row.name), quiet(` ${row.connection || ""}`), results.has(row.uuid) ? h("span", { class: "result" }, ` ${results.get(row.uuid)}`) : null))),
   ], isOver() ? { no: "Done" } : { yes: "Close them", isReady: !isBusy, no: isBusy ? "Hide" : "Keep them" });
   confirmed = async () => {
     if (isBusy) return;
@@ -126,7 +136,7 @@ export function closeAll(rows, then) {
       }
     };
     await Promise.all(Array.from({ length: AT_ONCE }, work));
-    then(rows.filter((row) => !results.get(row.uuid).startsWith("not closed")));
+    then(rows.filter((row) => !isRefused(results.get(row.uuid))));
   };
   draw();
 }

@@ -3,7 +3,7 @@
 import { h } from "./dom.js";
 import { duration, mark, offset, plural, some, stamp } from "./format.js";
 
-const MARGIN = { left: 46, right: 10, top: 8, bottom: 20 };
+const MARGIN = { left: 46, right: 18, top: 8, bottom: 20 };
 const STEPS = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400, 172800, 604800];
 
 /* A linear scale from [a, b] to [p, q]. */

@@ -42,7 +42,7 @@ export function patch(parent, children) {
   const keyed = new Map();
   const free = [];
   for (const node of parent.childNodes) {
-    if (node[KEY] === undefined) free.push(node);
+    if (node[KEY] === undefined || keyed.has(node[KEY])) free.push(node);
     else keyed.set(node[KEY], node);
   }
   const kept = new Set();
@@ -51,10 +51,10 @@ export function patch(parent, children) {
     let node;
     if (child.key !== undefined) {
       node = keyed.get(child.key);
-      if (node && !isLike(node, child)) node = undefined;
+      if (node && (kept.has(node) || !isLike(node, child))) node = undefined;
     } else {
       let at = next;
-      while (at < free.length && !isLike(free[at], child)) at += 1;
+      while (at < free.length && (free[at][KEY] !== undefined || !isLike(free[at], child))) at += 1;
       node = free[at];
       if (node) next = at + 1;
     }
@@ -100,7 +100,7 @@ function setProp(node, name, value) {
     node.removeAttribute("style"); // the page's policy forbids the attribute, and allows the properties
     for (const [property, text] of Object.entries(value || {})) node.style.setProperty(property, text);
   } else if (PROPERTIES.has(name)) {
-    if (node[name] !== value && !(name === "value" && node === document.activeElement)) node[name] = value ?? "";
+    if (node[name] !== value) node[name] = value ?? "";
   } else if (value === null || value === undefined || value === false) {
     node.removeAttribute(name);
   } else {

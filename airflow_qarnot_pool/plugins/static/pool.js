@@ -53,7 +53,7 @@ function overview(state) {
 function errors({ errors: groups }) {
   if (!groups.length) return null;
   return h("div", { class: "errors" }, h("h2", {}, "Errors"), groups.map((group) => h("article", { class: "error", key: group.of + group.text },
-    h("p", { class: "of" }, h("strong", {}, group.count > 1 ? `${group.count} × ` : "", group.of === "pool" ? "The pool" : plural(group.count, "Qarnot task")),
+    h("p", { class: "of" }, h("strong", {}, group.of === "pool" ? "The pool" : plural(group.count, "Qarnot task")),
       group.last ? quiet(" last ", when(group.last), group.first && group.first !== group.last ? [", first ", when(group.first)] : null) : null),
     clamped(group.text),
     group.tasks.length ? h("p", { class: "where" }, group.tasks.map((task) => h("span", { key: task.uuid, class: "one" }, airflowLink(task.link, nameOf(task)), task.log ? [" (", airflowLink(task.log, "log"), ")"] : null)),
@@ -82,7 +82,7 @@ function facts(detail) {
     fact("Qarnot tasks", taskCounts(tasksOf(row)), row.mine && row.tasks ? under(`all runs: ${countsText(row.tasks)}`) : null),
     fact(row.mine ? "Cost of this run" : "Cost so far", euros(own.euros), ofPool(euros(all.euros)), rate, limit),
     fact("Created", when(row.created), ended ? under("lasted ", lasting(epoch(row.created), epoch(row.ended))) : under(clock(epoch(row.created)), " ago")),
-    fact("Nodes paid for", duration(detail.use.node_seconds), detail.use.idle_node_seconds === null ? null : under(`idle: ${duration(detail.use.idle_node_seconds)}`), row.mine ? under("the whole pool") : null),
+    fact("Node time paid for", duration(detail.use.node_seconds), detail.use.idle_node_seconds === null ? null : under(`idle: ${duration(detail.use.idle_node_seconds)}`), row.mine ? under("the whole pool") : null),
     fact("Energy", energy(own.energy_wh), ofPool(energy(all.energy_wh))),
     fact("Carbon", `${grams(own.carbon_g)} CO₂eq`, ofPool(grams(all.carbon_g)), own.saved_g === null || own.saved_g === undefined ? null : under(`${grams(own.saved_g)} saved${own.datacenter ? ` against ${own.datacenter}` : ""}`)),
     row.tags.length ? fact("Tags", row.tags.join(", ")) : null,
@@ -255,7 +255,7 @@ function nodes({ nodes: all, row }) {
   return h("div", { class: "scroll" }, h("table", {},
     h("caption", { class: "hidden" }, "Nodes that are up"),
     h("thead", {}, h("tr", {}, ["Node", "Phase", "Up for", "CPU", "Memory", "Processor"].map((text) => h("th", { scope: "col" }, text)))),
-    h("tbody", {}, all.map((node, i) => h("tr", { key: `${node.id ?? i}` },
+    h("tbody", {}, all.map((node, i) => h("tr", { key: node.id ?? `#${i}` },
       cell("Node", {}, String(node.id ?? "–")), cell("Phase", {}, node.phase || "–"), cell("Up for", {}, node.since ? clock(epoch(node.since)) : "–"),
       cell("CPU", {}, node.cpu_percent === null ? "–" : `${Math.round(node.cpu_percent)} %`),
       cell("Memory", {}, node.memory_mb === null ? "–" : `${Math.round(node.memory_mb)} MB`),

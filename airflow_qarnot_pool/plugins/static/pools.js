@@ -34,7 +34,7 @@ let listHash = "#"; // where "back" leads
 const selected = new Set();
 const tables = new Set(); // pictures whose table is open
 const reader = new Map(); // pictures by key, for their tips
-const known = new Map(); // problems that were announced, by uuid
+let known = null; // problems that were announced, by uuid
 
 const now = () => Date.now() / 1000 + skew;
 const isOpen = (chosen) => Boolean(pool && pool.of === chosen.uuid);
@@ -74,7 +74,10 @@ async function askList(own) {
   setClock(body);
   rows = merged(rows, body);
   list = { ...body, pools: null, gone: null };
-  for (const uuid of selected) if (!rows.some((row) => row.uuid === uuid && row.closable)) selected.delete(uuid);
+  if (selected.size) {
+    const closable = new Set(rows.filter((row) => row.closable).map((row) => row.uuid));
+    for (const uuid of selected) if (!closable.has(uuid)) selected.delete(uuid);
+  }
   announce();
   return body.refreshing || body.connections.some((connection) => connection.refreshing);
 }
@@ -112,12 +115,10 @@ async function askDay(own) {
 
 /* Tell a screen reader once of each pool that needs attention anew. */
 function announce() {
-  const isFirst = known.size === 0 && !announcer.dataset.ready;
-  const fresh = rows.filter((row) => isWrong(row) && known.get(row.uuid) !== row.severity);
-  known.clear();
-  for (const row of rows) if (isWrong(row)) known.set(row.uuid, row.severity);
-  announcer.dataset.ready = "1";
-  if (isFirst || !fresh.length) return;
+  const before = known;
+  known = new Map(rows.filter(isWrong).map((row) => [row.uuid, row.severity]));
+  const fresh = before ? rows.filter((row) => isWrong(row) && before.get(row.uuid) !== row.severity) : [];
+  if (!fresh.length) return;
   const [first, ...others] = fresh;
   announcer.textContent = `${first.name}: ${first.warnings[0] ? first.warnings[0].text : first.word}${others.length ? `, and ${others.length} more` : ""}`;
 }
@@ -137,7 +138,8 @@ function render() {
   patch(banners, bannerView(chosen));
   reader.clear();
   patch(place, chosen ? detailView(chosen, detail) : pageView());
-  main.setAttribute("aria-busy", String(!(chosen ? detail : list) && !problem));
+  const isBusy = String(!(chosen ? detail : view.tab === "day" ? history : list) && !problem);
+  if (main.getAttribute("aria-busy") !== isBusy) main.setAttribute("aria-busy", isBusy);
   const title = detail ? `${detail.row.name} · Qarnot pools` : "Qarnot pools";
   if (document.title !== title) document.title = title;
   focusTitle(detail);
@@ -246,11 +248,13 @@ function followOuter() {
 
 const rowOf = (uuid) => (pool && pool.pool && view.pool && pool.pool.row.uuid === uuid ? pool.pool.row : rows.find((row) => row.uuid === uuid));
 const chosenRows = () => pageOf(rows, view, now()).all;
-const told = async (element, text) => {
+async function copied(element, text) {
   const isDone = await airflow.copy(text);
   announcer.textContent = isDone ? "Copied" : "The browser does not allow to copy";
+  announcer.className = "toast";
+  setTimeout(() => { announcer.className = "hidden"; }, 2500);
   element.closest("details.menu")?.removeAttribute("open");
-};
+}
 
 const ACTIONS = {
   refresh,
@@ -258,7 +262,7 @@ const ACTIONS = {
   close: (element) => acting.close(rowOf(element.dataset.uuid), refresh),
   resize: (element) => acting.resize(rowOf(element.dataset.uuid), refresh),
   "close-selected": () => acting.closeAll(rows.filter((row) => selected.has(row.uuid)), (closed) => { for (const row of closed) selected.delete(row.uuid); refresh(); }),
-  "copy-selected": (element) => told(element, [...selected].join("\n")),
+  "copy-selected": (element) => copied(element, [...selected].join("\n")),
   "select-none": () => { selected.clear(); render(); },
   select: (element) => {
     for (const uuid of selection({ now: now(), mayEdit }, chosenRows(), element.dataset.which)) selected.add(uuid);
@@ -270,9 +274,9 @@ const ACTIONS = {
     airflow.save(`qarnot-pools.${element.dataset.type}`, isCsv ? "text/csv;charset=utf-8" : "application/json", isCsv ? `\ufeff${asCsv(chosenRows())}` : asJson(chosenRows()));
     element.closest("details.menu").removeAttribute("open");
   },
-  "copy-uuids": (element) => told(element, chosenRows().map((row) => row.uuid).join("\n")),
-  "copy-address": (element) => told(element, airflow.addressOf(format(view), Boolean(api.run))),
-  "copy-text": (element) => told(element, element.dataset.text),
+  "copy-uuids": (element) => copied(element, chosenRows().map((row) => row.uuid).join("\n")),
+  "copy-address": (element) => copied(element, airflow.addressOf(format(view), Boolean(api.run))),
+  "copy-text": (element) => copied(element, element.dataset.text),
   "dialog-no": () => acting.answer(false),
   "dialog-yes": () => acting.answer(true),
 };
