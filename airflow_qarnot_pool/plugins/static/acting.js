@@ -116,7 +116,7 @@ export function closeAll(rows, then) {
     h("p", {}, `${plural(slots, "slot")} up${rate ? `, ${euros(rate)} an hour` : ""}. `, left ? `${plural(left, "unfinished Qarnot task")} ${left === 1 ? "is" : "are"} cancelled; their Airflow tasks fail or are retried.` : unknown ? "" : "Nothing runs on them.",
       unknown ? ` The Qarnot tasks of ${plural(unknown, "pool")} are not counted yet.` : ""),
     results.size ? h("p", {}, `${[...results.values()].filter((result) => result !== "…").length} of ${rows.length} done`) : null,
-    h("ul", { class: "plain results" }, listed().map((row) => h("li", { key: row.uuid }, h("strong", {}, row.name), quiet(` ${row.connection || ""}`), results.has(row.uuid) ? h("span", { class: "result" }, ` ${results.get(row.uuid)}`) : null))),
+    h("ul", { class: "plain results", tabindex: "0", "aria-label": "Pools" }, listed().map((row) => h("li", { key: row.uuid }, h("strong", {}, row.name), quiet(` ${row.connection || ""}`), results.has(row.uuid) ? h("span", { class: "result" }, ` ${results.get(row.uuid)}`) : null))),
   ], isOver() ? { no: "Done" } : { yes: "Close them", isReady: !isBusy, no: isBusy ? "Hide" : "Keep them" });
   confirmed = async () => {
     if (isBusy) return;

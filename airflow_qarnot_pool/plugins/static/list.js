@@ -100,7 +100,7 @@ function costTile(rows, open, view) {
 
 function carbonTile(rows, view) {
   const saved = sumOf(rows, "saved_g");
-  return tile(null, view, "Carbon saved", atLeast(saved, rows, grams), saved.unknown === rows.length ? "" : "CO₂eq");
+  return tile(null, view, "Carbon saved", atLeast(saved, rows, grams), saved.unknown === rows.length ? "" : "CO₂eq", "carbon");
 }
 
 // ---- search, filters, export
@@ -253,9 +253,11 @@ function foot(view, { all, pages, page, groups }) {
   const first = groups.length ? (page - 1) * PER_PAGE + 1 : 0;
   const count = groups.reduce((total, group) => total + group.shown.length, 0);
   const cost = sumOf(all, "euros");
+  const saved = sumOf(all, "saved_g");
+  const carbonSaved = saved.unknown < all.length ? `, ${atLeast(saved, all, grams)} CO₂eq saved` : "";
   const unknown = cost.unknown ? `, ${plural(cost.unknown, "cost")} not known` : "";
   const turn = (text, number, isThere) => (isThere ? h("a", { class: "turn", href: to(view, { page: number > 1 ? String(number) : "" }) }, text) : null);
   return h("div", { class: "foot" },
-    quiet(`${first}–${first + count - 1} of ${plural(all.length, "pool")}, cost ${atLeast(cost, all, euros)}${unknown}`),
+    quiet(`${first}–${first + count - 1} of ${plural(all.length, "pool")}, cost ${atLeast(cost, all, euros)}${unknown}${carbonSaved}`),
     pages > 1 ? h("nav", { "aria-label": "Pages", class: "pager" }, turn("← Previous", page - 1, page > 1), quiet(`page ${page} of ${pages}`), turn("Next →", page + 1, page < pages)) : null);
 }
