@@ -357,7 +357,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         url = urlsplit(self.path)
-        if not url.path.startswith("/qarnot-pools/"):
+        if url.path == "/blank":
+            self._send(200, b"<!doctype html><title>blank</title>", "text/html", {})
+        elif not url.path.startswith("/qarnot-pools/"):
             query = f"?{url.query}" if url.query else ""
             theme = self.replay.theme
             page = OUTER.format(theme=theme, colour=COLOURS[theme], query=query.replace("&", "&amp;"))

@@ -503,11 +503,12 @@ def test_the_numbers_of_the_pictures(browser: Browser, server: Replay) -> None:
     server.show([row(1)])
     server.details[uuid_of(1)] = full
     browser.go(PAGE + pool_of(1))
-    browser.see("figure", "Slots and queue")
+    browser.see("figure", "Queue")
     pictures = full["pictures"]
-    slots = [[t, str(wanted), str(ready), "", ""] for t, wanted, ready in pictures["slots"]["points"]]
-    work = [[t, "", "", str(busy), str(queued)] for t, busy, queued in pictures["work"]["points"]]
+    slots = [[t, str(wanted), str(ready), ""] for t, wanted, ready in pictures["slots"]["points"]]
+    work = [[t, "", "", str(busy)] for t, busy, _ in pictures["work"]["points"]]
     table_shows(browser, "slots", sorted(slots + work))
+    table_shows(browser, "queue", [[t, str(queued)] for t, _, queued in pictures["work"]["points"]])
     table_shows(browser, "cost", [[t, f"€{euros:.2f}"] for t, euros in pictures["cost"]["points"]])
     browser.shot("pool")
     bars = browser.script(BARS)

@@ -136,7 +136,7 @@ def test_one_pool_in_full_and_back_by_keyboard(browser: Browser, make: Maker) ->
     browser.see("h1", "frames.open")
     browser.see(".error pre", "exited with code 1")
     browser.see(".error a", "merge")
-    browser.see("figure", "Slots and queue")
+    browser.see("figure", "Slots")
     browser.shot("detail")
     browser.script('document.querySelector(".tabs a[href*=nodes]").focus()')
     browser.press("\n")
@@ -201,7 +201,7 @@ def test_on_a_telephone(browser: Browser, make: Maker) -> None:
     assert browser.script(fits)
     browser.shot("narrow")
     browser.click(f"{row_of(uuid)} td.name a")
-    browser.see("figure", "Slots and queue")
+    browser.see("figure", "Slots")
     assert browser.script(fits)
 
 

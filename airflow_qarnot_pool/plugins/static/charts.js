@@ -22,10 +22,10 @@ function timeMarks(from, until, width) {
 /* The round number at or above *value*, and how far its marks are apart. */
 function niceTop(value, isWhole) {
   const top = value > 0 ? value : 1;
-  const power = 10 ** Math.floor(Math.log10(top));
-  const unit = [1, 2, 2.5, 5, 10].find((each) => (each * power) / 4 >= top / 4 - 1e-12) * power;
-  const step = isWhole ? Math.max(1, Math.ceil(unit / 4)) : unit / 4;
-  return { top: Math.ceil(top / step - 1e-9) * step, step };
+  const power = 10 ** Math.floor(Math.log10(top / 4));
+  const step = [1, 2, 5, 10].map((each) => each * power).find((each) => each >= top / 4 - 1e-12);
+  const whole = isWhole ? Math.max(1, step) : step;
+  return { top: Math.ceil(top / whole - 1e-9) * whole, step: whole };
 }
 
 /* Pieces of *points* between *gaps*. A step holds up to the next point, so it ends where a gap begins. */

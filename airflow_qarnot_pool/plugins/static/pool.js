@@ -11,7 +11,7 @@ import { to } from "./state.js";
 const TABS = { overview: "Overview", tasks: "Qarnot tasks", nodes: "Nodes and events" };
 const CLAMPED = 600;
 
-/* The page of a pool. *state* is {detail, view, now, width, tables, mayEdit, output, back, reader}. */
+/* The page of a pool. *state* is {detail, view, now, width, tables, mayEdit, output, reader}. */
 export function poolView(state) {
   const { detail, view } = state;
   const tab = TABS[view.tab] ? view.tab : "overview";
@@ -28,9 +28,8 @@ export function poolView(state) {
   ];
 }
 
-function head({ detail: { row }, mayEdit, back }) {
+function head({ detail: { row }, mayEdit }) {
   return h("div", { class: "head" },
-    h("a", { class: "back", href: back }, run ? "← Pools of this run" : "← All pools"),
     h("div", { class: "title" }, h("h1", { tabindex: "-1" }, row.name), stateBadge(row), quiet(row.state)),
     h("div", { class: "buttons" },
       outsideLink(row.console, "Qarnot console ↗"),
@@ -134,9 +133,11 @@ function pictures(state) {
   const { slots, work } = shown;
   if (slots.points.length || work.points.length) {
     const series = (name, kind, { points, gaps }, column) => ({ name, kind, step: true, area: name === "busy", gaps: gaps || [], points: upTo(points.map((point) => [point[0], point[column]])) });
-    specs.push({ ...common, key: "slots", title: "Slots and queue", isWhole: true, gaps: slots.gaps, note: slots.cut || work.cut ? "the older half is thinned" : "",
-      series: [series("wanted", "off dashed", slots, 1), series("ready", "good", slots, 2), series("busy", "busy", work, 1), series("queued", "wait", work, 2)].filter((one) => one.points.length),
-      summary: `Slots over time, now ${detail.row.ready} ready of ${detail.row.wanted} wanted, ${detail.row.busy} busy, ${detail.row.queued} queued` });
+    const note = slots.cut || work.cut ? "the older half is thinned" : "";
+    specs.push({ ...common, key: "slots", title: "Slots", isWhole: true, gaps: slots.gaps, note,
+      series: [series("wanted", "off dashed", slots, 1), series("ready", "good", slots, 2), series("busy", "busy", work, 1)].filter((one) => one.points.length),
+      summary: `Slots over time, now ${detail.row.ready} ready of ${detail.row.wanted} wanted, ${detail.row.busy} busy` });
+    if (work.points.length) specs.push({ ...common, key: "queue", title: "Queue", isWhole: true, note, summary: `Queue over time, now ${detail.row.queued}`, series: [{ ...series("queued", "wait", work, 2), area: true }] });
   }
   if (shown.cost.points.length) {
     specs.push({ ...common, key: "cost", title: "Cost so far", gaps: [], note: detail.row.figures && detail.row.figures.per_hour ? `${euros(detail.row.figures.per_hour)} an hour` : "", format: euros,
@@ -298,7 +299,8 @@ function daySpecs(one, until, common) {
   const spent = cost.length ? cost[cost.length - 1][1] - cost[0][1] : null;
   const specs = [
     { ...base, key: `${one.id} slots`, title: "Slots of the open pools", isWhole: true, summary: "Slots of the open pools over the last 24 hours",
-      series: [["wanted", "off dashed", 2], ["ready", "good", 3], ["busy", "busy", 4], ["queued", "wait", 5]].map(([name, kind, i]) => ({ name, kind, step: true, area: name === "busy", points: column(i) })) },
+      series: [["wanted", "off dashed", 2], ["ready", "good", 3], ["busy", "busy", 4]].map(([name, kind, i]) => ({ name, kind, step: true, area: name === "busy", points: column(i) })) },
+    { ...base, key: `${one.id} queue`, title: "Queue", isWhole: true, summary: "Queued instances over the last 24 hours", series: [{ name: "queued", kind: "wait", step: true, area: true, points: column(5) }] },
     { ...base, key: `${one.id} open`, title: "Open pools", gaps: [], isWhole: true, summary: "Number of open pools over the last 24 hours", series: [{ name: "open pools", kind: "good", step: true, area: true, points: one.open }] },
   ];
   if (cost.length) {

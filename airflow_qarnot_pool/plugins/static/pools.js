@@ -154,7 +154,7 @@ const mayEdit = (connection) => Boolean(list) && list.connections.some((each) =>
 function headView(chosen) {
   const tabs = [["", "Pools"], ["day", "Last 24 hours"]];
   return h("div", { class: "top" },
-    chosen ? null : h("h1", { tabindex: "-1" }, api.run ? "Qarnot pools of this DAG run" : "Qarnot pools"),
+    chosen ? h("a", { class: "back", href: listHash }, api.run ? "← Pools of this run" : "← All pools") : h("h1", { tabindex: "-1" }, api.run ? "Qarnot pools of this DAG run" : "Qarnot pools"),
     chosen || api.run ? null : h("nav", { class: "tabs", "aria-label": "Views" }, tabs.map(([tab, text]) =>
       h("a", { key: text, href: to(view, { tab }), "aria-current": (view.tab === "day") === (tab === "day") ? "page" : null }, text))),
     h("div", { class: "live" }, statusView(chosen), button("refresh", { title: "Ask now" }, "Refresh"),
@@ -182,10 +182,9 @@ function bannerView(chosen) {
 
 function detailView(chosen, detail) {
   if (!detail) {
-    return [h("div", { class: "head" }, h("a", { class: "back", href: listHash }, api.run ? "← Pools of this run" : "← All pools")),
-      problem || (isOpen(chosen) && pool.error) ? null : h("p", { class: "quiet" }, "Asking Qarnot…")];
+    return problem || (isOpen(chosen) && pool.error) ? null : h("p", { class: "quiet" }, "Asking Qarnot…");
   }
-  return poolView({ detail, view, now: now(), width: width(), tables, reader, output, back: listHash, mayEdit: Boolean(pool.may_edit) && detail.row.connection !== null });
+  return poolView({ detail, view, now: now(), width: width(), tables, reader, output, mayEdit: Boolean(pool.may_edit) && detail.row.connection !== null });
 }
 
 function pageView() {
