@@ -37,7 +37,7 @@ function head({ detail: { row }, mayEdit }) {
         button("copy-text", { "data-text": row.uuid }, "Copy the uuid"),
         button("copy-address", {}, "Copy the address"))),
       mayEdit && row.resizable ? button("resize", { "data-uuid": row.uuid }, "Resize…") : null,
-      mayEdit && row.closable ? button("close", { class: "danger", "data-uuid": row.uuid, "aria-label": `Close pool ${row.name}` }, "Close…") : null));
+      mayEdit && row.closable ? button("close", { class: "danger", "data-uuid": row.uuid }, "Close…") : null));
 }
 
 const closedBy = (row) => (row.closed_by ? h("p", { class: "quiet" }, "Closed from this page by ", h("strong", {}, row.closed_by.user), ", ", when(row.closed_by.at)) : null);
@@ -223,7 +223,7 @@ function taskRow(task, { view }) {
     cell("Instances", {}, instances),
     cell("Created", {}, when(task.created)),
     cell("Ran for", {}, duration(task.seconds)),
-    cell("Output", {}, h("a", { href: to(view, { tab: "tasks", task: isOpen ? "" : task.uuid }), "aria-label": `Output of ${task.name}`, "aria-expanded": String(isOpen) }, isOpen ? "Hide" : "Show")));
+    cell("Output", {}, h("a", { href: to(view, { tab: "tasks", task: isOpen ? "" : task.uuid }), "aria-label": `${isOpen ? "Hide" : "Show"} the output of ${task.name}`, "aria-expanded": String(isOpen) }, isOpen ? "Hide" : "Show")));
 }
 
 function outputPanel({ detail, view, output }) {
