@@ -221,7 +221,7 @@ class Replay:
 
     def __init__(self) -> None:
         handler = type("Handler", (_Handler,), {"replay": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._server = _Server(("127.0.0.1", 0), handler)
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         self.theme = "light"
@@ -346,6 +346,11 @@ class Replay:
             "open": opened,
         }
         return {"now": self.now, "connections": [one]}
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Stay silent: a page that is left gives up its requests."""
 
 
 class _Handler(BaseHTTPRequestHandler):

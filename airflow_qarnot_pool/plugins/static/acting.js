@@ -14,11 +14,11 @@ let done = () => {};
 let confirmed = () => {};
 
 /* Show *content* under *title*, with a button *yes* if there is something to do. */
-function show(title, content, { yes, isReady = true, no = "Cancel" }) {
+function show(title, content, { yes, isReady = true, no = "Cancel", kind = "danger" }) {
   patch(dialog, [
     h("h2", { id: "dialog-title" }, title),
     h("form", { method: "dialog", id: "dialog-form" }, content),
-    h("div", { class: "actions" }, button("dialog-no", { key: "no" }, no), yes ? h("button", { type: "submit", form: "dialog-form", key: "yes", class: "danger", "data-do": "dialog-yes", disabled: !isReady }, yes) : null),
+    h("div", { class: "actions" }, button("dialog-no", { key: "no" }, no), yes ? h("button", { type: "submit", form: "dialog-form", key: "yes", class: kind, "data-do": "dialog-yes", disabled: !isReady }, yes) : null),
   ]);
   if (!dialog.open) dialog.showModal();
 }
@@ -155,7 +155,7 @@ export function resize(row, then) {
       h("label", { class: "after" }, " after ", h("input", { type: "number", id: "resize-idle", min: "60", max: "86400", value: "300", "aria-label": "Seconds without work" }), " seconds without work")),
     h("p", { class: "quiet" }, "Released nodes cost nothing. The pool stays open, without nodes, until its DAG closes it, and boots nodes again for new work."),
     failure(problem),
-  ], { yes: "Resize", isReady: !isBusy });
+  ], { yes: "Resize", isReady: !isBusy, kind: null });
   confirmed = async () => {
     const slots = document.getElementById("resize-slots");
     const idle = document.getElementById("resize-idle");

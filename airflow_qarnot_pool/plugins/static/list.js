@@ -181,7 +181,7 @@ function table(state, { groups }) {
 function groupRow({ name, members }, view) {
   const wrong = members.filter(isWrong).length;
   const filter = FACETS[view.group] && name !== "none" ? { [view.group]: name, group: "" } : null;
-  const facts = [plural(members.length, "pool"), atLeast(sumOf(members, "euros"), members, euros), wrong ? `${wrong} need attention` : null];
+  const facts = [plural(members.length, "pool"), atLeast(sumOf(members, "euros"), members, euros), wrong && view.group !== "problem" ? `${wrong} ${wrong === 1 ? "needs" : "need"} attention` : null];
   return h("tr", { class: "group", key: "group" }, h("th", { colspan: run ? 9 : 10, scope: "rowgroup" },
     filter ? h("a", { href: to(view, filter) }, name) : name, quiet(` ${facts.filter(Boolean).join(" · ")}`)));
 }
@@ -233,11 +233,11 @@ function owner(row) {
 
 function cost(row) {
   const own = figuresOf(row);
-  const lines = [h("span", {}, own ? euros(own.euros) : "…")];
-  if (row.mine && row.figures) lines.push(under(`of ${euros(row.figures.euros)} for the pool`));
-  else if (row.figures && row.figures.per_hour && !isEnded(row)) lines.push(under(`${euros(row.figures.per_hour)}/h`));
-  if (own && own.carbon_g !== null) lines.push(tight(`${grams(own.carbon_g)} CO₂eq`));
-  return lines;
+  const more = [];
+  if (row.mine && row.figures) more.push(`of ${euros(row.figures.euros)} for the pool`);
+  else if (row.figures && row.figures.per_hour && !isEnded(row)) more.push(`${euros(row.figures.per_hour)}/h`);
+  if (own && own.carbon_g !== null) more.push(h("span", { class: "tight" }, `${more.length ? " · " : ""}${grams(own.carbon_g)}`));
+  return [h("span", {}, own ? euros(own.euros) : "…"), more.length ? under(more) : null];
 }
 
 function carbon(values) {

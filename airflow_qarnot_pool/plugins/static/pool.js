@@ -203,7 +203,7 @@ function tasksTab(state) {
   const { detail } = state;
   if (!detail.tasks.length) return [h("p", { class: "quiet" }, "No Qarnot task has run on this pool.")];
   const more = detail.task_count > detail.tasks.length ? h("p", { class: "quiet" }, `${detail.tasks.length} of ${detail.task_count} are shown: failed, running and queued ones first, then the youngest.`) : null;
-  return [outputPanel(state), more, h("div", { class: "scroll" }, h("table", { class: "tasks" },
+  return [outputPanel(state), more, h("div", { class: "scroll" }, h("table", { class: "cards" },
     h("caption", { class: "hidden" }, "Qarnot tasks, failed ones first"),
     h("thead", {}, h("tr", {}, ["Qarnot task", "State", "Airflow task", "Instances", "Created", "Ran for", "Output"].map((text) => h("th", { scope: "col" }, text)))),
     h("tbody", {}, ordered(detail.tasks).map((task) => taskRow(task, state)))))];
@@ -253,7 +253,7 @@ function nodesTab({ detail }) {
 
 function nodes({ nodes: all, row }) {
   if (!all.length) return h("p", { class: "quiet" }, isEnded(row) ? "The pool has ended." : "No node is up.");
-  return h("div", { class: "scroll" }, h("table", {},
+  return h("div", { class: "scroll" }, h("table", { class: "cards" },
     h("caption", { class: "hidden" }, "Nodes that are up"),
     h("thead", {}, h("tr", {}, ["Node", "Phase", "Up for", "CPU", "Memory", "Processor"].map((text) => h("th", { scope: "col" }, text)))),
     h("tbody", {}, all.map((node, i) => h("tr", { key: node.id ?? `#${i}` },
