@@ -53,6 +53,7 @@ def row(n: int = 1, **more: Any) -> dict[str, Any]:
         "rank": 99,
         "severity": "",
         "warnings": [],
+        "errors": [],
         "ready": 8,
         "wanted": 8,
         "busy": 3,

@@ -102,7 +102,9 @@ def uuids(browser: Browser) -> list[str]:
 def crowd() -> list[dict[str, Any]]:
     """60 pools, as the server would send them in any order, of which one failed."""
     rows = [row(n) for n in range(1, 57)]
-    rows.append(wrong(57, 8, "tasks", "3 Qarnot tasks failed"))
+    rows.append(
+        wrong(57, 8, "tasks", "3 Qarnot tasks failed", errors=[{"text": "E1: exited with 1", "count": 3}])
+    )
     rows.append(
         wrong(58, 2, "idle", "No work, and 8 slots billed", word="idle", busy=0, idle_since=iso(START - 2400))
     )
@@ -427,6 +429,7 @@ def test_back_leads_to_the_filtered_list(browser: Browser, server: Replay) -> No
         ("owner=scheduled__2026-09-02T00:00:00%2B00:00", 3),
         ("q=No%20node%20is%20left", 1),
         ("q=render.frame%20team-0", 20),
+        ("q=exited%20with", 1),
         ("show=idle", 1),
         ("show=ended", 2),
         ("group=dag", 50),

@@ -210,8 +210,10 @@ function tableRow(row, state) {
 function second(row, state) {
   const [worst, ...others] = row.warnings;
   if (worst) {
-    return h("span", { class: `under problem ${levelOf(worst)}`, title: row.warnings.map((warning) => warning.text).join("\n") },
-      ...warningText(worst), others.length ? h("span", { class: "others" }, ` +${others.length}`) : null);
+    const all = [...row.warnings.map((warning) => warning.text), ...row.errors.map((error) => error.text)];
+    const cause = worst.kind === "tasks" && row.errors.length ? `: ${row.errors[0].text}` : "";
+    return h("span", { class: `under problem ${levelOf(worst)}`, title: all.join("\n") },
+      ...warningText({ ...worst, text: worst.text + cause }), others.length ? h("span", { class: "others" }, ` +${others.length}`) : null);
   }
   if (run && row.owner.kind === "shared") return under("shared: ", h("strong", {}, row.owner.shared || "?"));
   if (run && row.mine) return under("used by several DAG runs");
