@@ -285,7 +285,7 @@ class Replay:
         have = query.get("have", [""])[0]
         return 200, self._list(have) if parts[-1] == "pools" else self._pool(parts[-1], have)
 
-    def _list(self, have: str) -> dict[str, Any]:
+    def _list(self, have: str) -> str:
         rows = json.dumps(self.rows)
         version = f"v{hash(rows)}"
         connection = {
@@ -295,13 +295,10 @@ class Replay:
             "refreshing": False,
             "may_edit": True,
         }
-        shown = (
-            {"full": False, "pools": [], "gone": []}
-            if have == version
-            else {"full": True, "pools": self.rows, "gone": []}
-        )
         head = {"now": self.now, "every": self.every, "version": version, "known": True, "refreshing": False}
-        return {**head, "connections": [connection], **shown}
+        is_new = have != version
+        head |= {"connections": [connection], "full": is_new, "gone": []}
+        return f'{json.dumps(head)[:-1]}, "pools": {rows if is_new else "[]"}}}'
 
     def _pool(self, uuid: str, have: str) -> dict[str, Any]:
         found = self.details.get(uuid)
@@ -385,7 +382,8 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         path = url.path.removeprefix("/qarnot-pools")
         status, answer = self.replay.answer(method, path, parse_qs(url.query), body)
-        self._send(status, json.dumps(answer).encode(), "application/json", HEADERS)
+        text = answer if isinstance(answer, str) else json.dumps(answer)
+        self._send(status, text.encode(), "application/json", HEADERS)
 
     def _send(self, status: int, body: bytes, kind: str, headers: dict[str, str]) -> None:
         self.send_response(status)

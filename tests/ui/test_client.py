@@ -701,30 +701,43 @@ def audit(browser: Browser, name: str) -> None:
 # ---- many
 
 
+def cpu_seconds(browser: Browser, name: str) -> float:
+    """Return the processor time of the page's thread so far. It does not depend on what else runs on the machine."""
+    metrics = browser.driver.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
+    return next(float(each["value"]) for each in metrics if each["name"] == name)
+
+
 def test_500_pools_and_10000_tasks(browser: Browser, server: Replay) -> None:
-    """The best of several refreshes counts: other processes may be at work, too."""
     server.show([row(n) for n in range(1, 501)])
     server.details[uuid_of(1)] = detail(row(1), bars=2000)
+    browser.go("/blank")
+    browser.driver.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
+    before = cpu_seconds(browser, "TaskDuration")
     browser.go(PAGE)
     browser.see(tr(1))
-    first = browser.script("return performance.now()")
-    took = []
-    for n in range(5):
-        server.rows[n]["busy"] = 6
-        browser.see(tr(1 + n), "busy 6 of 8")
-        took.append(browser.script(RENDERED))
-    browser.go(PAGE + pool_of(1))
-    browser.see("[data-picture=gantt]")
-    drawn = []
-    for n in range(5):
-        server.details[uuid_of(1)]["row"]["busy"] = n
-        browser.see(".head .state", f"busy {n} of 8")
-        drawn.append(browser.script(RENDERED))
+    first = cpu_seconds(browser, "TaskDuration") - before
+    each = []
+    for view, css, change in (
+        (PAGE, tr(1), lambda n: server.rows[n % 40].update(busy=n % 7)),
+        (
+            PAGE + pool_of(1),
+            "[data-picture=gantt]",
+            lambda n: server.details[uuid_of(1)]["row"].update(busy=n % 7),
+        ),
+    ):
+        browser.go("/blank")
+        browser.go(view)
+        browser.see(css)
+        server.change = change
+        started, requests = cpu_seconds(browser, "ScriptDuration"), server.requests
+        browser.wait(lambda requests=requests: server.requests >= requests + 10, "ten refreshes")
+        each.append((cpu_seconds(browser, "ScriptDuration") - started) / (server.requests - requests) * 1000)
+        server.change = lambda n: None
     print(
-        f"first list within {first:.0f} ms, refresh of a list {min(took):.1f} ms, of a pool {min(drawn):.1f} ms"
+        f"first list {first * 1000:.0f} ms, refresh of the list {each[0]:.1f} ms, of a pool {each[1]:.1f} ms"
     )
-    assert min(took) < 50
-    assert min(drawn) < 50
+    assert first < 1
+    assert max(each) < 50
 
 
 def test_10000_pools_are_usable(browser: Browser, server: Replay) -> None:
