@@ -100,7 +100,7 @@ function costTile(rows, open, view) {
 
 function carbonTile(rows, view) {
   const saved = sumOf(rows, "saved_g");
-  return tile(null, view, "Carbon saved", atLeast(saved, rows, grams), saved.unknown === rows.length ? "" : "CO₂eq", "carbon");
+  return tile(null, view, "CO₂eq saved", atLeast(saved, rows, grams), "", "carbon");
 }
 
 // ---- search, filters, export
@@ -197,7 +197,7 @@ function tableRow(row, state) {
       ? h("input", { type: "checkbox", "aria-label": `Select pool ${row.name}`, "data-pick": row.uuid, checked: state.selected.has(row.uuid) }) : null),
     cell("Pool", { class: "name" }, h("a", { href: toPool(run ? { ...row, connection: null } : row), title: row.name }, row.name), second(row, state)),
     cell("State", { class: "phase" }, stateBadge(row), detailOfState(row), tight(after || ["for ", age])),
-    cell("Slots", { class: "number slots" }, h("span", {}, isEnded(row) ? "–" : `${row.ready} of ${row.wanted}`)),
+    cell("Slots", { class: "number slots" }, h("span", {}, isEnded(row) ? "–" : row.wanted ? `${row.ready} of ${row.wanted}` : String(row.ready))),
     cell("Qarnot tasks", { class: "tasks" }, taskCounts(tasksOf(row))),
     run ? null : cell("For", { class: "for" }, ...owner(row)),
     cell("Age", { class: "number roomy age" }, h("span", { title: row.created ? stamp(epoch(row.created)) : null }, age), after ? under(after) : null),
