@@ -141,7 +141,7 @@ def test_one_pool_in_full_and_back_by_keyboard(browser: Browser, make: Maker) ->
     browser.script('document.querySelector(".tabs a[href*=nodes]").focus()')
     browser.press("\n")
     browser.see("ol.timeline", "FullyExecuting")
-    browser.see("tbody tr", "AMD")
+    browser.see("tbody tr", "Local CPU")
     browser.script('document.querySelector("a.back").focus()')
     browser.press("\n")
     browser.see(row_of(uuid), "frames.open")
