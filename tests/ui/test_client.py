@@ -560,7 +560,7 @@ def test_the_last_day(browser: Browser, server: Replay) -> None:
     browser.go(PAGE)
     browser.click(".tabs a", "Last 24 hours")
     browser.see("figure", "Cost of the last day")
-    browser.see("figure", "€2.86 in what was observed")
+    browser.see("figure", "€2.86 while it was observed")
     browser.shot("day")
 
 

@@ -18,7 +18,9 @@ function show(title, content, { yes, isReady = true, no = "Cancel", kind = "dang
   patch(dialog, [
     h("h2", { id: "dialog-title" }, title),
     h("form", { method: "dialog", id: "dialog-form" }, content),
-    h("div", { class: "actions" }, button("dialog-no", { key: "no" }, no), yes ? h("button", { type: "submit", form: "dialog-form", key: "yes", class: kind, "data-do": "dialog-yes", disabled: !isReady }, yes) : null),
+    h("div", { class: "actions" },
+      button("dialog-no", { key: "no" }, no),
+      yes ? button("dialog-yes", { key: "yes", type: "submit", form: "dialog-form", class: kind, disabled: !isReady }, yes) : null),
   ]);
   if (!dialog.open) dialog.showModal();
 }
@@ -93,7 +95,8 @@ function consequences(preview, rate) {
   return h("div", { key: "consequences" },
     facts.filter(Boolean).map((text, i) => h("p", { key: i }, text)),
     preview.users.length ? [h("p", {}, "Used by:"), h("ul", { class: "plain" }, preview.users.map((user) => h("li", { key: `${user.dag_id} ${user.run_id}` },
-      airflowLink(user.link, `${user.dag_id} · ${user.run_id}`), quiet(` ${user.run_state || "no such run"}, ${user.unfinished} unfinished${user.holds ? ", has it open" : ""}`))),
+      airflowLink(user.link, `${user.dag_id} · ${user.run_id}`),
+      quiet(` ${user.run_state || "no such run"}, ${user.unfinished} unfinished${user.holds ? ", has it open" : ""}`))),
       preview.user_count > preview.users.length ? h("li", {}, quiet(`and ${preview.user_count - preview.users.length} more`)) : null)] : null);
 }
 
@@ -110,13 +113,19 @@ export function closeAll(rows, then) {
   const unknown = rows.filter((row) => !row.tasks).length;
   const rate = rows.reduce((sum, row) => sum + ((row.figures || {}).per_hour || 0), 0);
   const slots = rows.reduce((sum, row) => sum + row.ready, 0);
+  const counted = left
+    ? `${plural(left, "unfinished Qarnot task")} ${left === 1 ? "is" : "are"} cancelled. The Airflow tasks fail or are retried.`
+    : unknown ? "" : "Nothing runs on them.";
+  const lost = counted + (unknown ? ` The Qarnot tasks of ${plural(unknown, "pool")} are not counted yet.` : "");
   const isOver = () => results.size === rows.length && [...results.values()].every((result) => result !== "…");
   const listed = () => [...rows.filter((row) => isRefused(results.get(row.uuid))), ...rows.filter((row) => !isRefused(results.get(row.uuid)))].slice(0, MAX_LISTED);
   const draw = () => show(`Close ${plural(rows.length, "pool")}?`, [
-    h("p", {}, `${plural(slots, "slot")} up${rate ? `, ${euros(rate)} an hour` : ""}. `, left ? `${plural(left, "unfinished Qarnot task")} ${left === 1 ? "is" : "are"} cancelled; their Airflow tasks fail or are retried.` : unknown ? "" : "Nothing runs on them.",
-      unknown ? ` The Qarnot tasks of ${plural(unknown, "pool")} are not counted yet.` : ""),
+    h("p", {}, `${plural(slots, "slot")} up${rate ? `, ${euros(rate)} an hour` : ""}. ${lost}`),
     results.size ? h("p", {}, `${[...results.values()].filter((result) => result !== "…").length} of ${rows.length} done`) : null,
-    h("ul", { class: "plain results", tabindex: "0", "aria-label": "Pools" }, listed().map((row) => h("li", { key: row.uuid }, h("strong", {}, row.name), quiet(` ${row.connection || ""}`), results.has(row.uuid) ? h("span", { class: "result" }, ` ${results.get(row.uuid)}`) : null))),
+    h("ul", { class: "plain results", tabindex: "0", "aria-label": "Pools" }, listed().map((row) => h("li", { key: row.uuid },
+      h("strong", {}, row.name),
+      quiet(` ${row.connection || ""}`),
+      results.has(row.uuid) ? h("span", { class: "result" }, ` ${results.get(row.uuid)}`) : null))),
   ], isOver() ? { no: "Done" } : { yes: "Close them", isReady: !isBusy, no: isBusy ? "Hide" : "Keep them" });
   confirmed = async () => {
     if (isBusy) return;
@@ -148,24 +157,24 @@ export function resize(row, then) {
   const isMine = open(then);
   let problem = null;
   let isBusy = false;
+  const slots = { type: "number", min: "1", max: "5000", required: true };
+  const idle = { type: "number", min: "60", max: "86400", required: true };
   const draw = () => show("Resize this pool", [
     h("p", {}, h("strong", {}, row.name), quiet(` has ${row.ready} of ${row.wanted} slots`)),
-    h("p", {}, h("label", {}, "Slots ", h("input", { type: "number", id: "resize-slots", min: "1", max: "5000", required: true, value: String(Math.max(1, row.wanted)) }))),
+    h("p", {}, h("label", {}, "Slots ", h("input", { ...slots, id: "resize-slots", value: String(Math.max(1, row.wanted)) }))),
     h("p", {}, h("label", {}, h("input", { type: "checkbox", id: "resize-release" }), " Release idle nodes"),
-      h("label", { class: "after" }, " after ", h("input", { type: "number", id: "resize-idle", min: "60", max: "86400", value: "300", "aria-label": "Seconds without work" }), " seconds without work")),
+      h("label", {}, " after ", h("input", { ...idle, id: "resize-idle", value: "300", "aria-label": "Seconds without work" }), " seconds without work")),
     h("p", { class: "quiet" }, "Released nodes cost nothing. The pool stays open, without nodes, until its DAG closes it, and boots nodes again for new work."),
     failure(problem),
   ], { yes: "Resize", isReady: !isBusy, kind: null });
   confirmed = async () => {
-    const slots = document.getElementById("resize-slots");
-    const idle = document.getElementById("resize-idle");
-    const release = document.getElementById("resize-release").checked;
-    if (isBusy || !slots.reportValidity() || (release && !idle.reportValidity())) return;
+    const [wanted, pause, release] = ["resize-slots", "resize-idle", "resize-release"].map((id) => document.getElementById(id));
+    if (isBusy || !wanted.reportValidity() || (release.checked && !pause.reportValidity())) return;
     isBusy = true;
     problem = null;
     draw();
     try {
-      await api.resize(row, { slots: Number(slots.value), idle_seconds: release ? Number(idle.value) : null });
+      await api.resize(row, { slots: Number(wanted.value), idle_seconds: release.checked ? Number(pause.value) : null });
       if (isMine()) dialog.close();
       done();
     } catch (error) {

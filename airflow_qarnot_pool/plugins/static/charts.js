@@ -8,6 +8,8 @@ const STEPS = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10
 
 /* A linear scale from [a, b] to [p, q]. */
 const scale = (a, b, p, q) => (value) => p + ((value - a) / (b - a || 1)) * (q - p);
+/* The part of a picture that has no text. */
+const plot = (height) => ({ y: MARGIN.top, height: height - MARGIN.top - MARGIN.bottom });
 const short = (value) => String(Math.round(value * 10) / 10);
 
 /* Marks of a time axis: whole steps in the user's zone, about one per 80 px. */
@@ -74,7 +76,7 @@ function figure({ key, title, note, legend, controls, summary, width, height, ta
     h("div", { class: "canvas" },
       h("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": summary, "data-drag": drag ? "zoom" : null }, content,
         h("line", { key: "cross", class: "cross", y1: MARGIN.top, y2: height - MARGIN.bottom }),
-        h("rect", { key: "range", class: "range", y: MARGIN.top, height: height - MARGIN.top - MARGIN.bottom })),
+        h("rect", { key: "range", class: "range", ...plot(height) })),
       h("output", { class: "tip", "aria-hidden": "true", opaque: true })),
     tableOf(key, table, tables));
 }
@@ -86,9 +88,9 @@ function tableOf(key, { head, rows }, tables) {
       h("tbody", {}, rows().map((cells) => h("tr", {}, cells.map((text, i) => (i ? h("td", {}, text) : h("th", { scope: "row" }, text)))))))) : null);
 }
 
-/* Series over time. *series* is [{name, kind, points: [[t, value]], step, area, gaps}], *gaps* those of all of them. */
+/* Series over time, up to *end*. *series* is [{name, kind, points: [[t, value]], step, area, gaps}], *gaps* those of all of them. */
 export function lines(spec) {
-  const { series, from, until, gaps = [], width, height, isWhole, format = some } = spec;
+  const { series, from, until, end = until, gaps = [], width, height, isWhole, format = some } = spec;
   const x = scale(from, until, MARGIN.left, width - MARGIN.right);
   const shown = series.map((one) => ({ ...one, points: cropped(one.points, from, until) }));
   const { top, step } = niceTop(Math.max(0, ...shown.flatMap((one) => one.points.map((point) => point[1]))), isWhole);
@@ -97,13 +99,13 @@ export function lines(spec) {
   for (let value = 0; value <= top + step / 2; value += step) marks.push(value);
   const inSight = gaps.filter(([a, b]) => b > from && a < until).map(([a, b]) => [Math.max(a, from), Math.min(b, until)]);
   const content = [
-    inSight.map(([a, b]) => h("rect", { key: `gap${a}`, class: "gap", x: short(x(a)), width: short(Math.max(1, x(b) - x(a))), y: MARGIN.top, height: height - MARGIN.top - MARGIN.bottom })),
+    inSight.map(([a, b]) => h("rect", { key: `gap${a}`, class: "gap", x: short(x(a)), width: short(Math.max(1, x(b) - x(a))), ...plot(height) })),
     timeAxis(spec, x),
     marks.map((value) => h("g", { key: `v${value}` },
       h("line", { class: "grid", x1: MARGIN.left, x2: width - MARGIN.right, y1: short(y(value)), y2: short(y(value)) }),
       h("text", { class: "tick", x: MARGIN.left - 6, y: short(y(value) + 4), "text-anchor": "end" }, format(value)))),
     shown.map((one) => {
-      const parts = pieces(one.points, one.gaps || inSight, until, one.step);
+      const parts = pieces(one.points, one.gaps || inSight, Math.min(until, end), one.step);
       const path = parts.map((piece) => pathOf(piece, x, y, one.step)).join("");
       const base = short(y(0));
       const area = parts.map((piece) => `${pathOf(piece, x, y, one.step)}V${base}H${short(x(piece[0][0]))}Z`).join("");
@@ -125,7 +127,8 @@ function tableRows(series, format) {
 }
 
 /* What the tip of a picture of lines says at *t*. */
-export function readLines({ series, gaps = [], format = some }, t) {
+export function readLines({ series, end = Infinity, gaps = [], format = some }, t) {
+  if (t > end) return [stamp(t)];
   const at = (points) => { let found = null; for (const point of points) { if (point[0] > t) break; found = point; } return found; };
   const isGap = (one) => (one.gaps || gaps).some(([a, b]) => t > a && t < b);
   const text = (one) => { const point = at(one.points); return isGap(one) ? "not observed" : point ? format(point[1]) : null; };
@@ -144,6 +147,7 @@ export function gantt(spec) {
   const pitch = lanes > MAX_LANES ? (LANE * MAX_LANES) / lanes : LANE;
   const height = MARGIN.top + MARGIN.bottom + Math.max(LANE, lanes * pitch);
   const x = scale(from, until, MARGIN.left, width - MARGIN.right);
+  const edge = short(MARGIN.top + data.lanes * pitch);
   const paths = new Map();
   const colours = coloursOf(data, spec.colour);
   for (const bar of data.bars) {
@@ -158,8 +162,10 @@ export function gantt(spec) {
   }
   const content = [
     timeAxis({ ...spec, height }, x),
-    data.lanes && lanes > data.lanes ? h("line", { key: "edge", class: "edge", x1: MARGIN.left, x2: width - MARGIN.right, y1: short(MARGIN.top + data.lanes * pitch), y2: short(MARGIN.top + data.lanes * pitch) }) : null,
-    laneMarks(lanes).map((lane) => h("text", { key: `lane${lane}`, class: "tick", x: MARGIN.left - 6, y: short(MARGIN.top + (lane + 0.5) * pitch + 4), "text-anchor": "end" }, String(lane + 1))),
+    data.lanes && lanes > data.lanes ? h("line", { key: "edge", class: "edge", x1: MARGIN.left, x2: width - MARGIN.right, y1: edge, y2: edge }) : null,
+    laneMarks(lanes).map((lane) => h("text",
+      { key: `lane${lane}`, class: "tick", x: MARGIN.left - 6, y: short(MARGIN.top + (lane + 0.5) * pitch + 4), "text-anchor": "end" },
+      String(lane + 1))),
     [...paths].map(([kind, d]) => h("path", { key: kind, class: `bars ${kind}`, d })),
   ];
   return figure({
@@ -191,11 +197,16 @@ function legendOf(data, colour) {
   return Object.entries(STATE_KIND).filter(([state]) => states.has(state));
 }
 
-const nameOf = (task) => (!task ? "?" : task.task_id ? `${task.task_id}${task.map_index === null || task.map_index === undefined ? "" : ` [${task.map_index}]`}` : task.name);
+function nameOf(task) {
+  if (!task) return "?";
+  if (!task.task_id) return task.name;
+  return task.map_index === null ? task.task_id : `${task.task_id} [${task.map_index}]`;
+}
 
 function ganttRows(data) {
   return [...data.bars].sort((a, b) => b[1] - a[1]).slice(0, 500).map(([lane, start, end, state, task, instance, exact]) =>
-    [`${nameOf(data.tasks[task])}${instance ? ` #${instance}` : ""}`, String(lane + 1), exact ? state : `${state} (times of the whole task)`, stamp(start), end === null ? "" : stamp(end)]);
+    [`${nameOf(data.tasks[task])}${instance ? ` #${instance}` : ""}`, String(lane + 1), exact ? state : `${state} (times of the whole task)`,
+      stamp(start), end === null ? "" : stamp(end)]);
 }
 
 /* The bar at a time and a height of the picture, or null. */
@@ -227,14 +238,18 @@ export function boot({ key, title, phases, width, tables, format }) {
   const content = phases.map((phase, i) => {
     const [a, b] = [x(at), x(at + (phase.seconds || 0))];
     at += phase.seconds || 0;
-    return b - a < 0.5 ? null : h("g", { key: phase.phase }, h("rect", { class: `phase hue${i % HUES}`, x: short(a), y: 4, width: short(Math.max(1, b - a - 1)), height: 14 }),
+    return b - a < 0.5 ? null : h("g", { key: phase.phase },
+      h("rect", { class: `phase hue${i % HUES}`, x: short(a), y: 4, width: short(Math.max(1, b - a - 1)), height: 14 }),
       b - a > 70 ? h("text", { class: "tick", x: short(a), y: 32 }, `${phase.phase} ${format(phase.seconds)}`) : null);
   });
   return figure({
     key, title, width, height, tables,
     note: phases.length ? `${plural(phases.length, "phase")}, ${format(total)} in all` : "",
     summary: phases.map((phase) => `${phase.phase} after ${format(phase.seconds)}`).join(", "),
-    table: { head: ["Phase", "Time", "After"], rows: () => phases.map((phase) => [phase.phase, phase.at ? stamp(Date.parse(phase.at) / 1000) : "", format(phase.seconds)]) },
+    table: {
+      head: ["Phase", "Time", "After"],
+      rows: () => phases.map((phase) => [phase.phase, phase.at ? stamp(Date.parse(phase.at) / 1000) : "", format(phase.seconds)]),
+    },
   }, content);
 }
 

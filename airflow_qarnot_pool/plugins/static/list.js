@@ -4,7 +4,10 @@ import { run } from "./api.js";
 import { h } from "./dom.js";
 import { energy, epoch, euros, grams, plural, stamp, whole } from "./format.js";
 import { airflowLink, button, clock, lasting, line, quiet, stateBadge, taskCounts, tight, under, warningText } from "./parts.js";
-import { BULK, FACETS, GROUPS, PROBLEMS, SHOW, choices, chosen, figuresOf, grouped, isEnded, isWrong, level, levelOf, since, sum, sumOf, sumOfPools, tasksOf } from "./rows.js";
+import {
+  BULK, FACETS, GROUPS, PROBLEMS, SHOW, choices, chosen, figuresOf, grouped, isEnded, isWrong, level, levelOf, since, sum, sumOf, sumOfPools,
+  tasksOf,
+} from "./rows.js";
 import { to, toPool } from "./state.js";
 
 export const PER_PAGE = 50;
@@ -56,16 +59,18 @@ function tiles(rows, view) {
   const open = rows.filter((row) => !isEnded(row));
   const wrong = rows.filter(isWrong);
   const total = (list, read) => sum(list, read).value;
+  const slots = (name) => whole(total(open, (row) => row[name]));
   const counted = open.filter(tasksOf);
   const tasks = (name) => total(counted, (row) => tasksOf(row)[name]);
   const failed = total(rows, (row) => tasksOf(row) && tasksOf(row).failed);
   return h("div", { class: "tiles" },
     tile("wrong", view, "Need attention", whole(wrong.length), problems(wrong), wrong.some((row) => level(row) === "bad") ? "bad" : wrong.length ? "warn" : ""),
     tile("open", view, "Open pools", whole(open.length), rows.length > open.length ? `${whole(rows.length - open.length)} ended` : ""),
-    tile(null, view, "Slots ready", whole(total(open, (row) => row.ready)), `of ${whole(total(open, (row) => row.wanted))}, ${whole(total(open, (row) => row.busy))} busy`),
+    tile(null, view, "Slots ready", slots("ready"), `of ${slots("wanted")}, ${slots("busy")} busy`),
     counted.length < open.length
       ? tile(null, view, "Qarnot tasks", "…", "being counted")
-      : tile(failed ? "tasks" : null, view, "Qarnot tasks", whole(tasks("running")), `running, ${whole(tasks("queued"))} queued${failed ? `, ${whole(failed)} failed` : ""}`),
+      : tile(failed ? "tasks" : null, view, "Qarnot tasks", whole(tasks("running")),
+        `running, ${whole(tasks("queued"))} queued${failed ? `, ${whole(failed)} failed` : ""}`),
     costTile(rows, open, view),
     carbonTile(rows, view));
 }
@@ -175,13 +180,16 @@ function table(state, { groups }) {
       head("name", "Pool", "name"), head("state", "State", "phase"), head("slots", "Slots", "number slots"), head("tasks", "Qarnot tasks", "tasks"),
       run ? null : h("th", { scope: "col", class: "for" }, "For"), head("age", "Age", "number roomy age"), head("cost", "Cost", "number cost"),
       head("carbon", "Carbon", "number roomy carbon"), h("th", { scope: "col", class: "act" }, h("span", { class: "hidden" }, "Actions")))),
-    groups.map((group) => h("tbody", { key: group.name === null ? "all" : `group ${group.name}` }, group.name === null ? null : groupRow(group, view), group.shown.map((row) => tableRow(row, state))))));
+    groups.map((group) => h("tbody", { key: `group ${group.name}` },
+      group.name === null ? null : groupRow(group, view),
+      group.shown.map((row) => tableRow(row, state))))));
 }
 
 function groupRow({ name, members }, view) {
   const wrong = members.filter(isWrong).length;
   const filter = FACETS[view.group] && name !== "none" ? { [view.group]: name, group: "" } : null;
-  const facts = [plural(members.length, "pool"), atLeast(sumOf(members, "euros"), members, euros), wrong && view.group !== "problem" ? `${wrong} ${wrong === 1 ? "needs" : "need"} attention` : null];
+  const urgent = wrong && view.group !== "problem" ? `${wrong} ${wrong === 1 ? "needs" : "need"} attention` : null;
+  const facts = [plural(members.length, "pool"), atLeast(sumOf(members, "euros"), members, euros), urgent];
   return h("tr", { class: "group", key: "group" }, h("th", { colspan: run ? 9 : 10, scope: "rowgroup" },
     filter ? h("a", { href: to(view, filter) }, name) : name, quiet(` ${facts.filter(Boolean).join(" · ")}`)));
 }
@@ -203,7 +211,8 @@ function tableRow(row, state) {
     cell("Age", { class: "number roomy age" }, h("span", { title: row.created ? stamp(epoch(row.created)) : null }, age), after ? under(after) : null),
     cell("Cost", { class: "number cost" }, ...cost(row)),
     cell("Carbon", { class: "number roomy carbon" }, ...carbon(figuresOf(row))),
-    cell("", { class: "act" }, isPickable(row, state) ? button("close", { class: "danger", "data-uuid": row.uuid, "aria-label": `Close pool ${row.name}` }, "Close") : null));
+    cell("", { class: "act" }, isPickable(row, state)
+      ? button("close", { class: "danger", "data-uuid": row.uuid, "aria-label": `Close pool ${row.name}` }, "Close") : null));
 }
 
 /* The second line of a pool: its worst warning, or else whose it is. */
@@ -245,8 +254,9 @@ function cost(row) {
 function carbon(values) {
   if (!values) return [h("span", {}, "…")];
   if (values.energy_wh === null && values.carbon_g === null) return [h("span", {}, "–")];
+  const against = values.datacenter ? `Saved against ${values.datacenter}` : null;
   return [h("span", { title: energy(values.energy_wh) }, grams(values.carbon_g)),
-    values.saved_g === null ? null : h("span", { class: "under", title: values.datacenter ? `Saved against ${values.datacenter}` : null }, `${grams(values.saved_g)} saved`)];
+    values.saved_g === null ? null : h("span", { class: "under", title: against }, `${grams(values.saved_g)} saved`)];
 }
 
 // ---- below the table
@@ -261,5 +271,6 @@ function foot(view, { all, pages, page, groups }) {
   const turn = (text, number, isThere) => (isThere ? h("a", { class: "turn", href: to(view, { page: number > 1 ? String(number) : "" }) }, text) : null);
   return h("div", { class: "foot" },
     quiet(`${first}–${first + count - 1} of ${plural(all.length, "pool")}, cost ${atLeast(cost, all, euros)}${unknown}${carbonSaved}`),
-    pages > 1 ? h("nav", { "aria-label": "Pages", class: "pager" }, turn("← Previous", page - 1, page > 1), quiet(`page ${page} of ${pages}`), turn("Next →", page + 1, page < pages)) : null);
+    pages > 1 ? h("nav", { "aria-label": "Pages", class: "pager" },
+      turn("← Previous", page - 1, page > 1), quiet(`page ${page} of ${pages}`), turn("Next →", page + 1, page < pages)) : null);
 }

@@ -79,7 +79,8 @@ export const countsText = (tasks) => GROUPS.filter((name) => tasks[name]).map((n
 export function bar(tasks) {
   const parts = GROUPS.filter((name) => tasks[name]);
   if (!parts.length) return null;
-  return h("span", { class: "bar", "aria-hidden": "true" }, parts.map((name) => h("i", { key: name, class: GROUP_KIND[name], style: { "flex-grow": String(tasks[name]) } })));
+  const segment = (name) => h("i", { key: name, class: GROUP_KIND[name], style: { "flex-grow": String(tasks[name]) } });
+  return h("span", { class: "bar", "aria-hidden": "true" }, parts.map(segment));
 }
 
 export function taskCounts(tasks) {

@@ -1,10 +1,13 @@
 /* One pool: what is wrong, facts, pictures, Qarnot tasks, nodes. */
 
 import { run } from "./api.js";
-import * as charts from "./charts.js";
 import { h } from "./dom.js";
-import { duration, energy, epoch, euros, grams, plural, some, stamp } from "./format.js";
-import { GROUPS, GROUP_KIND, airflowLink, badge, button, clock, countsText, lasting, line, outsideLink, quiet, stateBadge, taskCounts, under, warningList, when } from "./parts.js";
+import { duration, energy, epoch, euros, grams, plural } from "./format.js";
+import {
+  GROUPS, GROUP_KIND, airflowLink, badge, button, clock, countsText, lasting, line, outsideLink, quiet, stateBadge, taskCounts, under,
+  warningList, when,
+} from "./parts.js";
+import { poolPictures } from "./pictures.js";
 import { figuresOf, isEnded, tasksOf } from "./rows.js";
 import { to } from "./state.js";
 
@@ -40,13 +43,15 @@ function head({ detail: { row }, mayEdit }) {
       mayEdit && row.closable ? button("close", { class: "danger", "data-uuid": row.uuid }, "Close…") : null));
 }
 
-const closedBy = (row) => (row.closed_by ? h("p", { class: "quiet" }, "Closed from this page by ", h("strong", {}, row.closed_by.user), ", ", when(row.closed_by.at)) : null);
+function closedBy({ closed_by: by }) {
+  return by ? h("p", { class: "quiet" }, "Closed from this page by ", h("strong", {}, by.user), ", ", when(by.at)) : null;
+}
 
 // ---- overview
 
 function overview(state) {
   const { detail } = state;
-  return [errors(detail), facts(detail), ...pictures(state), users(detail.row)];
+  return [errors(detail), facts(detail), ...poolPictures(state), users(detail.row)];
 }
 
 function errors({ errors: groups }) {
@@ -55,7 +60,9 @@ function errors({ errors: groups }) {
     h("p", { class: "of" }, h("strong", {}, group.of === "pool" ? "The pool" : plural(group.count, "Qarnot task")),
       group.last ? quiet(" last ", when(group.last), group.first && group.first !== group.last ? [", first ", when(group.first)] : null) : null),
     clamped(group.text),
-    group.tasks.length ? h("p", { class: "where" }, group.tasks.map((task) => h("span", { key: task.uuid, class: "one" }, airflowLink(task.link, nameOf(task)), task.log ? [" (", airflowLink(task.log, "log"), ")"] : null)),
+    group.tasks.length ? h("p", { class: "where" },
+      group.tasks.map((task) => h("span", { key: task.uuid, class: "one" },
+        airflowLink(task.link, nameOf(task)), task.log ? [" (", airflowLink(task.log, "log"), ")"] : null)),
       group.count > group.tasks.length ? quiet(`and ${group.count - group.tasks.length} more`) : null) : null)));
 }
 
@@ -103,106 +110,14 @@ function users(row) {
     airflowLink(user.link, `${user.dag_id} · ${user.run_id}`), quiet(` ${plural(user.unfinished, "unfinished Qarnot task")}`))))];
 }
 
-// ---- pictures
-
-/* How far the pictures of an open pool go: the marks before and after now. So time alone draws them anew only now and
-   then. */
-export function horizon(from, now) {
-  const step = Math.max(60, 2 ** Math.ceil(Math.log2(Math.max(1, (now - from) / 60))));
-  const before = from + Math.floor((now - from) / step) * step;
-  return [before, before + step];
-}
-
-function range({ pictures: { from, until } }, view, [, next]) {
-  const whole = [from, Math.max(until === null ? next : until, from + 1)];
-  const zoom = (view.zoom || "").split("-").map(Number);
-  const isZoom = zoom.length === 2 && zoom.every(isFinite) && zoom[1] > zoom[0] && zoom[0] < whole[1] && zoom[1] > whole[0];
-  return { whole, shown: isZoom ? [Math.max(whole[0], zoom[0]), Math.min(whole[1], zoom[1])] : whole, isZoom };
-}
-
-function pictures(state) {
-  const { detail, view, now, width, tables, reader } = state;
-  const shown = detail.pictures;
-  const marks = horizon(shown.from, now);
-  const { whole, shown: [from, until], isZoom } = range(detail, view, marks);
-  const half = width >= 900 ? Math.floor((width - 16) / 2) : width;
-  const end = shown.until === null ? Math.max(marks[0], ...[shown.slots, shown.work].flatMap(({ points }) => points.slice(-1)).map(([t]) => t)) : shown.until;
-  const common = { from, until, tables, width: half, height: 170 };
-  const upTo = (points) => held(points, end);
-  const specs = [];
-  const { slots, work } = shown;
-  if (slots.points.length || work.points.length) {
-    const series = (name, kind, { points, gaps }, column) => ({ name, kind, step: true, area: name === "busy", gaps: gaps || [], points: upTo(points.map((point) => [point[0], point[column]])) });
-    const note = slots.cut || work.cut ? "the older half is thinned" : "";
-    specs.push({ ...common, key: "slots", title: "Slots", isWhole: true, gaps: slots.gaps, note,
-      series: [series("wanted", "off dashed", slots, 1), series("ready", "good", slots, 2), series("busy", "busy", work, 1)].filter((one) => one.points.length),
-      summary: `Slots over time, now ${detail.row.ready} ready of ${detail.row.wanted} wanted, ${detail.row.busy} busy` });
-    if (work.points.length) specs.push({ ...common, key: "queue", title: "Queue", isWhole: true, note, summary: `Queue over time, now ${detail.row.queued}`, series: [{ ...series("queued", "wait", work, 2), area: true }] });
-  }
-  if (shown.cost.points.length) {
-    specs.push({ ...common, key: "cost", title: "Cost so far", gaps: [], note: detail.row.figures && detail.row.figures.per_hour ? `${euros(detail.row.figures.per_hour)} an hour` : "", format: euros,
-      series: [{ name: "euros", kind: "busy", area: true, points: shown.cost.points }], summary: `Cost over time, now ${euros((detail.row.figures || {}).euros)}` });
-    const rate = rates(shown.cost.points);
-    if (rate.length) specs.push({ ...common, key: "rate", title: "Euros an hour", gaps: shown.cost.gaps, format: euros, series: [{ name: "euros an hour", kind: "wait", step: true, points: rate }], summary: "Euros an hour over time" });
-  }
-  const found = [controls(view, whole, [from, until], isZoom)];
-  found.push(h("div", { class: "pictures" }, specs.map((spec) => { reader.set(spec.key, { spec, read: charts.readLines }); return charts.lines(spec); }), bootPicture(detail, { ...common, tables })));
-  if (shown.gantt.bars.length) {
-    const spec = { ...common, key: "gantt", title: "Qarnot tasks", gantt: shown.gantt, width, now: Math.max(end, ...shown.gantt.bars.map((bar) => bar[2] ?? bar[1])), colour: view.colour || "state",
-      note: `${shown.gantt.cut ? `the youngest ${some(shown.gantt.bars.length)} of ${some(shown.gantt.total)}` : plural(shown.gantt.bars.length, "instance")}; a lane is a slot, not a node`,
-      controls: h("a", { href: to(view, { colour: view.colour === "task" ? "" : "task" }) }, view.colour === "task" ? "Colour by state" : "Colour by Airflow task"),
-      summary: `${plural(shown.gantt.bars.length, "instance")} of Qarnot tasks in ${plural(shown.gantt.lanes, "lane")} over time` };
-    reader.set("gantt", { spec, read: charts.readGantt });
-    found.push(charts.gantt(spec));
-  }
-  return specs.length || shown.gantt.bars.length ? [h("h2", {}, "Over time"), ...found] : [];
-}
-
-/* Steps hold up to the last moment that is known. */
-function held(points, end) {
-  const last = points[points.length - 1];
-  return last && last[0] < end ? [...points, [end, last[1]]] : points;
-}
-
-/* Euros an hour between readings of the bill. */
-export function rates(points) {
-  const found = [];
-  for (let i = 1; i < points.length; i += 1) {
-    const [[t, euro], [next, more]] = [points[i - 1], points[i]];
-    if (next > t) found.push([t, Math.max(0, ((more - euro) / (next - t)) * 3600)]);
-  }
-  return found;
-}
-
-function controls(view, whole, [from, until], isZoom) {
-  const span = until - from;
-  const clip = (a, b) => {
-    const start = Math.max(whole[0], Math.round(a));
-    const end = Math.min(whole[1], Math.round(b));
-    return to(view, { zoom: start <= whole[0] && end >= whole[1] ? "" : `${start}-${end}` });
-  };
-  const middle = (from + until) / 2;
-  const link = (text, label, href) => h("a", { class: "turn", key: label, href, "aria-label": label, title: label }, text);
-  return h("p", { class: "zoom" },
-    link("+", "Zoom in", span > 10 ? clip(middle - span / 4, middle + span / 4) : to(view, {})),
-    isZoom ? link("−", "Zoom out", clip(middle - span, middle + span)) : null,
-    isZoom ? link("←", "Earlier", clip(Math.max(whole[0], from - span / 2), Math.max(whole[0], from - span / 2) + span)) : null,
-    isZoom ? link("→", "Later", clip(Math.min(whole[1], until + span / 2) - span, Math.min(whole[1], until + span / 2))) : null,
-    isZoom ? link("All", "All of the time", to(view, { zoom: "" })) : null,
-    quiet(isZoom ? `${stamp(from)} – ${stamp(until)}` : "Drag over a picture to zoom"));
-}
-
-function bootPicture({ boot }, common) {
-  const phases = boot.filter((phase) => phase.seconds !== null);
-  return phases.some((phase) => phase.seconds > 0) ? charts.boot({ ...common, key: "boot", title: "Boot", phases, format: duration }) : null;
-}
-
 // ---- Qarnot tasks
 
 function tasksTab(state) {
   const { detail } = state;
   if (!detail.tasks.length) return [h("p", { class: "quiet" }, "No Qarnot task has run on this pool.")];
-  const more = detail.task_count > detail.tasks.length ? h("p", { class: "quiet" }, `${detail.tasks.length} of ${detail.task_count} are shown: failed, running and queued ones first, then the youngest.`) : null;
+  const isCut = detail.task_count > detail.tasks.length;
+  const more = isCut ? h("p", { class: "quiet" },
+    `${detail.tasks.length} of ${detail.task_count} are shown: failed, running and queued ones first, then the youngest.`) : null;
   return [outputPanel(state), more, h("div", { class: "scroll" }, h("table", { class: "cards" },
     h("caption", { class: "hidden" }, "Qarnot tasks, failed ones first"),
     h("thead", {}, h("tr", {}, ["Qarnot task", "State", "Airflow task", "Instances", "Created", "Ran for", "Output"].map((text) => h("th", { scope: "col" }, text)))),
@@ -216,14 +131,18 @@ const cell = (name, props, ...children) => h("td", { "data-label": name, ...prop
 function taskRow(task, { view }) {
   const instances = task.failed_instances ? `${task.instances}, ${task.failed_instances} failed` : String(task.instances ?? "–");
   const isOpen = view.task === task.uuid;
+  const verb = isOpen ? "Hide" : "Show";
   return h("tr", { key: task.uuid, "data-task": task.uuid, class: task.group === "failed" ? "bad" : null },
-    cell("Qarnot task", { class: "name" }, line(task.name), task.error ? h("span", { class: "under problem bad", title: task.error }, task.error) : task.warm_up ? under("boots the nodes; not the DAG's work") : null),
+    cell("Qarnot task", { class: "name" }, line(task.name), task.warm_up ? under("boots the nodes; not the DAG's work") : null,
+      task.error ? h("span", { class: "under problem bad", title: task.error }, task.error) : null),
     cell("State", { class: "phase" }, badge(GROUP_KIND[task.group] || "off", h("span", { class: "word", title: task.state }, task.group)), under(task.state)),
-    cell("Airflow task", { class: "for" }, task.link ? [airflowLink(task.link, nameOf(task)), h("span", { class: "under" }, task.log ? [airflowLink(task.log, "log"), " · "] : null, task.dag_id)] : quiet("none")),
+    cell("Airflow task", { class: "for" }, task.link
+      ? [airflowLink(task.link, nameOf(task)), under(task.log ? [airflowLink(task.log, "log"), " · "] : null, task.dag_id)] : quiet("none")),
     cell("Instances", {}, instances),
     cell("Created", {}, when(task.created)),
     cell("Ran for", {}, duration(task.seconds)),
-    cell("Output", {}, h("a", { href: to(view, { tab: "tasks", task: isOpen ? "" : task.uuid }), "aria-label": `${isOpen ? "Hide" : "Show"} the output of ${task.name}`, "aria-expanded": String(isOpen) }, isOpen ? "Hide" : "Show")));
+    cell("Output", {}, h("a", { href: to(view, { tab: "tasks", task: isOpen ? "" : task.uuid }),
+      "aria-label": `${verb} the output of ${task.name}`, "aria-expanded": String(isOpen) }, verb)));
 }
 
 function outputPanel({ detail, view, output }) {
@@ -244,7 +163,10 @@ function stream(name, { text, cut }) {
 
 // ---- nodes and events
 
-const KINDS = { Submitted: "wait", PartiallyDispatched: "wait", FullyDispatched: "wait", PartiallyExecuting: "good", FullyExecuting: "good", Closing: "wait", PendingDelete: "wait", Closed: "off", Failure: "bad" };
+const KINDS = {
+  Submitted: "wait", PartiallyDispatched: "wait", FullyDispatched: "wait", PartiallyExecuting: "good", FullyExecuting: "good",
+  Closing: "wait", PendingDelete: "wait", Closed: "off", Failure: "bad",
+};
 const EVENT_KIND = { lost: "bad", up: "good", down: "off", state: "busy" };
 
 function nodesTab({ detail }) {
@@ -265,7 +187,8 @@ function nodes({ nodes: all, row }) {
 
 function events({ events: all }) {
   if (!all.length) return h("p", { class: "quiet" }, "None was observed. Only what happens while somebody has this page open is known.");
-  return h("ol", { class: "timeline", tabindex: "0", "aria-label": "Events" }, all.map((event) => h("li", { key: `${event.at} ${event.text}` }, when(event.at), badge(EVENT_KIND[event.kind] || "off", event.text))));
+  return h("ol", { class: "timeline", tabindex: "0", "aria-label": "Events" }, all.map((event) =>
+    h("li", { key: `${event.at} ${event.text}` }, when(event.at), badge(EVENT_KIND[event.kind] || "off", event.text))));
 }
 
 function timeline({ timeline: steps, row }) {
@@ -275,37 +198,4 @@ function timeline({ timeline: steps, row }) {
     return h("li", { key: `${step.at} ${step.state}` }, when(step.at), badge(KINDS[step.state] || "off", step.state),
       next || !isEnded(row) ? quiet("for ", until === null ? clock(epoch(step.at)) : duration(until - epoch(step.at))) : null);
   }));
-}
-
-// ---- the last day of the account
-
-/* Pictures of the account. *state* is {history, now, width, tables, reader}. */
-export function dayView({ history, width, tables, reader }) {
-  if (!history) return [h("p", { class: "quiet" }, "Asking Qarnot…")];
-  const half = width >= 900 ? Math.floor((width - 16) / 2) : width;
-  const until = Math.ceil(history.now / 600) * 600;
-  return history.connections.map((one) => h("section", { key: one.id },
-    history.connections.length > 1 ? h("h2", {}, one.id) : null,
-    h("div", { class: "pictures" }, daySpecs(one, until, { width: half, height: 190, tables }).map((spec) => {
-      reader.set(spec.key, { spec, read: charts.readLines });
-      return charts.lines(spec);
-    }))));
-}
-
-function daySpecs(one, until, common) {
-  const column = (i) => one.points.map((point) => [point[0], point[i]]).filter((point) => point[1] !== null);
-  const base = { ...common, from: one.from, until, gaps: one.gaps };
-  const cost = column(6);
-  const spent = cost.length ? cost[cost.length - 1][1] - cost[0][1] : null;
-  const specs = [
-    { ...base, key: `${one.id} slots`, title: "Slots of the open pools", isWhole: true, summary: "Slots of the open pools over the last 24 hours",
-      series: [["wanted", "off dashed", 2], ["ready", "good", 3], ["busy", "busy", 4]].map(([name, kind, i]) => ({ name, kind, step: true, area: name === "busy", points: column(i) })) },
-    { ...base, key: `${one.id} queue`, title: "Queue", isWhole: true, summary: "Queued instances over the last 24 hours", series: [{ name: "queued", kind: "wait", step: true, area: true, points: column(5) }] },
-    { ...base, key: `${one.id} open`, title: "Open pools", gaps: [], isWhole: true, summary: "Number of open pools over the last 24 hours", series: [{ name: "open pools", kind: "good", step: true, area: true, points: one.open }] },
-  ];
-  if (cost.length) {
-    specs.push({ ...base, key: `${one.id} cost`, title: "Cost of the last day", note: `${euros(spent)} in what was observed`, gaps: [], format: euros, summary: `Cost of the last 24 hours: ${euros(spent)}`,
-      series: [{ name: "euros", kind: "busy", area: true, points: cost.map(([t, value]) => [t, value - cost[0][1]]) }] });
-  }
-  return specs.filter((spec) => spec.series.some((series) => series.points.length));
 }

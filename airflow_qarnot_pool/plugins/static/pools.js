@@ -9,7 +9,8 @@ import { h, patch } from "./dom.js";
 import { setZone } from "./format.js";
 import { listView, pageOf, selection } from "./list.js";
 import { button, clock, tick } from "./parts.js";
-import { dayView, poolView } from "./pool.js";
+import { dayView } from "./pictures.js";
+import { poolView } from "./pool.js";
 import { asCsv, asJson, isWrong, merged } from "./rows.js";
 import { format, parse, to } from "./state.js";
 
@@ -154,7 +155,9 @@ const mayEdit = (connection) => Boolean(list) && list.connections.some((each) =>
 function headView(chosen) {
   const tabs = [["", "Pools"], ["day", "Last 24 hours"]];
   return h("div", { class: "top" },
-    chosen ? h("a", { class: "back", href: listHash }, api.run ? "← Pools of this run" : "← All pools") : h("h1", { tabindex: "-1" }, api.run ? "Qarnot pools of this DAG run" : "Qarnot pools"),
+    chosen
+      ? h("a", { class: "back", href: listHash }, api.run ? "← Pools of this run" : "← All pools")
+      : h("h1", { tabindex: "-1" }, api.run ? "Qarnot pools of this DAG run" : "Qarnot pools"),
     chosen || api.run ? null : h("nav", { class: "tabs", "aria-label": "Views" }, tabs.map(([tab, text]) =>
       h("a", { key: text, href: to(view, { tab }), "aria-current": (view.tab === "day") === (tab === "day") ? "page" : null }, text))),
     h("div", { class: "live" }, statusView(chosen), button("refresh", { title: "Ask now" }, "Refresh"),
@@ -191,7 +194,8 @@ function pageView() {
   if (view.tab === "day" && !api.run) return dayView({ history, width: width(), tables, reader });
   if (!list) return problem ? null : h("p", { class: "quiet" }, "Asking Qarnot…");
   const isKnown = list.known || list.connections.some((each) => each.age !== null);
-  if (!isKnown && !rows.length) return list.connections.some((each) => each.error === null) || !list.connections.length ? h("p", { class: "quiet" }, "Asking Qarnot…") : null;
+  const isHopeless = list.connections.length > 0 && list.connections.every((each) => each.error !== null);
+  if (!isKnown && !rows.length) return isHopeless ? null : h("p", { class: "quiet" }, "Asking Qarnot…");
   return listView({ rows, view, now: now(), selected, mayEdit, connections: list.connections });
 }
 
@@ -270,7 +274,8 @@ const ACTIONS = {
   },
   export: (element) => {
     const isCsv = element.dataset.type === "csv";
-    airflow.save(`qarnot-pools.${element.dataset.type}`, isCsv ? "text/csv;charset=utf-8" : "application/json", isCsv ? `\ufeff${asCsv(chosenRows())}` : asJson(chosenRows()));
+    if (isCsv) airflow.save("qarnot-pools.csv", "text/csv;charset=utf-8", `\ufeff${asCsv(chosenRows())}`);
+    else airflow.save("qarnot-pools.json", "application/json", asJson(chosenRows()));
     element.closest("details.menu").removeAttribute("open");
   },
   "copy-uuids": (element) => copied(element, chosenRows().map((row) => row.uuid).join("\n")),
@@ -350,7 +355,8 @@ function pictureAt(event) {
   if (!entry) return null;
   const box = svg.getBoundingClientRect();
   const ratio = entry.spec.width / box.width;
-  return { ...entry, svg, box, ratio, x: (event.clientX - box.left) * ratio, y: (event.clientY - box.top) * ratio, t: timeAt(entry.spec, event.clientX - box.left, box.width) };
+  const [left, top] = [event.clientX - box.left, event.clientY - box.top];
+  return { ...entry, svg, box, ratio, x: left * ratio, y: top * ratio, t: timeAt(entry.spec, left, box.width) };
 }
 
 function hideTips() {

@@ -90,7 +90,8 @@ function textOf(row) {
   if (!texts.has(row)) {
     const { owner } = row;
     const words = [row.name, row.shortname, row.uuid, row.state, row.word, row.connection, owner.dag_id, owner.run_id, owner.task_id, owner.shared,
-      ...row.tags, ...row.task_ids, ...row.users.flatMap((user) => [user.dag_id, user.run_id]), ...row.warnings.map((warning) => warning.text), ...row.errors.map((error) => error.text),
+      ...row.tags, ...row.task_ids, ...row.users.flatMap((user) => [user.dag_id, user.run_id]),
+      ...[...row.warnings, ...row.errors].map((one) => one.text),
       row.severity && PROBLEMS[row.severity], row.closed_by && row.closed_by.user];
     texts.set(row, words.filter(Boolean).join("\n").toLowerCase());
   }
