@@ -34,6 +34,16 @@ def page_shows(browser: Browser, css: str, text: str = "") -> None:
     browser.in_frame(lambda: browser.find(css, text), f"the Pools page to show {text!r}")
 
 
+def click_inside(browser: Browser, css: str, text: str = "") -> None:
+    def clicked() -> bool:
+        found = browser.find(css, text)
+        if found:
+            found[0].click()
+        return bool(found)
+
+    browser.in_frame(clicked, f"{css} with {text!r} in the frame")
+
+
 @pytest.fixture
 def connected(browser: Browser, airflow: AirflowStack, qarnot_of_ui: LocalQarnot) -> None:
     """An admin who is logged in, and the connection, whether its form has made it or not."""
@@ -115,16 +125,10 @@ def test_a_run_from_the_form_to_the_closed_pool(
     assert not links["extra_links"]["Qarnot pool"], "no console shows the pools of a local Qarnot"
 
     # To the task, in Airflow's own page around the frame, and back.
-    browser.in_frame(lambda: browser.find("tr[data-uuid] a")[0].click() or True, "the pool's name")
-    browser.in_frame(lambda: browser.find(".tabs a", "Qarnot tasks")[0].click() or True, "the tab")
-    # The address of Airflow's own page is that of the pool and its tab. It survives a reload, and can be sent.
+    click_inside(browser, "tr[data-uuid] a")
+    click_inside(browser, ".tabs a", "Qarnot tasks")
     browser.wait(lambda: browser.driver.current_url.endswith("&tab=tasks"), "the address of the tab")
     address = browser.driver.current_url
-    browser.driver.refresh()
-    page_shows(browser, "tr[data-task]")
-    browser.go("/dags")
-    browser.driver.get(f"{airflow.url}{PAGE}#{address.split('#')[1]}")
-    page_shows(browser, "tr[data-task]")
     link = f"/dags/qarnot_params/runs/{run_id}/tasks/work/mapped/"
 
     def follow() -> bool:
@@ -153,6 +157,12 @@ def test_a_run_from_the_form_to_the_closed_pool(
     browser.go(PAGE)
     page_shows(browser, "tr[data-uuid]", "Closed")
     page_shows(browser, "tr[data-uuid]", "2 done")
+    # The address of Airflow's own page is that of the pool and its tab. It survives a reload, and can be sent.
+    browser.driver.get(f"{airflow.url}{PAGE}#{address.split('#')[1]}")
+    page_shows(browser, "tr[data-task]", "succeeded")
+    browser.driver.refresh()
+    page_shows(browser, "tr[data-task]", "succeeded")
+    assert browser.driver.current_url.endswith("&tab=tasks")
     assert airflow.wait_run("qarnot_params", run_id) == "success"
 
 
