@@ -36,7 +36,7 @@ export function listView(state) {
   if (!rows.length) return [nothing()];
   const found = pageOf(rows, view, state.now);
   return [
-    tiles(rows, view),
+    tiles(rows, view, state.now),
     tools(state, found.all),
     chips(view),
     bulk(state),
@@ -55,7 +55,7 @@ const noMatch = () => h("div", { class: "empty" }, h("strong", {}, "No pool matc
 
 // ---- tiles: each is a number, and a filter where there is one
 
-function tiles(rows, view) {
+function tiles(rows, view, now) {
   const open = rows.filter((row) => !isEnded(row));
   const wrong = rows.filter(isWrong);
   const total = (list, read) => sum(list, read).value;
@@ -71,7 +71,7 @@ function tiles(rows, view) {
       ? tile(null, view, "Qarnot tasks", "…", "being counted")
       : tile(failed ? "tasks" : null, view, "Qarnot tasks", whole(tasks("running")),
         `running, ${whole(tasks("queued"))} queued${failed ? `, ${whole(failed)} failed` : ""}`),
-    costTile(rows, open, view),
+    costTile(rows, open, view, now),
     carbonTile(rows, view));
 }
 
@@ -91,7 +91,7 @@ function problems(wrong) {
 /* A sum, which is a lower bound if something is unknown. */
 export const atLeast = ({ value, unknown }, rows, format) => (unknown === rows.length ? "–" : `${unknown ? "≥ " : ""}${format(value)}`);
 
-function costTile(rows, open, view) {
+function costTile(rows, open, view, now) {
   const cost = sumOf(rows, "euros");
   const rate = sum(open, (row) => (row.figures || {}).per_hour);
   const first = since(rows);
@@ -99,8 +99,14 @@ function costTile(rows, open, view) {
   if (run && rows.some((row) => row.mine)) parts.push(`of ${atLeast(sumOfPools(rows, "euros"), rows, euros)} in all`);
   else if (open.length && rate.value > 0) parts.push(`${rate.unknown ? "≥ " : ""}${euros(rate.value)} an hour`);
   if (cost.unknown && cost.unknown < rows.length) parts.push(`${cost.unknown} unknown`);
-  if (first) parts.push(`since ${stamp(epoch(first)).slice(0, 16)}`);
+  if (first) parts.push(`since ${momentOf(epoch(first), now)}`);
   return tile(null, view, run ? "Cost of this run" : "Cost", atLeast(cost, rows, euros), parts.join(", "));
+}
+
+/* The minute of today, or else the day. */
+function momentOf(seconds, now) {
+  const [day, time] = stamp(seconds).split(" ");
+  return stamp(now).startsWith(day) ? time.slice(0, 5) : day;
 }
 
 function carbonTile(rows, view) {
