@@ -410,6 +410,17 @@ def test_a_pool_in_the_frame_has_an_address(browser: Browser, server: Replay) ->
     browser.in_frame(lambda: len(uuids(browser)) == 3, "what the new address says")
 
 
+def test_a_search_that_finds_nothing_can_be_widened(browser: Browser, server: Replay) -> None:
+    old = {"phase": "closed", "word": "closed", "state": "Closed", "closable": False}
+    server.show([row(1), row(2, name="old", ended=iso(START - 90_000), **old)])
+    browser.go(f"{PAGE}#q=old")
+    browser.click(".empty a", "Search all pools")
+    browser.see(tr(2))
+    browser.go(f"{PAGE}#q=nothing&show=all")
+    browser.click(".empty a", "Remove all filters")
+    browser.see(tr(1))
+
+
 def test_back_leads_to_the_filtered_list(browser: Browser, server: Replay) -> None:
     server.show(crowd())
     server.details[uuid_of(58)] = detail(row(58))

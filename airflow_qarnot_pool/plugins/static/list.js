@@ -40,7 +40,7 @@ export function listView(state) {
     tools(state, found.all),
     chips(view),
     bulk(state),
-    found.all.length ? table(state, found) : noMatch(),
+    found.all.length ? table(state, found) : noMatch(view),
     found.all.length ? foot(view, found) : null,
   ];
 }
@@ -51,7 +51,12 @@ function nothing() {
     run ? "Pools that its tasks open or use are shown here." : "A pool is shown here as soon as a DAG opens one.");
 }
 
-const noMatch = () => h("div", { class: "empty" }, h("strong", {}, "No pool matches"), h("a", { href: "#show=all" }, "Show all pools"));
+function noMatch(view) {
+  const isAll = run || view.show === "all";
+  return h("div", { class: "empty" }, h("strong", {}, "No pool matches"),
+    isAll ? null : h("p", {}, h("a", { href: to(view, { show: "all" }) }, "Search all pools, also those that ended long ago")),
+    h("p", {}, h("a", { href: "#" }, "Remove all filters")));
+}
 
 // ---- tiles: each is a number, and a filter where there is one
 

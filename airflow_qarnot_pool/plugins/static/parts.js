@@ -37,12 +37,15 @@ export function when(iso) {
   return iso ? h("time", { datetime: iso }, stamp(epoch(iso))) : "–";
 }
 
+const isWeb = (href) => /^https?:\/\//i.test(href || "");
+
 export function airflowLink(path, ...children) {
-  return path ? h("a", { href: airflowPath(path), "data-go": "airflow" }, ...children) : h("span", {}, ...children);
+  const href = path ? airflowPath(path) : "";
+  return isWeb(href) ? h("a", { href, "data-go": "airflow" }, ...children) : h("span", {}, ...children);
 }
 
 export function outsideLink(href, ...children) {
-  if (!/^https?:\/\//i.test(href || "")) return null;
+  if (!isWeb(href)) return null;
   return h("a", { href, "data-go": "outside", target: "_blank", rel: "noopener noreferrer" }, ...children);
 }
 
