@@ -108,6 +108,9 @@ def test_python(
         expected = "failed" if "fails" in block.words else "success"
         assert str(run.dag_run.state) == expected, run.states
         run.assert_nothing_left_on()
+        if block.page == "recipes.md":
+            for bucket in re.findall(r'result_bucket="([\w-]+)"', block.code):
+                assert QarnotStorageHook().list(bucket), f"{bucket} has no results"
 
 
 def _is_installed(block: Block) -> bool:
