@@ -76,6 +76,15 @@ def test_the_examples_of_the_group_and_the_environment_are_accepted() -> None:
         assert getattr(QarnotEnvironment(**given), name) == given[name]
 
 
+@pytest.mark.parametrize("watcher", reference.watchers(), ids=lambda cls: cls.__name__)
+def test_the_examples_of_a_watcher_are_accepted(watcher: Any) -> None:
+    given = docstrings.parameters(watcher)
+    required = {name for name, one in given.items() if one.default is one.empty}
+    for name in given:
+        values = {key: value for one in {*required, name} for key, value in _given(watcher, one).items()}
+        assert getattr(watcher(**values), name) == values[name] != given[name].default, name
+
+
 def _given(thing: Any, name: str) -> dict[str, Any]:
     return {name: examples.evaluate(str(examples.example(thing.__name__, name)))}
 
