@@ -197,10 +197,10 @@ ELASTIC = {"elasticProperty": {"isElastic": True, "minTotalSlots": 0, "maxTotalS
 
 
 def test_what_was_not_observed_is_a_gap() -> None:
-    observed = observed_at((400, pool()), (405, pool()), (1000, pool(ready=1)), (1005, pool()))
+    observed = observed_at((500, pool()), (505, pool()), (1000, pool(ready=1)), (1005, pool()))
     # A pool of fixed size that is FullyExecuting has had all its slots since then.
-    known = [(0, 2, 0), (300, 2, 2), (400, 2, 2), (1000, 2, 1), (1005, 2, 2)]
-    assert seconds(pictures.slots_over_time(pool(), observed)) == (known, [(405, 1000)])
+    known = [(0, 2, 0), (300, 2, 2), (500, 2, 2), (1000, 2, 1), (1005, 2, 2)]
+    assert seconds(pictures.slots_over_time(pool(), observed)) == (known, [(505, 1000)])
     # One that follows its load may have had any number.
     points, gaps = seconds(pictures.slots_over_time(pool(**ELASTIC), observed_at((400, pool(**ELASTIC)))))
     assert (points, gaps) == ([(0, None, 0), (400, 2, 2)], [(0, 400)])

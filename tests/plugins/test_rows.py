@@ -28,6 +28,7 @@ POLICY = {
         }
     ]
 }
+FIXED = {"policies": [{"type": "Fixed", "name": "f", "slotsCount": 2}]}
 
 
 def ago(**span: float) -> str:
@@ -109,6 +110,7 @@ IDLE = {"queuedOrRunningTaskInstancesCount": 0}
         (pool("Submitted", age=16, runningInstanceCount=0), "running", [], ["boot"]),
         (pool("Submitted", age=14, runningInstanceCount=0), "running", [], []),
         (pool("Submitted", age=60, runningInstanceCount=0, scaling=POLICY), "running", [], []),
+        (pool("Submitted", age=60, runningInstanceCount=0, scaling=FIXED), "running", [], ["boot"]),
         # what Qarnot says
         (pool(errors=[{"code": "X", "message": "no nodes"}]), "running", [note("running")], ["errors"]),
         (pool("Molten"), "running", [note("running")], ["state"]),
