@@ -211,5 +211,6 @@ def boot_phases(pool: Pool, observed: ObservedHistory) -> list[dict[str, Any]]:
 def events_of(pool: Pool, observed: ObservedHistory) -> list[dict[str, Any]]:
     """Return changes of the state and of the slots, newest first: ``{at, kind, text}``."""
     states = [(at, "state", clean_line(state)) for state, at in _known_states(pool, observed)]
-    events = sorted((*states, *observed.events), key=lambda event: event[0], reverse=True)
+    # Reversed after the sort, because events of one second are in the order in which they happened.
+    events = sorted((*states, *observed.events), key=lambda event: event[0])[::-1]
     return [{"at": to_iso(at), "kind": kind, "text": text} for at, kind, text in events[:MAX_EVENTS]]

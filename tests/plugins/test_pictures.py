@@ -242,6 +242,12 @@ def test_the_phases_of_the_boot(states: list[str], phases: list[str]) -> None:
     assert sum(step["seconds"] for step in steps) == (100.0 * len(states) - 10 if phases else 0)
 
 
+def test_the_newest_event_is_first_also_within_a_second() -> None:
+    young = pool("FullyDispatched", 0, stateTransitionTime=at(0), previousState=None)
+    events = history.events_of(young, observed_at((0, young)))
+    assert [event["text"] for event in events] == ["FullyDispatched", "Submitted"]
+
+
 # --- against the account
 
 
