@@ -113,6 +113,23 @@ def test_the_tab_of_a_run_needs_the_right_to_read_runs_of_that_dag(
     assert set(asked) == {("GET", DagAccessEntity.RUN), ("GET", DagAccessEntity.TASK_LOGS)}
 
 
+def test_acting_needs_the_right_to_edit_and_looking_does_not(
+    admin: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No role of the simple auth manager may read a connection and not edit it; others have such users."""
+    from airflow.api_fastapi.app import get_auth_manager
+
+    monkeypatch.setattr(
+        get_auth_manager(), "is_authorized_connection", lambda *, method, **_: method == "GET"
+    )
+    base = f"{PAGE}/api/connections/qarnot_default/pools/{NOBODY}"
+    assert admin.get(base).json()["may_edit"] is False
+    assert [each["may_edit"] for each in listed(admin)["connections"]] == [False]
+    assert admin.get(f"{base}/close").status_code == 403
+    for action in ("close", "resize"):
+        assert admin.post(f"{base}/{action}", headers=CLOSE, json={"slots": 1}).status_code == 403
+
+
 def test_the_table_of_routes_is_whole(airflow_app: Any, admin: TestClient) -> None:
     """A route that nobody tried as a stranger must not exist."""
     admin.get(f"{PAGE}/")
