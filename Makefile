@@ -9,7 +9,7 @@ POSTGRES_DRIVERS := psycopg2-binary==2.9.13 asyncpg==0.32.0
 # Hundreds of interpreters start here, each of which would compile the package again.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup demo test coverage test-airflow test-ui distributed soak matrix chaos bench check lint format types build docs check-install test-group-3.1 clean
+.PHONY: setup demo test coverage test-airflow test-ui distributed soak matrix chaos readings bench check lint format types build docs check-install test-group-3.1 clean
 
 setup: $(STAMP)
 
@@ -134,6 +134,13 @@ KILLS ?= 200
 WORLD ?=
 chaos: $(STAMP)
 	$(BIN)/python -m tools.chaos --seed $(SEED) --kills $(KILLS) --world '$(WORLD)'
+
+# The core suites under sets of other readings of the service (tests/readings.py), about 6 minutes each. As with other
+# commands, READINGS=strict chooses one; here it may be several: READINGS=late,random-7 SUITES=chaos.
+READINGS ?=
+SUITES ?=
+readings: $(STAMP)
+	$(BIN)/python -m tools.readings --sets '$(READINGS)' --suites '$(SUITES)'
 
 # Against named peers, in about an hour; rewrites docs/contributing/evidence/benchmarks.md.
 # `make bench BENCH=fan_out` runs one program.

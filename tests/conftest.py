@@ -55,6 +55,11 @@ os.environ |= {
     "no_proxy": "127.0.0.1,localhost",
 }
 
+# After the home of Airflow is set, which these modules may look for.
+from tests import readings  # noqa: E402
+
+readings.follow(readings.current(), HOME)
+
 #: Files that take longest, the longest first: one that starts late keeps the other processes waiting.
 SLOW_FILES = (
     "dags/test_xcoms.py",
@@ -119,6 +124,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run slow files first; see the option --no-loadscope-reorder of pytest-xdist."""
     ranks = {str(ROOT / "tests" / name): rank for rank, name in enumerate(SLOW_FILES)}
     items.sort(key=lambda item: ranks.get(str(item.path), len(ranks)))
+    for item in items:
+        for mark in item.iter_markers("reading"):
+            if readings.current() and (not mark.args or any(map(readings.differs, mark.args))):
+                item.add_marker(pytest.mark.skip(reason=f"a default reading: {', '.join(mark.args)}"))
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -16,6 +16,8 @@ the states of this Airflow. The last line is ``kills K, runs R, duplicates 0, le
 ``WORLD=quota`` (``lag``, ``quota+lag``, ``all``, ...) adds the conditions of :mod:`tools.chaos_worlds`. With several
 combinations each gets its share of the kills and a line with the same counts; the last line counts them together.
 
+``READINGS=strict`` (``late``, ``random-7``, ...) gives the servers another set of readings: ``tests/readings.py``.
+
 The exit status is 1 if any of the three is not 0, and 2 if the runs did not end.
 """
 
@@ -426,9 +428,14 @@ def last_line(found: Counter[str]) -> str:
     return ", ".join(f"{name} {found[name]}" for name in COUNTED)
 
 
+def shortnames_of(server: str) -> str | None:
+    """The option of a server. The readings decide whether the other one enforces unique shortnames."""
+    return "free" if server == "free" else None
+
+
 def local_qarnots() -> Iterator[tuple[str, LocalQarnot]]:
     for name in SERVERS:
-        yield name, LocalQarnot(boot_seconds=0.1, close_seconds=0.05, shortnames=name)
+        yield name, LocalQarnot(boot_seconds=0.1, close_seconds=0.05, shortnames=shortnames_of(name))
 
 
 def play(seed: int, kills: int, worlds: Sequence[World]) -> Counter[str]:

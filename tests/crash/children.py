@@ -28,6 +28,7 @@ from asgiref.sync import SyncToAsync
 
 from airflow_qarnot_pool.version_compat import TaskDeferred
 from tests.harness import RUN_STARTED, FakeTI, again, context_of, first_event
+from tests.readings import search_lag
 
 #: Longest that any child of a test may take.
 PATIENCE = 60.0
@@ -242,6 +243,7 @@ def eventually(
 
 def made_for(resource: Any, run_id: str, **labels: str) -> list[Any]:
     """What was made for a DAG run, oldest first; *labels* without ``airflow.`` narrow it down."""
+    time.sleep(search_lag())
     wanted = {"run_id": run_id, **labels}
     found: Iterable[Any] = resource.iterate(order_by="creationDate")
     return [one for one in found if all(one.labels.get(f"airflow.{k}") == v for k, v in wanted.items())]

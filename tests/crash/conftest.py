@@ -13,13 +13,13 @@ from tests.crash.matrix import Matrix  # noqa: E402
 
 @pytest.fixture(scope="module")
 def servers() -> Iterator[dict[str, LocalQarnot]]:
-    """A local Qarnot that enforces unique shortnames, and one that does not.
+    """A local Qarnot that enforces unique shortnames (unless READINGS says otherwise), and one that does not.
 
     Each file has its own, because many tests list all objects.
     """
     options = {"boot_seconds": 0.05, "close_seconds": 0.02}
     with (
-        LocalQarnot(shortnames="enforce", **options) as enforce,  # type: ignore[arg-type]
+        LocalQarnot(**options) as enforce,  # type: ignore[arg-type]
         LocalQarnot(shortnames="free", **options) as free,  # type: ignore[arg-type]
     ):
         yield {"enforce": enforce, "free": free}

@@ -21,5 +21,6 @@ def test_killed_at(matrix: Matrix, point: Point, server: str) -> None:
     matrix.check_kill(point, server)
 
 
+@pytest.mark.reading
 def test_the_table_in_the_docs_is_what_happens(matrix: Matrix) -> None:
     matrix.check_page(OWN_POINTS)

@@ -32,5 +32,6 @@ def test_killed_in_a_wait_that_begins_on_the_worker(matrix: Matrix, point: Point
     matrix.check_kill_after(0.3, point, SERVERS[0])
 
 
+@pytest.mark.reading
 def test_the_table_in_the_docs_is_what_happens(matrix: Matrix) -> None:
     matrix.check_page(OWN_POINTS)
