@@ -203,12 +203,9 @@ class Resource(Endpoint, Generic[SpecT, ModelT]):
     def _find_created(self, shortname: str, request_id: str, seconds_left: float) -> str | None:
         """Return the uuid of the object that the request with this label created, or None."""
         quick = type(self)(self._transport.limited(deadline=seconds_left))
-        try:
-            first = quick.get(shortname)
-        except QarnotNotFoundError:
-            return None
-        # A server that does not enforce unique shortnames may have several objects of this name.
-        for candidate in chain([first], quick._named(shortname)):
+        first = quick.find(shortname)
+        # A server may have several objects of this name, or take no shortnames in paths.
+        for candidate in chain([first] if first else [], quick._named(shortname)):
             if candidate.labels.get(REQUEST_LABEL) == request_id:
                 log.info("%s %s was created although the response was lost", self.kind, shortname)
                 return candidate.uuid

@@ -173,7 +173,8 @@ def error_from_response(
 
 def _rejection(status: int, message: str, creating: bool, details: dict[str, Any]) -> QarnotError:
     quota = _QUOTA.search(message)
-    if status == 403 and (quota or "quota" in message):
+    # A bulk creation of which all items fail may have the status of a bad request.
+    if quota or (status == 403 and "quota" in message):
         return QarnotQuotaError(quota=quota[1] if quota else None, **details)
     # Documented for tasks as 400 "shortname-uniqueness", and not at all for pools.
     if creating and (_TAKEN.search(message) or status == 409):

@@ -78,17 +78,21 @@ class TaskResource(Resource[TaskSpec, Task]):
             bodies[:] = [labelled[index][0] for index in pending]
             return None if pending else ()
 
-        data = self._transport.request(
-            "POST",
-            self.base,
-            json=bodies,
-            idempotent=False,
-            kind=self.kind,
-            shape=list,
-            creating=True,
-            bulk=True,
-            recover=recover if all(spec.shortname for spec in specs) else None,
-        )
+        try:
+            data = self._transport.request(
+                "POST",
+                self.base,
+                json=bodies,
+                idempotent=False,
+                kind=self.kind,
+                shape=list,
+                creating=True,
+                bulk=True,
+                recover=recover if all(spec.shortname for spec in specs) else None,
+            )
+        except QarnotNameTakenError as error:
+            # If all items fail, a server may say so with the error of one of them.
+            data = [{"statusCode": error.status, "message": error.server_message}] * len(pending)
         if len(data) != len(pending):
             raise QarnotProtocolError(
                 f"Qarnot returned {len(data)} items for {len(pending)} tasks", kind=self.kind, path=self.base

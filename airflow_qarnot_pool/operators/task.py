@@ -208,7 +208,7 @@ class QarnotRunTaskOperator(TaskOperator):
                         ended=dict(cancelled),
                     )
                     break
-                except QarnotRefusedError as error:
+                except (QarnotRefusedError, QarnotNotFoundError) as error:
                     spec = self._on_next_pool(context, spec, error)
             else:
                 raise self._closed_too_often(spec.pool)
@@ -242,9 +242,11 @@ class QarnotRunTaskOperator(TaskOperator):
         """Remember the pool of the awaited Qarnot task."""
         self._pools_of_tasks = (pool,) if pool else ()
 
-    def _on_next_pool(self, context: Context, spec: TaskSpec, error: QarnotRefusedError) -> TaskSpec:
+    def _on_next_pool(
+        self, context: Context, spec: TaskSpec, error: QarnotRefusedError | QarnotNotFoundError
+    ) -> TaskSpec:
         """Return *spec* for the pool that replaces a shared one that was closed. Raise *error* if there is none."""
-        if not spec.pool:
+        if not spec.pool or isinstance(error, QarnotBucketNotFoundError):
             raise error
         self._costs.raise_if_over(cause=error)
         # The server's sentence need not name the pool, and a closed one is the usual reason.

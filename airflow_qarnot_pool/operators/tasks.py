@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow_qarnot_pool.api import filters
 from airflow_qarnot_pool.api.errors import (
@@ -516,22 +516,21 @@ class QarnotRunTasksOperator(TaskOperator):
         progress.failed -= {one.index for one in snapshots if one.cancelled and one.pool in pools}
         state = fan_out_state(identity, slice_.fingerprints, snapshots, progress, pools)
         if looks and slice_.is_first_look:
-            self._adopt(identity, snapshots, state)
+            self._adopt(slice_, snapshots, state)
         slice_.snapshots, slice_.must_look, slice_.is_first_look = snapshots, True, False
         progress.note(state)
         end_all(self.client.tasks, state.end)
         return state
 
-    def _adopt(
-        self, identity: TaskInstanceIdentity, snapshots: Iterable[RemoteSnapshot], state: FanOutState
-    ) -> None:
+    def _adopt(self, slice_: _Slice, snapshots: Iterable[RemoteSnapshot], state: FanOutState) -> None:
         """Mark the Qarnot tasks that a later try adopts, with its first lookup."""
         from airflow_qarnot_pool.ownership.claim import Decision, count_decisions, mark_adopted
 
         count_decisions(self.log, Decision.ADOPTED, len(state.running))
         count_decisions(self.log, Decision.ALREADY_SUCCEEDED, len(state.succeeded))
-        running = set(state.running.values())
-        mark_adopted(self.client.tasks, identity, [one for one in snapshots if one.uuid in running])
+        specs = {uuid: slice_.specs[index] for index, uuid in state.running.items()}
+        running = [one for one in snapshots if one.uuid in specs]
+        mark_adopted(self.client.tasks, slice_.identity, running, lambda one: specs[one.uuid])
 
     def _submitted(self, slice_: _Slice) -> FanOutState:
         """Return the state of every item for an operator that does not wait."""
@@ -735,6 +734,11 @@ class QarnotRunTasksOperator(TaskOperator):
         except QarnotQuotaError as error:
             sent.full = error
             return chunk
+        except QarnotRefusedError as error:
+            if error.status != 400:
+                raise
+            # If all items fail, a server may say so with the error of one of them.
+            self._refuse(error, specs[0].pool)
         refused = []
         for one, result in zip(chunk, results, strict=True):
             if result.error is None:
@@ -748,12 +752,12 @@ class QarnotRunTasksOperator(TaskOperator):
                 self._refuse(result.error, specs[0].pool)
         return refused
 
-    def _refuse(self, error: QarnotError, pool: str | None) -> None:
+    def _refuse(self, error: QarnotError, pool: str | None) -> NoReturn:
         """Raise the error of a refused item, and end the others: the DAG has a mistake, and they would run in vain.
 
         If the pool is closed, only raise. The caller continues on the pool that replaces a shared one.
         """
-        if pool and isinstance(error, QarnotRefusedError):
+        if pool and isinstance(error, (QarnotRefusedError, QarnotNotFoundError)):
             self._explain_refusal(pool, error)
         self._end("a Qarnot task was refused")
         raise error

@@ -220,7 +220,7 @@ class _Attempts:
         """Use an existing object; None if it has ended meanwhile."""
         ended = self._request.ended
         if is_adopted(self._identity, snapshot) and snapshot.uuid not in ended:
-            mark_adopted(self._resource, self._identity, [snapshot])
+            mark_adopted(self._resource, self._identity, [snapshot], lambda _: self._request.spec)
             current = find_confirmed(self._resource, snapshot.uuid, self._request.pause)
             if current is None or is_ending(current):
                 # A process of an earlier try may have ended it before it could see the mark.
@@ -255,6 +255,9 @@ class _Attempts:
         except QarnotNameTakenError:
             if attempt >= MAX_ATTEMPTS:
                 raise
+            if self.state.checked_name == name:
+                # A search may be late, and a server may take no shortnames in paths.
+                self._request.pause(backoff(attempt))
             self.state.may_be_named, self.state.checked_name = True, None
             log.info("%s %s exists already; looking it up", CAPITALIZED_NOUNS[self._resource.kind], name)
             self._lookup()
@@ -385,12 +388,18 @@ def with_identity(
 
 
 def mark_adopted(
-    resource: PoolResource | TaskResource, identity: TaskInstanceIdentity, snapshots: Iterable[RemoteSnapshot]
+    resource: PoolResource | TaskResource,
+    identity: TaskInstanceIdentity,
+    snapshots: Iterable[RemoteSnapshot],
+    spec_of: Callable[[RemoteSnapshot], PoolSpec | TaskSpec],
 ) -> None:
     """Tag the objects that *identity* adopts from an earlier try with the number of its try.
 
     The process of the earlier try may only be suspended. When it resumes, it reads the tag and ends nothing. An object
     is adopted even if it has no room for the tag, or the server refuses the tag.
+
+    :param spec_of: returns the spec of an object. Its constants are sent again, because a server may drop those that
+        are not in the request.
     """
     mark = f"{TRY_TAG}{identity.try_number}"
     kind = CAPITALIZED_NOUNS[resource.kind]
@@ -401,7 +410,7 @@ def mark_adopted(
             log.info("%s %s has no room for the tag %s", kind, snapshot.uuid, mark)
             return
         try:
-            resource.update(snapshot.uuid, tags=tags)
+            resource.update(snapshot.uuid, tags=tags, constants=spec_of(snapshot).all_constants() or None)
         except (
             QarnotNotFoundError,
             QarnotRefusedError,

@@ -122,9 +122,12 @@ class RemoteSnapshot:
 
 
 def _generation_of(generation: str | None, shortname: str) -> int:
-    """Return the generation from the label, or from the shortname if the server has dropped the labels."""
+    """Return the generation from the label or the shortname.
+
+    A server may drop the labels. A copy may have those of its source, which is of an earlier generation.
+    """
     numbers = map(parse_number, (generation, shortname.rsplit("-", 1)[-1]))
-    return next((number for number in numbers if number is not None), 1)
+    return max((number for number in numbers if number is not None), default=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,6 +37,7 @@ from airflow_qarnot_pool.api.errors import (
     QarnotRefusedError,
     QarnotUnavailableError,
 )
+from airflow_qarnot_pool.api.fields import is_secret_constant
 from airflow_qarnot_pool.api.limits import parse_json
 from airflow_qarnot_pool.environments.shared import comparable
 from airflow_qarnot_pool.exceptions import QarnotPoolEndedError, QarnotSpecMismatchError
@@ -251,8 +252,40 @@ def _user_spec(pool: Pool, name: str) -> PoolSpec:
 
 def _clone(client: QarnotClient, pool: Pool, stamped: PoolSpec) -> str:
     """Create a pool like *pool*, with the name, tags and labels of *stamped*."""
-    own = ("name", "shortname", "tags", "labels", "completion_ttl")
-    return client.pools.clone_once(pool.uuid, **{field: getattr(stamped, field) for field in own})
+    own = {
+        field: getattr(stamped, field) for field in ("name", "shortname", "tags", "labels", "completion_ttl")
+    }
+    try:
+        return client.pools.clone_once(pool.uuid, **own)
+    except QarnotRefusedError as error:
+        if type(error) is not QarnotRefusedError:
+            raise
+        # A server may clone no closed pool.
+        if hidden := [name for name in pool.constants if is_secret_constant(name)]:
+            raise QarnotPoolEndedError(
+                f"Pool {pool.uuid} is {pool.state}, and its secret constants ({', '.join(hidden)}) cannot be read back",
+                remedy="Run the task that opens it again: clearing this task clears its setup, too.",
+                kind="pool",
+                ref=pool.uuid,
+            ) from error
+        return client.pools.create_once(spec_of(pool).with_values(**own))
+
+
+def spec_of(pool: Pool) -> PoolSpec:
+    """Return the specification of a pool that exists. Secret constants have no values, because no response has them."""
+    from airflow_qarnot_pool.api.fields import normalise, wire_fields
+    from airflow_qarnot_pool.api.specs import PoolSpec
+
+    is_elastic = pool.elastic is not None and pool.elastic.is_elastic
+    known = {normalise(wire.name) for _, wire in wire_fields(PoolSpec) if wire.name}
+    known -= {"instancecount"} if is_elastic or pool.scaling else {"elasticproperty"}
+    return PoolSpec.from_mapping(
+        {
+            key: value
+            for key, value in pool.raw.items()
+            if normalise(key) in known and value not in ([], {}, "")
+        }
+    )
 
 
 def was_closed(client: QarnotClient, pool: str, identity: TaskInstanceIdentity) -> bool:

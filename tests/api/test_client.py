@@ -38,6 +38,7 @@ from airflow_qarnot_pool.api.specs import (
 )
 from airflow_qarnot_pool.api.states import POOL_READY, Phase, PoolState, TaskState
 from airflow_qarnot_pool.local import LocalQarnot
+from tests.readings import answering
 
 NAMES = (f"n-{number}" for number in itertools.count())
 
@@ -472,13 +473,28 @@ def test_a_lost_answer_to_a_create_is_found_again(client, local):
     assert log(local).count("POST /pools") == 1
 
 
+@pytest.mark.parametrize("kind", ["pool", "task"])
+def test_a_lost_answer_to_a_create_is_found_again_though_paths_take_no_shortnames(client, local, kind):
+    name = next(NAMES)
+    local.faults([{"method": "POST", "path": f"^/{kind}s$", "times": 1, "kind": "lost"}])
+    with answering(local, shortname_in_path="no"):
+        if kind == "pool":
+            uuid = client.pools.create(PoolSpec(name="p", shortname=name))
+        else:
+            uuid = client.tasks.create(TaskSpec(name="t", shortname=name, command="true"))
+    resource = client.pools if kind == "pool" else client.tasks
+    assert [one.uuid for one in resource.find_all(name)] == [uuid]
+    assert log(local).count(f"POST /{kind}s") == 1
+
+
 def test_a_create_that_failed_first_is_sent_again(client, local):
     name = next(NAMES)
     rule = {"method": "POST", "path": "^/tasks$", "times": 2, "kind": "status", "status": 503}
     local.faults([rule])
     uuid = client.tasks.create(TaskSpec(name="t", shortname=name, command="true"))
     assert [task.uuid for task in client.tasks.find_all(name)] == [uuid]
-    assert log(local)[:5] == ["POST /tasks", f"GET /tasks/{name}"] * 2 + ["POST /tasks"]
+    failed = ["POST /tasks", f"GET /tasks/{name}", "POST /tasks/search"]
+    assert log(local)[:7] == [*failed, *failed, "POST /tasks"]
 
 
 def test_a_lost_answer_without_a_shortname_is_an_ambiguous_error_and_sent_once(client, local):

@@ -82,6 +82,7 @@ def test_retry_after(header, seconds):
         (402, "Not enough credits", True, errors.QarnotCreditsError),
         (402, "No node fits the hardware constraints", True, errors.QarnotRefusedError),
         (403, "Maximum number of pools reached", True, errors.QarnotQuotaError),
+        (400, "Maximum number of tasks reached: 4", True, errors.QarnotQuotaError),
         (403, "You have exceeded your quota", True, errors.QarnotQuotaError),
         (403, "cannot close", False, errors.QarnotRefusedError),
         (404, "No such bucket: b", True, errors.QarnotBucketNotFoundError),

@@ -37,6 +37,7 @@ from airflow_qarnot_pool.version_compat import TaskDeferred
 from tests.crash.children import eventually
 from tests.harness import FakeTI, airflow_says, context_of, defer, fire, resume, run
 from tests.operators.conftest import WAITS
+from tests.readings import answering
 
 tasks = partial(QarnotRunTasksOperator, task_id="many")
 MODES = pytest.mark.parametrize("deferrable", [True, False], ids=["deferred", "on the worker"])
@@ -188,6 +189,35 @@ def test_a_lost_answer_doubles_nothing(
     assert len(made_by(client, ti.xcoms["qarnot_tasks"])) == 5
 
 
+@pytest.mark.parametrize("answer", ["400 list", "400 message"])
+def test_a_list_that_is_refused_as_a_whole_doubles_nothing(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, answer: str
+) -> None:
+    """No search shows the tasks whose names are taken, so their list is sent again."""
+    qarnot.faults([{"method": "POST", "path": "^/tasks$", "times": 1, "kind": "lost"}])
+    with answering(qarnot, bulk_all_fail=answer):
+        qarnot.lag_searches(0.3)
+        try:
+            make = partial(tasks, qarnot_pool=pool, commands=["true"] * 5)
+            result = run(make, ti := FakeTI(run_id=f"refused-{answer}"))
+        finally:
+            qarnot.lag_searches(0)
+    assert result["succeeded"] == 5
+    assert len(made_by(client, ti.xcoms["qarnot_tasks"])) == 5
+
+
+def test_a_retry_keeps_the_commands_on_a_server_that_drops_constants_that_are_not_sent(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str
+) -> None:
+    make = partial(tasks, qarnot_pool=pool, commands=["sleep 600"] * 5)
+    ti = FakeTI(run_id="dropped", max_tries=1)
+    with answering(qarnot, put_absent_keys="reset"):
+        defer(make, ti)
+        defer(make, FakeTI(run_id="dropped", max_tries=1, try_number=2))
+    made = made_by(client, ti.xcoms["qarnot_tasks"])
+    assert [one.constants.get("DOCKER_CMD") for one in made] == ["sleep 600"] * 5
+
+
 @MODES
 def test_running_out_of_time_aborts_all(
     qarnot: LocalQarnot, client: QarnotClient, pool: str, deferrable: bool
@@ -271,17 +301,19 @@ def test_one_that_vanished_is_gone_and_no_success(
 
 
 @MODES
+@pytest.mark.parametrize("answer", ["207 list", "400 message"])
 def test_a_quota_only_slows_it_down(
-    qarnot: LocalQarnot, client: QarnotClient, pool: str, deferrable: bool
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, deferrable: bool, answer: str
 ) -> None:
     account = client.account.info()
     # Room for four at a time; what finished goes when the next ones need the place.
     qarnot.set_account(maxTask=(account.task_count or 0) + 4)
     try:
-        result = run(
-            partial(tasks, qarnot_pool=pool, commands=["true"] * 11, deferrable=deferrable),
-            FakeTI(run_id=f"quota-{deferrable}"),
-        )
+        with answering(qarnot, bulk_all_fail=answer):
+            result = run(
+                partial(tasks, qarnot_pool=pool, commands=["true"] * 11, deferrable=deferrable),
+                FakeTI(run_id=f"quota-{deferrable}-{answer}"),
+            )
         assert (result["total"], result["succeeded"]) == (11, 11)
         assert [one["item"] for one in result["results"]] == list(range(11))
     finally:
@@ -470,10 +502,14 @@ def test_no_commands_no_requests(qarnot: LocalQarnot) -> None:
     assert qarnot.requests() == []
 
 
-def test_a_closed_pool_is_named(qarnot: LocalQarnot, client: QarnotClient, pool: str) -> None:
+@pytest.mark.parametrize("answer", ["207 list", "400 list", "400 message"])
+def test_a_closed_pool_is_named(qarnot: LocalQarnot, client: QarnotClient, pool: str, answer: str) -> None:
     client.pools.close(pool)
-    with pytest.raises(QarnotPoolEndedError, match="takes no more tasks"):
-        run(partial(tasks, qarnot_pool=pool, commands=["true"]), FakeTI(run_id="closed"))
+    with (
+        answering(qarnot, bulk_all_fail=answer),
+        pytest.raises(QarnotPoolEndedError, match="takes no more tasks"),
+    ):
+        run(partial(tasks, qarnot_pool=pool, commands=["true"] * 2), FakeTI(run_id=f"closed {answer}"))
 
 
 @pytest.mark.parametrize(

@@ -35,12 +35,14 @@ from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
 from airflow_qarnot_pool.ownership import shared_pool
 from airflow_qarnot_pool.ownership.identity import DEFAULT_KEEP_WARM, OWNER_TAG
+from airflow_qarnot_pool.ownership.records import record_shared_name
 from airflow_qarnot_pool.version_compat import TaskDeferred
 from tests.crash.children import StoringTI, eventually, fork, worker
 from tests.harness import FakeTI, again, airflow_says, context_of, defer, fire, kill, life_of, resume, run
 from tests.operators.conftest import connect
 from tests.operators.test_cost_limits import HOUR, events_after
 from tests.operators.test_lives import ANY_SERVER, MODES, exchanging, free_server, held, qarnot
+from tests.readings import answering
 
 __all__ = ["free_server", "held", "qarnot"]
 
@@ -681,6 +683,69 @@ def test_the_next_is_like_the_one_before_whoever_makes_it(qarnot: LocalQarnot, s
     assert new.labels["team"] == "a"
     assert new.labels["airflow.spec"] == old.labels["airflow.spec"]
     assert sharers.open("r2", **given) == second, "and who opens it says the same spec"
+
+
+def test_the_next_is_like_the_one_before_on_a_server_that_clones_no_closed_pool(
+    qarnot: LocalQarnot, sharers: Sharers
+) -> None:
+    given = {"pool_spec": {"constants": {"PLAIN": "1"}, "tags": ["mine"], "labels": {"team": "a"}}}
+    first = sharers.open("r1", **given)
+    sharers.client.pools.close(first)
+    with answering(qarnot, clone_of_closed="no"):
+        second = sharers.work("r1", first)["pool"]
+    old, new = (sharers.client.pools.get(one) for one in (first, second))
+    assert (new.name, new.constants, new.scaling) == (old.name, old.constants, old.scaling)
+    assert (new.instance_count, new.completion_ttl) == (old.instance_count, old.completion_ttl)
+    assert "mine" in new.tags
+    assert new.labels["team"] == "a"
+    assert sharers.open("r2", **given) == second, "and who opens it says the same spec"
+
+
+@ANY_SERVER
+def test_secrets_of_a_closed_pool_that_cannot_be_cloned_are_named(
+    qarnot: LocalQarnot, sharers: Sharers
+) -> None:
+    first = sharers.open("r1", pool_spec={"constants": {"QARNOT_SECRET__TOKEN": "hush"}})
+    sharers.client.pools.close(first)
+    with (
+        answering(qarnot, clone_of_closed="no"),
+        pytest.raises(
+            QarnotPoolEndedError, match=r"secret constants \(QARNOT_SECRET__TOKEN\).*clearing"
+        ) as raised,
+    ):
+        sharers.work("r1", first)
+    assert "hush" not in str(raised.value)
+
+
+def test_the_copies_of_a_pool_have_new_generations_on_a_server_that_keeps_the_labels_of_the_source(
+    qarnot: LocalQarnot, sharers: Sharers
+) -> None:
+    with answering(qarnot, labels_of_copies="kept"):
+        pools = [sharers.open("r1")]
+        for _ in range(2):
+            sharers.client.pools.close(pools[-1])
+            pools.append(sharers.work("r1", pools[-1])["pool"])
+    assert len(set(pools)) == 3
+    assert creations(qarnot) == 3
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["one task", "many tasks"])
+def test_work_moves_on_from_a_deleted_pool_on_a_server_that_answers_404(
+    qarnot: LocalQarnot, sharers: Sharers, many: bool
+) -> None:
+    first = sharers.open("r1")
+    sharers.client.pools.close(first)
+    second = sharers.open("r2")
+    # The reaper records the name of a closed pool before it deletes it.
+    record_shared_name(sharers.client, "test", first, sharers.name)
+    sharers.client.pools.delete(first)
+    eventually(lambda: sharers.client.pools.find(first) is None)
+    with answering(qarnot, unknown_references="404"):
+        if many:
+            make = partial(QarnotRunTasksOperator, task_id="many", commands=["true"] * 2, qarnot_pool=first)
+            assert run(make, sharers.ti("r1", "many"))["succeeded"] == 2
+        else:
+            assert sharers.work("r1", first)["pool"] == second
 
 
 @ANY_SERVER

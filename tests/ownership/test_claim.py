@@ -12,6 +12,7 @@ import pytest
 
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.errors import QarnotNameTakenError, QarnotUnavailableError
+from airflow_qarnot_pool.api.models import Pool
 from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
 from airflow_qarnot_pool.api.tasks import TaskResource
 from airflow_qarnot_pool.exceptions import QarnotKilledError
@@ -149,6 +150,24 @@ def test_a_shared_pool_belongs_to_no_try() -> None:
     assert next_step(SHARED, [ENDED_NOW], "spec", ClaimState(), max_delay=60.0) == Create(generation=3)
 
 
+@pytest.mark.parametrize(
+    ("labels", "shortname", "generation"),
+    [
+        ({"airflow.generation": "3"}, "open-1a2b-3", 3),
+        ({}, "open-1a2b-3", 3),
+        ({"airflow.generation": "2"}, "open-1a2b-3", 3),
+        ({"airflow.generation": "3"}, "a-name", 3),
+        ({}, "a-name", 1),
+    ],
+    ids=["both", "labels were dropped", "labels of its source", "another name", "neither"],
+)
+def test_the_generation_is_that_of_the_name_or_the_label(
+    labels: dict[str, str], shortname: str, generation: int
+) -> None:
+    pool = Pool.from_json({"uuid": "u", "state": "Ready", "labels": labels, "shortname": shortname})
+    assert RemoteSnapshot.of(pool).generation == generation
+
+
 def test_only_live_objects_of_earlier_tries_are_adopted() -> None:
     assert is_adopted(SECOND_TRY, LIVE)
     for other in (DEAD, snapshot("own", try_number=2), snapshot("marked", taken_by=2)):
@@ -171,7 +190,9 @@ def test_an_object_that_no_search_lists_is_found_by_its_name_before_any_attempt(
         QarnotClient(qarnot.url, qarnot.token) as client,
     ):
         spec = TaskSpec(name="work", pool=client.pools.create(PoolSpec(name="pool")), command="true")
-        request = ClaimRequest(resource=client.tasks, spec=spec, identity=life_of(task_id="work"))
+        request = ClaimRequest(
+            resource=client.tasks, spec=spec, identity=life_of(task_id="work"), pause=lambda seconds: None
+        )
         qarnot.lag_searches(3600)
         created = claim(request)
         if hidden < MAX_ATTEMPTS - 1:
@@ -195,6 +216,45 @@ def test_a_retry_finds_the_object_of_the_try_before_though_no_search_lists_it_ye
         created = claim(ClaimRequest(resource=client.pools, spec=spec, identity=first))
         adopted = claim(ClaimRequest(resource=client.pools, spec=spec, identity=second))
         assert adopted.uuid == created.uuid
+
+
+def test_a_retry_waits_for_the_search_if_paths_take_no_shortnames() -> None:
+    """The name is taken, and nothing shows by what: not the name in a path, and the search only later."""
+    with LocalQarnot(boot_seconds=0) as qarnot, QarnotClient(qarnot.url, qarnot.token) as client:
+        qarnot.set_readings(shortname_in_path="no")
+        first = life_of(task_id="open", try_number=1, max_tries=2, retries=2)
+        pauses: list[float] = []
+
+        def pause(seconds: float) -> None:
+            pauses.append(seconds)
+            if len(pauses) == 3:
+                qarnot.lag_searches(0)
+
+        request = ClaimRequest(resource=client.pools, spec=PoolSpec(name="pool"), identity=first, pause=pause)
+        qarnot.lag_searches(3600)
+        created = claim(request)
+        second = dataclasses.replace(first, try_number=2)
+        assert claim(dataclasses.replace(request, identity=second)).uuid == created.uuid
+        assert len(pauses) >= 3
+        assert pauses == sorted(pauses), "each is longer than the one before"
+
+
+@pytest.mark.parametrize("kind", ["pool", "task"])
+def test_an_adopted_object_keeps_its_constants_on_a_server_that_drops_those_not_sent(kind: str) -> None:
+    with LocalQarnot(boot_seconds=0) as qarnot, QarnotClient(qarnot.url, qarnot.token) as client:
+        qarnot.set_readings(put_absent_keys="reset")
+        constants = {"PLAIN": "1", "QARNOT_SECRET__TOKEN": "hush"}
+        pool = PoolSpec(name="pool", constants=constants)
+        task = TaskSpec(name="work", pool=client.pools.create(pool), command="sleep 60", constants=constants)
+        resource, spec = (client.pools, pool) if kind == "pool" else (client.tasks, task)
+        first = life_of(task_id="open", try_number=1, max_tries=2, retries=2)
+        created = claim(ClaimRequest(resource=resource, spec=spec, identity=first))
+        before = resource.get(created.uuid).constants
+        second = dataclasses.replace(first, try_number=2)
+        adopted = claim(ClaimRequest(resource=resource, spec=spec, identity=second))
+        assert adopted.uuid == created.uuid
+        assert resource.get(adopted.uuid).constants == before
+        assert before["PLAIN"] == "1"
 
 
 @pytest.mark.parametrize("shortnames", ["enforce", "free"])

@@ -123,6 +123,8 @@ class Tasks:
         fields.check()
         if constants is not None:
             task.constants = keep_secrets(constants, task.constants)
+        elif self._context.readings.put_absent_keys == "reset":
+            task.constants = {}
         if tags is not None:
             self.store.retag(task, tags)
         task.modified = self._context.now

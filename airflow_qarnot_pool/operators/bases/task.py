@@ -268,7 +268,8 @@ class TaskOperator(QarnotOperator):
             ref=pool,
         )
 
-    def _explain_refusal(self, uuid: str, error: QarnotRefusedError) -> None:
+    def _explain_refusal(self, uuid: str, error: QarnotRefusedError | QarnotNotFoundError) -> None:
+        """Raise the error of pool *uuid* if it is deleted, or takes no more tasks."""
         try:
             pool = get_confirmed(self.client.pools, uuid)
         except QarnotNotFoundError as missing:
