@@ -145,7 +145,11 @@ def answers_of(name: str) -> dict[str, str]:
 def _random_answers(chance: random.Random) -> dict[str, str]:
     """Give each question any of its answers."""
     answers = {row.replace("_", "-"): chance.choice(known) for row, known in Readings.choices().items()}
-    answers |= {"search-cap": str(chance.randint(1, 4)), "search-lag": f"up to {chance.choice((0, 0.2))} s"}
+    answers["search-cap"] = str(chance.randint(1, 4))
+    if chance.random() < 0.5:
+        # With this, the name must show an object: it is taken, or a path takes it. Otherwise nothing shows whether the
+        # last request of a killed process took effect.
+        answers |= {"search-lag": "up to 0.2 s", "shortname-in-path": "yes"}
     return answers
 
 
@@ -185,7 +189,7 @@ def search_lag() -> float:
 
 @contextmanager
 def answering(qarnot: LocalQarnot, **answers: str) -> Iterator[None]:
-    """Give a running local Qarnot other answers, by the id of the row with underscores, and at the end the former ones."""
+    """Give a running local Qarnot other answers for a while, by the id of the row with underscores."""
     before = qarnot.call("GET", "/_local/readings")
     qarnot.set_readings(**answers)
     try:
