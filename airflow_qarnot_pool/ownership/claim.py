@@ -195,6 +195,8 @@ class _Attempts:
         self.fingerprint = request.fingerprint or request.spec.fingerprint(exclude=FINGERPRINT_EXCLUDES)
         #: Number of times that a full quota has refused the object.
         self._refusals = 0
+        #: Whether the server has rejected the name.
+        self._is_taken = False
         self.existing: dict[str, Pool | Task] = {}
         self.state = ClaimState(may_have_double=bool(request.identity.shared))
         #: When the objects were looked up; before that, when the try started.
@@ -258,7 +260,8 @@ class _Attempts:
             if self.state.checked_name == name:
                 # A search may be late, and a server may take no shortnames in paths.
                 self._request.pause(backoff(attempt))
-            self.state.may_be_named, self.state.checked_name = True, None
+            self._is_taken = self.state.may_be_named = True
+            self.state.checked_name = None
             log.info("%s %s exists already; looking it up", CAPITALIZED_NOUNS[self._resource.kind], name)
             self._lookup()
             return None
@@ -296,6 +299,9 @@ class _Attempts:
         """
         self.state.checked_name = name
         holder = self._resource.find(name)
+        if holder is None and self._is_taken:
+            # A server may take no shortnames in paths.
+            holder = next(iter(self._resource.find_all(name)), None)
         if holder is None:
             return
         if OWNER_TAG + self._identity.owner not in (holder.tags or ()):

@@ -239,6 +239,15 @@ def test_a_retry_waits_for_the_search_if_paths_take_no_shortnames() -> None:
         assert pauses == sorted(pauses), "each is longer than the one before"
 
 
+def test_a_stranger_with_the_name_is_found_though_paths_take_no_shortnames() -> None:
+    with LocalQarnot(boot_seconds=0) as qarnot, QarnotClient(qarnot.url, qarnot.token) as client:
+        qarnot.set_readings(shortname_in_path="no")
+        life = life_of(task_id="open")
+        stranger = client.pools.create(PoolSpec(name="theirs", shortname=life.shortname(1)))
+        with pytest.raises(QarnotNameTakenError, match=stranger):
+            claim(ClaimRequest(resource=client.pools, spec=PoolSpec(name="pool"), identity=life))
+
+
 @pytest.mark.parametrize("kind", ["pool", "task"])
 def test_an_adopted_object_keeps_its_constants_on_a_server_that_drops_those_not_sent(kind: str) -> None:
     with LocalQarnot(boot_seconds=0) as qarnot, QarnotClient(qarnot.url, qarnot.token) as client:
