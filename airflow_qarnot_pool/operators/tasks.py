@@ -505,22 +505,43 @@ class QarnotRunTasksOperator(TaskOperator):
 
     def _look_up(self, slice_: _Slice) -> FanOutState:
         """Return the state of every item, and end the Qarnot tasks that no item needs."""
+        from airflow_qarnot_pool.api.transport import backoff
         from airflow_qarnot_pool.ownership.fan_out import fan_out_state
         from airflow_qarnot_pool.ownership.termination import end_all
 
         identity, progress = slice_.identity, slice_.progress
         looks = slice_.must_look
-        snapshots = self._lookup(identity, progress, slice_.fingerprints) if looks else []
-        pools = self._closed_pools(identity, snapshots, slice_.closed_pools)
-        # A wait counts every cancelled item as failed, for any cause.
-        progress.failed -= {one.index for one in snapshots if one.cancelled and one.pool in pools}
-        state = fan_out_state(identity, slice_.fingerprints, snapshots, progress, pools)
+        if slice_.unclear:
+            self._pause(backoff(slice_.unclear))  # a search may be late
+        for _ in range(_MAX_LOOKUPS):
+            snapshots = self._lookup(identity, progress, slice_.fingerprints) if looks else []
+            pools = self._closed_pools(identity, snapshots, slice_.closed_pools)
+            # A wait counts every cancelled item as failed, for any cause.
+            progress.failed -= {one.index for one in snapshots if one.cancelled and one.pool in pools}
+            state = fan_out_state(identity, slice_.fingerprints, snapshots, progress, pools)
+            if not (looks and slice_.is_first_look and self._is_search_late(identity, state)):
+                break
+            self._pause(1.0)
+        else:
+            raise QarnotUnavailableError("Searches do not show the Qarnot tasks of an earlier try")
         if looks and slice_.is_first_look:
             self._adopt(slice_, snapshots, state)
         slice_.snapshots, slice_.must_look, slice_.is_first_look = snapshots, True, False
         progress.note(state)
         end_all(self.client.tasks, state.end)
         return state
+
+    def _pause(self, seconds: float) -> None:
+        if self._running.killed.wait(seconds):
+            raise self._killed()
+
+    def _is_search_late(self, identity: TaskInstanceIdentity, state: FanOutState) -> bool:
+        """Return whether an earlier try has submitted the next item, though no search shows it."""
+        if not state.waiting:
+            return False
+        item = state.waiting[0]
+        found = self.client.tasks.find(identity.for_item(item.index).shortname(item.generation))
+        return found is not None and OWNER_TAG + identity.owner in found.tags
 
     def _adopt(self, slice_: _Slice, snapshots: Iterable[RemoteSnapshot], state: FanOutState) -> None:
         """Mark the Qarnot tasks that a later try adopts, with its first lookup."""
@@ -642,8 +663,7 @@ class QarnotRunTasksOperator(TaskOperator):
             if not missing:
                 return snapshots
             # A search may not show a new object yet.
-            if self._running.killed.wait(1.0):
-                raise self._killed()
+            self._pause(1.0)
         for index, generation in sorted(missing):
             found = self._find_surely(identity.for_item(index).shortname(generation))
             if found is None:

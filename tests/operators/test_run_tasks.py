@@ -34,6 +34,7 @@ from airflow_qarnot_pool.ownership import claim
 from airflow_qarnot_pool.ownership.fan_out import FanOutState
 from airflow_qarnot_pool.triggers.tasks import QarnotTasksTrigger
 from airflow_qarnot_pool.version_compat import TaskDeferred
+from airflow_qarnot_pool.waiting.polling import KillFlag
 from tests.crash.children import eventually
 from tests.harness import FakeTI, airflow_says, context_of, defer, fire, resume, run
 from tests.operators.conftest import WAITS
@@ -204,6 +205,31 @@ def test_a_list_that_is_refused_as_a_whole_doubles_nothing(
             qarnot.lag_searches(0)
     assert result["succeeded"] == 5
     assert len(made_by(client, ti.xcoms["qarnot_tasks"])) == 5
+
+
+@pytest.mark.parametrize("names", ["taken until deleted", "not enforced"])
+def test_a_retry_doubles_nothing_though_searches_show_nothing_yet(
+    qarnot: LocalQarnot, client: QarnotClient, pool: str, monkeypatch: pytest.MonkeyPatch, names: str
+) -> None:
+    make = partial(tasks, qarnot_pool=pool, commands=["sleep 600"] * 5)
+    waits: list[float] = []
+
+    def wait(self: KillFlag, seconds: float) -> bool:
+        waits.append(seconds)
+        qarnot.lag_searches(0)
+        return self.is_set()
+
+    with answering(qarnot, name_of_closed_pool=names):
+        qarnot.lag_searches(3600)
+        try:
+            first, _ = defer(make, FakeTI(run_id=f"unseen {names}", max_tries=1))
+            monkeypatch.setattr(KillFlag, "wait", wait)
+            second, _ = defer(make, FakeTI(run_id=f"unseen {names}", max_tries=1, try_number=2))
+        finally:
+            qarnot.lag_searches(0)
+    assert len(made_by(client, first.trigger.uuid)) == 5
+    assert second.trigger.uuid == first.trigger.uuid
+    assert waits == [1.0]
 
 
 def test_a_retry_keeps_the_commands_on_a_server_that_drops_constants_that_are_not_sent(
