@@ -372,8 +372,8 @@ def create_hold(client: QarnotClient, identity: TaskInstanceIdentity, pool: str,
             max_wall_time=HOLD_LIFETIME,
             completion_ttl=timedelta(days=1),
         )
-    except (QarnotRefusedError, QarnotUnavailableError, QarnotProtocolError) as error:
-        if isinstance(error, QarnotRefusedError):
+    except (QarnotRefusedError, QarnotNotFoundError, QarnotUnavailableError, QarnotProtocolError) as error:
+        if isinstance(error, (QarnotRefusedError, QarnotNotFoundError)):
             current = client.pools.find(pool)
             if current is None or not states.accepts_tasks(current.state):
                 return False

@@ -332,7 +332,7 @@ def test_the_holds_on_a_closed_pool_go_when_a_task_moves_to_the_next(sharers: Sh
 
 
 @ANY_SERVER
-def test_a_hold_on_a_pool_that_is_closed_or_deleted_is_none(sharers: Sharers) -> None:
+def test_a_hold_on_a_pool_that_is_closed_or_deleted_is_none(qarnot: LocalQarnot, sharers: Sharers) -> None:
     """Whoever opens it finds out by this answer, and makes the next."""
     pool = sharers.open("r1")
     identity = life_of(dag_id=sharers.name, run_id="r2", task_id="open", shared=sharers.name)
@@ -342,6 +342,8 @@ def test_a_hold_on_a_pool_that_is_closed_or_deleted_is_none(sharers: Sharers) ->
     sharers.client.pools.delete(pool)
     eventually(lambda: sharers.client.pools.find(pool) is None)
     assert not shared_pool.create_hold(sharers.client, identity, pool, "a third")
+    with answering(qarnot, unknown_references="404"):
+        assert not shared_pool.create_hold(sharers.client, identity, pool, "a fourth")
 
 
 @ANY_SERVER

@@ -68,6 +68,8 @@ class Jobs:
     def _read_pool(self, fields: RequestFields) -> Pool | None:
         uuid = fields.text("poolUuid")
         pool = self._context.pools.store.get(uuid) if uuid and is_uuid(uuid) else None
+        if uuid and pool is None and self._context.readings.unknown_references == "404":
+            raise self._context.unknown("poolUuid", uuid)
         if uuid and (pool is None or not pool.is_open):
             fields.wrong("poolUuid")
         return pool
