@@ -164,7 +164,7 @@ def test_a_shared_pool_belongs_to_no_try() -> None:
 def test_the_generation_is_that_of_the_name_or_the_label(
     labels: dict[str, str], shortname: str, generation: int
 ) -> None:
-    pool = Pool.from_json({"uuid": "u", "state": "Ready", "labels": labels, "shortname": shortname})
+    pool = Pool.from_json({"uuid": "u", "state": "FullyExecuting", "labels": labels, "shortname": shortname})
     assert RemoteSnapshot.of(pool).generation == generation
 
 
