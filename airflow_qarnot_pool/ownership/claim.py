@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -301,7 +301,8 @@ class _Attempts:
         holder = self._resource.find(name)
         if holder is None and self._is_taken:
             # A server may take no shortnames in paths.
-            holder = next(iter(self._resource.find_all(name)), None)
+            named: Sequence[Pool | Task] = self._resource.find_all(name)
+            holder = named[0] if named else None
         if holder is None:
             return
         if OWNER_TAG + self._identity.owner not in (holder.tags or ()):

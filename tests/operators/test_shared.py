@@ -724,9 +724,9 @@ def test_the_copies_of_a_pool_have_new_generations_on_a_server_that_keeps_the_la
 ) -> None:
     with answering(qarnot, labels_of_copies="kept"):
         pools = [sharers.open("r1")]
-        for _ in range(2):
+        for run_id in ("r1", "r2"):
             sharers.client.pools.close(pools[-1])
-            pools.append(sharers.work("r1", pools[-1])["pool"])
+            pools.append(sharers.work(run_id, pools[-1])["pool"])
     assert len(set(pools)) == 3
     assert creations(qarnot) == 3
 
