@@ -423,11 +423,13 @@ def test_a_slow_create_that_won_the_race_against_its_own_repetition_is_found(cli
     stub.will(
         create,
         Reply(404),
+        Reply(200, []),
         create,
         lambda request: Reply(200, {"uuid": "ours", "shortname": "n", "labels": sent[0]["labels"]}),
     )
     assert client.pools.create(PoolSpec(name="p", shortname="n")) == "ours"
-    assert stub.log == ["POST /pools", "GET /pools/n", "POST /pools", "GET /pools/n"]
+    looks = ["GET /pools/n", "POST /pools/search"]
+    assert stub.log == ["POST /pools", *looks, "POST /pools", "GET /pools/n"]
     assert sent[0] == sent[1]
 
 
