@@ -17,7 +17,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from airflow_qarnot_pool.local.backend.readings import DEFAULT_READINGS, Readings, search_limits
+from airflow_qarnot_pool.local.backend.readings import (
+    DEFAULT_READINGS,
+    NOT_SIMULATED,
+    Readings,
+    search_limits,
+    token_limit,
+)
 from airflow_qarnot_pool.local.local_qarnot import LIKE_VARIABLE
 
 if TYPE_CHECKING:
@@ -37,6 +43,7 @@ SETS: Mapping[str, Mapping[str, str]] = {
         "unknown-references": "404",
         "unit-of-limits": "bytes",
         "max-instances": "fewer than 2048",
+        "instances-in-search": "refused",
         "results-of-failed": "no",
         "result-patterns": "whole paths, or another dialect",
         "empty-prefix": "the task fails",
@@ -86,6 +93,7 @@ SETS: Mapping[str, Mapping[str, str]] = {
         "resync-without-nodes": "400",
         "date-header": "another clock",
         "costs-at-first": "credits 404, carbon facts 404",
+        "page-tokens": "less than 20 s",
         "search-cap": "2",
         "search-lag": "up to 0.4 s",
     },
@@ -94,7 +102,10 @@ SETS: Mapping[str, Mapping[str, str]] = {
         "name-of-closed-pool": "not enforced",
         "shortname-in-path": "no",
         "unknown-references": "404",
+        "instances-in-search": "not returned",
+        "output-kept": "lost",
         "results-of-failed": "no",
+        "storage-consistency": "writes are shown at once, a copy keeps the date",
         "resync-copies": "not copied",
         "retries-replaced": "not replaced",
         "put-on-closed": "ignored",
@@ -110,7 +121,7 @@ SETS: Mapping[str, Mapping[str, str]] = {
     "otherwise": {
         "queued-at-close": "queued ones stay",
         "task-on-closed-pool": "403",
-        "pool-name-taken": "409",
+        "pool-name-taken": "422",
         "shortname-in-path": "no",
         "shortname-length": "63",
         "unit-of-limits": "characters",
@@ -126,7 +137,12 @@ SETS: Mapping[str, Mapping[str, str]] = {
         "date-header": "another clock",
         "execution-time": "of slots",
         "credits-of-tasks": "its own",
+        "error-codes": "GHX0001E",
     },
+}
+#: Answers that are in no set, with the reason.
+LEFT_OUT: Mapping[str, str] = {
+    "other-states": "An unknown state is an error that names it, whatever the process wanted to do.",
 }
 
 
@@ -145,6 +161,8 @@ def answers_of(name: str) -> dict[str, str]:
 def _random_answers(chance: random.Random) -> dict[str, str]:
     """Give each question any of its answers."""
     answers = {row.replace("_", "-"): chance.choice(known) for row, known in Readings.choices().items()}
+    for row in LEFT_OUT:
+        del answers[row]
     answers["search-cap"] = str(chance.randint(1, 4))
     if chance.random() < 0.5:
         # With this, the name must show an object: it is taken, or a path takes it. Otherwise nothing shows whether the
@@ -177,7 +195,7 @@ def current() -> str:
 def differs(row: str) -> bool:
     """Return whether this process runs under another answer to the question of *row*."""
     answers = answers_of(current())
-    if row in ("search-cap", "search-lag"):
+    if row in NOT_SIMULATED:
         return row in answers
     return answers.get(row, default := getattr(DEFAULT_READINGS, row.replace("-", "_"))) != default
 
@@ -201,8 +219,9 @@ def answering(qarnot: LocalQarnot, **answers: str) -> Iterator[None]:
 def change(qarnot: LocalQarnot, name: str) -> None:
     """Give a running local Qarnot the readings of a set, or the default ones if *name* is empty."""
     answers = answers_of(name)
-    cap, lag = search_limits(answers)
+    (cap, lag), tokens = search_limits(answers), token_limit(answers)
     given = {row.replace("-", "_"): answer for row, answer in answers.items()}
     qarnot.set_readings(**dataclasses.asdict(DEFAULT_READINGS) | given)
     qarnot.cap_searches(cap)
     qarnot.lag_searches(lag)
+    qarnot.expire_page_tokens(tokens)
