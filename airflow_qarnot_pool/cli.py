@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from airflow.cli.cli_config import ActionCommand, Arg, GroupCommand, lazy_load_command
 
 from airflow_qarnot_pool.probe.options import OPTIONS
+
+if TYPE_CHECKING:
+    from airflow_qarnot_pool.hooks.qarnot import QarnotHook
+    from airflow_qarnot_pool.maintenance.reaper import RunState
 
 
 def get_cli_commands() -> list[GroupCommand]:
@@ -20,6 +26,11 @@ def get_cli_commands() -> list[GroupCommand]:
         args=(
             Arg(("--conn-id",), help="Connection of type qarnot", default="qarnot_default"),
             Arg(("--dry-run",), help="Report without closing, aborting or deleting", action="store_true"),
+            Arg(
+                ("--api-url",),
+                help="Address of Airflow's api-server, which then has the states of DAG runs; for a machine without "
+                "access to Airflow's database. AIRFLOW_CLI_TOKEN has the token",
+            ),
             Arg(
                 ("--grace-period-minutes",),
                 help="Minutes to keep a pool of a finished or unknown DAG run after its last work",
@@ -49,21 +60,20 @@ def get_cli_commands() -> list[GroupCommand]:
 
 
 def reap(args: Namespace) -> None:
-    """Run ``airflow qarnot reap``: as ``QarnotReapOperator``, with the states of DAG runs from the database."""
+    """Run ``airflow qarnot reap``: as ``QarnotReapOperator``, with the states of DAG runs from database or API."""
     from airflow_qarnot_pool.environments.specification import DEFAULT_BUCKET
     from airflow_qarnot_pool.exceptions import QarnotError
-    from airflow_qarnot_pool.hooks.qarnot import QarnotHook
     from airflow_qarnot_pool.maintenance.environments import check_max_age, reap_environments
     from airflow_qarnot_pool.maintenance.reaper import HAS_ENDED, ReapLimits
     from airflow_qarnot_pool.maintenance.reaper import reap as reap_pools
 
-    hook = QarnotHook(args.conn_id)
+    hook = _hook(args.conn_id)
     max_age = timedelta(days=args.delete_environments_after_days)
     check_max_age(max_age)
     report = reap_pools(
         hook.client,
         hook.settings.namespace if hook.settings.namespace_is_explicit else None,
-        _run_state,
+        _run_states(args.api_url),
         ReapLimits(
             grace_period=timedelta(minutes=args.grace_period_minutes),
             idle_timeout=timedelta(minutes=args.idle_timeout_minutes),
@@ -91,16 +101,66 @@ def reap(args: Namespace) -> None:
 
 def probe(args: Namespace) -> None:
     """Run ``airflow qarnot probe``: as ``python -m airflow_qarnot_pool.probe``, with a connection."""
-    from airflow_qarnot_pool.hooks.qarnot import QarnotHook
     from airflow_qarnot_pool.probe.command import probe as run_probe
 
-    hook = QarnotHook(args.conn_id)
+    hook = _hook(args.conn_id)
     if code := run_probe(hook.client, hook.settings.token, args):
         raise SystemExit(code)
 
 
+def _hook(conn_id: str) -> QarnotHook:
+    """Return the hook of a connection in the environment, a secrets backend, or the database if there is one."""
+    from airflow_qarnot_pool.hooks.qarnot import QarnotHook
+    from airflow_qarnot_pool.version_compat import (
+        AirflowNotFoundException,
+        read_connections_from_the_database,
+    )
+
+    read_connections_from_the_database()
+    hook = QarnotHook(conn_id)
+    try:
+        hook.get_connection(conn_id)
+    except AirflowNotFoundException:
+        raise SystemExit(
+            f"--conn-id names no connection of this environment, of its secrets backend or of its database, got "
+            f"{conn_id!r}. Set AIRFLOW_CONN_{conn_id.upper()}, or run the command on a machine that has it. Airflow's "
+            "API does not return tokens."
+        ) from None
+    return hook
+
+
+def _run_states(api_url: str | None) -> RunState:
+    """Return the function that knows the states of DAG runs. The command line has no task runner to ask.
+
+    :raises SystemExit: it would know none.
+    """
+    if api_url is None:
+        return _checked_database()
+    from airflow_qarnot_pool.maintenance.airflow_api import TOKEN_VARIABLE, AirflowApi, AirflowApiError
+
+    try:
+        api = AirflowApi(api_url, os.environ.get(TOKEN_VARIABLE, ""))
+        api.check()
+    except AirflowApiError as error:
+        raise SystemExit(str(error)) from None
+    return api.dag_run_state
+
+
+def _checked_database() -> RunState:
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        _run_state("", "")
+    except SQLAlchemyError as error:
+        raise SystemExit(
+            f"Airflow's database cannot be read ({type(error).__name__}). Give --api-url and set AIRFLOW_CLI_TOKEN, or "
+            "run the command where the scheduler runs."
+        ) from None
+    return _run_state
+
+
 def _run_state(dag_id: str, run_id: str) -> str | None:
-    """Return the state of a DAG run from the database, because the command line has no task runner to ask."""
+    """Return the state of a DAG run from the database."""
     from airflow.models.dagrun import DagRun
     from airflow.utils.session import create_session
     from sqlalchemy import select

@@ -65,6 +65,15 @@ def runtime_task_instance() -> type[RuntimeTaskInstance]:
     return RuntimeTaskInstance
 
 
+def read_connections_from_the_database() -> None:
+    """Let this process find connections in Airflow's database, after the environment and the secrets backend.
+
+    3.2 to 3.4, as ``airflow connections get`` does. Without it a command of this package finds only connections of the
+    environment and of a secrets backend.
+    """
+    os.environ["_AIRFLOW_PROCESS_CONTEXT"] = "server"
+
+
 def database_xcom() -> type[BaseXCom]:
     """Return the XCom class that stores values in Airflow's database, around a configured XCom backend.
 
@@ -260,6 +269,7 @@ __all__ = [
     "log_channel",
     "operator_metaclass",
     "partial_operator_class",
+    "read_connections_from_the_database",
     "runtime_task_instance",
     "session_of_thread",
     "stats",

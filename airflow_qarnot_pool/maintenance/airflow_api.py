@@ -1,0 +1,124 @@
+"""States of DAG runs from Airflow's REST API, for a command line without access to Airflow's database.
+
+The reaper closes the pools of a DAG run that does not exist. So only Airflow's own response about this run counts as
+"does not exist". A proxy, a wrong URL and a user without permission give an error, which spares the pool.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3.util import Retry
+
+#: Seconds that connecting, and each wait for a part of the response, may take.
+TIMEOUT = 10.0
+#: Seconds for the whole response, because a server that sends a byte now and then restarts ``TIMEOUT``.
+DEADLINE = 30.0
+#: Maximum bytes of a response. A DAG run contains the ``conf`` that its user gave.
+MAX_RESPONSE = 4 * 1024 * 1024
+#: Variable that has the token, as for ``airflowctl``. A command line is visible to others, so no option takes it.
+TOKEN_VARIABLE = "AIRFLOW_CLI_TOKEN"
+
+
+class AirflowApiError(Exception):
+    """Airflow's API could not be asked, or its response is no state of the DAG run."""
+
+
+class AirflowApi:
+    """Airflow's REST API (``/api/v2``), as the user of *token*.
+
+    :param url: address of the api-server, such as ``https://airflow.example``, with the path that it is served under.
+    :param token: a token of Airflow's ``/auth/token``.
+    :raises AirflowApiError: the address is no web address, or the token is empty.
+    """
+
+    def __init__(self, url: str, token: str) -> None:
+        parts = urlsplit(url.strip())
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
+            raise AirflowApiError(
+                f"--api-url is not the address of an api-server, got {parts.scheme}://{parts.hostname or ''}. "
+                "Give one such as https://airflow.example, without user, password or query."
+            )
+        if not token.strip():
+            raise AirflowApiError(
+                f"{TOKEN_VARIABLE} is not set. Set it to a token of Airflow's API: see `airflowctl auth token`, or "
+                "POST /auth/token."
+            )
+        self._url = url.strip().rstrip("/")
+        self._session = requests.Session()
+        self._session.headers["Authorization"] = f"Bearer {token.strip()}"
+        retry = Retry(2, backoff_factor=0.5, status_forcelist=(502, 503, 504), raise_on_status=False)
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, HTTPAdapter(max_retries=retry))
+
+    def check(self) -> None:
+        """Check that this is Airflow's API, and that it accepts the token.
+
+        :raises AirflowApiError: it is not, or does not.
+        """
+        status, answer = self._get("dags?limit=1")
+        if status != 200 or "dags" not in answer:
+            raise self._refusal(status, answer)
+
+    def dag_run_state(self, dag_id: str, run_id: str) -> str | None:
+        """Return the state of a DAG run; None if Airflow says that it does not exist.
+
+        :raises AirflowApiError: the state is not known.
+        """
+        status, answer = self._get(f"dags/{quote(dag_id, safe='')}/dagRuns/{quote(run_id, safe='')}")
+        detail = answer.get("detail")
+        if status == 404 and isinstance(detail, str) and f"`{dag_id}`" in detail and f"`{run_id}`" in detail:
+            return None
+        state = answer.get("state")
+        if status != 200 or not isinstance(state, str):
+            raise self._refusal(status, answer)
+        if (answer.get("dag_id"), answer.get("dag_run_id")) != (dag_id, run_id):
+            raise AirflowApiError(
+                f"Airflow's API at {self._url} returned another DAG run than {dag_id} {run_id}."
+            )
+        return state
+
+    def _get(self, path: str) -> tuple[int, dict[str, Any]]:
+        """Return the status and the JSON object of a response; an empty one if it has none."""
+        try:
+            # A redirect would lead to a page for people, such as a login.
+            with self._session.get(
+                f"{self._url}/api/v2/{path}", timeout=TIMEOUT, stream=True, allow_redirects=False
+            ) as response:
+                body = self._read(response)
+                status: int = response.status_code
+        except (requests.RequestException, OSError) as error:
+            raise AirflowApiError(
+                f"Airflow's API at {self._url} could not be reached ({type(error).__name__}). Check --api-url, and "
+                "that the api-server runs."
+            ) from error
+        try:
+            answer = json.loads(body)
+        except (ValueError, RecursionError):
+            answer = None
+        return status, answer if isinstance(answer, dict) else {}
+
+    def _read(self, response: requests.Response) -> bytes:
+        ends, body = time.monotonic() + DEADLINE, b""
+        for chunk in response.iter_content(64 * 1024):
+            body += chunk
+            if len(body) > MAX_RESPONSE or time.monotonic() > ends:
+                raise AirflowApiError(
+                    f"Airflow's API at {self._url} returned more than {MAX_RESPONSE} bytes, or took longer than "
+                    f"{DEADLINE:g} s. Check --api-url."
+                )
+        return body
+
+    def _refusal(self, status: int, answer: dict[str, Any]) -> AirflowApiError:
+        detail = answer.get("detail")
+        said = f" ({detail[:200]})" if isinstance(detail, str) else ""
+        remedy = {
+            401: f"Set {TOKEN_VARIABLE} to a new token, because tokens expire.",
+            403: "Use the token of a user who may read all DAGs and their runs.",
+        }.get(status, "Check --api-url: it is the address of the UI, without /api/v2.")
+        return AirflowApiError(f"Airflow's API at {self._url} responded with status {status}{said}. {remedy}")
