@@ -4,12 +4,15 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SELENIUM := selenium==4.51.0
+# Of the archives in dist/, so that a commit gives the same bytes on every day. Not exported, because Python would check
+# the hash of each module that it imports.
+SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 1767225600)
 POSTGRES_DRIVERS := psycopg2-binary==2.9.13 asyncpg==0.32.0
 
 # Hundreds of interpreters start here, each of which would compile the package again.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup demo test coverage test-airflow test-ui distributed soak matrix chaos readings bench check lint format types build docs check-install test-group-3.1 clean
+.PHONY: setup demo test coverage test-airflow test-ui distributed soak matrix next chaos readings bench check lint format types build reproducible docs release-check upload check-install test-group-3.1 clean
 
 setup: $(STAMP)
 
@@ -84,7 +87,7 @@ coverage: $(STAMP)
 	  tests/operators/test_sensors.py tests/operators/test_task_operators.py tests/test_provider.py \
 	  --ignore=tests/plugins/test_run_share.py --ignore=tests/triggers/test_poller_hostile.py
 
-check: lint types build
+check: lint types reproducible
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -101,9 +104,22 @@ types: $(STAMP)
 
 build: $(STAMP)
 	rm -rf dist
-	$(BIN)/uv build --quiet --out-dir dist || $(BIN)/python -m build --outdir dist
+	SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) $(BIN)/uv build --quiet --build-constraints constraints.txt --out-dir dist \
+	  || SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) PIP_CONSTRAINT=constraints.txt $(BIN)/python -m build --outdir dist
 	$(BIN)/twine check --strict dist/*.whl dist/*.tar.gz
 	$(BIN)/python tools/check_wheel.py
+
+# The sdist built once more, elsewhere and under other conditions: the same bytes.
+reproducible: build
+	SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) $(BIN)/python -m tools.reproducible
+
+# What a person must still do before an upload. Prints nothing, and succeeds, if that is nothing.
+release-check: $(STAMP)
+	@$(BIN)/python -m tools.release_check
+
+# Upload dist/ to the index that twine is configured for. CONTRIBUTING.md has the steps before it.
+upload: release-check
+	$(BIN)/twine upload dist/*.whl dist/*.tar.gz
 
 # The pages of docs/ as a site: `make docs` builds build/site/dev, and `make docs VERSION=0.1.0` a release beside it.
 # Each page switches between the versions that are there.
@@ -111,6 +127,11 @@ VERSION ?= dev
 docs: $(STAMP)
 	$(BIN)/mkdocs build --quiet --site-dir build/site/$(VERSION)
 	@echo 'The site is in build/site. To search it: $(BIN)/python -m http.server --bind 127.0.0.1 --directory build/site'
+
+# The newest Airflow on the index, pre-releases included, with the newest of all that it needs. If it is a supported one,
+# that is said, and it runs with those.
+next: build
+	$(BIN)/python -m tools.next_airflow $(NEXT)
 
 # The wheel in Airflow 3.1, 3.2 and 3.3 environments as they were on release day, and the README followed there.
 check-install: build

@@ -29,9 +29,11 @@ REQUIREMENTS = {"apache-airflow", "requests", "tenacity", "pendulum"}
 #: Files of the sdist, because building, testing and reading must work from it as from the repository.
 OF_THE_SDIST = (
     "pyproject.toml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "LICENSE", "Makefile",
-    "mkdocs.yml", "constraints.txt",
+    "mkdocs.yml", "constraints.txt", "hatch_build.py",
 )  # fmt: skip
-FOLDERS_OF_THE_SDIST = (PACKAGE, "example_dags", "docs", "tests", "tools", "benchmarks")
+FOLDERS_OF_THE_SDIST = (PACKAGE, "example_dags", "docs", "tests", "tools", "benchmarks", ".ci", ".github")
+#: Labels of an index for the addresses of a project. Airflow shows the first one.
+URLS = ("Documentation", "Source Code", "Changelog", "Bug Tracker")
 NEVER = re.compile(r"(^|/)(__pycache__|\.venv|\.git|[^/]*\.(pyc|log|db|lock|pem))(/|$)")
 
 
@@ -52,6 +54,8 @@ def of_the_wheel(wheel: Path) -> Iterator[str]:
         metadata = Parser().parsestr(text(".dist-info/METADATA"))
         entry_points = text(".dist-info/entry_points.txt")
         version = version_in(text(f"{PACKAGE}/__init__.py"))
+        sbom = f"{PACKAGE}-{version}.dist-info/sboms/airflow-qarnot-pool.cdx.json"
+        bill = json.loads(archive.read(sbom)) if sbom in names else {}
     examples = {f"{PACKAGE}/{name}" for name in sources("example_dags")}
     wanted = {*NEEDED, *examples, *sources(PACKAGE)}
     yield from (f"{name} is missing" for name in sorted(wanted - names))
@@ -61,6 +65,7 @@ def of_the_wheel(wheel: Path) -> Iterator[str]:
         if not name.startswith(f"{PACKAGE}-{version}.dist-info/")
     )
     yield from of_the_metadata(metadata, version)
+    yield from of_the_bill(bill, metadata)
     if (
         f"[apache_airflow_provider]\nprovider_info = {PACKAGE}.get_provider_info:get_provider_info"
         not in entry_points
@@ -80,9 +85,24 @@ def of_the_metadata(metadata: Message, version: str) -> Iterator[str]:
     }.items():
         if metadata[name] != wanted:
             yield f"metadata: {name} is {metadata[name]}, not {wanted}"
+    urls = dict(one.split(", ", 1) for one in metadata.get_all("Project-URL") or [])
+    if urls.keys() != set(URLS):
+        yield f"metadata: the labels of Project-URL are {sorted(urls)}, not {sorted(URLS)}"
+    if found := re.findall(r"\]\((?!\w+:|#)[^)]*\)", str(metadata.get_payload() or "")):
+        yield f"metadata: the description has links that lead nowhere from an index: {found[:3]}"
     required = [one for one in metadata.get_all("Requires-Dist") or [] if "extra ==" not in one]
     if (named := {re.split(r"[^a-z0-9-]", one)[0] for one in required}) != REQUIREMENTS:
         yield f"metadata: it requires {sorted(named)}, not {sorted(REQUIREMENTS)}"
+
+
+def of_the_bill(bill: dict[str, Any], metadata: Message) -> Iterator[str]:
+    """Whether the bill of materials is of this wheel, and names all that the wheel requires."""
+    about = bill.get("metadata", {}).get("component", {})
+    if (about.get("name"), about.get("version")) != (metadata["Name"], metadata["Version"]):
+        yield f"the bill of materials is of {about.get('name')} {about.get('version')}"
+    required = {one["name"] for one in bill.get("components", ()) if one["scope"] == "required"}
+    if required != REQUIREMENTS:
+        yield f"the bill of materials names {sorted(required)}, not {sorted(REQUIREMENTS)}"
 
 
 def of_the_provider_info(wheel: Path, names: set[str]) -> Iterator[str]:
