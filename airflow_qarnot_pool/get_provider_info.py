@@ -7,6 +7,25 @@ from typing import Any
 from airflow_qarnot_pool.hooks import connection_form
 
 
+#: Pages of the documentation that show how to do something, below ``docs/``.
+_GUIDES = (
+    "share-a-pool",
+    "python-on-nodes",
+    "ten-thousand-calls",
+    "fan-out",
+    "command-results",
+    "trigger-form",
+    "files",
+    "snapshots",
+    "logs",
+    "waits",
+    "idle-nodes",
+    "what-a-run-costs",
+    "testing",
+    "upgrade-airflow",
+)
+
+
 def _option(description: str, type_: str, default: str | None, example: str | None = None) -> dict[str, Any]:
     return {
         "description": description,
@@ -27,6 +46,8 @@ def get_provider_info() -> dict[str, Any]:
             {
                 "integration-name": "Qarnot",
                 "external-doc-url": "https://qarnot.com/documentation/api",
+                "how-to-guide": [f"/docs/{guide}.md" for guide in _GUIDES],
+                "logo": "/docs/images/logo.svg",
                 "tags": ["service"],
             }
         ],
@@ -70,6 +91,13 @@ def get_provider_info() -> dict[str, Any]:
         ],
         "task-decorators": [
             {"name": "qarnot", "class-name": "airflow_qarnot_pool.decorators.qarnot.qarnot_task"}
+        ],
+        # Airflow loads a plugin from here only with lazy_load_providers = False, and otherwise by its entry point.
+        "plugins": [
+            {
+                "name": "qarnot_pools",
+                "plugin-class": "airflow_qarnot_pool.plugins.pools_page.QarnotPoolsPlugin",
+            }
         ],
         "cli": ["airflow_qarnot_pool.cli.get_cli_commands"],
         "connection-types": [connection_form.metadata()],

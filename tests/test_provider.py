@@ -5,10 +5,14 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import re
+from collections.abc import Iterator
+from importlib.metadata import entry_points
 from importlib.resources import files
 from typing import Any
 
 import pytest
+from airflow.plugins_manager import AirflowPlugin
 from airflow.sdk import BaseOperator, BaseSensorOperator, Connection
 
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
@@ -26,6 +30,7 @@ from airflow_qarnot_pool.operators.reap import QarnotReapOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.sensors.pool import QarnotPoolSensor
 from airflow_qarnot_pool.sensors.task import QarnotTaskSensor
+from tests.conftest import ROOT
 
 OPERATORS = [
     QarnotCreatePoolOperator,
@@ -47,15 +52,53 @@ def test_provider_info_is_what_airflow_expects() -> None:
     assert get_provider_info()["package-name"] == "airflow-qarnot-pool"
 
 
-def test_everything_that_is_listed_exists() -> None:
-    info = get_provider_info()
-    for key in ("hooks", "operators", "sensors", "triggers"):
-        for entry in info[key]:
-            for module in entry["python-modules"]:
-                importlib.import_module(module)
-    for path in [*info["extra-links"], *info["cli"], info["connection-types"][0]["hook-class-name"]]:
+def _paths(info: Any) -> Iterator[str]:
+    """Every module, class and function of ours in the provider info."""
+    if isinstance(info, dict):
+        info = list(info.values())
+    if isinstance(info, list):
+        for one in info:
+            yield from _paths(one)
+    elif isinstance(info, str) and re.fullmatch(r"airflow_qarnot_pool(\.\w+)+", info):
+        yield info
+
+
+PATHS = sorted(set(_paths(get_provider_info())))
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_everything_that_is_listed_exists(path: str) -> None:
+    try:
+        importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        assert error.name == path
         module, _, name = path.rpartition(".")
-        assert hasattr(importlib.import_module(module), name), path
+        assert callable(getattr(importlib.import_module(module), name))
+
+
+def test_what_is_listed_is_more_than_modules() -> None:
+    assert {one.rpartition(".")[2] for one in PATHS} >= {
+        "QarnotHook",
+        "QarnotPoolsPlugin",
+        "qarnot_task",
+        "pool",
+    }
+
+
+def test_the_listed_plugin_is_that_of_the_entry_point() -> None:
+    (listed,) = get_provider_info()["plugins"]
+    (installed,) = entry_points(group="airflow.plugins", name=listed["name"])
+    plugin = installed.load()
+    assert listed["plugin-class"] == f"{plugin.__module__}.{plugin.__qualname__}"
+    assert listed["name"] == plugin.name
+    assert issubclass(plugin, AirflowPlugin)
+
+
+def test_the_listed_guides_and_the_logo_exist() -> None:
+    (integration,) = get_provider_info()["integrations"]
+    pages = [*integration["how-to-guide"], integration["logo"]]
+    assert [page for page in pages if not (ROOT / page.removeprefix("/")).is_file()] == []
+    assert {page[:6] for page in pages} == {"/docs/"}
 
 
 @pytest.mark.parametrize("operator", [*OPERATORS, *SENSORS], ids=lambda one: one.__name__)
