@@ -6,7 +6,6 @@ from typing import Any
 
 from airflow_qarnot_pool.hooks import connection_form
 
-
 #: Pages of the documentation that show how to do something, below ``docs/``.
 _GUIDES = (
     "share-a-pool",
