@@ -66,8 +66,11 @@ def check(release: str, day: str, wheel: Path, place: Path, *, quick: bool) -> l
     if "airflow-qarnot-pool" not in run(*airflow, "providers", "list", "--output", "plain", **settings):
         problems.append("`airflow providers list` does not show it")
     parse = (
-        "import glob, importlib, pkgutil, runpy, airflow_qarnot_pool as p\n"
+        "import glob, importlib, pkgutil, runpy, warnings, airflow, airflow_qarnot_pool as p\n"
         "from pathlib import Path\n"
+        # No deprecated name of this Airflow, neither in the package nor in its DAG files.
+        "for kind in (DeprecationWarning, FutureWarning):\n"
+        "    warnings.filterwarnings('error', category=kind, module='airflow_qarnot_pool|<run_path>')\n"
         "here = Path(p.__file__).parent\n"
         "skip = ('local', 'example_dags')\n"
         "names = [m.name for m in pkgutil.walk_packages(p.__path__, 'airflow_qarnot_pool.')]\n"

@@ -153,13 +153,19 @@ def cell(
         except RuntimeError as error:
             (logs / "install.log").write_text(str(error))
             return [Outcome(False, "**does not install**")] * len(CHECKS)
-        where = copy(repository, Path(place) / "repository")
-        unit, dags, on_a_scheduler = known
-        return [
-            unit or tests(ours, UNIT, where, logs / "unit.log"),
-            dags or tests(ours, DAGS, where, logs / "dags.log"),
-            on_a_scheduler or readme(ours, logs / "readme.log"),
-        ]
+        return checks(ours, copy(repository, Path(place) / "repository"), logs, known)
+
+
+def checks(
+    ours: str, where: Path, logs: Path, known: Sequence[Outcome | None] = (None, None, None)
+) -> list[Outcome]:
+    """All checks with an interpreter that has the wheel, and tests in *where*; those that are *known* are not run."""
+    unit, dags, on_a_scheduler = known
+    return [
+        unit or tests(ours, UNIT, where, logs / "unit.log"),
+        dags or tests(ours, DAGS, where, logs / "dags.log"),
+        on_a_scheduler or readme(ours, logs / "readme.log"),
+    ]
 
 
 def run(
