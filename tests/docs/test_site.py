@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import zlib
 from pathlib import Path
 
 import pytest
 
-from airflow_qarnot_pool import exceptions
+from airflow_qarnot_pool import __version__, exceptions
 from tests.conftest import ROOT
 
 
@@ -23,6 +24,28 @@ def test_the_site_builds_and_loads_nothing_from_other_servers(tmp_path: Path) ->
         loaded = r"""<(?:script|link|img|iframe)\b[^>]*(?:src|href)=["'](https?:)?//|url\(["']?https?:"""
         assert not re.search(loaded, page.read_text()), page.name
     assert "::: " not in "".join(page.read_text() for page in pages)
+    check_inventory(tmp_path)
+
+
+def check_inventory(site: Path) -> None:
+    """Read ``objects.inv`` as Sphinx does: each line leads to a place that exists, and no entry is missing."""
+    *head, packed = (site / "objects.inv").read_bytes().split(b"\n", 4)
+    assert head[0] == b"# Sphinx inventory version 2"
+    assert head[2] == f"# Version: {__version__}".encode()
+    line = re.compile(r"(?P<name>.+?)\s+(?P<role>\w+:\w+)\s+(?P<prio>-?\d+)\s+?(?P<uri>\S*)\s+(?P<title>.*)")
+    found = {}
+    for one in zlib.decompress(packed).decode().splitlines():
+        item = line.fullmatch(one)
+        assert item is not None, one
+        page, _, anchor = item["uri"].partition("#")
+        assert not anchor or f'id="{anchor}"' in (site / page).read_text(), one
+        assert (site / page).exists(), one
+        found[item["name"]] = item["role"]
+    entries = re.findall(r"^::: (?:methods |record )?((?:\w+\.)+\w+)$", REFERENCE, re.M)
+    assert entries
+    assert {one for one in entries if one not in found} == set()
+    assert found["airflow_qarnot_pool.operators.pool.QarnotCreatePoolOperator"] == "py:class"
+    assert found["index"] == "std:doc"
 
 
 def test_every_error_is_explained() -> None:
