@@ -146,12 +146,9 @@ def test_the_addresses_of_the_project_are_in_one_place() -> None:
     hosts = {
         re.sub(r"^https://([^/]+).*", r"\1", url) for url in release_check.project(ROOT)["urls"].values()
     }
-    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", ROOT / "mkdocs.yml"]
-    pages += [
-        *(ROOT / "docs").rglob("*.md"),
-        *(ROOT / ".github").rglob("*.*"),
-        *(ROOT / "airflow_qarnot_pool").rglob("*.py"),
-    ]
+    pages = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "mkdocs.yml")]
+    for folder in ("docs", ".github", "airflow_qarnot_pool"):
+        pages += [page for page in (ROOT / folder).rglob("*.*") if page.suffix in (".md", ".yml", ".py")]
     assert [page.name for page in pages for host in hosts if host in page.read_text()] == []
 
 

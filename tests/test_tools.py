@@ -47,6 +47,7 @@ def test_a_result_replaces_the_one_before_and_nothing_else(tmp_path: Path) -> No
         ("distributed", "soak"),
         ("distributed", "growth"),
         ("versions", "matrix"),
+        ("versions", "next"),
     ],
 )
 def test_the_documents_have_a_place_for_each_result(page: str, name: str) -> None:
