@@ -91,7 +91,7 @@ def get_provider_info() -> dict[str, Any]:
         "task-decorators": [
             {"name": "qarnot", "class-name": "airflow_qarnot_pool.decorators.qarnot.qarnot_task"}
         ],
-        # Airflow loads a plugin from here only with lazy_load_providers = False, and otherwise by its entry point.
+        # Airflow loads a plugin from here only with lazy_discover_providers = False, and otherwise by its entry point.
         "plugins": [
             {
                 "name": "qarnot_pools",

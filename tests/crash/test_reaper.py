@@ -469,15 +469,19 @@ def test_a_qarnot_task_that_cannot_be_looked_after_spares_nothing_else(
 
 # --- the command line
 
-#: A DAG run that is not over, and ``airflow`` in the same process.
+#: A DAG run that is not over, the connection, and ``airflow`` in the same process.
 WITH_A_RUN = """
+import json, os
 from datetime import datetime, timezone
 from airflow.__main__ import main
+from airflow.models.connection import Connection
 from airflow.models.dagrun import DagRun
 from airflow.utils.session import create_session
 now = datetime.now(timezone.utc)
 with create_session() as session:
     session.add(DagRun(dag_id="dag", run_id="live", run_type="manual", state="running", run_after=now))
+    fields = json.loads(os.environ["CONNECTION"])
+    session.add(Connection("qarnot_default", **{**fields, "extra": json.dumps(fields["extra"])}))
 main()
 """
 
@@ -485,14 +489,16 @@ main()
 def test_reap_from_the_command_line(
     qarnot: LocalQarnot, client: QarnotClient, namespace: str, migrated: Path, tmp_path: Path
 ) -> None:
-    """An Airflow home of its own, and no task runner: the states of the runs come from the database."""
+    """An Airflow home of its own, and no task runner: the connection and the runs come from the database."""
     live, unknown, task = made("live"), made("unknown"), alone("unknown")
     shutil.copy(migrated, tmp_path / "airflow.db")
     environment = {
         **os.environ,
         "AIRFLOW_HOME": str(tmp_path),
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{tmp_path}/airflow.db",
+        "AIRFLOW__CORE__FERNET_KEY": "",
     }
+    environment["CONNECTION"] = environment.pop("AIRFLOW_CONN_QARNOT_DEFAULT")
 
     def python(*arguments: str) -> str:
         done = subprocess.run(
