@@ -28,7 +28,7 @@ def api(airflow_app: Any) -> Iterator[str]:
     thread = Thread(target=server.run)
     thread.start()
     until(lambda: server.started, "the api-server")
-    yield "http://127.0.0.1:{}".format(server.servers[0].sockets[0].getsockname()[1])
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     server.should_exit = True
     thread.join()
 
@@ -50,6 +50,12 @@ def runs(airflow_db: None) -> None:
             session.add(
                 DagRun(dag_id=DAG, run_id=f"is {state}", run_type="manual", state=state, run_after=now)
             )
+
+
+@pytest.fixture(autouse=True)
+def process_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command sets it for its process, which is this one."""
+    monkeypatch.setenv("_AIRFLOW_PROCESS_CONTEXT", "server")
 
 
 @pytest.fixture
@@ -79,12 +85,12 @@ def test_the_api_has_the_states_of_the_runs(
     reap: Callable[[str], None], make: Maker, admin: TestClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pools = {
-        run_id: make.pool(owner=identity(DAG, run_id)) for run_id in ("is running", "is failed", "is/no run")
+        run_id: make.pool(owner=identity(DAG, run_id)) for run_id in ("is running", "is failed", "is unknown")
     }
     reap(admin.cookies["_token"])
     said = capsys.readouterr().out
     assert f"close  {pools['is failed']}" in said
-    assert f"close  {pools['is/no run']}" in said
+    assert f"close  {pools['is unknown']}" in said
     assert f"keep   {pools['is running']}" in said
     states = {run_id: make.client.pools.get(uuid).state for run_id, uuid in pools.items()}
     assert states.pop("is running") not in ("Closing", "Closed")
@@ -93,7 +99,7 @@ def test_the_api_has_the_states_of_the_runs(
 
 def test_a_wrong_token_closes_nothing(reap: Callable[[str], None], make: Maker) -> None:
     pool = make.pool(owner=identity(DAG, "is failed"))
-    with pytest.raises(SystemExit, match="401.*AIRFLOW_CLI_TOKEN"):
+    with pytest.raises(SystemExit, match=r"401.*AIRFLOW_CLI_TOKEN"):
         reap("no-token")
     assert make.client.pools.get(pool).state not in ("Closing", "Closed")
 
@@ -107,5 +113,5 @@ def test_without_database_or_api_the_command_says_what_to_give(monkeypatch: pyte
     monkeypatch.setattr(cli, "_run_state", no_database)
     with pytest.raises(SystemExit, match=r"cannot be read \(OperationalError\)\. Give --api-url"):
         cli._run_states(None)
-    with pytest.raises(SystemExit, match="--conn-id names no connection.*AIRFLOW_CONN_NO_SUCH"):
+    with pytest.raises(SystemExit, match=r"--conn-id names no connection.*AIRFLOW_CONN_NO_SUCH"):
         cli._hook("no_such")
