@@ -1,4 +1,4 @@
-"""Airflow's private surfaces, and names that moved between Airflow 3.1 and 3.3.
+"""Airflow's private surfaces, and names that moved between Airflow 3.1 and 3.4.
 
 Apart from the models and the authentication that a plugin of the api-server and a command need, no other module of
 this package uses a private part of Airflow. Each function here is one of them. Its docstring says in which versions it
@@ -86,13 +86,18 @@ def database_xcom() -> type[BaseXCom]:
 
 
 def context_keys() -> Collection[str]:
-    """Return the names in a task's context.
+    """Return the names in the context of a task that is created here. In a loop of 3.4 they include ``loop``.
 
-    3.1 to 3.3. Without it ``@task.qarnot`` cannot refuse functions that expect context variables on a node.
+    3.1 to 3.4. Without it ``@task.qarnot`` cannot refuse functions that expect context variables on a node.
     """
-    from airflow.sdk.definitions.context import KNOWN_CONTEXT_KEYS
+    try:
+        from airflow.sdk.bases.decorator import _context_keys_for_task_group  # type: ignore[attr-defined]
+    except ImportError:  # Before 3.4 there are no loops.
+        from airflow.sdk.definitions.context import KNOWN_CONTEXT_KEYS
 
-    return KNOWN_CONTEXT_KEYS
+        return KNOWN_CONTEXT_KEYS
+    keys: Collection[str] = _context_keys_for_task_group(current_dag_and_group()[1])
+    return keys
 
 
 def operator_metaclass() -> Any:

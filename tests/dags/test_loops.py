@@ -19,6 +19,23 @@ pytestmark = [
     pytest.mark.skipif(AIRFLOW_VERSION < (3, 4), reason="loops are new in Airflow 3.4"),
 ]
 
+#: A function on a node, to which Airflow would give the loop.
+LOOP_ON_A_NODE = """
+from airflow.sdk import DAG, task, task_group
+
+with DAG("loops", schedule=None) as dag:
+
+    @task_group
+    def refine():
+        @task.qarnot(image="python")
+        def function(*, loop):
+            return loop.index
+
+        function()
+
+    refine.loop(max_iterations=2)
+"""
+
 LOOP = """
 from airflow.sdk import DAG, task, task_group
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
@@ -60,3 +77,10 @@ def test_each_iteration_has_qarnot_tasks_of_its_own(
     made = sorted(task.labels["airflow.task_id"].rpartition(".")[2] for task in run.tasks)
     # Once per iteration, each copy and each command counting.
     assert made == ["copies"] * 4 + ["function"] * 2 + ["many"] * 4 + ["one"] * 2
+
+
+def test_a_function_on_a_node_that_asks_for_the_loop_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "loops.py"
+    file.write_text(LOOP_ON_A_NODE)
+    (error,) = DagBag(dag_folder=str(file)).import_errors.values()
+    assert "Airflow's 'loop' does not reach the node" in error
