@@ -12,7 +12,10 @@ def serve_the_newest_execution_api() -> None:
     from cadwyn import HeadVersion, Version, VersionBundle
     from cadwyn.route_generation import _DELETED_ROUTE_TAG
 
-    versions.bundle = VersionBundle(HeadVersion(), Version(versions.bundle.versions[0].value))
+    # From Airflow 3.4 on routes ask the bundle before for the version of a request.
+    variable = versions.bundle.api_version_var
+    newest = Version(versions.bundle.versions[0].value)
+    versions.bundle = VersionBundle(HeadVersion(), newest, api_version_var=variable)
     router = routes.execution_api_router
     # Cadwyn refuses routes of older versions where there are none.
     router.routes[:] = [one for one in router.routes if _DELETED_ROUTE_TAG not in getattr(one, "tags", ())]

@@ -237,10 +237,9 @@ def _deprecations() -> set[type[Warning]]:
     import airflow.sdk.exceptions
     import airflow.utils.deprecation_tools as tools
 
-    found = {
-        one for module in (airflow.exceptions, airflow.sdk.exceptions, tools) for one in vars(module).values()
-    }
-    return {one for one in found if isinstance(one, type) and issubclass(one, Warning)} | {DeprecationWarning}
+    modules = (airflow.exceptions, airflow.sdk.exceptions, tools)
+    found = [one for module in modules for one in vars(module).values() if isinstance(one, type)]
+    return {one for one in found if issubclass(one, Warning)} | {DeprecationWarning}
 
 
 @pytest.mark.parametrize("kind", sorted(_deprecations(), key=str), ids=lambda one: one.__name__)

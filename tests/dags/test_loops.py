@@ -47,7 +47,7 @@ with DAG("loops", schedule=None) as dag:
 
         @task_group
         def refine():
-            one = QarnotRunTaskOperator(task_id="one", image="alpine", command="echo $((100 + {{ loop.index }}))")
+            one = QarnotRunTaskOperator(task_id="one", image="alpine", command="echo {{ loop.index }}")
             copies = QarnotRunTaskOperator.partial(task_id="copies", image="alpine").expand(
                 command=["echo a {{ loop.index }}", "echo b {{ loop.index }}"]
             )
