@@ -1,6 +1,7 @@
 """A hook of MkDocs: ``objects.inv`` in the site, so that other projects can link to its entries (Sphinx intersphinx).
 
-It lists the pages, and each entry of the reference: a heading with the name, and below it the line that imports it.
+It lists the pages, and each entry of the reference: a heading with the name, and below it the line that imports it. An
+entry has two names if the page imports it from another module than the one that defines it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import importlib
 import inspect
 import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,17 +30,19 @@ class Item(NamedTuple):
     title: str = "-"
 
 
-#: What the pages of this build have.
-_found: list[Item] = []
+_DIRECTIVE = re.compile(r"^::: (?:\w+ )?(?P<path>(?:\w+\.)+(?P<name>\w+))$", re.M)
+#: What the pages of this build have, and the paths that their directives name.
+_found: set[Item] = set()
+_paths: dict[str, str] = {}
 
 
-def items_of(html: str, url: str) -> list[Item]:
-    """Return the entries of the reference on a page."""
-    found = []
+def items_of(html: str, url: str) -> Iterator[Item]:
+    """Yield the entries of the reference on a page."""
     for one in _ENTRY.finditer(html):
-        thing = getattr(importlib.import_module(one["module"]), one["name"])
-        found.append(Item(f"{one['module']}.{one['name']}", _role(thing), f"{url}#{one['anchor']}"))
-    return found
+        path = f"{one['module']}.{one['name']}"
+        role = _role(getattr(importlib.import_module(one["module"]), one["name"]))
+        for name in (path, _paths.get(one["name"], path)):
+            yield Item(name, role, f"{url}#{one['anchor']}")
 
 
 def _role(thing: Any) -> str:
@@ -62,12 +65,18 @@ def inventory(items: Iterable[Item], version: str) -> bytes:
 def on_pre_build(**_: Any) -> None:
     """Forget the build before this one."""
     _found.clear()
+    _paths.clear()
+
+
+def on_page_markdown(markdown: str, **_: Any) -> None:
+    """Note the directives, before the next hook carries them out."""
+    _paths.update((one["name"], one["path"]) for one in _DIRECTIVE.finditer(markdown))
 
 
 def on_page_content(html: str, page: Any, **_: Any) -> None:
     """Note a page and its entries."""
-    _found.append(Item(page.file.src_uri.removesuffix(".md"), "std:doc", page.url, page.title))
-    _found.extend(items_of(html, page.url))
+    _found.add(Item(page.file.src_uri.removesuffix(".md"), "std:doc", page.url, page.title))
+    _found.update(items_of(html, page.url))
 
 
 def on_post_build(config: Any, **_: Any) -> None:
