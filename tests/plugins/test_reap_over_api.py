@@ -48,7 +48,7 @@ def runs(airflow_db: None) -> None:
         session.add(DagModel(dag_id=DAG, bundle_name="of-reaped"))
         for state in ("running", "failed"):
             session.add(
-                DagRun(dag_id=DAG, run_id=f"is {state}", run_type="manual", state=state, run_after=now)
+                DagRun(dag_id=DAG, run_id=f"is_{state}", run_type="manual", state=state, run_after=now)
             )
 
 
@@ -85,20 +85,20 @@ def test_the_api_has_the_states_of_the_runs(
     reap: Callable[[str], None], make: Maker, admin: TestClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pools = {
-        run_id: make.pool(owner=identity(DAG, run_id)) for run_id in ("is running", "is failed", "is unknown")
+        run_id: make.pool(owner=identity(DAG, run_id)) for run_id in ("is_running", "is_failed", "is_unknown")
     }
     reap(admin.cookies["_token"])
     said = capsys.readouterr().out
-    assert f"close  {pools['is failed']}" in said
-    assert f"close  {pools['is unknown']}" in said
-    assert f"keep   {pools['is running']}" in said
+    assert f"close  {pools['is_failed']}" in said
+    assert f"close  {pools['is_unknown']}" in said
+    assert f"keep   {pools['is_running']}" in said
     states = {run_id: make.client.pools.get(uuid).state for run_id, uuid in pools.items()}
-    assert states.pop("is running") not in ("Closing", "Closed")
+    assert states.pop("is_running") not in ("Closing", "Closed")
     assert set(states.values()) <= {"Closing", "Closed"}
 
 
 def test_a_wrong_token_closes_nothing(reap: Callable[[str], None], make: Maker) -> None:
-    pool = make.pool(owner=identity(DAG, "is failed"))
+    pool = make.pool(owner=identity(DAG, "is_failed"))
     with pytest.raises(SystemExit, match=r"401.*AIRFLOW_CLI_TOKEN"):
         reap("no-token")
     assert make.client.pools.get(pool).state not in ("Closing", "Closed")
