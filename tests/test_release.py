@@ -80,10 +80,10 @@ TO_DO: dict[str, tuple[dict[str, Any], str]] = {
         {"dist": dict.fromkeys(READY.dist, 1_700_000_000)},
         "dist/ is no build of this commit",
     ),
-    "no site": ({"site": {}}, "build/site is no build of this commit. Run: make docs"),
+    "no site": ({"site": {}}, "build/site/1.2.3 is no build of this commit. Run: make docs VERSION=1.2.3"),
     "a site of an earlier commit": (
         {"site": dict.fromkeys(READY.site, 1.0)},
-        "build/site is no build of this commit",
+        "build/site/1.2.3 is no build of this commit",
     ),
 }
 

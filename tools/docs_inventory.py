@@ -1,13 +1,13 @@
 """A hook of MkDocs: ``objects.inv`` in the site, so that other projects can link to its entries (Sphinx intersphinx).
 
-It lists the pages, and each entry of the reference: a heading with the name, and below it the line that imports it. An
+It lists the pages, and each entry of the reference: a row of its table of contents, or a heading below a directive. An
 entry has two names if the page imports it from another module than the one that defines it.
 """
 
 from __future__ import annotations
 
-import importlib
 import inspect
+import pkgutil
 import re
 import zlib
 from collections.abc import Iterable, Iterator
@@ -15,10 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 PROJECT = "airflow-qarnot-pool"
-_ENTRY = re.compile(
-    r'<h\d id="(?P<anchor>[^"]+)">(?P<name>\w+)(?:<a [^>]*>[^<]*</a>)?</h\d>\s*'
-    r"<p><code>from (?P<module>[\w.]+) import (?P=name)</code>"
-)
+_ROW = re.compile(r"^\| \[`(?P<name>\w+)`\]\(#[\w-]+\) \| `(?P<module>[\w.]+)` \|", re.M)
+_DIRECTIVE = re.compile(r"^<!-- ::: (?:methods )?(?P<module>\w+(?:\.\w+)+)\.(?P<name>\w+) -->$", re.M)
 
 
 class Item(NamedTuple):
@@ -30,19 +28,17 @@ class Item(NamedTuple):
     title: str = "-"
 
 
-_DIRECTIVE = re.compile(r"^::: (?:\w+ )?(?P<path>(?:\w+\.)+(?P<name>\w+))$", re.M)
-#: What the pages of this build have, and the paths that their directives name.
+#: What the pages of this build have.
 _found: set[Item] = set()
-_paths: dict[str, str] = {}
 
 
-def items_of(html: str, url: str) -> Iterator[Item]:
-    """Yield the entries of the reference on a page."""
-    for one in _ENTRY.finditer(html):
+def items_of(markdown: str, url: str) -> Iterator[Item]:
+    """Yield the entries of the reference on a page. An anchor is the name in small letters."""
+    for one in (*_ROW.finditer(markdown), *_DIRECTIVE.finditer(markdown)):
         path = f"{one['module']}.{one['name']}"
-        role = _role(getattr(importlib.import_module(one["module"]), one["name"]))
-        for name in (path, _paths.get(one["name"], path)):
-            yield Item(name, role, f"{url}#{one['anchor']}")
+        thing = pkgutil.resolve_name(path)
+        for name in {path, f"{thing.__module__}.{one['name']}"}:
+            yield Item(name, _role(thing), f"{url}#{one['name'].lower()}")
 
 
 def _role(thing: Any) -> str:
@@ -65,18 +61,16 @@ def inventory(items: Iterable[Item], version: str) -> bytes:
 def on_pre_build(**_: Any) -> None:
     """Forget the build before this one."""
     _found.clear()
-    _paths.clear()
 
 
-def on_page_markdown(markdown: str, **_: Any) -> None:
-    """Note the directives, before the next hook carries them out."""
-    _paths.update((one["name"], one["path"]) for one in _DIRECTIVE.finditer(markdown))
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> None:
+    """Note the entries of a page, before the next hook drops its comments."""
+    _found.update(items_of(markdown, page.url))
 
 
 def on_page_content(html: str, page: Any, **_: Any) -> None:
-    """Note a page and its entries."""
+    """Note a page, whose title is known by now."""
     _found.add(Item(page.file.src_uri.removesuffix(".md"), "std:doc", page.url, page.title))
-    _found.update(items_of(html, page.url))
 
 
 def on_post_build(config: Any, **_: Any) -> None:

@@ -96,7 +96,7 @@ def _of_the_builds(facts: Facts) -> Iterator[str]:
     if facts.dist.keys() != wanted or any(abs(time - facts.committed) > 2 for time in facts.dist.values()):
         yield f"dist/ is no build of this commit, got {sorted(facts.dist)}. Run: make check"
     if facts.site.keys() != set(SITE) or any(time < facts.committed for time in facts.site.values()):
-        yield "build/site is no build of this commit. Run: make docs"
+        yield f"build/site/{facts.version} is no build of this commit. Run: make docs VERSION={facts.version}"
 
 
 def facts(root: Path) -> Facts:
@@ -110,9 +110,10 @@ def facts(root: Path) -> Facts:
         line.split()
         for line in git("tag", "--format=%(refname:short) %(objectname) %(*objectname)").splitlines()
     )
-    files = (root / "build" / "site" / name for name in SITE)
+    version = version_in((root / PACKAGE / "__init__.py").read_text())
+    files = (root / "build" / "site" / version / name for name in SITE)
     return Facts(
-        version=version_in((root / PACKAGE / "__init__.py").read_text()),
+        version=version,
         urls=project(root)["urls"],
         changelog=(root / "CHANGELOG.md").read_text(),
         # An annotated tag is an object of its own, whose commit is last.
