@@ -20,6 +20,9 @@ _GUIDES = (
     "waits",
     "idle-nodes",
     "what-a-run-costs",
+    "events",
+    "recipes",
+    "coming-from",
     "testing",
     "upgrade-airflow",
 )
