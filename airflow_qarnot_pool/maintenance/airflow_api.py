@@ -38,7 +38,10 @@ class AirflowApi:
     """
 
     def __init__(self, url: str, token: str) -> None:
-        parts = urlsplit(url.strip())
+        try:
+            parts = urlsplit(url.strip())
+        except ValueError:  # such as an IPv6 address without an end
+            parts = urlsplit("")
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
             raise AirflowApiError(
                 f"--api-url is not the address of an api-server, got {parts.scheme}://{parts.hostname or ''}. "
@@ -117,8 +120,8 @@ class AirflowApi:
     def _refusal(self, status: int, answer: dict[str, Any]) -> AirflowApiError:
         detail = answer.get("detail")
         said = f" ({detail[:200]})" if isinstance(detail, str) else ""
-        remedy = {
-            401: f"Set {TOKEN_VARIABLE} to a new token, because tokens expire.",
-            403: "Use the token of a user who may read all DAGs and their runs.",
-        }.get(status, "Check --api-url: it is the address of the UI, without /api/v2.")
+        if status in (401, 403):  # an expired token, too, gives either
+            remedy = f"Set {TOKEN_VARIABLE} to a new token, of a user who may read all DAGs and their runs."
+        else:
+            remedy = "Check --api-url: it is the address of the UI, without /api/v2."
         return AirflowApiError(f"Airflow's API at {self._url} responded with status {status}{said}. {remedy}")

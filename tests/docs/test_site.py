@@ -42,7 +42,7 @@ def check_inventory(site: Path) -> None:
         assert (site / page).exists(), one
         found[item["name"]] = item["role"]
     reference = (ROOT / "docs" / "reference.md").read_text()
-    entries = re.findall(r"^### `?(\w+)`?$", reference, re.M)
+    entries = re.findall(r"^\| \[`(\w+)`\]\(#", reference, re.M)
     assert len(entries) > 20
     assert set(entries) <= {name.rpartition(".")[2] for name in found}
     assert found["airflow_qarnot_pool.operators.pool.QarnotCreatePoolOperator"] == "py:class"

@@ -72,7 +72,7 @@ UNCLEAR = {
     "another run that is not found": (404, b'{"detail": "`frames` and `x` was not found"}', "status 404"),
     "a detail that is no text": (404, b'{"detail": [{"msg": "`frames`"}]}', "status 404"),
     "an expired token": (401, b'{"detail": "Not authenticated"}', "Not authenticated.*AIRFLOW_CLI_TOKEN"),
-    "a user without permission": (403, b'{"detail": "Forbidden"}', "may read all DAGs"),
+    "a user without permission": (403, b'{"detail": "Invalid JWT token"}', "may read all DAGs"),
     "an error of the server": (500, b"oops", "status 500"),
     "a page where JSON is expected": (200, b"<html>log in</html>", "status 200"),
     "a list where an object is expected": (200, b"[]", "status 200"),
@@ -126,7 +126,7 @@ def test_the_check_accepts_only_airflow_and_a_good_token(server: Server) -> None
 
 
 @pytest.mark.parametrize(
-    "url", ["", "airflow.example", "ftp://a", "https://u:p@a", "https://a?x=1", "https://"]
+    "url", ["", "airflow.example", "ftp://a", "https://u:p@a", "https://a?x=1", "https://", "https://["]
 )
 def test_an_address_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(AirflowApiError, match="--api-url is not the address") as caught:
