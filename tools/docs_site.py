@@ -22,12 +22,14 @@ _RELEASE = re.compile(r"\d+(\.\d+)*")
 
 def on_config(config: Any) -> Any:
     """Name the version, and append pages that the navigation does not name, because each must be reachable."""
+    from mkdocs.exceptions import ConfigurationError
+
     version = Path(config["site_dir"]).name
     here = re.findall(
         r'^__version__ = "(.+)"$', (ROOT / "airflow_qarnot_pool" / "__init__.py").read_text(), re.M
     )
     if _RELEASE.fullmatch(version) and version not in here:
-        raise ValueError(
+        raise ConfigurationError(
             f"VERSION is not that of the package, got {version}. Give {here[0]}, or leave it out."
         )
     config["extra"]["built_version"] = version

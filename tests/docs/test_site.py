@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import zlib
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from airflow_qarnot_pool import __version__, exceptions
 from tests.conftest import ROOT
+from tools import docs_site
 
 
 def test_the_site_builds_and_loads_nothing_from_other_servers(tmp_path: Path) -> None:
@@ -50,6 +52,26 @@ def check_inventory(site: Path) -> None:
     assert found["airflow_qarnot_pool.decorators.qarnot.qarnot_task"] == "py:function"
     assert found["airflow_qarnot_pool.api.client.QarnotClient"] == "py:class"
     assert found["index"] == "std:doc"
+
+
+def test_a_release_is_built_from_its_own_sources(tmp_path: Path) -> None:
+    exceptions_of_mkdocs = pytest.importorskip(
+        "mkdocs.exceptions", reason="the site is built with the dev extra"
+    )
+    with pytest.raises(
+        exceptions_of_mkdocs.ConfigurationError, match=r"not that of the package, got 9\.9\.9"
+    ):
+        docs_site.on_config({"site_dir": str(tmp_path / "9.9.9"), "extra": {}, "nav": []})
+
+
+def test_the_root_leads_to_the_newest_release(tmp_path: Path) -> None:
+    for version in ("dev", "0.9.0", "0.10.0"):
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "index.html").touch()
+    docs_site.list_versions(tmp_path)
+    names = json.loads((tmp_path / "versions.js").read_text().partition(" = ")[2].rstrip(";\n"))
+    assert list(names) == ["0.10.0", "0.9.0", "dev"]
+    assert "url=0.10.0/index.html" in (tmp_path / "index.html").read_text()
 
 
 def test_every_error_is_explained() -> None:
