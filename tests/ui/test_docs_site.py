@@ -86,3 +86,14 @@ def test_no_page_is_wider_than_the_screen(browser: Browser, page: str, width: in
     assert browser.script("return document.documentElement.scrollWidth") <= width
     wide = "return [...document.querySelectorAll('.rst-content table, .rst-content img')]"
     assert browser.script(f"{wide}.filter((one) => one.getBoundingClientRect().right > {width}).length") == 0
+
+
+def test_no_parameter_is_cut_off(browser: Browser) -> None:
+    browser.resize(1400, 900)
+    browser.go("/dev/reference.html")
+    browser.see("table.parameters")
+    tables = "[...document.querySelectorAll('table.parameters')]"
+    assert browser.script(f"return {tables}.length") > 20
+    assert (
+        browser.script(f"return {tables}.filter((one) => one.scrollWidth > one.clientWidth + 1).length") == 0
+    )

@@ -18,6 +18,7 @@
     var names = Array.from(table.querySelectorAll("th"), function (cell) { return cell.textContent; });
     if (names.length < 3) return;
     table.classList.add("cards");
+    if (names.length > 4 && names[names.length - 1] === "Meaning") table.classList.add("parameters");
     table.querySelectorAll("tbody tr").forEach(function (row) {
       Array.from(row.cells, function (cell, n) { cell.dataset.label = names[n]; });
     });
