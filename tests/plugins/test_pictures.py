@@ -297,6 +297,10 @@ def test_the_pictures_add_up_to_the_account(
     (tmp_path / "one0").touch()
     until(lambda: running(2) and "Success" in {each.state for each in poll()[1]}, "the second one")
     server.advance_clock(200)
+    now, day = datetime.fromtimestamp(server.get_clock()["now"], UTC), pictures.AccountHistory()
+    sums = day.updated([poll()[0]], {uuid: client.pools.credits(uuid)}, now).points[-1]
+    nodes = [node for node in server.nodes() if node["pool"] == uuid]
+    assert sums[1:6] == (1, 2, len(nodes), sum(len(node["running"]) for node in nodes), 0)
     for number in (0, 1):
         (tmp_path / f"many{number}").touch()
     until(lambda: all(each.state == "Success" for each in poll()[1]), "their ends")
@@ -330,5 +334,9 @@ def test_the_pictures_add_up_to_the_account(
     assert kinds.count("lost") == 1
     cost = pictures.cost_over_time(found, observed)
     assert cost["points"][-1][1] == pytest.approx(bill["creditsSpent"], abs=1e-6)
+    spent = server.get_account()["creditsSpent"]
+    day = pictures.AccountHistory().updated([found], {uuid: client.pools.credits(uuid)}, T0)
+    assert day.points[-1][1:6] == (0, 0, 0, 0, 0)
+    assert day.points[-1][6] == pytest.approx(spent, abs=1e-6)
     price = rows.slot_hour_of(found, client.pools.credits(uuid))
     assert price == pytest.approx(server.get_account()["eurosPerNodeSecond"] * 3600, rel=0.01)
