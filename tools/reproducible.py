@@ -28,10 +28,13 @@ def rebuild(sdist: Path, place: Path) -> Path:
         with tarfile.open(sdist) as archive:
             archive.extractall(place, filter=_with_odd_modes)
         source, out = place / sdist.name.removesuffix(".tar.gz"), place / "out"
-        command = [UV, "build", "--quiet", "--build-constraints", str(ROOT / "constraints.txt")]
-        subprocess.run(
-            [*command, "--out-dir", str(out), str(source)], check=True, env={**os.environ, **ANOTHER_WORLD}
-        )
+        constraints = str(ROOT / "constraints.txt")
+        world = {**os.environ, **ANOTHER_WORLD, "PIP_CONSTRAINT": constraints}
+        uv = [UV, "build", "--quiet", "--build-constraints", constraints, "--out-dir", str(out), str(source)]
+        # pip is the way out where uv cannot see the index that pip is configured for.
+        if subprocess.run(uv, check=False, env=world).returncode:
+            pip = [sys.executable, "-m", "build", "--outdir", str(out), str(source)]
+            subprocess.run(pip, check=True, env=world)
     finally:
         os.umask(before)
     return out
