@@ -202,6 +202,7 @@ SETTINGS: dict[str, str] = {
     "defer_after": "0",
     "min_poll_interval": "5",
     "namespace": "production",
+    "openlineage_parent": "True",
     "poll_interval": "30",
     "pools_page_connections": "qarnot_default,qarnot_research",
     "pools_page_refresh": "10",
