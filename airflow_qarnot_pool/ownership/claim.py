@@ -80,6 +80,8 @@ MAX_CREATE_ATTEMPTS = 3
 #: Time from the start of a try, or from its last lookup, after which a submission looks for a later try's objects
 #: first. Airflow declares a worker lost after five minutes, and a submission usually comes within seconds.
 OVERTAKEN_AFTER = timedelta(seconds=30)
+#: Seconds from the last look of a process at an object, without the mark of a later try, to its request that ends it.
+ENDED_WITHIN = 2.0
 #: Maximum number of tags that Qarnot accepts on one object.
 MAX_TAGS = 10
 
@@ -223,9 +225,12 @@ class _Attempts:
         ended = self._request.ended
         if is_adopted(self._identity, snapshot) and snapshot.uuid not in ended:
             mark_adopted(self._resource, self._identity, [snapshot], lambda _: self._request.spec)
+            if self._resource.kind == "pool":
+                # A Qarnot task runs again if it is aborted, but nothing replaces a pool that the caller has returned.
+                self._request.pause(ENDED_WITHIN)
             current = find_confirmed(self._resource, snapshot.uuid, self._request.pause)
             if current is None or is_ending(current):
-                # A process of an earlier try may have ended it before it could see the mark.
+                # A process of an earlier try has ended it, which had not seen the mark.
                 ended[snapshot.uuid] = current
                 self._lookup()
                 return None

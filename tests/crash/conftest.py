@@ -11,6 +11,12 @@ pytest.register_assert_rewrite("tests.crash.matrix")
 from tests.crash.matrix import Matrix  # noqa: E402
 
 
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adopt pools without a pause. A dead process ends nothing."""
+    monkeypatch.setattr("airflow_qarnot_pool.ownership.claim.ENDED_WITHIN", 0.0)
+
+
 @pytest.fixture(scope="module")
 def servers() -> Iterator[dict[str, LocalQarnot]]:
     """A local Qarnot that enforces unique shortnames (unless READINGS says otherwise), and one that does not.

@@ -40,6 +40,12 @@ def deferrable(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     return bool(chosen)
 
 
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adopt pools without a pause."""
+    monkeypatch.setattr("airflow_qarnot_pool.ownership.claim.ENDED_WITHIN", 0.0)
+
+
 @pytest.fixture
 def defers_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every deferrable wait defer, whatever TEST_DEFER_AFTER says."""

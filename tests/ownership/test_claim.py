@@ -123,6 +123,12 @@ CASES: dict[str, tuple[list[RemoteSnapshot], ClaimState, Use | Create | FindByNa
 }
 
 
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adopt pools without a pause."""
+    monkeypatch.setattr(claims, "ENDED_WITHIN", 0.0)
+
+
 @pytest.mark.parametrize(("snapshots", "state", "step"), CASES.values(), ids=CASES)
 def test_next_step(
     snapshots: list[RemoteSnapshot], state: ClaimState, step: Use | Create | FindByName
@@ -264,6 +270,26 @@ def test_an_adopted_object_keeps_its_constants_on_a_server_that_drops_those_not_
         assert adopted.uuid == created.uuid
         assert resource.get(adopted.uuid).constants == before
         assert before["PLAIN"] == "1"
+
+
+@pytest.mark.parametrize("shortnames", ["enforce", "free"])
+def test_a_pool_that_a_process_of_an_earlier_try_closes_after_its_adoption_is_replaced(
+    shortnames: str,
+) -> None:
+    """That process looked for a later try just before the pool was adopted, and its request comes after that."""
+    with (
+        LocalQarnot(boot_seconds=0, shortnames=shortnames) as qarnot,
+        QarnotClient(qarnot.url, qarnot.token) as client,
+    ):
+        first = life_of(task_id="open", try_number=1, max_tries=2, retries=2)
+        request = ClaimRequest(resource=client.pools, spec=PoolSpec(name="pool"), identity=first)
+        closed = claim(request)
+        second = dataclasses.replace(
+            request,
+            identity=dataclasses.replace(first, try_number=2),
+            pause=lambda seconds: client.pools.end(closed.uuid),
+        )
+        assert claim(second).uuid != closed.uuid
 
 
 @pytest.mark.parametrize("shortnames", ["enforce", "free"])
