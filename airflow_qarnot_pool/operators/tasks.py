@@ -524,7 +524,7 @@ class QarnotRunTasksOperator(TaskOperator):
             self._pause(1.0)
         else:
             raise QarnotUnavailableError("Searches do not show the Qarnot tasks of an earlier try")
-        if looks and slice_.is_first_look:
+        if looks and (slice_.is_first_look or slice_.unclear):
             self._adopt(slice_, snapshots, state)
         slice_.snapshots, slice_.must_look, slice_.is_first_look = snapshots, True, False
         progress.note(state)

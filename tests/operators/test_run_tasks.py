@@ -190,26 +190,24 @@ def test_a_lost_answer_doubles_nothing(
     assert len(made_by(client, ti.xcoms["qarnot_tasks"])) == 5
 
 
-@pytest.mark.parametrize("answer", ["400 list", "400 message"])
-def test_a_list_that_is_refused_as_a_whole_doubles_nothing(
-    qarnot: LocalQarnot, client: QarnotClient, pool: str, answer: str
-) -> None:
-    """No search shows the tasks whose names are taken, so their list is sent again."""
-    qarnot.faults([{"method": "POST", "path": "^/tasks$", "times": 1, "kind": "lost"}])
-    with answering(qarnot, bulk_all_fail=answer):
-        qarnot.lag_searches(0.3)
-        try:
-            make = partial(tasks, qarnot_pool=pool, commands=["true"] * 5)
-            result = run(make, ti := FakeTI(run_id=f"refused-{answer}"))
-        finally:
-            qarnot.lag_searches(0)
-    assert result["succeeded"] == 5
-    assert len(made_by(client, ti.xcoms["qarnot_tasks"])) == 5
+#: What shows a retry that its Qarnot tasks exist: their names in paths, or that these are taken.
+SHOWN_BY = {
+    "paths": {},
+    "paths only": {"name_of_closed_pool": "not enforced"},
+    "names that are taken": {"shortname_in_path": "no"},
+    "a refused list": {"shortname_in_path": "no", "bulk_all_fail": "400 list"},
+    "one refusal for all": {"shortname_in_path": "no", "bulk_all_fail": "400 message"},
+}
 
 
-@pytest.mark.parametrize("names", ["taken until deleted", "not enforced"])
+@pytest.mark.parametrize("answers", SHOWN_BY.values(), ids=SHOWN_BY)
 def test_a_retry_doubles_nothing_though_searches_show_nothing_yet(
-    qarnot: LocalQarnot, client: QarnotClient, pool: str, monkeypatch: pytest.MonkeyPatch, names: str
+    qarnot: LocalQarnot,
+    client: QarnotClient,
+    pool: str,
+    run_id: str,
+    monkeypatch: pytest.MonkeyPatch,
+    answers: dict[str, str],
 ) -> None:
     make = partial(tasks, qarnot_pool=pool, commands=["sleep 600"] * 5)
     waits: list[float] = []
@@ -219,17 +217,19 @@ def test_a_retry_doubles_nothing_though_searches_show_nothing_yet(
         qarnot.lag_searches(0)
         return self.is_set()
 
-    with answering(qarnot, name_of_closed_pool=names):
+    with answering(qarnot, **answers):
         qarnot.lag_searches(3600)
         try:
-            first, _ = defer(make, FakeTI(run_id=f"unseen {names}", max_tries=1))
+            first, _ = defer(make, FakeTI(run_id=run_id, max_tries=1))
             monkeypatch.setattr(KillFlag, "wait", wait)
-            second, _ = defer(make, FakeTI(run_id=f"unseen {names}", max_tries=1, try_number=2))
+            second, _ = defer(make, FakeTI(run_id=run_id, max_tries=1, try_number=2))
         finally:
             qarnot.lag_searches(0)
-    assert len(made_by(client, first.trigger.uuid)) == 5
+    made = made_by(client, first.trigger.uuid)
+    assert len(made) == 5
     assert second.trigger.uuid == first.trigger.uuid
-    assert waits == [1.0]
+    assert all("airflow-try:2" in one.tags for one in made), "all are adopted"
+    assert len(waits) == 1
 
 
 def test_a_retry_keeps_the_commands_on_a_server_that_drops_constants_that_are_not_sent(
