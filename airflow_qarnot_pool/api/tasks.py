@@ -25,6 +25,7 @@ from airflow_qarnot_pool.api.resource import (
 )
 from airflow_qarnot_pool.api.responses import error_from_response
 from airflow_qarnot_pool.api.specs import TaskSpec
+from airflow_qarnot_pool.api.transport import Recover
 
 log = logging.getLogger(__name__)
 
@@ -78,21 +79,7 @@ class TaskResource(Resource[TaskSpec, Task]):
             bodies[:] = [labelled[index][0] for index in pending]
             return None if pending else ()
 
-        try:
-            data = self._transport.request(
-                "POST",
-                self.base,
-                json=bodies,
-                idempotent=False,
-                kind=self.kind,
-                shape=list,
-                creating=True,
-                bulk=True,
-                recover=recover if all(spec.shortname for spec in specs) else None,
-            )
-        except QarnotNameTakenError as error:
-            # If all items fail, a server may say so with the error of one of them.
-            data = [{"statusCode": error.status, "message": error.server_message}] * len(pending)
+        data = self._post_many(bodies, recover if all(spec.shortname for spec in specs) else None)
         if len(data) != len(pending):
             raise QarnotProtocolError(
                 f"Qarnot returned {len(data)} items for {len(pending)} tasks", kind=self.kind, path=self.base
@@ -104,6 +91,25 @@ class TaskResource(Resource[TaskSpec, Task]):
             # An earlier attempt may have created them after the search for its tasks.
             results.update(self._find_by_label(specs, labelled, taken, self._transport.deadline))
         return [results[index] for index in range(len(specs))]
+
+    def _post_many(self, bodies: list[dict[str, Any]], recover: Recover | None) -> Sequence[Any]:
+        """Return the result of each item in the response."""
+        try:
+            results: Sequence[Any] = self._transport.request(
+                "POST",
+                self.base,
+                json=bodies,
+                idempotent=False,
+                kind=self.kind,
+                shape=list,
+                creating=True,
+                bulk=True,
+                recover=recover,
+            )
+        except QarnotNameTakenError as error:
+            # If all items fail, a server may say so with the error of one of them.
+            return [{"statusCode": error.status, "message": error.server_message}] * len(bodies)
+        return results
 
     def _item(self, index: int, spec: TaskSpec, item: Any) -> BulkItem:
         fields = {str(key).lower(): value for key, value in item.items()} if isinstance(item, dict) else {}
