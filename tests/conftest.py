@@ -144,6 +144,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Scheduling(config, log) if config.getoption("dist") == "loadfile" else None
 
 
+@pytest.fixture(autouse=True)
+def bundles_of_this_test() -> None:
+    """Have ``dag.test()`` read the configured bundles. From Airflow 3.4 on a process reads them once."""
+    manager = sys.modules.get("airflow.dag_processing.bundles.manager")
+    if snapshot := getattr(manager, "_load_bundle_config_snapshot", None):
+        snapshot.cache_clear()
+
+
 @pytest.fixture(scope="session")
 def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty Airflow database to copy.
