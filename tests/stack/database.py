@@ -16,6 +16,14 @@ _INSTANCES = """
     LEFT JOIN job ON job.id = trigger.triggerer_id
     WHERE ti.dag_id = %s AND ti.run_id = %s
 """
+_WATCHER = """
+    SELECT job.unixname
+    FROM asset
+    JOIN asset_watcher watcher ON watcher.asset_id = asset.id
+    JOIN trigger ON trigger.id = watcher.trigger_id
+    JOIN job ON job.id = trigger.triggerer_id
+    WHERE asset.name = %s
+"""
 #: Changes whenever a task of any DAG run changes its state or its try. The time of the last update is no measure: every
 #: heartbeat of a running task changes it, and a task that hangs sends heartbeats, too.
 _PROGRESS = """
@@ -59,6 +67,26 @@ class Database:
             f"{one['task_id']}[{one['map_index']}] {one['state']}, try {one['try_number']}"
             for one in self.instances(dag_id, run_id)
         ]
+
+    def payloads(self, asset: str) -> list[dict[str, Any]]:
+        """Return the payloads of the events of an asset, which triggers have reported, the oldest first."""
+        found = self._rows(
+            "SELECT extra FROM asset_event e JOIN asset ON asset.id = asset_id WHERE name = %s ORDER BY e.id",
+            asset,
+        )
+        return [row["extra"]["payload"] for row in found]
+
+    def asset_state(self, asset: str) -> str | None:
+        """Return a value in the state store of an asset; None if there is none."""
+        found = self._rows(
+            "SELECT value FROM asset_state_store JOIN asset ON asset.id = asset_id WHERE name = %s", asset
+        )
+        return str(found[0]["value"]) if found else None
+
+    def watching_triggerer(self, asset: str) -> str | None:
+        """Return the triggerer that has the trigger of a watcher; None if it is dead and none has taken over."""
+        found = self._rows(_WATCHER, asset)
+        return str(found[0]["unixname"]) if found else None
 
     def progress(self) -> str | None:
         """Return a value that changes with the state or the try of any task."""
