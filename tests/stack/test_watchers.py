@@ -56,7 +56,9 @@ def test_ten_thousand_files_are_reported_once_over_kills_of_triggerers(world: Wo
         if deed == "freeze":
             airflow.signal(holder, signal.SIGSTOP)
             put(qarnot, keys[before:])
-            world.wait(lambda: len(reported()) >= len(keys), "another triggerer to report the files")
+            world.wait(
+                lambda part=part: len(reported()) >= EACH * (part + 1), "another triggerer to report them"
+            )
             airflow.signal(holder, signal.SIGCONT)
             continue
         put(qarnot, keys[before:])

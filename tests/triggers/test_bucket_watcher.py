@@ -99,7 +99,7 @@ def test_every_key_comes_once_over_kills(s3: FakeS3, store: MemoryStore) -> None
             for key in keys[expected - 5000 : expected]:
                 late = chance.random() < 0.3
                 s3.put(key, at=s3.now - timedelta(minutes=chance.randint(0, 50)) if late else None)
-                s3.now += timedelta(seconds=0.3)
+                s3.now += timedelta(seconds=1)
             while reported() < expected:
                 async with running(watch(max_items=500, poll_interval=0.5)) as run:
                     kills += 1
