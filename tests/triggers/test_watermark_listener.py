@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
+from airflow_qarnot_pool.triggers.bucket_watcher import QarnotBucketWatcher
+from airflow_qarnot_pool.triggers.idle_pool_watcher import QarnotPoolIdleWatcher
+from airflow_qarnot_pool.triggers.task_watcher import QarnotTaskWatcher
 from airflow_qarnot_pool.triggers.watermark import Watermark
 from airflow_qarnot_pool.version_compat import HAS_ASSET_STATE_STORE
 
@@ -160,3 +163,24 @@ def test_a_state_that_is_no_watermark_is_left_alone(watched: Watched) -> None:
     watched.fire(payload("a"))
     assert watched.keys() == [["a"]]
     assert watched.mark() == "mine"
+
+
+@pytest.mark.parametrize(
+    "watcher",
+    [
+        QarnotBucketWatcher(bucket="inbox", whitelist=r"\.csv$", poll_interval=1),
+        QarnotTaskWatcher(tag="nightly", allowed_lateness=timedelta(minutes=7)),
+        QarnotPoolIdleWatcher(tag="team", idle_for=60.5),
+    ],
+    ids=lambda watcher: type(watcher).__name__,
+)
+def test_a_watcher_keeps_its_trigger_when_its_dag_is_parsed_again(watcher: Any) -> None:
+    """Airflow compares the arguments in the DAG with those in its database. A new trigger would start anew."""
+    from airflow.models.trigger import Trigger
+    from airflow.serialization.encoders import encode_trigger
+    from airflow.triggers.base import BaseEventTrigger
+
+    encoded = encode_trigger(watcher)
+    stored = Trigger(classpath=encoded["classpath"], kwargs=encoded["kwargs"])
+    parsed = encode_trigger(type(watcher)(**watcher.serialize()[1]))
+    assert BaseEventTrigger.hash(stored.classpath, stored.kwargs) == BaseEventTrigger.hash(**parsed)
