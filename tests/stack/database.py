@@ -71,7 +71,7 @@ class Database:
     def payloads(self, asset: str) -> list[dict[str, Any]]:
         """Return the payloads of the events of an asset, which triggers have reported, the oldest first."""
         found = self._rows(
-            "SELECT extra FROM asset_event e JOIN asset ON asset.id = asset_id WHERE name = %s ORDER BY e.id",
+            "SELECT e.extra FROM asset_event e JOIN asset ON asset.id = asset_id WHERE name = %s ORDER BY e.id",
             asset,
         )
         return [row["extra"]["payload"] for row in found]
