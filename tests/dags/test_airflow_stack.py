@@ -8,13 +8,10 @@ import sys
 import time
 from pathlib import Path
 
-import boto3
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from airflow_qarnot_pool.local import LocalQarnot
 from tests.conftest import ROOT
-from tools.airflow_stack import AirflowStack, Endpoint
 
 OWNER = """
 import json, sys, time
@@ -44,30 +41,6 @@ with DAG("long", schedule=None):
         child.wait()
 
     sleep()
-"""
-
-EVENTS = """
-import json, os
-from airflow.sdk import DAG, Asset, AssetWatcher, task
-from airflow_qarnot_pool.triggers.bucket_watcher import QarnotBucketWatcher
-
-watcher = QarnotBucketWatcher(bucket="inbox", prefix="in/", existing=True, poll_interval=1)
-inbox = Asset("inbox", watchers=[AssetWatcher(name="new files", trigger=watcher)])
-
-with DAG("events", schedule=[inbox], is_paused_upon_creation=False):
-
-    @task
-    def read(run_id=None, triggering_asset_events=None):
-        keys = [
-            file["key"] for event in triggering_asset_events[inbox] for file in event.extra["payload"]["files"]
-        ]
-        folder = os.path.join(os.environ["AIRFLOW_HOME"], "keys")
-        os.makedirs(folder, exist_ok=True)
-        with open(os.path.join(folder, "writing"), "w") as file:
-            json.dump(keys, file)
-        os.rename(file.name, os.path.join(folder, run_id.replace("/", "-")))
-
-    read()
 """
 
 
@@ -101,30 +74,3 @@ def test_nothing_is_left_when_the_owner_is_killed(tmp_path: Path) -> None:
     while any(map(identities, everything)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert [pid for pid in everything if identities(pid)] == []
-
-
-@pytest.mark.airflow_stack
-def test_new_files_start_a_run_that_reads_their_keys(tmp_path: Path) -> None:
-    dags, keys = tmp_path / "dags", tmp_path / "home" / "keys"
-    dags.mkdir()
-    (dags / "events.py").write_text(EVENTS)
-
-    def read() -> list[str]:
-        return sorted(key for file in keys.glob("asset*") for key in json.loads(file.read_text()))
-
-    with LocalQarnot() as qarnot:
-        address = Endpoint(qarnot.url, qarnot.token, qarnot.storage_url)
-        storage = boto3.session.Session().client(
-            "s3",
-            endpoint_url=qarnot.storage_url,
-            aws_access_key_id=qarnot.email,
-            aws_secret_access_key=qarnot.token,
-            region_name="us-east-1",
-        )
-        storage.create_bucket(Bucket="inbox")
-        with AirflowStack(tmp_path / "home", dags, qarnot=address) as airflow:
-            for uploaded in (["in/a", "in/b"], ["in/c"]):
-                for key in uploaded:
-                    storage.put_object(Bucket="inbox", Key=key, Body=b"x")
-                airflow.wait_for(lambda last=uploaded[-1]: last in read(), what="a run that reads the keys")
-            assert read() == ["in/a", "in/b", "in/c"]

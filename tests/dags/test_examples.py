@@ -253,7 +253,7 @@ def test_qarnot_environment(
 
 
 def test_qarnot_events(client: QarnotClient, example: Path) -> None:
-    """By hand; tests/dags/test_airflow_stack.py has the events."""
+    """By hand."""
     run = Run(client, example, {"keys": ["words/x y.txt", "words/$(id)"]})
     run.assert_good()
     outputs = sorted(client.tasks.stdout(task.uuid) for task in run.tasks)
