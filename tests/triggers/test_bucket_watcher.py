@@ -117,7 +117,7 @@ def test_more_new_files_than_a_poll_keeps_come_with_the_next_polls(
 ) -> None:
     """They are of hours, so a floor that follows the clock would be above them."""
     monkeypatch.setattr("airflow_qarnot_pool.triggers.watch.MAX_NEW", 50)
-    keys = [f"{number:03}" for number in range(170)]
+    keys = [f"{number:03}" for number in range(150)]
 
     async def case() -> None:
         async with running(watch()):
