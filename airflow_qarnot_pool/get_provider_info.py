@@ -60,6 +60,14 @@ def get_provider_info() -> dict[str, Any]:
             }
         ],
         "filesystems": ["airflow_qarnot_pool.fs.qarnot"],
+        "asset-uris": [
+            {
+                "schemes": ["qarnot"],
+                "handler": "airflow_qarnot_pool.lineage.assets.sanitize_uri",
+                "factory": "airflow_qarnot_pool.lineage.assets.create_asset",
+                "to_openlineage_converter": "airflow_qarnot_pool.lineage.assets.convert_asset_to_openlineage",
+            }
+        ],
         "operators": [
             {
                 "integration-name": "Qarnot",
@@ -144,6 +152,12 @@ def get_provider_info() -> dict[str, Any]:
                     ),
                     "console_url": _option(
                         "Web console that links point to.", "string", "https://tasq.qarnot.com"
+                    ),
+                    "openlineage_parent": _option(
+                        "Whether nodes get the ids of the OpenLineage runs of their Airflow task and DAG run, as "
+                        "constants OPENLINEAGE_PARENT_ID and OPENLINEAGE_ROOT_PARENT_ID.",
+                        "boolean",
+                        "False",
                     ),
                     "reference_datacenter": _option(
                         "Data centre that carbon savings are compared with, for connections without one. "

@@ -7,6 +7,7 @@ is there, and what breaks without it.
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Collection
@@ -234,6 +235,44 @@ def session_of_thread() -> Any:
     return session() if hasattr(session, "registry") and session.registry.has() else None
 
 
+def hook_lineage_collector() -> Any:
+    """Return the collector of the files that hooks and object storage paths of this process read and write.
+
+    Moved in 3.2. It collects nothing unless a plugin reads it, such as that of OpenLineage. Without it, files that
+    Airflow tasks transfer are missing in lineage.
+    """
+    try:
+        from airflow.sdk.lineage import get_hook_lineage_collector
+    except ImportError:  # 3.1
+        collectors: Any = importlib.import_module("airflow.lineage.hook")
+        return collectors.get_hook_lineage_collector()
+    return get_hook_lineage_collector()
+
+
+def redact(text: str) -> str:
+    """Return *text* with every secret masked that Airflow knows in this process.
+
+    3.1 to 3.3. Without it a secret that a template has rendered into a command would appear in lineage.
+    """
+    from airflow.sdk._shared.secrets_masker import redact
+
+    return str(redact(text))
+
+
+def mask_new_secrets_in_openlineage() -> None:
+    """Let the OpenLineage provider mask the secrets that became known after it was loaded, too.
+
+    Its versions up to 2.20 copy the expression that Airflow's masker has when a task process starts. Without this a
+    password of a connection that a template renders would appear in events with ``include_full_task_info``.
+    """
+    from airflow.providers.openlineage.plugins.listener import get_openlineage_listener
+    from airflow.sdk._shared.secrets_masker import _secrets_masker
+
+    adapter: Any = getattr(get_openlineage_listener(), "adapter", None)
+    if (redacter := getattr(adapter, "_redacter", None)) is not None:
+        redacter.replacer = _secrets_masker().replacer
+
+
 def is_supervisor_channel_free() -> bool:
     """Return whether this process has no request to Airflow under way, so that a signal handler can send one.
 
@@ -270,11 +309,14 @@ __all__ = [
     "context_keys",
     "current_dag_and_group",
     "database_xcom",
+    "hook_lineage_collector",
     "is_supervisor_channel_free",
     "log_channel",
+    "mask_new_secrets_in_openlineage",
     "operator_metaclass",
     "partial_operator_class",
     "read_connections_from_the_database",
+    "redact",
     "runtime_task_instance",
     "session_of_thread",
     "stats",

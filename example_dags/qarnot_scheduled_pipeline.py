@@ -12,7 +12,7 @@ import logging
 from datetime import datetime, timedelta
 from typing import Any
 
-from airflow.sdk import DAG, ObjectStoragePath, chain, task
+from airflow.sdk import DAG, AssetAlias, ObjectStoragePath, chain, task
 
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.sensors.task import QarnotTaskSensor
@@ -68,6 +68,8 @@ with DAG(
             command="sh -c 'sort -n sales-*.txt | tail -1 | tee best.txt'",
             resource_buckets=[BUCKET],
             result_bucket=BUCKET,
+            # DAGs with schedule=[AssetAlias("sales")] start when the day's result is there.
+            outlets=[AssetAlias("sales")],
         )
         archive = QarnotRunTaskOperator(
             task_id="archive",

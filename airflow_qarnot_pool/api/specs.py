@@ -74,6 +74,8 @@ MAX_USER_TAGS = MAX_TAGS - OUR_TAGS
 MAX_POOL_CONSTANTS = 50
 MAX_TASK_CONSTANTS = 150
 MAX_BUCKETS = 100
+#: Constants with the ids of OpenLineage runs, of which each try of an Airflow task has its own.
+PER_TRY_CONSTANTS = ("OPENLINEAGE_PARENT_ID", "OPENLINEAGE_ROOT_PARENT_ID")
 MAX_INSTANCES = 2048
 
 _SHORTNAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?")
@@ -362,10 +364,13 @@ class _Spec(Record):
         """Return a short hash of each field that is set.
 
         Two specs with the same hashes request the same, perhaps under different names: name, shortname, tags and labels
-        are not included. Only the name of a secret constant is included, because a password may be rotated.
+        are not included. Only the name of a secret constant is included, because a password may be rotated. Constants
+        that differ from try to try are not included, because a retry adopts the object of an earlier try.
         """
-        constants = self.all_constants()
+        sent = self.all_constants().items()
+        constants = {name: value for name, value in sent if name not in PER_TRY_CONSTANTS}
         body = super().to_json()
+        body.pop("constants", None)
         if constants:
             body["constants"] = mask_constants(constants)
         by_wire = {field.metadata["wire"].name: field.name for field in fields(self)}

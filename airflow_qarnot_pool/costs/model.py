@@ -12,7 +12,7 @@ Three rules hold everywhere:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -266,6 +266,20 @@ def cost_from(euros: float | None, facts: CarbonFacts | None, paid: float | None
         node_seconds=paid,
         used_node_seconds=used,
     )
+
+
+def execution_cost(pool: Cost, seconds: float | None, slots_per_node: int = 1) -> Cost:
+    """Return the part of the cost of a pool for some execution seconds, without idle time.
+
+    It is computed at the average price of a node-second so far, so it needs no listing of the tasks of the pool.
+
+    :param seconds: execution seconds of all instances, which are slot-seconds. None if they are unknown.
+    """
+    used = None if seconds is None else seconds / slots_per_node
+    part = Cost(euros=None, energy_wh=None, carbon_g=None, saved_g=None)
+    if used is not None and pool.node_seconds:
+        part = pool.share(min(1.0, used / pool.node_seconds))
+    return replace(part, node_seconds=used, used_node_seconds=used)
 
 
 def pool_cost(pool: Pool, tasks: Iterable[Task], euros: float | None, facts: CarbonFacts | None) -> PoolCost:

@@ -14,7 +14,15 @@ from airflow_qarnot_pool.api.errors import (
     QarnotProtocolError,
     QarnotRefusedError,
 )
-from airflow_qarnot_pool.costs.model import Cost, PoolCost, RunCost, TaskUsage, cost_from, pool_cost
+from airflow_qarnot_pool.costs.model import (
+    Cost,
+    PoolCost,
+    RunCost,
+    TaskUsage,
+    cost_from,
+    execution_cost,
+    pool_cost,
+)
 from airflow_qarnot_pool.ownership.identity import RunKey, namespace_tag, run_of
 
 if TYPE_CHECKING:
@@ -111,6 +119,21 @@ def cost_of_standalone_task(client: QarnotClient, task: Task, reference: str | N
     """Return the cost of a Qarnot task without a pool. Qarnot does not report how long its nodes were up."""
     seconds = task.executed_seconds
     return cost_from(*_figures(client.tasks, task.uuid, reference), seconds, seconds)
+
+
+def billed_cost_of_pool(client: QarnotClient, pool: Pool, reference: str | None = None) -> Cost:
+    """Return the cost of a pool so far, without the part of it that was used. This takes two requests."""
+    return cost_from(*_figures(client.pools, pool.uuid, reference), pool.executed_seconds, None)
+
+
+def cost_of_execution(
+    client: QarnotClient, pool: Pool, seconds: float | None, reference: str | None = None
+) -> Cost:
+    """Return the cost of execution seconds on a pool, without idle time. This takes two requests.
+
+    Unlike a share of the cost of the pool it needs no listing, so it may be asked for each of thousands of tasks.
+    """
+    return execution_cost(billed_cost_of_pool(client, pool, reference), seconds, pool.slots_per_node or 1)
 
 
 def _figures(resource: Any, uuid: str, reference: str | None) -> tuple[float | None, CarbonFacts | None]:

@@ -331,6 +331,11 @@ class _QarnotDecoratedOperator(DecoratedOperator, QarnotRunTaskOperator):
             )
         return spec
 
+    # --- lineage
+
+    def _describe_work(self, spec: Any) -> dict[str, Any]:
+        return {"function": f"{self.python_callable.__module__}.{self._function.name}"}
+
     # --- read the result
 
     def _expected_seconds(self, context: Context) -> float | None:

@@ -23,6 +23,7 @@ from airflow_qarnot_pool.api.errors import (
 from airflow_qarnot_pool.api.fields import Refusal
 from airflow_qarnot_pool.hooks.keys import check_key, folders_of, local_paths
 from airflow_qarnot_pool.hooks.qarnot import QarnotHook
+from airflow_qarnot_pool.lineage.collector import report_read, report_written
 
 if TYPE_CHECKING:
     import os
@@ -84,6 +85,9 @@ class QarnotStorageHook(QarnotHook):
                 else:
                     self.s3.upload_file(str(content), bucket, name)
         self.log.info("Uploaded %d files to bucket %s", len(sources), bucket)
+        if sources:
+            # A folder is one place, because Airflow collects a limited number.
+            report_written(self, bucket, next(iter(sources)) if len(sources) == 1 else key)
         return list(sources)
 
     def list(self, bucket: str, prefix: str = "") -> list[StoredFile]:
@@ -92,15 +96,7 @@ class QarnotStorageHook(QarnotHook):
         :raises QarnotBucketNotFoundError: there is no such bucket.
         """
         bucket = _bucket(bucket, "prefix")
-        with with_storage_help(f"Bucket {bucket} could not be listed", bucket):
-            pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-            return [
-                StoredFile(key=entry["Key"], size=entry["Size"], modified=entry.get("LastModified"))
-                for page in pages
-                for entry in page.get("Contents", ())
-                # Consoles create an empty object for a folder.
-                if entry["Size"] or not entry["Key"].endswith("/")
-            ]
+        return builtins.list(iterate_files(self.s3, bucket, prefix))
 
     def download(
         self,
@@ -126,6 +122,7 @@ class QarnotStorageHook(QarnotHook):
                 self.s3.download_file(bucket, key, str(unfinished))
             unfinished.replace(target)
         self.log.info("Downloaded %d files from bucket %s", len(targets), bucket)
+        report_read(self, bucket, prefix)
         return [target for _, target in targets]
 
     def read(self, bucket: str, key: str) -> bytes:
@@ -133,12 +130,27 @@ class QarnotStorageHook(QarnotHook):
         bucket = _bucket(bucket, "key")
         with with_storage_help(f"{key} could not be read from bucket {bucket}", bucket):
             data: bytes = self.s3.get_object(Bucket=bucket, Key=key)["Body"].read()
+        report_read(self, bucket, key)
         return data
 
 
-def s3_client(settings: ConnectionSettings) -> Any:
+def iterate_files(s3: Any, bucket: str, prefix: str = "") -> Iterator[StoredFile]:
+    """Iterate over the files of a bucket whose keys start with *prefix*, sorted by key.
+
+    :raises QarnotBucketNotFoundError: there is no such bucket.
+    """
+    with with_storage_help(f"Bucket {bucket} could not be listed", bucket):
+        for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+            for entry in page.get("Contents", ()):
+                # Consoles create an empty object for a folder.
+                if entry["Size"] or not entry["Key"].endswith("/"):
+                    yield StoredFile(key=entry["Key"], size=entry["Size"], modified=entry.get("LastModified"))
+
+
+def s3_client(settings: ConnectionSettings, timeout: float | None = None) -> Any:
     """Return a boto3 client for the storage of a connection.
 
+    :param timeout: seconds for each of two attempts. Default: those of boto3, and five attempts.
     :raises QarnotInvalidSpecError: boto3 is not installed, or this Qarnot has no storage.
     """
     try:
@@ -168,7 +180,8 @@ def s3_client(settings: ConnectionSettings) -> Any:
             s3={"addressing_style": "path"},
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
-            retries={"mode": "standard", "max_attempts": 5},
+            retries={"mode": "standard", "max_attempts": 5 if timeout is None else 2},
+            **({} if timeout is None else {"connect_timeout": timeout, "read_timeout": timeout}),
             # None means the proxies of the environment, as for the API. An empty dict would mean no proxy.
             proxies=proxies if settings.proxy else None,
         ),
@@ -278,4 +291,11 @@ def _regular(path: Path) -> Path:
     )
 
 
-__all__ = ["QarnotStorageHook", "StoredFile", "find_clash", "s3_client", "with_storage_help"]
+__all__ = [
+    "QarnotStorageHook",
+    "StoredFile",
+    "find_clash",
+    "iterate_files",
+    "s3_client",
+    "with_storage_help",
+]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -169,6 +170,13 @@ class QarnotRunArrayOperator(ArrayOperator):
     def _count_items(self) -> int:
         self._items = self._items_of(self.commands, self.command)
         return len(self._items)
+
+    # --- lineage
+
+    def _describe_work(self, spec: Any) -> dict[str, Any]:
+        items = parse_commands(self.commands)
+        first = self._item(0, reveal_secrets(items[0]), self.command).words if items else ()
+        return {"command": shlex.join(first), "items": len(items)}
 
     # --- submit a round
 

@@ -46,6 +46,7 @@ from airflow_qarnot_pool.parameters.validation import (
     make_pool_spec,
     reject_empty,
     scales,
+    secret_constants,
     spec_values,
 )
 from airflow_qarnot_pool.waiting.conditions import (
@@ -193,6 +194,12 @@ class QarnotCreatePoolOperator(PoolOperator):
         scaling = scaling_to_zero(fixed.instance_count or 1, self.keep_warm)
         return replace(fixed, instance_count=None, scaling=scaling)
 
+    def _given_specs(self) -> list[PoolSpec]:
+        return [self._spec(self._given())]
+
+    def _secrets(self) -> Iterable[str]:
+        return secret_constants(self._given().get("constants")).values()
+
     def _condition(self, values: Mapping[str, Any]) -> Condition | None:
         """Return the condition to wait for; None to return at once."""
         ready = self.ready_when
@@ -338,7 +345,7 @@ class QarnotCreatePoolOperator(PoolOperator):
         """
         values = self._given()
         condition = self._awaited()
-        resume_state: dict[str, Any] = {"closed": closed}
+        resume_state: dict[str, Any] = {"closed": closed, "decision": self._decision}
         deadline = deadline or self._deadline(context)
         if self._warms_up:
             spec = make_pool_spec({"name": self._spec(values).name, **values})

@@ -193,7 +193,10 @@ class QarnotRunTaskOperator(TaskOperator):
                 self._begin(context)
                 if self.returns_output:
                     self._set_identity(context)
-            spec = self._spec(self._given_now(), pool or self._pool_uuid())
+            values = self._given_now()
+            if self._sends_parent_run:
+                values = self._with_parent_run(context, values)
+            spec = self._spec(values, pool or self._pool_uuid())
             if spec.reports:
                 self._labels.pop(RECORDABLE_LABEL, None)  # a record has no value
             for _ in range(MAX_GENERATIONS):

@@ -25,7 +25,7 @@ from airflow_qarnot_pool.api.errors import (
     QarnotUnknownStateError,
     named_items,
 )
-from airflow_qarnot_pool.api.fields import closest_name
+from airflow_qarnot_pool.api.fields import closest_name, normalise
 from airflow_qarnot_pool.api.limits import parse_stored_time
 from airflow_qarnot_pool.api.states import TaskState, accepts_tasks
 from airflow_qarnot_pool.exceptions import QarnotCostLimitError, QarnotPoolEndedError, QarnotTaskFailedError
@@ -80,6 +80,7 @@ from airflow_qarnot_pool.waiting.polling import (
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from airflow_qarnot_pool.api.client import QarnotClient
     from airflow_qarnot_pool.api.models import Task
     from airflow_qarnot_pool.api.specs import TaskSpec
     from airflow_qarnot_pool.operators.bases.command_result import CommandResult
@@ -102,6 +103,16 @@ SHOWN_FAILURES = 3
 #: Fields that identify the item of an object and its outcome.
 SNAPSHOT_FIELDS = ("Uuid", "Shortname", "State", "Tags", "Labels", "CreationDate", "PoolUuid")
 _MAX_LOOKUPS = 5
+#: Maximum number of items whose execution seconds are requested for lineage.
+MAX_PRICED = 1_000
+#: Fields of an item that name buckets, by all their names.
+_PLACE_FIELDS = {
+    "resourcebuckets",
+    "advancedresourcebuckets",
+    "resultbucket",
+    "resultsprefix",
+    "resultsbucketprefix",
+}
 
 
 @dataclass
@@ -181,6 +192,13 @@ def _known(command: Any) -> Any:
     return known
 
 
+def _places(command: Any) -> dict[str, Any]:
+    """Return the fields of a command that name buckets."""
+    if not isinstance(command, Mapping):
+        return {}
+    return {name: value for name, value in command.items() if normalise(str(name)) in _PLACE_FIELDS}
+
+
 class QarnotRunTasksOperator(TaskOperator):
     """Run many commands in one Airflow task, each as a separate Qarnot task, and wait for all of them.
 
@@ -229,6 +247,8 @@ class QarnotRunTasksOperator(TaskOperator):
         self._met_quota = False
         #: Number of items in the next request.
         self._chunk = CHUNK
+        #: Where every item stood when all had ended.
+        self._last_state: FanOutState | None = None
         self.max_in_flight = max_in_flight
         self.command = command
         self._filled += has_values(self, ("max_in_flight", "command"))
@@ -294,6 +314,33 @@ class QarnotRunTasksOperator(TaskOperator):
     def _given_now(self) -> dict[str, Any]:
         self.commands = parse_rendered(self.commands)
         return super()._given_now()
+
+    def _different_specs(self) -> list[TaskSpec]:
+        from airflow_qarnot_pool.lineage.facets import MAX_DATASETS
+
+        # Building thousands of specs takes seconds, and most differ in the command only.
+        different: dict[str, Any] = {}
+        for one in parse_commands(self.commands):
+            different.setdefault(repr(_places(one)), one)
+        return self._specs(list(different.values())[:MAX_DATASETS], self._given(), self._some_pool)
+
+    def _describe_work(self, spec: Any) -> dict[str, Any]:
+        return {**super()._describe_work(spec), "items": len(parse_commands(self.commands))}
+
+    def _describe_items(self) -> dict[str, Any]:
+        from airflow_qarnot_pool.lineage.facets import tasks_facet
+
+        if (state := self._last_state) is None:
+            return {}
+        return {"qarnot_task": tasks_facet(state.succeeded, state.failed, state.total)}
+
+    def _executed_seconds(self, client: QarnotClient) -> float | None:
+        state = self._last_state
+        if state is None or state.total > MAX_PRICED or None in state.succeeded.values():
+            return None
+        tagged = filters.equal("Tags", self._running.identity.tags()[2])
+        tasks = client.tasks.search_all(tagged, fields=("Uuid", "Status", "ExecutionTime"))
+        return sum(task.executed_seconds or 0.0 for task in tasks)
 
     def _secrets(self) -> Iterable[str]:
         yield from super()._secrets()
@@ -479,6 +526,8 @@ class QarnotRunTasksOperator(TaskOperator):
         from airflow_qarnot_pool.ownership.claim import FINGERPRINT_EXCLUDES, may_be_overtaken
 
         values, pool = self._given_now(), pool or self._pool_uuid()
+        if self._sends_parent_run:
+            values = self._with_parent_run(context, values)
         specs = self._specs(self.commands, values, pool)
         has_limit = self._costs.parameters is not None  # refuses what is no limit
         work = self._work or self._own(context)
@@ -930,6 +979,7 @@ class QarnotRunTasksOperator(TaskOperator):
         from airflow_qarnot_pool.logs.failure_report import failure_report
 
         self.log.info("%s", now)
+        self._last_state = now
         if not now.failed:
             results = self._item_results(now, specs)
             skipped = sum(result.skipped_with is not None for result in results.values())

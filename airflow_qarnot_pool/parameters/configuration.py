@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
-from airflow_qarnot_pool.api.fields import Refusal, duration, number
+from airflow_qarnot_pool.api.fields import Refusal, boolean, duration, number
 
 #: Bounds of ``poll_interval`` in seconds, because a shorter one floods the service and a longer one ends no wait.
 MIN_POLL_INTERVAL, MAX_POLL_INTERVAL = 0.01, 86400
@@ -65,6 +65,14 @@ def default_defer_after() -> float:
     :raises QarnotInvalidSpecError: it is not a duration.
     """
     return float(get_option("defer_after", lambda value: duration(value).total_seconds(), DEFER_AFTER))
+
+
+def sends_parent_run() -> bool:
+    """Return ``[qarnot] openlineage_parent``: whether nodes get the ids of the OpenLineage runs.
+
+    :raises QarnotInvalidSpecError: it is not true or false.
+    """
+    return bool(get_option("openlineage_parent", boolean, False))
 
 
 def check_wait_options() -> None:

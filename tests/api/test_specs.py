@@ -550,6 +550,15 @@ def test_a_rotated_password_changes_no_fingerprint():
     assert one.fingerprint() != TaskSpec(name="t").fingerprint()
 
 
+def test_the_ids_of_the_openlineage_runs_of_a_try_change_no_fingerprint():
+    ids = [
+        {"OPENLINEAGE_PARENT_ID": f"n/j/{number}", "OPENLINEAGE_ROOT_PARENT_ID": "n/d/1"} for number in (1, 2)
+    ]
+    plain = TaskSpec(name="t", constants={"A": "1"}).fingerprint()
+    assert [TaskSpec(name="t", constants={"A": "1", **one}).fingerprint() for one in ids] == [plain, plain]
+    assert TaskSpec(name="t", constants=ids[0]).fingerprint() == TaskSpec(name="t").fingerprint()
+
+
 def test_single_fields_for_updates_and_clones():
     assert PoolSpec.encode_fields({"tags": ["a"], "constants": {"A": 1}, "instanceCount": "2"}) == {
         "tags": ["a"],

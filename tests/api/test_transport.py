@@ -498,13 +498,14 @@ def test_parsing_a_dag_imports_nothing_that_only_a_task_needs():
         *("costs.spending", "environments.storage", "logs.cursor", "logs.writer", "ownership.claim"),
         *("ownership.decisions", "ownership.fan_out", "ownership.quota", "ownership.records"),
         *("ownership.shared_pool", "ownership.termination", "triggers"),
+        *("lineage", "operators.bases.lineage", "operators.bases.outlets"),
     )
     code = (
         f"import sys; {'; '.join(f'import airflow_qarnot_pool.{one}' for one in modules)};"
-        f"print([one for one in {late!r} if 'airflow_qarnot_pool.' + one in sys.modules])"
+        f"print([one for one in {late!r} if 'airflow_qarnot_pool.' + one in sys.modules], 'openlineage' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
+    assert done.stdout.splitlines()[-1] == "[] False"
 
 
 def test_a_web_page_that_says_404_may_not_be_the_api(stub, transport):

@@ -12,6 +12,7 @@ from airflow_qarnot_pool.costs.model import (
     PoolCost,
     RunCost,
     TaskUsage,
+    execution_cost,
     sum_costs,
     to_fractions,
 )
@@ -126,3 +127,48 @@ def test_written_for_people(cost: Cost, text: str) -> None:
 def test_fractions_of_nothing_are_equal() -> None:
     assert to_fractions({"a": 0.0, "b": 0.0}) == {"a": 0.5, "b": 0.5}
     assert to_fractions({}) == {}
+
+
+EXECUTIONS: dict[str, tuple[Cost, float | None, int, Cost]] = {
+    "a quarter of the node-seconds": (
+        COST,
+        300.0,
+        1,
+        Cost(euros=0.3, energy_wh=15.0, carbon_g=0.75, saved_g=2.25, node_seconds=300, used_node_seconds=300),
+    ),
+    "slots of a node": (
+        COST,
+        1200.0,
+        4,
+        Cost(euros=0.3, energy_wh=15.0, carbon_g=0.75, saved_g=2.25, node_seconds=300, used_node_seconds=300),
+    ),
+    "figures of the pool that come late": (
+        Cost(euros=1.0, node_seconds=10.0),
+        20.0,
+        1,
+        Cost(euros=1.0, node_seconds=20.0, used_node_seconds=20.0),
+    ),
+    "no figures yet": (
+        Cost(euros=0.0, node_seconds=0.0),
+        5.0,
+        1,
+        Cost(
+            euros=None, energy_wh=None, carbon_g=None, saved_g=None, node_seconds=5.0, used_node_seconds=5.0
+        ),
+    ),
+    "unknown seconds": (
+        COST,
+        None,
+        1,
+        Cost(
+            euros=None, energy_wh=None, carbon_g=None, saved_g=None, node_seconds=None, used_node_seconds=None
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize(("cost", "seconds", "slots", "expected"), EXECUTIONS.values(), ids=EXECUTIONS)
+def test_execution_costs_its_part_of_the_paid_node_seconds(
+    cost: Cost, seconds: float | None, slots: int, expected: Cost
+) -> None:
+    assert execution_cost(cost, seconds, slots).to_json() == expected.to_json()

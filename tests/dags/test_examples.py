@@ -110,6 +110,23 @@ class Run:
         assert {task.labels["airflow.generation"] for task in self.tasks} == {"1"}
 
 
+def asset_events(dag_id: str) -> dict[str, list[Any]]:
+    """Return the extras of the asset events of a DAG, by the URI of the asset."""
+    from airflow.models.asset import AssetEvent, AssetModel
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    with create_session() as session:
+        query = select(AssetModel.uri, AssetEvent.extra).join(
+            AssetModel, AssetEvent.asset_id == AssetModel.id
+        )
+        rows = session.execute(query.where(AssetEvent.source_dag_id == dag_id)).all()
+    extras: dict[str, list[Any]] = {}
+    for uri, extra in rows:
+        extras.setdefault(uri, []).append(extra)
+    return extras
+
+
 def test_every_example_is_tested() -> None:
     tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_qarnot_")}
     assert tested == set(EXAMPLES)
@@ -197,6 +214,12 @@ def test_qarnot_scheduled_pipeline(client: QarnotClient, example: Path, qarnot: 
     assert keys >= {"inputs/prices.txt", "sales-0.txt", "sales-1.txt", "best.txt", "sales.tar.gz"}
     assert storage.get_object(Bucket=bucket, Key="best.txt")["Body"].read() == b"100\n"
     assert run.dag_run.get_task_instance("report").xcom_pull(task_ids="report") == 100
+    (extra,) = asset_events("qarnot_scheduled_pipeline")[f"qarnot://{bucket}/"]
+    assert extra["uuid"] == next(
+        task.uuid for task in run.tasks if task.labels["airflow.task_id"] == "nodes.compute"
+    )
+    assert "best.txt" in extra["files"]["keys"]
+    assert extra["cost"]["euros"] is not None
 
 
 def test_qarnot_shared_pool(client: QarnotClient, example: Path) -> None:

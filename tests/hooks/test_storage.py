@@ -26,7 +26,30 @@ def storage(qarnot: LocalQarnot) -> QarnotStorageHook:
     return QarnotStorageHook()
 
 
-def test_files_folders_and_bytes_go_up_and_come_down(storage: QarnotStorageHook, tmp_path: Path) -> None:
+class Collector:
+    """Airflow's collector of lineage."""
+
+    def __init__(self) -> None:
+        self.read: list[str] = []
+        self.written: list[str] = []
+
+    def add_input_asset(self, context: Any, uri: str) -> None:
+        self.read.append(uri)
+
+    def add_output_asset(self, context: Any, uri: str) -> None:
+        self.written.append(uri)
+
+
+@pytest.fixture
+def collector(monkeypatch: pytest.MonkeyPatch) -> Collector:
+    found = Collector()
+    monkeypatch.setattr("airflow_qarnot_pool.lineage.collector.hook_lineage_collector", lambda: found)
+    return found
+
+
+def test_files_folders_and_bytes_go_up_and_come_down(
+    storage: QarnotStorageHook, tmp_path: Path, collector: Collector
+) -> None:
     scene = tmp_path / "scene"
     (scene / "textures").mkdir(parents=True)
     (scene / "main.blend").write_text("main")
@@ -48,6 +71,21 @@ def test_files_folders_and_bytes_go_up_and_come_down(storage: QarnotStorageHook,
     assert [one.name for one in storage.download(bucket, tmp_path / "some", whitelist=r"\.json$")] == [
         "settings.json"
     ]
+    place = "qarnot://hook-scenes/"
+    written = ["", "v2", "main.blend", "other.blend", "settings.json"]
+    assert collector.written == [place + key for key in written]
+    assert collector.read == [f"{place}settings.json", f"{place}v2", place]
+
+
+def test_a_transfer_succeeds_though_its_lineage_cannot_be_reported(
+    storage: QarnotStorageHook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> Any:
+        raise RuntimeError("no collector")
+
+    monkeypatch.setattr("airflow_qarnot_pool.lineage.collector.hook_lineage_collector", fail)
+    assert storage.upload("hook-lineage", b"1", key="a") == ["a"]
+    assert storage.read("hook-lineage", "a") == b"1"
 
 
 def test_an_invalid_setting_is_named(storage: QarnotStorageHook, tmp_path: Path) -> None:

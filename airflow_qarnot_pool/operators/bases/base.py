@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -32,6 +32,7 @@ from airflow_qarnot_pool.ownership import liveness, xcoms
 from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
 from airflow_qarnot_pool.parameters.configuration import check_wait_options, default_defer_after
 from airflow_qarnot_pool.parameters.places import CheckedOperatorMeta
+from airflow_qarnot_pool.parameters.templating import hide_secrets
 from airflow_qarnot_pool.parameters.unknown import refuse_hidden, refuse_unknown_defaults
 from airflow_qarnot_pool.parameters.validation import (
     Duration,
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from airflow_qarnot_pool.api.client import QarnotClient
+    from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
     from airflow_qarnot_pool.ownership.claim import Claim, ClaimRequest
     from airflow_qarnot_pool.ownership.quota import QuotaRoom
     from airflow_qarnot_pool.triggers.base import QarnotTrigger
@@ -127,6 +129,10 @@ class QarnotOperator(BaseOperator, metaclass=CheckedOperatorMeta):
         self._refusals = 0
         #: Pools of the awaited Qarnot tasks.
         self._pools_of_tasks: tuple[str, ...] = ()
+        #: Uuids of the objects of this slice, by kind, for lineage.
+        self._objects: dict[Kind, str] = {}
+        #: How the remote object was obtained.
+        self._decision: str | None = None
         self._kill_asked = False
         self._remote_work: RemoteWork | None = None
         self._kill_after_deferral: KillAfterDeferral | None = None
@@ -170,7 +176,8 @@ class QarnotOperator(BaseOperator, metaclass=CheckedOperatorMeta):
         seen_oids: set[int] | None = None,
     ) -> Any:
         """Render as :func:`~airflow_qarnot_pool.operators.bases.parameters.render` does."""
-        return render(content, context, jinja_env, seen_oids, super().render_template)
+        # Airflow shows the attributes, and OpenLineage may send them.
+        return hide_secrets(render(content, context, jinja_env, seen_oids, super().render_template))
 
     # --- the connection
 
@@ -211,6 +218,8 @@ class QarnotOperator(BaseOperator, metaclass=CheckedOperatorMeta):
 
     def _show_link(self, context: Context, kind: Kind, uuid: str) -> None:
         """Store the console link now. Airflow itself stores links only when a slice of the task ends."""
+        # Not changed in place, because Airflow runs a shallow copy of the operator of the DAG.
+        self._objects = {**self._objects, kind: uuid}
         show_link(self, context["ti"], self.hook.settings, kind, uuid)
 
     @cached_property
@@ -253,6 +262,55 @@ class QarnotOperator(BaseOperator, metaclass=CheckedOperatorMeta):
     def _identity_of(self, context: Context) -> TaskInstanceIdentity:
         """Return the owner of the remote object."""
         return TaskInstanceIdentity.of(context, self.hook.settings.namespace)
+
+    # --- lineage
+
+    def _given_specs(self) -> Sequence[PoolSpec | TaskSpec]:
+        """Return the specs of the parameters, without additions of the provider. Of many, only some are returned."""
+        return ()
+
+    def _describe_work(self, spec: Any) -> dict[str, Any]:
+        """Return fields of the facet ``qarnot_container``.
+
+        :param spec: the first of the given specs.
+        """
+        return {}
+
+    def _describe_items(self) -> dict[str, Any]:
+        """Return the run facets of an operator that has many Qarnot tasks."""
+        return {}
+
+    def _executed_seconds(self, client: QarnotClient) -> float | None:
+        """Return the execution seconds of many Qarnot tasks on one pool; None if they are unknown."""
+        return None
+
+    def _secrets(self) -> Iterable[str]:
+        """Return the values of secret constants."""
+        return ()
+
+    def get_openlineage_facets_on_start(self) -> Any:
+        """Return the lineage that the parameters give. The OpenLineage provider calls this."""
+        from airflow_qarnot_pool.operators.bases.lineage import describe_start
+
+        return describe_start(self)
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
+        """Return the lineage of a run that has ended, with its cost. The OpenLineage provider calls this."""
+        from airflow_qarnot_pool.operators.bases.lineage import describe_end
+
+        return describe_end(self)
+
+    def get_openlineage_facets_on_failure(self, task_instance: Any) -> Any:
+        """Return the lineage of a run that has failed, with its cost. The OpenLineage provider calls this."""
+        return self.get_openlineage_facets_on_complete(task_instance)
+
+    def post_execute(self, context: Context, result: Any = None) -> None:
+        """Describe the results in the events of the assets among the ``outlets``. Airflow calls this after success."""
+        super().post_execute(context, result)
+        if self.outlets:
+            from airflow_qarnot_pool.operators.bases.outlets import fill_outlets
+
+            fill_outlets(self, context)
 
     # --- claiming the object
 
@@ -299,6 +357,7 @@ class QarnotOperator(BaseOperator, metaclass=CheckedOperatorMeta):
         try:
             claimed = self._acquire_with_room(context, work, resource=resource, spec=spec, **options)
             work.uuid, self._quota_deadline, self._refusals = claimed.uuid, None, 0
+            self._decision = str(claimed.decision)
             count_decision(self.log, self.kind, claimed)
             if work.killed.is_set() and self.cancel_on_kill:
                 # on_kill came while the request was under way and had nothing to end yet.
@@ -612,6 +671,7 @@ class QarnotOperator(BaseOperator, metaclass=CheckedOperatorMeta):
     def _resume(self, context: Context, event: Mapping[str, Any]) -> WaitResult:
         """Return the outcome that the trigger found. This may be a new operator in a new process."""
         outcome = WaitResult.from_event(event)
+        self._decision = outcome.resume_state.get("decision")
         with self._ending_on_error("the task could not resume"):
             self._own(context, outcome.uuid)
             self._prepare_to_resume(context, outcome)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ from airflow_qarnot_pool.operators.bases.cost_limits import (
 )
 from airflow_qarnot_pool.operators.bases.registry_login import RegistryLogin
 from airflow_qarnot_pool.ownership.identity import DETACHED_LABEL, UNAWAITED_LABEL
+from airflow_qarnot_pool.parameters.configuration import sends_parent_run
 from airflow_qarnot_pool.parameters.references import (
     NOTSET,
     as_reference,
@@ -163,6 +164,7 @@ class TaskOperator(QarnotOperator):
         self.registry_conn_id = registry_conn_id
         self.task_spec = hide_secrets(task_spec)
         self._registry: RegistryLogin | None = None
+        self._sends_parent_run = sends_parent_run()
         #: Labels for the reaper, and for processes that make room under a quota.
         self._labels: dict[str, str] = {}
         if not (wait_for_completion and cancel_on_kill):
@@ -204,6 +206,29 @@ class TaskOperator(QarnotOperator):
         for value in self._secrets():
             mask_secret(value)
         self._registry = self._registry_login() if self.registry_conn_id else None
+
+    def _with_parent_run(self, context: Context, values: dict[str, Any]) -> dict[str, Any]:
+        """Return *values* with the ids of the OpenLineage runs as constants."""
+        from airflow_qarnot_pool.operators.bases.lineage import parent_constants
+
+        return {**values, "constants": {**parent_constants(self, context), **(values.get("constants") or {})}}
+
+    def _given_specs(self) -> Sequence[TaskSpec]:
+        # Without the login of the registry, which replaces the image by constants.
+        login, self._registry = self._registry, None
+        try:
+            return self._different_specs()
+        finally:
+            self._registry = login
+
+    def _different_specs(self) -> Sequence[TaskSpec]:
+        """Return the specs of the parameters. Of many, one for each set of buckets."""
+        return [self._spec(self._given(), self._some_pool)]
+
+    def _describe_work(self, spec: Any) -> dict[str, Any]:
+        from airflow_qarnot_pool.lineage.facets import command_of
+
+        return {"command": command_of(spec)}
 
     def _secrets(self) -> Iterable[str]:
         return self._secret_constants().values()

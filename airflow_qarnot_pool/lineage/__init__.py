@@ -1,0 +1,1 @@
+"""Lineage: places in buckets as assets and datasets, and the facets of OpenLineage events."""
