@@ -21,6 +21,7 @@ _GUIDES = (
     "idle-nodes",
     "what-a-run-costs",
     "events",
+    "lineage-and-assets",
     "recipes",
     "coming-from",
     "testing",

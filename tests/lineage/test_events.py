@@ -79,7 +79,9 @@ def make(dag_id, deferrable):
         fails = QarnotRunTaskOperator(
             task_id="fails", command="sh -c 'exit 3'", constants={{"QARNOT_SECRET__X": SECRETS["rendered"]}}, **given
         )
-        close = QarnotClosePoolOperator(task_id="close", qarnot_pool=pool.output, deferrable=deferrable)
+        close = QarnotClosePoolOperator(
+            task_id="close", qarnot_pool=pool.output, deferrable=deferrable, wait_for_completion=True
+        )
         pool >> run >> many >> double(21) >> fails >> close
         if not deferrable:
             # At the end, because all tasks of dag.test() have one collector of transfers.
