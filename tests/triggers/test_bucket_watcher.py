@@ -112,6 +112,27 @@ def test_every_key_comes_once_over_kills(s3: FakeS3, store: MemoryStore) -> None
     assert sorted(key for event in store.events for key in keys_of(event)) == sorted(keys)
 
 
+def test_more_new_files_than_a_poll_keeps_come_with_the_next_polls(
+    s3: FakeS3, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are of hours, so a floor that follows the clock would be above them."""
+    monkeypatch.setattr("airflow_qarnot_pool.triggers.watch.MAX_NEW", 50)
+    keys = [f"{number:03}" for number in range(150)]
+
+    async def case() -> None:
+        async with running(watch()):
+            await until(lambda: store.values)
+        s3.put(*reversed(keys), seconds=120)
+        while sum(len(event["files"]) for event in store.events) < len(keys):
+            async with running(watch(max_items=30)) as run:
+                # A poll has an event of 30 files and one of 20.
+                store.store_event(await run.next())
+                store.store_event(await run.next())
+
+    asyncio.run(case())
+    assert sorted(key for event in store.events for key in keys_of(event)) == keys
+
+
 def test_a_frozen_triggerer_that_sends_its_events_late_reports_nothing_again(
     s3: FakeS3, store: MemoryStore
 ) -> None:
