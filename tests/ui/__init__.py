@@ -10,3 +10,16 @@ MISFITS = """
     }
     return wrong.map((one) => one.className || one.tagName);
 """
+#: Count what changes in the document, without the clocks.
+OBSERVE = """
+    window.changes = [];
+    const isClock = (node) => (node.nodeType === 1 ? node : node.parentElement)?.closest('[data-clock]');
+    new MutationObserver((records) => {
+        for (const one of records) if (!isClock(one.target)) {
+            const {target} = one;
+            const text = target.textContent.slice(0, 80);
+            const name = target.className || target.nodeName;
+            window.changes.push(`${one.type} ${one.attributeName || ''} of ${name}: ${text}`);
+        }
+    }).observe(document, {subtree: true, childList: true, attributes: true, characterData: true});
+"""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.ui import MISFITS
+from tests.ui import MISFITS, OBSERVE
 from tests.ui.replay import START, Replay, detail, failed, iso, row, task, uuid_of, wrong
 
 if TYPE_CHECKING:
@@ -19,19 +19,6 @@ if TYPE_CHECKING:
 
 PAGE = "/qarnot-pools/"
 FRAMED = "/plugin/qarnot-pools"
-#: Count what changes in the document, without the clocks.
-OBSERVE = """
-    window.changes = [];
-    const isClock = (node) => (node.nodeType === 1 ? node : node.parentElement)?.closest('[data-clock]');
-    new MutationObserver((records) => {
-        for (const one of records) if (!isClock(one.target)) {
-            const {target} = one;
-            const text = target.textContent.slice(0, 80);
-            const name = target.className || target.nodeName;
-            window.changes.push(`${one.type} ${one.attributeName || ''} of ${name}: ${text}`);
-        }
-    }).observe(document, {subtree: true, childList: true, attributes: true, characterData: true});
-"""
 #: The milliseconds of script that the last refresh took.
 RENDERED = "return performance.getEntriesByName('qarnot-render')[0].duration"
 #: The rows that are whole above 900 px.
@@ -87,6 +74,14 @@ def pool_of(n: int, **parts: str) -> str:
     return f"#pool=qarnot_default/{uuid_of(n)}{more}"
 
 
+def open_pool(browser: Browser, n: int, **parts: str) -> None:
+    """Open a pool from the list, whose answer says how often to ask."""
+    browser.go(PAGE)
+    browser.see(".live", "as of")
+    browser.script("location.hash = arguments[0]", pool_of(n, **parts))
+    browser.see("h1", str(n))
+
+
 def asked(browser: Browser, server: Replay, more: int) -> None:
     """Wait until the page has asked *more* times, and has drawn the answer."""
     before = server.requests
@@ -123,9 +118,11 @@ def test_nothing_changes_in_a_minute_in_which_nothing_happens(
 ) -> None:
     server.show(crowd())
     server.details[uuid_of(1)] = detail(row(1))
-    browser.go(PAGE + (pool_of(1) if where == "pool" else ""))
-    browser.see("h1", "open_pool_1" if where == "pool" else "Qarnot pools")
-    browser.see("figure" if where == "pool" else tr(60))
+    browser.go(PAGE)
+    browser.see(tr(60))
+    if where == "pool":
+        open_pool(browser, 1)
+        browser.see("figure")
     browser.script(OBSERVE)
     server.step = 5.0
     asked(browser, server, 13)
@@ -635,7 +632,7 @@ def test_bulk_close_of_all_that_are_idle(browser: Browser, server: Replay) -> No
 def test_resize_and_release(browser: Browser, server: Replay) -> None:
     server.show([row(1)])
     server.details[uuid_of(1)] = detail(row(1))
-    browser.go(PAGE + pool_of(1))
+    open_pool(browser, 1)
     browser.click(".head button", "Resize…")
     browser.write("#resize-slots", "4")
     browser.click("#resize-release")
@@ -729,15 +726,14 @@ def test_500_pools_and_10000_tasks(browser: Browser, server: Replay) -> None:
     first = cpu_seconds(browser, "TaskDuration") - before
     each = []
     for view, css, change in (
-        (PAGE, tr(1), lambda n: server.rows[n % 40].update(busy=n % 7)),
+        ("#show=open", tr(1), lambda n: server.rows[n % 40].update(busy=n % 7)),
         (
-            PAGE + pool_of(1),
+            pool_of(1),
             "[data-picture=gantt]",
             lambda n: server.details[uuid_of(1)]["row"].update(busy=n % 7),
         ),
     ):
-        browser.go("/blank")
-        browser.go(view)
+        browser.script("location.hash = arguments[0]", view)
         browser.see(css)
         server.change = change
         started, requests = cpu_seconds(browser, "ScriptDuration"), server.requests

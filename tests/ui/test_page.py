@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.plugins.conftest import Maker, identity, until
-from tests.ui import MISFITS
+from tests.ui import MISFITS, OBSERVE
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.local import LocalQarnot
@@ -95,6 +95,21 @@ def test_from_empty_to_closed_by_hand(browser: Browser, make: Maker) -> None:
     browser.click("dialog button", "Close the pool")
     browser.see(row_of(uuid), "Closed")
     assert not browser.find(f"{row_of(uuid)} button", "Close")
+
+
+def test_a_quiet_list_is_not_touched(browser: Browser, make: Maker) -> None:
+    uuid = make.pool("quiet")
+    failed = make.task(uuid, "false")
+    until(lambda: make.client.tasks.get(failed).state == "Failure", "the Qarnot task to fail")
+    make.client.pools.close(uuid)
+    browser.go(PAGE)
+    browser.see(row_of(uuid), "Closed")
+    browser.see(f"{row_of(uuid)} .cost", "€")
+    asked = "return performance.getEntriesByType('resource').filter((one) => one.name.includes('/api/pools')).length"
+    before = browser.script(asked)
+    browser.script(OBSERVE)
+    browser.wait(lambda: browser.script(asked) >= before + 10, "ten requests")
+    assert browser.script("return window.changes") == []
 
 
 def test_a_lost_node_is_seen(browser: Browser, make: Maker, qarnot_of_ui: LocalQarnot) -> None:
