@@ -50,6 +50,7 @@ def chromium(server: Replay) -> Iterator[Browser]:
 
     browser = Browser(server.url)
     browser.driver.set_script_timeout(60)
+    browser.driver.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
     yield browser
     browser.close()
 
@@ -724,7 +725,6 @@ def test_500_pools_and_10000_tasks(browser: Browser, server: Replay) -> None:
     server.show([row(n) for n in range(1, 501)])
     server.details[uuid_of(1)] = detail(row(1), bars=2000)
     browser.go("/blank")
-    browser.driver.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
     before = cpu_seconds(browser, "TaskDuration")
     browser.go(PAGE)
     browser.see(tr(1))

@@ -132,7 +132,6 @@ let isLate = false;
 /* Draw the state. While a button or a text is held down nothing moves; it is drawn on release. */
 function render() {
   if (isPressed) { isLate = true; return; }
-  const start = performance.now();
   const chosen = view.pool;
   const detail = chosen && isOpen(chosen) ? pool.pool : null;
   patch(headPlace, headView(chosen));
@@ -145,8 +144,6 @@ function render() {
   if (document.title !== title) document.title = title;
   focusTitle(detail);
   tick(document, now());
-  performance.clearMeasures("qarnot-render");
-  performance.measure("qarnot-render", { start });
 }
 
 const width = () => place.clientWidth || 1000;
