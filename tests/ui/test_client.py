@@ -153,10 +153,11 @@ def test_selected_text_and_the_focus_survive_a_new_order(browser: Browser, serve
         f"{tr(58)} .problem .text",
     )
     browser.script("document.querySelector(arguments[0]).focus()", f"{tr(2)} td.name a")
-    server.rows[9] = failed(10)
-    browser.wait(
-        lambda: uuids(browser)[:2] == [uuid_of(10), uuid_of(60)], "the other failed pool to come first"
-    )
+    # Both rows become the most urgent ones, so the others have to move around them.
+    server.rows[57]["rank"] = 0
+    server.rows[1] |= {"rank": 1, "severity": "nodes"}
+    wanted = [uuid_of(n) for n in (58, 60, 2, 57)]
+    browser.wait(lambda: uuids(browser)[:4] == wanted, "the new order")
     asked(browser, server, 2)
     assert browser.script("return String(document.getSelection())") == "No work, and 8 slots billed"
     assert browser.script("return document.activeElement.closest('tr').dataset.uuid") == uuid_of(2)
