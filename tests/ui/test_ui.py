@@ -158,7 +158,11 @@ def test_a_run_from_the_form_to_the_closed_pool(
     page_shows(browser, "tr[data-uuid]", "Closed")
     page_shows(browser, "tr[data-uuid]", "2 done")
     # The address of Airflow's own page is that of the pool and its tab. It survives a reload, and can be sent.
-    browser.driver.get(f"{airflow.url}{PAGE}#{address.split('#')[1]}")
+    sent = links["extra_links"]["Qarnot pool in Airflow"]
+    assert address.endswith(f"#{sent.split('#')[1]}&tab=tasks")
+    browser.driver.get(f"{airflow.url}/{sent}")
+    page_shows(browser, "h1", "qarnot_params.open_pool")
+    click_inside(browser, ".tabs a", "Qarnot tasks")
     page_shows(browser, "tr[data-task]", "succeeded")
     browser.driver.refresh()
     page_shows(browser, "tr[data-task]", "succeeded")
