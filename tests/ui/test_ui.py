@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 
 PAGE = "/plugin/qarnot-pools"
 CLOSE = {"X-Qarnot-Pools": "close"}
+#: The colour of the nearest element around the frame that has one.
+AROUND = """
+    for (let one = document.querySelector('iframe'); one; one = one.parentElement) {
+        const colour = getComputedStyle(one).backgroundColor;
+        if (!/^(transparent|.*[,/] ?0\\))$/.test(colour)) return colour;
+    }
+"""
 
 
 def login(browser: Browser, airflow: AirflowStack, user: str) -> None:
@@ -168,6 +175,22 @@ def test_a_run_from_the_form_to_the_closed_pool(
     page_shows(browser, "tr[data-task]", "succeeded")
     assert browser.driver.current_url.endswith("&tab=tasks")
     assert airflow.wait_run("qarnot_params", run_id) == "success"
+
+
+@pytest.mark.usefixtures("connected")
+def test_the_page_is_as_dark_as_airflow(browser: Browser) -> None:
+    browser.go(PAGE)
+    browser.script("localStorage.setItem('theme', 'dark')")
+    try:
+        browser.driver.refresh()
+        page_shows(browser, "h1", "Qarnot pools")
+        assert browser.script("return document.documentElement.className").split() == ["dark"]
+        around = browser.script(AROUND)
+        shown = "return [document.documentElement.className, getComputedStyle(document.body).backgroundColor]"
+        browser.in_frame(lambda: browser.script(shown) == ["dark", around], f"the page to have {around}")
+        browser.shot("dark")
+    finally:
+        browser.script("localStorage.removeItem('theme')")
 
 
 @pytest.mark.parametrize(
