@@ -167,8 +167,9 @@ def test_links_in_the_frame_lead_the_page_around_it(browser: Browser, make: Make
     uuid = make.pool("framed", owner=identity("frames", "manual__2026-01-01T00:00:00+00:00"))
     browser.go("/plugin/qarnot-pools")
     browser.in_frame(lambda: browser.find(row_of(uuid), "framed"), "the pool in the frame")
-    click = "document.querySelector(\"a[href*='/dags/']\").click(); return true"
-    browser.in_frame(lambda: browser.script(click), "the link")
+    click = "document.querySelector(arguments[0]).click(); return true"
+    link = f"{row_of(uuid)} a[href*='/dags/']"
+    browser.in_frame(lambda: browser.script(click, link), "the link")
     wanted = "/dags/frames/runs/manual__2026-01-01T00%3A00%3A00%2B00%3A00"
     browser.wait(lambda: browser.path() == wanted, wanted)
     browser.driver.back()
