@@ -121,6 +121,11 @@ def to_fractions(weights: Mapping[K, float]) -> dict[K, float]:
     return {key: weight / total for key, weight in weights.items()}
 
 
+def is_warm_up(role: str | None) -> bool:
+    """Return whether *role* is that of a warm-up, which names the pool and the condition if sharers share it."""
+    return role is not None and (role == WARM_UP_ROLE or role.startswith(f"{WARM_UP_ROLE} of "))
+
+
 @dataclass(frozen=True, kw_only=True)
 class TaskUsage:
     """Usage of one Qarnot task. ``seconds``: execution seconds of all its instances, which are slot-seconds."""
@@ -159,7 +164,7 @@ class TaskUsage:
     @property
     def is_warm_up(self) -> bool:
         """Whether the task only kept nodes busy until all were up. Such a task is paid, but does no work for a run."""
-        return self.role == WARM_UP_ROLE
+        return is_warm_up(self.role)
 
 
 @dataclass(frozen=True, kw_only=True)

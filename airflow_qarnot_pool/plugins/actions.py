@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api import filters
 from airflow_qarnot_pool.api.states import TASK_TERMINAL, TaskState
-from airflow_qarnot_pool.ownership.identity import WARM_UP_ROLE, RunKey, label, run_of
+from airflow_qarnot_pool.costs.model import is_warm_up
+from airflow_qarnot_pool.ownership.identity import RunKey, label, run_of
 from airflow_qarnot_pool.ownership.quota import FINISHED_RUN_STATES
 from airflow_qarnot_pool.ownership.shared_pool import holders_of
 from airflow_qarnot_pool.ownership.termination import end
@@ -98,7 +99,7 @@ def describe_close(
     """
     work: dict[RunKey, int] = {}
     for task in tasks:
-        if label(task.labels, "role") != WARM_UP_ROLE:
+        if not is_warm_up(label(task.labels, "role")):
             work[run_of(task)] = work.get(run_of(task), 0) + 1
     holding = {run for run in holders if run in runs and runs[run].state not in FINISHED_RUN_STATES}
     users = sorted(({*work, *holding} - {RunKey("", "")}), key=lambda run: (-work.get(run, 0), run))

@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from airflow_qarnot_pool.api.models import Pool, Task
-from airflow_qarnot_pool.costs.model import pool_cost
-from airflow_qarnot_pool.ownership.identity import WARM_UP_ROLE, label
+from airflow_qarnot_pool.costs.model import is_warm_up, pool_cost
+from airflow_qarnot_pool.ownership.identity import label
 from airflow_qarnot_pool.plugins import pictures
 from airflow_qarnot_pool.plugins.history import ObservedHistory, boot_phases, events_of, timeline
 from airflow_qarnot_pool.plugins.listing import RowEntry
@@ -67,7 +67,7 @@ class TaskFacts:
             created=task.creation_date,
             ended=task.end_date,
             seconds=None if task.execution_time is None else task.execution_time.total_seconds(),
-            is_warm_up=label(labels, "role") == WARM_UP_ROLE,
+            is_warm_up=is_warm_up(label(labels, "role")),
             dag_id=label(labels, "dag_id"),
             run_id=label(labels, "run_id"),
             task_id=label(labels, "task_id"),

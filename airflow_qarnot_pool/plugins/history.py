@@ -144,7 +144,7 @@ def _lost(observed: ObservedHistory | None, pool: Pool) -> int:
     if wanted < observed.wanted:
         return 0
     if ready < observed.ready:
-        return observed.ready - ready
+        return max(0, min(observed.ready, wanted) - ready)  # others may leave after an earlier shrink
     # The number is the same, but another node may have replaced a lost one since the last poll.
     state, since = observed.states[-1] if observed.states else (None, None)
     dipped = (

@@ -23,9 +23,9 @@ from airflow_qarnot_pool.api.errors import (
     QarnotRefusedError,
     QarnotUnavailableError,
 )
+from airflow_qarnot_pool.costs.model import is_warm_up
 from airflow_qarnot_pool.hooks.connection_settings import ConnectionSettings
 from airflow_qarnot_pool.ownership.identity import (
-    WARM_UP_ROLE,
     RunKey,
     is_ours,
     label,
@@ -179,21 +179,29 @@ class Fetcher:
         return self._updated_listing(settings, now)
 
     def _updated_listing(self, settings: ConnectionSettings, now: datetime) -> Listing:
-        page = self._page_data(settings, self._pools.values(), now)
+        tasks = None if self._task_rows is None else self._task_rows.values()
+        page = self._page_data(settings, self._pools.values(), tasks, now)
         self._listing = self._listing.updated(rows.build_rows(page))
         return self._listing
 
-    def _page_data(self, settings: ConnectionSettings, pools: Iterable[Pool], now: datetime) -> rows.PageData:
+    def _page_data(
+        self,
+        settings: ConnectionSettings,
+        pools: Iterable[Pool],
+        tasks: Iterable[rows.TaskRow] | None,
+        now: datetime,
+    ) -> rows.PageData:
         pools = list(pools)
         by_pool: dict[str, list[rows.TaskRow]] = defaultdict(list)
-        for task in (self._task_rows or {}).values():
+        for task in tasks or ():
             by_pool[task.pool].append(task)
         owners = [run_of(pool) for pool in pools]
         return rows.PageData(
             now=now,
             connection=self.conn_id,
             pools=pools,
-            tasks=None if self._task_rows is None else by_pool,
+            all_pools=list({**self._pools, **{pool.uuid: pool for pool in pools}}.values()),
+            tasks=None if tasks is None else by_pool,
             runs=airflow_db.run_facts((dag_id, run_id) for dag_id, run_id in owners if dag_id and run_id),
             figures=self._figures,
             histories=self._histories,
@@ -215,16 +223,8 @@ class Fetcher:
                 return  # the server has no filter on times; the next full read shows the changes
         self._mark = next_mark(mark, (task.state_transition_time for task in tasks), client.transport.dated)
         for task in tasks:
-            if task.pool and label(task.labels, "role") != WARM_UP_ROLE:
-                task_rows[task.uuid] = rows.TaskRow(
-                    task.pool,
-                    group_of(task.state),
-                    task.state_transition_time,
-                    label(task.labels, "dag_id"),
-                    label(task.labels, "run_id"),
-                    label(task.labels, "task_id"),
-                    error_of(task),
-                )
+            if task.pool and (row := task_row(task.pool, task)):
+                task_rows[task.uuid] = row
         self._task_rows = task_rows
 
     def _tasks(self, client: QarnotClient, condition: filters.Filter) -> list[Task]:
@@ -236,7 +236,8 @@ class Fetcher:
         """Read the cost of some pools: first the displayed ones, then those with the oldest figures."""
         for uuid in self._figures.keys() - self._pools.keys():
             del self._figures[uuid]
-            self._figures_at.pop(uuid, None)
+        for uuid in self._figures_at.keys() - self._pools.keys():  # also those whose first read failed
+            del self._figures_at[uuid]
         for uuid in figures_due(self._pools, self._figures, self._figures_at, self.shown, time.monotonic()):
             try:
                 self._read_figure(client, self._pools[uuid], reference)
@@ -286,7 +287,8 @@ class Fetcher:
             pictures.observe_starts(starts, task)
         while len(self._starts) > MAX_DETAILS:
             del self._starts[next(iter(self._starts))]
-        [entry] = rows.build_rows(self._page_data(settings, [pool], now))
+        task_rows = [row for task in tasks if (row := task_row(uuid, task))]
+        [entry] = rows.build_rows(self._page_data(settings, [pool], task_rows, now))
         return details.build_detail(entry, pool, tasks, self._histories[uuid], starts)
 
     def _output(
@@ -300,6 +302,21 @@ class Fetcher:
         return TaskOutput(
             run_of(task), {name: read_tail(client, task_uuid, name) for name in ("stdout", "stderr")}
         )
+
+
+def task_row(pool: str, task: Task) -> rows.TaskRow | None:
+    """Return the row of a Qarnot task on a pool. None for a warm-up, which does no work."""
+    if is_warm_up(label(task.labels, "role")):
+        return None
+    return rows.TaskRow(
+        pool,
+        group_of(task.state),
+        task.state_transition_time,
+        label(task.labels, "dag_id"),
+        label(task.labels, "run_id"),
+        label(task.labels, "task_id"),
+        error_of(task),
+    )
 
 
 def error_of(task: Task) -> str | None:

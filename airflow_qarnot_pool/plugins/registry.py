@@ -58,7 +58,7 @@ class ConnectionRegistry:
         shown = self.fetchers[conn_id].shown
         shown.update(dict.fromkeys(uuids[:MAX_SHOWN], time.monotonic()))
         while len(shown) > 10 * MAX_SHOWN:
-            shown.pop(next(iter(shown)))
+            shown.pop(next(iter(shown), ""), None)
 
 
 def listing_of(cache: Cache) -> Listing:

@@ -23,7 +23,7 @@ from airflow_qarnot_pool.api.parts import (
     Scaling,
 )
 from airflow_qarnot_pool.api.states import accepts_tasks
-from airflow_qarnot_pool.plugins.phases import phase_of
+from airflow_qarnot_pool.plugins.phases import phase_of, target_slots
 
 MAX_SLOTS = 5_000
 #: Limits of the idle time after which a node is released.
@@ -42,6 +42,19 @@ def obstacle_of(pool: Pool) -> str | None:
     if policies and not isinstance(policies[0], (FixedPolicy, ManagedTasksQueuePolicy)):
         return "This release does not know the scaling policy of the pool. Change it in its DAG"
     return None
+
+
+def max_slots_of(pool: Pool) -> int:
+    """Return the maximum number of slots of the pool: that of its policy or of its elasticity, else its size."""
+    if pool.scaling:
+        sizes = [
+            getattr(policy, "max_total_slots", None) or getattr(policy, "slots_count", None) or 0
+            for policy in pool.scaling.policies
+        ]
+        return max(sizes, default=0) or target_slots(pool)
+    if pool.elastic and pool.elastic.is_elastic:
+        return pool.elastic.max_total_slots or target_slots(pool)
+    return target_slots(pool)
 
 
 def resized(pool: Pool, slots: int, idle: timedelta | None) -> dict[str, Any]:

@@ -25,12 +25,13 @@ from airflow_qarnot_pool.plugins.phases import (
     UNFINISHED,
     is_closable,
     is_open,
+    keep_warm_of,
     load_of,
     phase_of,
     target_slots,
     word_of,
 )
-from airflow_qarnot_pool.plugins.resizing import obstacle_of
+from airflow_qarnot_pool.plugins.resizing import max_slots_of, obstacle_of
 from airflow_qarnot_pool.plugins.severity import Situation, rank_of, task_warnings_of, warnings_of
 from airflow_qarnot_pool.plugins.texts import clean_label, clean_line, run_link, shape_of, to_iso
 
@@ -82,7 +83,10 @@ class PageData:
 
     now: datetime
     connection: str
+    #: The pools that get a row.
     pools: Sequence[Pool] = ()
+    #: All pools of the connection, which the spending of a DAG run is the sum of. None: those that get a row.
+    all_pools: Sequence[Pool] | None = None
     #: By pool. None before the first read.
     tasks: Mapping[str, Sequence[TaskRow]] | None = field(default_factory=dict)
     #: By (dag_id, run_id). Runs that Airflow does not know are missing.
@@ -149,7 +153,8 @@ def _errors(texts: Iterable[str]) -> list[dict[str, Any]]:
 
 
 def _identity(page: PageData, pool: Pool) -> dict[str, Any]:
-    closing = page.closings.get(pool.uuid)
+    # The audit log has an entry before the request, which Qarnot may refuse.
+    closing = None if is_closable(pool) else page.closings.get(pool.uuid)
     return {
         "uuid": pool.uuid,
         "connection": page.connection,
@@ -173,6 +178,8 @@ def _state(pool: Pool, tasks: Sequence[TaskRow]) -> dict[str, Any]:
         "word": word_of(pool, has_worked=any(task.group not in UNFINISHED for task in tasks)),
         "ready": pool.ready_slots if may_cost else 0,
         "wanted": target_slots(pool) if phase in ("booting", "open") else 0,
+        "max_slots": max_slots_of(pool),
+        "follows_load": keep_warm_of(pool) is not None,
         "busy": busy,
         "queued": queued,
         "closable": is_closable(pool),
@@ -213,7 +220,7 @@ def _urgency(
 def _spending_of_runs(page: PageData) -> dict[RunKey, float]:
     """Return the known cost of the pools that each DAG run has for itself."""
     spending: dict[RunKey, float] = {}
-    for pool in page.pools:
+    for pool in page.pools if page.all_pools is None else page.all_pools:
         figures = page.figures.get(pool.uuid)
         if figures and figures.euros is not None and label(pool.labels, "shared") is None:
             run = run_of(pool)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from airflow_qarnot_pool.api.models import Pool
-from airflow_qarnot_pool.plugins.resizing import obstacle_of, resized
+from airflow_qarnot_pool.plugins.resizing import max_slots_of, obstacle_of, resized
 
 FIXED = {"type": "Fixed", "name": "f", "slotsCount": 4}
 MANAGED = {
@@ -55,6 +55,21 @@ def test_policies(found: Pool, slots: int, idle: int | None, expected: dict[str,
     made = resized(found, slots, None if idle is None else timedelta(seconds=idle))
     [policy] = made["scaling"].to_json()["policies"]
     assert {name: policy.get(name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (pool(targetRunningInstanceCount=3), 3),
+        (pool(FIXED, targetRunningInstanceCount=3), 4),
+        (pool({**MANAGED, "maxTotalSlots": 50}, targetRunningInstanceCount=2), 50),
+        (pool(elasticProperty={**ELASTIC, "maxTotalSlots": 50}, targetRunningInstanceCount=2), 50),
+        (pool(elasticProperty={"isElastic": True}, targetRunningInstanceCount=2), 2),
+        (pool({"type": "Martian", "name": "m"}, targetRunningInstanceCount=2), 2),
+    ],
+)
+def test_the_maximum_of_a_pool_is_not_its_size_of_the_moment(found: Pool, expected: int) -> None:
+    assert max_slots_of(found) == expected
 
 
 def test_an_elastic_pool_stays_elastic() -> None:

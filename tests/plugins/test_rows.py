@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from airflow_qarnot_pool.api.models import CarbonFacts, Pool, Task
+from airflow_qarnot_pool.costs.model import TaskUsage
 from airflow_qarnot_pool.plugins import details, history, rows, texts
+from airflow_qarnot_pool.plugins.actions import describe_close
 from airflow_qarnot_pool.plugins.listing import RowEntry
-from airflow_qarnot_pool.plugins.queries import FIGURES_PER_ROUND, figures_due
+from airflow_qarnot_pool.plugins.queries import FIGURES_PER_ROUND, figures_due, task_row
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 LABELS = {"airflow.dag_id": "frames", "airflow.run_id": "run+1", "airflow.task_id": "open"}
@@ -185,6 +187,44 @@ def test_a_node_lost_and_replaced_between_two_looks_is_told_of() -> None:
 def test_nodes_that_were_given_back_are_not_lost(then: Pool) -> None:
     observed = history.updated_history(None, pool(scaling=POLICY if then.scaling else None), NOW)
     assert history.updated_history(observed, then, NOW).lost == 0
+
+
+def test_nodes_that_leave_after_a_shrink_are_not_lost_and_others_are() -> None:
+    observed, losses = None, []
+    for target, ready in ((4, 4), (2, 4), (2, 3), (2, 2), (2, 1), (2, 0)):
+        found = pool(runningInstanceCount=ready, targetRunningInstanceCount=target)
+        observed = history.updated_history(observed, found, NOW)
+        losses.append(observed.lost)
+    assert losses == [0, 0, 0, 0, 1, 2]
+
+
+@pytest.mark.parametrize("state", ["FullyExecuting", "Closing", "Closed"])
+def test_a_pool_that_qarnot_did_not_close_is_closed_by_nobody(state: str) -> None:
+    """The audit log has the entry also if Qarnot refuses the request."""
+    made = row(pool(state), closings={"u": ("anna", NOW)})
+    assert (made["closed_by"] is None) is (state == "FullyExecuting")
+
+
+@pytest.mark.parametrize(
+    ("role", "is_warm_up"),
+    [
+        ("warm-up", True),
+        ("warm-up of u to all", True),
+        ("warm-up of", False),
+        ("warm-upper", False),
+        ("work", False),
+        (None, False),
+    ],
+)
+def test_a_warm_up_is_no_work(role: str | None, is_warm_up: bool) -> None:
+    """Nor that of a shared pool, whose role names the pool and the condition."""
+    labels = {**LABELS, **({"airflow.role": role} if role else {})}
+    task = Task.from_json({"uuid": "t", "state": "FullyExecuting", "labels": labels})
+    assert (task_row("u", task) is None) is is_warm_up
+    assert details.TaskFacts.of(task).is_warm_up is is_warm_up
+    assert TaskUsage.of(task).is_warm_up is is_warm_up
+    preview = describe_close(pool(), [task], [], {})
+    assert (preview["text"] == "Nothing runs on it.") is is_warm_up
 
 
 def test_the_timeline_has_what_the_api_tells_and_what_was_seen() -> None:
