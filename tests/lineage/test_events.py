@@ -55,7 +55,7 @@ def make(dag_id, deferrable):
             resource_buckets=[{{"bucket": "lineage-in", "prefix": "scenes/"}}],
             result_bucket="lineage-out",
             task_spec={{"results_prefix": "frames/{{{{ dag.dag_id }}}}/", "name": "{{{{ conn.vault.password }}}}"}},
-            outlets=[Asset("qarnot://lineage-out/frames"), AssetAlias("frames"), Asset("s3://elsewhere/x")],
+            outlets=[Asset("qarnot://lineage-out/frames"), AssetAlias("frames"), Asset("file://host/elsewhere/x")],
             **given,
         )
         many = QarnotRunTasksOperator(
@@ -216,7 +216,7 @@ def test_places_are_the_given_buckets_and_nothing_that_the_provider_adds(
         assert places(ended, "outputs") == {
             f"qarnot://lineage-out|frames/lineage_{mode}",
             "qarnot://lineage-out|frames",
-            "s3://elsewhere|x",
+            "file://host|/elsewhere/x",
         }
         assert places(events.end(mode, "create"), "inputs") == {"qarnot://lineage-in|/"}
         for task in ("many", "double", "fails", "close"):
@@ -326,8 +326,8 @@ def test_events_of_assets_have_uuid_files_and_cost(ran: tuple[Events, QarnotClie
         extras = asset_events(f"lineage_{mode}")
         ended = events.end(mode, "run")
         own = f"qarnot://lineage-out/frames/lineage_{mode}"
-        assert extras.keys() == {"qarnot://lineage-out/frames", own, "s3://elsewhere/x"}
-        assert extras["s3://elsewhere/x"] == [{}]
+        assert extras.keys() == {"qarnot://lineage-out/frames", own, "file://host/elsewhere/x"}
+        assert extras["file://host/elsewhere/x"] == [{}]
         for uri in ("qarnot://lineage-out/frames", own):
             (extra,) = extras[uri]
             assert extra["uuid"] == facets(ended, "qarnot_task")["uuid"]

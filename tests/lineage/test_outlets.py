@@ -45,7 +45,7 @@ def stored(count: int, modified: datetime | None) -> list[StoredFile]:
 
 def test_files_are_those_that_are_not_older_than_the_qarnot_task() -> None:
     begun = datetime(2026, 1, 1, 12, 0, 0, 900_000, tzinfo=UTC)
-    new, old = begun.replace(microsecond=0), begun - timedelta(seconds=2)
+    new, old = begun.replace(microsecond=0), begun - timedelta(seconds=3)
     found = count_files([*stored(3, old), *stored(2, new), *stored(1, None)], begun)
     assert found == {"count": 3, "bytes": 6, "keys": ["out/0", "out/1", "out/0"]}
     assert count_files(stored(4, old), None)["count"] == 4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 REQUEST_TIMEOUT = 5.0
 #: Maximum number of files that are counted, and of keys in an event, which Airflow stores.
 MAX_COUNTED, MAX_KEYS = 10_000, 100
+#: The storage has whole seconds and a clock of its own.
+CLOCK_TOLERANCE = timedelta(seconds=2)
 
 
 def fill_outlets(operator: QarnotOperator, context: Context) -> None:
@@ -123,8 +125,7 @@ class _Files:
 
 def count_files(stored: Iterable[StoredFile], since: datetime | None) -> dict[str, Any]:
     """Return ``{count, bytes, keys}`` of files that are not older than *since*. ``more``: some are not counted."""
-    # The storage has whole seconds.
-    since = None if since is None else since.replace(microsecond=0)
+    since = None if since is None else since - CLOCK_TOLERANCE
     found: dict[str, Any] = {"count": 0, "bytes": 0, "keys": []}
     for number, file in enumerate(stored):
         if number >= MAX_COUNTED:
