@@ -46,14 +46,14 @@ export function listView(state) {
 }
 
 function nothing() {
-  return h("div", { class: "empty" },
+  return h("div", { key: "empty", class: "empty" },
     h("strong", {}, run ? "No Qarnot pool belongs to this DAG run" : "No pools, and nothing is billed"),
     run ? "Pools that its tasks open or use are shown here." : "A pool is shown here as soon as a DAG opens one.");
 }
 
 function noMatch(view) {
   const isAll = run || view.show === "all";
-  return h("div", { class: "empty" }, h("strong", {}, "No pool matches"),
+  return h("div", { key: "empty", class: "empty" }, h("strong", {}, "No pool matches"),
     isAll ? null : h("p", {}, h("a", { href: to(view, { show: "all" }) }, "Search all pools, also those that ended long ago")),
     h("p", {}, h("a", { href: "#" }, "Remove all filters")));
 }
@@ -67,8 +67,8 @@ function tiles(rows, view, now) {
   const slots = (name) => whole(total(open, (row) => row[name]));
   const counted = open.filter(tasksOf);
   const tasks = (name) => total(counted, (row) => tasksOf(row)[name]);
-  const failed = total(rows, (row) => tasksOf(row) && tasksOf(row).failed);
-  return h("div", { class: "tiles" },
+  const failed = total(rows.filter((row) => SHOW.tasks[1](row, now)), (row) => tasksOf(row) && tasksOf(row).failed);
+  return h("div", { key: "tiles", class: "tiles" },
     tile("wrong", view, "Need attention", whole(wrong.length), problems(wrong), wrong.some((row) => level(row) === "bad") ? "bad" : wrong.length ? "warn" : ""),
     tile("open", view, "Open pools", whole(open.length), rows.length > open.length ? `${whole(rows.length - open.length)} ended` : ""),
     tile(null, view, "Slots ready", slots("ready"), `of ${slots("wanted")}, ${slots("busy")} busy`),
@@ -125,7 +125,7 @@ function tools(state, all) {
   const { rows, view } = state;
   const filters = Object.entries(FACETS).map(([name, [text]]) => [name, text, choices(rows, name)]).filter(([name, , values]) => values.length > 1 || view[name]);
   const active = filters.filter(([name]) => view[name]).length;
-  return h("div", { class: "tools", role: "search" },
+  return h("div", { key: "tools", class: "tools", role: "search" },
     h("input", { type: "search", placeholder: "Name, DAG, run, task, tag, error, uuid…", "aria-label": "Search pools", "data-set": "q", value: view.q || "" }),
     run ? null : h("select", { "aria-label": "Which pools", "data-set": "show", value: view.show || "current" },
       Object.entries(SHOW).map(([name, [text]]) => h("option", { value: name, key: name }, text))),
@@ -146,7 +146,7 @@ function tools(state, all) {
 function chips(view) {
   const parts = Object.entries(FACETS).filter(([name]) => view[name]).map(([name, [text]]) =>
     h("a", { class: "chip", key: name, href: to(view, { [name]: "" }), "aria-label": `Remove the filter ${text} ${view[name]}` }, `${text}: ${view[name]} ✕`));
-  return parts.length ? h("p", { class: "chips" }, parts) : null;
+  return parts.length ? h("p", { key: "chips", class: "chips" }, parts) : null;
 }
 
 // ---- bulk actions
@@ -154,7 +154,7 @@ function chips(view) {
 function bulk({ selected, rows }) {
   if (!selected.size) return null;
   const chosenRows = rows.filter((row) => selected.has(row.uuid));
-  return h("div", { class: "bulk" },
+  return h("div", { key: "bulk", class: "bulk" },
     h("strong", {}, `${plural(chosenRows.length, "pool")} selected`),
     button("close-selected", { class: "danger" }, "Close…"),
     button("copy-selected", {}, "Copy uuids"),
@@ -184,7 +184,7 @@ function table(state, { groups }) {
     return h("th", { class: style, scope: "col", "aria-sort": !sort ? "none" : sort.startsWith("-") ? "descending" : "ascending" },
       h("a", { class: "sort", href: to(view, { sort: next }) }, text, h("span", { "aria-hidden": "true" }, sort ? (sort.startsWith("-") ? " ↓" : " ↑") : "")));
   };
-  return h("div", { class: "scroll" }, h("table", { class: "pools" },
+  return h("div", { key: "table", class: "scroll" }, h("table", { class: "pools" },
     h("caption", { class: "hidden" }, "Qarnot pools, the most urgent first"),
     h("thead", {}, h("tr", {},
       h("th", { scope: "col", class: "pick" }, h("span", { class: "hidden" }, "Select")),
@@ -279,8 +279,8 @@ function foot(view, { all, pages, page, groups }) {
   const saved = sumOf(all, "saved_g");
   const carbonSaved = saved.unknown < all.length ? `, ${atLeast(saved, all, grams)} CO₂eq saved` : "";
   const unknown = cost.unknown ? `, ${plural(cost.unknown, "cost")} not known` : "";
-  const turn = (text, number, isThere) => (isThere ? h("a", { class: "turn", href: to(view, { page: number > 1 ? String(number) : "" }) }, text) : null);
-  return h("div", { class: "foot" },
+  const turn = (text, number, isThere) => (isThere ? h("a", { key: text, class: "turn", href: to(view, { page: number > 1 ? String(number) : "" }) }, text) : null);
+  return h("div", { key: "foot", class: "foot" },
     quiet(`${first}–${first + count - 1} of ${plural(all.length, "pool")}, cost ${atLeast(cost, all, euros)}${unknown}${carbonSaved}`),
     pages > 1 ? h("nav", { "aria-label": "Pages", class: "pager" },
       turn("← Previous", page - 1, page > 1), quiet(`page ${page} of ${pages}`), turn("Next →", page + 1, page < pages)) : null);

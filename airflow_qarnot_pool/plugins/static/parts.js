@@ -68,7 +68,7 @@ export function warningText({ kind, text, since }) {
 
 export function warningList(row) {
   if (!row.warnings.length) return null;
-  return h("ul", { class: "warnings" }, row.warnings.map((warning) => h("li", { class: levelOf(warning), key: warning.kind }, ...warningText(warning))));
+  return h("ul", { key: "warnings", class: "warnings" }, row.warnings.map((warning) => h("li", { class: levelOf(warning), key: warning.kind }, ...warningText(warning))));
 }
 
 /* ---- Qarnot tasks */

@@ -24,7 +24,7 @@ export function poolView(state) {
     head(state),
     closedBy(detail.row),
     warningList(detail.row),
-    h("nav", { class: "tabs", "aria-label": "Parts of the pool" }, Object.entries(TABS).map(([name, text]) =>
+    h("nav", { key: "tabs", class: "tabs", "aria-label": "Parts of the pool" }, Object.entries(TABS).map(([name, text]) =>
       h("a", { key: name, href: to(view, { tab: name === "overview" ? "" : name, task: "" }), "aria-current": name === tab ? "page" : null },
         text, counts[name] === undefined ? null : quiet(` ${counts[name]}`)))),
     h("section", { key: `tab ${tab}`, "aria-label": TABS[tab] }, content(state)),
@@ -32,19 +32,19 @@ export function poolView(state) {
 }
 
 function head({ detail: { row }, mayEdit }) {
-  return h("div", { class: "head" },
+  return h("div", { key: "head", class: "head" },
     h("div", { class: "title" }, h("h1", { tabindex: "-1" }, row.name), stateBadge(row), quiet(row.state)),
     h("div", { class: "buttons" },
       outsideLink(row.console, "Qarnot console ↗"),
       h("details", { class: "menu" }, h("summary", {}, "Copy"), h("div", { class: "panel" },
         button("copy-text", { "data-text": row.uuid }, "Copy the uuid"),
         button("copy-address", {}, "Copy the address"))),
-      mayEdit && row.resizable ? button("resize", { "data-uuid": row.uuid }, "Resize…") : null,
-      mayEdit && row.closable ? button("close", { class: "danger", "data-uuid": row.uuid }, "Close…") : null));
+      mayEdit && row.resizable ? button("resize", { key: "resize", "data-uuid": row.uuid }, "Resize…") : null,
+      mayEdit && row.closable ? button("close", { key: "close", class: "danger", "data-uuid": row.uuid }, "Close…") : null));
 }
 
 function closedBy({ closed_by: by }) {
-  return by ? h("p", { class: "quiet" }, "Closed from this page by ", h("strong", {}, by.user), ", ", when(by.at)) : null;
+  return by ? h("p", { key: "closed by", class: "quiet" }, "Closed from this page by ", h("strong", {}, by.user), ", ", when(by.at)) : null;
 }
 
 // ---- overview
@@ -56,7 +56,7 @@ function overview(state) {
 
 function errors({ errors: groups }) {
   if (!groups.length) return null;
-  return h("div", { class: "errors" }, h("h2", {}, "Errors"), groups.map((group) => h("article", { class: "error", key: group.of + group.text },
+  return h("div", { key: "errors", class: "errors" }, h("h2", {}, "Errors"), groups.map((group) => h("article", { class: "error", key: group.of + group.text },
     h("p", { class: "of" }, h("strong", {}, group.of === "pool" ? "The pool" : plural(group.count, "Qarnot task")),
       group.last ? quiet(" last ", when(group.last), group.first && group.first !== group.last ? [", first ", when(group.first)] : null) : null),
     clamped(group.text),
@@ -82,7 +82,7 @@ function facts(detail) {
   const rate = all.per_hour && !isEnded(row) ? under(`${euros(all.per_hour)} an hour now`) : null;
   const limit = row.limit && row.limit.max_cost ? under(`limit ${euros(row.limit.max_cost)}`) : null;
   const ended = isEnded(row) && row.ended;
-  return h("dl", { class: "facts" },
+  return h("dl", { key: "facts", class: "facts" },
     fact("For", ...owner(row)),
     fact("Slots", isEnded(row) ? "–" : `${row.ready} ready of ${row.wanted} wanted`, isEnded(row) ? null : under(`${row.busy} busy, ${row.queued} queued`)),
     fact("Qarnot tasks", taskCounts(tasksOf(row)), row.mine && row.tasks ? under(`all runs: ${countsText(row.tasks)}`) : null),
@@ -106,7 +106,7 @@ function owner(row) {
 
 function users(row) {
   if (row.users.length < 2) return null;
-  return [h("h2", {}, `DAG runs that use it (${row.user_count})`), h("ul", { class: "plain" }, row.users.map((user) => h("li", { key: `${user.dag_id} ${user.run_id}` },
+  return [h("h2", { key: "users of it" }, `DAG runs that use it (${row.user_count})`), h("ul", { key: "users", class: "plain" }, row.users.map((user) => h("li", { key: `${user.dag_id} ${user.run_id}` },
     airflowLink(user.link, `${user.dag_id} · ${user.run_id}`), quiet(` ${plural(user.unfinished, "unfinished Qarnot task")}`))))];
 }
 
@@ -170,7 +170,13 @@ const KINDS = {
 const EVENT_KIND = { lost: "bad", up: "good", down: "off", state: "busy" };
 
 function nodesTab({ detail }) {
-  return [nodes(detail), h("h2", {}, "Events"), events(detail), h("h2", {}, "States"), timeline(detail)];
+  return [
+    h("div", { key: "nodes" }, nodes(detail)),
+    h("h2", { key: "of events" }, "Events"),
+    h("div", { key: "events" }, events(detail)),
+    h("h2", { key: "of states" }, "States"),
+    h("div", { key: "states" }, timeline(detail)),
+  ];
 }
 
 function nodes({ nodes: all, row }) {
