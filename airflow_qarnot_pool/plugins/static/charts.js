@@ -81,9 +81,9 @@ function figure({ key, title, note, legend, controls, summary, width, height, ta
     tableOf(key, table, tables));
 }
 
-function tableOf(key, { head, rows }, tables) {
+function tableOf(key, { head, rows, note }, tables) {
   return h("details", { class: "behind", "data-table": key }, h("summary", {}, "Table"),
-    tables.has(key) ? h("div", { class: "scroll short", tabindex: "0", role: "region", "aria-label": "Table of the picture" }, h("table", {},
+    tables.has(key) ? h("div", { class: "scroll short", tabindex: "0", role: "region", "aria-label": "Table of the picture" }, note ? h("p", { class: "quiet" }, note) : null, h("table", {},
       h("thead", {}, h("tr", {}, head.map((text) => h("th", { scope: "col" }, text)))),
       h("tbody", {}, rows().map((cells) => h("tr", {}, cells.map((text, i) => (i ? h("td", {}, text) : h("th", { scope: "row" }, text)))))))) : null);
 }
@@ -116,14 +116,18 @@ export function lines(spec) {
     ...spec,
     legend: spec.legend || (series.length > 1 ? series.map((one) => [one.name, one.kind]) : []),
     drag: true,
-    table: { head: ["Time", ...series.map((one) => one.name)], rows: () => tableRows(series, format) },
+    table: { head: ["Time", ...series.map((one) => one.name)], rows: () => tableRows(series, format, gaps) },
   }, content);
 }
 
-function tableRows(series, format) {
+/* Rows by time: the values, and the gaps. */
+function tableRows(series, format, gaps) {
   const times = [...new Set(series.flatMap((one) => one.points.map((point) => point[0])))].sort((a, b) => a - b);
   const values = series.map((one) => new Map(one.points));
-  return times.map((t) => [stamp(t), ...values.map((each) => (each.has(t) ? format(each.get(t)) : ""))]);
+  const known = times.map((t) => [t, stamp(t), ...values.map((each) => (each.has(t) ? format(each.get(t)) : ""))]);
+  const isIn = (one, from) => (one.gaps || gaps).some(([a]) => a === from);
+  const holes = gaps.map(([a, b]) => [a, `${stamp(a)} – ${stamp(b)}`, ...series.map((one) => (isIn(one, a) ? "not observed" : ""))]);
+  return [...known, ...holes].sort((x, y) => x[0] - y[0]).map(([, ...cells]) => cells);
 }
 
 /* What the tip of a picture of lines says at *t*. */
@@ -173,7 +177,7 @@ export function gantt(spec) {
     height,
     legend: legendOf(data, spec.colour),
     drag: true,
-    table: { head: ["Qarnot task", "Lane", "State", "Start", "End"], rows: () => ganttRows(data) },
+    table: { head: ["Qarnot task", "Lane", "State", "Start", "End"], rows: () => ganttRows(data), note: cutNote(data) },
   }, content);
 }
 
@@ -203,8 +207,11 @@ function nameOf(task) {
   return task.map_index === null ? task.task_id : `${task.task_id} [${task.map_index}]`;
 }
 
+const MAX_ROWS = 500;
+const cutNote = ({ bars, total }) => (bars.length > MAX_ROWS ? `The ${MAX_ROWS} instances that started last, of ${plural(Math.max(total, bars.length), "instance")}.` : null);
+
 function ganttRows(data) {
-  return [...data.bars].sort((a, b) => b[1] - a[1]).slice(0, 500).map(([lane, start, end, state, task, instance, exact]) =>
+  return [...data.bars].sort((a, b) => b[1] - a[1]).slice(0, MAX_ROWS).map(([lane, start, end, state, task, instance, exact]) =>
     [`${nameOf(data.tasks[task])}${instance ? ` #${instance}` : ""}`, String(lane + 1), exact ? state : `${state} (times of the whole task)`,
       stamp(start), end === null ? "" : stamp(end)]);
 }

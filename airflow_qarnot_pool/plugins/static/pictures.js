@@ -26,9 +26,9 @@ export function poolPictures(state) {
   const hasBars = pictures.gantt.bars.length > 0;
   if (!specs.length && !hasBars) return [];
   return [
-    h("h2", {}, "Over time"),
+    h("h2", { key: "over time" }, "Over time"),
     controls(view, range),
-    h("div", { class: "pictures" }, specs.map((spec) => drawn(spec, charts.lines, charts.readLines, reader)), bootPicture(detail, common)),
+    h("div", { key: "pictures", class: "pictures" }, specs.map((spec) => drawn(spec, charts.lines, charts.readLines, reader)), bootPicture(detail, common)),
     hasBars ? drawn(ganttSpec(detail, { ...common, width }, view), charts.gantt, charts.readGantt, reader) : null,
   ];
 }
@@ -86,7 +86,7 @@ function costSpecs({ row, pictures: { cost } }, common) {
   const base = { ...common, format: euros };
   const rate = rates(points);
   return [
-    { ...base, key: "cost", title: "Cost so far", note, series: [{ name: "euros", kind: "busy", area: true, points }], summary: `Cost over time, now ${euros(figures.euros)}` },
+    { ...base, key: "cost", title: "Cost so far", note, gaps: cost.gaps, series: [{ name: "euros", kind: "busy", area: true, points }], summary: `Cost over time, now ${euros(figures.euros)}` },
     { ...base, key: "rate", title: "Euros an hour", end: points[points.length - 1][0], gaps: cost.gaps, series: [step("euros an hour", "wait", rate)], summary: "Euros an hour over time" },
   ].filter((spec) => spec.series[0].points.length);
 }
@@ -141,7 +141,7 @@ function controls(view, { from, until, first, last, isZoom }) {
     link("→", "Later", at(from + span / 2, until + span / 2)),
     link("All", "All of the time", to(view, { zoom: "" })),
   ];
-  return h("p", { class: "zoom" },
+  return h("p", { key: "zoom", class: "zoom" },
     span > 10 ? link("+", "Zoom in", at(middle - span / 4, middle + span / 4)) : null,
     moves,
     h("span", { class: "quiet" }, isZoom ? `${stamp(from)} – ${stamp(until)}` : "Drag over a picture to zoom"));
