@@ -91,7 +91,8 @@ export function csv(rows) {
   const cell = (value) => {
     if (isMissing(value)) return "";
     if (typeof value === "number") return String(value);
-    const text = /^\s*[=+\-@\t\r\uff1d\uff0b\uff0d\uff20]/.test(value) ? `'${value}` : String(value);
+    const later = String(value).replace(/([;|\t\r\n]\s*)(?=[=+\-@\uff1d\uff0b\uff0d\uff20])/g, "$1'"); // a cell, too, where these separate cells
+    const text = /^\s*[=+\-@\t\r\uff1d\uff0b\uff0d\uff20]/.test(later) ? `'${later}` : later;
     return /[",\r\n']/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   };
   return rows.map((row) => row.map(cell).join(",")).join("\r\n") + "\r\n";
