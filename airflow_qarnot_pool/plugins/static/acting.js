@@ -4,13 +4,13 @@ import * as api from "./api.js";
 import { h, patch } from "./dom.js";
 import { euros, plural } from "./format.js";
 import { airflowLink, button, quiet } from "./parts.js";
+import { sum } from "./rows.js";
 
 const AT_ONCE = 4;
 const MAX_LISTED = 100;
 
 const dialog = document.getElementById("dialog");
 let asked = 0; // counts dialogs, so that a late answer for an earlier one is dropped
-let done = () => {};
 let confirmed = () => {};
 
 /* Show *content* under *title*, with a button *yes* if there is something to do. */
@@ -26,8 +26,7 @@ function show(title, content, { yes, isReady = true, no = "Cancel", kind = "dang
 }
 
 /* Begin a dialog. Returns a function that tells whether it is still the one that is open. */
-function open(then) {
-  done = then;
+function open() {
   asked += 1;
   const own = asked;
   return () => own === asked && dialog.open;
@@ -50,9 +49,10 @@ const failure = (text) => (text ? h("p", { class: "bad", role: "alert", key: "fa
 
 // ---- close one
 
-/* Say what closing *row* does, and close it if the user says so. *then* is called after it. */
-export async function close(row, then) {
-  const isMine = open(then);
+/* Say what closing *row* does, and close it if the user says so. *then* is called after it, and *tell* with a failure
+   that comes once the dialog is gone. */
+export async function close(row, then, tell) {
+  const isMine = open();
   let preview = null;
   let problem = null;
   let isBusy = false;
@@ -60,7 +60,7 @@ export async function close(row, then) {
     h("p", {}, h("strong", {}, row.name)),
     preview ? consequences(preview, (row.figures || {}).per_hour) : problem ? null : h("p", { class: "quiet" }, "Asking Qarnot what is on it…"),
     failure(problem),
-  ], { yes: "Close the pool", isReady: Boolean(preview && preview.closable) && !isBusy, no: "Keep it" });
+  ], { yes: "Close the pool", isReady: Boolean(preview && preview.closable) && !isBusy, no: isBusy ? "Hide" : "Keep it" });
   confirmed = async () => {
     if (isBusy) return;
     isBusy = true;
@@ -69,9 +69,9 @@ export async function close(row, then) {
     try {
       await api.close(row);
       if (isMine()) dialog.close();
-      done();
+      then();
     } catch (error) {
-      if (!isMine()) return;
+      if (!isMine()) { tell(`${row.name} is not closed: ${error.message}`); return; }
       isBusy = false;
       problem = error.message;
       draw();
@@ -104,15 +104,20 @@ function consequences(preview, rate) {
 
 const isRefused = (result) => Boolean(result) && result.startsWith("not closed");
 
+/* What *rows* cost together: a lower bound if some of it is unknown. */
+function rateOf(rows) {
+  const { value, unknown } = sum(rows, (row) => (row.figures || {}).per_hour);
+  if (unknown === rows.length) return ", euros an hour not known";
+  return value || unknown ? `, ${unknown ? "≥ " : ""}${euros(value)} an hour` : "";
+}
+
 /* Close *rows* one by one, a few at a time, and show how each went. */
-export function closeAll(rows, then) {
-  const isMine = open(then);
+export function closeAll(rows, then, tell) {
+  const isMine = open();
   const results = new Map();
   let isBusy = false;
-  const left = rows.reduce((sum, row) => sum + (row.tasks ? row.tasks.running + row.tasks.queued : 0), 0);
-  const unknown = rows.filter((row) => !row.tasks).length;
-  const rate = rows.reduce((sum, row) => sum + ((row.figures || {}).per_hour || 0), 0);
-  const slots = rows.reduce((sum, row) => sum + row.ready, 0);
+  const { value: left, unknown } = sum(rows, (row) => row.tasks && row.tasks.running + row.tasks.queued);
+  const slots = sum(rows, (row) => row.ready).value;
   const counted = left
     ? `${plural(left, "unfinished Qarnot task")} ${left === 1 ? "is" : "are"} cancelled. The Airflow tasks fail or are retried.`
     : unknown ? "" : "Nothing runs on them.";
@@ -120,7 +125,7 @@ export function closeAll(rows, then) {
   const isOver = () => results.size === rows.length && [...results.values()].every((result) => result !== "…");
   const listed = () => [...rows.filter((row) => isRefused(results.get(row.uuid))), ...rows.filter((row) => !isRefused(results.get(row.uuid)))].slice(0, MAX_LISTED);
   const draw = () => show(`Close ${plural(rows.length, "pool")}?`, [
-    h("p", {}, `${plural(slots, "slot")} up${rate ? `, ${euros(rate)} an hour` : ""}. ${lost}`),
+    h("p", {}, `${plural(slots, "slot")} up${rateOf(rows)}. ${lost}`),
     results.size ? h("p", {}, `${[...results.values()].filter((result) => result !== "…").length} of ${rows.length} done`) : null,
     h("ul", { class: "plain results", tabindex: "0", "aria-label": "Pools" }, listed().map((row) => h("li", { key: row.uuid },
       h("strong", {}, row.name),
@@ -145,7 +150,9 @@ export function closeAll(rows, then) {
       }
     };
     await Promise.all(Array.from({ length: AT_ONCE }, work));
-    then(rows.filter((row) => !isRefused(results.get(row.uuid))));
+    const refused = rows.filter((row) => isRefused(results.get(row.uuid)));
+    if (refused.length && !isMine()) tell(`${plural(refused.length, "pool")} of ${rows.length}: ${results.get(refused[0].uuid)}`);
+    then(rows.filter((row) => !refused.includes(row)));
   };
   draw();
 }
@@ -153,20 +160,21 @@ export function closeAll(rows, then) {
 // ---- resize, and release of idle nodes
 
 /* Ask for another number of slots of *row*, and whether idle nodes are released. */
-export function resize(row, then) {
-  const isMine = open(then);
+export function resize(row, then, tell) {
+  const isMine = open();
   let problem = null;
   let isBusy = false;
+  const most = row.max_slots ?? row.wanted;
   const slots = { type: "number", min: "1", max: "5000", required: true };
   const idle = { type: "number", min: "60", max: "86400", required: true };
   const draw = () => show("Resize this pool", [
     h("p", {}, h("strong", {}, row.name), quiet(` has ${row.ready} of ${row.wanted} slots`)),
-    h("p", {}, h("label", {}, "Slots ", h("input", { ...slots, id: "resize-slots", value: String(Math.max(1, row.wanted)) }))),
+    h("p", {}, h("label", {}, row.follows_load ? "Slots at most " : "Slots ", h("input", { ...slots, id: "resize-slots", value: String(Math.max(1, most)) }))),
     h("p", {}, h("label", {}, h("input", { type: "checkbox", id: "resize-release" }), " Release idle nodes"),
       h("label", {}, " after ", h("input", { ...idle, id: "resize-idle", value: "300", "aria-label": "Seconds without work" }), " seconds without work")),
     h("p", { class: "quiet" }, "Released nodes cost nothing. The pool stays open, without nodes, until its DAG closes it, and boots nodes again for new work."),
     failure(problem),
-  ], { yes: "Resize", isReady: !isBusy, kind: null });
+  ], { yes: "Resize", isReady: !isBusy, no: isBusy ? "Hide" : "Cancel", kind: null });
   confirmed = async () => {
     const [wanted, pause, release] = ["resize-slots", "resize-idle", "resize-release"].map((id) => document.getElementById(id));
     if (isBusy || !wanted.reportValidity() || (release.checked && !pause.reportValidity())) return;
@@ -176,9 +184,9 @@ export function resize(row, then) {
     try {
       await api.resize(row, { slots: Number(wanted.value), idle_seconds: release.checked ? Number(pause.value) : null });
       if (isMine()) dialog.close();
-      done();
+      then();
     } catch (error) {
-      if (!isMine()) return;
+      if (!isMine()) { tell(`${row.name} is not resized: ${error.message}`); return; }
       isBusy = false;
       problem = error.message;
       draw();
