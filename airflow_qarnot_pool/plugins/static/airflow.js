@@ -53,9 +53,17 @@ export function follow(changed) {
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", showTheme);
   const around = outer();
   if (!around) return;
-  new MutationObserver(showTheme).observe(around.document.documentElement, { attributes: true, attributeFilter: ["class", "style", "data-theme"] });
-  // In Airflow's own page this event, and no "storage", follows a change of the zone.
-  around.addEventListener("local-storage", () => changed());
+  const observer = new MutationObserver(showTheme);
+  const changedThere = () => changed();
+  const attach = () => {
+    observer.observe(around.document.documentElement, { attributes: true, attributeFilter: ["class", "style", "data-theme"] });
+    // In Airflow's own page this event, and no "storage", follows a change of the zone.
+    around.addEventListener("local-storage", changedThere);
+  };
+  attach();
+  // Airflow's page lives longer than this one, which may come back as it was.
+  window.addEventListener("pagehide", () => { observer.disconnect(); around.removeEventListener("local-storage", changedThere); });
+  window.addEventListener("pageshow", ({ persisted }) => { if (persisted) { attach(); showTheme(); changed(); } });
 }
 
 /* ---- the address */

@@ -9,20 +9,30 @@ export const run = runOf(location.search);
 /* Browsers let no page of another site send this header. */
 const ACTION = { "X-Qarnot-Pools": "close" };
 const enc = encodeURIComponent;
+/* How long an answer may take. An action takes longer, and goes on at the server. */
+const READ_MS = 30000;
+const ACT_MS = 120000;
+
+const parsed = (text) => { try { return JSON.parse(text); } catch { return null; } };
 
 async function request(path, options) {
   let response;
+  let text;
   try {
-    response = await fetch(path, { headers: { Accept: "application/json" }, credentials: "same-origin", ...options });
+    const signal = AbortSignal.timeout(options ? ACT_MS : READ_MS);
+    response = await fetch(path, { headers: { Accept: "application/json" }, credentials: "same-origin", signal, ...options });
+    text = await response.text();
   } catch {
     throw new Error("Airflow does not respond.");
   }
-  const body = await response.json().catch(() => ({}));
+  const body = parsed(text);
+  if (response.ok && !body) throw new Error("The answer is not that of the Pools page. Reload Airflow.");
   if (response.ok) return body;
-  const parts = Array.isArray(body.detail) ? body.detail.map((one) => `${one.loc}: ${one.msg}`).join("; ") : body.detail; // of a refused body
+  const { detail: told } = body || {};
+  const parts = Array.isArray(told) ? told.map((one) => `${one.loc}: ${one.msg}`).join("; ") : told; // of a refused body
   const detail = typeof parts === "string" ? parts : `${response.status} ${response.statusText}`;
-  const text = response.status === 401 ? "You are not logged in any more. Reload Airflow to log in." : detail;
-  throw Object.assign(new Error(text), { status: response.status });
+  const shown = response.status === 401 ? "You are not logged in any more. Reload Airflow to log in." : detail;
+  throw Object.assign(new Error(shown), { status: response.status });
 }
 
 const query = (parts) => `?${Object.entries(parts).map(([name, value]) => `${name}=${enc(value)}`).join("&")}`;

@@ -16,6 +16,7 @@ import { format, parse, to } from "./state.js";
 
 const EAGER_MS = [100, 150, 250, 400, 600]; // while newer data is on its way
 const HISTORY_MS = 60000;
+const LATE_SECONDS = 180; // after which data is stale though nothing has failed, unless it is asked for less often
 
 const at = (id) => document.getElementById(id);
 const [main, headPlace, banners, place, announcer] = ["main", "head", "banners", "view", "announcer"].map(at);
@@ -29,7 +30,6 @@ let output = null;
 let history = null;
 let problem = null;
 let skew = 0; // of the server's clock
-let receivedAt = 0;
 let isPaused = false;
 let listHash = "#"; // where "back" leads
 const selected = new Set();
@@ -51,11 +51,11 @@ async function refresh() {
   generation += 1;
   const own = generation;
   let wait = 1000 * ((list || {}).every || 5);
+  let isRefreshing = false;
   try {
-    const isRefreshing = view.pool ? await askPool(own) : view.tab === "day" && !api.run ? await askDay(own) : await askList(own);
+    isRefreshing = view.pool ? await askPool(own) : view.tab === "day" && !api.run ? await askDay(own) : await askList(own);
     if (own !== generation) return;
     problem = null;
-    receivedAt = now();
     eager = isRefreshing ? eager + 1 : 0;
     if (isRefreshing) wait = EAGER_MS[Math.min(eager, EAGER_MS.length) - 1];
   } catch (error) {
@@ -63,7 +63,13 @@ async function refresh() {
     problem = error;
   }
   render();
-  if (!document.hidden && !isPaused) timer = setTimeout(refresh, wait);
+  if (!document.hidden && (!isPaused || (isRefreshing && isWaiting()))) timer = setTimeout(refresh, wait);
+}
+
+/* Whether something is shown that has never been answered. It is asked for even if the page is paused. */
+function isWaiting() {
+  if (!view.pool) return view.tab !== "day" && !rows.length;
+  return !(isOpen(view.pool) && pool.pool) || Boolean(view.task && !(output && output.output));
 }
 
 const setClock = (body) => { skew = body.now - Date.now() / 1000; };
@@ -80,7 +86,7 @@ async function askList(own) {
     for (const uuid of selected) if (!closable.has(uuid)) selected.delete(uuid);
   }
   announce();
-  return body.refreshing || body.connections.some((connection) => connection.refreshing);
+  return body.refreshing || isComing(body);
 }
 
 async function askPool(own) {
@@ -105,13 +111,15 @@ async function askPool(own) {
   return isRefreshing;
 }
 
+const isComing = (body) => body.connections.some((connection) => connection.refreshing);
+
 async function askDay(own) {
-  if (history && Date.now() - history.asked < HISTORY_MS) return false;
+  if (history && !isComing(history) && Date.now() - history.asked < HISTORY_MS) return false;
   const body = await api.history();
   if (own !== generation) return false;
   setClock(body);
   history = { ...body, asked: Date.now() };
-  return false;
+  return isComing(history);
 }
 
 /* Tell a screen reader once of each pool that needs attention anew. */
@@ -161,22 +169,29 @@ function headView(chosen) {
       button("pause", { "aria-pressed": String(isPaused) }, isPaused ? "Resume" : "Pause")));
 }
 
+/* The answers that are shown: {id, age, error, now}, one per connection. */
+function shownEntries(chosen) {
+  if (chosen) return isOpen(chosen) ? [{ ...pool, id: chosen.connection }] : [];
+  const body = view.tab === "day" && !api.run ? history : list;
+  return body ? body.connections.map((entry) => ({ age: body === history ? 0 : null, error: null, ...entry, now: body.now })) : [];
+}
+
 /* How old the data is: live, late, or paused. */
 function statusView(chosen) {
-  const entries = chosen ? (isOpen(chosen) ? [pool] : []) : view.tab === "day" ? (history ? [{ age: 0 }] : []) : (list || { connections: [] }).connections;
-  const ages = entries.map((entry) => entry.age).filter((age) => age !== null && age !== undefined);
-  const isStale = Boolean(problem) || entries.some((entry) => entry.error);
+  const entries = shownEntries(chosen);
+  const isDated = ({ age }) => age !== null && age !== undefined;
+  const ages = entries.filter(isDated).map((entry) => entry.age);
+  const isStale = Boolean(problem) || entries.some((entry) => entry.error) || ages.some((age) => list && age > Math.max(LATE_SECONDS, 3 * list.every));
   const kind = isPaused ? "off" : isStale ? "bad" : "good";
   const word = isPaused ? "Paused, " : isStale ? "Stale, " : "";
   if (!ages.length) return h("span", { class: `state ${kind}` }, isPaused ? "Paused" : isStale ? "No data" : "Asking Qarnot…");
-  const base = view.tab === "day" && !chosen ? history.now : receivedAt;
-  return h("span", { class: `state ${kind}` }, h("span", {}, `${word}as of `, clock(Math.round(base - Math.max(...ages)), "fine"), " ago"));
+  const oldest = Math.min(...entries.filter(isDated).map((entry) => entry.now - entry.age));
+  return h("span", { class: `state ${kind}` }, h("span", {}, `${word}as of `, clock(Math.round(oldest), "fine"), " ago"));
 }
 
 function bannerView(chosen) {
   const shown = problem ? [[null, problem.message]] : [];
-  const entries = chosen ? (isOpen(chosen) ? [{ id: chosen.connection, ...pool }] : []) : (list || { connections: [] }).connections;
-  for (const entry of entries) if (entry.error) shown.push([entry.id, `${entry.error}${entry.age === null ? "" : " The data shown is older."}`]);
+  for (const entry of shownEntries(chosen)) if (entry.error) shown.push([entry.id, `${entry.error}${entry.age === null ? "" : " The data shown is older."}`]);
   return shown.map(([id, text]) => h("div", { class: "banner", key: `${id} ${text}` }, id ? h("strong", {}, `Connection ${id}: `) : null, text));
 }
 
@@ -248,20 +263,28 @@ function followOuter() {
 
 const rowOf = (uuid) => (pool && pool.pool && view.pool && pool.pool.row.uuid === uuid ? pool.pool.row : rows.find((row) => row.uuid === uuid));
 const chosenRows = () => pageOf(rows, view, now()).all;
+let toasted = 0;
+/* Say *text* at the bottom of the page for some time. */
+function toast(text, milliseconds = 2500) {
+  clearTimeout(toasted);
+  announcer.textContent = text;
+  announcer.className = "toast";
+  toasted = setTimeout(() => { announcer.className = "hidden"; }, milliseconds);
+}
+const failedLate = (text) => toast(text, 15000);
+
 async function copied(element, text) {
   const isDone = await airflow.copy(text);
-  announcer.textContent = isDone ? "Copied" : "The browser does not allow to copy";
-  announcer.className = "toast";
-  setTimeout(() => { announcer.className = "hidden"; }, 2500);
+  toast(isDone ? "Copied" : "The browser does not allow to copy");
   element.closest("details.menu")?.removeAttribute("open");
 }
 
 const ACTIONS = {
   refresh,
   pause() { isPaused = !isPaused; if (isPaused) { clearTimeout(timer); generation += 1; render(); } else refresh(); },
-  close: (element) => acting.close(rowOf(element.dataset.uuid), refresh),
-  resize: (element) => acting.resize(rowOf(element.dataset.uuid), refresh),
-  "close-selected": () => acting.closeAll(rows.filter((row) => selected.has(row.uuid)), (closed) => { for (const row of closed) selected.delete(row.uuid); refresh(); }),
+  close: (element) => acting.close(rowOf(element.dataset.uuid), refresh, failedLate),
+  resize: (element) => acting.resize(rowOf(element.dataset.uuid), refresh, failedLate),
+  "close-selected": () => acting.closeAll(rows.filter((row) => selected.has(row.uuid)), (closed) => { for (const row of closed) selected.delete(row.uuid); refresh(); }, failedLate),
   "copy-selected": (element) => copied(element, [...selected].join("\n")),
   "select-none": () => { selected.clear(); render(); },
   select: (element) => {
