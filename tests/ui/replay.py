@@ -56,6 +56,8 @@ def row(n: int = 1, **more: Any) -> dict[str, Any]:
         "errors": [],
         "ready": 8,
         "wanted": 8,
+        "max_slots": 8,
+        "follows_load": False,
         "busy": 3,
         "queued": 5,
         "idle_since": None,
@@ -246,9 +248,14 @@ class Replay:
         self.step = 0.0
         self.requests = 0
         self.error: str | None = None
+        #: Whether a pool in full is still on its way from Qarnot.
+        self.is_fetching = False
         self.posts: list[tuple[str, Any]] = []
         #: What a POST answers, by the last part of its path.
         self.refusals: dict[str, tuple[int, str]] = {}
+        #: Clear it to hold back what is refused.
+        self.may_answer = threading.Event()
+        self.may_answer.set()
         self.output: dict[str, Any] = {
             "stdout": {"text": "frame 1 of 10\n", "cut": False},
             "stderr": {"text": "warning: slow disk\n", "cut": True},
@@ -265,6 +272,7 @@ class Replay:
             self.posts.append((path, body))
             if parts[-1] in self.refusals:
                 status, text = self.refusals[parts[-1]]
+                self.may_answer.wait(30)
                 return status, {"detail": text}
             return 200, {"closed": True, "already": False, "message": "Qarnot closes the pool"}
         if parts[-1] == "close":
@@ -305,9 +313,9 @@ class Replay:
         version = f"v{hash(json.dumps(found))}"
         head = {
             "now": self.now,
-            "age": 1.0,
+            "age": None if self.is_fetching else 1.0,
             "error": self.error,
-            "refreshing": False,
+            "refreshing": self.is_fetching,
             "may_edit": True,
             "version": version,
         }
@@ -337,6 +345,9 @@ class Replay:
         opened = [[start + 3600 * i, 3 + i % 3] for i in range(24)]
         one = {
             "id": "qarnot_default",
+            "age": 1.0,
+            "error": self.error,
+            "refreshing": False,
             "from": start,
             "points": points,
             "gaps": gaps,

@@ -143,6 +143,59 @@ def test_a_change_touches_only_its_own_row(browser: Browser, server: Replay) -> 
     assert browser.script("return window.was.every((one) => one.isConnected)")
 
 
+def test_the_last_day_tells_of_an_outage(browser: Browser, server: Replay) -> None:
+    server.error = "Qarnot does not answer (503)."
+    browser.go(f"{PAGE}#tab=day")
+    browser.see(".banner", "Qarnot does not answer (503).")
+    browser.see(".live", "Stale, as of")
+
+
+def test_a_pool_is_shown_though_the_page_is_paused(browser: Browser, server: Replay) -> None:
+    server.show([row(1)])
+    browser.go(PAGE)
+    browser.click(".live button", "Pause")
+    server.is_fetching = True
+    browser.click(f"{tr(1)} td.name a")
+    asked(browser, server, 2)
+    server.details[uuid_of(1)] = detail(row(1))
+    server.is_fetching = False
+    browser.see("figure", "Queue")
+
+
+def test_a_tick_keeps_every_row(browser: Browser, server: Replay) -> None:
+    server.show(crowd())
+    browser.go(PAGE)
+    browser.see(tr(3))
+    browser.script("window.was = [...document.querySelectorAll('.tile, .tools, tr[data-uuid], .foot')]")
+    kept = "return window.was.every((one) => one.isConnected)"
+    browser.click(f"{tr(3)} [data-pick]")
+    browser.see(".bulk", "1 pool selected")
+    assert browser.script(kept)
+    browser.click(".bulk button", "Clear")
+    browser.wait(lambda: not browser.find(".bulk"), "the selection to be gone")
+    assert browser.script(kept)
+
+
+def test_the_first_error_keeps_the_pictures(browser: Browser, server: Replay) -> None:
+    server.show([row(1)])
+    server.details[uuid_of(1)] = detail(row(1), errors=[])
+    open_pool(browser, 1)
+    browser.see("figure", "Queue")
+    browser.script("window.was = [...document.querySelectorAll('.facts, .zoom, figure, .head button')]")
+    server.details[uuid_of(1)] = detail(row(1, resizable=False))
+    browser.see(".error", "Traceback")
+    lost = "return window.was.filter((one) => !one.isConnected).map((one) => one.textContent)"
+    assert browser.script(lost) == ["Resize…"]
+
+
+def test_next_stays_next_under_the_focus(browser: Browser, server: Replay) -> None:
+    server.show([row(n) for n in range(1, 121)])
+    browser.go(PAGE)
+    browser.click(".pager a", "Next")
+    browser.see(".foot", "page 2 of 3")
+    assert browser.script("return document.activeElement.textContent") == "Next →"
+
+
 def test_selected_text_and_the_focus_survive_a_new_order(browser: Browser, server: Replay) -> None:
     server.show(crowd())
     browser.go(PAGE)
@@ -477,7 +530,9 @@ def test_unknown_costs_are_last_and_said(browser: Browser, server: Replay) -> No
 
 
 def test_exports(browser: Browser, server: Replay) -> None:
-    server.show([row(1, name="=HYPERLINK(1)"), row(2, name='a "b", c'), row(3, figures=None)])
+    server.show(
+        [row(1, name="=HYPERLINK(1)", tags=["a; =b", "c;-d"]), row(2, name='a "b", c'), row(3, figures=None)]
+    )
     browser.go(PAGE)
     browser.see(tr(1))
     browser.script(
@@ -490,6 +545,7 @@ def test_exports(browser: Browser, server: Replay) -> None:
     [text] = browser.wait(lambda: browser.script("return window.saved"), "the file")
     found = {each["uuid"]: each for each in csv.DictReader(io.StringIO(text.removeprefix("\ufeff")))}
     assert found[uuid_of(1)]["name"] == "'=HYPERLINK(1)"
+    assert found[uuid_of(1)]["tags"] == "a; '=b; c;'-d", "no formula where a semicolon separates cells"
     assert found[uuid_of(2)]["name"] == 'a "b", c'
     assert (found[uuid_of(2)]["euros"], found[uuid_of(3)]["euros"]) == ("0.52", "")
     browser.script(
@@ -504,10 +560,13 @@ def test_exports(browser: Browser, server: Replay) -> None:
 # ---- pictures
 
 
-def table_shows(browser: Browser, name: str, points: list[list[Any]]) -> None:
+def table_shows(browser: Browser, name: str, points: list[list[Any]], gaps: int = 0) -> None:
     """Check the table behind a picture. It may have one row more: the last values hold up to now."""
     browser.click(f"[data-table={name}] summary")
     shown = browser.wait(lambda: browser.script(CELLS, f"[data-table={name}] tbody tr"), "the table")
+    unseen = [cells for cells in shown if "not observed" in cells]
+    assert len(unseen) == gaps
+    shown = [cells for cells in shown if cells not in unseen]
     assert [cells[1:] for cells in shown[: len(points)]] == [point[1:] for point in points]
     assert len(shown) <= len(points) + 1
 
@@ -521,7 +580,7 @@ def test_the_numbers_of_the_pictures(browser: Browser, server: Replay) -> None:
     pictures = full["pictures"]
     slots = [[t, str(wanted), str(ready), ""] for t, wanted, ready in pictures["slots"]["points"]]
     work = [[t, "", "", str(busy)] for t, busy, _ in pictures["work"]["points"]]
-    table_shows(browser, "slots", sorted(slots + work))
+    table_shows(browser, "slots", sorted(slots + work), gaps=1)
     table_shows(browser, "queue", [[t, str(queued)] for t, _, queued in pictures["work"]["points"]])
     table_shows(browser, "cost", [[t, f"€{euros:.2f}"] for t, euros in pictures["cost"]["points"]])
     browser.shot("pool")
@@ -569,6 +628,7 @@ def test_the_last_day(browser: Browser, server: Replay) -> None:
     browser.click(".tabs a", "Last 24 hours")
     browser.see("figure", "Cost of the last day")
     browser.see("figure", "€2.86 while it was observed")
+    browser.see(".live", "as of")
     browser.shot("day")
 
 
@@ -600,6 +660,18 @@ def test_close_says_what_it_does(browser: Browser, server: Replay) -> None:
     assert browser.script(focus) == uuid_of(1)
 
 
+def test_a_close_that_fails_after_its_dialog_is_told(browser: Browser, server: Replay) -> None:
+    server.show([row(1)])
+    server.refusals["close"] = (502, "Qarnot does not answer")
+    server.may_answer.clear()
+    browser.go(PAGE)
+    browser.click(f"{tr(1)} td.act button")
+    browser.click("dialog button", "Close the pool")
+    browser.click("dialog button", "Hide")
+    server.may_answer.set()
+    browser.see(".toast", "open_pool_1 is not closed: Qarnot does not answer")
+
+
 def test_who_closed_it_is_shown(browser: Browser, server: Replay) -> None:
     closing = {"phase": "closing", "word": "closing", "state": "Closing", "closable": False}
     by = {"user": "anna", "at": iso(START - 5)}
@@ -613,7 +685,15 @@ def test_who_closed_it_is_shown(browser: Browser, server: Replay) -> None:
 
 def test_bulk_close_of_all_that_are_idle(browser: Browser, server: Replay) -> None:
     idle = {"word": "idle", "busy": 0, "queued": 0, "idle_since": iso(START - 2400)}
-    server.show([row(1), row(2, **idle), row(3, **idle), row(4, **{**idle, "idle_since": iso(START - 60)})])
+    unknown = row(5)["figures"] | {"per_hour": None}
+    server.show(
+        [
+            row(1),
+            row(2, **idle),
+            row(3, **idle, figures=unknown),
+            row(4, **{**idle, "idle_since": iso(START - 60)}),
+        ]
+    )
     browser.go(PAGE)
     browser.see(tr(4))
     browser.click(".tools summary", "Select")
@@ -621,12 +701,24 @@ def test_bulk_close_of_all_that_are_idle(browser: Browser, server: Replay) -> No
     browser.click(".menu button", "All idle for 30 min (2)")
     browser.click(".bulk button", "Close…")
     browser.see("dialog", "Close 2 pools?")
-    browser.see("dialog", "16 slots up, €5.76 an hour")
+    browser.see("dialog", "16 slots up, ≥ €2.88 an hour")
     browser.click("dialog button", "Close them")
     browser.see("dialog .results", "closing")
     browser.click("dialog button", "Done")
     assert {each[0].split("/")[-2] for each in server.posts} == {uuid_of(2), uuid_of(3)}
     browser.wait(lambda: not browser.find(".bulk"), "the selection to be gone")
+
+
+def test_resize_keeps_the_maximum_of_a_pool_that_follows_its_load(browser: Browser, server: Replay) -> None:
+    pool = row(1, wanted=2, ready=2, max_slots=50, follows_load=True)
+    server.show([pool])
+    server.details[uuid_of(1)] = detail(pool)
+    browser.go(PAGE + pool_of(1))
+    browser.click(".head button", "Resize…")
+    browser.see("dialog label", "Slots at most")
+    browser.click("dialog button", "Resize")
+    browser.wait(lambda: server.posts, "the request")
+    assert server.posts[0][1] == {"slots": 50, "idle_seconds": None}
 
 
 def test_resize_and_release(browser: Browser, server: Replay) -> None:
