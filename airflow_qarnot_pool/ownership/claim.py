@@ -23,6 +23,7 @@ from airflow_qarnot_pool.api.errors import (
     QarnotRefusedError,
     QarnotUnavailableError,
 )
+from airflow_qarnot_pool.api.fields import is_secret_constant
 from airflow_qarnot_pool.api.transport import DEFAULT_DEADLINE, MAX_WAIT, backoff
 from airflow_qarnot_pool.ownership.decisions import (
     ClaimState,
@@ -82,6 +83,8 @@ MAX_CREATE_ATTEMPTS = 3
 OVERTAKEN_AFTER = timedelta(seconds=30)
 #: Seconds from the last look of a process at an object, without the mark of a later try, to its request that ends it.
 ENDED_WITHIN = 2.0
+#: The value of a secret constant in a response.
+HIDDEN = "[SECRET]"
 #: Maximum number of tags that Qarnot accepts on one object.
 MAX_TAGS = 10
 
@@ -410,8 +413,10 @@ def mark_adopted(
     The process of the earlier try may only be suspended. When it resumes, it reads the tag and ends nothing. An object
     is adopted even if it has no room for the tag, or the server refuses the tag.
 
-    :param spec_of: returns the spec of an object. Its constants are sent again, because a server may drop those that
-        are not in the request.
+    A server may drop constants that are not in the request. So the object gets its own again, which its instances may
+    have read already.
+
+    :param spec_of: returns the spec of an object, for the secret constants, which no response has.
     """
     mark = f"{TRY_TAG}{identity.try_number}"
     kind = CAPITALIZED_NOUNS[resource.kind]
@@ -422,7 +427,9 @@ def mark_adopted(
             log.info("%s %s has no room for the tag %s", kind, snapshot.uuid, mark)
             return
         try:
-            resource.update(snapshot.uuid, tags=tags, constants=spec_of(snapshot).all_constants() or None)
+            own = resource.get(snapshot.uuid).constants
+            constants = _with_secrets(own, spec_of(snapshot).all_constants())
+            resource.update(snapshot.uuid, tags=tags, constants=constants or None)
         except (
             QarnotNotFoundError,
             QarnotRefusedError,
@@ -440,6 +447,18 @@ def mark_adopted(
         return
     with ThreadPoolExecutor(max_workers=min(len(adopted), MAX_WORKERS)) as threads:
         list(threads.map(mark_object, adopted))
+
+
+def _with_secrets(own: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
+    """Return the constants of an object with the *given* values of secret ones, and without secrets of no value."""
+    values = {
+        name: given.get(name, value) if is_secret_constant(name) else value for name, value in own.items()
+    }
+    return {
+        name: value
+        for name, value in values.items()
+        if not is_secret_constant(name) or value not in ("", HIDDEN)
+    }
 
 
 def raise_if_overtaken(identity: TaskInstanceIdentity, snapshots: Iterable[RemoteSnapshot]) -> None:

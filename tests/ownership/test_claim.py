@@ -292,6 +292,38 @@ def test_a_pool_that_a_process_of_an_earlier_try_closes_after_its_adoption_is_re
         assert claim(second).uuid != closed.uuid
 
 
+def test_an_adopted_object_keeps_the_constants_that_it_was_created_with() -> None:
+    """An array whose other items failed, or another OpenLineage run, gives the retry other constants."""
+    with LocalQarnot(boot_seconds=0) as qarnot, QarnotClient(qarnot.url, qarnot.token) as client:
+        spec = PoolSpec(name="pool", constants={"ITEMS": "1-9", "QARNOT_SECRET__TOKEN": "hush"})
+        first = life_of(task_id="open", try_number=1, max_tries=2, retries=2)
+        request = ClaimRequest(resource=client.pools, spec=spec, identity=first, fingerprint="same")
+        created = claim(request)
+        second = dataclasses.replace(first, try_number=2)
+        other = spec.with_values(constants={"ITEMS": "5", "MORE": "1", "QARNOT_SECRET__TOKEN": "hush"})
+        assert claim(dataclasses.replace(request, identity=second, spec=other)).uuid == created.uuid
+        adopted = client.pools.get(created.uuid)
+        assert claims.TRY_TAG + "2" in adopted.tags
+        assert adopted.constants["ITEMS"] == "1-9"
+        assert "MORE" not in adopted.constants
+
+
+@pytest.mark.parametrize(
+    ("own", "given", "sent"),
+    [
+        ({"A": "1"}, {"A": "2", "B": "3"}, {"A": "1"}),
+        ({"QARNOT_SECRET__A": "[SECRET]"}, {"QARNOT_SECRET__A": "hush"}, {"QARNOT_SECRET__A": "hush"}),
+        ({"QARNOT_SECRET__A": "[SECRET]", "QARNOT_SECRET__B": ""}, {}, {}),
+        ({"DOCKER_REGISTRY_PASSWORD": "own"}, {}, {"DOCKER_REGISTRY_PASSWORD": "own"}),
+    ],
+    ids=["own", "secret", "secret without a value", "secret that can be read"],
+)
+def test_only_secrets_come_from_the_spec(
+    own: dict[str, str], given: dict[str, str], sent: dict[str, str]
+) -> None:
+    assert claims._with_secrets(own, given) == sent
+
+
 @pytest.mark.parametrize("shortnames", ["enforce", "free"])
 @pytest.mark.parametrize("deed", ["end", "delete"])
 def test_an_object_that_has_ended_is_not_adopted_though_searches_still_show_it_as_live(
