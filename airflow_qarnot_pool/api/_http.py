@@ -131,10 +131,10 @@ class Token(requests.auth.AuthBase):
         return request
 
 
-def new_session(*, user_agent: str) -> requests.Session:
-    """Return a session that keeps connections alive and does not retry."""
+def new_session(*, user_agent: str, retries: urllib3.Retry | int = 0) -> requests.Session:
+    """Return a session that keeps connections alive. The read timeout of a request bounds its whole response."""
     session = requests.Session()
-    adapter = _Adapter(max_retries=0)
+    adapter = _Adapter(max_retries=retries)
     session.mount("http://", adapter)
     session.mount("https://", adapter)
     session.headers["User-Agent"] = user_agent

@@ -7,7 +7,7 @@ import logging
 import re
 import sys
 import uuid as uuids
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -391,8 +391,11 @@ class Resource(Endpoint, Generic[SpecT, ModelT]):
     def _put(self, ref: str, body: dict[str, Any]) -> None:
         self._read("PUT", self._path(ref), ref=ref, json=body)
 
-    def end(self, ref: str) -> None:
-        """Close a pool, or abort a Qarnot task."""
+    def end(self, ref: str, *, unless: Callable[[Any], bool] | None = None) -> None:
+        """Close a pool, or abort a Qarnot task.
+
+        :param unless: is called with the object before each further request, and returns whether to send none.
+        """
         raise NotImplementedError
 
     def sync_resources(self, ref: str) -> None:
@@ -402,11 +405,13 @@ class Resource(Endpoint, Generic[SpecT, ModelT]):
         """
         self._read("PATCH", self._path(ref), ref=ref)
 
-    def _end(self, ref: str, verb: str) -> None:
+    def _end(self, ref: str, verb: str, unless: Callable[[Any], bool] | None) -> None:
         """Close or abort. After a lost response the state is checked first, because a second request is rejected."""
 
         def has_ended(seconds_left: float) -> bool | None:
             current = type(self)(self._transport.limited(deadline=seconds_left)).get(ref)
+            if unless is not None and unless(current):
+                return True
             # For an unknown state the request is repeated, because a rejection does no harm.
             with suppress(QarnotUnknownStateError):
                 return True if is_ending(current.state) else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -49,12 +49,12 @@ class TaskResource(Resource[TaskSpec, Task]):
         changes = {"constants": constants, "tags": tags}
         self._put(ref, self.spec.encode_fields({k: v for k, v in changes.items() if v is not None}))
 
-    def abort(self, ref: str) -> None:
+    def abort(self, ref: str, *, unless: Callable[[Any], bool] | None = None) -> None:
         """Abort a task. Raises QarnotRefusedError if it cannot be aborted. It may have finished, so check its state.
 
         Qarnot API: ``POST /tasks/{u}/abort``.
         """
-        self._end(ref, "abort")
+        self._end(ref, "abort", unless)
 
     end = abort
 

@@ -26,6 +26,8 @@ MAX_TEXT = 4_000
 #: Shorter secrets are not searched in texts, in which they could be anything.
 MIN_SECRET = 4
 MASK = "***"
+#: An apostrophe of a word that ``shlex.quote`` has quoted.
+QUOTED_APOSTROPHE = "'\"'\"'"
 
 #: Facets of a run and of a job by their keys, with the files of their schemas.
 RUN_FACETS = {
@@ -151,10 +153,15 @@ def masking(secrets: Iterable[str], redact: Callable[[str], str]) -> Callable[[s
     """Return the function that masks *secrets* and all that *redact* knows, and then shortens the text."""
     known = sorted({one for one in secrets if len(one) >= MIN_SECRET}, key=len, reverse=True)
 
-    def mask(text: str) -> str:
+    def hide(text: str) -> str:
         for secret in known:
             text = text.replace(secret, MASK)
-        text = redact(text)
+        return redact(text)
+
+    def mask(text: str) -> str:
+        plain = text.replace(QUOTED_APOSTROPHE, "'")
+        hidden = hide(plain)
+        text = hidden if hidden != plain else hide(text)
         return text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 3]}..."
 
     return mask

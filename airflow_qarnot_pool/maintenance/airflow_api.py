@@ -7,17 +7,18 @@ The reaper closes the pools of a DAG run that does not exist. So only Airflow's 
 from __future__ import annotations
 
 import json
-import time
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 import requests
-from requests.adapters import HTTPAdapter
+from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
 
-#: Seconds that connecting, and each wait for a part of the response, may take.
+from airflow_qarnot_pool.api import _http
+
+#: Seconds that connecting may take.
 TIMEOUT = 10.0
-#: Seconds for the whole response, because a server that sends a byte now and then restarts ``TIMEOUT``.
+#: Seconds for the whole response.
 DEADLINE = 30.0
 #: Maximum bytes of a response. A DAG run contains the ``conf`` that its user gave.
 MAX_RESPONSE = 4 * 1024 * 1024
@@ -42,10 +43,11 @@ class AirflowApi:
             parts = urlsplit(url.strip())
         except ValueError:  # such as an IPv6 address without an end
             parts = urlsplit("")
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
+        is_plain = "@" not in parts.netloc and not parts.query and not parts.fragment
+        if parts.scheme not in ("http", "https") or not parts.hostname or not is_plain:
             raise AirflowApiError(
                 f"--api-url is not the address of an api-server, got {parts.scheme}://{parts.hostname or ''}. "
-                "Give one such as https://airflow.example, without user, password or query."
+                "Give one such as https://airflow.example, without user, password, query or fragment."
             )
         if not token.strip():
             raise AirflowApiError(
@@ -53,11 +55,15 @@ class AirflowApi:
                 "POST /auth/token."
             )
         self._url = url.strip().rstrip("/")
-        self._session = requests.Session()
-        self._session.headers["Authorization"] = f"Bearer {token.strip()}"
-        retry = Retry(2, backoff_factor=0.5, status_forcelist=(502, 503, 504), raise_on_status=False)
-        for scheme in ("http://", "https://"):
-            self._session.mount(scheme, HTTPAdapter(max_retries=retry))
+        retry = Retry(
+            2,
+            backoff_factor=0.5,
+            status_forcelist=(502, 503, 504),
+            raise_on_status=False,
+            respect_retry_after_header=False,  # it may ask for hours
+        )
+        self._session = _http.new_session(user_agent="airflow-qarnot-pool", retries=retry)
+        self._session.auth = _http.Token(f"Bearer {token.strip()}")
 
     def check(self) -> None:
         """Check that this is Airflow's API, and that it accepts the token.
@@ -91,11 +97,18 @@ class AirflowApi:
         try:
             # A redirect would lead to a page for people, such as a login.
             with self._session.get(
-                f"{self._url}/api/v2/{path}", timeout=TIMEOUT, stream=True, allow_redirects=False
+                f"{self._url}/api/v2/{path}",
+                timeout=(TIMEOUT, DEADLINE),
+                stream=True,
+                allow_redirects=False,
             ) as response:
-                body = self._read(response)
+                body = _http.read(response, MAX_RESPONSE)
                 status: int = response.status_code
-        except (requests.RequestException, OSError) as error:
+        except _http.TooLarge as error:
+            raise AirflowApiError(
+                f"Airflow's API at {self._url} returned {error}. Check --api-url."
+            ) from None
+        except (requests.RequestException, HTTPError, OSError) as error:
             raise AirflowApiError(
                 f"Airflow's API at {self._url} could not be reached ({type(error).__name__}). Check --api-url, and "
                 "that the api-server runs."
@@ -105,17 +118,6 @@ class AirflowApi:
         except (ValueError, RecursionError):
             answer = None
         return status, answer if isinstance(answer, dict) else {}
-
-    def _read(self, response: requests.Response) -> bytes:
-        ends, body = time.monotonic() + DEADLINE, b""
-        for chunk in response.iter_content(64 * 1024):
-            body += chunk
-            if len(body) > MAX_RESPONSE or time.monotonic() > ends:
-                raise AirflowApiError(
-                    f"Airflow's API at {self._url} returned more than {MAX_RESPONSE} bytes, or took longer than "
-                    f"{DEADLINE:g} s. Check --api-url."
-                )
-        return body
 
     def _refusal(self, status: int, answer: dict[str, Any]) -> AirflowApiError:
         detail = answer.get("detail")

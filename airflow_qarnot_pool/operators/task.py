@@ -195,7 +195,7 @@ class QarnotRunTaskOperator(TaskOperator):
                     self._set_identity(context)
             values = self._given_now()
             if self._sends_parent_run:
-                values = self._with_parent_run(context, values)
+                self._note_parent_run(context)
             spec = self._spec(values, pool or self._pool_uuid())
             if spec.reports:
                 self._labels.pop(RECORDABLE_LABEL, None)  # a record has no value

@@ -527,7 +527,7 @@ class QarnotRunTasksOperator(TaskOperator):
 
         values, pool = self._given_now(), pool or self._pool_uuid()
         if self._sends_parent_run:
-            values = self._with_parent_run(context, values)
+            self._note_parent_run(context)
         specs = self._specs(self.commands, values, pool)
         has_limit = self._costs.parameters is not None  # refuses what is no limit
         work = self._work or self._own(context)
@@ -596,8 +596,9 @@ class QarnotRunTasksOperator(TaskOperator):
         """Mark the Qarnot tasks that a later try adopts, with its first lookup."""
         from airflow_qarnot_pool.ownership.claim import Decision, count_decisions, mark_adopted
 
-        count_decisions(self.log, Decision.ADOPTED, len(state.running))
-        count_decisions(self.log, Decision.ALREADY_SUCCEEDED, len(state.succeeded))
+        if slice_.is_first_look:  # another look, at what was unclear, shows the same ones
+            count_decisions(self.log, Decision.ADOPTED, len(state.running))
+            count_decisions(self.log, Decision.ALREADY_SUCCEEDED, len(state.succeeded))
         specs = {uuid: slice_.specs[index] for index, uuid in state.running.items()}
         running = [one for one in snapshots if one.uuid in specs]
         mark_adopted(self.client.tasks, slice_.identity, running, lambda one: specs[one.uuid])

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api import filters
 from airflow_qarnot_pool.api.errors import (
@@ -27,26 +27,34 @@ if TYPE_CHECKING:
 MAX_WORKERS = 32
 #: Maximum number of requests to end one object, and the seconds between two of them. A kill has 4 s.
 MAX_ATTEMPTS, PAUSE = 3, 0.2
+#: Returns whether an object must not end any more.
+Unless = Callable[[Any], bool]
 #: The fields that show whether an object has ended, and which try it belongs to.
 _HELD_FIELDS = ("Uuid", "Shortname", "State", "Tags", "Labels", "CreationDate")
 
 
-def end(resource: PoolResource | TaskResource, uuid: str) -> bool:
+def later_than(identity: TaskInstanceIdentity) -> Unless:
+    """Return the function that says whether a later try has an object, for ``unless`` of :func:`end`."""
+    return lambda remote: RemoteSnapshot.of(remote).is_later_than(identity)
+
+
+def end(resource: PoolResource | TaskResource, uuid: str, unless: Unless | None = None) -> bool:
     """Close a pool or abort a Qarnot task, and return whether the server has accepted the request.
 
     Do nothing if the object has ended, is ending or is deleted. A 403 or 404 about an object that is open is asked
     again, because a proxy or a lagging replica may have sent it.
 
+    :param unless: is called with the object before each further request, and returns whether to send none.
     :raises QarnotError: the server still refuses, and the object runs.
     """
     attempt = 1
     while True:
         try:
-            resource.end(uuid)
+            resource.end(uuid, unless=unless)
             return True
         except (QarnotNotFoundError, QarnotRefusedError):
             # A server may refuse because an earlier request has ended the object, or is ending it.
-            if not _is_there_and_open(resource, uuid):
+            if not _is_there_and_open(resource, uuid, unless):
                 return False
             if attempt == MAX_ATTEMPTS:
                 raise
@@ -54,9 +62,10 @@ def end(resource: PoolResource | TaskResource, uuid: str) -> bool:
         time.sleep(PAUSE)
 
 
-def _is_there_and_open(resource: PoolResource | TaskResource, uuid: str) -> bool:
+def _is_there_and_open(resource: PoolResource | TaskResource, uuid: str, unless: Unless | None) -> bool:
     try:
-        return not is_ending(resource.get(uuid))
+        remote = resource.get(uuid)
+        return not is_ending(remote) and not (unless is not None and unless(remote))
     except QarnotNotFoundError as error:
         if error.foreign:
             raise QarnotUnavailableError(error.message, kind=resource.kind, ref=uuid) from error
@@ -98,7 +107,8 @@ def _end_tagged(
     live = [remote.uuid for remote in tagged if not is_ending(remote)]
     if identity is not None and live and _is_of_a_later_try(resource, live[0], identity, within):
         return None
-    end_all(resource, live, None if within is None else within - (time.monotonic() - started))
+    remaining = None if within is None else within - (time.monotonic() - started)
+    end_all(resource, live, remaining, None if identity is None else later_than(identity))
     return live
 
 
@@ -114,25 +124,31 @@ def _is_of_a_later_try(
         return False
 
 
-def end_all(resource: PoolResource | TaskResource, uuids: Sequence[str], within: float | None = None) -> None:
+def end_all(
+    resource: PoolResource | TaskResource,
+    uuids: Sequence[str],
+    within: float | None = None,
+    unless: Unless | None = None,
+) -> None:
     """End these objects concurrently, because a killed process has little time.
 
     A single object is ended in the calling thread. In a signal handler, another thread might wait for a lock of the
     code that the signal has interrupted.
 
     :param within: seconds after which no more requests are started; None: no limit.
+    :param unless: see :func:`end`.
     :raises QarnotUnavailableError: the time was too short. The message has the number of remaining objects.
     """
     if len(uuids) < 2:
         for uuid in uuids:
-            end(resource, uuid)
+            end(resource, uuid, unless)
         return
     deadline = None if within is None else time.monotonic() + within
 
     def end_in_time(uuid: str) -> bool:
         if deadline is not None and time.monotonic() >= deadline:
             return False
-        end(resource, uuid)
+        end(resource, uuid, unless)
         return True
 
     with ThreadPoolExecutor(max_workers=min(len(uuids), MAX_WORKERS)) as threads:

@@ -12,7 +12,7 @@ from airflow_qarnot_pool.ownership.claim import is_taken_over
 from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
 from airflow_qarnot_pool.ownership.liveness import is_still_wanted
 from airflow_qarnot_pool.ownership.shared_pool import release
-from airflow_qarnot_pool.ownership.termination import end
+from airflow_qarnot_pool.ownership.termination import end, later_than
 from airflow_qarnot_pool.triggers.base import QarnotTrigger, task_state
 from airflow_qarnot_pool.triggers.poller import subscribe
 from airflow_qarnot_pool.waiting.conditions import COLD, EndReason, WaitResult
@@ -94,5 +94,5 @@ class QarnotPoolTrigger(QarnotTrigger):
         if await self._request(lambda client: is_taken_over(client.pools, identity, self.uuid)):
             self.log.info("Pool %s stays open: a later try of its Airflow task uses it", self.uuid)
             return
-        await self._request(lambda client: end(client.pools, self.uuid))
+        await self._request(lambda client: end(client.pools, self.uuid, later_than(identity)))
         self.log.info("Closed pool %s: its Airflow task is %s", self.uuid, state or "cleared")

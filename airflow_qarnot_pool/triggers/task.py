@@ -11,7 +11,7 @@ from airflow_qarnot_pool.api import states
 from airflow_qarnot_pool.api.errors import QarnotError
 from airflow_qarnot_pool.ownership.decisions import RemoteSnapshot, Usability, usability_of
 from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
-from airflow_qarnot_pool.ownership.termination import end
+from airflow_qarnot_pool.ownership.termination import end, later_than
 from airflow_qarnot_pool.ownership.xcoms import TASK_KEY
 from airflow_qarnot_pool.triggers.base import QarnotTrigger, own_xcom, task_state
 from airflow_qarnot_pool.triggers.log_follower import LogFollower
@@ -98,5 +98,5 @@ class QarnotTaskTrigger(QarnotTrigger):
         if state == "deferred" and await own_xcom(identity, TASK_KEY) == self.uuid:
             self.log.info("Qarnot task %s keeps running: its Airflow task still waits for it", self.uuid)
             return
-        await self._request(lambda client: end(client.tasks, self.uuid))
+        await self._request(lambda client: end(client.tasks, self.uuid, later_than(identity)))
         self.log.info("Aborted Qarnot task %s: its Airflow task is %s", self.uuid, state or "cleared")

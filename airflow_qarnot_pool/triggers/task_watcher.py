@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
 from airflow_qarnot_pool.api.fields import short_repr
 from airflow_qarnot_pool.api.states import TASK_TERMINAL, TaskState
+from airflow_qarnot_pool.triggers.poller import SWEEP_EVERY
 from airflow_qarnot_pool.triggers.watcher import QarnotWatcher, checked_tag
 
 if TYPE_CHECKING:
@@ -38,6 +40,11 @@ class QarnotTaskWatcher(QarnotWatcher):
 
     def _scope(self) -> dict[str, Any]:
         return {"tag": self.tag, "states": self.states}
+
+    @property
+    def _lateness(self) -> int:
+        # A round looks back a minute only. What comes later is found by the next sweep.
+        return super()._lateness + math.ceil(SWEEP_EVERY * self.poll_interval / 60)
 
     def _subscribe(self) -> WatchSubscriber:
         from airflow_qarnot_pool.triggers.event_pollers import watch_tag

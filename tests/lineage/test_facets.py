@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from importlib.resources import files
 from typing import Any
 
@@ -115,6 +116,16 @@ def test_secrets_are_masked_everywhere_before_a_text_is_shortened() -> None:
     assert report.job["qarnot_container"] == {"command": "run *** abc ***", "items": 3}
     assert report.inputs == [Place("b", "x/***")]
     assert len(report.run["qarnot_task"]["name"]) <= facets.MAX_TEXT
+
+
+@pytest.mark.parametrize("known_by", ["masking", "redact"])
+def test_a_secret_with_an_apostrophe_is_masked_in_a_quoted_command(known_by: str) -> None:
+    secret, hide = "it's1234x", known_by == "redact"
+    mask = facets.masking(
+        [] if hide else [secret], lambda text: text.replace(secret, "***") if hide else text
+    )
+    assert mask(shlex.join(["login", secret])) == "login '***'"
+    assert mask("echo 'it'\"'\"'s another'") == "echo 'it'\"'\"'s another'"
 
 
 def test_of_thousands_of_commands_the_different_places_are_read() -> None:

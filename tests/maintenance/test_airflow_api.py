@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -26,6 +29,9 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.answer: tuple[int, bytes] = (200, b"")
+        self.headers: dict[str, str] = {}
+        #: Seconds before each byte of the body.
+        self.pause = 0.0
         self.asked: list[tuple[str, str | None]] = []
         self.url = f"http://127.0.0.1:{self.server_port}"
 
@@ -40,8 +46,16 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         if status in (302, 307):
             self.send_header("Location", f"{self.server.url}/login")
+        for name, value in self.server.headers.items():
+            self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(body)
+        if not self.server.pause:
+            self.wfile.write(body)
+            return
+        with suppress(OSError):  # the client gives up
+            for byte in body:
+                time.sleep(self.server.pause)
+                self.wfile.write(bytes([byte]))
 
     def log_message(self, *_: Any) -> None: ...
 
@@ -105,8 +119,35 @@ def test_an_unclear_answer_does_not_say_that_a_run_is_gone(
 def test_an_answer_is_bounded(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(airflow_api, "MAX_RESPONSE", 10_000)
     server.answer = (200, run(conf="x" * 10_000))
-    with pytest.raises(AirflowApiError, match="more than 10000 bytes"):
+    with pytest.raises(AirflowApiError, match="more than 10,000 bytes"):
         AirflowApi(server.url, TOKEN).dag_run_state(DAG, RUN)
+
+
+def test_a_slow_answer_is_bounded(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(airflow_api, "DEADLINE", 0.3)
+    server.answer, server.pause = (200, run()), 0.1
+    with pytest.raises(AirflowApiError, match="could not be reached"):
+        AirflowApi(server.url, TOKEN).dag_run_state(DAG, RUN)
+
+
+def test_the_server_does_not_choose_the_time_between_attempts(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("urllib3.util.retry.Retry.sleep_for_retry", lambda *_: pytest.fail("it waits"))
+    server.answer, server.headers = (503, b"busy"), {"Retry-After": "3600"}
+    with pytest.raises(AirflowApiError, match="status 503"):
+        AirflowApi(server.url, TOKEN).dag_run_state(DAG, RUN)
+
+
+def test_no_netrc_entry_replaces_the_token(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login user password other\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    server.answer = (200, run())
+    AirflowApi(server.url, TOKEN).dag_run_state(DAG, RUN)
+    assert [authorization for _, authorization in server.asked] == [f"Bearer {TOKEN}"]
 
 
 def test_an_api_that_is_down_is_an_error() -> None:
@@ -126,7 +167,18 @@ def test_the_check_accepts_only_airflow_and_a_good_token(server: Server) -> None
 
 
 @pytest.mark.parametrize(
-    "url", ["", "airflow.example", "ftp://a", "https://u:p@a", "https://a?x=1", "https://", "https://["]
+    "url",
+    [
+        "",
+        "airflow.example",
+        "ftp://a",
+        "https://u:p@a",
+        "https://:p@a",
+        "https://a?x=1",
+        "https://a#x",
+        "https://",
+        "https://[",
+    ],
 )
 def test_an_address_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(AirflowApiError, match="--api-url is not the address") as caught:

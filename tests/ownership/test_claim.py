@@ -32,6 +32,7 @@ from airflow_qarnot_pool.ownership.decisions import (
 )
 from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
 from airflow_qarnot_pool.ownership.shared_pool import acquire_shared_pool
+from airflow_qarnot_pool.ownership.termination import end, later_than
 from tests.harness import FakeTI, context_of, life_of
 
 SECOND_TRY = life_of(run_started="2026-01-01", max_tries=2, try_number=2, retries=2)
@@ -290,6 +291,31 @@ def test_a_pool_that_a_process_of_an_earlier_try_closes_after_its_adoption_is_re
             pause=lambda seconds: client.pools.end(closed.uuid),
         )
         assert claim(second).uuid != closed.uuid
+
+
+@pytest.mark.parametrize(
+    "fault", [{"kind": "status", "status": 503}, {"kind": "status", "status": 404}], ids=["503", "404"]
+)
+def test_a_pool_that_a_later_try_adopts_between_two_requests_to_close_it_stays_open(
+    fault: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with LocalQarnot(boot_seconds=0) as qarnot, QarnotClient(qarnot.url, qarnot.token) as client:
+        first = life_of(task_id="open", try_number=1, max_tries=2, retries=2)
+        request = ClaimRequest(
+            resource=client.pools, spec=PoolSpec(name="pool"), identity=first, pause=lambda seconds: None
+        )
+        pool = claim(request).uuid
+        read = client.pools.get
+
+        def adopted_meanwhile(resource: Any, ref: str) -> Pool:
+            monkeypatch.undo()
+            claim(dataclasses.replace(request, identity=dataclasses.replace(first, try_number=2)))
+            return read(ref)
+
+        qarnot.faults([{"method": "POST", "path": "/close$", "times": 1, **fault}])
+        monkeypatch.setattr(type(client.pools), "get", adopted_meanwhile)
+        end(client.pools, pool, later_than(first))
+        assert client.pools.get(pool).state not in ("Closing", "Closed")
 
 
 def test_an_adopted_object_keeps_the_constants_that_it_was_created_with() -> None:

@@ -14,6 +14,7 @@ from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.triggers import poller
 from airflow_qarnot_pool.triggers.idle_pool_watcher import QarnotPoolIdleWatcher
 from airflow_qarnot_pool.triggers.task_watcher import QarnotTaskWatcher
+from airflow_qarnot_pool.triggers.watermark import Watermark
 from tests.triggers.watching import MemoryStore, running, store, until
 
 __all__ = ["store"]
@@ -31,6 +32,14 @@ async def in_thread(call: Any, *arguments: Any, **options: Any) -> Any:
 
 def ended(client: QarnotClient, uuid: str) -> bool:
     return client.tasks.get(uuid).state in ("Success", "Failure", "Cancelled")
+
+
+def test_what_only_a_sweep_finds_is_new_to_the_watermark() -> None:
+    watcher = QarnotTaskWatcher(tag="nightly", poll_interval=60, allowed_lateness=600)
+    ended, late, until_sweep = 1000, 10, poller.SWEEP_EVERY
+    floor = Watermark().floor_when_complete(ended + late + until_sweep, watcher._lateness)
+    assert Watermark(floor).is_new({"uuid": "late"}, ended)
+    assert floor > ended - 5, "it remembers no more than it needs"
 
 
 def test_tasks_of_any_program_are_reported_once(

@@ -67,10 +67,17 @@ class RemoteWork:
             return
         resource = client.pools if self.kind == "pool" else client.tasks
         if self.uuid is not None:
-            end(resource, self.uuid)
+            end(resource, self.uuid, self._notes_later_try)
         else:
             within = remaining if hurried else None
             self.taken_over = end_lineages(resource, self.identity, within=within) is None
+
+    def _notes_later_try(self, remote: Any) -> bool:
+        """Return whether a later try has adopted *remote* between two requests that end it."""
+        from airflow_qarnot_pool.ownership.decisions import RemoteSnapshot
+
+        self.taken_over = RemoteSnapshot.of(remote).is_later_than(self.identity)
+        return self.taken_over
 
     def _is_taken_over(self, hurried: bool) -> bool:
         """Return whether a later try has the object; False if Qarnot does not say in time."""

@@ -164,6 +164,7 @@ class TaskOperator(QarnotOperator):
         self.registry_conn_id = registry_conn_id
         self.task_spec = hide_secrets(task_spec)
         self._registry: RegistryLogin | None = None
+        self._parent_ids: dict[str, str] = {}
         self._sends_parent_run = sends_parent_run()
         #: Labels for the reaper, and for processes that make room under a quota.
         self._labels: dict[str, str] = {}
@@ -186,7 +187,7 @@ class TaskOperator(QarnotOperator):
                 field=name,
                 remedy="Leave one of them out.",
             )
-        return self._registry.added_to(spec) if self._registry else spec
+        return self._with_parent_ids(self._registry.added_to(spec) if self._registry else spec)
 
     @property
     def _some_pool(self) -> str | None:
@@ -207,11 +208,18 @@ class TaskOperator(QarnotOperator):
             mask_secret(value)
         self._registry = self._registry_login() if self.registry_conn_id else None
 
-    def _with_parent_run(self, context: Context, values: dict[str, Any]) -> dict[str, Any]:
-        """Return *values* with the ids of the OpenLineage runs as constants."""
+    def _note_parent_run(self, context: Context) -> None:
+        """Keep the ids of the OpenLineage runs for the constants of :meth:`_spec`."""
         from airflow_qarnot_pool.operators.bases.lineage import parent_constants
 
-        return {**values, "constants": {**parent_constants(self, context), **(values.get("constants") or {})}}
+        self._parent_ids = parent_constants(self, context)
+
+    def _with_parent_ids(self, spec: TaskSpec) -> TaskSpec:
+        """Return *spec* with the ids of the OpenLineage runs as constants, if there is room for them."""
+        room = spec.max_constants - len(spec.all_constants())
+        if not self._parent_ids or room < len(self._parent_ids):
+            return spec
+        return spec.with_values(constants={**self._parent_ids, **spec.constants})
 
     def _given_specs(self) -> Sequence[TaskSpec]:
         # Without the login of the registry, which replaces the image by constants.
