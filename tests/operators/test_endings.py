@@ -78,7 +78,7 @@ class Refusing:
     def __init__(self, found: Pool | Task) -> None:
         self.found = found
 
-    def end(self, uuid: str) -> None:
+    def end(self, uuid: str, **_: Any) -> None:
         raise QarnotRefusedError("Action forbidden", status=403)
 
     def get(self, uuid: str) -> Pool | Task:

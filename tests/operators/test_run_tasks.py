@@ -16,7 +16,7 @@ import pytest
 
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.filters import equal
-from airflow_qarnot_pool.api.specs import TaskSpec
+from airflow_qarnot_pool.api.specs import PER_TRY_CONSTANTS, TaskSpec
 from airflow_qarnot_pool.api.states import Phase
 from airflow_qarnot_pool.api.tasks import TaskResource
 from airflow_qarnot_pool.exceptions import (
@@ -29,6 +29,7 @@ from airflow_qarnot_pool.exceptions import (
 )
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.operators import tasks as tasks_module
+from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
 from airflow_qarnot_pool.ownership import claim
 from airflow_qarnot_pool.ownership.fan_out import FanOutState
@@ -526,6 +527,16 @@ def test_results_are_in_the_order_of_the_items_whatever_became_of_each() -> None
 def test_no_commands_no_requests(qarnot: LocalQarnot) -> None:
     assert run(partial(tasks, commands=[]))["total"] == 0
     assert qarnot.requests() == []
+
+
+@pytest.mark.parametrize(("given", "sent"), [(148, 150), (149, 149), (150, 150)])
+def test_the_ids_of_the_runs_are_sent_if_there_is_room(given: int, sent: int) -> None:
+    operator = QarnotRunTaskOperator(
+        task_id="one", command="true", constants={f"C{n}": "" for n in range(given - 1)}
+    )
+    operator._parent_ids = dict.fromkeys(PER_TRY_CONSTANTS, "a/b/c")
+    (spec,) = operator._given_specs()
+    assert len(spec.all_constants()) == sent
 
 
 @pytest.mark.parametrize("answer", ["207 list", "400 list", "400 message"])
