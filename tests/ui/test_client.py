@@ -618,6 +618,9 @@ def test_output_of_a_qarnot_task(browser: Browser, server: Replay) -> None:
     browser.see(".output pre", "frame 1 of 10")
     browser.see(".output pre", "warning: slow disk")
     browser.see(".output h3", "its end; the start is left out")
+    server.output["stdout"] |= {"cut": True, "read": 16_777_217}
+    browser.click(".live button", "Refresh")
+    browser.see(".output h3", "the end of its first 16,777,217 characters")
     assert f"task={task(0)['uuid']}" in browser.driver.current_url
     browser.shot("output")
 

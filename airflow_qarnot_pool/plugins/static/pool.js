@@ -156,8 +156,9 @@ function outputPanel({ detail, view, output }) {
     parts.output ? ["stderr", "stdout"].map((name) => stream(name, parts.output[name])) : parts.error ? null : h("p", { class: "quiet" }, "Asking Qarnot…"));
 }
 
-function stream(name, { text, cut }) {
-  return h("div", { key: name }, h("h3", {}, name, cut ? quiet(" its end; the start is left out") : null),
+function stream(name, { text, cut, read }) {
+  const part = read ? ` the end of its first ${plural(read, "character")}; what follows is not read` : " its end; the start is left out";
+  return h("div", { key: name }, h("h3", {}, name, cut ? quiet(part) : null),
     text ? h("pre", { class: "log", tabindex: "0", role: "region", "aria-label": name }, text) : h("p", { class: "quiet" }, "empty"));
 }
 
