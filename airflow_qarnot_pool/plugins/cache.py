@@ -119,6 +119,14 @@ class Cache:
                 source=self._name,
             )
 
+    def refresh(self, key: str) -> None:
+        """Request a fetch of *key*, without waiting, if it is cached. A value that nobody has read costs nothing."""
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is not None:
+                entry.refresh_requests += 1
+                self._enqueue(key, entry)
+
     def _is_behind(self, entry: _Entry) -> bool:
         """Return whether the list is newer than a detail, which is then fetched at once, unless its fetch fails."""
         fetched, listed = entry.fetched_at, self._entries.get(LIST, entry).fetched_at

@@ -15,15 +15,17 @@ MAX_READ = 16 * 1024 * 1024
 
 
 def read_tail(client: QarnotClient, task: str, stream: str) -> dict[str, Any]:
-    """Return the end of ``stdout`` or ``stderr``: ``{text, cut}``.
+    """Return the end of ``stdout`` or ``stderr``: ``{text, cut, read}``.
 
     Qarnot can return only the whole of what it keeps, which is read in pieces. An output of more than ``MAX_READ``
-    characters is read up to there, and said to be cut.
+    characters is read up to there. ``read`` is then the number of characters that were read, and *text* is the end of
+    those, not of the output. Otherwise it is None.
     """
-    tail, read = "", 0
+    tail, read, is_partial = "", 0, False
     for piece in client.tasks.stream_output(task, stream):
         read += len(piece)
         tail = (tail + piece)[-MAX_SHOWN:]
-        if read > MAX_READ:
+        if is_partial := read > MAX_READ:
             break
-    return {"text": clean_block(tail, MAX_SHOWN), "cut": read > len(tail)}
+    text = clean_block(tail, MAX_SHOWN)
+    return {"text": text, "cut": read > len(tail), "read": read if is_partial else None}

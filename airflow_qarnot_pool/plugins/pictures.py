@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import accumulate
 from typing import Any
@@ -30,6 +30,8 @@ from airflow_qarnot_pool.plugins.phases import (
 #: Maximum number of bars of a picture, and of observed starts of instances for each pool.
 MAX_BARS = 2_000
 MAX_STARTS = 20_000
+#: Number of bills above which those of pools that have left the list are forgotten.
+MAX_BILLS = 20_000
 DAY = 86_400.0
 #: Seconds by which two observations of one start may differ.
 ROUNDING = 5.0
@@ -328,11 +330,18 @@ def _series(
 
 @dataclass(frozen=True, kw_only=True)
 class AccountHistory:
-    """The sums over all pools of the last day: ``(time, pools, wanted, ready, busy, queued, euros)``."""
+    """The sums over all pools of the last day: ``(time, pools, wanted, ready, busy, queued, spent)``.
+
+    ``spent`` is in euros since the first poll. It is None as long as no bill of the pools is known.
+    """
 
     points: tuple[tuple[float, int, int, int, int, int, float | None], ...] = ()
     gaps: tuple[tuple[float, float], ...] = ()
     polled: float | None = None
+    began: float | None = None
+    spent: float = 0.0
+    #: The last bill of each pool, by uuid.
+    bills: Mapping[str, float] = field(default_factory=dict)
 
     def updated(
         self, pools: Iterable[Pool], euros: Mapping[str, float | None], now: datetime
@@ -341,8 +350,11 @@ class AccountHistory:
 
         :param euros: known costs of all pools of the list, ended ones, too.
         """
-        at, since = now.timestamp(), now.timestamp() - DAY
-        sums = _sums([pool for pool in pools if is_open(pool)], euros)
+        at, since, pools = now.timestamp(), now.timestamp() - DAY, list(pools)
+        began = at if self.began is None else self.began
+        grown, bills = _growth(self.bills, pools, euros, began)
+        spent = round(self.spent + grown, 6)
+        sums = (*_sums([pool for pool in pools if is_open(pool)]), spent if bills or not pools else None)
         points, gaps = self.points, self.gaps
         if self.polled is not None and at - self.polled > MAX_PAUSE.total_seconds():
             gaps = (*gaps, (self.polled, at))
@@ -351,21 +363,41 @@ class AccountHistory:
         # The last point before the day holds up to the first one in it.
         outside = sum(point[0] < since for point in points)
         points = thinned(points[max(0, outside - 1) :], MAX_POINTS)
-        return AccountHistory(points=points, gaps=tuple(gap for gap in gaps if gap[1] > since), polled=at)
+        gaps = tuple(gap for gap in gaps if gap[1] > since)
+        return AccountHistory(points=points, gaps=gaps, polled=at, began=began, spent=spent, bills=bills)
 
 
-def _sums(
-    pools: Sequence[Pool], euros: Mapping[str, float | None]
-) -> tuple[int, int, int, int, int, float | None]:
+def _growth(
+    bills: Mapping[str, float], pools: Sequence[Pool], euros: Mapping[str, float | None], began: float
+) -> tuple[float, dict[str, float]]:
+    """Return by how many euros the bills have grown, and the new bills.
+
+    Only a few bills are read in a round. So the first reading of a pool that is older than the observation is no
+    spending. That of a younger pool is.
+    """
+    grown = 0.0
+    current = (
+        dict(bills) if len(bills) < MAX_BILLS else {uuid: bills[uuid] for uuid in euros if uuid in bills}
+    )
+    for pool in pools:
+        bill = euros.get(pool.uuid)
+        if bill is None:
+            continue
+        is_young = pool.creation_date is not None and pool.creation_date.timestamp() >= began
+        before = current.get(pool.uuid, 0.0 if is_young else bill)
+        current[pool.uuid] = max(before, bill)
+        grown += current[pool.uuid] - before
+    return grown, current
+
+
+def _sums(pools: Sequence[Pool]) -> tuple[int, int, int, int, int]:
     loads = [load_of(pool) for pool in pools]
-    costs = [cost for cost in euros.values() if cost is not None]
     return (
         len(pools),
         sum(target_slots(pool) for pool in pools),
         sum(pool.ready_slots for pool in pools),
         sum(busy for busy, _ in loads),
         sum(queued for _, queued in loads),
-        round(sum(costs), 6) if costs else None,
     )
 
 

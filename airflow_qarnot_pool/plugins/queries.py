@@ -36,7 +36,7 @@ from airflow_qarnot_pool.plugins import airflow_db, details, history, pictures, 
 from airflow_qarnot_pool.plugins.cache import LIST, MAX_DETAILS
 from airflow_qarnot_pool.plugins.listing import Listing
 from airflow_qarnot_pool.plugins.output import read_tail
-from airflow_qarnot_pool.plugins.phases import group_of, is_open
+from airflow_qarnot_pool.plugins.phases import UNFINISHED, group_of, is_open
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.client import QarnotClient
@@ -78,6 +78,8 @@ FIGURES_MAX_AGE = 30.0
 SHOWN_FOR = 60.0
 #: How long after its end the cost of a pool is read again, because bills lag behind.
 COST_FINAL_AFTER = timedelta(minutes=10)
+#: How long after the end of a Qarnot task its output is read again, because a replica may lag.
+OUTPUT_FINAL_AFTER = timedelta(minutes=1)
 #: Limits of one request. No viewer waits for it, but the next request does.
 REQUEST_LIMITS = {"retries": 1, "timeout": 10.0, "deadline": 20.0}
 
@@ -127,6 +129,8 @@ class Fetcher:
         self._figures_at: dict[str, float] = {}
         #: Observed starts of nodes and instances, by pool.
         self._starts: dict[str, pictures.Starts] = {}
+        #: Outputs that no longer change, by uuid of the pool and of the task.
+        self._outputs: dict[tuple[str, str], TaskOutput] = {}
         #: Replaced as a whole, because other threads read it.
         self._account = pictures.AccountHistory()
 
@@ -294,14 +298,25 @@ class Fetcher:
     def _output(
         self, settings: ConnectionSettings, client: QarnotClient, uuid: str, task_uuid: str
     ) -> TaskOutput:
+        if final := self._outputs.get((uuid, task_uuid)):
+            return final
         task = client.tasks.get(task_uuid)
         if task.pool != uuid or not is_ours(task, settings.namespace):
             raise QarnotNotFoundError(
                 f"Pool {uuid} has no Qarnot task {task_uuid} of this Airflow", kind="task", ref=task_uuid
             )
-        return TaskOutput(
-            run_of(task), {name: read_tail(client, task_uuid, name) for name in ("stdout", "stderr")}
-        )
+        streams = {name: read_tail(client, task_uuid, name) for name in ("stdout", "stderr")}
+        output = TaskOutput(run_of(task), streams)
+        ended = task.end_date or task.state_transition_time
+        if (
+            group_of(task.state) not in UNFINISHED
+            and ended
+            and datetime.now(UTC) - ended > OUTPUT_FINAL_AFTER
+        ):
+            self._outputs[uuid, task_uuid] = output
+            while len(self._outputs) > MAX_DETAILS:
+                del self._outputs[next(iter(self._outputs))]
+        return output
 
 
 def task_row(pool: str, task: Task) -> rows.TaskRow | None:

@@ -127,7 +127,9 @@ def _add_lists(app: FastAPI, registry: ConnectionRegistry) -> None:
         entries = {conn_id: registry.caches[conn_id].get() for conn_id in readable}
         version, content = _changes(entries, have)
         connections = [_connection(user, conn_id, entry) for conn_id, entry in entries.items()]
-        return JSONResponse({**_head(registry, entries, version), "connections": connections, **content})
+        return JSONResponse(
+            {**_head(registry, entries), "version": version, "connections": connections, **content}
+        )
 
     @app.get("/api/dags/{dag_id}/pools", dependencies=[_read_run()])
     def pools_of_run(user: CurrentUser, dag_id: str, run_id: str, have: str = "") -> JSONResponse:
@@ -148,19 +150,24 @@ def _add_lists(app: FastAPI, registry: ConnectionRegistry) -> None:
         # Few rows, and no changes of rows of other runs.
         version = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
         content = {"full": have != version, "pools": rows if have != version else [], "gone": []}
-        return JSONResponse({**_head(registry, entries, version), "connections": connections, **content})
+        return JSONResponse(
+            {**_head(registry, entries), "version": version, "connections": connections, **content}
+        )
 
     @app.get("/api/history")
     def history(user: CurrentUser) -> JSONResponse:
         """Return the slots and the cost of the last day of the connections that the user may read."""
+        # A page that shows only this must keep the list fresh, too.
+        entries = {conn_id: registry.caches[conn_id].get() for conn_id in _readable(registry, user)}
         accounts = [
-            {"id": conn_id, **registry.fetchers[conn_id].account()} for conn_id in _readable(registry, user)
+            {**_connection(user, conn_id, entry), **registry.fetchers[conn_id].account()}
+            for conn_id, entry in entries.items()
         ]
-        return JSONResponse({"now": time.time(), "connections": accounts})
+        return JSONResponse({**_head(registry, entries), "connections": accounts})
 
 
 def _add_details(app: FastAPI, registry: ConnectionRegistry) -> None:
-    @app.get("/api/connections/{connection_id}/pools/{uuid}", dependencies=[_read_connection()])
+    @app.get("/api/connections/{connection_id:path}/pools/{uuid}", dependencies=[_read_connection()])
     def pool(connection_id: str, uuid: str, user: CurrentUser, have: str = "") -> JSONResponse:
         """Return one pool in full.
 
@@ -189,7 +196,8 @@ def _add_details(app: FastAPI, registry: ConnectionRegistry) -> None:
 
 def _add_outputs(app: FastAPI, registry: ConnectionRegistry) -> None:
     @app.get(
-        "/api/connections/{connection_id}/pools/{uuid}/tasks/{task}/output", dependencies=[_read_connection()]
+        "/api/connections/{connection_id:path}/pools/{uuid}/tasks/{task}/output",
+        dependencies=[_read_connection()],
     )
     def output(connection_id: str, uuid: str, task: str, user: CurrentUser, request: Request) -> JSONResponse:
         """Return the end of the output of a Qarnot task. If it names a DAG, the user must be able to read its logs."""
@@ -207,16 +215,20 @@ def _add_outputs(app: FastAPI, registry: ConnectionRegistry) -> None:
     )
     def output_of_run(dag_id: str, uuid: str, task: str, run_id: str, user: CurrentUser) -> JSONResponse:
         """Return the end of the output of a Qarnot task of a DAG run."""
-        conn_id = registry.connection_of(uuid, (dag_id, run_id))
-        entry = registry.cache(conn_id, uuid, task).get(output_key(uuid, task))
+        run = (dag_id, run_id)
+        conn_id = registry.connection_of(uuid, run)
+        cached = registry.cache(conn_id, uuid, task)
+        row = row_of_run(listing_of(cached).entries[uuid], run)
+        runs = (run,) if row is None or row["mine"] else (run, ("", ""))  # those of the listed Qarnot tasks
+        entry = cached.get(output_key(uuid, task))
         found: TaskOutput | None = entry.value
-        if found and found.run != (dag_id, run_id):
+        if found and found.run not in runs:
             raise HTTPException(404, f"No Qarnot task {task} belongs to this DAG run")
         return _output_response(_hidden(entry, _is_allowed(user, "GET", conn_id)), found)
 
 
 def _add_actions(app: FastAPI, registry: ConnectionRegistry) -> None:
-    base = "/api/connections/{connection_id}/pools/{uuid}"
+    base = "/api/connections/{connection_id:path}/pools/{uuid}"
 
     @app.get(f"{base}/close", dependencies=[_edit_connection()])
     def preview_close(connection_id: str, uuid: str) -> JSONResponse:
@@ -283,7 +295,7 @@ class _Answering:
         finally:
             if self._refreshes:
                 self._cache.get(LIST, newer=True)
-                self._cache.get(self._uuid, newer=True)
+                self._cache.refresh(self._uuid)
 
 
 @cache
@@ -314,11 +326,10 @@ def _readable(registry: ConnectionRegistry, user: Any) -> list[str]:
     return readable
 
 
-def _head(registry: ConnectionRegistry, entries: dict[str, CacheEntry], version: str) -> dict[str, Any]:
+def _head(registry: ConnectionRegistry, entries: dict[str, CacheEntry]) -> dict[str, Any]:
     return {
         "now": time.time(),
         "every": registry.max_age,
-        "version": version,
         "known": all(entry.value is not None for entry in entries.values()),
         "refreshing": any(entry.refreshing for entry in entries.values()),
     }

@@ -15,6 +15,9 @@ MAX_ERROR = 2_000
 _BLOCK_HARMFUL = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff"
 _HARMFUL_IN_BLOCK = re.compile(f"[{_BLOCK_HARMFUL}]")
 _HARMFUL_IN_LINE = re.compile(f"[\t\n{_BLOCK_HARMFUL}]")
+_LINE_END = re.compile("\r+\n?")
+#: Sequences of terminals: those with parameters (colours, moves), titles and links, and short ones.
+_ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]*[0-~])")
 _VARYING = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}|\d+")
 
 
@@ -24,8 +27,9 @@ def clean_line(text: str, limit: int = MAX_NAME) -> str:
 
 
 def clean_block(text: str, limit: int = MAX_ERROR) -> str:
-    """Do the same, but keep tabs and line ends."""
-    return _HARMFUL_IN_BLOCK.sub("\ufffd", _clamp(text.replace("\r\n", "\n"), limit))
+    """Do the same, but keep tabs and line ends. Carriage returns become line ends, and ANSI sequences are dropped."""
+    lines = _LINE_END.sub("\n", _ANSI.sub("", text))
+    return _HARMFUL_IN_BLOCK.sub("\ufffd", _clamp(lines, limit))
 
 
 def clean_label(text: str | None) -> str | None:

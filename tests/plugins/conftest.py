@@ -137,7 +137,7 @@ class Maker:
             command=command,
             image="library/alpine",
             tags=owner.tags(),
-            labels=owner.labels(1, "x"),
+            labels=more.pop("labels", owner.labels(1, "x")),
             completion_ttl=timedelta(days=1),
             **more,
         )

@@ -110,6 +110,17 @@ def test_a_wish_during_a_question_is_asked_again() -> None:
     assert settled(cache).value == 2
 
 
+def test_a_refresh_asks_only_for_what_is_cached() -> None:
+    asked: list[str] = []
+    cache = Cache(lambda key, first: asked.append(key), max_age=5, pause=0, clock=Clock())
+    cache.refresh("never read")
+    cache.get("read")
+    settled(cache, "read")
+    cache.refresh("read")
+    settled(cache, "read")
+    assert asked == ["read", "read"]
+
+
 def test_the_list_comes_before_details_and_one_question_at_a_time() -> None:
     began, go = threading.Event(), threading.Event()
     asked: list[str] = []

@@ -219,6 +219,33 @@ def test_the_cost_has_the_readings_of_the_bill() -> None:
     )
 
 
+OLD, YOUNG = pool(uuid="old"), pool(uuid="young", creationDate=at(1000))
+
+
+@pytest.mark.parametrize(
+    ("polls", "spent"),
+    [
+        # A few bills are read in a round: the first reading of an old pool is no spending, that of a young one is.
+        ([{}, {"old": 50.0}, {"old": 50.5}], [None, 0.0, 0.5]),
+        ([{"old": 50.0}, {"old": 50.0, "young": 2.0}, {"old": 51.0, "young": 2.5}], [0.0, 2.0, 3.5]),
+        # What has left the list was spent all the same, and what comes again is not spent twice.
+        ([{"old": 1.0}, {"old": 2.0}, {}, {"old": 2.5}], [0.0, 1.0, 1.0, 1.5]),
+        ([{"old": 1.0}, {"old": 2.0}, {"old": None}, {"old": 1.9}, {"old": 2.5}], [0.0, 1.0, 1.0, 1.0, 1.5]),
+        ([{"old": None}, {"old": None}], [None, None]),
+    ],
+)
+def test_the_spending_of_the_last_day_is_the_growth_of_the_bills(
+    polls: list[dict[str, Any]], spent: list[float | None]
+) -> None:
+    day, found = pictures.AccountHistory(), []
+    for number, euros in enumerate(polls):
+        day = day.updated([OLD, YOUNG], euros, T0 + timedelta(seconds=900 + number))
+        found.append(day.points[-1][6])
+    assert found == spent
+    nothing = pictures.AccountHistory().updated([], {}, T0)
+    assert nothing.points[-1][6] == 0.0
+
+
 @pytest.mark.parametrize(
     ("states", "phases"),
     [
@@ -337,7 +364,8 @@ def test_the_pictures_add_up_to_the_account(
     cost = pictures.cost_over_time(found, observed)
     assert cost["points"][-1][1] == pytest.approx(bill["creditsSpent"], abs=1e-6)
     spent = server.get_account()["creditsSpent"]
-    day = pictures.AccountHistory().updated([found], {uuid: client.pools.credits(uuid)}, T0)
+    day = pictures.AccountHistory().updated([], {}, datetime.fromtimestamp(0, UTC))
+    day = day.updated([found], {uuid: client.pools.credits(uuid)}, T0)
     assert day.points[-1][1:6] == (0, 0, 0, 0, 0)
     assert day.points[-1][6] == pytest.approx(spent, abs=1e-6)
     price = rows.slot_hour_of(found, client.pools.credits(uuid))

@@ -6,6 +6,7 @@ import itertools
 import json
 import threading
 from collections.abc import Callable
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -268,11 +269,13 @@ def test_a_pool_is_resized_and_its_idle_nodes_go(make: Maker, admin: TestClient)
     assert len(audit_entries("resized")) == 2
 
 
-def test_the_output_of_a_qarnot_task(make: Maker, as_role: As, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_output_of_a_qarnot_task(
+    make: Maker, as_role: As, server: LocalQarnot, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of an own pool only, bounded, and for those who may read the logs of its DAG."""
     from airflow.api_fastapi.app import get_auth_manager
 
-    from airflow_qarnot_pool.plugins import output
+    from airflow_qarnot_pool.plugins import output, queries
 
     monkeypatch.setattr(output, "MAX_SHOWN", 12)
     uuid, other = make.pool(owner=identity("talks")), make.pool(owner=identity("talks", "two"))
@@ -281,12 +284,35 @@ def test_the_output_of_a_qarnot_task(make: Maker, as_role: As, monkeypatch: pyte
     admin, viewer = as_role("admin"), as_role("viewer")
     path = f"{PAGE}/api/connections/qarnot_default/pools/{{}}/tasks/{task}/output"
     found = until(lambda: admin.get(path.format(uuid)).json()["output"], "the output")
-    assert found["stdout"] == {"text": "a long line\n"[-12:], "cut": True}
+    assert found["stdout"] == {"text": "a long line\n"[-12:], "cut": True, "read": None}
     assert found["stderr"]["text"] == "0> problem\n"
     error = until(lambda: admin.get(path.format(other)).json()["error"], "the refusal")
     assert "no Qarnot task" in error
 
+    # Of a task that has ended, the output is read again only for a while. The end of a part is called that.
+    fetcher = queries.Fetcher("qarnot_default")
+    monkeypatch.setattr(output, "MAX_READ", 5)
+    part = fetcher(queries.output_key(uuid, task)).streams["stdout"]
+    assert part["read"] > 5
+    monkeypatch.setattr(queries, "OUTPUT_FINAL_AFTER", timedelta(-1))
+    final = fetcher(queries.output_key(uuid, task))
+    server.clear_requests()
+    assert fetcher(queries.output_key(uuid, task)) is final
+    assert not [one for one in server.requests() if task in one["path"]]
+    # The tab of a run that has the pool for itself lists the tasks of no DAG, and shows their output.
+    labels = {
+        name: text
+        for name, text in identity().labels(1, "x").items()
+        if "dag" not in name and "run" not in name
+    }
+    nobodys = make.task(uuid, "echo hello", labels=labels)
+    path_of_nobodys = f"{PAGE}/api/dags/talks/pools/{uuid}/tasks/{nobodys}/output"
     row_of(admin, uuid)
+    until(
+        lambda: viewer.get(path_of_nobodys, params={"run_id": "manual__1"}).json()["output"],
+        "the output of nobody's task",
+    )
+
     path_of_run = f"{PAGE}/api/dags/talks/pools/{uuid}/tasks/{task}/output"
     assert viewer.get(path_of_run, params={"run_id": "manual__1"}).json()["output"] == found
     assert viewer.get(path_of_run, params={"run_id": "two"}).status_code == 404
@@ -309,6 +335,18 @@ def test_the_account_of_the_last_day(make: Maker, admin: TestClient) -> None:
     assert (pools, wanted) == (account["open"][-1][1], ready)
     assert (busy, queued) == (0, 0)
     assert account["gaps"][0][0] == account["from"]
+    # A page that shows only this keeps the list fresh, and says how old it is.
+    assert (account["error"], account["may_edit"]) == (None, True)
+    make.client.pools.close(uuid)
+
+    def closed() -> bool:
+        found = admin.get(f"{PAGE}/api/history").json()
+        [account] = found["connections"]
+        assert found["known"]
+        assert account["age"] >= 0
+        return bool(account["points"][-1][3] < ready)
+
+    until(closed, "the end of the slots")
 
 
 @pytest.mark.parametrize(
@@ -356,7 +394,19 @@ def test_a_pool_that_is_not_ours_is_neither_shown_nor_closed(
         assert found["pool"] is None
 
 
-def test_only_the_pages_connections_and_uuids_are_known(admin: TestClient) -> None:
+def test_only_the_pages_connections_and_uuids_are_known(
+    admin: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airflow_qarnot_pool.plugins.pools_page import QarnotPoolsPlugin
+
+    admin.get(f"{PAGE}/")
+    registry = QarnotPoolsPlugin.fastapi_apps[0]["app"]._app.state.registry
+    for known in (registry.caches, registry.fetchers, registry.actions):
+        monkeypatch.setitem(known, "team/qarnot", known["qarnot_default"])
+    base = f"{PAGE}/api/connections/team%2Fqarnot/pools/{NOBODY}"
+    assert admin.get(base).status_code == 200
+    assert admin.get(f"{base}/tasks/{NOBODY}/output").status_code == 200
+    assert "There is no pool" in admin.get(f"{base}/close").json()["detail"]
     assert admin.get(f"{PAGE}/api/connections/aws_default/pools/{NOBODY}").status_code == 404
     for what in ("list", "a-shortname", "..%2F..%2Finfo"):
         assert admin.get(f"{PAGE}/api/connections/qarnot_default/pools/{what}").status_code == 404
@@ -484,6 +534,28 @@ def test_the_list_is_there_after_one_request_and_complete_after_two(
     server.clear_requests()
     fetcher(LIST, lambda rows: pytest.fail("what was whole is not taken apart again"))
     assert len(asked()) <= 2 + 2 * FIGURES_PER_ROUND
+
+
+def test_a_pool_in_full_has_the_facts_of_the_requests_that_made_it(make: Maker, airflow_app: Any) -> None:
+    """Also before the list was read, and with what the other pools of its run have cost."""
+    from airflow_qarnot_pool.plugins.cache import LIST
+    from airflow_qarnot_pool.plugins.queries import Fetcher
+    from airflow_qarnot_pool.plugins.rows import PoolFigures
+
+    uuid = make.pool(owner=identity("facts", "one"), labels={"airflow.max_run_cost": "50"})
+    other = make.pool(owner=identity("facts", "one", "open_another"))
+    task = make.task(uuid, "true", owner=identity("facts", "one", "work"))
+    until(lambda: make.client.tasks.get(task).state == "Success", "its end")
+    fetcher = Fetcher("qarnot_default")
+    row = fetcher(uuid).entry.row
+    assert (row["tasks"]["succeeded"], row["task_ids"]) == (1, ["work"])
+    fetcher(LIST)
+    task = make.task(uuid, "false", owner=identity("facts", "one", "later"))
+    until(lambda: make.client.tasks.get(task).state == "Failure", "its failure")
+    fetcher._figures[other] = PoolFigures(euros=99.0)
+    row = fetcher(uuid).entry.row
+    assert (row["tasks"]["failed"], row["task_ids"]) == (1, ["later", "work"])
+    assert "budget" in [warning["kind"] for warning in row["warnings"]]
 
 
 def test_only_changes_are_sent(make: Maker, admin: TestClient, as_role: As) -> None:

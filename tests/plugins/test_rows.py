@@ -394,7 +394,8 @@ def test_harmful_characters_in_names_break_nothing() -> None:
         assert len(text) == texts.MAX_NAME
         assert not set(text) & set("\x00\u202e\ud800\r\n")
     json.dumps(made).encode()
-    assert texts.clean_block("a\tb\r\nc\x1b[1m") == "a\tb\nc\ufffd[1m"
+    coloured = "a\tb\r\nc\x1b[1md\x1b[0m \x1b]0;title\x07e\x1b(Bf 10%\r20%\r\r\ng\x1b"
+    assert texts.clean_block(coloured) == "a\tb\ncd ef 10%\n20%\ng\ufffd"
 
 
 def test_unknown_states_and_missing_fields_make_a_row_all_the_same() -> None:
