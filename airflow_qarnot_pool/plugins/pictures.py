@@ -354,7 +354,7 @@ class AccountHistory:
         began = at if self.began is None else self.began
         grown, bills = _growth(self.bills, pools, euros, began)
         spent = round(self.spent + grown, 6)
-        sums = (*_sums([pool for pool in pools if is_open(pool)]), spent if bills or not pools else None)
+        sums = (*_sums(pools), spent if bills or not pools else None)
         points, gaps = self.points, self.gaps
         if self.polled is not None and at - self.polled > MAX_PAUSE.total_seconds():
             gaps = (*gaps, (self.polled, at))
@@ -391,6 +391,8 @@ def _growth(
 
 
 def _sums(pools: Sequence[Pool]) -> tuple[int, int, int, int, int]:
+    """Return the number of open pools, their wanted and ready slots, and the busy and queued instances on them."""
+    pools = [pool for pool in pools if is_open(pool)]
     loads = [load_of(pool) for pool in pools]
     return (
         len(pools),
