@@ -103,6 +103,7 @@ def wiring(python: str, dated: tuple[str, ...], place: Path) -> list[str]:
         "__init__.py",
         "conftest.py",
         "execution_api.py",
+        "readings.py",
         "statsd.py",
         *(f"{Path(one).parent}/__init__.py" for one in which),
         *which,

@@ -194,8 +194,6 @@ class QarnotRunTaskOperator(TaskOperator):
                 if self.returns_output:
                     self._set_identity(context)
             values = self._given_now()
-            if self._sends_parent_run:
-                self._note_parent_run(context)
             spec = self._spec(values, pool or self._pool_uuid())
             if spec.reports:
                 self._labels.pop(RECORDABLE_LABEL, None)  # a record has no value

@@ -256,6 +256,8 @@ class TaskOperator(QarnotOperator):
 
     def _begin(self, context: Context) -> None:
         """Own what earlier tries may have left."""
+        if self._sends_parent_run:
+            self._note_parent_run(context)
         if context["ti"].try_number > 1:
             self._own(context)
 
