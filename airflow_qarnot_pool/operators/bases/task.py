@@ -216,8 +216,7 @@ class TaskOperator(QarnotOperator):
 
     def _with_parent_ids(self, spec: TaskSpec) -> TaskSpec:
         """Return *spec* with the ids of the OpenLineage runs as constants, if there is room for them."""
-        room = spec.max_constants - len(spec.all_constants())
-        if not self._parent_ids or room < len(self._parent_ids):
+        if not self._parent_ids or len(self._parent_ids) > spec.max_constants - len(spec.all_constants()):
             return spec
         return spec.with_values(constants={**self._parent_ids, **spec.constants})
 
