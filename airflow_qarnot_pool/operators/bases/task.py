@@ -187,7 +187,8 @@ class TaskOperator(QarnotOperator):
                 field=name,
                 remedy="Leave one of them out.",
             )
-        return self._with_parent_ids(self._registry.added_to(spec) if self._registry else spec)
+        spec = self._registry.added_to(spec) if self._registry else spec
+        return self._with_parent_ids(spec) if self._parent_ids else spec
 
     @property
     def _some_pool(self) -> str | None:
@@ -216,7 +217,7 @@ class TaskOperator(QarnotOperator):
 
     def _with_parent_ids(self, spec: TaskSpec) -> TaskSpec:
         """Return *spec* with the ids of the OpenLineage runs as constants, if there is room for them."""
-        if not self._parent_ids or len(self._parent_ids) > spec.max_constants - len(spec.all_constants()):
+        if len(self._parent_ids) > spec.max_constants - len(spec.all_constants()):
             return spec
         return spec.with_values(constants={**self._parent_ids, **spec.constants})
 
