@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 #: Sorts after nearly all keys.
@@ -32,6 +34,14 @@ def pages(s3: Any, bucket: str, prefixes: Iterable[str]) -> Iterator[dict[str, A
         remaining = [prefix for prefix in remaining if last < prefix or last.startswith(prefix)]
         if remaining and last < _start(remaining[0]):
             position = {"StartAfter": _start(remaining[0])}
+
+
+def date_of(page: dict[str, Any]) -> datetime | None:
+    """Return the time of the storage's clock at which it sent *page*, if it says so."""
+    try:
+        return parsedate_to_datetime(page["ResponseMetadata"]["HTTPHeaders"]["date"])
+    except (KeyError, ValueError):
+        return None
 
 
 def _outermost(prefixes: Iterable[str]) -> list[str]:

@@ -141,10 +141,15 @@ def iterate_files(s3: Any, bucket: str, prefix: str = "") -> Iterator[StoredFile
     """
     with with_storage_help(f"Bucket {bucket} could not be listed", bucket):
         for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
-            for entry in page.get("Contents", ()):
-                # Consoles create an empty object for a folder.
-                if entry["Size"] or not entry["Key"].endswith("/"):
-                    yield StoredFile(key=entry["Key"], size=entry["Size"], modified=entry.get("LastModified"))
+            yield from files_of(page)
+
+
+def files_of(page: dict[str, Any]) -> Iterator[StoredFile]:
+    """Iterate over the files in a response of ``ListObjectsV2``."""
+    for entry in page.get("Contents", ()):
+        # Consoles create an empty object for a folder.
+        if entry["Size"] or not entry["Key"].endswith("/"):
+            yield StoredFile(key=entry["Key"], size=entry["Size"], modified=entry.get("LastModified"))
 
 
 def s3_client(settings: ConnectionSettings, timeout: float | None = None) -> Any:
@@ -294,6 +299,7 @@ def _regular(path: Path) -> Path:
 __all__ = [
     "QarnotStorageHook",
     "StoredFile",
+    "files_of",
     "find_clash",
     "iterate_files",
     "s3_client",

@@ -9,12 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Sequence
-from datetime import datetime
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api.errors import QarnotBucketNotFoundError
-from airflow_qarnot_pool.hooks.listing import pages
+from airflow_qarnot_pool.hooks.listing import date_of, pages
 from airflow_qarnot_pool.hooks.storage import s3_client, with_storage_help
 from airflow_qarnot_pool.triggers.poller import POLLERS, PollKey
 from airflow_qarnot_pool.triggers.watch_poller import Accepts, Search, WatchPoller, WatchSubscriber
@@ -50,7 +48,7 @@ class BucketPoller(WatchPoller):
                 for number, page in enumerate(pages(self._storage(), bucket, by_prefix)):
                     if number == 0:
                         for search in searches:
-                            search.watch.begin(_date_of(page))
+                            search.watch.begin(date_of(page))
                     for entry in page.get("Contents", ()):
                         _offer(entry, by_prefix, lengths)
         except QarnotBucketNotFoundError as error:
@@ -69,13 +67,6 @@ class BucketPoller(WatchPoller):
 
 
 POLLERS["bucket"] = BucketPoller
-
-
-def _date_of(page: dict[str, Any]) -> datetime | None:
-    try:
-        return parsedate_to_datetime(page["ResponseMetadata"]["HTTPHeaders"]["date"])
-    except (KeyError, ValueError):
-        return None
 
 
 def _offer(entry: dict[str, Any], by_prefix: dict[str, list[Search]], lengths: Iterable[int]) -> None:

@@ -218,6 +218,7 @@ def test_qarnot_scheduled_pipeline(client: QarnotClient, example: Path, qarnot: 
     assert extra["uuid"] == next(
         task.uuid for task in run.tasks if task.labels["airflow.task_id"] == "nodes.compute"
     )
+    assert "best.txt" in extra["files"]["keys"]
     assert extra["cost"]["euros"] is not None
 
 

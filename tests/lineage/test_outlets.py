@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +13,14 @@ from airflow.sdk import Asset, AssetAlias
 
 from airflow_qarnot_pool.hooks.storage import StoredFile
 from airflow_qarnot_pool.lineage.places import Place
-from airflow_qarnot_pool.operators.bases.outlets import MAX_COUNTED, MAX_KEYS, count_files, plan_events
+from airflow_qarnot_pool.operators.bases.lineage import Figures
+from airflow_qarnot_pool.operators.bases.outlets import (
+    MAX_COUNTED,
+    MAX_KEYS,
+    _Files,
+    count_files,
+    plan_events,
+)
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 
 OUT = Place("frames", "out")
@@ -45,10 +54,25 @@ def stored(count: int, modified: datetime | None) -> list[StoredFile]:
 
 def test_files_are_those_that_are_not_older_than_the_qarnot_task() -> None:
     begun = datetime(2026, 1, 1, 12, 0, 0, 900_000, tzinfo=UTC)
-    new, old = begun.replace(microsecond=0), begun - timedelta(seconds=3)
+    new, old = begun, begun - timedelta(seconds=2)
     found = count_files([*stored(3, old), *stored(2, new), *stored(1, None)], begun)
     assert found == {"count": 3, "bytes": 6, "keys": ["out/0", "out/1", "out/0"]}
     assert count_files(stored(4, old), None)["count"] == 4
+
+
+@pytest.mark.parametrize("ahead", [-400, 0, 400])
+def test_the_clock_of_the_storage_dates_the_files(ahead: int) -> None:
+    now = datetime(2026, 1, 1, 12, 0, 30, tzinfo=UTC)
+    entries = [
+        {"Key": f"out/{age}", "Size": 1, "LastModified": now - timedelta(seconds=age)} for age in (1, 20)
+    ]
+    page = {"Contents": entries, "ResponseMetadata": {"HTTPHeaders": {"date": format_datetime(now)}}}
+    api_date = now + timedelta(seconds=ahead)
+    task: Any = SimpleNamespace(creation_date=api_date - timedelta(seconds=5))
+    client: Any = SimpleNamespace(transport=SimpleNamespace(dated=(api_date, time.monotonic())))
+    files = _Files(QarnotRunTaskOperator(task_id="work", command="true"), Figures(task=task), client)
+    vars(files)["_s3"] = SimpleNamespace(list_objects_v2=lambda **_: page)
+    assert files.at(OUT)["files"]["keys"] == ["out/1"]
 
 
 def test_keys_and_files_are_bounded() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api.errors import QarnotError
@@ -16,6 +18,7 @@ from airflow_qarnot_pool.operators.bases.lineage import Figures, read_figures
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from airflow_qarnot_pool.api.client import QarnotClient
     from airflow_qarnot_pool.hooks.storage import StoredFile
     from airflow_qarnot_pool.operators.bases.base import QarnotOperator
 
@@ -23,8 +26,8 @@ if TYPE_CHECKING:
 REQUEST_TIMEOUT = 5.0
 #: Maximum number of files that are counted, and of keys in an event, which Airflow stores.
 MAX_COUNTED, MAX_KEYS = 10_000, 100
-#: The storage has whole seconds and a clock of its own.
-CLOCK_TOLERANCE = timedelta(seconds=2)
+#: The times of files and of responses are cut to whole seconds.
+ROUNDING = timedelta(seconds=2)
 
 
 def fill_outlets(operator: QarnotOperator, context: Context) -> None:
@@ -40,7 +43,7 @@ def fill_outlets(operator: QarnotOperator, context: Context) -> None:
             return
         client = operator.client.limited(retries=0, timeout=REQUEST_TIMEOUT, deadline=REQUEST_TIMEOUT)
         figures = read_figures(operator, client)
-        common, files = _describe(operator, figures), _Files(operator, figures)
+        common, files = _describe(operator, figures), _Files(operator, figures, client)
         for outlet, place, is_alias in events:
             extra = {**common, **files.at(place)}
             accessor = context["outlet_events"][outlet]
@@ -101,9 +104,14 @@ def _describe(operator: QarnotOperator, figures: Figures) -> dict[str, Any]:
 class _Files:
     """The files of the results, listed with one client of the storage."""
 
-    def __init__(self, operator: QarnotOperator, figures: Figures) -> None:
+    def __init__(self, operator: QarnotOperator, figures: Figures, client: QarnotClient) -> None:
         self._operator = operator
-        self._since = figures.task.creation_date if figures.task is not None else None
+        #: When the Qarnot task was created, on the monotonic clock.
+        self._created: float | None = None
+        created = figures.task.creation_date if figures.task is not None else None
+        if created is not None and client.transport.dated is not None:
+            date, came = client.transport.dated
+            self._created = came - (date - created).total_seconds()
 
     @cached_property
     def _s3(self) -> Any:
@@ -113,19 +121,32 @@ class _Files:
 
     def at(self, place: Place) -> dict[str, Any]:
         """Return the files at *place* that are not older than the Qarnot task."""
-        from airflow_qarnot_pool.hooks.storage import iterate_files
+        from airflow_qarnot_pool.hooks.listing import date_of, pages
+        from airflow_qarnot_pool.hooks.storage import files_of, with_storage_help
 
         try:
-            stored = iterate_files(self._s3, place.bucket, place.prefix)
-            return {"files": count_files((file for file in stored if place.has(file.key)), self._since)}
+            with with_storage_help(f"Bucket {place.bucket} could not be listed", place.bucket):
+                listed = pages(self._s3, place.bucket, [place.prefix])
+                first = next(listed)
+                stored = (file for page in chain([first], listed) for file in files_of(page))
+                inside = (file for file in stored if place.has(file.key))
+                return {"files": count_files(inside, self._since(date_of(first)))}
         except QarnotError as error:  # boto3 need not be installed
             self._operator.log.info("The files of the results could not be listed: %s", error)
             return {}
 
+    def _since(self, date: datetime | None) -> datetime | None:
+        """Return when the Qarnot task was created, on the clock of the storage, which shows *date*.
+
+        The storage and the API need not have the same clock.
+        """
+        if date is None or self._created is None:
+            return None
+        return date - timedelta(seconds=time.monotonic() - self._created) - ROUNDING
+
 
 def count_files(stored: Iterable[StoredFile], since: datetime | None) -> dict[str, Any]:
     """Return ``{count, bytes, keys}`` of files that are not older than *since*. ``more``: some are not counted."""
-    since = None if since is None else since - CLOCK_TOLERANCE
     found: dict[str, Any] = {"count": 0, "bytes": 0, "keys": []}
     for number, file in enumerate(stored):
         if number >= MAX_COUNTED:
