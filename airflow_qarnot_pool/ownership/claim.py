@@ -227,7 +227,8 @@ class _Attempts:
         """Use an existing object; None if it has ended meanwhile."""
         ended = self._request.ended
         if is_adopted(self._identity, snapshot) and snapshot.uuid not in ended:
-            mark_adopted(self._resource, self._identity, [snapshot], lambda _: self._request.spec)
+            spec = self._request.spec
+            mark_adopted(self._resource, self._identity, [snapshot], lambda _: spec, self.existing)
             if self._resource.kind == "pool":
                 # A Qarnot task runs again if it is aborted, but nothing replaces a pool that the caller has returned.
                 self._request.pause(ENDED_WITHIN)
@@ -407,6 +408,7 @@ def mark_adopted(
     identity: TaskInstanceIdentity,
     snapshots: Iterable[RemoteSnapshot],
     spec_of: Callable[[RemoteSnapshot], PoolSpec | TaskSpec],
+    known: Mapping[str, Pool | Task] | None = None,
 ) -> None:
     """Tag the objects that *identity* adopts from an earlier try with the number of its try.
 
@@ -417,6 +419,7 @@ def mark_adopted(
     have read already.
 
     :param spec_of: returns the spec of an object, for the secret constants, which no response has.
+    :param known: objects with all fields, by uuid. Others are requested, for their constants.
     """
     mark = f"{TRY_TAG}{identity.try_number}"
     kind = CAPITALIZED_NOUNS[resource.kind]
@@ -427,8 +430,8 @@ def mark_adopted(
             log.info("%s %s has no room for the tag %s", kind, snapshot.uuid, mark)
             return
         try:
-            own = resource.get(snapshot.uuid).constants
-            constants = _with_secrets(own, spec_of(snapshot).all_constants())
+            remote = (known or {}).get(snapshot.uuid) or resource.get(snapshot.uuid)
+            constants = _with_secrets(remote.constants, spec_of(snapshot).all_constants())
             resource.update(snapshot.uuid, tags=tags, constants=constants or None)
         except (
             QarnotNotFoundError,

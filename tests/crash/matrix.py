@@ -70,7 +70,6 @@ STEPS: dict[str, dict[str, tuple[str, ...]]] = {
     "create, second try": {
         "worker, second try": (
             "POST /pools/paginate",
-            "GET /pools/{u}",
             "PUT /pools/{u}",
             "GET /pools/{u}",
             "XCom qarnot_pool",
