@@ -130,7 +130,8 @@ def _instances(task: Task) -> list[dict[str, Any]]:
 
 def _matching(items: Iterable[T], text: str) -> list[T]:
     """Return the items that have a text in their name, uuid, shortname or a tag, in any case."""
-    text = text.strip().lower()
+    if not (text := text.strip().lower()):
+        return list(items)
     return [one for one in items if text in "\n".join((one.name, one.uuid, one.shortname, *one.tags)).lower()]
 
 
