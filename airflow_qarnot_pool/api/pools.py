@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
@@ -16,6 +16,7 @@ class PoolResource(Resource[PoolSpec, Pool]):
 
     kind = "pool"
     base = "/pools"
+    end_verb = "close"
     spec = PoolSpec
     model = Pool
 
@@ -43,15 +44,13 @@ class PoolResource(Resource[PoolSpec, Pool]):
         changes = {"constants": constants, "tags": tags, "elastic": elastic, "scaling": scaling}
         self._put(ref, self.spec.encode_fields({k: v for k, v in changes.items() if v is not None}))
 
-    def close(self, ref: str, *, unless: Callable[[Any], bool] | None = None) -> None:
+    def close(self, ref: str) -> None:
         """Close a pool: stop everything on it and release its nodes.
 
         Raises QarnotRefusedError if it cannot be closed. It may be closed already, so check its state.
         Qarnot API: ``POST /pools/{u}/close``.
         """
-        self._end(ref, "close", unless)
-
-    end = close
+        self.end(ref)
 
     def scaling(self, ref: str) -> Scaling | None:
         """Return the scaling policies, or None. Qarnot API: ``GET /pools/{u}/scaling``."""

@@ -109,6 +109,8 @@ class Resource(Endpoint, Generic[SpecT, ModelT]):
 
     kind: ClassVar[str]
     base: ClassVar[str]
+    #: The last part of the path of a request that ends an object.
+    end_verb: ClassVar[str]
     spec: type[SpecT]
     model: type[ModelT]
     #: Number of objects in the largest response to a search that was complete. The server's limit is not below it.
@@ -392,21 +394,13 @@ class Resource(Endpoint, Generic[SpecT, ModelT]):
         self._read("PUT", self._path(ref), ref=ref, json=body)
 
     def end(self, ref: str, *, unless: Callable[[Any], bool] | None = None) -> None:
-        """Close a pool, or abort a Qarnot task.
+        """Close a pool, or abort a Qarnot task. Raises QarnotRefusedError if that is not possible.
+
+        After a lost response the state is checked first, because a second request is rejected.
+        Qarnot API: ``POST /pools/{u}/close``, ``POST /tasks/{u}/abort``.
 
         :param unless: is called with the object before each further request, and returns whether to send none.
         """
-        raise NotImplementedError
-
-    def sync_resources(self, ref: str) -> None:
-        """Copy new files of the resource buckets to the nodes. Files that were deleted in a bucket stay there.
-
-        Qarnot API: ``PATCH /pools/{u}``, ``PATCH /tasks/{u}``.
-        """
-        self._read("PATCH", self._path(ref), ref=ref)
-
-    def _end(self, ref: str, verb: str, unless: Callable[[Any], bool] | None) -> None:
-        """Close or abort. After a lost response the state is checked first, because a second request is rejected."""
 
         def has_ended(seconds_left: float) -> bool | None:
             current = type(self)(self._transport.limited(deadline=seconds_left)).get(ref)
@@ -417,7 +411,14 @@ class Resource(Endpoint, Generic[SpecT, ModelT]):
                 return True if is_ending(current.state) else None
             return None
 
-        self._read("POST", self._path(ref, verb), ref=ref, recover=has_ended)
+        self._read("POST", self._path(ref, self.end_verb), ref=ref, recover=has_ended)
+
+    def sync_resources(self, ref: str) -> None:
+        """Copy new files of the resource buckets to the nodes. Files that were deleted in a bucket stay there.
+
+        Qarnot API: ``PATCH /pools/{u}``, ``PATCH /tasks/{u}``.
+        """
+        self._read("PATCH", self._path(ref), ref=ref)
 
     def delete(self, ref: str) -> None:
         """Delete an object. A running one is ended first. Qarnot API: ``DELETE /pools/{u}``, ``DELETE /tasks/{u}``."""

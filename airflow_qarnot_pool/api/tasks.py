@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -35,6 +35,7 @@ class TaskResource(Resource[TaskSpec, Task]):
 
     kind = "task"
     base = "/tasks"
+    end_verb = "abort"
     spec = TaskSpec
     model = Task
 
@@ -49,14 +50,12 @@ class TaskResource(Resource[TaskSpec, Task]):
         changes = {"constants": constants, "tags": tags}
         self._put(ref, self.spec.encode_fields({k: v for k, v in changes.items() if v is not None}))
 
-    def abort(self, ref: str, *, unless: Callable[[Any], bool] | None = None) -> None:
+    def abort(self, ref: str) -> None:
         """Abort a task. Raises QarnotRefusedError if it cannot be aborted. It may have finished, so check its state.
 
         Qarnot API: ``POST /tasks/{u}/abort``.
         """
-        self._end(ref, "abort", unless)
-
-    end = abort
+        self.end(ref)
 
     def create_many(self, specs: Sequence[TaskSpec]) -> list[BulkItem]:
         """Create several tasks with one request, and return the result of each, in the same order.

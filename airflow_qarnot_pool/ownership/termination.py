@@ -102,13 +102,14 @@ def _end_tagged(
 ) -> list[str] | None:
     started = time.monotonic()
     tagged: Sequence[Pool | Task] = resource.search_all(filters.equal("Tags", tag), fields=_HELD_FIELDS)
-    if identity is not None and any(RemoteSnapshot.of(remote).is_later_than(identity) for remote in tagged):
+    unless = None if identity is None else later_than(identity)
+    if unless is not None and any(map(unless, tagged)):
         return None
     live = [remote.uuid for remote in tagged if not is_ending(remote)]
     if identity is not None and live and _is_of_a_later_try(resource, live[0], identity, within):
         return None
     remaining = None if within is None else within - (time.monotonic() - started)
-    end_all(resource, live, remaining, None if identity is None else later_than(identity))
+    end_all(resource, live, remaining, unless)
     return live
 
 
@@ -119,7 +120,7 @@ def _is_of_a_later_try(
     if within is not None and identity.try_number > identity.max_tries:
         return False  # a kill has little time, and only a clear could have started a later try
     try:
-        return RemoteSnapshot.of(resource.get(uuid)).is_later_than(identity)
+        return later_than(identity)(resource.get(uuid))
     except QarnotError:
         return False
 
