@@ -12,7 +12,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -303,12 +303,18 @@ def test_a_success_on_another_pool_is_this_work(
     client.pools.delete(other)
 
 
+def taken_over(make: Callable[..., Any], run_id: str) -> tuple[TaskDeferred, TaskDeferred, Any]:
+    """Let a retry take over what the first try waits for. Return both deferrals, and the retry's context."""
+    first, _ = defer(make, FakeTI(run_id=run_id, max_tries=1))
+    second, context = defer(make, FakeTI(run_id=run_id, max_tries=1, try_number=2))
+    return first, second, context
+
+
 def test_one_taken_over_and_cancelled_by_somebody_is_submitted_again_once(
     qarnot: LocalQarnot, client: QarnotClient, pool: str, run_id: str, held: str
 ) -> None:
     make = partial(task, qarnot_pool=pool, command=held)
-    first, _ = defer(make, FakeTI(run_id=run_id, max_tries=1))
-    second, context = defer(make, FakeTI(run_id=run_id, max_tries=1, try_number=2))
+    first, second, context = taken_over(make, run_id)
     client.tasks.abort(first.trigger.uuid)
     with pytest.raises(TaskDeferred) as deferred:
         make().resume_execution(second.method_name, {"event": fire(second)}, context)
@@ -325,8 +331,7 @@ def test_one_taken_over_and_cancelled_is_submitted_again_though_searches_still_s
     qarnot: LocalQarnot, client: QarnotClient, pool: str, run_id: str, held: str
 ) -> None:
     make = partial(task, qarnot_pool=pool, command=held)
-    first, _ = defer(make, FakeTI(run_id=run_id, max_tries=1))
-    second, context = defer(make, FakeTI(run_id=run_id, max_tries=1, try_number=2))
+    first, second, context = taken_over(make, run_id)
     qarnot.lag_searches(3600)
     try:
         client.tasks.abort(first.trigger.uuid)

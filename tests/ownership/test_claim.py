@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -37,6 +39,9 @@ from tests.harness import FakeTI, context_of, life_of
 
 SECOND_TRY = life_of(run_started="2026-01-01", max_tries=2, try_number=2, retries=2)
 SHARED = dataclasses.replace(SECOND_TRY, shared="nightly")
+#: A task that opens a pool, and its next try.
+FIRST = life_of(task_id="open", try_number=1, max_tries=2, retries=2)
+RETRY = dataclasses.replace(FIRST, try_number=2)
 LOST = QarnotUnavailableError("no response")
 
 
@@ -124,6 +129,16 @@ CASES: dict[str, tuple[list[RemoteSnapshot], ClaimState, Use | Create | FindByNa
 }
 
 
+@contextmanager
+def served(**options: Any) -> Iterator[tuple[LocalQarnot, QarnotClient]]:
+    """A local Qarnot with *options*, and its client."""
+    with (
+        LocalQarnot(boot_seconds=0, **options) as qarnot,
+        QarnotClient(qarnot.url, qarnot.token) as client,
+    ):
+        yield qarnot, client
+
+
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     """Adopt pools without a pause."""
@@ -192,10 +207,7 @@ def test_an_object_that_no_search_lists_is_found_by_its_name_before_any_attempt(
     monkeypatch.setattr(
         TaskResource, "find", lambda self, name: None if next(lookups) < hidden else find(self, name)
     )
-    with (
-        LocalQarnot(boot_seconds=0, shortnames="enforce") as qarnot,
-        QarnotClient(qarnot.url, qarnot.token) as client,
-    ):
+    with served(shortnames="enforce") as (qarnot, client):
         spec = TaskSpec(name="work", pool=client.pools.create(PoolSpec(name="pool")), command="true")
         request = ClaimRequest(
             resource=client.tasks, spec=spec, identity=life_of(task_id="work"), pause=lambda seconds: None
@@ -212,24 +224,18 @@ def test_an_object_that_no_search_lists_is_found_by_its_name_before_any_attempt(
 @pytest.mark.parametrize("shortnames", ["enforce", "free"])
 def test_a_retry_finds_the_object_of_the_try_before_though_no_search_lists_it_yet(shortnames: str) -> None:
     """The worker was killed right after its request, and the next try starts before the search has caught up."""
-    with (
-        LocalQarnot(boot_seconds=0, shortnames=shortnames) as qarnot,
-        QarnotClient(qarnot.url, qarnot.token) as client,
-    ):
-        first = life_of(task_id="open", try_number=1, max_tries=2, retries=2)
-        second = dataclasses.replace(first, try_number=2)
+    with served(shortnames=shortnames) as (qarnot, client):
         spec = PoolSpec(name="pool")
         qarnot.lag_searches(3600)
-        created = claim(ClaimRequest(resource=client.pools, spec=spec, identity=first))
-        adopted = claim(ClaimRequest(resource=client.pools, spec=spec, identity=second))
+        created = claim(ClaimRequest(resource=client.pools, spec=spec, identity=FIRST))
+        adopted = claim(ClaimRequest(resource=client.pools, spec=spec, identity=RETRY))
         assert adopted.uuid == created.uuid
 
 
 def test_a_retry_waits_for_the_search_if_paths_take_no_shortnames() -> None:
     """The name is taken, and nothing shows by what: not the name in a path, and the search only later."""
-    with LocalQarnot(boot_seconds=0) as qarnot, QarnotClient(qarnot.url, qarnot.token) as client:
+    with served() as (qarnot, client):
         qarnot.set_readings(shortname_in_path="no")
-        first = life_of(task_id="open", try_number=1, max_tries=2, retries=2)
         pauses: list[float] = []
 
         def pause(seconds: float) -> None:
@@ -237,17 +243,16 @@ def test_a_retry_waits_for_the_search_if_paths_take_no_shortnames() -> None:
             if len(pauses) == 3:
                 qarnot.lag_searches(0)
 
-        request = ClaimRequest(resource=client.pools, spec=PoolSpec(name="pool"), identity=first, pause=pause)
+        request = ClaimRequest(resource=client.pools, spec=PoolSpec(name="pool"), identity=FIRST, pause=pause)
         qarnot.lag_searches(3600)
         created = claim(request)
-        second = dataclasses.replace(first, try_number=2)
-        assert claim(dataclasses.replace(request, identity=second)).uuid == created.uuid
+        assert claim(dataclasses.replace(request, identity=RETRY)).uuid == created.uuid
         assert pauses[:3] == sorted(pauses[:3]), "each is longer than the one before"
         assert pauses[0] > 0
 
 
 def test_a_stranger_with_the_name_is_found_though_paths_take_no_shortnames() -> None:
-    with LocalQarnot(boot_seconds=0) as qarnot, QarnotClient(qarnot.url, qarnot.token) as client:
+    with served() as (qarnot, client):
         qarnot.set_readings(shortname_in_path="no")
         life = life_of(task_id="open")
         stranger = client.pools.create(PoolSpec(name="theirs", shortname=life.shortname(1)))
@@ -257,17 +262,15 @@ def test_a_stranger_with_the_name_is_found_though_paths_take_no_shortnames() -> 
 
 @pytest.mark.parametrize("kind", ["pool", "task"])
 def test_an_adopted_object_keeps_its_constants_on_a_server_that_drops_those_not_sent(kind: str) -> None:
-    with LocalQarnot(boot_seconds=0) as qarnot, QarnotClient(qarnot.url, qarnot.token) as client:
+    with served() as (qarnot, client):
         qarnot.set_readings(put_absent_keys="reset")
         constants = {"PLAIN": "1", "QARNOT_SECRET__TOKEN": "hush"}
         pool = PoolSpec(name="pool", constants=constants)
         task = TaskSpec(name="work", pool=client.pools.create(pool), command="sleep 60", constants=constants)
         resource, spec = (client.pools, pool) if kind == "pool" else (client.tasks, task)
-        first = life_of(task_id="open", try_number=1, max_tries=2, retries=2)
-        created = claim(ClaimRequest(resource=resource, spec=spec, identity=first))
+        created = claim(ClaimRequest(resource=resource, spec=spec, identity=FIRST))
         before = resource.get(created.uuid).constants
-        second = dataclasses.replace(first, try_number=2)
-        adopted = claim(ClaimRequest(resource=resource, spec=spec, identity=second))
+        adopted = claim(ClaimRequest(resource=resource, spec=spec, identity=RETRY))
         assert adopted.uuid == created.uuid
         assert resource.get(adopted.uuid).constants == before
         assert before["PLAIN"] == "1"
@@ -278,16 +281,12 @@ def test_a_pool_that_a_process_of_an_earlier_try_closes_after_its_adoption_is_re
     shortnames: str,
 ) -> None:
     """That process looked for a later try just before the pool was adopted, and its request comes after that."""
-    with (
-        LocalQarnot(boot_seconds=0, shortnames=shortnames) as qarnot,
-        QarnotClient(qarnot.url, qarnot.token) as client,
-    ):
-        first = life_of(task_id="open", try_number=1, max_tries=2, retries=2)
-        request = ClaimRequest(resource=client.pools, spec=PoolSpec(name="pool"), identity=first)
+    with served(shortnames=shortnames) as (_, client):
+        request = ClaimRequest(resource=client.pools, spec=PoolSpec(name="pool"), identity=FIRST)
         closed = claim(request)
         second = dataclasses.replace(
             request,
-            identity=dataclasses.replace(first, try_number=2),
+            identity=RETRY,
             pause=lambda seconds: client.pools.end(closed.uuid),
         )
         assert claim(second).uuid != closed.uuid
@@ -299,35 +298,32 @@ def test_a_pool_that_a_process_of_an_earlier_try_closes_after_its_adoption_is_re
 def test_a_pool_that_a_later_try_adopts_between_two_requests_to_close_it_stays_open(
     fault: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with LocalQarnot(boot_seconds=0) as qarnot, QarnotClient(qarnot.url, qarnot.token) as client:
-        first = life_of(task_id="open", try_number=1, max_tries=2, retries=2)
+    with served() as (qarnot, client):
         request = ClaimRequest(
-            resource=client.pools, spec=PoolSpec(name="pool"), identity=first, pause=lambda seconds: None
+            resource=client.pools, spec=PoolSpec(name="pool"), identity=FIRST, pause=lambda seconds: None
         )
         pool = claim(request).uuid
         read = client.pools.get
 
         def adopted_meanwhile(resource: Any, ref: str) -> Pool:
             monkeypatch.undo()
-            claim(dataclasses.replace(request, identity=dataclasses.replace(first, try_number=2)))
+            claim(dataclasses.replace(request, identity=RETRY))
             return read(ref)
 
         qarnot.faults([{"method": "POST", "path": "/close$", "times": 1, **fault}])
         monkeypatch.setattr(type(client.pools), "get", adopted_meanwhile)
-        end(client.pools, pool, later_than(first))
+        end(client.pools, pool, later_than(FIRST))
         assert client.pools.get(pool).state not in ("Closing", "Closed")
 
 
 def test_an_adopted_object_keeps_the_constants_that_it_was_created_with() -> None:
     """An array whose other items failed, or another OpenLineage run, gives the retry other constants."""
-    with LocalQarnot(boot_seconds=0) as qarnot, QarnotClient(qarnot.url, qarnot.token) as client:
+    with served() as (_, client):
         spec = PoolSpec(name="pool", constants={"ITEMS": "1-9", "QARNOT_SECRET__TOKEN": "hush"})
-        first = life_of(task_id="open", try_number=1, max_tries=2, retries=2)
-        request = ClaimRequest(resource=client.pools, spec=spec, identity=first, fingerprint="same")
+        request = ClaimRequest(resource=client.pools, spec=spec, identity=FIRST, fingerprint="same")
         created = claim(request)
-        second = dataclasses.replace(first, try_number=2)
         other = spec.with_values(constants={"ITEMS": "5", "MORE": "1", "QARNOT_SECRET__TOKEN": "hush"})
-        assert claim(dataclasses.replace(request, identity=second, spec=other)).uuid == created.uuid
+        assert claim(dataclasses.replace(request, identity=RETRY, spec=other)).uuid == created.uuid
         adopted = client.pools.get(created.uuid)
         assert claims.TRY_TAG + "2" in adopted.tags
         assert adopted.constants["ITEMS"] == "1-9"
@@ -356,28 +352,20 @@ def test_an_object_that_has_ended_is_not_adopted_though_searches_still_show_it_a
     shortnames: str, deed: str
 ) -> None:
     """The try before has ended its pool, and the next one starts before the search has caught up."""
-    with (
-        LocalQarnot(boot_seconds=0, shortnames=shortnames) as qarnot,
-        QarnotClient(qarnot.url, qarnot.token) as client,
-    ):
-        first = life_of(task_id="open", try_number=1, max_tries=2, retries=2)
-        second = dataclasses.replace(first, try_number=2)
+    with served(shortnames=shortnames) as (qarnot, client):
         request = ClaimRequest(
-            resource=client.pools, spec=PoolSpec(name="pool"), identity=first, pause=lambda seconds: None
+            resource=client.pools, spec=PoolSpec(name="pool"), identity=FIRST, pause=lambda seconds: None
         )
         ended = claim(request)
         qarnot.lag_searches(3600)
         getattr(client.pools, deed)(ended.uuid)
-        created = claim(dataclasses.replace(request, identity=second))
+        created = claim(dataclasses.replace(request, identity=RETRY))
         assert created.uuid != ended.uuid
         assert created.decision is claims.Decision.FRESH_SUBMIT
 
 
 def test_a_shared_pool_that_has_ended_is_replaced_though_searches_still_show_it_as_live() -> None:
-    with (
-        LocalQarnot(boot_seconds=0) as qarnot,
-        QarnotClient(qarnot.url, qarnot.token) as client,
-    ):
+    with served() as (qarnot, client):
         request = ClaimRequest(resource=client.pools, spec=PoolSpec(name="pool"), identity=SHARED)
         closed = acquire_shared_pool(client, request)
         qarnot.lag_searches(3600)
@@ -389,10 +377,7 @@ def test_a_shared_pool_that_has_ended_is_replaced_though_searches_still_show_it_
 def test_a_first_try_that_was_suspended_before_its_request_finds_the_object_of_a_later_try(
     shortnames: str,
 ) -> None:
-    with (
-        LocalQarnot(boot_seconds=0, shortnames=shortnames) as qarnot,
-        QarnotClient(qarnot.url, qarnot.token) as client,
-    ):
+    with served(shortnames=shortnames) as (_, client):
         ti = FakeTI(max_tries=2, start_date=datetime.now(UTC) - timedelta(minutes=6))
         context = context_of(SimpleNamespace(retries=2), ti)
         suspended = TaskInstanceIdentity.of(context, "test")
@@ -409,12 +394,8 @@ def test_a_first_try_that_was_suspended_before_its_request_finds_the_object_of_a
 def test_a_later_try_that_was_suspended_between_its_lookup_and_its_request_looks_once_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with (
-        LocalQarnot(boot_seconds=0, shortnames="free") as qarnot,
-        QarnotClient(qarnot.url, qarnot.token) as client,
-    ):
-        second = life_of(task_id="open", try_number=2, max_tries=2, retries=2)
-        third = dataclasses.replace(second, try_number=3)
+    with served(shortnames="free") as (qarnot, client):
+        third = dataclasses.replace(RETRY, try_number=3)
         spec = PoolSpec(name="pool")
         find = type(client.pools).find
         looked: list[str] = []
@@ -433,5 +414,5 @@ def test_a_later_try_that_was_suspended_between_its_lookup_and_its_request_looks
 
         monkeypatch.setattr(type(client.pools), "find", suspended)
         with pytest.raises(QarnotKilledError, match="later try"):
-            claim(ClaimRequest(resource=client.pools, spec=spec, identity=second))
+            claim(ClaimRequest(resource=client.pools, spec=spec, identity=RETRY))
         assert len(client.pools.list()) == 1
