@@ -126,8 +126,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: ranks.get(str(item.path), len(ranks)))
     for item in items:
         for mark in item.iter_markers("reading"):
-            if readings.current() and (not mark.args or any(map(readings.differs, mark.args))):
-                item.add_marker(pytest.mark.skip(reason=f"a default reading: {', '.join(mark.args)}"))
+            if readings.are_others(*mark.args):
+                item.add_marker(
+                    pytest.mark.skip(reason=f"{readings.SKIPPED}: {', '.join(mark.args) or 'all'}")
+                )
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 VARIABLE = "READINGS"
 """Names the set under which tests and chaos run."""
+SKIPPED = "a default reading"
+"""Why a test is left out under a set. Without a set none is."""
 
 #: Every answer that the local Qarnot can simulate besides its defaults is in one of the sets.
 SETS: Mapping[str, Mapping[str, str]] = {
@@ -198,6 +200,11 @@ def differs(row: str) -> bool:
     if row in NOT_SIMULATED:
         return row in answers
     return answers.get(row, default := getattr(DEFAULT_READINGS, row.replace("-", "_"))) != default
+
+
+def are_others(*rows: str) -> bool:
+    """Return whether this process runs under another answer to any of *rows*, or under a set if there are none."""
+    return any(map(differs, rows)) if rows else bool(current())
 
 
 def search_lag() -> float:
