@@ -59,6 +59,7 @@ from airflow_qarnot_pool.ownership.identity import (
 from airflow_qarnot_pool.ownership.quota import QuotaRoom
 from airflow_qarnot_pool.ownership.records import shared_name
 from airflow_qarnot_pool.ownership.termination import end
+from airflow_qarnot_pool.waiting.polling import find_confirmed
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.client import QarnotClient
@@ -316,7 +317,7 @@ def _acquire(client: QarnotClient, request: ClaimRequest, fields: Mapping[str, s
         if create_hold(client, request.identity, claimed.uuid, opened_by):
             return claimed
         # A search may still show it as live.
-        request.ended[claimed.uuid] = client.pools.find(claimed.uuid)
+        request.ended[claimed.uuid] = find_confirmed(client.pools, claimed.uuid, request.pause)
     raise QarnotPoolEndedError(
         f"Shared pool {name!r} was closed {MAX_GENERATIONS} times while it was being opened. Check in the console "
         "which user or program closes it.",

@@ -373,6 +373,22 @@ def test_a_shared_pool_that_has_ended_is_replaced_though_searches_still_show_it_
         assert acquire_shared_pool(client, request).uuid != closed.uuid
 
 
+def test_stray_404s_do_not_replace_a_shared_pool_that_is_open() -> None:
+    with served(shortnames="free") as (qarnot, client):
+        request = ClaimRequest(
+            resource=client.pools, spec=PoolSpec(name="pool"), identity=SHARED, pause=lambda seconds: None
+        )
+        opened = acquire_shared_pool(client, request)
+        stray = {"kind": "proxy", "status": 404}
+        qarnot.faults(
+            [
+                {**stray, "method": "POST", "path": "/jobs$", "times": 1},
+                {**stray, "method": "GET", "path": "/pools/[^/]+$", "times": 2},
+            ]
+        )
+        assert acquire_shared_pool(client, request).uuid == opened.uuid
+
+
 @pytest.mark.parametrize("shortnames", ["enforce", "free"])
 def test_a_first_try_that_was_suspended_before_its_request_finds_the_object_of_a_later_try(
     shortnames: str,
