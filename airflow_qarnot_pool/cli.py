@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from argparse import Namespace
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 from airflow.cli.cli_config import ActionCommand, Arg, GroupCommand, lazy_load_command
@@ -12,7 +13,9 @@ from airflow.cli.cli_config import ActionCommand, Arg, GroupCommand, lazy_load_c
 from airflow_qarnot_pool.probe.options import OPTIONS
 
 if TYPE_CHECKING:
+    from airflow_qarnot_pool.api.client import QarnotClient
     from airflow_qarnot_pool.hooks.qarnot import QarnotHook
+    from airflow_qarnot_pool.maintenance.airflow_api import AirflowApi
     from airflow_qarnot_pool.maintenance.reaper import RunState
 
 
@@ -30,6 +33,12 @@ def get_cli_commands() -> list[GroupCommand]:
                 ("--api-url",),
                 help="Address of Airflow's api-server, which then has the states of DAG runs; for a machine without "
                 "access to Airflow's database. AIRFLOW_CLI_TOKEN has the token",
+            ),
+            Arg(
+                ("--skip-deployment-check",),
+                help="With --api-url: reap even if no DAG run there has the start that the objects of the namespace "
+                "have, because its DAG runs were cleared or deleted",
+                action="store_true",
             ),
             Arg(
                 ("--grace-period-minutes",),
@@ -63,6 +72,7 @@ def reap(args: Namespace) -> None:
     """Run ``airflow qarnot reap``: as ``QarnotReapOperator``, with the states of DAG runs from database or API."""
     from airflow_qarnot_pool.environments.specification import DEFAULT_BUCKET
     from airflow_qarnot_pool.exceptions import QarnotError
+    from airflow_qarnot_pool.maintenance.deployment import run_state_of
     from airflow_qarnot_pool.maintenance.environments import check_max_age, reap_environments
     from airflow_qarnot_pool.maintenance.reaper import HAS_ENDED, ReapLimits
     from airflow_qarnot_pool.maintenance.reaper import reap as reap_pools
@@ -70,15 +80,23 @@ def reap(args: Namespace) -> None:
     hook = _hook(args.conn_id)
     max_age = timedelta(days=args.delete_environments_after_days)
     check_max_age(max_age)
+    namespace = hook.settings.namespace if hook.settings.namespace_is_explicit else None
+    run_state: RunState
+    if args.api_url is None:
+        run_state, state_of = _checked_database(), None
+    else:
+        api = _checked_api(args.api_url, hook.client, None if args.skip_deployment_check else namespace)
+        run_state, state_of = api.dag_run_state, partial(run_state_of, api=api)
     report = reap_pools(
         hook.client,
-        hook.settings.namespace if hook.settings.namespace_is_explicit else None,
-        _run_states(args.api_url),
+        namespace,
+        run_state,
         ReapLimits(
             grace_period=timedelta(minutes=args.grace_period_minutes),
             idle_timeout=timedelta(minutes=args.idle_timeout_minutes),
         ),
         dry_run=args.dry_run,
+        state_of=state_of,
     )
     for entry in [*report.entries, *report.tasks]:
         if entry.reason != HAS_ENDED:
@@ -129,24 +147,29 @@ def _hook(conn_id: str) -> QarnotHook:
     return hook
 
 
-def _run_states(api_url: str | None) -> RunState:
+def _checked_api(url: str, client: QarnotClient, namespace: str | None) -> AirflowApi:
+    """Return Airflow's API at *url*, which is that of the deployment of *namespace* (None: unchecked).
+
+    :raises SystemExit: it is not, or does not accept the token.
+    """
+    from airflow_qarnot_pool.maintenance.airflow_api import TOKEN_VARIABLE, AirflowApi, AirflowApiError
+    from airflow_qarnot_pool.maintenance.deployment import check_deployment
+
+    try:
+        api = AirflowApi(url, os.environ.get(TOKEN_VARIABLE, ""))
+        api.check()
+        if namespace is not None:
+            check_deployment(client, namespace, api)
+    except AirflowApiError as error:
+        raise SystemExit(str(error)) from None
+    return api
+
+
+def _checked_database() -> RunState:
     """Return the function that knows the states of DAG runs. The command line has no task runner to ask.
 
     :raises SystemExit: it would know none.
     """
-    if api_url is None:
-        return _checked_database()
-    from airflow_qarnot_pool.maintenance.airflow_api import TOKEN_VARIABLE, AirflowApi, AirflowApiError
-
-    try:
-        api = AirflowApi(api_url, os.environ.get(TOKEN_VARIABLE, ""))
-        api.check()
-    except AirflowApiError as error:
-        raise SystemExit(str(error)) from None
-    return api.dag_run_state
-
-
-def _checked_database() -> RunState:
     from sqlalchemy.exc import SQLAlchemyError
 
     try:

@@ -7,7 +7,8 @@ The reaper closes the pools of a DAG run that does not exist. So only Airflow's 
 from __future__ import annotations
 
 import json
-from typing import Any
+from datetime import datetime
+from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
 import requests
@@ -28,6 +29,13 @@ TOKEN_VARIABLE = "AIRFLOW_CLI_TOKEN"
 
 class AirflowApiError(Exception):
     """Airflow's API could not be asked, or its response is no state of the DAG run."""
+
+
+class DagRun(NamedTuple):
+    """The facts about a DAG run. ``started`` is None for one that has not started, also after a clear."""
+
+    state: str
+    started: datetime | None
 
 
 class AirflowApi:
@@ -54,7 +62,7 @@ class AirflowApi:
                 f"{TOKEN_VARIABLE} is not set. Set it to a token of Airflow's API: see `airflowctl auth token`, or "
                 "POST /auth/token."
             )
-        self._url = url.strip().rstrip("/")
+        self.url = url.strip().rstrip("/")
         retry = Retry(
             2,
             backoff_factor=0.5,
@@ -79,6 +87,14 @@ class AirflowApi:
 
         :raises AirflowApiError: the state is not known.
         """
+        run = self.dag_run(dag_id, run_id)
+        return None if run is None else run.state
+
+    def dag_run(self, dag_id: str, run_id: str) -> DagRun | None:
+        """Return a DAG run; None if Airflow says that it does not exist.
+
+        :raises AirflowApiError: the run is not known.
+        """
         status, answer = self._get(f"dags/{quote(dag_id, safe='')}/dagRuns/{quote(run_id, safe='')}")
         detail = answer.get("detail")
         if status == 404 and isinstance(detail, str) and f"`{dag_id}`" in detail and f"`{run_id}`" in detail:
@@ -88,16 +104,16 @@ class AirflowApi:
             raise self._refusal(status, answer)
         if (answer.get("dag_id"), answer.get("dag_run_id")) != (dag_id, run_id):
             raise AirflowApiError(
-                f"Airflow's API at {self._url} returned another DAG run than {dag_id} {run_id}."
+                f"Airflow's API at {self.url} returned another DAG run than {dag_id} {run_id}."
             )
-        return state
+        return DagRun(state, _time(answer.get("start_date")))
 
     def _get(self, path: str) -> tuple[int, dict[str, Any]]:
         """Return the status and the JSON object of a response; an empty one if it has none."""
         try:
             # A redirect would lead to a page for people, such as a login.
             with self._session.get(
-                f"{self._url}/api/v2/{path}",
+                f"{self.url}/api/v2/{path}",
                 timeout=(TIMEOUT, DEADLINE),
                 stream=True,
                 allow_redirects=False,
@@ -105,12 +121,10 @@ class AirflowApi:
                 body = _http.read(response, MAX_RESPONSE)
                 status: int = response.status_code
         except _http.TooLarge as error:
-            raise AirflowApiError(
-                f"Airflow's API at {self._url} returned {error}. Check --api-url."
-            ) from None
+            raise AirflowApiError(f"Airflow's API at {self.url} returned {error}. Check --api-url.") from None
         except (requests.RequestException, HTTPError, OSError) as error:
             raise AirflowApiError(
-                f"Airflow's API at {self._url} could not be reached ({type(error).__name__}). Check --api-url, and "
+                f"Airflow's API at {self.url} could not be reached ({type(error).__name__}). Check --api-url, and "
                 "that the api-server runs."
             ) from error
         try:
@@ -126,4 +140,12 @@ class AirflowApi:
             remedy = f"Set {TOKEN_VARIABLE} to a new token, of a user who may read all DAGs and their runs."
         else:
             remedy = "Check --api-url: it is the address of the UI, without /api/v2."
-        return AirflowApiError(f"Airflow's API at {self._url} responded with status {status}{said}. {remedy}")
+        return AirflowApiError(f"Airflow's API at {self.url} responded with status {status}{said}. {remedy}")
+
+
+def _time(text: Any) -> datetime | None:
+    try:
+        time = datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        return None
+    return time if time.tzinfo else None

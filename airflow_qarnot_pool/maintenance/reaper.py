@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 
 #: Returns the state of a DAG run (dag_id, run_id); None if the run does not exist.
 RunState = Callable[[str, str], str | None]
+#: Returns the state of the DAG run that created an object; None if the run does not exist.
+StateOf = Callable[["Pool | Task"], str | None]
 #: Kinds of objects, each with a separate quota.
 KINDS: tuple[Kind, ...] = ("task", "pool")
 #: States in which a Qarnot task may cost.
@@ -216,12 +218,15 @@ def reap(
     *,
     dry_run: bool = False,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    state_of: StateOf | None = None,
 ) -> ReapReport:
     """Check all objects of *namespace* that this provider created and that may cost, and end unneeded ones.
 
     These are all pools, and all unfinished Qarnot tasks without a pool that an Airflow task waits for. An object and
     its DAG run are checked again right before it is ended. An error with one object does not stop the others.
 
+    :param state_of: for a source of states that can tell the DAG run of an object from another one with its ids. None:
+        *run_state* with these ids.
     :raises QarnotInvalidSpecError: the namespace is not explicit. Another deployment's pools would look like ours.
     """
     if not namespace:
@@ -230,9 +235,9 @@ def reap(
             "it cannot take another deployment's pools for its own",
             field="namespace",
         )
-    reaper = _Reaper(
-        client, run_state, limits or ReapLimits(), now, ReapReport(namespace=namespace, dry_run=dry_run)
-    )
+    report = ReapReport(namespace=namespace, dry_run=dry_run)
+    state_of = state_of or (lambda remote: run_state(*run_of(remote)))
+    reaper = _Reaper(client, run_state, state_of, limits or ReapLimits(), now, report)
     try:
         reaper.reap_pools()
     except QarnotError:
@@ -251,6 +256,7 @@ class _Reaper:
 
     client: QarnotClient
     run_state: RunState
+    state_of: StateOf
     limits: ReapLimits
     now: Callable[[], datetime]
     report: ReapReport
@@ -277,7 +283,7 @@ class _Reaper:
         """Check all unfinished Qarnot tasks without a pool that an Airflow task waits for."""
         for task in self._standalone_tasks():
             with self._collecting_failure("Qarnot task", task.uuid):
-                facts_of = partial(_standalone_task_facts, run_state=self.run_state)
+                facts_of = partial(_standalone_task_facts, state_of=self.state_of)
                 entry = self._reap_one(self.client.tasks, task, facts_of)
                 self.report.tasks.append(self._logged("Qarnot task", entry))
 
@@ -363,7 +369,7 @@ class _Reaper:
         facts = _own_facts(pool)
         if facts.usability is not Usability.LIVE:
             return facts
-        run_state = None if facts.shared else self.run_state(*run_of(pool))
+        run_state = None if facts.shared else self.state_of(pool)
         is_needed = facts.shared or _is_unfinished(run_state)
         used_by = ""
         if not is_needed or (facts.shared and facts.unfinished_instances > 0):
@@ -461,7 +467,7 @@ def _first_creation_by_run(pools: Iterable[Pool]) -> dict[RunKey, datetime]:
     return first
 
 
-def _standalone_task_facts(task: Task, run_state: RunState) -> PoolFacts:
+def _standalone_task_facts(task: Task, state_of: StateOf) -> PoolFacts:
     """Return the facts about a Qarnot task without a pool, which is never idle or shared."""
     dag_id, run_id = run_of(task)
     usability = {states.Phase.ENDING: Usability.ENDING, states.Phase.TERMINAL: Usability.DEAD}.get(
@@ -474,7 +480,7 @@ def _standalone_task_facts(task: Task, run_state: RunState) -> PoolFacts:
         ended=None,  # its time to live deletes it
         shared=False,
         run=f"{dag_id} {run_id}",
-        run_state=run_state(dag_id, run_id) if usability is Usability.LIVE else None,
+        run_state=state_of(task) if usability is Usability.LIVE else None,
         unfinished_instances=1,
         idle_since=created,
     )

@@ -137,7 +137,7 @@ def test_decide_reap_a_qarnot_task_without_a_pool(known: PoolFacts, action: Reap
 def test_no_qarnot_task_is_aborted_that_is_over_or_on_its_way_out() -> None:
     def action(state: states.TaskState) -> ReapAction:
         task = Task(uuid="one", state=state, creation_date=ago(hours=3))
-        return decide_reap(_standalone_task_facts(task, lambda dag_id, run_id: "failed"), LIMITS, NOW).action
+        return decide_reap(_standalone_task_facts(task, lambda _: "failed"), LIMITS, NOW).action
 
     kept = {state for state in states.TaskState if action(state) is ReapAction.KEEP}
     assert kept == {"PendingCancel", "PendingDelete", "Success", "Failure", "Cancelled"}

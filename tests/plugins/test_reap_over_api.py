@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,12 @@ from tests.plugins.conftest import Maker, identity, until
 if TYPE_CHECKING:
     from starlette.testclient import TestClient
 
+    from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
+
 DAG = "reaped"
+STARTED = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
+#: The start of a run of another deployment, which has the same ids.
+EARLIER, LATER = STARTED - timedelta(microseconds=1), STARTED + timedelta(microseconds=1)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +53,14 @@ def runs(airflow_db: None) -> None:
         session.add(DagModel(dag_id=DAG, bundle_name="of-reaped"))
         for state in ("running", "failed"):
             session.add(
-                DagRun(dag_id=DAG, run_id=f"is_{state}", run_type="manual", state=state, run_after=now)
+                DagRun(
+                    dag_id=DAG,
+                    run_id=f"is_{state}",
+                    run_type="manual",
+                    state=state,
+                    run_after=now,
+                    start_date=STARTED,
+                )
             )
 
 
@@ -59,19 +71,20 @@ def process_context(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def reap(api: str, runs: None, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+def reap(api: str, runs: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def no_database(*_: Any) -> None:
         raise AssertionError("the database was asked")
 
     monkeypatch.setattr(cli, "_run_state", no_database)
 
-    def run(token: str) -> None:
+    def run(token: str, *, skip_check: bool = False) -> None:
         monkeypatch.setenv("AIRFLOW_CLI_TOKEN", token)
         cli.reap(
             Namespace(
                 conn_id="qarnot_default",
                 api_url=api,
                 dry_run=False,
+                skip_deployment_check=skip_check,
                 grace_period_minutes=0,
                 idle_timeout_minutes=60,
                 delete_environments_after_days=30,
@@ -81,12 +94,27 @@ def reap(api: str, runs: None, monkeypatch: pytest.MonkeyPatch) -> Callable[[str
     return run
 
 
+def made_by(run_id: str, started: datetime = STARTED) -> TaskInstanceIdentity:
+    return identity(DAG, run_id, run_started=started.isoformat())
+
+
+@pytest.fixture(autouse=True)
+def nothing_of_others(make: Maker) -> None:
+    """Leave no object of an earlier test, whose DAG run would show the deployment."""
+    make.end_all()
+    until(lambda: not list(make.client.pools.iterate()), "the deletion of the pools")
+    for task in make.client.tasks.iterate():
+        make.client.tasks.delete(task.uuid)
+
+
+def is_open(make: Maker, pool: str) -> bool:
+    return make.client.pools.get(pool).state not in ("Closing", "Closed")
+
+
 def test_the_api_has_the_states_of_the_runs(
-    reap: Callable[[str], None], make: Maker, admin: TestClient, capsys: pytest.CaptureFixture[str]
+    reap: Callable[..., None], make: Maker, admin: TestClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pools = {
-        run_id: make.pool(owner=identity(DAG, run_id)) for run_id in ("is_running", "is_failed", "is_unknown")
-    }
+    pools = {run_id: make.pool(owner=made_by(run_id)) for run_id in ("is_running", "is_failed", "is_unknown")}
     reap(admin.cookies["_token"])
     said = capsys.readouterr().out
     assert f"close  {pools['is_failed']}" in said
@@ -97,11 +125,70 @@ def test_the_api_has_the_states_of_the_runs(
     assert set(states.values()) <= {"Closing", "Closed"}
 
 
-def test_a_wrong_token_closes_nothing(reap: Callable[[str], None], make: Maker) -> None:
+def test_a_wrong_token_closes_nothing(reap: Callable[..., None], make: Maker) -> None:
     pool = make.pool(owner=identity(DAG, "is_failed"))
     with pytest.raises(SystemExit, match=r"40[13].*AIRFLOW_CLI_TOKEN"):
         reap("no-token")
     assert make.client.pools.get(pool).state not in ("Closing", "Closed")
+
+
+NOT_OURS = r"No DAG run at http://127\.0\.0\.1:\d+ has the start .* of namespace page have\. Check that"
+
+
+@pytest.mark.parametrize(
+    ("run_id", "started"),
+    [("is_failed", EARLIER), ("is_failed", LATER), ("is_unknown", STARTED)],
+    ids=["an equal id, earlier", "an equal id, later", "no such run"],
+)
+def test_the_address_of_another_deployment_closes_nothing(
+    reap: Callable[..., None], make: Maker, admin: TestClient, run_id: str, started: datetime
+) -> None:
+    pool = make.pool(owner=made_by(run_id, started))
+    with pytest.raises(SystemExit, match=NOT_OURS):
+        reap(admin.cookies["_token"])
+    assert is_open(make, pool)
+
+
+@pytest.mark.parametrize(
+    "owner", [made_by("is_unknown"), made_by("is_failed", EARLIER)], ids=["deleted", "cleared since"]
+)
+def test_a_flag_skips_the_check_of_the_deployment(
+    reap: Callable[..., None], make: Maker, admin: TestClient, owner: TaskInstanceIdentity
+) -> None:
+    pool = make.pool(owner=owner)
+    reap(admin.cookies["_token"], skip_check=True)
+    assert not is_open(make, pool)
+
+
+def test_a_run_that_started_before_the_one_of_the_pool_is_another(
+    reap: Callable[..., None], make: Maker, admin: TestClient
+) -> None:
+    other = make.pool(owner=made_by("is_failed", LATER))
+    own = make.pool(owner=made_by("is_failed"))
+    with pytest.raises(SystemExit, match=f"{other}: DAG run is_failed of reaped .* before the one that made"):
+        reap(admin.cookies["_token"])
+    assert is_open(make, other)
+    assert not is_open(make, own)
+
+
+def test_an_ended_object_shows_the_deployment(
+    reap: Callable[..., None], make: Maker, admin: TestClient
+) -> None:
+    ended = make.pool(owner=made_by("is_failed"))
+    make.client.pools.close(ended)
+    until(lambda: make.client.pools.get(ended).state == "Closed", "the end of the pool")
+    left = make.pool(owner=made_by("is_unknown"))
+    reap(admin.cookies["_token"])
+    assert not is_open(make, left)
+
+
+def test_without_anything_that_may_cost_there_is_nothing_to_check(
+    reap: Callable[..., None], make: Maker, admin: TestClient
+) -> None:
+    ended = make.pool(owner=made_by("is_unknown"))
+    make.client.pools.close(ended)
+    until(lambda: make.client.pools.get(ended).state == "Closed", "the end of the pool")
+    reap(admin.cookies["_token"])
 
 
 def test_without_database_or_api_the_command_says_what_to_give(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,6 +199,6 @@ def test_without_database_or_api_the_command_says_what_to_give(monkeypatch: pyte
 
     monkeypatch.setattr(cli, "_run_state", no_database)
     with pytest.raises(SystemExit, match=r"cannot be read \(OperationalError\)\. Give --api-url"):
-        cli._run_states(None)
+        cli._checked_database()
     with pytest.raises(SystemExit, match=r"--conn-id names no connection.*AIRFLOW_CONN_NO_SUCH"):
         cli._hook("no_such")
