@@ -45,6 +45,7 @@ def runs(airflow_db: None) -> None:
     from airflow.models.dagbundle import DagBundleModel
     from airflow.models.dagrun import DagRun
     from airflow.utils.session import create_session
+    from airflow.utils.state import DagRunState
 
     now = datetime.now(UTC)
     with create_session() as session:
@@ -57,7 +58,7 @@ def runs(airflow_db: None) -> None:
                     dag_id=DAG,
                     run_id=f"is_{state}",
                     run_type="manual",
-                    state=state,
+                    state=DagRunState(state),
                     run_after=now,
                     start_date=STARTED,
                 )
