@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 #: Maximum number of searches of a round. With more tags, one search returns the objects of all tags.
 MAX_SEARCHES = 8
+#: Maximum number of pools in one search for their Qarnot tasks.
+MAX_POOLS = 100
 #: Maximum characters of a name in an event.
 MAX_TEXT = 256
 #: Overlap of two rounds, because a search may lag behind.
@@ -128,6 +130,8 @@ class IdlePoolPoller(TagPoller):
         super().__init__(*args)
         #: The time since which each pool is idle, by uuid.
         self._idle: dict[str, datetime] = {}
+        #: When the last round saw each other pool busy.
+        self._busy: dict[str, datetime] = {}
 
     def _search_for(self, searches: Sequence[Search]) -> None:
         assert self._client is not None
@@ -136,8 +140,10 @@ class IdlePoolPoller(TagPoller):
         pools: list[Pool] = self._tagged(self._client.pools, tags, runs, fields=POOL_FIELDS)
         # None is unknown, which is not idle.
         idle = [pool for pool in pools if pool.queued_or_running_task_instances_count == 0]
-        self._idle = self._idle_since(idle)
-        by_tag = self._begin(searches, self._service_time())
+        now = self._service_time()
+        self._idle = self._idle_since(idle, now)
+        self._busy = {pool.uuid: now for pool in pools if pool.uuid not in self._idle}
+        by_tag = self._begin(searches, now)
         for pool in idle:
             since = self._idle[pool.uuid]
             item = {
@@ -149,24 +155,24 @@ class IdlePoolPoller(TagPoller):
                 for search in by_tag.get(tag, ()):
                     search.offer(item, since)
 
-    def _idle_since(self, pools: Sequence[Pool]) -> dict[str, datetime]:
+    def _idle_since(self, pools: Sequence[Pool], now: datetime) -> dict[str, datetime]:
         """Return the last end of a Qarnot task on each of *pools*, or when the pool started to run."""
-        assert self._client is not None
-        now = self._service_time()
-        known = {pool.uuid: self._idle[pool.uuid] for pool in pools if pool.uuid in self._idle}
-        new = {
-            pool.uuid: pool.state_transition_time or pool.creation_date or now
-            for pool in pools
-            if pool.uuid not in known
-        }
-        # Of a pool that was idle in the last round, only the tasks that have ended since.
-        return self._with_ends(known, min(known.values(), default=None)) | self._with_ends(new, None)
+        started = {pool.uuid: pool.state_transition_time or pool.creation_date or now for pool in pools}
+        known = {uuid: self._idle[uuid] for uuid in started if uuid in self._idle}
+        # The last end is after the round that saw the pool busy. A pool may have had very many Qarnot tasks before.
+        turned = {uuid: self._busy[uuid] - OVERLAP for uuid in started if uuid in self._busy}
+        new = {uuid: start for uuid, start in started.items() if uuid not in known and uuid not in turned}
+        idle = {}
+        for since_by_pool, is_first in ((known, False), (turned, False), (new, True)):
+            uuids = sorted(since_by_pool, key=since_by_pool.__getitem__)
+            for begin in range(0, len(uuids), MAX_POOLS):
+                part = {uuid: since_by_pool[uuid] for uuid in uuids[begin : begin + MAX_POOLS]}
+                idle |= self._with_ends(part, None if is_first else min(part.values()))
+        return idle
 
     def _with_ends(self, idle: dict[str, datetime], since: datetime | None) -> dict[str, datetime]:
-        """Return the times of *idle*, or of the last end of a Qarnot task on the pool if that is later."""
+        """Return the times of *idle*, or of the last end of a Qarnot task on the pool since then if that is later."""
         assert self._client is not None
-        if not idle:
-            return idle
         where = [filters.in_("PoolUuid", idle)]
         if since is not None:
             where.append(filters.ge("StateTransitionTime", since))

@@ -18,6 +18,7 @@ import math
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
+from functools import reduce
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from airflow_qarnot_pool.triggers.watch import Found
     from airflow_qarnot_pool.triggers.watch_poller import WatchSubscriber
     from airflow_qarnot_pool.triggers.watermark_stores import WatermarkStore
+
+    #: Each store, and the watermark that it has.
+    Stored = list[tuple[WatermarkStore, Watermark | None]]
 
 #: Default seconds between polls.
 POLL_INTERVAL = 30.0
@@ -172,7 +176,7 @@ class QarnotWatcher(BaseEventTrigger):
         if self._mark is None:
             assert found.baseline is not None
             self._mark = found.baseline
-            await self._save(self._mark)
+            await self._save(self._mark, [(store, None) for store in self._stores])
             return
         # The poll may have started before the last event.
         new = [item for item in found.items if self._mark.is_new(item, item_minute(item, self.time))]
@@ -194,19 +198,22 @@ class QarnotWatcher(BaseEventTrigger):
     # --- the stored watermark
 
     async def _load(self) -> Watermark | None:
-        """Return the stored watermark, and give it to assets that have another one or none."""
-        stored = [Watermark.from_json(await store.load(self.state_key)) for store in self._stores]
-        known = [mark for mark in stored if mark is not None]
+        """Return what the stored watermarks have together, and give it to assets that have less or none."""
+        stored = await self._stored()
+        known = [mark for _, mark in stored if mark is not None]
         if not known and not self.existing:
             return None
-        mark = max(known, key=lambda each: each.floor, default=Watermark())
-        if any(each != mark for each in stored):
-            await self._save(mark)
+        mark = reduce(Watermark.union, known, Watermark())
+        await self._save(mark, _behind(stored, mark))
         return mark
 
-    async def _save(self, mark: Watermark) -> None:
-        for store in self._stores:
-            await store.save(self.state_key, mark.to_json())
+    async def _stored(self) -> Stored:
+        return [(store, Watermark.from_json(await store.load(self.state_key))) for store in self._stores]
+
+    async def _save(self, mark: Watermark, behind: Stored) -> None:
+        """Add *mark* to the stores that are *behind*. Events may have advanced the others beyond it."""
+        for store, stored in behind:
+            await store.save(self.state_key, (stored or Watermark()).union(mark).to_json())
 
     def _expect(self) -> None:
         if self._stores and self._expected is None:
@@ -215,15 +222,13 @@ class QarnotWatcher(BaseEventTrigger):
 
     async def _confirm(self, expected: Watermark) -> None:
         """Store *expected* if the stored watermark still lacks an event that has surely been stored."""
-        stored = [Watermark.from_json(await store.load(self.state_key)) for store in self._stores]
-        if all(mark is not None and mark.covers(expected) for mark in stored):
-            self._misses = 0
-        else:
-            self._misses += 1
+        behind = _behind(await self._stored(), expected)
+        self._misses = self._misses + 1 if behind else 0
+        if behind:
             if self._misses < MAX_MISSES:
                 self._confirm_at = asyncio.get_running_loop().time() + CONFIRM_AFTER
                 return
-            await self._save(expected)
+            await self._save(expected, behind)
         self._expected = None
         if self._mark != expected:
             self._expect()
@@ -256,6 +261,11 @@ def seconds(name: str, value: Duration) -> float:
             remedy="Omit it for the default.",
         )
     return duration.total_seconds()
+
+
+def _behind(stored: Stored, mark: Watermark) -> Stored:
+    """Return the stores that do not have all of *mark*."""
+    return [(store, each) for store, each in stored if each is None or not each.covers(mark)]
 
 
 def _with_last(parts: Iterator[list[Item]]) -> Iterator[tuple[list[Item], bool]]:

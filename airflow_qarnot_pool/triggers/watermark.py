@@ -15,6 +15,7 @@ import binascii
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -55,7 +56,7 @@ class Watermark:
     """
 
     floor: int = 0
-    seen: Mapping[int, frozenset[bytes]] = field(default_factory=dict)
+    seen: Mapping[int, AbstractSet[bytes]] = field(default_factory=dict)
 
     def is_new(self, item: Item, minute: int) -> bool:
         """Return whether *item* of *minute* has not been reported."""
@@ -67,12 +68,19 @@ class Watermark:
         :param time: name of the field that has the ISO time of an item.
         :param floor: the floor after this event. It never gets lower.
         """
-        floor = max(self.floor, floor)
         added: dict[int, set[bytes]] = {}
         for item in items:
             added.setdefault(item_minute(item, time), set()).add(digest_of(item))
-        minutes = {minute for minute in (*self.seen, *added) if minute >= floor}
-        seen = {minute: self.seen.get(minute, frozenset()) | added.get(minute, set()) for minute in minutes}
+        return self.union(Watermark(floor, added))
+
+    def union(self, other: Watermark) -> Watermark:
+        """Return the watermark for which everything counts as reported that does so for this one or for *other*."""
+        floor = max(self.floor, other.floor)
+        minutes = {minute for minute in (*self.seen, *other.seen) if minute >= floor}
+        nothing: frozenset[bytes] = frozenset()
+        seen = {
+            minute: nothing.union(self.seen.get(minute, ()), other.seen.get(minute, ())) for minute in minutes
+        }
         return Watermark(floor, seen)
 
     def report(self, items: Iterable[Item], time: str, floor: int) -> tuple[list[Item], Watermark]:

@@ -13,6 +13,7 @@ import pytest
 from airflow_qarnot_pool.exceptions import QarnotInvalidSpecError
 from airflow_qarnot_pool.triggers import bucket_poller, poller, watcher
 from airflow_qarnot_pool.triggers.bucket_watcher import QarnotBucketWatcher
+from airflow_qarnot_pool.triggers.watermark import Watermark
 from tests.fake_s3 import START, FakeS3
 from tests.triggers.watching import MemoryStore, running, store, until
 
@@ -208,6 +209,36 @@ def test_a_watcher_stores_its_watermark_itself_if_nothing_else_does(
         async with running(watch()) as run:
             s3.put("b", seconds=1)
             assert keys_of(await run.next()) == ["b"]
+
+    asyncio.run(case())
+
+
+def test_stores_with_other_watermarks_lose_nothing() -> None:
+    """An asset that has joined has less or nothing. The listener advances each with its events."""
+    early, late, other = (
+        Watermark(9, {9: {b"early."}}),
+        Watermark(9, {9: {b"early.", b"late.."}}),
+        Watermark(9, {9: {b"other."}}),
+    )
+    stores = [MemoryStore(), MemoryStore(), MemoryStore()]
+    trigger = watch()
+
+    def put(*marks: Watermark | None) -> None:
+        for each, mark in zip(stores, marks, strict=True):
+            each.values = {} if mark is None else {trigger.state_key: json.dumps(mark.to_json())}
+
+    def marks() -> list[Any]:
+        return [Watermark.from_json(json.loads(each.values[trigger.state_key])) for each in stores]
+
+    async def case() -> None:
+        trigger._stores, trigger._mark = stores, early  # type: ignore[assignment]
+        put(late, other, None)
+        for _ in range(watcher.MAX_MISSES):
+            await trigger._confirm(early)
+        assert marks() == [late, early.union(other), early]
+        put(early, late.union(other), None)
+        assert await trigger._load() == late.union(other)
+        assert marks() == [late.union(other)] * 3
 
     asyncio.run(case())
 

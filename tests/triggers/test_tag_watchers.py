@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +13,8 @@ from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
 from airflow_qarnot_pool.exceptions import QarnotInvalidSpecError
 from airflow_qarnot_pool.local import LocalQarnot
-from airflow_qarnot_pool.triggers import poller
+from airflow_qarnot_pool.triggers import event_pollers, poller
+from airflow_qarnot_pool.triggers.event_pollers import IdlePoolPoller
 from airflow_qarnot_pool.triggers.idle_pool_watcher import QarnotPoolIdleWatcher
 from airflow_qarnot_pool.triggers.task_watcher import QarnotTaskWatcher
 from airflow_qarnot_pool.triggers.watermark import Watermark
@@ -126,6 +129,45 @@ def test_a_pool_is_reported_once_for_each_time_that_it_is_idle(
             client.pools.close(each)
 
     asyncio.run(case())
+
+
+class EndedTasks:
+    """Qarnot tasks that have ended on pools, and the searches for them: pools, and since when."""
+
+    def __init__(self, ends: dict[str, datetime]) -> None:
+        self.ends = ends
+        self.searches: list[tuple[list[str], datetime | None]] = []
+
+    def search_all(self, filter: dict[str, Any], *, fields: Any) -> list[Any]:
+        pools, *times = filter.get("filters", [filter])
+        since = datetime.fromisoformat(times[0]["value"]) if times else None
+        self.searches.append((pools["values"], since))
+        return [
+            SimpleNamespace(pool=pool, state_transition_time=end)
+            for pool, end in self.ends.items()
+            if pool in pools["values"] and (since is None or end >= since)
+        ]
+
+
+def test_searches_for_the_tasks_of_idle_pools_are_bounded() -> None:
+    """In the number of pools, and to the tasks that may have ended since a pool was seen busy."""
+    now, start = datetime(2026, 1, 2, tzinfo=UTC), datetime(2026, 1, 1, tzinfo=UTC)
+    names = [f"pool-{number:03}" for number in range(250)]
+    pools: list[Any] = [
+        SimpleNamespace(uuid=name, state_transition_time=start, creation_date=start) for name in names
+    ]
+    tasks = EndedTasks({"pool-000": now, "pool-007": start + timedelta(hours=1)})
+    poller = object.__new__(IdlePoolPoller)
+    poller._client = SimpleNamespace(tasks=tasks)  # type: ignore[assignment]
+    poller._idle, poller._busy = {"pool-001": start}, {"pool-000": now - timedelta(seconds=30)}
+    idle = poller._idle_since(pools, now)
+    assert idle == dict.fromkeys(names, start) | tasks.ends
+    known, turned, *new = tasks.searches
+    assert known == (["pool-001"], start)
+    assert turned == (["pool-000"], now - timedelta(seconds=30) - event_pollers.OVERLAP)
+    assert [since for _, since in new] == [None] * 3
+    assert max(len(part) for part, _ in new) == event_pollers.MAX_POOLS
+    assert sorted(name for part, _ in tasks.searches for name in part) == names
 
 
 @pytest.mark.parametrize(
