@@ -40,7 +40,7 @@ test-airflow: setup
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt $(POSTGRES_DRIVERS) \
 	  || $(BIN)/python -m pip install --quiet -c constraints.txt $(POSTGRES_DRIVERS)
 	$(BIN)/python -m pytest -q -m airflow_stack tests/stack -o faulthandler_timeout=600
-	$(BIN)/python -m pytest -q -m airflow_stack tests/dags/test_airflow_stack.py
+	$(BIN)/python -m pytest -q -m airflow_stack tests/dags/test_airflow_stack.py tests/dags/test_event_runs.py
 
 # The UI as a person meets it: connection form, Test button, Pools page, links, in headless Chromium.
 # QARNOT_UI_SHOTS=folder keeps screenshots. With PostgreSQL where `make test-airflow` has installed it.

@@ -1,11 +1,15 @@
-"""An S3 of one bucket, in this process: what ListObjectsV2 promises, and no more."""
+"""An S3 of one bucket, in this process or over HTTP: what ListObjectsV2 promises, and no more."""
 
 from __future__ import annotations
 
 import bisect
 import hashlib
+import threading
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Self
+from urllib.parse import parse_qsl, urlsplit
+from xml.sax.saxutils import escape
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -60,3 +64,61 @@ class FakeS3:
             page["NextContinuationToken"] = found[-1]
         date = self.now.strftime("%a, %d %b %Y %H:%M:%S GMT")
         return {**page, "ResponseMetadata": {"HTTPHeaders": {"date": date}}}
+
+
+class S3Server(FakeS3):
+    """A bucket over HTTP on loopback, for other processes; a context manager. Files appear without a request."""
+
+    def __enter__(self) -> Self:
+        self._lock = threading.Lock()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def put(self, *keys: str, **options: Any) -> None:
+        with self._lock:
+            self.now = datetime.now(UTC)
+            super().put(*keys, **options)
+
+    def _listing(self, query: dict[str, str]) -> str:
+        with self._lock:
+            page = self.list_objects_v2(
+                Bucket="",
+                Prefix=query.get("prefix", ""),
+                StartAfter=query.get("start-after", ""),
+                ContinuationToken=query.get("continuation-token", ""),
+            )
+        files = "".join(
+            f"<Contents><Key>{escape(file['Key'])}</Key><Size>{file['Size']}</Size><ETag>{file['ETag']}</ETag>"
+            f"<LastModified>{file['LastModified']:%Y-%m-%dT%H:%M:%SZ}</LastModified></Contents>"
+            for file in page.get("Contents", ())
+        )
+        token = escape(page.get("NextContinuationToken", ""))
+        return (
+            f"<ListBucketResult><IsTruncated>{str(page['IsTruncated']).lower()}</IsTruncated>{files}"
+            f"<NextContinuationToken>{token}</NextContinuationToken></ListBucketResult>"
+        )
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        bucket = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                body = bucket._listing(dict(parse_qsl(urlsplit(self.path).query))).encode()
+                self.send_response(200)
+                self.send_header("Content-Type", "application/xml")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        return Handler

@@ -1,10 +1,10 @@
 """``make matrix``: every supported Airflow on every supported Python that is on this machine.
 
 A cell is an environment, resolved as of the Airflow release's first days, with the built wheel in it.
-In each: the unit tests, the example DAGs through ``dag.test()``, and the README's DAG on a real scheduler. The tests
-run in a copy of the repository without the package, because they must use the wheel. The last lines are a table;
-``--report docs/contributing/evidence/versions.md`` writes it into that page. ``--results PATH`` keeps the finished
-cells, which allows to run a matrix in parts.
+In each: the unit tests, the example DAGs through ``dag.test()``, and on a real scheduler the README's DAG and
+the DAG runs that events of watchers start. The tests run in a copy of the repository without the package,
+because they must use the wheel. The last lines are a table; ``--report docs/contributing/evidence/versions.md`` writes it into that page.
+``--results PATH`` keeps the finished cells, which allows to run a matrix in parts.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ PYTHONS = ("3.11", "3.12", "3.13")
 #: What depends on Airflow, in the least time: the client and the rest of the operators are left to ``make test``.
 UNIT = (
     "tests/hooks",
+    "tests/lineage",
     "tests/logs",
     "tests/ownership",
     "tests/parameters",
@@ -42,7 +43,10 @@ UNIT = (
     "tests/operators/test_secrets.py",
 )
 DAGS = ("tests/dags",)
-CHECKS = ("unit and operators", "dag.test()", "README on a scheduler")
+EVENTS = ("tests/dags/test_event_runs.py",)
+CHECKS = ("unit and operators", "dag.test()", "README on a scheduler", "runs for events")
+#: Installed with Airflow, of the same day.
+PROVIDERS = ("apache-airflow-providers-openlineage",)
 #: Beside the wheel and its extras.
 TEST_REQUIREMENTS = ("pytest>=8", "pytest-xdist>=3", "qarnot==2.23.0", "statsd>=4")
 #: As ``make test`` does: most of their time tests wait for processes.
@@ -83,7 +87,7 @@ def install(release: str, day: str, python: str, wheel: Path, place: Path) -> st
         return done.stdout
 
     uv("venv", "--python", python, str(place / "venv"))
-    uv("pip", "install", "--python", ours, "--exclude-newer", day, f"apache-airflow=={release}")
+    uv("pip", "install", "--python", ours, "--exclude-newer", day, f"apache-airflow=={release}", *PROVIDERS)
     frozen.write_text(uv("pip", "freeze", "--python", ours))
     extras = f"airflow-qarnot-pool[local,storage] @ {wheel.as_uri()}"
     uv("pip", "install", "--python", ours, "-c", str(frozen), extras, *TEST_REQUIREMENTS)
@@ -107,9 +111,9 @@ def snapshot(place: Path) -> tuple[Path, Path]:
     return Path(shutil.copy(newest, place)), copy(ROOT, place / "repository")
 
 
-def tests(python: str, paths: tuple[str, ...], where: Path, log: Path) -> Outcome:
+def tests(python: str, paths: tuple[str, ...], where: Path, log: Path, marks: str) -> Outcome:
     """Run tests of the repository with another interpreter; what failed once more, as real processes may be late."""
-    command = [python, "-m", "pytest", "-q", "--durations=25", "-m", NOT_REAL, *paths]
+    command = [python, "-m", "pytest", "-q", "--durations=25", "-m", marks, *paths]
     good, counts = _run([*command, *AT_ONCE], where, log)
     if good:
         return Outcome(True, counts)
@@ -144,7 +148,7 @@ def cell(
     wheel: Path,
     repository: Path,
     logs: Path,
-    known: Sequence[Outcome | None] = (None, None, None),
+    known: Sequence[Outcome | None] = (None,) * len(CHECKS),
 ) -> list[Outcome]:
     """All checks of one cell; those that are *known* are not run."""
     with tempfile.TemporaryDirectory(prefix="matrix-") as place:
@@ -157,14 +161,15 @@ def cell(
 
 
 def checks(
-    ours: str, where: Path, logs: Path, known: Sequence[Outcome | None] = (None, None, None)
+    ours: str, where: Path, logs: Path, known: Sequence[Outcome | None] = (None,) * len(CHECKS)
 ) -> list[Outcome]:
     """All checks with an interpreter that has the wheel, and tests in *where*; those that are *known* are not run."""
-    unit, dags, on_a_scheduler = known
+    unit, dags, on_a_scheduler, events = known
     return [
-        unit or tests(ours, UNIT, where, logs / "unit.log"),
-        dags or tests(ours, DAGS, where, logs / "dags.log"),
+        unit or tests(ours, UNIT, where, logs / "unit.log", NOT_REAL),
+        dags or tests(ours, DAGS, where, logs / "dags.log", NOT_REAL),
         on_a_scheduler or readme(ours, logs / "readme.log"),
+        events or tests(ours, EVENTS, where, logs / "events.log", "airflow_stack"),
     ]
 
 
@@ -217,7 +222,7 @@ def table(results: dict[str, list[Outcome]], skipped: dict[str, str]) -> str:
             cells = (
                 [one.text for one in results[key]]
                 if key in results
-                else [skipped.get(version, "not run")] * 3
+                else [skipped.get(version, "not run")] * len(CHECKS)
             )
             lines.append(f"| {release} | {version} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -2,8 +2,9 @@
 
 If the index has none beyond the supported ones, this says so, and checks the newest of those with the newest of its
 requirements. In an environment without our constraints, with the built wheel: the unit and operator tests, the DAGs
-through ``dag.test()``, the README's DAG on a real scheduler. In all of them a deprecated call of the package is an
-error, as in ``make test``. ``--report docs/contributing/evidence/versions.md`` writes the result into that page.
+through ``dag.test()``, and on a real scheduler the README's DAG and DAG runs for events. In all of them a deprecated
+call of the package is an error, as in ``make test``. ``--report docs/contributing/evidence/versions.md`` writes the
+result into that page.
 """
 
 from __future__ import annotations
@@ -65,7 +66,10 @@ def environment(version: str, wheel: Path, place: Path) -> str:
     ours = f"airflow-qarnot-pool[local,storage] @ {wheel.as_uri()}"
     for command in (
         ["venv", "--python", sys.executable, str(place / "venv")],
-        ["pip", "install", "--python", python, *requirements(version), ours, *matrix.TEST_REQUIREMENTS],
+        [
+            *("pip", "install", "--python", python, *requirements(version), ours),
+            *(*matrix.PROVIDERS, *matrix.TEST_REQUIREMENTS),
+        ],
     ):
         done = subprocess.run([*UV, *command], capture_output=True, text=True, check=False)
         if done.returncode:

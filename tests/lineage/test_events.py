@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import runpy
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -153,34 +156,54 @@ def configured(qarnot: LocalQarnot, place: Path) -> tuple[Path, dict[str, str]]:
     )
 
 
+@contextmanager
+def reading_transfers(patch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Collect the files that tasks transfer, as with a plugin that reads them. Yield the manager of listeners."""
+    from airflow.providers.common.compat.sdk import HookLineageReader
+
+    try:
+        plugins: Any = importlib.import_module("airflow.sdk.plugins_manager")
+    except ImportError:  # 3.1
+        listener: Any = importlib.import_module("airflow.listeners.listener")
+        plugins = importlib.import_module("airflow.plugins_manager")
+        patch.setattr(plugins, "hook_lineage_reader_classes", [HookLineageReader])
+        forget = partial(
+            setattr, importlib.import_module("airflow.lineage.hook"), "_hook_lineage_collector", None
+        )
+    else:
+        listener = importlib.import_module("airflow.sdk.listener")
+        patch.setattr(plugins, "get_hook_lineage_readers_plugins", lambda: [HookLineageReader])
+        forget = importlib.import_module("airflow.sdk.lineage").get_hook_lineage_collector.cache_clear
+    forget()
+    try:
+        yield listener.get_listener_manager()
+    finally:
+        patch.undo()
+        forget()
+
+
 @pytest.fixture(scope="module")
 def ran(
     qarnot: LocalQarnot, airflow_db: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Events, QarnotClient]]:
     """Run both DAGs in this process, which has imported Airflow, with the listener and the reader of a plugin."""
-    from airflow.providers.common.compat.sdk import HookLineageReader
     from airflow.providers.openlineage.plugins.listener import get_openlineage_listener
-    from airflow.sdk import lineage, plugins_manager
-    from airflow.sdk.listener import get_listener_manager
 
     place = tmp_path_factory.mktemp("lineage")
-    listeners, patch = get_listener_manager(), pytest.MonkeyPatch()
+    patch = pytest.MonkeyPatch()
     file, environment = configured(qarnot, place)
     for name, value in environment.items():
         patch.setenv(name, value)
     # Each event in a thread: a fork of this process, which holds all tests, is expensive. tests/stack has the forks.
     patch.setenv("AIRFLOW__OPENLINEAGE__EXECUTE_IN_THREAD", "True")
-    patch.setattr(plugins_manager, "get_hook_lineage_readers_plugins", lambda: [HookLineageReader])
-    lineage.get_hook_lineage_collector.cache_clear()
     listener = get_openlineage_listener()
-    listeners.add_listener(listener)
-    try:
-        for dag in runpy.run_path(str(file))["dags"]:
-            dag.test()
-    finally:
-        listeners.pm.unregister(listener)
-        patch.undo()
-        lineage.get_hook_lineage_collector.cache_clear()
+    with reading_transfers(patch) as listeners:
+        listeners.add_listener(listener)
+        try:
+            for dag in runpy.run_path(str(file))["dags"]:
+                dag.test()
+        finally:
+            listeners.pm.unregister(listener)
     with QarnotClient(qarnot.url, qarnot.token, storage_url=qarnot.storage_url) as client:
         yield Events(place / "events.jsonl", qarnot.token), client
 

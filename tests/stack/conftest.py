@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from tests.fake_s3 import S3Server
 from tests.stack.database import Database
 from tests.stack.postgres import Postgres, binary
 from tests.stack.world import Lane, World
@@ -160,6 +161,10 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
             endpoint = Endpoint(qarnot.url, qarnot.token, qarnot.storage_url)
             lanes[name] = Lane(f"qarnot_{name}", qarnot)
             env[f"AIRFLOW_CONN_QARNOT_{name.upper()}"] = endpoint.connection(namespace=f"tests-{name}")
+        # A bucket whose files appear at once: ten thousand uploads take more of this machine than all else.
+        files = ends.enter_context(S3Server())
+        endpoint = Endpoint(lanes["plain"].qarnot.url, lanes["plain"].qarnot.token, files.url)
+        env["AIRFLOW_CONN_QARNOT_FILES"] = endpoint.connection(namespace="tests-files")
         dags = folder / "dags"
         shutil.copytree(HERE / "dags", dags)
         shutil.copytree(EXAMPLES, dags, dirs_exist_ok=True)
@@ -173,7 +178,7 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
         ends.enter_context(airflow)
         airflow.wait_dag("reap")
         _durations.append((time.monotonic() - began, "(Airflow, PostgreSQL and the local Qarnots start)"))
-        yield World(airflow, lanes, folder, Database(postgres.url), statsd)
+        yield World(airflow, lanes, folder, Database(postgres.url), statsd, files)
     if request.session.testsfailed:
         print(f"\nLogs are kept in {folder}")
     else:

@@ -76,6 +76,15 @@ class Database:
         )
         return [row["extra"]["payload"] for row in found]
 
+    def reported_files(self, asset: str) -> int:
+        """Count the files in the events of an asset, with those that come twice."""
+        (found,) = self._rows(
+            "SELECT coalesce(sum(json_array_length(e.extra::json->'payload'->'files')), 0) AS files "
+            "FROM asset_event e JOIN asset ON asset.id = asset_id WHERE name = %s",
+            asset,
+        )
+        return int(found["files"])
+
     def asset_state(self, asset: str) -> str | None:
         """Return a value in the state store of an asset; None if there is none."""
         found = self._rows(

@@ -20,6 +20,7 @@ import psutil
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.models import Pool, Task
 from airflow_qarnot_pool.local import LocalQarnot
+from tests.fake_s3 import S3Server
 from tests.stack.database import Database
 from tests.statsd import Statsd
 from tools.airflow_stack import AirflowStack, StackError, TaskProcesses
@@ -286,10 +287,17 @@ class World:
     """The one deployment of the session, and its local Qarnots."""
 
     def __init__(
-        self, airflow: AirflowStack, lanes: dict[str, Lane], folder: Path, database: Database, statsd: Statsd
+        self,
+        airflow: AirflowStack,
+        lanes: dict[str, Lane],
+        folder: Path,
+        database: Database,
+        statsd: Statsd,
+        files: S3Server,
     ) -> None:
         self.airflow = airflow
         self.statsd = statsd
+        self.files = files
         self.database = database
         self.lanes = lanes
         self._folder = folder

@@ -8,7 +8,7 @@ from airflow.sdk import DAG, Asset, AssetWatcher
 from airflow_qarnot_pool.triggers.bucket_watcher import QarnotBucketWatcher
 
 watcher = QarnotBucketWatcher(
-    qarnot_conn_id="qarnot_plain", bucket="stack-inbox", prefix="in/", poll_interval=1, max_items=50
+    qarnot_conn_id="qarnot_files", bucket="stack-inbox", prefix="in/", poll_interval=1, max_items=50
 )
 inbox = Asset("stack_inbox", watchers=[AssetWatcher(name="new files", trigger=watcher)])
 
