@@ -1,9 +1,9 @@
 """``make matrix``: every supported Airflow on every supported Python that is on this machine.
 
-A cell is an environment, resolved as of the Airflow release's first days, with the built wheel in it.
-In each: the unit tests, the example DAGs through ``dag.test()``, and on a real scheduler the README's DAG and
-the DAG runs that events of watchers start. The tests run in a copy of the repository without the package,
-because they must use the wheel. The last lines are a table; ``--report docs/contributing/evidence/versions.md`` writes it into that page.
+A cell is an environment, resolved as of the Airflow release's first days, with the built wheel in it. In each: the
+unit tests, the example DAGs through ``dag.test()``, and on a real scheduler the README's DAG and the DAG runs that
+events of watchers start. The tests run in a copy of the repository without the package, because they must use the
+wheel. The last lines are a table; ``--report docs/contributing/evidence/versions.md`` writes it into that page.
 ``--results PATH`` keeps the finished cells, which allows to run a matrix in parts.
 """
 
