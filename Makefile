@@ -12,7 +12,7 @@ POSTGRES_DRIVERS := psycopg2-binary==2.9.13 asyncpg==0.32.0
 # Hundreds of interpreters start here, each of which would compile the package again.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup demo test coverage test-airflow test-ui distributed soak matrix next chaos readings bench check lint format types build reproducible docs release-check upload check-install test-group-3.1 clean
+.PHONY: setup demo test coverage test-airflow test-ui distributed soak matrix next chaos readings bench check lint format types build reproducible docs docs-releases release-check upload check-install test-group-3.1 clean
 
 setup: $(STAMP)
 
@@ -127,6 +127,10 @@ VERSION ?= dev
 docs: $(STAMP)
 	$(BIN)/mkdocs build --quiet --site-dir build/site/$(VERSION)
 	@echo 'The site is in build/site. To search it: $(BIN)/python -m http.server --bind 127.0.0.1 --directory build/site'
+
+# The site with the pages of each release that has a tag, for the public host.
+docs-releases: $(STAMP)
+	$(BIN)/python -m tools.docs_releases
 
 # The newest Airflow on the index, pre-releases included, with the newest of all that it needs. If it is a supported one,
 # that is said, and it runs with those.

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT
-from tools import next_airflow, release_check, reproducible
+from tools import docs_releases, next_airflow, release_check, reproducible
 from tools.check_wheel import URLS, of_the_bill
 
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
@@ -218,6 +218,42 @@ def test_a_second_build_that_differs_is_named(tmp_path: Path, capsys: pytest.Cap
     found = list(reproducible.differences(tmp_path / "one", tmp_path / "other"))
     assert found == ["a.whl differs in dated.py", f"only.whl is in {tmp_path / 'one'} only"]
     assert capsys.readouterr().out.startswith("same.tar.gz: the same bytes when built again, sha256 ")
+
+
+BUILDER = """
+import os, sys
+from pathlib import Path
+folder = Path(sys.argv[-1])
+assert Path(os.environ["PYTHONPATH"]).samefile(".")
+if Path("page").read_text() == "broken":
+    sys.exit(1)
+folder.mkdir(parents=True)
+(folder / "index.html").write_text(Path("page").read_text())
+"""
+
+
+def test_the_pages_of_each_release_come_from_its_tag(tmp_path: Path) -> None:
+    repository, site = tmp_path / "repository", tmp_path / "site"
+
+    def git(*words: str) -> None:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        subprocess.run(["git", *who, *words], cwd=repository, check=True, capture_output=True)
+
+    repository.mkdir()
+    git("init", "-q")
+    for tag in ("v0.1.0", "v0.2.0", "v0.3.0", "v0.4.0rc1", "elsewhere"):
+        (repository / "page").write_text("broken" if tag == "v0.3.0" else tag)
+        git("add", "-A")
+        git("commit", "-qm", tag)
+        git("tag", tag)
+    (site / "0.2.0").mkdir(parents=True)
+    (site / "0.2.0" / "index.html").write_text("built before")
+    (tmp_path / "builder.py").write_text(BUILDER)
+    builder = (sys.executable, str(tmp_path / "builder.py"))
+    assert docs_releases.build_missing(repository, site, builder) == ["0.3.0"]
+    pages = {page.parent.name: page.read_text() for page in site.glob("*/index.html")}
+    assert pages == {"0.1.0": "v0.1.0", "0.2.0": "built before"}
+    assert '"0.2.0": ["index.html"], "0.1.0"' in (site / "versions.js").read_text()
 
 
 # --- The next Airflow
