@@ -617,19 +617,22 @@ class QarnotTask(Protocol[P, R]):
         """Create the task of one call."""
 
     def partial(self, **kwargs: Any) -> QarnotTask[P, R]:
-        """Set arguments that all calls of a mapped task have."""
+        """Set arguments that all calls of a mapped task or an array have, as in ``f.partial(number=100)``."""
 
     def expand(self, **kwargs: Any) -> Any:
-        """Create a mapped task with a call for each combination of the arguments."""
+        """Create a mapped task with a call for each combination of the arguments, as in ``f.expand(seed=[1, 2])``."""
 
     def expand_kwargs(self, kwargs: Any, *, strict: bool = True) -> Any:
-        """Create a mapped task with a call for each row of arguments."""
+        """Create a mapped task with a call for each row of arguments, as in ``f.expand_kwargs([{"seed": 1}])``."""
 
     def array(self, **lists: Any) -> Any:
-        """Create one Airflow task with a call for each combination of the arguments, in one Qarnot task."""
+        """Create one Airflow task with a call for each combination of the arguments, in one Qarnot task.
+
+        As in ``f.array(seed=range(1000))``. See ``docs/ten-thousand-calls.md``.
+        """
 
     def override(self, **kwargs: Any) -> QarnotTask[P, R]:
-        """Replace parameters of the decorator."""
+        """Replace parameters of the decorator for one call, as in ``f.override(task_id="again", retries=3)``."""
 
 
 @overload
