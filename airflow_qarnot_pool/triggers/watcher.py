@@ -26,6 +26,7 @@ from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 from airflow_qarnot_pool.api.errors import QarnotError, QarnotInvalidSpecError
 from airflow_qarnot_pool.api.fields import short_repr
 from airflow_qarnot_pool.hooks.qarnot import QarnotHook, check_conn_id
+from airflow_qarnot_pool.parameters.configuration import MAX_POLL_INTERVAL, MIN_POLL_INTERVAL
 from airflow_qarnot_pool.parameters.validation import Duration, as_duration, check_flags
 from airflow_qarnot_pool.triggers.watermark import Item, Watermark, item_minute, split
 
@@ -89,6 +90,12 @@ class QarnotWatcher(BaseEventTrigger):
         self.qarnot_conn_id = qarnot_conn_id
         self.existing = existing
         self.poll_interval = seconds("poll_interval", poll_interval)
+        if not MIN_POLL_INTERVAL <= self.poll_interval <= MAX_POLL_INTERVAL:
+            raise QarnotInvalidSpecError(
+                f"poll_interval must be from {MIN_POLL_INTERVAL} to {MAX_POLL_INTERVAL} s, got {poll_interval!r}",
+                field="poll_interval",
+                remedy=f"Omit it for {POLL_INTERVAL:.0f} s.",
+            )
         self.allowed_lateness = seconds("allowed_lateness", allowed_lateness)
         if self.allowed_lateness > MAX_LATENESS.total_seconds():
             raise QarnotInvalidSpecError(

@@ -278,6 +278,8 @@ def test_an_outage_ends_no_watcher(s3: FakeS3, store: MemoryStore, monkeypatch: 
         ({"existing": "yes"}, "existing"),
         ({"poll_interval": 0}, "poll_interval"),
         ({"poll_interval": None}, "poll_interval"),
+        ({"poll_interval": 0.001}, "poll_interval"),
+        ({"poll_interval": timedelta(days=2)}, "poll_interval"),
         ({"allowed_lateness": timedelta(days=8)}, "allowed_lateness"),
         ({"max_items": 0}, "max_items"),
         ({"max_items": 1001}, "max_items"),
