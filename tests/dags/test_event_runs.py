@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from airflow_qarnot_pool.api.client import QarnotClient
+from airflow_qarnot_pool.api.specs import TaskSpec
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.version_compat import HAS_ASSET_STATE_STORE
 from tests.conftest import ROOT
@@ -27,7 +28,8 @@ from tools.airflow_stack import AirflowStack, Endpoint
 
 pytestmark = pytest.mark.airflow_stack
 
-#: Buckets that the DAGs of `example_dags/qarnot_events.py` and of `docs/events.md` watch.
+#: Buckets that the DAGs of `example_dags/qarnot_events.py` and of `docs/events.md` watch. Another one of that page
+#: watches Qarnot tasks.
 EXAMPLE, PAGE = "inbox", "scenes"
 SETTINGS = {
     "CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
@@ -38,13 +40,11 @@ SETTINGS = {
 
 def sooner(source: str) -> str:
     """Return a DAG file whose watcher polls every second."""
-    changed, count = re.subn(r"QarnotBucketWatcher\(", "QarnotBucketWatcher(poll_interval=1, ", source)
-    assert count == 1
-    return changed
+    return re.sub(r"\b(Qarnot\w+Watcher)\(", r"\1(poll_interval=1, ", source)
 
 
 class Deployment:
-    """Airflow with both DAGs, and what has become of the files."""
+    """Airflow with the DAGs, and what has become of the files and of Qarnot tasks."""
 
     def __init__(self, airflow: AirflowStack, qarnot: LocalQarnot) -> None:
         import boto3
@@ -68,7 +68,7 @@ class Deployment:
         """Count the watchers that have stored what exists."""
         if not HAS_ASSET_STATE_STORE:
             names = [one["key"] for one in self.airflow.api("GET", "variables")["variables"]]
-            return sum(name.startswith("qarnot-files-") for name in names)
+            return sum(name.startswith("qarnot-") for name in names)
         assets = self.airflow.api("GET", "assets")["assets"]
         return sum(
             self.airflow.api("GET", f"assets/{one['id']}/state-store")["total_entries"] for one in assets
@@ -96,6 +96,25 @@ class Deployment:
             work = [task for task in client.tasks.list() if not task.labels.get("airflow.role")]
         return Counter(task.constants["KEY"] for task in work if task.state == "Success")
 
+    def failing_task(self) -> str:
+        """Submit a Qarnot task that fails, as another program would, and return its uuid."""
+        with QarnotClient(self._qarnot.url, self._qarnot.token) as client:
+            spec = TaskSpec(
+                name="foreign",
+                command="sh -c 'exit 3'",
+                profile="docker-batch",
+                instance_count=1,
+                tags=("nightly",),
+            )
+            return client.tasks.create(spec)
+
+    def reported_failures(self) -> list[str]:
+        """Return the logs of the runs for failures."""
+        return [
+            self.airflow.task_log("report_failures", run_id, "report", lines=1000)
+            for run_id in self.runs("report_failures")
+        ]
+
     def returned(self) -> Counter[str]:
         """Return how often the DAG of the page has returned each key."""
         found: Counter[str] = Counter()
@@ -112,8 +131,9 @@ def deployment(tmp_path: Path) -> Iterator[Deployment]:
     home.mkdir()
     dags.mkdir()
     (dags / "example.py").write_text(sooner((ROOT / "example_dags" / "qarnot_events.py").read_text()))
-    (block,) = [one for one in blocks_of(ROOT / "docs" / "events.md") if "new_scenes" in one.code]
-    (dags / "page.py").write_text(sooner(block.code))
+    for block in blocks_of(ROOT / "docs" / "events.md"):
+        if block.language == "python":
+            (dags / f"page_{block.line}.py").write_text(sooner(block.code))
     has_postgres = binary("initdb") is not None and importlib.util.find_spec("psycopg2") is not None
     with ExitStack() as ends:
         database = ends.enter_context(Postgres()).url if has_postgres else "sqlite"
@@ -136,13 +156,19 @@ def deployment(tmp_path: Path) -> Iterator[Deployment]:
 
 def test_a_run_reads_the_files_that_have_come(deployment: Deployment) -> None:
     airflow = deployment.airflow
-    for dag_id in ("qarnot_events", "render_new_scenes"):
+    for dag_id in ("qarnot_events", "render_new_scenes", "report_failures"):
         airflow.wait_dag(dag_id)
-    airflow.wait_for(lambda: deployment.watermarks() == 2, what="the watchers to start")
+    airflow.wait_for(lambda: deployment.watermarks() == 3, what="the watchers to start")
     deployment.put(EXAMPLE, "words/a.txt", "words/b.txt", "other/x.txt")
     deployment.put(PAGE, "in/a.blend", "in/notes.txt")
     deployment.wait_runs("qarnot_events", deployment.processed, "words/a.txt", "words/b.txt")
     deployment.wait_runs("render_new_scenes", deployment.returned, "in/a.blend")
+
+    uuid = deployment.failing_task()
+    airflow.wait_for(
+        lambda: any(f"foreign {uuid}" in log for log in deployment.reported_failures()),
+        what="a run for the failure",
+    )
 
     # Files that come while there is no triggerer are read by later runs.
     airflow.signal("triggerer", signal.SIGKILL)
