@@ -626,9 +626,9 @@ class QarnotTask(Protocol[P, R]):
         """Create a mapped task with a call for each row of arguments, as in ``f.expand_kwargs([{"seed": 1}])``."""
 
     def array(self, **lists: Any) -> Any:
-        """Create one Airflow task with a call for each combination of the arguments, in one Qarnot task.
+        """Create one Airflow task with many calls, in one Qarnot task, as in ``f.array(seed=range(1000))``.
 
-        As in ``f.array(seed=range(1000))``. See ``docs/ten-thousand-calls.md``.
+        See ``docs/ten-thousand-calls.md``.
         """
 
     def override(self, **kwargs: Any) -> QarnotTask[P, R]:
