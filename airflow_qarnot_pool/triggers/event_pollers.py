@@ -162,7 +162,7 @@ class IdlePoolPoller(TagPoller):
         # The last end is after the round that saw the pool busy. A pool may have had very many Qarnot tasks before.
         turned = {uuid: self._busy[uuid] - OVERLAP for uuid in started if uuid in self._busy}
         new = {uuid: start for uuid, start in started.items() if uuid not in known and uuid not in turned}
-        idle = {}
+        idle: dict[str, datetime] = {}
         for since_by_pool, is_first in ((known, False), (turned, False), (new, True)):
             uuids = sorted(since_by_pool, key=since_by_pool.__getitem__)
             for begin in range(0, len(uuids), MAX_POOLS):
