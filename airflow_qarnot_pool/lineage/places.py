@@ -44,6 +44,8 @@ class Place:
     def of_uri(cls, uri: str) -> Place:
         """Return the place of ``qarnot://bucket/prefix``. The name of a connection before the bucket is ignored.
 
+        ``ObjectStoragePath`` of Airflow 3.1 writes ``qarnot://connection@/bucket/prefix``.
+
         :raises QarnotInvalidSpecError: the URI names no bucket, or has another scheme, a query or a fragment.
         """
         parts = urlsplit(uri)
@@ -53,7 +55,11 @@ class Place:
                 field="uri",
                 remedy=f"Write {SCHEME}://bucket/prefix.",
             )
-        return cls.of(parts.netloc.rpartition("@")[2], f"{unquote(parts.path)}/")
+        _, connection, bucket = parts.netloc.rpartition("@")
+        path = unquote(parts.path)
+        if connection and not bucket:
+            bucket, _, path = path.lstrip("/").partition("/")
+        return cls.of(bucket, f"{path}/")
 
     @property
     def path(self) -> str:

@@ -18,6 +18,7 @@ URIS = {
     "prefix": ("qarnot://frames/2026/left", "qarnot://frames/2026/left"),
     "folder": ("qarnot://frames/2026/", "qarnot://frames/2026"),
     "connection": ("qarnot://qarnot_default@frames/a", "qarnot://frames/a"),
+    "connection, of Airflow 3.1": ("qarnot://qarnot_default@/frames/a b", "qarnot://frames/a%20b"),
     "space": ("qarnot://frames/a b", "qarnot://frames/a%20b"),
     "escaped": ("qarnot://frames/a%20b", "qarnot://frames/a%20b"),
     "letters": ("qarnot://frames/é", "qarnot://frames/%C3%A9"),
