@@ -17,7 +17,7 @@ from airflow_qarnot_pool.ownership.identity import label
 from airflow_qarnot_pool.plugins import pictures
 from airflow_qarnot_pool.plugins.history import ObservedHistory, boot_phases, events_of, timeline
 from airflow_qarnot_pool.plugins.listing import RowEntry
-from airflow_qarnot_pool.plugins.phases import group_of, is_open
+from airflow_qarnot_pool.plugins.phases import ended_at, group_of
 from airflow_qarnot_pool.plugins.rows import row_of_run
 from airflow_qarnot_pool.plugins.texts import (
     clean_block,
@@ -148,7 +148,7 @@ def build_detail(
     """
     starts = {} if starts is None else starts
     bars = tuple(bar for task in tasks for bar in pictures.bars_of(task, starts))
-    created, ended = pool.creation_date, None if is_open(pool) else pool.end_date
+    created, ended = pool.creation_date, ended_at(pool)
     whole = {
         "timeline": timeline(pool, observed),
         "boot": boot_phases(pool, observed),

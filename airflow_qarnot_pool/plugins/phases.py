@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from airflow_qarnot_pool.api.errors import QarnotUnknownStateError
 from airflow_qarnot_pool.api.models import Pool
@@ -44,6 +44,11 @@ def phase_of(pool: Pool) -> str:
 def is_open(pool: Pool) -> bool:
     """Return whether the pool may still cost money."""
     return phase_of(pool) not in ("closed", "failed")
+
+
+def ended_at(pool: Pool) -> datetime | None:
+    """Return when the pool has ended. None while it may cost money. Qarnot may leave out the end of a failed pool."""
+    return None if is_open(pool) else pool.end_date or pool.state_transition_time
 
 
 def is_closable(pool: Pool) -> bool:

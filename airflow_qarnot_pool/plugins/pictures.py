@@ -20,6 +20,7 @@ from airflow_qarnot_pool.api.states import PoolState, TaskState
 from airflow_qarnot_pool.plugins.history import MAX_PAUSE, MAX_POINTS, ObservedHistory, thinned
 from airflow_qarnot_pool.plugins.phases import (
     UNFINISHED,
+    ended_at,
     group_of,
     is_open,
     keep_warm_of,
@@ -318,8 +319,8 @@ def _gaps(
 def _series(
     points: Sequence[tuple[float, *tuple[Any, ...]]], gaps: list[list[float]], pool: Pool | None
 ) -> dict[str, Any]:
-    if pool is not None and not is_open(pool) and pool.end_date is not None:
-        ended = pool.end_date.timestamp()
+    if pool is not None and (end := ended_at(pool)) is not None:
+        ended = end.timestamp()
         points = (*(point for point in points if point[0] < ended), (ended, 0, 0))
     kept = thinned(points, MAX_POINTS)
     return {"points": [list(point) for point in kept], "gaps": gaps, "cut": len(points) >= MAX_POINTS}
@@ -425,7 +426,7 @@ def _open_pools(pools: Iterable[Pool], since: float) -> list[tuple[float, int]]:
     """Return the number of open pools since a time, in steps."""
     changes: dict[float, int] = {since: 0}
     for pool in pools:
-        ended = None if is_open(pool) else pool.end_date or pool.state_transition_time
+        ended = ended_at(pool)
         end = float("inf") if ended is None else ended.timestamp()
         if pool.creation_date is None or end <= since:
             continue

@@ -36,7 +36,7 @@ from airflow_qarnot_pool.plugins import airflow_db, details, history, pictures, 
 from airflow_qarnot_pool.plugins.cache import LIST, MAX_DETAILS
 from airflow_qarnot_pool.plugins.listing import Listing
 from airflow_qarnot_pool.plugins.output import read_tail
-from airflow_qarnot_pool.plugins.phases import UNFINISHED, group_of, is_open
+from airflow_qarnot_pool.plugins.phases import UNFINISHED, ended_at, group_of, is_open
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.client import QarnotClient
@@ -408,8 +408,8 @@ def _figure(request: Callable[[], T]) -> tuple[T | None, bool]:
 
 def _is_settled(pool: Pool) -> bool:
     """Return whether the cost of the pool can no longer change."""
-    ended = pool.end_date or pool.state_transition_time
-    return not is_open(pool) and ended is not None and datetime.now(UTC) - ended > COST_FINAL_AFTER
+    ended = ended_at(pool)
+    return ended is not None and datetime.now(UTC) - ended > COST_FINAL_AFTER
 
 
 def next_mark(

@@ -23,6 +23,7 @@ from airflow_qarnot_pool.plugins.history import ObservedHistory
 from airflow_qarnot_pool.plugins.listing import RowEntry
 from airflow_qarnot_pool.plugins.phases import (
     UNFINISHED,
+    ended_at,
     is_closable,
     is_open,
     keep_warm_of,
@@ -162,7 +163,7 @@ def _identity(page: PageData, pool: Pool) -> dict[str, Any]:
         "shortname": clean_label(pool.shortname),
         "tags": [clean_line(tag) for tag in user_tags(pool)[:MAX_TAGS]],
         "created": to_iso(pool.creation_date),
-        "ended": to_iso(_ended_at(pool)),
+        "ended": to_iso(ended_at(pool)),
         "closed_by": closing and {"user": clean_line(closing[0]), "at": to_iso(closing[1])},
         "console": f"{page.console_url}/pools/{quote(pool.uuid)}" if page.console_url else None,
     }
@@ -226,10 +227,6 @@ def _spending_of_runs(page: PageData) -> dict[RunKey, float]:
             run = run_of(pool)
             spending[run] = spending.get(run, 0.0) + figures.euros
     return spending
-
-
-def _ended_at(pool: Pool) -> datetime | None:
-    return pool.end_date or (None if is_open(pool) else pool.state_transition_time)
 
 
 def _idle_since(pool: Pool, tasks: Sequence[TaskRow]) -> datetime | None:

@@ -16,7 +16,7 @@ from airflow_qarnot_pool.costs.limits import CostLimit
 from airflow_qarnot_pool.costs.model import format_euros
 from airflow_qarnot_pool.ownership.quota import FINISHED_RUN_STATES
 from airflow_qarnot_pool.plugins.history import ObservedHistory
-from airflow_qarnot_pool.plugins.phases import is_open, keep_warm_of, phase_of
+from airflow_qarnot_pool.plugins.phases import ended_at, keep_warm_of, phase_of
 from airflow_qarnot_pool.plugins.texts import MAX_WARNING, clean_line, plural, to_iso
 
 #: The kinds of warnings, the most urgent first.
@@ -99,8 +99,8 @@ def _task_warnings(failed: int, failed_at: datetime | None, now: datetime) -> It
 
 
 def _failure_warnings(pool: Pool, phase: str, now: datetime) -> Iterable[_Warning]:
-    ended = pool.end_date or pool.state_transition_time
-    if not is_open(pool) and ended is not None and now - ended >= FAILURE_SHOWN_FOR:
+    ended = ended_at(pool)
+    if ended is not None and now - ended >= FAILURE_SHOWN_FOR:
         return
     if phase == "failed":
         yield "failed", f"The pool failed: {pool.error_text or 'Qarnot gives no reason'}", ended

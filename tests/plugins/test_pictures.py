@@ -14,7 +14,7 @@ from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.models import Pool, Task
 from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
 from airflow_qarnot_pool.local import LocalQarnot
-from airflow_qarnot_pool.plugins import history, pictures, rows
+from airflow_qarnot_pool.plugins import details, history, pictures, rows
 from airflow_qarnot_pool.plugins.history import ObservedHistory, thinned
 from airflow_qarnot_pool.plugins.pictures import Bar, bars_of, gantt
 from tests.plugins.conftest import until
@@ -207,6 +207,13 @@ def test_what_was_not_observed_is_a_gap() -> None:
     closed = pool("Closed", 0, endDate=at(1100))
     points, _ = seconds(pictures.slots_over_time(closed, observed_at((1005, pool()), (1200, closed))))
     assert points[-2:] == [(1005, 2, 2), (1100, 0, 0)]
+    # Qarnot may leave out the end of a failed pool. It is that of its last transition.
+    failed = pool("Failure", 0, stateTransitionTime=at(1100))
+    points, _ = seconds(pictures.slots_over_time(failed, observed_at((1005, pool()), (1200, failed))))
+    assert points[-2:] == [(1005, 2, 2), (1100, 0, 0)]
+    [entry] = rows.build_rows(rows.PageData(now=T0, connection="c", pools=[failed]))
+    detail = details.build_detail(entry, failed, [], ObservedHistory())
+    assert detail.whole["pictures"]["until"] == ZERO + 1100
 
 
 def test_the_cost_has_the_readings_of_the_bill() -> None:
