@@ -44,6 +44,8 @@ class CacheEntry:
     age: float | None = None
     error: str | None = None
     refreshing: bool = False
+    #: Whether a whole value was read, and not only the first part of one.
+    complete: bool = False
     version: str = ""
     source: str = ""
 
@@ -115,6 +117,7 @@ class Cache:
                 age=age,
                 error=entry.error,
                 refreshing=entry.queued,
+                complete=entry.complete,
                 version=f"{self._name}.{entry.version}",
                 source=self._name,
             )

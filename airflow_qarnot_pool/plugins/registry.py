@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from fastapi import HTTPException
 
 from airflow_qarnot_pool.api.fields import Refusal, is_uuid, number
 from airflow_qarnot_pool.parameters.configuration import get_option
 from airflow_qarnot_pool.plugins.actions import PoolActions
-from airflow_qarnot_pool.plugins.cache import LIST, Cache
-from airflow_qarnot_pool.plugins.listing import Listing
+from airflow_qarnot_pool.plugins.cache import LIST, Cache, CacheEntry
+from airflow_qarnot_pool.plugins.listing import Listing, RowEntry
 from airflow_qarnot_pool.plugins.queries import Fetcher, describe_error
 
 #: Maximum number of uuids in a request that count as displayed.
@@ -45,13 +46,20 @@ class ConnectionRegistry:
                 raise HTTPException(404, f"{uuid[:80]!r} is no uuid")
         return self.caches[conn_id]
 
-    def connection_of(self, uuid: str, run: tuple[str, str]) -> str:
-        """Return the connection of a pool that a DAG run uses. 404 if none of the connections has such a pool."""
-        for conn_id, cache in self.caches.items():
-            entry = listing_of(cache).entries.get(uuid)
-            if entry is not None and run in entry.runs:
-                return conn_id
-        raise HTTPException(404, f"No pool {uuid[:80]} belongs to this DAG run")
+    def find(self, uuid: str, run: tuple[str, str]) -> tuple[str, RowEntry] | CacheEntry:
+        """Return the connection and the row of a pool that a DAG run uses. 404 if no connection has such a pool.
+
+        After a restart the lists were not read yet. Then this returns the state of one that was not, without a value.
+        """
+        lists = {conn_id: cache.get(LIST) for conn_id, cache in self.caches.items()}
+        for conn_id, entry in lists.items():
+            row = (entry.value or Listing()).entries.get(uuid)
+            if row is not None and run in row.runs:
+                return conn_id, row
+        unread = next((entry for entry in lists.values() if not entry.complete), None)
+        if unread is None:
+            raise HTTPException(404, f"No pool {uuid[:80]} belongs to this DAG run")
+        return replace(unread, value=None, age=None)
 
     def prioritize(self, conn_id: str, uuids: Sequence[str]) -> None:
         """Prioritize the cost figures of the pools currently displayed."""

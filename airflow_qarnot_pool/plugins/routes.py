@@ -174,24 +174,29 @@ def _add_details(app: FastAPI, registry: ConnectionRegistry) -> None:
         :param have: version of the pool that the page has.
         """
         entry = registry.cache(connection_id, uuid).get(uuid)
-        return _pool_response(user, connection_id, entry, have, full_detail)
+        may_edit = _is_allowed(user, "PUT", connection_id)
+        return _pool_response(registry, entry, have, full_detail, may_edit=may_edit)
 
     @app.get("/api/dags/{dag_id}/pools/{uuid}", dependencies=[_read_run()])
     def pool_of_run(dag_id: str, uuid: str, run_id: str, user: CurrentUser, have: str = "") -> JSONResponse:
         """Return one pool of a DAG run in full, and of a shared pool only the run's own tasks."""
         run = (dag_id, run_id)
-        conn_id = registry.connection_of(uuid, run)
+        found = registry.find(uuid, run)
+        if isinstance(found, CacheEntry):
+            return _pool_response(registry, _hidden(found, may_read=False), have, full_detail, may_edit=False)
+        conn_id, _ = found
         entry = registry.cache(conn_id, uuid).get(uuid)
         may_read = _is_allowed(user, "GET", conn_id)
 
         def build(detail: Any) -> dict[str, Any] | None:
             # None if it was read before the run used the pool. It is older than the list then, so a newer one comes.
-            found = detail_of_run(detail, run)
-            if found and not may_read:
-                found["row"]["connection"] = None
-            return found
+            seen = detail_of_run(detail, run)
+            if seen and not may_read:
+                seen["row"]["connection"] = None
+            return seen
 
-        return _pool_response(user, conn_id, _hidden(entry, may_read), have, build)
+        may_edit = _is_allowed(user, "PUT", conn_id)
+        return _pool_response(registry, _hidden(entry, may_read), have, build, may_edit=may_edit)
 
 
 def _add_outputs(app: FastAPI, registry: ConnectionRegistry) -> None:
@@ -216,15 +221,17 @@ def _add_outputs(app: FastAPI, registry: ConnectionRegistry) -> None:
     def output_of_run(dag_id: str, uuid: str, task: str, run_id: str, user: CurrentUser) -> JSONResponse:
         """Return the end of the output of a Qarnot task of a DAG run."""
         run = (dag_id, run_id)
-        conn_id = registry.connection_of(uuid, run)
-        cached = registry.cache(conn_id, uuid, task)
-        row = row_of_run(listing_of(cached).entries[uuid], run)
+        found = registry.find(uuid, run)
+        if isinstance(found, CacheEntry):
+            return _output_response(_hidden(found, may_read=False), None)
+        conn_id, listed = found
+        row = row_of_run(listed, run)
         runs = (run,) if row is None or row["mine"] else (run, ("", ""))  # those of the listed Qarnot tasks
-        entry = cached.get(output_key(uuid, task))
-        found: TaskOutput | None = entry.value
-        if found and found.run not in runs:
+        entry = registry.cache(conn_id, uuid, task).get(output_key(uuid, task))
+        output: TaskOutput | None = entry.value
+        if output and output.run not in runs:
             raise HTTPException(404, f"No Qarnot task {task} belongs to this DAG run")
-        return _output_response(_hidden(entry, _is_allowed(user, "GET", conn_id)), found)
+        return _output_response(_hidden(entry, _is_allowed(user, "GET", conn_id)), output)
 
 
 def _add_actions(app: FastAPI, registry: ConnectionRegistry) -> None:
@@ -330,7 +337,7 @@ def _head(registry: ConnectionRegistry, entries: dict[str, CacheEntry]) -> dict[
     return {
         "now": time.time(),
         "every": registry.max_age,
-        "known": all(entry.value is not None for entry in entries.values()),
+        "known": all(entry.complete for entry in entries.values()),
         "refreshing": any(entry.refreshing for entry in entries.values()),
     }
 
@@ -369,11 +376,12 @@ def _changes(entries: dict[str, CacheEntry], have: str) -> tuple[str, dict[str, 
 
 
 def _pool_response(
-    user: Any,
-    conn_id: str,
+    registry: ConnectionRegistry,
     entry: CacheEntry,
     have: str,
     build: Callable[[Any], dict[str, Any] | None],
+    *,
+    may_edit: bool,
 ) -> JSONResponse:
     unchanged = entry.value is not None and have == entry.version
     detail = None if entry.value is None or unchanged else build(entry.value)
@@ -381,10 +389,11 @@ def _pool_response(
     return JSONResponse(
         {
             "now": time.time(),
+            "every": registry.max_age,
             "age": entry.age if is_known else None,
             "error": entry.error,
             "refreshing": entry.refreshing,
-            "may_edit": _is_allowed(user, "PUT", conn_id),
+            "may_edit": may_edit,
             "version": entry.version if is_known else "",
             "unchanged": unchanged,
             "pool": detail,

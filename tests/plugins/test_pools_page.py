@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.plugins.conftest import PAGE, Maker, identity, until
+from tests.plugins.conftest import PAGE, PATIENCE, Maker, identity, until
 
 if TYPE_CHECKING:
     from starlette.testclient import TestClient
@@ -81,6 +81,7 @@ ROUTES = [
 def test_every_route_asks_who_is_there(
     as_role: As, method: str, path: str, expected: tuple[int, ...]
 ) -> None:
+    until(lambda: listed(as_role("admin"))["known"], "the lists")
     found = []
     for role in (None, "viewer", "user", "op", "admin"):
         answer = as_role(role).request(method, PAGE + path, headers=CLOSE, json={"slots": 1})
@@ -97,6 +98,7 @@ def test_the_tab_of_a_run_needs_the_right_to_read_runs_of_that_dag(
     from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
 
     viewer, asked = as_role("viewer"), []
+    until(lambda: listed(as_role("admin"))["known"], "the lists")
 
     def may(*, method: str, details: Any = None, access_entity: Any = None, user: Any) -> bool:
         asked.append((method, access_entity))
@@ -412,6 +414,44 @@ def test_only_the_pages_connections_and_uuids_are_known(
         assert admin.get(f"{PAGE}/api/connections/qarnot_default/pools/{what}").status_code == 404
 
 
+def test_a_run_waits_for_the_lists_after_a_restart(
+    make: Maker, as_role: As, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airflow_qarnot_pool.plugins.cache import Cache
+    from airflow_qarnot_pool.plugins.pools_page import QarnotPoolsPlugin
+    from airflow_qarnot_pool.plugins.queries import Fetcher
+
+    uuid, viewer = make.pool(owner=identity("frames", "one")), as_role("viewer")
+    fetcher, is_up, errors = Fetcher("qarnot_default"), threading.Event(), ["a secret reason"]
+
+    def fetch(key: str, first: Callable[[Any], None]) -> Any:
+        is_up.wait(PATIENCE)
+        if errors:
+            raise RuntimeError(errors.pop())
+        return fetcher(key, first)
+
+    def ask(path: str) -> Any:
+        return viewer.get(f"{PAGE}/api/dags/frames/pools/{path}", params={"run_id": "one"})
+
+    viewer.get(f"{PAGE}/")
+    registry = QarnotPoolsPlugin.fastapi_apps[0]["app"]._app.state.registry
+    monkeypatch.setitem(registry.caches, "qarnot_default", Cache(fetch, max_age=0.1))
+    for path, name in ((uuid, "pool"), (f"{uuid}/tasks/{NOBODY}/output", "output")):
+        answer = ask(path)
+        assert answer.status_code == 200
+        assert [answer.json()[key] for key in (name, "age", "error", "refreshing")] == [
+            None,
+            None,
+            None,
+            True,
+        ]
+    is_up.set()
+    error = until(lambda: ask(uuid).json()["error"], "the failure")
+    assert error.startswith("Qarnot could not be read")
+    assert until(lambda: ask(uuid).json()["pool"], "the pool")["row"]["uuid"] == uuid
+    until(lambda: ask(NOBODY).status_code == 404, "what no list has")
+
+
 def test_a_run_sees_its_own_pools_and_of_a_shared_one_its_own_tasks(make: Maker, as_role: As) -> None:
     mine = make.pool(owner=identity("frames", "one"))
     others = make.pool(owner=identity("frames", "two"))
@@ -425,6 +465,7 @@ def test_a_run_sees_its_own_pools_and_of_a_shared_one_its_own_tasks(make: Maker,
         return rows if len(rows) == 2 else None
 
     assert {row["uuid"] for row in until(look, "both pools of the run")} == {mine, shared}
+    until(lambda: listed(as_role("admin"))["known"], "the lists")
     base = f"{PAGE}/api/dags/frames/pools"
     assert viewer.get(f"{base}/{others}", params={"run_id": "one"}).status_code == 404
 
@@ -616,6 +657,7 @@ def test_a_run_sees_only_connections_that_it_uses_and_without_rights_none(
     uuid = make.pool(owner=identity("quiet", "one"))
     viewer, admin = as_role("viewer"), as_role("admin")
     row_of(admin, uuid)
+    until(lambda: listed(admin)["known"], "the lists")
 
     def of(client: TestClient, dag_id: str) -> dict[str, Any]:
         return dict(client.get(f"{PAGE}/api/dags/{dag_id}/pools", params={"run_id": "one"}).json())
