@@ -133,6 +133,7 @@ class PoolDetail:
     pool_errors: tuple[str, ...]
     tasks: tuple[TaskFacts, ...]
     bars: tuple[pictures.Bar, ...]
+    nodes: pictures.NodeCount
 
 
 def build_detail(
@@ -169,6 +170,7 @@ def build_detail(
         pool_errors=tuple(clean_block(str(error)) for error in pool.errors[:MAX_ERRORS]),
         tasks=tuple(TaskFacts.of(task) for task in tasks),
         bars=bars,
+        nodes=pictures.NodeCount.of(pool, observed),
     )
 
 
@@ -194,7 +196,7 @@ def _detail(detail: PoolDetail, row: Mapping[str, Any], tasks: Sequence[TaskFact
     listed = sorted(tasks, key=lambda task: to_iso(task.created) or "", reverse=True)
     listed.sort(key=lambda task: _ORDER[group_of(task.state)])
     by_uuid = {task.uuid: task for task in tasks}
-    picture = pictures.gantt([bar for bar in detail.bars if bar.task in by_uuid])
+    picture = pictures.gantt([bar for bar in detail.bars if bar.task in by_uuid], detail.nodes)
     return {
         "row": dict(row),
         **detail.whole,

@@ -8,13 +8,19 @@ from typing import Any, NamedTuple
 
 #: Maximum number of pools that have left the list whose uuids are kept. A page that is further behind is sent all.
 MAX_GONE = 1_000
+#: Maximum number of words of a search, and characters of each.
+MAX_WORDS, MAX_WORD = 10, 250
 
 
 class RowEntry(NamedTuple):
-    """A row of the page, and the parts of it that the tab of each DAG run shows of its own."""
+    """A row of the page, and the parts of it that the tab of each DAG run shows of its own.
+
+    ``left_out`` has the texts in lower case that do not fit into the row, for the search. Each part has its own.
+    """
 
     row: dict[str, Any]
     runs: Mapping[tuple[str, str], dict[str, Any]]
+    left_out: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,3 +63,13 @@ class Listing:
             return None
         rows = [self.entries[uuid].row for uuid, at in self.changed.items() if at > revision]
         return rows, [uuid for uuid, at in self.gone.items() if at > revision]
+
+
+def words_of(search: str) -> list[str]:
+    """Return the words of a search, in lower case."""
+    return [word[:MAX_WORD] for word in dict.fromkeys(search.lower().split())][:MAX_WORDS]
+
+
+def found_in(left_out: Mapping[str, str], words: Iterable[str]) -> dict[str, list[str]]:
+    """Return the pools whose left out texts have a word, for each word. A page has the other texts itself."""
+    return {word: [uuid for uuid, text in left_out.items() if word in text] for word in words}

@@ -3,7 +3,8 @@
 Qarnot reports when a Qarnot task was created and has ended, when its last two states began, and how long each instance
 executed. That places the only instance of a task exactly, to the second. It reports no start of a finished instance of
 an array. So such an instance is placed only if it was observed while it ran. It never reports the node of an instance.
-A *lane* is not a node, but a row in which no two instances overlap.
+A *lane* is a row in which no two instances overlap. The lanes are drawn as the slots of the nodes: each instance in the
+first slot that was free.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 from airflow_qarnot_pool.api.models import Pool, Task
 from airflow_qarnot_pool.api.states import PoolState, TaskState
@@ -27,7 +28,10 @@ from airflow_qarnot_pool.plugins.phases import (
     load_of,
     target_slots,
 )
+from airflow_qarnot_pool.plugins.resizing import max_slots_of
 
+#: Maximum number of slots of a picture that shows those without any work, too.
+MAX_EMPTY_SLOTS = 60
 #: Maximum number of bars of a picture, and of observed starts of instances for each pool.
 MAX_BARS = 2_000
 MAX_STARTS = 20_000
@@ -170,24 +174,55 @@ def _ended(task: Task, ended: datetime) -> Bar:
     return Bar(end.timestamp() - seconds, end.timestamp(), group, task.uuid)
 
 
-def gantt(bars: Sequence[Bar]) -> dict[str, Any]:
-    """Return the picture of the instances: ``lanes``, ``bars``, the uuids of the ``tasks``, ``total`` and ``cut``.
+class NodeCount(NamedTuple):
+    """The nodes of a pool: slots on each, the most slots that were seen, and the most that it may have."""
 
-    A bar is ``[lane, start, end, group, index of the task, instance, is exact]``. The youngest ones are kept.
+    slots_per_node: int = 1
+    seen: int = 0
+    possible: int | None = None
+
+    @classmethod
+    def of(cls, pool: Pool, observed: ObservedHistory) -> NodeCount:
+        """Count the nodes of *pool*."""
+        wanted = (wanted for _, wanted, _ in observed.slots)
+        seen = max((ready for _, _, ready in observed.slots), default=0)
+        possible = max(pool.instance_count or 0, max_slots_of(pool), *wanted, 1)
+        return cls(max(1, pool.slots_per_node or 1), max(seen, pool.ready_slots), possible)
+
+    def nodes(self, lanes: int) -> int:
+        """Return the number of nodes to draw, if up to *lanes* instances ran at once."""
+        slots = max(lanes, self.seen if self.seen <= MAX_EMPTY_SLOTS else 0)
+        if self.possible is not None:
+            # Times have whole seconds, so there may seem to be more instances at once than slots.
+            slots = min(slots, max(self.possible, self.seen))
+        return -(-slots // self.slots_per_node)
+
+
+def gantt(bars: Sequence[Bar], count: NodeCount | None = None) -> dict[str, Any]:
+    """Return the picture of the instances.
+
+    ``{nodes, slots_per_node, lanes, bars, tasks, total, cut}``. A bar is ``[lane, start, end, group, index of the task,
+    instance, is exact]``. The youngest ones are kept. The first lanes are the slots of the nodes. ``lanes`` is the number
+    of lanes of exact bars; the others follow. ``tasks`` has uuids.
     """
+    count = count or NodeCount()
     exact = sorted(
         (bar for bar in bars if bar.is_exact), key=lambda bar: (bar.start, bar.task, bar.instance or 0)
     )
     inexact = sorted((bar for bar in bars if not bar.is_exact), key=lambda bar: (bar.start, bar.task))
-    lanes, count = _lanes(exact, 0)
-    more_lanes, _ = _lanes(inexact, count)
+    lanes, used = _lanes(exact, 0)
+    nodes = count.nodes(used)
+    used = max(used, nodes * count.slots_per_node)
+    more_lanes, _ = _lanes(inexact, used)
     placed = list(zip((*lanes, *more_lanes), (*exact, *inexact), strict=True))
     if len(placed) > MAX_BARS:
         placed.sort(key=lambda each: (each[1].end is None, each[1].end or 0.0), reverse=True)
         placed = sorted(placed[:MAX_BARS], key=lambda each: (each[1].start, each[0]))
     tasks: dict[str, int] = {}
     return {
-        "lanes": count,
+        "nodes": nodes,
+        "slots_per_node": count.slots_per_node,
+        "lanes": used,
         "bars": [
             [
                 lane,

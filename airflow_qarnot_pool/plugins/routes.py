@@ -31,7 +31,7 @@ from airflow_qarnot_pool.plugins.actions import NotResizableError
 from airflow_qarnot_pool.plugins.airflow_db import CLOSE_EVENT, RESIZE_EVENT, is_id, write_audit
 from airflow_qarnot_pool.plugins.cache import LIST, CacheEntry
 from airflow_qarnot_pool.plugins.details import detail_of_run, full_detail
-from airflow_qarnot_pool.plugins.listing import Listing
+from airflow_qarnot_pool.plugins.listing import Listing, found_in, words_of
 from airflow_qarnot_pool.plugins.queries import TaskOutput, output_key
 from airflow_qarnot_pool.plugins.registry import MAX_SHOWN, ConnectionRegistry, listing_of
 from airflow_qarnot_pool.plugins.resizing import MAX_IDLE, MAX_SLOTS, MIN_IDLE
@@ -114,11 +114,12 @@ def _read_run(entity: DagAccessEntity = DagAccessEntity.RUN) -> Any:
 
 def _add_lists(app: FastAPI, registry: ConnectionRegistry) -> None:
     @app.get("/api/pools")
-    def pools(user: CurrentUser, shown: str = "", have: str = "") -> JSONResponse:
+    def pools(user: CurrentUser, shown: str = "", have: str = "", search: str = "") -> JSONResponse:
         """Return all pools of the connections that the user may read, or the changes.
 
         :param shown: uuids of the displayed pools.
         :param have: version of the list that the page has.
+        :param search: words to be found in what the rows leave out.
         """
         readable = _readable(registry, user)
         uuids = [uuid for uuid in shown.split(",", MAX_SHOWN)[:MAX_SHOWN] if is_uuid(uuid)]
@@ -127,31 +128,40 @@ def _add_lists(app: FastAPI, registry: ConnectionRegistry) -> None:
         entries = {conn_id: registry.caches[conn_id].get() for conn_id in readable}
         version, content = _changes(entries, have)
         connections = [_connection(user, conn_id, entry) for conn_id, entry in entries.items()]
-        return JSONResponse(
-            {**_head(registry, entries), "version": version, "connections": connections, **content}
+        listings = [entry.value or Listing() for entry in entries.values()]
+        left_out = {uuid: pool.left_out for listing in listings for uuid, pool in listing.entries.items()}
+        found = found_in(left_out, words_of(search))
+        return _list_response(
+            registry, entries, version=version, connections=connections, found=found, **content
         )
 
     @app.get("/api/dags/{dag_id}/pools", dependencies=[_read_run()])
-    def pools_of_run(user: CurrentUser, dag_id: str, run_id: str, have: str = "") -> JSONResponse:
+    def pools_of_run(
+        user: CurrentUser, dag_id: str, run_id: str, have: str = "", search: str = ""
+    ) -> JSONResponse:
         """Return the pools that a DAG run created, and shared pools that it uses, with its share of them."""
         entries = {conn_id: cache.get() for conn_id, cache in registry.caches.items()}
+        run = (dag_id, run_id)
         rows, connections = [], []
+        left_out: dict[str, str] = {}
         for conn_id, entry in entries.items():
-            used = [
-                row
-                for pool in (entry.value or Listing()).entries.values()
-                if (row := row_of_run(pool, (dag_id, run_id)))
-            ]
+            pools = [pool for pool in (entry.value or Listing()).entries.values() if run in pool.runs]
+            used = [row for pool in pools if (row := row_of_run(pool, run))]
             if used:
                 registry.prioritize(conn_id, [row["uuid"] for row in used])
                 may_read = _is_allowed(user, "GET", conn_id)
                 connections.append(_connection(user, conn_id, entry, may_read=may_read))
                 rows += used if may_read else [{**row, "connection": None} for row in used]
+                left_out |= {pool.row["uuid"]: pool.runs[run]["left_out"] for pool in pools}
+        failed = [entry for entry in entries.values() if entry.error and not entry.complete]
+        if not rows and failed:  # whether the run uses the connection is not known, so it is not named
+            connections.append(_connection(user, "", failed[0], may_read=False))
         # Few rows, and no changes of rows of other runs.
         version = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
         content = {"full": have != version, "pools": rows if have != version else [], "gone": []}
-        return JSONResponse(
-            {**_head(registry, entries), "version": version, "connections": connections, **content}
+        found = found_in(left_out, words_of(search))
+        return _list_response(
+            registry, entries, version=version, connections=connections, found=found, **content
         )
 
     @app.get("/api/history")
@@ -163,7 +173,7 @@ def _add_lists(app: FastAPI, registry: ConnectionRegistry) -> None:
             {**_connection(user, conn_id, entry), **registry.fetchers[conn_id].account()}
             for conn_id, entry in entries.items()
         ]
-        return JSONResponse({**_head(registry, entries), "connections": accounts})
+        return _list_response(registry, entries, connections=accounts)
 
 
 def _add_details(app: FastAPI, registry: ConnectionRegistry) -> None:
@@ -333,13 +343,19 @@ def _readable(registry: ConnectionRegistry, user: Any) -> list[str]:
     return readable
 
 
-def _head(registry: ConnectionRegistry, entries: dict[str, CacheEntry]) -> dict[str, Any]:
-    return {
-        "now": time.time(),
-        "every": registry.max_age,
-        "known": all(entry.complete for entry in entries.values()),
-        "refreshing": any(entry.refreshing for entry in entries.values()),
-    }
+def _list_response(
+    registry: ConnectionRegistry, entries: dict[str, CacheEntry], **content: Any
+) -> JSONResponse:
+    """Return a response from the lists of several connections."""
+    return JSONResponse(
+        {
+            "now": time.time(),
+            "every": registry.max_age,
+            "known": all(entry.complete for entry in entries.values()),
+            "refreshing": any(entry.refreshing for entry in entries.values()),
+            **content,
+        }
+    )
 
 
 def _connection(user: Any, conn_id: str, entry: CacheEntry, *, may_read: bool = True) -> dict[str, Any]:

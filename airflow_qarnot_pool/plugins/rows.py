@@ -36,10 +36,12 @@ from airflow_qarnot_pool.plugins.resizing import max_slots_of, obstacle_of
 from airflow_qarnot_pool.plugins.severity import Situation, rank_of, task_warnings_of, warnings_of
 from airflow_qarnot_pool.plugins.texts import clean_label, clean_line, run_link, shape_of, to_iso
 
-#: Maximum number of DAG runs, of Airflow task ids and of tags in a row.
-MAX_USERS, MAX_TASK_IDS, MAX_TAGS = 10, 30, 20
+#: Maximum number of DAG runs, of DAGs, of Airflow task ids and of tags in a row. The search finds all of them.
+MAX_USERS, MAX_DAGS, MAX_TASK_IDS, MAX_TAGS = 10, 100, 30, 20
 #: Maximum number of kinds of errors in a row, and characters of each.
 MAX_ERRORS, MAX_ERROR = 3, 200
+#: Maximum number of kinds of errors of a pool that a search finds, because each failed task may have a kind of its own.
+MAX_KINDS = 200
 TASK_GROUPS = ("queued", "running", "succeeded", "failed", "cancelled")
 
 
@@ -120,24 +122,42 @@ def _entry(page: PageData, pool: Pool, spending: Mapping[RunKey, float]) -> RowE
         **_state(pool, work),
         **_urgency(page, pool, tasks, spending),
         "tasks": None if tasks is None else count_tasks(work),
-        **_users(by_run),
-        "task_ids": _task_ids(work),
-        "errors": _errors((*(str(error) for error in pool.errors), *_errors_of(work))),
         "figures": _with_rate(figures_of(figures), figures, pool),
     }
+    runs = _user_runs(by_run)
+    task_ids, errors = _task_ids(work), _errors((*map(str, pool.errors), *_errors_of(work)))
+    row |= {
+        "dag_ids": _dag_ids(row["owner"], runs),
+        **_users(runs),
+        "task_ids": task_ids[:MAX_TASK_IDS],
+        "errors": errors[:MAX_ERRORS],
+    }
+    more_runs = (name for _, *names in runs[MAX_USERS:] for name in names)
+    left_out = _left_out(user_tags(pool)[MAX_TAGS:], more_runs, task_ids, errors)
     shares = _shares_by_run(pool, figures, by_run)
-    return RowEntry(row, {run: {**shares[run], **_part(by_run.get(run, ()), page)} for run in shares})
+    parts = {run: {**shares[run], **_part(by_run.get(run, ()), page)} for run in shares}
+    return RowEntry({**row, "has_more": bool(left_out)}, parts, left_out)
 
 
 def _part(tasks: Sequence[TaskRow], page: PageData) -> dict[str, Any]:
     """Return what the tab of a DAG run shows of its Qarnot tasks on a pool."""
     failures = [task.moved for task in tasks if task.group == "failed"]
+    task_ids, errors = _task_ids(tasks), _errors(_errors_of(tasks))
     return {
         "tasks": None if page.tasks is None else count_tasks(tasks),
-        "task_ids": _task_ids(tasks),
-        "errors": _errors(_errors_of(tasks)),
+        "task_ids": task_ids[:MAX_TASK_IDS],
+        "errors": errors[:MAX_ERRORS],
         "warnings": task_warnings_of(len(failures), max(filter(None, failures), default=None), page.now),
+        "left_out": _left_out((), (), task_ids, errors),
     }
+
+
+def _left_out(
+    tags: Iterable[str], names: Iterable[str], task_ids: Sequence[str], errors: Sequence[Mapping[str, Any]]
+) -> str:
+    """Return in lower case, each in a line: *tags* and *names*, and the task ids and errors that a row leaves out."""
+    more_errors = (error["text"] for error in errors[MAX_ERRORS:])
+    return "\n".join((*tags, *names, *task_ids[MAX_TASK_IDS:], *more_errors)).lower()
 
 
 def _errors_of(tasks: Iterable[TaskRow]) -> list[str]:
@@ -145,12 +165,12 @@ def _errors_of(tasks: Iterable[TaskRow]) -> list[str]:
 
 
 def _errors(texts: Iterable[str]) -> list[dict[str, Any]]:
-    """Return the most frequent kinds of errors: ``[{text, count}]``."""
+    """Return the kinds of errors, the most frequent first: ``[{text, count}]``."""
     kinds: dict[str, list[str]] = {}
     for text in texts:
         kinds.setdefault(shape_of(text), []).append(text)
-    most = sorted(kinds.values(), key=lambda each: (-len(each), min(each)))[:MAX_ERRORS]
-    return [{"text": clean_line(min(each), MAX_ERROR), "count": len(each)} for each in most]
+    most = sorted(kinds.values(), key=lambda each: (-len(each), min(each)))
+    return [{"text": clean_line(min(each), MAX_ERROR), "count": len(each)} for each in most[:MAX_KINDS]]
 
 
 def _identity(page: PageData, pool: Pool) -> dict[str, Any]:
@@ -247,13 +267,19 @@ def count_tasks(tasks: Iterable[TaskRow]) -> dict[str, int]:
     return {name: tally.get(name, 0) for name in TASK_GROUPS}
 
 
-def _users(by_run: Mapping[tuple[str | None, str | None], Sequence[TaskRow]]) -> dict[str, Any]:
-    """Return the DAG runs that have Qarnot tasks on the pool, those with unfinished ones first, and their number."""
-    users = sorted(
+def _user_runs(
+    by_run: Mapping[tuple[str | None, str | None], Sequence[TaskRow]],
+) -> list[tuple[int, str, str]]:
+    """Return the DAG runs that have Qarnot tasks on the pool: ``(-unfinished, dag_id, run_id)``, sorted."""
+    return sorted(
         (-sum(task.group in UNFINISHED for task in tasks), dag_id, run_id)
         for (dag_id, run_id), tasks in by_run.items()
         if dag_id and run_id
     )
+
+
+def _users(runs: Sequence[tuple[int, str, str]]) -> dict[str, Any]:
+    """Return the DAG runs of :func:`_user_runs` as JSON, and their number."""
     return {
         "users": [
             {
@@ -262,16 +288,21 @@ def _users(by_run: Mapping[tuple[str | None, str | None], Sequence[TaskRow]]) ->
                 "link": run_link(dag_id, run_id),
                 "unfinished": -unfinished,
             }
-            for unfinished, dag_id, run_id in users[:MAX_USERS]
+            for unfinished, dag_id, run_id in runs[:MAX_USERS]
         ],
-        "user_count": len(users),
+        "user_count": len(runs),
     }
 
 
+def _dag_ids(owner: Mapping[str, Any], runs: Iterable[tuple[int, str, str]]) -> list[str]:
+    """Return the DAGs that a filter finds the pool by. A shared pool belongs to its users."""
+    own = owner["dag_id"] if owner["kind"] == "run" else None
+    names = {clean_line(dag_id) for _, dag_id, _ in runs} | ({own} if own else set())
+    return sorted(names)[:MAX_DAGS]
+
+
 def _task_ids(tasks: Iterable[TaskRow]) -> list[str]:
-    return [clean_line(name) for name in sorted({task.task_id for task in tasks if task.task_id})][
-        :MAX_TASK_IDS
-    ]
+    return [clean_line(name) for name in sorted({task.task_id for task in tasks if task.task_id})]
 
 
 def runs_of(pool: Pool, tasks: Iterable[TaskRow]) -> set[tuple[str, str]]:
@@ -401,7 +432,9 @@ def row_of_run(entry: RowEntry, run: tuple[str, str]) -> dict[str, Any] | None:
         "warnings": warnings,
         "errors": errors,
         "users": [],
+        "dag_ids": [clean_line(run[0])],
         "task_ids": part["task_ids"],
+        "has_more": bool(part["left_out"]),
         "closed_by": None,
         "mine": None if alone else {"tasks": part["tasks"], "figures": part["figures"]},
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from airflow_qarnot_pool.plugins import listing
-from airflow_qarnot_pool.plugins.listing import Listing, RowEntry
+from airflow_qarnot_pool.plugins.listing import Listing, RowEntry, found_in, words_of
 
 
 def entries(**states: str) -> list[RowEntry]:
@@ -45,3 +45,11 @@ def test_a_page_that_is_too_far_behind_is_sent_all(monkeypatch: pytest.MonkeyPat
         found = found.updated(entries(**dict.fromkeys(left, "")))
     assert seen(found, 1) is None  # that "a" has left is forgotten
     assert seen(found, 2) == (set(), {"b", "c"})
+
+
+def test_a_search_is_bounded_and_finds_each_word_alone() -> None:
+    words = words_of(" Frame_31  nightly frame_31 " + " ".join(map(str, range(20))))
+    assert (words[:3], len(words)) == (["frame_31", "nightly", "0"], listing.MAX_WORDS)
+    assert words_of("x" * 1000) == ["x" * listing.MAX_WORD]
+    left_out = {"a": "frame_31\nother", "b": "nightly", "c": ""}
+    assert found_in(left_out, ["frame_3", "nightly", "no"]) == {"frame_3": ["a"], "nightly": ["b"], "no": []}

@@ -16,7 +16,7 @@ from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.plugins import details, history, pictures, rows
 from airflow_qarnot_pool.plugins.history import ObservedHistory, thinned
-from airflow_qarnot_pool.plugins.pictures import Bar, bars_of, gantt
+from airflow_qarnot_pool.plugins.pictures import Bar, NodeCount, bars_of, gantt
 from tests.plugins.conftest import until
 
 T0 = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
@@ -194,6 +194,27 @@ def seconds(series: dict[str, Any]) -> tuple[list[Any], list[Any]]:
 
 
 ELASTIC = {"elasticProperty": {"isElastic": True, "minTotalSlots": 0, "maxTotalSlots": 2}}
+
+
+@pytest.mark.parametrize(
+    ("found", "polls", "lanes", "nodes"),
+    [
+        (pool(), [2], 1, 2),  # also a node without any work
+        (pool(multiSlotsSettings={"slotsPerNode": 2}), [2], 1, 1),
+        (pool(instanceCount=8, multiSlotsSettings={"slotsPerNode": 4}), [0], 5, 2),
+        # A pool that follows its load may have had nodes that nobody saw, but not more than it may have.
+        (pool(ready=0, **ELASTIC), [0], 1, 1),
+        (pool(ready=0, **ELASTIC), [0], 7, 2),
+        (pool(instanceCount=5000, ready=5000), [5000], 3, 3),
+    ],
+)
+def test_bars_are_drawn_on_nodes(found: Pool, polls: list[int], lanes: int, nodes: int) -> None:
+    observed = observed_at(*((100.0 * n, pool(ready=ready)) for n, ready in enumerate(polls, 1)))
+    bars = [Bar(0, 10, "succeeded", f"t{n}") for n in range(lanes)]
+    picture = gantt([*bars, Bar(0, 10, "failed", "a", None, is_exact=False)], NodeCount.of(found, observed))
+    slots = picture["slots_per_node"]
+    assert (picture["nodes"], picture["lanes"]) == (nodes, max(lanes, nodes * slots))
+    assert picture["bars"][-1][0] == picture["lanes"], "below the nodes"
 
 
 def test_what_was_not_observed_is_a_gap() -> None:

@@ -353,6 +353,24 @@ def test_a_row_names_its_runs_those_with_work_first_and_bounded() -> None:
     assert (made["user_count"], len(made["users"])) == (12, rows.MAX_USERS)
     assert made["users"][0] == {"dag_id": "d", "run_id": "11", "link": "dags/d/runs/11", "unfinished": 1}
     assert made["task_ids"] == ["more", "work"]
+    assert made["dag_ids"] == ["d", "frames"]
+
+
+def test_the_search_knows_what_a_row_leaves_out() -> None:
+    notes = [rows.TaskRow("u", "succeeded", NOW, "d", f"Run{n:02}", f"task{n:02}") for n in range(40)]
+    notes += [rows.TaskRow("u", "failed", NOW, "d", "Run00", "task00", f"E{letter}") for letter in "abcdef"]
+    found = entry(pool(tags=[f"Tag{n:02}" for n in range(25)], **SHARED), notes=notes)
+    assert (len(found.row["task_ids"]), found.row["has_more"]) == (rows.MAX_TASK_IDS, True)
+    shown = json.dumps(found.row).lower()
+    for word in (f"{kind}{n:02}" for kind in ("run", "task") for n in range(40)):
+        assert word in shown or word in found.left_out
+    for word in ("tag24", "ea", "ef"):
+        assert word in shown or word in found.left_out
+    # The tab of a run finds what is its own.
+    part = rows.row_of_run(found, ("d", "Run00"))
+    assert part is not None
+    assert (part["has_more"], found.runs["d", "Run00"]["left_out"]) == (True, "ed\nee\nef")
+    assert not entry(pool(), notes=notes[:5]).row["has_more"]
 
 
 def failed(error: str, run: str = "run+1") -> rows.TaskRow:

@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from airflow_qarnot_pool.plugins.listing import found_in, words_of
 from airflow_qarnot_pool.plugins.routes import HEADERS
 from tests.conftest import ROOT
 
@@ -74,7 +75,9 @@ def row(n: int = 1, **more: Any) -> dict[str, Any]:
         },
         "users": [],
         "user_count": 1,
+        "dag_ids": [f"frames_{n % 5}"],
         "task_ids": ["render.frame"],
+        "has_more": False,
         "tags": [f"team-{n % 3}"],
         "figures": {
             "euros": 0.5 + n / 100,
@@ -208,6 +211,8 @@ def detail(pool: dict[str, Any], bars: int = 40, **more: Any) -> dict[str, Any]:
             "work": {"points": work, "cut": False},
             "cost": {"points": [[created + 600 * i, 0.25 * i] for i in range(12)], "gaps": [], "cut": False},
             "gantt": {
+                "nodes": 4,
+                "slots_per_node": 2,
                 "lanes": 8,
                 "bars": gantt,
                 "tasks": tasks,
@@ -248,6 +253,8 @@ class Replay:
         self.step = 0.0
         self.requests = 0
         self.error: str | None = None
+        #: What the rows leave out, by uuid.
+        self.left_out: dict[str, str] = {}
         #: Whether a pool in full is still on its way from Qarnot.
         self.is_fetching = False
         self.posts: list[tuple[str, Any]] = []
@@ -291,9 +298,11 @@ class Replay:
         self.change(self.requests)
         self.now += self.step
         have = query.get("have", [""])[0]
-        return 200, self._list(have) if parts[-1] == "pools" else self._pool(parts[-1], have)
+        if parts[-1] != "pools":
+            return 200, self._pool(parts[-1], have)
+        return 200, self._list(have, words_of(query.get("search", [""])[0]))
 
-    def _list(self, have: str) -> str:
+    def _list(self, have: str, words: list[str]) -> str:
         rows = json.dumps(self.rows)
         version = f"v{hash(rows)}"
         connection = {
@@ -306,6 +315,7 @@ class Replay:
         head = {"now": self.now, "every": self.every, "version": version, "known": True, "refreshing": False}
         is_new = have != version
         head |= {"connections": [connection], "full": is_new, "gone": []}
+        head["found"] = found_in(self.left_out, words)
         return f'{json.dumps(head)[:-1]}, "pools": {rows if is_new else "[]"}}}'
 
     def _pool(self, uuid: str, have: str) -> dict[str, Any]:

@@ -504,6 +504,23 @@ def test_filters_search_and_groups(browser: Browser, server: Replay, parts: str,
         browser.see("tr.group", "frames_0")
 
 
+def test_the_search_finds_what_the_rows_leave_out(browser: Browser, server: Replay) -> None:
+    """A pool has any number of Airflow tasks, users and errors. Its row has the first ones."""
+    server.show([row(1), row(2, has_more=True), row(3, has_more=True)])
+    server.left_out = {uuid_of(2): "render.frame_31\nnightly", uuid_of(3): "render.frame_32"}
+    browser.go(PAGE)
+    browser.see(tr(1))
+    browser.write("input[type=search]", "frame_31 pool_2")
+    browser.wait(lambda: uuids(browser) == [uuid_of(2)], "a word of the row, and one that it leaves out")
+    browser.go("/blank")
+    browser.go(f"{PAGE}#q=FRAME_3")
+    browser.wait(lambda: uuids(browser) == [uuid_of(2), uuid_of(3)], "both, also from an address")
+    server.left_out[uuid_of(2)] = "something else"
+    browser.wait(lambda: uuids(browser) == [uuid_of(3)], "the next answer")
+    browser.write("input[type=search]", "nowhere")
+    browser.see(".empty", "No pool matches")
+
+
 def test_a_filter_is_chosen_and_removed(browser: Browser, server: Replay) -> None:
     from selenium.webdriver.support.select import Select
 
@@ -584,6 +601,14 @@ def test_the_numbers_of_the_pictures(browser: Browser, server: Replay) -> None:
     table_shows(browser, "queue", [[t, str(queued)] for t, _, queued in pictures["work"]["points"]])
     table_shows(browser, "cost", [[t, f"€{euros:.2f}"] for t, euros in pictures["cost"]["points"]])
     browser.shot("pool")
+    marks = (
+        "return [...document.querySelectorAll('[data-picture=gantt] .tick')].map((one) => one.textContent)"
+    )
+    assert [text for text in browser.script(marks) if "node" in text] == [f"node {n}" for n in (1, 2, 3, 4)]
+    browser.click("[data-table=gantt] summary")
+    drawn = browser.wait(lambda: browser.script(CELLS, "[data-table=gantt] tbody tr"), "the table")
+    placed = [f"node {bar[0] // 2 + 1}, slot {bar[0] % 2 + 1}" for bar in pictures["gantt"]["bars"]]
+    assert sorted(cells[1] for cells in drawn) == sorted(placed)
     bars = browser.script(BARS)
     assert sum(count for _, count in bars) == 40
     assert {kind for kind, _ in bars} == {"bars good", "bars bad", "bars busy"}

@@ -46,10 +46,12 @@ function post(path, body) {
   return request(path, { method: "POST", headers, body: body ? JSON.stringify(body) : undefined });
 }
 
-/* The pools that have changed since the version *have*, with news about the *shown* ones first. */
-export function list(have, shown) {
-  if (run) return request(`api/dags/${enc(run.dag)}/pools` + query({ ...ofRun, have }));
-  return request("api/pools" + query({ shown: shown.slice(0, 50).join(","), have }));
+/* The pools that have changed since the version *have*, with news about the *shown* ones first, and where the words of
+   *search* are found in what the rows leave out. */
+export function list(have, shown, search) {
+  const more = search ? { have, search } : { have };
+  if (run) return request(`api/dags/${enc(run.dag)}/pools` + query({ ...ofRun, ...more }));
+  return request("api/pools" + query({ shown: shown.slice(0, 50).join(","), ...more }));
 }
 export const pool = (chosen, have) => request(poolPath(chosen) + query({ ...ofRun, have }));
 export const output = (chosen, task) => request(`${poolPath(chosen)}/tasks/${enc(task)}/output` + query(ofRun));

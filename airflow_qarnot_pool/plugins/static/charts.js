@@ -144,7 +144,7 @@ export function readLines({ series, end = Infinity, gaps = [], format = some }, 
 const LANE = 14;
 const MAX_LANES = 60;
 
-/* Bars by time in lanes. *spec* is {gantt, from, until, width, colour: "state" | "task"}. */
+/* Bars by time in lanes, which are the slots of the nodes. *spec* is {gantt, from, until, width, colour: "state" | "task"}. */
 export function gantt(spec) {
   const { gantt: data, from, until, width } = spec;
   const lanes = lanesOf(data);
@@ -164,12 +164,15 @@ export function gantt(spec) {
     const box = `M${short(a)} ${short(top + pitch * 0.1)}h${short(Math.max(1, b - a - (b - a > 4 ? 1 : 0)))}v${short(pitch * 0.8)}H${short(a)}Z`;
     paths.set(kind, (paths.get(kind) || "") + box);
   }
+  const tall = pitch * data.slots_per_node;
   const content = [
+    Array.from({ length: Math.floor(data.nodes / 2) }, (_, i) => h("rect", { key: `band${i}`, class: "band", x: MARGIN.left,
+      width: width - MARGIN.left - MARGIN.right, y: short(MARGIN.top + (2 * i + 1) * tall), height: short(tall) })),
     timeAxis({ ...spec, height }, x),
     data.lanes && lanes > data.lanes ? h("line", { key: "edge", class: "edge", x1: MARGIN.left, x2: width - MARGIN.right, y1: edge, y2: edge }) : null,
-    laneMarks(lanes).map((lane) => h("text",
-      { key: `lane${lane}`, class: "tick", x: MARGIN.left - 6, y: short(MARGIN.top + (lane + 0.5) * pitch + 4), "text-anchor": "end" },
-      String(lane + 1))),
+    nodeMarks(data.nodes, tall).map((node) => h("text",
+      { key: `node${node}`, class: "tick", x: MARGIN.left - 6, y: short(MARGIN.top + (node + 0.5) * tall + 4), "text-anchor": "end" },
+      data.nodes < 100 ? `node ${node + 1}` : String(node + 1))),
     [...paths].map(([kind, d]) => h("path", { key: kind, class: `bars ${kind}`, d })),
   ];
   return figure({
@@ -177,12 +180,20 @@ export function gantt(spec) {
     height,
     legend: legendOf(data, spec.colour),
     drag: true,
-    table: { head: ["Qarnot task", "Lane", "State", "Start", "End"], rows: () => ganttRows(data), note: cutNote(data) },
+    table: { head: ["Qarnot task", "Drawn on", "State", "Start", "End"], rows: () => ganttRows(data), note: cutNote(data) },
   }, content);
 }
 
 const lanesOf = (data) => data.bars.reduce((most, bar) => Math.max(most, bar[0] + 1), data.lanes || 1);
-const laneMarks = (lanes) => Array.from({ length: lanes }, (_, lane) => lane).filter((lane) => lanes <= 20 || lane % Math.ceil(lanes / 20) === 0);
+/* The nodes that have a mark, each of which needs 14 px. */
+const nodeMarks = (nodes, tall) => Array.from({ length: nodes }, (_, node) => node).filter((node) => node % Math.max(1, Math.ceil(LANE / tall)) === 0);
+
+/* Where a bar is drawn: a node, and its slot if it has several. */
+function placeOf({ nodes, slots_per_node: slots }, lane, isExact) {
+  if (!isExact) return "no node";
+  if (lane >= nodes * slots) return "more at once than slots";
+  return `node ${Math.floor(lane / slots) + 1}${slots > 1 ? `, slot ${(lane % slots) + 1}` : ""}`;
+}
 
 const STATE_KIND = { running: "busy", succeeded: "good", failed: "bad", cancelled: "off" };
 const HUES = 8;
@@ -212,7 +223,7 @@ const cutNote = ({ bars, total }) => (bars.length > MAX_ROWS ? `The ${MAX_ROWS} 
 
 function ganttRows(data) {
   return [...data.bars].sort((a, b) => b[1] - a[1]).slice(0, MAX_ROWS).map(([lane, start, end, state, task, instance, exact]) =>
-    [`${nameOf(data.tasks[task])}${instance ? ` #${instance}` : ""}`, String(lane + 1), exact ? state : `${state} (times of the whole task)`,
+    [`${nameOf(data.tasks[task])}${instance ? ` #${instance}` : ""}`, placeOf(data, lane, exact), exact ? state : `${state} (times of the whole task)`,
       stamp(start), end === null ? "" : stamp(end)]);
 }
 
@@ -227,11 +238,11 @@ export function barAt({ gantt: data, now }, t, y) {
 export function readGantt(spec, t, y) {
   const bar = barAt(spec, t, y);
   if (!bar) return [stamp(t)];
-  const [, start, end, state, index, instance, exact] = bar;
+  const [lane, start, end, state, index, instance, exact] = bar;
   const task = spec.gantt.tasks[index];
   const waited = exact && task && task.created ? start - Date.parse(task.created) / 1000 : 0;
   return [`${nameOf(task)}${instance ? ` #${instance}` : ""}: ${state}`, `${stamp(start)} – ${end === null ? "now" : `${stamp(end)}, ${duration(end - start)}`}`,
-    waited >= 1 ? `after ${duration(waited)} in the queue` : null, exact ? null : "times of the whole Qarnot task"].filter(Boolean);
+    waited >= 1 ? `after ${duration(waited)} in the queue` : null, exact ? `drawn on ${placeOf(spec.gantt, lane, exact)}` : null, exact ? null : "times of the whole Qarnot task"].filter(Boolean);
 }
 
 // ---- boot phases

@@ -5,16 +5,16 @@ import { h } from "./dom.js";
 import { energy, epoch, euros, grams, plural, stamp, whole } from "./format.js";
 import { airflowLink, button, clock, lasting, line, quiet, stateBadge, taskCounts, tight, under, warningText } from "./parts.js";
 import {
-  BULK, FACETS, GROUPS, PROBLEMS, SHOW, choices, chosen, figuresOf, grouped, isEnded, isWrong, level, levelOf, since, sum, sumOf, sumOfPools,
-  tasksOf,
+  BULK, FACETS, GROUPS, PROBLEMS, SHOW, choices, chosen, figuresOf, grouped, isEnded, isPartial, isWrong, level, levelOf, since, sum, sumOf,
+  sumOfPools, tasksOf,
 } from "./rows.js";
 import { to, toPool } from "./state.js";
 
 export const PER_PAGE = 50;
 
 /* The rows on the page of *view*: {all, groups, pages, page}, where all are those of every page. */
-export function pageOf(rows, view, now) {
-  const all = chosen(rows, view, now, Boolean(run));
+export function pageOf(rows, view, now, found) {
+  const all = chosen(rows, view, now, Boolean(run), found);
   const groups = grouped(all, view.group);
   const total = groups.reduce((count, [, members]) => count + members.length, 0);
   const pages = Math.max(1, Math.ceil(total / PER_PAGE));
@@ -30,17 +30,17 @@ export function pageOf(rows, view, now) {
   return { all, pages, page, groups: onPage.filter((group) => group.shown.length) };
 }
 
-/* The list below the head of the page. *state* is {rows, view, now, selected, mayEdit, connections}. */
+/* The list below the head of the page. *state* is {rows, view, now, found, selected, mayEdit, connections}. */
 export function listView(state) {
   const { rows, view } = state;
   if (!rows.length) return [nothing()];
-  const found = pageOf(rows, view, state.now);
+  const found = pageOf(rows, view, state.now, state.found);
   return [
     tiles(rows, view, state.now),
     tools(state, found.all),
     chips(view),
     bulk(state),
-    found.all.length ? table(state, found) : noMatch(view),
+    found.all.length ? table(state, found) : noMatch(state),
     found.all.length ? foot(view, found) : null,
   ];
 }
@@ -51,7 +51,8 @@ function nothing() {
     run ? "Pools that its tasks open or use are shown here." : "A pool is shown here as soon as a DAG opens one.");
 }
 
-function noMatch(view) {
+function noMatch({ rows, view, found }) {
+  if (isPartial(rows, view.q, found)) return h("p", { key: "searching", class: "quiet" }, "Searching…");
   const isAll = run || view.show === "all";
   return h("div", { key: "empty", class: "empty" }, h("strong", {}, "No pool matches"),
     isAll ? null : h("p", {}, h("a", { href: to(view, { show: "all" }) }, "Search all pools, also those that ended long ago")),

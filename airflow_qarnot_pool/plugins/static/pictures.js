@@ -106,16 +106,17 @@ export function rates(points) {
 function ganttSpec({ pictures: { gantt } }, common, view) {
   const isByTask = view.colour === "task";
   const count = plural(gantt.bars.length, "instance");
+  const nodes = `${plural(gantt.nodes, "node")}${gantt.slots_per_node > 1 ? ` of ${plural(gantt.slots_per_node, "slot")}` : ""}`;
   return {
     ...common,
     key: "gantt",
-    title: "Qarnot tasks",
+    title: "Qarnot tasks by node",
     gantt,
     colour: isByTask ? "task" : "state",
     now: Math.max(common.end, ...gantt.bars.map((bar) => bar[2] ?? bar[1])),
-    note: `${gantt.cut ? `the youngest ${whole(gantt.bars.length)} of ${whole(gantt.total)} instances` : count}; a lane is a slot, not a node`,
+    note: `${gantt.cut ? `the youngest ${whole(gantt.bars.length)} of ${whole(gantt.total)} instances` : count} on ${nodes}, each drawn in the first free slot: Qarnot does not tell which node ran it`,
     controls: h("a", { href: to(view, { colour: isByTask ? "" : "task" }) }, isByTask ? "Colour by state" : "Colour by Airflow task"),
-    summary: `${count} of Qarnot tasks in ${plural(gantt.lanes, "lane")} over time`,
+    summary: `${count} of Qarnot tasks on ${nodes} over time`,
   };
 }
 

@@ -11,9 +11,10 @@ import { listView, pageOf, selection } from "./list.js";
 import { button, clock, tick } from "./parts.js";
 import { dayView } from "./pictures.js";
 import { poolView } from "./pool.js";
-import { asCsv, asJson, isWrong, merged } from "./rows.js";
+import { asCsv, asJson, isPartial, isWrong, merged } from "./rows.js";
 import { format, parse, to } from "./state.js";
 
+const TYPING_MS = 250; // between the last letter of a search and its request
 const EAGER_MS = [100, 150, 250, 400, 600]; // while newer data is on its way
 const HISTORY_MS = 60000;
 const LATE_SECONDS = 180; // after which data is stale though nothing has failed, unless it is asked for less often
@@ -25,6 +26,7 @@ let view = {};
 /* Answers of the server: the list, the pool in full, its output, the last day. */
 let list = null;
 let rows = [];
+let found = { q: "", words: {} }; // what the server has found: the uuids in a set for each word of the search
 let pool = null;
 let output = null;
 let history = null;
@@ -76,11 +78,13 @@ const setClock = (body) => { skew = body.now - Date.now() / 1000; };
 
 async function askList(own) {
   const shown = [...place.querySelectorAll("tr[data-uuid]")].map((row) => row.dataset.uuid);
-  const body = await api.list((list || {}).version || "", shown);
+  const { q } = view;
+  const body = await api.list((list || {}).version || "", shown, q);
   if (own !== generation) return false;
   setClock(body);
   rows = merged(rows, body);
-  list = { ...body, pools: null, gone: null };
+  found = { q, words: Object.fromEntries(Object.entries(body.found).map(([word, uuids]) => [word, new Set(uuids)])) };
+  list = { ...body, pools: null, gone: null, found: null };
   if (selected.size) {
     const closable = new Set(rows.filter((row) => row.closable).map((row) => row.uuid));
     for (const uuid of selected) if (!closable.has(uuid)) selected.delete(uuid);
@@ -208,7 +212,7 @@ function pageView() {
   const isKnown = list.known || list.connections.some((each) => each.age !== null);
   const isHopeless = list.connections.length > 0 && list.connections.every((each) => each.error !== null);
   if (!isKnown && !rows.length) return isHopeless ? null : h("p", { class: "quiet" }, "Asking Qarnot…");
-  return listView({ rows, view, now: now(), selected, mayEdit, connections: list.connections });
+  return listView({ rows, view, now: now(), found, selected, mayEdit, connections: list.connections });
 }
 
 /* The focus follows once when a pool is opened or left, and not at the first sight of the page. */
@@ -240,6 +244,10 @@ function open(hash) {
   if (before.task !== view.task) output = null;
   render();
   if (isOther || before.tab !== view.tab || before.task !== view.task) refresh();
+  else if (before.q !== view.q && isPartial(rows, view.q, found)) {
+    clearTimeout(timer);
+    timer = setTimeout(refresh, TYPING_MS);
+  }
 }
 
 /* Change the view in place, without an entry in the history for each letter. */
@@ -262,7 +270,7 @@ function followOuter() {
 // ---- what people do
 
 const rowOf = (uuid) => (pool && pool.pool && view.pool && pool.pool.row.uuid === uuid ? pool.pool.row : rows.find((row) => row.uuid === uuid));
-const chosenRows = () => pageOf(rows, view, now()).all;
+const chosenRows = () => pageOf(rows, view, now(), found).all;
 let toasted = 0;
 /* Say *text* at the bottom of the page for some time. */
 function toast(text, milliseconds = 2500) {

@@ -38,11 +38,10 @@ export const SHOW = {
   ...Object.fromEntries(Object.entries(PROBLEMS).map(([kind, text]) => [kind, [text[0].toUpperCase() + text.slice(1), (row) => isWrong(row) && has(kind)(row)]])),
 };
 
-const dagsOf = (row) => [...new Set([row.owner.kind === "shared" ? null : row.owner.dag_id, ...row.users.map((user) => user.dag_id)])].filter(Boolean);
 const ownerOf = (row) => ({ shared: `shared: ${row.owner.shared}`, run: row.owner.run_id }[row.owner.kind] || "not known");
 /* The values of a row by which it is filtered and grouped. */
 export const FACETS = {
-  dag: ["DAG", dagsOf],
+  dag: ["DAG", (row) => row.dag_ids],
   state: ["State", (row) => [row.word === "empty" ? "no nodes" : row.word]],
   connection: ["Connection", (row) => (row.connection ? [row.connection] : [])],
   tag: ["Tag", (row) => row.tags],
@@ -85,12 +84,12 @@ export function merged(rows, body) {
 /* ---- filters and order */
 
 const texts = new WeakMap();
-/* Everything of a row that a search finds. */
+/* Everything of a row that a search finds. The server searches what the row leaves out. */
 function textOf(row) {
   if (!texts.has(row)) {
     const { owner } = row;
     const words = [row.name, row.shortname, row.uuid, row.state, row.word, row.connection, owner.dag_id, owner.run_id, owner.task_id, owner.shared,
-      ...row.tags, ...row.task_ids, ...row.users.flatMap((user) => [user.dag_id, user.run_id]),
+      ...row.tags, ...row.dag_ids, ...row.task_ids, ...row.users.flatMap((user) => [user.dag_id, user.run_id]),
       ...[...row.warnings, ...row.errors].map((one) => one.text),
       row.severity && PROBLEMS[row.severity], row.closed_by && row.closed_by.user];
     texts.set(row, words.filter(Boolean).join("\n").toLowerCase());
@@ -98,16 +97,22 @@ function textOf(row) {
   return texts.get(row);
 }
 
+/* Whether the server must be asked before the search is complete. */
+export const isPartial = (rows, search, found) => wordsOf(search).length > 0 && found.q !== search && rows.some((row) => row.has_more);
+
 const showOf = (view, isRun) => SHOW[view.show] || (isRun ? SHOW.all : SHOW.current);
 
-/* The rows that *view* asks for, in its order. */
-export function chosen(rows, view, now, isRun) {
-  const words = (view.q || "").toLowerCase().split(/\s+/).filter(Boolean);
+const wordsOf = (search) => (search || "").toLowerCase().split(/\s+/).filter(Boolean);
+
+/* The rows that *view* asks for, in its order. *found* is {q, words}: the uuids that the server has found for the search
+   *q*, in a set for each word. */
+export function chosen(rows, view, now, isRun, found) {
+  const words = wordsOf(view.q);
   const [, keep] = showOf(view, isRun);
   const facets = Object.entries(FACETS).filter(([name]) => view[name]);
   const kept = rows.filter((row) => keep(row, now)
     && facets.every(([name, [, values]]) => values(row).includes(view[name]))
-    && words.every((word) => textOf(row).includes(word)));
+    && words.every((word) => textOf(row).includes(word) || (row.has_more && Boolean(found.words[word]) && found.words[word].has(row.uuid))));
   return sorted(kept, view.sort || "");
 }
 
