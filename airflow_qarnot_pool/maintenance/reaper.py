@@ -27,7 +27,7 @@ from airflow_qarnot_pool.ownership.decisions import Usability, usability_of
 from airflow_qarnot_pool.ownership.identity import RunKey, is_ours, label, namespace_tag, run_of
 from airflow_qarnot_pool.ownership.quota import FINISHED_RUN_STATES, QuotaRoom
 from airflow_qarnot_pool.ownership.shared_pool import user_of
-from airflow_qarnot_pool.ownership.termination import end
+from airflow_qarnot_pool.ownership.termination import closes_when_idle, end
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.client import QarnotClient
@@ -97,8 +97,12 @@ class PoolFacts:
     #: Another user of the pool, such as an unfinished DAG run with Qarnot tasks on it. Not looked up if the DAG run of
     #: the pool is unfinished, or if nothing is unfinished on a shared pool.
     used_by: str = ""
+    #: Whether somebody wants it closed once it is idle, whoever has it open.
+    closes_when_idle: bool = False
 
 
+#: How long a pool must be idle that is closed when it is idle. A DAG run pauses for a moment between two tasks.
+WANTED_IDLE = timedelta(minutes=5)
 #: The reason for which an ended object is kept, which a report for people may leave out.
 HAS_ENDED = "it has ended"
 
@@ -114,9 +118,12 @@ def decide_reap(facts: PoolFacts, limits: ReapLimits, now: datetime) -> ReapDeci
         return ReapDecision(action=ReapAction.KEEP, reason=HAS_ENDED)
     if facts.over_limit:
         return ReapDecision(action=ReapAction.CLOSE, reason=facts.over_limit, over_limit=True)
+    idle = timedelta() if facts.unfinished_instances > 0 else now - facts.idle_since
+    if facts.closes_when_idle and idle > min(WANTED_IDLE, limits.idle_timeout):
+        reason = f"it was to be closed when idle, and has been idle since {facts.idle_since:%Y-%m-%d %H:%M}"
+        return ReapDecision(action=ReapAction.CLOSE, reason=reason)
     if facts.used_by:
         return ReapDecision(action=ReapAction.KEEP, reason=f"it is used by {facts.used_by}")
-    idle = timedelta() if facts.unfinished_instances > 0 else now - facts.idle_since
     if (unneeded := _why_unneeded(facts, limits, now, idle)) is not None:
         return ReapDecision(action=ReapAction.CLOSE, reason=unneeded)
     if idle > limits.idle_timeout:
@@ -451,6 +458,7 @@ def _own_facts(pool: Pool) -> PoolFacts:
         run_state=None,
         unfinished_instances=pool.queued_or_running_task_instances_count or 0,
         idle_since=created,
+        closes_when_idle=closes_when_idle(pool),
     )
 
 

@@ -33,6 +33,21 @@ Unless = Callable[[Any], bool]
 _HELD_FIELDS = ("Uuid", "Shortname", "State", "Tags", "Labels", "CreationDate")
 
 
+def idle_close_policy(uuid: str) -> str:
+    """Return the name of the scaling policy of a pool that the reaper closes once it is idle.
+
+    Somebody has asked for it on the Pools page. It names the pool, because a clone has the policy of its original. A
+    tag would not do: a request that adds one replaces all tags, also those that a retry adds at the same moment.
+    """
+    return f"close-when-idle-{uuid}"
+
+
+def closes_when_idle(pool: Pool) -> bool:
+    """Return whether the reaper closes *pool* once it is idle."""
+    policies = pool.scaling.policies if pool.scaling else ()
+    return any(getattr(policy, "name", None) == idle_close_policy(pool.uuid) for policy in policies)
+
+
 def later_than(identity: TaskInstanceIdentity) -> Unless:
     """Return the function that says whether a later try has an object, for ``unless`` of :func:`end`."""
     return lambda remote: RemoteSnapshot.of(remote).is_later_than(identity)

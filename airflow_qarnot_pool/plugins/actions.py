@@ -1,4 +1,4 @@
-"""What users can do with a pool on the Pools page: preview a close, close, resize. Each runs in the user's request."""
+"""What users can do with a pool on the Pools page: close now or when idle, resize. Each runs in the user's request."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from airflow_qarnot_pool.costs.model import is_warm_up
 from airflow_qarnot_pool.ownership.identity import RunKey, label, run_of
 from airflow_qarnot_pool.ownership.quota import FINISHED_RUN_STATES
 from airflow_qarnot_pool.ownership.shared_pool import holders_of
-from airflow_qarnot_pool.ownership.termination import end
+from airflow_qarnot_pool.ownership.termination import closes_when_idle, end
 from airflow_qarnot_pool.plugins import airflow_db
 from airflow_qarnot_pool.plugins.phases import is_closable, load_of, word_of
 from airflow_qarnot_pool.plugins.queries import REQUEST_LIMITS, get_own_pool, settings_of
-from airflow_qarnot_pool.plugins.resizing import obstacle_of, resized
+from airflow_qarnot_pool.plugins.resizing import closing_when_idle, obstacle_of, resized
 from airflow_qarnot_pool.plugins.rows import MAX_USERS, RunFacts
 from airflow_qarnot_pool.plugins.texts import clean_label, clean_line, plural, run_link
 
@@ -72,6 +72,23 @@ class PoolActions:
         finally:
             with self._lock:
                 self._closing.discard(uuid)
+
+    def close_when_idle(self, uuid: str, wanted: bool, audit: Callable[[Pool], None]) -> bool:
+        """Let the reaper close the pool once it is idle, or no more. Return whether that is a change.
+
+        :raises NotResizableError: the pool ends, or its DAG has to change it.
+        :raises QarnotError: the pool does not exist, or Qarnot refuses it.
+        """
+        settings = settings_of(self.conn_id)
+        with settings.client(**REQUEST_LIMITS) as client:
+            pool = get_own_pool(client, uuid, settings.namespace)
+            if closes_when_idle(pool) is wanted:
+                return False
+            if obstacle := obstacle_of(pool):
+                raise NotResizableError(obstacle)
+            audit(pool)
+            client.pools.set_scaling(uuid, closing_when_idle(pool, wanted))
+            return True
 
     def resize(self, uuid: str, slots: int, idle: timedelta | None, audit: Callable[[Pool], None]) -> None:
         """Change the number of slots of the pool, and let idle nodes go.

@@ -15,11 +15,12 @@ from sqlalchemy import select, tuple_
 
 from airflow_qarnot_pool.api.models import Pool
 from airflow_qarnot_pool.ownership.identity import label
-from airflow_qarnot_pool.plugins.rows import RunFacts
+from airflow_qarnot_pool.plugins.rows import Closings, RunFacts
 
 log = logging.getLogger(__name__)
 
 CLOSE_EVENT = "qarnot.close_pool"
+IDLE_CLOSE_EVENT = "qarnot.close_pool_when_idle"
 RESIZE_EVENT = "qarnot.resize_pool"
 #: Maximum characters of an id in Airflow's database.
 MAX_ID = 250
@@ -52,21 +53,24 @@ def run_facts(runs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], RunFacts
     return facts
 
 
-def closings() -> dict[str, tuple[str, datetime]]:
-    """Return the user and the time of the newest close from the Pools page, by uuid of the pool."""
-    found: dict[str, tuple[str, datetime]] = {}
+def closings() -> Closings:
+    """Return the user and the time of the newest close of each pool from the Pools page."""
+    found: dict[str, dict[str, tuple[str, datetime]]] = {CLOSE_EVENT: {}, IDLE_CLOSE_EVENT: {}}
     with create_session() as session:
         query = (
-            select(Log.owner, Log.dttm, Log.extra)
-            .where(Log.event == CLOSE_EVENT, Log.dttm > datetime.now(UTC) - CLOSINGS_SINCE)
+            select(Log.event, Log.owner, Log.dttm, Log.extra)
+            .where(
+                Log.event.in_(found),
+                Log.dttm > datetime.now(UTC) - CLOSINGS_SINCE,
+            )
             .order_by(Log.dttm.desc())
             .limit(MAX_CLOSINGS)
         )
-        for owner, at, extra in session.execute(query):
+        for event, owner, at, extra in session.execute(query):
             uuid = _pool_of(extra)
             if uuid is not None and at is not None:
-                found.setdefault(uuid, (str(owner), at))
-    return found
+                found[event].setdefault(uuid, (str(owner), at))
+    return Closings(found[CLOSE_EVENT], found[IDLE_CLOSE_EVENT])
 
 
 def _pool_of(extra: str | None) -> str | None:

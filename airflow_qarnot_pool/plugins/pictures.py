@@ -202,8 +202,8 @@ def gantt(bars: Sequence[Bar], count: NodeCount | None = None) -> dict[str, Any]
     """Return the picture of the instances.
 
     ``{nodes, slots_per_node, lanes, bars, tasks, total, cut}``. A bar is ``[lane, start, end, group, index of the task,
-    instance, is exact]``. The youngest ones are kept. The first lanes are the slots of the nodes. ``lanes`` is the number
-    of lanes of exact bars; the others follow. ``tasks`` has uuids.
+    instance, is exact]``. The youngest ones are kept. The first lanes are the slots of the nodes. ``lanes`` counts the
+    lanes of exact bars; the others follow. ``tasks`` has uuids.
     """
     count = count or NodeCount()
     exact = sorted(

@@ -114,7 +114,7 @@ class Fetcher:
         #: When pools were last displayed, by uuid. Written by any thread, read by that of the cache.
         self.shown: dict[str, float] = {}
         self._listing = Listing()
-        self._closings: Mapping[str, tuple[str, datetime]] = {}
+        self._closings = rows.Closings({}, {})
         self._forget()
 
     def _forget(self) -> None:

@@ -2,7 +2,8 @@
 
 Qarnot cannot change ``instanceCount``, nor close a pool once it is idle. It can replace the scaling policies. A
 ``Fixed`` policy sets the number of slots. A ``ManagedTasksQueue`` policy with a minimum of 0 releases nodes without
-work.
+work. Its name tells the reaper whether to close the pool then, see
+:func:`~airflow_qarnot_pool.ownership.termination.idle_close_policy`.
 """
 
 from __future__ import annotations
@@ -23,13 +24,16 @@ from airflow_qarnot_pool.api.parts import (
     Scaling,
 )
 from airflow_qarnot_pool.api.states import accepts_tasks
-from airflow_qarnot_pool.plugins.phases import phase_of, target_slots
+from airflow_qarnot_pool.ownership.termination import idle_close_policy
+from airflow_qarnot_pool.plugins.phases import keep_warm_of, phase_of, target_slots
 
 MAX_SLOTS = 5_000
 #: Limits of the idle time after which a node is released.
 MIN_IDLE, MAX_IDLE = timedelta(minutes=1), timedelta(days=1)
 #: Name of the policy of a pool that was resized.
 POLICY_NAME = "pools-page"
+#: How long a node of a pool of fixed size has no work before it is released, if the pool is to be closed when idle.
+RELEASED_AFTER = timedelta(minutes=5)
 
 
 def obstacle_of(pool: Pool) -> str | None:
@@ -81,6 +85,28 @@ def resized(pool: Pool, slots: int, idle: timedelta | None) -> dict[str, Any]:
             enabled_periods=_periods(policy),
         )
     return {"scaling": Scaling(policies=[changed])}
+
+
+def closing_when_idle(pool: Pool, wanted: bool) -> Scaling:
+    """Return the scaling with which idle nodes go and the reaper closes the idle pool, or, if not *wanted*, keeps it.
+
+    An elastic pool gets a policy with the same maximum, because its own settings have no name.
+    """
+    name = idle_close_policy(pool.uuid) if wanted else POLICY_NAME
+    policy = pool.scaling.policies[0] if pool.scaling else None
+    if isinstance(policy, ManagedTasksQueuePolicy):
+        if wanted:
+            idle = min(policy.min_idle_time, RELEASED_AFTER)
+            policy = replace(policy, min_total_slots=0, min_idle_slots=0, min_idle_time=idle)
+        return Scaling(policies=[replace(policy, name=name)])
+    released = ManagedTasksQueuePolicy(
+        name=name,
+        max_total_slots=max(1, max_slots_of(pool)),
+        min_idle_time=min(keep_warm_of(pool) or RELEASED_AFTER, RELEASED_AFTER),
+        scaling_factor=1,
+        enabled_periods=(AlwaysPeriod(),) if policy is None else _periods(policy),
+    )
+    return Scaling(policies=[released])
 
 
 def _elastic(present: ElasticProperty, slots: int, idle: timedelta | None) -> Elastic:

@@ -28,7 +28,13 @@ from fastapi.responses import JSONResponse
 from airflow_qarnot_pool.api.errors import QarnotError, QarnotNotFoundError, QarnotRefusedError
 from airflow_qarnot_pool.api.fields import is_uuid
 from airflow_qarnot_pool.plugins.actions import NotResizableError
-from airflow_qarnot_pool.plugins.airflow_db import CLOSE_EVENT, RESIZE_EVENT, is_id, write_audit
+from airflow_qarnot_pool.plugins.airflow_db import (
+    CLOSE_EVENT,
+    IDLE_CLOSE_EVENT,
+    RESIZE_EVENT,
+    is_id,
+    write_audit,
+)
 from airflow_qarnot_pool.plugins.cache import LIST, CacheEntry
 from airflow_qarnot_pool.plugins.details import detail_of_run, full_detail
 from airflow_qarnot_pool.plugins.listing import Listing, found_in, words_of
@@ -267,6 +273,19 @@ def _add_actions(app: FastAPI, registry: ConnectionRegistry) -> None:
         closes = answering(lambda: registry.actions[connection_id].close(uuid, audit))
         message = "Qarnot closes the pool" if closes else "The pool was closing, or has ended, already"
         return JSONResponse({"closed": True, "already": not closes, "message": message})
+
+    @app.post(f"{base}/close-when-idle", dependencies=[_edit_connection(), Depends(_require_same_site)])
+    def close_when_idle(
+        connection_id: str, uuid: str, user: CurrentUser, wanted: Annotated[bool, Body(embed=True)]
+    ) -> JSONResponse:
+        """Let the reaper close a pool once it is idle, or no more, after an entry in Airflow's audit log."""
+
+        def audit(pool: Any) -> None:
+            write_audit(IDLE_CLOSE_EVENT, user, connection_id, pool, {"wanted": wanted})
+
+        answering = _Answering(registry, connection_id, uuid)
+        answering(lambda: registry.actions[connection_id].close_when_idle(uuid, wanted, audit))
+        return JSONResponse({"closes_when_idle": wanted})
 
     @app.post(f"{base}/resize", dependencies=[_edit_connection(), Depends(_require_same_site)])
     def resize(

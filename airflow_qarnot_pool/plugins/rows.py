@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from airflow_qarnot_pool.api.models import CarbonFacts, Pool, Task
@@ -19,6 +19,7 @@ from airflow_qarnot_pool.costs.limits import limits_from_labels
 from airflow_qarnot_pool.costs.model import pool_cost, user_tags
 from airflow_qarnot_pool.ownership.identity import RunKey, label, run_of
 from airflow_qarnot_pool.ownership.quota import FINISHED_RUN_STATES
+from airflow_qarnot_pool.ownership.termination import closes_when_idle
 from airflow_qarnot_pool.plugins.history import ObservedHistory
 from airflow_qarnot_pool.plugins.listing import RowEntry
 from airflow_qarnot_pool.plugins.phases import (
@@ -80,6 +81,13 @@ class RunFacts:
     ended: datetime | None = None
 
 
+class Closings(NamedTuple):
+    """User and time of the closes from this page, by pool: those at once, and those once the pool is idle."""
+
+    now: Mapping[str, tuple[str, datetime]]
+    when_idle: Mapping[str, tuple[str, datetime]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class PageData:
     """Input of the rows of one connection."""
@@ -96,8 +104,7 @@ class PageData:
     runs: Mapping[tuple[str, str], RunFacts] = field(default_factory=dict)
     figures: Mapping[str, PoolFigures] = field(default_factory=dict)
     histories: Mapping[str, ObservedHistory] = field(default_factory=dict)
-    #: User and time of the close from this page, by pool.
-    closings: Mapping[str, tuple[str, datetime]] = field(default_factory=dict)
+    closings: Closings = field(default_factory=lambda: Closings({}, {}))
     console_url: str = ""
 
 
@@ -175,7 +182,8 @@ def _errors(texts: Iterable[str]) -> list[dict[str, Any]]:
 
 def _identity(page: PageData, pool: Pool) -> dict[str, Any]:
     # The audit log has an entry before the request, which Qarnot may refuse.
-    closing = None if is_closable(pool) else page.closings.get(pool.uuid)
+    closing = None if is_closable(pool) else page.closings.now.get(pool.uuid)
+    wanted = page.closings.when_idle.get(pool.uuid) if closes_when_idle(pool) else None
     return {
         "uuid": pool.uuid,
         "connection": page.connection,
@@ -184,9 +192,16 @@ def _identity(page: PageData, pool: Pool) -> dict[str, Any]:
         "tags": [clean_line(tag) for tag in user_tags(pool)[:MAX_TAGS]],
         "created": to_iso(pool.creation_date),
         "ended": to_iso(ended_at(pool)),
-        "closed_by": closing and {"user": clean_line(closing[0]), "at": to_iso(closing[1])},
+        "closed_by": closing and _user_at(*closing),
+        # To be closed by the reaper. Who wants it is not known if the entry is old.
+        "closes_when_idle": closes_when_idle(pool),
+        "idle_close_by": wanted and _user_at(*wanted),
         "console": f"{page.console_url}/pools/{quote(pool.uuid)}" if page.console_url else None,
     }
+
+
+def _user_at(user: str, at: datetime) -> dict[str, Any]:
+    return {"user": clean_line(user), "at": to_iso(at)}
 
 
 def _state(pool: Pool, tasks: Sequence[TaskRow]) -> dict[str, Any]:
@@ -436,5 +451,6 @@ def row_of_run(entry: RowEntry, run: tuple[str, str]) -> dict[str, Any] | None:
         "task_ids": part["task_ids"],
         "has_more": bool(part["left_out"]),
         "closed_by": None,
+        "idle_close_by": None,
         "mine": None if alone else {"tasks": part["tasks"], "figures": part["figures"]},
     }

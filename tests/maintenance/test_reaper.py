@@ -105,6 +105,19 @@ CASES = {
         ),
         ReapAction.KEEP,
     ),
+    "to be closed when idle": (facts(closes_when_idle=True, idle_since=ago(minutes=6)), ReapAction.CLOSE),
+    "to be closed when idle, and its run is between two tasks": (
+        facts(closes_when_idle=True, idle_since=ago(minutes=4)),
+        ReapAction.KEEP,
+    ),
+    "to be closed when idle, and busy": (
+        facts(closes_when_idle=True, unfinished_instances=1),
+        ReapAction.KEEP,
+    ),
+    "to be closed when idle, and a run has it open": (
+        facts(closes_when_idle=True, run_state="success", used_by="DAG run run-2 of report"),
+        ReapAction.CLOSE,
+    ),
     "closing already": (facts(usability=Usability.ENDING, run_state="failed"), ReapAction.KEEP),
     "closed": (facts(usability=Usability.DEAD, ended=ago(days=2)), ReapAction.KEEP),
     "closed long ago": (facts(usability=Usability.DEAD, ended=ago(days=9)), ReapAction.DELETE),

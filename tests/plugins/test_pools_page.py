@@ -6,7 +6,7 @@ import itertools
 import json
 import threading
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -73,6 +73,7 @@ ROUTES = [
     ),
     ("GET", f"/api/connections/qarnot_default/pools/{NOBODY}/close", (401, 403, 403, 404, 404)),
     ("POST", f"/api/connections/qarnot_default/pools/{NOBODY}/close", (401, 403, 403, 404, 404)),
+    ("POST", f"/api/connections/qarnot_default/pools/{NOBODY}/close-when-idle", (401, 403, 403, 404, 404)),
     ("POST", f"/api/connections/qarnot_default/pools/{NOBODY}/resize", (401, 403, 403, 404, 404)),
 ]
 
@@ -84,7 +85,8 @@ def test_every_route_asks_who_is_there(
     until(lambda: listed(as_role("admin"))["known"], "the lists")
     found = []
     for role in (None, "viewer", "user", "op", "admin"):
-        answer = as_role(role).request(method, PAGE + path, headers=CLOSE, json={"slots": 1})
+        body = {"slots": 1, "wanted": True}
+        answer = as_role(role).request(method, PAGE + path, headers=CLOSE, json=body)
         found.append(answer.status_code)
         assert "frame-ancestors 'self'" in answer.headers["content-security-policy"]
     assert tuple(found) == expected
@@ -129,8 +131,9 @@ def test_acting_needs_the_right_to_edit_and_looking_does_not(
     assert admin.get(base).json()["may_edit"] is False
     assert [each["may_edit"] for each in listed(admin)["connections"]] == [False]
     assert admin.get(f"{base}/close").status_code == 403
-    for action in ("close", "resize"):
-        assert admin.post(f"{base}/{action}", headers=CLOSE, json={"slots": 1}).status_code == 403
+    for action in ("close", "close-when-idle", "resize"):
+        body = {"slots": 1, "wanted": True}
+        assert admin.post(f"{base}/{action}", headers=CLOSE, json=body).status_code == 403
 
 
 def test_the_table_of_routes_is_whole(airflow_app: Any, admin: TestClient) -> None:
@@ -269,6 +272,68 @@ def test_a_pool_is_resized_and_its_idle_nodes_go(make: Maker, admin: TestClient)
     assert answer.status_code == 409
     assert "Clos" in answer.json()["detail"]
     assert len(audit_entries("resized")) == 2
+
+
+def test_the_reaper_closes_a_pool_when_it_is_idle(make: Maker, admin: TestClient) -> None:
+    from airflow_qarnot_pool.maintenance.reaper import reap
+
+    uuid = make.pool(owner=identity("cooling"), size=1)
+    task = make.task(uuid, "sleep 600", owner=identity("cooling", task_id="work"))
+    row_of(admin, uuid, word="busy")
+    path = f"{PAGE}/api/connections/qarnot_default/pools/{uuid}/close-when-idle"
+    assert admin.post(path, json={"wanted": True}).status_code == 403, "without the header"
+    assert admin.post(path, headers=CLOSE, json={}).status_code == 422
+    for wanted in (True, True, False, True):
+        assert admin.post(path, headers=CLOSE, json={"wanted": wanted}).json() == {"closes_when_idle": wanted}
+    assert [extra["wanted"] for *_, extra in audit_entries("cooling")] == [True, False, True]
+    row = row_of(admin, uuid, closes_when_idle=True, closable=True)
+    assert (row["idle_close_by"]["user"], row["closed_by"]) == ("admin", None)
+
+    def action_in(minutes: float) -> str:
+        moment = datetime.now(UTC) + timedelta(minutes=minutes)
+        report = reap(make.client, "page", lambda *_: "running", now=lambda: moment)
+        return next(entry.action for entry in report.entries if entry.uuid == uuid)
+
+    assert action_in(20) == "keep", "it works"
+    make.client.tasks.end(task)
+    until(lambda: make.client.tasks.get(task).state == "Cancelled", "its end")
+    assert action_in(4) == "keep"
+    assert action_in(6) == "close"
+    row_of(admin, uuid, phase="closed", closed_by=None)
+    assert admin.post(path, headers=CLOSE, json={"wanted": False}).status_code == 409
+    assert len(audit_entries("cooling")) == 3
+
+
+def test_the_requests_of_everything_are_counted(make: Maker, airflow_app: Any, server: LocalQarnot) -> None:
+    """With shared pools, which take most. The numbers are those of the documentation."""
+    from airflow_qarnot_pool.plugins.actions import PoolActions
+    from airflow_qarnot_pool.plugins.cache import LIST
+    from airflow_qarnot_pool.plugins.queries import Fetcher, output_key
+
+    labels = {"airflow.shared": "nightly"}
+    pools = [make.pool(owner=identity(f"count_{n}"), labels=labels) for n in range(6)]
+    tasks = [make.task(uuid, "sleep 600", owner=identity("count")) for uuid in pools]
+    until(lambda: make.client.pools.get(pools[0]).ready_slots, "a node")
+    fetcher, actions = Fetcher("qarnot_default"), PoolActions("qarnot_default")
+    fetcher(LIST)
+
+    def audit(pool: Any) -> None: ...
+
+    for most, act in (
+        (2 + 3 * 4, lambda: fetcher(LIST)),
+        (2 + 3, lambda: fetcher(pools[0])),
+        (3, lambda: fetcher(output_key(pools[0], tasks[0]))),
+        (3, lambda: actions.preview_close(pools[0])),
+        (2, lambda: actions.resize(pools[0], 2, None, audit)),
+        (2, lambda: actions.close_when_idle(pools[0], True, audit)),
+        (2, lambda: actions.close(pools[0], audit)),
+    ):
+        fetcher._figures_at.clear()
+        server.clear_requests()
+        act()  # type: ignore[no-untyped-call]
+        paths = [f"{one['method']} {one['path']}".partition("?")[0] for one in server.requests()]
+        # A page that shows that a search was not cut belongs to the search.
+        assert 1 < len([path for path in paths if not path.endswith("/paginate")]) <= most, paths
 
 
 def test_the_output_of_a_qarnot_task(
@@ -649,6 +714,53 @@ def test_a_pool_in_full_is_sent_once(make: Maker, admin: TestClient) -> None:
         return bool(first["pool"]) and then["unchanged"] and then["pool"] is None and then["age"] is not None
 
     until(again, "two looks at the same answer")
+
+
+def test_a_run_is_told_that_nothing_could_be_read_yet(
+    as_role: As, airflow_app: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise its tab would ask for ever, and say nothing. The connection is not named."""
+    from airflow_qarnot_pool.plugins.cache import Cache
+    from airflow_qarnot_pool.plugins.pools_page import QarnotPoolsPlugin
+
+    def fetch(key: str, first: Callable[[Any], None]) -> Any:
+        raise RuntimeError("a secret reason")
+
+    viewer = as_role("viewer")
+    viewer.get(f"{PAGE}/")
+    registry = QarnotPoolsPlugin.fastapi_apps[0]["app"]._app.state.registry
+    monkeypatch.setitem(registry.caches, "qarnot_default", Cache(fetch, max_age=0.1))
+
+    def look() -> Any:
+        found = viewer.get(f"{PAGE}/api/dags/frames/pools", params={"run_id": "one"}).json()
+        return found["connections"] and found
+
+    found = until(look, "the failure")
+    assert (found["known"], found["pools"]) == (False, [])
+    [told] = found["connections"]
+    assert (told["id"], told["may_edit"]) == (None, False)
+    assert told["error"].startswith("Qarnot could not be read")
+
+
+def test_the_search_of_the_server_finds_what_rows_leave_out(
+    make: Maker, as_role: As, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airflow_qarnot_pool.plugins import rows
+
+    monkeypatch.setattr(rows, "MAX_TASK_IDS", 1)
+    uuid = make.pool(owner=identity("found"))
+    for task_id in ("first", "second"):
+        make.task(uuid, "true", owner=identity("found", task_id=task_id))
+    admin, viewer = as_role("admin"), as_role("viewer")
+    row_of(admin, uuid, has_more=True, task_ids=["first"])
+
+    def found(client: TestClient, path: str, **params: str) -> Any:
+        return client.get(f"{PAGE}/api/{path}", params={**params, "search": "SECOND  first"}).json()["found"]
+
+    assert found(admin, "pools") == {"second": [uuid], "first": []}
+    of_run = "dags/found/pools"
+    assert found(viewer, of_run, run_id="manual__1") == {"second": [uuid], "first": []}
+    assert found(viewer, of_run, run_id="other") == {"second": [], "first": []}
 
 
 def test_a_run_sees_only_connections_that_it_uses_and_without_rights_none(

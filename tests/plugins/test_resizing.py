@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from airflow_qarnot_pool.api.models import Pool
-from airflow_qarnot_pool.plugins.resizing import max_slots_of, obstacle_of, resized
+from airflow_qarnot_pool.ownership.termination import closes_when_idle
+from airflow_qarnot_pool.plugins.resizing import closing_when_idle, max_slots_of, obstacle_of, resized
 
 FIXED = {"type": "Fixed", "name": "f", "slotsCount": 4}
 MANAGED = {
@@ -96,3 +97,35 @@ def test_an_elastic_pool_stays_elastic() -> None:
 def test_pools_that_cannot_be_resized(found: Pool, obstacle: str | None) -> None:
     said = obstacle_of(found)
     assert said is None if obstacle is None else obstacle in (said or "")
+
+
+@pytest.mark.parametrize(
+    ("found", "maximum", "idle"),
+    [
+        (pool(), 4, 300),
+        (pool(FIXED), 4, 300),
+        (pool(MANAGED), 4, 300),
+        (pool({**MANAGED, "minIdleTimeSeconds": 60}), 4, 60),
+        (pool(elasticProperty={**ELASTIC, "maxTotalSlots": 50}), 50, 60),
+        (pool({**FIXED, "slotsCount": 0}, targetRunningInstanceCount=0), 1, 300),
+    ],
+)
+def test_a_pool_that_is_closed_when_idle_releases_its_nodes_and_can_be_kept(
+    found: Pool, maximum: int, idle: int
+) -> None:
+    def after(wanted: bool, before: Pool) -> Pool:
+        scaling = closing_when_idle(before, wanted).to_json()
+        return Pool.from_json({"uuid": "u", "state": "FullyExecuting", "scaling": scaling})
+
+    marked = after(True, found)
+    [policy] = marked.scaling.to_json()["policies"]  # type: ignore[union-attr]
+    expected = {**NO_IDLE, "minIdleTimeSeconds": idle, "maxTotalSlots": maximum}
+    assert {name: policy[name] for name in expected} == expected
+    assert closes_when_idle(marked)
+    # Another size does not change the wish.
+    resize = resized(marked, 9, None)["scaling"].to_json()
+    assert closes_when_idle(Pool.from_json({"uuid": "u", "state": "FullyExecuting", "scaling": resize}))
+    kept = after(False, marked)
+    assert not closes_when_idle(kept)
+    [policy] = kept.scaling.to_json()["policies"]  # type: ignore[union-attr]
+    assert {name: policy[name] for name in expected} == expected

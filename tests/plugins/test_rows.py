@@ -201,8 +201,17 @@ def test_nodes_that_leave_after_a_shrink_are_not_lost_and_others_are() -> None:
 @pytest.mark.parametrize("state", ["FullyExecuting", "Closing", "Closed"])
 def test_a_pool_that_qarnot_did_not_close_is_closed_by_nobody(state: str) -> None:
     """The audit log has the entry also if Qarnot refuses the request."""
-    made = row(pool(state), closings={"u": ("anna", NOW)})
+    made = row(pool(state), closings=rows.Closings({"u": ("anna", NOW)}, {}))
     assert (made["closed_by"] is None) is (state == "FullyExecuting")
+
+
+@pytest.mark.parametrize(("name", "is_wanted"), [("close-when-idle-u", True), ("close-when-idle-v", False)])
+def test_who_wants_a_pool_closed_when_it_is_idle(name: str, is_wanted: bool) -> None:
+    """A clone has the policy of its original, which names that one."""
+    scaling = {"policies": [{**POLICY["policies"][0], "name": name}]}
+    made = row(pool(scaling=scaling), closings=rows.Closings({}, {"u": ("anna", NOW)}))
+    assert made["closes_when_idle"] is is_wanted
+    assert (made["idle_close_by"] or {}).get("user") == ("anna" if is_wanted else None)
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,16 @@ const MAX_LISTED = 100;
 const dialog = document.getElementById("dialog");
 let asked = 0; // counts dialogs, so that a late answer for an earlier one is dropped
 let confirmed = () => {};
+let chosenOther = () => {};
 
-/* Show *content* under *title*, with a button *yes* if there is something to do. */
-function show(title, content, { yes, isReady = true, no = "Cancel", kind = "danger" }) {
+/* Show *content* under *title*, with a button *yes* if there is something to do, and *other* for another way to do it. */
+function show(title, content, { yes, other, isReady = true, no = "Cancel", kind = "danger" }) {
   patch(dialog, [
     h("h2", { id: "dialog-title" }, title),
     h("form", { method: "dialog", id: "dialog-form" }, content),
     h("div", { class: "actions" },
       button("dialog-no", { key: "no" }, no),
+      other ? button("dialog-other", { key: "other", disabled: !isReady }, other) : null,
       yes ? button("dialog-yes", { key: "yes", type: "submit", form: "dialog-form", class: kind, disabled: !isReady }, yes) : null),
   ]);
   if (!dialog.open) dialog.showModal();
@@ -32,8 +34,9 @@ function open() {
   return () => own === asked && dialog.open;
 }
 
-export function answer(isYes) {
-  if (isYes) confirmed();
+export function answer(which) {
+  if (which === "yes") confirmed();
+  else if (which === "other") chosenOther();
   else dialog.close();
 }
 
@@ -41,6 +44,7 @@ dialog.addEventListener("close", () => {
   if (dialog.open) return; // another one has been opened meanwhile
   asked += 1;
   confirmed = () => {};
+  chosenOther = () => {};
   patch(dialog, []);
 });
 dialog.addEventListener("submit", (event) => { event.preventDefault(); });
@@ -49,8 +53,12 @@ const failure = (text) => (text ? h("p", { class: "bad", role: "alert", key: "fa
 
 // ---- close one
 
-/* Say what closing *row* does, and close it if the user says so. *then* is called after it, and *tell* with a failure
-   that comes once the dialog is gone. */
+const IDLE = "Close when idle cancels nothing. Nodes without work go after 5 minutes at most, and the reaper closes the pool once it "
+  + "has had no work for 5 minutes. Without a reaper it stays open, without nodes, until its DAG closes it.";
+const KEPT = "The reaper closes this pool once it has had no work for 5 minutes. If it does not, idle nodes still go.";
+
+/* Say what closing *row* does, and close it, now or when it is idle, if the user says so. *then* is called after it, and
+   *tell* with a failure that comes once the dialog is gone. */
 export async function close(row, then, tell) {
   const isMine = open();
   let preview = null;
@@ -59,24 +67,32 @@ export async function close(row, then, tell) {
   const draw = () => show("Close this pool?", [
     h("p", {}, h("strong", {}, row.name)),
     preview ? consequences(preview, (row.figures || {}).per_hour) : problem ? null : h("p", { class: "quiet" }, "Asking Qarnot what is on it…"),
+    row.resizable ? h("p", { key: "idle", class: "quiet" }, row.closes_when_idle ? KEPT : IDLE) : null,
     failure(problem),
-  ], { yes: "Close the pool", isReady: Boolean(preview && preview.closable) && !isBusy, no: isBusy ? "Hide" : "Keep it" });
-  confirmed = async () => {
+  ], {
+    yes: "Close the pool",
+    other: !row.resizable ? null : row.closes_when_idle ? "Do not close when idle" : "Close when idle",
+    isReady: Boolean(preview && preview.closable) && !isBusy,
+    no: isBusy ? "Hide" : "Keep it",
+  });
+  const act = async (send, failed) => {
     if (isBusy) return;
     isBusy = true;
     problem = null;
     draw();
     try {
-      await api.close(row);
+      await send();
       if (isMine()) dialog.close();
       then();
     } catch (error) {
-      if (!isMine()) { tell(`${row.name} is not closed: ${error.message}`); return; }
+      if (!isMine()) { tell(`${row.name} ${failed}: ${error.message}`); return; }
       isBusy = false;
       problem = error.message;
       draw();
     }
   };
+  confirmed = () => act(() => api.close(row), "is not closed");
+  chosenOther = () => act(() => api.closeWhenIdle(row, !row.closes_when_idle), "is not changed");
   draw();
   try {
     preview = await api.previewClose(row);

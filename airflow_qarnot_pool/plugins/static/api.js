@@ -58,4 +58,5 @@ export const output = (chosen, task) => request(`${poolPath(chosen)}/tasks/${enc
 export const history = () => request("api/history");
 export const previewClose = (row) => request(actionPath(row, "close"));
 export const close = (row) => post(actionPath(row, "close"));
+export const closeWhenIdle = (row, wanted) => post(actionPath(row, "close-when-idle"), { wanted });
 export const resize = (row, body) => post(actionPath(row, "resize"), body);

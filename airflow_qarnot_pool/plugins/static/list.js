@@ -243,7 +243,7 @@ function second(row, state) {
 
 function detailOfState(row) {
   if (row.closed_by) return under(`by ${row.closed_by.user}`, quiet(` · ${row.state}`));
-  return under(row.state);
+  return under(row.closes_when_idle && !isEnded(row) ? "closes when idle" : row.state);
 }
 
 function owner(row) {

@@ -43,8 +43,10 @@ function head({ detail: { row }, mayEdit }) {
       mayEdit && row.closable ? button("close", { key: "close", class: "danger", "data-uuid": row.uuid }, "Close…") : null));
 }
 
-function closedBy({ closed_by: by }) {
-  return by ? h("p", { key: "closed by", class: "quiet" }, "Closed from this page by ", h("strong", {}, by.user), ", ", when(by.at)) : null;
+function closedBy({ closed_by: by, closes_when_idle: isWanted, idle_close_by: wish }) {
+  if (by) return h("p", { key: "closed by", class: "quiet" }, "Closed from this page by ", h("strong", {}, by.user), ", ", when(by.at));
+  if (!isWanted) return null;
+  return h("p", { key: "closed by", class: "quiet" }, "To be closed by the reaper when idle", wish ? [", as ", h("strong", {}, wish.user), " asked, ", when(wish.at)] : null);
 }
 
 // ---- overview

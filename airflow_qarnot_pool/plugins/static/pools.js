@@ -309,8 +309,9 @@ const ACTIONS = {
   "copy-uuids": (element) => copied(element, chosenRows().map((row) => row.uuid).join("\n")),
   "copy-address": (element) => copied(element, airflow.addressOf(format(view), Boolean(api.run))),
   "copy-text": (element) => copied(element, element.dataset.text),
-  "dialog-no": () => acting.answer(false),
-  "dialog-yes": () => acting.answer(true),
+  "dialog-no": () => acting.answer("no"),
+  "dialog-other": () => acting.answer("other"),
+  "dialog-yes": () => acting.answer("yes"),
 };
 
 document.addEventListener("click", (event) => {

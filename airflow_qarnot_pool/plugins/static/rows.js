@@ -91,7 +91,7 @@ function textOf(row) {
     const words = [row.name, row.shortname, row.uuid, row.state, row.word, row.connection, owner.dag_id, owner.run_id, owner.task_id, owner.shared,
       ...row.tags, ...row.dag_ids, ...row.task_ids, ...row.users.flatMap((user) => [user.dag_id, user.run_id]),
       ...[...row.warnings, ...row.errors].map((one) => one.text),
-      row.severity && PROBLEMS[row.severity], row.closed_by && row.closed_by.user];
+      row.closes_when_idle && "closes when idle", row.severity && PROBLEMS[row.severity], row.closed_by && row.closed_by.user];
     texts.set(row, words.filter(Boolean).join("\n").toLowerCase());
   }
   return texts.get(row);
@@ -209,6 +209,7 @@ const COLUMNS = {
   created: (row) => row.created,
   ended: (row) => row.ended,
   closed_by: (row) => row.closed_by && row.closed_by.user,
+  closes_when_idle: (row) => (row.closes_when_idle ? "yes" : ""),
   euros: cost,
   euros_per_hour: (row) => (row.figures || {}).per_hour,
   energy_wh: (row) => (figuresOf(row) || {}).energy_wh,
