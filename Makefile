@@ -54,7 +54,7 @@ test-ui: setup $(if $(AIRFLOW),build)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt $(SELENIUM) \
 	  || $(BIN)/python -m pip install --quiet -c constraints.txt $(SELENIUM)
 ifeq ($(AIRFLOW),)
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m airflow_ui $(UI) tests/local/test_senders.py tests/local/test_page.py
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m airflow_ui $(UI) tests/local/test_senders.py tests/local/test_page.py
 else
 	$(BIN)/python -m tools.old_ui $(AIRFLOW) $(UI)
 endif

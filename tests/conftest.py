@@ -26,6 +26,7 @@ from tests.execution_api import serve_the_newest_execution_api
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.local import LocalQarnot
+    from tests.ui.browser import Browser
 
 ROOT = Path(__file__).resolve().parent.parent
 HOME = Path(tempfile.mkdtemp(prefix="airflow-qarnot-pool-tests-"))
@@ -152,6 +153,16 @@ def bundles_of_this_test() -> None:
     manager = sys.modules.get("airflow.dag_processing.bundles.manager")
     if snapshot := getattr(manager, "_load_bundle_config_snapshot", None):
         snapshot.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    """The browser of this process. See :meth:`Browser.begin`."""
+    from tests.ui.browser import Browser
+
+    browser = Browser()
+    yield browser
+    browser.close()
 
 
 @pytest.fixture(scope="session")

@@ -143,12 +143,9 @@ def busy() -> Iterator[LocalQarnot]:
 
 
 @pytest.fixture(scope="module")
-def browser(busy: LocalQarnot) -> Iterator[Browser]:
-    from tests.ui.browser import Browser
-
-    chromium = Browser(busy.url)
-    yield chromium
-    chromium.close()
+def browser(busy: LocalQarnot, chromium: Browser) -> Browser:
+    chromium.begin(busy.url)
+    return chromium
 
 
 WATCH = """

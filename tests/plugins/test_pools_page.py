@@ -321,7 +321,7 @@ def test_the_requests_of_everything_are_counted(make: Maker, airflow_app: Any, s
 
     for most, act in (
         (2 + 3 * 4, lambda: fetcher(LIST)),
-        (2 + 3, lambda: fetcher(pools[0])),
+        (4, lambda: fetcher(pools[0])),
         (3, lambda: fetcher(output_key(pools[0], tasks[0]))),
         (3, lambda: actions.preview_close(pools[0])),
         (2, lambda: actions.resize(pools[0], 2, None, audit)),

@@ -48,11 +48,29 @@ FIND = """
 SHOTS = os.environ.get("QARNOT_UI_SHOTS")
 
 
-class Browser:
-    """A Chromium with a profile of its own."""
+#: Answers once something that matches can be seen, or after *milliseconds* with nothing.
+SEE = (
+    """
+    const [css, text, milliseconds, done] = arguments;
+    const find = () => { """
+    + FIND.replace("const [css, text] = arguments;", "")
+    + """ };
+    const ends = performance.now() + milliseconds;
+    const look = () => {
+        const found = find();
+        if (found.length || performance.now() > ends) done(found);
+        else setTimeout(look, 20);
+    };
+    look();
+"""
+)
 
-    def __init__(self, base: str) -> None:
-        self.base = base
+
+class Browser:
+    """A Chromium with a profile of its own. Its tests are at :attr:`base`."""
+
+    def __init__(self) -> None:
+        self.base = ""
         self._profile = tempfile.mkdtemp(prefix="qarnot-ui-")
         options = webdriver.ChromeOptions()
         for flag in FLAGS:
@@ -61,6 +79,16 @@ class Browser:
         options.binary_location = shutil.which("chromium") or ""
         service = webdriver.ChromeService(shutil.which("chromedriver"))
         self.driver = webdriver.Chrome(options=options, service=service)
+        self.driver.set_script_timeout(60)
+
+    def begin(self, base: str) -> None:
+        """Begin a test at *base*: nothing is left of tests of other sites."""
+        self.driver.switch_to.default_content()
+        if base != self.base:
+            self.base = base
+            # Cookies do not depend on the port.
+            self.driver.execute_cdp_cmd("Network.clearBrowserCookies", {})
+            self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
         self.resize(1400, 900)
 
     def close(self) -> None:
@@ -83,7 +111,7 @@ class Browser:
 
     def wait(self, look: Callable[[], T], what: str) -> T:
         """Look until there is something true. A page that is just being drawn again is looked at again."""
-        deadline = time.monotonic() + PATIENCE
+        deadline, pause = time.monotonic() + PATIENCE, 0.02
         while True:
             try:
                 if found := look():
@@ -94,7 +122,8 @@ class Browser:
             if time.monotonic() >= deadline:
                 shown = self.driver.find_element(By.TAG_NAME, "body").text
                 raise AssertionError(f"Waited {PATIENCE:.0f} s for {what}. The page says:\n{shown[:3000]}")
-            time.sleep(0.2)
+            time.sleep(pause)
+            pause = min(0.1, pause * 1.5)
 
     def find(self, css: str, text: str = "") -> list[WebElement]:
         """What can be seen and matches, with *text* in it. One call of the driver, however many there are."""
@@ -103,7 +132,12 @@ class Browser:
 
     def see(self, css: str, text: str = "") -> WebElement:
         """The first that can be seen and matches, as soon as there is one."""
-        return self.wait(lambda: self.find(css, text), f"{css} with {text!r}")[0]
+
+        def seen() -> list[WebElement]:
+            found: list[WebElement] = self.driver.execute_async_script(SEE, css, text, 1000)
+            return found
+
+        return self.wait(seen, f"{css} with {text!r}")[0]
 
     def click(self, css: str, text: str = "") -> None:
         """Click on it, once it can be clicked on."""

@@ -23,12 +23,23 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 USERS = {"anna": "admin", "otto": "op", "vera": "viewer"}
-SETTINGS = {"QARNOT__POOLS_PAGE_REFRESH": "2", "QARNOT__POLL_INTERVAL": "1"}
+SETTINGS = {"QARNOT__POOLS_PAGE_REFRESH": "1", "QARNOT__POLL_INTERVAL": "1"}
+
+
+#: What the Airflow tasks of these tests import, so that each of them starts sooner.
+PRELOAD = (
+    "airflow.sdk.execution_time.task_runner",
+    "airflow_qarnot_pool.api.client",
+    "airflow_qarnot_pool.operators.task",
+    "airflow_qarnot_pool.task_groups.pool",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     missing = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
     missing += [name for name in ("selenium",) if importlib.util.find_spec(name) is None]
+    # It waits for the processes of an Airflow, which start while others have the browser.
+    items.sort(key=lambda item: item.path != HERE / "test_ui.py")
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.airflow_ui)
@@ -40,7 +51,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def qarnot_of_ui() -> Iterator[LocalQarnot]:
     from airflow_qarnot_pool.local import LocalQarnot
 
-    with LocalQarnot(boot_seconds=1.0, close_seconds=1.0) as server:
+    with LocalQarnot(boot_seconds=0.5, close_seconds=0.5) as server:
         yield server
 
 
@@ -67,24 +78,22 @@ def airflow(qarnot_of_ui: LocalQarnot) -> Iterator[AirflowStack]:
             database=database,
             users=USERS,
             start_timeout=600,
+            preload=PRELOAD,
             env={f"AIRFLOW__{name}": value for name, value in SETTINGS.items()},
         )
         yield ends.enter_context(stack)
 
 
-@pytest.fixture(scope="session")
-def chromium(airflow: AirflowStack) -> Iterator[Browser]:
-    from tests.ui.browser import Browser
-
-    browser = Browser(airflow.url)
-    yield browser
-    browser.close()
+@pytest.fixture(scope="module")
+def base(airflow: AirflowStack) -> str:
+    """Where the tests of a module are. Most have another one."""
+    return airflow.url
 
 
 @pytest.fixture
-def browser(chromium: Browser, request: pytest.FixtureRequest) -> Iterator[Browser]:
+def browser(chromium: Browser, base: str, request: pytest.FixtureRequest) -> Iterator[Browser]:
     """Chromium, with a picture of how a test left it."""
-    chromium.resize(1400, 900)
+    chromium.begin(base)
     yield chromium
     chromium.shot(request.node.name)
 

@@ -45,14 +45,9 @@ def server() -> Iterator[Replay]:
 
 
 @pytest.fixture(scope="module")
-def chromium(server: Replay) -> Iterator[Browser]:
-    from tests.ui.browser import Browser
-
-    browser = Browser(server.url)
-    browser.driver.set_script_timeout(60)
-    browser.driver.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
-    yield browser
-    browser.close()
+def base(server: Replay, chromium: Browser) -> str:
+    chromium.driver.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
+    return server.url
 
 
 @pytest.fixture(autouse=True)

@@ -25,12 +25,10 @@ class Quiet(SimpleHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """Chromium, with two versions of the site. The older one has no gallery."""
+def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Two versions of the site. The older one has no gallery."""
     from mkdocs.commands.build import build
     from mkdocs.config import load_config
-
-    from tests.ui.browser import Browser
 
     root = tmp_path_factory.mktemp("site")
     build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(root / docs_site.DEV), strict=True))
@@ -39,9 +37,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     docs_site.list_versions(root)
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(root))) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        browser = Browser(f"http://127.0.0.1:{server.server_port}")
-        yield browser
-        browser.close()
+        yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
 
 
