@@ -12,7 +12,7 @@ POSTGRES_DRIVERS := psycopg2-binary==2.9.13 asyncpg==0.32.0
 # Hundreds of interpreters start here, each of which would compile the package again.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup demo test coverage test-airflow test-ui distributed soak matrix next chaos readings bench check lint format types build reproducible docs docs-releases release-check upload check-install test-group-3.1 clean
+.PHONY: setup demo test coverage test-airflow test-ui pools-page chromium distributed soak matrix next chaos readings bench check lint format types build reproducible docs docs-releases release-check upload check-install test-group-3.1 clean
 
 setup: $(STAMP)
 
@@ -47,17 +47,25 @@ test-airflow: setup
 # `make test-ui AIRFLOW=3.1.8` takes an older Airflow, as of its release day, and the built wheel.
 UI ?= tests/ui
 AIRFLOW ?=
-test-ui: setup $(if $(AIRFLOW),build)
-	@{ command -v chromium && command -v chromedriver; } >/dev/null \
-	  || { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends chromium chromium-driver; } \
-	  || { echo 'Chromium is missing; as root: apt-get install chromium chromium-driver' >&2; exit 1; }
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt $(SELENIUM) \
-	  || $(BIN)/python -m pip install --quiet -c constraints.txt $(SELENIUM)
+test-ui: chromium $(if $(AIRFLOW),build)
 ifeq ($(AIRFLOW),)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m airflow_ui $(UI) tests/local/test_senders.py tests/local/test_page.py
 else
 	$(BIN)/python -m tools.old_ui $(AIRFLOW) $(UI)
 endif
+
+# The pictures of docs/pools-page.md from a real run of about 10 minutes, and figures of the page's promises.
+# `make pools-page PAGE='--views shots --large'` keeps all views, and adds 500 pools with 10,000 Qarnot tasks.
+PAGE ?=
+pools-page: chromium
+	$(BIN)/python -m tools.pools_page $(PAGE)
+
+chromium: setup
+	@{ command -v chromium && command -v chromedriver; } >/dev/null \
+	  || { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends chromium chromium-driver; } \
+	  || { echo 'Chromium is missing; as root: apt-get install chromium chromium-driver' >&2; exit 1; }
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt $(SELENIUM) \
+	  || $(BIN)/python -m pip install --quiet -c constraints.txt $(SELENIUM)
 
 # Several of everything, as in production: Celery workers, triggerers, schedulers, PostgreSQL and Redis, which are
 # killed and taken away. The option `--distributed-report docs/contributing/evidence/distributed.md` in DISTRIBUTED

@@ -90,6 +90,8 @@ def row(n: int = 1, **more: Any) -> dict[str, Any]:
         },
         "limit": {"max_cost": 5.0, "max_run_cost": None},
         "closed_by": None,
+        "closes_when_idle": False,
+        "idle_close_by": None,
         "console": f"https://console.example/pools/{uuid_of(n)}",
         "closable": True,
         "resizable": True,
@@ -248,6 +250,11 @@ class Replay:
         self.rows: list[dict[str, Any]] = []
         self.details: dict[str, dict[str, Any]] = {}
         self.every = 0.1
+        #: Age of the data of the connection.
+        self.age = 1.0
+        #: Clear it, and nobody who reads is answered.
+        self.may_read = threading.Event()
+        self.may_read.set()
         self.now = START
         #: Seconds that pass with each request of a list or a pool.
         self.step = 0.0
@@ -294,6 +301,7 @@ class Replay:
             }
         if parts[-1] == "history":
             return 200, self._history()
+        self.may_read.wait(30)
         self.requests += 1
         self.change(self.requests)
         self.now += self.step
@@ -307,7 +315,7 @@ class Replay:
         version = f"v{hash(rows)}"
         connection = {
             "id": "qarnot_default",
-            "age": 1.0,
+            "age": self.age,
             "error": self.error,
             "refreshing": False,
             "may_edit": True,
@@ -323,7 +331,8 @@ class Replay:
         version = f"v{hash(json.dumps(found))}"
         head = {
             "now": self.now,
-            "age": None if self.is_fetching else 1.0,
+            "every": self.every,
+            "age": None if self.is_fetching else self.age,
             "error": self.error,
             "refreshing": self.is_fetching,
             "may_edit": True,
@@ -364,7 +373,7 @@ class Replay:
             "cut": False,
             "open": opened,
         }
-        return {"now": self.now, "connections": [one]}
+        return {"now": self.now, "every": self.every, "connections": [one]}
 
 
 class _Server(ThreadingHTTPServer):

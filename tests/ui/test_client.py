@@ -318,6 +318,40 @@ def test_an_outage_is_told_once_and_the_state_is_beside_the_title(browser: Brows
     asked(browser, server, 2)
 
 
+@pytest.mark.parametrize("where", ["list", "pool"])
+def test_data_that_are_old_are_stale_though_nothing_has_failed(
+    browser: Browser, server: Replay, where: str
+) -> None:
+    server.show([row(1)])
+    server.details[uuid_of(1)] = detail(row(1))
+    browser.go(PAGE + (pool_of(1) if where == "pool" else ""))
+    browser.see(".live .good", "as of")
+    server.age = 181.0
+    browser.see(".live .bad", "Stale, as of 3 min")
+    server.every = 61.0  # a page that is asked for so seldom is as fresh as it can be
+    browser.click(".live button", "Refresh")
+    browser.see(".live .good", "as of 3 min")
+
+
+def test_a_server_that_does_not_answer_is_not_waited_for(browser: Browser, server: Replay) -> None:
+    server.show([row(1)])
+    browser.go(PAGE)
+    browser.see(tr(1))
+    browser.script(
+        "window.limits = []; window.timeout = AbortSignal.timeout.bind(AbortSignal);"
+        "AbortSignal.timeout = (limit) => { window.limits.push(limit); return window.timeout(100); }"
+    )
+    server.may_read.clear()
+    try:
+        browser.see(".banner", "Airflow does not respond.")
+        browser.see(".live", "Stale, as of")
+        browser.see(tr(1))
+        assert set(browser.script("AbortSignal.timeout = window.timeout; return window.limits")) == {30_000}
+    finally:
+        server.may_read.set()
+    browser.wait(lambda: not browser.find(".banner"), "the banner to go")
+
+
 def test_title_and_focus_follow(browser: Browser, server: Replay) -> None:
     server.show([row(1)])
     server.details[uuid_of(1)] = detail(row(1))
@@ -695,6 +729,32 @@ def test_a_close_that_fails_after_its_dialog_is_told(browser: Browser, server: R
     browser.see(".toast", "open_pool_1 is not closed: Qarnot does not answer")
 
 
+def test_close_when_idle(browser: Browser, server: Replay) -> None:
+    server.show([row(1), row(2, resizable=False)])
+    browser.go(PAGE)
+    browser.click(f"{tr(2)} td.act button")
+    browser.see("dialog button", "Close the pool")
+    assert not browser.find("dialog button", "when idle")
+    browser.click("dialog button", "Keep it")
+    browser.click(f"{tr(1)} td.act button")
+    browser.see("dialog", "the reaper closes the pool once it has had no work for 5 minutes")
+    browser.shot("close-when-idle")
+    browser.click("dialog button", "Close when idle")
+    browser.wait(lambda: not browser.find("dialog"), "the dialog to go")
+    path = f"/api/connections/qarnot_default/pools/{uuid_of(1)}/close-when-idle"
+    assert server.posts == [(path, {"wanted": True})]
+    wish = {"closes_when_idle": True, "idle_close_by": {"user": "anna", "at": iso(START - 5)}}
+    server.rows[0] |= wish
+    server.details[uuid_of(1)] = detail(row(1, **wish))
+    browser.see(f"{tr(1)} .phase", "closes when idle")
+    browser.click(f"{tr(1)} td.name a")
+    browser.see("p", "To be closed by the reaper when idle, as anna asked")
+    browser.click(".head button", "Close…")
+    browser.click("dialog button", "Do not close when idle")
+    browser.wait(lambda: len(server.posts) == 2, "the request")
+    assert server.posts[1] == (path, {"wanted": False})
+
+
 def test_who_closed_it_is_shown(browser: Browser, server: Replay) -> None:
     closing = {"phase": "closing", "word": "closing", "state": "Closing", "closable": False}
     by = {"user": "anna", "at": iso(START - 5)}
@@ -787,6 +847,36 @@ def test_the_theme_is_airflows(browser: Browser, server: Replay) -> None:
         "document.documentElement.className = 'light'; document.body.style.backgroundColor = 'rgb(250, 250, 250)'"
     )
     browser.in_frame(lambda: browser.script(look) == ["", "rgb(250, 250, 250)"], "Airflow's light")
+
+
+def test_a_page_that_is_left_leaves_airflows_page_alone(browser: Browser, server: Replay) -> None:
+    """Airflow's page lives longer. What comes back as it was follows it again."""
+    server.show([row(1)])
+    browser.go("/blank")
+    browser.script(
+        "window.listening = 0;"
+        "for (const [name, change] of [['addEventListener', 1], ['removeEventListener', -1]]) {"
+        "  const real = window[name];"
+        "  window[name] = (type, ...more) => {"
+        "    if (type === 'local-storage') window.listening += change;"
+        "    return real.call(window, type, ...more); }; }"
+        "const frame = document.createElement('iframe');"
+        "frame.src = '/qarnot-pools/'; document.body.append(frame)"
+    )
+    browser.in_frame(lambda: browser.script("return document.querySelectorAll('tr[data-uuid]').length"), "it")
+
+    def is_dark_after(event: str, theme: str) -> bool:
+        with browser.frame():
+            browser.script("dispatchEvent(new PageTransitionEvent(arguments[0], {persisted: true}))", event)
+        browser.script("document.documentElement.className = arguments[0]", theme)
+        with browser.frame():
+            return browser.script("return document.documentElement.classList.contains('dark')")
+
+    assert browser.script("return window.listening") == 1
+    assert not is_dark_after("pagehide", "dark")
+    assert browser.script("return window.listening") == 0
+    assert is_dark_after("pageshow", "dark")
+    assert not is_dark_after("pageshow", "light")
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -32,6 +32,7 @@ let output = null;
 let history = null;
 let problem = null;
 let skew = 0; // of the server's clock
+let every = 5; // seconds between two rounds of requests of the server
 let isPaused = false;
 let listHash = "#"; // where "back" leads
 const selected = new Set();
@@ -52,7 +53,7 @@ async function refresh() {
   clearTimeout(timer);
   generation += 1;
   const own = generation;
-  let wait = 1000 * ((list || {}).every || 5);
+  let wait = 0;
   let isRefreshing = false;
   try {
     isRefreshing = view.pool ? await askPool(own) : view.tab === "day" && !api.run ? await askDay(own) : await askList(own);
@@ -65,7 +66,7 @@ async function refresh() {
     problem = error;
   }
   render();
-  if (!document.hidden && (!isPaused || (isRefreshing && isWaiting()))) timer = setTimeout(refresh, wait);
+  if (!document.hidden && (!isPaused || (isRefreshing && isWaiting()))) timer = setTimeout(refresh, wait || 1000 * every);
 }
 
 /* Whether something is shown that has never been answered. It is asked for even if the page is paused. */
@@ -74,7 +75,7 @@ function isWaiting() {
   return !(isOpen(view.pool) && pool.pool) || Boolean(view.task && !(output && output.output));
 }
 
-const setClock = (body) => { skew = body.now - Date.now() / 1000; };
+const setClock = (body) => { skew = body.now - Date.now() / 1000; every = body.every || every; };
 
 async function askList(own) {
   const shown = [...place.querySelectorAll("tr[data-uuid]")].map((row) => row.dataset.uuid);
@@ -185,7 +186,7 @@ function statusView(chosen) {
   const entries = shownEntries(chosen);
   const isDated = ({ age }) => age !== null && age !== undefined;
   const ages = entries.filter(isDated).map((entry) => entry.age);
-  const isStale = Boolean(problem) || entries.some((entry) => entry.error) || ages.some((age) => list && age > Math.max(LATE_SECONDS, 3 * list.every));
+  const isStale = Boolean(problem) || entries.some((entry) => entry.error) || ages.some((age) => age > Math.max(LATE_SECONDS, 3 * every));
   const kind = isPaused ? "off" : isStale ? "bad" : "good";
   const word = isPaused ? "Paused, " : isStale ? "Stale, " : "";
   if (!ages.length) return h("span", { class: `state ${kind}` }, isPaused ? "Paused" : isStale ? "No data" : "Asking Qarnot…");
