@@ -17,7 +17,12 @@ from airflow_qarnot_pool.ownership.termination import closes_when_idle, end
 from airflow_qarnot_pool.plugins import airflow_db
 from airflow_qarnot_pool.plugins.phases import is_closable, load_of, word_of
 from airflow_qarnot_pool.plugins.queries import REQUEST_LIMITS, get_own_pool, settings_of
-from airflow_qarnot_pool.plugins.resizing import closing_when_idle, obstacle_of, resized
+from airflow_qarnot_pool.plugins.resizing import (
+    closing_when_idle,
+    obstacle_of,
+    obstacle_to_idle_close,
+    resized,
+)
 from airflow_qarnot_pool.plugins.rows import MAX_USERS, RunFacts
 from airflow_qarnot_pool.plugins.texts import clean_label, clean_line, plural, run_link
 
@@ -82,9 +87,9 @@ class PoolActions:
         settings = settings_of(self.conn_id)
         with settings.client(**REQUEST_LIMITS) as client:
             pool = get_own_pool(client, uuid, settings.namespace)
-            if closes_when_idle(pool) is wanted:
+            if closes_when_idle(pool) is wanted and is_closable(pool):
                 return False
-            if obstacle := obstacle_of(pool):
+            if obstacle := obstacle_to_idle_close(pool):
                 raise NotResizableError(obstacle)
             audit(pool)
             client.pools.set_scaling(uuid, closing_when_idle(pool, wanted))

@@ -25,7 +25,7 @@ from airflow_qarnot_pool.api.parts import (
 )
 from airflow_qarnot_pool.api.states import accepts_tasks
 from airflow_qarnot_pool.ownership.termination import idle_close_policy
-from airflow_qarnot_pool.plugins.phases import keep_warm_of, phase_of, target_slots
+from airflow_qarnot_pool.plugins.phases import phase_of, target_slots
 
 MAX_SLOTS = 5_000
 #: Limits of the idle time after which a node is released.
@@ -46,6 +46,13 @@ def obstacle_of(pool: Pool) -> str | None:
     if policies and not isinstance(policies[0], (FixedPolicy, ManagedTasksQueuePolicy)):
         return "This release does not know the scaling policy of the pool. Change it in its DAG"
     return None
+
+
+def obstacle_to_idle_close(pool: Pool) -> str | None:
+    """Return why the pool cannot be marked as one that is closed when it is idle; None if it can."""
+    if pool.elastic and pool.elastic.is_elastic and not pool.scaling:
+        return "The pool is elastic, and has no policy whose name tells the reaper. Release its idle nodes by a resize"
+    return obstacle_of(pool)
 
 
 def max_slots_of(pool: Pool) -> int:
@@ -88,10 +95,7 @@ def resized(pool: Pool, slots: int, idle: timedelta | None) -> dict[str, Any]:
 
 
 def closing_when_idle(pool: Pool, wanted: bool) -> Scaling:
-    """Return the scaling with which idle nodes go and the reaper closes the idle pool, or, if not *wanted*, keeps it.
-
-    An elastic pool gets a policy with the same maximum, because its own settings have no name.
-    """
+    """Return the scaling with which idle nodes go and the reaper closes the idle pool, or, if not *wanted*, keeps it."""
     name = idle_close_policy(pool.uuid) if wanted else POLICY_NAME
     policy = pool.scaling.policies[0] if pool.scaling else None
     if isinstance(policy, ManagedTasksQueuePolicy):
@@ -102,7 +106,7 @@ def closing_when_idle(pool: Pool, wanted: bool) -> Scaling:
     released = ManagedTasksQueuePolicy(
         name=name,
         max_total_slots=max(1, max_slots_of(pool)),
-        min_idle_time=min(keep_warm_of(pool) or RELEASED_AFTER, RELEASED_AFTER),
+        min_idle_time=RELEASED_AFTER,
         scaling_factor=1,
         enabled_periods=(AlwaysPeriod(),) if policy is None else _periods(policy),
     )

@@ -33,7 +33,7 @@ from airflow_qarnot_pool.plugins.phases import (
     target_slots,
     word_of,
 )
-from airflow_qarnot_pool.plugins.resizing import max_slots_of, obstacle_of
+from airflow_qarnot_pool.plugins.resizing import max_slots_of, obstacle_of, obstacle_to_idle_close
 from airflow_qarnot_pool.plugins.severity import Situation, rank_of, task_warnings_of, warnings_of
 from airflow_qarnot_pool.plugins.texts import clean_label, clean_line, run_link, shape_of, to_iso
 
@@ -220,6 +220,7 @@ def _state(pool: Pool, tasks: Sequence[TaskRow]) -> dict[str, Any]:
         "queued": queued,
         "closable": is_closable(pool),
         "resizable": obstacle_of(pool) is None,
+        "idle_closable": obstacle_to_idle_close(pool) is None,
     }
 
 

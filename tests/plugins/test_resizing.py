@@ -9,7 +9,13 @@ import pytest
 
 from airflow_qarnot_pool.api.models import Pool
 from airflow_qarnot_pool.ownership.termination import closes_when_idle
-from airflow_qarnot_pool.plugins.resizing import closing_when_idle, max_slots_of, obstacle_of, resized
+from airflow_qarnot_pool.plugins.resizing import (
+    closing_when_idle,
+    max_slots_of,
+    obstacle_of,
+    obstacle_to_idle_close,
+    resized,
+)
 
 FIXED = {"type": "Fixed", "name": "f", "slotsCount": 4}
 MANAGED = {
@@ -95,8 +101,15 @@ def test_an_elastic_pool_stays_elastic() -> None:
     ],
 )
 def test_pools_that_cannot_be_resized(found: Pool, obstacle: str | None) -> None:
-    said = obstacle_of(found)
-    assert said is None if obstacle is None else obstacle in (said or "")
+    for said in (obstacle_of(found), obstacle_to_idle_close(found)):
+        assert said is None if obstacle is None else obstacle in (said or "")
+
+
+def test_an_elastic_pool_has_no_policy_to_name() -> None:
+    """Qarnot refuses one together with its settings."""
+    elastic = pool(elasticProperty=ELASTIC)
+    assert obstacle_of(elastic) is None
+    assert "elastic" in (obstacle_to_idle_close(elastic) or "")
 
 
 @pytest.mark.parametrize(
@@ -106,7 +119,6 @@ def test_pools_that_cannot_be_resized(found: Pool, obstacle: str | None) -> None
         (pool(FIXED), 4, 300),
         (pool(MANAGED), 4, 300),
         (pool({**MANAGED, "minIdleTimeSeconds": 60}), 4, 60),
-        (pool(elasticProperty={**ELASTIC, "maxTotalSlots": 50}), 50, 60),
         (pool({**FIXED, "slotsCount": 0}, targetRunningInstanceCount=0), 1, 300),
     ],
 )

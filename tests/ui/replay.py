@@ -95,6 +95,7 @@ def row(n: int = 1, **more: Any) -> dict[str, Any]:
         "console": f"https://console.example/pools/{uuid_of(n)}",
         "closable": True,
         "resizable": True,
+        "idle_closable": True,
         **more,
     }
 
@@ -113,7 +114,7 @@ def failed(n: int = 60, **more: Any) -> dict[str, Any]:
         "ended": iso(START - 900),
         "closable": False,
     }
-    gone = {"ready": 0, "wanted": 0, "busy": 0, "queued": 0, "resizable": False}
+    gone = {"ready": 0, "wanted": 0, "busy": 0, "queued": 0, "resizable": False, "idle_closable": False}
     return wrong(n, 0, "failed", "The pool failed: GHX0782I: No node is left", **{**ended, **gone, **more})
 
 

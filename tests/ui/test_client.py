@@ -730,7 +730,7 @@ def test_a_close_that_fails_after_its_dialog_is_told(browser: Browser, server: R
 
 
 def test_close_when_idle(browser: Browser, server: Replay) -> None:
-    server.show([row(1), row(2, resizable=False)])
+    server.show([row(1), row(2, idle_closable=False)])
     browser.go(PAGE)
     browser.click(f"{tr(2)} td.act button")
     browser.see("dialog button", "Close the pool")

@@ -67,11 +67,11 @@ export async function close(row, then, tell) {
   const draw = () => show("Close this pool?", [
     h("p", {}, h("strong", {}, row.name)),
     preview ? consequences(preview, (row.figures || {}).per_hour) : problem ? null : h("p", { class: "quiet" }, "Asking Qarnot what is on it…"),
-    row.resizable ? h("p", { key: "idle", class: "quiet" }, row.closes_when_idle ? KEPT : IDLE) : null,
+    row.idle_closable ? h("p", { key: "idle", class: "quiet" }, row.closes_when_idle ? KEPT : IDLE) : null,
     failure(problem),
   ], {
     yes: "Close the pool",
-    other: !row.resizable ? null : row.closes_when_idle ? "Do not close when idle" : "Close when idle",
+    other: !row.idle_closable ? null : row.closes_when_idle ? "Do not close when idle" : "Close when idle",
     isReady: Boolean(preview && preview.closable) && !isBusy,
     no: isBusy ? "Hide" : "Keep it",
   });
