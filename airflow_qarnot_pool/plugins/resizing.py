@@ -95,7 +95,7 @@ def resized(pool: Pool, slots: int, idle: timedelta | None) -> dict[str, Any]:
 
 
 def closing_when_idle(pool: Pool, wanted: bool) -> Scaling:
-    """Return the scaling with which idle nodes go and the reaper closes the idle pool, or, if not *wanted*, keeps it."""
+    """Return the scaling with which idle nodes go and the reaper closes the idle pool. Not *wanted*: it keeps it."""
     name = idle_close_policy(pool.uuid) if wanted else POLICY_NAME
     policy = pool.scaling.policies[0] if pool.scaling else None
     if isinstance(policy, ManagedTasksQueuePolicy):

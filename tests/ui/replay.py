@@ -251,6 +251,8 @@ class Replay:
         self.rows: list[dict[str, Any]] = []
         self.details: dict[str, dict[str, Any]] = {}
         self.every = 0.1
+        #: Whether the server has been restarted, and has read nothing yet.
+        self.is_new = False
         #: Age of the data of the connection.
         self.age = 1.0
         #: Clear it, and nobody who reads is answered.
@@ -312,30 +314,31 @@ class Replay:
         return 200, self._list(have, words_of(query.get("search", [""])[0]))
 
     def _list(self, have: str, words: list[str]) -> str:
-        rows = json.dumps(self.rows)
+        rows = json.dumps([] if self.is_new else self.rows)
         version = f"v{hash(rows)}"
         connection = {
             "id": "qarnot_default",
-            "age": self.age,
+            "age": None if self.is_new else self.age,
             "error": self.error,
-            "refreshing": False,
+            "refreshing": self.is_new,
             "may_edit": True,
         }
-        head = {"now": self.now, "every": self.every, "version": version, "known": True, "refreshing": False}
+        head = {"now": self.now, "every": self.every, "version": version}
+        head |= {"known": not self.is_new, "refreshing": self.is_new}
         is_new = have != version
         head |= {"connections": [connection], "full": is_new, "gone": []}
         head["found"] = found_in(self.left_out, words)
         return f'{json.dumps(head)[:-1]}, "pools": {rows if is_new else "[]"}}}'
 
     def _pool(self, uuid: str, have: str) -> dict[str, Any]:
-        found = self.details.get(uuid)
+        found = None if self.is_new else self.details.get(uuid)
         version = f"v{hash(json.dumps(found))}"
         head = {
             "now": self.now,
             "every": self.every,
-            "age": None if self.is_fetching else self.age,
+            "age": None if self.is_fetching or self.is_new else self.age,
             "error": self.error,
-            "refreshing": self.is_fetching,
+            "refreshing": self.is_fetching or self.is_new,
             "may_edit": True,
             "version": version,
         }

@@ -157,6 +157,23 @@ def test_a_pool_is_shown_though_the_page_is_paused(browser: Browser, server: Rep
     browser.see("figure", "Queue")
 
 
+@pytest.mark.parametrize("where", ["list", "pool"])
+def test_a_restart_of_the_server_takes_nothing_away(browser: Browser, server: Replay, where: str) -> None:
+    server.show(crowd())
+    server.details[uuid_of(1)] = detail(row(1))
+    browser.go(PAGE + (pool_of(1) if where == "pool" else ""))
+    browser.see("figure" if where == "pool" else tr(60))
+    browser.script(OBSERVE)
+    server.is_new = True
+    asked(browser, server, 3)
+    server.is_new = False
+    asked(browser, server, 3)
+    assert browser.script("return window.changes") == []
+    server.is_new, server.error = True, "Qarnot does not answer (503)."
+    browser.see(".banner", "Qarnot does not answer (503). The data shown is older.")
+    assert browser.find("figure" if where == "pool" else tr(60))
+
+
 def test_a_tick_keeps_every_row(browser: Browser, server: Replay) -> None:
     server.show(crowd())
     browser.go(PAGE)

@@ -83,6 +83,12 @@ async function askList(own) {
   const body = await api.list((list || {}).version || "", shown, q);
   if (own !== generation) return false;
   setClock(body);
+  if (rows.length && !body.known && body.connections.every((each) => each.age === null)) {
+    // The server has been restarted. What it has told before is shown until it knows more.
+    const errorOf = (id) => (body.connections.find((each) => each.id === id) || { error: null }).error;
+    list = { ...list, connections: list.connections.map((each) => ({ ...each, error: errorOf(each.id) })) };
+    return body.refreshing;
+  }
   rows = merged(rows, body);
   found = { q, words: Object.fromEntries(Object.entries(body.found).map(([word, uuids]) => [word, new Set(uuids)])) };
   list = { ...body, pools: null, gone: null, found: null };
@@ -100,7 +106,9 @@ async function askPool(own) {
   const body = await api.pool(chosen, isOpen(chosen) && pool.pool ? pool.version : "");
   if (own !== generation) return false;
   setClock(body);
-  pool = { ...body, pool: body.unchanged ? pool.pool : body.pool, of: chosen.uuid };
+  const before = isOpen(chosen) ? pool.pool : null;
+  if (before && !body.unchanged && !body.pool) pool = { ...pool, error: body.error }; // the server has been restarted
+  else pool = { ...body, pool: body.unchanged ? before : body.pool, of: chosen.uuid };
   let isRefreshing = body.refreshing;
   if (task) {
     try {
