@@ -23,3 +23,7 @@ OBSERVE = """
         }
     }).observe(document, {subtree: true, childList: true, attributes: true, characterData: true});
 """
+#: The texts of the cells of each row that matches.
+CELLS = """
+    return [...document.querySelectorAll(arguments[0])].map((tr) => [...tr.children].map((one) => one.textContent));
+"""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.ui import MISFITS, OBSERVE
+from tests.ui import CELLS, MISFITS, OBSERVE
 from tests.ui.replay import START, Replay, detail, failed, iso, row, task, uuid_of, wrong
 
 if TYPE_CHECKING:
@@ -23,9 +23,6 @@ FRAMED = "/plugin/qarnot-pools"
 WHOLE = """
     return [...document.querySelectorAll('tr[data-uuid]')]
         .filter((one) => one.getBoundingClientRect().bottom <= 900).length;
-"""
-CELLS = """
-    return [...document.querySelectorAll(arguments[0])].map((tr) => [...tr.children].map((one) => one.textContent));
 """
 #: The class of each path of bars, and how many bars it has.
 BARS = """

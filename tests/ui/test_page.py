@@ -7,12 +7,13 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.plugins.conftest import Maker, identity, until
-from tests.ui import MISFITS, OBSERVE
+from tests.ui import CELLS, MISFITS, OBSERVE
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.local import LocalQarnot
@@ -40,8 +41,10 @@ def site(airflow_db: None, qarnot_of_ui: LocalQarnot) -> Iterator[str]:
     from starlette.responses import HTMLResponse
     from starlette.routing import Mount, Route
 
+    from airflow_qarnot_pool.plugins import queries
     from airflow_qarnot_pool.plugins.routes import ConnectionRegistry, _build_app
 
+    between_bills, queries.FIGURES_MAX_AGE = queries.FIGURES_MAX_AGE, 0.5
     create_auth_manager()
     page = _build_app(ConnectionRegistry(["qarnot_default"], max_age=0.25))
     page.dependency_overrides[get_user] = lambda: SimpleAuthManagerUser(username="anna", role="ADMIN")
@@ -60,6 +63,7 @@ def site(airflow_db: None, qarnot_of_ui: LocalQarnot) -> Iterator[str]:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
         server.should_exit = True
         thread.join()
+    queries.FIGURES_MAX_AGE = between_bills
     os.environ.pop("AIRFLOW_CONN_QARNOT_DEFAULT")
 
 
@@ -106,6 +110,54 @@ def test_a_quiet_list_is_not_touched(browser: Browser, make: Maker) -> None:
     browser.script(OBSERVE)
     browser.wait(lambda: browser.script(asked) >= before + 10, "ten requests")
     assert browser.script("return window.changes") == []
+
+
+def test_the_pictures_have_the_numbers_of_the_account(browser: Browser, make: Maker) -> None:
+    """From Qarnot to the table behind each picture, which has the numbers that are drawn."""
+    uuid = make.pool("measured", size=2)
+    until(lambda: make.client.pools.get(uuid).ready_slots == 2, "the nodes")
+    browser.go(PAGE)
+    browser.script("localStorage.setItem('timezone', JSON.stringify('UTC'))")
+    browser.go(f"{PAGE}#pool=qarnot_default/{uuid}")
+    browser.see("dd", "2 ready of 2 wanted")
+    made = {make.task(uuid, "sleep 1", name=f"part {n}"): f"part {n}" for n in range(4)}
+
+    def tasks() -> list[Any]:
+        return [task for task in make.client.pools.tasks(uuid) if task.uuid in made]
+
+    until(lambda: all(task.state == "Success" for task in tasks()), "the Qarnot tasks")
+    make.client.pools.close(uuid)
+    browser.see(".head", "Closed")
+    browser.see(".head", "closed")
+
+    def table(name: str) -> list[list[str]]:
+        browser.script("document.querySelector(arguments[0]).open = true", f"[data-table={name}]")
+        rows = browser.wait(
+            lambda: browser.script(CELLS, f"[data-table={name}] tbody tr"), f"the table {name}"
+        )
+        return [cells for cells in rows if "not observed" not in cells]
+
+    def second(text: str) -> float:
+        return datetime.fromisoformat(f"{text}+00:00").timestamp()
+
+    assert len(table("gantt")) == len(made)
+    for cells in table("gantt"):
+        assert cells[1] in ("node 1", "node 2")
+        assert cells[2] == "succeeded"
+    spans = sorted((second(start), second(end)) for _, _, _, start, end in table("gantt"))
+    for (start, end), task in zip(spans, sorted(tasks(), key=lambda one: one.end_date), strict=True):
+        assert abs(end - task.end_date.timestamp()) <= 1
+        assert abs((end - start) - task.execution_time.total_seconds()) <= 1
+    euros = make.client.pools.credits(uuid)
+    browser.wait(
+        lambda: abs(float(table("cost")[-1][1].strip("€")) - euros) < 0.0001, "the whole bill in the picture"
+    )
+    slots = [[int(cell) if cell else None for cell in cells[1:]] for cells in table("slots")]
+    assert max(ready for _, ready, _ in slots if ready is not None) == 2
+    assert [(wanted, ready) for wanted, ready, _ in slots if ready is not None][-1] == (0, 0)
+    assert max(busy for *_, busy in slots if busy is not None) == 2
+    waiting = [int(cells[1]) for cells in table("queue")]
+    assert (max(waiting) in (2, 3, 4), waiting[-1]) == (True, 0)
 
 
 def test_a_lost_node_is_seen(browser: Browser, make: Maker, qarnot_of_ui: LocalQarnot) -> None:
