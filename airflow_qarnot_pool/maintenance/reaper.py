@@ -126,21 +126,19 @@ def decide_reap(facts: PoolFacts, limits: ReapLimits, now: datetime) -> ReapDeci
         return ReapDecision(action=ReapAction.KEEP, reason=f"it is used by {facts.used_by}")
     if (unneeded := _why_unneeded(facts, limits, now, idle)) is not None:
         return ReapDecision(action=ReapAction.CLOSE, reason=unneeded)
-    if idle > limits.idle_timeout:
-        reason = f"it has been idle since {facts.idle_since:%Y-%m-%d %H:%M}"
-        return ReapDecision(action=ReapAction.CLOSE, reason=reason)
     run_state = f"its DAG run is {facts.run_state or 'not known yet'}"
     shared = f"it is shared, and its last use was at {facts.idle_since:%Y-%m-%d %H:%M}"
-    reason = shared if facts.shared else run_state
-    return ReapDecision(action=ReapAction.KEEP, reason=reason)
+    return ReapDecision(action=ReapAction.KEEP, reason=shared if facts.shared else run_state)
 
 
 def _why_unneeded(facts: PoolFacts, limits: ReapLimits, now: datetime, idle: timedelta) -> str | None:
-    """Return why no DAG run needs a pool that has no other user; None if one may need it."""
+    """Return why a pool that has no other user is closed: no DAG run needs it, or it is idle. None: it is kept."""
+    idle_for_long = f"it has been idle since {facts.idle_since:%Y-%m-%d %H:%M}"
     if facts.shared:
         # An idle one may be held by a run between two tasks, so only the idle timeout closes it.
-        is_left = facts.unfinished_instances > 0 and now - facts.idle_since > limits.grace_period
-        return "only Qarnot tasks of finished or unknown DAG runs are left on it" if is_left else None
+        if facts.unfinished_instances > 0 and now - facts.idle_since > limits.grace_period:
+            return "only Qarnot tasks of finished or unknown DAG runs are left on it"
+        return idle_for_long if idle > limits.idle_timeout else None
     age = now - facts.created
     # Work that still runs for a finished run belongs to no task. It spares the pool no longer than the grace period.
     unused = age if facts.unfinished_instances > 0 else idle
@@ -148,7 +146,7 @@ def _why_unneeded(facts: PoolFacts, limits: ReapLimits, now: datetime, idle: tim
         return f"its DAG run {facts.run} has finished ({facts.run_state})"
     if facts.run_state is None and age > limits.grace_period:
         return f"there is no DAG run {facts.run}"
-    return None
+    return idle_for_long if idle > limits.idle_timeout else None
 
 
 @dataclass(frozen=True, kw_only=True)
