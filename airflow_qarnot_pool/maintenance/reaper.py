@@ -126,9 +126,14 @@ def decide_reap(facts: PoolFacts, limits: ReapLimits, now: datetime) -> ReapDeci
         return ReapDecision(action=ReapAction.KEEP, reason=f"it is used by {facts.used_by}")
     if (unneeded := _why_unneeded(facts, limits, now, idle)) is not None:
         return ReapDecision(action=ReapAction.CLOSE, reason=unneeded)
-    run_state = f"its DAG run is {facts.run_state or 'not known yet'}"
-    shared = f"it is shared, and its last use was at {facts.idle_since:%Y-%m-%d %H:%M}"
-    return ReapDecision(action=ReapAction.KEEP, reason=shared if facts.shared else run_state)
+    return ReapDecision(action=ReapAction.KEEP, reason=_why_kept(facts))
+
+
+def _why_kept(facts: PoolFacts) -> str:
+    """Return why a pool without another user is kept."""
+    if facts.shared:
+        return f"it is shared, and its last use was at {facts.idle_since:%Y-%m-%d %H:%M}"
+    return f"its DAG run is {facts.run_state or 'not known yet'}"
 
 
 def _why_unneeded(facts: PoolFacts, limits: ReapLimits, now: datetime, idle: timedelta) -> str | None:
