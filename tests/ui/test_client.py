@@ -806,6 +806,27 @@ def test_bulk_close_of_all_that_are_idle(browser: Browser, server: Replay) -> No
     browser.wait(lambda: not browser.find(".bulk"), "the selection to be gone")
 
 
+def test_bulk_close_when_idle_tells_which_pools_cannot(browser: Browser, server: Replay) -> None:
+    server.show([row(1), row(2)])
+    browser.go(PAGE)
+    for n in (1, 2):
+        browser.click(f"{tr(n)} [data-pick]")
+    browser.click(".bulk button", "Close…")
+    server.refusals["close-when-idle"] = (409, "The pool is elastic")
+    browser.click("dialog button", "Close them when idle")
+    browser.see("dialog .results", "not closed: The pool is elastic")
+    browser.see("dialog", "2 of 2 done")
+    browser.click("dialog button", "Done")
+    browser.see(".bulk", "2 pools selected")
+    server.refusals.clear()
+    browser.click(".bulk button", "Close…")
+    browser.click("dialog button", "Close them when idle")
+    browser.see("dialog .results", "closes when idle")
+    assert [path.rpartition("/")[2] for path, _ in server.posts] == ["close-when-idle"] * 4
+    browser.click("dialog button", "Done")
+    browser.wait(lambda: not browser.find(".bulk"), "the selection to be gone")
+
+
 def test_resize_keeps_the_maximum_of_a_pool_that_follows_its_load(browser: Browser, server: Replay) -> None:
     pool = row(1, wanted=2, ready=2, max_slots=50, follows_load=True)
     server.show([pool])

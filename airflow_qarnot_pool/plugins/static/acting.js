@@ -127,7 +127,7 @@ function rateOf(rows) {
   return value || unknown ? `, ${unknown ? "≥ " : ""}${euros(value)} an hour` : "";
 }
 
-/* Close *rows* one by one, a few at a time, and show how each went. */
+/* Close *rows*, now or when they are idle, one by one, a few at a time, and show how each went. */
 export function closeAll(rows, then, tell) {
   const isMine = open();
   const results = new Map();
@@ -147,8 +147,8 @@ export function closeAll(rows, then, tell) {
       h("strong", {}, row.name),
       quiet(` ${row.connection || ""}`),
       results.has(row.uuid) ? h("span", { class: "result" }, ` ${results.get(row.uuid)}`) : null))),
-  ], isOver() ? { no: "Done" } : { yes: "Close them", isReady: !isBusy, no: isBusy ? "Hide" : "Keep them" });
-  confirmed = async () => {
+  ], isOver() ? { no: "Done" } : { yes: "Close them", other: "Close them when idle", isReady: !isBusy, no: isBusy ? "Hide" : "Keep them" });
+  const act = async (send, told) => {
     if (isBusy) return;
     isBusy = true;
     const queue = [...rows];
@@ -157,8 +157,7 @@ export function closeAll(rows, then, tell) {
         results.set(row.uuid, "…");
         if (isMine()) draw();
         try {
-          const body = await api.close(row);
-          results.set(row.uuid, body.already ? "was closing already" : "closing");
+          results.set(row.uuid, told(await send(row)));
         } catch (error) {
           results.set(row.uuid, `not closed: ${error.message}`);
         }
@@ -170,6 +169,8 @@ export function closeAll(rows, then, tell) {
     if (refused.length && !isMine()) tell(`${plural(refused.length, "pool")} of ${rows.length}: ${results.get(refused[0].uuid)}`);
     then(rows.filter((row) => !refused.includes(row)));
   };
+  confirmed = () => act(api.close, (body) => (body.already ? "was closing already" : "closing"));
+  chosenOther = () => act((row) => api.closeWhenIdle(row, true), () => "closes when idle");
   draw();
 }
 

@@ -82,13 +82,14 @@ function facts(detail) {
   const ofPool = (text) => (row.mine ? under(`of ${text} for the pool`) : null);
   const fact = (name, ...value) => h("div", { key: name }, h("dt", {}, name), h("dd", {}, ...value));
   const rate = all.per_hour && !isEnded(row) ? under(`${euros(all.per_hour)} an hour now`) : null;
-  const limit = row.limit && row.limit.max_cost ? under(`limit ${euros(row.limit.max_cost)}`) : null;
+  const { max_cost: limit, max_run_cost: limitOfRun } = row.limit || {};
+  const limits = [limit ? under(`limit ${euros(limit)}`) : null, limitOfRun ? under(`limit of its DAG run ${euros(limitOfRun)}`) : null];
   const ended = isEnded(row) && row.ended;
   return h("dl", { key: "facts", class: "facts" },
     fact("For", ...owner(row)),
     fact("Slots", isEnded(row) ? "–" : `${row.ready} ready of ${row.wanted} wanted`, isEnded(row) ? null : under(`${row.busy} busy, ${row.queued} queued`)),
     fact("Qarnot tasks", taskCounts(tasksOf(row)), row.mine && row.tasks ? under(`all runs: ${countsText(row.tasks)}`) : null),
-    fact(row.mine ? "Cost of this run" : "Cost so far", euros(own.euros), ofPool(euros(all.euros)), rate, limit),
+    fact(row.mine ? "Cost of this run" : "Cost so far", euros(own.euros), ofPool(euros(all.euros)), rate, limits),
     fact("Created", when(row.created), ended ? under("lasted ", lasting(epoch(row.created), epoch(row.ended))) : under(clock(epoch(row.created)), " ago")),
     fact("Node time paid for", duration(detail.use.node_seconds), detail.use.idle_node_seconds === null ? null : under(`idle: ${duration(detail.use.idle_node_seconds)}`), row.mine ? under("the whole pool") : null),
     fact("Energy", energy(own.energy_wh), ofPool(energy(all.energy_wh))),
