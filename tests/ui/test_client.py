@@ -650,7 +650,7 @@ def test_the_numbers_of_the_pictures(browser: Browser, server: Replay) -> None:
     assert [text for text in browser.script(marks) if "node" in text] == [f"node {n}" for n in (1, 2, 3, 4)]
     browser.click("[data-table=gantt] summary")
     drawn = browser.wait(lambda: browser.script(CELLS, "[data-table=gantt] tbody tr"), "the table")
-    placed = [f"node {bar[0] // 2 + 1}, slot {bar[0] % 2 + 1}" for bar in pictures["gantt"]["bars"]]
+    placed = [f"on node {bar[0] // 2 + 1}, slot {bar[0] % 2 + 1}" for bar in pictures["gantt"]["bars"]]
     assert sorted(cells[1] for cells in drawn) == sorted(placed)
     bars = browser.script(BARS)
     assert sum(count for _, count in bars) == 40

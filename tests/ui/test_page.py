@@ -142,7 +142,7 @@ def test_the_pictures_have_the_numbers_of_the_account(browser: Browser, make: Ma
 
     assert len(table("gantt")) == len(made)
     for cells in table("gantt"):
-        assert cells[1] in ("node 1", "node 2")
+        assert cells[1] in ("on node 1", "on node 2")
         assert cells[2] == "succeeded"
     spans = sorted((second(start), second(end)) for _, _, _, start, end in table("gantt"))
     for (start, end), task in zip(spans, sorted(tasks(), key=lambda one: one.end_date), strict=True):

@@ -180,7 +180,7 @@ export function gantt(spec) {
     height,
     legend: legendOf(data, spec.colour),
     drag: true,
-    table: { head: ["Qarnot task", "Drawn on", "State", "Start", "End"], rows: () => ganttRows(data), note: cutNote(data) },
+    table: { head: ["Qarnot task", "Drawn", "State", "Start", "End"], rows: () => ganttRows(data), note: cutNote(data) },
   }, content);
 }
 
@@ -188,11 +188,11 @@ const lanesOf = (data) => data.bars.reduce((most, bar) => Math.max(most, bar[0] 
 /* The nodes that have a mark, each of which needs 14 px. */
 const nodeMarks = (nodes, tall) => Array.from({ length: nodes }, (_, node) => node).filter((node) => node % Math.max(1, Math.ceil(LANE / tall)) === 0);
 
-/* Where a bar is drawn: a node, and its slot if it has several. */
-function placeOf({ nodes, slots_per_node: slots }, lane, isExact) {
-  if (!isExact) return "no node";
-  if (lane >= nodes * slots) return "more at once than slots";
-  return `node ${Math.floor(lane / slots) + 1}${slots > 1 ? `, slot ${(lane % slots) + 1}` : ""}`;
+/* Where a bar is drawn: on a node, and its slot if it has several. Times have whole seconds, so there may seem to be more
+   instances at once than slots. */
+function placeOf({ nodes, slots_per_node: slots }, lane) {
+  if (lane >= nodes * slots) return "below the nodes";
+  return `on node ${Math.floor(lane / slots) + 1}${slots > 1 ? `, slot ${(lane % slots) + 1}` : ""}`;
 }
 
 const STATE_KIND = { running: "busy", succeeded: "good", failed: "bad", cancelled: "off" };
@@ -223,7 +223,7 @@ const cutNote = ({ bars, total }) => (bars.length > MAX_ROWS ? `The ${MAX_ROWS} 
 
 function ganttRows(data) {
   return [...data.bars].sort((a, b) => b[1] - a[1]).slice(0, MAX_ROWS).map(([lane, start, end, state, task, instance, exact]) =>
-    [`${nameOf(data.tasks[task])}${instance ? ` #${instance}` : ""}`, placeOf(data, lane, exact), exact ? state : `${state} (times of the whole task)`,
+    [`${nameOf(data.tasks[task])}${instance ? ` #${instance}` : ""}`, placeOf(data, lane), exact ? state : `${state} (times of the whole task)`,
       stamp(start), end === null ? "" : stamp(end)]);
 }
 
@@ -242,7 +242,7 @@ export function readGantt(spec, t, y) {
   const task = spec.gantt.tasks[index];
   const waited = exact && task && task.created ? start - Date.parse(task.created) / 1000 : 0;
   return [`${nameOf(task)}${instance ? ` #${instance}` : ""}: ${state}`, `${stamp(start)} – ${end === null ? "now" : `${stamp(end)}, ${duration(end - start)}`}`,
-    waited >= 1 ? `after ${duration(waited)} in the queue` : null, exact ? `drawn on ${placeOf(spec.gantt, lane, exact)}` : null, exact ? null : "times of the whole Qarnot task"].filter(Boolean);
+    waited >= 1 ? `after ${duration(waited)} in the queue` : null, exact ? `drawn ${placeOf(spec.gantt, lane)}` : "times of the whole Qarnot task"].filter(Boolean);
 }
 
 // ---- boot phases
