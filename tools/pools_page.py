@@ -26,6 +26,7 @@ from typing import Any
 import requests
 
 from airflow_qarnot_pool.api.client import QarnotClient
+from airflow_qarnot_pool.api.states import Phase
 from airflow_qarnot_pool.local import LocalQarnot
 from tests.plugins.conftest import Maker, identity
 from tests.stack.postgres import Postgres, binary
@@ -133,8 +134,12 @@ class Studio:
             self.airflow.trigger(dag_id)
         uuid = self.pool_of("nightly_rendering")
         with self.watched(uuid):
-            wait(lambda: {row["severity"] for row in self.rows()} >= PROBLEMS, "the problems")
+            wait(lambda: self.problems() >= PROBLEMS, "the problems")
         return uuid
+
+    def problems(self) -> set[str]:
+        """Return the kinds of the warnings."""
+        return {warning["kind"] for row in self.rows() for warning in row["warnings"]}
 
     # --- pictures
 
@@ -223,11 +228,14 @@ class Studio:
         """End everything, and return what changes in the list when nothing happens at Qarnot."""
         for dag in self.airflow.api("GET", "dags")["dags"]:
             self.airflow.api("PATCH", f"dags/{dag['dag_id']}", {"is_paused": True})
-        for pool in self.client.pools.list():
-            if pool.state not in ("Closed", "Failure"):
-                self.client.pools.close(pool.uuid)
+            for run in self.airflow.api("GET", f"dags/{dag['dag_id']}/dagRuns")["dag_runs"]:
+                if run["state"] == "running":
+                    self.airflow.mark_run(dag["dag_id"], run["dag_run_id"], "failed")
 
         def is_over() -> bool:
+            for pool in self.client.pools.list():
+                if pool.phase in (Phase.TRANSIENT, Phase.LIVE):
+                    self.client.pools.close(pool.uuid)
             rows = self.rows()
             return all(row["ended"] and row["figures"] for row in rows)
 
