@@ -29,6 +29,7 @@ PAGE = "/qarnot-pools/"
 @pytest.fixture(scope="module")
 def site(airflow_db: None, qarnot_of_ui: LocalQarnot) -> Iterator[str]:
     """The page's own application, whose every user is an admin, and a page around it."""
+    Maker(qarnot_of_ui).end_all()  # of Airflow's tests
     extra = {"namespace": "page", "console_url": "https://console.example"}
     connection = {"conn_type": "qarnot", "host": qarnot_of_ui.url, "password": qarnot_of_ui.token}
     os.environ["AIRFLOW_CONN_QARNOT_DEFAULT"] = json.dumps({**connection, "extra": extra})
