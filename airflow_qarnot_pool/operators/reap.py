@@ -21,7 +21,8 @@ _YES, _NO = ("true", "1", "yes"), ("false", "0", "no")
 class QarnotReapOperator(QarnotOperator):
     """Close pools of this namespace whose DAG run has finished or is unknown, or that are idle or over a cost limit.
 
-    A shared pool is closed if only such runs have Qarnot tasks on it, and no unfinished run has opened it.
+    A shared pool is closed if only such runs have Qarnot tasks on it, and no unfinished run has opened it. A pool for
+    which somebody chose *Close when idle* on the Pools page is closed once it has had no work for five minutes.
 
     Qarnot tasks without a pool are aborted if their DAG run has finished or is unknown. Tasks that no Airflow task
     waits for (``wait_for_completion=False``) and tasks that outlive it (``cancel_on_kill=False``) are spared.
