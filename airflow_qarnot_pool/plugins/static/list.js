@@ -76,7 +76,7 @@ function tiles(rows, view, now) {
     counted.length < open.length
       ? tile(null, view, "Qarnot tasks", "…", "being counted")
       : tile(failed ? "tasks" : null, view, "Qarnot tasks", whole(tasks("running")),
-        `running, ${whole(tasks("queued"))} queued${failed ? `, ${whole(failed)} failed` : ""}`),
+        `running, ${failed ? `${whole(failed)} failed, ` : ""}${whole(tasks("queued"))} queued`),
     costTile(rows, open, view, now),
     carbonTile(rows, view));
 }
