@@ -67,10 +67,12 @@ with DAG("crash_tests", **BY_HAND):
     )
     simulate >> wait_for_review()
 
-# It gets no nodes.
+# Its nodes do not boot.
 with DAG("protein_folding", **BY_HAND):
     QarnotCreatePoolOperator(
-        task_id="open_pool", instance_count=64, pool_spec={"max_time_queue": timedelta(seconds=20)}
+        task_id="open_pool",
+        instance_count=16,
+        pool_spec={"preparation_command": "sh -c 'echo the licence server does not respond >&2; exit 7'"},
     )
 
 # All is well, and closed.

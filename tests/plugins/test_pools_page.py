@@ -308,6 +308,7 @@ def test_the_requests_of_everything_are_counted(make: Maker, airflow_app: Any, s
     """With shared pools, which take most. The numbers are those of the documentation."""
     from airflow_qarnot_pool.plugins.actions import PoolActions
     from airflow_qarnot_pool.plugins.cache import LIST
+    from airflow_qarnot_pool.plugins.pools_page import QarnotPoolsPlugin
     from airflow_qarnot_pool.plugins.queries import Fetcher, output_key
 
     labels = {"airflow.shared": "nightly"}
@@ -318,6 +319,13 @@ def test_the_requests_of_everything_are_counted(make: Maker, airflow_app: Any, s
     fetcher(LIST)
 
     def audit(pool: Any) -> None: ...
+
+    def is_alone() -> bool:
+        """Return whether the page of the tests before has ended its last round."""
+        app = QarnotPoolsPlugin.fastapi_apps[0]["app"]._app
+        return app is None or all(cache._thread is None for cache in app.state.registry.caches.values())
+
+    until(is_alone, "the end of other requests")
 
     for most, act in (
         (2 + 3 * 4, lambda: fetcher(LIST)),
