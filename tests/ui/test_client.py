@@ -799,7 +799,7 @@ def test_bulk_close_of_all_that_are_idle(browser: Browser, server: Replay) -> No
     browser.click(".bulk button", "Close…")
     browser.see("dialog", "Close 2 pools?")
     browser.see("dialog", "16 slots up, ≥ €2.88 an hour")
-    browser.click("dialog button", "Close them")
+    browser.click("dialog button.danger", "Close them")
     browser.see("dialog .results", "closing")
     browser.click("dialog button", "Done")
     assert {each[0].split("/")[-2] for each in server.posts} == {uuid_of(2), uuid_of(3)}
