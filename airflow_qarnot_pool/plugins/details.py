@@ -148,7 +148,8 @@ def build_detail(
     :param starts: observed starts of nodes and of the instances of arrays.
     """
     starts = {} if starts is None else starts
-    bars = tuple(bar for task in tasks for bar in pictures.bars_of(task, starts))
+    work = [task for task in tasks if not is_warm_up(label(task.labels, "role"))]
+    bars = tuple(pictures.fitted(bar for task in work for bar in pictures.bars_of(task, starts)))
     created, ended = pool.creation_date, ended_at(pool)
     whole = {
         "timeline": timeline(pool, observed),
@@ -160,7 +161,7 @@ def build_detail(
             "from": created.timestamp() if created else None,
             "until": ended.timestamp() if ended else None,
             "slots": pictures.slots_over_time(pool, observed),
-            "work": pictures.work_over_time(tasks, bars),
+            "work": pictures.work_over_time(work, bars),
             "cost": pictures.cost_over_time(pool, observed),
         },
     }

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -174,6 +174,26 @@ def _ended(task: Task, ended: datetime) -> Bar:
     return Bar(end.timestamp() - seconds, end.timestamp(), group, task.uuid)
 
 
+def fitted(bars: Iterable[Bar]) -> list[Bar]:
+    """Return bars of which none overlaps the next one in its lane.
+
+    Times have whole seconds. Otherwise more slots would seem busy than there are.
+    """
+    bars = list(bars)
+    exact = sorted((bar for bar in bars if bar.is_exact), key=_by_start)
+    last: dict[int, int] = {}
+    for index, lane in enumerate(_lanes(exact, 0)[0]):
+        before = exact[last.get(lane, index)]
+        if before.end is not None and before.end > exact[index].start and lane in last:
+            exact[last[lane]] = replace(before, end=exact[index].start)
+        last[lane] = index
+    return [*exact, *(bar for bar in bars if not bar.is_exact)]
+
+
+def _by_start(bar: Bar) -> tuple[float, str, int]:
+    return bar.start, bar.task, bar.instance or 0
+
+
 class NodeCount(NamedTuple):
     """The nodes of a pool: slots on each, the most slots that were seen, and the most that it may have."""
 
@@ -206,10 +226,8 @@ def gantt(bars: Sequence[Bar], count: NodeCount | None = None) -> dict[str, Any]
     lanes of exact bars; the others follow. ``tasks`` has uuids.
     """
     count = count or NodeCount()
-    exact = sorted(
-        (bar for bar in bars if bar.is_exact), key=lambda bar: (bar.start, bar.task, bar.instance or 0)
-    )
-    inexact = sorted((bar for bar in bars if not bar.is_exact), key=lambda bar: (bar.start, bar.task))
+    exact = sorted((bar for bar in bars if bar.is_exact), key=_by_start)
+    inexact = sorted((bar for bar in bars if not bar.is_exact), key=_by_start)
     lanes, used = _lanes(exact, 0)
     nodes = count.nodes(used)
     used = max(used, nodes * count.slots_per_node)
@@ -300,7 +318,7 @@ def _changes(task: Task, bars: Sequence[Bar]) -> Iterator[tuple[float, int, int]
             yield bar.end, -1, 0
         if created is not None:
             yield created, 0, 1
-            yield bar.start, 0, -1
+            yield max(created, bar.start), 0, -1
     never_ran = (task.instances or 1) - max(len(bars), _started(task))
     if created is not None and never_ran > 0:
         yield created, 0, never_ran

@@ -136,6 +136,19 @@ def test_instances_of_an_array_are_placed_if_they_were_observed() -> None:
     ]
 
 
+def test_no_more_slots_are_busy_than_there_are() -> None:
+    """Ends and starts are rounded, each in its own way."""
+    bars = [Bar(n * 10.0, n * 10.0 + 10.6, "succeeded", "t0", n) for n in range(3)]
+    bars += [Bar(30, None, "running", "t1", 0), Bar(0, 50, "failed", "t2", None, is_exact=False)]
+    found = pictures.fitted(reversed(bars))
+    assert [(bar.start, bar.end) for bar in found] == [(0, 10), (10, 20), (20, 30), (30, None), (0, 50)]
+    assert max(busy for _, busy, _ in pictures.work_over_time([task("Success")], found)["points"]) <= 1
+    # A start that is rounded to before the creation empties no queue that is not there.
+    early = [Bar(ZERO - 1, ZERO + 5, "succeeded", "t")]
+    queued = [queued for *_, queued in pictures.work_over_time([task("Success", moved=5)], early)["points"]]
+    assert min(queued) == 0
+
+
 def test_bars_of_a_lane_do_not_overlap_and_the_youngest_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     bars = [Bar(n * 10.0, n * 10.0 + 25, "succeeded", f"t{n % 3}", n) for n in range(30)]
     bars += [Bar(5, None, "running", "t0", 99), Bar(0, 400, "failed", "array", None, is_exact=False)]
