@@ -159,8 +159,15 @@ export function dayView({ history, width, tables, reader }) {
     h("div", { class: "pictures" }, daySpecs(one, common).map((spec) => drawn(spec, charts.lines, charts.readLines, reader)))));
 }
 
-function daySpecs({ id, from, points, gaps, open }, common) {
-  const base = { ...common, from, gaps, isWhole: true };
+/* The start of the pictures: the day, or less if nothing is known of its start. */
+function startOf({ from, points, open }, now) {
+  const known = [...points.slice(0, 1), ...open.filter(([, count]) => count > 0).slice(0, 1)].map(([t]) => t);
+  return Math.max(from, Math.floor((Math.min(now - 3600, ...known) - 300) / 600) * 600);
+}
+
+function daySpecs(one, common) {
+  const { id, points, gaps, open } = one;
+  const base = { ...common, from: startOf(one, common.end), gaps, isWhole: true };
   const cost = column(points, 6);
   const slots = [step("wanted", "off dashed", column(points, 2)), step("ready", "good", column(points, 3)), step("busy", "busy", column(points, 4), { area: true })];
   const specs = [
