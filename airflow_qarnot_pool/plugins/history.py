@@ -121,12 +121,14 @@ def _events(
     if observed is None:
         return []
     change, events = ready - observed.ready, []
+    # A pool that follows its load may want fewer than there are.
+    rest = f"{ready} of {wanted} run" if wanted >= ready else f"{ready} run"
     if lost:
-        events.append((now, "lost", f"{plural(lost, 'slot')} lost; {ready} of {wanted} run"))
+        events.append((now, "lost", f"{plural(lost, 'slot')} lost; {rest}"))
     elif change < 0:
-        events.append((now, "down", f"{plural(-change, 'slot')} released; {ready} of {wanted} run"))
+        events.append((now, "down", f"{plural(-change, 'slot')} released; {rest}"))
     if change > 0:
-        events.append((now, "up", f"{plural(change, 'slot')} up; {ready} of {wanted} run"))
+        events.append((now, "up", f"{plural(change, 'slot')} up; {rest}"))
     return events
 
 

@@ -316,6 +316,15 @@ def test_the_newest_event_is_first_also_within_a_second() -> None:
     assert [event["text"] for event in events] == ["FullyDispatched", "Submitted"]
 
 
+def test_an_event_does_not_say_8_of_0_slots() -> None:
+    polls = [(0, pool(ready=0)), (10, pool(ready=1)), (20, pool(ready=2, targetRunningInstanceCount=0))]
+    events = history.events_of(polls[-1][1], observed_at(*polls))
+    assert [event["text"] for event in events if event["kind"] == "up"] == [
+        "1 slot up; 2 run",
+        "1 slot up; 1 of 2 run",
+    ]
+
+
 # --- against the account
 
 
