@@ -914,6 +914,17 @@ def test_a_page_that_is_left_leaves_airflows_page_alone(browser: Browser, server
     assert not is_dark_after("pageshow", "light")
 
 
+@pytest.mark.parametrize("width", [860, 905, 930, 1000])
+def test_the_texts_of_pictures_keep_their_size(browser: Browser, server: Replay, width: int) -> None:
+    """A picture is drawn for the width that it gets, with one or two in a row."""
+    browser.resize(width, 300)  # with a scroll bar
+    browser.go(f"{PAGE}#tab=day")
+    browser.see("figure")
+    drawn = "(one) => one.getBoundingClientRect().width / one.viewBox.baseVal.width"
+    scales = browser.script(f"return [...document.querySelectorAll('svg')].map({drawn})")
+    assert min(scales) > 0.95
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1000, 1400])
 def test_every_view_fits_at_every_width(browser: Browser, server: Replay, width: int, theme: str) -> None:

@@ -10,7 +10,9 @@ const HEIGHT = 170;
 /* Qarnot's bill grows in steps, so a shorter time in which it stays the same is no pause. */
 const BILL_SECONDS = 300;
 
-const halfOf = (width) => (width >= 900 ? Math.floor((width - 16) / 2) : width);
+/* As pools.css lays them out. The width of the window counts there, and not that of the page in it. */
+const isNarrow = matchMedia("(max-width: 899px)");
+const halfOf = (width) => (isNarrow.matches ? width : Math.floor((width - 16) / 2));
 const column = (points, i) => points.map((point) => [point[0], point[i]]).filter((point) => point[1] !== null);
 const step = (name, kind, points, more = {}) => ({ name, kind, step: true, points, ...more });
 
