@@ -26,7 +26,7 @@ let view = {};
 /* Answers of the server: the list, the pool in full, its output, the last day. */
 let list = null;
 let rows = [];
-let found = { q: "", words: {} }; // what the server has found: the uuids in a set for each word of the search
+let found = { q: "", words: new Map() }; // what the server has found: the uuids in a set for each word of the search
 let pool = null;
 let output = null;
 let history = null;
@@ -85,12 +85,12 @@ async function askList(own) {
   setClock(body);
   if (rows.length && !body.known && body.connections.every((each) => each.age === null)) {
     // The server has been restarted. What it has told before is shown until it knows more.
-    const errorOf = (id) => (body.connections.find((each) => each.id === id) || { error: null }).error;
+    const errorOf = (id) => (body.connections.find((each) => each.id === id) || body.connections[0] || { error: null }).error;
     list = { ...list, connections: list.connections.map((each) => ({ ...each, error: errorOf(each.id) })) };
     return body.refreshing;
   }
   rows = merged(rows, body);
-  found = { q, words: Object.fromEntries(Object.entries(body.found).map(([word, uuids]) => [word, new Set(uuids)])) };
+  found = { q, words: new Map(Object.entries(body.found).map(([word, uuids]) => [word, new Set(uuids)])) };
   list = { ...body, pools: null, gone: null, found: null };
   if (selected.size) {
     const closable = new Set(rows.filter((row) => row.closable).map((row) => row.uuid));

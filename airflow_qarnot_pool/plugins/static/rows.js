@@ -112,7 +112,7 @@ export function chosen(rows, view, now, isRun, found) {
   const facets = Object.entries(FACETS).filter(([name]) => view[name]);
   const kept = rows.filter((row) => keep(row, now)
     && facets.every(([name, [, values]]) => values(row).includes(view[name]))
-    && words.every((word) => textOf(row).includes(word) || (row.has_more && Boolean(found.words[word]) && found.words[word].has(row.uuid))));
+    && words.every((word) => textOf(row).includes(word) || (row.has_more && Boolean(found.words.get(word)?.has(row.uuid)))));
   return sorted(kept, view.sort || "");
 }
 
