@@ -160,6 +160,10 @@ class Browser:
                 field.click()
                 field.send_keys(Keys.CONTROL, "a")
                 field.send_keys(text)
+                # The page takes letters one by one. Nothing is written twice meanwhile.
+                ends = time.monotonic() + 5
+                while field.get_attribute("value") != text and time.monotonic() < ends:
+                    time.sleep(0.02)
             return field.get_attribute("value") == text
 
         self.wait(lambda: self.find(css) and written(), f"{css} to take {text!r}")
@@ -174,9 +178,16 @@ class Browser:
         def shown() -> bool:
             if self.find(css):
                 return True
-            for heading in self.find("[role=dialog] button", section):
-                if heading.get_attribute("aria-expanded") != "true":
-                    heading.click()
+            # One section is open at a time, and the name of another one may begin alike.
+            headings = [
+                one for one in self.find("[role=dialog] button", section) if one.text.strip() == section
+            ]
+            folded = [one for one in headings if one.get_attribute("aria-expanded") != "true"]
+            if folded:
+                folded[0].click()
+                self.wait(
+                    lambda: folded[0].get_attribute("aria-expanded") == "true", f"{section!r} to unfold"
+                )
             return False
 
         self.wait(shown, f"{css} in the section {section!r}")
