@@ -1,0 +1,1 @@
+"""Run the tasks of Airflow itself on Qarnot nodes."""

@@ -1,0 +1,119 @@
+"""First process of a workload on a node: ``python -m airflow_qarnot_pool.executors.node``. Standard library only.
+
+The workload and its token come in secret constants, which Qarnot exports as environment variables. This process replaces
+itself by Airflow's, with an environment without them. Airflow reads the workload from a pipe, which is empty then. So
+neither a command line, nor an environment, nor a file of the node has the token when the code of the task runs.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import socket
+import sys
+import uuid
+import zlib
+from collections.abc import MutableMapping
+from typing import Any
+
+#: Prefix of the constants with the parts of the payload, which Qarnot does not return.
+PREFIX = "QARNOT_SECRET__AIRFLOW_WORKLOAD_"
+#: Constant with the folder that the instances of a node share. The local Qarnot replaces ``/job`` by its real path.
+SHARED = "AIRFLOW_QARNOT_SHARED"
+#: Variable with a text that differs between two launches of the same Qarnot task.
+LAUNCH = "AIRFLOW_QARNOT_LAUNCH"
+#: Option of Airflow for the folder of its bundles. In the shared folder, a node fetches each version once.
+BUNDLES = "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_STORAGE_PATH"
+#: Maximum characters of a payload, because a pipe holds 65,536 bytes and nothing reads it before all is written.
+MAX_PAYLOAD = 60_000
+#: Maximum number of parts. Base64 of a payload that cannot be compressed needs 40.
+MAX_PARTS = 48
+
+
+def pack(payload: dict[str, Any], size: int) -> dict[str, str]:
+    """Return the constants that bring *payload* to a node.
+
+    :param size: maximum characters of the value of a constant.
+    :raises ValueError: it is too large. The text has its size.
+    """
+    data = json.dumps(payload, separators=(",", ":")).encode()
+    if len(data) > MAX_PAYLOAD:
+        raise ValueError(f"{len(data):,} bytes")
+    # Without "/" and "$", by which Qarnot would recognize paths and variables.
+    text = base64.urlsafe_b64encode(zlib.compress(data, 9)).decode()
+    parts = [text[start : start + size] for start in range(0, len(text), size)]
+    return {f"{PREFIX}{number}": part for number, part in enumerate(parts)}
+
+
+def unpack(environment: MutableMapping[str, str]) -> dict[str, Any]:
+    """Remove the constants of :func:`pack` from *environment*, and return the payload.
+
+    :raises ValueError: they are missing or damaged.
+    """
+    parts = []
+    for number in range(MAX_PARTS):
+        part = environment.pop(f"{PREFIX}{number}", None)
+        if part is None:
+            break
+        parts.append(part)
+    if not parts:
+        raise ValueError(f"the constant {PREFIX}0 is missing")
+    try:
+        unpacker = zlib.decompressobj()
+        data = unpacker.decompress(base64.urlsafe_b64decode("".join(parts)), MAX_PAYLOAD)
+        payload = json.loads(data)
+    except (ValueError, zlib.error):
+        # Without the cause, whose text may quote the token.
+        raise ValueError("its constants are damaged") from None
+    if not unpacker.eof or not isinstance(payload, dict):
+        raise ValueError("its constants are damaged")
+    return payload
+
+
+def environment_of(payload: dict[str, Any], own: MutableMapping[str, str]) -> dict[str, str]:
+    """Return the environment of Airflow: that of the image, the settings of the deployment, and those of this node."""
+    environment = {**own, **payload.get("environment", {})}
+    environment[LAUNCH] = uuid.uuid4().hex[:12]
+    environment["AIRFLOW__CORE__HOSTNAME_CALLABLE"] = f"{__package__}.node.hostname"
+    environment.setdefault("PYTHONUNBUFFERED", "1")
+    shared = environment.get(SHARED, "")
+    if BUNDLES not in environment and os.access(shared, os.W_OK):
+        environment[BUNDLES] = os.path.join(shared, "airflow-bundles")
+    return environment
+
+
+def hostname() -> str:
+    """Return a name of this launch, which Airflow stores when a task starts.
+
+    Airflow takes a second start from the same host, user and process id for a repeated request. Containers of Qarnot may
+    have the same of all three. With this name Airflow refuses to start a task twice if Qarnot launches it again.
+    """
+    return f"{socket.gethostname()}-{os.environ.get(LAUNCH, '')}"
+
+
+def main(arguments: list[str]) -> None:
+    """Become Airflow's process for the workload, or with ``check`` the one that looks at this node."""
+    environment = dict(os.environ)
+    try:
+        payload = unpack(environment)
+    except ValueError as error:
+        sys.exit(f"The workload cannot be read: {error}. The node and the scheduler may have different versions.")
+    environment = environment_of(payload, environment)
+    if arguments == ["check"]:
+        os.environ.clear()
+        os.environ.update(environment)
+        from airflow_qarnot_pool.executors.node_check import main as check
+
+        check(payload)
+        return
+    reader, writer = os.pipe()
+    os.write(writer, payload["workload"].encode())
+    os.close(writer)
+    os.set_inheritable(reader, True)
+    command = [sys.executable, "-m", "airflow.sdk.execution_time.execute_workload"]
+    os.execve(sys.executable, [*command, "--json-path", f"/dev/fd/{reader}"], environment)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
