@@ -291,6 +291,25 @@ def is_supervisor_channel_free() -> bool:
     return True
 
 
+def default_logging_config() -> dict[str, Any]:
+    """Return Airflow's configuration of loggers, without its choice of a remote log.
+
+    3.1 to 3.3. The module refuses a remote log whose scheme it does not know. Without this function no provider can
+    bring a scheme of its own, because Airflow does not start with one.
+    """
+    variable = "AIRFLOW__LOGGING__REMOTE_LOGGING"
+    given = os.environ.get(variable)
+    os.environ[variable] = "False"
+    try:
+        from airflow.config_templates.airflow_local_settings import DEFAULT_LOGGING_CONFIG
+    finally:
+        if given is None:
+            del os.environ[variable]
+        else:
+            os.environ[variable] = given
+    return DEFAULT_LOGGING_CONFIG
+
+
 __all__ = [
     "AIRFLOW_VERSION",
     "HAS_ASSET_STATE_STORE",
@@ -309,6 +328,7 @@ __all__ = [
     "context_keys",
     "current_dag_and_group",
     "database_xcom",
+    "default_logging_config",
     "hook_lineage_collector",
     "is_supervisor_channel_free",
     "log_channel",

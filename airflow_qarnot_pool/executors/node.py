@@ -1,8 +1,8 @@
 """First process of a workload on a node: ``python -m airflow_qarnot_pool.executors.node``. Standard library only.
 
-The workload and its token come in secret constants, which Qarnot exports as environment variables. This process replaces
-itself by Airflow's, with an environment without them. Airflow reads the workload from a pipe, which is empty then. So
-neither a command line, nor an environment, nor a file of the node has the token when the code of the task runs.
+The workload and its token come in secret constants, which Qarnot exports as environment variables. This process
+replaces itself by Airflow's, with an environment without them. Airflow reads the workload from a pipe, which is empty
+then. So no command line, no environment and no file of the node has the token when the code of the task runs.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ def environment_of(payload: dict[str, Any], own: MutableMapping[str, str]) -> di
 def hostname() -> str:
     """Return a name of this launch, which Airflow stores when a task starts.
 
-    Airflow takes a second start from the same host, user and process id for a repeated request. Containers of Qarnot may
-    have the same of all three. With this name Airflow refuses to start a task twice if Qarnot launches it again.
+    Airflow takes a second start from the same host, user and process id for a repeated request. Two containers may have
+    the same of all three. With this name Airflow refuses to start a task twice if Qarnot launches it again.
     """
     return f"{socket.gethostname()}-{os.environ.get(LAUNCH, '')}"
 
@@ -98,7 +98,9 @@ def main(arguments: list[str]) -> None:
     try:
         payload = unpack(environment)
     except ValueError as error:
-        sys.exit(f"The workload cannot be read: {error}. The node and the scheduler may have different versions.")
+        sys.exit(
+            f"The workload cannot be read: {error}. The node and the scheduler may have different versions."
+        )
     environment = environment_of(payload, environment)
     if arguments == ["check"]:
         os.environ.clear()

@@ -91,7 +91,9 @@ def test_a_payload_of_any_size_that_fits_is_split_and_joined() -> None:
 
 
 def test_a_payload_that_is_too_large_is_refused_by_the_name_of_its_option() -> None:
-    with pytest.raises(QarnotInvalidSpecError, match=r"environment of \[qarnot_executor\] is too large.*60,9"):
+    with pytest.raises(
+        QarnotInvalidSpecError, match=r"environment of \[qarnot_executor\] is too large.*60,9"
+    ):
         constants_of(noise(60_900), {})
 
 
@@ -174,7 +176,9 @@ def test_each_launch_has_a_host_name_of_its_own(monkeypatch: pytest.MonkeyPatch)
     for _ in range(2):
         environment = node.environment_of({"environment": {"A": "1"}}, {"A": "0", "B": "2"})
         assert (environment["A"], environment["B"]) == ("1", "2")
-        assert environment["AIRFLOW__CORE__HOSTNAME_CALLABLE"] == "airflow_qarnot_pool.executors.node.hostname"
+        assert (
+            environment["AIRFLOW__CORE__HOSTNAME_CALLABLE"] == "airflow_qarnot_pool.executors.node.hostname"
+        )
         monkeypatch.setenv(node.LAUNCH, environment[node.LAUNCH])
         names |= {node.hostname(), node.hostname()}
     assert len(names) == 2

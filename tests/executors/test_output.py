@@ -1,0 +1,44 @@
+"""Live log of a workload."""
+
+from __future__ import annotations
+
+import pytest
+
+from airflow_qarnot_pool.api.client import QarnotClient
+from airflow_qarnot_pool.api.specs import TaskSpec
+from airflow_qarnot_pool.executors import output
+from airflow_qarnot_pool.local import LocalQarnot
+from tests.operators.conftest import client, qarnot, server
+
+__all__ = ["client", "qarnot", "server"]
+
+PRINT = "import sys; print('one'); print('two', flush=True); print('wrong', file=sys.stderr)"
+
+
+def test_both_streams_of_all_tasks_of_a_try_are_shown(qarnot: LocalQarnot, client: QarnotClient) -> None:
+    for name, text in (("executor-output-1", PRINT), ("executor-output-2", "print('three')")):
+        client.tasks.create(TaskSpec(name=name, shortname=name, command=["python3", "-c", text]))
+    qarnot.wait_idle() if hasattr(qarnot, "wait_idle") else None
+    for name in ("executor-output-1", "executor-output-2"):
+        while client.tasks.get(name).state != "Success":
+            pass
+    names = ["executor-output-2", "executor-output-1"]
+    assert output.task_log(client, names) == ["wrong", "one", "two", "three"]
+    assert output.task_log(client, []) == []
+    assert output.task_log(client, ["executor-output-none"]) == [
+        "Qarnot has no task executor-output-none. It was not submitted, or deleted."
+    ]
+    qarnot.faults([{"path": ".*/stdout/0", "status": 400, "message": "not today"}])
+    (shown, sentence) = output.task_log(client, ["executor-output-1"])
+    assert shown == "wrong"
+    assert "The output of Qarnot task executor-output-1 could not be read" in sentence
+
+
+def test_a_long_output_is_cut_at_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "MAX_SHOWN", 20)
+    assert output._end(["one\n", "two\n"], "stdout") == ["one", "two"]
+    first, *rest = output._end((f"line {number}\n" for number in range(100)), "stdout of Qarnot task x")
+    assert rest == ["line 98", "line 99"]
+    assert first == "... the first 774 characters of the stdout of Qarnot task x are left out"
+    monkeypatch.setattr(output, "MAX_READ", 30)
+    assert output._end(iter(["a" * 25] * 1000), "stdout")[1:] == ["a" * 20]
