@@ -291,6 +291,17 @@ def is_supervisor_channel_free() -> bool:
     return True
 
 
+def bundle_version(version: str) -> Any:
+    """Return what a DAG bundle returns for its version: an object from 3.3 on, and a text before.
+
+    Without it Airflow 3.3 warns at each parse that texts are deprecated.
+    """
+    from airflow.dag_processing.bundles import base
+
+    kind: Any = getattr(base, "BundleVersion", None)
+    return version if kind is None else kind(version=version)
+
+
 def default_logging_config() -> dict[str, Any]:
     """Return Airflow's configuration of loggers, without its choice of a remote log.
 
@@ -325,6 +336,7 @@ __all__ = [
     "api_security",
     "asset_state_accessors",
     "bucket_path_parser",
+    "bundle_version",
     "context_keys",
     "current_dag_and_group",
     "database_xcom",

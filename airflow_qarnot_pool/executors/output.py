@@ -20,7 +20,7 @@ DEADLINE = 15.0
 def task_log(client: QarnotClient, names: Sequence[str]) -> list[str]:
     """Return the lines of Qarnot tasks, those of the last name first. Never raises.
 
-    Lines of Airflow are JSON with a time, as in its log files. A Qarnot task that cannot be read has a sentence instead.
+    Lines of Airflow are JSON with a time, as in its log files. A Qarnot task that cannot be read gives a sentence.
 
     :param names: shortnames of the Qarnot tasks of a try, newest first.
     """

@@ -29,7 +29,7 @@ _CHUNK = 1024 * 1024
 
 
 class QarnotRemoteLogIO:
-    """Write and read logs of tasks. Airflow calls ``upload`` when a process of a task ends, and ``stream`` for its page.
+    """Write and read logs of tasks. Airflow calls ``upload`` at the end of a process, and ``stream`` for its page.
 
     :param place: ``qarnot://bucket/folder``.
     :param base_log_folder: folder of the logs on this machine.
@@ -117,15 +117,8 @@ class QarnotRemoteLogIO:
         return f"{self._folder}/{path}" if self._folder else path
 
     @property
-    def _settings(self) -> ConnectionSettings:
-        from airflow_qarnot_pool.hooks.qarnot import QarnotHook
-
-        # A new hook, because a supervisor has the connection only while it uploads.
-        return QarnotHook(self._conn_id).settings
-
-    @property
     def _s3(self) -> Any:
-        return _client(self._settings)
+        return s3_of(self._conn_id)
 
     def _keys(self, prefix: str) -> list[str]:
         from airflow_qarnot_pool.exceptions import QarnotBucketNotFoundError
@@ -168,8 +161,19 @@ class QarnotRemoteLogIO:
         # The executor is asked for the output of a running one.
         if not name or str(ti.state) == "running" or not _is_ours(getattr(ti, "executor", None)):
             return [], []
-        lines = task_log(self._settings.client(), [name_of(name)])
+        lines = task_log(_settings_of(self._conn_id).client(), [name_of(name)])
         return [f"Output of Qarnot task {name_of(name)}"], [(line for line in lines)]
+
+
+def s3_of(conn_id: str) -> Any:
+    """Return the storage client of a connection, which is read again. A supervisor has it only while it uploads."""
+    return _client(_settings_of(conn_id))
+
+
+def _settings_of(conn_id: str) -> ConnectionSettings:
+    from airflow_qarnot_pool.hooks.qarnot import QarnotHook
+
+    return QarnotHook(conn_id).settings
 
 
 @lru_cache(maxsize=4)

@@ -1,0 +1,381 @@
+"""DAG files in a bucket, and on the nodes of a pool: ``QarnotDagBundle`` (``[storage]`` extra).
+
+The DAG processor copies the files of the bucket, and stores each version of them as an archive in the same bucket. Qarnot
+brings the archives to the nodes with the resources of the pool, so a node needs no access to the storage. A pool that
+booted before a version existed is asked to copy its resources again. A node without the archive downloads it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airflow.dag_processing.bundles.base import BaseDagBundle
+
+from airflow_qarnot_pool.api.buckets import check_bucket
+from airflow_qarnot_pool.api.errors import QarnotError, QarnotInvalidSpecError
+from airflow_qarnot_pool.executors.node import SHARED
+from airflow_qarnot_pool.version_compat import bundle_version
+
+if TYPE_CHECKING:
+    from airflow_qarnot_pool.api.specs import ResourceBucket
+    from airflow_qarnot_pool.hooks.storage import StoredFile
+
+log = logging.getLogger(__name__)
+
+#: Folder of the archives in the bucket, and on a node. It is no part of a bundle.
+ARCHIVES = "airflow-qarnot-bundles/"
+#: Archives that are kept: at least so many, and all that are younger. Nodes fetch all of them when they boot.
+MIN_VERSIONS, MAX_AGE = 20, timedelta(days=30)
+#: Maximum bytes of the files of a bundle, and their maximum number.
+MAX_BYTES, MAX_FILES = 1024**3, 20_000
+#: Maximum number of copies of a bundle whose files change meanwhile.
+_MAX_COPIES = 5
+#: Folder of the files in an archive.
+_FILES = "dags"
+_POLL_SECONDS = 1.0
+
+
+class QarnotDagBundle(BaseDagBundle):
+    """DAG files below a prefix of a bucket. Each change of a file makes a version, and a DAG run keeps its version.
+
+    .. code-block:: ini
+
+        [dag_processor]
+        dag_bundle_config_list = [{"name": "dags",
+            "classpath": "airflow_qarnot_pool.executors.bundle.QarnotDagBundle",
+            "kwargs": {"bucket": "airflow-dags", "prefix": "production"}}]
+
+    :param bucket: bucket of the account.
+    :param prefix: folder in the bucket. Default: the whole bucket.
+    :param qarnot_conn_id: connection of type ``qarnot``.
+    :raises QarnotInvalidSpecError: *bucket* or *prefix* cannot be one.
+    """
+
+    supports_versioning = True
+
+    def __init__(
+        self, *, bucket: str, prefix: str = "", qarnot_conn_id: str = "qarnot_default", **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.bucket = check_bucket(bucket, "bucket", "Give {bucket!r}, and {path!r} as prefix.")
+        self.prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+        if self.prefix.startswith(ARCHIVES):
+            raise QarnotInvalidSpecError(
+                f"prefix of bundle {self.name} is the folder of the archives, got {prefix!r}",
+                field="prefix",
+                remedy="Keep the DAG files in another folder.",
+            )
+        self.qarnot_conn_id = qarnot_conn_id
+
+    # --- what Airflow calls
+
+    def initialize(self) -> None:
+        """Copy the files of this version, or the newest ones, unless they are on this machine."""
+        with self.lock():
+            if self.version:
+                self._fetch(self.version)
+            else:
+                self.refresh()
+        super().initialize()
+
+    @property
+    def path(self) -> Path:
+        """The folder of the files on this machine."""
+        return self.versions_dir / self.version if self.version else self.base_dir / "newest"
+
+    def get_current_version(self) -> Any:
+        """Return the version of the files on this machine: a hash of their names and contents."""
+        version = self.version or self._noted().get("version")
+        return bundle_version(version) if version else None
+
+    def refresh(self) -> None:
+        """Copy the newest files, and store their archive.
+
+        :raises QarnotError: the storage cannot be read or written, or the bundle is too large.
+        """
+        if self.version:
+            raise QarnotError(f"Version {self.version} of bundle {self.name} cannot be refreshed")
+        with self.lock():
+            for _ in range(_MAX_COPIES):
+                files = self._list()
+                noted = self._noted()
+                if noted.get("files") == files:
+                    return
+                self._copy(files, noted.get("files", {}))
+                # Files that changed meanwhile could be of different versions.
+                if self._list() == files:
+                    break
+            else:
+                log.warning(
+                    "The files of bundle %s in bucket %s change all the time. It is stored once they rest",
+                    self.name,
+                    self.bucket,
+                )
+                return
+            version = version_of(self.path)
+            self._store(version)
+            self._note({"files": files, "version": version})
+            log.info("Bundle %s has version %s with %d files", self.name, version, len(files))
+
+    # --- the newest files
+
+    def _list(self) -> dict[str, list[Any]]:
+        """Return the ETag and the size of each file of the bucket, by its path in the bundle."""
+        from airflow_qarnot_pool.hooks.keys import local_paths
+        from airflow_qarnot_pool.hooks.storage import with_storage_help
+
+        found: dict[str, list[Any]] = {}
+        with with_storage_help(f"Bundle {self.name} could not be listed", self.bucket):
+            for page in self._s3.get_paginator("list_objects_v2").paginate(
+                Bucket=self.bucket, Prefix=self.prefix
+            ):
+                for entry in page.get("Contents", ()):
+                    if not entry["Key"].endswith("/") and not entry["Key"].startswith(ARCHIVES):
+                        found[entry["Key"]] = [entry["ETag"], entry["Size"]]
+                check_size(self.name, len(found), sum(size for _, size in found.values()))
+        return {str(path): found[key] for key, path in local_paths(found, self.prefix)}
+
+    def _copy(self, files: Mapping[str, list[Any]], old: Mapping[str, list[Any]]) -> None:
+        """Copy files that are new or have changed, and delete those that are gone."""
+        from airflow_qarnot_pool.hooks.storage import with_storage_help
+
+        self._note({})
+        self.path.mkdir(parents=True, exist_ok=True)
+        for name in old.keys() - files.keys():
+            (self.path / name).unlink(missing_ok=True)
+        s3 = self._s3
+        for name, about in files.items():
+            target = self.path / name
+            if old.get(name) == about and target.is_file():
+                continue
+            self._make_room(target)
+            part = target.with_name(f".{target.name[:200]}.part")
+            with with_storage_help(f"{self.prefix}{name} could not be read", self.bucket):
+                s3.download_file(self.bucket, self.prefix + name, str(part))
+            part.replace(target)
+        for path in sorted(self.path.rglob("*"), reverse=True):
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+            elif path.is_file() and path.relative_to(self.path).as_posix() not in files:
+                path.unlink()
+
+    def _make_room(self, target: Path) -> None:
+        """Delete a folder in place of the file, or a file in place of a folder around it."""
+        if target.is_dir():
+            shutil.rmtree(target)
+        for folder in target.relative_to(self.path).parents:
+            if (self.path / folder).is_file():
+                (self.path / folder).unlink()
+        target.parent.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def _notes(self) -> Path:
+        return self.base_dir / "newest.json"
+
+    def _noted(self) -> dict[str, Any]:
+        """Return the files and the version of the last copy."""
+        try:
+            noted = json.loads(self._notes.read_text())
+        except (OSError, ValueError):
+            return {}
+        return noted if isinstance(noted, dict) and self.path.is_dir() else {}
+
+    def _note(self, noted: dict[str, Any]) -> None:
+        self._notes.parent.mkdir(parents=True, exist_ok=True)
+        part = self._notes.with_suffix(".part")
+        part.write_text(json.dumps(noted))
+        part.replace(self._notes)
+
+    # --- archives
+
+    def _store(self, version: str) -> None:
+        """Store the archive of the newest files, and delete old archives."""
+        from airflow_qarnot_pool.environments.storage import modified_of, pack
+        from airflow_qarnot_pool.hooks.storage import iterate_files, with_storage_help
+
+        key = archive_key(self.name, version)
+        with with_storage_help(f"Version {version} of bundle {self.name} could not be stored", self.bucket):
+            if modified_of(self._s3, self.bucket, key) is None:
+                files = {
+                    path.relative_to(self.path).as_posix(): path
+                    for path in self.path.rglob("*")
+                    if path.is_file()
+                }
+                with tempfile.TemporaryFile() as file:
+                    pack({_FILES: files}, file)
+                    file.seek(0)
+                    self._s3.put_object(Bucket=self.bucket, Key=key, Body=file)
+            stored = iterate_files(self._s3, self.bucket, f"{ARCHIVES}{self.name}/")
+            for old in outdated(stored, key, datetime.now(UTC)):
+                self._s3.delete_object(Bucket=self.bucket, Key=old)
+
+    def _fetch(self, version: str) -> None:
+        """Unpack the archive of a version, unless it is on this machine."""
+        if self.path.is_dir():
+            return
+        check_version(version)
+        with self._archive(version) as archive:
+            self.versions_dir.mkdir(parents=True, exist_ok=True)
+            part = Path(tempfile.mkdtemp(prefix=".", dir=self.versions_dir))
+            try:
+                unpack(archive, part)
+                if version_of(part / _FILES) != version:
+                    raise QarnotError(f"The archive of version {version} of bundle {self.name} is damaged")
+                (part / _FILES).rename(self.path)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
+
+    @contextmanager
+    def _archive(self, version: str) -> Iterator[Path]:
+        """Yield the path of the archive: that of the resources of the pool, or a download."""
+        from airflow_qarnot_pool.hooks.storage import with_storage_help
+
+        key = archive_key(self.name, version)
+        brought = Path(os.environ.get(SHARED) or "/nonexistent", key)
+        if brought.is_file():
+            yield brought
+            return
+        with tempfile.TemporaryDirectory(prefix="airflow-qarnot-") as scratch:
+            target = Path(scratch, "archive.tar.gz")
+            try:
+                with with_storage_help(
+                    f"Version {version} of bundle {self.name} could not be read", self.bucket
+                ):
+                    self._s3.download_file(self.bucket, key, str(target))
+            except QarnotError as error:
+                if error.status != 404:
+                    raise
+                raise QarnotError(
+                    f"Version {version} of bundle {self.name} is no longer in bucket {self.bucket}, which keeps "
+                    f"{MAX_AGE.days} days. Clear the DAG run with its newest version"
+                ) from error
+            yield target
+
+    @property
+    def _s3(self) -> Any:
+        from airflow_qarnot_pool.executors.remote_logging import s3_of
+
+        return s3_of(self.qarnot_conn_id)
+
+
+def archive_key(name: str, version: str) -> str:
+    """Return the key of the archive of a version, which is also its path below the resources of a pool."""
+    return f"{ARCHIVES}{name}/{version}.tar.gz"
+
+
+def bundle_resources(config_list: str | None) -> list[ResourceBucket]:
+    """Return the resources of a pool that bring all versions of the Qarnot bundles of a deployment.
+
+    :param config_list: the option ``[dag_processor] dag_bundle_config_list``.
+    """
+    from airflow_qarnot_pool.api.specs import ResourceBucket
+
+    return [
+        ResourceBucket(bucket=bundle["kwargs"]["bucket"], prefix=f"{ARCHIVES}{bundle['name']}/")
+        for bundle in bundles_of(config_list)
+        if is_qarnot_bundle(bundle)
+    ]
+
+
+def bundles_of(config_list: str | None) -> list[dict[str, Any]]:
+    """Return the bundles of a deployment. Airflow itself refuses an invalid list."""
+    try:
+        bundles = json.loads(config_list or "[]")
+    except ValueError:
+        return []
+    return [bundle for bundle in bundles if isinstance(bundle, dict)] if isinstance(bundles, list) else []
+
+
+def is_qarnot_bundle(bundle: Mapping[str, Any]) -> bool:
+    """Return whether an entry of that option is a bundle of this module."""
+    classpath, kwargs = str(bundle.get("classpath")), bundle.get("kwargs")
+    return (
+        classpath == f"{__name__}.{QarnotDagBundle.__name__}"
+        and isinstance(kwargs, dict)
+        and "bucket" in kwargs
+    )
+
+
+def check_size(name: str, count: int, size: int) -> None:
+    """Refuse a bundle that is too large to copy for each version.
+
+    :raises QarnotError: it is.
+    """
+    if count > MAX_FILES or size > MAX_BYTES:
+        raise QarnotError(
+            f"Bundle {name} is too large, got {count:,} files with {size:,} bytes. At most {MAX_FILES:,} files with "
+            f"{MAX_BYTES:,} bytes are copied. Keep data in other folders than DAG files"
+        )
+
+
+def check_version(version: str) -> None:
+    """Refuse a text that is no version, because it becomes part of a path.
+
+    :raises QarnotError: it is none.
+    """
+    if len(version) != _DIGITS or set(version) - set("0123456789abcdef"):
+        raise QarnotError(f"The version of the bundle is no hash, got {version[:80]!r}")
+
+
+_DIGITS = 32
+
+
+def version_of(folder: Path) -> str:
+    """Return the version of the files in *folder*: a hash of their paths and contents."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest.update(json.dumps([path.relative_to(folder).as_posix(), content]).encode())
+    return digest.hexdigest()[:_DIGITS]
+
+
+def outdated(stored: Iterable[StoredFile], current: str, now: datetime) -> list[str]:
+    """Return the keys of archives to delete: those that are old, apart from the newest ones.
+
+    :param current: key of the archive that is in use.
+    """
+    by_age = sorted(stored, key=lambda file: file.modified or now, reverse=True)
+    return [
+        file.key
+        for file in by_age[MIN_VERSIONS:]
+        if file.modified and now - file.modified > MAX_AGE and file.key != current
+    ]
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack *archive* into *folder*. Nothing is written outside of it.
+
+    A node may still be receiving the archive, so an incomplete one is tried again for some seconds.
+
+    :raises QarnotError: it is damaged or too large.
+    """
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            with tarfile.open(archive) as file:
+                members = file.getmembers()
+                check_size(archive.parent.name, len(members), sum(member.size for member in members))
+                file.extractall(folder, filter="data")
+        except (OSError, EOFError, tarfile.TarError) as error:
+            if time.monotonic() < deadline and not isinstance(error, tarfile.FilterError):
+                time.sleep(_POLL_SECONDS)
+                continue
+            raise QarnotError(
+                f"The archive {archive.name} of the bundle cannot be unpacked: {error}"
+            ) from error
+        return
+
+
+__all__ = ["QarnotDagBundle", "bundle_resources"]
