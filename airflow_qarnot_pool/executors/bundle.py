@@ -1,8 +1,8 @@
 """DAG files in a bucket, and on the nodes of a pool: ``QarnotDagBundle`` (``[storage]`` extra).
 
-The DAG processor copies the files of the bucket, and stores each version of them as an archive in the same bucket. Qarnot
-brings the archives to the nodes with the resources of the pool, so a node needs no access to the storage. A pool that
-booted before a version existed is asked to copy its resources again. A node without the archive downloads it.
+The DAG processor copies the files of the bucket, and stores each version of them as an archive in the same bucket.
+Qarnot brings the archives to the nodes with the resources of the pool, so a node needs no access to the storage. A pool
+that booted before a version existed is asked to copy its resources again. A node without the archive downloads it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,8 +124,8 @@ class QarnotDagBundle(BaseDagBundle):
                     self.bucket,
                 )
                 return
-            version = version_of(self.path)
-            self._store(version)
+            version = version_of(self.path, files)
+            self._store(version, files)
             self._note({"files": files, "version": version})
             log.info("Bundle %s has version %s with %d files", self.name, version, len(files))
 
@@ -142,7 +142,7 @@ class QarnotDagBundle(BaseDagBundle):
                 Bucket=self.bucket, Prefix=self.prefix
             ):
                 for entry in page.get("Contents", ()):
-                    if not entry["Key"].endswith("/") and not entry["Key"].startswith(ARCHIVES):
+                    if is_source(entry["Key"]):
                         found[entry["Key"]] = [entry["ETag"], entry["Size"]]
                 check_size(self.name, len(found), sum(size for _, size in found.values()))
         return {str(path): found[key] for key, path in local_paths(found, self.prefix)}
@@ -165,11 +165,16 @@ class QarnotDagBundle(BaseDagBundle):
             with with_storage_help(f"{self.prefix}{name} could not be read", self.bucket):
                 s3.download_file(self.bucket, self.prefix + name, str(part))
             part.replace(target)
+        self._delete_others(files)
+
+    def _delete_others(self, files: Mapping[str, Any]) -> None:
+        """Delete what is left of earlier copies, and empty folders. Processes that parse may write bytecode meanwhile."""
         for path in sorted(self.path.rglob("*"), reverse=True):
-            if path.is_dir() and not any(path.iterdir()):
-                path.rmdir()
-            elif path.is_file() and path.relative_to(self.path).as_posix() not in files:
-                path.unlink()
+            with suppress(OSError):
+                if path.is_dir():
+                    path.rmdir()
+                elif is_source(name := path.relative_to(self.path).as_posix()) and name not in files:
+                    path.unlink()
 
     def _make_room(self, target: Path) -> None:
         """Delete a folder in place of the file, or a file in place of a folder around it."""
@@ -200,7 +205,7 @@ class QarnotDagBundle(BaseDagBundle):
 
     # --- archives
 
-    def _store(self, version: str) -> None:
+    def _store(self, version: str, names: Iterable[str]) -> None:
         """Store the archive of the newest files, and delete old archives."""
         from airflow_qarnot_pool.environments.storage import modified_of, pack
         from airflow_qarnot_pool.hooks.storage import iterate_files, with_storage_help
@@ -208,13 +213,8 @@ class QarnotDagBundle(BaseDagBundle):
         key = archive_key(self.name, version)
         with with_storage_help(f"Version {version} of bundle {self.name} could not be stored", self.bucket):
             if modified_of(self._s3, self.bucket, key) is None:
-                files = {
-                    path.relative_to(self.path).as_posix(): path
-                    for path in self.path.rglob("*")
-                    if path.is_file()
-                }
                 with tempfile.TemporaryFile() as file:
-                    pack({_FILES: files}, file)
+                    pack({_FILES: {name: self.path / name for name in names}}, file)
                     file.seek(0)
                     self._s3.put_object(Bucket=self.bucket, Key=key, Body=file)
             stored = iterate_files(self._s3, self.bucket, f"{ARCHIVES}{self.name}/")
@@ -231,7 +231,8 @@ class QarnotDagBundle(BaseDagBundle):
             part = Path(tempfile.mkdtemp(prefix=".", dir=self.versions_dir))
             try:
                 unpack(archive, part)
-                if version_of(part / _FILES) != version:
+                names = [path.relative_to(part / _FILES).as_posix() for path in (part / _FILES).rglob("*")]
+                if version_of(part / _FILES, names) != version:
                     raise QarnotError(f"The archive of version {version} of bundle {self.name} is damaged")
                 (part / _FILES).rename(self.path)
             finally:
@@ -332,13 +333,19 @@ def check_version(version: str) -> None:
 _DIGITS = 32
 
 
-def version_of(folder: Path) -> str:
-    """Return the version of the files in *folder*: a hash of their paths and contents."""
+def version_of(folder: Path, names: Iterable[str]) -> str:
+    """Return the version of the files of these names in *folder*: a hash of their paths and contents."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        content = hashlib.sha256(path.read_bytes()).hexdigest()
-        digest.update(json.dumps([path.relative_to(folder).as_posix(), content]).encode())
+    for name in sorted(names):
+        if (folder / name).is_file():
+            content = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+            digest.update(json.dumps([name, content]).encode())
     return digest.hexdigest()[:_DIGITS]
+
+
+def is_source(key: str) -> bool:
+    """Return whether a key is a file of a bundle, and not a folder, an archive or bytecode."""
+    return not key.endswith("/") and not key.startswith(ARCHIVES) and "__pycache__" not in key.split("/")
 
 
 def outdated(stored: Iterable[StoredFile], current: str, now: datetime) -> list[str]:
