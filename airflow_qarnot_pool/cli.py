@@ -64,8 +64,63 @@ def get_cli_commands() -> list[GroupCommand]:
             *(Arg(flags, **about) for flags, about in OPTIONS.items()),
         ),
     )
-    commands = (reap_command, probe_command)
+    commands = (reap_command, probe_command, _executor_commands())
     return [GroupCommand(name="qarnot", help="Manage Qarnot pools", subcommands=commands)]
+
+
+def _executor_commands() -> GroupCommand:
+    image_command = ActionCommand(
+        name="image",
+        help="Print a Dockerfile for nodes, with the Airflow, Python and providers of this machine",
+        func=lazy_load_command("airflow_qarnot_pool.cli.executor_image"),
+        args=(
+            Arg(("--freeze",), help="Install every package of this machine", action="store_true"),
+            Arg(("--requirements",), help="Requirements file beside the Dockerfile, for what DAGs import"),
+        ),
+    )
+    check_command = ActionCommand(
+        name="check",
+        help="Run one small Qarnot task as QarnotExecutor does, and say what is missing, in under two minutes",
+        func=lazy_load_command("airflow_qarnot_pool.cli.executor_check"),
+        args=(),
+    )
+    return GroupCommand(
+        name="executor", help="Set up QarnotExecutor", subcommands=(image_command, check_command)
+    )
+
+
+def executor_image(args: Namespace) -> None:
+    """Run ``airflow qarnot executor image``: print a Dockerfile."""
+    from airflow.configuration import conf
+
+    from airflow_qarnot_pool.executors.image import dockerfile, installed
+    from airflow_qarnot_pool.executors.options import read_options
+
+    print(
+        dockerfile(
+            installed(freeze=args.freeze),
+            executor=conf.get_mandatory_value("core", "executor"),
+            api_url=read_options(conf).api_url,
+            requirements=args.requirements,
+        ),
+        end="",
+    )
+
+
+def executor_check(args: Namespace) -> None:
+    """Run ``airflow qarnot executor check``, and exit with 1 if anything is missing."""
+    from airflow_qarnot_pool.exceptions import QarnotError
+    from airflow_qarnot_pool.executors.check import check
+    from airflow_qarnot_pool.version_compat import read_connections_from_the_database
+
+    read_connections_from_the_database()
+    try:
+        problems = check(print)
+    except QarnotError as error:
+        raise SystemExit(str(error)) from None
+    if problems:
+        raise SystemExit("\n".join(f"- {problem}" for problem in problems))
+    print("A node can run the tasks of this Airflow.")
 
 
 def reap(args: Namespace) -> None:

@@ -24,7 +24,7 @@ class Installed:
     """Versions of a Python, its Airflow and its providers.
 
     :param python: such as ``3.12``.
-    :param packages: version of each distribution by its canonical name: Airflow, the providers, and with ``freeze`` all.
+    :param packages: version of each distribution by its canonical name: Airflow and its providers, or all.
     :param local: distributions that no index has, because they were installed from a folder or an address.
     """
 

@@ -157,12 +157,13 @@ class QarnotRemoteLogIO:
         from airflow_qarnot_pool.executors.output import task_log
         from airflow_qarnot_pool.executors.running import name_of
 
-        name = getattr(ti, "external_executor_id", None)
+        external_id = getattr(ti, "external_executor_id", None)
         # The executor is asked for the output of a running one.
-        if not name or str(ti.state) == "running" or not _is_ours(getattr(ti, "executor", None)):
+        if not external_id or str(ti.state) == "running" or not _is_ours(getattr(ti, "executor", None)):
             return [], []
-        lines = task_log(_settings_of(self._conn_id).client(), [name_of(name)])
-        return [f"Output of Qarnot task {name_of(name)}"], [(line for line in lines)]
+        name = name_of(external_id, "")
+        lines = task_log(_settings_of(self._conn_id).client(), [name])
+        return [f"Output of Qarnot task {name}"], [(line for line in lines)]
 
 
 def s3_of(conn_id: str) -> Any:

@@ -1,0 +1,247 @@
+"""``airflow qarnot executor check``: run one small Qarnot task as the executor does, and say what is missing."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from airflow_qarnot_pool.api import states
+from airflow_qarnot_pool.api.errors import QarnotError, QarnotNotFoundError, shortened
+from airflow_qarnot_pool.executors import node
+from airflow_qarnot_pool.executors.bundle import bundle_resources
+from airflow_qarnot_pool.executors.image import Installed, differences, installed
+from airflow_qarnot_pool.executors.node_check import MARK
+from airflow_qarnot_pool.executors.workload_task import constants_of, lifetime, node_settings
+from airflow_qarnot_pool.hooks.address import is_loopback
+
+if TYPE_CHECKING:
+    from airflow_qarnot_pool.api.client import QarnotClient
+    from airflow_qarnot_pool.api.models import Task
+    from airflow_qarnot_pool.api.specs import TaskSpec
+    from airflow_qarnot_pool.executors.options import ExecutorOptions, PoolOptions
+
+#: Maximum seconds of a check, without its clean-up.
+MAX_SECONDS = 110.0
+#: Maximum seconds of a request, so that the check and its clean-up end within two minutes.
+_REQUEST = 8.0
+_POLL_SECONDS = 1.0
+_BUNDLES = "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST"
+
+
+def problems_before(options: ExecutorOptions, pool: PoolOptions, qarnot_url: str) -> list[str]:
+    """Return a sentence for each problem that can be seen without a node."""
+    found = []
+    if "network" not in pool.profile:
+        found.append(
+            f"The profile {pool.profile} has no network, so its nodes cannot reach the api-server. Set "
+            "[qarnot_executor] profile to docker-network, or to another profile of the account with network in its name."
+        )
+    if is_loopback(options.api_url) and not is_loopback(qarnot_url):
+        found.append(
+            f"The api-server is at {_shown(options.api_url)}, which is this machine only. Set [qarnot_executor] "
+            "execution_api_server_url to an address that nodes reach on the internet."
+        )
+    if sentence := lifetime(options.token_seconds, options.boot_seconds, keeps_nodes=False):
+        found.append(sentence)
+    return found
+
+
+def probe_task(options: ExecutorOptions, pool: PoolOptions, name: str, ti_id: str, token: str) -> TaskSpec:
+    """Return the Qarnot task of a check: like one of the executor, on a node of its own."""
+    from airflow_qarnot_pool.api.specs import TaskSpec
+
+    like = pool.spec()
+    environment = node_settings(options.node_environment, options.api_url)
+    return TaskSpec(
+        name="Check of Airflow's executor",
+        shortname=name,
+        profile=like.profile,
+        image=like.image,
+        command=[options.python, "-m", node.__name__, "check"],
+        constants={
+            **like.constants,
+            **constants_of(json.dumps({"id": ti_id, "token": token}), environment),
+        },
+        hardware_constraints=like.hardware_constraints,
+        scheduling_type=like.scheduling_type,
+        resource_buckets=[*like.resource_buckets, *bundle_resources(environment.get(_BUNDLES))],
+        max_time_queue=timedelta(seconds=MAX_SECONDS),
+        # For a check that is killed.
+        completion_ttl=timedelta(minutes=10),
+    )
+
+
+def run(client: QarnotClient, spec: TaskSpec, seconds: float = MAX_SECONDS) -> list[str]:
+    """Run the Qarnot task of a check, and return a sentence for each problem. The Qarnot task is deleted in any case.
+
+    :param seconds: maximum seconds until it has ended.
+    """
+    limited = client.limited(deadline=_REQUEST)
+    deadline = time.monotonic() + seconds
+    name = str(spec.shortname)
+    try:
+        try:
+            limited.tasks.create(spec)
+        except QarnotError as error:
+            return [f"Qarnot refuses the task of the check: {error}"]
+        task = _wait(limited, name, deadline)
+        output = {stream: _output(limited, name, stream) for stream in ("stdout", "stderr")}
+    finally:
+        # Also after a creation whose response was lost.
+        with suppress(QarnotNotFoundError):
+            limited.tasks.delete(name)
+    report = report_of(output["stdout"])
+    if report is None:
+        return [without_report(task, output["stderr"] or output["stdout"], seconds)]
+    return problems_of(report, installed())
+
+
+def _wait(client: QarnotClient, name: str, deadline: float) -> Task:
+    """Return the Qarnot task when it has ended, or as it is at *deadline* (of ``time.monotonic``)."""
+    while True:
+        task = client.tasks.get(name)
+        if states.is_terminal(task.state) or time.monotonic() > deadline:
+            return task
+        time.sleep(_POLL_SECONDS)
+
+
+def _output(client: QarnotClient, name: str, stream: str) -> str:
+    try:
+        return str(getattr(client.tasks, stream)(name, 0))
+    except QarnotError:
+        return ""
+
+
+def report_of(output: str) -> dict[str, Any] | None:
+    """Return the report in an output, or None."""
+    for line in reversed(output.splitlines()):
+        if line.startswith(MARK):
+            try:
+                report = json.loads(line[len(MARK) :])
+            except ValueError:
+                return None
+            return report if isinstance(report, dict) else None
+    return None
+
+
+def without_report(task: Task, output: str, seconds: float) -> str:
+    """Return why there is no report."""
+    if not states.is_terminal(task.state):
+        return (
+            f"No node has run the task within {seconds:.0f} s, it is {task.state}. A large image or a rare profile takes "
+            "longer. Run the check again, and raise [scheduler] task_queued_timeout if it stays slow."
+        )
+    end = shortened(output.strip(), 500)
+    if "No module named" in output and "airflow_qarnot_pool" in output:
+        return (
+            "The image lacks airflow-qarnot-pool. Build one with the Dockerfile of `airflow qarnot executor image`, "
+            f"and name it in [qarnot_executor] image. Output: {end}"
+        )
+    reasons = "; ".join(str(error.message) for error in task.errors) or task.state
+    return f"The node could not look at itself ({reasons}). Output: {end or 'none'}"
+
+
+def problems_of(report: Mapping[str, Any], here: Installed) -> list[str]:
+    """Return a sentence for each problem that a node has reported."""
+    found = differences(here, _installed_of(report))
+    found += _api_problems(report.get("health"), report.get("start"))
+    found += _executor_problems(report.get("executors"))
+    bundles = report.get("bundles")
+    for name, problem in bundles.items() if isinstance(bundles, dict) else ():
+        if problem:
+            found.append(
+                f"The DAG bundle {name} cannot be used on the node: {problem}. Use a bundle that nodes can fetch (git, "
+                "or QarnotDagBundle), or put its files into the image."
+            )
+    if report.get("remote_logging") is not True:
+        found.append(
+            "The node has no remote logging, so the log of a task is lost when its Qarnot task is deleted. Set "
+            "[logging] remote_logging and remote_base_log_folder, for example to a bucket of Qarnot."
+        )
+    for command in report.get("leaks") or ():
+        found.append(
+            f"A process of the image ({str(command)[:100]}) has the token of the task in its environment, where code "
+            "of the task can read it. Build the image without an entrypoint: ENTRYPOINT []."
+        )
+    return found
+
+
+def _installed_of(report: Mapping[str, Any]) -> Installed:
+    told = report.get("installed")
+    told = told if isinstance(told, dict) else {}
+    packages = told.get("packages")
+    return Installed(python=str(told.get("python")), packages=packages if isinstance(packages, dict) else {})
+
+
+def _api_problems(health: Any, start: Any) -> list[str]:
+    """Return what keeps a node from the execution API.
+
+    :param health: status of a request without a token, or its error.
+    :param start: status of an attempt to start a task that does not exist. 404 is right.
+    """
+    if isinstance(health, dict):
+        return [
+            f"The node does not reach the api-server ({health.get('error')}). Set [qarnot_executor] "
+            "execution_api_server_url to an address that nodes reach, and open its port to them."
+        ]
+    if health != 200:
+        return [
+            f"The address of the api-server is no execution API: it answers {health}. Its path ends with /execution/."
+        ]
+    if start == 404:
+        return []
+    if start in (401, 403):
+        return [
+            f"The api-server refuses the token of a task ({start}). Give the scheduler and the api-server the same "
+            "[api_auth] jwt_secret, and compare their clocks."
+        ]
+    detail = start.get("error") if isinstance(start, dict) else start
+    return [f"The api-server does not understand the node ({detail}). Compare the Airflow versions of both."]
+
+
+def _executor_problems(executors: Any) -> list[str]:
+    if isinstance(executors, list) and any(str(name).endswith(".QarnotExecutor") for name in executors):
+        return []
+    detail = executors.get("error") if isinstance(executors, dict) else executors
+    return [
+        f"[core] executor of the node does not name QarnotExecutor, got {detail}. DAGs whose tasks name it cannot be "
+        "loaded there. Set it as on the scheduler."
+    ]
+
+
+def _shown(url: str) -> str:
+    """Return *url* without a login."""
+    return urlsplit(url)._replace(netloc=urlsplit(url).netloc.rpartition("@")[2]).geturl()
+
+
+def check(say: Callable[[str], None], seconds: float = MAX_SECONDS) -> list[str]:
+    """Check this deployment, and return a sentence for each problem."""
+    from airflow.configuration import conf
+    from airflow.executors.base_executor import BaseExecutor
+    from airflow.executors.workloads import ExecuteTask
+
+    from airflow_qarnot_pool.executors.options import read_options
+    from airflow_qarnot_pool.hooks.qarnot import QarnotHook
+
+    options = read_options(conf)
+    pool = options.pools[options.default_pool]
+    client = QarnotHook(options.conn_id).client
+    problems = problems_before(options, pool, client.url)
+    if any(problem.startswith("The profile") for problem in problems):
+        return problems  # a node could report nothing else
+    ti_id = str(uuid.uuid4())
+    token = ExecuteTask.generate_token(ti_id, BaseExecutor(parallelism=1).jwt_generator)
+    name = f"airflow-check-{ti_id}"
+    say(
+        f"Running one task with profile {pool.profile} and image {pool.image or '(none)'}, for at most {seconds:.0f} s"
+    )
+    return problems + run(client, probe_task(options, pool, name, ti_id, token), seconds)
+
+
+__all__ = ["check"]
