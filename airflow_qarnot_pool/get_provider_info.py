@@ -110,6 +110,13 @@ def get_provider_info() -> dict[str, Any]:
                 "plugin-class": "airflow_qarnot_pool.plugins.pools_page.QarnotPoolsPlugin",
             }
         ],
+        # From Airflow 3.3 on. Before, `logging_config_class` names the same.
+        "remote-logging": [
+            {
+                "scheme": "qarnot",
+                "classpath": "airflow_qarnot_pool.executors.remote_logging.QarnotRemoteLogIO",
+            }
+        ],
         "cli": ["airflow_qarnot_pool.cli.get_cli_commands"],
         "connection-types": [connection_form.metadata()],
         "extra-links": [

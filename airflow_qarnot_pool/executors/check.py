@@ -40,7 +40,7 @@ def problems_before(options: ExecutorOptions, pool: PoolOptions, qarnot_url: str
     if "network" not in pool.profile:
         found.append(
             f"The profile {pool.profile} has no network, so its nodes cannot reach the api-server. Set "
-            "[qarnot_executor] profile to docker-network, or to another profile of the account with network in its name."
+            "[qarnot_executor] profile to docker-network, or to another one with network in its name."
         )
     if is_loopback(options.api_url) and not is_loopback(qarnot_url):
         found.append(
@@ -134,8 +134,8 @@ def without_report(task: Task, output: str, seconds: float) -> str:
     """Return why there is no report."""
     if not states.is_terminal(task.state):
         return (
-            f"No node has run the task within {seconds:.0f} s, it is {task.state}. A large image or a rare profile takes "
-            "longer. Run the check again, and raise [scheduler] task_queued_timeout if it stays slow."
+            f"No node has run the task within {seconds:.0f} s, it is {task.state}. A large image or a rare profile "
+            "takes longer. Run the check again, and raise [scheduler] task_queued_timeout if it stays slow."
         )
     end = shortened(output.strip(), 500)
     if "No module named" in output and "airflow_qarnot_pool" in output:

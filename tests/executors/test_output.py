@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
+from airflow_qarnot_pool.api import states
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.specs import TaskSpec
 from airflow_qarnot_pool.executors import output
 from airflow_qarnot_pool.local import LocalQarnot
-from tests.operators.conftest import client, qarnot, server
-
-__all__ = ["client", "qarnot", "server"]
 
 PRINT = "import sys; print('one'); print('two', flush=True); print('wrong', file=sys.stderr)"
 
 
 def test_both_streams_of_all_tasks_of_a_try_are_shown(qarnot: LocalQarnot, client: QarnotClient) -> None:
-    for name, text in (("executor-output-1", PRINT), ("executor-output-2", "print('three')")):
+    programs = {"output-1": PRINT, "output-2": "print('three')"}
+    for name, text in programs.items():
         client.tasks.create(TaskSpec(name=name, shortname=name, command=["python3", "-c", text]))
-    qarnot.wait_idle() if hasattr(qarnot, "wait_idle") else None
-    for name in ("executor-output-1", "executor-output-2"):
-        while client.tasks.get(name).state != "Success":
-            pass
-    names = ["executor-output-2", "executor-output-1"]
-    assert output.task_log(client, names) == ["wrong", "one", "two", "three"]
+    while not all(states.is_terminal(client.tasks.get(name).state) for name in programs):
+        time.sleep(0.05)
+    assert output.task_log(client, ["output-2", "output-1"]) == ["wrong", "one", "two", "three"]
     assert output.task_log(client, []) == []
-    assert output.task_log(client, ["executor-output-none"]) == [
-        "Qarnot has no task executor-output-none. It was not submitted, or deleted."
+    assert output.task_log(client, ["output-none"]) == [
+        "Qarnot has no task output-none. It was not submitted, or deleted."
     ]
     qarnot.faults([{"path": ".*/stdout/0", "status": 400, "message": "not today"}])
-    (shown, sentence) = output.task_log(client, ["executor-output-1"])
+    shown, sentence = output.task_log(client, ["output-1"])
     assert shown == "wrong"
-    assert "The output of Qarnot task executor-output-1 could not be read" in sentence
+    assert "The output of Qarnot task output-1 could not be read" in sentence
 
 
 def test_a_long_output_is_cut_at_a_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,254 @@
+"""DAG files in a bucket: copies, versions, and what a node makes of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_qarnot_pool.api.errors import QarnotError, QarnotInvalidSpecError
+from airflow_qarnot_pool.executors import bundle as module
+from airflow_qarnot_pool.executors.bundle import QarnotDagBundle, bundle_resources, outdated, version_of
+from airflow_qarnot_pool.executors.node import SHARED
+from airflow_qarnot_pool.hooks.storage import QarnotStorageHook, StoredFile
+from airflow_qarnot_pool.local import LocalQarnot
+
+pytest.importorskip("boto3")
+
+Machine = Callable[..., QarnotDagBundle]
+
+
+@pytest.fixture
+def files(qarnot: LocalQarnot, request: pytest.FixtureRequest) -> Files:
+    return Files(QarnotStorageHook(), f"bundle-{abs(hash(request.node.name)) % 10**8}")
+
+
+class Files:
+    """The files of a bucket."""
+
+    def __init__(self, hook: QarnotStorageHook, bucket: str) -> None:
+        self.hook, self.bucket = hook, bucket
+
+    def put(self, **files: str) -> None:
+        for name, text in files.items():
+            self.hook.upload(self.bucket, text.encode(), key=f"prod/{name.replace('__', '/')}.py")
+
+    def delete(self, name: str) -> None:
+        self.hook.s3.delete_object(Bucket=self.bucket, Key=f"prod/{name}.py")
+
+    def archives(self) -> list[str]:
+        return [file.key for file in self.hook.list(self.bucket, module.ARCHIVES)]
+
+
+@pytest.fixture
+def machine(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """A bundle on a machine of a name: each has a folder of its own for bundles."""
+
+    def on(name: str, version: str | None = None) -> QarnotDagBundle:
+        monkeypatch.setenv("AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_STORAGE_PATH", str(tmp_path / name))
+        return QarnotDagBundle(name="dags", version=version, bucket=files.bucket, prefix="prod")
+
+    return on
+
+
+def content(bundle: QarnotDagBundle) -> dict[str, str]:
+    return {
+        path.relative_to(bundle.path).as_posix(): path.read_text()
+        for path in sorted(bundle.path.rglob("*.py"))
+    }
+
+
+def version(bundle: QarnotDagBundle) -> str:
+    current = bundle.get_current_version()
+    return str(getattr(current, "version", current))
+
+
+def test_each_change_is_a_version_that_other_machines_can_have(files: Files, machine: Machine) -> None:
+    files.put(a="1", lib__b="2")
+    processor = machine("processor")
+    processor.initialize()
+    first = version(processor)
+    assert content(processor) == {"a.py": "1", "lib/b.py": "2"}
+    files.put(a="3", c="4")
+    files.delete("lib/b")
+    processor.refresh()
+    second = version(processor)
+    assert content(processor) == {"a.py": "3", "c.py": "4"}
+    assert not (processor.path / "lib").exists()
+    assert len(files.archives()) == 2
+    for number, expected in ((first, {"a.py": "1", "lib/b.py": "2"}), (second, {"a.py": "3", "c.py": "4"})):
+        worker = machine("worker", number)
+        worker.initialize()
+        assert content(worker) == expected
+        assert version(worker) == number
+    files.put(a="1", lib__b="2")
+    files.delete("c")
+    processor = machine("processor")
+    processor.refresh()
+    assert version(processor) == first
+    assert len(files.archives()) == 2
+
+
+def test_nothing_is_copied_again_without_a_change(
+    files: Files, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.put(a="1")
+    machine("processor").initialize()
+    bundle = machine("processor")
+    (bundle.path / "__pycache__").mkdir()
+    (bundle.path / "__pycache__" / "a.pyc").write_bytes(b"bytecode of a process that parses")
+    monkeypatch.setattr(QarnotDagBundle, "_copy", lambda *_: pytest.fail("copied"))
+    bundle.initialize()
+    assert version_of(bundle.path, content(bundle)) == version(bundle)
+
+
+def test_bytecode_and_folders_of_a_console_are_no_files_of_a_bundle(files: Files, machine: Machine) -> None:
+    files.put(a="1")
+    s3 = files.hook.s3
+    s3.put_object(Bucket=files.bucket, Key="prod/__pycache__/a.pyc", Body=b"x")
+    s3.put_object(Bucket=files.bucket, Key="prod/folder/", Body=b"")
+    s3.put_object(Bucket=files.bucket, Key="other/b.py", Body=b"x")
+    bundle = machine("processor")
+    bundle.initialize()
+    assert [path.name for path in bundle.path.rglob("*")] == ["a.py"]
+
+
+def test_a_file_takes_the_place_of_a_folder_and_back(files: Files, machine: Machine) -> None:
+    files.put(**{"a.py__b": "1"})
+    bundle = machine("processor")
+    bundle.initialize()
+    assert content(bundle) == {"a.py/b.py": "1"}
+    files.delete("a.py/b")
+    files.put(a="2")
+    bundle.refresh()
+    assert content(bundle) == {"a.py": "2"}
+
+
+def test_a_node_needs_no_storage_for_a_version_that_the_pool_brings(
+    files: Files, machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.put(a="1")
+    processor = machine("processor")
+    processor.initialize()
+    (key,) = files.archives()
+    brought = tmp_path / "job" / key
+    brought.parent.mkdir(parents=True)
+    brought.write_bytes(files.hook.read(files.bucket, key))
+    monkeypatch.setenv(SHARED, str(tmp_path / "job"))
+    monkeypatch.delenv("AIRFLOW_CONN_QARNOT_DEFAULT")
+    node = machine("node", version(processor))
+    node.initialize()
+    assert content(node) == {"a.py": "1"}
+    assert [path.name for path in node.versions_dir.iterdir()] == [node.version]
+
+
+def test_an_archive_of_other_files_is_refused(files: Files, machine: Machine) -> None:
+    files.put(a="1")
+    processor = machine("processor")
+    processor.initialize()
+    first = version(processor)
+    files.put(a="2")
+    processor.refresh()
+    (other,) = (key for key in files.archives() if first not in key)
+    files.hook.upload(
+        files.bucket, files.hook.read(files.bucket, other), key=module.archive_key("dags", first)
+    )
+    node = machine("node", first)
+    with pytest.raises(QarnotError, match=f"archive of version {first} of bundle dags is damaged"):
+        node.initialize()
+    assert not node.path.exists()
+
+
+def test_a_version_that_was_deleted_is_named_with_its_remedy(files: Files, machine: Machine) -> None:
+    files.put(a="1")
+    gone = "0" * 32
+    with pytest.raises(QarnotError, match=f"Version {gone} .* is no longer in bucket .* Clear the DAG run"):
+        machine("worker", gone).initialize()
+
+
+@pytest.mark.parametrize("text", ["../../etc", "0" * 31, "0" * 31 + "/", ""])
+def test_a_version_is_no_path(text: str) -> None:
+    with pytest.raises(QarnotError, match="no hash"):
+        module.check_version(text)
+
+
+def test_files_that_change_during_a_copy_are_copied_again(
+    files: Files, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.put(a="1", b="1")
+    bundle = machine("processor")
+    listed = bundle._list
+    changes = iter(["2", "3"])
+
+    def listed_while_another_uploads() -> dict[str, list[Any]]:
+        found = listed()
+        if (text := next(changes, None)) is not None:
+            files.put(a=text)
+        return found
+
+    monkeypatch.setattr(bundle, "_list", listed_while_another_uploads)
+    bundle.initialize()
+    assert content(bundle) == {"a.py": "3", "b.py": "1"}
+    assert len(files.archives()) == 1
+    always = iter(range(100))
+    monkeypatch.setattr(bundle, "_list", lambda: (files.put(a=f"again {next(always)}"), listed())[1])
+    bundle.refresh()
+    assert len(files.archives()) == 1
+
+
+def test_a_bundle_that_is_too_large_is_refused(
+    files: Files, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.put(a="1", b="12345678")
+    monkeypatch.setattr(module, "MAX_BYTES", 8)
+    with pytest.raises(QarnotError, match=r"Bundle dags is too large, got 2 files with 9 bytes"):
+        machine("processor").initialize()
+
+
+def test_a_wrong_bucket_or_prefix_is_refused_when_the_bundle_is_made() -> None:
+    with pytest.raises(QarnotInvalidSpecError, match="bucket"):
+        QarnotDagBundle(name="dags", bucket="a/b")
+    with pytest.raises(QarnotInvalidSpecError, match="folder of the archives"):
+        QarnotDagBundle(name="dags", bucket="a", prefix="/airflow-qarnot-bundles/dags")
+
+
+NOW = datetime(2026, 1, 31, tzinfo=UTC)
+
+
+def test_old_archives_are_deleted_but_the_newest_ones_and_the_current_one() -> None:
+    def aged(*days: int) -> list[StoredFile]:
+        return [StoredFile(key=f"{day} days", size=1, modified=NOW - timedelta(days=day)) for day in days]
+
+    assert outdated(aged(*range(100, 119)), "none", NOW) == []
+    assert outdated(aged(*range(29)), "none", NOW) == []
+    assert outdated(aged(*range(40)), "none", NOW) == [f"{day} days" for day in range(31, 40)]
+    assert outdated(aged(*range(40, 62)), "61 days", NOW) == ["60 days"]
+
+
+CONFIG_LISTS: dict[str, tuple[Any, list[dict[str, Any]]]] = {
+    "none": (None, []),
+    "no JSON": ("[", []),
+    "no list": ({"name": "a"}, []),
+    "others": ([{"name": "a", "classpath": "x.Git", "kwargs": {"bucket": "b"}}, "text"], []),
+    "ours": (
+        [
+            {
+                "name": "a",
+                "classpath": "airflow_qarnot_pool.executors.bundle.QarnotDagBundle",
+                "kwargs": {"bucket": "b"},
+            }
+        ],
+        [{"bucketName": "b", "filtering": {"prefixFiltering": {"prefix": "airflow-qarnot-bundles/a/"}}}],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CONFIG_LISTS)
+def test_the_pool_brings_the_archives_of_our_bundles(case: str) -> None:
+    given, expected = CONFIG_LISTS[case]
+    text = given if given is None or isinstance(given, str) else json.dumps(given)
+    assert [one.to_json() for one in bundle_resources(text)] == expected

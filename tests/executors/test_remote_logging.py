@@ -1,0 +1,148 @@
+"""Logs of Airflow tasks in a bucket."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from airflow_qarnot_pool.api.errors import QarnotError
+from airflow_qarnot_pool.executors import remote_logging
+from airflow_qarnot_pool.executors.remote_logging import QarnotRemoteLogIO
+from airflow_qarnot_pool.get_provider_info import get_provider_info
+from airflow_qarnot_pool.hooks.storage import QarnotStorageHook
+from airflow_qarnot_pool.local import LocalQarnot
+
+pytest.importorskip("boto3")
+
+LOG = "dag_id=d/run_id=r/task_id=t/attempt=1.log"
+FINISHED = SimpleNamespace(state="success", executor=None, external_executor_id=None)
+
+
+@pytest.fixture(autouse=True)
+def of_this_qarnot(qarnot: LocalQarnot) -> None:
+    remote_logging._client.cache_clear()
+
+
+def io_on(folder: Path, place: str, *, delete: bool = False) -> QarnotRemoteLogIO:
+    return QarnotRemoteLogIO(place, folder, "qarnot_default", delete)
+
+
+def write(folder: Path, text: str, name: str = LOG) -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def shown(io: QarnotRemoteLogIO, ti: Any = FINISHED) -> tuple[list[str], list[list[str]]]:
+    places, logs = io.stream(LOG, ti)
+    return places, [list(lines) for lines in logs]
+
+
+def test_a_task_that_resumes_on_another_node_continues_its_log(tmp_path: Path) -> None:
+    place = "qarnot://logs-resumed/prod"
+    for number, lines in enumerate(("one\ntwo\n", "three\n")):
+        io = io_on(tmp_path / str(number), place)
+        path = write(tmp_path / str(number), lines)
+        io.upload(LOG)
+        assert path.read_text() == ""
+        io.upload(path)  # nothing new, by its whole path
+    io = io_on(tmp_path, place)
+    assert shown(io) == ([f"{place}/{LOG}"], [["one", "two", "three"]])
+    assert io.read(LOG, FINISHED) == ([f"{place}/{LOG}"], ["one\ntwo\nthree"])
+
+
+def test_the_logs_of_triggerers_and_of_no_other_try_are_shown(tmp_path: Path) -> None:
+    io = io_on(tmp_path, "qarnot://logs-several")
+    names = [LOG, f"{LOG}.trigger.7.log", LOG.replace("=1.", "=11.")]
+    for name in names:
+        write(tmp_path, f"{name}\n", name)
+        io.upload(name)
+    places, logs = shown(io)
+    assert places == [f"qarnot://logs-several/{name}" for name in names[:2]]
+    assert logs == [[name] for name in names[:2]]
+
+
+def test_a_local_copy_is_deleted_if_airflow_says_so(tmp_path: Path) -> None:
+    path = write(tmp_path, "one\n")
+    io_on(tmp_path, "qarnot://logs-deleted", delete=True).upload(LOG)
+    assert not path.exists()
+
+
+def test_nothing_outside_of_the_folder_of_logs_is_uploaded(tmp_path: Path) -> None:
+    secret = write(tmp_path, "secret", "secret.txt")
+    io = io_on(tmp_path / "logs", "qarnot://logs-outside")
+    for path in ("../secret.txt", str(secret), "missing.log"):
+        io.upload(path)
+    assert QarnotStorageHook().s3.list_buckets()["Buckets"] == [] or "logs-outside" not in [
+        bucket["Name"] for bucket in QarnotStorageHook().s3.list_buckets()["Buckets"]
+    ]
+
+
+def test_a_storage_that_fails_loses_no_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    io = io_on(tmp_path, "qarnot://logs-failing")
+    write(tmp_path, "one\n")
+    io.upload(LOG)
+    path = write(tmp_path, "two\n")
+    real = remote_logging._append
+
+    def unreadable(s3: Any, bucket: str, key: str, file: Any) -> bool:
+        return real(s3, "not/a bucket", key, file)
+
+    monkeypatch.setattr(remote_logging, "_append", unreadable)
+    with pytest.raises(QarnotError, match="could not be written to bucket logs-failing"):
+        io.upload(LOG)
+    assert path.read_text() == "two\n"
+    monkeypatch.undo()
+    assert shown(io)[1] == [["one"]]
+
+
+def test_a_log_without_end_is_shown_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_logging, "MAX_READ", 100)
+    monkeypatch.setattr(remote_logging, "MAX_LINE", 10)
+    monkeypatch.setattr(remote_logging, "_CHUNK", 50)
+    io = io_on(tmp_path, "qarnot://logs-long")
+    write(tmp_path, "a" * 500 + "\n")
+    io.upload(LOG)
+    (lines,) = shown(io)[1]
+    assert lines == [f"... the log is longer: its first 150 bytes are shown. The rest is in {LOG}"]
+    write(tmp_path, "short\n" * 3, f"{LOG}.x")
+    io.upload(f"{LOG}.x")
+    assert shown(io)[1][1] == ["short"] * 3
+
+
+def test_a_bucket_that_does_not_exist_has_no_logs(tmp_path: Path) -> None:
+    assert shown(io_on(tmp_path, "qarnot://logs-none")) == ([], [])
+    assert io_on(tmp_path, "qarnot://logs-none").read(LOG, FINISHED) == ([], None)
+
+
+@pytest.mark.parametrize("place", ["", "s3://bucket", "qarnot:///folder", "bucket"])
+def test_a_place_without_a_bucket_is_named(place: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"remote_base_log_folder names no bucket, got .* Write qarnot://"):
+        io_on(tmp_path, place)
+
+
+def test_airflow_finds_the_logs_by_its_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__LOGGING__REMOTE_LOGGING", "True")
+    monkeypatch.setenv("AIRFLOW__LOGGING__REMOTE_BASE_LOG_FOLDER", "qarnot://logs-configured/prod")
+    monkeypatch.setenv("AIRFLOW__LOGGING__REMOTE_LOG_CONN_ID", "qarnot_logs")
+    from airflow._shared.logging.remote import discover_remote_log_handler
+    from airflow._shared.module_loading import import_string
+
+    name = "airflow_qarnot_pool.executors.logging_config"
+    importlib.reload(importlib.import_module(name))
+    io, conn_id = discover_remote_log_handler(f"{name}.LOGGING_CONFIG", "", import_string)
+    assert isinstance(io, QarnotRemoteLogIO)
+    assert (io.bucket, io._folder, io._conn_id, conn_id) == (
+        "logs-configured",
+        "prod",
+        "qarnot_logs",
+        "qarnot_default",
+    )
+    (entry,) = get_provider_info()["remote-logging"]
+    assert entry["scheme"] == "qarnot"
+    assert isinstance(import_string(entry["classpath"]).from_config(), QarnotRemoteLogIO)
