@@ -1,0 +1,96 @@
+"""Task instances in Airflow's database, which the scheduler's process may read and change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from airflow_qarnot_pool.executors.running import Attempt, Instance
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+#: Maximum number of ids in one query.
+CHUNK = 500
+
+
+def read_instances(session: Session, ids: Iterable[str]) -> dict[str, Instance]:
+    """Return the task instances of *ids* that exist, by id."""
+    from airflow.models.taskinstance import TaskInstance
+    from sqlalchemy import select
+
+    wanted, found = sorted(set(ids)), {}
+    for start in range(0, len(wanted), CHUNK):
+        chunk = _as_ids(wanted[start : start + CHUNK])
+        columns = (TaskInstance.id, TaskInstance.state, TaskInstance.external_executor_id)
+        for each_id, state, external_id in session.execute(
+            select(*columns).where(TaskInstance.id.in_(chunk))
+        ):
+            text = None if state is None else str(getattr(state, "value", state))
+            found[str(each_id)] = Instance(state=text, external_id=external_id)
+    return found
+
+
+def requeue(session: Session, attempt: Attempt) -> None:
+    """Let the scheduler queue the task instance of *attempt* again, in the same try, if it is still queued.
+
+    As the scheduler itself does with a task that is stuck in queued.
+    """
+    from airflow.models.taskinstance import TaskInstance
+    from airflow.utils.state import TaskInstanceState
+    from sqlalchemy import update
+
+    session.execute(
+        update(TaskInstance)
+        .where(*_still_queued(attempt))
+        .values(
+            state=TaskInstanceState.SCHEDULED,
+            queued_dttm=None,
+            queued_by_job_id=None,
+            scheduled_dttm=datetime.now(UTC),
+        )
+        .execution_options(synchronize_session=False)
+    )
+
+
+def reset(session: Session, attempt: Attempt) -> None:
+    """Reset the task instance of *attempt* if it is still queued, as the scheduler does if it is not adopted."""
+    from airflow.models.taskinstance import TaskInstance
+    from sqlalchemy import select
+
+    query = (
+        select(TaskInstance).where(*_still_queued(attempt)).with_for_update(skip_locked=True, of=TaskInstance)
+    )
+    instance = session.scalar(query)
+    if instance is None:
+        return
+    following: Any = instance.prepare_db_for_next_try(session=session)
+    instance = following or instance
+    instance.state = None
+    instance.queued_by_job_id = None
+    instance.external_executor_id = None
+    instance.clear_next_method_args()
+
+
+def _still_queued(attempt: Attempt) -> list[Any]:
+    from airflow.models.taskinstance import TaskInstance
+    from airflow.utils.state import TaskInstanceState
+
+    conditions: list[Any] = [
+        TaskInstance.id.in_(_as_ids([attempt.instance_id])),
+        TaskInstance.state == TaskInstanceState.QUEUED,
+    ]
+    if attempt.external_id:
+        conditions.append(TaskInstance.external_executor_id == attempt.external_id)
+    return conditions
+
+
+def _as_ids(ids: Iterable[str]) -> list[Any]:
+    """Return ids as the type of their column, which is text before Airflow 3.2 and a UUID from then on."""
+    from uuid import UUID
+
+    from airflow.models.taskinstance import TaskInstance
+
+    as_uuid = getattr(TaskInstance.id.type, "as_uuid", False)
+    return [UUID(each) if as_uuid else each for each in ids]

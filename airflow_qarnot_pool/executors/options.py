@@ -1,0 +1,297 @@
+"""Options of the executor: the section ``[qarnot_executor]``, and ``executor_config`` of a task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Protocol
+
+from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
+from airflow_qarnot_pool.api.fields import (
+    Refusal,
+    closest_name,
+    duration,
+    integer,
+    mapping,
+    short_repr,
+    text,
+)
+from airflow_qarnot_pool.api.limits import parse_json
+from airflow_qarnot_pool.executors.workload_task import forwarded_settings
+from airflow_qarnot_pool.ownership.identity import DEFAULT_KEEP_WARM
+from airflow_qarnot_pool.version_compat import AIRFLOW_VERSION
+
+if TYPE_CHECKING:
+    from airflow_qarnot_pool.api.specs import PoolSpec
+
+SECTION = "qarnot_executor"
+DEFAULT_POOL = "airflow"
+#: Maximum characters of the name of a pool. Its name on Qarnot has a digest of its specification besides.
+MAX_POOL_NAME = 40
+#: Profile of the pool. Its nodes must reach Airflow's api-server, and ``docker-batch`` has no network.
+DEFAULT_PROFILE = "docker-network"
+
+
+class SupportsGet(Protocol):
+    """Airflow's configuration, or that of a team."""
+
+    def get(self, section: str, key: str, *, fallback: Any = None) -> Any:
+        """Return the value of an option."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolOptions:
+    """One pool of the executor.
+
+    :param name: the name by which ``executor_config`` refers to it.
+    :param slots: maximum number of Airflow tasks that run on it at the same time.
+    :param slots_per_node: number of slots that share a node.
+    :param keep_warm: how long an idle node stays up.
+    :param profile: profile of the nodes, one with a network.
+    :param image: image of tasks that have no other.
+    :param pool_spec: further fields of :class:`~airflow_qarnot_pool.api.specs.PoolSpec`.
+    """
+
+    name: str = DEFAULT_POOL
+    slots: int = 8
+    slots_per_node: int = 1
+    keep_warm: timedelta = DEFAULT_KEEP_WARM
+    profile: str = DEFAULT_PROFILE
+    image: str | None = None
+    pool_spec: Mapping[str, Any] = field(default_factory=dict)
+
+    def spec(self, slots: int = 1) -> PoolSpec:
+        """Return the specification of the pool for tasks of *slots* slots. It scales to zero when it is idle.
+
+        Qarnot gives each task one slot. So a pool for larger tasks has as many nodes with fewer slots.
+        """
+        from airflow_qarnot_pool.api.specs import PoolSpec
+        from airflow_qarnot_pool.operators.bases.warm_up import scaling_to_zero
+
+        nodes = -(-self.slots // self.slots_per_node)
+        per_node = max(1, self.slots_per_node // slots)
+        size = self.slots if slots == 1 else nodes * per_node
+        values: dict[str, Any] = {
+            "name": f"Airflow executor, {self.name}",
+            "profile": self.profile,
+            "image": self.image,
+            "slots_per_node": per_node if self.slots_per_node > 1 else None,
+            "scaling": scaling_to_zero(size, self.keep_warm),
+        }
+        return PoolSpec.from_mapping(
+            {name: value for name, value in {**values, **self.pool_spec}.items() if value is not None}
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutorOptions:
+    """All options of the executor.
+
+    :param pools: the pools by name; the one of the section itself is ``default_pool``.
+    :param api_url: address of Airflow's execution API as the nodes reach it.
+    :param python: the nodes' Python, which has Airflow.
+    :param node_environment: environment variables of every task. They may be secret.
+    :param token_seconds: seconds for which the token of a queued task is valid.
+    :param boot_seconds: seconds in which a node is expected to boot.
+    """
+
+    conn_id: str = "qarnot_default"
+    pools: Mapping[str, PoolOptions] = field(default_factory=lambda: {DEFAULT_POOL: PoolOptions()})
+    default_pool: str = DEFAULT_POOL
+    api_url: str = ""
+    python: str = "python"
+    node_environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    token_seconds: float = 600.0
+    boot_seconds: float = 300.0
+
+    @property
+    def slots(self) -> int:
+        """Number of slots of all pools."""
+        return sum(pool.slots for pool in self.pools.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """Validated ``executor_config`` of an Airflow task, with defaults from the options.
+
+    :param pool: name of the pool.
+    :param slots: number of slots of a node that the task takes.
+    :param image: image that the task runs in.
+    """
+
+    pool: str = DEFAULT_POOL
+    slots: int = 1
+    image: str | None = None
+
+
+_name = text(minimum=1, below=MAX_POOL_NAME + 1)
+_TASK_KEYS = tuple(each.name for each in fields(TaskConfig))
+
+
+def _image(value: Any) -> str:
+    from airflow_qarnot_pool.api.specs import image_constants
+
+    image = str(text(minimum=1)(value)).strip()
+    try:
+        image_constants(image)
+    except ValueError as error:
+        raise Refusal(f"{error}, got {short_repr(image)}", "Write [registry/]repository[:tag].") from None
+    return image
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if isinstance(value, str):
+        try:
+            value = parse_json(value)
+        except ValueError:
+            raise Refusal(
+                f"is not JSON, got {short_repr(value)}", 'Write an object such as {"a": 1}.'
+            ) from None
+    if not isinstance(value, Mapping):
+        raise Refusal(f"is not an object, got {short_repr(value)}", 'Write an object such as {"a": 1}.')
+    return {str(key): entry for key, entry in value.items()}
+
+
+def _url(value: Any) -> str:
+    url = str(text(minimum=1)(value)).strip()
+    if not url.startswith(("http://", "https://")):
+        raise Refusal(
+            f"is not an address, got {short_repr(url)}",
+            "Write one such as https://airflow.example/execution/.",
+        )
+    return url
+
+
+#: Options of a pool, each with its converter.
+_POOL: Mapping[str, Callable[[Any], Any]] = {
+    "slots": integer(1),
+    "slots_per_node": integer(1),
+    "keep_warm": duration,
+    "profile": text(minimum=1),
+    "image": _image,
+    "pool_spec": _object,
+}
+
+
+def read_options(conf: SupportsGet) -> ExecutorOptions:
+    """Read and validate the section, and the pools that it describes.
+
+    :raises QarnotInvalidSpecError: names the invalid option.
+    """
+
+    def option(name: str, convert: Callable[[Any], Any], default: Any) -> Any:
+        value = conf.get(SECTION, name, fallback=None)
+        if value is None or not str(value).strip():
+            return default
+        return _converted(
+            f"[{SECTION}] {name} (or AIRFLOW__{SECTION.upper()}__{name.upper()})", name, convert, value
+        )
+
+    base = {name: option(name, convert, None) for name, convert in _POOL.items()}
+    base = {name: value for name, value in base.items() if value is not None}
+    default_pool = option("pool", _name, DEFAULT_POOL)
+    pools = {default_pool: _pool(default_pool, base)}
+    for name, given in option("pools", _object, {}).items():
+        pools[name] = _pool(name, {**base, **_pool_values(name, given)})
+    return ExecutorOptions(
+        conn_id=option("conn_id", text(minimum=1), "qarnot_default"),
+        pools=pools,
+        default_pool=default_pool,
+        api_url=option("execution_api_server_url", _url, "") or _airflows_api_url(conf),
+        python=option("python", text(minimum=1), "python"),
+        node_environment={
+            **forwarded_settings(conf),
+            **option("environment", lambda value: mapping(_object(value)), {}),
+        },
+        token_seconds=_token_seconds(conf),
+        boot_seconds=option("boot_seconds", lambda value: duration(value).total_seconds(), 300.0),
+    )
+
+
+def task_config(config: Any, options: ExecutorOptions) -> TaskConfig:
+    """Validate ``executor_config`` of a task.
+
+    :raises QarnotInvalidSpecError: names the invalid key.
+    """
+    given = _converted("executor_config", "executor_config", _object, config or {})
+    for key in given:
+        if key not in _TASK_KEYS:
+            raise _unknown("executor_config", key, _TASK_KEYS)
+    name = given.get("pool") or options.default_pool
+    pool = options.pools.get(name) if isinstance(name, str) else None
+    if pool is None:
+        raise QarnotInvalidSpecError(
+            f"executor_config 'pool' names no pool of the executor, got {short_repr(name)}",
+            field="pool",
+            remedy=f"Give one of {', '.join(sorted(options.pools))}, or add it to [{SECTION}] pools.",
+        )
+    slots = _converted("executor_config 'slots'", "slots", integer(1), given.get("slots") or 1)
+    if slots > pool.slots_per_node and slots > 1:
+        raise QarnotInvalidSpecError(
+            f"executor_config 'slots' is more than a node of pool {pool.name!r} has, got {slots}",
+            field="slots",
+            remedy=f"Give at most {pool.slots_per_node}, or raise slots_per_node of the pool.",
+        )
+    image = given.get("image") or pool.image
+    if image is not None:
+        image = _converted("executor_config 'image'", "image", _image, image)
+    return TaskConfig(pool=pool.name, slots=slots, image=image)
+
+
+def _pool(name: str, values: Mapping[str, Any]) -> PoolOptions:
+    pool = PoolOptions(name=name, **values)
+    if pool.slots_per_node > pool.slots:
+        raise QarnotInvalidSpecError(
+            f"slots_per_node of pool {name!r} is more than its slots, got {pool.slots_per_node}",
+            field="slots_per_node",
+            remedy=f"Give at most {pool.slots}, or raise slots.",
+        )
+    pool.spec()
+    return pool
+
+
+def _pool_values(name: str, given: Any) -> dict[str, Any]:
+    where = f"[{SECTION}] pools, pool {name!r}"
+    _converted(f"[{SECTION}] pools, the name of a pool,", "pools", _name, name)
+    values = _converted(where, "pools", _object, given)
+    for key in values:
+        if key not in _POOL:
+            raise _unknown(where, key, tuple(_POOL))
+    return {
+        key: _converted(f"{where}, {key}", key, _POOL[key], value)
+        for key, value in values.items()
+        if value is not None
+    }
+
+
+def _converted(where: str, name: str, convert: Callable[[Any], Any], value: Any) -> Any:
+    try:
+        return convert(value)
+    except Refusal as refusal:
+        raise QarnotInvalidSpecError(
+            f"{where} {refusal.problem}", field=name, remedy=refusal.remedy
+        ) from None
+
+
+def _unknown(where: str, key: str, known: tuple[str, ...]) -> QarnotInvalidSpecError:
+    close = closest_name(key, known)
+    hint = f"Did you mean {close!r}?" if close else f"Known are {', '.join(known)}."
+    return QarnotInvalidSpecError(f"{where} has an unknown key, got {key!r}", field=key, remedy=hint)
+
+
+def _token_seconds(conf: SupportsGet) -> float:
+    """Return for how long the token of a queued task is valid. Before Airflow 3.2 it is an ordinary one."""
+    if AIRFLOW_VERSION < (3, 2):
+        return float(conf.get("execution_api", "jwt_expiration_time", fallback=600))
+    return float(conf.get("scheduler", "task_queued_timeout", fallback=600))
+
+
+def _airflows_api_url(conf: SupportsGet) -> str:
+    """Return the address of the execution API that Airflow's own workers use."""
+    url = conf.get("core", "execution_api_server_url", fallback=None)
+    if url:
+        return str(url)
+    base = str(conf.get("api", "base_url", fallback="/") or "/")
+    base = f"http://localhost:8080{base}" if base.startswith("/") else base
+    return f"{base.rstrip('/')}/execution/"

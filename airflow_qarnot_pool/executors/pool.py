@@ -1,0 +1,101 @@
+"""Pools of the executor: made when the first task needs them, and shared by all schedulers of a deployment.
+
+A pool is a shared pool (:mod:`airflow_qarnot_pool.ownership.shared_pool`) whose name has a digest of its specification.
+So all schedulers find the same one, and other options give another pool. The old one scales to zero, and the reaper
+closes it. A pool without work has no nodes and costs nothing, so nothing closes it otherwise.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from airflow_qarnot_pool.api import states
+from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
+from airflow_qarnot_pool.ownership.claim import ClaimRequest, claim
+from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
+
+if TYPE_CHECKING:
+    from airflow_qarnot_pool.api.client import QarnotClient
+    from airflow_qarnot_pool.executors.options import ExecutorOptions, TaskConfig
+    from airflow_qarnot_pool.hooks.connection_settings import ConnectionSettings
+
+log = logging.getLogger(__name__)
+
+
+class PoolKey(NamedTuple):
+    """A pool of the executor: its name, and the slots of its tasks."""
+
+    name: str
+    slots: int = 1
+
+    @classmethod
+    def of(cls, config: TaskConfig) -> PoolKey:
+        """Return the pool of a task."""
+        return cls(config.pool, config.slots)
+
+
+def shared_identity(namespace: str, key: PoolKey, fingerprint: str) -> TaskInstanceIdentity:
+    """Return the identity of a pool, which is the same in each scheduler of the deployment."""
+    sized = f"{key.name}-{key.slots}" if key.slots > 1 else key.name
+    return TaskInstanceIdentity(
+        namespace=namespace,
+        dag_id="",
+        run_id="",
+        task_id="",
+        map_index=-1,
+        run_started="",
+        max_tries=0,
+        try_number=1,
+        retries=0,
+        shared=f"{sized}-{fingerprint[:8]}",
+    )
+
+
+class ExecutorPools:
+    """The uuids of the pools, claimed at the first need."""
+
+    def __init__(self, options: ExecutorOptions, pause: Callable[[float], Any] = time.sleep) -> None:
+        self._options = options
+        self._pause = pause
+        self._uuids: dict[PoolKey, str] = {}
+
+    def uuid_of(self, client: QarnotClient, settings: ConnectionSettings, key: PoolKey) -> str:
+        """Return the uuid of a pool, which is created if there is none.
+
+        :raises QarnotInvalidSpecError: the connection has no explicit namespace.
+        :raises QarnotError: Qarnot refuses the pool, or is not available.
+        """
+        if key not in self._uuids:
+            self._uuids[key] = self._claim(client, settings, key)
+        return self._uuids[key]
+
+    def forget_if_closed(self, client: QarnotClient, key: PoolKey) -> bool:
+        """Forget a pool that accepts no tasks any more, and return whether it does not."""
+        pool = client.pools.find(self._uuids[key]) if key in self._uuids else None
+        if pool is not None and states.accepts_tasks(pool.state):
+            return False
+        self._uuids.pop(key, None)
+        return True
+
+    def _claim(self, client: QarnotClient, settings: ConnectionSettings, key: PoolKey) -> str:
+        if not settings.namespace_is_explicit:
+            raise QarnotInvalidSpecError(
+                "The pool of QarnotExecutor needs an explicit namespace: without one another deployment may share it",
+                field="namespace",
+                remedy=f"Set it in the connection {settings.conn_id!r}, or as [qarnot] namespace.",
+            )
+        spec = self._options.pools[key.name].spec(key.slots)
+        fingerprint = spec.fingerprint()
+        request = ClaimRequest(
+            resource=client.pools,
+            spec=spec,
+            identity=shared_identity(settings.namespace, key, fingerprint),
+            pause=self._pause,
+            fingerprint=fingerprint,
+        )
+        claimed = claim(request)
+        log.info("QarnotExecutor uses pool %s (%s, %s)", claimed.uuid, key.name, claimed.decision)
+        return claimed.uuid

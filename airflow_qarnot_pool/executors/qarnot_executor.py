@@ -1,0 +1,303 @@
+"""``QarnotExecutor``: any Airflow task on a warm pool, exactly once."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from airflow.executors.base_executor import BaseExecutor
+
+from airflow_qarnot_pool.executors.running import (
+    MAX_REQUEUES,
+    UNNEEDED_FOR,
+    Attempt,
+    End,
+    Instance,
+    Verdict,
+    judge,
+    name_of,
+    unneeded,
+)
+
+if TYPE_CHECKING:
+    from airflow.executors.workloads import ExecuteTask
+    from airflow.models.taskinstance import TaskInstance
+
+    from airflow_qarnot_pool.executors.options import ExecutorOptions
+    from airflow_qarnot_pool.executors.remote import RemoteTasks, Submission
+
+#: Maximum seconds for which the scheduler waits for the names of another scheduler's Qarnot tasks.
+ADOPTION_TIMEOUT = 10.0
+#: Seconds between two comparisons of the Qarnot tasks with Airflow's database.
+AUDIT_INTERVAL = 10.0
+#: Seconds to send what is to be sent when the scheduler ends.
+STOP_TIMEOUT = 5.0
+#: Event in the audit log of a task that is queued again within its try.
+REQUEUED = "requeued by QarnotExecutor"
+
+
+class QarnotExecutor(BaseExecutor):
+    """Run Airflow tasks as Qarnot tasks on a pool that all schedulers of the deployment share.
+
+    Each attempt of a task instance has one Qarnot task, whose name is decided before it is created. So a scheduler
+    that takes over from another finds it by its name, or knows that there is none.
+
+    No method here sends a request: :class:`~airflow_qarnot_pool.executors.remote.RemoteTasks` does in a thread.
+    """
+
+    is_local = False
+    is_production = True
+    serve_logs = False
+    supports_ad_hoc_ti_run = False
+    #: From Airflow 3.3 on the scheduler commits an id together with the state ``queued``.
+    pre_assigns_external_executor_id: ClassVar[bool] = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._options: ExecutorOptions | None = None
+        self._remote: RemoteTasks | None = None
+        #: Attempts whose ends this scheduler is to report, by name, and the name of the newest by key.
+        self._attempts: dict[str, Attempt] = {}
+        self._newest: dict[Any, str] = {}
+        #: Ends that could not be reported, because Airflow's database was away.
+        self._unreported: list[End] = []
+        self._requeues: Counter[Any] = Counter()
+        self._unneeded_since: dict[str, float] = {}
+        self._audited = time.monotonic()
+
+    def start(self) -> None:
+        """Read the options, and log what makes tasks fail later.
+
+        :raises QarnotInvalidSpecError: names the invalid option.
+        """
+        from airflow_qarnot_pool.executors.options import read_options
+        from airflow_qarnot_pool.executors.remote import RemoteTasks
+
+        self._options = read_options(self.conf)
+        self._remote = RemoteTasks(self._options)
+        for sentence in self._risks(self._options):
+            self.log.warning("%s", sentence)
+
+    def _risks(self, options: ExecutorOptions) -> list[str]:
+        """Return sentences about settings with which tasks may fail, or start twice at a price."""
+        from airflow_qarnot_pool.executors.workload_task import lifetime
+        from airflow_qarnot_pool.version_compat import AIRFLOW_VERSION
+
+        risks = []
+        if too_short := lifetime(options.token_seconds, options.boot_seconds, keeps_nodes=False):
+            risks.append(too_short)
+        if self.parallelism > options.slots:
+            risks.append(
+                f"QarnotExecutor takes {self.parallelism} tasks ([core] parallelism) for {options.slots} slots. The "
+                f"others wait on Qarnot, for {options.token_seconds:.0f} s at most: then Airflow queues them again."
+            )
+        if AIRFLOW_VERSION < (3, 3):
+            risks.append(
+                "Before 3.3 Airflow commits no id with a queued task. After a crash of the scheduler QarnotExecutor "
+                "searches by tag, and a search may be late."
+            )
+        elif self.name is not None and self.name.alias is None:
+            risks.append(
+                "QarnotExecutor has no alias in [core] executor, so Airflow commits no id for tasks with "
+                "executor='QarnotExecutor'. Write QarnotExecutor:" + self.name.module_path
+            )
+        return risks
+
+    # --- queued tasks
+
+    def _process_workloads(self, workloads: Sequence[Any]) -> None:
+        """Submit *workloads*. A task that cannot be submitted fails with the reason."""
+        from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
+
+        submissions = []
+        for workload in workloads:
+            key = workload.ti.key
+            del self.queued_tasks[key]
+            try:
+                submissions.append(self._submission(workload))
+            except QarnotInvalidSpecError as error:
+                self.fail(key, str(error))
+        for submission in submissions:
+            self._take(submission.attempt)
+        if submissions:
+            self._tasks.submit(submissions)
+
+    def _submission(self, workload: ExecuteTask) -> Submission:
+        from airflow_qarnot_pool.executors.options import task_config
+        from airflow_qarnot_pool.executors.pool import PoolKey
+        from airflow_qarnot_pool.executors.remote import Submission
+        from airflow_qarnot_pool.executors.workload_task import task_of
+
+        assert self._options is not None
+        ti = workload.ti
+        config = task_config(ti.executor_config, self._options)
+        external_id = getattr(ti, "external_executor_id", None) or ""
+        attempt = Attempt(
+            name=name_of(external_id, str(ti.id), workload.token),
+            key=ti.key,
+            instance_id=str(ti.id),
+            external_id=external_id,
+        )
+        spec = task_of(workload, attempt.name, self._options, config)
+        return Submission(attempt=attempt, spec=spec, pool=PoolKey.of(config))
+
+    def _take(self, attempt: Attempt) -> None:
+        self.running.add(attempt.key)
+        self._attempts[attempt.name] = attempt
+        self._newest[attempt.key] = attempt.name
+
+    @property
+    def _tasks(self) -> RemoteTasks:
+        assert self._remote is not None, "start() comes first"
+        return self._remote
+
+    # --- ends
+
+    def sync(self) -> None:
+        """Report the ends since the last heartbeat, and abort what Airflow does not need any more."""
+        self._abort_dropped()
+        self._unreported += self._tasks.take_ends()
+        if self._unreported:
+            self._report()
+        if self._attempts and time.monotonic() - self._audited >= AUDIT_INTERVAL:
+            self._audit()
+
+    def _abort_dropped(self) -> None:
+        """Abort the attempts that the scheduler has given up, such as those without a heartbeat."""
+        dropped = [
+            name for key, name in self._newest.items() if key not in self.running and name in self._attempts
+        ]
+        self._drop(dropped)
+
+    def _drop(self, names: Sequence[str]) -> None:
+        """Abort these attempts, without a report."""
+        for name in names:
+            self._forget(self._attempts[name])
+        if names:
+            self._tasks.abort(names)
+
+    def _forget(self, attempt: Attempt) -> None:
+        self._attempts.pop(attempt.name, None)
+        if self._newest.get(attempt.key) == attempt.name:
+            del self._newest[attempt.key]
+            self.running.discard(attempt.key)
+
+    def _report(self) -> None:
+        from airflow.utils.session import create_session
+        from sqlalchemy.exc import SQLAlchemyError
+
+        from airflow_qarnot_pool.executors import airflow_state
+
+        # An attempt that was replaced or dropped has no report.
+        ends = [end for end in self._unreported if end.attempt.name in self._attempts]
+        try:
+            with create_session() as session:
+                instances = airflow_state.read_instances(session, [end.attempt.instance_id for end in ends])
+                verdicts = [(end, self._judge(end, instances)) for end in ends]
+                for end, verdict in verdicts:
+                    if verdict is Verdict.REQUEUE:
+                        airflow_state.requeue(session, end.attempt)
+                    elif verdict is Verdict.RESET:
+                        airflow_state.reset(session, end.attempt)
+        except SQLAlchemyError as error:
+            self._unreported = ends
+            self.log.warning("The ends of %d tasks are reported later: %s", len(ends), error)
+            return
+        self._unreported = []
+        for end, verdict in verdicts:
+            self._carry_out(end, verdict)
+
+    def _judge(self, end: End, instances: dict[str, Instance]) -> Verdict:
+        key = end.attempt.key
+        if self._newest.get(key) != end.attempt.name:
+            return Verdict.FORGET
+        return judge(end, instances.get(end.attempt.instance_id), self._requeues[key])
+
+    def _carry_out(self, end: End, verdict: Verdict) -> None:
+        key = end.attempt.key
+        self._forget(end.attempt)
+        if verdict is Verdict.SUCCESS:
+            self._requeues.pop(key, None)
+            self.success(key)
+        elif verdict is Verdict.FAIL:
+            self._requeues.pop(key, None)
+            self.log.warning("%s failed on Qarnot: %s", key, end.reason)
+            self.fail(key, end.reason or f"Its Qarnot task {end.attempt.name} has failed")
+        elif verdict is Verdict.REQUEUE:
+            self._requeues[key] += 1
+            self.log.info("%s never started on Qarnot, queueing it again: %s", key, end.reason)
+            extra = f"{self._requeues[key]} of {MAX_REQUEUES}: {end.reason}"
+            self.log_task_event(event=REQUEUED, extra=extra, ti_key=key)
+        elif verdict is Verdict.RESET:
+            self.log.info("%s was not submitted by the scheduler before, resetting it", key)
+
+    def _audit(self) -> None:
+        """Abort the Qarnot tasks that Airflow has not needed for a while: of cleared tasks and deleted runs."""
+        from airflow.utils.session import create_session
+        from sqlalchemy.exc import SQLAlchemyError
+
+        from airflow_qarnot_pool.executors.airflow_state import read_instances
+
+        now = self._audited = time.monotonic()
+        try:
+            with create_session() as session:
+                instances = read_instances(session, [each.instance_id for each in self._attempts.values()])
+        except SQLAlchemyError as error:
+            self.log.warning("The Qarnot tasks could not be compared with Airflow's database: %s", error)
+            return
+        self._unneeded_since = unneeded(self._attempts, instances, self._unneeded_since, now)
+        self._drop([name for name, since in self._unneeded_since.items() if now - since >= UNNEEDED_FOR])
+
+    # --- other calls of the scheduler
+
+    def revoke_task(self, *, ti: TaskInstance) -> None:
+        """Abort the Qarnot task of *ti*. A new one is submitted only after the end of this one."""
+        self.queued_tasks.pop(ti.key, None)
+        name = self._newest.get(ti.key)
+        if name in self._attempts:
+            self._drop([name])
+        self.running.discard(ti.key)
+
+    def try_adopt_task_instances(self, tis: Sequence[TaskInstance]) -> Sequence[TaskInstance]:
+        """Adopt the tasks of a scheduler that has ended, if they are on Qarnot. Return the others.
+
+        If Qarnot does not respond within seconds, all are adopted. Those that turn out not to be there are reset later.
+        """
+        attempts = {self._adopted(ti): ti for ti in tis}
+        found = self._tasks.find(list(attempts), ADOPTION_TIMEOUT) if attempts else {}
+        if found is None:
+            adopted: dict[Attempt, str | None] = dict.fromkeys(attempts)
+        else:
+            adopted = {attempt: found[attempt.name] for attempt in attempts if attempt.name in found}
+        for attempt in adopted:
+            self._take(attempt)
+        if adopted:
+            self._tasks.watch(adopted)
+        self.log.info(
+            "QarnotExecutor adopts %d of %d tasks of another scheduler", len(adopted), len(attempts)
+        )
+        return [ti for attempt, ti in attempts.items() if attempt not in adopted]
+
+    def _adopted(self, ti: TaskInstance) -> Attempt:
+        external_id = ti.external_executor_id or ""
+        return Attempt(
+            name=name_of(external_id, str(ti.id)),
+            key=ti.key,
+            instance_id=str(ti.id),
+            external_id=external_id,
+            by_tag=not external_id,
+        )
+
+    def get_task_log(self, ti: TaskInstance, try_number: int) -> tuple[list[str], list[str]]:
+        """Return the output of the Qarnot task of *ti*, while Airflow has no log of it. Called by the api-server."""
+        return [], []
+
+    def terminate(self) -> None:
+        """Do nothing: Qarnot tasks that run stay, and the next scheduler adopts them."""
+
+    def end(self) -> None:
+        """Submit what is to be submitted, for seconds at most. Qarnot tasks that run stay for the next scheduler."""
+        if self._remote is not None:
+            self._remote.stop(STOP_TIMEOUT)

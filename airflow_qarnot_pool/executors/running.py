@@ -1,0 +1,174 @@
+"""Names and ends of the Qarnot tasks that run Airflow tasks. Pure functions.
+
+Airflow queues a task instance once for each try, for each resumption after a deferral, and after a try that could not
+start. Each of these *attempts* has one Qarnot task. Its name is decided before the request that creates it:
+
+* From Airflow 3.3 on the scheduler commits an id together with the state ``queued``, and the name is made from it. So
+  the next scheduler finds the Qarnot task of each queued task instance by its name, or knows that there is none.
+* Before that, the name is made from the id of the task instance and a digest of the attempt's token, which Airflow does
+  not store. The next scheduler searches by the tag of the task instance, which finds its earlier attempts, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from enum import Enum, auto
+from typing import Any
+
+from airflow_qarnot_pool.api import states
+
+#: Tag with the id of the task instance. A cleared or reset task instance has a new id.
+INSTANCE_TAG = "airflow-executor:"
+#: Role in the labels, by which other processes know that no Airflow task reads how the Qarnot task ended.
+ROLE = "executor"
+#: How long a Qarnot task is kept after its end, for its output.
+KEPT_FOR = timedelta(days=1)
+#: How often an attempt that Airflow never saw start is queued again within its try.
+MAX_REQUEUES = 2
+#: Seconds for which a Qarnot task may outlive the need of Airflow for it, in which it ends by itself: its process has
+#: seen that Airflow has stopped the task, or writes its log.
+UNNEEDED_FOR = 30.0
+_LIVE_STATES = frozenset({"queued", "running", "restarting"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One queueing of an Airflow task instance, and the name of its Qarnot task.
+
+    :param key: the key by which Airflow's executors know the task instance and its try.
+    :param external_id: the id that Airflow has committed for the attempt; "" before Airflow 3.3.
+    :param by_tag: whether the name is not known, because another scheduler made it from a token.
+    """
+
+    name: str
+    key: Any = field(repr=False)
+    instance_id: str
+    external_id: str = ""
+    by_tag: bool = False
+
+    @property
+    def tag(self) -> str:
+        """The tag of all Qarnot tasks of the task instance."""
+        return INSTANCE_TAG + self.instance_id
+
+
+def name_of(external_id: str | None, instance_id: str, token: str = "") -> str:
+    """Return the shortname of the Qarnot task of an attempt."""
+    if external_id:
+        return f"airflow-{external_id}"
+    return f"airflow-{instance_id}-{hashlib.sha256(token.encode()).hexdigest()[:12]}"
+
+
+class Outcome(Enum):
+    """How a Qarnot task has ended, or why there is none."""
+
+    SUCCESS = auto()
+    #: Its command failed, its node was lost, or it was aborted.
+    FAILURE = auto()
+    #: It was deleted before its end was seen.
+    DELETED = auto()
+    #: It was never created: Qarnot refuses it, and will refuse it again.
+    REFUSED = auto()
+    #: An adopted attempt has no Qarnot task. The scheduler before has not created it, or may still do so.
+    MISSING = auto()
+
+
+_OUTCOMES = {
+    states.TaskState.SUCCESS: Outcome.SUCCESS,
+    states.TaskState.FAILURE: Outcome.FAILURE,
+    states.TaskState.CANCELLED: Outcome.FAILURE,
+}
+
+
+def outcome_of(state: str) -> Outcome | None:
+    """Return the outcome of a Qarnot task in *state*; None if it has not ended.
+
+    :raises QarnotUnknownStateError: this release does not know the state.
+    """
+    return _OUTCOMES.get(states.parse_task_state(state))
+
+
+@dataclass(frozen=True, kw_only=True)
+class End:
+    """The end of the Qarnot task of an attempt, with the reason of a failure."""
+
+    attempt: Attempt
+    outcome: Outcome
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instance:
+    """A task instance as Airflow's database has it."""
+
+    state: str | None
+    external_id: str | None = None
+
+    def has(self, attempt: Attempt) -> bool:
+        """Return whether *attempt* is the newest one, as far as Airflow says so."""
+        return not attempt.external_id or self.external_id in (None, attempt.external_id)
+
+
+class Verdict(Enum):
+    """What the end of an attempt means for Airflow."""
+
+    #: Report success: the task has told Airflow its state itself.
+    SUCCESS = auto()
+    #: Report a failure with the reason.
+    FAIL = auto()
+    #: Queue the task instance again, in the same try. Its old Qarnot task cannot start any more.
+    REQUEUE = auto()
+    #: Reset the task instance, as Airflow does if it is not adopted. It gets a new id, so a Qarnot task that appears
+    #: later cannot start it.
+    RESET = auto()
+    #: Report nothing, because Airflow has another attempt by now, or none.
+    FORGET = auto()
+
+
+def judge(end: End, instance: Instance | None, requeues: int) -> Verdict:
+    """Decide what the end of an attempt means.
+
+    :param instance: None if Airflow has no task instance of that id any more.
+    :param requeues: how often the try was queued again already.
+    """
+    if instance is None or not instance.has(end.attempt):
+        return Verdict.FORGET
+    if instance.state == "queued":
+        return _judge_unstarted(end.outcome, requeues)
+    if instance.state == "running" and end.outcome is not Outcome.SUCCESS:
+        return Verdict.FAIL
+    return Verdict.SUCCESS
+
+
+def _judge_unstarted(outcome: Outcome, requeues: int) -> Verdict:
+    """Decide about an attempt whose start Airflow never saw, which includes a command that ended too early."""
+    if outcome is Outcome.MISSING:
+        return Verdict.RESET
+    if outcome is Outcome.REFUSED or requeues >= MAX_REQUEUES:
+        return Verdict.FAIL
+    return Verdict.REQUEUE
+
+
+def unneeded(
+    attempts: Mapping[str, Attempt],
+    instances: Mapping[str, Instance],
+    since: Mapping[str, float],
+    now: float,
+) -> dict[str, float]:
+    """Return since when Airflow has no need for an attempt, for the names of all for which it has none.
+
+    :param attempts: attempts by name.
+    :param instances: task instances by id.
+    :param since: the last result.
+    """
+    names = [
+        name
+        for name, attempt in attempts.items()
+        if (instance := instances.get(attempt.instance_id)) is None
+        or not instance.has(attempt)
+        or instance.state not in _LIVE_STATES
+    ]
+    return {name: since.get(name, now) for name in names}
