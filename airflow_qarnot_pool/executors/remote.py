@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -476,14 +476,15 @@ class RemoteTasks:
             "try_number": key.try_number,
             "role": ROLE,
         }
-        stamped: TaskSpec = spec.with_values(
+        return replace(
+            spec,
             shortname=remote.attempt.name,
             pool=pool,
+            profile=None,  # that of the pool
             tags=(namespace_tag(namespace), remote.attempt.tag, *spec.tags),
             labels={**spec.labels, **{LABEL_PREFIX + name: str(value) for name, value in labels.items()}},
             completion_ttl=KEPT_FOR,
         )
-        return stamped
 
     async def _send(
         self, client: QarnotClient, placed: Sequence[tuple[_Remote, TaskSpec]]

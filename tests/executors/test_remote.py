@@ -1,0 +1,303 @@
+"""The thread that sends everything of the executor to Qarnot, against a local Qarnot."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any, TypeVar
+
+import pytest
+
+from airflow_qarnot_pool.api.client import QarnotClient
+from airflow_qarnot_pool.api.specs import TaskSpec
+from airflow_qarnot_pool.executors import remote
+from airflow_qarnot_pool.executors.options import ExecutorOptions, PoolOptions
+from airflow_qarnot_pool.executors.pool import PoolKey
+from airflow_qarnot_pool.executors.remote import RemoteTasks, Submission
+from airflow_qarnot_pool.executors.running import ROLE, Attempt, End, Outcome, name_of
+from airflow_qarnot_pool.local import LocalQarnot
+from airflow_qarnot_pool.ownership.identity import label
+
+T = TypeVar("T")
+PATIENCE = 60.0
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[LocalQarnot]:
+    with LocalQarnot(boot_seconds=0.05) as qarnot:
+        yield qarnot
+
+
+@pytest.fixture
+def qarnot(server: LocalQarnot, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalQarnot]:
+    """A local Qarnot that only this test uses now, and a namespace of its own."""
+    namespace = f"test-{uuid.uuid4().hex[:8]}"
+    monkeypatch.setenv("AIRFLOW_CONN_QARNOT_DEFAULT", server.airflow_connection(namespace=namespace))
+    monkeypatch.setenv("AIRFLOW__QARNOT__POLL_INTERVAL", "0.1")
+    monkeypatch.setenv("AIRFLOW__QARNOT__MIN_POLL_INTERVAL", "0.05")
+    monkeypatch.setattr(remote, "FIRST_PAUSE", 0.05)
+    server.clear_requests()
+    yield server
+    server.faults([])
+    server.set_account(maxTask=100_000)
+
+
+@pytest.fixture
+def client(qarnot: LocalQarnot) -> Iterator[QarnotClient]:
+    with QarnotClient(qarnot.url, qarnot.token) as client:
+        yield client
+
+
+@pytest.fixture
+def tasks(qarnot: LocalQarnot) -> Iterator[RemoteTasks]:
+    tasks = RemoteTasks(ExecutorOptions(pools={"airflow": PoolOptions(slots=50)}))
+    yield tasks
+    tasks.stop(10)
+
+
+def attempt(instance_id: str | None = None, external_id: str | None = None) -> Attempt:
+    instance_id, external_id = instance_id or uuid.uuid4().hex, external_id or str(uuid.uuid4())
+    key = SimpleNamespace(dag_id="dag", run_id="run", task_id="task", map_index=-1, try_number=1)
+    return Attempt(
+        name=name_of(external_id, instance_id), key=key, instance_id=instance_id, external_id=external_id
+    )
+
+
+def submission(command: str = "true", of: Attempt | None = None) -> Submission:
+    spec = TaskSpec(name="dag.task", command=["sh", "-c", command])
+    return Submission(attempt=of or attempt(), spec=spec, pool=PoolKey("airflow"))
+
+
+def until(look: Callable[[], T]) -> T:
+    ends = time.monotonic() + PATIENCE
+    while not (found := look()):
+        assert time.monotonic() < ends
+        time.sleep(0.01)
+    return found
+
+
+def ends(tasks: RemoteTasks, count: int) -> list[End]:
+    seen: list[End] = []
+    until(lambda: len(seen.__iadd__(tasks.take_ends())) >= count)
+    return seen
+
+
+def posts(qarnot: LocalQarnot) -> list[dict[str, Any]]:
+    return [one for one in qarnot.requests() if (one["method"], one["path"]) == ("POST", "/tasks")]
+
+
+def live(client: QarnotClient, *attempts: Attempt) -> list[str]:
+    found = [client.tasks.find(each.name) for each in attempts]
+    return [task.state for task in found if task is not None]
+
+
+def test_a_heartbeats_tasks_are_one_request_and_one_poll_shows_their_ends(
+    qarnot: LocalQarnot, client: QarnotClient, tasks: RemoteTasks
+) -> None:
+    good = [submission() for _ in range(8)]
+    bad = submission("echo the reason >&2; exit 3")
+    tasks.submit([*good, bad])
+    seen = {end.attempt.name: end for end in ends(tasks, 9)}
+    failure = seen.pop(bad.attempt.name)
+    assert failure.outcome is Outcome.FAILURE
+    assert "the reason" in failure.reason
+    assert {end.outcome for end in seen.values()} == {Outcome.SUCCESS}
+    assert seen.keys() == {each.attempt.name for each in good}
+    assert len(posts(qarnot)) == 1
+    found = client.tasks.get(bad.attempt.name)
+    assert bad.attempt.tag in found.tags
+    assert (label(found.labels, "role"), label(found.labels, "dag_id")) == (ROLE, "dag")
+    assert found.completion_ttl is not None
+
+
+def test_all_schedulers_share_a_pool_that_scales_to_zero(
+    qarnot: LocalQarnot, client: QarnotClient, tasks: RemoteTasks
+) -> None:
+    other = RemoteTasks(ExecutorOptions(pools={"airflow": PoolOptions(slots=50)}))
+    first, second = submission(), submission()
+    tasks.submit([first])
+    other.submit([second])
+    ends(tasks, 1), ends(other, 1)
+    other.stop(10)
+    pools = {client.tasks.get(each.attempt.name).pool for each in (first, second)}
+    assert len(pools) == 1
+    pool = client.pools.get(str(pools.pop()))
+    assert pool.scaling is not None
+    assert pool.scaling.policies[0].to_json()["minTotalSlots"] == 0
+
+
+@pytest.mark.parametrize("kind", ["lost", "reset"])
+def test_a_response_that_is_lost_makes_no_second_task(
+    qarnot: LocalQarnot, client: QarnotClient, tasks: RemoteTasks, kind: str
+) -> None:
+    qarnot.faults([{"method": "POST", "path": "/tasks", "kind": kind, "times": 3}])
+    sent = [submission() for _ in range(3)]
+    tasks.submit(sent)
+    assert {end.outcome for end in ends(tasks, 3)} == {Outcome.SUCCESS}
+    for each in sent:
+        assert len(client.tasks.find_all(each.attempt.name)) == 1
+
+
+def test_a_frozen_qarnot_freezes_no_call_of_the_scheduler(qarnot: LocalQarnot, tasks: RemoteTasks) -> None:
+    assert qarnot.process is not None
+    tasks.submit([submission()])
+    ends(tasks, 1)
+    os.kill(qarnot.process.pid, signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        one = submission()
+        tasks.submit([one])
+        tasks.abort([attempt().name])
+        assert tasks.take_ends() == []
+        assert tasks.find([attempt()], timeout=0.2) is None
+        assert time.monotonic() - began < 5
+    finally:
+        os.kill(qarnot.process.pid, signal.SIGCONT)
+    (end,) = ends(tasks, 1)
+    assert end == End(attempt=one.attempt, outcome=Outcome.SUCCESS)
+
+
+def test_a_full_quota_and_a_busy_service_delay_tasks_and_fail_none(
+    qarnot: LocalQarnot, client: QarnotClient, tasks: RemoteTasks
+) -> None:
+    tasks.submit([submission()])
+    ends(tasks, 1)
+    # Without the room that the finished one gives back, no task would be accepted.
+    qarnot.set_account(maxTask=client.account.info().task_count)
+    qarnot.faults([{"method": "POST", "path": "/tasks", "kind": "status", "status": 429, "times": 3}])
+    tasks.submit([submission()])
+    assert [end.outcome for end in ends(tasks, 1)] == [Outcome.SUCCESS]
+
+
+def test_a_task_that_qarnot_refuses_ends_with_the_reason_and_holds_up_no_other(
+    qarnot: LocalQarnot, tasks: RemoteTasks
+) -> None:
+    wrong = submission()
+    spec = TaskSpec(name="dag.task", command="true", resource_buckets=["no-such-bucket"])
+    wrong = Submission(attempt=wrong.attempt, spec=spec, pool=wrong.pool)
+    right = submission()
+    tasks.submit([wrong, right])
+    outcomes = {end.attempt.name: end for end in ends(tasks, 2)}
+    assert outcomes[right.attempt.name].outcome is Outcome.SUCCESS
+    refused = outcomes[wrong.attempt.name]
+    assert refused.outcome is Outcome.REFUSED
+    assert "no-such-bucket" in refused.reason
+
+
+def test_a_closed_pool_is_replaced_by_the_next(
+    qarnot: LocalQarnot, client: QarnotClient, tasks: RemoteTasks
+) -> None:
+    first, second = submission(), submission()
+    tasks.submit([first])
+    ends(tasks, 1)
+    closed = str(client.tasks.get(first.attempt.name).pool)
+    client.pools.close(closed)
+    tasks.submit([second])
+    assert [end.outcome for end in ends(tasks, 1)] == [Outcome.SUCCESS]
+    assert client.tasks.get(second.attempt.name).pool != closed
+
+
+def test_tasks_of_another_scheduler_are_found_by_name_and_watched(
+    qarnot: LocalQarnot, client: QarnotClient, tasks: RemoteTasks
+) -> None:
+    running, unsent = submission("sleep 600"), attempt()
+    tasks.submit([running])
+    until(lambda: live(client, running.attempt))
+    tasks.stop(10)
+    other = RemoteTasks(ExecutorOptions())
+    found = other.find([running.attempt, unsent], timeout=PATIENCE)
+    assert found is not None
+    assert found.keys() == {running.attempt.name}
+    other.watch({running.attempt: found[running.attempt.name], unsent: None})
+    (missing,) = ends(other, 1)
+    assert (missing.attempt, missing.outcome) == (unsent, Outcome.MISSING)
+    client.tasks.abort(running.attempt.name)
+    (end,) = ends(other, 1)
+    assert (end.attempt, end.outcome) == (running.attempt, Outcome.FAILURE)
+    other.stop(10)
+    assert len(posts(qarnot)) == 1
+
+
+def test_before_airflow_3_3_the_live_task_of_the_instance_is_found_by_its_tag(
+    qarnot: LocalQarnot, client: QarnotClient, tasks: RemoteTasks
+) -> None:
+    earlier = attempt()
+    later = attempt(earlier.instance_id)
+    tasks.submit([submission(of=earlier)])
+    ends(tasks, 1)
+    tasks.submit([submission("sleep 600", of=later)])
+    until(lambda: live(client, later))
+    searched = Attempt(name="any", key=later.key, instance_id=later.instance_id, by_tag=True)
+    unknown = Attempt(name="none", key=later.key, instance_id="unknown", by_tag=True)
+    assert tasks.find([searched, unknown], timeout=PATIENCE) == {"any": client.tasks.get(later.name).uuid}
+    tasks.abort([later.name])
+    until(lambda: live(client, later) == ["Cancelled"])
+
+
+def test_the_next_attempt_is_submitted_after_the_end_of_the_one_that_is_aborted(
+    qarnot: LocalQarnot, client: QarnotClient, tasks: RemoteTasks
+) -> None:
+    first = attempt()
+    second = attempt(first.instance_id)
+    tasks.submit([submission("trap '' TERM; sleep 600", of=first)])
+    until(lambda: "FullyExecuting" in live(client, first))
+    # No abort is answered for a while.
+    qarnot.faults([{"method": "POST", "path": "/tasks/.*/abort", "kind": "status", "status": 503}])
+    tasks.abort([first.name])
+    tasks.submit([submission(of=second), one := submission()])
+    assert [end.attempt for end in ends(tasks, 1)] == [one.attempt]
+    assert live(client, second) == []
+    qarnot.faults([])
+    (end,) = ends(tasks, 1)
+    assert end.attempt is second
+    began = client.tasks.get(second.name).creation_date
+    ended = client.tasks.get(first.name).state_transition_time
+    assert live(client, first) == ["Cancelled"]
+    assert began is not None
+    assert ended is not None
+    assert began >= ended
+
+
+def test_an_attempt_that_is_aborted_before_it_is_sent_is_never_sent(
+    qarnot: LocalQarnot, client: QarnotClient, tasks: RemoteTasks
+) -> None:
+    qarnot.faults([{"method": "POST", "path": "/pools", "kind": "status", "status": 503}])
+    never, other = submission(), submission()
+    tasks.submit([never, other])
+    until(lambda: any(one["path"] == "/pools" for one in qarnot.requests()))
+    tasks.abort([never.attempt.name])
+    qarnot.faults([])
+    assert [end.attempt for end in ends(tasks, 1)] == [other.attempt]
+    assert live(client, never.attempt) == []
+
+
+def test_a_failure_beside_a_live_task_of_the_same_instance_follows_that_one(
+    qarnot: LocalQarnot, client: QarnotClient, tasks: RemoteTasks
+) -> None:
+    """An abort of a killed scheduler was never sent, and Airflow lets the older Qarnot task run the try."""
+    older = attempt()
+    newer = attempt(older.instance_id)
+    before = RemoteTasks(ExecutorOptions(pools={"airflow": PoolOptions(slots=50)}))
+    before.submit([submission("sleep 600", of=older)])
+    until(lambda: live(client, older))
+    before.stop(10)
+    tasks.submit([submission("exit 1", of=newer)])
+    until(lambda: live(client, newer) == ["Failure"])
+    assert tasks.take_ends() == []
+    client.tasks.abort(older.name)
+    (end,) = ends(tasks, 1)
+    assert (end.attempt, end.outcome) == (newer, Outcome.FAILURE)
+
+
+def test_without_an_explicit_namespace_nothing_is_submitted(
+    qarnot: LocalQarnot, tasks: RemoteTasks, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_QARNOT_DEFAULT", qarnot.airflow_connection())
+    tasks.submit([one := submission()])
+    until(lambda: "needs an explicit namespace" in caplog.text)
+    assert posts(qarnot) == []
+    tasks.abort([one.attempt.name])

@@ -1,0 +1,102 @@
+"""What the end of a Qarnot task means for Airflow."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from airflow_qarnot_pool.api.errors import QarnotUnknownStateError
+from airflow_qarnot_pool.api.states import TaskState
+from airflow_qarnot_pool.executors.running import (
+    MAX_REQUEUES,
+    Attempt,
+    End,
+    Instance,
+    Outcome,
+    Verdict,
+    judge,
+    name_of,
+    outcome_of,
+    unneeded,
+)
+
+ATTEMPT = Attempt(name="airflow-a", key=("dag", "task"), instance_id="ti", external_id="a")
+OURS, OTHER, UNSET = "a", "b", None
+
+#: Outcome, state in Airflow, its external id, requeues so far: verdict.
+VERDICTS = {
+    "a task that has told Airflow its state": ((Outcome.SUCCESS, "success", OURS, 0), Verdict.SUCCESS),
+    "one that has failed and told it": ((Outcome.SUCCESS, "failed", OURS, 0), Verdict.SUCCESS),
+    "one that is deferred": ((Outcome.SUCCESS, "deferred", OURS, 0), Verdict.SUCCESS),
+    "a node lost after the state was told": ((Outcome.FAILURE, "success", OURS, 0), Verdict.SUCCESS),
+    "a node lost while it runs": ((Outcome.FAILURE, "running", OURS, 0), Verdict.FAIL),
+    "deleted while it runs": ((Outcome.DELETED, "running", OURS, 0), Verdict.FAIL),
+    "its object is missing while it runs": ((Outcome.MISSING, "running", OURS, 0), Verdict.FAIL),
+    "cleared while it runs, and ended by that": ((Outcome.FAILURE, "restarting", OURS, 0), Verdict.SUCCESS),
+    "a node lost before Airflow saw it start": ((Outcome.FAILURE, "queued", OURS, 0), Verdict.REQUEUE),
+    "the same, for the last time": ((Outcome.FAILURE, "queued", OURS, MAX_REQUEUES - 1), Verdict.REQUEUE),
+    "the same, too often": ((Outcome.FAILURE, "queued", OURS, MAX_REQUEUES), Verdict.FAIL),
+    "a command that ends without a start": ((Outcome.SUCCESS, "queued", OURS, 0), Verdict.REQUEUE),
+    "deleted before the start": ((Outcome.DELETED, "queued", OURS, 0), Verdict.REQUEUE),
+    "refused by Qarnot": ((Outcome.REFUSED, "queued", OURS, 0), Verdict.FAIL),
+    "not submitted by the scheduler before": ((Outcome.MISSING, "queued", OURS, 0), Verdict.RESET),
+    "queued again by another scheduler": ((Outcome.FAILURE, "queued", OTHER, 0), Verdict.FORGET),
+    "resumed after a deferral": ((Outcome.SUCCESS, "running", OTHER, 0), Verdict.FORGET),
+    "an Airflow that commits no id": ((Outcome.FAILURE, "running", UNSET, 0), Verdict.FAIL),
+}
+
+
+@pytest.mark.parametrize("case", VERDICTS)
+def test_the_end_of_an_attempt(case: str) -> None:
+    (outcome, state, external_id, requeues), verdict = VERDICTS[case]
+    end = End(attempt=ATTEMPT, outcome=outcome)
+    assert judge(end, Instance(state=state, external_id=external_id), requeues) is verdict
+
+
+def test_the_end_of_a_cleared_or_deleted_task_is_reported_to_nobody() -> None:
+    assert judge(End(attempt=ATTEMPT, outcome=Outcome.FAILURE), None, 0) is Verdict.FORGET
+
+
+def test_every_end_of_a_qarnot_task_has_an_outcome() -> None:
+    ended = {state: outcome_of(state) for state in TaskState if outcome_of(state)}
+    assert ended == {
+        TaskState.SUCCESS: Outcome.SUCCESS,
+        TaskState.FAILURE: Outcome.FAILURE,
+        TaskState.CANCELLED: Outcome.FAILURE,
+    }
+    with pytest.raises(QarnotUnknownStateError):
+        outcome_of("Paused")
+
+
+def test_a_name_is_made_from_the_committed_id_and_else_from_the_token() -> None:
+    assert name_of("0190", "ti", "token") == "airflow-0190"
+    names = {name_of(None, "ti", "token-1"), name_of(None, "ti", "token-2"), name_of("", "ti", "token-1")}
+    assert len(names) == 2
+    assert all(name.startswith("airflow-ti-") and "token" not in name for name in names)
+
+
+def test_a_qarnot_task_is_unneeded_from_the_first_look_that_says_so() -> None:
+    others = {
+        "cleared": replace(ATTEMPT, instance_id="gone"),
+        "replaced": replace(ATTEMPT, instance_id="replaced"),
+        "over": replace(ATTEMPT, instance_id="over"),
+    }
+    attempts = {
+        "queued": ATTEMPT,
+        "running": replace(ATTEMPT, instance_id="running"),
+        "restarting": replace(ATTEMPT, instance_id="restarting"),
+        **others,
+    }
+    instances = {
+        "ti": Instance(state="queued", external_id="a"),
+        "running": Instance(state="running", external_id="a"),
+        "restarting": Instance(state="restarting", external_id="a"),
+        "replaced": Instance(state="queued", external_id="b"),
+        "over": Instance(state="failed", external_id="a"),
+    }
+    assert unneeded(attempts, instances, {"over": 3.0, "queued": 2.0}, 5.0) == {
+        "cleared": 5.0,
+        "replaced": 5.0,
+        "over": 3.0,
+    }
