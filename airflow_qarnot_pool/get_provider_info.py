@@ -22,6 +22,7 @@ _GUIDES = (
     "what-a-run-costs",
     "events",
     "lineage-and-assets",
+    "executor",
     "recipes",
     "coming-from",
     "testing",
@@ -29,14 +30,22 @@ _GUIDES = (
 )
 
 
-def _option(description: str, type_: str, default: str | None, example: str | None = None) -> dict[str, Any]:
-    return {
+def _option(
+    description: str,
+    type_: str,
+    default: str | None,
+    example: str | None = None,
+    *,
+    sensitive: bool = False,
+) -> dict[str, Any]:
+    option: dict[str, Any] = {
         "description": description,
         "version_added": "0.1.0",
         "type": type_,
         "example": example,
         "default": default,
     }
+    return {**option, "sensitive": True} if sensitive else option
 
 
 def get_provider_info() -> dict[str, Any]:
@@ -117,6 +126,7 @@ def get_provider_info() -> dict[str, Any]:
                 "classpath": "airflow_qarnot_pool.executors.remote_logging.QarnotRemoteLogIO",
             }
         ],
+        "executors": ["airflow_qarnot_pool.executors.qarnot_executor.QarnotExecutor"],
         "cli": ["airflow_qarnot_pool.cli.get_cli_commands"],
         "connection-types": [connection_form.metadata()],
         "extra-links": [
@@ -188,6 +198,66 @@ def get_provider_info() -> dict[str, Any]:
                         "Whether every DAG run has a tab with its Qarnot pools.", "boolean", "True"
                     ),
                 },
-            }
+            },
+            "qarnot_executor": {
+                "description": "Options of QarnotExecutor.",
+                "options": {
+                    "conn_id": _option("Connection of type qarnot.", "string", "qarnot_default"),
+                    "pool": _option("Name of the pool that tasks use by default.", "string", "airflow"),
+                    "slots": _option(
+                        "Maximum number of tasks that run on the pool at the same time.", "integer", "8"
+                    ),
+                    "slots_per_node": _option("Number of slots that share a node.", "integer", "1"),
+                    "keep_warm": _option(
+                        "How long an idle node stays up, as seconds or a duration such as PT10M.",
+                        "string",
+                        "600",
+                    ),
+                    "profile": _option(
+                        "Profile of the nodes. It needs a network, because tasks report to the api-server.",
+                        "string",
+                        "docker-network",
+                    ),
+                    "image": _option(
+                        "Image with Airflow, this provider and the packages of the tasks, as "
+                        "[registry/]repository[:tag]. `airflow qarnot executor image` prints a Dockerfile.",
+                        "string",
+                        None,
+                        "registry.example/airflow:3.3.2",
+                    ),
+                    "pool_spec": _option(
+                        "Further fields of the pool, as JSON: those of PoolSpec.",
+                        "string",
+                        None,
+                        '{"resource_buckets": ["data"]}',
+                    ),
+                    "pools": _option(
+                        "Further pools by name, as JSON. Each may set slots, slots_per_node, keep_warm, profile, image "
+                        "and pool_spec, and has the options of this section otherwise.",
+                        "string",
+                        None,
+                        '{"gpu": {"slots": 2, "profile": "docker-network"}}',
+                    ),
+                    "execution_api_server_url": _option(
+                        "Address of Airflow's execution API as nodes reach it. Default: the one of Airflow's workers.",
+                        "string",
+                        None,
+                        "https://airflow.example/execution/",
+                    ),
+                    "environment": _option(
+                        "Environment variables of all tasks, as JSON.",
+                        "string",
+                        None,
+                        '{"AIRFLOW__LOGGING__LOGGING_LEVEL": "DEBUG"}',
+                        sensitive=True,
+                    ),
+                    "python": _option("Python of the image.", "string", "python"),
+                    "boot_seconds": _option(
+                        "Seconds in which a node is expected to boot. The scheduler warns if tokens expire sooner.",
+                        "float",
+                        "300",
+                    ),
+                },
+            },
         },
     }

@@ -194,22 +194,30 @@ FIELDS: dict[str, str] = {
     "WeeklyPeriod.start_time_utc": '"08:00"',
 }
 
-#: Options of ``[qarnot]`` and fields of a connection.
+#: Options of ``[qarnot]`` and ``[qarnot_executor]``, and fields of a connection.
 SETTINGS: dict[str, str] = {
+    "boot_seconds": "600",
     "ca_bundle": "/etc/ssl/certs/company.pem",
     "console_url": "https://console.example",
+    "conn_id": "qarnot_research",
     "cost_warning_threshold": "0.5",
     "defer_after": "0",
+    "keep_warm": "PT30M",
     "min_poll_interval": "5",
     "namespace": "production",
     "openlineage_parent": "True",
     "poll_interval": "30",
+    "pool": "small",
     "pools_page_connections": "qarnot_default,qarnot_research",
     "pools_page_refresh": "10",
     "pools_page_run_tab": "False",
+    "profile": "docker-network-ssh",
     "proxy": "http://proxy.example:3128",
+    "python": "/opt/venv/bin/python",
     "reference_datacenter": "AWS Frankfurt",
     "retries": "3",
+    "slots": "64",
+    "slots_per_node": "8",
     "storage_url": "https://storage.qarnot.com",
     "timeout": "10",
     "verify": "false",

@@ -3,8 +3,8 @@
 ``python -m tools.reference`` writes them, and ``--check`` says which are old. The text between
 ``<!-- ::: some.module.Name -->`` and ``<!-- end of ::: some.module.Name -->`` is docstring and parameters of a class or
 function, with those it inherits. ``::: methods some.module.Name`` are its public methods. ``::: operators``,
-``::: sensors``, ``::: watchers``, ``::: specifications``, ``::: connection``, ``::: configuration``, ``::: commands``
-and ``contents`` are lists. A missing docstring is an error, and so is a parameter without a description or an example.
+``::: sensors``, ``::: watchers``, ``::: specifications``, ``::: connection``, ``::: configuration``, ``::: executor``,
+``::: commands`` and ``contents`` are lists. A missing docstring is an error, and so is a parameter without a description or an example.
 """
 
 from __future__ import annotations
@@ -368,17 +368,26 @@ def watchers() -> list[Any]:
 
 def configuration() -> str:
     """Return the options of the ``[qarnot]`` section of airflow.cfg."""
+    return _options_of("qarnot")
+
+
+def executor() -> str:
+    """Return the options of the ``[qarnot_executor]`` section of airflow.cfg."""
+    return _options_of("qarnot_executor")
+
+
+def _options_of(section: str) -> str:
     from airflow_qarnot_pool.get_provider_info import get_provider_info
 
     rows = [
         _row(
-            f"`{name}`<br>`AIRFLOW__QARNOT__{name.upper()}`",
+            f"`{name}`<br>`AIRFLOW__{section.upper()}__{name.upper()}`",
             f"`{one['type']}`",
             f"`{one['default']}`" if one["default"] else "none",
-            f"`{examples.setting(name)}`",
+            f"`{one['example'] if section != 'qarnot' and one['example'] else examples.setting(name)}`",
             one["description"],
         )
-        for name, one in get_provider_info()["config"]["qarnot"]["options"].items()
+        for name, one in get_provider_info()["config"][section]["options"].items()
     ]
     return _table(("Option, and in the environment", "Type", *_COLUMNS[1:]), rows)
 
@@ -420,21 +429,24 @@ def commands() -> str:
     from airflow_qarnot_pool.cli import get_cli_commands
 
     parts = []
-    for group in get_cli_commands():
-        for command in group.subcommands:
-            rows = []
-            for arg in command.args:
-                about = {"help": "", "default": "", **arg.kwargs}
-                default = f"`{about['default']}`" if about["default"] not in ("", None) else "none"
-                rows.append(
-                    _row(", ".join(f"`{flag}`" for flag in arg.flags), default, _prose(about["help"]))
-                )
-            parts += [
-                f"### airflow {group.name} {command.name}",
-                f"{_prose(command.help)}.",
-                _table(("Option", "Default", "Meaning"), rows),
-            ]
+    for words, command in flat_commands(get_cli_commands()):
+        rows = []
+        for arg in command.args:
+            about = {"help": "", "default": "", **arg.kwargs}
+            default = f"`{about['default']}`" if about["default"] not in ("", None) else "none"
+            rows.append(_row(", ".join(f"`{flag}`" for flag in arg.flags), default, _prose(about["help"])))
+        parts += [f"### airflow {' '.join(words)}", f"{_prose(command.help)}."]
+        parts += [_table(("Option", "Default", "Meaning"), rows)] if rows else []
     return "\n\n".join(parts)
+
+
+def flat_commands(commands: Iterable[Any], *above: str) -> Iterable[tuple[tuple[str, ...], Any]]:
+    """Yield the words of each command, and the command, whatever groups it is in."""
+    for command in commands:
+        if hasattr(command, "subcommands"):
+            yield from flat_commands(command.subcommands, *above, command.name)
+        else:
+            yield (*above, command.name), command
 
 
 def contents(page: str) -> str:
@@ -470,7 +482,7 @@ def _things(words: str) -> list[Any]:
 
 def block(words: str, page: str) -> str:
     """Return the text of a mark."""
-    if words in ("configuration", "connection", "commands"):
+    if words in ("configuration", "executor", "connection", "commands"):
         return str(globals()[words]())
     if words == "contents":
         return contents(page)

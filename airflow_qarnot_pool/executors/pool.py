@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow_qarnot_pool.api import states
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from airflow_qarnot_pool.hooks.connection_settings import ConnectionSettings
 
 log = logging.getLogger(__name__)
+
+
+#: Setting of the nodes with the DAG bundles. The pool brings those in buckets to its nodes.
+BUNDLES = "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST"
 
 
 class PoolKey(NamedTuple):
@@ -87,7 +92,12 @@ class ExecutorPools:
                 field="namespace",
                 remedy=f"Set it in the connection {settings.conn_id!r}, or as [qarnot] namespace.",
             )
+        from airflow_qarnot_pool.executors.bundle import bundle_resources
+
         spec = self._options.pools[key.name].spec(key.slots)
+        bundles = bundle_resources(self._options.node_environment.get(BUNDLES))
+        if bundles:
+            spec = replace(spec, resource_buckets=[*spec.resource_buckets, *bundles])
         fingerprint = spec.fingerprint()
         request = ClaimRequest(
             resource=client.pools,

@@ -292,7 +292,18 @@ class QarnotExecutor(BaseExecutor):
 
     def get_task_log(self, ti: TaskInstance, try_number: int) -> tuple[list[str], list[str]]:
         """Return the output of the Qarnot task of *ti*, while Airflow has no log of it. Called by the api-server."""
-        return [], []
+        from airflow_qarnot_pool.executors.options import read_options
+        from airflow_qarnot_pool.executors.output import task_log
+        from airflow_qarnot_pool.hooks.qarnot import QarnotHook
+
+        if not ti.external_executor_id or ti.try_number != try_number:
+            return [], []
+        name = name_of(ti.external_executor_id, str(ti.id))
+        try:
+            client = QarnotHook(read_options(self.conf).conn_id).client
+        except Exception as error:  # of Airflow or of the connection
+            return [], [f"The output of Qarnot task {name} could not be read: {error}"]
+        return [f"Output of Qarnot task {name}"], task_log(client, [name])
 
     def terminate(self) -> None:
         """Do nothing: Qarnot tasks that run stay, and the next scheduler adopts them."""

@@ -201,9 +201,9 @@ def _check_options(module: str, options: list[str]) -> None:
 
 def _check_airflow(words: list[str]) -> None:
     if words[0] == "qarnot":
-        (group,) = get_cli_commands()
-        command = next(one for one in group.subcommands if one.name == words[1])
-        known = {flag for arg in command.args for flag in arg.flags}  # type: ignore[union-attr]
+        named = {name: one for name, one in flat_commands(get_cli_commands())}
+        command = next(one for name, one in named.items() if tuple(words[: len(name)]) == name)
+        known = {flag for arg in command.args for flag in arg.flags}
         assert {one.partition("=")[0] for one in words[2:] if one.startswith("-")} <= known
         return
     from airflow.cli.cli_parser import get_parser
@@ -211,10 +211,10 @@ def _check_airflow(words: list[str]) -> None:
     get_parser().parse_args(words)
 
 
-def _options() -> set[str]:
+def _options(section: str = "qarnot") -> set[str]:
     from airflow_qarnot_pool.get_provider_info import get_provider_info
 
-    return set(get_provider_info()["config"]["qarnot"]["options"])
+    return set(get_provider_info()["config"][section]["options"])
 
 
 # --- Data
@@ -233,5 +233,6 @@ def test_data_parses(block: Block) -> None:
     else:
         parser = configparser.ConfigParser()
         parser.read_string(block.code)
-        if parser.has_section("qarnot"):
-            assert set(parser["qarnot"]) <= _options()
+        for section in ("qarnot", "qarnot_executor"):
+            if parser.has_section(section):
+                assert set(parser[section]) <= _options(section)
