@@ -26,7 +26,7 @@ def test_both_streams_of_all_tasks_of_a_try_are_shown(qarnot: LocalQarnot, clien
     assert output.task_log(client, ["output-none"]) == [
         "Qarnot has no task output-none. It was not submitted, or deleted."
     ]
-    qarnot.faults([{"path": ".*/stdout/0", "status": 400, "message": "not today"}])
+    qarnot.faults([{"path": "stdout/0$", "kind": "status", "status": 400}])
     shown, sentence = output.task_log(client, ["output-1"])
     assert shown == "wrong"
     assert "The output of Qarnot task output-1 could not be read" in sentence

@@ -1,0 +1,194 @@
+"""A workload on a node: a real api-server, a real Airflow on the node, and no token anywhere else.
+
+No scheduler runs here. The test queues the task itself, so it is about the node's side alone.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_qarnot_pool.api import states
+from airflow_qarnot_pool.api.client import QarnotClient
+from airflow_qarnot_pool.hooks.storage import QarnotStorageHook
+from airflow_qarnot_pool.local import LocalQarnot
+from tools.airflow_stack import AirflowStack, Endpoint
+
+#: The deployment is of this test's own, and the machine has two cores.
+ALONE = True
+EXECUTOR = "LocalExecutor,QarnotExecutor:airflow_qarnot_pool.executors.qarnot_executor.QarnotExecutor"
+BUCKET = "executor-node-dags"
+DAG = """
+import glob, os, re
+from airflow.sdk import DAG, task
+from helper import VALUE
+
+SECRET = re.compile(rb"eyJ[A-Za-z0-9_-]{10,}[.][A-Za-z0-9_-]{10,}[.]|QARNOT_SECRET__")
+
+with DAG("seen_on_node", schedule=None):
+
+    @task(executor="QarnotExecutor")
+    def look():
+        print("the task says hello")
+        launch = b"AIRFLOW_QARNOT_LAUNCH=" + os.environ["AIRFLOW_QARNOT_LAUNCH"].encode()
+        seen, found = 0, []
+        for environ in glob.glob("/proc/[0-9]*/environ"):
+            try:
+                content = open(environ, "rb").read()
+                command = open(environ.replace("environ", "cmdline"), "rb").read()
+            except OSError:
+                continue
+            if launch in content:
+                seen += 1
+                found += [environ for text in (content, command) if SECRET.search(text)]
+        found += [name for name, value in os.environ.items() if SECRET.search((name + value).encode())]
+        shared = os.environ["AIRFLOW_QARNOT_SHARED"]
+        for folder, _, names in os.walk(shared):
+            for name in names:
+                path = os.path.join(folder, name)
+                if SECRET.search(open(path, "rb").read()):
+                    found.append(path)
+        return {"processes": seen, "found": found, "value": VALUE, "file": __file__, "shared": shared}
+
+    look()
+"""
+#: Queue the task as a scheduler does, and submit it as the executor does.
+QUEUE = """
+import json, sys
+from airflow.configuration import conf
+from airflow.executors.base_executor import BaseExecutor
+from airflow.executors.workloads import ExecuteTask
+from airflow.models.taskinstance import TaskInstance
+from airflow.utils.session import create_session
+from sqlalchemy import select
+from airflow_qarnot_pool.executors.bundle import bundle_resources
+from airflow_qarnot_pool.executors.options import TaskConfig, read_options
+from airflow_qarnot_pool.executors.workload_task import task_of
+from airflow_qarnot_pool.hooks.qarnot import QarnotHook
+from dataclasses import replace
+from airflow_qarnot_pool.api.specs import PoolSpec
+
+options = read_options(conf)
+client = QarnotHook().client
+with create_session() as session:
+    ti = session.scalar(select(TaskInstance).where(TaskInstance.dag_id == "seen_on_node"))
+    ti.state = "queued"
+    session.flush()
+    workload = ExecuteTask.make(ti, generator=BaseExecutor().jwt_generator)
+resources = bundle_resources(conf.get("dag_processor", "dag_bundle_config_list"))
+pool = client.pools.create(PoolSpec(name="p", profile="docker-network", instance_count=1, resource_buckets=resources))
+spec = task_of(workload, "airflow-node-test", options, TaskConfig())
+task = client.tasks.create(replace(spec, pool=pool))
+print(json.dumps({"token": workload.token, "constants": dict(spec.constants), "task": task, "pool": pool}))
+"""
+
+
+class ApiServer(AirflowStack):
+    """An Airflow with an api-server only."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._commands = {"api-server": ["api-server"]}
+
+    def run(self, *command: str) -> str:
+        """Run a program with the settings of this Airflow, and return its output."""
+        done = subprocess.run(
+            [sys.executable, *command],
+            env=self.environment,
+            cwd=self.home,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+
+@pytest.fixture
+def qarnot() -> Iterator[LocalQarnot]:
+    with LocalQarnot(boot_seconds=0.1) as server:
+        yield server
+
+
+@pytest.fixture
+def airflow(qarnot: LocalQarnot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
+    endpoint = Endpoint(qarnot.url, qarnot.token, qarnot.storage_url)
+    monkeypatch.setenv("AIRFLOW_CONN_QARNOT_DEFAULT", endpoint.connection())
+    storage = QarnotStorageHook()
+    storage.upload(BUCKET, DAG.encode(), key="prod/seen.py")
+    storage.upload(BUCKET, b"VALUE = 42\n", key="prod/helper.py")
+    classpath = "airflow_qarnot_pool.executors.bundle.QarnotDagBundle"
+    bundle = {"name": "seen", "classpath": classpath, "kwargs": {"bucket": BUCKET, "prefix": "prod"}}
+    settings = {
+        "CORE__EXECUTOR": EXECUTOR,
+        "DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps([bundle]),
+        "DAG_PROCESSOR__DAG_BUNDLE_STORAGE_PATH": str(tmp_path / "bundles"),
+        "LOGGING__REMOTE_LOGGING": "True",
+        "LOGGING__REMOTE_BASE_LOG_FOLDER": "qarnot://executor-node-logs/prod",
+        "LOGGING__REMOTE_LOG_CONN_ID": "qarnot_default",
+        "LOGGING__LOGGING_CONFIG_CLASS": "airflow_qarnot_pool.executors.logging_config.LOGGING_CONFIG",
+        "QARNOT_EXECUTOR__PYTHON": sys.executable,
+    }
+    home = tmp_path / "airflow"
+    home.mkdir()
+    started = ApiServer(
+        home, tmp_path, qarnot=endpoint, env={f"AIRFLOW__{name}": value for name, value in settings.items()}
+    )
+    with started:
+        yield started
+
+
+def test_a_workload_runs_on_a_node_and_its_token_is_nowhere(qarnot: LocalQarnot, airflow: ApiServer) -> None:
+    airflow.run("-m", "airflow", "dags", "reserialize")
+    run_id = airflow.trigger("seen_on_node")
+    queued = json.loads(airflow.run("-c", QUEUE).splitlines()[-1])
+    client = QarnotClient(qarnot.url, qarnot.token)
+    airflow.wait_for(
+        lambda: states.is_terminal(client.tasks.get(queued["task"]).state), what="the task on Qarnot"
+    )
+    output = client.tasks.stdout(queued["task"], 0) + client.tasks.stderr(queued["task"], 0)
+    assert client.tasks.get(queued["task"]).state == "Success", output
+    instance = airflow.task_instance("seen_on_node", run_id, "look")
+    assert instance["state"] == "success", output
+    seen = airflow.xcom("seen_on_node", run_id, "look")
+    assert seen["found"] == []
+    assert seen["processes"] >= 2  # the supervisor and the task
+    assert seen["value"] == 42
+    # Unpacked once per node, beside the resources of the pool.
+    assert seen["file"].startswith(f"{seen['shared']}/airflow-bundles/seen/versions/")
+    assert "the task says hello" in output
+    logged = json.dumps(airflow.log("seen_on_node", run_id, "look"))
+    assert "the task says hello" in logged
+    assert "qarnot://executor-node-logs/prod/dag_id=seen_on_node" in logged
+
+    parts = [value for key, value in queued["constants"].items() if key.startswith("QARNOT_SECRET__")]
+    told = [
+        output,
+        logged,
+        json.dumps(
+            [qarnot.call("GET", f"/tasks/{queued['task']}"), qarnot.call("GET", "/tasks"), qarnot.requests()]
+        ),
+        *(path.read_bytes().decode(errors="replace") for path in _files(airflow.home, Path(seen["shared"]))),
+    ]
+    for secret in (queued["token"], *parts, qarnot.token):
+        assert not [text for text in told if secret in text]
+
+    client.pools.delete(queued["pool"])
+    assert "A node can run the tasks of this Airflow." in airflow.run(
+        "-m", "airflow", "qarnot", "executor", "check"
+    )
+    assert [task.shortname for task in client.tasks.list()] == ["airflow-node-test"]
+
+
+def _files(*folders: Path) -> Iterator[Path]:
+    for folder in folders:
+        for path in folder.rglob("*"):
+            if path.is_file():
+                yield path
