@@ -4,7 +4,8 @@
 ``<!-- ::: some.module.Name -->`` and ``<!-- end of ::: some.module.Name -->`` is docstring and parameters of a class or
 function, with those it inherits. ``::: methods some.module.Name`` are its public methods. ``::: operators``,
 ``::: sensors``, ``::: watchers``, ``::: specifications``, ``::: connection``, ``::: configuration``, ``::: executor``,
-``::: commands`` and ``contents`` are lists. A missing docstring is an error, and so is a parameter without a description or an example.
+``::: commands`` and ``contents`` are lists. A missing docstring is an error, and so is a parameter without a
+description or an example.
 """
 
 from __future__ import annotations

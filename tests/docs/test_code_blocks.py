@@ -27,6 +27,7 @@ from airflow_qarnot_pool.operators.teardown_cost import tasks_beside
 from tests.conftest import ROOT
 from tests.dags.test_examples import LOCAL_BUNDLE, Run, client
 from tests.docs.blocks import Block, blocks, blocks_of
+from tools.reference import flat_commands
 
 __all__ = ["client"]
 
@@ -201,7 +202,7 @@ def _check_options(module: str, options: list[str]) -> None:
 
 def _check_airflow(words: list[str]) -> None:
     if words[0] == "qarnot":
-        named = {name: one for name, one in flat_commands(get_cli_commands())}
+        named = dict(flat_commands(get_cli_commands()))
         command = next(one for name, one in named.items() if tuple(words[: len(name)]) == name)
         known = {flag for arg in command.args for flag in arg.flags}
         assert {one.partition("=")[0] for one in words[2:] if one.startswith("-")} <= known
