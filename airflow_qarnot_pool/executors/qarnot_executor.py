@@ -11,11 +11,11 @@ from airflow.executors.base_executor import BaseExecutor
 
 from airflow_qarnot_pool.executors.running import (
     MAX_REQUEUES,
-    UNNEEDED_FOR,
     Attempt,
     End,
     Instance,
     Verdict,
+    is_overdue,
     judge,
     name_of,
     unneeded,
@@ -248,7 +248,13 @@ class QarnotExecutor(BaseExecutor):
             self.log.warning("The Qarnot tasks could not be compared with Airflow's database: %s", error)
             return
         self._unneeded_since = unneeded(self._attempts, instances, self._unneeded_since, now)
-        self._drop([name for name, since in self._unneeded_since.items() if now - since >= UNNEEDED_FOR])
+        self._drop(
+            [
+                name
+                for name, since in self._unneeded_since.items()
+                if is_overdue(since, now, has_started=self._tasks.has_started(name))
+            ]
+        )
 
     # --- other calls of the scheduler
 
@@ -256,7 +262,7 @@ class QarnotExecutor(BaseExecutor):
         """Abort the Qarnot task of *ti*. A new one is submitted only after the end of this one."""
         self.queued_tasks.pop(ti.key, None)
         name = self._newest.get(ti.key)
-        if name in self._attempts:
+        if name is not None:
             self._drop([name])
         self.running.discard(ti.key)
 

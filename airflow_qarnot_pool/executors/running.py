@@ -28,9 +28,9 @@ ROLE = "executor"
 KEPT_FOR = timedelta(days=1)
 #: How often an attempt that Airflow never saw start is queued again within its try.
 MAX_REQUEUES = 2
-#: Seconds for which a Qarnot task may outlive the need of Airflow for it, in which it ends by itself: its process has
-#: seen that Airflow has stopped the task, or writes its log.
-UNNEEDED_FOR = 30.0
+#: Seconds for which a Qarnot task may outlive the need of Airflow for it. One that runs ends by itself in this time: its
+#: process has seen that Airflow has stopped the task, or stores its log.
+UNNEEDED_QUEUED_FOR, UNNEEDED_RUNNING_FOR = 30.0, 300.0
 _LIVE_STATES = frozenset({"queued", "running", "restarting"})
 
 
@@ -172,3 +172,8 @@ def unneeded(
         or instance.state not in _LIVE_STATES
     ]
     return {name: since.get(name, now) for name in names}
+
+
+def is_overdue(since: float, now: float, *, has_started: bool) -> bool:
+    """Return whether a Qarnot task that Airflow does not need since then is to be aborted."""
+    return now - since >= (UNNEEDED_RUNNING_FOR if has_started else UNNEEDED_QUEUED_FOR)

@@ -15,6 +15,7 @@ from airflow_qarnot_pool.executors.running import (
     Instance,
     Outcome,
     Verdict,
+    is_overdue,
     judge,
     name_of,
     outcome_of,
@@ -100,3 +101,8 @@ def test_a_qarnot_task_is_unneeded_from_the_first_look_that_says_so() -> None:
         "replaced": 5.0,
         "over": 3.0,
     }
+
+
+def test_a_qarnot_task_that_runs_has_time_to_end_by_itself() -> None:
+    assert [is_overdue(0, now, has_started=False) for now in (29, 30)] == [False, True]
+    assert [is_overdue(0, now, has_started=True) for now in (30, 299, 300)] == [False, False, True]
