@@ -168,7 +168,7 @@ class QarnotDagBundle(BaseDagBundle):
         self._delete_others(files)
 
     def _delete_others(self, files: Mapping[str, Any]) -> None:
-        """Delete what is left of earlier copies, and empty folders. A process that parses may write bytecode there."""
+        """Delete other files, and empty folders. A process that parses may write bytecode there."""
         for path in sorted(self.path.rglob("*"), reverse=True):
             with suppress(OSError):
                 if path.is_dir():

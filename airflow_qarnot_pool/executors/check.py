@@ -1,4 +1,4 @@
-"""``airflow qarnot executor check``: run one small Qarnot task as the executor does, and say what is missing."""
+"""``airflow qarnot executor check``: run one small Qarnot task as the executor does, and report problems."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 #: Maximum seconds of a check, without its clean-up.
 MAX_SECONDS = 110.0
-#: Maximum seconds of a request, so that the check and its clean-up end within two minutes.
+#: Maximum seconds of a request, because the check and its clean-up must end within two minutes.
 _REQUEST = 8.0
 _POLL_SECONDS = 1.0
 _BUNDLES = "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST"
@@ -53,7 +53,7 @@ def problems_before(options: ExecutorOptions, pool: PoolOptions, qarnot_url: str
 
 
 def probe_task(options: ExecutorOptions, pool: PoolOptions, name: str, ti_id: str, token: str) -> TaskSpec:
-    """Return the Qarnot task of a check: like one of the executor, on a node of its own."""
+    """Return the Qarnot task of a check: like one of the executor, but without a pool."""
     from airflow_qarnot_pool.api.specs import TaskSpec
 
     like = pool.spec()

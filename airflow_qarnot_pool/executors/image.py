@@ -1,4 +1,4 @@
-"""An image for nodes that has what this Airflow has. Pure, except for :func:`installed`."""
+"""An image for nodes with the same versions as this Airflow. Pure, except for :func:`installed`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Installed:
 
 
 def installed(*, freeze: bool = False) -> Installed:
-    """Return what this interpreter has.
+    """Return the versions of this interpreter.
 
     :param freeze: whether to return every distribution.
     """
@@ -68,7 +68,7 @@ def installed(*, freeze: bool = False) -> Installed:
 def dockerfile(here: Installed, *, executor: str, api_url: str, requirements: str | None = None) -> str:
     """Return a Dockerfile for nodes.
 
-    :param here: what this machine has.
+    :param here: versions of this machine.
     :param executor: the option ``[core] executor``.
     :param api_url: address of the execution API as nodes reach it.
     :param requirements: name of a requirements file beside the Dockerfile, with what DAGs import.

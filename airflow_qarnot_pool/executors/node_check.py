@@ -1,4 +1,4 @@
-"""Looks at a node for ``airflow qarnot executor check``: what it has, and what it reaches. It runs on the node."""
+"""The program of ``airflow qarnot executor check`` on the node. It reports versions, and the places that it reaches."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def task_log(client: QarnotClient, names: Sequence[str]) -> list[str]:
 
 
 def _end(pieces: Iterable[str], subject: str) -> list[str]:
-    """Return the last lines of a stream, after one about what is left out."""
+    """Return the last lines of a stream, after one about those that are left out."""
     text, read = "", 0
     for piece in pieces:
         read += len(piece)

@@ -108,7 +108,7 @@ def lifetime(token_seconds: float, boot_seconds: float, *, keeps_nodes: bool) ->
 
     :param token_seconds: that option.
     :param boot_seconds: time in which a node is expected to boot.
-    :param keeps_nodes: whether the pool always has a node, so that no task waits for a boot.
+    :param keeps_nodes: whether the pool always has a node, and no task waits for a boot.
     """
     needed = START_SECONDS + (0 if keeps_nodes else boot_seconds)
     if token_seconds >= needed:
