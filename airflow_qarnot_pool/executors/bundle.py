@@ -29,6 +29,7 @@ from airflow_qarnot_pool.executors.node import SHARED
 from airflow_qarnot_pool.version_compat import bundle_version
 
 if TYPE_CHECKING:
+    from airflow_qarnot_pool.api.client import QarnotClient
     from airflow_qarnot_pool.api.specs import ResourceBucket
     from airflow_qarnot_pool.hooks.storage import StoredFile
 
@@ -288,6 +289,40 @@ def bundle_resources(config_list: str | None) -> list[ResourceBucket]:
         for bundle in bundles_of(config_list)
         if is_qarnot_bundle(bundle)
     ]
+
+
+def archive_of(name: str, version: str | None, config_list: str | None) -> str | None:
+    """Return the archive that the nodes need for a bundle, or None if it is no Qarnot bundle with a version."""
+    if not version or not any(
+        each.get("name") == name and is_qarnot_bundle(each) for each in bundles_of(config_list)
+    ):
+        return None
+    return archive_key(name, version)
+
+
+class BroughtArchives:
+    """The archives that pools were asked to bring to their nodes. A pool is asked once for each."""
+
+    def __init__(self) -> None:
+        self._brought: dict[str, set[str]] = {}
+
+    def bring(self, client: QarnotClient, pool: str, archives: Iterable[str]) -> None:
+        """Ask Qarnot to copy the resources of *pool* to its nodes again if they may lack one of *archives*.
+
+        An error changes nothing for the tasks, because a node downloads an archive that it lacks.
+
+        :param pool: uuid of the pool.
+        """
+        brought = self._brought.setdefault(pool, set())
+        new = set(archives) - brought
+        if not new:
+            return
+        try:
+            client.pools.sync_resources(pool)
+        except QarnotError as error:
+            # A pool without nodes refuses it. Nodes that boot later bring everything.
+            log.info("Pool %s does not copy %s to its nodes: %s", pool, ", ".join(sorted(new)), error)
+        brought |= new
 
 
 def bundles_of(config_list: str | None) -> list[dict[str, Any]]:

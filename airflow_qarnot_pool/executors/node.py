@@ -1,4 +1,4 @@
-"""First process of a workload on a node: ``python -m airflow_qarnot_pool.executors.node``. Standard library only.
+"""First process of a workload on a node: ``python -m airflow_qarnot_pool.executors.node``.
 
 The workload and its token come in secret constants, which Qarnot exports as environment variables. This process
 replaces itself by Airflow's, with an environment without them. Airflow reads the workload from a pipe, which is empty
@@ -92,8 +92,22 @@ def hostname() -> str:
     return f"{socket.gethostname()}-{os.environ.get(LAUNCH, '')}"
 
 
+def run(path: str) -> None:
+    """Run the workload in the file *path* in this process, as Airflow's containers do."""
+    from airflow.executors.workloads import ExecuteTask
+    from airflow.sdk.execution_time import execute_workload
+
+    # Airflow logs the workload. Before 3.2 that would show its token.
+    ExecuteTask.model_fields["token"].repr = False
+    sys.argv = [execute_workload.__name__, "--json-path", path]
+    execute_workload.main()
+
+
 def main(arguments: list[str]) -> None:
-    """Become Airflow's process for the workload, or with ``check`` the one that looks at this node."""
+    """Become the process that runs the workload, or with ``check`` the one that looks at this node."""
+    if arguments[:1] == ["run"]:
+        run(arguments[1])
+        return
     environment = dict(os.environ)
     try:
         payload = unpack(environment)
@@ -113,8 +127,8 @@ def main(arguments: list[str]) -> None:
     os.write(writer, payload["workload"].encode())
     os.close(writer)
     os.set_inheritable(reader, True)
-    command = [sys.executable, "-m", "airflow.sdk.execution_time.execute_workload"]
-    os.execve(sys.executable, [*command, "--json-path", f"/dev/fd/{reader}"], environment)
+    command = [sys.executable, "-m", f"{__package__}.node", "run", f"/dev/fd/{reader}"]
+    os.execve(sys.executable, command, environment)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,9 +11,18 @@ from typing import Any
 
 import pytest
 
+from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.errors import QarnotError, QarnotInvalidSpecError
+from airflow_qarnot_pool.api.specs import PoolSpec
 from airflow_qarnot_pool.executors import bundle as module
-from airflow_qarnot_pool.executors.bundle import QarnotDagBundle, bundle_resources, outdated, version_of
+from airflow_qarnot_pool.executors.bundle import (
+    BroughtArchives,
+    QarnotDagBundle,
+    archive_of,
+    bundle_resources,
+    outdated,
+    version_of,
+)
 from airflow_qarnot_pool.executors.node import SHARED
 from airflow_qarnot_pool.hooks.storage import QarnotStorageHook, StoredFile
 from airflow_qarnot_pool.local import LocalQarnot
@@ -214,6 +224,31 @@ def test_a_wrong_bucket_or_prefix_is_refused_when_the_bundle_is_made() -> None:
         QarnotDagBundle(name="dags", bucket="a/b")
     with pytest.raises(QarnotInvalidSpecError, match="folder of the archives"):
         QarnotDagBundle(name="dags", bucket="a", prefix="/airflow-qarnot-bundles/dags")
+
+
+def test_a_pool_is_asked_once_for_each_new_version(qarnot: LocalQarnot, client: QarnotClient) -> None:
+    pool = client.pools.create(PoolSpec(name="p", profile="docker-network", instance_count=1))
+    while not client.pools.get(pool).ready_slots:
+        time.sleep(0.02)
+    brought = BroughtArchives()
+    qarnot.clear_requests()
+    for archives in ([], ["a"], ["a"], ["a", "b"], ["b"]):
+        brought.bring(client, pool, archives)
+    asked = [one for one in qarnot.requests() if one["method"] == "PATCH"]
+    assert len(asked) == 2
+    brought.bring(client, "no-such-pool", ["a"])  # logged, because a node can download it
+    client.pools.delete(pool)
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "archive"),
+    [("a", "1" * 32, f"airflow-qarnot-bundles/a/{'1' * 32}.tar.gz"), ("a", None, None), ("b", "1", None)],
+)
+def test_the_archive_of_a_workload_is_known_by_its_bundle(
+    name: str, version: str | None, archive: str | None
+) -> None:
+    config = json.dumps([*CONFIG_LISTS["ours"][0], {"name": "b", "classpath": "x.Git", "kwargs": {}}])
+    assert archive_of(name, version, config) == archive
 
 
 NOW = datetime(2026, 1, 31, tzinfo=UTC)

@@ -66,7 +66,7 @@ def test_the_token_and_the_settings_are_in_secret_constants_only() -> None:
         "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": LOGIN,
     }
     assert constants["DOCKER_CMD"] == "python -m airflow_qarnot_pool.executors.node"
-    assert (constants["DOCKER_REPO"], constants["DOCKER_TAG"]) == ("airflow", "1")
+    assert (constants["DOCKER_REPO"], constants["DOCKER_TAG"]) == ("library/airflow", "1")
     assert (body["shortname"], body["name"], body["maxTimeQueueSeconds"]) == ("airflow-1", "dag.task", 600)
 
 
@@ -194,23 +194,35 @@ def test_bundles_are_fetched_once_per_node_if_its_folder_can_be_written(tmp_path
 
 
 PROGRAM = """
-import os, sys, json
-(option, path) = sys.argv[1:]
-assert option == "--json-path"
-workload = open(path).read()
-left = [open(f"/proc/{pid}/environ").read() + open(f"/proc/{pid}/cmdline").read() for pid in ("self",)]
-print(json.dumps({"workload": workload, "left": left,
-                  "environment": dict(os.environ), "rest": os.read(int(path.rpartition("/")[2]), 10).decode()}))
+import json, os, sys
+from airflow.executors.workloads import ExecuteTask
+
+def main():
+    (option, path) = sys.argv[1:]
+    assert option == "--json-path"
+    workload = open(path).read()
+    shown = [open(f"/proc/self/{name}").read() for name in ("environ", "cmdline")]
+    print(json.dumps({"workload": workload, "shown": shown, "environment": dict(os.environ),
+                      "rest": os.read(int(path.rpartition("/")[2]), 10).decode(),
+                      "is_logged": ExecuteTask.model_fields["token"].repr}))
+"""
+WORKLOADS = """
+from types import SimpleNamespace
+
+class ExecuteTask:
+    model_fields = {"token": SimpleNamespace(repr=True)}
 """
 
 
 def test_the_process_of_airflow_has_the_token_in_a_pipe_only(tmp_path: Path) -> None:
     """A stand-in for Airflow's module, because this is about the process that starts it."""
-    package = tmp_path / "airflow" / "sdk" / "execution_time"
-    package.mkdir(parents=True)
-    for folder in (package, package.parent, package.parent.parent):
-        (folder / "__init__.py").touch()
-    (package / "execute_workload.py").write_text(PROGRAM)
+    stand_ins = {"sdk/execution_time/execute_workload.py": PROGRAM, "executors/workloads.py": WORKLOADS}
+    for name, text in stand_ins.items():
+        path = tmp_path / "airflow" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        for folder in list(path.parents)[: len(Path(name).parts)]:
+            (folder / "__init__.py").touch()
     root = str(Path(node.__file__).parents[2])
     constants = constants_of(workload().model_dump_json(), {"AIRFLOW__CORE__EXECUTOR": "X"})
     done = subprocess.run(
@@ -226,6 +238,7 @@ def test_the_process_of_airflow_has_the_token_in_a_pipe_only(tmp_path: Path) -> 
     assert json.loads(seen["workload"])["token"] == TOKEN
     assert seen["rest"] == ""
     assert seen["environment"]["AIRFLOW__CORE__EXECUTOR"] == "X"
-    text = json.dumps([seen["left"], seen["environment"]])
+    assert seen["is_logged"] is False
+    text = json.dumps([seen["shown"], seen["environment"]])
     for secret in (TOKEN, node.PREFIX, *(value for key, value in constants.items() if key != node.SHARED)):
         assert secret not in text
