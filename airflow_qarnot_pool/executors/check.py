@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from airflow_qarnot_pool.api import states
 from airflow_qarnot_pool.api.errors import QarnotError, QarnotNotFoundError, shortened
 from airflow_qarnot_pool.executors import node
-from airflow_qarnot_pool.executors.bundle import bundle_resources
+from airflow_qarnot_pool.executors.bundle_archives import BUNDLES, bundle_resources
 from airflow_qarnot_pool.executors.image import Installed, differences, installed
 from airflow_qarnot_pool.executors.node_check import MARK
 from airflow_qarnot_pool.executors.workload_task import constants_of, lifetime, node_settings
@@ -31,7 +31,6 @@ MAX_SECONDS = 110.0
 #: Maximum seconds of a request, because the check and its clean-up must end within two minutes.
 _REQUEST = 8.0
 _POLL_SECONDS = 1.0
-_BUNDLES = "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST"
 
 
 def problems_before(options: ExecutorOptions, pool: PoolOptions, qarnot_url: str) -> list[str]:
@@ -70,7 +69,7 @@ def probe_task(options: ExecutorOptions, pool: PoolOptions, name: str, ti_id: st
         },
         hardware_constraints=like.hardware_constraints,
         scheduling_type=like.scheduling_type,
-        resource_buckets=[*like.resource_buckets, *bundle_resources(environment.get(_BUNDLES))],
+        resource_buckets=[*like.resource_buckets, *bundle_resources(environment.get(BUNDLES))],
         max_time_queue=timedelta(seconds=MAX_SECONDS),
         # For a check that is killed.
         completion_ttl=timedelta(minutes=10),

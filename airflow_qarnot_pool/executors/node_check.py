@@ -78,7 +78,8 @@ def _bundles() -> dict[str, str]:
     from airflow.dag_processing.bundles.local import LocalDagBundle
     from airflow.dag_processing.bundles.manager import DagBundlesManager
 
-    from airflow_qarnot_pool.executors.bundle import ARCHIVES, QarnotDagBundle
+    from airflow_qarnot_pool.executors.bundle import QarnotDagBundle
+    from airflow_qarnot_pool.executors.bundle_archives import ARCHIVES
 
     manager, problems = DagBundlesManager(), {}
     for name in manager.get_all_bundle_names():

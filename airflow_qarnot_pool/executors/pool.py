@@ -92,7 +92,7 @@ class ExecutorPools:
                 field="namespace",
                 remedy=f"Set it in the connection {settings.conn_id!r}, or as [qarnot] namespace.",
             )
-        from airflow_qarnot_pool.executors.bundle import bundle_resources
+        from airflow_qarnot_pool.executors.bundle_archives import bundle_resources
 
         spec = self._options.pools[key.name].spec(key.slots)
         bundles = bundle_resources(self._options.node_environment.get(BUNDLES))

@@ -15,6 +15,7 @@ from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
 from airflow_qarnot_pool.api.fields import MAX_CONSTANT_LENGTH
 from airflow_qarnot_pool.api.specs import TaskSpec
 from airflow_qarnot_pool.executors import node
+from airflow_qarnot_pool.executors.bundle_archives import BUNDLES, archive_of
 
 if TYPE_CHECKING:
     from airflow.executors.workloads import ExecuteTask
@@ -66,6 +67,9 @@ def task_of(workload: ExecuteTask, name: str, options: ExecutorOptions, config: 
     :param name: shortname of the Qarnot task.
     :raises QarnotInvalidSpecError: the workload or the settings of nodes are too large, or the image is invalid.
     """
+    archive = archive_of(
+        workload.bundle_info.name, workload.bundle_info.version, options.node_environment.get(BUNDLES)
+    )
     return TaskSpec(
         name=f"{workload.ti.dag_id}.{workload.ti.task_id}"[:_MAX_NAME],
         shortname=name,
@@ -76,6 +80,7 @@ def task_of(workload: ExecuteTask, name: str, options: ExecutorOptions, config: 
         ),
         # A task that starts later would be refused by Airflow, but its node would be paid.
         max_time_queue=timedelta(seconds=math.ceil(options.token_seconds)),
+        wait_for_pool_resources_synchronization=True if archive else None,
     )
 
 

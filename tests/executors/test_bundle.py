@@ -15,13 +15,12 @@ from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.errors import QarnotError, QarnotInvalidSpecError
 from airflow_qarnot_pool.api.specs import PoolSpec
 from airflow_qarnot_pool.executors import bundle as module
-from airflow_qarnot_pool.executors.bundle import (
+from airflow_qarnot_pool.executors.bundle import QarnotDagBundle, outdated, version_of
+from airflow_qarnot_pool.executors.bundle_archives import (
+    BUNDLE_CLASS,
     BroughtArchives,
-    QarnotDagBundle,
     archive_of,
     bundle_resources,
-    outdated,
-    version_of,
 )
 from airflow_qarnot_pool.executors.node import SHARED
 from airflow_qarnot_pool.hooks.storage import QarnotStorageHook, StoredFile
@@ -252,6 +251,10 @@ def test_the_archive_of_a_workload_is_known_by_its_bundle(
 
 
 NOW = datetime(2026, 1, 31, tzinfo=UTC)
+
+
+def test_the_class_of_the_configuration_is_the_bundle() -> None:
+    assert f"{module.__name__}.{QarnotDagBundle.__name__}" == BUNDLE_CLASS
 
 
 def test_old_archives_are_deleted_but_the_newest_ones_and_the_current_one() -> None:

@@ -18,6 +18,7 @@ import pytest
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
 from airflow_qarnot_pool.api.fields import MAX_CONSTANT_LENGTH
 from airflow_qarnot_pool.executors import node
+from airflow_qarnot_pool.executors.bundle_archives import BUNDLE_CLASS, BUNDLES
 from airflow_qarnot_pool.executors.workload_task import (
     constants_of,
     forwarded_settings,
@@ -33,7 +34,8 @@ def workload(**ti: Any) -> Any:
     """A workload, as far as its Qarnot task needs it."""
     fields = {"dag_id": "dag", "task_id": "task", **ti}
     text = json.dumps({"ti": fields, "token": TOKEN, "type": "ExecuteTask"})
-    return SimpleNamespace(ti=SimpleNamespace(**fields), model_dump_json=lambda: text)
+    bundle = SimpleNamespace(name="dags", version="1" * 32)
+    return SimpleNamespace(ti=SimpleNamespace(**fields), bundle_info=bundle, model_dump_json=lambda: text)
 
 
 def options(**given: Any) -> Any:
@@ -74,6 +76,13 @@ def test_a_setting_of_the_user_comes_before_those_of_the_deployment() -> None:
     own = {"AIRFLOW__CORE__EXECUTION_API_SERVER_URL": "https://inside.example/execution/"}
     constants = spec_of(node_environment=own).constants
     assert node.unpack(dict(constants))["environment"] == own
+
+
+def test_a_task_waits_for_the_files_of_its_pool_if_they_bring_its_dag() -> None:
+    assert "waitForPoolResourcesSynchronization" not in spec_of().to_json()
+    bundle = {"name": "dags", "classpath": BUNDLE_CLASS, "kwargs": {"bucket": "b"}}
+    spec = spec_of(node_environment={BUNDLES: json.dumps([bundle])})
+    assert spec.to_json()["waitForPoolResourcesSynchronization"] is True
 
 
 def noise(size: int) -> str:

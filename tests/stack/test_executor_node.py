@@ -67,7 +67,7 @@ from airflow.executors.workloads import ExecuteTask
 from airflow.models.taskinstance import TaskInstance
 from airflow.utils.session import create_session
 from sqlalchemy import select
-from airflow_qarnot_pool.executors.bundle import bundle_resources
+from airflow_qarnot_pool.executors.bundle_archives import bundle_resources
 from airflow_qarnot_pool.executors.options import TaskConfig, read_options
 from airflow_qarnot_pool.executors.workload_task import task_of
 from airflow_qarnot_pool.hooks.qarnot import QarnotHook

@@ -1,0 +1,94 @@
+"""Archives of DAG bundles in buckets: their names, and how a pool brings them to its nodes.
+
+:mod:`airflow_qarnot_pool.executors.bundle` makes them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from airflow_qarnot_pool.api.errors import QarnotError
+
+if TYPE_CHECKING:
+    from airflow_qarnot_pool.api.client import QarnotClient
+    from airflow_qarnot_pool.api.specs import ResourceBucket
+
+log = logging.getLogger(__name__)
+
+#: Folder of the archives in the bucket, and on a node. It is no part of a bundle.
+ARCHIVES = "airflow-qarnot-bundles/"
+#: The class of a Qarnot bundle in the configuration.
+BUNDLE_CLASS = "airflow_qarnot_pool.executors.bundle.QarnotDagBundle"
+#: Setting of the nodes with the DAG bundles.
+BUNDLES = "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST"
+
+
+def archive_key(name: str, version: str) -> str:
+    """Return the key of the archive of a version, which is also its path below the resources of a pool."""
+    return f"{ARCHIVES}{name}/{version}.tar.gz"
+
+
+def bundle_resources(config_list: str | None) -> list[ResourceBucket]:
+    """Return the resources of a pool that bring all versions of the Qarnot bundles of a deployment.
+
+    :param config_list: the option ``[dag_processor] dag_bundle_config_list``.
+    """
+    from airflow_qarnot_pool.api.specs import ResourceBucket
+
+    return [
+        ResourceBucket(bucket=bundle["kwargs"]["bucket"], prefix=f"{ARCHIVES}{bundle['name']}/")
+        for bundle in bundles_of(config_list)
+        if is_qarnot_bundle(bundle)
+    ]
+
+
+def archive_of(name: str, version: str | None, config_list: str | None) -> str | None:
+    """Return the archive that the nodes need for a bundle, or None if it is no Qarnot bundle with a version."""
+    if not version or not any(
+        each.get("name") == name and is_qarnot_bundle(each) for each in bundles_of(config_list)
+    ):
+        return None
+    return archive_key(name, version)
+
+
+class BroughtArchives:
+    """The archives that pools were asked to bring to their nodes. A pool is asked once for each."""
+
+    def __init__(self) -> None:
+        self._brought: dict[str, set[str]] = {}
+
+    def bring(self, client: QarnotClient, pool: str, archives: Iterable[str]) -> None:
+        """Ask Qarnot to copy the resources of *pool* to its nodes again if they may lack one of *archives*.
+
+        An error changes nothing for the tasks, because a node downloads an archive that it lacks.
+
+        :param pool: uuid of the pool.
+        """
+        brought = self._brought.setdefault(pool, set())
+        new = set(archives) - brought
+        if not new:
+            return
+        try:
+            client.pools.sync_resources(pool)
+        except QarnotError as error:
+            # A pool without nodes refuses it. Nodes that boot later bring everything.
+            log.info("Pool %s does not copy %s to its nodes: %s", pool, ", ".join(sorted(new)), error)
+        brought |= new
+
+
+def bundles_of(config_list: str | None) -> list[dict[str, Any]]:
+    """Return the bundles of a deployment. Airflow itself refuses an invalid list."""
+    try:
+        bundles = json.loads(config_list or "[]")
+    except ValueError:
+        return []
+    return [bundle for bundle in bundles if isinstance(bundle, dict)] if isinstance(bundles, list) else []
+
+
+def is_qarnot_bundle(bundle: Mapping[str, Any]) -> bool:
+    """Return whether an entry of that option is a bundle of this module."""
+    classpath, kwargs = str(bundle.get("classpath")), bundle.get("kwargs")
+    return classpath == BUNDLE_CLASS and isinstance(kwargs, dict) and "bucket" in kwargs
