@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow_qarnot_pool.api import states
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
+from airflow_qarnot_pool.executors.bundle_archives import BUNDLES, bundle_resources
 from airflow_qarnot_pool.ownership.claim import ClaimRequest, claim
 from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
 
@@ -24,10 +25,6 @@ if TYPE_CHECKING:
     from airflow_qarnot_pool.hooks.connection_settings import ConnectionSettings
 
 log = logging.getLogger(__name__)
-
-
-#: Setting of the nodes with the DAG bundles. The pool brings those in buckets to its nodes.
-BUNDLES = "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST"
 
 
 class PoolKey(NamedTuple):
@@ -92,8 +89,6 @@ class ExecutorPools:
                 field="namespace",
                 remedy=f"Set it in the connection {settings.conn_id!r}, or as [qarnot] namespace.",
             )
-        from airflow_qarnot_pool.executors.bundle_archives import bundle_resources
-
         spec = self._options.pools[key.name].spec(key.slots)
         bundles = bundle_resources(self._options.node_environment.get(BUNDLES))
         if bundles:

@@ -125,6 +125,7 @@ class QarnotExecutor(BaseExecutor):
             self._tasks.submit(submissions)
 
     def _submission(self, workload: ExecuteTask) -> Submission:
+        from airflow_qarnot_pool.executors.bundle_archives import BUNDLES, archive_of
         from airflow_qarnot_pool.executors.options import task_config
         from airflow_qarnot_pool.executors.pool import PoolKey
         from airflow_qarnot_pool.executors.remote import Submission
@@ -141,7 +142,9 @@ class QarnotExecutor(BaseExecutor):
             external_id=external_id,
         )
         spec = task_of(workload, attempt.name, self._options, config)
-        return Submission(attempt=attempt, spec=spec, pool=PoolKey.of(config))
+        bundle = workload.bundle_info
+        archive = archive_of(bundle.name, bundle.version, self._options.node_environment.get(BUNDLES))
+        return Submission(attempt=attempt, spec=spec, pool=PoolKey.of(config), archive=archive)
 
     def _take(self, attempt: Attempt) -> None:
         self.running.add(attempt.key)

@@ -35,6 +35,7 @@ from airflow_qarnot_pool.api.errors import (
     QarnotRefusedError,
     QarnotUnavailableError,
 )
+from airflow_qarnot_pool.executors.bundle_archives import BroughtArchives
 from airflow_qarnot_pool.executors.pool import ExecutorPools, PoolKey
 from airflow_qarnot_pool.executors.running import KEPT_FOR, ROLE, Attempt, End, Outcome, outcome_of
 from airflow_qarnot_pool.logs.failure_report import failure_report
@@ -71,8 +72,12 @@ REPORT_DEADLINE = 5.0
 FIRST_PAUSE = 1.0
 #: Maximum seconds of it, unless Qarnot asks for more. New work is submitted after that at the latest.
 MAX_PAUSE = 15.0
+#: Maximum seconds between two requests for a pool.
+MAX_POOL_PAUSE = 5.0
 #: Maximum number of concurrent look-ups of names that no search shows.
-MAX_LOOKUPS = 8
+MAX_LOOKUPS = 32
+#: Maximum number of failures that a round explains, because the others wait meanwhile.
+MAX_EXPLAINED = 10
 #: Maximum number of finished Qarnot tasks that are deleted at once, if the account's quota of tasks is full.
 MAX_DELETED = 50
 #: Errors after which the same request is sent again.
@@ -83,11 +88,12 @@ _PERMANENT = (QarnotRefusedError, QarnotNotFoundError, QarnotBucketNotFoundError
 
 @dataclass(frozen=True, kw_only=True)
 class Submission:
-    """An attempt, and the Qarnot task to create for it on a pool."""
+    """An attempt, and the Qarnot task to create for it on a pool, whose nodes need *archive* of a bundle."""
 
     attempt: Attempt
     spec: TaskSpec = field(repr=False)
     pool: PoolKey
+    archive: str | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -130,12 +136,15 @@ class RemoteTasks:
 
     def __init__(self, options: ExecutorOptions) -> None:
         self._options = options
-        self._pools = ExecutorPools(options)
+        self._pools = ExecutorPools(options, lambda seconds: time.sleep(min(seconds, MAX_POOL_PAUSE)))
+        self._archives = BroughtArchives()
         self._ends: deque[End] = deque()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         # Only the thread of this object uses the rest.
         self._remotes: dict[str, _Remote] = {}
+        #: Names of attempts whose Qarnot tasks were seen to run. The scheduler's thread reads it.
+        self._started: set[str] = set()
         self._poller: Poller | None = None
         self._is_stopping = False
         self._settings: ConnectionSettings | None = None
@@ -165,12 +174,15 @@ class RemoteTasks:
         future = asyncio.run_coroutine_threadsafe(self._find(attempts), self._running_loop())
         try:
             return future.result(timeout)
-        except (TimeoutError, QarnotError) as error:
+        except Exception as error:  # also of Airflow's, about the connection
             future.cancel()
-            log.warning(
-                "Qarnot does not say which tasks of another scheduler exist: %s", error or "no response"
-            )
+            reason = str(error) or f"no response within {timeout:g} s"
+            log.warning("Qarnot does not say which tasks of another scheduler exist: %s", reason)
             return None
+
+    def has_started(self, name: str) -> bool:
+        """Return whether the Qarnot task of an attempt was seen to run."""
+        return name in self._started
 
     def take_ends(self) -> list[End]:
         """Return the ends since the last call."""
@@ -217,7 +229,9 @@ class RemoteTasks:
                 self._wake.clear()
                 if pause := await self._round():
                     await asyncio.sleep(pause)
-                elif not self._is_stopping:
+                elif self._is_stopping:
+                    await asyncio.sleep(0.1)
+                else:
                     await self._wake.wait()
         finally:
             for executor in (self._requests, self._lookups):
@@ -284,6 +298,7 @@ class RemoteTasks:
 
     def _remove(self, remote: _Remote) -> None:
         self._remotes.pop(remote.attempt.name, None)
+        self._started.discard(remote.attempt.name)
         self._unfollow(remote)
         self._wake.set()
 
@@ -332,6 +347,8 @@ class RemoteTasks:
             self._unfollow(remote)
             remote.failed = update  # type: ignore[assignment]
             self._wake.set()
+        elif update.phase is states.Phase.LIVE:
+            self._started.add(remote.attempt.name)
 
     async def _explain(self) -> None:
         """Report the failures, with their reasons.
@@ -343,7 +360,9 @@ class RemoteTasks:
         if not failures:
             return
         client = await self._client()
-        for remote in failures:
+        if len(failures) > MAX_EXPLAINED:
+            self._wake.set()
+        for remote in failures[:MAX_EXPLAINED]:
             twin = await self._request(partial(self._find_twin, client, remote))
             if twin is not None:
                 remote.failed = None
@@ -458,6 +477,8 @@ class RemoteTasks:
                 else:
                     error = caught
                 continue
+            archives = {remote.submission.archive for remote in members if remote.submission is not None}
+            await self._request(partial(self._archives.bring, client, uuid, archives - {None}))
             placed += [(remote, self._stamped(remote, uuid)) for remote in members]
         return placed, error
 

@@ -28,8 +28,8 @@ ROLE = "executor"
 KEPT_FOR = timedelta(days=1)
 #: How often an attempt that Airflow never saw start is queued again within its try.
 MAX_REQUEUES = 2
-#: Seconds for which a Qarnot task may outlive the need of Airflow for it. One that runs ends by itself in this time: its
-#: process has seen that Airflow has stopped the task, or stores its log.
+#: Seconds for which a Qarnot task may outlive the need of Airflow for it. One that runs ends by itself in this time,
+#: because its process has seen that Airflow has stopped the task, or stores its log.
 UNNEEDED_QUEUED_FOR, UNNEEDED_RUNNING_FOR = 30.0, 300.0
 _LIVE_STATES = frozenset({"queued", "running", "restarting"})
 

@@ -27,6 +27,7 @@ class Sent:
         self.watched: dict[Attempt, str | None] = {}
         self.known: dict[str, str] | None = {}
         self.ends: list[End] = []
+        self.started: set[str] = set()
         self.stopped = False
 
     def submit(self, submissions: Sequence[Any]) -> None:
@@ -44,6 +45,9 @@ class Sent:
     def take_ends(self) -> list[End]:
         taken, self.ends = self.ends, []
         return taken
+
+    def has_started(self, name: str) -> bool:
+        return name in self.started
 
     def stop(self, seconds: float) -> None:
         self.stopped = True
@@ -273,10 +277,13 @@ def test_what_airflow_does_not_need_any_more_is_aborted_after_a_while(
 ) -> None:
     now = [1000.0]
     monkeypatch.setattr(qarnot_executor.time, "monotonic", lambda: now[0])
-    cleared, kept = workload("cleared"), workload("kept")
-    queue(executor, database, cleared, kept)
-    del database.instances[str(cleared.ti.id)]
-    for seconds, aborted in ((20, []), (20, []), (20, [name(cleared)]), (20, [name(cleared)])):
+    queued, running, kept = workload("queued"), workload("running"), workload("kept")
+    queue(executor, database, queued, running, kept)
+    for cleared in (queued, running):
+        del database.instances[str(cleared.ti.id)]
+    sent(executor).started = {name(running)}
+    both = [name(queued), name(running)]
+    for seconds, aborted in ((20, []), (20, []), (20, both[:1]), (200, both[:1]), (100, both), (100, both)):
         now[0] += seconds
         executor.heartbeat()
         assert sent(executor).aborted == aborted

@@ -7,8 +7,7 @@ import signal
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import pytest
 
@@ -59,9 +58,19 @@ def tasks(qarnot: LocalQarnot) -> Iterator[RemoteTasks]:
     tasks.stop(10)
 
 
+class Key(NamedTuple):
+    """As Airflow's key of a task instance."""
+
+    dag_id: str = "dag"
+    task_id: str = "task"
+    run_id: str = "run"
+    try_number: int = 1
+    map_index: int = -1
+
+
 def attempt(instance_id: str | None = None, external_id: str | None = None) -> Attempt:
     instance_id, external_id = instance_id or uuid.uuid4().hex, external_id or str(uuid.uuid4())
-    key = SimpleNamespace(dag_id="dag", run_id="run", task_id="task", map_index=-1, try_number=1)
+    key = Key()
     return Attempt(
         name=name_of(external_id, instance_id), key=key, instance_id=instance_id, external_id=external_id
     )
