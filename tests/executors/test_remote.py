@@ -7,6 +7,7 @@ import signal
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, TypeVar
 
 import pytest
@@ -19,7 +20,8 @@ from airflow_qarnot_pool.executors.pool import PoolKey
 from airflow_qarnot_pool.executors.remote import RemoteTasks, Submission
 from airflow_qarnot_pool.executors.running import ROLE, Attempt, End, Outcome, name_of
 from airflow_qarnot_pool.local import LocalQarnot
-from airflow_qarnot_pool.ownership.identity import label
+from airflow_qarnot_pool.maintenance.reaper import reap
+from airflow_qarnot_pool.ownership.identity import NAMESPACE_TAG, label
 
 T = TypeVar("T")
 PATIENCE = 60.0
@@ -269,6 +271,25 @@ def test_the_next_attempt_is_submitted_after_the_end_of_the_one_that_is_aborted(
     assert began is not None
     assert ended is not None
     assert began >= ended
+
+
+def test_the_reaper_keeps_the_pool_as_long_as_a_run_works_on_it(
+    qarnot: LocalQarnot, client: QarnotClient, tasks: RemoteTasks
+) -> None:
+    tasks.submit([one := submission("sleep 600")])
+    until(lambda: live(client, one.attempt))
+    pool = client.tasks.get(one.attempt.name).pool
+    namespace = next(tag for tag in client.pools.get(str(pool)).tags if tag.startswith(NAMESPACE_TAG))
+    for state, actions in (("running", ["keep"]), ("success", ["close"])):
+        report = reap(
+            client,
+            namespace.removeprefix(NAMESPACE_TAG),
+            lambda dag_id, run_id, state=state: state if (dag_id, run_id) == ("dag", "run") else None,  # type: ignore[misc]
+            dry_run=True,
+            now=lambda: datetime.now(UTC) + timedelta(minutes=30),
+        )
+        assert [entry.action for entry in report.entries] == actions
+    tasks.abort([one.attempt.name])
 
 
 def test_an_attempt_that_is_aborted_before_it_is_sent_is_never_sent(
