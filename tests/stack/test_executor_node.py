@@ -25,8 +25,8 @@ ALONE = True
 EXECUTOR = "LocalExecutor,QarnotExecutor:airflow_qarnot_pool.executors.qarnot_executor.QarnotExecutor"
 BUCKET = "executor-node-dags"
 DAG = """
-import glob, os, re
-from airflow.sdk import DAG, task
+import glob, os, re, time
+from airflow.sdk import DAG, get_current_context, task
 from helper import VALUE
 
 SECRET = re.compile(rb"eyJ[A-Za-z0-9_-]{10,}[.][A-Za-z0-9_-]{10,}[.]|QARNOT_SECRET__")
@@ -36,6 +36,11 @@ with DAG("seen_on_node", schedule=None):
     @task(executor="QarnotExecutor")
     def look():
         print("the task says hello")
+        conf = get_current_context()["dag_run"].conf
+        with open(conf["starts"], "a") as file:
+            file.write("started\\n")
+        while not os.path.exists(conf["gate"]):
+            time.sleep(0.1)
         launch = b"AIRFLOW_QARNOT_LAUNCH=" + os.environ["AIRFLOW_QARNOT_LAUNCH"].encode()
         seen, found = 0, []
         for environ in glob.glob("/proc/[0-9]*/environ"):
@@ -82,10 +87,12 @@ with create_session() as session:
     session.flush()
     workload = ExecuteTask.make(ti, generator=BaseExecutor().jwt_generator)
 resources = bundle_resources(conf.get("dag_processor", "dag_bundle_config_list"))
-pool = client.pools.create(PoolSpec(name="p", profile="docker-network", instance_count=1, resource_buckets=resources))
+pool = client.pools.create(PoolSpec(name="p", profile="docker-network", instance_count=2, resource_buckets=resources))
 spec = task_of(workload, "airflow-node-test", options, TaskConfig())
 task = client.tasks.create(replace(spec, pool=pool))
-print(json.dumps({"token": workload.token, "constants": dict(spec.constants), "task": task, "pool": pool}))
+again = client.tasks.create(replace(spec, pool=pool, shortname="airflow-node-again"))
+told = {"token": workload.token, "constants": dict(spec.constants), "tasks": [task, again], "pool": pool}
+print(json.dumps(told))
 """
 
 
@@ -145,18 +152,32 @@ def airflow(qarnot: LocalQarnot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         yield started
 
 
-def test_a_workload_runs_on_a_node_and_its_token_is_nowhere(qarnot: LocalQarnot, airflow: ApiServer) -> None:
+def test_a_workload_runs_on_a_node_and_its_token_is_nowhere(
+    qarnot: LocalQarnot, airflow: ApiServer, tmp_path: Path
+) -> None:
     airflow.run("-m", "airflow", "dags", "reserialize")
-    run_id = airflow.trigger("seen_on_node")
+    gate, starts = tmp_path / "gate", tmp_path / "starts"
+    run_id = airflow.trigger("seen_on_node", {"gate": str(gate), "starts": str(starts)})
     queued = json.loads(airflow.run("-c", QUEUE).splitlines()[-1])
     client = QarnotClient(qarnot.url, qarnot.token)
-    airflow.wait_for(
-        lambda: states.is_terminal(client.tasks.get(queued["task"]).state), what="the task on Qarnot"
-    )
-    output = client.tasks.stdout(queued["task"], 0) + client.tasks.stderr(queued["task"], 0)
-    assert client.tasks.get(queued["task"]).state == "Success", output
-    instance = airflow.task_instance("seen_on_node", run_id, "look")
-    assert instance["state"] == "success", output
+
+    # Qarnot launches the task twice, as after the loss of a node. Airflow starts one of them.
+    def ended() -> list[str]:
+        states_now = {uuid: client.tasks.get(uuid).state for uuid in queued["tasks"]}
+        return [uuid for uuid, state in states_now.items() if states.is_terminal(state)]
+
+    (refused,) = airflow.wait_for(ended, what="the end of one launch")
+    assert client.tasks.get(refused).state == "Failure"
+    assert "already running" in _output(client, refused)
+    (task,) = set(queued["tasks"]) - {refused}
+    live = json.dumps(airflow.log("seen_on_node", run_id, "look"))
+    gate.touch()
+    airflow.wait_for(lambda: task in ended(), what="the end of the task")
+    output = _output(client, task)
+    assert client.tasks.get(task).state == "Success", output
+    assert airflow.task_instance("seen_on_node", run_id, "look")["state"] == "success", output
+    assert starts.read_text() == "started\n"
+
     seen = airflow.xcom("seen_on_node", run_id, "look")
     assert seen["found"] == []
     assert seen["processes"] >= 2  # the supervisor and the task
@@ -168,23 +189,24 @@ def test_a_workload_runs_on_a_node_and_its_token_is_nowhere(qarnot: LocalQarnot,
     assert "the task says hello" in logged
     assert "qarnot://executor-node-logs/prod/dag_id=seen_on_node" in logged
 
-    parts = [value for key, value in queued["constants"].items() if key.startswith("QARNOT_SECRET__")]
     told = [
-        output,
-        logged,
-        json.dumps(
-            [qarnot.call("GET", f"/tasks/{queued['task']}"), qarnot.call("GET", "/tasks"), qarnot.requests()]
-        ),
+        *(live, logged, *(_output(client, uuid) for uuid in queued["tasks"])),
+        *(json.dumps(qarnot.call("GET", path)) for path in (f"/tasks/{task}", "/tasks", "/pools")),
+        json.dumps(qarnot.requests()),
         *(path.read_bytes().decode(errors="replace") for path in _files(airflow.home, Path(seen["shared"]))),
     ]
+    parts = [value for key, value in queued["constants"].items() if key.startswith("QARNOT_SECRET__")]
     for secret in (queued["token"], *parts, qarnot.token):
-        assert not [text for text in told if secret in text]
+        assert not [text[:500] for text in told if secret in text]
 
     client.pools.delete(queued["pool"])
-    assert "A node can run the tasks of this Airflow." in airflow.run(
-        "-m", "airflow", "qarnot", "executor", "check"
-    )
-    assert [task.shortname for task in client.tasks.list()] == ["airflow-node-test"]
+    checked = airflow.run("-m", "airflow", "qarnot", "executor", "check")
+    assert "A node can run the tasks of this Airflow." in checked
+    assert {task.shortname for task in client.tasks.list()} == {"airflow-node-test", "airflow-node-again"}
+
+
+def _output(client: QarnotClient, task: str) -> str:
+    return client.tasks.stdout(task, 0) + client.tasks.stderr(task, 0)
 
 
 def _files(*folders: Path) -> Iterator[Path]:
