@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from argparse import Namespace
 from datetime import timedelta
 from functools import partial
@@ -82,7 +83,9 @@ def _executor_commands() -> GroupCommand:
         name="check",
         help="Run one small Qarnot task as QarnotExecutor does, and say what is missing, in under two minutes",
         func=lazy_load_command("airflow_qarnot_pool.cli.executor_check"),
-        args=(),
+        args=(
+            Arg(("--pool",), help="Name of a pool of [qarnot_executor] pools; default: that of the section"),
+        ),
     )
     return GroupCommand(
         name="executor", help="Set up QarnotExecutor", subcommands=(image_command, check_command)
@@ -108,14 +111,26 @@ def executor_image(args: Namespace) -> None:
 
 
 def executor_check(args: Namespace) -> None:
-    """Run ``airflow qarnot executor check``, and exit with 1 if anything is missing."""
+    """Run ``airflow qarnot executor check``, and exit with 1 if there is a problem."""
+    import signal
+
+    from airflow.configuration import conf
+
     from airflow_qarnot_pool.exceptions import QarnotError
     from airflow_qarnot_pool.executors.check import check
-    from airflow_qarnot_pool.version_compat import read_connections_from_the_database
+    from airflow_qarnot_pool.executors.options import read_options
 
-    read_connections_from_the_database()
+    # The Qarnot task is deleted on the way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        problems = check(print)
+        options = read_options(conf)
+        pool = options.pools.get(args.pool or options.default_pool)
+        if pool is None:
+            raise SystemExit(
+                f"--pool names no pool of [qarnot_executor], got {args.pool!r}. Give one of "
+                f"{', '.join(sorted(options.pools))}."
+            )
+        problems = check(_hook(options.conn_id, "[qarnot_executor] conn_id").client, options, pool, print)
     except QarnotError as error:
         raise SystemExit(str(error)) from None
     if problems:
@@ -181,8 +196,11 @@ def probe(args: Namespace) -> None:
         raise SystemExit(code)
 
 
-def _hook(conn_id: str) -> QarnotHook:
-    """Return the hook of a connection in the environment, a secrets backend, or the database if there is one."""
+def _hook(conn_id: str, option: str = "--conn-id") -> QarnotHook:
+    """Return the hook of a connection in the environment, a secrets backend, or the database if there is one.
+
+    :param option: the option that names it, for the error.
+    """
     from airflow_qarnot_pool.hooks.qarnot import QarnotHook
     from airflow_qarnot_pool.version_compat import (
         AirflowNotFoundException,
@@ -195,7 +213,7 @@ def _hook(conn_id: str) -> QarnotHook:
         hook.get_connection(conn_id)
     except AirflowNotFoundException:
         raise SystemExit(
-            f"--conn-id names no connection of this environment, of its secrets backend or of its database, got "
+            f"{option} names no connection of this environment, of its secrets backend or of its database, got "
             f"{conn_id!r}. Set AIRFLOW_CONN_{conn_id.upper()}, or run the command on a machine that has it. Airflow's "
             "API does not return tokens."
         ) from None

@@ -41,6 +41,12 @@ def problems_before(options: ExecutorOptions, pool: PoolOptions, qarnot_url: str
             f"The profile {pool.profile} has no network, so its nodes cannot reach the api-server. Set "
             "[qarnot_executor] profile to docker-network, or to another one with network in its name."
         )
+    # A local Qarnot uses no images.
+    if not pool.image and not is_loopback(qarnot_url):
+        found.append(
+            "No image is set, and the one of Qarnot has no Airflow. Build one with the Dockerfile of "
+            "`airflow qarnot executor image`, and name it in [qarnot_executor] image."
+        )
     if is_loopback(options.api_url) and not is_loopback(qarnot_url):
         found.append(
             f"The api-server is at {_shown(options.api_url)}, which is this machine only. Set [qarnot_executor] "
@@ -219,28 +225,28 @@ def _shown(url: str) -> str:
     return urlsplit(url)._replace(netloc=urlsplit(url).netloc.rpartition("@")[2]).geturl()
 
 
-def check(say: Callable[[str], None], seconds: float = MAX_SECONDS) -> list[str]:
-    """Check this deployment, and return a sentence for each problem."""
-    from airflow.configuration import conf
+def check(
+    client: QarnotClient,
+    options: ExecutorOptions,
+    pool: PoolOptions,
+    say: Callable[[str], None],
+    seconds: float = MAX_SECONDS,
+) -> list[str]:
+    """Check this deployment, and return a sentence for each problem.
+
+    :param say: gets a line about what happens.
+    :param seconds: maximum seconds until the Qarnot task has ended.
+    """
     from airflow.executors.base_executor import BaseExecutor
     from airflow.executors.workloads import ExecuteTask
 
-    from airflow_qarnot_pool.executors.options import read_options
-    from airflow_qarnot_pool.hooks.qarnot import QarnotHook
-
-    options = read_options(conf)
-    pool = options.pools[options.default_pool]
-    client = QarnotHook(options.conn_id).client
     problems = problems_before(options, pool, client.url)
-    if any(problem.startswith("The profile") for problem in problems):
-        return problems  # a node could report nothing else
+    if "network" not in pool.profile:
+        return problems  # the node would report nothing else
     ti_id = str(uuid.uuid4())
     token = ExecuteTask.generate_token(ti_id, BaseExecutor(parallelism=1).jwt_generator)
-    name = f"airflow-check-{ti_id}"
-    say(
-        f"Running one task with profile {pool.profile} and image {pool.image or '(none)'}, for at most {seconds:.0f} s"
-    )
-    return problems + run(client, probe_task(options, pool, name, ti_id, token), seconds)
+    say(f"Running one task with profile {pool.profile}, for at most {seconds:.0f} s")
+    return problems + run(client, probe_task(options, pool, f"airflow-check-{ti_id}", ti_id, token), seconds)
 
 
 __all__ = ["check"]

@@ -81,10 +81,9 @@ def test_the_report_is_found_in_the_output(case: str) -> None:
 
 
 def pool_of(**given: Any) -> Any:
-    spec = PoolSpec(
-        name="p", profile=given.get("profile", "docker-network"), image="airflow:1", instance_count=1
-    )
-    return SimpleNamespace(profile=spec.profile, image="airflow:1", spec=lambda: spec)
+    image, profile = given.get("image", "airflow:1"), given.get("profile", "docker-network")
+    spec = PoolSpec(name="p", profile=profile, image=image, instance_count=1)
+    return SimpleNamespace(profile=profile, image=image, spec=lambda: spec)
 
 
 def options_of(**given: Any) -> Any:
@@ -100,6 +99,7 @@ def options_of(**given: Any) -> Any:
 
 BEFORE: dict[str, tuple[dict[str, Any], str]] = {
     "no network": ({"profile": "docker-batch"}, "The profile docker-batch has no network"),
+    "no image": ({"image": None}, "No image is set, and the one of Qarnot has no Airflow."),
     "this machine only": (
         {"api_url": "http://me:password@localhost:8080/execution/"},
         "The api-server is at http://localhost:8080/execution/, which is this machine only.",
