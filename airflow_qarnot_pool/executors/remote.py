@@ -146,7 +146,8 @@ class RemoteTasks:
         #: Names of attempts whose Qarnot tasks were seen to run. The scheduler's thread reads it.
         self._started: set[str] = set()
         self._poller: Poller | None = None
-        self._is_stopping = False
+        #: When the thread is to end, on the clock of ``time.monotonic``.
+        self._stops_at: float | None = None
         self._settings: ConnectionSettings | None = None
         self._settings_read = float("-inf")
         self._connected: QarnotClient | None = None
@@ -195,8 +196,8 @@ class RemoteTasks:
         """Send what is to be sent within *seconds*, and end the thread. Qarnot tasks that run stay."""
         if self._thread is None or not self._thread.is_alive():
             return
-        self._call(self._begin_stop)
-        self._thread.join(seconds)
+        self._call(self._begin_stop, seconds)
+        self._thread.join(seconds + 1)
 
     def _call(self, function: Callable[..., Any], *arguments: Any) -> None:
         self._running_loop().call_soon_threadsafe(function, *arguments)
@@ -222,10 +223,10 @@ class RemoteTasks:
         self._loop, self._wake = asyncio.get_running_loop(), asyncio.Event()
         self._requests = ThreadPoolExecutor(max_workers=1, thread_name_prefix="qarnot-executor-send")
         self._lookups = ThreadPoolExecutor(max_workers=1, thread_name_prefix="qarnot-executor-find")
-        self._poller, self._is_stopping = None, False
+        self._poller, self._stops_at = None, None
         ready.set()
         try:
-            while not (self._is_stopping and not self._has_work()):
+            while not self._has_stopped():
                 self._wake.clear()
                 if pause := await self._round():
                     await asyncio.sleep(pause)
@@ -266,7 +267,7 @@ class RemoteTasks:
                 pause,
                 error,
             )
-        return 1.0 if self._is_stopping else pause
+        return min(pause, 0.5) if self._is_stopping else pause
 
     def _has_work(self) -> bool:
         return any(
@@ -292,9 +293,17 @@ class RemoteTasks:
                 self._remove(remote)
         self._wake.set()
 
-    def _begin_stop(self) -> None:
-        self._is_stopping = True
+    def _begin_stop(self, seconds: float) -> None:
+        self._stops_at = time.monotonic() + seconds
         self._wake.set()
+
+    @property
+    def _is_stopping(self) -> bool:
+        return self._stops_at is not None
+
+    def _has_stopped(self) -> bool:
+        """Return whether the thread has to end: everything is sent, or the time is over."""
+        return self._stops_at is not None and (time.monotonic() > self._stops_at or not self._has_work())
 
     def _remove(self, remote: _Remote) -> None:
         self._remotes.pop(remote.attempt.name, None)

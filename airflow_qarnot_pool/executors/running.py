@@ -31,6 +31,8 @@ MAX_REQUEUES = 2
 #: Seconds for which a Qarnot task may outlive the need of Airflow for it. One that runs ends by itself in this time,
 #: because its process has seen that Airflow has stopped the task, or stores its log.
 UNNEEDED_QUEUED_FOR, UNNEEDED_RUNNING_FOR = 30.0, 300.0
+#: States whose reporter is the task itself, or a user. A deferred or rescheduled task may be queued again at any moment.
+_FINAL_STATES = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
 _LIVE_STATES = frozenset({"queued", "running", "restarting"})
 
 
@@ -124,7 +126,7 @@ class Verdict(Enum):
     #: Reset the task instance, as Airflow does if it is not adopted. It gets a new id, so a Qarnot task that appears
     #: later cannot start it.
     RESET = auto()
-    #: Report nothing, because Airflow has another attempt by now, or none.
+    #: Report nothing, because Airflow has another attempt by now, or none, or will have one when the task resumes.
     FORGET = auto()
 
 
@@ -140,7 +142,8 @@ def judge(end: End, instance: Instance | None, requeues: int) -> Verdict:
         return _judge_unstarted(end.outcome, requeues)
     if instance.state == "running" and end.outcome is not Outcome.SUCCESS:
         return Verdict.FAIL
-    return Verdict.SUCCESS
+    is_reported = instance.state in _LIVE_STATES or instance.state in _FINAL_STATES
+    return Verdict.SUCCESS if is_reported else Verdict.FORGET
 
 
 def _judge_unstarted(outcome: Outcome, requeues: int) -> Verdict:

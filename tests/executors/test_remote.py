@@ -254,7 +254,7 @@ def test_the_next_attempt_is_submitted_after_the_end_of_the_one_that_is_aborted(
 ) -> None:
     first = attempt()
     second = attempt(first.instance_id)
-    tasks.submit([submission("trap '' TERM; sleep 600", of=first)])
+    tasks.submit([submission("sleep 600", of=first)])
     until(lambda: "FullyExecuting" in live(client, first))
     # No abort is answered for a while.
     qarnot.faults([{"method": "POST", "path": "/tasks/.*/abort", "kind": "status", "status": 503}])

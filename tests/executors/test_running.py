@@ -29,7 +29,11 @@ OURS, OTHER, UNSET = "a", "b", None
 VERDICTS = {
     "a task that has told Airflow its state": ((Outcome.SUCCESS, "success", OURS, 0), Verdict.SUCCESS),
     "one that has failed and told it": ((Outcome.SUCCESS, "failed", OURS, 0), Verdict.SUCCESS),
-    "one that is deferred": ((Outcome.SUCCESS, "deferred", OURS, 0), Verdict.SUCCESS),
+    "one that is deferred": ((Outcome.SUCCESS, "deferred", OURS, 0), Verdict.FORGET),
+    "one that is about to resume": ((Outcome.SUCCESS, "scheduled", OURS, 0), Verdict.FORGET),
+    "one that is rescheduled": ((Outcome.FAILURE, "up_for_reschedule", OURS, 0), Verdict.FORGET),
+    "one that is retried": ((Outcome.SUCCESS, "up_for_retry", OURS, 0), Verdict.FORGET),
+    "one without a state": ((Outcome.SUCCESS, None, OURS, 0), Verdict.FORGET),
     "a node lost after the state was told": ((Outcome.FAILURE, "success", OURS, 0), Verdict.SUCCESS),
     "a node lost while it runs": ((Outcome.FAILURE, "running", OURS, 0), Verdict.FAIL),
     "deleted while it runs": ((Outcome.DELETED, "running", OURS, 0), Verdict.FAIL),
