@@ -31,7 +31,7 @@ MAX_REQUEUES = 2
 #: Seconds for which a Qarnot task may outlive the need of Airflow for it. One that runs ends by itself in this time,
 #: because its process has seen that Airflow has stopped the task, or stores its log.
 UNNEEDED_QUEUED_FOR, UNNEEDED_RUNNING_FOR = 30.0, 300.0
-#: States whose reporter is the task itself, or a user. A deferred or rescheduled task may be queued again at any moment.
+#: States that the task itself or a user has reported. A deferred or rescheduled task may be queued again at any moment.
 _FINAL_STATES = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
 _LIVE_STATES = frozenset({"queued", "running", "restarting"})
 

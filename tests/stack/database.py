@@ -111,6 +111,16 @@ class Database:
             )
             assert cursor.rowcount == 1
 
+    def queued_long_ago(self, dag_id: str, run_id: str) -> None:
+        """Have Airflow believe that the queued tasks of a run have been queued for a day."""
+        with self._cursor() as cursor:
+            cursor.execute(
+                "UPDATE task_instance SET queued_dttm = queued_dttm - make_interval(days => 1) "
+                "WHERE dag_id = %s AND run_id = %s AND state = 'queued'",
+                (dag_id, run_id),
+            )
+            assert cursor.rowcount
+
     def _rows(self, query: str, *parameters: Any) -> list[dict[str, Any]]:
         with self._cursor() as cursor:
             cursor.execute(query, parameters)

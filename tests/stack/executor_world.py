@@ -34,6 +34,7 @@ SETTINGS = {
     "SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "8",
     "SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "2",
     "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "60",
+    "SCHEDULER__TASK_QUEUED_TIMEOUT_CHECK_INTERVAL": "3",
     "QARNOT__POLL_INTERVAL": "1",
     "QARNOT_EXECUTOR__SLOTS": str(SLOTS),
     "QARNOT_EXECUTOR__KEEP_WARM": "600",
@@ -57,8 +58,9 @@ class Account(NamedTuple):
 class Deployment:
     """One Airflow with PostgreSQL, and its local Qarnot."""
 
-    def __init__(self, airflow: AirflowStack, qarnot: LocalQarnot, database: Database, folder: Path) -> None:
-        self.airflow, self.qarnot, self.database, self.folder = airflow, qarnot, database, folder
+    def __init__(self, airflow: AirflowStack, qarnot: LocalQarnot, postgres: Postgres, folder: Path) -> None:
+        self.airflow, self.qarnot, self.postgres, self.folder = airflow, qarnot, postgres, folder
+        self.database = Database(postgres.url)
         self.client = QarnotClient(qarnot.url, qarnot.token)
         self.moments = folder / "moments"
 
@@ -100,7 +102,7 @@ class Deployment:
             home.mkdir()
             ends.enter_context(airflow)
             airflow.wait_dag("counted")
-            yield cls(airflow, qarnot, Database(postgres.url), folder)
+            yield cls(airflow, qarnot, postgres, folder)
 
     # --- runs
 
@@ -136,6 +138,11 @@ class Deployment:
             f"{one['task_id']}[{one['map_index']}]": str(one["state"])
             for one in self.database.instances(dag_id, run_id)
         }
+
+    def restart_postgres(self, seconds_away: float) -> None:
+        """Take PostgreSQL away, as a crash does."""
+        self.postgres.restart(seconds_away)
+        self.database = Database(self.postgres.url)
 
     # --- Qarnot's side
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from airflow_qarnot_pool.api.models import Task
 from tests.stack import moments
 from tests.stack.executor_world import Account, Deployment
 from tests.stack.world import stall
@@ -141,6 +142,46 @@ def test_a_queued_task_of_a_failed_run_is_aborted(deployment: Deployment) -> Non
     finally:
         deployment.qarnot.withhold_nodes(False)
     assert deployment.noted("given-up", "start") == {}
+
+
+def test_a_task_that_is_queued_too_long_is_aborted_before_the_next_is_submitted(
+    deployment: Deployment,
+) -> None:
+    deployment.qarnot.withhold_nodes(True)
+    try:
+        for node in deployment.qarnot.nodes():
+            deployment.qarnot.kill_node(node["id"])
+        deployment.start("counted", "stuck", count=1, seconds=0)
+        (first,) = deployment.airflow.wait_for(deployment.tasks, what="the task to be submitted")
+        deployment.database.queued_long_ago("counted", "stuck")
+
+        def next_one() -> list[Task]:
+            return [task for task in deployment.tasks() if task.uuid != first.uuid]
+
+        (second,) = deployment.airflow.wait_for(next_one, what="the next attempt")
+    finally:
+        deployment.qarnot.withhold_nodes(False)
+    assert deployment.wait_end("counted", "stuck") == "success"
+    assert deployment.account("stuck", 1) == RIGHT
+    first = deployment.client.tasks.get(first.uuid)
+    assert first.state == "Cancelled"
+    assert second.creation_date is not None
+    assert first.state_transition_time is not None
+    assert second.creation_date >= first.state_transition_time
+    (instance,) = (
+        one for one in deployment.database.instances("counted", "stuck") if one["task_id"] == "work"
+    )
+    assert instance["try_number"] == 1
+
+
+def test_tasks_outlive_an_outage_of_postgresql(deployment: Deployment) -> None:
+    deployment.start("counted", "outage", count=2, seconds=15)
+    deployment.airflow.wait_for(
+        lambda: len(deployment.noted("outage", "start")) == 2, what="the tasks to run", timeout=180
+    )
+    deployment.restart_postgres(seconds_away=3)
+    assert deployment.wait_end("counted", "outage") == "success"
+    assert deployment.account("outage", 2) == RIGHT
 
 
 def test_a_restart_of_all_schedulers_leaves_running_tasks_alone(deployment: Deployment) -> None:
