@@ -49,6 +49,7 @@ from airflow_qarnot_pool.ownership.identity import (
 from airflow_qarnot_pool.ownership.termination import end_all
 from airflow_qarnot_pool.triggers.airflow_requests import read_settings
 from airflow_qarnot_pool.triggers.poller import CONNECTION_MAX_AGE, POLL_FIELDS, Poller, PollKey, Subscriber
+from airflow_qarnot_pool.version_compat import AirflowNotFoundException
 from airflow_qarnot_pool.waiting.intervals import backoff_delay, requested_pause
 from airflow_qarnot_pool.waiting.polling import find_confirmed
 
@@ -589,13 +590,23 @@ class RemoteTasks:
     async def _client(self) -> QarnotClient:
         """Return the client. The connection is read again from time to time, because tokens are replaced."""
         if self._connected is None or time.monotonic() - self._settings_read > CONNECTION_MAX_AGE:
-            settings = await read_settings(self._options.conn_id)
+            settings = await self._read_settings()
             if settings != self._settings or self._connected is None:
                 timeout = min(settings.timeout, REQUEST_DEADLINE)
                 make = partial(settings.client, retries=1, deadline=REQUEST_DEADLINE, timeout=timeout)
                 self._connected = await self._request(make)
             self._settings, self._settings_read = settings, time.monotonic()
         return self._connected
+
+    async def _read_settings(self) -> ConnectionSettings:
+        try:
+            return await read_settings(self._options.conn_id)
+        except AirflowNotFoundException:
+            raise QarnotInvalidSpecError(
+                f"[qarnot_executor] conn_id names no connection, got {self._options.conn_id!r}",
+                field="conn_id",
+                remedy="Add a connection of type qarnot, or correct the option.",
+            ) from None
 
     async def _request(self, request: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._requests, request)
