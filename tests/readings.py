@@ -139,6 +139,7 @@ SETS: Mapping[str, Mapping[str, str]] = {
         "date-header": "another clock",
         "execution-time": "of slots",
         "credits-of-tasks": "its own",
+        "secret-variables": "without the prefix",
         "error-codes": "GHX0001E",
     },
 }

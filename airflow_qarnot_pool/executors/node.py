@@ -17,8 +17,10 @@ import zlib
 from collections.abc import MutableMapping
 from typing import Any
 
-#: Prefix of the constants with the parts of the payload, which Qarnot does not return.
-PREFIX = "QARNOT_SECRET__AIRFLOW_WORKLOAD_"
+#: Prefix of the variables with the parts of the payload.
+WORKLOAD = "AIRFLOW_WORKLOAD_"
+#: Prefix of their constants, which Qarnot does not return. It may export them without the first part of the name.
+PREFIX = f"QARNOT_SECRET__{WORKLOAD}"
 #: Constant with the folder that the instances of a node share. The local Qarnot replaces ``/job`` by its real path.
 SHARED = "AIRFLOW_QARNOT_SHARED"
 #: Variable with a text that differs between two launches of the same Qarnot task.
@@ -53,7 +55,8 @@ def unpack(environment: MutableMapping[str, str]) -> dict[str, Any]:
     """
     parts = []
     for number in range(MAX_PARTS):
-        part = environment.pop(f"{PREFIX}{number}", None)
+        found = [environment.pop(f"{prefix}{number}", None) for prefix in (PREFIX, WORKLOAD)]
+        part = found[1] if found[0] is None else found[0]
         if part is None:
             break
         parts.append(part)

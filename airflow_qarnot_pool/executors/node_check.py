@@ -13,7 +13,7 @@ from glob import glob
 from typing import Any
 
 from airflow_qarnot_pool.executors.image import installed
-from airflow_qarnot_pool.executors.node import PREFIX, SHARED, hostname
+from airflow_qarnot_pool.executors.node import SHARED, WORKLOAD, hostname
 
 #: Prefix of the line of the output with the report.
 MARK = "AIRFLOW_QARNOT_CHECK "
@@ -115,6 +115,6 @@ def _leaks() -> list[str]:
                 command = file.read(200).replace(b"\0", b" ").decode(errors="replace").strip()
         except OSError:
             continue
-        if PREFIX.encode() in environment and path.split("/")[2] != str(os.getpid()):
+        if WORKLOAD.encode() in environment and path.split("/")[2] != str(os.getpid()):
             found.append(command)
     return found

@@ -99,6 +99,14 @@ def test_a_payload_of_any_size_that_fits_is_split_and_joined() -> None:
         assert node.unpack(dict(constants)) == {"workload": text, "environment": {"A": "1"}}
 
 
+def test_constants_are_read_and_removed_under_both_names() -> None:
+    constants = constants_of("a", {})
+    short = {name.removeprefix("QARNOT_SECRET__"): value for name, value in constants.items()}
+    for environment in (dict(constants), dict(short), {**short, **constants}):
+        assert node.unpack(environment)["workload"] == "a"
+        assert list(environment) == [node.SHARED]
+
+
 def test_a_payload_that_is_too_large_is_refused_by_the_name_of_its_option() -> None:
     with pytest.raises(
         QarnotInvalidSpecError, match=r"environment of \[qarnot_executor\] is too large.*60,9"

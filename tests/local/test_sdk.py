@@ -464,6 +464,7 @@ def test_fresh_output(sdk: qarnot.Connection, pool: qarnot.pool.Pool, tmp_path: 
     assert task.stdout(0) == "first 0\nsecond"
 
 
+@pytest.mark.reading("secret-variables")
 def test_constants_and_variables_reach_the_command(sdk: qarnot.Connection, pool: qarnot.pool.Pool) -> None:
     task = new_task(sdk, pool, "env")
     task.constants |= {"GREETING": "hello there", "QARNOT_SECRET__KEY": "s3cret"}

@@ -64,6 +64,7 @@ ANSWERS = {
     "page-tokens": "at least ",
     "costs-at-first": "credits 0, carbon facts 200",
     "other-states": "none seen",
+    "secret-variables": "its own name",
     "error-codes": "LOCAL_EXIT_CODE",
 }
 

@@ -13,6 +13,12 @@ Case = tuple[str, dict[str, Any], str | None]
 UNITS = ("300 letters", "600 letters", "300 of 2 bytes", "300 of 4 bytes")
 
 JUDGED: dict[str, Case] = {
+    "a secret under both names": (
+        "secret-variables",
+        {"variables": ["PROBE", "QARNOT_SECRET__PROBE"]},
+        "its own name",
+    ),
+    "a secret that is not shown": ("secret-variables", {"variables": []}, None),
     "a second pool of the name": ("pool-name-taken", {"second pool": 200}, "accepted"),
     "a name that is refused": ("pool-name-taken", {"second pool": 409}, "409"),
     "a name that a Closed pool frees": (

@@ -135,9 +135,12 @@ def environment(
 ) -> dict[str, str]:
     """Return the environment of a command. A task on a pool has access to the secrets of the pool."""
     rights = (isinstance(owner, Task) and owner.pool) or owner
+    constants = owner.constants
+    if context.readings.secret_variables == "without the prefix":
+        constants = {key.removeprefix("QARNOT_SECRET__"): value for key, value in constants.items()}
     return {
         **readable_secrets(context, rights),
-        **command.environment(owner.constants, own, place, context.search_path),
+        **command.environment(constants, own, place, context.search_path),
         **credentials(context, owner),
     }
 

@@ -68,6 +68,7 @@ class Readings:
     costs_at_first: str = _reading("credits 0, carbon facts 200", "credits 404, carbon facts 404")
     credits_of_deleted: str = _reading("reported", "not reported")
     credits_of_tasks: str = _reading("0", "its own", "not reported")
+    secret_variables: str = _reading("its own name", "without the prefix")
     error_codes: str = _reading("LOCAL_EXIT_CODE", "GHX0001E")
     other_states: str = _reading("none seen", "Idle")
 

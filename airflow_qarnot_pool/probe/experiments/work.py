@@ -163,6 +163,24 @@ def judge_error_code(seen: Observations) -> str | None:
     return seen["code"] if isinstance(seen["code"], str) else None
 
 
+def observe_secret(session: Session) -> Observations:
+    """Run a command that prints the names of the variables with a value, which is a secret constant and no secret."""
+    fields = session.task_fields("env", session.pool_with_node())
+    secret = {"key": "QARNOT_SECRET__PROBE", "value": "probe-value"}
+    task = session.run("env", constants=[*fields["constants"], secret]).field("uuid")
+    text = _text_with(session, f"/tasks/{task}/stdout/0", "probe-value")
+    lines = [line.partition("=") for line in text.splitlines()]
+    return {"variables": sorted(name for name, _, value in lines if value == "probe-value")}
+
+
+def judge_secret(seen: Observations) -> str | None:
+    """Decide from the names."""
+    names = seen["variables"]
+    if "QARNOT_SECRET__PROBE" in names:
+        return "its own name"
+    return "without the prefix" if "PROBE" in names else None
+
+
 def observe_progress(session: Session) -> Observations:
     """Read the progress of a task that has succeeded."""
     task = session.run("true")
@@ -279,6 +297,7 @@ EXPERIMENTS = tuple(
         ("output-cursor", observe_cursor, judge_cursor, None),
         ("retries-replaced", observe_retries, judge_retries, ("replaced",)),
         ("error-codes", observe_error_code, judge_error_code, None),
+        ("secret-variables", observe_secret, judge_secret, ("its own name", "without the prefix")),
         ("progress-scale", observe_progress, judge_progress, None),
         ("abort-again", observe_abort_again, judge_abort_again, None),
         ("capacity-unit", observe_capacity, judge_capacity, ("slots",)),
