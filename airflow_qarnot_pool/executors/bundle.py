@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Archives that are kept: at least so many, and all that are younger. Nodes fetch all of them when they boot.
+#: Archives that are kept: at least so many, and all that were the newest one since then. Nodes fetch all of them.
 MIN_VERSIONS, MAX_AGE = 20, timedelta(days=30)
 #: Maximum bytes of the files of a bundle, and their maximum number.
 MAX_BYTES, MAX_FILES = 1024**3, 20_000
@@ -210,13 +211,19 @@ class QarnotDagBundle(BaseDagBundle):
 
         key = archive_key(self.name, version)
         with with_storage_help(f"Version {version} of bundle {self.name} could not be stored", self.bucket):
-            if modified_of(self._s3, self.bucket, key) is None:
+            if modified_of(self._s3, self.bucket, key) is not None:
+                # The files are as they once were. The new date says from when on.
+                source = {"Bucket": self.bucket, "Key": key}
+                self._s3.copy_object(
+                    Bucket=self.bucket, Key=key, CopySource=source, MetadataDirective="REPLACE"
+                )
+            else:
                 with tempfile.TemporaryFile() as file:
                     pack({_FILES: {name: self.path / name for name in names}}, file)
                     file.seek(0)
                     self._s3.put_object(Bucket=self.bucket, Key=key, Body=file)
             stored = iterate_files(self._s3, self.bucket, f"{ARCHIVES}{self.name}/")
-            for old in outdated(stored, key, datetime.now(UTC)):
+            for old in outdated(stored, datetime.now(UTC)):
                 self._s3.delete_object(Bucket=self.bucket, Key=old)
 
     def _fetch(self, version: str) -> None:
@@ -257,8 +264,8 @@ class QarnotDagBundle(BaseDagBundle):
                 if error.status != 404:
                     raise
                 raise QarnotError(
-                    f"Version {version} of bundle {self.name} is no longer in bucket {self.bucket}, which keeps "
-                    f"{MAX_AGE.days} days. Clear the DAG run with its newest version"
+                    f"Version {version} of bundle {self.name} is no longer in bucket {self.bucket}. It is kept for "
+                    f"{MAX_AGE.days} days after a newer one. Clear the DAG run with the newest version"
                 ) from error
             yield target
 
@@ -308,17 +315,14 @@ def is_source(key: str) -> bool:
     return not key.endswith("/") and not key.startswith(ARCHIVES) and "__pycache__" not in key.split("/")
 
 
-def outdated(stored: Iterable[StoredFile], current: str, now: datetime) -> list[str]:
-    """Return the keys of archives to delete: those that are old, apart from the newest ones.
+def outdated(stored: Iterable[StoredFile], now: datetime) -> list[str]:
+    """Return the keys of archives to delete: those that were replaced long ago, apart from the newest ones.
 
-    :param current: key of the archive that is in use.
+    The date of an archive is the time from which it was the newest version.
     """
     by_age = sorted(stored, key=lambda file: file.modified or now, reverse=True)
-    return [
-        file.key
-        for file in by_age[MIN_VERSIONS:]
-        if file.modified and now - file.modified > MAX_AGE and file.key != current
-    ]
+    replaced = list(pairwise(by_age))[MIN_VERSIONS - 1 :]
+    return [old.key for new, old in replaced if now - (new.modified or now) > MAX_AGE]
 
 
 def unpack(archive: Path, folder: Path) -> None:

@@ -175,7 +175,7 @@ def test_an_archive_of_other_files_is_refused(files: Files, machine: Machine) ->
 def test_a_version_that_was_deleted_is_named_with_its_remedy(files: Files, machine: Machine) -> None:
     files.put(a="1")
     gone = "0" * 32
-    with pytest.raises(QarnotError, match=f"Version {gone} .* is no longer in bucket .* Clear the DAG run"):
+    with pytest.raises(QarnotError, match=f"Version {gone} .* no longer in bucket .* Clear the DAG run"):
         machine("worker", gone).initialize()
 
 
@@ -257,14 +257,41 @@ def test_the_class_of_the_configuration_is_the_bundle() -> None:
     assert f"{module.__name__}.{QarnotDagBundle.__name__}" == BUNDLE_CLASS
 
 
-def test_old_archives_are_deleted_but_the_newest_ones_and_the_current_one() -> None:
-    def aged(*days: int) -> list[StoredFile]:
-        return [StoredFile(key=f"{day} days", size=1, modified=NOW - timedelta(days=day)) for day in days]
+def aged(*days: int) -> list[StoredFile]:
+    return [StoredFile(key=f"{day} days", size=1, modified=NOW - timedelta(days=day)) for day in days]
 
-    assert outdated(aged(*range(100, 119)), "none", NOW) == []
-    assert outdated(aged(*range(29)), "none", NOW) == []
-    assert outdated(aged(*range(40)), "none", NOW) == [f"{day} days" for day in range(31, 40)]
-    assert outdated(aged(*range(40, 62)), "61 days", NOW) == ["60 days"]
+
+#: Ages of archives in days, and of those to delete.
+AGES: dict[str, tuple[list[int], list[int]]] = {
+    "none": ([], []),
+    "few": (list(range(100, 120)), []),
+    "many of this month": (list(range(31)), []),
+    "many of two months": (list(range(0, 60, 2)), list(range(40, 60, 2))),
+    "one that was the newest until yesterday": ([1] * 20 + [90], []),
+    "one that was replaced long ago": ([1] * 20 + [80, 90], [90]),
+}
+
+
+@pytest.mark.parametrize("case", AGES)
+def test_archives_are_deleted_long_after_they_were_replaced(case: str) -> None:
+    ages, expected = AGES[case]
+    assert outdated(aged(*ages), NOW) == [f"{day} days" for day in expected]
+
+
+def test_a_version_that_is_the_newest_again_has_a_new_date(files: Files, machine: Machine) -> None:
+    files.put(a="1")
+    bundle = machine("processor")
+    bundle.initialize()
+    key = module.archive_key("dags", version(bundle))
+    (before,) = files.hook.list(files.bucket, key)
+    time.sleep(1.05)  # S3 has seconds
+    for text in ("2", "1"):
+        files.put(a=text)
+        bundle.refresh()
+    (after,) = files.hook.list(files.bucket, key)
+    assert before.modified is not None
+    assert after.modified is not None
+    assert after.modified > before.modified
 
 
 CONFIG_LISTS: dict[str, tuple[Any, list[dict[str, Any]]]] = {
