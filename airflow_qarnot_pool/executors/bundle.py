@@ -107,18 +107,18 @@ class QarnotDagBundle(BaseDagBundle):
         if self.version:
             raise QarnotError(f"Version {self.version} of bundle {self.name} cannot be refreshed")
         with self.lock():
+            copied, files = self._noted().get("files"), self._list()
+            if copied == files:
+                return
             for _ in range(_MAX_COPIES):
-                files = self._list()
-                noted = self._noted()
-                if noted.get("files") == files:
-                    return
-                self._copy(files, noted.get("files", {}))
+                self._copy(files, copied or {})
                 # Files that changed meanwhile could be of different versions.
-                if self._list() == files:
+                copied, files = files, self._list()
+                if copied == files:
                     break
             else:
                 log.warning(
-                    "The files of bundle %s in bucket %s change all the time. It is stored once they rest",
+                    "The files of bundle %s in bucket %s change all the time. It has no version until they rest",
                     self.name,
                     self.bucket,
                 )
