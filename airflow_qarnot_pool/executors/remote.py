@@ -39,6 +39,7 @@ from airflow_qarnot_pool.executors.bundle_archives import BroughtArchives
 from airflow_qarnot_pool.executors.pool import ExecutorPools, PoolKey
 from airflow_qarnot_pool.executors.running import KEPT_FOR, ROLE, Attempt, End, Outcome, outcome_of
 from airflow_qarnot_pool.logs.failure_report import failure_report
+from airflow_qarnot_pool.ownership.claim import Decision, count_decisions
 from airflow_qarnot_pool.ownership.identity import (
     FORMAT_VERSION,
     LABEL_PREFIX,
@@ -162,6 +163,7 @@ class RemoteTasks:
 
     def watch(self, found: Mapping[Attempt, str | None]) -> None:
         """Watch the Qarnot tasks of attempts of another scheduler. Those without a uuid are looked up."""
+        count_decisions(log, Decision.ADOPTED, sum(uuid is not None for uuid in found.values()))
         self._call(
             self._add,
             [_Remote(attempt, uuid=uuid, is_unclear=uuid is None) for attempt, uuid in found.items()],
@@ -415,6 +417,7 @@ class RemoteTasks:
         if not unknown:
             return
         found = await self._find([remote.attempt for remote in unknown])
+        count_decisions(log, Decision.ADOPTED, len(found))
         for remote in unknown:
             if uuid := found.get(remote.attempt.name):
                 self._follow(remote, uuid)
@@ -533,6 +536,7 @@ class RemoteTasks:
             for remote, _ in placed:
                 remote.is_sending, remote.is_unclear = False, is_unclear
             return await self._send_failed(client, placed, error)
+        count_decisions(log, Decision.FRESH_SUBMIT, sum(result.uuid is not None for result in results))
         error = None
         for (remote, _), result in zip(placed, results, strict=True):
             error = await self._take_result(client, remote, result) or error
