@@ -490,8 +490,12 @@ class RemoteTasks:
                 else:
                     error = caught
                 continue
-            archives = {remote.submission.archive for remote in members if remote.submission is not None}
-            await self._request(partial(self._archives.bring, client, uuid, archives - {None}))
+            archives = {
+                remote.submission.archive
+                for remote in members
+                if remote.submission is not None and remote.submission.archive is not None
+            }
+            await self._request(partial(self._archives.bring, client, uuid, archives))
             placed += [(remote, self._stamped(remote, uuid)) for remote in members]
         return placed, error
 
@@ -537,12 +541,12 @@ class RemoteTasks:
                 remote.is_sending, remote.is_unclear = False, is_unclear
             return await self._send_failed(client, placed, error)
         count_decisions(log, Decision.FRESH_SUBMIT, sum(result.uuid is not None for result in results))
-        error = None
+        failure = None
         for (remote, _), result in zip(placed, results, strict=True):
-            error = await self._take_result(client, remote, result) or error
-        if isinstance(error, QarnotQuotaError):
+            failure = await self._take_result(client, remote, result) or failure
+        if isinstance(failure, QarnotQuotaError):
             await self._make_room(client)
-        return error
+        return failure
 
     async def _send_failed(
         self, client: QarnotClient, placed: Sequence[tuple[_Remote, TaskSpec]], error: QarnotError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -275,7 +276,7 @@ def test_revoke_aborts_and_adds_no_event(executor: QarnotExecutor, database: Dat
 def test_what_airflow_does_not_need_any_more_is_aborted_after_a_while(
     executor: QarnotExecutor, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now = [1000.0]
+    now = [executor._audited]
     monkeypatch.setattr(qarnot_executor.time, "monotonic", lambda: now[0])
     queued, running, kept = workload("queued"), workload("running"), workload("kept")
     queue(executor, database, queued, running, kept)
@@ -363,8 +364,11 @@ def test_the_provider_names_it_and_airflow_loads_it_by_its_alias(monkeypatch: py
     from airflow.executors.executor_loader import ExecutorLoader
 
     (path,) = get_provider_info()["executors"]
-    for cache in ("_executor_names",):
-        monkeypatch.setattr(executor_loader, cache, [])
+    # What an earlier test of this process has loaded.
+    monkeypatch.setattr(executor_loader, "_executor_names", [])
+    monkeypatch.setattr(executor_loader, "_team_name_to_executors", defaultdict(list))
+    for names in ("alias", "module", "classname"):
+        monkeypatch.setattr(executor_loader, f"_{names}_to_executors_per_team", defaultdict(dict))
     monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", f"LocalExecutor,QarnotExecutor:{path}")
     loaded = ExecutorLoader.load_executor(ExecutorLoader.lookup_executor_name_by_str("QarnotExecutor"))
     assert isinstance(loaded, QarnotExecutor)
