@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
 from airflow_qarnot_pool.api.fields import MAX_CONSTANT_LENGTH
@@ -20,7 +20,7 @@ from airflow_qarnot_pool.executors.bundle_archives import BUNDLES, archive_of
 if TYPE_CHECKING:
     from airflow.executors.workloads import ExecuteTask
 
-    from airflow_qarnot_pool.executors.options import ExecutorOptions, TaskConfig
+    from airflow_qarnot_pool.executors.options import ExecutorOptions, SupportsGet, TaskConfig
 
 #: Options that a node must share with the scheduler. Without `executor`, a DAG whose tasks name one cannot be loaded.
 FORWARDED = (
@@ -44,14 +44,7 @@ START_SECONDS = 60.0
 _MAX_NAME = 200
 
 
-class Configuration(Protocol):
-    """The part of Airflow's configuration that is read here."""
-
-    def get(self, section: str, key: str, **options: Any) -> str | None:
-        """Return an option."""
-
-
-def forwarded_settings(conf: Configuration) -> dict[str, str]:
+def forwarded_settings(conf: SupportsGet) -> dict[str, str]:
     """Return the environment variables that give nodes the settings of this deployment. Their values may be secret."""
     settings = {}
     for section, key in FORWARDED:
