@@ -152,7 +152,7 @@ def test_a_node_that_never_comes_is_named_and_nothing_is_left(
         (sentence,) = check.run(client, spec_of("check-waiting"), seconds=0.2)
     finally:
         qarnot.withhold_nodes(False)
-    assert "No node has run the task within 0 s, it is Submitted." in sentence
+    assert sentence.startswith("No node has run the task within 0 s, it is ")
     assert names(client) == []
 
 

@@ -93,11 +93,11 @@ def test_a_storage_that_fails_loses_no_log(tmp_path: Path, monkeypatch: pytest.M
     def unreadable(s3: Any, bucket: str, key: str, file: Any) -> bool:
         return real(s3, "not/a bucket", key, file)
 
-    monkeypatch.setattr(remote_logging, "_append", unreadable)
-    with pytest.raises(QarnotError, match="could not be written to bucket logs-failing"):
-        io.upload(LOG)
+    with monkeypatch.context() as patched:
+        patched.setattr(remote_logging, "_append", unreadable)
+        with pytest.raises(QarnotError, match="could not be written to bucket logs-failing"):
+            io.upload(LOG)
     assert path.read_text() == "two\n"
-    monkeypatch.undo()
     assert shown(io)[1] == [["one"]]
 
 

@@ -89,8 +89,8 @@ with create_session() as session:
 resources = bundle_resources(conf.get("dag_processor", "dag_bundle_config_list"))
 pool = client.pools.create(PoolSpec(name="p", profile="docker-network", instance_count=2, resource_buckets=resources))
 spec = task_of(workload, "airflow-node-test", options, TaskConfig())
-task = client.tasks.create(replace(spec, pool=pool))
-again = client.tasks.create(replace(spec, pool=pool, shortname="airflow-node-again"))
+task = client.tasks.create(replace(spec, pool=pool, profile=None))
+again = client.tasks.create(replace(spec, pool=pool, profile=None, shortname="airflow-node-again"))
 told = {"token": workload.token, "constants": dict(spec.constants), "tasks": [task, again], "pool": pool}
 print(json.dumps(told))
 """
