@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -68,7 +69,7 @@ def probe_task(options: ExecutorOptions, pool: PoolOptions, name: str, ti_id: st
         shortname=name,
         profile=like.profile,
         image=like.image,
-        command=[options.python, "-m", node.__name__, "check"],
+        command=shlex.join([options.python, "-m", node.__name__, "check"]),
         constants={
             **like.constants,
             **constants_of(json.dumps({"id": ti_id, "token": token}), environment),

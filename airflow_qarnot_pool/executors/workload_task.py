@@ -7,6 +7,7 @@ settings of the deployment, which may have a login. :mod:`airflow_qarnot_pool.ex
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -67,7 +68,7 @@ def task_of(workload: ExecuteTask, name: str, options: ExecutorOptions, config: 
         name=f"{workload.ti.dag_id}.{workload.ti.task_id}"[:_MAX_NAME],
         shortname=name,
         image=config.image,
-        command=[options.python, "-m", node.__name__],
+        command=shlex.join([options.python, "-m", node.__name__]),
         constants=constants_of(
             workload.model_dump_json(), node_settings(options.node_environment, options.api_url)
         ),

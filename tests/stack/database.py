@@ -111,6 +111,15 @@ class Database:
             )
             assert cursor.rowcount == 1
 
+    def bury_schedulers(self) -> None:
+        """Have Airflow take a scheduler for dead at once if another process has started in its place."""
+        with self._cursor() as cursor:
+            cursor.execute(
+                "UPDATE job SET latest_heartbeat = latest_heartbeat - make_interval(days => 1) "
+                "WHERE job_type = 'SchedulerJob' AND state = 'running' AND id NOT IN "
+                "(SELECT max(id) FROM job WHERE job_type = 'SchedulerJob' GROUP BY unixname)"
+            )
+
     def queued_long_ago(self, dag_id: str, run_id: str) -> None:
         """Have Airflow believe that the queued tasks of a run have been queued for a day."""
         with self._cursor() as cursor:

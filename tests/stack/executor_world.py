@@ -29,9 +29,8 @@ SETTINGS = {
     "CORE__EXECUTOR": f"LocalExecutor,QarnotExecutor:{EXECUTOR}",
     "CORE__PARALLELISM": "40",
     "SCHEDULER__USE_JOB_SCHEDULE": "False",
-    # A killed scheduler is taken for dead soon.
-    "SCHEDULER__JOB_HEARTBEAT_SEC": "1",
-    "SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "8",
+    # On a busy machine a scheduler that lives must not look like a dead one: then others adopt its tasks for ever.
+    "SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "60",
     "SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "2",
     "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "60",
     "SCHEDULER__TASK_QUEUED_TIMEOUT_CHECK_INTERVAL": "3",
@@ -126,12 +125,16 @@ class Deployment:
         """Return the state in which a run has ended."""
         return str(
             self.airflow.wait_for(
-                lambda: self.database.end_state(dag_id, run_id),
+                lambda: self._end_state(dag_id, run_id),
                 timeout=timeout,
                 what=f"the end of {dag_id} {run_id}",
                 progress=self.database.progress,
             )
         )
+
+    def _end_state(self, dag_id: str, run_id: str) -> str | None:
+        self.database.bury_schedulers()
+        return self.database.end_state(dag_id, run_id)
 
     def states(self, dag_id: str, run_id: str) -> dict[str, str]:
         return {
