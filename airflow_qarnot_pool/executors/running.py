@@ -117,7 +117,7 @@ class Instance:
 class Verdict(Enum):
     """What the end of an attempt means for Airflow."""
 
-    #: Report success: the task has told Airflow its state itself.
+    #: Report success: the task has told Airflow its state itself, or was told to end.
     SUCCESS = auto()
     #: Report a failure with the reason.
     FAIL = auto()
@@ -136,7 +136,10 @@ def judge(end: End, instance: Instance | None, requeues: int) -> Verdict:
     :param instance: None if Airflow has no task instance of that id any more.
     :param requeues: how often the try was queued again already.
     """
-    if instance is None or not instance.has(end.attempt):
+    if instance is None:
+        # A task that is cleared while it runs has another id at once, and waits for the report to run again.
+        return Verdict.SUCCESS
+    if not instance.has(end.attempt):
         return Verdict.FORGET
     if instance.state == "queued":
         return _judge_unstarted(end.outcome, requeues)

@@ -54,8 +54,10 @@ def test_ordinary_operators_give_the_same_as_under_local_executor(deployment: De
         assert [line.split()[3] for line in deployment.notes(run_id)] == ["made", "removed"]
     assert results["ordinary_qarnot"] == results["ordinary_local"]
     assert results["ordinary_qarnot"]["total", -1] == ("success", 1, "14 from a shell")
+    assert results["ordinary_qarnot"]["later", -1] == ("success", 1, "resumed")
+    deployment.airflow.wait_for(lambda: not deployment.tasks(), what="all Qarnot tasks to be over")
     mine = [task for task in deployment.tasks("Success") if task.labels["airflow.run_id"] == run_id]
-    # One for each task instance, and one more for the sensor, which has resumed.
+    # One for each task instance, and one more for the one that has resumed.
     assert len(mine) == len(results["ordinary_qarnot"]) + 1
     assert deployment.pools() == 1
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from airflow.providers.standard.operators.bash import BashOperator
-from airflow.providers.standard.sensors.time_delta import TimeDeltaSensor
-from airflow.sdk import DAG, get_current_context, task
+from airflow.providers.standard.triggers.temporal import TimeDeltaTrigger
+from airflow.sdk import DAG, BaseOperator, Context, get_current_context, task
 
 EXECUTORS = {"local": "LocalExecutor", "qarnot": "QarnotExecutor"}
 
@@ -21,6 +21,16 @@ def note(word: str) -> None:
     # One write of a line that is short: lines of several processes do not mix.
     with Path(context["dag_run"].conf["notes"]).open("a") as file:
         file.write(f"{ti.run_id} {ti.task_id} {ti.map_index} {word} {ti.try_number} {os.getpid()}\n")
+
+
+class Deferring(BaseOperator):
+    """Has one process before its deferral, and one after it."""
+
+    def execute(self, context: Context) -> None:
+        self.defer(trigger=TimeDeltaTrigger(timedelta(seconds=1)), method_name="resume")
+
+    def resume(self, context: Context, event: Any) -> str:
+        return "resumed"
 
 
 for name, executor in EXECUTORS.items():
@@ -50,7 +60,7 @@ for name, executor in EXECUTORS.items():
 
         made = make()
         shell = BashOperator(task_id="shell", bash_command="echo from a shell")
-        later = TimeDeltaSensor(task_id="later", delta=timedelta(seconds=1), deferrable=True)
+        later = Deferring(task_id="later")
         summed = total(square.expand(number=numbers(made)), shell.output)
         made >> [shell, later]
         later >> summed
