@@ -30,7 +30,7 @@ import glob, os, re, time
 from airflow.sdk import DAG, get_current_context, task
 from helper import VALUE
 
-SECRET = re.compile(rb"eyJ[A-Za-z0-9_-]{10,}[.][A-Za-z0-9_-]{10,}[.]|QARNOT_SECRET__")
+SECRET = re.compile(rb"eyJ[A-Za-z0-9_-]{10,}[.][A-Za-z0-9_-]{10,}[.]|QARNOT[_]SECRET__")
 
 with DAG("seen_on_node", schedule=None):
 
