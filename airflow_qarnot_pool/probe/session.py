@@ -304,7 +304,7 @@ class Session:
 
     def task(self, command: str, **fields: Any) -> str:
         """Create a task on the shared pool, and return its uuid."""
-        return self.created("tasks", **self.task_fields(command, self.pool_with_node()), **fields)
+        return self.created("tasks", **{**self.task_fields(command, self.pool_with_node()), **fields})
 
     def task_fields(self, command: str, pool: str) -> dict[str, Any]:
         """Return the fields of a task that runs a shell command on a pool."""
