@@ -21,9 +21,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from airflow_qarnot_pool.api import filters, states
+from airflow_qarnot_pool.api import states
 from airflow_qarnot_pool.api.errors import (
-    QarnotBucketNotFoundError,
     QarnotCredentialsError,
     QarnotDeletedError,
     QarnotError,
@@ -33,9 +32,9 @@ from airflow_qarnot_pool.api.errors import (
     QarnotProtocolError,
     QarnotQuotaError,
     QarnotRefusedError,
-    QarnotUnavailableError,
 )
 from airflow_qarnot_pool.executors.bundle_archives import BroughtArchives
+from airflow_qarnot_pool.executors.lookups import delete_finished, find_by_name, find_twin
 from airflow_qarnot_pool.executors.pool import ExecutorPools, PoolKey
 from airflow_qarnot_pool.executors.running import KEPT_FOR, ROLE, Attempt, End, Outcome, outcome_of
 from airflow_qarnot_pool.logs.failure_report import failure_report
@@ -43,16 +42,13 @@ from airflow_qarnot_pool.ownership.claim import Decision, count_decisions
 from airflow_qarnot_pool.ownership.identity import (
     FORMAT_VERSION,
     LABEL_PREFIX,
-    is_ending,
-    label,
     namespace_tag,
 )
 from airflow_qarnot_pool.ownership.termination import end_all
 from airflow_qarnot_pool.triggers.airflow_requests import read_settings
-from airflow_qarnot_pool.triggers.poller import CONNECTION_MAX_AGE, POLL_FIELDS, Poller, PollKey, Subscriber
+from airflow_qarnot_pool.triggers.poller import CONNECTION_MAX_AGE, Poller, PollKey, Subscriber
 from airflow_qarnot_pool.version_compat import AirflowNotFoundException
 from airflow_qarnot_pool.waiting.intervals import backoff_delay, requested_pause
-from airflow_qarnot_pool.waiting.polling import find_confirmed
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.client import QarnotClient
@@ -64,7 +60,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-#: Maximum Qarnot tasks of one bulk request, and names of one search.
+#: Maximum Qarnot tasks of one bulk request.
 CHUNK = 200
 #: Maximum seconds of a request with its retries. The rounds send it again.
 REQUEST_DEADLINE = 20.0
@@ -76,16 +72,15 @@ FIRST_PAUSE = 1.0
 MAX_PAUSE = 15.0
 #: Maximum seconds between two requests for a pool.
 MAX_POOL_PAUSE = 5.0
-#: Maximum number of concurrent look-ups of names that no search shows.
-MAX_LOOKUPS = 32
 #: Maximum number of failures that a round explains, because the others wait meanwhile.
 MAX_EXPLAINED = 10
-#: Maximum number of finished Qarnot tasks that are deleted at once, if the account's quota of tasks is full.
-MAX_DELETED = 50
-#: Errors after which the same request is sent again.
-_PASSING = (QarnotUnavailableError, QarnotProtocolError, QarnotQuotaError, QarnotCredentialsError)
-#: Errors that the same request would meet again.
-_PERMANENT = (QarnotRefusedError, QarnotNotFoundError, QarnotBucketNotFoundError)
+
+
+def _is_permanent(error: QarnotError) -> bool:
+    """Return whether the same request would be refused again."""
+    return isinstance(error, (QarnotRefusedError, QarnotNotFoundError)) and not isinstance(
+        error, QarnotQuotaError
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +126,16 @@ class _Remote:
     def is_unsent(self) -> bool:
         """Whether it has yet to be created."""
         return self.submission is not None and self.uuid is None
+
+    @property
+    def archive(self) -> str | None:
+        """The archive of a bundle that its nodes need."""
+        return self.submission.archive if self.submission is not None else None
+
+    @property
+    def is_to_abort(self) -> bool:
+        """Whether its abort has yet to be sent."""
+        return self.is_aborting and not self.has_sent_abort
 
 
 class RemoteTasks:
@@ -273,10 +278,7 @@ class RemoteTasks:
         return min(pause, 0.5) if self._is_stopping else pause
 
     def _has_work(self) -> bool:
-        return any(
-            remote.is_unsent or (remote.is_aborting and not remote.has_sent_abort)
-            for remote in self._remotes.values()
-        )
+        return any(remote.is_unsent or remote.is_to_abort for remote in self._remotes.values())
 
     def _add(self, remotes: Iterable[_Remote]) -> None:
         for remote in remotes:
@@ -375,19 +377,14 @@ class RemoteTasks:
         if len(failures) > MAX_EXPLAINED:
             self._wake.set()
         for remote in failures[:MAX_EXPLAINED]:
-            twin = await self._request(partial(self._find_twin, client, remote))
+            known = {each.uuid for each in self._remotes.values()}
+            twin = await self._request(partial(find_twin, client, remote.attempt, known))
             if twin is not None:
                 remote.failed = None
                 self._follow(remote, twin)
                 continue
             reason = await self._request(partial(self._reason, client, remote))
             self._finish(remote, Outcome.FAILURE, reason)
-
-    def _find_twin(self, client: QarnotClient, remote: _Remote) -> str | None:
-        known = {each.uuid for each in list(self._remotes.values())}
-        tagged = client.tasks.search_all(filters.equal("Tags", remote.attempt.tag), fields=POLL_FIELDS)
-        live = [task.uuid for task in tagged if task.uuid not in known and not is_ending(task)]
-        return live[0] if live else None
 
     def _reason(self, client: QarnotClient, remote: _Remote) -> str:
         assert remote.failed is not None
@@ -418,86 +415,91 @@ class RemoteTasks:
             return
         found = await self._find([remote.attempt for remote in unknown])
         count_decisions(log, Decision.ADOPTED, len(found))
-        for remote in unknown:
+        for remote in self._follow_found(unknown, found):
+            self._finish(remote, Outcome.MISSING, "The scheduler before has not submitted it")
+
+    def _follow_found(self, remotes: Iterable[_Remote], found: Mapping[str, str]) -> list[_Remote]:
+        """Watch those *found*, and return the others."""
+        missing = []
+        for remote in remotes:
             if uuid := found.get(remote.attempt.name):
                 self._follow(remote, uuid)
             else:
-                self._finish(remote, Outcome.MISSING, "The scheduler before has not submitted it")
+                missing.append(remote)
+        return missing
+
+    async def _look_up(self, client: QarnotClient, remotes: Sequence[_Remote]) -> list[_Remote]:
+        """Watch those of *remotes* that exist, and return the others."""
+        if not remotes:
+            return []
+        attempts = [remote.attempt for remote in remotes]
+        return self._follow_found(remotes, await self._request(partial(find_by_name, client, attempts)))
 
     # --- aborting
 
     async def _abort(self) -> None:
-        aborted = [
-            remote for remote in self._remotes.values() if remote.is_aborting and not remote.has_sent_abort
-        ]
+        aborted = [remote for remote in self._remotes.values() if remote.is_to_abort]
         if not aborted:
             return
         client = await self._client()
-        if unclear := [remote for remote in aborted if remote.uuid is None and not remote.is_sending]:
-            found = await self._request(partial(find_by_name, client, [each.attempt for each in unclear]))
-            for remote in unclear:
-                if uuid := found.get(remote.attempt.name):
-                    self._follow(remote, uuid)
-                else:
-                    self._remove(remote)
-        ending = [remote for remote in aborted if remote.uuid is not None]
-        uuids = [remote.uuid for remote in ending if remote.uuid is not None]
-        await self._request(partial(end_all, client.tasks, uuids))
-        for remote in ending:
+        lost = [remote for remote in aborted if remote.uuid is None and not remote.is_sending]
+        for remote in await self._look_up(client, lost):
+            self._remove(remote)
+        ending = {remote.uuid: remote for remote in aborted if remote.uuid is not None}
+        await self._request(partial(end_all, client.tasks, list(ending)))
+        for remote in ending.values():
             remote.has_sent_abort = True
 
     # --- submitting
 
     async def _submit(self) -> None:
-        """Submit all new attempts. An attempt waits for the end of an earlier one that is aborted."""
-        held = {remote.attempt.instance_id for remote in self._remotes.values() if remote.is_aborting}
-        ready = [
-            remote
-            for remote in self._remotes.values()
-            if remote.is_unsent and remote.attempt.instance_id not in held
-        ]
+        """Submit all new attempts."""
+        ready = self._ready()
         if not ready:
             return
         client = await self._client()
-        if unclear := [remote for remote in ready if remote.is_unclear]:
-            found = await self._request(partial(find_by_name, client, [each.attempt for each in unclear]))
-            for remote in unclear:
-                if uuid := found.get(remote.attempt.name):
-                    self._follow(remote, uuid)
-        placed, error = await self._place(client, [remote for remote in ready if remote.is_unsent])
+        await self._look_up(client, [remote for remote in ready if remote.is_unclear])
+        by_pool: dict[PoolKey, list[_Remote]] = {}
+        for remote in ready:
+            if remote.submission is not None and remote.is_unsent:
+                by_pool.setdefault(remote.submission.pool, []).append(remote)
+        placed: list[tuple[_Remote, TaskSpec]] = []
+        error = None
+        for key, remotes in by_pool.items():
+            try:
+                placed += await self._place(client, key, remotes)
+            except QarnotError as caught:
+                error = caught
         for start in range(0, len(placed), CHUNK):
             error = await self._send(client, placed[start : start + CHUNK]) or error
         if error is not None:
             raise error
 
+    def _ready(self) -> list[_Remote]:
+        """Return the attempts to submit. One that follows an attempt that is aborted waits for the end of that."""
+        held = {remote.attempt.instance_id for remote in self._remotes.values() if remote.is_aborting}
+        unsent = (remote for remote in self._remotes.values() if remote.is_unsent)
+        return [remote for remote in unsent if remote.attempt.instance_id not in held]
+
     async def _place(
-        self, client: QarnotClient, remotes: Sequence[_Remote]
-    ) -> tuple[list[tuple[_Remote, TaskSpec]], QarnotError | None]:
-        """Return the specifications on their pools, and an error of a pool that is not there yet."""
+        self, client: QarnotClient, key: PoolKey, remotes: Sequence[_Remote]
+    ) -> list[tuple[_Remote, TaskSpec]]:
+        """Return the specifications on a pool. If Qarnot refuses the pool, end the attempts.
+
+        :raises QarnotError: the pool is not there yet.
+        """
         assert self._settings is not None
-        placed, error = [], None
-        by_pool: dict[PoolKey, list[_Remote]] = {}
-        for remote in remotes:
-            assert remote.submission is not None
-            by_pool.setdefault(remote.submission.pool, []).append(remote)
-        for key, members in by_pool.items():
-            try:
-                uuid = await self._request(partial(self._pools.uuid_of, client, self._settings, key))
-            except QarnotError as caught:
-                if isinstance(caught, _PERMANENT) and not isinstance(caught, _PASSING):
-                    for remote in members:
-                        self._finish(remote, Outcome.REFUSED, f"Qarnot refuses pool {key.name!r}: {caught}")
-                else:
-                    error = caught
-                continue
-            archives = {
-                remote.submission.archive
-                for remote in members
-                if remote.submission is not None and remote.submission.archive is not None
-            }
-            await self._request(partial(self._archives.bring, client, uuid, archives))
-            placed += [(remote, self._stamped(remote, uuid)) for remote in members]
-        return placed, error
+        try:
+            uuid = await self._request(partial(self._pools.uuid_of, client, self._settings, key))
+        except QarnotError as error:
+            if not _is_permanent(error):
+                raise
+            for remote in remotes:
+                self._finish(remote, Outcome.REFUSED, f"Qarnot refuses pool {key.name!r}: {error}")
+            return []
+        archives = {archive for remote in remotes if (archive := remote.archive) is not None}
+        await self._request(partial(self._archives.bring, client, uuid, archives))
+        return [(remote, self._stamped(remote, uuid)) for remote in remotes]
 
     def _stamped(self, remote: _Remote, pool: str) -> TaskSpec:
         """Return the specification with the tags and labels by which the other parts of the provider know it."""
@@ -553,7 +555,7 @@ class RemoteTasks:
     ) -> QarnotError | None:
         if isinstance(error, QarnotQuotaError):
             await self._make_room(client)
-        if isinstance(error, _PASSING) or not isinstance(error, _PERMANENT):
+        if not _is_permanent(error):
             return error
         if len(placed) == 1:
             return await self._refused(client, placed[0][0], error)
@@ -574,7 +576,7 @@ class RemoteTasks:
         if isinstance(result.error, QarnotNameTakenError):
             remote.is_unclear = True  # an earlier request has created it after all
             return result.error
-        if isinstance(result.error, _PASSING) or not isinstance(result.error, _PERMANENT):
+        if not _is_permanent(result.error):
             return result.error
         return await self._refused(client, remote, result.error)
 
@@ -618,61 +620,3 @@ class RemoteTasks:
 
     async def _request(self, request: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._requests, request)
-
-
-def find_by_name(client: QarnotClient, attempts: Sequence[Attempt]) -> dict[str, str]:
-    """Return the uuids of the Qarnot tasks by the names of their attempts.
-
-    A name that no search shows is looked up itself, because a search may be late. An attempt whose name is not known is
-    searched by the tag of its task instance: a live Qarnot task counts, or else the newest one.
-    """
-    found: dict[str, str] = {}
-    named = {attempt.name: attempt for attempt in attempts if not attempt.by_tag}
-    names = list(named)
-    for start in range(0, len(names), CHUNK):
-        chunk = names[start : start + CHUNK]
-        try:
-            shown = client.tasks.search(filters.in_("Shortname", chunk), fields=POLL_FIELDS, limit=len(chunk))
-        except QarnotRefusedError:
-            continue
-        found |= {task.shortname: task.uuid for task in shown if task.shortname in named}
-    missing = [name for name in names if name not in found]
-    if missing:
-        with ThreadPoolExecutor(max_workers=min(len(missing), MAX_LOOKUPS)) as threads:
-            for task in threads.map(partial(find_confirmed, client.tasks), missing):
-                if task is not None:
-                    found[task.shortname] = task.uuid
-    for attempt in attempts:
-        if attempt.by_tag and (uuid := _find_by_tag(client, attempt)):
-            found[attempt.name] = uuid
-    return found
-
-
-def _find_by_tag(client: QarnotClient, attempt: Attempt) -> str | None:
-    tagged = client.tasks.search_all(
-        filters.equal("Tags", attempt.tag), fields=(*POLL_FIELDS, "CreationDate")
-    )
-    newest = sorted(tagged, key=lambda task: (not is_ending(task), str(task.creation_date)), reverse=True)
-    return newest[0].uuid if newest else None
-
-
-def delete_finished(client: QarnotClient, namespace: str, known: Iterable[str | None]) -> int:
-    """Delete the oldest finished Qarnot tasks of executors in *namespace*, and return their number.
-
-    :param known: uuids of Qarnot tasks whose ends this scheduler has yet to read.
-    """
-    finished = filters.and_(
-        filters.equal("Tags", namespace_tag(namespace)), filters.in_("State", sorted(states.TASK_TERMINAL))
-    )
-    fields = ("Uuid", "State", "Labels", "StateTransitionTime")
-    kept = set(known)
-    tasks = [
-        task
-        for task in client.tasks.search_all(finished, fields=fields)
-        if label(task.labels, "role") == ROLE and task.uuid not in kept
-    ]
-    tasks.sort(key=lambda task: str(task.state_transition_time))
-    oldest = tasks[: max(1, len(tasks) // 2)][:MAX_DELETED]
-    for task in oldest:
-        client.tasks.delete(task.uuid)
-    return len(oldest)
