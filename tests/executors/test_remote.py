@@ -317,8 +317,6 @@ def test_a_failure_beside_a_live_task_of_the_same_instance_follows_that_one(
     before.stop(10)
     tasks.submit([submission("exit 1", of=newer)])
     until(lambda: live(client, newer) == ["Failure"])
-    # The searches of the failure, and of an end that is later than it.
-    until(lambda: sum("search" in one["path"] for one in qarnot.requests()) > 3)
     tasks.submit([later := submission("sleep 0.2")])
     assert [end.attempt for end in ends(tasks, 1)] == [later.attempt]
     client.tasks.abort(older.name)
