@@ -208,6 +208,13 @@ def get_provider_info() -> dict[str, Any]:
                         "Maximum number of tasks that run on the pool at the same time.", "integer", "8"
                     ),
                     "slots_per_node": _option("Number of slots that share a node.", "integer", "1"),
+                    "parallelism": _option(
+                        "Maximum number of tasks that a scheduler has submitted, which [core] parallelism limits, too. "
+                        "Default: the slots of all pools. The rest waits in Airflow.",
+                        "integer",
+                        None,
+                        "48",
+                    ),
                     "keep_warm": _option(
                         "How long an idle node stays up, as seconds or a duration such as PT10M.",
                         "string",

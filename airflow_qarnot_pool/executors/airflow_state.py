@@ -15,24 +15,31 @@ if TYPE_CHECKING:
 CHUNK = 500
 
 
-def read_instances(session: Session, ids: Iterable[str]) -> dict[str, Instance]:
-    """Return the task instances of *ids* that exist, by id."""
+def read_instances(session: Session, ids: Iterable[str], job_id: Any) -> dict[str, Instance]:
+    """Return the task instances of *ids* that exist, by id.
+
+    :param job_id: the job of this scheduler.
+    """
     from airflow.models.taskinstance import TaskInstance
     from sqlalchemy import select
 
     wanted, found = sorted(set(ids)), {}
     for start in range(0, len(wanted), CHUNK):
         chunk = _as_ids(wanted[start : start + CHUNK])
-        columns = (TaskInstance.id, TaskInstance.state, TaskInstance.external_executor_id)
-        for each_id, state, external_id in session.execute(
-            select(*columns).where(TaskInstance.id.in_(chunk))
-        ):
+        columns = (
+            TaskInstance.id,
+            TaskInstance.state,
+            TaskInstance.external_executor_id,
+            TaskInstance.queued_by_job_id,
+        )
+        query = select(*columns).where(TaskInstance.id.in_(chunk))
+        for each_id, state, external_id, queued_by in session.execute(query):
             text = None if state is None else str(getattr(state, "value", state))
-            found[str(each_id)] = Instance(state=text, external_id=external_id)
+            found[str(each_id)] = Instance(state=text, external_id=external_id, is_ours=queued_by == job_id)
     return found
 
 
-def requeue(session: Session, attempt: Attempt) -> None:
+def requeue(session: Session, attempt: Attempt, job_id: Any) -> None:
     """Let the scheduler queue the task instance of *attempt* again, in the same try, if it is still queued.
 
     As the scheduler itself does with a task that is stuck in queued.
@@ -43,7 +50,7 @@ def requeue(session: Session, attempt: Attempt) -> None:
 
     session.execute(
         update(TaskInstance)
-        .where(*_still_queued(attempt))
+        .where(*_still_queued(attempt, job_id))
         .values(
             state=TaskInstanceState.SCHEDULED,
             queued_dttm=None,
@@ -54,14 +61,13 @@ def requeue(session: Session, attempt: Attempt) -> None:
     )
 
 
-def reset(session: Session, attempt: Attempt) -> None:
+def reset(session: Session, attempt: Attempt, job_id: Any) -> None:
     """Reset the task instance of *attempt* if it is still queued, as the scheduler does if it is not adopted."""
     from airflow.models.taskinstance import TaskInstance
     from sqlalchemy import select
 
-    query = (
-        select(TaskInstance).where(*_still_queued(attempt)).with_for_update(skip_locked=True, of=TaskInstance)
-    )
+    # Wait for another transaction, such as that of a heartbeat.
+    query = select(TaskInstance).where(*_still_queued(attempt, job_id)).with_for_update(of=TaskInstance)
     instance = session.scalar(query)
     if instance is None:
         return
@@ -73,7 +79,7 @@ def reset(session: Session, attempt: Attempt) -> None:
     instance.clear_next_method_args()
 
 
-def _still_queued(attempt: Attempt) -> list[Any]:
+def _still_queued(attempt: Attempt, job_id: Any) -> list[Any]:
     from airflow.models.taskinstance import TaskInstance
     from airflow.utils.state import TaskInstanceState
 
@@ -83,6 +89,8 @@ def _still_queued(attempt: Attempt) -> list[Any]:
     ]
     if attempt.external_id:
         conditions.append(TaskInstance.external_executor_id == attempt.external_id)
+    else:
+        conditions.append(TaskInstance.queued_by_job_id == job_id)
     return conditions
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import TYPE_CHECKING
 
 from airflow_qarnot_pool.api import filters, states
-from airflow_qarnot_pool.api.errors import QarnotRefusedError
+from airflow_qarnot_pool.api.errors import QarnotError, QarnotRefusedError
 from airflow_qarnot_pool.executors.running import ROLE, Attempt
 from airflow_qarnot_pool.ownership.identity import is_ending, label, namespace_tag
+from airflow_qarnot_pool.ownership.termination import MAX_WORKERS, end
 from airflow_qarnot_pool.triggers.poller import POLL_FIELDS
-from airflow_qarnot_pool.waiting.polling import find_confirmed
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.client import QarnotClient
@@ -20,10 +19,8 @@ if TYPE_CHECKING:
 
 #: Maximum number of names in one search.
 CHUNK = 200
-#: Maximum number of concurrent look-ups of names that no search shows.
-MAX_LOOKUPS = 32
 #: Maximum number of finished Qarnot tasks that are deleted at once, if the account's quota of tasks is full.
-MAX_DELETED = 50
+MAX_DELETED = 20
 
 
 def find_by_name(client: QarnotClient, attempts: Sequence[Attempt]) -> dict[str, str]:
@@ -56,11 +53,34 @@ def _search_names(client: QarnotClient, names: Sequence[str]) -> dict[str, str]:
 
 
 def _look_up_names(client: QarnotClient, names: Sequence[str]) -> dict[str, str]:
+    """Return the uuids of names that no search shows, by one request for each, and by one more search."""
     if not names:
         return {}
-    with ThreadPoolExecutor(max_workers=min(len(names), MAX_LOOKUPS)) as threads:
-        tasks = threads.map(partial(find_confirmed, client.tasks), names)
-        return {name: task.uuid for name, task in zip(names, tasks, strict=True) if task is not None}
+    with ThreadPoolExecutor(max_workers=min(len(names), MAX_WORKERS)) as threads:
+        tasks = threads.map(client.tasks.find, names)
+        found = {name: task.uuid for name, task in zip(names, tasks, strict=True) if task is not None}
+    missing = [name for name in names if name not in found]
+    # A single 404 proves nothing.
+    for start in range(0, len(missing), CHUNK):
+        found |= _search_names(client, missing[start : start + CHUNK])
+    return found
+
+
+def end_each(client: QarnotClient, uuids: Sequence[str]) -> tuple[list[str], QarnotError | None]:
+    """Abort Qarnot tasks. Return those whose abort was accepted or not needed, and an error of the others."""
+    if not uuids:
+        return [], None
+    error: QarnotError | None = None
+    ended = []
+    with ThreadPoolExecutor(max_workers=min(len(uuids), MAX_WORKERS)) as threads:
+        requests = [(uuid, threads.submit(end, client.tasks, uuid)) for uuid in uuids]
+    for uuid, request in requests:
+        try:
+            request.result()
+            ended.append(uuid)
+        except QarnotError as caught:
+            error = caught
+    return ended, error
 
 
 def find_twin(client: QarnotClient, attempt: Attempt, known: Iterable[str | None]) -> str | None:

@@ -18,6 +18,7 @@ from airflow_qarnot_pool.api.fields import (
     text,
 )
 from airflow_qarnot_pool.api.limits import parse_json
+from airflow_qarnot_pool.executors.running import KEPT_FOR
 from airflow_qarnot_pool.executors.workload_task import forwarded_settings
 from airflow_qarnot_pool.ownership.identity import DEFAULT_KEEP_WARM
 from airflow_qarnot_pool.version_compat import AIRFLOW_VERSION
@@ -78,6 +79,8 @@ class PoolOptions:
             "image": self.image,
             "slots_per_node": per_node if self.slots_per_node > 1 else None,
             "scaling": scaling_to_zero(size, self.keep_warm),
+            # Closed pools count against the account's quota.
+            "completion_ttl": KEPT_FOR,
         }
         return PoolSpec.from_mapping(
             {name: value for name, value in {**values, **self.pool_spec}.items() if value is not None}
@@ -90,6 +93,7 @@ class ExecutorOptions:
 
     :param pools: the pools by name; the one of the section itself is ``default_pool``.
     :param api_url: address of Airflow's execution API as the nodes reach it.
+    :param parallelism: maximum number of tasks that a scheduler has submitted. None for the slots of all pools.
     :param python: the nodes' Python, which has Airflow.
     :param node_environment: environment variables of every task. They may be secret.
     :param token_seconds: seconds for which the token of a queued task is valid.
@@ -100,6 +104,7 @@ class ExecutorOptions:
     pools: Mapping[str, PoolOptions] = field(default_factory=lambda: {DEFAULT_POOL: PoolOptions()})
     default_pool: str = DEFAULT_POOL
     api_url: str = ""
+    parallelism: int | None = None
     python: str = "python"
     node_environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     token_seconds: float = 600.0
@@ -199,6 +204,7 @@ def read_options(conf: SupportsGet) -> ExecutorOptions:
         pools=pools,
         default_pool=default_pool,
         api_url=option("execution_api_server_url", _url, "") or _airflows_api_url(conf),
+        parallelism=option("parallelism", integer(1), None),
         python=option("python", text(minimum=1), "python"),
         node_environment={
             **forwarded_settings(conf),

@@ -13,11 +13,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from airflow_qarnot_pool.api import states
+from airflow_qarnot_pool.api import filters, states
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
 from airflow_qarnot_pool.executors.bundle_archives import BUNDLES, bundle_resources
 from airflow_qarnot_pool.ownership.claim import ClaimRequest, claim
-from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
+from airflow_qarnot_pool.ownership.identity import OWNER_TAG, TaskInstanceIdentity
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.client import QarnotClient
@@ -94,13 +94,27 @@ class ExecutorPools:
         if bundles:
             spec = replace(spec, resource_buckets=[*spec.resource_buckets, *bundles])
         fingerprint = spec.fingerprint()
+        identity = shared_identity(settings.namespace, key, fingerprint)
         request = ClaimRequest(
             resource=client.pools,
             spec=spec,
-            identity=shared_identity(settings.namespace, key, fingerprint),
+            identity=identity,
             pause=self._pause,
             fingerprint=fingerprint,
+            make_room=lambda error: delete_closed(client, identity.owner),
         )
         claimed = claim(request)
         log.info("QarnotExecutor uses pool %s (%s, %s)", claimed.uuid, key.name, claimed.decision)
         return claimed.uuid
+
+
+def delete_closed(client: QarnotClient, owner: str) -> int:
+    """Delete the closed generations of a pool, which count against the account's quota, and return their number."""
+    closed = [
+        pool
+        for pool in client.pools.iterate(filters.equal("Tags", OWNER_TAG + owner))
+        if pool.phase is states.Phase.TERMINAL
+    ]
+    for pool in closed:
+        client.pools.delete(pool.uuid)
+    return len(closed)

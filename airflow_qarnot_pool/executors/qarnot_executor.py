@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow.executors.base_executor import BaseExecutor
+from airflow.executors.base_executor import PARALLELISM, BaseExecutor
 
 from airflow_qarnot_pool.executors.running import (
     MAX_REQUEUES,
@@ -76,6 +76,9 @@ class QarnotExecutor(BaseExecutor):
         from airflow_qarnot_pool.executors.remote import RemoteTasks
 
         self._options = read_options(self.conf)
+        # Airflow counts the tasks of all executors together. Those that wait for a slot here would take the places of
+        # tasks that another executor could run.
+        self.parallelism = min(self.parallelism, self._options.parallelism or self._options.slots)
         self._remote = RemoteTasks(self._options)
         for sentence in self._risks(self._options):
             self.log.warning("%s", sentence)
@@ -88,17 +91,24 @@ class QarnotExecutor(BaseExecutor):
         risks = []
         if too_short := lifetime(options.token_seconds, options.boot_seconds, keeps_nodes=False):
             risks.append(too_short)
+        has_others = "," in str(self.conf.get("core", "executor", fallback=""))
         if self.parallelism > options.slots:
             risks.append(
-                f"QarnotExecutor takes {self.parallelism} tasks ([core] parallelism) for {options.slots} slots. The "
-                f"others wait on Qarnot, for {options.token_seconds:.0f} s at most: then Airflow queues them again."
+                f"QarnotExecutor submits {self.parallelism} tasks for {options.slots} slots ([qarnot_executor] "
+                f"parallelism). The others wait on Qarnot, for {options.token_seconds:.0f} s at most: then Airflow "
+                "queues them again."
+            )
+        if has_others and self.parallelism >= PARALLELISM:
+            risks.append(
+                f"QarnotExecutor may take all {PARALLELISM} places of [core] parallelism, and tasks of other executors "
+                "wait then. Set [qarnot_executor] parallelism below it, or raise it."
             )
         if AIRFLOW_VERSION < (3, 3):
             risks.append(
                 "Before 3.3 Airflow commits no id with a queued task. After a crash of the scheduler QarnotExecutor "
                 "searches by tag, and a search may be late."
             )
-        elif self.name is not None and self.name.alias is None:
+        elif has_others and self.name is not None and self.name.alias is None:
             risks.append(
                 "QarnotExecutor has no alias in [core] executor, so Airflow commits no id for tasks with "
                 "executor='QarnotExecutor'. Write QarnotExecutor:" + self.name.module_path
@@ -197,13 +207,14 @@ class QarnotExecutor(BaseExecutor):
         ends = [end for end in self._unreported if end.attempt.name in self._attempts]
         try:
             with create_session() as session:
-                instances = airflow_state.read_instances(session, [end.attempt.instance_id for end in ends])
+                ids = [end.attempt.instance_id for end in ends]
+                instances = airflow_state.read_instances(session, ids, self.job_id)
                 verdicts = [(end, self._judge(end, instances)) for end in ends]
                 for end, verdict in verdicts:
                     if verdict is Verdict.REQUEUE:
-                        airflow_state.requeue(session, end.attempt)
+                        airflow_state.requeue(session, end.attempt, self.job_id)
                     elif verdict is Verdict.RESET:
-                        airflow_state.reset(session, end.attempt)
+                        airflow_state.reset(session, end.attempt, self.job_id)
         except SQLAlchemyError as error:
             self._unreported = ends
             self.log.warning("The ends of %d tasks are reported later: %s", len(ends), error)
@@ -214,7 +225,9 @@ class QarnotExecutor(BaseExecutor):
 
     def _judge(self, end: End, instances: dict[str, Instance]) -> Verdict:
         key = end.attempt.key
-        if self._newest.get(key) != end.attempt.name:
+        if self._newest.get(key) != end.attempt.name or (
+            not end.attempt.external_id and key in self.queued_tasks
+        ):
             return Verdict.FORGET
         return judge(end, instances.get(end.attempt.instance_id), self._requeues[key])
 
@@ -246,18 +259,24 @@ class QarnotExecutor(BaseExecutor):
         now = self._audited = time.monotonic()
         try:
             with create_session() as session:
-                instances = read_instances(session, [each.instance_id for each in self._attempts.values()])
+                ids = [attempt.instance_id for attempt in self._attempts.values()]
+                instances = read_instances(session, ids, self.job_id)
         except SQLAlchemyError as error:
             self.log.warning("The Qarnot tasks could not be compared with Airflow's database: %s", error)
             return
         self._unneeded_since = unneeded(self._attempts, instances, self._unneeded_since, now)
-        self._drop(
-            [
-                name
-                for name, since in self._unneeded_since.items()
-                if is_overdue(since, now, has_started=self._tasks.has_started(name))
-            ]
-        )
+        overdue = [
+            name
+            for name, since in self._unneeded_since.items()
+            if is_overdue(since, now, has_started=self._tasks.has_started(name))
+        ]
+        # A task that was cleared while it ran waits for the report to run again.
+        cleared = [
+            self._attempts[name].key for name in overdue if self._attempts[name].instance_id not in instances
+        ]
+        self._drop(overdue)
+        for key in cleared:
+            self.success(key)
 
     # --- other calls of the scheduler
 

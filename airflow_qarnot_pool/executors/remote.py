@@ -34,7 +34,7 @@ from airflow_qarnot_pool.api.errors import (
     QarnotRefusedError,
 )
 from airflow_qarnot_pool.executors.bundle_archives import BroughtArchives
-from airflow_qarnot_pool.executors.lookups import delete_finished, find_by_name, find_twin
+from airflow_qarnot_pool.executors.lookups import delete_finished, end_each, find_by_name, find_twin
 from airflow_qarnot_pool.executors.pool import ExecutorPools, PoolKey
 from airflow_qarnot_pool.executors.running import KEPT_FOR, ROLE, Attempt, End, Outcome, outcome_of
 from airflow_qarnot_pool.logs.failure_report import failure_report
@@ -44,7 +44,6 @@ from airflow_qarnot_pool.ownership.identity import (
     LABEL_PREFIX,
     namespace_tag,
 )
-from airflow_qarnot_pool.ownership.termination import end_all
 from airflow_qarnot_pool.triggers.airflow_requests import read_settings
 from airflow_qarnot_pool.triggers.poller import CONNECTION_MAX_AGE, Poller, PollKey, Subscriber
 from airflow_qarnot_pool.version_compat import AirflowNotFoundException
@@ -68,19 +67,22 @@ REQUEST_DEADLINE = 20.0
 REPORT_DEADLINE = 5.0
 #: Seconds between two rounds that fail, at first.
 FIRST_PAUSE = 1.0
-#: Maximum seconds of it, unless Qarnot asks for more. New work is submitted after that at the latest.
-MAX_PAUSE = 15.0
+#: Maximum seconds of it, and the maximum if Qarnot asks for more. New work is submitted after that at the latest.
+MAX_PAUSE, MAX_REQUESTED_PAUSE = 15.0, 60.0
+#: Number of refusals after which an attempt fails, because a proxy may have sent a single one.
+MAX_REFUSALS = 2
+#: Maximum seconds in which a round begins to explain a failure.
+EXPLAIN_FOR = 5.0
 #: Maximum seconds between two requests for a pool.
 MAX_POOL_PAUSE = 5.0
-#: Maximum number of failures that a round explains, because the others wait meanwhile.
-MAX_EXPLAINED = 10
+CANCELLED = states.TaskState.CANCELLED
 
 
 def _is_permanent(error: QarnotError) -> bool:
-    """Return whether the same request would be refused again."""
-    return isinstance(error, (QarnotRefusedError, QarnotNotFoundError)) and not isinstance(
-        error, QarnotQuotaError
-    )
+    """Return whether the same request may be refused again. A page of a proxy says nothing about it."""
+    if isinstance(error, QarnotNotFoundError):
+        return not error.foreign
+    return isinstance(error, QarnotRefusedError) and not isinstance(error, QarnotQuotaError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +123,9 @@ class _Remote:
     has_sent_abort: bool = False
     #: The Qarnot task that was seen to fail.
     failed: Task | None = None
+    #: Whether the Qarnot task belongs to another attempt of the same task instance, and perhaps to another scheduler.
+    is_twin: bool = False
+    refusals: int = 0
 
     @property
     def is_unsent(self) -> bool:
@@ -249,7 +254,8 @@ class RemoteTasks:
     async def _round(self) -> float:
         """Send everything that is to be sent, and return the seconds to wait if some of it failed."""
         error: Exception | None = None
-        for step in (self._resolve, self._abort, self._explain, self._submit):
+        # The reading of reasons comes last, because it may be slow.
+        for step in (self._abort, self._submit, self._resolve, self._explain):
             try:
                 await step()
             except Exception as caught:
@@ -263,9 +269,8 @@ class RemoteTasks:
         elif not isinstance(error, QarnotError):
             log.error("QarnotExecutor cannot send its requests", exc_info=error)
         requested = requested_pause(error)
-        pause = max(
-            min(backoff_delay(FIRST_PAUSE, self._failures, requested, FIRST_PAUSE), MAX_PAUSE), requested
-        )
+        pause = min(backoff_delay(FIRST_PAUSE, self._failures, requested, FIRST_PAUSE), MAX_PAUSE)
+        pause = max(pause, min(requested, MAX_REQUESTED_PAUSE))
         if self._failures == 1 or self._failures % 10 == 0:
             waiting = sum(remote.is_unsent for remote in self._remotes.values())
             log.warning(
@@ -292,6 +297,9 @@ class RemoteTasks:
     def _begin_abort(self, names: Iterable[str]) -> None:
         for name in names:
             if (remote := self._remotes.get(name)) is None:
+                continue
+            if remote.is_twin:
+                self._remove(remote)
                 continue
             remote.is_aborting = True
             if remote.is_unsent and not remote.is_sending and not remote.is_unclear:
@@ -374,17 +382,35 @@ class RemoteTasks:
         if not failures:
             return
         client = await self._client()
-        if len(failures) > MAX_EXPLAINED:
-            self._wake.set()
-        for remote in failures[:MAX_EXPLAINED]:
-            known = {each.uuid for each in self._remotes.values()}
-            twin = await self._request(partial(find_twin, client, remote.attempt, known))
-            if twin is not None:
-                remote.failed = None
-                self._follow(remote, twin)
-                continue
-            reason = await self._request(partial(self._reason, client, remote))
-            self._finish(remote, Outcome.FAILURE, reason)
+        ends = time.monotonic() + EXPLAIN_FOR
+        error = None
+        for remote in failures:
+            if time.monotonic() > ends:
+                self._wake.set()
+                break
+            try:
+                await self._explain_one(client, remote)
+            except QarnotError as caught:
+                error = caught
+        if error is not None:
+            raise error
+
+    async def _explain_one(self, client: QarnotClient, remote: _Remote) -> None:
+        known = {
+            each.uuid
+            for each in self._remotes.values()
+            if each is remote or each.attempt.instance_id != remote.attempt.instance_id
+        }
+        twin = await self._request(partial(find_twin, client, remote.attempt, known))
+        if twin is not None:
+            remote.failed, remote.is_twin = None, True
+            self._follow(remote, twin)
+            return
+        if remote.submission is not None and remote.failed is not None and remote.failed.state == CANCELLED:
+            # A server may accept tasks on a pool that is closed, and cancel them.
+            await self._request(partial(self._pools.forget_if_closed, client, remote.submission.pool))
+        reason = await self._request(partial(self._reason, client, remote))
+        self._finish(remote, Outcome.FAILURE, reason)
 
     def _reason(self, client: QarnotClient, remote: _Remote) -> str:
         assert remote.failed is not None
@@ -446,9 +472,11 @@ class RemoteTasks:
         for remote in await self._look_up(client, lost):
             self._remove(remote)
         ending = {remote.uuid: remote for remote in aborted if remote.uuid is not None}
-        await self._request(partial(end_all, client.tasks, list(ending)))
-        for remote in ending.values():
-            remote.has_sent_abort = True
+        ended, error = await self._request(partial(end_each, client, list(ending)))
+        for uuid in ended:
+            ending[uuid].has_sent_abort = True
+        if error is not None:
+            raise error
 
     # --- submitting
 
@@ -495,8 +523,8 @@ class RemoteTasks:
             if not _is_permanent(error):
                 raise
             for remote in remotes:
-                self._finish(remote, Outcome.REFUSED, f"Qarnot refuses pool {key.name!r}: {error}")
-            return []
+                self._refuse(remote, f"Qarnot refuses pool {key.name!r}: {error}")
+            raise
         archives = {archive for remote in remotes if (archive := remote.archive) is not None}
         await self._request(partial(self._archives.bring, client, uuid, archives))
         return [(remote, self._stamped(remote, uuid)) for remote in remotes]
@@ -560,10 +588,11 @@ class RemoteTasks:
         if len(placed) == 1:
             return await self._refused(client, placed[0][0], error)
         # One of them may be the reason.
-        passing = None
         for pair in placed:
-            passing = await self._send(client, [pair]) or passing
-        return passing
+            if (passing := await self._send(client, [pair])) is not None and not _is_permanent(passing):
+                return passing
+        is_left = any(remote.is_unsent and remote.attempt.name in self._remotes for remote, _ in placed)
+        return error if is_left else None
 
     async def _take_result(
         self, client: QarnotClient, remote: _Remote, result: BulkItem
@@ -585,8 +614,15 @@ class RemoteTasks:
         assert remote.submission is not None
         if await self._request(partial(self._pools.forget_if_closed, client, remote.submission.pool)):
             return error
-        self._finish(remote, Outcome.REFUSED, str(error))
-        return None
+        return None if self._refuse(remote, str(error)) else error
+
+    def _refuse(self, remote: _Remote, reason: str) -> bool:
+        """Count a refusal, and return whether it ends the attempt."""
+        remote.refusals += 1
+        if remote.refusals < MAX_REFUSALS:
+            return False
+        self._finish(remote, Outcome.REFUSED, reason)
+        return True
 
     async def _make_room(self, client: QarnotClient) -> None:
         """Delete the oldest finished Qarnot tasks of executors, because they count against the account's quota."""

@@ -104,14 +104,22 @@ class End:
 
 @dataclass(frozen=True, kw_only=True)
 class Instance:
-    """A task instance as Airflow's database has it."""
+    """A task instance as Airflow's database has it.
+
+    :param is_ours: whether this scheduler has queued it, or adopted it.
+    """
 
     state: str | None
     external_id: str | None = None
+    is_ours: bool = True
+
+    def is_replaced(self, attempt: Attempt) -> bool:
+        """Return whether Airflow has committed another attempt since."""
+        return bool(attempt.external_id) and self.external_id != attempt.external_id
 
     def has(self, attempt: Attempt) -> bool:
-        """Return whether *attempt* is the newest one, as far as Airflow says so."""
-        return not attempt.external_id or self.external_id in (None, attempt.external_id)
+        """Return whether this scheduler reports the end of *attempt*. Without an id only one scheduler does."""
+        return not self.is_replaced(attempt) and (bool(attempt.external_id) or self.is_ours)
 
 
 class Verdict(Enum):
@@ -174,8 +182,9 @@ def unneeded(
         name
         for name, attempt in attempts.items()
         if (instance := instances.get(attempt.instance_id)) is None
-        or not instance.has(attempt)
         or instance.state not in _LIVE_STATES
+        # A launch of an earlier attempt may be the one that runs the task.
+        or (instance.is_replaced(attempt) and instance.state != "running")
     ]
     return {name: since.get(name, now) for name in names}
 

@@ -67,7 +67,7 @@ class Database:
         self.reset: list[str] = []
         self.is_away = False
 
-    def read(self, session: Any, ids: Iterable[str]) -> dict[str, Instance]:
+    def read(self, session: Any, ids: Iterable[str], job_id: Any) -> dict[str, Instance]:
         from sqlalchemy.exc import OperationalError
 
         if self.is_away:
@@ -79,8 +79,12 @@ class Database:
 def database(monkeypatch: pytest.MonkeyPatch) -> Database:
     database = Database()
     monkeypatch.setattr(airflow_state, "read_instances", database.read)
-    monkeypatch.setattr(airflow_state, "requeue", lambda _, attempt: database.requeued.append(attempt.name))
-    monkeypatch.setattr(airflow_state, "reset", lambda _, attempt: database.reset.append(attempt.name))
+    monkeypatch.setattr(
+        airflow_state, "requeue", lambda _, attempt, job_id: database.requeued.append(attempt.name)
+    )
+    monkeypatch.setattr(
+        airflow_state, "reset", lambda _, attempt, job_id: database.reset.append(attempt.name)
+    )
 
     @contextmanager
     def no_session() -> Iterator[None]:
@@ -289,6 +293,8 @@ def test_what_airflow_does_not_need_any_more_is_aborted_after_a_while(
         executor.heartbeat()
         assert sent(executor).aborted == aborted
     assert executor.running == {kept.ti.key}
+    # One that was cleared while it ran waits for a report to run again.
+    assert events(executor) == dict.fromkeys((queued.ti.key, running.ti.key), ("success", None))
 
 
 def adoptable(of: Any) -> Any:
@@ -380,12 +386,41 @@ def test_risky_settings_are_said_at_the_start(
 ) -> None:
     monkeypatch.setenv("AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT", "60")
     monkeypatch.setenv("AIRFLOW__QARNOT_EXECUTOR__SLOTS", "2")
-    executor = QarnotExecutor(parallelism=8)
+    monkeypatch.setenv("AIRFLOW__QARNOT_EXECUTOR__PARALLELISM", "40")
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "LocalExecutor,QarnotExecutor:x.QarnotExecutor")
+    executor = QarnotExecutor()
     executor.start()
     risks = executor._risks(executor._options)  # type: ignore[arg-type]
-    assert any("task_queued_timeout is too short" in risk for risk in risks)
-    assert any("takes 8 tasks" in risk and "for 2 slots" in risk for risk in risks)
+    for words in ("task_queued_timeout is too short", "submits 32 tasks for 2 slots", "all 32 places"):
+        assert any(words in risk for risk in risks), words
     executor.end()
+
+
+def test_tasks_that_wait_for_slots_leave_places_to_other_executors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Airflow counts what all executors have, also what waits on Qarnot, against ``[core] parallelism``."""
+    monkeypatch.setenv("AIRFLOW__QARNOT_EXECUTOR__SLOTS", "5")
+    executor = QarnotExecutor()
+    executor.start()
+    assert executor.slots_available == 5
+    monkeypatch.setenv("AIRFLOW__QARNOT_EXECUTOR__PARALLELISM", "7")
+    executor = QarnotExecutor()
+    executor.start()
+    assert executor.slots_available == 7
+
+
+def test_before_airflow_3_3_a_resumed_task_that_waits_here_is_not_queued_again(
+    executor: QarnotExecutor, database: Database
+) -> None:
+    first = workload(external_executor_id=None)
+    queue(executor, database, first)
+    executor.parallelism = 1
+    resumed = workload(external_executor_id=None, id=first.ti.id)
+    queue(executor, database, resumed)
+    (attempt,) = sent(executor).attempts
+    sent(executor).ends.append(End(attempt=attempt, outcome=Outcome.SUCCESS))
+    executor.sync()
+    assert not database.requeued
+    assert events(executor) == {}
 
 
 def test_a_wrong_option_is_refused_when_the_scheduler_starts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,7 @@ def qarnot(server: LocalQarnot, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loc
     server.clear_requests()
     yield server
     server.faults([])
-    server.set_account(maxTask=100_000)
+    server.set_account(maxTask=100_000, maxPool=100_000)
 
 
 @pytest.fixture
@@ -322,6 +322,58 @@ def test_a_failure_beside_a_live_task_of_the_same_instance_follows_that_one(
     client.tasks.abort(older.name)
     (end,) = ends(tasks, 1)
     assert (end.attempt, end.outcome) == (newer, Outcome.FAILURE)
+
+
+def test_a_task_of_another_scheduler_is_never_aborted_for_an_attempt_of_this_one(
+    qarnot: LocalQarnot, client: QarnotClient, tasks: RemoteTasks
+) -> None:
+    """Another scheduler has queued the resumed task. The attempt before the deferral fails late."""
+    before = attempt()
+    resumed = attempt(before.instance_id)
+    other = RemoteTasks(ExecutorOptions(pools={"airflow": PoolOptions(slots=50)}))
+    other.submit([submission("sleep 600", of=resumed)])
+    until(lambda: live(client, resumed))
+    tasks.submit([submission("exit 1", of=before)])
+    until(lambda: live(client, before) == ["Failure"])
+    tasks.submit([later := submission("sleep 0.2")])
+    assert [end.attempt for end in ends(tasks, 1)] == [later.attempt]
+    tasks.abort([before.name])
+    tasks.submit([last := submission()])
+    assert [end.attempt for end in ends(tasks, 1)] == [last.attempt]
+    assert live(client, resumed) == ["FullyExecuting"]
+    other.abort([resumed.name])
+    until(lambda: live(client, resumed) == ["Cancelled"])
+    other.stop(10)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"method": "POST", "path": "/tasks", "kind": "status", "status": 403},
+        {"method": "POST", "path": "/pools", "kind": "status", "status": 403},
+        {"method": "POST", "path": "/tasks", "kind": "proxy", "status": 404},
+    ],
+    ids=["tasks", "pools", "a page of a proxy"],
+)
+def test_a_stray_refusal_fails_no_task(
+    qarnot: LocalQarnot, tasks: RemoteTasks, fault: dict[str, Any]
+) -> None:
+    qarnot.faults([{**fault, "times": 1}])
+    tasks.submit([submission()])
+    assert [end.outcome for end in ends(tasks, 1)] == [Outcome.SUCCESS]
+
+
+def test_closed_pools_of_the_executor_make_room_for_the_next(
+    qarnot: LocalQarnot, client: QarnotClient, tasks: RemoteTasks
+) -> None:
+    tasks.submit([first := submission()])
+    ends(tasks, 1)
+    closed = str(client.tasks.get(first.attempt.name).pool)
+    client.pools.close(closed)
+    until(lambda: client.pools.get(closed).state == "Closed")
+    qarnot.set_account(maxPool=client.account.info().pool_count)
+    tasks.submit([submission()])
+    assert [end.outcome for end in ends(tasks, 1)] == [Outcome.SUCCESS]
 
 
 def test_without_an_explicit_namespace_nothing_is_submitted(

@@ -23,7 +23,7 @@ from airflow_qarnot_pool.executors.running import (
 )
 
 ATTEMPT = Attempt(name="airflow-a", key=("dag", "task"), instance_id="ti", external_id="a")
-OURS, OTHER, UNSET = "a", "b", None
+OURS, OTHER = "a", "b"
 
 #: Outcome, state in Airflow, its external id, requeues so far: verdict.
 VERDICTS = {
@@ -48,7 +48,6 @@ VERDICTS = {
     "not submitted by the scheduler before": ((Outcome.MISSING, "queued", OURS, 0), Verdict.RESET),
     "queued again by another scheduler": ((Outcome.FAILURE, "queued", OTHER, 0), Verdict.FORGET),
     "resumed after a deferral": ((Outcome.SUCCESS, "running", OTHER, 0), Verdict.FORGET),
-    "an Airflow that commits no id": ((Outcome.FAILURE, "running", UNSET, 0), Verdict.FAIL),
 }
 
 
@@ -62,6 +61,13 @@ def test_the_end_of_an_attempt(case: str) -> None:
 def test_the_end_of_a_task_that_was_cleared_while_it_ran_lets_it_run_again() -> None:
     """Its task instance has another id since. Airflow waits for the report, and knows by the try that it is old."""
     assert judge(End(attempt=ATTEMPT, outcome=Outcome.FAILURE), None, 0) is Verdict.SUCCESS
+
+
+def test_without_a_committed_id_only_the_scheduler_that_has_the_task_reports() -> None:
+    """The other may have queued it again after a deferral."""
+    end = End(attempt=replace(ATTEMPT, external_id=""), outcome=Outcome.SUCCESS)
+    for is_ours, verdict in ((True, Verdict.REQUEUE), (False, Verdict.FORGET)):
+        assert judge(end, Instance(state="queued", is_ours=is_ours), 0) is verdict
 
 
 def test_every_end_of_a_qarnot_task_has_an_outcome() -> None:
@@ -83,6 +89,7 @@ def test_a_name_is_made_from_the_committed_id_and_else_from_the_token() -> None:
 
 
 def test_a_qarnot_task_is_unneeded_from_the_first_look_that_says_so() -> None:
+    no_id = replace(ATTEMPT, instance_id="adopted", external_id="")
     others = {
         "cleared": replace(ATTEMPT, instance_id="gone"),
         "replaced": replace(ATTEMPT, instance_id="replaced"),
@@ -92,12 +99,17 @@ def test_a_qarnot_task_is_unneeded_from_the_first_look_that_says_so() -> None:
         "queued": ATTEMPT,
         "running": replace(ATTEMPT, instance_id="running"),
         "restarting": replace(ATTEMPT, instance_id="restarting"),
+        # Qarnot may have launched it again, and then it may be the one that runs the task.
+        "run by another": replace(ATTEMPT, instance_id="resumed"),
+        "adopted by another scheduler": no_id,
         **others,
     }
     instances = {
         "ti": Instance(state="queued", external_id="a"),
         "running": Instance(state="running", external_id="a"),
         "restarting": Instance(state="restarting", external_id="a"),
+        "resumed": Instance(state="running", external_id="b"),
+        "adopted": Instance(state="queued", is_ours=False),
         "replaced": Instance(state="queued", external_id="b"),
         "over": Instance(state="failed", external_id="a"),
     }
