@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from airflow_qarnot_pool.api import filters, states
 from airflow_qarnot_pool.api.errors import QarnotError, QarnotRefusedError
-from airflow_qarnot_pool.executors.running import ROLE, Attempt
+from airflow_qarnot_pool.executors.running import INSTANCE_TAG, ROLE, Attempt
 from airflow_qarnot_pool.ownership.identity import is_ending, label, namespace_tag
 from airflow_qarnot_pool.ownership.termination import MAX_WORKERS, end
 from airflow_qarnot_pool.triggers.poller import POLL_FIELDS
@@ -88,6 +89,30 @@ def find_twin(client: QarnotClient, attempt: Attempt, known: Iterable[str | None
     kept = set(known)
     live = (task for task in _tagged(client, attempt) if not is_ending(task))
     return next((task.uuid for task in live if task.uuid not in kept), None)
+
+
+def find_unwatched(
+    client: QarnotClient, namespace: str, known: Iterable[str | None], before: datetime
+) -> dict[str, str]:
+    """Return the ids of task instances by the uuids of live Qarnot tasks of executors in *namespace*.
+
+    :param known: uuids of Qarnot tasks that this scheduler watches.
+    :param before: only those whose state is older than this, because others may be on their way.
+    """
+    unfinished = [state for state in states.TaskState if state not in states.TASK_TERMINAL]
+    live = filters.and_(filters.equal("Tags", namespace_tag(namespace)), filters.in_("State", unfinished))
+    kept = set(known)
+    fields = ("Uuid", "State", "Labels", "Tags", "StateTransitionTime")
+    return {
+        task.uuid: tag.removeprefix(INSTANCE_TAG)
+        for task in client.tasks.search_all(live, fields=fields)
+        for tag in task.tags
+        if tag.startswith(INSTANCE_TAG)
+        and label(task.labels, "role") == ROLE
+        and task.uuid not in kept
+        and task.state_transition_time is not None
+        and task.state_transition_time < before
+    }
 
 
 def _tagged(client: QarnotClient, attempt: Attempt) -> list[Task]:

@@ -17,6 +17,7 @@ from airflow_qarnot_pool.executors.running import (
     Verdict,
     is_overdue,
     judge,
+    left_on,
     name_of,
     unneeded,
 )
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 ADOPTION_TIMEOUT = 10.0
 #: Seconds between two comparisons of the Qarnot tasks with Airflow's database.
 AUDIT_INTERVAL = 10.0
+#: Seconds between two searches for Qarnot tasks that no scheduler watches, and until the first one.
+SWEEP_INTERVAL, FIRST_SWEEP = 3600.0, 300.0
 #: Seconds to send what is to be sent when the scheduler ends.
 STOP_TIMEOUT = 5.0
 #: Event in the audit log of a task that is queued again within its try.
@@ -66,6 +69,7 @@ class QarnotExecutor(BaseExecutor):
         self._requeues: Counter[Any] = Counter()
         self._unneeded_since: dict[str, float] = {}
         self._audited = time.monotonic()
+        self._swept = self._audited - SWEEP_INTERVAL + FIRST_SWEEP
 
     def start(self) -> None:
         """Read the options, and log what makes tasks fail later.
@@ -176,6 +180,7 @@ class QarnotExecutor(BaseExecutor):
             self._report()
         if self._attempts and time.monotonic() - self._audited >= AUDIT_INTERVAL:
             self._audit()
+        self._sweep()
 
     def _abort_dropped(self) -> None:
         """Abort the attempts that the scheduler has given up, such as those without a heartbeat."""
@@ -277,6 +282,31 @@ class QarnotExecutor(BaseExecutor):
         self._drop(overdue)
         for key in cleared:
             self.success(key)
+
+    def _sweep(self) -> None:
+        """Abort Qarnot tasks that Airflow does not need and no scheduler watches.
+
+        A scheduler that was killed has not sent their abort, or has not seen that their process hangs.
+        """
+        from airflow.utils.session import create_session
+        from sqlalchemy.exc import SQLAlchemyError
+
+        from airflow_qarnot_pool.executors.airflow_state import read_instances
+
+        if time.monotonic() - self._swept >= SWEEP_INTERVAL:
+            self._swept = time.monotonic()
+            self._tasks.sweep()
+        if not (found := self._tasks.take_unwatched()):
+            return
+        try:
+            with create_session() as session:
+                instances = read_instances(session, found.values(), self.job_id)
+        except SQLAlchemyError as error:
+            self.log.warning("The Qarnot tasks that no scheduler watches are looked for later: %s", error)
+            return
+        if uuids := left_on(found, instances):
+            self.log.warning("Aborting %d Qarnot tasks that Airflow does not need any more", len(uuids))
+            self._tasks.end(uuids)
 
     # --- other calls of the scheduler
 

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -34,9 +35,23 @@ from airflow_qarnot_pool.api.errors import (
     QarnotRefusedError,
 )
 from airflow_qarnot_pool.executors.bundle_archives import BroughtArchives
-from airflow_qarnot_pool.executors.lookups import delete_finished, end_each, find_by_name, find_twin
+from airflow_qarnot_pool.executors.lookups import (
+    delete_finished,
+    end_each,
+    find_by_name,
+    find_twin,
+    find_unwatched,
+)
 from airflow_qarnot_pool.executors.pool import ExecutorPools, PoolKey
-from airflow_qarnot_pool.executors.running import KEPT_FOR, ROLE, Attempt, End, Outcome, outcome_of
+from airflow_qarnot_pool.executors.running import (
+    KEPT_FOR,
+    LEFT_ON_AFTER,
+    ROLE,
+    Attempt,
+    End,
+    Outcome,
+    outcome_of,
+)
 from airflow_qarnot_pool.logs.failure_report import failure_report
 from airflow_qarnot_pool.ownership.claim import Decision, count_decisions
 from airflow_qarnot_pool.ownership.identity import (
@@ -157,6 +172,11 @@ class RemoteTasks:
         self._remotes: dict[str, _Remote] = {}
         #: Names of attempts whose Qarnot tasks were seen to run. The scheduler's thread reads it.
         self._started: set[str] = set()
+        #: What a sweep has found, until the scheduler's thread takes it.
+        self._unwatched: deque[dict[str, str]] = deque(maxlen=1)
+        self._is_sweep_due = False
+        #: Unwatched Qarnot tasks to abort.
+        self._to_end: set[str] = set()
         self._poller: Poller | None = None
         #: When the thread is to end, on the clock of ``time.monotonic``.
         self._stops_at: float | None = None
@@ -193,6 +213,18 @@ class RemoteTasks:
             reason = str(error) or f"no response within {timeout:g} s"
             log.warning("Qarnot does not say which tasks of another scheduler exist: %s", reason)
             return None
+
+    def sweep(self) -> None:
+        """Look for live Qarnot tasks of this deployment that this scheduler does not watch."""
+        self._call(self._begin_sweep)
+
+    def take_unwatched(self) -> dict[str, str]:
+        """Return the ids of task instances by the uuids that the last sweep has found, once."""
+        return self._unwatched.pop() if self._unwatched else {}
+
+    def end(self, uuids: Iterable[str]) -> None:
+        """Abort these Qarnot tasks, which this scheduler does not watch."""
+        self._call(self._begin_end, list(uuids))
 
     def has_started(self, name: str) -> bool:
         """Return whether the Qarnot task of an attempt was seen to run."""
@@ -255,7 +287,7 @@ class RemoteTasks:
         """Send everything that is to be sent, and return the seconds to wait if some of it failed."""
         error: Exception | None = None
         # The reading of reasons comes last, because it may be slow.
-        for step in (self._abort, self._submit, self._resolve, self._explain):
+        for step in (self._abort, self._submit, self._resolve, self._explain, self._sweep):
             try:
                 await step()
             except Exception as caught:
@@ -304,6 +336,14 @@ class RemoteTasks:
             remote.is_aborting = True
             if remote.is_unsent and not remote.is_sending and not remote.is_unclear:
                 self._remove(remote)
+        self._wake.set()
+
+    def _begin_sweep(self) -> None:
+        self._is_sweep_due = True
+        self._wake.set()
+
+    def _begin_end(self, uuids: Iterable[str]) -> None:
+        self._to_end |= set(uuids)
         self._wake.set()
 
     def _begin_stop(self, seconds: float) -> None:
@@ -460,6 +500,24 @@ class RemoteTasks:
             return []
         attempts = [remote.attempt for remote in remotes]
         return self._follow_found(remotes, await self._request(partial(find_by_name, client, attempts)))
+
+    # --- Qarnot tasks that no scheduler watches
+
+    async def _sweep(self) -> None:
+        if not self._is_sweep_due and not self._to_end:
+            return
+        client = await self._client()
+        assert self._settings is not None
+        if self._is_sweep_due:
+            known = [remote.uuid for remote in self._remotes.values()]
+            before = datetime.now(UTC) - LEFT_ON_AFTER
+            search = partial(find_unwatched, client, self._settings.namespace, known, before)
+            self._unwatched.append(await self._request(search))
+            self._is_sweep_due = False
+        ended, error = await self._request(partial(end_each, client, list(self._to_end)))
+        self._to_end -= set(ended)
+        if error is not None:
+            raise error
 
     # --- aborting
 

@@ -34,6 +34,8 @@ UNNEEDED_QUEUED_FOR, UNNEEDED_RUNNING_FOR = 30.0, 300.0
 #: States that the task itself or a user has reported. A deferred or rescheduled task may be queued again at any moment.
 _FINAL_STATES = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
 _LIVE_STATES = frozenset({"queued", "running", "restarting"})
+#: Minimum age of the state of a Qarnot task that no scheduler watches, before it is taken for left on.
+LEFT_ON_AFTER = timedelta(minutes=10)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +189,18 @@ def unneeded(
         or (instance.is_replaced(attempt) and instance.state != "running")
     ]
     return {name: since.get(name, now) for name in names}
+
+
+def left_on(found: Mapping[str, str], instances: Mapping[str, Instance]) -> list[str]:
+    """Return the uuids of the Qarnot tasks that Airflow has no need for.
+
+    :param found: ids of task instances by uuid.
+    """
+    return [
+        uuid
+        for uuid, instance_id in found.items()
+        if (instance := instances.get(instance_id)) is None or instance.state not in _LIVE_STATES
+    ]
 
 
 def is_overdue(since: float, now: float, *, has_started: bool) -> bool:

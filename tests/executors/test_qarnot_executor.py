@@ -29,6 +29,9 @@ class Sent:
         self.known: dict[str, str] | None = {}
         self.ends: list[End] = []
         self.started: set[str] = set()
+        self.sweeps = 0
+        self.unwatched: dict[str, str] = {}
+        self.ended: list[str] = []
         self.stopped = False
 
     def submit(self, submissions: Sequence[Any]) -> None:
@@ -49,6 +52,16 @@ class Sent:
 
     def has_started(self, name: str) -> bool:
         return name in self.started
+
+    def sweep(self) -> None:
+        self.sweeps += 1
+
+    def take_unwatched(self) -> dict[str, str]:
+        found, self.unwatched = self.unwatched, {}
+        return found
+
+    def end(self, uuids: Iterable[str]) -> None:
+        self.ended += uuids
 
     def stop(self, seconds: float) -> None:
         self.stopped = True
@@ -295,6 +308,28 @@ def test_what_airflow_does_not_need_any_more_is_aborted_after_a_while(
     assert executor.running == {kept.ti.key}
     # One that was cleared while it ran waits for a report to run again.
     assert events(executor) == dict.fromkeys((queued.ti.key, running.ti.key), ("success", None))
+
+
+def test_what_no_scheduler_watches_and_airflow_does_not_need_is_aborted(
+    executor: QarnotExecutor, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [executor._audited]
+    monkeypatch.setattr(qarnot_executor.time, "monotonic", lambda: now[0])
+    for seconds, sweeps in ((0, 0), (299, 0), (1, 1), (3599, 1), (1, 2)):
+        now[0] += seconds
+        executor.heartbeat()
+        assert sent(executor).sweeps == sweeps
+    database.instances |= {
+        "over": Instance(state="success"),
+        "deferred": Instance(state="deferred"),
+        "running": Instance(state="running"),
+        "queued": Instance(state="queued", is_ours=False),
+    }
+    sent(executor).unwatched = {
+        f"uuid of {name}": name for name in ("over", "deferred", "running", "queued", "gone")
+    }
+    executor.heartbeat()
+    assert sent(executor).ended == ["uuid of over", "uuid of deferred", "uuid of gone"]
 
 
 def adoptable(of: Any) -> Any:

@@ -376,6 +376,28 @@ def test_closed_pools_of_the_executor_make_room_for_the_next(
     assert [end.outcome for end in ends(tasks, 1)] == [Outcome.SUCCESS]
 
 
+def test_a_sweep_finds_what_no_scheduler_watches_and_its_abort_is_sent(
+    qarnot: LocalQarnot, client: QarnotClient, tasks: RemoteTasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = RemoteTasks(ExecutorOptions(pools={"airflow": PoolOptions(slots=50)}))
+    dead.submit([orphan := submission("sleep 600")])
+    until(lambda: "FullyExecuting" in live(client, orphan.attempt))
+    dead.stop(10)
+    tasks.submit([watched := submission("sleep 600")])
+    until(lambda: "FullyExecuting" in live(client, watched.attempt))
+    tasks.sweep()
+    until(lambda: not tasks._is_sweep_due)
+    assert tasks.take_unwatched() == {}, "it may be on its way"
+    monkeypatch.setattr(remote, "LEFT_ON_AFTER", timedelta(seconds=-60))
+    tasks.sweep()
+    found = until(tasks.take_unwatched)
+    assert found == {client.tasks.get(orphan.attempt.name).uuid: orphan.attempt.instance_id}
+    tasks.end(found)
+    until(lambda: live(client, orphan.attempt) == ["Cancelled"])
+    assert live(client, watched.attempt) == ["FullyExecuting"]
+    tasks.abort([watched.attempt.name])
+
+
 def test_without_an_explicit_namespace_nothing_is_submitted(
     qarnot: LocalQarnot, tasks: RemoteTasks, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
