@@ -103,7 +103,15 @@ def run(path: str) -> None:
     # Airflow logs the workload. Before 3.2 that would show its token.
     ExecuteTask.model_fields["token"].repr = False
     sys.argv = [execute_workload.__name__, "--json-path", path]
-    execute_workload.main()
+    try:
+        execute_workload.main()
+    except Exception as error:
+        # 3.3 has a class for it, whose traceback would tell users nothing of nodes.
+        if type(error).__name__ != "TaskAlreadyRunningError":
+            raise
+        sys.exit(
+            "Airflow has seen another launch of this Qarnot task start the task. Its node was probably lost."
+        )
 
 
 def main(arguments: list[str]) -> None:

@@ -460,7 +460,7 @@ class RemoteTasks:
             quick = client.limited(deadline=REPORT_DEADLINE, retries=0)
             task = quick.tasks.get(remote.uuid)
             link = self._settings.console_link("task", task.uuid) if self._settings else ""
-            return failure_report(quick, task, link)
+            return failure_report(quick, task, link, remedy="The next attempt has another")
         except QarnotError as error:
             return f"Qarnot task {task.uuid} ended in {task.state}. Its reason cannot be read: {error}"
 

@@ -34,10 +34,16 @@ MAX_INSTANCES = 5
 _NODE_LOST = re.compile(r"node.{0,80}?(lost|killed|unreachable|disconnected)|preempt", re.IGNORECASE)
 
 
-def failure_report(client: QarnotClient, task: Task, link: str) -> str:
+#: Remedy for a Qarnot task whose pool was opened by a setup task.
+REOPEN_POOL = "Run the task that creates it again: clearing this task clears its setup, too"
+
+
+def failure_report(client: QarnotClient, task: Task, link: str, remedy: str = REOPEN_POOL) -> str:
     """Return why a Qarnot task did not succeed, as the message of an exception.
 
+    :param client: each request takes at most its deadline.
     :param link: URL of the task in the console; empty if there is none.
+    :param remedy: remedy if the pool has ended.
     """
     lines = [f"Qarnot task {task.uuid} ({task.name}) ended in {task.state}"]
     failed = task.failed_instances
@@ -45,7 +51,7 @@ def failure_report(client: QarnotClient, task: Task, link: str) -> str:
         lines[0] += f": instance{'s' if len(failed) > 1 else ''} {format_ranges(failed)} failed"
     lines += _errors(task, sorted(failed)[:MAX_INSTANCES])
     if task.pool:
-        lines += _pool_note(client, task.pool)
+        lines += _pool_note(client, task.pool, remedy)
     stderr = _stderr(client, task, sorted(failed)[:MAX_INSTANCES])
     if characters := find_shell_character(task.constants.get("DOCKER_CMD")):
         lines.append(
@@ -86,23 +92,20 @@ def is_node_loss(task: Task) -> bool:
     )
 
 
-def _pool_note(client: QarnotClient, uuid: str) -> list[str]:
+def _pool_note(client: QarnotClient, uuid: str, remedy: str) -> list[str]:
     """Return a line about the pool if it has ended, which often ends its Qarnot tasks."""
     try:
         pool = client.pools.get(uuid)
     except QarnotError:
         return []
     if pool.state in ("Closing", "Closed", "Failure", "PendingDelete"):
-        return [
-            f"  its pool {uuid} is {pool.state} and takes no more tasks. Run the task that creates it again: clearing "
-            "this task clears its setup, too"
-        ]
+        return [f"  its pool {uuid} is {pool.state} and takes no more tasks. {remedy}"]
     return []
 
 
 def _stderr(client: QarnotClient, task: Task, instances: list[int]) -> list[str]:
     """Return the end of the stderr of *instances*, or of all instances together if there are none."""
-    ends = time.monotonic() + STDERR_DEADLINE
+    ends = time.monotonic() + min(STDERR_DEADLINE, client.transport.deadline)
     share = max(3, MAX_STDERR_LINES // len(instances)) if instances else MAX_STDERR_LINES
     wanted: Sequence[int | None] = instances or [None]
     lines: list[str] = []
