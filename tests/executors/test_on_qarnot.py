@@ -11,6 +11,7 @@ from typing import Any
 from airflow_qarnot_pool.api import states
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.specs import PoolSpec
+from airflow_qarnot_pool.executors import node
 from airflow_qarnot_pool.executors.workload_task import task_of
 from airflow_qarnot_pool.local import LocalQarnot
 from tests.executors.test_workload_task import TOKEN, options, workload
@@ -30,7 +31,8 @@ def test_qarnot_shows_no_token(qarnot: LocalQarnot, client: QarnotClient) -> Non
     told += [json.dumps(qarnot.requests()), client.tasks.stdout(task, 0), client.tasks.stderr(task, 0)]
     # The Python of nodes in tests has no Airflow, and says so.
     assert "No module named" in told[-1]
-    secrets = [value for key, value in spec.constants.items() if key.startswith("QARNOT_SECRET__")]
+    secrets = [value for key, value in spec.constants.items() if node.WORKLOAD in key]
+    assert secrets
     for secret in (TOKEN, *secrets):
         assert not [text for text in told if secret in text]
     client.pools.delete(pool)

@@ -88,10 +88,15 @@ def test_a_storage_that_fails_loses_no_log(tmp_path: Path, monkeypatch: pytest.M
     write(tmp_path, "one\n")
     io.upload(LOG)
     path = write(tmp_path, "two\n")
-    real = remote_logging._append
+    append = remote_logging._append
 
-    def unreadable(s3: Any, bucket: str, key: str, file: Any) -> bool:
-        return real(s3, "not/a bucket", key, file)
+    def refuse(*_: Any) -> None:
+        from botocore.exceptions import ClientError
+
+        raise ClientError({"ResponseMetadata": {"HTTPStatusCode": 503}}, "GetObject")
+
+    def unreadable(s3: Any, *place: Any) -> bool:
+        return append(SimpleNamespace(download_fileobj=refuse), *place)
 
     with monkeypatch.context() as patched:
         patched.setattr(remote_logging, "_append", unreadable)

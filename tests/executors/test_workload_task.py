@@ -231,9 +231,9 @@ class ExecuteTask:
 """
 
 
-def test_the_process_of_airflow_has_the_token_in_a_pipe_only(tmp_path: Path) -> None:
-    """A stand-in for Airflow's module, because this is about the process that starts it."""
-    stand_ins = {"sdk/execution_time/execute_workload.py": PROGRAM, "executors/workloads.py": WORKLOADS}
+def launched(tmp_path: Path, constants: dict[str, str], program: str) -> subprocess.CompletedProcess[str]:
+    """Run the first process of a node, with a stand-in for the module of Airflow that it starts."""
+    stand_ins = {"sdk/execution_time/execute_workload.py": program, "executors/workloads.py": WORKLOADS}
     for name, text in stand_ins.items():
         path = tmp_path / "airflow" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -241,8 +241,7 @@ def test_the_process_of_airflow_has_the_token_in_a_pipe_only(tmp_path: Path) -> 
         for folder in list(path.parents)[: len(Path(name).parts)]:
             (folder / "__init__.py").touch()
     root = str(Path(node.__file__).parents[2])
-    constants = constants_of(workload().model_dump_json(), {"AIRFLOW__CORE__EXECUTOR": "X"})
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-m", node.__name__],
         env={"PATH": os.defpath, "PYTHONPATH": f"{tmp_path}:{root}", **constants},
         capture_output=True,
@@ -250,6 +249,11 @@ def test_the_process_of_airflow_has_the_token_in_a_pipe_only(tmp_path: Path) -> 
         timeout=60,
         check=False,
     )
+
+
+def test_the_process_of_airflow_has_the_token_in_a_pipe_only(tmp_path: Path) -> None:
+    constants = constants_of(workload().model_dump_json(), {"AIRFLOW__CORE__EXECUTOR": "X"})
+    done = launched(tmp_path, constants, PROGRAM)
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
     assert json.loads(seen["workload"])["token"] == TOKEN
@@ -259,3 +263,21 @@ def test_the_process_of_airflow_has_the_token_in_a_pipe_only(tmp_path: Path) -> 
     text = json.dumps([seen["shown"], seen["environment"]])
     for secret in (TOKEN, node.PREFIX, *(value for key, value in constants.items() if key != node.SHARED)):
         assert secret not in text
+
+
+REFUSED = """
+class TaskAlreadyRunningError(Exception):
+    pass
+
+def main():
+    raise TaskAlreadyRunningError("Task instance 1 is already running")
+"""
+
+
+def test_a_launch_that_airflow_refuses_says_why(tmp_path: Path) -> None:
+    done = launched(tmp_path, constants_of("{}", {}), REFUSED)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Airflow has seen another launch of this Qarnot task start the task.")
+    assert "Traceback" not in done.stderr
+    other = launched(tmp_path, constants_of("{}", {}), REFUSED.replace("TaskAlreadyRunning", "Another"))
+    assert "AnotherError: Task instance 1" in other.stderr

@@ -17,6 +17,7 @@ import pytest
 from airflow_qarnot_pool.api import states
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.specs import TaskSpec
+from airflow_qarnot_pool.executors.node import WORKLOAD
 from airflow_qarnot_pool.hooks.storage import QarnotStorageHook
 from airflow_qarnot_pool.local import LocalQarnot
 from tools.airflow_stack import AirflowStack, Endpoint
@@ -182,7 +183,7 @@ def test_a_workload_runs_on_a_node_and_its_token_is_nowhere(
     )
     airflow.wait_for(lambda: has_ended(again), what="the end of the second launch")
     assert client.tasks.get(again).state == "Failure"
-    assert "already running" in _output(client, again)
+    assert "Airflow has seen another launch of this Qarnot task" in _output(client, again)
     gate.touch()
     airflow.wait_for(lambda: has_ended(task), what="the end of the task")
     output = _output(client, task)
@@ -207,7 +208,8 @@ def test_a_workload_runs_on_a_node_and_its_token_is_nowhere(
         json.dumps(qarnot.requests()),
         *(path.read_bytes().decode(errors="replace") for path in _files(airflow.home, Path(seen["shared"]))),
     ]
-    parts = [value for key, value in queued["constants"].items() if key.startswith("QARNOT_SECRET__")]
+    parts = [value for key, value in queued["constants"].items() if WORKLOAD in key]
+    assert parts
     for secret in (queued["token"], *parts, qarnot.token):
         assert not [text[:500] for text in told if secret in text]
 
