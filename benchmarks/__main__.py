@@ -26,6 +26,7 @@ NAMES = (
     "environments",
     "warm_vs_cold",
     "local_qarnot",
+    "right_size",
     "dag_makespan:stages",
     "dag_makespan:chain",
     "dag_makespan:minute",

@@ -17,6 +17,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_qarnot_pool.api.limits import parse_number
+from airflow_qarnot_pool.api.states import TaskState
 from airflow_qarnot_pool.ownership.identity import WARM_UP_ROLE, RunKey, label, run_of
 
 if TYPE_CHECKING:
@@ -138,7 +139,10 @@ class TaskUsage:
     seconds: float = 0.0
     #: Whether an instance has executed. Its seconds may be rounded to 0.
     has_run: bool = True
+    has_succeeded: bool = True
     instances: int = 1
+    #: Seconds of each instance that has executed; empty if Qarnot reports only their sum.
+    instance_seconds: tuple[float, ...] = ()
     created: datetime | None = None
     ended: datetime | None = None
     tags: tuple[str, ...] = ()
@@ -155,7 +159,9 @@ class TaskUsage:
             role=label(task.labels, "role") or "",
             seconds=task.executed_seconds or 0.0,
             has_run=task.has_run,
+            has_succeeded=task.state == TaskState.SUCCESS,
             instances=task.instances or 1,
+            instance_seconds=_instance_seconds(task),
             created=task.creation_date,
             ended=_date_or_none(task.end_date),
             tags=user_tags(task),
@@ -298,7 +304,7 @@ def pool_cost(pool: Pool, tasks: Iterable[Task], euros: float | None, facts: Car
         opened_by=run_of(pool),
         cost=cost_from(euros, facts, pool.executed_seconds, used),
         slots_per_node=slots,
-        size=_size(pool),
+        size=size_of(pool),
         keep_warm=_keep_warm(pool),
         created=pool.creation_date,
         ended=_date_or_none(pool.end_date),
@@ -307,7 +313,14 @@ def pool_cost(pool: Pool, tasks: Iterable[Task], euros: float | None, facts: Car
     )
 
 
-def _size(pool: Pool) -> int | None:
+def _instance_seconds(task: Task) -> tuple[float, ...]:
+    executed = task.status.execution_time_by_instance_id if task.status else ()
+    times = (instance.get("time") for instance in executed)
+    return tuple(float(time) for time in times if isinstance(time, (int, float)) and time > 0)
+
+
+def size_of(pool: Pool) -> int | None:
+    """Return the maximum number of slots that the pool may have; None if it is unknown."""
     if pool.scaling is not None:
         sizes = (getattr(policy, "max_total_slots", 0) for policy in pool.scaling.policies)
         return max(sizes, default=0) or None
