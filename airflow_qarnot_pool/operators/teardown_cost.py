@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from airflow_qarnot_pool.api.client import QarnotClient
+    from airflow_qarnot_pool.api.models import Pool
     from airflow_qarnot_pool.costs.model import PoolCost
     from airflow_qarnot_pool.operators.bases.base import QarnotOperator
 
@@ -58,10 +59,22 @@ def log_cost(operator: QarnotOperator, context: Context, pool: str, *, whole_run
                 "reference": reference,
             }
             context["ti"].xcom_push(key=COST_KEY, value=report)
+        log_size(operator, closed, found)
     except QarnotError as error:
         operator.log.warning("What pool %s has cost could not be found out: %s", pool, error)
     except Exception:
         operator.log.exception("What pool %s has cost could not be found out", pool)
+
+
+def log_size(operator: QarnotOperator, pool: Pool, cost: PoolCost) -> None:
+    """Log the time and the cost at the size that would have been right, if the record of the pool tells them."""
+    from airflow_qarnot_pool.sizing.curve import curve_of, record_of
+    from airflow_qarnot_pool.sizing.records import upstreams_in
+
+    has_dag = operator.has_dag()  # type: ignore[no-untyped-call]
+    record = record_of(pool, cost, upstreams_in(operator.dag) if has_dag else None, datetime.now(UTC))
+    if record is not None:
+        operator.log.info("%s", curve_of(record))
 
 
 def tasks_beside(teardown: Any) -> list[str]:
