@@ -168,6 +168,12 @@ def get_provider_info() -> dict[str, Any]:
                         "float",
                         "0.8",
                     ),
+                    "max_instance_count": _option(
+                        'Maximum slots of a pool with instance_count="auto", unless it has another maximum, such as '
+                        '"auto:20". Default: the slots of 16 nodes.',
+                        "integer",
+                        None,
+                    ),
                     "console_url": _option(
                         "Web console that links point to.", "string", "https://tasq.qarnot.com"
                     ),

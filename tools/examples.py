@@ -203,6 +203,7 @@ SETTINGS: dict[str, str] = {
     "cost_warning_threshold": "0.5",
     "defer_after": "0",
     "keep_warm": "PT30M",
+    "max_instance_count": "32",
     "min_poll_interval": "5",
     "namespace": "production",
     "openlineage_parent": "True",

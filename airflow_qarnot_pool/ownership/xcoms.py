@@ -22,6 +22,8 @@ from airflow_qarnot_pool.version_compat import database_xcom, runtime_task_insta
 POOL_KEY = "qarnot_pool"
 TASK_KEY = "qarnot_task"
 TASKS_KEY = "qarnot_tasks"
+#: Slots of a pool whose size the provider has chosen.
+SIZE_KEY = "qarnot_pool_size"
 #: Key under which a try stores the name of the environment that it has brought to a shared pool.
 ENVIRONMENT_KEY = "qarnot_environment"
 #: Key of the lease on the log: which process writes the output of the Qarnot task.
