@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from airflow_qarnot_pool.hooks.qarnot import QarnotHook
     from airflow_qarnot_pool.maintenance.airflow_api import AirflowApi
     from airflow_qarnot_pool.maintenance.reaper import RunState
+    from airflow_qarnot_pool.sizing.demand import Upstreams
+
+#: Why a pool has no table.
+NO_RECORD = (
+    "  No run can be replayed: its work failed, its cost is unknown, it has more than 2,000 instances, or its nodes "
+    "came and went in another way than the replay says."
+)
 
 
 def get_cli_commands() -> list[GroupCommand]:
@@ -65,7 +72,17 @@ def get_cli_commands() -> list[GroupCommand]:
             *(Arg(flags, **about) for flags, about in OPTIONS.items()),
         ),
     )
-    commands = (reap_command, probe_command, _executor_commands())
+    tune_command = ActionCommand(
+        name="tune",
+        help="Show what the last runs of a DAG would have taken and cost with other sizes of their pools",
+        func=lazy_load_command("airflow_qarnot_pool.cli.tune"),
+        args=(
+            Arg(("dag_id",), help="Id of the DAG"),
+            Arg(("--conn-id",), help="Connection of type qarnot", default="qarnot_default"),
+            Arg(("--runs",), help="Number of runs, 1 to 20", type=int, default=3),
+        ),
+    )
+    commands = (reap_command, probe_command, tune_command, _executor_commands())
     return [GroupCommand(name="qarnot", help="Manage Qarnot pools", subcommands=commands)]
 
 
@@ -194,6 +211,47 @@ def probe(args: Namespace) -> None:
     hook = _hook(args.conn_id)
     if code := run_probe(hook.client, hook.settings.token, args):
         raise SystemExit(code)
+
+
+def tune(args: Namespace) -> None:
+    """Run ``airflow qarnot tune``: a table of sizes for each task that opens a pool, from its last runs."""
+    from airflow_qarnot_pool.sizing.curve import table_of
+    from airflow_qarnot_pool.sizing.records import ended_pools, records_of
+
+    if not 1 <= args.runs <= 20:
+        raise SystemExit(f"--runs must be between 1 and 20, got {args.runs}. Give another number.")
+    hook = _hook(args.conn_id)
+    found = ended_pools(hook.client, hook.settings.namespace, args.dag_id)
+    if not found:
+        raise SystemExit(
+            f"dag_id has no ended pool in the namespace {hook.settings.namespace!r}, got {args.dag_id!r}. Check the "
+            "id, or run the DAG. Qarnot keeps ended pools for a week, unless their completion_ttl is another."
+        )
+    upstreams = _upstreams(args.dag_id)
+    for opener, pools in sorted(found.items(), key=lambda item: (item[0].task_id, item[0].map_index)):
+        index = "" if opener.map_index == "-1" else f"[{opener.map_index}]"
+        records = records_of(hook.client, pools, upstreams, args.runs)
+        mean = f", mean of {len(records)} run{'' if len(records) == 1 else 's'}" if records else ""
+        print(f"{opener.task_id}{index}{mean}")
+        print(table_of(records) if records else NO_RECORD)
+
+
+def _upstreams(dag_id: str) -> Upstreams | None:
+    """Return the upstreams of the tasks of a DAG; None if the database does not have it or cannot be read."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from airflow_qarnot_pool.sizing.records import upstreams_in
+    from airflow_qarnot_pool.version_compat import dag_in_the_database
+
+    try:
+        dag = dag_in_the_database(dag_id)
+    except SQLAlchemyError as error:
+        print(
+            f"Airflow's database cannot be read ({type(error).__name__}), so each task counts as downstream of all "
+            "tasks that ended before it."
+        )
+        return None
+    return None if dag is None else upstreams_in(dag)
 
 
 def _hook(conn_id: str, option: str = "--conn-id") -> QarnotHook:

@@ -75,6 +75,19 @@ def read_connections_from_the_database() -> None:
     os.environ["_AIRFLOW_PROCESS_CONTEXT"] = "server"
 
 
+def dag_in_the_database(dag_id: str) -> Any:
+    """Return the newest version of a DAG from Airflow's database, or None if it is not there.
+
+    3.1 to 3.4. Without it a command and the Pools page do not know which tasks of a DAG are upstream of others, and the
+    replay of a run counts all ends.
+
+    :raises SQLAlchemyError: the database cannot be read.
+    """
+    from airflow.models.serialized_dag import SerializedDagModel
+
+    return SerializedDagModel.get_dag(dag_id)
+
+
 def database_xcom() -> type[BaseXCom]:
     """Return the XCom class that stores values in Airflow's database, around a configured XCom backend.
 
