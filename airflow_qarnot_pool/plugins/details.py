@@ -142,10 +142,12 @@ def build_detail(
     tasks: Sequence[Task],
     observed: ObservedHistory,
     starts: pictures.Starts | None = None,
+    sizes: Mapping[str, Any] | None = None,
 ) -> PoolDetail:
     """Return one pool in full.
 
     :param starts: observed starts of nodes and of the instances of arrays.
+    :param sizes: makespan and cost of the pool at several sizes. None: they are not known.
     """
     starts = {} if starts is None else starts
     work = [task for task in tasks if not is_warm_up(label(task.labels, "role"))]
@@ -157,6 +159,7 @@ def build_detail(
         "use": node_use_of(pool, tasks),
         "nodes": _nodes(pool, starts),
         "events": events_of(pool, observed),
+        "sizes": sizes,
         "pictures": {
             "from": created.timestamp() if created else None,
             "until": ended.timestamp() if ended else None,

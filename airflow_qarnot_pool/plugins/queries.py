@@ -37,6 +37,7 @@ from airflow_qarnot_pool.plugins.cache import LIST, MAX_DETAILS
 from airflow_qarnot_pool.plugins.listing import Listing
 from airflow_qarnot_pool.plugins.output import read_tail
 from airflow_qarnot_pool.plugins.phases import UNFINISHED, ended_at, group_of, is_open
+from airflow_qarnot_pool.plugins.sizes import Sizes
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.client import QarnotClient
@@ -129,6 +130,7 @@ class Fetcher:
         self._figures_at: dict[str, float] = {}
         #: Observed starts of nodes and instances, by pool.
         self._starts: dict[str, pictures.Starts] = {}
+        self._sizes = Sizes()
         #: Outputs that no longer change, by uuid of the pool and of the task.
         self._outputs: dict[tuple[str, str], TaskOutput] = {}
         #: Replaced as a whole, because other threads read it.
@@ -293,7 +295,9 @@ class Fetcher:
             del self._starts[next(iter(self._starts))]
         task_rows = [row for task in tasks if (row := task_row(uuid, task))]
         [entry] = rows.build_rows(self._page_data(settings, [pool], task_rows, now))
-        return details.build_detail(entry, pool, tasks, self._histories[uuid], starts)
+        figures = self._figures.get(uuid)
+        sizes = self._sizes.of(pool, tasks, figures.euros if figures else None)
+        return details.build_detail(entry, pool, tasks, self._histories[uuid], starts, sizes)
 
     def _output(
         self, settings: ConnectionSettings, client: QarnotClient, uuid: str, task_uuid: str

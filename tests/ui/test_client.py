@@ -658,6 +658,27 @@ def test_the_numbers_of_the_pictures(browser: Browser, server: Replay) -> None:
     assert {kind for kind, _ in bars} == {"bars good", "bars bad", "bars busy"}
 
 
+def test_the_sizes_of_an_ended_pool(browser: Browser, server: Replay) -> None:
+    points = [[1, 2520, 0.31], [2, 1320, 0.33], [6, 660, 0.48], [16, 540, 1.1]]
+    server.show([row(1)])
+    server.details[uuid_of(1)] = detail(row(1), sizes={"points": points, "chosen": 6, "recorded": 16})
+    browser.go(PAGE + pool_of(1))
+    svg = browser.see("[data-picture=sizes] svg")
+    assert svg.get_attribute("aria-label") == (
+        "6 slots, cheapest within the tolerance: 11 min 0 s, €0.48; 16 slots, this pool: 9 min 0 s, €1.10"
+    )
+    assert len(browser.script("return [...document.querySelectorAll('[data-picture=sizes] circle')]")) == 4
+    browser.click("[data-table=sizes] summary")
+    shown = browser.wait(lambda: browser.script(CELLS, "[data-table=sizes] tbody tr"), "the table")
+    assert shown == [
+        ["1", "42 min 0 s", "€0.31", ""],
+        ["2", "22 min 0 s", "€0.33", ""],
+        ["6", "11 min 0 s", "€0.48", "cheapest within the tolerance"],
+        ["16", "9 min 0 s", "€1.10", "this pool"],
+    ]
+    browser.shot("sizes")
+
+
 def test_hover_zoom_and_colours(browser: Browser, server: Replay) -> None:
     from selenium.webdriver.common.action_chains import ActionChains
 

@@ -271,6 +271,38 @@ export function boot({ key, title, phases, width, tables, format }) {
   }, content);
 }
 
+// ---- sizes of a pool
+
+/* Euros against makespan of each size. *points* is [[size, seconds, euros]], and two sizes are marked. */
+export function sizes({ key, title, points, chosen, recorded, width, height, tables, format, note }) {
+  const seconds = points.map((point) => point[1]);
+  const ends = [Math.min(...seconds), Math.max(...seconds)];
+  const x = scale(...ends, MARGIN.left + 10, width - MARGIN.right - 20);
+  const { top, step } = niceTop(Math.max(...points.map((point) => point[2])), false);
+  const y = scale(0, top, height - MARGIN.bottom, MARGIN.top);
+  const marks = Array.from({ length: Math.round(top / step) + 1 }, (_, i) => i * step);
+  const kindOf = (size) => (size === chosen ? "good" : size === recorded ? "busy" : "off");
+  const content = [
+    marks.map((value) => h("g", { key: `v${value}` },
+      h("line", { class: "grid", x1: MARGIN.left, x2: width - MARGIN.right, y1: short(y(value)), y2: short(y(value)) }),
+      h("text", { class: "tick", x: MARGIN.left - 6, y: short(y(value) + 4), "text-anchor": "end" }, format(value)))),
+    [...new Set(ends)].map((end) => h("text", { key: `t${end}`, class: "tick", x: short(x(end)), y: height - 6, "text-anchor": "middle" }, duration(end))),
+    points.map(([size, time, cost]) => h("g", { key: `s${size}`, class: `size ${kindOf(size)}` },
+      h("circle", { cx: short(x(time)), cy: short(y(cost)), r: kindOf(size) === "off" ? 3 : 5 }),
+      kindOf(size) === "off" ? null : h("text", { class: "tick", x: short(x(time) + 8), y: short(y(cost) + 4) }, String(size)))),
+  ];
+  const markOf = (size) => [size === chosen ? "cheapest within the tolerance" : "", size === recorded ? "this pool" : ""].filter(Boolean).join(", ");
+  return figure({
+    key, title, width, height, tables, note,
+    legend: [["chosen", "good"], ...(chosen === recorded ? [] : [["this pool", "busy"]]), ["other sizes", "off"]],
+    summary: points.filter(([size]) => markOf(size)).map(([size, time, cost]) => `${plural(size, "slot")}, ${markOf(size)}: ${duration(time)}, ${format(cost)}`).join("; "),
+    table: {
+      head: ["Slots", "Makespan", "Cost", ""],
+      rows: () => points.map(([size, time, cost]) => [String(size), duration(time), format(cost), markOf(size)]),
+    },
+  }, content);
+}
+
 /* The time at a place of a picture, whose width on the screen is *wide*. */
 export function timeAt({ from, until, width }, place, wide) {
   const t = from + ((place * (width / wide) - MARGIN.left) / (width - MARGIN.left - MARGIN.right)) * (until - from);

@@ -30,7 +30,7 @@ export function poolPictures(state) {
   return [
     h("h2", { key: "over time" }, "Over time"),
     controls(view, range),
-    h("div", { key: "pictures", class: "pictures" }, specs.map((spec) => drawn(spec, charts.lines, charts.readLines, reader)), bootPicture(detail, common)),
+    h("div", { key: "pictures", class: "pictures" }, specs.map((spec) => drawn(spec, charts.lines, charts.readLines, reader)), bootPicture(detail, common), sizesPicture(detail, common)),
     hasBars ? drawn(ganttSpec(detail, { ...common, width }, view), charts.gantt, charts.readGantt, reader) : null,
   ];
 }
@@ -126,6 +126,11 @@ function bootPicture({ boot }, { tables, width }) {
   const phases = boot.filter((phase) => phase.seconds !== null);
   if (!phases.some((phase) => phase.seconds > 0)) return null;
   return charts.boot({ key: "boot", title: "Boot", phases, tables, width, format: duration });
+}
+
+function sizesPicture({ sizes }, { tables, width }) {
+  if (!sizes) return null;
+  return charts.sizes({ ...sizes, key: "sizes", title: "Cost and makespan by size", note: "from a replay of this run", tables, width, height: HEIGHT, format: euros });
 }
 
 function controls(view, { from, until, first, last, isZoom }) {
