@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Iterator
 from importlib.metadata import distribution
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -147,6 +148,33 @@ def test_qarnot_warm_pool(client: QarnotClient, example: Path, qarnot: LocalQarn
     assert set(costs["run"]["tasks"]) == {"fetch", "simulate", "report"}
     stages = [task.labels["airflow.task_id"] for task in sorted(run.tasks, key=lambda one: one.uuid)]
     assert {stage: stages.count(stage) for stage in stages} == {"fetch": 4, "simulate": 6, "report": 2}
+
+
+def test_qarnot_ask_before_cost(client: QarnotClient, example: Path) -> None:
+    run = Run(client, example, {"seconds": 0})
+    assert str(run.dag_run.state) == "success", run.states
+    assert {name for name, state in run.states.items() if state != "success"} == {"ask"}
+    assert run.states["ask"] == "skipped"
+    pool = run.only_pool()
+    assert pool.labels["airflow.max_cost"] == "1.0"
+    assert len(run.tasks) == 7
+
+
+def test_a_dear_run_asks_with_the_estimate_and_the_curve(monkeypatch: pytest.MonkeyPatch) -> None:
+    dag = runpy.run_path(str(EXAMPLE_DAGS / "qarnot_ask_before_cost.py"))["dag"]
+    is_dear, ask = dag.get_task("is_dear"), dag.get_task("ask")
+    context = {"params": {"max_euros": 0.5}}
+    monkeypatch.setitem(is_dear.python_callable.__globals__, "get_current_context", lambda: context)
+    assert [is_dear.python_callable({"euros": euros}) for euros in (0.6, 0.5, None)] == [
+        "ask",
+        "start",
+        "start",
+    ]
+    found = {"euros": 0.6, "runs": 2, "table": "4  11 min  0.6000 EUR"}
+    context = {"dag": dag, "ti": SimpleNamespace(xcom_pull=lambda task_ids: {"estimate": found}[task_ids])}
+    assert ask.render_template(ask.subject, context) == "Spend about 0.60 EUR on qarnot_ask_before_cost?"
+    assert "The mean of 2 runs at each size" in ask.render_template(ask.body, context)
+    assert found["table"] in ask.render_template(ask.body, context)
 
 
 def test_qarnot_elastic_pool(client: QarnotClient, example: Path, qarnot: LocalQarnot) -> None:
