@@ -106,6 +106,7 @@ FIELDS: dict[str, str] = {
     "forced_constants": '[{"constant_name": "DOCKER_USER", "forced_value": "1000"}]',
     "forced_network_rules": '[NetworkRule(inbound=True, proto="tcp", port="8888")]',
     "hardware_constraints": "[HardwareConstraint.minimum_ram(64_000)]",
+    "ladder": '("Flex", "Flex", "OnDemand")',
     "job": '"6ba7b811-9dad-41d1-80b4-00c04fd430c8"',
     "labels": '{"team": "research"}',
     "max_retries_per_instance": "1",

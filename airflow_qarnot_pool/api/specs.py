@@ -77,6 +77,8 @@ MAX_BUCKETS = 100
 #: Constants with the ids of OpenLineage runs, of which each try of an Airflow task has its own.
 PER_TRY_CONSTANTS = ("OPENLINEAGE_PARENT_ID", "OPENLINEAGE_ROOT_PARENT_ID")
 MAX_INSTANCES = 2048
+#: Maximum number of rungs of a ladder, because each may be a generation that is billed.
+MAX_RUNGS = 10
 
 _SHORTNAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?")
 _SERVER = re.compile(
@@ -105,6 +107,16 @@ def _interval(value: Any) -> timedelta:
     if interval < timedelta(seconds=1):
         raise Refusal(f"is shorter than a second, got {interval}", "Give seconds or a timedelta.")
     return interval
+
+
+_scheduling_type = choice("Flex", "OnDemand", "Reserved")
+
+
+def _ladder(value: Any) -> tuple[str, ...]:
+    rungs: tuple[str, ...] = listing(_scheduling_type, max_items=MAX_RUNGS)(value)
+    if len(rungs) == 1:
+        raise Refusal(f"has a single rung, got {rungs[0]!r}", "Give it as scheduling_type.")
+    return rungs
 
 
 _tags = listing(
@@ -233,6 +245,9 @@ class _Spec(Record):
     :param completion_ttl: time after its end until Qarnot deletes the object; 0: never.
     :param scheduling_type: ``Flex`` (cheapest, nodes can be preempted), ``OnDemand`` or ``Reserved``. Default: the
         account's.
+    :param ladder: scheduling types in place of one, such as ``("Flex", "Flex", "OnDemand")``: 2 to 10, the cheapest
+        first. Operators, except ``QarnotRunTasksOperator``, use the next one after lost nodes or near the deadline.
+        The client sends the first one.
     :param targeted_reserved_machine_key: kind of machine of the account's reservation. Qarnot replaced it by
         ``targeted_reservation_name``.
     :param targeted_reservation_name: name of the account's reservation, with ``scheduling_type="Reserved"``.
@@ -280,9 +295,8 @@ class _Spec(Record):
     completion_ttl: timedelta | None = field(
         default=None, metadata=at("completionTimeToLive", duration, span)
     )
-    scheduling_type: str | None = field(
-        default=None, metadata=at("schedulingType", choice("Flex", "OnDemand", "Reserved"))
-    )
+    scheduling_type: str | None = field(default=None, metadata=at("schedulingType", _scheduling_type))
+    ladder: Sequence[str] = field(default=(), metadata=at(None, _ladder))
     targeted_reserved_machine_key: str | None = field(
         default=None, metadata=at("targetedReservedMachineKey", text(minimum=1))
     )
@@ -319,6 +333,8 @@ class _Spec(Record):
         """Return the body of the creation request, without fields that are not set."""
         constants = to_pairs(self.all_constants())
         body = super().to_json()
+        if self.ladder and not self.scheduling_type:
+            body["schedulingType"] = self.ladder[0]
         return {**body, "constants": constants} if constants else body
 
     def _check(self) -> None:
@@ -327,6 +343,8 @@ class _Spec(Record):
             self._refuse(
                 "hardware_constraints", f"has {pair}, which no machine can meet", "Keep one of them."
             )
+        if self.ladder and self.scheduling_type:
+            self._refuse("ladder", "is given together with scheduling_type", "Keep one of them.")
         self._check_reservation()
 
     def _check_constants(self) -> None:
@@ -374,11 +392,13 @@ class _Spec(Record):
         if constants:
             body["constants"] = mask_constants(constants)
         by_wire = {field.metadata["wire"].name: field.name for field in fields(self)}
-        return {
+        hashes = {
             by_wire[key]: short_hash(value)
             for key, value in body.items()
             if key not in ("name", "shortname", "tags", "labels")
         }
+        # Not the rung: all generations of a ladder are one request.
+        return {**hashes, "ladder": short_hash(list(self.ladder))} if self.ladder else hashes
 
     def fingerprint(self, *, exclude: Sequence[str] = ()) -> str:
         """Return 16 hex digits that are the same for specs that request the same; see fingerprint_fields."""

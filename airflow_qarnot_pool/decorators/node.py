@@ -161,14 +161,15 @@ def find_environments(own: str | None, of_pool: str | None) -> list[str]:
         archives.append(os.path.join(task, own))
         if not os.path.exists(archives[0]):
             raise EnvironmentProblem(f"the file {own} was not brought to {task}")
-    # The resources of a pool are in the folder above those of its tasks.
+    # The resources of a pool are in the folder above those of its tasks. A task that left its pool has both in one.
     folder = os.path.dirname(task)
     if of_pool:
-        archives.append(os.path.join(folder, of_pool))
-        if not os.path.exists(archives[-1]):
+        named = [*_files(folder, glob.escape(of_pool)), *_files(task, glob.escape(of_pool))]
+        if not named:
             raise EnvironmentProblem(f"the file {of_pool} was not brought to {folder}")
-        return archives
-    found = glob.glob(os.path.join(glob.escape(folder), ENVIRONMENT + "*.tar.gz"))
+        return archives + named[:1]
+    found = [*_files(folder, ENVIRONMENT + "*.tar.gz"), *_files(task, ENVIRONMENT + "*.tar.gz")]
+    found = [path for path in found if path not in archives]
     if len(found) > 1:
         names = ", ".join(sorted(map(os.path.basename, found)))
         raise EnvironmentProblem(
@@ -176,6 +177,10 @@ def find_environments(own: str | None, of_pool: str | None) -> list[str]:
             "opens the pool as qarnot_pool"
         )
     return archives + found
+
+
+def _files(folder: str, pattern: str) -> list[str]:
+    return glob.glob(os.path.join(glob.escape(folder), pattern))
 
 
 def find_interpreter(archives: list[str]) -> str:

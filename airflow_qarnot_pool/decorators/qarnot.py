@@ -28,10 +28,10 @@ from airflow_qarnot_pool.environments.specification import (
 from airflow_qarnot_pool.environments.storage import EnvironmentStorage, archive_in
 from airflow_qarnot_pool.exceptions import QarnotPoolEndedError, QarnotTaskFailedError
 from airflow_qarnot_pool.hooks.qarnot import QarnotHook
-from airflow_qarnot_pool.logs.failure_report import is_node_loss
 from airflow_qarnot_pool.operators.bases.base import QarnotOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.ownership import xcoms
+from airflow_qarnot_pool.ownership.ladder import is_node_loss
 from airflow_qarnot_pool.parameters.places import naming, place_in_dag
 from airflow_qarnot_pool.parameters.references import NOTSET
 from airflow_qarnot_pool.parameters.templating import is_templated

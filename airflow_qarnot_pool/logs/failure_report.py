@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -31,7 +30,6 @@ MAX_STDERR_LINES = 20
 STDERR_DEADLINE = 30.0
 #: Maximum number of instances whose errors are in a report.
 MAX_INSTANCES = 5
-_NODE_LOST = re.compile(r"node.{0,80}?(lost|killed|unreachable|disconnected)|preempt", re.IGNORECASE)
 
 
 #: Remedy for a Qarnot task whose pool was opened by a setup task.
@@ -79,17 +77,6 @@ def _errors(task: Task, instances: list[int]) -> list[str]:
         if not any((error.message or error.code) in known for known in of_the_task):
             lines.append(f"  instance {instance.instance_id}: {shortened(str(error), _MAX_ERROR)}")
     return lines
-
-
-def is_node_loss(task: Task) -> bool:
-    """Return whether every failed instance failed because its node was lost.
-
-    Qarnot publishes no list of its error codes, so this searches the text of the error.
-    """
-    failed = [instance for instance in task.completed_instances if not instance.succeeded]
-    return bool(failed) and all(
-        instance.error and _NODE_LOST.search(str(instance.error)) for instance in failed
-    )
 
 
 def _pool_note(client: QarnotClient, uuid: str, remedy: str) -> list[str]:

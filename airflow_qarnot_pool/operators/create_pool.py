@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
 from airflow_qarnot_pool.api import states
@@ -37,6 +38,7 @@ from airflow_qarnot_pool.operators.bases.pool import PoolOperator
 from airflow_qarnot_pool.operators.bases.warm_up import WarmUp, WarmUpRequest, scaling_to_zero
 from airflow_qarnot_pool.ownership import xcoms
 from airflow_qarnot_pool.ownership.identity import DEFAULT_KEEP_WARM, MAX_GENERATIONS
+from airflow_qarnot_pool.ownership.ladder import pool_on_rung, share_of_wait
 from airflow_qarnot_pool.parameters.templating import hide_secrets, is_templated
 from airflow_qarnot_pool.parameters.validation import (
     Duration,
@@ -95,7 +97,8 @@ class QarnotCreatePoolOperator(PoolOperator):
         DAG's bundle), or a mapping with its parameters, which Python functions on the pool can import.
     :param pool_spec: any other field of :class:`~airflow_qarnot_pool.api.specs.PoolSpec`, by its name there or
         in the API: ``name``, ``tags``, ``profile``, ``image``, ``constants``, ``elastic`` or ``scaling`` for a pool
-        that follows its load, and more. Its values may be templates.
+        that follows its load, and more. Its values may be templates. With a ``ladder`` a pool that does not become
+        ready is closed, and one on the next rung is opened in the same try.
 
     Life of the pool:
 
@@ -172,6 +175,8 @@ class QarnotCreatePoolOperator(PoolOperator):
         if not is_templated(estimated_cost):
             parse_amount("estimated_cost", estimated_cost)
         self._filled = has_values(self, _FILLED, "pool_spec")
+        #: The number of pools of this lineage that did not become ready, which is the rung of the ladder.
+        self._failed_boots = 0
         reject_empty(self, self._filled)
         if self.shared is not None and keep_warm is None and not scales(pool_spec):
             self.keep_warm = DEFAULT_KEEP_WARM
@@ -232,6 +237,13 @@ class QarnotCreatePoolOperator(PoolOperator):
     def _spec(self, values: Mapping[str, Any]) -> PoolSpec:
         default_name = self.default_name or self.shared or f"{self.dag_id}.{self.task_id}"
         values = {"name": default_name, **values}
+        if values.get("ladder") and (self.shared is not None or not self.wait_for_completion):
+            other = "wait_for_completion=False" if self.shared is None else f"shared={self.shared!r}"
+            raise QarnotInvalidSpecError(
+                f"ladder is for a pool of one DAG run that is waited for, got {other}",
+                field="ladder",
+                remedy="Leave one of them out.",
+            )
         if self.keep_warm is None:
             return make_pool_spec(values)
         if {"elastic", "scaling"} & values.keys():
@@ -289,7 +301,7 @@ class QarnotCreatePoolOperator(PoolOperator):
 
     @cached_property
     def _warm_up(self) -> WarmUp:
-        return WarmUp(self)
+        return WarmUp(self, per_pool=bool(self.shared or self._spec(self._given()).ladder))
 
     def execute(self, context: Context) -> str:
         """Create or adopt the pool, wait until it is ready, and return its uuid."""
@@ -298,10 +310,17 @@ class QarnotCreatePoolOperator(PoolOperator):
                 self._own(context)  # what earlier tries may have left
             return self._open(context)
 
-    def _open(self, context: Context, deadline: datetime | None = None, closed: int = 0) -> str:
+    def _open(
+        self,
+        context: Context,
+        deadline: datetime | None = None,
+        closed: int = 0,
+        failed: Mapping[str, Pool | None] = MappingProxyType({}),
+    ) -> str:
         """Claim the pool, and wait until it is ready. The caller closes it on an error.
 
         :param closed: how many shared pools were closed during the wait.
+        :param failed: the pool that this one replaces, by its uuid, because it did not become ready.
         """
         check_rendered(self, self._filled, WAIT_FIELDS)
         largest = self._choose_size(context)
@@ -309,7 +328,15 @@ class QarnotCreatePoolOperator(PoolOperator):
         archive = self._prepare_environment(values)
         spec, condition = self._spec(values), self._condition(values)
         self._costs.check_can_pay(context, spec, parse_amount("estimated_cost", self.estimated_cost))
-        claimed = self._claim(context, spec, **self._claim_options(values, largest))
+        claimed = self._claim(
+            context,
+            spec,
+            refine=self._on_rung if spec.ladder else None,
+            refines_first=True,
+            lookup_first=bool(failed),
+            ended=dict(failed),
+            **self._claim_options(values, largest),
+        )
         if largest is not None:
             self._settle_size(context, claimed)
             condition = self._condition(self._given())
@@ -320,6 +347,8 @@ class QarnotCreatePoolOperator(PoolOperator):
         outcome = claimed.outcome_if_done(condition) or self._found_ready(claimed, condition)
         if outcome is None:
             forecast = self._forecast(context, claimed)
+            # A pool that an earlier try created.
+            self._failed_boots = max(self._failed_boots, claimed.generation - 1)
             outcome = self._boot(context, claimed.uuid, deadline, closed, forecast=forecast)
         return self._ready(context, outcome)
 
@@ -333,6 +362,13 @@ class QarnotCreatePoolOperator(PoolOperator):
             sized = self._spec({**values, "instance_count": largest})
             options["fingerprint"] = f"{sized.fingerprint(exclude=FINGERPRINT_EXCLUDES)}.auto"
         return options
+
+    def _on_rung(self, spec: PoolSpec, earlier: Iterable[Pool]) -> PoolSpec:
+        """Return the spec of the next generation: each earlier one did not become ready."""
+        self._failed_boots = max(self._failed_boots, len(list(earlier)))
+        made = pool_on_rung(spec, self._failed_boots)
+        self.log.info("Ladder: %s nodes, after %d pools", made.scheduling_type, self._failed_boots)
+        return made
 
     def _prepare_environment(self, values: dict[str, Any]) -> str | None:
         """Add the resource of the environment to *values*, and return its archive, which is uploaded if missing."""
@@ -409,8 +445,13 @@ class QarnotCreatePoolOperator(PoolOperator):
         """
         values = self._given()
         condition = self._awaited()
-        resume_state: dict[str, Any] = {"closed": closed, "decision": self._decision}
         deadline = deadline or self._deadline(context)
+        resume_state: dict[str, Any] = {"closed": closed, "decision": self._decision}
+        rungs_left = len(self._spec(values).ladder) - self._failed_boots
+        if rungs_left > 1:
+            stored = deadline.isoformat() if deadline else None
+            resume_state["rung"] = {"failed": self._failed_boots, "deadline": stored}
+            deadline = share_of_wait(deadline, rungs_left, datetime.now(UTC))
         if self._warms_up:
             spec = make_pool_spec({"name": self._spec(values).name, **values})
             request = WarmUpRequest(str(spec.name), uuid, spec.instance_count or 1, condition)
@@ -429,6 +470,7 @@ class QarnotCreatePoolOperator(PoolOperator):
     def _boot_again(self, context: Context, outcome: WaitResult) -> WaitResult:
         """Poll a pool whose warm-up ended early, and warm it up once more unless the poll decides the wait."""
         resume_state = {name: value for name, value in outcome.resume_state.items() if name != COLD}
+        self._failed_boots = _failed_boots(resume_state)
         if result := result_if_met(self._awaited(), get_confirmed(self.client.pools, outcome.uuid)):
             return replace(result, uuid=outcome.uuid, resume_state=resume_state)
         self.log.info(
@@ -506,6 +548,8 @@ class QarnotCreatePoolOperator(PoolOperator):
             self._costs.raise_if_over()
             self.log.info("Shared pool %s was closed before it was ready; opening the next", outcome.uuid)
             return self._open(context, _stored_deadline(resume_state), closed + 1)
+        if _has_next_rung(outcome):
+            return self._open_next(context, outcome)
         self._raise_for(outcome)
         if outcome.ending is EndReason.IMPOSSIBLE:
             raise QarnotPoolEndedError(outcome.message, kind="pool", ref=outcome.uuid)
@@ -514,9 +558,30 @@ class QarnotCreatePoolOperator(PoolOperator):
         self.log.info("Pool %s is %s", outcome.uuid, outcome.state)
         return outcome.uuid
 
+    def _open_next(self, context: Context, outcome: WaitResult) -> str:
+        """Close a pool that did not become ready on its rung, and open one on the next rung."""
+        from airflow_qarnot_pool.ownership.termination import end
+
+        self._costs.raise_if_over()
+        self._failed_boots = 1 + _failed_boots(outcome.resume_state)
+        self.log.warning("Pool %s did not become ready on its rung: %s", outcome.uuid, outcome.message)
+        end(self.client.pools, outcome.uuid)
+        failed = {outcome.uuid: self.client.pools.find(outcome.uuid)}
+        return self._open(context, _stored_deadline(outcome.resume_state), failed=failed)
+
+
+def _has_next_rung(outcome: WaitResult) -> bool:
+    """Return whether a pool did not become ready, and its ladder has another rung."""
+    has_failed = outcome.ending is EndReason.TIMEOUT or outcome.state == states.PoolState.FAILURE
+    return has_failed and "rung" in outcome.resume_state
+
+
+def _failed_boots(resume_state: Mapping[str, Any]) -> int:
+    return int((resume_state.get("rung") or {}).get("failed") or 0)
+
 
 def _stored_deadline(resume_state: Mapping[str, Any]) -> datetime | None:
-    deadline = resume_state.get("deadline")
+    deadline = (resume_state.get("rung") or resume_state).get("deadline")
     return parse_stored_time(deadline) if deadline else None
 
 

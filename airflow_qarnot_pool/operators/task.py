@@ -30,6 +30,7 @@ from airflow_qarnot_pool.links.qarnot import LINKS, POOL_LINKS
 from airflow_qarnot_pool.operators.bases.task import COMMON_FIELDS, TaskOperator
 from airflow_qarnot_pool.ownership import xcoms
 from airflow_qarnot_pool.ownership.identity import MAX_GENERATIONS, RECORDABLE_LABEL
+from airflow_qarnot_pool.ownership.ladder import Climb, is_lost, is_node_loss
 from airflow_qarnot_pool.ownership.xcoms import TASK_KEY
 from airflow_qarnot_pool.parameters.shell import (
     find_commands,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from airflow_qarnot_pool.logs.checkpoint import Offset
     from airflow_qarnot_pool.logs.cursor import LogCursor
     from airflow_qarnot_pool.logs.report import LineFinder, ProgressFinder
+    from airflow_qarnot_pool.operators.bases.ladder import LadderStep
     from airflow_qarnot_pool.ownership.claim import Claim
     from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
     from airflow_qarnot_pool.triggers.base import QarnotTrigger
@@ -76,6 +78,7 @@ class QarnotRunTaskOperator(TaskOperator):
     With ``task_spec={"return_file": True}`` it returns the JSON that the command writes to ``$QARNOT_RETURN_FILE``.
     With ``task_spec={"skip_on_exit_code": 99}`` it is skipped if the command exits with that code.
     With ``task_spec={"snapshot_every": 600}`` a retry starts with the files of the last snapshot.
+    With ``task_spec={"ladder": ["Flex", "OnDemand"]}`` lost nodes are replaced within the same try.
 
     Parameters besides these: :class:`~airflow_qarnot_pool.operators.bases.task.TaskOperator`.
 
@@ -91,6 +94,10 @@ class QarnotRunTaskOperator(TaskOperator):
     """
 
     uuid_key = TASK_KEY
+    #: Lost Qarnot tasks that count for the ladder, though they are of other specs.
+    _lost_rounds: Sequence[Task] = ()
+    #: Whether the last rung of a ladder leaves the pool.
+    _leaves_pool: ClassVar[bool] = True
     #: Whether the result comes from the Qarnot task. Otherwise a record of its end is enough once it is deleted.
     returns_output: ClassVar[bool] = False
     operator_extra_links = (LINKS["task"], *POOL_LINKS)
@@ -118,6 +125,8 @@ class QarnotRunTaskOperator(TaskOperator):
         self._position: Offset | None = None
         self._finders: dict[str, LineFinder[Any]] = {}
         self._progress: ProgressFinder | None = None
+        #: The generations that this try has lost.
+        self._climb = Climb()
         if log_output not in (True, False, "live"):
             raise QarnotInvalidSpecError(
                 f"log_output is not known, got {log_output!r}",
@@ -185,7 +194,7 @@ class QarnotRunTaskOperator(TaskOperator):
         """Claim the Qarnot task, wait for it, and return its result.
 
         :param pool: took the place of the one that was given, which was closed under *moved* submissions of this try.
-        :param cancelled: the Qarnot task that this one replaces, by its uuid.
+        :param cancelled: the Qarnot task that this one replaces, by its uuid: it was cancelled, or lost its nodes.
         """
         look = bool(cancelled)
         with self._ending_in_the_last_try():
@@ -197,6 +206,7 @@ class QarnotRunTaskOperator(TaskOperator):
             spec = self._spec(values, pool or self._pool_uuid())
             if spec.reports:
                 self._labels.pop(RECORDABLE_LABEL, None)  # a record has no value
+            refine = self._ladder_step(context, deadline) if spec.ladder else self._refine
             for _ in range(MAX_GENERATIONS):
                 try:
                     claim = self._claim_with_snapshots if spec.snapshot_every else self._claim
@@ -204,7 +214,8 @@ class QarnotRunTaskOperator(TaskOperator):
                         context,
                         spec,
                         labels=self._labels,
-                        refine=without_succeeded,
+                        refine=refine,
+                        refines_first=bool(spec.ladder),
                         lookup_first=look,
                         ended=dict(cancelled),
                     )
@@ -214,7 +225,7 @@ class QarnotRunTaskOperator(TaskOperator):
             else:
                 raise self._closed_too_often(spec.pool)
             # One that was taken over may be on the pool of an earlier try.
-            self._stays_on(getattr(claimed.existing, "pool", None) or spec.pool)
+            self._stays_on(claimed.pool)
             if not self.wait_for_completion:
                 return {"uuid": claimed.uuid, "name": spec.name, "pool": spec.pool}
             resume_state = {"decision": str(claimed.decision), "resubmitted": resubmitted, "moved": moved}
@@ -227,9 +238,20 @@ class QarnotRunTaskOperator(TaskOperator):
             outcome = self._wait(claimed.uuid, TASK_ENDED, deadline, resume_state, forecast=forecast)
         return self._finish(context, outcome, resume_state)
 
+    def _ladder_step(self, context: Context, deadline: datetime | None) -> LadderStep:
+        """Return the function that makes the spec of each generation, with its nodes."""
+        from airflow_qarnot_pool.operators.bases.ladder import LadderStep
+
+        self._labels.pop(RECORDABLE_LABEL, None)  # a record does not tell a loss
+        return LadderStep(self, context, deadline or self._deadline(context))
+
+    def _refine(self, spec: TaskSpec, earlier: Iterable[Task]) -> TaskSpec:
+        """Return the spec of the next generation, apart from its nodes."""
+        return without_succeeded(spec, earlier)
+
     def _carried(self) -> dict[str, Any]:
         """Return what a resumed process has to know besides."""
-        return {}
+        return {"ladder": self._climb.to_json()} if self._climb.losses else {}
 
     def _expected_seconds(self, context: Context) -> float | None:
         """Return how long the Qarnot task of the previous DAG run took, by the result of this Airflow task there."""
@@ -287,6 +309,8 @@ class QarnotRunTaskOperator(TaskOperator):
     def _finish(self, context: Context, outcome: WaitResult, resume_state: Mapping[str, Any]) -> Any:
         from airflow_qarnot_pool.logs.writer import acquire_lease
 
+        if stored := resume_state.get("ladder"):
+            self._climb = Climb.from_json(stored)
         if outcome.ending is EndReason.IMPOSSIBLE:
             return self._stranded(context, outcome, resume_state)
         task, is_deleted = self._ended(context, outcome)
@@ -297,10 +321,31 @@ class QarnotRunTaskOperator(TaskOperator):
         state = states.parse_task_state(task.state)
         if state is states.TaskState.CANCELLED:
             return self._cancelled(context, task, resume_state)
+        if self._is_to_be_replaced(context, task):
+            return self._submit_again(context, task, resume_state, pool=task.pool)
         try:
             return self._result_or_error(task, succeeded=state is states.TaskState.SUCCESS)
         finally:
             self._push_progress(context)
+
+    def _is_to_be_replaced(self, context: Context, task: Task) -> bool:
+        """Return whether a Qarnot task that has ended lost its nodes, and its ladder has a generation for this try."""
+        values = self._given()
+        if not values.get("ladder"):
+            return False
+        from airflow_qarnot_pool.operators.bases.ladder import note_work
+
+        spec = self._spec(values, task.pool)
+        if not is_lost(task):
+            if states.parse_task_state(task.state) is states.TaskState.SUCCESS:
+                note_work(context, task, self._climb, resumed=spec.snapshot_every is not None)
+            return False
+        self._climb = self._climb.after(task)
+        rungs, losses = len(spec.ladder), self._climb.losses
+        self.log.warning(
+            "Qarnot task %s lost its nodes: loss %d of at most %d in a try", task.uuid, losses, rungs
+        )
+        return losses < rungs
 
     def _push_progress(self, context: Context) -> None:
         if (progress := self._last_progress()) is not None:
@@ -312,8 +357,6 @@ class QarnotRunTaskOperator(TaskOperator):
 
     def _result_or_error(self, task: Task, *, succeeded: bool) -> Any:
         """Return the result of a Qarnot task that has ended, or raise why it has none."""
-        from airflow_qarnot_pool.logs.failure_report import is_node_loss
-
         if succeeded:
             return self._result(task)
         failed = QarnotNodeLostError if is_node_loss(task) else QarnotTaskFailedError
@@ -468,20 +511,30 @@ class QarnotRunTaskOperator(TaskOperator):
         """
         self._costs.watch(context, task.pool or task.uuid, "pool" if task.pool else "task")
         self._costs.raise_if_over()
-        limit = resume_state.get("deadline")
-        deadline = parse_stored_time(limit) if limit else None
-        moved, resubmitted = int(resume_state.get("moved") or 0), bool(resume_state.get("resubmitted"))
-        cancelled = {task.uuid: task}
+        moved = int(resume_state.get("moved") or 0)
         if moved < MAX_GENERATIONS and task.pool and (pool := self._next_pool(context, task.pool)):
-            return self._submit_and_wait(
-                context, deadline, resubmitted=resubmitted, pool=pool, moved=moved + 1, cancelled=cancelled
-            )
+            return self._submit_again(context, task, resume_state, pool=pool, moved=moved + 1)
         if resume_state.get("decision") == "adopted" and not resume_state.get("resubmitted"):
             self.log.info(
                 "Qarnot task %s, taken over from an earlier try, was cancelled; submitting again", task.uuid
             )
-            return self._submit_and_wait(context, deadline, resubmitted=True, cancelled=cancelled)
+            return self._submit_again(context, task, resume_state, resubmitted=True, moved=0)
         raise error or QarnotTaskCancelledError(self._report(task), kind="task", ref=task.uuid)
+
+    def _submit_again(
+        self, context: Context, ended: Task, resume_state: Mapping[str, Any], **options: Any
+    ) -> Any:
+        """Submit the Qarnot task that replaces one that has *ended*, and wait for it until the same deadline.
+
+        :param options: of :meth:`_submit_and_wait`, in place of those in *resume_state*.
+        """
+        limit = resume_state.get("deadline")
+        kept = {
+            "deadline": parse_stored_time(limit) if limit else None,
+            "resubmitted": bool(resume_state.get("resubmitted")),
+            "moved": int(resume_state.get("moved") or 0),
+        }
+        return self._submit_and_wait(context, **{**kept, **options}, cancelled={ended.uuid: ended})
 
     def _summary(self, task: Task) -> dict[str, Any]:
         wanted = self._spec(self._given(), task.pool).instance_ids()

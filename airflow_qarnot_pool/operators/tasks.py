@@ -280,12 +280,13 @@ class QarnotRunTasksOperator(TaskOperator):
 
     def _spec(self, values: Mapping[str, Any], pool: str | None) -> TaskSpec:
         spec = super()._spec(values, pool)
-        if spec.snapshot_every:
-            raise QarnotInvalidSpecError(
-                "snapshot_every is a parameter of one command, and these are many",
-                field="snapshot_every",
-                remedy="Use QarnotRunTaskOperator, mapped over the commands.",
-            )
+        for name in ("snapshot_every", "ladder"):
+            if getattr(spec, name):
+                raise QarnotInvalidSpecError(
+                    f"{name} is a parameter of one command, and these are many",
+                    field=name,
+                    remedy="Use QarnotRunTaskOperator, mapped over the commands.",
+                )
         return spec
 
     def _known_values(self) -> dict[str, Any]:

@@ -99,12 +99,23 @@ class Decision(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """The remote object that belongs to an identity. ``existing`` is the response that showed it, if it existed."""
+    """The remote object that belongs to an identity.
+
+    :param existing: the response that showed the object, if it existed.
+    :param sent: the spec from which it was created, if it did not.
+    """
 
     uuid: str
     decision: Decision
     generation: int
     existing: Pool | Task | None = None
+    sent: PoolSpec | TaskSpec | None = None
+
+    @property
+    def pool(self) -> str | None:
+        """The pool of a Qarnot task; None if it has none."""
+        pool: str | None = getattr(self.existing or self.sent, "pool", None)
+        return pool
 
     def outcome_if_done(self, condition: Condition) -> WaitResult | None:
         """Return the outcome if the object had ended when it was claimed; None if the caller has to wait."""
@@ -121,6 +132,7 @@ class ClaimRequest:
     """The arguments of a claim.
 
     :param refine: makes the spec of a later generation, from the spec and the earlier objects of this lineage.
+    :param refines_first: whether *refine* makes the spec of the first generation, too.
     :param pause: waits for a number of seconds between two attempts. It may return early.
     :param lookup_first: look for existing objects on a first try, too, because this try has already created one.
     :param labels: labels of the object besides those of the spec and of the identity.
@@ -136,6 +148,7 @@ class ClaimRequest:
     spec: PoolSpec | TaskSpec
     identity: TaskInstanceIdentity
     refine: Callable[[Any, Iterable[Any]], Any] | None = None
+    refines_first: bool = False
     pause: Callable[[float], Any] = time.sleep
     lookup_first: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -281,8 +294,8 @@ class _Attempts:
         self._request.unseen.add(name)
         log.info("Created %s %s (%s)", NOUNS[self._resource.kind], uuid, name)
         if self.state.may_have_double:
-            return self._keep_oldest(uuid)
-        return Claim(uuid=uuid, decision=Decision.FRESH_SUBMIT, generation=step.generation)
+            return self._keep_oldest(uuid, spec)
+        return Claim(uuid=uuid, decision=Decision.FRESH_SUBMIT, generation=step.generation, sent=spec)
 
     def _has_made_room(self, error: QarnotQuotaError) -> bool:
         """Make room under the full quota, and return whether to try again."""
@@ -292,7 +305,7 @@ class _Attempts:
 
     def _refined_spec(self) -> Any:
         request = self._request
-        if request.refine is None or not self.existing:
+        if request.refine is None or not (self.existing or request.refines_first):
             return request.spec
         earlier = [
             remote
@@ -360,7 +373,7 @@ class _Attempts:
             log.info("Using %s %s, %s (%s, %s)", NOUNS[kind], snapshot.uuid, origin, remote.state, decision)
         return Claim(uuid=snapshot.uuid, decision=decision, generation=snapshot.generation, existing=remote)
 
-    def _keep_oldest(self, created: str) -> Claim:
+    def _keep_oldest(self, created: str, sent: Any) -> Claim:
         """Keep the oldest object, as an unanswered request or another run may have created a second one."""
         self._lookup()
         plan = plan_claim(self._identity, map(RemoteSnapshot.of, self.existing.values()), self.fingerprint)
@@ -371,7 +384,7 @@ class _Attempts:
             metrics.incr("duplicates_ended", kind=self._resource.kind)
         if plan.use is None or plan.use.uuid == created:
             generation = plan.use.generation if plan.use else plan.generation
-            return Claim(uuid=created, decision=Decision.FRESH_SUBMIT, generation=generation)
+            return Claim(uuid=created, decision=Decision.FRESH_SUBMIT, generation=generation, sent=sent)
         return self._claim_existing(plan.use)
 
 

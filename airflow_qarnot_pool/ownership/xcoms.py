@@ -26,6 +26,8 @@ TASKS_KEY = "qarnot_tasks"
 SIZE_KEY = "qarnot_pool_size"
 #: Key under which a try stores the name of the environment that it has brought to a shared pool.
 ENVIRONMENT_KEY = "qarnot_environment"
+#: Key of the seconds that the whole work of a Qarnot task took. The next DAG runs plan a ladder with them.
+WORK_KEY = "qarnot_work_seconds"
 #: Key of the lease on the log: which process writes the output of the Qarnot task.
 OUTPUT_KEY = "qarnot_output"
 

@@ -13,7 +13,7 @@ import pytest
 from airflow_qarnot_pool.api import models as api
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.local.backend.preemption import Preemption
-from airflow_qarnot_pool.logs.failure_report import is_node_loss
+from airflow_qarnot_pool.ownership.ladder import is_node_loss
 
 from .conftest import Http, until
 

@@ -32,6 +32,7 @@ from airflow_qarnot_pool.exceptions import QarnotNodeLostError, QarnotTaskFailed
 from airflow_qarnot_pool.logs.array_reports import ArrayFinder, ArrayReports, ItemReport
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.ownership.identity import KEPT_LABEL, LINEAGE_TAG
+from airflow_qarnot_pool.ownership.ladder import is_lost, is_node_loss
 from airflow_qarnot_pool.parameters.array_rounds import items_of, round_text
 from airflow_qarnot_pool.version_compat import AirflowSkipException
 from airflow_qarnot_pool.waiting.array_progress import ArrayProgress
@@ -84,6 +85,8 @@ class ArrayOperator(QarnotRunTaskOperator):
     """
 
     returns_output = True
+    #: Each instance would boot a node for a few items.
+    _leaves_pool = False
     #: Parameter that has the items.
     items_parameter: ClassVar[str]
 
@@ -96,6 +99,7 @@ class ArrayOperator(QarnotRunTaskOperator):
         self._round = 1
         #: Qarnot tasks of earlier rounds whose reports are read.
         self._earlier: list[str] = []
+        self._lost_rounds: list[Task] = []
         #: The progress of the Qarnot task of this round.
         self._array_progress: ArrayProgress | None = None
 
@@ -231,7 +235,6 @@ class ArrayOperator(QarnotRunTaskOperator):
         self._base = spec.fingerprint(exclude=FINGERPRINT_EXCLUDES)
         if options.get("lookup_first") or self._identity.has_history:
             self._look_up()
-        options["refine"] = self._refuse_if_ended
         while missing := self._found.missing:
             try:
                 return super()._claim(
@@ -255,8 +258,8 @@ class ArrayOperator(QarnotRunTaskOperator):
         constants = {**(spec.constants or {}), ROUND_CONSTANT: text}
         return self._of_items(spec, items, {"instance_count": count, "constants": constants})
 
-    @staticmethod
-    def _refuse_if_ended(spec: TaskSpec, earlier: Iterable[Task]) -> TaskSpec:
+    def _refine(self, spec: TaskSpec, earlier: Iterable[Task]) -> TaskSpec:
+        """Refuse to repeat a round that has ended."""
         if ended := list(earlier):
             raise _EndedMeanwhileError(ended)
         return spec
@@ -268,6 +271,7 @@ class ArrayOperator(QarnotRunTaskOperator):
         assert self._identity is not None
         tagged = filters.equal("Tags", LINEAGE_TAG + self._identity.lineage)
         found = list(self.client.tasks.iterate(tagged))
+        self._lost_rounds.clear()
         self._note(found)
         generations = {RemoteSnapshot.of(task).generation for task in found}
         if gone := set(range(1, max(generations, default=0))) - generations:
@@ -297,11 +301,13 @@ class ArrayOperator(QarnotRunTaskOperator):
             self._round = max(self._round, 1 + (parse_number(number) or 0))
             self._read(task)
             self._earlier.append(task.uuid)
+            if is_lost(task):
+                self._lost_rounds.append(task)
         if live:
             self._round = min(live)[1]
 
     def _carried(self) -> dict[str, Any]:
-        return {"earlier": self._earlier}
+        return {**super()._carried(), "earlier": self._earlier}
 
     # --- its progress
 
@@ -435,8 +441,6 @@ class ArrayOperator(QarnotRunTaskOperator):
         return QarnotRunTaskOperator._report(self, task)  # without that of a single call
 
     def _result_or_error(self, task: Task, *, succeeded: bool) -> Any:
-        from airflow_qarnot_pool.logs.failure_report import is_node_loss
-
         self._read(task)
         self._log_end()
         if not self._found.missing:
@@ -447,6 +451,14 @@ class ArrayOperator(QarnotRunTaskOperator):
         raise (QarnotNodeLostError if is_lost else QarnotTaskFailedError)(
             self._failure(task), kind="task", ref=task.uuid
         )
+
+    def _is_to_be_replaced(self, context: Context, task: Task) -> bool:
+        if not is_lost(task):
+            return super()._is_to_be_replaced(context, task)
+        self._read(task)
+        # An item that failed is not lost, though the node was lost after that.
+        has_failed = any(item in self._found.errors for item in self._found.missing)
+        return not has_failed and super()._is_to_be_replaced(context, task)
 
     def _results_or_skip(self) -> Any:
         total, skipped = self._found.total, self._found.skipped

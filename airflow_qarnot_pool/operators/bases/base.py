@@ -373,7 +373,7 @@ class QarnotOperator(BaseOperator, metaclass=CheckedOperatorMeta):
             if work.uuid is None and not work.unseen:
                 self._work = earlier  # nothing was created
             raise
-        self._costs.after_create(context, spec, claimed.uuid)
+        self._costs.after_create(context, claimed)
         return claimed
 
     def _acquire_with_room(self, context: Context, work: RemoteWork, spec: Any, **options: Any) -> Claim:

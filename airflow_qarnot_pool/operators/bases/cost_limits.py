@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from airflow_qarnot_pool.api.specs import PoolSpec
     from airflow_qarnot_pool.costs.limits import CostLimit, LimitCheck, Spending
     from airflow_qarnot_pool.hooks.qarnot import QarnotHook
+    from airflow_qarnot_pool.ownership.claim import Claim
     from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
     from airflow_qarnot_pool.waiting.conditions import Kind
 
@@ -102,13 +103,13 @@ class CostWatch:
         if self.parameters is not None and pool:
             self.watch(context, pool)
 
-    def after_create(self, context: Context, spec: Any, uuid: str) -> None:
+    def after_create(self, context: Context, claimed: Claim) -> None:
         """Watch a pool, or a Qarnot task without a pool."""
         kind = self._operator.kind
-        if not getattr(spec, "pool", None):
-            self.watch(context, uuid, kind)
+        if not claimed.pool:
+            self.watch(context, claimed.uuid, kind)
         if kind == "pool":
-            self._record_opened(context, uuid)
+            self._record_opened(context, claimed.uuid)
 
     def on_resume(self, context: Context, uuid: str) -> None:
         """Watch the pool that a new process waits for."""

@@ -180,8 +180,8 @@ class TaskOperator(QarnotOperator):
 
     def _spec(self, values: Mapping[str, Any], pool: str | None) -> TaskSpec:
         spec = make_task_spec({"name": f"{self.dag_id}.{self.task_id}", "pool": pool, **values})
-        if spec.reports and not self.wait_for_completion:
-            name = "return_file" if spec.return_file else "skip_on_exit_code"
+        if (spec.reports or spec.ladder) and not self.wait_for_completion:
+            name = "ladder" if spec.ladder else "return_file" if spec.return_file else "skip_on_exit_code"
             raise QarnotInvalidSpecError(
                 f"{name} has no effect without a wait, got wait_for_completion=False",
                 field=name,

@@ -42,18 +42,22 @@ class WarmUpRequest:
 
 
 class WarmUp:
-    """The warm-up of the pool of a running operator, which submits it, checks it with each poll, and ends it."""
+    """The warm-up of the pool of a running operator, which submits it, checks it with each poll, and ends it.
 
-    def __init__(self, operator: PoolOperator) -> None:
-        self._operator = operator
+    :param per_pool: whether each pool of the operator has its own: it is shared, or may be replaced.
+    """
+
+    def __init__(self, operator: PoolOperator, *, per_pool: bool) -> None:
+        self._operator, self._per_pool = operator, per_pool
         self._replace: Callable[[], None] | None = None
 
     def identity(self, pool: str, condition: Condition) -> TaskInstanceIdentity:
         """Return the owner of the warm-up.
 
         Sharers of a pool that wait for the same condition share its warm-up. One for each of them would fill the pool.
+        A pool on the next rung of a ladder has one of its own, because that of the pool before may still be ending.
         """
-        role = f"{WARM_UP_ROLE} of {pool} to {condition}" if self._operator.shared else WARM_UP_ROLE
+        role = f"{WARM_UP_ROLE} of {pool} to {condition}" if self._per_pool else WARM_UP_ROLE
         return self._operator._running.identity.for_role(role)
 
     def start(self, context: Context, request: WarmUpRequest, resume_state: dict[str, Any]) -> None:
