@@ -25,6 +25,7 @@ NAMES = (
     "array",
     "environments",
     "warm_vs_cold",
+    "ladder",
     "local_qarnot",
     "right_size",
     "dag_makespan:stages",

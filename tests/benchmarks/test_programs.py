@@ -49,6 +49,7 @@ KEYS = {
     },
     "environments": {"installs_on_nodes", "extra_seconds_a_call", "boot_with_the_environment_seconds"},
     "warm_vs_cold": {"warm.0.3.wall_seconds", "cold.0.3.wall_seconds"},
+    "ladder": {"patterns", "losses", "cost_over_all_ondemand", "target.patterns_that_ended_late"},
     "local_qarnot": {"get_a_task.20.per_second", "search_by_tag_and_time.20.per_second"},
 }
 
@@ -110,6 +111,12 @@ def test_create_run_close_costs_at_most_half_the_requests_of_the_sdk(figures: Fi
     # Waits are left out: how often somebody looks depends on how fast this machine is.
     assert mine <= 3
     assert mine <= theirs / 2
+
+
+def test_lost_nodes_are_replaced_in_time_and_nothing_runs_twice(figures: Figures) -> None:
+    found = figures("ladder")
+    assert found["losses"] > 0
+    assert {name: met for name, met in found.items() if name.startswith("target.") and not met} == {}
 
 
 def test_importing_the_operators_loads_nothing_but_ourselves(figures: Figures) -> None:
