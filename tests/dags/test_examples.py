@@ -9,6 +9,7 @@ import shutil
 import time
 import zipfile
 from collections.abc import Iterator
+from datetime import timedelta
 from importlib.metadata import distribution
 from pathlib import Path
 from types import SimpleNamespace
@@ -197,6 +198,14 @@ def test_qarnot_multi_slot_pool(client: QarnotClient, example: Path) -> None:
     assert run.only_pool().slots_per_node == 4
     done = {task.labels["airflow.task_id"]: task.succeeded_instances for task in run.tasks}
     assert done == {"nodes.render": frozenset(range(16)), "nodes.some_again": frozenset({0, 1, 2, 7})}
+
+
+def test_qarnot_ladder(client: QarnotClient, example: Path) -> None:
+    run = Run(client, example)
+    assert run.states == {"simulate": "success"}
+    (made,) = run.tasks
+    assert (str(made.scheduling_type).lower(), made.pool, made.state) == ("flex", None, "Success")
+    assert made.snapshot_interval == timedelta(minutes=10)
 
 
 def test_qarnot_params(client: QarnotClient, example: Path) -> None:
