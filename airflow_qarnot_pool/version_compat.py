@@ -262,6 +262,63 @@ def hook_lineage_collector() -> Any:
     return get_hook_lineage_collector()
 
 
+def core_timetable(timetable: Any) -> Any:
+    """Return the timetable of a parsed DAG as the class of Airflow's scheduler, which computes runs.
+
+    From 3.2 on ``airflow.sdk`` has classes that only describe a schedule. Without it no task knows the next run of its
+    DAG, so shared pools do not linger, and no pool can be opened ahead.
+    """
+    return (
+        timetable if hasattr(timetable, "next_dagrun_info") else decode_timetable(encode_timetable(timetable))
+    )
+
+
+def encode_timetable(timetable: Any) -> dict[str, Any]:
+    """Return a timetable as Airflow stores it. Moved in 3.2. Needed by :func:`core_timetable`, and around another."""
+    encoded: dict[str, Any] = _timetable_codec("encoders").encode_timetable(timetable)
+    return encoded
+
+
+def decode_timetable(encoded: dict[str, Any]) -> Any:
+    """Read the result of :func:`encode_timetable`."""
+    return _timetable_codec("decoders").decode_timetable(encoded)
+
+
+def _timetable_codec(name: str) -> Any:
+    try:
+        return importlib.import_module(f"airflow.serialization.{name}")
+    except ModuleNotFoundError:  # 3.1
+        return importlib.import_module("airflow.serialization.serialized_objects")
+
+
+def timetable_base() -> Any:
+    """Return the module with ``DataInterval`` and ``TimeRestriction``, which is public but costs an import.
+
+    3.1 to 3.4.
+    """
+    return importlib.import_module("airflow.timetables.base")
+
+
+def dag_as_stored(dag_id: str) -> Any:
+    """Return what Airflow has stored about a DAG, with ``is_paused`` and ``next_dagrun``. Only a task may call this.
+
+    From 3.2. None if Airflow is older. Without it a pool is opened ahead of a DAG that is paused, and lingers for it.
+
+    :raises LookupError: there is no such DAG.
+    """
+    task_instances: Any = runtime_task_instance()
+    if not hasattr(task_instances, "get_dag"):
+        return None
+    try:
+        return task_instances.get_dag(dag_id)
+    except Exception as error:
+        response = getattr(error, "error", None)
+        detail = getattr(response, "detail", None) or {}
+        if detail.get("status_code") == 404:
+            raise LookupError(f"There is no DAG {dag_id!r}") from error
+        raise
+
+
 def redact(text: str) -> str:
     """Return *text* with every secret masked that Airflow knows in this process.
 
@@ -351,9 +408,13 @@ __all__ = [
     "bucket_path_parser",
     "bundle_version",
     "context_keys",
+    "core_timetable",
     "current_dag_and_group",
+    "dag_as_stored",
     "database_xcom",
+    "decode_timetable",
     "default_logging_config",
+    "encode_timetable",
     "hook_lineage_collector",
     "is_supervisor_channel_free",
     "log_channel",
@@ -365,4 +426,5 @@ __all__ = [
     "runtime_task_instance",
     "session_of_thread",
     "stats",
+    "timetable_base",
 ]

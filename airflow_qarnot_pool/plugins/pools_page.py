@@ -1,4 +1,4 @@
-"""Register the Pools page and the listener of watchers with Airflow.
+"""Register the Pools page, the listener of watchers and a timetable with Airflow.
 
 Every Airflow process imports the plugins, so this imports no module that such a process lacks. The web application is
 built by the first request to it, which only the api-server receives.
@@ -13,6 +13,7 @@ from airflow.configuration import conf
 from airflow.plugins_manager import AirflowPlugin
 
 from airflow_qarnot_pool.plugins import watermarks
+from airflow_qarnot_pool.timetables.ahead import AheadTimetable
 from airflow_qarnot_pool.version_compat import HAS_ASSET_STATE_STORE
 
 PREFIX = "/qarnot-pools"
@@ -62,9 +63,10 @@ def _views() -> list[dict[str, Any]]:
 
 
 class QarnotPoolsPlugin(AirflowPlugin):
-    """Adds the Pools page to the navigation, a tab to every DAG run, and the listener for events of watchers."""
+    """Adds the Pools page to the navigation, a tab to every DAG run, the listener, and the timetable of companions."""
 
     name = "qarnot_pools"
     fastapi_apps = [{"app": LazyApp(), "url_prefix": PREFIX, "name": "Qarnot pools"}]
     external_views = _views()
     listeners = [watermarks] if HAS_ASSET_STATE_STORE else []
+    timetables = [AheadTimetable]

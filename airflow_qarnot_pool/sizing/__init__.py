@@ -1,1 +1,1 @@
-"""Which size of a pool would have been right: the demand of a past run, and its replay at other sizes."""
+"""Decide about the size of a pool, and when to open and close it, from the record of earlier pools."""

@@ -1,0 +1,1 @@
+"""Timetables: when a DAG runs next, and a schedule that fires ahead of another one."""
