@@ -9,6 +9,7 @@ from airflow_qarnot_pool.hooks import connection_form
 #: Pages of the documentation that show how to do something, below ``docs/``.
 _GUIDES = (
     "share-a-pool",
+    "on-time",
     "python-on-nodes",
     "ten-thousand-calls",
     "fan-out",

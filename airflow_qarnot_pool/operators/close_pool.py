@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import XComArg
@@ -29,6 +31,7 @@ from airflow_qarnot_pool.waiting.conditions import (
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from airflow_qarnot_pool.api.models import Pool
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +52,9 @@ class QarnotClosePoolOperator(PoolOperator):
     :param shared: give up the shared pool of this name, and close it if no other DAG run needs it and nothing is
         queued or running on it; else the last one to give it up closes it. ``qarnot_pool`` need not be given then.
     :param wait_for_completion: wait until it is Closed; default: no, as billing ends with the request.
+    :param linger: keep a shared pool for the next scheduled run of this DAG, if it comes within ``keep_warm`` and the
+        idle nodes cost less until then than a boot and this many euros, which a run without a boot is worth. Default:
+        close it. See docs/on-time.md.
     :param report_cost: store the cost of the pool and of the DAG run as XCom ``qarnot_cost`` (see
         docs/what-a-run-costs.md). The cost of the pool is logged in any case.
     """
@@ -61,6 +67,7 @@ class QarnotClosePoolOperator(PoolOperator):
         *,
         qarnot_pool: Any = None,
         wait_for_completion: bool = False,
+        linger: float | None = None,
         report_cost: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -71,6 +78,8 @@ class QarnotClosePoolOperator(PoolOperator):
         self._makers = [one for one, _ in XComArg.iter_xcom_references(self.qarnot_pool) if _makes_pools(one)]
         self.report_cost = report_cost
         check_flags(report_cost=report_cost)
+        self.linger = linger
+        check_linger(linger, self.shared)
         if "trigger_rule" not in kwargs and self.trigger_rule == "all_success":
             self.as_teardown()
         if qarnot_pool is None and self.shared is None:
@@ -140,7 +149,9 @@ class QarnotClosePoolOperator(PoolOperator):
         """Close the shared pool unless another DAG run needs it."""
         from airflow_qarnot_pool.ownership.shared_pool import release
 
-        released = release(self.client, self._identity_of(context), _run_lives, self._setups())
+        identity = self._identity_of(context)
+        keep_unused = self._keep_for_next_run(context, identity)
+        released = release(self.client, identity, run_lives, self._setups(), keep_unused=keep_unused)
         for one in released:
             if one.closed:
                 return self._after_request(context, one.uuid, is_closer=one.is_closer)
@@ -150,6 +161,15 @@ class QarnotClosePoolOperator(PoolOperator):
             self._log_cost(context, released[0].uuid, is_closer=False)
         given = self.qarnot_pool if isinstance(self.qarnot_pool, str) else ""
         return released[0].uuid if released else given
+
+    def _keep_for_next_run(
+        self, context: Context, identity: TaskInstanceIdentity
+    ) -> Callable[[Pool], str | None]:
+        if self.linger is None:
+            return lambda pool: None
+        from airflow_qarnot_pool.operators.lingering import reason_to_linger
+
+        return partial(reason_to_linger, self, context, identity, self.linger)
 
     def _setups(self) -> list[str] | None:
         """Return the setup tasks of this teardown; None for all tasks of the run, if they are not known."""
@@ -206,7 +226,28 @@ class QarnotDeletePoolOperator(QarnotOperator):
             self.log.info("Pool %s is deleted", ref)
 
 
-def _run_lives(dag_id: str, run_id: str) -> bool:
+def check_linger(linger: Any, shared: Any) -> None:
+    """Refuse a wrong value of the parameter ``linger``.
+
+    :raises QarnotInvalidSpecError: it is no amount, or the pool is not shared.
+    """
+    if linger is None:
+        return
+    if isinstance(linger, bool) or not isinstance(linger, (int, float)) or not 0 <= linger < math.inf:
+        raise QarnotInvalidSpecError(
+            f"linger must be an amount in euros, got {linger!r}",
+            field="linger",
+            remedy="Give what a run without a boot is worth, 0 or more.",
+        )
+    if shared is None:
+        raise QarnotInvalidSpecError(
+            f"linger is for shared pools only, because the next run must find the pool, got {linger!r}",
+            field="linger",
+            remedy="Give shared='name', too.",
+        )
+
+
+def run_lives(dag_id: str, run_id: str) -> bool:
     """Return whether a DAG run is unfinished. True if Airflow does not say."""
     from airflow_qarnot_pool.ownership.liveness import dag_run_state
     from airflow_qarnot_pool.ownership.quota import FINISHED_RUN_STATES

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from airflow_qarnot_pool.api import states
 from airflow_qarnot_pool.api.errors import (
+    QarnotError,
     QarnotInvalidSpecError,
     QarnotQuotaError,
     QarnotRefusedError,
@@ -134,6 +135,8 @@ class QarnotCreatePoolOperator(PoolOperator):
     template_fields_renderers = {"pool_spec": "json"}
     #: Name of the pool if ``pool_spec`` has none; default: the shared name, or the DAG's and the task's id.
     default_name: str | None = None
+    #: The companion DAG that opens the pool ahead of scheduled runs, if there is one.
+    opened_ahead_by: str | None = None
 
     def __init__(
         self,
@@ -342,6 +345,8 @@ class QarnotCreatePoolOperator(PoolOperator):
             condition = self._condition(self._given())
         if archive is not None and self.shared is not None:
             self._share_environment(context, claimed, archive)
+        if self.opened_ahead_by is not None and context["dag_run"].run_type == "scheduled":
+            self._take_over_from_companion(self.opened_ahead_by)
         if not self.wait_for_completion or condition is None:
             return claimed.uuid
         outcome = claimed.outcome_if_done(condition) or self._found_ready(claimed, condition)
@@ -419,6 +424,17 @@ class QarnotCreatePoolOperator(PoolOperator):
             return super()._acquire(request)
         except QarnotQuotaError as error:
             raise _with_remedies(error) from error
+
+    def _take_over_from_companion(self, dag_id: str) -> None:
+        """Release the hold of the companion DAG, so that this run is the last user. It ends with its DAG run, too."""
+        from airflow_qarnot_pool.ownership.shared_pool import drop_holds_of_dag
+
+        try:
+            drop_holds_of_dag(self.client, self._running.identity.owner, dag_id)
+        except QarnotError as error:
+            self.log.warning(
+                "The pool may stay open for DAG %s a while after its last run: %s", dag_id, error
+            )
 
     # --- booting its nodes
 

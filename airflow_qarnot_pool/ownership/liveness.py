@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from airflow_qarnot_pool.version_compat import runtime_task_instance
+from airflow_qarnot_pool.version_compat import dag_as_stored, runtime_task_instance
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
+    from airflow_qarnot_pool.timetables.next_run import PlannedRun
     from airflow_qarnot_pool.waiting.conditions import Kind
 
 #: States in which a setup task will never pass its pool on. In any other state the pool may be in use.
@@ -65,3 +66,16 @@ def dag_run_state(dag_id: str, run_id: str) -> str | None:
     state = task_instances.get_dagrun_state(dag_id, run_id)
     # An enum at run time, contrary to the annotation. Its str() is "DagRunState.FAILED".
     return str(getattr(state, "value", state))
+
+
+def planned_run(dag_id: str) -> PlannedRun | None:
+    """Return the plan of Airflow's scheduler for a DAG; None on Airflow 3.1, where no task can read it.
+
+    :raises LookupError: there is no such DAG.
+    """
+    from airflow_qarnot_pool.timetables.next_run import PlannedRun
+
+    stored = dag_as_stored(dag_id)
+    if stored is None:
+        return None
+    return PlannedRun(is_paused=bool(stored.is_paused), logical_date=stored.next_dagrun)

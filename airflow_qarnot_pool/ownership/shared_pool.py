@@ -79,6 +79,8 @@ _UNFINISHED = [state for state in states.TaskState if state not in states.TASK_T
 
 #: Returns whether a DAG run (dag_id, run_id) is unfinished.
 IsRunUnfinished = Callable[[str, str], bool]
+#: Returns the reason to keep a pool that has no user; None to close it.
+KeepUnused = Callable[["Pool"], str | None]
 
 
 # --- decisions
@@ -409,6 +411,11 @@ def _holds(client: QarnotClient, owner: str) -> list[Hold]:
     ]
 
 
+def drop_holds_of_dag(client: QarnotClient, owner: str, dag_id: str) -> None:
+    """Release the holds of every run of a DAG on the shared pool of *owner*."""
+    _drop(client, [hold for hold in _holds(client, owner) if hold.holder.dag_id == dag_id])
+
+
 def holders_of(client: QarnotClient, pool: Pool) -> set[RunKey]:
     """Return the DAG runs that have opened a shared pool and not released it. Some of them may have ended."""
     return {hold.holder.run for hold in _holds(client, owner_of(pool)) if hold.pool == pool.uuid}
@@ -450,24 +457,30 @@ def release(
     identity: TaskInstanceIdentity,
     alive: IsRunUnfinished | None = None,
     opened_by: Collection[str] | None = None,
+    *,
+    keep_unused: KeepUnused = lambda pool: None,
+    only_held: bool = False,
 ) -> list[ReleaseResult]:
     """Release the holds of this DAG run, or this mapped copy, on the shared pool, and close it if it has no other user.
 
     :param alive: returns whether a DAG run is unfinished. None: Airflow cannot be asked now, so every run counts.
     :param opened_by: the tasks that opened the pool and are done with it. None: every task of this DAG run.
+    :param keep_unused: called with a pool that has no other user, before it is closed.
+    :param only_held: do nothing if this DAG run has no hold, because another run has taken the pool over.
     """
     generations = client.pools.iterate(filters.equal("Tags", OWNER_TAG + identity.owner))
     live = [pool for pool in generations if usability_of(pool) is Usability.LIVE]
     holds = _holds(client, identity.owner)
     released = [hold for hold in holds if hold.is_given_up_by(identity, opened_by)]
+    if only_held and not released:
+        return []
     _drop(client, released)
     if released and len(released) < len(holds):
         # Read the holds again: two runs that both read before either has released would each leave the pool open.
         holds = _holds(client, identity.owner)
     remaining = [hold for hold in holds if hold not in released]
-    return [
-        _close_unless_needed(client, identity, pool, remaining, _RunLookup(identity, alive)) for pool in live
-    ]
+    lookup = _RunLookup(identity, alive)
+    return [_close_unless_needed(client, identity, pool, remaining, lookup, keep_unused) for pool in live]
 
 
 class _RunLookup:
@@ -489,10 +502,13 @@ def _close_unless_needed(
     pool: Pool,
     holds: Sequence[Hold],
     alive: Callable[[HoldOwner], bool],
+    keep_unused: KeepUnused,
 ) -> ReleaseResult:
     releasing = HoldOwner(dag_id=identity.dag_id, run_id=identity.run_id)
     users = list(describe_users(_usage_of(client, pool, holds), releasing, alive))
     is_closer = False
+    if not users and (reason := keep_unused(pool)) is not None:
+        users = [reason]
     if users:
         log.info("Shared pool %r (%s) stays open for %s", identity.shared, pool.uuid, "; ".join(users))
     else:

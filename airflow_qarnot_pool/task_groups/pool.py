@@ -11,6 +11,7 @@ from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
 from airflow_qarnot_pool.api.fields import short_repr
 from airflow_qarnot_pool.api.states import is_terminal
 from airflow_qarnot_pool.operators.bases.cost_limits import accept_limits
+from airflow_qarnot_pool.operators.close_pool import check_linger
 from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
@@ -88,6 +89,8 @@ class QarnotPoolGroup(TaskGroup):
         unless ``ready_when`` is given.
     :param setup_retries: retries of ``open_pool`` and ``close_pool``, unless ``default_args`` has ``retries``.
     :param report_cost: have ``close_pool`` store the cost of the pool and the DAG run as XCom ``qarnot_cost``.
+    :param linger: keep a shared pool for the next scheduled run, as ``linger`` of
+        :class:`~airflow_qarnot_pool.operators.pool.QarnotClosePoolOperator`.
     :param default_args: default arguments of every task inside.
     :param arguments: parameters of :class:`~airflow.sdk.TaskGroup` (``tooltip``, ``prefix_group_id``, ...), and of
         :class:`~airflow_qarnot_pool.operators.pool.QarnotCreatePoolOperator` (``instance_count``,
@@ -102,12 +105,14 @@ class QarnotPoolGroup(TaskGroup):
         keep_warm: Duration = DEFAULT_KEEP_WARM,
         setup_retries: int = 3,
         report_cost: bool = False,
+        linger: float | None = None,
         default_args: dict[str, Any] | None = None,
         **arguments: Any,
     ) -> None:
         group_arguments = {name: arguments.pop(name) for name in _GROUP_PARAMETERS & arguments.keys()}
         with naming(lambda: place_in_dag(_NOUN, group_id, group_arguments)):
             _check(arguments, shared, keep_warm, setup_retries)
+            check_linger(linger, shared)
         super().__init__(group_id=group_id, default_args=default_args or {}, **group_arguments)  # type: ignore[arg-type]
         if not scales(arguments.get("pool_spec")):
             arguments["keep_warm"] = keep_warm
@@ -118,6 +123,7 @@ class QarnotPoolGroup(TaskGroup):
         self._pool_arguments = arguments
         self._setup_retries = setup_retries
         self._report_cost = report_cost
+        self._linger = linger
         self.open_pool: QarnotCreatePoolOperator | None = None
         self.close_pool: QarnotClosePoolOperator | None = None
 
@@ -157,7 +163,11 @@ class QarnotPoolGroup(TaskGroup):
         self.open_pool = QarnotCreatePoolOperator(task_id=SETUP, **opens).as_setup()
         if self.open_pool.shared is None:
             self.open_pool.default_name = f"{self._dag.dag_id}.{self.group_id}"
-        closes = {name: opens[name] for name in ("qarnot_conn_id", "deferrable", "shared") if name in opens}
+        closes: dict[str, Any] = {
+            name: opens[name] for name in ("qarnot_conn_id", "deferrable", "shared") if name in opens
+        }
+        if self._linger is not None:
+            closes["linger"] = self._linger
         self.close_pool = QarnotClosePoolOperator(
             task_id=TEARDOWN,
             qarnot_pool=self.open_pool.output,
@@ -351,6 +361,7 @@ def _check(arguments: dict[str, Any], shared: str | None, keep_warm: Duration, s
             "keep_warm",
             "setup_retries",
             "report_cost",
+            "linger",
             "default_args",
         },
     )

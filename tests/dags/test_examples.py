@@ -269,6 +269,13 @@ def test_qarnot_shared_pool(client: QarnotClient, example: Path) -> None:
     ]
 
 
+def test_qarnot_on_time(client: QarnotClient, example: Path) -> None:
+    """By hand, so that the DAG is paused. No pool lingers for it."""
+    run = Run(client, example)
+    run.assert_good()
+    assert run.only_pool().labels["airflow.shared"] == "forecasts"
+
+
 def test_qarnot_taskflow(client: QarnotClient, example: Path) -> None:
     run = Run(client, example, {"parts": 2, "darts": 1000})
     assert str(run.dag_run.state) == "success", run.states

@@ -22,6 +22,7 @@ from tools import docstrings, examples, reference
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
 #: Fields that an example cannot be without, beside the required ones.
 COMPANIONS: dict[str, dict[str, Any]] = {
+    "linger": {"shared": "nightly"},
     "dependencies": {"job": "6ba7b811-9dad-41d1-80b4-00c04fd430c8"},
     "return_file": {"command": "true"},
     "skip_on_exit_code": {"command": "true"},
@@ -69,7 +70,8 @@ def test_the_example_of_each_field_is_accepted(cls: Any) -> None:
 
 def test_the_examples_of_the_group_and_the_environment_are_accepted() -> None:
     for name in docstrings.parameters(QarnotPoolGroup).keys() - {"group_id"}:
-        with DAG("d", schedule=None), QarnotPoolGroup("g", **_given(QarnotPoolGroup, name)):
+        given = {**COMPANIONS.get(name, {}), **_given(QarnotPoolGroup, name)}
+        with DAG("d", schedule=None), QarnotPoolGroup("g", **given):
             pass
     for name in docstrings.parameters(QarnotEnvironment):
         given = {"requirements": ["numpy==2.1.3"], **_given(QarnotEnvironment, name)}

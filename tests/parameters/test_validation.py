@@ -33,7 +33,7 @@ NEEDS = {
     "QarnotRunTasksOperator": {"commands": ["true"]},
     "QarnotRunArrayOperator": {"commands": ["true"]},
     "QarnotUpdatePoolOperator": {"qarnot_pool": "p", "tags": ["t"]},
-    "QarnotClosePoolOperator": {"qarnot_pool": "p"},
+    "QarnotClosePoolOperator": {"qarnot_pool": "p", "shared": "s"},
     "QarnotDeletePoolOperator": {"qarnot_pool": "p"},
     "QarnotPoolSensor": {"qarnot_pool": "p"},
     "QarnotTaskSensor": {"qarnot_task": "t"},

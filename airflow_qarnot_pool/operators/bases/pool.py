@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
@@ -11,7 +12,7 @@ from airflow_qarnot_pool.operators.bases.base import WAIT_FIELDS, QarnotOperator
 from airflow_qarnot_pool.ownership.identity import check_shared_name
 from airflow_qarnot_pool.ownership.xcoms import POOL_KEY
 from airflow_qarnot_pool.parameters.templating import is_templated
-from airflow_qarnot_pool.parameters.validation import Duration
+from airflow_qarnot_pool.parameters.validation import Duration, as_duration
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -68,6 +69,10 @@ class PoolOperator(QarnotOperator):
     def _identity_of(self, context: Context) -> TaskInstanceIdentity:
         identity = super()._identity_of(context)
         return identity if self.shared is None else shared_identity(identity, self.shared, self.hook.settings)
+
+    def _warm_up_limit(self, context: Context) -> timedelta | None:
+        """Return the maximum time for which a warm-up holds a node; None for that of a boot."""
+        return as_duration("wait_timeout", self.wait_timeout)
 
     def _trigger_class(self) -> type[QarnotTrigger]:
         from airflow_qarnot_pool.triggers.pool import QarnotPoolTrigger

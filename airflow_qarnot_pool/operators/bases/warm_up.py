@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from airflow_qarnot_pool.api import states
 from airflow_qarnot_pool.api.errors import QarnotError, QarnotQuotaError
 from airflow_qarnot_pool.ownership.identity import WARM_UP_ROLE, with_suffix
-from airflow_qarnot_pool.parameters.validation import as_duration
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -84,7 +83,7 @@ class WarmUp:
 
         operator = self._operator
         killed = operator._running.killed
-        limit = as_duration("wait_timeout", operator.wait_timeout)
+        limit = operator._warm_up_limit(context)
         spec = warm_up(request.name, request.pool, request.size, limit)
         identity = self.identity(request.pool, request.condition)
         tasks = operator.client.tasks
@@ -143,13 +142,18 @@ def scaling_to_zero(size: int, keep_warm: timedelta) -> Scaling:
     )
 
 
+def warm_up_name(pool_name: str) -> str:
+    """Return the name of the warm-ups of a pool, by which its boots are found later."""
+    return with_suffix(pool_name, " (warm-up)")
+
+
 def warm_up(name: str, pool: str, size: int, limit: timedelta | None) -> TaskSpec:
     """Return the spec of the Qarnot task whose demand boots all of *pool*."""
     from airflow_qarnot_pool.api.specs import TaskSpec
 
     longest = min(limit or BOOT_DEADLINE, BOOT_DEADLINE)
     return TaskSpec(
-        name=with_suffix(name, " (warm-up)"),
+        name=warm_up_name(name),
         pool=pool,
         instance_count=size,
         command=f"sleep {max(1, int(longest.total_seconds()))}",
