@@ -18,8 +18,8 @@ from benchmarks.triggerer import _Counted
 ROOT = Path(__file__).resolve().parent.parent.parent
 WAITERS = 20
 Figures = Callable[[str], dict[str, float]]
-#: All but the one that needs PostgreSQL and a whole Airflow.
-NAMES = [name for name in programs.NAMES if not name.startswith("dag_makespan")]
+#: All but those that need PostgreSQL and a whole Airflow.
+NAMES = [name for name in programs.NAMES if not name.startswith(("dag_makespan", "on_time"))]
 #: A figure of ours, and what else must be there.
 KEYS = {
     "poll_cost": {
