@@ -27,6 +27,8 @@ BOOT = 60.0
 #: DAGs, of which the last one has no companion, and the minutes between two runs of each.
 PLAN = {"dags": 9, "ahead": 8, "minutes": 3, "keep_warm": 120, "lead": 150}
 FAULTS = 30
+#: Maximum seconds from the scheduled time to the first line, as p90.
+LATE = 10.0
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,22 @@ def starts(report: Report) -> list[Start]:
         for minute in range(minutes):
             time.sleep(60)
             report.say(f"{minute + 1} of {minutes} minutes")
-        return list(_starts_since(airflow, qarnot, dags, begun + timedelta(minutes=PLAN["minutes"])))
+        found = list(_starts_since(airflow, qarnot, dags, begun + timedelta(minutes=PLAN["minutes"])))
+        for one in found:
+            if one.late > LATE and f"{one.dag_id}.open_ahead" in companions:
+                report.say(
+                    f"{one.dag_id} at {one.due}: {one.late:.1f} s late. {_log_of_companion(airflow, one)}"
+                )
+        return found
+
+
+def _log_of_companion(airflow: Any, start: Start) -> str:
+    """Return the end of the log of the companion of a run."""
+    dag_id, due = f"{start.dag_id}.open_ahead", start.due - timedelta(seconds=PLAN["lead"])
+    for run in airflow.api("GET", f"dags/{dag_id}/dagRuns", limit=100)["dag_runs"]:
+        if datetime.fromisoformat(run["run_after"]) == due:
+            return str(airflow.task_log(dag_id, run["dag_run_id"], "open_pool", lines=60))
+    return "It had no run."
 
 
 def _starts_since(airflow: Any, qarnot: Any, dags: list[str], since: datetime) -> Iterator[Start]:

@@ -75,10 +75,14 @@ class QarnotOpenAheadOperator(QarnotCreatePoolOperator):
         start = self._run_start(context)
         if self._has_begun(start):
             self._give_back(context)  # an earlier try may have opened it
-            raise AirflowSkipException(f"The run of {self.for_dag_id} at {start} has begun")
+            raise self._skipped(f"The run of {self.for_dag_id} at {start} has begun")
         if start is not None and (problem := self._why_no_run(context)):
-            raise AirflowSkipException(problem)
+            raise self._skipped(problem)
         return super().execute(context)
+
+    def _skipped(self, reason: str) -> AirflowSkipException:
+        self.log.info("No pool is opened ahead: %s", reason)  # Airflow does not log it
+        return AirflowSkipException(reason)
 
     def _has_begun(self, start: datetime | None) -> bool:
         return start is not None and datetime.now(UTC) >= start
@@ -145,7 +149,7 @@ class QarnotOpenAheadOperator(QarnotCreatePoolOperator):
         is_closed = outcome.ending in (EndReason.IMPOSSIBLE, EndReason.GONE)
         if is_closed and self._has_begun(self._run_start(context)):
             # The run has used it, and may have ended.
-            raise AirflowSkipException(f"Pool {outcome.uuid} was closed before it was ready")
+            raise self._skipped(f"Pool {outcome.uuid} was closed before it was ready")
         uuid = super()._ready(context, outcome)
         until = self._claimed_until(context)
         if until is None:
