@@ -25,7 +25,7 @@ from benchmarks.report import Report, main, median, percentile
 
 BOOT = 60.0
 #: DAGs, of which the last one has no companion, and the minutes between two runs of each.
-PLAN = {"dags": 9, "ahead": 8, "minutes": 3, "keep_warm": 120, "lead": 150}
+PLAN = {"dags": 9, "ahead": 8, "minutes": 3, "keep_warm": 240, "lead": 150}
 FAULTS = 30
 #: Maximum seconds from the scheduled time to the first line, as p90.
 LATE = 10.0

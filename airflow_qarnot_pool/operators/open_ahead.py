@@ -117,7 +117,8 @@ class QarnotOpenAheadOperator(QarnotCreatePoolOperator):
             return ""  # on Airflow 3.1
         if planned.is_paused:
             return f"DAG {self.for_dag_id!r} is paused"
-        expected = context["dag_run"].logical_date + self.lead  # see AheadTimetable
+        own = context["dag_run"].logical_date
+        expected = None if own is None else own + self.lead  # see AheadTimetable
         if planned.logical_date != expected:
             return (
                 f"The next run of {self.for_dag_id} has the logical date {planned.logical_date}, and not {expected}. "
