@@ -24,6 +24,8 @@ try:
 except ImportError:  # an old standard provider
     ApprovalOperator = None  # type: ignore[assignment,misc]
 
+#: The largest pool of a run.
+MAX_SLOTS = 8
 ESTIMATE = "ti.xcom_pull('estimate')"
 
 with DAG(
@@ -47,7 +49,9 @@ with DAG(
         from airflow_qarnot_pool.sizing.records import estimate_of
 
         context, hook = get_current_context(), QarnotHook()
-        found = estimate_of(hook.client, hook.settings.namespace, context["dag"], "nodes.open_pool")
+        found = estimate_of(
+            hook.client, hook.settings.namespace, context["dag"], "nodes.open_pool", MAX_SLOTS
+        )
         price = context["params"]["max_euros"]
         return {**found, "limit": max(price, 2 * (found["euros"] or 0.0))}
 
@@ -85,7 +89,7 @@ with DAG(
     choice >> [ask, started]
     ask >> started
     with QarnotPoolGroup(
-        "nodes", instance_count="auto:8", max_cost=f"{{{{ {ESTIMATE}['limit'] }}}}"
+        "nodes", instance_count=f"auto:{MAX_SLOTS}", max_cost=f"{{{{ {ESTIMATE}['limit'] }}}}"
     ) as nodes:
         parts = QarnotRunTaskOperator.partial(task_id="part", command="sleep {{ params.seconds }}").expand(
             constants=[{"PART": str(part)} for part in range(6)]

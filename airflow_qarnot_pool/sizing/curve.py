@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.costs.model import format_euros
+from airflow_qarnot_pool.ownership.identity import label
 from airflow_qarnot_pool.sizing.demand import Demand, Upstreams, demand_of
 from airflow_qarnot_pool.sizing.replay import replay
 
@@ -108,11 +109,15 @@ class Curve:
 def record_of(pool: Pool, cost: PoolCost, upstreams: Upstreams | None, now: datetime) -> Record | None:
     """Return the record of a run; None if its figures are unknown, or another size would say nothing.
 
+    A pool of several runs has none, because its life is not the makespan of one.
+
     :param cost: the cost of *pool*.
     :param upstreams: of the DAG. None if it is not known.
     :param now: end of the record of a pool that is still open.
     """
     euros, paid = cost.cost.euros, cost.cost.node_seconds
+    if label(pool.labels, "shared") or len({task.run for task in cost.useful}) > 1:
+        return None
     demand = demand_of(pool, cost, upstreams, now)
     if demand is None or cost.created is None or not euros or not paid:
         return None

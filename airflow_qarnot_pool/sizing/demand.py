@@ -8,7 +8,7 @@ includes Airflow's scheduling, and local tasks in between. Without the DAG the e
 
 from __future__ import annotations
 
-from bisect import bisect_right
+import heapq
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -233,16 +233,20 @@ def _seconds(task: TaskUsage) -> tuple[float, ...]:
 def _works(
     tasks: Sequence[TaskUsage], created: datetime, ready: float, upstreams: Upstreams | None
 ) -> Iterable[Work]:
-    """Yield the works in the order of their arrival."""
+    """Yield the works in the order of their arrival.
+
+    A work waits only for ends of works that have arrived before it, so no replay can wait for ever. Dates have whole
+    seconds: a short Qarnot task may end in the second of its creation, and of that of others.
+    """
     start = created.timestamp()
     ends: dict[Key, list[float]] = {}
-    for task in tasks:
-        for key in {_own(task), (task.run, None)}:
-            ends.setdefault(key, []).append(_end(task).timestamp())
-    for times in ends.values():
-        times.sort()
-    for task in tasks:
+    unfinished: list[tuple[float, int, Key]] = []
+    for number, task in enumerate(tasks):
         arrival = _arrival(task)
+        while unfinished and unfinished[0][0] <= arrival:
+            end, _, own = heapq.heappop(unfinished)
+            for key in dict.fromkeys((own, (own[0], None))):
+                ends.setdefault(key, []).append(end)
         causes, last = _causes(task, arrival, ends, upstreams, start + ready)
         yield Work(
             seconds=_seconds(task),
@@ -250,6 +254,7 @@ def _works(
             causes=causes,
             delay=arrival - (start + ready if last is None else last),
         )
+        heapq.heappush(unfinished, (_end(task).timestamp(), number, _own(task)))
 
 
 def _own(task: TaskUsage) -> Key:
@@ -263,14 +268,16 @@ def _causes(
     upstreams: Upstreams | None,
     ready: float,
 ) -> tuple[tuple[tuple[Key, int], ...], float | None]:
-    """Return the numbers of ends that a task has waited for, and the time of the last of them."""
+    """Return the numbers of ends that a task has waited for, and the time of the last of them.
+
+    :param ends: the ends until its arrival, in ascending order.
+    """
 
     def counted(keys: Iterable[Key]) -> tuple[tuple[Key, int], ...]:
-        counts = ((key, bisect_right(ends.get(key, ()), arrival)) for key in keys)
-        return tuple((key, count) for key, count in counts if count)
+        return tuple((key, len(ends[key])) for key in keys if key in ends)
 
     def last(causes: Iterable[tuple[Key, int]]) -> float | None:
-        return max((ends[key][count - 1] for key, count in causes), default=None)
+        return max((ends[key][-1] for key, _ in causes), default=None)
 
     known = (upstreams or {}).get((task.run.dag_id, task.task_id))
     if known is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -43,14 +44,19 @@ class PoolOpener:
 
 
 def ended_pools(client: QarnotClient, namespace: str, dag_id: str) -> dict[PoolOpener, list[Pool]]:
-    """Return the ended pools of all runs of a DAG, newest first, with some of their fields. This takes a search."""
+    """Return the ended pools of the runs of a DAG, newest first, with some of their fields. This takes a search.
+
+    A run that has opened several, as a clear of one of its tasks does, has none: each has only a part of its work.
+    """
     tagged = filters.equal("Tags", namespace_tag(namespace))
     found: dict[PoolOpener, list[Pool]] = {}
     for pool in client.pools.search_all(tagged, fields=_FIELDS):
         opener = PoolOpener.of(pool)
         if opener.dag_id == dag_id and is_ours(pool, namespace) and is_ending(pool):
             found.setdefault(opener, []).append(pool)
-    for pools in found.values():
+    for opener, pools in found.items():
+        runs = Counter(label(pool.labels, "run_id") for pool in pools)
+        found[opener] = pools = [pool for pool in pools if runs[label(pool.labels, "run_id")] == 1]
         pools.sort(
             key=lambda pool: pool.creation_date.timestamp() if pool.creation_date else 0.0, reverse=True
         )
@@ -81,19 +87,22 @@ def _record(client: QarnotClient, uuid: str, upstreams: Upstreams | None) -> Rec
     return record_of(pool, pool_cost(pool, tasks, euros, None), upstreams, datetime.now(UTC))
 
 
-def estimate_of(client: QarnotClient, namespace: str, dag: Any, task_id: str) -> dict[str, Any]:
+def estimate_of(
+    client: QarnotClient, namespace: str, dag: Any, task_id: str, largest: int | None = None
+) -> dict[str, Any]:
     """Return what a run of a DAG will take and cost at the size to choose, from its last runs, as JSON.
 
     ``{runs, size, seconds, euros, table}``, with the size in slots. All but ``runs`` are None without a record.
 
     :param dag: the DAG of Airflow, such as ``context["dag"]``.
     :param task_id: id of the task that opens the pool.
+    :param largest: maximum slots, such as 8 for a pool with ``instance_count="auto:8"``.
     """
     pools = ended_pools(client, namespace, dag.dag_id).get(PoolOpener(dag.dag_id, task_id), ())
     records = records_of(client, pools, upstreams_in(dag))
     if not records:
         return {"runs": 0, "size": None, "seconds": None, "euros": None, "table": None}
-    chosen = choose(points_of(records))
+    chosen = choose(points_of(records, largest))
     return {
         "runs": len(records),
         "size": chosen.size,

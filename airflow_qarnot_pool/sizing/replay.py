@@ -123,7 +123,7 @@ class _Replay:
 
     def _count(self, work: Work) -> None:
         """Count the end of a work, and submit the works that have waited for it."""
-        for key in (work.key, (work.key[0], None)):
+        for key in dict.fromkeys((work.key, (work.key[0], None))):
             self._ends[key] = self._ends.get(key, 0) + 1
             blocked = self._blocked.get(key, [])
             while blocked and blocked[0][0] <= self._ends[key]:

@@ -14,6 +14,7 @@ import pytest
 
 from airflow_qarnot_pool import cli
 from airflow_qarnot_pool.api.client import QarnotClient
+from airflow_qarnot_pool.api.specs import PoolSpec
 from airflow_qarnot_pool.exceptions import QarnotInvalidSpecError
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.operators import create_pool
@@ -102,6 +103,16 @@ def test_the_first_run_has_a_guess_and_the_next_ones_the_size_of_their_records(
 def test_pools_of_a_number_are_records_too(past: History) -> None:
     past.run("r1", partial(create, instance_count=3))
     assert past.client.pools.get(past.run("r2", auto)).instance_count == 1
+
+
+def test_a_run_with_several_pools_is_no_record_because_each_has_a_part_of_its_work(past: History) -> None:
+    whole = past.client.pools.get(past.run("r1", partial(create, instance_count=3), tasks=3))
+    past.pools.append(
+        part := past.client.pools.create(PoolSpec(name="part", tags=whole.tags, labels=whole.labels))
+    )
+    past.client.pools.close(part)
+    eventually(lambda: past.client.pools.get(part).state == "Closed")
+    assert past.client.pools.get(past.run("r2", auto)).instance_count == 4
 
 
 def test_deleted_records_leave_the_guess(past: History) -> None:

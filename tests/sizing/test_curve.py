@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from airflow_qarnot_pool.ownership.identity import RunKey
 from airflow_qarnot_pool.sizing.curve import (
     MARGIN,
     TOLERANCE,
@@ -28,6 +29,23 @@ WIDE = cost(task("a", 50, 150), task("a", 50, 150), paid=400, ended=150, size=4)
 
 def record(of: Any = WIDE) -> Any:
     return record_of(pool(), of, FLAT, at(0))
+
+
+def test_a_pool_of_several_runs_has_no_record() -> None:
+    assert record() is not None
+    assert record_of(pool(labels={"airflow.shared": "gpu"}), WIDE, FLAT, at(0)) is None
+    others = cost(
+        task("a", 50, 150), task("a", 50, 150, run=RunKey("dag", "next")), paid=400, ended=150, size=4
+    )
+    assert record(others) is None
+
+
+def test_qarnot_tasks_of_less_than_a_second_wait_for_nothing_that_waits_for_them() -> None:
+    """Qarnot's dates have whole seconds, so their ends and submissions are equal."""
+    short = [task("a", 50, 50, 0.4), task("a", 51, 51, 0.4), task("a", 51, 51, 0.4), task("a", 51, 52)]
+    found = record(cost(*short, task("a", 60, 150), paid=100, ended=150, size=1))
+    assert found is not None
+    assert found.at(2).seconds == pytest.approx(150, abs=5)
 
 
 def test_the_sentence_has_the_time_and_the_cost_of_both_sizes() -> None:
