@@ -351,14 +351,14 @@ def test_a_task_of_another_scheduler_is_never_aborted_for_an_attempt_of_this_one
     [
         {"method": "POST", "path": "/tasks", "kind": "status", "status": 403},
         {"method": "POST", "path": "/pools", "kind": "status", "status": 403},
-        {"method": "POST", "path": "/tasks", "kind": "proxy", "status": 404},
+        {"method": "POST", "path": "/tasks", "kind": "proxy", "status": 404, "times": 3},
     ],
     ids=["tasks", "pools", "a page of a proxy"],
 )
 def test_a_stray_refusal_fails_no_task(
     qarnot: LocalQarnot, tasks: RemoteTasks, fault: dict[str, Any]
 ) -> None:
-    qarnot.faults([{**fault, "times": 1}])
+    qarnot.faults([{"times": 1, **fault}])
     tasks.submit([submission()])
     assert [end.outcome for end in ends(tasks, 1)] == [Outcome.SUCCESS]
 
