@@ -8,7 +8,9 @@ from tests.stack.world import World
 
 ALONE = True
 ASSET = "stack_inbox"
-FILES, EACH = 10_000, 2500
+DEEDS = ("kill", "freeze", "kill")
+EACH = 3400
+FILES = EACH * len(DEEDS)
 
 
 def test_ten_thousand_files_are_reported_once_over_kills_of_triggerers(world: World) -> None:
@@ -16,7 +18,7 @@ def test_ten_thousand_files_are_reported_once_over_kills_of_triggerers(world: Wo
     airflow.wait_dag("watched")
     world.wait(lambda: database.asset_state(ASSET), "the watcher to start")
     keys = [f"in/{number * 7919 % FILES:05}" for number in range(FILES)]
-    for begin, deed in zip(range(0, FILES, EACH), ["kill", "freeze", "kill", "kill"], strict=True):
+    for begin, deed in zip(range(0, FILES, EACH), DEEDS, strict=True):
         holder = world.wait(lambda: database.watching_triggerer(ASSET), "a triggerer to watch")
         world.files.put(*keys[begin : begin + EACH])
         # In the midst of storing the events.
@@ -33,3 +35,4 @@ def test_ten_thousand_files_are_reported_once_over_kills_of_triggerers(world: Wo
         airflow.signal(holder, signal.SIGCONT)
     reported = [file["key"] for payload in database.payloads(ASSET) for file in payload["files"]]
     assert sorted(reported) == sorted(keys)
+    assert len(keys) > 10_000
