@@ -47,8 +47,8 @@ EVENTS = ("tests/dags/test_event_runs.py",)
 CHECKS = ("unit and operators", "dag.test()", "README on a scheduler", "runs for events")
 #: Installed with Airflow, of the same day.
 PROVIDERS = ("apache-airflow-providers-openlineage",)
-#: Beside the wheel and its extras.
-TEST_REQUIREMENTS = ("pytest>=8", "pytest-xdist>=3", "qarnot==2.23.0", "statsd>=4")
+#: Beside the wheel and its extras. An environment of uv lacks pip, which installs those of functions.
+TEST_REQUIREMENTS = ("pip", "pytest>=8", "pytest-xdist>=3", "qarnot==2.23.0", "statsd>=4")
 #: As ``make test`` does: most of their time tests wait for processes.
 AT_ONCE = ("-n", "4", "--dist", "loadfile")
 #: What tests read.
