@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from operator import itemgetter
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -164,9 +165,7 @@ class IdlePoolPoller(TagPoller):
         new = {uuid: start for uuid, start in started.items() if uuid not in known and uuid not in turned}
         idle: dict[str, datetime] = {}
         for since_by_pool, is_first in ((known, False), (turned, False), (new, True)):
-            uuids = sorted(since_by_pool, key=since_by_pool.__getitem__)
-            for begin in range(0, len(uuids), MAX_POOLS):
-                part = {uuid: since_by_pool[uuid] for uuid in uuids[begin : begin + MAX_POOLS]}
+            for part in _parts(since_by_pool):
                 idle |= self._with_ends(part, None if is_first else min(part.values()))
         return idle
 
@@ -186,6 +185,13 @@ class IdlePoolPoller(TagPoller):
 
 POLLERS["task_event"] = TaskEventPoller
 POLLERS["idle_pool"] = IdlePoolPoller
+
+
+def _parts(since_by_pool: dict[str, datetime]) -> Iterator[dict[str, datetime]]:
+    """Yield the pools of each search, the longest idle first."""
+    pools = sorted(since_by_pool.items(), key=itemgetter(1))
+    for begin in range(0, len(pools), MAX_POOLS):
+        yield dict(pools[begin : begin + MAX_POOLS])
 
 
 def _names(remote: Pool | Task) -> Item:
