@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api.limits import parsing_stored_state
@@ -24,7 +24,13 @@ if TYPE_CHECKING:
 
 #: Seconds that are reserved for a boot and for seeing a loss. Qarnot says to expect about 3 minutes for a boot.
 BOOT_SECONDS = 300.0
-_NODE_LOST = re.compile(r"node.{0,80}?(lost|killed|unreachable|disconnected)|preempt", re.IGNORECASE)
+_NODE_LOST = re.compile(r"node.{0,80}?(lost|killed|unreachable|disconnected)", re.IGNORECASE)
+#: What an error of a command says. "node" is also the name of one.
+_COMMAND_FAILED = re.compile(
+    r"node\.?js|\.[cm]?js\b|exit(ed|s)?\b|\bsignal|out.of.memory|\boom|\b1(37|43)\b", re.IGNORECASE
+)
+#: Maximum difference of two dates that have whole seconds.
+_ONE_SECOND = timedelta(seconds=1)
 
 
 def is_node_loss(task: Task) -> bool:
@@ -34,15 +40,28 @@ def is_node_loss(task: Task) -> bool:
     """
     failed = [instance for instance in task.completed_instances if not instance.succeeded]
     return bool(failed) and all(
-        instance.error and _NODE_LOST.search(str(instance.error)) for instance in failed
+        instance.error and _tells_node_loss(str(instance.error)) for instance in failed
     )
+
+
+def _tells_node_loss(text: str) -> bool:
+    if "preempt" in text.lower():
+        return True
+    return bool(_NODE_LOST.search(text)) and not _COMMAND_FAILED.search(text)
 
 
 def is_lost(task: Task) -> bool:
     """Return whether *task* failed because of its nodes: it lost them, or ``max_time_queue`` passed without any."""
     if parse_task_state(task.state) is not TaskState.FAILURE:
         return False
-    return is_node_loss(task) or (bool(task.max_time_queue) and _never_started(task))
+    return is_node_loss(task) or (_queued_too_long(task) and _never_started(task))
+
+
+def _queued_too_long(task: Task) -> bool:
+    # An image that cannot be pulled, or a missing bucket, fails before the start, too. Other nodes do not help.
+    if not task.max_time_queue or task.creation_date is None or task.end_date is None:
+        return False
+    return task.end_date - task.creation_date >= task.max_time_queue - _ONE_SECOND
 
 
 def _never_started(task: Task) -> bool:

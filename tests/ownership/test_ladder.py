@@ -54,6 +54,25 @@ def task(
     return Task.from_json({**raw, "status": status})
 
 
+def queued(seconds: int) -> dict[str, Any]:
+    """The fields of a Qarnot task that failed after *seconds* in the queue, where it may be for 60."""
+    dates = {
+        "creationDate": "2026-01-01T00:00:00Z",
+        "endDate": f"2026-01-01T00:{seconds // 60:02}:{seconds % 60:02}Z",
+    }
+    return {"maxTimeQueueSeconds": 60, **dates}
+
+
+#: Errors, and whether they tell the loss of a node.
+TEXTS = {
+    "The node is unreachable": True,
+    "Preempted, exit code 143": True,
+    "Process 'node server.js' was killed": False,
+    "Node.js was killed": False,
+    "node was killed, exit code 137": False,
+    "node: killed, out of memory": False,
+}
+
 LOSSES: dict[str, tuple[Task, bool]] = {
     "preempted": (task(PREEMPTED), True),
     "one of two": (task(PREEMPTED, None), True),
@@ -62,9 +81,12 @@ LOSSES: dict[str, tuple[Task, bool]] = {
     "succeeded": (task(None, state="Success"), False),
     "cancelled": (task(PREEMPTED, state="Cancelled"), False),
     "it runs": (task(state="FullyExecuting"), False),
-    "no node in its time": (task(maxTimeQueueSeconds=60), True),
+    "no node in its time": (task(**queued(60)), True),
+    "it failed earlier, such as an image that is missing": (task(**queued(30)), False),
+    "no date says how long it was queued": (task(maxTimeQueueSeconds=60), False),
+    **{text: (task({"code": "X", "message": text}), is_loss) for text, is_loss in TEXTS.items()},
     "nothing ran, for another reason": (task(), False),
-    "it ran, and nothing says why it failed": (task(executed=5, maxTimeQueueSeconds=60), False),
+    "it ran, and nothing says why it failed": (task(executed=5, **queued(60)), False),
 }
 
 
