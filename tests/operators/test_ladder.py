@@ -22,6 +22,7 @@ from airflow_qarnot_pool.exceptions import (
     QarnotWaitTimeoutError,
 )
 from airflow_qarnot_pool.local import LocalQarnot
+from airflow_qarnot_pool.operators.bases.warm_up import scaling_to_zero
 from airflow_qarnot_pool.operators.pool import QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
@@ -196,6 +197,26 @@ def test_on_a_pool_the_last_rung_has_nodes_of_its_own(
     assert step(make, deferred, context)["pool"] is None
     assert kinds(client, run_id) == [(None, pool, "Failure"), ("ondemand", None, "Success")]
     assert (tmp_path / "seen").read_text() == "yes\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_warm", "leaves"), [("Flex", False, True), ("Flex", True, False), ("OnDemand", False, False)]
+)
+def test_near_the_deadline_only_a_cold_pool_of_other_nodes_is_left(
+    client: QarnotClient, run_id: str, kind: str, is_warm: bool, leaves: bool
+) -> None:
+    size: dict[str, Any] = {"scaling": scaling_to_zero(1, timedelta(minutes=5))}
+    if is_warm:
+        size = {"instance_count": 1}
+    pool = client.pools.create(PoolSpec(name="p", scheduling_type=kind, **size))
+    if is_warm:
+        eventually(lambda: client.pools.get(pool).ready_slots, say="its node")
+    earlier = FakeTI(run_id="earlier", xcoms={WORK_KEY: 3_000.0})
+    make = partial(
+        with_ladder("true", ("Flex", "OnDemand")), qarnot_pool=pool, wait_timeout=timedelta(hours=1)
+    )
+    assert run(make, FakeTI(run_id=run_id, others=[earlier]))["pool"] == (None if leaves else pool)
+    client.pools.delete(pool)
 
 
 def test_a_task_whose_pool_has_secrets_stays_on_it(

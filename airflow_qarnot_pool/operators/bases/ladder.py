@@ -48,7 +48,7 @@ class LadderStep:
         if estimate is not None and index > min(losses, last):
             why = f"as {estimate.left:.0f} s for {estimate.work:.0f} s of work leave no time for another loss"
         leaves = bool(made.pool) and index == last and self._operator._leaves_pool
-        made = (self._without_pool(made) if leaves else None) or on_rung(made, index)
+        made = (self._without_pool(made, losses) if leaves else None) or on_rung(made, index)
         place = "the nodes of its pool" if made.pool else f"{made.scheduling_type} nodes"
         self._log.info("Ladder: %s, %s", place, why)
         return made
@@ -58,11 +58,20 @@ class LadderStep:
             return None
         return Estimate(work=self._work, left=(self._deadline - datetime.now(UTC)).total_seconds())
 
-    def _without_pool(self, spec: TaskSpec) -> TaskSpec | None:
-        """Return *spec* for separate nodes; None if the container of its pool cannot be copied."""
+    def _without_pool(self, spec: TaskSpec, losses: int) -> TaskSpec | None:
+        """Return *spec* for separate nodes; None if they are no surer, or the container of the pool cannot be copied.
+
+        Without a loss a pool that has nodes is kept: a boot costs time, too, and the nodes of the pool are paid.
+        """
         from airflow_qarnot_pool.ownership.shared_pool import spec_of
 
         pool = get_confirmed(self._operator.client.pools, str(spec.pool))
+        rung = spec.ladder[-1]
+        is_sure = (pool.scheduling_type or "").lower() == rung.lower()
+        if is_sure or (pool.ready_slots and not losses):
+            why = f"are {rung}" if is_sure else "are ready, and none was lost"
+            self._log.info("The Qarnot task stays on pool %s, whose nodes %s", pool.uuid, why)
+            return None
         own = spec.all_constants()
         hidden = sorted(name for name in pool.constants if is_secret_constant(name) and name not in own)
         if hidden:
@@ -73,7 +82,7 @@ class LadderStep:
                 ", ".join(hidden),
             )
             return None
-        return without_pool(spec, spec_of(pool), spec.ladder[-1])
+        return without_pool(spec, spec_of(pool), rung)
 
 
 def work_before(context: Context, log: Any) -> float | None:
