@@ -174,6 +174,20 @@ def test_a_wait_resumes_with_the_chosen_size(
     assert past.client.pools.get(pool).ready_slots == 2
 
 
+def test_a_wait_whose_trigger_was_lost_knows_the_chosen_size(
+    past: History, monkeypatch: pytest.MonkeyPatch, defers_at_once: None
+) -> None:
+    monkeypatch.setattr(create_pool, "choose_size", lambda *_: 2)
+    make = partial(auto, keep_warm=timedelta(minutes=5))
+    _, context = defer(make, past.ti("r1"))
+    pool = context["ti"].xcoms["qarnot_pool"]
+    past.pools.append(pool)
+    eventually(lambda: past.client.pools.get(pool).ready_slots == 2)
+    failed = {"error": "Trigger failure"}
+    assert make().resume_execution("__fail__", failed, context) == pool
+    assert past.client.pools.get(pool).state == "FullyExecuting"
+
+
 def test_the_size_is_enough_for_ready_when(past: History) -> None:
     past.run("r1", auto)
     assert past.client.pools.get(past.run("r2", partial(auto, ready_when=3))).instance_count == 3
