@@ -338,7 +338,13 @@ class QarnotRunTaskOperator(TaskOperator):
         spec = self._spec(values, task.pool)
         if not is_lost(task):
             if states.parse_task_state(task.state) is states.TaskState.SUCCESS:
-                note_work(context, task, self._climb, resumed=spec.snapshot_every is not None)
+                note_work(
+                    context,
+                    task,
+                    self._climb,
+                    resumed=spec.snapshot_every is not None,
+                    repeats_all=self._repeats_all(spec),
+                )
             return False
         self._climb = self._climb.after(task)
         rungs, losses = len(spec.ladder), self._climb.losses
@@ -346,6 +352,10 @@ class QarnotRunTaskOperator(TaskOperator):
             "Qarnot task %s lost its nodes: loss %d of at most %d in a try", task.uuid, losses, rungs
         )
         return losses < rungs
+
+    def _repeats_all(self, spec: TaskSpec) -> bool:
+        """Return whether the Qarnot task that replaces one has all of the work, and not only what is left of it."""
+        return len(spec.instance_ids()) == 1
 
     def _push_progress(self, context: Context) -> None:
         if (progress := self._last_progress()) is not None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from airflow_qarnot_pool.api.client import QarnotClient
+from airflow_qarnot_pool.api.models import Task
 from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
 from airflow_qarnot_pool.decorators.qarnot import qarnot_task
 from airflow_qarnot_pool.exceptions import (
@@ -26,6 +27,7 @@ from airflow_qarnot_pool.operators.bases.warm_up import scaling_to_zero
 from airflow_qarnot_pool.operators.pool import QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
 from airflow_qarnot_pool.operators.tasks import QarnotRunTasksOperator
+from airflow_qarnot_pool.ownership.ladder import Climb
 from airflow_qarnot_pool.ownership.xcoms import WORK_KEY
 from airflow_qarnot_pool.version_compat import TaskDeferred
 from tests.crash.children import eventually, made_for
@@ -297,6 +299,8 @@ def test_an_array_runs_only_its_lost_items_again_and_stays_on_its_pool(
         (pool, "Success"),
     ]
     assert {one.name: one.read_text() for one in tmp_path.glob("ran-*")} == {"ran-1": "xx", "ran-2": "x"}
+    # The second Qarnot task had only a part of the work.
+    assert WORK_KEY not in ti.xcoms
 
 
 # --- pools
@@ -375,6 +379,18 @@ def test_the_last_pool_has_the_whole_rest_of_the_wait(
 
 
 # --- without a server
+
+
+@pytest.mark.parametrize(("count", "stored"), [(1, 60.0), (2, None)])
+def test_the_rest_of_the_work_is_no_estimate_of_all_of_it(count: int, stored: float | None) -> None:
+    """After a loss, of several instances only those run again that have not succeeded."""
+    operator = task(command="c", instance_count=count, task_spec={"ladder": LADDER})
+    operator._climb = Climb(losses=1, executed=3600)
+    instance = {"instanceId": 0, "state": "Success", "execTimeSec": 60}
+    ended = Task.from_json({"uuid": "u", "state": "Success", "completedInstances": [instance]})
+    assert not operator._is_to_be_replaced({"ti": (ti := FakeTI(run_id="r"))}, ended)
+    assert ti.xcoms.get(WORK_KEY) == stored
+
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "one rung": (

@@ -460,6 +460,9 @@ class ArrayOperator(QarnotRunTaskOperator):
         has_failed = any(item in self._found.errors for item in self._found.missing)
         return not has_failed and super()._is_to_be_replaced(context, task)
 
+    def _repeats_all(self, spec: TaskSpec) -> bool:
+        return False
+
     def _results_or_skip(self) -> Any:
         total, skipped = self._found.total, self._found.skipped
         if len(skipped) == total:

@@ -95,14 +95,16 @@ def work_before(context: Context, log: Any) -> float | None:
     return float(seconds) if isinstance(seconds, (int, float)) and seconds > 0 else None
 
 
-def note_work(context: Context, task: Task, climb: Climb, *, resumed: bool) -> None:
+def note_work(context: Context, task: Task, climb: Climb, *, resumed: bool, repeats_all: bool) -> None:
     """Store the seconds of work for the estimates of the next DAG runs.
 
-    A later try does not know the generations of the earlier ones, and stores nothing.
+    A later try does not know the generations of the earlier ones, and stores nothing. Nor does a generation that had
+    only the rest of the work.
 
     :param resumed: whether each generation resumed from a snapshot, and so did a part of the work.
+    :param repeats_all: whether a generation after a loss has all of the work, and not only what is left of it.
     """
-    if context["ti"].try_number > 1:
+    if context["ti"].try_number > 1 or (climb.losses and not repeats_all):
         return
     seconds = work_of(task) + (climb.executed if resumed else 0.0)
     if seconds > 0:
