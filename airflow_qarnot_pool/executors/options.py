@@ -224,7 +224,8 @@ def task_config(config: Any, options: ExecutorOptions) -> TaskConfig:
     for key in given:
         if key not in _TASK_KEYS:
             raise _unknown("executor_config", key, _TASK_KEYS)
-    name = given.get("pool") or options.default_pool
+    given = {key: value for key, value in given.items() if value is not None}
+    name = given.get("pool", options.default_pool)
     pool = options.pools.get(name) if isinstance(name, str) else None
     if pool is None:
         raise QarnotInvalidSpecError(
@@ -232,14 +233,14 @@ def task_config(config: Any, options: ExecutorOptions) -> TaskConfig:
             field="pool",
             remedy=f"Give one of {', '.join(sorted(options.pools))}, or add it to [{SECTION}] pools.",
         )
-    slots = _converted("executor_config 'slots'", "slots", integer(1), given.get("slots") or 1)
+    slots = _converted("executor_config 'slots'", "slots", integer(1), given.get("slots", 1))
     if slots > pool.slots_per_node and slots > 1:
         raise QarnotInvalidSpecError(
             f"executor_config 'slots' is more than a node of pool {pool.name!r} has, got {slots}",
             field="slots",
             remedy=f"Give at most {pool.slots_per_node}, or raise slots_per_node of the pool.",
         )
-    image = given.get("image") or pool.image
+    image = given.get("image", pool.image)
     if image is not None:
         image = _converted("executor_config 'image'", "image", _image, image)
     return TaskConfig(pool=pool.name, slots=slots, image=image)

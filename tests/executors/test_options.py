@@ -137,6 +137,9 @@ WRONG = {
     "a pool that is no name": ({"pool": ["gpu"]}, "names no pool"),
     "more slots than a node has": ({"slots": 5}, "Give at most 4"),
     "slots": ({"slots": "some"}, "executor_config 'slots' is not a whole number"),
+    "no slot": ({"slots": 0}, "executor_config 'slots' is"),
+    "no pool": ({"pool": ""}, "executor_config 'pool' names no pool of the executor, got ''"),
+    "no image": ({"image": ""}, "executor_config 'image'"),
     "image": ({"image": "a@sha256:1"}, "executor_config 'image' names a digest"),
     "no mapping": ("gpu", "executor_config is not JSON"),
 }
