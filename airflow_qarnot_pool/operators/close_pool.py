@@ -164,9 +164,9 @@ class QarnotClosePoolOperator(PoolOperator):
 
     def _keep_for_next_run(
         self, context: Context, identity: TaskInstanceIdentity
-    ) -> Callable[[Pool], str | None]:
+    ) -> Callable[[Pool, bool], str | None]:
         if self.linger is None:
-            return lambda pool: None
+            return lambda pool, is_busy: None
         from airflow_qarnot_pool.operators.lingering import reason_to_linger
 
         return partial(reason_to_linger, self, context, identity, self.linger)

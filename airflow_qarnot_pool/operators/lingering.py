@@ -25,17 +25,23 @@ REQUEST_TIMEOUT = 5.0
 
 
 def reason_to_linger(
-    operator: PoolOperator, context: Context, identity: TaskInstanceIdentity, worth: float, pool: Pool
+    operator: PoolOperator,
+    context: Context,
+    identity: TaskInstanceIdentity,
+    worth: float,
+    pool: Pool,
+    is_busy: bool,
 ) -> str | None:
     """Return why *pool* is kept for the next run of the DAG; None to close it, also if anything is not known.
 
     :param worth: euros that a run without a boot is worth.
+    :param is_busy: whether unfinished Qarnot tasks remain on the pool.
     """
     try:
         now = datetime.now(UTC)
         start = _next_run(context, now)
         gap = None if start is None else start - now
-        decision = decide_linger(_facts(operator.client, identity, pool, gap, worth))
+        decision = decide_linger(_facts(operator.client, identity, pool, gap, worth, is_busy))
     except Exception as error:  # of Airflow, or of a timetable; an unused pool must be closed
         operator.log.warning(
             "Closing pool %s, because it cannot be decided whether to keep it: %s", pool.uuid, error
@@ -59,7 +65,12 @@ def _next_run(context: Context, now: datetime) -> datetime | None:
 
 
 def _facts(
-    client: QarnotClient, identity: TaskInstanceIdentity, pool: Pool, gap: timedelta | None, worth: float
+    client: QarnotClient,
+    identity: TaskInstanceIdentity,
+    pool: Pool,
+    gap: timedelta | None,
+    worth: float,
+    is_busy: bool,
 ) -> LingerFacts:
     keep_warm = time_to_zero(pool)
     facts = LingerFacts(
@@ -67,8 +78,9 @@ def _facts(
         keep_warm=keep_warm,
         nodes=-(-pool.ready_slots // (pool.slots_per_node or 1)),
         worth=worth,
+        is_busy=is_busy,
     )
-    if facts.gap is None or keep_warm is None or facts.gap > keep_warm:
+    if is_busy or facts.gap is None or keep_warm is None or facts.gap > keep_warm:
         return facts  # which decides already
     limited = client.limited(retries=0, timeout=REQUEST_TIMEOUT, deadline=REQUEST_TIMEOUT)
     boots = read_boots(limited, identity, warm_up_name(str(pool.name)))

@@ -79,8 +79,8 @@ _UNFINISHED = [state for state in states.TaskState if state not in states.TASK_T
 
 #: Returns whether a DAG run (dag_id, run_id) is unfinished.
 IsRunUnfinished = Callable[[str, str], bool]
-#: Returns the reason to keep a pool that has no user; None to close it.
-KeepUnused = Callable[["Pool"], str | None]
+#: Returns the reason to keep a pool that has no user; None to close it. The second argument is :attr:`Usage.is_busy`.
+KeepUnused = Callable[["Pool", bool], str | None]
 
 
 # --- decisions
@@ -151,12 +151,19 @@ class Usage:
     """The users of a pool.
 
     ``working``: DAG runs with unfinished Qarnot tasks. ``unowned_tasks``: number of unfinished Qarnot tasks of other
-    programs and namespaces, whose need Airflow does not know.
+    programs and namespaces, whose need Airflow does not know. ``is_warming_up``: a warm-up holds nodes, and nothing has
+    aborted it.
     """
 
     holders: frozenset[HoldOwner] = frozenset()
     working: frozenset[HoldOwner] = frozenset()
     unowned_tasks: int = 0
+    is_warming_up: bool = False
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether any Qarnot task holds nodes or will take some, even one that nothing needs."""
+        return bool(self.working or self.unowned_tasks or self.is_warming_up)
 
 
 def describe_users(usage: Usage, releasing: HoldOwner, alive: Callable[[HoldOwner], bool]) -> Iterator[str]:
@@ -458,7 +465,7 @@ def release(
     alive: IsRunUnfinished | None = None,
     opened_by: Collection[str] | None = None,
     *,
-    keep_unused: KeepUnused = lambda pool: None,
+    keep_unused: KeepUnused = lambda pool, is_busy: None,
     only_held: bool = False,
 ) -> list[ReleaseResult]:
     """Release the holds of this DAG run, or this mapped copy, on the shared pool, and close it if it has no other user.
@@ -505,9 +512,10 @@ def _close_unless_needed(
     keep_unused: KeepUnused,
 ) -> ReleaseResult:
     releasing = HoldOwner(dag_id=identity.dag_id, run_id=identity.run_id)
-    users = list(describe_users(_usage_of(client, pool, holds), releasing, alive))
+    usage = _usage_of(client, pool, holds)
+    users = list(describe_users(usage, releasing, alive))
     is_closer = False
-    if not users and (reason := keep_unused(pool)) is not None:
+    if not users and (reason := keep_unused(pool, usage.is_busy)) is not None:
         users = [reason]
     if users:
         log.info("Shared pool %r (%s) stays open for %s", identity.shared, pool.uuid, "; ".join(users))
@@ -535,18 +543,26 @@ def user_of(client: QarnotClient, pool: Pool, alive: IsRunUnfinished) -> str:
 def _usage_of(client: QarnotClient, pool: Pool, holds: Iterable[Hold]) -> Usage:
     """Return the users of *pool*, given the *holds* on all generations."""
     on_pool = filters.and_(filters.equal("PoolUuid", pool.uuid), filters.in_("State", _UNFINISHED))
-    working, unowned_tasks = set(), 0
+    working, unowned_tasks, is_warming_up = set(), 0, False
     unfinished: Iterable[Task] = client.tasks.search_all(on_pool, fields=("State", "Labels"))
     for task in unfinished:
-        if task.phase is states.Phase.TERMINAL or label(task.labels, "shared"):
-            continue  # a warm-up is demand of the pool, not of a run
+        if task.phase is states.Phase.TERMINAL:
+            continue
+        if label(task.labels, "shared"):  # a warm-up is demand of the pool, not of a run
+            is_warming_up |= task.state not in states.TASK_ENDING
+            continue
         dag_id, run_id = run_of(task)
         if dag_id and run_id and label(task.labels, "namespace") == label(pool.labels, "namespace"):
             working.add(HoldOwner(dag_id=dag_id, run_id=run_id))
         else:
             unowned_tasks += 1
     holders = frozenset(hold.holder for hold in holds if hold.pool == pool.uuid)
-    return Usage(holders=holders, working=frozenset(working), unowned_tasks=unowned_tasks)
+    return Usage(
+        holders=holders,
+        working=frozenset(working),
+        unowned_tasks=unowned_tasks,
+        is_warming_up=is_warming_up,
+    )
 
 
 def _drop(client: QarnotClient, holds: Iterable[Hold]) -> None:

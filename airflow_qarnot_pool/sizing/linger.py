@@ -27,6 +27,7 @@ class LingerFacts:
     :param worth: euros that a run without a boot is worth.
     :param price: euros for a node-second; None if it is unknown.
     :param boot_node_seconds: node-seconds that a boot costs.
+    :param is_busy: whether unfinished Qarnot tasks remain on the pool. They hold nodes for a time that nothing limits.
     """
 
     gap: timedelta | None
@@ -35,6 +36,7 @@ class LingerFacts:
     worth: float
     price: float | None = None
     boot_node_seconds: float = 0.0
+    is_busy: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,8 @@ def decide_linger(facts: LingerFacts) -> LingerDecision:
     A pool whose nodes Qarnot would not shut down is never kept, and neither is one whose nodes would be gone before
     the run. So a run that does not come costs ``keep_warm`` of idle nodes.
     """
+    if facts.is_busy:
+        return _close("unfinished Qarnot tasks remain on it, and only its end aborts them")
     if facts.gap is None:
         return _close("no next run is known")
     if facts.keep_warm is None:

@@ -16,6 +16,7 @@ from airflow.sdk import DAG
 
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.models import Pool
+from airflow_qarnot_pool.api.specs import TaskSpec
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.operators import open_ahead as module
 from airflow_qarnot_pool.operators.open_ahead import QarnotOpenAheadOperator
@@ -379,4 +380,25 @@ def test_no_pool_lingers_for_a_run_that_does_not_come(
     nights.group, nights.stored = {"linger": 1.0}, None
     fault(nights)
     nights.run("last")
+    assert nights.live() == []
+
+
+@pytest.mark.parametrize("run_id", ["last", "dead"])
+def test_no_pool_lingers_with_unfinished_work_that_nothing_needs(run_id: str, nights: Nights) -> None:
+    """Only the end of the pool aborts a Qarnot task whose worker has died: of this run, or of one that is over."""
+    nights.group, nights.stored, nights.states = {"linger": 1.0}, None, {"dead": "failed"}
+    pool = nights.slices("nodes.open_pool", "last").execute()
+    labels = life_of(dag_id=nights.name, run_id=run_id).labels(1, "")
+    left = nights.client.tasks.create(TaskSpec(name="left", pool=pool, command="sleep 600", labels=labels))
+    nights.slices("nodes.close_pool", "last").execute()
+    assert nights.live() == []
+    eventually(lambda: nights.client.tasks.get(left).state == "Cancelled")
+
+
+def test_no_pool_lingers_with_a_warm_up_that_holds_its_nodes(nights: Nights) -> None:
+    nights.group, nights.stored = {"linger": 1.0}, None
+    pool = nights.slices("nodes.open_pool", "last").execute()
+    labels = life_of(shared=nights.name).labels(1, "")
+    nights.client.tasks.create(TaskSpec(name="left", pool=pool, command="sleep 600", labels=labels))
+    nights.slices("nodes.close_pool", "last").execute()
     assert nights.live() == []

@@ -33,6 +33,7 @@ CASES: dict[str, tuple[dict[str, Any], bool, str]] = {
     ),
     "no next run": ({"gap": None}, False, "no next run"),
     "nothing shuts down its nodes": ({"keep_warm": None}, False, "nothing but its end"),
+    "tasks remain on it": ({"is_busy": True, "worth": 100.0}, False, "unfinished Qarnot tasks"),
     "its nodes are gone": ({"nodes": 0}, False, "none of its nodes"),
     "its price is unknown": ({"price": None, "worth": 100.0}, False, "price"),
     "it costs nothing so far": ({"price": 0.0, "worth": 0.0}, True, "cost 0.0000 EUR"),
