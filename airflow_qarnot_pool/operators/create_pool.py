@@ -338,7 +338,7 @@ class QarnotCreatePoolOperator(PoolOperator):
             refines_first=True,
             lookup_first=bool(failed),
             ended=dict(failed),
-            **self._claim_options(values, largest),
+            **self._claim_options(values),
         )
         if largest is not None:
             self._settle_size(context, claimed)
@@ -357,11 +357,14 @@ class QarnotCreatePoolOperator(PoolOperator):
             outcome = self._boot(context, claimed.uuid, deadline, closed, forecast=forecast)
         return self._ready(context, outcome)
 
-    def _claim_options(self, values: Mapping[str, Any], largest: int | None) -> dict[str, Any]:
+    def _claim_options(self, values: Mapping[str, Any]) -> dict[str, Any]:
         limits = self._costs.parameters
         options: dict[str, Any] = {"labels": limits.labels() if limits else {}}
+        given = spec_values(self, _POOL_FIELDS, "pool_spec")
+        largest = largest_size(given.get("instance_count"), given.get("slots_per_node"), configured=False)
         if largest is not None:
-            # A retry may choose another size, and must adopt the pool of this try nevertheless.
+            # A retry may choose another size, and may run on a worker with another maximum. It must adopt the pool
+            # of this try nevertheless.
             from airflow_qarnot_pool.ownership.claim import FINGERPRINT_EXCLUDES
 
             sized = self._spec({**values, "instance_count": largest})

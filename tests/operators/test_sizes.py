@@ -151,6 +151,18 @@ def test_a_retry_adopts_the_pool_though_it_would_choose_another_size(
     assert second.xcoms["qarnot_pool_size"] == 4
 
 
+def test_a_retry_adopts_the_pool_on_a_worker_with_another_maximum(
+    past: History, monkeypatch: pytest.MonkeyPatch, defers_at_once: None
+) -> None:
+    make = partial(create, instance_count="auto")
+    monkeypatch.setenv("AIRFLOW__QARNOT__MAX_INSTANCE_COUNT", "8")
+    defer(make, past.ti("r1"))
+    monkeypatch.setenv("AIRFLOW__QARNOT__MAX_INSTANCE_COUNT", "2")
+    past.pools.append(pool := run(make, past.ti("r1", try_number=2)))
+    assert past.creations() == 1
+    assert past.client.pools.get(pool).instance_count == 4
+
+
 def test_a_pool_whose_response_was_lost_keeps_its_size(
     past: History, qarnot: LocalQarnot, monkeypatch: pytest.MonkeyPatch
 ) -> None:

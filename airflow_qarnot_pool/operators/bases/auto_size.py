@@ -27,9 +27,10 @@ READ_TIMEOUT = 15.0
 _AUTO = re.compile(r"auto(?::([1-9][0-9]{0,5}))?")
 
 
-def largest_size(instance_count: Any, slots_per_node: Any) -> int | None:
+def largest_size(instance_count: Any, slots_per_node: Any, *, configured: bool = True) -> int | None:
     """Return the maximum slots of ``"auto"`` or ``"auto:20"``; None for any other *instance_count*.
 
+    :param configured: whether ``[qarnot] max_instance_count`` counts, which may be another one on another worker.
     :raises QarnotInvalidSpecError: the bound is no number of 1 or more.
     """
     text = instance_count.strip().lower() if isinstance(instance_count, str) else ""
@@ -44,7 +45,8 @@ def largest_size(instance_count: Any, slots_per_node: Any) -> int | None:
         )
     if match[1]:
         return int(match[1])
-    return int(get_option("max_instance_count", integer(1, 999_999), MAX_NODES * _slots(slots_per_node)))
+    default = MAX_NODES * _slots(slots_per_node)
+    return int(get_option("max_instance_count", integer(1, 999_999), default)) if configured else default
 
 
 def first_guess(largest: int, slots_per_node: Any) -> int:
