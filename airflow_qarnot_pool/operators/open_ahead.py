@@ -72,11 +72,8 @@ class QarnotOpenAheadOperator(QarnotCreatePoolOperator):
 
     def open_in_time(self, context: Context, event: Any = None) -> str:
         """Open the pool, unless the run has begun or is not to come."""
-        start = self._run_start(context)
-        if self._has_begun(start):
+        if problem := self._why_no_run(context):
             self._give_back(context)  # an earlier try may have opened it
-            raise self._skipped(f"The run of {self.for_dag_id} at {start} has begun")
-        if start is not None and (problem := self._why_no_run(context)):
             raise self._skipped(problem)
         return super().execute(context)
 
@@ -106,9 +103,14 @@ class QarnotOpenAheadOperator(QarnotCreatePoolOperator):
         return expected
 
     def _why_no_run(self, context: Context) -> str:
-        """Return why the run does not come, as far as Airflow says so; "" if it does."""
+        """Return why no run needs the pool, as far as Airflow says so; "" if one does."""
         from airflow_qarnot_pool.ownership.liveness import planned_run
 
+        start = self._run_start(context)
+        if start is None:
+            return ""
+        if self._has_begun(start):
+            return f"The run of {self.for_dag_id} at {start} has begun"
         try:
             planned = planned_run(self.for_dag_id)
         except LookupError as error:
