@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import TYPE_CHECKING
 
+from airflow_qarnot_pool.api import filters
 from airflow_qarnot_pool.operators.bases.warm_up import warm_up_name
 from airflow_qarnot_pool.ownership.liveness import planned_run
 from airflow_qarnot_pool.sizing.boots import read_boots
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 #: Seconds for one request, because an open pool may cost while they are sent.
 REQUEST_TIMEOUT = 5.0
+#: Maximum number of Qarnot tasks, the latest, among which the last end is searched.
+MAX_TASKS = 100
 
 
 def reason_to_linger(
@@ -88,4 +92,14 @@ def _facts(
         facts,
         price=limited.pools.credits(pool.uuid) / pool.executed_seconds if pool.executed_seconds else None,
         boot_node_seconds=boots[0].node_seconds if boots else 0.0,
+        idle=_idle_time(limited, pool),
     )
+
+
+def _idle_time(client: QarnotClient, pool: Pool) -> timedelta:
+    """Return the time since the last end of a Qarnot task on *pool*, or since its creation."""
+    on_pool = filters.equal("PoolUuid", pool.uuid)
+    latest = client.tasks.iterate(on_pool, limit=MAX_TASKS, order_by="creationDate", descending=True)
+    ends = [task.end_date for task in islice(latest, MAX_TASKS) if task.end_date is not None]
+    since = max(ends, default=pool.creation_date)
+    return timedelta() if since is None else max(timedelta(), datetime.now(UTC) - since)

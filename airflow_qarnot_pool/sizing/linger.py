@@ -23,6 +23,7 @@ class LingerFacts:
 
     :param gap: time until the next scheduled run; None: no run is planned, or that is not known.
     :param keep_warm: how long Qarnot keeps an idle node; None: until the pool is closed.
+    :param idle: for how long its nodes have been idle.
     :param nodes: nodes that are up.
     :param worth: euros that a run without a boot is worth.
     :param price: euros for a node-second; None if it is unknown.
@@ -36,6 +37,7 @@ class LingerFacts:
     worth: float
     price: float | None = None
     boot_node_seconds: float = 0.0
+    idle: timedelta = timedelta()
     is_busy: bool = False
 
 
@@ -52,7 +54,7 @@ def decide_linger(facts: LingerFacts) -> LingerDecision:
     """Decide whether to keep a pool for the next scheduled run.
 
     A pool whose nodes Qarnot would not shut down is never kept, and neither is one whose nodes would be gone before
-    the run. So a run that does not come costs ``keep_warm`` of idle nodes.
+    the run. So a run that does not come costs the rest of ``keep_warm``, of idle nodes.
     """
     if facts.is_busy:
         return _close("unfinished Qarnot tasks remain on it, and only its end aborts them")
@@ -62,9 +64,10 @@ def decide_linger(facts: LingerFacts) -> LingerDecision:
         return _close("nothing but its end would shut down its nodes")
     if facts.nodes < 1:
         return _close("none of its nodes is up")
-    if facts.gap > facts.keep_warm:
+    stays = facts.keep_warm - facts.idle
+    if facts.gap > stays:
         wait = f"the next run comes in {facts.gap.total_seconds():.0f} s"
-        return _close(f"{wait}, and nodes shut down after {facts.keep_warm.total_seconds():.0f} s")
+        return _close(f"{wait}, and its nodes shut down in {max(0.0, stays.total_seconds()):.0f} s")
     if facts.price is None:
         return _close("its price is not known")
     kept = facts.gap.total_seconds() * facts.nodes * facts.price
@@ -75,7 +78,7 @@ def decide_linger(facts: LingerFacts) -> LingerDecision:
     )
     if kept > saved:
         return _close(sums)
-    at_most = facts.keep_warm.total_seconds() * facts.nodes * facts.price
+    at_most = stays.total_seconds() * facts.nodes * facts.price
     return LingerDecision(keeps=True, reason=sums, at_most=at_most)
 
 

@@ -29,8 +29,15 @@ CASES: dict[str, tuple[dict[str, Any], bool, str]] = {
     "after keep_warm, whatever it is worth": (
         {"gap": 11 * MINUTE, "worth": 100.0},
         False,
-        "shut down after 600 s",
+        "shut down in 600 s",
     ),
+    "before its nodes are gone, at the last moment": (
+        {"idle": 8 * MINUTE, "worth": 1.0},
+        True,
+        "cost 0.0800 EUR",
+    ),
+    "after its nodes are gone": ({"idle": 9 * MINUTE, "worth": 100.0}, False, "shut down in 60 s"),
+    "its nodes are about to go": ({"idle": 11 * MINUTE, "gap": timedelta()}, False, "shut down in 0 s"),
     "no next run": ({"gap": None}, False, "no next run"),
     "nothing shuts down its nodes": ({"keep_warm": None}, False, "nothing but its end"),
     "tasks remain on it": ({"is_busy": True, "worth": 100.0}, False, "unfinished Qarnot tasks"),
@@ -54,6 +61,10 @@ def test_a_pool_is_kept_if_that_costs_less_than_a_boot(
 def test_a_run_that_does_not_come_costs_at_most_keep_warm(minutes: int, worth: float) -> None:
     decision = decide_linger(dataclasses.replace(FACTS, gap=minutes * MINUTE, worth=worth))
     assert decision.at_most == pytest.approx(0.4 if decision.keeps else 0.0)
+
+
+def test_time_that_nodes_were_idle_already_costs_nothing_more() -> None:
+    assert decide_linger(dataclasses.replace(FACTS, idle=8 * MINUTE)).at_most == pytest.approx(0.08)
 
 
 def managed(**fields: Any) -> dict[str, Any]:
