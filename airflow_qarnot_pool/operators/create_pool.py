@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -137,6 +137,8 @@ class QarnotCreatePoolOperator(PoolOperator):
     default_name: str | None = None
     #: The companion DAG that opens the pool ahead of scheduled runs, if there is one.
     opened_ahead_by: str | None = None
+    #: How long before a run of this DAG the companion's run is scheduled.
+    opened_ahead_lead = timedelta()
 
     def __init__(
         self,
@@ -346,7 +348,8 @@ class QarnotCreatePoolOperator(PoolOperator):
         if archive is not None and self.shared is not None:
             self._share_environment(context, claimed, archive)
         if self.opened_ahead_by is not None and context["dag_run"].run_type == "scheduled":
-            self._take_over_from_companion(self.opened_ahead_by)
+            until = context["dag_run"].run_after - self.opened_ahead_lead
+            self._take_over_from_companion(self.opened_ahead_by, until)
         if not self.wait_for_completion or condition is None:
             return claimed.uuid
         outcome = claimed.outcome_if_done(condition) or self._found_ready(claimed, condition)
@@ -428,12 +431,15 @@ class QarnotCreatePoolOperator(PoolOperator):
         except QarnotQuotaError as error:
             raise _with_remedies(error) from error
 
-    def _take_over_from_companion(self, dag_id: str) -> None:
-        """Release the hold of the companion DAG, so that this run is the last user. It ends with its DAG run, too."""
+    def _take_over_from_companion(self, dag_id: str, until: datetime) -> None:
+        """Release the hold of the companion DAG, so that this run is the last user. It ends with its DAG run, too.
+
+        :param until: when the companion of this run was scheduled. Later ones hold the pool for later runs.
+        """
         from airflow_qarnot_pool.ownership.shared_pool import drop_holds_of_dag
 
         try:
-            drop_holds_of_dag(self.client, self._running.identity.owner, dag_id)
+            drop_holds_of_dag(self.client, self._running.identity.owner, dag_id, until)
         except QarnotError as error:
             self.log.warning(
                 "The pool may stay open for DAG %s a while after its last run: %s", dag_id, error

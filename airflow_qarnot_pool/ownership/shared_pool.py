@@ -25,7 +25,7 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -418,9 +418,19 @@ def _holds(client: QarnotClient, owner: str) -> list[Hold]:
     ]
 
 
-def drop_holds_of_dag(client: QarnotClient, owner: str, dag_id: str) -> None:
-    """Release the holds of every run of a DAG on the shared pool of *owner*."""
-    _drop(client, [hold for hold in _holds(client, owner) if hold.holder.dag_id == dag_id])
+def drop_holds_of_dag(client: QarnotClient, owner: str, dag_id: str, until: datetime) -> None:
+    """Release the holds of a DAG on the shared pool of *owner*, except those of runs scheduled after *until*."""
+    held = [hold for hold in _holds(client, owner) if hold.holder.dag_id == dag_id]
+    _drop(client, [hold for hold in held if (scheduled_time(hold.holder.run_id) or until) <= until])
+
+
+def scheduled_time(run_id: str) -> datetime | None:
+    """Return when a DAG run was scheduled, which Airflow writes into its id; None for other runs."""
+    kind, _, written = run_id.partition("__")
+    with suppress(ValueError):
+        when = datetime.fromisoformat(written)
+        return when if kind == "scheduled" and when.tzinfo is not None else None
+    return None
 
 
 def holders_of(client: QarnotClient, pool: Pool) -> set[RunKey]:

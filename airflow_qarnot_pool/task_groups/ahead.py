@@ -109,7 +109,7 @@ def open_ahead(
             retry_delay=RETRY_DELAY,
             **{name: value for name, value in arguments.items() if value is not None},
         )
-    opener.opened_ahead_by = companion.dag_id
+    opener.opened_ahead_by, opener.opened_ahead_lead = companion.dag_id, earlier
     return companion
 
 

@@ -10,14 +10,17 @@ from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
+import pendulum
 import pytest
 from airflow.providers.standard.triggers.temporal import DateTimeTrigger
 from airflow.sdk import DAG
+from airflow.utils.types import DagRunType
 
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.models import Pool
 from airflow_qarnot_pool.api.specs import TaskSpec
 from airflow_qarnot_pool.local import LocalQarnot
+from airflow_qarnot_pool.operators import lingering
 from airflow_qarnot_pool.operators import open_ahead as module
 from airflow_qarnot_pool.operators.open_ahead import QarnotOpenAheadOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
@@ -25,6 +28,7 @@ from airflow_qarnot_pool.ownership.identity import OWNER_TAG
 from airflow_qarnot_pool.sizing.boots import FIRST_GUESS, read_boots
 from airflow_qarnot_pool.task_groups.ahead import open_ahead
 from airflow_qarnot_pool.task_groups.pool import QarnotPoolGroup
+from airflow_qarnot_pool.timetables.ahead import AheadTimetable
 from airflow_qarnot_pool.version_compat import AirflowSkipException, TaskDeferred
 from tests.crash.children import eventually
 from tests.harness import FakeTI, fire, life_of
@@ -344,6 +348,31 @@ def test_boots_are_read_from_the_record_of_earlier_pools(qarnot: LocalQarnot, ni
     assert waiting.trigger.moment == nights.start - max(boot.duration for boot in boots)
 
 
+@pytest.mark.parametrize("fault", [fault for fault, _ in NO_RUN.values()], ids=NO_RUN)
+def test_a_retry_closes_the_pool_of_a_run_that_is_no_longer_to_come(
+    fault: Callable[[Nights], None], nights: Nights
+) -> None:
+    nights.open_early()
+    fault(nights)
+    with pytest.raises(AirflowSkipException):
+        nights.companion(try_number=2).resume("open_in_time")
+    assert nights.live() == []
+
+
+@pytest.mark.parametrize(("minutes_later", "stays"), [(0, False), (1, True)])
+def test_a_late_run_leaves_the_pool_that_was_opened_ahead_of_the_next(
+    minutes_later: int, stays: bool, nights: Nights
+) -> None:
+    run_after = nights.start - LEAD + timedelta(minutes=minutes_later)
+    run_id = AheadTimetable(nights.dags()[0].timetable, LEAD).generate_run_id(
+        run_type=DagRunType.SCHEDULED, run_after=pendulum.instance(run_after), data_interval=None
+    )
+    nights.slices("open_pool", run_id).resume("open_in_time")
+    pool = nights.run("late")
+    assert [one.uuid for one in nights.live()] == [pool] * stays
+    assert nights.holds(pool) == [run_id] * stays
+
+
 # --- lingering
 
 
@@ -380,6 +409,21 @@ def test_no_pool_lingers_for_a_run_that_does_not_come(
     nights.group, nights.stored = {"linger": 1.0}, None
     fault(nights)
     nights.run("last")
+    assert nights.live() == []
+
+
+def test_no_pool_lingers_whose_nodes_were_idle_for_keep_warm(
+    qarnot: LocalQarnot, nights: Nights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return datetime.fromtimestamp(qarnot.get_clock()["now"], tz) + KEEP_WARM + timedelta(seconds=1)
+
+    nights.group, nights.stored = {"linger": 1.0}, None
+    nights.slices("nodes.open_pool", "last").execute()
+    monkeypatch.setattr(lingering, "datetime", Later)
+    nights.slices("nodes.close_pool", "last").execute()
     assert nights.live() == []
 
 
