@@ -182,6 +182,8 @@ class QarnotCreatePoolOperator(PoolOperator):
         self._filled = has_values(self, _FILLED, "pool_spec")
         #: The number of pools of this lineage that did not become ready, which is the rung of the ladder.
         self._failed_boots = 0
+        #: End of the wait for all of them, if it has one.
+        self._boot_deadline: datetime | None = None
         reject_empty(self, self._filled)
         if self.shared is not None and keep_warm is None and not scales(pool_spec):
             self.keep_warm = DEFAULT_KEEP_WARM
@@ -470,7 +472,7 @@ class QarnotCreatePoolOperator(PoolOperator):
         """
         values = self._given()
         condition = self._awaited()
-        deadline = deadline or self._deadline(context)
+        self._boot_deadline = deadline = deadline or self._deadline(context)
         resume_state: dict[str, Any] = {"closed": closed, "decision": self._decision}
         rungs_left = len(self._spec(values).ladder) - self._failed_boots
         if rungs_left > 1:
@@ -507,9 +509,15 @@ class QarnotCreatePoolOperator(PoolOperator):
     def warm_up_with_room(self, context: Context, event: Mapping[str, Any]) -> str:
         """Resume with a pool whose warm-up had to wait for room under the account's quota of tasks."""
         outcome = self._resume(context, event)
+        resume_state = outcome.resume_state
         with self._closing_on_error():
-            self._quota_deadline = parse_stored_time(outcome.resume_state["room_until"])
-            return self._ready(context, self._boot(context, outcome.uuid))
+            self._quota_deadline = parse_stored_time(resume_state["room_until"])
+            self._failed_boots = _failed_boots(resume_state)
+            deadline = None
+            if (seconds := resume_state.get("seconds_left")) is not None:
+                now = datetime.now(UTC)
+                deadline = min([now + timedelta(seconds=seconds), *self._execution_ends(context, now)])
+            return self._ready(context, self._boot(context, outcome.uuid, deadline))
 
     def _room_trigger(
         self, interval: float, deadline: str, resume_state: dict[str, Any] | None
@@ -518,6 +526,8 @@ class QarnotCreatePoolOperator(PoolOperator):
             return super()._room_trigger(interval, deadline, resume_state)
         from airflow_qarnot_pool.triggers.quota import QarnotWarmUpRoomTrigger
 
+        # The wait for room is no part of the wait for nodes.
+        left = self._boot_deadline - datetime.now(UTC) if self._boot_deadline else None
         trigger = QarnotWarmUpRoomTrigger(
             qarnot_conn_id=self.qarnot_conn_id,
             uuid=self._work.uuid,
@@ -526,6 +536,10 @@ class QarnotCreatePoolOperator(PoolOperator):
             deadline=deadline,
             identity=self._work.identity.to_kwargs(),
             cancel_on_kill=self.cancel_on_kill,
+            resume_state={
+                "rung": {"failed": self._failed_boots},
+                "seconds_left": left.total_seconds() if left is not None else None,
+            },
         )
         return trigger, "warm_up_with_room"
 

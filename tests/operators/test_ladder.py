@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from airflow_qarnot_pool.ownership.ladder import Climb
 from airflow_qarnot_pool.ownership.xcoms import WORK_KEY
 from airflow_qarnot_pool.version_compat import TaskDeferred
 from tests.crash.children import eventually, made_for
-from tests.harness import FakeTI, defer, fire, run
+from tests.harness import FakeTI, defer, fire, resume, run
 
 LADDER = ("Flex", "Flex", "OnDemand")
 task = partial(QarnotRunTaskOperator, task_id="task", log_output=False)
@@ -347,6 +347,53 @@ def test_a_pool_that_does_not_become_ready_is_replaced_on_the_next_rung(
     # Its own warm-up has booted it, and has ended.
     warm_ups = ["Cancelled"] if keep_warm else []
     eventually(lambda: [one.state for one in client.pools.tasks(uuid)] == warm_ups, say="its end")
+    client.pools.delete(uuid)
+
+
+def test_a_wait_for_room_for_the_warm_up_keeps_the_rung_and_the_deadline(
+    qarnot: LocalQarnot, client: QarnotClient, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_qarnot_pool.triggers.quota.TRY_AGAIN_AFTER", 0.3)
+    # A pool that is not on the last rung gets no time at all.
+    monkeypatch.setattr(
+        "airflow_qarnot_pool.operators.create_pool.share_of_wait", lambda deadline, rungs, now: now
+    )
+    open_next, boot = QarnotCreatePoolOperator._open_next, QarnotCreatePoolOperator._boot
+    deadlines: list[Any] = []
+
+    def open_next_without_room(*args: Any) -> str:
+        qarnot.withhold_nodes(False)
+        refuse = {"kind": "status", "status": 403, "method": "POST", "path": "/tasks$"}
+        qarnot.faults([{**refuse, "message": "The quota of tasks is reached"}])
+        return open_next(*args)
+
+    def boot_until(
+        self: Any, context: Any, uuid: str, deadline: Any = None, *args: Any, **options: Any
+    ) -> Any:
+        deadlines.append(deadline)
+        return boot(self, context, uuid, deadline, *args, **options)
+
+    monkeypatch.setattr(QarnotCreatePoolOperator, "_open_next", open_next_without_room)
+    qarnot.withhold_nodes(True)
+    make = partial(
+        create,
+        instance_count=1,
+        keep_warm=60,
+        wait_timeout=600,
+        wait_for_quota=600,
+        pool_spec={"ladder": ["Flex", "OnDemand"]},
+    )
+    deferred, context = defer(make, FakeTI(run_id=run_id, task_id="create"))
+    while deferred.method_name != "warm_up_with_room":
+        deferred = step(make, deferred, context)
+    qarnot.faults([])
+    deferred.trigger.resume_state["seconds_left"] -= 500
+    monkeypatch.setattr(QarnotCreatePoolOperator, "_boot", boot_until)
+    monkeypatch.setattr(QarnotCreatePoolOperator, "_open_next", open_next)
+    uuid = resume(make, deferred, context)
+    assert pools(client, run_id) == [("flex", False), ("ondemand", True)]
+    assert deadlines[0] is not None
+    assert deadlines[0] < datetime.now(UTC) + timedelta(seconds=100)
     client.pools.delete(uuid)
 
 
