@@ -168,7 +168,7 @@ class QarnotOpenAheadOperator(QarnotCreatePoolOperator):
         return uuid
 
     def _give_back(self, context: Context) -> None:
-        """Release the hold of this task. The run has done so if it has opened the pool."""
+        """Release the hold of this task, unless the run has done so, and close a pool that nothing else needs."""
         from airflow_qarnot_pool.operators.close_pool import run_lives
         from airflow_qarnot_pool.ownership.shared_pool import release
 

@@ -483,14 +483,15 @@ def release(
     :param alive: returns whether a DAG run is unfinished. None: Airflow cannot be asked now, so every run counts.
     :param opened_by: the tasks that opened the pool and are done with it. None: every task of this DAG run.
     :param keep_unused: called with a pool that has no other user, before it is closed.
-    :param only_held: do nothing if this DAG run has no hold, because another run has taken the pool over.
+    :param only_held: if this DAG run has no hold, another run has taken the pool over. Then close only a pool that this
+        run has created and no run has worked on, because its hold could not be created.
     """
     generations = client.pools.iterate(filters.equal("Tags", OWNER_TAG + identity.owner))
     live = [pool for pool in generations if usability_of(pool) is Usability.LIVE]
     holds = _holds(client, identity.owner)
     released = [hold for hold in holds if hold.is_given_up_by(identity, opened_by)]
     if only_held and not released:
-        return []
+        live = [pool for pool in live if _is_unclaimed(client, pool, identity)]
     _drop(client, released)
     if released and len(released) < len(holds):
         # Read the holds again: two runs that both read before either has released would each leave the pool open.
@@ -498,6 +499,15 @@ def release(
     remaining = [hold for hold in holds if hold not in released]
     lookup = _RunLookup(identity, alive)
     return [_close_unless_needed(client, identity, pool, remaining, lookup, keep_unused) for pool in live]
+
+
+def _is_unclaimed(client: QarnotClient, pool: Pool, identity: TaskInstanceIdentity) -> bool:
+    """Return whether the run of *identity* has created *pool*, and no Qarnot task but warm-ups was ever on it."""
+    if run_of(pool) != (identity.dag_id, identity.run_id):
+        return False
+    return all(
+        label(task.labels, "shared") for task in client.tasks.iterate(filters.equal("PoolUuid", pool.uuid))
+    )
 
 
 class _RunLookup:

@@ -220,6 +220,9 @@ def test_the_companion_ends_no_pool_that_lingers_after_its_run(nights: Nights) -
     nights.group = {"linger": 1.0}
     companion, pool = nights.open_early()
     nights.stored = None
+    work = TaskSpec(name="work", pool=pool, command="true", labels=life_of(dag_id=nights.name).labels(1, ""))
+    done = nights.client.tasks.create(work)
+    eventually(lambda: nights.client.tasks.get(done).state == "Success")
     assert nights.run("night") == pool
     companion.resume("close_unclaimed")
     assert [one.uuid for one in nights.live()] == [pool]
@@ -300,6 +303,16 @@ def test_a_pool_that_no_run_claims_is_closed(nights: Nights) -> None:
     companion, pool = nights.open_early()
     assert companion.resume("close_unclaimed") == pool
     assert nights.live() == []
+
+
+@pytest.mark.parametrize("by", ["ahead", "another run"])
+def test_only_its_own_pool_is_closed_after_its_hold_could_not_be_created(by: str, nights: Nights) -> None:
+    companion, pool = nights.open_early()
+    for job in nights.client.pools.jobs(pool):
+        nights.client.jobs.delete(job.uuid)
+    companion.context["ti"].run_id = by
+    companion.resume("close_unclaimed")
+    assert [one.uuid for one in nights.live()] == [pool] * (by == "another run")
 
 
 def test_a_retry_after_the_start_closes_a_pool_that_no_run_claims(nights: Nights) -> None:
