@@ -127,7 +127,7 @@ class Slices:
     def defer(self, method: str) -> TaskDeferred:
         """Resume one slice, which must defer."""
         with pytest.raises(TaskDeferred) as caught:
-            self._one(lambda operator, context: operator.resume_execution(method, {"event": None}, context))
+            self._one(lambda operator, context: getattr(operator, method)(context))
         return caught.value
 
     def _run(self, call: Callable[[Any, Any], Any]) -> Any:
@@ -346,15 +346,20 @@ def dies(*_: Any, **__: Any) -> Any:
     raise SystemExit
 
 
+@pytest.mark.usefixtures("defers_at_once")
 def test_boots_are_read_from_the_record_of_earlier_pools(qarnot: LocalQarnot, nights: Nights) -> None:
-    qarnot.set_speed(20)  # the times of the service are whole seconds
     for run_id in ("first", "second"):
-        nights.run(run_id)
-    qarnot.set_speed(1)
+        opener = nights.slices("nodes.open_pool", run_id)
+        qarnot.withhold_nodes(True)
+        waiting = opener.defer("execute")
+        qarnot.advance_clock(5)  # the times of the service are whole seconds
+        qarnot.withhold_nodes(False)
+        opener.resume(waiting.method_name, fire(waiting))
+        nights.slices("nodes.close_pool", run_id).execute()
     boots = read_boots(nights.client, life_of(shared=nights.name), f"{nights.name} (warm-up)")
     assert len(boots) == 2
     for boot in boots:
-        assert boot.duration > timedelta()
+        assert boot.duration >= timedelta(seconds=5)
         assert boot.node_seconds > 0
     nights.start = datetime.now(UTC) + timedelta(minutes=20)
     waiting = nights.companion().execute()
