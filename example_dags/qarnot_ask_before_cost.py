@@ -36,9 +36,7 @@ with DAG(
     catchup=False,
     tags=["qarnot"],
     params={
-        "max_euros": Param(
-            1.0, type="number", exclusiveMinimum=0, title="Euros above which a person is asked"
-        ),
+        "max_euros": Param(1.0, type="number", minimum=0.01, title="Euros above which a person is asked"),
         "seconds": Param(2, type="number", minimum=0, title="Seconds that each task works"),
     },
 ) as dag:

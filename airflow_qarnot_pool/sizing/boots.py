@@ -49,12 +49,12 @@ def boots_of(pools: Iterable[Pool], warm_ups: Iterable[Task]) -> list[Boot]:
     the boot, and one that never ran was aborted with its pool.
     """
     created = {pool.uuid: pool for pool in pools}
-    boots = {
-        task.creation_date: _boot(created[task.pool], task)
+    boots = [
+        (task.creation_date, _boot(created[task.pool], task))
         for task in warm_ups
         if task.creation_date is not None and task.pool in created
-    }
-    latest_first = (boot for _, boot in sorted(boots.items(), key=itemgetter(0), reverse=True))
+    ]
+    latest_first = (boot for _, boot in sorted(boots, key=itemgetter(0), reverse=True))
     return list(islice((boot for boot in latest_first if boot is not None), MAX_BOOTS))
 
 

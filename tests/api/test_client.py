@@ -304,14 +304,14 @@ def test_all_of_one_name_are_found_under_a_cap(client, local, five):
 
 
 def test_only_the_client_reads_a_search_that_may_be_cut():
-    """All others ask for everything, or as the poller does for objects by name, and look for those that are missing."""
+    """All others ask for everything. These two ask for objects by name, and look for those that are missing."""
     package = Path(airflow_qarnot_pool.__file__).parent
     callers = {
         str(path.relative_to(package))
         for path in package.rglob("*.py")
         if re.search(r"(pools|tasks|resource|_resource|quick)\.search\(", path.read_text())
     }
-    assert callers == {"triggers/poller.py"}
+    assert callers == {"triggers/poller.py", "executors/lookups.py"}
 
 
 # ---- tasks ----

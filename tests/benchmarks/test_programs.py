@@ -50,6 +50,7 @@ KEYS = {
     "environments": {"installs_on_nodes", "extra_seconds_a_call", "boot_with_the_environment_seconds"},
     "warm_vs_cold": {"warm.0.3.wall_seconds", "cold.0.3.wall_seconds"},
     "ladder": {"patterns", "losses", "cost_over_all_ondemand", "target.patterns_that_ended_late"},
+    "right_size": {"error_of_the_makespan", "auto_dearer_than_the_best_size_in_hindsight"},
     "local_qarnot": {"get_a_task.20.per_second", "search_by_tag_and_time.20.per_second"},
 }
 

@@ -29,6 +29,7 @@ class Outputs:
 
     def __init__(self, **streams: str) -> None:
         self.tasks = self
+        self.transport = SimpleNamespace(deadline=60.0)
         self._streams = streams
 
     def limited(self, **limits: Any) -> Outputs:

@@ -19,6 +19,7 @@ from airflow_qarnot_pool.ownership.identity import namespace_tag
 from airflow_qarnot_pool.ownership.termination import end_owned
 from airflow_qarnot_pool.plugins.cache import LIST
 from airflow_qarnot_pool.plugins.queries import Fetcher
+from airflow_qarnot_pool.plugins.rows import Closings
 from tests.crash.children import eventually
 from tests.harness import FakeTI, life_of, run
 
@@ -111,7 +112,7 @@ def test_the_page_lists_all_pools_under_any_cap(
     )
     uuids = {client.pools.create(spec) for _ in range(9)}
     monkeypatch.setattr("airflow_qarnot_pool.plugins.airflow_db.run_facts", lambda runs: {})
-    monkeypatch.setattr("airflow_qarnot_pool.plugins.airflow_db.closings", dict)
+    monkeypatch.setattr("airflow_qarnot_pool.plugins.airflow_db.closings", lambda: Closings({}, {}))
     assert uuids <= Fetcher("qarnot_default")(LIST).entries.keys()
     for uuid in uuids:
         client.pools.delete(uuid)
