@@ -10,7 +10,6 @@ twice its estimate.
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import DAG, Param, get_current_context, task
@@ -65,7 +64,6 @@ with DAG(
             subject=f"Spend about {{{{ '%.2f' % {ESTIMATE}['euros'] }}}} EUR on {{{{ dag.dag_id }}}}?",
             body=f"The mean of {{{{ {ESTIMATE}['runs'] }}}} runs at each size:\n\n"
             f"```\n{{{{ {ESTIMATE}['table'] }}}}\n```",
-            response_timeout=timedelta(hours=12),
         )
     else:
 
