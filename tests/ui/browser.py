@@ -176,19 +176,18 @@ class Browser:
         """Make *css* seen, which may be in a folded section of a form."""
 
         def shown() -> bool:
-            if self.find(css):
-                return True
             # One section is open at a time, and the name of another one may begin alike.
             headings = [
                 one for one in self.find("[role=dialog] button", section) if one.text.strip() == section
             ]
             folded = [one for one in headings if one.get_attribute("aria-expanded") != "true"]
-            if folded:
+            if folded and len(folded) == len(headings):
+                # A section that folds is seen for a while.
                 folded[0].click()
                 self.wait(
                     lambda: folded[0].get_attribute("aria-expanded") == "true", f"{section!r} to unfold"
                 )
-            return False
+            return bool(self.find(css))
 
         self.wait(shown, f"{css} in the section {section!r}")
 
