@@ -160,9 +160,11 @@ class Browser:
                 field.click()
                 field.send_keys(Keys.CONTROL, "a")
                 field.send_keys(text)
-                # The page takes letters one by one. Nothing is written twice meanwhile.
-                ends = time.monotonic() + 5
-                while field.get_attribute("value") != text and time.monotonic() < ends:
+                # The page takes letters one by one. Nothing is written twice while there are more of them.
+                held, ends = "", time.monotonic() + 5
+                while (value := field.get_attribute("value")) != text and time.monotonic() < ends:
+                    if value != held:
+                        held, ends = value, time.monotonic() + 5
                     time.sleep(0.02)
             return field.get_attribute("value") == text
 

@@ -12,6 +12,8 @@ from tests.plugins.conftest import Maker, identity
 from tests.ui import MISFITS
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from airflow_qarnot_pool.local import LocalQarnot
     from tests.ui.browser import Browser
     from tools.airflow_stack import AirflowStack
@@ -106,8 +108,9 @@ def test_the_connection_is_made_in_its_form_and_tested(
 
 @pytest.mark.usefixtures("connected")
 def test_a_run_from_the_form_to_the_closed_pool(
-    browser: Browser, airflow: AirflowStack, qarnot_of_ui: LocalQarnot
+    browser: Browser, airflow: AirflowStack, qarnot_of_ui: LocalQarnot, tmp_path: Path
 ) -> None:
+    seen = tmp_path / "seen"
     airflow.wait_dag("qarnot_params")
     airflow.api("PATCH", "dags/qarnot_params", {"is_paused": False})
     browser.go(PAGE)
@@ -117,7 +120,7 @@ def test_a_run_from_the_form_to_the_closed_pool(
     browser.unfold("[role=dialog] input[name=element_items]", "The work")
     browser.write("[role=dialog] input[name=element_items]", "2")
     browser.unfold("[role=dialog] [name=element_command]", "The work")
-    browser.write("[role=dialog] [name=element_command]", "sh -c 'sleep 15; echo done'")
+    browser.write("[role=dialog] [name=element_command]", f"sh -c 'until [ -e {seen} ]; do sleep 0.1; done'")
     browser.shot("trigger-form")
     browser.click("[role=dialog] button", "Trigger")
     [run] = browser.wait(lambda: airflow.api("GET", "dags/qarnot_params/dagRuns")["dag_runs"], "the run")
@@ -161,6 +164,7 @@ def test_a_run_from_the_form_to_the_closed_pool(
         assert width < 1400, "Airflow's grid is beside it"
         assert not misfits
 
+    seen.touch()
     browser.go(PAGE)
     page_shows(browser, "tr[data-uuid]", "Closed")
     page_shows(browser, "tr[data-uuid]", "2 done")
