@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from airflow_qarnot_pool.api.fields import is_uuid
 from airflow_qarnot_pool.executors.running import Attempt, Instance
 
 if TYPE_CHECKING:
@@ -23,9 +24,8 @@ def read_instances(session: Session, ids: Iterable[str], job_id: Any) -> dict[st
     from airflow.models.taskinstance import TaskInstance
     from sqlalchemy import select
 
-    wanted, found = sorted(set(ids)), {}
-    for start in range(0, len(wanted), CHUNK):
-        chunk = _as_ids(wanted[start : start + CHUNK])
+    found = {}
+    for chunk in _chunks(ids):
         columns = (
             TaskInstance.id,
             TaskInstance.state,
@@ -37,6 +37,19 @@ def read_instances(session: Session, ids: Iterable[str], job_id: Any) -> dict[st
             text = None if state is None else str(getattr(state, "value", state))
             found[str(each_id)] = Instance(state=text, external_id=external_id, is_ours=queued_by == job_id)
     return found
+
+
+def read_replaced(session: Session, ids: Iterable[str]) -> set[str]:
+    """Return those of *ids* that a task instance had in an earlier try, or before it was cleared."""
+    from airflow.models.taskinstancehistory import TaskInstanceHistory
+    from sqlalchemy import select
+
+    column = TaskInstanceHistory.task_instance_id
+    return {
+        str(each)
+        for chunk in _chunks(ids)
+        for each in session.scalars(select(column).where(column.in_(chunk)))
+    }
 
 
 def requeue(session: Session, attempt: Attempt, job_id: Any) -> None:
@@ -92,6 +105,13 @@ def _still_queued(attempt: Attempt, job_id: Any) -> list[Any]:
     else:
         conditions.append(TaskInstance.queued_by_job_id == job_id)
     return conditions
+
+
+def _chunks(ids: Iterable[str]) -> Iterator[list[Any]]:
+    # A Qarnot task may have any text as its tag.
+    wanted = sorted({each for each in ids if is_uuid(each)})
+    for start in range(0, len(wanted), CHUNK):
+        yield _as_ids(wanted[start : start + CHUNK])
 
 
 def _as_ids(ids: Iterable[str]) -> list[Any]:

@@ -109,12 +109,17 @@ class ExecutorPools:
 
 
 def delete_closed(client: QarnotClient, owner: str) -> int:
-    """Delete the closed generations of a pool, which count against the account's quota, and return their number."""
+    """Delete closed generations of a pool, which count against the account's quota, and return their number.
+
+    The newest is kept if there are others, because another scheduler may count the next generation from it.
+    """
     closed = [
         pool
         for pool in client.pools.iterate(filters.equal("Tags", OWNER_TAG + owner))
         if pool.phase is states.Phase.TERMINAL
     ]
-    for pool in closed:
+    closed.sort(key=lambda pool: str(pool.creation_date))
+    deleted = closed[:-1] or closed
+    for pool in deleted:
         client.pools.delete(pool.uuid)
-    return len(closed)
+    return len(deleted)

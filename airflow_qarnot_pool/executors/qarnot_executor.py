@@ -11,6 +11,7 @@ from airflow.executors.base_executor import PARALLELISM, BaseExecutor
 
 from airflow_qarnot_pool.executors.running import (
     MAX_REQUEUES,
+    UNNEEDED_RUNNING_FOR,
     Attempt,
     End,
     Instance,
@@ -69,7 +70,9 @@ class QarnotExecutor(BaseExecutor):
         self._requeues: Counter[Any] = Counter()
         self._unneeded_since: dict[str, float] = {}
         self._audited = time.monotonic()
-        self._swept = self._audited - SWEEP_INTERVAL + FIRST_SWEEP
+        self._next_sweep = self._audited + FIRST_SWEEP
+        #: Since when Qarnot tasks that no scheduler watches are not needed, by uuid.
+        self._left_on_since: dict[str, float] = {}
 
     def start(self) -> None:
         """Read the options, and log what makes tasks fail later.
@@ -277,34 +280,47 @@ class QarnotExecutor(BaseExecutor):
         ]
         # A task that was cleared while it ran waits for the report to run again.
         cleared = [
-            self._attempts[name].key for name in overdue if self._attempts[name].instance_id not in instances
+            key
+            for name in overdue
+            if self._attempts[name].instance_id not in instances
+            # A run that was deleted and created again has the same keys.
+            and self._newest.get(key := self._attempts[name].key) == name
         ]
         self._drop(overdue)
         for key in cleared:
             self.success(key)
 
     def _sweep(self) -> None:
-        """Abort Qarnot tasks that Airflow does not need and no scheduler watches.
+        """Abort Qarnot tasks that two sweeps show, and that Airflow does not need and no scheduler watches.
 
-        A scheduler that was killed has not sent their abort, or has not seen that their process hangs.
+        A scheduler that was killed has not sent their abort, or has not seen that their process hangs. Another one may
+        wait for the end of a process that stores its log.
         """
         from airflow.utils.session import create_session
         from sqlalchemy.exc import SQLAlchemyError
 
-        from airflow_qarnot_pool.executors.airflow_state import read_instances
+        from airflow_qarnot_pool.executors import airflow_state
 
-        if time.monotonic() - self._swept >= SWEEP_INTERVAL:
-            self._swept = time.monotonic()
+        now = time.monotonic()
+        if now >= self._next_sweep:
+            self._next_sweep = now + SWEEP_INTERVAL
             self._tasks.sweep()
-        if not (found := self._tasks.take_unwatched()):
+        if (found := self._tasks.take_unwatched()) is None:
             return
         try:
             with create_session() as session:
-                instances = read_instances(session, found.values(), self.job_id)
+                instances = airflow_state.read_instances(session, found.values(), self.job_id)
+                replaced = airflow_state.read_replaced(session, found.values())
         except SQLAlchemyError as error:
             self.log.warning("The Qarnot tasks that no scheduler watches are looked for later: %s", error)
             return
-        if uuids := left_on(found, instances):
+        self._left_on_since = left_on(found, instances, replaced, self._left_on_since, now)
+        uuids = [
+            uuid for uuid, since in self._left_on_since.items() if is_overdue(since, now, has_started=True)
+        ]
+        if len(uuids) < len(self._left_on_since):
+            self._next_sweep = now + UNNEEDED_RUNNING_FOR
+        if uuids:
             self.log.warning("Aborting %d Qarnot tasks that Airflow does not need any more", len(uuids))
             self._tasks.end(uuids)
 

@@ -218,9 +218,9 @@ class RemoteTasks:
         """Look for live Qarnot tasks of this deployment that this scheduler does not watch."""
         self._call(self._begin_sweep)
 
-    def take_unwatched(self) -> dict[str, str]:
-        """Return the ids of task instances by the uuids that the last sweep has found, once."""
-        return self._unwatched.pop() if self._unwatched else {}
+    def take_unwatched(self) -> dict[str, str] | None:
+        """Return the ids of task instances by the uuids that the last sweep has found, once; None without a sweep."""
+        return self._unwatched.pop() if self._unwatched else None
 
     def end(self, uuids: Iterable[str]) -> None:
         """Abort these Qarnot tasks, which this scheduler does not watch."""
@@ -508,12 +508,13 @@ class RemoteTasks:
             return
         client = await self._client()
         assert self._settings is not None
-        if self._is_sweep_due:
+        # Without an explicit namespace another deployment may share it.
+        if self._is_sweep_due and self._settings.namespace_is_explicit:
             known = [remote.uuid for remote in self._remotes.values()]
             before = datetime.now(UTC) - LEFT_ON_AFTER
             search = partial(find_unwatched, client, self._settings.namespace, known, before)
             self._unwatched.append(await self._request(search))
-            self._is_sweep_due = False
+        self._is_sweep_due = False
         ended, error = await self._request(partial(end_each, client, list(self._to_end)))
         self._to_end -= set(ended)
         if error is not None:

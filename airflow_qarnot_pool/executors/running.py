@@ -12,7 +12,7 @@ start. Each of these *attempts* has one Qarnot task. Its name is decided before 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import Enum, auto
@@ -29,8 +29,9 @@ KEPT_FOR = timedelta(days=1)
 #: How often an attempt that Airflow never saw start is queued again within its try.
 MAX_REQUEUES = 2
 #: Seconds for which a Qarnot task may outlive the need of Airflow for it. One that runs ends by itself in this time,
-#: because its process has seen that Airflow has stopped the task, or stores its log.
-UNNEEDED_QUEUED_FOR, UNNEEDED_RUNNING_FOR = 30.0, 300.0
+#: because its process has seen that Airflow has stopped the task, or stores its log. The time is less than Airflow's
+#: default heartbeat timeout, by which a task would fail that was cleared while it ran.
+UNNEEDED_QUEUED_FOR, UNNEEDED_RUNNING_FOR = 30.0, 240.0
 #: States that the task itself or a user has reported. A deferred or rescheduled task may be queued again at any moment.
 _FINAL_STATES = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
 _LIVE_STATES = frozenset({"queued", "running", "restarting"})
@@ -191,16 +192,27 @@ def unneeded(
     return {name: since.get(name, now) for name in names}
 
 
-def left_on(found: Mapping[str, str], instances: Mapping[str, Instance]) -> list[str]:
-    """Return the uuids of the Qarnot tasks that Airflow has no need for.
+def left_on(
+    found: Mapping[str, str],
+    instances: Mapping[str, Instance],
+    replaced: Collection[str],
+    since: Mapping[str, float],
+    now: float,
+) -> dict[str, float]:
+    """Return since when Airflow has no need for Qarnot tasks that no scheduler watches, by uuid.
+
+    An id that this Airflow has never had belongs to another deployment, or to a DAG run that was deleted.
 
     :param found: ids of task instances by uuid.
+    :param replaced: ids of task instances that were cleared or retried since.
+    :param since: the last result.
     """
-    return [
-        uuid
+    return {
+        uuid: since.get(uuid, now)
         for uuid, instance_id in found.items()
-        if (instance := instances.get(instance_id)) is None or instance.state not in _LIVE_STATES
-    ]
+        if instance_id in replaced
+        or ((instance := instances.get(instance_id)) is not None and instance.state not in _LIVE_STATES)
+    }
 
 
 def is_overdue(since: float, now: float, *, has_started: bool) -> bool:

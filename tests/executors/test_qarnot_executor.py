@@ -30,7 +30,7 @@ class Sent:
         self.ends: list[End] = []
         self.started: set[str] = set()
         self.sweeps = 0
-        self.unwatched: dict[str, str] = {}
+        self.unwatched: dict[str, str] | None = None
         self.ended: list[str] = []
         self.stopped = False
 
@@ -56,8 +56,8 @@ class Sent:
     def sweep(self) -> None:
         self.sweeps += 1
 
-    def take_unwatched(self) -> dict[str, str]:
-        found, self.unwatched = self.unwatched, {}
+    def take_unwatched(self) -> dict[str, str] | None:
+        found, self.unwatched = self.unwatched, None
         return found
 
     def end(self, uuids: Iterable[str]) -> None:
@@ -76,6 +76,7 @@ class Database:
 
     def __init__(self) -> None:
         self.instances: dict[str, Instance] = {}
+        self.replaced: set[str] = set()
         self.requeued: list[str] = []
         self.reset: list[str] = []
         self.is_away = False
@@ -92,6 +93,7 @@ class Database:
 def database(monkeypatch: pytest.MonkeyPatch) -> Database:
     database = Database()
     monkeypatch.setattr(airflow_state, "read_instances", database.read)
+    monkeypatch.setattr(airflow_state, "read_replaced", lambda _, ids: database.replaced & set(ids))
     monkeypatch.setattr(
         airflow_state, "requeue", lambda _, attempt, job_id: database.requeued.append(attempt.name)
     )
@@ -301,7 +303,7 @@ def test_what_airflow_does_not_need_any_more_is_aborted_after_a_while(
         del database.instances[str(cleared.ti.id)]
     sent(executor).started = {name(running)}
     both = [name(queued), name(running)]
-    for seconds, aborted in ((20, []), (20, []), (20, both[:1]), (200, both[:1]), (100, both), (100, both)):
+    for seconds, aborted in ((20, []), (20, []), (20, both[:1]), (180, both[:1]), (40, both), (100, both)):
         now[0] += seconds
         executor.heartbeat()
         assert sent(executor).aborted == aborted
@@ -310,26 +312,49 @@ def test_what_airflow_does_not_need_any_more_is_aborted_after_a_while(
     assert events(executor) == dict.fromkeys((queued.ti.key, running.ti.key), ("success", None))
 
 
-def test_what_no_scheduler_watches_and_airflow_does_not_need_is_aborted(
+def test_a_run_that_was_deleted_and_created_again_keeps_its_task(
+    executor: QarnotExecutor, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both have the same keys, and other ids."""
+    now = [executor._audited]
+    monkeypatch.setattr(qarnot_executor.time, "monotonic", lambda: now[0])
+    deleted, again = workload(), workload()
+    assert deleted.ti.key == again.ti.key
+    queue(executor, database, deleted)
+    del database.instances[str(deleted.ti.id)]
+    queue(executor, database, again)
+    for _ in range(5):
+        now[0] += 20
+        executor.heartbeat()
+    assert sent(executor).aborted == [name(deleted)]
+    assert executor.running == {again.ti.key}
+    assert events(executor) == {}
+
+
+def test_what_no_scheduler_watches_and_airflow_does_not_need_is_aborted_after_a_while(
     executor: QarnotExecutor, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [executor._audited]
     monkeypatch.setattr(qarnot_executor.time, "monotonic", lambda: now[0])
-    for seconds, sweeps in ((0, 0), (299, 0), (1, 1), (3599, 1), (1, 2)):
-        now[0] += seconds
-        executor.heartbeat()
-        assert sent(executor).sweeps == sweeps
-    database.instances |= {
-        "over": Instance(state="success"),
-        "deferred": Instance(state="deferred"),
-        "running": Instance(state="running"),
-        "queued": Instance(state="queued", is_ours=False),
-    }
-    sent(executor).unwatched = {
-        f"uuid of {name}": name for name in ("over", "deferred", "running", "queued", "gone")
-    }
-    executor.heartbeat()
-    assert sent(executor).ended == ["uuid of over", "uuid of deferred", "uuid of gone"]
+
+    def sweeps(*expected: tuple[float, int]) -> None:
+        for seconds, count in expected:
+            now[0] += seconds
+            executor.heartbeat()
+            assert sent(executor).sweeps == count
+
+    sweeps((0, 0), (299, 0), (1, 1), (3599, 1), (1, 2))
+    database.instances |= {"over": Instance(state="success"), "running": Instance(state="running")}
+    database.replaced = {"cleared"}
+    sent(executor).unwatched = {f"uuid of {name}": name for name in ("over", "running", "cleared", "unknown")}
+    sweeps((0, 2))
+    assert sent(executor).ended == [], "the process may store its log, and its scheduler waits for that"
+    sweeps((239, 2), (1, 3))
+    sent(executor).unwatched = {"uuid of over": "over", "uuid of running": "running"}
+    sweeps((0, 3))
+    assert sent(executor).ended == ["uuid of over"]
+    sent(executor).unwatched = {}
+    sweeps((0, 3), (3599, 3), (1, 4))
 
 
 def adoptable(of: Any) -> Any:

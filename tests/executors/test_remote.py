@@ -388,6 +388,7 @@ def test_a_sweep_finds_what_no_scheduler_watches_and_its_abort_is_sent(
     tasks.sweep()
     until(lambda: not tasks._is_sweep_due)
     assert tasks.take_unwatched() == {}, "it may be on its way"
+    assert tasks.take_unwatched() is None
     monkeypatch.setattr(remote, "LEFT_ON_AFTER", timedelta(seconds=-60))
     tasks.sweep()
     found = until(tasks.take_unwatched)
@@ -398,11 +399,14 @@ def test_a_sweep_finds_what_no_scheduler_watches_and_its_abort_is_sent(
     tasks.abort([watched.attempt.name])
 
 
-def test_without_an_explicit_namespace_nothing_is_submitted(
+def test_without_an_explicit_namespace_nothing_is_submitted_or_swept(
     qarnot: LocalQarnot, tasks: RemoteTasks, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("AIRFLOW_CONN_QARNOT_DEFAULT", qarnot.airflow_connection())
     tasks.submit([one := submission()])
     until(lambda: "needs an explicit namespace" in caplog.text)
     assert posts(qarnot) == []
+    tasks.sweep()
+    until(lambda: not tasks._is_sweep_due)
+    assert tasks.take_unwatched() is None
     tasks.abort([one.attempt.name])

@@ -17,6 +17,7 @@ from airflow_qarnot_pool.executors.running import (
     Verdict,
     is_overdue,
     judge,
+    left_on,
     name_of,
     outcome_of,
     unneeded,
@@ -120,6 +121,24 @@ def test_a_qarnot_task_is_unneeded_from_the_first_look_that_says_so() -> None:
     }
 
 
+def test_only_what_this_airflow_has_had_is_left_on() -> None:
+    """Another deployment may use the namespace by mistake, or have a copy of this one's database."""
+    ids = ("over", "deferred", "running", "queued", "cleared", "never had")
+    instances = {
+        "over": Instance(state="success"),
+        "deferred": Instance(state="deferred"),
+        "running": Instance(state="running"),
+        "queued": Instance(state="queued", is_ours=False),
+    }
+    found = {f"uuid of {each}": each for each in ids}
+    since = {"uuid of over": 3.0, "uuid of running": 2.0}
+    assert left_on(found, instances, {"cleared"}, since, 5.0) == {
+        "uuid of over": 3.0,
+        "uuid of deferred": 5.0,
+        "uuid of cleared": 5.0,
+    }
+
+
 def test_a_qarnot_task_that_runs_has_time_to_end_by_itself() -> None:
     assert [is_overdue(0, now, has_started=False) for now in (29, 30)] == [False, True]
-    assert [is_overdue(0, now, has_started=True) for now in (30, 299, 300)] == [False, False, True]
+    assert [is_overdue(0, now, has_started=True) for now in (30, 239, 240)] == [False, False, True]
