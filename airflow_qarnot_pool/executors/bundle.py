@@ -26,7 +26,12 @@ from airflow.dag_processing.bundles.base import BaseDagBundle
 
 from airflow_qarnot_pool.api.buckets import check_bucket
 from airflow_qarnot_pool.api.errors import QarnotError, QarnotInvalidSpecError
-from airflow_qarnot_pool.executors.bundle_archives import ARCHIVES, archive_key
+from airflow_qarnot_pool.executors.bundle_archives import (
+    ARCHIVES,
+    archive_key,
+    archives_folder,
+    source_prefix,
+)
 from airflow_qarnot_pool.executors.node import SHARED
 from airflow_qarnot_pool.version_compat import bundle_version
 
@@ -39,6 +44,8 @@ log = logging.getLogger(__name__)
 MIN_VERSIONS, MAX_AGE = 20, timedelta(days=30)
 #: Maximum bytes of the files of a bundle, and their maximum number.
 MAX_BYTES, MAX_FILES = 1024**3, 20_000
+#: Seconds between two looks at the newest archive while no file changes.
+LOOK_INTERVAL = 3600.0
 #: Maximum number of copies of a bundle whose files change meanwhile.
 _MAX_COPIES = 5
 #: Folder of the files in an archive.
@@ -69,7 +76,7 @@ class QarnotDagBundle(BaseDagBundle):
     ) -> None:
         super().__init__(**kwargs)
         self.bucket = check_bucket(bucket, "bucket", "Give {bucket!r}, and {path!r} as prefix.")
-        self.prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+        self.prefix = source_prefix(prefix)
         if self.prefix.startswith(ARCHIVES):
             raise QarnotInvalidSpecError(
                 f"prefix of bundle {self.name} is the folder of the archives, got {prefix!r}",
@@ -77,6 +84,10 @@ class QarnotDagBundle(BaseDagBundle):
                 remedy="Keep the DAG files in another folder.",
             )
         self.qarnot_conn_id = qarnot_conn_id
+        #: Folder of the archives in the bucket, and below the resources of a pool.
+        self.archives = archives_folder(self.name, prefix)
+        #: When to ask again whether the newest archive exists, of ``time.monotonic``.
+        self._look_again = 0.0
 
     # --- what Airflow calls
 
@@ -108,7 +119,7 @@ class QarnotDagBundle(BaseDagBundle):
             raise QarnotError(f"Version {self.version} of bundle {self.name} cannot be refreshed")
         with self.lock():
             copied, files = self._noted().get("files"), self._list()
-            if copied == files:
+            if copied == files and self._is_stored():
                 return
             for _ in range(_MAX_COPIES):
                 self._copy(files, copied or {})
@@ -204,12 +215,25 @@ class QarnotDagBundle(BaseDagBundle):
 
     # --- archives
 
+    def _is_stored(self) -> bool:
+        """Return whether the newest version has an archive. A rule of the bucket or a person may have deleted it."""
+        from airflow_qarnot_pool.environments.storage import modified_of
+        from airflow_qarnot_pool.hooks.storage import with_storage_help
+
+        if time.monotonic() < self._look_again:
+            return True
+        key = archive_key(self.archives, self._noted()["version"])
+        with with_storage_help(f"The archives of bundle {self.name} could not be read", self.bucket):
+            is_stored = modified_of(self._s3, self.bucket, key) is not None
+        self._look_again = time.monotonic() + LOOK_INTERVAL
+        return is_stored
+
     def _store(self, version: str, names: Iterable[str]) -> None:
         """Store the archive of the newest files, and delete old archives."""
         from airflow_qarnot_pool.environments.storage import modified_of, pack
         from airflow_qarnot_pool.hooks.storage import iterate_files, with_storage_help
 
-        key = archive_key(self.name, version)
+        key = archive_key(self.archives, version)
         with with_storage_help(f"Version {version} of bundle {self.name} could not be stored", self.bucket):
             if modified_of(self._s3, self.bucket, key) is not None:
                 # The files are as they once were. The new date says from when on.
@@ -222,7 +246,7 @@ class QarnotDagBundle(BaseDagBundle):
                     pack({_FILES: {name: self.path / name for name in names}}, file)
                     file.seek(0)
                     self._s3.put_object(Bucket=self.bucket, Key=key, Body=file)
-            stored = iterate_files(self._s3, self.bucket, f"{ARCHIVES}{self.name}/")
+            stored = iterate_files(self._s3, self.bucket, self.archives)
             for old in outdated(stored, datetime.now(UTC)):
                 self._s3.delete_object(Bucket=self.bucket, Key=old)
 
@@ -248,7 +272,7 @@ class QarnotDagBundle(BaseDagBundle):
         """Yield the path of the archive: that of the resources of the pool, or a download."""
         from airflow_qarnot_pool.hooks.storage import with_storage_help
 
-        key = archive_key(self.name, version)
+        key = archive_key(self.archives, version)
         brought = Path(os.environ.get(SHARED) or "/nonexistent", key)
         if brought.is_file():
             yield brought

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterable, Mapping
@@ -26,9 +27,22 @@ BUNDLE_CLASS = "airflow_qarnot_pool.executors.bundle.QarnotDagBundle"
 BUNDLES = "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST"
 
 
-def archive_key(name: str, version: str) -> str:
+def source_prefix(folder: str) -> str:
+    """Return the prefix of the keys below *folder* of a bucket; "" for the whole bucket."""
+    return f"{folder.strip('/')}/" if folder.strip("/") else ""
+
+
+def archives_folder(name: str, prefix: str) -> str:
+    """Return the folder of the archives of a bundle. It differs between two deployments that share bucket and name.
+
+    :param prefix: folder of the DAG files in the bucket.
+    """
+    return f"{ARCHIVES}{name}/{hashlib.sha256(source_prefix(prefix).encode()).hexdigest()[:8]}/"
+
+
+def archive_key(folder: str, version: str) -> str:
     """Return the key of the archive of a version, which is also its path below the resources of a pool."""
-    return f"{ARCHIVES}{name}/{version}.tar.gz"
+    return f"{folder}{version}.tar.gz"
 
 
 def bundle_resources(config_list: str | None) -> list[ResourceBucket]:
@@ -39,7 +53,7 @@ def bundle_resources(config_list: str | None) -> list[ResourceBucket]:
     from airflow_qarnot_pool.api.specs import ResourceBucket
 
     return [
-        ResourceBucket(bucket=bundle["kwargs"]["bucket"], prefix=f"{ARCHIVES}{bundle['name']}/")
+        ResourceBucket(bucket=bundle["kwargs"]["bucket"], prefix=_folder_of(bundle))
         for bundle in bundles_of(config_list)
         if is_qarnot_bundle(bundle)
     ]
@@ -47,11 +61,14 @@ def bundle_resources(config_list: str | None) -> list[ResourceBucket]:
 
 def archive_of(name: str, version: str | None, config_list: str | None) -> str | None:
     """Return the archive that the nodes need for a bundle, or None if it is no Qarnot bundle with a version."""
-    if not version or not any(
-        each.get("name") == name and is_qarnot_bundle(each) for each in bundles_of(config_list)
-    ):
+    if not version:
         return None
-    return archive_key(name, version)
+    ours = (each for each in bundles_of(config_list) if each.get("name") == name and is_qarnot_bundle(each))
+    return next((archive_key(_folder_of(bundle), version) for bundle in ours), None)
+
+
+def _folder_of(bundle: Mapping[str, Any]) -> str:
+    return archives_folder(bundle["name"], str(bundle["kwargs"].get("prefix", "")))
 
 
 class BroughtArchives:

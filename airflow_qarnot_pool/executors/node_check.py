@@ -79,7 +79,6 @@ def _bundles() -> dict[str, str]:
     from airflow.dag_processing.bundles.manager import DagBundlesManager
 
     from airflow_qarnot_pool.executors.bundle import QarnotDagBundle
-    from airflow_qarnot_pool.executors.bundle_archives import ARCHIVES
 
     manager, problems = DagBundlesManager(), {}
     for name in manager.get_all_bundle_names():
@@ -93,7 +92,7 @@ def _bundles() -> dict[str, str]:
             problems[name] = f"there are no DAG files in {bundle.path}"
         if isinstance(bundle, QarnotDagBundle):
             shared = os.environ.get(SHARED, "")
-            if not glob(os.path.join(shared, ARCHIVES, name, "*.tar.gz")):
+            if not glob(os.path.join(shared, bundle.archives, "*.tar.gz")):
                 problems[name] = "Qarnot has brought no version of it. The DAG processor stores them"
     return problems
 

@@ -49,6 +49,9 @@ class Files:
     def delete(self, name: str) -> None:
         self.hook.s3.delete_object(Bucket=self.bucket, Key=f"prod/{name}.py")
 
+    def read(self, key: str) -> bytes:
+        return self.hook.read(self.bucket, key)
+
     def archives(self) -> list[str]:
         return [file.key for file in self.hook.list(self.bucket, module.ARCHIVES)]
 
@@ -164,9 +167,7 @@ def test_an_archive_of_other_files_is_refused(files: Files, machine: Machine) ->
     files.put(a="2")
     processor.refresh()
     (other,) = (key for key in files.archives() if first not in key)
-    files.hook.upload(
-        files.bucket, files.hook.read(files.bucket, other), key=module.archive_key("dags", first)
-    )
+    files.hook.upload(files.bucket, files.read(other), key=module.archive_key(processor.archives, first))
     node = machine("node", first)
     with pytest.raises(QarnotError, match=f"archive of version {first} of bundle dags is damaged"):
         node.initialize()
@@ -242,7 +243,11 @@ def test_a_pool_is_asked_once_for_each_new_version(qarnot: LocalQarnot, client: 
 
 @pytest.mark.parametrize(
     ("name", "version", "archive"),
-    [("a", "1" * 32, f"airflow-qarnot-bundles/a/{'1' * 32}.tar.gz"), ("a", None, None), ("b", "1", None)],
+    [
+        ("a", "1" * 32, f"airflow-qarnot-bundles/a/df662be7/{'1' * 32}.tar.gz"),
+        ("a", None, None),
+        ("b", "1", None),
+    ],
 )
 def test_the_archive_of_a_workload_is_known_by_its_bundle(
     name: str, version: str | None, archive: str | None
@@ -292,7 +297,44 @@ def test_a_version_that_is_the_newest_again_has_a_new_date(files: Files, machine
         files.put(a=text)
         bundle.refresh()
     assert version(bundle) == first
-    assert renewed == [f"/{module.archive_key('dags', first)}"]
+    assert renewed == [f"/{module.archive_key(bundle.archives, first)}"]
+
+
+def test_deployments_that_share_a_bucket_delete_no_archive_of_each_other(
+    files: Files, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Production rests, and staging changes more often than archives are kept."""
+    monkeypatch.setattr(module, "MIN_VERSIONS", 1)
+    monkeypatch.setattr(module, "MAX_AGE", timedelta(0))
+    files.put(a="production")
+    production = machine("production")
+    production.initialize()
+    machine("staging")
+    staging = QarnotDagBundle(name="dags", bucket=files.bucket, prefix="staging/")
+    for text in ("1", "2", "3"):
+        files.hook.upload(files.bucket, text.encode(), key="staging/a.py")
+        staging.refresh()
+    assert module.archive_key(production.archives, version(production)) in files.archives()
+    node = machine("node", version(production))
+    node.initialize()
+    assert content(node) == {"a.py": "production"}
+
+
+def test_the_newest_archive_is_stored_again_if_it_was_deleted(files: Files, machine: Machine) -> None:
+    files.put(a="1")
+    bundle = machine("processor")
+    bundle.initialize()
+    stored = files.archives()
+
+    def is_stored_again() -> bool:
+        files.hook.s3.delete_object(Bucket=files.bucket, Key=stored[0])
+        bundle.refresh()
+        return files.archives() == stored
+
+    assert is_stored_again()
+    assert not is_stored_again()  # one look an hour
+    bundle._look_again = 0.0
+    assert is_stored_again()
 
 
 CONFIG_LISTS: dict[str, tuple[Any, list[dict[str, Any]]]] = {
@@ -305,10 +347,15 @@ CONFIG_LISTS: dict[str, tuple[Any, list[dict[str, Any]]]] = {
             {
                 "name": "a",
                 "classpath": "airflow_qarnot_pool.executors.bundle.QarnotDagBundle",
-                "kwargs": {"bucket": "b"},
+                "kwargs": {"bucket": "b", "prefix": "/prod"},
             }
         ],
-        [{"bucketName": "b", "filtering": {"prefixFiltering": {"prefix": "airflow-qarnot-bundles/a/"}}}],
+        [
+            {
+                "bucketName": "b",
+                "filtering": {"prefixFiltering": {"prefix": "airflow-qarnot-bundles/a/df662be7/"}},
+            }
+        ],
     ),
 }
 
