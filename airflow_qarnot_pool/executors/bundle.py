@@ -15,8 +15,9 @@ import shutil
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+import zlib
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -50,6 +51,8 @@ LOOK_INTERVAL = 3600.0
 _MAX_COPIES = 5
 #: Folder of the files in an archive.
 _FILES = "dags"
+#: Seconds without growth after which an archive that Qarnot copies to the node is taken for damaged.
+PATIENCE = 10.0
 _POLL_SECONDS = 1.0
 
 
@@ -255,43 +258,45 @@ class QarnotDagBundle(BaseDagBundle):
         if self.path.is_dir():
             return
         check_version(version)
-        with self._archive(version) as archive:
-            self.versions_dir.mkdir(parents=True, exist_ok=True)
-            part = Path(tempfile.mkdtemp(prefix=".", dir=self.versions_dir))
+        brought = Path(os.environ.get(SHARED) or "/nonexistent", archive_key(self.archives, version))
+        if brought.is_file():
             try:
-                unpack(archive, part)
-                names = [path.relative_to(part / _FILES).as_posix() for path in (part / _FILES).rglob("*")]
-                if version_of(part / _FILES, names) != version:
-                    raise QarnotError(f"The archive of version {version} of bundle {self.name} is damaged")
-                (part / _FILES).rename(self.path)
-            finally:
-                shutil.rmtree(part, ignore_errors=True)
+                self._unpack(brought, patience=PATIENCE)
+                return
+            except QarnotError as error:
+                log.warning("%s. This node downloads it", error)
+        with tempfile.TemporaryDirectory(prefix="airflow-qarnot-") as scratch:
+            downloaded = Path(scratch, "archive.tar.gz")
+            self._download(version, downloaded)
+            self._unpack(downloaded, patience=0)
 
-    @contextmanager
-    def _archive(self, version: str) -> Iterator[Path]:
-        """Yield the path of the archive: that of the resources of the pool, or a download."""
+    def _unpack(self, archive: Path, patience: float) -> None:
+        """Unpack the files of this version into their folder, which other processes see when it is complete."""
+        self.versions_dir.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=".", dir=self.versions_dir))
+        try:
+            unpack(archive, part, patience)
+            names = [path.relative_to(part / _FILES).as_posix() for path in (part / _FILES).rglob("*")]
+            if version_of(part / _FILES, names) != self.version:
+                raise QarnotError(f"The archive of version {self.version} of bundle {self.name} is damaged")
+            (part / _FILES).rename(self.path)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+    def _download(self, version: str, target: Path) -> None:
+        """Download the archive of a version to *target*."""
         from airflow_qarnot_pool.hooks.storage import with_storage_help
 
-        key = archive_key(self.archives, version)
-        brought = Path(os.environ.get(SHARED) or "/nonexistent", key)
-        if brought.is_file():
-            yield brought
-            return
-        with tempfile.TemporaryDirectory(prefix="airflow-qarnot-") as scratch:
-            target = Path(scratch, "archive.tar.gz")
-            try:
-                with with_storage_help(
-                    f"Version {version} of bundle {self.name} could not be read", self.bucket
-                ):
-                    self._s3.download_file(self.bucket, key, str(target))
-            except QarnotError as error:
-                if error.status != 404:
-                    raise
-                raise QarnotError(
-                    f"Version {version} of bundle {self.name} is no longer in bucket {self.bucket}. It is kept for "
-                    f"{MAX_AGE.days} days after a newer one. Clear the DAG run with the newest version"
-                ) from error
-            yield target
+        try:
+            with with_storage_help(f"Version {version} of bundle {self.name} could not be read", self.bucket):
+                self._s3.download_file(self.bucket, archive_key(self.archives, version), str(target))
+        except QarnotError as error:
+            if error.status != 404:
+                raise
+            raise QarnotError(
+                f"Version {version} of bundle {self.name} is no longer in bucket {self.bucket}. It is kept for "
+                f"{MAX_AGE.days} days after a newer one. Clear the DAG run with the newest version"
+            ) from error
 
     @property
     def _s3(self) -> Any:
@@ -349,21 +354,24 @@ def outdated(stored: Iterable[StoredFile], now: datetime) -> list[str]:
     return [old.key for new, old in replaced if now - (new.modified or now) > MAX_AGE]
 
 
-def unpack(archive: Path, folder: Path) -> None:
+def unpack(archive: Path, folder: Path, patience: float) -> None:
     """Unpack *archive* into *folder*. Nothing is written outside of it.
 
-    A node may still be receiving the archive, so an incomplete one is tried again for some seconds.
+    A node may still be receiving the archive, so an incomplete one is tried again while it grows.
 
+    :param patience: maximum seconds without growth.
     :raises QarnotError: it is damaged or too large.
     """
-    deadline = time.monotonic() + 30
+    size, deadline = -1, 0.0
     while True:
         try:
             with tarfile.open(archive) as file:
                 members = file.getmembers()
                 check_size(archive.parent.name, len(members), sum(member.size for member in members))
                 file.extractall(folder, filter="data")
-        except (OSError, EOFError, tarfile.TarError) as error:
+        except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+            if (grown := _size_of(archive)) != size:
+                size, deadline = grown, time.monotonic() + patience
             if time.monotonic() < deadline and not isinstance(error, tarfile.FilterError):
                 time.sleep(_POLL_SECONDS)
                 continue
@@ -371,6 +379,12 @@ def unpack(archive: Path, folder: Path) -> None:
                 f"The archive {archive.name} of the bundle cannot be unpacked: {error}"
             ) from error
         return
+
+
+def _size_of(path: Path) -> int:
+    with suppress(OSError):
+        return path.stat().st_size
+    return 0
 
 
 __all__ = ["QarnotDagBundle"]

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -148,15 +149,67 @@ def test_a_node_needs_no_storage_for_a_version_that_the_pool_brings(
     processor = machine("processor")
     processor.initialize()
     (key,) = files.archives()
-    brought = tmp_path / "job" / key
-    brought.parent.mkdir(parents=True)
-    brought.write_bytes(files.hook.read(files.bucket, key))
+    bring(files.read(key), tmp_path / "job" / key)
     monkeypatch.setenv(SHARED, str(tmp_path / "job"))
     monkeypatch.delenv("AIRFLOW_CONN_QARNOT_DEFAULT")
     node = machine("node", version(processor))
     node.initialize()
     assert content(node) == {"a.py": "1"}
     assert [path.name for path in node.versions_dir.iterdir()] == [node.version]
+
+
+def bring(data: bytes, path: Path) -> None:
+    path.parent.mkdir(parents=True)
+    path.write_bytes(data)
+
+
+#: How an archive that Qarnot has brought differs from the stored one.
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "its copy has stopped": lambda data: data[:-20],
+    "it is empty": lambda _: b"",
+    "a byte is wrong": lambda data: data[:40] + bytes([data[40] ^ 255]) + data[41:],
+    "it is another file": lambda _: b"text",
+}
+
+
+@pytest.mark.parametrize("case", DAMAGES)
+def test_a_node_downloads_an_archive_that_was_brought_damaged(
+    case: str, files: Files, machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.put(a="".join(f"text {number}" for number in range(100)))
+    processor = machine("processor")
+    processor.initialize()
+    (key,) = files.archives()
+    bring(DAMAGES[case](files.read(key)), tmp_path / "job" / key)
+    monkeypatch.setenv(SHARED, str(tmp_path / "job"))
+    monkeypatch.setattr(module, "PATIENCE", 0.0)
+    node = machine("node", version(processor))
+    node.initialize()
+    assert content(node) == content(processor)
+    assert [path.name for path in node.versions_dir.iterdir()] == [node.version]
+
+
+def test_a_node_waits_while_the_archive_that_it_receives_grows(
+    files: Files, machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.put(a="1")
+    processor = machine("processor")
+    processor.initialize()
+    (key,) = files.archives()
+    data, path = files.read(key), tmp_path / "job" / key
+    bring(data[:1], path)
+    clock = iter(range(0, 10**6, 9))
+    received = iter(range(2, len(data) + 1))
+
+    def receive(_: float) -> None:
+        path.write_bytes(data[: next(received)])
+
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=receive))
+    monkeypatch.setenv(SHARED, str(tmp_path / "job"))
+    monkeypatch.delenv("AIRFLOW_CONN_QARNOT_DEFAULT")
+    node = machine("node", version(processor))
+    node.initialize()
+    assert content(node) == {"a.py": "1"}
 
 
 def test_an_archive_of_other_files_is_refused(files: Files, machine: Machine) -> None:
