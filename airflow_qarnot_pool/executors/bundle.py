@@ -87,6 +87,7 @@ class QarnotDagBundle(BaseDagBundle):
                 remedy="Keep the DAG files in another folder.",
             )
         self.qarnot_conn_id = qarnot_conn_id
+        self._newest = self.base_dir / "newest"
         #: Folder of the archives in the bucket, and below the resources of a pool.
         self.archives = archives_folder(self.name, prefix)
         #: When to ask again whether the newest archive exists, of ``time.monotonic``.
@@ -106,7 +107,7 @@ class QarnotDagBundle(BaseDagBundle):
     @property
     def path(self) -> Path:
         """The folder of the files on this machine."""
-        return self.versions_dir / self.version if self.version else self.base_dir / "newest"
+        return self.versions_dir / self.version if self.version else self._newest
 
     def get_current_version(self) -> Any:
         """Return the version of the files on this machine: a hash of their names and contents."""
@@ -114,33 +115,52 @@ class QarnotDagBundle(BaseDagBundle):
         return bundle_version(version) if version else None
 
     def refresh(self) -> None:
-        """Copy the newest files, and store their archive.
+        """Copy the newest files, and store their archive. A node stores nothing.
 
         :raises QarnotError: the storage cannot be read or written, or the bundle is too large.
         """
         if self.version:
             raise QarnotError(f"Version {self.version} of bundle {self.name} cannot be refreshed")
         with self.lock():
-            copied, files = self._noted().get("files"), self._list()
-            if copied == files and self._is_stored():
-                return
-            for _ in range(_MAX_COPIES):
-                self._copy(files, copied or {})
-                # Files that changed meanwhile could be of different versions.
-                copied, files = files, self._list()
-                if copied == files:
-                    break
+            if os.environ.get(SHARED):
+                self._copy_on_node()
             else:
-                log.warning(
-                    "The files of bundle %s in bucket %s change all the time. It has no version until they rest",
-                    self.name,
-                    self.bucket,
-                )
-                return
-            version = version_of(self.path, files)
-            self._store(version, files)
+                self._copy_and_store()
+
+    def _copy_and_store(self) -> None:
+        copied, files = self._noted().get("files") if self.path.is_dir() else None, self._list()
+        if copied == files and self._is_stored():
+            return
+        files, is_stable = self._copy_all(files, copied or {})
+        if not is_stable:
+            log.warning(
+                "The files of bundle %s in bucket %s change all the time. It has no version until they rest",
+                self.name,
+                self.bucket,
+            )
+            return
+        version = version_of(self.path, files)
+        self._store(version, files)
+        self._note({"files": files, "version": version})
+        log.info("Bundle %s has version %s with %d files", self.name, version, len(files))
+
+    def _copy_on_node(self) -> None:
+        """Copy the newest files for a run without a version. Tasks in other slots keep the files that they have."""
+        noted, files = self._noted(), self._list()
+        version = noted.get("version") if noted.get("files") == files else None
+        if version is None or not (self.versions_dir / version).is_dir():
+            self.versions_dir.mkdir(parents=True, exist_ok=True)
+            part = Path(tempfile.mkdtemp(prefix=".", dir=self.versions_dir))
+            self._newest = part / _FILES
+            try:
+                files, _ = self._copy_all(files, {})
+                version = version_of(self._newest, files)
+                if not (self.versions_dir / version).is_dir():
+                    self._newest.rename(self.versions_dir / version)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
             self._note({"files": files, "version": version})
-            log.info("Bundle %s has version %s with %d files", self.name, version, len(files))
+        self._newest = self.versions_dir / version
 
     # --- the newest files
 
@@ -159,6 +179,20 @@ class QarnotDagBundle(BaseDagBundle):
                         found[entry["Key"]] = [entry["ETag"], entry["Size"]]
                 check_size(self.name, len(found), sum(size for _, size in found.values()))
         return {str(path): found[key] for key, path in local_paths(found, self.prefix)}
+
+    def _copy_all(
+        self, files: dict[str, list[Any]], old: dict[str, list[Any]]
+    ) -> tuple[dict[str, list[Any]], bool]:
+        """Copy the files until they rest, because files that changed meanwhile could be of different versions.
+
+        :return: the files of the last copy, and whether they had not changed after it.
+        """
+        for _ in range(_MAX_COPIES):
+            self._copy(files, old)
+            old, files = files, self._list()
+            if old == files:
+                return old, True
+        return old, False
 
     def _copy(self, files: Mapping[str, list[Any]], old: Mapping[str, list[Any]]) -> None:
         """Copy files that are new or have changed, and delete those that are gone."""
@@ -208,7 +242,7 @@ class QarnotDagBundle(BaseDagBundle):
             noted = json.loads(self._notes.read_text())
         except (OSError, ValueError):
             return {}
-        return noted if isinstance(noted, dict) and self.path.is_dir() else {}
+        return noted if isinstance(noted, dict) else {}
 
     def _note(self, noted: dict[str, Any]) -> None:
         self._notes.parent.mkdir(parents=True, exist_ok=True)

@@ -212,6 +212,33 @@ def test_a_node_waits_while_the_archive_that_it_receives_grows(
     assert content(node) == {"a.py": "1"}
 
 
+def test_a_node_stores_nothing_and_changes_no_files_that_its_tasks_use(
+    files: Files, machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The runs have no version, as with ``disable_bundle_versioning``. The tasks are in two slots of one node."""
+    monkeypatch.setenv(SHARED, str(tmp_path / "job"))
+    files.put(a="1", lib__b="1")
+    first, again = machine("node"), machine("node")
+    first.initialize()
+    copies = []
+    with monkeypatch.context() as patched:
+        patched.setattr(QarnotDagBundle, "_copy", lambda *_: copies.append(1))
+        again.initialize()
+    assert not copies
+    files.put(a="2")
+    files.delete("lib/b")
+    second = machine("node")
+    second.initialize()
+    assert content(first) == content(again) == {"a.py": "1", "lib/b.py": "1"}
+    assert content(second) == {"a.py": "2"}
+    files.put(a="1", lib__b="1")
+    third = machine("node")
+    third.initialize()
+    assert third.path == first.path
+    assert files.archives() == []
+    assert len(list(first.versions_dir.iterdir())) == 2
+
+
 def test_an_archive_of_other_files_is_refused(files: Files, machine: Machine) -> None:
     files.put(a="1")
     processor = machine("processor")
