@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,8 +41,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Archives that are kept: at least so many, and all that were the newest one since then. Nodes fetch all of them.
-MIN_VERSIONS, MAX_AGE = 20, timedelta(days=30)
+#: Maximum number and bytes of the archives that a pool brings to its nodes. The newest one is always among them.
+MAX_BROUGHT, MAX_BROUGHT_BYTES = 20, 2 * 1024**3
+#: How long others are kept. A node downloads them.
+MAX_AGE = timedelta(days=30)
 #: Maximum bytes of the files of a bundle, and their maximum number.
 MAX_BYTES, MAX_FILES = 1024**3, 20_000
 #: Seconds between two looks at the newest archive while no file changes.
@@ -266,9 +268,9 @@ class QarnotDagBundle(BaseDagBundle):
         return is_stored
 
     def _store(self, version: str, names: Iterable[str]) -> None:
-        """Store the archive of the newest files, and delete old archives."""
+        """Store the archive of the newest files, and put old archives aside."""
         from airflow_qarnot_pool.environments.storage import modified_of, pack
-        from airflow_qarnot_pool.hooks.storage import iterate_files, with_storage_help
+        from airflow_qarnot_pool.hooks.storage import with_storage_help
 
         key = archive_key(self.archives, version)
         with with_storage_help(f"Version {version} of bundle {self.name} could not be stored", self.bucket):
@@ -283,9 +285,21 @@ class QarnotDagBundle(BaseDagBundle):
                     pack({_FILES: {name: self.path / name for name in names}}, file)
                     file.seek(0)
                     self._s3.put_object(Bucket=self.bucket, Key=key, Body=file)
-            stored = iterate_files(self._s3, self.bucket, self.archives)
-            for old in outdated(stored, datetime.now(UTC)):
-                self._s3.delete_object(Bucket=self.bucket, Key=old)
+            self._put_aside(key)
+
+    def _put_aside(self, newest: str) -> None:
+        """Move archives that pools need not bring, and delete those that were moved long ago."""
+        from airflow_qarnot_pool.hooks.storage import iterate_files
+
+        for key in superfluous(iterate_files(self._s3, self.bucket, self.archives), newest):
+            source = {"Bucket": self.bucket, "Key": key}
+            target = self._older + key.removeprefix(self.archives)
+            self._s3.copy_object(Bucket=self.bucket, Key=target, CopySource=source)
+            self._s3.delete_object(Bucket=self.bucket, Key=key)
+        now = datetime.now(UTC)
+        for file in iterate_files(self._s3, self.bucket, self._older):
+            if now - (file.modified or now) > MAX_AGE:
+                self._s3.delete_object(Bucket=self.bucket, Key=file.key)
 
     def _fetch(self, version: str) -> None:
         """Unpack the archive of a version, unless it is on this machine."""
@@ -321,16 +335,25 @@ class QarnotDagBundle(BaseDagBundle):
         """Download the archive of a version to *target*."""
         from airflow_qarnot_pool.hooks.storage import with_storage_help
 
-        try:
-            with with_storage_help(f"Version {version} of bundle {self.name} could not be read", self.bucket):
-                self._s3.download_file(self.bucket, archive_key(self.archives, version), str(target))
-        except QarnotError as error:
-            if error.status != 404:
-                raise
-            raise QarnotError(
-                f"Version {version} of bundle {self.name} is no longer in bucket {self.bucket}. It is kept for "
-                f"{MAX_AGE.days} days after a newer one. Clear the DAG run with the newest version"
-            ) from error
+        for folder in (self.archives, self._older):
+            try:
+                with with_storage_help(
+                    f"Version {version} of bundle {self.name} could not be read", self.bucket
+                ):
+                    self._s3.download_file(self.bucket, archive_key(folder, version), str(target))
+                return
+            except QarnotError as error:
+                if error.status != 404:
+                    raise
+        raise QarnotError(
+            f"Version {version} of bundle {self.name} is no longer in bucket {self.bucket}. It is kept for "
+            f"{MAX_AGE.days} days after the newest {MAX_BROUGHT}. Clear the DAG run with the newest version"
+        )
+
+    @property
+    def _older(self) -> str:
+        """Folder of the archives that pools do not bring."""
+        return f"{self.archives.rstrip('/')}-older/"
 
     @property
     def _s3(self) -> Any:
@@ -378,14 +401,19 @@ def is_source(key: str) -> bool:
     return not key.endswith("/") and not key.startswith(ARCHIVES) and "__pycache__" not in key.split("/")
 
 
-def outdated(stored: Iterable[StoredFile], now: datetime) -> list[str]:
-    """Return the keys of archives to delete: those that were replaced long ago, apart from the newest ones.
+def superfluous(stored: Iterable[StoredFile], newest: str) -> list[str]:
+    """Return the keys of archives that pools need not bring, because newer ones take the place for them.
 
-    The date of an archive is the time from which it was the newest version.
+    :param newest: key of the newest archive. Others are ordered by the time from which they were the newest.
     """
-    by_age = sorted(stored, key=lambda file: file.modified or now, reverse=True)
-    replaced = list(pairwise(by_age))[MIN_VERSIONS - 1 :]
-    return [old.key for new, old in replaced if now - (new.modified or now) > MAX_AGE]
+    latest = datetime.max.replace(tzinfo=UTC)
+    by_age = sorted(stored, key=lambda file: (file.key == newest, file.modified or latest), reverse=True)
+    sums = accumulate(file.size for file in by_age)
+    return [
+        file.key
+        for number, (file, size) in enumerate(zip(by_age, sums, strict=True))
+        if number and (number >= MAX_BROUGHT or size > MAX_BROUGHT_BYTES)
+    ]
 
 
 def unpack(archive: Path, folder: Path, patience: float) -> None:

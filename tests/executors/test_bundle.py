@@ -16,7 +16,7 @@ from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.errors import QarnotError, QarnotInvalidSpecError
 from airflow_qarnot_pool.api.specs import PoolSpec
 from airflow_qarnot_pool.executors import bundle as module
-from airflow_qarnot_pool.executors.bundle import QarnotDagBundle, outdated, version_of
+from airflow_qarnot_pool.executors.bundle import QarnotDagBundle, superfluous, version_of
 from airflow_qarnot_pool.executors.bundle_archives import (
     BUNDLE_CLASS,
     BroughtArchives,
@@ -343,25 +343,53 @@ def test_the_class_of_the_configuration_is_the_bundle() -> None:
     assert f"{module.__name__}.{QarnotDagBundle.__name__}" == BUNDLE_CLASS
 
 
-def aged(*days: int) -> list[StoredFile]:
-    return [StoredFile(key=f"{day} days", size=1, modified=NOW - timedelta(days=day)) for day in days]
-
-
-#: Ages of archives in days, and of those to delete.
-AGES: dict[str, tuple[list[int], list[int]]] = {
+GIB = 1024**3
+#: Ages in days and sizes of archives, and the ages of those that a pool need not bring. The first is the newest.
+STORED: dict[str, tuple[list[tuple[int, int]], list[int]]] = {
     "none": ([], []),
-    "few": (list(range(100, 120)), []),
-    "many of this month": (list(range(31)), []),
-    "many of two months": (list(range(0, 60, 2)), list(range(40, 60, 2))),
-    "one that was the newest until yesterday": ([1] * 20 + [90], []),
-    "one that was replaced long ago": ([1] * 20 + [80, 90], [90]),
+    "as many as it brings": ([(day, 1) for day in range(100, 120)], []),
+    "more than it brings": ([(day, 1) for day in range(22)], [20, 21]),
+    "too many bytes": ([(0, GIB), (1, GIB), (2, 1), (3, 1)], [2, 3]),
+    "the newest is too large alone": ([(0, 3 * GIB), (1, 1)], [1]),
+    "the newest has the same date as others": ([(5, GIB), (5, 2 * GIB), (5, 2 * GIB)], [5, 5]),
+    "in any order": ([(0, GIB), (9, GIB), (3, GIB)], [9]),
 }
 
 
-@pytest.mark.parametrize("case", AGES)
-def test_archives_are_deleted_long_after_they_were_replaced(case: str) -> None:
-    ages, expected = AGES[case]
-    assert outdated(aged(*ages), NOW) == [f"{day} days" for day in expected]
+@pytest.mark.parametrize("case", STORED)
+def test_a_pool_brings_the_newest_archives_that_fit(case: str) -> None:
+    archives, expected = STORED[case]
+    stored = [
+        StoredFile(key=f"{number}/{days}", size=size, modified=NOW - timedelta(days=days))
+        for number, (days, size) in enumerate(archives)
+    ]
+    newest = stored[0].key if stored else ""
+    found = superfluous(reversed(stored), newest)
+    assert sorted(int(key.rpartition("/")[2]) for key in found) == expected
+    assert newest not in found
+
+
+def test_archives_that_pools_do_not_bring_are_kept_for_a_while(
+    files: Files, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node of a run that is older than what its pool brings downloads the version."""
+    monkeypatch.setattr(module, "MAX_BROUGHT", 1)
+    processor = machine("processor")
+    versions = []
+    for text in ("1", "2", "3"):
+        files.put(a=text)
+        processor.refresh()
+        versions.append(version(processor))
+    (brought,) = [key for key in files.archives() if key.startswith(processor.archives)]
+    assert brought == module.archive_key(processor.archives, versions[2])
+    for number, text in zip(versions, "123", strict=True):
+        worker = machine(f"worker {text}", number)
+        worker.initialize()
+        assert content(worker) == {"a.py": text}
+    monkeypatch.setattr(module, "MAX_AGE", timedelta(0))
+    files.put(a="1")
+    machine("processor").refresh()
+    assert files.archives() == [module.archive_key(processor.archives, versions[0])]
 
 
 def test_a_version_that_is_the_newest_again_has_a_new_date(files: Files, machine: Machine) -> None:
@@ -384,7 +412,7 @@ def test_deployments_that_share_a_bucket_delete_no_archive_of_each_other(
     files: Files, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Production rests, and staging changes more often than archives are kept."""
-    monkeypatch.setattr(module, "MIN_VERSIONS", 1)
+    monkeypatch.setattr(module, "MAX_BROUGHT", 1)
     monkeypatch.setattr(module, "MAX_AGE", timedelta(0))
     files.put(a="production")
     production = machine("production")
