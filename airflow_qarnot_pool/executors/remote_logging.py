@@ -5,9 +5,10 @@ Airflow imports this while it sets up its logging, so it imports the standard li
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from os import PathLike
 from pathlib import Path
@@ -26,6 +27,8 @@ MAX_LINE = 1024 * 1024
 MAX_FILES = 100
 DEFAULT_CONN_ID = "qarnot_default"
 _CHUNK = 1024 * 1024
+#: Metadata of a log in the bucket: the host name of the process that uploaded last.
+_HOST = "airflow-hostname"
 
 
 class QarnotRemoteLogIO:
@@ -90,7 +93,7 @@ class QarnotRemoteLogIO:
             with local.open("rb") as file:
                 shutil.copyfileobj(file, whole)
             whole.seek(0)
-            s3.upload_fileobj(whole, self.bucket, key)
+            s3.upload_fileobj(whole, self.bucket, key, ExtraArgs={"Metadata": _launch()})
         if self._delete_local_copy:
             local.unlink()
         else:
@@ -98,15 +101,22 @@ class QarnotRemoteLogIO:
             local.write_text("")
 
     def stream(self, relative_path: str, ti: Any) -> tuple[list[str], list[Iterator[str]]]:
-        """Return the places of the logs of a try, and the lines of each. Without any, the output on Qarnot."""
+        """Return the places of the logs of a try, and the lines of each.
+
+        If the process that a try started last could not upload its log, the output on Qarnot follows.
+        """
+        from airflow_qarnot_pool.executors.output import task_log
         from airflow_qarnot_pool.hooks.storage import with_storage_help
 
-        prefix = self._key(relative_path)
+        prefix, name = self._key(relative_path), _qarnot_task_of(ti)
         with with_storage_help(f"The logs of {prefix} could not be found", self.bucket):
             keys = self._keys(prefix)
-            if keys:
-                return [f"qarnot://{self.bucket}/{key}" for key in keys], [self._lines(key) for key in keys]
-        return self._output(ti)
+            needs_output = name is not None and (not keys or self._lacks_end(prefix, keys, ti))
+        places, logs = [f"qarnot://{self.bucket}/{key}" for key in keys], [self._lines(key) for key in keys]
+        if name is not None and needs_output:
+            places.append(f"Output of Qarnot task {name}")
+            logs.append(line for line in task_log(_settings_of(self._conn_id).client(), [name]))
+        return places, logs
 
     def read(self, relative_path: str, ti: Any) -> tuple[list[str], list[str] | None]:
         """Return the same as :meth:`stream`, as texts."""
@@ -152,18 +162,35 @@ class QarnotRemoteLogIO:
             if rest:
                 yield rest.decode(errors="replace")
 
-    def _output(self, ti: Any) -> tuple[list[str], list[Iterator[str]]]:
-        """Return the output of a finished try that could not upload its log, as when its node was lost."""
-        from airflow_qarnot_pool.executors.output import task_log
-        from airflow_qarnot_pool.executors.running import name_of
+    def _lacks_end(self, key: str, keys: Sequence[str], ti: Any) -> bool:
+        """Return whether the log of a failed try ends before its node was lost, as at a deferral.
 
-        external_id = getattr(ti, "external_executor_id", None)
-        # The executor is asked for the output of a running one.
-        if not external_id or str(ti.state) == "running" or not _is_ours(getattr(ti, "executor", None)):
-            return [], []
-        name = name_of(external_id, "")
-        lines = task_log(_settings_of(self._conn_id).client(), [name])
-        return [f"Output of Qarnot task {name}"], [(line for line in lines)]
+        :param key: key of the log of the workers, one of *keys* if any of them has uploaded.
+        """
+        if str(ti.state) not in ("failed", "up_for_retry") or not ti.hostname:
+            return False
+        if key not in keys:
+            return True
+        metadata = self._s3.head_object(Bucket=self.bucket, Key=key).get("Metadata", {})
+        return bool(metadata.get(_HOST) != ti.hostname)
+
+
+def _launch() -> dict[str, str]:
+    """Return the metadata of a log that this process uploads: on a node the host name of its launch, as in Airflow."""
+    from airflow_qarnot_pool.executors.node import LAUNCH, hostname
+
+    return {_HOST: hostname()} if os.environ.get(LAUNCH) else {}
+
+
+def _qarnot_task_of(ti: Any) -> str | None:
+    """Return the shortname of the Qarnot task of a try that this provider's executor ran; None for others."""
+    from airflow_qarnot_pool.executors.running import name_of
+
+    external_id = getattr(ti, "external_executor_id", None)
+    # The executor is asked for the output of a running one.
+    if not external_id or str(ti.state) == "running" or not _is_ours(getattr(ti, "executor", None)):
+        return None
+    return name_of(external_id, "")
 
 
 def s3_of(conn_id: str) -> Any:

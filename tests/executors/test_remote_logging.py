@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import importlib
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from airflow_qarnot_pool.api import states
+from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.errors import QarnotError
+from airflow_qarnot_pool.api.specs import TaskSpec
 from airflow_qarnot_pool.executors import remote_logging
+from airflow_qarnot_pool.executors.node import LAUNCH, hostname
 from airflow_qarnot_pool.executors.remote_logging import QarnotRemoteLogIO
+from airflow_qarnot_pool.executors.running import name_of
 from airflow_qarnot_pool.get_provider_info import get_provider_info
 from airflow_qarnot_pool.hooks.storage import QarnotStorageHook
 from airflow_qarnot_pool.local import LocalQarnot
@@ -54,6 +60,52 @@ def test_a_task_that_resumes_on_another_node_continues_its_log(tmp_path: Path) -
     io = io_on(tmp_path, place)
     assert shown(io) == ([f"{place}/{LOG}"], [["one", "two", "three"]])
     assert io.read(LOG, FINISHED) == ([f"{place}/{LOG}"], ["one\ntwo\nthree"])
+
+
+def run_to_end(client: QarnotClient, name: str, command: list[str]) -> None:
+    client.tasks.create(TaskSpec(name=name, shortname=name, command=command))
+    while not states.is_terminal(client.tasks.get(name).state):
+        time.sleep(0.02)
+
+
+OF_A_TRIGGERER = f"{LOG}.trigger.7.log"
+#: What launch "one" of a try has uploaded, the state of the try, the launch that Airflow saw last, and whether the
+#: output of the Qarnot task follows.
+TRIES: dict[str, tuple[str | None, str, str, bool]] = {
+    "its node was lost after a deferral": (LOG, "failed", "two", True),
+    "it is retried": (LOG, "up_for_retry", "two", True),
+    "only a triggerer has uploaded": (OF_A_TRIGGERER, "failed", "one", True),
+    "nothing was uploaded": (None, "failed", "one", True),
+    "it failed and uploaded": (LOG, "failed", "one", False),
+    "it succeeded": (LOG, "success", "one", False),
+    "it waits for a slot after a deferral": (LOG, "queued", "one", False),
+    "it runs after a deferral": (LOG, "running", "two", False),
+}
+
+
+@pytest.mark.parametrize("case", TRIES)
+def test_the_output_follows_if_the_last_process_of_a_try_lost_its_log(
+    case: str, client: QarnotClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploaded, state, launch, follows = TRIES[case]
+    monkeypatch.setattr(remote_logging, "_is_ours", lambda executor: executor == "QarnotExecutor")
+    external_id = f"lost-{list(TRIES).index(case)}"
+    name, io = name_of(external_id, ""), io_on(tmp_path, f"qarnot://logs-{external_id}")
+    if follows:
+        run_to_end(client, name, ["echo", "two"])
+    monkeypatch.setenv(LAUNCH, launch)
+    ti = SimpleNamespace(
+        state=state, executor="QarnotExecutor", external_executor_id=external_id, hostname=hostname()
+    )
+    monkeypatch.setenv(LAUNCH, "one")
+    places, logs = [], []
+    if uploaded:
+        write(tmp_path, "one\n", uploaded)
+        io.upload(uploaded)
+        places, logs = [f"qarnot://{io.bucket}/{uploaded}"], [["one"]]
+    if follows:
+        places, logs = [*places, f"Output of Qarnot task {name}"], [*logs, ["two"]]
+    assert shown(io, ti) == (places, logs)
 
 
 def test_the_logs_of_triggerers_and_of_no_other_try_are_shown(tmp_path: Path) -> None:
