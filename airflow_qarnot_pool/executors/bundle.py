@@ -23,6 +23,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from airflow.configuration import conf
 from airflow.dag_processing.bundles.base import BaseDagBundle
 
 from airflow_qarnot_pool.api.buckets import check_bucket
@@ -31,6 +32,7 @@ from airflow_qarnot_pool.executors.bundle_archives import (
     ARCHIVES,
     archive_key,
     archives_folder,
+    holds_logs,
     source_prefix,
 )
 from airflow_qarnot_pool.executors.node import SHARED
@@ -119,6 +121,7 @@ class QarnotDagBundle(BaseDagBundle):
     def refresh(self) -> None:
         """Copy the newest files, and store their archive. A node stores nothing.
 
+        :raises QarnotInvalidSpecError: Airflow stores the logs of tasks below the prefix.
         :raises QarnotError: the storage cannot be read or written, or the bundle is too large.
         """
         if self.version:
@@ -130,6 +133,14 @@ class QarnotDagBundle(BaseDagBundle):
                 self._copy_and_store()
 
     def _copy_and_store(self) -> None:
+        log_folder = conf.get("logging", "remote_base_log_folder", fallback="")
+        if holds_logs(self.bucket, self.prefix, log_folder):
+            raise QarnotInvalidSpecError(
+                f"prefix of bundle {self.name} has the logs of tasks below it, got {self.prefix!r} and [logging] "
+                f"remote_base_log_folder {log_folder!r}",
+                field="prefix",
+                remedy="Keep the logs in another bucket.",
+            )
         copied, files = self._noted().get("files") if self.path.is_dir() else None, self._list()
         if copied == files and self._is_stored():
             return

@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from airflow_qarnot_pool.api.errors import QarnotError
 
@@ -94,6 +95,20 @@ class BroughtArchives:
             # A pool without nodes refuses it. Nodes that boot later bring everything.
             log.info("Pool %s does not copy %s to its nodes: %s", pool, ", ".join(sorted(new)), error)
         brought |= new
+
+
+def holds_logs(bucket: str, prefix: str, log_folder: str | None) -> bool:
+    """Return whether logs of tasks are stored among DAG files, where each of them would be a new version.
+
+    :param prefix: folder of the DAG files in *bucket*.
+    :param log_folder: the option ``[logging] remote_base_log_folder``.
+    """
+    parts = urlsplit(log_folder or "")
+    return (
+        parts.scheme == "qarnot"
+        and parts.netloc.rpartition("@")[2] == bucket
+        and source_prefix(parts.path).startswith(source_prefix(prefix))
+    )
 
 
 def bundles_of(config_list: str | None) -> list[dict[str, Any]]:

@@ -15,7 +15,13 @@ from urllib.parse import urlsplit
 from airflow_qarnot_pool.api import states
 from airflow_qarnot_pool.api.errors import QarnotError, QarnotNotFoundError, shortened
 from airflow_qarnot_pool.executors import node
-from airflow_qarnot_pool.executors.bundle_archives import BUNDLES, bundle_resources
+from airflow_qarnot_pool.executors.bundle_archives import (
+    BUNDLES,
+    bundle_resources,
+    bundles_of,
+    holds_logs,
+    is_qarnot_bundle,
+)
 from airflow_qarnot_pool.executors.image import Installed, differences, installed
 from airflow_qarnot_pool.executors.node_check import MARK
 from airflow_qarnot_pool.executors.workload_task import constants_of, lifetime, node_settings
@@ -27,6 +33,8 @@ if TYPE_CHECKING:
     from airflow_qarnot_pool.api.specs import TaskSpec
     from airflow_qarnot_pool.executors.options import ExecutorOptions, PoolOptions
 
+#: Setting of the nodes with the place of remote logs.
+LOG_FOLDER = "AIRFLOW__LOGGING__REMOTE_BASE_LOG_FOLDER"
 #: Maximum seconds of a check, without its clean-up.
 MAX_SECONDS = 110.0
 #: Maximum seconds of a request, because the check and its clean-up must end within two minutes.
@@ -53,9 +61,22 @@ def problems_before(options: ExecutorOptions, pool: PoolOptions, qarnot_url: str
             f"The api-server is at {_shown(options.api_url)}, which is this machine only. Set [qarnot_executor] "
             "execution_api_server_url to an address that nodes reach on the internet."
         )
+    found += _log_problems(options.node_environment)
     if sentence := lifetime(options.token_seconds, options.boot_seconds, keeps_nodes=False):
         found.append(sentence)
     return found
+
+
+def _log_problems(environment: Mapping[str, str]) -> list[str]:
+    """Return a sentence for each bundle whose DAG files have the logs of tasks among them."""
+    log_folder = environment.get(LOG_FOLDER)
+    bundles = [bundle for bundle in bundles_of(environment.get(BUNDLES)) if is_qarnot_bundle(bundle)]
+    return [
+        f"The logs of tasks are stored among the files of the DAG bundle {bundle.get('name')}, where each of them "
+        f"would be a new version, got {log_folder}. Set [logging] remote_base_log_folder to another bucket."
+        for bundle in bundles
+        if holds_logs(bundle["kwargs"]["bucket"], str(bundle["kwargs"].get("prefix", "")), log_folder)
+    ]
 
 
 def probe_task(options: ExecutorOptions, pool: PoolOptions, name: str, ti_id: str, token: str) -> TaskSpec:

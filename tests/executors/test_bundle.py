@@ -22,6 +22,7 @@ from airflow_qarnot_pool.executors.bundle_archives import (
     BroughtArchives,
     archive_of,
     bundle_resources,
+    holds_logs,
 )
 from airflow_qarnot_pool.executors.node import SHARED
 from airflow_qarnot_pool.hooks.storage import QarnotStorageHook, StoredFile
@@ -305,6 +306,33 @@ def test_a_wrong_bucket_or_prefix_is_refused_when_the_bundle_is_made() -> None:
         QarnotDagBundle(name="dags", bucket="a/b")
     with pytest.raises(QarnotInvalidSpecError, match="folder of the archives"):
         QarnotDagBundle(name="dags", bucket="a", prefix="/airflow-qarnot-bundles/dags")
+
+
+#: Prefix of the DAG files in bucket "files", the place of the logs, and whether it is among them.
+LOG_PLACES: dict[str, tuple[str, str | None, bool]] = {
+    "no place": ("", None, False),
+    "the whole bucket": ("", "qarnot://files/logs", True),
+    "the same folder": ("prod", "qarnot://login@files/prod/", True),
+    "a folder in it": ("/prod/", "qarnot://files/prod/logs", True),
+    "a folder around it": ("prod/dags", "qarnot://files/prod", False),
+    "a folder beside it": ("prod", "qarnot://files/prod-logs", False),
+    "another bucket": ("", "qarnot://logs", False),
+    "another storage": ("", "s3://files/logs", False),
+}
+
+
+@pytest.mark.parametrize("case", LOG_PLACES)
+def test_logs_among_dag_files_are_recognized(case: str) -> None:
+    prefix, place, expected = LOG_PLACES[case]
+    assert holds_logs("files", prefix, place) is expected
+
+
+def test_no_version_is_made_of_logs(files: Files, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    files.put(a="1")
+    monkeypatch.setenv("AIRFLOW__LOGGING__REMOTE_BASE_LOG_FOLDER", f"qarnot://{files.bucket}/prod/logs")
+    with pytest.raises(QarnotInvalidSpecError, match="prefix of bundle dags has the logs of tasks below it"):
+        machine("processor").initialize()
+    assert files.archives() == []
 
 
 def test_a_pool_is_asked_once_for_each_new_version(qarnot: LocalQarnot, client: QarnotClient) -> None:

@@ -11,6 +11,7 @@ import pytest
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.specs import PoolSpec
 from airflow_qarnot_pool.executors import check, node
+from airflow_qarnot_pool.executors.bundle_archives import BUNDLE_CLASS, BUNDLES
 from airflow_qarnot_pool.executors.image import Installed
 from airflow_qarnot_pool.executors.node_check import MARK
 from airflow_qarnot_pool.local import LocalQarnot
@@ -103,6 +104,17 @@ BEFORE: dict[str, tuple[dict[str, Any], str]] = {
     "this machine only": (
         {"api_url": "http://me:password@localhost:8080/execution/"},
         "The api-server is at http://localhost:8080/execution/, which is this machine only.",
+    ),
+    "logs among DAG files": (
+        {
+            "node_environment": {
+                BUNDLES: json.dumps(
+                    [{"name": "dags", "classpath": BUNDLE_CLASS, "kwargs": {"bucket": "files"}}]
+                ),
+                check.LOG_FOLDER: "qarnot://files/logs",
+            }
+        },
+        "The logs of tasks are stored among the files of the DAG bundle dags",
     ),
     "the token is too short": ({"token_seconds": 60}, "[scheduler] task_queued_timeout is too short"),
 }
