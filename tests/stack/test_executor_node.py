@@ -201,6 +201,12 @@ def test_a_workload_runs_on_a_node_and_its_token_is_nowhere(
     logged = json.dumps(airflow.log("seen_on_node", run_id, "look"))
     assert "the task says hello" in logged
     assert "qarnot://executor-node-logs/prod/dag_id=seen_on_node" in logged
+    # By this the log view knows that the process that started last has uploaded.
+    storage = QarnotStorageHook()
+    (log,) = storage.list("executor-node-logs")
+    metadata = storage.s3.head_object(Bucket="executor-node-logs", Key=log.key)["Metadata"]
+    hostname = airflow.task_instance("seen_on_node", run_id, "look")["hostname"]
+    assert metadata == {"airflow-hostname": hostname}
 
     told = [
         *(live, logged, output, _output(client, again)),
