@@ -49,8 +49,8 @@ MAX_BROUGHT, MAX_BROUGHT_BYTES = 20, 2 * 1024**3
 MAX_AGE = timedelta(days=30)
 #: Maximum bytes of the files of a bundle, and their maximum number.
 MAX_BYTES, MAX_FILES = 1024**3, 20_000
-#: Seconds between two looks at the newest archive while no file changes.
-LOOK_INTERVAL = 3600.0
+#: Seconds after which the newest archive is checked again while no file changes.
+CHECK_INTERVAL = 3600.0
 #: Maximum number of copies of a bundle whose files change meanwhile.
 _MAX_COPIES = 5
 #: Folder of the files in an archive.
@@ -94,8 +94,8 @@ class QarnotDagBundle(BaseDagBundle):
         self._newest = self.base_dir / "newest"
         #: Folder of the archives in the bucket, and below the resources of a pool.
         self.archives = archives_folder(self.name, prefix)
-        #: When to ask again whether the newest archive exists, of ``time.monotonic``.
-        self._look_again = 0.0
+        #: Time of ``time.monotonic`` at which the newest archive is checked again.
+        self._check_at = 0.0
 
     # --- what Airflow calls
 
@@ -155,6 +155,7 @@ class QarnotDagBundle(BaseDagBundle):
         version = version_of(self.path, files)
         self._store(version, files)
         self._note({"files": files, "version": version})
+        self._put_aside(version)
         log.info("Bundle %s has version %s with %d files", self.name, version, len(files))
 
     def _copy_on_node(self) -> None:
@@ -270,16 +271,16 @@ class QarnotDagBundle(BaseDagBundle):
         from airflow_qarnot_pool.environments.storage import modified_of
         from airflow_qarnot_pool.hooks.storage import with_storage_help
 
-        if time.monotonic() < self._look_again:
+        if time.monotonic() < self._check_at:
             return True
         key = archive_key(self.archives, self._noted()["version"])
         with with_storage_help(f"The archives of bundle {self.name} could not be read", self.bucket):
             is_stored = modified_of(self._s3, self.bucket, key) is not None
-        self._look_again = time.monotonic() + LOOK_INTERVAL
+        self._check_at = time.monotonic() + CHECK_INTERVAL
         return is_stored
 
     def _store(self, version: str, names: Iterable[str]) -> None:
-        """Store the archive of the newest files, and put old archives aside."""
+        """Store the archive of the newest files."""
         from airflow_qarnot_pool.environments.storage import modified_of, pack
         from airflow_qarnot_pool.hooks.storage import with_storage_help
 
@@ -296,21 +297,25 @@ class QarnotDagBundle(BaseDagBundle):
                     pack({_FILES: {name: self.path / name for name in names}}, file)
                     file.seek(0)
                     self._s3.put_object(Bucket=self.bucket, Key=key, Body=file)
-            self._put_aside(key)
 
-    def _put_aside(self, newest: str) -> None:
-        """Move archives that pools need not bring, and delete those that were moved long ago."""
-        from airflow_qarnot_pool.hooks.storage import iterate_files
+    def _put_aside(self, version: str) -> None:
+        """Move archives that pools need not bring, and delete those that were moved long ago.
 
-        for key in superfluous(iterate_files(self._s3, self.bucket, self.archives), newest):
-            source = {"Bucket": self.bucket, "Key": key}
-            target = self._older + key.removeprefix(self.archives)
-            self._s3.copy_object(Bucket=self.bucket, Key=target, CopySource=source)
-            self._s3.delete_object(Bucket=self.bucket, Key=key)
-        now = datetime.now(UTC)
-        for file in iterate_files(self._s3, self.bucket, self._older):
-            if now - (file.modified or now) > MAX_AGE:
-                self._s3.delete_object(Bucket=self.bucket, Key=file.key)
+        :param version: the newest one.
+        """
+        from airflow_qarnot_pool.hooks.storage import iterate_files, with_storage_help
+
+        s3, now = self._s3, datetime.now(UTC)
+        with with_storage_help(f"Old archives of bundle {self.name} could not be moved", self.bucket):
+            stored = iterate_files(s3, self.bucket, self.archives)
+            for key in superfluous(stored, archive_key(self.archives, version)):
+                source = {"Bucket": self.bucket, "Key": key}
+                target = self._older + key.removeprefix(self.archives)
+                s3.copy_object(Bucket=self.bucket, Key=target, CopySource=source)
+                s3.delete_object(Bucket=self.bucket, Key=key)
+            for file in iterate_files(s3, self.bucket, self._older):
+                if now - (file.modified or now) > MAX_AGE:
+                    s3.delete_object(Bucket=self.bucket, Key=file.key)
 
     def _fetch(self, version: str) -> None:
         """Unpack the archive of a version, unless it is on this machine."""

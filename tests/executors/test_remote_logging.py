@@ -80,6 +80,7 @@ TRIES: dict[str, tuple[str | None, str, str, bool]] = {
     "it succeeded": (LOG, "success", "one", False),
     "it waits for a slot after a deferral": (LOG, "queued", "one", False),
     "it runs after a deferral": (LOG, "running", "two", False),
+    "it is queued again after a deferral": (LOG, "queued", "two", False),
 }
 
 
