@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 from airflow_qarnot_pool.api import filters, states
 from airflow_qarnot_pool.api.errors import QarnotError, QarnotRefusedError
@@ -18,70 +19,74 @@ if TYPE_CHECKING:
     from airflow_qarnot_pool.api.client import QarnotClient
     from airflow_qarnot_pool.api.models import Task
 
+KeyT = TypeVar("KeyT")
+ResultT = TypeVar("ResultT")
 #: Maximum number of names in one search.
 CHUNK = 200
 #: Maximum number of finished Qarnot tasks that are deleted at once, if the account's quota of tasks is full.
 MAX_DELETED = 20
 
 
-def find_by_name(client: QarnotClient, attempts: Sequence[Attempt]) -> dict[str, str]:
-    """Return the uuids of the Qarnot tasks by the names of their attempts.
+def find_by_name(
+    client: QarnotClient, attempts: Sequence[Attempt]
+) -> tuple[dict[str, str | None], QarnotError | None]:
+    """Return the uuids of the Qarnot tasks by the names of their attempts, or None for an attempt that has none.
 
     A name that no search shows is looked up itself, because a search may be late. An attempt whose name is not known is
-    searched by the tag of its task instance: a live Qarnot task counts, or else the newest one.
+    searched by the tag of its task instance: a live Qarnot task counts, or else the newest one. An attempt whose
+    look-up fails is left out, and the error is returned, too.
     """
-    names = [attempt.name for attempt in attempts if not attempt.by_tag]
-    found: dict[str, str] = {}
-    for start in range(0, len(names), CHUNK):
-        found |= _search_names(client, names[start : start + CHUNK])
-    found |= _look_up_names(client, [name for name in names if name not in found])
-    for attempt in attempts:
-        if attempt.by_tag and (tagged := _tagged(client, attempt)):
-            found[attempt.name] = tagged[0].uuid
-    return found
-
-
-def _search_names(client: QarnotClient, names: Sequence[str]) -> dict[str, str]:
-    """Return the uuids that one search shows, by name. A server that refuses it shows none."""
-    named = filters.in_("Shortname", names)
-    try:
-        shown = client.tasks.search(named, fields=POLL_FIELDS, limit=len(names))
-    except QarnotRefusedError:
-        return {}
-    return {
-        task.shortname: task.uuid for task in shown if task.shortname is not None and task.shortname in names
-    }
-
-
-def _look_up_names(client: QarnotClient, names: Sequence[str]) -> dict[str, str]:
-    """Return the uuids of names that no search shows, by one request for each, and by one more search."""
-    if not names:
-        return {}
-    with ThreadPoolExecutor(max_workers=min(len(names), MAX_WORKERS)) as threads:
-        tasks = threads.map(client.tasks.find, names)
-        found = {name: task.uuid for name, task in zip(names, tasks, strict=True) if task is not None}
-    missing = [name for name in names if name not in found]
+    shown = _search_names(client, [attempt.name for attempt in attempts if not attempt.by_tag])
+    hidden = [attempt for attempt in attempts if attempt.name not in shown]
+    looked_up, error = _for_each(partial(_look_up, client), hidden)
+    found = {attempt.name: uuid for attempt, uuid in looked_up.items()}
     # A single 404 proves nothing.
-    for start in range(0, len(missing), CHUNK):
-        found |= _search_names(client, missing[start : start + CHUNK])
-    return found
+    missing = [attempt.name for attempt, uuid in looked_up.items() if uuid is None and not attempt.by_tag]
+    return shown | found | _search_names(client, missing), error
+
+
+def _search_names(client: QarnotClient, names: Sequence[str]) -> dict[str, str | None]:
+    """Return the uuids that searches show, by name. A server that refuses them shows none."""
+    shown: dict[str, str | None] = {}
+    for start in range(0, len(names), CHUNK):
+        chunk = names[start : start + CHUNK]
+        try:
+            tasks = client.tasks.search(filters.in_("Shortname", chunk), fields=POLL_FIELDS, limit=len(chunk))
+        except QarnotRefusedError:
+            continue
+        shown |= {task.shortname: task.uuid for task in tasks if task.shortname in chunk}
+    return shown
+
+
+def _look_up(client: QarnotClient, attempt: Attempt) -> str | None:
+    if attempt.by_tag:
+        return next((task.uuid for task in _tagged(client, attempt)), None)
+    task = client.tasks.find(attempt.name)
+    return task.uuid if task is not None else None
+
+
+def _for_each(
+    request: Callable[[KeyT], ResultT], items: Sequence[KeyT]
+) -> tuple[dict[KeyT, ResultT], QarnotError | None]:
+    """Return the results of one request for each item, without those that fail, and an error of these."""
+    if not items:
+        return {}, None
+    with ThreadPoolExecutor(max_workers=min(len(items), MAX_WORKERS)) as threads:
+        futures = {item: threads.submit(request, item) for item in items}
+    results: dict[KeyT, ResultT] = {}
+    error: QarnotError | None = None
+    for item, future in futures.items():
+        try:
+            results[item] = future.result()
+        except QarnotError as caught:
+            error = caught
+    return results, error
 
 
 def end_each(client: QarnotClient, uuids: Sequence[str]) -> tuple[list[str], QarnotError | None]:
     """Abort Qarnot tasks. Return those whose abort was accepted or not needed, and an error of the others."""
-    if not uuids:
-        return [], None
-    error: QarnotError | None = None
-    ended = []
-    with ThreadPoolExecutor(max_workers=min(len(uuids), MAX_WORKERS)) as threads:
-        requests = [(uuid, threads.submit(end, client.tasks, uuid)) for uuid in uuids]
-    for uuid, request in requests:
-        try:
-            request.result()
-            ended.append(uuid)
-        except QarnotError as caught:
-            error = caught
-    return ended, error
+    ended, error = _for_each(partial(end, client.tasks), uuids)
+    return list(ended), error
 
 
 def find_twin(client: QarnotClient, attempt: Attempt, known: Iterable[str | None]) -> str | None:

@@ -337,14 +337,13 @@ class QarnotExecutor(BaseExecutor):
     def try_adopt_task_instances(self, tis: Sequence[TaskInstance]) -> Sequence[TaskInstance]:
         """Adopt the tasks of a scheduler that has ended, if they are on Qarnot. Return the others.
 
-        If Qarnot does not respond within seconds, all are adopted. Those that turn out not to be there are reset later.
+        Those about which Qarnot does not respond within seconds are adopted. If they turn out not to be there, they are
+        reset later.
         """
         attempts = {self._adopted(ti): ti for ti in tis}
         found = self._tasks.find(list(attempts), ADOPTION_TIMEOUT) if attempts else {}
-        if found is None:
-            adopted: dict[Attempt, str | None] = dict.fromkeys(attempts)
-        else:
-            adopted = {attempt: found[attempt.name] for attempt in attempts if attempt.name in found}
+        absent = {name for name, uuid in found.items() if uuid is None}
+        adopted = {attempt: found.get(attempt.name) for attempt in attempts if attempt.name not in absent}
         for attempt in adopted:
             self._take(attempt)
         if adopted:

@@ -203,16 +203,23 @@ class RemoteTasks:
         """Abort the Qarnot tasks of these attempts. Their ends are not reported."""
         self._call(self._begin_abort, list(names))
 
-    def find(self, attempts: Sequence[Attempt], timeout: float) -> dict[str, str] | None:
-        """Return the uuids of the Qarnot tasks by the names of their attempts; None if Qarnot does not respond."""
+    def find(self, attempts: Sequence[Attempt], timeout: float) -> dict[str, str | None]:
+        """Return the uuids of the Qarnot tasks by the names of their attempts, or None for an attempt that has none.
+
+        An attempt about which Qarnot does not respond within *timeout* seconds is left out.
+        """
         future = asyncio.run_coroutine_threadsafe(self._find(attempts), self._running_loop())
+        found: dict[str, str | None] = {}
+        error: Exception | None
         try:
-            return future.result(timeout)
-        except Exception as error:  # also of Airflow's, about the connection
+            found, error = future.result(timeout)
+        except Exception as caught:  # also of Airflow's, about the connection
             future.cancel()
+            error = caught
+        if error is not None:
             reason = str(error) or f"no response within {timeout:g} s"
             log.warning("Qarnot does not say which tasks of another scheduler exist: %s", reason)
-            return None
+        return found
 
     def sweep(self) -> None:
         """Look for live Qarnot tasks of this deployment that this scheduler does not watch."""
@@ -466,7 +473,7 @@ class RemoteTasks:
 
     # --- attempts of other schedulers
 
-    async def _find(self, attempts: Sequence[Attempt]) -> dict[str, str]:
+    async def _find(self, attempts: Sequence[Attempt]) -> tuple[dict[str, str | None], QarnotError | None]:
         client = await self._client()
         return await asyncio.get_running_loop().run_in_executor(
             self._lookups, partial(find_by_name, client, attempts)
@@ -479,27 +486,30 @@ class RemoteTasks:
         ]
         if not unknown:
             return
-        found = await self._find([remote.attempt for remote in unknown])
-        count_decisions(log, Decision.ADOPTED, len(found))
+        found, error = await self._find([remote.attempt for remote in unknown])
+        count_decisions(log, Decision.ADOPTED, sum(uuid is not None for uuid in found.values()))
         for remote in self._follow_found(unknown, found):
             self._finish(remote, Outcome.MISSING, "The scheduler before has not submitted it")
+        if error is not None:
+            raise error
 
-    def _follow_found(self, remotes: Iterable[_Remote], found: Mapping[str, str]) -> list[_Remote]:
-        """Watch those *found*, and return the others."""
-        missing = []
+    def _follow_found(self, remotes: Iterable[_Remote], found: Mapping[str, str | None]) -> set[_Remote]:
+        """Watch those *found*, and return those that do not exist."""
+        missing = set()
         for remote in remotes:
             if uuid := found.get(remote.attempt.name):
                 self._follow(remote, uuid)
-            else:
-                missing.append(remote)
+            elif remote.attempt.name in found:
+                missing.add(remote)
         return missing
 
-    async def _look_up(self, client: QarnotClient, remotes: Sequence[_Remote]) -> list[_Remote]:
-        """Watch those of *remotes* that exist, and return the others."""
-        if not remotes:
-            return []
+    async def _look_up(
+        self, client: QarnotClient, remotes: Sequence[_Remote]
+    ) -> tuple[set[_Remote], QarnotError | None]:
+        """Watch those of *remotes* that exist. Return those that do not, and an error of those not looked up."""
         attempts = [remote.attempt for remote in remotes]
-        return self._follow_found(remotes, await self._request(partial(find_by_name, client, attempts)))
+        found, error = await self._request(partial(find_by_name, client, attempts))
+        return self._follow_found(remotes, found), error
 
     # --- Qarnot tasks that no scheduler watches
 
@@ -528,13 +538,14 @@ class RemoteTasks:
             return
         client = await self._client()
         lost = [remote for remote in aborted if remote.uuid is None and not remote.is_sending]
-        for remote in await self._look_up(client, lost):
+        missing, not_found = await self._look_up(client, lost)
+        for remote in missing:
             self._remove(remote)
         ending = {remote.uuid: remote for remote in aborted if remote.uuid is not None}
-        ended, error = await self._request(partial(end_each, client, list(ending)))
+        ended, not_ended = await self._request(partial(end_each, client, list(ending)))
         for uuid in ended:
             ending[uuid].has_sent_abort = True
-        if error is not None:
+        if (error := not_found or not_ended) is not None:
             raise error
 
     # --- submitting
@@ -545,13 +556,13 @@ class RemoteTasks:
         if not ready:
             return
         client = await self._client()
-        await self._look_up(client, [remote for remote in ready if remote.is_unclear])
+        missing, error = await self._look_up(client, [remote for remote in ready if remote.is_unclear])
         by_pool: dict[PoolKey, list[_Remote]] = {}
         for remote in ready:
-            if remote.submission is not None and remote.is_unsent:
+            is_absent = remote.is_unsent and (remote in missing or not remote.is_unclear)
+            if remote.submission is not None and is_absent:
                 by_pool.setdefault(remote.submission.pool, []).append(remote)
         placed: list[tuple[_Remote, TaskSpec]] = []
-        error = None
         for key, remotes in by_pool.items():
             try:
                 placed += await self._place(client, key, remotes)

@@ -26,7 +26,7 @@ class Sent:
         self.requests: list[list[Any]] = []
         self.aborted: list[str] = []
         self.watched: dict[Attempt, str | None] = {}
-        self.known: dict[str, str] | None = {}
+        self.known: dict[str, str | None] = {}
         self.ends: list[End] = []
         self.started: set[str] = set()
         self.sweeps = 0
@@ -43,7 +43,7 @@ class Sent:
     def watch(self, found: Mapping[Attempt, str | None]) -> None:
         self.watched |= found
 
-    def find(self, attempts: Sequence[Attempt], timeout: float) -> dict[str, str] | None:
+    def find(self, attempts: Sequence[Attempt], timeout: float) -> dict[str, str | None]:
         return self.known
 
     def take_ends(self) -> list[End]:
@@ -365,7 +365,7 @@ def test_tasks_that_qarnot_has_are_adopted_and_others_reset_at_once(
     executor: QarnotExecutor, database: Database
 ) -> None:
     there, absent = workload("there"), workload("absent")
-    sent(executor).known = {name(there): "uuid"}
+    sent(executor).known = {name(there): "uuid", name(absent): None}
     tis = [adoptable(there), adoptable(absent)]
     assert executor.try_adopt_task_instances(tis) == tis[1:]
     assert {attempt.name: found for attempt, found in sent(executor).watched.items()} == {name(there): "uuid"}
@@ -381,7 +381,7 @@ def test_a_qarnot_that_does_not_respond_makes_no_second_task_of_an_adopted_one(
     executor: QarnotExecutor, database: Database
 ) -> None:
     one = workload()
-    sent(executor).known = None
+    sent(executor).known = {}
     assert executor.try_adopt_task_instances([adoptable(one)]) == []
     ((attempt, found),) = sent(executor).watched.items()
     assert found is None
