@@ -305,6 +305,73 @@ def test_an_attempt_that_is_aborted_before_it_is_sent_is_never_sent(
     assert live(client, never.attempt) == []
 
 
+def test_an_attempt_that_is_aborted_while_its_pool_is_made_is_never_sent(
+    qarnot: LocalQarnot, client: QarnotClient, tasks: RemoteTasks
+) -> None:
+    qarnot.faults([{"method": "POST", "path": "/pools$", "kind": "delay", "seconds": 0.5, "times": 1}])
+    never, other = submission(), submission()
+    tasks.submit([never, other])
+    until(lambda: ("POST", "/pools") in [(one["method"], one["path"]) for one in qarnot.requests()])
+    tasks.abort([never.attempt.name])
+    assert [end.attempt for end in ends(tasks, 1)] == [other.attempt]
+    assert live(client, never.attempt) == []
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        [{"method": "POST", "path": "/tasks$", "kind": "delay", "seconds": 1.0, "times": 1}],
+        [
+            {"method": "POST", "path": "/tasks$", "kind": "lost", "times": 3},
+            {"method": "POST", "path": "/tasks/search", "kind": "status", "status": 503},
+        ],
+    ],
+    ids=["before the response", "after the loss of the response"],
+)
+def test_an_attempt_that_is_aborted_while_it_is_sent_is_ended(
+    qarnot: LocalQarnot, client: QarnotClient, tasks: RemoteTasks, faults: list[dict[str, Any]]
+) -> None:
+    tasks.submit([submission()])
+    ends(tasks, 1)
+    qarnot.faults(faults)
+    tasks.submit([one := submission("sleep 600")])
+    until(lambda: live(client, one.attempt))
+    tasks.abort([one.attempt.name])
+    qarnot.faults([])
+    until(lambda: live(client, one.attempt) == ["Cancelled"])
+
+
+def test_a_qarnot_task_that_a_late_request_has_created_is_the_one_of_its_attempt(
+    qarnot: LocalQarnot, client: QarnotClient, tasks: RemoteTasks
+) -> None:
+    """Its name is taken, although no request of this scheduler was lost."""
+    one = submission()
+    spec = TaskSpec(name="dag.task", shortname=one.attempt.name, command="true", tags=(one.attempt.tag,))
+    created = client.tasks.create(spec)
+    tasks.submit([one])
+    assert [end.outcome for end in ends(tasks, 1)] == [Outcome.SUCCESS]
+    assert [task.uuid for task in client.tasks.find_all(one.attempt.name)] == [created]
+
+
+def test_an_attempt_that_is_adopted_by_its_own_scheduler_ends_once(
+    qarnot: LocalQarnot, client: QarnotClient, tasks: RemoteTasks
+) -> None:
+    """Airflow may take a scheduler that is slow for dead, while its request is on its way."""
+    qarnot.faults(
+        [{"method": "POST", "path": "/tasks$", "kind": "delay", "seconds": 0.5, "when": "before", "times": 1}]
+    )
+    one = submission()
+    tasks.submit([one])
+    until(lambda: posts(qarnot))
+    tasks.watch({one.attempt: None})
+    seen = ends(tasks, 1)
+    tasks.submit([last := submission()])
+    seen += ends(tasks, 1)
+    assert [(end.attempt, end.outcome) for end in seen] == [
+        (each.attempt, Outcome.SUCCESS) for each in (one, last)
+    ]
+
+
 def test_a_failure_beside_a_live_task_of_the_same_instance_follows_that_one(
     qarnot: LocalQarnot, client: QarnotClient, tasks: RemoteTasks
 ) -> None:
