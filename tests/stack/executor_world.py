@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,6 +83,8 @@ class Deployment:
                 # In place of remote logging.
                 "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(home / "logs"),
                 "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "300",
+                # With the default of 5, a task may give up after an outage of 4 s.
+                "AIRFLOW__WORKERS__EXECUTION_API_RETRIES": "12",
                 "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "2",
                 "NO_PROXY": "127.0.0.1,localhost",
             }
@@ -143,10 +148,41 @@ class Deployment:
             for one in self.database.instances(dag_id, run_id)
         }
 
+    # --- mishaps
+
     def restart_postgres(self, seconds_away: float) -> None:
         """Take PostgreSQL away, as a crash does."""
         self.postgres.restart(seconds_away)
         self.database = Database(self.postgres.url)
+
+    def restart_api_server(self, seconds_away: float) -> None:
+        """Take the api-server away, as a crash does."""
+        self.airflow.signal("api-server", signal.SIGKILL)
+        self._pass(seconds_away)
+        self.airflow.restart("api-server")
+
+    def freeze_qarnot(self, seconds: float) -> None:
+        """Let Qarnot take requests and answer none."""
+        process = self.qarnot.process
+        assert process is not None
+        os.kill(process.pid, signal.SIGSTOP)
+        try:
+            self._pass(seconds)
+        finally:
+            os.kill(process.pid, signal.SIGCONT)
+
+    def kill_scheduler(self, name: str) -> None:
+        """Kill the main process of a scheduler. It is started again as soon as something waits for Airflow."""
+        for pid in self.airflow.pids(name)[:1]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def _pass(self, seconds: float) -> None:
+        """Let time pass, while components that have ended are started again."""
+        ends = time.monotonic() + seconds
+        while (remaining := ends - time.monotonic()) > 0:
+            self.airflow.check_alive()
+            time.sleep(min(remaining, 0.2))
 
     # --- Qarnot's side
 
