@@ -449,6 +449,9 @@ class RemoteTasks:
             if each is remote or each.attempt.instance_id != remote.attempt.instance_id
         }
         twin = await self._request(partial(find_twin, client, remote.attempt, known))
+        if remote.is_aborting:
+            self._remove(remote)
+            return
         if twin is not None:
             remote.failed, remote.is_twin = None, True
             self._follow(remote, twin)

@@ -413,6 +413,28 @@ def test_a_task_of_another_scheduler_is_never_aborted_for_an_attempt_of_this_one
     other.stop(10)
 
 
+def test_an_abort_that_comes_while_another_task_of_the_instance_is_found_is_not_for_that_one(
+    qarnot: LocalQarnot, client: QarnotClient, tasks: RemoteTasks
+) -> None:
+    before = attempt()
+    resumed = attempt(before.instance_id)
+    other = RemoteTasks(ExecutorOptions(pools={"airflow": PoolOptions(slots=50)}))
+    other.submit([submission("sleep 600", of=resumed)])
+    until(lambda: "FullyExecuting" in live(client, resumed))
+    tasks.submit([submission("sleep 600", of=before)])
+    until(lambda: "FullyExecuting" in live(client, before))
+    qarnot.faults([{"method": "POST", "path": "/tasks/search", "kind": "delay", "seconds": 1.0}])
+    client.tasks.abort(before.name)
+    until(lambda: any(remote.failed for remote in list(tasks._remotes.values())))
+    tasks.abort([before.name])
+    qarnot.faults([])
+    until(lambda: not tasks._remotes)
+    assert live(client, resumed) == ["FullyExecuting"]
+    other.abort([resumed.name])
+    until(lambda: live(client, resumed) == ["Cancelled"])
+    other.stop(10)
+
+
 @pytest.mark.parametrize(
     "fault",
     [
