@@ -294,7 +294,8 @@ class RemoteTasks:
         """Send everything that is to be sent, and return the seconds to wait if some of it failed."""
         error: Exception | None = None
         # The reading of reasons comes last, because it may be slow.
-        for step in (self._abort, self._submit, self._resolve, self._explain, self._sweep):
+        steps = (self._find_aborted, self._abort, self._submit, self._resolve, self._explain, self._sweep)
+        for step in steps:
             try:
                 await step()
             except Exception as caught:
@@ -535,20 +536,28 @@ class RemoteTasks:
 
     # --- aborting
 
-    async def _abort(self) -> None:
-        aborted = [remote for remote in self._remotes.values() if remote.is_to_abort]
-        if not aborted:
-            return
-        client = await self._client()
+    async def _find_aborted(self) -> None:
+        """Look up the Qarnot tasks of aborted attempts whose creation has had no response."""
+        aborted = (remote for remote in self._remotes.values() if remote.is_to_abort)
         lost = [remote for remote in aborted if remote.uuid is None and not remote.is_sending]
-        missing, not_found = await self._look_up(client, lost)
+        if not lost:
+            return
+        missing, error = await self._look_up(await self._client(), lost)
         for remote in missing:
             self._remove(remote)
+        if error is not None:
+            raise error
+
+    async def _abort(self) -> None:
+        aborted = (remote for remote in self._remotes.values() if remote.is_to_abort)
         ending = {remote.uuid: remote for remote in aborted if remote.uuid is not None}
-        ended, not_ended = await self._request(partial(end_each, client, list(ending)))
+        if not ending:
+            return
+        client = await self._client()
+        ended, error = await self._request(partial(end_each, client, list(ending)))
         for uuid in ended:
             ending[uuid].has_sent_abort = True
-        if (error := not_found or not_ended) is not None:
+        if error is not None:
             raise error
 
     # --- submitting
@@ -559,12 +568,7 @@ class RemoteTasks:
         if not ready:
             return
         client = await self._client()
-        missing, error = await self._look_up(client, [remote for remote in ready if remote.is_unclear])
-        by_pool: dict[PoolKey, list[_Remote]] = {}
-        for remote in ready:
-            is_absent = remote.is_unsent and (remote in missing or not remote.is_unclear)
-            if remote.submission is not None and is_absent:
-                by_pool.setdefault(remote.submission.pool, []).append(remote)
+        by_pool, error = await self._absent(client, ready)
         placed: list[tuple[_Remote, TaskSpec]] = []
         for key, remotes in by_pool.items():
             try:
@@ -575,6 +579,18 @@ class RemoteTasks:
             error = await self._send(client, placed[start : start + CHUNK]) or error
         if error is not None:
             raise error
+
+    async def _absent(
+        self, client: QarnotClient, ready: Sequence[_Remote]
+    ) -> tuple[dict[PoolKey, list[_Remote]], QarnotError | None]:
+        """Return those of *ready* that do not exist, by pool, and an error of those that were not looked up."""
+        missing, error = await self._look_up(client, [remote for remote in ready if remote.is_unclear])
+        by_pool: dict[PoolKey, list[_Remote]] = {}
+        for remote in ready:
+            is_absent = remote.is_unsent and (remote in missing or not remote.is_unclear)
+            if remote.submission is not None and is_absent:
+                by_pool.setdefault(remote.submission.pool, []).append(remote)
+        return by_pool, error
 
     def _ready(self) -> list[_Remote]:
         """Return the attempts to submit. One that follows an attempt that is aborted waits for the end of that."""
