@@ -54,7 +54,8 @@ def _search_names(client: QarnotClient, names: Sequence[str]) -> dict[str, str |
             tasks = client.tasks.search(filters.in_("Shortname", chunk), fields=POLL_FIELDS, limit=len(chunk))
         except QarnotRefusedError:
             continue
-        shown |= {task.shortname: task.uuid for task in tasks if task.shortname in chunk}
+        named = (task for task in tasks if task.shortname in chunk)
+        shown |= {task.shortname: task.uuid for task in named if task.shortname is not None}
     return shown
 
 

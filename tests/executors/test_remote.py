@@ -318,24 +318,20 @@ def test_an_attempt_that_is_aborted_while_its_pool_is_made_is_never_sent(
 
 
 @pytest.mark.parametrize(
-    "faults",
-    [
-        [{"method": "POST", "path": "/tasks$", "kind": "delay", "seconds": 1.0, "times": 1}],
-        [
-            {"method": "POST", "path": "/tasks$", "kind": "lost", "times": 3},
-            {"method": "POST", "path": "/tasks/search", "kind": "status", "status": 503},
-        ],
-    ],
-    ids=["before the response", "after the loss of the response"],
+    "is_lost", [False, True], ids=["before the response", "after the loss of the response"]
 )
 def test_an_attempt_that_is_aborted_while_it_is_sent_is_ended(
-    qarnot: LocalQarnot, client: QarnotClient, tasks: RemoteTasks, faults: list[dict[str, Any]]
+    qarnot: LocalQarnot, client: QarnotClient, tasks: RemoteTasks, is_lost: bool
 ) -> None:
     tasks.submit([submission()])
     ends(tasks, 1)
-    qarnot.faults(faults)
+    creation = {"method": "POST", "path": "/tasks$"}
+    search = {"method": "POST", "path": "/tasks/search", "kind": "status", "status": 503}
+    late = [{**creation, "kind": "delay", "seconds": 1.0, "times": 1}]
+    qarnot.faults([{**creation, "kind": "lost"}, search] if is_lost else late)
     tasks.submit([one := submission("sleep 600")])
     until(lambda: live(client, one.attempt))
+    until(lambda: not is_lost or tasks._remotes[one.attempt.name].is_unclear)
     tasks.abort([one.attempt.name])
     qarnot.faults([])
     until(lambda: live(client, one.attempt) == ["Cancelled"])
