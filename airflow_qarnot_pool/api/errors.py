@@ -71,6 +71,8 @@ class QarnotError(Exception):
 
     ``message`` defaults to a sentence of the class. All text is limited in length.
     ``str(error)`` adds the request, the response and the remedy.
+
+    ``foreign``: the response is not in the form of the API, which means that a proxy may have sent it.
     """
 
     summary = "The request to Qarnot failed"
@@ -89,8 +91,10 @@ class QarnotError(Exception):
         method: str | None = None,
         path: str | None = None,
         remedy: str | None = None,
+        foreign: bool = False,
     ) -> None:
         self.status = status
+        self.foreign = foreign
         self.server_message = _part(server_message)
         self.kind = kind
         self.ref = _part(ref)
@@ -196,16 +200,9 @@ class QarnotCredentialsError(QarnotError):
 
 
 class QarnotNotFoundError(QarnotError):
-    """The object does not exist (404).
-
-    ``foreign``: the response is not in the form of the API, which means that a proxy may have sent it.
-    """
+    """The object does not exist (404)."""
 
     remedy = "Check the uuid or shortname; a finished object may have been deleted by its time to live."
-
-    def __init__(self, message: str | None = None, *, foreign: bool = False, **details: Any) -> None:
-        self.foreign = foreign
-        super().__init__(message, **details)
 
     def _sentence(self) -> str:
         kind = self.kind or "object"

@@ -146,7 +146,12 @@ def error_from_response(
     :param at: the URL of the API.
     :param foreign: whether the body is not in the form of the API, which means that a proxy may have sent it.
     """
-    details: dict[str, Any] = {"status": status, "server_message": message or None, **where}
+    details: dict[str, Any] = {
+        "status": status,
+        "server_message": message or None,
+        "foreign": foreign,
+        **where,
+    }
     lowered = message.lower()
     if status in TRANSIENT or status >= 500:
         return QarnotUnavailableError(
@@ -167,7 +172,7 @@ def error_from_response(
     if status == 402 and "hardware constraint" not in lowered:
         return QarnotCreditsError(**details)
     if status == 404:
-        return _not_found(lowered, creating, at, foreign, details)
+        return _not_found(lowered, creating, at, details)
     return _rejection(status, lowered, creating, details)
 
 
@@ -182,11 +187,9 @@ def _rejection(status: int, message: str, creating: bool, details: dict[str, Any
     return QarnotRefusedError(**details)
 
 
-def _not_found(
-    message: str, creating: bool, at: str | None, foreign: bool, details: dict[str, Any]
-) -> QarnotError:
+def _not_found(message: str, creating: bool, at: str | None, details: dict[str, Any]) -> QarnotError:
     if creating and "bucket" in message:
         return QarnotBucketNotFoundError(**details)
-    if at and (foreign or urlsplit(at).path):
+    if at and (details["foreign"] or urlsplit(at).path):
         details["remedy"] = f"{QarnotNotFoundError.remedy} Or the API is not at {at}: {_CHECK_HOST}"
-    return QarnotNotFoundError(foreign=foreign, **details)
+    return QarnotNotFoundError(**details)

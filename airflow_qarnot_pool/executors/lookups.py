@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -9,15 +10,18 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from airflow_qarnot_pool.api import filters, states
-from airflow_qarnot_pool.api.errors import QarnotError, QarnotRefusedError
-from airflow_qarnot_pool.executors.running import INSTANCE_TAG, ROLE, Attempt
-from airflow_qarnot_pool.ownership.identity import is_ending, label, namespace_tag
+from airflow_qarnot_pool.api.errors import QarnotError, QarnotRefusedError, QarnotUnknownStateError
+from airflow_qarnot_pool.executors.retries import is_permanent
+from airflow_qarnot_pool.executors.running import EXECUTOR_TAG, INSTANCE_TAG, Attempt
+from airflow_qarnot_pool.ownership.identity import is_ending
 from airflow_qarnot_pool.ownership.termination import MAX_WORKERS, end
 from airflow_qarnot_pool.triggers.poller import POLL_FIELDS
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.client import QarnotClient
     from airflow_qarnot_pool.api.models import Task
+
+log = logging.getLogger(__name__)
 
 KeyT = TypeVar("KeyT")
 ResultT = TypeVar("ResultT")
@@ -84,17 +88,36 @@ def _for_each(
     return results, error
 
 
-def end_each(client: QarnotClient, uuids: Sequence[str]) -> tuple[list[str], QarnotError | None]:
-    """Abort Qarnot tasks. Return those whose abort was accepted or not needed, and an error of the others."""
-    ended, error = _for_each(partial(end, client.tasks), uuids)
-    return list(ended), error
+def end_each(client: QarnotClient, uuids: Sequence[str]) -> tuple[dict[str, bool], QarnotError | None]:
+    """Abort Qarnot tasks. Return whether each abort was accepted or not needed, and an error of those left out."""
+    return _for_each(partial(_end, client), uuids)
+
+
+def _end(client: QarnotClient, uuid: str) -> bool:
+    try:
+        end(client.tasks, uuid)
+    except QarnotError as error:
+        if not is_permanent(error) and not isinstance(error, QarnotUnknownStateError):
+            raise
+        log.warning("Qarnot task %s cannot be aborted: %s", uuid, error)
+        return False
+    return True
 
 
 def find_twin(client: QarnotClient, attempt: Attempt, known: Iterable[str | None]) -> str | None:
     """Return the uuid of another live Qarnot task of the same task instance, besides those *known*; None for none."""
     kept = set(known)
-    live = (task for task in _tagged(client, attempt) if not is_ending(task))
-    return next((task.uuid for task in live if task.uuid not in kept), None)
+    return next(
+        (task.uuid for task in _tagged(client, attempt) if task.uuid not in kept and _may_run(task)), None
+    )
+
+
+def _may_run(task: Task) -> bool:
+    """Return whether a Qarnot task may run. One in a state that this release does not know may."""
+    try:
+        return not is_ending(task)
+    except QarnotUnknownStateError:
+        return True
 
 
 def find_unwatched(
@@ -106,15 +129,14 @@ def find_unwatched(
     :param before: only those whose state is older than this, because others may be on their way.
     """
     unfinished = [state for state in states.TaskState if state not in states.TASK_TERMINAL]
-    live = filters.and_(filters.equal("Tags", namespace_tag(namespace)), filters.in_("State", unfinished))
+    live = filters.and_(filters.equal("Tags", EXECUTOR_TAG + namespace), filters.in_("State", unfinished))
     kept = set(known)
-    fields = ("Uuid", "State", "Labels", "Tags", "StateTransitionTime")
+    fields = ("Uuid", "State", "Tags", "StateTransitionTime")
     return {
         task.uuid: tag.removeprefix(INSTANCE_TAG)
         for task in client.tasks.search_all(live, fields=fields)
         for tag in task.tags
         if tag.startswith(INSTANCE_TAG)
-        and label(task.labels, "role") == ROLE
         and task.uuid not in kept
         and task.state_transition_time is not None
         and task.state_transition_time < before
@@ -125,7 +147,7 @@ def _tagged(client: QarnotClient, attempt: Attempt) -> list[Task]:
     """Return the Qarnot tasks of the task instance of *attempt*: live ones first, and newer ones first."""
     fields = (*POLL_FIELDS, "CreationDate")
     tasks = client.tasks.search_all(filters.equal("Tags", attempt.tag), fields=fields)
-    return sorted(tasks, key=lambda task: (not is_ending(task), str(task.creation_date)), reverse=True)
+    return sorted(tasks, key=lambda task: (_may_run(task), str(task.creation_date)), reverse=True)
 
 
 def delete_finished(client: QarnotClient, namespace: str, known: Iterable[str | None]) -> int:
@@ -134,15 +156,11 @@ def delete_finished(client: QarnotClient, namespace: str, known: Iterable[str | 
     :param known: uuids of Qarnot tasks whose ends this scheduler has yet to read.
     """
     finished = filters.and_(
-        filters.equal("Tags", namespace_tag(namespace)), filters.in_("State", sorted(states.TASK_TERMINAL))
+        filters.equal("Tags", EXECUTOR_TAG + namespace), filters.in_("State", sorted(states.TASK_TERMINAL))
     )
-    fields = ("Uuid", "State", "Labels", "StateTransitionTime")
+    fields = ("Uuid", "State", "StateTransitionTime")
     kept = set(known)
-    tasks = [
-        task
-        for task in client.tasks.search_all(finished, fields=fields)
-        if label(task.labels, "role") == ROLE and task.uuid not in kept
-    ]
+    tasks = [task for task in client.tasks.search_all(finished, fields=fields) if task.uuid not in kept]
     tasks.sort(key=lambda task: str(task.state_transition_time))
     oldest = tasks[: max(1, len(tasks) // 2)][:MAX_DELETED]
     for task in oldest:

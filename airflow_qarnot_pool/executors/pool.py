@@ -76,7 +76,8 @@ class ExecutorPools:
 
     def forget_if_closed(self, client: QarnotClient, key: PoolKey) -> bool:
         """Forget a pool that accepts no tasks any more, and return whether it does not."""
-        pool = client.pools.find(self._uuids[key]) if key in self._uuids else None
+        uuid = self._uuids.get(key)
+        pool = client.pools.find(uuid) if uuid is not None else None
         if pool is not None and states.accepts_tasks(pool.state):
             return False
         self._uuids.pop(key, None)

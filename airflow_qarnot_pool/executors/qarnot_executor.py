@@ -15,6 +15,7 @@ from airflow_qarnot_pool.executors.running import (
     Attempt,
     End,
     Instance,
+    Outcome,
     Verdict,
     is_overdue,
     judge,
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     from airflow.models.taskinstance import TaskInstance
 
     from airflow_qarnot_pool.executors.options import ExecutorOptions
-    from airflow_qarnot_pool.executors.remote import RemoteTasks, Submission
+    from airflow_qarnot_pool.executors.remote import RemoteTasks
+    from airflow_qarnot_pool.executors.tracked import Submission
 
 #: Maximum seconds for which the scheduler waits for the names of another scheduler's Qarnot tasks.
 ADOPTION_TIMEOUT = 10.0
@@ -99,12 +101,6 @@ class QarnotExecutor(BaseExecutor):
         if too_short := lifetime(options.token_seconds, options.boot_seconds, keeps_nodes=False):
             risks.append(too_short)
         has_others = "," in str(self.conf.get("core", "executor", fallback=""))
-        if self.parallelism > options.slots:
-            risks.append(
-                f"QarnotExecutor submits {self.parallelism} tasks for {options.slots} slots ([qarnot_executor] "
-                f"parallelism). The others wait on Qarnot, for {options.token_seconds:.0f} s at most: then Airflow "
-                "queues them again."
-            )
         if has_others and self.parallelism >= PARALLELISM:
             risks.append(
                 f"QarnotExecutor may take all {PARALLELISM} places of [core] parallelism, and tasks of other executors "
@@ -145,7 +141,7 @@ class QarnotExecutor(BaseExecutor):
         from airflow_qarnot_pool.executors.bundle_archives import BUNDLES, archive_of
         from airflow_qarnot_pool.executors.options import task_config
         from airflow_qarnot_pool.executors.pool import PoolKey
-        from airflow_qarnot_pool.executors.remote import Submission
+        from airflow_qarnot_pool.executors.tracked import Submission
         from airflow_qarnot_pool.executors.workload_task import task_of
 
         assert self._options is not None
@@ -204,6 +200,7 @@ class QarnotExecutor(BaseExecutor):
         if self._newest.get(attempt.key) == attempt.name:
             del self._newest[attempt.key]
             self.running.discard(attempt.key)
+            self._requeues.pop(attempt.key, None)
 
     def _report(self) -> None:
         from airflow.utils.session import create_session
@@ -241,18 +238,20 @@ class QarnotExecutor(BaseExecutor):
 
     def _carry_out(self, end: End, verdict: Verdict) -> None:
         key = end.attempt.key
+        requeues = self._requeues[key]
         self._forget(end.attempt)
         if verdict is Verdict.SUCCESS:
-            self._requeues.pop(key, None)
             self.success(key)
         elif verdict is Verdict.FAIL:
-            self._requeues.pop(key, None)
             self.log.warning("%s failed on Qarnot: %s", key, end.reason)
             self.fail(key, end.reason or f"Its Qarnot task {end.attempt.name} has failed")
         elif verdict is Verdict.REQUEUE:
-            self._requeues[key] += 1
             self.log.info("%s never started on Qarnot, queueing it again: %s", key, end.reason)
-            extra = f"{self._requeues[key]} of {MAX_REQUEUES}: {end.reason}"
+            extra = end.reason
+            if end.outcome is not Outcome.WAITED:
+                requeues += 1
+                extra = f"{requeues} of {MAX_REQUEUES}: {end.reason}"
+            self._requeues[key] = requeues
             self.log_task_event(event=REQUEUED, extra=extra, ti_key=key)
         elif verdict is Verdict.RESET:
             self.log.info("%s was not submitted by the scheduler before, resetting it", key)

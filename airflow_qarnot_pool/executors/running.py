@@ -22,11 +22,13 @@ from airflow_qarnot_pool.api import states
 
 #: Tag with the id of the task instance. A cleared or reset task instance has a new id.
 INSTANCE_TAG = "airflow-executor:"
+#: Tag with the namespace, by which one search finds all Qarnot tasks of executors and no other.
+EXECUTOR_TAG = "airflow-executors:"
 #: Role in the labels, by which other processes know that no Airflow task reads how the Qarnot task ended.
 ROLE = "executor"
 #: How long a Qarnot task is kept after its end, for its output.
 KEPT_FOR = timedelta(days=1)
-#: How often an attempt that Airflow never saw start is queued again within its try.
+#: How often an attempt that Airflow never saw start is queued again within its try. Waits for a slot do not count.
 MAX_REQUEUES = 2
 #: Seconds for which a Qarnot task may outlive the need of Airflow for it. One that runs ends by itself in this time,
 #: because its process has seen that Airflow has stopped the task, or stores its log. The time is less than Airflow's
@@ -73,6 +75,8 @@ class Outcome(Enum):
     SUCCESS = auto()
     #: Its command failed, its node was lost, or it was aborted.
     FAILURE = auto()
+    #: It had no slot for as long as its token is of use, or could not be submitted for that long.
+    WAITED = auto()
     #: It was deleted before its end was seen.
     DELETED = auto()
     #: It was never created: Qarnot refuses it, and will refuse it again.
@@ -145,7 +149,7 @@ def judge(end: End, instance: Instance | None, requeues: int) -> Verdict:
     """Decide what the end of an attempt means.
 
     :param instance: None if Airflow has no task instance of that id any more.
-    :param requeues: how often the try was queued again already.
+    :param requeues: how often the try was queued again already, without waits for a slot.
     """
     if instance is None:
         # A task that is cleared while it runs has another id at once, and waits for the report to run again.
@@ -164,6 +168,8 @@ def _judge_unstarted(outcome: Outcome, requeues: int) -> Verdict:
     """Decide about an attempt whose start Airflow never saw, which includes a command that ended too early."""
     if outcome is Outcome.MISSING:
         return Verdict.RESET
+    if outcome is Outcome.WAITED:
+        return Verdict.REQUEUE
     if outcome is Outcome.REFUSED or requeues >= MAX_REQUEUES:
         return Verdict.FAIL
     return Verdict.REQUEUE

@@ -41,6 +41,9 @@ FORWARDED = (
 )
 #: Seconds from the start of a container until Airflow has announced the task, with some margin.
 START_SECONDS = 60.0
+#: Share of the lifetime of its token for which a task may wait for a slot. The rest is for the start of Airflow on the
+#: node. It also lets the executor queue the task again before Airflow takes it for stuck, which it does twice at most.
+QUEUE_SHARE = 0.9
 #: Maximum characters of the name of a Qarnot task, which is for people.
 _MAX_NAME = 200
 
@@ -73,7 +76,7 @@ def task_of(workload: ExecuteTask, name: str, options: ExecutorOptions, config: 
             workload.model_dump_json(), node_settings(options.node_environment, options.api_url)
         ),
         # A task that starts later would be refused by Airflow, but its node would be paid.
-        max_time_queue=timedelta(seconds=math.ceil(options.token_seconds)),
+        max_time_queue=timedelta(seconds=math.ceil(QUEUE_SHARE * options.token_seconds)),
         wait_for_pool_resources_synchronization=True if archive else None,
     )
 

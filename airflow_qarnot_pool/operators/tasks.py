@@ -615,7 +615,7 @@ class QarnotRunTasksOperator(TaskOperator):
         self, context: Context, slice_: _Slice, error: QarnotPoolEndedError | QarnotNotFoundError
     ) -> bool:
         """Continue on the pool that replaces the one of *error*, if that was shared and closed or deleted."""
-        is_about_pool = error.kind == "pool" and not getattr(error, "foreign", False)
+        is_about_pool = error.kind == "pool" and not error.foreign
         if not is_about_pool or not slice_.pool or slice_.moves >= MAX_GENERATIONS:
             return False
         pool = self._next_pool(context, slice_.pool)

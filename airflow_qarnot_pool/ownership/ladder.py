@@ -54,7 +54,12 @@ def is_lost(task: Task) -> bool:
     """Return whether *task* failed because of its nodes: it lost them, or ``max_time_queue`` passed without any."""
     if parse_task_state(task.state) is not TaskState.FAILURE:
         return False
-    return is_node_loss(task) or (_queued_too_long(task) and _never_started(task))
+    return is_node_loss(task) or is_queue_timeout(task)
+
+
+def is_queue_timeout(task: Task) -> bool:
+    """Return whether a failed Qarnot task had no node for its ``max_time_queue``."""
+    return _queued_too_long(task) and _never_started(task)
 
 
 def _queued_too_long(task: Task) -> bool:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from airflow_qarnot_pool.api import states
 from airflow_qarnot_pool.api.errors import (
     QarnotInvalidSpecError,
+    QarnotNotFoundError,
     QarnotUnknownStateError,
     shortened,
 )
@@ -225,7 +226,7 @@ class Absence:
 
     def is_certain(self, error: QarnotError, now: float) -> bool:
         """Return whether *error*, raised at *now* (monotonic seconds), has lasted long enough to count."""
-        if getattr(error, "foreign", False):
+        if error.foreign and isinstance(error, QarnotNotFoundError):
             return False
         if self._since is None or self._error is not type(error):
             self._since, self._error = now, type(error)

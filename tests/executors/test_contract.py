@@ -243,7 +243,7 @@ def test_an_executor_without_work_starts_no_thread_and_may_be_ended_twice() -> N
     executor = QarnotExecutor()
     executor.start()
     executor.heartbeat()
-    assert executor._tasks._thread is None, "LocalExecutor forks"
+    assert not executor._tasks._thread.is_alive, "LocalExecutor forks"
     executor.terminate()
     for _ in range(2):
         executor.end()

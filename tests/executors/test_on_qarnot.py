@@ -42,7 +42,7 @@ def test_a_task_with_a_dead_token_gets_no_node(qarnot: LocalQarnot, client: Qarn
     qarnot.withhold_nodes(True)
     try:
         pool = client.pools.create(PoolSpec(name="p", profile="docker-network", instance_count=1))
-        task = client.tasks.create(replace(spec_of("dead", token_seconds=59.5), pool=pool, profile=None))
+        task = client.tasks.create(replace(spec_of("dead", token_seconds=66.5), pool=pool, profile=None))
         qarnot.advance_clock(59)
         assert not states.is_terminal(client.tasks.get(task).state)
         qarnot.advance_clock(2)

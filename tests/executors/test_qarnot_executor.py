@@ -252,6 +252,25 @@ def test_a_task_that_airflow_never_saw_start_is_queued_again_in_its_try_and_not_
     assert events(executor) == {one.ti.key: ("failed", "node lost")}
 
 
+def test_a_wait_for_a_slot_is_no_lost_node(executor: QarnotExecutor, database: Database) -> None:
+    """However often it has waited, its try goes on, and a node may still be lost as often as else."""
+    instance = uuid.uuid4()
+    waits = [Outcome.WAITED] * (2 * MAX_REQUEUES)
+    for outcome in (*waits, *[Outcome.FAILURE] * MAX_REQUEUES, *waits):
+        one = workload(id=instance)
+        queue(executor, database, one)
+        end(executor, one, outcome, "no slot of pool gpu")
+        assert database.requeued.pop() == name(one)
+        assert events(executor) == {}
+        assert "no slot of pool gpu" in executor._task_event_logs.pop().extra  # type: ignore[operator]
+    one = workload(id=instance)
+    queue(executor, database, one)
+    state_of(database, one, "success")
+    end(executor, one)
+    assert events(executor) == {one.ti.key: ("success", None)}
+    assert not executor._requeues
+
+
 def test_the_end_before_a_deferral_is_not_that_of_the_resumed_task(
     executor: QarnotExecutor, database: Database
 ) -> None:
@@ -451,7 +470,7 @@ def test_risky_settings_are_said_at_the_start(
     executor = QarnotExecutor()
     executor.start()
     risks = executor._risks(executor._options)  # type: ignore[arg-type]
-    for words in ("task_queued_timeout is too short", "submits 32 tasks for 2 slots", "all 32 places"):
+    for words in ("task_queued_timeout is too short", "all 32 places"):
         assert any(words in risk for risk in risks), words
     executor.end()
 

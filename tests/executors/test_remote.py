@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeVar
 
 import pytest
 
 from airflow_qarnot_pool.api.client import QarnotClient
-from airflow_qarnot_pool.api.specs import TaskSpec
-from airflow_qarnot_pool.executors import remote
+from airflow_qarnot_pool.api.errors import QarnotRefusedError
+from airflow_qarnot_pool.api.models import Task
+from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
+from airflow_qarnot_pool.executors import remote, retries
 from airflow_qarnot_pool.executors.options import ExecutorOptions, PoolOptions
-from airflow_qarnot_pool.executors.pool import PoolKey
+from airflow_qarnot_pool.executors.pool import PoolKey, delete_closed
 from airflow_qarnot_pool.executors.remote import RemoteTasks, Submission
 from airflow_qarnot_pool.executors.running import ROLE, Attempt, End, Outcome, name_of
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.maintenance.reaper import reap
-from airflow_qarnot_pool.ownership.identity import NAMESPACE_TAG, label
+from airflow_qarnot_pool.ownership.identity import NAMESPACE_TAG, OWNER_TAG, label
 
 T = TypeVar("T")
 PATIENCE = 60.0
@@ -40,7 +44,7 @@ def qarnot(server: LocalQarnot, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loc
     monkeypatch.setenv("AIRFLOW_CONN_QARNOT_DEFAULT", server.airflow_connection(namespace=namespace))
     monkeypatch.setenv("AIRFLOW__QARNOT__POLL_INTERVAL", "0.1")
     monkeypatch.setenv("AIRFLOW__QARNOT__MIN_POLL_INTERVAL", "0.05")
-    monkeypatch.setattr(remote, "FIRST_PAUSE", 0.05)
+    monkeypatch.setattr(retries, "FIRST_PAUSE", 0.05)
     server.clear_requests()
     yield server
     server.faults([])
@@ -78,8 +82,10 @@ def attempt(instance_id: str | None = None, external_id: str | None = None) -> A
     )
 
 
-def submission(command: str = "true", of: Attempt | None = None) -> Submission:
-    spec = TaskSpec(name="dag.task", command=["sh", "-c", command])
+def submission(
+    command: str = "true", of: Attempt | None = None, may_wait: timedelta | None = None
+) -> Submission:
+    spec = TaskSpec(name="dag.task", command=["sh", "-c", command], max_time_queue=may_wait)
     return Submission(attempt=of or attempt(), spec=spec, pool=PoolKey("airflow"))
 
 
@@ -185,8 +191,9 @@ def test_a_full_quota_and_a_busy_service_delay_tasks_and_fail_none(
 
 
 def test_a_task_that_qarnot_refuses_ends_with_the_reason_and_holds_up_no_other(
-    qarnot: LocalQarnot, tasks: RemoteTasks
+    qarnot: LocalQarnot, tasks: RemoteTasks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(retries, "REFUSED_FOR", 0.1)
     wrong = submission()
     spec = TaskSpec(name="dag.task", command="true", resource_buckets=["no-such-bucket"])
     wrong = Submission(attempt=wrong.attempt, spec=spec, pool=wrong.pool)
@@ -210,6 +217,62 @@ def test_a_closed_pool_is_replaced_by_the_next(
     tasks.submit([second])
     assert [end.outcome for end in ends(tasks, 1)] == [Outcome.SUCCESS]
     assert client.tasks.get(second.attempt.name).pool != closed
+
+
+def test_a_pool_that_is_closed_fails_what_runs_and_not_what_comes_after(
+    qarnot: LocalQarnot, client: QarnotClient, tasks: RemoteTasks
+) -> None:
+    tasks.submit([running := submission("sleep 600")])
+    until(lambda: "FullyExecuting" in live(client, running.attempt))
+    closed = str(client.tasks.get(running.attempt.name).pool)
+    client.pools.close(closed)
+    (end,) = ends(tasks, 1)
+    assert (end.attempt, end.outcome) == (running.attempt, Outcome.FAILURE)
+    assert f"its pool {closed} is Clos" in end.reason
+    tasks.submit([after := submission()])
+    assert [end.outcome for end in ends(tasks, 1)] == [Outcome.SUCCESS]
+    assert client.tasks.get(after.attempt.name).pool != closed
+
+
+def test_a_task_that_has_no_slot_for_too_long_has_waited_and_lost_no_node(
+    qarnot: LocalQarnot, client: QarnotClient, tasks: RemoteTasks
+) -> None:
+    qarnot.withhold_nodes(True)
+    try:
+        tasks.submit([one := submission(may_wait=timedelta(minutes=9))])
+        until(lambda: live(client, one.attempt))
+        qarnot.advance_clock(9 * 60)
+        (end,) = ends(tasks, 1)
+    finally:
+        qarnot.withhold_nodes(False)
+    assert end.outcome is Outcome.WAITED
+    assert "had no slot of its pool for 540 s" in end.reason
+
+
+def test_a_task_that_cannot_be_submitted_in_time_has_waited_and_tells_the_error(
+    qarnot: LocalQarnot, client: QarnotClient, tasks: RemoteTasks
+) -> None:
+    """It is queued again with another token, before Airflow takes it for stuck, which it does twice at most."""
+    qarnot.faults([{"method": "POST", "path": "/pools", "kind": "status", "status": 503}])
+    tasks.submit([one := submission(may_wait=timedelta(seconds=0.5))])
+    (end,) = ends(tasks, 1)
+    assert (end.attempt, end.outcome) == (one.attempt, Outcome.WAITED)
+    assert "answered 503" in end.reason
+    assert live(client, one.attempt) == []
+
+
+def test_time_that_a_task_has_waited_before_its_submission_counts(
+    qarnot: LocalQarnot, client: QarnotClient, tasks: RemoteTasks
+) -> None:
+    qarnot.faults([{"method": "POST", "path": "/pools", "kind": "status", "status": 503}])
+    tasks.submit([one := submission(may_wait=timedelta(seconds=540))])
+    until(lambda: tasks._pauses)
+    tasks._remotes[one.attempt.name].since -= 100
+    qarnot.faults([])
+    ends(tasks, 1)
+    limit = client.tasks.get(one.attempt.name).max_time_queue
+    assert limit is not None
+    assert limit <= timedelta(seconds=440)
 
 
 def test_tasks_of_another_scheduler_are_found_by_name_and_watched(
@@ -409,43 +472,147 @@ def test_a_task_of_another_scheduler_is_never_aborted_for_an_attempt_of_this_one
     other.stop(10)
 
 
-def test_an_abort_that_comes_while_another_task_of_the_instance_is_found_is_not_for_that_one(
-    qarnot: LocalQarnot, client: QarnotClient, tasks: RemoteTasks
+@pytest.mark.parametrize("path", ["/tasks", "/pools"])
+@pytest.mark.parametrize(
+    ("fault", "refused_for"),
+    [({"kind": "status", "status": 403}, 60.0), ({"kind": "proxy", "status": 403}, 0.0)],
+    ids=["for a moment", "by a page of a proxy"],
+)
+def test_stray_refusals_fail_no_task(
+    qarnot: LocalQarnot,
+    tasks: RemoteTasks,
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    fault: dict[str, Any],
+    refused_for: float,
+) -> None:
+    monkeypatch.setattr(retries, "REFUSED_FOR", refused_for)
+    qarnot.faults([{"method": "POST", "path": f"^{path}$", "times": 3, **fault}])
+    tasks.submit([submission(), submission()])
+    assert [end.outcome for end in ends(tasks, 2)] == [Outcome.SUCCESS] * 2
+
+
+def test_an_error_pauses_only_its_own_part_of_the_work(
+    qarnot: LocalQarnot, client: QarnotClient, tasks: RemoteTasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks.submit([running := submission("sleep 600")])
+    until(lambda: "FullyExecuting" in live(client, running.attempt))
+    monkeypatch.setattr(retries, "FIRST_PAUSE", 3600.0)
+    monkeypatch.setattr(retries, "MAX_PAUSE", 3600.0)
+    qarnot.faults([{"path": "/tasks/.*/abort", "kind": "status", "status": 503}])
+    tasks.abort([running.attempt.name])
+    until(lambda: tasks._pauses)
+    tasks.submit([one := submission()])
+    assert [end.attempt for end in ends(tasks, 1)] == [one.attempt]
+    qarnot.faults([])
+    client.tasks.abort(running.attempt.name)
+
+
+def test_an_abort_that_qarnot_refuses_for_good_holds_up_no_next_attempt(
+    qarnot: LocalQarnot, client: QarnotClient, tasks: RemoteTasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retries, "REFUSED_FOR", 0.1)
+    first = attempt()
+    tasks.submit([submission("sleep 600", of=first)])
+    until(lambda: "FullyExecuting" in live(client, first))
+    qarnot.faults([{"path": "/tasks/.*/abort", "kind": "status", "status": 403}])
+    tasks.abort([first.name])
+    tasks.submit([submission(of=attempt(first.instance_id))])
+    tasks.end(["no-task-of-this-name", client.tasks.get(first.name).uuid])
+    assert [end.outcome for end in ends(tasks, 1)] == [Outcome.SUCCESS]
+    until(lambda: not tasks._to_end)
+    qarnot.faults([])
+    client.tasks.abort(first.name)
+
+
+def test_an_abort_while_a_failure_is_read_leaves_the_task_of_another_scheduler(
+    qarnot: LocalQarnot, client: QarnotClient, tasks: RemoteTasks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = attempt()
     resumed = attempt(before.instance_id)
     other = RemoteTasks(ExecutorOptions(pools={"airflow": PoolOptions(slots=50)}))
     other.submit([submission("sleep 600", of=resumed)])
     until(lambda: "FullyExecuting" in live(client, resumed))
-    tasks.submit([submission("sleep 600", of=before)])
-    until(lambda: "FullyExecuting" in live(client, before))
-    qarnot.faults([{"method": "POST", "path": "/tasks/search", "kind": "delay", "seconds": 1.0}])
-    client.tasks.abort(before.name)
-    until(lambda: any(remote.failed for remote in list(tasks._remotes.values())))
+    searching, search = threading.Event(), threading.Event()
+    find_twin = remote.find_twin
+
+    def slow(*arguments: Any) -> str | None:
+        searching.set()
+        assert search.wait(PATIENCE)
+        return find_twin(*arguments)
+
+    monkeypatch.setattr(remote, "find_twin", slow)
+    tasks.submit([submission("exit 1", of=before)])
+    assert searching.wait(PATIENCE)
+    # The search of a failure delays no submission.
+    tasks.submit([one := submission()])
+    assert [end.attempt for end in ends(tasks, 1)] == [one.attempt]
     tasks.abort([before.name])
-    qarnot.faults([])
-    until(lambda: not tasks._remotes)
+    search.set()
+    until(lambda: before.name not in tasks._remotes)
+    tasks.submit([last := submission()])
+    assert [end.attempt for end in ends(tasks, 1)] == [last.attempt]
     assert live(client, resumed) == ["FullyExecuting"]
     other.abort([resumed.name])
     until(lambda: live(client, resumed) == ["Cancelled"])
     other.stop(10)
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [
-        {"method": "POST", "path": "/tasks", "kind": "status", "status": 403},
-        {"method": "POST", "path": "/pools", "kind": "status", "status": 403},
-        {"method": "POST", "path": "/tasks", "kind": "proxy", "status": 404, "times": 3},
-    ],
-    ids=["tasks", "pools", "a page of a proxy"],
-)
-def test_a_stray_refusal_fails_no_task(
-    qarnot: LocalQarnot, tasks: RemoteTasks, fault: dict[str, Any]
+def test_a_task_in_a_state_that_this_release_does_not_know_may_be_the_one_that_runs() -> None:
+    found = [Task.from_json({"uuid": state, "state": state}) for state in ("Failure", "Hibernating")]
+    client: Any = SimpleNamespace(tasks=SimpleNamespace(search_all=lambda *_, **__: found))
+    assert remote.find_twin(client, attempt(), []) == "Hibernating"
+
+
+def test_a_failure_is_reported_though_qarnot_refuses_to_search_for_others(
+    qarnot: LocalQarnot, tasks: RemoteTasks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    qarnot.faults([{"times": 1, **fault}])
+    def refused(*_: Any) -> str | None:
+        raise QarnotRefusedError(status=403)
+
+    monkeypatch.setattr(retries, "REFUSED_FOR", 0.1)
+    monkeypatch.setattr(remote, "find_twin", refused)
+    tasks.submit([submission("exit 1")])
+    assert [end.outcome for end in ends(tasks, 1)] == [Outcome.FAILURE]
+
+
+def test_a_scheduler_that_is_silent_submits_nothing(
+    qarnot: LocalQarnot, tasks: RemoteTasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another scheduler may have adopted its tasks, or reset them."""
+    rounds = []
+    ready = tasks._ready
+    monkeypatch.setattr(tasks, "_ready", lambda: rounds.append(1) or ready())  # type: ignore[func-returns-value]
+    monkeypatch.setattr(remote, "SILENCE", -1.0)
+    tasks.submit([submission()])
+    until(lambda: len(rounds) > 3)
+    assert posts(qarnot) == []
+    monkeypatch.setattr(remote, "SILENCE", 30.0)
+    assert [end.outcome for end in ends(tasks, 1)] == [Outcome.SUCCESS]
+
+
+def test_nothing_is_polled_without_a_task(qarnot: LocalQarnot, tasks: RemoteTasks) -> None:
+    tasks.submit([submission()])
+    ends(tasks, 1)
+    poller = tasks._watches._poller
+    assert poller is not None
+    until(lambda: poller.closed)
     tasks.submit([submission()])
     assert [end.outcome for end in ends(tasks, 1)] == [Outcome.SUCCESS]
+
+
+def test_the_newest_closed_pool_is_kept_if_there_are_others(
+    qarnot: LocalQarnot, client: QarnotClient
+) -> None:
+    """Another scheduler may count the next generation from it."""
+    owner = uuid.uuid4().hex
+    pools = [client.pools.create(PoolSpec(name=f"p{n}", tags=(OWNER_TAG + owner,))) for n in range(3)]
+    for pool in pools:
+        client.pools.close(pool)
+    until(lambda: {client.pools.get(pool).state for pool in pools} == {"Closed"})
+    assert delete_closed(client, owner) == 2
+    assert client.pools.get(pools[2]).state == "Closed"
+    assert delete_closed(client, owner) == 1
 
 
 def test_closed_pools_of_the_executor_make_room_for_the_next(
@@ -471,10 +638,10 @@ def test_a_sweep_finds_what_no_scheduler_watches_and_its_abort_is_sent(
     tasks.submit([watched := submission("sleep 600")])
     until(lambda: "FullyExecuting" in live(client, watched.attempt))
     tasks.sweep()
-    until(lambda: not tasks._is_sweep_due)
-    assert tasks.take_unwatched() == {}, "it may be on its way"
+    (found,) = until(lambda: [found] if (found := tasks.take_unwatched()) is not None else [])
+    assert found == {}, "it may be on its way"
     assert tasks.take_unwatched() is None
-    monkeypatch.setattr(remote, "LEFT_ON_AFTER", timedelta(seconds=-60))
+    monkeypatch.setattr(remote, "LEFT_ON_AFTER", timedelta(hours=-1))
     tasks.sweep()
     found = until(tasks.take_unwatched)
     assert found == {client.tasks.get(orphan.attempt.name).uuid: orphan.attempt.instance_id}
@@ -492,6 +659,9 @@ def test_without_an_explicit_namespace_nothing_is_submitted_or_swept(
     until(lambda: "needs an explicit namespace" in caplog.text)
     assert posts(qarnot) == []
     tasks.sweep()
+    taken = threading.Event()
+    tasks._thread.call(taken.set)
+    assert taken.wait(PATIENCE)
     until(lambda: not tasks._is_sweep_due)
     assert tasks.take_unwatched() is None
     tasks.abort([one.attempt.name])

@@ -45,6 +45,8 @@ VERDICTS = {
     "the same, too often": ((Outcome.FAILURE, "queued", OURS, MAX_REQUEUES), Verdict.FAIL),
     "a command that ends without a start": ((Outcome.SUCCESS, "queued", OURS, 0), Verdict.REQUEUE),
     "deleted before the start": ((Outcome.DELETED, "queued", OURS, 0), Verdict.REQUEUE),
+    "no slot for as long as it may wait": ((Outcome.WAITED, "queued", OURS, 0), Verdict.REQUEUE),
+    "the same, after lost nodes": ((Outcome.WAITED, "queued", OURS, MAX_REQUEUES), Verdict.REQUEUE),
     "refused by Qarnot": ((Outcome.REFUSED, "queued", OURS, 0), Verdict.FAIL),
     "not submitted by the scheduler before": ((Outcome.MISSING, "queued", OURS, 0), Verdict.RESET),
     "queued again by another scheduler": ((Outcome.FAILURE, "queued", OTHER, 0), Verdict.FORGET),

@@ -20,6 +20,7 @@ from airflow_qarnot_pool.api.fields import MAX_CONSTANT_LENGTH
 from airflow_qarnot_pool.executors import node
 from airflow_qarnot_pool.executors.bundle_archives import BUNDLE_CLASS, BUNDLES
 from airflow_qarnot_pool.executors.workload_task import (
+    START_SECONDS,
     constants_of,
     forwarded_settings,
     lifetime,
@@ -69,7 +70,14 @@ def test_the_token_and_the_settings_are_in_secret_constants_only() -> None:
     }
     assert constants["DOCKER_CMD"] == "python -m airflow_qarnot_pool.executors.node"
     assert (constants["DOCKER_REPO"], constants["DOCKER_TAG"]) == ("library/airflow", "1")
-    assert (body["shortname"], body["name"], body["maxTimeQueueSeconds"]) == ("airflow-1", "dag.task", 600)
+    assert (body["shortname"], body["name"], body["maxTimeQueueSeconds"]) == ("airflow-1", "dag.task", 540)
+
+
+def test_a_task_waits_less_than_its_token_is_valid() -> None:
+    """The executor queues it again before Airflow takes it for stuck, and one that starts late has time for that."""
+    default = spec_of().max_time_queue.total_seconds()
+    assert default + START_SECONDS <= 600
+    assert spec_of(token_seconds=60.0).max_time_queue.total_seconds() < 60
 
 
 def test_a_setting_of_the_user_comes_before_those_of_the_deployment() -> None:
