@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 #: Why a pool has no table.
 NO_RECORD = (
-    "  No run can be replayed: its work failed, its cost is unknown, it has more than 2,000 instances, or its nodes "
-    "came and went in another way than the replay says."
+    "  No run can be replayed. A run is left out if its pool is shared by runs, its work failed or took a few seconds, "
+    "its cost is unknown, it has more than 2,000 instances, or its nodes came and went in another way than the replay "
+    "says."
 )
 
 

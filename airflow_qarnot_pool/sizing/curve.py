@@ -219,9 +219,12 @@ def describe_choice(points: Sequence[SizePoint], chosen: SizePoint) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """Return ``45 s``, ``11 min`` or ``1 h 20 min``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
+    """Return ``45 s``, ``2 min 05 s``, ``11 min`` or ``1 h 20 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 600:
+        return f"{whole // 60} min {whole % 60:02} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 

@@ -49,10 +49,12 @@ def test_qarnot_tasks_of_less_than_a_second_wait_for_nothing_that_waits_for_them
 
 
 def test_the_sentence_has_the_time_and_the_cost_of_both_sizes() -> None:
-    assert str(curve_of(record())) == "2 nodes: 2 min, 0.0200 EUR instead of 2 min, 0.0400 EUR with 4 nodes"
+    assert str(curve_of(record())) == (
+        "2 nodes: 2 min 30 s, 0.0200 EUR instead of 2 min 30 s, 0.0400 EUR with 4 nodes"
+    )
     right = cost(task("a", 50, 150), task("a", 50, 150), paid=200, ended=150, size=2)
     assert str(curve_of(record(right))) == (
-        "2 nodes: 2 min, 0.0200 EUR. No cheaper size is within 25% of the fastest"
+        "2 nodes: 2 min 30 s, 0.0200 EUR. No cheaper size is within 25% of the fastest"
     )
 
 
@@ -70,10 +72,10 @@ def test_the_recorded_size_has_the_figures_of_the_record() -> None:
 
 def test_a_table_marks_the_recorded_size_and_the_chosen_one() -> None:
     assert table_of([record()]).splitlines() == [
-        "instance_count  makespan        cost",
-        "             1     4 min  0.0200 EUR",
-        "             2     2 min  0.0200 EUR  cheapest within the tolerance",
-        "             4     2 min  0.0400 EUR  recorded",
+        "instance_count    makespan        cost",
+        "             1  4 min 10 s  0.0200 EUR",
+        "             2  2 min 30 s  0.0200 EUR  cheapest within the tolerance",
+        "             4  2 min 30 s  0.0400 EUR  recorded",
     ]
 
 
@@ -142,10 +144,10 @@ def test_sizes_are_compared_as_far_as_they_are_useful(
 
 
 def test_times_have_a_unit_that_fits() -> None:
-    assert [format_seconds(s) for s in (45.4, 89, 90, 660, 5400, 7290)] == [
+    assert [format_seconds(s) for s in (45.4, 59.6, 91, 660, 5400, 7290)] == [
         "45 s",
-        "89 s",
-        "2 min",
+        "1 min 00 s",
+        "1 min 31 s",
         "11 min",
         "1 h 30 min",
         "2 h 2 min",

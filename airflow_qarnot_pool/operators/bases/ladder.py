@@ -44,7 +44,7 @@ class LadderStep:
         estimate = self._estimate()
         index, losses = rung_of_task(spec, tasks, estimate), sum(map(is_lost, tasks))
         last = len(spec.ladder) - 1
-        why = f"after {losses} losses"
+        why = f"after {losses} loss{'' if losses == 1 else 'es'}"
         if estimate is not None and index > min(losses, last):
             why = f"as {estimate.left:.0f} s for {estimate.work:.0f} s of work leave no time for another loss"
         leaves = bool(made.pool) and index == last and self._operator._leaves_pool
