@@ -62,7 +62,8 @@ with DAG(
         ask: Any = ApprovalOperator(
             task_id="ask",
             subject=f"Spend about {{{{ '%.2f' % {ESTIMATE}['euros'] }}}} EUR on {{{{ dag.dag_id }}}}?",
-            body=f"Its pool is closed above {{{{ '%.2f' % {ESTIMATE}['limit'] }}}} EUR. The mean of {{{{ {ESTIMATE}['runs'] }}}} runs at each size:\n\n"
+            body=f"Its pool is closed above {{{{ '%.2f' % {ESTIMATE}['limit'] }}}} EUR. "
+            f"The mean of {{{{ {ESTIMATE}['runs'] }}}} runs at each size:\n\n"
             f"```\n{{{{ {ESTIMATE}['table'] }}}}\n```",
         )
     else:
