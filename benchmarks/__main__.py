@@ -33,6 +33,7 @@ NAMES = (
     "dag_makespan:minute",
     "dag_makespan:wide",
     "on_time",
+    "executor",
 )
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "contributing" / "evidence" / "benchmarks.md"
 HEAD = """# Benchmarks

@@ -6,20 +6,25 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from airflow_qarnot_pool.executors import node
 from benchmarks import __main__ as programs
-from benchmarks.report import WITHOUT_AIRFLOW, Table, exponent, percentile, shown
+from benchmarks import executor, heartbeats, light_workload
+from benchmarks.report import WITHOUT_AIRFLOW, Report, Table, exponent, percentile, shown
 from benchmarks.triggerer import _Counted
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 WAITERS = 20
 Figures = Callable[[str], dict[str, float]]
 #: All but those that need PostgreSQL and a whole Airflow.
-NAMES = [name for name in programs.NAMES if not name.startswith(("dag_makespan", "on_time"))]
+NAMES = [name for name in programs.NAMES if not name.startswith(("dag_makespan", "on_time", "executor"))]
 #: A figure of ours, and what else must be there.
 KEYS = {
     "poll_cost": {
@@ -51,6 +56,12 @@ KEYS = {
     "warm_vs_cold": {"warm.0.3.wall_seconds", "cold.0.3.wall_seconds"},
     "ladder": {"patterns", "losses", "cost_over_all_ondemand", "target.patterns_that_ended_late"},
     "right_size": {"error_of_the_makespan", "auto_dearer_than_the_best_size_in_hindsight"},
+    "executor": {
+        "burst.1000.polls_per_minute",
+        "euros.node_for_each_task_over_pool",
+        "start.warm_over_local",
+        "start.cold_over_warm",
+    },
     "local_qarnot": {"get_a_task.20.per_second", "search_by_tag_and_time.20.per_second"},
 }
 
@@ -141,6 +152,69 @@ def test_no_call_installs_its_environment_and_a_second_dag_uploads_nothing(figur
     assert found["installs_on_nodes"] == found["bytes_uploaded_by_the_second_dag"] == 0
     assert 1 <= found["unpackings_on_nodes"] <= 2
     assert found["bytes_uploaded_by_the_first_dag"] > 0
+
+
+def test_the_executor_is_compared_by_heartbeat_minute_and_thousand_tasks() -> None:
+    report = Report("executor", 1000, quick=False)
+    few = executor.Burst(100, 30.0, (16, 0, 0), submits=1, polls=50, most=100, running=40.0)
+    many = executor.Burst(1000, 60.0, (16, 0, 16), submits=3, polls=110, most=900, running=50.0)
+    executor.write_bursts(report, executor.FULL, [few, many])
+    starts = {
+        way: [executor.Start(seconds - 1, seconds)]
+        for way, seconds in (("local", 2.0), ("warm", 5.0), ("cold", 25.0))
+    }
+    executor.write_starts(report, executor.FULL, starts)
+    bill = executor.Bill(run=1500.0, idle=6000.0, executed=(5.0,) * 1000, price=1e-4)
+    executor.write_bill(report, executor.FULL, 1000, bill)
+    found = {key.removeprefix("executor."): value for key, value in report.figures.items()}
+    assert KEYS["executor"] <= found.keys()
+    assert (found["start.warm_over_local"], found["start.cold_over_warm"]) == (2.5, 5)
+    # 1,000 times 20 s of boot and 5 s of work, against 7,500 node-seconds.
+    assert found["euros.a_node_for_each_task_boots_of_20_s_paid"] == pytest.approx(2.5)
+    assert found["euros.node_for_each_task_over_pool"] == pytest.approx(25_000 / 7500)
+    assert [met for _, _, met in report.targets] == [True, False, True]
+
+
+def test_spans_that_touch_do_not_overlap() -> None:
+    assert executor.most_at_once([(0, 2), (1, 3), (2, 4)]) == 2
+
+
+def test_heartbeats_are_read_as_they_are_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(heartbeats.NOTES, str(tmp_path / "notes"))
+    scheduler = SimpleNamespace(queued_tasks={"a": 1, "b": 2})
+    heartbeat = heartbeats._noted(lambda executor: executor.queued_tasks.clear())
+    heartbeat(scheduler)
+    heartbeat(scheduler)
+    assert [beat.tasks for beat in heartbeats.read(tmp_path / "notes")] == [2, 0]
+
+
+def test_the_light_client_starts_a_task_with_its_token_and_ends_it_with_the_next() -> None:
+    received = []
+
+    class Api(BaseHTTPRequestHandler):
+        def do_PATCH(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            received.append((self.path, self.headers["Authorization"], body["state"]))
+            self.send_response(200)
+            self.send_header("Refreshed-API-Token", "next")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Write nothing."""
+
+    with HTTPServer(("127.0.0.1", 0), Api) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        workload = json.dumps({"token": "first", "ti": {"id": "some-id"}})
+        url = f"http://127.0.0.1:{server.server_port}/execution/"
+        settings = {"AIRFLOW__CORE__EXECUTION_API_SERVER_URL": url, light_workload.SECONDS: "0"}
+        constants = node.pack({"workload": workload, "environment": settings}, 1000)
+        subprocess.run([sys.executable, "-IS", light_workload.__file__], env=constants, check=True)
+        server.shutdown()
+    path = "/execution/task-instances/some-id"
+    assert received == [
+        (f"{path}/run", "Bearer first", "running"),
+        (f"{path}/state", "Bearer next", "success"),
+    ]
 
 
 def test_exponents_and_percentiles() -> None:
