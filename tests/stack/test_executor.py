@@ -176,6 +176,31 @@ def test_a_task_that_is_queued_too_long_is_aborted_before_the_next_is_submitted(
     assert instance["try_number"] == 1
 
 
+def test_a_task_that_waits_for_a_slot_again_and_again_is_not_lost(deployment: Deployment) -> None:
+    """Airflow itself takes a task for stuck twice, and fails it then."""
+    deployment.qarnot.withhold_nodes(True)
+    try:
+        for node in deployment.qarnot.nodes():
+            deployment.qarnot.kill_node(node["id"])
+        deployment.start("counted", "waits", count=1, seconds=0)
+        seen: set[str] = set()
+        for _ in range(4):
+            (waiting,) = deployment.airflow.wait_for(
+                lambda: [task for task in deployment.tasks() if task.uuid not in seen],
+                what="the next attempt",
+            )
+            seen.add(waiting.uuid)
+            deployment.qarnot.advance_clock(541)
+    finally:
+        deployment.qarnot.withhold_nodes(False)
+    assert deployment.wait_end("counted", "waits") == "success"
+    assert deployment.account("waits", 1) == RIGHT
+    (instance,) = (
+        one for one in deployment.database.instances("counted", "waits") if one["task_id"] == "work"
+    )
+    assert instance["try_number"] == 1
+
+
 def test_tasks_outlive_an_outage_of_postgresql(deployment: Deployment) -> None:
     deployment.start("counted", "outage", count=2, seconds=15)
     deployment.airflow.wait_for(
