@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -24,13 +25,18 @@ def task_log(client: QarnotClient, names: Sequence[str]) -> list[str]:
 
     :param names: shortnames of the Qarnot tasks of a try, newest first.
     """
-    limited = client.limited(deadline=DEADLINE)
+    ends = time.monotonic() + DEADLINE
     lines: list[str] = []
     for name in reversed(names):
         try:
             # Errors before Airflow has set up its log are in the other stream.
             for stream in ("stderr", "stdout"):
-                lines += _end(limited.tasks.stream_output(name, stream, 0), f"{stream} of Qarnot task {name}")
+                subject = f"{stream} of Qarnot task {name}"
+                if (left := ends - time.monotonic()) <= 0:
+                    lines.append(f"The {subject} was not read, because the rest took {DEADLINE:g} s.")
+                    continue
+                pieces = client.limited(deadline=left).tasks.stream_output(name, stream, 0)
+                lines += _end(pieces, subject)
         except QarnotNotFoundError:
             lines.append(f"Qarnot has no task {name}. It was not submitted, or deleted.")
         except QarnotError as error:

@@ -124,7 +124,7 @@ class RemoteTasks:
         self._settings: ConnectionSettings | None = None
         self._settings_read = float("-inf")
         self._connected: QarnotClient | None = None
-        self._pauses = Pauses()
+        self._pauses, self._pool_pauses = Pauses(), Pauses()
         self._wakes: list[asyncio.Event] = []
 
     # --- for the scheduler's thread
@@ -237,7 +237,7 @@ class RemoteTasks:
         while not self._has_stopped():
             wake.clear()
             for part, step in steps.items():
-                await self._try(part, step)
+                await self._try(self._pauses, part, step)
             with suppress(TimeoutError):
                 await asyncio.wait_for(wake.wait(), self._tick())
 
@@ -247,18 +247,18 @@ class RemoteTasks:
             return 0.1
         return retries.FIRST_PAUSE if self._pauses or self._has_work() else None
 
-    async def _try(self, part: str, step: Callable[[], Awaitable[None]]) -> None:
+    async def _try(self, pauses: Pauses, part: str, step: Callable[[], Awaitable[None]]) -> None:
         """Take *step*, unless it has failed a moment ago."""
-        if not self._pauses.is_due(part):
+        if not pauses.is_due(part):
             return
         try:
             await step()
         except Exception as error:
             if isinstance(error, (QarnotCredentialsError, QarnotInvalidSpecError)):
                 self._settings_read = float("-inf")
-            self._pauses.failed(part, error)
+            pauses.failed(part, error)
         else:
-            self._pauses.succeeded(part)
+            pauses.succeeded(part)
 
     def _wake(self) -> None:
         for wake in self._wakes:
@@ -299,6 +299,7 @@ class RemoteTasks:
     def _begin_stop(self, seconds: float) -> None:
         self._stops_at = time.monotonic() + seconds
         self._pauses.clear()
+        self._pool_pauses.clear()
         self._wake()
 
     @property
@@ -515,12 +516,15 @@ class RemoteTasks:
 
     async def _end_overdue(self) -> None:
         """End the attempts that were not submitted in time, so that the scheduler queues them with another token."""
+        if not any(remote.is_unsent for remote in self._remotes.values()):
+            self._pool_pauses.clear()
         for remote in list(self._remotes.values()):
             is_absent = remote.is_unsent and not (
                 remote.is_sending or remote.is_unclear or remote.is_aborting
             )
             if is_absent and remote.submission is not None and remote.seconds_left <= 0:
-                error = self._pauses.last_error(SUBMIT, _placing(remote.submission.pool))
+                part = _placing(remote.submission.pool)
+                error = self._pauses.last_error(SUBMIT) or self._pool_pauses.last_error(part)
                 self._finish(remote, Outcome.WAITED, f"It could not be submitted to Qarnot in time. {error}")
 
     async def _submit(self) -> None:
@@ -532,7 +536,8 @@ class RemoteTasks:
         by_pool, error = await self._absent(client, ready)
         placed: list[tuple[Tracked, TaskSpec]] = []
         for key, remotes in by_pool.items():
-            await self._try(_placing(key), partial(self._place, client, key, remotes, placed))
+            place = partial(self._place, client, key, remotes, placed)
+            await self._try(self._pool_pauses, _placing(key), place)
         for start in range(0, len(placed), CHUNK):
             error = await self._send(client, placed[start : start + CHUNK]) or error
         if error is not None:

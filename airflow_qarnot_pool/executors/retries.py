@@ -71,9 +71,9 @@ class Pauses:
             level, trace = (logging.WARNING, None) if is_known else (logging.ERROR, error)
             log.log(level, sentence, part, count, pause, error, exc_info=trace)
 
-    def last_error(self, *parts: str) -> str:
-        """Return the last error of the first of *parts* that has one; empty if none has."""
-        return next((str(self._failures[part].error) for part in parts if part in self._failures), "")
+    def last_error(self, part: str) -> str:
+        """Return the last error of *part*; empty if it has none."""
+        return str(self._failures[part].error) if part in self._failures else ""
 
     def clear(self) -> None:
         """Let everything be due."""

@@ -32,6 +32,19 @@ def test_both_streams_of_all_tasks_of_a_try_are_shown(qarnot: LocalQarnot, clien
     assert "The output of Qarnot task output-1 could not be read" in sentence
 
 
+def test_a_view_of_a_log_has_one_deadline(
+    qarnot: LocalQarnot, client: QarnotClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output, "DEADLINE", 0.0)
+    qarnot.clear_requests()
+    lines = output.task_log(client, ["slow"])
+    assert lines == [
+        f"The {each} of Qarnot task slow was not read, because the rest took 0 s."
+        for each in ("stderr", "stdout")
+    ]
+    assert qarnot.requests() == []
+
+
 def test_a_long_output_is_cut_at_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output, "MAX_SHOWN", 20)
     assert output._end(["one\n", "two\n"], "stdout") == ["one", "two"]

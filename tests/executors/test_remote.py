@@ -266,7 +266,7 @@ def test_time_that_a_task_has_waited_before_its_submission_counts(
 ) -> None:
     qarnot.faults([{"method": "POST", "path": "/pools", "kind": "status", "status": 503}])
     tasks.submit([one := submission(may_wait=timedelta(seconds=540))])
-    until(lambda: tasks._pauses)
+    until(lambda: tasks._pool_pauses)
     tasks._remotes[one.attempt.name].since -= 100
     qarnot.faults([])
     ends(tasks, 1)
@@ -506,6 +506,14 @@ def test_an_error_pauses_only_its_own_part_of_the_work(
     assert [end.attempt for end in ends(tasks, 1)] == [one.attempt]
     qarnot.faults([])
     client.tasks.abort(running.attempt.name)
+
+
+def test_the_pause_of_a_pool_ends_with_its_last_task(qarnot: LocalQarnot, tasks: RemoteTasks) -> None:
+    qarnot.faults([{"method": "POST", "path": "/pools", "kind": "status", "status": 503}])
+    tasks.submit([one := submission()])
+    until(lambda: tasks._pool_pauses)
+    tasks.abort([one.attempt.name])
+    until(lambda: not tasks._pool_pauses)
 
 
 def test_an_abort_that_qarnot_refuses_for_good_holds_up_no_next_attempt(
