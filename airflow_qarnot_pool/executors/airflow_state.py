@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api.fields import is_uuid
-from airflow_qarnot_pool.executors.running import Attempt, Instance
+from airflow_qarnot_pool.executors.running import FAILED, REQUEUED, Attempt, Instance
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -50,6 +50,26 @@ def read_replaced(session: Session, ids: Iterable[str]) -> set[str]:
         for chunk in _chunks(ids)
         for each in session.scalars(select(column).where(column.in_(chunk)))
     }
+
+
+def read_reasons(session: Session, ti: Any) -> list[str]:
+    """Return why the executor has failed a try, or queued it again, from the audit log: the newest 10, oldest first.
+
+    :param ti: its task instance, or the one of its history.
+    """
+    from airflow.models.log import Log
+    from sqlalchemy import select
+
+    query = select(Log.event, Log.extra).where(
+        Log.dag_id == ti.dag_id,
+        Log.task_id == ti.task_id,
+        Log.run_id == ti.run_id,
+        Log.map_index == ti.map_index,
+        Log.try_number == ti.try_number,
+        Log.event.in_((FAILED, REQUEUED)),
+    )
+    newest = session.execute(query.order_by(Log.id.desc()).limit(10)).all()
+    return [f"{event[0].upper()}{event[1:]}: {reason}" for event, reason in reversed(newest)]
 
 
 def requeue(session: Session, attempt: Attempt, job_id: Any) -> None:

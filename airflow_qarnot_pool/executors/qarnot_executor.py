@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from airflow.executors.base_executor import PARALLELISM, BaseExecutor
 
 from airflow_qarnot_pool.executors.running import (
+    FAILED,
     MAX_REQUEUES,
+    REQUEUED,
     UNNEEDED_RUNNING_FOR,
     Attempt,
     End,
@@ -26,6 +28,7 @@ from airflow_qarnot_pool.executors.running import (
 
 if TYPE_CHECKING:
     from airflow.executors.workloads import ExecuteTask
+    from airflow.models.log import Log
     from airflow.models.taskinstance import TaskInstance
 
     from airflow_qarnot_pool.executors.options import ExecutorOptions
@@ -40,8 +43,6 @@ AUDIT_INTERVAL = 10.0
 SWEEP_INTERVAL, FIRST_SWEEP = 3600.0, 300.0
 #: Seconds to send what is to be sent when the scheduler ends.
 STOP_TIMEOUT = 5.0
-#: Event in the audit log of a task that is queued again within its try.
-REQUEUED = "requeued by QarnotExecutor"
 
 
 class QarnotExecutor(BaseExecutor):
@@ -70,6 +71,8 @@ class QarnotExecutor(BaseExecutor):
         #: Ends that could not be reported, because Airflow's database was away.
         self._unreported: list[End] = []
         self._requeues: Counter[Any] = Counter()
+        #: Entries that the scheduler takes next, and those that it took last.
+        self._audit_log: list[Log] = []
         self._unneeded_since: dict[str, float] = {}
         self._audited = time.monotonic()
         self._next_sweep = self._audited + FIRST_SWEEP
@@ -131,7 +134,7 @@ class QarnotExecutor(BaseExecutor):
             try:
                 submissions.append(self._submission(workload))
             except QarnotInvalidSpecError as error:
-                self.fail(key, str(error))
+                self._fail(key, str(error))
         for submission in submissions:
             self._take(submission.attempt)
         if submissions:
@@ -243,8 +246,7 @@ class QarnotExecutor(BaseExecutor):
         if verdict is Verdict.SUCCESS:
             self.success(key)
         elif verdict is Verdict.FAIL:
-            self.log.warning("%s failed on Qarnot: %s", key, end.reason)
-            self.fail(key, end.reason or f"Its Qarnot task {end.attempt.name} has failed")
+            self._fail(key, end.reason or f"Its Qarnot task {end.attempt.name} has failed")
         elif verdict is Verdict.REQUEUE:
             self.log.info("%s never started on Qarnot, queueing it again: %s", key, end.reason)
             extra = end.reason
@@ -255,6 +257,19 @@ class QarnotExecutor(BaseExecutor):
             self.log_task_event(event=REQUEUED, extra=extra, ti_key=key)
         elif verdict is Verdict.RESET:
             self.log.info("%s was not submitted by the scheduler before, resetting it", key)
+
+    def _fail(self, key: Any, reason: str) -> None:
+        """Fail a task, with *reason* in the log of the scheduler, the audit log, and so the log view of the task."""
+        self.log.warning("%s failed: %s", key, reason)
+        self.log_task_event(event=FAILED, extra=reason, ti_key=key)
+        self.fail(key, reason)
+
+    def log_task_event(self, *, event: str, extra: str, ti_key: Any) -> None:
+        """Add an entry to the audit log."""
+        super().log_task_event(event=event, extra=extra, ti_key=ti_key)
+        # Airflow 3.3.2 gives the entries to SQLAlchemy by a generator. Those without another reference are garbage
+        # before they are stored, and all entries of a heartbeat are lost.
+        self._audit_log = list(self._task_event_logs)
 
     def _audit(self) -> None:
         """Abort the Qarnot tasks that Airflow has not needed for a while: of cleared tasks and deleted runs."""

@@ -103,7 +103,8 @@ class QarnotRemoteLogIO:
     def stream(self, relative_path: str, ti: Any) -> tuple[list[str], list[Iterator[str]]]:
         """Return the places of the logs of a try, and the lines of each.
 
-        If the process that a try started last could not upload its log, the output on Qarnot follows.
+        If the process that a try started last could not upload its log, the reasons of the executor and the output on
+        Qarnot follow.
         """
         from airflow_qarnot_pool.executors.output import task_log
         from airflow_qarnot_pool.hooks.storage import with_storage_help
@@ -115,7 +116,8 @@ class QarnotRemoteLogIO:
         places, logs = [f"qarnot://{self.bucket}/{key}" for key in keys], [self._lines(key) for key in keys]
         if name is not None and needs_output:
             places.append(f"Output of Qarnot task {name}")
-            logs.append(line for line in task_log(_settings_of(self._conn_id).client(), [name]))
+            lines = [*_reasons_of(ti), *task_log(_settings_of(self._conn_id).client(), [name])]
+            logs.append(line for line in lines)
         return places, logs
 
     def read(self, relative_path: str, ti: Any) -> tuple[list[str], list[str] | None]:
@@ -191,6 +193,20 @@ def _qarnot_task_of(ti: Any) -> str | None:
     if not external_id or str(ti.state) == "running" or not _is_ours(getattr(ti, "executor", None)):
         return None
     return name_of(external_id, "")
+
+
+def _reasons_of(ti: Any) -> list[str]:
+    """Return why the executor has failed a try, or queued it again. The api-server reads it in the audit log."""
+    from airflow.utils.session import create_session
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from airflow_qarnot_pool.executors.airflow_state import read_reasons
+
+    try:
+        with create_session() as session:
+            return read_reasons(session, ti)
+    except SQLAlchemyError:
+        return []  # the log is shown without them
 
 
 def s3_of(conn_id: str) -> Any:

@@ -30,6 +30,8 @@ ROLE = "executor"
 KEPT_FOR = timedelta(days=1)
 #: How often an attempt that Airflow never saw start is queued again within its try. Waits for a slot do not count.
 MAX_REQUEUES = 2
+#: Events in the audit log of a task that the executor fails, or queues again within its try.
+FAILED, REQUEUED = "failed by QarnotExecutor", "requeued by QarnotExecutor"
 #: Seconds for which a Qarnot task may outlive the need of Airflow for it. One that runs ends by itself in this time,
 #: because its process has seen that Airflow has stopped the task, or stores its log. The time is less than Airflow's
 #: default heartbeat timeout, by which a task would fail that was cleared while it ran.

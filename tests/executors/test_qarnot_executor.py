@@ -14,8 +14,16 @@ import pytest
 
 from airflow_qarnot_pool.executors import airflow_state, qarnot_executor
 from airflow_qarnot_pool.executors.options import ExecutorOptions, PoolOptions
-from airflow_qarnot_pool.executors.qarnot_executor import REQUEUED, QarnotExecutor
-from airflow_qarnot_pool.executors.running import MAX_REQUEUES, Attempt, End, Instance, Outcome, name_of
+from airflow_qarnot_pool.executors.qarnot_executor import QarnotExecutor
+from airflow_qarnot_pool.executors.running import (
+    MAX_REQUEUES,
+    REQUEUED,
+    Attempt,
+    End,
+    Instance,
+    Outcome,
+    name_of,
+)
 from airflow_qarnot_pool.get_provider_info import get_provider_info
 
 

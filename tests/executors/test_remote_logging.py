@@ -90,6 +90,7 @@ def test_the_output_follows_if_the_last_process_of_a_try_lost_its_log(
 ) -> None:
     uploaded, state, launch, follows = TRIES[case]
     monkeypatch.setattr(remote_logging, "_is_ours", lambda executor: executor == "QarnotExecutor")
+    monkeypatch.setattr(remote_logging, "_reasons_of", lambda ti: [])
     external_id = f"lost-{list(TRIES).index(case)}"
     name, io = name_of(external_id, ""), io_on(tmp_path, f"qarnot://logs-{external_id}")
     if follows:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from airflow_qarnot_pool.executors import airflow_state
+from airflow_qarnot_pool.executors import airflow_state, remote_logging
 from airflow_qarnot_pool.executors.options import ExecutorOptions, PoolOptions
 from airflow_qarnot_pool.executors.qarnot_executor import QarnotExecutor
-from airflow_qarnot_pool.executors.running import Attempt, End, Outcome, name_of
+from airflow_qarnot_pool.executors.remote_logging import QarnotRemoteLogIO
+from airflow_qarnot_pool.executors.running import REQUEUED, Attempt, End, Outcome, name_of
 from airflow_qarnot_pool.get_provider_info import get_provider_info
+from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.version_compat import AIRFLOW_VERSION
 from tests.executors.test_qarnot_executor import Sent, sent
 
@@ -108,6 +111,8 @@ class Scheduler:
         self.executor.heartbeat()
         with create_session() as session:
             self.runner._process_executor_events(executor=self.executor, session=session)
+        with create_session() as session:
+            self.runner._process_task_event_logs(self.executor._task_event_logs, session)
 
     def die(self) -> None:
         from airflow.jobs.job import Job
@@ -193,6 +198,45 @@ def test_a_task_that_never_started_is_queued_again_in_its_try_under_another_name
     assert (after.id, after.try_number, after.state) == (before.id, before.try_number, "queued")
     assert second.name != first.name
     assert second.external_id == after.external_executor_id
+
+
+def test_the_scheduler_stores_each_entry_for_the_audit_log(scheduler: Scheduler) -> None:
+    from airflow.models.log import Log
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    for _ in range(2):
+        scheduler.loop()
+        for attempt in scheduler.attempts().values():
+            scheduler.end(attempt, Outcome.FAILURE)
+        scheduler.loop()
+    with create_session() as session:
+        entries = select(Log.task_id, Log.extra).where(Log.run_id == scheduler.run_id, Log.event == REQUEUED)
+        stored = sorted(tuple(entry) for entry in session.execute(entries))
+    reasons = ("1 of 2: node lost", "2 of 2: node lost")
+    assert stored == [(task_id, reason) for task_id in ("one", "two") for reason in reasons]
+
+
+def test_the_log_view_says_why_a_task_was_refused(
+    scheduler: Scheduler,
+    qarnot: LocalQarnot,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(remote_logging, "_is_ours", lambda executor: True)
+    scheduler.instance("one", executor_config={"pool": "gpus"})
+    scheduler.loop()
+    sentence = "executor_config 'pool' names no pool of the executor, got 'gpus'. Give one of airflow"
+    assert f"failed: {sentence}" in capsys.readouterr().out
+    one = scheduler.instance("one")
+    assert one.state == "failed"
+    _, (lines,) = QarnotRemoteLogIO("qarnot://logs-refused", tmp_path, "qarnot_default", False).stream(
+        "l", one
+    )
+    refused, absent = lines
+    assert refused.startswith(f"Failed by QarnotExecutor: {sentence}")
+    assert absent.startswith("Qarnot has no task ")
 
 
 def test_the_tasks_of_a_dead_scheduler_are_adopted_or_reset(scheduler: Scheduler) -> None:
