@@ -211,8 +211,7 @@ class QarnotExecutor(BaseExecutor):
 
         from airflow_qarnot_pool.executors import airflow_state
 
-        # An attempt that was replaced or dropped has no report.
-        ends = [end for end in self._unreported if end.attempt.name in self._attempts]
+        ends = self._unreported
         try:
             with create_session() as session:
                 ids = [end.attempt.instance_id for end in ends]
@@ -224,7 +223,6 @@ class QarnotExecutor(BaseExecutor):
                     elif verdict is Verdict.RESET:
                         airflow_state.reset(session, end.attempt, self.job_id)
         except SQLAlchemyError as error:
-            self._unreported = ends
             self.log.warning("The ends of %d tasks are reported later: %s", len(ends), error)
             return
         self._unreported = []
@@ -233,6 +231,7 @@ class QarnotExecutor(BaseExecutor):
 
     def _judge(self, end: End, instances: dict[str, Instance]) -> Verdict:
         key = end.attempt.key
+        # An attempt that was replaced or dropped has no report.
         if self._newest.get(key) != end.attempt.name or (
             not end.attempt.external_id and key in self.queued_tasks
         ):

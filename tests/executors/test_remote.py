@@ -450,6 +450,15 @@ def test_a_failure_beside_a_live_task_of_the_same_instance_follows_that_one(
     assert (end.attempt, end.outcome) == (newer, Outcome.FAILURE)
 
 
+def test_a_qarnot_task_that_is_deleted_has_ended(
+    qarnot: LocalQarnot, client: QarnotClient, tasks: RemoteTasks
+) -> None:
+    tasks.submit([one := submission("sleep 600")])
+    until(lambda: live(client, one.attempt))
+    client.tasks.delete(client.tasks.get(one.attempt.name).uuid)
+    assert [(end.attempt, end.outcome) for end in ends(tasks, 1)] == [(one.attempt, Outcome.DELETED)]
+
+
 def test_a_task_of_another_scheduler_is_never_aborted_for_an_attempt_of_this_one(
     qarnot: LocalQarnot, client: QarnotClient, tasks: RemoteTasks
 ) -> None:

@@ -36,6 +36,7 @@ VERDICTS = {
     "one that is retried": ((Outcome.SUCCESS, "up_for_retry", OURS, 0), Verdict.FORGET),
     "one without a state": ((Outcome.SUCCESS, None, OURS, 0), Verdict.FORGET),
     "a node lost after the state was told": ((Outcome.FAILURE, "success", OURS, 0), Verdict.SUCCESS),
+    "one that Airflow takes for running still": ((Outcome.SUCCESS, "running", OURS, 0), Verdict.SUCCESS),
     "a node lost while it runs": ((Outcome.FAILURE, "running", OURS, 0), Verdict.FAIL),
     "deleted while it runs": ((Outcome.DELETED, "running", OURS, 0), Verdict.FAIL),
     "its object is missing while it runs": ((Outcome.MISSING, "running", OURS, 0), Verdict.FAIL),
