@@ -79,20 +79,22 @@ def install(source: EnvironmentSource, folder: Path) -> None:
 def _command(python: str, requirements: str, folder: Path) -> tuple[list[str], dict[str, str]]:
     """Return the command of uv, or else of pip, and its environment."""
     environment = dict(os.environ)
+    here = f"{sys.version_info.major}.{sys.version_info.minor}"
     common = ["install", "--quiet", "--target", str(folder), "--only-binary", ":all:", "-r", requirements]
     if uv := _uv():
         for name in _INDEX_VARIABLES:
             if name in environment:
                 environment.setdefault(f"UV_{name.removeprefix('PIP_')}", environment[name])
         platform = f"{_MACHINE}-manylinux_2_{_GLIBC}"
-        options = ["--python-version", python, "--python-platform", platform, "--link-mode", "copy"]
+        # To uv 3.12 is 3.12.0, and some packages need a later one. An image has the newest.
+        version = f"{here}.{sys.version_info.micro}" if python == here else python
+        options = ["--python-version", version, "--python-platform", platform, "--link-mode", "copy"]
         # Without the check of the running interpreter, which the packages are not for.
         return [*uv, "pip", *common, *options, "--python", sys.executable, "--no-progress"], environment
     if importlib.util.find_spec("pip") is None:
         raise _no_installer(
             "environment.requirements needs uv or pip on the worker, and neither is installed"
         )
-    here = f"{sys.version_info.major}.{sys.version_info.minor}"
     if here != python or not sys.platform.startswith("linux"):
         # pip evaluates the conditions of requirements (python_version < "3.11") for the Python that runs it.
         raise _no_installer(
