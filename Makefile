@@ -33,20 +33,27 @@ test: $(STAMP)
 
 # What only a whole Airflow shows: kills, clears, timeouts, lost and frozen components. PostgreSQL, as on SQLite
 # Airflow itself loses deferred tasks; the server is started from its programs, no system service is needed.
-test-airflow: setup
+# `make test-airflow AIRFLOW=3.1.8` runs the files of STACK, those of QarnotExecutor, with an older Airflow, as of its
+# release day, and the built wheel.
+STACK ?= tests/stack/test_executor.py tests/stack/test_executor_node.py
+AIRFLOW ?=
+test-airflow: setup $(if $(AIRFLOW),build)
 	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null \
 	  || { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends postgresql; } \
 	  || { echo 'PostgreSQL is missing; as root: apt-get install postgresql' >&2; exit 1; }
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt $(POSTGRES_DRIVERS) \
 	  || $(BIN)/python -m pip install --quiet -c constraints.txt $(POSTGRES_DRIVERS)
+ifeq ($(AIRFLOW),)
 	$(BIN)/python -m pytest -q -m airflow_stack tests/stack -o faulthandler_timeout=600
 	$(BIN)/python -m pytest -q -m airflow_stack tests/dags/test_airflow_stack.py tests/dags/test_event_runs.py
+else
+	$(BIN)/python -m tools.old_ui $(AIRFLOW) --mark airflow_stack $(STACK)
+endif
 
 # The UI as a person meets it: connection form, Test button, Pools page, links, in headless Chromium.
 # QARNOT_UI_SHOTS=folder keeps screenshots. With PostgreSQL where `make test-airflow` has installed it.
 # `make test-ui AIRFLOW=3.1.8` takes an older Airflow, as of its release day, and the built wheel.
 UI ?= tests/ui
-AIRFLOW ?=
 test-ui: chromium $(if $(AIRFLOW),build)
 ifeq ($(AIRFLOW),)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m airflow_ui $(UI) tests/local/test_senders.py tests/local/test_page.py

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,9 @@ AIRFLOW_VERSION = tuple(int(part) for part in airflow_version.split(".")[:2])
 TRIGGERS_HAVE_ON_KILL = AIRFLOW_VERSION >= (3, 3)
 #: From 3.3 assets have a state store, which event triggers can read and write.
 HAS_ASSET_STATE_STORE = AIRFLOW_VERSION >= (3, 3)
+#: From 3.2.2 on the scheduler commits an id of the executor together with the state ``queued``. Without it the Qarnot
+#: task of a queued task is searched by its tag after a crash of the scheduler.
+COMMITS_EXECUTOR_IDS = tuple(int(part) for part in re.findall(r"\d+", airflow_version)[:3]) >= (3, 2, 2)
 
 #: The process for which :func:`stats` has checked that Airflow's stats are set up.
 _stats_checked_in = 0

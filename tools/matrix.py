@@ -28,6 +28,7 @@ from tools.check_install import RELEASES, ROOT, UV
 PYTHONS = ("3.11", "3.12", "3.13")
 #: What depends on Airflow, in the least time: the client and the rest of the operators are left to ``make test``.
 UNIT = (
+    "tests/executors",
     "tests/hooks",
     "tests/lineage",
     "tests/logs",

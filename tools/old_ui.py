@@ -1,4 +1,4 @@
-"""``make test-ui AIRFLOW=3.1.8``: the browser's tests with an older Airflow.
+"""``make test-ui AIRFLOW=3.1.8``, ``make test-airflow AIRFLOW=3.1.8``: tests with an older Airflow.
 
 They run in an environment as of that release's first days with the built wheel, and in a copy of the repository without
 the package, because the tests must use the wheel. Chromium and PostgreSQL are this machine's. ``--place`` keeps
@@ -8,6 +8,7 @@ the environment for the next time; only the wheel in it is made new.
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
@@ -41,6 +42,7 @@ def main() -> int:
     )
     parser.add_argument("release", choices=list(RELEASES))
     parser.add_argument("pytest", nargs="*", default=["tests/ui"], help="what pytest gets; default: tests/ui")
+    parser.add_argument("--mark", default="airflow_ui", help="the mark of the tests; default: airflow_ui")
     parser.add_argument("--place", type=Path, help="keep the environment in this folder")
     parser.add_argument("--prepare", action="store_true", help="make the environment, and run nothing")
     given = parser.parse_intermixed_args()
@@ -54,8 +56,11 @@ def main() -> int:
         where = place / "repository"
         shutil.rmtree(where, ignore_errors=True)
         matrix.copy(ROOT, where)
-        command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "airflow_ui", *given.pytest]
-        return subprocess.run(command, cwd=where, check=False).returncode
+        command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", given.mark, *given.pytest]
+        # Schedulers of tests import modules beside the tests.
+        return subprocess.run(
+            command, cwd=where, env={**os.environ, "PYTHONPATH": str(where)}, check=False
+        ).returncode
 
 
 if __name__ == "__main__":

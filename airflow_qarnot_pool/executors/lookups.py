@@ -65,7 +65,7 @@ def _search_names(client: QarnotClient, names: Sequence[str]) -> dict[str, str |
 
 def _look_up(client: QarnotClient, attempt: Attempt) -> str | None:
     if attempt.by_tag:
-        return next((task.uuid for task in _tagged(client, attempt)), None)
+        return next((task.uuid for task in _tagged(client, attempt.tag)), None)
     task = client.tasks.find(attempt.name)
     return task.uuid if task is not None else None
 
@@ -108,7 +108,7 @@ def find_twin(client: QarnotClient, attempt: Attempt, known: Iterable[str | None
     """Return the uuid of another live Qarnot task of the same task instance, besides those *known*; None for none."""
     kept = set(known)
     return next(
-        (task.uuid for task in _tagged(client, attempt) if task.uuid not in kept and _may_run(task)), None
+        (task.uuid for task in _tagged(client, attempt.tag) if task.uuid not in kept and _may_run(task)), None
     )
 
 
@@ -143,10 +143,15 @@ def find_unwatched(
     }
 
 
-def _tagged(client: QarnotClient, attempt: Attempt) -> list[Task]:
-    """Return the Qarnot tasks of the task instance of *attempt*: live ones first, and newer ones first."""
+def names_of_instance(client: QarnotClient, instance_id: str) -> list[str]:
+    """Return the names of the Qarnot tasks of a task instance, the newest first."""
+    return [task.shortname for task in _tagged(client, INSTANCE_TAG + instance_id) if task.shortname]
+
+
+def _tagged(client: QarnotClient, tag: str) -> list[Task]:
+    """Return the Qarnot tasks with the tag of a task instance: live ones first, and newer ones first."""
     fields = (*POLL_FIELDS, "CreationDate")
-    tasks = client.tasks.search_all(filters.equal("Tags", attempt.tag), fields=fields)
+    tasks = client.tasks.search_all(filters.equal("Tags", tag), fields=fields)
     return sorted(tasks, key=lambda task: (_may_run(task), str(task.creation_date)), reverse=True)
 
 

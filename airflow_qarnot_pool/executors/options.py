@@ -19,9 +19,8 @@ from airflow_qarnot_pool.api.fields import (
 )
 from airflow_qarnot_pool.api.limits import parse_json
 from airflow_qarnot_pool.executors.running import KEPT_FOR
-from airflow_qarnot_pool.executors.workload_task import forwarded_settings
+from airflow_qarnot_pool.executors.workload_task import TOKEN_OPTION, forwarded_settings
 from airflow_qarnot_pool.ownership.identity import DEFAULT_KEEP_WARM
-from airflow_qarnot_pool.version_compat import AIRFLOW_VERSION
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.specs import PoolSpec
@@ -210,7 +209,7 @@ def read_options(conf: SupportsGet) -> ExecutorOptions:
             **forwarded_settings(conf),
             **option("environment", lambda value: mapping(_object(value)), {}),
         },
-        token_seconds=_token_seconds(conf),
+        token_seconds=float(conf.get(*TOKEN_OPTION, fallback=600)),
         boot_seconds=option("boot_seconds", lambda value: duration(value).total_seconds(), 300.0),
     )
 
@@ -285,13 +284,6 @@ def _unknown(where: str, key: str, known: tuple[str, ...]) -> QarnotInvalidSpecE
     close = closest_name(key, known)
     hint = f"Did you mean {close!r}?" if close else f"Known are {', '.join(known)}."
     return QarnotInvalidSpecError(f"{where} has an unknown key, got {key!r}", field=key, remedy=hint)
-
-
-def _token_seconds(conf: SupportsGet) -> float:
-    """Return for how long the token of a queued task is valid. Before Airflow 3.2 it is an ordinary one."""
-    if AIRFLOW_VERSION < (3, 2):
-        return float(conf.get("execution_api", "jwt_expiration_time", fallback=600))
-    return float(conf.get("scheduler", "task_queued_timeout", fallback=600))
 
 
 def _airflows_api_url(conf: SupportsGet) -> str:

@@ -58,7 +58,7 @@ class QarnotExecutor(BaseExecutor):
     is_production = True
     serve_logs = False
     supports_ad_hoc_ti_run = False
-    #: From Airflow 3.3 on the scheduler commits an id together with the state ``queued``.
+    #: From Airflow 3.2.2 on the scheduler commits an id together with the state ``queued``.
     pre_assigns_external_executor_id: ClassVar[bool] = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -98,7 +98,7 @@ class QarnotExecutor(BaseExecutor):
     def _risks(self, options: ExecutorOptions) -> list[str]:
         """Return sentences about settings with which tasks may fail, or start twice at a price."""
         from airflow_qarnot_pool.executors.workload_task import lifetime
-        from airflow_qarnot_pool.version_compat import AIRFLOW_VERSION
+        from airflow_qarnot_pool.version_compat import COMMITS_EXECUTOR_IDS
 
         risks = []
         if too_short := lifetime(options.token_seconds, options.boot_seconds, keeps_nodes=False):
@@ -109,9 +109,9 @@ class QarnotExecutor(BaseExecutor):
                 f"QarnotExecutor may take all {PARALLELISM} places of [core] parallelism, and tasks of other executors "
                 "wait then. Set [qarnot_executor] parallelism below it, or raise it."
             )
-        if AIRFLOW_VERSION < (3, 3):
+        if not COMMITS_EXECUTOR_IDS:
             risks.append(
-                "Before 3.3 Airflow commits no id with a queued task. After a crash of the scheduler QarnotExecutor "
+                "Before 3.2.2 Airflow commits no id with a queued task. After a crash of the scheduler QarnotExecutor "
                 "searches by tag, and a search may be late."
             )
         elif has_others and self.name is not None and self.name.alias is None:
@@ -378,18 +378,23 @@ class QarnotExecutor(BaseExecutor):
 
     def get_task_log(self, ti: TaskInstance, try_number: int) -> tuple[list[str], list[str]]:
         """Return the output of the Qarnot task of *ti*, while Airflow has no log of it. Called by the api-server."""
+        from airflow_qarnot_pool.executors.lookups import names_of_instance
         from airflow_qarnot_pool.executors.options import read_options
-        from airflow_qarnot_pool.executors.output import task_log
+        from airflow_qarnot_pool.executors.output import DEADLINE, task_log
         from airflow_qarnot_pool.hooks.qarnot import QarnotHook
 
-        if not ti.external_executor_id or ti.try_number != try_number:
+        if ti.try_number != try_number:
             return [], []
-        name = name_of(ti.external_executor_id, str(ti.id))
         try:
             client = QarnotHook(read_options(self.conf).conn_id).client
-        except Exception as error:  # of Airflow or of the connection
-            return [], [f"The output of Qarnot task {name} could not be read: {error}"]
-        return [f"Output of Qarnot task {name}"], task_log(client, [name])
+            names = (
+                [name_of(ti.external_executor_id, str(ti.id))]
+                if ti.external_executor_id
+                else names_of_instance(client.limited(deadline=DEADLINE), str(ti.id))
+            )
+        except Exception as error:  # of Airflow, of the connection or of the search
+            return [], [f"The output on Qarnot could not be read: {error}"]
+        return [f"Output of Qarnot task {name}" for name in names], task_log(client, names)
 
     def terminate(self) -> None:
         """Do nothing: Qarnot tasks that run stay, and the next scheduler adopts them."""

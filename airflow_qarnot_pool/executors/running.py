@@ -3,7 +3,7 @@
 Airflow queues a task instance once for each try, for each resumption after a deferral, and after a try that could not
 start. Each of these *attempts* has one Qarnot task. Its name is decided before the request that creates it:
 
-* From Airflow 3.3 on the scheduler commits an id together with the state ``queued``, and the name is made from it. So
+* From Airflow 3.2.2 on the scheduler commits an id together with the state ``queued``, and the name is made from it. So
   the next scheduler finds the Qarnot task of each queued task instance by its name, or knows that there is none.
 * Before that, the name is made from the id of the task instance and a digest of the attempt's token, which Airflow does
   not store. The next scheduler searches by the tag of the task instance, which finds its earlier attempts, too.
@@ -48,7 +48,7 @@ class Attempt:
     """One queueing of an Airflow task instance, and the name of its Qarnot task.
 
     :param key: the key by which Airflow's executors know the task instance and its try.
-    :param external_id: the id that Airflow has committed for the attempt; "" before Airflow 3.3.
+    :param external_id: the id that Airflow has committed for the attempt; "" before Airflow 3.2.2.
     :param by_tag: whether the name is not known, because another scheduler made it from a token.
     """
 

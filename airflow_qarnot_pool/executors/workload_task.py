@@ -17,6 +17,7 @@ from airflow_qarnot_pool.api.fields import MAX_CONSTANT_LENGTH
 from airflow_qarnot_pool.api.specs import TaskSpec
 from airflow_qarnot_pool.executors import node
 from airflow_qarnot_pool.executors.bundle_archives import BUNDLES, archive_of
+from airflow_qarnot_pool.version_compat import AIRFLOW_VERSION
 
 if TYPE_CHECKING:
     from airflow.executors.workloads import ExecuteTask
@@ -38,6 +39,12 @@ FORWARDED = (
     ("logging", "remote_task_handler_kwargs"),
     ("logging", "logging_config_class"),
     ("logging", "logging_level"),
+)
+#: Option with the seconds for which the token of a queued task is valid. Before Airflow 3.2 it is an ordinary token.
+TOKEN_OPTION = (
+    ("execution_api", "jwt_expiration_time")
+    if AIRFLOW_VERSION < (3, 2)
+    else ("scheduler", "task_queued_timeout")
 )
 #: Seconds from the start of a container until Airflow has announced the task, with some margin.
 START_SECONDS = 60.0
@@ -106,9 +113,9 @@ def constants_of(workload: str, environment: Mapping[str, str]) -> dict[str, str
 def lifetime(token_seconds: float, boot_seconds: float, *, keeps_nodes: bool) -> str | None:
     """Return why the token of a workload may expire before a node has started it, or None.
 
-    Airflow makes the token when it queues the task. It is valid for ``[scheduler] task_queued_timeout``.
+    Airflow makes the token when it queues the task.
 
-    :param token_seconds: that option.
+    :param token_seconds: seconds for which it is valid, the value of :data:`TOKEN_OPTION`.
     :param boot_seconds: time in which a node is expected to boot.
     :param keeps_nodes: whether the pool always has a node, and no task waits for a boot.
     """
@@ -116,8 +123,9 @@ def lifetime(token_seconds: float, boot_seconds: float, *, keeps_nodes: bool) ->
     if token_seconds >= needed:
         return None
     cause = "start a task" if keeps_nodes else "boot and start a task"
+    section, option = TOKEN_OPTION
     return (
-        f"[scheduler] task_queued_timeout is too short for Qarnot, got {token_seconds:g} s. A node needs about "
+        f"[{section}] {option} is too short for Qarnot, got {token_seconds:g} s. A node needs about "
         f"{needed:g} s to {cause}, and the token of a queued task is not valid for longer than that option. Set it to "
         f"{2 * needed:g} or more, which leaves time for the queue."
     )

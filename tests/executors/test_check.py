@@ -14,6 +14,7 @@ from airflow_qarnot_pool.executors import check, node
 from airflow_qarnot_pool.executors.bundle_archives import BUNDLE_CLASS, BUNDLES
 from airflow_qarnot_pool.executors.image import Installed
 from airflow_qarnot_pool.executors.node_check import MARK
+from airflow_qarnot_pool.executors.workload_task import TOKEN_OPTION
 from airflow_qarnot_pool.local import LocalQarnot
 
 TOKEN = "eyJhbGciOiJIUzUxMiJ9.cGF5bG9hZCBvZiBhIHRva2Vu.c2lnbmF0dXJl"
@@ -116,7 +117,7 @@ BEFORE: dict[str, tuple[dict[str, Any], str]] = {
         },
         "The logs of tasks are stored among the files of the DAG bundle dags",
     ),
-    "the token is too short": ({"token_seconds": 60}, "[scheduler] task_queued_timeout is too short"),
+    "the token is too short": ({"token_seconds": 60}, "[{}] {} is too short".format(*TOKEN_OPTION)),
 }
 
 

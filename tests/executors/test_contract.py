@@ -16,6 +16,7 @@ from tests.executors.test_qarnot_executor import (
     adoptable,
     end,
     events,
+    id_of,
     name,
     queue,
     sent,
@@ -211,9 +212,7 @@ def test_a_try_without_a_qarnot_task_has_no_log_and_a_connection_that_fails_is_s
     executor: QarnotExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = workload()
-    ti: Any = SimpleNamespace(
-        id=one.ti.id, try_number=2, external_executor_id=one.ti.external_executor_id, key=one.ti.key
-    )
+    ti: Any = SimpleNamespace(id=one.ti.id, try_number=2, external_executor_id=id_of(one), key=one.ti.key)
     assert executor.get_task_log(ti, try_number=1) == ([], [])
     monkeypatch.delenv("AIRFLOW_CONN_QARNOT_DEFAULT", raising=False)
     monkeypatch.setenv("AIRFLOW__QARNOT_EXECUTOR__CONN_ID", "no_such_connection")

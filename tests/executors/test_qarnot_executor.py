@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import re
 import uuid
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +24,9 @@ from airflow_qarnot_pool.executors.running import (
     Outcome,
     name_of,
 )
+from airflow_qarnot_pool.executors.workload_task import TOKEN_OPTION
 from airflow_qarnot_pool.get_provider_info import get_provider_info
+from airflow_qarnot_pool.version_compat import AIRFLOW_VERSION, COMMITS_EXECUTOR_IDS
 
 
 class Sent:
@@ -148,12 +150,14 @@ def workload(task_id: str = "task", config: Any = None, priority: int = 1, **ti:
         "external_executor_id": str(uuid.uuid4()),
         **ti,
     }
+    if not COMMITS_EXECUTOR_IDS:
+        del fields["external_executor_id"]
     return workloads.ExecuteTask(
         ti=workloads.TaskInstance(**fields),
         dag_rel_path=Path("dag.py"),
         bundle_info=workloads.BundleInfo(name="dags"),
         log_path="log",
-        token="secret-token",
+        token=f"secret-token-{uuid.uuid4()}",
     )
 
 
@@ -161,14 +165,17 @@ def queue(executor: QarnotExecutor, database: Database, *queued: Any) -> None:
     """Queue workloads, and let the heartbeat take as many as it can."""
     for each in queued:
         executor.queue_workload(each, session=None)  # type: ignore[arg-type]
-        external_id = each.ti.external_executor_id
-        database.instances[str(each.ti.id)] = Instance(state="queued", external_id=external_id)
+        state_of(database, each, "queued")
     executor.heartbeat()
 
 
-def state_of(database: Database, of: Any, state: str, external_id: str | None = None) -> None:
-    external_id = external_id or of.ti.external_executor_id
-    database.instances[str(of.ti.id)] = Instance(state=state, external_id=external_id)
+def state_of(database: Database, of: Any, state: str) -> None:
+    database.instances[str(of.ti.id)] = Instance(state=state, external_id=id_of(of))
+
+
+def id_of(of: Any) -> str | None:
+    """The id that Airflow has committed, which Airflow before 3.2.2 does not."""
+    return getattr(of.ti, "external_executor_id", None)
 
 
 def end(executor: QarnotExecutor, of: Any, outcome: Outcome = Outcome.SUCCESS, reason: str = "") -> None:
@@ -178,7 +185,7 @@ def end(executor: QarnotExecutor, of: Any, outcome: Outcome = Outcome.SUCCESS, r
 
 
 def name(of: Any) -> str:
-    return name_of(of.ti.external_executor_id, str(of.ti.id))
+    return name_of(id_of(of), str(of.ti.id), of.token)
 
 
 def events(executor: QarnotExecutor) -> dict[Any, tuple[str, Any]]:
@@ -188,7 +195,10 @@ def events(executor: QarnotExecutor) -> dict[Any, tuple[str, Any]]:
 def test_all_tasks_of_a_heartbeat_are_one_request_and_the_most_urgent_come_first(
     executor: QarnotExecutor, database: Database
 ) -> None:
-    low, high, middle, late = (workload(f"t{n}", priority=n) for n in (1, 9, 5, 0))
+    priorities = (1, 9, 5, 0)
+    if AIRFLOW_VERSION == (3, 2):  # which takes the least urgent first
+        priorities = tuple(-each for each in priorities)
+    low, high, middle, late = (workload(f"t{n}", priority=n) for n in priorities)
     queue(executor, database, low, high, middle, late)
     assert [len(request) for request in sent(executor).requests] == [3]
     assert [attempt.name for attempt in sent(executor).attempts] == [
@@ -212,7 +222,7 @@ def test_the_spec_has_the_token_only_in_secrets_and_its_pool(
     ((submission,),) = sent(executor).requests
     assert submission.pool == ("gpu", 1)
     assert submission.spec.image == "mine:1"
-    assert submission.attempt.external_id == one.ti.external_executor_id
+    assert submission.attempt.external_id == (id_of(one) or "")
     assert "secret-token" not in str({**vars(submission.spec), "constants": None})
     assert "secret-token" not in repr(submission)
 
@@ -385,17 +395,24 @@ def test_what_no_scheduler_watches_and_airflow_does_not_need_is_aborted_after_a_
 
 
 def adoptable(of: Any) -> Any:
-    return SimpleNamespace(id=of.ti.id, key=of.ti.key, external_executor_id=of.ti.external_executor_id)
+    return SimpleNamespace(id=of.ti.id, key=of.ti.key, external_executor_id=id_of(of))
+
+
+def adopted_name(of: Any) -> str:
+    """The name of an adopted attempt, of which only Airflow's id is known."""
+    return name_of(id_of(of), str(of.ti.id))
 
 
 def test_tasks_that_qarnot_has_are_adopted_and_others_reset_at_once(
     executor: QarnotExecutor, database: Database
 ) -> None:
     there, absent = workload("there"), workload("absent")
-    sent(executor).known = {name(there): "uuid", name(absent): None}
+    sent(executor).known = {adopted_name(there): "uuid", adopted_name(absent): None}
     tis = [adoptable(there), adoptable(absent)]
     assert executor.try_adopt_task_instances(tis) == tis[1:]
-    assert {attempt.name: found for attempt, found in sent(executor).watched.items()} == {name(there): "uuid"}
+    assert {attempt.name: found for attempt, found in sent(executor).watched.items()} == {
+        adopted_name(there): "uuid"
+    }
     assert executor.running == {there.ti.key}
     (attempt,) = sent(executor).watched
     state_of(database, there, "running")
@@ -415,7 +432,7 @@ def test_a_qarnot_that_does_not_respond_makes_no_second_task_of_an_adopted_one(
     state_of(database, one, "queued")
     sent(executor).ends.append(End(attempt=attempt, outcome=Outcome.MISSING))
     executor.heartbeat()
-    assert database.reset == [name(one)]
+    assert database.reset == [adopted_name(one)]
     assert events(executor) == {}
     assert not executor.running
 
@@ -457,11 +474,12 @@ def test_the_provider_names_it_and_airflow_loads_it_by_its_alias(monkeypatch: py
     from airflow.executors.executor_loader import ExecutorLoader
 
     (path,) = get_provider_info()["executors"]
-    # What an earlier test of this process has loaded.
-    monkeypatch.setattr(executor_loader, "_executor_names", [])
-    monkeypatch.setattr(executor_loader, "_team_name_to_executors", defaultdict(list))
-    for names in ("alias", "module", "classname"):
-        monkeypatch.setattr(executor_loader, f"_{names}_to_executors_per_team", defaultdict(dict))
+    # What an earlier test of this process has loaded. Each version of Airflow has other names for it.
+    for name, known in list(vars(executor_loader).items()):
+        if re.fullmatch("_.*_to_executors.*|_executor_names", name):
+            nothing = known.copy()
+            nothing.clear()
+            monkeypatch.setattr(executor_loader, name, nothing)
     monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", f"LocalExecutor,QarnotExecutor:{path}")
     loaded = ExecutorLoader.load_executor(ExecutorLoader.lookup_executor_name_by_str("QarnotExecutor"))
     assert isinstance(loaded, QarnotExecutor)
@@ -471,14 +489,15 @@ def test_the_provider_names_it_and_airflow_loads_it_by_its_alias(monkeypatch: py
 def test_risky_settings_are_said_at_the_start(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT", "60")
+    section, option = TOKEN_OPTION
+    monkeypatch.setenv(f"AIRFLOW__{section.upper()}__{option.upper()}", "60")
     monkeypatch.setenv("AIRFLOW__QARNOT_EXECUTOR__SLOTS", "2")
     monkeypatch.setenv("AIRFLOW__QARNOT_EXECUTOR__PARALLELISM", "40")
     monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "LocalExecutor,QarnotExecutor:x.QarnotExecutor")
     executor = QarnotExecutor()
     executor.start()
     risks = executor._risks(executor._options)  # type: ignore[arg-type]
-    for words in ("task_queued_timeout is too short", "all 32 places"):
+    for words in (f"[{section}] {option} is too short", "all 32 places"):
         assert any(words in risk for risk in risks), words
     executor.end()
 

@@ -185,16 +185,29 @@ def test_a_place_without_a_bucket_is_named(place: str, tmp_path: Path) -> None:
         io_on(tmp_path, place)
 
 
+def discovered(logging_config_class: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
+    """Return the remote log and its connection, as Airflow finds them."""
+    try:
+        from airflow._shared.logging.remote import discover_remote_log_handler
+        from airflow._shared.module_loading import import_string
+    except ImportError:  # 3.1
+        from airflow import logging_config
+
+        for name in ("REMOTE_TASK_LOG", "DEFAULT_REMOTE_CONN_ID"):
+            monkeypatch.setitem(vars(logging_config), name, None)
+        monkeypatch.setenv("AIRFLOW__LOGGING__LOGGING_CONFIG_CLASS", logging_config_class)
+        logging_config.load_logging_config()
+        return logging_config.REMOTE_TASK_LOG, logging_config.DEFAULT_REMOTE_CONN_ID
+    return discover_remote_log_handler(logging_config_class, "", import_string)
+
+
 def test_airflow_finds_the_logs_by_its_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW__LOGGING__REMOTE_LOGGING", "True")
     monkeypatch.setenv("AIRFLOW__LOGGING__REMOTE_BASE_LOG_FOLDER", "qarnot://logs-configured/prod")
     monkeypatch.setenv("AIRFLOW__LOGGING__REMOTE_LOG_CONN_ID", "qarnot_logs")
-    from airflow._shared.logging.remote import discover_remote_log_handler
-    from airflow._shared.module_loading import import_string
-
     name = "airflow_qarnot_pool.executors.logging_config"
     importlib.reload(importlib.import_module(name))
-    io, conn_id = discover_remote_log_handler(f"{name}.LOGGING_CONFIG", "", import_string)
+    io, conn_id = discovered(f"{name}.LOGGING_CONFIG", monkeypatch)
     assert isinstance(io, QarnotRemoteLogIO)
     assert (io.bucket, io._folder, io._conn_id, conn_id) == (
         "logs-configured",
@@ -204,4 +217,5 @@ def test_airflow_finds_the_logs_by_its_configuration(monkeypatch: pytest.MonkeyP
     )
     (entry,) = get_provider_info()["remote-logging"]
     assert entry["scheme"] == "qarnot"
-    assert isinstance(import_string(entry["classpath"]).from_config(), QarnotRemoteLogIO)
+    module, _, class_name = entry["classpath"].rpartition(".")
+    assert isinstance(getattr(importlib.import_module(module), class_name).from_config(), QarnotRemoteLogIO)

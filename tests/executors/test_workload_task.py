@@ -21,6 +21,7 @@ from airflow_qarnot_pool.executors import node
 from airflow_qarnot_pool.executors.bundle_archives import BUNDLE_CLASS, BUNDLES
 from airflow_qarnot_pool.executors.workload_task import (
     START_SECONDS,
+    TOKEN_OPTION,
     constants_of,
     forwarded_settings,
     lifetime,
@@ -165,7 +166,7 @@ def test_boot_and_start_fit_into_the_life_of_a_token(case: tuple[float, float, b
     sentence = lifetime(token, boot, keeps_nodes=keeps_nodes)
     assert (sentence is None) is LIFETIMES[case]
     if sentence:
-        assert f"task_queued_timeout is too short for Qarnot, got {token} s" in sentence
+        assert f"{TOKEN_OPTION[1]} is too short for Qarnot, got {token} s" in sentence
         suggested = float(sentence.partition("Set it to ")[2].split()[0])
         assert lifetime(suggested, boot, keeps_nodes=keeps_nodes) is None
 
